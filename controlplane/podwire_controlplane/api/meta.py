@@ -1,0 +1,50 @@
+"""The vocabulary of object metadata. Objects are plain dicts, exactly as the Kubernetes API's JSON gives them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+Object = dict[str, Any]
+
+
+def name(obj: Mapping[str, Any]) -> str:
+    """metadata.name, "" where absent."""
+    return str(obj.get("metadata", {}).get("name") or "")
+
+
+def namespace(obj: Mapping[str, Any]) -> str:
+    """metadata.namespace, "" for cluster-scoped objects."""
+    return str(obj.get("metadata", {}).get("namespace") or "")
+
+
+def uid(obj: Mapping[str, Any]) -> str:
+    return str(obj.get("metadata", {}).get("uid") or "")
+
+
+def key(obj: Mapping[str, Any]) -> str:
+    """The key every cache uses: "namespace/name", or "name" for cluster-scoped objects."""
+    ns = namespace(obj)
+    return f"{ns}/{name(obj)}" if ns else name(obj)
+
+
+def labels(obj: Mapping[str, Any]) -> dict[str, str]:
+    return obj.get("metadata", {}).get("labels") or {}
+
+
+def annotations(obj: Mapping[str, Any]) -> dict[str, str]:
+    return obj.get("metadata", {}).get("annotations") or {}
+
+
+def resource_version(obj: Mapping[str, Any]) -> str:
+    return str(obj.get("metadata", {}).get("resourceVersion") or "")
+
+
+def controller_of(obj: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The ownerReference with controller=true, if there is one."""
+    for ref in obj.get("metadata", {}).get("ownerReferences") or []:
+        if ref.get("controller"):
+            return dict(ref)
+    return None
+
+
+def deleting(obj: Mapping[str, Any]) -> bool:
+    return bool(obj.get("metadata", {}).get("deletionTimestamp"))

@@ -1,0 +1,157 @@
+"""Network namespaces for tests that vanish by themselves.
+
+A namespace is anonymous: it lives as long as this process holds its descriptor. Nothing is mounted, nothing is named, so
+an interrupted run (even SIGKILL) leaves neither namespaces nor links nor rules; processes started inside are told by
+the kernel to die with us (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute
+
+T = TypeVar("T")
+CLONE_NEWNET = 0x40000000
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int) -> None:
+    if result:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno))
+
+
+def setns(fd: int) -> None:
+    """Move the calling thread into the network namespace behind `fd`."""
+    _check(_libc.setns(fd, CLONE_NEWNET))
+
+
+def die_with_parent() -> None:
+    """preexec_fn: SIGKILL for this process when the thread that started it ends."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def in_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a fresh thread, so that what it does to its own namespaces ends with it."""
+    box: list[Any] = []
+
+    def body() -> None:
+        try:
+            box.extend((True, work()))
+        except BaseException as err:
+            box.extend((False, err))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    good, value = box
+    if not good:
+        raise value
+    result: T = value
+    return result
+
+
+class NetNS:
+    """One namespace with lo up. `path` can be given to nsenter, to CNI_NETNS, or opened."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+        def make() -> int:
+            _check(_libc.unshare(CLONE_NEWNET))
+            return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+        self.fd = in_thread(make)
+        self.netlink(lambda ipr: ipr.link("set", index=1, state="up"))
+
+    @property
+    def path(self) -> str:
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Run a Python function inside; sockets that it opens stay in the namespace after it returns."""
+
+        def body() -> T:
+            setns(self.fd)
+            return work()
+
+        return in_thread(body)
+
+    def netlink(self, work: Callable[[IPRoute], T]) -> T:
+        """Run `work` with pyroute2 inside. IPRoute opens its sockets in the thread that uses it, so all of it runs there."""
+
+        def body() -> T:
+            with IPRoute() as ipr:
+                return work(ipr)
+
+        return self.call(body)
+
+    def sysctl(self, key: str, value: str) -> None:
+        """Write /proc/sys/<key> as seen from inside; `key` with slashes."""
+
+        def work() -> None:
+            with open(f"/proc/sys/{key}", "w") as file:
+                file.write(value)
+
+        self.call(work)
+
+    def popen(self, command: list[str], **kwargs: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(["nsenter", f"--net={self.path}", "--", *command], text=True,
+                                preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl, no lock, no allocation
+                                **kwargs)
+
+    def run(self, command: list[str], *, check: bool = True, timeout: float = 20, **kwargs: Any,
+            ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside, output captured; raises with the command's stderr where it fails."""
+        done = subprocess.run(["nsenter", f"--net={self.path}", "--", *command], capture_output=True, text=True,
+                              timeout=timeout, check=False,
+                              preexec_fn=die_with_parent, **kwargs)
+        if check and done.returncode:
+            raise AssertionError(f"{self.name}: {' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+
+class Lab:
+    """Namespaces and the wires between them; everything goes when it is closed."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def netns(self, name: str) -> NetNS:
+        ns = NetNS(name)
+        self._stack.callback(ns.close)
+        return ns
+
+    def wire(self, a: NetNS, a_dev: str, b: NetNS, b_dev: str, a_addr: str = "", b_addr: str = "") -> None:
+        """A veth pair between two namespaces, up, with optional "address/prefix" on each end."""
+        a.netlink(lambda ipr: ipr.link("add", ifname=a_dev, kind="veth", peer={"ifname": b_dev, "net_ns_fd": b.fd}))
+        for ns, dev, addr in ((a, a_dev, a_addr), (b, b_dev, b_addr)):
+
+            def up(ipr: IPRoute, dev: str = dev, addr: str = addr) -> None:
+                index = ipr.link_lookup(ifname=dev)[0]
+                if addr:
+                    address, prefix = addr.split("/")
+                    ipr.addr("add", index=index, address=address, prefixlen=int(prefix))
+                ipr.link("set", index=index, state="up")
+
+            ns.netlink(up)
