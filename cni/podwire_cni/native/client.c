@@ -1,0 +1,348 @@
+/* podwire-cni: the CNI plugin binary. It carries a call to the node's wiring agent and the agent's answer back.
+ *
+ * CNI spec 1.1.0, section 2 ("Execution Protocol"): CNI_* variables and a network configuration on stdin; a JSON result or
+ * error on stdout. The agent may live in another mount namespace, so the namespaces travel as descriptors (SCM_RIGHTS).
+ *
+ * Request  (host byte order): "PWC1", u32 flags, u32 netns_errno, u32 env_len, u32 stdin_len; the CNI_* variables as
+ *          "KEY=value\0"...; stdin. Descriptors: our network namespace, then the pod's if flag 1 is set.
+ * Answer:  u32 exit status, u32 length, text for stdout. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define DEFAULT_SOCKET "/run/podwire/cni.sock"
+#define STANDALONE "podwire-cni-standalone"
+#define MAX_INPUT (4u << 20)
+#define ANSWER_SECONDS 120 /* kubelet gives a sandbox 4 minutes; an agent that hangs this long is as good as dead */
+#define POD_NETNS 1u
+#define TRY_AGAIN_LATER 11 /* CNI spec, "Error": well-known codes */
+#define INVALID_ENVIRONMENT 4
+#define IO_FAILURE 5
+#define PLUGIN_NOT_AVAILABLE 50
+
+extern char **environ;
+
+static char version[16] = "1.1.0";
+
+static void print_json_string(const char *s)
+{
+    putchar('"');
+    for (; *s; s++) {
+        unsigned char c = (unsigned char)*s;
+        if (c == '"' || c == '\\')
+            printf("\\%c", c);
+        else if (c < 0x20)
+            printf("\\u%04x", c);
+        else
+            putchar(c);
+    }
+    putchar('"');
+}
+
+static int fail(int code, const char *msg, const char *details)
+{
+    fputs("{\"cniVersion\":", stdout);
+    print_json_string(version);
+    printf(",\"code\":%d,\"msg\":", code);
+    print_json_string(msg);
+    fputs(",\"details\":", stdout);
+    print_json_string(details);
+    fputs("}\n", stdout);
+    return 1;
+}
+
+/* ---- the few top-level keys of the configuration that matter before the agent is reached ---- */
+
+static const char *skip_string(const char *p)
+{
+    for (p++; *p && *p != '"'; p++)
+        if (*p == '\\' && p[1])
+            p++;
+    return *p ? p + 1 : p;
+}
+
+/* Where the value of top-level key `name` starts, or NULL. Text that is no JSON is the agent's to complain about. */
+static const char *find_key(const char *p, const char *name)
+{
+    size_t len = strlen(name);
+    int depth = 0, is_key = 0;
+    while (*p) {
+        if (*p == '{' || *p == '[') {
+            depth++;
+            is_key = depth == 1 && *p == '{';
+            p++;
+        } else if (*p == '}' || *p == ']') {
+            depth--;
+            p++;
+        } else if (*p == ',') {
+            is_key = depth == 1;
+            p++;
+        } else if (*p == '"') {
+            const char *start = p + 1, *end = skip_string(p);
+            int hit = is_key && (size_t)(end - start) == len + 1 && strncmp(start, name, len) == 0;
+            is_key = 0;
+            p = end;
+            if (hit) {
+                p += strspn(p, " \t\r\n");
+                if (*p == ':')
+                    return p + 1 + strspn(p + 1, " \t\r\n");
+            }
+        } else {
+            p++;
+        }
+    }
+    return NULL;
+}
+
+/* The plain string under `name` in out[size]; 0 where it is absent, too long, or has escapes other than \/ \" \\ */
+static int string_key(const char *json, const char *name, char *out, size_t size)
+{
+    const char *p = find_key(json, name);
+    size_t n = 0;
+    if (!p || *p != '"')
+        return 0;
+    for (p++; *p && *p != '"'; p++) {
+        if (*p == '\\' && !strchr("/\"\\", *++p))
+            return 0;
+        if (!*p || n + 1 >= size)
+            return 0;
+        out[n++] = *p;
+    }
+    out[n] = 0;
+    return *p == '"' && n > 0;
+}
+
+static int true_key(const char *json, const char *name)
+{
+    const char *p = find_key(json, name);
+    return p && strncmp(p, "true", 4) == 0;
+}
+
+/* ---- input, output ---- */
+
+static char *read_all(int fd, size_t *len)
+{
+    size_t size = 16384;
+    char *buf = malloc(size);
+    *len = 0;
+    while (buf) {
+        ssize_t n = read(fd, buf + *len, size - *len - 1);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0) {
+            free(buf);
+            return NULL;
+        }
+        if (n == 0) {
+            buf[*len] = 0;
+            return buf;
+        }
+        *len += (size_t)n;
+        if (*len > MAX_INPUT) {
+            errno = EFBIG;
+            free(buf);
+            return NULL;
+        }
+        if (*len + 1 >= size)
+            buf = realloc(buf, size *= 2);
+    }
+    return NULL;
+}
+
+static int write_all(int fd, const char *p, size_t n)
+{
+    while (n) {
+        ssize_t done = send(fd, p, n, MSG_NOSIGNAL);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            return -1;
+        p += done;
+        n -= (size_t)done;
+    }
+    return 0;
+}
+
+static int read_exactly(int fd, char *p, size_t n)
+{
+    while (n) {
+        ssize_t done = read(fd, p, n);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done == 0)
+            errno = ECONNRESET;
+        if (done <= 0)
+            return -1;
+        p += done;
+        n -= (size_t)done;
+    }
+    return 0;
+}
+
+static int dial(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof address.sun_path) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    strcpy(address.sun_path, path);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -1;
+    struct timeval limit = {.tv_sec = ANSWER_SECONDS};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) != 0) {
+        int saved = errno;
+        close(fd);
+        errno = saved;
+        return -1;
+    }
+    return fd;
+}
+
+static int send_request(int sock, const char *input, size_t input_len)
+{
+    uint32_t head[5];
+    memcpy(head, "PWC1", 4);
+    head[1] = head[2] = head[3] = 0;
+    head[4] = (uint32_t)input_len;
+    int fds[2];
+    size_t count = 1;
+    fds[0] = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+    if (fds[0] < 0)
+        return -1;
+    const char *netns = getenv("CNI_NETNS");
+    if (netns && *netns) {
+        fds[1] = open(netns, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+        if (fds[1] < 0) {
+            head[2] = (uint32_t)errno;
+        } else {
+            head[1] |= POD_NETNS;
+            count = 2;
+        }
+    }
+    size_t total = sizeof head + input_len;
+    for (char **e = environ; *e; e++)
+        if (strncmp(*e, "CNI_", 4) == 0)
+            head[3] += (uint32_t)strlen(*e) + 1;
+    total += head[3];
+    char *message = malloc(total), *p = message;
+    if (!message)
+        return -1;
+    memcpy(p, head, sizeof head);
+    p += sizeof head;
+    for (char **e = environ; *e; e++)
+        if (strncmp(*e, "CNI_", 4) == 0)
+            p = stpcpy(p, *e) + 1;
+    memcpy(p, input, input_len);
+
+    union {
+        struct cmsghdr align;
+        char room[CMSG_SPACE(sizeof fds)];
+    } control;
+    memset(&control, 0, sizeof control);
+    struct iovec part = {message, total};
+    struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.room,
+                         .msg_controllen = CMSG_SPACE(count * sizeof *fds)};
+    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(count * sizeof *fds);
+    memcpy(CMSG_DATA(c), fds, count * sizeof *fds);
+    ssize_t sent;
+    do
+        sent = sendmsg(sock, &msg, MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    int result = sent < 0 ? -1 : write_all(sock, message + sent, total - (size_t)sent);
+    free(message);
+    return result;
+}
+
+/* The answer's exit status, or -1 with errno. Nothing is printed unless the answer came whole. */
+static int relay_answer(int sock)
+{
+    uint32_t head[2];
+    if (read_exactly(sock, (char *)head, sizeof head) != 0)
+        return -1;
+    char *text = malloc(head[1] + 1u);
+    if (!text || read_exactly(sock, text, head[1]) != 0)
+        return -1;
+    fwrite(text, 1, head[1], stdout);
+    free(text);
+    return (int)head[0];
+}
+
+/* ---- without an agent ---- */
+
+static int run_standalone(const char *json, size_t len)
+{
+    char plugin[512];
+    if (!string_key(json, "pythonPlugin", plugin, sizeof plugin))
+        strcpy(plugin, STANDALONE);
+    int copy = memfd_create("podwire-cni", 0); /* a pipe would block where the configuration outgrows its buffer */
+    if (copy < 0 || write(copy, json, len) != (ssize_t)len || lseek(copy, 0, SEEK_SET) != 0 || dup2(copy, 0) < 0)
+        return fail(IO_FAILURE, "podwire-cni: cannot hand the configuration to the standalone plugin", strerror(errno));
+    execlp(plugin, plugin, (char *)NULL);
+    char msg[700];
+    snprintf(msg, sizeof msg, "podwire-cni: cannot run the standalone plugin %s: %s", plugin, strerror(errno));
+    return fail(TRY_AGAIN_LATER, msg, "install podwire, or set \"pythonPlugin\" in the network configuration to its path");
+}
+
+static int agent_down(const char *command, const char *path, const char *what, int error)
+{
+    char msg[400], details[400];
+    snprintf(msg, sizeof msg, "podwire-cni: the node's wiring agent %s at %s: %s", what, path, strerror(error));
+    snprintf(details, sizeof details,
+             "start the agent of this node (podwire agent, or podwire wiring), or set PODWIRE_CNI_SOCKET or the key "
+             "\"socket\" of the network configuration to its socket; then the runtime tries %s again", command);
+    return fail(strcmp(command, "STATUS") == 0 ? PLUGIN_NOT_AVAILABLE : TRY_AGAIN_LATER, msg, details);
+}
+
+int main(void)
+{
+    signal(SIGPIPE, SIG_IGN);
+    const char *command = getenv("CNI_COMMAND");
+    if (!command || !*command)
+        return fail(INVALID_ENVIRONMENT, "podwire-cni: CNI_COMMAND is not set",
+                    "a container runtime runs this program with CNI_COMMAND=ADD, DEL, CHECK, GC, STATUS or VERSION");
+    size_t len;
+    char *json = read_all(0, &len);
+    if (!json)
+        return fail(IO_FAILURE, "podwire-cni: cannot read the network configuration from stdin", strerror(errno));
+    string_key(json, "cniVersion", version, sizeof version);
+    if (strcmp(command, "VERSION") == 0) {
+        fputs("{\"cniVersion\":", stdout);
+        print_json_string(version);
+        puts(",\"supportedVersions\":[\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]}");
+        return 0;
+    }
+    char from_conf[sizeof ((struct sockaddr_un *)0)->sun_path];
+    const char *path = getenv("PODWIRE_CNI_SOCKET");
+    if (!path || !*path)
+        path = string_key(json, "socket", from_conf, sizeof from_conf) ? from_conf : DEFAULT_SOCKET;
+    int sock = dial(path);
+    if (sock < 0) {
+        int saved = errno;
+        if (true_key(json, "standalone"))
+            return run_standalone(json, len);
+        return agent_down(command, path, "does not listen", saved);
+    }
+    if (send_request(sock, json, len) != 0)
+        return agent_down(command, path, "did not take the request", errno);
+    int status = relay_answer(sock);
+    if (status < 0)
+        return agent_down(command, path, "did not answer", errno);
+    return fflush(stdout) == 0 ? status : 1;
+}

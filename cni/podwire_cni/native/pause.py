@@ -1,0 +1,24 @@
+"""pause.c in Python, for hosts where nothing could be compiled. Run as a program; imports only what must be."""
+
+import os
+import signal
+
+
+def main() -> int:
+    """Sleep until SIGTERM or SIGINT and reap every child meanwhile; see pause.c for why each line is there."""
+    watched = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+    for number in watched:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    while True:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass  # no children at all: the usual case
+        if signal.sigwait(watched) in (signal.SIGTERM, signal.SIGINT):
+            return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
