@@ -1,0 +1,103 @@
+"""The nfnetlink codec against the kernel: what is written is read back, and nft(8) prints it."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+
+from lab.netns import Lab, NetNS
+from podwire_proxy import nft
+
+TABLE = nft.Table("ip", "codec")
+CIDRS = nft.Set(TABLE, "cidrs", ("ipv4_addr",), interval=True)
+MAP = nft.Set(TABLE, "slots", ("ipv4_addr", "inet_proto", "inet_service", "mark"), ("ipv4_addr", "inet_service"))
+VMAP = nft.Set(TABLE, "verdicts", ("ipv4_addr", "inet_proto", "inet_service"), ("verdict",))
+KEY = nft.key(bytes((10, 96, 0, 1)), b"\6", (443).to_bytes(2, "big"))
+
+
+def whole() -> nft.Transaction:
+    pre = nft.Chain(TABLE, "pre", hook="prerouting", type="nat", priority=-100)
+    target = nft.Chain(TABLE, "target")
+    return nft.Transaction().remake(TABLE).add(
+        CIDRS, nft.Elements(CIDRS, nft.intervals(["10.244.0.0/16", "192.168.0.0/25", "192.168.0.128/25"])),
+        MAP, nft.Elements(MAP, {KEY + nft.host32(7): nft.key(bytes((10, 244, 1, 2)), b"\x24\xa0")}),
+        target, nft.Rule(target, (nft.Numgen(3), nft.drop()), comment="never reached"),
+        VMAP, nft.Elements(VMAP, {KEY: nft.Verdict(-4, "target")}),
+        pre, nft.Rule(pre, (nft.Payload("network", 12, 4), nft.Lookup("cidrs"), nft.Counter(), nft.accept()),
+                      comment="inside"))
+
+
+def test_what_is_written_is_read_back(lab: Lab) -> None:
+    ns = lab.netns("codec")
+    with nft.Connection(ns.fd) as conn:
+        assert conn.dump(TABLE) is None
+        conn.commit(whole())
+        conn.commit(whole())  # idempotent
+        dump = conn.dump(TABLE)
+        assert dump is not None
+        assert dump.sets == {s.name: s for s in (CIDRS, MAP, VMAP)}
+        assert dump.elements["slots"] == {KEY + nft.host32(7): nft.key(bytes((10, 244, 1, 2)), b"\x24\xa0")}
+        assert dump.elements["verdicts"] == {KEY: nft.Verdict(-4, "target")}
+        assert dump.elements["cidrs"] == nft.intervals(["10.244.0.0/16", "192.168.0.0/24"])
+        assert {name: [rule.comment for rule in rules] for name, rules in dump.rules.items()} == {
+            "pre": ["inside"], "target": ["never reached"]}
+        assert dump.chains["pre"] == nft.Chain(TABLE, "pre", "prerouting", "nat", -100)
+        conn.commit(nft.Transaction().remove(TABLE))
+        assert conn.tables() == []
+
+
+def test_nft_prints_it(lab: Lab) -> None:
+    ns = lab.netns("codec")
+    nft.apply(whole(), ns.fd)
+    text = ns.run(["nft", "list", "ruleset"]).stdout
+    for line in ("10.244.0.0/16, 192.168.0.0/24", "10.96.0.1 . tcp . 443 . 0x00000007 : 10.244.1.2 . 9376",
+                 "10.96.0.1 . tcp . 443 : goto target", 'accept comment "inside"'):
+        assert line in text, text
+    assert json.loads(ns.run(["nft", "-j", "list", "ruleset"]).stdout)["nftables"]
+
+
+def test_a_refused_transaction_changes_nothing_and_names_the_operation(lab: Lab) -> None:
+    ns = lab.netns("codec")
+    with nft.Connection(ns.fd) as conn:
+        conn.commit(whole())
+        before = conn.dump(TABLE)
+        other = nft.key(bytes((10, 96, 0, 2)), b"\6", b"\0\1")
+        with pytest.raises(nft.NftError, match=r"10\.96\.0\.2 \. tcp \. 1.*ENOENT") as caught:
+            conn.commit(nft.Transaction().delete(nft.Elements(VMAP, {KEY: nft.Verdict(-4, "target")}),
+                                                 nft.Elements(VMAP, {other: None})))
+        assert caught.value.errno == errno.ENOENT
+        assert conn.dump(TABLE) == before
+
+
+def test_a_big_batch_is_one_transaction(lab: Lab) -> None:
+    ns = lab.netns("codec")
+    items: dict[bytes, nft.Value] = {KEY + nft.host32(i): nft.key(bytes((10, 244, 1, 2)), b"\x24\xa0") for i in range(20000)}
+    with nft.Connection(ns.fd) as conn:
+        conn.commit(whole().add(nft.Elements(MAP, items)))
+        dump = conn.dump(TABLE)
+        assert dump is not None
+        assert dump.elements["slots"] == items
+
+
+def watcher(ns: NetNS, ours: int) -> nft.Watcher:
+    return nft.Watcher(TABLE, ours, ns.fd)
+
+
+def test_the_watcher_hears_others_and_not_ourselves(lab: Lab) -> None:
+    ns = lab.netns("codec")
+    with nft.Connection(ns.fd) as conn:
+        watch = watcher(ns, conn.port_id)
+        try:
+            conn.commit(whole())
+            assert not watch.changed()
+            ns.run(["nft", "add", "table", "ip", "other"])
+            assert not watch.changed()
+            ns.run(["nft", "flush", "chain", "ip", "codec", "pre"])
+            assert watch.changed()
+            ns.run(["nft", "flush", "ruleset"])
+            assert watch.changed()
+            assert not watch.changed()
+        finally:
+            watch.close()
