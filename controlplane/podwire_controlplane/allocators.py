@@ -1,0 +1,139 @@
+"""Allocation of ClusterIPs, NodePorts and podCIDRs: pure book-keeping over what the objects already hold.
+
+The books are built from the Services that exist and follow every later write, so they repair themselves at each start.
+ClusterIPs are drawn from the upper part of the range; the lower band is left to addresses that people choose (KEP-3070).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from .api.errors import Cause
+from .api.meta import Object, key
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Exhausted(Exception):
+    """No free value; the text says of what."""
+
+
+def _static_band(network: Network) -> int:
+    """KEP-3070: min(max(16, size / 16), 256) addresses at the bottom are handed out last."""
+    return min(max(16, network.num_addresses // 16), 256)
+
+
+@dataclass(slots=True)
+class ServiceAllocator:
+    """Who holds which ClusterIP and which NodePort (protocol, port)."""
+
+    cidr: Network
+    node_ports: range = range(30000, 32768)
+    addresses: dict[str, str] = field(default_factory=dict)
+    ports: dict[tuple[str, int], str] = field(default_factory=dict)
+    draw: Callable[[int], int] = random.randrange
+
+    def observe(self, before: Object | None, after: Object | None) -> None:
+        """A Service was written: give back what it held, book what it holds."""
+        if before is not None:
+            for address in _addresses(before):
+                if self.addresses.get(address) == key(before):
+                    del self.addresses[address]
+            for port in _ports(before):
+                if self.ports.get(port) == key(before):
+                    del self.ports[port]
+        if after is not None:
+            self.addresses |= dict.fromkeys(_addresses(after), key(after))
+            self.ports |= dict.fromkeys(_ports(after), key(after))
+
+    def check(self, service: Object) -> list[Cause]:
+        """What is wrong with the addresses and ports that `service` asks for by itself."""
+        causes = []
+        for n, address in enumerate(_addresses(service)):
+            where = "spec.clusterIP" if n == 0 else f"spec.clusterIPs[{n}]"
+            if ipaddress.ip_address(address) not in self.cidr:
+                causes.append(Cause(where, f"{address} is outside the Service range {self.cidr}; leave the field empty "
+                                    "to get a free address, or choose one inside the range"))
+            elif ipaddress.ip_address(address) in (self.cidr.network_address, self.cidr.broadcast_address):
+                causes.append(Cause(where, f"{address} is the network or broadcast address of {self.cidr}; choose another"))
+            elif (holder := self.addresses.get(address)) not in (None, key(service)):
+                causes.append(Cause(where, f"{address} is taken by Service {holder}; choose another or leave it empty",
+                                    "FieldValueDuplicate"))
+        for n, port in enumerate(service["spec"].get("ports") or []):
+            wanted, where = port.get("nodePort"), f"spec.ports[{n}].nodePort"
+            if not wanted or service["spec"].get("type") not in ("NodePort", "LoadBalancer"):
+                continue
+            if wanted not in self.node_ports:
+                causes.append(Cause(where, f"{wanted} is outside the NodePort range {self.node_ports.start}-"
+                                    f"{self.node_ports.stop - 1}; leave it empty to get a free port"))
+            elif (holder := self.ports.get((port.get("protocol", "TCP"), wanted))) not in (None, key(service)):
+                causes.append(Cause(where, f"{wanted}/{port.get('protocol', 'TCP')} is taken by Service {holder}; choose "
+                                    "another or leave it empty", "FieldValueDuplicate"))
+        return causes
+
+    def fill(self, service: Object) -> None:
+        """Write free values into the empty fields of `service`. Raises Exhausted."""
+        spec = service["spec"]
+        if spec.get("type") != "ExternalName" and not spec.get("clusterIP"):
+            spec["clusterIP"] = self._free_address()
+        if spec.get("clusterIP"):
+            spec["clusterIPs"] = spec.get("clusterIPs") or [spec["clusterIP"]]
+        if spec.get("type") not in ("NodePort", "LoadBalancer"):
+            return
+        if spec["type"] == "LoadBalancer" and spec.get("allocateLoadBalancerNodePorts") is False:
+            return
+        taken_here: dict[int, set[str]] = {}
+        for port in spec.get("ports") or []:
+            if port.get("nodePort"):
+                taken_here.setdefault(port["nodePort"], set()).add(port.get("protocol", "TCP"))
+        for port in spec.get("ports") or []:
+            if not port.get("nodePort"):
+                port["nodePort"] = self._free_port(port.get("protocol", "TCP"), taken_here)
+                taken_here.setdefault(port["nodePort"], set()).add(port.get("protocol", "TCP"))
+
+    def _free_address(self) -> str:
+        first, size = int(self.cidr.network_address), self.cidr.num_addresses
+        band = _static_band(self.cidr) if size > 32 else 1
+        upper = range(band, size - 1)
+        start = self.draw(len(upper)) if upper else 0
+        for order in (range(upper.start + start, upper.stop), range(upper.start, upper.start + start), range(1, band)):
+            for offset in order:
+                address = str(type(self.cidr.network_address)(first + offset))
+                if address not in self.addresses:
+                    return address
+        raise Exhausted(f"no free address in the Service range {self.cidr}")
+
+    def _free_port(self, protocol: str, here: dict[int, set[str]]) -> int:
+        start = self.draw(len(self.node_ports))
+        for n in range(len(self.node_ports)):
+            port = self.node_ports[(start + n) % len(self.node_ports)]
+            if (protocol, port) not in self.ports and protocol not in here.get(port, ()):
+                return port
+        raise Exhausted(f"no free NodePort in {self.node_ports.start}-{self.node_ports.stop - 1}")
+
+
+def _addresses(service: Object) -> list[str]:
+    spec = service.get("spec") or {}
+    if spec.get("type") == "ExternalName":
+        return []
+    found = spec.get("clusterIPs") or [spec.get("clusterIP")]
+    return [a for a in found if a and a != "None"]
+
+
+def _ports(service: Object) -> list[tuple[str, int]]:
+    spec = service.get("spec") or {}
+    if spec.get("type") not in ("NodePort", "LoadBalancer"):
+        return []
+    return [(p.get("protocol", "TCP"), p["nodePort"]) for p in spec.get("ports") or [] if p.get("nodePort")]
+
+
+def free_pod_cidr(cluster: Network, size: int, used: Iterable[str]) -> str:
+    """The lowest free subnet of prefix length `size` in `cluster`. Raises Exhausted."""
+    taken = {ipaddress.ip_network(u) for u in used}
+    for subnet in cluster.subnets(new_prefix=size):
+        if not any(subnet.overlaps(other) for other in taken if other.version == subnet.version):
+            return str(subnet)
+    raise Exhausted(f"no free /{size} in the pod range {cluster}")

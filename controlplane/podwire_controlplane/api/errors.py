@@ -1,0 +1,70 @@
+"""API errors as Kubernetes Status objects: code, reason, message and causes (meta/v1 Status)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .meta import Object
+from .registry import Resource
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One wrong field. reason: FieldValueInvalid, FieldValueRequired, FieldValueDuplicate, FieldValueNotSupported ..."""
+
+    field: str
+    message: str
+    reason: str = "FieldValueInvalid"
+
+
+class StatusError(Exception):
+    """Raised anywhere behind the HTTP handlers; the server answers with `body()` and `code`."""
+
+    def __init__(self, code: int, reason: str, message: str, *, resource: Resource | None = None, name: str = "",
+                 causes: Sequence[Cause] = (), retry_after: int = 0) -> None:
+        super().__init__(message)
+        self.code, self.reason, self.message = code, reason, message
+        self.resource, self.name, self.causes, self.retry_after = resource, name, tuple(causes), retry_after
+
+    def body(self) -> Object:
+        details: Object = {}
+        if self.name:
+            details["name"] = self.name
+        if self.resource:
+            details |= {"group": self.resource.group, "kind": self.resource.plural}
+        if self.causes:
+            details["causes"] = [{"reason": c.reason, "message": c.message, "field": c.field} for c in self.causes]
+        if self.retry_after:
+            details["retryAfterSeconds"] = self.retry_after
+        return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": self.message,
+                "reason": self.reason, "details": details, "code": self.code}
+
+
+def not_found(resource: Resource, name: str) -> StatusError:
+    return StatusError(404, "NotFound", f'{resource.qualified} "{name}" not found', resource=resource, name=name)
+
+
+def exists(resource: Resource, name: str) -> StatusError:
+    return StatusError(409, "AlreadyExists", f'{resource.qualified} "{name}" already exists', resource=resource, name=name)
+
+
+def conflict(resource: Resource, name: str, why: str = "") -> StatusError:
+    why = why or "the object has been modified; read it again, apply your change to the new version and try again"
+    return StatusError(409, "Conflict", f'Operation cannot be fulfilled on {resource.qualified} "{name}": {why}',
+                       resource=resource, name=name)
+
+
+def bad_request(message: str) -> StatusError:
+    return StatusError(400, "BadRequest", message)
+
+
+def expired(message: str = "the requested resourceVersion is too old; list again") -> StatusError:
+    return StatusError(410, "Expired", message)
+
+
+def invalid(resource: Resource, name: str, causes: Sequence[Cause]) -> StatusError:
+    """422 with every wrong field, its path and what was expected."""
+    rows = "; ".join(f"{c.field}: {c.message}" for c in causes)
+    return StatusError(422, "Invalid", f'{resource.kind} "{name}" is invalid: {rows}', resource=resource, name=name,
+                       causes=causes)

@@ -1,0 +1,186 @@
+"""The patch types of the Kubernetes API: JSON patch (RFC 6902), merge patch (RFC 7386) and strategic merge patch.
+
+Strategic merge knows for each list whether it merges by a key or is replaced whole; Kubernetes keeps that as markers on
+its Go types, here it is the table MERGE_KEYS, keyed by the field's name and read by `schema.py` for the OpenAPI too.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from .errors import StatusError, bad_request
+
+JSON_PATCH = "application/json-patch+json"
+MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+TYPES = (STRATEGIC_PATCH, MERGE_PATCH, JSON_PATCH)
+
+# field name -> merge key; where a name has several meanings, "parent.field" comes first.
+MERGE_KEYS: dict[str, str] = {
+    "containers.ports": "containerPort", "initContainers.ports": "containerPort",
+    "ephemeralContainers.ports": "containerPort",
+    "spec.ports": "port", "containers": "name", "initContainers": "name", "ephemeralContainers": "name", "env": "name",
+    "volumes": "name", "volumeMounts": "mountPath", "volumeDevices": "devicePath", "imagePullSecrets": "name",
+    "hostAliases": "ip", "conditions": "type", "podIPs": "ip", "hostIPs": "ip", "ownerReferences": "uid",
+    "topologySpreadConstraints": "topologyKey", "status.addresses": "type", "secrets": "name", "resourceClaims": "name",
+    "schedulingGates": "name",
+}
+PRIMITIVE_SETS = frozenset({"finalizers", "podCIDRs"})
+
+
+def merge_key(parent: str, field: str) -> str | None:
+    return MERGE_KEYS.get(f"{parent}.{field}") or MERGE_KEYS.get(field)
+
+
+def merge(target: Any, patch: Any) -> Any:
+    """RFC 7386; returns a new value, `target` stays as it is."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = merge(result.get(name), value)
+    return result
+
+
+def _walk(doc: Any, parts: list[str], path: str) -> Any:
+    for part in parts:
+        try:
+            doc = doc[int(part)] if isinstance(doc, list) else doc[part]
+        except (KeyError, IndexError, ValueError, TypeError):
+            raise StatusError(422, "Invalid", f"json patch: {path} does not exist") from None
+    return doc
+
+
+def _put(doc: Any, part: str, value: Any, insert: bool, path: str) -> None:
+    if isinstance(doc, list):
+        if part == "-" and insert:
+            doc.append(value)
+        elif part.isdigit() and int(part) < len(doc) + insert:
+            doc[int(part):int(part) + (0 if insert else 1)] = [value]
+        else:
+            raise StatusError(422, "Invalid", f"json patch: {path}: index {part} is outside the list")
+    elif isinstance(doc, dict):
+        if not insert and part not in doc:
+            raise StatusError(422, "Invalid", f"json patch: {path} does not exist")
+        doc[part] = value
+    else:
+        raise StatusError(422, "Invalid", f"json patch: {path}: its parent is no object or list")
+
+
+def _take(doc: Any, parts: list[str], path: str) -> Any:
+    value, parent = _walk(doc, parts, path), _walk(doc, parts[:-1], path)
+    del parent[int(parts[-1]) if isinstance(parent, list) else parts[-1]]
+    return value
+
+
+def _pointer(path: Any) -> list[str]:
+    if not isinstance(path, str) or (path and not path.startswith("/")):
+        raise bad_request(f"json patch: path {path!r} is no JSON pointer; it starts with /")
+    return [p.replace("~1", "/").replace("~0", "~") for p in path.split("/")[1:]]
+
+
+def json_patch(target: Any, operations: Any) -> Any:
+    """RFC 6902; returns a new value. All operations or none. Raises StatusError (400 malformed, 422 does not apply)."""
+    if not isinstance(operations, list):
+        raise bad_request("json patch: expected a list of operations")
+    doc = copy.deepcopy(target)
+    for operation in operations:
+        if not isinstance(operation, dict) or "op" not in operation:
+            raise bad_request(f"json patch: {operation!r} is no operation")
+        op, path = operation["op"], str(operation.get("path", "?"))
+        parts = _pointer(path)
+        if op == "test":
+            if _walk(doc, parts, path) != operation.get("value"):
+                raise StatusError(422, "Invalid", f"json patch: test of {path} failed")
+            continue
+        if not parts:
+            raise bad_request("json patch: the whole object cannot be replaced")
+        if op == "remove":
+            _take(doc, parts, path)
+            continue
+        if op in ("move", "copy"):
+            source = _pointer(operation.get("from"))
+            value = _take(doc, source, path) if op == "move" else copy.deepcopy(_walk(doc, source, path))
+        elif op in ("add", "replace"):
+            value = copy.deepcopy(operation.get("value"))
+        else:
+            raise bad_request(f"json patch: unknown op {op!r}")
+        _put(_walk(doc, parts[:-1], path), parts[-1], value, op != "replace", path)
+    return doc
+
+
+def _merge_list(target: list[Any], patch: list[Any], key: str, parent: str) -> list[Any]:
+    result = list(target)
+    for item in patch:
+        if not isinstance(item, dict):
+            raise bad_request(f"strategic merge patch: {parent}: expected objects with {key!r}")
+        if item.get("$patch") == "replace":
+            return [i for i in patch if i.get("$patch") != "replace"]
+        if key not in item:
+            raise bad_request(f"strategic merge patch: an item of {parent} lacks its merge key {key!r}")
+        at = next((n for n, old in enumerate(result) if isinstance(old, dict) and old.get(key) == item[key]), None)
+        if item.get("$patch") == "delete":
+            if at is not None:
+                del result[at]
+        elif at is None:
+            result.append(strategic(None, item, parent))
+        else:
+            result[at] = strategic(result[at], item, parent)
+    return result
+
+
+def _reorder(items: list[Any], order: list[Any], key: str | None) -> list[Any]:
+    """$setElementOrder: named items in that order, the others behind them."""
+    def identity(item: Any) -> Any:
+        return item.get(key) if key and isinstance(item, dict) else item
+
+    wanted = [identity(o) for o in order]
+    place = {value: n for n, value in enumerate(wanted) if isinstance(value, str | int)}
+    return sorted(items, key=lambda item: place.get(identity(item), len(place)))
+
+
+def strategic(target: Any, patch: Any, parent: str = "") -> Any:  # noqa: PLR0912 - one branch a directive
+    """Strategic merge patch, with its directives $patch, $retainKeys, $deleteFromPrimitiveList and $setElementOrder.
+
+    Returns a new value; `parent` is the name of the field that `target` stands in.
+    """
+    if not isinstance(patch, dict):
+        return patch
+    if patch.get("$patch") == "replace":
+        return {k: v for k, v in patch.items() if k != "$patch"}
+    result = dict(target) if isinstance(target, dict) else {}
+    if "$retainKeys" in patch:
+        result = {k: v for k, v in result.items() if k in patch["$retainKeys"]}
+    for name, value in patch.items():
+        if name.startswith("$deleteFromPrimitiveList/"):
+            field = name.split("/", 1)[1]
+            result[field] = [v for v in result.get(field) or [] if v not in value]
+        elif name.startswith("$"):
+            continue
+        elif value is None or (isinstance(value, dict) and value.get("$patch") == "delete"):
+            result.pop(name, None)
+        elif isinstance(value, list) and (key := merge_key(parent, name)):
+            result[name] = _merge_list(result.get(name) or [], value, key, name)
+        elif isinstance(value, list) and name in PRIMITIVE_SETS:
+            result[name] = list(dict.fromkeys([*(result.get(name) or []), *value]))
+        else:
+            result[name] = strategic(result.get(name), value, name)
+    for name, order in patch.items():
+        if name.startswith("$setElementOrder/"):
+            field = name.split("/", 1)[1]
+            if isinstance(result.get(field), list):
+                result[field] = _reorder(result[field], order, merge_key(parent, field))
+    return result
+
+
+def apply(kind: str, target: Any, patch: Any) -> Any:
+    """Apply a decoded patch of content type `kind`."""
+    if kind == JSON_PATCH:
+        return json_patch(target, patch)
+    if not isinstance(patch, dict):
+        raise bad_request("patch: expected an object")
+    return merge(target, patch) if kind == MERGE_PATCH else strategic(target, patch)

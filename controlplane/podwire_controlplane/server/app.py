@@ -1,0 +1,106 @@
+"""The HTTP application: routes, authentication, and errors as Status objects."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from ..api import schema
+from ..api.errors import StatusError
+from ..api.meta import Object
+from ..client import logs
+from . import auth, discovery
+from .handlers import Handlers
+from .objects import Objects
+
+log = logs.get("apiserver")
+MAX_BODY = 3 * 1024 * 1024
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def _status(err: StatusError) -> web.Response:
+    headers = {"Retry-After": str(err.retry_after)} if err.retry_after else {}
+    return web.json_response(err.body(), status=err.code, headers=headers)
+
+
+@web.middleware
+async def errors_as_status(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except StatusError as err:
+        return _status(err)
+    except web.HTTPRequestEntityTooLarge:
+        return _status(StatusError(413, "RequestEntityTooLarge", f"the body is larger than {MAX_BODY} bytes"))
+    except web.HTTPMethodNotAllowed as err:
+        return _status(StatusError(405, "MethodNotAllowed", f"{err.method} is not supported on {request.path}"))
+    except web.HTTPNotFound:
+        return _status(StatusError(404, "NotFound", f"the server has no {request.path}"))
+    except (ConnectionError, web.HTTPException):
+        raise
+    except Exception as err:
+        log.error("request failed", method=request.method, path=request.path, error=repr(err),
+                  trace=traceback.format_exc(limit=-4))
+        return _status(StatusError(500, "InternalError", f"{type(err).__name__} in the API server; its log has the details"))
+
+
+def authenticator(tokens: Mapping[str, auth.User]) -> Middleware:
+    @web.middleware
+    async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
+        peer = request.transport.get_extra_info("peercert") if request.transport else None
+        user = auth.from_certificate(peer) or auth.from_token(request.headers.get("Authorization", ""), tokens)
+        if user is None and request.path not in auth.OPEN_PATHS:
+            raise StatusError(401, "Unauthorized", "show a client certificate or a bearer token of this cluster")
+        if user is not None:
+            request["user"] = user
+        return await handler(request)
+
+    return authenticate
+
+
+def _document(make: Callable[..., Object | None], *fields: str) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        found = make(*(request.match_info.get(f, "") for f in fields))
+        if found is None:
+            raise StatusError(404, "NotFound", f"the server has no {request.path}")
+        return web.json_response(found)
+
+    return handler
+
+
+async def _ok(_request: web.Request) -> web.StreamResponse:
+    return web.Response(text="ok")
+
+
+def _routes(handlers: Handlers) -> list[web.RouteDef]:
+    rows = [web.get(path, _ok) for path in ("/healthz", "/livez", "/readyz")]
+    rows += [
+        web.get("/version", _document(lambda: discovery.VERSION)),
+        web.get("/api", _document(discovery.api_versions)),
+        web.get("/apis", _document(discovery.groups)),
+        web.get("/api/{version}", _document(lambda v: discovery.resources("", v), "version")),
+        web.get("/apis/{group}", _document(discovery.group, "group")),
+        web.get("/apis/{group}/{version}", _document(discovery.resources, "group", "version")),
+        web.get("/openapi/v3", _document(discovery.openapi_index)),
+        web.get("/openapi/v3/api/{version}", _document(lambda v: schema.openapi_v3("", v), "version")),
+        web.get("/openapi/v3/apis/{group}/{version}", _document(schema.openapi_v3, "group", "version")),
+    ]
+    for base in ("/api/{version}", "/apis/{group}/{version}"):
+        for spot in ("/namespaces/{namespace}/{plural}", "/{plural}"):
+            path = base + spot
+            rows += [web.get(path, handlers.list_or_watch, allow_head=False), web.post(path, handlers.create),
+                     web.delete(path, handlers.delete_collection)]
+            for one in (path + "/{name}", path + "/{name}/{sub}"):
+                rows += [web.get(one, handlers.get, allow_head=False), web.put(one, handlers.update),
+                         web.patch(one, handlers.patch)]
+            rows.append(web.delete(path + "/{name}", handlers.delete))
+    return rows
+
+
+def make_app(objects: Objects, tokens: Mapping[str, auth.User]) -> web.Application:
+    """The whole API as one aiohttp application."""
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[errors_as_status, authenticator(tokens)])
+    app.add_routes(_routes(Handlers(objects)))
+    return app

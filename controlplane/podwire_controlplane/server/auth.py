@@ -1,0 +1,80 @@
+"""Who is asking (client certificate or bearer token) and what they may do. Pure but for reading the token file."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..api.meta import Object
+
+ADMINS, NODES, READERS = "system:masters", "system:nodes", "podwire:readers"
+OPEN_PATHS = ("/healthz", "/livez", "/readyz", "/version")
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    name: str
+    groups: frozenset[str]
+
+    @property
+    def node(self) -> str:
+        """The node that a node credential belongs to (CN system:node:NAME), else ""."""
+        return self.name.removeprefix("system:node:") if NODES in self.groups else ""
+
+
+def from_certificate(peer: Mapping[str, Any] | None) -> User | None:
+    """The subject of a verified client certificate: CN is the user, each O a group (Kubernetes' X.509 authentication)."""
+    if not peer:
+        return None
+    pairs = [pair for rdn in peer.get("subject", ()) for pair in rdn]
+    common = next((value for field, value in pairs if field == "commonName"), "")
+    groups = frozenset(value for field, value in pairs if field == "organizationName")
+    return User(common, groups) if common else None
+
+
+def from_token(header: str, tokens: Mapping[str, User]) -> User | None:
+    """`Authorization: Bearer TOKEN`, compared in constant time."""
+    kind, _, given = header.partition(" ")
+    if kind.lower() != "bearer":
+        return None
+    found = None
+    for token, user in tokens.items():
+        if hmac.compare_digest(token.encode(), given.strip().encode()):
+            found = user
+    return found
+
+
+def allowed(user: User, verb: str, plural: str, sub: str, target: str, obj: Object | None) -> bool:
+    """May `user` do this? verb: get, list, watch, create, update, patch, delete, deletecollection.
+
+    target: the object's name. obj: the object as stored (None for a creation). Nodes read everything but Secrets and
+    write only their own Node and Lease, their pods' status and deletion, and Events (the idea of the NodeRestriction
+    admission plugin).
+    """
+    if ADMINS in user.groups:
+        return True
+    if verb in ("get", "list", "watch"):
+        return plural != "secrets" and bool(user.groups & {NODES, READERS})
+    if not user.node:
+        return False
+    if plural == "nodes":
+        return target in (user.node, "") and verb in ("create", "update", "patch")
+    if plural == "leases":
+        return target in (user.node, "") and verb in ("create", "update", "patch")
+    if plural == "events":
+        return verb in ("create", "patch")
+    if plural == "pods":
+        mine = obj is not None and obj.get("spec", {}).get("nodeName") == user.node
+        return mine and (verb == "delete" or (sub == "status" and verb in ("update", "patch")))
+    return False
+
+
+def describe(user: User, verb: str, qualified: str, sub: str, target: str) -> str:
+    """The text of a 403."""
+    what = f"{qualified}/{sub}" if sub else qualified
+    return f'{what} "{target}" is forbidden: User "{user.name}" cannot {verb} resource "{what}"' if target else \
+        f'{what} is forbidden: User "{user.name}" cannot {verb} resource "{what}"'
+
+

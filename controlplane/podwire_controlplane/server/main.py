@@ -1,0 +1,128 @@
+"""The API server process: store, application, TLS sockets on the machine and in another network namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import signal
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from ..allocators import ServiceAllocator
+from ..api.errors import StatusError
+from ..api.meta import Object
+from ..api.registry import of
+from ..client import logs
+from ..client.netns import call_in
+from ..store.sqlite import SqliteStore
+from . import auth
+from .app import make_app
+from .objects import Objects, Scope, WriteOptions, timestamp
+
+log = logs.get("apiserver")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """data: directory of store, certificates and tokens. listen: (address, port, path of a network namespace or "").
+
+    advertise: the (address, port) that the Service default/kubernetes leads to.
+    """
+
+    data: Path
+    listen: tuple[tuple[str, int, str], ...]
+    advertise: tuple[str, int]
+    service_cidr: str = "10.96.0.0/16"
+    node_ports: tuple[int, int] = (30000, 32767)
+
+
+def _tls(data: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(data / "server.pem", data / "server-key.pem")
+    context.load_verify_locations(data / "ca.pem")
+    context.verify_mode = ssl.CERT_OPTIONAL
+    return context
+
+
+def _tokens(data: Path) -> dict[str, auth.User]:
+    path = data / "tokens.json"
+    if not path.exists():
+        return {}
+    return {t: auth.User(u["name"], frozenset(u["groups"])) for t, u in json.loads(path.read_text()).items()}
+
+
+def _listener(address: str, port: int, netns: str) -> socket.socket:
+    def make() -> socket.socket:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        sock.listen(1024)
+        return sock
+
+    return call_in(netns, make) if netns else make()
+
+
+async def _ensure(objects: Objects, scope: Scope, obj: Object) -> None:
+    """Create, or bring an existing object to the wanted spec."""
+    try:
+        await objects.create(scope, dict(obj), WriteOptions())
+    except StatusError as err:
+        if err.reason != "AlreadyExists":
+            raise
+        await objects.patch(Scope(scope.resource, scope.namespace, obj["metadata"]["name"]), "application/merge-patch+json",
+                            obj, WriteOptions())
+
+
+async def bootstrap(objects: Objects, config: ServerConfig) -> None:
+    """Namespaces, and the Service `kubernetes` with its Endpoints: what every cluster has from the start."""
+    for name in ("default", "kube-system", "kube-public", "kube-node-lease"):
+        await _ensure(objects, Scope(of("Namespace"), ""), {"metadata": {"name": name}})
+    address, port = config.advertise
+    first = str(next(ipaddress.ip_network(config.service_cidr).hosts()))
+    await _ensure(objects, Scope(of("Service"), "default"), {
+        "metadata": {"name": "kubernetes", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {"clusterIP": first, "ports": [{"name": "https", "port": 443, "targetPort": port}]}})
+    await _ensure(objects, Scope(of("Endpoints"), "default"), {
+        "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{"addresses": [{"ip": address}], "ports": [{"name": "https", "port": port}]}]})
+    await _ensure(objects, Scope(of("EndpointSlice"), "default"), {
+        "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": "IPv6" if ":" in address else "IPv4",
+        "endpoints": [{"addresses": [address], "conditions": {"ready": True}}], "ports": [{"name": "https", "port": port}]})
+
+
+async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -> None:
+    """Until SIGTERM or SIGINT."""
+    store = SqliteStore(config.data / "store.db")
+    low, high = config.node_ports
+    network = ipaddress.ip_network(config.service_cidr)
+    objects = Objects(store, ServiceAllocator(network, range(low, high + 1)))
+    await objects.start()
+    await bootstrap(objects, config)
+    runner = web.AppRunner(make_app(objects, _tokens(config.data)), access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
+    tls = _tls(config.data)
+    for address, port, netns in config.listen:
+        await web.SockSite(runner, _listener(address, port, netns), ssl_context=tls).start()
+    log.info("serving", listen=[f"{a}:{p}" for a, p, _ in config.listen], revision=await store.revision(),
+             since=timestamp(objects.clock()))
+    if ready:
+        ready()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
+    await runner.cleanup()
+    await store.close()
+    log.info("stopped")
+
+
+def run(config: ServerConfig) -> None:
+    asyncio.run(serve(config))

@@ -1,0 +1,96 @@
+"""The embedded cluster's certificates: one CA, a server certificate, one client certificate per component (ECDSA P-256)."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+_YEARS = timedelta(days=3650)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, from its first byte on."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """PEM text of a certificate and its key."""
+
+    certificate: str
+    key: str
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> str:
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+                             serialization.NoEncryption()).decode()
+
+
+class Authority:
+    """A certificate authority made anew for each cluster."""
+
+    def __init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "podwire-ca")])
+        builder = self._builder(self._name, self._key).add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+        self._certificate = builder.add_extension(
+            x509.KeyUsage(True, False, False, False, False, True, True, False, False), True).sign(self._key, hashes.SHA256())
+
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        now = datetime.now(UTC)
+        return (x509.CertificateBuilder().subject_name(subject).issuer_name(self._name).public_key(key.public_key())
+                .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(minutes=5))
+                .not_valid_after(now + _YEARS)
+                .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+                .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), False))
+
+    @property
+    def certificate(self) -> str:
+        return self._certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+    def _issue(self, subject: x509.Name, usage: x509.ObjectIdentifier, names: list[x509.GeneralName]) -> Pair:
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = self._builder(subject, key).add_extension(x509.ExtendedKeyUsage([usage]), False)
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), False)
+        made = builder.sign(self._key, hashes.SHA256())
+        return Pair(made.public_bytes(serialization.Encoding.PEM).decode(), _pem(key))
+
+    def server(self, names: Iterable[str], addresses: Iterable[str]) -> Pair:
+        alternatives: list[x509.GeneralName] = [x509.DNSName(n) for n in names]
+        alternatives += [x509.IPAddress(ipaddress.ip_address(a)) for a in addresses]
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "podwire-apiserver")])
+        return self._issue(subject, ExtendedKeyUsageOID.SERVER_AUTH, alternatives)
+
+    def client(self, user: str, groups: Iterable[str]) -> Pair:
+        """user: the certificate's CN; groups: its O fields."""
+        subject = x509.Name([*(x509.NameAttribute(NameOID.ORGANIZATION_NAME, g) for g in groups),
+                             x509.NameAttribute(NameOID.COMMON_NAME, user)])
+        return self._issue(subject, ExtendedKeyUsageOID.CLIENT_AUTH, [])
+
+
+def kubeconfig(cluster: str, server: str, ca: str, user: str, pair: Pair) -> str:
+    """The text of a kubeconfig with everything embedded."""
+
+    def b64(text: str) -> str:
+        return base64.b64encode(text.encode()).decode()
+
+    return yaml.safe_dump({
+        "apiVersion": "v1", "kind": "Config", "current-context": cluster, "preferences": {},
+        "clusters": [{"name": cluster, "cluster": {"server": server, "certificate-authority-data": b64(ca)}}],
+        "contexts": [{"name": cluster, "context": {"cluster": cluster, "user": user}}],
+        "users": [{"name": user, "user": {"client-certificate-data": b64(pair.certificate),
+                                          "client-key-data": b64(pair.key)}}],
+    }, sort_keys=False)

@@ -1,0 +1,127 @@
+"""Watch streams: changes of the store as watch events of one client's view (selectors, Table, bookmarks, WatchList)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..api import codec, errors
+from ..api.meta import Object
+from ..api.selectors import Predicate
+from ..store.base import Change, Compacted, Item, Store
+from .objects import wire
+
+BOOKMARK_EVERY = 30.0
+_QUEUE = 20_000  # changes that a slow client may lag behind before it is told to list again
+
+
+@dataclass(frozen=True, slots=True)
+class WatchRequest:
+    """One client's view. start: resourceVersion, None for "from now, with the present state first"."""
+
+    prefix: str
+    matches: Predicate | None
+    start: int | None
+    send_initial: bool
+    initial_end: bool  # WatchList: mark the end of the initial events
+    bookmarks: bool
+    timeout: float
+    kind: str
+    api_version: str
+
+
+def _matches(request: WatchRequest, item: Item | None) -> bool:
+    return item is not None and (request.matches is None or request.matches(codec.decode(item.value)))
+
+
+def translate(request: WatchRequest, change: Change) -> tuple[str, bytes] | None:
+    """(event type, object in wire form) as this view sees the change; None where it sees nothing.
+
+    An object that starts to match a selector is ADDED, one that stops to match is DELETED (API concepts: watch).
+    """
+    now, before = _matches(request, change.item), _matches(request, change.before)
+    if now and change.item is not None:
+        return ("MODIFIED" if before else "ADDED"), wire(change.item)
+    if before and change.before is not None:
+        return "DELETED", codec.with_revision(change.before.value, change.revision)
+    return None
+
+
+def frame(kind: str, raw: bytes) -> bytes:
+    return b'{"type":"%s","object":%s}\n' % (kind.encode(), raw)
+
+
+def bookmark(request: WatchRequest, revision: int, *, initial_end: bool = False) -> bytes:
+    metadata: Object = {"resourceVersion": str(revision)}
+    if initial_end:
+        metadata["annotations"] = {"k8s.io/initial-events-end": "true"}
+    obj = {"kind": request.kind, "apiVersion": request.api_version, "metadata": metadata}
+    return frame("BOOKMARK", codec.dumps(obj))
+
+
+async def stream(store: Store, request: WatchRequest, shape: Callable[[bytes], bytes]) -> AsyncIterator[bytes]:
+    """Frames until the timeout. `shape` turns one object into what the client asked for (Table rows, for example).
+
+    Raises a 410 StatusError where the start is too old, before the first frame.
+    """
+    queue: asyncio.Queue[Change | None] = asyncio.Queue()
+
+    def listener(change: Change) -> None:
+        if change.key.startswith(request.prefix):
+            queue.put_nowait(change if queue.qsize() < _QUEUE else None)
+
+    unsubscribe = store.subscribe(listener)
+    try:
+        revision = await store.revision()
+        backlog: list[Change] = []
+        if request.send_initial:
+            for item in await store.scan(request.prefix):
+                if _matches(request, item):
+                    yield frame("ADDED", shape(wire(item)))
+            if request.initial_end:
+                yield bookmark(request, revision, initial_end=True)
+        elif request.start is not None and request.start <= revision:
+            try:
+                backlog = await store.since(request.prefix, request.start)
+            except Compacted as err:
+                raise errors.expired(f"too old resource version: {request.start} ({err.oldest}); list again") from err
+        for change in backlog:
+            if event := translate(request, change):
+                yield frame(event[0], shape(event[1]))
+        async for chunk in _live(request, queue, revision, shape, store):
+            yield chunk
+    finally:
+        unsubscribe()
+
+
+async def _live(request: WatchRequest, queue: asyncio.Queue[Change | None], revision: int, shape: Callable[[bytes], bytes],
+                store: Store) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
+    end, next_bookmark = loop.time() + request.timeout, loop.time() + BOOKMARK_EVERY
+    while (now := loop.time()) < end:
+        try:
+            change = await asyncio.wait_for(queue.get(), min(end, next_bookmark) - now)
+        except TimeoutError:
+            if request.bookmarks:
+                yield bookmark(request, max(revision, await store.revision()))
+            next_bookmark = loop.time() + BOOKMARK_EVERY
+            continue
+        if change is None:
+            yield frame("ERROR", codec.dumps(errors.expired("the client was too slow to follow; list again").body()))
+            return
+        if change.revision <= revision:
+            continue  # seen already in the initial state or in the backlog
+        revision = change.revision
+        if event := translate(request, change):
+            yield frame(event[0], shape(event[1]))
+
+
+def parse_version(text: Any) -> int | None:
+    """A resourceVersion parameter; None for "" (unset). Raises 400."""
+    if text in (None, ""):
+        return None
+    if not str(text).isdigit():
+        raise errors.bad_request(f"resourceVersion: {text!r} is no version of this server; expected a decimal number")
+    return int(text)

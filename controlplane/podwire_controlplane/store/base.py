@@ -1,0 +1,74 @@
+"""The Store protocol: a small, revisioned key-value store with compare-and-swap and history, as etcd is.
+
+Keys are slash-separated paths, values are opaque bytes. The revision increases by exactly one for each successful write
+of the whole store; an item's revision is that of its last write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Conflict(Exception):
+    """A compare-and-swap lost: `actual` is the item as it is now (None: there is none)."""
+
+    def __init__(self, actual: Item | None) -> None:
+        super().__init__("the key was written by somebody else")
+        self.actual = actual
+
+
+class Compacted(Exception):
+    """The history that was asked for is gone; `oldest` is the first revision that can still be read from."""
+
+    def __init__(self, oldest: int) -> None:
+        super().__init__(f"history before revision {oldest} is gone")
+        self.oldest = oldest
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    key: str
+    revision: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One write. `item` is None for a deletion, `before` None for a creation."""
+
+    revision: int
+    key: str
+    item: Item | None
+    before: Item | None
+
+
+class Store(Protocol):
+    """Implementations: MemoryStore, SqliteStore. All calls may suspend; a write is durable when it returns."""
+
+    async def revision(self) -> int: ...
+
+    async def get(self, key: str) -> Item | None: ...
+
+    async def scan(self, prefix: str, at: int | None = None) -> list[Item]:
+        """Items below `prefix` in key order, as they were at revision `at` (default: now). Raises Compacted."""
+        ...
+
+    async def put(self, key: str, value: bytes, expect: int | None = None) -> Item:
+        """Write. expect: revision the key must have now, 0 for "must not exist". Raises Conflict."""
+        ...
+
+    async def delete(self, key: str, expect: int | None = None) -> Change:
+        """Delete. Raises Conflict, also where there is nothing to delete."""
+        ...
+
+    async def since(self, prefix: str, revision: int) -> list[Change]:
+        """Changes below `prefix` after `revision`, in order. Raises Compacted."""
+        ...
+
+    def subscribe(self, listener: Callable[[Change], None]) -> Callable[[], None]:
+        """Call `listener` for every later write, in order; returns the function that ends it."""
+        ...
+
+    async def close(self) -> None: ...

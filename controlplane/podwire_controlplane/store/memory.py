@@ -1,0 +1,99 @@
+"""The Store in memory: the reference implementation, and the read side of the SQLite store."""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from collections.abc import Callable
+
+from .base import Change, Compacted, Conflict, Item
+
+HISTORY = 10_000  # changes kept for watches that resume; older ones answer 410 Gone and the client lists again
+
+
+class MemoryStore:
+    """See store/base.py. `history` bounds the number of changes that `since` and `scan(at=...)` can look back."""
+
+    def __init__(self, history: int = HISTORY) -> None:
+        self._items: dict[str, Item] = {}
+        self._keys: list[str] = []  # sorted
+        self._revision = 0
+        self._compacted = 0  # changes up to this revision are gone
+        self._changes: deque[Change] = deque()
+        self._history = history
+        self._listeners: list[Callable[[Change], None]] = []
+
+    async def revision(self) -> int:
+        return self._revision
+
+    async def get(self, key: str) -> Item | None:
+        return self._items.get(key)
+
+    async def scan(self, prefix: str, at: int | None = None) -> list[Item]:
+        start = bisect.bisect_left(self._keys, prefix)
+        end = bisect.bisect_left(self._keys, prefix + "\U0010ffff")
+        now = [self._items[key] for key in self._keys[start:end]]
+        if at is None or at >= self._revision:
+            return now
+        then = {item.key: item for item in now}
+        for change in reversed(await self.since(prefix, at)):
+            if change.before is None:
+                then.pop(change.key, None)
+            else:
+                then[change.key] = change.before
+        return [then[key] for key in sorted(then)]
+
+    async def since(self, prefix: str, revision: int) -> list[Change]:
+        if revision < self._compacted:
+            raise Compacted(self._compacted)
+        skip = max(0, len(self._changes) - (self._revision - revision))
+        return [c for n, c in enumerate(self._changes) if n >= skip and c.key.startswith(prefix)]
+
+    def _expect(self, key: str, expect: int | None) -> Item | None:
+        actual = self._items.get(key)
+        if expect is not None and (actual.revision if actual else 0) != expect:
+            raise Conflict(actual)
+        return actual
+
+    async def put(self, key: str, value: bytes, expect: int | None = None) -> Item:
+        before = self._expect(key, expect)
+        item = Item(key, self._revision + 1, value)
+        self._commit(Change(item.revision, key, item, before))
+        return item
+
+    async def delete(self, key: str, expect: int | None = None) -> Change:
+        before = self._expect(key, expect)
+        if before is None:
+            raise Conflict(None)
+        change = Change(self._revision + 1, key, None, before)
+        self._commit(change)
+        return change
+
+    def _persist(self, change: Change) -> None:
+        """Make one change durable before anybody sees it; the memory store has nothing to do."""
+
+    def _commit(self, change: Change) -> None:
+        self._persist(change)
+        self._remember(change)
+        for listener in tuple(self._listeners):
+            listener(change)
+
+    def _remember(self, change: Change) -> None:
+        if change.item is None:
+            del self._items[change.key]
+            del self._keys[bisect.bisect_left(self._keys, change.key)]
+        else:
+            if change.before is None:
+                bisect.insort(self._keys, change.key)
+            self._items[change.key] = change.item
+        self._revision = change.revision
+        self._changes.append(change)
+        while len(self._changes) > self._history:
+            self._compacted = self._changes.popleft().revision
+
+    def subscribe(self, listener: Callable[[Change], None]) -> Callable[[], None]:
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    async def close(self) -> None:
+        self._listeners.clear()
