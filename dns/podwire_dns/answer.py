@@ -1,0 +1,275 @@
+"""Query bytes -> response bytes, or what must be asked elsewhere first.
+
+The hit: the lower-case question is a key, its value is the answer's records, and only the head is made for the client
+(id, RD, CD, EDNS; addresses begin at a random one). All else takes the slow path, which tells what the zone does not say
+with a record: NODATA and NXDOMAIN with SOA (RFC 2308), aliases, pods, errors, other people's names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dnslib import CNAME as CnameData
+from dnslib import QTYPE, RR, DNSHeader, DNSLabel, DNSQuestion, DNSRecord
+
+from . import names, render, wire, zone
+from .cache import Cache, Upstreamed
+from .feed import Delta, Hello
+from .wire import AA, AD, CD, COUNTS, EMPTY, IN, NOERROR, NXDOMAIN, RA, RD, REFUSED, SERVFAIL, Malformed, Query
+from .zone import AAAA, ADDRESS_TYPES, CNAME, SOA, A
+
+MAX_ALIASES = 8
+META_TYPES = range(249, 256)  # TKEY, TSIG, IXFR, AXFR, MAILB, MAILA, ANY: transfers and amplifiers
+PLAIN = b"\0\x01\0\0\0\0"  # one question, no answer, no authority
+
+
+@dataclass(slots=True)
+class ZoneData:
+    """What a feeder sent. zones: apexes in wire form, the cluster domain first. synced: it is whole."""
+
+    zones: tuple[bytes, ...]
+    ttl: int = 5
+    pods: bool = True
+    synced: bool = False
+    serial: int = 0
+    answers: dict[bytes, bytes] = field(default_factory=dict)
+    names: set[bytes] = field(default_factory=set)
+    apexes: frozenset[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.apexes = frozenset(self.zones)
+
+    @classmethod
+    def begin(cls, hello: Hello) -> ZoneData:
+        return cls(hello.zones, hello.ttl, hello.pods)
+
+    def apply(self, delta: Delta) -> None:
+        """New names and answers first: a reader between two steps must not see a Service less than there ever was."""
+        self.names.update(delta.names)
+        self.answers.update(delta.answers)
+        for key in delta.gone:
+            self.answers.pop(key, None)
+        self.names.difference_update(delta.lost)
+        self.serial = delta.serial
+
+    def apex_of(self, name: bytes) -> bytes | None:
+        """The zone that `name` (lower-case wire form) lies in."""
+        at = 0
+        while name[at]:
+            if name[at:] in self.apexes:
+                return name[at:]
+            at += 1 + name[at]
+        return None
+
+    def soa(self, name: bytes, apex: bytes) -> bytes:
+        """The zone's SOA record for an answer about `name`; its names point into the question."""
+        pointer = (0xC000 | 12 + len(name) - len(apex)).to_bytes(2)
+        cluster = self.zones[0]
+        short = pointer if apex == cluster else cluster
+        return wire.soa(pointer, b"\x02ns\x03dns" + short, b"\x0ahostmaster" + short, self.serial & 0xFFFFFFFF, self.ttl)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A query that waits for an upstream. ask: the question key to forward. chain: aliases on the way, (owner, target)."""
+
+    query: Query
+    limit: int
+    ask: bytes
+    chain: tuple[tuple[bytes, bytes], ...] = ()
+
+    @property
+    def dnssec_ok(self) -> bool:
+        return self.query.edns is not None and self.query.edns.dnssec_ok
+
+    @property
+    def checking_disabled(self) -> bool:
+        return bool(self.query.flags & CD)
+
+    @property
+    def cache_key(self) -> tuple[bytes, bool, bool]:
+        return self.ask, self.dnssec_ok, self.checking_disabled
+
+
+@dataclass(slots=True)
+class Answerer:
+    """`handle` for every message; where it returns Pending, `finish` once the upstream's answer (or None) is there.
+
+    recursion: are there upstreams? rand: a number in [0, n). clock: monotonic seconds, for the cache.
+    """
+
+    data: ZoneData
+    cache: Cache
+    clock: Callable[[], float]
+    rand: Callable[[int], int]
+    recursion: bool = False
+    counts: dict[str, int] = field(default_factory=lambda: {"hit": 0, "slow": 0, "forward": 0, "error": 0})
+
+    def handle(self, data: bytes, *, udp: bool) -> bytes | Pending | None:
+        """None: say nothing (an answer, or no message at all; answering either would make loops and reflections)."""
+        if len(data) < 12 or data[2] & 0x80:
+            return None
+        hit = self._hit(data, udp)
+        if hit is not None:
+            return hit
+        try:
+            query = wire.parse_query(data) if not data[2] & 0x78 else None
+        except Malformed:
+            return self._error(wire.header_only(data, wire.FORMERR))
+        if query is None:
+            return self._error(wire.header_only(data, wire.NOTIMP))
+        return self._slow(query, query.udp_limit() if udp else wire.TCP_SIZE)
+
+    def _hit(self, data: bytes, udp: bool) -> bytes | None:
+        """The pre-rendered answer, where the message is a plain query for it (exact keys make parsing needless)."""
+        if data[2] & 0x7E or data[4:10] != PLAIN:
+            return None
+        limit, tail = wire.UDP_MINIMUM, b""
+        if data[10:12] == b"\0\0":
+            question = data[12:]
+        elif data[10:12] == b"\0\x01" and data[-11:-8] == b"\0\0\x29" and data[-6:-4] == b"\0\0" and data[-2:] == b"\0\0":
+            question = data[12:-11]
+            limit = max(limit, min(int.from_bytes(data[-8:-6]), wire.UDP_SIZE))
+            tail = b"\0\0\x29\x04\xd0\0\0" + (b"\x80\0" if data[-4] & 0x80 else b"\0\0") + b"\0\0"
+        else:
+            return None
+        zone_data = self.data
+        value = zone_data.answers.get(question.lower())
+        if value is None or 12 + len(question) + len(value) - 6 + len(tail) > (limit if udp else wire.TCP_SIZE):
+            return None
+        self.counts["hit"] += 1
+        if value[1] > 1 or value[0]:
+            value = wire.rotate(value, question[-3], self.rand(value[0] << 8 | value[1]))
+        counts = value[:6] if not tail else value[:4] + ((value[4] << 8 | value[5]) + 1).to_bytes(2)
+        flags = bytes((0x84 | data[2] & 1, (0x80 if self.recursion else 0) | data[3] & 0x10))
+        return b"".join((data[:2], flags, b"\0\x01", counts, question, value[6:], tail))
+
+    def _error(self, response: bytes) -> bytes:
+        self.counts["error"] += 1
+        return response
+
+    def _reply(self, query: Query, value: bytes, limit: int, *, rcode: int = NOERROR, flags: int = 0) -> bytes:
+        return wire.reply(query, value, rcode=rcode, flags=flags | (RA if self.recursion else 0), limit=limit)
+
+    def _slow(self, query: Query, limit: int) -> bytes | Pending:
+        self.counts["slow"] += 1
+        if query.edns is not None and query.edns.version:
+            return self._error(self._reply(query, EMPTY, limit, rcode=wire.BADVERS))
+        if query.qclass != IN or query.qtype in META_TYPES:
+            return self._error(self._reply(query, EMPTY, limit, rcode=REFUSED))
+        if query.qtype in (0, wire.OPT):
+            return self._error(self._reply(query, EMPTY, limit, rcode=wire.FORMERR))
+        return self._resolve(query, limit)
+
+    def _resolve(self, query: Query, limit: int) -> bytes | Pending:
+        data = self.data
+        name = query.name
+        chain: list[tuple[bytes, bytes]] = []
+        for _ in range(MAX_ALIASES):
+            key = name + query.key[-4:]
+            value = data.answers.get(key)
+            if value is not None:
+                value = wire.rotate(value, query.qtype, self.rand(max(1, value[0] << 8 | value[1])))
+                return self._found(query, limit, tuple(chain), key, value)
+            apex = data.apex_of(name)
+            if apex is None:
+                return self._outside(Pending(query, limit, key, tuple(chain)))
+            if not data.synced:
+                return self._error(self._reply(query, EMPTY, limit, rcode=SERVFAIL))
+            alias = data.answers.get(name + b"\0\x05\0\x01")
+            if alias is None:
+                rcode, value = self._unrecorded(name, query.qtype, apex)
+                if chain:
+                    return self._found(query, limit, tuple(chain), key, EMPTY)
+                return self._reply(query, value, limit, rcode=rcode, flags=AA)
+            chain.append((name, alias[6 + 12:]))
+            if query.qtype not in ADDRESS_TYPES:
+                return self._found(query, limit, tuple(chain), key, EMPTY)
+            name = alias[6 + 12:]
+        return self._found(query, limit, tuple(chain), query.key, EMPTY)
+
+    def _found(self, query: Query, limit: int, chain: tuple[tuple[bytes, bytes], ...], key: bytes, value: bytes) -> bytes:
+        whole = join(query.key, chain, key, value, self.data.ttl) if chain else value
+        return self._reply(query, whole, limit, flags=AA)
+
+    def _unrecorded(self, name: bytes, qtype: int, apex: bytes) -> tuple[int, bytes]:
+        """(rcode, value) for a name of ours that has no record of this type."""
+        data = self.data
+        if name == apex and qtype == SOA:
+            return NOERROR, COUNTS.pack(1, 0, 0) + data.soa(name, apex)
+        exists = name in data.names
+        if not exists and data.pods:
+            pod = self._pod(name)
+            if pod is not None and (pod.rtype == qtype):
+                return NOERROR, render.render(pod)
+            exists = pod is not None
+        return NOERROR if exists else NXDOMAIN, COUNTS.pack(0, 1, 0) + data.soa(name, apex)
+
+    def _pod(self, name: bytes) -> zone.RRset | None:
+        """a-b-c-d.namespace.pod.zone is a.b.c.d wherever the namespace exists (the specification's section 2.6)."""
+        namespace = name[1 + name[0]:]
+        suffix = b"\x03pod" + self.data.zones[0]
+        if namespace not in self.data.names or namespace[1 + namespace[0]:] != suffix:
+            return None
+        address = names.undashed(name[1:1 + name[0]].decode("ascii", "replace"))
+        if address is None:
+            return None
+        return zone.RRset(names.from_wire(name), AAAA if ":" in address else A, self.data.ttl, (address,))
+
+    def _outside(self, pending: Pending) -> bytes | Pending:
+        query = pending.query
+        if not self.recursion or not query.flags & RD:
+            if pending.chain:
+                return self._found(query, pending.limit, pending.chain, pending.ask, EMPTY)
+            return self._error(self._reply(query, EMPTY, pending.limit, rcode=REFUSED))
+        self.counts["forward"] += 1
+        known = self.cache.get(pending.cache_key, self.clock())
+        return pending if known is None else self.finish(pending, known)
+
+    def finish(self, pending: Pending, answer: Upstreamed | None) -> bytes:
+        """The response to a query that waited. answer: None where no upstream answered."""
+        query, limit = pending.query, pending.limit
+        if answer is None or (pending.chain and answer.rcode not in (NOERROR, NXDOMAIN)):
+            return self._error(self._reply(query, EMPTY, limit, rcode=SERVFAIL))
+        if not pending.chain:
+            wants_ad = query.flags & AD or pending.dnssec_ok
+            return self._reply(query, answer.value, limit, rcode=answer.rcode, flags=AD if answer.ad and wants_ad else 0)
+        value = answer.value if answer.rcode == NOERROR else EMPTY
+        try:
+            return self._found(query, limit, pending.chain, pending.ask, value)
+        except ValueError:  # our aliases and the upstream's records do not make a message together
+            return self._error(self._reply(query, EMPTY, limit, rcode=SERVFAIL))
+
+
+def join(key: bytes, chain: tuple[tuple[bytes, bytes], ...], final_key: bytes, final: bytes, ttl: int) -> bytes:
+    """One value for the question `key`: the aliases, then the answer records of `final`, the value for `final_key`.
+
+    Names are packed anew by dnslib, since the pointers in `final` belong to another question. Raises ValueError where
+    `final` (an upstream may have sent anything) cannot be read.
+    """
+    try:
+        out = DNSRecord(DNSHeader(qr=1), q=DNSQuestion(_label(key[:-4]), int.from_bytes(key[-4:-2])))
+        for owner, target in chain:
+            out.add_answer(RR(_label(owner), CNAME, rdata=CnameData(_label(target)), ttl=ttl))
+        an = int.from_bytes(final[:2])
+        if an:
+            message = wire.HEADER.pack(0, wire.QR, 1, an, 0, 0) + final_key + final[6:]
+            out.add_answer(*DNSRecord.parse(message).rr)
+        packed = bytes(out.pack())
+    except Exception as err:  # dnslib raises its own errors, and struct's, UnicodeError's and IndexError's on garbage
+        raise ValueError(f"unreadable answer: {err}") from err
+    return COUNTS.pack(len(chain) + an, 0, 0) + packed[12 + len(key):]
+
+
+def _label(name: bytes) -> DNSLabel:
+    parts, at = [], 0
+    while name[at]:
+        parts.append(name[at + 1:at + 1 + name[at]])
+        at += 1 + name[at]
+    return DNSLabel(parts)
+
+
+def type_name(qtype: int) -> str:
+    """For logs and tools: "A", or "TYPE65280" (RFC 3597) where the type has no name."""
+    return str(QTYPE.forward.get(qtype, f"TYPE{qtype}"))

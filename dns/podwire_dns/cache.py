@@ -1,0 +1,85 @@
+"""Answers of upstreams, kept for their TTL. Nothing of the cluster's own names is ever here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .wire import COUNTS, NOERROR, NXDOMAIN, records
+from .zone import SOA
+
+NEGATIVE_CAP, POSITIVE_CAP = 30.0, 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Upstreamed:
+    """What an upstream said. value: as in wire.py, without OPT. ad: it vouches for DNSSEC."""
+
+    rcode: int
+    value: bytes
+    ad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    answer: Upstreamed
+    stored: float
+    expires: float
+    ttls: tuple[tuple[int, int], ...]  # offset in the value, TTL as it came
+
+
+CacheKey = tuple[bytes, bool, bool]  # question key, DO, CD
+
+
+@dataclass(slots=True)
+class Cache:
+    """At most `capacity` answers; the oldest goes first. A time is a monotonic clock's, in seconds.
+
+    Readers and the one writer may be different threads: each step is one dict operation.
+    """
+
+    capacity: int = 10_000
+    entries: dict[CacheKey, _Entry] = field(default_factory=dict)
+    hits: int = 0
+
+    def put(self, key: CacheKey, answer: Upstreamed, now: float) -> None:
+        """Keep an answer if it may be kept: NOERROR and NXDOMAIN, with a TTL above 0 (RFC 2308 for those without data)."""
+        life, ttls = _life(answer)
+        if life <= 0:
+            return
+        self.entries.pop(key, None)
+        while len(self.entries) >= self.capacity:
+            self.entries.pop(next(iter(self.entries)), None)
+        self.entries[key] = _Entry(answer, now, now + life, ttls)
+
+    def get(self, key: CacheKey, now: float) -> Upstreamed | None:
+        """The answer with its TTLs counted down."""
+        entry = self.entries.get(key)
+        if entry is None:
+            return None
+        if now >= entry.expires:
+            self.entries.pop(key, None)
+            return None
+        self.hits += 1
+        age = int(now - entry.stored)
+        if not age:
+            return entry.answer
+        value = bytearray(entry.answer.value)
+        for at, ttl in entry.ttls:
+            value[at:at + 4] = max(0, ttl - age).to_bytes(4)
+        return Upstreamed(entry.answer.rcode, bytes(value), entry.answer.ad)
+
+
+def _life(answer: Upstreamed) -> tuple[float, tuple[tuple[int, int], ...]]:
+    """How long an answer may be kept, and where its TTLs are."""
+    if answer.rcode not in (NOERROR, NXDOMAIN):
+        return 0, ()
+    an, ns, ar = COUNTS.unpack_from(answer.value)
+    found = list(records(answer.value, 6, an + ns + ar))
+    ttls = tuple((record.ttl_at, record.ttl) for record in found)
+    if answer.rcode == NOERROR and an:
+        return min([POSITIVE_CAP, *(record.ttl for record in found)]), ttls
+    for record in found[:an + ns]:
+        if record.rtype == SOA and record.end - record.data_at >= 20:
+            minimum = int.from_bytes(answer.value[record.end - 4:record.end])
+            return min(NEGATIVE_CAP, record.ttl, minimum), ttls
+    return 0, ()  # without SOA it says nothing about how long it holds

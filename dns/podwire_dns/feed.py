@@ -1,0 +1,82 @@
+"""What a feeder tells a serving process: frames of a 4-byte length and one msgpack message.
+
+A connection carries Hello, then Delta frames that together are the whole zone, then Synced, then Delta frames for ever. The
+server swaps its old zone for the new one at the first Synced, so that a restarted feeder never shows a half-filled zone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+VERSION = 1
+CHUNK = 4096  # answers in one frame of a snapshot
+MAX_FRAME = 64 << 20
+
+
+class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
+    """version: of this protocol. zones: apexes in wire form, the cluster domain first. ttl: of negative answers."""
+
+    version: int
+    zones: tuple[bytes, ...]
+    ttl: int
+    pods: bool
+
+
+class Delta(msgspec.Struct, tag="delta", array_like=True, frozen=True):
+    """answers: question key -> value. gone: keys without data now. names, lost: wire names that begin or cease to exist."""
+
+    serial: int
+    answers: dict[bytes, bytes] = {}
+    gone: tuple[bytes, ...] = ()
+    names: tuple[bytes, ...] = ()
+    lost: tuple[bytes, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many answers and names it touches: the measure of its cost."""
+        return len(self.answers) + len(self.gone) + len(self.names) + len(self.lost)
+
+
+class Synced(msgspec.Struct, tag="synced", array_like=True, frozen=True):
+    """The zone is whole."""
+
+    serial: int
+
+
+Message = Hello | Delta | Synced
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+class BadFeed(ValueError):
+    """The other end speaks another version or garbage."""
+
+
+def frame(message: Message) -> bytes:
+    body = _encoder.encode(message)
+    return len(body).to_bytes(4) + body
+
+
+def decode(body: bytes) -> Message:
+    try:
+        message = _decoder.decode(body)
+    except msgspec.DecodeError as err:
+        raise BadFeed(f"feed: {err}") from err
+    if isinstance(message, Hello) and message.version != VERSION:
+        raise BadFeed(f"feed: version {message.version} of the feeder, {VERSION} here; restart both from one release")
+    return message
+
+
+def snapshot(hello: Hello, answers: Mapping[bytes, bytes], names: Iterator[bytes], serial: int) -> Iterator[bytes]:
+    """The frames of a whole zone, in pieces that do not stall the receiver."""
+    yield frame(hello)
+    chunk: dict[bytes, bytes] = {}
+    for key, value in answers.items():
+        chunk[key] = value
+        if len(chunk) == CHUNK:
+            yield frame(Delta(serial, chunk))
+            chunk = {}
+    yield frame(Delta(serial, chunk, names=tuple(names)))
+    yield frame(Synced(serial))

@@ -1,0 +1,161 @@
+"""The feeder: watches Services, EndpointSlices and Namespaces, renders answers, and feeds the serving processes.
+
+It is niced and apart from them, so that decoding and rendering never stand in a query's way. Servers come and go over a
+unix socket; each gets the whole zone, then every change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from podwire_controlplane.client import logs
+from podwire_controlplane.client.config import ClientConfig, load
+from podwire_controlplane.client.http import ApiClient
+from podwire_controlplane.client.informer import Informer
+from podwire_controlplane.client.reflector import Event
+from podwire_controlplane.client.rolestatus import RoleStatus
+
+from . import feed, names
+from .build import Builder
+from .config import DnsConfig
+
+log = logs.get("dns-feeder")
+NICE = 10
+GATHER_SECONDS = 0.005  # changes that come together are rendered together
+MAX_BACKLOG = 64 << 20  # bytes that a server may lag behind before it must begin anew
+STATUS_SECONDS = 1.0
+PATHS = {"Service": "/api/v1/services", "EndpointSlice": "/apis/discovery.k8s.io/v1/endpointslices",
+         "Namespace": "/api/v1/namespaces"}
+
+
+class Feeder:
+    """The builder's changes, gathered and pushed to every connected server. Nothing is pushed before `start_feeding`."""
+
+    def __init__(self, config: DnsConfig) -> None:
+        schema = config.schema()
+        self.config, self.builder = config, Builder(schema)
+        self.hello = feed.Hello(feed.VERSION, tuple(names.to_wire(z) for z in (schema.zone, *schema.reverse)),
+                                schema.ttl, schema.pods)
+        self.serial = int(time.time())
+        self.synced = asyncio.Event()
+        self.servers: set[asyncio.StreamWriter] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def handler(self, kind: str) -> Callable[[Event], None]:
+        """An informer's on_event for one kind of object."""
+        take: Callable[..., None] = {"Service": self.builder.service, "EndpointSlice": self.builder.slice,
+                                     "Namespace": self.builder.namespace}[kind]
+
+        def on_event(event: Event) -> None:
+            take(event.object, deleted=event.type == "DELETED")
+            if self.synced.is_set() and self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self.push)
+
+        return on_event
+
+    def push(self) -> None:
+        """Render what changed and send it to all."""
+        self._timer = None
+        delta = self._flush()
+        if not delta.size:
+            return
+        frame = feed.frame(delta)
+        for writer in list(self.servers):
+            if writer.transport.get_write_buffer_size() > MAX_BACKLOG:
+                log.warn("a server does not take its feed, it must connect again", backlog=MAX_BACKLOG)
+                self.servers.discard(writer)
+                writer.transport.abort()
+                continue
+            writer.write(frame)
+
+    def _flush(self) -> feed.Delta:
+        # A serial that grows with each change and across restarts (RFC 1982 wants "greater" to mean "newer").
+        self.serial = max(self.serial + 1, int(time.time()))
+        delta = self.builder.flush(self.serial)
+        for problem in self.builder.problems:
+            log.warn("object left out of the DNS", kind=problem.kind, object=problem.key, error=problem.error)
+        self.builder.problems.clear()
+        return delta
+
+    def start_feeding(self) -> None:
+        """All lists are here: from now on the zone is whole."""
+        begin = time.monotonic()
+        self._flush()
+        self.synced.set()
+        log.info("zone is whole", answers=len(self.builder.answers), services=self.builder.services,
+                 took_ms=(time.monotonic() - begin) * 1000)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One server's connection, until it ends."""
+        try:
+            await self.synced.wait()
+            if self._timer is not None:
+                self._timer.cancel()
+                self.push()
+            for frame in feed.snapshot(self.hello, self.builder.answers, iter(self.builder.names), self.serial):
+                writer.write(frame)
+            self.servers.add(writer)
+            log.info("server connected", answers=len(self.builder.answers), servers=len(self.servers))
+            await reader.read()  # a server sends nothing; the end of its stream is its end
+        except OSError:
+            pass  # the server died; it connects again when it lives
+        finally:
+            self.servers.discard(writer)
+            writer.close()
+
+    def report(self, status: RoleStatus) -> None:
+        figures: Mapping[str, Any] = {"services": self.builder.services, "answers": len(self.builder.answers),
+                                      "servers": len(self.servers)}
+        if not self.synced.is_set():
+            status.update(ready=False, message="waits for the API server's lists", reason="NotSynced", **figures)
+        else:
+            status.update(ready=True, message=f"{figures['services']} Services, {figures['answers']} answers", **figures)
+
+
+async def _watch(feeder: Feeder, client: ClientConfig, group: asyncio.TaskGroup) -> None:
+    async with ApiClient(client) as api:
+        informers = [Informer(api, path, on_event=feeder.handler(kind)) for kind, path in PATHS.items()]
+        tasks = [group.create_task(informer.run()) for informer in informers]
+        try:
+            for informer in informers:
+                await informer.synced.wait()
+            feeder.start_feeding()
+            await asyncio.Event().wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def _main(config: DnsConfig, client: ClientConfig) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    feeder, status = Feeder(config), RoleStatus(config.run_dir, "dns-feeder")
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        config.socket_path.unlink()  # what a killed predecessor left
+    listener = await asyncio.start_unix_server(feeder.serve, str(config.socket_path))
+    async with asyncio.TaskGroup() as group:
+        watch = group.create_task(_watch(feeder, client, group))
+        while not stop.is_set():
+            feeder.report(status)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), STATUS_SECONDS)
+        watch.cancel()
+    listener.close()
+    for writer in list(feeder.servers):
+        writer.close()
+    status.update(ready=False, message="stopped", reason="Stopped")
+
+
+def run(config: DnsConfig) -> None:
+    """Watch and feed until SIGTERM. Raises BadConfig and the client's ConfigError for settings that cannot work."""
+    logs.configure(node=config.node_name)
+    os.nice(NICE)
+    asyncio.run(_main(config, load(config.kubeconfig)))

@@ -1,0 +1,122 @@
+"""Names that are not ours: which upstream to ask, what to send, what to believe. Pure; upstream.py does the sending.
+
+Upstreams are asked in the order configured. One that does not answer within its patience (four times its usual answer
+time) is joined by the next one, and both may still answer. After DOWN_AFTER silences in a row an upstream is down: it is
+asked last, and once in PROBE_EVERY seconds one query goes to it as well as to a healthy one, until it answers again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .cache import Upstreamed
+from .wire import (
+    AD,
+    CD,
+    COUNTS,
+    HEADER,
+    NOERROR,
+    NXDOMAIN,
+    OPT,
+    QR,
+    RD,
+    SERVFAIL,
+    TC,
+    Edns,
+    Malformed,
+    opt,
+    records,
+)
+
+PATIENCE_FIRST, PATIENCE_LEAST, PATIENCE_MOST = 0.4, 0.1, 1.0
+DEADLINE = 4.0  # below the 5 s after which common resolvers ask again
+DOWN_AFTER, PROBE_EVERY = 2, 1.0
+ROUNDS = 2
+
+
+@dataclass(slots=True)
+class _Health:
+    silences: int = 0
+    usual: float = 0.0  # smoothed answer time, 0: never answered
+    probed: float = float("-inf")
+
+
+@dataclass(slots=True)
+class Upstreams:
+    """addresses: "IP" or "IP#port", in order of preference."""
+
+    addresses: tuple[str, ...]
+    _health: dict[str, _Health] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._health = {address: _Health() for address in self.addresses}
+
+    def answered(self, address: str, took: float) -> None:
+        health = self._health[address]
+        health.silences = 0
+        health.usual = took if not health.usual else health.usual * 0.75 + took * 0.25
+
+    def silent(self, address: str) -> None:
+        self._health[address].silences += 1
+
+    def is_down(self, address: str) -> bool:
+        return self._health[address].silences >= DOWN_AFTER
+
+    def patience(self, address: str) -> float:
+        usual = self._health[address].usual
+        return min(PATIENCE_MOST, max(PATIENCE_LEAST, 4 * usual)) if usual else PATIENCE_FIRST
+
+    def attempts(self, now: float) -> list[tuple[str, float]]:
+        """(address, seconds to wait before the next is asked too), in order; the first may be a probe with no wait."""
+        healthy = [a for a in self.addresses if not self.is_down(a)]
+        down = [a for a in self.addresses if self.is_down(a)]
+        plan = [(a, self.patience(a)) for a in [*healthy, *down] * ROUNDS]
+        due = [a for a in down if now - self._health[a].probed >= PROBE_EVERY]
+        if healthy and due:
+            self._health[due[0]].probed = now
+            plan.insert(0, (due[0], 0.0))
+        return plan
+
+
+def build_ask(key: bytes, ident: int, *, dnssec_ok: bool, checking_disabled: bool) -> bytes:
+    """The query that goes upstream for a question key."""
+    return (HEADER.pack(ident, RD | (CD if checking_disabled else 0), 1, 0, 0, 1) + key
+            + opt(Edns(0, dnssec_ok=dnssec_ok)))
+
+
+def read_answer(key: bytes, ident: int, data: bytes) -> Upstreamed | None:
+    """What an upstream answered to `build_ask`; None where it is cut (TC) and must be asked over TCP.
+
+    Raises Malformed for what is no answer to this question: to be ignored, since anybody may have sent it.
+    """
+    if len(data) < 12:
+        raise Malformed("shorter than a header")
+    got, flags, questions, an, ns, ar = HEADER.unpack_from(data)
+    if got != ident or not flags & QR or flags & 0x7800:
+        raise Malformed("no answer to this query")
+    rcode = flags & 0xF
+    if questions != 1 or data[12:12 + len(key)].lower() != key:
+        if questions == 0 and rcode not in (NOERROR, NXDOMAIN) and len(data) == 12:
+            return Upstreamed(rcode, b"\0" * 6)
+        raise Malformed("the answer is to another question")
+    if flags & TC:
+        return None
+    return _without_opt(data, 12 + len(key), (an, ns, ar), rcode, bool(flags & AD))
+
+
+def _without_opt(data: bytes, at: int, counts: tuple[int, int, int], rcode: int, ad: bool) -> Upstreamed:
+    """Leave out OPT, which speaks of one hop only, and what may stand behind it (pointers there would no longer hold)."""
+    an, ns, ar = counts
+    end, kept = at, 0
+    for index, record in enumerate(records(data, at, an + ns + ar)):
+        if index >= an + ns and record.rtype == OPT:
+            if record.ttl >> 24:
+                rcode = SERVFAIL  # an extended error means nothing to a client that may not have sent EDNS
+            break
+        end, kept = record.end, kept + 1
+    return Upstreamed(rcode, COUNTS.pack(an, ns, max(0, kept - an - ns)) + data[at:end], ad)
+
+
+def is_final(answer: Upstreamed) -> bool:
+    """Does the answer settle the question, or is another upstream worth asking (SERVFAIL, REFUSED ...)?"""
+    return answer.rcode in (NOERROR, NXDOMAIN)

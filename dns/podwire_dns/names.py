@@ -1,0 +1,113 @@
+"""Names in their two forms, and the grammar of the names that Kubernetes gives to Services, endpoints and pods.
+
+Text names are lower case, end in a dot, and hold only letters, digits, '-', '_' and '.', which is all that Kubernetes
+makes; names that clients ask for stay in wire form (RFC 1035 section 3.1), where any byte is allowed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
+MAX_WIRE = 255
+
+
+class BadName(ValueError):
+    """A name or address that cannot stand in the DNS; the text says which and why."""
+
+
+def fqdn(name: str) -> str:
+    """Lower case with one trailing dot; raises BadName where it is no DNS name."""
+    text = name.lower().rstrip(".")
+    labels = text.split(".")
+    for label in labels:
+        if not _LABEL.fullmatch(label):
+            raise BadName(f"{name!r} is no DNS name: the label {label!r} must be 1 to 63 of a-z, 0-9, '-' and '_'")
+    if len(text) + 2 > MAX_WIRE:
+        raise BadName(f"{name!r} is no DNS name: it is longer than 253 characters")
+    return text + "."
+
+
+def label(text: str, what: str) -> str:
+    """One label, lower case; `what` names the field in the error."""
+    low = text.lower()
+    if not _LABEL.fullmatch(low):
+        raise BadName(f"{what} {text!r} cannot be a DNS label: 1 to 63 of a-z, 0-9, '-' and '_'")
+    return low
+
+
+def to_wire(name: str) -> bytes:
+    """Text form to wire form. "a.b." -> b"\\x01a\\x01b\\x00"; "." -> b"\\x00"."""
+    if name in (".", ""):
+        return b"\0"
+    raw = name.rstrip(".").encode("ascii")
+    wire = b"".join(bytes((len(part),)) + part for part in raw.split(b".")) + b"\0"
+    if len(wire) > MAX_WIRE:
+        raise BadName(f"{name!r} is longer than 255 bytes on the wire")
+    return wire
+
+
+def from_wire(wire: bytes) -> str:
+    """Wire form (uncompressed) to text, with RFC 1035's escapes for bytes that Kubernetes never uses."""
+    out, at = [], 0
+    while wire[at]:
+        part = wire[at + 1:at + 1 + wire[at]]
+        out.append("".join(chr(c) if 0x21 <= c <= 0x7E and c not in b'.\\"' else f"\\{c:03d}" for c in part))
+        at += 1 + wire[at]
+    return ".".join(out) + "."
+
+
+def parents(name: str) -> Iterator[str]:
+    """The name itself, then each name above it, the root left out."""
+    while name and name != ".":
+        yield name
+        name = name.partition(".")[2]
+
+
+def within(name: str, origins: frozenset[str]) -> str | None:
+    """The closest of `origins` at or above `name`."""
+    return next((above for above in parents(name) if above in origins), None)
+
+
+def reverse_name(address: str) -> str:
+    """10.96.0.1 -> 1.0.96.10.in-addr.arpa. (RFC 1035 3.5), IPv6 by nibbles under ip6.arpa. (RFC 3596 2.5)."""
+    try:
+        return ipaddress.ip_address(address).reverse_pointer + "."
+    except ValueError as err:
+        raise BadName(f"{address!r} is no IP address") from err
+
+
+def reverse_zones(cidr: str) -> list[str]:
+    """The reverse zones that together cover `cidr` exactly: one, or several where it ends inside an octet or nibble."""
+    try:
+        network = ipaddress.ip_network(cidr)
+    except ValueError as err:
+        raise BadName(f"{cidr!r} is no CIDR: {err}") from err
+    step = 8 if network.version == 4 else 4
+    whole = -(-network.prefixlen // step) * step
+    if whole == 0:
+        return ["in-addr.arpa." if network.version == 4 else "ip6.arpa."]
+    strip = (network.max_prefixlen - whole) // step
+    parts = (part.network_address.reverse_pointer.split(".")[strip:] for part in network.subnets(new_prefix=whole))
+    return [".".join(labels) + "." for labels in parts]
+
+
+def dashed(address: str) -> str:
+    """An endpoint's or pod's name made from its address: 10.1.2.3 -> 10-1-2-3, fd00::1 -> fd00--1.
+
+    A label neither begins nor ends with '-', so that an address which does gets a 0 there (::1 -> 0--1).
+    """
+    text = str(ipaddress.ip_address(address)).replace(":", "-").replace(".", "-")
+    return ("0" if text[0] == "-" else "") + text + ("0" if text[-1] == "-" else "")
+
+
+def undashed(text: str) -> str | None:
+    """The inverse of `dashed`; None where `text` is no dashed address."""
+    for candidate in (text.replace("-", "."), text.replace("-", ":")):
+        try:
+            return str(ipaddress.ip_address(candidate))
+        except ValueError:
+            continue
+    return None

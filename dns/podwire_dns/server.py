@@ -1,0 +1,265 @@
+"""The serving process: UDP and TCP on the cluster DNS addresses, from memory.
+
+A thread per UDP address does nothing but receive, look up and send; what must wait (forwarding, TCP, the feed) runs in the
+main thread's event loop. The zone comes from the feeder; while that is away the last zone serves, and before the first whole
+one cluster names answer SERVFAIL, never NXDOMAIN.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from podwire_controlplane.client import logs
+from podwire_controlplane.client.rolestatus import RoleStatus
+
+from . import feed, host
+from .answer import Answerer, Pending, ZoneData
+from .cache import Cache
+from .config import DnsConfig
+from .upstream import Forwarder
+
+log = logs.get("dns")
+MAX_PENDING = 2000  # queries that wait for upstreams; more are answered SERVFAIL at once
+MAX_CONNECTIONS = 1000
+TCP_IDLE_SECONDS = 10.0
+RECONNECT_FIRST, RECONNECT_LAST = 0.05, 1.0
+STATUS_SECONDS = 1.0
+UDP_BUFFER = 1 << 20
+LEAVE_SECONDS = 0.5
+
+
+class Server:
+    """`async with Server(config) as server` inside the node's network namespace; it serves until the block ends."""
+
+    def __init__(self, config: DnsConfig) -> None:
+        self.config = config
+        upstreams = config.checked_upstreams()
+        zones, cache = config.zones(), Cache()
+        self.answerer = Answerer(ZoneData(zones, config.ttl, config.pods), cache, time.monotonic, _below, bool(upstreams))
+        self.forwarder = Forwarder(upstreams, cache)
+        self.fed = False
+        self.connections: set[asyncio.StreamWriter] = set()
+        self._pending: set[asyncio.Task[None]] = set()
+        self._udp: list[tuple[socket.socket, threading.Thread]] = []
+        self._tcp: list[asyncio.Server] = []
+        self._feed: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Server:
+        loop = asyncio.get_running_loop()
+        for address in self.config.addresses():
+            sock = _socket(address, self.config.port, socket.SOCK_DGRAM)
+            thread = threading.Thread(target=self._udp_loop, args=(sock, loop), name=f"udp {address}", daemon=True)
+            self._udp.append((sock, thread))
+            listener = _socket(address, self.config.port, socket.SOCK_STREAM)
+            self._tcp.append(await asyncio.start_server(self._connection, sock=listener))
+        for _, ready in self._udp:
+            ready.start()
+        self._feed = asyncio.create_task(self._follow())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Leave at once: no new query is taken, answers under way get a moment, none is cut in half."""
+        for sock, udp_thread in self._udp:
+            with contextlib.suppress(OSError):  # ENOTCONN, but it wakes the thread
+                sock.shutdown(socket.SHUT_RDWR)
+            udp_thread.join(LEAVE_SECONDS)
+        for tcp_listener in self._tcp:
+            tcp_listener.close()
+        if self._pending:
+            await asyncio.wait(self._pending, timeout=LEAVE_SECONDS)
+        for writer in list(self.connections):
+            writer.close()  # sends what is in its buffer first
+        if self._feed is not None:
+            self._feed.cancel()
+        for udp_sock, _thread in self._udp:
+            udp_sock.close()
+
+    # UDP
+
+    def _udp_loop(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        receive, send, handle = sock.recvfrom, sock.sendto, self.answerer.handle
+        while True:
+            try:
+                data, peer = receive(4096)
+            except ConnectionError:
+                continue  # an ICMP error about an earlier answer
+            except OSError:
+                return
+            if not data and not peer:
+                return
+            try:
+                answer = handle(data, udp=True)
+                if answer.__class__ is bytes:
+                    send(answer, peer)
+                elif answer is not None:
+                    assert isinstance(answer, Pending)
+                    loop.call_soon_threadsafe(self._wait_for_upstream, answer, _udp_sender(sock, peer))
+            except OSError:
+                continue  # the client's network is gone, or its port is 0: nobody to tell
+            except Exception as err:  # one message must never stop the service
+                log.error("query failed", peer=peer[0], query=data[:64].hex(), error=repr(err))
+
+    # Upstreams
+
+    def _wait_for_upstream(self, pending: Pending, send: Callable[[bytes], None]) -> asyncio.Task[None] | None:
+        if len(self._pending) >= MAX_PENDING:
+            send(self.answerer.finish(pending, None))
+            return None
+        task = asyncio.create_task(self._forward(pending, send))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+        return task
+
+    async def _forward(self, pending: Pending, send: Callable[[bytes], None]) -> None:
+        answer = await self.forwarder.resolve(pending.cache_key)
+        with contextlib.suppress(OSError):  # the client is gone
+            send(self.answerer.finish(pending, answer))
+
+    # TCP: several queries may be under way on one connection, and are answered as they become ready (RFC 7766)
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self.connections) >= MAX_CONNECTIONS:
+            writer.close()
+            return
+        self.connections.add(writer)
+        waiting: set[asyncio.Task[None]] = set()
+
+        def send(answer: bytes) -> None:
+            if not writer.is_closing():
+                writer.write(len(answer).to_bytes(2) + answer)
+
+        try:
+            while True:
+                async with asyncio.timeout(TCP_IDLE_SECONDS):
+                    data = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
+                answer = self.answerer.handle(data, udp=False)
+                if isinstance(answer, Pending):
+                    task = self._wait_for_upstream(answer, send)
+                    if task is not None:
+                        waiting.add(task)
+                        task.add_done_callback(waiting.discard)
+                elif answer is None:
+                    return
+                else:
+                    send(answer)
+                async with asyncio.timeout(TCP_IDLE_SECONDS):
+                    await writer.drain()
+        except asyncio.IncompleteReadError:
+            if waiting:  # the client has asked all it wants; its last answers are still to come
+                await asyncio.wait(waiting)
+        except (OSError, TimeoutError):
+            pass  # the client is gone or too slow
+        finally:
+            self.connections.discard(writer)
+            writer.close()
+
+    # The feed
+
+    async def _follow(self) -> None:
+        """For ever: connect to the feeder, take the zone, then its changes."""
+        delay, told = RECONNECT_FIRST, False
+        while True:
+            try:
+                await self._take()
+            except (OSError, asyncio.IncompleteReadError, feed.BadFeed) as err:
+                if self.fed or not told or isinstance(err, feed.BadFeed):
+                    log.warn("no feeder, the last zone serves" if self.answerer.data.synced else "no feeder yet, no zone",
+                             socket=str(self.config.socket_path), error=str(err))
+                    told, delay = True, RECONNECT_FIRST
+            self.fed = False
+            await asyncio.sleep(delay * random.uniform(0.7, 1.3))
+            delay = min(delay * 2, RECONNECT_LAST)
+
+    async def _take(self) -> None:
+        reader, writer = await asyncio.open_unix_connection(str(self.config.socket_path))
+        zone: ZoneData | None = None
+        try:
+            while True:
+                length = int.from_bytes(await reader.readexactly(4))
+                if length > feed.MAX_FRAME:
+                    raise feed.BadFeed(f"feed: a frame of {length} bytes")
+                message = feed.decode(await reader.readexactly(length))
+                if isinstance(message, feed.Hello):
+                    zone = ZoneData.begin(message)
+                elif zone is None:
+                    raise feed.BadFeed("feed: it does not begin with Hello")
+                elif isinstance(message, feed.Delta):
+                    zone.apply(message)
+                else:
+                    zone.synced, self.answerer.data, self.fed = True, zone, True
+                    log.info("zone is whole", answers=len(zone.answers), serial=message.serial)
+        finally:
+            writer.close()
+
+    def report(self, status: RoleStatus) -> None:
+        data = self.answerer.data
+        if not data.synced:
+            status.update(ready=False, message="waits for the feeder's first zone", reason="NotSynced")
+        elif not self.fed:
+            status.update(ready=True, reason="Stale", answers=len(data.answers),
+                          message=f"{len(data.answers)} answers of the last zone; the feeder is away")
+        else:
+            status.update(ready=True, message=f"{len(data.answers)} answers", answers=len(data.answers))
+
+
+def _udp_sender(sock: socket.socket, peer: tuple[str, int]) -> Callable[[bytes], None]:
+    def send(answer: bytes) -> None:
+        sock.sendto(answer, peer)
+
+    return send
+
+
+def _below(limit: int) -> int:
+    return int(random.random() * limit)
+
+
+def _socket(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
+    """Bound, shared with sibling processes (SO_REUSEPORT); a TCP socket listens too."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, kind)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if kind == socket.SOCK_DGRAM:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_BUFFER)
+    sock.bind((address, port))
+    if kind == socket.SOCK_STREAM:
+        sock.listen(256)
+        sock.setblocking(False)
+    return sock
+
+
+async def _main(config: DnsConfig) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    status = RoleStatus(config.run_dir, "dns")
+    async with Server(config) as server:
+        log.info("serving", listen=list(config.addresses()), port=config.port, upstreams=list(config.checked_upstreams()))
+        while not stop.is_set():
+            server.report(status)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), STATUS_SECONDS)
+        status.update(ready=False, message="stopped", reason="Stopped")
+
+
+def run(config: DnsConfig) -> None:
+    """Serve until SIGTERM; the address and the notrack rules stay. Raises BadConfig and OSError (the address is taken)."""
+    logs.configure(node=config.node_name)
+    added = host.ensure_addresses(config.addresses())
+    if added:
+        log.info("address added", addresses=added, device="lo")
+    if config.notrack:
+        try:
+            host.apply_notrack(config.addresses(), config.port)
+        except OSError as err:  # a kernel without the raw hooks: slower, and racy for A with AAAA, but it serves
+            log.warn("no notrack rules; parallel A and AAAA queries may stall", error=str(err))
+    asyncio.run(_main(config))

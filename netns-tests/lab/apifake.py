@@ -1,0 +1,126 @@
+"""A Kubernetes API server small enough to be obviously right: lists and watches of whatever objects a test puts in.
+
+It serves plain HTTP inside a namespace, keeps every change, and replays a watch from any resourceVersion.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from .netns import NetNS
+
+Object = dict[str, Any]
+
+
+def _key(obj: Mapping[str, Any]) -> tuple[str, str]:
+    return obj["metadata"].get("namespace", ""), obj["metadata"]["name"]
+
+
+class FakeApi:
+    """`with FakeApi(ns) as api: api.put("/api/v1/services", {...})`; `api.kubeconfig(path)` writes a file for clients."""
+
+    def __init__(self, ns: NetNS, address: str = "127.0.0.1") -> None:
+        self.changed = threading.Condition()
+        self.version = 1
+        self.objects: dict[str, dict[tuple[str, str], Object]] = {}
+        self.log: list[tuple[str, str, Object]] = []
+        self.watches = 0
+        self.closing = False
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None:
+                """Quiet."""
+
+            def do_GET(self) -> None:
+                url = urlsplit(self.path)
+                query = {k: v[0] for k, v in parse_qs(url.query).items()}
+                try:
+                    if query.get("watch") == "true":
+                        api.stream(self, url.path, int(query["resourceVersion"]))
+                    else:
+                        api.list(self, url.path)
+                except OSError:
+                    pass  # the client went away
+
+        def serve() -> ThreadingHTTPServer:
+            server = ThreadingHTTPServer((address, 0), Handler)
+            server.daemon_threads = True
+            return server
+
+        self.server = ns.call(serve)
+        self.url = f"http://{address}:{self.server.server_address[1]}"
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+
+    def __enter__(self) -> FakeApi:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self.changed:
+            self.closing = True
+            self.changed.notify_all()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def kubeconfig(self, path: Path) -> Path:
+        path.write_text(json.dumps({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": self.url}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": {}}]}))
+        return path
+
+    def put(self, path: str, obj: Object) -> None:
+        """Create or replace."""
+        with self.changed:
+            known = self.objects.setdefault(path, {})
+            kind = "MODIFIED" if _key(obj) in known else "ADDED"
+            self._log(kind, path, obj)
+            known[_key(obj)] = self.log[-1][2]
+
+    def delete(self, path: str, name: str, namespace: str = "") -> None:
+        with self.changed:
+            self._log("DELETED", path, self.objects[path].pop((namespace, name)))
+
+    def _log(self, kind: str, path: str, obj: Object) -> None:
+        self.version += 1
+        stamped = {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(self.version)}}
+        self.log.append((path, kind, stamped))
+        self.changed.notify_all()
+
+    def list(self, handler: BaseHTTPRequestHandler, path: str) -> None:
+        with self.changed:
+            body = json.dumps({"kind": "List", "metadata": {"resourceVersion": str(self.version)},
+                               "items": list(self.objects.get(path, {}).values())}).encode()
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    def stream(self, handler: BaseHTTPRequestHandler, path: str, since: int) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        at = 0
+        while True:
+            with self.changed:
+                while not self.closing and len(self.log) == at:
+                    self.changed.wait()
+                fresh, at = self.log[at:], len(self.log)
+                if self.closing:
+                    return
+            for where, kind, obj in fresh:
+                if where == path and int(obj["metadata"]["resourceVersion"]) > since:
+                    line = json.dumps({"type": kind, "object": obj}).encode() + b"\n"
+                    handler.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+                    handler.wfile.flush()

@@ -1,0 +1,92 @@
+"""A resolver of the world outside, answered by dnslib, that can also be silent, slow, cut its answers, or lie."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Mapping
+
+from dnslib import RCODE, RR, DNSRecord
+
+from .netns import NetNS
+
+WORLD = {"www.example.com.": "60 A 198.51.100.7", "six.example.com.": "60 AAAA 2001:db8::7",
+         **{f"n{i}.example.com.": f"60 A 198.51.100.{i}" for i in range(1, 200)}}
+
+
+class Upstream:
+    """`mode`: "good", "silent", "servfail", "truncate" (over UDP only) or "lie" (a forged answer before the right one)."""
+
+    def __init__(self, ns: NetNS, address: str, world: Mapping[str, str] = WORLD) -> None:
+        self.address, self.world, self.mode = address, world, "good"
+        self.asked: list[str] = []
+
+        def bind(kind: socket.SocketKind) -> socket.socket:
+            sock = socket.socket(socket.AF_INET, kind)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((address, 53))
+            if kind == socket.SOCK_STREAM:
+                sock.listen(16)
+            return sock
+
+        self.udp, self.tcp = ns.call(lambda: bind(socket.SOCK_DGRAM)), ns.call(lambda: bind(socket.SOCK_STREAM))
+
+    def __enter__(self) -> Upstream:
+        for work in (self._serve_udp, self._serve_tcp):
+            threading.Thread(target=work, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sock in (self.udp, self.tcp):
+            try:
+                sock.shutdown(socket.SHUT_RDWR)  # wakes the thread
+            except OSError:
+                pass  # an unconnected socket says so, and wakes it all the same
+            sock.close()
+
+    def answer(self, query: DNSRecord) -> DNSRecord:
+        name = str(query.q.qname).lower()
+        self.asked.append(name)
+        reply = query.reply(aa=0, ra=1)
+        if self.mode == "servfail":
+            reply.header.rcode = RCODE.SERVFAIL
+        elif name not in self.world:
+            reply.header.rcode = RCODE.NXDOMAIN
+            reply.add_auth(*RR.fromZone("example.com. 30 IN SOA ns.example.com. me.example.com. 1 2 3 4 30"))
+        else:
+            reply.add_answer(*(rr for rr in RR.fromZone(f"{name} {self.world[name]}") if rr.rtype == query.q.qtype))
+        return reply
+
+    def _serve_udp(self) -> None:
+        while True:
+            try:
+                data, peer = self.udp.recvfrom(4096)
+            except OSError:
+                return
+            if not data:
+                return
+            if self.mode == "silent":
+                continue
+            query = DNSRecord.parse(data)
+            reply = self.answer(query)
+            if self.mode == "truncate":
+                reply.header.tc, reply.rr = 1, []
+            if self.mode == "lie":
+                other = DNSRecord.question("evil.example.com.")
+                other.header.id = query.header.id
+                forged = other.reply()
+                forged.add_answer(*RR.fromZone("www.example.com. 60 A 203.0.113.66"))
+                self.udp.sendto(bytes(forged.pack()), peer)
+            self.udp.sendto(bytes(reply.pack()), peer)
+
+    def _serve_tcp(self) -> None:
+        while True:
+            try:
+                conn, _ = self.tcp.accept()
+            except OSError:
+                return
+            with conn, conn.makefile("rb") as stream:
+                data = stream.read(int.from_bytes(stream.read(2)))
+                if data:
+                    reply = bytes(self.answer(DNSRecord.parse(data)).pack())
+                    conn.sendall(len(reply).to_bytes(2) + reply)
