@@ -32,6 +32,12 @@ class State(Enum):
     WATCH = "watch"
 
 
+def _newer(obj: Object, than: Object) -> bool:
+    """resourceVersions of one resource are decimal and increase (KEP-5504); any other form only tells "not the same"."""
+    new, old = resource_version(obj), resource_version(than)
+    return int(new) > int(old) if new.isdigit() and old.isdigit() else new != old
+
+
 @dataclass(slots=True)
 class Reflector:
     objects: dict[str, Object] = field(default_factory=dict)
@@ -42,7 +48,9 @@ class Reflector:
         """A full list arrived: replace the copy, yield the differences (deletions first)."""
         fresh = {key(obj): obj for obj in items}
         self.version, self.state = version, State.WATCH
-        old, self.objects = self.objects, fresh
+        old = dict(self.objects)
+        self.objects.clear()  # the same dict stays: others hold it as their live view
+        self.objects.update(fresh)
         for name, obj in old.items():
             if name not in fresh:
                 yield Event("DELETED", name, obj, obj)
@@ -72,7 +80,15 @@ class Reflector:
             return Event("DELETED", name, obj, before)
         if kind not in ("ADDED", "MODIFIED"):
             return None
-        if before is not None and resource_version(before) == version:
+        if before is not None and not _newer(obj, before):
+            return None
+        self.objects[name] = obj
+        return Event("MODIFIED" if before is not None else "ADDED", name, obj, before)
+
+    def wrote(self, obj: Object) -> Event | None:
+        """The answer to a write of our own, ahead of the watch; a copy that is newer already stays."""
+        name, before = key(obj), self.objects.get(key(obj))
+        if before is not None and not _newer(obj, before):
             return None
         self.objects[name] = obj
         return Event("MODIFIED" if before is not None else "ADDED", name, obj, before)

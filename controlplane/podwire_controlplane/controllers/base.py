@@ -1,0 +1,101 @@
+"""What a controller is: a pure function from the objects of the cluster to the changes it wants.
+
+`reconcile(key, snapshot, now) -> changes` is called for each key that an event touched. It reads the snapshot, returns
+data, and is called again whenever something it looked at changes; applying one answer twice does no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..api.meta import Object, controller_of, key, name, namespace, uid
+
+Verb = Literal["create", "update", "patch", "status", "delete", "finalize"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One write. kind: of the object. obj: the whole object (create, update, finalize) or a merge patch (patch, status).
+
+    uid and version guard a deletion or an update against hitting a later object of the same name.
+    """
+
+    verb: Verb
+    kind: str
+    namespace: str
+    name: str
+    obj: Object = field(default_factory=dict)
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """kind -> key -> object. The driver's live caches; controllers only read them."""
+
+    kinds: Mapping[str, Mapping[str, Object]]
+
+    def get(self, kind: str, wanted: str) -> Object | None:
+        return self.kinds[kind].get(wanted)
+
+    def list(self, kind: str, in_namespace: str | None = None) -> Iterator[Object]:
+        for obj in self.kinds[kind].values():
+            if in_namespace is None or namespace(obj) == in_namespace:
+                yield obj
+
+    def owned(self, kind: str, owner: Object) -> Iterator[Object]:
+        """Objects whose controller is `owner`."""
+        for obj in self.list(kind, namespace(owner)):
+            ref = controller_of(obj)
+            if ref and ref.get("uid") == uid(owner):
+                yield obj
+
+
+Keys = Iterable[str]
+Mapper = Callable[[Object, Snapshot], Keys]
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """watches: kind -> which keys an event on an object of it touches. resync: seconds, 0 for never."""
+
+    name: str
+    watches: Mapping[str, Mapper]
+    reconcile: Callable[[str, Snapshot, float], list[Change]]
+    resync: float = 0.0
+
+
+def itself(obj: Object, _snapshot: Snapshot) -> Keys:
+    return (key(obj),)
+
+
+def owner_of(kind: str) -> Mapper:
+    """The controller of the object, if it is of `kind`."""
+
+    def mapper(obj: Object, _snapshot: Snapshot) -> Keys:
+        ref = controller_of(obj)
+        return (f"{namespace(obj)}/{ref['name']}",) if ref and ref.get("kind") == kind else ()
+
+    return mapper
+
+
+def owner_reference(obj: Object) -> Object:
+    return {"apiVersion": obj["apiVersion"], "kind": obj["kind"], "name": name(obj), "uid": uid(obj), "controller": True,
+            "blockOwnerDeletion": True}
+
+
+def condition(obj: Mapping[str, Any], kind: str) -> Object:
+    """status.conditions[type=kind], {} where there is none."""
+    for found in obj.get("status", {}).get("conditions") or []:
+        if found.get("type") == kind:
+            return dict(found)
+    return {}
+
+
+def is_true(obj: Mapping[str, Any], kind: str) -> bool:
+    return condition(obj, kind).get("status") == "True"
+
+
+def pod_ended(pod: Mapping[str, Any]) -> bool:
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")

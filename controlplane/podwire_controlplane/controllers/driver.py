@@ -1,0 +1,151 @@
+"""Drives all controllers: informers feed the snapshot, a queue holds the keys to look at, changes go to the API."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..api.meta import Object
+from ..api.registry import RESOURCES, of
+from ..client import config as client_config
+from ..client import logs
+from ..client.http import MERGE_PATCH, ApiClient, ApiError
+from ..client.informer import Informer
+from ..client.reflector import Event
+from . import cleanup, endpointslices, nodes, workloads
+from .base import Change, Controller, Snapshot
+
+log = logs.get("controllers")
+_RETRY_FIRST, _RETRY_LAST = 0.05, 10.0
+
+
+@dataclass(frozen=True)
+class ControllersConfig:
+    """node_prefix: length of each node's part of cluster_cidr."""
+
+    kubeconfig: str | None
+    cluster_cidr: str = "10.244.0.0/16"
+    node_prefix: int = 24
+
+
+class Driver:
+    """One worker: the changes of a key are applied, and seen in the snapshot, before the next key is looked at."""
+
+    def __init__(self, api: ApiClient, controllers: Iterable[Controller]) -> None:
+        self.api = api
+        self.controllers = {c.name: c for c in controllers}
+        self.informers = {r.kind: Informer(api, r.path(), on_event=self._on_event) for r in RESOURCES
+                          if any(r.kind in c.watches for c in self.controllers.values())}
+        self.snapshot = Snapshot({kind: informer.objects for kind, informer in self.informers.items()})
+        self._queue: dict[tuple[str, str], None] = {}  # ordered set: a key waits at most once
+        self._failures: dict[tuple[str, str], int] = {}
+        self._wake = asyncio.Event()
+
+    def _enqueue(self, controller: str, key: str) -> None:
+        self._queue[(controller, key)] = None
+        self._wake.set()
+
+    def _on_event(self, event: Event) -> None:
+        kind = event.object.get("kind", "")
+        for controller in self.controllers.values():
+            mapper = controller.watches.get(kind)
+            if mapper is None:
+                continue
+            for seen in (event.old, event.object):
+                for key in mapper(seen, self.snapshot) if seen is not None else ():
+                    self._enqueue(controller.name, key)
+
+    async def _apply(self, change: Change) -> None:
+        resource = of(change.kind)
+        path = resource.path(change.namespace, change.name)
+        if change.verb == "create":
+            answer = await self.api.create(resource.path(change.namespace), change.obj)
+        elif change.verb == "update":
+            answer = await self.api.update(path, change.obj)
+        elif change.verb == "finalize":
+            answer = await self.api.update(path + "/finalize", change.obj)
+        elif change.verb == "delete":
+            answer = await self.api.delete(path, change.obj or None)
+        else:
+            answer = await self.api.patch(path + ("/status" if change.verb == "status" else ""), change.obj, MERGE_PATCH)
+        if change.verb != "status":
+            log.info("changed", verb=change.verb, kind=change.kind, object=f"{change.namespace}/{change.name}".strip("/"),
+                     why=change.why)
+        self._remember(change, answer)
+
+    def _remember(self, change: Change, answer: Object) -> None:
+        """Read your own writes: the next key must not act on a snapshot from before them."""
+        informer = self.informers[change.kind]
+        if answer.get("kind") == change.kind and change.verb != "finalize":
+            if event := informer.reflector.wrote(answer):
+                self._on_event(event)
+        elif answer.get("kind") == "Status":
+            informer.reflector.objects.pop(f"{change.namespace}/{change.name}".strip("/"), None)
+
+    async def _work(self, controller: str, key: str) -> None:
+        item = (controller, key)
+        try:
+            for change in self.controllers[controller].reconcile(key, self.snapshot, time.time()):
+                try:
+                    await self._apply(change)
+                except ApiError as err:
+                    gone = err.code == 404 and change.verb in ("delete", "status", "patch")
+                    if not gone and not (err.reason == "AlreadyExists" and change.verb == "create"):
+                        raise
+            self._failures.pop(item, None)
+        except Exception as err:  # one bad object must not stop the others
+            tries = self._failures[item] = self._failures.get(item, 0) + 1
+            quiet = isinstance(err, ApiError) and err.code in (0, 409)
+            (log.debug if quiet and tries < 5 else log.warn)("will try again", controller=controller, object=key,
+                                                             tries=tries, error=str(err) or repr(err))
+            delay = min(_RETRY_FIRST * 2 ** (tries - 1), _RETRY_LAST)
+            asyncio.get_running_loop().call_later(delay, self._enqueue, controller, key)
+
+    async def _resync(self, controller: Controller) -> None:
+        while True:
+            await asyncio.sleep(controller.resync)
+            for kind, mapper in controller.watches.items():
+                for obj in self.snapshot.list(kind):
+                    for key in mapper(obj, self.snapshot):
+                        self._enqueue(controller.name, key)
+
+    async def run(self) -> None:
+        """Forever. Nothing is reconciled before every informer has its first full list."""
+        async with asyncio.TaskGroup() as tasks:
+            for informer in self.informers.values():
+                tasks.create_task(informer.run())
+            for informer in self.informers.values():
+                await informer.synced.wait()
+            for controller in self.controllers.values():
+                if controller.resync:
+                    tasks.create_task(self._resync(controller))
+            log.info("synced", objects=sum(len(i.objects) for i in self.informers.values()))
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._queue:
+                    item = next(iter(self._queue))
+                    del self._queue[item]
+                    await self._work(*item)
+
+
+async def _main(config: ControllersConfig) -> None:
+    rows = (*endpointslices.CONTROLLERS, *workloads.CONTROLLERS, *cleanup.CONTROLLERS,
+            *nodes.controllers(config.cluster_cidr, config.node_prefix))
+    async with ApiClient(client_config.load(config.kubeconfig)) as api:
+        task = asyncio.create_task(Driver(api, rows).run())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            log.info("stopped")
+
+
+def run(config: ControllersConfig) -> None:
+    """Until SIGTERM."""
+    asyncio.run(_main(config))
+

@@ -1,0 +1,262 @@
+"""EndpointSlices: from a Service's selector, and mirrored from Endpoints that people write by hand (KEP-752).
+
+At most 100 endpoints a slice. Endpoints that are already in a slice stay there, so that one pod's change rewrites one
+slice; only what differs is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Iterable
+from typing import Any
+
+from ..api.meta import Object, annotations_of, deleting, key, labels, name, namespace, uid
+from ..api.selectors import equality
+from .base import Change, Controller, Keys, Snapshot, condition, is_true, itself, owner_reference, pod_ended
+
+MAX_ENDPOINTS = 100
+SERVICE_NAME = "kubernetes.io/service-name"
+MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
+SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
+HEADLESS = "service.kubernetes.io/headless"
+TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"
+SELECTOR, MIRROR = "endpointslice-controller.k8s.io", "endpointslicemirroring-controller.k8s.io"
+ZONE = "topology.kubernetes.io/zone"
+
+Ports = tuple[tuple[str, str, int], ...]  # (name, protocol, number)
+Group = dict[tuple[str, Ports], list[Object]]  # (address type, ports) -> endpoints
+
+
+def services_of_pod(pod: Object, snapshot: Snapshot) -> Keys:
+    """Services whose selector matches the pod, and those whose slices still name it."""
+    have = labels(pod)
+    for service in snapshot.list("Service", namespace(pod)):
+        selector = service["spec"].get("selector")
+        if selector and equality(selector)(have):
+            yield key(service)
+    for found in snapshot.list("EndpointSlice", namespace(pod)):
+        if any((e.get("targetRef") or {}).get("uid") == uid(pod) for e in found.get("endpoints") or []):
+            yield from service_of_slice(found, snapshot)
+
+
+def service_of_slice(found: Object, _snapshot: Snapshot) -> Keys:
+    service = labels(found).get(SERVICE_NAME)
+    return (f"{namespace(found)}/{service}",) if service else ()
+
+
+def target_port(pod: Object, port: Object) -> int | None:
+    """The pod's port number behind a Service port; a name is looked up among the pod's container ports."""
+    target = port.get("targetPort") or port["port"]
+    if isinstance(target, int) or str(target).isdigit():
+        return int(target)
+    for container in pod["spec"].get("containers") or []:
+        for candidate in container.get("ports") or []:
+            if candidate.get("name") == target and candidate.get("protocol", "TCP") == port.get("protocol", "TCP"):
+                return int(candidate["containerPort"])
+    return None
+
+
+def pod_addresses(pod: Object) -> list[str]:
+    found = [p["ip"] for p in pod["status"].get("podIPs") or [] if p.get("ip")]
+    return found or ([pod["status"]["podIP"]] if pod["status"].get("podIP") else [])
+
+
+def address_type(address: str) -> str:
+    return f"IPv{ipaddress.ip_address(address).version}"
+
+
+def pod_endpoint(service: Object, pod: Object, address: str, snapshot: Snapshot) -> Object:
+    """One endpoint with its conditions (discovery/v1 EndpointConditions)."""
+    serving, terminating = is_true(pod, "Ready"), deleting(pod)
+    ready = bool(service["spec"].get("publishNotReadyAddresses")) or (serving and not terminating)
+    endpoint: Object = {
+        "addresses": [address], "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
+        "nodeName": pod["spec"].get("nodeName", ""),
+        "targetRef": {"kind": "Pod", "namespace": namespace(pod), "name": name(pod), "uid": uid(pod)}}
+    if pod["spec"].get("hostname") and pod["spec"].get("subdomain") == name(service):
+        endpoint["hostname"] = pod["spec"]["hostname"]
+    node = snapshot.get("Node", endpoint["nodeName"])
+    if node and labels(node).get(ZONE):
+        endpoint["zone"] = labels(node)[ZONE]
+    return endpoint
+
+
+def from_selector(service: Object, snapshot: Snapshot) -> Group:
+    """Endpoints of the selected pods, grouped by address type and by the ports they have."""
+    groups: Group = {}
+    families = service["spec"].get("ipFamilies") or ["IPv4"]
+    match = equality(service["spec"]["selector"])
+    for pod in snapshot.list("Pod", namespace(service)):
+        if not match(labels(pod)) or pod_ended(pod) or not pod["spec"].get("nodeName"):
+            continue
+        ports = tuple((p.get("name", ""), p.get("protocol", "TCP"), number) for p in service["spec"].get("ports") or []
+                      if (number := target_port(pod, p)) is not None)
+        for address in pod_addresses(pod):
+            if address_type(address) in families:
+                groups.setdefault((address_type(address), ports), []).append(pod_endpoint(service, pod, address, snapshot))
+    return groups
+
+
+def from_endpoints(endpoints: Object) -> Group:
+    """The subsets of a hand-made Endpoints object, as endpoints."""
+    groups: Group = {}
+    for subset in endpoints.get("subsets") or []:
+        ports = tuple((p.get("name", ""), p.get("protocol", "TCP"), int(p["port"])) for p in subset.get("ports") or [])
+        for field, ready in (("addresses", True), ("notReadyAddresses", False)):
+            for entry in subset.get(field) or []:
+                endpoint: Object = {"addresses": [entry["ip"]], "conditions": {"ready": ready}}
+                for source in ("hostname", "nodeName", "targetRef"):
+                    if entry.get(source):
+                        endpoint[source] = entry[source]
+                groups.setdefault((address_type(entry["ip"]), ports), []).append(endpoint)
+    return groups
+
+
+def _pack(endpoints: list[Object], existing: list[Object]) -> list[tuple[Object | None, list[Object]]]:
+    """Spread endpoints over slices: known addresses stay where they are, new ones fill the gaps, the rest is new."""
+    wanted = {e["addresses"][0]: e for e in endpoints}
+    packed: list[tuple[Object | None, list[Object]]] = []
+    for found in sorted(existing, key=name):
+        kept = [wanted.pop(e["addresses"][0]) for e in found.get("endpoints") or [] if e["addresses"][0] in wanted]
+        packed.append((found, kept[:MAX_ENDPOINTS]))
+        wanted |= {e["addresses"][0]: e for e in kept[MAX_ENDPOINTS:]}
+    rest = [wanted[a] for a in sorted(wanted, key=lambda a: int(ipaddress.ip_address(a)))]
+    for _found, kept in packed:
+        room = MAX_ENDPOINTS - len(kept)
+        kept.extend(rest[:room])
+        rest = rest[room:]
+    while rest:
+        packed.append((None, rest[:MAX_ENDPOINTS]))
+        rest = rest[MAX_ENDPOINTS:]
+    return packed
+
+
+def _ports(ports: Ports) -> list[Object]:
+    return [{"name": n, "protocol": protocol, "port": number} for n, protocol, number in ports]
+
+
+def plan_slices(owner: Object, groups: Group, existing: Iterable[Object], manager: str, extra: dict[str, str],
+                trigger: str) -> list[Change]:
+    """Changes that turn the existing slices of `owner` (a Service or an Endpoints) into what `groups` says."""
+    service, space = name(owner), namespace(owner)
+    left = {name(s): s for s in existing}
+    taken = set(left)
+    changes: list[Change] = []
+    for (kind, ports), endpoints in sorted(groups.items()):
+        fitting = [s for s in left.values() if s["addressType"] == kind and _same_ports(s, ports)]
+        for found, content in _pack(endpoints, fitting):
+            if found is not None:
+                left.pop(name(found))
+                if not content:
+                    changes.append(Change("delete", "EndpointSlice", space, name(found), why="empty"))
+                    continue
+            target = name(found) if found else _new_name(service, uid(owner), kind, ports, taken)
+            taken.add(target)
+            wanted = {SERVICE_NAME: service, MANAGED_BY: manager, **extra}
+            if found and found.get("endpoints") == content and labels(found) == wanted:
+                continue
+            obj: Object = {
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": kind,
+                "metadata": {"name": target, "namespace": space, "labels": wanted,
+                             "ownerReferences": [owner_reference(owner)]},
+                "endpoints": content, "ports": _ports(ports)}
+            if trigger:
+                obj["metadata"]["annotations"] = {TRIGGER_TIME: trigger}
+            changes.append(Change("update" if found else "create", "EndpointSlice", space, target, obj,
+                                  f"{len(content)} endpoints"))
+    changes += [Change("delete", "EndpointSlice", space, n, why="no such endpoints") for n in sorted(left)]
+    return changes
+
+
+def _same_ports(found: Object, ports: Ports) -> bool:
+    return [(p.get("name", ""), p.get("protocol", "TCP"), p.get("port")) for p in found.get("ports") or []] == list(ports)
+
+
+def _new_name(service: str, owner: str, kind: str, ports: Ports, taken: set[str]) -> str:
+    """A stable name, so that a repeated creation after a lost answer is refused instead of doubled."""
+    for n in range(10_000):
+        digest = hashlib.sha256(f"{owner}/{kind}/{ports}/{n}".encode()).hexdigest()[:6]
+        if (candidate := f"{service[:50]}-{digest}") not in taken:
+            return candidate
+    raise AssertionError("10,000 slices of one Service and port set")
+
+
+def _trigger(service: Object, snapshot: Snapshot) -> str:
+    """When the newest of the causes happened: the Service's creation or a selected pod's last Ready transition."""
+    match = equality(service["spec"]["selector"])
+    times = [service["metadata"].get("creationTimestamp", "")]
+    times += [condition(p, "Ready").get("lastTransitionTime", "") for p in snapshot.list("Pod", namespace(service))
+              if match(labels(p))]
+    return max(t or "" for t in times)
+
+
+def _existing(space: str, service: str, manager: str, snapshot: Snapshot) -> list[Object]:
+    return [s for s in snapshot.list("EndpointSlice", space)
+            if labels(s).get(SERVICE_NAME) == service and labels(s).get(MANAGED_BY) == manager]
+
+
+def reconcile_selector(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
+    service = snapshot.get("Service", wanted)
+    space, _, own = wanted.partition("/")
+    existing = _existing(space, own, SELECTOR, snapshot)
+    gone = service is None or deleting(service) or service["spec"].get("type") == "ExternalName"
+    if gone or service is None or not service["spec"].get("selector"):
+        return [Change("delete", "EndpointSlice", space, name(s), why="no Service with a selector") for s in existing]
+    extra = {HEADLESS: ""} if service["spec"].get("clusterIP") == "None" else {}
+    return plan_slices(service, from_selector(service, snapshot), existing, SELECTOR, extra, _trigger(service, snapshot))
+
+
+def reconcile_mirror(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
+    """Endpoints of a Service without selector become slices; those the endpoints controller wrote do not."""
+    space, _, own = wanted.partition("/")
+    existing = _existing(space, own, MIRROR, snapshot)
+    endpoints, service = snapshot.get("Endpoints", wanted), snapshot.get("Service", wanted)
+    skip = endpoints is None or service is None or service["spec"].get("selector") or \
+        labels(endpoints).get(SKIP_MIRROR) == "true" or "control-plane.alpha.kubernetes.io/leader" in annotations_of(endpoints)
+    if skip or endpoints is None or service is None:
+        return [Change("delete", "EndpointSlice", space, name(s), why="no hand-made Endpoints") for s in existing]
+    extra = {HEADLESS: ""} if service["spec"].get("clusterIP") == "None" else {}
+    return plan_slices(endpoints, from_endpoints(endpoints), existing, MIRROR, extra, "")
+
+
+def reconcile_endpoints(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
+    """The older Endpoints object of a Service with a selector, from the same pods; at most 1000 addresses."""
+    service = snapshot.get("Service", wanted)
+    if service is None or not service["spec"].get("selector") or service["spec"].get("type") == "ExternalName":
+        return []
+    found = snapshot.get("Endpoints", wanted)
+    subsets: list[Object] = []
+    for (_kind, ports), endpoints in sorted(from_selector(service, snapshot).items()):
+        rows: dict[bool, list[Object]] = {True: [], False: []}
+        for endpoint in sorted(endpoints, key=lambda e: str(e["addresses"]))[:1000]:
+            if endpoint["conditions"]["terminating"] and not endpoint["conditions"]["ready"]:
+                continue
+            entry = {"ip": endpoint["addresses"][0], "nodeName": endpoint["nodeName"], "targetRef": endpoint["targetRef"]}
+            if "hostname" in endpoint:
+                entry["hostname"] = endpoint["hostname"]
+            rows[endpoint["conditions"]["ready"]].append(entry)
+        subset: Object = {"ports": _ports(ports)} if ports else {}
+        subset |= {"addresses": rows[True]} if rows[True] else {}
+        subset |= {"notReadyAddresses": rows[False]} if rows[False] else {}
+        if rows[True] or rows[False]:
+            subsets.append(subset)
+    if found is not None and (found.get("subsets") or []) == subsets:
+        return []
+    obj: Object = {"apiVersion": "v1", "kind": "Endpoints", "subsets": subsets, "metadata": {
+        "name": name(service), "namespace": namespace(service), "ownerReferences": [owner_reference(service)],
+        "labels": {**labels(service), SKIP_MIRROR: "true"}}}
+    return [Change("update" if found else "create", "Endpoints", namespace(service), name(service), obj)]
+
+
+def _all_services(_node: Object, snapshot: Snapshot) -> Keys:
+    return [key(s) for s in snapshot.list("Service")]
+
+
+_SELECTED: dict[str, Any] = {"Service": itself, "Pod": services_of_pod}
+CONTROLLERS = (
+    Controller("endpointslice", {**_SELECTED, "EndpointSlice": service_of_slice}, reconcile_selector),
+    Controller("endpoints", {**_SELECTED, "Endpoints": itself}, reconcile_endpoints),
+    Controller("endpointslicemirroring", {"Endpoints": itself, "Service": itself, "EndpointSlice": service_of_slice},
+               reconcile_mirror),
+)

@@ -1,0 +1,145 @@
+"""Nodes: podCIDR allocation, node lifecycle by Lease, and the scheduler."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+
+from ..allocators import Exhausted, Network, free_pod_cidr
+from ..api.meta import Object, controller_of, deleting, key, labels, name, namespace, uid
+from ..api.table import parse_time
+from .base import Change, Controller, Keys, Snapshot, condition, is_true, itself, pod_ended
+from .workloads import timestamp
+
+GRACE = 40.0  # seconds without a renewed Lease until a node counts as gone (kube-controller-manager's default)
+LEASES = "kube-node-lease"
+
+
+# ---- podCIDR
+
+
+def node_ipam(cluster: Network, size: int) -> Controller:
+    def reconcile(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
+        node = snapshot.get("Node", wanted)
+        if node is None or node.get("spec", {}).get("podCIDR"):
+            return []
+        used = [n["spec"]["podCIDR"] for n in snapshot.list("Node") if n.get("spec", {}).get("podCIDR")]
+        try:
+            cidr = free_pod_cidr(cluster, size, used)
+        except Exhausted as err:
+            return [Change("status", "Node", "", wanted, {"status": {"conditions": _with_condition(
+                node, "NetworkUnavailable", "True", "NoPodCIDR", str(err), _now)}})]
+        return [Change("patch", "Node", "", wanted, {"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}, cidr)]
+
+    # one key after the other: the driver applies the changes of one key before it asks for the next
+    return Controller("nodeipam", {"Node": itself}, reconcile)
+
+
+def _with_condition(obj: Object, kind: str, status: str, reason: str, message: str, now: float) -> list[Object]:
+    before = condition(obj, kind)
+    since = before.get("lastTransitionTime") if before.get("status") == status else timestamp(now)
+    fresh = {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": since}
+    return [c for c in obj.get("status", {}).get("conditions") or [] if c.get("type") != kind] + [fresh]
+
+
+# ---- lifecycle
+
+
+def reconcile_lifecycle(wanted: str, snapshot: Snapshot, now: float) -> list[Change]:
+    """A node whose Lease is not renewed becomes Ready=Unknown, and its pods not ready, so that Services avoid them."""
+    node, lease = snapshot.get("Node", wanted), snapshot.get("Lease", f"{LEASES}/{wanted}")
+    if node is None:
+        return [Change("delete", "Pod", namespace(p), name(p), {"gracePeriodSeconds": 0}, why=f"node {wanted} is gone")
+                for p in snapshot.list("Pod") if p["spec"].get("nodeName") == wanted]
+    renewed = (lease or {}).get("spec", {}).get("renewTime") or node["metadata"]["creationTimestamp"]
+    if now - parse_time(renewed).timestamp() < GRACE:
+        return []
+    changes = []
+    if condition(node, "Ready").get("status") not in (None, "Unknown"):
+        changes.append(Change("status", "Node", "", wanted, {"status": {"conditions": _with_condition(
+            node, "Ready", "Unknown", "NodeStatusUnknown", f"no heartbeat since {renewed}", now)}}, "no heartbeat"))
+    for pod in snapshot.list("Pod"):
+        if pod["spec"].get("nodeName") == wanted and is_true(pod, "Ready"):
+            changes.append(Change("status", "Pod", namespace(pod), name(pod), {"status": {"conditions": _with_condition(
+                pod, "Ready", "False", "NodeNotReady", f"node {wanted} sends no heartbeat", now)}}))
+    return changes
+
+
+def _node_of_pod(pod: Object, snapshot: Snapshot) -> Keys:
+    node = pod["spec"].get("nodeName")
+    return (node,) if node and snapshot.get("Node", node) is None else ()
+
+
+# ---- scheduler
+
+
+def tolerated(taints: list[Object], tolerations: list[Object]) -> bool:
+    """Every NoSchedule or NoExecute taint has a toleration (core/v1 Toleration)."""
+    def fits(taint: Object, toleration: Object) -> bool:
+        if toleration.get("effect") not in (None, "", taint.get("effect")):
+            return False
+        if toleration.get("operator") == "Exists":
+            return toleration.get("key") in (None, "", taint.get("key"))
+        return toleration.get("key") == taint.get("key") and (toleration.get("value") or "") == (taint.get("value") or "")
+
+    hard = [t for t in taints if t.get("effect") in ("NoSchedule", "NoExecute")]
+    return all(any(fits(taint, t) for t in tolerations) for taint in hard)
+
+
+def why_not(pod: Object, node: Object) -> str:
+    """Why the pod cannot run on the node; "" where it can."""
+    if deleting(node) or node.get("spec", {}).get("unschedulable"):
+        return "unschedulable"
+    if not is_true(node, "Ready"):
+        return "not ready"
+    wanted = pod["spec"].get("nodeSelector") or {}
+    if any(labels(node).get(k) != v for k, v in wanted.items()):
+        return "does not match nodeSelector"
+    if not tolerated(node.get("spec", {}).get("taints") or [], pod["spec"].get("tolerations") or []):
+        return "has a taint that the pod does not tolerate"
+    return ""
+
+
+def choose(pod: Object, snapshot: Snapshot) -> tuple[str, str]:
+    """(node, "") or ("", why nowhere). Spreads: fewest pods of the same owner first, then fewest pods at all."""
+    refused: dict[str, int] = {}
+    best: tuple[int, int, str] | None = None
+    owner = (controller_of(pod) or {}).get("uid") or uid(pod)
+    for node in snapshot.list("Node"):
+        if reason := why_not(pod, node):
+            refused[reason] = refused.get(reason, 0) + 1
+            continue
+        here = [p for p in snapshot.list("Pod") if p["spec"].get("nodeName") == name(node) and not pod_ended(p)]
+        siblings = sum((controller_of(p) or {}).get("uid") == owner for p in here)
+        best = min(best or (1 << 30, 0, ""), (siblings, len(here), name(node)))
+    if best:
+        return best[2], ""
+    reasons = ", ".join(f"{n} {why}" for why, n in sorted(refused.items())) or "there are no nodes"
+    return "", f"no node fits: {reasons}"
+
+
+def reconcile_schedule(wanted: str, snapshot: Snapshot, now: float) -> list[Change]:
+    pod = snapshot.get("Pod", wanted)
+    if pod is None or pod["spec"].get("nodeName") or deleting(pod) or pod_ended(pod) \
+            or pod["spec"].get("schedulerName", "default-scheduler") != "default-scheduler":
+        return []
+    node, why = choose(pod, snapshot)
+    if node:
+        return [Change("patch", "Pod", namespace(pod), name(pod), {"spec": {"nodeName": node}}, f"on {node}")]
+    if condition(pod, "PodScheduled").get("message") == why:
+        return []
+    return [Change("status", "Pod", namespace(pod), name(pod), {"status": {"conditions": _with_condition(
+        pod, "PodScheduled", "False", "Unschedulable", why, now)}}, why)]
+
+
+def _unscheduled(_node: Object, snapshot: Snapshot) -> Keys:
+    return [key(p) for p in snapshot.list("Pod") if not p["spec"].get("nodeName")]
+
+
+def controllers(cluster_cidr: str, node_prefix: int) -> tuple[Controller, ...]:
+    waits: dict[str, Callable[[Object, Snapshot], Keys]] = {"Pod": itself, "Node": _unscheduled}
+    return (
+        node_ipam(ipaddress.ip_network(cluster_cidr), node_prefix),
+        Controller("nodelifecycle", {"Node": itself, "Pod": _node_of_pod}, reconcile_lifecycle, resync=10.0),
+        Controller("scheduler", waits, reconcile_schedule),
+    )

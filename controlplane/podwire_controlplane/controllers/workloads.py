@@ -1,0 +1,187 @@
+"""Deployments and ReplicaSets (apps/v1): rolling updates, scaling, status."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from datetime import UTC, datetime
+
+from ..api.meta import Object, annotations_of, deleting, labels, name, namespace
+from .base import Change, Controller, Snapshot, condition, is_true, itself, owner_of, owner_reference, pod_ended
+
+HASH = "pod-template-hash"
+REVISION = "deployment.kubernetes.io/revision"
+_BURST = 200
+
+
+def timestamp(now: float) -> str:
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+# ---- ReplicaSet
+
+
+def _victim_order(pod: Object) -> tuple[bool, bool, str]:
+    """Delete first: pods without a node, then not ready ones, then the youngest."""
+    born = str(pod["metadata"].get("creationTimestamp", ""))
+    return bool(pod["spec"].get("nodeName")), is_true(pod, "Ready"), _inverted(born)
+
+
+def _inverted(text: str) -> str:
+    return "".join(chr(0x10FF - ord(c)) for c in text)
+
+
+def reconcile_replica_set(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
+    owner = snapshot.get("ReplicaSet", wanted)
+    if owner is None or deleting(owner):
+        return []
+    pods = [p for p in snapshot.owned("Pod", owner) if not pod_ended(p) and not deleting(p)]
+    space, replicas = namespace(owner), int(owner["spec"].get("replicas", 1))
+    changes: list[Change] = []
+    for _ in range(min(replicas - len(pods), _BURST)):
+        template = copy.deepcopy(owner["spec"]["template"])
+        metadata = {"generateName": f"{name(owner)}-", "namespace": space, "labels": labels(template),
+                    "annotations": annotations_of(template), "ownerReferences": [owner_reference(owner)]}
+        changes.append(Change("create", "Pod", space, "", {"apiVersion": "v1", "kind": "Pod", "metadata": metadata,
+                                                            "spec": template["spec"]}))
+    for pod in sorted(pods, key=_victim_order)[:max(0, len(pods) - replicas)]:
+        changes.append(Change("delete", "Pod", space, name(pod), why=f"{name(owner)} wants {replicas}"))
+    ready = sum(is_true(p, "Ready") for p in pods)
+    status = {"replicas": len(pods), "fullyLabeledReplicas": len(pods), "readyReplicas": ready, "availableReplicas": ready,
+              "observedGeneration": owner["metadata"].get("generation", 1)}
+    if {k: (owner.get("status") or {}).get(k) for k in status} != status:
+        changes.append(Change("status", "ReplicaSet", space, name(owner), {"status": status}))
+    return changes
+
+
+# ---- Deployment
+
+
+def template_hash(template: Object) -> str:
+    digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()
+    return "".join("bcdfghjklmnpqrst"[int(c, 16)] for c in digest[:9])
+
+
+def resolve(value: object, replicas: int, *, up: bool) -> int:
+    """maxSurge and maxUnavailable: a number, or a percentage of replicas (rounded up for surge, down for unavailable)."""
+    if isinstance(value, int):
+        return value
+    percent = int(str(value).rstrip("%"))
+    return -(-percent * replicas // 100) if up else percent * replicas // 100
+
+
+def _own_template(deployment: Object) -> Object:
+    template: Object = copy.deepcopy(deployment["spec"]["template"])
+    template.setdefault("metadata", {})
+    return template
+
+
+def _new_set(deployment: Object, digest: str, revision: int, replicas: int) -> Change:
+    template = _own_template(deployment)
+    marked = {**labels(template), HASH: digest}
+    template["metadata"]["labels"] = marked
+    selector = copy.deepcopy(deployment["spec"]["selector"])
+    selector.setdefault("matchLabels", {})[HASH] = digest
+    own = f"{name(deployment)}-{digest}"
+    return Change("create", "ReplicaSet", namespace(deployment), own, {
+        "apiVersion": "apps/v1", "kind": "ReplicaSet",
+        "metadata": {"name": own, "namespace": namespace(deployment), "labels": marked,
+                     "annotations": {REVISION: str(revision)}, "ownerReferences": [owner_reference(deployment)]},
+        "spec": {"replicas": replicas, "selector": selector, "template": template}})
+
+
+def _scale(found: Object, replicas: int) -> list[Change]:
+    if int(found["spec"].get("replicas", 1)) == replicas:
+        return []
+    return [Change("patch", "ReplicaSet", namespace(found), name(found), {"spec": {"replicas": replicas}})]
+
+
+def _ready(found: Object) -> int:
+    return int((found.get("status") or {}).get("availableReplicas") or 0)
+
+
+def _wanted(found: Object) -> int:
+    return int(found["spec"].get("replicas", 1))
+
+
+def _roll(deployment: Object, new: Object, old: list[Object]) -> list[Change]:
+    """One step: grow the new set as far as maxSurge lets it, shrink the old ones as far as maxUnavailable lets them."""
+    replicas = int(deployment["spec"].get("replicas", 1))
+    strategy = deployment["spec"].get("strategy") or {}
+    if strategy.get("type") == "Recreate":
+        busy = any(_wanted(s) or (s.get("status") or {}).get("replicas") for s in old)
+        changes = [c for s in old for c in _scale(s, 0)]
+        return changes + ([] if busy else _scale(new, replicas))
+    rolling = strategy.get("rollingUpdate") or {}
+    surge = resolve(rolling.get("maxSurge", "25%"), replicas, up=True)
+    unavailable = resolve(rolling.get("maxUnavailable", "25%"), replicas, up=False)
+    unavailable = unavailable or int(surge == 0)
+    total = _wanted(new) + sum(_wanted(s) for s in old)
+    target = _wanted(new)
+    if target > replicas:
+        target = replicas
+    elif target < replicas:
+        target = min(replicas, target + max(0, replicas + surge - total))
+    changes = _scale(new, target)
+    spare = _ready(new) + sum(min(_ready(s), _wanted(s)) for s in old) - (replicas - unavailable)
+    for found in old:
+        broken = max(0, _wanted(found) - _ready(found))  # pods that serve nobody can go at once
+        take = min(_wanted(found), broken + max(0, spare))
+        spare -= max(0, take - broken)
+        changes += _scale(found, _wanted(found) - take)
+    return changes
+
+
+def _status(deployment: Object, new: Object | None, sets: list[Object], now: float) -> list[Change]:
+    replicas = int(deployment["spec"].get("replicas", 1))
+    count = {field: sum(int((s.get("status") or {}).get(field) or 0) for s in sets)
+             for field in ("replicas", "readyReplicas", "availableReplicas")}
+    updated = int((new.get("status") or {}).get("replicas") or 0) if new else 0
+    rolling = (deployment["spec"].get("strategy") or {}).get("rollingUpdate") or {}
+    spare = resolve(rolling.get("maxUnavailable", "25%"), replicas, up=False)
+    available = count["availableReplicas"] >= replicas - spare
+    done = updated == replicas == count["availableReplicas"] == count["replicas"]
+    status: Object = {**count, "updatedReplicas": updated,
+                      "unavailableReplicas": max(0, replicas - count["availableReplicas"]),
+                      "observedGeneration": deployment["metadata"].get("generation", 1), "conditions": []}
+    for kind, value, reason in (
+            ("Available", available, "MinimumReplicasAvailable" if available else "MinimumReplicasUnavailable"),
+            ("Progressing", True, "NewReplicaSetAvailable" if done else "ReplicaSetUpdated")):
+        text, before = str(value), condition(deployment, kind)
+        since = before.get("lastTransitionTime") if before.get("status") == text else timestamp(now)
+        status["conditions"].append({"type": kind, "status": text, "reason": reason, "lastTransitionTime": since})
+    if {k: (deployment.get("status") or {}).get(k) for k in status} == status:
+        return []
+    return [Change("status", "Deployment", namespace(deployment), name(deployment), {"status": status})]
+
+
+def reconcile_deployment(wanted: str, snapshot: Snapshot, now: float) -> list[Change]:
+    deployment = snapshot.get("Deployment", wanted)
+    if deployment is None or deleting(deployment):
+        return []
+    digest = template_hash(_own_template(deployment))
+    sets = sorted(snapshot.owned("ReplicaSet", deployment), key=lambda s: int(annotations_of(s).get(REVISION, "0")))
+    new = next((s for s in sets if labels(s).get(HASH) == digest), None)
+    old = [s for s in sets if s is not new]
+    latest = max((int(annotations_of(s).get(REVISION, "0")) for s in sets), default=0)
+    if new is None:
+        first = int(deployment["spec"].get("replicas", 1)) if not old else 0
+        return [_new_set(deployment, digest, latest + 1, first), *_status(deployment, None, sets, now)]
+    changes: list[Change] = []
+    if old and int(annotations_of(new).get(REVISION, "0")) < latest:  # a roll-back makes its set the newest again
+        changes.append(Change("patch", "ReplicaSet", namespace(new), name(new),
+                              {"metadata": {"annotations": {REVISION: str(latest + 1)}}}))
+    if not deployment["spec"].get("paused"):
+        changes += _roll(deployment, new, old)
+    idle = [s for s in old if not _wanted(s) and not (s.get("status") or {}).get("replicas")]
+    keep = int(deployment["spec"].get("revisionHistoryLimit", 10))
+    changes += [Change("delete", "ReplicaSet", namespace(s), name(s), why="revisionHistoryLimit")
+                for s in idle[:max(0, len(idle) - keep)]]
+    return changes + _status(deployment, new, sets, now)
+
+
+CONTROLLERS = (
+    Controller("replicaset", {"ReplicaSet": itself, "Pod": owner_of("ReplicaSet")}, reconcile_replica_set),
+    Controller("deployment", {"Deployment": itself, "ReplicaSet": owner_of("Deployment")}, reconcile_deployment),
+)
