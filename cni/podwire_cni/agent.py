@@ -1,0 +1,206 @@
+"""The resident wiring agent of one node: makes the node ready, serves the plugin binary, follows the other nodes.
+
+It needs the API server only for news: what it knew last stands in its conflist, so that after a restart pods are wired
+again at once, and nothing it finds in the kernel is torn down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from podwire_controlplane.api.meta import Object
+from podwire_controlplane.client import config as client_config
+from podwire_controlplane.client import logs
+from podwire_controlplane.client.http import ApiClient
+from podwire_controlplane.client.informer import Informer
+from podwire_controlplane.client.rolestatus import RoleStatus
+
+from . import conflist, nodes, routes, wiring
+from .commands import Plugin
+from .ipam.allocator import Allocator
+from .ipam.ranges import podcidr_range
+from .ipam.store import DirStore, boot_id
+from .kernel import Kernel
+from .listener import Listener
+from .plan import NodeNet
+from .types import RangeSet
+
+log = logs.get("wiring")
+RESYNC_SECONDS = 30.0
+RETRY_SECONDS = 2.0
+HANDOVER_SECONDS = 15.0  # a predecessor keeps the leases until its last call has ended
+
+
+@dataclass(frozen=True)
+class WiringConfig:
+    """cluster_cidrs: what pods reach with their own address. uplink: the link to the other nodes; its MTU is the pods'.
+
+    mtu 0: the uplink's. conf_dir None: <run_dir>/cni/net.d.
+    """
+
+    node_name: str
+    kubeconfig: str | None
+    run_dir: Path
+    cluster_cidrs: tuple[str, ...] = ("10.244.0.0/16",)
+    uplink: str = "eth0"
+    mtu: int = 0
+    conf_dir: Path | None = None
+
+    @property
+    def socket(self) -> Path:
+        return self.run_dir / "cni.sock"
+
+    @property
+    def conflist(self) -> Path:
+        return (self.conf_dir or self.run_dir / "cni" / "net.d") / "10-podwire.conflist"
+
+    @property
+    def leases(self) -> Path:
+        return self.run_dir / "cni" / "leases"
+
+
+class Agent:
+    """The parts of one agent; `sync` does all slow work and is called in one thread at a time."""
+
+    def __init__(self, config: WiringConfig, kernel: Kernel, store: DirStore) -> None:
+        self.config = config
+        self.node: NodeNet | None = None
+        self.kernel = kernel
+        self.plugin = Plugin(kernel, Allocator(store), lambda: self.node, boot_id(),
+                             waiting_for=f"Node {config.node_name} has no spec.podCIDR yet")
+        self.status = RoleStatus(config.run_dir, "wiring")
+        self._native: frozenset[str] = frozenset()
+        self._told: tuple[str, ...] = ()
+
+    def restore(self) -> None:
+        """Take up the work where the last agent left it, without the API server."""
+        ranges = conflist.read_ranges(self.config.conflist)
+        if ranges:
+            self._become(self._net(tuple(ranges)), frozenset(self.config.cluster_cidrs))
+
+    def sync(self, objects: Mapping[str, Object]) -> None:
+        """Make the kernel agree with the Nodes. Raises OSError and CNIError where the kernel refuses; then try again."""
+        cluster = routes.view(objects, self.config.node_name)
+        if cluster.problems != self._told:
+            for problem in cluster.problems:
+                log.warn("Node ignored", problem=problem)
+            self._told = cluster.problems
+        me = objects.get(self.config.node_name)
+        cidrs = [] if me is None else routes.pod_cidrs(me)
+        if cidrs:
+            net = self._net(tuple((podcidr_range(cidr),) for cidr in cidrs))
+            native = {*self.config.cluster_cidrs, *(f"{ip}/{ip.max_prefixlen}" for ip in cluster.node_ips)}
+            self._become(net, frozenset(native))
+        done, refused = nodes.sync(cluster.routes)
+        for line in done:
+            log.info("route", change=line)
+        for line in refused:
+            log.warn("route refused", route=line)
+        self._report(len(cluster.routes), refused)
+
+    def _net(self, ranges: tuple[RangeSet, ...]) -> NodeNet:
+        mtu = self.config.mtu or wiring.uplink_mtu(self.config.uplink)
+        if not mtu:
+            log.warn("uplink not found, assuming an MTU of 1500", uplink=self.config.uplink)
+        return NodeNet(ranges, mtu or 1500)
+
+    def _become(self, net: NodeNet, native: frozenset[str]) -> None:
+        """Idempotent: everything is compared with the kernel first."""
+        for line in wiring.ensure_node(net):
+            log.info("node", change=line)
+        if native != self._native or net != self.node or not wiring.masquerade_present(net):
+            wiring.apply_masquerade(net, native)
+            log.info("masquerade table loaded", native=len(native))
+            self._native = native
+        first = self.node is None
+        self.node = net
+        if first:
+            for line in self.plugin.reconcile():
+                log.info("lease freed", lease=line)
+        for line in self.plugin.repair():
+            log.warn("repaired", change=line)
+        if conflist.write(self.config.conflist, self.config.socket, net):
+            log.info("conflist written", path=str(self.config.conflist))
+
+    def _report(self, peers: int, refused: list[str]) -> None:
+        if self.node is None:
+            self.status.update(ready=False, reason="NoPodCIDR", message=self.plugin.waiting_for)
+            return
+        figures = self.plugin.figures()
+        cidrs = ",".join(str(r.subnet) for ranges in self.node.ranges for r in ranges)
+        message = f"{figures['pods']} pods in {cidrs}, routes to {peers - len(refused)} of {peers} podCIDRs"
+        self.status.update(ready=not refused, reason="RouteRefused" if refused else "", message=message, **figures,
+                           routes=peers, refused=len(refused))
+
+    async def follow(self, stop: asyncio.Event) -> None:
+        """Until `stop`: Nodes change -> sync; also now and then, to put right what others changed in the kernel."""
+        changed = asyncio.Event()
+        async with ApiClient(client_config.load(self.config.kubeconfig)) as api:
+            informer = Informer(api, "/api/v1/nodes", on_event=lambda _: changed.set(), on_synced=changed.set)
+            watching = asyncio.create_task(informer.run())
+            stopping = asyncio.create_task(stop.wait())
+            try:
+                pause = None
+                while not stop.is_set():
+                    news = asyncio.create_task(changed.wait())
+                    await asyncio.wait({news, stopping, watching}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                    news.cancel()
+                    if watching.done():
+                        watching.result()  # it never ends but by an error of ours
+                    changed.clear()
+                    if informer.synced.is_set() and not stop.is_set():
+                        pause = await self._sync(dict(informer.objects))
+            finally:
+                for task in (watching, stopping):
+                    task.cancel()
+                await asyncio.gather(watching, stopping, return_exceptions=True)
+
+    async def _sync(self, objects: Mapping[str, Object]) -> float:
+        """Seconds until the next sync, if no Node changes before."""
+        try:
+            await asyncio.to_thread(self.sync, objects)
+        except Exception as err:  # whatever it was, it may be over next time, and pods must be wired meanwhile
+            log.error("sync failed", error=str(err), kind=type(err).__name__)
+            self.status.update(ready=False, reason="SyncFailed", message=f"{type(err).__name__}: {err}")
+            return RETRY_SECONDS
+        return RESYNC_SECONDS
+
+
+def run(config: WiringConfig) -> None:
+    """Serve until SIGTERM or SIGINT; pods stay wired. Call it inside the node's network namespace.
+
+    Raises ConfigError (kubeconfig), Busy (another agent has this run directory), OSError.
+    """
+    if len(os.fsencode(config.socket)) > 100:
+        raise OSError(f"run_dir {config.run_dir} is too long: a unix socket's path has at most 107 bytes")
+    with contextlib.ExitStack() as stack:
+        store = DirStore(config.leases, wait=HANDOVER_SECONDS)
+        stack.callback(store.close)
+        kernel = Kernel()
+        stack.callback(kernel.close)
+        agent = Agent(config, kernel, store)
+        try:
+            agent.restore()
+        except Exception as err:  # what cannot be restored is made when the Node is there
+            log.warn("cannot take up the last state", error=str(err))
+        listener = Listener(config.socket, agent.plugin, kernel.node_fd)
+        stack.callback(listener.close)
+        agent.status.update(ready=agent.node is not None, message="starting", reason="Starting")
+        log.info("listening", socket=str(config.socket))
+        asyncio.run(_until_signal(agent))
+    log.info("stopped, pods stay wired")
+
+
+async def _until_signal(agent: Agent) -> None:
+    stop = asyncio.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await agent.follow(stop)

@@ -1,0 +1,275 @@
+"""The verbs of CNI over three things that are handed in: a Kernel, an Allocator and the node's network.
+
+Order matters and is always the same. ADD: lease, wires, note that it is done. DEL: wires, lease. So whatever moment a crash
+hits, a lease without wires or without its note is what is left, and `reconcile` at the next start takes both away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .errors import CNIError, Code
+from .ipam.allocator import Allocator, Lease, PoolExhausted
+from .ops import DeleteLink, DeleteNeighbour, Op
+from .plan import NodeNet, Seen, add_plan, differences, host_veth, repair_plan
+from .result import merge, to_json
+from .types import Attachment, Call, IPAddress, NetConf, RangeSet
+
+
+class Kernel(Protocol):
+    """What the verbs need of kernel.Kernel; testing.FakeKernel is the other one."""
+
+    def apply(self, ops: Sequence[Op], pod_fd: int | None = None) -> None: ...
+
+    def remove(self, ops: Sequence[Op]) -> None: ...
+
+    def links(self) -> dict[str, tuple[int, int]]: ...
+
+    def observe(self, eth: str, host: str, pod_fd: int) -> Seen: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """The pod's namespace as the plugin binary found it. fd None: not there, and `why` says what the kernel said."""
+
+    fd: int | None = None
+    why: str = "CNI_NETNS is not set"
+    is_netns: bool = True
+    is_node: bool = False  # it is the node's own namespace
+
+
+class _Turns:
+    """One verb at a time for each attachment; different ones do not wait for each other."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}
+
+    @contextlib.contextmanager
+    def of(self, owner: str) -> Iterator[None]:
+        with self._guard:
+            lock, users = self._locks.get(owner, (threading.Lock(), 0))
+            self._locks[owner] = (lock, users + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._guard:
+                lock, users = self._locks.pop(owner)
+                if users > 1:
+                    self._locks[owner] = (lock, users - 1)
+
+
+@dataclass
+class Plugin:
+    """`node()` is None as long as the node has no podCIDR. All methods may be called from many threads."""
+
+    kernel: Kernel
+    allocator: Allocator
+    node: Callable[[], NodeNet | None]
+    boot_id: str
+    waiting_for: str = "the Node has no spec.podCIDR yet"
+    _turns: _Turns = field(default_factory=_Turns)
+    _leases: threading.Lock = field(default_factory=threading.Lock)
+
+    # ---- verbs ----
+
+    def add(self, call: Call, conf: NetConf, sandbox: Sandbox) -> dict[str, Any]:
+        pod_fd = _usable(call, sandbox)
+        node = self._node()
+        with self._turns.of(call.attachment.container_id):
+            with self._leases:
+                if held := self.allocator.owned_by(call.attachment):
+                    raise CNIError(Code.INVALID_ENVIRONMENT,
+                                   f"{call.attachment.ifname} of container {call.attachment.container_id} is already "
+                                   f"attached, with {', '.join(str(lease.address) for lease in held)}", "run DEL first")
+            taken = self._allocate(call, conf, node)
+            try:
+                plan = add_plan(call, conf, node, [(lease.address, r) for lease, r in taken])
+                self.kernel.apply(plan.ops, pod_fd)
+                with self._leases:
+                    self.allocator.confirm(call.attachment)
+            except BaseException:
+                with self._leases:
+                    self.allocator.release(call.attachment)
+                raise
+        return to_json(merge(conf.prev_result, plan.result) if conf.prev_result else plan.result, conf.version)
+
+    def delete(self, call: Call) -> None:
+        """Repeatable, and content with whatever is missing: namespace, interface, lease."""
+        with self._turns.of(call.attachment.container_id):
+            self._detach(call.attachment)
+
+    def check(self, call: Call, conf: NetConf, sandbox: Sandbox) -> None:
+        pod_fd, node = _usable(call, sandbox), self._node()
+        if conf.prev_result is None:
+            raise CNIError(Code.INVALID_CONFIG, "network configuration: prevResult is missing, and CHECK needs it",
+                           "pass the result of ADD as prevResult")
+        with self._leases:
+            held = {lease.address for lease in self.allocator.owned_by(call.attachment)}
+        wrong = [f"the lease of {ip.address.ip} is not held by this container" for ip in conf.prev_result.ips
+                 if ip.address.ip not in held and any(ip.address.ip in r.subnet for s in node.ranges for r in s)]
+        seen = self.kernel.observe(call.attachment.ifname, host_veth(call.attachment), pod_fd)
+        wrong += differences(conf.prev_result, call.attachment, node.bridge, seen)
+        if wrong:
+            raise CNIError(Code.IO_FAILURE, f"{call.attachment}: " + "; ".join(wrong),
+                           "delete the pod's sandbox: the runtime makes it anew")
+
+    def collect(self, conf: NetConf) -> None:
+        """GC: detach what is not in the runtime's list; carry on after errors, and tell them at the end."""
+        if conf.valid_attachments is None:
+            raise CNIError(Code.INVALID_CONFIG,
+                           "network configuration: cni.dev/valid-attachments is missing, and GC needs it",
+                           "pass the list of attachments that are in use")
+        failed = []
+        with self._leases:
+            owners = {lease.owner for lease in self.allocator.leases()} - conf.valid_attachments
+        for owner in sorted(owners):
+            try:
+                with self._turns.of(owner.container_id):
+                    self._detach(owner)
+            except (OSError, CNIError) as err:
+                failed.append(f"{owner}: {err}")
+        if failed:
+            raise CNIError(Code.IO_FAILURE, "GC could not remove: " + "; ".join(failed), "the next GC tries again")
+
+    def status(self) -> None:
+        """Raises CNIError 50 where an ADD cannot succeed now."""
+        try:
+            node = self._node()
+        except CNIError as err:
+            raise CNIError(Code.NOT_AVAILABLE, err.msg, err.details) from None
+        self._free_dead(node)
+        for ranges in node.ranges:
+            with self._leases:
+                if not self.allocator.free(ranges):
+                    full = PoolExhausted(ranges)
+                    raise CNIError(Code.NOT_AVAILABLE, full.msg, full.details)
+        if node.bridge not in self.kernel.links():
+            raise CNIError(Code.LIMITED_CONNECTIVITY, f"the bridge {node.bridge} is gone",
+                           "restart the wiring agent of this node: it makes it again")
+
+    # ---- what the agent does besides ----
+
+    def reconcile(self) -> list[str]:
+        """At start: free what a crash, a reboot or a lost namespace left behind. Returns one line for each thing done."""
+        links, told = self.kernel.links(), []
+        with self._leases:
+            leases = self.allocator.leases()
+        for lease in leases:
+            why = ("of an earlier boot" if lease.boot_id != self.boot_id else "its ADD was cut off" if not lease.wired
+                   else "its interface is gone" if host_veth(lease.owner) not in links else "")
+            if why:
+                self._detach(lease.owner)
+                told.append(f"{lease.address} of {lease.pod or lease.owner}: {why}")
+        return told
+
+    def repair(self) -> list[str]:
+        """Put right what somebody else undid: a bridge made anew has lost its ports, and ports of nobody are taken away.
+
+        Run after `reconcile`. Returns one line for each thing done.
+        """
+        node = self._node()
+        links, told = self.kernel.links(), []
+        bridge = links[node.bridge][0]
+        with self._leases:
+            leases = {host_veth(lease.owner): lease for lease in self.allocator.leases()}
+        for name, (_, master) in links.items():
+            if name in leases and master != bridge:
+                owner = leases[name].owner
+                with self._leases:
+                    held = self.allocator.owned_by(owner)
+                self.kernel.apply(repair_plan(owner, [(lease.address, lease.mac) for lease in held], node))
+                told.append(f"{name} of {leases[name].pod or owner}: made a port of {node.bridge} again")
+            elif master == bridge and name not in leases and name.startswith("veth"):
+                self.kernel.remove([DeleteLink(name)])
+                told.append(f"{name}: a port of {node.bridge} without a lease, removed")
+        return told
+
+    def figures(self) -> dict[str, int]:
+        with self._leases:
+            leases = self.allocator.leases()
+            node = self.node()
+            free = sum(self.allocator.free(ranges) for ranges in node.ranges) if node else 0
+        return {"pods": len({lease.owner for lease in leases}), "free": free}
+
+    # ---- parts ----
+
+    def _node(self) -> NodeNet:
+        node = self.node()
+        if node is None:
+            raise CNIError(Code.TRY_AGAIN_LATER, self.waiting_for,
+                           "the control plane gives each node a podCIDR (kube-controller-manager: --allocate-node-cidrs)")
+        return node
+
+    def _allocate(self, call: Call, conf: NetConf, node: NodeNet) -> list[tuple[Lease, Any]]:
+        sets = conf.ranges or node.ranges
+        _check_ranges(sets, node)
+
+        def take() -> list[tuple[Lease, Any]]:
+            with self._leases:
+                return self.allocator.allocate(sets, call.attachment, wanted=conf.ips, pod=call.pod, mac=conf.mac,
+                                               boot_id=self.boot_id, pod_uid=call.args.get("K8S_POD_UID", ""))
+        try:
+            return take()
+        except PoolExhausted:
+            if not self._free_dead(node):
+                raise
+            return take()
+
+    def _free_dead(self, node: NodeNet) -> int:
+        """Free the leases of pods whose interface went with their namespace, without a DEL. Only asked when the pool is
+        nearly empty; the number of leases freed."""
+        with self._leases:
+            if all(self.allocator.free(ranges) for ranges in node.ranges):
+                return 0
+            wired = {lease.owner for lease in self.allocator.leases() if lease.wired}
+        links = self.kernel.links()
+        dead = [owner for owner in wired if host_veth(owner) not in links]
+        for owner in dead:
+            with self._turns.of(owner.container_id):
+                self._detach(owner)
+        return len(dead)
+
+    def _detach(self, owner: Attachment) -> None:
+        with self._leases:
+            addresses: list[IPAddress] = [lease.address for lease in self.allocator.owned_by(owner)]
+        node = self.node()
+        ops: list[Op] = [DeleteNeighbour(node.bridge, address) for address in addresses] if node else []
+        self.kernel.remove([*ops, DeleteLink(host_veth(owner))])
+        with self._leases:
+            self.allocator.release(owner)
+
+
+def _check_ranges(sets: Sequence[RangeSet], node: NodeNet) -> None:
+    """The node routes its podCIDRs and answers at their gateways; an address of any other range would reach nobody."""
+    for i, ranges in enumerate(sets):
+        for j, r in enumerate(ranges):
+            homes = [h for s in node.ranges for h in s if r.start in h.subnet and r.end in h.subnet]
+            if not homes:
+                raise CNIError(Code.INVALID_CONFIG,
+                               f"network configuration: ipam.ranges[{i}][{j}].subnet {r.subnet} is outside this node's "
+                               f" podCIDRs {', '.join(str(h.subnet) for s in node.ranges for h in s)}",
+                               "leave ipam.ranges out, or name a part of them")
+            if r.gateway != homes[0].gateway:
+                raise CNIError(Code.INVALID_CONFIG,
+                               f"network configuration: ipam.ranges[{i}][{j}].gateway {r.gateway} is not the "
+                               f"address of {node.bridge}, {homes[0].gateway}", "leave the gateway out")
+
+
+def _usable(call: Call, sandbox: Sandbox) -> int:
+    """The pod's namespace as a descriptor. Raises CNIError where it cannot be one."""
+    if sandbox.fd is None:
+        raise CNIError(Code.UNKNOWN_CONTAINER, f"the pod's network namespace CNI_NETNS={call.netns}: {sandbox.why}",
+                       "the namespace must exist before the plugin is called")
+    if not sandbox.is_netns:
+        raise CNIError(Code.INVALID_ENVIRONMENT, f"CNI_NETNS={call.netns} is not a network namespace",
+                       "set it to a path such as /proc/PID/ns/net or /run/netns/NAME")
+    if sandbox.is_node and not call.netns_override:
+        raise CNIError(Code.INVALID_ENVIRONMENT, f"CNI_NETNS={call.netns} is the node's own network namespace",
+                       "give the pod a namespace of its own (or set CNI_NETNS_OVERRIDE=1 if this is what you want)")
+    return sandbox.fd

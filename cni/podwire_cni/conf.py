@@ -1,0 +1,254 @@
+"""What comes in: the network configuration on stdin and the CNI_* variables, checked field by field.
+
+Every error names the field, what was found and what would do. A field that nobody knows is refused (code 2) rather than
+ignored: a typing error in a network configuration must not become a quiet default. Keys with a "/" belong to the runtime.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from .errors import CNIError, Code
+from .result import parse_result, parse_route
+from .types import VERSIONS, Attachment, Call, Dns, IPAddress, IPNetwork, NetConf, Range, RangeSet
+
+COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
+SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
+# Who needs which variables; the spec's table of section 2.
+NEEDS = {"ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
+         "DEL": ("CNI_CONTAINERID", "CNI_IFNAME")}
+_KEYS = {"cniVersion", "cniVersions", "name", "type", "mtu", "ipam", "dns", "args", "capabilities", "runtimeConfig",
+         "prevResult", "socket", "standalone", "pythonPlugin", "disableCheck", "disableGC", "ipMasq"}
+_IPAM_KEYS = {"type", "ranges", "subnet", "rangeStart", "rangeEnd", "gateway", "routes"}
+_CAPABILITIES = {"ips", "mac", "ipRanges", "dns", "aliases", "cgroupPath"}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*\Z")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
+
+
+def _bad(field: str, found: Any, want: str, code: Code = Code.INVALID_CONFIG) -> CNIError:
+    return CNIError(code, f"network configuration: {field}: {json.dumps(found, default=str)[:200]} is not {want}",
+                    f"set {field} to {want}")
+
+
+def _object(value: Any, field: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise _bad(field, value, "an object")
+    return value
+
+
+def _list(value: Any, field: str) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise _bad(field, value, "a list")
+    return value
+
+
+def _known(keys: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key in keys:
+        if key not in known and "/" not in key:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]}?" if near else "known are " + ", ".join(sorted(known))
+            raise CNIError(Code.UNSUPPORTED_FIELD, f"network configuration: {where}{key} is not a field of this plugin",
+                           hint)
+
+
+def _address(value: Any, field: str) -> IPAddress:
+    try:
+        return ip_address(value if isinstance(value, str) else "")
+    except ValueError:
+        raise _bad(field, value, "an IP address") from None
+
+
+def _subnet(value: Any, field: str) -> IPNetwork:
+    try:
+        net = ip_network(value if isinstance(value, str) else "", strict=False)
+    except ValueError:
+        raise _bad(field, value, "a subnet such as 10.244.1.0/24") from None
+    if net.num_addresses < 4:
+        raise _bad(field, value, "a subnet of at least four addresses")
+    return net
+
+
+def parse_range(raw: Any, field: str) -> Range:
+    """One range with host-local's keys: subnet, rangeStart, rangeEnd, gateway. The gateway is the subnet's first address."""
+    keys = _object(raw, field)
+    _known(keys, {"subnet", "rangeStart", "rangeEnd", "gateway"}, field + ".")
+    net = _subnet(keys.get("subnet"), field + ".subnet")
+    gateway = _address(keys["gateway"], field + ".gateway") if keys.get("gateway") else net[1]
+    # The network's own address, and IPv4's broadcast address, stay free: other software takes them for special.
+    start = _address(keys["rangeStart"], field + ".rangeStart") if keys.get("rangeStart") else net[1]
+    end = (_address(keys["rangeEnd"], field + ".rangeEnd") if keys.get("rangeEnd")
+           else net[-2] if net.version == 4 else net[-1])
+    for name, address in (("gateway", gateway), ("rangeStart", start), ("rangeEnd", end)):
+        if address not in net:
+            raise _bad(f"{field}.{name}", str(address), f"an address of {net}")
+    if int(start) > int(end):
+        raise _bad(f"{field}.rangeStart", str(start), f"at or before rangeEnd {end}")
+    return Range(net, start, end, gateway)
+
+
+def range_sets(raw: Any, field: str) -> tuple[RangeSet, ...]:
+    """A list of lists of ranges. The ranges of a set are of one IP family and no two ranges overlap."""
+    sets, seen = [], list[tuple[str, Range]]()
+    for i, entry in enumerate(_list(raw, field)):
+        ranges = tuple(parse_range(r, f"{field}[{i}][{j}]") for j, r in enumerate(_list(entry, f"{field}[{i}]")))
+        if not ranges:
+            raise _bad(f"{field}[{i}]", entry, "a list with at least one range")
+        if len({r.subnet.version for r in ranges}) > 1:
+            raise _bad(f"{field}[{i}]", [str(r.subnet) for r in ranges], "ranges of one IP family")
+        for j, r in enumerate(ranges):
+            for where, other in seen:
+                if other.start in r or other.end in r or r.start in other:
+                    raise _bad(f"{field}[{i}][{j}]", str(r.subnet), f"apart from {where} ({other.start} - {other.end})")
+            seen.append((f"{field}[{i}][{j}]", r))
+        sets.append(ranges)
+    return tuple(sets)
+
+
+def _ipam(raw: Any) -> tuple[tuple[RangeSet, ...], dict[str, Any]]:
+    ipam = _object(raw, "ipam")
+    _known(ipam, _IPAM_KEYS, "ipam.")
+    if ipam.get("type", "podwire") not in ("podwire", PLUGIN_IPAM):
+        raise _bad("ipam.type", ipam["type"], f'"{PLUGIN_IPAM}" (addresses come from this plugin itself; leave the key out)')
+    if ipam.get("subnet"):  # host-local's older, flat form
+        flat = {k: ipam[k] for k in ("subnet", "rangeStart", "rangeEnd", "gateway") if k in ipam}
+        return ((parse_range(flat, "ipam"),), *range_sets(ipam.get("ranges"), "ipam.ranges")), ipam
+    return range_sets(ipam.get("ranges"), "ipam.ranges"), ipam
+
+
+PLUGIN_IPAM = "podwire-cni"
+
+
+def parse_dns(raw: Any, field: str) -> Dns:
+    dns = _object(raw, field)
+    _known(dns, {"nameservers", "domain", "search", "options"}, field + ".")
+    lists = {}
+    for key in ("nameservers", "search", "options"):
+        lists[key] = tuple(_list(dns.get(key), f"{field}.{key}"))
+        if not all(isinstance(entry, str) for entry in lists[key]):
+            raise _bad(f"{field}.{key}", dns[key], "a list of strings")
+    return Dns(domain=str(dns.get("domain") or ""), **lists)
+
+
+def _attachments(raw: Any, field: str) -> frozenset[Attachment]:
+    found = set()
+    for i, entry in enumerate(_list(raw, field)):
+        keys = _object(entry, f"{field}[{i}]")
+        for key in ("containerID", "ifname"):
+            if not isinstance(keys.get(key), str) or not keys[key]:
+                raise _bad(f"{field}[{i}].{key}", keys.get(key), "a string")
+        found.add(Attachment(keys["containerID"], keys["ifname"]))
+    return frozenset(found)
+
+
+def _capabilities(conf: Mapping[str, Any]) -> dict[str, Any]:
+    runtime = _object(conf.get("runtimeConfig"), "runtimeConfig")
+    found = {}
+    for key, value in runtime.items():
+        # containerd spells some of them with another case
+        name = next((c for c in _CAPABILITIES if c.lower() == key.lower()), None)
+        if name is None:
+            raise CNIError(Code.UNSUPPORTED_FIELD,
+                           f"network configuration: runtimeConfig.{key} is not a capability of this plugin",
+                           f"remove {key} from \"capabilities\", or give it to a plugin of the chain that has it; "
+                           "here are " + ", ".join(sorted(_CAPABILITIES)))
+        found[name] = value
+    return found
+
+
+def version_of(stdin: bytes) -> str:
+    """The cniVersion to answer in, even where the rest of the configuration is broken."""
+    try:
+        version = json.loads(stdin).get("cniVersion")
+    except (ValueError, AttributeError):
+        return VERSIONS[-1]
+    return version if version in VERSIONS else VERSIONS[-1]
+
+
+def parse_conf(stdin: bytes) -> NetConf:
+    """The configuration on stdin. Raises CNIError with code 6 (no JSON), 1 (version), 2 (unknown field) or 7 (bad value)."""
+    try:
+        conf = json.loads(stdin)
+    except ValueError as err:
+        raise CNIError(Code.DECODE_FAILURE, f"network configuration: not JSON: {err}",
+                       "pass the plugin's configuration on stdin") from None
+    if not isinstance(conf, dict):
+        raise CNIError(Code.DECODE_FAILURE, "network configuration: not a JSON object")
+    version = conf.get("cniVersion", "")
+    if version not in VERSIONS:
+        raise CNIError(Code.INCOMPATIBLE_VERSION,
+                       f"network configuration: cniVersion {json.dumps(version)} is not supported",
+                       "supported are " + ", ".join(VERSIONS))
+    _known(conf, _KEYS, "")
+    name = conf.get("name", "")
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise _bad("name", name, "a name of letters, digits, '.', '_' and '-' that starts with a letter or digit")
+    mtu = conf.get("mtu")
+    if mtu is not None and (type(mtu) is not int or not (mtu == 0 or 68 <= mtu <= 65535)):
+        raise _bad("mtu", mtu, "a number of bytes from 68 to 65535, or 0 for the uplink's")
+    for key in ("ipMasq", "standalone"):
+        if key in conf and not isinstance(conf[key], bool):
+            raise _bad(key, conf[key], "true or false")
+    ranges, ipam = _ipam(conf.get("ipam"))
+    caps = _capabilities(conf)
+    mac = str(caps.get("mac") or "").lower()
+    if mac and not _MAC.match(mac):
+        raise _bad("runtimeConfig.mac", mac, "a MAC address such as 0a:58:0a:f4:01:05")
+    return NetConf(
+        version=version, name=name, mtu=mtu or None, socket=str(conf.get("socket") or ""),
+        ranges=range_sets(caps["ipRanges"], "runtimeConfig.ipRanges") if caps.get("ipRanges") else ranges,
+        routes=tuple(parse_route(r, f"ipam.routes[{i}]") for i, r in enumerate(_list(ipam.get("routes"), "ipam.routes"))),
+        dns=parse_dns(caps.get("dns") if _object(caps.get("dns"), "runtimeConfig.dns") else conf.get("dns"), "dns"),
+        ips=tuple(_address(str(ip).split("/")[0], f"runtimeConfig.ips[{i}]")
+                  for i, ip in enumerate(_list(caps.get("ips"), "runtimeConfig.ips"))),
+        mac=mac,
+        prev_result=parse_result(conf["prevResult"]) if conf.get("prevResult") is not None else None,
+        valid_attachments=_attachments(conf["cni.dev/valid-attachments"], "cni.dev/valid-attachments")
+        if "cni.dev/valid-attachments" in conf else None,
+    )
+
+
+def _env_error(msg: str, details: str) -> CNIError:
+    return CNIError(Code.INVALID_ENVIRONMENT, msg, details)
+
+
+def parse_env(env: Mapping[str, str]) -> Call:
+    """The CNI_* variables. Raises CNIError with code 4 that names the variables."""
+    command = env.get("CNI_COMMAND", "")
+    if command not in COMMANDS:
+        raise _env_error(f"CNI_COMMAND is {command!r}", "it must be one of " + ", ".join(COMMANDS))
+    missing = [v for v in NEEDS.get(command, ()) if not env.get(v)]
+    if missing:
+        raise _env_error(f"{', '.join(missing)} not set; CNI_COMMAND={command} needs "
+                         f"{'them' if len(missing) > 1 else 'it'}", "the container runtime sets these variables")
+    container, ifname = env.get("CNI_CONTAINERID", ""), env.get("CNI_IFNAME", "")
+    if container and not _NAME.match(container):
+        raise _env_error(f"CNI_CONTAINERID {container!r} is no container id",
+                         "it starts with a letter or digit and has letters, digits, '.', '_' and '-' only")
+    if ifname and (len(ifname) > 15 or ifname in (".", "..") or re.search(r"[/:\s]", ifname)):
+        raise _env_error(f"CNI_IFNAME {ifname!r} is no interface name",
+                         "it has at most 15 characters, none of them '/', ':' or a space")
+    args = {}
+    for part in filter(None, env.get("CNI_ARGS", "").split(";")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise _env_error(f"CNI_ARGS: {part!r} is not KEY=VALUE", "write it as KEY=VALUE;KEY=VALUE")
+        args[key] = value
+    override = env.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "t", "true")
+    return Call(command, Attachment(container, ifname), env.get("CNI_NETNS", ""), args, override)
+
+
+def check_version(call: Call, conf: NetConf) -> None:
+    """Refuse a verb that the asked-for version does not have yet. Raises CNIError, code 1."""
+    since = SINCE.get(call.command)
+    if since and VERSIONS.index(conf.version) < VERSIONS.index(since):
+        raise CNIError(Code.INCOMPATIBLE_VERSION, f"{call.command} does not exist in cniVersion {conf.version}",
+                       f"set cniVersion to {since} or newer")

@@ -1,0 +1,301 @@
+"""Runs ops in the kernel: the one place where a pod's wiring really happens.
+
+A worker thread goes into the pod's namespace only to open a socket there and comes back at once: a netlink socket stays in
+the namespace it was opened in. Nothing forks. Where a step is refused, what was done is undone before the error goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import itertools
+import os
+import select
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from ipaddress import ip_interface, ip_network
+
+from podwire_controlplane.client import logs
+
+from . import netlink as nl
+from .errors import CNIError, Code
+from .ops import (
+    AddAddress,
+    AddForwarding,
+    AddNeighbour,
+    AddRoute,
+    CreateVeth,
+    DeleteLink,
+    DeleteNeighbour,
+    JoinBridge,
+    Op,
+    SetUp,
+    undo,
+)
+from .plan import LinkSeen, Seen, default_route
+
+log = logs.get("wiring")
+CLONE_NEWNET = 0x40000000
+NS_GET_NSTYPE = 0xB703
+PORT_SECONDS = 2.0
+_GONE = (errno.ENODEV, errno.ENOENT, errno.ESRCH)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _setns(fd: int) -> None:
+    if _libc.setns(fd, CLONE_NEWNET):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def is_netns(fd: int) -> bool:
+    """Whether the descriptor is a network namespace (and not a file that only looks like one)."""
+    try:
+        return fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
+    except OSError:
+        return False
+
+
+def same_netns(a: int, b: int) -> bool:
+    one, other = os.fstat(a), os.fstat(b)
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+
+
+def own_netns() -> int:
+    """A descriptor of the calling thread's namespace."""
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+class Kernel:
+    """The node is the network namespace of the thread that constructs this. Methods may be called from many threads."""
+
+    def __init__(self) -> None:
+        self.node_fd = own_netns()
+        # DELLINK returns 15 ms after the link is gone (the kernel waits for readers); nobody else has to wait with it.
+        self._reapers: Executor = ThreadPoolExecutor(32, thread_name_prefix="dellink")
+
+    def close(self) -> None:
+        self._reapers.shutdown(wait=True)
+        os.close(self.node_fd)
+
+    @contextlib.contextmanager
+    def inside(self, fd: int) -> Iterator[None]:
+        """The calling thread is in the namespace behind `fd` meanwhile."""
+        _setns(fd)
+        try:
+            yield
+        finally:
+            try:
+                _setns(self.node_fd)
+            except OSError:
+                # A thread that cannot come back would wire the next pod inside this one.
+                log.error("cannot return to the node's network namespace, exiting")
+                os._exit(70)
+
+    def _open(self, pod_fd: int) -> nl.Netlink:
+        with self.inside(pod_fd):
+            return nl.Netlink()
+
+    def apply(self, ops: Sequence[Op], pod_fd: int | None = None) -> None:
+        """Do all of `ops`, or none of them. Raises CNIError that names the step that the kernel refused.
+
+        pod_fd: the pod's namespace; may be None where no op is for the pod.
+        """
+        with contextlib.ExitStack() as stack:
+            sockets = {"node": stack.enter_context(nl.Netlink())}
+            if pod_fd is not None:
+                sockets["pod"] = stack.enter_context(self._open(pod_fd))
+            done: list[Op] = []
+            back = stack.enter_context(contextlib.ExitStack())
+            back.callback(lambda: self._undo(done))
+            for (place, _), group in itertools.groupby(ops, key=lambda op: (op.place, isinstance(op, CreateVeth))):
+                batch = list(group)
+                created = isinstance(batch[0], CreateVeth)
+                # A refused veth is not ours to delete; of any other batch a part may have been done.
+                done += [] if created else batch
+                _send(sockets[place], batch, pod_fd)
+                done += batch if created else []
+            for op in ops:
+                if isinstance(op, JoinBridge):
+                    _await_forwarding(sockets["node"], op.link)
+            back.pop_all()
+
+    def _undo(self, done: Sequence[Op]) -> None:
+        """Best effort: the error that led here is the one to tell, and DEL or the next start finishes the rest."""
+        for op in undo(tuple(done)):
+            try:
+                self.remove([op])
+            except OSError as err:
+                log.error("undo failed", step=op, error=str(err))
+
+    def remove(self, ops: Sequence[Op]) -> None:
+        """Run deletions in the node's namespace; what is already gone is fine. Raises OSError.
+
+        A link counts as gone when the kernel has unlisted it and says so (RTM_DELLINK), not 15 ms later when the call ends.
+        """
+        for op in ops:
+            if isinstance(op, DeleteLink):
+                self._delete_link(op.link)
+            elif isinstance(op, DeleteNeighbour):
+                _delete_neighbour(op)
+            else:
+                raise ValueError(f"not a deletion: {op}")
+
+    def _delete_link(self, name: str) -> None:
+        with nl.Netlink(groups=nl.RTMGRP_LINK) as watch:
+            index = watch.index(name)
+            if not index:
+                return
+            job = self._reapers.submit(_delete_index, index)
+            while not job.done():
+                if _sees_end_of(watch, index):
+                    job.add_done_callback(_report)
+                    return
+            job.result()
+
+    def links(self) -> dict[str, tuple[int, int]]:
+        """name -> (index, index of its master or 0) of every link of the node."""
+        found: dict[str, tuple[int, int]] = {}
+
+        def each(kind: int, body: bytes) -> None:
+            if kind == nl.NEWLINK:
+                name, index, master = nl.link_of(body)
+                found[name] = (index, master)
+
+        with nl.Netlink() as sock:
+            sock.dump(nl.GETLINK, each)
+        return found
+
+    def observe(self, eth: str, host: str, pod_fd: int) -> Seen:
+        """What is there of one attachment: `eth` names the pod's interface, `host` the node's end."""
+        from pyroute2 import IPRoute
+
+        with IPRoute() as node:
+            host_link = _look(node, host)
+        with self.inside(pod_fd), IPRoute() as pod:
+            link = _look(pod, eth)
+            if link is None:
+                return Seen(None, host_link)
+            index = pod.link_lookup(ifname=eth)[0]
+            addresses = frozenset(ip_interface(f"{a.get('IFA_ADDRESS')}/{a['prefixlen']}")
+                                  for a in pod.get_addr(index=index))
+            routes = frozenset(_route(r) for r in pod.get_routes(table=nl.RT_TABLE_MAIN) if r.get("RTA_OIF") == index)
+        return Seen(link, host_link, addresses, routes)
+
+
+def encode(op: Op, index: dict[str, int], pod_fd: int) -> Iterator[bytes]:
+    """The netlink messages of one op; `index` has the link indices of every name that the op uses."""
+    match op:
+        case CreateVeth():
+            yield nl.new_veth(op.host, op.host_mac, op.peer, op.peer_mac, pod_fd, op.mtu)
+        case SetUp():
+            yield nl.link_up(index[op.link], alias=op.alias)
+        case AddAddress():
+            yield nl.new_address(index[op.link], op.address.ip, op.address.network.prefixlen)
+        case AddRoute():
+            yield nl.new_route(index[op.link], op.dst, via=op.via)
+        case AddNeighbour():
+            yield nl.new_neighbour(index[op.link], op.address, op.mac)
+        case JoinBridge():
+            yield nl.set_master(index[op.link], index[op.bridge])
+            yield nl.port_hairpin(index[op.link])
+        case AddForwarding():
+            yield nl.new_fdb(index[op.link], op.mac)
+        case DeleteLink():
+            yield nl.delete_link(index[op.link])
+        case DeleteNeighbour():
+            yield nl.delete_neighbour(index[op.link], op.address)
+
+
+def _send(sock: nl.Netlink, batch: Sequence[Op], pod_fd: int | None) -> None:
+    names = {op.bridge for op in batch if isinstance(op, JoinBridge)}
+    names |= {op.link for op in batch if not isinstance(op, CreateVeth)}
+    index = {name: sock.index(name) for name in names}
+    pairs = [(op, message) for op in batch for message in encode(op, index, -1 if pod_fd is None else pod_fd)]
+    try:
+        sock.send([message for _, message in pairs])
+    except nl.NetlinkError as err:
+        raise refusal(pairs[err.position][0], err) from err
+
+
+def refusal(op: Op, err: nl.NetlinkError) -> CNIError:
+    """The kernel's refusal of one step, in the words of CNI."""
+    if isinstance(op, CreateVeth) and err.errno == errno.EEXIST:
+        return CNIError(Code.INVALID_ENVIRONMENT, f"the pod already has an interface {op.peer}, or the node has {op.host}",
+                        "run DEL for this container first, or set CNI_IFNAME to another name")
+    return CNIError(Code.IO_FAILURE, f"the kernel refused a step: {err.strerror}", f"step: {op}")
+
+
+def _await_forwarding(sock: nl.Netlink, name: str) -> None:
+    """A pod whose bridge port does not forward yet would lose its first packets, and TCP waits a second for each."""
+    index, states = sock.index(name), list[int | None]()
+    deadline = time.monotonic() + PORT_SECONDS
+    while True:
+        sock.send([nl.get_link(index)], lambda _, body: states.append(nl.port_state(body)))
+        if states[-1:] == [nl.BR_STATE_FORWARDING]:
+            return
+        if time.monotonic() > deadline:
+            raise CNIError(Code.IO_FAILURE, f"bridge port {name} does not forward after {PORT_SECONDS:g} s",
+                           f"look at `bridge -d link show dev {name}` on the node (spanning tree must be off)")
+        time.sleep(0.0005)
+
+
+def _delete_neighbour(op: DeleteNeighbour) -> None:
+    with nl.Netlink() as sock:
+        index = sock.index(op.link)
+        try:
+            sock.send(list(encode(op, {op.link: index}, -1)) if index else [])
+        except nl.NetlinkError as err:
+            if err.errno not in _GONE:
+                raise
+
+
+def _delete_index(index: int) -> None:
+    with nl.Netlink() as sock:
+        try:
+            sock.send([nl.delete_link(index)])
+        except nl.NetlinkError as err:
+            if err.errno not in _GONE:
+                raise
+
+
+def _report(job: Future[None]) -> None:
+    if err := job.exception():
+        log.error("deleting a link failed late", error=str(err))
+
+
+def _sees_end_of(watch: nl.Netlink, index: int) -> bool:
+    """Wait up to 10 ms for word that link `index` is gone."""
+    if not select.select([watch.sock], [], [], 0.01)[0]:
+        return False
+    try:
+        # body[0] is the address family: a bridge says AF_BRIDGE when it only loses the port, before the link is gone
+        return any(kind == nl.DELLINK and body[0] == 0 and nl.link_of(body)[1] == index for kind, body in watch.receive())
+    except OSError as err:
+        if err.errno == errno.ENOBUFS:
+            return False  # so many links came and went that word was lost: the end of the call itself tells then
+        raise
+
+
+def _look(ipr: object, name: str) -> LinkSeen | None:
+    found = ipr.get_links(ifname=name)  # type: ignore[attr-defined]  # pyroute2 ships no types
+    if not found:
+        return None
+    link = found[0]
+    master = link.get("IFLA_MASTER")
+    bridge = ipr.get_links(master)[0].get("IFLA_IFNAME") if master else ""  # type: ignore[attr-defined]  # as above
+    return LinkSeen(link.get("IFLA_ADDRESS"), link["state"] == "up", link.get("IFLA_MTU"), bridge)
+
+
+def _route(route: object) -> tuple[nl.IPNetwork, nl.IPAddress | None]:
+    from ipaddress import ip_address
+
+    get = route.get  # type: ignore[attr-defined]  # pyroute2 ships no types
+    gateway = get("RTA_GATEWAY")
+    via = ip_address(gateway) if gateway else None
+    if get("RTA_DST"):
+        return ip_network(f"{get('RTA_DST')}/{get('dst_len')}"), via
+    return default_route(via or ip_address("0.0.0.0")), via

@@ -1,0 +1,118 @@
+"""The two programs of this package: the plugin in Python (`podwire-cni-standalone`), and `podwire wiring`, the agent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+from ipaddress import ip_network
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from podwire_controlplane.client import logs
+
+from . import kernel, skel
+from .commands import Plugin, Sandbox
+from .errors import CNIError, Code
+from .ipam.allocator import Allocator
+from .ipam.store import Busy, DirStore, boot_id
+from .plan import NodeNet
+from .types import NetConf
+
+DEFAULT_SOCKET = "/run/podwire/cni.sock"
+
+
+class Standalone:
+    """A node without an agent: the caller's namespace, with the ranges that the configuration names.
+
+    State is where the agent has it (beside its socket), so either may go on with the other's pods. Masquerading stays as an
+    agent left it: only an agent knows the other nodes.
+    """
+
+    def __init__(self, env: Mapping[str, str], stack: contextlib.ExitStack) -> None:
+        self.env, self.stack = env, stack
+        self.kernel = kernel.Kernel()
+        stack.callback(self.kernel.close)
+
+    def sandbox(self) -> Sandbox:
+        path = self.env.get("CNI_NETNS", "")
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as err:
+            return Sandbox(None, err.strerror or "" if path else "CNI_NETNS is not set")
+        self.stack.callback(os.close, fd)
+        return Sandbox(fd, "", kernel.is_netns(fd), kernel.same_netns(fd, self.kernel.node_fd))
+
+    def plugin(self, conf: NetConf) -> Plugin:
+        if not conf.ranges:
+            raise CNIError(Code.INVALID_CONFIG,
+                           "network configuration: ipam.ranges is missing, and there is no agent to ask",
+                           "name the node's podCIDR there, as the conflist does")
+        node = NodeNet(conf.ranges, conf.mtu or 1500)
+        try:
+            store = DirStore(Path(conf.socket or DEFAULT_SOCKET).parent / "cni" / "leases", wait=10)
+        except Busy as err:
+            raise CNIError(Code.TRY_AGAIN_LATER, f"{err.filename}: {err.strerror}", "let the agent serve the call") from err
+        self.stack.callback(store.close)
+        if self.env.get("CNI_COMMAND") == "ADD":
+            from .wiring import ensure_node  # pyroute2: 150 ms that the other verbs need not pay
+
+            ensure_node(node)
+        return Plugin(self.kernel, Allocator(store), lambda: node, boot_id())
+
+
+def standalone(env: Mapping[str, str], stdin: bytes, out: BinaryIO) -> int:
+    """One call without an agent. Prints the answer to `out` and returns the exit status."""
+    with contextlib.ExitStack() as stack:
+        host = Standalone(env, stack)
+        reply = skel.run(env, stdin, host.sandbox(), host.plugin)
+        out.write(reply.text)
+        out.flush()
+    return reply.status
+
+
+def main() -> None:
+    """Entry point of `podwire-cni-standalone`."""
+    raise SystemExit(standalone(os.environ, sys.stdin.buffer.read(), sys.stdout.buffer))
+
+
+def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        try:
+            ip_network(value)
+        except ValueError as err:
+            raise click.BadParameter(f"{err}; write it as 10.244.0.0/16", context, option) from None
+    return values
+
+
+@click.command("wiring")
+@click.option("--node-name", required=True, help="The name of this machine's Node object.")
+@click.option("--kubeconfig", type=click.Path(exists=True, dir_okay=False), default=None,
+              help="How to reach the API server; without it the service account of a pod.")
+@click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path), default=Path("/run/podwire"),
+              show_default=True, help="Socket, leases, conflist and status of this node.")
+@click.option("--cluster-cidr", "cluster_cidrs", multiple=True, default=("10.244.0.0/16",), show_default=True,
+              callback=_cidrs, help="Addresses that pods reach with their own source address; may be repeated.")
+@click.option("--uplink", default="eth0", show_default=True, help="The link to the other nodes; its MTU is the pods'.")
+@click.option("--mtu", type=click.IntRange(0, 65535), default=0, help="MTU of pods; 0: the uplink's.")
+@click.option("--conf-dir", type=click.Path(file_okay=False, path_type=Path), default=None,
+              help="Where container runtimes look for CNI configurations [default: RUN_DIR/cni/net.d]")
+def command(node_name: str, kubeconfig: str | None, run_dir: Path, cluster_cidrs: tuple[str, ...], uplink: str, mtu: int,
+            conf_dir: Path | None) -> None:
+    """Wire the pods of this node: bridge, veths, routes to other nodes, masquerading. Ends at SIGTERM; pods stay wired."""
+    from podwire_controlplane.client.config import ConfigError
+
+    from .agent import WiringConfig, run
+
+    logs.configure(node=node_name)
+    try:
+        run(WiringConfig(node_name, kubeconfig, run_dir, cluster_cidrs, uplink, mtu, conf_dir))
+    except (ConfigError, OSError) as err:
+        raise click.ClickException(str(err)) from err
+
+
+if __name__ == "__main__":
+    main()

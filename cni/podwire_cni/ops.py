@@ -1,0 +1,108 @@
+"""The single steps of wiring a pod, as data, and what undoes each.
+
+`place` says in which network namespace a step happens: the node's or the pod's. Undoing needs few steps, because a veth's
+end takes the pod's whole side (addresses, routes, neighbours) and the bridge port with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .types import IPAddress, IPInterface, IPNetwork
+
+Place = Literal["node", "pod"]
+
+
+@dataclass(frozen=True, slots=True)
+class CreateVeth:
+    """A veth pair: `host` in the node's namespace, `peer` born in the pod's."""
+
+    host: str
+    host_mac: str
+    peer: str
+    peer_mac: str
+    mtu: int
+    place: Place = "node"
+
+
+@dataclass(frozen=True, slots=True)
+class SetUp:
+    link: str
+    place: Place
+    alias: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AddAddress:
+    link: str
+    address: IPInterface
+    place: Place = "pod"
+
+
+@dataclass(frozen=True, slots=True)
+class AddRoute:
+    """`via` None: a link-scope route."""
+
+    link: str
+    dst: IPNetwork
+    via: IPAddress | None = None
+    place: Place = "pod"
+
+
+@dataclass(frozen=True, slots=True)
+class AddNeighbour:
+    """A permanent neighbour entry on `link`."""
+
+    link: str
+    address: IPAddress
+    mac: str
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class JoinBridge:
+    """Make `link` a port of `bridge`, in hairpin mode."""
+
+    link: str
+    bridge: str
+    place: Place = "node"
+
+
+@dataclass(frozen=True, slots=True)
+class AddForwarding:
+    """A static entry `mac` -> port in the forwarding table of the bridge that `link` is a port of."""
+
+    link: str
+    mac: str
+    place: Place = "node"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteLink:
+    link: str
+    place: Place = "node"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteNeighbour:
+    link: str
+    address: IPAddress
+    place: Place = "node"
+
+
+Op = CreateVeth | SetUp | AddAddress | AddRoute | AddNeighbour | JoinBridge | AddForwarding | DeleteLink | DeleteNeighbour
+
+
+def inverse(op: Op) -> Op | None:
+    """What undoes `op`; None where the end of the veth, or nothing at all, is enough."""
+    if isinstance(op, CreateVeth):
+        return DeleteLink(op.host)
+    if isinstance(op, AddNeighbour) and op.place == "node":
+        return DeleteNeighbour(op.link, op.address)
+    return None
+
+
+def undo(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+    """The inverse of a whole run of steps, last step first."""
+    return tuple(back for op in reversed(ops) if (back := inverse(op)) is not None)

@@ -1,0 +1,158 @@
+"""What one ADD does, and what CHECK expects to find: pure functions from addresses to steps and results.
+
+The pod has its address with a full-length prefix (/32, /128), a link route to the gateway (the bridge's own address) and a
+default route by it. So every packet of a pod, also to the pod next door, is routed by the node and passes its NAT: replies
+of a Service are translated back whether or not the bridge calls netfilter (br_netfilter).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import ip_interface, ip_network
+
+from .ops import AddAddress, AddForwarding, AddNeighbour, AddRoute, CreateVeth, JoinBridge, Op, SetUp
+from .types import (
+    BRIDGE,
+    Attachment,
+    Call,
+    Interface,
+    IPAddress,
+    IPConfig,
+    IPInterface,
+    IPNetwork,
+    NetConf,
+    Range,
+    RangeSet,
+    Result,
+    Route,
+)
+
+
+def mac_for(address: IPAddress, side: int = 0x58) -> str:
+    """A MAC made of the address, so that an address that comes back in another pod has the MAC it always had: no peer's
+    neighbour table can be stale. 0a: is a locally administered unicast address; side 0x59 is the node's end of the veth."""
+    return ":".join(f"{byte:02x}" for byte in (0x0A, side, *address.packed[-4:]))
+
+
+def host_veth(owner: Attachment) -> str:
+    """The name of the node's end: derived from the owner, so that DEL finds it with nothing but the runtime's words."""
+    return "veth" + hashlib.sha256(str(owner).encode()).hexdigest()[:11]
+
+
+def host_route(address: IPAddress) -> IPInterface:
+    return ip_interface(f"{address}/{address.max_prefixlen}")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeNet:
+    """What pods of this node are wired to. `ranges`: a range set per IP family, from the node's podCIDRs."""
+
+    ranges: tuple[RangeSet, ...]
+    mtu: int = 1500
+    bridge: str = BRIDGE
+
+    @property
+    def gateways(self) -> tuple[IPAddress, ...]:
+        return tuple(dict.fromkeys(r.gateway for ranges in self.ranges for r in ranges))
+
+    @property
+    def bridge_mac(self) -> str:
+        return mac_for(self.gateways[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`ops` in order; `result` is what the plugin prints once they are done."""
+
+    ops: tuple[Op, ...]
+    result: Result
+
+
+def default_route(address: IPAddress) -> IPNetwork:
+    return ip_network("0.0.0.0/0" if address.version == 4 else "::/0")
+
+
+def _routes(conf: NetConf, addresses: Sequence[tuple[IPAddress, Range]]) -> tuple[Route, ...]:
+    """The configuration's routes, each by the gateway of its family where it names none; else a default route a family."""
+    gateways = {a.version: r.gateway for a, r in reversed(addresses)}
+    if conf.routes:
+        return tuple(Route(r.dst, r.gw or gateways[r.dst.version]) for r in conf.routes if r.dst.version in gateways)
+    return tuple(Route(default_route(gw), gw) for gw in gateways.values())
+
+
+def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> Plan:
+    """The steps of ADD. The pod's side comes up before the node's end joins the bridge: a port that joins with its carrier
+    on forwards at once, one that gets it later waits for the kernel's link watch."""
+    eth, host = call.attachment.ifname, host_veth(call.attachment)
+    mac = conf.mac or mac_for(addresses[0][0])
+    host_mac, mtu = mac_for(addresses[0][0], 0x59), conf.mtu or node.mtu
+    routes = _routes(conf, addresses)
+    gateways = dict.fromkeys([r.gateway for _, r in addresses])
+    alias = f"{call.pod or call.attachment.container_id} {eth}"
+    ops: list[Op] = [CreateVeth(host, host_mac, eth, mac, mtu), SetUp("lo", "pod")]
+    ops += [AddAddress(eth, host_route(address)) for address, _ in addresses]
+    ops.append(SetUp(eth, "pod"))
+    for gateway in gateways:
+        ops += [AddRoute(eth, host_route(gateway).network), AddNeighbour(eth, gateway, node.bridge_mac, "pod")]
+    ops += [AddRoute(eth, route.dst, route.gw) for route in routes]
+    ops += [SetUp(host, "node", alias), JoinBridge(host, node.bridge), AddForwarding(host, mac)]
+    ops += [AddNeighbour(node.bridge, address, mac, "node") for address, _ in addresses]
+    interfaces = (Interface(node.bridge, node.bridge_mac, node.mtu), Interface(host, host_mac, mtu),
+                  Interface(eth, mac, mtu, call.netns))
+    ips = tuple(IPConfig(host_route(address), r.gateway, 2) for address, r in addresses)
+    return Plan(tuple(ops), Result(interfaces, ips, routes, conf.dns))
+
+
+def repair_plan(owner: Attachment, held: Sequence[tuple[IPAddress, str]], node: NodeNet) -> tuple[Op, ...]:
+    """The node's part of ADD again, for a pod whose own side is whole; held: addresses, each with "" or a MAC asked for."""
+    host, mac = host_veth(owner), held[0][1] or mac_for(held[0][0])
+    return (SetUp(host, "node"), JoinBridge(host, node.bridge), AddForwarding(host, mac),
+            *(AddNeighbour(node.bridge, address, mac, "node") for address, _ in held))
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSeen:
+    """One link as the kernel reports it. master: name of the bridge it is a port of, "" for none."""
+
+    mac: str
+    up: bool
+    mtu: int
+    master: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is really there for one attachment; None where a link is missing."""
+
+    pod_link: LinkSeen | None
+    host_link: LinkSeen | None
+    addresses: frozenset[IPInterface] = frozenset()
+    routes: frozenset[tuple[IPNetwork, IPAddress | None]] = frozenset()
+
+
+def differences(expected: Result, owner: Attachment, bridge: str, seen: Seen) -> list[str]:
+    """How what is there differs from the result that the runtime remembers (prevResult); empty: all is well."""
+    found = []
+    eth, host = owner.ifname, host_veth(owner)
+    position = next((i for i, link in enumerate(expected.interfaces) if link.name == eth and link.sandbox), None)
+    if position is None:
+        return [f"prevResult.interfaces does not name {eth} with a sandbox"]
+    if seen.pod_link is None:
+        return [f"the pod has no interface {eth}"]
+    want = expected.interfaces[position]
+    if want.mac and want.mac != seen.pod_link.mac:
+        found.append(f"{eth} has MAC {seen.pod_link.mac}, not {want.mac}")
+    if not seen.pod_link.up:
+        found.append(f"{eth} is down")
+    if seen.host_link is None:
+        found.append(f"the node has no interface {host}")
+    elif seen.host_link.master != bridge:
+        found.append(f"{host} is not a port of {bridge}")
+    elif not seen.host_link.up:
+        found.append(f"{host} is down")
+    found += [f"{eth} lacks address {ip.address}" for ip in expected.ips
+              if ip.interface in (None, position) and ip.address not in seen.addresses]
+    found += [f"the pod lacks the route to {r.dst} by {r.gw}" for r in expected.routes if (r.dst, r.gw) not in seen.routes]
+    return found

@@ -1,0 +1,118 @@
+"""Results in and out, in the form of each cniVersion.
+
+What differs (CNI spec, "Success" of each version): `ips[].version` exists up to 0.4.0; interface `mtu` and route `mtu`,
+`advmss`, `priority`, `table`, `scope` exist from 1.1.0 on. The result answers in the version that the caller asked.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+
+from .errors import CNIError, Code
+from .types import Dns, Interface, IPConfig, Result, Route
+
+_ROUTE_NUMBERS = ("mtu", "advmss", "priority", "table", "scope")
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+def _dns(dns: Dns) -> dict[str, Any]:
+    pairs = (("nameservers", list(dns.nameservers)), ("domain", dns.domain), ("search", list(dns.search)),
+             ("options", list(dns.options)))
+    return {key: value for key, value in pairs if value}
+
+
+def to_json(result: Result, version: str) -> dict[str, Any]:
+    """The result as an object for stdout, in `version` (one of types.VERSIONS)."""
+    newest, old = _version(version) >= (1, 1, 0), _version(version) < (1, 0, 0)
+    interfaces, ips, routes = [], [], []
+    for link in result.interfaces:
+        entry: dict[str, Any] = {"name": link.name}
+        entry.update({"mac": link.mac} if link.mac else {})
+        entry.update({"mtu": link.mtu} if newest and link.mtu else {})
+        entry.update({"sandbox": link.sandbox} if link.sandbox else {})
+        interfaces.append(entry)
+    for ip in result.ips:
+        entry = {"version": str(ip.address.version)} if old else {}
+        entry["address"] = str(ip.address)
+        entry.update({"gateway": str(ip.gateway)} if ip.gateway else {})
+        entry.update({"interface": ip.interface} if ip.interface is not None else {})
+        ips.append(entry)
+    for route in result.routes:
+        entry = {"dst": str(route.dst), **({"gw": str(route.gw)} if route.gw else {})}
+        if newest:
+            entry.update({k: v for k in _ROUTE_NUMBERS if (v := getattr(route, k)) is not None})
+        routes.append(entry)
+    return {"cniVersion": version, "interfaces": interfaces, "ips": ips, "routes": routes, "dns": _dns(result.dns)}
+
+
+def _bad(field: str, found: Any, want: str) -> CNIError:
+    return CNIError(Code.INVALID_CONFIG, f"{field}: {json.dumps(found, default=str)[:200]} is not {want}")
+
+
+def _items(raw: Any, field: str) -> list[dict[str, Any]]:
+    if raw is None:
+        return []
+    if not isinstance(raw, list) or not all(isinstance(entry, dict) for entry in raw):
+        raise _bad(field, raw, "a list of objects")
+    return raw
+
+
+def parse_route(raw: Any, field: str) -> Route:
+    if not isinstance(raw, dict):
+        raise _bad(field, raw, "a route object with dst")
+    try:
+        dst = ip_network(str(raw.get("dst", "")), strict=False)
+    except ValueError:
+        raise _bad(f"{field}.dst", raw.get("dst"), "a subnet such as 0.0.0.0/0") from None
+    try:
+        gw = ip_address(str(raw["gw"])) if raw.get("gw") else None
+    except ValueError:
+        raise _bad(f"{field}.gw", raw["gw"], "an IP address") from None
+    if gw and gw.version != dst.version:
+        raise _bad(f"{field}.gw", str(gw), f"an address of {dst}'s IP family")
+    numbers = {}
+    for key in _ROUTE_NUMBERS:
+        if raw.get(key) is not None:
+            if type(raw[key]) is not int or raw[key] < 0:
+                raise _bad(f"{field}.{key}", raw[key], "a number")
+            numbers[key] = raw[key]
+    return Route(dst, gw, **numbers)
+
+
+def parse_result(raw: Any, field: str = "prevResult") -> Result:
+    """A result of any version, as a runtime hands it back in prevResult. Raises CNIError, code 7."""
+    if not isinstance(raw, dict):
+        raise _bad(field, raw, "a result object")
+    interfaces = tuple(Interface(str(i.get("name", "")), str(i.get("mac") or "").lower(), i.get("mtu") or None,
+                                 str(i.get("sandbox") or "")) for i in _items(raw.get("interfaces"), field + ".interfaces"))
+    ips = []
+    for n, entry in enumerate(_items(raw.get("ips"), field + ".ips")):
+        where = f"{field}.ips[{n}]"
+        try:
+            address = ip_interface(str(entry.get("address", "")))
+            gateway = ip_address(str(entry["gateway"])) if entry.get("gateway") else None
+        except ValueError as err:
+            raise _bad(where, entry, f"an address with its prefix length and a gateway ({err})") from None
+        index = entry.get("interface")
+        if index is not None and (type(index) is not int or not 0 <= index < len(interfaces)):
+            raise _bad(where + ".interface", index, "a position in prevResult.interfaces")
+        ips.append(IPConfig(address, gateway, index))
+    routes = tuple(parse_route(r, f"{field}.routes[{n}]")
+                   for n, r in enumerate(_items(raw.get("routes"), field + ".routes")))
+    dns: dict[str, Any] = raw["dns"] if isinstance(raw.get("dns"), dict) else {}
+    return Result(interfaces, tuple(ips), routes, Dns(tuple(dns.get("nameservers") or ()), str(dns.get("domain") or ""),
+                                                      tuple(dns.get("search") or ()), tuple(dns.get("options") or ())))
+
+
+def merge(before: Result, ours: Result) -> Result:
+    """Our result appended to that of the plugins before us in a chain: their interfaces keep their positions."""
+    shift = len(before.interfaces)
+    ips = tuple(replace(ip, interface=ip.interface + shift) if ip.interface is not None else ip for ip in ours.ips)
+    return Result(before.interfaces + ours.interfaces, before.ips + ips, before.routes + ours.routes,
+                  ours.dns if ours.dns != Dns() else before.dns)

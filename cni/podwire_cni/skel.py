@@ -1,0 +1,70 @@
+"""The table of verbs: environment and stdin in, exit status and text out. No process is needed to test a whole call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .commands import Plugin, Sandbox
+from .conf import check_version, parse_conf, parse_env, version_of
+from .errors import CNIError, Code
+from .types import VERSIONS, Call, NetConf
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the plugin binary prints, and its exit status. `call` and `error` are for the log."""
+
+    status: int
+    text: bytes
+    call: Call | None = None
+    error: CNIError | None = None
+    result: dict[str, Any] | None = None
+
+
+Verb = Callable[[Plugin, Call, NetConf, Sandbox], dict[str, Any] | None]
+
+VERBS: dict[str, Verb] = {
+    "ADD": lambda plugin, call, conf, sandbox: plugin.add(call, conf, sandbox),
+    "DEL": lambda plugin, call, conf, sandbox: plugin.delete(call),
+    "CHECK": lambda plugin, call, conf, sandbox: plugin.check(call, conf, sandbox),
+    "GC": lambda plugin, call, conf, sandbox: plugin.collect(conf),
+    "STATUS": lambda plugin, call, conf, sandbox: plugin.status(),
+}
+
+
+def version_reply(version: str) -> Reply:
+    body = {"cniVersion": version, "supportedVersions": list(VERSIONS)}
+    return Reply(0, _text(body), result=body)
+
+
+def failure(err: CNIError, version: str, call: Call | None = None) -> Reply:
+    return Reply(1, _text(err.to_json(version)), call, err)
+
+
+def run(env: Mapping[str, str], stdin: bytes, sandbox: Sandbox, plugin: Callable[[NetConf], Plugin]) -> Reply:
+    """One call, whatever comes in: every failure becomes an error object, none an exception.
+
+    `plugin` is asked for only when variables and configuration are in order.
+    """
+    call: Call | None = None
+    try:
+        call = parse_env(env)
+        if call.command == "VERSION":
+            return version_reply(version_of(stdin))
+        conf = parse_conf(stdin)
+        check_version(call, conf)
+        result = VERBS[call.command](plugin(conf), call, conf, sandbox)
+        return Reply(0, b"" if result is None else _text(result), call, None, result)
+    except CNIError as err:
+        return failure(err, version_of(stdin), call)
+    except Exception as err:  # a runtime understands an error object, and nothing else
+        wrapped = CNIError(Code.IO_FAILURE, f"{type(err).__name__}: {err}", "see the log of the node's wiring agent")
+        wrapped.__cause__ = err
+        return failure(wrapped, version_of(stdin), call)
+
+
+def _text(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body).encode() + b"\n"

@@ -1,0 +1,34 @@
+"""A Store without a disk, for tests here and in other packages; the real one is held to the same table of cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ..ipam.allocator import Lease
+from ..types import IPAddress
+
+
+class FakeStore:
+    """Leases in a dict; `writes` counts what would have been disk writes. Hand the dict on to play a restart."""
+
+    def __init__(self, held: dict[IPAddress, Lease] | None = None) -> None:
+        self.held = {} if held is None else held
+        self.writes = 0
+
+    def leases(self) -> Iterable[Lease]:
+        return list(self.held.values())
+
+    def reserve(self, lease: Lease) -> bool:
+        if lease.address in self.held:
+            return False
+        self.writes += 1
+        self.held[lease.address] = lease
+        return True
+
+    def wired(self, lease: Lease) -> None:
+        self.writes += 1
+        self.held[lease.address] = replace(lease, wired=True)
+
+    def release(self, address: IPAddress) -> None:
+        self.writes += self.held.pop(address, None) is not None

@@ -1,0 +1,124 @@
+"""The nouns of CNI as plain data: NetConf, what the runtime asks (Call), Result. Source: CNI spec 1.1.0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+
+VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+PLUGIN = "podwire-cni"
+BRIDGE = "podwire0"
+
+IPAddress = IPv4Address | IPv6Address
+IPInterface = IPv4Interface | IPv6Interface
+IPNetwork = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Addresses start..end (both included) of `subnet`; the gateway is one of the subnet's and is never given to a pod."""
+
+    subnet: IPNetwork
+    start: IPAddress
+    end: IPAddress
+    gateway: IPAddress
+
+    def __contains__(self, address: IPAddress) -> bool:
+        return address.version == self.subnet.version and int(self.start) <= int(address) <= int(self.end)
+
+
+RangeSet = tuple[Range, ...]  # one address is taken from each set
+
+
+@dataclass(frozen=True, slots=True)
+class Dns:
+    nameservers: tuple[str, ...] = ()
+    domain: str = ""
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`gw` None: the runtime's view is that the result's gateway serves. The rest exist from 1.1.0 on."""
+
+    dst: IPNetwork
+    gw: IPAddress | None = None
+    mtu: int | None = None
+    advmss: int | None = None
+    priority: int | None = None
+    table: int | None = None
+    scope: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """sandbox: path of the network namespace, "" for the node's own."""
+
+    name: str
+    mac: str = ""
+    mtu: int | None = None
+    sandbox: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IPConfig:
+    """interface: position in Result.interfaces."""
+
+    address: IPInterface
+    gateway: IPAddress | None = None
+    interface: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    interfaces: tuple[Interface, ...] = ()
+    ips: tuple[IPConfig, ...] = ()
+    routes: tuple[Route, ...] = ()
+    dns: Dns = Dns()
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Attachment:
+    """What a lease and a veth belong to: one interface of one container (the pair is unique per network, says the spec)."""
+
+    container_id: str
+    ifname: str
+
+    def __str__(self) -> str:
+        return f"{self.container_id}/{self.ifname}"
+
+
+@dataclass(frozen=True, slots=True)
+class NetConf:
+    """One plugin's configuration as the runtime passed it. `ranges` empty: the node's podCIDRs serve."""
+
+    version: str
+    name: str
+    mtu: int | None = None
+    ranges: tuple[RangeSet, ...] = ()
+    routes: tuple[Route, ...] = ()
+    dns: Dns = Dns()
+    ips: tuple[IPAddress, ...] = ()  # capability "ips": these addresses and no others
+    mac: str = ""  # capability "mac"
+    prev_result: Result | None = None
+    valid_attachments: frozenset[Attachment] | None = None
+    socket: str = ""  # the agent's; its directory is where the node's state is
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One invocation: the CNI_* variables, checked. `args` is CNI_ARGS, where a kubelet's runtime names the pod."""
+
+    command: str
+    attachment: Attachment = Attachment("", "")
+    netns: str = ""
+    args: Mapping[str, str] = field(default_factory=dict)
+    netns_override: bool = False
+
+    @property
+    def pod(self) -> str:
+        """namespace/name of the pod, "" where the runtime gave none."""
+        name = self.args.get("K8S_POD_NAME", "")
+        return f"{self.args.get('K8S_POD_NAMESPACE', '')}/{name}" if name else ""

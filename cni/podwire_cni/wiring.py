@@ -1,0 +1,112 @@
+"""The node's side, made once at the start of an agent: bridge, its address and route, sysctls, masquerade table.
+
+Cold path: pyroute2, read first and write only what differs, so that doing it twice does nothing and a restart disturbs
+no pod. It all happens in the network namespace of the calling thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_interface
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from podwire_proxy import nft
+
+from . import masquerade, routes
+from .plan import NodeNet, host_route
+
+LINK_SCOPE, MAIN = 253, 254
+
+
+def uplink_mtu(name: str) -> int | None:
+    """The MTU of the link that leaves the node; None where it does not exist."""
+    with IPRoute() as ipr:
+        found = ipr.get_links(ifname=name) if ipr.link_lookup(ifname=name) else []
+        return int(found[0].get("IFLA_MTU")) if found else None
+
+
+def ensure_node(node: NodeNet) -> list[str]:
+    """Make the node ready for pods. Returns one line for each thing that had to be changed."""
+    done: list[str] = []
+    with IPRoute() as ipr:
+        index = _bridge(ipr, node, done)
+        _addresses(ipr, node, index, done)
+        _pod_routes(ipr, node, index, done)
+    done += _sysctls(node)
+    return done
+
+
+def _bridge(ipr: IPRoute, node: NodeNet, done: list[str]) -> int:
+    found = ipr.link_lookup(ifname=node.bridge)
+    if not found:
+        # Snooping off: multicast among pods is routed or not at all, and the bridge need not learn who listens.
+        ipr.link("add", ifname=node.bridge, kind="bridge", address=node.bridge_mac, mtu=node.mtu, br_stp_state=0,
+                 br_forward_delay=0, br_mcast_snooping=0)
+        done.append(f"bridge {node.bridge} made")
+        found = ipr.link_lookup(ifname=node.bridge)
+    link = ipr.get_links(found[0])[0]
+    # An explicit MAC stays; one that the bridge took from its lowest port changes whenever that pod goes.
+    want: dict[str, str | int] = {"address": node.bridge_mac} if link.get("IFLA_ADDRESS") != node.bridge_mac else {}
+    want.update({"mtu": node.mtu} if link.get("IFLA_MTU") != node.mtu else {})
+    want.update({"state": "up"} if link["state"] != "up" else {})
+    if want:
+        ipr.link("set", index=found[0], **want)
+        done.append(f"bridge {node.bridge} set to {want}")
+    return int(found[0])
+
+
+def _addresses(ipr: IPRoute, node: NodeNet, index: int, done: list[str]) -> None:
+    present = {ip_interface(f"{a.get('IFA_ADDRESS')}/{a['prefixlen']}") for a in ipr.get_addr(index=index)}
+    present = {a for a in present if not a.is_link_local}
+    want = {host_route(gateway) for gateway in node.gateways}
+    for address in want - present:
+        nodad = {"flags": 0x02} if address.version == 6 else {}
+        ipr.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, **nodad)
+        done.append(f"{address} on {node.bridge}")
+    for address in present - want:
+        ipr.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+        done.append(f"{address} off {node.bridge}")
+
+
+def _pod_routes(ipr: IPRoute, node: NodeNet, index: int, done: list[str]) -> None:
+    present = {(f"{r.get('RTA_DST')}/{r['dst_len']}") for r in ipr.get_routes(oif=index, table=MAIN)
+               if r["proto"] == routes.PROTOCOL and r.get("RTA_DST") and not r.get("RTA_GATEWAY")}
+    want = {str(r.subnet): str(r.gateway) for ranges in node.ranges for r in ranges}
+    for dst in want.keys() - present:
+        source = {} if ":" in dst else {"prefsrc": want[dst], "scope": LINK_SCOPE}
+        ipr.route("replace", dst=dst, oif=index, proto=routes.PROTOCOL, table=MAIN, **source)
+        done.append(f"route {dst} to {node.bridge}")
+    for dst in present - want.keys():
+        ipr.route("del", dst=dst, oif=index, proto=routes.PROTOCOL, table=MAIN)
+        done.append(f"route {dst} removed")
+
+
+def _sysctls(node: NodeNet) -> list[str]:
+    """Forwarding on. Redirects off: pods of one bridge are routed on purpose, the node must not tell them a shorter way."""
+    want = {"ipv4/ip_forward": "1", "ipv4/conf/all/send_redirects": "0", f"ipv4/conf/{node.bridge}/send_redirects": "0"}
+    if any(gateway.version == 6 for gateway in node.gateways):
+        want["ipv6/conf/all/forwarding"] = "1"
+    done = []
+    for key, value in want.items():
+        path = Path("/proc/sys/net") / key
+        if path.read_text().strip() != value:
+            path.write_text(value)
+            done.append(f"net.{key.replace('/', '.')}={value}")
+    return done
+
+
+def masquerade_present(node: NodeNet) -> bool:
+    """Whether every table that this node needs is there (a firewall service that reloads may have flushed them)."""
+    with nft.Connection() as connection:
+        there = {(t.family, t.name) for t in connection.tables()}
+    return all((t.family, t.name) in there for t in masquerade.tables(_cidrs(node)))
+
+
+def apply_masquerade(node: NodeNet, native: Iterable[str]) -> None:
+    nft.apply(masquerade.plan(_cidrs(node), native))
+
+
+def _cidrs(node: NodeNet) -> list[str]:
+    return [str(r.subnet) for ranges in node.ranges for r in ranges]
