@@ -1,0 +1,1 @@
+"""The Service proxy: Services and EndpointSlices -> Dataplane (policy, pure) -> nf_tables plan -> kernel."""

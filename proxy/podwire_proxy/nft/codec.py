@@ -91,7 +91,7 @@ def _set(set_: o.Set, verb: o.Verb, number: int) -> bytes:
     return body + u32(10, number) + attr(13, b"\0\4" + struct.pack("=I", order))
 
 
-def _elements(things: o.Elements) -> Iterator[bytes]:
+def _elements(things: o.Elements, verb: o.Verb) -> Iterator[bytes]:
     """Bodies of as many messages as the elements need."""
     head = text(1, things.set.table.name) + text(2, things.set.name)
     parts: list[bytes] = []
@@ -100,7 +100,7 @@ def _elements(things: o.Elements) -> Iterator[bytes]:
         one = nest(1, attr(1, key))
         if value == o.INTERVAL_END:
             one += u32(3, ELEM_INTERVAL_END)
-        elif value is not None:
+        elif value is not None and verb == "add":
             one += data_value(2, value)
         entry = nest(1, one)
         size += len(entry)
@@ -115,7 +115,7 @@ def _elements(things: o.Elements) -> Iterator[bytes]:
 def _bodies(op: o.Op, number: int) -> Iterable[bytes]:
     thing = op.thing
     if isinstance(thing, o.Elements):
-        return _elements(thing)
+        return _elements(thing, op.verb)
     if isinstance(thing, o.Table):
         return (text(1, thing.name),)
     if isinstance(thing, o.Rule):

@@ -1,0 +1,88 @@
+"""Change tracking: watch events in, a live Dataplane out; a Service is worked out again only when it changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from podwire_controlplane.api import meta
+
+from .convert import SliceInfo, service_ports, slice_info
+from .dataplane import Contribution, Dataplane, Delta, contribute
+from .model import Endpoint, NodeInfo, PortName, ServicePort
+
+
+class Tracker:
+    """`service`, `slice` and `node` note changes and return an object's problems; `flush` updates the Dataplane."""
+
+    def __init__(self, node: NodeInfo) -> None:
+        self.dataplane = Dataplane(node)
+        self._services: dict[str, tuple[ServicePort, ...]] = {}
+        self._slices: dict[str, SliceInfo] = {}
+        self._of_service: dict[str, set[str]] = {}  # Service -> keys of its slices
+        self._dirty: set[str] = set()
+        self._node = node
+
+    @property
+    def pending(self) -> int:
+        return len(self._dirty)
+
+    @property
+    def endpoints(self) -> int:
+        return sum(len(found) for info in self._slices.values() for found in info.endpoints.values())
+
+    def service(self, key: str, obj: meta.Object | None) -> list[str]:
+        """`obj` None: deleted."""
+        ports, problems = service_ports(obj) if obj is not None else ((), [])
+        if self._services.get(key, ()) != ports:
+            self._dirty.add(key)
+            if ports:
+                self._services[key] = ports
+            else:
+                del self._services[key]
+        return problems
+
+    def slice(self, key: str, obj: meta.Object | None) -> list[str]:
+        """`obj` None: deleted."""
+        info, problems = slice_info(obj) if obj is not None else (SliceInfo("", {}), [])
+        old = self._slices.get(key, SliceInfo("", {}))
+        if old == info:
+            return problems
+        for service in {old.service, info.service} - {""}:
+            self._dirty.add(service)
+        if old.service:
+            self._of_service[old.service].discard(key)
+            if not self._of_service[old.service]:
+                del self._of_service[old.service]
+        self._slices.pop(key, None)
+        if info.service:
+            self._slices[key] = info
+            self._of_service.setdefault(info.service, set()).add(key)
+        return problems
+
+    def node(self, node: NodeInfo) -> bool:
+        """The node's addresses, zone or CIDRs changed: every Service is worked out again. True where it differs."""
+        if node == self._node:
+            return False
+        self._node = node
+        self._dirty.update(self._services)
+        return True
+
+    def _endpoints(self, service: str) -> dict[PortName, list[Endpoint]]:
+        out: dict[PortName, list[Endpoint]] = {}
+        for key in sorted(self._of_service.get(service, ())):
+            for port, found in self._slices[key].endpoints.items():
+                out.setdefault(port, []).extend(found)
+        return out
+
+    def flush(self) -> Delta:
+        """Work the noted changes out. Equal inputs give an equal Dataplane, in whatever order and steps they came."""
+        delta = Delta()
+        self.dataplane.node = self._node
+        for service in self._dirty:
+            self.dataplane.replace(service, self._contribution(service), delta)
+        self._dirty.clear()
+        return delta
+
+    def _contribution(self, service: str) -> Contribution:
+        ports: Iterable[ServicePort] = self._services.get(service, ())
+        return contribute(ports, self._endpoints(service), self._node) if ports else Contribution()

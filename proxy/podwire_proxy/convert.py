@@ -1,0 +1,182 @@
+"""Kubernetes objects -> model. Pure; what is unusable is left out and told as a problem that names the field.
+
+Which objects count: ExternalName and headless Services have no frontends; the label service.kubernetes.io/service-proxy-name
+gives a Service to another proxy, service.kubernetes.io/headless takes an EndpointSlice out. Condition defaults (ready and
+serving true, terminating false) are the EndpointSlice API's, discovery.k8s.io/v1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from podwire_controlplane.api import meta
+
+from .model import PROTOCOLS, Endpoint, Policy, PortName, Protocol, ServicePort, normal_ip
+
+PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
+HEADLESS_LABEL = "service.kubernetes.io/headless"
+SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+
+
+@dataclass(slots=True)
+class Problems:
+    """Findings about one object: "spec.ports[1].port: ...". The caller logs them with the object's key."""
+
+    found: list[str] = field(default_factory=list)
+
+    def add(self, where: str, what: str) -> None:
+        self.found.append(f"{where}: {what}")
+
+    def address(self, where: str, text: Any) -> str:
+        """The canonical address, "" (and a problem) where `text` is none."""
+        try:
+            return normal_ip(str(text))
+        except ValueError:
+            self.add(where, f"{text!r} is no IP address; left out")
+            return ""
+
+    def addresses(self, where: str, items: Iterable[Any]) -> tuple[str, ...]:
+        found = (self.address(f"{where}[{index}]", item) for index, item in enumerate(items))
+        return tuple(dict.fromkeys(ip for ip in found if ip))
+
+    def number(self, where: str, value: Any) -> int:
+        """A port from 1 to 65535, 0 (and a problem) for anything else."""
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536:
+            return value
+        self.add(where, f"{value!r} is no port number (1-65535); left out")
+        return 0
+
+
+def cluster_ips(service: meta.Object) -> tuple[str, ...]:
+    """The Service's cluster addresses as the object has them; () for headless and ExternalName Services."""
+    spec = service.get("spec") or {}
+    first = spec.get("clusterIP") or ""
+    if spec.get("type") == "ExternalName" or not first or first == "None":
+        return ()
+    return tuple(dict.fromkeys([first, *(spec.get("clusterIPs") or [])]))
+
+
+def _load_balancer_ips(service: meta.Object, problems: Problems) -> tuple[str, ...]:
+    """Ingress addresses to short-circuit: ipMode Proxy wants the packet to leave the node, names are not ours."""
+    status = service.get("status") or {}
+    ingress = (status.get("loadBalancer") or {}).get("ingress") or []
+    usable = [item["ip"] for item in ingress if item.get("ip") and item.get("ipMode", "VIP") == "VIP"]
+    return problems.addresses("status.loadBalancer.ingress", usable)
+
+
+def _affinity(spec: Mapping[str, Any]) -> int:
+    if spec.get("sessionAffinity") != "ClientIP":
+        return 0
+    config = (spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}
+    return int(config.get("timeoutSeconds") or 10800)
+
+
+def _policy(value: Any) -> Policy:
+    return "Local" if value == "Local" else "Cluster"
+
+
+def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[str]]:
+    """The Service's proxied ports, and problems. () where this proxy has nothing to do with it."""
+    problems = Problems()
+    if PROXY_NAME_LABEL in meta.labels(service):
+        return (), []
+    ips = problems.addresses("spec.clusterIPs", cluster_ips(service))
+    if not ips:
+        return (), problems.found
+    spec = service["spec"]
+    balancer = _load_balancer_ips(service, problems) if spec.get("type") == "LoadBalancer" else ()
+    external = problems.addresses("spec.externalIPs", spec.get("externalIPs") or [])
+    ports: dict[PortName, ServicePort] = {}
+    for index, port in enumerate(spec.get("ports") or []):
+        where = f"spec.ports[{index}]"
+        number = problems.number(f"{where}.port", port.get("port"))
+        protocol: Protocol = port.get("protocol") or "TCP"
+        if protocol not in PROTOCOLS:
+            problems.add(f"{where}.protocol", f"{protocol!r} is none of TCP, UDP, SCTP; left out")
+            continue
+        made = ServicePort(
+            meta.key(service), str(port.get("name") or ""), protocol, number, ips,
+            node_port=port.get("nodePort") or 0, external_ips=external, load_balancer_ips=balancer,
+            internal_policy=_policy(spec.get("internalTrafficPolicy")),
+            external_policy=_policy(spec.get("externalTrafficPolicy")), affinity_seconds=_affinity(spec),
+            source_ranges=tuple(str(item).strip() for item in spec.get("loadBalancerSourceRanges") or []),
+            created=str(service["metadata"].get("creationTimestamp") or ""))
+        if not number:
+            continue
+        if made.port_name in ports:
+            problems.add(where, f"port {made.name!r} {protocol} is there twice; the first one counts")
+            continue
+        ports[made.port_name] = made
+    return tuple(ports.values()), problems.found
+
+
+@dataclass(frozen=True, slots=True)
+class SliceInfo:
+    """What one EndpointSlice says. service: "namespace/name", "" where it belongs to none."""
+
+    service: str
+    endpoints: Mapping[PortName, tuple[Endpoint, ...]]
+
+
+def slice_info(obj: meta.Object) -> tuple[SliceInfo, list[str]]:
+    """The slice's endpoints by port, and problems. FQDN slices and headless ones are empty."""
+    problems = Problems()
+    owner = meta.labels(obj).get(SERVICE_NAME_LABEL, "")
+    service = f"{meta.namespace(obj)}/{owner}" if owner else ""
+    if HEADLESS_LABEL in meta.labels(obj) or obj.get("addressType") not in ("IPv4", "IPv6"):
+        return SliceInfo(service, {}), []
+    version: Literal["IPv4", "IPv6"] = obj["addressType"]
+    templates = [made for index, item in enumerate(obj.get("endpoints") or [])
+                 if (made := _endpoint(item, f"endpoints[{index}]", version, problems))]
+    out: dict[PortName, tuple[Endpoint, ...]] = {}
+    for index, port in enumerate(obj.get("ports") or []):
+        where = f"ports[{index}]"
+        if port.get("name") is None or not port.get("port"):
+            # discovery.k8s.io/v1: no port means "all ports", which a proxy cannot use; a name is always set by the API
+            problems.add(where, "has no name or no port number; left out")
+            continue
+        number = problems.number(f"{where}.port", port["port"])
+        protocol: Protocol = port.get("protocol") or "TCP"
+        if number and protocol in PROTOCOLS:
+            out[PortName(str(port["name"]), protocol)] = tuple(
+                Endpoint(e.ip, number, e.node, e.ready, e.serving, e.terminating, e.zone_hints, e.node_hints)
+                for e in templates)
+    return SliceInfo(service, out), problems.found
+
+
+def _condition(conditions: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = conditions.get(name)
+    return default if value is None else bool(value)
+
+
+def _endpoint(item: Mapping[str, Any], where: str, version: str, problems: Problems) -> Endpoint | None:
+    addresses = item.get("addresses") or []
+    if not addresses:
+        problems.add(f"{where}.addresses", "is empty; left out")
+        return None
+    ip = problems.address(f"{where}.addresses[0]", addresses[0])
+    if not ip:
+        return None
+    if (":" in ip) != (version == "IPv6"):
+        problems.add(f"{where}.addresses[0]", f"{ip} is no {version} address; left out")
+        return None
+    conditions, hints = item.get("conditions") or {}, item.get("hints") or {}
+    return Endpoint(
+        ip, 0, str(item.get("nodeName") or ""),
+        ready=_condition(conditions, "ready", True), serving=_condition(conditions, "serving", True),
+        terminating=_condition(conditions, "terminating", False),
+        zone_hints=tuple(str(zone["name"]) for zone in hints.get("forZones") or []),
+        node_hints=tuple(str(node["name"]) for node in hints.get("forNodes") or []))
+
+
+def unsupported(service: meta.Object) -> list[str]:
+    """What the Service asks for and this proxy does not do yet."""
+    ports, _ = service_ports(service)
+    found = []
+    if any(port.affinity_seconds for port in ports):
+        found.append("spec.sessionAffinity: ClientIP is not implemented yet; connections are spread over all endpoints")
+    if any(port.source_ranges and port.load_balancer_ips for port in ports):
+        found.append("spec.loadBalancerSourceRanges: is not implemented yet; every source is let in")
+    return found

@@ -1,0 +1,105 @@
+"""UDP conntrack entries over ctnetlink: dump and delete by exact tuple. Source: linux/netfilter/nfnetlink_conntrack.h."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+from collections.abc import Collection, Iterator
+from typing import Literal
+
+from .conntrack import Flow
+from .dataplane import Key
+from .model import Backend, normal_ip, packed
+from .nft import codec
+from .nft.attrs import attr, nest, parse, to_int
+from .nft.wire import open_socket
+
+SUBSYS = 1 << 8
+GET, DELETE = 1, 2
+TUPLE_ORIG, TUPLE_REPLY, ID, ZONE, FILTER = 1, 2, 12, 18, 25
+BY_DESTINATION = 0x02 | 0x08 | 0x20  # CTA_FILTER_FLAG: IP_DST, PROTO_NUM, PROTO_DST_PORT
+BY_PROTOCOL = 0x08
+UDP = 17
+FEW = 8  # up to so many frontends the kernel is asked for each; more: for all UDP entries once
+Family = Literal["ip", "ip6"]
+
+
+def _tuple(raw: bytes) -> tuple[str, str, int, int]:
+    """(source, destination, source port, destination port)."""
+    parts = parse(raw)
+    ip, proto = parse(parts[1]), parse(parts[2])
+    source, destination = ip.get(1) or ip[3], ip.get(2) or ip[4]
+    return (normal_ip(str(ipaddress.ip_address(source))), normal_ip(str(ipaddress.ip_address(destination))),
+            to_int(proto.get(2)), to_int(proto.get(3)))
+
+
+def _filter(frontend: Key | None) -> bytes:
+    number = attr(1, bytes((UDP,)))
+    if frontend is None:
+        return nest(TUPLE_ORIG, nest(2, number)) + nest(FILTER, u32_host(1, BY_PROTOCOL))
+    ip = packed(frontend.ip)
+    address = nest(1, attr(2 if len(ip) == 4 else 4, ip))
+    port = attr(3, frontend.port.to_bytes(2, "big"))
+    return nest(TUPLE_ORIG, address, nest(2, number, port)) + nest(FILTER, u32_host(1, BY_DESTINATION))
+
+
+def u32_host(kind: int, value: int) -> bytes:
+    """CTA_FILTER's flags are in host order, unlike all else here."""
+    from .nft.objects import host32
+
+    return attr(kind, host32(value))
+
+
+class Conntrack:
+    """One ctnetlink socket."""
+
+    def __init__(self, ns_fd: int | None = None) -> None:
+        self._sock = open_socket(ns_fd)
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def __enter__(self) -> Conntrack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def flows(self, family: Family, frontends: Collection[Key]) -> Iterator[Flow]:
+        """UDP entries whose original destination is among `frontends` (and perhaps others)."""
+        wanted: list[Key | None] = list(frontends) if len(frontends) <= FEW else [None]
+        for one in wanted:
+            body = _filter(one)
+            for payload in self._call(GET, codec.DUMP, family, body):
+                got = parse(payload)
+                source, destination, sport, dport = _tuple(got[TUPLE_ORIG])
+                answers = _tuple(got[TUPLE_REPLY])
+                # The nested flag is stripped by parse; the kernel takes tuples with or without it.
+                ident = nest(TUPLE_ORIG, got[TUPLE_ORIG]) + b"".join(attr(k, got[k]) for k in (ID, ZONE) if k in got)
+                yield Flow(Key(destination, "UDP", dport), Backend(answers[0], answers[2]), (source, sport), ident)
+
+    def delete(self, family: Family, flow: Flow) -> bool:
+        """False where the entry is gone already."""
+        try:
+            list(self._call(DELETE, codec.ACK, family, flow.ident))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _call(self, kind: int, flags: int, family: Family, body: bytes) -> Iterator[bytes]:
+        self._sock.send(codec.message(SUBSYS | kind, codec.REQUEST | flags, 1, codec.FAMILIES[family], body))
+        answers: list[bytes] = []
+        while True:
+            for answer, flag, seq, _, payload in codec.split(self._sock.recv(1 << 20)):
+                if answer == 2:
+                    error = codec.decode_error(flag, seq, payload)
+                    if error:
+                        raise OSError(error.errno, f"conntrack: {errno.errorcode.get(error.errno)}"
+                                                   f" {os.strerror(error.errno)} {error.text}")
+                    return iter(answers)
+                if answer == 3:
+                    return iter(answers)
+                answers.append(payload[4:])
+
+

@@ -1,0 +1,208 @@
+"""All policy ends here: Service ports and endpoints become frontends that balance, reject or drop.
+
+Sources are told apart as the masquerade matrix does: a *pod* (source inside NodeInfo.pod_cidrs), this *node* (a local
+address), or *outside*. A frontend says what each of them gets, and whether the packet's source is masqueraded:
+
+| frontend                            | pod    | node   | outside | masquerade                         |
+|-------------------------------------|--------|--------|---------|------------------------------------|
+| ClusterIP                           | inside | inside | inside  | off-cluster: node and outside      |
+| NodePort, externalIP, LB; eTP Cluster | inside | inside | inside | always                            |
+| NodePort, externalIP, LB; eTP Local | inside | inside | outside | node: only the node's own traffic  |
+
+`inside` is the cluster set of endpoints (the local set for a ClusterIP with internalTrafficPolicy Local); `outside` is the
+local set. No usable endpoint anywhere: REJECT. None here but some elsewhere under a Local policy: DROP. A packet whose
+chosen endpoint is its own source is always masqueraded (hairpin). Without pod_cidrs nobody is a pod, and a ClusterIP's
+packets keep their source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal, NamedTuple
+
+from .model import Backend, Endpoint, NodeInfo, PortName, Protocol, ServicePort, is_v6
+from .topology import Choice, choose, merge
+
+
+class Fate(Enum):
+    REJECT = "reject"  # ICMP port unreachable
+    DROP = "drop"
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Uniform random choice for each new connection. backends: at least one, sorted, distinct."""
+
+    backends: tuple[Backend, ...]
+
+
+Action = Balance | Fate
+Kind = Literal["ClusterIP", "NodePort", "ExternalIP", "LoadBalancer"]
+Masquerading = Literal["off-cluster", "always", "node"]
+
+
+class Key(NamedTuple):
+    """What a packet must be addressed to."""
+
+    ip: str
+    protocol: Protocol
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frontend:
+    """outside: what sources outside the cluster get, None where it is the same as `inside`."""
+
+    key: Key
+    kind: Kind
+    service: str
+    inside: Action
+    outside: Action | None
+    masquerade: Masquerading
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What one Service brings into the dataplane."""
+
+    frontends: tuple[Frontend, ...] = ()
+    cluster_ips: tuple[str, ...] = ()
+    hairpin: tuple[str, ...] = ()
+    order: tuple[str, str] = ("", "")  # (creationTimestamp, name): of two claims to an address the older one holds
+
+
+def _balance(endpoints: Iterable[Endpoint]) -> Balance | None:
+    backends = tuple(sorted({e.backend for e in endpoints}))
+    return Balance(backends) if backends else None
+
+
+def _action(wanted: Balance | None, choice: Choice) -> Action:
+    return wanted or (Fate.DROP if choice.any else Fate.REJECT)
+
+
+def contribute(ports: Iterable[ServicePort], endpoints: Mapping[PortName, Iterable[Endpoint]],
+               node: NodeInfo) -> Contribution:
+    """Everything that one Service's ports become on this node."""
+    frontends: dict[Key, Frontend] = {}
+    hairpin: set[str] = set()
+    ips: dict[str, None] = {}
+    order = ("", "")
+    for port in ports:
+        order = (port.created, port.service)
+        ips.update(dict.fromkeys(port.cluster_ips))
+        found = merge(tuple(endpoints.get(port.port_name, ())))
+        for v6 in (False, True):
+            choice = choose([e for e in found if is_v6(e.ip) == v6], node)
+            for frontend in _frontends(port, choice, node, v6):
+                frontends.setdefault(frontend.key, frontend)
+            hairpin.update(_hairpin(port, choice, node))
+    return Contribution(tuple(frontends.values()), tuple(ips), tuple(sorted(hairpin)), order)
+
+
+def _hairpin(port: ServicePort, choice: Choice, node: NodeInfo) -> Iterable[str]:
+    """Endpoints that this node may have to send their own packets back to.
+
+    Pods of other nodes are translated there, except when they dial this node's external frontends, which masquerade all
+    traffic anyway unless externalTrafficPolicy is Local.
+    """
+    external = bool(port.node_port or port.external_ips or port.load_balancer_ips)
+    everyone = external and port.external_policy == "Local"
+    return [e.ip for e in {*choice.cluster, *choice.local} if everyone or e.node in (node.name, "")]
+
+
+def _frontends(port: ServicePort, choice: Choice, node: NodeInfo, v6: bool) -> Iterable[Frontend]:
+    everywhere, here = _balance(choice.cluster), _balance(choice.local)
+    internal = _action(here if port.internal_policy == "Local" else everywhere, choice)
+    for ip in port.cluster_ips:
+        if is_v6(ip) == v6:
+            yield Frontend(Key(ip, port.protocol, port.port), "ClusterIP", port.service, internal, None, "off-cluster")
+    local = port.external_policy == "Local"
+    inside = _action(everywhere, choice)
+    outside = _action(here, choice) if local else None
+    masquerade: Masquerading = "node" if local else "always"
+    places: list[tuple[Kind, tuple[str, ...], int]] = [
+        ("NodePort", node.addresses if port.node_port else (), port.node_port),
+        ("ExternalIP", port.external_ips, port.port), ("LoadBalancer", port.load_balancer_ips, port.port)]
+    for kind, addresses, number in places:
+        for ip in addresses:
+            if is_v6(ip) == v6:
+                yield Frontend(Key(ip, port.protocol, number), kind, port.service, inside, outside, masquerade)
+
+
+@dataclass(slots=True)
+class Delta:
+    """What a change touched: look each up in the Dataplane; what is not there any more is gone."""
+
+    frontends: set[Key] = field(default_factory=set)
+    cluster_ips: set[str] = field(default_factory=set)
+    hairpin: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.frontends or self.cluster_ips or self.hairpin)
+
+
+class Dataplane:
+    """All frontends of a node. Changed Service by Service; equal to one that is built afresh from the same Services."""
+
+    def __init__(self, node: NodeInfo) -> None:
+        self.node = node
+        self.frontends: dict[Key, Frontend] = {}
+        self.cluster_ips: dict[str, int] = {}  # address -> number of Services that have it
+        self.hairpin: dict[str, int] = {}
+        self._parts: dict[str, Contribution] = {}
+        self._claims: dict[Key, dict[str, Frontend]] = {}
+
+    @property
+    def services(self) -> int:
+        return len(self._parts)
+
+    def replace(self, service: str, part: Contribution, delta: Delta) -> None:
+        """Put `part` in the place of what `service` contributed so far; what changes is noted in `delta`."""
+        old = self._parts.pop(service, Contribution())
+        if part != Contribution():
+            self._parts[service] = part
+        before = {f.key: f for f in old.frontends}
+        after = {f.key: f for f in part.frontends}
+        for key in before.keys() | after.keys():
+            if before.get(key) != after.get(key) or old.order != part.order:
+                self._claim(service, key, after.get(key), delta)
+        for counts, gone, come, noted in ((self.cluster_ips, old.cluster_ips, part.cluster_ips, delta.cluster_ips),
+                                          (self.hairpin, old.hairpin, part.hairpin, delta.hairpin)):
+            _count(counts, gone, come, noted)
+
+    def _claim(self, service: str, key: Key, frontend: Frontend | None, delta: Delta) -> None:
+        claims = self._claims.setdefault(key, {})
+        claims.pop(service, None)
+        if frontend is not None:
+            claims[service] = frontend
+        if not claims:
+            del self._claims[key]
+        winner = min(claims, key=lambda name: self._parts[name].order) if claims else None
+        new = claims[winner] if winner is not None else None
+        if self.frontends.get(key) != new:
+            delta.frontends.add(key)
+            if new is None:
+                del self.frontends[key]
+            else:
+                self.frontends[key] = new
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Dataplane) and (self.node, self.frontends, self.cluster_ips, self.hairpin) == (
+            other.node, other.frontends, other.cluster_ips, other.hairpin)
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+
+def _count(counts: dict[str, int], gone: Iterable[str], come: Iterable[str], noted: set[str]) -> None:
+    come, gone = set(come), set(gone)
+    for ip in come - gone:
+        counts[ip] = counts.get(ip, 0) + 1
+        if counts[ip] == 1:
+            noted.add(ip)
+    for ip in gone - come:
+        counts[ip] -= 1
+        if not counts[ip]:
+            del counts[ip]
+            noted.add(ip)

@@ -1,0 +1,113 @@
+"""What the proxy keeps of Services and EndpointSlices. All data, immutable, comparable."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+Protocol = Literal["TCP", "UDP", "SCTP"]
+PROTOCOLS: dict[str, int] = {"TCP": 6, "UDP": 17, "SCTP": 132}
+Policy = Literal["Cluster", "Local"]
+
+
+class PortName(NamedTuple):
+    """How a Service's port finds its endpoints: the port's name ("" where it has none) and protocol."""
+
+    name: str
+    protocol: Protocol
+
+
+class Backend(NamedTuple):
+    """Where a packet is sent: one endpoint's address and port."""
+
+    ip: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One address of an EndpointSlice for one port; conditions with the API's defaults filled in.
+
+    node: the endpoint's nodeName, "" where unknown. zone_hints, node_hints: from `hints.forZones` and `hints.forNodes`.
+    """
+
+    ip: str
+    port: int
+    node: str = ""
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+    zone_hints: tuple[str, ...] = ()
+    node_hints: tuple[str, ...] = ()
+
+    @property
+    def backend(self) -> Backend:
+        return Backend(self.ip, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """One port of one Service, with everything that decides where its frontends are and how they balance.
+
+    service: "namespace/name". created: creationTimestamp, which settles who owns an address that two Services claim.
+    affinity_seconds: sessionAffinity ClientIP's timeout, 0 for None. source_ranges: loadBalancerSourceRanges.
+    """
+
+    service: str
+    name: str
+    protocol: Protocol
+    port: int
+    cluster_ips: tuple[str, ...] = ()
+    node_port: int = 0
+    external_ips: tuple[str, ...] = ()
+    load_balancer_ips: tuple[str, ...] = ()
+    internal_policy: Policy = "Cluster"
+    external_policy: Policy = "Cluster"
+    affinity_seconds: int = 0
+    source_ranges: tuple[str, ...] = ()
+    created: str = ""
+
+    @property
+    def port_name(self) -> PortName:
+        return PortName(self.name, self.protocol)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """The node this proxy runs on, and the cluster's address plan.
+
+    addresses: the node's primary addresses (InternalIP, one a family): NodePorts are served there. zone: label
+    topology.kubernetes.io/zone. pod_cidrs: what counts as a pod's source address (the local-traffic detector; () = none).
+    service_cidrs: unallocated addresses inside are dropped.
+    """
+
+    name: str
+    addresses: tuple[str, ...] = ()
+    zone: str = ""
+    pod_cidrs: tuple[str, ...] = ()
+    service_cidrs: tuple[str, ...] = ()
+    masquerade_all: bool = False
+
+
+@lru_cache(maxsize=1 << 18)
+def normal_ip(text: str) -> str:
+    """The canonical text of an address; leading zeros of IPv4 octets are read as decimal, as Kubernetes does.
+
+    Raises ValueError for what is no address.
+    """
+    text = text.strip()
+    if ":" not in text and any(len(part) > 1 and part[0] == "0" and part.isdigit() for part in text.split(".")):
+        text = ".".join(str(int(part)) if part.isdigit() else part for part in text.split("."))
+    return str(ipaddress.ip_address(text))
+
+
+@lru_cache(maxsize=1 << 18)
+def packed(ip: str) -> bytes:
+    """Network-order bytes of a canonical address."""
+    return ipaddress.ip_address(ip).packed
+
+
+def is_v6(ip: str) -> bool:
+    return ":" in ip

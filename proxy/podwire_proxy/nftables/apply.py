@@ -1,0 +1,128 @@
+"""The IO of the nftables backend: keep the tables `podwire` of a namespace equal to the Dataplane."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from podwire_controlplane.client import logs
+
+from .. import nft
+from ..conntrack import stale
+from ..ctnetlink import Conntrack, Family
+from ..dataplane import Dataplane, Delta
+from ..model import NodeInfo
+from .layout import Layout
+from .plan import Planner, affected
+
+log = logs.get("proxy")
+FAMILIES: tuple[Family, ...] = ("ip", "ip6")
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What one sync did. operations: steps of the transactions, elements: set elements in them, flows: conntrack entries."""
+
+    full: bool
+    operations: int
+    elements: int
+    flows: int
+    seconds: float
+
+
+def families(node: NodeInfo) -> tuple[Family, ...]:
+    """The families with Service addresses; a table with NAT hooks switches conntrack on for its family, so no idle one."""
+    return tuple(f for f in FAMILIES if any((":" in cidr) == (f == "ip6") for cidr in node.service_cidrs))
+
+
+class Programmer:
+    """Owns the connection to the kernel. `sync` after each change, `sweep` a moment later; errors change nothing."""
+
+    def __init__(self, node: NodeInfo, ns_fd: int | None = None) -> None:
+        self._ns_fd = ns_fd
+        self._conn = nft.Connection(ns_fd)
+        self._planners = [Planner(Layout(family), node) for family in families(node)]
+        self.watchers: list[nft.Watcher] = []
+
+    def close(self) -> None:
+        """The rules stay."""
+        for watcher in self.watchers:
+            watcher.close()
+        self._conn.close()
+
+    def sync(self, dataplane: Dataplane, delta: Delta | None) -> Synced:
+        """Write what `delta` changed; None: read the kernel's state back and write what differs. Raises NftError."""
+        started = time.monotonic()
+        operations = elements = 0
+        for planner in self._planners:
+            planner.node = dataplane.node
+            if delta is None:
+                tx = planner.full(dataplane, self._conn.dump(planner.layout.table))
+            else:
+                tx = planner.change(dataplane, delta)
+            self._commit(planner, tx)
+            operations, elements = operations + len(tx.ops), elements + tx.elements
+        flows = self._clean(dataplane, delta)
+        return Synced(delta is None, operations, elements, flows, time.monotonic() - started)
+
+    def _commit(self, planner: Planner, tx: nft.Transaction) -> None:
+        self._conn.commit(tx)
+        planner.committed(tx)
+
+    @property
+    def unswept(self) -> bool:
+        return any(planner.garbage for planner in self._planners)
+
+    def sweep(self) -> int:
+        """Delete slots that no packet in flight can have drawn any more; call it some milliseconds after the sync."""
+        count = 0
+        for planner in self._planners:
+            tx = planner.sweep()
+            self._commit(planner, tx)
+            count += tx.elements
+        return count
+
+    def _clean(self, dataplane: Dataplane, delta: Delta | None) -> int:
+        """Delete UDP flows that the change left behind. On a full sync: of every UDP frontend."""
+        serving = dict(affected(delta if delta is not None else Delta(set(dataplane.frontends)), dataplane))
+        if not serving:
+            return 0
+        count = 0
+        with Conntrack(self._ns_fd) as conntrack:
+            for planner in self._planners:
+                mine = {key: backends for key, backends in serving.items() if planner.layout.ours(key.ip)}
+                if not mine:
+                    continue
+                for flow in list(stale(conntrack.flows(planner.layout.family, mine), mine)):
+                    if conntrack.delete(planner.layout.family, flow):
+                        count += 1
+                        log.info("stale UDP flow deleted", client=f"{flow.source[0]}:{flow.source[1]}",
+                                 frontend=f"{flow.destination.ip}:{flow.destination.port}", backend=flow.answers.ip)
+        return count
+
+    def watch(self) -> list[nft.Watcher]:
+        """Start to hear of foreign changes to our tables. After the first sync, so that our own load is no news."""
+        self.watchers = [nft.Watcher(p.layout.table, self._conn.port_id, self._ns_fd) for p in self._planners]
+        return self.watchers
+
+
+def remove_idle(node: NodeInfo, ns_fd: int | None = None) -> None:
+    """Delete the table of a family that has no Service range (any more)."""
+    wanted = families(node)
+    with nft.Connection(ns_fd) as conn:
+        for table in conn.tables():
+            if table.name == Layout("ip").table.name and table.family not in wanted and table.family != "inet":
+                conn.commit(nft.Transaction().remove(table))
+                log.info("removed the table of a family without Services", family=table.family)
+
+
+def cleanup(ns_fd: int | None = None) -> list[str]:
+    """Remove everything the proxy ever wrote; returns what was there."""
+    ours = {Layout(family).table for family in FAMILIES}
+    with nft.Connection(ns_fd) as conn:
+        found = [table for table in conn.tables() if table in ours]
+        tx = nft.Transaction()
+        for table in found:
+            tx.delete(table)
+        conn.commit(tx)
+    return [f"table {table.family} {table.name}" for table in found]

@@ -1,0 +1,213 @@
+"""Dataplane + what the kernel holds -> the transaction between them. Pure, and proportional to the change.
+
+Slots of a frontend are dense, 0 to N-1. Growing writes the new slot and switches the chain in one commit. Shrinking moves
+the last slot into the hole and switches the chain; the last slot itself goes in a *later* commit (`sweep`), because a packet
+in flight may have drawn it already: one miss would pin an untranslated UDP flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .. import nft
+from ..dataplane import Action, Balance, Dataplane, Delta, Fate, Frontend, Key
+from ..model import Backend, NodeInfo, packed
+from ..nft.codec import TableDump
+from ..nft.expr import DROP, GOTO
+from .layout import LOCAL_SLOTS, MAX_BACKENDS, Layout, balancer, skeleton
+
+_ABSENT = object()
+_FRONTEND_SETS = ("services", "outside", "masquerade-always", "masquerade-node")
+
+
+def assign(old: Sequence[bytes], wanted: Iterable[bytes]) -> list[bytes]:
+    """Slots for `wanted`, dense, with as many as possible of the `old` ones where they were."""
+    left = dict.fromkeys(wanted)
+    slots: list[bytes | None] = [None] * len(left)
+    for index, value in enumerate(old[:len(slots)]):
+        if value in left:
+            slots[index] = value
+            del left[value]
+    rest = iter(left)
+    return [value if value is not None else next(rest) for value in slots]
+
+
+@dataclass(slots=True)
+class Change:
+    """Collects element writes against what is there; only differences get in."""
+
+    held: dict[str, dict[bytes, nft.Value]]
+    remove: dict[str, dict[bytes, nft.Value]] = field(default_factory=dict)
+    write: dict[str, dict[bytes, nft.Value]] = field(default_factory=dict)
+
+    def put(self, name: str, key: bytes, value: nft.Value) -> None:
+        now = self.held[name].get(key, _ABSENT)
+        if now == value and now is not _ABSENT:
+            return
+        if now is not _ABSENT:
+            self.remove.setdefault(name, {})[key] = self.held[name][key]
+        self.write.setdefault(name, {})[key] = value
+
+    def drop(self, name: str, key: bytes) -> None:
+        if key in self.held[name]:
+            self.remove.setdefault(name, {})[key] = self.held[name][key]
+
+
+class Planner:
+    """Holds the mirror of one family's table; `full` and `change` give the transaction, `committed` takes it in."""
+
+    def __init__(self, layout: Layout, node: NodeInfo) -> None:
+        self.layout = layout
+        self.node = node
+        self.mirror = TableDump(layout.table)
+        self.garbage: set[bytes] = set()  # slots that nobody draws any more
+
+    def committed(self, transaction: nft.Transaction) -> None:
+        """The kernel took it."""
+        from ..nft.fake import apply_to
+
+        apply_to(self.mirror, transaction)
+
+    def full(self, dataplane: Dataplane, found: TableDump | None) -> nft.Transaction:
+        """From what was read back (None: no such table) to the dataplane. Empty where nothing differs."""
+        tx, held = self._base(found)
+        self.mirror = found if found is not None and held else TableDump(self.layout.table)
+        elements = {name: held.get(name, {}) for name in self.layout.sets()}
+        keys = {key[:-4] for key in elements["endpoints"]}
+        keys.update(*(elements[name] for name in _FRONTEND_SETS))
+        wanted = {self.layout.key(k): f for k, f in dataplane.frontends.items() if self.layout.ours(k.ip)}
+        change = Change(elements)
+        self.garbage = set()
+        chains: dict[str, tuple[nft.Chain, tuple[nft.Rule, ...]]] = {}
+        for key in sorted(keys | wanted.keys()):
+            self._frontend(change, key, wanted.get(key), chains)
+        self._addresses(change, set(elements["cluster-ips"]), dataplane.cluster_ips, "cluster-ips", 1)
+        self._addresses(change, set(elements["hairpin"]), dataplane.hairpin, "hairpin", 2)
+        return self._transaction(tx, change, chains)
+
+    def change(self, dataplane: Dataplane, delta: Delta) -> nft.Transaction:
+        """What `delta` needs, given that the mirror is true."""
+        change = Change(self.mirror.elements)
+        chains: dict[str, tuple[nft.Chain, tuple[nft.Rule, ...]]] = {}
+        for key in sorted(delta.frontends):
+            if self.layout.ours(key.ip):
+                self._frontend(change, self.layout.key(key), dataplane.frontends.get(key), chains)
+        for name, ips, counts, repeat in (("cluster-ips", delta.cluster_ips, dataplane.cluster_ips, 1),
+                                          ("hairpin", delta.hairpin, dataplane.hairpin, 2)):
+            for ip in sorted(ips):
+                if self.layout.ours(ip):
+                    if ip in counts:
+                        change.put(name, packed(ip) * repeat, None)
+                    else:
+                        change.drop(name, packed(ip) * repeat)
+        return self._transaction(nft.Transaction(), change, chains)
+
+    def sweep(self) -> nft.Transaction:
+        """Delete the slots that became unreachable in an earlier commit."""
+        held = self.mirror.elements.get("endpoints", {})
+        items = {key: held[key] for key in sorted(self.garbage) if key in held}
+        self.garbage = set()
+        return nft.Transaction().delete(nft.Elements(self.layout.sets()["endpoints"], items))
+
+    def _base(self, found: TableDump | None) -> tuple[nft.Transaction, dict[str, dict[bytes, nft.Value]]]:
+        """The skeleton's part of a full plan, and the elements to build on (none where the table is made anew)."""
+        want, tx = skeleton(self.layout, self.node), nft.Transaction()
+        if found is not None and not (_fits(found.sets, want.sets) and _fits(found.chains, want.chains)):
+            tx.remove(self.layout.table)
+            found = None
+        if found is None:
+            found = TableDump(self.layout.table)
+            tx.add(self.layout.table)
+        tx.add(*(s for name, s in want.sets.items() if name not in found.sets))
+        tx.add(*(c for name, c in want.chains.items() if name not in found.chains))
+        for name, rules in want.rules.items():
+            _chain(tx, found, want.chains[name], rules)
+        for name, items in want.elements.items():
+            if found.elements.get(name, {}) != items:
+                tx.flush(want.sets[name]).add(nft.Elements(want.sets[name], items))
+        return tx, found.elements
+
+    def _frontend(self, change: Change, key: bytes, frontend: Frontend | None,
+                  chains: dict[str, tuple[nft.Chain, tuple[nft.Rule, ...]]]) -> None:
+        actions: tuple[tuple[str, Action | None, bool], ...] = (
+            ("services", frontend.inside if frontend else None, False),
+            ("outside", frontend.outside if frontend else None, True))
+        for name, action, local in actions:
+            self._slots(change, key, action, LOCAL_SLOTS if local else 0)
+            if action is None:
+                change.drop(name, key)
+                continue
+            if isinstance(action, Balance):
+                chain, rules = balancer(self.layout, min(len(action.backends), MAX_BACKENDS), local)
+                chains[chain.name] = chain, rules
+                verdict = nft.Verdict(GOTO, chain.name)
+            else:
+                verdict = nft.Verdict(GOTO, "reject") if action is Fate.REJECT else nft.Verdict(DROP)
+            change.put(name, key, verdict)
+        for name, kind in (("masquerade-always", "always"), ("masquerade-node", "node")):
+            if frontend is not None and frontend.masquerade == kind:
+                change.put(name, key, None)
+            else:
+                change.drop(name, key)
+
+    def _slots(self, change: Change, key: bytes, action: Action | None, first: int) -> None:
+        held = change.held["endpoints"]
+        old: list[bytes] = []
+        while isinstance(value := held.get(key + nft.host32(first + len(old))), bytes):
+            old.append(value)
+        backends = action.backends[:MAX_BACKENDS] if isinstance(action, Balance) else ()
+        new = assign(old, (self.layout.backend(b) for b in backends))
+        for index, value in enumerate(new):
+            slot = key + nft.host32(first + index)
+            change.put("endpoints", slot, value)
+            self.garbage.discard(slot)
+        self.garbage.update(key + nft.host32(first + index) for index in range(len(new), len(old)))
+
+    def _addresses(self, change: Change, have: set[bytes], want: Iterable[str], name: str, repeat: int) -> None:
+        wanted = {packed(ip) * repeat for ip in want if self.layout.ours(ip)}
+        for key in sorted(have - wanted):
+            change.drop(name, key)
+        for key in sorted(wanted - have):
+            change.put(name, key, None)
+
+    def _transaction(self, tx: nft.Transaction, change: Change,
+                     chains: dict[str, tuple[nft.Chain, tuple[nft.Rule, ...]]]) -> nft.Transaction:
+        for name, (chain, rules) in chains.items():
+            if name not in self.mirror.chains:
+                tx.add(chain)
+            _chain(tx, self.mirror, chain, rules)
+        sets = self.layout.sets()
+        for name, items in change.remove.items():
+            tx.delete(nft.Elements(sets[name], items))
+        for name, items in change.write.items():
+            tx.add(nft.Elements(sets[name], items))
+        return tx
+
+
+def _fits(found: Mapping[str, object], want: Mapping[str, object]) -> bool:
+    """Can the missing ones be added, or is something there with another definition?"""
+    return all(found.get(name, thing) == thing for name, thing in want.items())
+
+
+def _chain(tx: nft.Transaction, found: TableDump, chain: nft.Chain, rules: tuple[nft.Rule, ...]) -> None:
+    """Replace a chain's rules in one commit unless they are the wanted ones."""
+    have = [rule.comment for rule in found.rules.get(chain.name, [])]
+    if have == [rule.comment for rule in rules]:
+        return
+    if have:
+        tx.flush(chain)
+    tx.add(*rules)
+
+
+def affected(delta: Delta, dataplane: Dataplane) -> list[tuple[Key, frozenset[Backend]]]:
+    """UDP frontends of a change with the backends that may answer for them now; input of conntrack.stale."""
+    out = []
+    for key in sorted(delta.frontends):
+        frontend = dataplane.frontends.get(key)
+        if key.protocol == "UDP" and frontend is not None:
+            actions = (frontend.inside, frontend.outside)
+            backends = frozenset(b for a in actions if isinstance(a, Balance) for b in a.backends)
+            if backends:
+                out.append((key, backends))
+    return out

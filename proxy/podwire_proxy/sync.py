@@ -1,0 +1,53 @@
+"""When to sync. Pure: `now` is seconds of any monotonic clock.
+
+The first change after a quiet time is written at once; a burst is gathered, at most one sync an interval. A sync that
+failed is tried again, as a full one, after a pause that doubles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RETRY_FIRST, RETRY_LAST = 0.1, 30.0
+
+
+@dataclass(slots=True)
+class Pacer:
+    """`changed` notes that there is something to do, `due` says when, `done` how it went. All in seconds."""
+
+    min_interval: float
+    verify_interval: float = 600.0
+    pending: bool = False
+    full: bool = True
+    failures: int = 0
+    _last: float = float("-inf")
+    _verified: float = float("-inf")
+
+    def changed(self, *, full: bool = False) -> None:
+        """full: the mirror of the kernel's state is not to be trusted; read it back."""
+        self.pending = True
+        self.full = self.full or full
+
+    def due(self, now: float) -> float:
+        """Seconds until the next sync: 0 for now."""
+        if not self.pending:
+            return max(0.0, self._verified + self.verify_interval - now)
+        wait = min(RETRY_FIRST * 2 ** (self.failures - 1), RETRY_LAST) if self.failures else self.min_interval
+        return max(0.0, self._last + wait - now)
+
+    def start(self, now: float) -> bool:
+        """A sync begins; returns whether it must be a full one. Changes from here on belong to the next one."""
+        full = self.full or now >= self._verified + self.verify_interval
+        self.pending = self.full = False
+        return full
+
+    def done(self, now: float, *, ok: bool, full: bool) -> None:
+        """A sync ended."""
+        self._last = now
+        if ok:
+            self.failures = 0
+            if full:
+                self._verified = now
+            return
+        self.failures += 1
+        self.changed(full=True)
