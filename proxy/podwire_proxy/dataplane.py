@@ -27,7 +27,7 @@ from .topology import Choice, choose, merge
 
 
 class Fate(Enum):
-    REJECT = "reject"  # ICMP port unreachable
+    REJECT = "reject"  # TCP reset; ICMP port unreachable for other protocols
     DROP = "drop"
 
 

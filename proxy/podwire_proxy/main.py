@@ -157,8 +157,9 @@ class Proxy:
     def _report(self) -> None:
         plane = self.tracker.dataplane
         self.metrics.services, self.metrics.endpoints = plane.services, self.tracker.endpoints
-        figures: dict[str, Any] = {"services": plane.services, "endpoints": self.tracker.endpoints, "frontends": len(plane.frontends),
-                   "repairs": self.metrics.repairs, "failures": self.metrics.failures}
+        figures: dict[str, Any] = {
+            "services": plane.services, "endpoints": self.tracker.endpoints, "frontends": len(plane.frontends),
+            "repairs": self.metrics.repairs, "failures": self.metrics.failures}
         if self.problem:
             self.status.update(ready=False, message=self.problem, reason="SyncFailed", **figures)
         else:

@@ -214,12 +214,15 @@ class Masquerade(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Reject(Expr):
-    """ICMP (ICMPv6) port unreachable, for every protocol; a TCP connect sees ECONNREFUSED."""
+    """ICMP (ICMPv6) port unreachable, or a TCP reset (the rule must match l4proto tcp before)."""
 
     NAME: ClassVar[str] = "reject"
     family: Literal["ip", "ip6"]
+    tcp_reset: bool = False
 
     def body(self) -> bytes:
+        if self.tcp_reset:
+            return u32(1, 1)
         return u32(1, 0) + u8(2, 3 if self.family == "ip" else 4)
 
 

@@ -124,7 +124,9 @@ def skeleton(layout: Layout, node: NodeInfo) -> Skeleton:
     services, reject = nft.Chain(t, "service-frontends"), nft.Chain(t, "reject")
     pods = [cidr for cidr in node.pod_cidrs if layout.ours(cidr)]
     rules = {
-        "reject": _rules(reject, [("ICMP port unreachable", [nft.Reject(layout.family)])]),
+        "reject": _rules(reject, [
+            ("refused at once", [nft.Meta("l4proto"), nft.Cmp(b"\6"), nft.Reject(layout.family, tcp_reset=True)]),
+            ("port unreachable", [nft.Reject(layout.family)])]),
         "service-frontends": _rules(services, [
             ("Service frontends", [*layout.frontend(), nft.Lookup("services", dreg=0)]),
             ("other ports of a Service address", [layout.daddr(), nft.Lookup("cluster-ips"), nft.goto("reject")]),

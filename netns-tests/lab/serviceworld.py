@@ -1,0 +1,199 @@
+"""The world of podwire_proxy.testing.scenarios as namespaces: a node, two pods on it, a pod elsewhere, a host outside.
+
+Pods hang on the node as podwire's own do: a /32 (/128) address, default route through the node, all traffic routed.
+Servers answer every connection and datagram with "address port peer": where it arrived and who it seems to come from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import selectors
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pyroute2 import IPRoute
+
+from podwire_proxy.testing import scenarios as s
+
+from .netns import Lab, NetNS
+
+V6 = {ip: s._v6(ip) for ip in (s.NODE_IP, s.POD_A, s.POD_B, s.POD_C, s.OUTSIDE, s.HOST)}
+LINK_SCOPE = 253  # RT_SCOPE_LINK
+GATEWAYS = ("10.244.1.1", "fd00:244:1::1")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """result: "ok", "refused", "timeout" or an errno's name. server: (address, port) that answered; peer: whom it saw."""
+
+    result: str
+    server: tuple[str, int] = ("", 0)
+    peer: str = ""
+
+
+class Servers:
+    """TCP and UDP servers on (namespace, address, port), run by one thread."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._wake, self._stop = socket.socketpair()
+        self._selector.register(self._stop, selectors.EVENT_READ, None)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def listen(self, ns: NetNS, ip: str, port: int) -> None:
+        family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+
+        def open_both() -> list[socket.socket]:
+            made = [socket.socket(family, kind) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)]
+            for sock in made:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind((ip, port))
+            made[0].listen(512)
+            return made
+
+        for sock in ns.call(open_both):
+            self._selector.register(sock, selectors.EVENT_READ, (ip, port))
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._wake.send(b"x")
+        self._thread.join()
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+        self._selector.close()
+        self._wake.close()
+
+    def _serve(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                sock = key.fileobj
+                assert isinstance(sock, socket.socket)
+                if sock is self._stop:
+                    return
+                with contextlib.suppress(OSError):
+                    self._answer(sock, *key.data)
+
+    def _answer(self, sock: socket.socket, ip: str, port: int) -> None:
+        if sock.type == socket.SOCK_STREAM:
+            conn, peer = sock.accept()
+            with conn:
+                conn.send(f"{ip} {port} {peer[0]}".encode())
+        else:
+            _, peer = sock.recvfrom(2048)
+            sock.sendto(f"{ip} {port} {peer[0]}".encode(), peer)
+
+
+def ask(ns: NetNS, dst: str, port: int, protocol: str = "TCP", *, src: str = "", sport: int = 0,
+        timeout: float = 0.3) -> Answer:
+    """One connection (or datagram) from inside `ns` and what became of it."""
+
+    def work() -> Answer:
+        family = socket.AF_INET6 if ":" in dst else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM) as sock:
+            sock.settimeout(timeout)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                if src:
+                    sock.bind((src, sport))
+                sock.connect((dst, port))
+                if protocol == "UDP":
+                    sock.send(b"?")
+                ip, number, peer = sock.recv(200).decode().split()
+            except ConnectionRefusedError:
+                return Answer("refused")
+            except TimeoutError:
+                return Answer("timeout")
+            except OSError as err:
+                return Answer(errno.errorcode.get(err.errno or 0, str(err)))
+            return Answer("ok", (ip, int(number)), peer)
+
+    return ns.call(work)
+
+
+class World:
+    """All namespaces, wired and with servers; `client(address)` is the namespace that has it."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.node, self.outside = lab.netns("node"), lab.netns("outside")
+        self.pods = {ip: lab.netns(ip) for ip in (s.POD_A, s.POD_B, s.POD_C)}
+        for ns in (self.node, *self.pods.values(), self.outside):
+            ns.sysctl("net/ipv6/conf/all/accept_dad", "0")
+            ns.sysctl("net/ipv6/conf/default/accept_dad", "0")
+        for key in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
+            self.node.sysctl(key, "1")
+        for key in ("net/ipv4/icmp_ratelimit", "net/ipv6/icmp/ratelimit"):
+            self.node.sysctl(key, "0")  # the kernel allows few ICMP errors a second to one host; a judge asks more often
+        self.node.sysctl("net/ipv4/conf/all/send_redirects", "0")
+        self.node.sysctl("net/ipv4/conf/default/send_redirects", "0")
+        lab.wire(self.node, "eth0", self.outside, "eth0", f"{s.NODE_IP}/24", f"{s.OUTSIDE}/24")
+        self._outside()
+        for index, (ip, ns) in enumerate(self.pods.items()):
+            lab.wire(self.node, f"veth{index}", ns, "eth0")
+            self._pod(ip, ns, f"veth{index}")
+        self.servers = Servers()
+        for ip, ns in ((s.POD_B, self.pods[s.POD_B]), (s.POD_C, self.pods[s.POD_C]), (s.HOST, self.outside)):
+            for address in (ip, V6[ip]):
+                for port in (s.TARGET, s.TARGET + 1):
+                    self.servers.listen(ns, address, port)
+        self.servers.start()
+
+    def close(self) -> None:
+        self.servers.close()
+
+    def client(self, ip: str) -> NetNS:
+        for v4, ns in (*self.pods.items(), (s.NODE_IP, self.node), (s.OUTSIDE, self.outside)):
+            if ip in (v4, V6[v4]):
+                return ns
+        raise KeyError(ip)
+
+    def _outside(self) -> None:
+        def links(ipr: IPRoute, mine: str) -> int:
+            index: int = ipr.link_lookup(ifname="eth0")[0]
+            ipr.addr("add", index=index, address=mine, prefixlen=64)
+            return index
+
+        def node(ipr: IPRoute) -> None:
+            links(ipr, V6[s.NODE_IP])
+            ipr.route("add", dst="default", gateway=s.OUTSIDE)
+            ipr.route("add", dst="default", gateway=V6[s.OUTSIDE], family=socket.AF_INET6)
+
+        def world(ipr: IPRoute) -> None:
+            links(ipr, V6[s.OUTSIDE])
+            for ip, size in ((s.HOST, 32), (V6[s.HOST], 128)):
+                ipr.addr("add", index=1, address=ip, prefixlen=size)
+            for net in ("10.244.0.0/16", "10.96.0.0/16", "198.51.100.0/24"):
+                ipr.route("add", dst=net, gateway=s.NODE_IP)
+            for net in ("fd00:244::/32", "fd00:96::/112", "2001:db8:51::/64"):
+                ipr.route("add", dst=net, gateway=V6[s.NODE_IP], family=socket.AF_INET6)
+
+        self.node.netlink(node)
+        self.outside.netlink(world)
+
+    def _pod(self, ip: str, ns: NetNS, veth: str) -> None:
+        sizes = ((ip, GATEWAYS[0], 32, socket.AF_INET), (V6[ip], GATEWAYS[1], 128, socket.AF_INET6))
+
+        def inside(ipr: IPRoute) -> None:
+            index = ipr.link_lookup(ifname="eth0")[0]
+            for address, gateway, size, family in sizes:
+                ipr.addr("add", index=index, address=address, prefixlen=size)
+                ipr.route("add", dst=f"{gateway}/{size}", oif=index, family=family, scope=LINK_SCOPE)
+                ipr.route("add", dst="default", gateway=gateway, oif=index, family=family)
+
+        def outside(ipr: IPRoute) -> None:
+            index = ipr.link_lookup(ifname=veth)[0]
+            for address, gateway, size, family in sizes:
+                ipr.addr("add", index=index, address=gateway, prefixlen=size)
+                ipr.route("add", dst=f"{address}/{size}", oif=index, family=family, scope=LINK_SCOPE)
+
+        ns.netlink(inside)
+        self.node.netlink(outside)
+
+
+def repeat(count: int, work: Callable[[], Answer]) -> list[Answer]:
+    return [work() for _ in range(count)]
