@@ -14,7 +14,7 @@ import itertools
 import os
 import select
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from ipaddress import ip_interface, ip_network
 
@@ -40,7 +40,7 @@ from .plan import LinkSeen, Seen, default_route
 log = logs.get("wiring")
 CLONE_NEWNET = 0x40000000
 NS_GET_NSTYPE = 0xB703
-PORT_SECONDS = 2.0
+READY_SECONDS = 2.0
 _GONE = (errno.ENODEV, errno.ENOENT, errno.ESRCH)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -120,7 +120,9 @@ class Kernel:
                 done += batch if created else []
             for op in ops:
                 if isinstance(op, JoinBridge):
-                    _await_forwarding(sockets["node"], op.link)
+                    _await(sockets["node"], op.link, lambda link: nl.port_state(link) == nl.BR_STATE_FORWARDING)
+                elif isinstance(op, CreateVeth):
+                    _await(sockets["pod"], op.peer, nl.is_up)
             back.pop_all()
 
     def _undo(self, done: Sequence[Op]) -> None:
@@ -229,17 +231,18 @@ def refusal(op: Op, err: nl.NetlinkError) -> CNIError:
     return CNIError(Code.IO_FAILURE, f"the kernel refused a step: {err.strerror}", f"step: {op}")
 
 
-def _await_forwarding(sock: nl.Netlink, name: str) -> None:
-    """A pod whose bridge port does not forward yet would lose its first packets, and TCP waits a second for each."""
-    index, states = sock.index(name), list[int | None]()
-    deadline = time.monotonic() + PORT_SECONDS
+def _await(sock: nl.Netlink, name: str, ready: Callable[[bytes], bool]) -> None:
+    """Wait until link `name` carries packets. The kernel's link watch starts a queue, or a bridge port, some time after the
+    carrier came; what a pod sends before that is lost, and TCP then waits a second."""
+    index, answers = sock.index(name), list[bool]()
+    deadline = time.monotonic() + READY_SECONDS
     while True:
-        sock.send([nl.get_link(index)], lambda _, body: states.append(nl.port_state(body)))
-        if states[-1:] == [nl.BR_STATE_FORWARDING]:
+        sock.send([nl.get_link(index)], lambda _, body: answers.append(ready(body)))
+        if answers[-1:] == [True]:
             return
         if time.monotonic() > deadline:
-            raise CNIError(Code.IO_FAILURE, f"bridge port {name} does not forward after {PORT_SECONDS:g} s",
-                           f"look at `bridge -d link show dev {name}` on the node (spanning tree must be off)")
+            raise CNIError(Code.IO_FAILURE, f"link {name} carries no packets after {READY_SECONDS:g} s",
+                           f"look at `bridge -d link show` and `ip -d link show {name}` (spanning tree must be off)")
         time.sleep(0.0005)
 
 

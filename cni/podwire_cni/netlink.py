@@ -25,6 +25,7 @@ NEWLINK, DELLINK, GETLINK, SETLINK, NEWADDR, NEWROUTE, NEWNEIGH, DELNEIGH = 16, 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_PROTINFO, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD = (
     1, 3, 4, 10, 12, 18, 20, 28)
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER, IFLA_BRPORT_MODE = 1, 2, 1, 4
+IFLA_OPERSTATE, OPER_UP = 16, 6
 IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_STATE, BR_STATE_FORWARDING = 5, 1, 3
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_F_NODAD = 1, 2, 8, 0x02
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC = 1, 4, 5, 7
@@ -160,6 +161,11 @@ def port_state(link: bytes) -> int | None:
     info = attributes(attributes(link[16:]).get(IFLA_LINKINFO, b""))
     state = attributes(info.get(IFLA_INFO_SLAVE_DATA, b"")).get(IFLA_BRPORT_STATE)
     return state[0] if state else None
+
+
+def is_up(link: bytes) -> bool:
+    """Whether the link is operationally up (RFC 2863), so that its queue takes packets, in an RTM_NEWLINK body."""
+    return attributes(link[16:]).get(IFLA_OPERSTATE, b"\0")[0] == OPER_UP
 
 
 def link_of(body: bytes) -> tuple[str, int, int]:

@@ -1,0 +1,53 @@
+"""What passes an interface, decoded by scapy. The socket is opened inside the namespace, which scapy's own sniffer (a thread
+with a view of the interfaces of wherever it started) does not do reliably."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Self
+
+from scapy.layers.inet import IP
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from .netns import NetNS
+
+ETH_P_ALL = 3
+SOL_PACKET, PACKET_STATISTICS = 263, 6
+
+
+class Capture:
+    """`with Capture(ns, "eth0") as seen: ...; seen.packets()`: every frame, in and out, since the start."""
+
+    def __init__(self, ns: NetNS, interface: str) -> None:
+        def start() -> socket.socket:
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+            sock.bind((interface, ETH_P_ALL))
+            return sock
+
+        self.sock = ns.call(start)
+        self.sock.setblocking(False)
+        self._packets: list[Packet] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def packets(self) -> list[Packet]:
+        """All packets so far. Raises AssertionError where the kernel had to drop some."""
+        while True:
+            try:
+                self._packets.append(Ether(self.sock.recv(65536)))
+            except BlockingIOError:
+                break
+        dropped = struct.unpack("=II", self.sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))[1]
+        assert not dropped, f"{dropped} packets were not captured"
+        return list(self._packets)
+
+    def pairs(self, layer: type[Packet] = IP) -> list[tuple[str, str]]:
+        """(IP source, IP destination) of the packets that have `layer`."""
+        return [(p[IP].src, p[IP].dst) for p in self.packets() if IP in p and layer in p]

@@ -1,0 +1,156 @@
+"""A node with a live wiring agent, for the CNI tests: the agent's process, and calls of the plugin binary as a container
+runtime makes them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from podwire_cni.native import client_path
+
+from .apifake import FakeApi
+from .netns import NetNS
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
+    """The condition's first true value; AssertionError where it does not come."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+    return value
+
+
+def put_node(api: FakeApi, name: str, cidr: str | None, ip: str | None) -> None:
+    """Make or change a Node."""
+    api.put("/api/v1/nodes", {
+        "metadata": {"name": name}, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]} if cidr else {},
+        "status": {"addresses": [{"type": "InternalIP", "address": ip}] if ip else []}})
+
+
+class Answer:
+    """What the plugin printed, and its exit status."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        self.status, self.out, self.err = done.returncode, done.stdout, done.stderr
+        self.body: dict[str, Any] = json.loads(done.stdout) if done.stdout else {}
+
+    @property
+    def address(self) -> str:
+        return str(self.body["ips"][0]["address"]).split("/")[0]
+
+
+class CniNode:
+    """A namespace that acts as a node, its run directory, and the agent process in it."""
+
+    def __init__(self, ns: NetNS, run_dir: Path, name: str, api: FakeApi, *, flags: tuple[str, ...] = ()) -> None:
+        self.ns, self.run_dir, self.name, self.flags = ns, run_dir, name, flags
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.kubeconfig = api.kubeconfig(run_dir / "kubeconfig")
+        self.agent: subprocess.Popen[str] | None = None
+        self.client = client_path()
+
+    def start(self, *, wait: bool = True) -> None:
+        log = open(self.run_dir / "agent.log", "a")  # noqa: SIM115 - the agent keeps writing to it
+        code = "from podwire_cni.main import command; command()"
+        self.agent = self.ns.popen([sys.executable, "-c", code, "--node-name", self.name, "--kubeconfig",
+                                    str(self.kubeconfig), "--run-dir", str(self.run_dir), *self.flags], stderr=log, stdout=log)
+        log.close()
+        if wait:
+            wait_until(self.ready, f"agent of {self.name} ready: {self.log()}")
+
+    def ready(self) -> bool:
+        status = self.status()
+        return self.agent is not None and status.get("pid") == self.agent.pid and bool(status.get("ready")) and \
+            status.get("reason") == "Ready"
+
+    def status(self) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads((self.run_dir / "status" / "wiring.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def log(self) -> str:
+        return (self.run_dir / "agent.log").read_text()
+
+    def stop(self, *, kill: bool = False) -> int:
+        """End the agent; its exit status."""
+        assert self.agent is not None
+        (self.agent.kill if kill else self.agent.terminate)()
+        return self.agent.wait(timeout=20)
+
+    def close(self) -> None:
+        if self.agent is not None and self.agent.poll() is None:
+            self.stop(kill=True)
+
+    def conf(self, version: str = "1.0.0", **more: Any) -> dict[str, Any]:
+        """The plugin's configuration as a runtime derives it from the conflist."""
+        conflist = json.loads((self.run_dir / "cni" / "net.d" / "10-podwire.conflist").read_text())
+        plugin = dict(conflist["plugins"][0])
+        return {"cniVersion": version, "name": conflist["name"], **plugin, **more}
+
+    def environment(self, command: str, container: str, pod: NetNS | str | None) -> dict[str, str]:
+        netns = pod.path if isinstance(pod, NetNS) else pod or ""
+        return {"CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_NETNS": netns, "CNI_IFNAME": "eth0",
+                "CNI_PATH": str(self.client.parent), "PATH": os.environ["PATH"],
+                "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={container};K8S_POD_UID=u-{container}"}
+
+    def cni(self, command: str, container: str, pod: NetNS | str | None = None, conf: Mapping[str, Any] | str | None = None,
+            **env: str) -> Answer:
+        """Run the plugin binary in the node's namespace."""
+        text = conf if isinstance(conf, str) else json.dumps(self.conf() if conf is None else conf)
+        return Answer(self.ns.run([str(self.client)], check=False, input=text,
+                                  env={**self.environment(command, container, pod), **env}))
+
+    def leases(self) -> dict[str, str]:
+        """address -> container of every lease on disk."""
+        return {file.name: json.loads(file.read_text().splitlines()[0])["containerID"]
+                for file in (self.run_dir / "cni" / "leases").iterdir() if not file.name.startswith(".")}
+
+    def links(self) -> set[str]:
+        return {str(link.get("IFLA_IFNAME")) for link in self.ns.netlink(lambda ipr: ipr.get_links())}
+
+
+@contextlib.contextmanager
+def tell_peer(ns: NetNS, address: str) -> Iterator[int]:
+    """A TCP server in `ns` that tells each client the address it sees; yields its port."""
+    listener = ns.call(lambda: socket.create_server((address, 0)))
+
+    def loop() -> None:
+        while True:
+            try:
+                connection, peer = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.sendall(peer[0].encode())
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()
+
+
+def ask(ns: NetNS, address: str, port: int, timeout: float = 5) -> str:
+    """What a server of `tell_peer` says to a connection from `ns`."""
+
+    def work() -> str:
+        with socket.create_connection((address, port), timeout=timeout) as sock:
+            return sock.recv(200).decode()
+
+    return ns.call(work)
