@@ -1,0 +1,273 @@
+"""The running proxy: changes under traffic, restarts, foreign changes, stale UDP flows."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.fakeapi import FakeApi, serve
+from lab.netns import Lab, NetNS
+from lab.serviceworld import Answer, World, ask
+from podwire_controlplane.api.meta import Object
+from podwire_proxy import main, nft
+from podwire_proxy.changes import Tracker
+from podwire_proxy.nftables.apply import Programmer
+from podwire_proxy.testing import scenarios as s
+from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
+
+TABLE = nft.Table("ip", "podwire")
+NODE: Object = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": s.NODE},
+                "status": {"addresses": [{"type": "InternalIP", "address": s.NODE_IP}]}}
+BOTH = (endpoint(s.POD_B, s.NODE), endpoint(s.POD_C, "n2"))
+
+
+def my_service(protocol: str = "TCP") -> Object:
+    return service("my-service", s.VIP, [port(s.PORT, protocol, node_port=s.NODE_PORT)], type="NodePort")
+
+
+def my_slice(*endpoints: Object, protocol: str = "TCP") -> Object:
+    return endpoint_slice("my-service", endpoints, [("", protocol, s.TARGET)])
+
+
+@pytest.fixture
+def world(lab: Lab) -> Iterator[World]:
+    made = World(lab)
+    yield made
+    made.close()
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+class Running:
+    """`podwire proxy` as a process on the node."""
+
+    def __init__(self, ns: NetNS, kubeconfig: Path, run_dir: Path) -> None:
+        self.status_file = run_dir / "status" / "proxy.json"
+        self.status_file.unlink(missing_ok=True)
+        self.process = ns.popen(
+            [sys.executable, "-c", "from podwire_proxy.main import command; command()", "--node-name", s.NODE,
+             "--kubeconfig", str(kubeconfig), "--run-dir", str(run_dir)], stderr=subprocess.PIPE)
+
+    def ready(self) -> bool:
+        return self.status_file.exists() and bool(json.loads(self.status_file.read_text())["ready"])
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
+        """Returns the log."""
+        self.process.send_signal(number)
+        _, log = self.process.communicate(timeout=10)
+        return log or ""
+
+
+class Client:
+    """Connects again and again from a pod until stopped; `answers` is everything that it got."""
+
+    def __init__(self, ns: NetNS, dst: str, protocol: str = "TCP") -> None:
+        self.answers: list[Answer] = []
+        self._stop = threading.Event()
+
+        def loop() -> None:
+            while not self._stop.is_set():
+                # Longer than a TCP retransmission: only a packet that was really lost for good counts as a failure.
+                self.answers.append(ask(ns, dst, s.PORT, protocol, timeout=0.9))
+
+        self._thread = threading.Thread(target=loop)
+        self._thread.start()
+
+    def more(self, count: int = 20) -> None:
+        seen = len(self.answers)
+        until(lambda: len(self.answers) >= seen + count, "the client goes on")
+
+    def stop(self) -> list[Answer]:
+        self._stop.set()
+        self._thread.join()
+        return self.answers
+
+
+@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
+def test_growing_and_shrinking_lose_no_connection(world: World, protocol: str) -> None:
+    """POD_B is always an endpoint; others of its port come and go while a client keeps connecting."""
+    tracker, programmer = Tracker(s.INFO), Programmer(s.INFO, world.node.fd)
+    tracker.service("default/my-service", my_service(protocol))
+    shapes = [(BOTH[0],), BOTH, (BOTH[1], BOTH[0]), (BOTH[1],)]
+    tracker.slice("x", my_slice(*shapes[0], protocol=protocol))
+    tracker.flush()
+    programmer.sync(tracker.dataplane, None)
+    client = Client(world.client(s.POD_A), s.VIP, protocol)
+    for round_ in range(60):
+        tracker.slice("x", my_slice(*shapes[round_ % len(shapes)], protocol=protocol))
+        programmer.sync(tracker.dataplane, tracker.flush())
+        client.more(3)
+        programmer.sweep()
+    answers = client.stop()
+    programmer.close()
+    assert {a.result for a in answers} == {"ok"}
+    assert {a.server[0] for a in answers} == {s.POD_B, s.POD_C}
+
+
+def test_the_role_follows_the_api_and_survives_restarts(world: World, tmp_path: Path) -> None:
+    with serve(world.node, tmp_path) as (api, kubeconfig):
+        api.put(NODE, my_service(), my_slice(*BOTH))
+        proxy = Running(world.node, kubeconfig, tmp_path)
+        until(proxy.ready, "the first sync")
+        client = Client(world.client(s.POD_A), s.VIP)
+        client.more()
+        dump = table(world)
+        assert "stopped" in proxy.stop()
+        client.more()
+        with watched(world) as heard:
+            proxy = Running(world.node, kubeconfig, tmp_path)
+            until(proxy.ready, "the second start")
+            client.more()
+            assert not heard.changed(), "a restart without news writes nothing"
+        proxy.stop(signal.SIGKILL)
+        client.more()
+        assert table(world) == dump
+        assert {a.result for a in client.stop()} == {"ok"}
+        api.put(my_slice(BOTH[1]))  # news while nobody watches
+        proxy = Running(world.node, kubeconfig, tmp_path)
+        until(proxy.ready, "the third start")
+        assert ask(world.client(s.POD_A), s.VIP, s.PORT).server[0] == s.POD_C
+        check_changes(world, api)
+        proxy.stop()
+    assert main.cleanup(world.node.fd) == ["table ip podwire"]
+    assert main.cleanup(world.node.fd) == []
+
+
+def check_changes(world: World, api: FakeApi) -> None:
+    pod, outside = world.client(s.POD_A), world.client(s.OUTSIDE)
+    api.put(my_slice(BOTH[0]))
+    until(lambda: ask(pod, s.VIP, s.PORT).server[0] == s.POD_B, "the changed endpoint")
+    assert ask(outside, s.NODE_IP, s.NODE_PORT).result == "ok"
+    api.put(my_slice())
+    until(lambda: ask(pod, s.VIP, s.PORT).result == "refused", "no endpoints: refused")
+    labelled = my_service()
+    labelled["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = "other"
+    api.put(my_slice(*BOTH), labelled)
+    until(lambda: ask(pod, s.VIP, s.PORT).result == "timeout", "given to another proxy: unallocated for us")
+    api.put(my_service(), {"kind": "Service", "metadata": {"name": "bad", "namespace": "default"}, "spec": {
+        "clusterIP": "10.96.0.300", "ports": [{"port": "eighty"}]}})
+    until(lambda: ask(pod, s.VIP, s.PORT).result == "ok", "taken back, beside a Service that cannot be read")
+    api.delete(my_service())
+    until(lambda: ask(pod, s.VIP, s.PORT).result == "timeout", "deleted")
+    assert ask(outside, s.NODE_IP, s.NODE_PORT).result == "refused"  # by the node itself: nobody listens
+
+
+def table(world: World) -> dict[str, dict[bytes, nft.Value]]:
+    with nft.Connection(world.node.fd) as conn:
+        dump = conn.dump(TABLE)
+    assert dump is not None
+    return dump.elements
+
+
+@contextlib.contextmanager
+def watched(world: World) -> Iterator[nft.Watcher]:
+    watcher = nft.Watcher(TABLE, 0, world.node.fd)
+    try:
+        yield watcher
+    finally:
+        watcher.close()
+
+
+@pytest.mark.parametrize("damage", [
+    "flush ruleset", "delete table ip podwire", "flush chain ip podwire service-frontends", "flush map ip podwire endpoints",
+    "add rule ip podwire prerouting drop"])
+def test_foreign_changes_are_repaired_and_told(world: World, tmp_path: Path, damage: str) -> None:
+    with serve(world.node, tmp_path) as (api, kubeconfig):
+        api.put(NODE, my_service(), my_slice(*BOTH))
+        proxy = Running(world.node, kubeconfig, tmp_path)
+        until(proxy.ready, "the first sync")
+        until(lambda: ask(world.client(s.POD_A), s.VIP, s.PORT).result == "ok", "service")
+        before = world.node.run(["nft", "list", "ruleset"]).stdout
+        time.sleep(0.2)  # the watch for foreign changes starts after the first sync
+        world.node.run(["nft", *damage.split()])
+        until(lambda: world.node.run(["nft", "list", "ruleset"]).stdout.split() == before.split(), "the repair")
+        assert ask(world.client(s.POD_A), s.VIP, s.PORT).result == "ok"
+        log = proxy.stop()
+    assert "somebody else changed table podwire" in log
+
+
+@pytest.mark.parametrize("frontend", [(s.VIP, s.PORT), (s.NODE_IP, s.NODE_PORT)])
+def test_udp_flows_move_when_their_endpoint_goes(world: World, frontend: tuple[str, int]) -> None:
+    """One client socket sends on; without the conntrack clean-up its flow would stay with the endpoint that is gone."""
+    tracker, programmer = Tracker(s.INFO), Programmer(s.INFO, world.node.fd)
+    pod = world.client(s.POD_A)
+
+    def sync(*endpoints: Object) -> int:
+        tracker.service("default/my-service", my_service("UDP"))
+        tracker.slice("x", my_slice(*endpoints, protocol="UDP"))
+        done = programmer.sync(tracker.dataplane, tracker.flush())
+        programmer.sweep()
+        return done.flows
+
+    def send() -> Answer:
+        return ask(pod, *frontend, "UDP", src=s.POD_A, sport=40000)
+
+    tracker.flush()
+    programmer.sync(tracker.dataplane, None)
+    sync(BOTH[0])
+    other = ask(world.client(s.OUTSIDE), s.NODE_IP, s.NODE_PORT, "UDP", src=s.OUTSIDE, sport=40001)
+    assert other.server[0] == s.POD_B
+    assert send().server[0] == s.POD_B
+    assert sync(*BOTH) == 0, "nothing is stale when an endpoint comes"
+    assert send().server[0] == s.POD_B
+    assert sync(BOTH[1]) == 2
+    assert send().server[0] == s.POD_C
+    programmer.close()
+
+
+def test_udp_flows_from_before_the_service_are_let_go(world: World) -> None:
+    """A NodePort's flow that began when nobody served the port has no translation; it must get one."""
+    tracker, programmer = Tracker(s.INFO), Programmer(s.INFO, world.node.fd)
+    outside = world.client(s.OUTSIDE)
+    tracker.flush()
+    programmer.sync(tracker.dataplane, None)
+    world.servers.listen(world.node, s.NODE_IP, s.NODE_PORT)  # something on the node itself answers, so the flow is confirmed
+
+    def send() -> Answer:
+        return ask(outside, s.NODE_IP, s.NODE_PORT, "UDP", src=s.OUTSIDE, sport=40000)
+
+    assert send().server == (s.NODE_IP, s.NODE_PORT)
+    tracker.service("default/my-service", my_service("UDP"))
+    tracker.slice("x", my_slice(BOTH[0], protocol="UDP"))
+    assert programmer.sync(tracker.dataplane, tracker.flush()).flows == 1
+    assert send().server == (s.POD_B, s.TARGET)
+    programmer.close()
+
+
+def test_established_connections_outlive_their_endpoint(world: World) -> None:
+    """A graceful end is the endpoint's own business: TCP flows are not cut when it leaves the Service."""
+    tracker, programmer = Tracker(s.INFO), Programmer(s.INFO, world.node.fd)
+    tracker.service("default/my-service", my_service())
+    tracker.slice("x", endpoint_slice("my-service", [BOTH[0]], [("", "TCP", 9999)]))
+    tracker.flush()
+    programmer.sync(tracker.dataplane, None)
+    with contextlib.ExitStack() as open_sockets:
+        listener = open_sockets.enter_context(world.client(s.POD_B).call(lambda: socket.create_server((s.POD_B, 9999))))
+        client = open_sockets.enter_context(
+            world.client(s.POD_A).call(lambda: socket.create_connection((s.VIP, s.PORT), 2)))
+        server = open_sockets.enter_context(listener.accept()[0])
+        for gone in (my_slice(), None):
+            tracker.slice("x", gone)
+            programmer.sync(tracker.dataplane, tracker.flush())
+            programmer.sweep()
+            client.send(b"still there?")
+            server.settimeout(2)
+            assert server.recv(100) == b"still there?"
+            server.send(b"yes")
+            assert client.recv(100) == b"yes"
+    programmer.close()
