@@ -13,30 +13,28 @@ CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def setns(fd: int, kind: int = CLONE_NEWNET) -> None:
-    """Move the calling thread into the namespace behind `fd`. Raises OSError."""
-    if _libc.setns(fd, kind):
+def _check(result: int) -> None:
+    if result:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno))
+
+
+def setns(fd: int, kind: int = CLONE_NEWNET) -> None:
+    """Move the calling thread into the namespace behind `fd`. Raises OSError."""
+    _check(_libc.setns(fd, kind))
 
 
 def unshare(flags: int) -> None:
-    if _libc.unshare(flags):
-        errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno))
+    """Give the calling thread new namespaces. Raises OSError."""
+    _check(_libc.unshare(flags))
 
 
-def call_in(path: str, work: Callable[[], T]) -> T:
-    """Run `work` in the network namespace at `path` (a /run/netns file or /proc/PID/ns/net); what it opens stays there."""
+def in_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a thread of its own and wait; what it does to its own namespaces ends with it."""
     box: list[Any] = []
 
     def body() -> None:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                setns(fd)
-            finally:
-                os.close(fd)
             box.extend((True, work()))
         except BaseException as err:
             box.extend((False, err))
@@ -49,3 +47,17 @@ def call_in(path: str, work: Callable[[], T]) -> T:
         raise value
     result: T = value
     return result
+
+
+def call_in(path: str, work: Callable[[], T]) -> T:
+    """Run `work` in the network namespace at `path` (a /run/netns file or /proc/PID/ns/net); what it opens stays there."""
+
+    def body() -> T:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            setns(fd)
+        finally:
+            os.close(fd)
+        return work()
+
+    return in_thread(body)

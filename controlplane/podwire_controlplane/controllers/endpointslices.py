@@ -19,6 +19,7 @@ MAX_ENDPOINTS = 100
 SERVICE_NAME = "kubernetes.io/service-name"
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
+LEADER = "control-plane.alpha.kubernetes.io/leader"  # old leader election kept its lock in Endpoints
 HEADLESS = "service.kubernetes.io/headless"
 TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"
 SELECTOR, MIRROR = "endpointslice-controller.k8s.io", "endpointslicemirroring-controller.k8s.io"
@@ -212,9 +213,8 @@ def reconcile_mirror(wanted: str, snapshot: Snapshot, _now: float) -> list[Chang
     space, _, own = wanted.partition("/")
     existing = _existing(space, own, MIRROR, snapshot)
     endpoints, service = snapshot.get("Endpoints", wanted), snapshot.get("Service", wanted)
-    skip = endpoints is None or service is None or service["spec"].get("selector") or \
-        labels(endpoints).get(SKIP_MIRROR) == "true" or "control-plane.alpha.kubernetes.io/leader" in annotations_of(endpoints)
-    if skip or endpoints is None or service is None:
+    if endpoints is None or service is None or service["spec"].get("selector") or \
+            labels(endpoints).get(SKIP_MIRROR) == "true" or LEADER in annotations_of(endpoints):
         return [Change("delete", "EndpointSlice", space, name(s), why="no hand-made Endpoints") for s in existing]
     extra = {HEADLESS: ""} if service["spec"].get("clusterIP") == "None" else {}
     return plan_slices(endpoints, from_endpoints(endpoints), existing, MIRROR, extra, "")

@@ -32,7 +32,8 @@ log = logs.get("apiserver")
 class ServerConfig:
     """data: directory of store, certificates and tokens. listen: (address, port, path of a network namespace or "").
 
-    advertise: the (address, port) that the Service default/kubernetes leads to.
+    advertise: the (address, port) that the Service default/kubernetes leads to. dns: (address, domain) of the cluster DNS,
+    which gets a Service for its name; every node answers at that address itself.
     """
 
     data: Path
@@ -40,6 +41,7 @@ class ServerConfig:
     advertise: tuple[str, int]
     service_cidr: str = "10.96.0.0/16"
     node_ports: tuple[int, int] = (30000, 32767)
+    dns: tuple[str, str] | None = None
 
 
 def _tls(data: Path) -> ssl.SSLContext:
@@ -98,6 +100,15 @@ async def bootstrap(objects: Objects, config: ServerConfig) -> None:
         "endpoints": [{"addresses": [address], "conditions": {"ready": True}}], "ports": [{"name": "https", "port": port}]})
 
 
+async def bootstrap_dns(objects: Objects, address: str) -> None:
+    """The Service kube-dns. Its label keeps the proxy off: the address is bound on every node."""
+    await _ensure(objects, Scope(of("Service"), "kube-system"), {
+        "metadata": {"name": "kube-dns", "labels": {
+            "k8s-app": "kube-dns", "service.kubernetes.io/service-proxy-name": "podwire-dns"}},
+        "spec": {"clusterIP": address, "ports": [{"name": "dns", "port": 53, "protocol": "UDP"},
+                                                 {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]}})
+
+
 async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -> None:
     """Until SIGTERM or SIGINT."""
     store = SqliteStore(config.data / "store.db")
@@ -106,6 +117,8 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     objects = Objects(store, ServiceAllocator(network, range(low, high + 1)))
     await objects.start()
     await bootstrap(objects, config)
+    if config.dns:
+        await bootstrap_dns(objects, config.dns[0])
     runner = web.AppRunner(make_app(objects, _tokens(config.data)), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     tls = _tls(config.data)

@@ -195,9 +195,11 @@ class Objects:
 
         def change(before: Object) -> Object:
             nonlocal warnings
-            version = body.get("metadata", {}).get("resourceVersion") if isinstance(body, dict) else None
-            if version and version != before["metadata"]["resourceVersion"]:
+            meta = (body.get("metadata") or {}) if isinstance(body, dict) else {}
+            if meta.get("resourceVersion", version := before["metadata"]["resourceVersion"]) != version:
                 raise errors.conflict(scope.resource, scope.name)
+            if meta.get("uid", uid(before)) != uid(before):
+                raise errors.conflict(scope.resource, scope.name, f"uid {meta['uid']} is of an earlier object of this name")
             after: Object = patches.apply(kind, before, body)
             after = codec.decode(codec.dumps(after))
             warnings = self._shape(scope.resource, after, options)

@@ -1,0 +1,68 @@
+"""`podwire up`, `down` and `kubeconfig`."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import click
+
+from ..cluster.config import BadConfig, ClusterConfig, load
+from ..cluster.lifecycle import UpFailed
+from ..cluster.lifecycle import down as take_down
+from ..cluster.lifecycle import up as bring_up
+from .common import Failed, err, out
+
+name_option = click.option("--name", default="podwire", show_default=True, help="Name of the cluster and of its namespaces.")
+
+
+def free_port(wanted: int) -> int:
+    """`wanted` on 127.0.0.1 if it is free, else any free port."""
+    for port in (wanted, 0):
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(sock.getsockname()[1])
+    raise Failed("no free port on 127.0.0.1")
+
+
+@click.command()
+@name_option
+@click.option("--nodes", default=3, show_default=True, help="How many nodes.")
+@click.option("--api-port", default=6443, show_default=True, help="Port on 127.0.0.1; another one where it is taken.")
+@click.option("--upstream-dns", multiple=True, metavar="IP[#PORT]", help="DNS servers, as nodes reach them; repeatable.")
+@click.option("--bridge-nf", type=click.Choice(["0", "1"]), help="net.bridge.bridge-nf-call-iptables on the nodes.")
+def up(name: str, nodes: int, api_port: int, upstream_dns: tuple[str, ...], bridge_nf: str | None) -> None:
+    """Start a cluster on this machine: every node is a network namespace. The machine's own network is not touched."""
+    begin = time.monotonic()
+    try:
+        config = ClusterConfig(name=name, nodes=nodes, api_port=free_port(api_port), upstream_dns=upstream_dns,
+                               bridge_nf=int(bridge_nf or -1))
+        bring_up(config, lambda text: err.print(f"  {text}", style="dim"))
+    except (BadConfig, UpFailed) as error:
+        raise Failed(str(error)) from error
+    out.print(f"cluster [bold]{name}[/bold] with {nodes} nodes is ready after {time.monotonic() - begin:.1f} s")
+    out.print(f"  export KUBECONFIG={config.kubeconfig}")
+    out.print("  podwire apply -f examples/ ; podwire status ; podwire get pods -o wide ; podwire down")
+
+
+@click.command()
+@name_option
+def down(name: str) -> None:
+    """Take the cluster down: processes, namespaces, links and files. Fine to repeat."""
+    config = load(name) or ClusterConfig(name=name)
+    take_down(config, lambda text: err.print(f"  removed {text}", style="dim"))
+    out.print(f"cluster [bold]{name}[/bold] is down")
+
+
+@click.command()
+@name_option
+def kubeconfig(name: str) -> None:
+    """Print the path of the cluster's kubeconfig: `export KUBECONFIG=$(podwire kubeconfig)`."""
+    config = load(name)
+    if config is None:
+        raise Failed(f"no cluster {name!r}: start one with `podwire up`")
+    click.echo(config.kubeconfig)

@@ -1,0 +1,131 @@
+"""The runtime's side of CNI, as libcni does it: read the conflist, invoke the plugin binaries with CNI_* and stdin.
+
+ADD calls the plugins in order, each with its predecessor's result; DEL in reverse, with the last result of ADD, which is
+kept on disk so that a node agent that was restarted can still undo what an earlier one did (CNI spec 1.1.0, section 3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TIMEOUT = 30.0
+
+
+class CniFailed(Exception):
+    """A plugin answered with an error. `code` is the CNI error code, 0 where the plugin gave none."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One pod's interface: what identifies an ADD to the plugins."""
+
+    container_id: str
+    netns: str
+    pod_namespace: str
+    pod_name: str
+    pod_uid: str
+    interface: str = "eth0"
+
+    def environment(self, verb: str, path: Path) -> dict[str, str]:
+        args = (("IgnoreUnknown", "1"), ("K8S_POD_NAMESPACE", self.pod_namespace), ("K8S_POD_NAME", self.pod_name),
+                ("K8S_POD_INFRA_CONTAINER_ID", self.container_id), ("K8S_POD_UID", self.pod_uid))
+        return {"CNI_COMMAND": verb, "CNI_CONTAINERID": self.container_id, "CNI_NETNS": self.netns,
+                "CNI_IFNAME": self.interface, "CNI_PATH": str(path), "CNI_ARGS": ";".join(f"{k}={v}" for k, v in args)}
+
+
+def _message(answer: str, plugin: str, code: int | None) -> CniFailed:
+    try:
+        error = json.loads(answer)
+        text = error.get("msg", "") + (f": {error['details']}" if error.get("details") else "")
+        return CniFailed(int(error.get("code", 0)), f"{plugin}: {text}")
+    except (ValueError, AttributeError, TypeError):
+        return CniFailed(0, f"{plugin}: exit status {code}: {answer.strip()[:300] or 'no output'}")
+
+
+class CniRuntime:
+    """conf_dir: /etc/cni/net.d or a node's own. bin_dir: where the plugin binaries are. cache: results of ADD."""
+
+    def __init__(self, conf_dir: Path, bin_dir: Path, cache: Path) -> None:
+        self.conf_dir, self.bin_dir, self.cache = conf_dir, bin_dir, cache
+
+    def conflist(self) -> dict[str, Any] | None:
+        """The lexically first *.conflist, None while there is none."""
+        found = sorted(self.conf_dir.glob("*.conflist"))
+        if not found:
+            return None
+        loaded: dict[str, Any] = json.loads(found[0].read_text())
+        return loaded
+
+    async def _invoke(self, verb: str, plugin: dict[str, Any], conflist: dict[str, Any], attachment: Attachment,
+                      previous: dict[str, Any] | None) -> dict[str, Any] | None:
+        conf = {**plugin, "name": conflist["name"], "cniVersion": conflist["cniVersion"]}
+        if previous is not None:
+            conf["prevResult"] = previous
+        binary = self.bin_dir / plugin["type"]
+        if not os.access(binary, os.X_OK):
+            raise CniFailed(5, f"{binary}: no such plugin; install it or correct `type` in the conflist")
+        process = await asyncio.create_subprocess_exec(
+            str(binary), env={**os.environ, **attachment.environment(verb, self.bin_dir)}, stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+        try:
+            out, err = await asyncio.wait_for(process.communicate(json.dumps(conf).encode()), TIMEOUT)
+        except TimeoutError:
+            process.kill()
+            raise CniFailed(11, f"{plugin['type']}: no answer in {TIMEOUT:.0f} s") from None
+        if process.returncode:
+            raise _message((out or err).decode(errors="replace"), plugin["type"], process.returncode)
+        return json.loads(out) if out.strip() else None
+
+    def _cache_file(self, attachment: Attachment) -> Path:
+        return self.cache / f"{attachment.container_id}-{attachment.interface}.json"
+
+    async def add(self, attachment: Attachment) -> dict[str, Any]:
+        """Returns the final result. Raises CniFailed; what was done until then is undone."""
+        conflist = self.conflist()
+        if conflist is None:
+            raise CniFailed(11, f"{self.conf_dir}: no CNI configuration yet; the wiring role writes it when it has a podCIDR")
+        result: dict[str, Any] | None = None
+        try:
+            for plugin in conflist["plugins"]:
+                result = await self._invoke("ADD", plugin, conflist, attachment, result)
+        except CniFailed:
+            await self._undo(conflist, attachment, result)
+            raise
+        self.cache.mkdir(parents=True, exist_ok=True)
+        self._cache_file(attachment).write_text(json.dumps({"conflist": conflist, "result": result}))
+        return result or {}
+
+    async def _undo(self, conflist: dict[str, Any], attachment: Attachment, result: dict[str, Any] | None) -> None:
+        for plugin in reversed(conflist["plugins"]):
+            try:
+                await self._invoke("DEL", plugin, conflist, attachment, result)
+            except CniFailed:
+                pass  # the ADD's own error is what the user must see
+
+    async def delete(self, attachment: Attachment) -> None:
+        """Repeatable. Raises CniFailed when a plugin could not; the caller tries again."""
+        file = self._cache_file(attachment)
+        try:
+            kept = json.loads(file.read_text())
+        except (OSError, ValueError):
+            conflist = self.conflist()
+            if conflist is None:
+                return
+            kept = {"conflist": conflist, "result": None}
+        for plugin in reversed(kept["conflist"]["plugins"]):
+            await self._invoke("DEL", plugin, kept["conflist"], attachment, kept["result"])
+        file.unlink(missing_ok=True)
+
+
+def addresses(result: dict[str, Any]) -> list[str]:
+    """The pod's addresses in a CNI result, without prefix lengths."""
+    return [ip["address"].split("/")[0] for ip in result.get("ips") or []]

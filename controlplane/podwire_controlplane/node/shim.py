@@ -1,0 +1,220 @@
+"""The process beside each sandbox and each container: sets up its namespaces, runs it, and records how it ended.
+
+Runs as a program of its own (`python -ISE shim.py FILE`, standard library only, so that it starts in milliseconds), and
+outlives the node agent: an agent that comes back reads from the files what happened meanwhile. FILE is JSON:
+
+    {"kind": "sandbox", "hostname", "share_net": bool, "command": [...], "state": FILE}
+    {"kind": "container", "pause": pid, "root": DIR, "command": [...], "env": {...}, "cwd", "binds": [[from, to, mode]...],
+     "tmpfs": [path...], "devices": [...], "log": FILE, "state": FILE, "exit": FILE}
+
+A sandbox's shim becomes the pause process by exec. A container's shim stays as its parent and writes the log.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from typing import Any
+
+NEWNS, NEWUTS, NEWIPC, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x20000000, 0x40000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+PR_SET_PDEATHSIG, PR_CAPBSET_DROP = 1, 24
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+# What container runtimes leave to root in a container: chown, dac_override, fsetid, fowner, mknod, net_raw, setgid,
+# setuid, setfcap, setpcap, net_bind_service, sys_chroot, kill, audit_write.
+KEEP_CAPABILITIES = {0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31}
+LOG_LIMIT = 10 * 1024 * 1024
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def check(result: int, what: str) -> None:
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, f"{what}: {os.strerror(errno)}")
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    check(libc.mount(source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags), data.encode() or None),
+          f"mount {source} on {target}")
+
+
+def write(path: str, value: dict[str, Any]) -> None:
+    """Whole or not at all: readers never see half a file."""
+    with open(path + ".new", "w") as file:
+        json.dump(value, file)
+    os.rename(path + ".new", path)
+
+
+def started(pid: int) -> int:
+    """Start time of a process in clock ticks: with the pid it names the process for good."""
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rsplit(")", 1)[1].split()[19])
+
+
+# ---- sandbox
+
+
+def loopback_up() -> None:
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sh14x", b"lo", 0)
+        flags = struct.unpack("16sh14x", fcntl.ioctl(sock, SIOCGIFFLAGS, request))[1]
+        fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | IFF_UP))
+
+
+def sandbox(spec: dict[str, Any]) -> None:
+    check(libc.unshare(NEWIPC | NEWUTS | (0 if spec["share_net"] else NEWNET)), "unshare")
+    socket.sethostname(spec["hostname"])
+    if not spec["share_net"]:
+        loopback_up()
+    write(spec["state"], {"pid": os.getpid(), "started": started(os.getpid())})
+    os.setsid()
+    os.execv(spec["command"][0], spec["command"])
+
+
+# ---- container
+
+
+def join(pause: int) -> None:
+    """Enter the sandbox's network, IPC and UTS namespaces."""
+    for kind, flag in (("net", NEWNET), ("ipc", NEWIPC), ("uts", NEWUTS)):
+        fd = os.open(f"/proc/{pause}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        check(libc.setns(fd, flag), f"setns {kind}")
+        os.close(fd)
+
+
+def bind(source: str, target: str, mode: str) -> None:
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if not os.path.exists(target) or os.path.islink(target):
+            if os.path.islink(target):
+                os.unlink(target)  # /etc/resolv.conf is often a link to somewhere that does not exist in here
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+    mount(source, target, flags=MS_BIND)
+    if mode == "ro":
+        mount("none", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
+
+
+def make_root(spec: dict[str, Any]) -> str:
+    """An overlay over `lower`, writable on a tmpfs that goes with the mount namespace."""
+    mount("none", "/", flags=MS_REC | MS_PRIVATE)
+    base = spec["root"]
+    mount("podwire", base, "tmpfs", data="mode=0755")
+    for part in ("upper", "work", "merged"):
+        os.mkdir(f"{base}/{part}")
+    merged = f"{base}/merged"
+    mount("podwire", merged, "overlay", data=f"lowerdir={spec['lower']},upperdir={base}/upper,workdir={base}/work")
+    for path in ("/proc", "/sys", "/dev", "/dev/shm", "/tmp", "/run"):
+        if path == "/dev":
+            mount("podwire", merged + path, "tmpfs", MS_NOSUID, "mode=0755")
+        elif path not in ("/proc", "/sys"):
+            os.makedirs(merged + path, exist_ok=True)
+            mount("podwire", merged + path, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777" if path != "/run" else "mode=0755")
+    for device in ("null", "zero", "full", "random", "urandom", "tty"):
+        bind(f"/dev/{device}", f"{merged}/dev/{device}", "rw")
+    for link, target in (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
+                         ("stderr", "/proc/self/fd/2")):
+        os.symlink(target, f"{merged}/dev/{link}")
+    for path in spec["tmpfs"]:
+        os.makedirs(merged + path, exist_ok=True)
+        mount("podwire", merged + path, "tmpfs", MS_NOSUID | MS_NODEV)
+    for source, target, mode in spec["binds"]:
+        bind(source, merged + target, mode)
+    return merged
+
+
+def enter_root(merged: str) -> None:
+    mount("proc", merged + "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    mount("sysfs", merged + "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY)
+    os.chdir(merged)
+    check(libc.syscall(ctypes.c_long(155), b".", b"."), "pivot_root")  # both "." : the old root is stacked on the new one
+    check(libc.umount2(b".", 2), "umount the old root")
+    os.chdir("/")
+
+
+def drop_capabilities() -> None:
+    with open("/proc/sys/kernel/cap_last_cap") as file:
+        last = int(file.read())
+    for capability in range(last + 1):
+        if capability not in KEEP_CAPABILITIES:
+            check(libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "drop a capability")
+
+
+def become(spec: dict[str, Any], output: int, parent: int) -> None:
+    """In the child: the container's first process, pid 1 of its own pid namespace."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        check(libc.unshare(NEWNS), "unshare")  # not in the parent: pivot_root would take its root along
+        merged = make_root(spec)
+        enter_root(merged)
+        os.setsid()
+        drop_capabilities()
+        null = os.open("/dev/null", os.O_RDONLY)
+        for source, target in ((null, 0), (output, 1), (output, 2)):
+            os.dup2(source, target)
+        os.chdir(spec["cwd"])
+        os.closerange(3, 256)
+        os.execvpe(spec["command"][0], spec["command"], spec["env"])
+    except FileNotFoundError as err:
+        message = f"exec: {spec['command'][0]!r}: no such file" if "mount" not in str(err) else str(err)
+        os.write(output, f"podwire: {message}\n".encode())
+        os._exit(127)
+    except OSError as err:
+        os.write(output, f"podwire: cannot start the container: {err}\n".encode())
+        os._exit(126)
+
+
+def copy_log(source: int, path: str) -> None:
+    """CRI log format: `time stream F text`. One old file of at most LOG_LIMIT bytes is kept."""
+    file, size, rest = open(path, "ab", buffering=0), 0, b""
+    while chunk := os.read(source, 65536):
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > 65536:
+            lines, rest = [*lines, rest], b""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()).encode() + b".%09dZ" % (time.time_ns() % 10**9)
+        text = b"".join(stamp + b" stdout F " + line + b"\n" for line in lines)
+        size += file.write(text) or 0
+        if size > LOG_LIMIT:
+            file.close()
+            os.rename(path, path + ".1")
+            file, size = open(path, "ab", buffering=0), 0
+    if rest:
+        file.write(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()).encode() + b" stdout F " + rest + b"\n")
+
+
+def container(spec: dict[str, Any]) -> None:
+    os.setsid()
+    join(spec["pause"])
+    check(libc.unshare(NEWPID), "unshare")
+    out, into = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(out)
+        become(spec, into, os.getppid())
+    os.close(into)
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    write(spec["state"], {"pid": child, "started": started(child), "shim": os.getpid(), "shim_started": started(os.getpid()),
+                          "since": time.time()})
+    copy_log(out, spec["log"])
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    write(spec["exit"], {"code": code if code >= 0 else 128 - code, "signal": max(0, -code), "finished": time.time()})
+
+
+def main() -> None:
+    with open(sys.argv[1]) as file:
+        spec = json.load(file)
+    (sandbox if spec["kind"] == "sandbox" else container)(spec)
+
+
+if __name__ == "__main__":
+    main()
