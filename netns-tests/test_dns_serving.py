@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +15,10 @@ import dns.rdatatype
 import pytest
 
 from lab.apifake import FakeApi
+from lab.dnsnode import DNS_ADDRESS, NAMESPACES, SERVICES, SLICES, DnsNode, eventually
 from lab.dnsupstream import Upstream
-from lab.netns import Lab, NetNS
+from lab.netns import Lab
 
-SERVICES, SLICES, NAMESPACES = "/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices", "/api/v1/namespaces"
-DNS_ADDRESS = "10.96.0.10"
 ZONE = "cluster.local."
 
 
@@ -38,46 +32,11 @@ def endpoint_slice(name: str, owner: str, addresses: list[str], **more: Any) -> 
             "endpoints": [{"addresses": [a], "conditions": {"ready": True}} for a in addresses], **more}
 
 
-def eventually(check: Callable[[], bool], what: str, seconds: float = 15) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, f"never happened: {what}"
-        time.sleep(0.02)
+class World(DnsNode):
+    """With the questions that a test asks."""
 
-
-@dataclass
-class World:
-    """One node with feeder and server, and an upstream resolver in a namespace of its own."""
-
-    node: NetNS
-    api: FakeApi
-    upstream: Upstream
-    run_dir: Path
-    kubeconfig: Path
-    processes: dict[str, subprocess.Popen[str]]
-
-    def start(self, role: str) -> None:
-        command = [sys.executable, "-m", "podwire_dns.main", role, "--node-name", "n1", "--kubeconfig", str(self.kubeconfig),
-                   "--run-dir", str(self.run_dir), "--upstream", self.upstream.address]
-        log = (self.run_dir / f"{role}.log").open("a")
-        self.processes[role] = self.node.popen(command, stderr=log, stdout=log)
-
-    def kill(self, role: str, number: int = signal.SIGKILL) -> int:
-        process = self.processes.pop(role)
-        process.send_signal(number)
-        return process.wait(10)
-
-    def status(self, role: str) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = json.loads((self.run_dir / "status" / f"{role}.json").read_text())
-            return found
-        except OSError:
-            return {}
-
-    def ask(self, name: str, rtype: str = "A", *, tcp: bool = False, edns: int = 0) -> dns.message.Message:
+    def ask(self, name: str, rtype: str = "A", *, tcp: bool = False) -> dns.message.Message:
         query = dns.message.make_query(name, rtype)
-        if edns:
-            query.use_edns(0, payload=edns)
         send = dns.query.tcp if tcp else dns.query.udp
         return self.node.call(lambda: send(query, DNS_ADDRESS, timeout=5))
 
@@ -85,9 +44,6 @@ class World:
         """The records of the asked type as text; empty for NODATA and errors."""
         wanted = dns.rdatatype.from_text(rtype)
         return {r.to_text() for rrset in self.ask(name, rtype, tcp=tcp).answer if rrset.rdtype == wanted for r in rrset}
-
-    def logs(self) -> str:
-        return "".join(f"--- {path.name}\n{path.read_text()}" for path in self.run_dir.glob("*.log"))
 
 
 @pytest.fixture
@@ -101,18 +57,11 @@ def world(lab: Lab, tmp_path: Path) -> Iterator[World]:
         api.put(SERVICES, service("db", clusterIP="None", clusterIPs=["None"], ports=[{"name": "http", "port": 80}]))
         api.put(SLICES, endpoint_slice("db-1", "db", ["10.244.1.2", "10.244.2.3"]))
         api.put(SERVICES, service("ext", type="ExternalName", externalName="www.example.com"))
-        made = World(node, api, upstream, tmp_path, api.kubeconfig(tmp_path / "kubeconfig"), {})
-        made.start("server")
-        made.start("feeder")
-        try:
+        with World(node, api, tmp_path, [upstream], []) as made:
+            made.start("server")
+            made.start("feeder")
             eventually(lambda: made.status("dns").get("reason") == "Ready", "the server has the zone")
             yield made
-        except BaseException:
-            print(made.logs())
-            raise
-        finally:
-            for role in list(made.processes):
-                made.kill(role)
 
 
 def test_every_record_type_over_udp_and_tcp(world: World) -> None:

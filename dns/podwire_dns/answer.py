@@ -187,6 +187,8 @@ class Answerer:
             if query.qtype not in ADDRESS_TYPES:
                 return self._found(query, limit, tuple(chain), key, EMPTY)
             name = alias[6 + 12:]
+            if any(name == owner for owner, _ in chain):
+                break
         return self._found(query, limit, tuple(chain), query.key, EMPTY)
 
     def _found(self, query: Query, limit: int, chain: tuple[tuple[bytes, bytes], ...], key: bytes, value: bytes) -> bytes:

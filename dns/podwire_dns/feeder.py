@@ -75,7 +75,7 @@ class Feeder:
             writer.write(frame)
 
     def _flush(self) -> feed.Delta:
-        # A serial that grows with each change and across restarts (RFC 1982 wants "greater" to mean "newer").
+        # Grows with each change, and across restarts as long as there is less than one change a second on average.
         self.serial = max(self.serial + 1, int(time.time()))
         delta = self.builder.flush(self.serial)
         for problem in self.builder.problems:
@@ -103,8 +103,8 @@ class Feeder:
             self.servers.add(writer)
             log.info("server connected", answers=len(self.builder.answers), servers=len(self.servers))
             await reader.read()  # a server sends nothing; the end of its stream is its end
-        except OSError:
-            pass  # the server died; it connects again when it lives
+        except (OSError, asyncio.CancelledError):
+            pass  # the server died and connects again when it lives; or we end, and asyncio would log that as an error
         finally:
             self.servers.discard(writer)
             writer.close()

@@ -154,8 +154,8 @@ class Server:
         except asyncio.IncompleteReadError:
             if waiting:  # the client has asked all it wants; its last answers are still to come
                 await asyncio.wait(waiting)
-        except (OSError, TimeoutError):
-            pass  # the client is gone or too slow
+        except (OSError, TimeoutError, asyncio.CancelledError):
+            pass  # the client is gone or too slow; or we end, and asyncio would log that as an error
         finally:
             self.connections.discard(writer)
             writer.close()
@@ -169,9 +169,10 @@ class Server:
             try:
                 await self._take()
             except (OSError, asyncio.IncompleteReadError, feed.BadFeed) as err:
-                if self.fed or not told or isinstance(err, feed.BadFeed):
-                    log.warn("no feeder, the last zone serves" if self.answerer.data.synced else "no feeder yet, no zone",
-                             socket=str(self.config.socket_path), error=str(err))
+                if self.fed or not told:
+                    tell = log.warn if self.answerer.data.synced else log.info
+                    tell("no feeder, the last zone serves" if self.answerer.data.synced else "waits for the feeder",
+                         socket=str(self.config.socket_path), error=str(err))
                     told, delay = True, RECONNECT_FIRST
             self.fed = False
             await asyncio.sleep(delay * random.uniform(0.7, 1.3))

@@ -47,6 +47,9 @@ class Forwarder:
         """The answer, kept in the cache; None where no upstream gave one within forward.DEADLINE."""
         flight = self._flights.get(key)
         if flight is None:
+            known = self.cache.get(key, time.monotonic())  # a flight may have landed since the caller looked
+            if known is not None:
+                return known
             flight = self._flights[key] = asyncio.create_task(self._fly(key))
             flight.add_done_callback(lambda _: self._flights.pop(key, None))
         return await asyncio.shield(flight)

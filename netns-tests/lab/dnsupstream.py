@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Mapping
 
-from dnslib import RCODE, RR, DNSRecord
+from dnslib import RCODE, RR, DNSError, DNSRecord
 
 from .netns import NetNS
 
@@ -67,7 +67,10 @@ class Upstream:
                 return
             if self.mode == "silent":
                 continue
-            query = DNSRecord.parse(data)
+            try:
+                query = DNSRecord.parse(data)
+            except DNSError:
+                continue  # a strange name that somebody forwarded; the world has no such name
             reply = self.answer(query)
             if self.mode == "truncate":
                 reply.header.tc, reply.rr = 1, []

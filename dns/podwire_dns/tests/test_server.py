@@ -1,0 +1,150 @@
+"""Feeder and server joined by their socket, without root: what is fed is served, and a lost feeder is survived."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import dns.asyncquery
+import dns.message
+import dns.rcode
+
+from podwire_controlplane.client.reflector import Event
+from podwire_controlplane.client.rolestatus import RoleStatus, read_all
+from podwire_dns.config import DnsConfig
+from podwire_dns.feeder import Feeder
+from podwire_dns.server import Server
+from podwire_dns.testing import builders, cases
+from podwire_dns.testing.cases import SVC
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+async def until(check: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not check():
+            await asyncio.sleep(0.01)
+
+
+async def feed(config: DnsConfig) -> tuple[Feeder, asyncio.Server]:
+    feeder = Feeder(config)
+    for kind, objects in (("Namespace", cases.NAMESPACES), ("Service", cases.SERVICES), ("EndpointSlice", cases.SLICES)):
+        handle = feeder.handler(kind)
+        for obj in objects:
+            handle(Event("ADDED", "", obj))
+    config.socket_path.unlink(missing_ok=True)
+    return feeder, await asyncio.start_unix_server(feeder.serve, str(config.socket_path))
+
+
+def run(tmp_path: Path, work: Callable[[DnsConfig, Server], Awaitable[Any]]) -> None:
+    config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port())
+
+    async def body() -> None:
+        async with Server(config) as server:
+            await work(config, server)
+
+    asyncio.run(body())
+
+
+async def ask(config: DnsConfig, name: str, rtype: str = "A", *, tcp: bool = False) -> dns.message.Message:
+    send = dns.asyncquery.tcp if tcp else dns.asyncquery.udp
+    return await send(dns.message.make_query(name, rtype), "127.0.0.1", port=config.port, timeout=5)
+
+
+def test_a_server_follows_its_feeder(tmp_path: Path) -> None:
+    async def work(config: DnsConfig, server: Server) -> None:
+        status = RoleStatus(tmp_path, "dns")
+        server.report(status)
+        assert read_all(tmp_path)["dns"]["reason"] == "NotSynced"
+        assert (await ask(config, f"svc1.{SVC}")).rcode() == dns.rcode.SERVFAIL
+
+        feeder, listener = await feed(config)
+        await asyncio.sleep(0.2)
+        assert (await ask(config, f"svc1.{SVC}")).rcode() == dns.rcode.SERVFAIL, "the feeder's lists are not whole yet"
+        feeder.start_feeding()
+        await until(lambda: server.fed)
+        for tcp in (False, True):
+            assert (await ask(config, f"svc1.{SVC}", tcp=tcp)).answer
+        server.report(status)
+        feeder.report(RoleStatus(tmp_path, "dns-feeder"))
+        told = read_all(tmp_path)
+        assert (told["dns"]["ready"], told["dns-feeder"]["ready"]) == (True, True)
+        assert told["dns"]["figures"]["answers"] == told["dns-feeder"]["figures"]["answers"] == len(feeder.builder.answers)
+
+        handle = feeder.handler("Service")
+        before = server.answerer.data.serial
+        handle(Event("ADDED", "", cases.service("fresh", ip="10.96.0.77")))
+        await until(lambda: server.answerer.data.serial > before)
+        assert (await ask(config, f"fresh.{SVC}")).answer
+        assert server.answerer.data.answers == feeder.builder.answers
+        assert server.answerer.data.names == feeder.builder.names
+
+        listener.close()
+        for writer in list(feeder.servers):
+            writer.transport.abort()
+        await until(lambda: not server.fed)
+        server.report(status)
+        assert read_all(tmp_path)["dns"]["reason"] == "Stale"
+        assert (await ask(config, f"fresh.{SVC}")).answer, "the last zone serves on"
+
+        another, listener = await feed(config)
+        another.start_feeding()
+        await until(lambda: server.fed)
+        assert (await ask(config, f"fresh.{SVC}")).rcode() == dns.rcode.NXDOMAIN, "the new feeder knows better"
+        listener.close()
+
+    run(tmp_path, work)
+
+
+def test_a_feeder_that_talks_garbage_is_left_and_the_old_zone_stays(tmp_path: Path) -> None:
+    async def work(config: DnsConfig, server: Server) -> None:
+        feeder, listener = await feed(config)
+        feeder.start_feeding()
+        await until(lambda: server.fed)
+        listener.close()
+        config.socket_path.unlink(missing_ok=True)
+        seen = 0
+
+        async def garbage(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal seen
+            seen += 1
+            writer.write((b"\xff\xff\xff\xff", b"\0\0\0\x04abcd", b"\0\0\0\x01")[seen % 3])
+            writer.close()
+
+        bad = await asyncio.start_unix_server(garbage, str(config.socket_path))
+        for writer in list(feeder.servers):
+            writer.transport.abort()
+        await until(lambda: seen >= 4)
+        assert (await ask(config, f"svc1.{SVC}")).answer
+        bad.close()
+
+    run(tmp_path, work)
+
+
+def test_burst_of_changes_is_one_delta(tmp_path: Path) -> None:
+    async def work(config: DnsConfig, server: Server) -> None:
+        feeder, listener = await feed(config)
+        feeder.start_feeding()
+        await until(lambda: server.fed)
+        pushed: list[int] = []
+        plain = feeder.push
+        feeder.push = lambda: (pushed.append(1), plain())[1]  # type: ignore[method-assign,func-returns-value]  # counts
+        handle = feeder.handler("EndpointSlice")
+        for count in range(50):
+            addresses = [cases.endpoint(f"10.244.7.{i}") for i in range(1, count + 2)]
+            handle(Event("MODIFIED", "", cases.endpoint_slice("nobody", addresses)))
+        await until(lambda: len(server.answerer.data.answers) == len(feeder.builder.answers) and bool(pushed))
+        assert len(pushed) == 1
+        answer = await ask(config, f"nobody.{SVC}", tcp=True)
+        assert {r.address for r in answer.answer[0]} == {f"10.244.7.{i}" for i in range(1, 51)}
+        listener.close()
+
+    run(tmp_path, work)

@@ -1,0 +1,73 @@
+"""A node's DNS as processes of its own: feeder and server in one namespace, against a fake API."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from .apifake import FakeApi
+from .dnsupstream import Upstream
+from .netns import NetNS
+
+SERVICES, SLICES, NAMESPACES = "/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices", "/api/v1/namespaces"
+DNS_ADDRESS = "10.96.0.10"
+
+
+def eventually(check: Callable[[], bool], what: str, seconds: float = 15) -> None:
+    """Wait for something that must happen; how fast is not asserted."""
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, f"never happened: {what}"
+        time.sleep(0.02)
+
+
+class DnsNode:
+    """`start` and `kill` by role ("feeder", "server"); what still runs is killed at the end, and its log shown on failure."""
+
+    def __init__(self, node: NetNS, api: FakeApi, run_dir: Path, upstreams: Sequence[Upstream], flags: Sequence[str]) -> None:
+        self.node, self.api, self.run_dir, self.upstreams = node, api, run_dir, upstreams
+        self.kubeconfig = api.kubeconfig(run_dir / "kubeconfig")
+        self.flags = ["--node-name", "n1", "--kubeconfig", str(self.kubeconfig), "--run-dir", str(run_dir), *flags,
+                      *(word for upstream in upstreams for word in ("--upstream", upstream.address))]
+        self.processes: dict[str, subprocess.Popen[str]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for role in list(self.processes):
+            self.kill(role)
+        if kind is not None:
+            print(self.logs())
+
+    def _command(self, role: str) -> list[str]:
+        return [sys.executable, "-m", "podwire_dns.main", role, *self.flags]
+
+    def run(self, role: str) -> subprocess.CompletedProcess[str]:
+        return self.node.run(self._command(role))
+
+    def start(self, role: str) -> None:
+        with (self.run_dir / f"{role}.log").open("a") as log:
+            self.processes[role] = self.node.popen(self._command(role), stderr=log, stdout=log)
+
+    def kill(self, role: str, number: int = signal.SIGKILL) -> int:
+        process = self.processes.pop(role)
+        process.send_signal(number)
+        return process.wait(10)
+
+    def status(self, role: str) -> dict[str, Any]:
+        """The role's last word; empty where it has not said any."""
+        found: dict[str, Any] = {}
+        with contextlib.suppress(OSError):
+            found = json.loads((self.run_dir / "status" / f"{role}.json").read_text())
+        return found
+
+    def logs(self) -> str:
+        return "".join(f"--- {path.name}\n{path.read_text()}" for path in self.run_dir.glob("*.log"))
