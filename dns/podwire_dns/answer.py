@@ -36,6 +36,7 @@ class ZoneData:
     answers: dict[bytes, bytes] = field(default_factory=dict)
     names: set[bytes] = field(default_factory=set)
     apexes: frozenset[bytes] = field(init=False)
+    _soas: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.apexes = frozenset(self.zones)
@@ -52,6 +53,7 @@ class ZoneData:
             self.answers.pop(key, None)
         self.names.difference_update(delta.lost)
         self.serial = delta.serial
+        self._soas = {}
 
     def apex_of(self, name: bytes) -> bytes | None:
         """The zone that `name` (lower-case wire form) lies in."""
@@ -64,10 +66,14 @@ class ZoneData:
 
     def soa(self, name: bytes, apex: bytes) -> bytes:
         """The zone's SOA record for an answer about `name`; its names point into the question."""
-        pointer = (0xC000 | 12 + len(name) - len(apex)).to_bytes(2)
-        cluster = self.zones[0]
-        short = pointer if apex == cluster else cluster
-        return wire.soa(pointer, b"\x02ns\x03dns" + short, b"\x0ahostmaster" + short, self.serial & 0xFFFFFFFF, self.ttl)
+        offset = 12 + len(name) - len(apex)
+        known = self._soas.get((offset, apex))
+        if known is None:
+            pointer, cluster = (0xC000 | offset).to_bytes(2), self.zones[0]
+            short = pointer if apex == cluster else cluster
+            known = self._soas[offset, apex] = wire.soa(
+                pointer, b"\x02ns\x03dns" + short, b"\x0ahostmaster" + short, self.serial & 0xFFFFFFFF, self.ttl)
+        return known
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +77,6 @@ class DnsConfig:
 
 def _ip(text: str, what: str) -> str:
     try:
-        return str(ipaddress.ip_address(text))
-    except ValueError as err:
-        raise BadConfig(f"{what}: {text!r} is no IP address") from err
+        return names.canonical(text)
+    except names.BadName as err:
+        raise BadConfig(f"{what}: {err}") from err

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
 MAX_WIRE = 255
@@ -42,11 +43,18 @@ def to_wire(name: str) -> bytes:
     """Text form to wire form. "a.b." -> b"\\x01a\\x01b\\x00"; "." -> b"\\x00"."""
     if name in (".", ""):
         return b"\0"
-    raw = name.rstrip(".").encode("ascii")
-    wire = b"".join(bytes((len(part),)) + part for part in raw.split(b".")) + b"\0"
+    first, _, rest = name.partition(".")
+    wire = bytes((len(first),)) + first.encode("ascii") + _suffix(rest)
     if len(wire) > MAX_WIRE:
         raise BadName(f"{name!r} is longer than 255 bytes on the wire")
     return wire
+
+
+@lru_cache(maxsize=16384)
+def _suffix(name: str) -> bytes:
+    """All but the first label: thousands of names share it."""
+    raw = name.rstrip(".").encode("ascii")
+    return b"".join(bytes((len(part),)) + part for part in raw.split(b".") if part) + b"\0"
 
 
 def from_wire(wire: bytes) -> str:
@@ -72,11 +80,26 @@ def within(name: str, origins: frozenset[str]) -> str | None:
 
 
 def reverse_name(address: str) -> str:
-    """10.96.0.1 -> 1.0.96.10.in-addr.arpa. (RFC 1035 3.5), IPv6 by nibbles under ip6.arpa. (RFC 3596 2.5)."""
+    """10.96.0.1 -> 1.0.96.10.in-addr.arpa. (RFC 1035 3.5), IPv6 by nibbles under ip6.arpa. (RFC 3596 2.5).
+
+    `address`: canonical text, as `canonical` gives it; so in the two functions below.
+    """
+    if ":" not in address:
+        return ".".join(address.split(".")[::-1]) + ".in-addr.arpa."
+    return ipaddress.IPv6Address(address).reverse_pointer + "."
+
+
+def packed(address: str) -> bytes:
+    """The 4 or 16 bytes of an A or AAAA record."""
+    return bytes(map(int, address.split("."))) if ":" not in address else ipaddress.IPv6Address(address).packed
+
+
+def canonical(text: str) -> str:
+    """The one text of an address, however it was written. Raises BadName (also for IPv4 with leading zeros)."""
     try:
-        return ipaddress.ip_address(address).reverse_pointer + "."
+        return str(ipaddress.ip_address(text))
     except ValueError as err:
-        raise BadName(f"{address!r} is no IP address") from err
+        raise BadName(f"{text!r} is no IP address") from err
 
 
 def reverse_zones(cidr: str) -> list[str]:
@@ -99,7 +122,7 @@ def dashed(address: str) -> str:
 
     A label neither begins nor ends with '-', so that an address which does gets a 0 there (::1 -> 0--1).
     """
-    text = str(ipaddress.ip_address(address)).replace(":", "-").replace(".", "-")
+    text = address.replace(":", "-").replace(".", "-")
     return ("0" if text[0] == "-" else "") + text + ("0" if text[-1] == "-" else "")
 
 

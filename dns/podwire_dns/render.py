@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import ip_address
 
 from . import names
 from .wire import COUNTS, FIXED, IN
@@ -21,7 +20,7 @@ def question_key(name: str, rtype: int) -> bytes:
 
 def _data(rtype: int, item: object) -> bytes:
     if rtype in ADDRESS_TYPES:
-        return ip_address(str(item)).packed
+        return names.packed(str(item))
     if rtype in (CNAME, NS, PTR):
         return names.to_wire(str(item))
     if rtype == TXT:

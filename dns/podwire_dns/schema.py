@@ -221,9 +221,9 @@ def _port(value: Any, what: str) -> int:
 def _address(text: str, what: str) -> str:
     """The canonical text of an address, so that one address has one name however it was written."""
     try:
-        return str(ipaddress.ip_address(text))
-    except ValueError as err:
-        raise BadObject(f"{what}: {text!r} is no IP address") from err
+        return names.canonical(text)
+    except names.BadName as err:
+        raise BadObject(f"{what}: {err}") from err
 
 
 def _is_ip(text: str) -> bool:
