@@ -116,3 +116,18 @@ def test_nft_can_list_everything_we_load(world: World) -> None:
             assert done.stderr == ""
             for words in ("hairpin", "numgen", "masquerade", "service-frontends", "goto"):
                 assert words in done.stdout
+
+
+def test_the_rules_tell_what_became_of_a_packet(world: World) -> None:
+    scenario = next(x for x in s.SCENARIOS if x.name == "externalTrafficPolicy Local, none here")
+    world.node.run(["nft", "flush", "ruleset"])
+    program(world, scenario)
+    ask(world.client(s.OUTSIDE), s.NODE_IP, s.NODE_PORT, "UDP", src=s.OUTSIDE)
+    ask(world.client(s.OUTSIDE), s.EXTERNAL, s.PORT, src=s.OUTSIDE)
+    ask(world.client(s.POD_A), s.UNUSED, s.PORT, "UDP")
+    ask(world.client(s.POD_A), s.VIP, 81)
+    listed = world.node.run(["nft", "list", "table", "ip", "podwire"]).stdout.splitlines()
+    told = {line.split('comment "')[1].split(" #")[0]: int(line.split("counter packets ")[1].split()[0])
+            for line in listed if "counter packets" in line}
+    assert {why: count for why, count in told.items() if count} == {
+        "a Local traffic policy, endpoints only elsewhere": 1, "unallocated Service addresses": 1, "refused at once": 1}

@@ -192,10 +192,10 @@ def test_foreign_changes_are_repaired_and_told(world: World, tmp_path: Path, dam
         proxy = Running(world.node, kubeconfig, tmp_path)
         until(proxy.ready, "the first sync")
         until(lambda: ask(world.client(s.POD_A), s.VIP, s.PORT).result == "ok", "service")
-        before = world.node.run(["nft", "list", "ruleset"]).stdout
+        before = world.node.run(["nft", "-s", "list", "ruleset"]).stdout
         time.sleep(0.2)  # the watch for foreign changes starts after the first sync
         world.node.run(["nft", *damage.split()])
-        until(lambda: world.node.run(["nft", "list", "ruleset"]).stdout.split() == before.split(), "the repair")
+        until(lambda: world.node.run(["nft", "-s", "list", "ruleset"]).stdout.split() == before.split(), "the repair")
         assert ask(world.client(s.POD_A), s.VIP, s.PORT).result == "ok"
         log = proxy.stop()
     assert "somebody else changed table podwire" in log

@@ -94,6 +94,10 @@ def serve(ns: NetNS, directory: Path) -> Iterator[tuple[FakeApi, Path]]:
 
     async def halt() -> None:
         await runner.cleanup()
+        watches = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in watches:
+            task.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
 
     thread = threading.Thread(target=api.loop.run_forever, daemon=True)
     thread.start()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from . import objects as o
 from .attrs import attr, nest, parse, text, to_int, to_signed, to_text, u32, walk
@@ -91,18 +92,27 @@ def _set(set_: o.Set, verb: o.Verb, number: int) -> bytes:
     return body + u32(10, number) + attr(13, b"\0\4" + struct.pack("=I", order))
 
 
+@lru_cache(maxsize=1 << 12)
+def _data(value: bytes | Verdict) -> bytes:
+    """What follows the key. Few values make up most elements, so each is encoded once."""
+    return u32(3, ELEM_INTERVAL_END) if value == o.INTERVAL_END else data_value(2, value)
+
+
+@lru_cache(maxsize=64)
+def _entry(key: int, rest: int) -> bytes:
+    """Headers of an element with a key of `key` bytes (a multiple of four, as the kernel pads) and `rest` bytes after it."""
+    whole = nest(1, nest(1, attr(1, bytes(key))), bytes(rest))
+    return whole[:len(whole) - key - rest]
+
+
 def _elements(things: o.Elements, verb: o.Verb) -> Iterator[bytes]:
     """Bodies of as many messages as the elements need."""
     head = text(1, things.set.table.name) + text(2, things.set.name)
     parts: list[bytes] = []
     size = 0
     for key, value in things.items.items():
-        one = nest(1, attr(1, key))
-        if value == o.INTERVAL_END:
-            one += u32(3, ELEM_INTERVAL_END)
-        elif value is not None and verb == "add":
-            one += data_value(2, value)
-        entry = nest(1, one)
+        rest = b"" if value is None or (verb == "delete" and value != o.INTERVAL_END) else _data(value)
+        entry = _entry(len(key), len(rest)) + key + rest
         size += len(entry)
         if size > _CHUNK:
             yield head + nest(3, *parts)

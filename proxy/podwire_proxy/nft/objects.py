@@ -205,11 +205,10 @@ def intervals(cidrs: Iterable[str]) -> dict[bytes, Value]:
     Raises ValueError for text that is no CIDR (host bits may be set).
     """
     networks = [ipaddress.ip_network(cidr, strict=False) for cidr in cidrs]
+    size = 4 if networks and networks[0].version == 4 else 16
     out: dict[bytes, Value] = {}
     for first, last in _ranges(networks):
-        size = 4 if last < 1 << 32 and networks[0].version == 4 else 16
-        if out.pop(first.to_bytes(size, "big"), None) is None or first == 0:
-            out[first.to_bytes(size, "big")] = None
+        out[first.to_bytes(size, "big")] = None
         if last + 1 < 1 << (size * 8):
             out[(last + 1).to_bytes(size, "big")] = INTERVAL_END
     return out

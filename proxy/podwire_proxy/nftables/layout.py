@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from .. import nft
@@ -121,18 +122,21 @@ def skeleton(layout: Layout, node: NodeInfo) -> Skeleton:
     pre = nft.Chain(t, "prerouting", "prerouting", "nat", DSTNAT)
     out = nft.Chain(t, "output", "output", "nat", DSTNAT)
     post = nft.Chain(t, "postrouting", "postrouting", "nat", SRCNAT)
-    services, reject = nft.Chain(t, "service-frontends"), nft.Chain(t, "reject")
+    services, reject, none_here = (nft.Chain(t, name) for name in ("service-frontends", "reject", "no-local-endpoint"))
     pods = [cidr for cidr in node.pod_cidrs if layout.ours(cidr)]
     rules = {
         "reject": _rules(reject, [
-            ("refused at once", [nft.Meta("l4proto"), nft.Cmp(b"\6"), nft.Reject(layout.family, tcp_reset=True)]),
-            ("port unreachable", [nft.Reject(layout.family)])]),
+            ("refused at once", [
+                nft.Meta("l4proto"), nft.Cmp(b"\6"), nft.Counter(), nft.Reject(layout.family, tcp_reset=True)]),
+            ("port unreachable", [nft.Counter(), nft.Reject(layout.family)])]),
+        "no-local-endpoint": _rules(none_here, [
+            ("a Local traffic policy, endpoints only elsewhere", [nft.Counter(), nft.drop()])]),
         "service-frontends": _rules(services, [
             ("Service frontends", [*layout.frontend(), nft.Lookup("services", dreg=0)]),
             ("other ports of a Service address", [layout.daddr(), nft.Lookup("cluster-ips"), nft.goto("reject")]),
             ("unallocated Service addresses", [
                 layout.daddr(), nft.Lookup("service-cidrs"), nft.FibType("daddr"), nft.Cmp(nft.host32(2), "!="),
-                nft.drop()])]),
+                nft.Counter(), nft.drop()])]),
         "prerouting": _rules(pre, [
             ("externalTrafficPolicy Local, from outside", [
                 *((layout.saddr(), nft.Lookup("pods", invert=True)) if pods else ()),
@@ -141,7 +145,7 @@ def skeleton(layout: Layout, node: NodeInfo) -> Skeleton:
         "output": _rules(out, [("from this node", [nft.jump("service-frontends")])]),
         "postrouting": _rules(post, _masquerading(layout, node, bool(pods)))}
     return Skeleton(
-        layout.sets(), {chain.name: chain for chain in (reject, services, pre, out, post)}, rules,
+        layout.sets(), {chain.name: chain for chain in (reject, none_here, services, pre, out, post)}, rules,
         {"pods": nft.intervals(pods),
          "service-cidrs": nft.intervals(cidr for cidr in node.service_cidrs if layout.ours(cidr))})
 
@@ -162,10 +166,11 @@ def _masquerading(layout: Layout, node: NodeInfo, pods: bool) -> Iterator[tuple[
         nft.Masquerade()]
 
 
+@lru_cache(maxsize=1 << 12)
 def balancer(layout: Layout, count: int, local: bool) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
     """The chain that spreads over `count` backends of the cluster set or the local set."""
     chain = nft.Chain(layout.table, f"{'local' if local else 'lb'}{count}")
     return chain, _rules(chain, [
         (f"one of {count}", layout.balance(count, LOCAL_SLOTS if local else 0)),
         # A frontend without its slot must never leak to the default route or look refused: the client tries again.
-        ("slot missing", [nft.drop()])])
+        ("slot missing", [nft.Counter(), nft.drop()])])

@@ -14,7 +14,7 @@ from .. import nft
 from ..dataplane import Action, Balance, Dataplane, Delta, Fate, Frontend, Key
 from ..model import Backend, NodeInfo, packed
 from ..nft.codec import TableDump
-from ..nft.expr import DROP, GOTO
+from ..nft.expr import GOTO
 from .layout import LOCAL_SLOTS, MAX_BACKENDS, Layout, balancer, skeleton
 
 _ABSENT = object()
@@ -143,7 +143,7 @@ class Planner:
                 chains[chain.name] = chain, rules
                 verdict = nft.Verdict(GOTO, chain.name)
             else:
-                verdict = nft.Verdict(GOTO, "reject") if action is Fate.REJECT else nft.Verdict(DROP)
+                verdict = nft.Verdict(GOTO, "reject" if action is Fate.REJECT else "no-local-endpoint")
             change.put(name, key, verdict)
         for name, kind in (("masquerade-always", "always"), ("masquerade-node", "node")):
             if frontend is not None and frontend.masquerade == kind:

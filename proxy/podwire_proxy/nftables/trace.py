@@ -133,6 +133,8 @@ class Tracer:
             case nft.Cmp(data, op, sreg):
                 equal = state.read(sreg, len(data)) == data
                 return state if equal == (op == "==") else None
+            case nft.Counter():
+                return state
             case nft.Lookup():
                 return self._lookup(expr, state)
             case nft.Immediate(Code() as verdict):

@@ -48,7 +48,8 @@ def services(draw: st.DrawFn) -> meta.Object:
 def slices(draw: st.DrawFn) -> meta.Object:
     owner = draw(st.sampled_from(NAMES))
     places = draw(st.lists(st.sampled_from(PODS), max_size=4))
-    flags: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries({}, optional={"ready": st.booleans(), "serving": st.booleans(), "terminating": st.booleans()})
+    flags: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+        {}, optional={name: st.booleans() for name in ("ready", "serving", "terminating")})
     found = [endpoint(ip, s.NODE if ip.startswith("10.244.1.") else "n2", **draw(flags)) for ip in places]
     taken = [(f"p{i}", p, draw(st.sampled_from([9376, 9377]))) for i in range(2) for p in ("TCP", "UDP")]
     return endpoint_slice(owner, found, taken, name=f"{owner}-{draw(st.integers(1, 2))}")

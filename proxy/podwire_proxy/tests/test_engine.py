@@ -1,0 +1,161 @@
+"""When to sync, which flows are stale, metrics, and the nfnetlink codec's bytes."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from podwire_proxy import main, nft
+from podwire_proxy.conntrack import Flow, stale
+from podwire_proxy.dataplane import Key
+from podwire_proxy.metrics import Metrics
+from podwire_proxy.model import Backend
+from podwire_proxy.nft import attrs, codec
+from podwire_proxy.nft.fake import FakeConnection, Refused
+from podwire_proxy.sync import RETRY_LAST, Pacer
+
+TABLE = nft.Table("ip", "t")
+SET = nft.Set(TABLE, "s", ("ipv4_addr", "inet_service"))
+MAP = nft.Set(TABLE, "m", ("ipv4_addr",), ("verdict",))
+
+
+def synced(pacer: Pacer, now: float, *, ok: bool = True) -> bool:
+    full = pacer.start(now)
+    pacer.done(now, ok=ok, full=full)
+    return full
+
+
+def test_first_change_at_once_then_one_sync_an_interval() -> None:
+    pacer = Pacer(0.01, verify_interval=100)
+    pacer.changed()
+    assert pacer.due(50.0) == 0
+    assert synced(pacer, 50.0) is True, "the first sync reads the kernel back"
+    pacer.changed()
+    assert pacer.due(50.004) == pytest.approx(0.006)
+    assert pacer.due(50.02) == 0
+    assert synced(pacer, 50.02) is False
+    assert pacer.due(60.0) == pytest.approx(90.0), "idle until the next check of the kernel"
+    assert synced(pacer, 150.0) is True
+
+
+def test_failures_back_off_and_end_in_a_full_sync() -> None:
+    pacer = Pacer(0.01)
+    waits = []
+    for turn in range(12):
+        pacer.changed()
+        synced(pacer, float(turn), ok=False)
+        waits.append(pacer.due(float(turn)))
+    assert waits[:3] == pytest.approx([0.1, 0.2, 0.4])
+    assert waits[-1] == RETRY_LAST
+    assert synced(pacer, 99.0) is True
+    pacer.changed()
+    assert synced(pacer, 100.0) is False
+
+
+def test_a_change_during_a_sync_is_not_lost() -> None:
+    pacer = Pacer(0.01)
+    pacer.start(0.0)
+    pacer.changed(full=True)
+    pacer.done(0.0, ok=True, full=True)
+    assert pacer.pending
+    assert pacer.start(1.0) is True
+
+
+def test_stale_flows() -> None:
+    front, other = Key("10.96.0.1", "UDP", 53), Key("172.30.0.99", "UDP", 30053)
+    good, gone = Backend("10.244.1.2", 53), Backend("10.244.1.3", 53)
+    flows = [Flow(front, good, ("c", 1)), Flow(front, gone, ("c", 2)), Flow(front, Backend(front.ip, front.port), ("c", 3)),
+             Flow(other, gone, ("c", 4)), Flow(Key("10.96.0.1", "UDP", 54), gone, ("c", 5))]
+    assert [flow.source[1] for flow in stale(flows, {front: frozenset({good})})] == [2, 3]
+    assert list(stale(flows, {front: frozenset()})) == [], "nowhere to go instead"
+
+
+def test_metrics_are_prometheus_text() -> None:
+    metrics = Metrics(services=3)
+    metrics.synced(full=False, seconds=0.003, elements=7, flows=2)
+    metrics.synced(full=False, seconds=99.0, elements=0, flows=0)
+    lines = dict(line.rsplit(" ", 1) for line in metrics.render().splitlines() if not line.startswith("#"))
+    name = "kubeproxy_sync_partial_proxy_rules_duration_seconds"
+    assert [lines[f'{name}_bucket{{le="{bound}"}}'] for bound in ("0.002", "0.005", "+Inf")] == ["0", "1", "2"]
+    assert lines["podwire_proxy_services"] == "3"
+    assert lines["kubeproxy_conntrack_reconciler_deleted_entries_total"] == "2"
+
+
+@given(st.lists(st.tuples(st.integers(1, 100), st.binary(max_size=40)), max_size=10))
+def test_attributes_round_trip(items: list[tuple[int, bytes]]) -> None:
+    data = b"".join(attrs.attr(kind, value) for kind, value in items)
+    assert list(attrs.walk(data)) == items
+    assert len(data) % 4 == 0
+
+
+@given(st.binary(max_size=200))
+def test_decoding_garbage_never_raises(data: bytes) -> None:
+    list(attrs.walk(data))
+    list(codec.split(data))
+
+
+VALUES = st.one_of(st.none(), st.just(nft.INTERVAL_END), st.just(nft.Verdict(-4, "lb3")), st.just(nft.Verdict(0)),
+                   st.binary(min_size=4, max_size=8).map(lambda b: b[:4]))
+
+
+@given(st.dictionaries(st.binary(min_size=4, max_size=4), VALUES, max_size=2500))
+def test_elements_round_trip_over_as_many_messages_as_they_need(items: dict[bytes, nft.Value]) -> None:
+    messages, owners = nft.encode(nft.Transaction().add(nft.Elements(MAP, items)))
+    assert len(messages) == len(owners)
+    found: dict[bytes, nft.Value] = {}
+    for kind, _, _, _, body in codec.split(b"".join(messages)):
+        if kind == codec.SUBSYS | 12:
+            assert len(body) < 1 << 16
+            found.update(codec.decode_elements(body[4:]))
+    assert found == items
+
+
+@pytest.mark.parametrize(("cidrs", "expected"), [
+    (["10.0.0.0/8"], {b"\x0a\0\0\0": None, b"\x0b\0\0\0": nft.INTERVAL_END}),
+    (["10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16"], {b"\x0a\0\0\0": None, b"\x0b\0\0\0": nft.INTERVAL_END}),
+    (["0.0.0.0/0"], {b"\0\0\0\0": None}), (["255.0.0.0/8"], {b"\xff\0\0\0": None}), ([], {}),
+    (["::/0"], {bytes(16): None}),
+    (["fe80::/128"], {b"\xfe\x80" + bytes(14): None, b"\xfe\x80" + bytes(13) + b"\1": nft.INTERVAL_END})])
+def test_intervals(cidrs: list[str], expected: dict[bytes, nft.Value]) -> None:
+    assert nft.intervals(cidrs) == expected
+
+
+def test_intervals_refuse_what_is_no_cidr() -> None:
+    with pytest.raises(ValueError, match=r"10\.0\.0"):
+        nft.intervals(["10.0.0/8"])
+
+
+def test_the_fake_refuses_what_the_kernel_refuses() -> None:
+    kernel, chain = FakeConnection(), nft.Chain(TABLE, "c")
+    kernel.commit(nft.Transaction().add(TABLE, SET, MAP, chain))
+    key = bytes((10, 0, 0, 1))
+    for bad, code in (
+            (nft.Transaction().delete(nft.Elements(MAP, {key: None})), errno.ENOENT),
+            (nft.Transaction().add(nft.Elements(MAP, {key: nft.Verdict(-4, "missing")})), errno.ENOENT),
+            (nft.Transaction().add(nft.Elements(SET, {key: None})), errno.EINVAL),
+            (nft.Transaction().add(nft.Rule(chain, (nft.Lookup("missing"),))), errno.ENOENT),
+            (nft.Transaction().add(nft.Elements(MAP, {key: nft.Verdict(-4, "c")})).delete(chain), errno.EBUSY),
+            (nft.Transaction().add(nft.Elements(MAP, {key: nft.Verdict(0)}), nft.Elements(MAP, {key: nft.Verdict(1)})),
+             errno.EEXIST)):
+        with pytest.raises(Refused) as caught:
+            kernel.commit(bad)
+        assert caught.value.errno == code
+        assert kernel.state[TABLE].elements == {"s": {}, "m": {}}
+
+
+def test_a_transaction_reads_as_text() -> None:
+    tx = nft.Transaction().add(TABLE, nft.Elements(MAP, {bytes((10, 0, 0, 1)): nft.Verdict(-4, "lb3")}))
+    assert [str(op) for op in tx] == ["add table ip t", "add elements m { 10.0.0.1 : goto lb3 }"]
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ([], "node-name"), (["--node-name", "n1", "--kubeconfig", "/does/not/exist", "--dry-run"], "/does/not/exist")])
+def test_bad_input_gets_one_line_not_a_traceback(arguments: list[str], words: str) -> None:
+    done = CliRunner().invoke(main.command, arguments)
+    assert done.exit_code != 0
+    assert words in done.output
+    assert "Traceback" not in done.output
