@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dns.exception
 import dns.message
 import dns.query
 import dns.rcode
 import dns.rdatatype
+import dns.reversename
 import pytest
 
 from lab.apifake import FakeApi
@@ -60,7 +63,7 @@ def world(lab: Lab, tmp_path: Path) -> Iterator[World]:
         with World(node, api, tmp_path, [upstream], []) as made:
             made.start("server")
             made.start("feeder")
-            eventually(lambda: made.status("dns").get("reason") == "Ready", "the server has the zone")
+            eventually(made.is_ready, "the server has the zone")
             yield made
 
 
@@ -135,3 +138,54 @@ def test_search_path_with_ordinary_clients(world: World, tmp_path: Path) -> None
     assert pod("getent", "ahostsv4", "nobody") == ""
     assert pod("dig", "+search", "+short", "web").split() == ["10.96.3.7"]
     assert os.stat("/etc/resolv.conf").st_ino != resolv.stat().st_ino
+
+
+def test_dual_stack_and_two_servers_one_of_which_dies_under_load(lab: Lab, tmp_path: Path) -> None:
+    node = lab.netns("node")
+    v6 = "fd00:96::a"
+    with FakeApi(node) as api:
+        api.put(NAMESPACES, {"metadata": {"name": "default"}})
+        api.put(SERVICES, service("web", clusterIP="fd00:96::7", clusterIPs=["fd00:96::7"], ports=[{"port": 80}]))
+        flags = ["--listen", DNS_ADDRESS, "--listen", v6, "--service-cidr", "10.96.0.0/16", "--service-cidr", "fd00:96::/112"]
+        first, second = tmp_path / "1", tmp_path / "2"
+        for path in (first, second):
+            path.mkdir()
+        with World(node, api, first, [], flags) as one, World(node, api, second, [], flags) as two:
+            for world in (one, two):
+                world.start("server")
+                world.start("feeder")
+            for world in (one, two):
+                eventually(world.is_ready, "a server has the zone")
+
+            def asked(address: str, count: int) -> int:
+                """How many of `count` questions, each from a port of its own, are answered; one try and one retry each."""
+                good = 0
+                for _ in range(count):
+                    for _attempt in range(2):
+                        try:
+                            query = dns.message.make_query(f"web.default.svc.{ZONE}", "AAAA")
+                            answer = dns.query.udp(query, address, timeout=1)
+                        except (OSError, dns.exception.Timeout):
+                            continue
+                        good += answer.answer[0][0].to_text() == "fd00:96::7"
+                        break
+                return good
+
+            for address in (DNS_ADDRESS, v6):
+                assert node.call(partial(asked, address, 20)) == 20
+            names = node.call(lambda: dns.query.udp(dns.message.make_query(
+                dns.reversename.from_address("fd00:96::7"), "PTR"), v6, timeout=5))
+            assert names.answer[0][0].to_text() == f"web.default.svc.{ZONE}"
+            assert "podwire-dns" in node.run(["nft", "list", "table", "ip6", "podwire-dns"]).stdout
+            one.kill("server")
+            assert node.call(partial(asked, v6, 100)) == 100
+            assert two.kill("server", signal.SIGTERM) == 0
+            assert two.status("dns")["reason"] == "Stopped"
+
+
+def test_a_bad_setting_is_an_error_line_not_a_traceback(lab: Lab, tmp_path: Path) -> None:
+    node = lab.netns("node")
+    with FakeApi(node) as api, World(node, api, tmp_path, [], ["--upstream", DNS_ADDRESS]) as made:
+        made.start("server")
+        assert made.processes["server"].wait(10) == 1
+        assert made.logs().splitlines()[-1].startswith(f"podwire dns server: upstreams: '{DNS_ADDRESS}' is this DNS itself")

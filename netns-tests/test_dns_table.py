@@ -41,7 +41,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DnsNode]:
                          ["--service-cidr", "10.96.0.0/16", "--service-cidr", "fd00:96::/112"]) as made:
                 made.start("server")
                 made.start("feeder")
-                eventually(lambda: made.status("dns").get("reason") == "Ready", "the server has the zone")
+                eventually(made.is_ready, "the server has the zone")
                 yield made
 
 

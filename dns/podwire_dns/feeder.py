@@ -156,6 +156,5 @@ async def _main(config: DnsConfig, client: ClientConfig) -> None:
 
 def run(config: DnsConfig) -> None:
     """Watch and feed until SIGTERM. Raises BadConfig and the client's ConfigError for settings that cannot work."""
-    logs.configure(node=config.node_name)
     os.nice(NICE)
     asyncio.run(_main(config, load(config.kubeconfig)))

@@ -55,6 +55,9 @@ def command(role: str, node_name: str, kubeconfig: str | None, run_dir: Path, li
 
 
 def _run(role: str, config: DnsConfig) -> None:
+    from podwire_controlplane.client import logs
+
+    logs.configure(node=config.node_name)
     if role == "feeder":
         from . import feeder
 

@@ -74,8 +74,11 @@ class Server:
             tcp_listener.close()
         if self._pending:
             await asyncio.wait(self._pending, timeout=LEAVE_SECONDS)
-        for writer in list(self.connections):
+        open_still = list(self.connections)
+        for writer in open_still:
             writer.close()  # sends what is in its buffer first
+        if open_still:
+            await asyncio.wait([asyncio.create_task(_closed(writer)) for writer in open_still], timeout=LEAVE_SECONDS)
         if self._feed is not None:
             self._feed.cancel()
         for udp_sock, _thread in self._udp:
@@ -210,6 +213,11 @@ class Server:
             status.update(ready=True, message=f"{len(data.answers)} answers", answers=len(data.answers))
 
 
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
 def _udp_sender(sock: socket.socket, peer: tuple[str, int]) -> Callable[[bytes], None]:
     def send(answer: bytes) -> None:
         sock.sendto(answer, peer)
@@ -231,7 +239,11 @@ def _socket(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     if kind == socket.SOCK_DGRAM:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_BUFFER)
-    sock.bind((address, port))
+    try:
+        sock.bind((address, port))
+    except OSError as err:
+        sock.close()
+        raise OSError(err.errno, f"cannot listen on {address} port {port}: {err.strerror}") from err
     if kind == socket.SOCK_STREAM:
         sock.listen(256)
         sock.setblocking(False)
@@ -254,7 +266,6 @@ async def _main(config: DnsConfig) -> None:
 
 def run(config: DnsConfig) -> None:
     """Serve until SIGTERM; the address and the notrack rules stay. Raises BadConfig and OSError (the address is taken)."""
-    logs.configure(node=config.node_name)
     added = host.ensure_addresses(config.addresses())
     if added:
         log.info("address added", addresses=added, device="lo")

@@ -69,5 +69,8 @@ class DnsNode:
             found = json.loads((self.run_dir / "status" / f"{role}.json").read_text())
         return found
 
+    def is_ready(self) -> bool:
+        return self.status("dns").get("reason") == "Ready"
+
     def logs(self) -> str:
         return "".join(f"--- {path.name}\n{path.read_text()}" for path in self.run_dir.glob("*.log"))
