@@ -45,8 +45,8 @@ def up(name: str, nodes: int, api_port: int, upstream_dns: tuple[str, ...], brid
     except (BadConfig, UpFailed) as error:
         raise Failed(str(error)) from error
     out.print(f"cluster [bold]{name}[/bold] with {nodes} nodes is ready after {time.monotonic() - begin:.1f} s")
-    out.print(f"  export KUBECONFIG={config.kubeconfig}")
-    out.print("  podwire apply -f examples/ ; podwire status ; podwire get pods -o wide ; podwire down")
+    out.print(f"  export KUBECONFIG={config.kubeconfig}", soft_wrap=True)
+    out.print("  try: podwire apply -f examples/; podwire status; podwire get pods -o wide; podwire down", soft_wrap=True)
 
 
 @click.command()

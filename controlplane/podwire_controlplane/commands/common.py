@@ -72,5 +72,10 @@ def with_api(kubeconfig: str | None, work: Callable[[ApiClient], Awaitable[T]]) 
 def make_table(*columns: str, title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=True)
     return table
+
+
+def print_table(table: Table) -> None:
+    """As wide as its cells: a terminal wraps it, a pipe gets whole lines."""
+    out.print(table, width=2000, crop=False, soft_wrap=True)

@@ -236,10 +236,21 @@ class PodWorker:
                                     for probe, changed in pairs if probe]
 
     async def _stop_containers(self, grace: float) -> None:
-        boxes = [Container(self.sandbox, s.name) for s in [*self.init, *self.states]]
-        await asyncio.gather(*(box.stop(grace) for box in boxes))
+        specs = [*(self.pod["spec"].get("initContainers") or []), *self.pod["spec"]["containers"]]
+        await asyncio.gather(*(self._stop_one(spec, grace) for spec in specs))
         for state, container in zip(self.states, self.pod["spec"]["containers"], strict=True):
             self._observe(state, Container(self.sandbox, state.name), container)
+
+    async def _stop_one(self, container: Object, grace: float) -> None:
+        """preStop first, then SIGTERM; both within the grace period (core/v1 Lifecycle)."""
+        box, begin = Container(self.sandbox, container["name"]), time.monotonic()
+        action = (container.get("lifecycle") or {}).get("preStop") if grace > 0 and box.running() else None
+        if action:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await probes.act(action, container, self.addresses[0] if self.addresses else "",
+                                     lambda words, _limit: exec_in(box, words))
+        await box.stop(max(0.0, grace - (time.monotonic() - begin)))
 
     # ---- the end
 

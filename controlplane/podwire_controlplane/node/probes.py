@@ -41,6 +41,20 @@ async def once(probe: Object, container: Object, address: str, run: Exec) -> boo
     return True
 
 
+async def act(action: Object, container: Object, address: str, run: Exec) -> None:
+    """A lifecycle handler: sleep, exec or httpGet. Its failure does not stop the pod's end."""
+    if sleep := action.get("sleep"):
+        await asyncio.sleep(float(sleep.get("seconds") or 0))
+        return
+    try:
+        if command := action.get("exec"):
+            await run(list(command.get("command") or []), 0.0)
+        elif get := action.get("httpGet"):
+            await _http(get, container, address)
+    except (OSError, ValueError, KeyError, aiohttp.ClientError):
+        return
+
+
 async def _http(action: Object, container: Object, address: str) -> bool:
     host = str(action.get("host") or address)
     scheme = str(action.get("scheme") or "HTTP").lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import ipaddress
 import json
 import signal
@@ -74,7 +75,7 @@ def _listener(address: str, port: int, netns: str) -> socket.socket:
 async def _ensure(objects: Objects, scope: Scope, obj: Object) -> None:
     """Create, or bring an existing object to the wanted spec."""
     try:
-        await objects.create(scope, dict(obj), WriteOptions())
+        await objects.create(scope, copy.deepcopy(obj), WriteOptions())
     except StatusError as err:
         if err.reason != "AlreadyExists":
             raise

@@ -217,7 +217,7 @@ class Objects:
             after = self._carry_over(scope, before, change(load(item)))
             self._check(scope.resource, after, before)
             value = codec.encode(after)
-            if value == item.value:
+            if codec.decode(value) == codec.decode(item.value):
                 return Written(wire(item), warnings)
             if options.dry_run:
                 return Written(codec.with_revision(value, item.revision), warnings)

@@ -1,0 +1,111 @@
+"""Manifests: reading YAML files, and what `podwire apply` sends for one object. Pure but for `read_files`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..api.meta import Object, annotations_of
+from ..api.registry import BY_KIND, Resource
+
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"  # kubectl's, so that both can be used in turn
+
+
+class BadManifest(Exception):
+    """A file that is no manifest; the text names file, document and field."""
+
+
+def parse(text: str, where: str) -> Iterator[Object]:
+    """The objects of a YAML stream; `List` objects are taken apart. Raises BadManifest."""
+    try:
+        documents = list(yaml.safe_load_all(text))
+    except yaml.YAMLError as err:
+        raise BadManifest(f"{where}: not YAML: {' '.join(str(err).split())}") from err
+    for number, document in enumerate(documents, 1):
+        spot = f"{where}, document {number}" if len(documents) > 1 else where
+        if document is None:
+            continue
+        if not isinstance(document, dict):
+            raise BadManifest(f"{spot}: expected an object with apiVersion, kind and metadata, got {type(document).__name__}")
+        if str(document.get("kind", "")).endswith("List") and isinstance(document.get("items"), list):
+            for item in document["items"]:
+                yield _checked(item, spot)
+        else:
+            yield _checked(document, spot)
+
+
+def _checked(obj: Any, where: str) -> Object:
+    if not isinstance(obj, dict):
+        raise BadManifest(f"{where}: expected an object")
+    for field in ("apiVersion", "kind"):
+        if not isinstance(obj.get(field), str):
+            raise BadManifest(f"{where}: {field} is missing; every object has apiVersion and kind")
+    if not isinstance(obj.get("metadata"), dict) or not obj["metadata"].get("name"):
+        raise BadManifest(f"{where}: metadata.name is missing")
+    resource_of(obj, where)
+    return obj
+
+
+def resource_of(obj: Object, where: str = "") -> Resource:
+    found = BY_KIND.get((obj["apiVersion"], obj["kind"]))
+    if found is None:
+        known = ", ".join(sorted(f"{kind} ({version})" for version, kind in BY_KIND))
+        raise BadManifest(f"{where}: kind {obj['kind']!r} of {obj['apiVersion']!r} is not served; known: {known}")
+    return found
+
+
+def read_files(paths: Iterable[str]) -> Iterator[Object]:
+    """Objects of files and directories (their *.yaml, *.yml and *.json, by name); "-" is standard input."""
+    import sys
+
+    for path in paths:
+        if path == "-":
+            yield from parse(sys.stdin.read(), "standard input")
+            continue
+        start = Path(path)
+        files = sorted(f for f in start.iterdir() if f.suffix in (".yaml", ".yml", ".json")) if start.is_dir() else [start]
+        for file in files:
+            try:
+                yield from parse(file.read_text(), str(file))
+            except (OSError, UnicodeDecodeError) as err:
+                raise BadManifest(f"{file}: cannot be read: {err}") from err
+
+
+def with_record(obj: Object) -> Object:
+    """The object with the annotation that remembers what was applied."""
+    metadata = {**obj["metadata"], "annotations": {**annotations_of(obj), LAST_APPLIED: json.dumps(obj, sort_keys=True)}}
+    return {**obj, "metadata": metadata}
+
+
+def three_way(obj: Object, live: Object) -> Object:
+    """A merge patch: everything in `obj`, and null for what an earlier apply set and this one leaves out.
+
+    Fields that others set (status, allocated ports, defaults) stay as they are.
+    """
+    try:
+        before = json.loads(annotations_of(live).get(LAST_APPLIED, "{}"))
+    except ValueError:
+        before = {}
+    removed = _removed(before, obj)
+    merged: Object = _overlay(removed, with_record(obj))
+    return merged
+
+
+def _removed(before: Any, after: Any) -> Object:
+    gone: Object = {}
+    for name, value in before.items() if isinstance(before, dict) else ():
+        if name not in after:
+            gone[name] = None
+        elif isinstance(value, dict) and isinstance(after[name], dict) and (inner := _removed(value, after[name])):
+            gone[name] = inner
+    return gone
+
+
+def _overlay(base: Any, top: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(top, dict):
+        return top
+    return {**base, **{name: _overlay(base.get(name), value) for name, value in top.items()}}

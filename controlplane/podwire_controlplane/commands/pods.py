@@ -1,0 +1,103 @@
+"""`podwire exec` and `podwire logs`: into the pods of a cluster on this machine, through its run directory."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from ..cluster.config import BASE
+from ..node.podspec import PATH
+from ..node.podworker import enter_command
+from ..node.runtime import Container, Sandbox, read
+from .common import Failed
+
+pod_options = (
+    click.option("-n", "--namespace", "space", default="default", show_default=True),
+    click.option("-c", "--container", "which", default="", help="Default: the pod's first."),
+    click.option("--cluster", default="podwire", show_default=True),
+)
+
+
+def find_pod(cluster: str, space: str, own: str) -> Sandbox:
+    """The sandbox of a pod of a cluster on this machine. Raises Failed."""
+    for file in (BASE / cluster).glob("nodes/*/pods/*/pod.json"):
+        facts = read(file) or {}
+        if (facts.get("namespace"), facts.get("name")) == (space, own):
+            return Sandbox(file.parent)
+    if not (BASE / cluster).is_dir():
+        raise Failed(f"no cluster {cluster!r} on this machine: `podwire up`, or use kubectl for a cluster elsewhere")
+    raise Failed(f'no pod "{own}" in namespace "{space}" of cluster "{cluster}": `podwire get pods -A`')
+
+
+def find_container(sandbox: Sandbox, which: str) -> Container:
+    names = sorted((d for d in (sandbox.directory / "containers").glob("*")), key=lambda d: d.stat().st_ctime)
+    if not names:
+        raise Failed("the pod has no container yet: `podwire get pods`")
+    if which and which not in {d.name for d in names}:
+        raise Failed(f"no container {which!r}; the pod has {', '.join(d.name for d in names)}")
+    return Container(sandbox, which or names[0].name)
+
+
+def _with_pod_options(command: click.Command) -> click.Command:
+    for option in reversed(pod_options):
+        option(command)
+    return command
+
+
+@click.command("exec", context_settings={"ignore_unknown_options": True})
+@click.argument("pod")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_(pod: str, command: tuple[str, ...], space: str, which: str, cluster: str) -> None:
+    """Run a command in a pod: `podwire exec POD -- COMMAND ...`."""
+    container = find_container(find_pod(cluster, space, pod.removeprefix("pod/")), which)
+    process = container.main_process()
+    if process is None or not process.alive:
+        raise Failed(f"container {container.name} is not running: `podwire logs {pod}`")
+    words = command[1:] if command[0] == "--" else command
+    sys.stdout.flush()
+    argv = [*enter_command(process.pid), *words]
+    os.execvpe(argv[0], argv, {"PATH": PATH, "TERM": os.environ.get("TERM", "dumb"), "HOME": "/root"})
+
+
+def log_lines(path: Path, follow: bool) -> Iterator[str]:
+    """The text of a CRI log file, line by line; with `follow` until interrupted."""
+    try:
+        with path.open() as file:
+            while True:
+                line = file.readline()
+                if line:
+                    yield line.split(" ", 3)[-1].rstrip("\n")
+                elif follow:
+                    time.sleep(0.1)
+                else:
+                    return
+    except FileNotFoundError:
+        return
+
+
+@click.command()
+@click.argument("pod")
+@click.option("-f", "--follow", is_flag=True)
+@click.option("--tail", type=int, help="Only the last N lines.")
+def logs(pod: str, follow: bool, tail: int | None, space: str, which: str, cluster: str) -> None:
+    """Show what a container wrote."""
+    container = find_container(find_pod(cluster, space, pod.removeprefix("pod/")), which)
+    if tail is not None:
+        for line in list(log_lines(container.log, False))[-tail:] if tail else ():
+            click.echo(line)
+        if not follow:
+            return
+    try:
+        for line in log_lines(container.log, follow):
+            click.echo(line)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+_with_pod_options(exec_)
+_with_pod_options(logs)

@@ -1,0 +1,111 @@
+"""Demo, parts 3 to 5: ClusterIP, Services without endpoints or selector, NodePort."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Iterator
+
+from .lab import OUTSIDE_CLIENT, OUTSIDE_HOST, Answer, DemoLab, wait_for
+from .rows import Row
+
+
+def _spread(answers: list[Answer]) -> str:
+    return ", ".join(f"{host.rsplit('-', 1)[-1]} {n}" for host, n in sorted(Counter(a.host for a in answers if a.ok).items()))
+
+
+def _failures(answers: list[Answer]) -> str:
+    return "; ".join(sorted({a.error for a in answers if not a.ok}))
+
+
+def cluster_ip(lab: DemoLab) -> Iterator[Row]:
+    """From a pod and from every node, TCP and UDP, spread over all endpoints."""
+    address, names = lab.cluster_ip("my-service"), {p.name for p in lab.pods("MyApp")}
+    client = lab.pods("client")[0]
+    for kind, word in ((socket.SOCK_STREAM, "TCP"), (socket.SOCK_DGRAM, "UDP")):
+        answers = lab.many(client.netns, address, 80, 80, kind)
+        yield Row("3", f"80 x {word} my-service {address}:80", client.name, _spread(answers),
+                  all(a.ok for a in answers) and {a.host for a in answers} == names, _failures(answers))
+    for node in lab.config.node_names():
+        answers = lab.many(lab.node_netns(node), address, 80, 40)
+        yield Row("3", f"40 x TCP my-service {address}:80", node, _spread(answers),
+                  all(a.ok for a in answers) and {a.host for a in answers} == names, _failures(answers))
+
+
+def same_node(lab: DemoLab) -> Iterator[Row]:
+    """Endpoints on the client's own node, and the client's own pod (hairpin), answer through the Service too."""
+    address, servers = lab.cluster_ip("my-service"), lab.pods("MyApp")
+    for label, sources in (("a pod beside its endpoints", [c for c in lab.pods("client")
+                                                           if any(s.node == c.node for s in servers)]),
+                           ("the endpoints themselves (hairpin)", servers)):
+        answers = [a for pod in sources for a in lab.many(pod.netns, address, 80, 20)]
+        yield Row("3", f"{len(answers)} x TCP my-service", label, _spread(answers),
+                  bool(answers) and all(a.ok for a in answers), _failures(answers))
+
+
+def change(lab: DemoLab) -> Iterator[Row]:
+    """A pod that comes is used, one that goes is used no more; no connection fails meanwhile."""
+    address, client = lab.cluster_ip("my-service"), lab.pods("client")[0]
+    before = {p.name for p in lab.pods("MyApp")}
+
+    def scale(count: int) -> None:
+        lab.run_tool("apply", "-f", "-", stdin=_deployment(lab, count))
+
+    with lab.hammer(client.netns, address, 80) as seen:
+        scale(5)
+        new = {p.name for p in lab.wait_pods("MyApp", 5)} - before
+        reached = wait_for(lambda: new & {a.host for a in lab.many(client.netns, address, 80, 20)}, 10)
+        scale(4)
+        after = {p.name for p in lab.wait_pods("MyApp", 4)}
+        wait_for(lambda: {a.host for a in lab.many(client.netns, address, 80, 40)} == after, 10)
+    yield Row("3", "scale web 4 -> 5 -> 4 under way", client.name, f"the new pod {next(iter(reached)).rsplit('-', 1)[-1]} was "
+              f"reached, then only the 4 left; {seen['sent']} connections, {len(seen['failed'])} failed",
+              not seen["failed"] and seen["sent"] > 20, "; ".join(sorted(set(seen["failed"]))))
+
+
+def _deployment(lab: DemoLab, replicas: int) -> str:
+    import yaml
+
+    from .lab import examples_dir
+
+    first = next(iter(yaml.safe_load_all((examples_dir() / "01-pods.yaml").read_text())))
+    first["spec"]["replicas"] = replicas
+    return yaml.safe_dump(first)
+
+
+def no_endpoints(lab: DemoLab) -> Iterator[Row]:
+    """Refused at once, from a pod and from a node."""
+    address, client = lab.cluster_ip("lonely"), lab.pods("client")[0]
+    for source, netns in ((client.name, client.netns), ("node1", lab.node_netns("node1"))):
+        answer = lab.tcp(netns, address, 80)
+        yield Row("3", f"TCP lonely {address}:80 (no endpoints)", source, f"{answer.error}, {answer.seconds * 1000:.0f} ms",
+                  "refused" in answer.error.lower() and answer.seconds < 1, str(answer))
+
+
+def without_selector(lab: DemoLab) -> Iterator[Row]:
+    """Hand-made Endpoints at a host outside the cluster."""
+    address, client = lab.cluster_ip("my-service", "outside"), lab.pods("client")[0]
+    for source, netns in ((client.name, client.netns), ("node2", lab.node_netns("node2"))):
+        def ask(netns: str = netns) -> Answer | None:
+            found = lab.tcp(netns, address, 80)
+            return found if found.ok else None
+
+        answer = wait_for(ask, 10) or Answer(error="nothing")
+        node = next((p.node for p in lab.pods("client") if p.name == source), source)
+        yield Row("4", f"TCP my-service.outside {address}:80", source, f"{OUTSIDE_HOST} answered, saw {answer.peer}",
+                  answer.peer == lab.config.node_address(node), str(answer))
+
+
+def node_port(lab: DemoLab) -> Iterator[Row]:
+    """From a client outside the cluster to every node, TCP and UDP."""
+    client, names = lab.outside("client"), {p.name for p in lab.pods("MyApp")}
+    for node in lab.config.node_names():
+        address = lab.config.node_address(node)
+        for kind, word in ((socket.SOCK_STREAM, "TCP"), (socket.SOCK_DGRAM, "UDP")):
+            answers = lab.many(client, address, 30080, 40, kind)
+            yield Row("5", f"40 x {word} {node} {address}:30080", f"outside client {OUTSIDE_CLIENT}", _spread(answers),
+                      all(a.ok for a in answers) and {a.host for a in answers} <= names and len({a.host for a in answers}) > 1,
+                      _failures(answers))
+
+
+CHECKS = (cluster_ip, same_node, change, no_endpoints, without_selector, node_port)
