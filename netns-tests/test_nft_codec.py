@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
 
 import pytest
 
@@ -79,6 +80,39 @@ def test_a_big_batch_is_one_transaction(lab: Lab) -> None:
         dump = conn.dump(TABLE)
         assert dump is not None
         assert dump.elements["slots"] == items
+
+
+def test_a_dump_is_whole_while_others_change_their_tables(lab: Lab) -> None:
+    """A pod that comes writes an element elsewhere: a proxy that starts meanwhile must still get its read-back."""
+    ns = lab.netns("codec")
+    items: dict[bytes, nft.Value] = {KEY + nft.host32(i): nft.key(bytes((10, 244, 1, 2)), b"\x24\xa0") for i in range(20000)}
+    other = nft.Set(nft.Table("ip", "other"), "s", ("ipv4_addr",))
+    stop, commits = threading.Event(), 0
+
+    def churn() -> None:
+        nonlocal commits
+        with nft.Connection(ns.fd) as conn:
+            conn.commit(nft.Transaction().add(other.table, other))
+            while not stop.is_set():
+                one = nft.Elements(other, {bytes((10, 0, 0, 1)): None})
+                conn.commit(nft.Transaction().add(one))
+                conn.commit(nft.Transaction().delete(one))
+                commits += 2
+
+    with nft.Connection(ns.fd) as conn:
+        conn.commit(whole().add(nft.Elements(MAP, items)))
+        thread = threading.Thread(target=churn)
+        thread.start()
+        try:
+            before = commits
+            for _ in range(3):
+                dump = conn.dump(TABLE)
+                assert dump is not None
+                assert dump.elements["slots"] == items
+            assert commits > before
+        finally:
+            stop.set()
+            thread.join()
 
 
 def watcher(ns: NetNS, ours: int) -> nft.Watcher:

@@ -18,7 +18,7 @@ from .expr import Verdict, data_value
 NLMSG = struct.Struct("=IHHII")
 SUBSYS = 10 << 8  # NFNL_SUBSYS_NFTABLES
 BATCH_BEGIN, BATCH_END = 16, 17
-REQUEST, MULTI, ACK, DUMP_INTR, DUMP = 1, 2, 4, 0x10, 0x300
+REQUEST, MULTI, ACK, DUMP = 1, 2, 4, 0x300
 CREATE, APPEND = 0x400, 0x800
 FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}
 FAMILY_NAMES = {number: name for name, number in FAMILIES.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno as errnos
 import os
@@ -71,6 +72,7 @@ class Connection:
     """One socket for commits and dumps. Not for use by several threads at once."""
 
     def __init__(self, ns_fd: int | None = None) -> None:
+        self._ns_fd = ns_fd
         self._sock = open_socket(ns_fd)
         self._buffer = 1 << 17
 
@@ -122,15 +124,11 @@ class Connection:
             raise NftError(codec.Error(0, errnos.EPROTO, "no acknowledgement"), None, 1)
 
     def _request(self, kind: int, family: int, body: bytes, flags: int = codec.DUMP) -> Iterator[tuple[int, int, bytes]]:
-        """(type, family, attributes) of each answer. Raises NftError; InterruptedError where tables changed meanwhile."""
+        """(type, family, attributes) of each answer. Raises NftError."""
         self._sock.send(codec.message(codec.SUBSYS | kind, codec.REQUEST | flags, 1, family, body))
-        interrupted = False
         while True:
             for answer, flag, seq, _, payload in codec.split(self._sock.recv(1 << 20)):
-                interrupted = interrupted or bool(flag & codec.DUMP_INTR)
                 if answer == 3:
-                    if interrupted:
-                        raise InterruptedError(errnos.EINTR, "nf_tables changed during a dump")
                     return
                 if answer == 2:
                     error = codec.decode_error(flag, seq, payload)
@@ -147,17 +145,24 @@ class Connection:
         return to_int(parse(answers[0][2]).get(1))
 
     def tables(self) -> list[o.Table]:
-        return _retry(lambda: [codec.decode_table(fam, body) for _, fam, body in self._request(codec.GETTABLE, 0, b"")])
+        return [codec.decode_table(fam, body) for _, fam, body in self._request(codec.GETTABLE, 0, b"")]
 
     def dump(self, table: o.Table, *, elements: bool = True) -> codec.TableDump | None:
-        """All that is in `table`, None where it does not exist. One consistent generation."""
-        def once() -> codec.TableDump | None:
-            before = self.generation()
-            found = self._dump(table, elements)
-            if self.generation() != before:
-                raise InterruptedError
-            return found
-        return _retry(once)
+        """All that is in `table` at one moment, None where it does not exist.
+
+        The generation counts everybody's commits, and on a busy node others' tables change all the time: a dump during
+        which the generation moved is good as long as nobody changed *this* table meanwhile.
+        """
+        with contextlib.closing(Watcher(table, 0, self._ns_fd)) as watcher:
+
+            def once() -> codec.TableDump | None:
+                watcher.changed()
+                found = self._dump(table, elements)
+                if watcher.changed():
+                    raise InterruptedError
+                return found
+
+            return _retry(once)
 
     def _dump(self, table: o.Table, elements: bool) -> codec.TableDump | None:
         family = codec.FAMILIES[table.family]
@@ -190,7 +195,7 @@ def _retry(work: Callable[[], T]) -> T:
             return work()
         except InterruptedError:
             continue
-    raise NftError(codec.Error(0, errnos.EBUSY, "the ruleset changes faster than it can be read"), None, 1)
+    raise NftError(codec.Error(0, errnos.EBUSY, "the table changes faster than it can be read"), None, 1)
 
 
 class Watcher:

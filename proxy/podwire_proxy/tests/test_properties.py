@@ -107,9 +107,10 @@ def content(dump: TableDump) -> dict[str, object]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(changes, st.sets(st.integers(0, 12)), st.sets(st.integers(0, 12)))
-def test_any_sequence_of_changes_equals_a_fresh_build(done: list[Any], syncs: set[int], restarts: set[int]) -> None:
-    """Coalesced at will, with restarts in between that read the kernel back."""
+@given(changes, *[st.sets(st.integers(0, 12))] * 3)
+def test_any_sequence_of_changes_equals_a_fresh_build(done: list[Any], syncs: set[int], sweeps: set[int],
+                                                      restarts: set[int]) -> None:
+    """Coalesced at will, swept at once or late, with restarts in between that read the kernel back."""
     tracker, kernel, planner = Tracker(s.INFO), FakeConnection(), Planner(LAYOUT, s.INFO)
     tracker.flush()
     kernel.commit(first := planner.full(tracker.dataplane, None))
@@ -128,8 +129,9 @@ def test_any_sequence_of_changes_equals_a_fresh_build(done: list[Any], syncs: se
         for tx in transactions:
             kernel.commit(tx)
             planner.committed(tx)
-        kernel.commit(swept := planner.sweep())
-        planner.committed(swept)
+        if index in sweeps or change is None:
+            kernel.commit(swept := planner.sweep())
+            planner.committed(swept)
         assert planner.mirror.elements == kernel.state[LAYOUT.table].elements
     expected = fresh(done)
     assert tracker.dataplane == expected.dataplane
@@ -164,6 +166,30 @@ def test_slots_stay_dense_and_move_as_little_as_can_be(old: list[bytes], wanted:
     assert len(new) == len(wanted)
     kept = [value for value in old[:len(new)] if value in wanted]
     assert [value for index, value in enumerate(new) if index < len(old) and old[index] == value] == kept
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sets(st.integers(1, 5)), st.booleans()), max_size=10))
+def test_sweeping_late_or_early_never_takes_a_slot_in_use(steps: list[tuple[set[int], bool]]) -> None:
+    """One Service grows and shrinks; after each commit every slot that can be drawn is there, after a sweep no other."""
+    tracker, kernel, planner = Tracker(s.INFO), FakeConnection(), Planner(LAYOUT, s.INFO)
+    tracker.service("default/a", service("a", VIPS[0], [port(80)]))
+    tracker.flush()
+    kernel.commit(tx := planner.full(tracker.dataplane, None))
+    planner.committed(tx)
+    for members, swept in steps:
+        tracker.slice("x", endpoint_slice("a", [endpoint(f"10.244.2.{n}") for n in members], [("", "TCP", 80)]))
+        tx = planner.change(tracker.dataplane, tracker.flush())
+        kernel.commit(tx)
+        planner.committed(tx)
+        if swept:
+            kernel.commit(tx := planner.sweep())
+            planner.committed(tx)
+        slots = kernel.state[LAYOUT.table].elements["endpoints"]
+        tracer = Tracer(kernel.state[LAYOUT.table], s.INFO)
+        packet = s.packet(s.POD_A, VIPS[0], 80)
+        assert tracer.outcome(packet) == decide(tracker.dataplane, packet)
+        assert len(slots) == len(members) if swept else len(slots) >= len(members)
 
 
 def _cluster(count: int) -> Tracker:
