@@ -70,8 +70,9 @@ def plugin(lab: DemoLab) -> Iterator[Row]:
                    "CNI_PATH": str(cni_bin_dir()), "PATH": os.environ["PATH"]}
 
     def call(verb: str) -> tuple[int, dict[str, Any]]:
-        done = subprocess.run(["nsenter", f"--net={lab.node_netns(node)}", str(cni_bin_dir() / "podwire-cni")], input=json.dumps(conf), text=True, capture_output=True,
-                              env={**environment, "CNI_COMMAND": verb}, timeout=20, check=False)
+        command = ["nsenter", f"--net={lab.node_netns(node)}", str(cni_bin_dir() / "podwire-cni")]
+        done = subprocess.run(command, input=json.dumps(conf), text=True, capture_output=True, timeout=20, check=False,
+                              env={**environment, "CNI_COMMAND": verb})
         return done.returncode, json.loads(done.stdout) if done.stdout.strip() else {}
 
     before = _ports(lab, node)

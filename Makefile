@@ -1,0 +1,96 @@
+# podwire: `make demo` and `make test` are all that a newcomer needs. Everything is installed into .venv.
+SHELL := /bin/bash
+VENV  := .venv
+BIN   := $(VENV)/bin
+NATIVE := $(wildcard cni/podwire_cni/native/*.c controlplane/podwire_controlplane/native/*.c)
+
+# command:package - what is used, and the Debian package that has it
+TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils
+TEST_TOOLS := nft:nftables conntrack:conntrack tcpdump:tcpdump
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up down status test test-unprivileged test-netns test-long lint types packages test-packages install clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
+
+# ---- installing
+
+define need  # $(1): command:package pairs. Installs with apt-get as root; else says what is missing.
+	@missing=""; for pair in $(1); do command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair#*:}"; done; \
+	command -v musl-gcc >/dev/null || command -v gcc >/dev/null || command -v cc >/dev/null || missing="$$missing musl-tools"; \
+	python3 -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || missing="$$missing python3 python3-venv"; \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing Debian packages:$$missing"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else echo "missing, please install:$$missing" >&2; exit 1; fi
+endef
+
+packages:
+	$(call need,$(TOOLS))
+
+test-packages:
+	$(call need,$(TOOLS) $(TEST_TOOLS))
+
+# uv where it is present, else venv and pip. The stamps are newer than what they depend on: a second run does nothing.
+define pip_install  # $(1): what to install
+	@[ -x $(BIN)/python ] || { command -v uv >/dev/null && uv venv -q $(VENV) || python3 -m venv $(VENV); }
+	@echo "installing podwire into $(VENV)"
+	@if command -v uv >/dev/null; then uv pip install -q --python $(BIN)/python -e '$(1)'; \
+	else $(BIN)/python -m pip install -q --disable-pip-version-check -e '$(1)'; fi
+endef
+
+$(VENV)/.installed: pyproject.toml hatch_build.py $(NATIVE) | packages
+	$(call pip_install,.)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml hatch_build.py $(NATIVE) | test-packages-if-root
+	$(call pip_install,.[dev])
+	@touch $@ $(VENV)/.installed
+
+.PHONY: test-packages-if-root
+test-packages-if-root:
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) -s test-packages; fi
+
+install: $(VENV)/.installed  ## install into .venv
+
+# ---- running
+
+demo: $(VENV)/.installed     ## a 3-node cluster, every behaviour proven with real traffic, everything taken down
+	@$(BIN)/podwire demo
+
+up: $(VENV)/.installed       ## start a 3-node cluster and leave it running
+	@$(BIN)/podwire up
+
+down: $(VENV)/.installed     ## take it down
+	@$(BIN)/podwire down
+
+status: $(VENV)/.installed   ## where everything stands
+	@$(BIN)/podwire status
+
+# ---- checking
+
+test: $(VENV)/.installed-dev  ## lint, types, unit tests, and (as root) the tests in network namespaces
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@if [ "$$(id -u)" = 0 ]; then $(BIN)/python -m pytest -q; \
+	else echo 'not root: the netns-tests are left out, the rest runs'; $(MAKE) -s test-unprivileged; fi
+
+test-unprivileged: $(VENV)/.installed-dev  ## the tests that need no root
+	@$(BIN)/python -m pytest -q cni controlplane dns proxy
+
+test-netns: $(VENV)/.installed-dev  ## the tests with real packets (root)
+	@$(BIN)/python -m pytest -q netns-tests
+
+test-long: $(VENV)/.installed-dev  ## everything, with the big counts of property and fuzz tests
+	@PODWIRE_LONG=1 $(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed-dev  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+clean:           ## remove .venv and build results
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf cni/podwire_cni/native/bin controlplane/podwire_controlplane/native/bin
