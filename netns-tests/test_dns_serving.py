@@ -189,3 +189,26 @@ def test_a_bad_setting_is_an_error_line_not_a_traceback(lab: Lab, tmp_path: Path
         made.start("server")
         assert made.processes["server"].wait(10) == 1
         assert made.logs().splitlines()[-1].startswith(f"podwire dns server: upstreams: '{DNS_ADDRESS}' is this DNS itself")
+
+
+def test_the_api_server_goes_away_and_comes_back_changed(lab: Lab, tmp_path: Path) -> None:
+    node = lab.netns("node")
+    web = service("web", clusterIP="10.96.3.7", clusterIPs=["10.96.3.7"], ports=[{"port": 80}])
+    late = service("late", clusterIP="10.96.3.8", clusterIPs=["10.96.3.8"], ports=[{"port": 80}])
+    with FakeApi(node) as api, World(node, api, tmp_path, [], []) as made:
+        api.put(SERVICES, web)
+        made.start("server")
+        made.start("feeder")
+        eventually(made.is_ready, "the server has the zone")
+        api.close()
+        assert made.data(f"web.default.svc.{ZONE}") == {"10.96.3.7"}
+        made.kill("server")
+        made.start("server")
+        eventually(made.is_ready, "a server that starts now is fed from the feeder's memory")
+        assert made.data(f"web.default.svc.{ZONE}") == {"10.96.3.7"}
+        again = api.restart(node)
+        again.put(SERVICES, late)
+        again.delete(SERVICES, "web", "default")
+        with again:
+            eventually(lambda: made.data(f"late.default.svc.{ZONE}") == {"10.96.3.8"}, "the new Service has its name")
+            eventually(lambda: made.ask(f"web.default.svc.{ZONE}").rcode() == dns.rcode.NXDOMAIN, "the old one is gone")

@@ -260,3 +260,12 @@ def test_cleanup_takes_address_and_rules_away(lab: Lab, tmp_path: Path) -> None:
         assert DNS_ADDRESS not in node.run(["ip", "addr", "show", "dev", "lo"]).stdout
         assert node.run(["nft", "list", "tables"]).stdout == ""
         assert "nothing" in made.run("cleanup").stdout
+
+
+def test_query_tells_where_an_answer_comes_from_and_why_there_is_none(world: DnsNode) -> None:
+    def told(*words: str) -> str:
+        return world.run("query", *words).stdout
+
+    assert told(WEB) == f"{WEB} A: NOERROR\n  {WEB} 5 A 10.96.0.1\n  the A record comes from Service testns/svc1\n"
+    assert "NXDOMAIN\n  because Service testns/asleep is headless and none of its 1 endpoints is ready" in told(f"asleep.{SVC}")
+    assert told("n41.example.com", "--no-explain").splitlines()[1].split() == ["n41.example.com.", "60", "A", "198.51.100.41"]

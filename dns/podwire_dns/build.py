@@ -37,7 +37,7 @@ class Builder:
     answers: dict[bytes, bytes] = field(default_factory=dict)
     names: set[bytes] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
-    _services: dict[str, Object] = field(default_factory=dict)
+    services: dict[str, Object] = field(default_factory=dict)
     _slices: dict[str, dict[str, schema.Slice]] = field(default_factory=dict)
     _slice_owner: dict[str, str] = field(default_factory=dict)
     _dirty: set[str] = field(default_factory=set)
@@ -47,16 +47,20 @@ class Builder:
         self.zone = Zone(self.config.origins)
         self.zone.replace("schema", *schema.schema_rrsets(self.config))
 
-    @property
-    def services(self) -> int:
-        return len(self._services)
+    def slices_of(self, key: str) -> list[schema.Slice]:
+        """The EndpointSlices of the Service "namespace/name"."""
+        return list(self._slices.get(key, {}).values())
+
+    def told(self, kind: str, key: str) -> str:
+        """What is wrong with an object now, "" where nothing is."""
+        return self._told.get((kind, key), "")
 
     def service(self, obj: Object, *, deleted: bool = False) -> None:
         key = meta.key(obj)
         if deleted:
-            self._services.pop(key, None)
+            self.services.pop(key, None)
         else:
-            self._services[key] = obj
+            self.services[key] = obj
         self._dirty.add(key)
 
     def slice(self, obj: Object, *, deleted: bool = False) -> None:
@@ -93,7 +97,7 @@ class Builder:
             self.problems.append(Problem(kind, key, error))
 
     def _records(self, key: str) -> list[Any]:
-        service = self._services.get(key)
+        service = self.services.get(key)
         if service is None:
             self._tell("Service", key, "")
             return []

@@ -88,7 +88,7 @@ class Feeder:
         begin = time.monotonic()
         self._flush()
         self.synced.set()
-        log.info("zone is whole", answers=len(self.builder.answers), services=self.builder.services,
+        log.info("zone is whole", answers=len(self.builder.answers), services=len(self.builder.services),
                  took_ms=(time.monotonic() - begin) * 1000)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -110,7 +110,7 @@ class Feeder:
             writer.close()
 
     def report(self, status: RoleStatus) -> None:
-        figures: Mapping[str, Any] = {"services": self.builder.services, "answers": len(self.builder.answers),
+        figures: Mapping[str, Any] = {"services": len(self.builder.services), "answers": len(self.builder.answers),
                                       "servers": len(self.servers)}
         if not self.synced.is_set():
             status.update(ready=False, message="waits for the API server's lists", reason="NotSynced", **figures)

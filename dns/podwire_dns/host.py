@@ -7,7 +7,9 @@ translated, so the proxy leaves this Service alone.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import socket
 from collections.abc import Iterable
 
 from podwire_controlplane.client import logs
@@ -19,20 +21,34 @@ log = logs.get("dns")
 
 def ensure_addresses(addresses: Iterable[str]) -> list[str]:
     """Put the addresses that the node lacks on lo, in this thread's network namespace; returns those that were added."""
-    from pyroute2 import IPRoute  # 0.15 s: not for the feeder, nor for the command line's help
+    added = [address for address in addresses if not _is_local(address)]
+    if not added:
+        return []
+    from pyroute2 import IPRoute  # 0.15 s, which a restarted server need not wait for
+    from pyroute2.netlink.exceptions import NetlinkError
 
-    added = []
     with IPRoute() as ipr:
-        present = {str(message.get_attr("IFA_ADDRESS")) for message in ipr.get_addr()}
-        present |= {str(message.get_attr("IFA_LOCAL")) for message in ipr.get_addr()}
         if ipr.get_links(LOOPBACK)[0]["state"] != "up":
             ipr.link("set", index=LOOPBACK, state="up")
-        for address in addresses:
-            if address not in present:
-                ipr.addr("add", index=LOOPBACK, address=address,
-                         prefixlen=ipaddress.ip_address(address).max_prefixlen)
-                added.append(address)
+        for address in added:
+            try:
+                ipr.addr("add", index=LOOPBACK, address=address, prefixlen=ipaddress.ip_address(address).max_prefixlen)
+            except NetlinkError as err:
+                if err.code != errno.EEXIST:  # a sibling server was faster
+                    raise OSError(err.code, f"cannot put {address} on lo: {err}") from err
     return added
+
+
+def _is_local(address: str) -> bool:
+    """Can a socket be bound to it?"""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError as err:
+            if err.errno == errno.EADDRNOTAVAIL:
+                return False
+            raise
+    return True
 
 
 def apply_notrack(addresses: Iterable[str], port: int) -> None:

@@ -1,76 +1,154 @@
-"""`podwire dns`: run the feeder or a server on this node, take their traces away, or ask a question as a pod would."""
+"""`podwire dns`: run the feeder or a server on this node, take their traces away, or ask a question and learn why."""
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import sys
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from . import names
 from .config import BadConfig, DnsConfig
+from .zone import TYPE_NAMES
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 DEFAULTS = DnsConfig("", None, Path("/run/podwire"))
+Function = Callable[..., None]
 
 
-def _many(name: str, default: tuple[str, ...], text: str) -> Callable[[Command], Command]:
+def _many(name: str, default: tuple[str, ...], text: str) -> Callable[[Function], Function]:
     return click.option(name, multiple=True, default=default, show_default=True, help=text)
 
 
-@click.command()
-@click.argument("role", type=click.Choice(["feeder", "server", "cleanup"]))
-@click.option("--node-name", default="", help="This node's name, for log lines.")
-@click.option("--kubeconfig", type=click.Path(dir_okay=False), help="Default: the pod's own service account.")
-@click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), default=DEFAULTS.run_dir, show_default=True,
-              help="Where dns.sock and the status files are.")
-@_many("--listen", DEFAULTS.listen, "Cluster DNS address; may be repeated.")
-@click.option("--port", type=click.IntRange(1, 65535), default=DEFAULTS.port, show_default=True)
-@click.option("--cluster-domain", default=DEFAULTS.cluster_domain, show_default=True)
-@_many("--upstream", (), "IP or IP#port of a resolver for other names; may be repeated. None: such names are refused.")
-@_many("--pod-cidr", DEFAULTS.pod_cidrs, "Range whose reverse names are answered here; may be repeated.")
-@_many("--service-cidr", DEFAULTS.service_cidrs, "The same for Service addresses.")
-@click.option("--ttl", type=click.IntRange(0, 3600), default=DEFAULTS.ttl, show_default=True, help="Seconds.")
-@click.option("--pods/--no-pods", default=True, show_default=True, help="Answer a-b-c-d.NAMESPACE.pod names.")
-@click.option("--notrack/--no-notrack", default=True, show_default=True, help="Keep DNS out of conntrack.")
-def command(role: str, node_name: str, kubeconfig: str | None, run_dir: Path, listen: tuple[str, ...], port: int,
-            cluster_domain: str, upstream: tuple[str, ...], pod_cidr: tuple[str, ...], service_cidr: tuple[str, ...],
-            ttl: int, pods: bool, notrack: bool) -> None:
-    """The cluster's DNS on this node: `feeder` watches the API and renders answers, `server` gives them.
-
-    `cleanup` removes the address from lo and the nft table podwire-dns.
-    """
-    from podwire_controlplane.client.config import ConfigError
-
-    config = DnsConfig(node_name, kubeconfig, run_dir, listen, port, cluster_domain, upstream, pod_cidr, service_cidr,
-                       ttl, pods, notrack)
-    try:
-        config.schema()
-        config.checked_upstreams()
-        _run(role, config)
-    except (BadConfig, ConfigError, OSError) as err:
-        click.echo(f"podwire dns {role}: {err}", err=True)
-        sys.exit(1)
+OPTIONS: list[Callable[[Function], Function]] = [
+    click.option("--node-name", default="", help="This node's name, for log lines."),
+    click.option("--kubeconfig", type=click.Path(dir_okay=False), help="Default: the pod's own service account."),
+    click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), default=DEFAULTS.run_dir, show_default=True,
+                 help="Where dns.sock and the status files are."),
+    _many("--listen", DEFAULTS.listen, "Cluster DNS address; may be repeated."),
+    click.option("--port", type=click.IntRange(1, 65535), default=DEFAULTS.port, show_default=True),
+    click.option("--cluster-domain", default=DEFAULTS.cluster_domain, show_default=True),
+    _many("--upstream", (), "IP or IP#port of a resolver for other names; may be repeated. None: such names are refused."),
+    _many("--pod-cidr", DEFAULTS.pod_cidrs, "Range whose reverse names are answered here; may be repeated."),
+    _many("--service-cidr", DEFAULTS.service_cidrs, "The same for Service addresses."),
+    click.option("--ttl", type=click.IntRange(0, 3600), default=DEFAULTS.ttl, show_default=True, help="Seconds."),
+    click.option("--pods/--no-pods", default=True, show_default=True, help="Answer a-b-c-d.NAMESPACE.pod names."),
+    click.option("--notrack/--no-notrack", default=True, show_default=True, help="Keep DNS out of conntrack."),
+]
 
 
-def _run(role: str, config: DnsConfig) -> None:
-    from podwire_controlplane.client import logs
+def _with_config(work: Callable[..., None]) -> Function:
+    """Options -> DnsConfig as the first argument; errors of settings as one line and exit status 1."""
 
-    logs.configure(node=config.node_name)
-    if role == "feeder":
-        from . import feeder
+    @wraps(work)
+    def inner(node_name: str, kubeconfig: str | None, run_dir: Path, listen: tuple[str, ...], port: int, cluster_domain: str,
+              upstream: tuple[str, ...], pod_cidr: tuple[str, ...], service_cidr: tuple[str, ...], ttl: int, pods: bool,
+              notrack: bool, **rest: Any) -> None:
+        from podwire_controlplane.client import logs
+        from podwire_controlplane.client.config import ConfigError
+        from podwire_controlplane.client.http import ApiError
 
-        feeder.run(config)
-    elif role == "server":
-        from . import server
+        logs.configure(node=node_name)
+        config = DnsConfig(node_name, kubeconfig, run_dir, listen, port, cluster_domain, upstream, pod_cidr, service_cidr,
+                           ttl, pods, notrack)
+        try:
+            config.schema()
+            config.checked_upstreams()
+            work(config, **rest)
+        except (BadConfig, ConfigError, ApiError, OSError, names.BadName) as err:
+            click.echo(f"podwire dns {work.__name__}: {err}", err=True)
+            sys.exit(1)
 
-        server.run(config)
-    else:
-        from . import host
+    function: Function = inner
+    for option in reversed(OPTIONS):
+        function = option(function)
+    return function
 
-        for line in host.cleanup(config.addresses()) or ["nothing to remove"]:
-            click.echo(line)
+
+@click.group()
+def command() -> None:
+    """The cluster's DNS on this node."""
+
+
+@command.command()
+@_with_config
+def feeder(config: DnsConfig) -> None:
+    """Watch the API, render answers, feed the servers on this node."""
+    from . import feeder as role
+
+    role.run(config)
+
+
+@command.command()
+@_with_config
+def server(config: DnsConfig) -> None:
+    """Answer queries on the cluster DNS addresses."""
+    from . import server as role
+
+    role.run(config)
+
+
+@command.command()
+@_with_config
+def cleanup(config: DnsConfig) -> None:
+    """Take the addresses off lo and remove the nft table podwire-dns."""
+    from . import host
+
+    for line in host.cleanup(config.addresses()) or ["nothing to remove"]:
+        click.echo(line)
+
+
+@command.command()
+@click.argument("name")
+@click.argument("rtype", type=click.Choice(list(TYPE_NAMES.values()), case_sensitive=False), default="A")
+@click.option("--explain/--no-explain", default=True, show_default=True, help="Say from the API's objects why.")
+@_with_config
+def query(config: DnsConfig, name: str, rtype: str, explain: bool) -> None:
+    """Ask this node's DNS for NAME as a pod would, and say which object the answer comes from, or why there is none."""
+    from dnslib import QTYPE, RCODE, DNSRecord
+
+    full = names.fqdn(name)
+    number = next(value for value, text in TYPE_NAMES.items() if text == rtype.upper())
+    message = bytes(DNSRecord.question(full, rtype.upper()).pack())
+    answer = DNSRecord.parse(_ask(config.addresses()[0], config.port, message))
+    click.echo(f"{full} {rtype.upper()}: {RCODE[answer.header.rcode]}")
+    for record in answer.rr:
+        click.echo(f"  {record.rname} {record.ttl} {QTYPE[record.rtype]} {record.rdata}")
+    if explain:
+        for line in asyncio.run(_explain(config, full, number)):
+            click.echo(f"  because {line}" if not answer.rr else f"  {line}")
+
+
+def _ask(address: str, port: int, message: bytes) -> bytes:
+    """Over TCP, which has room for every answer. Raises OSError."""
+    with socket.create_connection((address, port), timeout=5) as sock, sock.makefile("rb") as stream:
+        sock.sendall(len(message).to_bytes(2) + message)
+        data = stream.read(int.from_bytes(stream.read(2)))
+    if not data:
+        raise OSError(f"{address} port {port} closed the connection without an answer")
+    return data
+
+
+async def _explain(config: DnsConfig, name: str, rtype: int) -> list[str]:
+    from podwire_controlplane.client.config import load
+    from podwire_controlplane.client.http import ApiClient
+
+    from . import explain
+    from .build import Builder
+    from .feeder import PATHS
+
+    builder = Builder(config.schema())
+    take = {"Service": builder.service, "EndpointSlice": builder.slice, "Namespace": builder.namespace}
+    async with ApiClient(load(config.kubeconfig)) as api:
+        for kind, path in PATHS.items():
+            for obj in (await api.get(path)).get("items") or []:
+                take[kind](obj)
+    builder.flush(1)
+    return explain.explain(builder, name, rtype)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def _key(obj: Mapping[str, Any]) -> tuple[str, str]:
 class FakeApi:
     """`with FakeApi(ns) as api: api.put("/api/v1/services", {...})`; `api.kubeconfig(path)` writes a file for clients."""
 
-    def __init__(self, ns: NetNS, address: str = "127.0.0.1") -> None:
+    def __init__(self, ns: NetNS, address: str = "127.0.0.1", port: int = 0) -> None:
         self.changed = threading.Condition()
         self.version = 1
         self.objects: dict[str, dict[tuple[str, str], Object]] = {}
@@ -52,12 +52,13 @@ class FakeApi:
                     pass  # the client went away
 
         def serve() -> ThreadingHTTPServer:
-            server = ThreadingHTTPServer((address, 0), Handler)
+            server = ThreadingHTTPServer((address, port), Handler)
             server.daemon_threads = True
             return server
 
         self.server = ns.call(serve)
-        self.url = f"http://{address}:{self.server.server_address[1]}"
+        self.port = int(self.server.server_address[1])
+        self.url = f"http://{address}:{self.port}"
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
 
     def __enter__(self) -> FakeApi:
@@ -65,11 +66,23 @@ class FakeApi:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop serving and end all watches; harmless the second time."""
+        if self.closing:
+            return
         with self.changed:
             self.closing = True
             self.changed.notify_all()
         self.server.shutdown()
         self.server.server_close()
+
+    def restart(self, ns: NetNS) -> FakeApi:
+        """A new server at the same place over the same store, as after a kill -9; call it once this one is closed."""
+        fresh = FakeApi(ns, port=self.port)
+        fresh.version, fresh.objects, fresh.log = self.version, self.objects, self.log
+        return fresh
 
     def kubeconfig(self, path: Path) -> Path:
         path.write_text(json.dumps({
@@ -118,6 +131,7 @@ class FakeApi:
                     self.changed.wait()
                 fresh, at = self.log[at:], len(self.log)
                 if self.closing:
+                    handler.close_connection = True
                     return
             for where, kind, obj in fresh:
                 if where == path and int(obj["metadata"]["resourceVersion"]) > since:

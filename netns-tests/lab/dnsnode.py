@@ -50,8 +50,8 @@ class DnsNode:
     def _command(self, role: str) -> list[str]:
         return [sys.executable, "-m", "podwire_dns.main", role, *self.flags]
 
-    def run(self, role: str) -> subprocess.CompletedProcess[str]:
-        return self.node.run(self._command(role))
+    def run(self, role: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.node.run([*self._command(role), *words])
 
     def start(self, role: str) -> None:
         with (self.run_dir / f"{role}.log").open("a") as log:
@@ -70,7 +70,9 @@ class DnsNode:
         return found
 
     def is_ready(self) -> bool:
-        return self.status("dns").get("reason") == "Ready"
+        """The server says so itself (a killed predecessor's last word does not count)."""
+        told = self.status("dns")
+        return told.get("reason") == "Ready" and told["pid"] == self.processes["server"].pid
 
     def logs(self) -> str:
         return "".join(f"--- {path.name}\n{path.read_text()}" for path in self.run_dir.glob("*.log"))

@@ -1,0 +1,49 @@
+"""Where an answer comes from, or why there is none, in words; from the same objects and records that the feeder has."""
+
+from __future__ import annotations
+
+from . import names
+from .build import Builder
+from .zone import TYPE_NAMES
+
+
+def explain(builder: Builder, name: str, rtype: int) -> list[str]:
+    """Lines about one text name (lower case, final dot) and type."""
+    zone, cluster = builder.zone, builder.config.zone
+    found = zone.get(name, rtype)
+    sources = zone.sources_of(name)
+    if found is not None:
+        return [f"the {TYPE_NAMES[rtype]} record comes from {source}" for source in sources]
+    if names.within(name, builder.config.origins) is None:
+        return ["not a name of the cluster: it is forwarded to the upstreams"]
+    if sources:
+        return [f"{' and '.join(sources)} gives this name other record types, not this one: NODATA"]
+    if zone.exists(name):
+        return ["the name exists only because names below it, or its namespace, exist: NODATA"]
+    suffix = f".svc.{cluster}"
+    if not name.endswith(suffix):
+        return ["no object gives this name: NXDOMAIN"]
+    return _missing_service(builder, name.removesuffix(suffix).split("."))
+
+
+def _missing_service(builder: Builder, labels: list[str]) -> list[str]:
+    """Which part of [..., service, namespace] is not there."""
+    namespace = labels[-1]
+    if not builder.zone.exists(f"{namespace}.svc.{builder.config.zone}"):
+        return [f"there is no namespace {namespace!r}: NXDOMAIN"]
+    if len(labels) == 1:
+        return ["no object gives this name: NXDOMAIN"]
+    key = f"{namespace}/{labels[-2]}"
+    service, problem = builder.services.get(key), builder.told("Service", key)
+    if service is None:
+        return [f"there is no Service {key}: NXDOMAIN"]
+    if problem:
+        return [f"Service {key} is left out of the DNS: {problem}"]
+    spec = service.get("spec") or {}
+    if spec.get("clusterIP") == "None" and not builder.zone.exists(f"{labels[-2]}.{namespace}.svc.{builder.config.zone}"):
+        total = sum(len(piece.endpoints) for piece in builder.slices_of(key))
+        why = f"none of its {total} endpoints is ready" if total else "it has no endpoints; do its selector and pods match?"
+        return [f"Service {key} is headless and {why}: NXDOMAIN"]
+    if len(labels) == 2:
+        return [f"Service {key} has no address yet: NXDOMAIN"]
+    return [f"Service {key} exists, but it has no named port or ready endpoint {'.'.join(labels[:-2])!r}: NXDOMAIN"]
