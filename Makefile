@@ -74,14 +74,14 @@ status: $(VENV)/.installed   ## where everything stands
 test: $(VENV)/.installed-dev  ## lint, types, unit tests, and (as root) the tests in network namespaces
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@if [ "$$(id -u)" = 0 ]; then $(BIN)/python -m pytest -q; \
+	@if [ "$$(id -u)" = 0 ]; then $(BIN)/python -m pytest -q -m "not long"; \
 	else echo 'not root: the netns-tests are left out, the rest runs'; $(MAKE) -s test-unprivileged; fi
 
 test-unprivileged: $(VENV)/.installed-dev  ## the tests that need no root
-	@$(BIN)/python -m pytest -q cni controlplane dns proxy
+	@$(BIN)/python -m pytest -q -m "not long" cni controlplane dns proxy
 
 test-netns: $(VENV)/.installed-dev  ## the tests with real packets (root)
-	@$(BIN)/python -m pytest -q netns-tests
+	@$(BIN)/python -m pytest -q -m "not long" netns-tests
 
 test-long: $(VENV)/.installed-dev  ## everything, with the big counts of property and fuzz tests
 	@PODWIRE_LONG=1 $(BIN)/python -m pytest -q

@@ -1,0 +1,12 @@
+"""Shared by all test folders: how many examples the property tests draw (`make test`: a tenth of `make test-long`)."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+_common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+settings.register_profile("ci", max_examples=50, **_common)
+settings.register_profile("long", max_examples=500, **_common)
+settings.load_profile("long" if os.environ.get("PODWIRE_LONG") else "ci")
