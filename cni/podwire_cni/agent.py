@@ -18,6 +18,7 @@ from pathlib import Path
 from podwire_controlplane.api.meta import Object
 from podwire_controlplane.client import config as client_config
 from podwire_controlplane.client import logs
+from podwire_controlplane.client.config import ClientConfig
 from podwire_controlplane.client.http import ApiClient
 from podwire_controlplane.client.informer import Informer
 from podwire_controlplane.client.rolestatus import RoleStatus
@@ -139,10 +140,10 @@ class Agent:
         self.status.update(ready=not refused, reason="RouteRefused" if refused else "", message=message, **figures,
                            routes=peers, refused=len(refused))
 
-    async def follow(self, stop: asyncio.Event) -> None:
+    async def follow(self, stop: asyncio.Event, client: ClientConfig) -> None:
         """Until `stop`: Nodes change -> sync; also now and then, to put right what others changed in the kernel."""
         changed = asyncio.Event()
-        async with ApiClient(client_config.load(self.config.kubeconfig)) as api:
+        async with ApiClient(client) as api:
             informer = Informer(api, "/api/v1/nodes", on_event=lambda _: changed.set(), on_synced=changed.set)
             watching = asyncio.create_task(informer.run())
             stopping = asyncio.create_task(stop.wait())
@@ -180,6 +181,7 @@ def run(config: WiringConfig) -> None:
     """
     if len(os.fsencode(config.socket)) > 100:
         raise OSError(f"run_dir {config.run_dir} is too long: a unix socket's path has at most 107 bytes")
+    client = client_config.load(config.kubeconfig)
     with contextlib.ExitStack() as stack:
         store = DirStore(config.leases, wait=HANDOVER_SECONDS)
         stack.callback(store.close)
@@ -194,13 +196,13 @@ def run(config: WiringConfig) -> None:
         stack.callback(listener.close)
         agent.status.update(ready=agent.node is not None, message="starting", reason="Starting")
         log.info("listening", socket=str(config.socket))
-        asyncio.run(_until_signal(agent))
+        asyncio.run(_until_signal(agent, client))
     log.info("stopped, pods stay wired")
 
 
-async def _until_signal(agent: Agent) -> None:
+async def _until_signal(agent: Agent, client: ClientConfig) -> None:
     stop = asyncio.Event()
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await agent.follow(stop)
+    await agent.follow(stop, client)

@@ -143,7 +143,7 @@ class Plugin:
             node = self._node()
         except CNIError as err:
             raise CNIError(Code.NOT_AVAILABLE, err.msg, err.details) from None
-        self._free_dead(node)
+        self._free_dead(node.ranges)
         for ranges in node.ranges:
             with self._leases:
                 if not self.allocator.free(ranges):
@@ -217,15 +217,15 @@ class Plugin:
         try:
             return take()
         except PoolExhausted:
-            if not self._free_dead(node):
+            if not self._free_dead(sets):
                 raise
             return take()
 
-    def _free_dead(self, node: NodeNet) -> int:
-        """Free the leases of pods whose interface went with their namespace, without a DEL. Only asked when the pool is
-        nearly empty; the number of leases freed."""
+    def _free_dead(self, sets: Sequence[RangeSet]) -> int:
+        """Free the leases of pods whose interface went with their namespace, without a DEL. Does nothing while
+        addresses are left. Returns the number of pods whose leases it freed."""
         with self._leases:
-            if all(self.allocator.free(ranges) for ranges in node.ranges):
+            if all(self.allocator.free(ranges) for ranges in sets):
                 return 0
             wired = {lease.owner for lease in self.allocator.leases() if lease.wired}
         links = self.kernel.links()

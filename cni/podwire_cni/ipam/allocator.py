@@ -128,8 +128,10 @@ class Allocator:
 
     def confirm(self, owner: Attachment) -> None:
         """The owner's ADD came to its end: from now on its leases survive a restart."""
-        for lease in self.owned_by(owner):
+        held = self._by_owner.get(owner, [])
+        for i, lease in enumerate(held):
             self.store.wired(lease)
+            held[i] = self._by_address[lease.address] = replace(lease, wired=True)
 
     def release(self, owner: Attachment, only: Sequence[Lease] | None = None) -> list[IPAddress]:
         """Give back the owner's addresses (or just some of them); none is fine."""

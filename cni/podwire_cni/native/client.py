@@ -42,7 +42,8 @@ def ask(sock: socket.socket, stdin: bytes) -> tuple[int, bytes]:
     """(exit status, text) as the agent answered. Raises OSError where the answer does not come whole."""
     message, fds = request(stdin)
     sent = sock.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
-    sock.sendall(message[sent:])
+    if sent < len(message):  # sendall(b"") still sends, and the agent may have answered and gone by then
+        sock.sendall(message[sent:])
     with sock.makefile("rb") as answer:
         head = answer.read(8)
         if len(head) < 8:
