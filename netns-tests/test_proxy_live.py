@@ -148,6 +148,18 @@ def test_the_role_follows_the_api_and_survives_restarts(world: World, tmp_path: 
     assert main.cleanup(world.node.fd) == []
 
 
+def test_a_dry_run_prints_the_plan_and_writes_nothing(world: World, tmp_path: Path) -> None:
+    with serve(world.node, tmp_path) as (api, kubeconfig):
+        api.put(NODE, my_service(), my_slice(*BOTH))
+        done = world.node.run([
+            sys.executable, "-c", "from podwire_proxy.main import command; command()", "--node-name", s.NODE,
+            "--kubeconfig", str(kubeconfig), "--run-dir", str(tmp_path), "--dry-run"])
+    assert f"{s.VIP} . tcp . {s.PORT} : goto lb2" in done.stdout
+    assert f"{s.NODE_IP} . tcp . {s.NODE_PORT}" in done.stdout
+    assert f"{s.VIP} . tcp . {s.PORT} . 1 : {s.POD_C} . {s.TARGET}" in done.stdout
+    assert world.node.run(["nft", "list", "ruleset"]).stdout == ""
+
+
 def check_changes(world: World, api: FakeApi) -> None:
     pod, outside = world.client(s.POD_A), world.client(s.OUTSIDE)
     api.put(my_slice(BOTH[0]))

@@ -21,6 +21,7 @@ from podwire_proxy.testing import scenarios as s
 from .netns import Lab, NetNS
 
 V6 = {ip: s._v6(ip) for ip in (s.NODE_IP, s.POD_A, s.POD_B, s.POD_C, s.OUTSIDE, s.HOST)}
+IPV6_FREEBIND = 78
 LINK_SCOPE = 253  # RT_SCOPE_LINK
 GATEWAYS = ("10.244.1.1", "fd00:244:1::1")
 
@@ -50,6 +51,8 @@ class Servers:
             made = [socket.socket(family, kind) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)]
             for sock in made:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:  # a fresh address is tentative for a moment, even without DAD
+                    sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
                 sock.bind((ip, port))
             made[0].listen(512)
             return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import signal
 import time
 from dataclasses import dataclass, field
@@ -25,7 +26,6 @@ from .changes import Tracker
 from .convert import unsupported
 from .metrics import Metrics
 from .model import NodeInfo, normal_ip
-from .nft import NftError
 from .nftables import apply
 from .nftables.layout import Layout
 from .nftables.plan import Planner
@@ -60,6 +60,23 @@ class ProxyConfig:
     def node(self, obj: meta.Object | None = None) -> NodeInfo:
         """What the proxy needs to know of its Node; without the object there are no NodePorts and no zone."""
         return node_info(self.node_name, obj, self.cluster_cidrs, self.service_cidrs, self.masquerade_all)
+
+
+def check(config: ProxyConfig) -> None:
+    """Raises ConfigError that names the field and what it should be."""
+    if config.backend != "nftables":
+        raise ConfigError(f"backend: {config.backend!r} is not known; use 'nftables'")
+    if not config.service_cidrs:
+        raise ConfigError("service_cidrs: is empty; give the range that ClusterIPs come from, as 10.96.0.0/16")
+    for name, cidrs in (("cluster_cidrs", config.cluster_cidrs), ("service_cidrs", config.service_cidrs)):
+        for cidr in cidrs:
+            try:
+                ipaddress.ip_network(cidr, strict=False)
+            except ValueError as err:
+                raise ConfigError(f"{name}: {cidr!r} is no CIDR, as 10.244.0.0/16 is one") from err
+    host, colon, port = config.metrics_address.rpartition(":")
+    if config.metrics_address and not (colon and port.isdigit() and int(port) < 65536):
+        raise ConfigError(f"metrics_address: {config.metrics_address!r} is not host:port, as {host or '127.0.0.1'}:10249 is")
 
 
 def node_info(name: str, obj: meta.Object | None, pod_cidrs: tuple[str, ...], service_cidrs: tuple[str, ...],
@@ -239,10 +256,9 @@ async def _main(config: ProxyConfig) -> None:
 def run(config: ProxyConfig) -> None:
     """Serve until SIGTERM or SIGINT, inside the node's network namespace. The rules stay in the kernel.
 
-    Raises ConfigError for a kubeconfig or a backend that cannot be used, and OSError where nf_tables is not available.
+    Raises ConfigError for a field or a kubeconfig that cannot be used, and OSError where nf_tables is not available.
     """
-    if config.backend != "nftables":
-        raise ConfigError(f"backend: {config.backend!r} is not known; use 'nftables'")
+    check(config)
     logs.configure(node=config.node_name)
     log.info("starting", backend=config.backend, pods=config.cluster_cidrs, services=config.service_cidrs)
     asyncio.run(_main(config))
@@ -255,7 +271,8 @@ def cleanup(ns_fd: int | None = None) -> list[str]:
 
 
 async def dry_run(config: ProxyConfig) -> list[str]:
-    """What a first sync would write into an empty kernel, one line a step. Raises ApiError."""
+    """What a first sync would write into an empty kernel, one line a step. Raises ApiError, ConfigError."""
+    check(config)
     async with ApiClient(load(config.kubeconfig)) as api:
         node = await api.get("/api/v1/nodes", fieldSelector=f"metadata.name={config.node_name}")
         services = await api.get(SERVICES, labelSelector=SERVICE_LABELS)
@@ -296,5 +313,5 @@ def command(node_name: str, kubeconfig: str | None, run_dir: Path, cluster_cidrs
                 click.echo(line)
         else:
             run(config)
-    except (ConfigError, ApiError, NftError) as err:
+    except (ConfigError, ApiError, OSError) as err:
         raise click.ClickException(str(err)) from err

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podwire_proxy import main, nft
+from podwire_controlplane.client.config import ConfigError
+from podwire_proxy import health, main, nft
 from podwire_proxy.conntrack import Flow, stale
 from podwire_proxy.dataplane import Key
 from podwire_proxy.metrics import Metrics
@@ -152,7 +158,39 @@ def test_a_transaction_reads_as_text() -> None:
     assert [str(op) for op in tx] == ["add table ip t", "add elements m { 10.0.0.1 : goto lb3 }"]
 
 
+def test_health_and_metrics_are_served() -> None:
+    metrics, state = Metrics(services=5), [(True, "up to date")]
+
+    async def ask() -> list[tuple[int, str]]:
+        runner = await health.serve("127.0.0.1:0", metrics, lambda: state[0])
+        port = runner.addresses[0][1]
+        out = []
+        async with aiohttp.ClientSession() as session:
+            for path in ("healthz", "metrics", "healthz"):
+                async with session.get(f"http://127.0.0.1:{port}/{path}") as answer:
+                    out.append((answer.status, await answer.text()))
+                state[0] = (False, "nf_tables: ENOMEM")
+        await runner.cleanup()
+        return out
+
+    good, text, bad = asyncio.run(ask())
+    assert (good[0], bad[0]) == (200, 503)
+    assert "ENOMEM" in bad[1]
+    assert "podwire_proxy_services 5" in text[1]
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"backend": "ipvs"}, "backend"), ({"service_cidrs": ()}, "service_cidrs"),
+    ({"cluster_cidrs": ("10.244/16",)}, "cluster_cidrs"),
+    ({"metrics_address": "10249"}, "metrics_address"), ({"metrics_address": "host:http"}, "metrics_address")])
+def test_a_config_that_cannot_be_used_names_its_field(change: dict[str, Any], words: str) -> None:
+    config = replace(main.ProxyConfig("n1", None, Path("/nowhere")), **change)
+    with pytest.raises(ConfigError, match=f"^{words}: "):
+        main.run(config)
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
+    (["--node-name", "n1", "--service-cidr", "ten", "--dry-run"], "service_cidrs"),
     ([], "node-name"), (["--node-name", "n1", "--kubeconfig", "/does/not/exist", "--dry-run"], "/does/not/exist")])
 def test_bad_input_gets_one_line_not_a_traceback(arguments: list[str], words: str) -> None:
     done = CliRunner().invoke(main.command, arguments)
