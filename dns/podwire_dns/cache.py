@@ -8,6 +8,7 @@ from .wire import COUNTS, NOERROR, NXDOMAIN, records
 from .zone import SOA
 
 NEGATIVE_CAP, POSITIVE_CAP = 30.0, 3600.0
+MAX_VALUE = 8192  # bytes of one answer; with the capacity this bounds the memory whatever upstreams send
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Cache:
     def put(self, key: CacheKey, answer: Upstreamed, now: float) -> None:
         """Keep an answer if it may be kept: NOERROR and NXDOMAIN, with a TTL above 0 (RFC 2308 for those without data)."""
         life, ttls = _life(answer)
-        if life <= 0:
+        if life <= 0 or len(answer.value) > MAX_VALUE:
             return
         self.entries.pop(key, None)
         while len(self.entries) >= self.capacity:

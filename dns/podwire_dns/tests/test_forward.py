@@ -33,7 +33,7 @@ def upstream_says(*records: str, rcode: int = 0, flags: int = 0, question: str =
         response.answer.append(dns.rrset.from_text(name, int(ttl), "IN", rtype, data))
     if soa:
         response.authority.append(dns.rrset.from_text("example.com.", 300, "IN", "SOA", f"ns. me. 1 2 3 4 {soa}"))
-    return response.to_wire()
+    return response.to_wire(max_size=65535)
 
 
 def taken(*records: str, rcode: int = 0, soa: str = "") -> Upstreamed:
@@ -162,6 +162,7 @@ def test_what_the_cache_keeps_and_how_long() -> None:
     assert not kept(taken(rcode=dns.rcode.NXDOMAIN), 0), "a negative answer without SOA"
     assert not kept(taken(rcode=dns.rcode.SERVFAIL, soa="30"), 0)
     assert not kept(taken("www.example.com. 0 A 198.51.100.1"), 0)
+    assert not kept(taken(*(f"www.example.com. 60 A 198.51.{i >> 8}.{i & 255}" for i in range(600))), 0), "too large"
     positive = taken("www.example.com. 60 A 198.51.100.1")
     for index in range(10):
         cache.put((bytes((index,)), False, False), positive, 0.0)

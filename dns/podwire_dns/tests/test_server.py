@@ -15,11 +15,14 @@ import dns.rcode
 
 from podwire_controlplane.client.reflector import Event
 from podwire_controlplane.client.rolestatus import RoleStatus, read_all
+from podwire_dns.cache import Cache
 from podwire_dns.config import DnsConfig
 from podwire_dns.feeder import Feeder
+from podwire_dns.forward import ROUNDS
 from podwire_dns.server import Server
 from podwire_dns.testing import builders, cases
 from podwire_dns.testing.cases import SVC
+from podwire_dns.upstream import Forwarder
 
 
 def free_port() -> int:
@@ -148,3 +151,16 @@ def test_burst_of_changes_is_one_delta(tmp_path: Path) -> None:
         listener.close()
 
     run(tmp_path, work)
+
+
+def test_upstreams_that_refuse_are_given_up_at_once_and_counted_as_down() -> None:
+    async def work() -> None:
+        closed = tuple(f"127.0.0.1#{free_port()}" for _ in range(2))
+        forwarder = Forwarder(closed, Cache())
+        key = (dns.message.make_query("www.example.com.", "A").to_wire()[12:], False, False)
+        answers = await asyncio.gather(*(forwarder.resolve(key) for _ in range(20)))
+        assert answers == [None] * 20
+        assert forwarder.asked == len(closed) * ROUNDS, "twenty callers share one flight"
+        assert all(forwarder.upstreams.is_down(address) for address in closed)
+
+    asyncio.run(work())
