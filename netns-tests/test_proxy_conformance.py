@@ -15,6 +15,7 @@ from podwire_proxy.decide import DROP, PASS, Outcome, Packet, Verdict
 from podwire_proxy.model import Backend
 from podwire_proxy.nftables.apply import Programmer
 from podwire_proxy.testing import scenarios as s
+from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
 TABLE = [row for scenario in s.SCENARIOS for row in (scenario, scenario.v6())]
 
@@ -131,3 +132,22 @@ def test_the_rules_tell_what_became_of_a_packet(world: World) -> None:
             for line in listed if "counter packets" in line}
     assert {why: count for why, count in told.items() if count} == {
         "a Local traffic policy, endpoints only elsewhere": 1, "unallocated Service addresses": 1, "refused at once": 1}
+
+
+def test_an_endpoint_in_the_nodes_own_namespace(world: World) -> None:
+    """A hostNetwork pod: delivered locally, so postrouting (and its masquerade) is never reached by packets from elsewhere."""
+    objects = (service("my-service", s.VIP, [port(s.PORT, node_port=s.NODE_PORT)], type="NodePort"),
+               endpoint_slice("my-service", [endpoint(s.NODE_IP, s.NODE)], [("", "TCP", s.TARGET)]))
+    program(world, s.Scenario("host network", objects, {}))
+    world.servers.listen(world.node, s.NODE_IP, s.TARGET)
+    for src in (s.POD_A, s.OUTSIDE, s.NODE_IP):
+        for dst, number in ((s.VIP, s.PORT), (s.NODE_IP, s.NODE_PORT)):
+            answer = ask(world.client(src), dst, number, src=src)
+            assert (answer.result, answer.server) == ("ok", (s.NODE_IP, s.TARGET)), (src, dst)
+
+
+def test_a_client_of_the_node_needs_no_source_address(world: World) -> None:
+    """No source given: the kernel picks one for the route, and the answer finds its way back."""
+    program(world, s.SCENARIOS[0])
+    answers = repeat(10, lambda: ask(world.node, s.VIP, s.PORT))
+    assert {a.result for a in answers} == {"ok"}
