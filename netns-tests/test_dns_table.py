@@ -22,7 +22,7 @@ from lab.dnsupstream import Upstream
 from lab.netns import Lab
 from podwire_dns.testing import cases, judge
 from podwire_dns.testing.cases import SVC
-from podwire_dns.tests.test_fuzz import mutate, seeds
+from podwire_dns.testing.fuzz import mutate, seeds
 
 WEB = f"svc1.{SVC}"
 

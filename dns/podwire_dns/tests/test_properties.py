@@ -7,7 +7,7 @@ from typing import Any
 
 import dns.message
 import hypothesis.strategies as st
-from hypothesis import given, settings
+from hypothesis import given
 
 from podwire_dns import names
 from podwire_dns.build import Builder
@@ -73,7 +73,6 @@ def _apply(target: Builder, change: tuple[str, Object, bool]) -> None:
     {"service": target.service, "slice": target.slice, "namespace": target.namespace}[kind](obj, deleted=deleted)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(changes(), max_size=25))
 def test_every_answer_is_what_the_obvious_resolver_says(history: list[tuple[str, Object, bool]]) -> None:
     left = _final(history)
@@ -100,7 +99,6 @@ def test_every_answer_is_what_the_obvious_resolver_says(history: list[tuple[str,
         assert bool(authority) != bool(answer)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(changes(), st.booleans()), max_size=30))
 def test_any_history_of_changes_equals_a_fresh_build(history: list[tuple[tuple[str, Object, bool], bool]]) -> None:
     incremental = builders.builder()
