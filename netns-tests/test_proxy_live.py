@@ -213,6 +213,20 @@ def test_foreign_changes_are_repaired_and_told(world: World, tmp_path: Path, dam
     assert "somebody else changed table podwire" in log
 
 
+def test_the_commits_of_others_are_told_from_our_own(world: World) -> None:
+    tracker, programmer = Tracker(s.INFO), Programmer(s.INFO, world.node.fd)
+    tracker.service("default/my-service", my_service())
+    tracker.flush()
+    before = programmer.foreign_commits()
+    programmer.sync(tracker.dataplane, None)
+    programmer.sync(tracker.dataplane, None)
+    programmer.sweep()
+    assert programmer.foreign_commits() == before
+    world.node.run(["nft", "add", "table", "ip", "other"])
+    assert programmer.foreign_commits() > before
+    programmer.close()
+
+
 @pytest.mark.parametrize("frontend", [(s.VIP, s.PORT), (s.NODE_IP, s.NODE_PORT)])
 def test_udp_flows_move_when_their_endpoint_goes(world: World, frontend: tuple[str, int]) -> None:
     """One client socket sends on; without the conntrack clean-up its flow would stay with the endpoint that is gone."""

@@ -185,10 +185,12 @@ class Proxy:
 
     async def _sync_loop(self) -> None:
         loop = asyncio.get_running_loop()
+        before = self.programmer.foreign_commits()
         self._sync_once(loop)
         for watcher in self.programmer.watch():
             loop.add_reader(watcher.fileno(), self._on_foreign)
-        self._changed(full=True)  # what happened between the first read-back and the watch
+        if self.programmer.foreign_commits() != before:
+            self._changed(full=True)  # somebody wrote between our read-back and the watch: perhaps into our table
         while True:
             wait = self.pacer.due(time.monotonic())
             if wait > 0:

@@ -43,6 +43,7 @@ class Programmer:
         self._conn = nft.Connection(ns_fd)
         self._planners = [Planner(Layout(family), node) for family in families(node)]
         self.watchers: list[nft.Watcher] = []
+        self._commits = 0
 
     def close(self) -> None:
         """The rules stay."""
@@ -67,7 +68,12 @@ class Programmer:
 
     def _commit(self, planner: Planner, tx: nft.Transaction) -> None:
         self._conn.commit(tx)
+        self._commits += bool(tx)
         planner.committed(tx)
+
+    def foreign_commits(self) -> int:
+        """A number that rises with every commit in this namespace that was not ours."""
+        return self._conn.generation() - self._commits
 
     @property
     def unswept(self) -> bool:
