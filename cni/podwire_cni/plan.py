@@ -76,7 +76,9 @@ def default_route(address: IPAddress) -> IPNetwork:
 
 def _routes(conf: NetConf, addresses: Sequence[tuple[IPAddress, Range]]) -> tuple[Route, ...]:
     """The configuration's routes, each by the gateway of its family where it names none; else a default route a family."""
-    gateways = {a.version: r.gateway for a, r in reversed(addresses)}
+    gateways: dict[int, IPAddress] = {}
+    for address, home in addresses:
+        gateways.setdefault(address.version, home.gateway)
     if conf.routes:
         return tuple(Route(r.dst, r.gw or gateways[r.dst.version]) for r in conf.routes if r.dst.version in gateways)
     return tuple(Route(default_route(gw), gw) for gw in gateways.values())

@@ -1,0 +1,58 @@
+"""A Kernel that only remembers: links, neighbours and the steps of each pod, with failures on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import CNIError, Code
+from ..ops import AddNeighbour, CreateVeth, DeleteLink, DeleteNeighbour, JoinBridge, Op, undo
+from ..plan import LinkSeen, Seen
+from ..types import BRIDGE, IPAddress
+
+
+class FakeKernel:
+    """`fail_at`: the position of the step that the next `apply` refuses; steps before it are done and undone, as for real."""
+
+    def __init__(self) -> None:
+        self.veths: dict[str, tuple[int, int]] = {}
+        self.neighbours: dict[IPAddress, str] = {}
+        self.fail_at: int | None = None
+        self.applied: list[tuple[Op, ...]] = []
+
+    def apply(self, ops: Sequence[Op], pod_fd: int | None = None) -> None:
+        done: list[Op] = []
+        for i, op in enumerate(ops):
+            if i == self.fail_at:
+                self.fail_at = None
+                self.remove(undo(tuple(done)))
+                raise CNIError(Code.IO_FAILURE, f"refused: {op}")
+            self._one(op)
+            done.append(op)
+        self.applied.append(tuple(ops))
+
+    def _one(self, op: Op) -> None:
+        if isinstance(op, CreateVeth):
+            if op.host in self.veths:
+                raise CNIError(Code.INVALID_ENVIRONMENT, f"{op.host} exists")
+            self.veths[op.host] = (len(self.veths) + 10, 0)
+        elif isinstance(op, JoinBridge):
+            self.veths[op.link] = (self.veths[op.link][0], 1)
+        elif isinstance(op, AddNeighbour) and op.place == "node":
+            self.neighbours[op.address] = op.mac
+
+    def remove(self, ops: Sequence[Op]) -> None:
+        for op in ops:
+            if isinstance(op, DeleteLink):
+                self.veths.pop(op.link, None)
+            elif isinstance(op, DeleteNeighbour):
+                self.neighbours.pop(op.address, None)
+
+    def links(self) -> dict[str, tuple[int, int]]:
+        return {BRIDGE: (1, 0), **self.veths}
+
+    def observe(self, eth: str, host: str, pod_fd: int) -> Seen:
+        """Enough to tell a wired pod from one that is not."""
+        if host not in self.veths:
+            return Seen(None, None)
+        link = LinkSeen("", True, 1500, BRIDGE if self.veths[host][1] else "")
+        return Seen(link, link)

@@ -1,0 +1,207 @@
+"""Whole calls without a process: variables and stdin in, exit status and text out, over a kernel that only remembers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from podwire_cni.commands import Plugin, Sandbox
+from podwire_cni.ipam.allocator import Allocator, Lease
+from podwire_cni.ipam.ranges import podcidr_range
+from podwire_cni.ops import AddNeighbour, AddRoute, CreateVeth, inverse, undo
+from podwire_cni.plan import NodeNet, host_veth, mac_for
+from podwire_cni.skel import Reply, run
+from podwire_cni.testing.kernel import FakeKernel
+from podwire_cni.testing.store import FakeStore
+from podwire_cni.types import Attachment, IPAddress
+
+NODE = NodeNet(((podcidr_range(ip_network("10.244.1.0/28")),),))
+STEPS = 11  # of one IPv4 ADD; the last position that can fail
+
+
+class Host:
+    """A node: what outlives a process (kernel, leases) and the process (plugin)."""
+
+    def __init__(self, node: NodeNet | None = NODE, boot: str = "boot1") -> None:
+        self.kernel, self.held, self.node = FakeKernel(), dict[IPAddress, Lease](), node
+        self.restart(boot)
+
+    def restart(self, boot: str = "boot1") -> list[str]:
+        self.plugin = Plugin(self.kernel, Allocator(FakeStore(self.held)), lambda: self.node, boot)
+        return self.plugin.reconcile()
+
+    def call(self, command: str, container: str = "c1", sandbox: Sandbox | None = None, env: Mapping[str, str] | None = None,
+             **conf: Any) -> Reply:
+        variables = {"CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_NETNS": "/proc/9/ns/net", "CNI_IFNAME": "eth0",
+                     **(env or {})}
+        stdin = json.dumps({"cniVersion": "1.1.0", "name": "podwire", "type": "podwire-cni", **conf})
+        return run(variables, stdin.encode(), sandbox or Sandbox(9, ""), lambda _: self.plugin)
+
+    def state(self) -> tuple[set[str], set[IPAddress], set[IPAddress]]:
+        return set(self.kernel.veths), set(self.kernel.neighbours), set(self.held)
+
+
+def body(reply: Reply) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(reply.text)
+    return found
+
+
+def test_add_answers_with_what_it_did() -> None:
+    host = Host()
+    reply = host.call("ADD")
+    assert reply.status == 0
+    assert body(reply)["ips"] == [{"address": "10.244.1.2/32", "gateway": "10.244.1.1", "interface": 2}]
+    assert body(reply)["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.244.1.1"}]
+    create = next(op for op in host.kernel.applied[0] if isinstance(op, CreateVeth))
+    assert (create.peer, create.peer_mac, create.mtu) == ("eth0", "0a:58:0a:f4:01:02", 1500)
+    assert len(host.kernel.applied[0]) == STEPS
+
+
+def test_two_families_give_two_addresses() -> None:
+    host = Host(NodeNet((NODE.ranges[0], (podcidr_range(ip_network("fd00:1::/64")),))))
+    got = body(host.call("ADD"))
+    assert [ip["address"] for ip in got["ips"]] == ["10.244.1.2/32", "fd00:1::2/128"]
+    assert [r["gw"] for r in got["routes"]] == ["10.244.1.1", "fd00:1::1"]
+    assert len(host.kernel.neighbours) == 2
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_add_refused_at_any_step_leaves_nothing(step: int) -> None:
+    host = Host()
+    host.kernel.fail_at = step
+    reply = host.call("ADD")
+    assert (reply.status, body(reply)["code"]) == (1, 5)
+    assert host.state() == (set(), set(), set())
+    assert host.call("ADD").status == 0
+
+
+@pytest.mark.parametrize(("command", "sandbox", "env", "conf", "code"), [
+    ("ADD", Sandbox(None, "No such file"), {}, {}, 3),
+    ("ADD", Sandbox(9, "", is_netns=False), {}, {}, 4),
+    ("ADD", Sandbox(9, "", is_node=True), {}, {}, 4),
+    ("ADD", Sandbox(9, "", is_node=True), {"CNI_NETNS_OVERRIDE": "true"}, {}, 0),
+    ("ADD", None, {"CNI_IFNAME": ""}, {}, 4),
+    ("ADD", None, {}, {"cniVersion": "7"}, 1),
+    ("ADD", None, {}, {"ipam": {"subnet": "10.9.0.0/24"}}, 7),
+    ("ADD", None, {}, {"ipam": {"subnet": "10.244.1.0/28", "gateway": "10.244.1.2"}}, 7),
+    ("CHECK", None, {}, {}, 7),
+    ("CHECK", None, {}, {"cniVersion": "0.3.1"}, 1),
+    ("GC", None, {}, {}, 7),
+    ("STATUS", None, {}, {}, 0),
+    ("VERSION", None, {}, {}, 0),
+    ("DEL", Sandbox(None), {"CNI_NETNS": ""}, {}, 0),
+    ("NONSENSE", None, {}, {}, 4),
+])
+def test_table_of_calls(command: str, sandbox: Sandbox | None, env: dict[str, str], conf: dict[str, Any], code: int) -> None:
+    reply = Host().call(command, "c1", sandbox, env, **conf)
+    assert (reply.status, body(reply).get("code", 0) if reply.text else 0) == (int(code > 0), code)
+
+
+def test_without_podcidr_nothing_can_be_added() -> None:
+    host = Host(None)
+    assert body(host.call("ADD"))["code"] == 11
+    assert body(host.call("STATUS"))["code"] == 50
+    assert host.call("DEL").status == 0
+
+
+def test_status_tells_an_exhausted_pool() -> None:
+    host = Host()
+    for i in range(13):
+        assert host.call("ADD", f"c{i}").status == 0
+    assert body(host.call("ADD", "more"))["code"] == 11
+    assert body(host.call("STATUS"))["code"] == 50
+
+
+def test_unexpected_failure_is_an_error_object() -> None:
+    host = Host()
+    host.kernel.remove = None  # type: ignore[assignment,method-assign]  # on purpose: a fault of our own
+    reply = host.call("DEL")
+    assert (reply.status, body(reply)["code"]) == (1, 5) and "TypeError" in body(reply)["msg"]
+
+
+def test_gc_carries_on_after_errors() -> None:
+    host = Host()
+    for name in ("a", "b", "c"):
+        host.call("ADD", name)
+    real, broken = host.kernel.remove, host_veth(Attachment("a", "eth0"))
+
+    def remove(ops: Any) -> None:
+        if any(getattr(op, "link", "") == broken for op in ops):
+            raise OSError(16, "busy")
+        real(ops)
+
+    host.kernel.remove = remove  # type: ignore[method-assign]  # one link that will not go
+    reply = host.call("GC", **{"cni.dev/valid-attachments": [{"containerID": "c", "ifname": "eth0"}]})
+    assert reply.status == 1 and "a/eth0" in body(reply)["msg"]
+    assert {lease.owner.container_id for lease in host.held.values()} == {"a", "c"}
+
+
+def test_reconcile_frees_what_a_crash_or_reboot_left() -> None:
+    host = Host()
+    for name in ("whole", "cut-off", "lost"):
+        host.call("ADD", name)
+    cut = next(a for a, lease in host.held.items() if lease.owner.container_id == "cut-off")
+    lease = host.held[cut]
+    host.held[cut] = Lease(lease.address, lease.owner, lease.pod, lease.pod_uid, lease.boot_id)
+    del host.kernel.veths[host_veth(Attachment("lost", "eth0"))]
+    assert len(host.restart()) == 2
+    assert {lease.owner.container_id for lease in host.held.values()} == {"whole"}
+    assert set(host.kernel.veths) == {host_veth(Attachment("whole", "eth0"))}
+    host.restart("boot2")
+    assert host.state() == (set(), set(), set())
+
+
+def test_repair_rejoins_ports_and_drops_strangers() -> None:
+    host = Host()
+    host.call("ADD")
+    veth = host_veth(Attachment("c1", "eth0"))
+    host.kernel.veths[veth] = (10, 0)
+    host.kernel.veths["vethstranger"] = (11, 1)
+    host.kernel.neighbours.clear()
+    assert len(host.plugin.repair()) == 2
+    assert host.kernel.veths == {veth: (10, 1)} and len(host.kernel.neighbours) == 1
+    assert host.plugin.repair() == []
+
+
+CALLS = st.lists(st.tuples(st.sampled_from(["ADD", "ADD", "DEL", "restart"]), st.integers(0, 4),
+                           st.none() | st.integers(0, STEPS - 1)), max_size=25)
+
+
+@given(CALLS)
+def test_any_sequence_equals_a_fresh_build(calls: list[tuple[str, int, int | None]]) -> None:
+    """What is in the kernel and on disk follows from the pods that are there, however they came to be."""
+    host, alive = Host(), set[str]()
+    for command, n, fail_at in calls:
+        name = f"c{n}"
+        if command == "restart":
+            assert host.restart() == []
+            continue
+        host.kernel.fail_at = fail_at if command == "ADD" and name not in alive else None
+        reply = host.call(command, name)
+        assert reply.status == int(command == "ADD" and (name in alive or fail_at is not None))
+        if command == "DEL":
+            alive.discard(name)
+        elif reply.status == 0:
+            alive.add(name)
+    assert set(host.kernel.veths) == {host_veth(Attachment(name, "eth0")) for name in alive}
+    assert {lease.owner.container_id for lease in host.held.values()} == alive
+    assert host.kernel.neighbours == {address: mac_for(address) for address in host.held}
+
+
+def test_undo_is_the_inverse_last_step_first() -> None:
+    host = Host()
+    host.call("ADD")
+    ops = host.kernel.applied[0]
+    back = undo(ops)
+    assert [type(op).__name__ for op in back] == ["DeleteNeighbour", "DeleteLink"]
+    assert [inverse(op) for op in ops if isinstance(op, AddRoute)] == [None, None]
+    pod_side = [op for op in ops if isinstance(op, AddNeighbour) and op.place == "pod"]
+    assert [inverse(op) for op in pod_side] == [None]
+    host.kernel.remove(back)
+    assert host.state()[:2] == (set(), set())
