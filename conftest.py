@@ -6,7 +6,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-_common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
-settings.register_profile("ci", max_examples=50, **_common)
-settings.register_profile("long", max_examples=500, **_common)
+_QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("ci", max_examples=50, deadline=None, suppress_health_check=_QUIET)
+settings.register_profile("long", max_examples=500, deadline=None, suppress_health_check=_QUIET)
 settings.load_profile("long" if os.environ.get("PODWIRE_LONG") else "ci")

@@ -11,7 +11,7 @@ from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from .netns import NetNS
+from .netns import Inside
 
 ETH_P_ALL = 3
 SOL_PACKET, PACKET_STATISTICS = 263, 6
@@ -20,7 +20,7 @@ SOL_PACKET, PACKET_STATISTICS = 263, 6
 class Capture:
     """`with Capture(ns, "eth0") as seen: ...; seen.packets()`: every frame, in and out, since the start."""
 
-    def __init__(self, ns: NetNS, interface: str) -> None:
+    def __init__(self, ns: Inside, interface: str) -> None:
         def start() -> socket.socket:
             sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)

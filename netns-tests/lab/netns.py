@@ -14,7 +14,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pyroute2 import IPRoute
 
@@ -58,6 +58,12 @@ def in_thread(work: Callable[[], T]) -> T:
         raise value
     result: T = value
     return result
+
+
+class Inside(Protocol):
+    """Somewhere to run a function: a namespace of the lab, or one of a running cluster."""
+
+    def call(self, work: Callable[[], T]) -> T: ...
 
 
 class NetNS:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..node.runtime import running
 from . import network
 from .config import BASE, MARKER, ClusterConfig
 
@@ -30,13 +31,6 @@ def _processes(config: ClusterConfig) -> Iterator[int]:
             continue
 
 
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except (OSError, IndexError):
-        return False
-
-
 def stop_supervisor(config: ClusterConfig) -> None:
     """Ask the process behind `podwire up` to end; it takes the cluster down itself."""
     try:
@@ -48,7 +42,7 @@ def stop_supervisor(config: ClusterConfig) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     end = time.monotonic() + _STOP_SECONDS
-    while _alive(pid) and time.monotonic() < end:
+    while running(pid) and time.monotonic() < end:
         time.sleep(0.02)
 
 

@@ -22,7 +22,7 @@ from .cni_runtime import Attachment, CniFailed, CniRuntime
 from .podspec import NodeDns
 from .podstatus import conditions, timestamp
 from .podworker import PodHost, PodWorker
-from .runtime import Sandbox, read
+from .runtime import Process, Sandbox, read, running
 
 log = logs.get("node")
 HEARTBEAT = 10.0
@@ -117,7 +117,7 @@ class Kubelet:
         await sandbox.stop()
         for state in directory.glob("containers/*/state.json"):
             if (found := read(state)) and found.get("shim"):
-                os.kill(found["shim"], signal.SIGKILL) if _is(found["shim"], found["shim_started"]) else None
+                Process(found["shim"], found["shim_started"]).signal(signal.SIGKILL)
         sandbox.remove()
 
     async def _report(self, pod: Object, status: Object) -> None:
@@ -173,7 +173,7 @@ class Kubelet:
         stands = rolestatus.read_all(self.config.run_dir)
         for role, kind in ROLES.items():
             row = stands.get(role)
-            alive = row is not None and Path(f"/proc/{row['pid']}").exists()
+            alive = row is not None and running(row["pid"])
             if row is None:
                 wanted[kind] = (False, "NotStarted", "no word from it yet")
             elif not alive:
@@ -241,12 +241,6 @@ class Kubelet:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sync_node())
             tasks.create_task(self.informer.run())
-
-
-def _is(pid: int, started: int) -> bool:
-    from .runtime import Process
-
-    return Process(pid, started).alive
 
 
 def _os_name() -> str:

@@ -29,6 +29,16 @@ class RuntimeFailed(Exception):
     """A sandbox or container could not be started; the text says why."""
 
 
+def running(pid: int) -> int:
+    """Start time (clock ticks) of a process that runs; 0 where it has ended, also while nobody has waited for it."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+        return 0 if fields[0] in "ZX" else int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Process:
     """A process by pid and start time, so that a reused pid is never taken for it."""
@@ -38,12 +48,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        try:
-            with open(f"/proc/{self.pid}/stat") as file:
-                fields = file.read().rsplit(")", 1)[1].split()
-            return fields[0] not in "ZX" and int(fields[19]) == self.started
-        except (OSError, IndexError, ValueError):
-            return False
+        return running(self.pid) == self.started
 
     def signal(self, number: int) -> None:
         if self.alive:

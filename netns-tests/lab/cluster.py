@@ -1,0 +1,66 @@
+"""A whole embedded cluster for tests. It goes down when its pipe to this process closes, so even SIGKILL leaves nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from podwire_controlplane.client.netns import call_in
+from podwire_controlplane.cluster.config import ClusterConfig
+from podwire_controlplane.cluster.lifecycle import down, up
+from podwire_controlplane.commands.cluster import free_port
+from podwire_controlplane.demo.lab import UPSTREAM_DNS, DemoLab
+from podwire_controlplane.demo.run import find_tool
+
+T = TypeVar("T")
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A namespace of a running cluster, by its path; what the lab's captures need."""
+
+    path: str
+
+    def call(self, work: Callable[[], T]) -> T:
+        return call_in(self.path, work)
+
+
+@contextlib.contextmanager
+def cluster(nodes: int = 2, *, name: str = "t", bridge_nf: int = -1, outside: bool = False) -> Iterator[DemoLab]:
+    """A running cluster of its own name and port, with the demo's hands on it. outside: with hosts outside the cluster."""
+    config = ClusterConfig(name=f"{name}{os.getpid()}", nodes=nodes, api_port=free_port(0), bridge_nf=bridge_nf,
+                           upstream_dns=(UPSTREAM_DNS,) if outside else ())
+    process: subprocess.Popen[bytes] | None = None
+    tool, tool_name = find_tool()
+    lab = DemoLab(config, tool, tool_name)
+    try:
+        process = up(config, until_eof=True)
+        if outside:
+            lab.make_outside()
+        yield lab
+    finally:
+        lab.close()
+        down(config)
+        if process is not None:
+            process.wait(10)
+
+
+def machine() -> dict[str, list[str]]:
+    """What a run must leave as it found it: names of namespaces, links, routes, mounts, and podwire's own files."""
+    def lines(*command: str) -> list[str]:
+        return sorted(subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines())
+
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    return {
+        "links": [line.split(": ")[1] for line in lines("ip", "-o", "link")],
+        "addresses": [" ".join(line.split()[1:4]) for line in lines("ip", "-o", "addr")],
+        "routes": [r.split(" expires")[0] for r in lines("ip", "route", "show", "table", "all")],
+        "mounts": sorted(" ".join(m.split()[1:3]) for m in mounts if "podwire" in m or "netns" in m),
+        "tables": lines("nft", "list", "tables"),
+    }

@@ -1,0 +1,291 @@
+"""The embedded cluster as a user has it: everything that the demo shows, and what it does not: interruptions, restarts,
+bad input, the API server away."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP
+from scapy.packet import Packet
+
+from lab.capture import Capture
+from lab.cluster import EXAMPLES, Place, cluster, machine
+from podwire_controlplane.client.netns import call_in
+from podwire_controlplane.cluster.config import BASE, ClusterConfig
+from podwire_controlplane.cluster.lifecycle import UpFailed, up
+from podwire_controlplane.demo import checks_dns, checks_pods, checks_services
+from podwire_controlplane.demo.lab import OUTSIDE_CLIENT, DemoLab, wait_for
+from podwire_controlplane.demo.rows import Check
+
+PACKET_CHECKS: tuple[Check, ...] = (*checks_pods.CHECKS, *checks_services.CHECKS, *checks_dns.CHECKS)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[DemoLab]:
+    """One cluster with the examples, for the tests that leave it as they found it."""
+    with cluster(3, outside=True) as made:
+        made.run_tool("apply", "-f", str(EXAMPLES))
+        made.wait_pods("MyApp", 4)
+        made.wait_pods("client", 3)
+        yield made
+
+
+@pytest.mark.parametrize("check", PACKET_CHECKS, ids=lambda c: c.__name__)
+def test_what_the_demo_proves(lab: DemoLab, check: Check) -> None:
+    rows = list(check(lab))
+    assert rows
+    assert not [f"{r.sent} from {r.source}: {r.back} {r.detail}" for r in rows if not r.ok]
+
+
+# ---- packets, looked at with scapy
+
+
+def _ends(packets: list[Packet], layer: type[Packet], port: int = 0) -> set[tuple[str, str]]:
+    """(source, destination) of the packets with `layer`, and with `port` at either end where one is given."""
+    return {(p[IP].src, p[IP].dst) for p in packets if IP in p and layer in p
+            and (not port or port in (p[layer].sport, p[layer].dport))}
+
+
+def test_pod_to_pod_packets_keep_both_addresses_on_every_hop(lab: DemoLab) -> None:
+    client = lab.pods("client")[0]
+    server = next(p for p in lab.pods("MyApp") if p.node != client.node)
+    places = [(lab.node_netns(client.node), "eth0"), (lab.node_netns(server.node), "eth0"), (server.netns, "eth0")]
+    with contextlib.ExitStack() as stack:
+        captures = [stack.enter_context(Capture(Place(path), device)) for path, device in places]
+        assert lab.tcp(client.netns, server.address, 9376).ok
+        for capture in captures:
+            assert _ends(capture.packets(), TCP, 9376) == {(client.address, server.address), (server.address, client.address)}
+
+
+def test_service_packets_leave_the_node_with_the_endpoints_address(lab: DemoLab) -> None:
+    """The VIP never reaches the wire, and the client never sees the endpoint's address."""
+    client, address = lab.pods("client")[0], lab.cluster_ip("my-service")
+    endpoints = {p.address for p in lab.pods("MyApp")}
+    with Capture(Place(lab.node_netns(client.node)), "eth0") as wire, Capture(Place(client.netns), "eth0") as inside:
+        assert all(a.ok for a in lab.many(client.netns, address, 80, 30))
+        on_wire = {ip for pair in _ends(wire.packets(), TCP) for ip in pair}
+        in_pod = {ip for pair in _ends(inside.packets(), TCP) for ip in pair}
+    assert address not in on_wire
+    assert on_wire & endpoints
+    assert in_pod == {client.address, address}
+
+
+def test_a_service_without_endpoints_refuses_with_a_packet(lab: DemoLab) -> None:
+    client, address = lab.pods("client")[0], lab.cluster_ip("lonely")
+    with Capture(Place(client.netns), "eth0") as inside:
+        assert "refused" in lab.tcp(client.netns, address, 80).error.lower()
+        answers = [p for p in inside.packets() if IP in p and p[IP].src == address]
+        assert answers
+        assert all(p[TCP].flags.R for p in answers)  # a reset: the kernel limits the rate of ICMP errors
+    with Capture(Place(client.netns), "eth0") as inside:
+        assert "refused" in lab.udp(client.netns, address, 80).error.lower()
+        assert {(p[ICMP].type, p[ICMP].code) for p in inside.packets() if ICMP in p} == {(3, 3)}
+
+
+def test_node_port_client_is_masqueraded_and_never_sees_a_pod(lab: DemoLab) -> None:
+    node = lab.config.node_address("node1")
+    outside = lab.outside("client")
+    with Capture(Place(outside), "eth0") as seen:
+        answers = lab.many(outside, node, 30080, 20)
+        assert _ends(seen.packets(), TCP) == {(OUTSIDE_CLIENT, node), (node, OUTSIDE_CLIENT)}
+    assert all(a.ok for a in answers)
+    assert OUTSIDE_CLIENT not in {a.peer for a in answers}
+
+
+def test_large_transfer_through_a_service(lab: DemoLab) -> None:
+    """A megabyte there and back through the VIP, with the checksum offloads that veth has."""
+    lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Service\nmetadata: {name: bulk}\n"
+                 "spec: {selector: {app: MyApp}, ports: [{port: 7, targetPort: tcp}]}\n")
+    address, client = lab.cluster_ip("bulk"), lab.pods("client")[0]
+    data = os.urandom(1 << 20)
+
+    def connect() -> socket.socket | None:
+        try:
+            return socket.create_connection((address, 7), 2)
+        except OSError:
+            return None
+
+    def transfer() -> bytes:
+        with wait_for(connect, 10) as sock:  # type: ignore[union-attr]  # wait_for returns what is truthy
+            sock.settimeout(10)
+            while not sock.recv(1).endswith(b"\n"):
+                pass  # the server's first line
+            back = bytearray()
+            for start in range(0, len(data), 2048):
+                sock.sendall(data[start:start + 2048])
+                while len(back) < start + 2048:
+                    back += sock.recv(65536)
+            return bytes(back)
+
+    assert call_in(client.netns, transfer) == data
+    lab.run_tool("delete", "service", "bulk")
+
+
+# ---- life and death
+
+
+def test_killed_pause_process_brings_the_pod_back(lab: DemoLab) -> None:
+    """Without its pause process a pod has no network: the node agent makes a new sandbox, and the Service follows."""
+    pod = lab.pods("MyApp")[1]
+    pause = pod.sandbox.process()
+    assert pause is not None
+    os.kill(pause.pid, signal.SIGKILL)
+
+    def replaced() -> bool:
+        fresh = pod.sandbox.process()
+        return fresh is not None and fresh != pause and len(lab.pods("MyApp")) == 4
+
+    wait_for(replaced, 20)
+    fresh = next(p for p in lab.pods("MyApp") if p.name == pod.name)
+    assert lab.tcp(lab.pods("client")[0].netns, fresh.address, 9376).host == pod.name
+    address = lab.cluster_ip("my-service")
+
+    def spread() -> bool:
+        answers = lab.many(lab.pods("client")[0].netns, address, 80, 40)
+        return all(a.ok for a in answers) and pod.name in {a.host for a in answers}
+
+    wait_for(spread, 10)
+
+
+@pytest.mark.parametrize("role", ["wiring", "node", "dns-feeder", "dns", "proxy"])
+def test_a_killed_role_comes_back_and_traffic_does_not_notice(lab: DemoLab, role: str) -> None:
+    client, address = lab.pods("client")[0], lab.cluster_ip("my-service")
+    before = {(p.name, p.address) for p in lab.pods("MyApp") + lab.pods("client")}
+    with lab.hammer(client.netns, address, 80) as seen:
+        lab.restart(client.node, role, signal.SIGKILL)
+        time.sleep(1.0)
+    assert seen["sent"] > 50
+    assert not seen["failed"]
+    assert {(p.name, p.address) for p in lab.pods("MyApp") + lab.pods("client")} == before
+    names = wait_for(lambda: lab.in_pod(client, "shell", "dig", "+short", "+tries=1", "+time=1",
+                                        "my-service.default.svc.cluster.local"), 10)
+    assert names == address
+
+
+def test_pods_deleted_while_the_node_agent_is_away_are_removed_when_it_is_back(lab: DemoLab) -> None:
+    lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: stray}\n"
+                 "spec: {nodeName: node1, terminationGracePeriodSeconds: 1, containers: [{name: c, image: podwire.io/echo}]}\n")
+    sandboxes = lab.config.node_dir("node1") / "pods"
+
+    def uid() -> str:
+        found = [d.name for d in sandboxes.iterdir() if (d / "pod.json").exists()
+                 and json.loads((d / "pod.json").read_text()).get("name") == "stray" and (d / "containers").exists()]
+        return found[0] if found else ""
+
+    own = wait_for(uid, 15)
+    old = lab.supervised("node1", "node")
+    os.kill(old, signal.SIGSTOP)
+    try:
+        lab.run_tool("delete", "pod", "stray", "--grace-period=0", *(["--force"] if "kubectl" in lab.tool_name else []))
+    finally:
+        os.kill(old, signal.SIGKILL)
+    wait_for(lambda: not (sandboxes / own).exists(), 20)
+
+
+def test_deleting_the_namespace_empties_it(lab: DemoLab) -> None:
+    lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Namespace\nmetadata: {name: brief}\n---\napiVersion: v1\n"
+                 "kind: Pod\nmetadata: {name: p, namespace: brief}\nspec: {terminationGracePeriodSeconds: 1, "
+                 "containers: [{name: c, image: podwire.io/echo}]}\n---\n"
+                 "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: brief}\nspec: {ports: [{port: 80}]}\n")
+    lab.run_tool("delete", "namespace", "brief")
+    wait_for(lambda: "brief" not in lab.run_tool("get", "namespaces"), 15)
+    assert not [o for o in lab.items("pods,services", "-A") if o["metadata"]["namespace"] == "brief"]
+
+
+def test_what_the_runtime_cannot_run_is_said_in_the_status(lab: DemoLab) -> None:
+    lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: strange}\n"
+                 "spec: {containers: [{name: c, image: nginx}]}\n")
+
+    def reason() -> str:
+        statuses = lab.get("pod", "strange").get("status", {}).get("containerStatuses") or [{}]
+        return str(((statuses[0].get("state") or {}).get("waiting") or {}).get("message", ""))
+
+    assert "podwire.io/echo" in wait_for(reason, 10)
+    lab.run_tool("delete", "pod", "strange", "--grace-period=0", *(["--force"] if "kubectl" in lab.tool_name else []))
+
+
+def test_status_says_which_role_is_not_running(lab: DemoLab) -> None:
+    node = lab.config.node_names()[-1]
+    supervisor = lab.supervised(None, node)
+    role = lab.supervised(node, "dns")
+    os.kill(supervisor, signal.SIGSTOP)  # so that nobody starts it again
+    try:
+        os.kill(role, signal.SIGKILL)
+
+        def said() -> bool:
+            done = subprocess.run([sys.executable, "-m", "podwire_controlplane.main", "status", "--json"], capture_output=True,
+                                  text=True, check=True, env=lab.environment)
+            row = next(n for n in json.loads(done.stdout)["nodes"] if n["name"] == node)
+            return not row["roles"]["dns"]["ready"] and all(row["roles"][r]["ready"] for r in ("proxy", "wiring"))
+
+        wait_for(said, 15)
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    wait_for(lambda: lab.supervised(node, "dns") not in (0, role), 15)
+
+
+# ---- nothing is left behind
+
+
+def _leftovers(config: ClusterConfig) -> list[str]:
+    marker = f"PODWIRE_CLUSTER={config.run_dir}".encode()
+    found = [str(p) for p in (config.run_dir, *Path("/run/netns").glob(f"{config.name}-*")) if p.exists()]
+    for entry in Path("/proc").iterdir():
+        try:
+            ours = entry.name.isdigit() and int(entry.name) != os.getpid()
+            if ours and marker in (entry / "environ").read_bytes().split(b"\0"):
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("how", ["down", "kill the starter", "kill the supervisor"])
+def test_nothing_is_left_behind(how: str) -> None:
+    before = machine()
+    script = ("import sys, time; from lab.cluster import cluster\n"
+              "with cluster(1, name='left') as lab:\n"
+              "    lab.run_tool('apply', '-f', sys.argv[1]); lab.wait_pods('client', 3)\n"
+              "    print(lab.config.name, lab.supervised(None, 'apiserver'), flush=True)\n"
+              "    sys.stdin.readline()\n")
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    starter = subprocess.Popen([sys.executable, "-c", script, str(EXAMPLES / "01-pods.yaml")], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert starter.stdin is not None
+    assert starter.stdout is not None
+    name = starter.stdout.readline().split()[0]
+    config = ClusterConfig(name=name, nodes=1)
+    try:
+        if how == "down":
+            starter.stdin.write("\n")
+            starter.stdin.flush()
+        elif how == "kill the starter":
+            starter.kill()
+        else:
+            os.kill(json.loads((config.run_dir / "supervisor.json").read_text())["pid"], signal.SIGKILL)
+            subprocess.run([sys.executable, "-m", "podwire_controlplane.main", "down", "--name", name], check=True,
+                           capture_output=True)
+        wait_for(lambda: not _leftovers(config), 20)
+        starter.kill()
+        assert machine() == before
+    finally:
+        starter.kill()
+        starter.wait()
+        subprocess.run([sys.executable, "-m", "podwire_controlplane.main", "down", "--name", name], check=False,
+                       capture_output=True)
+
+
+def test_a_second_cluster_of_the_same_name_is_refused_and_nothing_changes() -> None:
+    with cluster(1, name="twice") as lab, pytest.raises(UpFailed, match="podwire down"):
+        up(lab.config)
+    assert not (BASE / lab.config.name).exists()
