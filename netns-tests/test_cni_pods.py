@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from scapy.layers.inet import ICMP, IP
@@ -161,6 +162,26 @@ def test_established_masqueraded_flow_survives_an_agent_restart(cluster: Cluster
         assert far.recv(100) == b"still here"
         far.sendall(b"so am I")
         assert flow.recv(100) == b"so am I"
+
+
+def test_restart_without_the_api_server_keeps_pod_to_node_unmasqueraded(cluster: Cluster, tmp_path: Path) -> None:
+    """The agent does not know the other nodes then; the table that its predecessor left does."""
+    one, two = cluster.nodes
+    a, a_ip = cluster.pod(one, "a")
+    kubeconfig = one.kubeconfig
+    one.stop()
+    one.kubeconfig = tmp_path / "kubeconfig"
+    one.kubeconfig.write_text(kubeconfig.read_text().replace("192.0.2.1:", "127.0.0.1:"))
+    try:
+        one.start(wait=False)
+        wait_until(lambda: one.cni("STATUS", "", None, one.conf("1.1.0")).status == 0, "pods can be wired")
+        assert ask(a, "192.0.2.2", cluster.serve(two.ns, "0.0.0.0")) == a_ip
+        b, b_ip = cluster.pod(one, "b")
+        assert ask(b, "192.0.2.2", cluster.serve(two.ns, "0.0.0.0")) == b_ip
+    finally:
+        one.stop()
+        one.kubeconfig = kubeconfig
+        one.start()
 
 
 def test_routes_follow_the_nodes(cluster: Cluster) -> None:

@@ -84,7 +84,7 @@ class Agent:
         """Take up the work where the last agent left it, without the API server."""
         ranges = conflist.read_ranges(self.config.conflist)
         if ranges:
-            self._become(self._net(tuple(ranges)), frozenset(self.config.cluster_cidrs))
+            self._become(self._net(tuple(ranges)), None)
 
     def sync(self, objects: Mapping[str, Object]) -> None:
         """Make the kernel agree with the Nodes. Raises OSError and CNIError where the kernel refuses; then try again."""
@@ -112,14 +112,16 @@ class Agent:
             log.warn("uplink not found, assuming an MTU of 1500", uplink=self.config.uplink)
         return NodeNet(ranges, mtu or 1500)
 
-    def _become(self, net: NodeNet, native: frozenset[str]) -> None:
-        """Idempotent: everything is compared with the kernel first."""
+    def _become(self, net: NodeNet, native: frozenset[str] | None) -> None:
+        """Idempotent: everything is compared with the kernel first. native None: as the last agent left it, which knew the
+        other nodes' addresses when this one does not yet."""
         for line in wiring.ensure_node(net):
             log.info("node", change=line)
-        if native != self._native or net != self.node or not wiring.masquerade_present(net):
-            wiring.apply_masquerade(net, native)
-            log.info("masquerade table loaded", native=len(native))
-            self._native = native
+        known, present = native is not None, wiring.masquerade_present(net)
+        if not present or (known and (native != self._native or net != self.node)):
+            self._native = frozenset(self.config.cluster_cidrs) if native is None else native
+            wiring.apply_masquerade(net, self._native)
+            log.info("masquerade table loaded", native=len(self._native))
         first = self.node is None
         self.node = net
         if first:
