@@ -84,7 +84,7 @@ def test_whole_configuration() -> None:
     assert (only.subnet, only.gateway, only.start, only.end) == (
         ip_network("10.1.0.0/24"), ip_address("10.1.0.1"), ip_address("10.1.0.1"), ip_address("10.1.0.254"))
     assert (got.mtu, got.socket, got.ips, got.mac) == (1400, "/s", (ip_address("10.1.0.9"),), "0a:58:00:00:00:01")
-    assert got.dns.nameservers == ("10.96.0.10",) and got.valid_attachments == {Attachment("c", "eth0")}
+    assert got.dns.nameservers == ("10.96.0.10",) and got.valid_attachments == frozenset({Attachment("c", "eth0")})
 
 
 @pytest.mark.parametrize(("change", "words"), [

@@ -137,7 +137,8 @@ def test_gc_carries_on_after_errors() -> None:
         real(ops)
 
     host.kernel.remove = remove  # type: ignore[method-assign]  # one link that will not go
-    reply = host.call("GC", **{"cni.dev/valid-attachments": [{"containerID": "c", "ifname": "eth0"}]})
+    valid: dict[str, Any] = {"cni.dev/valid-attachments": [{"containerID": "c", "ifname": "eth0"}]}
+    reply = host.call("GC", **valid)
     assert reply.status == 1 and "a/eth0" in body(reply)["msg"]
     assert {lease.owner.container_id for lease in host.held.values()} == {"a", "c"}
 
