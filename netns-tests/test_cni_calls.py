@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.apifake import FakeApi
 from lab.cninode import CniNode, ask, put_node, tell_peer, wait_until
+from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from podwire_cni import native
 

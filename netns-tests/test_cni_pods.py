@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from scapy.layers.inet import ICMP, IP
 
-from lab.apifake import FakeApi
 from lab.capture import Capture
 from lab.cninode import CniNode, ask, put_node, tell_peer, wait_until
-from lab.netns import Lab, NetNS, in_thread, setns
+from lab.fakeapi import FakeApi
+from lab.netns import Lab, NetNS
+from podwire_controlplane.client.netns import in_thread, setns
 
 OUTSIDE = "192.0.2.42"
 

@@ -17,9 +17,9 @@ import dns.rdatatype
 import dns.reversename
 import pytest
 
-from lab.apifake import FakeApi
 from lab.dnsnode import DNS_ADDRESS, NAMESPACES, SERVICES, SLICES, DnsNode, eventually
 from lab.dnsupstream import Upstream
+from lab.fakeapi import FakeApi
 from lab.netns import Lab
 
 ZONE = "cluster.local."

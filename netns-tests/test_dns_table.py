@@ -16,9 +16,9 @@ import dns.query
 import dns.rcode
 import pytest
 
-from lab.apifake import FakeApi
 from lab.dnsnode import DNS_ADDRESS, NAMESPACES, SERVICES, SLICES, DnsNode, eventually
 from lab.dnsupstream import Upstream
+from lab.fakeapi import FakeApi
 from lab.netns import Lab
 from podwire_dns.testing import cases, judge
 from podwire_dns.testing.cases import SVC

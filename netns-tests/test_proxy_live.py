@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.fakeapi import FakeApi, serve
+from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from lab.serviceworld import Answer, World, ask
 from podwire_controlplane.api.meta import Object
@@ -120,8 +120,9 @@ def test_growing_and_shrinking_lose_no_connection(world: World, protocol: str) -
 
 
 def test_the_role_follows_the_api_and_survives_restarts(world: World, tmp_path: Path) -> None:
-    with serve(world.node, tmp_path) as (api, kubeconfig):
-        api.put(NODE, my_service(), my_slice(*BOTH))
+    with FakeApi(world.node) as api:
+        kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
+        api.apply(NODE, my_service(), my_slice(*BOTH))
         proxy = Running(world.node, kubeconfig, tmp_path)
         until(proxy.ready, "the first sync")
         client = Client(world.client(s.POD_A), s.VIP)
@@ -138,7 +139,7 @@ def test_the_role_follows_the_api_and_survives_restarts(world: World, tmp_path: 
         client.more()
         assert table(world) == dump
         assert {a.result for a in client.stop()} == {"ok"}
-        api.put(my_slice(BOTH[1]))  # news while nobody watches
+        api.apply(my_slice(BOTH[1]))  # news while nobody watches
         proxy = Running(world.node, kubeconfig, tmp_path)
         until(proxy.ready, "the third start")
         assert ask(world.client(s.POD_A), s.VIP, s.PORT).server[0] == s.POD_C
@@ -149,8 +150,9 @@ def test_the_role_follows_the_api_and_survives_restarts(world: World, tmp_path: 
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(world: World, tmp_path: Path) -> None:
-    with serve(world.node, tmp_path) as (api, kubeconfig):
-        api.put(NODE, my_service(), my_slice(*BOTH))
+    with FakeApi(world.node) as api:
+        kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
+        api.apply(NODE, my_service(), my_slice(*BOTH))
         done = world.node.run([
             sys.executable, "-c", "from podwire_proxy.main import command; command()", "--node-name", s.NODE,
             "--kubeconfig", str(kubeconfig), "--run-dir", str(tmp_path), "--dry-run"])
@@ -162,19 +164,19 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(world: World, tmp_path: Pa
 
 def check_changes(world: World, api: FakeApi) -> None:
     pod, outside = world.client(s.POD_A), world.client(s.OUTSIDE)
-    api.put(my_slice(BOTH[0]))
+    api.apply(my_slice(BOTH[0]))
     until(lambda: ask(pod, s.VIP, s.PORT).server[0] == s.POD_B, "the changed endpoint")
     assert ask(outside, s.NODE_IP, s.NODE_PORT).result == "ok"
-    api.put(my_slice())
+    api.apply(my_slice())
     until(lambda: ask(pod, s.VIP, s.PORT).result == "refused", "no endpoints: refused")
     labelled = my_service()
     labelled["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = "other"
-    api.put(my_slice(*BOTH), labelled)
+    api.apply(my_slice(*BOTH), labelled)
     until(lambda: ask(pod, s.VIP, s.PORT).result == "timeout", "given to another proxy: unallocated for us")
-    api.put(my_service(), {"kind": "Service", "metadata": {"name": "bad", "namespace": "default"}, "spec": {
+    api.apply(my_service(), {"kind": "Service", "metadata": {"name": "bad", "namespace": "default"}, "spec": {
         "clusterIP": "10.96.0.300", "ports": [{"port": "eighty"}]}})
     until(lambda: ask(pod, s.VIP, s.PORT).result == "ok", "taken back, beside a Service that cannot be read")
-    api.delete(my_service())
+    api.remove(my_service())
     until(lambda: ask(pod, s.VIP, s.PORT).result == "timeout", "deleted")
     assert ask(outside, s.NODE_IP, s.NODE_PORT).result == "refused"  # by the node itself: nobody listens
 
@@ -199,8 +201,9 @@ def watched(world: World) -> Iterator[nft.Watcher]:
     "flush ruleset", "delete table ip podwire", "flush chain ip podwire service-frontends", "flush map ip podwire endpoints",
     "add rule ip podwire prerouting drop"])
 def test_foreign_changes_are_repaired_and_told(world: World, tmp_path: Path, damage: str) -> None:
-    with serve(world.node, tmp_path) as (api, kubeconfig):
-        api.put(NODE, my_service(), my_slice(*BOTH))
+    with FakeApi(world.node) as api:
+        kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
+        api.apply(NODE, my_service(), my_slice(*BOTH))
         proxy = Running(world.node, kubeconfig, tmp_path)
         until(proxy.ready, "the first sync")
         until(lambda: ask(world.client(s.POD_A), s.VIP, s.PORT).result == "ok", "service")

@@ -17,7 +17,7 @@ from typing import Any
 
 from podwire_cni.native import client_path
 
-from .apifake import FakeApi
+from .fakeapi import FakeApi
 from .netns import NetNS
 
 

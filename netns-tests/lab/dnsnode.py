@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from .apifake import FakeApi
 from .dnsupstream import Upstream
+from .fakeapi import FakeApi
 from .netns import NetNS
 
 SERVICES, SLICES, NAMESPACES = "/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices", "/api/v1/namespaces"

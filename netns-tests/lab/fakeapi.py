@@ -1,117 +1,150 @@
-"""The list and watch of an API server, small: enough to feed a role's informers in a namespace without a control plane."""
+"""A Kubernetes API server small enough to be obviously right: lists and watches of whatever objects a test puts in.
+
+It serves plain HTTP inside a namespace, keeps every change, and replays a watch from any resourceVersion.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
-from aiohttp import web
-
-from podwire_controlplane.api import meta
+from podwire_controlplane.api.meta import Object
+from podwire_controlplane.api.registry import of
 
 from .netns import NetNS
 
-PATHS = {"Service": "/api/v1/services", "EndpointSlice": "/apis/discovery.k8s.io/v1/endpointslices", "Node": "/api/v1/nodes"}
+
+def _key(obj: Mapping[str, Any]) -> tuple[str, str]:
+    return obj["metadata"].get("namespace", ""), obj["metadata"]["name"]
 
 
 class FakeApi:
-    """`put` and `delete` may be called from any thread; every watcher hears of them in order."""
+    """`with FakeApi(ns) as api: api.put("/api/v1/services", {...})`; `api.kubeconfig(path)` writes a file for clients."""
 
-    def __init__(self) -> None:
+    def __init__(self, ns: NetNS, address: str = "127.0.0.1", port: int = 0) -> None:
+        self.changed = threading.Condition()
         self.version = 1
-        self.log: list[tuple[int, str, str, meta.Object]] = []  # version, path, type, object
-        self.objects: dict[tuple[str, str], meta.Object] = {}
-        self.loop = asyncio.new_event_loop()
-        self._news = asyncio.Condition()
+        self.objects: dict[str, dict[tuple[str, str], Object]] = {}
+        self.log: list[tuple[str, str, Object]] = []
+        self.watches = 0
+        self.closing = False
+        api = self
 
-    def put(self, *objects: meta.Object) -> None:
-        asyncio.run_coroutine_threadsafe(self._put(objects), self.loop).result()
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
 
-    def delete(self, obj: meta.Object) -> None:
-        asyncio.run_coroutine_threadsafe(self._delete(obj), self.loop).result()
+            def log_message(self, *_: Any) -> None:
+                """Quiet."""
 
-    async def _record(self, kind: str, path: str, obj: meta.Object) -> None:
-        self.version += 1
-        obj["metadata"]["resourceVersion"] = str(self.version)
-        self.log.append((self.version, path, kind, obj))
-        async with self._news:
-            self._news.notify_all()
+            def do_GET(self) -> None:
+                url = urlsplit(self.path)
+                query = {k: v[0] for k, v in parse_qs(url.query).items()}
+                try:
+                    if query.get("watch") == "true":
+                        api.stream(self, url.path, int(query["resourceVersion"]))
+                    else:
+                        api.list(self, url.path)
+                except OSError:
+                    pass  # the client went away
 
-    async def _put(self, objects: tuple[meta.Object, ...]) -> None:
+        def serve() -> ThreadingHTTPServer:
+            server = ThreadingHTTPServer((address, port), Handler)
+            server.daemon_threads = True
+            return server
+
+        self.server = ns.call(serve)
+        self.port = int(self.server.server_address[1])
+        self.url = f"http://{address}:{self.port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+
+    def __enter__(self) -> FakeApi:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop serving and end all watches; harmless the second time."""
+        if self.closing:
+            return
+        with self.changed:
+            self.closing = True
+            self.changed.notify_all()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def restart(self, ns: NetNS) -> FakeApi:
+        """A new server at the same place over the same store, as after a kill -9; call it once this one is closed."""
+        fresh = FakeApi(ns, port=self.port)
+        fresh.version, fresh.objects, fresh.log = self.version, self.objects, self.log
+        return fresh
+
+    def kubeconfig(self, path: Path) -> Path:
+        path.write_text(json.dumps({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": self.url}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": {}}]}))
+        return path
+
+    def put(self, path: str, obj: Object) -> None:
+        """Create or replace."""
+        with self.changed:
+            known = self.objects.setdefault(path, {})
+            kind = "MODIFIED" if _key(obj) in known else "ADDED"
+            self._log(kind, path, obj)
+            known[_key(obj)] = self.log[-1][2]
+
+    def apply(self, *objects: Object) -> None:
+        """`put` for objects that say their kind."""
         for obj in objects:
-            copy, path = json.loads(json.dumps(obj)), PATHS[obj["kind"]]
-            known = (path, meta.key(obj)) in self.objects
-            self.objects[path, meta.key(obj)] = copy
-            await self._record("MODIFIED" if known else "ADDED", path, copy)
+            self.put(of(obj["kind"]).path(), obj)
 
-    async def _delete(self, obj: meta.Object) -> None:
-        path = PATHS[obj["kind"]]
-        await self._record("DELETED", path, dict(self.objects.pop((path, meta.key(obj)))))
+    def remove(self, obj: Object) -> None:
+        """`delete` for an object that says its kind."""
+        self.delete(of(obj["kind"]).path(), obj["metadata"]["name"], obj["metadata"].get("namespace", ""))
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        if "watch" in request.query:
-            return await self._watch(request)
-        items = [obj for (path, _), obj in self.objects.items() if path == request.path]
-        return web.json_response({"items": items, "metadata": {"resourceVersion": str(self.version)}})
+    def delete(self, path: str, name: str, namespace: str = "") -> None:
+        with self.changed:
+            self._log("DELETED", path, self.objects[path].pop((namespace, name)))
 
-    async def _watch(self, request: web.Request) -> web.StreamResponse:
-        seen = int(request.query["resourceVersion"])
-        answer = web.StreamResponse(headers={"Content-Type": "application/json"})
-        await answer.prepare(request)
+    def _log(self, kind: str, path: str, obj: Object) -> None:
+        self.version += 1
+        stamped = {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(self.version)}}
+        self.log.append((path, kind, stamped))
+        self.changed.notify_all()
+
+    def list(self, handler: BaseHTTPRequestHandler, path: str) -> None:
+        with self.changed:
+            body = json.dumps({"kind": "List", "metadata": {"resourceVersion": str(self.version)},
+                               "items": list(self.objects.get(path, {}).values())}).encode()
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    def stream(self, handler: BaseHTTPRequestHandler, path: str, since: int) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        at = 0
         while True:
-            for version, path, kind, obj in self.log:
-                if version > seen and path == request.path:
-                    await answer.write(json.dumps({"type": kind, "object": obj}).encode() + b"\n")
-            seen = self.version
-            async with self._news:
-                while self.version == seen:
-                    await self._news.wait()
-
-
-@contextmanager
-def serve(ns: NetNS, directory: Path) -> Iterator[tuple[FakeApi, Path]]:
-    """An API server on a loopback port inside `ns`; gives it and a kubeconfig."""
-    api = FakeApi()
-
-    def bind() -> socket.socket:
-        sock = socket.socket()
-        sock.bind(("127.0.0.1", 0))
-        return sock
-
-    sock = ns.call(bind)
-    app = web.Application()
-    app.router.add_get("/{path:.*}", api.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-
-    async def start() -> None:
-        await runner.setup()
-        await web.SockSite(runner, sock).start()
-
-    async def halt() -> None:
-        await runner.cleanup()
-        watches = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in watches:
-            task.cancel()
-        await asyncio.gather(*watches, return_exceptions=True)
-
-    thread = threading.Thread(target=api.loop.run_forever, daemon=True)
-    thread.start()
-    asyncio.run_coroutine_threadsafe(start(), api.loop).result()
-    kubeconfig = directory / "kubeconfig"
-    kubeconfig.write_text(json.dumps({
-        "apiVersion": "v1", "kind": "Config", "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{sock.getsockname()[1]}"}}],
-        "users": [{"name": "u", "user": {}}]}))
-    try:
-        yield api, kubeconfig
-    finally:
-        asyncio.run_coroutine_threadsafe(halt(), api.loop).result()
-        api.loop.call_soon_threadsafe(api.loop.stop)
-        thread.join()
-        api.loop.close()
+            with self.changed:
+                while not self.closing and len(self.log) == at:
+                    self.changed.wait()
+                fresh, at = self.log[at:], len(self.log)
+                if self.closing:
+                    handler.close_connection = True
+                    return
+            for where, kind, obj in fresh:
+                if where == path and int(obj["metadata"]["resourceVersion"]) > since:
+                    line = json.dumps({"type": kind, "object": obj}).encode() + b"\n"
+                    handler.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+                    handler.wfile.flush()

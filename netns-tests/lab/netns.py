@@ -12,52 +12,21 @@ import ctypes
 import os
 import signal
 import subprocess
-import threading
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from pyroute2 import IPRoute
 
+from podwire_controlplane.client.netns import CLONE_NEWNET, in_thread, setns, unshare
+
 T = TypeVar("T")
-CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int) -> None:
-    if result:
-        errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno))
-
-
-def setns(fd: int) -> None:
-    """Move the calling thread into the network namespace behind `fd`."""
-    _check(_libc.setns(fd, CLONE_NEWNET))
+_libc = ctypes.CDLL(None)
 
 
 def die_with_parent() -> None:
     """preexec_fn: SIGKILL for this process when the thread that started it ends."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def in_thread(work: Callable[[], T]) -> T:
-    """Run `work` in a fresh thread, so that what it does to its own namespaces ends with it."""
-    box: list[Any] = []
-
-    def body() -> None:
-        try:
-            box.extend((True, work()))
-        except BaseException as err:
-            box.extend((False, err))
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    good, value = box
-    if not good:
-        raise value
-    result: T = value
-    return result
 
 
 class Inside(Protocol):
@@ -73,7 +42,7 @@ class NetNS:
         self.name = name
 
         def make() -> int:
-            _check(_libc.unshare(CLONE_NEWNET))
+            unshare(CLONE_NEWNET)
             return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
         self.fd = in_thread(make)
