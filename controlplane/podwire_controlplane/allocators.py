@@ -52,6 +52,11 @@ class ServiceAllocator:
     def check(self, service: Object) -> list[Cause]:
         """What is wrong with the addresses and ports that `service` asks for by itself."""
         causes = []
+        own = f"IPv{self.cidr.version}"
+        for n, family in enumerate(service["spec"].get("ipFamilies") or [] if _addresses_wanted(service) else ()):
+            if family != own:
+                causes.append(Cause(f"spec.ipFamilies[{n}]", f"{family!r}: Services of this cluster have {own} addresses; "
+                                    "leave the field out"))
         for n, address in enumerate(_addresses(service)):
             where = "spec.clusterIP" if n == 0 else f"spec.clusterIPs[{n}]"
             if ipaddress.ip_address(address) not in self.cidr:
@@ -98,7 +103,7 @@ class ServiceAllocator:
         first, size = int(self.cidr.network_address), self.cidr.num_addresses
         band = _static_band(self.cidr) if size > 32 else 1
         upper = range(band, size - 1)
-        start = self.draw(len(upper)) if upper else 0
+        start = self.draw(upper.stop - upper.start) if upper else 0  # len() ends at 2^63
         for order in (range(upper.start + start, upper.stop), range(upper.start, upper.start + start), range(1, band)):
             for offset in order:
                 address = str(type(self.cidr.network_address)(first + offset))
@@ -121,6 +126,10 @@ def _addresses(service: Object) -> list[str]:
         return []
     found = spec.get("clusterIPs") or [spec.get("clusterIP")]
     return [a for a in found if a and a != "None"]
+
+
+def _addresses_wanted(service: Object) -> bool:
+    return bool(service["spec"].get("type") != "ExternalName" and service["spec"].get("clusterIP") != "None")
 
 
 def _ports(service: Object) -> list[tuple[str, int]]:

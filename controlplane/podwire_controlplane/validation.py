@@ -73,19 +73,31 @@ def _service(obj: Object) -> Causes:
             yield _required("spec.externalName", "the DNS name that this Service stands for")
         elif not _SUBDOMAIN.match(target.rstrip(".").lower()):
             yield Cause("spec.externalName", f"{target!r} is no DNS name")
+        if spec.get("clusterIP"):
+            yield Cause("spec.clusterIP", "an ExternalName Service has no address; leave it out")
     elif not ports and spec.get("clusterIP") != "None":
         yield _required("spec.ports", "at least one port, unless the Service is headless or ExternalName")
-    if spec.get("clusterIP") not in (None, "", "None"):
-        yield from _address("spec.clusterIP", spec["clusterIP"])
+    yield from _cluster_ips(spec)
     if spec.get("clusterIP") == "None" and kind in ("NodePort", "LoadBalancer"):
         yield Cause("spec.clusterIP", f"a headless Service cannot be of type {kind}; leave it empty")
     yield from _service_ports(ports)
+    yield from _node_ports(kind, ports)
     for n, address in enumerate(spec.get("externalIPs") or []):
         yield from _address(f"spec.externalIPs[{n}]", address)
     yield from _one_of("spec.sessionAffinity", spec["sessionAffinity"], ("None", "ClientIP"))
     for field in ("internalTrafficPolicy", "externalTrafficPolicy"):
         if field in spec:
             yield from _one_of(f"spec.{field}", spec[field], ("Cluster", "Local"))
+
+
+def _cluster_ips(spec: Object) -> Causes:
+    first, every = spec.get("clusterIP") or "", spec.get("clusterIPs") or []
+    if first not in ("", "None"):
+        yield from _address("spec.clusterIP", first)
+    if every and every[0] != first:
+        yield Cause("spec.clusterIPs[0]", f"{every[0]!r} differs from spec.clusterIP {first!r}; give one of the two")
+    for n, address in enumerate(every[1:], 1):
+        yield from _address(f"spec.clusterIPs[{n}]", address)
 
 
 def _service_ports(ports: list[Object]) -> Causes:
@@ -109,6 +121,19 @@ def _service_ports(ports: list[Object]) -> Causes:
             if value and value in seen:
                 yield Cause(f"{path}.{field}", f"{port.get(field)!r} is used twice in this Service", "FieldValueDuplicate")
             seen.add(value)
+
+
+def _node_ports(kind: str, ports: list[Object]) -> Causes:
+    seen: set[Any] = set()
+    for n, port in enumerate(ports):
+        if not (wanted := port.get("nodePort")):
+            continue
+        path = f"spec.ports[{n}].nodePort"
+        if kind not in ("NodePort", "LoadBalancer"):
+            yield Cause(path, f"a Service of type {kind} has no node ports; leave it out, or use type NodePort or LoadBalancer")
+        elif (port["protocol"], wanted) in seen:
+            yield Cause(path, f"{wanted}/{port['protocol']} is used twice in this Service", "FieldValueDuplicate")
+        seen.add((port["protocol"], wanted))
 
 
 def pod_spec(spec: Object, path: str) -> Causes:

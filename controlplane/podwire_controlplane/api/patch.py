@@ -7,9 +7,11 @@ its Go types, here it is the table MERGE_KEYS, keyed by the field's name and rea
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 from .errors import StatusError, bad_request
+from .meta import Object
 
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -46,10 +48,17 @@ def merge(target: Any, patch: Any) -> Any:
     return result
 
 
+def _index(part: str) -> int:
+    """An array index: decimal digits without leading zeros (RFC 6901, section 4). Raises ValueError."""
+    if not re.fullmatch(r"0|[1-9][0-9]{0,8}", part):
+        raise ValueError(part)
+    return int(part)
+
+
 def _walk(doc: Any, parts: list[str], path: str) -> Any:
     for part in parts:
         try:
-            doc = doc[int(part)] if isinstance(doc, list) else doc[part]
+            doc = doc[_index(part)] if isinstance(doc, list) else doc[part]
         except (KeyError, IndexError, ValueError, TypeError):
             raise StatusError(422, "Invalid", f"json patch: {path} does not exist") from None
     return doc
@@ -59,10 +68,14 @@ def _put(doc: Any, part: str, value: Any, insert: bool, path: str) -> None:
     if isinstance(doc, list):
         if part == "-" and insert:
             doc.append(value)
-        elif part.isdigit() and int(part) < len(doc) + insert:
-            doc[int(part):int(part) + (0 if insert else 1)] = [value]
-        else:
+            return
+        try:
+            at = _index(part)
+        except ValueError:
+            at = len(doc) + 1
+        if at >= len(doc) + insert:
             raise StatusError(422, "Invalid", f"json patch: {path}: index {part} is outside the list")
+        doc[at:at + (0 if insert else 1)] = [value]
     elif isinstance(doc, dict):
         if not insert and part not in doc:
             raise StatusError(422, "Invalid", f"json patch: {path} does not exist")
@@ -72,6 +85,8 @@ def _put(doc: Any, part: str, value: Any, insert: bool, path: str) -> None:
 
 
 def _take(doc: Any, parts: list[str], path: str) -> Any:
+    if not parts:
+        raise bad_request("json patch: the whole object cannot be moved")
     value, parent = _walk(doc, parts, path), _walk(doc, parts[:-1], path)
     del parent[int(parts[-1]) if isinstance(parent, list) else parts[-1]]
     return value
@@ -106,7 +121,9 @@ def json_patch(target: Any, operations: Any) -> Any:
             source = _pointer(operation.get("from"))
             value = _take(doc, source, path) if op == "move" else copy.deepcopy(_walk(doc, source, path))
         elif op in ("add", "replace"):
-            value = copy.deepcopy(operation.get("value"))
+            if "value" not in operation:
+                raise bad_request(f"json patch: {op} of {path} has no value")
+            value = copy.deepcopy(operation["value"])
         else:
             raise bad_request(f"json patch: unknown op {op!r}")
         _put(_walk(doc, parts[:-1], path), parts[-1], value, op != "replace", path)
@@ -119,7 +136,7 @@ def _merge_list(target: list[Any], patch: list[Any], key: str, parent: str) -> l
         if not isinstance(item, dict):
             raise bad_request(f"strategic merge patch: {parent}: expected objects with {key!r}")
         if item.get("$patch") == "replace":
-            return [i for i in patch if i.get("$patch") != "replace"]
+            return [i for i in patch if not isinstance(i, dict) or i.get("$patch") != "replace"]
         if key not in item:
             raise bad_request(f"strategic merge patch: an item of {parent} lacks its merge key {key!r}")
         at = next((n for n, old in enumerate(result) if isinstance(old, dict) and old.get(key) == item[key]), None)
@@ -139,8 +156,18 @@ def _reorder(items: list[Any], order: list[Any], key: str | None) -> list[Any]:
         return item.get(key) if key and isinstance(item, dict) else item
 
     wanted = [identity(o) for o in order]
-    place = {value: n for n, value in enumerate(wanted) if isinstance(value, str | int)}
-    return sorted(items, key=lambda item: place.get(identity(item), len(place)))
+    return sorted(items, key=lambda item: wanted.index(identity(item)) if identity(item) in wanted else len(wanted))
+
+
+def _old_list(target: Object, field: str) -> list[Any]:
+    found = target.get(field)
+    return found if isinstance(found, list) else []
+
+
+def _members(directive: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise bad_request(f"strategic merge patch: {directive}: expected a list")
+    return value
 
 
 def strategic(target: Any, patch: Any, parent: str = "") -> Any:  # noqa: PLR0912 - one branch a directive
@@ -154,26 +181,30 @@ def strategic(target: Any, patch: Any, parent: str = "") -> Any:  # noqa: PLR091
         return {k: v for k, v in patch.items() if k != "$patch"}
     result = dict(target) if isinstance(target, dict) else {}
     if "$retainKeys" in patch:
-        result = {k: v for k, v in result.items() if k in patch["$retainKeys"]}
+        kept = _members("$retainKeys", patch["$retainKeys"])
+        result = {k: v for k, v in result.items() if k in kept}
     for name, value in patch.items():
         if name.startswith("$deleteFromPrimitiveList/"):
             field = name.split("/", 1)[1]
-            result[field] = [v for v in result.get(field) or [] if v not in value]
+            gone = _members(name, value)
+            if isinstance(result.get(field), list):
+                result[field] = [v for v in result[field] if v not in gone]
         elif name.startswith("$"):
             continue
         elif value is None or (isinstance(value, dict) and value.get("$patch") == "delete"):
             result.pop(name, None)
         elif isinstance(value, list) and (key := merge_key(parent, name)):
-            result[name] = _merge_list(result.get(name) or [], value, key, name)
+            result[name] = _merge_list(_old_list(result, name), value, key, name)
         elif isinstance(value, list) and name in PRIMITIVE_SETS:
-            result[name] = list(dict.fromkeys([*(result.get(name) or []), *value]))
+            old = _old_list(result, name)
+            result[name] = old + [v for n, v in enumerate(value) if v not in old and v not in value[:n]]
         else:
             result[name] = strategic(result.get(name), value, name)
     for name, order in patch.items():
         if name.startswith("$setElementOrder/"):
             field = name.split("/", 1)[1]
             if isinstance(result.get(field), list):
-                result[field] = _reorder(result[field], order, merge_key(parent, field))
+                result[field] = _reorder(result[field], _members(name, order), merge_key(parent, field))
     return result
 
 

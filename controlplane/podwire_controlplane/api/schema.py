@@ -21,7 +21,8 @@ from .registry import GROUPS, RESOURCES, Resource
 _MODULES = {"": "core_v1", "apps": "apps_v1", "discovery.k8s.io": "discovery_v1", "coordination.k8s.io": "coordination_v1"}
 _PACKAGES = {"core_v1": "io.k8s.api.core.v1", "apps_v1": "io.k8s.api.apps.v1", "discovery_v1": "io.k8s.api.discovery.v1",
              "coordination_v1": "io.k8s.api.coordination.v1", "meta_v1": "io.k8s.apimachinery.pkg.apis.meta.v1"}
-_TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+_MISSING = "is required and missing"
 
 
 @cache
@@ -56,13 +57,23 @@ def check(resource: Resource, obj: Object) -> tuple[list[str], list[Cause]]:
         if message is None:
             unknown.append(path)
         else:
-            causes.append(Cause(path, message, "FieldValueTypeInvalid"))
+            causes.append(Cause(path, message, "FieldValueRequired" if message == _MISSING else "FieldValueTypeInvalid"))
     return unknown, causes
+
+
+def drop_nulls(value: Any) -> None:
+    """Take members that are null out of all objects below `value`, in place: to the Kubernetes API they are not there."""
+    if isinstance(value, dict):
+        for name in [n for n, item in value.items() if item is None]:
+            del value[name]
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        drop_nulls(item)
 
 
 def _check(kind: Any, value: Any, path: str) -> Iterator[tuple[str, str | None]]:  # noqa: PLR0912 - one branch a JSON type
     kind = _strip_optional(kind)
     if value is None:
+        yield path, "is null; give a value or leave it out"
         return
     origin = typing.get_origin(kind)
     if origin is list:
@@ -85,6 +96,9 @@ def _check(kind: Any, value: Any, path: str) -> Iterator[tuple[str, str | None]]
                 yield from _check(fields[name][0], item, inner)
             else:
                 yield inner, None
+        if "[" in path and not path.startswith("status"):  # objects at the top have defaults, or rules that say more
+            yield from ((f"{path}.{name}", _MISSING) for name, (_, required) in fields.items()
+                        if required and name not in value)
     elif kind is dict or origin is dict:
         if not isinstance(value, dict):
             yield path, f"expected an object, got {_name(value)}"
@@ -93,7 +107,7 @@ def _check(kind: Any, value: Any, path: str) -> Iterator[tuple[str, str | None]]
                 if not isinstance(item, str):
                     yield f"{path}.{name}", f"expected a string, got {_name(item)}; put it in quotes"
     elif kind is datetime:
-        if not isinstance(value, str) or not _TIME.match(value):
+        if not isinstance(value, str) or not _TIME.fullmatch(value):
             yield path, f"expected a time such as 2026-01-31T12:00:00Z, got {value!r}"
     elif kind is bool:
         if not isinstance(value, bool):

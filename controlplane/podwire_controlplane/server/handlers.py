@@ -132,7 +132,7 @@ class Handlers:
         await self.authorise(request, scope, "update")
         obj = await body_of(request)
         if scope.sub == "finalize":
-            return self._written(request, scope, await self.objects.finalize(obj))
+            return self._written(request, scope, await self.objects.finalize(scope.name, obj))
         if scope.sub == "scale":
             return await self._write_scale(request, scope, obj)
         return self._written(request, scope, await self.objects.update(scope, obj, write_options(request.query)))

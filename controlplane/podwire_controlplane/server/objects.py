@@ -18,7 +18,7 @@ from ..allocators import Exhausted, ServiceAllocator
 from ..api import codec, errors, schema
 from ..api import patch as patches
 from ..api.errors import StatusError
-from ..api.meta import Object, deleting, name, uid
+from ..api.meta import Object, deleting, name, resource_version, uid
 from ..api.registry import Resource, of
 from ..store.base import Change, Conflict, Item, Store
 
@@ -110,6 +110,7 @@ class Objects:
         if not isinstance(obj.setdefault("metadata", {}), dict):
             raise errors.bad_request("metadata: expected an object")
         obj["metadata"].pop("managedFields", None)
+        schema.drop_nulls(obj)
         unknown, causes = schema.check(resource, obj)
         if causes:
             raise errors.invalid(resource, str(obj["metadata"].get("name", "")), causes)
@@ -180,11 +181,7 @@ class Objects:
             raise errors.bad_request(f"metadata.name: {name(obj)!r} differs from the URL's {scope.name!r}")
 
         def change(before: Object) -> Object:
-            version = obj["metadata"].get("resourceVersion")
-            if version and version != before["metadata"]["resourceVersion"]:
-                raise errors.conflict(scope.resource, scope.name)
-            if uid(obj) and uid(obj) != uid(before):
-                raise errors.conflict(scope.resource, scope.name, f"uid {uid(obj)} is of an earlier object of this name")
+            _guard(scope, before, obj)
             fresh: Object = codec.decode(codec.dumps(obj))
             return fresh
 
@@ -195,14 +192,10 @@ class Objects:
 
         def change(before: Object) -> Object:
             nonlocal warnings
-            meta = (body.get("metadata") or {}) if isinstance(body, dict) else {}
-            if meta.get("resourceVersion", version := before["metadata"]["resourceVersion"]) != version:
-                raise errors.conflict(scope.resource, scope.name)
-            if meta.get("uid", uid(before)) != uid(before):
-                raise errors.conflict(scope.resource, scope.name, f"uid {meta['uid']} is of an earlier object of this name")
             after: Object = patches.apply(kind, before, body)
             after = codec.decode(codec.dumps(after))
             warnings = self._shape(scope.resource, after, options)
+            _guard(scope, before, after)
             return after
 
         written = await self._modify(scope, change, options, ())
@@ -216,6 +209,7 @@ class Objects:
             before = load(item)
             after = self._carry_over(scope, before, change(load(item)))
             self._check(scope.resource, after, before)
+            after["metadata"]["generation"] = int(before["metadata"].get("generation", 1)) + _changed(before, after)
             value = codec.encode(after)
             if codec.decode(value) == codec.decode(item.value):
                 return Written(wire(item), warnings)
@@ -247,10 +241,10 @@ class Objects:
             metadata.pop(field, None)
             if field in old:
                 metadata[field] = old[field]
-        changed = any(after.get(f) != before.get(f) for f in after.keys() | before.keys() if f not in ("metadata", "status"))
-        metadata["generation"] = int(old.get("generation", 1)) + changed
         if resource is _SERVICES and scope.sub != "status":
             _keep_allocations(before, after)
+        if resource is _NAMESPACES and scope.sub != "finalize":
+            after["spec"] = before.get("spec") or {}  # it has nothing but finalizers
         return after
 
     # ---- deleting
@@ -295,15 +289,29 @@ class Objects:
             obj.setdefault("status", {})["phase"] = "Terminating"
         return obj
 
-    async def finalize(self, obj: Object) -> Written:
+    async def finalize(self, namespace: str, obj: Any) -> Written:
         """The namespace controller's last word: take the finalizer off, so that the namespace can go."""
-        scope = Scope(_NAMESPACES, "", name(obj))
+        scope = Scope(_NAMESPACES, "", namespace, "finalize")
+        self._shape(_NAMESPACES, obj, WriteOptions())
 
         def change(before: Object) -> Object:
             left = (obj.get("spec") or {}).get("finalizers") or []
             return {**before, "spec": {**before.get("spec", {}), "finalizers": left}}
 
         return await self._modify(scope, change, WriteOptions(), ())
+
+
+def _guard(scope: Scope, before: Object, after: Object) -> None:
+    """resourceVersion and uid, where the client gave them, must be those of the stored object (optimistic locking)."""
+    if resource_version(after) not in ("", resource_version(before)):
+        raise errors.conflict(scope.resource, scope.name)
+    if uid(after) not in ("", uid(before)):
+        raise errors.conflict(scope.resource, scope.name, f"uid {uid(after)} is of an earlier object of this name")
+
+
+def _changed(before: Object, after: Object) -> bool:
+    """Does anything differ but metadata and status? Asked when the defaults are filled in: leaving one out is no change."""
+    return any(after.get(f) != before.get(f) for f in after.keys() | before.keys() if f not in ("metadata", "status"))
 
 
 def _finished(obj: Object) -> bool:
@@ -316,14 +324,16 @@ def _finished(obj: Object) -> bool:
 def _keep_allocations(before: Object, after: Object) -> None:
     """A client that leaves out clusterIP or nodePort means "as it is" (Service update semantics)."""
     old, new = before["spec"], after.get("spec") or {}
-    if new.get("type") == "ExternalName" or old.get("type") == "ExternalName":
-        if new.get("type") == "ExternalName":
-            for field in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"):
-                new.pop(field, None)
-        return
-    for field in ("clusterIP", "clusterIPs"):
-        if not new.get(field) and old.get(field):
-            new[field] = old[field]
+    if new.get("type") == "ExternalName":
+        for field in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"):
+            new.pop(field, None)
+    elif old.get("type") == "ExternalName":
+        if new.get("externalName") == old.get("externalName"):
+            new.pop("externalName", None)
+    elif not new.get("clusterIP"):
+        new |= {field: old[field] for field in ("clusterIP", "clusterIPs") if old.get(field)}
+    elif new.get("clusterIPs") == old.get("clusterIPs") or not new.get("clusterIPs"):
+        new["clusterIPs"] = [new["clusterIP"]]
     if new.get("type", "ClusterIP") not in ("NodePort", "LoadBalancer"):
         for field in ("externalTrafficPolicy", "allocateLoadBalancerNodePorts", "healthCheckNodePort"):
             new.pop(field, None)

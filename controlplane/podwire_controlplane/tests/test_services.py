@@ -1,0 +1,245 @@
+"""Services on the write path: what an update keeps, what a change of type takes and gives back, the allocators."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from podwire_controlplane.allocators import Exhausted, ServiceAllocator, free_pod_cidr
+from podwire_controlplane.api.errors import StatusError
+from podwire_controlplane.api.meta import Object
+from podwire_controlplane.server.objects import Objects
+
+from .builders import World, service, stored, version
+from .test_objects import in_world, refused
+
+
+def test_update_without_address_and_port_keeps_both() -> None:
+    async def work(world: World) -> None:
+        made = await world.create(service(type="NodePort", ports=[{"name": "a", "port": 80}, {"name": "b", "port": 81}]))
+        address, ports = made["spec"]["clusterIP"], {p["port"]: p["nodePort"] for p in made["spec"]["ports"]}
+        assert len(set(ports.values())) == 2
+        after = await world.update(service(type="NodePort", ports=[{"name": "b", "port": 81}, {"name": "c", "port": 82}]))
+        assert after["spec"]["clusterIP"] == address and after["spec"]["clusterIPs"] == [address]
+        new = {p["port"]: p["nodePort"] for p in after["spec"]["ports"]}
+        assert new[81] == ports[81] and new[82] not in (None, ports[81])
+        assert set(world.allocator.ports.values()) == {"default/web"} and len(world.allocator.ports) == 2
+
+    in_world(work)
+
+
+def test_changes_of_type_take_and_release() -> None:
+    async def work(world: World) -> None:
+        first = await world.create(service(type="NodePort"))
+        address = first["spec"]["clusterIP"]
+        plain = await world.patch("Service", "web", {"spec": {"type": "ClusterIP"}})
+        assert plain["spec"]["clusterIP"] == address and "nodePort" not in plain["spec"]["ports"][0]
+        assert world.allocator.ports == {} and "externalTrafficPolicy" not in plain["spec"]
+        again = await world.patch("Service", "web", {"spec": {"type": "NodePort"}})
+        assert again["spec"]["ports"][0]["nodePort"] in world.allocator.node_ports and len(world.allocator.ports) == 1
+        name = await world.patch("Service", "web", {"spec": {"type": "ExternalName", "externalName": "a.example"}})
+        assert "clusterIP" not in name["spec"] and "nodePort" not in name["spec"]["ports"][0]
+        assert world.allocator.ports == {} and world.allocator.addresses == {}
+        back = await world.patch("Service", "web", {"spec": {"type": "ClusterIP"}})
+        assert world.allocator.addresses == {back["spec"]["clusterIP"]: "default/web"}
+        assert "externalName" not in back["spec"]
+        await world.delete("Service", "web")
+        assert world.allocator.addresses == {}
+
+    in_world(work)
+
+
+def test_address_is_immutable_and_says_so() -> None:
+    async def work(world: World) -> None:
+        await world.create(service(clusterIP="10.96.0.20"))
+        for address in ("10.96.0.21", "None"):
+            await refused(world.patch("Service", "web", {"spec": {"clusterIP": address}}), 422, "spec.clusterIP", "immutable")
+        await world.create(service("headless", clusterIP="None"))
+        await refused(world.patch("Service", "headless", {"spec": {"clusterIP": "10.96.0.22"}}), 422, "immutable")
+        await refused(world.patch("Service", "headless", {"spec": {"type": "NodePort"}}), 422, "headless")
+
+    in_world(work)
+
+
+@pytest.mark.parametrize(("spec", "words"), [
+    ({"clusterIP": "10.96.0.5"}, ("spec.clusterIP", "taken by Service default/web", "leave it empty")),
+    ({"clusterIP": "10.96.0.0"}, ("spec.clusterIP", "network or broadcast")),
+    ({"clusterIP": "fd00::1"}, ("spec.clusterIP", "outside the Service range")),
+    ({"clusterIPs": ["10.96.0.5"]}, ("spec.clusterIP", "taken")),
+    ({"clusterIP": "10.96.0.6", "clusterIPs": ["10.96.0.7"]}, ("spec.clusterIPs[0]", "give one of the two")),
+    ({"type": "NodePort", "ports": [{"port": 1, "nodePort": 30001}]}, ("spec.ports[0].nodePort", "taken by Service default/")),
+    ({"type": "NodePort", "ports": [{"name": "a", "port": 1, "nodePort": 30002}, {"name": "b", "port": 2, "nodePort": 30002}]},
+     ("spec.ports[1].nodePort", "twice")),
+    ({"ports": [{"port": 1, "nodePort": 30003}]}, ("spec.ports[0].nodePort", "NodePort or LoadBalancer")),
+    ({"ipFamilies": ["IPv6"]}, ("spec.ipFamilies[0]", "IPv4")),
+])
+def test_taken_and_impossible_requests(spec: Object, words: tuple[str, ...]) -> None:
+    async def work(world: World) -> None:
+        await world.create(service(type="NodePort", clusterIP="10.96.0.5", ports=[{"port": 80, "nodePort": 30001}]))
+        before = await world.state()
+        await refused(world.create(service("other", **spec)), 422, *words)
+        assert await world.state() == before and len(world.allocator.addresses) == 1 and len(world.allocator.ports) == 1
+
+    in_world(work)
+
+
+def test_same_node_port_for_tcp_and_udp() -> None:
+    async def work(world: World) -> None:
+        made = await world.create(service(type="NodePort", ports=[
+            {"name": "t", "port": 53, "nodePort": 30001}, {"name": "u", "port": 53, "protocol": "UDP", "nodePort": 30001}]))
+        assert {p["nodePort"] for p in made["spec"]["ports"]} == {30001}
+
+    in_world(work)
+
+
+def test_exhausted_ports_leave_nothing_behind() -> None:
+    async def work(world: World) -> None:
+        for n in range(10):
+            await world.create(service(f"s{n}", type="NodePort"))
+        before = await world.state()
+        await refused(world.create(service(type="NodePort")), 500, "no free NodePort in 30000-30009")
+        assert await world.state() == before and len(world.allocator.addresses) == 10
+        await world.delete("Service", "s4")
+        await world.create(service(type="NodePort"))
+
+    in_world(work)
+
+
+def test_books_are_rebuilt_at_start() -> None:
+    async def work(world: World) -> None:
+        for n in range(5):
+            await world.create(service(f"s{n}", type="NodePort"))
+        await world.create(service("none", clusterIP="None"))
+        fresh = ServiceAllocator(world.allocator.cidr, world.allocator.node_ports)
+        await Objects(world.store, fresh).start()
+        assert fresh.addresses == world.allocator.addresses and fresh.ports == world.allocator.ports
+
+    in_world(work)
+
+
+_STEPS = st.lists(st.tuples(
+    st.sampled_from("abcd"), st.sampled_from(["ClusterIP", "NodePort", "ExternalName", "LoadBalancer", "headless", "delete"]),
+    st.none() | st.integers(30000, 30005), st.none() | st.integers(0, 15)), max_size=12)
+
+
+@given(_STEPS)
+def test_no_sequence_hands_a_value_out_twice(steps: list[tuple[str, str, int | None, int | None]]) -> None:
+    """And the books are what a fresh start would build from the stored Services."""
+    async def apply(world: World, own: str, kind: str, port: int | None, host: int | None) -> None:
+        if kind == "delete":
+            await world.delete("Service", own)
+            return
+        spec: dict[str, Any] = {"type": "ClusterIP" if kind == "headless" else kind, "externalName": "x.example"}
+        if kind == "headless" or host is not None:
+            spec["clusterIP"] = "None" if kind == "headless" else f"10.96.0.{host}"
+        wanted = service(own, ports=[{"port": 80, **({"nodePort": port} if port else {})}], **spec)
+        try:
+            await world.create(wanted)
+        except StatusError as err:
+            if err.reason != "AlreadyExists":
+                raise
+            await world.update(wanted)
+
+    async def work(world: World) -> None:
+        for own, kind, port, host in steps:
+            try:
+                await apply(world, own, kind, port, host)
+            except StatusError as err:
+                assert err.code in (404, 422, 500), err
+        found = [o async for o in _services(world)]
+        addresses = [o["spec"]["clusterIP"] for o in found if o["spec"].get("clusterIP") not in (None, "None")]
+        ports = [p["nodePort"] for o in found for p in o["spec"]["ports"] if p.get("nodePort")]
+        assert len(addresses) == len(set(addresses)) and len(ports) == len(set(ports))
+        assert sorted(world.allocator.addresses) == sorted(addresses)
+        assert sorted(n for _, n in world.allocator.ports) == sorted(ports)
+
+    in_world_small(work)
+
+
+async def _services(world: World) -> Any:
+    for item in await world.store.scan(world.scope("Service").resource.prefix()):
+        yield await world.get("Service", item.key.rsplit("/", 1)[1])
+
+
+def in_world_small(work: Any) -> None:
+    """A /28 and three ports: sequences run out of both."""
+    from .builders import run
+
+    async def body() -> None:
+        await work(await World(cidr="10.96.0.0/28", node_ports=range(30000, 30003)).start())
+
+    run(body())
+
+
+# ---- the allocator alone
+
+
+def _allocator(cidr: str, draw: Any = lambda n: 0) -> ServiceAllocator:
+    return ServiceAllocator(ipaddress.ip_network(cidr), range(30000, 30003), draw=draw)
+
+
+def _fill(books: ServiceAllocator, own: str) -> str:
+    obj = stored(service(own))
+    books.fill(obj)
+    books.observe(None, obj)
+    return str(obj["spec"]["clusterIP"])
+
+
+def test_static_band_is_handed_out_last() -> None:
+    books = _allocator("10.96.0.0/24")
+    got = [_fill(books, f"s{n}") for n in range(254)]
+    assert len(set(got)) == 254
+    assert got[0] == "10.96.0.16" and got[238] == "10.96.0.255".replace("255", "254"), "KEP-3070: 16 addresses for people"
+    assert set(got[-15:]) == {f"10.96.0.{n}" for n in range(1, 16)}
+    with pytest.raises(Exhausted, match=r"10\.96\.0\.0/24"):
+        _fill(books, "more")
+
+
+@pytest.mark.parametrize("cidr", ["10.96.0.0/29", "10.96.0.0/31", "fd00::/120", "fd00::/64", "10.0.0.0/8"])
+def test_ranges_of_any_size(cidr: str) -> None:
+    books, network = _allocator(cidr, draw=lambda n: n - 1), ipaddress.ip_network(cidr)
+    for n in range(3):
+        try:
+            address = ipaddress.ip_address(_fill(books, f"s{n}"))
+        except Exhausted:
+            assert network.num_addresses <= 2
+            return
+        assert address in network and address not in (network.network_address, network.broadcast_address)
+
+
+def test_another_service_of_the_same_address_does_not_release_it() -> None:
+    books = _allocator("10.96.0.0/24")
+    one, two = (stored(service(own, clusterIP="10.96.0.9")) for own in ("one", "two"))
+    books.observe(None, one)
+    books.observe(None, two)  # both exist, from before a repair: the later one is in the books
+    books.observe(one, None)
+    assert books.addresses == {"10.96.0.9": "default/two"}
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 20)), max_size=30), st.integers(25, 28))
+def test_pod_ranges_never_overlap_and_are_reused(steps: list[tuple[bool, int]], size: int) -> None:
+    cluster = ipaddress.IPv4Network("10.244.0.0/24")
+    held: dict[int, str] = {}
+    for give, node in steps:
+        if not give:
+            held.pop(node, None)
+        elif node not in held:
+            try:
+                held[node] = free_pod_cidr(cluster, size, held.values())
+            except Exhausted:
+                assert len(held) == 2 ** (size - 24)
+    nets = [ipaddress.IPv4Network(h) for h in held.values()]
+    assert all(n.subnet_of(cluster) for n in nets)
+    assert not any(a.overlaps(b) for a in nets for b in nets if a is not b)
+
+
+def test_no_op_update_of_a_service_keeps_its_version() -> None:
+    async def work(world: World) -> None:
+        made = await world.create(service(type="LoadBalancer"))
+        assert version(await world.update(service(type="LoadBalancer"))) == version(made)
+
+    in_world(work)
