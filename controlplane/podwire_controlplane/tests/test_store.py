@@ -1,0 +1,299 @@
+"""One suite for both stores: compare-and-swap, revisions, history, and what survives a kill -9."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from podwire_controlplane.store.base import Change, Compacted, Conflict, Item
+from podwire_controlplane.store.memory import MemoryStore
+from podwire_controlplane.store.sqlite import SqliteStore, StoreInUse
+
+from .builders import run
+
+Make = Callable[..., MemoryStore]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    """Opens a store; for SQLite each call opens the same file."""
+    if request.param == "memory":
+        return MemoryStore
+    return lambda **more: SqliteStore(tmp_path / "store.db", **more)
+
+
+def test_compare_and_swap(make: Make) -> None:
+    async def body() -> None:
+        store = make()
+        one = await store.put("/a", b"1", expect=0)
+        assert one == Item("/a", 1, b"1") and await store.get("/a") == one
+        for expect in (0, 2):
+            with pytest.raises(Conflict) as caught:
+                await store.put("/a", b"x", expect=expect)
+            assert caught.value.actual == one
+        two = await store.put("/a", b"2", expect=1)
+        assert two.revision == 2
+        with pytest.raises(Conflict):
+            await store.delete("/a", expect=1)
+        with pytest.raises(Conflict) as caught:
+            await store.put("/b", b"x", expect=1)
+        assert caught.value.actual is None
+        gone = await store.delete("/a", expect=2)
+        assert gone == Change(3, "/a", None, two) and await store.get("/a") is None
+        with pytest.raises(Conflict):
+            await store.delete("/a")
+        assert await store.revision() == 3, "a refused write takes no revision"
+        await store.close()
+
+    run(body())
+
+
+def test_scan_is_in_key_order_and_by_prefix(make: Make) -> None:
+    async def body() -> None:
+        store = make()
+        for key in ("/pods/b", "/pods/a", "/podsx/c", "/pods/é", "/pods/", "/poda"):
+            await store.put(key, b"")
+        assert [i.key for i in await store.scan("/pods/")] == ["/pods/", "/pods/a", "/pods/b", "/pods/é"]
+        assert len(await store.scan("")) == 6 and await store.scan("/none") == []
+        await store.close()
+
+    run(body())
+
+
+def test_scan_at_an_old_revision(make: Make) -> None:
+    async def body() -> None:
+        store = make()
+        await store.put("/a", b"1")
+        await store.put("/b", b"1")
+        then = await store.revision()
+        await store.put("/a", b"2")
+        await store.delete("/b")
+        await store.put("/c", b"1")
+        await store.put("/b", b"again")
+        assert [(i.key, i.value, i.revision) for i in await store.scan("/", at=then)] == [("/a", b"1", 1), ("/b", b"1", 2)]
+        assert [i.key for i in await store.scan("/", at=99)] == ["/a", "/b", "/c"]
+        assert await store.scan("/", at=0) == []
+        await store.close()
+
+    run(body())
+
+
+def test_history_is_bounded(make: Make) -> None:
+    async def body() -> None:
+        store = make(history=3)
+        for n in range(1, 6):
+            await store.put(f"/{n}", b"")
+        assert [c.revision for c in await store.since("/", 2)] == [3, 4, 5]
+        assert await store.since("/", 5) == [] and [c.key for c in await store.since("/4", 2)] == ["/4"]
+        for work in (store.since("/", 1), store.scan("/", at=1)):
+            with pytest.raises(Compacted) as caught:
+                await work
+            assert caught.value.oldest == 2
+        assert len(await store.scan("/", at=2)) == 2
+        await store.close()
+
+    run(body())
+
+
+def test_listeners_hear_every_write_in_order_until_they_leave(make: Make) -> None:
+    async def body() -> None:
+        store = make()
+        heard: list[Change] = []
+        leave = store.subscribe(heard.append)
+        await asyncio.gather(*(store.put(f"/{n % 3}", str(n).encode()) for n in range(10)))
+        await store.delete("/1")
+        assert heard == await store.since("", 0) and [c.revision for c in heard] == list(range(1, 12))
+        leave()
+        await store.put("/x", b"")
+        assert len(heard) == 11
+        await store.close()
+
+    run(body())
+
+
+def test_a_listener_may_leave_while_it_is_called(make: Make) -> None:
+    async def body() -> None:
+        store = make()
+        heard: list[str] = []
+        leaves: list[Callable[[], None]] = []
+        for own in ("one", "two"):
+            def listener(_change: Change, own: str = own) -> None:
+                heard.append(own)
+                leaves[0 if own == "one" else 1]()
+            leaves.append(store.subscribe(listener))
+        await store.put("/a", b"")
+        await store.put("/a", b"")
+        assert heard == ["one", "two"]
+        await store.close()
+
+    run(body())
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Random writes against a plain model; SQLite is closed and opened again in between."""
+
+    keys = st.sampled_from(["/a/1", "/a/2", "/b/1", "/b/2"])
+    HISTORY = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.loop = asyncio.new_event_loop()
+        self.log: list[tuple[int, str, bytes | None]] = []
+
+    @initialize(sqlite=st.booleans())
+    def open(self, sqlite: bool) -> None:
+        self.sqlite = sqlite
+        self.store: MemoryStore = self._make()
+
+    def _make(self) -> MemoryStore:
+        return SqliteStore(Path(self.folder.name) / "s.db", self.HISTORY) if self.sqlite else MemoryStore(self.HISTORY)
+
+    def do(self, work: Any) -> Any:
+        return self.loop.run_until_complete(work)
+
+    def model(self, at: int | None = None) -> dict[str, tuple[int, bytes]]:
+        state: dict[str, tuple[int, bytes]] = {}
+        for revision, key, value in self.log:
+            if at is not None and revision > at:
+                break
+            if value is None:
+                del state[key]
+            else:
+                state[key] = (revision, value)
+        return state
+
+    @rule(key=keys, value=st.binary(max_size=3), expect=st.sampled_from(["none", "right", "zero", "wrong"]))
+    def put(self, key: str, value: bytes, expect: str) -> None:
+        now = self.model().get(key, (0, b""))[0]
+        wanted = {"none": None, "right": now, "zero": 0, "wrong": now + 1}[expect]
+        try:
+            item = self.do(self.store.put(key, value, wanted))
+        except Conflict as err:
+            assert wanted is not None and wanted != now and (err.actual.revision if err.actual else 0) == now
+        else:
+            assert wanted in (None, now) and item.revision == len(self.log) + 1
+            self.log.append((item.revision, key, value))
+
+    @rule(key=keys, right=st.booleans())
+    def delete(self, key: str, right: bool) -> None:
+        now = self.model().get(key, (0, b""))[0]
+        try:
+            change = self.do(self.store.delete(key, None if right else now + 1))
+        except Conflict:
+            assert not now or not right
+        else:
+            assert now and right
+            self.log.append((change.revision, key, None))
+
+    @rule()
+    def reopen(self) -> None:
+        if self.sqlite:
+            self.do(self.store.close())
+            self.store = self._make()
+
+    @invariant()
+    def same_as_model(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        last = len(self.log)
+        assert self.do(self.store.revision()) == last
+        for at in range(max(0, last - self.HISTORY), last + 1):
+            found = {i.key: (i.revision, i.value) for i in self.do(self.store.scan("/", at=at))}
+            assert found == self.model(at)
+            changes = [(c.revision, c.key, c.item and c.item.value) for c in self.do(self.store.since("/a", at))]
+            assert changes == [row for row in self.log[at:] if row[1].startswith("/a")]
+        if last > self.HISTORY:
+            with pytest.raises(Compacted):
+                self.do(self.store.since("/", last - self.HISTORY - 1))
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            self.do(self.store.close())
+        self.loop.close()
+        self.folder.cleanup()
+
+
+TestStoreMachine = StoreMachine.TestCase
+TestStoreMachine.settings = settings(max_examples=15, stateful_step_count=20)
+
+
+# ---- SQLite only
+
+
+def test_second_opener_is_told(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "s.db")
+    with pytest.raises(StoreInUse, match="another API server"):
+        SqliteStore(tmp_path / "s.db")
+    run(store.close())
+    run(SqliteStore(tmp_path / "s.db").close())
+
+
+_WRITER = """
+import asyncio, sys
+from pathlib import Path
+from podwire_controlplane.store.sqlite import SqliteStore
+
+async def main():
+    store = SqliteStore(Path(sys.argv[1]), history=50)
+    n = 0
+    while True:
+        n += 1
+        item = await store.put(f"/k/{n % 7}", str(n).encode() * 50)
+        print(item.revision, item.key, n, flush=True)
+        if n % 5 == 0:
+            change = await store.delete(f"/k/{n % 7}")
+            print(change.revision, change.key, -1, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path) -> None:
+    path, last = tmp_path / "s.db", 0
+    expected: dict[str, int] = {}
+    for lines in (1, 40, 150):
+        child = subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True,
+                                 env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+        assert child.stdout
+        acknowledged = [child.stdout.readline() for _ in range(lines)]
+        child.send_signal(signal.SIGKILL)
+        acknowledged += child.stdout.read().splitlines(keepends=True)
+        child.wait()
+        for line in (a for a in acknowledged if a.endswith("\n")):
+            revision, key, n = line.split()
+            assert int(revision) > last
+            last = int(revision)
+            expected.pop(key, None)
+            if int(n) > 0:
+                expected[key] = int(n)
+
+        async def check(last: int = last, expected: dict[str, int] = expected) -> int:
+            store = SqliteStore(path, history=50)
+            revision = await store.revision()
+            found = {i.key: i.value for i in await store.scan("/k/", at=last)}
+            assert found == {key: str(n).encode() * 50 for key, n in expected.items()}
+            await store.close()
+            return revision
+
+        now = run(check())
+        assert last <= now <= last + 1, "at most the one write whose answer was not printed"
+        if now > last:  # that write counts from here on
+            async def resync() -> dict[str, int]:
+                store = SqliteStore(path, history=50)
+                items = await store.scan("/k/")
+                await store.close()
+                return {i.key: int(i.value[:len(i.value) // 50]) for i in items}
+            last, expected = now, run(resync())
