@@ -22,7 +22,7 @@ def demo(nodes: int, passes: tuple[str, ...]) -> None:
     """Start a cluster, apply examples/, prove each behaviour with real traffic, take everything down. Exit 0: all held."""
     from ..demo.run import Demo
 
-    width = None if sys.stdout.isatty() else 160
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
     config = ClusterConfig(name=f"demo{os.getpid()}", nodes=nodes, api_port=free_port(6443), upstream_dns=("203.0.113.53",))
     try:
         held = Demo(config, Console(highlight=False, width=width), tuple(int(p) for p in passes)).run()

@@ -110,6 +110,14 @@ def volumes(pod: Object, container: Object) -> list[str]:
     return paths
 
 
+def check_ports(pod: Object, container: Object) -> None:
+    """hostPort is part of a pod's promise: refuse what would silently not be there."""
+    for port in container.get("ports") or []:
+        if port.get("hostPort") and not pod["spec"].get("hostNetwork"):
+            raise Refused("CreateContainerConfigError", f"hostPort {port['hostPort']} is not supported yet; use a NodePort "
+                          "Service or hostNetwork")
+
+
 def hostname(pod: Object) -> str:
     """At most 63 characters, as the kubelet cuts it."""
     return str(pod["spec"].get("hostname") or name(pod))[:63].rstrip("-.")

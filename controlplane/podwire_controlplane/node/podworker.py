@@ -196,6 +196,7 @@ class PodWorker:
             env = podspec.environment(self.pod, container, self.addresses[0], self.host.node_address)
             words = podspec.command(container, env, ECHO_IN_POD if echo_binary() else None)
             tmpfs = podspec.volumes(self.pod, container)
+            podspec.check_ports(self.pod, container)
         except Refused as err:
             if state.message != str(err):
                 self.host.event(self.pod, "Warning", err.reason, f"container {state.name}: {err}")
