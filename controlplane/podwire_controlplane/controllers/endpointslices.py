@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Iterable
 from typing import Any
 
-from ..api.meta import Object, annotations_of, deleting, key, labels, name, namespace, uid
+from ..api.meta import Object, annotations_of, controller_of, deleting, key, labels, name, namespace, uid
 from ..api.selectors import equality
 from .base import Change, Controller, Keys, Snapshot, condition, is_true, itself, owner_reference, pod_ended
 
@@ -114,9 +114,24 @@ def from_endpoints(endpoints: Object) -> Group:
     return groups
 
 
+def _rank(endpoint: Object) -> tuple[bool, bool, bool]:
+    conditions = endpoint["conditions"]
+    return bool(conditions.get("ready")), not conditions.get("terminating"), bool(conditions.get("serving"))
+
+
+def _by_address(endpoints: list[Object]) -> dict[str, Object]:
+    """One endpoint an address: while an ended pod's object is still there, its address may serve another pod already."""
+    best: dict[str, Object] = {}
+    for endpoint in endpoints:
+        held = best.get(endpoint["addresses"][0])
+        if held is None or _rank(endpoint) > _rank(held):
+            best[endpoint["addresses"][0]] = endpoint
+    return best
+
+
 def _pack(endpoints: list[Object], existing: list[Object]) -> list[tuple[Object | None, list[Object]]]:
     """Spread endpoints over slices: known addresses stay where they are, new ones fill the gaps, the rest is new."""
-    wanted = {e["addresses"][0]: e for e in endpoints}
+    wanted = _by_address(endpoints)
     packed: list[tuple[Object | None, list[Object]]] = []
     for found in sorted(existing, key=name):
         kept = [wanted.pop(e["addresses"][0]) for e in found.get("endpoints") or [] if e["addresses"][0] in wanted]
@@ -155,7 +170,7 @@ def plan_slices(owner: Object, groups: Group, existing: Iterable[Object], manage
             target = name(found) if found else _new_name(service, uid(owner), kind, ports, taken)
             taken.add(target)
             wanted = {SERVICE_NAME: service, MANAGED_BY: manager, **extra}
-            if found and found.get("endpoints") == content and labels(found) == wanted:
+            if found and found.get("endpoints") == content and labels(found) == wanted and _owned(found, owner):
                 continue
             obj: Object = {
                 "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": kind,
@@ -168,6 +183,11 @@ def plan_slices(owner: Object, groups: Group, existing: Iterable[Object], manage
                                   f"{len(content)} endpoints"))
     changes += [Change("delete", "EndpointSlice", space, n, why="no such endpoints") for n in sorted(left)]
     return changes
+
+
+def _owned(found: Object, owner: Object) -> bool:
+    """An owner that was made anew has another uid: slices that named the old one would be collected as garbage."""
+    return (controller_of(found) or {}).get("uid") == uid(owner)
 
 
 def _same_ports(found: Object, ports: Ports) -> bool:
@@ -247,10 +267,6 @@ def reconcile_endpoints(wanted: str, snapshot: Snapshot, _now: float) -> list[Ch
         "name": name(service), "namespace": namespace(service), "ownerReferences": [owner_reference(service)],
         "labels": {**labels(service), SKIP_MIRROR: "true"}}}
     return [Change("update" if found else "create", "Endpoints", namespace(service), name(service), obj)]
-
-
-def _all_services(_node: Object, snapshot: Snapshot) -> Keys:
-    return [key(s) for s in snapshot.list("Service")]
 
 
 _SELECTED: dict[str, Any] = {"Service": itself, "Pod": services_of_pod}
