@@ -19,6 +19,7 @@ _LABEL_KEY = re.compile(r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-
 _LABEL_VALUE = re.compile(r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")
 _DNS_POLICIES = ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None")
 _PROTOCOLS = ("TCP", "UDP", "SCTP")
+MAX_GRACE = 10 ** 9  # seconds
 _LABEL_NAMED = ("Namespace", "Service")
 Causes = Iterator[Cause]
 
@@ -155,6 +156,9 @@ def pod_spec(spec: Object, path: str) -> Causes:
             for m, port in enumerate(container.get("ports") or []):
                 yield from _port(f"{where}.ports[{m}].containerPort", port.get("containerPort"))
                 yield from _one_of(f"{where}.ports[{m}].protocol", port["protocol"], _PROTOCOLS)
+    grace = spec["terminationGracePeriodSeconds"]
+    if not 0 <= grace <= MAX_GRACE:
+        yield Cause(f"{path}.terminationGracePeriodSeconds", f"{grace}: expected 0 to {MAX_GRACE}")
     yield from _one_of(f"{path}.restartPolicy", spec["restartPolicy"], ("Always", "OnFailure", "Never"))
     yield from _one_of(f"{path}.dnsPolicy", spec["dnsPolicy"], _DNS_POLICIES)
 

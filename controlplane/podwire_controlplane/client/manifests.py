@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ..api import yamltext
 from ..api.meta import Object, annotations_of
 from ..api.registry import BY_KIND, Resource
 
@@ -22,9 +21,9 @@ class BadManifest(Exception):
 def parse(text: str, where: str) -> Iterator[Object]:
     """The objects of a YAML stream; `List` objects are taken apart. Raises BadManifest."""
     try:
-        documents = list(yaml.safe_load_all(text))
-    except yaml.YAMLError as err:
-        raise BadManifest(f"{where}: not YAML: {' '.join(str(err).split())}") from err
+        documents = list(yamltext.documents(text))
+    except yamltext.BadYaml as err:
+        raise BadManifest(f"{where}: not YAML: {err}") from err
     for number, document in enumerate(documents, 1):
         spot = f"{where}, document {number}" if len(documents) > 1 else where
         if document is None:

@@ -38,6 +38,8 @@ async def errors_as_status(request: web.Request, handler: Handler) -> web.Stream
         return _status(StatusError(405, "MethodNotAllowed", f"{err.method} is not supported on {request.path}"))
     except web.HTTPNotFound:
         return _status(StatusError(404, "NotFound", f"the server has no {request.path}"))
+    except RecursionError:
+        return _status(StatusError(400, "BadRequest", "the body is nested too deeply"))
     except (ConnectionError, web.HTTPException):
         raise
     except Exception as err:
@@ -87,6 +89,8 @@ def _routes(handlers: Handlers) -> list[web.RouteDef]:
         web.get("/openapi/v3/api/{version}", _document(lambda v: schema.openapi_v3("", v), "version")),
         web.get("/openapi/v3/apis/{group}/{version}", _document(schema.openapi_v3, "group", "version")),
     ]
+    # before /namespaces/NAMESPACE/PLURAL, which has the same form
+    rows.append(web.get("/api/{version}/{plural:namespaces}/{name}/{sub:status|finalize}", handlers.get, allow_head=False))
     for base in ("/api/{version}", "/apis/{group}/{version}"):
         for spot in ("/namespaces/{namespace}/{plural}", "/{plural}"):
             path = base + spot

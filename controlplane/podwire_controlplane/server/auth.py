@@ -41,7 +41,7 @@ def from_token(header: str, tokens: Mapping[str, User]) -> User | None:
         return None
     found = None
     for token, user in tokens.items():
-        if hmac.compare_digest(token.encode(), given.strip().encode()):
+        if hmac.compare_digest(token.encode(), given.strip().encode(errors="surrogateescape")):
             found = user
     return found
 
@@ -49,9 +49,9 @@ def from_token(header: str, tokens: Mapping[str, User]) -> User | None:
 def allowed(user: User, verb: str, plural: str, sub: str, target: str, obj: Object | None) -> bool:
     """May `user` do this? verb: get, list, watch, create, update, patch, delete, deletecollection.
 
-    target: the object's name. obj: the object as stored (None for a creation). Nodes read everything but Secrets and
-    write only their own Node and Lease, their pods' status and deletion, and Events (the idea of the NodeRestriction
-    admission plugin).
+    target: the object's name; for a creation the one in the body. obj: the object as stored (None for a creation).
+    Nodes read everything but Secrets and write only their own Node and Lease, their pods' status and deletion, and
+    Events (the idea of the NodeRestriction admission plugin).
     """
     if ADMINS in user.groups:
         return True
@@ -60,9 +60,9 @@ def allowed(user: User, verb: str, plural: str, sub: str, target: str, obj: Obje
     if not user.node:
         return False
     if plural == "nodes":
-        return target in (user.node, "") and verb in ("create", "update", "patch")
+        return target == user.node and verb in ("create", "update", "patch")
     if plural == "leases":
-        return target in (user.node, "") and verb in ("create", "update", "patch")
+        return target == user.node and verb in ("create", "update", "patch")
     if plural == "events":
         return verb in ("create", "patch")
     if plural == "pods":

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import yaml
 from aiohttp import web
 
-from ..api import codec, errors, table
+from ..api import codec, errors, table, yamltext
 from ..api import patch as patches
 from ..api.errors import StatusError
 from ..api.meta import Object, name
@@ -18,6 +17,7 @@ from ..api.registry import BY_PATH, Resource
 from ..api.selectors import both, field_query, label_query
 from ..client import logs
 from ..store.base import Compacted, Item
+from ..validation import MAX_GRACE
 from . import auth
 from .objects import Objects, Scope, WriteOptions, Written, load, wire
 from .watch import WatchRequest, parse_version, stream
@@ -69,11 +69,9 @@ async def body_of(request: web.Request) -> Any:
                           "(kubectl apply does; `kubectl create` and `run` of 1.32 and later do not)")
     try:
         if "yaml" in kind:
-            return yaml.safe_load(raw)
+            return next(yamltext.documents(raw, aliases=False), {})
         return codec.decode(raw)
-    except RecursionError:
-        raise errors.bad_request("the body is nested too deeply") from None
-    except (ValueError, yaml.YAMLError) as err:
+    except ValueError as err:
         raise errors.bad_request(f"the body is no {'YAML' if 'yaml' in kind else 'JSON'}: {err}") from err
 
 
@@ -121,8 +119,9 @@ class Handlers:
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         scope = scope_of(request)
-        await self.authorise(request, scope, "create")
         obj = await body_of(request)
+        named = name(obj) if isinstance(obj, dict) and isinstance(obj.get("metadata"), dict) else ""
+        await self.authorise(request, Scope(scope.resource, scope.namespace, named), "create")
         if scope.resource.namespaced and not scope.namespace:
             raise errors.bad_request("name the namespace in the URL to create a namespaced object")
         return self._written(request, scope, await self.objects.create(scope, obj, write_options(request.query)))
@@ -150,8 +149,11 @@ class Handlers:
             return await self._write_scale(request, scope, patches.apply(kind, _scale(await self.objects.get(scope)), body))
         return self._written(request, scope, await self.objects.patch(scope, kind, body, write_options(request.query)))
 
-    async def _write_scale(self, request: web.Request, scope: Scope, scale: Object) -> web.StreamResponse:
-        replicas = (scale.get("spec") or {}).get("replicas", 0)
+    async def _write_scale(self, request: web.Request, scope: Scope, scale: Any) -> web.StreamResponse:
+        spec = (scale.get("spec") or {}) if isinstance(scale, dict) else None
+        if not isinstance(spec, dict):
+            raise errors.bad_request("expected an autoscaling/v1 Scale with spec.replicas")
+        replicas = spec.get("replicas", 0)
         whole = Scope(scope.resource, scope.namespace, scope.name)
         await self.objects.patch(whole, patches.MERGE_PATCH, {"spec": {"replicas": replicas}}, write_options(request.query))
         return web.json_response(_scale(await self.objects.get(whole)))
@@ -198,7 +200,7 @@ class Handlers:
         """(items, revision of the list, continue token). Pages are of one revision (API concepts: limit/continue)."""
         store, query = self.objects.store, request.query
         revision, after = await store.revision(), ""
-        limit = parse_version(query.get("limit")) or 0
+        limit = parse_version(query.get("limit"), "limit") or 0
         if token := query.get("continue"):
             try:
                 text = base64.urlsafe_b64decode(token).decode()
@@ -239,9 +241,10 @@ class Handlers:
         if initial and query.get("resourceVersionMatch") != "NotOlderThan":
             raise errors.bad_request("sendInitialEvents: needs resourceVersionMatch=NotOlderThan")
         version = parse_version(query.get("resourceVersion"))
+        seconds = parse_version(query.get("timeoutSeconds"), "timeoutSeconds") or 1800
         view = WatchRequest(
             scope.resource.prefix(scope.namespace), self._view(request), version, initial or version in (None, 0), initial,
-            query.get("allowWatchBookmarks") == "true", min(float(query.get("timeoutSeconds") or 1800), MAX_WATCH),
+            query.get("allowWatchBookmarks") == "true", min(seconds, MAX_WATCH),
             scope.resource.kind, scope.resource.api_version)
         frames = stream(self.objects.store, view, _shaper(request, scope.resource))
         answer = web.StreamResponse(headers={"Content-Type": "application/json", "Cache-Control": "no-cache"})
@@ -303,10 +306,13 @@ async def _delete_options(request: web.Request) -> Object:
     if not isinstance(options, dict):
         raise errors.bad_request("expected a DeleteOptions object")
     if "gracePeriodSeconds" in request.query:
-        options["gracePeriodSeconds"] = parse_version(request.query["gracePeriodSeconds"])
+        options["gracePeriodSeconds"] = parse_version(request.query["gracePeriodSeconds"], "gracePeriodSeconds")
     grace = options.get("gracePeriodSeconds")
-    if grace is not None and (not isinstance(grace, int) or grace < 0):
-        raise errors.bad_request(f"gracePeriodSeconds: {grace!r}: expected 0 or more")
+    if grace is not None and (not isinstance(grace, int) or isinstance(grace, bool) or not 0 <= grace <= MAX_GRACE):
+        raise errors.bad_request(f"gracePeriodSeconds: {grace!r}: expected 0 to {MAX_GRACE}")
+    for field, kind, what in (("preconditions", dict, "an object"), ("dryRun", list, "a list")):
+        if not isinstance(options.get(field) or kind(), kind):
+            raise errors.bad_request(f"{field}: expected {what}")
     return options
 
 

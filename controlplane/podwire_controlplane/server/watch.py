@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from ..api import codec, errors
 from ..api.meta import Object
@@ -118,10 +118,10 @@ async def _live(request: WatchRequest, queue: asyncio.Queue[Change | None], revi
             yield frame(event[0], shape(event[1]))
 
 
-def parse_version(text: Any) -> int | None:
-    """A resourceVersion parameter; None for "" (unset). Raises 400."""
-    if text in (None, ""):
+def parse_version(text: str | None, field: str = "resourceVersion") -> int | None:
+    """A query parameter that is a decimal number; None for "" (unset). Raises 400."""
+    if not text:
         return None
-    if not str(text).isdigit():
-        raise errors.bad_request(f"resourceVersion: {text!r} is no version of this server; expected a decimal number")
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise errors.bad_request(f"{field}: {text[:40]!r} is not usable; expected a decimal number")
     return int(text)

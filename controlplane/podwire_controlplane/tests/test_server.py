@@ -1,0 +1,259 @@
+"""The API over a real TLS socket: who may come in, the form of every error, lists and pages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from podwire_controlplane.api.meta import Object
+from podwire_controlplane.api.registry import RESOURCES
+from podwire_controlplane.server import auth, pki
+
+from .builders import deployment, minimal, node, pod, service
+from .servers import AUTHORITY, Server
+
+PODS, SERVICES = "/api/v1/namespaces/default/pods", "/api/v1/namespaces/default/services"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as own:
+        yield own
+
+
+def status(answer: tuple[int, Object], code: int, reason: str, *words: str) -> Object:
+    got, body = answer
+    assert got == code, body
+    assert body["kind"] == "Status" and body["status"] == "Failure" and body["code"] == code
+    assert body["reason"] == reason and body["message"], body
+    assert "Traceback" not in json.dumps(body)
+    for word in words:
+        assert word in body["message"]
+    return body
+
+
+# ---- authentication and authorisation
+
+
+def test_open_paths_and_nothing_else_for_the_anonymous(shared: Server) -> None:
+    for path in auth.OPEN_PATHS:
+        with shared.open("GET", path, token=None) as answer:
+            assert answer.status == 200
+    for path in ("/api", "/apis", PODS, "/openapi/v3", "/nothing", "/healthz/x"):
+        status(shared.ask("GET", path, token=None), 401, "Unauthorized")
+        status(shared.ask("GET", path, token="wrong"), 401, "Unauthorized")
+    status(shared.ask("GET", PODS, token=None, headers={"Authorization": "Basic YTpi"}), 401, "Unauthorized")
+    status(shared.ask("GET", PODS, token=None, headers={"Authorization": "Bearer é"}), 401, "Unauthorized")
+
+
+def test_client_certificates(shared: Server) -> None:
+    admin = AUTHORITY.client("root", [auth.ADMINS])
+    assert shared.good("GET", PODS, token=None, cert=admin)["kind"] == "PodList"
+    plain = AUTHORITY.client("somebody", [])
+    status(shared.ask("GET", PODS, token=None, cert=plain), 403, "Forbidden", "somebody")
+    foreign = pki.Authority().client("root", [auth.ADMINS])
+    with pytest.raises(OSError, match=r"(?i)closed|alert|reset|broken"):  # the TLS layer refuses it
+        shared.ask("GET", PODS, token=None, cert=foreign)
+
+
+def test_readers_read_all_but_secrets(shared: Server) -> None:
+    assert shared.good("GET", PODS, token="reader-token")["kind"] == "PodList"
+    status(shared.ask("GET", "/api/v1/secrets", token="reader-token"), 403, "Forbidden", "secrets", "reader")
+    status(shared.ask("POST", PODS, pod(), token="reader-token"), 403, "Forbidden", "create")
+    status(shared.ask("DELETE", PODS, token="reader-token"), 403, "Forbidden", "deletecollection")
+    status(shared.ask("GET", PODS, token="nobody-token"), 403, "Forbidden")
+
+
+def test_a_node_writes_only_what_is_its_own(server: Server) -> None:
+    nodes, leases = "/api/v1/nodes", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+
+    def ask(method: str, path: str, body: Any = None) -> tuple[int, Object]:
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        return server.ask(method, path, body, token="node-token", headers={"Content-Type": kind})
+
+    lease = {"metadata": {"name": "n1"}}
+    assert ask("POST", nodes, node("n1"))[0] == 201 and ask("POST", leases, lease)[0] == 201
+    assert ask("PATCH", nodes + "/n1/status", {"status": {"phase": "x"}})[0] == 200
+    server.good("POST", nodes, node("n2"))
+    for own in ("mine", "theirs"):
+        server.good("POST", PODS, pod(own, nodeName="n1" if own == "mine" else "n2"))
+    assert ask("PATCH", PODS + "/mine/status", {"status": {"phase": "Running"}})[0] == 200
+    for method, path, body in (
+            ("POST", nodes, node("n3")), ("POST", leases, {"metadata": {"name": "n3"}}), ("DELETE", nodes + "/n1", None),
+            ("POST", nodes, {"metadata": {"generateName": "n"}}), ("PATCH", nodes + "/n2/status", {}), ("POST", PODS, pod()),
+            ("PATCH", PODS + "/mine", {"spec": {}}), ("PATCH", PODS + "/theirs/status", {"status": {"phase": "Failed"}}),
+            ("DELETE", PODS + "/theirs", None), ("PATCH", PODS + "/missing/status", {}), ("DELETE", PODS, None),
+            ("GET", "/api/v1/secrets", None), ("POST", SERVICES, service()), ("PUT", nodes + "/n2", node("n2"))):
+        before = server.do(server.store.revision())
+        status(ask(method, path, body), 403, "Forbidden", "system:node:n1")
+        assert server.do(server.store.revision()) == before
+    assert ask("DELETE", PODS + "/mine", {"gracePeriodSeconds": 0})[0] == 200
+
+
+# ---- the form of errors
+
+
+@pytest.mark.parametrize(("method", "path", "body", "headers", "code", "reason"), [
+    ("GET", "/nothing", None, {}, 404, "NotFound"), ("GET", "/api/v2/pods", None, {}, 404, "NotFound"),
+    ("GET", "/apis/apps/v1/pods", None, {}, 404, "NotFound"), ("GET", PODS + "/none", None, {}, 404, "NotFound"),
+    ("GET", PODS + "/none/nosub", None, {}, 404, "NotFound"), ("GET", "/api/v1/pods/x", None, {}, 404, "NotFound"),
+    ("GET", "/api/v1/namespaces/default/nodes", None, {}, 404, "NotFound"),
+    ("POST", PODS + "/x", {}, {}, 405, "MethodNotAllowed"), ("PUT", "/api/v1/pods", {}, {}, 405, "MethodNotAllowed"),
+    ("POST", "/api/v1/pods", pod(), {}, 400, "BadRequest"),
+    ("POST", PODS, b"{", {}, 400, "BadRequest"), ("POST", PODS, b"\xff\xfe", {}, 400, "BadRequest"),
+    ("POST", PODS, b"[" * 100_000, {}, 400, "BadRequest"), ("POST", PODS, b'{"a":' * 990 + b"1" + b"}" * 990, {}, 400,
+                                                            "BadRequest"),
+    ("POST", PODS, b"[]", {}, 400, "BadRequest"), ("POST", PODS, b"", {}, 422, "Invalid"),
+    ("POST", PODS, b"a: [", {"Content-Type": "application/yaml"}, 400, "BadRequest"),
+    ("POST", PODS, b"{? [a] : b}", {"Content-Type": "application/yaml"}, 400, "BadRequest"),
+    ("POST", PODS, b"a: &a [1]\nb: *a", {"Content-Type": "application/yaml"}, 400, "BadRequest"),
+    ("POST", PODS, b"when: 2026-99-99", {"Content-Type": "application/yaml"}, 422, "Invalid"),
+    ("POST", PODS, b"k8s\0abc", {}, 415, "UnsupportedMediaType"),
+    ("POST", PODS, b"x", {"Content-Type": "application/vnd.kubernetes.protobuf"}, 415, "UnsupportedMediaType"),
+    ("PATCH", PODS + "/x", b"{}", {}, 415, "UnsupportedMediaType"),
+    ("PATCH", PODS + "/x", b"{}", {"Content-Type": "application/apply-patch+yaml"}, 415, "UnsupportedMediaType"),
+    ("PATCH", PODS + "/x", b"{}", {"Content-Type": "application/merge-patch+json"}, 404, "NotFound"),
+    ("POST", PODS, b" " * (3 * 1024 * 1024 + 1), {}, 413, "RequestEntityTooLarge"),
+    ("POST", PODS + "?fieldValidation=Maybe", pod(), {}, 400, "BadRequest"),
+    ("POST", PODS + "?dryRun=Some", pod(), {}, 400, "BadRequest"),
+    ("GET", PODS + "?limit=x", None, {}, 400, "BadRequest"), ("GET", PODS + "?limit=%C2%B2", None, {}, 400, "BadRequest"),
+    ("GET", PODS + "?continue=x", None, {}, 400, "BadRequest"),
+    ("GET", PODS + "?labelSelector=a%20in", None, {}, 400, "BadRequest"),
+    ("GET", PODS + "?fieldSelector=a", None, {}, 400, "BadRequest"),
+    ("GET", PODS + "?watch=1&resourceVersion=x", None, {}, 400, "BadRequest"),
+    ("GET", PODS + "?watch=1&resourceVersion=" + "9" * 5000, None, {}, 400, "BadRequest"),
+    ("GET", PODS + "?watch=1&timeoutSeconds=x", None, {}, 400, "BadRequest"),
+    ("GET", PODS + "?watch=1&sendInitialEvents=true", None, {}, 400, "BadRequest"),
+    ("DELETE", PODS + "/x", b"[]", {}, 400, "BadRequest"),
+    ("DELETE", PODS + "/x?gracePeriodSeconds=-1", None, {}, 400, "BadRequest"),
+    ("DELETE", PODS + "/x", {"gracePeriodSeconds": 10 ** 30}, {}, 400, "BadRequest"),
+    ("DELETE", PODS + "/x", {"gracePeriodSeconds": True}, {}, 400, "BadRequest"),
+    ("DELETE", PODS + "/x", {"preconditions": "x"}, {}, 400, "BadRequest"),
+    ("DELETE", PODS + "/x", {"dryRun": 5}, {}, 400, "BadRequest"), ("DELETE", PODS + "/x", {}, {}, 404, "NotFound"),
+    ("PUT", "/api/v1/namespaces/default/finalize", b"[]", {}, 400, "BadRequest"),
+    ("PUT", "/apis/apps/v1/namespaces/default/deployments/x/scale", b"[]", {}, 400, "BadRequest"),
+    ("POST", SERVICES, service(type="Wrong"), {}, 422, "Invalid"),
+], ids=lambda v: str(v)[:40])
+def test_every_error_is_a_status(shared: Server, method: str, path: str, body: Any, headers: dict[str, str], code: int,
+                                 reason: str) -> None:
+    status(shared.ask(method, path, body, headers=headers), code, reason)
+
+
+def test_details_name_the_object_and_every_field(shared: Server) -> None:
+    bad = service(ports=[{"port": 0}, {"port": 70000, "name": "A"}], sessionAffinity="Sometimes")
+    body = status(shared.ask("POST", SERVICES, bad), 422, "Invalid")
+    assert body["details"]["kind"] == "services" and body["details"]["name"] == "web"
+    fields = {c["field"] for c in body["details"]["causes"]}
+    assert fields >= {"spec.ports[0].port", "spec.ports[0].name", "spec.ports[1].port", "spec.ports[1].name",
+                      "spec.sessionAffinity"}
+    assert all(f in body["message"] for f in fields)
+
+
+_WORDS = st.sampled_from(["api", "v1", "apis", "apps", "namespaces", "default", "pods", "services", "x", "status", "scale",
+                          "openapi", "v3", "%00", "%2e%2e", "..", "", "é", "a b", "%ff", "nodes", "finalize", "deployments"])
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"]), st.lists(_WORDS, max_size=7),
+       st.dictionaries(st.sampled_from(["watch", "limit", "labelSelector", "fieldSelector", "continue", "resourceVersion",
+                                        "dryRun", "timeoutSeconds", "gracePeriodSeconds"]), st.text(max_size=5), max_size=2),
+       st.binary(max_size=30) | st.sampled_from([b"{}", b'{"spec":{}}', b"null", b'[{"op":"add"}]', b'{"metadata":null}']),
+       st.sampled_from(["application/json", "application/merge-patch+json", "application/json-patch+json",
+                        "application/yaml", "application/strategic-merge-patch+json", "text/plain", "nonsense", ""]))
+def test_no_request_brings_out_a_traceback(shared: Server, method: str, words: list[str], query: dict[str, str], body: bytes,
+                                           kind: str) -> None:
+    from urllib.parse import quote, urlencode
+
+    if query.get("watch") in ("1", "true"):
+        query["timeoutSeconds"] = "1"
+    path = "/" + "/".join(quote(w, safe="%.") for w in words) + "?" + urlencode(query)
+    with shared.open(method, path, body, headers={"Content-Type": kind}) as answer:
+        text = answer.read()
+        assert answer.status != 500 and b"Traceback" not in text, text
+        if answer.status >= 400 and method != "HEAD":
+            assert json.loads(text)["kind"] == "Status"
+
+
+# ---- reading
+
+
+def test_names_in_answers(shared: Server) -> None:
+    for resource in RESOURCES:
+        space = "default" if resource.namespaced else ""
+        made = shared.good("POST", resource.path(space), minimal(resource, "named"))
+        got = shared.good("GET", resource.path(space, "named"))
+        assert got == made and got["kind"] == resource.kind and got["apiVersion"] == resource.api_version
+        found = shared.good("GET", resource.path())
+        assert found["kind"] == resource.kind + "List" and found["apiVersion"] == resource.api_version
+        assert made in found["items"]
+
+
+def test_pages_are_of_one_moment(server: Server) -> None:
+    for n in range(7):
+        server.good("POST", PODS, pod(f"p{n}", labels={"odd": str(n % 2)}))
+    first = server.good("GET", PODS + "?limit=3")
+    server.good("POST", PODS, pod("p00"))
+    server.good("DELETE", PODS + "/p5", {"gracePeriodSeconds": 0})
+    names, page = [], first
+    while True:
+        names += [i["metadata"]["name"] for i in page["items"]]
+        assert page["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+        if not (token := page["metadata"].get("continue")):
+            break
+        page = server.good("GET", PODS + f"?limit=3&continue={token}")
+    assert names == [f"p{n}" for n in range(7)]
+    odd = server.good("GET", PODS + "?limit=2&labelSelector=odd%3D1")
+    assert [i["metadata"]["name"] for i in odd["items"]] == ["p1", "p3"] and "continue" not in odd["metadata"]
+    assert [i["metadata"]["name"] for i in server.good("GET", PODS + "?fieldSelector=metadata.name%3Dp2")["items"]] == ["p2"]
+
+
+def test_delete_collection_takes_what_matches(server: Server) -> None:
+    for n in range(4):
+        server.good("POST", PODS, pod(f"p{n}", labels={"odd": str(n % 2)}))
+    server.good("DELETE", PODS + "?labelSelector=odd%3D1&dryRun=All")
+    assert len(server.good("GET", PODS)["items"]) == 4
+    server.good("DELETE", PODS + "?labelSelector=odd%3D1")
+    assert [i["metadata"]["name"] for i in server.good("GET", PODS)["items"]] == ["p0", "p2"]
+
+
+def test_tables(shared: Server) -> None:
+    accept = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"}
+    shared.good("POST", SERVICES, service("shown"))
+    table = shared.good("GET", SERVICES, headers=accept)
+    titles = [c["name"] for c in table["columnDefinitions"]]
+    row = next(r for r in table["rows"] if r["object"]["metadata"]["name"] == "shown")
+    assert table["kind"] == "Table" and table["metadata"]["resourceVersion"]
+    assert row["object"]["kind"] == "PartialObjectMetadata"
+    assert dict(zip(titles, row["cells"], strict=True)) | {"Age": ""} == {
+        "Name": "shown", "Type": "ClusterIP", "Cluster-IP": row["cells"][titles.index("Cluster-IP")], "External-IP": "<none>",
+        "Port(s)": "80/TCP", "Age": "", "Selector": "<none>"}
+    one = shared.good("GET", SERVICES + "/shown?includeObject=Object", headers=accept)
+    assert one["rows"][0]["object"]["spec"]["type"] == "ClusterIP"
+
+
+def test_scale(server: Server) -> None:
+    base = "/apis/apps/v1/namespaces/default/deployments"
+    server.good("POST", base, deployment(replicas=2))
+    scale = server.good("GET", base + "/web/scale")
+    assert scale["kind"] == "Scale" and scale["spec"] == {"replicas": 2} and scale["status"]["selector"] == "app=web"
+    scale["spec"]["replicas"] = 5
+    assert server.good("PUT", base + "/web/scale", scale)["spec"]["replicas"] == 5
+    merged = server.good("PATCH", base + "/web/scale", {"spec": {"replicas": 7}},
+                         headers={"Content-Type": "application/merge-patch+json"})
+    assert merged["spec"]["replicas"] == 7 == server.good("GET", base + "/web")["spec"]["replicas"]
+    status(server.ask("PUT", base + "/web/scale", {**scale, "spec": {"replicas": -1}}), 422, "Invalid", "spec.replicas")
+
+
+def test_namespace_subresources_are_not_taken_for_kinds(shared: Server) -> None:
+    assert shared.good("GET", "/api/v1/namespaces/default/status")["metadata"]["name"] == "default"
