@@ -199,7 +199,7 @@ def test_deleting_the_namespace_empties_it(lab: DemoLab) -> None:
                  "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: brief}\nspec: {ports: [{port: 80}]}\n")
     lab.run_tool("delete", "namespace", "brief")
     wait_for(lambda: "brief" not in lab.run_tool("get", "namespaces"), 15)
-    assert not [o for o in lab.items("pods,services", "-A") if o["metadata"]["namespace"] == "brief"]
+    assert not lab.items("Pod", "brief") + lab.items("Service", "brief")
 
 
 def test_what_the_runtime_cannot_run_is_said_in_the_status(lab: DemoLab) -> None:
@@ -207,7 +207,7 @@ def test_what_the_runtime_cannot_run_is_said_in_the_status(lab: DemoLab) -> None
                  "spec: {containers: [{name: c, image: nginx}]}\n")
 
     def reason() -> str:
-        statuses = lab.get("pod", "strange").get("status", {}).get("containerStatuses") or [{}]
+        statuses = lab.get("Pod", "strange").get("status", {}).get("containerStatuses") or [{}]
         return str(((statuses[0].get("state") or {}).get("waiting") or {}).get("message", ""))
 
     assert "podwire.io/echo" in wait_for(reason, 10)

@@ -8,8 +8,10 @@ import sys
 import time
 from collections.abc import Iterator
 
-from .lab import DemoLab, wait_for
+from .lab import DemoLab, NotYet, wait_for
 from .rows import Row
+
+KINDS = ("Pod", "Service", "Endpoints", "EndpointSlice", "Deployment", "ReplicaSet", "Node")
 
 
 def objects(lab: DemoLab) -> Iterator[Row]:
@@ -71,7 +73,7 @@ def restart_proxies(lab: DemoLab) -> Iterator[Row]:
         for node in lab.config.node_names():
             lab.restart(node, "proxy", signal.SIGTERM)
             lab.restart(node, "proxy", signal.SIGKILL)
-        wait_for(lambda: all(_ready(n, "PodwireProxy") for n in lab.items("nodes")), 20)
+        wait_for(lambda: all(_ready(n, "PodwireProxy") for n in lab.items("Node")), 20)
         time.sleep(0.3)
     sent, failed = inner["sent"] + outer["sent"], inner["failed"] + outer["failed"]
     yield Row("8", "restart every proxy, by TERM and by KILL", "client pod, outside client", f"{sent} connections meanwhile, "
@@ -86,19 +88,20 @@ def _ready(node: dict[str, object], kind: str) -> bool:
 def kill_api_server(lab: DemoLab) -> Iterator[Row]:
     """Kill -9 the API server: its state is there again, traffic never noticed."""
     client, address = lab.pods("client")[0], lab.cluster_ip("my-service")
-    kinds = "pods,services,endpoints,endpointslices,deployments,replicasets,nodes"
-
     def state() -> set[tuple[str, str, str]]:
-        return {(o["kind"], o["metadata"]["name"], o["metadata"]["uid"]) for k in kinds.split(",") for o in lab.items(k, "-A")}
+        return {(k, o["metadata"]["name"], o["metadata"]["uid"]) for k in KINDS for o in lab.items(k, "")}
 
     before = state()
     with lab.hammer(client.netns, address, 80) as seen:
         lab.restart(None, "apiserver", signal.SIGKILL)
 
         def answers() -> bool:
-            return lab.run_tool("get", "nodes", check=False).count("Ready") >= lab.config.nodes
+            try:
+                return len(lab.items("Node")) == lab.config.nodes
+            except NotYet:
+                return False
 
-        wait_for(answers, 20, 0.2)
+        wait_for(answers, 20)
         after = state()
         time.sleep(0.3)
     lost = {f"{k} {n}" for k, n, _ in before - after}

@@ -21,7 +21,7 @@ from .rows import Row
 
 def addresses(lab: DemoLab) -> Iterator[Row]:
     """Every pod's address is from its own node's podCIDR."""
-    cidrs = {n["metadata"]["name"]: ipaddress.ip_network(n["spec"]["podCIDR"]) for n in lab.items("nodes")}
+    cidrs = {n["metadata"]["name"]: ipaddress.ip_network(n["spec"]["podCIDR"]) for n in lab.items("Node")}
     pods = lab.wait_pods("MyApp", 4) + lab.wait_pods("client", 3)
     wrong = [f"{p.name} {p.address}" for p in pods if ipaddress.ip_address(p.address) not in cidrs[p.node]]
     spread = sorted({p.node for p in pods})
@@ -145,7 +145,7 @@ def pause(lab: DemoLab) -> Iterator[Row]:
         return _restarts(lab, pod) == restarts + 1
 
     wait_for(counted, 10)
-    now = lab.get("pod", pod.name)["status"]["podIP"]
+    now = lab.get("Pod", pod.name)["status"]["podIP"]
     yield Row("2", f"kill -9 the container of {pod.name}", "its node", f"back, same address {now}, same routes, namespace kept",
               same and now == pod.address, f"routes and namespace kept: {same}, address {now}")
     yield Row("2", "bytes on a connection opened before that", other.name, "echoed by the listener in the pod's namespace",
@@ -154,7 +154,7 @@ def pause(lab: DemoLab) -> Iterator[Row]:
 
 
 def _restarts(lab: DemoLab, pod: Pod) -> int:
-    statuses = lab.get("pod", pod.name)["status"].get("containerStatuses") or [{}]
+    statuses = lab.get("Pod", pod.name)["status"].get("containerStatuses") or [{}]
     return int(statuses[0].get("restartCount", 0))
 
 
