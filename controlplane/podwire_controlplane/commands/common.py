@@ -18,6 +18,7 @@ from ..cluster.config import BASE
 
 T = TypeVar("T")
 out = Console(highlight=False)
+_UNBOUNDED = 2000  # columns
 err = Console(stderr=True, highlight=False)
 
 
@@ -78,4 +79,4 @@ def make_table(*columns: str, title: str | None = None) -> Table:
 
 def print_table(table: Table) -> None:
     """As wide as its cells: a terminal wraps it, a pipe gets whole lines."""
-    out.print(table, width=2000, crop=False, soft_wrap=True)
+    Console(highlight=False, width=_UNBOUNDED).print(table, crop=False)

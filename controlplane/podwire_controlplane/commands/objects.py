@@ -134,7 +134,7 @@ def get(what: tuple[str, ...], space: str, all_namespaces: bool, output: str | N
     targets = _targets(what)
 
     async def work(api: ApiClient) -> None:
-        params = {"labelSelector": selector} if selector else {}
+        params, shown = ({"labelSelector": selector} if selector else {}), False
         for resource, own in targets:
             where = "" if all_namespaces or not resource.namespaced else space
             if own and not where and resource.namespaced:
@@ -155,6 +155,9 @@ def get(what: tuple[str, ...], space: str, all_namespaces: bool, output: str | N
                     click.echo(_label(resource, row["cells"][0]))
                 continue
             spaces = all_namespaces and resource.namespaced
+            if shown:
+                click.echo()
+            shown = True
             _print_rows(resource, found, output == "wide", spaces, head=True, prefix=len({r for r, _ in targets}) > 1)
             if watch:
                 await _follow(api, resource, where, own, params, found, output == "wide", spaces)
