@@ -35,7 +35,11 @@ class State(Enum):
 def _newer(obj: Object, than: Object) -> bool:
     """resourceVersions of one resource are decimal and increase (KEP-5504); any other form only tells "not the same"."""
     new, old = resource_version(obj), resource_version(than)
-    return int(new) > int(old) if new.isdigit() and old.isdigit() else new != old
+    return int(new) > int(old) if _decimal(obj, than) else new != old
+
+
+def _decimal(*objects: Object) -> bool:
+    return all(resource_version(o).isdecimal() for o in objects)
 
 
 @dataclass(slots=True)
@@ -75,8 +79,9 @@ class Reflector:
         name = key(obj)
         before = self.objects.get(name)
         if kind == "DELETED":
-            if self.objects.pop(name, None) is None:
-                return None
+            if before is None or (_decimal(obj, before) and _newer(before, obj)):
+                return None  # the copy is already that of a later object of this name
+            del self.objects[name]
             return Event("DELETED", name, obj, before)
         if kind not in ("ADDED", "MODIFIED"):
             return None
@@ -90,8 +95,18 @@ class Reflector:
         name, before = key(obj), self.objects.get(key(obj))
         if before is not None and not _newer(obj, before):
             return None
+        if before is None and self.version.isdecimal() and _decimal(obj) and int(resource_version(obj)) <= int(self.version):
+            return None  # the watch is past this write, and the object was deleted meanwhile
         self.objects[name] = obj
         return Event("MODIFIED" if before is not None else "ADDED", name, obj, before)
+
+    def deleted(self, name: str, uid: str) -> Event | None:
+        """The answer to a deletion of our own: that object is gone, ahead of the watch."""
+        before = self.objects.get(name)
+        if before is None or before["metadata"].get("uid") != uid:
+            return None
+        del self.objects[name]
+        return Event("DELETED", name, before, before)
 
     def failed(self, code: int) -> None:
         """The server refused a watch: 410 Gone and 400-class answers mean that our version is of no use any more."""

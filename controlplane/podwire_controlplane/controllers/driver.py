@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..api.meta import Object
+from ..api.meta import key as object_key
 from ..api.registry import RESOURCES, of
 from ..client import config as client_config
 from ..client import logs
@@ -51,12 +52,18 @@ class Driver:
     def _on_event(self, event: Event) -> None:
         kind = event.object.get("kind", "")
         for controller in self.controllers.values():
-            mapper = controller.watches.get(kind)
-            if mapper is None:
-                continue
-            for seen in (event.old, event.object):
-                for key in mapper(seen, self.snapshot) if seen is not None else ():
-                    self._enqueue(controller.name, key)
+            if kind in controller.watches:
+                for seen in (event.old, event.object):
+                    if seen is not None:
+                        self._touch(controller, kind, seen)
+
+    def _touch(self, controller: Controller, kind: str, obj: Object) -> None:
+        """Queue the keys that an event on `obj` touches; one bad object must not keep the event from other controllers."""
+        try:
+            for key in controller.watches[kind](obj, self.snapshot):
+                self._enqueue(controller.name, key)
+        except Exception as err:
+            log.error("event not understood", controller=controller.name, kind=kind, object=object_key(obj), error=repr(err))
 
     async def _apply(self, change: Change) -> None:
         resource = of(change.kind)
@@ -83,7 +90,9 @@ class Driver:
             if event := informer.reflector.wrote(answer):
                 self._on_event(event)
         elif answer.get("kind") == "Status":
-            informer.reflector.objects.pop(f"{change.namespace}/{change.name}".strip("/"), None)
+            gone = str((answer.get("details") or {}).get("uid"))
+            if event := informer.reflector.deleted(f"{change.namespace}/{change.name}".strip("/"), gone):
+                self._on_event(event)
 
     async def _work(self, controller: str, key: str) -> None:
         item = (controller, key)
@@ -107,10 +116,9 @@ class Driver:
     async def _resync(self, controller: Controller) -> None:
         while True:
             await asyncio.sleep(controller.resync)
-            for kind, mapper in controller.watches.items():
+            for kind in controller.watches:
                 for obj in self.snapshot.list(kind):
-                    for key in mapper(obj, self.snapshot):
-                        self._enqueue(controller.name, key)
+                    self._touch(controller, kind, obj)
 
     async def run(self) -> None:
         """Forever. Nothing is reconciled before every informer has its first full list."""

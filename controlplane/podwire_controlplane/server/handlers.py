@@ -262,8 +262,10 @@ class Handlers:
         return answer
 
     async def _old(self, view: WatchRequest) -> bool:
-        """Is the start so old that the stream would refuse it? Then its error must come before the 200."""
+        """Is the start one that the stream refuses? Then its error must come before the 200."""
         try:
+            if (view.start or 0) > await self.objects.store.revision() and not view.send_initial:
+                return True
             await self.objects.store.since(view.prefix, view.start or 0)
         except Compacted:
             return True

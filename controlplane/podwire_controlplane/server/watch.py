@@ -82,7 +82,9 @@ async def stream(store: Store, request: WatchRequest, shape: Callable[[bytes], b
                     yield frame("ADDED", shape(wire(item)))
             if request.initial_end:
                 yield bookmark(request, revision, initial_end=True)
-        elif request.start is not None and request.start <= revision:
+        elif request.start is not None and request.start > revision:
+            raise errors.expired(f"resource version {request.start} is not of this store, which is at {revision}; list again")
+        elif request.start is not None:
             try:
                 backlog = await store.since(request.prefix, request.start)
             except Compacted as err:
@@ -105,7 +107,7 @@ async def _live(request: WatchRequest, queue: asyncio.Queue[Change | None], revi
             change = await asyncio.wait_for(queue.get(), min(end, next_bookmark) - now)
         except TimeoutError:
             if request.bookmarks:
-                yield bookmark(request, max(revision, await store.revision()))
+                yield bookmark(request, revision if queue.qsize() else max(revision, await store.revision()))
             next_bookmark = loop.time() + BOOKMARK_EVERY
             continue
         if change is None:

@@ -80,6 +80,10 @@ class Server:
     def __exit__(self, *_: object) -> None:
         async def stop() -> None:
             await self._runner.cleanup()
+            rest = asyncio.all_tasks() - {asyncio.current_task()}  # as asyncio.run() does at its end
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
             await self.store.close()
 
         self.do(stop())

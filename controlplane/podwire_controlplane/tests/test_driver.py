@@ -1,0 +1,191 @@
+"""All controllers over the real server: what people create becomes bound pods, slices and Endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from podwire_controlplane.api.meta import Object, labels, name
+from podwire_controlplane.api.registry import of
+from podwire_controlplane.client.http import ApiClient, ApiError
+from podwire_controlplane.controllers import cleanup, endpointslices, nodes, workloads
+from podwire_controlplane.controllers.base import Change, Controller, itself
+from podwire_controlplane.controllers.driver import Driver
+
+from .builders import deployment, node, pod, run, service
+from .servers import Server
+
+DEPLOYMENTS = "/apis/apps/v1/namespaces/default/deployments"
+SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+PODS, SERVICES, NODES = (f"/api/v1/namespaces/default/{w}" for w in ("pods", "services", "nodes"))
+
+
+class Cluster:
+    """API and controllers; `kubelet()` does the nodes' part once: pods that are bound run, pods that end go."""
+
+    def __init__(self, api: ApiClient) -> None:
+        self.api = api
+
+    async def items(self, path: str) -> list[Object]:
+        found: list[Object] = (await self.api.get(path))["items"]
+        return found
+
+    async def kubelet(self) -> None:
+        for n, found in enumerate(await self.items("/api/v1/pods")):
+            path = of("Pod").path(found["metadata"]["namespace"], name(found))
+            try:
+                if found["metadata"].get("deletionTimestamp"):
+                    await self.api.delete(path, {"gracePeriodSeconds": 0})
+                elif found["spec"].get("nodeName") and not found["status"].get("podIP"):
+                    await self.api.patch(path + "/status", {"status": {
+                        "phase": "Running", "podIP": f"10.244.0.{n + 2}", "podIPs": [{"ip": f"10.244.0.{n + 2}"}],
+                        "conditions": [{"type": "Ready", "status": "True"}]}})
+            except ApiError as err:
+                if err.code != 404:
+                    raise
+
+    async def until(self, holds: Callable[[], Awaitable[bool]]) -> None:
+        async with asyncio.timeout(15):
+            while not await holds():
+                await self.kubelet()
+                await asyncio.sleep(0.02)
+
+    async def endpoints(self, of_service: str) -> set[str]:
+        found = [s for s in await self.items(SLICES) if labels(s).get("kubernetes.io/service-name") == of_service]
+        return {a for s in found for e in s["endpoints"] if e["conditions"]["ready"] for a in e["addresses"]}
+
+
+def in_cluster(work: Callable[[Cluster], Awaitable[None]], *more: Controller) -> None:
+    async def body() -> None:
+        server = await asyncio.to_thread(Server().__enter__)
+        async with ApiClient(server.config()) as api:
+            rows = (*more, *endpointslices.CONTROLLERS, *workloads.CONTROLLERS, *cleanup.CONTROLLERS,
+                    *nodes.controllers("10.244.0.0/16", 24))
+            task = asyncio.create_task(Driver(api, rows).run())
+            for own in ("n1", "n2", "n3"):
+                await api.create("/api/v1/nodes", node(own))
+                await api.patch(f"/api/v1/nodes/{own}/status", {"status": {"conditions": [
+                    {"type": "Ready", "status": "True"}]}})
+            try:
+                await work(Cluster(api))
+                assert not task.done(), task
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        await asyncio.to_thread(server.__exit__)
+
+    run(body())
+
+
+def test_from_manifests_to_endpoints_and_back() -> None:
+    async def work(cluster: Cluster) -> None:
+        api = cluster.api
+        await api.create(SERVICES, service(selector={"app": "web"}))
+        await api.create(DEPLOYMENTS, deployment(replicas=3))
+
+        async def ready() -> bool:
+            return len(await cluster.endpoints("web")) == 3
+        await cluster.until(ready)
+        pods = await cluster.items(PODS)
+        assert {p["spec"]["nodeName"] for p in pods} == {"n1", "n2", "n3"}, "spread"
+        ranges = [n["spec"]["podCIDR"] for n in await cluster.items("/api/v1/nodes")]
+        assert len(set(ranges)) == 3
+
+        await api.patch(DEPLOYMENTS + "/web", {"spec": {"replicas": 1}})
+
+        async def scaled() -> bool:
+            status = (await api.get(DEPLOYMENTS + "/web"))["status"]
+            return len(await cluster.endpoints("web")) == 1 and status["replicas"] == 1 == status["readyReplicas"]
+        await cluster.until(scaled)
+        await api.delete(DEPLOYMENTS + "/web")
+
+        async def collected() -> bool:
+            sets = await cluster.items("/apis/apps/v1/replicasets")
+            return not sets and not await cluster.items(PODS) and not await cluster.endpoints("web")
+        await cluster.until(collected)
+        await api.delete(SERVICES + "/web")
+
+        async def gone() -> bool:
+            return not await cluster.items(SLICES) and not await cluster.items("/api/v1/namespaces/default/endpoints")
+        await cluster.until(gone)
+
+    in_cluster(work)
+
+
+def test_a_deployment_made_anew_at_once_gets_its_pods() -> None:
+    """The old ReplicaSet has the name that the new one needs, until it is collected."""
+    async def work(cluster: Cluster) -> None:
+        async def running() -> bool:
+            found = (await cluster.api.get(DEPLOYMENTS + "/web")).get("status") or {}
+            return bool(found.get("readyReplicas") == 2 == len(await cluster.items(PODS)))
+
+        for _ in range(2):
+            await cluster.api.create(DEPLOYMENTS, deployment(replicas=2))
+            await cluster.until(running)
+            await cluster.api.delete(DEPLOYMENTS + "/web")
+        await cluster.api.create(DEPLOYMENTS, deployment(replicas=2))
+        await cluster.until(running)
+
+    in_cluster(work)
+
+
+def test_scaling_down_pods_that_never_ran_shows_in_the_status() -> None:
+    async def work(cluster: Cluster) -> None:
+        nowhere = deployment(replicas=3)
+        nowhere["spec"]["template"]["spec"]["nodeSelector"] = {"no": "where"}
+        await cluster.api.create(DEPLOYMENTS, nowhere)
+
+        async def explained() -> bool:
+            found = await cluster.items(PODS)
+            texts = [c.get("message") for p in found for c in p["status"].get("conditions") or []]
+            return texts == ["no node fits: 3 does not match nodeSelector"] * 3
+        await cluster.until(explained)
+        await cluster.api.patch(DEPLOYMENTS + "/web", {"spec": {"replicas": 1}})
+
+        async def counted() -> bool:
+            return bool((await cluster.api.get(DEPLOYMENTS + "/web"))["status"]["replicas"] == 1)
+        await cluster.until(counted)
+
+    in_cluster(work)
+
+
+def test_a_namespace_is_emptied_and_goes() -> None:
+    async def work(cluster: Cluster) -> None:
+        api = cluster.api
+        await api.create("/api/v1/namespaces", {"metadata": {"name": "old"}})
+        for kind, obj in (("ConfigMap", {"metadata": {"name": "c"}}), ("Deployment", deployment()), ("Service", service()),
+                          ("Pod", pod("lone"))):
+            obj["metadata"]["namespace"] = "old"
+            await api.create(of(kind).path("old"), obj)
+        await api.delete("/api/v1/namespaces/old")
+
+        async def gone() -> bool:
+            return "old" not in {name(n) for n in await cluster.items("/api/v1/namespaces")}
+        await cluster.until(gone)
+        for kind in ("ConfigMap", "Deployment", "ReplicaSet", "Pod", "Service", "EndpointSlice", "Endpoints"):
+            assert await cluster.items(of(kind).path("old")) == []
+
+    in_cluster(work)
+
+
+@pytest.mark.parametrize("where", ["reconcile", "mapper"])
+def test_a_bad_object_or_controller_does_not_stop_the_others(where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(*_: Any) -> Any:
+        raise KeyError("bad")
+
+    bad = Controller("aaa-broken", {"Service": itself if where == "reconcile" else broken},
+                     broken if where == "reconcile" else lambda *_: list[Change]())
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.api.create(SERVICES, service("one", selector={"app": "web"}))
+        await cluster.api.create(PODS, pod(nodeName="n1"))
+
+        async def sliced() -> bool:
+            return len(await cluster.endpoints("one")) == 1
+        await cluster.until(sliced)
+
+    in_cluster(work, bad)
+    assert "aaa-broken" in capsys.readouterr().err

@@ -1,0 +1,204 @@
+"""Watches: over TLS as clients see them, and the translation of store changes into one client's view."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from podwire_controlplane.api import codec
+from podwire_controlplane.api.meta import Object, name
+from podwire_controlplane.api.selectors import label_query
+from podwire_controlplane.server import handlers, watch
+from podwire_controlplane.store.base import Change
+from podwire_controlplane.store.memory import MemoryStore
+
+from .builders import pod, run, version
+from .servers import Server
+
+PODS = "/api/v1/namespaces/default/pods"
+MERGE = {"Content-Type": "application/merge-patch+json"}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as own:
+        yield own
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watches end soon, whatever timeoutSeconds says."""
+    monkeypatch.setattr(handlers, "MAX_WATCH", 0.3)
+
+
+def seen(frames: list[Object]) -> list[tuple[str, str]]:
+    return [(f["type"], name(f["object"])) for f in frames]
+
+
+def churn(server: Server) -> str:
+    """p1 created, relabelled, p2 created, p1 deleted; returns the version before all that."""
+    start = str(server.do(server.store.revision()))
+    server.good("POST", PODS, pod("p1", labels={"app": "a"}))
+    server.good("PATCH", PODS + "/p1", {"metadata": {"labels": {"app": "b"}}}, headers=MERGE)
+    server.good("POST", PODS, pod("p2", labels={"app": "a"}))
+    server.good("DELETE", PODS + "/p1")
+    return start
+
+
+def test_watch_from_a_version_tells_everything_since(server: Server) -> None:
+    start = churn(server)
+    frames = server.frames(PODS + f"?watch=1&timeoutSeconds=1&resourceVersion={start}")
+    assert seen(frames) == [("ADDED", "p1"), ("MODIFIED", "p1"), ("ADDED", "p2"), ("DELETED", "p1")]
+    versions = [int(version(f["object"])) for f in frames]
+    assert versions == list(range(int(start) + 1, int(start) + 5))
+    later = server.frames(PODS + f"?watch=true&timeoutSeconds=1&resourceVersion={versions[1]}")
+    assert later == frames[2:]
+
+
+def test_objects_come_into_a_selector_and_leave_it(server: Server) -> None:
+    start = churn(server)
+    base = PODS + f"?watch=1&timeoutSeconds=1&resourceVersion={start}"
+    assert seen(server.frames(base + "&labelSelector=app%3Da")) == [("ADDED", "p1"), ("DELETED", "p1"), ("ADDED", "p2")]
+    assert seen(server.frames(base + "&labelSelector=app%3Db")) == [("ADDED", "p1"), ("DELETED", "p1")]
+    assert seen(server.frames(base + "&fieldSelector=metadata.name%3Dp2")) == [("ADDED", "p2")]
+
+
+def test_watch_without_a_version_begins_with_the_present(server: Server) -> None:
+    churn(server)
+    for query in ("", "&resourceVersion=0"):
+        assert seen(server.frames(PODS + "?watch=1&timeoutSeconds=1" + query)) == [("ADDED", "p2")]
+
+
+def test_watch_list(server: Server) -> None:
+    churn(server)
+    now = str(server.do(server.store.revision()))
+    frames = server.frames(PODS + "?watch=1&timeoutSeconds=1&sendInitialEvents=true&allowWatchBookmarks=true"
+                           "&resourceVersionMatch=NotOlderThan")
+    assert seen(frames)[:2] == [("ADDED", "p2"), ("BOOKMARK", "")] and {f["type"] for f in frames[2:]} <= {"BOOKMARK"}
+    end = frames[1]["object"]
+    assert end["metadata"] == {"resourceVersion": now, "annotations": {"k8s.io/initial-events-end": "true"}}
+    assert end["kind"] == "Pod" and end["apiVersion"] == "v1"
+
+
+def test_live_events_arrive_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "MAX_WATCH", 20)
+    with server.open("GET", PODS + "?watch=1&timeoutSeconds=20") as answer:
+        server.good("POST", PODS, pod("p1"))
+        assert json.loads(answer.readline())["object"]["metadata"]["name"] == "p1"
+
+
+def test_bookmarks(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "BOOKMARK_EVERY", 0.1)
+    server.good("POST", "/api/v1/namespaces", {"metadata": {"name": "elsewhere"}})
+    now = str(server.do(server.store.revision()))
+    frames = server.frames(PODS + f"?watch=1&timeoutSeconds=1&allowWatchBookmarks=true&resourceVersion={now}")
+    assert frames and {f["type"] for f in frames} == {"BOOKMARK"} and version(frames[0]["object"]) == now
+    assert server.frames(PODS + f"?watch=1&timeoutSeconds=1&resourceVersion={now}") == []
+
+
+def test_versions_that_cannot_be_served() -> None:
+    with Server(lambda: MemoryStore(history=2)) as server:
+        churn(server)
+        code, body = server.ask("GET", PODS + "?watch=1&resourceVersion=1")
+        assert (code, body["reason"]) == (410, "Expired"), "before the 200, so that every client understands"
+        page = server.good("GET", PODS + "?limit=1")
+        assert "continue" not in page["metadata"]
+        for n in range(3):
+            server.good("POST", PODS, pod(f"x{n}"))
+        token = server.good("GET", PODS + "?limit=1")["metadata"]["continue"]
+        for n in range(3):
+            server.good("DELETE", PODS + f"/x{n}")
+        assert server.ask("GET", PODS + f"?limit=1&continue={token}")[1]["reason"] == "Expired"
+        code, body = server.ask("GET", PODS + "?watch=1&resourceVersion=5000")
+        assert (code, body["reason"]) == (410, "Expired"), "a version of another store: the client has to list again"
+
+
+def test_tables_in_a_watch(server: Server) -> None:
+    start = churn(server)
+    frames = server.frames(PODS + f"?watch=1&timeoutSeconds=1&resourceVersion={start}",
+                           headers={"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"})
+    assert [f["object"]["kind"] for f in frames] == ["Table"] * 4
+    assert [f["object"]["columnDefinitions"] is not None for f in frames] == [True, False, False, False]
+    assert frames[0]["object"]["rows"][0]["cells"][0] == "p1"
+
+
+def test_many_watchers_see_the_same_under_concurrent_writes(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several writers and watchers at once: every watcher gets each write once, in order."""
+    monkeypatch.setattr(handlers, "MAX_WATCH", 2)
+    path = PODS + "?watch=1&timeoutSeconds=2&resourceVersion=" + str(server.do(server.store.revision()))
+    found: list[list[Object]] = []
+    watchers = [threading.Thread(target=lambda: found.append(server.frames(path))) for _ in range(3)]
+
+    def write(writer: int) -> None:
+        for n in range(8):
+            server.good("POST", PODS, pod(f"w{writer}-{n}"))
+            if n % 2:
+                server.good("DELETE", PODS + f"/w{writer}-{n}")
+
+    writers = [threading.Thread(target=write, args=(w,)) for w in range(3)]
+    for thread in (*watchers, *writers):
+        thread.start()
+    for thread in (*watchers, *writers):
+        thread.join()
+    listed = server.good("GET", PODS)["items"]
+    assert len(found) == 3 and found[0] == found[1] == found[2]
+    versions = [int(version(f["object"])) for f in found[0]]
+    assert versions == sorted(set(versions)) and len(versions) == 3 * 12
+    left: dict[str, Object] = {}
+    for frame in found[0]:
+        if frame["type"] == "DELETED":
+            left.pop(name(frame["object"]))
+        else:
+            left[name(frame["object"])] = frame["object"]
+    assert sorted(left.values(), key=name) == listed
+
+
+def _change(before: Object | None, after: Object | None) -> Change:
+    store = MemoryStore()
+
+    async def body() -> Change:
+        if before is not None:
+            await store.put("/k", codec.encode(before))
+        if after is not None:
+            await store.put("/k", codec.encode(after))
+        else:
+            await store.delete("/k")
+        return (await store.since("/", 0))[-1]
+
+    return run(body())
+
+
+A, B = pod(labels={"app": "a"}), pod(labels={"app": "b"})
+
+
+@pytest.mark.parametrize(("before", "after", "expected"), [
+    (None, A, "ADDED"), (A, A, "MODIFIED"), (A, B, "DELETED"), (B, A, "ADDED"), (A, None, "DELETED"), (B, B, None),
+    (None, B, None), (B, None, None)])
+def test_translation_table(before: Object | None, after: Object | None, expected: str | None) -> None:
+    view = watch.WatchRequest("/", label_query("app=a"), 0, False, False, False, 1.0, "Pod", "v1")
+    change = _change(before, after)
+    event = watch.translate(view, change)
+    assert (event[0] if event else None) == expected
+    if event:
+        assert version(codec.decode(event[1])) == str(change.revision)
+
+
+def test_a_client_that_is_too_slow_is_told_to_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_QUEUE", 3)
+
+    async def body() -> list[Object]:
+        store = MemoryStore()
+        view = watch.WatchRequest("/", None, None, True, True, False, 5.0, "Pod", "v1")
+        frames = watch.stream(store, view, lambda raw: raw)
+        got = [await anext(frames)]  # it listens from here on
+        for n in range(10):
+            await store.put(f"/{n}", codec.encode(pod(f"p{n}")))
+        got += [frame async for frame in frames]
+        return [json.loads(g) for g in got]
+
+    frames = run(body())
+    assert seen(frames)[:4] == [("BOOKMARK", ""), ("ADDED", "p0"), ("ADDED", "p1"), ("ADDED", "p2")]
+    assert frames[4]["type"] == "ERROR" and frames[4]["object"]["code"] == 410 and len(frames) == 5
