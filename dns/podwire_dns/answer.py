@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from dnslib import CNAME as CnameData
 from dnslib import QTYPE, RR, DNSHeader, DNSLabel, DNSQuestion, DNSRecord
 
-from . import names, render, wire, zone
+from . import names, wire
 from .cache import Cache, Upstreamed
 from .feed import Delta, Hello
+from .pack import A_IN, AAAA_IN, CNAME_IN, PTR_IN, SRV_IN, Packer
+from .rtypes import ADDRESS_TYPES, CNAME, SOA
 from .wire import AA, AD, CD, COUNTS, EMPTY, IN, NOERROR, NXDOMAIN, RA, RD, REFUSED, SERVFAIL, Malformed, Query
-from .zone import AAAA, ADDRESS_TYPES, CNAME, SOA, A
 
 MAX_ALIASES = 8
 META_TYPES = range(249, 256)  # TKEY, TSIG, IXFR, AXFR, MAILB, MAILA, ANY: transfers and amplifiers
@@ -26,7 +27,10 @@ PLAIN = b"\0\x01\0\0\0\0"  # one question, no answer, no authority
 
 @dataclass(slots=True)
 class ZoneData:
-    """What a feeder sent. zones: apexes in wire form, the cluster domain first. synced: it is whole."""
+    """What a feeder sent. zones: apexes in wire form, the cluster domain first. synced: it is whole.
+
+    names: those that exist without an answer of their own.
+    """
 
     zones: tuple[bytes, ...]
     ttl: int = 5
@@ -40,6 +44,12 @@ class ZoneData:
 
     def __post_init__(self) -> None:
         self.apexes = frozenset(self.zones)
+
+    def exists(self, name: bytes) -> bool:
+        """Does a name of ours exist, with data or without?"""
+        answers = self.answers
+        return (name in self.names or name + A_IN in answers or name + AAAA_IN in answers or name + CNAME_IN in answers
+                or name + SRV_IN in answers or name + PTR_IN in answers)
 
     @classmethod
     def begin(cls, hello: Hello) -> ZoneData:
@@ -206,24 +216,23 @@ class Answerer:
         data = self.data
         if name == apex and qtype == SOA:
             return NOERROR, COUNTS.pack(1, 0, 0) + data.soa(name, apex)
-        exists = name in data.names
+        exists = data.exists(name)
         if not exists and data.pods:
             pod = self._pod(name)
-            if pod is not None and (pod.rtype == qtype):
-                return NOERROR, render.render(pod)
+            kind = b"" if pod is None else A_IN if len(pod) == 4 else AAAA_IN
+            if pod is not None and int.from_bytes(kind[:2]) == qtype:
+                return NOERROR, Packer(data.ttl).addresses([pod])[kind]
             exists = pod is not None
         return NOERROR if exists else NXDOMAIN, COUNTS.pack(0, 1, 0) + data.soa(name, apex)
 
-    def _pod(self, name: bytes) -> zone.RRset | None:
-        """a-b-c-d.namespace.pod.zone is a.b.c.d wherever the namespace exists (the specification's section 2.6)."""
+    def _pod(self, name: bytes) -> bytes | None:
+        """a-b-c-d.namespace.pod.zone is a.b.c.d, packed, wherever the namespace exists (the specification's section 2.6)."""
         namespace = name[1 + name[0]:]
         suffix = b"\x03pod" + self.data.zones[0]
         if namespace not in self.data.names or namespace[1 + namespace[0]:] != suffix:
             return None
         address = names.undashed(name[1:1 + name[0]].decode("ascii", "replace"))
-        if address is None:
-            return None
-        return zone.RRset(names.from_wire(name), AAAA if ":" in address else A, self.data.ttl, (address,))
+        return None if address is None else names.packed(address)
 
     def _outside(self, pending: Pending) -> bytes | Pending:
         query = pending.query

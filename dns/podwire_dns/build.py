@@ -1,20 +1,24 @@
-"""The cluster's objects in, deltas of rendered answers out; each change costs in proportion to the Service it touches.
+"""The cluster's objects in, deltas of packed answers out; each change costs in proportion to the Service it touches.
 
 Changes are noted as they come (`service`, `slice`, `namespace`) and worked off together by `flush`, so that a burst of
-changes to one Service renders it once.
+changes to one Service packs it once. All answers but reverse pointers belong to one object; an address that is an endpoint of
+several Services has a pointer to each. A name exists (answers NODATA, not NXDOMAIN) if it owns an answer or is in `names`:
+what lies between such a name and its zone's apex (an empty non-terminal, RFC 8020), and the names of namespaces.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from podwire_controlplane.api import meta
 
-from . import names, render, schema
+from . import names, schema
 from .feed import Delta
-from .zone import Zone
+from .pack import DATA_KINDS, PTR_IN, Packer, pointer_targets, question
+from .rtypes import PTR
+from .schema import Records
 
 Object = Mapping[str, Any]
 
@@ -28,32 +32,68 @@ class Problem:
     error: str
 
 
+class _Owned(NamedTuple):
+    """What an object has in the zone now."""
+
+    answers: tuple[bytes, ...] = ()
+    pointers: tuple[bytes, ...] = ()
+    bare: tuple[bytes, ...] = ()
+
+
+NOTHING = _Owned()
+NO_RECORDS = Records()
+
+
 @dataclass(slots=True)
 class Builder:
-    """`problems` grows until the caller empties it; a problem that stays the same is told once."""
+    """`problems` grows until the caller empties it; a problem that stays the same is told once.
+
+    answers: question key -> value. names: wire names that exist without data.
+    """
 
     config: schema.Schema
-    zone: Zone = field(init=False)
     answers: dict[bytes, bytes] = field(default_factory=dict)
     names: set[bytes] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
     services: dict[str, Object] = field(default_factory=dict)
-    _slices: dict[str, dict[str, schema.Slice]] = field(default_factory=dict)
+    _pack: Packer = field(init=False)
+    _origins: frozenset[bytes] = field(init=False)
+    _owned: dict[str, _Owned] = field(default_factory=dict)
+    _pointer_owner: dict[bytes, str] = field(default_factory=dict)
+    _shared: dict[bytes, dict[str, tuple[bytes, ...]]] = field(default_factory=dict)  # pointers with several owners
+    _holds: dict[bytes, int] = field(default_factory=dict)  # why a bare name exists, counted
+    _before: dict[bytes, bytes | None] = field(default_factory=dict)
+    _touched: set[bytes] = field(default_factory=set)
+    _slices: dict[str, dict[str, bytes]] = field(default_factory=dict)
     _slice_owner: dict[str, str] = field(default_factory=dict)
     _dirty: set[str] = field(default_factory=set)
     _told: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.zone = Zone(self.config.origins)
-        self.zone.replace("schema", *schema.schema_rrsets(self.config))
+        self._pack = Packer(self.config.ttl)
+        self._origins = frozenset(names.to_wire(origin) for origin in self.config.origins)
+        self._replace("schema", schema.schema_records(self.config))
 
-    def slices_of(self, key: str) -> list[schema.Slice]:
-        """The EndpointSlices of the Service "namespace/name"."""
+    def slices_of(self, key: str) -> list[bytes]:
+        """The EndpointSlices of the Service "namespace/name", as schema.parse_slice packs them."""
         return list(self._slices.get(key, {}).values())
 
     def told(self, kind: str, key: str) -> str:
         """What is wrong with an object now, "" where nothing is."""
         return self._told.get((kind, key), "")
+
+    def exists(self, name: str) -> bool:
+        wire = names.to_wire(name)
+        return wire in self.names or any(wire + kind in self.answers for kind in DATA_KINDS)
+
+    def sources(self, name: str, rtype: int | None = None) -> list[str]:
+        """Which objects own an answer at `name` (of that type). Slow: for people who ask where an answer comes from."""
+        wire = names.to_wire(name)
+        mine = {key for key in self.answers if key[:-4] == wire} if rtype is None else {question(name, rtype)}
+        found = {source for source, owned in self._owned.items() if mine.intersection(owned.answers)}
+        found |= {source for key in mine & self._pointer_owner.keys()
+                  for source in self._shared.get(key, (self._pointer_owner[key],))}
+        return sorted(source if source == "schema" else f"Service {source}" for source in found)
 
     def service(self, obj: Object, *, deleted: bool = False) -> None:
         key = meta.key(obj)
@@ -66,7 +106,7 @@ class Builder:
     def slice(self, obj: Object, *, deleted: bool = False) -> None:
         key, owner = meta.key(obj), "" if deleted else schema.service_of_slice(obj)
         before = self._slice_owner.pop(key, "")
-        if before:
+        if before and before != owner:
             pieces = self._slices[before]
             pieces.pop(key, None)
             if not pieces:
@@ -75,16 +115,19 @@ class Builder:
         if owner:
             piece, errors = schema.parse_slice(obj)
             self._tell("EndpointSlice", key, "; ".join(errors))
-            self._slices.setdefault(owner, {})[key] = piece
+            known = self._slices.setdefault(owner, {})
+            if known.get(key) != piece:  # most writes change what DNS does not show: zones, node names, hints
+                known[key] = piece
+                self._dirty.add(owner)
             self._slice_owner[key] = owner
-            self._dirty.add(owner)
         else:
             self._tell("EndpointSlice", key, "")
 
     def namespace(self, obj: Object, *, deleted: bool = False) -> None:
         key = meta.name(obj)
         try:
-            self.zone.replace(f"Namespace {key}", (), () if deleted else schema.namespace_names(self.config, key))
+            bare = () if deleted else schema.namespace_names(self.config, key)
+            self._replace(f"Namespace {key}", Records(bare={names.to_wire(name) for name in bare}))
             self._tell("Namespace", key, "")
         except names.BadName as err:
             self._tell("Namespace", key, str(err))
@@ -96,42 +139,141 @@ class Builder:
             self._told[kind, key] = error
             self.problems.append(Problem(kind, key, error))
 
-    def _records(self, key: str) -> list[Any]:
+    def _records(self, key: str) -> Records:
         service = self.services.get(key)
         if service is None:
             self._tell("Service", key, "")
-            return []
+            return NO_RECORDS
         try:
-            found = schema.service_rrsets(self.config, service, self._slices.get(key, {}).values())
+            found = schema.service_records(self.config.zone, self._pack, service, self._slices.get(key, {}).values())
             self._tell("Service", key, "")
             return found
         except (ValueError, TypeError, AttributeError) as err:
             self._tell("Service", key, str(err))
-            return []
+            return NO_RECORDS
+
+    def _replace(self, source: str, records: Records) -> None:
+        """The source owns exactly `records` from now on."""
+        old = self._owned.pop(source, NOTHING)
+        answers, before = self.answers, self._before
+        for key, value in records.answers.items():
+            known = answers.get(key)
+            if known != value:
+                if key not in before:
+                    before[key] = known
+                answers[key] = value
+        for key in old.answers:
+            if key not in records.answers:
+                before.setdefault(key, answers.pop(key))
+        for key, targets in records.pointers.items():
+            self._point(source, key, targets)
+        for key in old.pointers:
+            if key not in records.pointers:
+                self._unpoint(source, key)
+        bare = (*records.bare, records.parent) if records.parent else tuple(records.bare)
+        for name in bare:
+            self._hold(name)
+        for name in old.bare:
+            self._drop(name)
+        if records.answers or records.pointers or bare:
+            self._owned[source] = _Owned(tuple(records.answers), tuple(records.pointers), bare)
+
+    # Reverse pointers
+
+    def _point(self, source: str, key: bytes, targets: tuple[bytes, ...]) -> None:
+        owner = self._pointer_owner.get(key)
+        if owner is None:
+            self._pointer_owner[key] = source
+            self._hold_parents(key)
+        elif owner != source or key in self._shared:
+            shared = self._shared.setdefault(key, {owner: tuple(pointer_targets(self.answers[key]))})
+            shared[source] = targets
+            targets = tuple(target for found in shared.values() for target in found)
+        value = self._pack.named(PTR, targets[0]) if len(targets) == 1 else self._pack.pointers(targets)
+        known = self.answers.get(key)
+        if known != value:
+            if key not in self._before:
+                self._before[key] = known
+            self.answers[key] = value
+
+    def _unpoint(self, source: str, key: bytes) -> None:
+        shared = self._shared.get(key)
+        self._before.setdefault(key, self.answers[key])
+        if shared is None:
+            del self.answers[key], self._pointer_owner[key]
+            self._drop_parents(key)
+            return
+        del shared[source]
+        self._pointer_owner[key] = next(iter(shared))
+        if len(shared) == 1:
+            del self._shared[key]
+        self.answers[key] = self._pack.pointers(target for found in shared.values() for target in found)
+
+    def _above(self, key: bytes) -> list[bytes]:
+        """Names between a reverse name and its apex; none where the name is in no zone of ours."""
+        found: list[bytes] = []
+        for name in names.parents_wire(key[:-len(PTR_IN)]):
+            if name in self._origins:
+                return found
+            found.append(name)
+        return []
+
+    def _hold_parents(self, key: bytes) -> None:
+        holds = self._holds
+        first = key[1 + key[0]:-len(PTR_IN)]
+        if first in holds:
+            holds[first] += 1
+            return
+        for name in self._above(key):
+            if self._hold(name):
+                return
+
+    def _drop_parents(self, key: bytes) -> None:
+        for name in self._above(key):
+            if self._drop(name):
+                return
+
+    # Names without data
+
+    def _hold(self, name: bytes) -> bool:
+        """One more reason for a name to exist; True where it existed before."""
+        count = self._holds.get(name, 0)
+        self._holds[name] = count + 1
+        if not count:
+            self._touched.add(name)
+        return bool(count)
+
+    def _drop(self, name: bytes) -> bool:
+        """One reason less; True where the name exists still."""
+        count = self._holds[name] - 1
+        if count:
+            self._holds[name] = count
+            return True
+        del self._holds[name]
+        self._touched.add(name)
+        return False
 
     def flush(self, serial: int) -> Delta:
         """Work off all noted changes; what the servers must know. Empty where no answer changed."""
         dirty, self._dirty = self._dirty, set()
         for key in dirty:
-            self.zone.replace(f"Service {key}", self._records(key))
-        keys, touched = self.zone.settle()
+            self._replace(key, self._records(key))
+        before, self._before = self._before, {}
         answers, gone = {}, []
-        for name, rtype in keys:
-            question, value = render.question_key(name, rtype), render.render_key(self.zone, name, rtype)
-            if value == self.answers.get(question):
-                continue
-            if value is None:
-                del self.answers[question]
-                gone.append(question)
-            else:
-                self.answers[question] = answers[question] = value
-        fresh, lost = [], []
-        for name in touched:
-            wire, exists = names.to_wire(name), self.zone.exists(name)
-            if exists and wire not in self.names:
-                self.names.add(wire)
-                fresh.append(wire)
-            elif not exists and wire in self.names:
-                self.names.discard(wire)
-                lost.append(wire)
-        return Delta(serial, answers, tuple(gone), tuple(fresh), tuple(lost))
+        for question_key, old in before.items():
+            now = self.answers.get(question_key)
+            if now is None:
+                if old is not None:
+                    gone.append(question_key)
+            elif now != old:
+                answers[question_key] = now
+        return Delta(serial, answers, tuple(gone), *self._settle_names())
+
+    def _settle_names(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """Names that begin and that cease to exist since the last call."""
+        touched, self._touched = self._touched, set()
+        fresh = tuple(name for name in touched if name in self._holds and name not in self.names)
+        lost = tuple(name for name in touched if name not in self._holds and name in self.names)
+        self.names.update(fresh)
+        self.names.difference_update(lost)
+        return fresh, lost

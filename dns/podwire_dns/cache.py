@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .rtypes import SOA
 from .wire import COUNTS, NOERROR, NXDOMAIN, records
-from .zone import SOA
 
 NEGATIVE_CAP, POSITIVE_CAP = 30.0, 3600.0
 MAX_VALUE = 8192  # bytes of one answer; with the capacity this bounds the memory whatever upstreams send

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from . import names
 from .build import Builder
-from .zone import TYPE_NAMES
+from .pack import question
+from .rtypes import TYPE_NAMES
+from .schema import endpoint_count
 
 
 def explain(builder: Builder, name: str, rtype: int) -> list[str]:
     """Lines about one text name (lower case, final dot) and type."""
-    zone, cluster = builder.zone, builder.config.zone
-    found = zone.get(name, rtype)
-    sources = zone.sources_of(name)
-    if found is not None:
-        return [f"the {TYPE_NAMES[rtype]} record comes from {source}" for source in sources]
+    cluster = builder.config.zone
+    if question(name, rtype) in builder.answers:
+        return [f"the {TYPE_NAMES[rtype]} record comes from {source}" for source in builder.sources(name, rtype)]
+    sources = builder.sources(name)
     if names.within(name, builder.config.origins) is None:
         return ["not a name of the cluster: it is forwarded to the upstreams"]
     if sources:
         return [f"{' and '.join(sources)} gives this name other record types, not this one: NODATA"]
-    if zone.exists(name):
+    if builder.exists(name):
         return ["the name exists only because names below it, or its namespace, exist: NODATA"]
     suffix = f".svc.{cluster}"
     if not name.endswith(suffix):
@@ -29,7 +30,7 @@ def explain(builder: Builder, name: str, rtype: int) -> list[str]:
 def _missing_service(builder: Builder, labels: list[str]) -> list[str]:
     """Which part of [..., service, namespace] is not there."""
     namespace = labels[-1]
-    if not builder.zone.exists(f"{namespace}.svc.{builder.config.zone}"):
+    if not builder.exists(f"{namespace}.svc.{builder.config.zone}"):
         return [f"there is no namespace {namespace!r}: NXDOMAIN"]
     if len(labels) == 1:
         return ["no object gives this name: NXDOMAIN"]
@@ -40,8 +41,8 @@ def _missing_service(builder: Builder, labels: list[str]) -> list[str]:
     if problem:
         return [f"Service {key} is left out of the DNS: {problem}"]
     spec = service.get("spec") or {}
-    if spec.get("clusterIP") == "None" and not builder.zone.exists(f"{labels[-2]}.{namespace}.svc.{builder.config.zone}"):
-        total = sum(len(piece.endpoints) for piece in builder.slices_of(key))
+    if spec.get("clusterIP") == "None" and not builder.exists(f"{labels[-2]}.{namespace}.svc.{builder.config.zone}"):
+        total = sum(endpoint_count(piece) for piece in builder.slices_of(key))
         why = f"none of its {total} endpoints is ready" if total else "it has no endpoints; do its selector and pods match?"
         return [f"Service {key} is headless and {why}: NXDOMAIN"]
     if len(labels) == 2:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-VERSION = 1
+VERSION = 2
 CHUNK = 4096  # answers in one frame of a snapshot
 MAX_FRAME = 64 << 20
 
@@ -25,7 +25,8 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
 
 
 class Delta(msgspec.Struct, tag="delta", array_like=True, frozen=True):
-    """answers: question key -> value. gone: keys without data now. names, lost: wire names that begin or cease to exist."""
+    """answers: question key -> value. gone: keys without data now. names, lost: wire names
+    without data that begin or cease to exist."""
 
     serial: int
     answers: dict[bytes, bytes] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import time
@@ -87,6 +88,8 @@ class Feeder:
         """All lists are here: from now on the zone is whole."""
         begin = time.monotonic()
         self._flush()
+        gc.freeze()  # a zone does not turn into garbage: no collection need look at it again
+        gc.enable()
         self.synced.set()
         log.info("zone is whole", answers=len(self.builder.answers), services=len(self.builder.services),
                  took_ms=(time.monotonic() - begin) * 1000)
@@ -157,4 +160,5 @@ async def _main(config: DnsConfig, client: ClientConfig) -> None:
 def run(config: DnsConfig) -> None:
     """Watch and feed until SIGTERM. Raises BadConfig and the client's ConfigError for settings that cannot work."""
     os.nice(NICE)
+    gc.disable()  # until the first zone is whole: a start makes hundreds of thousands of objects that stay
     asyncio.run(_main(config, load(config.kubeconfig)))

@@ -14,7 +14,7 @@ import click
 
 from . import names
 from .config import BadConfig, DnsConfig
-from .zone import TYPE_NAMES
+from .rtypes import TYPE_NAMES
 
 DEFAULTS = DnsConfig("", None, Path("/run/podwire"))
 Function = Callable[..., None]

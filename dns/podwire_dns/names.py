@@ -91,7 +91,49 @@ def reverse_name(address: str) -> str:
 
 def packed(address: str) -> bytes:
     """The 4 or 16 bytes of an A or AAAA record."""
-    return bytes(map(int, address.split("."))) if ":" not in address else ipaddress.IPv6Address(address).packed
+    if ":" in address:
+        return ipaddress.IPv6Address(address).packed
+    a, b, c, d = address.split(".")
+    return bytes((_OCTETS[a], _OCTETS[b], _OCTETS[c], _OCTETS[d]))
+
+
+_OCTETS = {str(number): number for number in range(256)}
+_OCTET_LABELS = [bytes((len(str(number)),)) + str(number).encode() for number in range(256)]
+_NIBBLE_LABELS = [b"\x01" + b"%x" % number for number in range(16)]
+IN_ADDR, IP6 = b"\x07in-addr\x04arpa\0", b"\x03ip6\x04arpa\0"
+
+
+def is_canonical_ipv4(text: str) -> bool:
+    """Four octets without leading zeros: the common case, told without the ipaddress module."""
+    parts = text.split(".")
+    return len(parts) == 4 and all(part in _OCTETS for part in parts)
+
+
+def reverse_wire(address: bytes) -> bytes:
+    """The reverse name of a packed address in wire form."""
+    labels = _OCTET_LABELS
+    if len(address) == 4:
+        a, b, c, d = address
+        return labels[d] + labels[c] + labels[b] + labels[a] + IN_ADDR
+    nibbles = _NIBBLE_LABELS
+    return b"".join(nibbles[octet & 15] + nibbles[octet >> 4] for octet in reversed(address)) + IP6
+
+
+def prefixed(first: str, rest: bytes) -> bytes:
+    """The name `first`.`rest` in wire form. Raises BadName where that is too long."""
+    raw = first.encode("ascii")
+    wire = bytes((len(raw),)) + raw + rest
+    if len(raw) > 63 or len(wire) > MAX_WIRE:
+        raise BadName(f"{first}.{from_wire(rest)} is longer than a DNS name may be (253 characters, 63 in a label)")
+    return wire
+
+
+def parents_wire(name: bytes) -> Iterator[bytes]:
+    """Each name above `name` (wire form), the root left out."""
+    name = name[1 + name[0]:]
+    while name[0]:
+        yield name
+        name = name[1 + name[0]:]
 
 
 def canonical(text: str) -> str:
@@ -122,7 +164,9 @@ def dashed(address: str) -> str:
 
     A label neither begins nor ends with '-', so that an address which does gets a 0 there (::1 -> 0--1).
     """
-    text = address.replace(":", "-").replace(".", "-")
+    if ":" not in address:
+        return address.replace(".", "-")
+    text = address.replace(":", "-")
     return ("0" if text[0] == "-" else "") + text + ("0" if text[-1] == "-" else "")
 
 

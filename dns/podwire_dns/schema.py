@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from podwire_controlplane.api import meta
 
 from . import names
-from .zone import AAAA, CNAME, NS, PTR, SRV, TXT, A, Key, Rdata, RRset, Srv
+from .pack import A_IN, CNAME_IN, PTR_IN, SRV_IN, Packer, question
+from .rtypes import CNAME, NS, TXT
 
 SCHEMA_VERSION = "1.1.0"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
-SRV_WEIGHT_SUM = 100
 
 
 class BadObject(ValueError):
@@ -36,61 +38,55 @@ class BadObject(ValueError):
 class Schema:
     """zone: the cluster domain as text ("cluster.local."). ttl: seconds, 0 to 3600. reverse: apexes of reverse zones.
 
-    addresses: where this DNS is reached (glue of ns.dns.zone).
+    addresses: where this DNS is reached (glue of ns.dns.zone). pods: pod.zone exists (its names are worked out from the
+    question, not from records).
     """
 
     zone: str
     ttl: int = 5
     reverse: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
-    pods: bool = True  # pod.zone exists (names of pods are answered from the name itself, not from records)
+    pods: bool = True
 
     @property
     def origins(self) -> frozenset[str]:
         return frozenset((self.zone, *self.reverse))
 
 
-class _Records:
-    """Collects data by (name, type); duplicates melt together."""
+@dataclass(slots=True)
+class Records:
+    """What one object gives the DNS. answers: question key -> value; all but the pointers belong to this object alone.
 
-    def __init__(self, schema: Schema) -> None:
-        self.schema = schema
-        self.data: dict[Key, set[Rdata]] = {}
+    pointers: question key of a reverse name -> names it points to (several objects may add some). bare: names (wire form)
+    that exist without data. parent: the name whose existence this object implies, b"" for none.
+    """
 
-    def add(self, name: str, rtype: int, item: Rdata) -> None:
-        if len(name) >= names.MAX_WIRE:
-            raise names.BadName(f"{name} is longer than a DNS name may be (253 characters)")
-        self.data.setdefault((name, rtype), set()).add(item)
+    answers: dict[bytes, bytes] = field(default_factory=dict)
+    pointers: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
+    bare: set[bytes] = field(default_factory=set)
+    parent: bytes = b""
 
-    def address(self, name: str, address: str) -> None:
-        self.add(name, AAAA if ":" in address else A, address)
-
-    def srv(self, name: str, targets: Iterable[tuple[int, str]]) -> None:
-        """SRV data with the weight shared out evenly, as (port, target) pairs."""
-        pairs = sorted(set(targets))
-        for port, target in pairs:
-            self.add(name, SRV, Srv(0, max(1, SRV_WEIGHT_SUM // len(pairs)), port, target))
-
-    def rrsets(self) -> list[RRset]:
-        return [RRset(name, rtype, self.schema.ttl, tuple(sorted(items, key=_order)))
-                for (name, rtype), items in self.data.items()]
+    def point(self, address: bytes, target: bytes) -> None:
+        key = names.reverse_wire(address) + PTR_IN
+        known = self.pointers.get(key, ())
+        if target not in known:
+            self.pointers[key] = (*known, target)
 
 
-def _order(item: Rdata) -> tuple[Any, ...]:
-    return tuple(item) if isinstance(item, Srv) else (item,)
-
-
-def schema_rrsets(schema: Schema) -> tuple[list[RRset], list[str]]:
-    """What exists in an empty cluster: (RRsets, names without data)."""
-    out = _Records(schema)
-    out.add(f"dns-version.{schema.zone}", TXT, SCHEMA_VERSION)
-    server = f"ns.dns.{schema.zone}"
+def schema_records(schema: Schema) -> Records:
+    """What exists in an empty cluster."""
+    pack, out = Packer(schema.ttl), Records()
+    version, server = f"dns-version.{schema.zone}", f"ns.dns.{schema.zone}"
+    out.answers[question(version, TXT)] = pack.text(SCHEMA_VERSION)
     for origin in schema.origins:
-        out.add(origin, NS, server)
-    for address in schema.addresses:
-        out.address(server, address)
-    bare = [f"svc.{schema.zone}", *([f"pod.{schema.zone}"] if schema.pods else [])]
-    return out.rrsets(), bare
+        out.answers[question(origin, NS)] = pack.named(NS, names.to_wire(server))
+    for kind, value in pack.addresses(names.packed(address) for address in schema.addresses).items():
+        out.answers[names.to_wire(server) + kind] = value
+    bare = [*schema.origins, version, f"dns.{schema.zone}", f"svc.{schema.zone}"]
+    if schema.pods:
+        bare.append(f"pod.{schema.zone}")
+    out.bare.update(map(names.to_wire, bare))
+    return out
 
 
 def namespace_names(schema: Schema, name: str) -> list[str]:
@@ -99,70 +95,87 @@ def namespace_names(schema: Schema, name: str) -> list[str]:
     return [f"{text}.svc.{schema.zone}", *([f"{text}.pod.{schema.zone}"] if schema.pods else [])]
 
 
-def service_rrsets(schema: Schema, service: Mapping[str, Any], slices: Iterable[Slice]) -> list[RRset]:
-    """All records of one Service. `slices`: its EndpointSlices (looked at only where it is headless). Raises BadObject."""
+def service_records(zone: str, pack: Packer, service: Mapping[str, Any], slices: Iterable[bytes]) -> Records:
+    """All records of one Service. `slices`: its EndpointSlices as `parse_slice` keeps them (looked at only where it is
+    headless). Raises BadObject."""
     spec = service.get("spec") or {}
+    out = Records()
     try:
-        base = (f"{names.label(meta.name(service), 'metadata.name')}."
-                f"{names.label(meta.namespace(service), 'metadata.namespace')}.svc.{schema.zone}")
-        out = _Records(schema)
+        parent = names.to_wire(f"{names.label(meta.namespace(service), 'metadata.namespace')}.svc.{zone}")
+        base = names.prefixed(names.label(meta.name(service), "metadata.name"), parent)
         if spec.get("type") == "ExternalName":
-            _external(out, base, str(spec.get("externalName") or ""))
+            out.answers[base + CNAME_IN] = pack.named(CNAME, _external(str(spec.get("externalName") or "")))
         else:
             addresses = [str(a) for a in spec.get("clusterIPs") or [spec.get("clusterIP")] if a]
             if addresses and addresses[0] == "None":
-                _headless(out, base, slices, all_ready=bool(spec.get("publishNotReadyAddresses")))
+                _headless(out, pack, base, slices, all_ready=bool(spec.get("publishNotReadyAddresses")))
             elif addresses:
-                _cluster_ip(out, base, addresses, spec.get("ports") or [])
-        return out.rrsets()
+                _cluster_ip(out, pack, base, addresses, spec.get("ports") or [])
     except names.BadName as err:
         raise BadObject(str(err)) from err
+    if out.answers:
+        out.parent = parent
+    return out
 
 
-def _external(out: _Records, base: str, target: str) -> None:
+def _external(target: str) -> bytes:
     if not target:
         raise BadObject("spec.externalName is empty; a Service of type ExternalName needs a DNS name there")
     if _is_ip(target):
         raise BadObject(f"spec.externalName {target!r} is an IP address, and a CNAME needs a name; "
                         "use a Service without selector and an EndpointSlice for addresses")
-    out.add(base, CNAME, names.fqdn(target))
+    return names.to_wire(names.fqdn(target))
 
 
-def _cluster_ip(out: _Records, base: str, addresses: list[str], ports: Iterable[Mapping[str, Any]]) -> None:
-    for given in addresses:
-        address = _address(given, "spec.clusterIPs")
-        out.address(base, address)
-        out.add(names.reverse_name(address), PTR, base)
-    listed = [(str(p.get("name") or ""), _protocol(p), _port(p.get("port"), "spec.ports[].port")) for p in ports]
-    for name, protocol, number in listed:
+def _cluster_ip(out: Records, pack: Packer, base: bytes, given: list[str], ports: Iterable[Mapping[str, Any]]) -> None:
+    packed = [_packed(address, "spec.clusterIPs") for address in given]
+    for kind, value in pack.addresses(packed).items():
+        out.answers[base + kind] = value
+    for address in packed:
+        out.point(address, base)
+    every, by_name = set(), {}
+    for port in ports:
+        number, protocol, name = _port(port.get("port"), "spec.ports[].port"), _protocol(port), str(port.get("name") or "")
+        every.add((number, base))
         if name:
-            out.srv(f"_{names.label(name, 'spec.ports[].name')}._{protocol}.{base}", [(number, base)])
-    out.srv(base, [(number, base) for _, _, number in listed])
+            by_name[names.label(name, "spec.ports[].name"), protocol] = {(number, base)}
+    _srv(out, pack, base, every, by_name, {base: sorted(set(packed), key=lambda item: (len(item), item))})
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """hostname: "" where the object has none. addresses: canonical text. ready: the condition (absent counts as true)."""
+def _srv(out: Records, pack: Packer, base: bytes, every: set[tuple[int, bytes]],
+         by_name: Mapping[tuple[str, str], set[tuple[int, bytes]]], glue: Mapping[bytes, list[bytes]]) -> None:
+    """The SRV records of all ports at the Service's own name, of named ports at _port._protocol.svc..."""
+    if every:
+        out.answers[base + SRV_IN] = pack.srv(base, every, glue)
+    for (name, protocol), targets in by_name.items():
+        if targets:
+            above = names.prefixed(f"_{protocol}", base)
+            owner = names.prefixed(f"_{name}", above)
+            out.bare.add(above)
+            if len(targets) == 1:
+                ((port, target),) = targets
+                out.answers[owner + SRV_IN] = pack.srv_one(owner, port, target, glue[target])
+            else:
+                out.answers[owner + SRV_IN] = pack.srv(owner, targets, glue)
 
-    hostname: str
-    addresses: tuple[str, ...]
-    ready: bool
+
+Port = tuple[str, str, int]  # label or "", protocol label, number
+Endpoint = tuple[str, list[str], bool]  # host label or "", canonical addresses, ready
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[list[Port], list[Endpoint]]).decode
+EMPTY_SLICE = _encode(([], []))
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """What DNS needs of an EndpointSlice. ports: (label or "", protocol label, number)."""
+def parse_slice(piece: Mapping[str, Any]) -> tuple[bytes, list[str]]:
+    """What DNS needs of an EndpointSlice, packed small, since most are never looked at again; and what was wrong with it.
 
-    ports: tuple[tuple[str, str, int], ...]
-    endpoints: tuple[Endpoint, ...]
-
-
-def parse_slice(piece: Mapping[str, Any]) -> tuple[Slice, list[str]]:
-    """The slice, and what was wrong with it: a bad port or endpoint is left out, the rest of the slice serves."""
+    A bad port or endpoint is left out, the rest of the slice serves. The condition "ready" counts as true where it is absent.
+    """
     if piece.get("addressType") == "FQDN":
-        return Slice((), ()), []
+        return EMPTY_SLICE, []
     errors: list[str] = []
-    ports, endpoints = [], []
+    ports: list[Port] = []
+    endpoints: list[Endpoint] = []
     for index, port in enumerate(piece.get("ports") or []):
         try:
             if port.get("port") is not None:
@@ -172,40 +185,73 @@ def parse_slice(piece: Mapping[str, Any]) -> tuple[Slice, list[str]]:
         except (ValueError, AttributeError) as err:
             errors.append(str(err))
     for index, endpoint in enumerate(piece.get("endpoints") or []):
-        where = f"endpoints[{index}]"
         try:
             hostname = str(endpoint.get("hostname") or "")
-            endpoints.append(Endpoint(
-                names.label(hostname, f"{where}.hostname") if hostname else "",
-                tuple(_address(str(a), f"{where}.addresses") for a in endpoint.get("addresses") or []),
+            endpoints.append((
+                names.label(hostname, f"endpoints[{index}].hostname") if hostname else "",
+                [_address(str(a), index) for a in endpoint.get("addresses") or []],
                 (endpoint.get("conditions") or {}).get("ready") is not False))
         except (ValueError, AttributeError) as err:
             errors.append(str(err))
-    return Slice(tuple(ports), tuple(endpoints)), errors
+    return _encode((ports, endpoints)), errors
 
 
-def _headless(out: _Records, base: str, slices: Iterable[Slice], *, all_ready: bool) -> None:
-    by_port: dict[str, set[tuple[int, str]]] = {}
-    every: set[tuple[int, str]] = set()
+def endpoint_count(piece: bytes) -> int:
+    """Endpoints, ready or not, of a slice that `parse_slice` packed."""
+    return len(_decode(piece)[1])
+
+
+def _headless(out: Records, pack: Packer, base: bytes, slices: Iterable[bytes], *, all_ready: bool) -> None:
+    by_port: dict[tuple[str, str], set[tuple[int, bytes]]] = {}
+    every: set[tuple[int, bytes]] = set()
+    hosts: dict[bytes, list[bytes]] = {}
     for piece in slices:
-        owners = []
-        for endpoint in piece.endpoints:
-            if not (endpoint.ready or all_ready):
-                continue
-            for address in endpoint.addresses:
-                owner = f"{endpoint.hostname or names.dashed(address)}.{base}"
-                owners.append(owner)
-                out.address(base, address)
-                out.address(owner, address)
-                out.add(names.reverse_name(address), PTR, owner)
-        for name, protocol, number in piece.ports:
+        ports, endpoints = _decode(piece)
+        owners = _hosts(out, base, [(host, found) for host, found, ready in endpoints if ready or all_ready], hosts)
+        for name, protocol, number in ports:
             targets = {(number, owner) for owner in owners}
             every |= targets
             if name:
-                by_port.setdefault(f"_{name}._{protocol}.{base}", set()).update(targets)
-    for name, targets in by_port.items():
-        out.srv(name, targets)
-    out.srv(base, every)
+                by_port.setdefault((name, protocol), set()).update(targets)
+    answers, one_a = out.answers, pack.one_a
+    whole: list[bytes] = []
+    for owner, addresses in hosts.items():
+        whole += addresses
+        if len(addresses) == 1 and len(addresses[0]) == 4:
+            answers[owner + A_IN] = one_a + addresses[0]
+        else:
+            addresses.sort(key=lambda item: (len(item), item))
+            for kind, value in pack.addresses(addresses).items():
+                answers[owner + kind] = value
+    for kind, value in pack.addresses(whole).items():
+        answers[base + kind] = value
+    _srv(out, pack, base, every, by_port, hosts)
+
+
+def _hosts(out: Records, base: bytes, endpoints: Iterable[tuple[str, list[str]]],
+           hosts: dict[bytes, list[bytes]]) -> list[bytes]:
+    """The owner name of each endpoint, with repeats; their addresses go into `hosts` and into the pointers."""
+    owners, pointers = [], out.pointers
+    room = names.MAX_WIRE - len(base) - 1
+    for hostname, addresses in endpoints:
+        for address in addresses:
+            label = (hostname or names.dashed(address)).encode()
+            if len(label) > room:
+                raise BadObject(f"the name of endpoint {label.decode()} is longer than a DNS name may be (253 characters)")
+            owner = bytes((len(label),)) + label + base
+            owners.append(owner)
+            packed = names.packed(address)
+            known = hosts.get(owner)
+            if known is None:
+                hosts[owner] = [packed]
+            elif packed not in known:
+                known.append(packed)
+            key = names.reverse_wire(packed) + PTR_IN
+            if key not in pointers:
+                pointers[key] = (owner,)
+            elif owner not in pointers[key]:
+                pointers[key] += (owner,)
+    return owners
 
 
 def _protocol(port: Mapping[str, Any]) -> str:
@@ -218,10 +264,19 @@ def _port(value: Any, what: str) -> int:
     return value
 
 
-def _address(text: str, what: str) -> str:
+def _address(text: str, index: int) -> str:
     """The canonical text of an address, so that one address has one name however it was written."""
+    if names.is_canonical_ipv4(text):
+        return text
     try:
         return names.canonical(text)
+    except names.BadName as err:
+        raise BadObject(f"endpoints[{index}].addresses: {err}") from err
+
+
+def _packed(text: str, what: str) -> bytes:
+    try:
+        return names.packed(text if names.is_canonical_ipv4(text) else names.canonical(text))
     except names.BadName as err:
         raise BadObject(f"{what}: {err}") from err
 

@@ -7,9 +7,9 @@ import pytest
 from podwire_dns import names
 from podwire_dns.build import Builder
 from podwire_dns.explain import explain
+from podwire_dns.rtypes import AAAA, PTR, SRV, A
 from podwire_dns.testing import builders, cases
 from podwire_dns.testing.cases import SVC, ZONE
-from podwire_dns.zone import AAAA, PTR, SRV, A
 
 
 @pytest.fixture(scope="module")

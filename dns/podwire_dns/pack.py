@@ -1,0 +1,102 @@
+"""Records packed by hand into values, the answers that wait for their questions (their form: wire.py).
+
+A quarter of a million of them are made at a start, so each is a few concatenations; what all answers of a kind share is
+packed once, in `Packer`. Owners point at the question (offset 12); SRV targets stand uncompressed (RFC 2782).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from . import names
+from .rtypes import AAAA, CNAME, NS, PTR, SRV, TXT, A
+from .wire import COUNTS, FIXED, IN
+
+OWNER = b"\xc0\x0c"
+MAX_POINTER = 0x3FFF
+MAX_RECORDS = 0xFFFF  # a section counts its records in 16 bits
+A_IN, AAAA_IN, PTR_IN, SRV_IN, CNAME_IN = (rtype.to_bytes(2) + b"\0\x01" for rtype in (A, AAAA, PTR, SRV, CNAME))
+DATA_KINDS = (A_IN, AAAA_IN, CNAME_IN, SRV_IN, PTR_IN)  # a name exists if it owns one of these
+SRV_WEIGHT_SUM = 100
+
+
+def question(name: str, rtype: int) -> bytes:
+    """The lower-case question that a value answers: name, type, class IN."""
+    return names.to_wire(name) + rtype.to_bytes(2) + b"\0\x01"
+
+
+class Packer:
+    """Values with one TTL (seconds)."""
+
+    def __init__(self, ttl: int) -> None:
+        self.ttl = ttl
+        self.a = OWNER + FIXED.pack(A, IN, ttl, 4)
+        self.aaaa = OWNER + FIXED.pack(AAAA, IN, ttl, 16)
+        self.one_a = COUNTS.pack(1, 0, 0) + self.a
+        self.one_aaaa = COUNTS.pack(1, 0, 0) + self.aaaa
+        self.a_tail, self.aaaa_tail = self.a[2:], self.aaaa[2:]
+        self._named = {rtype: [COUNTS.pack(1, 0, 0) + OWNER + FIXED.pack(rtype, IN, ttl, size) for size in range(256)]
+                       for rtype in (PTR, CNAME, NS)}
+        self._srv = [OWNER + FIXED.pack(SRV, IN, ttl, 6 + size) for size in range(256)]
+
+    def addresses(self, packed: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Type and class -> value, for addresses of 4 and 16 bytes; sorted, so that the same set is the same value."""
+        found = {}
+        every = sorted(set(packed))
+        if len(every) == 1:
+            return {A_IN: self.one_a + every[0]} if len(every[0]) == 4 else {AAAA_IN: self.one_aaaa + every[0]}
+        for size, kind, head in ((4, A_IN, self.a), (16, AAAA_IN, self.aaaa)):
+            mine = [item for item in every if len(item) == size][:MAX_RECORDS]
+            if mine:
+                found[kind] = COUNTS.pack(len(mine), 0, 0) + head + head.join(mine)
+        return found
+
+    def named(self, rtype: int, target: bytes) -> bytes:
+        """One PTR, CNAME or NS."""
+        return self._named[rtype][len(target)] + target
+
+    def pointers(self, targets: Iterable[bytes]) -> bytes:
+        """PTR records of one address that has several names."""
+        every = sorted(set(targets))[:MAX_RECORDS]
+        return COUNTS.pack(len(every), 0, 0) + b"".join(self.named(PTR, target)[6:] for target in every)
+
+    def text(self, text: str) -> bytes:
+        raw = text.encode()
+        return COUNTS.pack(1, 0, 0) + OWNER + FIXED.pack(TXT, IN, self.ttl, len(raw) + 1) + bytes((len(raw),)) + raw
+
+    def srv(self, owner: bytes, targets: Iterable[tuple[int, bytes]], glue: Mapping[bytes, Sequence[bytes]]) -> bytes:
+        """SRV records (port, target) at `owner`, the weight shared out evenly; `glue`: packed addresses of each target."""
+        pairs = sorted(set(targets))[:MAX_RECORDS]
+        weight = b"\0\0" + max(1, SRV_WEIGHT_SUM // len(pairs)).to_bytes(2)
+        heads = self._srv
+        at = 12 + len(owner) + 4 + 18  # of the first record's target in the message
+        parts: list[bytes] = []
+        where: dict[bytes, int] = {}
+        for port, target in pairs:
+            parts.append(heads[len(target)] + weight + port.to_bytes(2) + target)
+            where.setdefault(target, at)
+            at += 18 + len(target)
+        extra = []
+        for target, offset in where.items():
+            name = (0xC000 | offset).to_bytes(2) if offset <= MAX_POINTER else target
+            for item in glue.get(target, ()):
+                extra.append(name + (self.a_tail if len(item) == 4 else self.aaaa_tail) + item)
+        extra = extra[:MAX_RECORDS]
+        return COUNTS.pack(len(parts), 0, len(extra)) + b"".join(parts) + b"".join(extra)
+
+    def srv_one(self, owner: bytes, port: int, target: bytes, glue: Sequence[bytes]) -> bytes:
+        """`srv` for one target: what each port of a Service with ClusterIP has."""
+        name = (0xC000 | 34 + len(owner)).to_bytes(2)
+        extra = [name + (self.a_tail if len(item) == 4 else self.aaaa_tail) + item for item in glue]
+        return (b"\0\1\0\0\0" + bytes((len(extra),)) + self._srv[len(target)] + b"\0\0\0\x64" + port.to_bytes(2) + target
+                + b"".join(extra))
+
+
+def pointer_targets(value: bytes) -> list[bytes]:
+    """The names in a value that `named` or `pointers` made."""
+    found, at = [], 6
+    while at < len(value):
+        end = at + 12 + int.from_bytes(value[at + 10:at + 12])
+        found.append(value[at + 12:end])
+        at = end
+    return found

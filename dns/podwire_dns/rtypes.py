@@ -1,0 +1,7 @@
+"""Record types (RFC 1035, 2782, 3596)."""
+
+from __future__ import annotations
+
+A, NS, CNAME, SOA, PTR, TXT, AAAA, SRV = 1, 2, 5, 6, 12, 16, 28, 33
+ADDRESS_TYPES = (A, AAAA)
+TYPE_NAMES = {A: "A", NS: "NS", CNAME: "CNAME", SOA: "SOA", PTR: "PTR", TXT: "TXT", AAAA: "AAAA", SRV: "SRV"}
