@@ -1,0 +1,187 @@
+"""podCIDRs, node lifecycle, the scheduler, and cleaning up, as pure functions."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from podwire_controlplane.api.meta import Object
+from podwire_controlplane.controllers import cleanup, nodes
+from podwire_controlplane.controllers.base import Change, owner_reference
+
+from .builders import NOW, deployment, meta, node, pod, replica_set, running, service, snapshot, stored
+
+CLUSTER = ipaddress.ip_network("10.244.0.0/16")
+TAINT = {"key": "k", "value": "v", "effect": "NoSchedule"}
+
+
+def live(own: str, **more: Any) -> Object:
+    return stored(node(own, **more))
+
+
+# ---- podCIDR
+
+
+def cidr(wanted: str, *objects: Object, size: int = 24, cluster: Any = CLUSTER) -> list[Change]:
+    return nodes.node_ipam(cluster, size).reconcile(wanted, snapshot(*objects), NOW)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["join", "leave"]), st.integers(0, 9)), max_size=25))
+def test_pod_ranges_of_living_nodes_never_overlap(steps: list[tuple[str, int]]) -> None:
+    held: dict[str, Object] = {}
+    for what, number in steps:
+        own = f"n{number}"
+        if what == "leave":
+            held.pop(own, None)
+        elif own not in held:
+            change, = cidr(own, live(own), *held.values(), size=20)
+            assert change.obj["spec"]["podCIDRs"] == [change.obj["spec"]["podCIDR"]]
+            held[own] = live(own, **change.obj["spec"])
+            assert cidr(own, *held.values()) == [], "once is enough"
+    nets = [ipaddress.IPv4Network(n["spec"]["podCIDR"]) for n in held.values()]
+    assert not any(a.overlaps(b) for a in nets for b in nets if a is not b)
+
+
+def test_no_range_left_is_said_on_the_node() -> None:
+    small = ipaddress.ip_network("10.244.0.0/24")
+    change, = cidr("n2", live("n1", podCIDR="10.244.0.0/24"), live("n2"), cluster=small)
+    condition = change.obj["status"]["conditions"][-1]
+    assert change.verb == "status" and condition["reason"] == "NoPodCIDR" and "10.244.0.0/24" in condition["message"]
+    assert any(c["type"] == "Ready" for c in change.obj["status"]["conditions"]), "the others stay"
+
+
+# ---- lifecycle
+
+
+def lease(own: str, seconds_ago: float) -> Object:
+    from podwire_controlplane.controllers.workloads import timestamp
+    return {"kind": "Lease", "metadata": meta(own, nodes.LEASES), "spec": {"renewTime": timestamp(NOW - seconds_ago)}}
+
+
+def test_a_silent_node_and_its_pods_become_unready() -> None:
+    pods = [running("a", "10.0.0.1"), running("b", "10.0.0.2", ready=False), running("c", "10.0.0.3", "n2")]
+    assert nodes.reconcile_lifecycle("n1", snapshot(live("n1"), lease("n1", 39), *pods), NOW) == []
+    changes = nodes.reconcile_lifecycle("n1", snapshot(live("n1"), lease("n1", 41), *pods), NOW)
+    assert [(c.verb, c.kind, c.name) for c in changes] == [("status", "Node", "n1"), ("status", "Pod", "a")]
+    ready = changes[0].obj["status"]["conditions"][-1]
+    assert (ready["status"], ready["reason"]) == ("Unknown", "NodeStatusUnknown") and "2027-01-15T07:59:19Z" in ready["message"]
+    assert changes[1].obj["status"]["conditions"][-1]["reason"] == "NodeNotReady"
+    marked = {**live("n1"), **changes[0].obj}
+    assert nodes.reconcile_lifecycle("n1", snapshot(marked, lease("n1", 50), pods[1]), NOW) == []
+
+
+def test_a_node_that_never_had_a_lease_gets_the_grace_from_its_creation() -> None:
+    young = stored(node("n1"), creationTimestamp="2027-01-15T07:59:50Z")
+    assert nodes.reconcile_lifecycle("n1", snapshot(young), NOW) == []
+    assert len(nodes.reconcile_lifecycle("n1", snapshot(live("n1")), NOW)) == 1
+
+
+def test_pods_of_a_deleted_node_go() -> None:
+    change, = nodes.reconcile_lifecycle("n1", snapshot(running("a", "10.0.0.1"), running("b", "10.0.0.2", "n2")), NOW)
+    assert (change.verb, change.name, change.obj) == ("delete", "a", {"gracePeriodSeconds": 0})
+
+
+# ---- scheduler
+
+
+def bind(wanted: Object, *objects: Object) -> Change:
+    change, = nodes.reconcile_schedule("default/p1", snapshot(stored(wanted), *objects), NOW)
+    return change
+
+
+def test_pods_of_one_owner_spread() -> None:
+    owner = stored(replica_set())
+    refs = [owner_reference(owner)]
+    held: list[Object] = [running("other1", "10.0.0.8", "n2"), running("other2", "10.0.0.9", "n2")]
+    hosts = []
+    for n in range(6):
+        made = stored(pod(f"w{n}"), ownerReferences=refs)
+        change, = nodes.reconcile_schedule(f"default/w{n}", snapshot(made, live("n1"), live("n2"), live("n3"), *held), NOW)
+        hosts.append(change.obj["spec"]["nodeName"])
+        made["spec"]["nodeName"] = hosts[-1]
+        held.append(made)
+    assert sorted(hosts) == ["n1", "n1", "n2", "n2", "n3", "n3"] and set(hosts[:2]) == {"n1", "n3"}, "least used first"
+
+
+@pytest.mark.parametrize(("spec", "fits"), [
+    ({}, "plain"), ({"nodeSelector": {"disk": "ssd"}}, "ssd"),
+    ({"nodeSelector": {"t": "1"}, "tolerations": [{"key": "k", "operator": "Exists"}]}, "tainted"),
+    ({"nodeSelector": {"t": "1"}, "tolerations": [{"key": "k", "value": "v", "effect": "NoSchedule"}]}, "tainted"),
+    ({"nodeSelector": {"t": "1"}, "tolerations": [{"operator": "Exists"}]}, "tainted"),
+    ({"nodeSelector": {"t": "1"}, "tolerations": [{"key": "k", "value": "other"}]}, ""),
+    ({"nodeSelector": {"t": "1"}, "tolerations": [{"key": "k", "value": "v", "effect": "NoExecute"}]}, ""),
+    ({"nodeSelector": {"t": "1"}}, "")])
+def test_selectors_taints_and_tolerations(spec: Object, fits: str) -> None:
+    rows = [live("plain"), live("tainted", labels={"t": "1"}, taints=[TAINT])]
+    if "nodeSelector" in spec and "disk" in spec["nodeSelector"]:
+        rows.append(live("ssd", labels={"disk": "ssd"}))
+    change = bind(pod(**spec), *rows)
+    assert (change.obj.get("spec") or {}).get("nodeName", "") == fits
+
+
+def test_the_reason_counts_the_nodes() -> None:
+    rows = (live("a", unschedulable=True), live("b", ready=False), live("c", taints=[TAINT]),
+            live("d", taints=[{**TAINT, "effect": "PreferNoSchedule"}], labels={"x": "z"}))
+    change = bind(pod(nodeSelector={"x": "y"}), *rows, live("e"))
+    condition = change.obj["status"]["conditions"][0]
+    assert condition["reason"] == "Unschedulable" and condition["message"] == (
+        "no node fits: 3 does not match nodeSelector, 1 not ready, 1 unschedulable")
+    told = stored(pod(), status={"conditions": [condition]})
+    told["spec"]["nodeSelector"] = {"x": "y"}
+    assert nodes.reconcile_schedule("default/p1", snapshot(told, *rows, live("e")), NOW) == [], "said once"
+    assert "there are no nodes" in bind(pod()).obj["status"]["conditions"][0]["message"]
+    assert bind(pod(), live("n", taints=[{**TAINT, "effect": "PreferNoSchedule"}])).obj == {"spec": {"nodeName": "n"}}
+
+
+@pytest.mark.parametrize("left_alone", [
+    pod(nodeName="n9"), pod(schedulerName="mine"), {**pod(), "status": {"phase": "Failed"}}], ids=["bound", "other", "ended"])
+def test_pods_that_are_not_scheduled(left_alone: Object) -> None:
+    assert nodes.reconcile_schedule("default/p1", snapshot(stored(left_alone), live("n1")), NOW) == []
+
+
+# ---- cleaning up
+
+
+def test_garbage_is_what_has_no_owner_left() -> None:
+    owner = stored(deployment())
+    child = stored(replica_set("child"), ownerReferences=[owner_reference(owner)])
+
+    def collect(*objects: Object) -> list[Change]:
+        return cleanup.reconcile_gc("ReplicaSet:default/child", snapshot(*objects), NOW)
+
+    assert collect(child, owner) == [] and collect() == []
+    change, = collect(child)
+    assert (change.verb, change.kind, change.name) == ("delete", "ReplicaSet", "child")
+    assert change.obj == {"preconditions": {"uid": "uid-child"}}
+    assert len(collect(child, {**owner, "metadata": {**owner["metadata"], "uid": "anew"}})) == 1, "an owner counts by uid"
+    other = stored(service())
+    shared = stored(replica_set("child"), ownerReferences=[owner_reference(owner), owner_reference(other)])
+    assert collect(shared, other) == [] and len(collect(shared)) == 1
+    foreign = stored(replica_set("child"), ownerReferences=[{"kind": "Widget", "name": "w", "uid": "u", "apiVersion": "x/v1"}])
+    assert collect(foreign) == [], "of kinds that are not held nobody knows"
+    assert collect(stored(child, deletionTimestamp="2027-01-15T08:00:00Z")) == []
+
+
+def test_an_owners_end_touches_its_dependents() -> None:
+    owner = stored(deployment())
+    child = stored(replica_set("child"), ownerReferences=[owner_reference(owner)])
+    mapper = cleanup.CONTROLLERS[0].watches["Deployment"]
+    assert list(mapper(owner, snapshot(child))) == ["Deployment:default/web", "ReplicaSet:default/child"]
+    assert list(mapper(owner, snapshot(child, owner))) == ["Deployment:default/web"]
+    anew = stored(deployment(), uid="anew")
+    assert list(mapper(owner, snapshot(child, anew))) == ["Deployment:default/web", "ReplicaSet:default/child"]
+
+
+def test_namespaces_are_emptied_and_then_let_go() -> None:
+    space = stored({"kind": "Namespace", "metadata": {"name": "default"}, "spec": {"finalizers": ["kubernetes"]}})
+    ending = stored(space, deletionTimestamp="2027-01-15T08:00:00Z")
+    held = (stored(service()), stored(pod(), deletionTimestamp="2027-01-15T08:00:30Z"))
+    assert cleanup.reconcile_namespace("default", snapshot(space, *held), NOW) == []
+    change, = cleanup.reconcile_namespace("default", snapshot(ending, *held), NOW)
+    assert (change.verb, change.kind, change.name) == ("delete", "Service", "web")
+    last, = cleanup.reconcile_namespace("default", snapshot(ending), NOW)
+    assert last.verb == "finalize" and last.obj["spec"] == {"finalizers": []}
