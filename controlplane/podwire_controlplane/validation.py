@@ -12,12 +12,13 @@ from .api.meta import Object, labels, name
 from .api.registry import Resource
 from .api.selectors import label_selector
 
-_LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
-_SUBDOMAIN = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
-_SERVICE_NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
-_LABEL_KEY = re.compile(r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
-_LABEL_VALUE = re.compile(r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")
+_LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?\Z")
+_SUBDOMAIN = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
+_SERVICE_NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?\Z")
+_LABEL_KEY = re.compile(r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?\Z")
+_LABEL_VALUE = re.compile(r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?\Z")
 _DNS_POLICIES = ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None")
+_OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 _PROTOCOLS = ("TCP", "UDP", "SCTP")
 MAX_GRACE = 10 ** 9  # seconds
 _LABEL_NAMED = ("Namespace", "Service")
@@ -173,11 +174,23 @@ def _workload(obj: Object) -> Causes:
         except (KeyError, TypeError):
             yield Cause("spec.selector", "matchExpressions need key, operator and values")
         else:
+            for n, term in enumerate(spec["selector"].get("matchExpressions") or []):
+                yield from _one_of(f"spec.selector.matchExpressions[{n}].operator", term["operator"], _OPERATORS)
             if not fits:
                 yield Cause("spec.template.metadata.labels", "do not satisfy spec.selector; give the template those labels")
     if not isinstance(spec["replicas"], int) or spec["replicas"] < 0:
         yield Cause("spec.replicas", f"{spec['replicas']!r}: expected 0 or more")
+    yield from _strategy(spec.get("strategy") or {})
     yield from pod_spec(spec["template"]["spec"], "spec.template.spec")
+
+
+def _strategy(strategy: Object) -> Causes:
+    if "type" in strategy:
+        yield from _one_of("spec.strategy.type", strategy["type"], ("RollingUpdate", "Recreate"))
+    for field, value in (strategy.get("rollingUpdate") or {}).items():
+        number = isinstance(value, int) and value >= 0
+        if not number and not re.fullmatch(r"[0-9]{1,3}%", str(value)):
+            yield Cause(f"spec.strategy.rollingUpdate.{field}", f"{value!r}: expected a number from 0, or a share such as 25%")
 
 
 def _endpoint_address(path: str, value: Any) -> Causes:
