@@ -140,7 +140,7 @@ class World:
             lab.wire(self.node, f"veth{index}", ns, "eth0")
             self._pod(ip, ns, f"veth{index}")
         self.servers = Servers()
-        for ip, ns in ((s.POD_B, self.pods[s.POD_B]), (s.POD_C, self.pods[s.POD_C]), (s.HOST, self.outside)):
+        for ip, ns in (*self.pods.items(), (s.HOST, self.outside)):
             for address in (ip, V6[ip]):
                 for port in (s.TARGET, s.TARGET + 1):
                     self.servers.listen(ns, address, port)
@@ -150,7 +150,7 @@ class World:
         self.servers.close()
 
     def client(self, ip: str) -> NetNS:
-        for v4, ns in (*self.pods.items(), (s.NODE_IP, self.node), (s.OUTSIDE, self.outside)):
+        for v4, ns in (*self.pods.items(), (s.NODE_IP, self.node), (s.OUTSIDE, self.outside), (s.HOST, self.outside)):
             if ip in (v4, V6[v4]):
                 return ns
         raise KeyError(ip)

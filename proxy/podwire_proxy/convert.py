@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from podwire_controlplane.api import meta
 
-from .model import PROTOCOLS, Endpoint, Policy, PortName, Protocol, ServicePort, normal_ip
+from .model import PROTOCOLS, Endpoint, Policy, PortName, Protocol, ServicePort, is_v6, normal_cidr, normal_ip
 
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
@@ -40,6 +40,19 @@ class Problems:
     def addresses(self, where: str, items: Iterable[Any]) -> tuple[str, ...]:
         found = (self.address(f"{where}[{index}]", item) for index, item in enumerate(items))
         return tuple(dict.fromkeys(ip for ip in found if ip))
+
+    def ranges(self, where: str, items: Iterable[Any]) -> tuple[str, ...]:
+        """Canonical CIDRs; () where one of them lets everyone in, for that family."""
+        found: dict[str, None] = {}
+        for index, item in enumerate(items):
+            try:
+                found[normal_cidr(str(item))] = None
+            except ValueError:
+                self.add(f"{where}[{index}]", f"{item!r} is no CIDR, as 203.0.113.0/24 is one; left out")
+        for everyone, v6 in (("0.0.0.0/0", False), ("::/0", True)):
+            if everyone in found:
+                found = {cidr: None for cidr in found if is_v6(cidr) != v6}
+        return tuple(found)
 
     def number(self, where: str, value: Any) -> int:
         """A port from 1 to 65535, 0 (and a problem) for anything else."""
@@ -88,6 +101,7 @@ def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[s
     spec = service["spec"]
     balancer = _load_balancer_ips(service, problems) if spec.get("type") == "LoadBalancer" else ()
     external = problems.addresses("spec.externalIPs", spec.get("externalIPs") or [])
+    ranges = problems.ranges("spec.loadBalancerSourceRanges", spec.get("loadBalancerSourceRanges") or []) if balancer else ()
     ports: dict[PortName, ServicePort] = {}
     for index, port in enumerate(spec.get("ports") or []):
         where = f"spec.ports[{index}]"
@@ -101,7 +115,7 @@ def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[s
             node_port=port.get("nodePort") or 0, external_ips=external, load_balancer_ips=balancer,
             internal_policy=_policy(spec.get("internalTrafficPolicy")),
             external_policy=_policy(spec.get("externalTrafficPolicy")), affinity_seconds=_affinity(spec),
-            source_ranges=tuple(str(item).strip() for item in spec.get("loadBalancerSourceRanges") or []),
+            source_ranges=ranges,
             created=str(service["metadata"].get("creationTimestamp") or ""))
         if not number:
             continue
@@ -170,13 +184,3 @@ def _endpoint(item: Mapping[str, Any], where: str, version: str, problems: Probl
         zone_hints=tuple(str(zone["name"]) for zone in hints.get("forZones") or []),
         node_hints=tuple(str(node["name"]) for node in hints.get("forNodes") or []))
 
-
-def unsupported(service: meta.Object) -> list[str]:
-    """What the Service asks for and this proxy does not do yet."""
-    ports, _ = service_ports(service)
-    found = []
-    if any(port.affinity_seconds for port in ports):
-        found.append("spec.sessionAffinity: ClientIP is not implemented yet; connections are spread over all endpoints")
-    if any(port.source_ranges and port.load_balancer_ips for port in ports):
-        found.append("spec.loadBalancerSourceRanges: is not implemented yet; every source is let in")
-    return found

@@ -13,6 +13,10 @@ address), or *outside*. A frontend says what each of them gets, and whether the 
 local set. No usable endpoint anywhere: REJECT. None here but some elsewhere under a Local policy: DROP. A packet whose
 chosen endpoint is its own source is always masqueraded (hairpin). Without pod_cidrs nobody is a pod, and a ClusterIP's
 packets keep their source.
+
+A load balancer's address with source ranges is DROP for every other source, pods and the node included, before anything else.
+Session affinity remembers each client's endpoint by Service port, so it holds across the port's frontends as long as they
+draw from the same set of endpoints (cluster or local).
 """
 
 from __future__ import annotations
@@ -22,25 +26,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, NamedTuple
 
-from .model import Backend, Endpoint, NodeInfo, PortName, Protocol, ServicePort, is_v6
+from .model import Backend, Endpoint, NodeInfo, PortName, Protocol, ServicePort, covers, is_v6
 from .topology import Choice, choose, merge
 
 
 class Fate(Enum):
     REJECT = "reject"  # TCP reset; ICMP port unreachable for other protocols
     DROP = "drop"
-
-
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """Uniform random choice for each new connection. backends: at least one, sorted, distinct."""
-
-    backends: tuple[Backend, ...]
-
-
-Action = Balance | Fate
-Kind = Literal["ClusterIP", "NodePort", "ExternalIP", "LoadBalancer"]
-Masquerading = Literal["off-cluster", "always", "node"]
 
 
 class Key(NamedTuple):
@@ -52,8 +44,40 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Sticky:
+    """Session affinity ClientIP. port: stands for the Service port (its first ClusterIP), whichever frontend is dialled.
+
+    local: the choice is among the local set of endpoints. seconds: how long after its last new connection a client is
+    remembered.
+    """
+
+    port: Key
+    local: bool
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Uniform random choice for each new connection. backends: at least one, sorted, distinct.
+
+    sticky: a client that is remembered gets its endpoint of last time, as long as that is among `backends`.
+    """
+
+    backends: tuple[Backend, ...]
+    sticky: Sticky | None = None
+
+
+Action = Balance | Fate
+Kind = Literal["ClusterIP", "NodePort", "ExternalIP", "LoadBalancer"]
+Masquerading = Literal["off-cluster", "always", "node"]
+
+
+@dataclass(frozen=True, slots=True)
 class Frontend:
-    """outside: what sources outside the cluster get, None where it is the same as `inside`."""
+    """outside: what sources outside the cluster get, None where it is the same as `inside`.
+
+    sources: CIDRs of the only sources that are let in; () for everyone.
+    """
 
     key: Key
     kind: Kind
@@ -61,6 +85,7 @@ class Frontend:
     inside: Action
     outside: Action | None
     masquerade: Masquerading
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,21 +139,44 @@ def _hairpin(port: ServicePort, choice: Choice, node: NodeInfo) -> Iterable[str]
 
 def _frontends(port: ServicePort, choice: Choice, node: NodeInfo, v6: bool) -> Iterable[Frontend]:
     everywhere, here = _balance(choice.cluster), _balance(choice.local)
-    internal = _action(here if port.internal_policy == "Local" else everywhere, choice)
-    for ip in port.cluster_ips:
-        if is_v6(ip) == v6:
-            yield Frontend(Key(ip, port.protocol, port.port), "ClusterIP", port.service, internal, None, "off-cluster")
+    addresses = [ip for ip in port.cluster_ips if is_v6(ip) == v6]
     local = port.external_policy == "Local"
-    inside = _action(everywhere, choice)
-    outside = _action(here, choice) if local else None
+
+    def sticky(wanted: Balance | None, key: Key, local: bool) -> Balance | None:
+        if wanted is None or not port.affinity_seconds:
+            return wanted
+        owner = Key(addresses[0], port.protocol, port.port) if addresses else key
+        return Balance(wanted.backends, Sticky(owner, local, port.affinity_seconds))
+
+    for ip in addresses:
+        key, kept = Key(ip, port.protocol, port.port), port.internal_policy == "Local"
+        inside = _action(sticky(here if kept else everywhere, key, kept), choice)
+        yield Frontend(key, "ClusterIP", port.service, inside, None, "off-cluster")
     masquerade: Masquerading = "node" if local else "always"
+    for kind, key in _places(port, node):
+        if is_v6(key.ip) == v6:
+            yield Frontend(key, kind, port.service, _action(sticky(everywhere, key, False), choice),
+                           _action(sticky(here, key, True), choice) if local else None, masquerade,
+                           _sources(port, key.ip, node) if kind == "LoadBalancer" else ())
+
+
+def _places(port: ServicePort, node: NodeInfo) -> Iterable[tuple[Kind, Key]]:
+    """The external frontends."""
     places: list[tuple[Kind, tuple[str, ...], int]] = [
-        ("NodePort", node.addresses if port.node_port else (), port.node_port),
+        ("NodePort", node.node_port_ips if port.node_port else (), port.node_port),
         ("ExternalIP", port.external_ips, port.port), ("LoadBalancer", port.load_balancer_ips, port.port)]
     for kind, addresses, number in places:
         for ip in addresses:
-            if is_v6(ip) == v6:
-                yield Frontend(Key(ip, port.protocol, number), kind, port.service, inside, outside, masquerade)
+            yield kind, Key(ip, port.protocol, number)
+
+
+def _sources(port: ServicePort, ip: str, node: NodeInfo) -> tuple[str, ...]:
+    """loadBalancerSourceRanges of the address's family. A node that is let in may come from the balancer's address itself:
+    where a cloud binds that address to the node, the node's own packets carry it as their source."""
+    ranges = tuple(cidr for cidr in port.source_ranges if is_v6(cidr) == is_v6(ip))
+    if any(covers(ranges, address) for address in node.addresses if is_v6(address) == is_v6(ip)):
+        return (*ranges, f"{ip}/{128 if is_v6(ip) else 32}")
+    return ranges
 
 
 @dataclass(slots=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-from .dataplane import Action, Balance, Dataplane, Fate, Frontend, Key
-from .model import Backend, NodeInfo, Protocol
+from .dataplane import Action, Balance, Dataplane, Fate, Frontend, Key, Sticky
+from .model import Backend, NodeInfo, Protocol, covers
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +16,7 @@ class Packet:
     """The first packet of a flow as it enters the node's stack. node: sent by the node itself (output hook).
 
     bound: the destination is an address of this machine (beyond NodeInfo.addresses), as the cluster DNS address on lo.
+    interface: where the packet came in.
     """
 
     src: str
@@ -25,6 +25,7 @@ class Packet:
     port: int = 0
     node: bool = False
     bound: bool = False
+    interface: str = ""
 
 
 class Verdict(Enum):
@@ -47,40 +48,61 @@ REJECT = Outcome(Verdict.REJECT)
 DROP = Outcome(Verdict.DROP)
 
 
-def inside_any(ip: str, cidrs: Iterable[str]) -> bool:
-    address = ipaddress.ip_address(ip)
-    return any(address in ipaddress.ip_network(cidr, strict=False) for cidr in cidrs)
+Memory = Mapping[tuple[Key, bool, str], Backend]  # (Sticky.port, Sticky.local, client address) -> the endpoint of last time
 
 
 def source(packet: Packet, node: NodeInfo) -> Literal["pod", "node", "outside"]:
-    """A pod by its address; the node itself may use an address of the pod range (a bridge's), and then counts as a pod."""
-    if inside_any(packet.src, node.pod_cidrs):
+    """A pod by its address or by the interface it came through; a node may send from an address of the pod range (a
+    bridge's), and then counts as a pod."""
+    if covers(node.pod_cidrs, packet.src) or _through(packet.interface, node.pod_interface):
         return "pod"
     return "node" if packet.node else "outside"
 
 
-def decide(dataplane: Dataplane, packet: Packet) -> Outcome:
+def _through(interface: str, wanted: str) -> bool:
+    if wanted.endswith("*"):
+        return interface.startswith(wanted[:-1])
+    return bool(wanted) and interface == wanted
+
+
+def decide(dataplane: Dataplane, packet: Packet, memory: Memory | None = None) -> Outcome:
     """See dataplane.py for the policy; addresses inside the Service range that nobody has are dropped unless bound here."""
+    node = dataplane.node
     frontend = None
     if packet.protocol != "ICMP":
         frontend = dataplane.frontends.get(Key(packet.dst, packet.protocol, packet.port))
     if frontend is None:
         if packet.dst in dataplane.cluster_ips:
             return REJECT
-        if inside_any(packet.dst, dataplane.node.service_cidrs) and not packet.bound:
+        if covers(node.service_cidrs, packet.dst) and not packet.bound:
             return DROP
         return PASS
-    origin = source(packet, dataplane.node)
-    action: Action = frontend.inside
-    if frontend.outside is not None and origin == "outside":
-        action = frontend.outside
+    if frontend.sources and not covers(frontend.sources, packet.src):
+        return DROP
+    action = chosen(frontend, packet, node)
     if not isinstance(action, Balance):
         return REJECT if action is Fate.REJECT else DROP
-    always = _masquerades(frontend, origin, dataplane.node)
-    return Outcome(Verdict.FORWARD, frozenset((b, always or b.ip == packet.src) for b in action.backends))
+    always = _masquerades(frontend, source(packet, node), node)
+    backends = action.backends
+    known = (memory or {}).get(remembered(action.sticky, packet)) if action.sticky else None
+    if known in backends:
+        backends = (known,)
+    return Outcome(Verdict.FORWARD, frozenset((b, always or b.ip == packet.src) for b in backends))
+
+
+def remembered(sticky: Sticky, packet: Packet) -> tuple[Key, bool, str]:
+    """Under which key the packet's client is remembered."""
+    return sticky.port, sticky.local, packet.src
+
+
+def chosen(frontend: Frontend, packet: Packet, node: NodeInfo) -> Action:
+    """What the frontend does for this packet's source."""
+    if frontend.outside is not None and source(packet, node) == "outside":
+        return frontend.outside
+    return frontend.inside
 
 
 def _masquerades(frontend: Frontend, origin: str, node: NodeInfo) -> bool:
     if frontend.kind == "ClusterIP":
-        return node.masquerade_all or (bool(node.pod_cidrs) and origin != "pod")
+        return node.masquerade_all or (bool(node.pod_cidrs or node.pod_interface) and origin != "pod")
     return frontend.masquerade == "always" or origin == "node"

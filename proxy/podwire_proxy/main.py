@@ -23,7 +23,6 @@ from podwire_controlplane.client.rolestatus import RoleStatus
 
 from . import health
 from .changes import Tracker
-from .convert import unsupported
 from .metrics import Metrics
 from .model import NodeInfo, normal_ip
 from .nftables import apply
@@ -119,8 +118,7 @@ class Proxy:
 
     def _on_service(self, event: Event) -> None:
         obj = None if event.type == "DELETED" else event.object
-        problems = self.tracker.service(event.key, obj)
-        for problem in [*problems, *(unsupported(obj) if obj else ())]:
+        for problem in self.tracker.service(event.key, obj):
             log.warn("Service cannot be served as it says", service=event.key, problem=problem)
         self._changed()
 

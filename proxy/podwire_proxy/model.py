@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -78,9 +79,10 @@ class ServicePort:
 class NodeInfo:
     """The node this proxy runs on, and the cluster's address plan.
 
-    addresses: the node's primary addresses (InternalIP, one a family): NodePorts are served there. zone: label
-    topology.kubernetes.io/zone. pod_cidrs: what counts as a pod's source address (the local-traffic detector; () = none).
-    service_cidrs: unallocated addresses inside are dropped.
+    addresses: the node's primary addresses (InternalIP, one a family). node_ports: where NodePorts are served; None: there.
+    zone: label topology.kubernetes.io/zone. The local-traffic detector tells a pod by its source address (pod_cidrs), or by
+    the interface that its packets come in through (pod_interface: a name, or a prefix that ends in "*"); with neither
+    nobody is a pod. service_cidrs: unallocated addresses inside are dropped.
     """
 
     name: str
@@ -89,6 +91,12 @@ class NodeInfo:
     pod_cidrs: tuple[str, ...] = ()
     service_cidrs: tuple[str, ...] = ()
     masquerade_all: bool = False
+    node_ports: tuple[str, ...] | None = None
+    pod_interface: str = ""
+
+    @property
+    def node_port_ips(self) -> tuple[str, ...]:
+        return self.addresses if self.node_ports is None else self.node_ports
 
 
 def _quick(text: str) -> bytes:
@@ -122,3 +130,20 @@ def packed(ip: str) -> bytes:
 
 def is_v6(ip: str) -> bool:
     return ":" in ip
+
+
+@lru_cache(maxsize=1 << 12)
+def _network(cidr: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(cidr, strict=False)
+
+
+def covers(cidrs: Iterable[str], ip: str) -> bool:
+    """Is the address inside one of the CIDRs? Another family's CIDR never holds it."""
+    address = ipaddress.ip_address(ip)
+    return any(address in _network(cidr) for cidr in cidrs)
+
+
+def normal_cidr(text: str) -> str:
+    """The canonical text of "address/length", host bits cleared; an address alone is itself. Raises ValueError."""
+    ip, slash, size = text.strip().partition("/")
+    return str(ipaddress.ip_network(normal_ip(ip) + slash + size, strict=False))

@@ -46,6 +46,7 @@ from .expr import (
     Numgen,
     Payload,
     Reject,
+    Update,
     Verdict,
     accept,
     drop,
@@ -74,6 +75,6 @@ from .wire import Connection, NftError, Watcher, apply
 __all__ = [
     "INTERVAL_END", "Bitwise", "Chain", "Cmp", "Connection", "Counter", "Ct", "Dnat", "Elements", "Expr", "FibType",
     "Immediate", "Lookup", "Masquerade", "Meta", "NftError", "Notrack", "Numgen", "Op", "Payload", "Reject", "Rule", "Set",
-    "Table", "TableDump", "Transaction", "Value", "Verdict", "Watcher", "accept", "apply", "describe", "drop", "encode",
-    "goto", "host32", "intervals", "jump", "key", "ret", "show",
+    "Table", "TableDump", "Transaction", "Update", "Value", "Verdict", "Watcher", "accept", "apply", "describe", "drop",
+    "encode", "goto", "host32", "intervals", "jump", "key", "ret", "show",
 ]

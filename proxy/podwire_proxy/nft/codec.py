@@ -26,7 +26,7 @@ HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 
 HOOK_NAMES = {number: name for name, number in HOOKS.items()}
 NEW = {o.Table: 0, o.Chain: 3, o.Rule: 6, o.Set: 9, o.Elements: 12}
 GETTABLE, GETCHAIN, GETRULE, GETSET, GETSETELEM, NEWGEN, GETGEN = 1, 4, 7, 10, 13, 15, 16
-F_INTERVAL, F_MAP, F_CONCAT = 4, 8, 0x80
+F_INTERVAL, F_MAP, F_TIMEOUT, F_EVAL = 4, 8, 0x10, 0x20
 ELEM_INTERVAL_END = 1
 _TYPE_NAMES = {number: name for name, (number, _) in o.TYPES.items()}
 _CHUNK = 60000  # a nested attribute's length has 16 bits
@@ -82,6 +82,7 @@ def _set(set_: o.Set, verb: o.Verb, number: int) -> bytes:
     if verb == "delete":
         return body
     flags = (F_INTERVAL if set_.interval else 0) | (F_MAP if set_.data else 0)
+    flags |= F_TIMEOUT | F_EVAL if set_.dynamic else 0
     body += u32(3, flags) + u32(4, _type_code(set_.key)) + u32(5, set_.key_len)
     if set_.data:
         body += u32(6, _type_code(set_.data))
@@ -89,6 +90,8 @@ def _set(set_: o.Set, verb: o.Verb, number: int) -> bytes:
             body += u32(7, set_.data_len)
     # User data tells nft(8) the byte order of single-field keys (2: big endian, 1: host).
     order = 1 if set_.key == ("mark",) else 2
+    if set_.dynamic:
+        body += nest(9, u32(1, set_.dynamic))
     return body + u32(10, number) + attr(13, b"\0\4" + struct.pack("=I", order))
 
 
@@ -243,9 +246,11 @@ def decode_rule(body: bytes) -> tuple[str, str, str, int]:
 
 def decode_set(table: o.Table, body: bytes) -> tuple[str, o.Set]:
     got = parse(body)
+    flags = to_int(got.get(3))
     return to_text(got.get(1)), o.Set(
         table, to_text(got.get(2)), _type_names(to_int(got.get(4))),
-        _type_names(to_int(got[6])) if 6 in got else (), bool(to_int(got.get(3)) & F_INTERVAL))
+        _type_names(to_int(got[6])) if 6 in got else (), bool(flags & F_INTERVAL),
+        to_int(parse(got.get(9, b"")).get(1)) if flags & F_EVAL else 0)
 
 
 def decode_elements(body: bytes) -> Iterator[tuple[bytes, o.Value]]:

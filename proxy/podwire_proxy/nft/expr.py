@@ -52,19 +52,21 @@ class Expr:
         return nest(1, text(1, self.NAME), nest(2, self.body()))
 
 
+PAYLOAD_BASES = {"link": 0, "network": 1, "transport": 2}
+
+
 @dataclass(frozen=True, slots=True)
 class Payload(Expr):
-    """Load `length` bytes at `offset` of the network or transport header."""
+    """Load `length` bytes at `offset` of the link (Ethernet), network or transport header."""
 
     NAME: ClassVar[str] = "payload"
-    base: Literal["network", "transport"]
+    base: Literal["link", "network", "transport"]
     offset: int
     length: int
     dreg: int = R0
 
     def body(self) -> bytes:
-        base = 1 if self.base == "network" else 2
-        return u32(1, self.dreg) + u32(2, base) + u32(3, self.offset) + u32(4, self.length)
+        return u32(1, self.dreg) + u32(2, PAYLOAD_BASES[self.base]) + u32(3, self.offset) + u32(4, self.length)
 
 
 META_KEYS = {"mark": 3, "iif": 4, "oif": 5, "iifname": 6, "oifname": 7, "nfproto": 15, "l4proto": 16}
@@ -151,6 +153,24 @@ class Numgen(Expr):
 
     def body(self) -> bytes:
         return u32(1, self.dreg) + u32(2, self.modulus) + u32(3, 1) + u32(4, self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Update(Expr):
+    """Put the key at `sreg` (and in a map the data at `data`) into a dynamic set, to expire after `timeout` seconds.
+
+    An element that is there keeps its data and expires later. Where the set is full the rule ends.
+    """
+
+    NAME: ClassVar[str] = "dynset"
+    set: str
+    timeout: int
+    sreg: int = R0
+    data: int | None = None
+
+    def body(self) -> bytes:
+        out = text(1, self.set) + u32(3, 1) + u32(4, self.sreg)
+        return out + (u32(5, self.data) if self.data is not None else b"") + u64(6, self.timeout * 1000)
 
 
 CT_KEYS = {"state": 0, "status": 2, "mark": 3, "proto-dst": 12, "ip daddr": 20, "ip6 daddr": 22}

@@ -10,7 +10,7 @@ import os
 
 from . import objects as o
 from .codec import TableDump, table_of
-from .expr import GOTO, JUMP, Immediate, Lookup, Verdict
+from .expr import GOTO, JUMP, Immediate, Lookup, Update, Verdict
 
 
 class Refused(OSError):
@@ -67,7 +67,7 @@ def _elements(dump: TableDump, op: o.Op, things: o.Elements) -> None:
 def _rule(dump: TableDump, op: o.Op, rule: o.Rule) -> None:
     _need(op.verb == "add" and rule.chain.name in dump.chains, errno.ENOENT, op)
     for expr in rule.exprs:
-        if isinstance(expr, Lookup):
+        if isinstance(expr, Lookup | Update):
             _need(expr.set in dump.sets, errno.ENOENT, op)
         elif isinstance(expr, Immediate):
             _targets(dump, expr.value, op)

@@ -44,8 +44,8 @@ class Rule:
 
 
 # nft's own datatype numbers and lengths: what `nft list` needs to print an element.
-TYPES = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "inet_proto": (12, 1), "inet_service": (13, 2), "mark": (19, 4),
-         "ifname": (41, 16)}
+TYPES = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "ether_addr": (9, 6), "inet_proto": (12, 1),
+         "inet_service": (13, 2), "mark": (19, 4), "ifname": (41, 16)}
 VERDICT_TYPE = 0xFFFFFF00
 
 
@@ -54,7 +54,8 @@ class Set:
     """A set, or a map where `data` is given.
 
     key, data: datatype names, e.g. ("ipv4_addr", "inet_proto", "inet_service"); data may be ("verdict",).
-    interval: elements are ranges (see `intervals`), for single-field keys only. timeout: elements may expire (dynamic sets).
+    interval: elements are ranges (see `intervals`), for single-field keys only. dynamic: rules add elements (Update), which
+    expire; up to so many of them, 0 for a set that only transactions write.
     """
 
     table: Table
@@ -62,6 +63,7 @@ class Set:
     key: tuple[str, ...]
     data: tuple[str, ...] = ()
     interval: bool = False
+    dynamic: int = 0
 
     @property
     def key_len(self) -> int:
@@ -165,6 +167,8 @@ def _fields(types: tuple[str, ...], data: bytes) -> str:
         at += (size + 3) & ~3
         if name.endswith("_addr"):
             out.append(str(ipaddress.ip_address(raw)))
+        elif name == "ether_addr":
+            out.append(raw.hex(":"))
         elif name == "inet_proto":
             out.append(_PROTOCOLS.get(raw[0], str(raw[0])))
         elif name == "mark":

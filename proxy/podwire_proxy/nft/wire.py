@@ -147,6 +147,14 @@ class Connection:
     def tables(self) -> list[o.Table]:
         return [codec.decode_table(fam, body) for _, fam, body in self._request(codec.GETTABLE, 0, b"")]
 
+    def elements(self, set_: o.Set) -> dict[bytes, o.Value]:
+        """What one set holds, expired elements left out. Raises NftError."""
+        found: dict[bytes, o.Value] = {}
+        body = text(1, set_.table.name) + text(2, set_.name)
+        for _, _, answer in self._request(codec.GETSETELEM, codec.FAMILIES[set_.table.family], body):
+            found.update(codec.decode_elements(answer))
+        return found
+
     def dump(self, table: o.Table, *, elements: bool = True) -> codec.TableDump | None:
         """All that is in `table` at one moment, None where it does not exist.
 
@@ -182,10 +190,8 @@ class Connection:
             name, set_ = codec.decode_set(table, body)
             if name == table.name:
                 out.sets[set_.name] = set_
-        for name in out.sets if elements else ():
-            found = out.elements[name] = {}
-            for _, _, body in self._request(codec.GETSETELEM, family, text(1, table.name) + text(2, name)):
-                found.update(codec.decode_elements(body))
+        for name, set_ in out.sets.items() if elements else ():
+            out.elements[name] = self.elements(set_)
         return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from dataclasses import dataclass
 
@@ -12,10 +13,11 @@ from ..conntrack import stale
 from ..ctnetlink import Conntrack, Family
 from ..dataplane import Dataplane, Delta
 from ..model import NodeInfo
-from .layout import Layout
+from .layout import AFFINITY, Layout
 from .plan import Planner, affected
 
 log = logs.get("proxy")
+FORGET_TURNS = 5
 FAMILIES: tuple[Family, ...] = ("ip", "ip6")
 
 
@@ -63,6 +65,8 @@ class Programmer:
                 tx = planner.change(dataplane, delta)
             self._commit(planner, tx)
             operations, elements = operations + len(tx.ops), elements + tx.elements
+            if planner.suspects or planner.suspects is None:
+                self._forget(planner)
         flows = self._clean(dataplane, delta)
         return Synced(delta is None, operations, elements, flows, time.monotonic() - started)
 
@@ -71,21 +75,48 @@ class Programmer:
         self._commits += bool(tx)
         planner.committed(tx)
 
+    def _forget(self, planner: Planner) -> None:
+        """End the session affinity of clients whose endpoint is gone. Elements can expire while we look, hence the turns."""
+        for local, name in enumerate(AFFINITY):
+            set_ = planner.layout.sets()[name]
+            for turn in range(FORGET_TURNS):
+                gone = planner.outdated(bool(local), self._conn.elements(set_))
+                # The last turns go one by one, so that no expiring neighbour can be in the way.
+                parts = [gone] if turn < FORGET_TURNS - 2 else [{key: value} for key, value in gone.items()]
+                done = [self._delete(nft.Elements(set_, part)) for part in parts]
+                if all(done):
+                    break
+
+    def _delete(self, elements: nft.Elements) -> bool:
+        """False where one of them was gone already, and then none is deleted."""
+        tx = nft.Transaction().delete(elements)
+        try:
+            self._conn.commit(tx)
+        except nft.NftError as err:
+            if err.errno != errno.ENOENT:
+                raise
+            return False
+        self._commits += bool(tx)
+        return True
+
     def foreign_commits(self) -> int:
         """A number that rises with every commit in this namespace that was not ours."""
         return self._conn.generation() - self._commits
 
     @property
     def unswept(self) -> bool:
-        return any(planner.garbage for planner in self._planners)
+        return any(planner.unswept for planner in self._planners)
 
     def sweep(self) -> int:
-        """Delete slots that no packet in flight can have drawn any more; call it some milliseconds after the sync."""
+        """Delete what no packet in flight can reach any more; call it some milliseconds after the sync."""
         count = 0
         for planner in self._planners:
             tx = planner.sweep()
             self._commit(planner, tx)
             count += tx.elements
+            if planner.suspects or planner.suspects is None:
+                self._forget(planner)  # again: a packet in flight may have been noted with the old endpoint
+            planner.suspects = set()
         return count
 
     def _clean(self, dataplane: Dataplane, delta: Delta | None) -> int:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 from .. import nft
-from ..dataplane import Key
+from ..dataplane import Balance, Frontend, Key, Sticky
 from ..model import PROTOCOLS, Backend, NodeInfo, is_v6, packed
-from ..nft.expr import R0, Expr
+from ..nft.expr import R0, RTN_LOCAL, Expr
 
 TABLE_NAME = "podwire"
 DSTNAT, SRCNAT = -100, 100
 IPS_DST_NAT = 1 << 5  # conntrack status: this flow's destination was translated
 LOCAL_SLOTS = 1 << 15  # where the slots of the local set start, so that both sets share one map
 MAX_BACKENDS = LOCAL_SLOTS
+MAX_CLIENTS = 1 << 20  # of all Services with session affinity; where that many are remembered, others are just balanced
+AFFINITY = ("affinity", "affinity-local")  # the dynamic maps, by Sticky.local
+OWN_CHAINS = ("sticky-", "remember-", "sources-")  # chains that come and go with Services
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,9 @@ class Layout:
             nft.Set(t, "endpoints", (*f, "mark"), (a, "inet_service")),
             nft.Set(t, "masquerade-always", f), nft.Set(t, "masquerade-node", f),
             nft.Set(t, "cluster-ips", (a,)), nft.Set(t, "hairpin", (a, a)),
+            nft.Set(t, "guarded", f, ("verdict",)), nft.Set(t, "remember", f, ("verdict",)),
+            nft.Set(t, "affinity", (*f, a), (a, "inet_service"), dynamic=MAX_CLIENTS),
+            nft.Set(t, "affinity-local", (*f, a), (a, "inet_service"), dynamic=MAX_CLIENTS),
             nft.Set(t, "pods", (a,), interval=True), nft.Set(t, "service-cidrs", (a,), interval=True))}
 
     def ours(self, ip: str) -> bool:
@@ -123,7 +130,9 @@ def skeleton(layout: Layout, node: NodeInfo) -> Skeleton:
     out = nft.Chain(t, "output", "output", "nat", DSTNAT)
     post = nft.Chain(t, "postrouting", "postrouting", "nat", SRCNAT)
     services, reject, none_here = (nft.Chain(t, name) for name in ("service-frontends", "reject", "no-local-endpoint"))
+    inp = nft.Chain(t, "input", "input", "nat", SRCNAT)
     pods = [cidr for cidr in node.pod_cidrs if layout.ours(cidr)]
+    guard = "source ranges of load balancers", [*layout.frontend(), nft.Lookup("guarded", dreg=0)]
     rules = {
         "reject": _rules(reject, [
             ("refused at once", [
@@ -135,34 +144,50 @@ def skeleton(layout: Layout, node: NodeInfo) -> Skeleton:
             ("Service frontends", [*layout.frontend(), nft.Lookup("services", dreg=0)]),
             ("other ports of a Service address", [layout.daddr(), nft.Lookup("cluster-ips"), nft.goto("reject")]),
             ("unallocated Service addresses", [
-                layout.daddr(), nft.Lookup("service-cidrs"), nft.FibType("daddr"), nft.Cmp(nft.host32(2), "!="),
+                layout.daddr(), nft.Lookup("service-cidrs"), nft.FibType("daddr"), nft.Cmp(nft.host32(RTN_LOCAL), "!="),
                 nft.Counter(), nft.drop()])]),
         "prerouting": _rules(pre, [
+            guard,
             ("externalTrafficPolicy Local, from outside", [
-                *((layout.saddr(), nft.Lookup("pods", invert=True)) if pods else ()),
-                *layout.frontend(), nft.Lookup("outside", dreg=0)]),
+                *is_pod(layout, node, invert=True), *layout.frontend(), nft.Lookup("outside", dreg=0)]),
             ("all the others", [nft.jump("service-frontends")])]),
-        "output": _rules(out, [("from this node", [nft.jump("service-frontends")])]),
-        "postrouting": _rules(post, _masquerading(layout, node, bool(pods)))}
+        "output": _rules(out, [guard, ("from this node", [nft.jump("service-frontends")])]),
+        "postrouting": _rules(post, [*_remembering(layout), *_masquerading(layout, node)]),
+        "input": _rules(inp, _remembering(layout))}
     return Skeleton(
-        layout.sets(), {chain.name: chain for chain in (reject, none_here, services, pre, out, post)}, rules,
+        layout.sets(), {chain.name: chain for chain in (reject, none_here, services, pre, out, post, inp)}, rules,
         {"pods": nft.intervals(pods),
          "service-cidrs": nft.intervals(cidr for cidr in node.service_cidrs if layout.ours(cidr))})
 
 
-def _masquerading(layout: Layout, node: NodeInfo, pods: bool) -> Iterator[tuple[str, list[Expr]]]:
+def is_pod(layout: Layout, node: NodeInfo, *, invert: bool = False) -> tuple[Expr, ...]:
+    """Go on only for a pod's packet (`invert`: for the others). () where nobody is a pod."""
+    if node.pod_interface:
+        wanted = node.pod_interface.encode()
+        data = wanted[:-1] if wanted.endswith(b"*") else wanted.ljust(16, b"\0")
+        return nft.Meta("iifname"), nft.Cmp(data, "!=" if invert else "==")
+    if any(layout.ours(cidr) for cidr in node.pod_cidrs):
+        return layout.saddr(), nft.Lookup("pods", invert=invert)
+    return ()
+
+
+def _remembering(layout: Layout) -> Iterator[tuple[str, list[Expr]]]:
     yield "not translated", [nft.Ct("status"), nft.Bitwise(nft.host32(IPS_DST_NAT), nft.host32(0)),
                              nft.Cmp(nft.host32(0)), nft.ret()]
+    yield "session affinity", [*layout.original(), nft.Lookup("remember", dreg=0)]
+
+
+def _masquerading(layout: Layout, node: NodeInfo) -> Iterator[tuple[str, list[Expr]]]:
     yield "hairpin", [layout.saddr(), layout.daddr(R0 + layout.words), nft.Lookup("hairpin"), nft.Masquerade()]
     yield "external frontends", [*layout.original(), nft.Lookup("masquerade-always"), nft.Masquerade()]
     to_cluster_ip: list[Expr] = [layout.original_daddr(), nft.Lookup("cluster-ips"), nft.Masquerade()]
     if node.masquerade_all:
         yield "every ClusterIP", to_cluster_ip
-    if pods:
-        yield "pods keep their address", [layout.saddr(), nft.Lookup("pods"), nft.ret()]
+    if pod := is_pod(layout, node):
+        yield "pods keep their address", [*pod, nft.ret()]
         yield "from off the cluster to a ClusterIP", to_cluster_ip
     yield "this node to externalTrafficPolicy Local", [
-        nft.FibType("saddr"), nft.Cmp(nft.host32(2)), *layout.original(), nft.Lookup("masquerade-node"),
+        nft.FibType("saddr"), nft.Cmp(nft.host32(RTN_LOCAL)), *layout.original(), nft.Lookup("masquerade-node"),
         nft.Masquerade()]
 
 
@@ -174,3 +199,67 @@ def balancer(layout: Layout, count: int, local: bool) -> tuple[nft.Chain, tuple[
         (f"one of {count}", layout.balance(count, LOCAL_SLOTS if local else 0)),
         # A frontend without its slot must never leak to the default route or look refused: the client tries again.
         ("slot missing", [nft.Counter(), nft.drop()])])
+
+
+def _who(layout: Layout, sticky: Sticky) -> tuple[Expr, ...]:
+    """Service port . client into consecutive registers: the key of the affinity maps."""
+    w, port = layout.words, sticky.port
+    return (nft.Immediate(packed(port.ip), R0), nft.Immediate(bytes((PROTOCOLS[port.protocol],)), R0 + w),
+            nft.Immediate(port.port.to_bytes(2, "big"), R0 + w + 1), layout.saddr(R0 + w + 2))
+
+
+def _name(service: str, port: Key) -> str:
+    # nft's identifiers have no colon
+    return f"{service}/{port.ip.replace(':', '_')}/{port.protocol.lower()}/{port.port}"
+
+
+def sticky(layout: Layout, service: str, action: Balance, outside: bool) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
+    """The chain that sends a remembered client where it was, and spreads the others. outside: of the map `outside`."""
+    assert action.sticky is not None
+    suffix = ("-local" if action.sticky.local else "") + ("-outside" if outside else "")
+    chain = nft.Chain(layout.table, f"sticky-{_name(service, action.sticky.port)}{suffix}")
+    target = R0 + 2 * layout.words + 2
+    others, _ = balancer(layout, min(len(action.backends), MAX_BACKENDS), outside)
+    return chain, _rules(chain, [
+        ("as last time", [*_who(layout, action.sticky), nft.Lookup(AFFINITY[action.sticky.local], dreg=target),
+                          nft.Dnat(layout.family, target, target + layout.words)]),
+        ("not seen lately", [nft.goto(others.name)])])
+
+
+def remember(layout: Layout, frontend: Frontend, node: NodeInfo) -> tuple[nft.Chain, tuple[nft.Rule, ...]] | None:
+    """The chain that notes a client's endpoint, read from the translated packet; None where there is nothing to note."""
+    inside, outside = (a.sticky if isinstance(a, Balance) else None for a in (frontend.inside, frontend.outside))
+    port = (inside or outside or Sticky(frontend.key, False, 0)).port
+    if not inside and not outside:
+        return None
+    rules: list[tuple[str, Iterable[Expr]]] = []
+    if frontend.outside is not None:
+        cases = (("pod", is_pod(layout, node)), ("this node", (nft.FibType("saddr"), nft.Cmp(nft.host32(RTN_LOCAL)))))
+        for words, case in cases:
+            if case and inside:
+                rules.append((words, [*case, *_note(layout, inside)]))
+            if case:
+                rules.append((f"{words}, done", [*case, nft.ret()]))
+    last = inside if frontend.outside is None else outside
+    if last:
+        rules.append(("client", _note(layout, last)))
+    suffix = ("-local" if inside and inside.local else "") + ("-outside" if frontend.outside is not None else "")
+    chain = nft.Chain(layout.table, f"remember-{_name(frontend.service, port)}{suffix}")
+    return chain, _rules(chain, rules)
+
+
+def _note(layout: Layout, sticky: Sticky) -> tuple[Expr, ...]:
+    data = R0 + 2 * layout.words + 2
+    return (*_who(layout, sticky), layout.daddr(data), nft.Payload("transport", 2, 2, data + layout.words),
+            nft.Update(AFFINITY[sticky.local], sticky.seconds, data=data))
+
+
+@lru_cache(maxsize=1 << 10)
+def sources(layout: Layout, cidrs: tuple[str, ...]) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
+    """The chain that lets only these sources go on. Named by its content: Services with equal ranges share it."""
+    chain = nft.Chain(layout.table, f"sources-{hashlib.sha256(' '.join(sorted(cidrs)).encode()).hexdigest()[:16]}")
+    networks = [ipaddress.ip_network(cidr) for cidr in sorted(cidrs)]
+    return chain, _rules(chain, [
+        *((str(n), [layout.saddr(), nft.Bitwise(n.netmask.packed, bytes(layout.width)), nft.Cmp(n.network_address.packed),
+                    nft.ret()]) for n in networks),
+        ("not in the load balancer's source ranges", [nft.Counter(), nft.drop()])])

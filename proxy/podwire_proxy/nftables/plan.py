@@ -7,6 +7,7 @@ in flight may have drawn it already: one miss would pin an untranslated UDP flow
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,11 +15,13 @@ from .. import nft
 from ..dataplane import Action, Balance, Dataplane, Delta, Fate, Frontend, Key
 from ..model import Backend, NodeInfo, packed
 from ..nft.codec import TableDump
-from ..nft.expr import GOTO
-from .layout import LOCAL_SLOTS, MAX_BACKENDS, Layout, balancer, skeleton
+from ..nft.expr import GOTO, JUMP
+from .layout import AFFINITY, LOCAL_SLOTS, MAX_BACKENDS, OWN_CHAINS, Layout, balancer, remember, skeleton, sources, sticky
 
 _ABSENT = object()
-_FRONTEND_SETS = ("services", "outside", "masquerade-always", "masquerade-node")
+_VERDICTS = ("services", "outside", "guarded", "remember")
+_FRONTEND_SETS = (*_VERDICTS, "masquerade-always", "masquerade-node")
+Chains = dict[str, tuple[nft.Chain, tuple[nft.Rule, ...]]]
 
 
 def assign(old: Sequence[bytes], wanted: Iterable[bytes]) -> list[bytes]:
@@ -62,6 +65,11 @@ class Planner:
         self.node = node
         self.mirror = TableDump(layout.table)
         self.garbage: set[bytes] = set()  # slots that nobody draws any more
+        self.idle: set[str] = set()  # chains that nothing leads to any more
+        # Session affinity: who may be remembered, by (Sticky.local, key of Sticky.port), and where some are to be forgotten.
+        self.allowed: dict[tuple[bool, bytes], frozenset[bytes]] = {}
+        self.suspects: set[tuple[bool, bytes]] | None = None  # None: everywhere
+        self._uses: Counter[str] = Counter()  # elements that lead to a chain of OWN_CHAINS
 
     def committed(self, transaction: nft.Transaction) -> None:
         """The kernel took it."""
@@ -74,12 +82,18 @@ class Planner:
         tx, held = self._base(found)
         self.mirror = found if found is not None and held else TableDump(self.layout.table)
         elements = {name: held.get(name, {}) for name in self.layout.sets()}
+        for name in AFFINITY:
+            if name in self.mirror.elements:
+                self.mirror.elements[name] = {}  # the rules write there, not we
+        self.allowed, self.suspects, self._uses = {}, None, Counter(
+            v.chain for name in _VERDICTS for v in elements[name].values() if isinstance(v, nft.Verdict))
+        self.idle = {name for name in self.mirror.chains if name.startswith(OWN_CHAINS)}
         keys = {key[:-4] for key in elements["endpoints"]}
         keys.update(*(elements[name] for name in _FRONTEND_SETS))
         wanted = {self.layout.key(k): f for k, f in dataplane.frontends.items() if self.layout.ours(k.ip)}
         change = Change(elements)
         self.garbage = set()
-        chains: dict[str, tuple[nft.Chain, tuple[nft.Rule, ...]]] = {}
+        chains: Chains = {}
         for key in sorted(keys | wanted.keys()):
             self._frontend(change, key, wanted.get(key), chains)
         self._addresses(change, set(elements["cluster-ips"]), dataplane.cluster_ips, "cluster-ips", 1)
@@ -89,7 +103,7 @@ class Planner:
     def change(self, dataplane: Dataplane, delta: Delta) -> nft.Transaction:
         """What `delta` needs, given that the mirror is true."""
         change = Change(self.mirror.elements)
-        chains: dict[str, tuple[nft.Chain, tuple[nft.Rule, ...]]] = {}
+        chains: Chains = {}
         for key in sorted(delta.frontends):
             if self.layout.ours(key.ip):
                 self._frontend(change, self.layout.key(key), dataplane.frontends.get(key), chains)
@@ -107,8 +121,20 @@ class Planner:
         """Delete the slots that became unreachable in an earlier commit."""
         held = self.mirror.elements.get("endpoints", {})
         items = {key: held[key] for key in sorted(self.garbage) if key in held}
-        self.garbage = set()
-        return nft.Transaction().delete(nft.Elements(self.layout.sets()["endpoints"], items))
+        chains = [self.mirror.chains[name] for name in sorted(self.idle) if name in self.mirror.chains and not self._uses[name]]
+        self.garbage, self.idle = set(), set()
+        return nft.Transaction().delete(nft.Elements(self.layout.sets()["endpoints"], items), *chains)
+
+    @property
+    def unswept(self) -> bool:
+        return bool(self.garbage or self.idle or self.suspects or self.suspects is None)
+
+    def outdated(self, local: bool, held: Mapping[bytes, nft.Value]) -> dict[bytes, nft.Value]:
+        """Of an affinity map's elements those that send a client to an endpoint which is none any more."""
+        size = -self.layout.width
+        return {key: value for key, value in held.items()
+                if (self.suspects is None or (local, key[:size]) in self.suspects)
+                and value not in self.allowed.get((local, key[:size]), ())}
 
     def _base(self, found: TableDump | None) -> tuple[nft.Transaction, dict[str, dict[bytes, nft.Value]]]:
         """The skeleton's part of a full plan, and the elements to build on (none where the table is made anew)."""
@@ -129,7 +155,7 @@ class Planner:
         return tx, found.elements
 
     def _frontend(self, change: Change, key: bytes, frontend: Frontend | None,
-                  chains: dict[str, tuple[nft.Chain, tuple[nft.Rule, ...]]]) -> None:
+                  chains: Chains) -> None:
         actions: tuple[tuple[str, Action | None, bool], ...] = (
             ("services", frontend.inside if frontend else None, False),
             ("outside", frontend.outside if frontend else None, True))
@@ -138,18 +164,46 @@ class Planner:
             if action is None:
                 change.drop(name, key)
                 continue
-            if isinstance(action, Balance):
-                chain, rules = balancer(self.layout, min(len(action.backends), MAX_BACKENDS), local)
-                chains[chain.name] = chain, rules
-                verdict = nft.Verdict(GOTO, chain.name)
+            change.put(name, key, self._verdict(frontend, action, local, chains))
+        self._affinity(key, frontend)
+        noted = remember(self.layout, frontend, self.node) if frontend is not None else None
+        guard = sources(self.layout, frontend.sources) if frontend is not None and frontend.sources else None
+        for name, made in (("remember", noted), ("guarded", guard)):
+            if made is None:
+                change.drop(name, key)
             else:
-                verdict = nft.Verdict(GOTO, "reject" if action is Fate.REJECT else "no-local-endpoint")
-            change.put(name, key, verdict)
+                chains[made[0].name] = made
+                change.put(name, key, nft.Verdict(JUMP, made[0].name))
         for name, kind in (("masquerade-always", "always"), ("masquerade-node", "node")):
             if frontend is not None and frontend.masquerade == kind:
                 change.put(name, key, None)
             else:
                 change.drop(name, key)
+
+    def _verdict(self, frontend: Frontend | None, action: Action, local: bool, chains: Chains) -> nft.Verdict:
+        if not isinstance(action, Balance):
+            return nft.Verdict(GOTO, "reject" if action is Fate.REJECT else "no-local-endpoint")
+        made = balancer(self.layout, min(len(action.backends), MAX_BACKENDS), local)
+        chains[made[0].name] = made
+        if action.sticky and frontend is not None:
+            made = sticky(self.layout, frontend.service, action, local)
+            chains[made[0].name] = made
+        return nft.Verdict(GOTO, made[0].name)
+
+    def _affinity(self, key: bytes, frontend: Frontend | None) -> None:
+        """Note who may be remembered for this frontend's Service port."""
+        actions = (frontend.inside, frontend.outside) if frontend is not None else ()
+        found = [(a.sticky, a.backends) for a in actions if isinstance(a, Balance) and a.sticky]
+        if not found:
+            for gone in ((False, key), (True, key)):
+                if self.allowed.pop(gone, None) and self.suspects is not None:
+                    self.suspects.add(gone)
+        for who, backends in found:
+            where = (who.local, self.layout.key(who.port))
+            now = frozenset(self.layout.backend(b) for b in backends)
+            if self.suspects is not None and not self.allowed.get(where, now) <= now:
+                self.suspects.add(where)
+            self.allowed[where] = now
 
     def _slots(self, change: Change, key: bytes, action: Action | None, first: int) -> None:
         held = change.held["endpoints"]
@@ -172,7 +226,7 @@ class Planner:
             change.put(name, key, None)
 
     def _transaction(self, tx: nft.Transaction, change: Change,
-                     chains: dict[str, tuple[nft.Chain, tuple[nft.Rule, ...]]]) -> nft.Transaction:
+                     chains: Chains) -> nft.Transaction:
         for name, (chain, rules) in chains.items():
             if name not in self.mirror.chains:
                 tx.add(chain)
@@ -180,8 +234,14 @@ class Planner:
         sets = self.layout.sets()
         for name, items in change.remove.items():
             tx.delete(nft.Elements(sets[name], items))
+            if name in _VERDICTS:
+                self._uses.subtract(gone := [v.chain for v in items.values() if isinstance(v, nft.Verdict)])
+                self.idle.update(chain for chain in gone if chain.startswith(OWN_CHAINS) and not self._uses[chain])
         for name, items in change.write.items():
             tx.add(nft.Elements(sets[name], items))
+            if name in _VERDICTS:
+                self._uses.update(v.chain for v in items.values() if isinstance(v, nft.Verdict))
+        self.idle = {chain for chain in self.idle if not self._uses[chain]}
         return tx
 
 

@@ -52,8 +52,10 @@ class Tracer:
 
     def __init__(self, dump: TableDump, node: NodeInfo) -> None:
         self.dump, self.node = dump, node
+        self.noted: set[tuple[str, bytes, bytes]] = set()  # what the last packet's rules wrote: (map, key, data)
 
     def outcome(self, packet: Packet) -> Outcome:
+        self.noted = set()
         hook = "output" if packet.node else "prerouting"
         start = _State(packet, packet.dst, packet.port, False)
         results = set(self._chain(hook, start))
@@ -139,6 +141,14 @@ class Tracer:
                 return self._lookup(expr, state)
             case nft.Immediate(Code() as verdict):
                 return verdict
+            case nft.Immediate(bytes() as value, dreg):
+                return state.load(dreg, value)
+            case nft.Update():
+                set_ = self.dump.sets[expr.set]
+                self.noted.add((expr.set, state.read(expr.sreg, set_.key_len), state.read(expr.data or R0, set_.data_len)))
+                return state
+            case nft.Meta("iifname", dreg):
+                return None if state.packet.node else state.load(dreg, state.packet.interface.encode().ljust(16, b"\0"))
             case nft.Dnat(_, addr, port):
                 width = len(packed(state.dst))
                 ip = str(ipaddress.ip_address(state.read(addr, width)))

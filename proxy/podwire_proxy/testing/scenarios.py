@@ -27,7 +27,8 @@ B, C, H = Backend(POD_B, TARGET), Backend(POD_C, TARGET), Backend(HOST, TARGET)
 INFO = NodeInfo(NODE, (NODE_IP,), "zone-a", ("10.244.0.0/16",), ("10.96.0.0/16",))
 _V6 = ((NODE_IP, "fd00:30::11"), (POD_A, "fd00:244:1::2"), (POD_B, "fd00:244:1::3"), (POD_C, "fd00:244:2::2"),
        (OUTSIDE, "fd00:30::1"), (HOST, "2001:db8:2::42"), ("10.96.0.", "fd00:96::"), (EXTERNAL, "2001:db8:51::7"),
-       (BALANCER, "2001:db8:51::8"), ("10.244.0.0/16", "fd00:244::/32"), ("10.96.0.0/16", "fd00:96::/112"))
+       (BALANCER, "2001:db8:51::8"), (f"{NODE_IP}/32", "fd00:30::11/128"), (f"{OUTSIDE}/32", "fd00:30::1/128"),
+       ("10.244.0.0/16", "fd00:244::/32"), ("10.96.0.0/16", "fd00:96::/112"))
 
 
 @dataclass(frozen=True)
@@ -195,4 +196,75 @@ def edges() -> list[Scenario]:
     ]
 
 
-SCENARIOS = matrix() + policies() + edges()
+def source_ranges() -> list[Scenario]:
+    """loadBalancerSourceRanges: only the load balancer's address asks where a packet comes from, before all translation."""
+    def row(*ranges: str, **spec: Any) -> tuple[meta.Object, ...]:
+        return _everything(loadBalancerSourceRanges=list(ranges), **spec), _slice(*_BOTH)
+
+    lb = [packet(source, BALANCER) for source in (POD, SELF, OUT)]
+    return [
+        Scenario("source ranges: the world outside", row(f" {OUT}/32 "), {
+            lb[0]: DROP, lb[1]: DROP, lb[2]: _ALL_M, packet(HOST, BALANCER): DROP,
+            packet(POD, VIP): _ALL, packet(POD, NODE_IP, NODE_PORT): _ALL_M, packet(OUT, NODE_IP, NODE_PORT): _ALL_M,
+            packet(HOST, NODE_IP, NODE_PORT): _ALL_M, packet(HOST, EXTERNAL): _ALL_M}),
+        Scenario("source ranges: pods and the node", row("10.244.0.0/16", f"{NODE_IP}/32"), {
+            lb[0]: _ALL_M, lb[1]: _ALL_M, lb[2]: DROP}),
+        Scenario("source ranges: everyone", row(f"{OUT}/32", "0.0.0.0/0", "::/0"), {
+            lb[0]: _ALL_M, lb[1]: _ALL_M, lb[2]: _ALL_M}),
+        Scenario("source ranges, externalTrafficPolicy Local", row(f"{OUT}/32", externalTrafficPolicy="Local"), {
+            lb[0]: DROP, lb[1]: DROP, lb[2]: _HERE, packet(HOST, NODE_IP, NODE_PORT): _HERE}),
+        Scenario("source ranges, no endpoints", (_everything(loadBalancerSourceRanges=[f"{OUT}/32"]), _slice()), {
+            lb[0]: DROP, lb[2]: REJECT, packet(POD, NODE_IP, NODE_PORT): REJECT}),
+    ]
+
+
+@dataclass(frozen=True)
+class Affinity:
+    """Packets of one client. Wherever the first of `same` went, the others go; those of `apart` are not bound by it."""
+
+    name: str
+    objects: tuple[meta.Object, ...]
+    same: tuple[Packet, ...]
+    apart: tuple[Packet, ...] = ()
+    node: NodeInfo = field(default=INFO)
+
+    def scenario(self) -> Scenario:
+        return Scenario(self.name, self.objects, dict.fromkeys((*self.same, *self.apart), PASS), self.node)
+
+    def v6(self) -> Affinity:
+        changed = self.scenario().v6()
+        sent = tuple(changed.expect)
+        return Affinity(changed.name, changed.objects, sent[:len(self.same)], sent[len(self.same):], changed.node)
+
+
+def affinity() -> list[Affinity]:
+    """sessionAffinity ClientIP: by client address and Service port, over all its frontends."""
+    sticky: dict[str, Any] = {"sessionAffinity": "ClientIP"}
+    brief: dict[str, Any] = {**sticky, "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 30}}}
+
+    def everywhere(source: str, protocol: str = "TCP") -> tuple[Packet, ...]:
+        return tuple(_row(source, PASS, PASS, protocol))
+
+    two = service("my-service", VIP, [port(PORT, "TCP", "t"), port(PORT, "UDP", "u")], **sticky)
+    both = endpoint_slice("my-service", _BOTH, [("t", "TCP", TARGET), ("u", "UDP", TARGET)])
+    return [
+        Affinity("affinity: a pod, every frontend", (_everything(**sticky), _slice(*_BOTH)), everywhere(POD)),
+        Affinity("affinity: this node", (_everything(**brief), _slice(*_BOTH)), everywhere(SELF)),
+        Affinity("affinity: outside, UDP", (_everything(**sticky, protocol="UDP"), _slice(*_BOTH, protocol="UDP")),
+                 everywhere(OUT, "UDP")),
+        Affinity("affinity: another port of the Service", (two, both), (packet(POD, VIP),), (packet(POD, VIP, PORT, "UDP"),)),
+        Affinity("affinity: another client", (_everything(**sticky), _slice(*_BOTH)), (packet(POD, VIP),),
+                 (packet(OUT, VIP),)),
+        Affinity("affinity: externalTrafficPolicy Local, a pod", (
+            _everything(**sticky, externalTrafficPolicy="Local"), _slice(*_BOTH)), everywhere(POD)),
+        Affinity("affinity: externalTrafficPolicy Local, outside", (
+            _everything(**sticky, externalTrafficPolicy="Local"), _slice(*_BOTH, endpoint(POD_A, NODE))),
+            tuple(packet(OUT, ip, n) for ip, n in _FRONTENDS), (packet(OUT, VIP),)),
+        Affinity("affinity: internalTrafficPolicy Local", (
+            _everything(**sticky, internalTrafficPolicy="Local"), _slice(*_BOTH, endpoint(POD_A, NODE))),
+            (packet(OUT, VIP),), tuple(packet(OUT, ip, n) for ip, n in _FRONTENDS)),
+    ]
+
+
+SCENARIOS = matrix() + policies() + edges() + source_ranges()
+AFFINITY = affinity()

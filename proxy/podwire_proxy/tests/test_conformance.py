@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import pytest
 
-from podwire_proxy.decide import decide
+from podwire_proxy.dataplane import Balance, Key
+from podwire_proxy.decide import chosen, decide, remembered
+from podwire_proxy.model import Backend
 from podwire_proxy.nft.fake import FakeConnection
 from podwire_proxy.nftables.layout import Layout
 from podwire_proxy.nftables.plan import Planner
 from podwire_proxy.nftables.trace import Tracer
-from podwire_proxy.testing.scenarios import SCENARIOS, Scenario
+from podwire_proxy.testing.scenarios import AFFINITY, SCENARIOS, Affinity, Scenario
 
+STICKY = [row for one in AFFINITY for row in (one, one.v6())]
 TABLE = [s for scenario in SCENARIOS for s in (scenario, scenario.v6())]
+
+
+def planned(scenario: Scenario) -> Tracer:
+    tracker = scenario.tracker()
+    tracker.flush()
+    layout, kernel = Layout("ip6" if ":" in scenario.node.addresses[0] else "ip"), FakeConnection()
+    kernel.commit(Planner(layout, scenario.node).full(tracker.dataplane, None))
+    return Tracer(kernel.state[layout.table], scenario.node)
 
 
 @pytest.mark.parametrize("scenario", TABLE, ids=lambda s: s.name)
@@ -23,10 +36,42 @@ def test_decide(scenario: Scenario) -> None:
 
 @pytest.mark.parametrize("scenario", TABLE, ids=lambda s: s.name)
 def test_trace_of_the_planned_rules(scenario: Scenario) -> None:
-    tracker = scenario.tracker()
-    tracker.flush()
-    layout, kernel = Layout("ip6" if ":" in scenario.node.addresses[0] else "ip"), FakeConnection()
-    planner = Planner(layout, scenario.node)
-    kernel.commit(planner.full(tracker.dataplane, kernel.dump(layout.table)))
-    tracer = Tracer(kernel.state[layout.table], scenario.node)
+    tracer = planned(scenario)
     assert {p: tracer.outcome(p) for p in scenario.expect} == scenario.expect
+
+
+@pytest.mark.parametrize("row", STICKY, ids=lambda row: row.name)
+def test_affinity_as_decided(row: Affinity) -> None:
+    tracker = row.scenario().tracker()
+    tracker.flush()
+    plane = tracker.dataplane
+    free = {p: decide(plane, p) for p in (*row.same, *row.apart)}
+    for first in row.same:
+        frontend = plane.frontends[Key(first.dst, first.protocol, first.port)]  # type: ignore[arg-type]  # no ICMP here
+        action = chosen(frontend, first, row.node)
+        assert isinstance(action, Balance)
+        assert action.sticky is not None
+        for backend in action.backends:
+            memory = {remembered(action.sticky, first): backend}
+            assert {b for p in row.same for b, _ in decide(plane, p, memory).to} == {backend}
+            assert {p: decide(plane, p, memory) for p in row.apart} == {p: free[p] for p in row.apart}
+        gone = {remembered(action.sticky, first): Backend("192.0.2.99", 1)}
+        assert {p: decide(plane, p, gone) for p in row.same} == {p: free[p] for p in row.same}, "no endpoint any more"
+
+
+@pytest.mark.parametrize("row", STICKY, ids=lambda row: row.name)
+def test_affinity_as_planned(row: Affinity) -> None:
+    """What the rules note of the first packet binds the others."""
+    tracer = planned(row.scenario())
+    free = {p: tracer.outcome(p) for p in (*row.same, *row.apart)}
+    for first in row.same:
+        assert tracer.outcome(first).to
+        noted = sorted(tracer.noted)
+        assert {Backend(str(ipaddress.ip_address(data[:-4])), int.from_bytes(data[-4:-2], "big")) for _, _, data in noted} == {
+            backend for backend, _ in free[first].to}, "whatever is chosen is noted, and nothing else"
+        for name, key, data in noted:
+            tracer.dump.elements[name][key] = data
+            outcomes = {p: tracer.outcome(p) for p in row.same}
+            assert len({backend for outcome in outcomes.values() for backend, _ in outcome.to}) == 1
+            assert {p: tracer.outcome(p) for p in row.apart} == {p: free[p] for p in row.apart}
+            del tracer.dump.elements[name][key]

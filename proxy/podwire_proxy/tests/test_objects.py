@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from podwire_proxy.changes import Tracker
-from podwire_proxy.convert import service_ports, slice_info, unsupported
+from podwire_proxy.convert import service_ports, slice_info
 from podwire_proxy.dataplane import Balance, Fate, Key
 from podwire_proxy.main import node_info
 from podwire_proxy.model import Backend, Endpoint, NodeInfo, PortName, ServicePort, normal_ip, packed
@@ -65,10 +65,16 @@ def test_problems_name_the_field_and_the_rest_is_served() -> None:
     assert service_ports(service("web", "10.96.0.300", [port(80)]))[1][0].startswith("spec.clusterIPs[0]")
 
 
-def test_what_is_not_done_yet_is_said() -> None:
-    obj = service("web", "10.96.0.1", [port(80)], type="LoadBalancer", loadBalancerSourceRanges=["10.0.0.0/8"],
+@pytest.mark.parametrize(("ranges", "wanted", "problems"), [
+    ([" 203.0.113.7/25 ", "010.1.0.0/16", "198.51.100.1"], ("203.0.113.0/25", "10.1.0.0/16", "198.51.100.1/32"), []),
+    (["10.0.0.0/8", "0.0.0.0/0", "2001:db8::/32"], ("2001:db8::/32",), []),
+    (["10.0.0.0/33", "ten"], (), ["spec.loadBalancerSourceRanges[0]", "spec.loadBalancerSourceRanges[1]"])])
+def test_source_ranges(ranges: list[str], wanted: tuple[str, ...], problems: list[str]) -> None:
+    obj = service("web", "10.96.0.1", [port(80)], type="LoadBalancer", loadBalancerSourceRanges=ranges,
                   ingress=[{"ip": "198.51.100.8"}])
-    assert [text.split(":")[0] for text in unsupported(obj)] == ["spec.loadBalancerSourceRanges"]
+    ports, found = service_ports(obj)
+    assert ports[0].source_ranges == wanted
+    assert [text.split(":")[0] for text in found] == problems
 
 
 def test_condition_defaults_and_first_address_only() -> None:

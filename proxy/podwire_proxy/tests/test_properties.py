@@ -14,7 +14,7 @@ from podwire_proxy.model import NodeInfo
 from podwire_proxy.nft.codec import TableDump
 from podwire_proxy.nft.fake import FakeConnection
 from podwire_proxy.nft.objects import Elements
-from podwire_proxy.nftables.layout import Layout
+from podwire_proxy.nftables.layout import OWN_CHAINS, Layout
 from podwire_proxy.nftables.plan import Planner, assign
 from podwire_proxy.nftables.trace import Tracer
 from podwire_proxy.testing import scenarios as s
@@ -40,6 +40,9 @@ def services(draw: st.DrawFn) -> meta.Object:
         spec["externalIPs"] = [s.EXTERNAL]
     if spec["type"] == "LoadBalancer":
         spec["ingress"] = [{"ip": s.BALANCER}]
+        spec["loadBalancerSourceRanges"] = draw(st.sampled_from([[], [s.OUTSIDE + "/32"], ["10.244.0.0/16", "172.30.0.0/24"]]))
+    if draw(st.booleans()):
+        spec["sessionAffinity"] = "ClientIP"
     labels = {"service.kubernetes.io/service-proxy-name": "x"} if draw(st.integers(0, 9)) == 0 else {}
     return service(draw(st.sampled_from(NAMES)), draw(st.sampled_from((*VIPS, "None"))), made, labels=labels, **spec)
 
@@ -106,6 +109,11 @@ def content(dump: TableDump) -> dict[str, object]:
     return out
 
 
+def own_chains(dump: TableDump) -> dict[str, list[str]]:
+    """Chains that come and go with Services, and their rules."""
+    return {name: [rule.comment for rule in rules] for name, rules in dump.rules.items() if name.startswith(OWN_CHAINS)}
+
+
 @settings(max_examples=150, deadline=None)
 @given(changes, *[st.sets(st.integers(0, 12))] * 3)
 def test_any_sequence_of_changes_equals_a_fresh_build(done: list[Any], syncs: set[int], sweeps: set[int],
@@ -138,6 +146,7 @@ def test_any_sequence_of_changes_equals_a_fresh_build(done: list[Any], syncs: se
     other = FakeConnection()
     other.commit(Planner(LAYOUT, expected.dataplane.node).full(expected.dataplane, None))
     assert content(kernel.state[LAYOUT.table]) == content(other.state[LAYOUT.table])
+    assert own_chains(kernel.state[LAYOUT.table]) == own_chains(other.state[LAYOUT.table])
 
 
 def packets() -> st.SearchStrategy[Packet]:

@@ -1,0 +1,131 @@
+"""Session affinity over time: endpoints come and go, the memory expires, the proxy starts again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lab.netns import Lab
+from lab.serviceworld import World, ask
+from podwire_controlplane.api.meta import Object
+from podwire_proxy.changes import Tracker
+from podwire_proxy.nftables.apply import Programmer
+from podwire_proxy.testing import scenarios as s
+from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
+
+PODS = {s.POD_A: endpoint(s.POD_A, s.NODE), s.POD_B: endpoint(s.POD_B, s.NODE), s.POD_C: endpoint(s.POD_C, "n2")}
+CLIENTS = [f"192.0.2.{n}" for n in range(100, 130)]
+
+
+def sticky(seconds: int) -> Object:
+    return service("my-service", s.VIP, [port(s.PORT, node_port=s.NODE_PORT)], type="NodePort", sessionAffinity="ClientIP",
+                   sessionAffinityConfig={"clientIP": {"timeoutSeconds": seconds}})
+
+
+class Stage:
+    """The proxy's engine on the node, without the API; and clients outside."""
+
+    def __init__(self, world: World, seconds: int = 600) -> None:
+        self.world, self.tracker = world, Tracker(s.INFO)
+        self.programmer = Programmer(s.INFO, world.node.fd)
+        self.tracker.service("default/my-service", sticky(seconds))
+        self.put(*PODS)
+        self.tracker.flush()
+        self.programmer.sync(self.tracker.dataplane, None)
+
+        def addresses(ipr: object) -> None:
+            for client in CLIENTS:
+                ipr.addr("add", index=1, address=client, prefixlen=32)  # type: ignore[attr-defined]  # untyped pyroute2
+
+        world.outside.netlink(addresses)
+
+    def put(self, *ips: str) -> None:
+        self.tracker.slice("x", endpoint_slice("my-service", [PODS[ip] for ip in ips], [("", "TCP", s.TARGET)]))
+
+    def sync(self, *ips: str) -> None:
+        self.put(*ips)
+        self.programmer.sync(self.tracker.dataplane, self.tracker.flush())
+
+    def homes(self) -> dict[str, str]:
+        """Where each client gets to."""
+        return {client: ask(self.world.outside, s.VIP, s.PORT, src=client).server[0] for client in CLIENTS}
+
+    def remembered(self) -> int:
+        return self.world.node.run(["nft", "list", "map", "ip", "podwire", "affinity"]).stdout.count("expires")
+
+    def chains(self) -> list[str]:
+        listed = self.world.node.run(["nft", "list", "chains", "ip"]).stdout
+        return [line for line in listed.splitlines() if "sticky-" in line or "remember-" in line]
+
+
+@pytest.fixture
+def world(lab: Lab) -> Iterator[World]:
+    made = World(lab)
+    yield made
+    made.close()
+
+
+def test_only_the_clients_of_an_endpoint_that_goes_are_moved(world: World) -> None:
+    stage = Stage(world)
+    before = stage.homes()
+    assert set(before.values()) == set(PODS)
+    assert stage.homes() == before
+    for gone in (s.POD_A, s.POD_C):  # the first slot, the last slot: compaction moves another endpoint's slot each time
+        stage.sync(*(ip for ip in PODS if ip != gone))
+        after = stage.homes()
+        assert gone not in after.values()
+        assert {c: home for c, home in after.items() if before[c] != gone} == {
+            c: home for c, home in before.items() if home != gone}
+        stage.programmer.sweep()
+        assert stage.homes() == after
+        stage.sync(*PODS)
+        before = after
+        assert stage.homes() == before, "an endpoint that comes takes no client away"
+    stage.programmer.close()
+
+
+def test_a_restart_forgets_nobody_and_cleans_what_went_meanwhile(world: World) -> None:
+    stage = Stage(world)
+    before = stage.homes()
+    stage.programmer.close()
+    stage.programmer = Programmer(s.INFO, world.node.fd)
+    assert stage.programmer.sync(stage.tracker.dataplane, None).operations == 0
+    assert stage.homes() == before
+    stage.programmer.close()
+    stage.put(s.POD_B, s.POD_C)
+    stage.tracker.flush()
+    stage.programmer = Programmer(s.INFO, world.node.fd)
+    stage.programmer.sync(stage.tracker.dataplane, None)
+    after = stage.homes()
+    assert s.POD_A not in after.values()
+    assert all(after[c] == home for c, home in before.items() if home != s.POD_A)
+    stage.programmer.close()
+
+
+def test_the_timeout_counts_from_the_last_connection(world: World) -> None:
+    stage = Stage(world, seconds=2)
+    client = CLIENTS[0]
+    home = ask(world.outside, s.VIP, s.PORT, src=client).server[0]
+    for _ in range(6):
+        time.sleep(0.5)
+        assert ask(world.outside, s.VIP, s.PORT, src=client).server[0] == home
+    assert stage.remembered() == 1
+    end = time.monotonic() + 10
+    while stage.remembered():
+        assert time.monotonic() < end, "never forgotten"
+        time.sleep(0.1)
+    stage.programmer.close()
+
+
+def test_a_service_that_goes_leaves_neither_chains_nor_clients(world: World) -> None:
+    """A later Service with the same address must not inherit them."""
+    stage = Stage(world)
+    stage.homes()
+    assert len(stage.chains()) == 2
+    stage.tracker.service("default/my-service", None)
+    stage.programmer.sync(stage.tracker.dataplane, stage.tracker.flush())
+    stage.programmer.sweep()
+    assert (stage.remembered(), stage.chains()) == (0, [])
+    stage.programmer.close()
