@@ -14,6 +14,7 @@ from ..client.http import ApiClient
 from ..cluster.lifecycle import clusters
 from ..controllers.base import condition, is_true
 from ..node.kubelet import ROLES
+from ..node.runtime import echo_binary
 from ..node.supervisor import read_state
 from .common import kubeconfig_option, make_table, out, print_table, with_api
 
@@ -80,6 +81,13 @@ def _processes() -> list[dict[str, Any]]:
     return rows
 
 
+def _left_out() -> list[str]:
+    """Native programs that this installation lacks."""
+    from podwire_cni.native import is_compiled
+
+    return [*(() if is_compiled() else ("podwire-cni", "podwire-pause")), *(() if echo_binary() else ("podwire-echo",))]
+
+
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @kubeconfig_option
@@ -97,6 +105,8 @@ def status(as_json: bool, kubeconfig: str | None) -> None:
         click.echo(json.dumps(data, indent=2))
         return
     _print(data)
+    if left_out := _left_out():
+        out.print(f"not compiled, so slower or missing: {', '.join(left_out)}; install musl-tools and podwire again")
     restarted = [p for p in data["processes"] if p["restarts"] or not p["pid"]]
     for row in restarted:
         out.print(f"{row['process']} on {row['where']}: restarted {row['restarts']} times"

@@ -1,0 +1,88 @@
+"""The native programs compile without a warning, and podwire-echo says what it should."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lab.netns import Lab
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted(p for p in ROOT.glob("*/*/native/*.c") if "int main(" in p.read_text())
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.name)
+def test_compiles_without_a_warning(source: Path, tmp_path: Path) -> None:
+    subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(tmp_path / "out"), str(source)], check=True)
+
+
+def _echo() -> str:
+    path = ROOT / "controlplane/podwire_controlplane/native/bin/podwire-echo"
+    assert path.exists(), "install podwire again: its native programs are compiled then"
+    return str(path)
+
+
+def test_echo_answers_http_tcp_and_udp_with_the_peers_address(lab: Lab) -> None:
+    server, client = lab.netns("server"), lab.netns("client")
+    lab.wire(server, "eth0", client, "eth0", "10.9.0.1/24", "10.9.0.2/24")
+    process = server.popen([_echo(), "--http", "80", "--tcp", "7", "--udp", "7"])
+
+    def ask(kind: int, port: int, data: bytes) -> bytes:
+        for _ in range(100):
+            with socket.socket(socket.AF_INET, kind) as sock:
+                sock.settimeout(2)
+                try:
+                    sock.connect(("10.9.0.1", port))
+                    sock.sendall(data)
+                    return sock.recv(4096)
+                except ConnectionRefusedError:
+                    time.sleep(0.02)  # it is starting
+        raise AssertionError("podwire-echo does not listen")
+
+    try:
+        body = client.call(lambda: ask(socket.SOCK_STREAM, 80, b"GET / HTTP/1.1\r\n\r\n")).split(b"\r\n\r\n")[1]
+        line = client.call(lambda: ask(socket.SOCK_STREAM, 7, b"")).split(b"\n")[0]
+        datagram, payload = client.call(lambda: ask(socket.SOCK_DGRAM, 7, b"hello")).split(b"\n")
+        for answer in (body, line, datagram):
+            found = json.loads(answer)
+            assert (found["peer"], found["host"]) == ("10.9.0.2", socket.gethostname())
+        assert payload == b"hello"
+    finally:
+        process.terminate()
+        assert process.wait(5) == 0
+
+
+@pytest.mark.parametrize("words", [["--http", "0"], ["--sctp", "1"], ["--http"], ["x"]])
+def test_echo_names_a_wrong_argument(words: list[str]) -> None:
+    done = subprocess.run([_echo(), *words], capture_output=True, text=True, timeout=5, check=False)
+    assert done.returncode == 2
+    assert words[0] in done.stderr
+
+
+def test_a_build_without_a_compiler_still_installs(tmp_path: Path) -> None:
+    """The hook warns, and leaves the programs out of the wheel."""
+    script = ("import os, sys; sys.path.insert(0, sys.argv[1]); os.environ['PATH'] = ''\n"
+              "import hatch_build\n"
+              "class App:\n"
+              "    display_warning = staticmethod(print)\n"
+              "hook = object.__new__(hatch_build.NativeBuild)\n"
+              "hatch_build.NativeBuild.root = property(lambda self: sys.argv[2])\n"
+              "hatch_build.NativeBuild.app = App\n"
+              "data = {'artifacts': []}\n"
+              "hook.initialize('standard', data)\n"
+              "print(data)\n")
+    for source in SOURCES:
+        copy = tmp_path / source.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, copy)
+    done = subprocess.run([sys.executable, "-c", script, str(ROOT), str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "podwire-echo is left out: no C compiler" in done.stdout
+    assert "{'artifacts': []}" in done.stdout
