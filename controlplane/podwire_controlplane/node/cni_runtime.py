@@ -51,6 +51,17 @@ def _message(answer: str, plugin: str, code: int | None) -> CniFailed:
         return CniFailed(0, f"{plugin}: exit status {code}: {answer.strip()[:300] or 'no output'}")
 
 
+def _object(text: str | bytes, where: str) -> dict[str, Any]:
+    """CNI error code 6: content that cannot be decoded (CNI spec 1.1.0, section 5)."""
+    try:
+        found = json.loads(text)
+    except ValueError as err:
+        raise CniFailed(6, f"{where}: not JSON: {err}") from err
+    if not isinstance(found, dict):
+        raise CniFailed(6, f"{where}: expected a JSON object")
+    return found
+
+
 class CniRuntime:
     """conf_dir: /etc/cni/net.d or a node's own. bin_dir: where the plugin binaries are. cache: results of ADD."""
 
@@ -58,11 +69,16 @@ class CniRuntime:
         self.conf_dir, self.bin_dir, self.cache = conf_dir, bin_dir, cache
 
     def conflist(self) -> dict[str, Any] | None:
-        """The lexically first *.conflist, None while there is none."""
+        """The lexically first *.conflist, None while there is none. Raises CniFailed for one that cannot be used."""
         found = sorted(self.conf_dir.glob("*.conflist"))
         if not found:
             return None
-        loaded: dict[str, Any] = json.loads(found[0].read_text())
+        loaded = _object(found[0].read_text(), str(found[0]))
+        for field, kind in (("name", str), ("cniVersion", str), ("plugins", list)):
+            if not isinstance(loaded.get(field), kind):
+                raise CniFailed(7, f"{found[0]}: {field} is missing or of the wrong type")
+        if not all(isinstance(p, dict) and isinstance(p.get("type"), str) for p in loaded["plugins"]):
+            raise CniFailed(7, f"{found[0]}: every one of plugins needs its type")
         return loaded
 
     async def _invoke(self, verb: str, plugin: dict[str, Any], conflist: dict[str, Any], attachment: Attachment,
@@ -83,7 +99,7 @@ class CniRuntime:
             raise CniFailed(11, f"{plugin['type']}: no answer in {TIMEOUT:.0f} s") from None
         if process.returncode:
             raise _message((out or err).decode(errors="replace"), plugin["type"], process.returncode)
-        return json.loads(out) if out.strip() else None
+        return _object(out, plugin["type"]) if out.strip() else None
 
     def _cache_file(self, attachment: Attachment) -> Path:
         return self.cache / f"{attachment.container_id}-{attachment.interface}.json"

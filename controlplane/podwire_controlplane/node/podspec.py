@@ -32,7 +32,8 @@ class NodeDns:
 
 def image_name(image: str) -> str:
     """Repository without tag and digest."""
-    return image.split("@", 1)[0].rsplit(":", 1)[0] if ":" in image.rsplit("/", 1)[-1] or "@" in image else image
+    tagged = image.split("@", 1)[0]
+    return tagged.rsplit(":", 1)[0] if ":" in tagged.rsplit("/", 1)[-1] else tagged
 
 
 def entrypoint(image: str, echo: str | None) -> list[str]:

@@ -77,8 +77,9 @@ def container_status(c: ContainerState) -> Object:
 def phase(policy: str, states: list[ContainerState]) -> str:
     """Pending, Running, Succeeded or Failed (core/v1 PodPhase)."""
     if states and all(not c.running and not c.waiting and c.exit_code is not None for c in states) and policy != "Always":
-        failed = any(c.exit_code for c in states)
-        return "Failed" if failed and (policy == "Never" or all(c.exit_code for c in states)) else "Succeeded"
+        if not any(c.exit_code for c in states):
+            return "Succeeded"
+        return "Failed" if policy == "Never" else "Running"  # OnFailure: it is about to be started again
     if any(c.running or c.restarts or c.exit_code is not None for c in states):
         return "Running"
     return "Pending"
