@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
-NATIVE := $(wildcard cni/podwire_cni/native/*.c controlplane/podwire_controlplane/native/*.c)
+NATIVE := $(wildcard dns/podwire_dns/native/batch.* cni/podwire_cni/native/*.c controlplane/podwire_controlplane/native/*.c)
 
 # command:package - what is used, and the Debian package that has it
 TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils
@@ -93,4 +93,4 @@ lint: $(VENV)/.installed-dev  ## ruff and mypy
 clean:           ## remove .venv and build results
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -rf cni/podwire_cni/native/bin controlplane/podwire_controlplane/native/bin
+	rm -rf cni/podwire_cni/native/bin controlplane/podwire_controlplane/native/bin dns/podwire_dns/native/bin

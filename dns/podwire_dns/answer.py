@@ -22,6 +22,7 @@ from .wire import AA, AD, CD, COUNTS, EMPTY, IN, NOERROR, NXDOMAIN, RA, RD, REFU
 
 MAX_ALIASES = 8
 META_TYPES = range(249, 256)  # TKEY, TSIG, IXFR, AXFR, MAILB, MAILA, ANY: transfers and amplifiers
+UNUSUAL = frozenset(number.to_bytes(2) for number in (0, wire.OPT, *META_TYPES))
 PLAIN = b"\0\x01\0\0\0\0"  # one question, no answer, no authority
 
 
@@ -41,6 +42,7 @@ class ZoneData:
     names: set[bytes] = field(default_factory=set)
     apexes: frozenset[bytes] = field(init=False)
     _soas: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
+    _negatives: dict[int, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.apexes = frozenset(self.zones)
@@ -63,7 +65,16 @@ class ZoneData:
             self.answers.pop(key, None)
         self.names.difference_update(delta.lost)
         self.serial = delta.serial
-        self._soas = {}
+        self._soas, self._negatives = {}, {}
+
+    def negative(self, length: int) -> bytes:
+        """The value that says "nothing here" about a name of the cluster zone which is `length` bytes long."""
+        known = self._negatives.get(length)
+        if known is None:
+            cluster = self.zones[0]
+            known = COUNTS.pack(0, 1, 0) + self.soa(b"\0" * (length - len(cluster)) + cluster, cluster)
+            self._negatives[length] = known
+        return known
 
     def apex_of(self, name: bytes) -> bytes | None:
         """The zone that `name` (lower-case wire form) lies in."""
@@ -151,7 +162,7 @@ class Answerer:
         else:
             return None
         zone_data = self.data
-        value = zone_data.answers.get(question.lower())
+        value = zone_data.answers.get(wire.lower(question))
         if value is None or 12 + len(question) + len(value) - 6 + len(tail) > (limit if udp else wire.TCP_SIZE):
             return None
         self.counts["hit"] += 1
@@ -160,6 +171,22 @@ class Answerer:
         counts = value[:6] if not tail else value[:4] + ((value[4] << 8 | value[5]) + 1).to_bytes(2)
         flags = bytes((0x84 | data[2] & 1, (0x80 if self.recursion else 0) | data[3] & 0x10))
         return b"".join((data[:2], flags, b"\0\x01", counts, question, value[6:], tail))
+
+    def absent(self, key: bytes) -> tuple[int, bytes] | None:
+        """(rcode, value) for a question of the cluster zone that has no answer, without parsing; None: take `handle`.
+
+        `key`: a whole lower-case question that lies in the zone. Most of what pods ask ends here: AAAA where there is none,
+        and the names that a search path makes.
+        """
+        data = self.data
+        name, zone = key[:-4], data.zones[0]
+        if key[-2:] != b"\0\x01" or key[-4:-2] in UNUSUAL or not data.synced or name + CNAME_IN in data.answers:
+            return None
+        if data.exists(name):
+            return None if name == zone else (NOERROR, data.negative(len(name)))
+        if name.endswith(b"\x03pod" + zone):
+            return None
+        return NXDOMAIN, data.negative(len(name))
 
     def _error(self, response: bytes) -> bytes:
         self.counts["error"] += 1

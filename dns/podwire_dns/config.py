@@ -22,7 +22,8 @@ class DnsConfig:
     listen: the cluster DNS addresses, bound on lo where the node does not have them. upstreams: "IP" or "IP#port", asked in
     this order for names that are not ours; empty: such names are refused. pod_cidrs, service_cidrs: their reverse zones are
     answered here, all other reverse names are forwarded. ttl: seconds, 0 to 3600. pods: answer a-b-c-d.namespace.pod names.
-    notrack: keep DNS on the listen addresses out of conntrack.
+    notrack: keep DNS on the listen addresses out of conntrack. batches: receive and send many packets at once where that was
+    compiled.
     """
 
     node_name: str
@@ -37,6 +38,7 @@ class DnsConfig:
     ttl: int = 5
     pods: bool = True
     notrack: bool = True
+    batches: bool = True
 
     @property
     def socket_path(self) -> Path:

@@ -24,6 +24,7 @@ from .wire import (
     TC,
     Edns,
     Malformed,
+    lower,
     opt,
     records,
 )
@@ -95,7 +96,7 @@ def read_answer(key: bytes, ident: int, data: bytes) -> Upstreamed | None:
     if got != ident or not flags & QR or flags & 0x7800:
         raise Malformed("no answer to this query")
     rcode = flags & 0xF
-    if questions != 1 or data[12:12 + len(key)].lower() != key:
+    if questions != 1 or lower(data[12:12 + len(key)]) != key:
         if questions == 0 and rcode not in (NOERROR, NXDOMAIN) and len(data) == 12:
             return Upstreamed(rcode, b"\0" * 6)
         raise Malformed("the answer is to another question")

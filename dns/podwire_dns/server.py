@@ -12,17 +12,17 @@ import contextlib
 import random
 import signal
 import socket
-import threading
+import sys
 import time
-from collections.abc import Callable
 
 from podwire_controlplane.client import logs
 from podwire_controlplane.client.rolestatus import RoleStatus
 
-from . import feed, host
+from . import feed, host, native
 from .answer import Answerer, Pending, ZoneData
 from .cache import Cache
 from .config import DnsConfig
+from .udp import Send, UdpLoop
 from .upstream import Forwarder
 
 log = logs.get("dns")
@@ -33,6 +33,7 @@ RECONNECT_FIRST, RECONNECT_LAST = 0.05, 1.0
 STATUS_SECONDS = 1.0
 UDP_BUFFER = 1 << 20
 LEAVE_SECONDS = 0.5
+SWITCH_SECONDS = 0.0002  # how long the feed may keep a query waiting for the interpreter
 
 
 class Server:
@@ -47,29 +48,33 @@ class Server:
         self.fed = False
         self.connections: set[asyncio.StreamWriter] = set()
         self._pending: set[asyncio.Task[None]] = set()
-        self._udp: list[tuple[socket.socket, threading.Thread]] = []
+        self._udp: list[UdpLoop] = []
         self._tcp: list[asyncio.Server] = []
         self._feed: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Server:
         loop = asyncio.get_running_loop()
+
+        def later(pending: Pending, send: Send) -> None:
+            loop.call_soon_threadsafe(self._wait_for_upstream, pending, send)
+
+        batches = native.load() if self.config.batches else None
         for address in self.config.addresses():
             sock = _socket(address, self.config.port, socket.SOCK_DGRAM)
-            thread = threading.Thread(target=self._udp_loop, args=(sock, loop), name=f"udp {address}", daemon=True)
-            self._udp.append((sock, thread))
+            self._udp.append(UdpLoop(sock, self.answerer, later, batches))
             listener = _socket(address, self.config.port, socket.SOCK_STREAM)
             self._tcp.append(await asyncio.start_server(self._connection, sock=listener))
-        for _, ready in self._udp:
-            ready.start()
+        for udp in self._udp:
+            udp.thread.start()
         self._feed = asyncio.create_task(self._follow())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Leave at once: no new query is taken, answers under way get a moment, none is cut in half."""
-        for sock, udp_thread in self._udp:
+        for udp in self._udp:
             with contextlib.suppress(OSError):  # ENOTCONN, but it wakes the thread
-                sock.shutdown(socket.SHUT_RDWR)
-            udp_thread.join(LEAVE_SECONDS)
+                udp.sock.shutdown(socket.SHUT_RDWR)
+            udp.thread.join(LEAVE_SECONDS)
         for tcp_listener in self._tcp:
             tcp_listener.close()
         if self._pending:
@@ -81,37 +86,12 @@ class Server:
             await asyncio.wait([asyncio.create_task(_closed(writer)) for writer in open_still], timeout=LEAVE_SECONDS)
         if self._feed is not None:
             self._feed.cancel()
-        for udp_sock, _thread in self._udp:
-            udp_sock.close()
-
-    # UDP
-
-    def _udp_loop(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-        receive, send, handle = sock.recvfrom, sock.sendto, self.answerer.handle
-        while True:
-            try:
-                data, peer = receive(4096)
-            except ConnectionError:
-                continue  # an ICMP error about an earlier answer
-            except OSError:
-                return
-            if not data and not peer:
-                return
-            try:
-                answer = handle(data, udp=True)
-                if answer.__class__ is bytes:
-                    send(answer, peer)
-                elif answer is not None:
-                    assert isinstance(answer, Pending)
-                    loop.call_soon_threadsafe(self._wait_for_upstream, answer, _udp_sender(sock, peer))
-            except OSError:
-                continue  # the client's network is gone, or its port is 0: nobody to tell
-            except Exception as err:  # one message must never stop the service
-                log.error("query failed", peer=peer[0], query=data[:64].hex(), error=repr(err))
+        for udp in self._udp:
+            udp.sock.close()
 
     # Upstreams
 
-    def _wait_for_upstream(self, pending: Pending, send: Callable[[bytes], None]) -> asyncio.Task[None] | None:
+    def _wait_for_upstream(self, pending: Pending, send: Send) -> asyncio.Task[None] | None:
         if len(self._pending) >= MAX_PENDING:
             send(self.answerer.finish(pending, None))
             return None
@@ -120,7 +100,7 @@ class Server:
         task.add_done_callback(self._pending.discard)
         return task
 
-    async def _forward(self, pending: Pending, send: Callable[[bytes], None]) -> None:
+    async def _forward(self, pending: Pending, send: Send) -> None:
         answer = await self.forwarder.resolve(pending.cache_key)
         with contextlib.suppress(OSError):  # the client is gone
             send(self.answerer.finish(pending, answer))
@@ -218,13 +198,6 @@ async def _closed(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-def _udp_sender(sock: socket.socket, peer: tuple[str, int]) -> Callable[[bytes], None]:
-    def send(answer: bytes) -> None:
-        sock.sendto(answer, peer)
-
-    return send
-
-
 def _below(limit: int) -> int:
     return int(random.random() * limit)
 
@@ -274,4 +247,5 @@ def run(config: DnsConfig) -> None:
             host.apply_notrack(config.addresses(), config.port)
         except OSError as err:  # a kernel without the raw hooks: slower, and racy for A with AAAA, but it serves
             log.warn("no notrack rules; parallel A and AAAA queries may stall", error=str(err))
+    sys.setswitchinterval(SWITCH_SECONDS)
     asyncio.run(_main(config))

@@ -112,6 +112,11 @@ def records(data: bytes, at: int, count: int) -> Iterator[Record]:
         at = end
 
 
+def lower(question: bytes) -> bytes:
+    """A question with its name in lower case; type and class stay (type 65, HTTPS, has the byte of "A")."""
+    return question[:-4].lower() + question[-4:]
+
+
 def parse_query(data: bytes) -> Query:
     """Take a query apart (its header is at least 12 bytes, QR is 0). Raises Malformed for what deserves FORMERR."""
     ident, flags, questions, answers, authorities, additionals = HEADER.unpack_from(data)
@@ -132,7 +137,7 @@ def parse_query(data: bytes) -> Query:
         edns = _edns(data, record)
     if behind != len(data):
         raise Malformed("bytes behind the last record")
-    return Query(ident, flags, question, question.lower(), edns)
+    return Query(ident, flags, question, lower(question), edns)
 
 
 def _edns(data: bytes, record: Record) -> Edns:

@@ -1,0 +1,222 @@
+/* Many queries in, many answers out, with one system call each: the receiving and sending half of a DNS server.
+ *
+ * Which answer a question has is Python's business. Here a query is only recognised as plain (a header, one question, at most an
+ * empty OPT record), its question put in lower case for the look-up; and around the value that Python found go the head, the
+ * question as it came, and the OPT record. A value: ANCOUNT, NSCOUNT, ARCOUNT, then the records (wire.py).
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+
+enum { BATCH = 64, PACKET = 4096, MINIMUM = 512, MAXIMUM = 1232, TYPES = 66, BUCKETS = 14 };
+
+typedef struct {
+    uint64_t types[TYPES];
+    uint64_t rcodes[16];
+    uint64_t took[BUCKETS];
+    uint64_t took_ns;
+    uint64_t dnssec_ok;
+    uint64_t received;
+    uint64_t sent_bytes, received_bytes;
+    uint64_t calls;
+} batch_counts;
+
+typedef struct {
+    int32_t ends[BATCH + 1];
+    uint8_t zone[BATCH];
+    int32_t lengths[BATCH];
+    int32_t left[BATCH];
+    char *keys;
+    char *packets;
+    int32_t packet_size;
+    batch_counts counts;
+    /* below: not for Python */
+    int fd, recursion, zone_length;
+    uint64_t random, began;
+    char zone_name[256];
+    uint8_t edns[BATCH];          /* 0: none, 1: OPT, 2: OPT with DO */
+    int32_t limits[BATCH];
+    char out[BATCH][MAXIMUM];
+    struct sockaddr_in6 peers[BATCH];
+    struct mmsghdr in_headers[BATCH], out_headers[BATCH];
+    struct iovec in_vectors[BATCH], out_vectors[BATCH];
+} batch;
+
+/* CoreDNS's bounds, in ns: 0.25 ms doubled up to 1 s. */
+static const uint64_t BOUNDS[BUCKETS - 1] = {
+    250000, 500000, 1000000, 2000000, 4000000, 8000000, 16000000, 32000000, 64000000, 128000000, 256000000, 512000000, 1024000000};
+
+static uint64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+batch *batch_new(int fd, int recursion, const char *zone, int zone_length) {
+    batch *b = calloc(1, sizeof *b);
+    if (!b) return NULL;
+    b->packets = malloc((size_t)BATCH * PACKET);
+    b->keys = malloc((size_t)BATCH * 260);
+    if (!b->packets || !b->keys || zone_length > 255) {
+        free(b->packets), free(b->keys), free(b);
+        return NULL;
+    }
+    b->fd = fd, b->recursion = recursion, b->zone_length = zone_length, b->packet_size = PACKET;
+    memcpy(b->zone_name, zone, (size_t)zone_length);
+    b->random = now() | 1;
+    for (int i = 0; i < BATCH; i++) {
+        b->in_vectors[i] = (struct iovec){b->packets + (size_t)i * PACKET, PACKET};
+        b->in_headers[i].msg_hdr.msg_iov = &b->in_vectors[i];
+        b->in_headers[i].msg_hdr.msg_iovlen = 1;
+        b->in_headers[i].msg_hdr.msg_name = &b->peers[i];
+    }
+    return b;
+}
+
+void batch_free(batch *b) {
+    free(b->packets), free(b->keys), free(b);
+}
+
+/* The question in lower case at `key`; its length, 0 where the query is not plain. */
+static int recognise(batch *b, int i, char *key) {
+    const uint8_t *data = (const uint8_t *)b->packets + (size_t)i * PACKET;
+    int length = b->lengths[i], at = 12, name_end;
+    b->zone[i] = 0;
+    if (length < 17 || data[2] & 0xFE || memcmp(data + 4, "\0\1\0\0\0\0\0", 7) || data[11] > 1) return 0;
+    while (at < length && data[at]) {
+        if (data[at] > 63 || at + 1 + data[at] >= length || at + data[at] - 12 > 253) return 0;
+        if (length - at >= b->zone_length && b->zone_length && at - 12 + b->zone_length <= 255) {
+            /* does the zone's name begin at this label? its letters are compared below, in lower case */
+            int same = 1;
+            for (int k = 0; k < b->zone_length && same; k++) {
+                uint8_t c = data[at + k];
+                same = (c >= 'A' && c <= 'Z' ? c + 32 : c) == (uint8_t)b->zone_name[k];
+            }
+            if (same) b->zone[i] = 1;
+        }
+        at += 1 + data[at];
+    }
+    name_end = at + 1;
+    if (name_end + 4 > length) return 0;
+    int size = name_end + 4 - 12, rest = length - name_end - 4;
+    if (data[11] == 0) {
+        if (rest) return 0;
+        b->edns[i] = 0, b->limits[i] = MINIMUM;
+    } else {
+        const uint8_t *opt = data + name_end + 4;
+        if (rest != 11 || memcmp(opt, "\0\0\x29", 3) || opt[5] || opt[6] || opt[9] || opt[10]) return 0;
+        int limit = opt[3] << 8 | opt[4];
+        b->limits[i] = limit < MINIMUM ? MINIMUM : limit > MAXIMUM ? MAXIMUM : limit;
+        b->edns[i] = opt[7] & 0x80 ? 2 : 1;
+        b->counts.dnssec_ok += b->edns[i] == 2;
+    }
+    for (int k = 0; k < size - 4; k++) {
+        uint8_t c = data[12 + k];
+        key[k] = (char)(c >= 'A' && c <= 'Z' ? c + 32 : c);
+    }
+    memcpy(key + size - 4, data + name_end, 4);
+    return size;
+}
+
+/* Waits for queries. Their number; 0: the socket was shut down; below 0: -errno. */
+int batch_receive(batch *b) {
+    for (int i = 0; i < BATCH; i++) b->in_headers[i].msg_hdr.msg_namelen = sizeof b->peers[i];
+    int count = recvmmsg(b->fd, b->in_headers, BATCH, MSG_WAITFORONE, NULL);
+    if (count < 0) return -errno;
+    if (count > 0 && !b->in_headers[0].msg_len && !b->in_headers[0].msg_hdr.msg_namelen) return 0;
+    b->began = now();
+    b->counts.calls++;
+    b->counts.received += (uint64_t)count;
+    int at = 0;
+    for (int i = 0; i < count; i++) {
+        b->lengths[i] = (int32_t)b->in_headers[i].msg_len;
+        b->counts.received_bytes += b->in_headers[i].msg_len;
+        b->ends[i] = at;
+        int size = recognise(b, i, b->keys + at);
+        if (size) {
+            unsigned type = (uint8_t)b->keys[at + size - 4] << 8 | (uint8_t)b->keys[at + size - 3];
+            b->counts.types[type < TYPES ? type : 0]++;
+        }
+        at += size;
+    }
+    b->ends[count] = at;
+    return count;
+}
+
+static int assemble(batch *b, int i, const char *value, int size, int rcode) {
+    const char *query = b->packets + (size_t)i * PACKET;
+    int question = b->ends[i + 1] - b->ends[i], tail = b->edns[i] ? 11 : 0, records = size - 6;
+    char *out = b->out[i];
+    if (12 + question + records + tail > b->limits[i]) return 0;
+    memcpy(out, query, 2);
+    out[2] = (char)(0x84 | (query[2] & 1));
+    out[3] = (char)((b->recursion ? 0x80 : 0) | (query[3] & 0x10) | rcode);
+    out[4] = 0, out[5] = 1;
+    memcpy(out + 6, value, 6);
+    memcpy(out + 12, query + 12, (size_t)question);
+    char *body = out + 12 + question;
+    unsigned answers = (uint8_t)value[0] << 8 | (uint8_t)value[1];
+    unsigned type = (uint8_t)query[12 + question - 4] << 8 | (uint8_t)query[12 + question - 3];
+    if (answers > 1 && (type == 1 || type == 28)) { /* begin at a random address */
+        b->random ^= b->random << 13, b->random ^= b->random >> 7, b->random ^= b->random << 17;
+        int first = (int)(b->random % answers) * (records / (int)answers);
+        memcpy(body, value + 6 + first, (size_t)(records - first));
+        memcpy(body + records - first, value + 6, (size_t)first);
+    } else {
+        memcpy(body, value + 6, (size_t)records);
+    }
+    if (tail) {
+        memcpy(body + records, "\0\0\x29\x04\xd0\0\0\0\0\0\0", 11);
+        if (b->edns[i] == 2) body[records + 7] = (char)0x80;
+        unsigned extra = ((uint8_t)out[10] << 8 | (uint8_t)out[11]) + 1;
+        out[10] = (char)(extra >> 8), out[11] = (char)extra;
+    }
+    return 12 + question + records + tail;
+}
+
+/* modes[i]: 0 send nothing, 1 + rcode: values' next sizes[i] bytes are a value. How many stand in `left`, too large to be sent. */
+int batch_send(batch *b, int count, const char *values, const int32_t *sizes, const uint8_t *modes) {
+    int ready = 0, left = 0;
+    for (int i = 0; i < count; values += sizes[i], i++) {
+        if (!modes[i]) continue;
+        int length = sizes[i] < 6 ? 0 : assemble(b, i, values, sizes[i], modes[i] - 1);
+        if (!length) {
+            b->left[left++] = i;
+            continue;
+        }
+        b->counts.rcodes[modes[i] - 1]++;
+        b->counts.sent_bytes += (uint64_t)length;
+        b->out_vectors[ready] = (struct iovec){b->out[i], (size_t)length};
+        b->out_headers[ready].msg_hdr = (struct msghdr){
+            .msg_name = &b->peers[i], .msg_namelen = b->in_headers[i].msg_hdr.msg_namelen,
+            .msg_iov = &b->out_vectors[ready], .msg_iovlen = 1};
+        ready++;
+    }
+    for (int at = 0; at < ready;) {
+        int sent = sendmmsg(b->fd, b->out_headers + at, (unsigned)(ready - at), 0);
+        if (sent < 0 && errno == EINTR) continue;
+        at += sent > 0 ? sent : 1; /* a client that cannot be reached loses its own answer, nobody else's */
+    }
+    uint64_t took = now() - b->began;
+    int bucket = 0;
+    while (bucket < BUCKETS - 1 && took > BOUNDS[bucket]) bucket++;
+    b->counts.took[bucket] += (uint64_t)ready;
+    b->counts.took_ns += took * (uint64_t)ready;
+    return left;
+}
+
+/* The sender of query `index`: a struct sockaddr_in or sockaddr_in6. */
+const char *batch_peer(const batch *b, int index) {
+    return (const char *)&b->peers[index];
+}
+
+/* A whole answer, made by Python, to query `index` of this batch. */
+int batch_reply(batch *b, int index, const char *answer, int length) {
+    return sendto(b->fd, answer, (size_t)length, 0, (struct sockaddr *)&b->peers[index],
+                  b->in_headers[index].msg_hdr.msg_namelen) < 0 ? -errno : 0;
+}

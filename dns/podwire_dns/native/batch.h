@@ -1,0 +1,32 @@
+/* What Python sees of batch.c (cffi reads this file). */
+enum { BATCH = 64 };
+
+typedef struct {
+    uint64_t types[66];      /* queries by type; 0 counts all others */
+    uint64_t rcodes[16];     /* responses */
+    uint64_t took[14];       /* responses by the bounds of batch.c, the last one unbounded */
+    uint64_t took_ns;
+    uint64_t dnssec_ok;
+    uint64_t received;
+    uint64_t sent_bytes, received_bytes;
+    uint64_t calls;          /* recvmmsg calls that gave something */
+} batch_counts;
+
+typedef struct {
+    int32_t ends[65];        /* keys[ends[i]:ends[i+1]] is query i's question in lower case; empty: not a plain query */
+    uint8_t zone[64];        /* the name lies in the zone given to batch_new */
+    int32_t lengths[64];     /* of the packets */
+    int32_t left[64];        /* what batch_send could not send because it is too large for its client */
+    char *keys;
+    char *packets;           /* PACKET bytes for each */
+    int32_t packet_size;
+    batch_counts counts;
+    ...;
+} batch;
+
+batch *batch_new(int fd, int recursion, const char *zone, int zone_length);
+void batch_free(batch *b);
+int batch_receive(batch *b);
+int batch_send(batch *b, int count, const char *values, const int32_t *sizes, const uint8_t *modes);
+const char *batch_peer(const batch *b, int index);
+int batch_reply(batch *b, int index, const char *answer, int length);
