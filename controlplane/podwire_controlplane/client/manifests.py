@@ -75,9 +75,12 @@ def read_files(paths: Iterable[str]) -> Iterator[Object]:
 
 
 def with_record(obj: Object) -> Object:
-    """The object with the annotation that remembers what was applied."""
-    metadata = {**obj["metadata"], "annotations": {**annotations_of(obj), LAST_APPLIED: json.dumps(obj, sort_keys=True)}}
-    return {**obj, "metadata": metadata}
+    """The object with the annotation that remembers what was applied (without an older record, so that it never grows)."""
+    bare = {k: v for k, v in annotations_of(obj).items() if k != LAST_APPLIED}
+    plain = {**obj, "metadata": {**obj["metadata"], "annotations": bare}} if LAST_APPLIED in annotations_of(obj) else obj
+    if not bare and plain is not obj:
+        del plain["metadata"]["annotations"]
+    return {**obj, "metadata": {**obj["metadata"], "annotations": {**bare, LAST_APPLIED: json.dumps(plain, sort_keys=True)}}}
 
 
 def three_way(obj: Object, live: Object) -> Object:

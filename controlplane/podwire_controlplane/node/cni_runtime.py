@@ -7,8 +7,10 @@ kept on disk so that a node agent that was restarted can still undo what an earl
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,10 @@ class CniFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One pod's interface: what identifies an ADD to the plugins."""
+    """One pod's interface: what identifies an ADD to the plugins.
+
+    capabilities: what the pod asks for beyond an address, by capability name (CNI conventions), such as "portMappings".
+    """
 
     container_id: str
     netns: str
@@ -34,6 +39,7 @@ class Attachment:
     pod_name: str
     pod_uid: str
     interface: str = "eth0"
+    capabilities: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def environment(self, verb: str, path: Path) -> dict[str, str]:
         args = (("IgnoreUnknown", "1"), ("K8S_POD_NAMESPACE", self.pod_namespace), ("K8S_POD_NAME", self.pod_name),
@@ -69,6 +75,13 @@ class CniRuntime:
         self.conf_dir, self.bin_dir, self.cache = conf_dir, bin_dir, cache
 
     def conflist(self) -> dict[str, Any] | None:
+        """The configuration, None while there is no usable one: what a node's readiness asks for."""
+        try:
+            return self._read()
+        except CniFailed:
+            return None  # ADD says what is wrong with it
+
+    def _read(self) -> dict[str, Any] | None:
         """The lexically first *.conflist, None while there is none. Raises CniFailed for one that cannot be used."""
         found = sorted(self.conf_dir.glob("*.conflist"))
         if not found:
@@ -84,6 +97,10 @@ class CniRuntime:
     async def _invoke(self, verb: str, plugin: dict[str, Any], conflist: dict[str, Any], attachment: Attachment,
                       previous: dict[str, Any] | None) -> dict[str, Any] | None:
         conf = {**plugin, "name": conflist["name"], "cniVersion": conflist["cniVersion"]}
+        declared = conf.pop("capabilities", None) or {}
+        asked = {name: value for name, value in attachment.capabilities.items() if declared.get(name)}
+        if asked:
+            conf["runtimeConfig"] = asked
         if previous is not None:
             conf["prevResult"] = previous
         binary = self.bin_dir / plugin["type"]
@@ -106,9 +123,12 @@ class CniRuntime:
 
     async def add(self, attachment: Attachment) -> dict[str, Any]:
         """Returns the final result. Raises CniFailed; what was done until then is undone."""
-        conflist = self.conflist()
+        conflist = self._read()
         if conflist is None:
             raise CniFailed(11, f"{self.conf_dir}: no CNI configuration yet; the wiring role writes it when it has a podCIDR")
+        for name in attachment.capabilities:
+            if not any((plugin.get("capabilities") or {}).get(name) for plugin in conflist["plugins"]):
+                raise CniFailed(7, f"the pod asks for {name}: no plugin of network {conflist['name']} has that capability")
         result: dict[str, Any] | None = None
         try:
             for plugin in conflist["plugins"]:
@@ -117,7 +137,8 @@ class CniRuntime:
             await self._undo(conflist, attachment, result)
             raise
         self.cache.mkdir(parents=True, exist_ok=True)
-        self._cache_file(attachment).write_text(json.dumps({"conflist": conflist, "result": result}))
+        self._cache_file(attachment).write_text(json.dumps({
+            "conflist": conflist, "result": result, "capabilities": dict(attachment.capabilities)}))
         return result or {}
 
     async def _undo(self, conflist: dict[str, Any], attachment: Attachment, result: dict[str, Any] | None) -> None:
@@ -133,10 +154,11 @@ class CniRuntime:
         try:
             kept = json.loads(file.read_text())
         except (OSError, ValueError):
-            conflist = self.conflist()
+            conflist = self._read()
             if conflist is None:
                 return
             kept = {"conflist": conflist, "result": None}
+        attachment = dataclasses.replace(attachment, capabilities=kept.get("capabilities") or attachment.capabilities)
         for plugin in reversed(kept["conflist"]["plugins"]):
             await self._invoke("DEL", plugin, kept["conflist"], attachment, kept["result"])
         file.unlink(missing_ok=True)

@@ -108,6 +108,7 @@ def test_missing_plugins_and_configurations_are_named(setup: Setup) -> None:
         (setup.root / "conf" / "10-x.conflist").write_text(text)
         with pytest.raises(CniFailed, match=f"10-x.conflist.*{word}"):
             run(setup.runtime.add(POD))
+        assert setup.runtime.conflist() is None, "the node is not ready, and goes on"
 
 
 def test_the_first_conflist_counts_and_addresses_are_bare(setup: Setup) -> None:
