@@ -2,86 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from scapy.layers.inet import ICMP, IP
 
 from lab.capture import Capture
-from lab.cninode import CniNode, ask, put_node, tell_peer, wait_until
-from lab.fakeapi import FakeApi
-from lab.netns import Lab, NetNS
+from lab.cnicluster import OUTSIDE, Cluster, two_nodes
+from lab.cninode import ask, put_node, wait_until
+from lab.netns import NetNS
 from podwire_controlplane.client.netns import in_thread, setns
-
-OUTSIDE = "192.0.2.42"
-
-
-@dataclass
-class Cluster:
-    """Two nodes and a host outside the cluster on one link."""
-
-    lab: Lab
-    api: FakeApi
-    nodes: list[CniNode]
-    outside: NetNS
-    made: list[tuple[CniNode, str]] = field(default_factory=list)
-    servers: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-
-    def serve(self, ns: NetNS, address: str) -> int:
-        """The port of a server that tells who asks; it ends with the test."""
-        return self.servers.enter_context(tell_peer(ns, address))
-
-    def pod(self, node: CniNode, name: str, version: str = "1.0.0") -> tuple[NetNS, str]:
-        pod = self.lab.netns(name)
-        answer = node.cni("ADD", name, pod, node.conf(version))
-        assert answer.status == 0, answer.out + node.log()
-        self.made.append((node, name))
-        return pod, answer.address
-
-
-def plug(switch: NetNS, port: str) -> None:
-    switch.netlink(lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname=port)[0],
-                                        master=ipr.link_lookup(ifname="sw0")[0]))
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with Lab() as lab, contextlib.ExitStack() as stack:
-        switch, outside, n1, n2 = (lab.netns(name) for name in ("switch", "outside", "n1", "n2"))
-        switch.netlink(lambda ipr: ipr.link("add", ifname="sw0", kind="bridge", state="up"))
-        for ns, ip in ((outside, OUTSIDE), (n1, "192.0.2.1"), (n2, "192.0.2.2")):
-            port = f"p{ip.split('.')[-1]}"
-            lab.wire(ns, "eth0", switch, port, f"{ip}/24")
-            plug(switch, port)
-        api = stack.enter_context(FakeApi(n1, "192.0.2.1"))
-        nodes = []
-        for name, ns in (("n1", n1), ("n2", n2)):
-            put_node(api, name, f"10.244.{name[1]}.0/24", f"192.0.2.{name[1]}")
-            node = CniNode(ns, tmp_path_factory.mktemp(name), name, api)
-            stack.callback(node.close)
-            node.start(wait=False)
-            nodes.append(node)
-        for node in nodes:
-            wait_until(node.ready, f"agent of {node.name} ready")
-        yield Cluster(lab, api, nodes, outside)
+    with two_nodes(tmp_path_factory.mktemp) as cluster:
+        yield cluster
 
 
 @pytest.fixture
 def cluster(running: Cluster) -> Iterator[Cluster]:
     """The running cluster without pods; what a test adds goes again, and nothing of it may stay."""
     yield running
-    running.servers.close()
-    for node, name in running.made:
-        assert node.cni("DEL", name).status == 0
-    running.made.clear()
-    for node in running.nodes:
-        assert node.leases() == {} and not [name for name in node.links() if name.startswith("veth")]
+    running.clear()
 
 
 @pytest.fixture(params=["0", "1"])

@@ -25,6 +25,7 @@ from podwire_controlplane.client.rolestatus import RoleStatus
 
 from . import conflist, nodes, routes, wiring
 from .commands import Plugin
+from .firewall import Firewall
 from .ipam.allocator import Allocator
 from .ipam.ranges import podcidr_range
 from .ipam.store import DirStore, boot_id
@@ -43,7 +44,7 @@ HANDOVER_SECONDS = 15.0  # a predecessor keeps the leases until its last call ha
 class WiringConfig:
     """cluster_cidrs: what pods reach with their own address. uplink: the link to the other nodes; its MTU is the pods'.
 
-    mtu 0: the uplink's. conf_dir None: <run_dir>/cni/net.d.
+    mtu 0: the uplink's. conf_dir None: <run_dir>/cni/net.d. anti_spoofing: pods send only from their own addresses and MACs.
     """
 
     node_name: str
@@ -53,6 +54,7 @@ class WiringConfig:
     uplink: str = "eth0"
     mtu: int = 0
     conf_dir: Path | None = None
+    anti_spoofing: bool = True
 
     @property
     def socket(self) -> Path:
@@ -70,14 +72,13 @@ class WiringConfig:
 class Agent:
     """The parts of one agent; `sync` does all slow work and is called in one thread at a time."""
 
-    def __init__(self, config: WiringConfig, kernel: Kernel, store: DirStore) -> None:
+    def __init__(self, config: WiringConfig, kernel: Kernel, firewall: Firewall, store: DirStore) -> None:
         self.config = config
         self.node: NodeNet | None = None
-        self.kernel = kernel
-        self.plugin = Plugin(kernel, Allocator(store), lambda: self.node, boot_id(),
+        self.kernel, self.firewall = kernel, firewall
+        self.plugin = Plugin(kernel, firewall, Allocator(store), lambda: self.node, boot_id(),
                              waiting_for=f"Node {config.node_name} has no spec.podCIDR yet")
         self.status = RoleStatus(config.run_dir, "wiring")
-        self._native: frozenset[str] = frozenset()
         self._told: tuple[str, ...] = ()
 
     def restore(self) -> None:
@@ -110,19 +111,21 @@ class Agent:
         mtu = self.config.mtu or wiring.uplink_mtu(self.config.uplink)
         if not mtu:
             log.warn("uplink not found, assuming an MTU of 1500", uplink=self.config.uplink)
-        return NodeNet(ranges, mtu or 1500)
+        return NodeNet(ranges, mtu or 1500, anti_spoofing=self.config.anti_spoofing)
 
     def _become(self, net: NodeNet, native: frozenset[str] | None) -> None:
         """Idempotent: everything is compared with the kernel first. native None: as the last agent left it, which knew the
         other nodes' addresses when this one does not yet."""
         for line in wiring.ensure_node(net):
             log.info("node", change=line)
-        known, present = native is not None, wiring.masquerade_present(net)
-        if not present or (known and (native != self._native or net != self.node)):
-            self._native = frozenset(self.config.cluster_cidrs) if native is None else native
-            wiring.apply_masquerade(net, self._native)
-            log.info("masquerade table loaded", native=len(self._native))
         first = self.node is None
+        rules = wiring.node_rules(net, self.config.cluster_cidrs if native is None else native)
+        pods = self.plugin.pods() if first else None
+        if native is None and pods is not None and self.firewall.present():
+            self.firewall.adopt(rules, pods)
+        else:
+            for line in self.firewall.sync(rules, pods):
+                log.info("nft", change=line)
         self.node = net
         if first:
             for line in self.plugin.reconcile():
@@ -189,7 +192,9 @@ def run(config: WiringConfig) -> None:
         stack.callback(store.close)
         kernel = Kernel()
         stack.callback(kernel.close)
-        agent = Agent(config, kernel, store)
+        firewall = Firewall()
+        stack.callback(firewall.close)
+        agent = Agent(config, kernel, firewall, store)
         try:
             agent.restore()
         except Exception as err:  # what cannot be restored is made when the Node is there

@@ -1,7 +1,8 @@
-"""The verbs of CNI over three things that are handed in: a Kernel, an Allocator and the node's network.
+"""The verbs of CNI over four things that are handed in: a Kernel, a Firewall, an Allocator and the node's network.
 
-Order matters and is always the same. ADD: lease, wires, note that it is done. DEL: wires, lease. So whatever moment a crash
-hits, a lease without wires or without its note is what is left, and `reconcile` at the next start takes both away.
+Order matters and is always the same. ADD: lease, tables, wires, note that it is done. DEL: tables, wires, lease. So
+whatever moment a crash hits, a lease without wires or without its note is what is left, and `reconcile` at the next start
+takes it and all that belongs to it away.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import Any, Protocol
 
 from .errors import CNIError, Code
 from .ipam.allocator import Allocator, Lease, PoolExhausted
+from .nodetable import PodRules
 from .ops import DeleteLink, DeleteNeighbour, Op
 from .plan import NodeNet, Seen, add_plan, differences, host_veth, repair_plan
 from .result import merge, to_json
-from .types import Attachment, Call, IPAddress, NetConf, RangeSet
+from .types import Attachment, Call, NetConf, PortMapping, RangeSet
 
 
 class Kernel(Protocol):
@@ -30,6 +32,16 @@ class Kernel(Protocol):
     def links(self) -> dict[str, tuple[int, int]]: ...
 
     def observe(self, eth: str, host: str, pod_fd: int) -> Seen: ...
+
+
+class Firewall(Protocol):
+    """What the verbs need of firewall.Firewall; testing.FakeFirewall is the other one."""
+
+    def attach(self, owner: Attachment, pod: PodRules) -> None: ...
+
+    def detach(self, owner: Attachment, pod: PodRules) -> None: ...
+
+    def missing(self, pod: PodRules) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,7 @@ class Plugin:
     """`node()` is None as long as the node has no podCIDR. All methods may be called from many threads."""
 
     kernel: Kernel
+    firewall: Firewall
     allocator: Allocator
     node: Callable[[], NodeNet | None]
     boot_id: str
@@ -90,9 +103,15 @@ class Plugin:
             taken = self._allocate(call, conf, node)
             try:
                 plan = add_plan(call, conf, node, [(lease.address, r) for lease, r in taken])
-                self.kernel.apply(plan.ops, pod_fd)
-                with self._leases:
-                    self.allocator.confirm(call.attachment)
+                rules = _rules([lease for lease, _ in taken])
+                self.firewall.attach(call.attachment, rules)
+                try:
+                    self.kernel.apply(plan.ops, pod_fd)
+                    with self._leases:
+                        self.allocator.confirm(call.attachment)
+                except BaseException:
+                    self.firewall.detach(call.attachment, rules)
+                    raise
             except BaseException:
                 with self._leases:
                     self.allocator.release(call.attachment)
@@ -110,11 +129,13 @@ class Plugin:
             raise CNIError(Code.INVALID_CONFIG, "network configuration: prevResult is missing, and CHECK needs it",
                            "pass the result of ADD as prevResult")
         with self._leases:
-            held = {lease.address for lease in self.allocator.owned_by(call.attachment)}
+            leases = self.allocator.owned_by(call.attachment)
+        held = {lease.address for lease in leases}
         wrong = [f"the lease of {ip.address.ip} is not held by this container" for ip in conf.prev_result.ips
                  if ip.address.ip not in held and any(ip.address.ip in r.subnet for s in node.ranges for r in s)]
         seen = self.kernel.observe(call.attachment.ifname, host_veth(call.attachment), pod_fd)
         wrong += differences(conf.prev_result, call.attachment, node.bridge, seen)
+        wrong += self.firewall.missing(_rules(leases)) if leases else []
         if wrong:
             raise CNIError(Code.IO_FAILURE, f"{call.attachment}: " + "; ".join(wrong),
                            "delete the pod's sandbox: the runtime makes it anew")
@@ -183,12 +204,22 @@ class Plugin:
                 owner = leases[name].owner
                 with self._leases:
                     held = self.allocator.owned_by(owner)
-                self.kernel.apply(repair_plan(owner, [(lease.address, lease.mac) for lease in held], node))
+                self.kernel.apply(repair_plan(owner, held[0].mac, [lease.address for lease in held], node))
                 told.append(f"{name} of {leases[name].pod or owner}: made a port of {node.bridge} again")
             elif master == bridge and name not in leases and name.startswith("veth"):
                 self.kernel.remove([DeleteLink(name)])
                 told.append(f"{name}: a port of {node.bridge} without a lease, removed")
         return told
+
+    def pods(self) -> dict[Attachment, PodRules]:
+        """What the node's tables say about each pod that is wired."""
+        with self._leases:
+            leases = self.allocator.leases()
+        owned: dict[Attachment, list[Lease]] = {}
+        for lease in leases:
+            if lease.wired and lease.boot_id == self.boot_id:
+                owned.setdefault(lease.owner, []).append(lease)
+        return {owner: _rules(held) for owner, held in owned.items()}
 
     def figures(self) -> dict[str, int]:
         with self._leases:
@@ -212,14 +243,29 @@ class Plugin:
 
         def take() -> list[tuple[Lease, Any]]:
             with self._leases:
+                if found := self.allocator.holder(conf.ports):
+                    lease, port = found
+                    raise CNIError(Code.TRY_AGAIN_LATER,
+                                   f"hostPort {port} of this node is held by {lease.pod or lease.owner}",
+                                   "delete that pod, or ask for another hostPort")
                 return self.allocator.allocate(sets, call.attachment, wanted=conf.ips, pod=call.pod, mac=conf.mac,
-                                               boot_id=self.boot_id, pod_uid=call.args.get("K8S_POD_UID", ""))
+                                               boot_id=self.boot_id, pod_uid=call.args.get("K8S_POD_UID", ""),
+                                               ports=conf.ports)
+        self._free_port_of_dead(conf.ports)
         try:
             return take()
         except PoolExhausted:
             if not self._free_dead(sets):
                 raise
             return take()
+
+    def _free_port_of_dead(self, ports: Sequence[PortMapping]) -> None:
+        """A pod whose interface went with its namespace, without a DEL, must not keep its hostPorts from its successor."""
+        with self._leases:
+            found = self.allocator.holder(ports)
+        if found and found[0].wired and host_veth(found[0].owner) not in self.kernel.links():
+            with self._turns.of(found[0].owner.container_id):
+                self._detach(found[0].owner)
 
     def _free_dead(self, sets: Sequence[RangeSet]) -> int:
         """Free the leases of pods whose interface went with their namespace, without a DEL. Does nothing while
@@ -237,12 +283,18 @@ class Plugin:
 
     def _detach(self, owner: Attachment) -> None:
         with self._leases:
-            addresses: list[IPAddress] = [lease.address for lease in self.allocator.owned_by(owner)]
+            held = self.allocator.owned_by(owner)
         node = self.node()
-        ops: list[Op] = [DeleteNeighbour(node.bridge, address) for address in addresses] if node else []
+        if held:
+            self.firewall.detach(owner, _rules(held))
+        ops: list[Op] = [DeleteNeighbour(node.bridge, lease.address) for lease in held] if node else []
         self.kernel.remove([*ops, DeleteLink(host_veth(owner))])
         with self._leases:
             self.allocator.release(owner)
+
+
+def _rules(held: Sequence[Lease]) -> PodRules:
+    return PodRules(host_veth(held[0].owner), held[0].mac, tuple(lease.address for lease in held), held[0].ports)
 
 
 def _check_ranges(sets: Sequence[RangeSet], node: NodeNet) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import CNIError, Code
 from .result import parse_result, parse_route
-from .types import VERSIONS, Attachment, Call, Dns, IPAddress, IPNetwork, NetConf, Range, RangeSet
+from .types import VERSIONS, Attachment, Call, Dns, IPAddress, IPNetwork, NetConf, PortMapping, Range, RangeSet
 
 COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
@@ -25,7 +25,8 @@ NEEDS = {"ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), "CHECK": ("CNI_C
 _KEYS = {"cniVersion", "cniVersions", "name", "type", "mtu", "ipam", "dns", "args", "capabilities", "runtimeConfig",
          "prevResult", "socket", "standalone", "pythonPlugin", "disableCheck", "disableGC", "ipMasq"}
 _IPAM_KEYS = {"type", "ranges", "subnet", "rangeStart", "rangeEnd", "gateway", "routes"}
-_CAPABILITIES = {"ips", "mac", "ipRanges", "dns", "aliases", "cgroupPath"}
+_CAPABILITIES = {"ips", "mac", "ipRanges", "dns", "aliases", "cgroupPath", "portMappings"}
+PROTOCOLS = ("tcp", "udp", "sctp")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*\Z")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 
@@ -164,6 +165,52 @@ def _capabilities(conf: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _no_case(raw: Mapping[str, Any], known: tuple[str, ...], where: str) -> dict[str, Any]:
+    """Keys as this plugin spells them: containerd marshals Go's field names ("HostPort")."""
+    found = {}
+    for key, value in raw.items():
+        name = next((k for k in known if k.lower() == key.lower()), None)
+        if name is None:
+            raise CNIError(Code.UNSUPPORTED_FIELD, f"network configuration: {where}.{key} is not a field of this plugin",
+                           "known are " + ", ".join(known))
+        found[name] = value
+    return found
+
+
+def _port(value: Any, field: str) -> int:
+    if type(value) is not int or not 1 <= value <= 65535:
+        raise _bad(field, value, "a port number from 1 to 65535")
+    return value
+
+
+def port_mapping(raw: Any, field: str) -> PortMapping:
+    """One entry of the capability portMappings (CNI conventions): hostPort, containerPort, protocol, hostIP."""
+    keys = _no_case(_object(raw, field), ("hostPort", "containerPort", "protocol", "hostIP"), field)
+    protocol = str(keys.get("protocol") or "tcp").lower()
+    if protocol not in PROTOCOLS:
+        raise _bad(f"{field}.protocol", keys["protocol"], "one of " + ", ".join(PROTOCOLS))
+    host_ip = _address(keys["hostIP"], f"{field}.hostIP") if keys.get("hostIP") else None
+    return PortMapping(_port(keys.get("hostPort"), f"{field}.hostPort"),
+                       _port(keys.get("containerPort"), f"{field}.containerPort"), protocol, host_ip)
+
+
+def port_mappings(raw: Any, field: str) -> tuple[PortMapping, ...]:
+    """Entries without a hostPort ask for nothing: containerd passes every containerPort of a pod."""
+    found: list[PortMapping] = []
+    for i, entry in enumerate(_list(raw, field)):
+        where = f"{field}[{i}]"
+        asked = _no_case(_object(entry, where), ("hostPort", "containerPort", "protocol", "hostIP"), where)
+        if type(asked.get("hostPort")) is int and asked["hostPort"] == 0:
+            continue
+        mapping = port_mapping(entry, where)
+        twin = next((other for other in found if other.clashes(mapping) and other != mapping), None)
+        if twin is not None:
+            raise _bad(where, str(mapping), f"apart from {twin}, which the same pod asks for")
+        if mapping not in found:
+            found.append(mapping)
+    return tuple(found)
+
+
 def version_of(stdin: bytes) -> str:
     """The cniVersion to answer in, even where the rest of the configuration is broken."""
     try:
@@ -210,6 +257,7 @@ def parse_conf(stdin: bytes) -> NetConf:
         ips=tuple(_address(str(ip).split("/")[0], f"runtimeConfig.ips[{i}]")
                   for i, ip in enumerate(_list(caps.get("ips"), "runtimeConfig.ips"))),
         mac=mac,
+        ports=port_mappings(caps.get("portMappings"), "runtimeConfig.portMappings"),
         prev_result=parse_result(conf["prevResult"]) if conf.get("prevResult") is not None else None,
         valid_attachments=_attachments(conf["cni.dev/valid-attachments"], "cni.dev/valid-attachments")
         if "cni.dev/valid-attachments" in conf else None,

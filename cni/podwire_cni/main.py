@@ -17,8 +17,10 @@ from podwire_controlplane.client import logs
 from . import kernel, skel
 from .commands import Plugin, Sandbox
 from .errors import CNIError, Code
+from .firewall import Firewall
 from .ipam.allocator import Allocator
 from .ipam.store import Busy, DirStore, boot_id
+from .nodetable import NodeRules
 from .plan import NodeNet
 from .types import NetConf
 
@@ -57,11 +59,19 @@ class Standalone:
         except Busy as err:
             raise CNIError(Code.TRY_AGAIN_LATER, f"{err.filename}: {err.strerror}", "let the agent serve the call") from err
         self.stack.callback(store.close)
+        firewall = Firewall()
+        self.stack.callback(firewall.close)
         if self.env.get("CNI_COMMAND") == "ADD":
             from .wiring import ensure_node  # pyroute2: 150 ms that the other verbs need not pay
 
             ensure_node(node)
-        return Plugin(self.kernel, Allocator(store), lambda: node, boot_id())
+        plugin = Plugin(self.kernel, firewall, Allocator(store), lambda: node, boot_id())
+        rules = NodeRules(tuple(str(r.subnet) for ranges in node.ranges for r in ranges), None)
+        if firewall.present():
+            firewall.adopt(rules, plugin.pods())
+        elif self.env.get("CNI_COMMAND") == "ADD":
+            firewall.sync(rules, plugin.pods())
+        return plugin
 
 
 def standalone(env: Mapping[str, str], stdin: bytes, out: BinaryIO) -> int:
@@ -100,8 +110,10 @@ def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, .
 @click.option("--mtu", type=click.IntRange(0, 65535), default=0, help="MTU of pods; 0: the uplink's.")
 @click.option("--conf-dir", type=click.Path(file_okay=False, path_type=Path), default=None,
               help="Where container runtimes look for CNI configurations [default: RUN_DIR/cni/net.d]")
+@click.option("--anti-spoofing/--no-anti-spoofing", default=True, show_default=True,
+              help="Drop what a pod sends from an address or MAC that is not its own.")
 def command(node_name: str, kubeconfig: str | None, run_dir: Path, cluster_cidrs: tuple[str, ...], uplink: str, mtu: int,
-            conf_dir: Path | None) -> None:
+            conf_dir: Path | None, anti_spoofing: bool) -> None:
     """Wire the pods of this node: bridge, veths, routes to other nodes, masquerading. Ends at SIGTERM; pods stay wired."""
     from podwire_controlplane.client.config import ConfigError
 
@@ -109,7 +121,7 @@ def command(node_name: str, kubeconfig: str | None, run_dir: Path, cluster_cidrs
 
     logs.configure(node=node_name)
     try:
-        run(WiringConfig(node_name, kubeconfig, run_dir, cluster_cidrs, uplink, mtu, conf_dir))
+        run(WiringConfig(node_name, kubeconfig, run_dir, cluster_cidrs, uplink, mtu, conf_dir, anti_spoofing))
     except (ConfigError, OSError) as err:
         raise click.ClickException(str(err)) from err
 

@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from types import TracebackType
 from typing import Self
 
@@ -21,7 +21,7 @@ IPNetwork = IPv4Network | IPv6Network
 NLM_REQUEST, NLM_ACK, NLM_REPLACE, NLM_EXCL, NLM_CREATE, NLM_DUMP = 0x01, 0x04, 0x100, 0x200, 0x400, 0x300
 NLM_CAPPED, NLM_ACK_TLVS = 0x100, 0x200
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-NEWLINK, DELLINK, GETLINK, SETLINK, NEWADDR, NEWROUTE, NEWNEIGH, DELNEIGH = 16, 17, 18, 19, 20, 24, 28, 29
+NEWLINK, DELLINK, GETLINK, SETLINK, NEWADDR, GETADDR, NEWROUTE, NEWNEIGH, DELNEIGH = 16, 17, 18, 19, 20, 22, 24, 28, 29
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_PROTINFO, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD = (
     1, 3, 4, 10, 12, 18, 20, 28)
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER, IFLA_BRPORT_MODE = 1, 2, 1, 4
@@ -176,6 +176,20 @@ def link_of(body: bytes) -> tuple[str, int, int]:
     return found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(), index, master
 
 
+def address_of(body: bytes) -> IPAddress:
+    """The address in an RTM_NEWADDR body."""
+    found = attributes(body[8:])
+    return ip_address(found.get(IFA_LOCAL) or found[IFA_ADDRESS])
+
+
+def addresses() -> frozenset[IPAddress]:
+    """Every address of the calling thread's namespace."""
+    found = set()
+    with Netlink() as sock:
+        sock.dump(GETADDR, lambda kind, body: found.add(address_of(body)) if kind == NEWADDR else None)
+    return frozenset(found)
+
+
 class Netlink:
     """One rtnetlink socket, bound to the network namespace that the opening thread is in. For one thread at a time."""
 
@@ -212,7 +226,7 @@ class Netlink:
             raise failed
 
     def dump(self, kind: int, on_answer: Callable[[int, bytes], None]) -> None:
-        """Every link (GETLINK) of the namespace, one `on_answer(kind, body)` each. Raises NetlinkError."""
+        """Every link (GETLINK) or address (GETADDR) of the namespace, one `on_answer(kind, body)` each. Raises NetlinkError."""
         self._seq += 1
         self.sock.send(_HEAD.pack(32, kind, NLM_REQUEST | NLM_DUMP, self._seq, 0) + _link())
         while True:

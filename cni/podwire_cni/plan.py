@@ -52,6 +52,7 @@ class NodeNet:
     ranges: tuple[RangeSet, ...]
     mtu: int = 1500
     bridge: str = BRIDGE
+    anti_spoofing: bool = True  # pods send only from their own addresses and MACs
 
     @property
     def gateways(self) -> tuple[IPAddress, ...]:
@@ -107,11 +108,11 @@ def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple
     return Plan(tuple(ops), Result(interfaces, ips, routes, conf.dns))
 
 
-def repair_plan(owner: Attachment, held: Sequence[tuple[IPAddress, str]], node: NodeNet) -> tuple[Op, ...]:
-    """The node's part of ADD again, for a pod whose own side is whole; held: addresses, each with "" or a MAC asked for."""
-    host, mac = host_veth(owner), held[0][1] or mac_for(held[0][0])
+def repair_plan(owner: Attachment, mac: str, addresses: Sequence[IPAddress], node: NodeNet) -> tuple[Op, ...]:
+    """The node's part of ADD again, for a pod whose own side is whole."""
+    host = host_veth(owner)
     return (SetUp(host, "node"), JoinBridge(host, node.bridge), AddForwarding(host, mac),
-            *(AddNeighbour(node.bridge, address, mac, "node") for address, _ in held))
+            *(AddNeighbour(node.bridge, address, mac, "node") for address in addresses))
 
 
 @dataclass(frozen=True, slots=True)

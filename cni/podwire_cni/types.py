@@ -91,6 +91,30 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True)
+class PortMapping:
+    """A port of the node that leads to one of the pod. host_ip None: every address of the node, of either IP family;
+    0.0.0.0 and :: every address of theirs."""
+
+    host_port: int
+    container_port: int
+    protocol: str = "tcp"  # or "udp", "sctp"
+    host_ip: IPAddress | None = None
+
+    def clashes(self, other: PortMapping) -> bool:
+        """Whether a packet could be meant for both."""
+        if (self.protocol, self.host_port) != (other.protocol, other.host_port):
+            return False
+        mine, theirs = self.host_ip, other.host_ip
+        if mine is None or theirs is None:
+            return True
+        return mine.version == theirs.version and (mine == theirs or mine.is_unspecified or theirs.is_unspecified)
+
+    def __str__(self) -> str:
+        where = "" if self.host_ip is None else f"[{self.host_ip}]:" if self.host_ip.version == 6 else f"{self.host_ip}:"
+        return f"{where}{self.host_port}/{self.protocol}"
+
+
+@dataclass(frozen=True, slots=True)
 class NetConf:
     """One plugin's configuration as the runtime passed it. `ranges` empty: the node's podCIDRs serve."""
 
@@ -102,6 +126,7 @@ class NetConf:
     dns: Dns = Dns()
     ips: tuple[IPAddress, ...] = ()  # capability "ips": these addresses and no others
     mac: str = ""  # capability "mac"
+    ports: tuple[PortMapping, ...] = ()  # capability "portMappings"
     prev_result: Result | None = None
     valid_attachments: frozenset[Attachment] | None = None
     socket: str = ""  # the agent's; its directory is where the node's state is

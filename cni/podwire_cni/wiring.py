@@ -1,4 +1,4 @@
-"""The node's side, made once at the start of an agent: bridge, its address and route, sysctls, masquerade table.
+"""The node's side, made once at the start of an agent: bridge, its address and route, sysctls.
 
 Cold path: pyroute2, read first and write only what differs, so that doing it twice does nothing and a restart disturbs
 no pod. It all happens in the network namespace of the calling thread.
@@ -12,9 +12,8 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from podwire_proxy import nft
-
-from . import masquerade, routes
+from . import routes
+from .nodetable import NodeRules
 from .plan import NodeNet, host_route
 
 LINK_SCOPE, MAIN = 253, 254
@@ -97,16 +96,6 @@ def _sysctls(node: NodeNet) -> list[str]:
     return done
 
 
-def masquerade_present(node: NodeNet) -> bool:
-    """Whether every table that this node needs is there (a firewall service that reloads may have flushed them)."""
-    with nft.Connection() as connection:
-        there = {(t.family, t.name) for t in connection.tables()}
-    return all((t.family, t.name) in there for t in masquerade.tables(_cidrs(node)))
-
-
-def apply_masquerade(node: NodeNet, native: Iterable[str]) -> None:
-    nft.apply(masquerade.plan(_cidrs(node), native))
-
-
-def _cidrs(node: NodeNet) -> list[str]:
-    return [str(r.subnet) for ranges in node.ranges for r in ranges]
+def node_rules(node: NodeNet, native: Iterable[str] | None) -> NodeRules:
+    cidrs = tuple(str(r.subnet) for ranges in node.ranges for r in ranges)
+    return NodeRules(cidrs, None if native is None else frozenset(native), node.bridge, node.anti_spoofing)

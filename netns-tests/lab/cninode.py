@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from podwire_cni import nodetable
 from podwire_cni.native import client_path
+from podwire_proxy import nft
 
 from .fakeapi import FakeApi
 from .netns import NetNS
@@ -31,11 +33,12 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20) -> 
     return value
 
 
-def put_node(api: FakeApi, name: str, cidr: str | None, ip: str | None) -> None:
+def put_node(api: FakeApi, name: str, cidr: str | None, *ips: str | None, cidr6: str = "") -> None:
     """Make or change a Node."""
+    cidrs = [c for c in (cidr, cidr6) if c]
     api.put("/api/v1/nodes", {
-        "metadata": {"name": name}, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]} if cidr else {},
-        "status": {"addresses": [{"type": "InternalIP", "address": ip}] if ip else []}})
+        "metadata": {"name": name}, "spec": {"podCIDR": cidr, "podCIDRs": cidrs} if cidr else {},
+        "status": {"addresses": [{"type": "InternalIP", "address": ip} for ip in ips if ip]}})
 
 
 class Answer:
@@ -118,6 +121,15 @@ class CniNode:
         return {file.name: json.loads(file.read_text().splitlines()[0])["containerID"]
                 for file in (self.run_dir / "cni" / "leases").iterdir() if not file.name.startswith(".")}
 
+    def table_elements(self) -> int:
+        """How many elements stand for pods in the node's nft tables."""
+        found = 0
+        for table in nodetable.tables():
+            dump = self.ns.call(lambda table=table: nft.Connection().dump(table))  # type: ignore[misc]  # a default binds it
+            assert dump is not None, f"{table} is gone"
+            found += sum(len(held) for name, held in dump.elements.items() if name not in ("pods", "native"))
+        return found
+
     def links(self) -> set[str]:
         return {str(link.get("IFLA_IFNAME")) for link in self.ns.netlink(lambda ipr: ipr.get_links())}
 
@@ -125,7 +137,8 @@ class CniNode:
 @contextlib.contextmanager
 def tell_peer(ns: NetNS, address: str) -> Iterator[int]:
     """A TCP server in `ns` that tells each client the address it sees; yields its port."""
-    listener = ns.call(lambda: socket.create_server((address, 0)))
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = ns.call(lambda: socket.create_server((address, 0), family=family, dualstack_ipv6=address == "::"))
 
     def loop() -> None:
         while True:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..errors import CNIError, Code
-from ..types import Attachment, IPAddress, Range, RangeSet
+from ..plan import mac_for
+from ..types import Attachment, IPAddress, PortMapping, Range, RangeSet
 from .ranges import capacity, walk
 
 
@@ -27,12 +28,15 @@ class Lease:
     pod: str = ""
     pod_uid: str = ""
     boot_id: str = ""
-    mac: str = ""  # where the runtime asked for one
+    mac: str = ""  # the pod's
     wired: bool = False
+    ports: tuple[PortMapping, ...] = ()  # the pod's; the same in each of its leases
 
     def to_json(self) -> dict[str, Any]:
+        ports = [{"hostPort": p.host_port, "containerPort": p.container_port, "protocol": p.protocol,
+                  "hostIP": "" if p.host_ip is None else str(p.host_ip)} for p in self.ports]
         return {"address": str(self.address), "containerID": self.owner.container_id, "ifname": self.owner.ifname,
-                "pod": self.pod, "podUID": self.pod_uid, "bootID": self.boot_id, "mac": self.mac}
+                "pod": self.pod, "podUID": self.pod_uid, "bootID": self.boot_id, "mac": self.mac, "ports": ports}
 
 
 class Store(Protocol):
@@ -81,12 +85,20 @@ class Allocator:
     def owned_by(self, owner: Attachment) -> list[Lease]:
         return list(self._by_owner.get(owner, ()))
 
+    def holder(self, ports: Sequence[PortMapping]) -> tuple[Lease, PortMapping] | None:
+        """Who has one of these ports of the node already."""
+        if not ports:
+            return None
+        return next(((lease, theirs) for lease in self._by_address.values() for theirs in lease.ports
+                     if any(theirs.clashes(mine) for mine in ports)), None)
+
     def free(self, ranges: RangeSet) -> int:
         """How many addresses of the set can still be given."""
         return capacity(ranges) - sum(any(a in r and a != r.gateway for r in ranges) for a in self._by_address)
 
     def allocate(self, sets: Sequence[RangeSet], owner: Attachment, *, wanted: Sequence[IPAddress] = (), pod: str = "",
-                 pod_uid: str = "", boot_id: str = "", mac: str = "") -> list[tuple[Lease, Range]]:
+                 pod_uid: str = "", boot_id: str = "", mac: str = "", ports: tuple[PortMapping, ...] = (),
+                 ) -> list[tuple[Lease, Range]]:
         """One address of each set, or the `wanted` ones; all or none.
 
         Raises PoolExhausted, and CNIError 7 where a wanted address is outside every range, 11 where it is in use.
@@ -96,7 +108,7 @@ class Allocator:
             for ranges in sets:
                 asked = [a for a in wanted if any(a in r for r in ranges)]
                 taken.append(self._take(ranges, asked[0] if asked else None, Lease(
-                    ranges[0].start, owner, pod, pod_uid, boot_id, mac)))
+                    ranges[0].start, owner, pod, pod_uid, boot_id, taken[0][0].mac if taken else mac, ports=ports)))
             got = {lease.address for lease, _ in taken}
             for address in wanted:
                 if address not in got:
@@ -115,7 +127,7 @@ class Allocator:
         for address, home in candidates:
             if address in self._by_address:
                 continue
-            lease = replace(form, address=address)
+            lease = replace(form, address=address, mac=form.mac or mac_for(address))
             if self.store.reserve(lease):
                 self._index(lease)
                 if wanted is None:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from podwire_controlplane.client import logs
 
+from ..conf import port_mappings
+from ..errors import CNIError
 from ..types import Attachment, IPAddress
 from .allocator import Lease
 
@@ -106,6 +108,7 @@ def _read(file: Path) -> Lease | None:
         first, _, rest = file.read_bytes().partition(b"\n")
         raw = json.loads(first)
         return Lease(ip_address(file.name), Attachment(str(raw["containerID"]), str(raw["ifname"])), str(raw["pod"]),
-                     str(raw["podUID"]), str(raw["bootID"]), str(raw["mac"]), rest.startswith(WIRED))
-    except (OSError, ValueError, KeyError, TypeError):
+                     str(raw["podUID"]), str(raw["bootID"]), str(raw["mac"]), rest.startswith(WIRED),
+                     port_mappings(raw.get("ports"), "ports"))
+    except (OSError, ValueError, KeyError, TypeError, CNIError):
         return None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import CNIError, Code
+from ..nodetable import PodRules
 from ..ops import AddNeighbour, CreateVeth, DeleteLink, DeleteNeighbour, JoinBridge, Op, undo
 from ..plan import LinkSeen, Seen
-from ..types import BRIDGE, IPAddress
+from ..types import BRIDGE, Attachment, IPAddress
 
 
 class FakeKernel:
@@ -56,3 +57,23 @@ class FakeKernel:
             return Seen(None, None)
         link = LinkSeen("", True, 1500, BRIDGE if self.veths[host][1] else "")
         return Seen(link, link)
+
+
+class FakeFirewall:
+    """The node's tables as a dict. `refuse`: the next `attach` fails."""
+
+    def __init__(self) -> None:
+        self.pods: dict[Attachment, PodRules] = {}
+        self.refuse = False
+
+    def attach(self, owner: Attachment, pod: PodRules) -> None:
+        if self.refuse:
+            self.refuse = False
+            raise OSError(28, "refused")
+        self.pods[owner] = pod
+
+    def detach(self, owner: Attachment, pod: PodRules) -> None:
+        self.pods.pop(owner, None)
+
+    def missing(self, pod: PodRules) -> list[str]:
+        return [] if pod in self.pods.values() else [f"lacks {pod}"]

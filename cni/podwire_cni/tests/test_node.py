@@ -10,11 +10,14 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podwire_cni import conflist, masquerade, routes
+from podwire_cni import conflist, nodetable, routes
 from podwire_cni.conf import parse_conf
 from podwire_cni.ipam.ranges import podcidr_range
+from podwire_cni.nodetable import NodeRules, PodRules
 from podwire_cni.plan import NodeNet
+from podwire_cni.types import PortMapping
 from podwire_proxy import nft
+from podwire_proxy.nft.fake import FakeConnection
 
 
 def node(cidrs: list[str], *ips: str) -> dict[str, Any]:
@@ -49,14 +52,59 @@ def test_changes_lead_from_any_table_to_the_desired_one(desired: dict[Any, Any],
     assert not put.keys() & drop.keys() and all(present.get(k) != v for k, v in put.items())
 
 
-def test_masquerade_plan_has_one_table_a_family() -> None:
-    tx = masquerade.plan(["10.0.1.0/24", "fd00:1::/64"], ["10.0.0.0/16", "192.0.2.1/32", "fd00::/48"])
-    elements = {(op.thing.set.table.family, op.thing.set.name): set(op.thing.items)
-                for op in tx if isinstance(op.thing, nft.Elements)}
-    assert [t.family for t in masquerade.tables(["10.0.1.0/24", "fd00:1::/64"])] == ["ip", "ip6"]
-    assert elements["ip", "pods"] == set(nft.intervals(["10.0.1.0/24"]))
-    assert elements["ip6", "native"] == set(nft.intervals(["fd00::/48", "fd00:1::/64", "ff00::/8"]))
-    assert {len(key) for key in elements["ip", "native"]} == {4}
+def loaded(rules: NodeRules, *pods: PodRules) -> dict[tuple[str, str], dict[bytes, nft.Value]]:
+    """(family, set) -> elements of the tables in a kernel of memory, which refuses what the real one would."""
+    kernel = FakeConnection()
+    kernel.commit(nodetable.plan(rules, pods))
+    return {(table.family, name): held for table, dump in kernel.state.items() for name, held in dump.elements.items()}
+
+
+def test_masquerading_is_planned_a_family() -> None:
+    found = loaded(NodeRules(("10.0.1.0/24", "fd00:1::/64"), frozenset({"10.0.0.0/16", "192.0.2.1/32", "fd00::/48"})))
+    assert found["ip", "pods"] == nft.intervals(["10.0.1.0/24"])
+    assert set(found["ip6", "native"]) == set(nft.intervals(["fd00::/48", "fd00:1::/64", "ff00::/8"]))
+    assert ("ip6", "pods") not in loaded(NodeRules(("10.0.1.0/24",), frozenset()))
+    assert ("ip", "pods") not in loaded(NodeRules(("10.0.1.0/24",), None))
+
+
+def test_hostports_lead_to_the_address_of_the_same_family() -> None:
+    ports = (PortMapping(80, 8080), PortMapping(53, 5353, "udp", ip_address("192.0.2.1")),
+             PortMapping(9, 9, "sctp", ip_address("::")))
+    pod = PodRules("veth1", "0a:58:0a:00:01:02", (ip_address("10.0.1.2"), ip_address("fd00:1::2")), ports)
+    found = loaded(NodeRules(("10.0.1.0/24", "fd00:1::/64"), frozenset()), pod)
+    four, six = bytes((10, 0, 1, 2)), ip_address("fd00:1::2").packed
+    assert found["ip", "hostports"] == {nft.key(b"\6", b"\0\x50"): nft.key(four, b"\x1f\x90")}
+    assert found["ip6", "hostports"] == {nft.key(b"\6", b"\0\x50"): nft.key(six, b"\x1f\x90"),
+                                         nft.key(b"\x84", b"\0\x09"): nft.key(six, b"\0\x09")}
+    assert found["ip", "hostports-on"] == {nft.key(bytes((192, 0, 2, 1)), b"\x11", b"\0\x35"): nft.key(four, b"\x14\xe9")}
+    assert found["ip6", "hostports-on"] == {} and len(found["ip", "hairpin"]) == len(found["ip6", "hairpin"]) == 1
+
+
+def test_pods_can_come_and_go_in_any_order_as_elements() -> None:
+    pods = [PodRules(f"veth{n}", f"0a:58:0a:00:01:0{n}", (ip_address(f"10.0.1.{n}"),), (PortMapping(8000 + n, 80),))
+            for n in (2, 3, 4)]
+    rules, kernel = NodeRules(("10.0.1.0/24",), frozenset()), FakeConnection()
+    kernel.commit(nodetable.plan(rules, pods[:1]))
+    kernel.commit(nft.Transaction().add(*nodetable.elements(pods[1]), *nodetable.elements(pods[2])))
+    kernel.commit(nft.Transaction().delete(*nodetable.elements(pods[0])))
+    fresh = FakeConnection()
+    fresh.commit(nodetable.plan(rules, pods[1:]))
+    assert {t: d.elements for t, d in kernel.state.items()} == {t: d.elements for t, d in fresh.state.items()}
+
+
+PORT = st.builds(PortMapping, st.integers(1, 3), st.just(80), st.sampled_from(["tcp", "udp"]),
+                 st.sampled_from([None, *map(ip_address, ("0.0.0.0", "192.0.2.1", "192.0.2.2", "::", "fd00::1"))]))
+
+
+@given(PORT, PORT)
+def test_ports_clash_exactly_where_a_packet_could_mean_both(one: PortMapping, other: PortMapping) -> None:
+    def takes(port: PortMapping, dialled: str) -> bool:
+        mine, asked = port.host_ip, ip_address(dialled)
+        return mine is None or mine == asked or (mine.is_unspecified and mine.version == asked.version)
+
+    both = any(takes(one, ip) and takes(other, ip) for ip in ("192.0.2.1", "192.0.2.2", "192.0.2.3", "fd00::1", "fd00::2"))
+    same = (one.host_port, one.protocol) == (other.host_port, other.protocol)
+    assert one.clashes(other) == other.clashes(one) == (same and both)
 
 
 def test_conflist_is_written_once_and_read_back(tmp_path: Path) -> None:

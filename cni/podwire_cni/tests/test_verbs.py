@@ -17,7 +17,7 @@ from podwire_cni.ipam.ranges import podcidr_range
 from podwire_cni.ops import AddNeighbour, AddRoute, CreateVeth, inverse, undo
 from podwire_cni.plan import NodeNet, host_veth, mac_for
 from podwire_cni.skel import Reply, run
-from podwire_cni.testing.kernel import FakeKernel
+from podwire_cni.testing.kernel import FakeFirewall, FakeKernel
 from podwire_cni.testing.store import FakeStore
 from podwire_cni.types import Attachment, IPAddress
 
@@ -29,11 +29,11 @@ class Host:
     """A node: what outlives a process (kernel, leases) and the process (plugin)."""
 
     def __init__(self, node: NodeNet | None = NODE, boot: str = "boot1") -> None:
-        self.kernel, self.held, self.node = FakeKernel(), dict[IPAddress, Lease](), node
+        self.kernel, self.firewall, self.held, self.node = FakeKernel(), FakeFirewall(), dict[IPAddress, Lease](), node
         self.restart(boot)
 
     def restart(self, boot: str = "boot1") -> list[str]:
-        self.plugin = Plugin(self.kernel, Allocator(FakeStore(self.held)), lambda: self.node, boot)
+        self.plugin = Plugin(self.kernel, self.firewall, Allocator(FakeStore(self.held)), lambda: self.node, boot)
         return self.plugin.reconcile()
 
     def call(self, command: str, container: str = "c1", sandbox: Sandbox | None = None, env: Mapping[str, str] | None = None,
@@ -43,8 +43,8 @@ class Host:
         stdin = json.dumps({"cniVersion": "1.1.0", "name": "podwire", "type": "podwire-cni", **conf})
         return run(variables, stdin.encode(), sandbox or Sandbox(9, ""), lambda _: self.plugin)
 
-    def state(self) -> tuple[set[str], set[IPAddress], set[IPAddress]]:
-        return set(self.kernel.veths), set(self.kernel.neighbours), set(self.held)
+    def state(self) -> tuple[set[str], set[IPAddress], set[IPAddress], set[Attachment]]:
+        return set(self.kernel.veths), set(self.kernel.neighbours), set(self.held), set(self.firewall.pods)
 
 
 def body(reply: Reply) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def test_add_refused_at_any_step_leaves_nothing(step: int) -> None:
     host.kernel.fail_at = step
     reply = host.call("ADD")
     assert (reply.status, body(reply)["code"]) == (1, 5)
-    assert host.state() == (set(), set(), set())
+    assert host.state() == (set(), set(), set(), set())
     assert host.call("ADD").status == 0
 
 
@@ -155,7 +155,7 @@ def test_reconcile_frees_what_a_crash_or_reboot_left() -> None:
     assert {lease.owner.container_id for lease in host.held.values()} == {"whole"}
     assert set(host.kernel.veths) == {host_veth(Attachment("whole", "eth0"))}
     host.restart("boot2")
-    assert host.state() == (set(), set(), set())
+    assert host.state() == (set(), set(), set(), set())
 
 
 def test_repair_rejoins_ports_and_drops_strangers() -> None:

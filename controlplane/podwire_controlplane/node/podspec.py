@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..api.meta import Object, annotations_of, labels, name, namespace, uid
 
@@ -111,12 +112,14 @@ def volumes(pod: Object, container: Object) -> list[str]:
     return paths
 
 
-def check_ports(pod: Object, container: Object) -> None:
-    """hostPort is part of a pod's promise: refuse what would silently not be there."""
-    for port in container.get("ports") or []:
-        if port.get("hostPort") and not pod["spec"].get("hostNetwork"):
-            raise Refused("CreateContainerConfigError", f"hostPort {port['hostPort']} is not supported yet; use a NodePort "
-                          "Service or hostNetwork")
+def host_ports(pod: Object) -> list[dict[str, Any]]:
+    """The pod's hostPorts as CNI's capability portMappings wants them; none for hostNetwork, whose ports are the node's."""
+    if pod["spec"].get("hostNetwork"):
+        return []
+    containers = [*(pod["spec"].get("initContainers") or []), *pod["spec"]["containers"]]
+    return [{"hostPort": port["hostPort"], "containerPort": port["containerPort"],
+             "protocol": str(port.get("protocol") or "TCP").lower(), "hostIP": port.get("hostIP") or ""}
+            for container in containers for port in container.get("ports") or [] if port.get("hostPort")]
 
 
 def hostname(pod: Object) -> str:

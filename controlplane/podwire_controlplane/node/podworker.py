@@ -107,7 +107,9 @@ class PodWorker:
     # ---- sandbox
 
     def _attachment(self, netns: str) -> Attachment:
-        return Attachment(self.sandbox.id, netns, namespace(self.pod), name(self.pod), uid(self.pod))
+        ports = podspec.host_ports(self.pod)
+        return Attachment(self.sandbox.id, netns, namespace(self.pod), name(self.pod), uid(self.pod),
+                          capabilities={"portMappings": ports} if ports else {})
 
     async def _ensure_sandbox(self) -> Process:
         """The pause process with its network; a lost one is replaced, and its containers with it."""
@@ -196,7 +198,6 @@ class PodWorker:
             env = podspec.environment(self.pod, container, self.addresses[0], self.host.node_address)
             words = podspec.command(container, env, ECHO_IN_POD if echo_binary() else None)
             tmpfs = podspec.volumes(self.pod, container)
-            podspec.check_ports(self.pod, container)
         except Refused as err:
             if state.message != str(err):
                 self.host.event(self.pod, "Warning", err.reason, f"container {state.name}: {err}")

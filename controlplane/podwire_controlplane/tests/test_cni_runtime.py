@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,20 @@ def test_the_first_conflist_counts_and_addresses_are_bare(setup: Setup) -> None:
     setup.conflist("one")
     (setup.root / "conf" / "99-later.conflist").write_text("{")
     assert addresses(run(setup.runtime.add(POD))) == ["10.244.0.2", "fd00::2"] and addresses({}) == []
+
+
+def test_capabilities_go_to_the_plugins_that_declare_them(setup: Setup) -> None:
+    ports = [{"hostPort": 80, "containerPort": 8080, "protocol": "tcp", "hostIP": ""}]
+    pod = dataclasses.replace(POD, capabilities={"portMappings": ports})
+    setup.conflist("one", "two")
+    with pytest.raises(CniFailed, match="portMappings: no plugin of network net"):
+        run(setup.runtime.add(pod))
+    file = setup.root / "conf" / "10-x.conflist"
+    conf = json.loads(file.read_text())
+    conf["plugins"][1]["capabilities"] = {"portMappings": True, "bandwidth": True}
+    file.write_text(json.dumps(conf))
+    run(setup.runtime.add(pod))
+    run(setup.runtime.delete(POD))  # a restarted node agent: what was asked for is remembered
+    stdin = [json.loads(line.split("|", 4)[4]) for line in setup.calls.read_text().splitlines()]
+    assert [c.get("runtimeConfig") for c in stdin] == [None, {"portMappings": ports}, {"portMappings": ports}, None]
+    assert not [c for c in stdin if "capabilities" in c]

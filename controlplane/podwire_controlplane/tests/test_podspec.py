@@ -166,3 +166,13 @@ def test_backoff_and_restarts() -> None:
     assert waits == sorted(waits)
     table = {(p, code): podstatus.restart_wanted(p, code) for p in ("Always", "OnFailure", "Never") for code in (0, 1)}
     assert [k for k, v in table.items() if v] == [("Always", 0), ("Always", 1), ("OnFailure", 1)]
+
+
+def test_host_ports() -> None:
+    spec: Object = {"containers": [
+        {"name": "a", "ports": [{"containerPort": 80, "hostPort": 8080}, {"containerPort": 81}]},
+        {"name": "b", "ports": [{"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "192.0.2.1"}]}]}
+    assert podspec.host_ports({"spec": spec}) == [
+        {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""},
+        {"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "192.0.2.1"}]
+    assert podspec.host_ports({"spec": {**spec, "hostNetwork": True}}) == []

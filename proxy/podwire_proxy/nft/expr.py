@@ -69,13 +69,13 @@ class Payload(Expr):
         return u32(1, self.dreg) + u32(2, PAYLOAD_BASES[self.base]) + u32(3, self.offset) + u32(4, self.length)
 
 
-META_KEYS = {"mark": 3, "iif": 4, "oif": 5, "iifname": 6, "oifname": 7, "nfproto": 15, "l4proto": 16}
+META_KEYS = {"protocol": 1, "mark": 3, "iif": 4, "oif": 5, "iifname": 6, "oifname": 7, "nfproto": 15, "l4proto": 16}
 
 
 @dataclass(frozen=True, slots=True)
 class Meta(Expr):
     NAME: ClassVar[str] = "meta"
-    key: Literal["mark", "iif", "oif", "iifname", "oifname", "nfproto", "l4proto"]
+    key: Literal["protocol", "mark", "iif", "oif", "iifname", "oifname", "nfproto", "l4proto"]
     dreg: int = R0
 
     def body(self) -> bytes:

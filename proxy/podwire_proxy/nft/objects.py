@@ -9,7 +9,7 @@ from typing import Literal
 
 from .expr import Expr, Verdict
 
-Family = Literal["ip", "ip6", "inet"]
+Family = Literal["ip", "ip6", "inet", "bridge"]
 Value = bytes | Verdict | None
 Hook = Literal["prerouting", "input", "forward", "output", "postrouting"]
 INTERVAL_END = b"\1interval-end"  # value that marks the exclusive end of an interval in an interval set

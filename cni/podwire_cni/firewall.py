@@ -1,0 +1,183 @@
+"""Keeps the node's nft tables (nodetable.py) as they should be: pods come and go as elements, what others break is mended.
+
+Not told by the kernel but known here: the node's rules, and the rules of every pod; leases are their durable form.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from podwire_controlplane.client import logs
+from podwire_proxy import nft
+from podwire_proxy.nft import fake
+
+from . import conntrack, netlink, nodetable
+from .nodetable import Family, NodeRules, PodRules, family_of
+from .types import Attachment, IPAddress, PortMapping
+
+log = logs.get("wiring")
+
+
+class Firewall:
+    """The tables of the network namespace that the constructing thread is in. Methods may be called from many threads."""
+
+    def __init__(self) -> None:
+        self._nft = nft.Connection()
+        self._lock = threading.Lock()
+        self._node: NodeRules | None = None
+        self._pods: dict[Attachment, PodRules] = {}
+        self._localhost = False
+
+    def close(self) -> None:
+        self._nft.close()
+
+    # ---- the whole
+
+    def present(self) -> bool:
+        """Whether every table is there, whatever is in it."""
+        with self._lock:
+            there = set(self._nft.tables())
+        return all(table in there for table in nodetable.tables())
+
+    def adopt(self, node: NodeRules, pods: Mapping[Attachment, PodRules]) -> None:
+        """Take the tables that are there for what `node` and `pods` say, unread."""
+        with self._lock:
+            self._node, self._pods = node, dict(pods)
+
+    def sync(self, node: NodeRules, pods: Mapping[Attachment, PodRules] | None = None) -> list[str]:
+        """Make the tables what they should be, in one commit; nothing is written where they already are. pods None: those
+        that are known. Returns what was wrong."""
+        with self._lock:
+            if pods is not None:
+                self._pods = dict(pods)
+            first, self._node = self._node is None, node
+            wanted = nodetable.plan(node, self._pods.values())
+            wrong = [] if first else self._differences(wanted)
+            if first or wrong:
+                self._nft.commit(wanted)
+            return ["tables written"] if first else wrong
+
+    def _differences(self, wanted: nft.Transaction) -> list[str]:
+        mirror, wrong = fake.FakeConnection(), list[str]()
+        mirror.commit(wanted)
+        for table, should in mirror.state.items():
+            found, where = self._nft.dump(table), f"table {table.family} {table.name}"
+            if found is None:
+                wrong.append(f"{where} was gone")
+                continue
+            if found.sets != should.sets or found.chains != should.chains or any(
+                    [r.comment for r in found.rules[name]] != [r.comment for r in rules]
+                    for name, rules in should.rules.items()):
+                wrong.append(f"{where}: chains, rules or sets were not as they should be")
+            for name, held in should.elements.items():
+                there = found.elements.get(name, {})
+                if there != held:
+                    missing, foreign = len(held.keys() - there.keys()), len(there.keys() - held.keys())
+                    wrong.append(f"{where}: set {name} lacked {missing} elements and had {foreign} too many")
+        return wrong
+
+    # ---- one pod
+
+    def attach(self, owner: Attachment, pod: PodRules) -> None:
+        """Raises OSError; then nothing of the pod is in the tables."""
+        with self._lock:
+            if any(p.host_ip is None or p.host_ip.is_loopback or p.host_ip.is_unspecified
+                                         for p in pod.ports):
+                self._serve_localhost()
+            self._nft.commit(nft.Transaction().add(*nodetable.elements(pod)))
+            self._pods[owner] = pod
+        for port in pod.ports:
+            if port.protocol == "udp":
+                _forget_before(pod, port)
+
+    def detach(self, owner: Attachment, pod: PodRules) -> None:
+        """Take away what `attach` put there, or what is left of it; what belongs to others stays."""
+        with self._lock:
+            self._pods.pop(owner, None)
+            parts = list(nodetable.elements(pod))
+            if not self._try(parts):
+                for part in parts:
+                    for key, value in part.items.items():
+                        self._try([nft.Elements(part.set, {key: value})])
+        for port in pod.ports:
+            if port.protocol == "udp":
+                _forget_after(pod, port)
+
+    def _try(self, parts: Sequence[nft.Elements]) -> bool:
+        """Delete elements. Adding them first makes it no error that one is missing, and an error that a key now leads
+        somewhere else: then it is somebody else's."""
+        try:
+            self._nft.commit(nft.Transaction().add(*parts).delete(*parts))
+        except nft.NftError as err:
+            log.debug("elements not removed", error=str(err))
+            return False
+        return True
+
+    def missing(self, pod: PodRules) -> list[str]:
+        """What the tables lack of one pod."""
+        lost = []
+        with self._lock:
+            for part in nodetable.elements(pod):
+                found = self._nft.dump(part.set.table)
+                held = {} if found is None else found.elements.get(part.set.name, {})
+                lost += [f"nft set {part.set.table.family} {nodetable.TABLE} {part.set.name} lacks "
+                         f"{nft.show(part.set, key, value)}" for key, value in part.items.items()
+                         if key not in held or held[key] != value]
+        return lost
+
+    def _serve_localhost(self) -> None:
+        """Let packets from 127.0.0.1 leave by the bridge, and their answers come back. The tables keep pods from using it."""
+        if self._localhost or self._node is None:
+            return
+        path = Path("/proc/sys/net/ipv4/conf") / self._node.bridge / "route_localnet"
+        if path.read_text().strip() != "1":
+            path.write_text("1")
+        self._localhost = True
+
+
+def _homes(pod: PodRules, port: PortMapping) -> dict[Family, IPAddress]:
+    found: dict[Family, IPAddress] = {}
+    for address in pod.addresses:
+        if port.host_ip is None or port.host_ip.version == address.version:
+            found.setdefault(family_of(address), address)
+    return found
+
+
+def _forget_before(pod: PodRules, port: PortMapping) -> None:
+    """Flows to the node's port that began when it led nowhere, or elsewhere. Those that only pass the node, to the same
+    port of another machine, go on."""
+    local: frozenset[IPAddress] | None = None
+    for family, address in _homes(pod, port).items():
+        if port.host_ip is not None and not port.host_ip.is_unspecified:
+            own = frozenset({port.host_ip})
+        else:
+            own = local = netlink.addresses() if local is None else local
+        here = (address, port.container_port)
+
+        def stale(flow: conntrack.Flow, own: frozenset[IPAddress] = own, here: tuple[IPAddress, int] = here) -> bool:
+            return flow.answers != here and (flow.dialled in own or flow.dialled.is_loopback)
+
+        _forget(family, port, stale)
+
+
+def _forget_after(pod: PodRules, port: PortMapping) -> None:
+    """Flows that this port led to the pod."""
+    for family, address in _homes(pod, port).items():
+        here = (address, port.container_port)
+
+        def stale(flow: conntrack.Flow, here: tuple[IPAddress, int] = here) -> bool:
+            return flow.answers == here and flow.dialled != here[0]
+
+        _forget(family, port, stale)
+
+
+def _forget(family: Family, port: PortMapping, stale: Callable[[conntrack.Flow], bool]) -> None:
+    try:
+        count = conntrack.forget(family, port.host_port, stale)
+    except OSError as err:
+        log.warn("conntrack entries not cleaned", port=str(port), error=str(err))
+        return
+    if count:
+        log.info("stale UDP flows forgotten", port=str(port), flows=count)

@@ -1,0 +1,211 @@
+"""The node's nft tables `podwire-cni`: all that the kernel's packet filter does for pods besides Services.
+
+Rules are fixed; a pod is elements of sets and maps and nothing else, so that an ADD or DEL touches no rule. The table is
+replaced in one commit, and connections that are already translated go on as conntrack knows them.
+
+    bridge       spoofing     a pod sends from its own MAC and addresses
+    ip           loopback     before conntrack: pods do not reach the node's 127.0.0.0/8
+    ip, ip6      hostports    prerouting and output: a port of the node leads to a pod
+                 postrouting  pods to the world outside leave with the node's address; inside the cluster they keep theirs
+
+Spoofing is judged on the bridge because only there the port is known that a frame came in by, and because a frame to the MAC
+of a neighbour passes nothing else. The port flags `locked` and `isolated` would be cheaper, but with br_netfilter a
+Service's packet to a pod of the same node goes from port to port, and `isolated` drops it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Literal
+
+from podwire_proxy import nft
+
+from .types import BRIDGE, IPAddress, PortMapping
+
+TABLE = "podwire-cni"
+RAW, SRCNAT = -300, 100
+# Behind the Services' table (-100): where both claim a port, the NodePort has it, as it is cluster-wide.
+DSTNAT = -95
+Family = Literal["ip", "ip6"]
+FAMILIES: tuple[Family, Family] = ("ip", "ip6")
+_SIZE = {"ip": 4, "ip6": 16}
+_SADDR_AT, _DADDR_AT = {"ip": 12, "ip6": 8}, {"ip": 16, "ip6": 24}
+_TYPE = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
+_MULTICAST = {"ip": "224.0.0.0/4", "ip6": "ff00::/8"}
+_NUMBER = {"tcp": 6, "udp": 17, "sctp": 132}
+_R0 = 8
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRules:
+    """What the tables say about the node. pod_cidrs: its own. native: what pods reach with their own address (CIDRs of the
+    cluster, /32s of nodes); None: no masquerading at all."""
+
+    pod_cidrs: tuple[str, ...]
+    native: frozenset[str] | None
+    bridge: str = BRIDGE
+    anti_spoofing: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PodRules:
+    """What the tables say about one pod. port: the node's end of its veth."""
+
+    port: str
+    mac: str
+    addresses: tuple[IPAddress, ...]
+    ports: tuple[PortMapping, ...] = ()
+
+
+def family_of(address: IPAddress) -> Family:
+    return "ip" if address.version == 4 else "ip6"
+
+
+def _cidr_family(cidr: str) -> Family:
+    return "ip" if ip_network(cidr, strict=False).version == 4 else "ip6"
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """The sets and maps that pods are elements of, of one family."""
+
+    hostports: nft.Set
+    hostports_on: nft.Set
+    hairpin: nft.Set
+
+
+def sets_of(family: Family) -> Sets:
+    table, kind, port = nft.Table(family, TABLE), _TYPE[family], ("inet_proto", "inet_service")
+    return Sets(nft.Set(table, "hostports", port, (kind, "inet_service")),
+                nft.Set(table, "hostports-on", (kind, *port), (kind, "inet_service")),
+                nft.Set(table, "hairpin", (kind, kind)))
+
+
+BRIDGE_TABLE = nft.Table("bridge", TABLE)
+PORTS = nft.Set(BRIDGE_TABLE, "ports", ("ifname",))
+MACS = nft.Set(BRIDGE_TABLE, "macs", ("ifname", "ether_addr"))
+SENDERS = {family: nft.Set(BRIDGE_TABLE, f"senders-{family}", ("ifname", _TYPE[family])) for family in FAMILIES}
+
+
+def tables() -> tuple[nft.Table, ...]:
+    return (BRIDGE_TABLE, *(nft.Table(family, TABLE) for family in FAMILIES))
+
+
+def elements(pod: PodRules) -> Iterator[nft.Elements]:
+    """What stands for one pod in the tables."""
+    port, mac = _name(pod.port), bytes.fromhex(pod.mac.replace(":", ""))
+    yield nft.Elements(PORTS, {port: None})
+    yield nft.Elements(MACS, {nft.key(port, mac): None})
+    homes: dict[Family, IPAddress] = {}
+    for address in pod.addresses:
+        homes.setdefault(family_of(address), address)
+        yield nft.Elements(SENDERS[family_of(address)], {nft.key(port, address.packed): None})
+    for family, address in homes.items():
+        sets, anywhere, somewhere = sets_of(family), dict[bytes, nft.Value](), dict[bytes, nft.Value]()
+        for asked in pod.ports:
+            if asked.host_ip is not None and family_of(asked.host_ip) != family:
+                continue
+            dialled = (bytes((_NUMBER[asked.protocol],)), asked.host_port.to_bytes(2, "big"))
+            target = nft.key(address.packed, asked.container_port.to_bytes(2, "big"))
+            if asked.host_ip is None or asked.host_ip.is_unspecified:
+                anywhere[nft.key(*dialled)] = target
+            else:
+                somewhere[nft.key(asked.host_ip.packed, *dialled)] = target
+        if anywhere or somewhere:
+            yield nft.Elements(sets.hairpin, {nft.key(address.packed, address.packed): None})
+        yield from (e for e in (nft.Elements(sets.hostports, anywhere), nft.Elements(sets.hostports_on, somewhere)) if e.items)
+
+
+def plan(node: NodeRules, pods: Iterable[PodRules]) -> nft.Transaction:
+    """The tables whole, in place of whatever is there."""
+    tx = nft.Transaction().remake(BRIDGE_TABLE).add(PORTS, MACS, *SENDERS.values())
+    tx.add(*(_spoofing() if node.anti_spoofing else ()))
+    for family in FAMILIES:
+        table, sets = nft.Table(family, TABLE), sets_of(family)
+        tx.remake(table).add(sets.hostports, sets.hostports_on, sets.hairpin)
+        tx.add(*_loopback(table, node), *_hostports(table), *_postrouting(table, node))
+    return tx.add(*(part for pod in pods for part in elements(pod)))
+
+
+def _name(link: str) -> bytes:
+    return link.encode().ljust(16, b"\0")
+
+
+def _named(key: Literal["iifname", "oifname"], link: str) -> tuple[nft.Expr, ...]:
+    return nft.Meta(key), nft.Cmp(_name(link))
+
+
+def _spoofing() -> Iterator[nft.Chain | nft.Rule]:
+    chain = nft.Chain(BRIDGE_TABLE, "spoofing", hook="prerouting", priority=RAW)
+    behind = _R0 + 4  # the register behind the port's name
+    yield chain
+    yield nft.Rule(chain, (nft.Meta("iifname"), nft.Lookup("ports", invert=True), nft.accept()), comment="not from a pod")
+    yield nft.Rule(chain, (nft.Meta("iifname"), nft.Payload("link", 6, 6, dreg=behind), nft.Lookup("macs", invert=True),
+                           nft.Counter(), nft.drop()), comment="a pod sends from a MAC that is not its own")
+    # IPv4's source, and what an ARP packet says its sender's address is
+    for kind, at, name in ((b"\x08\x00", 12, "senders-ip"), (b"\x08\x06", 14, "senders-ip"), (b"\x86\xdd", 8, "senders-ip6")):
+        yield nft.Rule(chain, (nft.Meta("protocol"), nft.Cmp(kind), nft.Meta("iifname"),
+                               nft.Payload("network", at, 4 if name == "senders-ip" else 16, dreg=behind), nft.Lookup(name),
+                               nft.accept()), comment=f"{'ARP from' if at == 14 else 'from'} its own address")
+    six = (nft.Meta("protocol"), nft.Cmp(b"\x86\xdd"))
+    # Neighbour discovery and the like; no router forwards these sources.
+    yield nft.Rule(chain, (*six, nft.Payload("network", 8, 16), nft.Bitwise(b"\xff\xc0" + bytes(14), bytes(16)),
+                           nft.Cmp(b"\xfe\x80" + bytes(14)), nft.accept()), comment="from a link-local address")
+    yield nft.Rule(chain, (*six, nft.Payload("network", 8, 16), nft.Cmp(bytes(16)), nft.accept()), comment="from ::")
+    yield nft.Rule(chain, (nft.Counter(), nft.drop()), comment="a pod sends from an address that is not its own")
+
+
+def _loopback(table: nft.Table, node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
+    """route_localnet is on where a hostPort serves 127.0.0.1; without this rule it would open the node's own to pods."""
+    if table.family == "ip":
+        chain = nft.Chain(table, "loopback", hook="prerouting", priority=RAW)
+        yield chain
+        yield nft.Rule(chain, (*_named("iifname", node.bridge), nft.Payload("network", 16, 1), nft.Cmp(b"\x7f"), nft.Counter(),
+                               nft.drop()), comment="a pod sends to the node's 127.0.0.0/8")
+
+
+def _hostports(table: nft.Table) -> Iterator[nft.Chain | nft.Rule]:
+    family: Family = "ip" if table.family == "ip" else "ip6"
+    words = _SIZE[family] // 4
+    target = nft.Chain(table, "hostports")
+    yield target
+    dialled = (nft.Meta("l4proto", dreg=_R0 + words), nft.Payload("transport", 2, 2, dreg=_R0 + words + 1))
+    to = nft.Dnat(family, _R0, _R0 + words)
+    yield nft.Rule(target, (nft.Payload("network", _DADDR_AT[family], _SIZE[family]), *dialled,
+                            nft.Lookup("hostports-on", dreg=_R0), to), comment="hostPorts of one address")
+    yield nft.Rule(target, (nft.Meta("l4proto"), nft.Payload("transport", 2, 2, dreg=_R0 + 1),
+                            nft.Lookup("hostports", dreg=_R0), to), comment="hostPorts of every address")
+    local = (nft.FibType("daddr"), nft.Cmp(nft.host32(2)))
+    into = nft.Chain(table, "prerouting", hook="prerouting", type="nat", priority=DSTNAT)
+    own = nft.Chain(table, "output", hook="output", type="nat", priority=DSTNAT)
+    # Nothing can be led away from ::1: IPv6 has no route_localnet. Refused is better than never answered.
+    not_lo = () if family == "ip" else (nft.Payload("network", 24, 16), nft.Cmp(bytes(15) + b"\1", "!="))
+    yield into
+    yield nft.Rule(into, (*local, nft.jump("hostports")), comment="to an address of this node")
+    yield own
+    yield nft.Rule(own, (*not_lo, *local, nft.jump("hostports")), comment="from this node to itself")
+
+
+def _postrouting(table: nft.Table, node: NodeRules) -> Iterator[nft.Chain | nft.Rule | nft.Set | nft.Elements]:
+    family: Family = "ip" if table.family == "ip" else "ip6"
+    size, kind = _SIZE[family], _TYPE[family]
+    source, to = nft.Payload("network", _SADDR_AT[family], size), nft.Payload("network", _DADDR_AT[family], size)
+    chain = nft.Chain(table, "postrouting", hook="postrouting", type="nat", priority=SRCNAT)
+    yield chain
+    there = _named("oifname", node.bridge)
+    if family == "ip":
+        yield nft.Rule(chain, (*there, nft.Payload("network", 12, 1), nft.Cmp(b"\x7f"), nft.Masquerade()),
+                       comment="from 127.0.0.1 to a hostPort")
+    second = nft.Payload("network", _DADDR_AT[family], size, dreg=_R0 + size // 4)
+    yield nft.Rule(chain, (*there, source, second, nft.Lookup("hairpin"), nft.Masquerade()),
+                   comment="a pod to its own hostPort")
+    mine = [c for c in node.pod_cidrs if _cidr_family(c) == family]
+    if not mine or node.native is None:
+        return
+    pods, local = nft.Set(table, "pods", (kind,), interval=True), nft.Set(table, "native", (kind,), interval=True)
+    reach = [*sorted(c for c in node.native if _cidr_family(c) == family), *mine, _MULTICAST[family]]
+    yield from (pods, nft.Elements(pods, nft.intervals(mine)), local, nft.Elements(local, nft.intervals(reach)))
+    yield nft.Rule(chain, (source, nft.Lookup("pods"), to, nft.Lookup("native", invert=True), nft.Masquerade()),
+                   comment="pods to the world outside the cluster")

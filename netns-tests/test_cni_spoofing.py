@@ -1,0 +1,145 @@
+"""A pod can send only from its own addresses and its own MAC, by whatever way it tries."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Packet, Raw
+
+from lab.capture import Capture
+from lab.cnicluster import OUTSIDE, Cluster, two_nodes
+from lab.cninode import wait_until
+from lab.netns import NetNS
+
+OUTSIDE6 = "fd0a::42"
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with two_nodes(tmp_path_factory.mktemp, dual=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def unchecked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with two_nodes(tmp_path_factory.mktemp, "--no-anti-spoofing", dual=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["0", "1"])
+def cluster(request: pytest.FixtureRequest, checked: Cluster) -> Iterator[Cluster]:
+    for node in checked.nodes:
+        node.ns.sysctl("net/bridge/bridge-nf-call-iptables", request.param)
+        node.ns.sysctl("net/bridge/bridge-nf-call-ip6tables", request.param)
+    yield checked
+    checked.clear()
+
+
+@dataclass
+class Pod:
+    ns: NetNS
+    ip: str
+    ip6: str
+    mac: str
+
+
+def pod(cluster: Cluster, name: str) -> Pod:
+    ns, ip = cluster.pod(cluster.nodes[0], name)
+    addresses = ns.netlink(lambda ipr: [a.get("IFA_ADDRESS") for a in ipr.get_addr(family=socket.AF_INET6)
+                                        if a.get("IFA_ADDRESS").startswith("fd00")])
+    mac = ns.netlink(lambda ipr: ipr.get_links(ifname="eth0")[0].get("IFLA_ADDRESS"))
+    return Pod(ns, ip, addresses[0], mac)
+
+
+def gateway(cluster: Cluster) -> str:
+    return str(cluster.nodes[0].ns.netlink(lambda ipr: ipr.get_links(ifname="podwire0")[0].get("IFLA_ADDRESS")))
+
+
+def arrived(cluster: Cluster, sender: Pod, receivers: list[tuple[NetNS, str]], frames: dict[str, Packet]) -> set[str]:
+    """Which of the frames, each with its name as payload, come to any receiver. The last frame has to: it is the honest one
+    that tells that all before it had their chance."""
+    captures = [Capture(ns, interface) for ns, interface in receivers]
+    raw = sender.ns.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
+    with raw:
+        raw.bind(("eth0", 0))
+        for name, frame in frames.items():
+            raw.send(bytes(frame / Raw(f"<{name}>".encode())))
+
+    def seen() -> set[str]:
+        data = b"".join(bytes(p) for capture in captures for p in capture.packets())
+        return {name for name in frames if f"<{name}>".encode() in data}
+
+    last = list(frames)[-1]
+    wait_until(lambda: last in seen(), f"the frame {last} arrives", 3)
+    found = seen()
+    for capture in captures:
+        capture.sock.close()
+    return found
+
+
+def lies(a: Pod, b: Pod, router: str) -> dict[str, Packet]:
+    """Frames that pod a has no right to send; to the world outside and to pod b."""
+    udp = UDP(sport=5, dport=6)
+    own, own6 = IP(src=a.ip, dst=OUTSIDE), IPv6(src=a.ip6, dst=OUTSIDE6)
+    return {
+        # First: believed lies about MACs move the neighbour's entry in the bridge's forwarding table.
+        "straight to a neighbour": Ether(src=a.mac, dst=b.mac) / IP(src="10.244.1.1", dst=b.ip) / udp,
+        "address of a neighbour": Ether(src=a.mac, dst=router) / IP(src=b.ip, dst=OUTSIDE) / udp,
+        "address of nobody": Ether(src=a.mac, dst=router) / IP(src="203.0.113.9", dst=OUTSIDE) / udp,
+        "address of the gateway": Ether(src=a.mac, dst=router) / IP(src="10.244.1.1", dst=OUTSIDE) / udp,
+        "MAC of nobody": Ether(src="0a:58:01:02:03:04", dst=router) / own / udp,
+        "MAC of a neighbour": Ether(src=b.mac, dst=router) / own / udp,
+        "MAC and address of a neighbour": Ether(src=b.mac, dst=router) / IP(src=b.ip, dst=OUTSIDE) / udp,
+        "IPv6 of a neighbour": Ether(src=a.mac, dst=router) / IPv6(src=b.ip6, dst=OUTSIDE6) / udp,
+        "IPv6 of nobody": Ether(src=a.mac, dst=router) / IPv6(src="fd99::1", dst=OUTSIDE6) / udp,
+        "IPv6 with another MAC": Ether(src=b.mac, dst=router) / own6 / udp,
+        "IPv6 straight to a neighbour": Ether(src=a.mac, dst=b.mac) / IPv6(src=OUTSIDE6, dst=b.ip6) / udp,
+        "ARP for the gateway": Ether(src=a.mac, dst="ff:ff:ff:ff:ff:ff") / ARP(op=2, hwsrc=a.mac, psrc="10.244.1.1"),
+        "VLAN and what not": Ether(src=a.mac, dst=b.mac, type=0x8100) / Raw(b"\0\x01\x08\0"),
+    }
+
+
+def truths(a: Pod, router: str) -> dict[str, Packet]:
+    return {"own IPv6": Ether(src=a.mac, dst=router) / IPv6(src=a.ip6, dst=OUTSIDE6) / UDP(sport=5, dport=6),
+            "own IPv4": Ether(src=a.mac, dst=router) / IP(src=a.ip, dst=OUTSIDE) / UDP(sport=5, dport=6)}
+
+
+def test_only_the_truth_gets_through(cluster: Cluster) -> None:
+    a, b = pod(cluster, "a"), pod(cluster, "b")
+    router, truth = gateway(cluster), truths(a, gateway(cluster))
+    found = arrived(cluster, a, [(cluster.outside, "eth0"), (b.ns, "eth0")], {**lies(a, b, router), **truth})
+    assert found == set(truth)
+
+
+def test_what_is_dropped_is_counted_with_its_reason(cluster: Cluster) -> None:
+    a, b = pod(cluster, "a"), pod(cluster, "b")
+    before = drops(cluster)
+    arrived(cluster, a, [(cluster.outside, "eth0")], {**lies(a, b, gateway(cluster)), **truths(a, gateway(cluster))})
+    after = drops(cluster)
+    assert {why: after[why] - before[why] for why in after} == {
+        "a pod sends from a MAC that is not its own": 4, "a pod sends from an address that is not its own": 9}
+
+
+def drops(cluster: Cluster) -> dict[str, int]:
+    listed = json.loads(cluster.nodes[0].ns.run(["nft", "-j", "list", "table", "bridge", "podwire-cni"]).stdout)
+    rules = [entry["rule"] for entry in listed["nftables"] if "rule" in entry]
+    return {rule["comment"]: next(e["counter"]["packets"] for e in rule["expr"] if "counter" in e)
+            for rule in rules if any("counter" in e for e in rule["expr"])}
+
+
+def test_it_can_be_turned_off(unchecked: Cluster) -> None:
+    """Also the proof that the lies above would be believed."""
+    a, b = pod(unchecked, "a"), pod(unchecked, "b")
+    frames = {**lies(a, b, gateway(unchecked)), **truths(a, gateway(unchecked))}
+    found = arrived(unchecked, a, [(unchecked.outside, "eth0"), (b.ns, "eth0")], frames)
+    unchecked.clear()
+    assert {"address of a neighbour", "MAC of a neighbour", "straight to a neighbour", "IPv6 of nobody"} <= found
+
+
