@@ -21,15 +21,16 @@ class Informer:
     """`on_event` is called in the event loop for each change; `on_synced` once, after the first full list.
 
     `objects` maps "namespace/name" (or "name") to the object and is changed before `on_event` is called. An exception in
-    `on_event` is logged with the object's key; the copy and the watch go on.
+    `on_event` is logged with the object's key; the copy and the watch go on. `keep`: see Reflector, for copies that are many.
     """
 
     def __init__(self, api: ApiClient, path: str, *, label_selector: str = "", field_selector: str = "",
-                 on_event: Callable[[Event], None] | None = None, on_synced: Callable[[], None] | None = None) -> None:
+                 on_event: Callable[[Event], None] | None = None, on_synced: Callable[[], None] | None = None,
+                 keep: Callable[[Object], Object] | None = None) -> None:
         self.api, self.path = api, path
         self.params = {k: v for k, v in (("labelSelector", label_selector), ("fieldSelector", field_selector)) if v}
         self.on_event, self.on_synced = on_event, on_synced
-        self.reflector = Reflector()
+        self.reflector = Reflector() if keep is None else Reflector(keep)
         self.synced = asyncio.Event()
 
     @property
@@ -46,7 +47,10 @@ class Informer:
 
     async def _list(self) -> None:
         answer = await self.api.get(self.path, **self.params)
-        for event in self.reflector.listed(answer.get("items") or [], str(answer["metadata"]["resourceVersion"])):
+        version = (answer.get("metadata") or {}).get("resourceVersion") if isinstance(answer, dict) else None
+        if not version:
+            raise ApiError(0, "NoList", f"GET {self.path}: the answer is no list with a resourceVersion")
+        for event in self.reflector.listed(answer.get("items") or [], str(version)):
             self._emit(event)
         if not self.synced.is_set():
             self.synced.set()
@@ -67,11 +71,14 @@ class Informer:
         """Forever: list, watch, and again with back-off (0.05 s to 5 s) while the server does not answer."""
         delay, told = BACKOFF_FIRST, False
         while True:
+            begin = asyncio.get_running_loop().time()
             try:
                 if self.reflector.state is State.LIST:
                     await self._list()
                 else:
                     await self._watch()
+                    if asyncio.get_running_loop().time() - begin < BACKOFF_FIRST:
+                        await asyncio.sleep(BACKOFF_FIRST)  # a server that ends every stream at once must not be hammered
                 if told:
                     log.info("API server answers again", path=self.path)
                 delay, told = BACKOFF_FIRST, False

@@ -7,7 +7,7 @@ feeds answers in and gets `Event`s out; a relist yields only what really differs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
@@ -42,8 +42,16 @@ def _decimal(*objects: Object) -> bool:
     return all(resource_version(o).isdecimal() for o in objects)
 
 
+def _whole(obj: Object) -> Object:
+    return obj
+
+
 @dataclass(slots=True)
 class Reflector:
+    """keep: what the copy holds of an object (its metadata's name, namespace and resourceVersion at least). Events of additions
+    and changes carry the whole object, deletions that a relist found and `old` what was kept."""
+
+    keep: Callable[[Object], Object] = _whole
     objects: dict[str, Object] = field(default_factory=dict)
     version: str = ""
     state: State = State.LIST
@@ -54,7 +62,7 @@ class Reflector:
         self.version, self.state = version, State.WATCH
         old = dict(self.objects)
         self.objects.clear()  # the same dict stays: others hold it as their live view
-        self.objects.update(fresh)
+        self.objects.update((name, self.keep(obj)) for name, obj in fresh.items())
         for name, obj in old.items():
             if name not in fresh:
                 yield Event("DELETED", name, obj, obj)
@@ -87,7 +95,7 @@ class Reflector:
             return None
         if before is not None and not _newer(obj, before):
             return None
-        self.objects[name] = obj
+        self.objects[name] = self.keep(obj)
         return Event("MODIFIED" if before is not None else "ADDED", name, obj, before)
 
     def wrote(self, obj: Object) -> Event | None:
@@ -97,7 +105,7 @@ class Reflector:
             return None
         if before is None and self.version.isdecimal() and _decimal(obj) and int(resource_version(obj)) <= int(self.version):
             return None  # the watch is past this write, and the object was deleted meanwhile
-        self.objects[name] = obj
+        self.objects[name] = self.keep(obj)
         return Event("MODIFIED" if before is not None else "ADDED", name, obj, before)
 
     def deleted(self, name: str, uid: str) -> Event | None:

@@ -19,7 +19,7 @@ Verb = Literal["create", "update", "patch", "status", "delete", "finalize"]
 class Change:
     """One write. kind: of the object. obj: the whole object (create, update, finalize) or a merge patch (patch, status).
 
-    uid and version guard a deletion or an update against hitting a later object of the same name.
+    unless: (kind, namespace, name, uid) of objects whose existence, asked of the API and not of a cache, forbids the change.
     """
 
     verb: Verb
@@ -28,6 +28,7 @@ class Change:
     name: str
     obj: Object = field(default_factory=dict)
     why: str = ""
+    unless: tuple[tuple[str, str, str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

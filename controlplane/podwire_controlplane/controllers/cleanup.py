@@ -21,14 +21,17 @@ def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
     refs = obj["metadata"].get("ownerReferences") or [] if obj else []
     if obj is None or not refs or deleting(obj):
         return []
+    owners: list[tuple[str, str, str, str]] = []
     for ref in refs:
         if ref.get("kind") not in _OWNERS:
             return []  # a kind we do not hold: never guess that it is gone
-        space = "" if ref["kind"] == "Node" else f"{namespace(obj)}/"
-        owner = snapshot.get(ref["kind"], space + ref["name"])
+        space = "" if ref["kind"] == "Node" else namespace(obj)
+        owner = snapshot.get(ref["kind"], f"{space}/{ref['name']}".strip("/"))
         if owner is not None and uid(owner) == ref.get("uid"):
             return []
-    return [Change("delete", kind, namespace(obj), name(obj), {"preconditions": {"uid": uid(obj)}}, why="its owner is gone")]
+        owners.append((ref["kind"], space, ref["name"], str(ref.get("uid"))))
+    return [Change("delete", kind, namespace(obj), name(obj), {"preconditions": {"uid": uid(obj)}}, "its owner is gone",
+                   unless=tuple(owners))]
 
 
 def _dependents(obj: Object, snapshot: Snapshot) -> Keys:

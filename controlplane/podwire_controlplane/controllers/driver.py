@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..api.meta import Object
+from ..api.meta import Object, uid
 from ..api.meta import key as object_key
 from ..api.registry import RESOURCES, of
 from ..client import config as client_config
@@ -65,7 +65,20 @@ class Driver:
         except Exception as err:
             log.error("event not understood", controller=controller.name, kind=kind, object=object_key(obj), error=repr(err))
 
+    async def _forbidden(self, change: Change) -> bool:
+        """Does an object exist that forbids the change? An owner may be younger than what our caches have seen."""
+        for kind, space, name, wanted in change.unless:
+            try:
+                if uid(await self.api.get(of(kind).path(space, name))) == wanted:
+                    return True
+            except ApiError as err:
+                if err.code != 404:
+                    raise
+        return False
+
     async def _apply(self, change: Change) -> None:
+        if await self._forbidden(change):
+            return
         resource = of(change.kind)
         path = resource.path(change.namespace, change.name)
         if change.verb == "create":

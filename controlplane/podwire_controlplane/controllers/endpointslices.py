@@ -265,7 +265,7 @@ def reconcile_endpoints(wanted: str, snapshot: Snapshot, _now: float) -> list[Ch
         return []
     obj: Object = {"apiVersion": "v1", "kind": "Endpoints", "subsets": subsets, "metadata": {
         "name": name(service), "namespace": namespace(service), "ownerReferences": [owner_reference(service)],
-        "labels": {**labels(service), SKIP_MIRROR: "true"}}}
+        "labels": labels(service)}}
     return [Change("update" if found else "create", "Endpoints", namespace(service), name(service), obj)]
 
 

@@ -122,6 +122,27 @@ def host_ports(pod: Object) -> list[dict[str, Any]]:
             for container in containers for port in container.get("ports") or [] if port.get("hostPort")]
 
 
+_SUFFIX = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15,
+           "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50}
+
+
+def bandwidth(pod: Object) -> dict[str, int]:
+    """The annotations kubernetes.io/ingress-bandwidth and egress-bandwidth as CNI's capability bandwidth, in bits (a
+    second); a tenth of a second's worth may pass at once. Raises Refused where one is no rate from 1k to 1P."""
+    asked: dict[str, int] = {}
+    for way in ("ingress", "egress"):
+        text = annotations_of(pod).get(f"kubernetes.io/{way}-bandwidth")
+        if text is None:
+            continue
+        match = re.fullmatch(r"(\d+)(\.\d+)?([kMGTP]|[KMGTP]i)?", text)
+        rate = int(float(match[1] + (match[2] or "")) * _SUFFIX[match[3] or ""]) if match else 0
+        if not 1000 <= rate <= 10**15:
+            raise Refused("FailedCreatePodSandBox", f"annotation kubernetes.io/{way}-bandwidth: {text!r} is no rate from 1k to "
+                          "1P bits a second; write it as 10M")
+        asked[f"{way}Rate"], asked[f"{way}Burst"] = rate, rate // 10
+    return asked
+
+
 def hostname(pod: Object) -> str:
     """At most 63 characters, as the kubelet cuts it."""
     return str(pod["spec"].get("hostname") or name(pod))[:63].rstrip("-.")

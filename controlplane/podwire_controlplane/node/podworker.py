@@ -107,9 +107,12 @@ class PodWorker:
     # ---- sandbox
 
     def _attachment(self, netns: str) -> Attachment:
-        ports = podspec.host_ports(self.pod)
+        try:
+            asked = {"portMappings": podspec.host_ports(self.pod), "bandwidth": podspec.bandwidth(self.pod)}
+        except Refused as err:
+            raise CniFailed(7, str(err)) from None
         return Attachment(self.sandbox.id, netns, namespace(self.pod), name(self.pod), uid(self.pod),
-                          capabilities={"portMappings": ports} if ports else {})
+                          capabilities={capability: value for capability, value in asked.items() if value})
 
     async def _ensure_sandbox(self) -> Process:
         """The pause process with its network; a lost one is replaced, and its containers with it."""

@@ -13,7 +13,7 @@ from ..api.errors import StatusError
 from ..api.meta import Object
 from ..client import logs
 from . import auth, discovery
-from .handlers import Handlers
+from .handlers import USER, Handlers
 from .objects import Objects
 
 log = logs.get("apiserver")
@@ -56,7 +56,7 @@ def authenticator(tokens: Mapping[str, auth.User]) -> Middleware:
         if user is None and request.path not in auth.OPEN_PATHS:
             raise StatusError(401, "Unauthorized", "show a client certificate or a bearer token of this cluster")
         if user is not None:
-            request["user"] = user
+            request[USER] = user
         return await handler(request)
 
     return authenticate

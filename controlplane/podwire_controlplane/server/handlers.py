@@ -23,6 +23,7 @@ from .objects import Objects, Scope, WriteOptions, Written, load, wire
 from .watch import WatchRequest, parse_version, stream
 
 log = logs.get("apiserver")
+USER = web.RequestKey("user", auth.User)
 MAX_WATCH = 3600.0
 
 
@@ -84,7 +85,7 @@ class Handlers:
     # ---- authorisation
 
     async def authorise(self, request: web.Request, scope: Scope, verb: str) -> None:
-        user: auth.User = request["user"]
+        user = request[USER]
         stored = None
         if user.node and scope.resource.plural == "pods" and scope.name:
             item = await self.objects.store.get(scope.key)

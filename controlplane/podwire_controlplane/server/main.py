@@ -120,7 +120,8 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     await bootstrap(objects, config)
     if config.dns:
         await bootstrap_dns(objects, config.dns[0])
-    runner = web.AppRunner(make_app(objects, _tokens(config.data)), access_log=None, shutdown_timeout=0.5)
+    runner = web.AppRunner(make_app(objects, _tokens(config.data)), access_log=None, shutdown_timeout=0.5,
+                           handler_cancellation=True)  # a watch ends with its client
     await runner.setup()
     tls = _tls(config.data)
     for address, port, netns in config.listen:

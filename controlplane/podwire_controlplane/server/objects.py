@@ -19,7 +19,7 @@ from ..api import codec, errors, schema
 from ..api import patch as patches
 from ..api.errors import StatusError
 from ..api.meta import Object, deleting, name, resource_version, uid
-from ..api.registry import Resource, of
+from ..api.registry import RESOURCES, Resource, of
 from ..store.base import Change, Conflict, Item, Store
 
 _NAMESPACES, _SERVICES = of("Namespace"), of("Service")
@@ -293,6 +293,10 @@ class Objects:
         """The namespace controller's last word: take the finalizer off, so that the namespace can go."""
         scope = Scope(_NAMESPACES, "", namespace, "finalize")
         self._shape(_NAMESPACES, obj, WriteOptions())
+        if not (obj.get("spec") or {}).get("finalizers"):
+            for resource in RESOURCES:
+                if resource.namespaced and await self.store.scan(resource.prefix(namespace)):
+                    raise errors.conflict(_NAMESPACES, namespace, f"there are still {resource.plural} in it")
 
         def change(before: Object) -> Object:
             left = (obj.get("spec") or {}).get("finalizers") or []

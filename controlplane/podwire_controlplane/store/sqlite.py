@@ -39,6 +39,8 @@ class SqliteStore(MemoryStore):
             self._db.execute("COMMIT")
         except sqlite3.OperationalError as err:
             self._db.close()
+            if err.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
             raise StoreInUse(f"{path}: another API server has this store open ({err})") from err
         self._load()
 

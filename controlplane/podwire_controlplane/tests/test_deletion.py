@@ -96,6 +96,9 @@ def test_namespaces_are_emptied_first() -> None:
         assert not gone and version(again) == version(marked)
         await world.patch("Namespace", "old", {"spec": {"finalizers": []}})
         await world.get("Namespace", "old")  # only the finalize subresource takes that one off
+        await world.store.put("/core/configmaps/old/left", b'{"metadata":{"name":"left"}}')
+        await refused(world.objects.finalize("old", {"spec": {"finalizers": []}}), 409, "configmaps")
+        await world.store.delete("/core/configmaps/old/left")
         await world.objects.finalize("old", {"spec": {"finalizers": []}})
         await refused(world.get("Namespace", "old"), 404)
         await refused(world.objects.finalize("old", {"spec": {"finalizers": []}}), 404)

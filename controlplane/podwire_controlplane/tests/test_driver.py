@@ -189,3 +189,21 @@ def test_a_bad_object_or_controller_does_not_stop_the_others(where: str, capsys:
 
     in_cluster(work, bad)
     assert "aaa-broken" in capsys.readouterr().err
+
+
+def test_garbage_collection_asks_the_api_before_it_believes_its_cache() -> None:
+    """An owner that no cache has seen yet keeps its dependents; one that the API does not know loses them."""
+    async def work(cluster: Cluster) -> None:
+        maps = "/api/v1/namespaces/default/configmaps"
+        owner = await cluster.api.create(SERVICES, service("owner"))
+        fresh = Driver(cluster.api, cleanup.CONTROLLERS)  # caches that have seen nothing at all
+        made = {}
+        for own, uid in (("kept", owner["metadata"]["uid"]), ("lost", "of-nobody")):
+            made[own] = await cluster.api.create(maps, {"metadata": {"name": own, "ownerReferences": [
+                {"apiVersion": "v1", "kind": "Service", "name": "owner", "uid": uid}]}})
+            fresh.informers["ConfigMap"].reflector.wrote(made[own])
+            for change in cleanup.reconcile_gc(f"ConfigMap:default/{own}", fresh.snapshot, 0.0):
+                await fresh._apply(change)
+        assert {name(m) for m in await cluster.items(maps)} == {"kept"}
+
+    in_cluster(work)

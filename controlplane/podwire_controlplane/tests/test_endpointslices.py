@@ -239,7 +239,7 @@ def test_endpoints_follow_the_pods() -> None:
     pods = [running("a", "10.0.0.2"), running("b", "10.0.0.3", ready=False), running("c", "10.0.0.4", deleted=True)]
     change, = es.reconcile_endpoints("default/web", snapshot(web(), *pods), NOW)
     subset, = change.obj["subsets"]
-    assert change.verb == "create" and labels(change.obj)[es.SKIP_MIRROR] == "true"
+    assert change.verb == "create" and es.SKIP_MIRROR not in labels(change.obj)
     assert [a["ip"] for a in subset["addresses"]] == ["10.0.0.2"]
     assert [a["ip"] for a in subset["notReadyAddresses"]] == ["10.0.0.3"]
     assert es.reconcile_endpoints("default/web", snapshot(web(), *pods, stored(change.obj)), NOW) == []

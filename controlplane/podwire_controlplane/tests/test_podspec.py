@@ -168,6 +168,19 @@ def test_backoff_and_restarts() -> None:
     assert [k for k, v in table.items() if v] == [("Always", 0), ("Always", 1), ("OnFailure", 1)]
 
 
+def test_bandwidth() -> None:
+    def pod(**rates: str) -> Object:
+        return {"metadata": {"annotations": {f"kubernetes.io/{way}-bandwidth": rate for way, rate in rates.items()}}, "spec": {}}
+
+    assert podspec.bandwidth(pod()) == {}
+    assert podspec.bandwidth(pod(ingress="10M")) == {"ingressRate": 10**7, "ingressBurst": 10**6}
+    assert podspec.bandwidth(pod(egress="1.5Gi", ingress="1000")) == {
+        "egressRate": 3 * 2**29, "egressBurst": 3 * 2**29 // 10, "ingressRate": 1000, "ingressBurst": 100}
+    for bad in ("", "fast", "-1M", "999", "2P", "10 M", "10m"):
+        with pytest.raises(Refused, match="kubernetes.io/egress-bandwidth"):
+            podspec.bandwidth(pod(egress=bad))
+
+
 def test_host_ports() -> None:
     spec: Object = {"containers": [
         {"name": "a", "ports": [{"containerPort": 80, "hostPort": 8080}, {"containerPort": 81}]},
