@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
+from lab.proxyrole import Running, until
 from lab.serviceworld import Answer, World, ask
 from podwire_controlplane.api.meta import Object
 from podwire_proxy import main, nft
@@ -44,33 +43,6 @@ def world(lab: Lab) -> Iterator[World]:
     made = World(lab)
     yield made
     made.close()
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.01)
-
-
-class Running:
-    """`podwire proxy` as a process on the node."""
-
-    def __init__(self, ns: NetNS, kubeconfig: Path, run_dir: Path) -> None:
-        self.status_file = run_dir / "status" / "proxy.json"
-        self.status_file.unlink(missing_ok=True)
-        self.process = ns.popen(
-            [sys.executable, "-c", "from podwire_proxy.main import command; command()", "--node-name", s.NODE,
-             "--kubeconfig", str(kubeconfig), "--run-dir", str(run_dir)], stderr=subprocess.PIPE)
-
-    def ready(self) -> bool:
-        return self.status_file.exists() and bool(json.loads(self.status_file.read_text())["ready"])
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
-        """Returns the log."""
-        self.process.send_signal(number)
-        _, log = self.process.communicate(timeout=10)
-        return log or ""
 
 
 class Client:

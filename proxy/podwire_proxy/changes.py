@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from podwire_controlplane.api import meta
 
 from .convert import SliceInfo, service_ports, slice_info
-from .dataplane import Contribution, Dataplane, Delta, contribute
+from .dataplane import Contribution, Dataplane, Delta, contribute, refused
 from .model import Endpoint, NodeInfo, PortName, ServicePort
 
 
@@ -39,7 +39,8 @@ class Tracker:
                 self._services[key] = ports
             else:
                 del self._services[key]
-        return problems
+        found = refused(ports[0], self._node) if ports else []
+        return [*problems, *(f"spec.externalIPs: {ip} is inside the range of pods, Services or nodes; refused" for ip in found)]
 
     def slice(self, key: str, obj: meta.Object | None) -> list[str]:
         """`obj` None: deleted."""

@@ -102,6 +102,9 @@ def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[s
     balancer = _load_balancer_ips(service, problems) if spec.get("type") == "LoadBalancer" else ()
     external = problems.addresses("spec.externalIPs", spec.get("externalIPs") or [])
     ranges = problems.ranges("spec.loadBalancerSourceRanges", spec.get("loadBalancerSourceRanges") or []) if balancer else ()
+    asked = spec.get("type") == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local"
+    check = problems.number("spec.healthCheckNodePort", spec["healthCheckNodePort"]) if (
+        asked and spec.get("healthCheckNodePort")) else 0
     ports: dict[PortName, ServicePort] = {}
     for index, port in enumerate(spec.get("ports") or []):
         where = f"spec.ports[{index}]"
@@ -115,7 +118,7 @@ def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[s
             node_port=port.get("nodePort") or 0, external_ips=external, load_balancer_ips=balancer,
             internal_policy=_policy(spec.get("internalTrafficPolicy")),
             external_policy=_policy(spec.get("externalTrafficPolicy")), affinity_seconds=_affinity(spec),
-            source_ranges=ranges,
+            source_ranges=ranges, health_check_port=check,
             created=str(service["metadata"].get("creationTimestamp") or ""))
         if not number:
             continue

@@ -89,12 +89,22 @@ class Frontend:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """What is to be answered on a Service's healthCheckNodePort. endpoints: ready ones on this node, by address."""
+
+    port: int
+    endpoints: int
+
+
+@dataclass(frozen=True, slots=True)
 class Contribution:
     """What one Service brings into the dataplane."""
 
     frontends: tuple[Frontend, ...] = ()
     cluster_ips: tuple[str, ...] = ()
     hairpin: tuple[str, ...] = ()
+    health: HealthCheck | None = None
+    stranded: tuple[int, int] = (0, 0)  # ports whose internal, external policy is Local, with endpoints only elsewhere
     order: tuple[str, str] = ("", "")  # (creationTimestamp, name): of two claims to an address the older one holds
 
 
@@ -114,6 +124,9 @@ def contribute(ports: Iterable[ServicePort], endpoints: Mapping[PortName, Iterab
     hairpin: set[str] = set()
     ips: dict[str, None] = {}
     order = ("", "")
+    here: set[str] = set()
+    check = 0
+    stranded = [0, 0]
     for port in ports:
         order = (port.created, port.service)
         ips.update(dict.fromkeys(port.cluster_ips))
@@ -123,7 +136,19 @@ def contribute(ports: Iterable[ServicePort], endpoints: Mapping[PortName, Iterab
             for frontend in _frontends(port, choice, node, v6):
                 frontends.setdefault(frontend.key, frontend)
             hairpin.update(_hairpin(port, choice, node))
-    return Contribution(tuple(frontends.values()), tuple(ips), tuple(sorted(hairpin)), order)
+            away = bool(choice.cluster and not choice.local)
+            stranded[0] += away and port.internal_policy == "Local"
+            stranded[1] += away and port.external_policy == "Local" and port.external
+        check = port.health_check_port
+        if check:
+            here.update(e.ip for e in found if e.ready and not e.terminating and e.node == node.name)
+    return Contribution(tuple(frontends.values()), tuple(ips), tuple(sorted(hairpin)),
+                        HealthCheck(check, len(here)) if check else None, (stranded[0], stranded[1]), order)
+
+
+def refused(port: ServicePort, node: NodeInfo) -> list[str]:
+    """externalIPs that a Service must not have: they would take traffic away from pods, other Services or nodes."""
+    return [ip for ip in port.external_ips if covers(node.reserved, ip)]
 
 
 def _hairpin(port: ServicePort, choice: Choice, node: NodeInfo) -> Iterable[str]:
@@ -132,8 +157,7 @@ def _hairpin(port: ServicePort, choice: Choice, node: NodeInfo) -> Iterable[str]
     Pods of other nodes are translated there, except when they dial this node's external frontends, which masquerade all
     traffic anyway unless externalTrafficPolicy is Local.
     """
-    external = bool(port.node_port or port.external_ips or port.load_balancer_ips)
-    everyone = external and port.external_policy == "Local"
+    everyone = port.external and port.external_policy == "Local"
     return [e.ip for e in {*choice.cluster, *choice.local} if everyone or e.node in (node.name, "")]
 
 
@@ -162,9 +186,10 @@ def _frontends(port: ServicePort, choice: Choice, node: NodeInfo, v6: bool) -> I
 
 def _places(port: ServicePort, node: NodeInfo) -> Iterable[tuple[Kind, Key]]:
     """The external frontends."""
+    external = tuple(ip for ip in port.external_ips if not covers(node.reserved, ip))
     places: list[tuple[Kind, tuple[str, ...], int]] = [
         ("NodePort", node.node_port_ips if port.node_port else (), port.node_port),
-        ("ExternalIP", port.external_ips, port.port), ("LoadBalancer", port.load_balancer_ips, port.port)]
+        ("ExternalIP", external, port.port), ("LoadBalancer", port.load_balancer_ips, port.port)]
     for kind, addresses, number in places:
         for ip in addresses:
             yield kind, Key(ip, port.protocol, number)
@@ -199,6 +224,8 @@ class Dataplane:
         self.frontends: dict[Key, Frontend] = {}
         self.cluster_ips: dict[str, int] = {}  # address -> number of Services that have it
         self.hairpin: dict[str, int] = {}
+        self.health: dict[str, HealthCheck] = {}
+        self.stranded = [0, 0]
         self._parts: dict[str, Contribution] = {}
         self._claims: dict[Key, dict[str, Frontend]] = {}
 
@@ -211,6 +238,12 @@ class Dataplane:
         old = self._parts.pop(service, Contribution())
         if part != Contribution():
             self._parts[service] = part
+        if part.health is not None:
+            self.health[service] = part.health
+        else:
+            self.health.pop(service, None)
+        for index in (0, 1):
+            self.stranded[index] += part.stranded[index] - old.stranded[index]
         before = {f.key: f for f in old.frontends}
         after = {f.key: f for f in part.frontends}
         for key in before.keys() | after.keys():
@@ -237,8 +270,9 @@ class Dataplane:
                 self.frontends[key] = new
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Dataplane) and (self.node, self.frontends, self.cluster_ips, self.hairpin) == (
-            other.node, other.frontends, other.cluster_ips, other.hairpin)
+        return isinstance(other, Dataplane) and (
+            self.node, self.frontends, self.cluster_ips, self.hairpin, self.health, self.stranded) == (
+            other.node, other.frontends, other.cluster_ips, other.hairpin, other.health, other.stranded)
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 

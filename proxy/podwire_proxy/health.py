@@ -1,29 +1,111 @@
-"""GET /healthz and /metrics, where ProxyConfig.metrics_address asks for them."""
+"""The proxy's HTTP: /healthz and /livez, /metrics, /proxyMode and /configz, and the health check ports of Services.
+
+A Service of type LoadBalancer with externalTrafficPolicy Local has a healthCheckNodePort: a load balancer asks there which
+nodes have endpoints of it. Answers are kube-proxy's: status 200 or 503, the same JSON keys, and the header
+X-Load-Balancing-Endpoint-Weight.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 from aiohttp import web
 
+from podwire_controlplane.client import logs
+
+from .dataplane import HealthCheck
 from .metrics import Metrics
 
+log = logs.get("proxy")
 
-async def serve(address: str, metrics: Metrics, healthy: Callable[[], tuple[bool, str]]) -> web.AppRunner:
-    """Listen on "host:port" ("[::1]:10249"). `healthy` returns (state, one line why). Raises OSError: port taken."""
-    host, _, port = address.rpartition(":")
 
-    async def healthz(_: web.Request) -> web.Response:
-        good, why = healthy()
-        body = {"healthy": good, "message": why, "lastUpdated": metrics.last_sync}
-        return web.json_response(body, status=200 if good else 503)
+@dataclass(frozen=True, slots=True)
+class Health:
+    """healthy: no update waits too long; why: one line. eligible: load balancers may use the node."""
+
+    healthy: bool
+    why: str
+    eligible: bool = True
+
+
+def _stamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def routes(metrics: Metrics, health: Callable[[], Health], mode: str, config: Mapping[str, Any]) -> list[web.RouteDef]:
+    async def healthz(request: web.Request) -> web.Response:
+        found, live = health(), request.path == "/livez"
+        good = found.healthy and (live or found.eligible)
+        code = 200 if good else 503
+        (metrics.livez if live else metrics.healthz)[code] += 1
+        body = {"lastUpdated": _stamp(metrics.last_sync), "currentTime": _stamp(time.time()), "healthy": good,
+                "message": found.why, **({} if live else {"nodeEligible": found.eligible})}
+        return web.json_response(body, status=code, headers={"X-Content-Type-Options": "nosniff"})
 
     async def exposition(_: web.Request) -> web.Response:
         return web.Response(text=metrics.render(), content_type="text/plain")
 
+    async def proxy_mode(_: web.Request) -> web.Response:
+        return web.Response(text=mode)
+
+    async def configz(_: web.Request) -> web.Response:
+        return web.json_response({"kubeproxy.config.k8s.io": config})
+
+    return [web.get("/healthz", healthz), web.get("/livez", healthz), web.get("/metrics", exposition),
+            web.get("/proxyMode", proxy_mode), web.get("/configz", configz)]
+
+
+async def serve(address: str, found: Iterable[web.RouteDef]) -> web.AppRunner:
+    """Listen on "host:port" ("[::1]:10249"). Raises OSError: port taken."""
+    host, _, port = address.rpartition(":")
     app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/metrics", exposition)])
+    app.add_routes(found)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
     return runner
+
+
+class ServiceChecks:
+    """Listeners on the healthCheckNodePorts, one for each Service and address."""
+
+    def __init__(self, healthy: Callable[[], bool], failed: Callable[[str, str], None]) -> None:
+        """failed(service, why): a listener could not be made."""
+        self._healthy, self._failed = healthy, failed
+        self._checks: dict[str, HealthCheck] = {}
+        self._open: dict[tuple[str, str, int], web.AppRunner | None] = {}  # None: could not be opened
+
+    async def update(self, checks: Mapping[str, HealthCheck], addresses: Iterable[str]) -> None:
+        """Open and close what changed."""
+        self._checks = dict(checks)
+        wanted = {(name, ip, check.port) for name, check in checks.items() for ip in addresses}
+        for gone in self._open.keys() - wanted:
+            if runner := self._open.pop(gone):
+                await runner.cleanup()
+        for name, ip, port in sorted(wanted - self._open.keys()):
+            try:
+                self._open[name, ip, port] = await self._listen(name, ip, port)
+            except OSError as err:
+                self._open[name, ip, port] = None
+                self._failed(name, f"healthCheckNodePort {port} on {ip}: {err.strerror or err}")
+
+    async def _listen(self, name: str, ip: str, port: int) -> web.AppRunner:
+        async def answer(_: web.Request) -> web.Response:
+            check, healthy = self._checks.get(name), self._healthy()
+            count = check.endpoints if check else 0
+            namespace, _slash, service = name.partition("/")
+            body = {"service": {"namespace": namespace, "name": service}, "localEndpoints": count,
+                    "serviceProxyHealthy": healthy}
+            return web.Response(text=json.dumps(body), content_type="application/json",
+                                status=200 if count and healthy else 503,
+                                headers={"X-Load-Balancing-Endpoint-Weight": str(count), "X-Content-Type-Options": "nosniff"})
+
+        return await serve(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}", [web.get("/{any:.*}", answer)])
+
+    async def close(self) -> None:
+        await self.update({}, ())

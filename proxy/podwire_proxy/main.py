@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import signal
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from podwire_controlplane.api import meta
 from podwire_controlplane.client import logs
@@ -21,76 +23,21 @@ from podwire_controlplane.client.informer import Informer
 from podwire_controlplane.client.reflector import Event
 from podwire_controlplane.client.rolestatus import RoleStatus
 
-from . import health
+from . import health, kubeproxyfile
 from .changes import Tracker
+from .config import DETECTORS, ProxyConfig, check, eligible
+from .health import Health, ServiceChecks
 from .metrics import Metrics
-from .model import NodeInfo, normal_ip
 from .nftables import apply
 from .nftables.layout import Layout
 from .nftables.plan import Planner
 from .sync import Pacer
 
+__all__ = ["ProxyConfig", "cleanup", "command", "dry_run", "run"]
 log = logs.get("proxy")
 SERVICES, SLICES = "/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices"
 SERVICE_LABELS, SLICE_LABELS = "!service.kubernetes.io/service-proxy-name", "!service.kubernetes.io/headless"
 SWEEP_AFTER = 0.05  # seconds: far longer than a packet is on its way through one hook
-
-
-@dataclass(frozen=True)
-class ProxyConfig:
-    """kubeconfig None: in-cluster service account. run_dir: the node's run directory, for the role's status file.
-
-    cluster_cidrs: what counts as a pod's address; () switches the detector off. service_cidrs: unallocated addresses
-    inside are dropped. min_interval: seconds between two syncs of a burst. metrics_address: "host:port" for /healthz and
-    /metrics, "" off.
-    """
-
-    node_name: str
-    kubeconfig: str | None
-    run_dir: Path
-    cluster_cidrs: tuple[str, ...] = ("10.244.0.0/16",)
-    service_cidrs: tuple[str, ...] = ("10.96.0.0/16",)
-    backend: str = "nftables"
-    masquerade_all: bool = False
-    min_interval: float = 0.01
-    verify_interval: float = 600.0
-    metrics_address: str = ""
-
-    def node(self, obj: meta.Object | None = None) -> NodeInfo:
-        """What the proxy needs to know of its Node; without the object there are no NodePorts and no zone."""
-        return node_info(self.node_name, obj, self.cluster_cidrs, self.service_cidrs, self.masquerade_all)
-
-
-def check(config: ProxyConfig) -> None:
-    """Raises ConfigError that names the field and what it should be."""
-    if config.backend != "nftables":
-        raise ConfigError(f"backend: {config.backend!r} is not known; use 'nftables'")
-    if not config.service_cidrs:
-        raise ConfigError("service_cidrs: is empty; give the range that ClusterIPs come from, as 10.96.0.0/16")
-    for name, cidrs in (("cluster_cidrs", config.cluster_cidrs), ("service_cidrs", config.service_cidrs)):
-        for cidr in cidrs:
-            try:
-                ipaddress.ip_network(cidr, strict=False)
-            except ValueError as err:
-                raise ConfigError(f"{name}: {cidr!r} is no CIDR, as 10.244.0.0/16 is one") from err
-    host, colon, port = config.metrics_address.rpartition(":")
-    if config.metrics_address and not (colon and port.isdigit() and int(port) < 65536):
-        raise ConfigError(f"metrics_address: {config.metrics_address!r} is not host:port, as {host or '127.0.0.1'}:10249 is")
-
-
-def node_info(name: str, obj: meta.Object | None, pod_cidrs: tuple[str, ...], service_cidrs: tuple[str, ...],
-              masquerade_all: bool = False) -> NodeInfo:
-    addresses: dict[bool, str] = {}
-    for item in ((obj or {}).get("status") or {}).get("addresses") or []:
-        if item.get("type") == "InternalIP":
-            try:
-                ip = normal_ip(str(item.get("address")))
-            except ValueError:
-                log.warn("unusable address of the own Node", node=name, address=item.get("address"))
-                continue
-            addresses.setdefault(":" in ip, ip)
-    zone = meta.labels(obj).get("topology.kubernetes.io/zone", "") if obj else ""
-    return NodeInfo(name, tuple(addresses.values()), zone, pod_cidrs, service_cidrs, masquerade_all)
 
 
 @dataclass
@@ -100,6 +47,7 @@ class Proxy:
     config: ProxyConfig
     tracker: Tracker = field(init=False)
     metrics: Metrics = field(default_factory=Metrics)
+    tell: Callable[[str, str], None] = field(default=lambda service, why: None)  # an Event about a Service
 
     def __post_init__(self) -> None:
         self.tracker = Tracker(self.config.node())
@@ -109,31 +57,45 @@ class Proxy:
         self.problem = "waiting for the first lists of Services and EndpointSlices"
         self._wake = asyncio.Event()
         self._foreign = self._sweeping = False
+        self._node: meta.Object | None = None
+        self._waiting_since = time.monotonic()  # the oldest change that is not written yet; 0: none
+        self._triggers: list[float] = []
+        self.checks = ServiceChecks(lambda: self.health().healthy, self._check_failed)
+        self._checks_wake = asyncio.Event()
 
     # Events
 
     def _changed(self, *, full: bool = False) -> None:
+        self._waiting_since = self._waiting_since or time.monotonic()
         self.pacer.changed(full=full)
         self._wake.set()
 
     def _on_service(self, event: Event) -> None:
         obj = None if event.type == "DELETED" else event.object
+        self.metrics.queued(service=True)
         for problem in self.tracker.service(event.key, obj):
             log.warn("Service cannot be served as it says", service=event.key, problem=problem)
         self._changed()
 
     def _on_slice(self, event: Event) -> None:
         obj = None if event.type == "DELETED" else event.object
+        self.metrics.queued(endpoint=True)
+        if (trigger := triggered(obj)) and self.metrics.last_sync:
+            self._triggers.append(trigger)
         for problem in self.tracker.slice(event.key, obj):
             log.warn("EndpointSlice cannot be used as it says", slice=event.key, problem=problem)
         self._changed()
 
     def _on_node(self, event: Event) -> None:
-        if event.type == "DELETED":
+        self._node = None if event.type == "DELETED" else event.object
+        self._read_node()
+
+    def _read_node(self) -> None:
+        if self._node is None:
             return  # a Node that is registered anew comes back with the same addresses; its NodePorts stay meanwhile
-        node = self.config.node(event.object)
+        node = self.config.node(self._node, apply.local_addresses() if self.config.scans_addresses else ())
         if self.tracker.node(node):
-            log.info("own Node changed", addresses=node.addresses, zone=node.zone)
+            log.info("own Node changed", addresses=node.addresses, zone=node.zone, node_ports=node.node_port_ips)
             self._changed()
 
     def _on_foreign(self) -> None:
@@ -147,6 +109,8 @@ class Proxy:
     def _sync(self) -> None:
         now = time.monotonic()
         full = self.pacer.start(now)
+        if full and self.config.scans_addresses:
+            self._read_node()
         delta = self.tracker.flush()
         try:
             done = self.programmer.sync(self.tracker.dataplane, None if full else delta)
@@ -159,7 +123,13 @@ class Proxy:
             return
         self.pacer.done(time.monotonic(), ok=True, full=full)
         self.problem = ""
-        self.metrics.synced(full=full, seconds=done.seconds, elements=done.elements, flows=done.flows)
+        self._waiting_since = 0.0
+        self.metrics.synced(full=full, seconds=done.seconds, elements=done.elements, flows=done.flows,
+                            conntrack=done.conntrack_seconds)
+        for trigger in self._triggers:
+            self.metrics.programming.observe(max(0.0, time.time() - trigger))
+        self._triggers.clear()
+        self._checks_wake.set()
         if self._foreign and done.operations:
             self.metrics.repairs += 1
             log.warn("somebody else changed table podwire; repaired", operations=done.operations, elements=done.elements)
@@ -172,6 +142,7 @@ class Proxy:
     def _report(self) -> None:
         plane = self.tracker.dataplane
         self.metrics.services, self.metrics.endpoints = plane.services, self.tracker.endpoints
+        self.metrics.stranded = {"internal": plane.stranded[0], "external": plane.stranded[1]}
         figures: dict[str, Any] = {
             "services": plane.services, "endpoints": self.tracker.endpoints, "frontends": len(plane.frontends),
             "repairs": self.metrics.repairs, "failures": self.metrics.failures}
@@ -210,6 +181,7 @@ class Proxy:
         try:
             self.programmer.sweep()
         except OSError as err:
+            self.metrics.cleanup_failures += 1
             log.error("unused slots could not be deleted; a full sync follows", error=str(err))
             self._changed(full=True)
 
@@ -227,9 +199,45 @@ class Proxy:
             if not self.tracker.dataplane.node.addresses and not informers[2].objects:
                 log.warn("own Node is not registered yet: no NodePorts until it is", node=self.config.node_name)
             group.create_task(self._sync_loop())
+            group.create_task(self._check_loop())
 
-    def healthy(self) -> tuple[bool, str]:
-        return not self.problem, self.problem or "rules are up to date"
+    async def _check_loop(self) -> None:
+        """Keep the health check listeners in step; they need awaiting, a sync does not."""
+        try:
+            while True:
+                await self._checks_wake.wait()
+                self._checks_wake.clear()
+                await self.checks.update(self.tracker.dataplane.health, self.tracker.dataplane.node.node_port_ips)
+        finally:
+            await self.checks.close()
+
+    def _check_failed(self, service: str, why: str) -> None:
+        log.warn("health check of a Service cannot be served", service=service, problem=why)
+        self.tell(service, why)
+
+    def health(self) -> Health:
+        late = bool(self._waiting_since) and time.monotonic() - self._waiting_since > self.config.healthz_timeout
+        good = not late and bool(self.metrics.last_sync)
+        return Health(good, self.problem or ("an update waits" if late else "rules are up to date"), eligible(self._node))
+
+
+def triggered(obj: meta.Object | None) -> float:
+    """When what an EndpointSlice tells of happened (Unix time), 0 where it does not say."""
+    text = meta.annotations_of(obj).get("endpoints.kubernetes.io/last-change-trigger-time", "") if obj else ""
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() if text else 0.0
+    except ValueError:
+        return 0.0
+
+
+def _event(config: ProxyConfig, service: str, why: str) -> meta.Object:
+    namespace, _, name = service.partition("/")
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return {"apiVersion": "v1", "kind": "Event", "metadata": {"generateName": f"{name}.", "namespace": namespace},
+            "involvedObject": {"apiVersion": "v1", "kind": "Service", "namespace": namespace, "name": name},
+            "reason": "FailedToStartServiceHealthcheck", "message": f"node {config.node_name}: {why}", "type": "Warning",
+            "source": {"component": "podwire-proxy", "host": config.node_name}, "firstTimestamp": now, "lastTimestamp": now,
+            "count": 1}
 
 
 async def _main(config: ProxyConfig) -> None:
@@ -237,9 +245,22 @@ async def _main(config: ProxyConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     apply.remove_idle(config.node())
+    for name, problem in apply.set_conntrack(config.conntrack):
+        log.warn("conntrack setting could not be made", setting=name, problem=problem)
     proxy = Proxy(config)
-    async with ApiClient(load(config.kubeconfig)) as api:
-        runner = await health.serve(config.metrics_address, proxy.metrics, proxy.healthy) if config.metrics_address else None
+    async with contextlib.AsyncExitStack() as stack:
+        api = await stack.enter_async_context(ApiClient(load(config.kubeconfig)))
+        posts: set[asyncio.Task[None]] = set()
+
+        def tell(service: str, why: str) -> None:
+            task = asyncio.ensure_future(_post(api, _event(config, service, why)))
+            posts.add(task)
+            task.add_done_callback(posts.discard)
+
+        proxy.tell = tell
+        found = health.routes(proxy.metrics, proxy.health, config.backend, kubeproxyfile.write(config))
+        for address in {config.metrics_address, config.healthz_address} - {""}:
+            stack.push_async_callback((await health.serve(address, found)).cleanup)
         work, told = asyncio.ensure_future(proxy.run(api)), asyncio.ensure_future(stop.wait())
         await asyncio.wait({work, told}, return_when=asyncio.FIRST_COMPLETED)
         if work.done():
@@ -248,9 +269,14 @@ async def _main(config: ProxyConfig) -> None:
         told.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await work
-        if runner:
-            await runner.cleanup()
     proxy.programmer.close()
+
+
+async def _post(api: ApiClient, event: meta.Object) -> None:
+    try:
+        await api.create(f"/api/v1/namespaces/{event['metadata']['namespace']}/events", event)
+    except (ApiError, OSError) as err:
+        log.warn("an Event could not be written", error=str(err))
 
 
 def run(config: ProxyConfig) -> None:
@@ -287,28 +313,50 @@ async def dry_run(config: ProxyConfig) -> list[str]:
     return [str(op) for planner in planners for op in planner.full(tracker.dataplane, None)]
 
 
+def configured(file: Path | None, flags: Mapping[str, Any]) -> ProxyConfig:
+    """A KubeProxyConfiguration file and flags; a flag that is given wins. Raises ConfigError; notes are logged."""
+    fields: dict[str, Any] = {}
+    if file is not None:
+        try:
+            fields, notes = kubeproxyfile.read(yaml.safe_load(file.read_text()))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as err:
+            raise ConfigError(f"{file}: {err}") from err
+        except ConfigError as err:
+            raise ConfigError(f"{file}: {err}") from err
+        for note in notes:
+            log.warn("configuration", file=str(file), note=note)
+    fields = {"node_name": "", "kubeconfig": None, **fields, **{name: value for name, value in flags.items() if value}}
+    if not fields["node_name"]:
+        raise ConfigError("node_name: missing; give --node-name, or hostnameOverride in the file")
+    return ProxyConfig(**fields)
+
+
 @click.command("proxy")
-@click.option("--node-name", required=True, envvar="NODE_NAME", help="name of this machine's Node object")
-@click.option("--kubeconfig", default=None, envvar="KUBECONFIG", help="kubeconfig file (default: in-cluster)")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="KubeProxyConfiguration v1alpha1; flags win over it")
+@click.option("--node-name", envvar="NODE_NAME", help="name of this machine's Node object")
+@click.option("--kubeconfig", envvar="KUBECONFIG", help="kubeconfig file (default: in-cluster)")
 @click.option("--run-dir", default="/run/podwire", type=click.Path(path_type=Path), show_default=True)
-@click.option("--cluster-cidr", "cluster_cidrs", multiple=True, default=("10.244.0.0/16",), show_default=True,
-              help="addresses of pods; repeat for IPv6")
-@click.option("--service-cidr", "service_cidrs", multiple=True, default=("10.96.0.0/16",), show_default=True,
-              help="addresses of Services; repeat for IPv6")
+@click.option("--cluster-cidr", "cluster_cidrs", multiple=True, help="addresses of pods; repeat for IPv6 [10.244.0.0/16]")
+@click.option("--service-cidr", "service_cidrs", multiple=True, help="addresses of Services; repeat for IPv6 [10.96.0.0/16]")
+@click.option("--node-cidr", "node_cidrs", multiple=True, help="addresses of nodes, which no Service may claim")
+@click.option("--node-port-address", "node_port_addresses", multiple=True,
+              help="CIDRs of local addresses that serve NodePorts [the node's InternalIPs]")
+@click.option("--detect-local", type=click.Choice(DETECTORS), help="how a pod's traffic is known [ClusterCIDR]")
+@click.option("--local-interface", help="the bridge, or the interfaces' prefix, for --detect-local")
 @click.option("--masquerade-all", is_flag=True, help="masquerade all traffic to ClusterIPs")
-@click.option("--metrics-address", default="", help="host:port for /healthz and /metrics (default: off)")
+@click.option("--metrics-address", help="host:port for /metrics, /proxyMode, /configz and /healthz [off]")
+@click.option("--healthz-address", help="host:port for /healthz and /livez [off]")
 @click.option("--dry-run", "dry", is_flag=True, help="print what would be written and exit")
 @click.option("--cleanup", "clean", is_flag=True, help="remove all rules of the proxy and exit")
-def command(node_name: str, kubeconfig: str | None, run_dir: Path, cluster_cidrs: tuple[str, ...],
-            service_cidrs: tuple[str, ...], masquerade_all: bool, metrics_address: str, dry: bool, clean: bool) -> None:
+def command(file: Path | None, dry: bool, clean: bool, **flags: Any) -> None:
     """Serve Services on this node with nftables."""
-    config = ProxyConfig(node_name, kubeconfig, run_dir, cluster_cidrs, service_cidrs, masquerade_all=masquerade_all,
-                         metrics_address=metrics_address)
     try:
         if clean:
             for line in cleanup():
                 click.echo(f"removed {line}")
-        elif dry:
+            return
+        config = configured(file, flags)
+        if dry:
             for line in asyncio.run(dry_run(config)):
                 click.echo(line)
         else:

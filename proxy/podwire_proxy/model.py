@@ -54,6 +54,7 @@ class ServicePort:
 
     service: "namespace/name". created: creationTimestamp, which settles who owns an address that two Services claim.
     affinity_seconds: sessionAffinity ClientIP's timeout, 0 for None. source_ranges: loadBalancerSourceRanges.
+    health_check_port: healthCheckNodePort, 0 where the Service has none.
     """
 
     service: str
@@ -68,7 +69,13 @@ class ServicePort:
     external_policy: Policy = "Cluster"
     affinity_seconds: int = 0
     source_ranges: tuple[str, ...] = ()
+    health_check_port: int = 0
     created: str = ""
+
+    @property
+    def external(self) -> bool:
+        """Has it frontends beyond the ClusterIP?"""
+        return bool(self.node_port or self.external_ips or self.load_balancer_ips)
 
     @property
     def port_name(self) -> PortName:
@@ -82,7 +89,8 @@ class NodeInfo:
     addresses: the node's primary addresses (InternalIP, one a family). node_ports: where NodePorts are served; None: there.
     zone: label topology.kubernetes.io/zone. The local-traffic detector tells a pod by its source address (pod_cidrs), or by
     the interface that its packets come in through (pod_interface: a name, or a prefix that ends in "*"); with neither
-    nobody is a pod. service_cidrs: unallocated addresses inside are dropped.
+    nobody is a pod. service_cidrs: unallocated addresses inside are dropped. reserved: CIDRs of pods, Services and nodes, where
+    no Service may claim an externalIP (CVE-2020-8554).
     """
 
     name: str
@@ -93,6 +101,7 @@ class NodeInfo:
     masquerade_all: bool = False
     node_ports: tuple[str, ...] | None = None
     pod_interface: str = ""
+    reserved: tuple[str, ...] = ()
 
     @property
     def node_port_ips(self) -> tuple[str, ...]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
+import socket
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from podwire_controlplane.client import logs
 
@@ -13,11 +17,14 @@ from ..conntrack import stale
 from ..ctnetlink import Conntrack, Family
 from ..dataplane import Dataplane, Delta
 from ..model import NodeInfo
+from ..nft.attrs import parse
+from ..nft.codec import DUMP, NLMSG, REQUEST, split
 from .layout import AFFINITY, Layout
 from .plan import Planner, affected
 
 log = logs.get("proxy")
 FORGET_TURNS = 5
+RTM_NEWADDR, RTM_GETADDR, IFA_ADDRESS, IFA_LOCAL = 20, 22, 1, 2  # linux/rtnetlink.h, linux/if_addr.h
 FAMILIES: tuple[Family, ...] = ("ip", "ip6")
 
 
@@ -30,6 +37,7 @@ class Synced:
     elements: int
     flows: int
     seconds: float
+    conntrack_seconds: float = 0.0
 
 
 def families(node: NodeInfo) -> tuple[Family, ...]:
@@ -67,8 +75,10 @@ class Programmer:
             operations, elements = operations + len(tx.ops), elements + tx.elements
             if planner.suspects or planner.suspects is None:
                 self._forget(planner)
+        written = time.monotonic()
         flows = self._clean(dataplane, delta)
-        return Synced(delta is None, operations, elements, flows, time.monotonic() - started)
+        done = time.monotonic()
+        return Synced(delta is None, operations, elements, flows, done - started, done - written)
 
     def _commit(self, planner: Planner, tx: nft.Transaction) -> None:
         self._conn.commit(tx)
@@ -163,3 +173,28 @@ def cleanup(ns_fd: int | None = None) -> list[str]:
             tx.delete(table)
         conn.commit(tx)
     return [f"table {table.family} {table.name}" for table in found]
+
+
+def local_addresses() -> tuple[str, ...]:
+    """All addresses of this namespace's interfaces."""
+    found: set[str] = set()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
+        sock.send(NLMSG.pack(24, RTM_GETADDR, REQUEST | DUMP, 1, 0) + bytes(8))
+        while True:
+            for kind, _, _, _, body in split(sock.recv(1 << 18)):
+                if kind != RTM_NEWADDR:  # the end, or an error
+                    return tuple(sorted(found))
+                got = parse(body[8:])
+                if raw := got.get(IFA_LOCAL) or got.get(IFA_ADDRESS):
+                    found.add(str(ipaddress.ip_address(raw)))
+
+
+def set_conntrack(settings: Iterable[tuple[str, int]]) -> list[tuple[str, str]]:
+    """Write net.netfilter settings of this namespace; returns those that could not be made, and why."""
+    failed = []
+    for name, value in settings:
+        try:
+            Path(f"/proc/sys/net/netfilter/{name}").write_text(str(value))
+        except OSError as err:
+            failed.append((name, err.strerror or str(err)))
+    return failed

@@ -21,11 +21,14 @@ from .builders import endpoint, endpoint_slice, port, service
 NODE, NODE_IP, POD_A, POD_B, POD_C = "n1", "172.30.0.11", "10.244.1.2", "10.244.1.3", "10.244.2.2"
 OUTSIDE = "172.30.0.1"  # the client outside the cluster
 HOST = "192.0.2.42"  # a server outside the cluster
+GATEWAY = "10.244.1.1"  # the node's address towards its pods
 VIP, VIP2, EXTERNAL, BALANCER, UNUSED = "10.96.0.20", "10.96.0.21", "198.51.100.7", "198.51.100.8", "10.96.0.99"
 PORT, NODE_PORT, TARGET = 80, 30080, 9376
 B, C, H = Backend(POD_B, TARGET), Backend(POD_C, TARGET), Backend(HOST, TARGET)
+INTERFACES = {POD_A: "veth0", POD_B: "veth1", POD_C: "veth2", NODE_IP: ""}  # where packets come into the node
 INFO = NodeInfo(NODE, (NODE_IP,), "zone-a", ("10.244.0.0/16",), ("10.96.0.0/16",))
-_V6 = ((NODE_IP, "fd00:30::11"), (POD_A, "fd00:244:1::2"), (POD_B, "fd00:244:1::3"), (POD_C, "fd00:244:2::2"),
+_V6 = ((NODE_IP, "fd00:30::11"), (GATEWAY, "fd00:244:1::1"), (POD_A, "fd00:244:1::2"),
+       (POD_B, "fd00:244:1::3"), (POD_C, "fd00:244:2::2"),
        (OUTSIDE, "fd00:30::1"), (HOST, "2001:db8:2::42"), ("10.96.0.", "fd00:96::"), (EXTERNAL, "2001:db8:51::7"),
        (BALANCER, "2001:db8:51::8"), (f"{NODE_IP}/32", "fd00:30::11/128"), (f"{OUTSIDE}/32", "fd00:30::1/128"),
        ("10.244.0.0/16", "fd00:244::/32"), ("10.96.0.0/16", "fd00:96::/112"))
@@ -54,7 +57,8 @@ class Scenario:
             (Backend(_v6(b.ip), b.port), m) for b, m in o.to)) for p, o in self.expect.items()}
         node = replace(self.node, addresses=tuple(map(_v6, self.node.addresses)),
                        pod_cidrs=tuple(map(_v6, self.node.pod_cidrs)),
-                       service_cidrs=tuple(map(_v6, self.node.service_cidrs)))
+                       service_cidrs=tuple(map(_v6, self.node.service_cidrs)), reserved=tuple(map(_v6, self.node.reserved)),
+                       node_ports=None if self.node.node_ports is None else tuple(map(_v6, self.node.node_ports)))
         return Scenario(f"{self.name} (IPv6)", objects, expect, node)
 
 
@@ -69,7 +73,7 @@ def to(backends: Iterable[Backend], masquerade: bool) -> Outcome:
 
 
 def packet(src: str, dst: str, number: int = PORT, protocol: str = "TCP", *, bound: bool = False) -> Packet:
-    return Packet(src, dst, protocol, number, node=src == NODE_IP, bound=bound)  # type: ignore[arg-type]  # table shorthand
+    return Packet(src, dst, protocol, number, src == NODE_IP, bound, INTERFACES.get(src, "eth0"))  # type: ignore[arg-type]  # table shorthand
 
 
 def _everything(*, name: str = "my-service", protocol: str = "TCP", **spec: Any) -> meta.Object:
@@ -112,6 +116,25 @@ def matrix() -> list[Scenario]:
             **_row(POD, _HERE, _ALL), **_row(SELF, _ALL_M, _ALL), **_row(OUT, _HERE, _ALL)}, blind),
         Scenario("masquerade all", (_everything(externalTrafficPolicy="Local"), _slice(*_BOTH)), {
             **_row(POD, _ALL, _ALL_M), **_row(SELF, _ALL_M, _ALL_M), **_row(OUT, _HERE, _ALL_M)}, whole)]
+
+
+def configurations() -> list[Scenario]:
+    """How pods are told from the world, where NodePorts are, which externalIPs are refused."""
+    prefix, one = (replace(INFO, pod_cidrs=(), pod_interface=name) for name in ("veth*", "veth0"))
+    ports = replace(INFO, node_ports=(GATEWAY,))
+    strict = replace(INFO, reserved=(*INFO.pod_cidrs, *INFO.service_cidrs, f"{NODE_IP}/32"))
+    local = (_everything(externalTrafficPolicy="Local"), _slice(*_BOTH))
+    return [
+        Scenario("detector: interface prefix", local, {
+            **_row(POD, _ALL, _ALL), **_row(SELF, _ALL_M, _ALL_M), **_row(OUT, _HERE, _ALL_M)}, prefix),
+        Scenario("detector: one interface", local, {
+            **_row(POD, _ALL, _ALL), **_row(POD_C, _HERE, _ALL_M),
+            **_row(SELF, _ALL_M, _ALL_M), **_row(OUT, _HERE, _ALL_M)}, one),
+        Scenario("NodePorts on chosen addresses", (_everything(), _slice(*_BOTH)), {
+            packet(POD, GATEWAY, NODE_PORT): _ALL_M, packet(OUT, NODE_IP, NODE_PORT): PASS, packet(POD, VIP): _ALL}, ports),
+        Scenario("externalIPs of others", (
+            service("my-service", VIP, [port(PORT)], externalIPs=[POD_C, UNUSED, EXTERNAL]), _slice(*_BOTH)), {
+                packet(POD, POD_C): PASS, packet(POD, UNUSED): DROP, packet(POD, EXTERNAL): _ALL_M}, strict)]
 
 
 def policies() -> list[Scenario]:
@@ -266,5 +289,5 @@ def affinity() -> list[Affinity]:
     ]
 
 
-SCENARIOS = matrix() + policies() + edges() + source_ranges()
+SCENARIOS = matrix() + configurations() + policies() + edges() + source_ranges()
 AFFINITY = affinity()

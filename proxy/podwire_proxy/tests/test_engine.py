@@ -162,7 +162,8 @@ def test_health_and_metrics_are_served() -> None:
     metrics, state = Metrics(services=5), [(True, "up to date")]
 
     async def ask() -> list[tuple[int, str]]:
-        runner = await health.serve("127.0.0.1:0", metrics, lambda: state[0])
+        found = health.routes(metrics, lambda: health.Health(*state[0]), "nftables", {"mode": "nftables"})
+        runner = await health.serve("127.0.0.1:0", found)
         port = runner.addresses[0][1]
         out = []
         async with aiohttp.ClientSession() as session:

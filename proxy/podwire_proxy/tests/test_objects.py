@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from podwire_proxy.changes import Tracker
+from podwire_proxy.config import ProxyConfig
 from podwire_proxy.convert import service_ports, slice_info
 from podwire_proxy.dataplane import Balance, Fate, Key
-from podwire_proxy.main import node_info
 from podwire_proxy.model import Backend, Endpoint, NodeInfo, PortName, ServicePort, normal_ip, packed
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 from podwire_proxy.topology import choose, merge
@@ -46,11 +47,11 @@ def test_a_services_fields() -> None:
         type="LoadBalancer", externalIPs=["198.51.100.07", "198.51.100.7"],
         internalTrafficPolicy="Local", externalTrafficPolicy="Local",
         sessionAffinity="ClientIP", sessionAffinityConfig={"clientIP": {"timeoutSeconds": 60}},
-        loadBalancerSourceRanges=[" 10.0.0.0/8 "],
+        loadBalancerSourceRanges=[" 10.0.0.0/8 "], healthCheckNodePort=30500,
         ingress=[{"ip": "198.51.100.8"}, {"hostname": "lb.example"}, {"ip": "198.51.100.9", "ipMode": "Proxy"}]))
     assert problems == []
     http = ServicePort("default/web", "http", "TCP", 80, ("10.96.0.1", "fd00:96::1"), 30080, ("198.51.100.7",),
-                       ("198.51.100.8",), "Local", "Local", 60, ("10.0.0.0/8",), "2026-01-01T00:00:00Z")
+                       ("198.51.100.8",), "Local", "Local", 60, ("10.0.0.0/8",), 30500, "2026-01-01T00:00:00Z")
     assert ports[0] == http
     assert (ports[1].port_name, ports[1].node_port) == (PortName("h3", "UDP"), 0)
 
@@ -170,6 +171,6 @@ def test_what_the_node_object_tells() -> None:
         {"type": "Hostname", "address": "n1"}, {"type": "InternalIP", "address": "172.30.0.11"},
         {"type": "InternalIP", "address": "172.31.0.11"}, {"type": "InternalIP", "address": "nonsense"},
         {"type": "InternalIP", "address": "fd00:30::11"}]}}
-    info = node_info("n1", obj, ("10.244.0.0/16",), ())
+    info = ProxyConfig("n1", None, Path("/nowhere")).node(obj)
     assert (info.addresses, info.zone) == (("172.30.0.11", "fd00:30::11"), "zone-a")
-    assert node_info("n1", None, (), ()).addresses == ()
+    assert ProxyConfig("n1", None, Path("/nowhere")).node().addresses == ()

@@ -1,0 +1,44 @@
+"""`podwire proxy` as a process inside a namespace."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from podwire_proxy.testing import scenarios as s
+
+from .netns import NetNS
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+class Running:
+    """`podwire proxy` as a process on the node."""
+
+    def __init__(self, ns: NetNS, kubeconfig: Path, run_dir: Path, *flags: str) -> None:
+        self.status_file = run_dir / "status" / "proxy.json"
+        self.status_file.unlink(missing_ok=True)
+        self.process = ns.popen(
+            [sys.executable, "-c", "from podwire_proxy.main import command; command()", "--node-name", s.NODE,
+             "--kubeconfig", str(kubeconfig), "--run-dir", str(run_dir), *flags], stderr=subprocess.PIPE)
+
+    def ready(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"the proxy ended: {self.process.communicate()[1]}")
+        return self.status_file.exists() and bool(json.loads(self.status_file.read_text())["ready"])
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
+        """Returns the log."""
+        self.process.send_signal(number)
+        _, log = self.process.communicate(timeout=10)
+        return log or ""

@@ -1,0 +1,129 @@
+"""What the proxy role is told, checked, and what it makes of its own Node. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from podwire_controlplane.api import meta
+from podwire_controlplane.client import logs
+from podwire_controlplane.client.config import ConfigError
+
+from .model import NodeInfo, covers, normal_ip
+
+log = logs.get("proxy")
+DETECTORS = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
+AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
+
+
+@dataclass(frozen=True)
+class ProxyConfig:
+    """kubeconfig None: in-cluster service account. run_dir: the node's run directory, for the role's status file.
+
+    cluster_cidrs: the pods' addresses. service_cidrs: unallocated addresses inside are dropped. node_cidrs: the nodes'
+    addresses; Services may claim none of all these as externalIPs.
+    detect_local: how a pod's traffic is told from the world's (kube-proxy's detectLocalMode): by cluster_cidrs (() switches
+    the detector off), by the Node's podCIDRs, or by the interface that local_interface names (its prefix).
+    node_port_addresses: "primary", or CIDRs of local addresses. min_interval: seconds between two syncs of a burst.
+    metrics_address, healthz_address: "host:port" for /metrics, /proxyMode and /configz, for /healthz and /livez; "" off.
+    healthz_timeout: seconds that an update may wait before the proxy counts as unhealthy.
+    conntrack: net.netfilter settings to make, as ("nf_conntrack_tcp_timeout_close_wait", 3600).
+    """
+
+    node_name: str
+    kubeconfig: str | None
+    run_dir: Path
+    cluster_cidrs: tuple[str, ...] = ("10.244.0.0/16",)
+    service_cidrs: tuple[str, ...] = ("10.96.0.0/16",)
+    backend: str = "nftables"
+    masquerade_all: bool = False
+    min_interval: float = 0.01
+    verify_interval: float = 600.0
+    metrics_address: str = ""
+    healthz_address: str = ""
+    healthz_timeout: float = 60.0
+    detect_local: str = "ClusterCIDR"
+    local_interface: str = ""
+    node_port_addresses: tuple[str, ...] = ("primary",)
+    node_cidrs: tuple[str, ...] = ()
+    conntrack: tuple[tuple[str, int], ...] = ()
+
+    def node(self, obj: meta.Object | None = None, local: Iterable[str] = ()) -> NodeInfo:
+        """What the proxy needs to know of its Node; without the object there are no NodePorts and no zone.
+
+        local: the machine's own addresses, of which node_port_addresses chooses.
+        """
+        return node_info(self, obj, local)
+
+    @property
+    def scans_addresses(self) -> bool:
+        """Must the machine's addresses be known?"""
+        return self.node_port_addresses != ("primary",)
+
+
+def check(config: ProxyConfig) -> None:
+    """Raises ConfigError that names the field and what it should be."""
+    if config.backend != "nftables":
+        raise ConfigError(f"backend: {config.backend!r} is not known; use 'nftables'")
+    if not config.service_cidrs:
+        raise ConfigError("service_cidrs: is empty; give the range that ClusterIPs come from, as 10.96.0.0/16")
+    ports = tuple(cidr for cidr in config.node_port_addresses if cidr != "primary")
+    if not config.node_port_addresses or (ports and len(ports) != len(config.node_port_addresses)):
+        raise ConfigError("node_port_addresses: must be 'primary' alone, or CIDRs of the node's addresses")
+    for name, cidrs in (("cluster_cidrs", config.cluster_cidrs), ("service_cidrs", config.service_cidrs),
+                        ("node_port_addresses", ports), ("node_cidrs", config.node_cidrs)):
+        for cidr in cidrs:
+            try:
+                ipaddress.ip_network(cidr, strict=False)
+            except ValueError as err:
+                raise ConfigError(f"{name}: {cidr!r} is no CIDR, as 10.244.0.0/16 is one") from err
+    if config.detect_local not in DETECTORS:
+        raise ConfigError(f"detect_local: {config.detect_local!r} is none of {', '.join(DETECTORS)}")
+    if config.detect_local in ("BridgeInterface", "InterfaceNamePrefix") and not 0 < len(config.local_interface) < 16:
+        raise ConfigError(f"local_interface: {config.detect_local} needs an interface's name (1 to 15 characters)")
+    for name, address in (("metrics_address", config.metrics_address), ("healthz_address", config.healthz_address)):
+        host, colon, port = address.rpartition(":")
+        if address and not (colon and port.isdigit() and int(port) < 65536):
+            raise ConfigError(f"{name}: {address!r} is not host:port, as {host or '127.0.0.1'}:10249 is")
+
+
+def _addresses(obj: meta.Object | None, node: str) -> tuple[str, ...]:
+    """The first InternalIP of each family."""
+    found: dict[bool, str] = {}
+    for item in ((obj or {}).get("status") or {}).get("addresses") or []:
+        if item.get("type") == "InternalIP":
+            try:
+                ip = normal_ip(str(item.get("address")))
+            except ValueError:
+                log.warn("unusable address of the own Node", node=node, address=item.get("address"))
+                continue
+            found.setdefault(":" in ip, ip)
+    return tuple(found.values())
+
+
+def node_info(config: ProxyConfig, obj: meta.Object | None, local: Iterable[str]) -> NodeInfo:
+    zone = meta.labels(obj).get("topology.kubernetes.io/zone", "") if obj else ""
+    pods, interface = config.cluster_cidrs, ""
+    if config.detect_local == "NodeCIDR":
+        spec = (obj or {}).get("spec") or {}
+        pods = tuple(spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else []))
+    elif config.detect_local != "ClusterCIDR":
+        pods, interface = (), config.local_interface + ("*" if config.detect_local == "InterfaceNamePrefix" else "")
+    addresses = _addresses(obj, config.node_name)
+    ports = None
+    if config.scans_addresses:
+        usable = (ip for ip in local if not ipaddress.ip_address(ip).is_loopback and not ipaddress.ip_address(ip).is_link_local)
+        ports = tuple(sorted(ip for ip in usable if covers(config.node_port_addresses, ip)))
+    return NodeInfo(config.node_name, addresses, zone, pods, config.service_cidrs, config.masquerade_all, ports, interface,
+                    (*config.cluster_cidrs, *config.service_cidrs, *config.node_cidrs, *(
+                        f"{ip}/{128 if ':' in ip else 32}" for ip in addresses)))
+
+
+def eligible(obj: meta.Object | None) -> bool:
+    """May load balancers send this node new traffic? Not while it is deleted, or about to be."""
+    if obj is None or meta.deleting(obj):
+        return False
+    taints = (obj.get("spec") or {}).get("taints") or []
+    return all(taint.get("key") != AUTOSCALER_TAINT for taint in taints)

@@ -1,0 +1,158 @@
+"""KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1) -> fields of ProxyConfig. Pure.
+
+An existing cluster's file carries over: what has a counterpart is taken, what has none is named, and so is what the format
+does not know. Zero values ("", null, 0, "0s") mean kube-proxy's defaults and are passed over in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from podwire_controlplane.client.config import ConfigError
+
+API, KIND = "kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration"
+_SECTION = {"masqueradeBit", "masqueradeAll", "syncPeriod", "minSyncPeriod"}
+KNOWN: dict[str, set[str]] = {
+    "": {"apiVersion", "kind", "featureGates", "clientConnection", "logging", "hostnameOverride", "bindAddress",
+         "healthzBindAddress", "metricsBindAddress", "bindAddressHardFail", "enableProfiling", "showHiddenMetricsForVersion",
+         "mode", "iptables", "ipvs", "nftables", "winkernel", "detectLocalMode", "detectLocal", "clusterCIDR",
+         "nodePortAddresses", "oomScoreAdj", "conntrack", "configSyncPeriod", "portRange", "windowsRunAsService"},
+    "clientConnection": {"kubeconfig", "acceptContentTypes", "contentType", "qps", "burst"},
+    "detectLocal": {"bridgeInterface", "interfaceNamePrefix"},
+    "iptables": _SECTION | {"localhostNodePorts"},
+    "nftables": _SECTION,
+    "ipvs": {"syncPeriod", "minSyncPeriod", "scheduler", "excludeCIDRs", "strictARP", "tcpTimeout", "tcpFinTimeout",
+             "udpTimeout"},
+    "conntrack": {"maxPerCore", "min", "tcpEstablishedTimeout", "tcpCloseWaitTimeout", "tcpBeLiberal", "udpTimeout",
+                  "udpStreamTimeout"}}
+# Settings that change nothing here, and are no loss: our own encoding, no bind of NodePorts, no packet mark ...
+HARMLESS = {"clientConnection.acceptContentTypes", "clientConnection.contentType", "clientConnection.qps",
+            "clientConnection.burst", "bindAddress", "bindAddressHardFail", "iptables.masqueradeBit", "nftables.masqueradeBit",
+            "portRange", "configSyncPeriod", "oomScoreAdj", "logging", "windowsRunAsService", "winkernel", "ipvs"}
+SYSCTLS = {"tcpEstablishedTimeout": "nf_conntrack_tcp_timeout_established",
+           "tcpCloseWaitTimeout": "nf_conntrack_tcp_timeout_close_wait", "udpTimeout": "nf_conntrack_udp_timeout",
+           "udpStreamTimeout": "nf_conntrack_udp_timeout_stream"}
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+
+
+def seconds(where: str, text: Any) -> float:
+    """A Go duration ("1h30m", "500ms") in seconds. Raises ConfigError."""
+    whole = str(text)
+    parts = re.findall(r"([0-9]*\.?[0-9]+)(ms|us|ns|h|m|s)", whole)
+    if whole == "0":
+        return 0.0
+    if not parts or "".join(number + unit for number, unit in parts) != whole:
+        raise ConfigError(f"{where}: {text!r} is no duration, as 30s or 1h30m is one")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def _is_default(value: Any) -> bool:
+    return value in (None, "", 0, False, "0s", [], {})
+
+
+class Reader:
+    """Takes keys out of the document; what is left in the end was not understood."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self.document = document
+        self.notes: list[str] = []
+        self.taken: set[str] = set()
+
+    def take(self, path: str, kind: type | tuple[type, ...] = str) -> Any:
+        """The value at "section.key", None where it is the default. Raises ConfigError for a value of another type."""
+        self.taken.add(path)
+        section, _, key = path.rpartition(".")
+        holder = self.document.get(section) if section else self.document
+        value = holder.get(key) if isinstance(holder, Mapping) else None
+        if _is_default(value):
+            return None
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+            names = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
+            raise ConfigError(f"{path}: {value!r} should be of type {names}")
+        return value
+
+    def duration(self, path: str) -> float | None:
+        value = self.take(path)
+        return None if value is None else seconds(path, value)
+
+    def left(self) -> list[str]:
+        """Notes about unknown keys, and about known ones with a value that nothing here honours."""
+        notes = list(self.notes)
+        for section, known in KNOWN.items():
+            holder = self.document.get(section) if section else self.document
+            if not isinstance(holder, Mapping):
+                if not _is_default(holder):
+                    notes.append(f"{section}: should be a mapping; left out")
+                continue
+            for key, value in holder.items():
+                path = f"{section}.{key}" if section else str(key)
+                if key not in known:
+                    notes.append(f"{path}: is no key of {KIND}; left out")
+                elif not (path in self.taken or path in HARMLESS or section in HARMLESS or path in KNOWN
+                          or path in ("apiVersion", "kind") or _is_default(value)):
+                    notes.append(f"{path}: is not supported; {value!r} has no effect")
+        return notes
+
+
+def read(document: Any) -> tuple[dict[str, Any], list[str]]:
+    """(fields of ProxyConfig that the file sets, notes). Raises ConfigError for another kind or a value of a wrong type."""
+    if not isinstance(document, Mapping) or (document.get("apiVersion"), document.get("kind")) != (API, KIND):
+        raise ConfigError(f"the file is no {KIND} of {API}")
+    reader = Reader(document)
+    fields: dict[str, Any] = {}
+
+    def put(name: str, value: Any, convert: Callable[[Any], Any] = lambda x: x) -> None:
+        if value is not None:
+            fields[name] = convert(value)
+
+    put("kubeconfig", reader.take("clientConnection.kubeconfig"))
+    put("node_name", reader.take("hostnameOverride"))
+    put("healthz_address", reader.take("healthzBindAddress"))
+    put("metrics_address", reader.take("metricsBindAddress"))
+    put("cluster_cidrs", reader.take("clusterCIDR"), lambda text: tuple(part.strip() for part in text.split(",")))
+    put("node_port_addresses", reader.take("nodePortAddresses", list), lambda items: tuple(map(str, items)))
+    _mode(reader, fields)
+    put("detect_local", reader.take("detectLocalMode"))
+    for mode, key in (("BridgeInterface", "bridgeInterface"), ("InterfaceNamePrefix", "interfaceNamePrefix")):
+        value = reader.take(f"detectLocal.{key}")
+        if fields.get("detect_local") == mode:
+            put("local_interface", value)
+    conntrack = [(name, int(value)) for key, name in SYSCTLS.items() if (value := reader.duration(f"conntrack.{key}"))]
+    if reader.take("conntrack.tcpBeLiberal", bool):
+        conntrack.append(("nf_conntrack_tcp_be_liberal", 1))
+    if conntrack:
+        fields["conntrack"] = tuple(conntrack)
+    return fields, reader.left()
+
+
+def _mode(reader: Reader, fields: dict[str, Any]) -> None:
+    """kube-proxy's mode and the section that belongs to it. Whatever the mode, the behaviour here is that of `nftables`."""
+    mode = reader.take("mode") or "iptables"
+    if mode not in ("iptables", "ipvs", "nftables"):
+        raise ConfigError(f"mode: {mode!r} is none of iptables, ipvs, nftables")
+    if mode != "nftables":
+        reader.notes.append(f"mode: {mode} is served by the nftables backend, with kube-proxy's nftables behaviour")
+    for section in ("iptables", "nftables"):
+        masquerade = reader.take(f"{section}.masqueradeAll", bool)
+        period, least = (reader.duration(f"{section}.{key}") for key in ("syncPeriod", "minSyncPeriod"))
+        if section == mode:
+            fields.update({"masquerade_all": True} if masquerade else {})
+            fields.update({"healthz_timeout": 2 * period} if period else {})
+            fields.update({"min_interval": least} if least else {})
+
+
+def write(config: Any) -> dict[str, Any]:
+    """The running ProxyConfig in the file's terms, for /configz."""
+    interface = {"BridgeInterface": "bridgeInterface", "InterfaceNamePrefix": "interfaceNamePrefix"}.get(config.detect_local)
+    settings = dict(config.conntrack)
+    return {
+        "apiVersion": API, "kind": KIND, "mode": config.backend, "hostnameOverride": config.node_name,
+        "clientConnection": {"kubeconfig": config.kubeconfig or ""}, "clusterCIDR": ",".join(config.cluster_cidrs),
+        "healthzBindAddress": config.healthz_address, "metricsBindAddress": config.metrics_address,
+        "nodePortAddresses": list(config.node_port_addresses), "detectLocalMode": config.detect_local,
+        "detectLocal": {interface: config.local_interface} if interface else {},
+        "nftables": {"masqueradeAll": config.masquerade_all, "minSyncPeriod": f"{config.min_interval}s",
+                     "syncPeriod": f"{config.healthz_timeout / 2}s"},
+        "conntrack": {key: f"{settings[name]}s" for key, name in SYSCTLS.items() if name in settings}}

@@ -1,0 +1,187 @@
+"""Configuration: KubeProxyConfiguration files, detectors, NodePort addresses, and what depends on the Node."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from podwire_controlplane.client.config import ConfigError
+from podwire_proxy import kubeproxyfile, main
+from podwire_proxy.changes import Tracker
+from podwire_proxy.config import ProxyConfig, check, eligible
+from podwire_proxy.dataplane import HealthCheck
+from podwire_proxy.testing import scenarios as s
+from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
+
+HEAD = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
+BASE = ProxyConfig("n1", None, Path("/nowhere"))
+# As kubeadm writes it, nothing left out.
+KUBEADM = """
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+bindAddress: 0.0.0.0
+bindAddressHardFail: false
+clientConnection: {acceptContentTypes: "", burst: 0, contentType: "", kubeconfig: /var/lib/kube-proxy/kubeconfig.conf, qps: 0}
+clusterCIDR: 10.244.0.0/16,fd00:244::/56
+configSyncPeriod: 0s
+conntrack: {maxPerCore: null, min: null, tcpBeLiberal: false, tcpCloseWaitTimeout: null, tcpEstablishedTimeout: null,
+  udpStreamTimeout: 0s, udpTimeout: 0s}
+detectLocal: {bridgeInterface: "", interfaceNamePrefix: ""}
+detectLocalMode: ""
+enableProfiling: false
+healthzBindAddress: ""
+hostnameOverride: ""
+iptables: {localhostNodePorts: null, masqueradeAll: false, masqueradeBit: null, minSyncPeriod: 0s, syncPeriod: 0s}
+ipvs: {excludeCIDRs: null, minSyncPeriod: 0s, scheduler: "", strictARP: false, syncPeriod: 0s, tcpFinTimeout: 0s,
+  tcpTimeout: 0s, udpTimeout: 0s}
+kind: KubeProxyConfiguration
+logging: {flushFrequency: 0, options: {json: {infoBufferSize: "0"}}, verbosity: 0}
+metricsBindAddress: ""
+mode: ""
+nftables: {masqueradeAll: false, masqueradeBit: null, minSyncPeriod: 0s, syncPeriod: 0s}
+nodePortAddresses: null
+oomScoreAdj: null
+portRange: ""
+showHiddenMetricsForVersion: ""
+winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: "", rootHnsEndpointName: "", sourceVip: ""}
+"""
+
+
+def test_kubeadms_file_is_taken_as_it_is() -> None:
+    fields, notes = kubeproxyfile.read(yaml.safe_load(KUBEADM))
+    assert fields == {"kubeconfig": "/var/lib/kube-proxy/kubeconfig.conf", "cluster_cidrs": ("10.244.0.0/16", "fd00:244::/56")}
+    assert notes == ["mode: iptables is served by the nftables backend, with kube-proxy's nftables behaviour"]
+
+
+def test_every_setting_with_a_counterpart_carries_over() -> None:
+    fields, notes = kubeproxyfile.read({
+        **HEAD, "mode": "nftables", "hostnameOverride": "worker", "healthzBindAddress": "0.0.0.0:10256",
+        "metricsBindAddress": "127.0.0.1:10249", "nodePortAddresses": ["192.0.2.0/24"], "detectLocalMode": "BridgeInterface",
+        "detectLocal": {"bridgeInterface": "cni0", "interfaceNamePrefix": "veth"},
+        "nftables": {"masqueradeAll": True, "syncPeriod": "1m30s", "minSyncPeriod": "500ms"},
+        "iptables": {"masqueradeAll": False, "syncPeriod": "7s"},
+        "conntrack": {"tcpEstablishedTimeout": "24h0m0s", "tcpCloseWaitTimeout": "1h", "tcpBeLiberal": True}})
+    assert notes == []
+    config = replace(BASE, **fields)
+    check(config)
+    assert config == replace(
+        BASE, node_name="worker", healthz_address="0.0.0.0:10256", metrics_address="127.0.0.1:10249",
+        node_port_addresses=("192.0.2.0/24",), detect_local="BridgeInterface", local_interface="cni0", masquerade_all=True,
+        healthz_timeout=180.0, min_interval=0.5, conntrack=(
+            ("nf_conntrack_tcp_timeout_established", 86400), ("nf_conntrack_tcp_timeout_close_wait", 3600),
+            ("nf_conntrack_tcp_be_liberal", 1)))
+    again, _ = kubeproxyfile.read(kubeproxyfile.write(config))
+    assert replace(BASE, **again).detect_local == "BridgeInterface", "/configz is itself such a file"
+
+
+@pytest.mark.parametrize(("part", "words"), [
+    ({"nodePortAdresses": ["10.0.0.0/8"]}, "nodePortAdresses: is no key"),
+    ({"conntrack": {"maximum": 5}}, "conntrack.maximum: is no key"),
+    ({"conntrack": {"maxPerCore": 32768}}, "conntrack.maxPerCore: is not supported"),
+    ({"iptables": {"localhostNodePorts": True}}, "iptables.localhostNodePorts: is not supported"),
+    ({"featureGates": {"X": True}}, "featureGates: is not supported"), ({"iptables": 7}, "iptables: should be a mapping")])
+def test_what_has_no_effect_is_named(part: dict[str, Any], words: str) -> None:
+    _, notes = kubeproxyfile.read({**HEAD, "mode": "nftables", **part})
+    assert [note[:len(words)] for note in notes] == [words]
+
+
+@pytest.mark.parametrize(("document", "words"), [
+    ([], "KubeProxyConfiguration"), ({**HEAD, "kind": "KubeletConfiguration"}, "KubeProxyConfiguration"),
+    ({**HEAD, "mode": "userspace"}, "mode: 'userspace'"), ({**HEAD, "clusterCIDR": 7}, "clusterCIDR: 7"),
+    ({**HEAD, "nodePortAddresses": "10.0.0.0/8"}, "nodePortAddresses"),
+    ({**HEAD, "nftables": {"syncPeriod": "30"}}, "syncPeriod"),
+    ({**HEAD, "conntrack": {"tcpBeLiberal": "yes"}}, "tcpBeLiberal")])
+def test_a_file_that_cannot_be_meant_is_refused(document: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        kubeproxyfile.read(document)
+
+
+@pytest.mark.parametrize("content", ["a: [", "kind: Pod", "\x00", ""])
+def test_a_bad_file_gets_one_line(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(content)
+    done = CliRunner().invoke(main.command, ["--config", str(file), "--node-name", "n1", "--dry-run"])
+    assert done.exit_code == 1
+    assert str(file) in done.output
+    assert "Traceback" not in done.output
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(KUBEADM.replace('hostnameOverride: ""', "hostnameOverride: worker"))
+    config = main.configured(file, {"cluster_cidrs": ("10.1.0.0/16",), "masquerade_all": False, "run_dir": Path("/r")})
+    assert (config.node_name, config.cluster_cidrs, config.run_dir) == ("worker", ("10.1.0.0/16",), Path("/r"))
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"detect_local": "Magic"}, "detect_local"), ({"detect_local": "BridgeInterface"}, "local_interface"),
+    ({"detect_local": "InterfaceNamePrefix", "local_interface": "x" * 16}, "local_interface"),
+    ({"node_port_addresses": ("primary", "10.0.0.0/8")}, "node_port_addresses"),
+    ({"node_port_addresses": ()}, "node_port_addresses"),
+    ({"node_port_addresses": ("eth0",)}, "node_port_addresses"), ({"healthz_address": "10256"}, "healthz_address")])
+def test_a_config_names_its_bad_field(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{words}: "):
+        check(replace(BASE, **change))
+
+
+NODE: dict[str, Any] = {"metadata": {"name": "n1"}, "spec": {"podCIDRs": ["10.244.1.0/24", "fd00:244:1::/64"]},
+                        "status": {"addresses": [{"type": "InternalIP", "address": "172.30.0.11"}]}}
+
+
+@pytest.mark.parametrize(("mode", "interface", "pods", "wanted"), [
+    ("ClusterCIDR", "", ("10.244.0.0/16",), ""), ("NodeCIDR", "", ("10.244.1.0/24", "fd00:244:1::/64"), ""),
+    ("BridgeInterface", "cni0", (), "cni0"), ("InterfaceNamePrefix", "veth", (), "veth*")])
+def test_detectors(mode: str, interface: str, pods: tuple[str, ...], wanted: str) -> None:
+    info = replace(BASE, detect_local=mode, local_interface=interface).node(NODE)
+    assert (info.pod_cidrs, info.pod_interface) == (pods, wanted)
+
+
+def test_node_port_addresses() -> None:
+    local = ("127.0.0.1", "172.30.0.11", "192.0.2.7", "fe80::1", "fd00:30::11")
+    assert BASE.node(NODE, local).node_port_ips == ("172.30.0.11",)
+    some = replace(BASE, node_port_addresses=("192.0.2.0/24", "fd00::/8"))
+    assert some.node(NODE, local).node_port_ips == ("192.0.2.7", "fd00:30::11")
+    everywhere = replace(BASE, node_port_addresses=("0.0.0.0/0",))
+    assert everywhere.node(NODE, local).node_port_ips == ("172.30.0.11", "192.0.2.7"), "never on loopback"
+
+
+@pytest.mark.parametrize(("part", "expected"), [
+    ({}, True), ({"spec": {"taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]}}, False),
+    ({"spec": {"taints": [{"key": "other"}]}}, True),
+    ({"metadata": {"name": "n1", "deletionTimestamp": "2026-01-01T00:00:00Z"}}, False)])
+def test_load_balancers_leave_a_node_that_goes(part: dict[str, Any], expected: bool) -> None:
+    assert eligible({**NODE, **part}) is expected
+    assert not eligible(None)
+
+
+def test_external_addresses_inside_our_own_ranges_are_refused() -> None:
+    tracker = Tracker(replace(BASE, node_cidrs=("172.30.0.0/24",)).node(NODE))
+    hijack = ["10.96.0.1", "10.244.2.3", "172.30.0.11", "172.30.0.12", s.EXTERNAL]
+    problems = tracker.service("default/x", service("x", s.VIP, [port(80)], externalIPs=hijack))
+    assert [p.split()[1] for p in problems] == hijack[:-1]
+    tracker.flush()
+    assert {key.ip for key in tracker.dataplane.frontends} == {s.VIP, s.EXTERNAL}
+
+
+def test_health_checks_count_ready_endpoints_of_this_node() -> None:
+    tracker = Tracker(s.INFO)
+    local: dict[str, Any] = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30500,
+             "ingress": [{"ip": s.BALANCER}]}
+    tracker.service("default/x", service("x", s.VIP, [port(80, name="a"), port(81, name="b")], **local))
+    found = [endpoint(s.POD_A, s.NODE), endpoint(s.POD_B, s.NODE, ready=False, serving=True, terminating=True),
+             endpoint(s.POD_C, "n2")]
+    tracker.slice("s", endpoint_slice("x", found, [("a", "TCP", 80), ("b", "TCP", 81)]))
+    tracker.flush()
+    assert tracker.dataplane.health == {"default/x": HealthCheck(30500, 1)}
+    assert tracker.dataplane.stranded == [0, 0]
+    tracker.slice("s", endpoint_slice("x", found[2:], [("a", "TCP", 80), ("b", "TCP", 81)]))
+    tracker.flush()
+    assert tracker.dataplane.health == {"default/x": HealthCheck(30500, 0)}
+    assert tracker.dataplane.stranded == [0, 2]
+    tracker.service("default/x", service("x", s.VIP, [port(80, name="a")], **{**local, "externalTrafficPolicy": "Cluster"}))
+    tracker.flush()
+    assert (tracker.dataplane.health, tracker.dataplane.stranded) == ({}, [0, 0])
