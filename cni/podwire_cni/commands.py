@@ -17,7 +17,7 @@ from .errors import CNIError, Code
 from .ipam.allocator import Allocator, Lease, PoolExhausted
 from .nodetable import PodRules
 from .ops import DeleteLink, DeleteNeighbour, Op
-from .plan import NodeNet, Seen, add_plan, differences, host_veth, repair_plan
+from .plan import OWN_LINK, NodeNet, Seen, add_plan, differences, host_veth, ifb_of, repair_plan
 from .result import merge, to_json
 from .types import Attachment, Call, NetConf, PortMapping, RangeSet
 
@@ -134,7 +134,7 @@ class Plugin:
         wrong = [f"the lease of {ip.address.ip} is not held by this container" for ip in conf.prev_result.ips
                  if ip.address.ip not in held and any(ip.address.ip in r.subnet for s in node.ranges for r in s)]
         seen = self.kernel.observe(call.attachment.ifname, host_veth(call.attachment), pod_fd)
-        wrong += differences(conf.prev_result, call.attachment, node.bridge, seen)
+        wrong += differences(conf.prev_result, call.attachment, node.bridge, conf.bandwidth, seen)
         wrong += self.firewall.missing(_rules(leases)) if leases else []
         if wrong:
             raise CNIError(Code.IO_FAILURE, f"{call.attachment}: " + "; ".join(wrong),
@@ -206,9 +206,9 @@ class Plugin:
                     held = self.allocator.owned_by(owner)
                 self.kernel.apply(repair_plan(owner, held[0].mac, [lease.address for lease in held], node))
                 told.append(f"{name} of {leases[name].pod or owner}: made a port of {node.bridge} again")
-            elif master == bridge and name not in leases and name.startswith("veth"):
+            elif OWN_LINK.match(name) and name.replace("ifb", "veth") not in leases and (master == bridge or name[0] == "i"):
                 self.kernel.remove([DeleteLink(name)])
-                told.append(f"{name}: a port of {node.bridge} without a lease, removed")
+                told.append(f"{name}: a link of a pod without a lease, removed")
         return told
 
     def pods(self) -> dict[Attachment, PodRules]:
@@ -288,7 +288,7 @@ class Plugin:
         if held:
             self.firewall.detach(owner, _rules(held))
         ops: list[Op] = [DeleteNeighbour(node.bridge, lease.address) for lease in held] if node else []
-        self.kernel.remove([*ops, DeleteLink(host_veth(owner))])
+        self.kernel.remove([*ops, DeleteLink(host_veth(owner)), DeleteLink(ifb_of(owner))])
         with self._leases:
             self.allocator.release(owner)
 

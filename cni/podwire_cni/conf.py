@@ -15,7 +15,20 @@ from typing import Any
 
 from .errors import CNIError, Code
 from .result import parse_result, parse_route
-from .types import VERSIONS, Attachment, Call, Dns, IPAddress, IPNetwork, NetConf, PortMapping, Range, RangeSet
+from .types import (
+    VERSIONS,
+    Attachment,
+    Bandwidth,
+    Call,
+    Dns,
+    IPAddress,
+    IPNetwork,
+    Limit,
+    NetConf,
+    PortMapping,
+    Range,
+    RangeSet,
+)
 
 COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
@@ -25,7 +38,7 @@ NEEDS = {"ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), "CHECK": ("CNI_C
 _KEYS = {"cniVersion", "cniVersions", "name", "type", "mtu", "ipam", "dns", "args", "capabilities", "runtimeConfig",
          "prevResult", "socket", "standalone", "pythonPlugin", "disableCheck", "disableGC", "ipMasq"}
 _IPAM_KEYS = {"type", "ranges", "subnet", "rangeStart", "rangeEnd", "gateway", "routes"}
-_CAPABILITIES = {"ips", "mac", "ipRanges", "dns", "aliases", "cgroupPath", "portMappings"}
+_CAPABILITIES = {"ips", "mac", "ipRanges", "dns", "aliases", "cgroupPath", "portMappings", "bandwidth"}
 PROTOCOLS = ("tcp", "udp", "sctp")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*\Z")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
@@ -211,6 +224,28 @@ def port_mappings(raw: Any, field: str) -> tuple[PortMapping, ...]:
     return tuple(found)
 
 
+def bandwidth(raw: Any, field: str) -> Bandwidth:
+    """The capability bandwidth (CNI conventions): ingressRate, ingressBurst, egressRate, egressBurst in bits (a second).
+
+    A rate of 0 is no limit. Without a burst, a tenth of a second's worth may pass at once.
+    """
+    names = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
+    keys = _no_case(_object(raw, field), names, field)
+    for key, value in keys.items():
+        if value is not None and (type(value) is not int or value < 0 or value >> 63):
+            raise _bad(f"{field}.{key}", value, "a number of bits")
+
+    def limit(way: str) -> Limit | None:
+        rate, burst = keys.get(f"{way}Rate") or 0, keys.get(f"{way}Burst") or 0
+        if not rate and burst:
+            raise _bad(f"{field}.{way}Burst", burst, f"left out without {way}Rate")
+        if rate and rate < 1000:
+            raise _bad(f"{field}.{way}Rate", rate, "at least 1000 bits a second")
+        return Limit(rate, burst or rate // 10) if rate else None
+
+    return Bandwidth(limit("ingress"), limit("egress"))
+
+
 def version_of(stdin: bytes) -> str:
     """The cniVersion to answer in, even where the rest of the configuration is broken."""
     try:
@@ -258,6 +293,7 @@ def parse_conf(stdin: bytes) -> NetConf:
                   for i, ip in enumerate(_list(caps.get("ips"), "runtimeConfig.ips"))),
         mac=mac,
         ports=port_mappings(caps.get("portMappings"), "runtimeConfig.portMappings"),
+        bandwidth=bandwidth(caps.get("bandwidth"), "runtimeConfig.bandwidth"),
         prev_result=parse_result(conf["prevResult"]) if conf.get("prevResult") is not None else None,
         valid_attachments=_attachments(conf["cni.dev/valid-attachments"], "cni.dev/valid-attachments")
         if "cni.dev/valid-attachments" in conf else None,

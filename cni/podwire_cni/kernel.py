@@ -27,11 +27,14 @@ from .ops import (
     AddForwarding,
     AddNeighbour,
     AddRoute,
+    CreateIfb,
     CreateVeth,
     DeleteLink,
     DeleteNeighbour,
     JoinBridge,
+    LimitRate,
     Op,
+    Redirect,
     SetUp,
     undo,
 )
@@ -42,6 +45,7 @@ CLONE_NEWNET = 0x40000000
 NS_GET_NSTYPE = 0xB703
 READY_SECONDS = 2.0
 _GONE = (errno.ENODEV, errno.ENOENT, errno.ESRCH)
+_CREATES = (CreateVeth, CreateIfb)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -111,10 +115,10 @@ class Kernel:
             done: list[Op] = []
             back = stack.enter_context(contextlib.ExitStack())
             back.callback(lambda: self._undo(done))
-            for (place, _), group in itertools.groupby(ops, key=lambda op: (op.place, isinstance(op, CreateVeth))):
+            for (place, _), group in itertools.groupby(ops, key=lambda op: (op.place, isinstance(op, _CREATES))):
                 batch = list(group)
-                created = isinstance(batch[0], CreateVeth)
-                # A refused veth is not ours to delete; of any other batch a part may have been done.
+                created = isinstance(batch[0], _CREATES)
+                # A refused link is not ours to delete; of any other batch a part may have been done.
                 done += [] if created else batch
                 _send(sockets[place], batch, pod_fd)
                 done += batch if created else []
@@ -176,16 +180,16 @@ class Kernel:
         from pyroute2 import IPRoute
 
         with IPRoute() as node:
-            host_link = _look(node, host)
+            host_link, rates = _look(node, host), _rates(node, {host, "ifb" + host[4:]})
         with self.inside(pod_fd), IPRoute() as pod:
             link = _look(pod, eth)
             if link is None:
-                return Seen(None, host_link)
+                return Seen(None, host_link, rates=rates)
             index = pod.link_lookup(ifname=eth)[0]
             addresses = frozenset(ip_interface(f"{a.get('IFA_ADDRESS')}/{a['prefixlen']}")
                                   for a in pod.get_addr(index=index))
             routes = frozenset(_route(r) for r in pod.get_routes(table=nl.RT_TABLE_MAIN) if r.get("RTA_OIF") == index)
-        return Seen(link, host_link, addresses, routes)
+        return Seen(link, host_link, addresses, routes, rates)
 
 
 def encode(op: Op, index: dict[str, int], pod_fd: int) -> Iterator[bytes]:
@@ -206,6 +210,13 @@ def encode(op: Op, index: dict[str, int], pod_fd: int) -> Iterator[bytes]:
             yield nl.port_hairpin(index[op.link])
         case AddForwarding():
             yield nl.new_fdb(index[op.link], op.mac)
+        case CreateIfb():
+            yield nl.new_ifb(op.link, op.mtu)
+        case LimitRate():
+            yield nl.token_bucket(index[op.link], op.rate, op.burst)
+        case Redirect():
+            yield nl.ingress_queue(index[op.link])
+            yield nl.redirect(index[op.link], index[op.to])
         case DeleteLink():
             yield nl.delete_link(index[op.link])
         case DeleteNeighbour():
@@ -214,7 +225,7 @@ def encode(op: Op, index: dict[str, int], pod_fd: int) -> Iterator[bytes]:
 
 def _send(sock: nl.Netlink, batch: Sequence[Op], pod_fd: int | None) -> None:
     names = {op.bridge for op in batch if isinstance(op, JoinBridge)}
-    names |= {op.link for op in batch if not isinstance(op, CreateVeth)}
+    names |= {op.to for op in batch if isinstance(op, Redirect)} | {op.link for op in batch if not isinstance(op, _CREATES)}
     index = {name: sock.index(name) for name in names}
     pairs = [(op, message) for op in batch for message in encode(op, index, -1 if pod_fd is None else pod_fd)]
     try:
@@ -291,6 +302,18 @@ def _look(ipr: object, name: str) -> LinkSeen | None:
     master = link.get("IFLA_MASTER")
     bridge = ipr.get_links(master)[0].get("IFLA_IFNAME") if master else ""  # type: ignore[attr-defined]  # as above
     return LinkSeen(link.get("IFLA_ADDRESS"), link["state"] == "up", link.get("IFLA_MTU"), bridge)
+
+
+def _rates(ipr: object, names: set[str]) -> frozenset[tuple[str, int]]:
+    """(link, bytes a second) of the token buckets of these links."""
+    found = set()
+    for name in names:
+        for index in ipr.link_lookup(ifname=name):  # type: ignore[attr-defined]  # pyroute2 ships no types
+            for queue in ipr.get_qdiscs(index=index):  # type: ignore[attr-defined]  # as above
+                if queue.get("TCA_KIND") == "tbf" and (options := queue.get("TCA_OPTIONS")):
+                    rate = options.get("TCA_TBF_RATE64") or options.get("TCA_TBF_PARMS")["rate"]
+                    found.add((name, int(rate)))
+    return frozenset(found)
 
 
 def _route(route: object) -> tuple[nl.IPNetwork, nl.IPAddress | None]:

@@ -79,6 +79,34 @@ class AddForwarding:
 
 
 @dataclass(frozen=True, slots=True)
+class CreateIfb:
+    """An intermediate device: packets that Redirect sends to it pass its queue and go on where they came from."""
+
+    link: str
+    mtu: int
+    place: Place = "node"
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRate:
+    """A token bucket as the queue of `link`. rate: bytes a second; burst: bytes."""
+
+    link: str
+    rate: int
+    burst: int
+    place: Place = "node"
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """All that comes in by `link` passes the queue of `to` first."""
+
+    link: str
+    to: str
+    place: Place = "node"
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteLink:
     link: str
     place: Place = "node"
@@ -91,13 +119,16 @@ class DeleteNeighbour:
     place: Place = "node"
 
 
-Op = CreateVeth | SetUp | AddAddress | AddRoute | AddNeighbour | JoinBridge | AddForwarding | DeleteLink | DeleteNeighbour
+Op = (CreateVeth | SetUp | AddAddress | AddRoute | AddNeighbour | JoinBridge | AddForwarding | CreateIfb | LimitRate | Redirect
+      | DeleteLink | DeleteNeighbour)
 
 
 def inverse(op: Op) -> Op | None:
     """What undoes `op`; None where the end of the veth, or nothing at all, is enough."""
     if isinstance(op, CreateVeth):
         return DeleteLink(op.host)
+    if isinstance(op, CreateIfb):
+        return DeleteLink(op.link)
     if isinstance(op, AddNeighbour) and op.place == "node":
         return DeleteNeighbour(op.link, op.address)
     return None

@@ -8,20 +8,35 @@ of a Service are translated back whether or not the bridge calls netfilter (br_n
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
 
-from .ops import AddAddress, AddForwarding, AddNeighbour, AddRoute, CreateVeth, JoinBridge, Op, SetUp
+from .ops import (
+    AddAddress,
+    AddForwarding,
+    AddNeighbour,
+    AddRoute,
+    CreateIfb,
+    CreateVeth,
+    JoinBridge,
+    LimitRate,
+    Op,
+    Redirect,
+    SetUp,
+)
 from .types import (
     BRIDGE,
     Attachment,
+    Bandwidth,
     Call,
     Interface,
     IPAddress,
     IPConfig,
     IPInterface,
     IPNetwork,
+    Limit,
     NetConf,
     Range,
     RangeSet,
@@ -39,6 +54,14 @@ def mac_for(address: IPAddress, side: int = 0x58) -> str:
 def host_veth(owner: Attachment) -> str:
     """The name of the node's end: derived from the owner, so that DEL finds it with nothing but the runtime's words."""
     return "veth" + hashlib.sha256(str(owner).encode()).hexdigest()[:11]
+
+
+def ifb_of(owner: Attachment) -> str:
+    """The name of the device that limits what a pod sends."""
+    return "ifb" + host_veth(owner)[4:]
+
+
+OWN_LINK = re.compile(r"(veth|ifb)[0-9a-f]{11}\Z")
 
 
 def host_route(address: IPAddress) -> IPInterface:
@@ -102,10 +125,31 @@ def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple
     ops += [AddRoute(eth, route.dst, route.gw) for route in routes]
     ops += [SetUp(host, "node", alias), JoinBridge(host, node.bridge), AddForwarding(host, mac)]
     ops += [AddNeighbour(node.bridge, address, mac, "node") for address, _ in addresses]
+    ops += _limits(call.attachment, conf.bandwidth, mtu)
     interfaces = (Interface(node.bridge, node.bridge_mac, node.mtu), Interface(host, host_mac, mtu),
                   Interface(eth, mac, mtu, call.netns))
     ips = tuple(IPConfig(host_route(address), r.gateway, 2) for address, r in addresses)
     return Plan(tuple(ops), Result(interfaces, ips, routes, conf.dns))
+
+
+def rates(owner: Attachment, bandwidth: Bandwidth) -> dict[str, int]:
+    """link -> bytes a second of its token bucket. What the pod receives waits before the veth, what it sends behind it."""
+    pairs = ((host_veth(owner), bandwidth.ingress), (ifb_of(owner), bandwidth.egress))
+    return {link: limit.rate // 8 for link, limit in pairs if limit}
+
+
+def _limits(owner: Attachment, bandwidth: Bandwidth, mtu: int) -> list[Op]:
+    host, ifb, ops = host_veth(owner), ifb_of(owner), list[Op]()
+
+    def bucket(link: str, limit: Limit) -> LimitRate:
+        # A packet that is larger than the bucket would never pass.
+        return LimitRate(link, limit.rate // 8, min(max(limit.burst // 8, 2 * mtu + 40), 0xFFFFFFFF))
+
+    if bandwidth.ingress:
+        ops.append(bucket(host, bandwidth.ingress))
+    if bandwidth.egress:
+        ops += [CreateIfb(ifb, mtu), SetUp(ifb, "node"), bucket(ifb, bandwidth.egress), Redirect(host, ifb)]
+    return ops
 
 
 def repair_plan(owner: Attachment, mac: str, addresses: Sequence[IPAddress], node: NodeNet) -> tuple[Op, ...]:
@@ -133,9 +177,10 @@ class Seen:
     host_link: LinkSeen | None
     addresses: frozenset[IPInterface] = frozenset()
     routes: frozenset[tuple[IPNetwork, IPAddress | None]] = frozenset()
+    rates: frozenset[tuple[str, int]] = frozenset()  # link, bytes a second
 
 
-def differences(expected: Result, owner: Attachment, bridge: str, seen: Seen) -> list[str]:
+def differences(expected: Result, owner: Attachment, bridge: str, bandwidth: Bandwidth, seen: Seen) -> list[str]:
     """How what is there differs from the result that the runtime remembers (prevResult); empty: all is well."""
     found = []
     eth, host = owner.ifname, host_veth(owner)
@@ -157,5 +202,7 @@ def differences(expected: Result, owner: Attachment, bridge: str, seen: Seen) ->
         found.append(f"{host} is down")
     found += [f"{eth} lacks address {ip.address}" for ip in expected.ips
               if ip.interface in (None, position) and ip.address not in seen.addresses]
+    found += [f"{link} is not limited to {rate} bytes a second" for link, rate in rates(owner, bandwidth).items()
+              if (link, rate) not in seen.rates]
     found += [f"the pod lacks the route to {r.dst} by {r.gw}" for r in expected.routes if (r.dst, r.gw) not in seen.routes]
     return found

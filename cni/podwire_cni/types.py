@@ -115,6 +115,22 @@ class PortMapping:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """A token bucket. rate: bits a second; burst: bits that may pass at once after a pause."""
+
+    rate: int
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """ingress: what the pod may receive; egress: what it may send. None: as much as there is."""
+
+    ingress: Limit | None = None
+    egress: Limit | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NetConf:
     """One plugin's configuration as the runtime passed it. `ranges` empty: the node's podCIDRs serve."""
 
@@ -127,6 +143,7 @@ class NetConf:
     ips: tuple[IPAddress, ...] = ()  # capability "ips": these addresses and no others
     mac: str = ""  # capability "mac"
     ports: tuple[PortMapping, ...] = ()  # capability "portMappings"
+    bandwidth: Bandwidth = Bandwidth()  # capability "bandwidth"
     prev_result: Result | None = None
     valid_attachments: frozenset[Attachment] | None = None
     socket: str = ""  # the agent's; its directory is where the node's state is

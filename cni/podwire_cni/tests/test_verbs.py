@@ -163,10 +163,12 @@ def test_repair_rejoins_ports_and_drops_strangers() -> None:
     host.call("ADD")
     veth = host_veth(Attachment("c1", "eth0"))
     host.kernel.veths[veth] = (10, 0)
-    host.kernel.veths["vethstranger"] = (11, 1)
+    host.kernel.veths["veth0123456789a"] = (11, 1)
+    host.kernel.veths["ifb0123456789a"] = (12, 0)
+    host.kernel.veths["ifb0"] = (13, 0)
     host.kernel.neighbours.clear()
-    assert len(host.plugin.repair()) == 2
-    assert host.kernel.veths == {veth: (10, 1)} and len(host.kernel.neighbours) == 1
+    assert len(host.plugin.repair()) == 3
+    assert host.kernel.veths == {veth: (10, 1), "ifb0": (13, 0)} and len(host.kernel.neighbours) == 1
     assert host.plugin.repair() == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -107,12 +108,17 @@ class PodWorker:
     # ---- sandbox
 
     def _attachment(self, netns: str) -> Attachment:
+        """For DEL: what was asked for at ADD is remembered there, and annotations may have changed since."""
+        return Attachment(self.sandbox.id, netns, namespace(self.pod), name(self.pod), uid(self.pod))
+
+    def _asking(self, netns: str) -> Attachment:
+        """For ADD. Raises CniFailed where the pod asks for something that cannot be."""
         try:
             asked = {"portMappings": podspec.host_ports(self.pod), "bandwidth": podspec.bandwidth(self.pod)}
         except Refused as err:
             raise CniFailed(7, str(err)) from None
-        return Attachment(self.sandbox.id, netns, namespace(self.pod), name(self.pod), uid(self.pod),
-                          capabilities={capability: value for capability, value in asked.items() if value})
+        return dataclasses.replace(self._attachment(netns), capabilities={
+            capability: value for capability, value in asked.items() if value})
 
     async def _ensure_sandbox(self) -> Process:
         """The pause process with its network; a lost one is replaced, and its containers with it."""
@@ -132,7 +138,7 @@ class PodWorker:
         self.sandbox.describe(name=name(self.pod), namespace=namespace(self.pod), uid=uid(self.pod), addresses=[])
         pause = await self.sandbox.start(podspec.hostname(self.pod), self.host.pause_command, share_net=not own_net)
         try:
-            found = addresses(await self.host.cni.add(self._attachment(f"/proc/{pause.pid}/ns/net"))) if own_net else \
+            found = addresses(await self.host.cni.add(self._asking(f"/proc/{pause.pid}/ns/net"))) if own_net else \
                 [self.host.node_address]
         except BaseException:
             await self.sandbox.stop()

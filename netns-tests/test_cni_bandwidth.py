@@ -1,0 +1,104 @@
+"""Bandwidth limits (capability bandwidth). Nothing is timed: of a salvo that is larger than bucket and queue, what does not fit
+is lost, and what comes through is counted."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lab.cnicluster import OUTSIDE, Cluster, two_nodes
+from lab.cninode import ask, wait_until
+from lab.netns import NetNS
+
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+SALVO, SIZE = 200, 1000
+# 100 kB/s; the bucket holds 20 kB, and the queue as much and 25 ms more: 42 packets with their headers.
+LOW, HIGH = 20, 80
+RATE, BURST = 800_000, 160_000
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with two_nodes(tmp_path_factory.mktemp) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running: Cluster) -> Iterator[Cluster]:
+    yield running
+    running.clear()
+
+
+def limited(cluster: Cluster, **limits: int) -> tuple[NetNS, str]:
+    return cluster.pod(cluster.nodes[0], "limited", runtimeConfig={"bandwidth": limits})
+
+
+def through(sender: NetNS, receiver: NetNS, address: str) -> int:
+    """How many datagrams of a salvo arrive."""
+    to, back = (ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for ns in (receiver, sender))
+    with to, back:
+        to.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
+        back.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 8 << 20)
+        to.bind((address, 0))
+        to.settimeout(1)
+        for _ in range(SALVO):
+            back.sendto(bytes(SIZE), (address, to.getsockname()[1]))
+        count = 0
+        while True:
+            try:
+                to.recv(2000)
+            except TimeoutError:
+                return count
+            count += 1
+
+
+def test_what_a_pod_receives(cluster: Cluster) -> None:
+    pod, ip = limited(cluster, ingressRate=RATE, ingressBurst=BURST)
+    assert LOW <= through(cluster.nodes[0].ns, pod, ip) <= HIGH
+    assert through(pod, cluster.outside, OUTSIDE) == SALVO, "the other direction is free"
+
+
+def test_what_a_pod_sends(cluster: Cluster) -> None:
+    pod, ip = limited(cluster, egressRate=RATE, egressBurst=BURST)
+    assert LOW <= through(pod, cluster.outside, OUTSIDE) <= HIGH
+    assert through(cluster.nodes[0].ns, pod, ip) == SALVO
+    other, other_ip = cluster.pod(cluster.nodes[0], "other")
+    assert through(other, cluster.outside, OUTSIDE) == SALVO, "another pod is free"
+    time.sleep(0.3)  # the bucket fills again
+    assert LOW <= through(pod, other, other_ip) <= HIGH, "also to a pod next door"
+
+
+def test_limited_pods_work_and_leave_nothing(cluster: Cluster) -> None:
+    """TCP in both directions, with the sources kept; `cluster` finds links that stay."""
+    one = cluster.nodes[0]
+    pod, ip = limited(cluster, egressRate=10 ** 9, ingressRate=40 * 10 ** 9, ingressBurst=2 ** 31 - 1)
+    other, other_ip = cluster.pod(one, "other")
+    assert ask(other, ip, cluster.serve(pod, ip)) == other_ip
+    assert ask(pod, other_ip, cluster.serve(other, other_ip)) == ip
+    assert [name for name in one.links() if name.startswith("ifb")]
+
+
+def test_check_sees_a_limit_that_is_gone(cluster: Cluster) -> None:
+    one, pod = cluster.nodes[0], cluster.lab.netns("a")
+    conf: dict[str, Any] = one.conf(runtimeConfig={"bandwidth": {"ingressRate": RATE, "egressRate": 2 * RATE}})
+    added = one.cni("ADD", "a", pod, conf)
+    assert added.status == 0, added.out
+    cluster.made.append((one, "a"))
+    assert one.cni("CHECK", "a", pod, {**conf, "prevResult": added.body}).status == 0
+    ifb = next(name for name in one.links() if name.startswith("ifb"))
+    one.ns.run(["tc", "qdisc", "del", "dev", ifb, "root"])
+    answer = one.cni("CHECK", "a", pod, {**conf, "prevResult": added.body})
+    assert answer.status == 1 and f"{ifb} is not limited to 200000 bytes a second" in answer.body["msg"]
+
+
+def test_pod_whose_namespace_died(cluster: Cluster) -> None:
+    """The veth goes with the namespace, the other device does not; DEL finds it."""
+    one = cluster.nodes[0]
+    pod, _ = limited(cluster, egressRate=RATE)
+    pod.close()
+    wait_until(lambda: not [name for name in one.links() if name.startswith("veth")], "the veth goes")
+    assert [name for name in one.links() if name.startswith("ifb")]
