@@ -90,6 +90,13 @@ lint: $(VENV)/.installed-dev  ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
+# ---- measuring (root)
+
+.PHONY: bench-dns
+bench-dns: $(VENV)/.installed-dev  ## DNS beside knot and unbound; writes bench/results/dns.json
+	$(call need,$(TOOLS) knotd:knot unbound:unbound dnsperf:dnsperf)
+	@$(BIN)/python bench/bench_dns.py
+
 clean:           ## remove .venv and build results
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,12 +17,13 @@ from . import names, wire
 from .cache import Cache, Upstreamed
 from .feed import Delta, Hello
 from .pack import A_IN, AAAA_IN, CNAME_IN, PTR_IN, SRV_IN, Packer
-from .rtypes import ADDRESS_TYPES, CNAME, SOA
+from .rtypes import AAAA, ADDRESS_TYPES, CNAME, NS, PTR, SOA, SRV, TXT, A
 from .wire import AA, AD, CD, COUNTS, EMPTY, IN, NOERROR, NXDOMAIN, RA, RD, REFUSED, SERVFAIL, Malformed, Query
 
 MAX_ALIASES = 8
 META_TYPES = range(249, 256)  # TKEY, TSIG, IXFR, AXFR, MAILB, MAILA, ANY: transfers and amplifiers
-UNUSUAL = frozenset(number.to_bytes(2) for number in (0, wire.OPT, *META_TYPES))
+MX, HTTPS = 15, 65
+USUAL = frozenset(number.to_bytes(2) + b"\0\x01" for number in (A, NS, CNAME, PTR, MX, TXT, AAAA, SRV, HTTPS))
 PLAIN = b"\0\x01\0\0\0\0"  # one question, no answer, no authority
 
 
@@ -41,11 +42,12 @@ class ZoneData:
     answers: dict[bytes, bytes] = field(default_factory=dict)
     names: set[bytes] = field(default_factory=set)
     apexes: frozenset[bytes] = field(init=False)
+    pod_apex: bytes = field(init=False)
     _soas: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
-    _negatives: dict[int, bytes] = field(default_factory=dict)
+    _negatives: dict[int, tuple[tuple[int, bytes], tuple[int, bytes]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.apexes = frozenset(self.zones)
+        self.apexes, self.pod_apex = frozenset(self.zones), b"\x03pod" + self.zones[0]
 
     def exists(self, name: bytes) -> bool:
         """Does a name of ours exist, with data or without?"""
@@ -67,13 +69,13 @@ class ZoneData:
         self.serial = delta.serial
         self._soas, self._negatives = {}, {}
 
-    def negative(self, length: int) -> bytes:
-        """The value that says "nothing here" about a name of the cluster zone which is `length` bytes long."""
+    def negative(self, length: int) -> tuple[tuple[int, bytes], tuple[int, bytes]]:
+        """(rcode, value) of NODATA and of NXDOMAIN about a name of the cluster zone which is `length` bytes long."""
         known = self._negatives.get(length)
         if known is None:
             cluster = self.zones[0]
-            known = COUNTS.pack(0, 1, 0) + self.soa(b"\0" * (length - len(cluster)) + cluster, cluster)
-            self._negatives[length] = known
+            value = COUNTS.pack(0, 1, 0) + self.soa(b"\0" * (length - len(cluster)) + cluster, cluster)
+            known = self._negatives[length] = (NOERROR, value), (NXDOMAIN, value)
         return known
 
     def apex_of(self, name: bytes) -> bytes | None:
@@ -178,15 +180,14 @@ class Answerer:
         `key`: a whole lower-case question that lies in the zone. Most of what pods ask ends here: AAAA where there is none,
         and the names that a search path makes.
         """
-        data = self.data
-        name, zone = key[:-4], data.zones[0]
-        if key[-2:] != b"\0\x01" or key[-4:-2] in UNUSUAL or not data.synced or name + CNAME_IN in data.answers:
+        data, kind = self.data, key[-4:]
+        answers = data.answers
+        name = key[:-4]
+        if kind not in USUAL or not data.synced or name + CNAME_IN in answers:
             return None
-        if data.exists(name):
-            return None if name == zone else (NOERROR, data.negative(len(name)))
-        if name.endswith(b"\x03pod" + zone):
-            return None
-        return NXDOMAIN, data.negative(len(name))
+        if name in data.names or name + A_IN in answers or name + AAAA_IN in answers or name + SRV_IN in answers:
+            return data.negative(len(name))[0]
+        return None if name.endswith(data.pod_apex) else data.negative(len(name))[1]
 
     def _error(self, response: bytes) -> bytes:
         self.counts["error"] += 1
@@ -255,8 +256,7 @@ class Answerer:
     def _pod(self, name: bytes) -> bytes | None:
         """a-b-c-d.namespace.pod.zone is a.b.c.d, packed, wherever the namespace exists (the specification's section 2.6)."""
         namespace = name[1 + name[0]:]
-        suffix = b"\x03pod" + self.data.zones[0]
-        if namespace not in self.data.names or namespace[1 + namespace[0]:] != suffix:
+        if namespace not in self.data.names or namespace[1 + namespace[0]:] != self.data.pod_apex:
             return None
         address = names.undashed(name[1:1 + name[0]].decode("ascii", "replace"))
         return None if address is None else names.packed(address)

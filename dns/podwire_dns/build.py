@@ -48,14 +48,14 @@ NO_RECORDS = Records()
 class Builder:
     """`problems` grows until the caller empties it; a problem that stays the same is told once.
 
-    answers: question key -> value. names: wire names that exist without data.
+    answers: question key -> value. names: wire names that exist without data. services: as schema.pack_service keeps them.
     """
 
     config: schema.Schema
     answers: dict[bytes, bytes] = field(default_factory=dict)
     names: set[bytes] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
-    services: dict[str, Object] = field(default_factory=dict)
+    services: dict[str, bytes] = field(default_factory=dict)
     _pack: Packer = field(init=False)
     _origins: frozenset[bytes] = field(init=False)
     _owned: dict[str, _Owned] = field(default_factory=dict)
@@ -97,10 +97,13 @@ class Builder:
 
     def service(self, obj: Object, *, deleted: bool = False) -> None:
         key = meta.key(obj)
-        if deleted:
-            self.services.pop(key, None)
+        packed = None if deleted else schema.pack_service(obj)
+        if packed == self.services.get(key):
+            return
+        if packed is None:
+            del self.services[key]
         else:
-            self.services[key] = obj
+            self.services[key] = packed
         self._dirty.add(key)
 
     def slice(self, obj: Object, *, deleted: bool = False) -> None:
@@ -145,7 +148,7 @@ class Builder:
             self._tell("Service", key, "")
             return NO_RECORDS
         try:
-            found = schema.service_records(self.config.zone, self._pack, service, self._slices.get(key, {}).values())
+            found = schema.service_records(self.config.zone, self._pack, schema.unpack_service(service), self.slices_of(key))
             self._tell("Service", key, "")
             return found
         except (ValueError, TypeError, AttributeError) as err:

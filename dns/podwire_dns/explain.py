@@ -6,7 +6,7 @@ from . import names
 from .build import Builder
 from .pack import question
 from .rtypes import TYPE_NAMES
-from .schema import endpoint_count
+from .schema import endpoint_count, unpack_service
 
 
 def explain(builder: Builder, name: str, rtype: int) -> list[str]:
@@ -40,7 +40,7 @@ def _missing_service(builder: Builder, labels: list[str]) -> list[str]:
         return [f"there is no Service {key}: NXDOMAIN"]
     if problem:
         return [f"Service {key} is left out of the DNS: {problem}"]
-    spec = service.get("spec") or {}
+    spec = unpack_service(service).get("spec") or {}
     if spec.get("clusterIP") == "None" and not builder.exists(f"{labels[-2]}.{namespace}.svc.{builder.config.zone}"):
         total = sum(endpoint_count(piece) for piece in builder.slices_of(key))
         why = f"none of its {total} endpoints is ready" if total else "it has no endpoints; do its selector and pods match?"

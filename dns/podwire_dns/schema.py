@@ -28,6 +28,9 @@ from .rtypes import CNAME, NS, TXT
 
 SCHEMA_VERSION = "1.1.0"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+SPEC_FIELDS = ("type", "externalName", "clusterIP", "clusterIPs", "publishNotReadyAddresses")
+PORT_FIELDS = ("name", "protocol", "port")
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class BadObject(ValueError):
@@ -51,6 +54,25 @@ class Schema:
     @property
     def origins(self) -> frozenset[str]:
         return frozenset((self.zone, *self.reverse))
+
+
+def pack_service(service: Mapping[str, Any]) -> bytes:
+    """What DNS needs of a Service, small: 10,000 of them are kept, and most writes do not change it."""
+    spec = service.get("spec")
+    if not isinstance(spec, Mapping):
+        return _encode({"metadata": {"name": meta.name(service), "namespace": meta.namespace(service)}, "spec": spec})
+    ports = spec.get("ports")
+    if isinstance(ports, list) and all(isinstance(port, Mapping) for port in ports):
+        ports = [{field: port[field] for field in PORT_FIELDS if field in port} for port in ports]
+    kept = {field: spec[field] for field in SPEC_FIELDS if field in spec}
+    return _encode({"metadata": {"name": meta.name(service), "namespace": meta.namespace(service)},
+                    "spec": {**kept, "ports": ports}})
+
+
+def unpack_service(packed: bytes) -> dict[str, Any]:
+    """The Service again, without what DNS does not need."""
+    found: dict[str, Any] = msgspec.msgpack.decode(packed)
+    return found
 
 
 @dataclass(slots=True)
@@ -161,7 +183,6 @@ def _srv(out: Records, pack: Packer, base: bytes, every: set[tuple[int, bytes]],
 
 Port = tuple[str, str, int]  # label or "", protocol label, number
 Endpoint = tuple[str, list[str], bool]  # host label or "", canonical addresses, ready
-_encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[list[Port], list[Endpoint]]).decode
 EMPTY_SLICE = _encode(([], []))
 

@@ -78,7 +78,7 @@ class UdpLoop:
         room = lib.BATCH
         modes, sizes = bytearray(room), array.array("i", bytes(4 * room))
         modes_at, sizes_at = ffi.from_buffer(modes), ffi.cast("int32_t *", ffi.from_buffer(sizes))
-        all_keys = ffi.buffer(batch.keys, room * 260)
+        all_keys, all_zones = ffi.buffer(batch.keys, room * 260), ffi.buffer(batch.zone)
         while True:
             count = receive(batch)
             if count <= 0:
@@ -88,7 +88,7 @@ class UdpLoop:
             data = self.answerer.data
             get = data.answers.get
             ends = unpack(batch.ends, count + 1)
-            keys = all_keys[:ends[count]]
+            keys, zones = all_keys[:ends[count]], all_zones[:count]
             values, slow, at = [], [], 0
             for index in range(count):
                 end = ends[index + 1]
@@ -96,7 +96,7 @@ class UdpLoop:
                 at = end
                 value, mode = get(key), 1
                 if value is None:
-                    found = absent(key) if batch.zone[index] and key else None
+                    found = absent(key) if key and zones[index] == 1 else None
                     if found is None:
                         slow.append(index)
                         value, mode = b"", 0
