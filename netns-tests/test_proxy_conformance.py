@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 
 import pytest
+from click.testing import CliRunner
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoRequest, IPv6
 
 from lab.netns import Lab, NetNS
 from lab.serviceworld import Answer, World, ask, repeat
+from podwire_controlplane.main import cli
+from podwire_proxy import nft
 from podwire_proxy.decide import DROP, PASS, Outcome, Packet, Verdict
 from podwire_proxy.model import Backend
+from podwire_proxy.nft.fake import FakeConnection
 from podwire_proxy.nftables.apply import Programmer
+from podwire_proxy.nftables.layout import Layout
+from podwire_proxy.nftables.plan import Planner
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -140,6 +147,52 @@ def test_nft_can_list_everything_we_load(world: World) -> None:
             assert done.stderr.replace("warning: stmt ops map have no json callback\n", "") == ""
             for words in ("hairpin", "numgen", "masquerade", "service-frontends", "goto"):
                 assert words in done.stdout
+
+
+def test_what_is_read_back_are_the_very_expressions(world: World) -> None:
+    """`podwire explain` follows what is in the kernel, not what the proxy meant to write."""
+    some = [*s.matrix()[:3], *s.source_ranges()[:1], *s.configurations()[:2], *(row.scenario() for row in s.AFFINITY)]
+    for scenario in (x for y in some for x in (y, y.v6())):
+        tracker = scenario.tracker()
+        tracker.flush()
+        layout, fake = Layout("ip6" if ":" in scenario.node.addresses[0] else "ip"), FakeConnection()
+        fake.commit(Planner(layout, scenario.node).full(tracker.dataplane, None))
+        world.node.run(["nft", "flush", "ruleset"])
+        program(world, scenario)
+        with nft.Connection(world.node.fd) as conn:
+            dump = conn.dump(layout.table, exprs=True)
+        assert dump is not None
+        planned = fake.state[layout.table].rules
+        assert {name: [r.exprs for r in rules] for name, rules in dump.rules.items()} == {
+            name: [r.exprs for r in rules] for name, rules in planned.items()}
+
+
+def test_explain_and_cleanup_on_a_node(world: World) -> None:
+    world.node.run(["nft", "flush", "ruleset"])
+    program(world, next(x for x in s.SCENARIOS if x.name == "externalTrafficPolicy Local"))
+    path = f"/proc/{os.getpid()}/fd/{world.node.fd}"
+
+    def podwire(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(cli, [*words, "--netns", path])
+        return done.exit_code, done.output
+
+    code, text = podwire("explain", "node", f"{s.VIP}:{s.PORT}", "--send")
+    assert code == 0, text
+    assert f"map services: {s.VIP} . tcp . {s.PORT} : goto lb2" in text
+    assert "as explained" in text
+    assert f"{s.POD_B}: out of veth1" in text
+    code, text = podwire("explain", "node", f"{s.UNUSED}:{s.PORT}", "--send")
+    assert (code, "no Service has this address" in text, "as explained" in text) == (0, True, True)
+    code, text = podwire("explain", s.OUTSIDE, f"{s.NODE_IP}:{s.NODE_PORT}")
+    assert (code, f"to {s.POD_B}:{s.TARGET}, source kept" in text, s.POD_C in text) == (0, True, False)
+    for bad, words in (([s.OUTSIDE, s.VIP], "DST:PORT"), ([s.OUTSIDE, f"{s.VIP}:80", "--send"], "--send"),
+                       (["no/such-pod", f"{s.VIP}:80"], "pod")):
+        code, text = podwire("explain", *bad)
+        assert (code, words in text, "Traceback" in text) == (1, True, False), text
+    assert podwire("cleanup", "--dry-run")[1] == "would remove table ip podwire\n"
+    assert podwire("cleanup")[1] == "removed table ip podwire\n"
+    assert podwire("cleanup")[1] == "nothing of the proxy is here\n"
+    assert "no table podwire here" in podwire("explain", "node", f"{s.VIP}:{s.PORT}")[1]
 
 
 def test_the_rules_tell_what_became_of_a_packet(world: World) -> None:

@@ -232,8 +232,8 @@ def decode_chain(table: o.Table, body: bytes) -> tuple[str, o.Chain]:
         to_signed(hook[2]), "accept" if to_int(got.get(5), 1) else "drop")
 
 
-def decode_rule(body: bytes) -> tuple[str, str, str, int]:
-    """(table, chain, comment, handle). Expressions are not decoded: the comment identifies a rule."""
+def decode_rule(body: bytes) -> tuple[str, str, str, int, bytes]:
+    """(table, chain, comment, handle, expressions). The comment identifies a rule; decode.py reads the expressions."""
     got = parse(body)
     comment, data = "", got.get(7, b"")
     while len(data) >= 2:
@@ -241,7 +241,7 @@ def decode_rule(body: bytes) -> tuple[str, str, str, int]:
         if data[0] == 0:
             comment = to_text(data[2:2 + size])
         data = data[2 + size:]
-    return to_text(got.get(1)), to_text(got.get(2)), comment, to_int(got.get(3))
+    return to_text(got.get(1)), to_text(got.get(2)), comment, to_int(got.get(3)), got.get(4, b"")
 
 
 def decode_set(table: o.Table, body: bytes) -> tuple[str, o.Set]:

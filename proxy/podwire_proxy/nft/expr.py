@@ -234,7 +234,7 @@ class Masquerade(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Reject(Expr):
-    """ICMP (ICMPv6) port unreachable, or a TCP reset (the rule must match l4proto tcp before)."""
+    """ICMP (ICMPv6) port unreachable, or a TCP reset (the rule must match l4proto tcp before; the family says nothing then)."""
 
     NAME: ClassVar[str] = "reject"
     family: Literal["ip", "ip6"]

@@ -14,6 +14,7 @@ from typing import TypeVar
 from . import codec
 from . import objects as o
 from .attrs import parse, text, to_int, to_text
+from .decode import decode_exprs
 
 NETLINK_NETFILTER = 12
 SOL_NETLINK, CAP_ACK, EXT_ACK, ADD_MEMBERSHIP = 270, 10, 11, 1
@@ -155,24 +156,25 @@ class Connection:
             found.update(codec.decode_elements(answer))
         return found
 
-    def dump(self, table: o.Table, *, elements: bool = True) -> codec.TableDump | None:
+    def dump(self, table: o.Table, *, elements: bool = True, exprs: bool = False) -> codec.TableDump | None:
         """All that is in `table` at one moment, None where it does not exist.
 
         The generation counts everybody's commits, and on a busy node others' tables change all the time: a dump during
-        which the generation moved is good as long as nobody changed *this* table meanwhile.
+        which the generation moved is good as long as nobody changed *this* table meanwhile. exprs: with the rules'
+        expressions, which nobody needs who wrote them.
         """
         with contextlib.closing(Watcher(table, 0, self._ns_fd)) as watcher:
 
             def once() -> codec.TableDump | None:
                 watcher.changed()
-                found = self._dump(table, elements)
+                found = self._dump(table, elements, exprs)
                 if watcher.changed():
                     raise InterruptedError
                 return found
 
             return _retry(once)
 
-    def _dump(self, table: o.Table, elements: bool) -> codec.TableDump | None:
+    def _dump(self, table: o.Table, elements: bool, exprs: bool) -> codec.TableDump | None:
         family = codec.FAMILIES[table.family]
         if table not in [codec.decode_table(fam, body) for _, fam, body in self._request(codec.GETTABLE, family, b"")]:
             return None
@@ -183,9 +185,10 @@ class Connection:
                 out.chains[chain.name] = chain
                 out.rules[chain.name] = []
         for _, _, body in self._request(codec.GETRULE, family, text(1, table.name)):
-            name, where, comment, handle = codec.decode_rule(body)
+            name, where, comment, handle, raw = codec.decode_rule(body)
             if name == table.name and where in out.chains:
-                out.rules[where].append(o.Rule(out.chains[where], (), comment, handle))
+                out.rules[where].append(
+                    o.Rule(out.chains[where], decode_exprs(raw) if exprs else (), comment, handle))
         for _, _, body in self._request(codec.GETSET, family, text(1, table.name)):
             name, set_ = codec.decode_set(table, body)
             if name == table.name:

@@ -136,7 +136,7 @@ def skeleton(layout: Layout, node: NodeInfo) -> Skeleton:
     rules = {
         "reject": _rules(reject, [
             ("refused at once", [
-                nft.Meta("l4proto"), nft.Cmp(b"\6"), nft.Counter(), nft.Reject(layout.family, tcp_reset=True)]),
+                nft.Meta("l4proto"), nft.Cmp(b"\6"), nft.Counter(), nft.Reject("ip", tcp_reset=True)]),
             ("port unreachable", [nft.Counter(), nft.Reject(layout.family)])]),
         "no-local-endpoint": _rules(none_here, [
             ("a Local traffic policy, endpoints only elsewhere", [nft.Counter(), nft.drop()])]),

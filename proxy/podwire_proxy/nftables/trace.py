@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .. import nft
 from ..decide import DROP, PASS, REJECT, Outcome, Packet, Verdict
@@ -28,12 +28,16 @@ class _State:
     port: int
     translated: bool
     registers: bytes = bytes(64)
+    trail: tuple[str, ...] = ()  # rules and elements that decided something, where the tracer is to tell
 
     def load(self, dreg: int, value: bytes) -> _State:
         at = (dreg - R0) * 4
         value += b"\0" * (-len(value) % 4)
         return _State(self.packet, self.dst, self.port, self.translated,
-                      self.registers[:at] + value + self.registers[at + len(value):])
+                      self.registers[:at] + value + self.registers[at + len(value):], self.trail)
+
+    def told(self, text: str) -> _State:
+        return replace(self, trail=(*self.trail, text))
 
     def read(self, sreg: int, length: int) -> bytes:
         at = (sreg - R0) * 4
@@ -47,11 +51,25 @@ class _Translated:
     state: _State
 
 
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """One way through the rules. verdict: "accept", "drop" or "reject"; to: where it is translated to; trail: what decided."""
+
+    verdict: str
+    to: Backend | None
+    masquerade: bool
+    trail: tuple[str, ...]
+
+
+def _leads_on(verdict: str | Code) -> bool:
+    return isinstance(verdict, Code) and verdict.code in (JUMP, GOTO)
+
+
 class Tracer:
     """`node` tells which addresses are local."""
 
-    def __init__(self, dump: TableDump, node: NodeInfo) -> None:
-        self.dump, self.node = dump, node
+    def __init__(self, dump: TableDump, node: NodeInfo, *, tell: bool = False) -> None:
+        self.dump, self.node, self.tell = dump, node, tell
         self.noted: set[tuple[str, bytes, bytes]] = set()  # what the last packet's rules wrote: (map, key, data)
 
     def outcome(self, packet: Packet) -> Outcome:
@@ -71,6 +89,18 @@ class Tracer:
                 to.add((Backend(state.dst, state.port), self._masquerades(state)))
         return Outcome(Verdict.FORWARD, frozenset(to)) if to else PASS
 
+    def walks(self, packet: Packet) -> Iterator[Walk]:
+        """Every way that the packet can take, with what decided it."""
+        for verdict, state in self._chain("output" if packet.node else "prerouting",
+                                          _State(packet, packet.dst, packet.port, False)):
+            to = Backend(state.dst, state.port) if state.translated else None
+            trail, masquerade = state.trail, False
+            if verdict == "accept":
+                for after, end in self._chain("postrouting", replace(state, registers=bytes(64), trail=())):
+                    masquerade = after == "masquerade"
+                    trail = (*trail, *end.trail)
+            yield Walk(verdict, to, masquerade, trail)
+
     def _masquerades(self, state: _State) -> bool:
         return any(verdict == "masquerade" for verdict, _ in self._chain("postrouting", state))
 
@@ -83,8 +113,10 @@ class Tracer:
         if index == len(rules):
             yield "continue", state
             return
-        clean = _State(state.packet, state.dst, state.port, state.translated)
-        for verdict, after in self._exprs(rules[index].exprs, clean):
+        clean = _State(state.packet, state.dst, state.port, state.translated, trail=state.trail)
+        words = f'rule {chain}: "{rules[index].comment.rpartition(" #")[0] or rules[index].comment}"'
+        for verdict, end in self._exprs(rules[index].exprs, clean):
+            after = end.told(words) if self.tell and verdict != "next" and not _leads_on(verdict) else end
             if isinstance(verdict, str) and verdict == "next":
                 yield from self._rules(chain, index + 1, after)
             elif isinstance(verdict, Code):
@@ -117,19 +149,22 @@ class Tracer:
         expr, rest = exprs[0], exprs[1:]
         if isinstance(expr, nft.Numgen):
             for number in range(expr.modulus):
-                yield from self._exprs(rest, state.load(expr.dreg, nft.host32(expr.offset + number)))
+                drawn = state.told(f"slot {number} of {expr.modulus}, by chance") if self.tell else state
+                yield from self._exprs(rest, drawn.load(expr.dreg, nft.host32(expr.offset + number)))
             return
         result = self._one(expr, state)
         if isinstance(result, _State):
             yield from self._exprs(rest, result)
         elif isinstance(result, _Translated):
             yield "accept", result.state
+        elif isinstance(result, tuple):
+            yield result
         elif result is None:
             yield "next", state
         else:
             yield result, state
 
-    def _one(self, expr: Expr, state: _State) -> _State | _Translated | str | Code | None:
+    def _one(self, expr: Expr, state: _State) -> _State | _Translated | str | Code | tuple[Code, _State] | None:
         """The state to go on with, a verdict, or None where the rule does not apply."""
         match expr:
             case nft.Cmp(data, op, sreg):
@@ -152,7 +187,8 @@ class Tracer:
             case nft.Dnat(_, addr, port):
                 width = len(packed(state.dst))
                 ip = str(ipaddress.ip_address(state.read(addr, width)))
-                return _Translated(_State(state.packet, ip, int.from_bytes(state.read(port or R0, 2), "big"), True))
+                return _Translated(_State(state.packet, ip, int.from_bytes(state.read(port or R0, 2), "big"), True,
+                                          trail=state.trail))
             case nft.Masquerade():
                 return "masquerade"
             case nft.Reject():
@@ -190,7 +226,7 @@ class Tracer:
             return state.packet.node
         return state.dst in self.node.addresses or (state.packet.bound and state.dst == state.packet.dst)
 
-    def _lookup(self, expr: nft.Lookup, state: _State) -> _State | Code | None:
+    def _lookup(self, expr: nft.Lookup, state: _State) -> _State | tuple[Code, _State] | None:
         set_, held = self.dump.sets[expr.set], self.dump.elements[expr.set]
         key = state.read(expr.sreg, set_.key_len)
         if set_.interval:
@@ -203,7 +239,9 @@ class Tracer:
         if not found:
             return None
         value = held[key]
+        if self.tell:
+            state = state.told(f"map {expr.set}: {nft.show(set_, key, value)}")
         if isinstance(value, Code):
-            return value
+            return value, state
         assert isinstance(value, bytes)
         return state.load(expr.dreg, value)

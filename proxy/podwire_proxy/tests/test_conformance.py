@@ -6,14 +6,32 @@ import ipaddress
 
 import pytest
 
+from podwire_proxy import nft
 from podwire_proxy.dataplane import Balance, Key
-from podwire_proxy.decide import chosen, decide, remembered
+from podwire_proxy.decide import Packet, chosen, decide, remembered
+from podwire_proxy.explain import explain, live_node
 from podwire_proxy.model import Backend
+from podwire_proxy.nft.decode import Foreign
 from podwire_proxy.nft.fake import FakeConnection
 from podwire_proxy.nftables.layout import Layout
 from podwire_proxy.nftables.plan import Planner
 from podwire_proxy.nftables.trace import Tracer
-from podwire_proxy.testing.scenarios import AFFINITY, SCENARIOS, Affinity, Scenario
+from podwire_proxy.testing.scenarios import (
+    AFFINITY,
+    BALANCER,
+    NODE_IP,
+    NODE_PORT,
+    OUTSIDE,
+    POD_A,
+    POD_B,
+    SCENARIOS,
+    TARGET,
+    UNUSED,
+    VIP,
+    Affinity,
+    Scenario,
+    packet,
+)
 
 STICKY = [row for one in AFFINITY for row in (one, one.v6())]
 TABLE = [s for scenario in SCENARIOS for s in (scenario, scenario.v6())]
@@ -75,3 +93,40 @@ def test_affinity_as_planned(row: Affinity) -> None:
             assert len({backend for outcome in outcomes.values() for backend, _ in outcome.to}) == 1
             assert {p: tracer.outcome(p) for p in row.apart} == {p: free[p] for p in row.apart}
             del tracer.dump.elements[name][key]
+
+
+@pytest.mark.parametrize("scenario", TABLE, ids=lambda s: s.name)
+def test_explanations_tell_the_same(scenario: Scenario) -> None:
+    dump = planned(scenario).dump
+    for sent, outcome in scenario.expect.items():
+        node = live_node(scenario.node.name, scenario.node.addresses, [dump])
+        assert set(node.pod_cidrs) == set(scenario.node.pod_cidrs)
+        found = explain(dump, node, sent)
+        assert (found.verdict, frozenset(found.to)) == (outcome.verdict.value, outcome.to), found.lines
+
+
+def why(scenario: str, sent: Packet) -> str:
+    row = next(s for s in TABLE if s.name == scenario)
+    claims = {(sent.dst, "TCP", sent.port): ("default/my-service", 2, 0)}
+    return explain(planned(row).dump, row.node, sent, claims).lines[-1]
+
+
+@pytest.mark.parametrize(("scenario", "sent", "words"), [
+    ("no endpoints", packet(POD_A, VIP), "no ready endpoint (2 in all)"),
+    ("externalTrafficPolicy Local, none here", packet(OUTSIDE, NODE_IP, NODE_PORT), "no ready endpoint is on node n1"),
+    ("source ranges: the world outside", packet(POD_A, BALANCER), "loadBalancerSourceRanges"),
+    ("source ranges, no endpoints", packet(OUTSIDE, BALANCER), "no ready endpoint"),
+    ("wrong port or protocol of a known ClusterIP", packet(POD_A, VIP, 81), "no port 81/TCP"),
+    ("unallocated Service address", packet(POD_A, UNUSED), "no Service has this address"),
+    ("pod to pod is left alone", packet(POD_A, POD_B, TARGET), "pass: ")])
+def test_reasons(scenario: str, sent: Packet, words: str) -> None:
+    assert words in why(scenario, sent)
+
+
+def test_a_node_without_the_table_and_a_rule_of_somebody_else() -> None:
+    row = TABLE[0]
+    sent = next(iter(row.expect))
+    assert "no table podwire" in explain(None, row.node, sent).lines[-2]
+    dump = planned(row).dump
+    dump.rules["prerouting"].insert(0, nft.Rule(dump.chains["prerouting"], (Foreign("queue"),)))
+    assert "queue" in explain(dump, row.node, sent).lines[-1]
