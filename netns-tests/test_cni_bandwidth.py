@@ -44,7 +44,7 @@ def through(sender: NetNS, receiver: NetNS, address: str) -> int:
         to.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
         back.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 8 << 20)
         to.bind((address, 0))
-        to.settimeout(1)
+        to.settimeout(0.4)
         for _ in range(SALVO):
             back.sendto(bytes(SIZE), (address, to.getsockname()[1]))
         count = 0

@@ -238,6 +238,8 @@ def test_agent_down(node: CniNode, lab: Lab, client: Path) -> None:
         assert (answer.status, answer.body["code"]) == (1, code)
         assert str(node.run_dir / "cni.sock") in answer.body["msg"] and "start the agent" in answer.body["details"]
     assert node.cni("VERSION", "a", None, conf).status == 0
+    for gone in (None, "/run/netns/long-gone"):
+        assert node.cni("DEL", "a", gone, conf).status == 0, "a dead pod can be deleted, and the agent's start frees the rest"
 
 
 def test_socket_from_the_environment_wins(node: CniNode, lab: Lab) -> None:

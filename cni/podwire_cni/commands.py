@@ -19,7 +19,7 @@ from .nodetable import PodRules
 from .ops import DeleteLink, DeleteNeighbour, Op
 from .plan import OWN_LINK, NodeNet, Seen, add_plan, differences, host_veth, ifb_of, repair_plan
 from .result import merge, to_json
-from .types import Attachment, Call, NetConf, PortMapping, RangeSet
+from .types import Attachment, Call, IPAddress, NetConf, PortMapping, RangeSet
 
 
 class Kernel(Protocol):
@@ -30,6 +30,8 @@ class Kernel(Protocol):
     def remove(self, ops: Sequence[Op]) -> None: ...
 
     def links(self) -> dict[str, tuple[int, int]]: ...
+
+    def lives(self, address: IPAddress) -> bool: ...
 
     def observe(self, eth: str, host: str, pod_fd: int) -> Seen: ...
 
@@ -187,6 +189,16 @@ class Plugin:
             if why:
                 self._detach(lease.owner)
                 told.append(f"{lease.address} of {lease.pod or lease.owner}: {why}")
+        return told + self._free_damaged()
+
+    def _free_damaged(self) -> list[str]:
+        """An address whose lease cannot be read is free when no pod of this node has it."""
+        told = []
+        for address in sorted(self.allocator.store.damaged(), key=str):
+            if not self.kernel.lives(address):
+                with self._leases:
+                    self.allocator.store.release(address)
+                told.append(f"{address}: its lease is unreadable and no pod has it")
         return told
 
     def repair(self) -> list[str]:
@@ -199,6 +211,7 @@ class Plugin:
         bridge = links[node.bridge][0]
         with self._leases:
             leases = {host_veth(lease.owner): lease for lease in self.allocator.leases()}
+            whole = not self.allocator.store.damaged()  # a link whose lease cannot be read may be a pod's
         for name, (_, master) in links.items():
             if name in leases and master != bridge:
                 owner = leases[name].owner
@@ -206,10 +219,11 @@ class Plugin:
                     held = self.allocator.owned_by(owner)
                 self.kernel.apply(repair_plan(owner, held[0].mac, [lease.address for lease in held], node))
                 told.append(f"{name} of {leases[name].pod or owner}: made a port of {node.bridge} again")
-            elif OWN_LINK.match(name) and name.replace("ifb", "veth") not in leases and (master == bridge or name[0] == "i"):
+            elif whole and OWN_LINK.match(name) and name.replace("ifb", "veth") not in leases and (
+                    master == bridge or name.startswith("ifb")):
                 self.kernel.remove([DeleteLink(name)])
                 told.append(f"{name}: a link of a pod without a lease, removed")
-        return told
+        return told + self._free_damaged()
 
     def pods(self) -> dict[Attachment, PodRules]:
         """What the node's tables say about each pod that is wired."""

@@ -246,10 +246,17 @@ def bandwidth(raw: Any, field: str) -> Bandwidth:
     return Bandwidth(limit("ingress"), limit("egress"))
 
 
+def _loads(stdin: bytes) -> Any:
+    try:
+        return json.loads(stdin)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def version_of(stdin: bytes) -> str:
     """The cniVersion to answer in, even where the rest of the configuration is broken."""
     try:
-        version = json.loads(stdin).get("cniVersion")
+        version = _loads(stdin).get("cniVersion")
     except (ValueError, AttributeError):
         return VERSIONS[-1]
     return version if version in VERSIONS else VERSIONS[-1]
@@ -258,7 +265,7 @@ def version_of(stdin: bytes) -> str:
 def parse_conf(stdin: bytes) -> NetConf:
     """The configuration on stdin. Raises CNIError with code 6 (no JSON), 1 (version), 2 (unknown field) or 7 (bad value)."""
     try:
-        conf = json.loads(stdin)
+        conf = _loads(stdin)
     except ValueError as err:
         raise CNIError(Code.DECODE_FAILURE, f"network configuration: not JSON: {err}",
                        "pass the plugin's configuration on stdin") from None

@@ -51,6 +51,9 @@ class Store(Protocol):
     def wired(self, lease: Lease) -> None:
         """Note that the lease's ADD came to its end."""
 
+    def damaged(self) -> frozenset[IPAddress]:
+        """Addresses whose leases cannot be read. They are not given; `release` forgets them."""
+
     def release(self, address: IPAddress) -> None:
         """Forget the lease of this address; nothing happens where there is none."""
 
@@ -94,7 +97,8 @@ class Allocator:
 
     def free(self, ranges: RangeSet) -> int:
         """How many addresses of the set can still be given."""
-        return capacity(ranges) - sum(any(a in r and a != r.gateway for r in ranges) for a in self._by_address)
+        held = [*self._by_address, *self.store.damaged()]
+        return capacity(ranges) - sum(any(a in r and a != r.gateway for r in ranges) for a in held)
 
     def allocate(self, sets: Sequence[RangeSet], owner: Attachment, *, wanted: Sequence[IPAddress] = (), pod: str = "",
                  pod_uid: str = "", boot_id: str = "", mac: str = "", ports: tuple[PortMapping, ...] = (),

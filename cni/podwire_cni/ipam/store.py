@@ -1,24 +1,28 @@
 """Leases on disk: one small file an address, so that `ls` shows them and each stands or falls alone.
 
 A file appears whole or not at all (written beside, then linked to its name, which also refuses a taken address); a second
-line is appended when its ADD is done. There is no fsync on purpose: what a power failure could tear is void after it anyway,
-because the boot id in each lease is then another one. A crash of the process loses nothing that it wrote.
+line is appended when its ADD is done, both before the result is printed. A crash of the process loses nothing that it wrote.
+There is no fsync on purpose: a power failure, which alone could tear or lose a file, also ends every pod that held an address,
+and the boot id in each lease then is another one. So no outcome depends on it. (The reference plugin host-local does none.)
+
+A file that says nothing sensible keeps its address from being given until nobody in the kernel has it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
 from podwire_controlplane.client import logs
 
 from ..conf import port_mappings
-from ..errors import CNIError
+from ..errors import CNIError, Code
 from ..types import Attachment, IPAddress
 from .allocator import Lease
 
@@ -45,6 +49,7 @@ class DirStore:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._damaged: set[IPAddress] = set()
         deadline = time.monotonic() + wait
         while True:
             try:
@@ -70,30 +75,50 @@ class DirStore:
                     file.unlink(missing_ok=True)  # a writer died between write and link
                 continue
             lease = _read(file)
-            if lease is None:
-                log.warn("unreadable lease removed", file=str(file))
-                file.unlink(missing_ok=True)
-            else:
+            if lease is not None:
                 found.append(lease)
+            elif (address := _address(file.name)) is None:
+                log.warn("not a lease, ignored", file=str(file))
+            else:
+                log.error("unreadable lease, its address is not given until its pod is gone", file=str(file))
+                self._damaged.add(address)
         return found
+
+    def damaged(self) -> frozenset[IPAddress]:
+        return frozenset(self._damaged)
 
     def reserve(self, lease: Lease) -> bool:
         fresh = self.path / f".new-{lease.address}"
-        fresh.write_text(json.dumps(lease.to_json()) + "\n")
-        try:
-            os.link(fresh, self._file(lease.address))
-        except FileExistsError:
-            return False
-        finally:
-            fresh.unlink(missing_ok=True)
+        with self._told(fresh):
+            try:
+                fresh.write_text(json.dumps(lease.to_json()) + "\n")
+                os.link(fresh, self._file(lease.address))
+            except FileExistsError:
+                return False
+            finally:
+                with contextlib.suppress(OSError):
+                    fresh.unlink()
         return True
 
     def wired(self, lease: Lease) -> None:
-        with open(self._file(lease.address), "ab", buffering=0) as file:
+        path = self._file(lease.address)
+        with self._told(path), open(path, "ab", buffering=0) as file:
             file.write(WIRED)
 
     def release(self, address: IPAddress) -> None:
-        self._file(address).unlink(missing_ok=True)
+        path = self._file(address)
+        with self._told(path):
+            path.unlink(missing_ok=True)
+        self._damaged.discard(address)
+
+    @contextlib.contextmanager
+    def _told(self, path: Path) -> Iterator[None]:
+        """The disk's refusals in the words of CNI."""
+        try:
+            yield
+        except OSError as err:
+            raise CNIError(Code.IO_FAILURE, f"the lease {path} cannot be written: {err.strerror}",
+                           f"make room, or make {self.path} writable for the wiring agent") from err
 
 
 def _age(file: Path) -> int:
@@ -101,6 +126,13 @@ def _age(file: Path) -> int:
         return file.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
+
+
+def _address(name: str) -> IPAddress | None:
+    try:
+        return ip_address(name)
+    except ValueError:
+        return None
 
 
 def _read(file: Path) -> Lease | None:

@@ -310,6 +310,14 @@ static int agent_down(const char *command, const char *path, const char *what, i
     return fail(strcmp(command, "STATUS") == 0 ? PLUGIN_NOT_AVAILABLE : TRY_AGAIN_LATER, msg, details);
 }
 
+/* The pod's namespace is gone, and its interface with it: what the agent keeps of it (lease, hostPorts) it frees when it
+ * starts. A runtime must not be kept from deleting a dead pod. */
+static int nothing_to_delete(const char *command)
+{
+    const char *netns = getenv("CNI_NETNS");
+    return strcmp(command, "DEL") == 0 && (!netns || !*netns || (access(netns, F_OK) != 0 && errno == ENOENT));
+}
+
 int main(void)
 {
     signal(SIGPIPE, SIG_IGN);
@@ -337,6 +345,8 @@ int main(void)
         int saved = errno;
         if (true_key(json, "standalone"))
             return run_standalone(json, len);
+        if (nothing_to_delete(command))
+            return 0;
         return agent_down(command, path, "does not listen", saved);
     }
     if (send_request(sock, json, len) != 0)

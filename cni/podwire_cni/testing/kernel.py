@@ -51,6 +51,9 @@ class FakeKernel:
     def links(self) -> dict[str, tuple[int, int]]:
         return {BRIDGE: (1, 0), **self.veths}
 
+    def lives(self, address: IPAddress) -> bool:
+        return address in self.neighbours
+
     def observe(self, eth: str, host: str, pod_fd: int) -> Seen:
         """Enough to tell a wired pod from one that is not."""
         if host not in self.veths:

@@ -15,12 +15,13 @@ class FakeStore:
     def __init__(self, held: dict[IPAddress, Lease] | None = None) -> None:
         self.held = {} if held is None else held
         self.writes = 0
+        self.broken: set[IPAddress] = set()
 
     def leases(self) -> Iterable[Lease]:
         return list(self.held.values())
 
     def reserve(self, lease: Lease) -> bool:
-        if lease.address in self.held:
+        if lease.address in self.held or lease.address in self.broken:
             return False
         self.writes += 1
         self.held[lease.address] = lease
@@ -30,5 +31,9 @@ class FakeStore:
         self.writes += 1
         self.held[lease.address] = replace(lease, wired=True)
 
+    def damaged(self) -> frozenset[IPAddress]:
+        return frozenset(self.broken)
+
     def release(self, address: IPAddress) -> None:
+        self.broken.discard(address)
         self.writes += self.held.pop(address, None) is not None

@@ -111,13 +111,35 @@ def test_store_keeps_what_it_was_given(reopen: Callable[[], Store]) -> None:
     assert list(reopen().leases()) == [other]
 
 
-def test_disk_debris_is_no_lease(tmp_path: Path) -> None:
+def test_an_unreadable_lease_keeps_its_address_until_it_is_released(tmp_path: Path) -> None:
     (tmp_path / "10.0.0.9").write_text('{"containerID": "c')
+    store = DirStore(tmp_path)
+    assert list(store.leases()) == [] and store.damaged() == {ip_address("10.0.0.9")}
+    assert not store.reserve(replace(LEASE, address=ip_address("10.0.0.9")))
+    store.release(ip_address("10.0.0.9"))
+    assert not store.damaged() and store.reserve(replace(LEASE, address=ip_address("10.0.0.9")))
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    store = DirStore(tmp_path / "leases")
+    fresh = tmp_path / "leases" / f".new-{LEASE.address}"
+    fresh.symlink_to("/dev/full")
+    with pytest.raises(CNIError, match="cannot be written: No space left on device"):
+        store.reserve(LEASE)
+    assert [f.name for f in (tmp_path / "leases").iterdir()] == [".lock"]
+    assert store.reserve(LEASE)
+    (tmp_path / "leases" / str(LEASE.address)).unlink()
+    (tmp_path / "leases" / str(LEASE.address)).symlink_to("/dev/full")
+    with pytest.raises(CNIError, match="No space left on device"):
+        store.wired(LEASE)
+
+
+def test_disk_debris_is_no_lease(tmp_path: Path) -> None:
     (tmp_path / ".new-10.0.0.8").write_text("{}")
     (tmp_path / "README").write_text("hello")
     store = DirStore(tmp_path)
     assert list(store.leases()) == []
-    assert [f.name for f in tmp_path.iterdir()] == [".lock"]
+    assert {f.name for f in tmp_path.iterdir()} == {".lock", "README"}, "what is not ours is left alone"
     store.close()
 
 

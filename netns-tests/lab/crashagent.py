@@ -1,0 +1,90 @@
+"""A wiring agent that kills itself at a chosen step of a call, and is at once there again: `python -m lab.crashagent`.
+
+The file <run_dir>/crash holds the number of the step (1, 2 ...) at which the next call ends in SIGKILL; it is taken away
+when it is read. <run_dir>/steps tells how many steps the last call had that was not cut off, and their names.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from podwire_cni import conntrack, firewall, kernel, listener
+from podwire_cni.agent import WiringConfig, run
+from podwire_cni.ipam import store
+
+from .netns import die_with_parent
+
+RUN = Path(sys.argv[1]) if len(sys.argv) > 2 else Path()
+target, steps = 0, list[str]()
+
+
+def step(name: str) -> None:
+    """One more step is done."""
+    steps.append(name)
+    if len(steps) == target:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def after(owner: Any, name: str) -> None:
+    """Make the end of a function a step."""
+    work = getattr(owner, name)
+
+    def counted(*args: Any, **more: Any) -> Any:
+        done = work(*args, **more)
+        step(name)
+        return done
+
+    setattr(owner, name, counted)
+
+
+def one_by_one(send: Callable[..., None]) -> Callable[..., None]:
+    """Batches of netlink messages, op for op."""
+
+    def counted(sock: object, batch: list[object], pod_fd: int | None) -> None:
+        for op in batch:
+            send(sock, [op], pod_fd)
+            step(type(op).__name__)
+
+    return counted
+
+
+def arm(answer: Callable[..., Any]) -> Callable[..., Any]:
+    def armed(*args: Any) -> Any:
+        global target  # noqa: PLW0603 - one call at a time, and the process dies of it
+        order = RUN / "crash"
+        target = int(order.read_text()) if order.exists() else 0
+        order.unlink(missing_ok=True)
+        steps.clear()
+        reply = answer(*args)
+        step("answer")
+        (RUN / "steps").write_text(" ".join(steps))
+        return reply
+
+    return armed
+
+
+def main() -> None:
+    kernel._send = one_by_one(kernel._send)
+    for owner, name in ((kernel.Kernel, "_delete_link"), (kernel, "_delete_neighbour"), (store.DirStore, "reserve"),
+                        (store.DirStore, "wired"), (store.DirStore, "release"), (os, "link"),
+                        (firewall.Firewall, "attach"), (firewall.Firewall, "detach"), (conntrack, "forget")):
+        after(owner, name)
+    listener.Listener._answer = arm(listener.Listener._answer)  # type: ignore[method-assign]  # that is the point
+    name, kubeconfig = sys.argv[2:4]
+    while True:
+        # A fork of a process that has imported everything: a start costs milliseconds.
+        child = os.fork()
+        if not child:
+            die_with_parent()
+            run(WiringConfig(name, kubeconfig, RUN))
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    main()
