@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import quote
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,12 @@ class Resource:
         return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
 
     def path(self, namespace: str = "", name: str = "", sub: str = "") -> str:
-        """URL path of the collection, or of one object, or of its subresource."""
+        """URL path of the collection, or of one object, or of its subresource. A name is one segment, whatever is in it."""
         parts = [self.base]
         if self.namespaced and namespace:
-            parts += ["namespaces", namespace]
+            parts += ["namespaces", _segment(namespace)]
         parts.append(self.plural)
-        parts += [part for part in (name, sub) if part]
+        parts += [_segment(part) for part in (name, sub) if part]
         return "/".join(parts)
 
     def prefix(self, namespace: str = "") -> str:
@@ -53,6 +54,11 @@ class Resource:
 
     def key(self, namespace: str, name: str) -> str:
         return self.prefix(namespace if self.namespaced else "") + name
+
+
+def _segment(text: str) -> str:
+    """Quoted for a URL; "." and ".." too, which clients and servers resolve."""
+    return quote(text, safe="{}") if text.strip(".") else text.replace(".", "%2E")
 
 
 _ALL = ("all",)

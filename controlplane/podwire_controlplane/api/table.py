@@ -51,6 +51,13 @@ def _containers(obj: Object) -> list[Object]:
 def _pod_status(obj: Object) -> str:
     if deleting(obj):
         return "Terminating"
+    init = obj.get("status", {}).get("initContainerStatuses") or []
+    for number, status in enumerate(init):
+        waiting, ended = ((status.get("state") or {}).get(s) or {} for s in ("waiting", "terminated"))
+        if ended.get("exitCode") == 0:
+            continue
+        reason = waiting.get("reason") if waiting.get("reason") != "PodInitializing" else ""
+        return f"Init:{reason or ended.get('reason') or f'{number}/{len(init)}'}"
     for status in _containers(obj):
         for state in ("waiting", "terminated"):
             reason = (status.get("state", {}).get(state) or {}).get("reason")

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import aiohttp
 import msgspec
+from yarl import URL
 
 from ..api.meta import Object
 from .config import ClientConfig
@@ -60,15 +61,18 @@ class ApiClient:
             raise RuntimeError("ApiClient is used outside `async with`")
         return self._session
 
+    def _url(self, path: str) -> URL:
+        """The path as it is quoted already: a name such as ".." must not be resolved away."""
+        return URL(self.config.server + path, encoded=True)
+
     async def request(self, method: str, path: str, body: Any = None, *, params: Mapping[str, str] | None = None,
-                      content_type: str = "application/json", timeout: float = 30) -> Any:
+                      content_type: str = "application/json", accept: str = "application/json", timeout: float = 30) -> Any:
         """One request; returns the decoded JSON (text where the answer is no JSON). Raises ApiError."""
         data = None if body is None else body if isinstance(body, bytes) else _encode(body)
         try:
             async with self.session.request(
-                    method, self.config.server + path, data=data, params=params,
-                    headers={"Content-Type": content_type, "Accept": "application/json"},
-                    timeout=aiohttp.ClientTimeout(total=timeout)) as answer:
+                    method, self._url(path), data=data, params=params, timeout=aiohttp.ClientTimeout(total=timeout),
+                    headers={"Content-Type": content_type, "Accept": accept}) as answer:
                 raw = await answer.read()
                 if answer.status >= 400:
                     raise _error(answer.status, raw)
@@ -105,7 +109,7 @@ class ApiClient:
         limit = float(params.get("timeoutSeconds", "300")) + 60
         try:
             async with self.session.get(
-                    self.config.server + path, params={**params, "watch": "true"}, headers={"Accept": "application/json"},
+                    self._url(path), params={**params, "watch": "true"}, headers={"Accept": "application/json"},
                     timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=limit)) as answer:
                 if answer.status >= 400:
                     raise _error(answer.status, await answer.read())

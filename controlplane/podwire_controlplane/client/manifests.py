@@ -63,7 +63,11 @@ def read_files(paths: Iterable[str]) -> Iterator[Object]:
 
     for path in paths:
         if path == "-":
-            yield from parse(sys.stdin.read(), "standard input")
+            try:
+                text = sys.stdin.buffer.read().decode()
+            except UnicodeDecodeError as err:
+                raise BadManifest(f"standard input: not UTF-8 text: {err}") from err
+            yield from parse(text, "standard input")
             continue
         start = Path(path)
         files = sorted(f for f in start.iterdir() if f.suffix in (".yaml", ".yml", ".json")) if start.is_dir() else [start]
@@ -75,12 +79,16 @@ def read_files(paths: Iterable[str]) -> Iterator[Object]:
 
 
 def with_record(obj: Object) -> Object:
-    """The object with the annotation that remembers what was applied (without an older record, so that it never grows)."""
+    """The object with the annotation that remembers what was applied, byte for byte as kubectl writes it.
+
+    An older record is not part of the record, so that it never grows.
+    """
     bare = {k: v for k, v in annotations_of(obj).items() if k != LAST_APPLIED}
-    plain = {**obj, "metadata": {**obj["metadata"], "annotations": bare}} if LAST_APPLIED in annotations_of(obj) else obj
-    if not bare and plain is not obj:
-        del plain["metadata"]["annotations"]
-    return {**obj, "metadata": {**obj["metadata"], "annotations": {**bare, LAST_APPLIED: json.dumps(plain, sort_keys=True)}}}
+    plain = {**obj, "metadata": {**obj["metadata"], "annotations": bare}}
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+    for char in "<>&\u2028\u2029":  # Go's encoder escapes these
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return {**obj, "metadata": {**obj["metadata"], "annotations": {**bare, LAST_APPLIED: text}}}
 
 
 def three_way(obj: Object, live: Object) -> Object:

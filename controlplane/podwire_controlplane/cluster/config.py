@@ -42,6 +42,14 @@ class ClusterConfig:
                 nets.append(ipaddress.ip_network(getattr(self, field)))
             except ValueError as err:
                 raise BadConfig(f"{field}: {err}") from err
+        for server in self.upstream_dns:
+            address, _, port = server.partition("#")
+            try:
+                ipaddress.ip_address(address)
+                if port and not 0 < int(port) < 65536:
+                    raise ValueError
+            except ValueError:
+                raise BadConfig(f"upstream_dns: {server!r} is no server; expected IP or IP#PORT, such as 9.9.9.9#53") from None
         for a, b in ((0, 1), (0, 2), (1, 2)):
             if nets[a].overlaps(nets[b]):
                 raise BadConfig(f"{nets[a]} and {nets[b]} overlap: nodes, pods and Services need ranges of their own")
@@ -104,5 +112,5 @@ def load(name: str) -> ClusterConfig | None:
     try:
         found = json.loads((BASE / name / "cluster.json").read_text())
         return ClusterConfig(**{**found, "upstream_dns": tuple(found["upstream_dns"])})
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, KeyError, BadConfig):
         return None

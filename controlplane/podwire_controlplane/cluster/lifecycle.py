@@ -42,13 +42,21 @@ def _requirements() -> list[str]:
     return problems
 
 
+def down_command(config: ClusterConfig) -> str:
+    """What a person types to take this cluster down."""
+    return "`podwire down" + (f" --name {config.name}" if config.name != ClusterConfig.name else "") + "`"
+
+
 def start(config: ClusterConfig, *, until_eof: bool = False) -> subprocess.Popen[bytes]:
     """Start the cluster's process in the background. until_eof: it goes down when our pipe to it closes, however we end."""
     if problems := _requirements():
         raise UpFailed("; ".join(problems))
     if load(config.name) is not None:
-        raise UpFailed(f"cluster {config.name!r} is up already (or ended badly): `podwire status`, or `podwire down` first")
-    config.run_dir.mkdir(parents=True, mode=0o755)
+        raise UpFailed(f"cluster {config.name!r} is up already, or ended badly: {down_command(config)} first")
+    try:
+        config.run_dir.mkdir(parents=True, mode=0o755)
+    except FileExistsError:
+        raise UpFailed(f"{config.run_dir} is left from an interrupted start: {down_command(config)} first") from None
     (config.run_dir / "log").mkdir()
     config.save()
     with (config.run_dir / "log" / "cluster.log").open("ab") as log:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import time
 
 import click
 
 from ..cluster.config import BadConfig, ClusterConfig, load
-from ..cluster.lifecycle import UpFailed
+from ..cluster.lifecycle import UpFailed, down_command
 from ..cluster.lifecycle import down as take_down
 from ..cluster.lifecycle import up as bring_up
 from .common import Failed, err, out
@@ -29,10 +31,17 @@ def free_port(wanted: int) -> int:
     raise Failed("no free port on 127.0.0.1")
 
 
+def interruptible() -> None:
+    """SIGTERM and SIGHUP end a command as SIGINT does: it takes down what it began."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+
+
 @click.command()
 @name_option
 @click.option("--nodes", default=3, show_default=True, help="How many nodes.")
-@click.option("--api-port", default=6443, show_default=True, help="Port on 127.0.0.1; another one where it is taken.")
+@click.option("--api-port", default=6443, show_default=True, type=click.IntRange(1, 65535),
+              help="Port on 127.0.0.1; another one where it is taken.")
 @click.option("--upstream-dns", multiple=True, metavar="IP[#PORT]", help="DNS servers, as nodes reach them; repeatable.")
 @click.option("--bridge-nf", type=click.Choice(["0", "1"]), help="net.bridge.bridge-nf-call-iptables on the nodes.")
 def up(name: str, nodes: int, api_port: int, upstream_dns: tuple[str, ...], bridge_nf: str | None) -> None:
@@ -41,19 +50,28 @@ def up(name: str, nodes: int, api_port: int, upstream_dns: tuple[str, ...], brid
     try:
         config = ClusterConfig(name=name, nodes=nodes, api_port=free_port(api_port), upstream_dns=upstream_dns,
                                bridge_nf=int(bridge_nf or -1))
+        interruptible()
         bring_up(config, lambda text: err.print(f"  {text}", style="dim"))
     except (BadConfig, UpFailed) as error:
         raise Failed(str(error)) from error
+    except KeyboardInterrupt:
+        raise Failed("interrupted; everything is taken down again") from None
     out.print(f"cluster [bold]{name}[/bold] with {nodes} nodes is ready after {time.monotonic() - begin:.1f} s")
     out.print(f"  export KUBECONFIG={config.kubeconfig}", soft_wrap=True)
-    out.print("  try: podwire apply -f examples/; podwire status; podwire get pods -o wide; podwire down", soft_wrap=True)
+    out.print(f"  try: podwire apply -f examples/; podwire status; podwire get pods -o wide; {down_command(config).strip('`')}",
+              soft_wrap=True)
 
 
 @click.command()
 @name_option
 def down(name: str) -> None:
     """Take the cluster down: processes, namespaces, links and files. Fine to repeat."""
-    config = load(name) or ClusterConfig(name=name)
+    try:
+        config = load(name) or ClusterConfig(name=name)
+    except BadConfig as error:
+        raise Failed(str(error)) from error
+    if os.geteuid() and config.run_dir.exists():
+        raise Failed("podwire down needs root: the cluster is root's")
     take_down(config, lambda text: err.print(f"  removed {text}", style="dim"))
     out.print(f"cluster [bold]{name}[/bold] is down")
 

@@ -8,9 +8,9 @@ import sys
 import click
 from rich.console import Console
 
-from ..cluster.config import ClusterConfig
+from ..cluster.config import BadConfig, ClusterConfig
 from ..cluster.lifecycle import UpFailed
-from .cluster import free_port
+from .cluster import free_port, interruptible
 from .common import Failed
 
 
@@ -20,13 +20,16 @@ from .common import Failed
               help="Settings of net.bridge.bridge-nf-call-iptables to prove everything with.")
 def demo(nodes: int, passes: tuple[str, ...]) -> None:
     """Start a cluster, apply examples/, prove each behaviour with real traffic, take everything down. Exit 0: all held."""
+    from ..demo.lab import UPSTREAM_DNS
     from ..demo.run import Demo
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
-    config = ClusterConfig(name=f"demo{os.getpid()}", nodes=nodes, api_port=free_port(6443), upstream_dns=("203.0.113.53",))
     try:
+        config = ClusterConfig(name=f"demo{os.getpid()}", nodes=nodes, api_port=free_port(6443),
+                               upstream_dns=(UPSTREAM_DNS,))
+        interruptible()
         held = Demo(config, Console(highlight=False, width=width), tuple(int(p) for p in passes)).run()
-    except UpFailed as error:
+    except (BadConfig, UpFailed) as error:
         raise Failed(str(error)) from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -112,14 +112,6 @@ def _print_rows(resource: Resource, found: Object, wide: bool, spaces: bool, *, 
     print_table(grid)
 
 
-async def _get_as(api: ApiClient, path: str, params: dict[str, str]) -> Object:
-    async with api.session.get(api.config.server + path, params=params, headers={"Accept": _TABLE}) as answer:
-        body: Object = codec.decode(await answer.read())
-        if answer.status >= 400:
-            raise ApiError(answer.status, str(body.get("reason")), str(body.get("message")), body)
-        return body
-
-
 @click.command()
 @click.argument("what", nargs=-1)
 @namespace_option
@@ -145,7 +137,7 @@ def get(what: tuple[str, ...], space: str, all_namespaces: bool, output: str | N
                 text = yaml.safe_dump(found, sort_keys=False) if output == "yaml" else codec.dumps(found).decode()
                 click.echo(text.rstrip())
                 continue
-            found = await _get_as(api, path, params)
+            found = await api.request("GET", path, params=params, accept=_TABLE)
             if not found["rows"] and not watch:
                 if len(targets) == 1:
                     click.echo(f"no {resource.plural} found" + (f" in namespace {where}" if where else ""), err=True)

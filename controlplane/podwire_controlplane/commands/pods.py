@@ -14,13 +14,18 @@ from ..cluster.config import BASE
 from ..node.podspec import PATH
 from ..node.podworker import enter_command
 from ..node.runtime import Container, Sandbox, read
-from .common import Failed
+from .common import Failed, find_kubeconfig
 
 pod_options = (
     click.option("-n", "--namespace", "space", default="default", show_default=True),
     click.option("-c", "--container", "which", default="", help="Default: the pod's first."),
-    click.option("--cluster", default="podwire", show_default=True),
+    click.option("--name", "cluster", default=None, help="The cluster; default: that of $KUBECONFIG, or the only one."),
 )
+
+
+def find_cluster(given: str | None) -> str:
+    """The cluster on this machine that is meant. Raises Failed."""
+    return given or Path(find_kubeconfig(os.environ.get("KUBECONFIG"))).parent.name
 
 
 def find_pod(cluster: str, space: str, own: str) -> Sandbox:
@@ -35,12 +40,13 @@ def find_pod(cluster: str, space: str, own: str) -> Sandbox:
 
 
 def find_container(sandbox: Sandbox, which: str) -> Container:
-    names = sorted((d for d in (sandbox.directory / "containers").glob("*")), key=lambda d: d.stat().st_ctime)
-    if not names:
+    names = sandbox.facts().get("containers") or []
+    known = {d.name for d in (sandbox.directory / "containers").glob("*")}
+    if not known:
         raise Failed("the pod has no container yet: `podwire get pods`")
-    if which and which not in {d.name for d in names}:
-        raise Failed(f"no container {which!r}; the pod has {', '.join(d.name for d in names)}")
-    return Container(sandbox, which or names[0].name)
+    if which and which not in known:
+        raise Failed(f"no container {which!r}; the pod has {', '.join(sorted(known))}")
+    return Container(sandbox, which or next((n for n in names if n in known), min(known)))
 
 
 def _with_pod_options(command: click.Command) -> click.Command:
@@ -52,9 +58,9 @@ def _with_pod_options(command: click.Command) -> click.Command:
 @click.command("exec", context_settings={"ignore_unknown_options": True})
 @click.argument("pod")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def exec_(pod: str, command: tuple[str, ...], space: str, which: str, cluster: str) -> None:
+def exec_(pod: str, command: tuple[str, ...], space: str, which: str, cluster: str | None) -> None:
     """Run a command in a pod: `podwire exec POD -- COMMAND ...`."""
-    container = find_container(find_pod(cluster, space, pod.removeprefix("pod/")), which)
+    container = find_container(find_pod(find_cluster(cluster), space, pod.removeprefix("pod/")), which)
     process = container.main_process()
     if process is None or not process.alive:
         raise Failed(f"container {container.name} is not running: `podwire logs {pod}`")
@@ -64,10 +70,13 @@ def exec_(pod: str, command: tuple[str, ...], space: str, which: str, cluster: s
     os.execvpe(argv[0], argv, {"PATH": PATH, "TERM": os.environ.get("TERM", "dumb"), "HOME": "/root"})
 
 
-def log_lines(path: Path, follow: bool) -> Iterator[str]:
-    """The text of a CRI log file, line by line; with `follow` until interrupted."""
+def log_lines(path: Path, follow: bool, tail: int | None = None) -> Iterator[str]:
+    """The text of a CRI log file, line by line, from its last `tail` lines on; with `follow` until interrupted."""
     try:
         with path.open() as file:
+            if tail is not None:
+                lines = file.readlines()
+                yield from (line.split(" ", 3)[-1].rstrip("\n") for line in lines[max(0, len(lines) - tail):])
             while True:
                 line = file.readline()
                 if line:
@@ -83,17 +92,12 @@ def log_lines(path: Path, follow: bool) -> Iterator[str]:
 @click.command()
 @click.argument("pod")
 @click.option("-f", "--follow", is_flag=True)
-@click.option("--tail", type=int, help="Only the last N lines.")
-def logs(pod: str, follow: bool, tail: int | None, space: str, which: str, cluster: str) -> None:
+@click.option("--tail", type=click.IntRange(0), help="Only the last N lines.")
+def logs(pod: str, follow: bool, tail: int | None, space: str, which: str, cluster: str | None) -> None:
     """Show what a container wrote."""
-    container = find_container(find_pod(cluster, space, pod.removeprefix("pod/")), which)
-    if tail is not None:
-        for line in list(log_lines(container.log, False))[-tail:] if tail else ():
-            click.echo(line)
-        if not follow:
-            return
+    container = find_container(find_pod(find_cluster(cluster), space, pod.removeprefix("pod/")), which)
     try:
-        for line in log_lines(container.log, follow):
+        for line in log_lines(container.log, follow, tail):
             click.echo(line)
     except KeyboardInterrupt:
         raise SystemExit(130) from None

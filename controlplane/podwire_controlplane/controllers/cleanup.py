@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ..api.meta import Object, deleting, key, name, namespace, uid
 from ..api.registry import RESOURCES
 from .base import Change, Controller, Keys, Snapshot
@@ -17,9 +19,11 @@ def _address(obj: Object) -> str:
 def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
     """Delete an object when none of its owners is left. An owner counts by uid: a new one of the same name is another."""
     kind, _, own = wanted.partition(":")
-    obj = snapshot.get(kind, own)
+    obj = snapshot.get(kind, own) if kind in snapshot.kinds else None
+    if obj is not None and deleting(obj):
+        return _propagate(kind, obj, snapshot)
     refs = obj["metadata"].get("ownerReferences") or [] if obj else []
-    if obj is None or not refs or deleting(obj):
+    if obj is None or not refs:
         return []
     owners: list[tuple[str, str, str, str]] = []
     for ref in refs:
@@ -34,15 +38,47 @@ def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
                    unless=tuple(owners))]
 
 
+def _owned(obj: Object, snapshot: Snapshot) -> Iterator[Object]:
+    """Whatever names `obj` as an owner."""
+    for kind in KINDS if obj["kind"] in _OWNERS else ():
+        for other in snapshot.list(kind, namespace(obj) or None):
+            if any(r.get("uid") == uid(obj) for r in other["metadata"].get("ownerReferences") or []):
+                yield other
+
+
+def _propagate(kind: str, obj: Object, snapshot: Snapshot) -> list[Change]:
+    """The part of a deletion that its propagationPolicy leaves to us (a finalizer says so).
+
+    orphan: the dependents lose their reference, then the object goes. foregroundDeletion: the dependents go first.
+    """
+    held = obj["metadata"].get("finalizers") or []
+    changes: list[Change] = []
+    if "orphan" in held:
+        for other in _owned(obj, snapshot):
+            left = [r for r in other["metadata"]["ownerReferences"] if r.get("uid") != uid(obj)]
+            changes.append(Change("patch", other["kind"], namespace(other), name(other),
+                                  {"metadata": {"uid": uid(other), "ownerReferences": left}}, "orphaned"))
+    elif "foregroundDeletion" in held:
+        waiting = list(_owned(obj, snapshot))
+        if waiting:
+            return [Change("delete", o["kind"], namespace(o), name(o), {
+                "preconditions": {"uid": uid(o)}, "propagationPolicy": "Foreground"}, "its owner is being deleted")
+                for o in waiting if not deleting(o)]
+    else:
+        return []
+    rest = [f for f in held if f not in ("orphan", "foregroundDeletion")]
+    return [*changes, Change("patch", kind, namespace(obj), name(obj), {"metadata": {"uid": uid(obj), "finalizers": rest}},
+                             "dependents are done")]
+
+
 def _dependents(obj: Object, snapshot: Snapshot) -> Keys:
-    """The object itself, and whatever names it as an owner (it may just have been deleted)."""
+    """The object itself, its owners (one may wait for it), and whatever it owns, where it has just been deleted."""
     yield _address(obj)
+    for ref in obj["metadata"].get("ownerReferences") or []:
+        yield f"{ref.get('kind')}:{namespace(obj)}/{ref.get('name')}"
     current = snapshot.get(obj["kind"], key(obj))
-    if obj["kind"] in _OWNERS and (current is None or uid(current) != uid(obj)):
-        for kind in KINDS:
-            for other in snapshot.list(kind, namespace(obj) or None):
-                if any(r.get("uid") == uid(obj) for r in other["metadata"].get("ownerReferences") or []):
-                    yield _address(other)
+    if current is None or uid(current) != uid(obj):
+        yield from map(_address, _owned(obj, snapshot))
 
 
 def reconcile_namespace(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:

@@ -241,9 +241,16 @@ def reconcile_mirror(wanted: str, snapshot: Snapshot, _now: float) -> list[Chang
 
 
 def reconcile_endpoints(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
-    """The older Endpoints object of a Service with a selector, from the same pods; at most 1000 addresses."""
+    """The older Endpoints object of a Service with a selector, from the same pods; at most 1000 addresses.
+
+    A Service that is deleted takes its Endpoints along, also hand-made ones: a later Service of its name starts afresh.
+    """
     service = snapshot.get("Service", wanted)
-    if service is None or not service["spec"].get("selector") or service["spec"].get("type") == "ExternalName":
+    if service is None:
+        left = snapshot.get("Endpoints", wanted)
+        return [Change("delete", "Endpoints", namespace(left), name(left), {"preconditions": {"uid": uid(left)}},
+                       "its Service is gone")] if left else []
+    if not service["spec"].get("selector") or service["spec"].get("type") == "ExternalName":
         return []
     found = snapshot.get("Endpoints", wanted)
     subsets: list[Object] = []
@@ -269,10 +276,15 @@ def reconcile_endpoints(wanted: str, snapshot: Snapshot, _now: float) -> list[Ch
     return [Change("update" if found else "create", "Endpoints", namespace(service), name(service), obj)]
 
 
+def _with_service(endpoints: Object, snapshot: Snapshot) -> Keys:
+    """Endpoints may be written before their Service: only a Service's own deletion takes them along."""
+    return (key(endpoints),) if snapshot.get("Service", key(endpoints)) else ()
+
+
 _SELECTED: dict[str, Any] = {"Service": itself, "Pod": services_of_pod}
 CONTROLLERS = (
     Controller("endpointslice", {**_SELECTED, "EndpointSlice": service_of_slice}, reconcile_selector),
-    Controller("endpoints", {**_SELECTED, "Endpoints": itself}, reconcile_endpoints),
+    Controller("endpoints", {**_SELECTED, "Endpoints": _with_service}, reconcile_endpoints),
     Controller("endpointslicemirroring", {"Endpoints": itself, "Service": itself, "EndpointSlice": service_of_slice},
                reconcile_mirror),
 )

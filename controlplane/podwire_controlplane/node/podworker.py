@@ -135,7 +135,8 @@ class PodWorker:
             if own_net:
                 await self.host.cni.delete(self._attachment(""))
         self.addresses = []
-        self.sandbox.describe(name=name(self.pod), namespace=namespace(self.pod), uid=uid(self.pod), addresses=[])
+        self.sandbox.describe(name=name(self.pod), namespace=namespace(self.pod), uid=uid(self.pod), addresses=[],
+                              containers=[c["name"] for c in self.pod["spec"]["containers"]])
         pause = await self.sandbox.start(podspec.hostname(self.pod), self.host.pause_command, share_net=not own_net)
         try:
             found = addresses(await self.host.cni.add(self._asking(f"/proc/{pause.pid}/ns/net"))) if own_net else \

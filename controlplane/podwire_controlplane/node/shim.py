@@ -161,6 +161,7 @@ def become(spec: dict[str, Any], output: int, parent: int) -> None:
         null = os.open("/dev/null", os.O_RDONLY)
         for source, target in ((null, 0), (output, 1), (output, 2)):
             os.dup2(source, target)
+        output = 2  # the copies stay, the descriptor itself is closed with the others
         os.chdir(spec["cwd"])
         os.closerange(3, 256)
         os.execvpe(spec["command"][0], spec["command"], spec["env"])

@@ -27,6 +27,7 @@ from .app import make_app
 from .objects import Objects, Scope, WriteOptions, timestamp
 
 log = logs.get("apiserver")
+KEEP_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,27 @@ async def bootstrap(objects: Objects, config: ServerConfig) -> None:
         "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
         "addressType": "IPv6" if ":" in address else "IPv4",
         "endpoints": [{"addresses": [address], "conditions": {"ready": True}}], "ports": [{"name": "https", "port": port}]})
+    if config.dns:
+        await _bootstrap_dns(objects, config.dns[0])
 
 
-async def bootstrap_dns(objects: Objects, address: str) -> None:
+async def _bootstrap_dns(objects: Objects, address: str) -> None:
     """The Service kube-dns. Its label keeps the proxy off: the address is bound on every node."""
     await _ensure(objects, Scope(of("Service"), "kube-system"), {
         "metadata": {"name": "kube-dns", "labels": {
             "k8s-app": "kube-dns", "service.kubernetes.io/service-proxy-name": "podwire-dns"}},
         "spec": {"clusterIP": address, "ports": [{"name": "dns", "port": 53, "protocol": "UDP"},
                                                  {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]}})
+
+
+async def _keep(objects: Objects, config: ServerConfig) -> None:
+    """What every cluster has from the start comes back when somebody deletes it."""
+    while True:
+        await asyncio.sleep(KEEP_SECONDS)
+        try:
+            await bootstrap(objects, config)
+        except StatusError as err:
+            log.warn("a built-in object cannot be restored", error=err.message)
 
 
 async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -> None:
@@ -118,8 +131,6 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     objects = Objects(store, ServiceAllocator(network, range(low, high + 1)))
     await objects.start()
     await bootstrap(objects, config)
-    if config.dns:
-        await bootstrap_dns(objects, config.dns[0])
     runner = web.AppRunner(make_app(objects, _tokens(config.data)), access_log=None, shutdown_timeout=0.5,
                            handler_cancellation=True)  # a watch ends with its client
     await runner.setup()
@@ -131,9 +142,11 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     if ready:
         ready()
     stop = asyncio.Event()
+    keeper = asyncio.create_task(_keep(objects, config))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await stop.wait()
+    keeper.cancel()
     await runner.cleanup()
     await store.close()
     log.info("stopped")

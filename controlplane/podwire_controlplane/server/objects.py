@@ -22,6 +22,8 @@ from ..api.meta import Object, deleting, name, resource_version, uid
 from ..api.registry import RESOURCES, Resource, of
 from ..store.base import Change, Conflict, Item, Store
 
+IMMORTAL = ("default", "kube-system", "kube-public")
+PROPAGATION = {"Background": "", "Orphan": "orphan", "Foreground": "foregroundDeletion"}
 _NAMESPACES, _SERVICES = of("Namespace"), of("Service")
 _LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # no vowels, no 0/1/3: generated names spell nothing
 _RETRIES = 8
@@ -258,7 +260,11 @@ class Objects:
             if wanted.get("uid") not in (None, uid(obj)) or \
                     wanted.get("resourceVersion") not in (None, obj["metadata"]["resourceVersion"]):
                 raise errors.conflict(scope.resource, scope.name, "the precondition (uid or resourceVersion) does not hold")
+            if scope.resource is _NAMESPACES and scope.name in IMMORTAL:
+                raise StatusError(403, "Forbidden", f'namespaces "{scope.name}" is forbidden: the cluster needs it, it cannot '
+                                  "be deleted", resource=scope.resource, name=scope.name)
             marked = self._mark(scope.resource, obj, options.get("gracePeriodSeconds"))
+            _propagate(marked, options)
             if dry_run:
                 return wire(item), False
             try:
@@ -303,6 +309,16 @@ class Objects:
             return {**before, "spec": {**before.get("spec", {}), "finalizers": left}}
 
         return await self._modify(scope, change, WriteOptions(), ())
+
+
+def _propagate(obj: Object, options: Object) -> None:
+    """propagationPolicy Orphan and Foreground are finalizers that the garbage collector takes off when its part is done."""
+    policy = options.get("propagationPolicy") or ("Orphan" if options.get("orphanDependents") else "Background")
+    if policy not in PROPAGATION:
+        raise errors.bad_request(f"propagationPolicy: {policy!r} is not supported; one of {', '.join(PROPAGATION)}")
+    held = obj["metadata"].get("finalizers") or []
+    if PROPAGATION[policy] and PROPAGATION[policy] not in held:
+        obj["metadata"]["finalizers"] = [*held, PROPAGATION[policy]]
 
 
 def _guard(scope: Scope, before: Object, after: Object) -> None:

@@ -78,6 +78,18 @@ def test_apply_get_delete(podwire: Any) -> None:
     assert "no services found in namespace default" in podwire("get", "svc").output
 
 
+@pytest.mark.parametrize("own", [
+    "../services/innocent", "../services?x=", "a?b#c", "..", "%2e%2e/services/innocent", "innocent/status"])
+def test_a_name_is_one_name_whatever_is_in_it(podwire: Any, own: str) -> None:
+    """Not a path: nothing but the object of that very name may be read or deleted."""
+    podwire("apply", "-f", "-", stdin=yaml.safe_dump(service("innocent")))
+    for words in (("get", "cm", own), ("delete", "cm", own), ("get", "cm", "x", "-n", own), ("delete", "cm", "x", "-n", own)):
+        result = podwire(*words)
+        assert result.exit_code == 1 and result.output.startswith("error:"), result.output
+    assert podwire("get", "svc", "innocent").exit_code == 0
+    podwire("delete", "svc", "innocent")
+
+
 def test_one_bad_object_does_not_keep_the_others_out(podwire: Any) -> None:
     bad = service("bad", type="NodePort", ports=[{"port": 80, "nodePort": 5}])
     misspelt = {**service("misspelt"), "spec": {"prots": []}}
@@ -125,7 +137,8 @@ def test_three_way_keeps_what_others_set_and_removes_what_is_left_out() -> None:
     after = _apply(second, live)
     assert after["metadata"]["labels"] == {"a": "1", "other": "x"} and after["spec"]["selector"] == {"x": "9"}
     assert "externalIPs" not in after["spec"] and after["spec"]["clusterIP"] == "10.96.0.9" and after["status"] == {"s": 1}
-    assert json.loads(after["metadata"]["annotations"][manifests.LAST_APPLIED]) == second
+    record = json.loads(after["metadata"]["annotations"][manifests.LAST_APPLIED])
+    assert record == {**second, "metadata": {**second["metadata"], "annotations": {}}}
     broken = patch.merge(live, {"metadata": {"annotations": {manifests.LAST_APPLIED: "{"}}})
     assert _apply(second, broken)["spec"]["externalIPs"] == ["1.2.3.4"], "without a record nothing is known to be ours"
 
@@ -169,3 +182,11 @@ def test_role_status(tmp_path: Path) -> None:
     assert read_all(tmp_path) == first, "what did not change is not written again"
     status.update(ready=True, message="3 Services", reason="Synced", services=3)
     assert read_all(tmp_path)["proxy"]["figures"] == {"services": 3} and read_all(tmp_path / "none") == {}
+
+
+def test_the_record_of_an_apply_is_kubectls_own() -> None:
+    """Byte for byte, so that podwire and kubectl can be used in turn and find "unchanged"."""
+    obj = {"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"namespace": "default", "name": "m"}, "data": {"k": "<ä&>"}}
+    assert manifests.with_record(obj)["metadata"]["annotations"][manifests.LAST_APPLIED] == (
+        '{"apiVersion":"v1","data":{"k":"\\u003cä\\u0026\\u003e"},"kind":"ConfigMap",'
+        '"metadata":{"annotations":{},"name":"m","namespace":"default"}}\n')

@@ -104,3 +104,28 @@ def test_namespaces_are_emptied_first() -> None:
         await refused(world.objects.finalize("old", {"spec": {"finalizers": []}}), 404)
 
     in_world(work)
+
+
+@pytest.mark.parametrize("own", ["default", "kube-system", "kube-public"])
+def test_namespaces_that_the_cluster_needs_stay(own: str) -> None:
+    async def work(world: World) -> None:
+        if own != "default":
+            await world.create({"kind": "Namespace", "metadata": {"name": own}})
+        await refused(world.delete("Namespace", own), 403, "cannot be deleted")
+        assert not (await world.get("Namespace", own))["metadata"].get("deletionTimestamp")
+
+    in_world(work)
+
+
+def test_propagation_policies_are_finalizers_and_unknown_ones_are_refused() -> None:
+    async def work(world: World) -> None:
+        for policy, finalizer in (("Orphan", "orphan"), ("Foreground", "foregroundDeletion")):
+            await world.create(deployment(policy.lower()))
+            marked, gone = await world.delete("Deployment", policy.lower(), propagationPolicy=policy)
+            assert not gone and marked["metadata"]["finalizers"] == [finalizer]
+        await world.create(deployment("plain"))
+        await refused(world.delete("Deployment", "plain", propagationPolicy="Sideways"), 400, "Background, Orphan, Foreground")
+        _, gone = await world.delete("Deployment", "plain", propagationPolicy="Background")
+        assert gone
+
+    in_world(work)

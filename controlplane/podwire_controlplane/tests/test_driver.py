@@ -207,3 +207,52 @@ def test_garbage_collection_asks_the_api_before_it_believes_its_cache() -> None:
         assert {name(m) for m in await cluster.items(maps)} == {"kept"}
 
     in_cluster(work)
+
+
+@pytest.mark.parametrize("policy", ["Orphan", "Foreground", "Background"])
+def test_what_becomes_of_dependents(policy: str) -> None:
+    async def work(cluster: Cluster) -> None:
+        await cluster.api.create(DEPLOYMENTS, deployment("web", 2))
+
+        async def running() -> bool:
+            return sum(bool(p["status"].get("podIP")) for p in await cluster.items(PODS)) == 2
+
+        await cluster.until(running)
+        before = {p["metadata"]["uid"] for p in await cluster.items(PODS)}
+        await cluster.api.delete(DEPLOYMENTS + "/web", {"propagationPolicy": policy})
+
+        async def gone() -> bool:
+            return not await cluster.items(DEPLOYMENTS)
+
+        async def settled() -> bool:
+            sets = await cluster.items(DEPLOYMENTS.replace("deployments", "replicasets"))
+            pods = await cluster.items(PODS)
+            if policy == "Orphan":
+                return await gone() and not sets[0]["metadata"].get("ownerReferences") and len(pods) == 2
+            return await gone() and not sets and not pods
+
+        await cluster.until(settled)
+        assert policy != "Orphan" or {p["metadata"]["uid"] for p in await cluster.items(PODS)} == before
+
+    in_cluster(work)
+
+
+def test_a_deleted_service_takes_its_hand_made_endpoints_along() -> None:
+    async def work(cluster: Cluster) -> None:
+        endpoints = SERVICES.replace("services", "endpoints")
+        made = {"metadata": {"name": "db"}, "subsets": [{"addresses": [{"ip": "192.0.2.1"}], "ports": [{"port": 5432}]}]}
+        await cluster.api.create(endpoints, made)
+        await cluster.api.create(SERVICES, service("db"))
+
+        async def mirrored() -> bool:
+            return await cluster.endpoints("db") == {"192.0.2.1"}
+
+        await cluster.until(mirrored)
+        await cluster.api.delete(SERVICES + "/db")
+
+        async def gone() -> bool:
+            return not [e for e in await cluster.items(endpoints) if name(e) == "db"] and not await cluster.endpoints("db")
+
+        await cluster.until(gone)
+
+    in_cluster(work)
