@@ -107,6 +107,7 @@ class Pending:
     limit: int
     ask: bytes
     chain: tuple[tuple[bytes, bytes], ...] = ()
+    completed: bool = False  # autopath: `ask` is what remained of a search path's name
 
     @property
     def dnssec_ok(self) -> bool:
@@ -125,7 +126,8 @@ class Pending:
 class Answerer:
     """`handle` for every message; where it returns Pending, `finish` once the upstream's answer (or None) is there.
 
-    recursion: are there upstreams? rand: a number in [0, n). clock: monotonic seconds, for the cache.
+    recursion: are there upstreams? autopath: complete search paths here. loop_probe: a name that only our own probe asks for;
+    `looped`: it came back. rand: a number in [0, n). clock: monotonic seconds, for the cache.
     """
 
     data: ZoneData
@@ -133,6 +135,9 @@ class Answerer:
     clock: Callable[[], float]
     rand: Callable[[int], int]
     recursion: bool = False
+    autopath: bool = False
+    loop_probe: bytes = b""
+    looped: bool = False
     counts: dict[str, int] = field(default_factory=lambda: {"hit": 0, "slow": 0, "forward": 0, "error": 0})
 
     def handle(self, data: bytes, *, udp: bool) -> bytes | Pending | None:
@@ -187,7 +192,7 @@ class Answerer:
             return None
         if name in data.names or name + A_IN in answers or name + AAAA_IN in answers or name + SRV_IN in answers:
             return data.negative(len(name))[0]
-        return None if name.endswith(data.pod_apex) else data.negative(len(name))[1]
+        return None if self.autopath or name.endswith(data.pod_apex) else data.negative(len(name))[1]
 
     def _error(self, response: bytes) -> bytes:
         self.counts["error"] += 1
@@ -226,6 +231,9 @@ class Answerer:
                 rcode, value = self._unrecorded(name, query.qtype, apex)
                 if chain:
                     return self._found(query, limit, tuple(chain), key, EMPTY)
+                rest = self._search_rest(name) if self.autopath and rcode == NXDOMAIN else None
+                if rest is not None:
+                    return self._complete(query, limit, rest)
                 return self._reply(query, value, limit, rcode=rcode, flags=AA)
             chain.append((name, alias[6 + 12:]))
             if query.qtype not in ADDRESS_TYPES:
@@ -234,6 +242,37 @@ class Answerer:
             if any(name == owner for owner, _ in chain):
                 break
         return self._found(query, limit, tuple(chain), query.key, EMPTY)
+
+    def _search_rest(self, name: bytes) -> bytes | None:
+        """www.example.com of www.example.com.NAMESPACE.svc.zone, the first name that a pod's search path makes; else None.
+
+        One label is never completed, nor what lies below a Service of the namespace, so that a missing endpoint stays missing.
+        """
+        data, offsets, at = self.data, [], 0
+        suffix = b"\x03svc" + data.zones[0]
+        while name[at]:
+            offsets.append(at)
+            at += 1 + name[at]
+        for index, start in enumerate(offsets):
+            if name[start:] == suffix:
+                if index < 3 or name[offsets[index - 1]:] not in data.names or data.exists(name[offsets[index - 2]:]):
+                    return None
+                return name[:offsets[index - 1]] + b"\0"
+        return None
+
+    def _complete(self, query: Query, limit: int, rest: bytes) -> bytes | Pending:
+        """Walk the rest of the search path (svc.zone, zone, the name itself), and answer with an alias to what is there."""
+        zone, kind = self.data.zones[0], query.key[-4:]
+        for suffix in (b"\x03svc" + zone, zone):
+            name = rest[:-1] + suffix
+            if len(name) <= names.MAX_WIRE and self.data.exists(name):
+                key = name + kind
+                return self._found(query, limit, ((query.name, name),), key, self.data.answers.get(key, EMPTY))
+        return self._outside(Pending(query, limit, rest + kind, ((query.name, rest),), completed=True))
+
+    def _nxdomain(self, query: Query, limit: int) -> bytes:
+        value = COUNTS.pack(0, 1, 0) + self.data.soa(query.name, self.data.zones[0])
+        return self._reply(query, value, limit, rcode=NXDOMAIN, flags=AA)
 
     def _found(self, query: Query, limit: int, chain: tuple[tuple[bytes, bytes], ...], key: bytes, value: bytes) -> bytes:
         whole = join(query.key, chain, key, value, self.data.ttl) if chain else value
@@ -263,7 +302,11 @@ class Answerer:
 
     def _outside(self, pending: Pending) -> bytes | Pending:
         query = pending.query
+        if self.loop_probe and query.name == self.loop_probe:
+            self.looped = True
         if not self.recursion or not query.flags & RD:
+            if pending.completed:
+                return self._nxdomain(query, pending.limit)
             if pending.chain:
                 return self._found(query, pending.limit, pending.chain, pending.ask, EMPTY)
             return self._error(self._reply(query, EMPTY, pending.limit, rcode=REFUSED))
@@ -274,6 +317,8 @@ class Answerer:
     def finish(self, pending: Pending, answer: Upstreamed | None) -> bytes:
         """The response to a query that waited. answer: None where no upstream answered."""
         query, limit = pending.query, pending.limit
+        if pending.completed and answer is not None and answer.rcode == NXDOMAIN:
+            return self._nxdomain(query, limit)
         if answer is None or (pending.chain and answer.rcode not in (NOERROR, NXDOMAIN)):
             return self._error(self._reply(query, EMPTY, limit, rcode=SERVFAIL))
         if not pending.chain:

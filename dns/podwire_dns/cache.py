@@ -8,6 +8,7 @@ from .rtypes import SOA
 from .wire import COUNTS, NOERROR, NXDOMAIN, records
 
 NEGATIVE_CAP, POSITIVE_CAP = 30.0, 3600.0
+POPULAR, PREFETCH_SHARE = 3, 0.1  # asked so often, and in the last tenth of its life: fetched anew
 MAX_VALUE = 8192  # bytes of one answer; with the capacity this bounds the memory whatever upstreams send
 
 
@@ -20,12 +21,13 @@ class Upstreamed:
     ad: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Entry:
     answer: Upstreamed
     stored: float
     expires: float
     ttls: tuple[tuple[int, int], ...]  # offset in the value, TTL as it came
+    hits: int = 0
 
 
 CacheKey = tuple[bytes, bool, bool]  # question key, DO, CD
@@ -35,12 +37,20 @@ CacheKey = tuple[bytes, bool, bool]  # question key, DO, CD
 class Cache:
     """At most `capacity` answers; the oldest goes first. A time is a monotonic clock's, in seconds.
 
-    Readers and the one writer may be different threads: each step is one dict operation.
+    keep_stale: seconds that an expired answer is kept for `stale`. due: popular answers that expire soon, if `prefetch`;
+    whoever fetches them anew takes them out. Readers and the one writer may be different threads: each step is one dict
+    operation.
     """
 
     capacity: int = 10_000
+    keep_stale: float = 0.0
+    prefetch: bool = False
     entries: dict[CacheKey, _Entry] = field(default_factory=dict)
+    due: set[CacheKey] = field(default_factory=set)
     hits: int = 0
+    misses: int = 0
+    stale_hits: int = 0
+    prefetched: int = 0
 
     def put(self, key: CacheKey, answer: Upstreamed, now: float) -> None:
         """Keep an answer if it may be kept: NOERROR and NXDOMAIN, with a TTL above 0 (RFC 2308 for those without data)."""
@@ -55,18 +65,33 @@ class Cache:
     def get(self, key: CacheKey, now: float) -> Upstreamed | None:
         """The answer with its TTLs counted down."""
         entry = self.entries.get(key)
-        if entry is None:
-            return None
-        if now >= entry.expires:
-            self.entries.pop(key, None)
+        if entry is None or now >= entry.expires:
+            if entry is not None and now >= entry.expires + self.keep_stale:
+                self.entries.pop(key, None)
+            self.misses += 1
             return None
         self.hits += 1
+        entry.hits += 1
+        if self.prefetch and entry.hits >= POPULAR and entry.expires - now < (entry.expires - entry.stored) * PREFETCH_SHARE:
+            self.due.add(key)
         age = int(now - entry.stored)
         if not age:
             return entry.answer
         value = bytearray(entry.answer.value)
         for at, ttl in entry.ttls:
             value[at:at + 4] = max(0, ttl - age).to_bytes(4)
+        return Upstreamed(entry.answer.rcode, bytes(value), entry.answer.ad)
+
+
+    def stale(self, key: CacheKey, now: float) -> Upstreamed | None:
+        """An answer that expired less than `keep_stale` seconds ago, with TTLs of 0 (RFC 8767)."""
+        entry = self.entries.get(key)
+        if entry is None or not self.keep_stale or now >= entry.expires + self.keep_stale:
+            return None
+        self.stale_hits += 1
+        value = bytearray(entry.answer.value)
+        for at, _ttl in entry.ttls:
+            value[at:at + 4] = b"\0\0\0\0"
         return Upstreamed(entry.answer.rcode, bytes(value), entry.answer.ad)
 
 

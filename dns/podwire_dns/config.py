@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import names
+from .forward import POLICIES
 from .schema import Schema
 
 MAX_TTL = 3600
@@ -19,11 +20,17 @@ class BadConfig(ValueError):
 class DnsConfig:
     """kubeconfig: None means the pod's own service account. run_dir: holds dns.sock and the status files.
 
-    listen: the cluster DNS addresses, bound on lo where the node does not have them. upstreams: "IP" or "IP#port", asked in
-    this order for names that are not ours; empty: such names are refused. pod_cidrs, service_cidrs: their reverse zones are
-    answered here, all other reverse names are forwarded. ttl: seconds, 0 to 3600. pods: answer a-b-c-d.namespace.pod names.
-    notrack: keep DNS on the listen addresses out of conntrack. batches: receive and send many packets at once where that was
-    compiled.
+    listen: the cluster DNS addresses, bound on lo where the node does not have them. upstreams: "IP" or "IP#port", asked for
+    names that are not ours; empty: such names are refused. pod_cidrs, service_cidrs: their reverse zones are answered here, all
+    other reverse names are forwarded. ttl: seconds, 0 to 3600. pods: answer a-b-c-d.namespace.pod names. notrack: keep DNS on
+    the listen addresses out of conntrack. batches: receive and send many packets at once where that was compiled.
+
+    health_address, ready_address, metrics_address: "host:port" of /health, /ready and /metrics, empty: none. lame_duck: seconds
+    to go on answering after SIGTERM, while /ready already says no. log_queries: a line for each, with the client's pod: slower.
+
+    autopath: complete a search path's name in one answer. stubs: "domain=IP[#port],IP[#port]", names below that domain are
+    asked there. policy: which upstream is asked first: sequential, round_robin or random. serve_stale: seconds that an expired
+    answer is still given while no upstream answers. prefetch: fetch popular answers anew shortly before they expire.
     """
 
     node_name: str
@@ -39,6 +46,16 @@ class DnsConfig:
     pods: bool = True
     notrack: bool = True
     batches: bool = True
+    health_address: str = ""
+    ready_address: str = ""
+    metrics_address: str = ""
+    lame_duck: float = 0.0
+    log_queries: bool = False
+    autopath: bool = False
+    stubs: tuple[str, ...] = ()
+    policy: str = "sequential"
+    serve_stale: float = 0.0
+    prefetch: bool = True
 
     @property
     def socket_path(self) -> Path:
@@ -65,16 +82,34 @@ class DnsConfig:
 
     def checked_upstreams(self) -> tuple[str, ...]:
         """`upstreams` as "IP#port". Raises BadConfig, also where a query would come back to ourselves."""
-        found = []
-        for text in self.upstreams:
-            host, _, port = text.partition("#")
-            if port and not (port.isdigit() and 0 < int(port) < 65536):
-                raise BadConfig(f"upstreams: {text!r} has a bad port; write IP or IP#port")
-            address = _ip(host, "upstreams")
-            if address in self.addresses() and int(port or 53) == self.port:
-                raise BadConfig(f"upstreams: {text!r} is this DNS itself, and queries would go round for ever; take it out")
-            found.append(f"{address}#{port or 53}")
-        return tuple(found)
+        return tuple(self._upstream(text, "upstreams") for text in self.upstreams)
+
+    def routes(self) -> dict[bytes, tuple[str, ...]]:
+        """Domain in wire form -> upstreams as "IP#port"; the root's are `upstreams`. Raises BadConfig."""
+        found = {b"\0": self.checked_upstreams()} if self.upstreams else {}
+        for text in self.stubs:
+            domain, equals, addresses = text.partition("=")
+            if not equals or not addresses:
+                raise BadConfig(f"stubs: {text!r} must be written domain=IP or domain=IP#port,IP#port")
+            try:
+                name = names.to_wire(names.fqdn(domain))
+            except names.BadName as err:
+                raise BadConfig(f"stubs: {err}") from err
+            if any(zone == name or name.endswith(zone) for zone in self.zones()):
+                raise BadConfig(f"stubs: {domain!r} lies in a zone that is answered here; take it out")
+            found[name] = tuple(self._upstream(address, "stubs") for address in addresses.split(","))
+        if self.policy not in POLICIES:
+            raise BadConfig(f"policy is {self.policy!r}; it must be one of {', '.join(POLICIES)}")
+        return found
+
+    def _upstream(self, text: str, what: str) -> str:
+        host, _, port = text.partition("#")
+        if port and not (port.isdigit() and 0 < int(port) < 65536):
+            raise BadConfig(f"{what}: {text!r} has a bad port; write IP or IP#port")
+        address = _ip(host, what)
+        if address in self.addresses() and int(port or 53) == self.port:
+            raise BadConfig(f"{what}: {text!r} is this DNS itself, and queries would go round for ever; take it out")
+        return f"{address}#{port or 53}"
 
 
 def _ip(text: str, what: str) -> str:

@@ -1,12 +1,13 @@
 """Names that are not ours: which upstream to ask, what to send, what to believe. Pure; upstream.py does the sending.
 
-Upstreams are asked in the order configured. One that does not answer within its patience (four times its usual answer
-time) is joined by the next one, and both may still answer. After DOWN_AFTER silences in a row an upstream is down: it is
-asked last, and once in PROBE_EVERY seconds one query goes to it as well as to a healthy one, until it answers again.
+Upstreams are asked in the order configured, or as the policy says. One that does not answer within its patience (four times
+its usual answer time) is joined by the next one, and both may still answer. After DOWN_AFTER silences in a row an upstream is
+down: it is asked last, and once in PROBE_EVERY seconds one query goes to it as well as to a healthy one, until it answers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .cache import Upstreamed
@@ -32,7 +33,9 @@ from .wire import (
 PATIENCE_FIRST, PATIENCE_LEAST, PATIENCE_MOST = 0.4, 0.1, 1.0
 DEADLINE = 4.0  # below the 5 s after which common resolvers ask again
 DOWN_AFTER, PROBE_EVERY = 2, 1.0
+STALE_PATIENCE = 1.8  # then a stale answer is given, where one is kept (RFC 8767 section 5)
 ROUNDS = 2
+POLICIES = ("sequential", "round_robin", "random")
 
 
 @dataclass(slots=True)
@@ -44,9 +47,12 @@ class _Health:
 
 @dataclass(slots=True)
 class Upstreams:
-    """addresses: "IP" or "IP#port", in order of preference."""
+    """addresses: "IP" or "IP#port". policy: one of POLICIES. rand: a number in [0, n), for "random"."""
 
     addresses: tuple[str, ...]
+    policy: str = "sequential"
+    rand: Callable[[int], int] = lambda n: 0
+    _turn: int = 0
     _health: dict[str, _Health] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,9 +73,17 @@ class Upstreams:
         usual = self._health[address].usual
         return min(PATIENCE_MOST, max(PATIENCE_LEAST, 4 * usual)) if usual else PATIENCE_FIRST
 
+    def _in_order(self, healthy: list[str]) -> list[str]:
+        """By the policy, the first to ask first."""
+        if len(healthy) < 2 or self.policy == "sequential":
+            return healthy
+        self._turn += 1
+        first = (self._turn - 1 if self.policy == "round_robin" else self.rand(len(healthy))) % len(healthy)
+        return healthy[first:] + healthy[:first]
+
     def attempts(self, now: float) -> list[tuple[str, float]]:
         """(address, seconds to wait before the next is asked too), in order; the first may be a probe with no wait."""
-        healthy = [a for a in self.addresses if not self.is_down(a)]
+        healthy = self._in_order([a for a in self.addresses if not self.is_down(a)])
         down = [a for a in self.addresses if self.is_down(a)]
         plan = [(a, self.patience(a)) for a in [*healthy, *down] * ROUNDS]
         due = [a for a in down if now - self._health[a].probed >= PROBE_EVERY]

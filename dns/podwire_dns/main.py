@@ -6,6 +6,7 @@ import asyncio
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import click
 
 from . import names
 from .config import BadConfig, DnsConfig
+from .forward import POLICIES
 from .rtypes import TYPE_NAMES
 
 DEFAULTS = DnsConfig("", None, Path("/run/podwire"))
+PLURALS = {"upstream": "upstreams", "pod_cidr": "pod_cidrs", "service_cidr": "service_cidrs", "stub": "stubs"}
 Function = Callable[..., None]
 
 
@@ -37,6 +40,21 @@ OPTIONS: list[Callable[[Function], Function]] = [
     _many("--service-cidr", DEFAULTS.service_cidrs, "The same for Service addresses."),
     click.option("--ttl", type=click.IntRange(0, 3600), default=DEFAULTS.ttl, show_default=True, help="Seconds."),
     click.option("--pods/--no-pods", default=True, show_default=True, help="Answer a-b-c-d.NAMESPACE.pod names."),
+    click.option("--health-address", default="", help="HOST:PORT of /health; empty: none."),
+    click.option("--ready-address", default="", help="HOST:PORT of /ready; empty: none."),
+    click.option("--metrics-address", default="", help="HOST:PORT of /metrics; empty: none."),
+    click.option("--lame-duck", type=click.FloatRange(0, 300), default=DEFAULTS.lame_duck, show_default=True,
+                 help="Seconds to go on answering after SIGTERM, not ready any more."),
+    click.option("--log-queries/--no-log-queries", default=False, show_default=True,
+                 help="A log line for each query, with the client's pod."),
+    click.option("--autopath/--no-autopath", default=False, show_default=True,
+                 help="Complete the names of pods' search paths in one answer."),
+    _many("--stub", (), "DOMAIN=IP[#PORT],...: ask these for names below DOMAIN; may be repeated."),
+    click.option("--policy", type=click.Choice(POLICIES), default=DEFAULTS.policy, show_default=True,
+                 help="Which upstream is asked first."),
+    click.option("--serve-stale", type=click.FloatRange(0, 86400), default=DEFAULTS.serve_stale, show_default=True,
+                 help="Seconds that an expired answer is given while no upstream answers."),
+    click.option("--prefetch/--no-prefetch", default=True, show_default=True, help="Renew popular answers before they expire."),
     click.option("--notrack/--no-notrack", default=True, show_default=True, help="Keep DNS out of conntrack."),
 ]
 
@@ -45,20 +63,19 @@ def _with_config(work: Callable[..., None]) -> Function:
     """Options -> DnsConfig as the first argument; errors of settings as one line and exit status 1."""
 
     @wraps(work)
-    def inner(node_name: str, kubeconfig: str | None, run_dir: Path, listen: tuple[str, ...], port: int, cluster_domain: str,
-              upstream: tuple[str, ...], pod_cidr: tuple[str, ...], service_cidr: tuple[str, ...], ttl: int, pods: bool,
-              notrack: bool, **rest: Any) -> None:
+    def inner(**flags: Any) -> None:
         from podwire_controlplane.client import logs
         from podwire_controlplane.client.config import ConfigError
         from podwire_controlplane.client.http import ApiError
 
-        logs.configure(node=node_name)
-        config = DnsConfig(node_name, kubeconfig, run_dir, listen, port, cluster_domain, upstream, pod_cidr, service_cidr,
-                           ttl, pods, notrack)
+        for many, field in PLURALS.items():
+            flags[field] = flags.pop(many)
+        config = DnsConfig(**{field.name: flags.pop(field.name) for field in fields(DnsConfig) if field.name in flags})
+        logs.configure(node=config.node_name)
         try:
             config.schema()
-            config.checked_upstreams()
-            work(config, **rest)
+            config.routes()
+            work(config, **flags)
         except (BadConfig, ConfigError, ApiError, OSError, names.BadName) as err:
             click.echo(f"podwire dns {work.__name__}: {err}", err=True)
             sys.exit(1)

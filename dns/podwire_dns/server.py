@@ -10,18 +10,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import secrets
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from podwire_controlplane.client import logs
 from podwire_controlplane.client.rolestatus import RoleStatus
 
-from . import feed, host, native
+from . import feed, host, metrics, names, native, web
 from .answer import Answerer, Pending, ZoneData
 from .cache import Cache
+from .clients import Clients
 from .config import DnsConfig
+from .observer import Observer
 from .udp import Send, UdpLoop
 from .upstream import Forwarder
 
@@ -33,7 +39,14 @@ RECONNECT_FIRST, RECONNECT_LAST = 0.05, 1.0
 STATUS_SECONDS = 1.0
 UDP_BUFFER = 1 << 20
 LEAVE_SECONDS = 0.5
+PREFETCH_SECONDS = 0.25
+HINFO_IN = b"\0\x0d\0\x01"
 SWITCH_SECONDS = 0.0002  # how long the feed may keep a query waiting for the interpreter
+
+try:
+    VERSION = version("podwire")
+except PackageNotFoundError:  # run from a source tree
+    VERSION = "unknown"
 
 
 class Server:
@@ -41,16 +54,19 @@ class Server:
 
     def __init__(self, config: DnsConfig) -> None:
         self.config = config
-        upstreams = config.checked_upstreams()
-        zones, cache = config.zones(), Cache()
-        self.answerer = Answerer(ZoneData(zones, config.ttl, config.pods), cache, time.monotonic, _below, bool(upstreams))
-        self.forwarder = Forwarder(upstreams, cache)
-        self.fed = False
+        routes = config.routes()
+        cache = Cache(keep_stale=config.serve_stale, prefetch=config.prefetch)
+        data = ZoneData(config.zones(), config.ttl, config.pods)
+        self.answerer = Answerer(data, cache, time.monotonic, _below, bool(routes), config.autopath)
+        self.forwarder = Forwarder(routes, cache, config.policy)
+        self.observer = Observer(Clients(config.run_dir / "cni" / "leases") if config.log_queries else None)
+        self.fed = self.leaving = False
+        self.dropped = 0
         self.connections: set[asyncio.StreamWriter] = set()
         self._pending: set[asyncio.Task[None]] = set()
         self._udp: list[UdpLoop] = []
         self._tcp: list[asyncio.Server] = []
-        self._feed: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Server:
         loop = asyncio.get_running_loop()
@@ -58,15 +74,18 @@ class Server:
         def later(pending: Pending, send: Send) -> None:
             loop.call_soon_threadsafe(self._wait_for_upstream, pending, send)
 
-        batches = native.load() if self.config.batches else None
+        # A line for each query is Python's work anyway, packet by packet.
+        batches = native.load() if self.config.batches and not self.config.log_queries else None
         for address in self.config.addresses():
             sock = _socket(address, self.config.port, socket.SOCK_DGRAM)
-            self._udp.append(UdpLoop(sock, self.answerer, later, batches))
+            self._udp.append(UdpLoop(sock, self.answerer, later, batches, self.observer))
             listener = _socket(address, self.config.port, socket.SOCK_STREAM)
             self._tcp.append(await asyncio.start_server(self._connection, sock=listener))
         for udp in self._udp:
             udp.thread.start()
-        self._feed = asyncio.create_task(self._follow())
+        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._housekeeping())]
+        for address, path in self._pages():
+            self._tcp.append(await web.serve(address, path))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -84,15 +103,69 @@ class Server:
             writer.close()  # sends what is in its buffer first
         if open_still:
             await asyncio.wait([asyncio.create_task(_closed(writer)) for writer in open_still], timeout=LEAVE_SECONDS)
-        if self._feed is not None:
-            self._feed.cancel()
+        for task in self._tasks:
+            task.cancel()
         for udp in self._udp:
             udp.sock.close()
+
+    async def lame_duck(self) -> None:
+        """Say that we are leaving, and answer on for a while, so that whoever sends queries here can stop in time."""
+        self.leaving = True
+        if self.config.lame_duck:
+            log.info("leaving, answers go on for a while", seconds=self.config.lame_duck)
+            await asyncio.sleep(self.config.lame_duck)
+
+    # What we say of ourselves
+
+    def _pages(self) -> Iterator[tuple[str, dict[str, Callable[[], web.Answer]]]]:
+        """(address, pages) of each HTTP address; what shares an address shares its listener."""
+        config = self.config
+        found: dict[str, dict[str, Callable[[], web.Answer]]] = {}
+        for address, path, page in ((config.health_address, "/health", lambda: (200, "OK")),
+                                    (config.ready_address, "/ready", self.ready),
+                                    (config.metrics_address, "/metrics", lambda: (200, metrics.render(self.state())))):
+            if address:
+                found.setdefault(address, {})[path] = page
+        yield from found.items()
+
+    def ready(self) -> web.Answer:
+        """200 while queries are welcome; the text says whether the zone is the newest."""
+        if self.leaving:
+            return 503, "leaving\n"
+        if not self.answerer.data.synced:
+            return 503, "waits for the feeder's first zone\n"
+        return 200, "OK\n" if self.fed else "OK: the last zone serves, the feeder is away\n"
+
+    def state(self) -> metrics.State:
+        udp = self.observer.total("udp")
+        for loop in self._udp:
+            if loop.batch is not None:
+                udp.add_native(loop.batch.counts)
+        cache, data = self.answerer.cache, self.answerer.data
+        return metrics.State(
+            VERSION, {"udp": udp, "tcp": self.observer.total("tcp")}, dict(self.forwarder.exchanges),
+            dict(self.forwarder.seconds), self.forwarder.down(),
+            {"entries": len(cache.entries), "hits": cache.hits, "misses": cache.misses, "stale": cache.stale_hits,
+             "prefetch": cache.prefetched}, len(data.answers), data.serial, data.synced, self.fed, self.dropped)
+
+    async def _housekeeping(self) -> None:
+        """Prefetches what the cache asks for, and finds out whether an upstream sends queries back to us."""
+        probe = names.to_wire(f"{secrets.token_hex(8)}.loop-probe.podwire.invalid.")
+        self.answerer.loop_probe = probe
+        if self.forwarder.route(probe + b"\0\0\0\0") is not None:
+            await self.forwarder.resolve((probe + HINFO_IN, False, False))
+        if self.answerer.looped:
+            log.error("an upstream sends queries back to this DNS; each would go round until it times out",
+                      upstreams=list(self.forwarder.down()))
+        while True:
+            await asyncio.sleep(PREFETCH_SECONDS)
+            await self.forwarder.refresh()
 
     # Upstreams
 
     def _wait_for_upstream(self, pending: Pending, send: Send) -> asyncio.Task[None] | None:
         if len(self._pending) >= MAX_PENDING:
+            self.dropped += 1
             send(self.answerer.finish(pending, None))
             return None
         task = asyncio.create_task(self._forward(pending, send))
@@ -114,14 +187,13 @@ class Server:
         self.connections.add(writer)
         waiting: set[asyncio.Task[None]] = set()
 
-        def send(answer: bytes) -> None:
-            if not writer.is_closing():
-                writer.write(len(answer).to_bytes(2) + answer)
+        peer = writer.get_extra_info("peername") or ("",)
 
         try:
             while True:
                 async with asyncio.timeout(TCP_IDLE_SECONDS):
                     data = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
+                send = self._tcp_sender(writer, peer, data)
                 answer = self.answerer.handle(data, udp=False)
                 if isinstance(answer, Pending):
                     task = self._wait_for_upstream(answer, send)
@@ -142,6 +214,16 @@ class Server:
         finally:
             self.connections.discard(writer)
             writer.close()
+
+    def _tcp_sender(self, writer: asyncio.StreamWriter, peer: tuple[Any, ...], query: bytes) -> Send:
+        began = time.monotonic()
+
+        def send(answer: bytes) -> None:
+            self.observer.answered("tcp", peer, query, answer, began)
+            if not writer.is_closing():
+                writer.write(len(answer).to_bytes(2) + answer)
+
+        return send
 
     # The feed
 
@@ -184,7 +266,9 @@ class Server:
 
     def report(self, status: RoleStatus) -> None:
         data = self.answerer.data
-        if not data.synced:
+        if self.answerer.looped:
+            status.update(ready=False, message="an upstream sends queries back to this DNS", reason="ForwardingLoop")
+        elif not data.synced:
             status.update(ready=False, message="waits for the feeder's first zone", reason="NotSynced")
         elif not self.fed:
             status.update(ready=True, reason="Stale", answers=len(data.answers),
@@ -229,11 +313,12 @@ async def _main(config: DnsConfig) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     status = RoleStatus(config.run_dir, "dns")
     async with Server(config) as server:
-        log.info("serving", listen=list(config.addresses()), port=config.port, upstreams=list(config.checked_upstreams()))
+        log.info("serving", listen=list(config.addresses()), port=config.port, upstreams=list(server.forwarder.down()))
         while not stop.is_set():
             server.report(status)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), STATUS_SECONDS)
+        await server.lame_duck()
         status.update(ready=False, message="stopped", reason="Stopped")
 
 

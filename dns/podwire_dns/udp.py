@@ -7,14 +7,13 @@ import array
 import errno
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
-from podwire_controlplane.client import logs
-
 from .answer import Answerer, Pending
+from .observer import Observer
 
-log = logs.get("dns")
 LARGEST_QUERY = 4096
 PASSING = frozenset((errno.EINTR, errno.EAGAIN, errno.ECONNREFUSED))  # the last: an ICMP error about an earlier answer
 Send = Callable[[bytes], None]
@@ -24,8 +23,9 @@ Later = Callable[[Pending, Send], object]
 class UdpLoop:
     """`later(pending, send)` is called from this thread; `send` may be called from any. `native`: native.load(), or None."""
 
-    def __init__(self, sock: socket.socket, answerer: Answerer, later: Later, native: Any | None) -> None:
-        self.sock, self.answerer, self.later = sock, answerer, later
+    def __init__(self, sock: socket.socket, answerer: Answerer, later: Later, native: Any | None,
+                 observer: Observer) -> None:
+        self.sock, self.answerer, self.later, self.observer = sock, answerer, later, observer
         self._native = native
         self.batch: Any | None = None
         if native is not None:
@@ -55,17 +55,21 @@ class UdpLoop:
                 continue  # the client's network is gone, or its port is 0: nobody to tell
 
     def _answer(self, data: bytes, peer: tuple[Any, ...]) -> bytes | None:
+        began = time.monotonic()
         try:
             answer = self.answerer.handle(data, udp=True)
-            if answer is None or isinstance(answer, bytes):
+            if isinstance(answer, bytes):
+                self.observer.answered("udp", peer, data, answer, began)
                 return answer
-            self.later(answer, self._sender(peer))
+            if answer is not None:
+                self.later(answer, self._sender(peer, data, began))
         except Exception as err:  # one message must never stop the service
-            log.error("query failed", peer=peer[0], query=data[:64].hex(), error=repr(err))
+            self.observer.failed("udp", peer, data, err)
         return None
 
-    def _sender(self, peer: tuple[Any, ...]) -> Send:
+    def _sender(self, peer: tuple[Any, ...], query: bytes, began: float) -> Send:
         def send(answer: bytes) -> None:
+            self.observer.answered("udp", peer, query, answer, began)
             self.sock.sendto(answer, peer)
 
         return send

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
+
+from dnslib import RCODE
 
 from podwire_controlplane.client import logs
 
@@ -36,34 +40,69 @@ class _Exchange(asyncio.DatagramProtocol):
 class Forwarder:
     """`resolve` for any number of callers at once; callers with the same question share one flight."""
 
-    def __init__(self, addresses: tuple[str, ...], cache: Cache) -> None:
-        self.upstreams = forward.Upstreams(addresses)
+    def __init__(self, routes: Mapping[bytes, tuple[str, ...]], cache: Cache, policy: str = "sequential") -> None:
+        """routes: a domain's upstreams by its name in wire form; the longest one that fits a question is asked."""
+        self.routes = {domain: forward.Upstreams(addresses, policy, secrets.randbelow) for domain, addresses in routes.items()}
         self.cache = cache
         self.asked = 0
+        self.exchanges: Counter[tuple[str, str]] = Counter()  # (upstream, rcode or "none")
+        self.seconds: dict[str, float] = {}
         self._flights: dict[CacheKey, asyncio.Task[Upstreamed | None]] = {}
         self._told: set[str] = set()
 
+    def route(self, question: bytes) -> forward.Upstreams | None:
+        """The upstreams for a question key."""
+        if len(self.routes) > 1:
+            name = question[:-4]
+            while name[0]:
+                if name in self.routes:
+                    return self.routes[name]
+                name = name[1 + name[0]:]
+        return self.routes.get(b"\0")
+
+    async def refresh(self) -> None:
+        """Fetch what the cache says is due."""
+        while self.cache.due:
+            key = self.cache.due.pop()
+            if key not in self._flights:
+                self.cache.prefetched += 1
+                self._start(key)
+
+    def _start(self, key: CacheKey) -> asyncio.Task[Upstreamed | None]:
+        flight = self._flights[key] = asyncio.create_task(self._fly(key))
+        flight.add_done_callback(lambda _: self._flights.pop(key, None))
+        return flight
+
     async def resolve(self, key: CacheKey) -> Upstreamed | None:
-        """The answer, kept in the cache; None where no upstream gave one within forward.DEADLINE."""
+        """The answer, kept in the cache; None where no upstream gave one within forward.DEADLINE, nor a stale one is left."""
         flight = self._flights.get(key)
         if flight is None:
             known = self.cache.get(key, time.monotonic())  # a flight may have landed since the caller looked
             if known is not None:
                 return known
-            flight = self._flights[key] = asyncio.create_task(self._fly(key))
-            flight.add_done_callback(lambda _: self._flights.pop(key, None))
-        return await asyncio.shield(flight)
+            flight = self._start(key)
+        if self.cache.keep_stale and key in self.cache.entries:  # an expired answer now is worth more than a good one too late
+            await asyncio.wait([flight], timeout=forward.STALE_PATIENCE)
+            if not flight.done():
+                return self.cache.stale(key, time.monotonic()) or await asyncio.shield(flight)
+        answer = await asyncio.shield(flight)
+        if answer is None or not forward.is_final(answer):
+            return self.cache.stale(key, time.monotonic()) or answer
+        return answer
 
     async def _fly(self, key: CacheKey) -> Upstreamed | None:
+        upstreams = self.route(key[0])
+        if upstreams is None:
+            return None
         begin = time.monotonic()
         waiting: set[asyncio.Task[Upstreamed]] = set()
         fallback: Upstreamed | None = None
         try:
-            for address, patience in self.upstreams.attempts(begin):
+            for address, patience in upstreams.attempts(begin):
                 left = forward.DEADLINE - (time.monotonic() - begin)
                 if left <= 0:
                     break
-                waiting.add(asyncio.create_task(self._ask(address, key)))
+                waiting.add(asyncio.create_task(self._ask(upstreams, address, key)))
                 answer, waiting = await self._first(waiting, min(patience, left))
                 if answer is not None and forward.is_final(answer):
                     self.cache.put(key, answer, time.monotonic())
@@ -89,28 +128,36 @@ class Forwarder:
         final = [answer for answer in answers if forward.is_final(answer)]
         return next(iter(final or answers), None), rest
 
-    async def _ask(self, address: str, key: CacheKey) -> Upstreamed:
+    async def _ask(self, upstreams: forward.Upstreams, address: str, key: CacheKey) -> Upstreamed:
         """Ask one upstream; raises OSError or TimeoutError. Its health is kept here, also when the answer comes late."""
         begin = time.monotonic()
         silent = asyncio.get_running_loop().call_later(
-            max(self.upstreams.patience(address), forward.PATIENCE_LEAST), self._silent, address)
+            max(upstreams.patience(address), forward.PATIENCE_LEAST), self._silent, upstreams, address)
         try:
             answer = await self._exchange(address, key)
         except OSError as err:
             silent.cancel()
-            self._silent(address, str(err))
+            self._silent(upstreams, address, str(err))
+            self.exchanges[address, "none"] += 1
             raise
         finally:
             silent.cancel()
-        self.upstreams.answered(address, time.monotonic() - begin)
+        took = time.monotonic() - begin
+        upstreams.answered(address, took)
+        self.exchanges[address, str(RCODE.forward.get(answer.rcode, answer.rcode))] += 1
+        self.seconds[address] = self.seconds.get(address, 0.0) + took
         if address in self._told:
             self._told.discard(address)
             log.info("upstream answers again", upstream=address)
         return answer
 
-    def _silent(self, address: str, why: str = "no answer in time") -> None:
-        self.upstreams.silent(address)
-        if self.upstreams.is_down(address) and address not in self._told:
+    def down(self) -> dict[str, bool]:
+        """Every upstream, and whether it is down."""
+        return {address: upstreams.is_down(address) for upstreams in self.routes.values() for address in upstreams.addresses}
+
+    def _silent(self, upstreams: forward.Upstreams, address: str, why: str = "no answer in time") -> None:
+        upstreams.silent(address)
+        if upstreams.is_down(address) and address not in self._told:
             self._told.add(address)
             log.warn("upstream does not answer", upstream=address, why=why)
 

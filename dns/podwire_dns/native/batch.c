@@ -138,10 +138,6 @@ int batch_receive(batch *b) {
         b->counts.received_bytes += b->in_headers[i].msg_len;
         b->ends[i] = at;
         int size = recognise(b, i, b->keys + at);
-        if (size) {
-            unsigned type = (uint8_t)b->keys[at + size - 4] << 8 | (uint8_t)b->keys[at + size - 3];
-            b->counts.types[type < TYPES ? type : 0]++;
-        }
         at += size;
     }
     b->ends[count] = at;
@@ -189,6 +185,8 @@ int batch_send(batch *b, int count, const char *values, const int32_t *sizes, co
             b->left[left++] = i;
             continue;
         }
+        unsigned type = (uint8_t)b->keys[b->ends[i + 1] - 4] << 8 | (uint8_t)b->keys[b->ends[i + 1] - 3];
+        b->counts.types[type < TYPES ? type : 0]++;
         b->counts.rcodes[modes[i] - 1]++;
         b->counts.sent_bytes += (uint64_t)length;
         b->out_vectors[ready] = (struct iovec){b->out[i], (size_t)length};

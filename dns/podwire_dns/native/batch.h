@@ -2,7 +2,7 @@
 enum { BATCH = 64 };
 
 typedef struct {
-    uint64_t types[66];      /* queries by type; 0 counts all others */
+    uint64_t types[66];      /* answered queries by type; 0 counts all others */
     uint64_t rcodes[16];     /* responses */
     uint64_t took[14];       /* responses by the bounds of batch.c, the last one unbounded */
     uint64_t took_ns;

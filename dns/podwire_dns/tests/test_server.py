@@ -156,11 +156,11 @@ def test_burst_of_changes_is_one_delta(tmp_path: Path) -> None:
 def test_upstreams_that_refuse_are_given_up_at_once_and_counted_as_down() -> None:
     async def work() -> None:
         closed = tuple(f"127.0.0.1#{free_port()}" for _ in range(2))
-        forwarder = Forwarder(closed, Cache())
+        forwarder = Forwarder({b"\0": closed}, Cache())
         key = (dns.message.make_query("www.example.com.", "A").to_wire()[12:], False, False)
         answers = await asyncio.gather(*(forwarder.resolve(key) for _ in range(20)))
         assert answers == [None] * 20
         assert forwarder.asked == len(closed) * ROUNDS, "twenty callers share one flight"
-        assert all(forwarder.upstreams.is_down(address) for address in closed)
+        assert all(forwarder.down()[address] for address in closed)
 
     asyncio.run(work())
