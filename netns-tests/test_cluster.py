@@ -146,8 +146,12 @@ def test_killed_pause_process_brings_the_pod_back(lab: DemoLab) -> None:
         return fresh is not None and fresh != pause and len(lab.pods("MyApp")) == 4
 
     wait_for(replaced, 20)
-    fresh = next(p for p in lab.pods("MyApp") if p.name == pod.name)
-    assert lab.tcp(lab.pods("client")[0].netns, fresh.address, 9376).host == pod.name
+
+    def answers() -> bool:
+        """the pod answers at the address that the API says"""
+        return any(lab.tcp(lab.pods("client")[0].netns, p.address, 9376, 0.5).host == pod.name for p in lab.pods("MyApp"))
+
+    wait_for(answers, 10)
     address = lab.cluster_ip("my-service")
 
     def spread() -> bool:
@@ -212,6 +216,42 @@ def test_what_the_runtime_cannot_run_is_said_in_the_status(lab: DemoLab) -> None
 
     assert "podwire.io/echo" in wait_for(reason, 10)
     lab.run_tool("delete", "pod", "strange", "--grace-period=0", *(["--force"] if "kubectl" in lab.tool_name else []))
+
+
+def test_a_command_that_does_not_exist_is_named_everywhere(lab: DemoLab) -> None:
+    """In the pod's log without a traceback, in its exit status, and as an event."""
+    lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: typo}\n"
+                 "spec: {restartPolicy: Never, containers: [{name: c, image: podwire.io/host, command: [/no/such/program]}]}\n")
+
+    def ended() -> int:
+        statuses = lab.get("Pod", "typo").get("status", {}).get("containerStatuses") or [{}]
+        return int(((statuses[0].get("state") or {}).get("terminated") or {}).get("exitCode", 0))
+
+    assert wait_for(ended, 15) == 127
+    done = subprocess.run([sys.executable, "-m", "podwire_controlplane.main", "logs", "typo"], capture_output=True, text=True,
+                          check=True, env=lab.environment)
+    assert done.stdout.splitlines() == ["podwire: exec: '/no/such/program': no such file"]
+    wait_for(lambda: [e for e in lab.items("Event") if e["involvedObject"]["name"] == "typo"
+                      and "/no/such/program" in e["message"]], 5)
+    lab.run_tool("delete", "pod", "typo")
+
+
+def test_the_first_container_is_meant_where_none_is_named(lab: DemoLab) -> None:
+    lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: two}\n"
+                 "spec:\n  terminationGracePeriodSeconds: 1\n"
+                 "  initContainers: [{name: before, image: podwire.io/host, command: [echo, prepared]}]\n"
+                 "  containers:\n  - {name: main, image: podwire.io/host, command: [sh, -c, echo main; exec sleep 100]}\n"
+                 "  - {name: aside, image: podwire.io/echo}\n")
+    wait_for(lambda: lab.get("Pod", "two")["status"].get("phase") == "Running", 15)
+
+    def podwire(*words: str) -> str:
+        return subprocess.run([sys.executable, "-m", "podwire_controlplane.main", *words], capture_output=True, text=True,
+                              check=True, env=lab.environment).stdout.strip()
+
+    assert wait_for(lambda: podwire("logs", "two"), 5) == "main"
+    assert podwire("logs", "two", "-c", "before") == "prepared"
+    assert podwire("exec", "two", "--", "cat", "/proc/1/comm") == "sleep"
+    lab.run_tool("delete", "pod", "two")
 
 
 def test_status_says_which_role_is_not_running(lab: DemoLab) -> None:

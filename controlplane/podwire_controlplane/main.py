@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "apiserver": ("podwire_controlplane.commands.parts", "apiserver", "The API server alone."),
     "controllers": ("podwire_controlplane.commands.parts", "controllers", "Controllers and scheduler alone."),
     "wiring": ("podwire_cni.main", "command", "The pod wiring role of one node alone."),
+    "pause-image": ("podwire_cni.main", "pause_image", "Write the pause program as an OCI image archive."),
     "proxy": ("podwire_proxy.main", "command", "The Service proxy role of one node alone."),
     "dns": ("podwire_dns.main", "command", "The cluster DNS role of one node alone."),
 }

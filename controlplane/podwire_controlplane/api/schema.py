@@ -131,6 +131,16 @@ def _name(value: Any) -> str:
     return names.get(type(value), type(value).__name__) + shown
 
 
+def known_field(resource: Resource, path: str) -> bool:
+    """Does a dotted path name a single value of the kind? (What a field selector may ask for.)"""
+    kind: Any = model(resource)
+    for part in path.split("."):
+        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)) or part not in _fields(kind):
+            return False
+        kind = _strip_optional(_fields(kind)[part][0])
+    return kind in (str, int, bool)
+
+
 # ---- OpenAPI v3 -------------------------------------------------------------------------------------------------------
 
 _PARAM = re.compile(r"^\* \*\*(?P<name>\S+?)\*\* ``.*?`` - (?P<text>.*)$")

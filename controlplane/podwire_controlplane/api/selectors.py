@@ -78,8 +78,11 @@ def _field(obj: Object, path: str) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def field_query(text: str) -> Predicate | None:
-    """A fieldSelector query string: PATH=VALUE, PATH==VALUE, PATH!=VALUE, comma separated. None where it is empty."""
+def field_query(text: str, known: Callable[[str], bool] = lambda _: True) -> Predicate | None:
+    """A fieldSelector query string: PATH=VALUE, PATH==VALUE, PATH!=VALUE, comma separated. None where it is empty.
+
+    known: does the kind have such a field? Raises a 400 StatusError where it does not: an empty list would mislead.
+    """
     tests: list[tuple[str, str, bool]] = []
     for term in text.split(","):
         if not term.strip():
@@ -87,6 +90,8 @@ def field_query(text: str) -> Predicate | None:
         match = re.match(r"^\s*([A-Za-z.]+)\s*(!=|==|=)\s*(.*?)\s*$", term)
         if not match:
             raise bad_request(f"invalid field selector {term!r}: expected PATH=VALUE or PATH!=VALUE")
+        if not known(match[1]):
+            raise bad_request(f"field label not supported: {match[1]!r} is no field with a single value of this kind")
         tests.append((match[1], match[3], match[2] == "!="))
     if not tests:
         return None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 
 import click
+
+from .common import Failed
 
 run_dir_option = click.option("--run-dir", type=click.Path(path_type=Path), default=Path("/run/podwire/node"),
                               show_default=True)
@@ -24,8 +27,18 @@ run_dir_option = click.option("--run-dir", type=click.Path(path_type=Path), defa
 def agent(node_name: str, kubeconfig: str | None, address: str, run_dir: Path, cluster_cidr: tuple[str, ...],
           service_cidr: tuple[str, ...], dns_address: str, upstream_dns: tuple[str, ...], uplink: str, pods: bool) -> None:
     """All roles of one node under one supervisor, in this network namespace. What is in the kernel outlives it."""
+    from ..client.config import ConfigError, load
     from ..node.agent import AgentConfig, run
 
+    try:  # before anything is touched
+        load(kubeconfig)
+        for option, value in (("--address", address), ("--dns-address", dns_address)):
+            try:
+                ipaddress.ip_address(value)
+            except ValueError:
+                raise Failed(f"{option}: {value!r} is no IP address") from None
+    except ConfigError as error:
+        raise Failed(f"--kubeconfig: {error}") from error
     run(AgentConfig(node_name, kubeconfig, run_dir, address, cluster_cidr, service_cidr, dns_address,
                     upstream_dns=upstream_dns, uplink=uplink, pods=pods))
 

@@ -128,8 +128,14 @@ def reconcile_schedule(wanted: str, snapshot: Snapshot, now: float) -> list[Chan
         return [Change("patch", "Pod", namespace(pod), name(pod), {"spec": {"nodeName": node}}, f"on {node}")]
     if condition(pod, "PodScheduled").get("message") == why:
         return []
+    told = {"apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": "FailedScheduling", "message": why, "count": 1,
+            "metadata": {"generateName": f"{name(pod)[:200]}.", "namespace": namespace(pod)},
+            "firstTimestamp": timestamp(now), "lastTimestamp": timestamp(now), "source": {"component": "podwire"},
+            "involvedObject": {"apiVersion": "v1", "kind": "Pod", "name": name(pod), "namespace": namespace(pod),
+                               "uid": uid(pod)}}
     return [Change("status", "Pod", namespace(pod), name(pod), {"status": {"conditions": _with_condition(
-        pod, "PodScheduled", "False", "Unschedulable", why, now)}}, why)]
+        pod, "PodScheduled", "False", "Unschedulable", why, now)}}, why),
+        Change("create", "Event", namespace(pod), "", told, why)]
 
 
 def _unscheduled(_node: Object, snapshot: Snapshot) -> Keys:

@@ -185,6 +185,10 @@ class PodWorker:
             for task in self._probes.pop(state.name, []):
                 task.cancel()
             log.info("container ended", pod=key(self.pod), container=state.name, exit=state.exit_code)
+            if state.exit_code and not deleting(self.pod):
+                word = box.last_words()
+                self.host.event(self.pod, "Warning", "BackOff" if state.restarts else "Failed",
+                                f"container {state.name} ended with status {state.exit_code}" + (f": {word}" if word else ""))
 
     async def _sync_one(self, pause: Process, state: ContainerState, container: Object, policy: str) -> None:
         box = Container(self.sandbox, state.name)

@@ -187,6 +187,16 @@ class Container:
         """{"code", "signal", "finished"} of the last run, None while there is none."""
         return read(self.directory / "exit.json")
 
+    def last_words(self) -> str:
+        """The last line of its log, "" where there is none."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - 4096))
+                lines = file.read().decode(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1].split(" ", 3)[-1][:300] if lines else ""
+
     def restarts(self) -> int:
         return int((read(self.directory / "restarts.json") or {}).get("count", 0))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ..api import codec, errors, table, yamltext
+from ..api import codec, errors, schema, table, yamltext
 from ..api import patch as patches
 from ..api.errors import StatusError
 from ..api.meta import Object, name
@@ -174,9 +174,10 @@ class Handlers:
 
     # ---- collections
 
-    def _view(self, request: web.Request) -> Any:
+    def _view(self, request: web.Request, resource: Resource) -> Any:
         query = request.query
-        return both(label_query(query.get("labelSelector", "")), field_query(query.get("fieldSelector", "")))
+        return both(label_query(query.get("labelSelector", "")),
+                    field_query(query.get("fieldSelector", ""), lambda path: schema.known_field(resource, path)))
 
     async def list_or_watch(self, request: web.Request) -> web.StreamResponse:
         scope = scope_of(request)
@@ -212,7 +213,7 @@ class Handlers:
             items = await store.scan(scope.resource.prefix(scope.namespace), at=revision if token else None)
         except Compacted:
             raise errors.expired("the continue token is too old; list from the start") from None
-        matches = self._view(request)
+        matches = self._view(request, scope.resource)
         found = [i for i in items if i.key > after and (matches is None or matches(codec.decode(i.value)))]
         if not limit or len(found) <= limit:
             return found, revision, ""
@@ -244,7 +245,8 @@ class Handlers:
         version = parse_version(query.get("resourceVersion"))
         seconds = parse_version(query.get("timeoutSeconds"), "timeoutSeconds") or 1800
         view = WatchRequest(
-            scope.resource.prefix(scope.namespace), self._view(request), version, initial or version in (None, 0), initial,
+            scope.resource.prefix(scope.namespace), self._view(request, scope.resource), version,
+            initial or version in (None, 0), initial,
             query.get("allowWatchBookmarks") == "true", min(seconds, MAX_WATCH),
             scope.resource.kind, scope.resource.api_version)
         frames = stream(self.objects.store, view, _shaper(request, scope.resource))

@@ -89,7 +89,8 @@ def test_pods_of_a_deleted_node_go() -> None:
 
 
 def bind(wanted: Object, *objects: Object) -> Change:
-    change, = nodes.reconcile_schedule("default/p1", snapshot(stored(wanted), *objects), NOW)
+    change, *told = nodes.reconcile_schedule("default/p1", snapshot(stored(wanted), *objects), NOW)
+    assert [t.obj["message"] for t in told] == [change.why] * (change.verb == "status")
     return change
 
 
