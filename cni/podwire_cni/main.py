@@ -1,4 +1,5 @@
-"""The two programs of this package: the plugin in Python (`podwire-cni-standalone`), and `podwire wiring`, the agent."""
+"""The programs of this package: the plugin in Python (`podwire-cni-standalone`), `podwire wiring`, the agent, and `podwire
+pause-image`."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import click
 
 from podwire_controlplane.client import logs
 
-from . import kernel, skel
+from . import kernel, native, pauseimage, skel
 from .commands import Plugin, Sandbox
 from .errors import CNIError, Code
 from .firewall import Firewall
@@ -124,6 +125,23 @@ def command(node_name: str, kubeconfig: str | None, run_dir: Path, cluster_cidrs
         run(WiringConfig(node_name, kubeconfig, run_dir, cluster_cidrs, uplink, mtu, conf_dir, anti_spoofing))
     except (ConfigError, OSError) as err:
         raise click.ClickException(str(err)) from err
+
+
+@click.command("pause-image")
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="[default: standard output]")
+@click.option("--name", default=pauseimage.NAME, show_default=True, help="REPOSITORY:TAG of the image.")
+def pause_image(output: Path | None, name: str) -> None:
+    """Write the pause program as an OCI archive, for `ctr --namespace k8s.io images import`."""
+    try:
+        archive = pauseimage.build(Path(native.pause_command()[0]).read_bytes(), os.uname().machine, name)
+        if output is None and sys.stdout.isatty():
+            raise ValueError("this is binary: name a file with -o, or send it through a pipe")
+    except ValueError as err:
+        raise click.ClickException(str(err)) from err
+    if output is None:
+        sys.stdout.buffer.write(archive)
+    else:
+        output.write_bytes(archive)
 
 
 if __name__ == "__main__":

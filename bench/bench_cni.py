@@ -1,0 +1,203 @@
+"""CNI: wall time of ADD and DEL beside Debian's reference plugins (Go), ADDs per second, memory of the agent.
+
+    .venv/bin/python bench/bench_cni.py [--rounds 15] [--pairs 10000]
+
+Each side has a node of its own: a network namespace with an uplink. Plugins are run as libcni runs them, one process a plugin,
+each with its predecessor's result. A/B/A/B; medians. Writes bench/results/cni.json.
+
+The three configurations are the same *end result* for the pod: `bridge` (address, routes), `ipMasq` (and masquerading to the
+outside), `portmap` (and a hostPort). podwire masquerades and stops spoofing in all three; the reference plugins do it where
+asked. RunPodSandbox is measured by bench/bench_sandbox.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "netns-tests"))
+
+from lab import debian
+from lab.cninode import CniNode, put_node
+from lab.fakeapi import FakeApi
+from lab.netns import Lab, NetNS
+from podwire_controlplane.client.netns import setns
+
+RESULTS = Path(__file__).parent / "results" / "cni.json"
+PACKAGES = ("containernetworking-plugins", "iptables", "libxtables12", "libip4tc2", "libip6tc2", "libnetfilter-conntrack3",
+            "libnfnetlink0", "libmnl0", "libnftnl11")
+PORT = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+PARALLEL = 32
+
+
+class Side:
+    """One node, and how its plugins are called: `chain` gives (program, configuration) of each plugin in order."""
+
+    def __init__(self, ns: NetNS, env: dict[str, str], chain: Callable[[str, int], list[tuple[str, dict[str, Any]]]]) -> None:
+        self.ns, self.env, self.chain = ns, env, chain
+        self.workers = ThreadPoolExecutor(PARALLEL, initializer=lambda: setns(ns.fd))
+
+    def _run(self, verb: str, program: str, conf: dict[str, Any], name: str, pod: NetNS) -> dict[str, Any] | None:
+        env = {**self.env, "CNI_COMMAND": verb, "CNI_CONTAINERID": name, "CNI_NETNS": pod.path, "CNI_IFNAME": "eth0",
+               "CNI_PATH": str(Path(program).parent), "CNI_ARGS": "IgnoreUnknown=1"}
+        # posix_spawn between two files in memory: the bench's own share of a call stays below a millisecond.
+        stdin, stdout = os.memfd_create("in"), os.memfd_create("out")
+        try:
+            os.pwrite(stdin, json.dumps(conf).encode(), 0)
+            pid = os.posix_spawn(program, [program], env, file_actions=[
+                (os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1)])
+            _, status = os.waitpid(pid, 0)
+            text = os.pread(stdout, 1 << 20, 0).decode()
+        finally:
+            os.close(stdin)
+            os.close(stdout)
+        if status:
+            raise SystemExit(f"{program} {verb}: {text}")
+        return json.loads(text) if text.strip() else None
+
+    def add(self, kind: str, name: str, pod: NetNS, port: int = 8080) -> tuple[float, dict[str, Any]]:
+        """(seconds, result) of one ADD of the whole chain."""
+        began, result = time.perf_counter(), None
+        for program, conf in self.chain(kind, port):
+            result = self._run("ADD", program, {**conf, **({"prevResult": result} if result else {})}, name, pod)
+        assert result is not None
+        return time.perf_counter() - began, result
+
+    def delete(self, kind: str, name: str, pod: NetNS, result: dict[str, Any], port: int = 8080) -> float:
+        began = time.perf_counter()
+        for program, conf in reversed(self.chain(kind, port)):
+            self._run("DEL", program, {**conf, "prevResult": result}, name, pod)
+        return time.perf_counter() - began
+
+    def once(self, kind: str, pod: NetNS) -> tuple[float, float]:
+        def work() -> tuple[float, float]:
+            added, result = self.add(kind, "one", pod)
+            return added, self.delete(kind, "one", pod, result)
+
+        return self.workers.submit(work).result()
+
+    def rate(self, kind: str, pods: list[NetNS]) -> float:
+        """ADDs a second with PARALLEL callers, one ADD a pod; all addresses differ, and all is deleted again."""
+        began = time.perf_counter()
+        jobs = [self.workers.submit(self.add, kind, f"p{i}", pod, 10000 + i) for i, pod in enumerate(pods)]
+        results = [job.result()[1] for job in jobs]
+        seconds = time.perf_counter() - began
+        assert len({r["ips"][0]["address"] for r in results}) == len(pods)
+        gone = [self.workers.submit(self.delete, kind, f"p{i}", pod, results[i], 10000 + i) for i, pod in enumerate(pods)]
+        for job in gone:
+            job.result()
+        return len(pods) / seconds
+
+
+def podwire_side(ns: NetNS, node: CniNode) -> Side:
+    def chain(kind: str, port: int) -> list[tuple[str, dict[str, Any]]]:
+        conf = node.conf()
+        conf.pop("capabilities")
+        if kind == "portmap":
+            conf["runtimeConfig"] = mapping(port)
+        return [(str(node.client), conf)]
+
+    return Side(ns, {}, chain)
+
+
+def mapping(port: int) -> dict[str, Any]:
+    return {"portMappings": [{**PORT["portMappings"][0], "hostPort": port}]}
+
+
+def reference_side(ns: NetNS, root: Path, state: Path) -> Side:
+    plugins = root / "usr/lib/cni"
+
+    def chain(kind: str, port: int) -> list[tuple[str, dict[str, Any]]]:
+        common = {"cniVersion": "1.0.0", "name": "bench"}
+        bridge = {**common, "type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True,
+                  "ipMasq": kind != "bridge", "ipam": {"type": "host-local", "dataDir": str(state), "ranges": [
+                      [{"subnet": "10.88.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}}
+        links = [(str(plugins / "bridge"), bridge)]
+        if kind == "portmap":
+            links.append((str(plugins / "portmap"), {**common, "type": "portmap", "runtimeConfig": mapping(port)}))
+        return links
+
+    return Side(ns, debian.environment(root), chain)
+
+
+def rss(pid: int) -> float:
+    """MiB."""
+    return int(re.findall(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[0]) / 1024
+
+
+def row(name: str, unit: str, podwire: list[float], peer: list[float], peer_name: str) -> dict[str, Any]:
+    mine, theirs = statistics.median(podwire), statistics.median(peer) if peer else None
+    made = {"name": name, "unit": unit, "podwire": round(mine, 2), "peer": None if theirs is None else round(theirs, 2),
+            "peer_name": peer_name, "ratio": None if theirs is None else round(mine / theirs, 3), "runs": len(podwire),
+            "spread": [round(min(podwire), 2), round(max(podwire), 2)]}
+    against = "" if theirs is None else f"   {theirs:9.2f} {peer_name}   ratio {made['ratio']}"
+    print(f"{name:14} {mine:9.2f} {unit}{against}", flush=True)
+    return made
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="CNI plugin beside Debian's reference plugins")
+    options.add_argument("--rounds", type=int, default=15)
+    options.add_argument("--pairs", type=int, default=10_000, help="ADD/DEL pairs before the agent's memory is read")
+    asked = options.parse_args()
+    try:
+        root: Path | None = debian.unpack(*PACKAGES)
+        peer_name = f"containernetworking-plugins {debian.version('containernetworking-plugins')} with iptables-nft"
+    except debian.Absent as err:
+        print(f"the peer is absent: {err}")
+        root, peer_name = None, "absent"
+    rows = []
+    with contextlib.ExitStack() as stack:
+        lab = stack.enter_context(Lab())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        mine, theirs, outside = lab.netns("mine"), lab.netns("theirs"), lab.netns("outside")
+        lab.wire(mine, "eth0", outside, "a", "192.0.2.1/24")
+        lab.wire(theirs, "eth0", outside, "b", "192.0.2.2/24")
+        api = stack.enter_context(FakeApi(mine))
+        put_node(api, "n1", "10.244.0.0/16", "192.0.2.1")
+        node = CniNode(mine, folder / "run", "n1", api)
+        stack.callback(node.close)
+        node.start()
+        sides = [podwire_side(mine, node)] + ([reference_side(theirs, root, folder / "leases")] if root else [])
+        pod, many = lab.netns("pod"), [lab.netns(f"p{i}") for i in range(2 * PARALLEL)]
+        for kind in ("bridge", "ipMasq", "portmap"):
+            times = [[side.once(kind, pod) for side in sides] for _ in range(asked.rounds + 2)][2:]
+            for n, verb in enumerate(("ADD", "DEL")):
+                rows.append(row(f"{kind} {verb}", "ms", [1000 * t[0][n] for t in times],
+                                [1000 * t[1][n] for t in times] if root else [], peer_name))
+            rates = [[side.rate(kind, many) for side in sides] for _ in range(3)]
+            rows.append(row(f"{kind} ADD x{PARALLEL}", "1/s", [r[0] for r in rates], [r[1] for r in rates] if root else [],
+                            peer_name))
+        assert node.agent is not None
+        before = rss(node.agent.pid)
+
+        def pairs(lane: int) -> None:
+            for n in range(lane, asked.pairs, 8):
+                _, result = sides[0].add("portmap", f"m{n}", many[lane], 20000 + lane)
+                sides[0].delete("portmap", f"m{n}", many[lane], result, 20000 + lane)
+
+        for job in [sides[0].workers.submit(pairs, lane) for lane in range(8)]:
+            job.result()
+        after = rss(node.agent.pid)
+        rows.append({**row("agent RSS", "MiB", [after], [], "none"), "before": round(before, 2), "pairs": asked.pairs})
+    machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(),
+               "load": round(os.getloadavg()[0], 1)}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    print(f"written to {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Programs of Debian packages without installing them: unpacked beside the virtual environment. No daemon starts, no file of
+the machine changes, and no root is needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HOME = Path(sys.prefix) / "debian"
+
+
+class Absent(Exception):
+    """A package cannot be had here; the text says which and why."""
+
+
+def unpack(*packages: str) -> Path:
+    """The root of a tree with these packages and nothing else. Raises Absent."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    done = HOME / ".unpacked"
+    have = set(done.read_text().split()) if done.exists() else set()
+    for package in packages:
+        if package in have:
+            continue
+        try:
+            subprocess.run(["apt-get", "download", "-qq", package], cwd=HOME, check=True, capture_output=True, text=True)
+            file = next(HOME.glob(f"{package}_*.deb"))
+            subprocess.run(["dpkg", "-x", str(file), str(HOME / "root")], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError, StopIteration) as err:
+            why = getattr(err, "stderr", "") or str(err)
+            raise Absent(f"{package}: {str(why).strip()[-200:]}; try apt-get update") from err
+        file.unlink()
+        have.add(package)
+        done.write_text("\n".join(sorted(have)))
+    return HOME / "root"
+
+
+def version(package: str) -> str:
+    """The version that `unpack` gets."""
+    shown = subprocess.run(["apt-cache", "policy", package], capture_output=True, text=True, check=False).stdout
+    return next((line.split(":", 1)[1].strip() for line in shown.splitlines() if "Candidate" in line), "")
+
+
+def environment(root: Path) -> dict[str, str]:
+    """What programs of the tree need to find each other: iptables means the nftables variant."""
+    tools = root / "tools"
+    tools.mkdir(exist_ok=True)
+    for name in ("iptables", "ip6tables", "iptables-save", "ip6tables-save", "iptables-restore", "ip6tables-restore"):
+        if not (tools / name).is_symlink():
+            (tools / name).symlink_to(root / "usr/sbin/xtables-nft-multi")
+    libraries = root / "usr/lib/x86_64-linux-gnu"
+    return {"PATH": f"{tools}:{root}/usr/sbin:{root}/usr/bin:{os.environ['PATH']}", "LD_LIBRARY_PATH": str(libraries),
+            "XTABLES_LIBDIR": str(libraries / "xtables")}
