@@ -236,6 +236,19 @@ def test_a_command_that_does_not_exist_is_named_everywhere(lab: DemoLab) -> None
     lab.run_tool("delete", "pod", "typo")
 
 
+def test_a_command_in_a_node_has_its_network_name_and_credentials(lab: DemoLab) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "podwire_controlplane.main", "node", *words], capture_output=True,
+                              text=True, check=False, env=lab.environment)
+
+    shown = run("node2", "--", "sh", "-c", "ip -br addr show eth0; echo $NODE_NAME $KUBECONFIG").stdout
+    assert lab.config.node_address("node2") in shown
+    assert shown.split()[-2:] == ["node2", str(lab.config.node_dir("node2") / "kubeconfig")]
+    wrong = run("node9", "--", "true")
+    assert wrong.returncode == 1
+    assert "node1, node2, node3" in wrong.stderr
+
+
 def test_the_first_container_is_meant_where_none_is_named(lab: DemoLab) -> None:
     lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: two}\n"
                  "spec:\n  terminationGracePeriodSeconds: 1\n"

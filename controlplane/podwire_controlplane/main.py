@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "logs": ("podwire_controlplane.commands.pods", "logs", "Show what a container wrote."),
     "explain": ("podwire_controlplane.commands.explain", "explain_", "Say what becomes of a packet, by the kernel's rules."),
     "cleanup": ("podwire_controlplane.commands.explain", "cleanup", "Remove the Service proxy's rules from a node."),
+    "node": ("podwire_controlplane.commands.pods", "node", "Run a command in a node of the cluster on this machine."),
     "kubeconfig": ("podwire_controlplane.commands.cluster", "kubeconfig", "Print the path of the cluster's kubeconfig."),
     "agent": ("podwire_controlplane.commands.parts", "agent", "All roles of one node, supervised."),
     "apiserver": ("podwire_controlplane.commands.parts", "apiserver", "The API server alone."),

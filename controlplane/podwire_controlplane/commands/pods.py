@@ -1,4 +1,4 @@
-"""`podwire exec` and `podwire logs`: into the pods of a cluster on this machine, through its run directory."""
+"""`podwire exec`, `logs` and `node`: into pods and nodes of a cluster on this machine, through its run directory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from ..cluster.config import BASE
+from ..cluster.config import BASE, load
+from ..cluster.network import path_of
 from ..node.podspec import PATH
 from ..node.podworker import enter_command
 from ..node.runtime import Container, Sandbox, read
@@ -68,6 +69,25 @@ def exec_(pod: str, command: tuple[str, ...], space: str, which: str, cluster: s
     sys.stdout.flush()
     argv = [*enter_command(process.pid), *words]
     os.execvpe(argv[0], argv, {"PATH": PATH, "TERM": os.environ.get("TERM", "dumb"), "HOME": "/root"})
+
+
+@click.command("node", context_settings={"ignore_unknown_options": True})
+@click.argument("node")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--name", "cluster", default=None, help="The cluster; default: that of $KUBECONFIG, or the only one.")
+def node(node: str, command: tuple[str, ...], cluster: str | None) -> None:
+    """Run a command (default: a shell) in a node of the cluster on this machine: `podwire node node1 -- ip route`.
+
+    It has the node's network, and in its environment the node's name and kubeconfig.
+    """
+    config = load(find_cluster(cluster))
+    if config is None or node not in config.node_names():
+        known = f"it has {', '.join(config.node_names())}" if config else "start one with `podwire up`"
+        raise Failed(f"no node {node!r} in cluster {config.name if config else cluster!r}: {known}")
+    words = command[1:] if command[:1] == ("--",) else command
+    argv = ["nsenter", f"--net={path_of(config.namespace(node))}", "--", *(words or (os.environ.get("SHELL", "/bin/sh"),))]
+    sys.stdout.flush()
+    os.execvpe(argv[0], argv, {**os.environ, "KUBECONFIG": str(config.node_dir(node) / "kubeconfig"), "NODE_NAME": node})
 
 
 def log_lines(path: Path, follow: bool, tail: int | None = None) -> Iterator[str]:
