@@ -9,7 +9,7 @@ TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils
 TEST_TOOLS := nft:nftables conntrack:conntrack tcpdump:tcpdump
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status test test-unprivileged test-netns test-long lint types packages test-packages install clean
+.PHONY: help demo up down status test test-unprivileged test-netns test-long test-runtimes bench-cni lint types packages test-packages install clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -74,17 +74,23 @@ status: $(VENV)/.installed   ## where everything stands
 test: $(VENV)/.installed-dev  ## lint, types, unit tests, and (as root) the tests in network namespaces
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@if [ "$$(id -u)" = 0 ]; then $(BIN)/python -m pytest -q -m "not long"; \
+	@if [ "$$(id -u)" = 0 ]; then $(BIN)/python -m pytest -q -m "not long and not runtimes"; \
 	else echo 'not root: the netns-tests are left out, the rest runs'; $(MAKE) -s test-unprivileged; fi
 
 test-unprivileged: $(VENV)/.installed-dev  ## the tests that need no root
-	@$(BIN)/python -m pytest -q -m "not long" cni controlplane dns proxy
+	@$(BIN)/python -m pytest -q -m "not long and not runtimes" cni controlplane dns proxy
 
 test-netns: $(VENV)/.installed-dev  ## the tests with real packets (root)
-	@$(BIN)/python -m pytest -q -m "not long" netns-tests
+	@$(BIN)/python -m pytest -q -m "not long and not runtimes" netns-tests
 
 test-long: $(VENV)/.installed-dev  ## everything, with the big counts of property and fuzz tests
-	@PODWIRE_LONG=1 $(BIN)/python -m pytest -q
+	@PODWIRE_LONG=1 $(BIN)/python -m pytest -q -m "not runtimes"
+
+test-runtimes: $(VENV)/.installed-dev  ## containerd of Debian's package calls the CNI plugin (root; unpacks 40 MB into .venv)
+	@$(BIN)/python -m pytest -q -m runtimes netns-tests
+
+bench-cni: $(VENV)/.installed  ## the CNI plugin beside Debian's reference plugins (root)
+	@$(BIN)/python bench/bench_cni.py
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -96,6 +102,10 @@ lint: $(VENV)/.installed-dev  ## ruff and mypy
 bench-dns: $(VENV)/.installed-dev  ## DNS beside knot and unbound; writes bench/results/dns.json
 	$(call need,$(TOOLS) knotd:knot unbound:unbound dnsperf:dnsperf)
 	@$(BIN)/python bench/bench_dns.py
+
+.PHONY: bench-proxy
+bench-proxy: $(VENV)/.installed-dev  ## the Service proxy at 10k and 44k Services; writes bench/results/proxy.json
+	@$(BIN)/python bench/bench_proxy.py
 
 clean:           ## remove .venv and build results
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

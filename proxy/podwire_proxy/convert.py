@@ -158,8 +158,7 @@ def slice_info(obj: meta.Object) -> tuple[SliceInfo, list[str]]:
         protocol: Protocol = port.get("protocol") or "TCP"
         if number and protocol in PROTOCOLS:
             out[PortName(str(port["name"]), protocol)] = tuple(
-                Endpoint(e.ip, number, e.node, e.ready, e.serving, e.terminating, e.zone_hints, e.node_hints)
-                for e in templates)
+                Endpoint(e[0], number, *e[2:]) for e in templates)
     return SliceInfo(service, out), problems.found
 
 
@@ -179,7 +178,10 @@ def _endpoint(item: Mapping[str, Any], where: str, version: str, problems: Probl
     if (":" in ip) != (version == "IPv6"):
         problems.add(f"{where}.addresses[0]", f"{ip} is no {version} address; left out")
         return None
-    conditions, hints = item.get("conditions") or {}, item.get("hints") or {}
+    conditions, hints = item.get("conditions"), item.get("hints")
+    if not conditions and not hints:
+        return Endpoint(ip, 0, item.get("nodeName") or "")
+    conditions, hints = conditions or {}, hints or {}
     return Endpoint(
         ip, 0, str(item.get("nodeName") or ""),
         ready=_condition(conditions, "ready", True), serving=_condition(conditions, "serving", True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -156,6 +157,7 @@ class Proxy:
         loop = asyncio.get_running_loop()
         before = self.programmer.foreign_commits()
         self._sync_once(loop)
+        gc.freeze()
         for watcher in self.programmer.watch():
             loop.add_reader(watcher.fileno(), self._on_foreign)
         if self.programmer.foreign_commits() != before:
@@ -286,6 +288,8 @@ def run(config: ProxyConfig) -> None:
     """
     check(config)
     logs.configure(node=config.node_name)
+    # A first load makes a million objects that stay: looking through them again and again would take half of its time.
+    gc.set_threshold(200_000, 50, 1000)
     log.info("starting", backend=config.backend, pods=config.cluster_cidrs, services=config.service_cidrs)
     asyncio.run(_main(config))
     log.info("stopped, rules stay")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,8 +28,7 @@ class Backend(NamedTuple):
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """One address of an EndpointSlice for one port; conditions with the API's defaults filled in.
 
     node: the endpoint's nodeName, "" where unknown. zone_hints, node_hints: from `hints.forZones` and `hints.forNodes`.
@@ -108,24 +108,18 @@ class NodeInfo:
         return self.addresses if self.node_ports is None else self.node_ports
 
 
-def _quick(text: str) -> bytes:
-    """The bytes of a canonical IPv4 address, b"" for everything else. Five times as fast as `ipaddress`: full loads need it."""
-    try:
-        raw = bytes(map(int, text.split(".")))
-    except ValueError:
-        return b""
-    return raw if len(raw) == 4 and ".".join(map(str, raw)) == text else b""
+# Canonical IPv4 text. A tenth of the time of `ipaddress`: full loads need it.
+_IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!\Z)|\Z)){4}").fullmatch
 
 
-@lru_cache(maxsize=1 << 18)
 def normal_ip(text: str) -> str:
     """The canonical text of an address; leading zeros of IPv4 octets are read as decimal, as Kubernetes does.
 
     Raises ValueError for what is no address.
     """
-    text = text.strip()
-    if _quick(text):
+    if _IPV4(text):
         return text
+    text = text.strip()
     if ":" not in text and any(len(part) > 1 and part[0] == "0" and part.isdigit() for part in text.split(".")):
         text = ".".join(str(int(part)) if part.isdigit() else part for part in text.split("."))
     return str(ipaddress.ip_address(text))
@@ -134,7 +128,7 @@ def normal_ip(text: str) -> str:
 @lru_cache(maxsize=1 << 18)
 def packed(ip: str) -> bytes:
     """Network-order bytes of a canonical address."""
-    return _quick(ip) or ipaddress.ip_address(ip).packed
+    return ipaddress.ip_address(ip).packed if ":" in ip else bytes(map(int, ip.split(".")))
 
 
 def is_v6(ip: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from .model import Endpoint, NodeInfo
 
@@ -20,11 +21,16 @@ class Choice:
         return bool(self.cluster or self.local)
 
 
+_PLACE = itemgetter(0, 1)  # ip, port
+
+
 def merge(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
     """One endpoint for each address and port, ordered; of duplicates the one that is not terminating counts.
 
     A pod's address can be in two slices while it moves between them, and a new pod can have a terminating one's address.
     """
+    if len(endpoints) == len({(e[0], e[1]) for e in endpoints}):
+        return tuple(sorted(endpoints, key=_PLACE))
     best: dict[tuple[str, int], Endpoint] = {}
     for endpoint in endpoints:
         other = best.get(endpoint.backend)

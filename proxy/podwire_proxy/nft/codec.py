@@ -102,6 +102,12 @@ def _data(value: bytes | Verdict) -> bytes:
 
 
 @lru_cache(maxsize=64)
+def _value_head(size: int) -> bytes:
+    """What stands before a map element's data of `size` bytes."""
+    return data_value(2, bytes(size))[:8]
+
+
+@lru_cache(maxsize=64)
 def _entry(key: int, rest: int) -> bytes:
     """Headers of an element with a key of `key` bytes (a multiple of four, as the kernel pads) and `rest` bytes after it."""
     whole = nest(1, nest(1, attr(1, bytes(key))), bytes(rest))
@@ -114,7 +120,12 @@ def _elements(things: o.Elements, verb: o.Verb) -> Iterator[bytes]:
     parts: list[bytes] = []
     size = 0
     for key, value in things.items.items():
-        rest = b"" if value is None or (verb == "delete" and value != o.INTERVAL_END) else _data(value)
+        if value is None or (verb == "delete" and value != o.INTERVAL_END):
+            rest = b""
+        elif isinstance(value, Verdict) or value == o.INTERVAL_END:
+            rest = _data(value)
+        else:
+            rest = _value_head(len(value)) + value + bytes(-len(value) % 4)
         entry = _entry(len(key), len(rest)) + key + rest
         size += len(entry)
         if size > _CHUNK:
@@ -254,14 +265,21 @@ def decode_set(table: o.Table, body: bytes) -> tuple[str, o.Set]:
 
 
 def decode_elements(body: bytes) -> Iterator[tuple[bytes, o.Value]]:
+    like, size, middle, width = b"", 0, b"", 0  # how the element before looked: most are alike, and a dump has many
     for number, listed in walk(body):
         if number != 3:
             continue
         for _, raw in walk(listed):
+            if len(raw) == size and raw[:8] == like and raw[width:width + 8] == middle:
+                yield raw[8:width], raw[width + 8:]
+                continue
             got = parse(raw)
             if 1 not in got:
                 continue
-            yield parse(got[1])[1], _value(got)
+            key, value = parse(got[1])[1], _value(got)
+            if type(value) is bytes and len(raw) == 16 + len(key) + len(value) and raw[8:].startswith(key):
+                like, size, middle, width = raw[:8], len(raw), raw[8 + len(key):16 + len(key)], 8 + len(key)
+            yield key, value
 
 
 def _value(got: dict[int, bytes]) -> o.Value:

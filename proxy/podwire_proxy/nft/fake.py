@@ -26,15 +26,18 @@ def _need(condition: bool, code: int, op: o.Op) -> None:
         raise Refused(code, op)
 
 
-def apply_to(dump: TableDump, transaction: o.Transaction) -> None:
-    """Bring `dump` to where the transaction leads. For a transaction that the kernel took: not undone on an error."""
+def apply_to(dump: TableDump, transaction: o.Transaction, *, check: bool = True) -> None:
+    """Bring `dump` to where the transaction leads; not undone on an error. check False: the kernel took it already."""
     for op in transaction:
         thing = op.thing
         if isinstance(thing, o.Table):
             if op.verb == "delete":
                 dump.chains, dump.rules, dump.sets, dump.elements = {}, {}, {}, {}
         elif isinstance(thing, o.Elements):
-            _elements(dump, op, thing)
+            if check or op.verb == "delete":
+                _elements(dump, op, thing)
+            else:
+                dump.elements[thing.set.name].update(thing.items)
         elif isinstance(thing, o.Rule):
             _rule(dump, op, thing)
         elif isinstance(thing, o.Chain):

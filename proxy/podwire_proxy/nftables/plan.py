@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from .. import nft
 from ..dataplane import Action, Balance, Dataplane, Delta, Fate, Frontend, Key
@@ -24,8 +25,16 @@ _FRONTEND_SETS = (*_VERDICTS, "masquerade-always", "masquerade-node")
 Chains = dict[str, tuple[nft.Chain, tuple[nft.Rule, ...]]]
 
 
+@cache
+def _slot(number: int) -> bytes:
+    """The last field of an `endpoints` key; there are at most 2 * LOCAL_SLOTS."""
+    return nft.host32(number)
+
+
 def assign(old: Sequence[bytes], wanted: Iterable[bytes]) -> list[bytes]:
     """Slots for `wanted`, dense, with as many as possible of the `old` ones where they were."""
+    if not old:
+        return list(dict.fromkeys(wanted))
     left = dict.fromkeys(wanted)
     slots: list[bytes | None] = [None] * len(left)
     for index, value in enumerate(old[:len(slots)]):
@@ -75,7 +84,7 @@ class Planner:
         """The kernel took it."""
         from ..nft.fake import apply_to
 
-        apply_to(self.mirror, transaction)
+        apply_to(self.mirror, transaction, check=False)
 
     def full(self, dataplane: Dataplane, found: TableDump | None) -> nft.Transaction:
         """From what was read back (None: no such table) to the dataplane. Empty where nothing differs."""
@@ -207,16 +216,22 @@ class Planner:
 
     def _slots(self, change: Change, key: bytes, action: Action | None, first: int) -> None:
         held = change.held["endpoints"]
+        if not isinstance(action, Balance) and key + _slot(first) not in held:
+            return
         old: list[bytes] = []
-        while isinstance(value := held.get(key + nft.host32(first + len(old))), bytes):
+        while isinstance(value := held.get(key + _slot(first + len(old))), bytes):
             old.append(value)
         backends = action.backends[:MAX_BACKENDS] if isinstance(action, Balance) else ()
         new = assign(old, (self.layout.backend(b) for b in backends))
-        for index, value in enumerate(new):
-            slot = key + nft.host32(first + index)
-            change.put("endpoints", slot, value)
-            self.garbage.discard(slot)
-        self.garbage.update(key + nft.host32(first + index) for index in range(len(new), len(old)))
+        slots = [key + _slot(first + index) for index in range(len(new))]
+        if old:
+            for slot, value in zip(slots, new, strict=True):
+                change.put("endpoints", slot, value)
+        elif new:
+            change.write.setdefault("endpoints", {}).update(zip(slots, new, strict=True))
+        if self.garbage:
+            self.garbage.difference_update(slots)
+        self.garbage.update(key + _slot(first + index) for index in range(len(new), len(old)))
 
     def _addresses(self, change: Change, have: set[bytes], want: Iterable[str], name: str, repeat: int) -> None:
         wanted = {packed(ip) * repeat for ip in want if self.layout.ours(ip)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +124,7 @@ READY, TERM, DEAD = {"ready": True}, {"ready": False, "serving": True, "terminat
     ([DEAD], [READY], "b", ""), ([DEAD], [DEAD], "", ""), ([], [READY], "b", ""),
     ([{"ready": False, "serving": True}], [READY], "b", "")])
 def test_choice(here: list[dict[str, bool]], there: list[dict[str, bool]], cluster: str, local: str) -> None:
-    endpoints = [replace(Endpoint(ip, 80, node), **c)  # type: ignore[arg-type]  # the values are conditions, all bool
+    endpoints = [Endpoint(ip, 80, node, **c)  # type: ignore[arg-type]  # the values are conditions, all bool
                  for ip, node, conditions in (("a", "n1", here), ("b", "n2", there)) for c in conditions]
     choice = choose(endpoints, NODE)
     assert "".join(e.ip for e in choice.cluster) == cluster

@@ -1,0 +1,195 @@
+"""The Service proxy's figures -> bench/results/proxy.json. `make bench-proxy`, as root.
+
+Every figure is taken in a process of its own, in a network namespace of its own, rounds interleaved; the median counts and
+all runs are kept. "full": Kubernetes objects to kernel, planning included. "change": one endpoint replaced by another, from
+the object to the kernel; "scale": one endpoint more or less, which also writes a verdict element.
+The peer of "first packet" is the same path straight to the endpoint, conntrack on. kube-proxy's column is "absent"
+where its binary is not on PATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import resource
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "netns-tests"))
+RESULT = HERE / "results" / "proxy.json"
+# name, measurement, Services, endpoints each, rounds, unit
+ROWS = [("full 10k", "full", 10_000, 10, 3), ("full 44k", "full", 44_000, 5, 2), ("restart 10k", "restart", 10_000, 10, 3),
+        ("change 1k", "change", 1_000, 10, 3), ("change 10k", "change", 10_000, 10, 3), ("change 44k", "change", 44_000, 5, 2),
+        ("scale 1k", "scale", 1_000, 10, 3), ("scale 10k", "scale", 10_000, 10, 3), ("scale 44k", "scale", 44_000, 5, 2),
+        ("RSS 10k", "rss", 10_000, 10, 2), ("first packet 44k", "packet", 44_000, 5, 2)]
+SERVICES, ENDPOINTS = 10 << 24 | 64 << 16, 10 << 24 | 128 << 16  # 10.64.0.0/12 and 10.128.0.0/9
+
+
+def ip(number: int) -> str:
+    return ".".join(str(number >> shift & 255) for shift in (24, 16, 8, 0))
+
+
+class Cluster:
+    """`count` Services of `size` endpoints as API objects, and the proxy's engine in a namespace."""
+
+    def __init__(self, fd: int, count: int, size: int, node: str = "172.30.0.11") -> None:
+        from podwire_proxy.changes import Tracker
+        from podwire_proxy.model import NodeInfo
+        from podwire_proxy.nftables.apply import Programmer
+
+        gc.set_threshold(200_000, 50, 1000)  # as the role does
+        self.count, self.size, self.fd = count, size, fd
+        self.info = NodeInfo("n1", (node,), "", ("10.128.0.0/9", "10.244.0.0/16"), ("10.64.0.0/12", "10.96.0.0/16"))
+        self.tracker, self.programmer = Tracker(self.info), Programmer(self.info, fd)
+        self.objects = [(self.service(i), self.slice(i)) for i in range(count)]
+
+    def service(self, i: int) -> dict[str, Any]:
+        from podwire_proxy.testing.builders import port, service
+
+        return service(f"s{i}", ip(SERVICES + i + 1), [port(80)])
+
+    def slice(self, i: int, moved: int = 0, less: int = 0) -> dict[str, Any]:
+        from podwire_proxy.testing.builders import endpoint, endpoint_slice
+
+        first = ENDPOINTS + i * self.size
+        found = [endpoint(ip(first + j + (moved if not j else 0)), f"n{(i + j) % 50}") for j in range(self.size - less)]
+        return endpoint_slice(f"s{i}", found, [("", "TCP", 9376)])
+
+    def load(self) -> float:
+        started = time.perf_counter()
+        for service, found in self.objects:
+            self.tracker.service(f"default/{service['metadata']['name']}", service)
+            self.tracker.slice(f"default/{found['metadata']['name']}", found)
+        self.tracker.flush()
+        self.programmer.sync(self.tracker.dataplane, None)
+        return (time.perf_counter() - started) * 1000
+
+    def change(self, i: int, obj: dict[str, Any]) -> float:
+        started = time.perf_counter()
+        self.tracker.slice(f"default/s{i}-1", obj)
+        self.programmer.sync(self.tracker.dataplane, self.tracker.flush())
+        return (time.perf_counter() - started) * 1000
+
+
+def measure(what: str, count: int, size: int) -> dict[str, float]:
+    from lab.netns import Lab
+
+    with Lab() as lab:
+        if what == "packet":
+            return first_packet(lab, count, size)
+        cluster = Cluster(lab.netns("bench").fd, count, size)
+        if what == "rss":
+            base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            objects, cluster.objects = cluster.objects, []
+            for number in range(0, count, 500):  # as a list in pages: the objects do not pile up
+                cluster.objects = objects[number:number + 500]
+                for service, found in cluster.objects:
+                    cluster.tracker.service(f"default/{service['metadata']['name']}", service)
+                    cluster.tracker.slice(f"default/{found['metadata']['name']}", found)
+            cluster.tracker.flush()
+            cluster.programmer.sync(cluster.tracker.dataplane, None)
+            return {"value": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "before": base / 1024}
+        cpu = time.process_time()
+        took = cluster.load()
+        cpu = (time.process_time() - cpu) * 1000
+        if what == "full":
+            return {"value": took, "cpu": cpu}
+        gc.freeze()
+        if what == "restart":
+            from podwire_proxy.nftables.apply import Programmer
+
+            started = time.perf_counter()
+            done = Programmer(cluster.info, cluster.fd).sync(cluster.tracker.dataplane, None)
+            assert done.operations == 0, "a restart writes nothing"
+            return {"value": (time.perf_counter() - started) * 1000}
+        times = sorted(cluster.change(n * 37 % count, cluster.slice(n * 37 % count, 1_000_000 + n if what == "change" else 0,
+                                                                    int(what == "scale"))) for n in range(200))
+        return {"value": times[100], "p99": times[197]}
+
+
+def first_packet(lab: Any, count: int, size: int) -> dict[str, float]:
+    from lab.serviceworld import World
+    from podwire_proxy.testing import scenarios as s
+    from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
+
+    world = World(lab)
+    cluster = Cluster(world.node.fd, count, size)
+    cluster.objects.append((service("last", s.VIP, [port(80, "UDP")]),
+                            endpoint_slice("last", [endpoint(s.POD_B, "n1")], [("", "UDP", s.TARGET)])))
+    cluster.load()
+
+    def once(target: tuple[str, int]) -> float:
+        started = time.perf_counter()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(2)
+            sock.connect(target)
+            sock.send(b"?")
+            sock.recv(100)
+        return (time.perf_counter() - started) * 1e6
+
+    def work() -> dict[str, float]:
+        os.sched_setaffinity(0, {0})
+        service_times, direct_times = [], []
+        for _ in range(3000):
+            direct_times.append(once((s.POD_B, s.TARGET)))
+            service_times.append(once((s.VIP, 80)))
+        return {"value": statistics.median(service_times), "peer": statistics.median(direct_times)}
+
+    try:
+        return world.client(s.POD_A).call(work)
+    finally:
+        world.close()
+
+
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
+    return {"kernel": platform.release(), "python": platform.python_version(), "cpu": model, "cores": os.cpu_count(),
+            "load": os.getloadavg()[0], "kube-proxy": shutil.which("kube-proxy") or "absent"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--one", nargs=3, metavar=("WHAT", "SERVICES", "ENDPOINTS"), help="one measurement, as JSON")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one[0], int(options.one[1]), int(options.one[2]))))
+        return
+    wanted = [row for row in ROWS if options.only in row[0]]
+    runs: dict[str, list[dict[str, float]]] = {row[0]: [] for row in wanted}
+    load = machine()
+    for turn in range(max(row[4] for row in wanted)):
+        for name, what, count, size, rounds in wanted:
+            if turn < rounds:
+                done = subprocess.run([sys.executable, __file__, "--one", what, str(count), str(size)], check=True,
+                                      capture_output=True, text=True)
+                runs[name].append(json.loads(done.stdout))
+                print(f"{name:<18} {runs[name][-1]}", flush=True)
+    rows = []
+    for name, what, *_ in wanted:
+        values = [run["value"] for run in runs[name]]
+        peers = [run["peer"] for run in runs[name] if "peer" in run]
+        ours, peer = statistics.median(values), statistics.median(peers) if peers else None
+        rows.append({"name": name, "unit": {"rss": "MiB", "packet": "us"}.get(what, "ms"), "podwire": round(ours, 3),
+                     "peer": round(peer, 3) if peer else "absent", "peer_name": "direct" if peer else "kube-proxy",
+                     "ratio": round(ours / peer, 3) if peer else None, "runs": runs[name]})
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps({"machine": {**load, "load_after": os.getloadavg()[0]}, "rows": rows}, indent=1) + "\n")
+    for row in rows:
+        ratio = f"{row['ratio']} x {row['peer_name']}" if row["ratio"] else f"{row['peer_name']}: absent"
+        print(f"{row['name']:<18} {row['podwire']:>10} {row['unit']:<4} {ratio}")
+
+
+if __name__ == "__main__":
+    main()
