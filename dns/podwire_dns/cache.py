@@ -39,12 +39,14 @@ class Cache:
 
     keep_stale: seconds that an expired answer is kept for `stale`. due: popular answers that expire soon, if `prefetch`;
     whoever fetches them anew takes them out. Readers and the one writer may be different threads: each step is one dict
-    operation.
+    operation. positive_cap, negative_cap: the longest life of an answer, in seconds.
     """
 
     capacity: int = 10_000
     keep_stale: float = 0.0
     prefetch: bool = False
+    positive_cap: float = POSITIVE_CAP
+    negative_cap: float = NEGATIVE_CAP
     entries: dict[CacheKey, _Entry] = field(default_factory=dict)
     due: set[CacheKey] = field(default_factory=set)
     hits: int = 0
@@ -54,7 +56,7 @@ class Cache:
 
     def put(self, key: CacheKey, answer: Upstreamed, now: float) -> None:
         """Keep an answer if it may be kept: NOERROR and NXDOMAIN, with a TTL above 0 (RFC 2308 for those without data)."""
-        life, ttls = _life(answer)
+        life, ttls = _life(answer, self.positive_cap, self.negative_cap)
         if life <= 0 or len(answer.value) > MAX_VALUE:
             return
         self.entries.pop(key, None)
@@ -95,7 +97,7 @@ class Cache:
         return Upstreamed(entry.answer.rcode, bytes(value), entry.answer.ad)
 
 
-def _life(answer: Upstreamed) -> tuple[float, tuple[tuple[int, int], ...]]:
+def _life(answer: Upstreamed, positive_cap: float, negative_cap: float) -> tuple[float, tuple[tuple[int, int], ...]]:
     """How long an answer may be kept, and where its TTLs are."""
     if answer.rcode not in (NOERROR, NXDOMAIN):
         return 0, ()
@@ -103,9 +105,9 @@ def _life(answer: Upstreamed) -> tuple[float, tuple[tuple[int, int], ...]]:
     found = list(records(answer.value, 6, an + ns + ar))
     ttls = tuple((record.ttl_at, record.ttl) for record in found)
     if answer.rcode == NOERROR and an:
-        return min([POSITIVE_CAP, *(record.ttl for record in found)]), ttls
+        return min([positive_cap, *(record.ttl for record in found)]), ttls
     for record in found[:an + ns]:
         if record.rtype == SOA and record.end - record.data_at >= 20:
             minimum = int.from_bytes(answer.value[record.end - 4:record.end])
-            return min(NEGATIVE_CAP, record.ttl, minimum), ttls
+            return min(negative_cap, record.ttl, minimum), ttls
     return 0, ()  # without SOA it says nothing about how long it holds

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import names
+from .cache import NEGATIVE_CAP, POSITIVE_CAP
 from .forward import POLICIES
 from .schema import Schema
 
@@ -31,6 +32,7 @@ class DnsConfig:
     autopath: complete a search path's name in one answer. stubs: "domain=IP[#port],IP[#port]", names below that domain are
     asked there. policy: which upstream is asked first: sequential, round_robin or random. serve_stale: seconds that an expired
     answer is still given while no upstream answers. prefetch: fetch popular answers anew shortly before they expire.
+    cache_positive, cache_negative: the longest that answers of upstreams, and their absence, are kept, in seconds.
     """
 
     node_name: str
@@ -56,6 +58,8 @@ class DnsConfig:
     policy: str = "sequential"
     serve_stale: float = 0.0
     prefetch: bool = True
+    cache_positive: float = POSITIVE_CAP
+    cache_negative: float = NEGATIVE_CAP
 
     @property
     def socket_path(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import sys
 from collections.abc import Callable
@@ -40,6 +41,8 @@ OPTIONS: list[Callable[[Function], Function]] = [
     _many("--service-cidr", DEFAULTS.service_cidrs, "The same for Service addresses."),
     click.option("--ttl", type=click.IntRange(0, 3600), default=DEFAULTS.ttl, show_default=True, help="Seconds."),
     click.option("--pods/--no-pods", default=True, show_default=True, help="Answer a-b-c-d.NAMESPACE.pod names."),
+    click.option("--corefile", type=click.Path(dir_okay=False, path_type=Path),
+                 help="Take settings from a CoreDNS Corefile; they stand above the other flags."),
     click.option("--health-address", default="", help="HOST:PORT of /health; empty: none."),
     click.option("--ready-address", default="", help="HOST:PORT of /ready; empty: none."),
     click.option("--metrics-address", default="", help="HOST:PORT of /metrics; empty: none."),
@@ -59,6 +62,22 @@ OPTIONS: list[Callable[[Function], Function]] = [
 ]
 
 
+def _from_corefile(path: Path, config: DnsConfig) -> DnsConfig:
+    """Says what was left out. Raises BadConfig and OSError."""
+    from podwire_controlplane.client import logs
+
+    from . import corefile
+
+    resolv = ""
+    with contextlib.suppress(OSError):
+        resolv = Path("/etc/resolv.conf").read_text()
+    nameservers = tuple(a for a in corefile.resolv_conf(resolv) if a not in config.addresses())
+    found, notes = corefile.apply(path.read_text(), config, nameservers)
+    for note in notes:
+        logs.get("dns").warn(note)
+    return found
+
+
 def _with_config(work: Callable[..., None]) -> Function:
     """Options -> DnsConfig as the first argument; errors of settings as one line and exit status 1."""
 
@@ -72,7 +91,10 @@ def _with_config(work: Callable[..., None]) -> Function:
             flags[field] = flags.pop(many)
         config = DnsConfig(**{field.name: flags.pop(field.name) for field in fields(DnsConfig) if field.name in flags})
         logs.configure(node=config.node_name)
+        corefile = flags.pop("corefile")
         try:
+            if corefile is not None:
+                config = _from_corefile(corefile, config)
             config.schema()
             config.routes()
             work(config, **flags)

@@ -55,7 +55,8 @@ class Server:
     def __init__(self, config: DnsConfig) -> None:
         self.config = config
         routes = config.routes()
-        cache = Cache(keep_stale=config.serve_stale, prefetch=config.prefetch)
+        cache = Cache(keep_stale=config.serve_stale, prefetch=config.prefetch, positive_cap=config.cache_positive,
+                      negative_cap=config.cache_negative)
         data = ZoneData(config.zones(), config.ttl, config.pods)
         self.answerer = Answerer(data, cache, time.monotonic, _below, bool(routes), config.autopath)
         self.forwarder = Forwarder(routes, cache, config.policy)
