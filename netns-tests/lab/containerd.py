@@ -1,0 +1,119 @@
+"""A containerd of Debian's packages in a node of the lab: its own mounts, sockets and state, nothing of the machine's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from podwire_cni import native, pauseimage
+
+from . import debian
+from .cninode import CniNode, wait_until
+from .netns import NetNS
+
+PACKAGES = ("containerd", "runc", "libseccomp2", "containernetworking-plugins")  # of the last: loopback
+
+
+class Containerd:
+    """`socket` speaks CRI. bin_dir, conf_dir: where it finds CNI plugins and configurations."""
+
+    def __init__(self, ns: NetNS, folder: Path, bin_dir: Path, conf_dir: Path) -> None:
+        self.ns, self.folder = ns, folder
+        self.root = debian.unpack(*PACKAGES)
+        self.env = {**os.environ, **debian.environment(self.root)}
+        self.socket = folder / "containerd.sock"
+        config = folder / "config.toml"
+        config.write_text(f"""version = 2
+root = "{folder}/root"
+state = "{folder}/state"
+[grpc]
+  address = "{self.socket}"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pauseimage.NAME}"
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{bin_dir}"
+    conf_dir = "{conf_dir}"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "native"
+""")
+        self.log = open(folder / "containerd.log", "w")  # noqa: SIM115 - the daemon keeps writing to it
+        # Mounts of its own: sandboxes' namespaces in /run/netns and their root file systems vanish with it. `ctr run --cni`
+        # knows no other directories than /etc/cni/net.d and /opt/cni/bin.
+        mounts = f"""set -e
+mount -t tmpfs none /run
+mkdir -p /run/netns /run/upper /run/work
+mount -t tmpfs none /opt
+mkdir -p /opt/cni
+ln -s {bin_dir} /opt/cni/bin
+mount -t overlay -o lowerdir=/etc,upperdir=/run/upper,workdir=/run/work none /etc
+mkdir -p /etc/cni
+rm -rf /etc/cni/net.d
+ln -s {conf_dir} /etc/cni/net.d
+exec "$@"
+"""
+        self.daemon = ns.popen(["unshare", "-m", "--", "sh", "-c", mounts, "sh", str(self.root / "usr/bin/containerd"),
+                                "--config", str(config)],
+                               env=self.env, stdout=self.log, stderr=self.log, start_new_session=True)
+        wait_until(self._listens, "containerd listens", 30)
+
+    def _listens(self) -> bool:
+        return self.socket.exists() and self.ctr("version", check=False).returncode == 0
+
+    def ctr(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """`ctr`, in the namespaces of the daemon."""
+        inside = ["nsenter", f"--target={self.daemon.pid}", "--mount", "--net", "--"]
+        ctr = [str(self.root / "usr/bin/ctr"), "--address", str(self.socket), "--namespace", "k8s.io"]
+        done = subprocess.run([*inside, *ctr, *words], capture_output=True, text=True, env=self.env, timeout=60,
+                              check=False)
+        assert not check or done.returncode == 0, f"ctr {words}: {done.stderr}{self.words()}"
+        return done
+
+    def import_pause(self) -> None:
+        archive = self.folder / "pause.tar"
+        archive.write_bytes(pauseimage.build(Path(native.pause_command()[0]).read_bytes(), os.uname().machine))
+        self.ctr("images", "import", "--snapshotter", "native", str(archive))
+
+    def pid(self, container: str) -> int:
+        """The first process of a container."""
+        listed = self.ctr("tasks", "ls").stdout.splitlines()
+        return next(int(line.split()[1]) for line in listed if line.startswith(container))
+
+    def words(self) -> str:
+        """The end of the log."""
+        return (self.folder / "containerd.log").read_text()[-3000:]
+
+    def close(self) -> None:
+        """End the daemon, and the shims and containers that it started (its session, and all that lives in its mounts)."""
+        ours = os.stat(f"/proc/{self.daemon.pid}/ns/mnt").st_ino if self.daemon.poll() is None else 0
+        marker = str(self.folder).encode()
+        self.daemon.terminate()
+        try:
+            self.daemon.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.daemon.kill()
+            self.daemon.wait()
+        for process in Path("/proc").iterdir():
+            if not process.name.isdigit():
+                continue
+            try:
+                shim = marker in (process / "cmdline").read_bytes() and b"containerd-shim" in (process / "cmdline").read_bytes()
+                if shim or (ours and (process / "ns/mnt").stat().st_ino == ours):
+                    os.kill(int(process.name), signal.SIGKILL)
+            except (OSError, ProcessLookupError):
+                continue
+        self.log.close()
+
+
+def start(node: CniNode, folder: Path) -> Containerd:
+    """One for podwire's node, with the pause image."""
+    plugins = folder / "bin"
+    plugins.mkdir(parents=True, exist_ok=True)
+    (plugins / "podwire-cni").symlink_to(node.client)
+    (plugins / "loopback").symlink_to(debian.unpack(*PACKAGES) / "usr/lib/cni/loopback")
+    made = Containerd(node.ns, folder, plugins, node.run_dir / "cni" / "net.d")
+    made.import_pause()
+    return made
