@@ -49,6 +49,17 @@ def test_what_is_written_is_read_back(lab: Lab) -> None:
         assert conn.tables() == []
 
 
+def test_a_flushed_set_holds_what_comes_after(lab: Lab) -> None:
+    ns = lab.netns("codec")
+    fresh = nft.intervals(["10.1.0.0/24"])
+    with nft.Connection(ns.fd) as conn:
+        conn.commit(whole())
+        conn.commit(nft.Transaction().flush(CIDRS, MAP).add(nft.Elements(CIDRS, fresh)))
+        dump = conn.dump(TABLE)
+        assert dump is not None
+        assert (dump.elements["cidrs"], dump.elements["slots"]) == (fresh, {})
+
+
 def test_nft_prints_it(lab: Lab) -> None:
     ns = lab.netns("codec")
     nft.apply(whole(), ns.fd)

@@ -134,6 +134,39 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(world: World, tmp_path: Pa
     assert world.node.run(["nft", "list", "ruleset"]).stdout == ""
 
 
+def test_ranges_of_pods_and_services_are_followed_live(world: World, tmp_path: Path) -> None:
+    """ServiceCIDR objects and, with the detector NodeCIDR, the Node's podCIDRs: sets and rules change under way."""
+    path = "/apis/networking.k8s.io/v1/servicecidrs"
+
+    def cidrs(name: str, *found: str) -> Object:
+        return {"metadata": {"name": name}, "spec": {"cidrs": list(found)}}
+
+    def pods(*found: str) -> Object:
+        return {**NODE, "spec": {"podCIDRs": list(found)}}
+
+    def seen_by_the_server() -> str:
+        return ask(world.client(s.POD_A), s.VIP, s.PORT).peer
+
+    world.outside.netlink(lambda ipr: ipr.addr("add", index=1, address=s.UNUSED, prefixlen=32))
+    world.servers.listen(world.outside, s.UNUSED, s.PORT)
+    with FakeApi(world.node) as api:
+        api.apply(pods("10.244.0.0/16"), my_service(), my_slice(BOTH[0]))
+        proxy = Running(world.node, api.kubeconfig(tmp_path / "kubeconfig"), tmp_path, "--detect-local", "NodeCIDR")
+        until(proxy.ready, "the first sync")
+        assert seen_by_the_server() == s.POD_A
+        assert ask(world.client(s.POD_A), s.UNUSED, s.PORT).result == "timeout"
+        api.apply(pods("10.1.0.0/24"))
+        until(lambda: seen_by_the_server() != s.POD_A, "the pod is none of this node any more: masqueraded")
+        api.apply(pods("10.244.0.0/16"))
+        until(lambda: seen_by_the_server() == s.POD_A, "a pod again")
+        api.put(path, cidrs("kubernetes", "10.96.0.0/26"))
+        until(lambda: ask(world.client(s.POD_A), s.UNUSED, s.PORT).result == "ok", "an address outside the range is routed on")
+        api.put(path, cidrs("more", "10.96.0.64/26", "garbage"))
+        until(lambda: ask(world.client(s.POD_A), s.UNUSED, s.PORT).result == "timeout", "inside the second range")
+        log = proxy.stop()
+    assert "cidr=garbage" in log
+
+
 def check_changes(world: World, api: FakeApi) -> None:
     pod, outside = world.client(s.POD_A), world.client(s.OUTSIDE)
     api.apply(my_slice(BOTH[0]))

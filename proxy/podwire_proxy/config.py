@@ -11,7 +11,7 @@ from podwire_controlplane.api import meta
 from podwire_controlplane.client import logs
 from podwire_controlplane.client.config import ConfigError
 
-from .model import NodeInfo, covers, normal_ip
+from .model import NodeInfo, covers, normal_cidr, normal_ip
 
 log = logs.get("proxy")
 DETECTORS = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
@@ -127,3 +127,21 @@ def eligible(obj: meta.Object | None) -> bool:
         return False
     taints = (obj.get("spec") or {}).get("taints") or []
     return all(taint.get("key") != AUTOSCALER_TAINT for taint in taints)
+
+
+def service_cidrs(found: Iterable[tuple[str, ...]], configured: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
+    """(the ranges of all ServiceCIDR objects, what cannot be used of them). A family that is not configured has no table."""
+    families = {":" in cidr for cidr in configured}
+    usable: set[str] = set()
+    strange: list[str] = []
+    for cidr in dict.fromkeys(cidr for cidrs in found for cidr in cidrs):
+        try:
+            normal = normal_cidr(cidr)
+        except ValueError:
+            strange.append(cidr)
+            continue
+        if (":" in normal) in families:
+            usable.add(normal)
+        else:
+            strange.append(cidr)
+    return tuple(sorted(usable)), strange

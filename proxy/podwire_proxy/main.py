@@ -8,12 +8,13 @@ import gc
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import yaml
 
 from podwire_controlplane.api import meta
@@ -26,7 +27,7 @@ from podwire_controlplane.client.rolestatus import RoleStatus
 
 from . import health, kubeproxyfile
 from .changes import Tracker
-from .config import DETECTORS, ProxyConfig, check, eligible
+from .config import DETECTORS, ProxyConfig, check, eligible, service_cidrs
 from .health import Health, ServiceChecks
 from .metrics import Metrics
 from .nftables import apply
@@ -36,6 +37,7 @@ from .sync import Pacer
 
 __all__ = ["ProxyConfig", "cleanup", "command", "dry_run", "run"]
 log = logs.get("proxy")
+SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
 SERVICES, SLICES = "/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices"
 SERVICE_LABELS, SLICE_LABELS = "!service.kubernetes.io/service-proxy-name", "!service.kubernetes.io/headless"
 SWEEP_AFTER = 0.05  # seconds: far longer than a packet is on its way through one hook
@@ -61,6 +63,8 @@ class Proxy:
         self._node: meta.Object | None = None
         self._waiting_since = time.monotonic()  # the oldest change that is not written yet; 0: none
         self._triggers: list[float] = []
+        self._ranges: dict[str, tuple[str, ...]] = {}
+        self._service_cidrs: tuple[str, ...] = ()
         self.checks = ServiceChecks(lambda: self.health().healthy, self._check_failed)
         self._checks_wake = asyncio.Event()
 
@@ -94,10 +98,23 @@ class Proxy:
     def _read_node(self) -> None:
         if self._node is None:
             return  # a Node that is registered anew comes back with the same addresses; its NodePorts stay meanwhile
-        node = self.config.node(self._node, apply.local_addresses() if self.config.scans_addresses else ())
+        config = replace(self.config, service_cidrs=self._service_cidrs or self.config.service_cidrs)
+        node = config.node(self._node, apply.local_addresses() if config.scans_addresses else ())
         if self.tracker.node(node):
-            log.info("own Node changed", addresses=node.addresses, zone=node.zone, node_ports=node.node_port_ips)
-            self._changed()
+            log.info("own Node or the cluster's ranges changed", addresses=node.addresses, zone=node.zone,
+                     node_ports=node.node_port_ips, pods=node.pod_cidrs or node.pod_interface, services=node.service_cidrs)
+            self._changed(full=True)  # rules and interval sets depend on it too
+
+    def _on_service_cidr(self, event: Event) -> None:
+        """ServiceCIDR objects (KEP-1880) tell the ranges better than our configuration, once there are any."""
+        if event.type == "DELETED":
+            self._ranges.pop(event.key, None)
+        else:
+            self._ranges[event.key] = tuple((event.object.get("spec") or {}).get("cidrs") or ())
+        self._service_cidrs, strange = service_cidrs(self._ranges.values(), self.config.service_cidrs)
+        for cidr in strange:
+            log.warn("ServiceCIDR cannot be used: no CIDR, or of a family without --service-cidr", object=event.key, cidr=cidr)
+        self._read_node()
 
     def _on_foreign(self) -> None:
         heard = [watcher.changed() for watcher in self.programmer.watchers]  # every queue must be drained
@@ -190,9 +207,11 @@ class Proxy:
     async def run(self, api: ApiClient) -> None:
         self.status.update(ready=False, message=self.problem, reason="Starting")
         informers = [
-            Informer(api, SERVICES, label_selector=SERVICE_LABELS, on_event=self._on_service),
-            Informer(api, SLICES, label_selector=SLICE_LABELS, on_event=self._on_slice),
+            Informer(api, SERVICES, label_selector=SERVICE_LABELS, on_event=self._on_service, keep=stub),
+            Informer(api, SLICES, label_selector=SLICE_LABELS, on_event=self._on_slice, keep=stub),
             Informer(api, "/api/v1/nodes", field_selector=f"metadata.name={self.config.node_name}", on_event=self._on_node)]
+        if await _served(api, SERVICE_CIDRS):
+            informers.append(Informer(api, SERVICE_CIDRS, on_event=self._on_service_cidr))
         async with asyncio.TaskGroup() as group:
             for informer in informers:
                 group.create_task(informer.run())
@@ -221,6 +240,22 @@ class Proxy:
         late = bool(self._waiting_since) and time.monotonic() - self._waiting_since > self.config.healthz_timeout
         good = not late and bool(self.metrics.last_sync)
         return Health(good, self.problem or ("an update waits" if late else "rules are up to date"), eligible(self._node))
+
+
+async def _served(api: ApiClient, path: str) -> bool:
+    """Does the server have this resource? Only a clear no counts: one that is away may have it."""
+    try:
+        await api.get(path, limit="1")
+    except ApiError as err:
+        return err.code not in (403, 404)
+    return True
+
+
+def stub(obj: meta.Object) -> meta.Object:
+    """All that the informers must remember; what the rules need of an object, the tracker keeps."""
+    kept = {field: obj["metadata"][field] for field in ("name", "namespace", "resourceVersion") if field in obj["metadata"]}
+    fresh: meta.Object = msgspec.json.decode(msgspec.json.encode({"metadata": kept}))
+    return fresh  # of new strings: an old one would keep the memory that its list was read into
 
 
 def triggered(obj: meta.Object | None) -> float:

@@ -79,8 +79,8 @@ def _rule(rule: o.Rule, verb: o.Verb) -> bytes:
 
 def _set(set_: o.Set, verb: o.Verb, number: int) -> bytes:
     body = text(1, set_.table.name) + text(2, set_.name)
-    if verb == "delete":
-        return body
+    if verb != "add":
+        return body  # a flush is a deletion of elements that names none
     flags = (F_INTERVAL if set_.interval else 0) | (F_MAP if set_.data else 0)
     flags |= F_TIMEOUT | F_EVAL if set_.dynamic else 0
     body += u32(3, flags) + u32(4, _type_code(set_.key)) + u32(5, set_.key_len)

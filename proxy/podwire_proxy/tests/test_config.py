@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from podwire_controlplane.client.config import ConfigError
 from podwire_proxy import kubeproxyfile, main
 from podwire_proxy.changes import Tracker
-from podwire_proxy.config import ProxyConfig, check, eligible
+from podwire_proxy.config import ProxyConfig, check, eligible, service_cidrs
 from podwire_proxy.dataplane import HealthCheck
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
@@ -185,3 +185,9 @@ def test_health_checks_count_ready_endpoints_of_this_node() -> None:
     tracker.service("default/x", service("x", s.VIP, [port(80, name="a")], **{**local, "externalTrafficPolicy": "Cluster"}))
     tracker.flush()
     assert (tracker.dataplane.health, tracker.dataplane.stranded) == ({}, [0, 0])
+
+
+def test_service_cidr_objects() -> None:
+    assert service_cidrs([], ("10.96.0.0/16",)) == ((), [])
+    assert service_cidrs([("10.97.0.7/24",), ("fd00:97::/112", "10.96.0.0/16", "x")], ("10.96.0.0/16",)) == (
+        ("10.96.0.0/16", "10.97.0.0/24"), ["fd00:97::/112", "x"])
