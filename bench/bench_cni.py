@@ -7,7 +7,7 @@ each with its predecessor's result. A/B/A/B; medians. Writes bench/results/cni.j
 
 The three configurations are the same *end result* for the pod: `bridge` (address, routes), `ipMasq` (and masquerading to the
 outside), `portmap` (and a hostPort). podwire masquerades and stops spoofing in all three; the reference plugins do it where
-asked. RunPodSandbox is measured by bench/bench_sandbox.py.
+asked. RunPodSandbox is a call of containerd's CRI with a hostPort.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "netns-tests"))
 
-from lab import debian
+from lab import containerd, cri, debian
 from lab.cninode import CniNode, put_node
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
@@ -147,6 +147,40 @@ def row(name: str, unit: str, podwire: list[float], peer: list[float], peer_name
     return made
 
 
+def reference_conflist(state: Path) -> str:
+    bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipMasq": True, "ipam": {
+        "type": "host-local", "dataDir": str(state), "ranges": [[{"subnet": "10.88.0.0/16"}]],
+        "routes": [{"dst": "0.0.0.0/0"}]}}
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+    return json.dumps({"cniVersion": "1.0.0", "name": "bench", "plugins": [bridge, portmap]})
+
+
+def sandboxes(node: CniNode, theirs: NetNS, root: Path, folder: Path, rounds: int) -> list[list[float]]:
+    """Seconds of RunPodSandbox with a hostPort, of each round: [podwire, reference plugins]. Both runtimes are the same
+    containerd with the same pause image, and both call the reference plugins' loopback."""
+    runtimes = [containerd.start(node, folder / "c1")]
+    try:
+        conf = folder / "net.d"
+        conf.mkdir()
+        (conf / "10-bench.conflist").write_text(reference_conflist(folder / "cri-leases"))
+        (folder / "c2").mkdir()
+        runtimes.append(containerd.Containerd(theirs, folder / "c2", root / "usr/lib/cni", conf))
+        runtimes[1].import_pause()
+        times = []
+        for n in range(rounds + 2):
+            took = []
+            for runtime in runtimes:
+                began = time.perf_counter()
+                ident = cri.run_sandbox(runtime.socket, cri.sandbox_config(f"s{n}", [(cri.TCP, 80, 8080)]))
+                took.append(time.perf_counter() - began)
+                cri.stop_sandbox(runtime.socket, ident)
+            times.append(took)
+        return times[2:]
+    finally:
+        for runtime in runtimes:
+            runtime.close()
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description="CNI plugin beside Debian's reference plugins")
     options.add_argument("--rounds", type=int, default=15)
@@ -180,6 +214,10 @@ def main() -> None:
             rates = [[side.rate(kind, many) for side in sides] for _ in range(3)]
             rows.append(row(f"{kind} ADD x{PARALLEL}", "1/s", [r[0] for r in rates], [r[1] for r in rates] if root else [],
                             peer_name))
+        if root:
+            took = sandboxes(node, theirs, root, folder, asked.rounds)
+            rows.append(row("RunPodSandbox", "ms", [1000 * t[0] for t in took], [1000 * t[1] for t in took],
+                            f"containerd {debian.version('containerd')} with {peer_name}"))
         assert node.agent is not None
         before = rss(node.agent.pid)
 

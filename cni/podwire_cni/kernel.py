@@ -79,7 +79,7 @@ class Kernel:
     def __init__(self) -> None:
         self.node_fd = own_netns()
         # DELLINK returns 15 ms after the link is gone (the kernel waits for readers); nobody else has to wait with it.
-        self._reapers: Executor = ThreadPoolExecutor(32, thread_name_prefix="dellink")
+        self._reapers: Executor = ThreadPoolExecutor(16, thread_name_prefix="dellink")
 
     def close(self) -> None:
         self._reapers.shutdown(wait=True)
