@@ -194,6 +194,14 @@ class Answerer:
             return data.negative(len(name))[0]
         return None if self.autopath or name.endswith(data.pod_apex) else data.negative(len(name))[1]
 
+    def cached(self, key: bytes) -> tuple[int, bytes] | None:
+        """(rcode, value) of the forward cache for a question of somebody else's zone, asked without DO, CD and AD."""
+        whole = (key, False, False)
+        if not self.recursion or whole not in self.cache.entries or self.data.apex_of(key[:-4]) or key[-4:] not in USUAL:
+            return None
+        found = self.cache.get(whole, self.clock())
+        return None if found is None else (found.rcode, found.value)
+
     def _error(self, response: bytes) -> bytes:
         self.counts["error"] += 1
         return response

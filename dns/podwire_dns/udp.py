@@ -15,6 +15,7 @@ from .answer import Answerer, Pending
 from .observer import Observer
 
 LARGEST_QUERY = 4096
+SEND, FORWARDED = 16, 64  # of batch.c
 PASSING = frozenset((errno.EINTR, errno.EAGAIN, errno.ECONNREFUSED))  # the last: an ICMP error about an earlier answer
 Send = Callable[[bytes], None]
 Later = Callable[[Pending, Send], object]
@@ -82,7 +83,9 @@ class UdpLoop:
         room = lib.BATCH
         modes, sizes = bytearray(room), array.array("i", bytes(4 * room))
         modes_at, sizes_at = ffi.from_buffer(modes), ffi.cast("int32_t *", ffi.from_buffer(sizes))
-        all_keys, all_zones = ffi.buffer(batch.keys, room * 260), ffi.buffer(batch.zone)
+        all_keys = ffi.buffer(batch.keys, room * 260)
+        all_zones, all_simple = ffi.buffer(batch.zone), ffi.buffer(batch.simple)
+        cached = self.answerer.cached
         while True:
             count = receive(batch)
             if count <= 0:
@@ -92,20 +95,23 @@ class UdpLoop:
             data = self.answerer.data
             get = data.answers.get
             ends = unpack(batch.ends, count + 1)
-            keys, zones = all_keys[:ends[count]], all_zones[:count]
+            keys, zones, simple = all_keys[:ends[count]], all_zones[:], all_simple[:]
             values, slow, at = [], [], 0
             for index in range(count):
                 end = ends[index + 1]
                 key = keys[at:end]
                 at = end
-                value, mode = get(key), 1
+                value, mode = get(key), SEND
                 if value is None:
-                    found = absent(key) if key and zones[index] == 1 else None
+                    if zones[index]:
+                        found, kind = absent(key) if key else None, SEND
+                    else:
+                        found, kind = cached(key) if simple[index] and key else None, SEND + FORWARDED
                     if found is None:
                         slow.append(index)
                         value, mode = b"", 0
                     else:
-                        mode, value = 1 + found[0], found[1]
+                        mode, value = kind + found[0], found[1]
                 values.append(value)
                 modes[index] = mode
                 sizes[index] = len(value)

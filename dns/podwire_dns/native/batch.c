@@ -13,7 +13,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
-enum { BATCH = 64, PACKET = 4096, MINIMUM = 512, MAXIMUM = 1232, TYPES = 66, BUCKETS = 14 };
+enum { BATCH = 64, PACKET = 4096, MINIMUM = 512, MAXIMUM = 1232, TYPES = 66, BUCKETS = 14, SEND = 16, FORWARDED = 64 };
 
 typedef struct {
     uint64_t types[TYPES];
@@ -29,6 +29,7 @@ typedef struct {
 typedef struct {
     int32_t ends[BATCH + 1];
     uint8_t zone[BATCH];
+    uint8_t simple[BATCH];
     int32_t lengths[BATCH];
     int32_t left[BATCH];
     char *keys;
@@ -115,6 +116,7 @@ static int recognise(batch *b, int i, char *key) {
         b->edns[i] = opt[7] & 0x80 ? 2 : 1;
         b->counts.dnssec_ok += b->edns[i] == 2;
     }
+    b->simple[i] = (data[2] & 1) && !(data[3] & 0x30) && b->edns[i] != 2;
     for (int k = 0; k < size - 4; k++) {
         uint8_t c = data[12 + k];
         key[k] = (char)(c >= 'A' && c <= 'Z' ? c + 32 : c);
@@ -144,21 +146,21 @@ int batch_receive(batch *b) {
     return count;
 }
 
-static int assemble(batch *b, int i, const char *value, int size, int rcode) {
+static int assemble(batch *b, int i, const char *value, int size, int mode) {
     const char *query = b->packets + (size_t)i * PACKET;
     int question = b->ends[i + 1] - b->ends[i], tail = b->edns[i] ? 11 : 0, records = size - 6;
     char *out = b->out[i];
     if (12 + question + records + tail > b->limits[i]) return 0;
     memcpy(out, query, 2);
-    out[2] = (char)(0x84 | (query[2] & 1));
-    out[3] = (char)((b->recursion ? 0x80 : 0) | (query[3] & 0x10) | rcode);
+    out[2] = (char)((mode & FORWARDED ? 0x80 : 0x84) | (query[2] & 1));
+    out[3] = (char)((b->recursion ? 0x80 : 0) | (query[3] & 0x10) | (mode & 15));
     out[4] = 0, out[5] = 1;
     memcpy(out + 6, value, 6);
     memcpy(out + 12, query + 12, (size_t)question);
     char *body = out + 12 + question;
     unsigned answers = (uint8_t)value[0] << 8 | (uint8_t)value[1];
     unsigned type = (uint8_t)query[12 + question - 4] << 8 | (uint8_t)query[12 + question - 3];
-    if (answers > 1 && (type == 1 || type == 28)) { /* begin at a random address */
+    if (answers > 1 && (type == 1 || type == 28) && !(mode & FORWARDED)) { /* begin at a random address */
         b->random ^= b->random << 13, b->random ^= b->random >> 7, b->random ^= b->random << 17;
         int first = (int)(b->random % answers) * (records / (int)answers);
         memcpy(body, value + 6 + first, (size_t)(records - first));
@@ -175,19 +177,19 @@ static int assemble(batch *b, int i, const char *value, int size, int rcode) {
     return 12 + question + records + tail;
 }
 
-/* modes[i]: 0 send nothing, 1 + rcode: values' next sizes[i] bytes are a value. How many stand in `left`, too large to be sent. */
+/* modes[i]: 0 send nothing; SEND + rcode, FORWARDED where the answer is not ours: values' next sizes[i] bytes are a value. How many stand in `left`, too large to be sent. */
 int batch_send(batch *b, int count, const char *values, const int32_t *sizes, const uint8_t *modes) {
     int ready = 0, left = 0;
     for (int i = 0; i < count; values += sizes[i], i++) {
         if (!modes[i]) continue;
-        int length = sizes[i] < 6 ? 0 : assemble(b, i, values, sizes[i], modes[i] - 1);
+        int length = sizes[i] < 6 ? 0 : assemble(b, i, values, sizes[i], modes[i]);
         if (!length) {
             b->left[left++] = i;
             continue;
         }
         unsigned type = (uint8_t)b->keys[b->ends[i + 1] - 4] << 8 | (uint8_t)b->keys[b->ends[i + 1] - 3];
         b->counts.types[type < TYPES ? type : 0]++;
-        b->counts.rcodes[modes[i] - 1]++;
+        b->counts.rcodes[modes[i] & 15]++;
         b->counts.sent_bytes += (uint64_t)length;
         b->out_vectors[ready] = (struct iovec){b->out[i], (size_t)length};
         b->out_headers[ready].msg_hdr = (struct msghdr){

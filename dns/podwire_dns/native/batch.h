@@ -15,6 +15,7 @@ typedef struct {
 typedef struct {
     int32_t ends[65];        /* keys[ends[i]:ends[i+1]] is query i's question in lower case; empty: not a plain query */
     uint8_t zone[64];        /* the name lies in the zone given to batch_new */
+    uint8_t simple[64];      /* recursion desired, and neither DO, CD nor AD: an answer of the forward cache fits as it is */
     int32_t lengths[64];     /* of the packets */
     int32_t left[64];        /* what batch_send could not send because it is too large for its client */
     char *keys;

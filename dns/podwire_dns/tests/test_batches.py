@@ -8,9 +8,14 @@ import random
 import socket
 from pathlib import Path
 
+import dns.asyncquery
+import dns.flags
+import dns.message
 import pytest
 
 from podwire_dns import native
+from podwire_dns.cache import Upstreamed
+from podwire_dns.names import to_wire
 from podwire_dns.native import build
 from podwire_dns.server import Server
 from podwire_dns.testing import builders, cases
@@ -73,6 +78,40 @@ def test_the_loop_answers_as_the_answerer_does(tmp_path: Path, batches: bool) ->
                     assert mine is not None, f"no answer {answer.hex()} among {[data.hex() for data in got]}"
                     got.remove(mine)
                 assert not got
+
+    asyncio.run(serve())
+
+
+@pytest.mark.parametrize("batches", [True, False])
+def test_answers_of_the_forward_cache(tmp_path: Path, batches: bool) -> None:
+    """They keep their records' order, are not authoritative, count their TTLs down, and are cut to the client's size."""
+    config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), batches=batches,
+                                 upstreams=("192.0.2.1",))
+    record = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4\xc6\x33\x64"
+
+    def value(count: int) -> bytes:
+        return count.to_bytes(2) + b"\0\0\0\0" + b"".join(record + bytes((number,)) for number in range(count))
+
+    async def ask(name: str, *, dnssec: bool = False) -> dns.message.Message:
+        query = dns.message.make_query(name, "A", want_dnssec=dnssec)
+        return await dns.asyncquery.udp(query, "127.0.0.1", port=config.port, timeout=5)
+
+    async def serve() -> None:
+        async with Server(config) as server:
+            server.answerer.data, now = builders.conformance_zone(), [1000.0]
+            server.answerer.clock = lambda: now[0]
+            for name, count, dnssec in (("few.example.", 3, False), ("many.example.", 60, False), ("few.example.", 2, True)):
+                key = to_wire(name) + b"\0\1\0\1"
+                server.answerer.cache.put((key, dnssec, False), Upstreamed(0, value(count)), now[0])
+            now[0] += 10
+            for _ in range(5):
+                answer = await ask("few.example.")
+                assert [r.address for r in answer.answer[0]] == [f"198.51.100.{i}" for i in range(3)]
+            assert answer.answer[0].ttl == 50
+            assert answer.flags & (dns.flags.AA | dns.flags.RA | dns.flags.RD) == dns.flags.RA | dns.flags.RD
+            assert (await ask("many.example.")).flags & dns.flags.TC
+            assert len((await ask("few.example.", dnssec=True)).answer[0]) == 2
+            assert server.answerer.counts["hit"] == (5 if batches else 0)
 
     asyncio.run(serve())
 
