@@ -11,6 +11,7 @@ from lab.netns import Lab
 from lab.serviceworld import World, ask
 from podwire_controlplane.api.meta import Object
 from podwire_proxy.changes import Tracker
+from podwire_proxy.nftables import layout
 from podwire_proxy.nftables.apply import Programmer
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
@@ -128,4 +129,12 @@ def test_a_service_that_goes_leaves_neither_chains_nor_clients(world: World) -> 
     stage.programmer.sync(stage.tracker.dataplane, stage.tracker.flush())
     stage.programmer.sweep()
     assert (stage.remembered(), stage.chains()) == (0, [])
+    stage.programmer.close()
+
+
+def test_a_full_memory_still_balances(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "MAX_CLIENTS", 5)
+    stage = Stage(world)
+    assert set(stage.homes().values()) == set(PODS), "every client is served"
+    assert 0 < stage.remembered() < len(CLIENTS)
     stage.programmer.close()

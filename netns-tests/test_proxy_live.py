@@ -167,6 +167,23 @@ def test_ranges_of_pods_and_services_are_followed_live(world: World, tmp_path: P
     assert "cidr=garbage" in log
 
 
+def test_a_start_before_the_server_and_a_server_without_servicecidrs(world: World, tmp_path: Path) -> None:
+    api = FakeApi(world.node)
+    api.unknown.add("/apis/networking.k8s.io/v1/servicecidrs")
+    kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
+    api.server.server_close()
+    proxy = Running(world.node, kubeconfig, tmp_path)
+    until(proxy.status_file.exists, "the proxy is there")
+    time.sleep(0.5)
+    assert not proxy.ready()
+    with api.restart(world.node) as back:
+        back.unknown = api.unknown
+        back.apply(NODE, my_service(), my_slice(*BOTH))
+        until(proxy.ready, "the first sync, once the server is there", 20)
+        assert ask(world.client(s.POD_A), s.VIP, s.PORT).result == "ok"
+        proxy.stop()
+
+
 def check_changes(world: World, api: FakeApi) -> None:
     pod, outside = world.client(s.POD_A), world.client(s.OUTSIDE)
     api.apply(my_slice(BOTH[0]))

@@ -33,6 +33,7 @@ class FakeApi:
         self.log: list[tuple[str, str, Object]] = []
         self.watches = 0
         self.closing = False
+        self.unknown: set[str] = set()  # paths that this server does not have
         api = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -45,7 +46,9 @@ class FakeApi:
                 url = urlsplit(self.path)
                 query = {k: v[0] for k, v in parse_qs(url.query).items()}
                 try:
-                    if query.get("watch") == "true":
+                    if url.path in api.unknown:
+                        self.send_error(404)
+                    elif query.get("watch") == "true":
                         api.stream(self, url.path, int(query["resourceVersion"]))
                     else:
                         api.list(self, url.path)

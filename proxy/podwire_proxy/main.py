@@ -40,6 +40,7 @@ log = logs.get("proxy")
 SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
 SERVICES, SLICES = "/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices"
 SERVICE_LABELS, SLICE_LABELS = "!service.kubernetes.io/service-proxy-name", "!service.kubernetes.io/headless"
+PROBE_AGAIN = 0.2  # seconds
 SWEEP_AFTER = 0.05  # seconds: far longer than a packet is on its way through one hook
 
 
@@ -210,11 +211,12 @@ class Proxy:
             Informer(api, SERVICES, label_selector=SERVICE_LABELS, on_event=self._on_service, keep=stub),
             Informer(api, SLICES, label_selector=SLICE_LABELS, on_event=self._on_slice, keep=stub),
             Informer(api, "/api/v1/nodes", field_selector=f"metadata.name={self.config.node_name}", on_event=self._on_node)]
-        if await _served(api, SERVICE_CIDRS):
-            informers.append(Informer(api, SERVICE_CIDRS, on_event=self._on_service_cidr))
         async with asyncio.TaskGroup() as group:
             for informer in informers:
                 group.create_task(informer.run())
+            if await _served(api, SERVICE_CIDRS):
+                informers.append(ranges := Informer(api, SERVICE_CIDRS, on_event=self._on_service_cidr))
+                group.create_task(ranges.run())
             for informer in informers:
                 await informer.synced.wait()
             if not self.tracker.dataplane.node.addresses and not informers[2].objects:
@@ -243,12 +245,16 @@ class Proxy:
 
 
 async def _served(api: ApiClient, path: str) -> bool:
-    """Does the server have this resource? Only a clear no counts: one that is away may have it."""
-    try:
-        await api.get(path, limit="1")
-    except ApiError as err:
-        return err.code not in (403, 404)
-    return True
+    """Does the server have this resource? Asks until there is an answer: a server that is away says neither."""
+    while True:
+        try:
+            await api.get(path, limit="1")
+        except ApiError as err:
+            if err.code in (401, 403, 404, 405):
+                return False
+            await asyncio.sleep(PROBE_AGAIN)
+        else:
+            return True
 
 
 def stub(obj: meta.Object) -> meta.Object:

@@ -143,8 +143,9 @@ def test_any_sequence_of_changes_equals_a_fresh_build(done: list[Any], syncs: se
         assert planner.mirror.elements == kernel.state[LAYOUT.table].elements
     expected = fresh(done)
     assert tracker.dataplane == expected.dataplane
-    other = FakeConnection()
-    other.commit(Planner(LAYOUT, expected.dataplane.node).full(expected.dataplane, None))
+    other, new = FakeConnection(), Planner(LAYOUT, expected.dataplane.node)
+    other.commit(new.full(expected.dataplane, None))
+    assert {key: planner.allowed[key] for key in new.allowed} == new.allowed, "the same endpoints may be remembered"
     assert content(kernel.state[LAYOUT.table]) == content(other.state[LAYOUT.table])
     assert own_chains(kernel.state[LAYOUT.table]) == own_chains(other.state[LAYOUT.table])
 
