@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -16,6 +18,7 @@ from lab.cninode import CniNode, ask, put_node, tell_peer, wait_until
 from lab.containerd import Containerd
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
+from podwire_cni import native
 from podwire_controlplane.client.netns import in_thread, setns
 
 pytestmark = pytest.mark.runtimes
@@ -130,3 +133,28 @@ def test_ctr_run(world: World) -> None:
     gone = world.node.cni("GC", "", None, {**world.node.conf("1.1.0"), "cni.dev/valid-attachments": []})
     assert gone.status == 0
     assert_nothing_left(world.node)
+
+
+def test_installed_by_hand_without_an_agent(world: World, lab: Lab, tmp_path: Path) -> None:
+    """What cni/README.md says: --install with a subnet, and containerd; the plugin serves itself, hostPorts included."""
+    ns = lab.netns("plain")
+    lab.wire(ns, "eth0", world.outside, "eth1", "198.51.100.1/24", "198.51.100.42/24")
+    scripts = Path(sys.prefix) / "bin"
+    ns.run([str(native.client_path()), "--install", "--bin-dir", str(tmp_path / "bin"), "--conf-dir", str(tmp_path / "net.d"),
+            "--run-dir", str(tmp_path / "run"), "--subnet", "10.99.0.0/24"],
+           env={**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}"})
+    runtime = containerd.started(ns, tmp_path / "containerd", tmp_path / "bin" / "podwire-cni", tmp_path / "net.d")
+    try:
+        ident = cri.run_sandbox(runtime.socket, cri.sandbox_config("web", [(cri.TCP, 80, 8080)]))
+        sandbox = Sandbox(runtime, ident)
+        assert cri.sandbox_ip(runtime.socket, ident) == "10.99.0.2"
+        server = sandbox.call(lambda: socket.create_server(("0.0.0.0", 80)))
+        with server, world.outside.call(lambda: socket.create_connection(("198.51.100.1", 8080), 5)):
+            assert server.accept()[1][0] == "198.51.100.42"
+        with tell_peer(world.outside, "198.51.100.42") as port:
+            assert ask(sandbox, "198.51.100.42", port) == "198.51.100.1", "masqueraded"
+        sandbox.close()
+        cri.stop_sandbox(runtime.socket, ident)
+        assert [f.name for f in (tmp_path / "run/cni/leases").iterdir()] == [".lock"]
+    finally:
+        runtime.close()

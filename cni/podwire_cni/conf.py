@@ -298,7 +298,7 @@ def parse_conf(stdin: bytes) -> NetConf:
         dns=parse_dns(caps.get("dns") if _object(caps.get("dns"), "runtimeConfig.dns") else conf.get("dns"), "dns"),
         ips=tuple(_address(str(ip).split("/")[0], f"runtimeConfig.ips[{i}]")
                   for i, ip in enumerate(_list(caps.get("ips"), "runtimeConfig.ips"))),
-        mac=mac,
+        mac=mac, ip_masq=conf.get("ipMasq") is True,
         ports=port_mappings(caps.get("portMappings"), "runtimeConfig.portMappings"),
         bandwidth=bandwidth(caps.get("bandwidth"), "runtimeConfig.bandwidth"),
         prev_result=parse_result(conf["prevResult"]) if conf.get("prevResult") is not None else None,

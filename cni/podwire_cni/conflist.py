@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 from .conf import range_sets
 from .errors import CNIError
+from .ipam.ranges import podcidr_range
 from .plan import NodeNet
 from .types import PLUGIN, RangeSet
 
@@ -29,7 +31,28 @@ def content(socket: Path, node: NodeNet) -> dict[str, Any]:
 
 def write(path: Path, socket: Path, node: NodeNet) -> bool:
     """Put the conflist in place, whole; False where it already says this."""
-    text = json.dumps(content(socket, node), indent=2) + "\n"
+    return _write(path, content(socket, node))
+
+
+def install(program: Path, bin_dir: Path, conf_dir: Path, run_dir: Path, subnets: Sequence[str], plugin: Path) -> list[Path]:
+    """Copy the plugin `program` to bin_dir and, where subnets are given, write a conflist that works without an agent too:
+    `plugin` is the Python program that then serves a call. Returns what was written."""
+    bin_dir.mkdir(parents=True, exist_ok=True)
+    done, fresh = [bin_dir / PLUGIN], bin_dir / f".{PLUGIN}.{os.getpid()}"
+    fresh.write_bytes(program.read_bytes())
+    fresh.chmod(0o755)
+    fresh.replace(done[0])
+    if subnets:
+        node = NodeNet(tuple((podcidr_range(ip_network(subnet)),) for subnet in subnets))
+        body = content(run_dir / "cni.sock", node)
+        body["plugins"][0] |= {"standalone": True, "ipMasq": True, "pythonPlugin": str(plugin)}
+        done.append(conf_dir / "10-podwire.conflist")
+        _write(done[1], body)
+    return done
+
+
+def _write(path: Path, body: dict[str, Any]) -> bool:
+    text = json.dumps(body, indent=2) + "\n"
     try:
         if path.read_text() == text:
             return False

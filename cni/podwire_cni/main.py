@@ -15,7 +15,7 @@ import click
 
 from podwire_controlplane.client import logs
 
-from . import kernel, native, pauseimage, skel
+from . import conflist, kernel, native, pauseimage, skel
 from .commands import Plugin, Sandbox
 from .errors import CNIError, Code
 from .firewall import Firewall
@@ -31,8 +31,8 @@ DEFAULT_SOCKET = "/run/podwire/cni.sock"
 class Standalone:
     """A node without an agent: the caller's namespace, with the ranges that the configuration names.
 
-    State is where the agent has it (beside its socket), so either may go on with the other's pods. Masquerading stays as an
-    agent left it: only an agent knows the other nodes.
+    State is where the agent has it (beside its socket), so either may go on with the other's pods. Tables stay as an agent left
+    them: only an agent knows the other nodes. Where none was, `ipMasq` decides whether pods are masqueraded.
     """
 
     def __init__(self, env: Mapping[str, str], stack: contextlib.ExitStack) -> None:
@@ -67,7 +67,7 @@ class Standalone:
 
             ensure_node(node)
         plugin = Plugin(self.kernel, firewall, Allocator(store), lambda: node, boot_id())
-        rules = NodeRules(tuple(str(r.subnet) for ranges in node.ranges for r in ranges), None)
+        rules = NodeRules(tuple(str(r.subnet) for ranges in node.ranges for r in ranges), frozenset() if conf.ip_masq else None)
         if firewall.present():
             firewall.adopt(rules, plugin.pods())
         elif self.env.get("CNI_COMMAND") == "ADD":
@@ -87,6 +87,8 @@ def standalone(env: Mapping[str, str], stdin: bytes, out: BinaryIO) -> int:
 
 def main() -> None:
     """Entry point of `podwire-cni-standalone`."""
+    if sys.argv[1:2] == ["--install"]:
+        install.main(args=sys.argv[2:], prog_name="podwire-cni --install")
     raise SystemExit(standalone(os.environ, sys.stdin.buffer.read(), sys.stdout.buffer))
 
 
@@ -125,6 +127,21 @@ def command(node_name: str, kubeconfig: str | None, run_dir: Path, cluster_cidrs
         run(WiringConfig(node_name, kubeconfig, run_dir, cluster_cidrs, uplink, mtu, conf_dir, anti_spoofing))
     except (ConfigError, OSError) as err:
         raise click.ClickException(str(err)) from err
+
+
+@click.command("install", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--bin-dir", type=click.Path(file_okay=False, path_type=Path), default=Path("/opt/cni/bin"), show_default=True,
+              help="Where the container runtime looks for plugins (Debian's containerd: /usr/lib/cni).")
+@click.option("--conf-dir", type=click.Path(file_okay=False, path_type=Path), default=Path("/etc/cni/net.d"), show_default=True)
+@click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path), default=Path("/run/podwire"), show_default=True,
+              help="Where the agent has its socket, and leases are kept.")
+@click.option("--subnet", "subnets", multiple=True, callback=_cidrs,
+              help="Addresses of this node's pods; at most one an IP family. Writes a configuration that also works without an "
+                   "agent. Leave it out where `podwire wiring --conf-dir` writes the configuration.")
+def install(bin_dir: Path, conf_dir: Path, run_dir: Path, subnets: tuple[str, ...]) -> None:
+    """Put the plugin, and with --subnet its configuration, where container runtimes look for them."""
+    for path in conflist.install(native.client_path(), bin_dir, conf_dir, run_dir, subnets, Path(sys.argv[0]).absolute()):
+        click.echo(path)
 
 
 @click.command("pause-image")

@@ -146,6 +146,7 @@ class NetConf:
     bandwidth: Bandwidth = Bandwidth()  # capability "bandwidth"
     prev_result: Result | None = None
     valid_attachments: frozenset[Attachment] | None = None
+    ip_masq: bool = False  # without an agent: all that leaves the node's pods gets the node's address
     socket: str = ""  # the agent's; its directory is where the node's state is
 
 

@@ -110,10 +110,14 @@ exec "$@"
 
 def start(node: CniNode, folder: Path) -> Containerd:
     """One for podwire's node, with the pause image."""
+    return started(node.ns, folder, node.client, node.run_dir / "cni" / "net.d")
+
+
+def started(ns: NetNS, folder: Path, client: Path, conf_dir: Path) -> Containerd:
     plugins = folder / "bin"
     plugins.mkdir(parents=True, exist_ok=True)
-    (plugins / "podwire-cni").symlink_to(node.client)
+    (plugins / "podwire-cni").symlink_to(client)
     (plugins / "loopback").symlink_to(debian.unpack(*PACKAGES) / "usr/lib/cni/loopback")
-    made = Containerd(node.ns, folder, plugins, node.run_dir / "cni" / "net.d")
+    made = Containerd(ns, folder, plugins, conf_dir)
     made.import_pause()
     return made

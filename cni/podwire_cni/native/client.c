@@ -318,9 +318,15 @@ static int nothing_to_delete(const char *command)
     return strcmp(command, "DEL") == 0 && (!netns || !*netns || (access(netns, F_OK) != 0 && errno == ENOENT));
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     signal(SIGPIPE, SIG_IGN);
+    if (argc > 1 && strcmp(argv[1], "--install") == 0) {
+        execvp("podwire-cni-standalone", argv);
+        fprintf(stderr, "podwire-cni: cannot run podwire-cni-standalone: %s; put the directory where podwire is installed "
+                "in PATH\n", strerror(errno));
+        return 1;
+    }
     const char *command = getenv("CNI_COMMAND");
     if (!command || !*command)
         return fail(INVALID_ENVIRONMENT, "podwire-cni: CNI_COMMAND is not set",

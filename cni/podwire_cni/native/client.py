@@ -60,6 +60,8 @@ def not_there(path: str) -> bool:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["--install"]:
+        os.execvp(STANDALONE, sys.argv)
     conf: dict[str, Any] = {}
     command = os.environ.get("CNI_COMMAND", "")
     if not command:
