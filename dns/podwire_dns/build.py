@@ -25,7 +25,7 @@ Object = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An object, or a part of it, that could not become records. kind: Service, EndpointSlice or Namespace."""
+    """An object, or a part of it, that could not become records. kind: Service, EndpointSlice, Namespace or Pod."""
 
     kind: str
     key: str
@@ -66,6 +66,8 @@ class Builder:
     _touched: set[bytes] = field(default_factory=set)
     _slices: dict[str, dict[str, bytes]] = field(default_factory=dict)
     _slice_owner: dict[str, str] = field(default_factory=dict)
+    _pods: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
+    _pod_holders: dict[bytes, set[str]] = field(default_factory=dict)
     _dirty: set[str] = field(default_factory=set)
     _told: dict[tuple[str, str], str] = field(default_factory=dict)
 
@@ -135,6 +137,31 @@ class Builder:
         except names.BadName as err:
             self._tell("Namespace", key, str(err))
 
+    def pod(self, obj: Object, *, deleted: bool = False) -> None:
+        """A pod whose name is answered because it exists (pods verified). Several may share an address (hostNetwork)."""
+        key = meta.key(obj)
+        fresh: dict[bytes, bytes] = {}
+        try:
+            fresh = {} if deleted else schema.pod_answers(self.config.zone, self._pack, obj)
+            self._tell("Pod", key, "")
+        except (ValueError, AttributeError) as err:
+            self._tell("Pod", key, str(err))
+        old = self._pods.pop(key, ())
+        for name, value in fresh.items():
+            holders = self._pod_holders.setdefault(name, set())
+            holders.add(key)
+            if self.answers.get(name) != value:
+                self._before.setdefault(name, self.answers.get(name))
+                self.answers[name] = value
+        for name in old:
+            if name not in fresh:
+                self._pod_holders[name].discard(key)
+                if not self._pod_holders[name]:
+                    del self._pod_holders[name]
+                    self._before.setdefault(name, self.answers.pop(name))
+        if fresh:
+            self._pods[key] = tuple(fresh)
+
     def _tell(self, kind: str, key: str, error: str) -> None:
         if not error:
             self._told.pop((kind, key), None)
@@ -168,8 +195,7 @@ class Builder:
         for key in old.answers:
             if key not in records.answers:
                 before.setdefault(key, answers.pop(key))
-        for key, targets in records.pointers.items():
-            self._point(source, key, targets)
+        self._point_all(source, records.pointers)
         for key in old.pointers:
             if key not in records.pointers:
                 self._unpoint(source, key)
@@ -182,6 +208,20 @@ class Builder:
             self._owned[source] = _Owned(tuple(records.answers), tuple(records.pointers), bare)
 
     # Reverse pointers
+
+    def _point_all(self, source: str, pointers: Mapping[bytes, tuple[bytes, ...]]) -> None:
+        """`_point` for each, the common case (a new address beside known ones) written out: there are 100,000 at a start."""
+        owners, holds, named = self._pointer_owner, self._holds, self._pack.named
+        answers, before = self.answers, self._before
+        for key, targets in pointers.items():
+            above = key[1 + key[0]:-4]
+            if key in owners or len(targets) > 1 or above not in holds:
+                self._point(source, key, targets)
+                continue
+            owners[key] = source
+            holds[above] += 1
+            before.setdefault(key, None)
+            answers[key] = named(PTR, targets[0])
 
     def _point(self, source: str, key: bytes, targets: tuple[bytes, ...]) -> None:
         owner = self._pointer_owner.get(key)

@@ -23,8 +23,9 @@ class DnsConfig:
 
     listen: the cluster DNS addresses, bound on lo where the node does not have them. upstreams: "IP" or "IP#port", asked for
     names that are not ours; empty: such names are refused. pod_cidrs, service_cidrs: their reverse zones are answered here, all
-    other reverse names are forwarded. ttl: seconds, 0 to 3600. pods: answer a-b-c-d.namespace.pod names. notrack: keep DNS on
-    the listen addresses out of conntrack. batches: receive and send many packets at once where that was compiled.
+    other reverse names are forwarded. ttl: seconds, 0 to 3600. pods: answer a-b-c-d.namespace.pod names; verify_pods:
+    only where there is such a pod (the feeder then watches all pods). notrack: keep DNS on the listen addresses out of
+    conntrack. batches: receive and send many packets at once where that was compiled.
 
     health_address, ready_address, metrics_address: "host:port" of /health, /ready and /metrics, empty: none. lame_duck: seconds
     to go on answering after SIGTERM, while /ready already says no. log_queries: a line for each, with the client's pod: slower.
@@ -46,6 +47,7 @@ class DnsConfig:
     service_cidrs: tuple[str, ...] = ("10.96.0.0/16",)
     ttl: int = 5
     pods: bool = True
+    verify_pods: bool = False
     notrack: bool = True
     batches: bool = True
     health_address: str = ""

@@ -126,11 +126,8 @@ class _Reader:
         for option in item.block:
             if option.name == "ttl" and option.args:
                 self.config = replace(self.config, ttl=self._number(option.args[0], option))
-            elif option.name == "pods" and option.args in (["disabled"], ["insecure"]):
-                self.config = replace(self.config, pods=option.args == ["insecure"])
-            elif option.name == "pods":
-                self.config = replace(self.config, pods=False)
-                self.note(option, "is not supported; names of pods are not answered")
+            elif option.name == "pods" and option.args in (["disabled"], ["insecure"], ["verified"]):
+                self.config = replace(self.config, pods=option.args != ["disabled"], verify_pods=option.args == ["verified"])
             elif option.name not in ("fallthrough", "ignore"):
                 self.note(option)
 

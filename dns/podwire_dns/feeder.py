@@ -46,7 +46,7 @@ class Feeder:
         schema = config.schema()
         self.config, self.builder = config, Builder(schema)
         self.hello = feed.Hello(feed.VERSION, tuple(names.to_wire(z) for z in (schema.zone, *schema.reverse)),
-                                schema.ttl, schema.pods)
+                                schema.ttl, schema.pods and not config.verify_pods)
         self.serial = int(time.time())
         self.synced = asyncio.Event()
         self.servers: set[asyncio.StreamWriter] = set()
@@ -55,7 +55,7 @@ class Feeder:
     def handler(self, kind: str) -> Callable[[Event], None]:
         """An informer's on_event for one kind of object."""
         take: Callable[..., None] = {"Service": self.builder.service, "EndpointSlice": self.builder.slice,
-                                     "Namespace": self.builder.namespace}[kind]
+                                     "Namespace": self.builder.namespace, "Pod": self.builder.pod}[kind]
 
         def on_event(event: Event) -> None:
             take(event.object, deleted=event.type == "DELETED")
@@ -136,8 +136,9 @@ def _stub(obj: Object) -> Object:
 
 async def _watch(feeder: Feeder, client: ClientConfig, group: asyncio.TaskGroup) -> None:
     async with ApiClient(client) as api:
+        paths = {**PATHS, "Pod": "/api/v1/pods"} if feeder.config.verify_pods else PATHS
         informers = [Informer(api, path, on_event=feeder.handler(kind), keep=_stub)
-                     for kind, path in PATHS.items()]
+                     for kind, path in paths.items()]
         tasks = [group.create_task(informer.run()) for informer in informers]
         try:
             for informer in informers:

@@ -41,6 +41,8 @@ OPTIONS: list[Callable[[Function], Function]] = [
     _many("--service-cidr", DEFAULTS.service_cidrs, "The same for Service addresses."),
     click.option("--ttl", type=click.IntRange(0, 3600), default=DEFAULTS.ttl, show_default=True, help="Seconds."),
     click.option("--pods/--no-pods", default=True, show_default=True, help="Answer a-b-c-d.NAMESPACE.pod names."),
+    click.option("--verify-pods/--no-verify-pods", default=False, show_default=True,
+                 help="Answer those names only where there is such a pod; the feeder then watches all pods."),
     click.option("--corefile", type=click.Path(dir_okay=False, path_type=Path),
                  help="Take settings from a CoreDNS Corefile; they stand above the other flags."),
     click.option("--health-address", default="", help="HOST:PORT of /health; empty: none."),

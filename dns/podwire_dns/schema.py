@@ -117,6 +117,24 @@ def namespace_names(schema: Schema, name: str) -> list[str]:
     return [f"{text}.svc.{schema.zone}", *([f"{text}.pod.{schema.zone}"] if schema.pods else [])]
 
 
+def pod_answers(zone: str, pack: Packer, pod: Mapping[str, Any]) -> dict[bytes, bytes]:
+    """a-b-c-d.namespace.pod.zone of each address of a pod that runs; empty for one that has ended. Raises BadObject."""
+    status = pod.get("status") or {}
+    if status.get("phase") in ("Succeeded", "Failed"):
+        return {}
+    try:
+        parent = names.to_wire(f"{names.label(meta.namespace(pod), 'metadata.namespace')}.pod.{zone}")
+    except names.BadName as err:
+        raise BadObject(str(err)) from err
+    found = {}
+    for item in status.get("podIPs") or [{"ip": status.get("podIP")}]:
+        if item.get("ip"):
+            packed = _packed(str(item["ip"]), "status.podIPs")
+            owner = names.prefixed(names.dashed(names.canonical(str(item["ip"]))), parent)
+            found.update({owner + kind: value for kind, value in pack.addresses([packed]).items()})
+    return found
+
+
 def service_records(zone: str, pack: Packer, service: Mapping[str, Any], slices: Iterable[bytes]) -> Records:
     """All records of one Service. `slices`: its EndpointSlices as `parse_slice` keeps them (looked at only where it is
     headless). Raises BadObject."""

@@ -82,8 +82,8 @@ tls://other.example {
     forward . 192.0.2.1
 }
 """, builders.CONFIG)
-    assert [int(note.split(":")[0].removeprefix("Corefile line ")) for note in notes] == [2, 3, 4, 5, 7, 11, 12, 16, 18, 24, 27]
-    assert (config.port, config.log_queries, config.autopath, config.pods) == (1053, True, True, False)
+    assert [int(note.split(":")[0].removeprefix("Corefile line ")) for note in notes] == [2, 3, 5, 7, 11, 12, 16, 18, 24, 27]
+    assert (config.port, config.log_queries, config.autopath, config.verify_pods) == (1053, True, True, True)
     assert (config.upstreams, config.policy, config.serve_stale) == (("192.0.2.53",), "round_robin", 7200.0)
     assert (config.cache_positive, config.cache_negative) == (3600.0, 10.0)
 
