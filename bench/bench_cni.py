@@ -157,7 +157,7 @@ def reference_conflist(state: Path) -> str:
 
 def sandboxes(node: CniNode, theirs: NetNS, root: Path, folder: Path, rounds: int) -> list[list[float]]:
     """Seconds of RunPodSandbox with a hostPort, of each round: [podwire, reference plugins]. Both runtimes are the same
-    containerd with the same pause image, and both call the reference plugins' loopback."""
+    containerd with the same pause image; each calls the loopback plugin of its own side."""
     runtimes = [containerd.start(node, folder / "c1")]
     try:
         conf = folder / "net.d"

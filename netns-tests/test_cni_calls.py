@@ -168,6 +168,26 @@ def test_status_and_version(node: CniNode) -> None:
     assert version.body == {"cniVersion": "1.0.0", "supportedVersions": ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]}
 
 
+@pytest.mark.skipif(not native.is_compiled(), reason="only the compiled program is a loopback plugin too")
+def test_called_as_loopback(node: CniNode, lab: Lab, tmp_path: Path) -> None:
+    node.client = tmp_path / "loopback"
+    node.client.symlink_to(native.client_path())
+    pod = lab.netns("a")
+    pod.netlink(lambda ipr: ipr.link("set", index=1, state="down"))
+    for version, more in (("0.3.1", {"version": "4"}), ("1.0.0", {})):
+        done = node.cni("ADD", "a", pod, {"cniVersion": version, "name": "lo", "type": "loopback"}, CNI_IFNAME="lo")
+        assert done.status == 0 and done.body["cniVersion"] == version, done.out
+        assert done.body["ips"][0] == {**more, "address": "127.0.0.1/8", "interface": 0}
+        assert done.body["interfaces"] == [{"name": "lo", "mac": "00:00:00:00:00:00", "sandbox": pod.path}]
+    assert pod.netlink(lambda ipr: ipr.get_links(1)[0]["state"]) == "up"
+    before = {"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.1/32"}], "dns": {"search": ['a"}b']}}
+    chained = node.cni("ADD", "a", pod, {"cniVersion": "1.0.0", "name": "x", "prevResult": before, "type": "loopback"})
+    assert chained.body == before
+    assert node.cni("DEL", "a", None).status == 0
+    gone = node.cni("ADD", "a", "/run/netns/gone", {"cniVersion": "1.0.0", "name": "lo"})
+    assert (gone.status, gone.body["code"]) == (1, 5)
+
+
 # ---- errors ----
 
 

@@ -35,19 +35,24 @@ def write(path: Path, socket: Path, node: NodeNet) -> bool:
 
 
 def install(program: Path, bin_dir: Path, conf_dir: Path, run_dir: Path, subnets: Sequence[str], plugin: Path) -> list[Path]:
-    """Copy the plugin `program` to bin_dir and, where subnets are given, write a conflist that works without an agent too:
-    `plugin` is the Python program that then serves a call. Returns what was written."""
+    """Copy the plugin `program` to bin_dir, also as `loopback` where there is none. With subnets, write a conflist that works
+    without an agent too: `plugin` is the Python program that then serves a call. Returns what was written."""
     bin_dir.mkdir(parents=True, exist_ok=True)
-    done, fresh = [bin_dir / PLUGIN], bin_dir / f".{PLUGIN}.{os.getpid()}"
-    fresh.write_bytes(program.read_bytes())
-    fresh.chmod(0o755)
-    fresh.replace(done[0])
+    done, code = [bin_dir / PLUGIN], program.read_bytes()
+    # containerd and CRI-O call a plugin of that name for each pod; the compiled program is one when it is called so.
+    if code.startswith(b"\x7fELF") and not (bin_dir / "loopback").exists():
+        done.append(bin_dir / "loopback")
+    for path in done:
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh.write_bytes(code)
+        fresh.chmod(0o755)
+        fresh.replace(path)
     if subnets:
         node = NodeNet(tuple((podcidr_range(ip_network(subnet)),) for subnet in subnets))
         body = content(run_dir / "cni.sock", node)
         body["plugins"][0] |= {"standalone": True, "ipMasq": True, "pythonPlugin": str(plugin)}
         done.append(conf_dir / "10-podwire.conflist")
-        _write(done[1], body)
+        _write(done[-1], body)
     return done
 
 

@@ -13,7 +13,7 @@ from . import debian
 from .cninode import CniNode, wait_until
 from .netns import NetNS
 
-PACKAGES = ("containerd", "runc", "libseccomp2", "containernetworking-plugins")  # of the last: loopback
+PACKAGES = ("containerd", "runc", "libseccomp2")
 
 
 class Containerd:
@@ -117,7 +117,7 @@ def started(ns: NetNS, folder: Path, client: Path, conf_dir: Path) -> Containerd
     plugins = folder / "bin"
     plugins.mkdir(parents=True, exist_ok=True)
     (plugins / "podwire-cni").symlink_to(client)
-    (plugins / "loopback").symlink_to(debian.unpack(*PACKAGES) / "usr/lib/cni/loopback")
+    (plugins / "loopback").symlink_to(client)
     made = Containerd(ns, folder, plugins, conf_dir)
     made.import_pause()
     return made

@@ -122,12 +122,12 @@ def test_conflist_is_written_once_and_read_back(tmp_path: Path) -> None:
 
 def test_install_writes_the_plugin_and_a_configuration_that_it_takes(tmp_path: Path) -> None:
     program = tmp_path / "podwire-cni"
-    program.write_bytes(b"program")
+    program.write_bytes(b"\x7fELF program")
     done = conflist.install(program, tmp_path / "bin", tmp_path / "net.d", Path("/run/x"), ["10.0.1.0/24", "fd00:1::/64"],
                             Path("/venv/bin/podwire-cni-standalone"))
-    assert [path.name for path in done] == ["podwire-cni", "10-podwire.conflist"]
-    assert done[0].read_bytes() == b"program" and done[0].stat().st_mode & 0o777 == 0o755
-    listed = json.loads(done[1].read_text())
+    assert [path.name for path in done] == ["podwire-cni", "loopback", "10-podwire.conflist"]
+    assert done[0].read_bytes() == done[1].read_bytes() == b"\x7fELF program" and done[0].stat().st_mode & 0o777 == 0o755
+    listed = json.loads(done[2].read_text())
     plugin = listed["plugins"][0]
     assert (plugin["standalone"], plugin["pythonPlugin"]) == (True, "/venv/bin/podwire-cni-standalone")
     conf = parse_conf(json.dumps({**plugin, "cniVersion": "1.0.0", "name": listed["name"]}).encode())
