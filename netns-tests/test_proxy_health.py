@@ -47,7 +47,7 @@ def get(ns: NetNS, number: int, path: str, host: str = "127.0.0.1") -> tuple[int
             connection.request("GET", path)
             answer = connection.getresponse()
             return answer.status, answer.read().decode(), dict(answer.headers)
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):  # the latter: closed while we asked
             return 0, "", {}
         finally:
             connection.close()
@@ -103,3 +103,18 @@ def test_all_that_is_asked_over_http(world: World, tmp_path: Path) -> None:
         assert 'kubeproxy_proxy_healthz_total{code="503"}' in get(world.node, 10249, "/metrics")[1]
         log = proxy.stop()
     assert "typo: is no key" in log
+
+
+def test_what_keeps_services_from_working_is_named(world: World, tmp_path: Path) -> None:
+    world.node.run(["nft", "add", "table", "ip", "filter"])
+    world.node.run(["nft", "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"])
+    world.node.sysctl("net/ipv4/ip_forward", "0")
+    with FakeApi(world.node) as api:
+        api.apply(node())
+        proxy = Running(world.node, api.kubeconfig(tmp_path / "kubeconfig"), tmp_path)
+        until(proxy.ready, "the first sync")
+        message = json.loads(proxy.status_file.read_text())["message"]
+        log = proxy.stop()
+    for words in ("net.ipv4.ip_forward is 0", "chain FORWARD of table ip filter"):
+        assert words in message
+        assert words in log

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 import yaml
 
 from podwire_controlplane.api import meta
@@ -29,10 +28,12 @@ from . import health, kubeproxyfile
 from .changes import Tracker
 from .config import DETECTORS, ProxyConfig, check, eligible, service_cidrs
 from .health import Health, ServiceChecks
+from .hostfacts import findings
 from .metrics import Metrics
 from .nftables import apply
 from .nftables.layout import Layout
 from .nftables.plan import Planner
+from .objects import check_failed, stub, triggered
 from .sync import Pacer
 
 __all__ = ["ProxyConfig", "cleanup", "command", "dry_run", "run"]
@@ -66,6 +67,7 @@ class Proxy:
         self._triggers: list[float] = []
         self._ranges: dict[str, tuple[str, ...]] = {}
         self._service_cidrs: tuple[str, ...] = ()
+        self._host: list[str] = []
         self.checks = ServiceChecks(lambda: self.health().healthy, self._check_failed)
         self._checks_wake = asyncio.Event()
 
@@ -153,10 +155,23 @@ class Proxy:
             self.metrics.repairs += 1
             log.warn("somebody else changed table podwire; repaired", operations=done.operations, elements=done.elements)
         self._foreign = False
+        if full:
+            self._look_at_host()
         if done.operations or full:
             log.info("synced", full=full, services=self.tracker.dataplane.services, operations=done.operations,
                      elements=done.elements, stale_flows=done.flows, took_ms=done.seconds * 1000)
         self._report()
+
+    def _look_at_host(self) -> None:
+        try:
+            found = findings(apply.host_facts())
+        except OSError as err:
+            log.warn("the host could not be looked at", error=str(err))
+            return
+        for problem in found:
+            if problem not in self._host:
+                log.warn("the host keeps Services from working", problem=problem)
+        self._host = found
 
     def _report(self) -> None:
         plane = self.tracker.dataplane
@@ -168,7 +183,7 @@ class Proxy:
         if self.problem:
             self.status.update(ready=False, message=self.problem, reason="SyncFailed", **figures)
         else:
-            message = f"{plane.services} Services, {self.tracker.endpoints} endpoints"
+            message = f"{plane.services} Services, {self.tracker.endpoints} endpoints" + "".join(f"; {p}" for p in self._host)
             self.status.update(ready=True, message=message, **figures)
 
     async def _sync_loop(self) -> None:
@@ -257,32 +272,6 @@ async def _served(api: ApiClient, path: str) -> bool:
             return True
 
 
-def stub(obj: meta.Object) -> meta.Object:
-    """All that the informers must remember; what the rules need of an object, the tracker keeps."""
-    kept = {field: obj["metadata"][field] for field in ("name", "namespace", "resourceVersion") if field in obj["metadata"]}
-    fresh: meta.Object = msgspec.json.decode(msgspec.json.encode({"metadata": kept}))
-    return fresh  # of new strings: an old one would keep the memory that its list was read into
-
-
-def triggered(obj: meta.Object | None) -> float:
-    """When what an EndpointSlice tells of happened (Unix time), 0 where it does not say."""
-    text = meta.annotations_of(obj).get("endpoints.kubernetes.io/last-change-trigger-time", "") if obj else ""
-    try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() if text else 0.0
-    except ValueError:
-        return 0.0
-
-
-def _event(config: ProxyConfig, service: str, why: str) -> meta.Object:
-    namespace, _, name = service.partition("/")
-    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    return {"apiVersion": "v1", "kind": "Event", "metadata": {"generateName": f"{name}.", "namespace": namespace},
-            "involvedObject": {"apiVersion": "v1", "kind": "Service", "namespace": namespace, "name": name},
-            "reason": "FailedToStartServiceHealthcheck", "message": f"node {config.node_name}: {why}", "type": "Warning",
-            "source": {"component": "podwire-proxy", "host": config.node_name}, "firstTimestamp": now, "lastTimestamp": now,
-            "count": 1}
-
-
 async def _main(config: ProxyConfig) -> None:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -296,7 +285,7 @@ async def _main(config: ProxyConfig) -> None:
         posts: set[asyncio.Task[None]] = set()
 
         def tell(service: str, why: str) -> None:
-            task = asyncio.ensure_future(_post(api, _event(config, service, why)))
+            task = asyncio.ensure_future(_post(api, check_failed(config.node_name, service, why, datetime.now(UTC))))
             posts.add(task)
             task.add_done_callback(posts.discard)
 

@@ -148,6 +148,15 @@ class Connection:
     def tables(self) -> list[o.Table]:
         return [codec.decode_table(fam, body) for _, fam, body in self._request(codec.GETTABLE, 0, b"")]
 
+    def chains(self) -> list[o.Chain]:
+        """The base and other chains of all tables of families that this package knows."""
+        found = []
+        for _, family, body in self._request(codec.GETCHAIN, 0, b""):
+            if family in codec.FAMILY_NAMES:
+                table = o.Table(codec.FAMILY_NAMES[family], to_text(parse(body).get(1)))  # type: ignore[arg-type]  # literals
+                found.append(codec.decode_chain(table, body)[1])
+        return found
+
     def elements(self, set_: o.Set) -> dict[bytes, o.Value]:
         """What one set holds, expired elements left out. Raises NftError."""
         found: dict[bytes, o.Value] = {}

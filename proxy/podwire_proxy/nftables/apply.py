@@ -16,10 +16,11 @@ from .. import nft
 from ..conntrack import stale
 from ..ctnetlink import Conntrack, Family
 from ..dataplane import Dataplane, Delta
+from ..hostfacts import HostFacts
 from ..model import NodeInfo
 from ..nft.attrs import parse
 from ..nft.codec import DUMP, NLMSG, REQUEST, split
-from .layout import AFFINITY, Layout
+from .layout import AFFINITY, TABLE_NAME, Layout
 from .plan import Planner, affected
 
 log = logs.get("proxy")
@@ -198,3 +199,25 @@ def set_conntrack(settings: Iterable[tuple[str, int]]) -> list[tuple[str, str]]:
         except OSError as err:
             failed.append((name, err.strerror or str(err)))
     return failed
+
+
+def host_facts() -> HostFacts:
+    """Of the caller's namespace. What cannot be read counts as harmless."""
+
+    def words(path: str) -> list[str]:
+        try:
+            return Path("/proc", path).read_text().split()
+        except OSError:
+            return []
+
+    def number(path: str, default: int = 0) -> int:
+        found = words(f"sys/net/{path}")
+        return int(found[0]) if found else default
+
+    with nft.Connection() as conn:
+        tables = [f"{table.family} {table.name}" for table in conn.tables()]
+        drops = [f"{c.table.family} {c.table.name} {c.name}" for c in conn.chains()
+                 if c.hook == "forward" and c.policy == "drop" and not c.table.name.startswith(TABLE_NAME)]
+    return HostFacts(bool(number("ipv4/ip_forward", 1)), number("ipv4/conf/all/rp_filter") == 1,
+                     number("netfilter/nf_conntrack_count"), number("netfilter/nf_conntrack_max"), tuple(drops), tuple(tables),
+                     tuple(words("net/ip_tables_names")))

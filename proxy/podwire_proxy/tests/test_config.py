@@ -15,6 +15,7 @@ from podwire_proxy import kubeproxyfile, main
 from podwire_proxy.changes import Tracker
 from podwire_proxy.config import ProxyConfig, check, eligible, service_cidrs
 from podwire_proxy.dataplane import HealthCheck
+from podwire_proxy.hostfacts import HostFacts, findings
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -191,3 +192,17 @@ def test_service_cidr_objects() -> None:
     assert service_cidrs([], ("10.96.0.0/16",)) == ((), [])
     assert service_cidrs([("10.97.0.7/24",), ("fd00:97::/112", "10.96.0.0/16", "x")], ("10.96.0.0/16",)) == (
         ("10.96.0.0/16", "10.97.0.0/24"), ["fd00:97::/112", "x"])
+
+
+@pytest.mark.parametrize(("facts", "words"), [
+    (HostFacts(), []), (HostFacts(conntrack_count=89, conntrack_max=100, tables=("ip podwire", "ip nat")), []),
+    (HostFacts(forwarding=False), ["ip_forward=1"]),
+    (HostFacts(conntrack_count=90, conntrack_max=100), ["90 of 100"]),
+    (HostFacts(drop_chains=("ip filter FORWARD", "inet firewalld filter_FORWARD")), [
+        "chain FORWARD of table ip filter", "chain filter_FORWARD of table inet firewalld"]),
+    (HostFacts(tables=("ip kube-proxy",)), ["kube-proxy --cleanup"]), (HostFacts(legacy=("nat", "filter")), ["(nat, filter)"]),
+    (HostFacts(strict_rp_filter=True), ["rp_filter"])])
+def test_what_is_told_of_the_host(facts: HostFacts, words: list[str]) -> None:
+    found = findings(facts)
+    assert len(found) == len(words)
+    assert all(word in line for word, line in zip(words, found, strict=True))

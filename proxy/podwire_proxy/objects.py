@@ -1,0 +1,36 @@
+"""Small readings and makings of Kubernetes objects that the role needs beside the rules. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from podwire_controlplane.api import meta
+
+
+def stub(obj: meta.Object) -> meta.Object:
+    """All that the informers must remember; what the rules need of an object, the tracker keeps."""
+    kept = {field: obj["metadata"][field] for field in ("name", "namespace", "resourceVersion") if field in obj["metadata"]}
+    fresh: meta.Object = msgspec.json.decode(msgspec.json.encode({"metadata": kept}))
+    return fresh  # of new strings: an old one would keep the memory that its list was read into
+
+
+def triggered(obj: meta.Object | None) -> float:
+    """When what an EndpointSlice tells of happened (Unix time), 0 where it does not say."""
+    text = meta.annotations_of(obj).get("endpoints.kubernetes.io/last-change-trigger-time", "") if obj else ""
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() if text else 0.0
+    except ValueError:
+        return 0.0
+
+
+def check_failed(node: str, service: str, why: str, now: datetime) -> meta.Object:
+    """The Event that says that a Service's health check cannot be served on `node`."""
+    namespace, _, name = service.partition("/")
+    stamp = now.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return {"apiVersion": "v1", "kind": "Event", "metadata": {"generateName": f"{name}.", "namespace": namespace},
+            "involvedObject": {"apiVersion": "v1", "kind": "Service", "namespace": namespace, "name": name},
+            "reason": "FailedToStartServiceHealthcheck", "message": f"node {node}: {why}", "type": "Warning",
+            "source": {"component": "podwire-proxy", "host": node}, "firstTimestamp": stamp, "lastTimestamp": stamp,
+            "count": 1}
