@@ -7,6 +7,7 @@ packed once, in `Packer`. Owners point at the question (offset 12); SRV targets 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from . import names
 from .rtypes import AAAA, CNAME, NS, PTR, SRV, TXT, A
@@ -23,6 +24,14 @@ SRV_WEIGHT_SUM = 100
 def question(name: str, rtype: int) -> bytes:
     """The lower-case question that a value answers: name, type, class IN."""
     return names.to_wire(name) + rtype.to_bytes(2) + b"\0\x01"
+
+
+class Targets(NamedTuple):
+    """SRV records that stand at several names. glue: (offset of the target in `records`, target, rest of the record)."""
+
+    number: int
+    records: bytes
+    glue: list[tuple[int, bytes, bytes]]
 
 
 class Packer:
@@ -64,25 +73,31 @@ class Packer:
         raw = text.encode()
         return COUNTS.pack(1, 0, 0) + OWNER + FIXED.pack(TXT, IN, self.ttl, len(raw) + 1) + bytes((len(raw),)) + raw
 
-    def srv(self, owner: bytes, targets: Iterable[tuple[int, bytes]], glue: Mapping[bytes, Sequence[bytes]]) -> bytes:
-        """SRV records (port, target) at `owner`, the weight shared out evenly; `glue`: packed addresses of each target."""
-        pairs = sorted(set(targets))[:MAX_RECORDS]
-        weight = b"\0\0" + max(1, SRV_WEIGHT_SUM // len(pairs)).to_bytes(2)
-        heads = self._srv
-        at = 12 + len(owner) + 4 + 18  # of the first record's target in the message
+    def targets(self, pairs: Iterable[tuple[int, bytes]], glue: Mapping[bytes, Sequence[bytes]]) -> Targets:
+        """SRV records (port, target), the weight shared out evenly; `glue`: packed addresses of each target."""
+        every = sorted(set(pairs))[:MAX_RECORDS]
+        weight = b"\0\0" + max(1, SRV_WEIGHT_SUM // len(every)).to_bytes(2)
+        heads, at = self._srv, 18
         parts: list[bytes] = []
         where: dict[bytes, int] = {}
-        for port, target in pairs:
+        for port, target in every:
             parts.append(heads[len(target)] + weight + port.to_bytes(2) + target)
             where.setdefault(target, at)
             at += 18 + len(target)
-        extra = []
-        for target, offset in where.items():
-            name = (0xC000 | offset).to_bytes(2) if offset <= MAX_POINTER else target
-            for item in glue.get(target, ()):
-                extra.append(name + (self.a_tail if len(item) == 4 else self.aaaa_tail) + item)
-        extra = extra[:MAX_RECORDS]
-        return COUNTS.pack(len(parts), 0, len(extra)) + b"".join(parts) + b"".join(extra)
+        extra = [(offset, target, (self.a_tail if len(item) == 4 else self.aaaa_tail) + item)
+                 for target, offset in where.items() for item in glue.get(target, ())]
+        return Targets(len(parts), b"".join(parts), extra[:MAX_RECORDS])
+
+    def srv(self, owner: bytes, targets: Targets) -> bytes:
+        """The value for SRV at `owner`; the additional records' owners point at the targets, as far as a pointer reaches."""
+        begin = 12 + len(owner) + 4
+        if begin + len(targets.records) <= MAX_POINTER:
+            base = 0xC000 + begin
+            extra = [(base + offset).to_bytes(2) + tail for offset, _, tail in targets.glue]
+        else:
+            extra = [((0xC000 + begin + offset).to_bytes(2) if begin + offset <= MAX_POINTER else target) + tail
+                     for offset, target, tail in targets.glue]
+        return COUNTS.pack(targets.number, 0, len(extra)) + targets.records + b"".join(extra)
 
     def srv_one(self, owner: bytes, port: int, target: bytes, glue: Sequence[bytes]) -> bytes:
         """`srv` for one target: what each port of a Service with ClusterIP has."""

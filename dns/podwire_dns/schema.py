@@ -185,8 +185,9 @@ def _cluster_ip(out: Records, pack: Packer, base: bytes, given: list[str], ports
 def _srv(out: Records, pack: Packer, base: bytes, every: set[tuple[int, bytes]],
          by_name: Mapping[tuple[str, str], set[tuple[int, bytes]]], glue: Mapping[bytes, list[bytes]]) -> None:
     """The SRV records of all ports at the Service's own name, of named ports at _port._protocol.svc..."""
-    if every:
-        out.answers[base + SRV_IN] = pack.srv(base, every, glue)
+    whole = pack.targets(every, glue) if every else None
+    if whole is not None:
+        out.answers[base + SRV_IN] = pack.srv(base, whole)
     for (name, protocol), targets in by_name.items():
         if targets:
             above = names.prefixed(f"_{protocol}", base)
@@ -196,7 +197,8 @@ def _srv(out: Records, pack: Packer, base: bytes, every: set[tuple[int, bytes]],
                 ((port, target),) = targets
                 out.answers[owner + SRV_IN] = pack.srv_one(owner, port, target, glue[target])
             else:
-                out.answers[owner + SRV_IN] = pack.srv(owner, targets, glue)
+                mine = whole if whole is not None and targets == every else pack.targets(targets, glue)
+                out.answers[owner + SRV_IN] = pack.srv(owner, mine)
 
 
 Port = tuple[str, str, int]  # label or "", protocol label, number
