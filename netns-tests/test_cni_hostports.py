@@ -172,9 +172,9 @@ def udp_echo(ns: NetNS, name: str) -> Iterator[int]:
         sock.close()
 
 
-def says(sock: socket.socket, port: int, address: str = NODE) -> str:
+def says(sock: socket.socket, port: int, address: str = NODE, seconds: float = 3) -> str:
     """What comes back to one datagram; "" for silence."""
-    sock.settimeout(0.4)
+    sock.settimeout(seconds)
     try:
         sock.sendto(b"?", (address, port))
         return sock.recv(100).decode()
@@ -191,11 +191,12 @@ def test_udp_flows_follow_the_mapping(cluster: Cluster) -> None:
         # The node keeps a flow that began untranslated; a port closed by ICMP would not.
         silent = stack.enter_context(one.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
         silent.bind((NODE, 5300))
-        assert says(client, 5300) == ""
+        assert says(client, 5300, seconds=0.3) == ""
         for name in ("first", "second"):
             pod = cluster.lab.netns(name)
             port = stack.enter_context(udp_echo(pod, name))
             entry = {"hostPort": 5300, "containerPort": port, "protocol": "udp"}
+            cluster.made.append((one, name))
             assert one.cni("ADD", name, pod, one.conf(**ports(entry))).status == 0
             assert says(client, 5300) == name
             assert one.cni("DEL", name).status == 0
@@ -219,6 +220,7 @@ def test_udp_flows_of_others_are_left_alone(cluster: Cluster) -> None:
             before = entry()
             pod = cluster.lab.netns("server")
             conf = one.conf(**ports({"hostPort": port, "containerPort": 5, "protocol": "udp"}))
+            cluster.made.append((one, "server"))
             assert one.cni("ADD", "server", pod, conf).status == 0
             assert entry() == before
             assert one.cni("DEL", "server", pod, conf).status == 0

@@ -125,6 +125,8 @@ class Kernel:
             for op in ops:
                 if isinstance(op, JoinBridge):
                     _await(sockets["node"], op.link, lambda link: nl.port_state(link) == nl.BR_STATE_FORWARDING)
+                    # The bridge has no carrier, and a queue that drops all, until the node's first pod is there.
+                    _await(sockets["node"], op.bridge, nl.is_up)
                 elif isinstance(op, CreateVeth):
                     _await(sockets["pod"], op.peer, nl.is_up)
             back.pop_all()
