@@ -30,7 +30,8 @@ def _many(name: str, default: tuple[str, ...], text: str) -> Callable[[Function]
 
 OPTIONS: list[Callable[[Function], Function]] = [
     click.option("--node-name", default="", help="This node's name, for log lines."),
-    click.option("--kubeconfig", type=click.Path(dir_okay=False), help="Default: the pod's own service account."),
+    click.option("--kubeconfig", envvar="KUBECONFIG", type=click.Path(dir_okay=False),
+                 help="Default: the pod's own service account."),
     click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), default=DEFAULTS.run_dir, show_default=True,
                  help="Where dns.sock and the status files are."),
     _many("--listen", DEFAULTS.listen, "Cluster DNS address; may be repeated."),

@@ -29,6 +29,7 @@ class AgentConfig:
     pods: bool = True
     netns: str = ""
     labels: tuple[tuple[str, str], ...] = ()
+    node_cidrs: tuple[str, ...] = ()
 
 
 def _dns_config(config: AgentConfig) -> object:
@@ -50,7 +51,7 @@ def _proxy(config: AgentConfig) -> None:
     from podwire_proxy.main import ProxyConfig, run
 
     run(ProxyConfig(config.node_name, config.kubeconfig, config.run_dir, cluster_cidrs=config.cluster_cidrs,
-                    service_cidrs=config.service_cidrs))
+                    service_cidrs=config.service_cidrs, node_cidrs=config.node_cidrs))
 
 
 def _dns_feeder(config: AgentConfig) -> None:
