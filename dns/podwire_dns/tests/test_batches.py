@@ -20,14 +20,9 @@ from podwire_dns.native import build
 from podwire_dns.server import Server
 from podwire_dns.testing import builders, cases
 from podwire_dns.testing.fuzz import mutate, seeds
+from podwire_dns.tests.test_server import free_port
 
 MANY = 3000
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def packets() -> list[bytes]:

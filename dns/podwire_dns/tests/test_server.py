@@ -24,11 +24,22 @@ from podwire_dns.testing import builders, cases
 from podwire_dns.testing.cases import SVC
 from podwire_dns.upstream import Forwarder
 
+_given: set[int] = set()
+
 
 def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that is free for UDP and for TCP, and that no earlier call gave."""
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
+            udp.bind(("127.0.0.1", 0))
+            port = int(udp.getsockname()[1])
+            try:
+                tcp.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 async def until(check: Callable[[], bool]) -> None:
