@@ -303,9 +303,22 @@ def _leftovers(config: ClusterConfig) -> list[str]:
     return found
 
 
+def _defunct() -> set[str]:
+    """Ended processes of ours that nobody has waited for."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z" \
+                    and "podwire" in (entry / "comm").read_text():
+                found.add(entry.name)
+        except OSError:
+            continue
+    return found
+
+
 @pytest.mark.parametrize("how", ["down", "kill the starter", "kill the supervisor"])
 def test_nothing_is_left_behind(how: str) -> None:
-    before = machine()
+    before, defunct = machine(), _defunct()
     script = ("import sys, time; from lab.cluster import cluster\n"
               "with cluster(1, name='left') as lab:\n"
               "    lab.run_tool('apply', '-f', sys.argv[1]); lab.wait_pods('client', 3)\n"
@@ -331,6 +344,8 @@ def test_nothing_is_left_behind(how: str) -> None:
         wait_for(lambda: not _leftovers(config), 20)
         starter.kill()
         assert machine() == before
+        if how != "kill the supervisor":  # then its orphans are PID 1's to wait for
+            assert _defunct() <= defunct
     finally:
         starter.kill()
         starter.wait()

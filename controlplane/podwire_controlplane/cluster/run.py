@@ -13,7 +13,7 @@ from ..client import logs
 from ..controllers.driver import ControllersConfig
 from ..controllers.driver import run as run_controllers
 from ..node import agent
-from ..node.supervisor import Role, Supervisor
+from ..node.supervisor import Role, Supervisor, adopt_orphans, reap_all
 from ..server import auth, pki
 from ..server.main import ServerConfig
 from ..server.main import run as run_server
@@ -84,6 +84,7 @@ def _import_all() -> None:
 def run(config: ClusterConfig, until_eof: int | None = None) -> None:
     """Until SIGTERM, SIGINT or the end of `until_eof`; then everything is taken down."""
     os.environ[MARKER] = str(config.run_dir)
+    adopt_orphans()  # pods outlive the node agent that started them: they become ours, so that we can reap them
     try:
         make_credentials(config)
         network.make_switch(config)
@@ -94,6 +95,7 @@ def run(config: ClusterConfig, until_eof: int | None = None) -> None:
         Supervisor(_roles(config), config.run_dir / "supervisor.json", until_eof).run()
     finally:
         teardown(config, say=lambda text: log.info("down", what=text))
+        reap_all()
 
 
 def main(argv: list[str]) -> None:

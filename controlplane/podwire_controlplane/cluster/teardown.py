@@ -56,9 +56,6 @@ def teardown(config: ClusterConfig, say: Callable[[str], None] = lambda _: None)
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
         time.sleep(0.02)
     with contextlib.suppress(FileNotFoundError):
         for namespace in dict.fromkeys((config.run_dir / "netns").read_text().split()):

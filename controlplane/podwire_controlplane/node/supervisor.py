@@ -23,9 +23,23 @@ from ..client import logs
 from ..client.netns import setns
 
 log = logs.get("supervisor")
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 _STOP_SECONDS = 3.0
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ended, in place of PID 1 (PR_SET_CHILD_SUBREAPER)."""
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap_all(seconds: float = _STOP_SECONDS) -> None:
+    """Wait for every child and adopted orphan, so that none stays in the process list as defunct."""
+    end = time.monotonic() + seconds
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < end:
+            if not os.waitpid(-1, os.WNOHANG)[0]:
+                time.sleep(0.005)
 
 
 @dataclass(frozen=True, slots=True)
