@@ -236,6 +236,16 @@ def test_a_command_that_does_not_exist_is_named_everywhere(lab: DemoLab) -> None
     lab.run_tool("delete", "pod", "typo")
 
 
+def test_a_working_directory_that_does_not_exist_is_named(lab: DemoLab) -> None:
+    lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: lost}\nspec: {restartPolicy: Never, "
+                 "containers: [{name: c, image: podwire.io/host, command: [sleep, '1'], workingDir: /no/such/place}]}\n")
+    done = wait_for(lambda: subprocess.run([sys.executable, "-m", "podwire_controlplane.main", "logs", "lost"], text=True,
+                                           capture_output=True, check=False, env=lab.environment).stdout, 15)
+    assert "workingDir '/no/such/place'" in done
+    assert "sleep" not in done
+    lab.run_tool("delete", "pod", "lost")
+
+
 def test_a_command_in_a_node_has_its_network_name_and_credentials(lab: DemoLab) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", "podwire_controlplane.main", "node", *words], capture_output=True,

@@ -149,6 +149,14 @@ def drop_capabilities() -> None:
             check(libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "drop a capability")
 
 
+def enter(directory: str) -> None:
+    """The container's working directory. Raises OSError that names it: a FileNotFoundError would be taken for the program's."""
+    try:
+        os.chdir(directory)
+    except OSError as err:
+        raise OSError(f"workingDir {directory!r}: {err.strerror}") from err
+
+
 def become(spec: dict[str, Any], output: int, parent: int) -> None:
     """In the child: the container's first process, pid 1 of its own pid namespace."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -162,7 +170,7 @@ def become(spec: dict[str, Any], output: int, parent: int) -> None:
         for source, target in ((null, 0), (output, 1), (output, 2)):
             os.dup2(source, target)
         output = 2  # the copies stay, the descriptor itself is closed with the others
-        os.chdir(spec["cwd"])
+        enter(spec["cwd"])
         os.closerange(3, 256)
         os.execvpe(spec["command"][0], spec["command"], spec["env"])
     except FileNotFoundError as err:
