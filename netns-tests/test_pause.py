@@ -89,4 +89,4 @@ def test_native_pause_is_small() -> None:
     rss_kb = int(status(pause.pid, "VmRSS").split()[0])
     pause.kill()
     pause.wait()
-    assert rss_kb < 500
+    assert rss_kb < 1000  # 0.1 MB with musl, 0.7 with a static glibc; the Python stand-in has 10
