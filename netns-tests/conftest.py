@@ -1,27 +1,110 @@
-"""netns-tests need root; without it they are left out and the run says so (make test does, and runs the rest)."""
+"""netns-tests need root; without it they are left out and the run says so (make test does, and runs the rest).
+
+    pytest netns-tests                                          everything; Service behaviours on each of podwire's dataplanes
+    pytest netns-tests --dataplane podwire-nftables             the Service behaviours alone, on that dataplane
+    pytest netns-tests --dataplane external --dataplane-hook F  the same, on whatever the program F drives (lab/dataplane.py)
+        --dataplane-report DIR                                  write the table of what held as Markdown and SVG
+
+When a test fails, what its namespaces held then (rules, routes, neighbours, conntrack, packets) is kept under --evidence.
+"""
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lab import evidence
+from lab.dataplane import OURS, Dataplane, make
+from lab.matrix import Cell, Matrix
 from lab.netns import Lab
+
+HERE = Path(__file__).parent
+CELLS = pytest.StashKey[list[Cell]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("podwire", "what the packets pass through")
+    group.addoption("--dataplane", action="append", choices=[*OURS, "external"],
+                    help="run the Service behaviours alone, on this dataplane; may be given several times")
+    group.addoption("--dataplane-hook", type=Path, help="the program that applies Services for --dataplane external")
+    group.addoption("--dataplane-report", type=Path, help="folder for conformance.md and conformance.svg")
+    group.addoption("--evidence", type=Path, default=HERE / ".evidence", help="folder for what failed tests leave to read")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[CELLS] = []
+    if "external" in (config.getoption("--dataplane") or ()) and not config.getoption("--dataplane-hook"):
+        raise pytest.UsageError("--dataplane external needs --dataplane-hook PROGRAM (see netns-tests/lab/dataplane.py)")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "dataplane" in metafunc.fixturenames:
+        names = metafunc.config.getoption("--dataplane") or list(OURS)
+        metafunc.parametrize("dataplane", names, indirect=True, scope="module")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if os.geteuid() == 0:
-        return
-    here = Path(__file__).parent
-    mark = pytest.mark.skip(reason="network namespaces need root")
-    for item in items:
-        if here in item.path.parents:
+    mine = [item for item in items if HERE in item.path.parents]
+    if os.geteuid():
+        mark = pytest.mark.skip(reason="network namespaces need root")
+        for item in mine:
             item.add_marker(mark)
+    if config.getoption("--dataplane"):
+        others = [item for item in mine if "dataplane" not in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in set(others)]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report: pytest.TestReport = yield  # type: ignore[assignment]  # the hook's result, which stubs do not know
+    if report.when == "call" and report.failed and HERE in item.path.parents:
+        kept = evidence.keep(item.config.getoption("--evidence"), item.nodeid)
+        if kept:
+            report.sections.append(("evidence", "\n".join(str(path) for path in kept)))
+    where = getattr(item, "callspec", None)
+    if where is not None and "dataplane" in where.params and (report.when == "call" or report.failed):
+        why = str(call.excinfo.value) if call.excinfo else ""
+        item.config.stash[CELLS].append(_cell(item, where.params, report, why))
+    return report  # type: ignore[return-value]
+
+
+def _cell(item: pytest.Item, params: dict[str, object], report: pytest.TestReport, why: str) -> Cell:
+    """The row is the name of the scenario, or else the test's own words."""
+    named = [value.name for key, value in params.items() if key != "dataplane" and hasattr(value, "name")]
+    row = str(named[0]) if named else getattr(item, "originalname", item.name).removeprefix("test_").replace("_", " ")
+    family = "IPv6" if row.endswith(" (IPv6)") or params.get("family") == "IPv6" else "IPv4"
+    result = "passed" if report.passed else "lacking" if report.skipped else "failed"
+    note = " ".join(why.split())
+    module = item.path.stem.removeprefix("test_").replace("_", " ")
+    return Cell(module, row.removesuffix(" (IPv6)"), str(params["dataplane"]), family, result, note[:200])  # type: ignore[arg-type]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    folder, cells = session.config.getoption("--dataplane-report"), session.config.stash[CELLS]
+    if folder and cells:
+        folder.mkdir(parents=True, exist_ok=True)
+        matrix = Matrix(cells, f"Service behaviours, on packets (Linux {platform.release()})")
+        (folder / "conformance.md").write_text(matrix.markdown())
+        (folder / "conformance.svg").write_text(matrix.svg())
 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     with Lab() as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def dataplane(request: pytest.FixtureRequest) -> Dataplane:
+    return make(request.param, request.config.getoption("--dataplane-hook"))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_evidence() -> None:
+    """Packets of an earlier test are no evidence for this one."""
+    evidence.forget()

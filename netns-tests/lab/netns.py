@@ -20,6 +20,7 @@ from pyroute2 import IPRoute
 from podwire_controlplane.client.netns import CLONE_NEWNET, in_thread, setns, unshare
 
 T = TypeVar("T")
+watchers: list[Callable[[NetNS], None]] = []  # called with each new namespace
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -40,6 +41,8 @@ class NetNS:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.tap: object = None
+        self._undo = contextlib.ExitStack()
 
         def make() -> int:
             unshare(CLONE_NEWNET)
@@ -47,6 +50,11 @@ class NetNS:
 
         self.fd = in_thread(make)
         self.netlink(lambda ipr: ipr.link("set", index=1, state="up"))
+        for watcher in watchers:
+            watcher(self)
+
+    def on_close(self, undo: Callable[[], None]) -> None:
+        self._undo.callback(undo)
 
     @property
     def path(self) -> str:
@@ -54,6 +62,7 @@ class NetNS:
 
     def close(self) -> None:
         if self.fd >= 0:
+            self._undo.close()
             os.close(self.fd)
             self.fd = -1
 

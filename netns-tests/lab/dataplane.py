@@ -1,0 +1,95 @@
+"""The Service implementations under test, behind one interface: any scenario, programmed into the node of a World.
+
+`--dataplane NAME` of pytest chooses; a test that takes the fixture `dataplane` runs once for each that was chosen. `external`
+is whatever `--dataplane-hook PROGRAM` drives: kube-proxy, another mode of it, something of your own. The hook is called in the
+node's network namespace as `PROGRAM apply` and `PROGRAM clean`; for `apply` a JSON object is on its stdin:
+
+    {"node": {"name", "addresses", "zone"}, "clusterCIDRs": [...], "serviceCIDRs": [...], "items": [Service, EndpointSlice ...]}
+
+It returns 0 once every rule is in force; what it prints is shown when it fails.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from podwire_proxy.nftables.apply import Programmer, cleanup
+from podwire_proxy.testing import scenarios as s
+
+from .serviceworld import World
+
+
+class Dataplane(Protocol):
+    """name: the column in the table of results."""
+
+    name: str
+
+    def program(self, world: World, scenario: s.Scenario) -> None:
+        """Make the node serve exactly this scenario; what an earlier one left is replaced."""
+
+    def clean(self, world: World) -> None:
+        """Leave nothing: no rule, no memory of a client."""
+
+    def lacks(self, scenario: s.Scenario) -> str:
+        """The feature that this implementation does not have on this kernel and the scenario needs; "" where none."""
+
+
+class Nftables:
+    name = "podwire-nftables"
+
+    def program(self, world: World, scenario: s.Scenario) -> None:
+        tracker = scenario.tracker()
+        tracker.flush()
+        programmer = Programmer(scenario.node, world.node.fd)
+        try:
+            programmer.sync(tracker.dataplane, None)
+            programmer.sweep()
+        finally:
+            programmer.close()
+
+    def clean(self, world: World) -> None:
+        cleanup(world.node.fd)
+
+    def lacks(self, scenario: s.Scenario) -> str:
+        return ""
+
+
+class External:
+    """Another proxy, driven by a program."""
+
+    name = "external"
+
+    def __init__(self, hook: Path) -> None:
+        self.hook = hook.resolve(strict=True)
+
+    def program(self, world: World, scenario: s.Scenario) -> None:
+        self._call(world, "apply", request(scenario))
+
+    def clean(self, world: World) -> None:
+        self._call(world, "clean", {})
+
+    def lacks(self, scenario: s.Scenario) -> str:
+        return ""
+
+    def _call(self, world: World, verb: str, what: dict[str, Any]) -> None:
+        world.node.run([str(self.hook), verb], input=json.dumps(what), timeout=120)
+
+
+def request(scenario: s.Scenario) -> dict[str, Any]:
+    """What the hook reads."""
+    node = scenario.node
+    return {"node": {"name": node.name, "addresses": list(node.addresses), "zone": node.zone},
+            "clusterCIDRs": list(node.pod_cidrs), "serviceCIDRs": list(node.service_cidrs), "items": list(scenario.objects)}
+
+
+OURS: dict[str, Callable[[], Dataplane]] = {"podwire-nftables": Nftables}
+
+
+def make(name: str, hook: Path | None) -> Dataplane:
+    if name == "external":
+        assert hook is not None, "--dataplane external needs --dataplane-hook PROGRAM"
+        return External(hook)
+    return OURS[name]()
