@@ -302,7 +302,7 @@ def rendering(rounds: int) -> list[float]:
         for obj in big.slices():
             made.slice(obj)
         begin = time.process_time()
-        made.flush(1)
+        made.fill()
         took.append(time.process_time() - begin)
         gc.enable()
         assert len(made.answers) > 256_900

@@ -69,6 +69,7 @@ class Builder:
     _pods: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
     _pod_holders: dict[bytes, set[str]] = field(default_factory=dict)
     _dirty: set[str] = field(default_factory=set)
+    _filling: bool = False
     _told: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -186,7 +187,7 @@ class Builder:
         """The source owns exactly `records` from now on."""
         old = self._owned.pop(source, NOTHING)
         answers, before = self.answers, self._before
-        for key, value in records.answers.items():
+        for key, value in () if self._filling and old is NOTHING else records.answers.items():
             known = answers.get(key)
             if known != value:
                 if key not in before:
@@ -195,6 +196,8 @@ class Builder:
         for key in old.answers:
             if key not in records.answers:
                 before.setdefault(key, answers.pop(key))
+        if self._filling:
+            answers.update(records.answers)
         self._point_all(source, records.pointers)
         for key in old.pointers:
             if key not in records.pointers:
@@ -212,7 +215,7 @@ class Builder:
     def _point_all(self, source: str, pointers: Mapping[bytes, tuple[bytes, ...]]) -> None:
         """`_point` for each, the common case (a new address beside known ones) written out: there are 100,000 at a start."""
         owners, holds, named = self._pointer_owner, self._holds, self._pack.named
-        answers, before = self.answers, self._before
+        answers, before = self.answers, None if self._filling else self._before
         for key, targets in pointers.items():
             above = key[1 + key[0]:-4]
             if key in owners or len(targets) > 1 or above not in holds:
@@ -220,7 +223,8 @@ class Builder:
                 continue
             owners[key] = source
             holds[above] += 1
-            before.setdefault(key, None)
+            if before is not None:
+                before.setdefault(key, None)
             answers[key] = named(PTR, targets[0])
 
     def _point(self, source: str, key: bytes, targets: tuple[bytes, ...]) -> None:
@@ -295,6 +299,15 @@ class Builder:
         del self._holds[name]
         self._touched.add(name)
         return False
+
+    def fill(self) -> None:
+        """`flush` for a start: nobody has an older zone, so that nobody need be told what changed."""
+        self._filling = True
+        for key in self._dirty:
+            self._replace(key, self._records(key))
+        self._filling = False
+        self._dirty, self._before = set(), {}
+        self._settle_names()
 
     def flush(self, serial: int) -> Delta:
         """Work off all noted changes; what the servers must know. Empty where no answer changed."""

@@ -83,15 +83,19 @@ class Feeder:
         # Grows with each change, and across restarts as long as there is less than one change a second on average.
         self.serial = max(self.serial + 1, int(time.time()))
         delta = self.builder.flush(self.serial)
+        self._tell_problems()
+        return delta
+
+    def _tell_problems(self) -> None:
         for problem in self.builder.problems:
             log.warn("object left out of the DNS", kind=problem.kind, object=problem.key, error=problem.error)
         self.builder.problems.clear()
-        return delta
 
     def start_feeding(self) -> None:
         """All lists are here: from now on the zone is whole."""
         begin = time.monotonic()
-        self._flush()
+        self.builder.fill()
+        self._tell_problems()
         with contextlib.suppress(AttributeError):  # another libc than glibc
             ctypes.CDLL(None).malloc_trim(0)  # what the lists were read into
         gc.freeze()  # a zone does not turn into garbage: no collection need look at it again

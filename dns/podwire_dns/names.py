@@ -98,6 +98,7 @@ def packed(address: str) -> bytes:
 
 
 _OCTETS = {str(number): number for number in range(256)}
+_OCTET_TEXTS = [str(number).encode() for number in range(256)]
 _OCTET_LABELS = [bytes((len(str(number)),)) + str(number).encode() for number in range(256)]
 _NIBBLE_LABELS = [b"\x01" + b"%x" % number for number in range(16)]
 IN_ADDR, IP6 = b"\x07in-addr\x04arpa\0", b"\x03ip6\x04arpa\0"
@@ -168,6 +169,14 @@ def dashed(address: str) -> str:
         return address.replace(".", "-")
     text = address.replace(":", "-")
     return ("0" if text[0] == "-" else "") + text + ("0" if text[-1] == "-" else "")
+
+
+def dashed_label(address: bytes) -> bytes:
+    """`dashed` of a packed address."""
+    if len(address) == 4:
+        a, b, c, d = address
+        return b"%b-%b-%b-%b" % (_OCTET_TEXTS[a], _OCTET_TEXTS[b], _OCTET_TEXTS[c], _OCTET_TEXTS[d])
+    return dashed(str(ipaddress.IPv6Address(address))).encode()
 
 
 def undashed(text: str) -> str | None:

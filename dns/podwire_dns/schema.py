@@ -202,9 +202,10 @@ def _srv(out: Records, pack: Packer, base: bytes, every: set[tuple[int, bytes]],
 
 
 Port = tuple[str, str, int]  # label or "", protocol label, number
-Endpoint = tuple[str, list[str], bool]  # host label or "", canonical addresses, ready
+Endpoint = tuple[str, list[bytes], bool]  # host label or "", packed addresses, ready
 _decode = msgspec.msgpack.Decoder(tuple[list[Port], list[Endpoint]]).decode
 EMPTY_SLICE = _encode(([], []))
+LENGTHS = [bytes((number,)) for number in range(256)]
 
 
 def parse_slice(piece: Mapping[str, Any]) -> tuple[bytes, list[str]]:
@@ -230,7 +231,7 @@ def parse_slice(piece: Mapping[str, Any]) -> tuple[bytes, list[str]]:
             hostname = str(endpoint.get("hostname") or "")
             endpoints.append((
                 names.label(hostname, f"endpoints[{index}].hostname") if hostname else "",
-                [_address(str(a), index) for a in endpoint.get("addresses") or []],
+                [_packed(str(a), f"endpoints[{index}].addresses") for a in endpoint.get("addresses") or []],
                 (endpoint.get("conditions") or {}).get("ready") is not False))
         except (ValueError, AttributeError) as err:
             errors.append(str(err))
@@ -269,25 +270,24 @@ def _headless(out: Records, pack: Packer, base: bytes, slices: Iterable[bytes], 
     _srv(out, pack, base, every, by_port, hosts)
 
 
-def _hosts(out: Records, base: bytes, endpoints: Iterable[tuple[str, list[str]]],
+def _hosts(out: Records, base: bytes, endpoints: Iterable[tuple[str, list[bytes]]],
            hosts: dict[bytes, list[bytes]]) -> list[bytes]:
     """The owner name of each endpoint, with repeats; their addresses go into `hosts` and into the pointers."""
-    owners, pointers = [], out.pointers
+    owners, pointers, dashed, reverse = [], out.pointers, names.dashed_label, names.reverse_wire
     room = names.MAX_WIRE - len(base) - 1
     for hostname, addresses in endpoints:
-        for address in addresses:
-            label = (hostname or names.dashed(address)).encode()
+        for packed in addresses:
+            label = hostname.encode() if hostname else dashed(packed)
             if len(label) > room:
                 raise BadObject(f"the name of endpoint {label.decode()} is longer than a DNS name may be (253 characters)")
-            owner = bytes((len(label),)) + label + base
+            owner = LENGTHS[len(label)] + label + base
             owners.append(owner)
-            packed = names.packed(address)
             known = hosts.get(owner)
             if known is None:
                 hosts[owner] = [packed]
             elif packed not in known:
                 known.append(packed)
-            key = names.reverse_wire(packed) + PTR_IN
+            key = reverse(packed) + PTR_IN
             if key not in pointers:
                 pointers[key] = (owner,)
             elif owner not in pointers[key]:
@@ -303,16 +303,6 @@ def _port(value: Any, what: str) -> int:
     if not isinstance(value, int) or not 0 < value < 65536:
         raise BadObject(f"{what} is {value!r}; it must be a number from 1 to 65535")
     return value
-
-
-def _address(text: str, index: int) -> str:
-    """The canonical text of an address, so that one address has one name however it was written."""
-    if names.is_canonical_ipv4(text):
-        return text
-    try:
-        return names.canonical(text)
-    except names.BadName as err:
-        raise BadObject(f"endpoints[{index}].addresses: {err}") from err
 
 
 def _packed(text: str, what: str) -> bytes:

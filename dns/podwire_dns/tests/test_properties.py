@@ -99,16 +99,20 @@ def test_every_answer_is_what_the_obvious_resolver_says(history: list[tuple[str,
         assert bool(authority) != bool(answer)
 
 
-@given(st.lists(st.tuples(changes(), st.booleans()), max_size=30))
-def test_any_history_of_changes_equals_a_fresh_build(history: list[tuple[tuple[str, Object, bool], bool]]) -> None:
+@given(st.lists(changes(), max_size=20), st.lists(st.tuples(changes(), st.booleans()), max_size=30))
+def test_any_history_of_changes_equals_a_fresh_build(listed: list[tuple[str, Object, bool]],
+                                                     history: list[tuple[tuple[str, Object, bool], bool]]) -> None:
     incremental = builders.builder()
+    for change in listed:
+        _apply(incremental, copy.deepcopy(change))
+    incremental.fill()
     server = builders.fed(incremental)
     for change, push in history:
         _apply(incremental, copy.deepcopy(change))
         if push:
             server.apply(incremental.flush(2))
     server.apply(incremental.flush(3))
-    left = _final([change for change, _ in history])
+    left = _final([*listed, *(change for change, _ in history)])
     fresh = builders.fed(builders.builder(left["service"].values(), left["slice"].values(), left["namespace"].values()))
     assert server.answers == fresh.answers
     assert server.names == fresh.names
