@@ -48,6 +48,8 @@ class FakeApi:
                 try:
                     if url.path in api.unknown:
                         self.send_error(404)
+                    elif "sendInitialEvents" in query:
+                        self.send_error(422)  # as a server without the feature WatchList
                     elif query.get("watch") == "true":
                         api.stream(self, url.path, int(query["resourceVersion"]))
                     else:

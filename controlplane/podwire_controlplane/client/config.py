@@ -1,13 +1,34 @@
-"""Where the API server is and who we are: kubeconfig files and in-cluster service accounts, read by lightkube."""
+"""Where the API server is and who we are: kubeconfig files (read by lightkube) and in-cluster service accounts.
+
+Credentials in files change while we run (a service account's token within the hour, a kubelet's certificate once a year), so
+a ClientConfig names the files it was read from, and how to read them again. Source: client-go's InClusterConfig and clientcmd.
+"""
 
 from __future__ import annotations
 
 import base64
+import os
+import re
 import ssl
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+SERVERS = "PODWIRE_API_SERVERS"  # addresses in place of the kubeconfig's, with spaces or commas between them
+ACCOUNT_DIR = "PODWIRE_SERVICE_ACCOUNT_DIR"
+DEFAULT_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+# What a kubeconfig may say that we do not do. Left out in silence, it would end in a 401 that nobody explains.
+_REFUSED = {
+    "user": {"exec": "credential plugins are not run by a node's agents; use client-certificate, token or tokenFile",
+             "auth-provider": "was removed from Kubernetes; use client-certificate, token or tokenFile",
+             "username": "passwords were removed from Kubernetes; use client-certificate, token or tokenFile",
+             "as": "impersonation is not done; give the agent a user of its own"},
+    "cluster": {"proxy-url": "the API server is reached directly; take it out, or use PODWIRE_API_SERVERS"},
+}
 
 
 class ConfigError(Exception):
@@ -16,30 +37,79 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ClientConfig:
-    """server: base URL. token: bearer token or "". ssl: for https URLs, with the client certificate loaded."""
+    """server: base URL. token: bearer token or "". ssl: for https URLs, with the client certificate loaded.
+
+    others: further URLs of the same API, asked when `server` does not answer. server_name: what the server's certificate is
+    for, where that is not its address. files: what this was read from; again: reads it anew (raises ConfigError).
+    """
 
     server: str
     token: str = ""
     ssl: ssl.SSLContext | None = None
+    others: tuple[str, ...] = ()
+    server_name: str = ""
+    files: tuple[Path, ...] = ()
+    again: Callable[[], ClientConfig] | None = field(default=None, compare=False)
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        return (self.server, *self.others)
 
 
-def _pem(data: Any, path: Any, base: Path | None) -> str | None:
-    if data:
-        return base64.b64decode(str(data)).decode()
-    if path:
-        file = Path(str(path))
-        return (file if file.is_absolute() or base is None else base / file).read_text()
-    return None
+def stamps(files: tuple[Path, ...]) -> tuple[tuple[int, int, int], ...]:
+    """What tells that a file was written or replaced; a file that is away for a moment has no stamp."""
+    found = []
+    for file in files:
+        try:
+            stat = file.stat()
+            found.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
+        except OSError:
+            found.append((0, 0, 0))
+    return tuple(found)
 
 
-def _context(cluster: Any, user: Any, base: Path | None) -> ssl.SSLContext:
-    ca = _pem(cluster.certificate_auth_data, cluster.certificate_auth, base)
-    context = ssl.create_default_context(cadata=ca)
+def server_urls(text: str, default: str) -> tuple[str, ...]:
+    """The addresses in `text`, or `default`. Raises ConfigError for what is no URL of an API server."""
+    urls = tuple(dict.fromkeys(url.rstrip("/") for url in re.split(r"[\s,]+", text) if url)) or (default.rstrip("/"),)
+    for url in urls:
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+        except ValueError:
+            good = False
+        if not good:
+            raise ConfigError(f"{url!r} is no address of an API server; expected https://HOST:PORT")
+    return urls
+
+
+class _Files:
+    """Reads, and remembers what was read. Relative names in a kubeconfig are relative to it."""
+
+    def __init__(self, base: Path | None) -> None:
+        self.base, self.read = base, list[Path]()
+
+    def text(self, name: Any) -> str:
+        path = Path(str(name))
+        path = path if path.is_absolute() or self.base is None else self.base / path
+        self.read.append(path)
+        return path.read_text()
+
+    def pem(self, data: Any, name: Any) -> str | None:
+        if data:
+            return base64.b64decode(str(data)).decode()
+        return self.text(name) if name else None
+
+
+def _context(cluster: Any, user: Any, files: _Files) -> ssl.SSLContext:
+    context = ssl.create_default_context(cadata=files.pem(cluster.certificate_auth_data, cluster.certificate_auth))
     if cluster.insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    cert = _pem(getattr(user, "client_cert_data", None), getattr(user, "client_cert", None), base)
-    key = _pem(getattr(user, "client_key_data", None), getattr(user, "client_key", None), base)
+    cert = files.pem(getattr(user, "client_cert_data", None), getattr(user, "client_cert", None))
+    key = files.pem(getattr(user, "client_key_data", None), getattr(user, "client_key", None))
+    if bool(cert) != bool(key):
+        raise ConfigError(f"user: client-{'key' if cert else 'certificate'} is missing beside client-"
+                          f"{'certificate' if cert else 'key'}")
     if cert and key:
         # ssl loads a key only from a file; it is gone again before this returns, and nobody else may read it meanwhile.
         with tempfile.NamedTemporaryFile("w", prefix="podwire-", suffix=".pem") as file:
@@ -49,21 +119,66 @@ def _context(cluster: Any, user: Any, base: Path | None) -> ssl.SSLContext:
     return context
 
 
-def load(kubeconfig: str | Path | None) -> ClientConfig:
-    """Read `kubeconfig`, or the pod's service account where it is None. Raises ConfigError."""
+def _named(document: Any, table: str, own: str, inner: str) -> Mapping[str, Any]:
+    """The entry `own` of a kubeconfig's list, as it stands in the file."""
+    for row in document.get(table) or []:
+        if row.get("name") == own:
+            return row.get(inner) or {}
+    return {}
+
+
+def from_file(path: Path, servers: str = "") -> ClientConfig:
+    """The current context of a kubeconfig. Raises ConfigError, and whatever lightkube and yaml raise for a broken file."""
+    import yaml
     from lightkube.config.kubeconfig import KubeConfig  # 0.2 s: only where a client is really wanted
 
+    files = _Files(path.parent)
+    if not path.is_file():
+        raise ConfigError("there is no such file")
+    document = yaml.safe_load(files.text(path.absolute()))
+    if not isinstance(document, dict):
+        raise ConfigError("it is no mapping")
+    config = KubeConfig.from_dict(document, fname=path)
+    single = config.get()
+    if single is None:
+        raise ConfigError("current-context names no context; set it or pass another file")
+    raw = {"user": _named(document, "users", single.context.user or "", "user"),
+           "cluster": _named(document, "clusters", single.context.cluster, "cluster")}
+    for part, fields in _REFUSED.items():
+        for name, why in fields.items():
+            if raw[part].get(name):
+                raise ConfigError(f"{part}.{name}: {why}")
+    cluster, user = single.cluster, single.user
+    urls = server_urls(servers, cluster.server)
+    token = files.text(user.token_file) if user and user.token_file else str(getattr(user, "token", None) or "")
+    context = _context(cluster, user, files) if any(url.startswith("https") for url in urls) else None
+    return ClientConfig(urls[0], token.strip(), context, urls[1:], str(raw["cluster"].get("tls-server-name") or ""),
+                        tuple(files.read), partial(load, path, servers=servers))
+
+
+def from_service_account(folder: Path, env: Mapping[str, str], servers: str = "") -> ClientConfig:
+    """A pod's own service account: KUBERNETES_SERVICE_HOST and _PORT, and the files token and ca.crt."""
+    host, port = env.get("KUBERNETES_SERVICE_HOST", ""), env.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host and not servers:
+        raise ConfigError(f"KUBERNETES_SERVICE_HOST is not set: outside a pod name a kubeconfig, or set {SERVERS}")
+    urls = server_urls(servers, f"https://{f'[{host}]' if ':' in host else host}:{port}")
+    files = _Files(folder)
+    token, authority = files.text("token").strip(), files.text("ca.crt")
+    return ClientConfig(urls[0], token, ssl.create_default_context(cadata=authority), urls[1:], files=tuple(files.read),
+                        again=partial(load, None, folder=folder, servers=servers))
+
+
+def load(kubeconfig: str | Path | None, *, folder: Path | None = None, servers: str | None = None) -> ClientConfig:
+    """Read `kubeconfig`, or the pod's service account in `folder` where it is None. Raises ConfigError.
+
+    servers: addresses in place of those that the file or the pod's environment names. A Service proxy must not reach the API
+    server by the Service that it serves: before its first rules nobody does. folder and servers default to $PODWIRE_...
+    """
+    where = str(kubeconfig) if kubeconfig else "in-cluster service account"
+    addresses = os.environ.get(SERVERS, "") if servers is None else servers
     try:
-        config = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_service_account()
-        single = config.get()
-        if single is None:
-            raise ConfigError(f"{kubeconfig}: current-context names no context; set it or pass another file")
-        cluster, user = single.cluster, single.user
-        base = Path(kubeconfig).parent if kubeconfig else None
-        context = _context(cluster, user, base) if cluster.server.startswith("https") else None
-        return ClientConfig(cluster.server.rstrip("/"), str(getattr(user, "token", None) or ""), context)
-    except ConfigError:
-        raise
-    except Exception as err:  # lightkube raises its own, yaml's, OSError and KeyError here
-        where = kubeconfig or "in-cluster service account"
+        if kubeconfig:
+            return from_file(Path(kubeconfig).expanduser(), addresses)
+        return from_service_account(folder or Path(os.environ.get(ACCOUNT_DIR) or DEFAULT_ACCOUNT_DIR), os.environ, addresses)
+    except Exception as err:  # lightkube raises its own, yaml's, OSError, ValueError and KeyError here
         raise ConfigError(f"{where}: not a usable kubeconfig: {err}") from err

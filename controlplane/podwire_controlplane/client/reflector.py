@@ -3,6 +3,9 @@
 States: LIST (fetch everything) -> WATCH (apply events) -> LIST again when the server forgot our resourceVersion (410) or
 when a list gave nothing usable. A connection that merely ends goes back to WATCH from the last version seen. The caller
 feeds answers in and gets `Event`s out; a relist yields only what really differs.
+
+In LIST everything comes either as a list or as the first part of a watch (WatchList, KEP-3157): objects one by one, and a
+bookmark that says that these were all. Such a stream that breaks off has told nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
-from ..api.meta import Object, key, resource_version
+from ..api.meta import Object, annotations_of, key, resource_version
 
+INITIAL_END = "k8s.io/initial-events-end"
 EventType = Literal["ADDED", "MODIFIED", "DELETED"]
 
 
@@ -55,6 +59,25 @@ class Reflector:
     objects: dict[str, Object] = field(default_factory=dict)
     version: str = ""
     state: State = State.LIST
+    _arriving: dict[str, Object] = field(default_factory=dict)
+
+    def arriving(self) -> None:
+        """A stream with initial events begins; what an earlier one left half told is forgotten."""
+        self._arriving = {}
+
+    def initial(self, frame: Object) -> Iterable[Event] | None:
+        """A frame of a stream with initial events, in LIST. None until all are there; then the differences, and WATCH."""
+        kind, obj = frame.get("type"), frame.get("object") or {}
+        if kind == "ERROR":
+            self.failed(int(obj.get("code") or 0))
+        elif kind in ("ADDED", "MODIFIED"):
+            self._arriving[key(obj)] = obj
+        elif kind == "DELETED":
+            self._arriving.pop(key(obj), None)
+        elif kind == "BOOKMARK" and annotations_of(obj).get(INITIAL_END) == "true":
+            items, self._arriving = self._arriving, {}
+            return self.listed(items.values(), resource_version(obj))
+        return None
 
     def listed(self, items: Iterable[Object], version: str) -> Iterator[Event]:
         """A full list arrived: replace the copy, yield the differences (deletions first)."""
