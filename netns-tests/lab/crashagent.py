@@ -70,7 +70,7 @@ def arm(answer: Callable[..., Any]) -> Callable[..., Any]:
 
 def main() -> None:
     kernel._send = one_by_one(kernel._send)
-    for owner, name in ((kernel.Kernel, "_delete_link"), (kernel, "_delete_neighbour"), (store.DirStore, "reserve"),
+    for owner, name in ((kernel.Kernel, "_start"), (kernel.Kernel, "remove"), (store.DirStore, "reserve"),
                         (store.DirStore, "wired"), (store.DirStore, "release"), (os, "link"),
                         (firewall.Firewall, "attach"), (firewall.Firewall, "detach"), (conntrack, "forget")):
         after(owner, name)

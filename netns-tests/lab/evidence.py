@@ -17,9 +17,9 @@ from weakref import WeakSet
 from .netns import NetNS, watchers
 
 ETH_P_ALL, SO_TIMESTAMPNS, SO_RCVBUFFORCE = 3, 35, 33
-STATE = (("nft", "list", "ruleset"), ("iptables-legacy-save", "-c"), ("ip6tables-legacy-save", "-c"), ("ip", "-d", "address"),
-         ("ip", "route", "show", "table", "all"), ("ip", "-6", "route", "show", "table", "all"), ("ip", "neighbour"),
-         ("bridge", "fdb"), ("tc", "-s", "qdisc"), ("conntrack", "-L"), ("conntrack", "-L", "-f", "ipv6"), ("nstat", "-az"))
+STATE = ("nft list ruleset", "iptables-legacy-save -c", "ip6tables-legacy-save -c", "ip -d address", "ip route show table all",
+         "ip -6 route show table all", "ip neighbour", "bridge fdb", "tc -s qdisc", "conntrack -L", "conntrack -L -f ipv6",
+         "cat /proc/net/snmp /proc/net/snmp6")
 
 
 class Describes(Protocol):
@@ -111,16 +111,9 @@ def keep(folder: Path, test: str) -> list[Path]:
 
 
 def _state(ns: NetNS) -> str:
-    out = []
-    for command in STATE:
-        try:
-            done = ns.run(list(command), check=False)
-        except OSError as err:
-            out.append(f"$ {' '.join(command)}\n{err}\n")
-            continue
-        if done.returncode != 127:
-            out.append(f"$ {' '.join(command)}\n{done.stdout}{done.stderr}")
-    return "\n".join(out)
+    """All commands by one shell: a failing suite should not take minutes to tell why."""
+    script = "".join(f"echo '$ {command}'; {command} 2>&1; echo; " for command in STATE)
+    return ns.run(["sh", "-c", script], check=False, timeout=60).stdout
 
 
 def pcapng(frames: list[tuple[str, int, bytes]]) -> bytes:
