@@ -1,36 +1,83 @@
 """Which conntrack entries keep packets away from where they belong. Pure; ctnetlink.py reads and deletes them.
 
-Only UDP: a flow without a handshake goes on for ever with the translation it began with. An entry is stale when its original
+UDP: a flow without a handshake goes on for ever with the translation it began with. An entry is stale when its original
 destination is a frontend that has backends and its answers come from none of them: the backend went away, or the flow
-began before any translation existed (then its answers would come from the Service address itself). TCP is left alone:
-established connections to a removed endpoint end in their own time.
+began before any translation existed (then its answers would come from the Service address itself).
+
+TCP is left alone: established connections to a removed endpoint end in their own time. Only where a Service asks for it
+(Frontend.alive) are the flows of endpoints that are gone, and not just terminating, stale too. Their entries are deleted; the
+rules answer what comes next from such a client, which belongs to no flow, with a reset. So that a client which only waits
+hears of it as well, both ends get a `provocation`.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from .dataplane import Key
-from .model import Backend
+from .dataplane import Balance, Dataplane, Key
+from .model import Backend, packed
+
+SYN_FIN = 0x03
+Place = tuple[str, int]  # address, port
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A UDP conntrack entry. destination: what the client dialled; answers: where its replies come from.
+    """A conntrack entry. destination: what the client dialled; answers: where its replies come from.
 
-    source: client address and port. ident: the kernel's own description of the entry, for deleting exactly this one.
+    source: client address and port; seen: what the backend takes the client for. ident: the kernel's own description of the
+    entry, for deleting exactly this one. over: TCP that was closed or reset; the entry only waits to expire.
     """
 
     destination: Key
     answers: Backend
-    source: tuple[str, int]
+    source: Place
     ident: bytes = b""
+    seen: Place = ("", 0)
+    over: bool = False
+
+
+def serving(keys: Iterable[Key], dataplane: Dataplane) -> dict[Key, frozenset[Backend]]:
+    """Of these frontends those whose flows are looked after, with the backends that may answer for them now."""
+    out: dict[Key, frozenset[Backend]] = {}
+    for key in keys:
+        frontend = dataplane.frontends.get(key)
+        if frontend is None:
+            continue
+        if key.protocol == "UDP":
+            actions = (frontend.inside, frontend.outside)
+            if backends := frozenset(b for a in actions if isinstance(a, Balance) for b in a.backends):
+                out[key] = backends
+        elif frontend.alive is not None:
+            out[key] = frozenset(frontend.alive)
+    return out
 
 
 def stale(flows: Iterable[Flow], serving: Mapping[Key, frozenset[Backend]]) -> Iterator[Flow]:
-    """Entries of `serving`'s frontends that lead nowhere. Frontends without backends must not be in `serving`."""
+    """Entries of `serving`'s frontends that lead nowhere."""
     for flow in flows:
         backends = serving.get(flow.destination)
-        if backends and flow.answers not in backends:
+        if backends is None or flow.over or flow.answers in backends:
+            continue
+        if flow.destination.protocol == "UDP":
+            if backends:  # else: nowhere to go instead
+                yield flow
+        elif flow.answers != (flow.destination.ip, flow.destination.port):  # never translated: none of ours
             yield flow
+
+
+def provocation(source: Place, destination: Place) -> bytes:
+    """A whole IP packet that makes the TCP at `destination` send an ACK to `source`: SYN in an established connection
+    (RFC 5961, 4.2). The FIN beside it makes conntrack take the packet for invalid, so it leaves no entry on its way."""
+    src, dst = packed(source[0]), packed(destination[0])
+    tcp = struct.pack("!HHIIBBHHH", source[1], destination[1], 1, 0, 5 << 4, SYN_FIN, 0, 0, 0)
+    pseudo = src + dst + struct.pack("!IHBB", len(tcp), 0, 0, 6)
+    total = sum(struct.unpack(f"!{len(pseudo + tcp) // 2}H", pseudo + tcp))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    tcp = tcp[:16] + struct.pack("!H", ~total & 0xFFFF) + tcp[18:]
+    if len(src) == 4:  # the kernel fills length, ident and checksum in
+        return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, 64, 6, 0) + src + dst + tcp
+    return struct.pack("!IHBB", 6 << 28, len(tcp), 6, 64) + src + dst + tcp

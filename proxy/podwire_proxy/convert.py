@@ -18,6 +18,7 @@ from .model import PROTOCOLS, Endpoint, Policy, PortName, Protocol, ServicePort,
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+RESET_ANNOTATION = "podwire.io/reset-on-endpoint-removal"
 
 
 @dataclass(slots=True)
@@ -86,6 +87,13 @@ def _affinity(spec: Mapping[str, Any]) -> int:
     return int(config.get("timeoutSeconds") or 10800)
 
 
+def _reset(service: meta.Object, problems: Problems) -> bool:
+    value = meta.annotations_of(service).get(RESET_ANNOTATION, "false")
+    if value not in ("true", "false"):
+        problems.add(f"metadata.annotations[{RESET_ANNOTATION}]", f"{value!r} is neither 'true' nor 'false'; taken as 'false'")
+    return value == "true"
+
+
 def _policy(value: Any) -> Policy:
     return "Local" if value == "Local" else "Cluster"
 
@@ -105,6 +113,7 @@ def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[s
     asked = spec.get("type") == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local"
     check = problems.number("spec.healthCheckNodePort", spec["healthCheckNodePort"]) if (
         asked and spec.get("healthCheckNodePort")) else 0
+    reset = _reset(service, problems)
     ports: dict[PortName, ServicePort] = {}
     for index, port in enumerate(spec.get("ports") or []):
         where = f"spec.ports[{index}]"
@@ -119,7 +128,7 @@ def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[s
             internal_policy=_policy(spec.get("internalTrafficPolicy")),
             external_policy=_policy(spec.get("externalTrafficPolicy")), affinity_seconds=_affinity(spec),
             source_ranges=ranges, health_check_port=check,
-            created=str(service["metadata"].get("creationTimestamp") or ""))
+            reset=reset and protocol == "TCP", created=str(service["metadata"].get("creationTimestamp") or ""))
         if not number:
             continue
         if made.port_name in ports:

@@ -1,4 +1,4 @@
-"""UDP conntrack entries over ctnetlink: dump and delete by exact tuple. Source: linux/netfilter/nfnetlink_conntrack.h."""
+"""Conntrack entries over ctnetlink: dump and delete by exact tuple. Source: linux/netfilter/nfnetlink_conntrack.h."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Literal
 
 from .conntrack import Flow
 from .dataplane import Key
-from .model import Backend, normal_ip, packed
+from .model import PROTOCOLS, Backend, Protocol, normal_ip, packed
 from .nft import codec
 from .nft.attrs import attr, nest, parse, to_int
 from .nft.wire import open_socket
 
 SUBSYS = 1 << 8
 GET, DELETE = 1, 2
-TUPLE_ORIG, TUPLE_REPLY, ID, ZONE, FILTER = 1, 2, 12, 18, 25
+TUPLE_ORIG, TUPLE_REPLY, PROTOINFO, ID, ZONE, FILTER = 1, 2, 4, 12, 18, 25
 BY_DESTINATION = 0x02 | 0x08 | 0x20  # CTA_FILTER_FLAG: IP_DST, PROTO_NUM, PROTO_DST_PORT
+BY_PORT = 0x08 | 0x20  # for IPv6: there the kernel (6.18 and before) compares addresses the wrong way round
 BY_PROTOCOL = 0x08
-UDP = 17
-FEW = 8  # up to so many frontends the kernel is asked for each; more: for all UDP entries once
+FEW = 8  # up to so many frontends the kernel is asked for each; more: for all entries of a protocol at once
 Family = Literal["ip", "ip6"]
 
 
@@ -34,14 +34,20 @@ def _tuple(raw: bytes) -> tuple[str, str, int, int]:
             to_int(proto.get(2)), to_int(proto.get(3)))
 
 
-def _filter(frontend: Key | None) -> bytes:
-    number = attr(1, bytes((UDP,)))
+def _over(raw: bytes) -> bool:
+    """CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE: TIME_WAIT or CLOSE."""
+    return to_int(parse(parse(raw).get(1, b"")).get(1)) in (7, 8)
+
+
+def _filter(protocol: Protocol, frontend: Key | None) -> bytes:
+    number = attr(1, bytes((PROTOCOLS[protocol],)))
     if frontend is None:
         return nest(TUPLE_ORIG, nest(2, number)) + nest(FILTER, u32_host(1, BY_PROTOCOL))
     ip = packed(frontend.ip)
     address = nest(1, attr(2 if len(ip) == 4 else 4, ip))
     port = attr(3, frontend.port.to_bytes(2, "big"))
-    return nest(TUPLE_ORIG, address, nest(2, number, port)) + nest(FILTER, u32_host(1, BY_DESTINATION))
+    flags = BY_DESTINATION if len(ip) == 4 else BY_PORT
+    return nest(TUPLE_ORIG, address, nest(2, number, port)) + nest(FILTER, u32_host(1, flags))
 
 
 def u32_host(kind: int, value: int) -> bytes:
@@ -67,17 +73,20 @@ class Conntrack:
         self.close()
 
     def flows(self, family: Family, frontends: Collection[Key]) -> Iterator[Flow]:
-        """UDP entries whose original destination is among `frontends` (and perhaps others)."""
-        wanted: list[Key | None] = list(frontends) if len(frontends) <= FEW else [None]
-        for one in wanted:
-            body = _filter(one)
+        """Entries whose original destination is among `frontends` (and perhaps others)."""
+        wanted: list[tuple[Protocol, Key | None]] = [(key.protocol, key) for key in frontends]
+        if len(wanted) > FEW:
+            wanted = [(protocol, None) for protocol in sorted({key.protocol for key in frontends})]
+        for protocol, one in wanted:
+            body = _filter(protocol, one)
             for payload in self._call(GET, codec.DUMP, family, body):
                 got = parse(payload)
                 source, destination, sport, dport = _tuple(got[TUPLE_ORIG])
                 answers = _tuple(got[TUPLE_REPLY])
                 # The nested flag is stripped by parse; the kernel takes tuples with or without it.
                 ident = nest(TUPLE_ORIG, got[TUPLE_ORIG]) + b"".join(attr(k, got[k]) for k in (ID, ZONE) if k in got)
-                yield Flow(Key(destination, "UDP", dport), Backend(answers[0], answers[2]), (source, sport), ident)
+                yield Flow(Key(destination, protocol, dport), Backend(answers[0], answers[2]), (source, sport), ident,
+                           (answers[1], answers[3]), protocol == "TCP" and _over(got.get(PROTOINFO, b"")))
 
     def delete(self, family: Family, flow: Flow) -> bool:
         """False where the entry is gone already."""

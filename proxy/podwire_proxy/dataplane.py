@@ -76,7 +76,8 @@ Masquerading = Literal["off-cluster", "always", "node"]
 class Frontend:
     """outside: what sources outside the cluster get, None where it is the same as `inside`.
 
-    sources: CIDRs of the only sources that are let in; () for everyone.
+    sources: CIDRs of the only sources that are let in; () for everyone. alive: only of a Service that wants the flows of
+    endpoints that are gone to be reset: all its endpoints, whatever their conditions. None: flows end in their own time.
     """
 
     key: Key
@@ -86,6 +87,7 @@ class Frontend:
     outside: Action | None
     masquerade: Masquerading
     sources: tuple[str, ...] = ()
+    alive: tuple[Backend, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +134,10 @@ def contribute(ports: Iterable[ServicePort], endpoints: Mapping[PortName, Iterab
         ips.update(dict.fromkeys(port.cluster_ips))
         found = merge(tuple(endpoints.get(port.port_name, ())))
         for v6 in (False, True):
-            choice = choose([e for e in found if is_v6(e.ip) == v6], node)
-            for frontend in _frontends(port, choice, node, v6):
+            family = [e for e in found if is_v6(e.ip) == v6]
+            choice = choose(family, node)
+            alive = tuple(e.backend for e in family) if port.reset else None
+            for frontend in _frontends(port, choice, node, v6, alive):
                 frontends.setdefault(frontend.key, frontend)
             hairpin.update(_hairpin(port, choice, node))
             away = bool(choice.cluster and not choice.local)
@@ -161,7 +165,8 @@ def _hairpin(port: ServicePort, choice: Choice, node: NodeInfo) -> Iterable[str]
     return [e.ip for e in {*choice.cluster, *choice.local} if everyone or e.node in (node.name, "")]
 
 
-def _frontends(port: ServicePort, choice: Choice, node: NodeInfo, v6: bool) -> Iterable[Frontend]:
+def _frontends(port: ServicePort, choice: Choice, node: NodeInfo, v6: bool,
+               alive: tuple[Backend, ...] | None) -> Iterable[Frontend]:
     everywhere, here = _balance(choice.cluster), _balance(choice.local)
     addresses = [ip for ip in port.cluster_ips if is_v6(ip) == v6]
     local = port.external_policy == "Local"
@@ -175,13 +180,13 @@ def _frontends(port: ServicePort, choice: Choice, node: NodeInfo, v6: bool) -> I
     for ip in addresses:
         key, kept = Key(ip, port.protocol, port.port), port.internal_policy == "Local"
         inside = _action(sticky(here if kept else everywhere, key, kept), choice)
-        yield Frontend(key, "ClusterIP", port.service, inside, None, "off-cluster")
+        yield Frontend(key, "ClusterIP", port.service, inside, None, "off-cluster", alive=alive)
     masquerade: Masquerading = "node" if local else "always"
     for kind, key in _places(port, node):
         if is_v6(key.ip) == v6:
             yield Frontend(key, kind, port.service, _action(sticky(everywhere, key, False), choice),
                            _action(sticky(here, key, True), choice) if local else None, masquerade,
-                           _sources(port, key.ip, node) if kind == "LoadBalancer" else ())
+                           _sources(port, key.ip, node) if kind == "LoadBalancer" else (), alive)
 
 
 def _places(port: ServicePort, node: NodeInfo) -> Iterable[tuple[Kind, Key]]:

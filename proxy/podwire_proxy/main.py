@@ -145,8 +145,7 @@ class Proxy:
         self.pacer.done(time.monotonic(), ok=True, full=full)
         self.problem = ""
         self._waiting_since = 0.0
-        self.metrics.synced(full=full, seconds=done.seconds, elements=done.elements, flows=done.flows,
-                            conntrack=done.conntrack_seconds)
+        self.metrics.synced(full=full, seconds=done.seconds, elements=done.elements, verdicts=done.verdicts)
         for trigger in self._triggers:
             self.metrics.programming.observe(max(0.0, time.time() - trigger))
         self._triggers.clear()
@@ -159,7 +158,7 @@ class Proxy:
             self._look_at_host()
         if done.operations or full:
             log.info("synced", full=full, services=self.tracker.dataplane.services, operations=done.operations,
-                     elements=done.elements, stale_flows=done.flows, took_ms=done.seconds * 1000)
+                     elements=done.elements, took_ms=done.seconds * 1000)
         self._report()
 
     def _look_at_host(self) -> None:
@@ -214,11 +213,13 @@ class Proxy:
     def _sweep(self) -> None:
         self._sweeping = False
         try:
-            self.programmer.sweep()
+            swept = self.programmer.sweep()
         except OSError as err:
             self.metrics.cleanup_failures += 1
-            log.error("unused slots could not be deleted; a full sync follows", error=str(err))
+            log.error("unused slots or flows could not be deleted; a full sync follows", error=str(err))
             self._changed(full=True)
+            return
+        self.metrics.swept(swept.udp, swept.tcp, swept.seconds)
 
     async def run(self, api: ApiClient) -> None:
         self.status.update(ready=False, message=self.problem, reason="Starting")

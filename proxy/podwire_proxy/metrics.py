@@ -51,7 +51,9 @@ class Metrics:
     cleanup_failures: int = 0
     repairs: int = 0
     stale_flows: int = 0
+    resets: int = 0
     elements: int = 0
+    verdicts: int = 0
     last_sync: float = 0.0
     last_queued: float = 0.0
     service_changes: int = 0
@@ -69,15 +71,20 @@ class Metrics:
         self.endpoint_changes += endpoint
         self.pending_endpoints += endpoint
 
-    def synced(self, *, full: bool, seconds: float, elements: int, flows: int, conntrack: float = 0.0) -> None:
+    def synced(self, *, full: bool, seconds: float, elements: int, verdicts: int = 0) -> None:
         for histogram in (self.all, self.full if full else self.partial):
             histogram.observe(seconds)
-        if conntrack:
-            self.conntrack.observe(conntrack)
         self.elements += elements
-        self.stale_flows += flows
+        self.verdicts += verdicts
         self.pending_services = self.pending_endpoints = 0
         self.last_sync = time.time()
+
+    def swept(self, udp: int, tcp: int, seconds: float) -> None:
+        """The flows that changes left behind were looked for, and so many deleted."""
+        if seconds:
+            self.conntrack.observe(seconds)
+        self.stale_flows += udp
+        self.resets += tcp
 
     def render(self) -> str:
         counters = {
@@ -87,7 +94,9 @@ class Metrics:
             "kubeproxy_sync_proxy_rules_endpoint_changes_total": self.endpoint_changes,
             "kubeproxy_conntrack_reconciler_deleted_entries_total": self.stale_flows,
             "podwire_proxy_foreign_changes_repaired_total": self.repairs,
-            "podwire_proxy_elements_written_total": self.elements}
+            "podwire_proxy_connections_reset_total": self.resets,
+            "podwire_proxy_elements_written_total": self.elements,
+            "podwire_proxy_verdict_elements_written_total": self.verdicts}
         gauges = {"kubeproxy_sync_proxy_rules_last_timestamp_seconds": self.last_sync,
                   "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds": self.last_queued,
                   "kubeproxy_sync_proxy_rules_service_changes_pending": self.pending_services,

@@ -54,7 +54,8 @@ class ServicePort:
 
     service: "namespace/name". created: creationTimestamp, which settles who owns an address that two Services claim.
     affinity_seconds: sessionAffinity ClientIP's timeout, 0 for None. source_ranges: loadBalancerSourceRanges.
-    health_check_port: healthCheckNodePort, 0 where the Service has none.
+    health_check_port: healthCheckNodePort, 0 where the Service has none. reset: annotation
+    podwire.io/reset-on-endpoint-removal.
     """
 
     service: str
@@ -71,6 +72,7 @@ class ServicePort:
     source_ranges: tuple[str, ...] = ()
     health_check_port: int = 0
     created: str = ""
+    reset: bool = False
 
     @property
     def external(self) -> bool:

@@ -142,6 +142,12 @@ class Transaction:
         """Number of elements written and deleted: the measure of what a change costs."""
         return sum(len(op.thing.items) for op in self.ops if isinstance(op.thing, Elements))
 
+    @property
+    def verdicts(self) -> int:
+        """How many of them are in verdict maps, which the kernel checks whole for each commit that touches one."""
+        return sum(len(op.thing.items) for op in self.ops
+                   if isinstance(op.thing, Elements) and op.thing.set.data == ("verdict",))
+
 
 def describe(thing: Thing) -> str:
     if isinstance(thing, Table):

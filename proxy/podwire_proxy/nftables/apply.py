@@ -13,15 +13,15 @@ from pathlib import Path
 from podwire_controlplane.client import logs
 
 from .. import nft
-from ..conntrack import stale
-from ..ctnetlink import Conntrack, Family
+from ..ctnetlink import Family
 from ..dataplane import Dataplane, Delta
+from ..flows import FlowKeeper, Swept
 from ..hostfacts import HostFacts
 from ..model import NodeInfo
 from ..nft.attrs import parse
 from ..nft.codec import DUMP, NLMSG, REQUEST, split
 from .layout import AFFINITY, TABLE_NAME, Layout
-from .plan import Planner, affected
+from .plan import Planner
 
 log = logs.get("proxy")
 FORGET_TURNS = 5
@@ -31,14 +31,14 @@ FAMILIES: tuple[Family, ...] = ("ip", "ip6")
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """What one sync did. operations: steps of the transactions, elements: set elements in them, flows: conntrack entries."""
+    """What one sync did. operations: steps of the transactions, elements: set elements in them, verdicts: those of them in
+    verdict maps, which cost the kernel most."""
 
     full: bool
     operations: int
     elements: int
-    flows: int
     seconds: float
-    conntrack_seconds: float = 0.0
+    verdicts: int = 0
 
 
 def families(node: NodeInfo) -> tuple[Family, ...]:
@@ -53,6 +53,7 @@ class Programmer:
         self._ns_fd = ns_fd
         self._conn = nft.Connection(ns_fd)
         self._planners = [Planner(Layout(family), node) for family in families(node)]
+        self._flows = FlowKeeper(ns_fd)
         self.watchers: list[nft.Watcher] = []
         self._commits = 0
 
@@ -65,7 +66,7 @@ class Programmer:
     def sync(self, dataplane: Dataplane, delta: Delta | None) -> Synced:
         """Write what `delta` changed; None: read the kernel's state back and write what differs. Raises NftError."""
         started = time.monotonic()
-        operations = elements = 0
+        operations = elements = verdicts = 0
         for planner in self._planners:
             planner.node = dataplane.node
             if delta is None:
@@ -73,13 +74,11 @@ class Programmer:
             else:
                 tx = planner.change(dataplane, delta)
             self._commit(planner, tx)
-            operations, elements = operations + len(tx.ops), elements + tx.elements
+            operations, elements, verdicts = operations + len(tx.ops), elements + tx.elements, verdicts + tx.verdicts
             if planner.suspects or planner.suspects is None:
                 self._forget(planner)
-        written = time.monotonic()
-        flows = self._clean(dataplane, delta)
-        done = time.monotonic()
-        return Synced(delta is None, operations, elements, flows, done - started, done - written)
+        self._flows.note(dataplane, delta)
+        return Synced(delta is None, operations, elements, time.monotonic() - started, verdicts)
 
     def _commit(self, planner: Planner, tx: nft.Transaction) -> None:
         self._conn.commit(tx)
@@ -116,37 +115,18 @@ class Programmer:
 
     @property
     def unswept(self) -> bool:
-        return any(planner.unswept for planner in self._planners)
+        return self._flows.pending or any(planner.unswept for planner in self._planners)
 
-    def sweep(self) -> int:
-        """Delete what no packet in flight can reach any more; call it some milliseconds after the sync."""
-        count = 0
+    def sweep(self) -> Swept:
+        """Delete what no packet in flight can reach any more, and the flows that the changes left behind; call it some
+        milliseconds after the sync."""
         for planner in self._planners:
             tx = planner.sweep()
             self._commit(planner, tx)
-            count += tx.elements
             if planner.suspects or planner.suspects is None:
                 self._forget(planner)  # again: a packet in flight may have been noted with the old endpoint
             planner.suspects = set()
-        return count
-
-    def _clean(self, dataplane: Dataplane, delta: Delta | None) -> int:
-        """Delete UDP flows that the change left behind. On a full sync: of every UDP frontend."""
-        serving = dict(affected(delta if delta is not None else Delta(set(dataplane.frontends)), dataplane))
-        if not serving:
-            return 0
-        count = 0
-        with Conntrack(self._ns_fd) as conntrack:
-            for planner in self._planners:
-                mine = {key: backends for key, backends in serving.items() if planner.layout.ours(key.ip)}
-                if not mine:
-                    continue
-                for flow in list(stale(conntrack.flows(planner.layout.family, mine), mine)):
-                    if conntrack.delete(planner.layout.family, flow):
-                        count += 1
-                        log.info("stale UDP flow deleted", client=f"{flow.source[0]}:{flow.source[1]}",
-                                 frontend=f"{flow.destination.ip}:{flow.destination.port}", backend=flow.answers.ip)
-        return count
+        return self._flows.sweep(tuple(planner.layout.family for planner in self._planners))
 
     def watch(self) -> list[nft.Watcher]:
         """Start to hear of foreign changes to our tables. After the first sync, so that our own load is no news."""

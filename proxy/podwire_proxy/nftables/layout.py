@@ -52,7 +52,7 @@ class Layout:
             nft.Set(t, "services", f, ("verdict",)), nft.Set(t, "outside", f, ("verdict",)),
             nft.Set(t, "endpoints", (*f, "mark"), (a, "inet_service")),
             nft.Set(t, "masquerade-always", f), nft.Set(t, "masquerade-node", f),
-            nft.Set(t, "cluster-ips", (a,)), nft.Set(t, "hairpin", (a, a)),
+            nft.Set(t, "cluster-ips", (a,)), nft.Set(t, "hairpin", (a, a)), nft.Set(t, "resets", f),
             nft.Set(t, "guarded", f, ("verdict",)), nft.Set(t, "remember", f, ("verdict",)),
             nft.Set(t, "affinity", (*f, a), (a, "inet_service"), dynamic=MAX_CLIENTS),
             nft.Set(t, "affinity-local", (*f, a), (a, "inet_service"), dynamic=MAX_CLIENTS),
@@ -133,6 +133,10 @@ def skeleton(layout: Layout, node: NodeInfo) -> Skeleton:
     inp = nft.Chain(t, "input", "input", "nat", SRCNAT)
     pods = [cidr for cidr in node.pod_cidrs if layout.ours(cidr)]
     guard = "source ranges of load balancers", [*layout.frontend(), nft.Lookup("guarded", dreg=0)]
+    # A TCP packet of no flow that begins none either: conntrack would take it for the first one of a new flow.
+    lost = "of a flow whose endpoint is gone", [
+        nft.Meta("l4proto"), nft.Cmp(b"\6"), nft.Payload("transport", 13, 1), nft.Bitwise(b"\2", b"\0"), nft.Cmp(b"\0"),
+        *layout.frontend(), nft.Lookup("resets"), nft.Counter(), nft.Reject("ip", tcp_reset=True)]
     rules = {
         "reject": _rules(reject, [
             ("refused at once", [
@@ -147,11 +151,11 @@ def skeleton(layout: Layout, node: NodeInfo) -> Skeleton:
                 layout.daddr(), nft.Lookup("service-cidrs"), nft.FibType("daddr"), nft.Cmp(nft.host32(RTN_LOCAL), "!="),
                 nft.Counter(), nft.drop()])]),
         "prerouting": _rules(pre, [
-            guard,
+            guard, lost,
             ("externalTrafficPolicy Local, from outside", [
                 *is_pod(layout, node, invert=True), *layout.frontend(), nft.Lookup("outside", dreg=0)]),
             ("all the others", [nft.jump("service-frontends")])]),
-        "output": _rules(out, [guard, ("from this node", [nft.jump("service-frontends")])]),
+        "output": _rules(out, [guard, lost, ("from this node", [nft.jump("service-frontends")])]),
         "postrouting": _rules(post, [*_remembering(layout), *_masquerading(layout, node)]),
         "input": _rules(inp, _remembering(layout))}
     return Skeleton(

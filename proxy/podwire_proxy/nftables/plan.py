@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from .. import nft
-from ..dataplane import Action, Balance, Dataplane, Delta, Fate, Frontend, Key
-from ..model import Backend, NodeInfo, packed
+from ..dataplane import Action, Balance, Dataplane, Delta, Fate, Frontend
+from ..model import NodeInfo, packed
 from ..nft.codec import TableDump
 from ..nft.expr import GOTO, JUMP
 from .layout import AFFINITY, LOCAL_SLOTS, MAX_BACKENDS, OWN_CHAINS, Layout, balancer, remember, skeleton, sources, sticky
 
 _ABSENT = object()
 _VERDICTS = ("services", "outside", "guarded", "remember")
-_FRONTEND_SETS = (*_VERDICTS, "masquerade-always", "masquerade-node")
+_FRONTEND_SETS = (*_VERDICTS, "masquerade-always", "masquerade-node", "resets")
 Chains = dict[str, tuple[nft.Chain, tuple[nft.Rule, ...]]]
 
 
@@ -183,8 +183,10 @@ class Planner:
             else:
                 chains[made[0].name] = made
                 change.put(name, key, nft.Verdict(JUMP, made[0].name))
-        for name, kind in (("masquerade-always", "always"), ("masquerade-node", "node")):
-            if frontend is not None and frontend.masquerade == kind:
+        masquerade, reset = (frontend.masquerade, frontend.alive is not None) if frontend is not None else ("", False)
+        for name, wanted in (("masquerade-always", masquerade == "always"), ("masquerade-node", masquerade == "node"),
+                             ("resets", reset)):
+            if wanted:
                 change.put(name, key, None)
             else:
                 change.drop(name, key)
@@ -273,16 +275,3 @@ def _chain(tx: nft.Transaction, found: TableDump, chain: nft.Chain, rules: tuple
     if have:
         tx.flush(chain)
     tx.add(*rules)
-
-
-def affected(delta: Delta, dataplane: Dataplane) -> list[tuple[Key, frozenset[Backend]]]:
-    """UDP frontends of a change with the backends that may answer for them now; input of conntrack.stale."""
-    out = []
-    for key in sorted(delta.frontends):
-        frontend = dataplane.frontends.get(key)
-        if key.protocol == "UDP" and frontend is not None:
-            actions = (frontend.inside, frontend.outside)
-            backends = frozenset(b for a in actions if isinstance(a, Balance) for b in a.backends)
-            if backends:
-                out.append((key, backends))
-    return out

@@ -217,6 +217,8 @@ class Tracer:
         raise NotImplementedError(expr)
 
     def _payload(self, state: _State, base: str, offset: int) -> bytes:
+        if base == "transport" and offset == 13:
+            return b"\2"  # TCP's flags: the first packet of a flow is a SYN
         if base == "transport":
             return state.port.to_bytes(2, "big")
         return packed(state.packet.src if offset in (12, 8) else state.dst)

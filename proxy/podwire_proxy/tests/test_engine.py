@@ -13,16 +13,20 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
 
 from podwire_controlplane.client.config import ConfigError
 from podwire_proxy import health, main, nft
-from podwire_proxy.conntrack import Flow, stale
+from podwire_proxy.changes import Tracker
+from podwire_proxy.conntrack import Flow, provocation, serving, stale
 from podwire_proxy.dataplane import Key
 from podwire_proxy.metrics import Metrics
-from podwire_proxy.model import Backend
+from podwire_proxy.model import Backend, NodeInfo
 from podwire_proxy.nft import attrs, codec
 from podwire_proxy.nft.fake import FakeConnection, Refused
 from podwire_proxy.sync import RETRY_LAST, Pacer
+from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
 TABLE = nft.Table("ip", "t")
 SET = nft.Set(TABLE, "s", ("ipv4_addr", "inet_service"))
@@ -80,10 +84,44 @@ def test_stale_flows() -> None:
     assert list(stale(flows, {front: frozenset()})) == [], "nowhere to go instead"
 
 
+def test_tcp_flows_are_stale_only_where_a_service_asks() -> None:
+    tracker = Tracker(NodeInfo("n1", ("172.30.0.11",)))
+    asking, other = Key("10.96.0.1", "TCP", 80), Key("10.96.0.2", "TCP", 80)
+    for name, key, answer in (("asking", asking, "true"), ("other", other, "yes")):
+        made = service(name, key.ip, [port(80), port(81, "UDP", "u")])
+        made["metadata"]["annotations"] = {"podwire.io/reset-on-endpoint-removal": answer}
+        problems = tracker.service(f"default/{name}", made)
+        assert bool(problems) == (answer == "yes")
+        tracker.slice(name, endpoint_slice(name, [
+            endpoint("10.244.1.2"), endpoint("10.244.1.3", ready=False, terminating=True)], [("", "TCP", 80)]))
+    tracker.flush()
+    wanted = serving([asking, other, Key("10.96.0.1", "UDP", 81), Key("10.96.0.9", "TCP", 80)], tracker.dataplane)
+    assert wanted == {asking: {Backend("10.244.1.2", 80), Backend("10.244.1.3", 80)}}
+    flows = [Flow(asking, Backend(f"10.244.1.{n}", 80), ("c", n)) for n in (2, 3, 4)]
+    flows += [Flow(asking, Backend(asking.ip, 80), ("c", 5)), Flow(asking, Backend("10.244.1.4", 80), ("c", 6), over=True),
+              Flow(other, Backend("10.244.1.4", 80), ("c", 7))]
+    assert [flow.source[1] for flow in stale(flows, wanted)] == [4], "neither terminating, untranslated, closed, nor of others"
+    tracker.slice("asking", None)
+    tracker.flush()
+    assert [flow.source[1] for flow in stale(flows, serving([asking], tracker.dataplane))] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(("source", "destination"), [
+    (("10.96.0.1", 80), ("10.244.1.2", 40001)), (("fd00:96::1", 80), ("fd00:244::2", 40001))])
+def test_a_provocation_is_a_whole_packet_with_the_right_checksum(source: tuple[str, int], destination: tuple[str, int]) -> None:
+    raw = provocation(source, destination)
+    made = (IPv6 if ":" in source[0] else IP)(raw)
+    again = type(made)(src=made.src, dst=made.dst) / TCP(bytes(made[TCP]))
+    del again[TCP].chksum
+    assert type(made)(bytes(again))[TCP].chksum == made[TCP].chksum
+    assert ((made.src, made[TCP].sport), (made.dst, made[TCP].dport), str(made[TCP].flags)) == (source, destination, "FS")
+
+
 def test_metrics_are_prometheus_text() -> None:
     metrics = Metrics(services=3)
-    metrics.synced(full=False, seconds=0.003, elements=7, flows=2)
-    metrics.synced(full=False, seconds=99.0, elements=0, flows=0)
+    metrics.synced(full=False, seconds=0.003, elements=7)
+    metrics.swept(2, 1, 0.001)
+    metrics.synced(full=False, seconds=99.0, elements=0)
     lines = dict(line.rsplit(" ", 1) for line in metrics.render().splitlines() if not line.startswith("#"))
     name = "kubeproxy_sync_partial_proxy_rules_duration_seconds"
     assert [lines[f'{name}_bucket{{le="{bound}"}}'] for bound in ("0.002", "0.005", "+Inf")] == ["0", "1", "2"]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from podwire_controlplane.api import meta
 from podwire_proxy.changes import Tracker
+from podwire_proxy.convert import RESET_ANNOTATION
 from podwire_proxy.decide import Packet, Verdict, decide
 from podwire_proxy.model import NodeInfo
 from podwire_proxy.nft.codec import TableDump
@@ -44,7 +45,9 @@ def services(draw: st.DrawFn) -> meta.Object:
     if draw(st.booleans()):
         spec["sessionAffinity"] = "ClientIP"
     labels = {"service.kubernetes.io/service-proxy-name": "x"} if draw(st.integers(0, 9)) == 0 else {}
-    return service(draw(st.sampled_from(NAMES)), draw(st.sampled_from((*VIPS, "None"))), made, labels=labels, **spec)
+    found = service(draw(st.sampled_from(NAMES)), draw(st.sampled_from((*VIPS, "None"))), made, labels=labels, **spec)
+    found["metadata"]["annotations"] = {RESET_ANNOTATION: "true"} if draw(st.booleans()) else {}
+    return found
 
 
 @st.composite

@@ -1,0 +1,274 @@
+"""The rules as data: what stands fast, and what one frontend needs. README.md beside this file says why each is where it is.
+
+A rule is the text that iptables-save prints after "-A CHAIN ", so what was read back can be compared with what is wanted.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from ..dataplane import Action, Balance, Fate, Frontend, Key, Sticky
+from ..model import Backend, NodeInfo, is_v6, packed
+
+PREFIX = "PODWIRE-"  # of all our chains and sets
+MARK = 0x4000  # the connection mark's bit that says "masquerade", from prerouting to postrouting of a flow's first packet
+BIT = f"{MARK:#x}/{MARK:#x}"
+SERVICES, FILTER, NODE = "PODWIRE-SERVICES", "PODWIRE-FILTER", "PODWIRE-NODE"
+PORTS = 64  # NodePorts in one chain
+PROBABILITY = 1 << 31  # xt_statistic keeps probabilities as multiples of its inverse
+Family = Literal["ip", "ip6"]
+Table = Literal["nat", "filter"]
+Rules = tuple[str, ...]
+
+
+class Chain(NamedTuple):
+    table: Table
+    name: str
+
+
+Chains = Mapping[Chain, Rules]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One level of the way to a frontend: the packets that `matches` cover go on to `chain`."""
+
+    chain: str
+    matches: Rules
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What one frontend needs. nat, filter: its rules in the chain that the steps lead to. sets: of session affinity."""
+
+    nat: Rules = ()
+    filter: Rules = ()
+    chains: Mapping[Chain, Rules] = field(default_factory=dict)
+    sets: Rules = ()
+
+    def rules(self, table: Table) -> Rules:
+        return self.nat if table == "nat" else self.filter
+
+
+def digest(*parts: object) -> str:
+    """Chain names have at most 28 characters: 12 of ours and these 16."""
+    return base64.b32encode(hashlib.sha256(" ".join(map(str, parts)).encode()).digest())[:16].decode()
+
+
+def is_ours(name: str) -> bool:
+    return name.startswith(PREFIX)
+
+
+def cluster_ips(family: Family) -> str:
+    """The set of all ClusterIPs. A kernel has one space of names for the sets of both families."""
+    return f"PODWIRE-CLUSTER-IPS-{4 if family == 'ip' else 6}"
+
+
+def affinity_set(sticky: Sticky, backend: Backend) -> str:
+    """The set of the clients that a Service port remembers for one endpoint, whichever frontend they dialled."""
+    return f"PODWIRE-A{6 if is_v6(backend.ip) else 4}-{digest(*sticky.port, sticky.local, *backend)}"
+
+
+def cidr(text: str) -> str:
+    """As iptables prints it: an address alone has its length too."""
+    return str(ipaddress.ip_network(text, strict=False))
+
+
+def quoted(words: str) -> str:
+    return f'-m comment --comment "{words}"'
+
+
+def ours(family: Family, ip: str) -> bool:
+    return is_v6(ip) == (family == "ip6")
+
+
+# The way to a frontend
+
+
+@lru_cache(maxsize=1 << 12)
+def _low_bits(v6: bool, value: int, mask: int) -> str:
+    if v6:
+        return f"-d {ipaddress.IPv6Address(value)}/{ipaddress.IPv6Address(mask)}"
+    return f"-d {ipaddress.IPv4Address(value)}/{ipaddress.IPv4Address(mask)}"
+
+
+def way(key: Key, node: NodeInfo) -> tuple[Step, Step]:
+    """Two steps, by the low bits of the address: allocated addresses are spread evenly there. By port for NodePorts."""
+    if key.ip in node.node_port_ips:
+        first = key.port & -PORTS
+        protocol = key.protocol.lower()
+        leaf = Step(f"PODWIRE-N-{protocol}-{first}", (f"-p {protocol} -m {protocol} --dport {first}:{first + PORTS - 1}",))
+        return Step(NODE, tuple(f"-d {cidr(ip)}" for ip in node.node_port_ips if is_v6(ip) == is_v6(key.ip))), leaf
+    low = int.from_bytes(packed(key.ip)[-2:], "big")
+    v6, one, two = is_v6(key.ip), low & 0x1F, low & 0x3E0
+    return (Step(f"PODWIRE-A-{one}", (_low_bits(v6, one, 0x1F),)),
+            Step(f"PODWIRE-A-{one}-{two >> 5}", (_low_bits(v6, two, 0x3E0),)))
+
+
+# What a frontend needs
+
+
+@lru_cache(maxsize=1 << 10)
+def _by_chance(left: int) -> str:
+    """One of `left`, in the eleven digits that iptables prints."""
+    return f"-m statistic --mode random --probability {(2 * PROBABILITY + left) // (2 * left) / PROBABILITY:.11f} "
+
+
+def _dnat(protocol: str, backend: Backend) -> str:
+    ip = f"[{backend.ip}]" if is_v6(backend.ip) else backend.ip
+    return f"-j DNAT --to-destination {ip}:{backend.port}"
+
+
+def dialled(key: Key) -> str:
+    protocol = key.protocol.lower()
+    return f"-d {key.ip}/{128 if is_v6(key.ip) else 32} -p {protocol} -m {protocol} --dport {key.port}"
+
+
+class _Builder:
+    """Chains of one frontend, named by its key."""
+
+    def __init__(self, frontend: Frontend, node: NodeInfo) -> None:
+        self.frontend, self.node, self.key = frontend, node, frontend.key
+        self.protocol = frontend.key.protocol.lower()
+        self.name = digest(*frontend.key)
+        self.chains: dict[Chain, Rules] = {}
+        self.sets: list[str] = []
+
+    def build(self) -> Built:
+        actions = (self.frontend.inside, self.frontend.outside)
+        nat: Rules = ()
+        if any(isinstance(action, Balance) for action in actions):
+            entry = self._chain("nat", "PODWIRE-SVC-", self._service())
+            if self.frontend.sources:
+                entry = self._chain("nat", "PODWIRE-FW-", (f"-s {cidr(c)} -j {entry}" for c in sorted(self.frontend.sources)))
+            nat = (f"{dialled(self.key)} {self._comment()} -j {entry}",)
+        fate = next((action for action in reversed(actions) if isinstance(action, Fate)), None)
+        return Built(nat, self._refusals(fate), self.chains, tuple(self.sets))
+
+    def _comment(self) -> str:
+        return quoted(self.frontend.service)
+
+    def _chain(self, table: Table, prefix: str, rules: Iterable[str], name: str = "") -> str:
+        chain = Chain(table, prefix + (name or self.name))
+        self.chains[chain] = tuple(rules)
+        return chain.name
+
+    def _service(self) -> Iterator[str]:
+        frontend = self.frontend
+        if frontend.kind == "ClusterIP":
+            yield "-j PODWIRE-OFF-CLUSTER"
+        elif frontend.masquerade == "always":
+            yield "-j PODWIRE-MARK"
+        if frontend.outside is None:
+            yield from self._balance(frontend.inside, "inside")
+            return
+        if isinstance(frontend.inside, Balance):
+            inside = f"-j {self._chain('nat', 'PODWIRE-ALL-', self._balance(frontend.inside, 'inside'))}"
+        else:
+            inside = "-j RETURN"
+        yield from (f"{match} {inside}" for match in pods(frontend.key.ip, self.node))
+        yield "-m addrtype --src-type LOCAL -j PODWIRE-MARK"
+        yield f"-m addrtype --src-type LOCAL {inside}"
+        yield from self._balance(frontend.outside, "outside")
+
+    def _balance(self, action: Action, side: str) -> Iterator[str]:
+        if not isinstance(action, Balance):
+            return
+        targets = [_dnat(self.protocol, backend) for backend in action.backends]
+        if action.sticky:
+            targets = []
+            for backend in action.backends:
+                clients = affinity_set(action.sticky, backend)
+                self.sets.append(clients)
+                target = self._chain("nat", "PODWIRE-SEP-", (
+                    f"-j SET --add-set {clients} src --exist --timeout {action.sticky.seconds}",
+                    f"-p {self.protocol} {_dnat(self.protocol, backend)}"), digest(*self.key, side, *backend))
+                targets.append(f"-j {target}")
+                yield f"-m set --match-set {clients} src -j {target}"
+        for index, target in enumerate(targets):
+            left = len(targets) - index
+            yield f"-p {self.protocol} {_by_chance(left) if left > 1 else ''}{target}"
+
+    def _refusals(self, fate: Fate | None) -> Rules:
+        """For what no rule of `nat` took. Both fates of a frontend are the same one, where it has two."""
+        if self.frontend.sources:
+            target = "PODWIRE-NO-SOURCE"
+            if fate is not None:
+                inside = "PODWIRE-REJECT" if fate is Fate.REJECT else "PODWIRE-NO-LOCAL"
+                target = self._chain("filter", "PODWIRE-FW-", (
+                    *(f"-s {cidr(c)} -j {inside}" for c in sorted(self.frontend.sources)), "-j PODWIRE-NO-SOURCE"))
+        elif fate is None:
+            return ()
+        else:
+            target = "PODWIRE-REJECT" if fate is Fate.REJECT else "PODWIRE-NO-LOCAL"
+        return (f"{dialled(self.key)} {self._comment()} -j {target}",)
+
+
+def build(frontend: Frontend, node: NodeInfo) -> Built:
+    return _Builder(frontend, node).build()
+
+
+def pods(ip: str, node: NodeInfo) -> Rules:
+    """Matches of which each is a pod's packet, in the family of `ip`."""
+    interface = (f"-i {node.pod_interface.replace('*', '+')}",) if node.pod_interface else ()
+    return (*(f"-s {cidr(c)}" for c in node.pod_cidrs if is_v6(c) == is_v6(ip)), *interface)
+
+
+# What stands fast
+
+HOOKS: dict[Chain, str] = {
+    Chain("filter", "INPUT"): f"-m conntrack --ctstate NEW {quoted('podwire: refused Services')} -j {FILTER}",
+    Chain("filter", "FORWARD"): f"-m conntrack --ctstate NEW {quoted('podwire: refused Services')} -j {FILTER}",
+    Chain("filter", "OUTPUT"): f"-m conntrack --ctstate NEW {quoted('podwire: refused Services')} -j {FILTER}",
+    Chain("nat", "PREROUTING"): f"{quoted('podwire: Services')} -j {SERVICES}",
+    Chain("nat", "OUTPUT"): f"{quoted('podwire: Services')} -j {SERVICES}",
+    Chain("nat", "POSTROUTING"): f"-m conntrack --ctstate DNAT {quoted('podwire: masquerade')} -j PODWIRE-POSTROUTING",
+    Chain("nat", "INPUT"): f"-m conntrack --ctstate DNAT {quoted('podwire: delivered here')} -j PODWIRE-UNMARK"}
+
+
+def same_address(family: Family) -> str:
+    """Classic BPF, relative to the network header: is the source the destination? One rule for every hairpin."""
+    source, words = (12, 1) if family == "ip" else (8, 4)
+    program = []
+    for word in range(words):
+        offset = source + 4 * word
+        to_the_end = 4 * (words - word - 1) + 1
+        program += [f"32 0 0 {offset}", "7 0 0 0", f"32 0 0 {offset + 4 * words}", f"29 0 {to_the_end} 0"]
+    program += ["6 0 0 65535", "6 0 0 0"]
+    return f'-m bpf --bytecode "{len(program)},{",".join(program)}"'
+
+
+def skeleton(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
+    """Everything that does not depend on Services, the ends of SERVICES and FILTER included."""
+    v6 = family == "ip6"
+    detected = pods("::" if v6 else "0.0.0.0", node)
+    off_cluster: list[str] = []
+    if node.masquerade_all:
+        off_cluster = ["-j PODWIRE-MARK"]
+    elif detected:
+        off_cluster = [*(f"{match} -j RETURN" for match in detected), "-j PODWIRE-MARK"]
+    ranges = [cidr(c) for c in node.service_cidrs if is_v6(c) == v6]
+    return {
+        Chain("nat", SERVICES): (),
+        Chain("nat", "PODWIRE-MARK"): (f"-j CONNMARK --set-xmark {BIT}",),
+        Chain("nat", "PODWIRE-UNMARK"): (f"-j CONNMARK --set-xmark 0x0/{MARK:#x}",),
+        Chain("nat", "PODWIRE-OFF-CLUSTER"): tuple(off_cluster),
+        Chain("nat", "PODWIRE-POSTROUTING"): (
+            f"{same_address(family)} {quoted('hairpin')} -j PODWIRE-MASQUERADE",
+            f"-m connmark --mark {BIT} -j PODWIRE-MASQUERADE"),
+        Chain("nat", "PODWIRE-MASQUERADE"): (
+            "-j PODWIRE-UNMARK", "-j MASQUERADE --random-fully"),
+        Chain("filter", FILTER): (
+            f"-m set --match-set {cluster_ips(family)} dst {quoted('other ports of a Service address')} -j PODWIRE-REJECT",
+            *(f"-d {c} -m addrtype ! --dst-type LOCAL {quoted('unallocated Service addresses')} -j DROP" for c in ranges)),
+        Chain("filter", "PODWIRE-REJECT"): (
+            "-p tcp -j REJECT --reject-with tcp-reset",
+            f"-j REJECT --reject-with {'icmp6' if v6 else 'icmp'}-port-unreachable"),
+        Chain("filter", "PODWIRE-NO-LOCAL"): (f"{quoted('a Local traffic policy, endpoints only elsewhere')} -j DROP",),
+        Chain("filter", "PODWIRE-NO-SOURCE"): (f"{quoted('not in the source ranges of the load balancer')} -j DROP",)}
