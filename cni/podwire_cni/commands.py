@@ -1,8 +1,8 @@
 """The verbs of CNI over four things that are handed in: a Kernel, a Firewall, an Allocator and the node's network.
 
-Order matters and is always the same. ADD: lease, tables, wires, note that it is done. DEL: tables, wires, lease. So
-whatever moment a crash hits, a lease without wires or without its note is what is left, and `reconcile` at the next start
-takes it and all that belongs to it away.
+Order matters and is always the same. ADD: lease, tables, wires, note that it is done. DEL: tables and wires at a time, then the
+lease. So whatever moment a crash hits, a lease without wires or without its note is what is left, and `reconcile` at the next
+start takes it and all that belongs to it away.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Kernel(Protocol):
 
     def apply(self, ops: Sequence[Op], pod_fd: int | None = None) -> None: ...
 
-    def remove(self, ops: Sequence[Op]) -> None: ...
+    def remove(self, ops: Sequence[Op], meanwhile: Callable[[], None] | None = None) -> None: ...
 
     def links(self) -> dict[str, tuple[int, int]]: ...
 
@@ -299,10 +299,9 @@ class Plugin:
         with self._leases:
             held = self.allocator.owned_by(owner)
         node = self.node()
-        if held:
-            self.firewall.detach(owner, _rules(held))
         ops: list[Op] = [DeleteNeighbour(node.bridge, lease.address) for lease in held] if node else []
-        self.kernel.remove([*ops, DeleteLink(host_veth(owner)), DeleteLink(ifb_of(owner))])
+        ops += [DeleteLink(host_veth(owner)), DeleteLink(ifb_of(owner))]
+        self.kernel.remove(ops, (lambda: self.firewall.detach(owner, _rules(held))) if held else None)
         with self._leases:
             self.allocator.release(owner)
 

@@ -7,6 +7,7 @@ ignored: a typing error in a network configuration must not become a quiet defau
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -262,6 +263,7 @@ def version_of(stdin: bytes) -> str:
     return version if version in VERSIONS else VERSIONS[-1]
 
 
+@functools.lru_cache(maxsize=64)  # a runtime passes the same for most pods
 def parse_conf(stdin: bytes) -> NetConf:
     """The configuration on stdin. Raises CNIError with code 6 (no JSON), 1 (version), 2 (unknown field) or 7 (bad value)."""
     try:

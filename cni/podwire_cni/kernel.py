@@ -12,9 +12,8 @@ import errno
 import fcntl
 import itertools
 import os
-import select
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from ipaddress import ip_interface, ip_network
 
@@ -104,31 +103,30 @@ class Kernel:
             return nl.Netlink()
 
     def apply(self, ops: Sequence[Op], pod_fd: int | None = None) -> None:
-        """Do all of `ops`, or none of them. Raises CNIError that names the step that the kernel refused.
+        """Do all of `ops`, or none of them, and wait until the pod's links carry packets. Raises CNIError that names the step
+        that the kernel refused.
 
         pod_fd: the pod's namespace; may be None where no op is for the pod.
         """
         with contextlib.ExitStack() as stack:
-            sockets = {"node": stack.enter_context(nl.Netlink())}
+            links = {"node": _Links(stack.enter_context(nl.Netlink()))}
             if pod_fd is not None:
-                sockets["pod"] = stack.enter_context(self._open(pod_fd))
+                links["pod"] = _Links(stack.enter_context(self._open(pod_fd)))
             done: list[Op] = []
             back = stack.enter_context(contextlib.ExitStack())
             back.callback(lambda: self._undo(done))
-            for (place, _), group in itertools.groupby(ops, key=lambda op: (op.place, isinstance(op, _CREATES))):
+            for (place, created), group in itertools.groupby(ops, key=lambda op: (op.place, isinstance(op, _CREATES))):
                 batch = list(group)
-                created = isinstance(batch[0], _CREATES)
                 # A refused link is not ours to delete; of any other batch a part may have been done.
                 done += [] if created else batch
-                _send(sockets[place], batch, pod_fd)
+                _send(links[place], batch, pod_fd)
                 done += batch if created else []
             for op in ops:
                 if isinstance(op, JoinBridge):
-                    _await(sockets["node"], op.link, lambda link: nl.port_state(link) == nl.BR_STATE_FORWARDING)
                     # The bridge has no carrier, and a queue that drops all, until the node's first pod is there.
-                    _await(sockets["node"], op.bridge, nl.is_up)
+                    _await(links["node"], {op.link: _forwards, op.bridge: nl.is_up})
                 elif isinstance(op, CreateVeth):
-                    _await(sockets["pod"], op.peer, nl.is_up)
+                    _await(links["pod"], {op.peer: nl.is_up})
             back.pop_all()
 
     def _undo(self, done: Sequence[Op]) -> None:
@@ -139,30 +137,45 @@ class Kernel:
             except OSError as err:
                 log.error("undo failed", step=op, error=str(err))
 
-    def remove(self, ops: Sequence[Op]) -> None:
+    def remove(self, ops: Sequence[Op], meanwhile: Callable[[], None] | None = None) -> None:
         """Run deletions in the node's namespace; what is already gone is fine. Raises OSError.
 
         A link counts as gone when the kernel has unlisted it and says so (RTM_DELLINK), not 15 ms later when the call ends.
+        meanwhile: what can be done while the kernel works on it.
         """
-        for op in ops:
-            if isinstance(op, DeleteLink):
-                self._delete_link(op.link)
-            elif isinstance(op, DeleteNeighbour):
-                _delete_neighbour(op)
-            else:
-                raise ValueError(f"not a deletion: {op}")
-
-    def _delete_link(self, name: str) -> None:
         with nl.Netlink(groups=nl.RTMGRP_LINK) as watch:
-            index = watch.index(name)
-            if not index:
-                return
-            job = self._reapers.submit(_delete_index, index)
-            while not job.done():
-                if _sees_end_of(watch, index):
-                    job.add_done_callback(_report)
-                    return
-            job.result()
+            links = _Links(watch)
+            doomed = [index for op in ops if isinstance(op, DeleteLink) and (index := links[op.link])]
+            if doomed:
+                watch.only_ends_of(doomed, 0.01)
+            jobs = self._start(ops, links)
+            if meanwhile:
+                meanwhile()
+            while jobs:
+                gone = _gone(watch)
+                for index, job in list(jobs.items()):
+                    if job.done():
+                        job.result()
+                        del jobs[index]
+                    elif index in gone:
+                        job.add_done_callback(_report)
+                        del jobs[index]
+
+    def _start(self, ops: Sequence[Op], links: _Links) -> dict[int, Future[None]]:
+        """index -> the running call that deletes that link. Neighbours go first, in the same call as a link."""
+        batch, jobs = list[bytes](), dict[int, Future[None]]()
+        for op in ops:
+            if isinstance(op, DeleteNeighbour):
+                batch += [nl.delete_neighbour(index, op.address)] if (index := links[op.link]) else []
+            elif not isinstance(op, DeleteLink):
+                raise ValueError(f"not a deletion: {op}")
+        for op in ops:
+            if isinstance(op, DeleteLink) and (index := links[op.link]):
+                jobs[index] = self._reapers.submit(_delete, [*batch, nl.delete_link(index)])
+                batch = []
+        if batch:
+            _delete(batch)
+        return jobs
 
     def links(self) -> dict[str, tuple[int, int]]:
         """name -> (index, index of its master or 0) of every link of the node."""
@@ -207,7 +220,7 @@ class Kernel:
         return Seen(link, host_link, addresses, routes, rates)
 
 
-def encode(op: Op, index: dict[str, int], pod_fd: int) -> Iterator[bytes]:
+def encode(op: Op, index: Mapping[str, int], pod_fd: int) -> Iterator[bytes]:
     """The netlink messages of one op; `index` has the link indices of every name that the op uses."""
     match op:
         case CreateVeth():
@@ -238,13 +251,24 @@ def encode(op: Op, index: dict[str, int], pod_fd: int) -> Iterator[bytes]:
             yield nl.delete_neighbour(index[op.link], op.address)
 
 
-def _send(sock: nl.Netlink, batch: Sequence[Op], pod_fd: int | None) -> None:
-    names = {op.bridge for op in batch if isinstance(op, JoinBridge)}
-    names |= {op.to for op in batch if isinstance(op, Redirect)} | {op.link for op in batch if not isinstance(op, _CREATES)}
-    index = {name: sock.index(name) for name in names}
-    pairs = [(op, message) for op in batch for message in encode(op, index, -1 if pod_fd is None else pod_fd)]
+class _Links(dict[str, int]):
+    """Indices of links by name, asked of the kernel once; 0 where there is none."""
+
+    def __init__(self, sock: nl.Netlink) -> None:
+        super().__init__(lo=1)
+        self.sock = sock
+
+    def __missing__(self, name: str) -> int:
+        index = self.sock.index(name)
+        if index:
+            self[name] = index
+        return index
+
+
+def _send(links: _Links, batch: Sequence[Op], pod_fd: int | None) -> None:
+    pairs = [(op, message) for op in batch for message in encode(op, links, -1 if pod_fd is None else pod_fd)]
     try:
-        sock.send([message for _, message in pairs])
+        links.sock.send([message for _, message in pairs])
     except nl.NetlinkError as err:
         raise refusal(pairs[err.position][0], err) from err
 
@@ -257,38 +281,31 @@ def refusal(op: Op, err: nl.NetlinkError) -> CNIError:
     return CNIError(Code.IO_FAILURE, f"the kernel refused a step: {err.strerror}", f"step: {op}")
 
 
-def _await(sock: nl.Netlink, name: str, ready: Callable[[bytes], bool]) -> None:
-    """Wait until link `name` carries packets. The kernel's link watch starts a queue, or a bridge port, some time after the
-    carrier came; what a pod sends before that is lost, and TCP then waits a second."""
-    index, answers = sock.index(name), list[bool]()
+def _forwards(link: bytes) -> bool:
+    return nl.port_state(link) == nl.BR_STATE_FORWARDING
+
+
+def _await(links: _Links, wanted: Mapping[str, Callable[[bytes], bool]]) -> None:
+    """Wait until these links carry packets. The kernel's link watch starts a queue, or a bridge port, some time after the
+    carrier came (at once where RTM_GETLINK makes it run, from Linux 6.7 on); what a pod sends before that is lost, and TCP
+    then waits a second."""
     deadline = time.monotonic() + READY_SECONDS
+    waiting = [(name, links[name], ready) for name, ready in wanted.items()]
     while True:
-        sock.send([nl.get_link(index)], lambda _, body: answers.append(ready(body)))
-        if answers[-1:] == [True]:
+        answers = links.sock.ask([nl.get_link(index) for _, index, _ in waiting])
+        waiting = [part for part, body in zip(waiting, answers, strict=True) if not part[2](body)]
+        if not waiting:
             return
         if time.monotonic() > deadline:
+            name = waiting[0][0]
             raise CNIError(Code.IO_FAILURE, f"link {name} carries no packets after {READY_SECONDS:g} s",
                            f"look at `bridge -d link show` and `ip -d link show {name}` (spanning tree must be off)")
         time.sleep(0.0005)
 
 
-def _delete_neighbour(op: DeleteNeighbour) -> None:
+def _delete(batch: Sequence[bytes]) -> None:
     with nl.Netlink() as sock:
-        index = sock.index(op.link)
-        try:
-            sock.send(list(encode(op, {op.link: index}, -1)) if index else [])
-        except nl.NetlinkError as err:
-            if err.errno not in _GONE:
-                raise
-
-
-def _delete_index(index: int) -> None:
-    with nl.Netlink() as sock:
-        try:
-            sock.send([nl.delete_link(index)])
-        except nl.NetlinkError as err:
-            if err.errno not in _GONE:
-                raise
+        sock.send(batch, fine=_GONE)
 
 
 def _report(job: Future[None]) -> None:
@@ -296,16 +313,15 @@ def _report(job: Future[None]) -> None:
         log.error("deleting a link failed late", error=str(err))
 
 
-def _sees_end_of(watch: nl.Netlink, index: int) -> bool:
-    """Wait up to 10 ms for word that link `index` is gone."""
-    if not select.select([watch.sock], [], [], 0.01)[0]:
-        return False
+def _gone(watch: nl.Netlink) -> set[int]:
+    """Wait a little for word that links are gone: their indices."""
     try:
-        # body[0] is the address family: a bridge says AF_BRIDGE when it only loses the port, before the link is gone
-        return any(kind == nl.DELLINK and body[0] == 0 and nl.link_of(body)[1] == index for kind, body in watch.receive())
+        return {nl.index_of(body) for _, body in watch.receive()}
+    except BlockingIOError:
+        return set()
     except OSError as err:
         if err.errno == errno.ENOBUFS:
-            return False  # so many links came and went that word was lost: the end of the call itself tells then
+            return set()  # word was lost: the end of the call itself tells then
         raise
 
 

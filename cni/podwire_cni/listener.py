@@ -6,12 +6,12 @@ The protocol is described at the top of native/client.c.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from podwire_controlplane.client import logs
@@ -27,8 +27,8 @@ HEAD = struct.Struct("=4s4I")
 ANSWER = struct.Struct("=2I")
 POD_NETNS = 1
 MAX_INPUT = 8 << 20
-READ_SECONDS = 10.0
-WORKERS = 16  # the kernel lets one change links at a time; more only wait, with a stack each
+_READ_LIMIT = struct.pack("ll", 10, 0)  # struct timeval: how long a caller may take to say what it wants
+WORKERS = 8  # the kernel lets one change links at a time; more only wait for it, and for each other
 
 
 class Listener:
@@ -36,7 +36,6 @@ class Listener:
 
     def __init__(self, path: Path, plugin: Plugin, node_fd: int) -> None:
         self.path, self.plugin, self.node_fd = path, plugin, node_fd
-        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="cni")
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Bound beside and renamed into place: a plugin finds no socket that refuses it, and a stale one is no obstacle.
@@ -47,8 +46,10 @@ class Listener:
         self._sock.listen(1024)
         fresh.rename(path)
         self._inode = path.stat().st_ino
-        self._accepting = threading.Thread(target=self._accept, name="accept", daemon=True)
-        self._accepting.start()
+        # Each worker accepts for itself: a call is not handed from thread to thread. The kernel wakes one of them.
+        self._workers = [threading.Thread(target=self._work, name=f"cni-{i}", daemon=True) for i in range(WORKERS)]
+        for worker in self._workers:
+            worker.start()
 
     def close(self) -> None:
         """Take no more calls, end those that run, then go."""
@@ -56,23 +57,28 @@ class Listener:
             if self.path.stat().st_ino == self._inode:  # a successor may have put its own there
                 self.path.unlink()
         self._sock.shutdown(socket.SHUT_RDWR)
-        self._accepting.join()
+        for worker in self._workers:
+            worker.join()
         self._sock.close()
-        self._workers.shutdown(wait=True)
 
-    def _accept(self) -> None:
+    def _work(self) -> None:
         while True:
             try:
                 connection, _ = self._sock.accept()
-            except OSError:
+            except OSError as err:
+                if err.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ECONNABORTED, errno.EINTR):
+                    log.error("a call cannot be taken", error=str(err))
+                    time.sleep(0.1)
+                    continue
                 return
-            self._workers.submit(self._serve, connection)
+            self._serve(connection)
 
     def _serve(self, connection: socket.socket) -> None:
         began, fds = time.monotonic(), list[int]()
         try:
             with connection:
-                connection.settimeout(READ_SECONDS)
+                for way in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                    connection.setsockopt(socket.SOL_SOCKET, way, _READ_LIMIT)
                 reply = self._answer(connection, fds)
                 connection.sendall(ANSWER.pack(reply.status, len(reply.text)) + reply.text)
         except (OSError, ValueError) as err:

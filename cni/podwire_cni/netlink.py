@@ -6,11 +6,13 @@ are those of <linux/rtnetlink.h>, <linux/if_link.h> and <linux/neighbour.h>; the
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from types import TracebackType
 from typing import Self
@@ -26,6 +28,7 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_PROTINFO, IFLA_LINKINFO, 
     1, 3, 4, 10, 12, 18, 20, 28)
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER, IFLA_BRPORT_MODE = 1, 2, 1, 4
 IFLA_OPERSTATE, OPER_UP = 16, 6
+IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 8
 IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_STATE, BR_STATE_FORWARDING = 5, 1, 3
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_F_NODAD = 1, 2, 8, 0x02
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC = 1, 4, 5, 7
@@ -38,7 +41,7 @@ TCA_KIND, TCA_OPTIONS, TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST, TCA_U32_SEL
 TC_H_ROOT, TC_H_INGRESS, INGRESS_HANDLE = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFF0000
 TC_U32_TERMINAL, TC_ACT_STOLEN, TCA_EGRESS_REDIR, TCA_MIRRED_PARMS = 1, 4, 1, 2
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
-SIOCGIFINDEX = 0x8933
+SIOCGIFINDEX, SO_ATTACH_FILTER = 0x8933, 26
 IFNAMSIZ = 16
 _HEAD = struct.Struct("=IHHII")
 _ATTR = struct.Struct("=HH")
@@ -74,8 +77,8 @@ def family(address: IPAddress | IPNetwork) -> int:
 
 
 def message(kind: int, flags: int, body: bytes) -> bytes:
-    """A request that asks for an acknowledgement; `Netlink.send` fills in the sequence number."""
-    return _HEAD.pack(len(body) + 16, kind, flags | NLM_REQUEST | NLM_ACK, 0, 0) + body
+    """A request; `Netlink.send` fills in the sequence number, and asks for an acknowledgement of the last one of a batch."""
+    return _HEAD.pack(len(body) + 16, kind, flags | NLM_REQUEST, 0, 0) + body
 
 
 def _link(index: int = 0, flags: int = 0, change: int = 0, fam: int = 0) -> bytes:
@@ -147,8 +150,11 @@ def delete_link(index: int) -> bytes:
     return message(DELLINK, 0, _link(index))
 
 
+_NO_STATISTICS = u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)  # half of the answer
+
+
 def get_link(index: int) -> bytes:
-    return message(GETLINK, 0, _link(index))
+    return message(GETLINK, 0, _link(index) + _NO_STATISTICS)
 
 
 def new_address(index: int, address: IPAddress, prefix: int) -> bytes:
@@ -198,24 +204,40 @@ def attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
+def find(data: bytes, wanted: int, at: int = 0) -> bytes:
+    """The value of the first attribute of kind `wanted`, read from position `at` on; empty where there is none."""
+    while at + 4 <= len(data):
+        size, kind = _ATTR.unpack_from(data, at)
+        if kind & 0x3FFF == wanted:
+            return data[at + 4:at + size]
+        if size < 4:
+            break
+        at += (size + 3) & ~3
+    return b""
+
+
 def port_state(link: bytes) -> int | None:
     """The bridge port state in the body of an RTM_NEWLINK message; None where the link is no bridge port."""
-    info = attributes(attributes(link[16:]).get(IFLA_LINKINFO, b""))
-    state = attributes(info.get(IFLA_INFO_SLAVE_DATA, b"")).get(IFLA_BRPORT_STATE)
+    state = find(find(find(link, IFLA_LINKINFO, 16), IFLA_INFO_SLAVE_DATA), IFLA_BRPORT_STATE)
     return state[0] if state else None
 
 
 def is_up(link: bytes) -> bool:
     """Whether the link is operationally up (RFC 2863), so that its queue takes packets, in an RTM_NEWLINK body."""
-    return attributes(link[16:]).get(IFLA_OPERSTATE, b"\0")[0] == OPER_UP
+    return find(link, IFLA_OPERSTATE, 16)[:1] == bytes((OPER_UP,))
+
+
+def index_of(body: bytes) -> int:
+    """The index in an RTM_NEWLINK or RTM_DELLINK body."""
+    index: int = struct.unpack_from("=i", body, 4)[0]
+    return index
 
 
 def link_of(body: bytes) -> tuple[str, int, int]:
     """(name, index, index of the master or 0) of an RTM_NEWLINK or RTM_DELLINK body."""
     found = attributes(body[16:])
-    index: int = struct.unpack_from("=i", body, 4)[0]
     master = struct.unpack("=I", found[IFLA_MASTER])[0] if IFLA_MASTER in found else 0
-    return found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(), index, master
+    return found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(), index_of(body), master
 
 
 def address_of(body: bytes) -> IPAddress:
@@ -230,6 +252,21 @@ def addresses() -> frozenset[IPAddress]:
     with Netlink() as sock:
         sock.dump(GETADDR, lambda kind, body: found.add(address_of(body)) if kind == NEWADDR else None)
     return frozenset(found)
+
+
+def _filter_of_ends(indices: Collection[int]) -> bytes:
+    """A classic BPF program (linux/filter.h) that lets RTM_DELLINK messages of these links pass and nothing else.
+
+    Loads are in network byte order, netlink's fields are not. The type is at 4; behind the header of 16 bytes come the address
+    family (a bridge says AF_BRIDGE when it only loses a port, before the link is gone) and, at 20, the index.
+    """
+    load_word, load_half, load_byte, jump_equal, answer = 0x20, 0x28, 0x30, 0x15, 0x06
+    refuse = 5 + len(indices)
+    code = [(load_half, 0, 0, 4), (jump_equal, 0, refuse - 2, socket.htons(DELLINK)),
+            (load_byte, 0, 0, 16), (jump_equal, 0, refuse - 4, 0), (load_word, 0, 0, 20)]
+    code += [(jump_equal, refuse - at, 0, socket.htonl(index)) for at, index in enumerate(indices, 5)]
+    code += [(answer, 0, 0, 0), (answer, 0, 0, 0xFFFFFFFF)]
+    return b"".join(struct.pack("=HBBI", *step) for step in code)
 
 
 class Netlink:
@@ -248,24 +285,45 @@ class Netlink:
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
         self.sock.close()
 
-    def send(self, messages: Sequence[bytes], on_answer: Callable[[int, bytes], None] | None = None) -> None:
+    def send(self, messages: Sequence[bytes], on_answer: Callable[[int, bytes], None] | None = None, *,
+             fine: Collection[int] = ()) -> None:
         """Send a batch and wait for its end. The kernel goes on after a refused message; the first refusal is raised then.
 
-        Messages other than acknowledgements go to `on_answer(kind, body)`. Raises NetlinkError.
+        Only the last message is acknowledged, so that a batch is one system call there and one back: a refusal is always
+        told, and messages are worked on in their order. Answers to what was asked go to `on_answer(kind, body)`. Refusals
+        with an errno of `fine` do not count. Raises NetlinkError.
         """
+        if not messages:
+            return
         first = self._seq + 1
         self._seq += len(messages)
-        self.sock.send(b"".join(m[:8] + struct.pack("=I", first + i) + m[12:] for i, m in enumerate(messages)))
-        waiting, failed = len(messages), None
-        while waiting:
+        batch = bytearray()
+        for seq, part in enumerate(messages, first):
+            at = len(batch)
+            batch += part
+            struct.pack_into("=I", batch, at + 8, seq)
+        batch[at + 6] |= NLM_ACK
+        self.sock.send(batch)
+        failed, over = None, False
+        while not over:
             for kind, flags, seq, body in self._frames():
-                if kind == NLMSG_ERROR and first <= seq <= self._seq:
-                    waiting -= 1
-                    failed = failed or _refusal(body, flags, seq - first)
+                if not first <= seq <= self._seq:
+                    continue
+                if kind == NLMSG_ERROR:
+                    over = over or seq == self._seq
+                    refused = _refusal(body, flags, seq - first)
+                    if refused and refused.errno not in fine:
+                        failed = failed or refused
                 elif on_answer:
                     on_answer(kind, body)
         if failed:
             raise failed
+
+    def ask(self, messages: Sequence[bytes]) -> list[bytes]:
+        """The body of the one answer to each message. Raises NetlinkError."""
+        answers: list[bytes] = []
+        self.send(messages, lambda _, body: answers.append(body))
+        return answers
 
     def dump(self, kind: int, on_answer: Callable[[int, bytes], None]) -> None:
         """Every link (GETLINK) or address (GETADDR) of the namespace, one `on_answer(kind, body)` each. Raises NetlinkError."""
@@ -281,13 +339,26 @@ class Netlink:
                     raise err
                 on_answer(found, body)
 
+    def only_ends_of(self, indices: Collection[int], wait: float) -> None:
+        """From now on `receive` hears of nothing but these links' ends, and waits at most `wait` seconds for one.
+
+        A classic BPF program in the kernel sees to it: among many pods that come and go, this thread is woken once.
+        """
+        def step(code: int, k: int, if_true: int = 0, if_false: int = 0) -> bytes:
+            return struct.pack("=HBBI", code, if_true, if_false, k)
+
+        program = _filter_of_ends(indices)
+        room = ctypes.create_string_buffer(program)
+        self.sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(room)))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(wait), int(wait % 1 * 1e6)))
+
     def receive(self) -> list[tuple[int, bytes]]:
         """(kind, body) of the notifications in the next datagram."""
         return [(kind, body) for kind, _, _, body in self._frames()]
 
     def _frames(self) -> list[tuple[int, int, int, bytes]]:
         """(kind, flags, sequence number, body) of each message in the next datagram."""
-        data, at, frames = self.sock.recv(1 << 17), 0, []
+        data, at, frames = self.sock.recv(1 << 16), 0, []
         while at + 16 <= len(data):
             size, kind, flags, seq, _ = _HEAD.unpack_from(data, at)
             frames.append((kind, flags, seq, data[at + 16:at + size]))
@@ -296,8 +367,6 @@ class Netlink:
 
     def index(self, name: str) -> int:
         """The index of link `name` in this socket's namespace; 0 where there is none."""
-        import fcntl
-
         try:
             answer = fcntl.ioctl(self.sock, SIOCGIFINDEX, struct.pack("16si20x", name.encode(), 0))
         except OSError as err:

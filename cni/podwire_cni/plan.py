@@ -7,11 +7,12 @@ of a Service are translated back whether or not the bridge calls netfilter (br_n
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv6Interface, ip_network
 
 from .ops import (
     AddAddress,
@@ -64,8 +65,11 @@ def ifb_of(owner: Attachment) -> str:
 OWN_LINK = re.compile(r"(veth|ifb)[0-9a-f]{11}\Z")
 
 
+@functools.lru_cache(maxsize=1024)
 def host_route(address: IPAddress) -> IPInterface:
-    return ip_interface(f"{address}/{address.max_prefixlen}")
+    if address.version == 4:
+        return IPv4Interface((int(address), 32))
+    return IPv6Interface((int(address), 128))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +98,11 @@ class Plan:
     result: Result
 
 
+_EVERYWHERE = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+
+
 def default_route(address: IPAddress) -> IPNetwork:
-    return ip_network("0.0.0.0/0" if address.version == 4 else "::/0")
+    return _EVERYWHERE[address.version]
 
 
 def _routes(conf: NetConf, addresses: Sequence[tuple[IPAddress, Range]]) -> tuple[Route, ...]:

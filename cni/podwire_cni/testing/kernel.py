@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..errors import CNIError, Code
 from ..nodetable import PodRules
@@ -41,12 +41,14 @@ class FakeKernel:
         elif isinstance(op, AddNeighbour) and op.place == "node":
             self.neighbours[op.address] = op.mac
 
-    def remove(self, ops: Sequence[Op]) -> None:
+    def remove(self, ops: Sequence[Op], meanwhile: Callable[[], None] | None = None) -> None:
         for op in ops:
             if isinstance(op, DeleteLink):
                 self.veths.pop(op.link, None)
             elif isinstance(op, DeleteNeighbour):
                 self.neighbours.pop(op.address, None)
+        if meanwhile:
+            meanwhile()
 
     def links(self) -> dict[str, tuple[int, int]]:
         return {BRIDGE: (1, 0), **self.veths}

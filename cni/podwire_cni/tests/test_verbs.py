@@ -131,10 +131,10 @@ def test_gc_carries_on_after_errors() -> None:
         host.call("ADD", name)
     real, broken = host.kernel.remove, host_veth(Attachment("a", "eth0"))
 
-    def remove(ops: Any) -> None:
+    def remove(ops: Any, meanwhile: Any = None) -> None:
         if any(getattr(op, "link", "") == broken for op in ops):
             raise OSError(16, "busy")
-        real(ops)
+        real(ops, meanwhile)
 
     host.kernel.remove = remove  # type: ignore[method-assign]  # one link that will not go
     valid: dict[str, Any] = {"cni.dev/valid-attachments": [{"containerID": "c", "ifname": "eth0"}]}
