@@ -112,6 +112,7 @@ def bookmark(version: int, *, end: bool = False, api_kind: str = "Service") -> b
 GONE = status(410, "Expired", "too old resource version: 812345678901 (812345699999)")
 NO_WATCHLIST = status(422, "Invalid", "ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: "
                       "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled",
-                      group="meta.k8s.io", kind="ListOptions", causes=[{"reason": "FieldValueForbidden", "field": "sendInitialEvents"}])
+                      group="meta.k8s.io", kind="ListOptions",
+                      causes=[{"reason": "FieldValueForbidden", "field": "sendInitialEvents"}])
 BUSY = status(429, "TooManyRequests", "the server has received too many requests and has asked us to try again later",
               retryAfterSeconds=1)
