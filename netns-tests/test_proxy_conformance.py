@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 from click.testing import CliRunner
-from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoRequest, IPv6
+from scapy.layers.l2 import Ether
 
 from lab.dataplane import Dataplane, Nftables
 from lab.netns import Lab, NetNS
@@ -17,8 +18,9 @@ from lab.serviceworld import Answer, World, ask, repeat
 from podwire_controlplane.main import cli
 from podwire_proxy import nft
 from podwire_proxy.decide import DROP, PASS, Outcome, Packet, Verdict
-from podwire_proxy.model import Backend
+from podwire_proxy.model import LOCALHOST, Backend
 from podwire_proxy.nft.fake import FakeConnection
+from podwire_proxy.nftables.apply import route_localnet
 from podwire_proxy.nftables.layout import Layout
 from podwire_proxy.nftables.plan import Planner
 from podwire_proxy.testing import scenarios as s
@@ -84,8 +86,8 @@ def ping(client: NetNS, dst: str) -> Outcome:
 
 
 def on_the_wire(packet: Packet, outcome: Outcome) -> bool:
-    """PASS can be told from a refusal only where a server listens at the very address."""
-    return outcome != PASS or packet.port == s.TARGET
+    """PASS can be told from a refusal only where a server listens at the very address; no host sends to another's lo."""
+    return (outcome != PASS or packet.port == s.TARGET) and (packet.node or packet.dst != LOCALHOST)
 
 
 def lacking(dataplane: Dataplane, scenario: s.Scenario) -> None:
@@ -134,7 +136,7 @@ def test_a_bound_service_address_is_left_to_its_server(world: World, dataplane: 
 
 def test_nft_can_list_everything_we_load(world: World) -> None:
     """nft 1.0.6 aborts on some shapes; administrators will list ours."""
-    every = [*s.matrix(), *s.source_ranges(), *(row.scenario() for row in s.AFFINITY)]
+    every = [*s.matrix(), *s.localhost(), *s.source_ranges(), *(row.scenario() for row in s.AFFINITY)]
     for scenario in (x for y in every for x in (y, y.v6())):
         program(world, scenario)
         for packet in scenario.expect:  # so that the dynamic maps have elements to print
@@ -218,6 +220,37 @@ def test_an_endpoint_in_the_nodes_own_namespace(world: World, dataplane: Datapla
         for dst, number in ((s.VIP, s.PORT), (s.NODE_IP, s.NODE_PORT)):
             answer = ask(world.client(src), dst, number, src=src)
             assert (answer.result, answer.server) == ("ok", (s.NODE_IP, s.TARGET)), (src, dst)
+
+
+def test_loopback_addresses_on_the_wire_are_dropped_only_with_nodeports_on_localhost(world: World) -> None:
+    """A neighbour that sends to 127.0.0.1 (CVE-2020-8558): route_localnet lets it in, the rules do not. And with the option
+    off the chain that every packet passes is gone again."""
+    mac = {name: ns.netlink(lambda ipr: ipr.get_links(ifname="eth0")[0].get_attr("IFLA_ADDRESS"))
+           for name, ns in (("node", world.node), ("outside", world.outside))}
+    rows = {row.node.localhost: row for row in s.localhost()}
+    world.servers.listen(world.node, LOCALHOST, 7777)
+    frame = bytes(Ether(src=mac["outside"], dst=mac["node"]) / IP(src=s.OUTSIDE, dst=LOCALHOST) / TCP(sport=50000, dport=7777))
+
+    def answered() -> bool:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800)) as sock:
+            sock.bind(("eth0", 0x0800))
+            sock.settimeout(0.3)
+            sock.send(frame)
+            try:
+                while True:
+                    got = Ether(sock.recv(2000))
+                    if TCP in got and got[TCP].sport == 7777:
+                        return True
+            except TimeoutError:
+                return False
+
+    world.node.run(["nft", "flush", "ruleset"])
+    world.node.call(route_localnet)
+    assert world.outside.call(answered), "without rules such a packet is answered"
+    program(world, rows[True])
+    assert not world.outside.call(answered)
+    program(world, rows[False])
+    assert "loopback" not in world.node.run(["nft", "list", "ruleset"]).stdout
 
 
 def test_a_client_of_the_node_needs_no_source_address(world: World, dataplane: Dataplane) -> None:

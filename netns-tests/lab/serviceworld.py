@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from pyroute2 import IPRoute
 
+from podwire_proxy.model import LOCALHOST
 from podwire_proxy.testing import scenarios as s
 
 from .netns import Lab, NetNS
@@ -133,6 +134,7 @@ class World:
         for key in ("net/ipv4/icmp_ratelimit", "net/ipv6/icmp/ratelimit"):
             self.node.sysctl(key, "0")  # the kernel allows few ICMP errors a second to one host; a judge asks more often
         self.node.sysctl("net/ipv4/conf/all/send_redirects", "0")
+        self.node.sysctl("net/ipv4/conf/all/route_localnet", "1")  # for the rows of NodePorts on 127.0.0.1
         self.node.sysctl("net/ipv4/conf/default/send_redirects", "0")
         lab.wire(self.node, "eth0", self.outside, "eth0", f"{s.NODE_IP}/24", f"{s.OUTSIDE}/24")
         self._outside()
@@ -150,6 +152,8 @@ class World:
         self.servers.close()
 
     def client(self, ip: str) -> NetNS:
+        if ip == LOCALHOST:
+            return self.node
         for v4, ns in (*self.pods.items(), (s.NODE_IP, self.node), (s.OUTSIDE, self.outside), (s.HOST, self.outside)):
             if ip in (v4, V6[v4]):
                 return ns

@@ -27,6 +27,7 @@ class ProxyConfig:
     detect_local: how a pod's traffic is told from the world's (kube-proxy's detectLocalMode): by cluster_cidrs (() switches
     the detector off), by the Node's podCIDRs, or by the interface that local_interface names (its prefix).
     node_port_addresses: "primary", or CIDRs of local addresses. min_interval: seconds between two syncs of a burst.
+    localhost_node_ports: NodePorts on 127.0.0.1 too.
     metrics_address, healthz_address: "host:port" for /metrics, /proxyMode and /configz, for /healthz and /livez; "" off.
     healthz_timeout: seconds that an update may wait before the proxy counts as unhealthy.
     conntrack: net.netfilter settings to make, as ("nf_conntrack_tcp_timeout_close_wait", 3600).
@@ -48,6 +49,7 @@ class ProxyConfig:
     local_interface: str = ""
     node_port_addresses: tuple[str, ...] = ("primary",)
     node_cidrs: tuple[str, ...] = ()
+    localhost_node_ports: bool = False
     conntrack: tuple[tuple[str, int], ...] = ()
 
     def node(self, obj: meta.Object | None = None, local: Iterable[str] = ()) -> NodeInfo:
@@ -118,7 +120,7 @@ def node_info(config: ProxyConfig, obj: meta.Object | None, local: Iterable[str]
         ports = tuple(sorted(ip for ip in usable if covers(config.node_port_addresses, ip)))
     return NodeInfo(config.node_name, addresses, zone, pods, config.service_cidrs, config.masquerade_all, ports, interface,
                     (*config.cluster_cidrs, *config.service_cidrs, *config.node_cidrs, *(
-                        f"{ip}/{128 if ':' in ip else 32}" for ip in addresses)))
+                        f"{ip}/{128 if ':' in ip else 32}" for ip in addresses)), config.localhost_node_ports)
 
 
 def eligible(obj: meta.Object | None) -> bool:

@@ -9,6 +9,8 @@ address), or *outside*. A frontend says what each of them gets, and whether the 
 | NodePort, externalIP, LB; eTP Cluster | inside | inside | inside | always                            |
 | NodePort, externalIP, LB; eTP Local | inside | inside | outside | node: only the node's own traffic  |
 
+With NodeInfo.localhost, NodePorts are on 127.0.0.1 as well; what comes from the wire with a loopback address is dropped.
+
 `inside` is the cluster set of endpoints (the local set for a ClusterIP with internalTrafficPolicy Local); `outside` is the
 local set. No usable endpoint anywhere: REJECT. None here but some elsewhere under a Local policy: DROP. A packet whose
 chosen endpoint is its own source is always masqueraded (hairpin). Without pod_cidrs nobody is a pod, and a ClusterIP's
@@ -26,7 +28,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, NamedTuple
 
-from .model import Backend, Endpoint, NodeInfo, PortName, Protocol, ServicePort, covers, is_v6
+from .model import LOCALHOST, Backend, Endpoint, NodeInfo, PortName, Protocol, ServicePort, covers, is_v6
 from .topology import Choice, choose, merge
 
 
@@ -193,7 +195,7 @@ def _places(port: ServicePort, node: NodeInfo) -> Iterable[tuple[Kind, Key]]:
     """The external frontends."""
     external = tuple(ip for ip in port.external_ips if not covers(node.reserved, ip))
     places: list[tuple[Kind, tuple[str, ...], int]] = [
-        ("NodePort", node.node_port_ips if port.node_port else (), port.node_port),
+        ("NodePort", (*node.node_port_ips, *([LOCALHOST] if node.localhost else [])) if port.node_port else (), port.node_port),
         ("ExternalIP", external, port.port), ("LoadBalancer", port.load_balancer_ips, port.port)]
     for kind, addresses, number in places:
         for ip in addresses:

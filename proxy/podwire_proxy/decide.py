@@ -44,6 +44,7 @@ class Outcome:
 
 
 PASS = Outcome(Verdict.PASS)
+LOOPBACK = ("127.0.0.0/8",)
 REJECT = Outcome(Verdict.REJECT)
 DROP = Outcome(Verdict.DROP)
 
@@ -68,6 +69,8 @@ def _through(interface: str, wanted: str) -> bool:
 def decide(dataplane: Dataplane, packet: Packet, memory: Memory | None = None) -> Outcome:
     """See dataplane.py for the policy; addresses inside the Service range that nobody has are dropped unless bound here."""
     node = dataplane.node
+    if node.localhost and not packet.node and covers(LOOPBACK, packet.dst):
+        return DROP
     frontend = None
     if packet.protocol != "ICMP":
         frontend = dataplane.frontends.get(Key(packet.dst, packet.protocol, packet.port))

@@ -64,6 +64,8 @@ def _why(walk: Walk, packet: Packet, node: NodeInfo, claim: tuple[str, int, int]
         return f"its traffic policy is Local, and no ready endpoint is on node {node.name or 'this node'}"
     if "map services" in trail or "map outside" in trail:
         return "the Service has no ready endpoint" + (f" ({claim[1]} in all)" if claim else "")
+    if "loopback" in trail:
+        return "a loopback address cannot come from the wire"
     if "unallocated" in trail:
         return "no Service has this address, though it is in the Service range"
     if "other ports" in trail or covers(node.service_cidrs, packet.dst):

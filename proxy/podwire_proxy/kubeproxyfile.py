@@ -119,6 +119,7 @@ def read(document: Any) -> tuple[dict[str, Any], list[str]]:
         value = reader.take(f"detectLocal.{key}")
         if fields.get("detect_local") == mode:
             put("local_interface", value)
+    put("localhost_node_ports", reader.take("iptables.localhostNodePorts", bool))
     conntrack = [(name, int(value)) for key, name in SYSCTLS.items() if (value := reader.duration(f"conntrack.{key}"))]
     if reader.take("conntrack.tcpBeLiberal", bool):
         conntrack.append(("nf_conntrack_tcp_be_liberal", 1))
@@ -155,4 +156,5 @@ def write(config: Any) -> dict[str, Any]:
         "detectLocal": {interface: config.local_interface} if interface else {},
         "nftables": {"masqueradeAll": config.masquerade_all, "minSyncPeriod": f"{config.min_interval}s",
                      "syncPeriod": f"{config.healthz_timeout / 2}s"},
+        "iptables": {"localhostNodePorts": config.localhost_node_ports},
         "conntrack": {key: f"{settings[name]}s" for key, name in SYSCTLS.items() if name in settings}}

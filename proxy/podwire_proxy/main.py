@@ -278,6 +278,8 @@ async def _main(config: ProxyConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     apply.remove_idle(config.node())
+    if config.localhost_node_ports and (problem := apply.route_localnet()):
+        log.warn("NodePorts on 127.0.0.1 will not answer: packets of lo cannot leave by other links", problem=problem)
     for name, problem in apply.set_conntrack(config.conntrack):
         log.warn("conntrack setting could not be made", setting=name, problem=problem)
     proxy = Proxy(config)
@@ -378,6 +380,7 @@ def configured(file: Path | None, flags: Mapping[str, Any]) -> ProxyConfig:
               help="CIDRs of local addresses that serve NodePorts [the node's InternalIPs]")
 @click.option("--detect-local", type=click.Choice(DETECTORS), help="how a pod's traffic is known [ClusterCIDR]")
 @click.option("--local-interface", help="the bridge, or the interfaces' prefix, for --detect-local")
+@click.option("--localhost-node-ports", is_flag=True, help="serve NodePorts on 127.0.0.1 too (IPv4)")
 @click.option("--masquerade-all", is_flag=True, help="masquerade all traffic to ClusterIPs")
 @click.option("--metrics-address", help="host:port for /metrics, /proxyMode, /configz and /healthz [off]")
 @click.option("--healthz-address", help="host:port for /healthz and /livez [off]")

@@ -92,7 +92,8 @@ class NodeInfo:
     zone: label topology.kubernetes.io/zone. The local-traffic detector tells a pod by its source address (pod_cidrs), or by
     the interface that its packets come in through (pod_interface: a name, or a prefix that ends in "*"); with neither
     nobody is a pod. service_cidrs: unallocated addresses inside are dropped. reserved: CIDRs of pods, Services and nodes, where
-    no Service may claim an externalIP (CVE-2020-8554).
+    no Service may claim an externalIP (CVE-2020-8554). localhost: NodePorts are served on 127.0.0.1 too, for this machine's own
+    clients; packets from the wire that claim a loopback address are dropped then (CVE-2020-8558).
     """
 
     name: str
@@ -104,12 +105,15 @@ class NodeInfo:
     node_ports: tuple[str, ...] | None = None
     pod_interface: str = ""
     reserved: tuple[str, ...] = ()
+    localhost: bool = False
 
     @property
     def node_port_ips(self) -> tuple[str, ...]:
+        """Where clients other than this machine's own find NodePorts."""
         return self.addresses if self.node_ports is None else self.node_ports
 
 
+LOCALHOST = "127.0.0.1"
 # Canonical IPv4 text. A tenth of the time of `ipaddress`: full loads need it.
 _IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!\Z)|\Z)){4}").fullmatch
 

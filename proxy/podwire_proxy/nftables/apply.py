@@ -181,6 +181,16 @@ def set_conntrack(settings: Iterable[tuple[str, int]]) -> list[tuple[str, str]]:
     return failed
 
 
+def route_localnet() -> str:
+    """Let a loopback address be the source of packets that leave by other links, and the destination of their answers; the
+    rules drop what comes from the wire with one. Returns the problem, "" for none."""
+    try:
+        Path("/proc/sys/net/ipv4/conf/all/route_localnet").write_text("1")
+    except OSError as err:
+        return f"net.ipv4.conf.all.route_localnet: {err.strerror or err}"
+    return ""
+
+
 def host_facts() -> HostFacts:
     """Of the caller's namespace. What cannot be read counts as harmless."""
 

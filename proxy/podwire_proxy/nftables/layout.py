@@ -15,12 +15,14 @@ from ..model import PROTOCOLS, Backend, NodeInfo, is_v6, packed
 from ..nft.expr import R0, RTN_LOCAL, Expr
 
 TABLE_NAME = "podwire"
-DSTNAT, SRCNAT = -100, 100
+RAW, DSTNAT, SRCNAT = -300, -100, 100
 IPS_DST_NAT = 1 << 5  # conntrack status: this flow's destination was translated
 LOCAL_SLOTS = 1 << 15  # where the slots of the local set start, so that both sets share one map
 MAX_BACKENDS = LOCAL_SLOTS
 MAX_CLIENTS = 1 << 20  # of all Services with session affinity; where that many are remembered, others are just balanced
 AFFINITY = ("affinity", "affinity-local")  # the dynamic maps, by Sticky.local
+LOOPBACK = "loopback"  # the one chain that every packet passes; only where NodePorts are on 127.0.0.1
+LO = b"lo".ljust(16, b"\0")
 OWN_CHAINS = ("sticky-", "remember-", "sources-")  # chains that come and go with Services
 
 
@@ -158,8 +160,14 @@ def skeleton(layout: Layout, node: NodeInfo) -> Skeleton:
         "output": _rules(out, [guard, lost, ("from this node", [nft.jump("service-frontends")])]),
         "postrouting": _rules(post, [*_remembering(layout), *_masquerading(layout, node)]),
         "input": _rules(inp, _remembering(layout))}
+    chains = [reject, none_here, services, pre, out, post, inp]
+    if layout.family == "ip" and node.localhost:
+        chains.append(wire := nft.Chain(t, LOOPBACK, "prerouting", "filter", RAW))
+        rules[LOOPBACK] = _rules(wire, [(f"a loopback {words} from the wire", [
+            nft.Meta("iifname"), nft.Cmp(LO, "!="), address, nft.Bitwise(b"\xff\0\0\0", bytes(4)), nft.Cmp(b"\x7f\0\0\0"),
+            nft.Counter(), nft.drop()]) for words, address in (("destination", layout.daddr()), ("source", layout.saddr()))])
     return Skeleton(
-        layout.sets(), {chain.name: chain for chain in (reject, none_here, services, pre, out, post, inp)}, rules,
+        layout.sets(), {chain.name: chain for chain in chains}, rules,
         {"pods": nft.intervals(pods),
          "service-cidrs": nft.intervals(cidr for cidr in node.service_cidrs if layout.ours(cidr))})
 

@@ -17,7 +17,19 @@ from ..dataplane import Action, Balance, Dataplane, Delta, Fate, Frontend
 from ..model import NodeInfo, packed
 from ..nft.codec import TableDump
 from ..nft.expr import GOTO, JUMP
-from .layout import AFFINITY, LOCAL_SLOTS, MAX_BACKENDS, OWN_CHAINS, Layout, balancer, remember, skeleton, sources, sticky
+from .layout import (
+    AFFINITY,
+    LOCAL_SLOTS,
+    LOOPBACK,
+    MAX_BACKENDS,
+    OWN_CHAINS,
+    Layout,
+    balancer,
+    remember,
+    skeleton,
+    sources,
+    sticky,
+)
 
 _ABSENT = object()
 _VERDICTS = ("services", "outside", "guarded", "remember")
@@ -158,6 +170,8 @@ class Planner:
         tx.add(*(c for name, c in want.chains.items() if name not in found.chains))
         for name, rules in want.rules.items():
             _chain(tx, found, want.chains[name], rules)
+        if LOOPBACK in found.chains and LOOPBACK not in want.chains:
+            tx.flush(found.chains[LOOPBACK]).delete(found.chains[LOOPBACK])
         for name, items in want.elements.items():
             if found.elements.get(name, {}) != items:
                 tx.flush(want.sets[name]).add(nft.Elements(want.sets[name], items))

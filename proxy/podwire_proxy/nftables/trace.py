@@ -16,7 +16,7 @@ from ..nft.codec import TableDump
 from ..nft.expr import ACCEPT, GOTO, JUMP, R0, RETURN, RTN_LOCAL, Expr
 from ..nft.expr import DROP as VERDICT_DROP
 from ..nft.expr import Verdict as Code
-from .layout import IPS_DST_NAT
+from .layout import IPS_DST_NAT, LOOPBACK
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,8 @@ class Tracer:
         self.noted = set()
         hook = "output" if packet.node else "prerouting"
         start = _State(packet, packet.dst, packet.port, False)
+        if LOOPBACK in self.dump.rules and not packet.node and {v for v, _ in self._chain(LOOPBACK, start)} == {"drop"}:
+            return DROP
         results = set(self._chain(hook, start))
         verdicts = {verdict for verdict, _ in results}
         if len(verdicts) > 1:
@@ -91,8 +93,12 @@ class Tracer:
 
     def walks(self, packet: Packet) -> Iterator[Walk]:
         """Every way that the packet can take, with what decided it."""
-        for verdict, state in self._chain("output" if packet.node else "prerouting",
-                                          _State(packet, packet.dst, packet.port, False)):
+        start = _State(packet, packet.dst, packet.port, False)
+        for verdict, state in self._chain(LOOPBACK, start) if LOOPBACK in self.dump.rules and not packet.node else ():
+            if verdict == "drop":
+                yield Walk("drop", None, False, state.trail)
+                return
+        for verdict, state in self._chain("output" if packet.node else "prerouting", start):
             to = Backend(state.dst, state.port) if state.translated else None
             trail, masquerade = state.trail, False
             if verdict == "accept":

@@ -15,7 +15,7 @@ from podwire_controlplane.api import meta
 
 from ..changes import Tracker
 from ..decide import DROP, PASS, REJECT, Outcome, Packet, Verdict
-from ..model import Backend, NodeInfo
+from ..model import LOCALHOST, Backend, NodeInfo, Protocol
 from .builders import endpoint, endpoint_slice, port, service
 
 NODE, NODE_IP, POD_A, POD_B, POD_C = "n1", "172.30.0.11", "10.244.1.2", "10.244.1.3", "10.244.2.2"
@@ -51,10 +51,10 @@ class Scenario:
         return made
 
     def v6(self) -> Scenario:
-        """The same with IPv6 addresses."""
+        """The same with IPv6 addresses; without what is on 127.0.0.1, which has no counterpart there."""
         objects = tuple(json.loads(_v6(json.dumps(obj))) for obj in self.objects)
         expect = {replace(p, src=_v6(p.src), dst=_v6(p.dst)): Outcome(o.verdict, frozenset(
-            (Backend(_v6(b.ip), b.port), m) for b, m in o.to)) for p, o in self.expect.items()}
+            (Backend(_v6(b.ip), b.port), m) for b, m in o.to)) for p, o in self.expect.items() if p.dst != LOCALHOST}
         node = replace(self.node, addresses=tuple(map(_v6, self.node.addresses)),
                        pod_cidrs=tuple(map(_v6, self.node.pod_cidrs)),
                        service_cidrs=tuple(map(_v6, self.node.service_cidrs)), reserved=tuple(map(_v6, self.node.reserved)),
@@ -135,6 +135,22 @@ def configurations() -> list[Scenario]:
         Scenario("externalIPs of others", (
             service("my-service", VIP, [port(PORT)], externalIPs=[POD_C, UNUSED, EXTERNAL]), _slice(*_BOTH)), {
                 packet(POD, POD_C): PASS, packet(POD, UNUSED): DROP, packet(POD, EXTERNAL): _ALL_M}, strict)]
+
+
+def localhost() -> list[Scenario]:
+    """NodePorts on 127.0.0.1, an option: for the machine's own clients only, and always masqueraded."""
+    near = replace(INFO, localhost=True)
+
+    def row(outcome: Outcome, protocol: Protocol = "TCP", node: NodeInfo = near, **spec: Any) -> Scenario:
+        policy = "".join(f", {key} {value}" for key, value in spec.items())
+        return Scenario(f"NodePorts on 127.0.0.1: {protocol}{policy}{'' if node.localhost else ', switched off'}", (
+            _everything(protocol=protocol, **spec), _slice(*_BOTH, protocol=protocol)), {
+                Packet(LOCALHOST, LOCALHOST, protocol, NODE_PORT, True): outcome,
+                packet(OUT, LOCALHOST, NODE_PORT, protocol): DROP if node.localhost else PASS,
+                packet(OUT, NODE_IP, NODE_PORT, protocol): _HERE if "externalTrafficPolicy" in spec else _ALL_M}, node)
+
+    return [row(_ALL_M), row(_ALL_M, "UDP"), row(_ALL_M, externalTrafficPolicy="Local"),
+            row(_ALL_M, internalTrafficPolicy="Local"), row(PASS, node=INFO)]
 
 
 def policies() -> list[Scenario]:
@@ -289,5 +305,5 @@ def affinity() -> list[Affinity]:
     ]
 
 
-SCENARIOS = matrix() + configurations() + policies() + edges() + source_ranges()
+SCENARIOS = matrix() + configurations() + localhost() + policies() + edges() + source_ranges()
 AFFINITY = affinity()

@@ -64,7 +64,7 @@ def test_every_setting_with_a_counterpart_carries_over() -> None:
         "metricsBindAddress": "127.0.0.1:10249", "nodePortAddresses": ["192.0.2.0/24"], "detectLocalMode": "BridgeInterface",
         "detectLocal": {"bridgeInterface": "cni0", "interfaceNamePrefix": "veth"},
         "nftables": {"masqueradeAll": True, "syncPeriod": "1m30s", "minSyncPeriod": "500ms"},
-        "iptables": {"masqueradeAll": False, "syncPeriod": "7s"},
+        "iptables": {"masqueradeAll": False, "syncPeriod": "7s", "localhostNodePorts": True},
         "conntrack": {"tcpEstablishedTimeout": "24h0m0s", "tcpCloseWaitTimeout": "1h", "tcpBeLiberal": True}})
     assert notes == []
     config = replace(BASE, **fields)
@@ -72,18 +72,18 @@ def test_every_setting_with_a_counterpart_carries_over() -> None:
     assert config == replace(
         BASE, node_name="worker", healthz_address="0.0.0.0:10256", metrics_address="127.0.0.1:10249",
         node_port_addresses=("192.0.2.0/24",), detect_local="BridgeInterface", local_interface="cni0", masquerade_all=True,
-        healthz_timeout=180.0, min_interval=0.5, conntrack=(
+        healthz_timeout=180.0, localhost_node_ports=True, min_interval=0.5, conntrack=(
             ("nf_conntrack_tcp_timeout_established", 86400), ("nf_conntrack_tcp_timeout_close_wait", 3600),
             ("nf_conntrack_tcp_be_liberal", 1)))
     again, _ = kubeproxyfile.read(kubeproxyfile.write(config))
     assert replace(BASE, **again).detect_local == "BridgeInterface", "/configz is itself such a file"
+    assert again["localhost_node_ports"] is True
 
 
 @pytest.mark.parametrize(("part", "words"), [
     ({"nodePortAdresses": ["10.0.0.0/8"]}, "nodePortAdresses: is no key"),
     ({"conntrack": {"maximum": 5}}, "conntrack.maximum: is no key"),
     ({"conntrack": {"maxPerCore": 32768}}, "conntrack.maxPerCore: is not supported"),
-    ({"iptables": {"localhostNodePorts": True}}, "iptables.localhostNodePorts: is not supported"),
     ({"featureGates": {"X": True}}, "featureGates: is not supported"), ({"iptables": 7}, "iptables: should be a mapping")])
 def test_what_has_no_effect_is_named(part: dict[str, Any], words: str) -> None:
     _, notes = kubeproxyfile.read({**HEAD, "mode": "nftables", **part})
