@@ -6,7 +6,7 @@ NATIVE := $(wildcard dns/podwire_dns/native/batch.* cni/podwire_cni/native/*.c c
 
 # command:package - what is used, and the Debian package that has it
 TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils
-TEST_TOOLS := nft:nftables conntrack:conntrack
+TEST_TOOLS := nft:nftables conntrack:conntrack strace:strace
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up down status test test-unprivileged test-netns test-long test-runtimes bench-cni lint types packages test-packages install clean

@@ -1,0 +1,269 @@
+"""The work of one act, counted: it does not depend on the machine's mood, so a test can hold it (bench/budgets.toml).
+
+    counters.py            all acts as JSON
+    counters.py ACT DIR    one act, between two marks that strace sees; DIR is scratch space
+
+Acts: CNI ADD and DEL (in the agent), one endpoint replaced by another among 1,000 Services, one DNS answer, one object created.
+Needs root and strace. "bytecodes": Python instructions executed; "netlink messages": what was sent to the kernel;
+"map elements": written or deleted, "verdict elements": those of them that make the kernel look at a whole map again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import ipaddress
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from dnslib import DNSRecord
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "netns-tests"))
+BEGIN, END = "/podwire-count-begin", "/podwire-count-end"
+STRACE = ("strace", "-f", "-v", "-s", "65536", "-o")
+SENT = re.compile(r"\b(sendto|sendmsg|sendmmsg)\(")
+MESSAGE = re.compile(r"nlmsg_type=(?!NFNL_MSG_BATCH)")
+SYNC = re.compile(r"\b(fsync|fdatasync)\(")
+Counts = dict[str, int]
+
+
+def mark(path: str) -> None:
+    os.access(path, os.F_OK)
+
+
+class Bytecodes:
+    """Counts the Python instructions of this thread while entered, those of frames that began before it not."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        self.count += event == "opcode"
+        return self._trace
+
+    def __enter__(self) -> Bytecodes:
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+
+# ---- acts, each in a process of its own under strace; what it prints is added to what strace saw
+
+
+def endpoint_change(_: Path) -> Counts:
+    from bench_proxy import Cluster
+
+    cluster = Cluster(os.open("/proc/self/ns/net", os.O_RDONLY), 1_000, 10)
+    cluster.load()
+    cluster.programmer.sweep()
+
+    def change(number: int, moved: int) -> Any:
+        cluster.tracker.slice(f"default/s{number}-1", cluster.slice(number, moved))
+        changed = cluster.tracker.flush()
+        cluster.programmer.sync(cluster.tracker.dataplane, changed)
+        cluster.programmer.sweep()
+
+    change(1, 100_000)
+    mark(BEGIN)
+    change(2, 200_000)
+    mark(END)
+    with Bytecodes() as counted:
+        change(3, 300_000)
+    return {"bytecodes": counted.count, **_elements(cluster)}
+
+
+def _elements(cluster: Any) -> Counts:
+    """Of one more change, planned and not sent."""
+    from podwire_proxy.nft import Elements
+    from podwire_proxy.nft.fake import FakeConnection
+    from podwire_proxy.nftables.layout import Layout
+    from podwire_proxy.nftables.plan import Planner
+
+    planner, kernel = Planner(Layout("ip"), cluster.info), FakeConnection()
+    for tx in (planner.full(cluster.tracker.dataplane, None), planner.sweep()):
+        kernel.commit(tx)
+        planner.committed(tx)
+    cluster.tracker.slice("default/s4-1", cluster.slice(4, 400_000))
+    tx = planner.change(cluster.tracker.dataplane, cluster.tracker.flush())
+    held = [op.thing for op in tx if isinstance(op.thing, Elements)]
+    maps = Layout("ip").sets()
+    return {"map elements": sum(len(e.items) for e in held),
+            "verdict elements": sum(len(e.items) for e in held if maps[e.set.name].data == ("verdict",))}
+
+
+def dns_answer(folder: Path) -> Counts:
+    from podwire_dns.server import Server
+    from podwire_dns.testing import builders, cases
+
+    config = dataclasses.replace(builders.CONFIG, run_dir=folder, listen=("127.0.0.1",), port=5353)
+    query = bytes(DNSRecord.question(f"svc1.{cases.SVC}").pack())
+    answerer = builders.answerer(builders.conformance_zone())
+
+    def ask() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.connect(("127.0.0.1", 5353))
+            client.settimeout(5)
+            for number in range(101):  # the first warms up
+                if number == 1:
+                    mark(BEGIN)
+                client.send(query)
+                assert DNSRecord.parse(client.recv(4096)).rr
+            mark(END)
+
+    async def serve() -> None:
+        async with Server(config) as server:
+            server.answerer.data = builders.conformance_zone()
+            await asyncio.to_thread(ask)
+
+    asyncio.run(serve())
+    with Bytecodes() as counted:
+        answer = answerer.handle(query, udp=True)
+    assert isinstance(answer, bytes) and DNSRecord.parse(answer).rr
+    return {"bytecodes": counted.count, "per": 100, "marked by a client": 1}
+
+
+def object_create(folder: Path) -> Counts:
+    from podwire_controlplane.allocators import ServiceAllocator
+    from podwire_controlplane.api.registry import of
+    from podwire_controlplane.server.objects import Objects, Scope, WriteOptions
+    from podwire_controlplane.store.sqlite import SqliteStore
+
+    async def work() -> Counts:
+        store = SqliteStore(folder / "store.db")
+        objects = Objects(store, ServiceAllocator(ipaddress.ip_network("10.96.0.0/16")))
+        await objects.start()
+        await objects.create(Scope(of("Namespace"), "", "default"), {"metadata": {"name": "default"}}, WriteOptions())
+
+        async def create(name: str) -> None:
+            await objects.create(Scope(of("Service"), "default", name),
+                                 {"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}}, WriteOptions())
+
+        await create("first")
+        mark(BEGIN)
+        await create("second")
+        mark(END)
+        with Bytecodes() as counted:
+            await create("third")
+        await store.close()
+        return {"bytecodes": counted.count}
+
+    return asyncio.run(work())
+
+
+ACTS: dict[str, Callable[[Path], Counts]] = {
+    "endpoint change": endpoint_change, "DNS answer": dns_answer, "object create": object_create}
+
+
+# ---- counting
+
+
+def count(lines: list[str], own: Counts) -> Counts:
+    """own: what the act counted itself; "per": it was done so many times."""
+    times = own.pop("per", 1)
+    seen = {"syscalls": len(lines), "netlink messages": sum(len(MESSAGE.findall(x)) for x in lines if SENT.search(x)),
+            "syncs": sum(1 for line in lines if SYNC.search(line))}
+    return {**{name: -(-number // times) for name, number in seen.items()}, **own}
+
+
+def between(trace: str, client: bool) -> list[str]:
+    """The calls between the marks, each once (strace tells an interrupted one twice). client: not of the thread that marks."""
+    lines = trace.splitlines()
+    at = [next(i for i, line in enumerate(lines) if f'"{path}"' in line and "access" in line.split("(")[0])
+          for path in (BEGIN, END)]
+    thread = lines[at[0]].split()[0] if client else ""
+    return [line for line in calls(lines[at[0] + 1:at[1]]) if line.split()[0] != thread]
+
+
+def calls(lines: list[str]) -> list[str]:
+    return [line for line in lines if "(" in line and "resumed>" not in line and "+++" not in line and "---" not in line]
+
+
+def act(name: str) -> Counts:
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace"
+        done = subprocess.run([*STRACE, str(trace), "unshare", "-n", sys.executable, str(HERE / "counters.py"), name, folder],
+                              capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
+        own = json.loads(done.stdout.splitlines()[-1])
+        return count(between(trace.read_text(errors="replace"), bool(own.pop("marked by a client", 0))), own)
+
+
+def cni() -> dict[str, Counts]:
+    """Both verbs, in a live agent of the lab."""
+    from lab.cninode import CniNode, put_node
+    from lab.fakeapi import FakeApi
+    from lab.netns import Lab
+
+    with tempfile.TemporaryDirectory() as folder, Lab() as lab:
+        ns = lab.netns("n1")
+        ns.run(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "peer0"])
+        ns.run(["ip", "address", "add", "192.0.2.1/24", "dev", "eth0"])
+        with FakeApi(ns, "192.0.2.1") as api:
+            put_node(api, "n1", "10.244.1.0/24", "192.0.2.1")
+            node = CniNode(ns, Path(folder), "n1", api)
+            try:
+                node.start()
+                out = {}
+                for number in range(2):  # the first pair warms up
+                    pod = lab.netns(f"pod{number}")
+                    for verb in ("ADD", "DEL"):
+                        assert node.agent is not None
+                        with Tracing(node.agent.pid, Path(folder) / f"{verb}{number}") as seen:
+                            answer = node.cni(verb, f"c{number}", pod)
+                            assert answer.status == 0, answer.out
+                        out[f"CNI {verb}"] = count(calls(seen.lines), {})
+            finally:
+                node.close()
+    return out
+
+
+class Tracing:
+    """strace on a running process with all its threads; `lines` afterwards."""
+
+    def __init__(self, pid: int, path: Path) -> None:
+        self.path, self.lines = path, list[str]()
+        # nsenter gave its process to the program, so the pid is the agent's
+        self.process = subprocess.Popen([*STRACE, str(path), "-p", str(pid)],
+                                        stderr=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Tracing:
+        assert self.process.stderr is not None
+        line = self.process.stderr.readline()
+        if "attached" not in line:
+            raise RuntimeError(f"strace: {line}")
+        time.sleep(0.1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        time.sleep(0.3)  # a DEL's link goes in the background
+        self.process.send_signal(signal.SIGINT)
+        self.process.communicate(timeout=20)
+        self.lines = self.path.read_text(errors="replace").splitlines()
+
+
+def measure() -> dict[str, Counts]:
+    return {**cni(), **{name: act(name) for name in ACTS}}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        print(json.dumps(ACTS[sys.argv[1]](Path(sys.argv[2]))))
+    else:
+        print(json.dumps(measure(), indent=1))
