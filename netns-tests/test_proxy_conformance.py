@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
 
 import pytest
 from click.testing import CliRunner
+from pyroute2 import IPRoute
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
 
+from lab import sctp
 from lab.dataplane import Dataplane, Nftables
 from lab.netns import Lab, NetNS
-from lab.serviceworld import Answer, World, ask, repeat
+from lab.serviceworld import BALANCERS, Answer, World, ask, repeat
 from podwire_controlplane.main import cli
 from podwire_proxy import nft
 from podwire_proxy.decide import DROP, PASS, Outcome, Packet, Verdict
@@ -27,6 +30,7 @@ from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
 STICKY = [row for one in s.AFFINITY for row in (one, one.v6())]
+ENOUGH = 150  # tries after which one of four endpoints that was not seen is none: chance 1e-18
 TABLE = [row for scenario in s.SCENARIOS for row in (scenario, scenario.v6())]
 
 
@@ -48,8 +52,10 @@ def observed(world: World, packet: Packet, outcome: Outcome) -> Outcome:
     client = world.client(packet.src)
     if packet.protocol == "ICMP":
         return ping(client, packet.dst)
-    tries = {0: 1, 1: 3}.get(len(outcome.to), 24)
+    tries = {0: 1, 1: 3}.get(len(outcome.to), 12)
     answers = repeat(tries, lambda: ask(client, packet.dst, packet.port, packet.protocol, src=packet.src))
+    while len(answers) < ENOUGH and {a.server for a in answers} < set(map(tuple, (b for b, _ in outcome.to))):
+        answers += repeat(4, lambda: ask(client, packet.dst, packet.port, packet.protocol, src=packet.src))
     verdicts = {verdict(a) for a in answers}
     assert len(verdicts) == 1, answers
     if verdicts != {Verdict.FORWARD}:
@@ -92,7 +98,8 @@ def on_the_wire(packet: Packet, outcome: Outcome) -> bool:
 
 def lacking(dataplane: Dataplane, scenario: s.Scenario) -> None:
     """The dataplane itself looks whether the kernel has the feature: a row is left out only where it is truly missing."""
-    feature = dataplane.lacks(scenario)
+    feature = dataplane.lacks(scenario) or (
+        any(packet.protocol == "SCTP" for packet in scenario.expect) and sctp.missing())
     if feature:
         pytest.skip(f"{dataplane.name} needs {feature}")
 
@@ -102,7 +109,25 @@ def test_real_packets(world: World, dataplane: Dataplane, scenario: s.Scenario) 
     lacking(dataplane, scenario)
     dataplane.program(world, scenario)
     rows = {p: o for p, o in scenario.expect.items() if on_the_wire(p, o)}
-    assert {p: observed(world, p, o) for p, o in rows.items()} == rows
+    with own_addresses(world, {p.src for p in rows} & set(BALANCERS)):
+        assert {p: observed(world, p, o) for p, o in rows.items()} == rows
+
+
+@contextlib.contextmanager
+def own_addresses(world: World, found: set[str]) -> Iterator[None]:
+    """The node has these addresses too, as in a cloud that binds a load balancer's address to its nodes."""
+    def change(verb: str) -> None:
+        def work(ipr: IPRoute) -> None:
+            for ip in found:
+                ipr.addr(verb, index=1, address=ip, prefixlen=128 if ":" in ip else 32)
+
+        world.node.netlink(work)
+
+    change("add")
+    try:
+        yield
+    finally:
+        change("del")
 
 
 @pytest.mark.parametrize("row", STICKY, ids=lambda row: row.name)

@@ -19,9 +19,11 @@ from pyroute2 import IPRoute
 from podwire_proxy.model import LOCALHOST
 from podwire_proxy.testing import scenarios as s
 
+from . import sctp
 from .netns import Lab, NetNS
 
 V6 = {ip: s._v6(ip) for ip in (s.NODE_IP, s.POD_A, s.POD_B, s.POD_C, s.OUTSIDE, s.HOST)}
+BALANCERS = [at for ip in (s.BALANCER, s.BALANCER2) for at in (ip, s._v6(ip))]  # as a source: where a cloud binds it to a node
 IPV6_FREEBIND = 78
 LINK_SCOPE = 253  # RT_SCOPE_LINK
 GATEWAYS = ("10.244.1.1", "fd00:244:1::1")
@@ -61,6 +63,9 @@ class Servers:
         for sock in ns.call(open_both):
             self._selector.register(sock, selectors.EVENT_READ, (ip, port))
 
+    def listen_sctp(self, ns: NetNS, ip: str, ports: tuple[int, ...]) -> None:
+        self._selector.register(ns.call(lambda: sctp.server(ip)), selectors.EVENT_READ, (ip, ports))
+
     def start(self) -> None:
         self._thread.start()
 
@@ -83,8 +88,10 @@ class Servers:
                 with contextlib.suppress(OSError):
                     self._answer(sock, *key.data)
 
-    def _answer(self, sock: socket.socket, ip: str, port: int) -> None:
-        if sock.type == socket.SOCK_STREAM:
+    def _answer(self, sock: socket.socket, ip: str, port: int | tuple[int, ...]) -> None:
+        if isinstance(port, tuple):
+            sctp.answer(sock, ip, port)
+        elif sock.type == socket.SOCK_STREAM:
             conn, peer = sock.accept()
             with conn:
                 conn.send(f"{ip} {port} {peer[0]}".encode())
@@ -98,23 +105,29 @@ def ask(ns: NetNS, dst: str, port: int, protocol: str = "TCP", *, src: str = "",
     """One connection (or datagram) from inside `ns` and what became of it."""
 
     def work() -> Answer:
+        try:
+            if protocol == "SCTP":
+                ip, number, peer = sctp.ask(dst, port, src, timeout).decode().split()
+                return Answer("ok", (ip, int(number)), peer)
+            return connect()
+        except ConnectionRefusedError:
+            return Answer("refused")
+        except TimeoutError:
+            return Answer("timeout")
+        except OSError as err:
+            return Answer(errno.errorcode.get(err.errno or 0, str(err)))
+
+    def connect() -> Answer:
         family = socket.AF_INET6 if ":" in dst else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM) as sock:
             sock.settimeout(timeout)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                if src:
-                    sock.bind((src, sport))
-                sock.connect((dst, port))
-                if protocol == "UDP":
-                    sock.send(b"?")
-                ip, number, peer = sock.recv(200).decode().split()
-            except ConnectionRefusedError:
-                return Answer("refused")
-            except TimeoutError:
-                return Answer("timeout")
-            except OSError as err:
-                return Answer(errno.errorcode.get(err.errno or 0, str(err)))
+            if src:
+                sock.bind((src, sport))
+            sock.connect((dst, port))
+            if protocol == "UDP":
+                sock.send(b"?")
+            ip, number, peer = sock.recv(200).decode().split()
             return Answer("ok", (ip, int(number)), peer)
 
     return ns.call(work)
@@ -146,13 +159,14 @@ class World:
             for address in (ip, V6[ip]):
                 for port in (s.TARGET, s.TARGET + 1):
                     self.servers.listen(ns, address, port)
+                self.servers.listen_sctp(ns, address, (s.TARGET, s.TARGET + 1))
         self.servers.start()
 
     def close(self) -> None:
         self.servers.close()
 
     def client(self, ip: str) -> NetNS:
-        if ip == LOCALHOST:
+        if ip == LOCALHOST or ip in BALANCERS:
             return self.node
         for v4, ns in (*self.pods.items(), (s.NODE_IP, self.node), (s.OUTSIDE, self.outside), (s.HOST, self.outside)):
             if ip in (v4, V6[v4]):

@@ -1,121 +1,139 @@
 """The conformance table. Judged by decide(), by trace() over the planned rules, and by real packets in netns-tests.
 
-The addresses are those of one small world: node `n1` with two pods, a pod on another node, and a host outside the cluster.
-Rows hold for IPv4; `Scenario.v6()` is the same row in IPv6.
+Further rows are in selection.py (which endpoints) and frontends.py (which objects count, source ranges flow by flow, SCTP).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from podwire_controlplane.api import meta
 
-from ..changes import Tracker
-from ..decide import DROP, PASS, REJECT, Outcome, Packet, Verdict
+from ..decide import DROP, PASS, REJECT, Outcome, Packet
 from ..model import LOCALHOST, Backend, NodeInfo, Protocol
 from .builders import endpoint, endpoint_slice, port, service
+from .frontends import frontends, range_flows, sctp
+from .selection import selection
+from .table import (
+    ALL,
+    ALL_M,
+    BALANCER,
+    BALANCER2,
+    BOTH,
+    EXTERNAL,
+    FRONTENDS,
+    GATEWAY,
+    HERE,
+    HERE_M,
+    HOST,
+    INFO,
+    INTERFACES,
+    NODE,
+    NODE_IP,
+    NODE_PORT,
+    OUT,
+    OUTSIDE,
+    POD,
+    POD_A,
+    POD_B,
+    POD_C,
+    PORT,
+    SELF,
+    TARGET,
+    UNUSED,
+    VIP,
+    VIP2,
+    B,
+    C,
+    H,
+    Scenario,
+    _v6,
+    everything,
+    packet,
+    rows,
+    some_slice,
+    to,
+)
 
-NODE, NODE_IP, POD_A, POD_B, POD_C = "n1", "172.30.0.11", "10.244.1.2", "10.244.1.3", "10.244.2.2"
-OUTSIDE = "172.30.0.1"  # the client outside the cluster
-HOST = "192.0.2.42"  # a server outside the cluster
-GATEWAY = "10.244.1.1"  # the node's address towards its pods
-VIP, VIP2, EXTERNAL, BALANCER, UNUSED = "10.96.0.20", "10.96.0.21", "198.51.100.7", "198.51.100.8", "10.96.0.99"
-PORT, NODE_PORT, TARGET = 80, 30080, 9376
-B, C, H = Backend(POD_B, TARGET), Backend(POD_C, TARGET), Backend(HOST, TARGET)
-INTERFACES = {POD_A: "veth0", POD_B: "veth1", POD_C: "veth2", NODE_IP: ""}  # where packets come into the node
-INFO = NodeInfo(NODE, (NODE_IP,), "zone-a", ("10.244.0.0/16",), ("10.96.0.0/16",))
-_V6 = ((NODE_IP, "fd00:30::11"), (GATEWAY, "fd00:244:1::1"), (POD_A, "fd00:244:1::2"),
-       (POD_B, "fd00:244:1::3"), (POD_C, "fd00:244:2::2"),
-       (OUTSIDE, "fd00:30::1"), (HOST, "2001:db8:2::42"), ("10.96.0.", "fd00:96::"), (EXTERNAL, "2001:db8:51::7"),
-       (BALANCER, "2001:db8:51::8"), (f"{NODE_IP}/32", "fd00:30::11/128"), (f"{OUTSIDE}/32", "fd00:30::1/128"),
-       ("10.244.0.0/16", "fd00:244::/32"), ("10.96.0.0/16", "fd00:96::/112"))
+__all__ = [
+    "AFFINITY",
+    "ALL",
+    "ALL_M",
+    "BALANCER",
+    "BALANCER2",
+    "BOTH",
+    "EXTERNAL",
+    "FRONTENDS",
+    "GATEWAY",
+    "HERE",
+    "HERE_M",
+    "HOST",
+    "INFO",
+    "INTERFACES",
+    "LOCALHOST",
+    "NODE",
+    "NODE_IP",
+    "NODE_PORT",
+    "OUT",
+    "OUTSIDE",
+    "POD",
+    "POD_A",
+    "POD_B",
+    "POD_C",
+    "PORT",
+    "SCENARIOS",
+    "SELF",
+    "TARGET",
+    "UNUSED",
+    "VIP",
+    "VIP2",
+    "Affinity",
+    "B",
+    "C",
+    "H",
+    "Scenario",
+    "_v6",
+    "everything",
+    "packet",
+    "rows",
+    "some_slice",
+    "to",
+]
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """Objects, and the outcome of the first packet of a flow. `node`: what the proxy knows of its node."""
-
-    name: str
-    objects: tuple[meta.Object, ...]
-    expect: Mapping[Packet, Outcome]
-    node: NodeInfo = field(default=INFO)
-
-    def tracker(self) -> Tracker:
-        """A Tracker that has seen the objects; flush it."""
-        made = Tracker(self.node)
-        for obj in self.objects:
-            (made.service if obj["kind"] == "Service" else made.slice)(meta.key(obj), obj)
-        return made
-
-    def v6(self) -> Scenario:
-        """The same with IPv6 addresses; without what is on 127.0.0.1, which has no counterpart there."""
-        objects = tuple(json.loads(_v6(json.dumps(obj))) for obj in self.objects)
-        expect = {replace(p, src=_v6(p.src), dst=_v6(p.dst)): Outcome(o.verdict, frozenset(
-            (Backend(_v6(b.ip), b.port), m) for b, m in o.to)) for p, o in self.expect.items() if p.dst != LOCALHOST}
-        node = replace(self.node, addresses=tuple(map(_v6, self.node.addresses)),
-                       pod_cidrs=tuple(map(_v6, self.node.pod_cidrs)),
-                       service_cidrs=tuple(map(_v6, self.node.service_cidrs)), reserved=tuple(map(_v6, self.node.reserved)),
-                       node_ports=None if self.node.node_ports is None else tuple(map(_v6, self.node.node_ports)))
-        return Scenario(f"{self.name} (IPv6)", objects, expect, node)
-
-
-def _v6(text: str) -> str:
-    for old, new in sorted(_V6, key=lambda pair: -len(pair[0])):
-        text = text.replace(old, new)
-    return text.replace('"IPv4"', '"IPv6"')
-
-
-def to(backends: Iterable[Backend], masquerade: bool) -> Outcome:
-    return Outcome(Verdict.FORWARD, frozenset((b, masquerade) for b in backends))
-
-
-def packet(src: str, dst: str, number: int = PORT, protocol: str = "TCP", *, bound: bool = False) -> Packet:
-    return Packet(src, dst, protocol, number, src == NODE_IP, bound, INTERFACES.get(src, "eth0"))  # type: ignore[arg-type]  # table shorthand
-
-
-def _everything(*, name: str = "my-service", protocol: str = "TCP", **spec: Any) -> meta.Object:
-    return service(name, VIP, [port(PORT, protocol, node_port=NODE_PORT)], type="LoadBalancer", externalIPs=[EXTERNAL],
-                   ingress=[{"ip": BALANCER}], **spec)
-
-
-def _slice(*endpoints: Mapping[str, Any], protocol: str = "TCP", target: int = TARGET) -> meta.Object:
-    return endpoint_slice("my-service", endpoints, [("", protocol, target)])
-
-
-_BOTH = (endpoint(POD_B, NODE), endpoint(POD_C, "n2"))
-_FRONTENDS = ((EXTERNAL, PORT), (BALANCER, PORT), (NODE_IP, NODE_PORT))
-POD, SELF, OUT = POD_A, NODE_IP, OUTSIDE
-
-
-def _row(source: str, external: Outcome, cluster: Outcome, protocol: str = "TCP") -> dict[Packet, Outcome]:
-    out = {packet(source, ip, number, protocol): external for ip, number in _FRONTENDS}
-    out[packet(source, VIP, PORT, protocol)] = cluster
-    return out
-
-
-_ALL, _ALL_M, _HERE, _HERE_M = to([B, C], False), to([B, C], True), to([B], False), to([B], True)
+def masquerade() -> list[Scenario]:
+    """The masquerade matrix whole: source x frontend x traffic policy, under four settings of the local-traffic detector and
+    of masqueradeAll. A row: (policy, {source: (external frontends, ClusterIP)}). Kubernetes' own tests miss the cell of the
+    node that dials a NodePort with externalTrafficPolicy Local: they dial another Service's port."""
+    cluster: dict[str, Any] = {}
+    external, internal = {"externalTrafficPolicy": "Local"}, {"internalTrafficPolicy": "Local"}
+    settings = {
+        "": (INFO, (
+            (cluster, {POD: (ALL_M, ALL), SELF: (ALL_M, ALL_M), OUT: (ALL_M, ALL_M)}),
+            (external, {POD: (ALL, ALL), SELF: (ALL_M, ALL_M), OUT: (HERE, ALL_M)}),
+            (internal, {POD: (ALL_M, HERE), SELF: (ALL_M, HERE_M), OUT: (ALL_M, HERE_M)}))),
+        "no detector, ": (replace(INFO, pod_cidrs=()), (
+            (cluster, {POD: (ALL_M, ALL), SELF: (ALL_M, ALL), OUT: (ALL_M, ALL)}),
+            (external, {POD: (HERE, ALL), SELF: (ALL_M, ALL), OUT: (HERE, ALL)}),
+            (internal, {POD: (ALL_M, HERE), SELF: (ALL_M, HERE), OUT: (ALL_M, HERE)}))),
+        "masquerade all, ": (replace(INFO, masquerade_all=True), (
+            (cluster, {POD: (ALL_M, ALL_M), SELF: (ALL_M, ALL_M), OUT: (ALL_M, ALL_M)}),
+            (external, {POD: (ALL, ALL_M), SELF: (ALL_M, ALL_M), OUT: (HERE, ALL_M)}),
+            (internal, {POD: (ALL_M, HERE_M), SELF: (ALL_M, HERE_M), OUT: (ALL_M, HERE_M)}))),
+        "masquerade all, no detector, ": (replace(INFO, masquerade_all=True, pod_cidrs=()), (
+            (cluster, {POD: (ALL_M, ALL_M), SELF: (ALL_M, ALL_M), OUT: (ALL_M, ALL_M)}),
+            (external, {POD: (HERE, ALL_M), SELF: (ALL_M, ALL_M), OUT: (HERE, ALL_M)}),
+            (internal, {POD: (ALL_M, HERE_M), SELF: (ALL_M, HERE_M), OUT: (ALL_M, HERE_M)})))}
+    return [Scenario(setting + (f"{next(iter(policy))} Local" if policy else "Cluster/Cluster, TCP"), (
+                everything(**policy), some_slice(*BOTH)),
+                {p: o for source, cells in table.items() for p, o in rows(source, *cells).items()}, node)
+            for setting, (node, policies) in settings.items() for policy, table in policies]
 
 
 def matrix() -> list[Scenario]:
-    """The masquerade matrix: source x frontend x traffic policy, with and without a local-traffic detector."""
-    blind = replace(INFO, pod_cidrs=())
-    whole = replace(INFO, masquerade_all=True)
-    return [
-        Scenario("Cluster/Cluster, TCP", (_everything(), _slice(*_BOTH)), {
-            **_row(POD, _ALL_M, _ALL), **_row(SELF, _ALL_M, _ALL_M), **_row(OUT, _ALL_M, _ALL_M)}),
-        Scenario("Cluster/Cluster, UDP", (_everything(protocol="UDP"), _slice(*_BOTH, protocol="UDP")), {
-            **_row(POD, _ALL_M, _ALL, "UDP"), **_row(SELF, _ALL_M, _ALL_M, "UDP"), **_row(OUT, _ALL_M, _ALL_M, "UDP")}),
-        Scenario("externalTrafficPolicy Local", (_everything(externalTrafficPolicy="Local"), _slice(*_BOTH)), {
-            **_row(POD, _ALL, _ALL), **_row(SELF, _ALL_M, _ALL_M), **_row(OUT, _HERE, _ALL_M)}),
-        Scenario("internalTrafficPolicy Local", (_everything(internalTrafficPolicy="Local"), _slice(*_BOTH)), {
-            **_row(POD, _ALL_M, _HERE), **_row(SELF, _ALL_M, _HERE_M), **_row(OUT, _ALL_M, _HERE_M)}),
-        Scenario("no detector", (_everything(externalTrafficPolicy="Local"), _slice(*_BOTH)), {
-            **_row(POD, _HERE, _ALL), **_row(SELF, _ALL_M, _ALL), **_row(OUT, _HERE, _ALL)}, blind),
-        Scenario("masquerade all", (_everything(externalTrafficPolicy="Local"), _slice(*_BOTH)), {
-            **_row(POD, _ALL, _ALL_M), **_row(SELF, _ALL_M, _ALL_M), **_row(OUT, _HERE, _ALL_M)}, whole)]
+    return [*masquerade(), Scenario("Cluster/Cluster, UDP", (everything(protocol="UDP"), some_slice(*BOTH, protocol="UDP")), {
+        **rows(POD, ALL_M, ALL, "UDP"), **rows(SELF, ALL_M, ALL_M, "UDP"), **rows(OUT, ALL_M, ALL_M, "UDP")})]
 
 
 def configurations() -> list[Scenario]:
@@ -123,18 +141,18 @@ def configurations() -> list[Scenario]:
     prefix, one = (replace(INFO, pod_cidrs=(), pod_interface=name) for name in ("veth*", "veth0"))
     ports = replace(INFO, node_ports=(GATEWAY,))
     strict = replace(INFO, reserved=(*INFO.pod_cidrs, *INFO.service_cidrs, f"{NODE_IP}/32"))
-    local = (_everything(externalTrafficPolicy="Local"), _slice(*_BOTH))
+    local = (everything(externalTrafficPolicy="Local"), some_slice(*BOTH))
     return [
         Scenario("detector: interface prefix", local, {
-            **_row(POD, _ALL, _ALL), **_row(SELF, _ALL_M, _ALL_M), **_row(OUT, _HERE, _ALL_M)}, prefix),
+            **rows(POD, ALL, ALL), **rows(SELF, ALL_M, ALL_M), **rows(OUT, HERE, ALL_M)}, prefix),
         Scenario("detector: one interface", local, {
-            **_row(POD, _ALL, _ALL), **_row(POD_C, _HERE, _ALL_M),
-            **_row(SELF, _ALL_M, _ALL_M), **_row(OUT, _HERE, _ALL_M)}, one),
-        Scenario("NodePorts on chosen addresses", (_everything(), _slice(*_BOTH)), {
-            packet(POD, GATEWAY, NODE_PORT): _ALL_M, packet(OUT, NODE_IP, NODE_PORT): PASS, packet(POD, VIP): _ALL}, ports),
+            **rows(POD, ALL, ALL), **rows(POD_C, HERE, ALL_M),
+            **rows(SELF, ALL_M, ALL_M), **rows(OUT, HERE, ALL_M)}, one),
+        Scenario("NodePorts on chosen addresses", (everything(), some_slice(*BOTH)), {
+            packet(POD, GATEWAY, NODE_PORT): ALL_M, packet(OUT, NODE_IP, NODE_PORT): PASS, packet(POD, VIP): ALL}, ports),
         Scenario("externalIPs of others", (
-            service("my-service", VIP, [port(PORT)], externalIPs=[POD_C, UNUSED, EXTERNAL]), _slice(*_BOTH)), {
-                packet(POD, POD_C): PASS, packet(POD, UNUSED): DROP, packet(POD, EXTERNAL): _ALL_M}, strict)]
+            service("my-service", VIP, [port(PORT)], externalIPs=[POD_C, UNUSED, EXTERNAL]), some_slice(*BOTH)), {
+                packet(POD, POD_C): PASS, packet(POD, UNUSED): DROP, packet(POD, EXTERNAL): ALL_M}, strict)]
 
 
 def localhost() -> list[Scenario]:
@@ -144,53 +162,53 @@ def localhost() -> list[Scenario]:
     def row(outcome: Outcome, protocol: Protocol = "TCP", node: NodeInfo = near, **spec: Any) -> Scenario:
         policy = "".join(f", {key} {value}" for key, value in spec.items())
         return Scenario(f"NodePorts on 127.0.0.1: {protocol}{policy}{'' if node.localhost else ', switched off'}", (
-            _everything(protocol=protocol, **spec), _slice(*_BOTH, protocol=protocol)), {
+            everything(protocol=protocol, **spec), some_slice(*BOTH, protocol=protocol)), {
                 Packet(LOCALHOST, LOCALHOST, protocol, NODE_PORT, True): outcome,
                 packet(OUT, LOCALHOST, NODE_PORT, protocol): DROP if node.localhost else PASS,
-                packet(OUT, NODE_IP, NODE_PORT, protocol): _HERE if "externalTrafficPolicy" in spec else _ALL_M}, node)
+                packet(OUT, NODE_IP, NODE_PORT, protocol): HERE if "externalTrafficPolicy" in spec else ALL_M}, node)
 
-    return [row(_ALL_M), row(_ALL_M, "UDP"), row(_ALL_M, externalTrafficPolicy="Local"),
-            row(_ALL_M, internalTrafficPolicy="Local"), row(PASS, node=INFO)]
+    return [row(ALL_M), row(ALL_M, "UDP"), row(ALL_M, externalTrafficPolicy="Local"),
+            row(ALL_M, internalTrafficPolicy="Local"), row(PASS, node=INFO)]
 
 
 def policies() -> list[Scenario]:
     """Traffic policies without a local endpoint, the fallback to terminating endpoints, hints."""
-    elsewhere = _slice(endpoint(POD_C, "n2"))
+    elsewhere = some_slice(endpoint(POD_C, "n2"))
     c, c_m = to([C], False), to([C], True)
     ending = endpoint(POD_B, NODE, ready=False, serving=True, terminating=True)
     return [
-        Scenario("externalTrafficPolicy Local, none here", (_everything(externalTrafficPolicy="Local"), elsewhere), {
-            **_row(POD, c, c), **_row(SELF, c_m, c_m), **_row(OUT, DROP, c_m)}),
-        Scenario("internalTrafficPolicy Local, none here", (_everything(internalTrafficPolicy="Local"), elsewhere), {
-            **_row(POD, c_m, DROP), **_row(SELF, c_m, DROP), **_row(OUT, c_m, DROP)}),
-        Scenario("only terminating endpoints", (_everything(), _slice(ending)), {
-            packet(POD, VIP): _HERE, packet(OUT, NODE_IP, NODE_PORT): _HERE_M}),
-        Scenario("terminating beside ready", (_everything(), _slice(ending, endpoint(POD_C, "n2"))), {packet(POD, VIP): c}),
+        Scenario("externalTrafficPolicy Local, none here", (everything(externalTrafficPolicy="Local"), elsewhere), {
+            **rows(POD, c, c), **rows(SELF, c_m, c_m), **rows(OUT, DROP, c_m)}),
+        Scenario("internalTrafficPolicy Local, none here", (everything(internalTrafficPolicy="Local"), elsewhere), {
+            **rows(POD, c_m, DROP), **rows(SELF, c_m, DROP), **rows(OUT, c_m, DROP)}),
+        Scenario("only terminating endpoints", (everything(), some_slice(ending)), {
+            packet(POD, VIP): HERE, packet(OUT, NODE_IP, NODE_PORT): HERE_M}),
+        Scenario("terminating beside ready", (everything(), some_slice(ending, endpoint(POD_C, "n2"))), {packet(POD, VIP): c}),
         Scenario("terminating here, ready elsewhere, Local", (
-            _everything(externalTrafficPolicy="Local"), _slice(ending, endpoint(POD_C, "n2"))), {
-                packet(POD, VIP): c, packet(OUT, NODE_IP, NODE_PORT): _HERE}),
-        Scenario("not ready", (_everything(), _slice(endpoint(POD_B, NODE, ready=False), endpoint(POD_C, "n2"))), {
+            everything(externalTrafficPolicy="Local"), some_slice(ending, endpoint(POD_C, "n2"))), {
+                packet(POD, VIP): c, packet(OUT, NODE_IP, NODE_PORT): HERE}),
+        Scenario("not ready", (everything(), some_slice(endpoint(POD_B, NODE, ready=False), endpoint(POD_C, "n2"))), {
             packet(POD, VIP): c}),
-        Scenario("zone hints", (_everything(), _slice(
+        Scenario("zone hints", (everything(), some_slice(
             endpoint(POD_B, NODE, hints={"forZones": [{"name": "zone-a"}]}),
-            endpoint(POD_C, "n2", hints={"forZones": [{"name": "zone-b"}]}))), {packet(POD, VIP): _HERE}),
-        Scenario("zone hints, half written", (_everything(), _slice(
+            endpoint(POD_C, "n2", hints={"forZones": [{"name": "zone-b"}]}))), {packet(POD, VIP): HERE}),
+        Scenario("zone hints, half written", (everything(), some_slice(
             endpoint(POD_B, NODE, hints={"forZones": [{"name": "zone-a"}]}), endpoint(POD_C, "n2"))), {
-                packet(POD, VIP): _ALL}),
+                packet(POD, VIP): ALL}),
     ]
 
 
 def edges() -> list[Scenario]:
     """No endpoints, wrong port, unallocated and bound addresses, hairpin, Services that are not ours."""
-    one = _slice(endpoint(POD_B, NODE))
+    one = some_slice(endpoint(POD_B, NODE))
     plain = service("my-service", VIP, [port(PORT)])
     return [
-        Scenario("no endpoints", (_everything(), _slice()), {
-            **_row(POD, REJECT, REJECT), **_row(SELF, REJECT, REJECT), **_row(OUT, REJECT, REJECT)}),
-        Scenario("no endpoints, Local", (_everything(externalTrafficPolicy="Local", internalTrafficPolicy="Local"),), {
-            **_row(POD, REJECT, REJECT), **_row(SELF, REJECT, REJECT), **_row(OUT, REJECT, REJECT)}),
-        Scenario("no endpoints, UDP", (_everything(protocol="UDP"),), {
-            **_row(POD, REJECT, REJECT, "UDP"), **_row(OUT, REJECT, REJECT, "UDP")}),
+        Scenario("no endpoints", (everything(), some_slice()), {
+            **rows(POD, REJECT, REJECT), **rows(SELF, REJECT, REJECT), **rows(OUT, REJECT, REJECT)}),
+        Scenario("no endpoints, Local", (everything(externalTrafficPolicy="Local", internalTrafficPolicy="Local"),), {
+            **rows(POD, REJECT, REJECT), **rows(SELF, REJECT, REJECT), **rows(OUT, REJECT, REJECT)}),
+        Scenario("no endpoints, UDP", (everything(protocol="UDP"),), {
+            **rows(POD, REJECT, REJECT, "UDP"), **rows(OUT, REJECT, REJECT, "UDP")}),
         Scenario("wrong port or protocol of a known ClusterIP", (plain, one), {
             packet(POD, VIP, 81): REJECT, packet(SELF, VIP, 81): REJECT, packet(OUT, VIP, 81): REJECT,
             packet(POD, VIP, PORT, "UDP"): REJECT, packet(POD, VIP, 0, "ICMP"): REJECT}),
@@ -199,11 +217,11 @@ def edges() -> list[Scenario]:
             packet(POD, UNUSED, PORT, "UDP"): DROP, packet(POD, UNUSED, 0, "ICMP"): DROP}),
         Scenario("a Service address that is bound on the node", (plain, one), {
             packet(POD, "10.96.0.10", 53, bound=True): PASS}),
-        Scenario("hairpin", (_everything(), one), {
-            packet(POD_B, VIP): _HERE_M, packet(POD_B, NODE_IP, NODE_PORT): _HERE_M, packet(POD_A, VIP): _HERE}),
-        Scenario("hairpin, externalTrafficPolicy Local", (_everything(externalTrafficPolicy="Local"), one), {
-            packet(POD_B, EXTERNAL): _HERE_M, packet(POD_B, NODE_IP, NODE_PORT): _HERE_M, packet(POD_A, EXTERNAL): _HERE}),
-        Scenario("an endpoint outside the cluster", (plain, _slice(endpoint(HOST))), {packet(POD, VIP): to([H], False)}),
+        Scenario("hairpin", (everything(), one), {
+            packet(POD_B, VIP): HERE_M, packet(POD_B, NODE_IP, NODE_PORT): HERE_M, packet(POD_A, VIP): HERE}),
+        Scenario("hairpin, externalTrafficPolicy Local", (everything(externalTrafficPolicy="Local"), one), {
+            packet(POD_B, EXTERNAL): HERE_M, packet(POD_B, NODE_IP, NODE_PORT): HERE_M, packet(POD_A, EXTERNAL): HERE}),
+        Scenario("an endpoint outside the cluster", (plain, some_slice(endpoint(HOST))), {packet(POD, VIP): to([H], False)}),
         Scenario("pod to pod is left alone", (plain, one), {packet(POD, POD_B, TARGET): PASS, packet(POD, OUTSIDE): PASS}),
         Scenario("headless and ExternalName", (
             service("my-service", "None", [port(PORT)]),
@@ -224,35 +242,35 @@ def edges() -> list[Scenario]:
         Scenario("two Services, same pods", (
             plain, one, service("other", VIP2, [port(8080)]),
             endpoint_slice("other", [endpoint(POD_B, NODE)], [("", "TCP", TARGET)])), {
-                packet(POD, VIP): _HERE, packet(POD, VIP2, 8080): _HERE, packet(POD, VIP2): REJECT}),
+                packet(POD, VIP): HERE, packet(POD, VIP2, 8080): HERE, packet(POD, VIP2): REJECT}),
         Scenario("load balancer that wants its packets (ipMode Proxy)", (
             service("my-service", VIP, [port(PORT)], type="LoadBalancer", ingress=[{"ip": BALANCER, "ipMode": "Proxy"}]),
             one), {
                 packet(POD, BALANCER): PASS}),
         Scenario("LoadBalancer without NodePort", (
             service("my-service", VIP, [port(PORT)], type="LoadBalancer", ingress=[{"ip": BALANCER}]), one), {
-                packet(POD, BALANCER): _HERE_M, packet(OUT, NODE_IP, NODE_PORT): PASS}),
+                packet(POD, BALANCER): HERE_M, packet(OUT, NODE_IP, NODE_PORT): PASS}),
     ]
 
 
 def source_ranges() -> list[Scenario]:
     """loadBalancerSourceRanges: only the load balancer's address asks where a packet comes from, before all translation."""
     def row(*ranges: str, **spec: Any) -> tuple[meta.Object, ...]:
-        return _everything(loadBalancerSourceRanges=list(ranges), **spec), _slice(*_BOTH)
+        return everything(loadBalancerSourceRanges=list(ranges), **spec), some_slice(*BOTH)
 
     lb = [packet(source, BALANCER) for source in (POD, SELF, OUT)]
     return [
         Scenario("source ranges: the world outside", row(f" {OUT}/32 "), {
-            lb[0]: DROP, lb[1]: DROP, lb[2]: _ALL_M, packet(HOST, BALANCER): DROP,
-            packet(POD, VIP): _ALL, packet(POD, NODE_IP, NODE_PORT): _ALL_M, packet(OUT, NODE_IP, NODE_PORT): _ALL_M,
-            packet(HOST, NODE_IP, NODE_PORT): _ALL_M, packet(HOST, EXTERNAL): _ALL_M}),
+            lb[0]: DROP, lb[1]: DROP, lb[2]: ALL_M, packet(HOST, BALANCER): DROP,
+            packet(POD, VIP): ALL, packet(POD, NODE_IP, NODE_PORT): ALL_M, packet(OUT, NODE_IP, NODE_PORT): ALL_M,
+            packet(HOST, NODE_IP, NODE_PORT): ALL_M, packet(HOST, EXTERNAL): ALL_M}),
         Scenario("source ranges: pods and the node", row("10.244.0.0/16", f"{NODE_IP}/32"), {
-            lb[0]: _ALL_M, lb[1]: _ALL_M, lb[2]: DROP}),
+            lb[0]: ALL_M, lb[1]: ALL_M, lb[2]: DROP}),
         Scenario("source ranges: everyone", row(f"{OUT}/32", "0.0.0.0/0", "::/0"), {
-            lb[0]: _ALL_M, lb[1]: _ALL_M, lb[2]: _ALL_M}),
+            lb[0]: ALL_M, lb[1]: ALL_M, lb[2]: ALL_M}),
         Scenario("source ranges, externalTrafficPolicy Local", row(f"{OUT}/32", externalTrafficPolicy="Local"), {
-            lb[0]: DROP, lb[1]: DROP, lb[2]: _HERE, packet(HOST, NODE_IP, NODE_PORT): _HERE}),
-        Scenario("source ranges, no endpoints", (_everything(loadBalancerSourceRanges=[f"{OUT}/32"]), _slice()), {
+            lb[0]: DROP, lb[1]: DROP, lb[2]: HERE, packet(HOST, NODE_IP, NODE_PORT): HERE}),
+        Scenario("source ranges, no endpoints", (everything(loadBalancerSourceRanges=[f"{OUT}/32"]), some_slice()), {
             lb[0]: DROP, lb[2]: REJECT, packet(POD, NODE_IP, NODE_PORT): REJECT}),
     ]
 
@@ -282,28 +300,29 @@ def affinity() -> list[Affinity]:
     brief: dict[str, Any] = {**sticky, "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 30}}}
 
     def everywhere(source: str, protocol: str = "TCP") -> tuple[Packet, ...]:
-        return tuple(_row(source, PASS, PASS, protocol))
+        return tuple(rows(source, PASS, PASS, protocol))
 
     two = service("my-service", VIP, [port(PORT, "TCP", "t"), port(PORT, "UDP", "u")], **sticky)
-    both = endpoint_slice("my-service", _BOTH, [("t", "TCP", TARGET), ("u", "UDP", TARGET)])
+    both = endpoint_slice("my-service", BOTH, [("t", "TCP", TARGET), ("u", "UDP", TARGET)])
     return [
-        Affinity("affinity: a pod, every frontend", (_everything(**sticky), _slice(*_BOTH)), everywhere(POD)),
-        Affinity("affinity: this node", (_everything(**brief), _slice(*_BOTH)), everywhere(SELF)),
-        Affinity("affinity: outside, UDP", (_everything(**sticky, protocol="UDP"), _slice(*_BOTH, protocol="UDP")),
+        Affinity("affinity: a pod, every frontend", (everything(**sticky), some_slice(*BOTH)), everywhere(POD)),
+        Affinity("affinity: this node", (everything(**brief), some_slice(*BOTH)), everywhere(SELF)),
+        Affinity("affinity: outside, UDP", (everything(**sticky, protocol="UDP"), some_slice(*BOTH, protocol="UDP")),
                  everywhere(OUT, "UDP")),
         Affinity("affinity: another port of the Service", (two, both), (packet(POD, VIP),), (packet(POD, VIP, PORT, "UDP"),)),
-        Affinity("affinity: another client", (_everything(**sticky), _slice(*_BOTH)), (packet(POD, VIP),),
+        Affinity("affinity: another client", (everything(**sticky), some_slice(*BOTH)), (packet(POD, VIP),),
                  (packet(OUT, VIP),)),
         Affinity("affinity: externalTrafficPolicy Local, a pod", (
-            _everything(**sticky, externalTrafficPolicy="Local"), _slice(*_BOTH)), everywhere(POD)),
+            everything(**sticky, externalTrafficPolicy="Local"), some_slice(*BOTH)), everywhere(POD)),
         Affinity("affinity: externalTrafficPolicy Local, outside", (
-            _everything(**sticky, externalTrafficPolicy="Local"), _slice(*_BOTH, endpoint(POD_A, NODE))),
-            tuple(packet(OUT, ip, n) for ip, n in _FRONTENDS), (packet(OUT, VIP),)),
+            everything(**sticky, externalTrafficPolicy="Local"), some_slice(*BOTH, endpoint(POD_A, NODE))),
+            tuple(packet(OUT, ip, n) for ip, n in FRONTENDS), (packet(OUT, VIP),)),
         Affinity("affinity: internalTrafficPolicy Local", (
-            _everything(**sticky, internalTrafficPolicy="Local"), _slice(*_BOTH, endpoint(POD_A, NODE))),
-            (packet(OUT, VIP),), tuple(packet(OUT, ip, n) for ip, n in _FRONTENDS)),
+            everything(**sticky, internalTrafficPolicy="Local"), some_slice(*BOTH, endpoint(POD_A, NODE))),
+            (packet(OUT, VIP),), tuple(packet(OUT, ip, n) for ip, n in FRONTENDS)),
     ]
 
 
-SCENARIOS = matrix() + configurations() + localhost() + policies() + edges() + source_ranges()
+SCENARIOS = (matrix() + configurations() + localhost() + policies() + edges() + source_ranges()
+             + selection() + range_flows() + frontends() + sctp())
 AFFINITY = affinity()

@@ -1,0 +1,68 @@
+"""SCTP by hand, for kernels without SCTP sockets: an INIT from a raw socket, and a server that answers it with an INIT ACK.
+
+As the other servers do it tells where the packet arrived and who it seems to come from: in the state cookie.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+from pathlib import Path
+
+from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkInitAck, SCTPChunkParamStateCookie
+
+PROTOCOL = 132
+CONNTRACK = "SCTP connection tracking (CONFIG_NF_CT_PROTO_SCTP)"
+
+
+def missing() -> str:
+    """The kernel's feature that NAT of SCTP needs and this one lacks; "" where it is there."""
+    return "" if Path("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established").exists() else CONNTRACK
+
+
+def _socket(ip: str) -> socket.socket:
+    return socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_RAW, PROTOCOL)
+
+
+def _read(sock: socket.socket) -> tuple[SCTP, str]:
+    """(the packet, its sender); IPv4's raw sockets give the IP header too."""
+    data, peer = sock.recvfrom(4096)
+    return SCTP(data[(data[0] & 15) * 4 if sock.family == socket.AF_INET else 0:]), peer[0]
+
+
+def server(ip: str) -> socket.socket:
+    """Call it inside the namespace; then `answer` when it is readable."""
+    sock = _socket(ip)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, 78, 1)  # IPV6_FREEBIND: a fresh address is tentative for a moment
+    sock.bind((ip, 0))
+    return sock
+
+
+def answer(sock: socket.socket, ip: str, ports: tuple[int, ...]) -> None:
+    packet, peer = _read(sock)
+    if SCTPChunkInit not in packet or packet.dport not in ports:
+        return
+    cookie = SCTPChunkParamStateCookie(cookie=f"{ip} {packet.dport} {peer}".encode())
+    tag = packet[SCTPChunkInit].init_tag
+    sock.sendto(bytes(SCTP(sport=packet.dport, dport=packet.sport, tag=tag) / SCTPChunkInitAck(
+        init_tag=7, a_rwnd=1 << 16, n_out_streams=1, n_in_streams=1, init_tsn=1, params=[cookie])), (peer, 0))
+
+
+def ask(dst: str, port: int, src: str, timeout: float) -> bytes:
+    """The answer's cookie. Raises what a socket would: ConnectionRefusedError, TimeoutError, OSError."""
+    sport, tag = random.randint(20000, 60000), random.randint(1, 1 << 31)
+    with _socket(dst) as sock:
+        if src:
+            sock.bind((src, 0))
+        sock.connect((dst, 0))
+        sock.send(bytes(SCTP(sport=sport, dport=port, tag=0) / SCTPChunkInit(
+            init_tag=tag, a_rwnd=1 << 16, n_out_streams=1, n_in_streams=1, init_tsn=1)))
+        end = time.monotonic() + timeout
+        while (left := end - time.monotonic()) > 0:
+            sock.settimeout(left)
+            packet, _ = _read(sock)
+            if (packet.sport, packet.dport, packet.tag) == (port, sport, tag) and SCTPChunkParamStateCookie in packet:
+                return bytes(packet[SCTPChunkParamStateCookie].cookie)
+    raise TimeoutError

@@ -1,0 +1,88 @@
+"""A kernel's iptables and sets on paper: takes what iptables-restore is given, as text, and gives it back as iptables-save."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..iptables.layout import PREFIX, Chain, is_ours
+from ..iptables.plan import Plan, SetOp, State
+from ..iptables.text import parse, take_apart
+
+
+@dataclass
+class Kernel:
+    """chains: rules by chain. sets: members by name. Raises AssertionError for what a real one would refuse."""
+
+    chains: dict[Chain, list[str]] = field(default_factory=dict)
+    sets: dict[str, set[str]] = field(default_factory=dict)
+
+    def commit(self, plan: Plan) -> None:
+        for op in plan.before:
+            self._set(op)
+        self.restore(plan.restore())
+        for op in plan.after:
+            self._set(op)
+
+    def restore(self, text: str) -> None:
+        """iptables-restore --noflush."""
+        table = ""
+        for line in text.splitlines():
+            command, _, rest = line.partition(" ")
+            if line.startswith("*"):
+                table = line[1:]
+            elif line.startswith(":"):
+                self.chains[Chain(table, command[1:])] = []  # type: ignore[arg-type]  # tables by their names
+            elif command == "COMMIT":
+                self._check()
+            else:
+                name, _, rule = rest.partition(" ")
+                self._rule(command, Chain(table, name), rule)  # type: ignore[arg-type]  # as above
+
+    def read(self) -> State:
+        """Read back through the text that iptables-save would print."""
+        lines = []
+        for table in sorted({chain.table for chain in self.chains}):
+            mine = {chain.name: rules for chain, rules in self.chains.items() if chain.table == table}
+            lines += [f"*{table}", *(f":{name} - [0:0]" for name in mine)]
+            lines += [f"-A {name} {rule}" for name, rules in mine.items() for rule in rules]
+            lines.append("COMMIT")
+        return State(parse("\n".join(lines)), {name: set(members) for name, members in self.sets.items()})
+
+    def _rule(self, command: str, chain: Chain, rule: str) -> None:
+        if command == "-X":
+            assert not self.chains.pop(chain), f"{chain} is not empty"
+            return
+        rules = self.chains.setdefault(chain, []) if not is_ours(chain.name) else self.chains[chain]
+        if command == "-A":
+            rules.append(rule)
+        elif command == "-I":
+            place, _, rule = rule.partition(" ")
+            rules.insert(int(place) - 1, rule)
+        else:
+            assert command == "-D"
+            rules.remove(rule)
+
+    def _check(self) -> None:
+        for chain, rules in self.chains.items():
+            for rule in map(take_apart, rules):
+                assert not rule.target.startswith(PREFIX) or Chain(chain.table, rule.target) in self.chains, (chain, rule)
+                assert self._named(rule.options + rule.arguments) <= self.sets.keys(), (chain, rule)
+
+    @staticmethod
+    def _named(options: tuple[tuple[str, tuple[str, ...], bool], ...]) -> set[str]:
+        return {arguments[0] for name, arguments, _ in options if name in ("--match-set", "--add-set")}
+
+    def _set(self, op: SetOp) -> None:
+        if op.kind == "create":
+            self.sets.setdefault(op.name, set())
+        elif op.kind == "add":
+            self.sets[op.name].update(op.members)
+        elif op.kind == "del":
+            self.sets[op.name].difference_update(op.members)
+        elif op.kind == "flush":
+            self.sets[op.name].clear()
+        else:
+            used = {name for rules in self.chains.values() for rule in map(take_apart, rules)
+                    for name in self._named(rule.options + rule.arguments)}
+            assert op.name not in used, f"{op.name} is still used"
+            del self.sets[op.name]
