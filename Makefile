@@ -8,6 +8,8 @@ NATIVE := $(wildcard dns/podwire_dns/native/batch.* cni/podwire_cni/native/*.c c
 TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils
 TEST_TOOLS := nft:nftables conntrack:conntrack strace:strace
 
+DATAPLANES := podwire-nftables
+
 .DEFAULT_GOAL := help
 .PHONY: help demo up down status test test-unprivileged test-netns test-long test-runtimes bench-cni lint types packages test-packages install clean
 
@@ -106,6 +108,20 @@ bench-dns: $(VENV)/.installed-dev  ## DNS beside knot and unbound; writes bench/
 .PHONY: bench-proxy
 bench-proxy: $(VENV)/.installed-dev  ## the Service proxy at 10k and 44k Services; writes bench/results/proxy.json
 	@$(BIN)/python bench/bench_proxy.py
+
+.PHONY: bench-up
+bench-up: $(VENV)/.installed-dev  ## podwire up, down, and a manifest to its Service answering; writes bench/results/up.json
+	@$(BIN)/python bench/bench_up.py
+
+.PHONY: bench bench-report
+bench: bench-up bench-cni bench-proxy bench-dns bench-report  ## all of them, and docs/benchmarks.md (root; about 20 minutes)
+
+bench-report: $(VENV)/.installed-dev  ## docs/benchmarks.md and its pictures from bench/results
+	@$(BIN)/python bench/report.py
+
+.PHONY: conformance
+conformance: $(VENV)/.installed-dev  ## every Service behaviour on every dataplane; writes docs/conformance.md and .svg (root)
+	@$(BIN)/python -m pytest -q netns-tests $(foreach d,$(DATAPLANES),--dataplane $(d)) --dataplane-report docs
 
 clean:           ## remove .venv and build results
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
