@@ -25,7 +25,7 @@ from podwire_controlplane.client.http import ApiClient
 from podwire_controlplane.client.informer import Informer
 from podwire_controlplane.client.rolestatus import RoleStatus
 
-from . import conflist, nodes, routes, wiring
+from . import conflist, netlink, nodes, overlay, routes, wiring
 from .commands import Plugin
 from .firewall import Firewall
 from .ipam.allocator import Allocator
@@ -33,6 +33,7 @@ from .ipam.ranges import podcidr_range
 from .ipam.store import DirStore, boot_id
 from .kernel import Kernel
 from .listener import Listener
+from .overlay import Encapsulation
 from .plan import NodeNet
 from .types import RangeSet
 
@@ -44,9 +45,12 @@ HANDOVER_SECONDS = 15.0  # a predecessor keeps the leases until its last call ha
 
 @dataclass(frozen=True)
 class WiringConfig:
-    """cluster_cidrs: what pods reach with their own address. uplink: the link to the other nodes; its MTU is the pods'.
+    """cluster_cidrs: what pods reach with their own address. uplink: the link to the other nodes; its MTU is the pods', less
+    the header of a tunnel where one is in use.
 
-    mtu 0: the uplink's. conf_dir None: <run_dir>/cni/net.d. anti_spoofing: pods send only from their own addresses and MACs.
+    mtu: of pods, whatever the uplink says; 0: found out. conf_dir None: <run_dir>/cni/net.d. anti_spoofing: pods send only from
+    their own addresses and MACs. encapsulation auto: VXLAN to those nodes that are not on our link; always: to all of them;
+    never: to none.
     """
 
     node_name: str
@@ -57,6 +61,7 @@ class WiringConfig:
     mtu: int = 0
     conf_dir: Path | None = None
     anti_spoofing: bool = True
+    encapsulation: Encapsulation = "auto"
 
     @property
     def socket(self) -> Path:
@@ -85,35 +90,45 @@ class Agent:
 
     def restore(self) -> None:
         """Take up the work where the last agent left it, without the API server."""
-        ranges = conflist.read_ranges(self.config.conflist)
-        if ranges:
-            self._become(self._net(tuple(ranges)), None)
+        if last := conflist.read(self.config.conflist):
+            self._become(self._net(last.ranges, last.mtu), None)
 
     def sync(self, objects: Mapping[str, Object]) -> None:
         """Make the kernel agree with the Nodes. Raises OSError and CNIError where the kernel refuses; then try again."""
         cluster = routes.view(objects, self.config.node_name)
-        if cluster.problems != self._told:
-            for problem in cluster.problems:
-                log.warn("Node ignored", problem=problem)
-            self._told = cluster.problems
         me = objects.get(self.config.node_name)
         cidrs = [] if me is None else routes.pod_cidrs(me)
+        near = nodes.near(address for peer in cluster.peers for address in peer.addresses)
+        wires = overlay.plan(cluster, near, self.config.encapsulation)
+        self._tell((*cluster.problems, *wires.problems))
+        uplink = self._uplink_mtu()
         if cidrs:
-            net = self._net(tuple((podcidr_range(cidr),) for cidr in cidrs))
-            native = {*self.config.cluster_cidrs, *(f"{ip}/{ip.max_prefixlen}" for ip in cluster.node_ips)}
-            self._become(net, frozenset(native))
-        done, refused = nodes.sync(cluster.routes)
+            net = self._net(tuple((podcidr_range(cidr),) for cidr in cidrs), uplink - wires.overhead)
+            native = routes.native(cluster, self.config.cluster_cidrs)
+            self._become(net, native)
+        gateways = self.node.gateways if self.node else ()
+        done, refused = nodes.sync(wires, overlay.tunnels(wires, self.config.node_name, uplink, cluster.own,
+                                                          netlink.addresses(), gateways))
         for line in done:
             log.info("route", change=line)
         for line in refused:
             log.warn("route refused", route=line)
-        self._report(len(cluster.routes), refused)
+        self._report(wires, refused)
 
-    def _net(self, ranges: tuple[RangeSet, ...]) -> NodeNet:
-        mtu = self.config.mtu or wiring.uplink_mtu(self.config.uplink)
+    def _tell(self, problems: tuple[str, ...]) -> None:
+        if problems != self._told:
+            for problem in problems:
+                log.warn("Node ignored", problem=problem)
+            self._told = problems
+
+    def _uplink_mtu(self) -> int:
+        mtu = wiring.uplink_mtu(self.config.uplink)
         if not mtu:
             log.warn("uplink not found, assuming an MTU of 1500", uplink=self.config.uplink)
-        return NodeNet(ranges, mtu or 1500, anti_spoofing=self.config.anti_spoofing)
+        return mtu or 1500
+
+    def _net(self, ranges: tuple[RangeSet, ...], mtu: int) -> NodeNet:
+        return NodeNet(ranges, self.config.mtu or mtu, anti_spoofing=self.config.anti_spoofing)
 
     def _become(self, net: NodeNet, native: frozenset[str] | None) -> None:
         """Idempotent: everything is compared with the kernel first. native None: as the last agent left it, which knew the
@@ -137,15 +152,18 @@ class Agent:
         if conflist.write(self.config.conflist, self.config.socket, net):
             log.info("conflist written", path=str(self.config.conflist))
 
-    def _report(self, peers: int, refused: list[str]) -> None:
+    def _report(self, wires: overlay.Wires, refused: list[str]) -> None:
         if self.node is None:
             self.status.update(ready=False, reason="NoPodCIDR", message=self.plugin.waiting_for)
             return
         figures = self.plugin.figures()
         cidrs = ",".join(str(r.subnet) for ranges in self.node.ranges for r in ranges)
-        message = f"{figures['pods']} pods in {cidrs}, routes to {peers - len(refused)} of {peers} podCIDRs"
+        tunnelled = sum(bool(hop.link) for hop in wires.routes.values())
+        peers, lost = len(wires.routes) + len(wires.problems), len(refused) + len(wires.problems)
+        message = f"{figures['pods']} pods in {cidrs}, routes to {peers - lost} of {peers} podCIDRs"
+        message += f", {tunnelled} of them by VXLAN" if tunnelled else ""
         self.status.update(ready=not refused, reason="RouteRefused" if refused else "", message=message, **figures,
-                           routes=peers, refused=len(refused))
+                           routes=peers, refused=lost, vxlan=tunnelled, mtu=self.node.mtu)
 
     async def follow(self, stop: asyncio.Event, client: ClientConfig) -> None:
         """Until `stop`: Nodes change -> sync; also now and then, to put right what others changed in the kernel."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,19 @@ def _write(path: Path, body: dict[str, Any]) -> bool:
     return True
 
 
-def read_ranges(path: Path) -> Sequence[RangeSet] | None:
-    """The ranges of a conflist that `write` made; None where there is no such file or it says something else."""
+@dataclass(frozen=True)
+class Last:
+    """What an agent wrote into its conflist. mtu: of pods."""
+
+    ranges: tuple[RangeSet, ...]
+    mtu: int
+
+
+def read(path: Path) -> Last | None:
+    """Of a conflist that `write` made; None where there is no such file or it says something else."""
     try:
         plugin = json.loads(path.read_text())["plugins"][0]
-        return range_sets(plugin["ipam"]["ranges"], "ipam.ranges") or None
+        ranges, mtu = range_sets(plugin["ipam"]["ranges"], "ipam.ranges"), plugin["mtu"]
     except (OSError, ValueError, LookupError, TypeError, CNIError):
         return None
+    return Last(ranges, mtu) if ranges and type(mtu) is int and mtu > 0 else None

@@ -22,6 +22,7 @@ from .firewall import Firewall
 from .ipam.allocator import Allocator
 from .ipam.store import Busy, DirStore, boot_id
 from .nodetable import NodeRules
+from .overlay import Encapsulation
 from .plan import NodeNet
 from .types import NetConf
 
@@ -110,13 +111,15 @@ def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, .
 @click.option("--cluster-cidr", "cluster_cidrs", multiple=True, default=("10.244.0.0/16",), show_default=True,
               callback=_cidrs, help="Addresses that pods reach with their own source address; may be repeated.")
 @click.option("--uplink", default="eth0", show_default=True, help="The link to the other nodes; its MTU is the pods'.")
-@click.option("--mtu", type=click.IntRange(0, 65535), default=0, help="MTU of pods; 0: the uplink's.")
+@click.option("--mtu", type=click.IntRange(0, 65535), default=0, help="MTU of pods; 0: the uplink's, less a tunnel's header.")
 @click.option("--conf-dir", type=click.Path(file_okay=False, path_type=Path), default=None,
               help="Where container runtimes look for CNI configurations [default: RUN_DIR/cni/net.d]")
 @click.option("--anti-spoofing/--no-anti-spoofing", default=True, show_default=True,
               help="Drop what a pod sends from an address or MAC that is not its own.")
+@click.option("--encapsulation", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
+              help="VXLAN to nodes that are not on this node's link, to all, or to none.")
 def command(node_name: str, kubeconfig: str | None, run_dir: Path, cluster_cidrs: tuple[str, ...], uplink: str, mtu: int,
-            conf_dir: Path | None, anti_spoofing: bool) -> None:
+            conf_dir: Path | None, anti_spoofing: bool, encapsulation: Encapsulation) -> None:
     """Wire the pods of this node: bridge, veths, routes to other nodes, masquerading. Ends at SIGTERM; pods stay wired."""
     from podwire_controlplane.client.config import ConfigError
 
@@ -124,7 +127,8 @@ def command(node_name: str, kubeconfig: str | None, run_dir: Path, cluster_cidrs
 
     logs.configure(node=node_name)
     try:
-        run(WiringConfig(node_name, kubeconfig, run_dir, cluster_cidrs, uplink, mtu, conf_dir, anti_spoofing))
+        run(WiringConfig(node_name, kubeconfig, run_dir, cluster_cidrs, uplink, mtu, conf_dir, anti_spoofing,
+                         encapsulation))
     except (ConfigError, OSError) as err:
         raise click.ClickException(str(err)) from err
 

@@ -1,13 +1,13 @@
-"""Routes to the pods of other nodes, from the Node objects: podCIDR via the node's InternalIP ("host-gw").
+"""What this node needs to know of the others, from the Node objects: their podCIDRs and InternalIPs.
 
-No tunnel, so nodes have to share a link. A Node that lacks a podCIDR or an address has no route yet; one whose podCIDR lies
-over another's is left out and named, for its packets would be stolen ones.
+A Node that lacks a podCIDR or an address cannot be reached yet; one whose podCIDR lies over another's is left out and named,
+for its packets would be stolen ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -42,42 +42,57 @@ def internal_ips(node: Mapping[str, Any]) -> list[IPAddress]:
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
-    """What this node needs to know of the others. `problems` are for the log."""
+class Peer:
+    """Another node. cidrs: of its pods; addresses: its InternalIPs, in its own order."""
 
-    routes: Mapping[IPNetwork, IPAddress] = field(default_factory=dict)
+    name: str
+    cidrs: tuple[IPNetwork, ...]
+    addresses: tuple[IPAddress, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """own: this node's InternalIPs. node_ips: every node's. `problems` are for the log."""
+
+    peers: tuple[Peer, ...] = ()
+    own: tuple[IPAddress, ...] = ()
     node_ips: frozenset[IPAddress] = frozenset()
     problems: tuple[str, ...] = ()
 
 
 def view(nodes: Mapping[str, Object], me: str) -> Cluster:
     """nodes: by name. Of two Nodes with one podCIDR the first by name has it, but this node always has its own."""
-    routes: dict[IPNetwork, IPAddress] = {}
+    peers: list[Peer] = []
+    own: tuple[IPAddress, ...] = ()
     taken: list[tuple[IPNetwork, str]] = []
     ips: set[IPAddress] = set()
     problems = []
     for name in sorted(nodes, key=lambda n: (n != me, n)):
-        addresses = internal_ips(nodes[name])
+        addresses = tuple(internal_ips(nodes[name]))
         ips.update(addresses)
         try:
             cidrs = pod_cidrs(nodes[name])
         except ValueError as err:
             problems.append(str(err))
             continue
+        clear = []
         for cidr in cidrs:
             rival = next((other for net, other in taken if net.version == cidr.version and net.overlaps(cidr)), None)
             if rival:
                 problems.append(f"Node {name}: podCIDR {cidr} lies over that of Node {rival}, no route to it")
                 continue
             taken.append((cidr, name))
-            gateway = next((a for a in addresses if a.version == cidr.version), None)
-            if name != me and gateway:
-                routes[cidr] = gateway
-    return Cluster(routes, frozenset(ips), tuple(problems))
+            clear.append(cidr)
+        if name == me:
+            own = addresses
+        elif clear and addresses:
+            peers.append(Peer(name, tuple(clear), addresses))
+    return Cluster(tuple(peers), own, frozenset(ips), tuple(problems))
 
 
-def changes(desired: Mapping[IPNetwork, IPAddress], present: Mapping[IPNetwork, IPAddress],
-            ) -> tuple[dict[IPNetwork, IPAddress], dict[IPNetwork, IPAddress]]:
-    """(routes to add or replace, routes to delete): the difference and nothing more."""
-    put = {dst: via for dst, via in desired.items() if present.get(dst) != via}
-    return put, {dst: via for dst, via in present.items() if dst not in desired}
+def native(cluster: Cluster, cluster_cidrs: Iterable[str]) -> frozenset[str]:
+    """What pods reach with their own addresses: the cluster's CIDRs, nodes, and podCIDRs that lie outside the former."""
+    wide = [ip_network(cidr) for cidr in cluster_cidrs]
+    strays = [cidr for peer in cluster.peers for cidr in peer.cidrs
+              if not any(net.version == cidr.version and cidr.subnet_of(net) for net in wide)]  # type: ignore[arg-type]  # one version
+    return frozenset({*map(str, wide), *map(str, strays), *(f"{ip}/{ip.max_prefixlen}" for ip in cluster.node_ips)})

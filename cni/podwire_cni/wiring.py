@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import ip_interface
 from pathlib import Path
+from socket import AF_INET, AF_INET6
 
 from pyroute2 import IPRoute
 
@@ -20,10 +21,14 @@ LINK_SCOPE, MAIN = 253, 254
 
 
 def uplink_mtu(name: str) -> int | None:
-    """The MTU of the link that leaves the node; None where it does not exist."""
+    """The MTU of the link that leaves the node, or where there is none of that name, of that to the default gateway; None
+    where neither exists."""
     with IPRoute() as ipr:
-        found = ipr.get_links(ifname=name) if ipr.link_lookup(ifname=name) else []
-        return int(found[0].get("IFLA_MTU")) if found else None
+        index = ipr.link_lookup(ifname=name)
+        if not index:
+            index = [r.get("RTA_OIF") for family in (AF_INET, AF_INET6)
+                     for r in ipr.get_default_routes(family=family, table=MAIN) if r.get("RTA_OIF")]
+        return int(ipr.get_links(index[0])[0].get("IFLA_MTU")) if index else None
 
 
 def ensure_node(node: NodeNet) -> list[str]:

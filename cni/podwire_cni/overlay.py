@@ -1,0 +1,136 @@
+"""How packets get to the pods of other nodes, decided for each of them: by its address where it is on our link ("host-gw"),
+through a VXLAN tunnel (RFC 7348) where a router lies between that knows nothing of pods.
+
+A tunnel is one interface for all peers: a route leads to the peer's gateway address "on the link" of the tunnel, a neighbour
+entry gives that the peer's MAC in the tunnel, a forwarding entry says which node has that MAC. All three are permanent and come
+from the Node objects, so nothing is flooded and nothing learned. The MAC is made of the Node's name: whoever knows the Node
+knows it, and it stays when the node comes back with another address.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from .routes import Cluster, Peer
+from .types import IPAddress, IPNetwork
+
+VNI, PORT = 7077, 4789  # the port is IANA's
+TUNNELS = {4: "podwire-vxlan", 6: "podwire-vxlan6"}  # by IP version of the packets between nodes
+OVERHEAD = {4: 50, 6: 70}  # inner Ethernet 14, VXLAN 8, UDP 8, IP 20 or 40
+Encapsulation = Literal["auto", "always", "never"]
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def tunnel_mac(node: str) -> str:
+    """The MAC of a node's end of the tunnels: locally administered, unicast, 46 bits of the name's hash."""
+    digest = bytearray(hashlib.sha256(node.encode()).digest()[:6])
+    digest[0] = digest[0] & 0xFC | 0x02
+    return ":".join(f"{byte:02x}" for byte in digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """Where packets for a podCIDR go next. link "": the kernel knows which one `via` is on."""
+
+    via: IPAddress
+    link: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.via} in {self.link}" if self.link else str(self.via)
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """This node's end. local None: the kernel chooses the outer source address. gateways: the node's addresses inside."""
+
+    link: str
+    mac: str
+    mtu: int
+    local: IPAddress | None = None
+    gateways: tuple[IPAddress, ...] = ()
+    vni: int = VNI
+    port: int = PORT
+
+
+@dataclass(frozen=True, slots=True)
+class Wires:
+    """All that this node needs in its kernel to reach the other nodes' pods.
+
+    neighbours: (tunnel, next hop) -> MAC; forwarding: (tunnel, MAC) -> node. problems: peers that cannot be reached.
+    """
+
+    routes: Mapping[IPNetwork, Hop] = field(default_factory=dict)
+    neighbours: Mapping[tuple[str, IPAddress], str] = field(default_factory=dict)
+    forwarding: Mapping[tuple[str, str], IPAddress] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    @property
+    def versions(self) -> frozenset[int]:
+        """IP versions of the tunnels in use."""
+        links = {hop.link for hop in self.routes.values()}
+        return frozenset(version for version, link in TUNNELS.items() if link in links)
+
+    @property
+    def overhead(self) -> int:
+        """Bytes that the largest header in use takes of each packet."""
+        return max((OVERHEAD[version] for version in self.versions), default=0)
+
+
+def _hop(peer: Peer, cidr: IPNetwork, own: Sequence[IPAddress], near: Collection[IPAddress], mode: Encapsulation,
+         ) -> tuple[Hop, IPAddress | None] | str:
+    """(next hop, the node at the tunnel's other end), or why there is none."""
+    same = [a for a in peer.addresses if a.version == cidr.version]
+    direct = next((a for a in same if a in near), None)
+    if direct is not None and mode != "always":
+        return Hop(direct), None
+    if mode == "never":
+        if not same:
+            return f"it has no InternalIP of IPv{cidr.version}"
+        return Hop(same[0]), None  # the kernel will say what is wrong with it
+    # Both ends must choose the same kind of tunnel; IPv4 where both have it.
+    for version in (4, 6):
+        remote = next((a for a in peer.addresses if a.version == version), None)
+        if remote is not None and any(a.version == version for a in own):
+            return Hop(cidr[1], TUNNELS[version]), remote
+    return "this node and it have no InternalIP of one IP version"
+
+
+def plan(cluster: Cluster, near: Collection[IPAddress], mode: Encapsulation = "auto") -> Wires:
+    """near: the InternalIPs of peers that the kernel reaches without a router."""
+    routes, neighbours, forwarding = dict[IPNetwork, Hop](), dict[tuple[str, IPAddress], str](), dict[
+        tuple[str, str], IPAddress]()
+    problems = []
+    for peer in cluster.peers:
+        for cidr in peer.cidrs:
+            found = _hop(peer, cidr, cluster.own, near, mode)
+            if isinstance(found, str):
+                problems.append(f"Node {peer.name}: no way to its pods {cidr}: {found}")
+                continue
+            hop, remote = found
+            routes[cidr] = hop
+            if remote is not None:
+                mac = tunnel_mac(peer.name)
+                neighbours[hop.link, hop.via] = mac
+                forwarding[hop.link, mac] = remote
+    return Wires(routes, neighbours, forwarding, tuple(problems))
+
+
+def changes(desired: Mapping[K, V], present: Mapping[K, V]) -> tuple[dict[K, V], dict[K, V]]:
+    """(what to add or replace, what to delete): the difference and nothing more."""
+    put = {key: value for key, value in desired.items() if present.get(key) != value}
+    return put, {key: value for key, value in present.items() if key not in desired}
+
+
+def tunnels(wires: Wires, node: str, uplink_mtu: int, own: Sequence[IPAddress], here: Collection[IPAddress],
+            gateways: tuple[IPAddress, ...]) -> tuple[Tunnel, ...]:
+    """The ends that this node needs. here: all addresses of this machine, for an InternalIP may be that of a translator in
+    front of it."""
+    made = []
+    for version in sorted(wires.versions):
+        local = next((a for a in own if a.version == version and a in here), None)
+        made.append(Tunnel(TUNNELS[version], tunnel_mac(node), uplink_mtu - OVERHEAD[version], local, gateways))
+    return tuple(made)
