@@ -6,7 +6,7 @@ NATIVE := $(wildcard dns/podwire_dns/native/batch.* cni/podwire_cni/native/*.c c
 
 # command:package - what is used, and the Debian package that has it
 TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils
-TEST_TOOLS := nft:nftables conntrack:conntrack strace:strace
+TEST_TOOLS := nft:nftables conntrack:conntrack strace:strace iptables-legacy-restore:iptables
 
 DATAPLANES := podwire-nftables
 

@@ -235,7 +235,7 @@ def test_foreign_changes_are_repaired_and_told(world: World, tmp_path: Path, dam
         until(lambda: world.node.run(["nft", "-s", "list", "ruleset"]).stdout.split() == before.split(), "the repair")
         assert ask(world.client(s.POD_A), s.VIP, s.PORT).result == "ok"
         log = proxy.stop()
-    assert "somebody else changed table podwire" in log
+    assert "somebody else changed our rules" in log
 
 
 def test_the_commits_of_others_are_told_from_our_own(world: World) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from podwire_proxy import backends
+from podwire_proxy.iptables.programs import Variant
 from podwire_proxy.nftables.apply import Programmer, cleanup
 from podwire_proxy.testing import scenarios as s
 
@@ -57,6 +59,30 @@ class Nftables:
         return ""
 
 
+class Iptables:
+    """variant: of the programs, "nft" or "legacy"."""
+
+    def __init__(self, variant: Variant) -> None:
+        self.variant: Variant = variant
+        self.name = f"podwire-iptables-{variant}"
+
+    def program(self, world: World, scenario: s.Scenario) -> None:
+        tracker = scenario.tracker()
+        tracker.flush()
+        programmer = backends.Iptables(self.variant).programmer(scenario.node, world.node.fd)
+        try:
+            programmer.sync(tracker.dataplane, None)
+            programmer.sweep()
+        finally:
+            programmer.close()
+
+    def clean(self, world: World) -> None:
+        backends.Iptables().cleanup(world.node.fd)
+
+    def lacks(self, scenario: s.Scenario) -> str:
+        return ""
+
+
 class External:
     """Another proxy, driven by a program."""
 
@@ -85,7 +111,9 @@ def request(scenario: s.Scenario) -> dict[str, Any]:
             "clusterCIDRs": list(node.pod_cidrs), "serviceCIDRs": list(node.service_cidrs), "items": list(scenario.objects)}
 
 
-OURS: dict[str, Callable[[], Dataplane]] = {"podwire-nftables": Nftables}
+OURS: dict[str, Callable[[], Dataplane]] = {
+    "podwire-nftables": Nftables, "podwire-iptables-nft": lambda: Iptables("nft"),
+    "podwire-iptables-legacy": lambda: Iptables("legacy")}
 
 
 def make(name: str, hook: Path | None) -> Dataplane:

@@ -14,7 +14,10 @@ from podwire_controlplane.client.config import ConfigError
 from .model import NodeInfo, covers, normal_cidr, normal_ip
 
 log = logs.get("proxy")
+BACKENDS = ("nftables", "iptables")
+VARIANTS = ("auto", "nft", "legacy")
 DETECTORS = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
+LIBERAL = "nf_conntrack_tcp_be_liberal"
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 
 
@@ -24,6 +27,7 @@ class ProxyConfig:
 
     cluster_cidrs: the pods' addresses. service_cidrs: unallocated addresses inside are dropped. node_cidrs: the nodes'
     addresses; Services may claim none of all these as externalIPs.
+    backend: what writes the rules; iptables_variant: whose programs, where that is iptables; auto: those the host uses.
     detect_local: how a pod's traffic is told from the world's (kube-proxy's detectLocalMode): by cluster_cidrs (() switches
     the detector off), by the Node's podCIDRs, or by the interface that local_interface names (its prefix).
     node_port_addresses: "primary", or CIDRs of local addresses. min_interval: seconds between two syncs of a burst.
@@ -39,6 +43,7 @@ class ProxyConfig:
     cluster_cidrs: tuple[str, ...] = ("10.244.0.0/16",)
     service_cidrs: tuple[str, ...] = ("10.96.0.0/16",)
     backend: str = "nftables"
+    iptables_variant: str = "auto"
     masquerade_all: bool = False
     min_interval: float = 0.01
     verify_interval: float = 600.0
@@ -67,8 +72,9 @@ class ProxyConfig:
 
 def check(config: ProxyConfig) -> None:
     """Raises ConfigError that names the field and what it should be."""
-    if config.backend != "nftables":
-        raise ConfigError(f"backend: {config.backend!r} is not known; use 'nftables'")
+    for field, value, known in (("backend", config.backend, BACKENDS), ("iptables_variant", config.iptables_variant, VARIANTS)):
+        if value not in known:
+            raise ConfigError(f"{field}: {value!r} is not known; use {' or '.join(map(repr, known))}")
     if not config.service_cidrs:
         raise ConfigError("service_cidrs: is empty; give the range that ClusterIPs come from, as 10.96.0.0/16")
     ports = tuple(cidr for cidr in config.node_port_addresses if cidr != "primary")
@@ -120,7 +126,8 @@ def node_info(config: ProxyConfig, obj: meta.Object | None, local: Iterable[str]
         ports = tuple(sorted(ip for ip in usable if covers(config.node_port_addresses, ip)))
     return NodeInfo(config.node_name, addresses, zone, pods, config.service_cidrs, config.masquerade_all, ports, interface,
                     (*config.cluster_cidrs, *config.service_cidrs, *config.node_cidrs, *(
-                        f"{ip}/{128 if ':' in ip else 32}" for ip in addresses)), config.localhost_node_ports)
+                        f"{ip}/{128 if ':' in ip else 32}" for ip in addresses)), config.localhost_node_ports,
+                    (LIBERAL, 1) not in config.conntrack)
 
 
 def eligible(obj: meta.Object | None) -> bool:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from . import nft
+from .backend import Live, Walk
 from .decide import Packet, source
 from .model import Backend, NodeInfo, covers
-from .nft.codec import TableDump
-from .nftables.trace import Tracer, Walk
 
 Claims = Mapping[tuple[str, str, int], tuple[str, int, int]]  # (ip, protocol, port) -> (Service, endpoints, ready ones)
 SHOWN = 5  # endpoints told in full
@@ -26,19 +23,19 @@ class Explanation:
     lines: tuple[str, ...]
 
 
-def explain(dump: TableDump | None, node: NodeInfo, packet: Packet, claims: Claims | None = None) -> Explanation:
-    """Walk the packet through the table's live rules. claims: what the API says of frontends, where it could be asked."""
+def explain(live: Live | None, node: NodeInfo, packet: Packet, claims: Claims | None = None) -> Explanation:
+    """Walk the packet through the live rules. claims: what the API says of frontends, where it could be asked."""
     lines = [f"source       {packet.src}: {_ORIGINS[source(packet, node)]}"]
     claim = (claims or {}).get((packet.dst, packet.protocol, packet.port))
     if claim:
         lines.append(f"Service      {claim[0]}: {claim[2]} of {claim[1]} endpoints ready")
-    if dump is None:
-        return Explanation("pass", (), (*lines, "rules        there is no table podwire here: no proxy has run",
-                                        "verdict      pass: routed as it is"))
+    if live is None:
+        nothing = "rules        there is no table podwire here, and no chains PODWIRE-*: no proxy has run"
+        return Explanation("pass", (), (*lines, nothing, "verdict      pass: routed as it is"))
     try:
-        walks = list(Tracer(dump, node, tell=True).walks(packet))
+        walks = list(live.walks(packet, node))
     except NotImplementedError as err:
-        return Explanation("unknown", (), (*lines, f"verdict      unknown: somebody put a rule into table podwire: {err}"))
+        return Explanation("unknown", (), (*lines, f"verdict      unknown: somebody put a rule into {live.place}: {err}"))
     verdicts = {walk.verdict for walk in walks}
     trail = list(dict.fromkeys(text for walk in walks[:SHOWN] for text in walk.trail))  # what all ways share is told once
     lines += [f"{'' if index else 'rules':<12} {text}" for index, text in enumerate(trail)]
@@ -58,11 +55,11 @@ def explain(dump: TableDump | None, node: NodeInfo, packet: Packet, claims: Clai
 
 def _why(walk: Walk, packet: Packet, node: NodeInfo, claim: tuple[str, int, int] | None) -> str:
     trail = " ".join(walk.trail)
-    if walk.trail and walk.trail[-1].startswith("rule sources-"):
+    if walk.trail and (walk.trail[-1].startswith("rule sources-") or "not in the source ranges" in walk.trail[-1]):
         return f"{packet.src} is in none of the Service's loadBalancerSourceRanges"
-    if "no-local-endpoint" in trail:
+    if "no-local-endpoint" in trail or "Local traffic policy" in trail:
         return f"its traffic policy is Local, and no ready endpoint is on node {node.name or 'this node'}"
-    if "map services" in trail or "map outside" in trail:
+    if "map services" in trail or "map outside" in trail or " --dport " in trail:
         return "the Service has no ready endpoint" + (f" ({claim[1]} in all)" if claim else "")
     if "loopback" in trail:
         return "a loopback address cannot come from the wire"
@@ -71,23 +68,3 @@ def _why(walk: Walk, packet: Packet, node: NodeInfo, claim: tuple[str, int, int]
     if "other ports" in trail or covers(node.service_cidrs, packet.dst):
         return f"the Service has no port {packet.port}/{packet.protocol}"
     return "a rule that is not the proxy's, or one that changed, decides"
-
-
-def live_node(name: str, addresses: tuple[str, ...], dumps: Iterable[TableDump | None]) -> NodeInfo:
-    """What the tables themselves say of pods and Services; addresses: all that the machine has."""
-    held = [dump for dump in dumps if dump is not None]
-    pods, services = (tuple(cidr for dump in held for cidr in _cidrs(dump.elements.get(set_, {})))
-                      for set_ in ("pods", "service-cidrs"))
-    return NodeInfo(name, addresses, pod_cidrs=pods, service_cidrs=services)
-
-
-def _cidrs(held: Mapping[bytes, nft.Value]) -> Iterable[str]:
-    """The ranges of an interval set. One without an end goes up to the last address."""
-    starts = sorted(held)
-    for index, start in enumerate(starts):
-        if held[start] == nft.INTERVAL_END:
-            continue
-        first = ipaddress.ip_address(start)
-        highest = type(first)((1 << first.max_prefixlen) - 1)
-        last = ipaddress.ip_address(starts[index + 1]) - 1 if index + 1 < len(starts) else highest
-        yield from map(str, ipaddress.summarize_address_range(first, last))

@@ -7,14 +7,13 @@ import contextlib
 import gc
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from podwire_controlplane.api import meta
 from podwire_controlplane.client import logs
@@ -24,23 +23,20 @@ from podwire_controlplane.client.informer import Informer
 from podwire_controlplane.client.reflector import Event
 from podwire_controlplane.client.rolestatus import RoleStatus
 
-from . import health, kubeproxyfile
+from . import backends, health, kubeproxyfile
 from .changes import Tracker
-from .config import DETECTORS, ProxyConfig, check, eligible, service_cidrs
+from .config import BACKENDS, DETECTORS, VARIANTS, ProxyConfig, check, eligible, service_cidrs
 from .health import Health, ServiceChecks
 from .hostfacts import findings
 from .metrics import Metrics
 from .nftables import apply
-from .nftables.layout import Layout
-from .nftables.plan import Planner
 from .objects import check_failed, stub, triggered
+from .settings import SERVICE_LABELS, SERVICES, SLICE_LABELS, SLICES, configured, dry_run
 from .sync import Pacer
 
 __all__ = ["ProxyConfig", "cleanup", "command", "dry_run", "run"]
 log = logs.get("proxy")
 SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
-SERVICES, SLICES = "/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices"
-SERVICE_LABELS, SLICE_LABELS = "!service.kubernetes.io/service-proxy-name", "!service.kubernetes.io/headless"
 PROBE_AGAIN = 0.2  # seconds
 SWEEP_AFTER = 0.05  # seconds: far longer than a packet is on its way through one hook
 
@@ -57,11 +53,11 @@ class Proxy:
     def __post_init__(self) -> None:
         self.tracker = Tracker(self.config.node())
         self.pacer = Pacer(self.config.min_interval, self.config.verify_interval)
-        self.programmer = apply.Programmer(self.config.node())
+        self.programmer = backends.choose(self.config.backend, self.config.iptables_variant).programmer(self.config.node())
         self.status = RoleStatus(self.config.run_dir, "proxy")
         self.problem = "waiting for the first lists of Services and EndpointSlices"
         self._wake = asyncio.Event()
-        self._foreign = self._sweeping = False
+        self._foreign = self._sweeping = self._retired = False
         self._node: meta.Object | None = None
         self._waiting_since = time.monotonic()  # the oldest change that is not written yet; 0: none
         self._triggers: list[float] = []
@@ -152,7 +148,7 @@ class Proxy:
         self._checks_wake.set()
         if self._foreign and done.operations:
             self.metrics.repairs += 1
-            log.warn("somebody else changed table podwire; repaired", operations=done.operations, elements=done.elements)
+            log.warn("somebody else changed our rules; repaired", operations=done.operations, elements=done.elements)
         self._foreign = False
         if full:
             self._look_at_host()
@@ -204,8 +200,21 @@ class Proxy:
             self._sync_once(loop)
             await asyncio.sleep(0)  # a sync that is due again at once must not starve the watches
 
+    def _retire(self) -> None:
+        """The rules are there: those of another backend that served until now may go. Flows that are translated stay so."""
+        if not self.metrics.last_sync:
+            return  # the first sync failed; better the old rules than none
+        self._retired = True
+        try:
+            for line in backends.retire(self.programmer):
+                log.info("removed what another backend left", what=line)
+        except OSError as err:
+            log.warn("another backend's rules could not be removed: podwire cleanup", error=str(err))
+
     def _sync_once(self, loop: asyncio.AbstractEventLoop) -> None:
         self._sync()
+        if not self._retired:
+            self._retire()
         if self.programmer.unswept and not self._sweeping:
             self._sweeping = True
             loop.call_later(SWEEP_AFTER, self._sweep)
@@ -330,42 +339,7 @@ def run(config: ProxyConfig) -> None:
 
 def cleanup(ns_fd: int | None = None) -> list[str]:
     """Remove all that the proxy wrote into this namespace's kernel (or the one behind `ns_fd`); returns what was there."""
-    return apply.cleanup(ns_fd)
-
-
-async def dry_run(config: ProxyConfig) -> list[str]:
-    """What a first sync would write into an empty kernel, one line a step. Raises ApiError, ConfigError."""
-    check(config)
-    async with ApiClient(load(config.kubeconfig)) as api:
-        node = await api.get("/api/v1/nodes", fieldSelector=f"metadata.name={config.node_name}")
-        services = await api.get(SERVICES, labelSelector=SERVICE_LABELS)
-        slices = await api.get(SLICES, labelSelector=SLICE_LABELS)
-    tracker = Tracker(config.node(next(iter(node["items"]), None)))
-    for obj in services["items"]:
-        tracker.service(meta.key(obj), obj)
-    for obj in slices["items"]:
-        tracker.slice(meta.key(obj), obj)
-    tracker.flush()
-    planners = [Planner(Layout(family), tracker.dataplane.node) for family in apply.families(tracker.dataplane.node)]
-    return [str(op) for planner in planners for op in planner.full(tracker.dataplane, None)]
-
-
-def configured(file: Path | None, flags: Mapping[str, Any]) -> ProxyConfig:
-    """A KubeProxyConfiguration file and flags; a flag that is given wins. Raises ConfigError; notes are logged."""
-    fields: dict[str, Any] = {}
-    if file is not None:
-        try:
-            fields, notes = kubeproxyfile.read(yaml.safe_load(file.read_text()))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as err:
-            raise ConfigError(f"{file}: {err}") from err
-        except ConfigError as err:
-            raise ConfigError(f"{file}: {err}") from err
-        for note in notes:
-            log.warn("configuration", file=str(file), note=note)
-    fields = {"node_name": "", "kubeconfig": None, **fields, **{name: value for name, value in flags.items() if value}}
-    if not fields["node_name"]:
-        raise ConfigError("node_name: missing; give --node-name, or hostnameOverride in the file")
-    return ProxyConfig(**fields)
+    return backends.cleanup(ns_fd)
 
 
 @click.command("proxy")
@@ -373,6 +347,8 @@ def configured(file: Path | None, flags: Mapping[str, Any]) -> ProxyConfig:
 @click.option("--node-name", envvar="NODE_NAME", help="name of this machine's Node object")
 @click.option("--kubeconfig", envvar="KUBECONFIG", help="kubeconfig file (default: in-cluster)")
 @click.option("--run-dir", default="/run/podwire", type=click.Path(path_type=Path), show_default=True)
+@click.option("--backend", type=click.Choice(BACKENDS), help="what writes the rules [nftables]")
+@click.option("--iptables-variant", type=click.Choice(VARIANTS), help="of --backend iptables [auto: the host's own]")
 @click.option("--cluster-cidr", "cluster_cidrs", multiple=True, help="addresses of pods; repeat for IPv6 [10.244.0.0/16]")
 @click.option("--service-cidr", "service_cidrs", multiple=True, help="addresses of Services; repeat for IPv6 [10.96.0.0/16]")
 @click.option("--node-cidr", "node_cidrs", multiple=True, help="addresses of nodes, which no Service may claim")
@@ -387,7 +363,7 @@ def configured(file: Path | None, flags: Mapping[str, Any]) -> ProxyConfig:
 @click.option("--dry-run", "dry", is_flag=True, help="print what would be written and exit")
 @click.option("--cleanup", "clean", is_flag=True, help="remove all rules of the proxy and exit")
 def command(file: Path | None, dry: bool, clean: bool, **flags: Any) -> None:
-    """Serve Services on this node with nftables."""
+    """Serve Services on this node with nftables or iptables."""
     try:
         if clean:
             for line in cleanup():

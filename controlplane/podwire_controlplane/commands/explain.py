@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import click
 
-from podwire_proxy import nft
+from podwire_proxy import backends, nft
 from podwire_proxy.decide import Packet
-from podwire_proxy.explain import SHOWN, Claims, Explanation, explain, live_node
-from podwire_proxy.model import normal_ip
+from podwire_proxy.explain import SHOWN, Claims, Explanation, explain
+from podwire_proxy.model import NodeInfo, normal_ip
 from podwire_proxy.nftables import apply
-from podwire_proxy.nftables.layout import Layout
 
 from ..api.meta import Object, key, labels
 from ..client.netns import call_in
@@ -222,13 +221,10 @@ def explain_(src: str, dst: str, node: str | None, netns: str | None, cluster: s
     source = _source(src, cluster, _place(cluster, node, netns), ":" in ip)
     addresses = _addresses(source.on)
 
-    def read() -> list[nft.TableDump | None]:
-        with nft.Connection() as conn:
-            return [conn.dump(Layout(family).table, exprs=True) for family in apply.FAMILIES]
-
-    dumps = call_in(source.on.path, read)
+    live = call_in(source.on.path, backends.observe)
     packet = Packet(source.ip, ip, protocol, port, node=source.ip in addresses, interface=interface)  # type: ignore[arg-type]
-    found = explain(dumps[":" in ip], live_node(source.on.node, addresses, dumps), packet, _claims(services, slices))
+    node_info = live.node(source.on.node, addresses) if live else NodeInfo(source.on.node, addresses)
+    found = explain(live, node_info, packet, _claims(services, slices))
     for line in _lines(source.on, packet, found):
         click.echo(line)
     if send:
@@ -259,8 +255,8 @@ def cleanup(dry_run: bool, node: str | None, netns: str | None, cluster: str) ->
 
     try:
         there = call_in(place.path, tables)
-        ours = [f"table {t.family} {t.name}" for t in there if t.name == Layout("ip").table.name and t.family in apply.FAMILIES]
-        for line in ours if dry_run else call_in(place.path, apply.cleanup):
+        ours = call_in(place.path, backends.existing)
+        for line in ours if dry_run else call_in(place.path, backends.cleanup):
             click.echo(f"{'would remove' if dry_run else 'removed'} {line}")
     except OSError as err:
         raise Failed(f"{place.path}: {err.strerror}; this needs root") from err

@@ -8,13 +8,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import ipaddress
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from ..dataplane import Action, Balance, Fate, Frontend, Key, Sticky
-from ..model import Backend, NodeInfo, is_v6, packed
+from ..model import LOCALHOST, Backend, NodeInfo, is_v6, packed
 
 PREFIX = "PODWIRE-"  # of all our chains and sets
 MARK = 0x4000  # the connection mark's bit that says "masquerade", from prerouting to postrouting of a flow's first packet
@@ -22,8 +23,10 @@ BIT = f"{MARK:#x}/{MARK:#x}"
 SERVICES, FILTER, NODE = "PODWIRE-SERVICES", "PODWIRE-FILTER", "PODWIRE-NODE"
 PORTS = 64  # NodePorts in one chain
 PROBABILITY = 1 << 31  # xt_statistic keeps probabilities as multiples of its inverse
+_STRANGE = re.compile(r"[^A-Za-z0-9 ,:/._-]")
+STRAY = "! --tcp-flags SYN SYN"  # a segment of no flow that begins none either: its flow was reset
 Family = Literal["ip", "ip6"]
-Table = Literal["nat", "filter"]
+Table = Literal["nat", "filter", "raw"]
 Rules = tuple[str, ...]
 
 
@@ -53,7 +56,7 @@ class Built:
     sets: Rules = ()
 
     def rules(self, table: Table) -> Rules:
-        return self.nat if table == "nat" else self.filter
+        return self.nat if table == "nat" else self.filter if table == "filter" else ()
 
 
 def digest(*parts: object) -> str:
@@ -81,7 +84,8 @@ def cidr(text: str) -> str:
 
 
 def quoted(words: str) -> str:
-    return f'-m comment --comment "{words}"'
+    """A comment. A name of an object that the API should have refused must not end it: only harmless characters stay."""
+    return f'-m comment --comment "{_STRANGE.sub("?", words)[:200]}"'
 
 
 def ours(family: Family, ip: str) -> bool:
@@ -100,11 +104,12 @@ def _low_bits(v6: bool, value: int, mask: int) -> str:
 
 def way(key: Key, node: NodeInfo) -> tuple[Step, Step]:
     """Two steps, by the low bits of the address: allocated addresses are spread evenly there. By port for NodePorts."""
-    if key.ip in node.node_port_ips:
+    if key.ip == LOCALHOST or key.ip in node.node_port_ips:
         first = key.port & -PORTS
         protocol = key.protocol.lower()
         leaf = Step(f"PODWIRE-N-{protocol}-{first}", (f"-p {protocol} -m {protocol} --dport {first}:{first + PORTS - 1}",))
-        return Step(NODE, tuple(f"-d {cidr(ip)}" for ip in node.node_port_ips if is_v6(ip) == is_v6(key.ip))), leaf
+        places = (*node.node_port_ips, *([LOCALHOST] if node.localhost else []))
+        return Step(NODE, tuple(f"-d {cidr(ip)}" for ip in places if is_v6(ip) == is_v6(key.ip))), leaf
     low = int.from_bytes(packed(key.ip)[-2:], "big")
     v6, one, two = is_v6(key.ip), low & 0x1F, low & 0x3E0
     return (Step(f"PODWIRE-A-{one}", (_low_bits(v6, one, 0x1F),)),
@@ -161,6 +166,8 @@ class _Builder:
 
     def _service(self) -> Iterator[str]:
         frontend = self.frontend
+        if frontend.alive is not None:
+            yield f"-p tcp -m tcp {STRAY} -j RETURN"
         if frontend.kind == "ClusterIP":
             yield "-j PODWIRE-OFF-CLUSTER"
         elif frontend.masquerade == "always":
@@ -197,17 +204,17 @@ class _Builder:
 
     def _refusals(self, fate: Fate | None) -> Rules:
         """For what no rule of `nat` took. Both fates of a frontend are the same one, where it has two."""
+        ends = [("", "PODWIRE-REJECT" if fate is Fate.REJECT else "PODWIRE-NO-LOCAL")] if fate is not None else []
+        if self.frontend.alive is not None:
+            ends.insert(0, (STRAY, "PODWIRE-REJECT"))
         if self.frontend.sources:
             target = "PODWIRE-NO-SOURCE"
-            if fate is not None:
-                inside = "PODWIRE-REJECT" if fate is Fate.REJECT else "PODWIRE-NO-LOCAL"
+            if ends:
                 target = self._chain("filter", "PODWIRE-FW-", (
-                    *(f"-s {cidr(c)} -j {inside}" for c in sorted(self.frontend.sources)), "-j PODWIRE-NO-SOURCE"))
-        elif fate is None:
-            return ()
-        else:
-            target = "PODWIRE-REJECT" if fate is Fate.REJECT else "PODWIRE-NO-LOCAL"
-        return (f"{dialled(self.key)} {self._comment()} -j {target}",)
+                    *(f"-s {cidr(c)}{f' -p tcp -m tcp {match}' if match else ''} -j {end}"
+                      for match, end in ends for c in sorted(self.frontend.sources)), "-j PODWIRE-NO-SOURCE"))
+            ends = [("", target)]
+        return tuple(f"{dialled(self.key)} {f'{match} ' if match else ''}{self._comment()} -j {end}" for match, end in ends)
 
 
 def build(frontend: Frontend, node: NodeInfo) -> Built:
@@ -222,14 +229,21 @@ def pods(ip: str, node: NodeInfo) -> Rules:
 
 # What stands fast
 
-HOOKS: dict[Chain, str] = {
-    Chain("filter", "INPUT"): f"-m conntrack --ctstate NEW {quoted('podwire: refused Services')} -j {FILTER}",
-    Chain("filter", "FORWARD"): f"-m conntrack --ctstate NEW {quoted('podwire: refused Services')} -j {FILTER}",
-    Chain("filter", "OUTPUT"): f"-m conntrack --ctstate NEW {quoted('podwire: refused Services')} -j {FILTER}",
+_NEW = f"-m conntrack --ctstate NEW {quoted('podwire: refused Services')} -j {FILTER}"
+_HOOKS: dict[Chain, str] = {
+    Chain("filter", "INPUT"): _NEW, Chain("filter", "FORWARD"): _NEW, Chain("filter", "OUTPUT"): _NEW,
     Chain("nat", "PREROUTING"): f"{quoted('podwire: Services')} -j {SERVICES}",
     Chain("nat", "OUTPUT"): f"{quoted('podwire: Services')} -j {SERVICES}",
     Chain("nat", "POSTROUTING"): f"-m conntrack --ctstate DNAT {quoted('podwire: masquerade')} -j PODWIRE-POSTROUTING",
     Chain("nat", "INPUT"): f"-m conntrack --ctstate DNAT {quoted('podwire: delivered here')} -j PODWIRE-UNMARK"}
+
+
+def hooks(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
+    """The rules in built-in chains that lead to ours."""
+    found: dict[Chain, Rules] = {chain: (rule,) for chain, rule in _HOOKS.items()}
+    if family == "ip" and node.localhost:
+        found[Chain("raw", "PREROUTING")] = (f"! -i lo {quoted('podwire: loopback addresses')} -j PODWIRE-LOOPBACK",)
+    return found
 
 
 def same_address(family: Family) -> str:
@@ -254,7 +268,13 @@ def skeleton(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
     elif detected:
         off_cluster = [*(f"{match} -j RETURN" for match in detected), "-j PODWIRE-MARK"]
     ranges = [cidr(c) for c in node.service_cidrs if is_v6(c) == v6]
+    loopback: dict[Chain, Rules] = {}
+    if not v6 and node.localhost:
+        loopback[Chain("raw", "PODWIRE-LOOPBACK")] = tuple(
+            f"{side} 127.0.0.0/8 {quoted(f'a loopback {words} from the wire')} -j DROP"
+            for side, words in (("-d", "destination"), ("-s", "source")))
     return {
+        **loopback,
         Chain("nat", SERVICES): (),
         Chain("nat", "PODWIRE-MARK"): (f"-j CONNMARK --set-xmark {BIT}",),
         Chain("nat", "PODWIRE-UNMARK"): (f"-j CONNMARK --set-xmark 0x0/{MARK:#x}",),

@@ -7,13 +7,12 @@ import ipaddress
 import socket
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from podwire_controlplane.client import logs
 
 from .. import nft
-from ..ctnetlink import Family
+from ..backend import FAMILIES, Synced, families
 from ..dataplane import Dataplane, Delta
 from ..flows import FlowKeeper, Swept
 from ..hostfacts import HostFacts
@@ -25,25 +24,8 @@ from .plan import Planner
 
 log = logs.get("proxy")
 FORGET_TURNS = 5
+IN_FLIGHT = 0.05  # seconds: far longer than a packet is on its way through the hooks
 RTM_NEWADDR, RTM_GETADDR, IFA_ADDRESS, IFA_LOCAL = 20, 22, 1, 2  # linux/rtnetlink.h, linux/if_addr.h
-FAMILIES: tuple[Family, ...] = ("ip", "ip6")
-
-
-@dataclass(frozen=True, slots=True)
-class Synced:
-    """What one sync did. operations: steps of the transactions, elements: set elements in them, verdicts: those of them in
-    verdict maps, which cost the kernel most."""
-
-    full: bool
-    operations: int
-    elements: int
-    seconds: float
-    verdicts: int = 0
-
-
-def families(node: NodeInfo) -> tuple[Family, ...]:
-    """The families with Service addresses; a table with NAT hooks switches conntrack on for its family, so no idle one."""
-    return tuple(f for f in FAMILIES if any((":" in cidr) == (f == "ip6") for cidr in node.service_cidrs))
 
 
 class Programmer:
@@ -144,15 +126,29 @@ def remove_idle(node: NodeInfo, ns_fd: int | None = None) -> None:
                 log.info("removed the table of a family without Services", family=table.family)
 
 
+def _present(conn: nft.Connection) -> list[nft.Table]:
+    ours = {Layout(family).table for family in FAMILIES}
+    return [table for table in conn.tables() if table in ours]
+
+
+def existing(ns_fd: int | None = None) -> list[str]:
+    """What `cleanup` would remove."""
+    with nft.Connection(ns_fd) as conn:
+        return [f"table {table.family} {table.name}" for table in _present(conn)]
+
+
 def cleanup(ns_fd: int | None = None) -> list[str]:
     """Remove everything the proxy ever wrote; returns what was there."""
-    ours = {Layout(family).table for family in FAMILIES}
     with nft.Connection(ns_fd) as conn:
-        found = [table for table in conn.tables() if table in ours]
-        tx = nft.Transaction()
+        found = _present(conn)
+        first, last = nft.Transaction(), nft.Transaction()
         for table in found:
-            tx.delete(table)
-        conn.commit(tx)
+            first.flush(*(chain for chain in conn.chains() if chain.table == table and chain.name in ("prerouting", "output")))
+            last.delete(table)
+        conn.commit(first)  # no new flow is translated; those in flight still find their way through postrouting
+        if first:
+            time.sleep(IN_FLIGHT)
+        conn.commit(last)
     return [f"table {table.family} {table.name}" for table in found]
 
 

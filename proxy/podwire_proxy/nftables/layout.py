@@ -16,6 +16,7 @@ from ..nft.expr import R0, RTN_LOCAL, Expr
 
 TABLE_NAME = "podwire"
 RAW, DSTNAT, SRCNAT = -300, -100, 100
+CT_INVALID = 1  # conntrack state: of no flow, or out of its window
 IPS_DST_NAT = 1 << 5  # conntrack status: this flow's destination was translated
 LOCAL_SLOTS = 1 << 15  # where the slots of the local set start, so that both sets share one map
 MAX_BACKENDS = LOCAL_SLOTS
@@ -161,6 +162,11 @@ def skeleton(layout: Layout, node: NodeInfo) -> Skeleton:
         "postrouting": _rules(post, [*_remembering(layout), *_masquerading(layout, node)]),
         "input": _rules(inp, _remembering(layout))}
     chains = [reject, none_here, services, pre, out, post, inp]
+    if node.drop_invalid:
+        chains.append(forward := nft.Chain(t, "forward", "forward", "filter"))
+        rules["forward"] = _rules(forward, [("invalid for conntrack, would pass untranslated", [
+            nft.Ct("state"), nft.Bitwise(nft.host32(CT_INVALID), nft.host32(0)), nft.Cmp(nft.host32(0), "!="),
+            nft.Counter(), nft.drop()])])
     if layout.family == "ip" and node.localhost:
         chains.append(wire := nft.Chain(t, LOOPBACK, "prerouting", "filter", RAW))
         rules[LOOPBACK] = _rules(wire, [(f"a loopback {words} from the wire", [

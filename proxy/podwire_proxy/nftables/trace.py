@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .. import nft
+from ..backend import Walk
 from ..decide import DROP, PASS, REJECT, Outcome, Packet, Verdict
 from ..model import PROTOCOLS, Backend, NodeInfo, packed
 from ..nft.codec import TableDump
@@ -49,16 +50,6 @@ class _Translated:
     """Destination NAT took place: it ends the walk through the hook."""
 
     state: _State
-
-
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """One way through the rules. verdict: "accept", "drop" or "reject"; to: where it is translated to; trail: what decided."""
-
-    verdict: str
-    to: Backend | None
-    masquerade: bool
-    trail: tuple[str, ...]
 
 
 def _leads_on(verdict: str | Code) -> bool:

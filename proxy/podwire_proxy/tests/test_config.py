@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner
 
 from podwire_controlplane.client.config import ConfigError
-from podwire_proxy import kubeproxyfile, main
+from podwire_proxy import kubeproxyfile, main, settings
 from podwire_proxy.changes import Tracker
 from podwire_proxy.config import ProxyConfig, check, eligible, service_cidrs
 from podwire_proxy.dataplane import HealthCheck
@@ -114,7 +114,7 @@ def test_a_bad_file_gets_one_line(tmp_path: Path, content: str) -> None:
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(KUBEADM.replace('hostnameOverride: ""', "hostnameOverride: worker"))
-    config = main.configured(file, {"cluster_cidrs": ("10.1.0.0/16",), "masquerade_all": False, "run_dir": Path("/r")})
+    config = settings.configured(file, {"cluster_cidrs": ("10.1.0.0/16",), "masquerade_all": False, "run_dir": Path("/r")})
     assert (config.node_name, config.cluster_cidrs, config.run_dir) == ("worker", ("10.1.0.0/16",), Path("/r"))
 
 

@@ -9,11 +9,13 @@ import pytest
 from podwire_proxy import nft
 from podwire_proxy.dataplane import Balance, Key
 from podwire_proxy.decide import Packet, chosen, decide, remembered
-from podwire_proxy.explain import explain, live_node
+from podwire_proxy.explain import explain
 from podwire_proxy.model import Backend
+from podwire_proxy.nft.codec import TableDump
 from podwire_proxy.nft.decode import Foreign
 from podwire_proxy.nft.fake import FakeConnection
 from podwire_proxy.nftables.layout import Layout
+from podwire_proxy.nftables.live import Tables
 from podwire_proxy.nftables.plan import Planner
 from podwire_proxy.nftables.trace import Tracer
 from podwire_proxy.testing.scenarios import (
@@ -95,20 +97,24 @@ def test_affinity_as_planned(row: Affinity) -> None:
             del tracer.dump.elements[name][key]
 
 
+def tables(dump: TableDump) -> Tables:
+    return Tables({"ip6" if dump.table.family == "ip6" else "ip": dump})
+
+
 @pytest.mark.parametrize("scenario", TABLE, ids=lambda s: s.name)
 def test_explanations_tell_the_same(scenario: Scenario) -> None:
-    dump = planned(scenario).dump
+    live = tables(planned(scenario).dump)
     for sent, outcome in scenario.expect.items():
-        node = live_node(scenario.node.name, scenario.node.addresses, [dump])
+        node = live.node(scenario.node.name, scenario.node.addresses)
         assert set(node.pod_cidrs) == set(scenario.node.pod_cidrs)
-        found = explain(dump, node, sent)
+        found = explain(live, node, sent)
         assert (found.verdict, frozenset(found.to)) == (outcome.verdict.value, outcome.to), found.lines
 
 
 def why(scenario: str, sent: Packet) -> str:
     row = next(s for s in TABLE if s.name == scenario)
     claims = {(sent.dst, "TCP", sent.port): ("default/my-service", 2, 0)}
-    return explain(planned(row).dump, row.node, sent, claims).lines[-1]
+    return explain(tables(planned(row).dump), row.node, sent, claims).lines[-1]
 
 
 @pytest.mark.parametrize(("scenario", "sent", "words"), [
@@ -129,4 +135,4 @@ def test_a_node_without_the_table_and_a_rule_of_somebody_else() -> None:
     assert "no table podwire" in explain(None, row.node, sent).lines[-2]
     dump = planned(row).dump
     dump.rules["prerouting"].insert(0, nft.Rule(dump.chains["prerouting"], (Foreign("queue"),)))
-    assert "queue" in explain(dump, row.node, sent).lines[-1]
+    assert "queue" in explain(tables(dump), row.node, sent).lines[-1]

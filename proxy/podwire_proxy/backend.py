@@ -1,0 +1,114 @@
+"""What a backend is: the one interface between the proxy and the rules in a kernel. backends.py chooses among them.
+
+Every backend behaves as decide() says; where they differ is speed, and what an administrator sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from .dataplane import Dataplane, Delta
+from .decide import Packet
+from .flows import Swept
+from .model import Backend as Endpoint
+from .model import NodeInfo
+
+Family = Literal["ip", "ip6"]
+FAMILIES: tuple[Family, ...] = ("ip", "ip6")
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What one sync did. operations: steps of the transactions, elements: set elements or rules in them, verdicts: elements
+    in verdict maps, which cost the kernel most."""
+
+    full: bool
+    operations: int
+    elements: int
+    seconds: float
+    verdicts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """One way of a packet through the rules. verdict: "accept", "drop" or "reject"; to: where it is translated to; trail:
+    the rules and elements that decided."""
+
+    verdict: str
+    to: Endpoint | None
+    masquerade: bool
+    trail: tuple[str, ...]
+
+
+class Watch(Protocol):
+    """Hears of changes that others make. `fileno` is for an event loop; readable: ask `changed`."""
+
+    def fileno(self) -> int: ...
+    def changed(self) -> bool: ...
+    def close(self) -> None: ...
+
+
+class Programmer(Protocol):
+    """Keeps a kernel equal to the Dataplane. Every method raises OSError, and then nothing was changed."""
+
+    @property
+    def watchers(self) -> Sequence[Watch]: ...
+
+    def sync(self, dataplane: Dataplane, delta: Delta | None) -> Synced:
+        """Write what `delta` changed; None: read the kernel's state back and write what differs."""
+
+    @property
+    def unswept(self) -> bool: ...
+
+    def sweep(self) -> Swept:
+        """Delete what no packet in flight needs any more; to be called some milliseconds after a sync that left `unswept`."""
+
+    def foreign_commits(self) -> int:
+        """A number that rises when somebody else changes rules, as far as the kernel tells."""
+
+    def watch(self) -> Sequence[Watch]:
+        """Start to hear of foreign changes; to be called after the first sync."""
+
+    def close(self) -> None:
+        """The rules stay."""
+
+
+class Live(Protocol):
+    """The rules that are in a kernel now. place: what they are called there."""
+
+    @property
+    def place(self) -> str: ...
+
+    def node(self, name: str, addresses: tuple[str, ...]) -> NodeInfo:
+        """What the rules themselves say of pods and Services; addresses: all that the machine has."""
+
+    def walks(self, packet: Packet, node: NodeInfo) -> Iterator[Walk]:
+        """Every way that the packet can take. Raises NotImplementedError for a rule that is not the proxy's."""
+
+
+class Backend(Protocol):
+    """ns_fd: of the network namespace; None: the caller's."""
+
+    @property
+    def name(self) -> str: ...
+
+    def plan(self, dataplane: Dataplane) -> Iterator[str]:
+        """What a first sync would write into an empty kernel, one line a step."""
+
+    def programmer(self, node: NodeInfo, ns_fd: int | None = None) -> Programmer: ...
+
+    def observe(self, ns_fd: int | None = None) -> Live | None:
+        """The live rules; None where there are none of this backend."""
+
+    def existing(self, ns_fd: int | None = None) -> list[str]:
+        """What `cleanup` would remove, one line each."""
+
+    def cleanup(self, ns_fd: int | None = None) -> list[str]:
+        """Remove all that this backend ever wrote; returns what was there."""
+
+
+def families(node: NodeInfo) -> tuple[Family, ...]:
+    """The families with Service addresses; rules with NAT hooks switch conntrack on for their family, so no idle ones."""
+    return tuple(f for f in FAMILIES if any((":" in cidr) == (f == "ip6") for cidr in node.service_cidrs))

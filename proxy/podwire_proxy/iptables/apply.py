@@ -1,0 +1,177 @@
+"""The IO of the iptables backend: keep a namespace's chains and sets PODWIRE-* equal to the Dataplane."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from podwire_controlplane.client import logs
+
+from .. import nft
+from ..backend import Synced, Watch, families
+from ..dataplane import Dataplane, Delta
+from ..flows import FlowKeeper, Swept
+from ..model import NodeInfo
+from . import programs
+from .ipset import IpSets
+from .layout import Chain, Family, Rules, is_ours
+from .plan import TABLES, Plan, Planner, SetOp, State
+from .programs import FAMILIES, Variant
+from .text import parse
+from .watch import Generations, Legacy, TableWatch, Timer, lost
+
+log = logs.get("proxy")
+IN_FLIGHT = 0.05  # seconds: far longer than a packet is on its way through the hooks
+DESTROY_TURNS = 20
+
+
+class Programmer:
+    """`sync` after each change, `sweep` a moment later; errors change nothing. Raises OSError."""
+
+    def __init__(self, node: NodeInfo, ns_fd: int | None = None, variant: Variant | None = None) -> None:
+        """variant None: the one that the host uses."""
+        self._ns_fd = ns_fd
+        self.variant: Variant = variant or programs.detect(ns_fd)
+        self._planners = [Planner(family, node) for family in families(node)]
+        for planner in self._planners:
+            programs.program(self.variant, planner.family, "restore")  # named now, not at the first change
+        self._sets = IpSets(ns_fd)
+        self._flows = FlowKeeper(ns_fd)
+        self._conn = nft.Connection(ns_fd)
+        self._generations = Generations(self._conn)
+        self._legacy = Legacy(ns_fd)
+        self._shapes: dict[tuple[Family, str], tuple[int, int]] = {}
+        self.watchers: list[Watch] = []
+        log.info("iptables", variant=self.variant)
+
+    def close(self) -> None:
+        """The rules stay."""
+        for watcher in self.watchers:
+            watcher.close()
+        self._sets.close()
+        self._conn.close()
+        self._legacy.close()
+
+    def sync(self, dataplane: Dataplane, delta: Delta | None) -> Synced:
+        """Write what `delta` changed; None: read the kernel's state back and write what differs."""
+        started = time.monotonic()
+        operations = rules = 0
+        for planner in self._planners:
+            plan = planner.full(dataplane, self._read(planner.family)) if delta is None else planner.change(dataplane, delta)
+            self._commit(planner, plan)
+            operations, rules = operations + plan.operations, rules + plan.rules
+        self._flows.note(dataplane, delta)
+        return Synced(delta is None, operations, rules, time.monotonic() - started)
+
+    def _read(self, family: Family) -> State:
+        there = programs.present(self.variant, family, self._ns_fd)
+        chains = parse(programs.save(self.variant, family, self._ns_fd)) if there else {}
+        return State(chains, self._sets.ours(family))
+
+    def _commit(self, planner: Planner, plan: Plan) -> None:
+        for op in plan.before:
+            self._set(planner.family, op)
+        if plan.tables:
+            self._restore(planner.family, plan)
+        for op in plan.after:
+            self._set(planner.family, op)
+        planner.committed(plan)
+
+    def _restore(self, family: Family, plan: Plan) -> None:
+        heard = [watcher.changed() for watcher in self.watchers if isinstance(watcher, TableWatch)]  # every queue is drained
+        if any(heard):
+            self._generations.suspect = True  # what others did before us must not count as ours
+        commits = len(plan.tables) if self.variant == "nft" else 0
+        self._generations.during(lambda: programs.restore(self.variant, family, self._ns_fd, plan.restore()), commits)
+        if self.variant == "legacy":
+            self._shapes.update({(family, table): self._legacy.shape(family, table) for table in plan.tables})
+
+    def _set(self, family: Family, op: SetOp) -> None:
+        match op.kind:
+            case "create":
+                self._sets.create(op.name, family, timeout=op.timeout)
+            case "add":
+                self._sets.add(op.name, op.members)
+            case "del":
+                self._sets.remove(op.name, op.members)
+            case "flush":
+                self._sets.flush(op.name)
+            case "destroy":
+                for _ in range(DESTROY_TURNS):  # rules that went a moment ago hold it until the kernel has a quiet moment
+                    if self._sets.destroy(op.name):
+                        return
+                    time.sleep(0.005)
+                log.warn("a set that is not needed any more is still used by a rule", set=op.name)
+
+    @property
+    def unswept(self) -> bool:
+        return self._flows.pending or any(planner.unswept for planner in self._planners)
+
+    def sweep(self) -> Swept:
+        """Delete what no packet in flight needs any more; call it some milliseconds after the sync."""
+        for planner in self._planners:
+            self._commit(planner, planner.sweep())
+        return self._flows.sweep(tuple(planner.family for planner in self._planners))
+
+    def foreign_commits(self) -> int:
+        """A number that rises with every commit in this namespace that was not ours; the legacy variant cannot tell."""
+        return self._generations.foreign() if self.variant == "nft" else 0
+
+    def watch(self) -> list[Watch]:
+        """Start to hear of foreign changes to our tables. After the first sync, so that our own load is no news."""
+        self.watchers = [Timer(self._differs)]
+        if self.variant == "nft":
+            self.watchers += [TableWatch(planner.family, table, self._generations, self._ns_fd)
+                              for planner in self._planners for table in ("nat", "filter")]
+        return self.watchers
+
+    def _differs(self) -> bool:
+        """A cheap look for what nobody tells us of."""
+        return any(self._legacy.shape(family, table) != shape  # type: ignore[arg-type]  # the keys come from Table
+                   for (family, table), shape in self._shapes.items()) or any(
+            lost(self._sets, planner.family, planner.cluster_ips) for planner in self._planners)
+
+
+def existing(ns_fd: int | None = None) -> list[str]:
+    """What of ours is in the namespace, one line for each table and set."""
+    lines = [f"{count} chains of table {table} (iptables-{variant}, {'IPv4' if family == 'ip' else 'IPv6'})"
+             for variant, family, chains in programs.found(ns_fd) for table, count in _counts(chains).items()]
+    with IpSets(ns_fd) as sets:
+        return [*lines, *(f"set {name}" for family in FAMILIES for name in sorted(sets.ours(family)))]
+
+
+def _counts(chains: Iterable[Chain]) -> dict[str, int]:
+    names = [chain.table for chain in chains if is_ours(chain.name)]
+    return {table: names.count(table) for table in TABLES if table in names}
+
+
+def cleanup(ns_fd: int | None = None, keep: Variant | None = None) -> list[str]:
+    """Remove all that this backend ever wrote, in both variants; returns what was there. keep: leave this variant's rules,
+    and the sets that they use. Raises OSError."""
+    lines = existing(ns_fd)
+    there = [item for item in programs.found(ns_fd) if item[0] != keep]
+    # No new flow is translated from here on; those in flight still find their way through postrouting.
+    for variant, family, chains in there:
+        entries = {chain: rules for chain, rules in chains.items()
+                   if not is_ours(chain.name) and chain.name in ("PREROUTING", "OUTPUT") and chain.table == "nat"}
+        if entries:
+            programs.restore(variant, family, ns_fd, _removal(entries))
+    if there:
+        time.sleep(IN_FLIGHT)
+    for variant, family, _ in there:
+        programs.restore(variant, family, ns_fd, _removal(parse(programs.save(variant, family, ns_fd))))
+    if keep is None:
+        with IpSets(ns_fd) as sets:
+            for name in (name for family in FAMILIES for name in sets.ours(family)):
+                for _ in range(DESTROY_TURNS):
+                    if sets.destroy(name):
+                        break
+                    time.sleep(0.02)
+        return lines
+    return [line for line in lines if f"iptables-{keep}" not in line and not line.startswith("set ")]
+
+
+def _removal(chains: dict[Chain, Rules]) -> str:
+    gone = tuple(chain for chain in chains if is_ours(chain.name))
+    have = {chain: rules for chain, rules in chains.items() if not is_ours(chain.name)}
+    return Plan(write=dict.fromkeys(have, ()), delete=gone, have=have).restore()

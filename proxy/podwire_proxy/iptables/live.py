@@ -1,0 +1,59 @@
+"""The chains and sets PODWIRE-* of a kernel, in the terms of backend.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ..backend import FAMILIES, Family, Walk
+from ..decide import Packet
+from ..model import NodeInfo
+from . import programs
+from .ipset import IpSets
+from .layout import FILTER, Chain
+from .plan import State
+from .programs import Variant
+from .text import take_apart
+from .trace import Tracer
+
+
+@dataclass(frozen=True, slots=True)
+class Chains:
+    """One variant's chains."""
+
+    states: Mapping[Family, State]
+    variant: Variant
+
+    @property
+    def place(self) -> str:
+        return f"chains PODWIRE-* of iptables-{self.variant}"
+
+    def node(self, name: str, addresses: tuple[str, ...]) -> NodeInfo:
+        pods = tuple(cidr for state in self.states.values() for cidr in _named(state, "nat", "PODWIRE-OFF-CLUSTER", "-s"))
+        services = tuple(cidr for state in self.states.values() for cidr in _named(state, "filter", FILTER, "-d")
+                         if cidr.partition("/")[2].isdigit() and cidr.partition("/")[2] not in ("32", "128"))
+        return NodeInfo(name, addresses, pod_cidrs=pods, service_cidrs=services)
+
+    def walks(self, packet: Packet, node: NodeInfo) -> Iterator[Walk]:
+        state = self.states.get("ip6" if ":" in packet.dst else "ip", State())
+        yield from Tracer(state, node, tell=True).walks(packet)
+
+
+def _named(state: State, table: str, chain: str, option: str) -> Iterator[str]:
+    """The ranges that a chain's rules name."""
+    for rule in state.chains.get(Chain(table, chain), ()):  # type: ignore[arg-type]  # callers name tables that there are
+        yield from (arguments[0] for name, arguments, _ in take_apart(rule).options if name == option)
+
+
+def read(ns_fd: int | None = None) -> Chains | None:
+    """What iptables-save prints now; None where nothing of ours is in either variant."""
+    variants: dict[Variant, dict[Family, State]] = {}
+    for variant, family, chains in programs.found(ns_fd):
+        variants.setdefault(variant, {})[family] = State(chains)
+    for variant, states in variants.items():
+        with IpSets(ns_fd) as sets:
+            for family in FAMILIES:
+                if family in states:
+                    states[family].sets = sets.ours(family)
+        return Chains(states, variant)
+    return None

@@ -1,0 +1,294 @@
+"""Dataplane + what the kernel holds -> what iptables-restore is to be given. Pure, and proportional to the change.
+
+A change writes the chains whose rules differ, whole, and no other: those of the frontend, and the one that leads to it where
+the frontend came or went. All changes of one table are one commit. Table `filter`, which refuses what `nat` did not take, is
+written first and only grows then: what is to go from it goes in a *later* commit (`sweep`), because a packet in flight may
+have passed `nat` as it was before, and must not leak to the default route. Sets grow before the rules and shrink after them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from ..dataplane import Dataplane, Delta, Frontend, Key
+from ..model import NodeInfo
+from .layout import (
+    FILTER,
+    SERVICES,
+    Built,
+    Chain,
+    Family,
+    Rules,
+    Step,
+    Table,
+    build,
+    cluster_ips,
+    hooks,
+    is_ours,
+    ours,
+    skeleton,
+    way,
+)
+
+TABLES: tuple[Table, ...] = ("raw", "filter", "nat")  # in the order they are written
+_ROOTS: dict[Table, str] = {"nat": SERVICES, "filter": FILTER}
+_NOTHING = Built()
+
+
+class SetOp(NamedTuple):
+    """One step on a set. timeout: of `create`, whether members expire."""
+
+    kind: Literal["create", "add", "del", "flush", "destroy"]
+    name: str
+    members: tuple[str, ...] = ()
+    timeout: bool = False
+
+    def __str__(self) -> str:
+        kind = f" hash:ip{' timeout 0' if self.timeout else ''}" if self.kind == "create" else ""
+        return f"ipset {self.kind} {self.name}{kind}" + "".join(f" {ip}" for ip in self.members)
+
+
+@dataclass(slots=True)
+class State:
+    """What is in the kernel. chains: ours, and of built-in ones the rules that lead to ours. sets: ours, with members
+    where they are known (those of session affinity are the kernel's business)."""
+
+    chains: dict[Chain, Rules] = field(default_factory=dict)
+    sets: dict[str, set[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """before, after: what is done to sets. write: chains with their new rules. delete: chains. have: rules of built-in chains
+    that are there and are replaced."""
+
+    before: tuple[SetOp, ...] = ()
+    write: Mapping[Chain, Rules] = field(default_factory=dict)
+    delete: tuple[Chain, ...] = ()
+    have: Mapping[Chain, Rules] = field(default_factory=dict)
+    after: tuple[SetOp, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.before or self.write or self.delete or self.after)
+
+    @property
+    def rules(self) -> int:
+        """Rules written: the measure of what a change costs."""
+        return sum(map(len, self.write.values()))
+
+    @property
+    def operations(self) -> int:
+        members = sum(len(op.members) for op in (*self.before, *self.after))
+        return self.rules + len(self.write) + len(self.delete) + members
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        touched = {chain.table for chain in (*self.write, *self.delete)}
+        return tuple(table for table in TABLES if table in touched)
+
+    def restore(self) -> str:
+        """The input of iptables-restore --noflush."""
+        return "".join(f"{line}\n" for table in self.tables for line in self._table(table))
+
+    def lines(self) -> Iterator[str]:
+        """All of it, for people."""
+        yield from map(str, self.before)
+        for table in self.tables:
+            yield from self._table(table)
+        yield from map(str, self.after)
+
+    def _table(self, table: Table) -> Iterator[str]:
+        write = [(chain.name, rules, self.have.get(chain, ())) for chain, rules in self.write.items() if chain.table == table]
+        gone = [chain.name for chain in self.delete if chain.table == table]
+        yield f"*{table}"
+        yield from (f":{name} - [0:0]" for name in (*(name for name, _, _ in write if is_ours(name)), *gone))
+        for name, rules, have in write:
+            if is_ours(name):
+                yield from (f"-A {name} {rule}" for rule in rules)
+            else:
+                yield from (f"-D {name} {rule}" for rule in have if rule not in rules)
+                yield from (f"-I {name} 1 {rule}" for rule in rules if rule not in have)
+        yield from (f"-X {name}" for name in gone)
+        yield "COMMIT"
+
+
+class Planner:
+    """Holds the mirror of one family's tables; `full` and `change` give the plan, `committed` takes it in."""
+
+    def __init__(self, family: Family, node: NodeInfo) -> None:
+        self.family: Family = family
+        self.node = node
+        self.mirror = State()
+        self._late: set[Chain] = set()  # chains that still hold what is to go
+        self._idle: set[str] = set()  # sets that no rule names any more
+        self._reset()
+
+    def _reset(self) -> None:
+        self._wanted: dict[Chain, Rules] = {}
+        self._built: dict[Key, Built] = {}
+        self._leaves: dict[Chain, dict[Key, Rules]] = {}
+        self._ways: dict[Chain, dict[str, Step]] = {}  # where a dispatching chain leads to
+        self._uses: Counter[str] = Counter()  # sets of session affinity, by the number of frontends
+
+    # Plans
+
+    def full(self, dataplane: Dataplane, found: State | None) -> Plan:
+        """From what was read back (None: what we believe to be there) to the dataplane."""
+        if found is not None:
+            self.mirror = found
+        self.node = dataplane.node
+        self._reset()
+        self._fixed = skeleton(self.family, self.node)
+        self._wanted.update(self._fixed)
+        self._wanted.update(hooks(self.family, self.node))
+        for key in sorted(key for key in dataplane.frontends if ours(self.family, key.ip)):
+            self._put(key, dataplane.frontends[key], set())
+        ips = frozenset(ip for ip in dataplane.cluster_ips if ours(self.family, ip))
+        held = self.mirror.sets.get(cluster_ips(self.family), set())
+        self._late = set()
+        self._idle = {name for name in self.mirror.sets if not self._uses[name] and name != cluster_ips(self.family)}
+        return self._plan(self._wanted.keys() | self.mirror.chains.keys(), ips - held, held - ips)
+
+    def change(self, dataplane: Dataplane, delta: Delta) -> Plan:
+        """What `delta` needs, given that the mirror is true."""
+        if dataplane.node != self.node:
+            return self.full(dataplane, None)
+        touched: set[Chain] = set()
+        for key in sorted(delta.frontends):
+            if ours(self.family, key.ip):
+                self._put(key, dataplane.frontends.get(key), touched)
+        held = self.mirror.sets.get(cluster_ips(self.family), set())
+        ips = {ip for ip in delta.cluster_ips if ours(self.family, ip)}
+        return self._plan(touched, {ip for ip in ips if ip in dataplane.cluster_ips and ip not in held},
+                          {ip for ip in ips if ip not in dataplane.cluster_ips and ip in held})
+
+    def sweep(self) -> Plan:
+        """Take away what no packet in flight needs any more."""
+        idle = sorted(name for name in self._idle if name in self.mirror.sets)
+        write, delete = self._difference(self._late, keep=False)
+        return Plan((), write, delete, {}, tuple(SetOp("destroy", name) for name in idle))
+
+    @property
+    def cluster_ips(self) -> int:
+        """How many members the set of ClusterIPs should have."""
+        return len(self.mirror.sets.get(cluster_ips(self.family), ()))
+
+    @property
+    def unswept(self) -> bool:
+        return bool(self._late or self._idle)
+
+    def committed(self, plan: Plan) -> None:
+        """The kernel took it."""
+        for op in (*plan.before, *plan.after):
+            if op.kind == "destroy":
+                self.mirror.sets.pop(op.name, None)
+                self._idle.discard(op.name)
+            elif op.kind == "del":
+                self.mirror.sets.setdefault(op.name, set()).difference_update(op.members)
+            else:
+                self.mirror.sets.setdefault(op.name, set()).update(op.members)
+        self.mirror.chains.update(plan.write)
+        for chain in (*plan.delete, *(chain for chain, rules in plan.write.items() if not rules and not is_ours(chain.name))):
+            self.mirror.chains.pop(chain, None)
+        changed = {chain for chain in {*plan.write, *plan.delete} | self._late
+                   if self.mirror.chains.get(chain) != self._wanted.get(chain)}
+        self._late = {chain for chain in changed if chain.table == "filter" and is_ours(chain.name)}
+
+    def _plan(self, touched: Iterable[Chain], new_ips: Iterable[str], old_ips: Iterable[str]) -> Plan:
+        own, sets = cluster_ips(self.family), self.mirror.sets
+        before = [] if own in sets else [SetOp("create", own)]
+        before += [SetOp("create", name, timeout=True) for name in sorted(self._uses) if self._uses[name] and name not in sets]
+        before += [SetOp("add", own, members)] if (members := tuple(sorted(new_ips))) else []
+        after = [SetOp("del", own, members)] if (members := tuple(sorted(old_ips))) else []
+        idle = sorted(name for name in self._idle if name in sets)
+        after += [SetOp("flush", name) for name in idle]  # who comes back is not remembered from before
+        write, delete = self._difference(touched, keep=True)
+        have = {chain: self.mirror.chains.get(chain, ()) for chain in write if not is_ours(chain.name)}
+        return Plan(tuple(before), write, delete, have, tuple(after))
+
+    def _difference(self, touched: Iterable[Chain], *, keep: bool) -> tuple[dict[Chain, Rules], tuple[Chain, ...]]:
+        """(chains to write, chains to delete). keep: nothing goes from `filter` now."""
+        write: dict[Chain, Rules] = {}
+        delete: list[Chain] = []
+        for chain in sorted(touched):
+            want, have = self._wanted.get(chain), self.mirror.chains.get(chain)
+            if want == have:
+                self._late.discard(chain)
+                continue
+            if keep and have and chain.table == "filter" and is_ours(chain.name):
+                self._late.add(chain)
+                if set(want or ()) <= set(have):
+                    continue
+                want = (*(want or ()), *(rule for rule in have if rule not in (want or ())))
+            if want is None and is_ours(chain.name):
+                delete.append(chain)
+            else:
+                write[chain] = want or ()
+        return write, tuple(delete)
+
+    # What is wanted
+
+    def _put(self, key: Key, frontend: Frontend | None, touched: set[Chain]) -> None:
+        old = self._built.pop(key, _NOTHING)
+        new = build(frontend, self.node) if frontend is not None else _NOTHING
+        if frontend is not None:
+            self._built[key] = new
+        for chain in old.chains.keys() - new.chains.keys():
+            self._want(chain, None, touched)
+        for chain, rules in new.chains.items():
+            self._want(chain, rules, touched)
+        for table in _ROOTS:
+            if old.rules(table) != new.rules(table):
+                self._lead(table, key, new.rules(table), touched)
+        if old.sets != new.sets:
+            self._uses.update(new.sets)
+            self._uses.subtract(old.sets)
+            for name in {*old.sets, *new.sets}:
+                if self._uses[name]:
+                    self._idle.discard(name)
+                else:
+                    del self._uses[name]
+                    self._idle.add(name)
+
+    def _want(self, chain: Chain, rules: Rules | None, touched: set[Chain]) -> None:
+        touched.add(chain)
+        if rules is None:
+            self._wanted.pop(chain, None)
+        else:
+            self._wanted[chain] = rules
+
+    def _lead(self, table: Table, key: Key, rules: Rules, touched: set[Chain]) -> None:
+        """Put the frontend's rules into the chain of its bucket; where that begins or ends to exist, lead there or not."""
+        middle, last = way(key, self.node)
+        leaf, upper, root = Chain(table, last.chain), Chain(table, middle.chain), Chain(table, _ROOTS[table])
+        held = self._leaves.setdefault(leaf, {})
+        if rules:
+            held[key] = rules
+        else:
+            held.pop(key, None)
+        if held:
+            self._want(leaf, tuple(rule for one in sorted(held) for rule in held[one]), touched)
+        else:
+            del self._leaves[leaf]
+            self._want(leaf, None, touched)
+        if self._link(upper, last, bool(held), touched):
+            self._link(root, middle, upper in self._ways, touched)
+
+    def _link(self, chain: Chain, step: Step, there: bool, touched: set[Chain]) -> bool:
+        """True where something changed."""
+        steps = self._ways.setdefault(chain, {})
+        if (step.chain in steps) == there:
+            return False
+        if there:
+            steps[step.chain] = step
+        else:
+            del steps[step.chain]
+        rules = tuple(f"{match} -j {name}" for name in sorted(steps, reverse=True) for match in steps[name].matches)
+        if not steps:
+            del self._ways[chain]
+        fixed = self._fixed.get(chain)
+        self._want(chain, (*rules, *fixed) if fixed is not None else rules or None, touched)
+        return True

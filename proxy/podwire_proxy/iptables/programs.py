@@ -1,0 +1,117 @@
+"""The programs of iptables, in a network namespace: which variant, what they print, what they are given. IO."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+from podwire_controlplane.client.netns import in_thread, setns
+
+from .. import nft
+from .layout import Chain, Family, Rules, is_ours
+from .text import count_rules, parse
+
+Variant = Literal["nft", "legacy"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+FAMILIES: tuple[Family, ...] = ("ip", "ip6")
+WAIT = "30"  # seconds for the lock that all programs of legacy iptables share
+BUILT_IN = ("nat", "filter", "raw")
+_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+_NAMES = {"ip": "iptables", "ip6": "ip6tables"}
+
+
+class ProgramError(OSError):
+    """A program of iptables is missing or refused what it was given; nothing of that table was changed."""
+
+
+def program(variant: Variant, family: Family, verb: Literal["save", "restore"]) -> str:
+    """Its path. Raises ProgramError."""
+    name = f"{_NAMES[family]}-{variant}-{verb}"
+    found = shutil.which(name, path=_PATH)
+    if found is None:
+        raise ProgramError(f"{name} is not installed; install the package iptables, or use --backend nftables")
+    return found
+
+
+def run(command: list[str], ns_fd: int | None, text: str | None = None) -> str:
+    """What it prints. Raises ProgramError with its own words, and with the line that it stumbled over."""
+    inside = ["nsenter", f"--net=/proc/self/fd/{ns_fd}", "--"] if ns_fd is not None else []
+    done = subprocess.run([*inside, *command], input=text, capture_output=True, text=True, check=False,
+                          pass_fds=() if ns_fd is None else (ns_fd,))
+    if done.returncode:
+        raise ProgramError(f"{Path(command[0]).name}: {_complaint(done.stderr, text or '')}")
+    return done.stdout
+
+
+def _complaint(stderr: str, text: str) -> str:
+    words = " ".join(line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("Try "))
+    lines = text.splitlines()
+    number = next((int(word) for word in words.replace(":", " ").split() if word.isdigit() and 0 < int(word) <= len(lines)), 0)
+    return f"{words or 'failed without a word'}" + (f" ({lines[number - 1]})" if number else "")
+
+
+def save(variant: Variant, family: Family, ns_fd: int | None) -> str:
+    """All tables that are there; none is made by looking."""
+    return run([program(variant, family, "save")], ns_fd)
+
+
+def restore(variant: Variant, family: Family, ns_fd: int | None, text: str) -> None:
+    run([program(variant, family, "restore"), "--noflush", "-w", WAIT], ns_fd, text)
+
+
+def legacy_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:
+    """Tables of legacy iptables that were ever used in this namespace."""
+
+    def read() -> tuple[str, ...]:
+        if ns_fd is not None:
+            setns(ns_fd)
+        try:
+            return tuple(Path(f"/proc/thread-self/net/{family}_tables_names").read_text().split())
+        except OSError:
+            return ()
+
+    return read() if ns_fd is None else in_thread(read)
+
+
+def nft_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:
+    """Tables of the nft variant that are there."""
+    with nft.Connection(ns_fd) as conn:
+        return tuple(table.name for table in conn.tables() if table.family == family and table.name in BUILT_IN)
+
+
+def present(variant: Variant, family: Family, ns_fd: int | None) -> bool:
+    return bool(legacy_tables(family, ns_fd) if variant == "legacy" else nft_tables(family, ns_fd))
+
+
+def found(ns_fd: int | None = None) -> Iterator[tuple[Variant, Family, dict[Chain, Rules]]]:
+    """Where rules of ours are, and which. Only tables that exist are looked at."""
+    for variant in VARIANTS:
+        for family in FAMILIES:
+            if present(variant, family, ns_fd) and (chains := parse(save(variant, family, ns_fd))):
+                yield variant, family, chains
+
+
+def detect(ns_fd: int | None = None) -> Variant:
+    """The variant that the host uses: where most rules of others are; else where ours are; else what is installed, nft
+    first. Raises ProgramError where neither is."""
+    counts: dict[Variant, tuple[int, int]] = {}
+    for variant in VARIANTS:
+        others = own = 0
+        for family in FAMILIES:
+            if present(variant, family, ns_fd) and installed(variant):
+                text = save(variant, family, ns_fd)
+                mine = sum(len(rules) for chain, rules in parse(text).items() if is_ours(chain.name))
+                others, own = others + count_rules(text) - mine, own + mine
+        counts[variant] = (others, own)
+    usable = [variant for variant in VARIANTS if installed(variant)]
+    if not usable:
+        program("nft", "ip", "restore")  # names what is missing
+    return max(usable, key=lambda variant: (counts[variant], variant == "nft"))
+
+
+def installed(variant: Variant) -> bool:
+    return all(shutil.which(f"{_NAMES[family]}-{variant}-restore", path=_PATH) for family in FAMILIES)

@@ -1,0 +1,203 @@
+"""What the rules would do with a packet: run on paper, every random draw followed. The second judge, and what `explain` shows.
+
+Runs over a State, planned or read back from a kernel. Rules of others are not known to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from ..backend import Walk
+from ..decide import DROP, PASS, REJECT, Outcome, Packet, Verdict
+from ..model import PROTOCOLS, Backend, NodeInfo, covers, packed
+from .layout import MARK, Chain, Rules, Table
+from .plan import State
+from .text import Parsed, take_apart
+
+_NEXT, _RETURN = "next", "return"
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """A packet on its way. marked: the connection mark's bit. noted: (set, client) that rules wrote."""
+
+    packet: Packet
+    dst: str
+    port: int
+    translated: bool = False
+    marked: bool = False
+    noted: frozenset[tuple[str, str]] = frozenset()
+    trail: tuple[str, ...] = ()
+
+    def told(self, text: str) -> Hop:
+        return replace(self, trail=(*self.trail, text))
+
+
+def run_bpf(program: str, ip_header: bytes) -> bool:
+    """Classic BPF as xt_bpf takes it ("6,32 0 0 12,..."); the few instructions that our rules use."""
+    code = [tuple(map(int, one.split())) for one in program.split(",")[1:]]
+    accumulator = index = at = 0
+    while True:
+        op, if_true, if_false, value = code[at]
+        at += 1
+        if op == 0x20:  # ld [value]
+            accumulator = int.from_bytes(ip_header[value:value + 4], "big")
+        elif op == 0x07:  # tax
+            index = accumulator
+        elif op == 0x1D:  # jeq x
+            at += if_true if accumulator == index else if_false
+        elif op == 0x06:  # ret
+            return bool(value)
+        else:
+            raise NotImplementedError(f"BPF instruction {op:#x}")
+
+
+class Tracer:
+    """`node` tells which addresses are local. Raises NotImplementedError for a rule that is not the proxy's."""
+
+    def __init__(self, state: State, node: NodeInfo, *, tell: bool = False) -> None:
+        self.state, self.node, self.tell = state, node, tell
+        self.noted: set[tuple[str, str, Backend]] = set()  # of the last packet: (set, client, where this way led)
+
+    def outcome(self, packet: Packet) -> Outcome:
+        self.noted = set()
+        results = set(self.walks(packet))
+        verdicts = {walk.verdict for walk in results}
+        if len(verdicts) > 1:
+            raise AssertionError(f"{packet}: the rules decide by chance: {verdicts}")
+        verdict = verdicts.pop()
+        if verdict != "accept":
+            return {"drop": DROP, "reject": REJECT}[verdict]
+        to = frozenset((walk.to, walk.masquerade) for walk in results if walk.to)
+        return Outcome(Verdict.FORWARD, to) if to else PASS
+
+    def walks(self, packet: Packet) -> Iterator[Walk]:
+        """Every way that the packet can take, with what decided it."""
+        start = Hop(packet, packet.dst, packet.port)
+        for verdict, hop in self._hook("raw", "OUTPUT" if packet.node else "PREROUTING", start):
+            if verdict == "DROP":
+                yield Walk("drop", None, False, hop.trail)
+                return
+        for _, hop in self._hook("nat", "OUTPUT" if packet.node else "PREROUTING", start):
+            to = Backend(hop.dst, hop.port) if hop.translated else None
+            if to:
+                self.noted.update((name, client, to) for name, client in hop.noted)
+            here = self._local(hop, hop.dst)
+            for verdict, after in self._hook("filter", "OUTPUT" if packet.node else "INPUT" if here else "FORWARD", hop):
+                if verdict in ("DROP", "REJECT"):
+                    yield Walk(verdict.lower(), to, False, after.trail)
+                    continue
+                for last, end in self._hook("nat", "POSTROUTING", after):
+                    yield Walk("accept", to, last == "MASQUERADE", end.trail)
+
+    def _hook(self, table: Table, name: str, hop: Hop) -> Iterator[tuple[str, Hop]]:
+        rules = self.state.chains.get(Chain(table, name), ())
+        for verdict, after in self._rules(Chain(table, name), rules, 0, hop):
+            yield ("ACCEPT" if verdict in (_NEXT, _RETURN) else verdict), after
+
+    def _rules(self, chain: Chain, rules: Rules, start: int, hop: Hop) -> Iterator[tuple[str, Hop]]:
+        for index in range(start, len(rules)):
+            rule = take_apart(rules[index])
+            chance = self._matches(rule, hop)
+            if not chance:
+                continue
+            taken = hop
+            if self.tell and (rule.comment or rule.target not in ("RETURN", "SET")):
+                taken = hop.told(f"{chain.table} {chain.name}: {rules[index]}")
+            if chance == "perhaps":
+                yield from self._target(chain, rules, index, rule, taken)
+                continue  # and the ways of those that were not drawn
+            yield from self._target(chain, rules, index, rule, taken)
+            return
+        yield _NEXT, hop
+
+    def _target(self, chain: Chain, rules: Rules, index: int, rule: Parsed, hop: Hop) -> Iterator[tuple[str, Hop]]:
+        match rule.target:
+            case "DNAT":
+                ip, _, port = rule.arguments[0][1][0].rpartition(":")
+                yield "ACCEPT", replace(hop, dst=ip.strip("[]"), port=int(port), translated=True)
+            case "DROP" | "REJECT" | "ACCEPT" | "MASQUERADE":
+                yield rule.target, hop
+            case "RETURN":
+                yield _RETURN, hop
+            case "CONNMARK":
+                value = int(rule.arguments[0][1][0].split("/")[0], 16)
+                yield from self._rules(chain, rules, index + 1, replace(hop, marked=bool(value & MARK)))
+            case "SET":
+                noted = hop.noted | {(rule.arguments[0][1][0], hop.packet.src)}
+                yield from self._rules(chain, rules, index + 1, replace(hop, noted=noted))
+            case name if (inner := Chain(chain.table, name)) in self.state.chains:
+                for verdict, after in self._rules(inner, self.state.chains[inner], 0, hop):
+                    if verdict in (_NEXT, _RETURN):
+                        yield from self._rules(chain, rules, index + 1, after)
+                    else:
+                        yield verdict, after
+            case other:
+                raise NotImplementedError(f"target {other} in chain {chain.name}")
+
+    def _matches(self, rule: Parsed, hop: Hop) -> str:
+        """"" where the rule does not apply, "always", or "perhaps" for a random draw."""
+        chance = "always"
+        for name, arguments, negated in rule.options:
+            if name == "--probability":
+                chance = "perhaps"
+            elif name != "--mode" and self._match(name, arguments, hop) == negated:
+                return ""
+        return chance
+
+    def _match(self, name: str, arguments: tuple[str, ...], hop: Hop) -> bool:
+        test = _TESTS.get(name)
+        if test is None:
+            raise NotImplementedError(f"match {name}")
+        return test(self, arguments, hop)
+
+    def _local(self, hop: Hop, ip: str) -> bool:
+        return ip in self.node.addresses or (hop.packet.bound and ip == hop.packet.dst)
+
+    def _type(self, ip: str, wanted: str, hop: Hop, source: bool) -> bool:
+        assert wanted == "LOCAL"
+        return hop.packet.node if source else self._local(hop, ip)
+
+    def _in_set(self, arguments: tuple[str, ...], hop: Hop) -> bool:
+        name, side = arguments
+        return (hop.dst if side == "dst" else hop.packet.src) in self.state.sets.get(name, ())
+
+    def _same(self, program: str, hop: Hop) -> bool:
+        source, target = packed(hop.packet.src), packed(hop.dst)
+        return run_bpf(program, bytes(12 if len(source) == 4 else 8) + source + target)
+
+    def _state(self, wanted: str, hop: Hop) -> bool:
+        return hop.translated if wanted == "DNAT" else wanted == "NEW"
+
+
+def _interface(wanted: str, found: str) -> bool:
+    return found.startswith(wanted[:-1]) if wanted.endswith("+") else bool(found) and found == wanted
+
+
+def _inside(cidr: str, ip: str) -> bool:
+    network, _, mask = cidr.partition("/")
+    if mask.isdigit():
+        return covers((cidr,), ip)
+    return all(a & m == b for a, m, b in zip(packed(ip), packed(mask), packed(network), strict=True))
+
+
+def _port(wanted: str, port: int) -> bool:
+    first, _, last = wanted.partition(":")
+    return int(first) <= port <= int(last or first)
+
+
+_Test = Callable[[Tracer, tuple[str, ...], Hop], bool]
+_TESTS: dict[str, _Test] = {
+    "-s": lambda _, a, hop: _inside(a[0], hop.packet.src),
+    "-d": lambda _, a, hop: _inside(a[0], hop.dst),
+    "-i": lambda _, a, hop: not hop.packet.node and _interface(a[0], hop.packet.interface),
+    "-p": lambda _, a, hop: PROTOCOLS.get(a[0].upper()) == PROTOCOLS.get(hop.packet.protocol),
+    "--tcp-flags": lambda _, a, hop: True,  # the first packet of a flow is a SYN
+    "--dport": lambda _, a, hop: _port(a[0], hop.port),
+    "--src-type": lambda tracer, a, hop: tracer._type(hop.packet.src, a[0], hop, True),
+    "--dst-type": lambda tracer, a, hop: tracer._type(hop.dst, a[0], hop, False),
+    "--match-set": lambda tracer, a, hop: tracer._in_set(a, hop),
+    "--ctstate": lambda tracer, a, hop: tracer._state(a[0], hop),
+    "--mark": lambda _, a, hop: hop.marked,
+    "--bytecode": lambda tracer, a, hop: tracer._same(a[0], hop)}

@@ -1,0 +1,141 @@
+"""Hearing of it when somebody else changes our rules. IO.
+
+The nft variant: netlink tells of every commit. Which were ours is known by counting the namespace's generations, because the
+programs of iptables have netlink ports of their own. The legacy variant tells nobody: a timer looks at the number and the
+size of the rules in each table, which is one system call. Sets tell nobody either: the timer counts the ClusterIPs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+from podwire_controlplane.client.netns import in_thread, setns
+
+from .. import nft
+from .ipset import IpSetError, IpSets
+from .layout import Family, Table, cluster_ips
+
+PERIOD = 1.0  # seconds between two looks
+GET_INFO = 64  # IPT_SO_GET_INFO, IP6T_SO_GET_INFO
+_INFO = struct.Struct("=32sI5I5III")  # struct ipt_getinfo
+_SOL = {"ip": 0, "ip6": 41}
+_CLOCK_MONOTONIC = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Timer:
+    """A descriptor that becomes readable every PERIOD; `look` says whether something is not as it should be."""
+
+    def __init__(self, look: Callable[[], bool]) -> None:
+        self._look = look
+        self._fd = _libc.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+        seconds, rest = divmod(PERIOD, 1)
+        both = struct.pack("=4q", *(int(seconds), int(rest * 1e9)) * 2)
+        if self._fd < 0 or _libc.timerfd_settime(self._fd, 0, both, None):
+            raise OSError(ctypes.get_errno(), "timerfd")
+
+    def fileno(self) -> int:
+        return int(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def changed(self) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._fd, 8)
+            return self._look()
+        return False
+
+
+class Legacy:
+    """Number and size of the rules in tables of legacy iptables."""
+
+    def __init__(self, ns_fd: int | None) -> None:
+        def make() -> dict[Family, socket.socket]:
+            if ns_fd is not None:
+                setns(ns_fd)
+            made: dict[Family, socket.socket] = {}
+            for family, domain in (("ip", socket.AF_INET), ("ip6", socket.AF_INET6)):
+                with contextlib.suppress(OSError):  # a host without IPv6
+                    made[family] = socket.socket(  # type: ignore[index]  # the two literals above
+                        domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
+            return made
+
+        self._socks = make() if ns_fd is None else in_thread(make)
+
+    def close(self) -> None:
+        for sock in self._socks.values():
+            sock.close()
+
+    def shape(self, family: Family, table: Table) -> tuple[int, int]:
+        """(entries, bytes); (0, 0) where there is no such table. Asking makes the table: ask only for those we wrote."""
+        sock = self._socks.get(family)
+        if sock is None:
+            return 0, 0
+        buffer = ctypes.create_string_buffer(table.encode(), _INFO.size)
+        length = ctypes.c_uint32(_INFO.size)
+        if _libc.getsockopt(sock.fileno(), _SOL[family], GET_INFO, buffer, ctypes.byref(length)):
+            return 0, 0
+        found = _INFO.unpack(buffer.raw)
+        return found[-2], found[-1]
+
+
+class Generations:
+    """Tells commits of others from those that `during` saw."""
+
+    def __init__(self, conn: nft.Connection) -> None:
+        self._conn = conn
+        self._own = 0
+        self._seen = conn.generation()
+        self.suspect = False
+
+    def foreign(self) -> int:
+        return self._conn.generation() - self._own
+
+    def during(self, work: Callable[[], None], commits: int) -> None:
+        """work: makes `commits` commits of ours."""
+        before = self._conn.generation()
+        try:
+            work()
+        finally:
+            self._seen = self._conn.generation()
+        self._own += min(commits, self._seen - before)
+        self.suspect = self.suspect or self._seen - before != commits
+
+    def news(self) -> bool:
+        """Did somebody else commit since, as far as numbers tell?"""
+        now, suspect = self._conn.generation(), self.suspect
+        news = now != self._seen or suspect
+        self._seen, self.suspect = now, False
+        return news
+
+
+class TableWatch:
+    """The watch over one table of the nft variant."""
+
+    def __init__(self, family: Family, table: Table, generations: Generations, ns_fd: int | None) -> None:
+        self._watcher = nft.Watcher(nft.Table(family, table), 0, ns_fd)
+        self._generations = generations
+
+    def fileno(self) -> int:
+        return self._watcher.fileno()
+
+    def close(self) -> None:
+        self._watcher.close()
+
+    def changed(self) -> bool:
+        return self._watcher.changed() and self._generations.news()
+
+
+def lost(sets: IpSets, family: Family, members: int) -> bool:
+    """Is the set of ClusterIPs not as large as it should be?"""
+    try:
+        return sets.count(cluster_ips(family)) != members
+    except IpSetError as err:
+        return err.errno != errno.EBUSY

@@ -1,0 +1,46 @@
+"""The tables `podwire` of a kernel, as they were read back, in the terms of backend.py. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from .. import nft
+from ..backend import Family, Walk
+from ..decide import Packet
+from ..model import NodeInfo
+from ..nft.codec import TableDump
+from .trace import Tracer
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """dumps: with the rules' expressions."""
+
+    dumps: Mapping[Family, TableDump]
+    place: str = "table podwire"
+
+    def node(self, name: str, addresses: tuple[str, ...]) -> NodeInfo:
+        pods, services = (tuple(cidr for dump in self.dumps.values() for cidr in _cidrs(dump.elements.get(set_, {})))
+                          for set_ in ("pods", "service-cidrs"))
+        return NodeInfo(name, addresses, pod_cidrs=pods, service_cidrs=services)
+
+    def walks(self, packet: Packet, node: NodeInfo) -> Iterator[Walk]:
+        dump = self.dumps.get("ip6" if ":" in packet.dst else "ip")
+        if dump is None:
+            yield Walk("accept", None, False, ())
+        else:
+            yield from Tracer(dump, node, tell=True).walks(packet)
+
+
+def _cidrs(held: Mapping[bytes, nft.Value]) -> Iterable[str]:
+    """The ranges of an interval set. One without an end goes up to the last address."""
+    starts = sorted(held)
+    for index, start in enumerate(starts):
+        if held[start] == nft.INTERVAL_END:
+            continue
+        first = ipaddress.ip_address(start)
+        highest = type(first)((1 << first.max_prefixlen) - 1)
+        last = ipaddress.ip_address(starts[index + 1]) - 1 if index + 1 < len(starts) else highest
+        yield from map(str, ipaddress.summarize_address_range(first, last))

@@ -1,0 +1,313 @@
+"""The iptables backend on paper: the conformance table, random Services and packets, random sequences of changes, cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from podwire_controlplane.api import meta
+from podwire_proxy.backend import FAMILIES, Family
+from podwire_proxy.changes import Tracker
+from podwire_proxy.decide import Packet, decide
+from podwire_proxy.explain import explain
+from podwire_proxy.iptables.layout import Chain, hooks, is_ours, same_address, skeleton
+from podwire_proxy.iptables.live import Chains
+from podwire_proxy.iptables.plan import Plan, Planner, SetOp, State
+from podwire_proxy.iptables.text import parse, take_apart
+from podwire_proxy.iptables.trace import Tracer, run_bpf
+from podwire_proxy.model import Backend, packed
+from podwire_proxy.testing import scenarios as s
+from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
+from podwire_proxy.testing.iptablesfake import Kernel
+
+from .test_properties import VIPS, changes, fresh, packets, play, services, slices
+
+STICKY = [row for one in s.AFFINITY for row in (one, one.v6())]
+TABLE = [row for scenario in s.SCENARIOS for row in (scenario, scenario.v6())]
+
+
+def family(scenario: s.Scenario) -> Family:
+    return "ip6" if ":" in scenario.node.addresses[0] else "ip"
+
+
+def planned(scenario: s.Scenario) -> Kernel:
+    """A kernel that has taken the scenario, as iptables-restore gave it."""
+    tracker, kernel = scenario.tracker(), Kernel()
+    tracker.flush()
+    kernel.commit(Planner(family(scenario), scenario.node).full(tracker.dataplane, State()))
+    return kernel
+
+
+@pytest.mark.parametrize("scenario", TABLE, ids=lambda scenario: scenario.name)
+def test_trace_of_the_planned_rules(scenario: s.Scenario) -> None:
+    tracer = Tracer(planned(scenario).read(), scenario.node)
+    assert {p: tracer.outcome(p) for p in scenario.expect} == scenario.expect
+
+
+@pytest.mark.parametrize("row", STICKY, ids=lambda row: row.name)
+def test_affinity_as_planned(row: s.Affinity) -> None:
+    """What the rules note of the first packet binds the others."""
+    tracer = Tracer(planned(row.scenario()).read(), row.node)
+    free = {p: tracer.outcome(p) for p in (*row.same, *row.apart)}
+    for first in row.same:
+        assert tracer.outcome(first).to
+        noted = sorted(tracer.noted)
+        assert {to for _, _, to in noted} == {to for to, _ in free[first].to}, "whatever is chosen is noted, and nothing else"
+        for name, client, to in noted:
+            tracer.state.sets[name].add(client)
+            assert {backend for p in row.same for backend, _ in tracer.outcome(p).to} == {to}
+            assert {p: tracer.outcome(p) for p in row.apart} == {p: free[p] for p in row.apart}
+            tracer.state.sets[name].discard(client)
+
+
+@pytest.mark.parametrize("scenario", TABLE, ids=lambda scenario: scenario.name)
+def test_explanations_tell_the_same(scenario: s.Scenario) -> None:
+    live = Chains({family(scenario): planned(scenario).read()}, "nft")
+    node = live.node(scenario.node.name, scenario.node.addresses)
+    assert set(node.pod_cidrs) <= set(scenario.node.pod_cidrs)
+    assert set(node.service_cidrs) == set(scenario.node.service_cidrs)
+    for sent, outcome in scenario.expect.items():
+        found = explain(live, node, sent)
+        assert (found.verdict, frozenset(found.to)) == (outcome.verdict.value, outcome.to), found.lines
+
+
+@pytest.mark.parametrize(("scenario", "sent", "words"), [
+    ("no endpoints", s.packet(s.POD_A, s.VIP), "no ready endpoint (2 in all)"),
+    ("externalTrafficPolicy Local, none here", s.packet(s.OUTSIDE, s.NODE_IP, s.NODE_PORT), "no ready endpoint is on node n1"),
+    ("source ranges: the world outside", s.packet(s.POD_A, s.BALANCER), "loadBalancerSourceRanges"),
+    ("source ranges, no endpoints", s.packet(s.OUTSIDE, s.BALANCER), "no ready endpoint"),
+    ("wrong port or protocol of a known ClusterIP", s.packet(s.POD_A, s.VIP, 81), "no port 81/TCP"),
+    ("unallocated Service address", s.packet(s.POD_A, s.UNUSED), "no Service has this address"),
+    ("pod to pod is left alone", s.packet(s.POD_A, s.POD_B, s.TARGET), "pass: ")])
+def test_reasons(scenario: str, sent: Packet, words: str) -> None:
+    row = next(row for row in TABLE if row.name == scenario)
+    claims = {(sent.dst, "TCP", sent.port): ("default/my-service", 2, 0)}
+    assert words in explain(Chains({"ip": planned(row).read()}, "legacy"), row.node, sent, claims).lines[-1]
+
+
+def test_a_rule_of_somebody_else_is_named() -> None:
+    kernel = planned(TABLE[0])
+    chain = Chain("nat", "PODWIRE-SERVICES")
+    kernel.chains[chain] = ["-m u32 --u32 0x0=0x1 -j DROP", *kernel.chains[chain]]
+    words = explain(Chains({"ip": kernel.read()}, "nft"), TABLE[0].node, next(iter(TABLE[0].expect))).lines[-1]
+    assert "--u32" in words
+    assert "chains PODWIRE-* of iptables-nft" in words
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.one_of(services(), slices()), max_size=8), st.lists(packets(), min_size=1, max_size=20))
+def test_oracle_and_rules_agree(objects: list[meta.Object], sent: list[Packet]) -> None:
+    tracker, kernel = fresh(objects), Kernel()
+    kernel.commit(Planner("ip", s.INFO).full(tracker.dataplane, State()))
+    tracer = Tracer(kernel.read(), s.INFO)
+    assert {p: tracer.outcome(p) for p in sent} == {p: decide(tracker.dataplane, p) for p in sent}
+
+
+@settings(max_examples=100, deadline=None)
+@given(changes, *[st.sets(st.integers(0, 12))] * 3, st.lists(packets(), max_size=4))
+def test_any_sequence_of_changes_equals_a_fresh_build(done: list[Any], syncs: set[int], sweeps: set[int], restarts: set[int],
+                                                      sent: list[Packet]) -> None:
+    """Coalesced at will, swept at once or late, with restarts in between that read the kernel back."""
+    tracker, kernel, planner = Tracker(s.INFO), Kernel(), Planner("ip", s.INFO)
+    tracker.flush()
+
+    def take(plan: Plan) -> None:
+        kernel.commit(plan)
+        planner.committed(plan)
+
+    take(planner.full(tracker.dataplane, State()))
+    for index, change in enumerate([*done, None]):
+        if change is not None:
+            play(tracker, change)
+        if index in restarts:
+            tracker.flush()
+            planner = Planner("ip", tracker.dataplane.node)
+            take(planner.full(tracker.dataplane, kernel.read()))
+        elif index in syncs or change is None:
+            delta = tracker.flush()
+            if delta or tracker.dataplane.node != planner.node:
+                take(planner.change(tracker.dataplane, delta))
+        else:
+            continue
+        # Swept or not yet: what is still to go from `filter` decides nothing that a packet of now may ask for.
+        tracer = Tracer(kernel.read(), tracker.dataplane.node)
+        assert {p: tracer.outcome(p) for p in sent} == {p: decide(tracker.dataplane, p) for p in sent} or planner.unswept
+        if index in sweeps or change is None:
+            take(planner.sweep())
+            assert not planner.unswept
+        assert planner.mirror.chains == kernel.read().chains
+    expected, other = fresh(done), Kernel()
+    other.commit(Planner("ip", expected.dataplane.node).full(expected.dataplane, State()))
+    assert kernel.read() == other.read()
+
+
+def _cluster(count: int, endpoints: int = 5) -> tuple[Tracker, Kernel, Planner]:
+    """`count` Services, in a kernel."""
+    tracker, kernel, planner = Tracker(s.INFO), Kernel(), Planner("ip", s.INFO)
+    for number in range(count):
+        tracker.service(f"default/s{number}", service(f"s{number}", f"10.96.{number // 200}.{number % 200 + 1}", [port(80)]))
+        tracker.slice(f"default/s{number}-1", _some(f"s{number}", endpoints))
+    tracker.flush()
+    take(kernel, planner, planner.full(tracker.dataplane, State()))
+    return tracker, kernel, planner
+
+
+def take(kernel: Kernel, planner: Planner, plan: Plan) -> Plan:
+    kernel.commit(plan)
+    planner.committed(plan)
+    return plan
+
+
+def _some(name: str, count: int) -> meta.Object:
+    return endpoint_slice(name, [endpoint(f"10.244.2.{i + 1}", "n2") for i in range(count)], [("", "TCP", 9376)])
+
+
+def cost(size: int, endpoints: int) -> tuple[int, int]:
+    """(rules written, chains written) when one of `size` Services gets `endpoints` endpoints."""
+    tracker, kernel, planner = _cluster(size)
+    tracker.slice("default/s3-1", _some("s3", endpoints))
+    plan = take(kernel, planner, planner.change(tracker.dataplane, tracker.flush()))
+    assert not planner.unswept
+    assert plan.tables == ("nat",)
+    assert plan.restore().count("\n") == plan.rules + len(plan.write) + 2
+    return plan.rules, len(plan.write)
+
+
+def test_a_change_costs_what_it_is_and_not_what_the_cluster_is() -> None:
+    # The Service's own chain, whole: its endpoints and the rule that marks what comes from off the cluster.
+    assert cost(10, 6) == cost(500, 6) == (7, 1)
+    assert cost(10, 4) == cost(500, 4) == (5, 1)
+
+
+def test_a_new_service_costs_its_bucket_and_no_more() -> None:
+    """One chain in a thousand leads to it: at 3,000 Services no more than a handful of others stand there."""
+    for size in (10, 3000):
+        tracker, kernel, planner = _cluster(size, 1)
+        tracker.service("default/new", service("new", "10.96.200.7", [port(80)]))
+        tracker.slice("default/new-1", _some("new", 1))
+        plan = take(kernel, planner, planner.change(tracker.dataplane, tracker.flush()))
+        assert plan.rules < 80
+        assert len(plan.write) <= 4
+
+
+def test_the_way_to_a_service_is_short() -> None:
+    """The rules that a packet is held against on its way to the last of 3,000 Services."""
+    _, kernel, _ = _cluster(3000, 1)
+    chains = kernel.read().chains
+    leaves = [len(rules) for (_, name), rules in chains.items() if name.startswith("PODWIRE-A-") and name.count("-") == 3]
+    assert len(chains[Chain("nat", "PODWIRE-SERVICES")]) <= 32
+    assert max(leaves) <= 3000 / 1024 * 4
+
+
+def test_nothing_to_do_is_nothing_sent_and_a_restart_writes_nothing() -> None:
+    tracker, kernel, _ = _cluster(50)
+    again = Planner("ip", s.INFO)
+    assert not again.full(tracker.dataplane, kernel.read())
+    assert not again.sweep()
+
+
+def test_what_others_break_is_mended_and_only_that() -> None:
+    tracker, kernel, planner = _cluster(50)
+    whole = kernel.read()
+    kernel.chains[Chain("nat", "PODWIRE-POSTROUTING")].pop()
+    del kernel.chains[Chain("nat", "PREROUTING")]
+    kernel.sets["PODWIRE-CLUSTER-IPS-4"].pop()
+    plan = planner.full(tracker.dataplane, kernel.read())
+    assert set(plan.write) == {Chain("nat", "PODWIRE-POSTROUTING"), Chain("nat", "PREROUTING")}
+    assert [op.kind for op in plan.before] == ["add"]
+    kernel.commit(plan)
+    assert kernel.read() == whole
+
+
+def test_a_refusal_goes_after_what_replaces_it() -> None:
+    """Endpoints come: `nat` takes the packets at once, `filter` forgets in a later commit. They go: `filter` is first."""
+    tracker, kernel, planner = _cluster(3, 0)
+    tracker.slice("default/s1-1", _some("s1", 1))
+    plan = take(kernel, planner, planner.change(tracker.dataplane, tracker.flush()))
+    assert plan.tables == ("nat",)
+    assert planner.unswept
+    assert take(kernel, planner, planner.sweep()).tables == ("filter",)
+    tracker.slice("default/s1-1", _some("s1", 0))
+    plan = take(kernel, planner, planner.change(tracker.dataplane, tracker.flush()))
+    text = plan.restore()
+    assert text.index("*filter") < text.index("*nat")
+    assert not planner.unswept
+
+
+def test_a_client_is_not_remembered_for_an_endpoint_that_comes_back() -> None:
+    tracker, kernel, planner = Tracker(s.INFO), Kernel(), Planner("ip", s.INFO)
+    tracker.service("default/a", service("a", VIPS[0], [port(80)], sessionAffinity="ClientIP"))
+    tracker.slice("x", _some("a", 2))
+    tracker.flush()
+    take(kernel, planner, planner.full(tracker.dataplane, State()))
+    clients = [name for name in kernel.sets if name.startswith("PODWIRE-A4-")]
+    assert len(clients) == 2
+    for name in clients:
+        kernel.sets[name].add("10.244.9.9")
+    tracker.slice("x", _some("a", 1))
+    plan = take(kernel, planner, planner.change(tracker.dataplane, tracker.flush()))
+    assert [op.kind for op in plan.after] == ["flush"]
+    tracker.slice("x", _some("a", 2))
+    take(kernel, planner, planner.change(tracker.dataplane, tracker.flush()))
+    assert sorted(len(kernel.sets[name]) for name in clients) == [0, 1]
+    tracker.service("default/a", None)
+    take(kernel, planner, planner.change(tracker.dataplane, tracker.flush()))
+    assert {op.kind for op in take(kernel, planner, planner.sweep()).after} == {"destroy"}
+    assert set(kernel.sets) == {"PODWIRE-CLUSTER-IPS-4"}
+
+
+@pytest.mark.parametrize("which", FAMILIES)
+@given(st.integers(0, (1 << 128) - 1), st.integers(0, (1 << 128) - 1), st.integers(0, 127))
+def test_the_program_for_hairpins(which: Family, one: int, other: int, bit: int) -> None:
+    size = 4 if which == "ip" else 16
+    a, b = ((number & ((1 << size * 8) - 1)).to_bytes(size, "big") for number in (one, other))
+    near = ((one ^ 1 << bit % (size * 8)) & ((1 << size * 8) - 1)).to_bytes(size, "big")
+    program = same_address(which).split('"')[1]
+    start = bytes(12 if which == "ip" else 8)
+    assert run_bpf(program, start + a + a)
+    assert not run_bpf(program, start + a + near)
+    assert run_bpf(program, start + a + b) == (a == b)
+
+
+def test_names_fit_and_odd_names_of_objects_end_no_rule() -> None:
+    tracker = Tracker(s.INFO)
+    odd = 'x" -j ACCEPT\n-A X'
+    tracker.service(f"default/{odd}", service(odd, VIPS[0], [port(80)], sessionAffinity="ClientIP"))
+    tracker.slice("x", endpoint_slice(odd, [endpoint(s.POD_B)], [("", "TCP", 80)]))
+    tracker.flush()
+    plan = Planner("ip", s.INFO).full(tracker.dataplane, State())
+    assert all(len(chain.name) <= 28 for chain in plan.write)
+    assert all(len(op.name) <= 31 for op in plan.before)
+    assert "-j ACCEPT" not in [take_apart(rule).target for rules in plan.write.values() for rule in rules]
+    assert all(line[0] in "*:-C" for line in plan.restore().splitlines())
+    assert 'default/x? -j ACCEPT?-A X"' in plan.restore()
+
+
+def test_read_back_is_what_was_written() -> None:
+    lines = ["*nat", ":PREROUTING ACCEPT [0:0]", ":DOCKER - [0:0]", ":PODWIRE-MARK - [0:0]", "-A PREROUTING -j DOCKER",
+             '-A PREROUTING -m comment --comment "podwire: Services" -j PODWIRE-SERVICES',
+             "-A PODWIRE-MARK -j CONNMARK --set-xmark 0x4000/0x4000", "COMMIT"]
+    assert parse("\n".join(lines)) == {
+        Chain("nat", "PODWIRE-MARK"): ("-j CONNMARK --set-xmark 0x4000/0x4000",),
+        Chain("nat", "PREROUTING"): ('-m comment --comment "podwire: Services" -j PODWIRE-SERVICES',)}
+
+
+@pytest.mark.parametrize("which", FAMILIES)
+def test_what_stands_fast_names_only_what_is_there(which: Family) -> None:
+    fixed = skeleton(which, s.INFO)
+    rules = [rule for chains in (fixed, hooks(which, s.INFO)) for rules in chains.values() for rule in rules]
+    named = {take_apart(rule).target for rule in rules}
+    assert {target for target in named if is_ours(target)} <= {chain.name for chain in fixed}
+
+
+def test_a_plan_can_be_shown() -> None:
+    tracker = TABLE[0].tracker()
+    tracker.flush()
+    lines = list(Planner("ip", TABLE[0].node).full(tracker.dataplane, State()).lines())
+    assert lines[0] == "ipset create PODWIRE-CLUSTER-IPS-4 hash:ip"
+    assert str(SetOp("create", "x", timeout=True)) == "ipset create x hash:ip timeout 0"
+    assert any(f"-j DNAT --to-destination {s.POD_B}:{s.TARGET}" in line for line in lines)
+    assert packed(Backend(s.POD_B, 1).ip) == bytes((10, 244, 1, 3))
