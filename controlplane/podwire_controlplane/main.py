@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "cleanup": ("podwire_controlplane.commands.explain", "cleanup", "Remove the Service proxy's rules from a node."),
     "node": ("podwire_controlplane.commands.pods", "node", "Run a command in a node of the cluster on this machine."),
     "kubeconfig": ("podwire_controlplane.commands.cluster", "kubeconfig", "Print the path of the cluster's kubeconfig."),
+    "install": ("podwire_controlplane.commands.install", "install", "Put podwire on a node without images."),
+    "uninstall": ("podwire_controlplane.commands.install", "uninstall", "Remove it from the node again."),
     "agent": ("podwire_controlplane.commands.parts", "agent", "All roles of one node, supervised."),
     "apiserver": ("podwire_controlplane.commands.parts", "apiserver", "The API server alone."),
     "controllers": ("podwire_controlplane.commands.parts", "controllers", "Controllers and scheduler alone."),

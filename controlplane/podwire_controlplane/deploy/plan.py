@@ -1,0 +1,329 @@
+"""What `podwire install` and `podwire uninstall` do to a machine, as data. Pure: facts in, steps out.
+
+A step that is already true is left out, so a second install does nothing, and an upgrade writes what the new version writes
+otherwise. Settings are the user's: an install adds what is missing and changes only what it was told to.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath as Path
+
+PARTS = ("plugin", "agent", "control-plane")
+SETTINGS, RECORD, UNITS = "/etc/podwire/agent.env", "/etc/podwire/installed.json", "/etc/systemd/system"
+ASIDE = ".before-podwire"
+CONFLIST = "10-podwire.conflist"
+PLUGIN = "podwire-cni"
+
+
+class BadInstall(Exception):
+    """What was asked for cannot be; the text says what to give instead."""
+
+
+# ---- steps: paths are those of the installed machine, without the root that they are under
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    path: str
+    content: bytes = field(repr=False)
+    mode: int = 0o644
+
+    def __str__(self) -> str:
+        return f"write {self.path} ({len(self.content)} bytes, mode {self.mode:o})"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    path: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"link {self.path} -> {self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    path: str
+    to: str
+
+    def __str__(self) -> str:
+        return f"rename {self.path} to {self.to}"
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    path: str
+
+    def __str__(self) -> str:
+        return f"remove {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    argv: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"run {shlex.join(self.argv)}"
+
+
+@dataclass(frozen=True, slots=True)
+class CleanKernel:
+    """Take what the roles wrote out of this network namespace: nft tables, bridge, routes, addresses on lo."""
+
+    dns_address: str
+
+    def __str__(self) -> str:
+        return "remove podwire's nft tables, its bridge with what is on it, its routes, and the DNS address from lo"
+
+
+Step = Write | Link | Move | Remove | Run | CleanKernel
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """parts: of PARTS. program: the podwire command on the machine. settings: variables to set in agent.env, "" takes one out.
+    listen: "ADDRESS:PORT" that the API server's other machines reach it at (part control-plane). take_over: put other
+    plugins' configurations aside. plugin: the program, and whether it is compiled (only then it can be `loopback` too)."""
+
+    parts: tuple[str, ...]
+    program: str
+    plugin: bytes = field(repr=False)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    cni_bin_dir: str = "/opt/cni/bin"
+    cni_conf_dir: str = "/etc/cni/net.d"
+    data_dir: str = "/var/lib/podwire"
+    listen: str = ""
+    take_over: bool = False
+
+    def __post_init__(self) -> None:
+        if strange := set(self.parts) - set(PARTS):
+            raise BadInstall(f"--only {', '.join(sorted(strange))}: must be of {', '.join(PARTS)}")
+        for name, path in (("--program", self.program), ("--cni-bin-dir", self.cni_bin_dir),
+                           ("--cni-conf-dir", self.cni_conf_dir), ("--data-dir", self.data_dir)):
+            if not path.startswith("/") or ".." in Path(path).parts:
+                raise BadInstall(f"{name}: {path!r} must be an absolute path")
+        if "control-plane" in self.parts and ":" not in self.listen:
+            raise BadInstall("--listen: missing; give the ADDRESS:PORT at which other machines reach the API server")
+        for name, value in self.settings.items():
+            if not name.startswith("PODWIRE_") or "\n" in value:
+                raise BadInstall(f"--setting {name}: must be PODWIRE_NAME=VALUE, in one line")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The machine as it is. files: content of those of our files that exist. links: path -> target. configurations: the names
+    in the CNI configuration directory. systemd: it runs here (and units can be started)."""
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    modes: Mapping[str, int] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)
+    configurations: tuple[str, ...] = ()
+    systemd: bool = False
+    cgroup_v2: bool = True
+    nft: bool = True
+    root: bool = True
+
+
+# ---- settings
+
+
+def merged_settings(text: str, given: Mapping[str, str], defaults: Mapping[str, str]) -> str:
+    """agent.env with `given` put in: lines stay where they are, comments too; `defaults` only where nothing says otherwise."""
+    lines = text.splitlines() or ["# Flags of `podwire agent --help`, as variables; lists have spaces between their items."]
+    todo = {**{name: value for name, value in defaults.items() if name not in given}, **given}
+    out = []
+    for line in lines:
+        name = line.partition("=")[0].strip()
+        if line.lstrip().startswith("#") or name not in todo:
+            out.append(line)
+        elif name in given:
+            if given[name]:
+                out.append(f"{name}={_quoted(given[name])}")
+            todo.pop(name)
+        else:
+            out.append(line)
+            todo.pop(name)
+    out += [f"{name}={_quoted(value)}" for name, value in todo.items() if value]
+    return "\n".join(out) + "\n"
+
+
+def _quoted(value: str) -> str:
+    """As systemd's EnvironmentFile and a shell read it alike."""
+    if value and all(c.isalnum() or c in "/:.,_-=+@%" for c in value):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def read_settings(text: str) -> dict[str, str]:
+    """The variables of an agent.env."""
+    found = {}
+    for line in text.splitlines():
+        name, equals, value = line.strip().partition("=")
+        if equals and not name.startswith("#"):
+            words = shlex.split(value)
+            found[name] = words[0] if words else ""
+    return found
+
+
+# ---- units
+
+
+def unit(description: str, program: str, words: Iterable[str], *, after: str = "", environment: bool = False) -> bytes:
+    """A systemd service. KillMode=process: a stop must not end the pods, and the supervisor ends its roles itself."""
+    return "\n".join([
+        "[Unit]", f"Description={description}", "Documentation=man:podwire(1)", "Wants=network-online.target",
+        f"After=network-online.target {after}".strip(), "", "[Service]",
+        *([f"EnvironmentFile={SETTINGS}"] if environment else []), f"ExecStart={shlex.join([program, *words])}",
+        "Restart=always", "RestartSec=1", "KillMode=process", "LimitNOFILE=1048576", "TasksMax=infinity", "OOMScoreAdjust=-998",
+        "", "[Install]", "WantedBy=multi-user.target", ""]).encode()
+
+
+def units(wanted: Wanted) -> dict[str, bytes]:
+    """Unit name -> content, in the order of their start."""
+    found: dict[str, bytes] = {}
+    if "control-plane" in wanted.parts:
+        api = f"{wanted.data_dir}/api"
+        port = wanted.listen.rpartition(":")[2]
+        everywhere = "[::]" if "[" in wanted.listen else "0.0.0.0"
+        found["podwire-apiserver.service"] = unit(
+            "podwire API server", wanted.program, ["apiserver", "--data", api, "--listen", f"{everywhere}:{port}",
+                                                   "--advertise", wanted.listen])
+        found["podwire-controllers.service"] = unit(
+            "podwire controllers", wanted.program, ["controllers", "--kubeconfig", f"{api}/controllers.kubeconfig"],
+            after="podwire-apiserver.service")
+    if "agent" in wanted.parts:
+        found["podwire-agent.service"] = unit("podwire: pods, Services and DNS of this node", wanted.program, ["agent"],
+                                              after="podwire-apiserver.service containerd.service", environment=True)
+    return found
+
+
+# ---- plans
+
+
+def _files(wanted: Wanted, facts: Facts) -> dict[str, Write]:
+    found: list[Write] = []
+    if "plugin" in wanted.parts:
+        found.append(Write(f"{wanted.cni_bin_dir}/{PLUGIN}", wanted.plugin, 0o755))
+        # containerd and CRI-O call a plugin of that name for each pod; another's is as good
+        loopback = f"{wanted.cni_bin_dir}/loopback"
+        if wanted.plugin.startswith(b"\x7fELF") and (loopback not in facts.files or loopback in recorded(facts).written):
+            found.append(Write(loopback, wanted.plugin, 0o755))
+    if "agent" in wanted.parts:
+        before = facts.files.get(SETTINGS, b"").decode(errors="replace")
+        defaults = {"PODWIRE_CNI_CONF_DIR": wanted.cni_conf_dir, "PODWIRE_RUN_DIR": "/run/podwire"}
+        found.append(Write(SETTINGS, merged_settings(before, wanted.settings, defaults).encode(), 0o600))
+    found += [Write(f"{UNITS}/{name}", content) for name, content in units(wanted).items()]
+    return {write.path: write for write in found}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What installs have written so far: what an uninstall takes away."""
+
+    written: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+
+
+def recorded(facts: Facts) -> Record:
+    try:
+        found = json.loads(facts.files.get(RECORD, b"{}"))
+        return Record(tuple(found.get("written", ())), tuple(found.get("links", ())))
+    except (ValueError, AttributeError, TypeError):
+        return Record()
+
+
+def _same(facts: Facts, step: Write) -> bool:
+    return facts.files.get(step.path) == step.content and facts.modes.get(step.path) == step.mode
+
+
+def paths(wanted: Wanted) -> list[str]:
+    """Every path whose state `install` must know."""
+    return [f"{wanted.cni_bin_dir}/{PLUGIN}", f"{wanted.cni_bin_dir}/loopback", SETTINGS, RECORD,
+            *(f"{UNITS}/{name}" for name in units(wanted))]
+
+
+def link_path(name: str) -> str:
+    return f"{UNITS}/multi-user.target.wants/{name}"
+
+
+def install(wanted: Wanted, facts: Facts) -> list[Step]:
+    """What is still to be done."""
+    before, steps = recorded(facts), list[Step]()
+    files = _files(wanted, facts)
+    if wanted.take_over:
+        places = [f"{wanted.cni_conf_dir}/{name}" for name in foreign(facts.configurations)]
+        steps += [Move(path, path + ASIDE) for path in places]
+    changed = [write for write in files.values() if not _same(facts, write)]
+    steps += changed
+    links = {link_path(name): f"../{name}" for name in units(wanted)}
+    steps += [Link(path, target) for path, target in links.items() if facts.links.get(path) != target]
+    record = json.dumps({"written": sorted({*before.written, *files}), "links": sorted({*before.links, *links})}, indent=1)
+    # The plugin alone needs no record: it is what an image installs, which has nothing but the plugins' directories.
+    if units(wanted) and facts.files.get(RECORD) != record.encode() + b"\n":
+        steps.append(Write(RECORD, record.encode() + b"\n"))
+    if facts.systemd and units(wanted):
+        if any(write.path.startswith(UNITS) for write in changed):
+            steps.append(Run(("systemctl", "daemon-reload")))
+        steps += [Run(("systemctl", "restart" if changed else "start", name)) for name in units(wanted)]
+    return steps
+
+
+def foreign(configurations: Iterable[str]) -> list[str]:
+    """Configurations of other plugins, which a runtime might take (it takes the first in the alphabet; libcni's suffixes)."""
+    return sorted(name for name in configurations if name != CONFLIST and name.endswith((".conf", ".conflist", ".json")))
+
+
+def uninstall(facts: Facts, *, cni_bin_dir: str, cni_conf_dir: str, kernel: bool, purge: bool) -> list[Step]:
+    """The way back: units, files, other plugins' configurations, and the kernel's state. Settings stay without `purge`."""
+    record, steps = recorded(facts), list[Step]()
+    if facts.systemd:
+        names = [Path(path).name for path in record.links if path in facts.links]
+        steps += [Run(("systemctl", "stop", name)) for name in reversed(names)]
+    if kernel:
+        settings = read_settings(facts.files.get(SETTINGS, b"").decode(errors="replace"))
+        steps.append(CleanKernel(settings.get("PODWIRE_DNS_ADDRESS", "10.96.0.10")))
+    steps += [Remove(path) for path in record.links if path in facts.links]
+    if CONFLIST in facts.configurations:
+        steps.append(Remove(f"{cni_conf_dir}/{CONFLIST}"))
+    aside = [name for name in facts.configurations if name.endswith(ASIDE)]
+    steps += [Move(f"{cni_conf_dir}/{name}", f"{cni_conf_dir}/{name.removesuffix(ASIDE)}") for name in sorted(aside)]
+    plugin, loopback = f"{cni_bin_dir}/{PLUGIN}", f"{cni_bin_dir}/loopback"
+    ours = {*record.written, plugin} - ({SETTINGS} if not purge else set())
+    if facts.files.get(loopback) == facts.files.get(plugin):
+        ours.add(loopback)
+    gone = sorted(path for path in ours if path in facts.files)
+    steps += [Remove(path) for path in gone]
+    if RECORD in facts.files:
+        steps.append(Remove(RECORD))
+    if facts.systemd and any(path.startswith(UNITS) for path in gone):
+        steps.append(Run(("systemctl", "daemon-reload")))
+    return steps
+
+
+# ---- checks
+
+
+def checks(wanted: Wanted, facts: Facts, kubeconfig_exists: bool) -> list[str]:
+    """What will keep this node from working, each with the fix; for people to read, nothing is refused for it."""
+    found = []
+    if not facts.nft:
+        found.append("the kernel has no nf_tables: modprobe nf_tables, or a kernel with CONFIG_NF_TABLES")
+    others = foreign(facts.configurations)
+    if others and not wanted.take_over:
+        found.append(f"{wanted.cni_conf_dir} has {', '.join(others)}: runtimes take the first of the alphabet; --take-over "
+                     "puts others aside")
+    if "agent" in wanted.parts:
+        settings = read_settings(_files(wanted, facts)[SETTINGS].content.decode())
+        if not settings.get("PODWIRE_KUBECONFIG"):
+            found.append(f"PODWIRE_KUBECONFIG is not set in {SETTINGS}: give --kubeconfig (a kubelet's own will do: "
+                         "/etc/kubernetes/kubelet.conf)")
+        elif not kubeconfig_exists:
+            found.append(f"PODWIRE_KUBECONFIG: there is no {settings['PODWIRE_KUBECONFIG']} yet")
+    if not facts.cgroup_v2:
+        found.append("this kernel offers only cgroup v1: a kubelet needs failCgroupV1: false and cgroupDriver: cgroupfs in its "
+                     "configuration")
+    return found

@@ -1,0 +1,92 @@
+"""Settings of a node's agent: one vocabulary for flags, environment variables, a ConfigMap and /etc/podwire/agent.env. Pure.
+
+Each flag `--cluster-cidr` is also the variable PODWIRE_CLUSTER_CIDR; lists have spaces between their items. What has no flag
+of its own is a field of a role's Config: `--set wiring.mtu=1400`, PODWIRE_SET="wiring.mtu=1400 proxy.masquerade_all=true".
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+PREFIX = "PODWIRE_"
+ROLES = ("wiring", "proxy", "dns")
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+class BadSetting(ValueError):
+    """A setting that cannot be; the text names it and what it may be."""
+
+
+def variable(flag: str) -> str:
+    """The environment variable of a flag: "cluster-cidr" -> "PODWIRE_CLUSTER_CIDR"."""
+    return PREFIX + flag.strip("-").replace("-", "_").upper()
+
+
+def assignments(texts: Iterable[str]) -> tuple[tuple[str, str, str], ...]:
+    """("wiring.mtu=1400",) -> (("wiring", "mtu", "1400"),). Raises BadSetting."""
+    found = []
+    for text in texts:
+        left, equals, value = text.partition("=")
+        role, dot, name = left.partition(".")
+        if not (equals and dot and name) or role not in ROLES:
+            raise BadSetting(f"set: {text!r} is not ROLE.FIELD=VALUE with ROLE one of {', '.join(ROLES)}")
+        found.append((role, name.replace("-", "_"), value))
+    return tuple(found)
+
+
+def _parse(text: str, kind: Any, where: str) -> Any:
+    if isinstance(kind, types.UnionType):
+        options = [k for k in typing.get_args(kind) if k is not type(None)]
+        return None if text == "" else _parse(text, options[0], where)
+    if kind is bool:
+        if text.lower() not in _WORDS:
+            raise BadSetting(f"{where}: {text!r} is neither true nor false")
+        return _WORDS[text.lower()]
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise BadSetting(f"{where}: {text!r} is no number") from None
+    if kind in (str, Path):
+        return kind(text)
+    if kind == tuple[str, ...]:
+        return tuple(item for item in text.split(",") if item)
+    raise BadSetting(f"{where}: cannot be set in this way")
+
+
+def override(config: T, role: str, sets: Iterable[tuple[str, str, str]]) -> T:
+    """`config` (a dataclass) with the fields that `sets` names for `role`. Items of a list have commas between them."""
+    assert is_dataclass(config)
+    assert not isinstance(config, type)
+    kinds, known = typing.get_type_hints(type(config)), {field.name for field in fields(config)}
+    changed = {}
+    for whose, name, text in sets:
+        if whose != role:
+            continue
+        if name not in known:
+            raise BadSetting(f"set: {role}.{name}: there is no such field; there are {', '.join(sorted(known))}")
+        changed[name] = _parse(text, kinds[name], f"set: {role}.{name}")
+    return replace(config, **changed)
+
+
+def chosen(roles: Iterable[str]) -> tuple[str, ...]:
+    """The roles to run, checked, each once, in their own order."""
+    wanted = set(roles)
+    if strange := wanted - set(ROLES):
+        raise BadSetting(f"role: {', '.join(sorted(strange))}: must be of {', '.join(ROLES)}")
+    if not wanted:
+        raise BadSetting(f"role: none is chosen; choose of {', '.join(ROLES)}")
+    return tuple(role for role in ROLES if role in wanted)
+
+
+def nameservers(resolv_conf: str, own: Iterable[str]) -> tuple[str, ...]:
+    """The servers that a resolv.conf names, in order, without our own addresses and without duplicates (resolv.conf(5))."""
+    rows = [line.split() for line in resolv_conf.splitlines()]
+    found = [row[1] for row in rows if len(row) > 1 and row[0] == "nameserver"]
+    return tuple(dict.fromkeys(address for address in found if address not in set(own)))
