@@ -252,6 +252,21 @@ def established(world: World, way: Way, work: Callable[[socket.socket, int], Non
         return of(way, seen.packets())
 
 
+def test_stray_segments_of_the_endpoint_do_not_end_a_connection(world: World, dataplane: Dataplane, way: Way) -> None:
+    """Out of every window, so conntrack calls them INVALID and does not translate them: the client, which never dialled the
+    pod's own address, would answer with a reset that kills the real connection (kubernetes/kubernetes#74839)."""
+    dataplane.program(world, scenario(way, CLOSED + 3))
+    pod_a, pod_b = way.ip(s.POD_A), way.ip(s.POD_B)
+
+    def stray(_: socket.socket, number: int) -> None:
+        for flags in ("A", "PA", "R", "FA"):
+            inject(world.client(s.POD_B), way, way.header(pod_b, pod_a) / TCP(
+                sport=CLOSED + 3, dport=number, flags=flags, seq=0x7FFF0000, ack=0x7FFF0000) / b"stray")
+
+    seen = established(world, way, stray)
+    assert not [p for p in seen if TCP in p and p.src == pod_b], "a segment came through without translation"
+
+
 def test_stray_segments_of_a_client_do_not_end_a_connection(world: World, dataplane: Dataplane, way: Way) -> None:
     """A reset out of the window must neither reach the endpoint's socket nor make conntrack forget the flow."""
     dataplane.program(world, scenario(way, CLOSED + 3))

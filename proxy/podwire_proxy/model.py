@@ -93,7 +93,8 @@ class NodeInfo:
     the interface that its packets come in through (pod_interface: a name, or a prefix that ends in "*"); with neither
     nobody is a pod. service_cidrs: unallocated addresses inside are dropped. reserved: CIDRs of pods, Services and nodes, where
     no Service may claim an externalIP (CVE-2020-8554). localhost: NodePorts are served on 127.0.0.1 too, for this machine's own
-    clients; packets from the wire that claim a loopback address are dropped then (CVE-2020-8558).
+    clients; packets from the wire that claim a loopback address are dropped then (CVE-2020-8558). drop_invalid: what conntrack
+    calls invalid is not forwarded (not where the administrator made conntrack liberal).
     """
 
     name: str
@@ -106,6 +107,7 @@ class NodeInfo:
     pod_interface: str = ""
     reserved: tuple[str, ...] = ()
     localhost: bool = False
+    drop_invalid: bool = True
 
     @property
     def node_port_ips(self) -> tuple[str, ...]:
