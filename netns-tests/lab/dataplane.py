@@ -48,6 +48,7 @@ class Nftables:
         programmer = Programmer(scenario.node, world.node.fd)
         try:
             programmer.sync(tracker.dataplane, None)
+            backends.retire(programmer, world.node.fd)
             programmer.sweep()
         finally:
             programmer.close()
@@ -72,6 +73,7 @@ class Iptables:
         programmer = backends.Iptables(self.variant).programmer(scenario.node, world.node.fd)
         try:
             programmer.sync(tracker.dataplane, None)
+            backends.retire(programmer, world.node.fd)
             programmer.sweep()
         finally:
             programmer.close()
