@@ -8,6 +8,8 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..api.loadbalancer import parse as parse_pools
+
 BASE = Path("/run/podwire")
 MARKER = "PODWIRE_CLUSTER"  # environment variable of every process of a cluster: how `down` finds them all
 
@@ -18,7 +20,8 @@ class BadConfig(Exception):
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """upstream_dns: "IP" or "IP#port", as nodes reach them. bridge_nf: net.bridge.bridge-nf-call-iptables of the nodes, -1
+    """load_balancer_pool: CIDRs or ranges for Services of type LoadBalancer; None: 32 addresses of the node network.
+    upstream_dns: "IP" or "IP#port", as nodes reach them. bridge_nf: net.bridge.bridge-nf-call-iptables of the nodes, -1
     leaves it as the kernel has it."""
 
     name: str = "podwire"
@@ -30,6 +33,7 @@ class ClusterConfig:
     cluster_domain: str = "cluster.local"
     upstream_dns: tuple[str, ...] = ()
     bridge_nf: int = -1
+    load_balancer_pool: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", self.name):
@@ -50,6 +54,8 @@ class ClusterConfig:
                     raise ValueError
             except ValueError:
                 raise BadConfig(f"upstream_dns: {server!r} is no server; expected IP or IP#PORT, such as 9.9.9.9#53") from None
+        if problems := parse_pools({"data": {"addresses": ",".join(self.load_balancer_pool or ())}})[1]:
+            raise BadConfig(problems[0].replace("data.addresses", "load_balancer_pool"))
         for a, b in ((0, 1), (0, 2), (1, 2)):
             if nets[a].overlaps(nets[b]):
                 raise BadConfig(f"{nets[a]} and {nets[b]} overlap: nodes, pods and Services need ranges of their own")
@@ -90,6 +96,15 @@ class ClusterConfig:
         return str(ipaddress.ip_network(self.node_cidr)[10 + int(node.removeprefix("node"))])
 
     @property
+    def balancer_pool(self) -> tuple[str, ...]:
+        """The default is the quarter's first half before the end of the node network, as 172.30.0.192/27: on the nodes' wire,
+        above their own addresses. A small network has none."""
+        if self.load_balancer_pool is not None:
+            return self.load_balancer_pool
+        net = ipaddress.ip_network(self.node_cidr)
+        return (f"{net[-64]}/27",) if net.num_addresses >= 256 else ()
+
+    @property
     def node_prefix(self) -> int:
         return ipaddress.ip_network(self.node_cidr).prefixlen
 
@@ -111,6 +126,7 @@ def load(name: str) -> ClusterConfig | None:
     """The record of a cluster that is (or was) up; None where there is none."""
     try:
         found = json.loads((BASE / name / "cluster.json").read_text())
-        return ClusterConfig(**{**found, "upstream_dns": tuple(found["upstream_dns"])})
+        return ClusterConfig(**{**found, "upstream_dns": tuple(found["upstream_dns"]), "load_balancer_pool": (
+            None if found.get("load_balancer_pool") is None else tuple(found["load_balancer_pool"]))})
     except (OSError, ValueError, TypeError, KeyError, BadConfig):
         return None

@@ -53,7 +53,8 @@ def _roles(config: ClusterConfig) -> list[Role]:
     server = ServerConfig(
         data, (("127.0.0.1", config.api_port, ""), (config.gateway, 6443, network.path_of(config.switch))),
         (config.gateway, 6443), config.service_cidr, dns=(config.dns_address, config.cluster_domain))
-    controllers = ControllersConfig(str(data / "controllers.kubeconfig"), config.cluster_cidr)
+    controllers = ControllersConfig(str(data / "controllers.kubeconfig"), config.cluster_cidr,
+                                    load_balancer_pool=config.balancer_pool)
     rows = [Role("apiserver", partial(run_server, server), log_dir / "apiserver.log"),
             Role("controllers", partial(run_controllers, controllers), log_dir / "controllers.log")]
     for node in config.node_names():

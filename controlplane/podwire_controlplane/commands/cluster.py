@@ -37,6 +37,10 @@ def interruptible() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
+def _pool(found: tuple[str, ...]) -> tuple[str, ...] | None:
+    return None if not found else () if found == ("none",) else tuple(part for text in found for part in text.split(","))
+
+
 @click.command()
 @name_option
 @click.option("--nodes", default=3, show_default=True, help="How many nodes.")
@@ -44,12 +48,16 @@ def interruptible() -> None:
               help="Port on 127.0.0.1; another one where it is taken.")
 @click.option("--upstream-dns", multiple=True, metavar="IP[#PORT]", help="DNS servers, as nodes reach them; repeatable.")
 @click.option("--bridge-nf", type=click.Choice(["0", "1"]), help="net.bridge.bridge-nf-call-iptables on the nodes.")
-def up(name: str, nodes: int, api_port: int, upstream_dns: tuple[str, ...], bridge_nf: str | None) -> None:
+@click.option("--load-balancer-pool", multiple=True, metavar="CIDR",
+              help="Addresses for Services of type LoadBalancer: CIDRs or ranges on the node network; repeatable; 'none' for "
+              "no pool.  [default: 172.30.0.192/27]")
+def up(name: str, nodes: int, api_port: int, upstream_dns: tuple[str, ...], bridge_nf: str | None,
+       load_balancer_pool: tuple[str, ...]) -> None:
     """Start a cluster on this machine: every node is a network namespace. The machine's own network is not touched."""
     begin = time.monotonic()
     try:
         config = ClusterConfig(name=name, nodes=nodes, api_port=free_port(api_port), upstream_dns=upstream_dns,
-                               bridge_nf=int(bridge_nf or -1))
+                               bridge_nf=int(bridge_nf or -1), load_balancer_pool=_pool(load_balancer_pool))
         interruptible()
         bring_up(config, lambda text: err.print(f"  {text}", style="dim"))
     except (BadConfig, UpFailed) as error:

@@ -16,7 +16,7 @@ from ..client import logs
 from ..client.http import MERGE_PATCH, ApiClient, ApiError
 from ..client.informer import Informer
 from ..client.reflector import Event
-from . import cleanup, endpointslices, nodes, workloads
+from . import cleanup, endpointslices, loadbalancer, nodes, workloads
 from .base import Change, Controller, Snapshot
 
 log = logs.get("controllers")
@@ -25,11 +25,14 @@ _RETRY_FIRST, _RETRY_LAST = 0.05, 10.0
 
 @dataclass(frozen=True)
 class ControllersConfig:
-    """node_prefix: length of each node's part of cluster_cidr."""
+    """node_prefix: length of each node's part of cluster_cidr. load_balancer_pool: addresses of the pool that is made where
+    there is none. only: names of the controllers to run; () for all."""
 
     kubeconfig: str | None
     cluster_cidr: str = "10.244.0.0/16"
     node_prefix: int = 24
+    load_balancer_pool: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
 
 class Driver:
@@ -98,7 +101,9 @@ class Driver:
 
     def _remember(self, change: Change, answer: Object) -> None:
         """Read your own writes: the next key must not act on a snapshot from before them."""
-        informer = self.informers[change.kind]
+        informer = self.informers.get(change.kind)
+        if informer is None:
+            return  # nobody looks at objects of this kind
         if answer.get("kind") == change.kind and change.verb != "finalize":
             if event := informer.reflector.wrote(answer):
                 self._on_event(event)
@@ -155,7 +160,11 @@ class Driver:
 
 async def _main(config: ControllersConfig) -> None:
     rows = (*endpointslices.CONTROLLERS, *workloads.CONTROLLERS, *cleanup.CONTROLLERS,
-            *nodes.controllers(config.cluster_cidr, config.node_prefix))
+            *loadbalancer.controllers(config.load_balancer_pool), *nodes.controllers(config.cluster_cidr, config.node_prefix))
+    if unknown := set(config.only) - {row.name for row in rows}:
+        raise client_config.ConfigError(f"only: no controller {', '.join(sorted(unknown))}; there are "
+                                        f"{', '.join(sorted(row.name for row in rows))}")
+    rows = tuple(row for row in rows if not config.only or row.name in config.only)
     async with ApiClient(client_config.load(config.kubeconfig)) as api:
         task = asyncio.create_task(Driver(api, rows).run())
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,0 +1,124 @@
+"""Which Services podwire gives load balancer addresses to, and from which pools. Pure; the controller and the nodes share it.
+
+The pools are in the ConfigMap kube-system/podwire-load-balancer, which is followed live:
+
+    data:
+      addresses: 172.30.0.192/27, 192.0.2.10-192.0.2.19   # CIDRs, ranges, single addresses, of both families
+      require-class: "false"                              # "true": only Services with loadBalancerClass podwire.io/l2
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .meta import Object, annotations_of, name, namespace
+
+CLASS = "podwire.io/l2"
+CONFIG_NAMESPACE, CONFIG_NAME = "kube-system", "podwire-load-balancer"
+WANTED = "podwire.io/load-balancer-ips"
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """first to last, both included, of one IP version."""
+
+    text: str
+    version: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """No ranges: nothing is given out and nothing announced."""
+
+    ranges: tuple[Range, ...] = ()
+    require_class: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.ranges)
+
+    def __contains__(self, ip: str) -> bool:
+        try:
+            address = ipaddress.ip_address(ip)
+        except ValueError:
+            return False
+        return any(r.version == address.version and r.first <= int(address) <= r.last for r in self.ranges)
+
+    def free(self, version: int, used: frozenset[str] | set[str]) -> str:
+        """The first address of that IP version that is not in `used`, "" where none is left."""
+        for found in self.ranges:
+            if found.version == version:
+                kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
+                for number in range(found.first, found.last + 1):
+                    if (ip := str(kind(number))) not in used:
+                        return ip
+        return ""
+
+    def names(self, version: int) -> str:
+        return ", ".join(r.text for r in self.ranges if r.version == version)
+
+
+def _range(text: str) -> Range:
+    first, dash, last = text.partition("-")
+    if dash:
+        low, high = ipaddress.ip_address(first.strip()), ipaddress.ip_address(last.strip())
+        if low.version != high.version or int(low) > int(high):
+            raise ValueError("the second address must not be below the first")
+        return Range(text, low.version, int(low), int(high))
+    net = ipaddress.ip_network(text)
+    return Range(text, net.version, int(net[0]), int(net[-1]))
+
+
+def parse(config: Object | None) -> tuple[Pools, list[str]]:
+    """The pools of the ConfigMap (None: there is none), and what of it cannot be used."""
+    data: dict[str, Any] = (config or {}).get("data") or {}
+    problems, ranges = [], []
+    lines = [line.partition("#")[0] for line in str(data.get("addresses") or "").splitlines()]
+    for text in filter(None, re.split(r"[,\s]+", re.sub(r"\s*-\s*", "-", "\n".join(lines)).strip())):
+        try:
+            ranges.append(_range(text))
+        except ValueError as err:
+            problems.append(f"data.addresses: {text!r} is no CIDR, range or address, as 192.0.2.16/28 or 192.0.2.10-192.0.2.19 "
+                            f"are: {err}; left out")
+    strict = str(data.get("require-class") or "false")
+    if strict not in ("true", "false"):
+        problems.append(f"data.require-class: {strict!r} is neither 'true' nor 'false'; taken as 'false'")
+    return Pools(tuple(ranges), strict == "true"), problems
+
+
+def is_config(obj: Object) -> bool:
+    return (namespace(obj), name(obj)) == (CONFIG_NAMESPACE, CONFIG_NAME)
+
+
+def ours(service: Object, pools: Pools) -> bool:
+    """Is this Service's load balancer podwire's? Without a class it is, unless the pools' ConfigMap wants one."""
+    spec = service.get("spec") or {}
+    wanted = spec.get("loadBalancerClass") or ""
+    return spec.get("type") == "LoadBalancer" and (wanted == CLASS or (not wanted and not pools.require_class))
+
+
+def ingress(service: Object) -> tuple[str, ...]:
+    """Addresses that the Service's status holds."""
+    found = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
+    return tuple(str(item["ip"]) for item in found if item.get("ip"))
+
+
+def wanted(service: Object) -> tuple[str, ...]:
+    """Addresses that the Service asks for: the annotation podwire.io/load-balancer-ips, else spec.loadBalancerIP."""
+    text = annotations_of(service).get(WANTED) or (service.get("spec") or {}).get("loadBalancerIP") or ""
+    return tuple(dict.fromkeys(part.strip() for part in str(text).split(",") if part.strip()))
+
+
+def announced(services: Iterable[Object], pools: Pools) -> Iterator[tuple[str, Object]]:
+    """(address, Service) of all that a node is to answer for."""
+    for service in services:
+        if pools and ours(service, pools):
+            for ip in ingress(service):
+                if ip in pools:
+                    yield str(ipaddress.ip_address(ip)), service

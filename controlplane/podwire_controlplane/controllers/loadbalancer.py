@@ -1,0 +1,151 @@
+"""Addresses for Services of type LoadBalancer, from the pools of api/loadbalancer.py.
+
+What a Service holds is written in its status and nowhere else: a restart loses nothing, and an address that is in any
+Service's status is never given to another. Of two Services that hold one address all the same, the older one keeps it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+
+from ..api import loadbalancer as lb
+from ..api.meta import Object, key, name, namespace, uid
+from .base import Change, Controller, Keys, Snapshot
+from .workloads import timestamp
+
+CONFIG_KEY = f"{lb.CONFIG_NAMESPACE}/{lb.CONFIG_NAME}"
+
+
+def _version(ip: str) -> int:
+    return 6 if ":" in ip else 4
+
+
+def _pools(snapshot: Snapshot) -> tuple[lb.Pools, list[str]]:
+    return lb.parse(snapshot.get("ConfigMap", CONFIG_KEY))
+
+
+def _age(service: Object) -> tuple[str, str]:
+    return str(service["metadata"].get("creationTimestamp") or ""), key(service)
+
+
+def _held(snapshot: Snapshot, without: str) -> dict[str, Object]:
+    """Address -> the oldest of the other Services that has it in its status."""
+    held: dict[str, Object] = {}
+    for other in snapshot.list("Service"):
+        for ip in lb.ingress(other) if key(other) != without else ():
+            if ip not in held or _age(other) < _age(held[ip]):
+                held[ip] = other
+    return held
+
+
+def _event(about: Object, kind: str, reason: str, message: str, now: float) -> Change:
+    """A Warning about `about`. Its name is made of its content, so telling the same thing twice makes one Event."""
+    digest = hashlib.sha256(f"{uid(about)} {reason} {message}".encode()).hexdigest()[:12]
+    told = {"apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": reason, "message": message, "count": 1,
+            "metadata": {"name": f"{name(about)[:200]}.{digest}", "namespace": namespace(about)},
+            "firstTimestamp": timestamp(now), "lastTimestamp": timestamp(now), "source": {"component": "podwire"},
+            "involvedObject": {"apiVersion": "v1", "kind": kind, "name": name(about), "namespace": namespace(about),
+                               "uid": uid(about)}}
+    return Change("create", "Event", namespace(about), "", told, message)
+
+
+def _families(service: Object) -> list[int]:
+    spec = service["spec"]
+    named = [6 if family == "IPv6" else 4 for family in spec.get("ipFamilies") or []]
+    return named or [_version(ip) for ip in spec.get("clusterIPs") or [spec.get("clusterIP") or "0.0.0.0"]]
+
+
+def choose(service: Object, pools: lb.Pools, held: dict[str, Object]) -> tuple[list[str], list[tuple[str, str]]]:
+    """(addresses of the Service, (reason, message) of what it cannot have). What it has and may keep, it keeps."""
+    problems: list[tuple[str, str]] = []
+    mine = [ip for ip in lb.ingress(service) if ip in pools and not (ip in held and _age(held[ip]) < _age(service))]
+    asked: dict[int, str] = {}
+    for ip in lb.wanted(service):
+        try:
+            asked[ipaddress.ip_address(ip).version] = str(ipaddress.ip_address(ip))
+        except ValueError:
+            problems.append(("InvalidAddress", f"{ip!r} is no IP address: write it as 192.0.2.10"))
+    found: list[str] = []
+    optional = service["spec"].get("ipFamilyPolicy") == "PreferDualStack"
+    for version in _families(service):
+        want = asked.get(version, "")
+        if want and want not in pools:
+            there = pools.names(version) or f"it has no IPv{version} addresses"
+            problems.append(("AddressNotInPool", f"{want} is in no pool of ConfigMap {CONFIG_KEY} ({there})"))
+        elif want and want not in mine and want in held:
+            problems.append(("AddressInUse", f"{want} belongs to Service {key(held[want])}"))
+        elif want:
+            found.append(want)
+        elif kept := next((ip for ip in mine if _version(ip) == version), ""):
+            found.append(kept)
+        elif fresh := pools.free(version, held.keys() | set(found)):
+            found.append(fresh)
+        elif pools.names(version):
+            problems.append(("PoolExhausted", f"no free address in {pools.names(version)} of ConfigMap {CONFIG_KEY}"))
+        elif not optional:
+            problems.append(("NoPool", f"ConfigMap {CONFIG_KEY} has no IPv{version} addresses"))
+    return found, problems
+
+
+def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Change]:
+    service = snapshot.get("Service", wanted)
+    if service is None:
+        return []
+    pools, _ = _pools(snapshot)
+    have = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
+    target: list[Object]
+    problems: list[tuple[str, str]] = []
+    if service["spec"].get("type") != "LoadBalancer":
+        target = []
+    elif not pools or not lb.ours(service, pools):
+        return []  # another's load balancer, or nobody's yet: whoever wrote the status keeps it
+    else:
+        found, problems = choose(service, pools, _held(snapshot, wanted))
+        target = [{"ip": ip, "ipMode": "VIP"} for ip in found]
+    changes = [_event(service, "Service", reason, message, now) for reason, message in problems]
+    if [(i.get("ip"), i.get("ipMode")) for i in have] != [(i["ip"], i["ipMode"]) for i in target]:
+        body = {"status": {"loadBalancer": {"ingress": target or None}}}
+        changes.insert(0, Change("status", "Service", namespace(service), name(service), body,
+                                 ", ".join(i["ip"] for i in target) or "given back"))
+    return changes
+
+
+def _touched(obj: Object, snapshot: Snapshot) -> Keys:
+    """The Service itself; and where it may have given an address back, those that wait for one."""
+    yield key(obj)
+    if lb.ingress(obj):
+        pools, _ = _pools(snapshot)
+        for other in snapshot.list("Service") if pools else ():
+            if lb.ours(other, pools) and len(lb.ingress(other)) < len(_families(other)):
+                yield key(other)
+
+
+def _all(obj: Object, snapshot: Snapshot) -> Keys:
+    return [key(s) for s in snapshot.list("Service") if s["spec"].get("type") == "LoadBalancer"] if lb.is_config(obj) else ()
+
+
+def _default_pools(addresses: tuple[str, ...]) -> Controller:
+    """Keeps the ConfigMap there where addresses are configured, and tells what in it cannot be used."""
+
+    def reconcile(_wanted: str, snapshot: Snapshot, now: float) -> list[Change]:
+        config = snapshot.get("ConfigMap", CONFIG_KEY)
+        if config is not None:
+            return [_event(config, "ConfigMap", "InvalidPool", problem, now) for problem in _pools(snapshot)[1]]
+        if not addresses or snapshot.get("Namespace", lb.CONFIG_NAMESPACE) is None:
+            return []
+        return [Change("create", "ConfigMap", lb.CONFIG_NAMESPACE, lb.CONFIG_NAME, {
+            "apiVersion": "v1", "kind": "ConfigMap", "data": {"addresses": ", ".join(addresses)},
+            "metadata": {"name": lb.CONFIG_NAME, "namespace": lb.CONFIG_NAMESPACE}}, "load balancer addresses")]
+
+    def mine(obj: Object, snapshot: Snapshot) -> Keys:
+        return (CONFIG_KEY,) if lb.is_config(obj) or name(obj) == lb.CONFIG_NAMESPACE else ()
+
+    return Controller("loadbalancerpools", {"ConfigMap": mine, "Namespace": mine}, reconcile)
+
+
+def controllers(addresses: tuple[str, ...]) -> tuple[Controller, ...]:
+    """addresses: of the pool that is made where there is none."""
+    return Controller("loadbalancer", {"Service": _touched, "ConfigMap": _all}, reconcile), _default_pools(addresses)
+
+
