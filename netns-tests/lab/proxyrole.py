@@ -23,7 +23,7 @@ def until(condition: Callable[[], object], what: str, seconds: float = 10) -> No
 
 
 class Running:
-    """`podwire proxy` as a process on the node."""
+    """`podwire proxy` as a process on the node. flags: as `--backend iptables`, `--iptables-variant legacy`."""
 
     def __init__(self, ns: NetNS, kubeconfig: Path, run_dir: Path, *flags: str) -> None:
         self.status_file = run_dir / "status" / "proxy.json"
@@ -36,6 +36,10 @@ class Running:
         if self.process.poll() is not None:
             raise AssertionError(f"the proxy ended: {self.process.communicate()[1]}")
         return self.status_file.exists() and bool(json.loads(self.status_file.read_text())["ready"])
+
+    def repairs(self) -> int:
+        """How often it mended what others changed, by its own status."""
+        return int(json.loads(self.status_file.read_text())["figures"]["repairs"])
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
         """Returns the log."""

@@ -14,7 +14,7 @@ from ..flows import FlowKeeper, Swept
 from ..model import NodeInfo
 from . import programs
 from .ipset import IpSets
-from .layout import Chain, Family, Rules, is_ours
+from .layout import Chain, Family, Rules, Table, is_ours
 from .plan import TABLES, Plan, Planner, SetOp, State
 from .programs import FAMILIES, Variant
 from .text import parse
@@ -40,7 +40,7 @@ class Programmer:
         self._conn = nft.Connection(ns_fd)
         self._generations = Generations(self._conn)
         self._legacy = Legacy(ns_fd)
-        self._shapes: dict[tuple[Family, str], tuple[int, int]] = {}
+        self._shapes: dict[tuple[Family, Table], tuple[int, int]] = {}
         self.watchers: list[Watch] = []
         log.info("iptables", variant=self.variant)
 
@@ -84,7 +84,10 @@ class Programmer:
         commits = len(plan.tables) if self.variant == "nft" else 0
         self._generations.during(lambda: programs.restore(self.variant, family, self._ns_fd, plan.restore()), commits)
         if self.variant == "legacy":
-            self._shapes.update({(family, table): self._legacy.shape(family, table) for table in plan.tables})
+            self._note(family, plan.tables)
+
+    def _note(self, family: Family, tables: Iterable[Table]) -> None:
+        self._shapes.update({(family, table): self._legacy.shape(family, table) for table in tables})
 
     def _set(self, family: Family, op: SetOp) -> None:
         match op.kind:
@@ -119,6 +122,8 @@ class Programmer:
 
     def watch(self) -> list[Watch]:
         """Start to hear of foreign changes to our tables. After the first sync, so that our own load is no news."""
+        for planner in self._planners if self.variant == "legacy" else ():
+            self._note(planner.family, planner.tables)
         self.watchers = [Timer(self._differs)]
         if self.variant == "nft":
             self.watchers += [TableWatch(planner.family, table, self._generations, self._ns_fd)
@@ -127,7 +132,7 @@ class Programmer:
 
     def _differs(self) -> bool:
         """A cheap look for what nobody tells us of."""
-        return any(self._legacy.shape(family, table) != shape  # type: ignore[arg-type]  # the keys come from Table
+        return any(self._legacy.shape(family, table) != shape
                    for (family, table), shape in self._shapes.items()) or any(
             lost(self._sets, planner.family, planner.cluster_ips) for planner in self._planners)
 

@@ -23,6 +23,7 @@ BIT = f"{MARK:#x}/{MARK:#x}"
 SERVICES, FILTER, NODE = "PODWIRE-SERVICES", "PODWIRE-FILTER", "PODWIRE-NODE"
 PORTS = 64  # NodePorts in one chain
 PROBABILITY = 1 << 31  # xt_statistic keeps probabilities as multiples of its inverse
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")  # what iptables-save prints without quotes
 _STRANGE = re.compile(r"[^A-Za-z0-9 ,:/._-]")
 STRAY = "! --tcp-flags SYN SYN"  # a segment of no flow that begins none either: its flow was reset
 Family = Literal["ip", "ip6"]
@@ -85,7 +86,8 @@ def cidr(text: str) -> str:
 
 def quoted(words: str) -> str:
     """A comment. A name of an object that the API should have refused must not end it: only harmless characters stay."""
-    return f'-m comment --comment "{_STRANGE.sub("?", words)[:200]}"'
+    text = _STRANGE.sub("?", words)[:200]
+    return f"-m comment --comment {text}" if _PLAIN.fullmatch(text) else f'-m comment --comment "{text}"'
 
 
 def ours(family: Family, ip: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from podwire_controlplane.client.netns import in_thread, setns
 
 from .. import nft
-from .layout import Chain, Family, Rules, is_ours
+from .layout import Chain, Family, Rules
 from .text import count_rules, parse
 
 Variant = Literal["nft", "legacy"]
@@ -104,7 +104,7 @@ def detect(ns_fd: int | None = None) -> Variant:
         for family in FAMILIES:
             if present(variant, family, ns_fd) and installed(variant):
                 text = save(variant, family, ns_fd)
-                mine = sum(len(rules) for chain, rules in parse(text).items() if is_ours(chain.name))
+                mine = sum(map(len, parse(text).values()))
                 others, own = others + count_rules(text) - mine, own + mine
         counts[variant] = (others, own)
     usable = [variant for variant in VARIANTS if installed(variant)]

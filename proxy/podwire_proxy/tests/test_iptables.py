@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from podwire_controlplane.api import meta
@@ -97,7 +97,6 @@ def test_a_rule_of_somebody_else_is_named() -> None:
     assert "chains PODWIRE-* of iptables-nft" in words
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.one_of(services(), slices()), max_size=8), st.lists(packets(), min_size=1, max_size=20))
 def test_oracle_and_rules_agree(objects: list[meta.Object], sent: list[Packet]) -> None:
     tracker, kernel = fresh(objects), Kernel()
@@ -106,7 +105,6 @@ def test_oracle_and_rules_agree(objects: list[meta.Object], sent: list[Packet]) 
     assert {p: tracer.outcome(p) for p in sent} == {p: decide(tracker.dataplane, p) for p in sent}
 
 
-@settings(max_examples=100, deadline=None)
 @given(changes, *[st.sets(st.integers(0, 12))] * 3, st.lists(packets(), max_size=4))
 def test_any_sequence_of_changes_equals_a_fresh_build(done: list[Any], syncs: set[int], sweeps: set[int], restarts: set[int],
                                                       sent: list[Packet]) -> None:
