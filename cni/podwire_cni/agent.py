@@ -13,6 +13,7 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ from .kernel import Kernel
 from .listener import Listener
 from .overlay import Encapsulation
 from .plan import NodeNet
-from .types import RangeSet
+from .types import BRIDGE, RangeSet
 
 log = logs.get("wiring")
 RESYNC_SECONDS = 30.0
@@ -50,7 +51,8 @@ class WiringConfig:
 
     mtu: of pods, whatever the uplink says; 0: found out. conf_dir None: <run_dir>/cni/net.d. anti_spoofing: pods send only from
     their own addresses and MACs. encapsulation auto: VXLAN to those nodes that are not on our link; always: to all of them;
-    never: to none.
+    never: to none. quarantine: seconds that an address rests before another pod gets it, where others are free. host_local: a
+    directory of the reference plugin's leases to take over at the start.
     """
 
     node_name: str
@@ -62,6 +64,8 @@ class WiringConfig:
     conf_dir: Path | None = None
     anti_spoofing: bool = True
     encapsulation: Encapsulation = "auto"
+    quarantine: float = 30.0
+    host_local: Path | None = None
 
     @property
     def socket(self) -> Path:
@@ -83,7 +87,7 @@ class Agent:
         self.config = config
         self.node: NodeNet | None = None
         self.kernel, self.firewall = kernel, firewall
-        self.plugin = Plugin(kernel, firewall, Allocator(store), lambda: self.node, boot_id(),
+        self.plugin = Plugin(kernel, firewall, Allocator(store, config.quarantine, time.time), lambda: self.node, boot_id(),
                              waiting_for=f"Node {config.node_name} has no spec.podCIDR yet")
         self.status = RoleStatus(config.run_dir, "wiring")
         self._told: tuple[str, ...] = ()
@@ -128,15 +132,16 @@ class Agent:
         return mtu or 1500
 
     def _net(self, ranges: tuple[RangeSet, ...], mtu: int) -> NodeNet:
-        return NodeNet(ranges, self.config.mtu or mtu, anti_spoofing=self.config.anti_spoofing)
+        return NodeNet(ranges, self.config.mtu or mtu, anti_spoofing=self.config.anti_spoofing, mac=wiring.bridge_mac(BRIDGE))
 
     def _become(self, net: NodeNet, native: frozenset[str] | None) -> None:
         """Idempotent: everything is compared with the kernel first. native None: as the last agent left it, which knew the
         other nodes' addresses when this one does not yet."""
-        for line in wiring.ensure_node(net):
+        strays = self.plugin.strays(net)
+        for line in wiring.ensure_node(net, strays):
             log.info("node", change=line)
         first = self.node is None
-        rules = wiring.node_rules(net, self.config.cluster_cidrs if native is None else native)
+        rules = wiring.node_rules(net, self.config.cluster_cidrs if native is None else native, strays)
         pods = self.plugin.pods() if first else None
         if native is None and pods is not None and self.firewall.present():
             self.firewall.adopt(rules, pods)
@@ -147,10 +152,18 @@ class Agent:
         if first:
             for line in self.plugin.reconcile():
                 log.info("lease freed", lease=line)
+            self._take_over(net)
         for line in self.plugin.repair():
             log.warn("repaired", change=line)
         if conflist.write(self.config.conflist, self.config.socket, net):
             log.info("conflist written", path=str(self.config.conflist))
+
+    def _take_over(self, net: NodeNet) -> None:
+        """Leases of the plugins that were here before."""
+        if self.config.host_local is None or not self.config.host_local.is_dir():
+            return
+        for line in self.plugin.take_over(self.config.host_local, net):
+            log.info("host-local", lease=line)
 
     def _report(self, wires: overlay.Wires, refused: list[str]) -> None:
         if self.node is None:

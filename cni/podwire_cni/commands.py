@@ -11,13 +11,15 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from .errors import CNIError, Code
+from .ipam import hostlocal
 from .ipam.allocator import Allocator, Lease, PoolExhausted
 from .nodetable import PodRules
-from .ops import DeleteLink, DeleteNeighbour, Op
-from .plan import OWN_LINK, NodeNet, Seen, add_plan, differences, host_veth, ifb_of, repair_plan
+from .ops import DeleteLink, DeleteNeighbour, DeleteRoute, Op
+from .plan import OWN_LINK, NodeNet, Seen, add_plan, differences, host_route, host_veth, ifb_of, repair_plan
 from .result import merge, to_json
 from .types import Attachment, Call, IPAddress, NetConf, PortMapping, RangeSet
 
@@ -135,6 +137,8 @@ class Plugin:
         held = {lease.address for lease in leases}
         wrong = [f"the lease of {ip.address.ip} is not held by this container" for ip in conf.prev_result.ips
                  if ip.address.ip not in held and any(ip.address.ip in r.subnet for s in node.ranges for r in s)]
+        if leases and leases[0].origin and not wrong:
+            return  # another plugin wired it
         seen = self.kernel.observe(call.attachment.ifname, host_veth(call.attachment), pod_fd)
         wrong += differences(conf.prev_result, call.attachment, node.bridge, conf.bandwidth, seen)
         wrong += self.firewall.missing(_rules(leases)) if leases else []
@@ -184,7 +188,8 @@ class Plugin:
         with self._leases:
             leases = self.allocator.leases()
         for lease in leases:
-            why = ("of an earlier boot" if lease.boot_id != self.boot_id else "its ADD was cut off" if not lease.wired
+            why = ("of an earlier boot" if lease.boot_id != self.boot_id else "" if lease.origin
+                   else "its ADD was cut off" if not lease.wired
                    else "its interface is gone" if host_veth(lease.owner) not in links else "")
             if why:
                 self._detach(lease.owner)
@@ -231,9 +236,18 @@ class Plugin:
             leases = self.allocator.leases()
         owned: dict[Attachment, list[Lease]] = {}
         for lease in leases:
-            if lease.wired and lease.boot_id == self.boot_id:
+            if lease.wired and lease.boot_id == self.boot_id and not lease.origin:
                 owned.setdefault(lease.owner, []).append(lease)
         return {owner: _rules(held) for owner, held in owned.items()}
+
+    def take_over(self, directory: Path, node: NodeNet) -> list[str]:
+        """Leases of the reference plugin host-local; see ipam/hostlocal.py. Returns one line for each."""
+        with self._leases:
+            return list(hostlocal.take_over(directory, self.allocator, node.ranges, self.boot_id, hostlocal.booted()))
+
+    def strays(self, node: NodeNet) -> list[IPAddress]:
+        """Addresses of pods from before the node's podCIDRs changed. They work on until their DEL."""
+        return sorted((a for pod in self.pods().values() for a in pod.addresses if not node.has(a)), key=str)
 
     def figures(self) -> dict[str, int]:
         with self._leases:
@@ -287,7 +301,7 @@ class Plugin:
         with self._leases:
             if all(self.allocator.free(ranges) for ranges in sets):
                 return 0
-            wired = {lease.owner for lease in self.allocator.leases() if lease.wired}
+            wired = {lease.owner for lease in self.allocator.leases() if lease.wired and not lease.origin}
         links = self.kernel.links()
         dead = [owner for owner in wired if host_veth(owner) not in links]
         for owner in dead:
@@ -300,8 +314,11 @@ class Plugin:
             held = self.allocator.owned_by(owner)
         node = self.node()
         ops: list[Op] = [DeleteNeighbour(node.bridge, lease.address) for lease in held] if node else []
+        ops += [DeleteRoute(node.bridge, host_route(lease.address).network) for lease in held
+                if node and not node.has(lease.address) and not lease.origin]
+        ours = bool(held) and not held[0].origin
         ops += [DeleteLink(host_veth(owner)), DeleteLink(ifb_of(owner))]
-        self.kernel.remove(ops, (lambda: self.firewall.detach(owner, _rules(held))) if held else None)
+        self.kernel.remove(ops, (lambda: self.firewall.detach(owner, _rules(held))) if ours else None)
         with self._leases:
             self.allocator.release(owner)
 

@@ -30,6 +30,7 @@ from .ops import (
     CreateVeth,
     DeleteLink,
     DeleteNeighbour,
+    DeleteRoute,
     JoinBridge,
     LimitRate,
     Op,
@@ -162,17 +163,17 @@ class Kernel:
                         del jobs[index]
 
     def _start(self, ops: Sequence[Op], links: _Links) -> dict[int, Future[None]]:
-        """index -> the running call that deletes that link. Neighbours go first, in the same call as a link."""
-        batch, jobs = list[bytes](), dict[int, Future[None]]()
-        for op in ops:
-            if isinstance(op, DeleteNeighbour):
-                batch += [nl.delete_neighbour(index, op.address)] if (index := links[op.link]) else []
-            elif not isinstance(op, DeleteLink):
-                raise ValueError(f"not a deletion: {op}")
-        for op in ops:
-            if isinstance(op, DeleteLink) and (index := links[op.link]):
-                jobs[index] = self._reapers.submit(_delete, [*batch, nl.delete_link(index)])
+        """index -> the running call that deletes that link. What is no link goes first, in the same call as one."""
+        jobs, links_last = dict[int, Future[None]](), sorted(ops, key=lambda op: isinstance(op, DeleteLink))
+        batch = list[bytes]()
+        for op in links_last:
+            index = links[op.link] if not isinstance(op, CreateVeth) else 0
+            message = removal(op, index)
+            if index and isinstance(op, DeleteLink):
+                jobs[index] = self._reapers.submit(_delete, [*batch, message])
                 batch = []
+            elif index:
+                batch.append(message)
         if batch:
             _delete(batch)
         return jobs
@@ -245,10 +246,21 @@ def encode(op: Op, index: Mapping[str, int], pod_fd: int) -> Iterator[bytes]:
         case Redirect():
             yield nl.ingress_queue(index[op.link])
             yield nl.redirect(index[op.link], index[op.to])
+        case _:
+            yield removal(op, index[op.link])
+
+
+def removal(op: Op, index: int) -> bytes:
+    """The netlink message of one deletion; `index` is that of its link. Raises ValueError for other ops."""
+    match op:
         case DeleteLink():
-            yield nl.delete_link(index[op.link])
+            return nl.delete_link(index)
         case DeleteNeighbour():
-            yield nl.delete_neighbour(index[op.link], op.address)
+            return nl.delete_neighbour(index, op.address)
+        case DeleteRoute():
+            return nl.delete_route(index, op.dst)
+        case _:
+            raise ValueError(f"not a deletion: {op}")
 
 
 class _Links(dict[str, int]):

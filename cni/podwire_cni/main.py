@@ -6,10 +6,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import click
 
@@ -22,7 +23,6 @@ from .firewall import Firewall
 from .ipam.allocator import Allocator
 from .ipam.store import Busy, DirStore, boot_id
 from .nodetable import NodeRules
-from .overlay import Encapsulation
 from .plan import NodeNet
 from .types import NetConf
 
@@ -67,7 +67,7 @@ class Standalone:
             from .wiring import ensure_node  # pyroute2: 150 ms that the other verbs need not pay
 
             ensure_node(node)
-        plugin = Plugin(self.kernel, firewall, Allocator(store), lambda: node, boot_id())
+        plugin = Plugin(self.kernel, firewall, Allocator(store, 30.0, time.time), lambda: node, boot_id())
         rules = NodeRules(tuple(str(r.subnet) for ranges in node.ranges for r in ranges), frozenset() if conf.ip_masq else None)
         if firewall.present():
             firewall.adopt(rules, plugin.pods())
@@ -118,17 +118,19 @@ def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, .
               help="Drop what a pod sends from an address or MAC that is not its own.")
 @click.option("--encapsulation", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
               help="VXLAN to nodes that are not on this node's link, to all, or to none.")
-def command(node_name: str, kubeconfig: str | None, run_dir: Path, cluster_cidrs: tuple[str, ...], uplink: str, mtu: int,
-            conf_dir: Path | None, anti_spoofing: bool, encapsulation: Encapsulation) -> None:
+@click.option("--quarantine", type=click.FloatRange(0, 86400), default=30.0, show_default=True,
+              help="Seconds that a pod's address rests before another pod gets it, where others are free.")
+@click.option("--host-local", type=click.Path(file_okay=False, path_type=Path), default=None,
+              help="Take over the leases of the reference plugins, of /var/lib/cni/networks/NAME. Remove their conflist first.")
+def command(**settings: Any) -> None:
     """Wire the pods of this node: bridge, veths, routes to other nodes, masquerading. Ends at SIGTERM; pods stay wired."""
     from podwire_controlplane.client.config import ConfigError
 
     from .agent import WiringConfig, run
 
-    logs.configure(node=node_name)
+    logs.configure(node=settings["node_name"])
     try:
-        run(WiringConfig(node_name, kubeconfig, run_dir, cluster_cidrs, uplink, mtu, conf_dir, anti_spoofing,
-                         encapsulation))
+        run(WiringConfig(**settings))
     except (ConfigError, OSError) as err:
         raise click.ClickException(str(err)) from err
 

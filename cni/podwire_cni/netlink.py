@@ -23,7 +23,8 @@ IPNetwork = IPv4Network | IPv6Network
 NLM_REQUEST, NLM_ACK, NLM_REPLACE, NLM_EXCL, NLM_CREATE, NLM_DUMP = 0x01, 0x04, 0x100, 0x200, 0x400, 0x300
 NLM_CAPPED, NLM_ACK_TLVS = 0x100, 0x200
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-NEWLINK, DELLINK, GETLINK, SETLINK, NEWADDR, GETADDR, NEWROUTE, NEWNEIGH, DELNEIGH = 16, 17, 18, 19, 20, 22, 24, 28, 29
+NEWLINK, DELLINK, GETLINK, SETLINK, NEWADDR, GETADDR, NEWROUTE, DELROUTE, NEWNEIGH, DELNEIGH = (
+    16, 17, 18, 19, 20, 22, 24, 25, 28, 29)
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_PROTINFO, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD = (
     1, 3, 4, 10, 12, 18, 20, 28)
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER, IFLA_BRPORT_MODE = 1, 2, 1, 4
@@ -173,6 +174,13 @@ def new_route(index: int, dst: IPNetwork, *, via: IPAddress | None = None, sourc
     attrs += attr(RTA_GATEWAY, via.packed) if via else b""
     attrs += attr(RTA_PREFSRC, source.packed) if source else b""
     return message(NEWROUTE, NLM_CREATE | NLM_EXCL, head + attrs)
+
+
+def delete_route(index: int, dst: IPNetwork) -> bytes:
+    """Of the main table; of whatever kind it is."""
+    scope_nowhere = 255
+    head = struct.pack("=BBBBBBBBI", family(dst), dst.prefixlen, 0, 0, RT_TABLE_MAIN, 0, scope_nowhere, 0, 0)
+    return message(DELROUTE, 0, head + attr(RTA_DST, dst.network_address.packed) + u32(RTA_OIF, index))
 
 
 def new_neighbour(index: int, address: IPAddress, mac: str) -> bytes:

@@ -119,8 +119,15 @@ class DeleteNeighbour:
     place: Place = "node"
 
 
+@dataclass(frozen=True, slots=True)
+class DeleteRoute:
+    link: str
+    dst: IPNetwork
+    place: Place = "node"
+
+
 Op = (CreateVeth | SetUp | AddAddress | AddRoute | AddNeighbour | JoinBridge | AddForwarding | CreateIfb | LimitRate | Redirect
-      | DeleteLink | DeleteNeighbour)
+      | DeleteLink | DeleteNeighbour | DeleteRoute)
 
 
 def inverse(op: Op) -> Op | None:

@@ -74,12 +74,16 @@ def host_route(address: IPAddress) -> IPInterface:
 
 @dataclass(frozen=True, slots=True)
 class NodeNet:
-    """What pods of this node are wired to. `ranges`: a range set per IP family, from the node's podCIDRs."""
+    """What pods of this node are wired to. `ranges`: a range set per IP family, from the node's podCIDRs.
+
+    mac: the bridge's, "" for one made of the first gateway; pods know it for as long as they live.
+    """
 
     ranges: tuple[RangeSet, ...]
     mtu: int = 1500
     bridge: str = BRIDGE
     anti_spoofing: bool = True  # pods send only from their own addresses and MACs
+    mac: str = ""
 
     @property
     def gateways(self) -> tuple[IPAddress, ...]:
@@ -87,7 +91,11 @@ class NodeNet:
 
     @property
     def bridge_mac(self) -> str:
-        return mac_for(self.gateways[0])
+        return self.mac or mac_for(self.gateways[0])
+
+    def has(self, address: IPAddress) -> bool:
+        """Whether the address is of this node's podCIDRs as they are now."""
+        return any(address in r.subnet for ranges in self.ranges for r in ranges)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ no pod. It all happens in the network namespace of the calling thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_interface
 from pathlib import Path
 from socket import AF_INET, AF_INET6
@@ -16,6 +16,7 @@ from pyroute2 import IPRoute
 from . import routes
 from .nodetable import NodeRules
 from .plan import NodeNet, host_route
+from .types import IPAddress
 
 LINK_SCOPE, MAIN = 253, 254
 
@@ -31,13 +32,25 @@ def uplink_mtu(name: str) -> int | None:
         return int(ipr.get_links(index[0])[0].get("IFLA_MTU")) if index else None
 
 
-def ensure_node(node: NodeNet) -> list[str]:
-    """Make the node ready for pods. Returns one line for each thing that had to be changed."""
+def bridge_mac(bridge: str) -> str:
+    """The MAC of the bridge as it is, where it is one that we made; else "". A change of podCIDR must not change it: pods keep
+    it in their neighbour tables."""
+    with IPRoute() as ipr:
+        found = ipr.get_links(ifname=bridge) if ipr.link_lookup(ifname=bridge) else []
+        mac = str(found[0].get("IFLA_ADDRESS")) if found else ""
+        return mac if mac.startswith("0a:58:") else ""
+
+
+def ensure_node(node: NodeNet, strays: Sequence[IPAddress] = ()) -> list[str]:
+    """Make the node ready for pods. Returns one line for each thing that had to be changed.
+
+    strays: addresses of pods from podCIDRs that the node had before; each keeps a route until its pod goes.
+    """
     done: list[str] = []
     with IPRoute() as ipr:
         index = _bridge(ipr, node, done)
         _addresses(ipr, node, index, done)
-        _pod_routes(ipr, node, index, done)
+        _pod_routes(ipr, node, index, strays, done)
     done += _sysctls(node)
     return done
 
@@ -74,12 +87,14 @@ def _addresses(ipr: IPRoute, node: NodeNet, index: int, done: list[str]) -> None
         done.append(f"{address} off {node.bridge}")
 
 
-def _pod_routes(ipr: IPRoute, node: NodeNet, index: int, done: list[str]) -> None:
+def _pod_routes(ipr: IPRoute, node: NodeNet, index: int, strays: Sequence[IPAddress], done: list[str]) -> None:
     present = {(f"{r.get('RTA_DST')}/{r['dst_len']}") for r in ipr.get_routes(oif=index, table=MAIN)
                if r["proto"] == routes.PROTOCOL and r.get("RTA_DST") and not r.get("RTA_GATEWAY")}
     want = {str(r.subnet): str(r.gateway) for ranges in node.ranges for r in ranges}
+    for address in strays:
+        want[str(host_route(address).network)] = next((str(g) for g in node.gateways if g.version == address.version), "")
     for dst in want.keys() - present:
-        source = {} if ":" in dst else {"prefsrc": want[dst], "scope": LINK_SCOPE}
+        source = {} if ":" in dst else {"scope": LINK_SCOPE, **({"prefsrc": want[dst]} if want[dst] else {})}
         ipr.route("replace", dst=dst, oif=index, proto=routes.PROTOCOL, table=MAIN, **source)
         done.append(f"route {dst} to {node.bridge}")
     for dst in present - want.keys():
@@ -101,6 +116,6 @@ def _sysctls(node: NodeNet) -> list[str]:
     return done
 
 
-def node_rules(node: NodeNet, native: Iterable[str] | None) -> NodeRules:
-    cidrs = tuple(str(r.subnet) for ranges in node.ranges for r in ranges)
+def node_rules(node: NodeNet, native: Iterable[str] | None, strays: Sequence[IPAddress] = ()) -> NodeRules:
+    cidrs = (*(str(r.subnet) for ranges in node.ranges for r in ranges), *(str(host_route(a).network) for a in strays))
     return NodeRules(cidrs, None if native is None else frozenset(native), node.bridge, node.anti_spoofing)

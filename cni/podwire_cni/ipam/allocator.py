@@ -1,12 +1,13 @@
 """Which address a pod gets: the next free one behind the last that was given.
 
-Round robin, so that an address rests as long as the pool allows before another pod has it: peers' caches, conntrack entries
-and DNS answers of the pod that had it can run out meanwhile.
+Round robin, and one that a pod had rests before another has it: peers' caches, conntrack entries and DNS answers can run out
+meanwhile. Only when nothing else is left is one given before its time, the one that rested longest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -31,12 +32,14 @@ class Lease:
     mac: str = ""  # the pod's
     wired: bool = False
     ports: tuple[PortMapping, ...] = ()  # the pod's; the same in each of its leases
+    origin: str = ""  # "host-local": another plugin wired the pod, we only keep its address
 
     def to_json(self) -> dict[str, Any]:
         ports = [{"hostPort": p.host_port, "containerPort": p.container_port, "protocol": p.protocol,
                   "hostIP": "" if p.host_ip is None else str(p.host_ip)} for p in self.ports]
         return {"address": str(self.address), "containerID": self.owner.container_id, "ifname": self.owner.ifname,
-                "pod": self.pod, "podUID": self.pod_uid, "bootID": self.boot_id, "mac": self.mac, "ports": ports}
+                "pod": self.pod, "podUID": self.pod_uid, "bootID": self.boot_id, "mac": self.mac, "ports": ports,
+                **({"origin": self.origin} if self.origin else {})}
 
 
 class Store(Protocol):
@@ -54,8 +57,14 @@ class Store(Protocol):
     def damaged(self) -> frozenset[IPAddress]:
         """Addresses whose leases cannot be read. They are not given; `release` forgets them."""
 
-    def release(self, address: IPAddress) -> None:
-        """Forget the lease of this address; nothing happens where there is none."""
+    def release(self, address: IPAddress, *, rest: bool = False) -> None:
+        """Forget the lease of this address; nothing happens where there is none. rest: note that it was given back now."""
+
+    def resting(self) -> Mapping[IPAddress, float]:
+        """Addresses that were given back and not given again or forgotten -> when (Unix time), the oldest first."""
+
+    def forget(self, address: IPAddress) -> None:
+        """Of a resting address: that it was given back."""
 
 
 class PoolExhausted(CNIError):
@@ -68,15 +77,19 @@ class PoolExhausted(CNIError):
 
 
 class Allocator:
-    """Addresses by owner over a Store. Not for several threads at once: the caller holds a lock."""
+    """Addresses by owner over a Store. Not for several threads at once: the caller holds a lock.
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    quarantine: how many seconds an address rests; now: the clock, as Unix time.
+    """
+
+    def __init__(self, store: Store, quarantine: float = 0, now: Callable[[], float] = lambda: 0.0) -> None:
+        self.store, self.quarantine, self.now = store, quarantine, now
         self._by_address: dict[IPAddress, Lease] = {}
         self._by_owner: dict[Attachment, list[Lease]] = {}
         self._last: dict[RangeSet, IPAddress] = {}
         for lease in store.leases():
             self._index(lease)
+        self._resting = {address: at for address, at in store.resting().items() if address not in self._by_address}
 
     def _index(self, lease: Lease) -> None:
         self._by_address[lease.address] = lease
@@ -126,7 +139,7 @@ class Allocator:
     def _take(self, ranges: RangeSet, wanted: IPAddress | None, form: Lease) -> tuple[Lease, Range]:
         if ranges not in self._last:  # after a restart: behind the newest lease, not from the start again
             self._last.update((ranges, a) for a in self._by_address if any(a in r for r in ranges))
-        candidates = walk(ranges, self._last.get(ranges)) if wanted is None else (
+        candidates = self._candidates(ranges) if wanted is None else (
             (wanted, r) for r in ranges if wanted in r and wanted != r.gateway)
         for address, home in candidates:
             if address in self._by_address:
@@ -134,6 +147,8 @@ class Allocator:
             lease = replace(form, address=address, mac=form.mac or mac_for(address))
             if self.store.reserve(lease):
                 self._index(lease)
+                if self._resting.pop(address, None) is not None:
+                    self.store.forget(address)
                 if wanted is None:
                     self._last[ranges] = address
                 return lease, home
@@ -141,6 +156,23 @@ class Allocator:
             raise CNIError(Code.TRY_AGAIN_LATER, f"the requested address {wanted} is in use or is the gateway's",
                            "ask for another address, or none")
         raise PoolExhausted(ranges)
+
+    def _candidates(self, ranges: RangeSet) -> Iterable[tuple[IPAddress, Range]]:
+        """Every address that may be given, the best first."""
+        since = self.now() - self.quarantine
+        for address, home in walk(ranges, self._last.get(ranges)):
+            if self._resting.get(address, since) <= since:
+                yield address, home
+        for address in list(self._resting):
+            yield from ((address, r) for r in ranges if address in r and address != r.gateway)
+
+    def adopt(self, lease: Lease) -> bool:
+        """Keep an address for a pod that others wired; False where somebody has it."""
+        if lease.address in self._by_address or not self.store.reserve(lease):
+            return False
+        self.store.wired(lease)
+        self._index(replace(lease, wired=True))
+        return True
 
     def confirm(self, owner: Attachment) -> None:
         """The owner's ADD came to its end: from now on its leases survive a restart."""
@@ -150,15 +182,27 @@ class Allocator:
             held[i] = self._by_address[lease.address] = replace(lease, wired=True)
 
     def release(self, owner: Attachment, only: Sequence[Lease] | None = None) -> list[IPAddress]:
-        """Give back the owner's addresses (or just some of them); none is fine."""
+        """Give back the owner's addresses (or just some of them); none is fine. What a pod had rests from now on."""
         gone = []
         for lease in self.owned_by(owner) if only is None else only:
-            self.store.release(lease.address)
-            del self._by_address[lease.address]
-            rest = [other for other in self._by_owner[owner] if other.address != lease.address]
+            rest = lease.wired and self.quarantine > 0
+            self.store.release(lease.address, rest=rest)
             if rest:
-                self._by_owner[owner] = rest
+                self._resting.pop(lease.address, None)
+                self._resting[lease.address] = self.now()
+            del self._by_address[lease.address]
+            others = [other for other in self._by_owner[owner] if other.address != lease.address]
+            if others:
+                self._by_owner[owner] = others
             else:
                 del self._by_owner[owner]
             gone.append(lease.address)
+        self._wake()
         return gone
+
+    def _wake(self) -> None:
+        """Forget a few of those that rested long enough; each release adds at most as many."""
+        since = self.now() - self.quarantine
+        for address in [a for a, at in itertools.islice(self._resting.items(), 4) if at <= since]:
+            del self._resting[address]
+            self.store.forget(address)

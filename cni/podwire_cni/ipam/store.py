@@ -5,6 +5,8 @@ line is appended when its ADD is done, both before the result is printed. A cras
 There is no fsync on purpose: a power failure, which alone could tear or lose a file, also ends every pod that held an address,
 and the boot id in each lease then is another one. So no outcome depends on it. (The reference plugin host-local does none.)
 
+A lease that is given back becomes `.rest-ADDRESS` for a while; when that was is the time of its change (ctime).
+
 A file that says nothing sensible keeps its address from being given until nobody in the kernel has it.
 """
 
@@ -16,7 +18,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from .allocator import Lease
 
 log = logs.get("wiring")
 WIRED = b"wired\n"
+REST = ".rest-"
 
 
 def boot_id() -> str:
@@ -49,7 +52,7 @@ class DirStore:
     def __init__(self, path: Path, *, wait: float = 0) -> None:
         self.path, self._prefix = path, f"{path}/"
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(path / ".lock", os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600)
         self._damaged: set[IPAddress] = set()
         deadline = time.monotonic() + wait
         while True:
@@ -105,11 +108,25 @@ class DirStore:
         with self._told(path):
             _write(path, os.O_APPEND, WIRED)
 
-    def release(self, address: IPAddress) -> None:
+    def release(self, address: IPAddress, *, rest: bool = False) -> None:
         path = self._prefix + str(address)
         with self._told(path), contextlib.suppress(FileNotFoundError):
+            if rest:
+                with contextlib.suppress(OSError):  # a disk without room for a name must not keep a pod from going
+                    os.rename(path, f"{self._prefix}{REST}{address}")  # noqa: PTH104 - as below
+                    return
             os.unlink(path)  # noqa: PTH108 - a pod's end waits for this
         self._damaged.discard(address)
+
+    def resting(self) -> Mapping[IPAddress, float]:
+        files = [(file, _address(file.name.removeprefix(REST))) for file in self.path.iterdir() if file.name.startswith(REST)]
+        found = sorted((file.stat().st_ctime, str(address), address) for file, address in files if address)
+        return {address: at for at, _, address in found}
+
+    def forget(self, address: IPAddress) -> None:
+        # Where the disk refuses, the note is there at the next start, and is a longer rest.
+        with contextlib.suppress(OSError):
+            os.unlink(f"{self._prefix}{REST}{address}")  # noqa: PTH108 - as above
 
     @contextlib.contextmanager
     def _told(self, path: str) -> Iterator[None]:
@@ -151,6 +168,6 @@ def _read(file: Path) -> Lease | None:
         raw = json.loads(first)
         return Lease(ip_address(file.name), Attachment(str(raw["containerID"]), str(raw["ifname"])), str(raw["pod"]),
                      str(raw["podUID"]), str(raw["bootID"]), str(raw["mac"]), rest.startswith(WIRED),
-                     port_mappings(raw.get("ports"), "ports"))
+                     port_mappings(raw.get("ports"), "ports"), str(raw.get("origin", "")))
     except (OSError, ValueError, KeyError, TypeError, CNIError):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from ..ipam.allocator import Lease
@@ -12,8 +12,11 @@ from ..types import IPAddress
 class FakeStore:
     """Leases in a dict; `writes` counts what would have been disk writes. Hand the dict on to play a restart."""
 
-    def __init__(self, held: dict[IPAddress, Lease] | None = None) -> None:
+    def __init__(self, held: dict[IPAddress, Lease] | None = None, rested: dict[IPAddress, float] | None = None,
+                 now: Callable[[], float] = lambda: 0.0) -> None:
         self.held = {} if held is None else held
+        self.rested = {} if rested is None else rested
+        self.now = now
         self.writes = 0
         self.broken: set[IPAddress] = set()
 
@@ -34,6 +37,15 @@ class FakeStore:
     def damaged(self) -> frozenset[IPAddress]:
         return frozenset(self.broken)
 
-    def release(self, address: IPAddress) -> None:
+    def release(self, address: IPAddress, *, rest: bool = False) -> None:
         self.broken.discard(address)
-        self.writes += self.held.pop(address, None) is not None
+        if self.held.pop(address, None) is not None:
+            self.writes += 1
+            if rest:
+                self.rested[address] = self.now()
+
+    def resting(self) -> Mapping[IPAddress, float]:
+        return dict(sorted(self.rested.items(), key=lambda item: (item[1], str(item[0]))))
+
+    def forget(self, address: IPAddress) -> None:
+        self.rested.pop(address, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -16,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from podwire_cni.conf import parse_range
 from podwire_cni.errors import CNIError
 from podwire_cni.ipam.allocator import Allocator, Lease, PoolExhausted, Store
+from podwire_cni.ipam.hostlocal import take_over
 from podwire_cni.ipam.ranges import capacity, podcidr_range, walk
 from podwire_cni.ipam.store import Busy, DirStore
 from podwire_cni.testing.store import FakeStore
@@ -57,6 +60,39 @@ def test_round_robin_goes_on_behind_the_newest_lease_after_a_restart() -> None:
     assert str(Allocator(FakeStore(held)).allocate([SMALL], owner(3))[0][0].address) == "10.0.0.4"
 
 
+def test_a_pod_s_address_rests_before_another_pod_has_it() -> None:
+    clock, held, rested = [100.0], dict[IPAddress, Lease](), dict[IPAddress, float]()
+
+    def start() -> Allocator:
+        return Allocator(FakeStore(held, rested, lambda: clock[0]), 30, lambda: clock[0])
+
+    def take(allocator: Allocator, n: int) -> str:
+        lease = allocator.allocate([SMALL], owner(n))[0][0]
+        allocator.confirm(owner(n))
+        return str(lease.address)
+
+    allocator = start()
+    assert [take(allocator, n) for n in range(4)] == [f"10.0.0.{n}" for n in (2, 3, 4, 5)]
+    for n in (1, 0):
+        allocator.release(owner(n))
+        clock[0] += 1
+    allocator = start()
+    assert take(allocator, 5) == "10.0.0.6"
+    assert take(allocator, 6) == "10.0.0.3", "nothing else is left: that which rested longest"
+    clock[0] += 30
+    allocator.release(owner(6))
+    assert take(allocator, 7) == "10.0.0.2", "30 s are over"
+    assert set(map(str, rested)) == {"10.0.0.3"}
+
+
+def test_an_address_that_no_pod_had_need_not_rest() -> None:
+    allocator = Allocator(FakeStore(), 30)
+    taken = allocator.allocate([SMALL], owner(1))[0][0].address
+    allocator.release(owner(1))
+    assert not allocator.store.resting()
+    assert allocator.allocate([SMALL], owner(2), wanted=[taken])
+
+
 def test_all_sets_or_none() -> None:
     store = FakeStore()
     allocator = Allocator(store)
@@ -83,11 +119,12 @@ def test_wanted_address_that_cannot_be_had(wanted: str, code: int) -> None:
 def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
     """Opens the store; again: as the next process would."""
     held: dict[IPAddress, Lease] = {}
+    rested: dict[IPAddress, float] = {}
     opened: list[DirStore] = []
 
     def again() -> Store:
         if request.param == "fake":
-            return FakeStore(held)
+            return FakeStore(held, rested)
         for store in opened:
             store.close()
         opened[:] = [DirStore(tmp_path / "leases")]
@@ -109,6 +146,55 @@ def test_store_keeps_what_it_was_given(reopen: Callable[[], Store]) -> None:
     reopen().release(LEASE.address)
     reopen().release(LEASE.address)
     assert list(reopen().leases()) == [other]
+
+
+def test_store_notes_what_rests(reopen: Callable[[], Store]) -> None:
+    store = reopen()
+    others = [replace(LEASE, address=ip_address(f"10.0.0.{n}")) for n in (4, 3)]
+    for lease in (*others, LEASE):
+        assert store.reserve(lease)
+    for lease in (*others, LEASE):
+        store.release(lease.address, rest=lease is not LEASE)
+    assert set(reopen().resting()) == {lease.address for lease in others} and list(reopen().leases()) == []
+    times = list(reopen().resting().values())
+    assert times == sorted(times)
+    store = reopen()
+    store.forget(others[0].address)
+    store.forget(others[0].address)
+    assert list(reopen().resting()) == [others[1].address]
+
+
+# ---- host-local's directory ----
+
+
+def test_host_local_is_taken_over(tmp_path: Path) -> None:
+    theirs, held = tmp_path / "networks", dict[IPAddress, Lease]()
+    theirs.mkdir()
+    for name, text in (("10.0.0.3", "a\r\neth0"), ("10.0.0.4", "b\n"), ("10.9.0.2", "far\r\neth0"), ("10.0.0.5", "old\r\neth0"),
+                       ("10.0.0.6", "thief\r\neth0"), ("last_reserved_ip.0", "10.0.0.4"), ("lock", "")):
+        (theirs / name).write_text(text)
+    os.utime(theirs / "10.0.0.5", (50, 50))
+    allocator = Allocator(FakeStore(held))
+    allocator.allocate([SMALL], owner(6), wanted=[ip_address("10.0.0.6")])
+
+    def again() -> dict[str, str]:
+        said = take_over(theirs, allocator, [SMALL], "boot", since=100)
+        return dict(line.split(": ", 1) for line in said)
+
+    assert again() == {
+        "10.0.0.3 of a/eth0": "taken over", "10.0.0.4 of b/eth0": "taken over",
+        "10.0.0.5 of old/eth0": "from before the boot, free",
+        "10.0.0.6 of thief/eth0": "another pod has this address from us, left alone",
+        "10.9.0.2 of far/eth0": "outside this node's podCIDRs, left alone"}
+    assert {file.name for file in theirs.iterdir()} == {"10.0.0.6", "10.9.0.2", "last_reserved_ip.0", "lock"}
+    assert len(again()) == 2, "a second run finds what the first one left"
+    (theirs / "10.0.0.3").write_text("a\r\neth0")  # as after a crash between our lease and their file
+    assert again()["10.0.0.3 of a/eth0"] == "taken over"
+    lease = allocator.owned_by(Attachment("a", "eth0"))[0]
+    assert (lease.origin, lease.wired, held[lease.address]) == ("host-local", True, lease)
+    free = [str(allocator.allocate([SMALL], owner(n))[0][0].address) for n in range(2)]
+    assert sorted(free) == ["10.0.0.2", "10.0.0.5"], "nothing is given twice"
+    assert allocator.release(Attachment("b", "eth0")) == [ip_address("10.0.0.4")]
 
 
 def test_an_unreadable_lease_keeps_its_address_until_it_is_released(tmp_path: Path) -> None:
@@ -157,14 +243,16 @@ class Leases(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.model: dict[Attachment, set[IPAddress]] = {}
+        self.freed: set[IPAddress] = set()
         self.begin()
-        self.allocator = Allocator(self.open())
+        self.restart()
 
     def begin(self) -> None:
         self.held: dict[IPAddress, Lease] = {}
+        self.rested: dict[IPAddress, float] = {}
 
     def open(self) -> Store:
-        return FakeStore(self.held)
+        return FakeStore(self.held, self.rested)
 
     @rule(n=st.integers(0, 9), both=st.booleans())
     def add(self, n: int, both: bool) -> None:
@@ -175,19 +263,26 @@ class Leases(RuleBasedStateMachine):
         room = all(capacity(s) > sum(any(a in r for r in s) for a in used) for s in sets)
         try:
             got = {lease.address for lease, _ in self.allocator.allocate(sets, owner(n))}
+            self.allocator.confirm(owner(n))
         except PoolExhausted:
             assert not room
             return
         assert room and len(got) == len(sets) and not got & used
+        for ranges, address in zip(sets, sorted(got, key=lambda a: a not in SMALL[0]), strict=True):
+            rested = [a for a, _ in walk(ranges, None) if a not in used and a not in self.freed]
+            assert address not in self.freed or not rested, "an address that rests is the last choice"
+        self.freed -= got
         self.model[owner(n)] = got
 
     @rule(n=st.integers(0, 9))
     def release(self, n: int) -> None:
-        assert set(self.allocator.release(owner(n))) == self.model.pop(owner(n), set())
+        gone = self.model.pop(owner(n), set())
+        assert set(self.allocator.release(owner(n))) == gone
+        self.freed |= gone
 
     @rule()
     def restart(self) -> None:
-        self.allocator = Allocator(self.open())
+        self.allocator = Allocator(self.open(), 1e6, time.time if isinstance(self, LeasesOnDisk) else lambda: 0.0)
 
     @invariant()
     def agrees(self) -> None:
