@@ -8,10 +8,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import Any, TextIO
 
+JSON = "PODWIRE_LOG_JSON_LINES"
 LEVELS = {"debug": 10, "info": 20, "warn": 30, "error": 40}
 
 
@@ -23,7 +25,9 @@ class _Settings:
 
 
 def configure(*, json_lines: bool = False, level: str = "info", node: str = "", stream: TextIO | None = None) -> None:
-    """Set the process-wide form of log lines; `node` is added to every line where it is not empty."""
+    """Set the process-wide form of log lines; `node` is added to every line where it is not empty. JSON is also asked for by
+    the environment, for all roles of an agent."""
+    json_lines = json_lines or os.environ.get(JSON) == "1"
     _Settings.json, _Settings.level, _Settings.node, _Settings.stream = json_lines, LEVELS[level], node, stream
 
 

@@ -95,11 +95,14 @@ def install(root: Path, parts: tuple[str, ...], kubeconfig: str | None, address:
 @conf_option
 @click.option("--kernel/--no-kernel", default=None,
               help="Also take podwire's state out of the kernel. [default: with --root /]")
+@click.option("--dns-address", envvar="PODWIRE_DNS_ADDRESS", help="The cluster DNS address; default: as in the settings.")
 @click.option("--purge", is_flag=True, help="Remove the settings too.")
 @dry_option
-def uninstall(root: Path, cni_bin_dir: str, cni_conf_dir: str, kernel: bool | None, purge: bool, dry_run: bool) -> None:
+def uninstall(root: Path, cni_bin_dir: str, cni_conf_dir: str, kernel: bool | None,
+              dns_address: str | None, purge: bool, dry_run: bool) -> None:
     """Remove what `podwire install` put on this node, and put back what it put aside. Drain the node before."""
     facts = apply.look_for_uninstall(root, cni_bin_dir, cni_conf_dir)
     wanted = root == Path("/") if kernel is None else kernel
-    steps = plan.uninstall(facts, cni_bin_dir=cni_bin_dir, cni_conf_dir=cni_conf_dir, kernel=wanted, purge=purge)
+    steps = plan.uninstall(facts, cni_bin_dir=cni_bin_dir, cni_conf_dir=cni_conf_dir, kernel=wanted,
+                           purge=purge, dns_address=dns_address or "")
     _carry_out(root, steps, dry=dry_run, done="nothing of podwire is installed")

@@ -2,45 +2,98 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
+from ..node.agent import AgentConfig
+from ..node.settings import ROLES, BadSetting, assignments, chosen, variable
 from .common import Failed
 
-run_dir_option = click.option("--run-dir", type=click.Path(path_type=Path), default=Path("/run/podwire/node"),
-                              show_default=True)
+
+def setting(flag: str, *names: str, **more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An option that is also an environment variable, so that a ConfigMap or a unit's EnvironmentFile can hold it."""
+    env = variable(flag.partition("/")[0])
+    more["help"] = f"{more.get('help', '')} [{env}]".strip()
+    return click.option(flag, *names, envvar=env, **more)
 
 
 @click.command()
-@click.option("--node-name", required=True, envvar="NODE_NAME", help="Name of this node's Node object.")
-@click.option("--kubeconfig", type=click.Path(exists=True), help="Default: the pod's service account.")
-@click.option("--address", required=True, envvar="NODE_ADDRESS", help="This node's InternalIP.")
-@run_dir_option
-@click.option("--cluster-cidr", multiple=True, default=("10.244.0.0/16",), show_default=True, help="Pod addresses; repeatable.")
-@click.option("--service-cidr", multiple=True, default=("10.96.0.0/16",), show_default=True, help="Service addresses.")
-@click.option("--dns-address", default="10.96.0.10", show_default=True)
-@click.option("--upstream-dns", multiple=True, metavar="IP[#PORT]")
-@click.option("--uplink", default="eth0", show_default=True, help="The link to the other nodes.")
-@click.option("--pods/--no-pods", default=False, show_default=True, help="Also run pods (where no kubelet does).")
-def agent(node_name: str, kubeconfig: str | None, address: str, run_dir: Path, cluster_cidr: tuple[str, ...],
-          service_cidr: tuple[str, ...], dns_address: str, upstream_dns: tuple[str, ...], uplink: str, pods: bool) -> None:
-    """All roles of one node under one supervisor, in this network namespace. What is in the kernel outlives it."""
-    from ..client.config import ConfigError, load
-    from ..node.agent import AgentConfig, run
+@click.option("--node-name", envvar=["NODE_NAME", "PODWIRE_NODE_NAME"], default=socket.gethostname,
+              help="Name of this node's Node object. [NODE_NAME; default: the host's name]")
+@setting("--kubeconfig", type=click.Path(), help="Default: the pod's service account.")
+@setting("--api-servers", default="", help="Addresses of the API server in place of the kubeconfig's, spaces between; the next "
+         "is asked when one does not answer. Without kube-proxy the Service `kubernetes` is none of them.")
+@click.option("--address", envvar=["NODE_ADDRESS", "PODWIRE_ADDRESS"], default="",
+              help="This node's InternalIP; needed with --pods. [NODE_ADDRESS]")
+@setting("--run-dir", type=click.Path(path_type=Path), default=Path("/run/podwire/node"), show_default=True)
+@setting("--role", "role", multiple=True, default=ROLES, show_default=True, help="What to run; repeatable.")
+@setting("--cluster-cidr", multiple=True, default=("10.244.0.0/16",), show_default=True, help="Pod addresses; repeatable.")
+@setting("--service-cidr", multiple=True, default=("10.96.0.0/16",), show_default=True, help="Service addresses.")
+@setting("--node-cidr", multiple=True, help="Addresses of nodes, which no Service may claim.")
+@setting("--dns-address", default="10.96.0.10", show_default=True, help="The cluster DNS address, bound on this node's lo.")
+@setting("--cluster-domain", default="cluster.local", show_default=True)
+@setting("--upstream-dns", multiple=True, metavar="IP[#PORT]", help="For other names; default: those in /etc/resolv.conf.")
+@setting("--corefile", type=click.Path(path_type=Path), help="DNS settings from a CoreDNS Corefile.")
+@setting("--proxy-config", type=click.Path(path_type=Path), help="Proxy settings from a KubeProxyConfiguration.")
+@setting("--uplink", default="", help="The link to the other nodes; default: the one with --address or the default route.")
+@setting("--cni-conf-dir", type=click.Path(path_type=Path), help="Where container runtimes look; default: RUN_DIR/cni/net.d")
+@setting("--set", "sets", multiple=True, metavar="ROLE.FIELD=VALUE", help="A single field of a role; repeatable.")
+@setting("--log-files/--no-log-files", default=False, show_default=True, help="Each role's log in RUN_DIR/log, not on stderr.")
+@setting("--log-json/--no-log-json", default=False, show_default=True, help="Log lines as JSON.")
+@setting("--pods/--no-pods", default=False, show_default=True, help="Also run pods (where no kubelet does).")
+@click.option("--check", "only_check", is_flag=True, help="Look at the settings, print them, and exit.")
+def agent(only_check: bool, log_json: bool, **flags: Any) -> None:
+    """The roles of one node under one supervisor, in this network namespace. What is in the kernel outlives it."""
+    from podwire_dns.config import BadConfig
 
+    from ..client import logs
+    from ..client.config import SERVERS, ConfigError, load
+    from ..node.agent import check, run
+
+    if servers := flags.pop("api_servers"):
+        os.environ[SERVERS] = servers  # the roles read it each on their own
     try:  # before anything is touched
-        load(kubeconfig)
-        for option, value in (("--address", address), ("--dns-address", dns_address)):
-            try:
-                ipaddress.ip_address(value)
-            except ValueError:
-                raise Failed(f"{option}: {value!r} is no IP address") from None
+        config = agent_config(**flags)
+        load(config.kubeconfig)
+        check(config)
     except ConfigError as error:
-        raise Failed(f"--kubeconfig: {error}") from error
-    run(AgentConfig(node_name, kubeconfig, run_dir, address, cluster_cidr, service_cidr, dns_address,
-                    upstream_dns=upstream_dns, uplink=uplink, pods=pods))
+        raise Failed(f"--kubeconfig: {error}" if "kubeconfig" in str(error) else str(error)) from error
+    except (BadSetting, BadConfig, OSError) as error:
+        raise Failed(str(error)) from error
+    if only_check:
+        for field in dataclasses.fields(config):
+            click.echo(f"{field.name}: {getattr(config, field.name)}")
+        return
+    if log_json:
+        os.environ[logs.JSON] = "1"
+    run(config)
+
+
+def agent_config(*, node_name: str, kubeconfig: str | None, address: str, run_dir: Path, role: tuple[str, ...],
+                 cluster_cidr: tuple[str, ...], service_cidr: tuple[str, ...], node_cidr: tuple[str, ...], dns_address: str,
+                 cluster_domain: str, upstream_dns: tuple[str, ...], corefile: Path | None, proxy_config: Path | None,
+                 uplink: str, cni_conf_dir: Path | None, sets: tuple[str, ...], log_files: bool, pods: bool) -> AgentConfig:
+    """Raises BadSetting."""
+    for option, value in (("--address", address), ("--dns-address", dns_address)):
+        try:
+            if value or option == "--dns-address" or pods:
+                ipaddress.ip_address(value)
+        except ValueError:
+            raise BadSetting(f"{option}: {value!r} is no IP address") from None
+    roles = chosen(role)
+    if not upstream_dns and corefile is None:
+        upstream_dns = ("/etc/resolv.conf",)
+    return AgentConfig(
+        node_name, kubeconfig or None, run_dir, address, cluster_cidr, service_cidr, dns_address, cluster_domain, upstream_dns,
+        uplink, pods, node_cidrs=node_cidr, roles=roles, log_files=log_files, conf_dir=cni_conf_dir, corefile=corefile,
+        proxy_config=proxy_config, sets=assignments(sets))
 
 
 @click.command()

@@ -277,7 +277,8 @@ def foreign(configurations: Iterable[str]) -> list[str]:
     return sorted(name for name in configurations if name != CONFLIST and name.endswith((".conf", ".conflist", ".json")))
 
 
-def uninstall(facts: Facts, *, cni_bin_dir: str, cni_conf_dir: str, kernel: bool, purge: bool) -> list[Step]:
+def uninstall(facts: Facts, *, cni_bin_dir: str, cni_conf_dir: str, kernel: bool, purge: bool,
+              dns_address: str = "") -> list[Step]:
     """The way back: units, files, other plugins' configurations, and the kernel's state. Settings stay without `purge`."""
     record, steps = recorded(facts), list[Step]()
     if facts.systemd:
@@ -285,7 +286,7 @@ def uninstall(facts: Facts, *, cni_bin_dir: str, cni_conf_dir: str, kernel: bool
         steps += [Run(("systemctl", "stop", name)) for name in reversed(names)]
     if kernel:
         settings = read_settings(facts.files.get(SETTINGS, b"").decode(errors="replace"))
-        steps.append(CleanKernel(settings.get("PODWIRE_DNS_ADDRESS", "10.96.0.10")))
+        steps.append(CleanKernel(dns_address or settings.get("PODWIRE_DNS_ADDRESS", "10.96.0.10")))
     steps += [Remove(path) for path in record.links if path in facts.links]
     if CONFLIST in facts.configurations:
         steps.append(Remove(f"{cni_conf_dir}/{CONFLIST}"))

@@ -1,0 +1,226 @@
+"""A stock cluster as podwire's DaemonSet meets it: an API server over TLS that lets the agents do what their ClusterRoles say
+and nothing else, service account volumes, and nodes on which the manifests of deploy/ run as processes."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import os
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from podwire_controlplane.allocators import ServiceAllocator
+from podwire_controlplane.api.errors import StatusError
+from podwire_controlplane.api.meta import Object
+from podwire_controlplane.api.registry import of
+from podwire_controlplane.server import auth, pki
+from podwire_controlplane.server.app import make_app
+from podwire_controlplane.server.handlers import USER
+from podwire_controlplane.server.main import _listener, _tls
+from podwire_controlplane.server.objects import Objects, Scope, WriteOptions
+from podwire_controlplane.store.memory import MemoryStore
+
+from .netns import NetNS
+
+AGENT = "system:serviceaccount:kube-system:podwire"
+SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
+Right = tuple[str, str, str]  # verb, API group, resource
+
+
+def rights(roles: Iterable[Object]) -> set[Right]:
+    """What ClusterRoles grant."""
+    return {(verb, group, resource) for role in roles for rule in role["rules"]
+            for verb in rule["verbs"] for group in rule["apiGroups"] for resource in rule["resources"]}
+
+
+def right(method: str, path: str, query: Any) -> Right:
+    """What a request needs (Kubernetes' request attributes)."""
+    parts = path.strip("/").split("/")
+    group, rest = ("", parts[2:]) if parts[0] == "api" else (parts[1], parts[3:])
+    if rest[0] == "namespaces" and len(rest) > 2:
+        rest = rest[2:]
+    resource = "/".join([rest[0], *rest[2:]])
+    read = "watch" if query.get("watch") == "true" else "list" if len(rest) == 1 else "get"
+    return {"GET": read, "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[method], group, resource
+
+
+async def _service_cidrs(request: web.Request) -> web.StreamResponse:
+    """Newer clusters have these objects (KEP-1880); podwire's own API server has not."""
+    one = {"metadata": {"name": "kubernetes", "resourceVersion": "7"}, "spec": {"cidrs": ["10.96.0.0/16"]}}
+    if request.query.get("watch") != "true":
+        return web.json_response({"kind": "ServiceCIDRList", "metadata": {"resourceVersion": "7"}, "items": [one]})
+    answer = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await answer.prepare(request)
+    if "sendInitialEvents" in request.query:
+        end = {"metadata": {"resourceVersion": "7", "annotations": {"k8s.io/initial-events-end": "true"}}}
+        for kind, obj in (("ADDED", one), ("BOOKMARK", end)):
+            await answer.write(json.dumps({"type": kind, "object": obj}).encode() + b"\n")
+    await asyncio.sleep(300)
+    return answer
+
+
+class GuardedApi:
+    """`with GuardedApi(ns, ["172.30.9.1"]) as api:`. `granted`: the agents' rights; `asked`: what they asked for.
+
+    without_watchlist: for these clients it is a server that has no WatchList.
+    """
+
+    def __init__(self, ns: NetNS, addresses: list[str], granted: set[Right], without_watchlist: Iterable[str] = ()) -> None:
+        self.without_watchlist = frozenset(without_watchlist)
+        self.ns, self.addresses, self.granted = ns, addresses, granted
+        self.asked: set[Right] = set()
+        self.authority = pki.Authority()
+        self.tokens: dict[str, auth.User] = {}
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+
+    def __enter__(self) -> GuardedApi:
+        self._thread.start()
+        self.do(self._start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        async def stop() -> None:
+            await self._runner.cleanup()
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+            await self.store.close()
+
+        self.do(stop())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+    def do(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
+
+    async def _start(self) -> None:
+        self.store = MemoryStore()
+        self.objects = Objects(self.store, ServiceAllocator(ipaddress.ip_network("10.96.0.0/16")))
+        await self.objects.start()
+        app = make_app(self.objects, self.tokens)
+        app.middlewares.append(self._guard)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        for address in self.addresses:
+            await web.SockSite(self._runner, _listener(address, 6443, self.ns.path), ssl_context=self._context()).start()
+
+    def _context(self) -> ssl.SSLContext:
+        pair = self.authority.server(["kubernetes"], self.addresses)
+        with tempfile.TemporaryDirectory() as folder:
+            for own, text in (("server.pem", pair.certificate), ("server-key.pem", pair.key), ("ca.pem",
+                                                                                             self.authority.certificate)):
+                pki.write_private(Path(folder) / own, text)
+            return _tls(Path(folder))
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        if request.get(USER) is not None and request[USER].name == AGENT:
+            need = right(request.method, request.path, request.query)
+            self.asked.add(need)
+            if need not in self.granted:
+                raise StatusError(403, "Forbidden", f"{need} is not granted to {AGENT}")
+        if "sendInitialEvents" in request.query and request.remote in self.without_watchlist:
+            raise StatusError(422, "Invalid", "sendInitialEvents is forbidden: the WatchList feature gate is off")
+        answer: web.StreamResponse = await (_service_cidrs if request.path == SERVICE_CIDRS else handler)(request)
+        return answer
+
+    # ---- the cluster's admin
+
+    def create(self, kind: str, obj: Object, namespace: str = "") -> Object:
+        status = obj.get("status")
+        written = self.do(self.objects.create(Scope(of(kind), namespace), obj, WriteOptions()))
+        if status:
+            self.do(self.objects.patch(Scope(of(kind), namespace, obj["metadata"]["name"], "status"),
+                                       "application/merge-patch+json", {"status": status}, WriteOptions()))
+        made: Object = json.loads(written.raw)
+        return made
+
+    def replace_token(self, token: str) -> None:
+        """The agents' token from now on; others are refused."""
+        self.tokens.clear()
+        self.tokens[token] = auth.User(AGENT, frozenset({auth.ADMINS}))
+
+
+class DaemonSetPod:
+    """What a kubelet does with a pod of the DaemonSet on one node, as processes: variables, ConfigMaps, arguments."""
+
+    def __init__(self, ns: NetNS, node: str, address: str, objects: list[Object], folder: Path, api: GuardedApi) -> None:
+        self.ns, self.folder, self.api = ns, folder, api
+        (daemon,) = [o for o in objects if o["kind"] == "DaemonSet"]
+        self.spec = daemon["spec"]["template"]["spec"]
+        self.maps = {o["metadata"]["name"]: o["data"] for o in objects if o["kind"] == "ConfigMap"}
+        self.fields = {"spec.nodeName": node, "status.hostIP": address}
+        self.account = folder / "account"
+        self.process: subprocess.Popen[str] | None = None
+
+    def path(self, of_node: str) -> Path:
+        """Where a path of the node is: each has its own files."""
+        return self.folder / of_node.lstrip("/")
+
+    def write_account(self, token: str) -> None:
+        """The service account's volume; the kubelet switches a link over when the token is renewed."""
+        data = self.account / f"..{token}"
+        data.mkdir(parents=True)
+        for own, text in (("token", token), ("ca.crt", self.api.authority.certificate), ("namespace", "kube-system")):
+            (data / own).write_text(text)
+            if not (self.account / own).is_symlink():
+                (self.account / own).symlink_to(f"..data/{own}")
+        (self.account / "..new").symlink_to(data.name)
+        (self.account / "..new").rename(self.account / "..data")
+
+    def environment(self, container: Object, **more: str) -> dict[str, str]:
+        env: dict[str, str] = {"PATH": os.environ["PATH"]}
+        for source in container.get("envFrom", []):
+            env |= self.maps[source["configMapRef"]["name"]]
+        for row in container.get("env", []):
+            env[row["name"]] = row["value"] if "value" in row else self.fields[row["valueFrom"]["fieldRef"]["fieldPath"]]
+        moved: dict[str, str] = {}
+        volumes = {v["name"]: v for v in self.spec["volumes"]}
+        for mount in container["volumeMounts"]:
+            place, volume = self.folder / mount["mountPath"].lstrip("/"), volumes[mount["name"]]
+            place.mkdir(parents=True, exist_ok=True)
+            for own, text in self.maps[volume["configMap"]["name"]].items() if "configMap" in volume else ():
+                (place / own).write_text(text)
+            moved |= {name: str(place) + value.removeprefix(mount["mountPath"]) for name, value in env.items()
+                      if value.startswith(mount["mountPath"])}
+        return {**env, **moved, **more}
+
+    def run_init(self) -> str:
+        (container,) = self.spec["initContainers"]
+        args = [str(self.folder) if word == "/host" else word for word in container["args"]]
+        env = {**self.environment(container), "PODWIRE_CNI_CONF_DIR": "/etc/cni/net.d"}
+        return self.ns.run([f"{sys.prefix}/bin/podwire", *args], env=env).stdout
+
+    def start(self, **more: str) -> None:
+        (container,) = self.spec["containers"]
+        env = self.environment(container, PODWIRE_SERVICE_ACCOUNT_DIR=str(self.account), **more)
+        with open(self.folder / "agent.log", "a") as log:
+            self.process = self.ns.popen([f"{sys.prefix}/bin/podwire", *container["args"]], env=env, stdout=log, stderr=log)
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(timeout=20)
+
+    def log(self) -> str:
+        return (self.folder / "agent.log").read_text()
+
+    def probe(self, which: str) -> bool:
+        """What the kubelet's probe would see."""
+        (container,) = self.spec["containers"]
+        probe = container[which]["httpGet"]
+        done = self.ns.run(["curl", "-s", "-m", "2", "-o", "/dev/null", "-w", "%{http_code}",
+                            f"http://{probe['host']}:{probe['port']}{probe['path']}"], check=False)
+        return done.stdout.startswith("2")

@@ -1,0 +1,186 @@
+"""The manifests of deploy/ on a stock cluster: the agent in-cluster, with exactly the rights of its ClusterRoles, against an
+API server of several addresses; and the way back."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.cnicluster import plug
+from lab.cninode import Answer, CniNode, ask, tell_peer, wait_until
+from lab.incluster import DaemonSetPod, GuardedApi, rights
+from lab.netns import Lab, NetNS
+from podwire_controlplane.api.meta import Object
+from podwire_controlplane.tests import kustomize, recorded
+
+DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
+CONTROL, NODES = ["172.30.9.1", "172.30.9.2"], {"n1": "172.30.9.11", "n2": "172.30.9.12"}
+DEAD = "172.30.9.99"
+VERSION = 812_345_678_901
+
+
+class Kubeconfigs:
+    """CniNode's place for a kubeconfig; the agent here has none."""
+
+    def kubeconfig(self, path: Path) -> Path:
+        return path
+
+
+class Cluster:
+    def __init__(self, lab: Lab, api: GuardedApi, folder: Path, objects: list[Object]) -> None:
+        self.lab, self.api = lab, api
+        self.nodes: dict[str, NetNS] = {}
+        self.pods: dict[str, DaemonSetPod] = {}
+        self.folder, self.objects = folder, objects
+
+    def agent(self, name: str, ns: NetNS) -> DaemonSetPod:
+        self.nodes[name] = ns
+        self.pods[name] = DaemonSetPod(ns, name, NODES[name], self.objects, self.folder / name, self.api)
+        return self.pods[name]
+
+    def caller(self, name: str) -> CniNode:
+        """The container runtime's part of a node: calls the plugin that the init container installed."""
+        pod = self.pods[name]
+        node = CniNode(pod.ns, pod.path("/run/podwire"), name, Kubeconfigs())  # type: ignore[arg-type]  # all it asks of it
+        node.client = pod.path("/opt/cni/bin/podwire-cni")
+        return node
+
+    def add(self, name: str, container: str) -> tuple[NetNS, str]:
+        caller, pod = self.caller(name), self.lab.netns(container)
+        conflist = json.loads((self.pods[name].path("/etc/cni/net.d") / "10-podwire.conflist").read_text())
+        answer: Answer = caller.cni("ADD", container, pod, {"cniVersion": "1.0.0", "name": conflist["name"],
+                                                            **conflist["plugins"][0]})
+        assert answer.status == 0, answer.out + self.pods[name].log()
+        return pod, answer.address
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two nodes and a control plane on one link. The Nodes are in a kubelet's shape."""
+    objects = kustomize.build(DEPLOY)
+    granted = rights(o for o in objects if o["kind"] == "ClusterRole")
+    with Lab() as lab:
+        switch, control = lab.netns("switch"), lab.netns("control")
+        switch.netlink(lambda ipr: ipr.link("add", ifname="sw0", kind="bridge"))
+        machines = {"control": control, **{name: lab.netns(name) for name in NODES}}
+        addresses = {"control": CONTROL[0], **NODES}
+        for name, ns in machines.items():
+            lab.wire(switch, name, ns, "eth0", "", f"{addresses[name]}/24")
+            plug(switch, name)
+        switch.netlink(lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname="sw0")[0], state="up"))
+        control.netlink(lambda ipr: ipr.addr("add", index=ipr.link_lookup(ifname="eth0")[0], address=CONTROL[1], prefixlen=24))
+        with GuardedApi(control, CONTROL, granted, [NODES["n2"]]) as api:
+            for space in ("default", "kube-system"):
+                api.create("Namespace", {"metadata": {"name": space}})
+            for n, (name, address) in enumerate(NODES.items()):
+                api.create("Node", recorded.node(name, address, f"10.244.{n}.0/24", VERSION + n))
+            made = Cluster(lab, api, tmp_path_factory.mktemp("cluster"), objects)
+            api.replace_token("first")
+            try:
+                for name in NODES:
+                    pod = made.agent(name, machines[name])
+                    pod.write_account("first")
+                    pod.path("/etc/cni/net.d").mkdir(parents=True)
+                    pod.path("/etc/cni/net.d/05-other.conflist").write_text("{}")
+                    pod.maps = {own: {**data, **({"PODWIRE_TAKE_OVER": "true"} if "PODWIRE_ROLE" in data else {})}
+                                for own, data in pod.maps.items()}
+                    pod.run_init()
+                    # the first address does not answer, as of a control plane's machine that is down
+                    pod.start(PODWIRE_API_SERVERS=" ".join(f"https://{ip}:6443" for ip in (DEAD, *CONTROL)))
+                yield made
+            finally:
+                for pod in made.pods.values():
+                    if pod.process is not None and pod.process.poll() is None:
+                        pod.stop()
+
+
+def _ready(pod: DaemonSetPod) -> bool:
+    found = [json.loads(p.read_text()) for p in pod.path("/run/podwire/status").glob("*.json")]
+    return len(found) == 4 and all(status["ready"] for status in found)
+
+
+def _serve(cluster: Cluster, name: str, address: str, port: int, node: str, **spec: object) -> str:
+    """A Service with one endpoint, in the shape of a real API server's; its ClusterIP."""
+    fields = {"clusterIP": "", "clusterIPs": [], **spec}
+    made = cluster.api.create("Service", recorded.service(name, "", VERSION, port=port, target=port, **fields), "default")
+    cluster.api.create("EndpointSlice", recorded.endpoint_slice(name, [address], port, VERSION, node), "default")
+    return str(made["spec"]["clusterIP"])
+
+
+def test_pods_services_and_names_work(cluster: Cluster) -> None:
+    for pod in cluster.pods.values():
+        wait_until(lambda pod=pod: _ready(pod), f"all roles ready: {pod.log()[-3000:]}", 40)  # type: ignore[misc]  # bound
+        assert pod.probe("readinessProbe") and pod.probe("startupProbe")
+        assert sorted(p.name for p in pod.path("/etc/cni/net.d").iterdir()) == [
+            "05-other.conflist.before-podwire", "10-podwire.conflist"]
+    client, _ = cluster.add("n1", "client")
+    server, address = cluster.add("n2", "server")
+    assert address.startswith("10.244.1.")
+    with tell_peer(server, address) as port:
+        ip = _serve(cluster, "web", address, port, "n2")
+        wait_until(lambda: _asks(client, ip, port), "the Service answers from another node")
+        assert ask(client, ip, port).startswith("10.244.0."), "the client's own address"
+        wait_until(lambda: _name(client, "web.default.svc.cluster.local") == ip, "the name leads to it")
+
+
+def _name(client: NetNS, name: str) -> str:
+    return client.run(["dig", "+short", "+time=1", "@10.96.0.10", name], check=False).stdout.strip()
+
+
+def _asks(client: NetNS, ip: str, port: int) -> bool:
+    try:
+        return bool(ask(client, ip, port, 1))
+    except OSError:
+        return False
+
+
+def test_the_rights_are_what_is_used_and_nothing_more(cluster: Cluster) -> None:
+    """Everything that a role may ever ask for is made to happen; then what was asked for is what is granted."""
+    taken = cluster.nodes["n1"].call(lambda: socket.create_server((NODES["n1"], 31999)))
+    with taken:  # so the proxy has to say at the Service that its health check cannot be served
+        _serve(cluster, "local", "10.244.0.200", 80, "n1", type="LoadBalancer", externalTrafficPolicy="Local",
+               healthCheckNodePort=31999)
+        wait_until(lambda: ("create", "", "events") in cluster.api.asked, f"an Event: {cluster.pods['n1'].log()[-2000:]}")
+    wait_until(lambda: cluster.api.asked >= cluster.api.granted, f"all are used: {cluster.api.granted - cluster.api.asked}")
+    assert cluster.api.asked == cluster.api.granted
+
+
+def test_a_renewed_token_and_restarts(cluster: Cluster) -> None:
+    """The kubelet renews the token in the volume; agents that restart with it go on, and nothing in the kernel was touched."""
+    client, server = cluster.add("n1", "client2")[0], cluster.add("n2", "server2")
+    for pod in cluster.pods.values():
+        pod.write_account("second")
+    cluster.api.replace_token("second")
+    with tell_peer(*server) as port:
+        ip = _serve(cluster, "after", server[1], port, "n2")
+        wait_until(lambda: _asks(client, ip, port), "news come with the new token")
+        pod = cluster.pods["n1"]
+        assert pod.stop() == 0
+        assert ask(client, ip, port), "rules and routes outlive the agent"
+        pod.start(PODWIRE_API_SERVERS=f"https://{CONTROL[1]}:6443")
+        wait_until(lambda: _ready(pod), "ready again")
+        assert ask(client, ip, port)
+
+
+def test_uninstall_leaves_nothing_and_puts_back_what_was_there(cluster: Cluster) -> None:
+    pod = cluster.pods["n2"]
+    assert pod.stop() == 0
+
+    def kept() -> tuple[list[str], list[str], list[str]]:
+        tables = pod.ns.run(["nft", "list", "tables"]).stdout.splitlines()
+        links = [str(x.get("IFLA_IFNAME")) for x in pod.ns.netlink(lambda ipr: ipr.get_links())]
+        text = pod.ns.run(["ip", "-j", "route"]).stdout + pod.ns.run(["ip", "-j", "address", "show", "lo"]).stdout
+        return tables, links, [a for a in ("10.244.", "10.96.0.10") if a in text]
+
+    assert "podwire0" in kept()[1] and len(kept()[0]) > 2 and len(kept()[2]) == 2
+    done = pod.ns.run([f"{sys.prefix}/bin/podwire", "uninstall", "--root", str(pod.folder), "--kernel"])
+    assert "nft table" in done.stdout
+    tables, links, addresses = kept()
+    assert tables == [] and sorted(set(links) - {"lo", "eth0"}) == [] and addresses == []
+    assert [p.name for p in pod.path("/etc/cni/net.d").iterdir()] == ["05-other.conflist"]
+    assert list(pod.path("/opt/cni/bin").iterdir()) == []
