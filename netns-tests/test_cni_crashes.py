@@ -1,10 +1,14 @@
-"""kill -9 at every single step of ADD and DEL, faults of the disk, and many calls at once: nothing leaks, nothing is given
-twice."""
+"""kill -9 of agent and plugin at every single step of ADD and DEL, faults of the disk, and many calls at once: nothing leaks,
+nothing is given twice."""
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
+import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +20,7 @@ import pytest
 from lab.cninode import Answer, CniNode, put_node, wait_until
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
+from podwire_cni.native import is_compiled
 
 ENTRY = {"hostPort": 5300, "containerPort": 53, "protocol": "udp"}
 
@@ -108,6 +113,60 @@ def test_killed_at_every_step(node: CrashNode, lab: Lab) -> None:
         node.crash_at(at, "DEL", "pod", pod)
         clean(at)
         assert node.remains(pod, healthy) == {}, f"DEL killed after step {at}, {deleting[at - 1]}"
+    assert node.cni("DEL", "alive", alive).status == 0
+
+
+PTRACE_TRACEME, PTRACE_SYSCALL = 0, 24
+
+
+def run_to(node: CrashNode, command: str, name: str, pod: NetNS, stop: int) -> bool:
+    """Run the plugin binary until it enters or leaves a system call for the `stop`th time, and kill it there; False where it
+    came to its end before."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+
+    def work() -> bool:
+        stdin = os.memfd_create("conf")
+        os.pwrite(stdin, json.dumps(node.full_conf()).encode(), 0)
+        process = subprocess.Popen([str(node.client)], stdin=stdin, stdout=subprocess.DEVNULL,
+                                   env=node.environment(command, name, pod),
+                                   preexec_fn=lambda: libc.ptrace(PTRACE_TRACEME, 0, None, None))  # noqa: PLW1509 - one call
+        os.close(stdin)
+        process.returncode = -1  # it is waited for here
+        os.waitpid(process.pid, 0)  # it stops when it is executed
+        for _ in range(stop):
+            assert libc.ptrace(PTRACE_SYSCALL, process.pid, None, None) == 0, os.strerror(ctypes.get_errno())
+            if os.WIFEXITED(os.waitpid(process.pid, 0)[1]):
+                return False
+        os.kill(process.pid, signal.SIGKILL)
+        os.waitpid(process.pid, 0)
+        return True
+
+    return node.ns.call(work)
+
+
+def test_the_client_killed_at_every_system_call(node: CrashNode, lab: Lab) -> None:
+    """The agent ends or undoes what was asked; a DEL, or every other time a GC, that comes at once finds the rest."""
+    if not is_compiled():
+        pytest.skip("the plugin is a Python program here: without a C compiler there is no other")
+    alive, pod = lab.netns("alive"), lab.netns("pod")
+    healthy = {node.cni("ADD", "alive", alive).address}
+    keep = {"cni.dev/valid-attachments": [{"containerID": "alive", "ifname": "eth0"}]}
+    for command in ("ADD", "DEL"):
+        killed, stop = True, 0
+        while killed:
+            if command == "DEL":
+                assert node.cni("ADD", "pod", pod, node.full_conf()).status == 0
+            stop += 1
+            killed = run_to(node, command, "pod", pod, stop)
+            if stop % 2:
+                done = node.cni("GC", "", None, node.conf("1.1.0", **keep))
+            else:
+                done = node.cni("DEL", "pod", pod, node.full_conf())
+            assert done.status == 0, done.out
+            wait_until(lambda: node.remains(pod, healthy) == {}, f"nothing is left of {command} killed at stop {stop}")
+        assert stop > 20
+    assert "went away" in node.log()
     assert node.cni("DEL", "alive", alive).status == 0
 
 

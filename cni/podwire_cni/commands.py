@@ -56,6 +56,7 @@ class Sandbox:
     why: str = "CNI_NETNS is not set"
     is_netns: bool = True
     is_node: bool = False  # it is the node's own namespace
+    caller_gone: Callable[[], bool] = lambda: False  # nobody waits for the answer any more
 
 
 class _Turns:
@@ -99,6 +100,7 @@ class Plugin:
         pod_fd = _usable(call, sandbox)
         node = self._node()
         with self._turns.of(call.attachment.container_id):
+            _wanted(call, sandbox)  # a DEL that came after a caller was killed may have had its turn first
             with self._leases:
                 if held := self.allocator.owned_by(call.attachment):
                     raise CNIError(Code.INVALID_ENVIRONMENT,
@@ -113,6 +115,9 @@ class Plugin:
                     self.kernel.apply(plan.ops, pod_fd)
                     with self._leases:
                         self.allocator.confirm(call.attachment)
+                    if sandbox.caller_gone():
+                        self._detach(call.attachment)
+                        _wanted(call, sandbox)
                 except BaseException:
                     self.firewall.detach(call.attachment, rules)
                     raise
@@ -341,6 +346,12 @@ def _check_ranges(sets: Sequence[RangeSet], node: NodeNet) -> None:
                 raise CNIError(Code.INVALID_CONFIG,
                                f"network configuration: ipam.ranges[{i}][{j}].gateway {r.gateway} is not the "
                                f"address of {node.bridge}, {homes[0].gateway}", "leave the gateway out")
+
+
+def _wanted(call: Call, sandbox: Sandbox) -> None:
+    """A runtime whose plugin process was killed knows nothing of what became of the call. Raises CNIError."""
+    if sandbox.caller_gone():
+        raise CNIError(Code.TRY_AGAIN_LATER, f"the caller that wanted {call.attachment} attached went away, nothing is left")
 
 
 def _usable(call: Call, sandbox: Sandbox) -> int:

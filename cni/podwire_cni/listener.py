@@ -100,10 +100,20 @@ class Listener:
                 "run the plugin in the node's network namespace, or set \"socket\" to the socket of this node"),
                 version_of(stdin))
         if flags & POD_NETNS and len(fds) > 1:
-            sandbox = Sandbox(fds[1], "", is_netns(fds[1]), same_netns(fds[1], self.node_fd))
+            sandbox = Sandbox(fds[1], "", is_netns(fds[1]), same_netns(fds[1], self.node_fd), lambda: _gone(connection))
         else:
             sandbox = Sandbox(None, os.strerror(error) if error else "CNI_NETNS is not set")
         return run(env, stdin, sandbox, lambda _: self.plugin)
+
+
+def _gone(connection: socket.socket) -> bool:
+    """Whether the plugin process at the other end has ended: it says nothing more, but only its end closes the connection."""
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _receive(connection: socket.socket, fds: list[int]) -> tuple[dict[str, str], bytes, int, int]:
