@@ -49,7 +49,12 @@ $(VENV)/.installed: pyproject.toml hatch_build.py $(NATIVE) | packages
 
 $(VENV)/.installed-dev: pyproject.toml hatch_build.py $(NATIVE) | test-packages-if-root
 	$(call pip_install,.[dev])
+	@$(MAKE) -s with-iptables 2>/dev/null || echo "python-iptables could not be built (it needs gcc): its tests are left out"
 	@touch $@ $(VENV)/.installed
+
+.PHONY: with-iptables
+with-iptables:  # python-iptables, which finds what others left in legacy tables; podwire does without it
+	$(call pip_install,.[iptables])
 
 .PHONY: test-packages-if-root
 test-packages-if-root:
@@ -93,6 +98,10 @@ test-runtimes: $(VENV)/.installed-dev  ## containerd of Debian's package calls t
 
 bench-cni: $(VENV)/.installed  ## the CNI plugin beside Debian's reference plugins (root)
 	@$(BIN)/python bench/bench_cni.py
+
+.PHONY: soak
+soak: $(VENV)/.installed-dev  ## ten minutes of churn on a whole cluster, every failure of a client explained or it fails (root)
+	@PODWIRE_SOAK=$${PODWIRE_SOAK:-600} $(BIN)/python -m pytest -q -s netns-tests/test_soak.py
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	@$(BIN)/ruff check .

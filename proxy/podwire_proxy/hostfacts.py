@@ -2,15 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 FULL = 0.9  # part of the conntrack table from which on new flows are in danger
+# Chains of iptables by the start of their names: whose they are, and how to be rid of them. The first match counts.
+_KUBE_ROUTER = ("kube-router", "kube-router --cleanup-config")
+_KUBELET = ("kubelet", "it makes them anew")
+_CILIUM = ("Cilium", "cilium uninstall")
+OWNERS: tuple[tuple[str, str, str], ...] = (
+    *((start, *_KUBE_ROUTER) for start in ("KUBE-ROUTER-", "KUBE-NWPLCY-", "KUBE-POD-FW-")),
+    *((start, *_KUBELET) for start in ("KUBE-KUBELET-CANARY", "KUBE-FIREWALL", "KUBE-IPTABLES-HINT", "KUBE-MARK-DROP")),
+    ("KUBE-", "kube-proxy", "kube-proxy --cleanup"), ("cali-", "Calico", "its uninstall"),
+    ("CILIUM_", *_CILIUM), ("OLD_CILIUM_", *_CILIUM), ("FLANNEL-", "flannel", "stop flanneld"),
+    ("WEAVE", "Weave Net", "weave reset"), ("ANTREA-", "Antrea", "its uninstall"),
+    ("CNI-", "CNI plugins (portmap, bridge)", "delete their pods"), ("DOCKER", "Docker", "stop docker"),
+    ("LIBVIRT_", "libvirt", "stop its networks"), ("ufw", "ufw", "ufw disable"))
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignChain:
+    """A chain of iptables that somebody else made. place: "iptables-legacy, IPv4". rules: of others, -1 where not counted."""
+
+    place: str
+    table: str
+    name: str
+    rules: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Chains of one owner in one table. owner "": unknown."""
+
+    owner: str
+    fix: str
+    place: str
+    table: str
+    chains: tuple[str, ...]
+
+    def __str__(self) -> str:
+        names = ", ".join(self.chains[:3]) + (" ..." if len(self.chains) > 3 else "")
+        many = f"{len(self.chains)} chains" if len(self.chains) > 1 else "chain"
+        return f"{many} of table {self.table} ({self.place}): {names}"
+
+
+def leftovers(chains: Iterable[ForeignChain]) -> list[Leftover]:
+    """Whose the chains are, one entry for each owner and table."""
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    for chain in chains:
+        owner, fix = next(((o, f) for start, o, f in OWNERS if chain.name.startswith(start)), ("", ""))
+        found.setdefault((owner, fix, chain.place, chain.table), []).append(chain.name)
+    return [Leftover(*key, tuple(sorted(names))) for key, names in sorted(found.items())]
 
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
     """Of one network namespace. drop_chains: "family table chain" of foreign base chains at the forward hook whose policy is
-    drop. tables: "family name" of all nf_tables tables. legacy: loaded tables of legacy iptables."""
+    drop. tables: "family name" of all nf_tables tables. chains: of iptables, not ours."""
 
     forwarding: bool = True
     strict_rp_filter: bool = False
@@ -18,7 +66,7 @@ class HostFacts:
     conntrack_max: int = 0
     drop_chains: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
-    legacy: tuple[str, ...] = ()
+    chains: tuple[ForeignChain, ...] = ()
 
 
 def findings(facts: HostFacts) -> list[str]:
@@ -35,9 +83,14 @@ def findings(facts: HostFacts) -> list[str]:
                      f"firewalld); allow the pods' addresses there")
     if any(table.endswith(" kube-proxy") for table in facts.tables):
         found.append("rules of kube-proxy in nftables mode are here and translate first or second; kube-proxy --cleanup")
-    if facts.legacy:
-        found.append(f"legacy iptables tables are loaded beside nf_tables ({', '.join(facts.legacy)}): both see every packet; "
-                     "iptables-legacy-save shows them")
+    left = leftovers(facts.chains)
+    for one in left:
+        if one.owner in ("kube-proxy", "kube-router") and one.table == "nat":
+            found.append(f"{one.owner} left {one}; they translate Services first or second; {one.fix}")
+    legacy = sorted({f"{one.table} of {one.owner or 'unknown owner'}" for one in left if "legacy" in one.place})
+    if legacy and any("nft" in one.place for one in left):
+        found.append(f"rules of legacy iptables ({', '.join(legacy)}) are here beside those of its nft variant: both see every "
+                     "packet; iptables-legacy-save shows them")
     if facts.strict_rp_filter:
         found.append("net.ipv4.conf.all.rp_filter is 1: answers that come by another interface are dropped; set it to 2 or 0")
     return found

@@ -28,6 +28,7 @@ from .changes import Tracker
 from .config import BACKENDS, DETECTORS, VARIANTS, ProxyConfig, check, eligible, service_cidrs
 from .health import Health, ServiceChecks
 from .hostfacts import findings
+from .iptables.leftovers import foreign_chains
 from .metrics import Metrics
 from .nftables import apply
 from .objects import check_failed, stub, triggered
@@ -159,7 +160,7 @@ class Proxy:
 
     def _look_at_host(self) -> None:
         try:
-            found = findings(apply.host_facts())
+            found = findings(apply.host_facts(foreign_chains()))
         except OSError as err:
             log.warn("the host could not be looked at", error=str(err))
             return

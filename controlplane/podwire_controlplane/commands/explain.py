@@ -15,6 +15,8 @@ import click
 from podwire_proxy import backends, nft
 from podwire_proxy.decide import Packet
 from podwire_proxy.explain import SHOWN, Claims, Explanation, explain
+from podwire_proxy.hostfacts import leftovers
+from podwire_proxy.iptables.leftovers import foreign_chains
 from podwire_proxy.model import NodeInfo, normal_ip
 from podwire_proxy.nftables import apply
 
@@ -259,9 +261,11 @@ def cleanup(dry_run: bool, node: str | None, netns: str | None, cluster: str) ->
         for line in ours if dry_run else call_in(place.path, backends.cleanup):
             click.echo(f"{'would remove' if dry_run else 'removed'} {line}")
     except OSError as err:
-        raise Failed(f"{place.path}: {err.strerror}; this needs root") from err
+        raise Failed(f"{place.path}: {err.strerror}; this needs root" if err.strerror else str(err)) from err
     if not ours:
         click.echo("nothing of the proxy is here")
     for table in there:
         if table.name in OWNERS:
             click.echo(f"left alone: table {table.family} {table.name}, which belongs to {OWNERS[table.name]}")
+    for one in leftovers(call_in(place.path, foreign_chains)):
+        click.echo(f"left alone: {one}" + (f", of {one.owner} ({one.fix})" if one.owner else ""))

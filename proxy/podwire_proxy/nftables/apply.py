@@ -15,7 +15,7 @@ from .. import nft
 from ..backend import FAMILIES, Synced, families
 from ..dataplane import Dataplane, Delta
 from ..flows import FlowKeeper, Swept
-from ..hostfacts import HostFacts
+from ..hostfacts import ForeignChain, HostFacts
 from ..model import NodeInfo
 from ..nft.attrs import parse
 from ..nft.codec import DUMP, NLMSG, REQUEST, split
@@ -187,8 +187,8 @@ def route_localnet() -> str:
     return ""
 
 
-def host_facts() -> HostFacts:
-    """Of the caller's namespace. What cannot be read counts as harmless."""
+def host_facts(chains: Iterable[ForeignChain] = ()) -> HostFacts:
+    """Of the caller's namespace. What cannot be read counts as harmless. chains: of iptables, not ours."""
 
     def words(path: str) -> list[str]:
         try:
@@ -206,4 +206,4 @@ def host_facts() -> HostFacts:
                  if c.hook == "forward" and c.policy == "drop" and not c.table.name.startswith(TABLE_NAME)]
     return HostFacts(bool(number("ipv4/ip_forward", 1)), number("ipv4/conf/all/rp_filter") == 1,
                      number("netfilter/nf_conntrack_count"), number("netfilter/nf_conntrack_max"), tuple(drops), tuple(tables),
-                     tuple(words("net/ip_tables_names")))
+                     tuple(chains))

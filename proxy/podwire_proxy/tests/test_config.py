@@ -15,7 +15,7 @@ from podwire_proxy import kubeproxyfile, main, settings
 from podwire_proxy.changes import Tracker
 from podwire_proxy.config import ProxyConfig, check, eligible, service_cidrs
 from podwire_proxy.dataplane import HealthCheck
-from podwire_proxy.hostfacts import HostFacts, findings
+from podwire_proxy.hostfacts import ForeignChain, HostFacts, findings, leftovers
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -200,9 +200,25 @@ def test_service_cidr_objects() -> None:
     (HostFacts(conntrack_count=90, conntrack_max=100), ["90 of 100"]),
     (HostFacts(drop_chains=("ip filter FORWARD", "inet firewalld filter_FORWARD")), [
         "chain FORWARD of table ip filter", "chain filter_FORWARD of table inet firewalld"]),
-    (HostFacts(tables=("ip kube-proxy",)), ["kube-proxy --cleanup"]), (HostFacts(legacy=("nat", "filter")), ["(nat, filter)"]),
+    (HostFacts(tables=("ip kube-proxy",)), ["kube-proxy --cleanup"]),
+    (HostFacts(chains=(ForeignChain("iptables-legacy, IPv4", "nat", "KUBE-SERVICES"),
+                       ForeignChain("iptables-legacy, IPv4", "nat", "KUBE-SVC-X"),
+                       ForeignChain("iptables-legacy, IPv4", "filter", "KUBE-FIREWALL"))), ["KUBE-SERVICES, KUBE-SVC-X; they"]),
+    (HostFacts(chains=(ForeignChain("iptables-legacy, IPv4", "filter", "DOCKER-USER"),
+                       ForeignChain("iptables-nft, IPv4", "filter", "KUBE-KUBELET-CANARY"))), ["filter of Docker"]),
     (HostFacts(strict_rp_filter=True), ["rp_filter"])])
 def test_what_is_told_of_the_host(facts: HostFacts, words: list[str]) -> None:
     found = findings(facts)
     assert len(found) == len(words)
     assert all(word in line for word, line in zip(words, found, strict=True))
+
+
+def test_leftovers_are_named_by_their_owners() -> None:
+    names = ("KUBE-SVC-1", "KUBE-ROUTER-INPUT", "KUBE-KUBELET-CANARY", "cali-FORWARD", "FLANNEL-FWD", "CNI-HOSTPORT-DNAT",
+             "DOCKER", "MINE", "FORWARD")
+    found = leftovers(ForeignChain("iptables-nft, IPv6", "nat", name) for name in names)
+    assert {owner: one.chains for one in found for owner in [one.owner]} == {
+        "": ("FORWARD", "MINE"), "CNI plugins (portmap, bridge)": ("CNI-HOSTPORT-DNAT",), "Calico": ("cali-FORWARD",),
+        "Docker": ("DOCKER",), "flannel": ("FLANNEL-FWD",), "kube-proxy": ("KUBE-SVC-1",),
+        "kube-router": ("KUBE-ROUTER-INPUT",), "kubelet": ("KUBE-KUBELET-CANARY",)}
+    assert str(found[0]) == "2 chains of table nat (iptables-nft, IPv6): FORWARD, MINE"

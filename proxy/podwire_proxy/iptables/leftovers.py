@@ -1,0 +1,78 @@
+"""Chains of iptables that are not ours, in both variants. IO; hostfacts.py names whose they are.
+
+The tables of legacy iptables are read with python-iptables (libiptc) where it is installed, without starting a program; else
+by iptables-legacy-save. Those of the nft variant are netlink objects like all others. Only tables that are there are looked at:
+opening one would make it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .. import nft
+from ..backend import FAMILIES, Family
+from ..hostfacts import ForeignChain
+from . import programs
+from .layout import is_ours
+
+_WORDS = {"ip": "IPv4", "ip6": "IPv6"}
+_BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+
+
+def foreign_chains() -> list[ForeignChain]:
+    """Of the caller's namespace; built-in chains only where they hold rules of others."""
+    return [chain for family in FAMILIES for chain in (*_legacy(family), *_nft(family)) if not is_ours(chain.name)]
+
+
+def _legacy(family: Family) -> Iterator[ForeignChain]:
+    tables = programs.legacy_tables(family, None)
+    if not tables:
+        return
+    place = f"iptables-legacy, {_WORDS[family]}"
+    for table, chains in (_with_libiptc(family, tables) or _with_save(family)).items():
+        for name, rules in chains.items():
+            if name not in _BUILT_IN or rules:
+                yield ForeignChain(place, table, name, rules)
+
+
+def _with_libiptc(family: Family, tables: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    """{table: {chain: number of rules that are not ours}}; {} where python-iptables cannot be used."""
+    try:
+        import iptc
+    except Exception:  # it raises whatever comes up while it looks for the libraries of xtables
+        return {}
+    kind: Any = iptc.Table if family == "ip" else iptc.Table6
+    found: dict[str, dict[str, int]] = {}
+    for name in tables:
+        table = kind(name)
+        table.refresh()  # it keeps one object a table, from whatever namespace it was first opened in
+        found[name] = {chain.name: sum(not is_ours(rule.target.name) for rule in chain.rules) for chain in table.chains
+                       if not is_ours(chain.name)}
+        table.close()
+    return found
+
+
+def _with_save(family: Family) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    table = ""
+    try:
+        lines = programs.save("legacy", family, None).splitlines()
+    except programs.ProgramError:
+        return {}
+    for line in lines:
+        if line.startswith("*"):
+            table = line[1:]
+        elif line.startswith(":"):
+            found.setdefault(table, {})[line[1:].split(" ", 1)[0]] = 0
+        elif line.startswith("-A "):
+            _, name, rule = line.split(" ", 2)
+            found[table][name] += "-j PODWIRE-" not in rule
+    return found
+
+
+def _nft(family: Family) -> Iterator[ForeignChain]:
+    with nft.Connection() as conn:
+        for chain in conn.chains():
+            if chain.table.family == family and chain.table.name in (*programs.BUILT_IN, "mangle") and not chain.hook:
+                yield ForeignChain(f"iptables-nft, {_WORDS[family]}", chain.table.name, chain.name)
