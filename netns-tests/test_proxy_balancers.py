@@ -1,0 +1,241 @@
+"""Load balancer addresses on the wire: who answers ARP and Neighbor Discovery, and how fast another node takes over."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from scapy.layers.inet6 import ICMPv6ND_NA
+from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Packet
+
+from lab.capture import Capture
+from lab.l2world import SERVER, TARGET, L2World, Node, v6
+from lab.netns import Lab
+from lab.proxyrole import until
+from lab.serviceworld import Answer, ask
+from podwire_controlplane.api.meta import Object
+from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
+
+VIP, VIP6 = "172.30.0.192", "fd00:30::c0"
+LOCAL = "172.30.0.193"
+TAKEOVER = 2.0  # seconds
+DROP = "add table inet cut; add chain inet cut out { type filter hook output priority 0; };"
+POOLS = "/api/v1/namespaces/kube-system/configmaps"
+
+
+def objects(world: L2World) -> list[Object]:
+    both = service("both", ["10.96.0.5", "fd00:96::5"], [port(80)], type="LoadBalancer", ingress=[{"ip": VIP}, {"ip": VIP6}])
+    local = service("local", "10.96.0.6", [port(80)], type="LoadBalancer", ingress=[{"ip": LOCAL}],
+                    externalTrafficPolicy="Local")
+    other = service("other", "10.96.0.7", [port(80)], type="LoadBalancer", ingress=[{"ip": "172.30.0.230"}])
+    return [both, local, other, local_slice(world.nodes[1]),
+            endpoint_slice("both", [endpoint(SERVER)], [("", "TCP", TARGET)], name="four"),
+            endpoint_slice("both", [endpoint(v6(SERVER))], [("", "TCP", TARGET)], name="six", family="IPv6")]
+
+
+def local_slice(node: Node) -> Object:
+    return endpoint_slice("local", [endpoint(node.pod, node.name)], [("", "TCP", TARGET)], name="local-1")
+
+
+def pools(world: L2World) -> None:
+    world.api.put(POOLS, {"metadata": {"name": "podwire-load-balancer", "namespace": "kube-system"},
+                          "data": {"addresses": "172.30.0.192/28, fd00:30::c0/124"}})
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[L2World]:
+    with Lab() as lab:
+        made = L2World(lab, tmp_path_factory.mktemp("l2"))
+        made.api.apply(*objects(made), *({"kind": "Node", "metadata": {"name": node.name}} for node in made.nodes))
+        pools(made)
+        wire_up(made)
+        yield made
+        made.close()
+
+
+def wire_up(made: L2World) -> None:
+    for node in made.nodes:
+        node.plug()
+        node.program(objects(made))
+
+
+@pytest.fixture
+def world(site: L2World) -> Iterator[L2World]:
+    """All three nodes up, and each address where it belongs."""
+    for node in site.nodes:
+        if node.process is None:
+            node.start()
+    site.settle(VIP, VIP6)
+    until(lambda: LOCAL in site.nodes[1].mine(), "the one node with an endpoint")
+    yield site
+    for ns in (site.switch, *(node.ns for node in site.nodes)):
+        ns.run(["nft", "delete table inet cut"], check=False)
+    for node in site.nodes:
+        node.plug()
+    if "podwire-load-balancer" not in {name for _, name in site.api.objects[POOLS]}:
+        pools(site)
+    original = local_slice(site.nodes[1])
+    site.api.apply(original)
+    for node in site.nodes:
+        node.program([original])
+
+
+class Poll:
+    """Connects to the address again and again; `gap(since)`: seconds from then to the first success, by the monotonic clock."""
+
+    def __init__(self, world: L2World, ip: str) -> None:
+        self.results: list[tuple[float, Answer]] = []
+        self._stop = threading.Event()
+
+        def loop() -> None:
+            while not self._stop.is_set():
+                started = time.monotonic()
+                answer = ask(world.client, ip, 80, timeout=0.15)
+                self.results.append((started, answer))
+                time.sleep(0.02)
+
+        self._thread = threading.Thread(target=loop)
+
+    def __enter__(self) -> Poll:
+        self._thread.start()
+        until(lambda: len(self.results) > 5, "the client polls")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def works_again(self, since: float) -> float:
+        """Seconds from `since` until connections, begun after the first that failed, succeed again."""
+        def steady() -> bool:
+            after = [answer.result for at, answer in self.results if at > since]
+            return len(after) > 10 and after[-5:] == ["ok"] * 5
+
+        until(steady, "the address works again", 10)
+        failed = [at for at, answer in self.results if at > since and answer.result != "ok"]
+        good = [at for at, answer in self.results if at > since and answer.result == "ok" and (not failed or at > failed[-1])]
+        return good[0] - since if failed else 0.0
+
+
+def announcements(packets: list[Packet], ip: str) -> list[Packet]:
+    if ":" in ip:
+        return [p for p in packets if ICMPv6ND_NA in p and p[ICMPv6ND_NA].tgt == ip]
+    return [p for p in packets if ARP in p and p[ARP].psrc == p[ARP].pdst == ip]
+
+
+def reaches(world: L2World, ip: str) -> Answer:
+    return ask(world.client, ip, 80, timeout=1)
+
+
+def test_one_node_answers_for_each_address_and_only_for_those_of_the_pools(world: L2World) -> None:
+    owners = {ip: world.owner(ip) for ip in (VIP, VIP6, LOCAL)}
+    world.client.run(["ip", "neigh", "flush", "all"])
+    assert owners[LOCAL].name == "n2", "only it has an endpoint"
+    with Capture(world.client, "eth0") as seen:
+        for ip in (VIP, VIP6, LOCAL):
+            assert reaches(world, ip).result == "ok", ip
+        assert reaches(world, "172.30.0.230").result != "ok", "in no pool"
+        packets = seen.packets()
+    for ip in (VIP, LOCAL):
+        answers = {p[ARP].hwsrc for p in packets if ARP in p and p[ARP].op == 2 and p[ARP].psrc == ip}
+        mac = owners[ip].ns.netlink(lambda ipr: ipr.get_links(ifname="eth0")[0].get_attr("IFLA_ADDRESS"))
+        assert answers == {mac}, "exactly the owner"
+    advertised = {p[Ether].src for p in packets if ICMPv6ND_NA in p and p[ICMPv6ND_NA].tgt == VIP6}
+    assert advertised == {owners[VIP6].ns.netlink(lambda ipr: ipr.get_links(ifname="eth0")[0].get_attr("IFLA_ADDRESS"))}
+    for node in world.nodes:
+        assert VIP not in node.ns.run(["ip", "addr"]).stdout, "it is on no interface"
+    assert reaches(world, LOCAL).peer == "172.30.0.2", "externalTrafficPolicy Local: the client's own address"
+
+
+def kill(world: L2World, node: Node) -> None:
+    node.stop(signal.SIGKILL)
+
+
+def cut_off(world: L2World, node: Node) -> None:
+    """From the API server, not from the wire."""
+    node.ns.run(["nft", DROP + "add rule inet cut out ip daddr 172.30.0.1 drop"])
+
+
+def unplug(world: L2World, node: Node) -> None:
+    node.ns.run(["ip", "link", "set", "eth0", "down"])
+
+
+@pytest.mark.parametrize("end", [kill, cut_off, unplug], ids=lambda end: end.__name__)
+@pytest.mark.parametrize("ip", [VIP, VIP6], ids=["IPv4", "IPv6"])
+def test_another_node_takes_over_within_two_seconds(world: L2World, ip: str, end: Callable[[L2World, Node], None]) -> None:
+    owner = world.owner(ip)
+    time.sleep(1.2)  # contact with the API server is steady
+    with Poll(world, ip) as poll, Capture(world.client, "eth0") as seen:
+        since, clock = time.monotonic(), time.time()
+        end(world, owner)
+        until(lambda: announcements(seen.packets(), ip), "another node announces the address")
+        first = announcements(seen.packets(), ip)[0]
+        assert first[Ether].src != owner.ns.netlink(lambda ipr: ipr.get_links(ifname="eth0")[0].get_attr("IFLA_ADDRESS"))
+        gap = poll.works_again(since)
+    results = poll.results
+    assert gap <= TAKEOVER, f"{gap:.2f} s; announced {time.time() - clock:.2f} s"
+    assert {answer.result for at, answer in results if at > since + gap} == {"ok"}
+    if end is not unplug:
+        until(lambda: ip not in owner.mine(), "the old owner knows")
+
+
+def test_a_node_that_stops_hands_over_at_once_and_gets_its_addresses_back(world: L2World) -> None:
+    owner = world.owner(VIP)
+    with Poll(world, VIP) as poll:
+        owner.stop()
+        until(lambda: any(VIP in node.mine() for node in world.nodes), "another node")
+        owner.start()
+        world.settle(VIP)
+        assert world.owner(VIP) is owner
+        seen = len(poll.results)
+        until(lambda: len(poll.results) > seen + 10, "connections through it")
+    failed = [answer.result for _, answer in poll.results if answer.result != "ok"]
+    assert len(failed) <= 2, "the goodbye is heard; nobody has to miss the node first"
+
+
+def test_an_api_server_that_is_away_for_everyone_moves_nothing(world: L2World) -> None:
+    owners = {ip: world.owner(ip).name for ip in (VIP, VIP6, LOCAL)}
+    time.sleep(1.2)
+    with Capture(world.client, "eth0") as seen:
+        world.switch.run(["nft", f"{DROP} add rule inet cut out tcp sport {world.api.port} drop"])
+        time.sleep(3)
+        assert {ip: world.owner(ip).name for ip in owners} == owners
+        assert reaches(world, VIP).result == "ok"
+        world.switch.run(["nft", "delete table inet cut"])
+        time.sleep(2)
+        assert {ip: world.owner(ip).name for ip in owners} == owners
+        assert not [p for ip in owners for p in announcements(seen.packets(), ip)]
+
+
+def test_with_a_local_policy_the_address_follows_the_endpoint(world: L2World) -> None:
+    assert world.owner(LOCAL).name == "n2"
+    moved = local_slice(world.nodes[2])
+    for node in world.nodes:
+        node.program([moved])
+    world.api.apply(moved)
+    until(lambda: LOCAL in world.nodes[2].mine(), "the node that has the endpoint now")
+    until(lambda: reaches(world, LOCAL).server[0] == world.nodes[2].pod, "its endpoint")
+    world.api.apply(endpoint_slice("local", [], [("", "TCP", TARGET)], name="local-1"))
+    until(lambda: not any(LOCAL in node.mine() for node in world.nodes), "nobody answers where nobody can serve")
+    world.api.delete(POOLS, "podwire-load-balancer", "kube-system")
+    until(lambda: not any(node.mine() for node in world.nodes), "no pools, no addresses")
+
+
+def test_a_contested_address_is_announced_again_and_told(world: L2World) -> None:
+    owner = world.owner(VIP)
+    with Capture(world.client, "eth0") as seen:
+        world.client.call(lambda: claim("eth0", VIP))
+        until(lambda: announcements(seen.packets(), VIP), "the owner speaks up")
+    until(lambda: "somebody else claims an address of ours" in owner.log(), "and says so")
+
+
+def claim(link: str, ip: str) -> None:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.bind((link, 0x0806))
+        mac = sock.getsockname()[4].hex(":")
+        sock.send(bytes(Ether(src=mac, dst="ff:ff:ff:ff:ff:ff") / ARP(op=1, hwsrc=mac, psrc=ip, pdst=ip)))

@@ -1,0 +1,327 @@
+"""The role `lb`: answers ARP and Neighbor Discovery for the load balancer addresses that this node was elected for.
+
+A process of its own: a proxy that writes 44,000 Services for seconds must not look dead to the other nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from podwire_controlplane.api import loadbalancer as lb
+from podwire_controlplane.api import meta
+from podwire_controlplane.client import logs
+from podwire_controlplane.client.config import ConfigError, load
+from podwire_controlplane.client.http import ApiClient, ApiError
+from podwire_controlplane.client.informer import Informer
+from podwire_controlplane.client.reflector import Event
+from podwire_controlplane.client.rolestatus import RoleStatus
+
+from . import frames
+from .addresses import View, usable
+from .election import BEAT, PROBE, Election, decode, encode
+from .wire import Wire, default_uplink
+
+log = logs.get("lb")
+REPEATS = (0.1, 0.4, 1.0)  # seconds after the first announcement: one frame can be lost
+DEFEND = 1.0  # seconds between two defences of an address
+ASK_AGAIN = 0.5
+PROBE_TIMEOUT = 0.5
+
+
+@dataclass(frozen=True)
+class LbConfig:
+    """uplink: the link to the clients and the other nodes; "" for the one of the default route."""
+
+    node_name: str
+    kubeconfig: str | None
+    run_dir: Path
+    uplink: str = ""
+
+
+@dataclass
+class Announcer:
+    """One running responder."""
+
+    config: LbConfig
+    wire: Wire
+    election: Election
+    view: View = field(default_factory=View)
+    nodes: dict[str, meta.Object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.status = RoleStatus(self.config.run_dir, "lb")
+        self.mine: set[str] = set()
+        self.owners: dict[str, str] = {}
+        self.answered = self.moves = 0
+        self._defended: dict[str, float] = {}
+        self._problem = ""
+        self._slices_wanted = asyncio.Event()
+
+    # What the API says
+
+    def on_service(self, event: Event) -> None:
+        if self.view.service(event.key, None if event.type == "DELETED" else event.object):
+            self.decide()
+        if self.view.wants_slices:
+            self._slices_wanted.set()
+
+    def on_slice(self, event: Event) -> None:
+        if self.view.slice(event.key, None if event.type == "DELETED" else event.object):
+            self.decide()
+
+    def on_config(self, event: Event) -> None:
+        pools, problems = lb.parse(None if event.type == "DELETED" else event.object)
+        for problem in problems:
+            log.warn("pool cannot be used as it says", object=event.key, problem=problem)
+        self.view.pools = pools
+        self.decide()
+
+    def on_node(self, event: Event) -> None:
+        if event.type == "DELETED":
+            self.nodes.pop(event.key, None)
+        else:
+            self.nodes[event.key] = event.object
+        self.decide()
+
+    # What the wire says
+
+    def hear(self, frame: bytes) -> None:
+        now = time.monotonic()
+        if frame[12:14] == b"\x88\xb5":
+            beat = decode(frames.beat_body(frame))
+            if beat is not None and self.election.hear(beat, now):
+                self.decide()
+            return
+        for said in frames.read(frame):
+            if isinstance(said, frames.Question):
+                if said.target in self.mine:
+                    self.answered += 1
+                    self._send(frames.answer(said, self.wire.mac))
+            elif said.ip in self.mine and said.mac != self.wire.mac:
+                self._contested(said, now)
+
+    def _contested(self, claim: frames.Claim, now: float) -> None:
+        """Somebody else says that it has our address. Another node that lost or won it knows by the next beat."""
+        self.decide()
+        if claim.ip in self.mine and now - self._defended.get(claim.ip, -DEFEND) >= DEFEND:
+            self._defended[claim.ip] = now
+            log.warn("somebody else claims an address of ours; announced again", address=claim.ip, mac=claim.mac.hex(":"))
+            self._announce([claim.ip])
+
+    def _send(self, frame: bytes) -> None:
+        try:
+            self.wire.send(frame)
+        except (OSError, KeyError) as err:
+            self._problem = f"{self.wire.link}: {err}"
+
+    def _announce(self, ips: Iterable[str]) -> None:
+        for ip in ips:
+            if ip in self.mine:
+                for frame in frames.announcements(ip, self.wire.mac):
+                    self._send(frame)
+
+    # Decisions
+
+    @property
+    def active(self) -> bool:
+        return bool(self.view.pools)
+
+    def decide(self) -> None:
+        """Who answers for what, as of now. Cheap and idempotent: called for everything that happens."""
+        now = time.monotonic()
+        addresses = self.view.addresses()
+        self.owners = self.election.owners(addresses, usable(self.nodes.values()), now)
+        mine = {ip for ip, node in self.owners.items() if node == self.config.node_name}
+        won, lost = mine - self.mine, self.mine - mine
+        if not won and not lost:
+            return
+        self.mine = mine
+        self.moves += len(won)
+        self.wire.hear_questions(mine)
+        self._announce(sorted(won))
+        for delay in REPEATS if won else ():
+            asyncio.get_running_loop().call_later(delay, self._announce, sorted(won))
+        for ip in sorted(won):
+            log.info("answering for a load balancer's address", address=ip, service=self.view.holder(ip))
+        for ip in sorted(lost):
+            log.info("no longer answering for an address", address=ip, now=self.owners.get(ip, "nobody"))
+        self.report()
+
+    def report(self) -> None:
+        addresses, now = self.view.addresses(), time.monotonic()
+        figures: dict[str, Any] = {"addresses": len(addresses), "mine": sorted(self.mine), "moves": self.moves}
+        if self._problem:
+            self.status.update(ready=False, message=self._problem, reason="LinkDown", **figures)
+        elif not self.active:
+            self.status.update(ready=True, message="no load balancer pools", **figures)
+        else:
+            message = f"answers for {len(self.mine)} of {len(addresses)} load balancer addresses on {self.wire.link}"
+            message += f", {len(self.election.alive(now))} nodes heard"
+            orphans = sorted(addresses.keys() - self.owners.keys())
+            if orphans and self.election.ready(now):
+                message += f"; no node can serve {', '.join(orphans[:5])}"
+            self.status.update(ready=True, message=message, **figures)
+
+    # Loops
+
+    async def run(self, api: ApiClient) -> None:
+        path = f"/api/v1/namespaces/{lb.CONFIG_NAMESPACE}/configmaps"
+        informers = [
+            Informer(api, path, field_selector=f"metadata.name={lb.CONFIG_NAME}", on_event=self.on_config),
+            Informer(api, "/api/v1/nodes", on_event=self.on_node),
+            Informer(api, "/api/v1/services", on_event=self.on_service, keep=_stub)]
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._beats())
+            group.create_task(self._probes(api))
+            for informer in informers:
+                group.create_task(informer.run())
+            for informer in informers:
+                await informer.synced.wait()
+            if not self._slices_wanted.is_set():
+                self._synced()
+            await self._slices_wanted.wait()
+            slices = Informer(api, "/apis/discovery.k8s.io/v1/endpointslices", on_event=self.on_slice, keep=_stub)
+            group.create_task(slices.run())
+            await slices.synced.wait()
+            self._synced()
+
+    def _synced(self) -> None:
+        self.election.synced = True
+        self.decide()
+        self.report()
+
+    async def _beats(self) -> None:
+        loop, turn, was = asyncio.get_running_loop(), 0, False
+        while True:
+            if not self.wire.sockets():
+                self._reopen(loop)
+            if self.active and not was:
+                self.election.started = time.monotonic()  # nobody was listened to while there was nothing to give
+            was = self.active
+            if self.active:
+                self._send(frames.beat(self.wire.mac, encode(self.election.tell(time.monotonic()))))
+            self.decide()
+            turn += 1
+            if turn % 8 == 0:
+                self.report()
+            await asyncio.sleep(BEAT)
+
+    def _reopen(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            if not self.wire.link:
+                self.wire.link = self.config.uplink or default_uplink()
+            if not self.wire.link:
+                raise OSError("there is no default route; name the link to the clients")
+            self.wire.open()
+        except OSError as err:
+            self._problem = f"{self.wire.link or 'uplink'}: {err.strerror or err}"
+            self.wire.close()
+            self.report()
+            return
+        self._problem = ""
+        for sock in self.wire.sockets():
+            loop.add_reader(sock.fileno(), self._readable, loop, sock)
+        log.info("on the wire", link=self.wire.link, mac=self.wire.mac.hex(":"))
+
+    def _readable(self, loop: asyncio.AbstractEventLoop, sock: Any) -> None:
+        try:
+            self.wire.receive(sock, self.hear)
+        except OSError as err:
+            self._problem = f"{self.wire.link}: {err.strerror or err}"
+            log.warn("the link is down", link=self.wire.link, error=str(err))
+            for one in self.wire.sockets():
+                loop.remove_reader(one.fileno())
+            self.wire.close()  # the next beat opens it again
+
+    async def _probes(self, api: ApiClient) -> None:
+        contact = self.election.contact
+        while True:
+            now = time.monotonic()
+            needed = bool(self.mine) or (bool(self.view.addresses()) and self.election.witness(now))
+            if contact.wanted(now, needed):
+                try:
+                    await api.request("GET", "/livez", timeout=PROBE_TIMEOUT)
+                    contact.worked(time.monotonic())
+                except ApiError as err:
+                    if err.code:
+                        contact.worked(time.monotonic())  # an answer, whatever it says
+                    else:
+                        contact.failed()
+            await asyncio.sleep(max(0.0, now + PROBE - time.monotonic()))
+
+    def leave(self) -> None:
+        """Tell the others that we go, so that nobody has to miss us first."""
+        self.election.leaving = True
+        if self.active:
+            for _ in range(2):
+                self._send(frames.beat(self.wire.mac, encode(self.election.tell(time.monotonic()))))
+        self.mine = set()
+
+
+def _stub(obj: meta.Object) -> meta.Object:
+    kept = {name: obj["metadata"][name] for name in ("name", "namespace", "resourceVersion") if name in obj["metadata"]}
+    return {"metadata": kept}
+
+
+async def _cluster(api: ApiClient) -> str:
+    """The uid of namespace kube-system, by which clusters on one wire are told apart. Asks until there is an answer."""
+    while True:
+        with contextlib.suppress(ApiError):
+            return meta.uid(await api.get("/api/v1/namespaces/kube-system"))
+        await asyncio.sleep(ASK_AGAIN)
+
+
+async def _main(config: LbConfig) -> None:
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    status = RoleStatus(config.run_dir, "lb")
+    status.update(ready=False, message="waiting for the API server", reason="Starting")
+
+    async def work() -> None:
+        async with ApiClient(load(config.kubeconfig)) as api:
+            cluster = await _cluster(api)
+            made.append(Announcer(config, Wire(config.uplink), Election(cluster, config.node_name, time.monotonic())))
+            await made[0].run(api)
+
+    made: list[Announcer] = []
+    task, told = asyncio.ensure_future(work()), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        task.result()
+    for announcer in made:
+        announcer.leave()
+    task.cancel()
+    told.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def run(config: LbConfig) -> None:
+    """Serve until SIGTERM or SIGINT, inside the node's network namespace. Raises ConfigError."""
+    logs.configure(node=config.node_name)
+    log.info("starting", uplink=config.uplink or "of the default route")
+    asyncio.run(_main(config))
+    log.info("stopped; other nodes take its addresses over")
+
+
+@click.command("lb")
+@click.option("--node-name", envvar="NODE_NAME", required=True, help="name of this machine's Node object")
+@click.option("--kubeconfig", envvar="KUBECONFIG", help="kubeconfig file (default: in-cluster)")
+@click.option("--run-dir", default="/run/podwire", type=click.Path(path_type=Path), show_default=True)
+@click.option("--uplink", default="", help="the link to clients and other nodes [of the default route]")
+def command(node_name: str, kubeconfig: str | None, run_dir: Path, uplink: str) -> None:
+    """Answer ARP and Neighbor Discovery for load balancers' addresses, in turn with the other nodes."""
+    try:
+        run(LbConfig(node_name, kubeconfig, run_dir, uplink))
+    except (ConfigError, OSError) as err:
+        raise click.ClickException(str(err)) from err

@@ -1,0 +1,155 @@
+"""Which node answers for a load balancer's address. Pure: `now` is seconds of any monotonic clock.
+
+No leader, no lock, no write to the API: every node broadcasts a small beat on the nodes' own wire, and each computes the same
+answer from the beats it hears, the highest hash of address and node among those that can serve the address. So one node's end
+moves only the addresses it had, and what counts as alive is judged where it matters, on the wire that the clients use.
+
+A node can serve if it is heard, knows the cluster (its first lists are there), and is not cut off from the API: its view of
+Services would go stale. An API server that is away for everyone moves nothing: a node counts as cut off only while another
+one has talked with the API server for a second without a break. Owners and a few witnesses ask it, so that the load does
+not grow with the cluster.
+
+    beat every 0.25 s; a node unheard for 1 s is gone; a starting node listens for 1.2 s before it answers for anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+BEAT, DEAD, LISTEN = 0.25, 1.0, 1.2
+PROBE = 0.25  # between two questions to the API server
+STALE, FRESH, STEADY = 1.1, 0.7, 1.0  # API contact: lost, recent, without a break for
+WITNESSES = 3
+UNKNOWN = -1.0
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """cluster: uid of namespace kube-system, since clusters may share a wire. ready: may be given addresses. age: seconds since
+    the API server last answered, steady: since when without a break; UNKNOWN where nobody asked."""
+
+    cluster: str
+    node: str
+    ready: bool
+    age: float = UNKNOWN
+    steady: float = UNKNOWN
+
+
+_decode = msgspec.json.Decoder(Beat).decode
+
+
+def encode(beat: Beat) -> bytes:
+    return msgspec.json.encode(beat)
+
+
+def decode(body: bytes) -> Beat | None:
+    """None for what is no beat."""
+    try:
+        return _decode(body)
+    except msgspec.MsgspecError:
+        return None
+
+
+@dataclass(slots=True)
+class Contact:
+    """Of this node with the API server."""
+
+    since: float | None = None  # the first success of an unbroken series
+    last: float | None = None
+
+    def worked(self, now: float) -> None:
+        self.since = now if self.since is None else self.since
+        self.last = now
+
+    def failed(self) -> None:
+        self.since = None
+
+    def wanted(self, now: float, needed: bool) -> bool:
+        """Ask the API server? Where contact was lost, on and on until it is steady again: a node that stopped asking when it
+        lost its addresses would look fit for them at once."""
+        if not needed and (self.last is None or (self.since is not None and now - self.since >= STEADY)):
+            self.since = self.last = None
+            return False
+        self.last = now if self.last is None else self.last
+        return True
+
+    def told(self, now: float) -> tuple[float, float]:
+        """(age, steady) of a beat."""
+        return (UNKNOWN if self.last is None else now - self.last,
+                UNKNOWN if self.since is None else now - self.since)
+
+
+@dataclass(slots=True)
+class Heard:
+    beat: Beat
+    at: float
+
+
+def rank(ip: str, node: str) -> bytes:
+    return hashlib.sha256(f"{ip} {node}".encode()).digest()
+
+
+@dataclass(slots=True)
+class Election:
+    """`hear` each beat, `tell` makes our own, `owners` says who answers for what."""
+
+    cluster: str
+    node: str
+    started: float
+    synced: bool = False  # our first lists are there
+    leaving: bool = False
+    contact: Contact = field(default_factory=Contact)
+    heard: dict[str, Heard] = field(default_factory=dict)
+
+    def hear(self, beat: Beat, now: float) -> bool:
+        """True where it may change an owner: a node that is new, or whose state is another."""
+        if beat.cluster != self.cluster or beat.node == self.node:
+            return False
+        known = self.heard.get(beat.node)
+        self.heard[beat.node] = Heard(beat, now)
+        return known is None or known.beat.ready != beat.ready or now - known.at > DEAD
+
+    def ready(self, now: float) -> bool:
+        return self.synced and not self.leaving and now - self.started >= LISTEN
+
+    def tell(self, now: float) -> Beat:
+        age, steady = self.contact.told(now)
+        return Beat(self.cluster, self.node, self.ready(now), age, steady)
+
+    def alive(self, now: float) -> dict[str, Beat]:
+        """All nodes that are heard, ourselves among them, with API contact as of now."""
+        found = {self.node: self.tell(now)}
+        for name, one in list(self.heard.items()):
+            if now - one.at > DEAD:
+                del self.heard[name]
+                continue
+            passed, beat = now - one.at, one.beat
+            age = beat.age if beat.age == UNKNOWN else beat.age + passed
+            found[name] = Beat(beat.cluster, beat.node, beat.ready, age, beat.steady)
+        return found
+
+    def candidates(self, now: float) -> frozenset[str]:
+        """Nodes that may be given addresses."""
+        ready = {name: beat for name, beat in self.alive(now).items() if beat.ready}
+        if any(0 <= beat.age <= FRESH and beat.steady >= STEADY for beat in ready.values()):
+            return frozenset(name for name, beat in ready.items() if beat.age <= STALE)
+        return frozenset(ready)
+
+    def witness(self, now: float) -> bool:
+        """Is this node one of the few that ask the API server even without an address?"""
+        return self.node in sorted(self.alive(now), key=lambda name: rank("witness", name))[:WITNESSES]
+
+    def owners(self, addresses: Mapping[str, frozenset[str] | None], usable: Iterable[str], now: float) -> dict[str, str]:
+        """address -> node. addresses: with the nodes that can serve each, None for all. usable: nodes that the API knows and
+        calls ready; where none of them is heard, every node that is heard will do."""
+        heard = self.candidates(now)
+        nodes = heard & frozenset(usable) or heard
+        out = {}
+        for ip, only in addresses.items():
+            able = nodes if only is None else nodes & only
+            if able:
+                out[ip] = max(able, key=lambda name: rank(ip, name))
+        return out
