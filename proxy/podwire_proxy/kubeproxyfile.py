@@ -130,11 +130,17 @@ def read(document: Any) -> tuple[dict[str, Any], list[str]]:
 
 def _mode(reader: Reader, fields: dict[str, Any]) -> None:
     """kube-proxy's mode and the section that belongs to it. Whatever the mode, the behaviour here is that of `nftables`."""
-    mode = reader.take("mode") or "iptables"
-    if mode not in ("iptables", "ipvs", "nftables"):
+    mode = reader.take("mode") or ""
+    if mode not in ("", "iptables", "ipvs", "nftables"):
         raise ConfigError(f"mode: {mode!r} is none of iptables, ipvs, nftables")
-    if mode != "nftables":
-        reader.notes.append(f"mode: {mode} is served by the nftables backend, with kube-proxy's nftables behaviour")
+    if mode == "iptables":
+        reader.notes.append("mode: iptables is served with the behaviour of kube-proxy's nftables mode")
+    elif mode != "nftables":
+        reader.notes.append(f"mode: {mode or 'the default, iptables,'} is served by the nftables backend" + (
+            "" if mode else "; --backend iptables"))
+    if mode in ("iptables", "nftables"):
+        fields["backend"] = mode
+    mode = mode or "iptables"
     for section in ("iptables", "nftables"):
         masquerade = reader.take(f"{section}.masqueradeAll", bool)
         period, least = (reader.duration(f"{section}.{key}") for key in ("syncPeriod", "minSyncPeriod"))
@@ -148,13 +154,14 @@ def write(config: Any) -> dict[str, Any]:
     """The running ProxyConfig in the file's terms, for /configz."""
     interface = {"BridgeInterface": "bridgeInterface", "InterfaceNamePrefix": "interfaceNamePrefix"}.get(config.detect_local)
     settings = dict(config.conntrack)
+    sections: dict[str, dict[str, Any]] = {"nftables": {}, "iptables": {"localhostNodePorts": config.localhost_node_ports}}
+    sections[config.backend] |= {"masqueradeAll": config.masquerade_all, "minSyncPeriod": f"{config.min_interval}s",
+                                 "syncPeriod": f"{config.healthz_timeout / 2}s"}
     return {
         "apiVersion": API, "kind": KIND, "mode": config.backend, "hostnameOverride": config.node_name,
         "clientConnection": {"kubeconfig": config.kubeconfig or ""}, "clusterCIDR": ",".join(config.cluster_cidrs),
         "healthzBindAddress": config.healthz_address, "metricsBindAddress": config.metrics_address,
         "nodePortAddresses": list(config.node_port_addresses), "detectLocalMode": config.detect_local,
         "detectLocal": {interface: config.local_interface} if interface else {},
-        "nftables": {"masqueradeAll": config.masquerade_all, "minSyncPeriod": f"{config.min_interval}s",
-                     "syncPeriod": f"{config.healthz_timeout / 2}s"},
-        "iptables": {"localhostNodePorts": config.localhost_node_ports},
+        **sections,
         "conntrack": {key: f"{settings[name]}s" for key, name in SYSCTLS.items() if name in settings}}

@@ -55,7 +55,29 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: "", roo
 def test_kubeadms_file_is_taken_as_it_is() -> None:
     fields, notes = kubeproxyfile.read(yaml.safe_load(KUBEADM))
     assert fields == {"kubeconfig": "/var/lib/kube-proxy/kubeconfig.conf", "cluster_cidrs": ("10.244.0.0/16", "fd00:244::/56")}
-    assert notes == ["mode: iptables is served by the nftables backend, with kube-proxy's nftables behaviour"]
+    assert notes == ["mode: the default, iptables, is served by the nftables backend; --backend iptables"]
+
+
+@pytest.mark.parametrize(("mode", "backend", "words"), [
+    ("iptables", "iptables", "behaviour of kube-proxy's nftables mode"), ("nftables", "nftables", ""),
+    ("ipvs", "nftables", "served by the nftables backend")])
+def test_the_mode_chooses_the_backend(mode: str, backend: str, words: str) -> None:
+    section = {"masqueradeAll": True, "syncPeriod": "5s"} if mode != "ipvs" else {}
+    fields, notes = kubeproxyfile.read({**HEAD, "mode": mode, mode: section})
+    config = replace(BASE, **fields)
+    check(config)
+    assert config.backend == backend
+    assert len(notes) == bool(words)
+    assert all(words in note for note in notes)
+    if mode != "ipvs":
+        again, _ = kubeproxyfile.read(kubeproxyfile.write(config))
+        assert replace(config, **again) == config
+
+
+@pytest.mark.parametrize("wrong", [{"backend": "ipvs"}, {"iptables_variant": "xt"}])
+def test_a_backend_that_is_none_is_named(wrong: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: .* is not known; use"):
+        check(replace(BASE, **wrong))  # type: ignore[arg-type]  # the fields are text
 
 
 def test_every_setting_with_a_counterpart_carries_over() -> None:
@@ -70,7 +92,7 @@ def test_every_setting_with_a_counterpart_carries_over() -> None:
     config = replace(BASE, **fields)
     check(config)
     assert config == replace(
-        BASE, node_name="worker", healthz_address="0.0.0.0:10256", metrics_address="127.0.0.1:10249",
+        BASE, node_name="worker", backend="nftables", healthz_address="0.0.0.0:10256", metrics_address="127.0.0.1:10249",
         node_port_addresses=("192.0.2.0/24",), detect_local="BridgeInterface", local_interface="cni0", masquerade_all=True,
         healthz_timeout=180.0, localhost_node_ports=True, min_interval=0.5, conntrack=(
             ("nf_conntrack_tcp_timeout_established", 86400), ("nf_conntrack_tcp_timeout_close_wait", 3600),
