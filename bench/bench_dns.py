@@ -127,7 +127,7 @@ class Peer:
         run_dir.mkdir()
         config = self.api.kubeconfig(run_dir / "kubeconfig")
         common = ["--node-name", "b", "--run-dir", str(run_dir), "--port", str(self.port), "--pod-cidr", POD_CIDR,
-                  "--listen", ADDRESS, "--kubeconfig", str(config)]
+                  "--upstream", "none", "--listen", ADDRESS, "--kubeconfig", str(config)]
         self.feeder = self._start(sys.executable, "-m", "podwire_dns.main", "feeder", *common, cpu=f"{SERVER_CPU},{CLIENT_CPU}")
         return self._start(sys.executable, "-m", "podwire_dns.main", "server", *common)
 

@@ -188,7 +188,7 @@ def test_a_bad_setting_is_an_error_line_not_a_traceback(lab: Lab, tmp_path: Path
     with FakeApi(node) as api, World(node, api, tmp_path, [], ["--upstream", DNS_ADDRESS]) as made:
         made.start("server")
         assert made.processes["server"].wait(10) == 1
-        assert made.logs().splitlines()[-1].startswith(f"podwire dns server: upstreams: '{DNS_ADDRESS}' is this DNS itself")
+        assert made.logs().splitlines()[-1].startswith(f"podwire dns server: upstream '{DNS_ADDRESS}' is this DNS itself")
 
 
 def test_the_api_server_goes_away_and_comes_back_changed(lab: Lab, tmp_path: Path) -> None:

@@ -8,16 +8,17 @@ with a record: NODATA and NXDOMAIN with SOA (RFC 2308), aliases, pods, errors, o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dnslib import CNAME as CnameData
-from dnslib import QTYPE, RR, DNSHeader, DNSLabel, DNSQuestion, DNSRecord
+from dnslib import RR, DNSHeader, DNSQuestion, DNSRecord
 
 from . import names, wire
 from .cache import Cache, Upstreamed
 from .feed import Delta, Hello
 from .pack import A_IN, AAAA_IN, CNAME_IN, PTR_IN, SRV_IN, Packer
 from .rtypes import AAAA, ADDRESS_TYPES, CNAME, NS, PTR, SOA, SRV, TXT, A
+from .rules import BadRule, Local, Rewritten, Rules, label, restore
 from .wire import AA, AD, CD, COUNTS, EMPTY, IN, NOERROR, NXDOMAIN, RA, RD, REFUSED, SERVFAIL, Malformed, Query
 
 MAX_ALIASES = 8
@@ -108,6 +109,9 @@ class Pending:
     ask: bytes
     chain: tuple[tuple[bytes, bytes], ...] = ()
     completed: bool = False  # autopath: `ask` is what remained of a search path's name
+    asked: Query | None = None  # the question before a rule rewrote it
+    asked_limit: int = 0
+    rewritten: Rewritten | None = None
 
     @property
     def dnssec_ok(self) -> bool:
@@ -127,7 +131,8 @@ class Answerer:
     """`handle` for every message; where it returns Pending, `finish` once the upstream's answer (or None) is there.
 
     recursion: are there upstreams? autopath: complete search paths here. loop_probe: a name that only our own probe asks for;
-    `looped`: it came back. rand: a number in [0, n). clock: monotonic seconds, for the cache.
+    `looped`: it came back. rand: a number in [0, n). clock: monotonic seconds, for the cache. rules: of a Corefile, None where
+    there are none. shuffle: addresses begin at a random one.
     """
 
     data: ZoneData
@@ -138,6 +143,8 @@ class Answerer:
     autopath: bool = False
     loop_probe: bytes = b""
     looped: bool = False
+    rules: Rules | None = None
+    shuffle: bool = True
     counts: dict[str, int] = field(default_factory=lambda: {"hit": 0, "slow": 0, "forward": 0, "error": 0})
 
     def handle(self, data: bytes, *, udp: bool) -> bytes | Pending | None:
@@ -168,16 +175,21 @@ class Answerer:
             tail = b"\0\0\x29\x04\xd0\0\0" + (b"\x80\0" if data[-4] & 0x80 else b"\0\0") + b"\0\0"
         else:
             return None
-        zone_data = self.data
-        value = zone_data.answers.get(wire.lower(question))
+        if self.rules is not None:
+            return None
+        value = self.data.answers.get(wire.lower(question))
         if value is None or 12 + len(question) + len(value) - 6 + len(tail) > (limit if udp else wire.TCP_SIZE):
             return None
         self.counts["hit"] += 1
-        if value[1] > 1 or value[0]:
-            value = wire.rotate(value, question[-3], self.rand(value[0] << 8 | value[1]))
+        value = self._shuffled(value, question[-3])
         counts = value[:6] if not tail else value[:4] + ((value[4] << 8 | value[5]) + 1).to_bytes(2)
         flags = bytes((0x84 | data[2] & 1, (0x80 if self.recursion else 0) | data[3] & 0x10))
         return b"".join((data[:2], flags, b"\0\x01", counts, question, value[6:], tail))
+
+    def _shuffled(self, value: bytes, qtype: int) -> bytes:
+        if self.shuffle and (value[1] > 1 or value[0]):
+            return wire.rotate(value, qtype, self.rand(value[0] << 8 | value[1]))
+        return value
 
     def absent(self, key: bytes) -> tuple[int, bytes] | None:
         """(rcode, value) for a question of the cluster zone that has no answer, without parsing; None: take `handle`.
@@ -217,7 +229,37 @@ class Answerer:
             return self._error(self._reply(query, EMPTY, limit, rcode=REFUSED))
         if query.qtype in (0, wire.OPT):
             return self._error(self._reply(query, EMPTY, limit, rcode=wire.FORMERR))
-        return self._resolve(query, limit)
+        return self._resolve(query, limit) if self.rules is None else self._by_rules(self.rules, query, limit)
+
+    def _by_rules(self, known: Rules, query: Query, limit: int) -> bytes | Pending:
+        found = known.find(query.key)
+        if found is None:
+            return self._resolve(query, limit)
+        if isinstance(found, Local):
+            return self._reply(query, found.value, limit, rcode=found.rcode, flags=AA)
+        inner = replace(query, question=found.key, key=found.key)
+        local = known.local(found.key)
+        if local is not None:
+            response = self._reply(inner, local.value, wire.TCP_SIZE, rcode=local.rcode, flags=AA)
+            return self._restored(query, limit, found, response)
+        answer = self._resolve(inner, wire.TCP_SIZE)
+        if isinstance(answer, Pending):
+            return replace(answer, asked=query, asked_limit=limit, rewritten=found)
+        return self._restored(query, limit, found, answer)
+
+    def _restored(self, query: Query, limit: int, rewritten: Rewritten, response: bytes) -> bytes:
+        """The response to the question as it was asked, from the one to the rewritten question."""
+        _, flags, _, an, ns, ar = wire.HEADER.unpack_from(response)
+        rcode, end = flags & 0xF, len(response)
+        if query.edns is not None:
+            end -= len(wire.opt(query.edns, rcode))
+            ar -= 1
+        value = COUNTS.pack(an, ns, ar) + response[12 + len(rewritten.key):end]
+        try:
+            value = restore(query.key, rewritten, value)
+        except BadRule:
+            return self._error(self._reply(query, EMPTY, limit, rcode=SERVFAIL))
+        return self._reply(query, value, limit, rcode=rcode, flags=flags & (AA | AD))
 
     def _resolve(self, query: Query, limit: int) -> bytes | Pending:
         data = self.data
@@ -227,8 +269,7 @@ class Answerer:
             key = name + query.key[-4:]
             value = data.answers.get(key)
             if value is not None:
-                value = wire.rotate(value, query.qtype, self.rand(max(1, value[0] << 8 | value[1])))
-                return self._found(query, limit, tuple(chain), key, value)
+                return self._found(query, limit, tuple(chain), key, self._shuffled(value, query.qtype))
             apex = data.apex_of(name)
             if apex is None:
                 return self._outside(Pending(query, limit, key, tuple(chain)))
@@ -324,6 +365,12 @@ class Answerer:
 
     def finish(self, pending: Pending, answer: Upstreamed | None) -> bytes:
         """The response to a query that waited. answer: None where no upstream answered."""
+        response = self._finish(pending, answer)
+        if pending.rewritten is None or pending.asked is None:
+            return response
+        return self._restored(pending.asked, pending.asked_limit, pending.rewritten, response)
+
+    def _finish(self, pending: Pending, answer: Upstreamed | None) -> bytes:
         query, limit = pending.query, pending.limit
         if pending.completed and answer is not None and answer.rcode == NXDOMAIN:
             return self._nxdomain(query, limit)
@@ -346,9 +393,9 @@ def join(key: bytes, chain: tuple[tuple[bytes, bytes], ...], final_key: bytes, f
     `final` (an upstream may have sent anything) cannot be read.
     """
     try:
-        out = DNSRecord(DNSHeader(qr=1), q=DNSQuestion(_label(key[:-4]), int.from_bytes(key[-4:-2])))
+        out = DNSRecord(DNSHeader(qr=1), q=DNSQuestion(label(key[:-4]), int.from_bytes(key[-4:-2])))
         for owner, target in chain:
-            out.add_answer(RR(_label(owner), CNAME, rdata=CnameData(_label(target)), ttl=ttl))
+            out.add_answer(RR(label(owner), CNAME, rdata=CnameData(label(target)), ttl=ttl))
         an = int.from_bytes(final[:2])
         if an:
             message = wire.HEADER.pack(0, wire.QR, 1, an, 0, 0) + final_key + final[6:]
@@ -357,16 +404,3 @@ def join(key: bytes, chain: tuple[tuple[bytes, bytes], ...], final_key: bytes, f
     except Exception as err:  # dnslib raises its own errors, and struct's, UnicodeError's and IndexError's on garbage
         raise ValueError(f"unreadable answer: {err}") from err
     return COUNTS.pack(len(chain) + an, 0, 0) + packed[12 + len(key):]
-
-
-def _label(name: bytes) -> DNSLabel:
-    parts, at = [], 0
-    while name[at]:
-        parts.append(name[at + 1:at + 1 + name[at]])
-        at += 1 + name[at]
-    return DNSLabel(parts)
-
-
-def type_name(qtype: int) -> str:
-    """For logs and tools: "A", or "TYPE65280" (RFC 3597) where the type has no name."""
-    return str(QTYPE.forward.get(qtype, f"TYPE{qtype}"))

@@ -8,6 +8,7 @@ from .rtypes import SOA
 from .wire import COUNTS, NOERROR, NXDOMAIN, records
 
 NEGATIVE_CAP, POSITIVE_CAP = 30.0, 3600.0
+CAPACITY = 10_000
 POPULAR, PREFETCH_SHARE = 3, 0.1  # asked so often, and in the last tenth of its life: fetched anew
 MAX_VALUE = 8192  # bytes of one answer; with the capacity this bounds the memory whatever upstreams send
 
@@ -42,26 +43,38 @@ class Cache:
     operation. positive_cap, negative_cap: the longest life of an answer, in seconds.
     """
 
-    capacity: int = 10_000
+    capacity: int = CAPACITY
     keep_stale: float = 0.0
     prefetch: bool = False
-    positive_cap: float = POSITIVE_CAP
-    negative_cap: float = NEGATIVE_CAP
     entries: dict[CacheKey, _Entry] = field(default_factory=dict)
     due: set[CacheKey] = field(default_factory=set)
     hits: int = 0
+    denials: int = 0
     misses: int = 0
+    evicted: int = 0
     stale_hits: int = 0
     prefetched: int = 0
 
-    def put(self, key: CacheKey, answer: Upstreamed, now: float) -> None:
-        """Keep an answer if it may be kept: NOERROR and NXDOMAIN, with a TTL above 0 (RFC 2308 for those without data)."""
-        life, ttls = _life(answer, self.positive_cap, self.negative_cap)
+    def resize(self, capacity: int, keep_stale: float, prefetch: bool) -> None:
+        self.capacity, self.keep_stale, self.prefetch = capacity, keep_stale, prefetch
+
+    def clear(self) -> None:
+        self.entries.clear()
+        self.due.clear()
+
+    def put(self, key: CacheKey, answer: Upstreamed, now: float, positive_cap: float = POSITIVE_CAP,
+            negative_cap: float = NEGATIVE_CAP) -> None:
+        """Keep an answer if it may be kept: NOERROR and NXDOMAIN, with a TTL above 0 (RFC 2308 for those without data).
+
+        positive_cap, negative_cap: the longest life of an answer, in seconds.
+        """
+        life, ttls = _life(answer, positive_cap, negative_cap)
         if life <= 0 or len(answer.value) > MAX_VALUE:
             return
         self.entries.pop(key, None)
         while len(self.entries) >= self.capacity:
             self.entries.pop(next(iter(self.entries)), None)
+            self.evicted += 1
         self.entries[key] = _Entry(answer, now, now + life, ttls)
 
     def get(self, key: CacheKey, now: float) -> Upstreamed | None:
@@ -73,6 +86,7 @@ class Cache:
             self.misses += 1
             return None
         self.hits += 1
+        self.denials += entry.answer.rcode != NOERROR
         entry.hits += 1
         if self.prefetch and entry.hits >= POPULAR and entry.expires - now < (entry.expires - entry.stored) * PREFETCH_SHARE:
             self.due.add(key)
@@ -83,7 +97,6 @@ class Cache:
         for at, ttl in entry.ttls:
             value[at:at + 4] = max(0, ttl - age).to_bytes(4)
         return Upstreamed(entry.answer.rcode, bytes(value), entry.answer.ad)
-
 
     def stale(self, key: CacheKey, now: float) -> Upstreamed | None:
         """An answer that expired less than `keep_stale` seconds ago, with TTLs of 0 (RFC 8767)."""

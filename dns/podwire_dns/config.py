@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import names
-from .cache import NEGATIVE_CAP, POSITIVE_CAP
-from .forward import POLICIES
+from .cache import CAPACITY, NEGATIVE_CAP, POSITIVE_CAP
+from .forward import DOWN_AFTER, EXPIRE, NO_TLS, POLICIES, TLS, Route, Tls
+from .rules import Block
 from .schema import Schema
 
 MAX_TTL = 3600
+RESOLV_CONF = "/etc/resolv.conf"
+PORT, TLS_PORT = 53, 853
+WILDCARDS = ("0.0.0.0", "::")
 
 
 class BadConfig(ValueError):
@@ -18,22 +22,45 @@ class BadConfig(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Forward:
+    """Who is asked for the names below `domain` ("." for all others). upstreams: as DnsConfig's; none: such names are refused.
+    The rest is forward.Route's."""
+
+    domain: str
+    upstreams: tuple[str, ...]
+    policy: str = "sequential"
+    tls: Tls = NO_TLS
+    force_tcp: bool = False
+    max_fails: int = DOWN_AFTER
+    expire: float = EXPIRE
+    cache_positive: float = POSITIVE_CAP
+    cache_negative: float = NEGATIVE_CAP
+
+
+@dataclass(frozen=True, slots=True)
 class DnsConfig:
     """kubeconfig: None means the pod's own service account. run_dir: holds dns.sock and the status files.
 
-    listen: the cluster DNS addresses, bound on lo where the node does not have them. upstreams: "IP" or "IP#port", asked for
-    names that are not ours; empty: such names are refused. pod_cidrs, service_cidrs: their reverse zones are answered here, all
-    other reverse names are forwarded. ttl: seconds, 0 to 3600. pods: answer a-b-c-d.namespace.pod names; verify_pods:
-    only where there is such a pod (the feeder then watches all pods). notrack: keep DNS on the listen addresses out of
-    conntrack. batches: receive and send many packets at once where that was compiled.
+    listen: the cluster DNS addresses, bound on lo where the node does not have them; "0.0.0.0" and "::" stand for what is
+    there. dns_addresses: where clients reach this DNS, if that is not `listen` (a Service's addresses). pod_cidrs,
+    service_cidrs: their reverse zones are answered here, all other reverse names are forwarded. ttl: seconds, 0 to 3600. pods:
+    answer a-b-c-d.namespace.pod names; verify_pods: only where there is such a pod (the feeder then watches all pods). notrack:
+    keep DNS on the listen addresses out of conntrack. batches: receive and send many packets at once where that was compiled.
+    shuffle: addresses of a name begin at a random one.
+
+    upstreams: "IP", "IP#port", "tls://IP#port" (DNS over TLS), or the path of a resolv.conf, asked for names that are not ours;
+    empty: such names are refused. stubs: "domain=UPSTREAM,UPSTREAM", names below that domain are asked there. forwards: stand
+    in place of both where there are any. tls: for upstreams with tls://. policy: which upstream is asked first: sequential,
+    round_robin or random. autopath: complete a search path's name in one answer. serve_stale: seconds that an expired answer
+    is still given while no upstream answers. prefetch: fetch popular answers anew shortly before they expire. cache_positive,
+    cache_negative: the longest that answers of upstreams, and their absence, are kept, in seconds. cache_capacity: answers.
 
     health_address, ready_address, metrics_address: "host:port" of /health, /ready and /metrics, empty: none. lame_duck: seconds
-    to go on answering after SIGTERM, while /ready already says no. log_queries: a line for each, with the client's pod: slower.
+    to go on answering after SIGTERM, while /ready already says no. log_queries: a line for each, with the client's pod: slower;
+    log_classes: only for answers of these classes (all, success, denial, error); log_names: only for names below these.
 
-    autopath: complete a search path's name in one answer. stubs: "domain=IP[#port],IP[#port]", names below that domain are
-    asked there. policy: which upstream is asked first: sequential, round_robin or random. serve_stale: seconds that an expired
-    answer is still given while no upstream answers. prefetch: fetch popular answers anew shortly before they expire.
-    cache_positive, cache_negative: the longest that answers of upstreams, and their absence, are kept, in seconds.
+    corefile: the path of a CoreDNS Corefile, which stands above the other settings. blocks: its rewrite, template and hosts.
+    reload: seconds between looks at the Corefile, 0: only at SIGHUP. follow: the same for resolv.conf and hosts files.
     """
 
     node_name: str
@@ -42,7 +69,7 @@ class DnsConfig:
     listen: tuple[str, ...] = ("10.96.0.10",)
     port: int = 53
     cluster_domain: str = "cluster.local"
-    upstreams: tuple[str, ...] = ()
+    upstreams: tuple[str, ...] = (RESOLV_CONF,)
     pod_cidrs: tuple[str, ...] = ("10.244.0.0/16",)
     service_cidrs: tuple[str, ...] = ("10.96.0.0/16",)
     ttl: int = 5
@@ -62,6 +89,17 @@ class DnsConfig:
     prefetch: bool = True
     cache_positive: float = POSITIVE_CAP
     cache_negative: float = NEGATIVE_CAP
+    cache_capacity: int = CAPACITY
+    dns_addresses: tuple[str, ...] = ()
+    tls: Tls = NO_TLS
+    forwards: tuple[Forward, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    shuffle: bool = True
+    log_classes: tuple[str, ...] = ("all",)
+    log_names: tuple[str, ...] = ()
+    corefile: str = ""
+    reload: float = 0.0
+    follow: float = 5.0
 
     @property
     def socket_path(self) -> Path:
@@ -73,7 +111,9 @@ class DnsConfig:
             raise BadConfig(f"ttl is {self.ttl}; it must be from 0 to {MAX_TTL} seconds")
         try:
             reverse = dict.fromkeys(z for cidr in (*self.service_cidrs, *self.pod_cidrs) for z in names.reverse_zones(cidr))
-            return Schema(names.fqdn(self.cluster_domain), self.ttl, tuple(reverse), self.addresses(), self.pods)
+            reached = tuple(_ip(a, "dns_addresses") for a in self.dns_addresses) or self.addresses()
+            reached = tuple(address for address in reached if address not in WILDCARDS)
+            return Schema(names.fqdn(self.cluster_domain), self.ttl, tuple(reverse), reached, self.pods)
         except names.BadName as err:
             raise BadConfig(f"cluster_domain, pod_cidrs or service_cidrs: {err}") from err
 
@@ -86,36 +126,52 @@ class DnsConfig:
         """`listen`, checked and in canonical form."""
         return tuple(_ip(address, "listen") for address in self.listen)
 
-    def checked_upstreams(self) -> tuple[str, ...]:
-        """`upstreams` as "IP#port". Raises BadConfig, also where a query would come back to ourselves."""
-        return tuple(self._upstream(text, "upstreams") for text in self.upstreams)
+    def forwarding(self) -> tuple[Forward, ...]:
+        """`forwards`, or what `upstreams` and `stubs` say. Raises BadConfig."""
+        if self.forwards:
+            return self.forwards
+        found = []
+        for domain, upstreams in ((".", self.upstreams), *map(_stub, self.stubs)):
+            if upstreams:
+                found.append(Forward(domain, upstreams, self.policy, self.tls, cache_positive=self.cache_positive,
+                                     cache_negative=self.cache_negative))
+        return tuple(found)
 
-    def routes(self) -> dict[bytes, tuple[str, ...]]:
-        """Domain in wire form -> upstreams as "IP#port"; the root's are `upstreams`. Raises BadConfig."""
-        found = {b"\0": self.checked_upstreams()} if self.upstreams else {}
-        for text in self.stubs:
-            domain, equals, addresses = text.partition("=")
-            if not equals or not addresses:
-                raise BadConfig(f"stubs: {text!r} must be written domain=IP or domain=IP#port,IP#port")
+    def routes(self) -> dict[bytes, Route]:
+        """Domain in wire form -> its upstreams. Raises BadConfig, also where a query would come back to ourselves."""
+        found = {}
+        for policy in (self.policy, *(each.policy for each in self.forwarding())):
+            if policy not in POLICIES:
+                raise BadConfig(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
+        for each in self.forwarding():
             try:
-                name = names.to_wire(names.fqdn(domain))
+                name = names.to_wire(names.fqdn(each.domain)) if each.domain != "." else b"\0"
             except names.BadName as err:
-                raise BadConfig(f"stubs: {err}") from err
+                raise BadConfig(f"forward: {err}") from err
             if any(zone == name or name.endswith(zone) for zone in self.zones()):
-                raise BadConfig(f"stubs: {domain!r} lies in a zone that is answered here; take it out")
-            found[name] = tuple(self._upstream(address, "stubs") for address in addresses.split(","))
-        if self.policy not in POLICIES:
-            raise BadConfig(f"policy is {self.policy!r}; it must be one of {', '.join(POLICIES)}")
+                raise BadConfig(f"forward: {each.domain!r} lies in a zone that is answered here; take it out")
+            addresses = dict.fromkeys(self._upstream(text) for text in each.upstreams)
+            found[name] = Route(tuple(addresses), each.policy, each.tls, each.force_tcp, each.max_fails, each.expire,
+                                each.cache_positive, each.cache_negative)
         return found
 
-    def _upstream(self, text: str, what: str) -> str:
-        host, _, port = text.partition("#")
+    def _upstream(self, text: str) -> str:
+        scheme = TLS if text.startswith(TLS) else ""
+        host, _, port = text.removeprefix(TLS).partition("#")
         if port and not (port.isdigit() and 0 < int(port) < 65536):
-            raise BadConfig(f"{what}: {text!r} has a bad port; write IP or IP#port")
-        address = _ip(host, what)
-        if address in self.addresses() and int(port or 53) == self.port:
-            raise BadConfig(f"{what}: {text!r} is this DNS itself, and queries would go round for ever; take it out")
-        return f"{address}#{port or 53}"
+            raise BadConfig(f"upstream {text!r} has a bad port; write IP or IP#port")
+        address = _ip(host, "upstream")
+        number = int(port or (TLS_PORT if scheme else PORT))
+        if address in self.addresses() and number == self.port:
+            raise BadConfig(f"upstream {text!r} is this DNS itself, and queries would go round for ever; take it out")
+        return f"{scheme}{address}#{number}"
+
+
+def _stub(text: str) -> tuple[str, tuple[str, ...]]:
+    domain, equals, addresses = text.partition("=")
+    if not equals or not addresses:
+        raise BadConfig(f"stubs: {text!r} must be written domain=IP or domain=IP#port,IP#port")
+    return domain, tuple(addresses.split(","))
 
 
 def _ip(text: str, what: str) -> str:

@@ -1,210 +1,269 @@
 """A subset of CoreDNS's Corefile -> DnsConfig, so that an existing cluster's settings carry over.
 
-Read: kubernetes, forward, cache, log, errors, health, ready, prometheus, reload, loadbalance, loop, autopath. Everything else
-is named with its line and left out; nothing is dropped in silence.
+Read: autopath, bind, bufsize, cache, errors, forward, health, hosts, import of snippets, kubernetes, loadbalance, log, loop,
+prometheus, ready, reload, rewrite name, template. Everything else is named with its line and left out; nothing is dropped in
+silence.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from .config import BadConfig, DnsConfig
+from . import corefile_rules, names
+from .cache import CAPACITY
+from .config import BadConfig, DnsConfig, Forward
+from .corefile_text import Directive, bad, number, parse, seconds
+from .forward import DOWN_AFTER, EXPIRE, NO_TLS, TLS, Tls
+from .rules import Block, Hosts, Rewrite, Template
+from .wire import UDP_SIZE
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|([{}])(?=\s|$)|(\S+)')
 HEALTH, READY, METRICS, STALE = ":8080", ":8181", "localhost:9153", 3600.0
-ALWAYS = ("errors", "loadbalance", "loop", "reload", "whoami", "minimal")  # what this server does anyway, or has no need of
+RELOAD, RELOAD_LEAST = 30.0, 2.0
+CACHE_POSITIVE, CACHE_NEGATIVE = 3600.0, 1800.0  # CoreDNS's, where `cache` names no TTL
+ALWAYS = ("errors", "loop", "minimal")  # what this server does anyway, or has no need of
+NO_MATTER = ("max_concurrent", "health_check", "prefer_udp", "max_idle_conns", "failfast_all_unhealthy_upstreams")
 
 
 @dataclass(slots=True)
-class Directive:
-    """One line, with the lines of the block behind it."""
+class _Server:
+    """One server block while it is read."""
 
-    line: int
-    words: list[str]
-    block: list[Directive] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return self.words[0]
-
-    @property
-    def args(self) -> list[str]:
-        return self.words[1:]
-
-
-def parse(text: str) -> list[Directive]:
-    """The server blocks: `words` are their zones. Raises BadConfig for braces that do not match."""
-    root = Directive(0, [""])
-    stack = [root]
-    for number, words in _lines(text):
-        opens = words[-1] == "{"
-        plain = words[:-1] if opens else words
-        if words == ["}"]:
-            if len(stack) == 1:
-                raise BadConfig(f"Corefile line {number}: a }} without a {{")
-            stack.pop()
-            continue
-        if any(word in "{}" for word in plain) or not plain:
-            raise BadConfig(f"Corefile line {number}: a brace must end its line, and }} must stand alone")
-        made = Directive(number, plain)
-        stack[-1].block.append(made)
-        if opens:
-            stack.append(made)
-    if len(stack) > 1:
-        raise BadConfig(f"Corefile line {stack[-1].line}: the {{ is not closed")
-    return root.block
-
-
-def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        found = [quoted if quoted else brace or word for quoted, brace, word in _TOKEN.findall(re.sub(r"(^|\s)#.*", "", line))]
-        if found:
-            yield number, found
-
-
-def seconds(text: str, line: int) -> float:
-    """"5s", "1m30s", or a bare number of seconds."""
-    if re.fullmatch(r"\d+", text):
-        return float(text)
-    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text)
-    if not parts or "".join(a + b for a, b in parts) != text:
-        raise BadConfig(f"Corefile line {line}: {text!r} is no duration; write 5s, 1m or 1h")
-    return sum(float(amount) * _UNITS[unit] for amount, unit in parts)
+    zones: tuple[str, ...]
+    wire: tuple[bytes, ...]
+    positive: float = 0.0  # without `cache` nothing is kept
+    negative: float = 0.0
+    rewrites: list[Rewrite] = field(default_factory=list)
+    templates: list[Template] = field(default_factory=list)
+    hosts: list[Hosts] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class _Reader:
-    """config: grows with each directive. nameservers: of /etc/resolv.conf. notes: what was left out."""
+    """config: grows with each directive. notes: what was left out."""
 
     config: DnsConfig
-    nameservers: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
 
     def note(self, item: Directive, why: str = "is not supported and left out") -> None:
         self.notes.append(f"Corefile line {item.line}: {' '.join(item.words)!r} {why}")
 
+    def set(self, **changes: object) -> None:
+        self.config = replace(self.config, **changes)  # type: ignore[arg-type]  # each caller names fields of its type
+
     def server(self, block: Directive) -> None:
         zones = []
         for word in block.words:
             zone, _, port = word.strip(",").removeprefix("dns://").partition(":")
-            if "://" in word:
+            if "://" in word.removeprefix("dns://"):
                 self.note(block, f"listens with {word.partition('://')[0]}, which is not supported")
                 return
             if port and zone in (".", ""):
-                self.config = replace(self.config, port=self._number(port, block))
-            zones.append(zone or ".")
-        readers: dict[str, Callable[[Directive], None]] = {
-            "kubernetes": self.kubernetes, "cache": self.cache, "health": self.health, "ready": self.ready,
-            "prometheus": self.prometheus, "log": self.log, "autopath": self.autopath}
-        for item in block.block:
-            if item.name == "forward":
-                for zone in zones:
-                    self.forward(item, zone)
-            elif item.name in readers:
-                readers[item.name](item)
+                self.set(port=number(port, block))
+            if "/" in zone:
+                try:
+                    zones += names.reverse_zones(zone)
+                except names.BadName as err:
+                    raise bad(block, str(err)) from err
+            else:
+                zones.append(zone or ".")
+        made = _Server(tuple(zones), corefile_rules.zones_of(zones, block))
+        readers: dict[str, Callable[[Directive, _Server], None]] = {
+            "autopath": self.autopath, "bind": self.bind, "bufsize": self.bufsize, "cache": self.cache, "forward": self.forward,
+            "health": self.health, "hosts": self.hosts, "kubernetes": self.kubernetes, "loadbalance": self.loadbalance,
+            "log": self.log, "prometheus": self.prometheus, "ready": self.ready, "reload": self.reload,
+            "rewrite": self.rewrite, "template": self.template}
+        if any(item.name == "kubernetes" for item in block.block):
+            self.set(shuffle=any(item.name == "loadbalance" for item in block.block))
+        order = {"kubernetes": -1, "forward": 1}  # `cache` must know the cluster's domain, and `forward` what `cache` says
+        for item in sorted(block.block, key=lambda item: order.get(item.name, 0)):
+            if item.name in readers:
+                readers[item.name](item, made)
             elif item.name not in ALWAYS:
                 self.note(item)
+        rules = Block(made.wire, tuple(made.rewrites), tuple(made.templates), tuple(made.hosts))
+        self.set(blocks=(*self.config.blocks, rules))
 
-    def _number(self, text: str, item: Directive) -> int:
-        if not text.isdigit():
-            raise BadConfig(f"Corefile line {item.line}: {text!r} is no number")
-        return int(text)
-
-    def _first(self, item: Directive, default: str) -> str:
-        return item.args[0] if item.args else default
-
-    def kubernetes(self, item: Directive) -> None:
-        zones = [zone for zone in item.args if not zone.endswith(("in-addr.arpa", "ip6.arpa"))]
-        if zones:
-            self.config = replace(self.config, cluster_domain=zones[0])
+    def kubernetes(self, item: Directive, server: _Server) -> None:
+        zones = [zone for zone in item.args or server.zones if not zone.rstrip(".").endswith(("in-addr.arpa", "ip6.arpa"))]
+        if zones and zones[0] != ".":
+            self.set(cluster_domain=zones[0])
         if len(zones) > 1:
             self.note(item, f"has more than one cluster domain; only {zones[0]!r} is answered")
-        self.config = replace(self.config, pods=False)  # CoreDNS's default
+        self.set(pods=False, verify_pods=False)  # CoreDNS's default
         for option in item.block:
             if option.name == "ttl" and option.args:
-                self.config = replace(self.config, ttl=self._number(option.args[0], option))
+                self.set(ttl=number(option.args[0], option))
             elif option.name == "pods" and option.args in (["disabled"], ["insecure"], ["verified"]):
-                self.config = replace(self.config, pods=option.args != ["disabled"], verify_pods=option.args == ["verified"])
-            elif option.name not in ("fallthrough", "ignore"):
+                self.set(pods=option.args != ["disabled"], verify_pods=option.args == ["verified"])
+            elif option.name == "fallthrough":
+                if not option.args or any(not zone.rstrip(".").endswith(".arpa") for zone in option.args):
+                    self.note(option, "holds for reverse names only: missing names of the cluster are NXDOMAIN")
+            elif option.name == "kubeconfig" and option.args:
+                self.set(kubeconfig=option.args[0])
+            elif option.words != ["ignore", "empty_service"]:
                 self.note(option)
 
-    def forward(self, item: Directive, zone: str) -> None:
+    def forward(self, item: Directive, server: _Server) -> None:
         if len(item.args) < 2:
-            raise BadConfig(f"Corefile line {item.line}: forward needs a domain and at least one upstream")
-        domain = item.args[0] if item.args[0] != "." else zone
-        targets: list[str] = []
-        for word in item.args[1:]:
-            if word.startswith("/"):
-                targets += self.nameservers
-            elif word.startswith("tls://"):
-                self.note(item, f"names {word!r}: DNS over TLS is not supported; this upstream is left out")
-            else:
-                targets.append(_upstream(word.removeprefix("dns://")))
-        if not targets:
-            self.note(item, "has no upstream left")
-            return
-        policy = "random"
+            raise bad(item, "forward needs a domain and at least one upstream")
+        words = (word.removeprefix("dns://") for word in item.args[1:])
+        targets = tuple(word if word.startswith("/") else _upstream(word, item) for word in words)
+        made = Forward(".", targets, "random", NO_TLS, False, DOWN_AFTER, EXPIRE, server.positive, server.negative)
         for option in item.block:
             if option.name == "policy" and option.args:
-                policy = option.args[0]
-            elif option.name not in ("max_concurrent", "max_fails", "health_check", "expire", "prefer_udp"):
+                made = replace(made, policy=option.args[0])
+            elif option.name == "tls_servername" and option.args:
+                made = replace(made, tls=replace(made.tls, servername=option.args[0]))
+            elif option.name == "tls":
+                made = replace(made, tls=_tls(option, made.tls.servername))
+            elif option.name == "force_tcp":
+                made = replace(made, force_tcp=True)
+            elif option.name == "max_fails" and option.args:
+                made = replace(made, max_fails=number(option.args[0], option))
+            elif option.name == "expire" and option.args:
+                made = replace(made, expire=seconds(option.args[0], option.line))
+            elif option.name == "except" and option.args:
+                self.set(forwards=(*self.config.forwards, *(Forward(domain, ()) for domain in option.args)))
+            elif option.name not in NO_MATTER:
                 self.note(option)
-        if domain == ".":
-            self.config = replace(self.config, upstreams=tuple(targets), policy=policy)
-        else:
-            self.config = replace(self.config, stubs=(*self.config.stubs, f"{domain.rstrip('.')}={','.join(targets)}"))
+        for domain in server.zones if item.args[0] == "." else (item.args[0],):
+            self.set(forwards=(*self.config.forwards, replace(made, domain=domain.rstrip(".") or ".")))
 
-    def cache(self, item: Directive) -> None:
-        if item.args and item.args[0].isdigit():
-            ttl = float(item.args[0])
-            self.config = replace(self.config, cache_positive=ttl, cache_negative=ttl)
+    def cache(self, item: Directive, server: _Server) -> None:
+        server.positive, server.negative, prefetch = CACHE_POSITIVE, CACHE_NEGATIVE, False
+        words = item.args
+        if words and words[0].isdigit():
+            server.positive = float(words[0])
+            server.negative = min(server.negative, server.positive)
+            words = words[1:]
+        if words:
+            self.note(item, "names zones; answers of all upstreams of its block are kept")
         for option in item.block:
-            if option.name in ("success", "denial") and len(option.args) > 1:
-                ttl = seconds(option.args[1], option.line)
-                change = {"cache_positive" if option.name == "success" else "cache_negative": ttl}
-                self.config = replace(self.config, **change)  # type: ignore[arg-type]  # both are floats
+            if option.name in ("success", "denial") and option.args:
+                self._capacity(option, server)
             elif option.name == "serve_stale":
-                stale = seconds(option.args[0], option.line) if option.args else STALE
-                self.config = replace(self.config, serve_stale=stale)
-            elif option.name == "disable":
-                if self.config.cluster_domain.rstrip(".") not in [word.rstrip(".") for word in option.args]:
-                    self.note(option)  # the cluster's own names are never in a cache
-            elif option.name not in ("prefetch", "success", "denial"):
+                self.set(serve_stale=seconds(option.args[0], option.line) if option.args else STALE)
+            elif option.name == "prefetch":
+                prefetch = True
+            elif option.name != "disable" or self.config.cluster_domain.rstrip(".") not in [
+                    word.rstrip(".") for word in option.args]:  # the cluster's own names are never in a cache
                 self.note(option)
+        self.set(prefetch=prefetch)
 
-    def health(self, item: Directive) -> None:
-        self.config = replace(self.config, health_address=self._first(item, HEALTH))
+    def _capacity(self, option: Directive, server: _Server) -> None:
+        """success|denial CAPACITY [TTL] [LEAST_TTL]"""
+        if option.name == "success":
+            self.set(cache_capacity=number(option.args[0], option) or CAPACITY)
+        ttl = seconds(option.args[1], option.line) if len(option.args) > 1 else None
+        if ttl is not None and option.name == "success":
+            server.positive = ttl
+        elif ttl is not None:
+            server.negative = ttl
+        if len(option.args) > 2:
+            self.note(option, "has a least TTL, which is left out: what expires is asked anew")
+
+    def health(self, item: Directive, _server: _Server) -> None:
+        self.set(health_address=_address(item, HEALTH))
         for option in item.block:
             if option.name == "lameduck" and option.args:
-                self.config = replace(self.config, lame_duck=seconds(option.args[0], option.line))
+                self.set(lame_duck=seconds(option.args[0], option.line))
             else:
                 self.note(option)
 
-    def ready(self, item: Directive) -> None:
-        self.config = replace(self.config, ready_address=self._first(item, READY))
+    def ready(self, item: Directive, _server: _Server) -> None:
+        self.set(ready_address=_address(item, READY))
 
-    def prometheus(self, item: Directive) -> None:
-        self.config = replace(self.config, metrics_address=self._first(item, METRICS))
+    def prometheus(self, item: Directive, _server: _Server) -> None:
+        self.set(metrics_address=_address(item, METRICS))
 
-    def log(self, item: Directive) -> None:
-        self.config = replace(self.config, log_queries=True)
-        if item.args or item.block:
-            self.note(item, "has a format of its own, which is not supported; every query is logged as key=value")
+    def reload(self, item: Directive, _server: _Server) -> None:
+        every = seconds(item.args[0], item.line) if item.args else RELOAD
+        self.set(reload=max(RELOAD_LEAST, every))
 
-    def autopath(self, item: Directive) -> None:
-        self.config = replace(self.config, autopath=True)
+    def bind(self, item: Directive, _server: _Server) -> None:
+        addresses = []
+        for word in item.args:
+            try:
+                addresses.append(names.canonical(word))
+            except names.BadName:
+                self.note(item, f"names {word!r}, which is no address, and is left out")
+        if addresses:
+            self.set(listen=tuple(addresses))
+
+    def bufsize(self, item: Directive, _server: _Server) -> None:
+        if item.args and item.args[0] != str(UDP_SIZE):
+            self.note(item, f"is left out: UDP answers end at {UDP_SIZE} bytes")
+
+    def loadbalance(self, item: Directive, _server: _Server) -> None:
+        if item.args[:1] not in ([], ["round_robin"]) or item.block:
+            self.note(item, "is not supported; addresses begin at a random one")
+
+    def log(self, item: Directive, _server: _Server) -> None:
+        formats = [word for word in item.args if "{" in word]
+        if formats:
+            self.note(item, "has a format of its own, which is not supported; queries are logged as key=value")
+        domains = tuple(word for word in item.args if word not in formats and word != ".")
+        classes: tuple[str, ...] = ("all",)
+        for option in item.block:
+            if option.name == "class" and option.args and set(option.args) <= {"all", "success", "denial", "error"}:
+                classes = tuple(option.args)
+            else:
+                self.note(option)
+        corefile_rules.zones_of(domains, item)
+        self.set(log_queries=True, log_classes=classes, log_names=domains)
+
+    def autopath(self, _item: Directive, _server: _Server) -> None:
+        self.set(autopath=True)
+
+    def rewrite(self, item: Directive, server: _Server) -> None:
+        found = corefile_rules.rewrite(item, self.note)
+        server.rewrites += [found] if found is not None else []
+
+    def template(self, item: Directive, server: _Server) -> None:
+        found = corefile_rules.template(item, server.wire, self.note)
+        server.templates += [found] if found is not None else []
+
+    def hosts(self, item: Directive, server: _Server) -> None:
+        found, again = corefile_rules.hosts(item, server.wire, self.note)
+        server.hosts.append(found)
+        if again is not None:
+            self.set(follow=min(self.config.follow, again) if self.config.follow and again else again)
 
 
-def _upstream(word: str) -> str:
-    """"IP", "IP:port", "[IPv6]:port" -> "IP" or "IP#port"."""
-    bracketed = re.fullmatch(r"\[(.+)\](?::(\d+))?", word)
+def _address(item: Directive, default: str) -> str:
+    text = item.args[0] if item.args else default
+    if not re.fullmatch(r".*:\d+", text):
+        raise bad(item, f"{text!r} is no address; write HOST:PORT or :PORT")
+    return text
+
+
+def _tls(item: Directive, servername: str) -> Tls:
+    """`tls`, `tls CA`, `tls CERT KEY` or `tls CERT KEY CA`."""
+    match item.args:
+        case []:
+            return Tls(servername)
+        case [ca]:
+            return Tls(servername, ca)
+        case [cert, key]:
+            return Tls(servername, "", cert, key)
+        case [cert, key, ca]:
+            return Tls(servername, ca, cert, key)
+    raise bad(item, "tls takes at most a certificate, its key and a CA")
+
+
+def _upstream(word: str, item: Directive) -> str:
+    """"IP", "IP:port", "[IPv6]:port", with "tls://" before it or not -> "IP", "IP#port", "tls://IP"."""
+    scheme = TLS if word.startswith(TLS) else ""
+    text = word.removeprefix(TLS)
+    if "://" in text:
+        raise bad(item, f"{word!r}: upstreams are asked over UDP, TCP or tls:// only")
+    bracketed = re.fullmatch(r"\[(.+)\](?::(\d+))?", text)
     if bracketed:
-        return bracketed[1] + (f"#{bracketed[2]}" if bracketed[2] else "")
-    host, colon, port = word.partition(":")
-    return f"{host}#{port}" if colon and ":" not in port else word
+        return scheme + bracketed[1] + (f"#{bracketed[2]}" if bracketed[2] else "")
+    host, colon, port = text.partition(":")
+    return scheme + (f"{host}#{port}" if colon and ":" not in port else text)
 
 
 def resolv_conf(text: str) -> tuple[str, ...]:
@@ -213,9 +272,16 @@ def resolv_conf(text: str) -> tuple[str, ...]:
     return tuple(words[1].partition("%")[0] for words in rows if len(words) > 1 and words[0] == "nameserver")
 
 
-def apply(text: str, base: DnsConfig, nameservers: tuple[str, ...] = ()) -> tuple[DnsConfig, list[str]]:
-    """`base` with what the Corefile says, and a line for everything that was left out. Raises BadConfig."""
-    reader = _Reader(base, nameservers)
+def apply(text: str, base: DnsConfig) -> tuple[DnsConfig, list[str]]:
+    """`base` with what the Corefile says, and a line for everything that was left out. Raises BadConfig.
+
+    Where names of others go is the Corefile's alone: without `forward` they are refused.
+    """
+    reader = _Reader(replace(base, upstreams=(), stubs=(), forwards=(), blocks=()))
     for block in parse(text):
         reader.server(block)
+    domains = [each.domain for each in reader.config.forwards]
+    twice = next((domain for domain in domains if domains.count(domain) > 1), None)
+    if twice is not None:
+        raise BadConfig(f"Corefile: {twice!r} is forwarded twice; one of the two must go")
     return reader.config, reader.notes

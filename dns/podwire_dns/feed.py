@@ -7,11 +7,12 @@ server swaps its old zone for the new one at the first Synced, so that a restart
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
-VERSION = 2
-CHUNK = 4096  # answers in one frame of a snapshot
+VERSION = 3
+CHUNK = 512  # answers in one frame: reading it must not keep a query waiting
 MAX_FRAME = 64 << 20
 
 
@@ -26,13 +27,15 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
 
 class Delta(msgspec.Struct, tag="delta", array_like=True, frozen=True):
     """answers: question key -> value. gone: keys without data now. names, lost: wire names
-    without data that begin or cease to exist."""
+    without data that begin or cease to exist. triggered: when the changes of headless Services happened, as their
+    EndpointSlices say, in seconds since the epoch."""
 
     serial: int
     answers: dict[bytes, bytes] = {}
     gone: tuple[bytes, ...] = ()
     names: tuple[bytes, ...] = ()
     lost: tuple[bytes, ...] = ()
+    triggered: tuple[float, ...] = ()
 
     @property
     def size(self) -> int:
@@ -68,6 +71,35 @@ def decode(body: bytes) -> Message:
     if isinstance(message, Hello) and message.version != VERSION:
         raise BadFeed(f"feed: version {message.version} of the feeder, {VERSION} here; restart both from one release")
     return message
+
+
+@dataclass(slots=True)
+class Frames:
+    """Bytes as they come -> messages."""
+
+    _buffer: bytearray = field(default_factory=bytearray)
+
+    def add(self, data: bytes) -> Iterator[Message]:
+        """Raises BadFeed."""
+        self._buffer += data
+        while len(self._buffer) >= 4:
+            length = int.from_bytes(self._buffer[:4])
+            if length > MAX_FRAME:
+                raise BadFeed(f"feed: a frame of {length} bytes")
+            if len(self._buffer) < 4 + length:
+                return
+            body = bytes(self._buffer[4:4 + length])
+            del self._buffer[:4 + length]
+            yield decode(body)
+
+
+def pieces(delta: Delta) -> Iterator[Delta]:
+    """A large change as several small ones; what ends, ends with the last of them, when all that is new is there."""
+    answers = list(delta.answers.items())
+    while len(answers) > CHUNK:
+        yield Delta(delta.serial, dict(answers[:CHUNK]))
+        del answers[:CHUNK]
+    yield msgspec.structs.replace(delta, answers=dict(answers))
 
 
 def snapshot(hello: Hello, answers: Mapping[bytes, bytes], names: Iterator[bytes], serial: int) -> Iterator[bytes]:

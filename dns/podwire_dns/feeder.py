@@ -26,9 +26,10 @@ from podwire_controlplane.client.informer import Informer
 from podwire_controlplane.client.reflector import Event
 from podwire_controlplane.client.rolestatus import RoleStatus
 
-from . import feed, names
+from . import feed, names, schema
 from .build import Builder
 from .config import DnsConfig
+from .sources import Sources
 
 log = logs.get("dns-feeder")
 NICE = 10
@@ -43,14 +44,15 @@ class Feeder:
     """The builder's changes, gathered and pushed to every connected server. Nothing is pushed before `start_feeding`."""
 
     def __init__(self, config: DnsConfig) -> None:
-        schema = config.schema()
-        self.config, self.builder = config, Builder(schema)
-        self.hello = feed.Hello(feed.VERSION, tuple(names.to_wire(z) for z in (schema.zone, *schema.reverse)),
-                                schema.ttl, schema.pods and not config.verify_pods)
+        frame = config.schema()
+        self.config, self.builder = config, Builder(frame)
+        self.hello = feed.Hello(feed.VERSION, tuple(names.to_wire(z) for z in (frame.zone, *frame.reverse)),
+                                frame.ttl, frame.pods and not config.verify_pods)
         self.serial = int(time.time())
         self.synced = asyncio.Event()
         self.servers: set[asyncio.StreamWriter] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._triggers: list[tuple[str, float]] = []  # (Service, when one of its EndpointSlices says that its pods changed)
 
     def handler(self, kind: str) -> Callable[[Event], None]:
         """An informer's on_event for one kind of object."""
@@ -59,7 +61,13 @@ class Feeder:
 
         def on_event(event: Event) -> None:
             take(event.object, deleted=event.type == "DELETED")
-            if self.synced.is_set() and self._timer is None:
+            if not self.synced.is_set():
+                return
+            if kind == "EndpointSlice" and event.type != "DELETED":
+                trigger = schema.trigger_time(event.object)
+                if trigger is not None:
+                    self._triggers.append((schema.service_of_slice(event.object), trigger))
+            if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self.push)
 
         return on_event
@@ -68,9 +76,12 @@ class Feeder:
         """Render what changed and send it to all."""
         self._timer = None
         delta = self._flush()
+        triggers, self._triggers = self._triggers, []
         if not delta.size:
             return
-        frame = feed.frame(delta)
+        headless = tuple(when for key, when in triggers if schema.is_headless(self.builder.services.get(key)))
+        delta = msgspec.structs.replace(delta, triggered=headless)
+        frame = b"".join(feed.frame(piece) for piece in feed.pieces(delta))
         for writer in list(self.servers):
             if writer.transport.get_write_buffer_size() > MAX_BACKLOG:
                 log.warn("a server does not take its feed, it must connect again", backlog=MAX_BACKLOG)
@@ -154,30 +165,72 @@ async def _watch(feeder: Feeder, client: ClientConfig, group: asyncio.TaskGroup)
                 task.cancel()
 
 
-async def _main(config: DnsConfig, client: ClientConfig) -> None:
+class _Role:
+    """The feeder with the settings of now; a change of the zone's frame begins a new one."""
+
+    def __init__(self, config: DnsConfig, client: ClientConfig) -> None:
+        self.client, self.feeder = client, Feeder(config)
+        self.watch: asyncio.Task[None] | None = None
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self.feeder.serve(reader, writer)
+
+    def begin(self) -> None:
+        self.watch = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            await _watch(self.feeder, self.client, group)
+
+    async def take(self, config: DnsConfig) -> None:
+        """Servers keep their last zone until the new one is whole."""
+        before = self.feeder
+        if (config.schema(), config.verify_pods) == (before.config.schema(), before.config.verify_pods):
+            return
+        log.info("settings of the zone changed, it is made anew", domain=config.cluster_domain, ttl=config.ttl)
+        await self.end()
+        self.feeder = Feeder(config)
+        for writer in list(before.servers):
+            writer.close()
+        self.begin()
+
+    async def end(self) -> None:
+        if self.watch is not None:
+            self.watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.watch
+
+
+async def _main(sources: Sources, config: DnsConfig, client: ClientConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    feeder, status = Feeder(config), RoleStatus(config.run_dir, "dns-feeder")
+    role, status = _Role(config, client), RoleStatus(config.run_dir, "dns-feeder")
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         config.socket_path.unlink()  # what a killed predecessor left
-    listener = await asyncio.start_unix_server(feeder.serve, str(config.socket_path))
-    async with asyncio.TaskGroup() as group:
-        watch = group.create_task(_watch(feeder, client, group))
-        while not stop.is_set():
-            feeder.report(status)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), STATUS_SECONDS)
-        watch.cancel()
+    listener = await asyncio.start_unix_server(role.serve, str(config.socket_path))
+    role.begin()
+    following = asyncio.create_task(sources.follow(config, log, role.take))
+    while not stop.is_set():
+        role.feeder.report(status)
+        for task in (role.watch, following):
+            if task is not None and task.done() and not task.cancelled():
+                task.result()  # it never ends but by an error that nobody foresaw: end with it, and be started again
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), STATUS_SECONDS)
+    following.cancel()
+    await role.end()
     listener.close()
-    for writer in list(feeder.servers):
+    for writer in list(role.feeder.servers):
         writer.close()
     status.update(ready=False, message="stopped", reason="Stopped")
 
 
 def run(config: DnsConfig) -> None:
     """Watch and feed until SIGTERM. Raises BadConfig and the client's ConfigError for settings that cannot work."""
+    sources = Sources(config)
+    real = sources.load()
     os.nice(NICE)
     gc.disable()  # until the first zone is whole: a start makes hundreds of thousands of objects that stay
-    asyncio.run(_main(config, load(config.kubeconfig)))
+    asyncio.run(_main(sources, real, load(real.kubeconfig)))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from .cache import Upstreamed
+from .cache import NEGATIVE_CAP, POSITIVE_CAP, Upstreamed
 from .wire import (
     AD,
     CD,
@@ -35,6 +36,8 @@ DEADLINE = 4.0  # below the 5 s after which common resolvers ask again
 DOWN_AFTER, PROBE_EVERY = 2, 1.0
 STALE_PATIENCE = 1.8  # then a stale answer is given, where one is kept (RFC 8767 section 5)
 ROUNDS = 2
+EXPIRE = 10.0
+TLS = "tls://"
 POLICIES = ("sequential", "round_robin", "random")
 
 
@@ -45,18 +48,67 @@ class _Health:
     probed: float = float("-inf")
 
 
-@dataclass(slots=True)
-class Upstreams:
-    """addresses: "IP" or "IP#port". policy: one of POLICIES. rand: a number in [0, n), for "random"."""
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """DNS over TLS (RFC 7858). servername: whose certificate it must be, "" for the upstream's address. ca, cert, key: files;
+    without ca the system's authorities are believed."""
+
+    servername: str = ""
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+
+NO_TLS = Tls()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How the names of one domain are asked for. addresses: "IP#port" or "tls://IP#port"; none: such names are refused.
+
+    policy: one of POLICIES. max_fails: silences in a row after which an upstream is down, 0: never. expire: seconds that an
+    unused connection is kept. positive_cap, negative_cap: the longest that answers, and their absence, are kept.
+    """
 
     addresses: tuple[str, ...]
     policy: str = "sequential"
+    tls: Tls = NO_TLS
+    force_tcp: bool = False
+    max_fails: int = DOWN_AFTER
+    expire: float = EXPIRE
+    positive_cap: float = POSITIVE_CAP
+    negative_cap: float = NEGATIVE_CAP
+
+
+@lru_cache(maxsize=256)
+def split(address: str) -> tuple[str, str, int]:
+    """("tls://" or "", IP, port) of a Route's address."""
+    scheme = TLS if address.startswith(TLS) else ""
+    host, _, port = address.removeprefix(TLS).partition("#")
+    return scheme, host, int(port)
+
+
+def shown(address: str) -> str:
+    """A Route's address as CoreDNS's metrics have it: "192.0.2.1:53"."""
+    _, host, port = split(address)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@dataclass(slots=True)
+class Upstreams:
+    """Who is asked next. rand: a number in [0, n), for the policy "random"."""
+
+    route: Route
     rand: Callable[[int], int] = lambda n: 0
     _turn: int = 0
     _health: dict[str, _Health] = field(init=False)
 
     def __post_init__(self) -> None:
         self._health = {address: _Health() for address in self.addresses}
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return self.route.addresses
 
     def answered(self, address: str, took: float) -> None:
         health = self._health[address]
@@ -67,7 +119,10 @@ class Upstreams:
         self._health[address].silences += 1
 
     def is_down(self, address: str) -> bool:
-        return self._health[address].silences >= DOWN_AFTER
+        return 0 < self.route.max_fails <= self._health[address].silences
+
+    def all_down(self) -> bool:
+        return all(self.is_down(address) for address in self.addresses)
 
     def patience(self, address: str) -> float:
         usual = self._health[address].usual
@@ -75,10 +130,11 @@ class Upstreams:
 
     def _in_order(self, healthy: list[str]) -> list[str]:
         """By the policy, the first to ask first."""
-        if len(healthy) < 2 or self.policy == "sequential":
+        policy = self.route.policy
+        if len(healthy) < 2 or policy == "sequential":
             return healthy
         self._turn += 1
-        first = (self._turn - 1 if self.policy == "round_robin" else self.rand(len(healthy))) % len(healthy)
+        first = (self._turn - 1 if policy == "round_robin" else self.rand(len(healthy))) % len(healthy)
         return healthy[first:] + healthy[:first]
 
     def attempts(self, now: float) -> list[tuple[str, float]]:

@@ -7,15 +7,21 @@ translated, so the proxy leaves this Service alone.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import ipaddress
+import os
+import platform
 import socket
+import struct
 from collections.abc import Iterable
 
 from podwire_controlplane.client import logs
 
 TABLE = "podwire-dns"
 LOOPBACK = 1
+SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274, "ppc64le": 355, "s390x": 345}
+SLICE_NS = 100_000
 log = logs.get("dns")
 
 
@@ -78,6 +84,19 @@ def apply_notrack(addresses: Iterable[str], port: int) -> None:
                         nft.Rule(inward, answered, comment="from the cluster DNS, over lo")]
         transaction = transaction.remake(table).add(*ops)
     nft.apply(transaction)
+
+
+def short_slices() -> None:
+    """Ask the scheduler to let this thread, and those it starts, run soon after they wake: a slice of 0.1 ms in place of some
+    ms (EEVDF, Linux 6.12 and later; older kernels take no notice). Work of others on the same CPU then keeps a query waiting
+    for tenths of a millisecond, not for milliseconds. The share of the CPU stays what it is."""
+    number = SCHED_SETATTR.get(platform.machine())
+    if number is None:
+        return
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    attributes = struct.pack("=IIQiIQQQ", 48, 0, 0, nice, 0, SLICE_NS, 0, 0)  # struct sched_attr: normal policy, nice, runtime
+    if ctypes.CDLL(None, use_errno=True).syscall(number, 0, attributes, 0):
+        log.info("no short time slices", error=os.strerror(ctypes.get_errno()))
 
 
 def cleanup(addresses: Iterable[str]) -> list[str]:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from . import names
 from .config import BadConfig, DnsConfig
-from .forward import POLICIES
+from .forward import POLICIES, Tls
 from .rtypes import TYPE_NAMES
+from .sources import Sources
 
 DEFAULTS = DnsConfig("", None, Path("/run/podwire"))
-PLURALS = {"upstream": "upstreams", "pod_cidr": "pod_cidrs", "service_cidr": "service_cidrs", "stub": "stubs"}
+PLURALS = {"upstream": "upstreams", "pod_cidr": "pod_cidrs", "service_cidr": "service_cidrs", "stub": "stubs",
+           "dns_address": "dns_addresses"}
+IN_A_POD: dict[str, Any] = {"listen": ("0.0.0.0",), "notrack": False, "health_address": ":8080", "ready_address": ":8181",
+                            "metrics_address": ":9153", "lame_duck": 5.0}
 Function = Callable[..., None]
 
 
@@ -37,15 +41,20 @@ OPTIONS: list[Callable[[Function], Function]] = [
     _many("--listen", DEFAULTS.listen, "Cluster DNS address; may be repeated."),
     click.option("--port", type=click.IntRange(1, 65535), default=DEFAULTS.port, show_default=True),
     click.option("--cluster-domain", default=DEFAULTS.cluster_domain, show_default=True),
-    _many("--upstream", (), "IP or IP#port of a resolver for other names; may be repeated. None: such names are refused."),
+    _many("--upstream", DEFAULTS.upstreams, "Resolver for other names: IP, IP#PORT, tls://IP (DNS over TLS), or the path of a "
+          "resolv.conf, which is followed; may be repeated. none: such names are refused."),
+    click.option("--tls-servername", default="", help="Whose certificate upstreams with tls:// must have."),
+    click.option("--tls-ca", type=click.Path(dir_okay=False), default="", help="Whom to believe their certificates."),
     _many("--pod-cidr", DEFAULTS.pod_cidrs, "Range whose reverse names are answered here; may be repeated."),
     _many("--service-cidr", DEFAULTS.service_cidrs, "The same for Service addresses."),
     click.option("--ttl", type=click.IntRange(0, 3600), default=DEFAULTS.ttl, show_default=True, help="Seconds."),
     click.option("--pods/--no-pods", default=True, show_default=True, help="Answer a-b-c-d.NAMESPACE.pod names."),
     click.option("--verify-pods/--no-verify-pods", default=False, show_default=True,
                  help="Answer those names only where there is such a pod; the feeder then watches all pods."),
-    click.option("--corefile", type=click.Path(dir_okay=False, path_type=Path),
-                 help="Take settings from a CoreDNS Corefile; they stand above the other flags."),
+    click.option("--corefile", type=click.Path(dir_okay=False), default="",
+                 help="Take settings from a CoreDNS Corefile; they stand above the other flags. SIGHUP reads it again, and so "
+                      "does its `reload`."),
+    _many("--dns-address", (), "Where clients reach this DNS, if not at --listen (a Service's address); may be repeated."),
     click.option("--health-address", default="", help="HOST:PORT of /health; empty: none."),
     click.option("--ready-address", default="", help="HOST:PORT of /ready; empty: none."),
     click.option("--metrics-address", default="", help="HOST:PORT of /metrics; empty: none."),
@@ -65,22 +74,6 @@ OPTIONS: list[Callable[[Function], Function]] = [
 ]
 
 
-def _from_corefile(path: Path, config: DnsConfig) -> DnsConfig:
-    """Says what was left out. Raises BadConfig and OSError."""
-    from podwire_controlplane.client import logs
-
-    from . import corefile
-
-    resolv = ""
-    with contextlib.suppress(OSError):
-        resolv = Path("/etc/resolv.conf").read_text()
-    nameservers = tuple(a for a in corefile.resolv_conf(resolv) if a not in config.addresses())
-    found, notes = corefile.apply(path.read_text(), config, nameservers)
-    for note in notes:
-        logs.get("dns").warn(note)
-    return found
-
-
 def _with_config(work: Callable[..., None]) -> Function:
     """Options -> DnsConfig as the first argument; errors of settings as one line and exit status 1."""
 
@@ -92,14 +85,13 @@ def _with_config(work: Callable[..., None]) -> Function:
 
         for many, field in PLURALS.items():
             flags[field] = flags.pop(many)
-        config = DnsConfig(**{field.name: flags.pop(field.name) for field in fields(DnsConfig) if field.name in flags})
+        tls = Tls(flags.pop("tls_servername"), flags.pop("tls_ca"))
+        if flags["upstreams"] == ("none",):
+            flags["upstreams"] = ()
+        config = DnsConfig(**{field.name: flags.pop(field.name) for field in fields(DnsConfig) if field.name in flags}, tls=tls)
         logs.configure(node=config.node_name)
-        corefile = flags.pop("corefile")
         try:
-            if corefile is not None:
-                config = _from_corefile(corefile, config)
-            config.schema()
-            config.routes()
+            Sources(config).load()
             work(config, **flags)
         except (BadConfig, ConfigError, ApiError, OSError, names.BadName) as err:
             click.echo(f"podwire dns {work.__name__}: {err}", err=True)
@@ -136,11 +128,26 @@ def server(config: DnsConfig) -> None:
 
 @command.command()
 @_with_config
+def serve(config: DnsConfig) -> None:
+    """Feeder and server together, as in a container of a Deployment behind a Service.
+
+    Unless flags say otherwise it listens on all addresses there are, touches neither lo nor conntrack, shows /health on :8080,
+    /ready on :8181 and /metrics on :9153, and answers for 5 s after SIGTERM.
+    """
+    from . import serving
+
+    given = click.get_current_context().get_parameter_source
+    pod = {name: value for name, value in IN_A_POD.items() if given(name) is ParameterSource.DEFAULT}
+    serving.run(replace(config, **pod))
+
+
+@command.command()
+@_with_config
 def cleanup(config: DnsConfig) -> None:
     """Take the addresses off lo and remove the nft table podwire-dns."""
     from . import host
 
-    for line in host.cleanup(config.addresses()) or ["nothing to remove"]:
+    for line in host.cleanup(Sources(config).load().addresses()) or ["nothing to remove"]:
         click.echo(line)
 
 
@@ -153,16 +160,22 @@ def query(config: DnsConfig, name: str, rtype: str, explain: bool) -> None:
     """Ask this node's DNS for NAME as a pod would, and say which object the answer comes from, or why there is none."""
     from dnslib import QTYPE, RCODE, DNSRecord
 
-    full = names.fqdn(name)
+    config, full = Sources(config).load(), names.fqdn(name)
     number = next(value for value, text in TYPE_NAMES.items() if text == rtype.upper())
     message = bytes(DNSRecord.question(full, rtype.upper()).pack())
-    answer = DNSRecord.parse(_ask(config.addresses()[0], config.port, message))
+    answer = DNSRecord.parse(_ask(_reached(config), config.port, message))
     click.echo(f"{full} {rtype.upper()}: {RCODE[answer.header.rcode]}")
     for record in answer.rr:
         click.echo(f"  {record.rname} {record.ttl} {QTYPE[record.rtype]} {record.rdata}")
     if explain:
         for line in asyncio.run(_explain(config, full, number)):
             click.echo(f"  because {line}" if not answer.rr else f"  {line}")
+
+
+def _reached(config: DnsConfig) -> str:
+    """An address to send a question to."""
+    first = (*config.dns_addresses, *config.addresses())[0]
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first)
 
 
 def _ask(address: str, port: int, message: bytes) -> bytes:

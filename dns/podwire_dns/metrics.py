@@ -1,38 +1,67 @@
-"""What /metrics says: the names that dashboards made for CoreDNS expect, and podwire_dns_* for what CoreDNS has not.
+"""What /metrics counts: queries, answers, their sizes and times; and the text exposition format. The page: metrics_page.py.
 
 A `Tally` counts in Python what the slow path, TCP and the plain loop answer; the compiled loop counts for itself
-(batch_counts).
-Counts are whole or a query behind, never torn: each is one number.
+(batch_counts). Counts are whole or a query behind, never torn: each is one number.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dnslib import RCODE
-
 from .rtypes import TYPE_NAMES
 
-BOUNDS = ("0.00025", "0.0005", "0.001", "0.002", "0.004", "0.008", "0.016", "0.032", "0.064", "0.128", "0.256", "0.512",
-          "1.024", "+Inf")
+BOUNDS = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024)
+SIZE_BOUNDS = (0, 100, 200, 300, 400, 511, 1023, 2047, 4095, 8291, 16000, 32000, 48000, 64000)
+PROGRAMMING_BOUNDS = tuple(0.001 * 2 ** power for power in range(20))
+HEALTH_BOUNDS = tuple(0.00025 * 10 ** power for power in range(5))
 KNOWN_TYPES = {**TYPE_NAMES, 15: "MX", 43: "DS", 48: "DNSKEY", 64: "SVCB", 65: "HTTPS", 35: "NAPTR", 257: "CAA"}
-SERVER, ZONE = "dns://:53", "."
+DO = b"\x80"
+
+
+def _buckets(bounds: Sequence[float]) -> list[int]:
+    return [0] * (len(bounds) + 1)
+
+
+@dataclass(slots=True)
+class Durations:
+    """A histogram of seconds. failures: what gave no time at all."""
+
+    bounds: Sequence[float]
+    buckets: list[int] = field(init=False)
+    total: float = 0.0
+    failures: int = 0
+
+    def __post_init__(self) -> None:
+        self.buckets = _buckets(self.bounds)
+
+    def note(self, seconds: float | None) -> None:
+        if seconds is None:
+            self.failures += 1
+            return
+        self.buckets[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
 
 
 @dataclass(slots=True)
 class Tally:
-    """Queries by type, responses by rcode, and response times (seconds)."""
+    """Queries by type, responses by rcode, response times (seconds) and sizes (bytes) of both."""
 
     types: Counter[int] = field(default_factory=Counter)
     rcodes: Counter[int] = field(default_factory=Counter)
-    took: list[int] = field(default_factory=lambda: [0] * len(BOUNDS))
+    took: list[int] = field(default_factory=lambda: _buckets(BOUNDS))
     took_seconds: float = 0.0
+    query_sizes: list[int] = field(default_factory=lambda: _buckets(SIZE_BOUNDS))
+    answer_sizes: list[int] = field(default_factory=lambda: _buckets(SIZE_BOUNDS))
+    query_bytes: int = 0
+    answer_bytes: int = 0
+    dnssec_ok: int = 0
     errors: int = 0
 
-    def answered(self, answer: bytes, took: float) -> None:
+    def answered(self, query: bytes, answer: bytes, took: float) -> None:
         """Count one response."""
         self.rcodes[answer[3] & 0xF] += 1
         if answer[4:6] == b"\0\1":
@@ -42,8 +71,13 @@ class Tally:
             self.types[int.from_bytes(answer[at + 1:at + 3])] += 1
         else:
             self.types[0] += 1
-        self.took[next(i for i, bound in enumerate(_BOUNDS) if took <= bound)] += 1
+        self.took[bisect_left(BOUNDS, took)] += 1
         self.took_seconds += took
+        self.query_sizes[bisect_left(SIZE_BOUNDS, len(query))] += 1
+        self.answer_sizes[bisect_left(SIZE_BOUNDS, len(answer))] += 1
+        self.query_bytes += len(query)
+        self.answer_bytes += len(answer)
+        self.dnssec_ok += query[10:12] == b"\0\1" and query[-11:-8] == b"\0\0\x29" and query[-4:-3] >= DO
 
     def add_native(self, counts: Any) -> None:
         """Add what a compiled loop counted."""
@@ -53,12 +87,22 @@ class Tally:
         for number, count in enumerate(counts.rcodes):
             if count:
                 self.rcodes[number] += count
-        for index, count in enumerate(counts.took):
-            self.took[index] += count
+        for mine, theirs in ((self.took, counts.took), (self.query_sizes, counts.query_sizes),
+                             (self.answer_sizes, counts.answer_sizes)):
+            for index, count in enumerate(theirs):
+                mine[index] += count
         self.took_seconds += counts.took_ns / 1e9
+        self.query_bytes += counts.received_bytes
+        self.answer_bytes += counts.sent_bytes
+        self.dnssec_ok += counts.dnssec_ok
 
 
-_BOUNDS = [float(bound) for bound in BOUNDS]
+def response_class(answer: bytes) -> str:
+    """success, denial (no such name, or no such data) or error, as CoreDNS's log has them."""
+    rcode = answer[3] & 0xF
+    if rcode == 0:
+        return "success" if answer[6:8] != b"\0\0" else "denial"
+    return "denial" if rcode == 3 else "error"
 
 
 @dataclass(slots=True)
@@ -69,17 +113,20 @@ class Page:
 
     def family(self, name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> None:
         self.lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-        self.lines += [f"{name}{_labels(labels)} {value:g}" if isinstance(value, float) else f"{name}{_labels(labels)} {value}"
-                       for labels, value in samples]
+        for labels, value in samples:
+            self.lines.append(f"{name}{_labels(labels)} {f'{value:.9g}' if isinstance(value, float) else value}")
 
-    def histogram(self, name: str, text: str, tallies: Iterable[tuple[Mapping[str, str], Tally]]) -> None:
+    def histogram(self, name: str, text: str, bounds: Sequence[float],
+                  series: Iterable[tuple[Mapping[str, str], Sequence[int], float]]) -> None:
+        """series: (labels, counts of each bucket, sum)."""
         self.lines += [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
-        for labels, tally in tallies:
+        ends = [*(f"{bound:.9g}" for bound in bounds), "+Inf"]
+        for labels, counts, amount in series:
             total = 0
-            for bound, count in zip(BOUNDS, tally.took, strict=True):
+            for bound, count in zip(ends, counts, strict=True):
                 total += count
                 self.lines.append(f"{name}_bucket{_labels({**labels, 'le': bound})} {total}")
-            self.lines += [f"{name}_sum{_labels(labels)} {tally.took_seconds:.9g}", f"{name}_count{_labels(labels)} {total}"]
+            self.lines += [f"{name}_sum{_labels(labels)} {amount:.9g}", f"{name}_count{_labels(labels)} {total}"]
 
     def text(self) -> str:
         return "\n".join(self.lines) + "\n"
@@ -93,71 +140,9 @@ def _labels(labels: Mapping[str, str]) -> str:
 _ESCAPES = {ord("\\"): "\\\\", ord('"'): '\\"', ord("\n"): "\\n"}
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """What a server is, at one moment."""
-
-    version: str
-    tallies: Mapping[str, Tally]  # by protocol
-    forwarded: Mapping[tuple[str, str], int]  # (upstream, rcode or "none") -> exchanges
-    forward_seconds: Mapping[str, float]
-    down: Mapping[str, bool]
-    cache: Mapping[str, int]  # entries, hits, misses, stale, prefetch
-    answers: int
-    serial: int
-    synced: bool
-    fed: bool
-    dropped: int
-
-
-def render(state: State) -> str:
-    """The page."""
-    page = Page()
-    page.family("coredns_build_info", "gauge", "The version of podwire, under the name that dashboards look for.",
-                [({"version": state.version, "goversion": "", "revision": "podwire"}, 1)])
-    labels = {"server": SERVER, "zone": ZONE, "view": ""}
-    page.family("coredns_dns_requests_total", "counter", "Queries.", [
-        ({**labels, "proto": proto, "type": KNOWN_TYPES.get(number, "other")}, count)
-        for proto, tally in state.tallies.items() for number, count in _known(tally.types).items()])
-    page.family("coredns_dns_responses_total", "counter", "Responses by status code.", [
-        ({**labels, "proto": proto, "rcode": str(RCODE.forward.get(number, number))}, count)
-        for proto, tally in state.tallies.items() for number, count in sorted(tally.rcodes.items())])
-    page.histogram("coredns_dns_request_duration_seconds", "From a query's arrival to its answer's departure.", [
-        ({"server": SERVER, "zone": ZONE, "proto": proto}, tally) for proto, tally in state.tallies.items()])
-    page.family("coredns_panics_total", "counter", "Queries that an error in this program left unanswered.",
-                [({}, sum(tally.errors for tally in state.tallies.values()))])
-    _forwarding(page, state)
-    page.family("podwire_dns_answers", "gauge", "Answers of the cluster zone in memory.", [({}, state.answers)])
-    page.family("podwire_dns_zone_serial", "gauge", "Serial of the zone.", [({}, state.serial)])
-    page.family("podwire_dns_zone_synced", "gauge", "1: a whole zone was received.", [({}, int(state.synced))])
-    page.family("podwire_dns_feeder_connected", "gauge", "1: changes arrive; 0: the last zone serves.", [({}, int(state.fed))])
-    return page.text()
-
-
-def _forwarding(page: Page, state: State) -> None:
-    page.family("coredns_forward_requests_total", "counter", "Exchanges with upstreams.", [
-        ({"to": to, "rcode": rcode}, count) for (to, rcode), count in sorted(state.forwarded.items())])
-    page.family("coredns_proxy_request_duration_seconds_sum", "counter", "Time that upstreams took.", [
-        ({"proxy_name": "forward", "to": to}, seconds) for to, seconds in sorted(state.forward_seconds.items())])
-    page.family("podwire_dns_upstream_down", "gauge", "1: the upstream does not answer.", [
-        ({"to": to}, int(down)) for to, down in sorted(state.down.items())])
-    page.family("coredns_forward_max_concurrent_rejects_total", "counter", "Queries refused for too many waited.",
-                [({}, state.dropped)])
-    labels = {"server": SERVER, "zones": ZONE, "view": ""}
-    page.family("coredns_cache_entries", "gauge", "Answers of upstreams in memory.", [(labels, state.cache["entries"])])
-    page.family("coredns_cache_hits_total", "counter", "Questions answered from the cache.", [(labels, state.cache["hits"])])
-    page.family("coredns_cache_misses_total", "counter", "Questions that an upstream had to be asked.",
-                [(labels, state.cache["misses"])])
-    page.family("coredns_cache_served_stale_total", "counter", "Expired answers given because no upstream answered.",
-                [(labels, state.cache["stale"])])
-    page.family("coredns_cache_prefetch_total", "counter", "Answers fetched anew before they expired.",
-                [(labels, state.cache["prefetch"])])
-
-
-def _known(types: Mapping[int, int]) -> dict[int, int]:
+def known_types(types: Mapping[int, int]) -> dict[int, int]:
     """Types that have a name; all others together under 0."""
     found: Counter[int] = Counter()
     for number, count in sorted(types.items()):
         found[number if number in KNOWN_TYPES else 0] += count
     return dict(found)
-

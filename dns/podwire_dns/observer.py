@@ -11,20 +11,32 @@ from dnslib import RCODE
 from podwire_controlplane.client import logs
 
 from . import names
-from .answer import type_name
 from .clients import Clients
-from .metrics import Tally
+from .metrics import PROGRAMMING_BOUNDS, Durations, Tally, response_class
+from .rules import type_name
 
 log = logs.get("dns")
 
 
 class Observer:
-    """clients: names pods by address; None: no line for each query."""
+    """clients: names pods by address; None: no line for each query. programming: from a change of a headless Service's pods
+    to its answers, in seconds."""
 
     def __init__(self, clients: Clients | None) -> None:
         self.clients = clients
+        self.classes: tuple[str, ...] = ("all",)
+        self.zones: tuple[str, ...] = ()
+        self.programming = Durations(PROGRAMMING_BOUNDS)
         self._tallies = {"udp": Tally(), "tcp": Tally()}
         self._lock = threading.Lock()
+
+    def configure(self, clients: Clients | None, classes: tuple[str, ...], zones: tuple[str, ...]) -> None:
+        """classes: of metrics.response_class, or all. zones: lines only for names below these; none: for all names."""
+        self.clients, self.classes = clients, classes
+        self.zones = tuple(f".{zone.strip('.').lower()}." for zone in zones)
+
+    def programmed(self, seconds: float) -> None:
+        self.programming.note(seconds)
 
     def total(self, protocol: str) -> Tally:
         """A copy."""
@@ -32,8 +44,9 @@ class Observer:
         with self._lock:
             found.types.update(mine.types)
             found.rcodes.update(mine.rcodes)
-            found.took = list(mine.took)
-            found.took_seconds, found.errors = mine.took_seconds, mine.errors
+            found.took, found.query_sizes, found.answer_sizes = list(mine.took), list(mine.query_sizes), list(mine.answer_sizes)
+            found.took_seconds, found.errors, found.dnssec_ok = mine.took_seconds, mine.errors, mine.dnssec_ok
+            found.query_bytes, found.answer_bytes = mine.query_bytes, mine.answer_bytes
         return found
 
     def failed(self, protocol: str, peer: tuple[Any, ...], query: bytes, error: Exception) -> None:
@@ -45,9 +58,11 @@ class Observer:
         """`began`: when the query came, by the monotonic clock."""
         now = time.monotonic()
         with self._lock:
-            self._tallies[protocol].answered(answer, now - began)
-        if self.clients is not None:
+            self._tallies[protocol].answered(query, answer, now - began)
+        if self.clients is not None and ("all" in self.classes or response_class(answer) in self.classes):
             name, rtype = question_of(answer)
+            if self.zones and not f".{name.lower()}".endswith(self.zones):
+                return
             log.info("query", client=peer[0], pod=self.clients.pod(str(peer[0]), now), protocol=protocol, name=name, type=rtype,
                      rcode=str(RCODE.forward.get(answer[3] & 0xF, answer[3] & 0xF)), size=len(answer),
                      query_size=len(query), took_ms=(now - began) * 1000)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -28,6 +29,7 @@ from .rtypes import CNAME, NS, TXT
 
 SCHEMA_VERSION = "1.1.0"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+TRIGGER_ANNOTATION = "endpoints.kubernetes.io/last-change-trigger-time"
 SPEC_FIELDS = ("type", "externalName", "clusterIP", "clusterIPs", "publishNotReadyAddresses")
 PORT_FIELDS = ("name", "protocol", "port")
 _encode = msgspec.msgpack.Encoder().encode
@@ -324,3 +326,17 @@ def service_of_slice(piece: Mapping[str, Any]) -> str:
     """"namespace/service" of an EndpointSlice, "" where it names none."""
     name = meta.labels(piece).get(SERVICE_NAME_LABEL)
     return f"{meta.namespace(piece)}/{name}" if name else ""
+
+
+def trigger_time(piece: Mapping[str, Any]) -> float | None:
+    """When the change behind an EndpointSlice happened (its annotation, RFC 3339), in seconds since the epoch."""
+    text = ((piece.get("metadata") or {}).get("annotations") or {}).get(TRIGGER_ANNOTATION)
+    try:
+        return datetime.fromisoformat(text).timestamp() if text else None
+    except (ValueError, TypeError):
+        return None
+
+
+def is_headless(packed: bytes | None) -> bool:
+    """Of a Service as `pack_service` keeps it."""
+    return packed is not None and (unpack_service(packed).get("spec") or {}).get("clusterIP") == "None"

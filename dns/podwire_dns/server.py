@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import resource
 import secrets
 import signal
 import socket
@@ -17,17 +18,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from podwire_controlplane.client import logs
 from podwire_controlplane.client.rolestatus import RoleStatus
 
-from . import feed, host, metrics, names, native, web
+from . import forward, host, metrics, metrics_page, names, native, web
 from .answer import Answerer, Pending, ZoneData
-from .cache import Cache
+from .cache import Cache, Upstreamed
 from .clients import Clients
 from .config import DnsConfig
+from .follow import Follower
 from .observer import Observer
+from .rules import Rules
+from .sources import Sources
 from .udp import Send, UdpLoop
 from .upstream import Forwarder
 
@@ -35,11 +40,11 @@ log = logs.get("dns")
 MAX_PENDING = 2000  # queries that wait for upstreams; more are answered SERVFAIL at once
 MAX_CONNECTIONS = 1000
 TCP_IDLE_SECONDS = 10.0
-RECONNECT_FIRST, RECONNECT_LAST = 0.05, 1.0
 STATUS_SECONDS = 1.0
 UDP_BUFFER = 1 << 20
 LEAVE_SECONDS = 0.5
 PREFETCH_SECONDS = 0.25
+HEALTH_SECONDS = 1.0
 HINFO_IN = b"\0\x0d\0\x01"
 SWITCH_SECONDS = 0.0002  # how long the feed may keep a query waiting for the interpreter
 
@@ -52,53 +57,129 @@ except PackageNotFoundError:  # run from a source tree
 class Server:
     """`async with Server(config) as server` inside the node's network namespace; it serves until the block ends."""
 
-    def __init__(self, config: DnsConfig) -> None:
-        self.config = config
+    def __init__(self, config: DnsConfig, sources: Sources | None = None) -> None:
+        """sources: where `config` came from, for /metrics. Raises BadConfig."""
+        self.config, self.sources = config, sources or Sources(config)
         routes = config.routes()
-        cache = Cache(keep_stale=config.serve_stale, prefetch=config.prefetch, positive_cap=config.cache_positive,
-                      negative_cap=config.cache_negative)
+        cache = Cache(config.cache_capacity, config.serve_stale, config.prefetch)
         data = ZoneData(config.zones(), config.ttl, config.pods)
         self.answerer = Answerer(data, cache, time.monotonic, _below, bool(routes), config.autopath)
-        self.forwarder = Forwarder(routes, cache, config.policy)
-        self.observer = Observer(Clients(config.run_dir / "cni" / "leases") if config.log_queries else None)
-        self.fed = self.leaving = False
-        self.dropped = 0
+        self.forwarder = Forwarder(routes, cache)
+        self.observer = Observer(None)
+        self.follower = Follower(config.socket_path, self._whole, self.observer.programmed)
+        self.leaving = False
+        self.dropped = self.reloads = 0
         self.connections: set[asyncio.StreamWriter] = set()
-        self._pending: set[asyncio.Task[None]] = set()
+        self._pending = 0
+        self._idle = asyncio.Event()
         self._udp: list[UdpLoop] = []
         self._tcp: list[asyncio.Server] = []
+        self._web: list[asyncio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self.started = time.time()
+        self.health = metrics.Durations(metrics.HEALTH_BOUNDS)
+        self._settle(config)
+
+    @property
+    def fed(self) -> bool:
+        return self.follower.fed
+
+    def _settle(self, config: DnsConfig) -> None:
+        """What needs nothing but to be known."""
+        rules = Rules(config.blocks)
+        answerer = self.answerer
+        answerer.recursion, answerer.autopath, answerer.shuffle = bool(config.forwarding()), config.autopath, config.shuffle
+        answerer.rules = rules if rules.any else None
+        answerer.cache.resize(config.cache_capacity, config.serve_stale, config.prefetch)
+        self.observer.configure(Clients(config.run_dir / "cni" / "leases") if config.log_queries else None,
+                                config.log_classes, config.log_names)
+        for udp in self._udp:
+            udp.configure()
 
     async def __aenter__(self) -> Server:
+        await self._listen(self.config)
+        self._tasks = [asyncio.create_task(self.follower.run()), asyncio.create_task(self._housekeeping())]
+        await self._open_pages(self.config)
+        return self
+
+    async def _listen(self, config: DnsConfig) -> None:
+        """Open what `config` says, then close what was open before; no query in a closed socket's queue is lost. Raises
+        OSError, and then all is as it was."""
         loop = asyncio.get_running_loop()
 
-        def later(pending: Pending, send: Send) -> None:
-            loop.call_soon_threadsafe(self._wait_for_upstream, pending, send)
+        def later(waiting: list[tuple[Pending, Send]]) -> None:
+            loop.call_soon_threadsafe(self._wait_for_upstreams, waiting)
 
-        # A line for each query is Python's work anyway, packet by packet.
-        batches = native.load() if self.config.batches and not self.config.log_queries else None
-        for address in self.config.addresses():
-            sock = _socket(address, self.config.port, socket.SOCK_DGRAM)
-            self._udp.append(UdpLoop(sock, self.answerer, later, batches, self.observer))
-            listener = _socket(address, self.config.port, socket.SOCK_STREAM)
-            self._tcp.append(await asyncio.start_server(self._connection, sock=listener))
+        batches = native.load() if config.batches else None
+        sockets: list[socket.socket] = []
+        try:
+            for address in config.addresses():
+                sockets.append(_socket(address, config.port, socket.SOCK_DGRAM))
+                sockets.append(_socket(address, config.port, socket.SOCK_STREAM))
+        except OSError:
+            for sock in sockets:
+                sock.close()
+            raise
+        udp = [UdpLoop(sock, self.answerer, later, batches, self.observer) for sock in sockets[::2]]
+        tcp = [await asyncio.start_server(self._connection, sock=sock) for sock in sockets[1::2]]
+        for each in udp:
+            each.thread.start()
+        old_udp, self._udp = self._udp, udp
+        old_tcp, self._tcp = self._tcp, tcp
+        for listener in old_tcp:
+            listener.close()
+        if old_udp:
+            loop.call_later(forward.DEADLINE + 1, self._end_udp, old_udp)  # what it forwarded is answered by then
+
+    @staticmethod
+    def _end_udp(loops: list[UdpLoop]) -> None:
+        for each in loops:
+            each.stop(LEAVE_SECONDS)
+        for each in loops:
+            each.close()
+
+    async def _open_pages(self, config: DnsConfig) -> None:
+        pages = dict(self._pages(config))
+        for listener in self._web:
+            listener.close()
+        self._web = [await web.serve(address, page) for address, page in pages.items()]
+
+    async def reload(self, config: DnsConfig) -> None:
+        """Take other settings over without leaving a query unanswered. Raises BadConfig or OSError: then nothing changed."""
+        old = self.config
+        routes = config.routes()
+        if (config.addresses(), config.port) != (old.addresses(), old.port):
+            host.ensure_addresses(config.addresses())
+            await self._listen(config)
+        pages = tuple((c.health_address, c.ready_address, c.metrics_address) for c in (config, old))
+        if pages[0] != pages[1]:
+            await self._open_pages(config)
+        if routes != old.routes():
+            before, self.forwarder = self.forwarder, Forwarder(routes, self.answerer.cache)
+            self.answerer.cache.clear()
+            before.retire()
+            self._probe()
+        self.config = config
+        self._settle(config)
+        self.reloads += 1
+        log.info("settings taken over", upstreams=list(self.forwarder.down()), rules=self.answerer.rules is not None)
+
+    def _whole(self, zone: ZoneData) -> None:
+        self.answerer.data = zone
         for udp in self._udp:
-            udp.thread.start()
-        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._housekeeping())]
-        for address, path in self._pages():
-            self._tcp.append(await web.serve(address, path))
-        return self
+            udp.configure()
 
     async def __aexit__(self, *_: object) -> None:
         """Leave at once: no new query is taken, answers under way get a moment, none is cut in half."""
+        for listener in (*self._tcp, *self._web):
+            listener.close()
         for udp in self._udp:
-            with contextlib.suppress(OSError):  # ENOTCONN, but it wakes the thread
-                udp.sock.shutdown(socket.SHUT_RDWR)
-            udp.thread.join(LEAVE_SECONDS)
-        for tcp_listener in self._tcp:
-            tcp_listener.close()
+            udp.stop(LEAVE_SECONDS)
+        await asyncio.sleep(0)  # what the threads handed over last
         if self._pending:
-            await asyncio.wait(self._pending, timeout=LEAVE_SECONDS)
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), LEAVE_SECONDS)
         open_still = list(self.connections)
         for writer in open_still:
             writer.close()  # sends what is in its buffer first
@@ -107,7 +188,8 @@ class Server:
         for task in self._tasks:
             task.cancel()
         for udp in self._udp:
-            udp.sock.close()
+            udp.close()
+        self.forwarder.close()
 
     async def lame_duck(self) -> None:
         """Say that we are leaving, and answer on for a while, so that whoever sends queries here can stop in time."""
@@ -118,13 +200,12 @@ class Server:
 
     # What we say of ourselves
 
-    def _pages(self) -> Iterator[tuple[str, dict[str, Callable[[], web.Answer]]]]:
+    def _pages(self, config: DnsConfig) -> Iterator[tuple[str, dict[str, Callable[[], web.Answer]]]]:
         """(address, pages) of each HTTP address; what shares an address shares its listener."""
-        config = self.config
         found: dict[str, dict[str, Callable[[], web.Answer]]] = {}
         for address, path, page in ((config.health_address, "/health", lambda: (200, "OK")),
                                     (config.ready_address, "/ready", self.ready),
-                                    (config.metrics_address, "/metrics", lambda: (200, metrics.render(self.state())))):
+                                    (config.metrics_address, "/metrics", lambda: (200, metrics_page.render(self.state())))):
             if address:
                 found.setdefault(address, {})[path] = page
         yield from found.items()
@@ -137,47 +218,62 @@ class Server:
             return 503, "waits for the feeder's first zone\n"
         return 200, "OK\n" if self.fed else "OK: the last zone serves, the feeder is away\n"
 
-    def state(self) -> metrics.State:
+    def state(self) -> metrics_page.State:
         udp = self.observer.total("udp")
         for loop in self._udp:
             if loop.batch is not None:
                 udp.add_native(loop.batch.counts)
-        cache, data = self.answerer.cache, self.answerer.data
-        return metrics.State(
-            VERSION, {"udp": udp, "tcp": self.observer.total("tcp")}, dict(self.forwarder.exchanges),
-            dict(self.forwarder.seconds), self.forwarder.down(),
-            {"entries": len(cache.entries), "hits": cache.hits, "misses": cache.misses, "stale": cache.stale_hits,
-             "prefetch": cache.prefetched}, len(data.answers), data.serial, data.synced, self.fed, self.dropped)
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return metrics_page.State(
+            VERSION, {"udp": udp, "tcp": self.observer.total("tcp")}, self.forwarder.state(self.dropped), self.answerer.cache,
+            self.answerer.data, self.config, self.sources.digest, self.sources.failed, self.reloads, self.fed,
+            self.observer.programming, self.health, usage.ru_utime + usage.ru_stime, _memory(), self.started)
+
+    def _probe(self) -> None:
+        """Find out whether an upstream sends queries back to us."""
+        probe = names.to_wire(f"{secrets.token_hex(8)}.loop-probe.podwire.invalid.")
+        self.answerer.loop_probe, self.answerer.looped = probe, False
+
+        def told(_: object) -> None:
+            if self.answerer.looped:
+                log.error("an upstream sends queries back to this DNS; each would go round until it times out",
+                          upstreams=list(self.forwarder.down()))
+
+        if self.forwarder.route(probe + HINFO_IN) is not None:
+            self.forwarder.ask((probe + HINFO_IN, False, False), told)
 
     async def _housekeeping(self) -> None:
-        """Prefetches what the cache asks for, and finds out whether an upstream sends queries back to us."""
-        probe = names.to_wire(f"{secrets.token_hex(8)}.loop-probe.podwire.invalid.")
-        self.answerer.loop_probe = probe
-        if self.forwarder.route(probe + b"\0\0\0\0") is not None:
-            await self.forwarder.resolve((probe + HINFO_IN, False, False))
-        if self.answerer.looped:
-            log.error("an upstream sends queries back to this DNS; each would go round until it times out",
-                      upstreams=list(self.forwarder.down()))
+        """Prefetches what the cache asks for, and looks at its own /health as a kubelet does."""
+        self._probe()
+        checked = time.monotonic()
         while True:
             await asyncio.sleep(PREFETCH_SECONDS)
-            await self.forwarder.refresh()
+            self.forwarder.refresh()
+            if self.config.health_address and time.monotonic() - checked >= HEALTH_SECONDS:
+                checked = time.monotonic()
+                self.health.note(await web.took(self.config.health_address, "/health"))
 
     # Upstreams
 
-    def _wait_for_upstream(self, pending: Pending, send: Send) -> asyncio.Task[None] | None:
-        if len(self._pending) >= MAX_PENDING:
+    def _wait_for_upstreams(self, waiting: list[tuple[Pending, Send]]) -> None:
+        for pending, send in waiting:
+            self._wait_for_upstream(pending, send)
+
+    def _wait_for_upstream(self, pending: Pending, send: Send) -> None:
+        if self._pending >= MAX_PENDING:
             self.dropped += 1
             send(self.answerer.finish(pending, None))
-            return None
-        task = asyncio.create_task(self._forward(pending, send))
-        self._pending.add(task)
-        task.add_done_callback(self._pending.discard)
-        return task
+            return
+        self._pending += 1
 
-    async def _forward(self, pending: Pending, send: Send) -> None:
-        answer = await self.forwarder.resolve(pending.cache_key)
-        with contextlib.suppress(OSError):  # the client is gone
-            send(self.answerer.finish(pending, answer))
+        def done(answer: Upstreamed | None) -> None:
+            self._pending -= 1
+            if not self._pending:
+                self._idle.set()
+            with contextlib.suppress(OSError):  # the client is gone
+                send(self.answerer.finish(pending, answer))
+
+        self.forwarder.ask(pending.cache_key, done)
 
     # TCP: several queries may be under way on one connection, and are answered as they become ready (RFC 7766)
 
@@ -186,10 +282,8 @@ class Server:
             writer.close()
             return
         self.connections.add(writer)
-        waiting: set[asyncio.Task[None]] = set()
-
         peer = writer.get_extra_info("peername") or ("",)
-
+        waiting, none_left = 0, asyncio.Event()
         try:
             while True:
                 async with asyncio.timeout(TCP_IDLE_SECONDS):
@@ -197,10 +291,15 @@ class Server:
                 send = self._tcp_sender(writer, peer, data)
                 answer = self.answerer.handle(data, udp=False)
                 if isinstance(answer, Pending):
-                    task = self._wait_for_upstream(answer, send)
-                    if task is not None:
-                        waiting.add(task)
-                        task.add_done_callback(waiting.discard)
+                    waiting += 1
+
+                    def answered(late: bytes, send: Send = send) -> None:
+                        nonlocal waiting
+                        send(late)
+                        waiting -= 1
+                        none_left.set()
+
+                    self._wait_for_upstream(answer, answered)
                 elif answer is None:
                     return
                 else:
@@ -208,8 +307,9 @@ class Server:
                 async with asyncio.timeout(TCP_IDLE_SECONDS):
                     await writer.drain()
         except asyncio.IncompleteReadError:
-            if waiting:  # the client has asked all it wants; its last answers are still to come
-                await asyncio.wait(waiting)
+            while waiting:  # the client has asked all it wants; its last answers are still to come
+                none_left.clear()
+                await none_left.wait()
         except (OSError, TimeoutError, asyncio.CancelledError):
             pass  # the client is gone or too slow; or we end, and asyncio would log that as an error
         finally:
@@ -225,45 +325,6 @@ class Server:
                 writer.write(len(answer).to_bytes(2) + answer)
 
         return send
-
-    # The feed
-
-    async def _follow(self) -> None:
-        """For ever: connect to the feeder, take the zone, then its changes."""
-        delay, told = RECONNECT_FIRST, False
-        while True:
-            try:
-                await self._take()
-            except (OSError, asyncio.IncompleteReadError, feed.BadFeed) as err:
-                if self.fed or not told:
-                    tell = log.warn if self.answerer.data.synced else log.info
-                    tell("no feeder, the last zone serves" if self.answerer.data.synced else "waits for the feeder",
-                         socket=str(self.config.socket_path), error=str(err))
-                    told, delay = True, RECONNECT_FIRST
-            self.fed = False
-            await asyncio.sleep(delay * random.uniform(0.7, 1.3))
-            delay = min(delay * 2, RECONNECT_LAST)
-
-    async def _take(self) -> None:
-        reader, writer = await asyncio.open_unix_connection(str(self.config.socket_path))
-        zone: ZoneData | None = None
-        try:
-            while True:
-                length = int.from_bytes(await reader.readexactly(4))
-                if length > feed.MAX_FRAME:
-                    raise feed.BadFeed(f"feed: a frame of {length} bytes")
-                message = feed.decode(await reader.readexactly(length))
-                if isinstance(message, feed.Hello):
-                    zone = ZoneData.begin(message)
-                elif zone is None:
-                    raise feed.BadFeed("feed: it does not begin with Hello")
-                elif isinstance(message, feed.Delta):
-                    zone.apply(message)
-                else:
-                    zone.synced, self.answerer.data, self.fed = True, zone, True
-                    log.info("zone is whole", answers=len(zone.answers), serial=message.serial)
-        finally:
-            writer.close()
 
     def report(self, status: RoleStatus) -> None:
         data = self.answerer.data
@@ -281,6 +342,13 @@ class Server:
 async def _closed(writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
         await writer.wait_closed()
+
+
+def _memory() -> int:
+    """Bytes that this process has in memory."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return 0
 
 
 def _below(limit: int) -> int:
@@ -308,30 +376,36 @@ def _socket(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
     return sock
 
 
-async def _main(config: DnsConfig) -> None:
+async def _main(config: DnsConfig, sources: Sources) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     status = RoleStatus(config.run_dir, "dns")
-    async with Server(config) as server:
+    async with Server(config, sources) as server:
         log.info("serving", listen=list(config.addresses()), port=config.port, upstreams=list(server.forwarder.down()))
+        following = asyncio.create_task(sources.follow(config, log, server.reload))
         while not stop.is_set():
             server.report(status)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), STATUS_SECONDS)
+        following.cancel()
         await server.lame_duck()
         status.update(ready=False, message="stopped", reason="Stopped")
 
 
 def run(config: DnsConfig) -> None:
     """Serve until SIGTERM; the address and the notrack rules stay. Raises BadConfig and OSError (the address is taken)."""
-    added = host.ensure_addresses(config.addresses())
+    sources = Sources(config)
+    real = sources.load()
+    sources.tell(log)
+    added = host.ensure_addresses(real.addresses())
     if added:
         log.info("address added", addresses=added, device="lo")
-    if config.notrack:
+    if real.notrack:
         try:
-            host.apply_notrack(config.addresses(), config.port)
+            host.apply_notrack(real.addresses(), real.port)
         except OSError as err:  # a kernel without the raw hooks: slower, and racy for A with AAAA, but it serves
             log.warn("no notrack rules; parallel A and AAAA queries may stall", error=str(err))
+    host.short_slices()
     sys.setswitchinterval(SWITCH_SECONDS)
-    asyncio.run(_main(config))
+    asyncio.run(_main(real, sources))

@@ -4,6 +4,7 @@ packet at a time. What must wait for an upstream is handed to the event loop."""
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import socket
 import threading
@@ -18,24 +19,56 @@ LARGEST_QUERY = 4096
 SEND, FORWARDED = 16, 64  # of batch.c
 PASSING = frozenset((errno.EINTR, errno.EAGAIN, errno.ECONNREFUSED))  # the last: an ICMP error about an earlier answer
 Send = Callable[[bytes], None]
-Later = Callable[[Pending, Send], object]
+Later = Callable[[list[tuple[Pending, Send]]], object]
 
 
 class UdpLoop:
-    """`later(pending, send)` is called from this thread; `send` may be called from any. `native`: native.load(), or None."""
+    """`later([(pending, send)])` is called from this thread; `send` may be called from any. native: native.load(), or None."""
 
     def __init__(self, sock: socket.socket, answerer: Answerer, later: Later, native: Any | None,
                  observer: Observer) -> None:
         self.sock, self.answerer, self.later, self.observer = sock, answerer, later, observer
         self._native = native
         self.batch: Any | None = None
+        self._waiting: list[tuple[Pending, Send]] = []
         if native is not None:
-            zone = answerer.data.zones[0]
-            made = native.lib.batch_new(sock.fileno(), answerer.recursion, zone, len(zone))
+            made = native.lib.batch_new(sock.fileno())
             if made != native.ffi.NULL:
                 self.batch = native.ffi.gc(made, native.lib.batch_free)
+                self.configure()
         self.thread = threading.Thread(target=self._many if self.batch is not None else self._one, daemon=True,
                                        name=f"udp {sock.getsockname()[0]}")
+
+    def configure(self) -> None:
+        """Take over what changed in the answerer; also while packets come in."""
+        if self._native is not None and self.batch is not None:
+            zone = self.answerer.data.zones[0]
+            self._native.lib.batch_set(self.batch, self.answerer.recursion, self.answerer.shuffle, zone, len(zone))
+
+    def stop(self, seconds: float) -> None:
+        """End the thread, at most `seconds` later; what is in the queue is answered first."""
+        with contextlib.suppress(OSError):  # ENOTCONN, but it wakes the thread
+            self.sock.shutdown(socket.SHUT_RD)
+        self.thread.join(seconds)
+
+    def close(self) -> None:
+        """Answer what came since the thread ended, and close the socket."""
+        self.sock.setblocking(False)
+        with contextlib.suppress(OSError):  # the queue is empty
+            while True:
+                data, peer = self.sock.recvfrom(LARGEST_QUERY)
+                if not data and not peer:
+                    break
+                answer = self._answer(data, peer)
+                if answer is not None:
+                    self.sock.sendto(answer, peer)
+        self._hand_over()
+        self.sock.close()
+
+    def _hand_over(self) -> None:
+        if self._waiting:
+            self.later(self._waiting)
+            self._waiting = []
 
     def _one(self) -> None:
         receive, send = self.sock.recvfrom, self.sock.sendto
@@ -52,6 +85,7 @@ class UdpLoop:
                 answer = self._answer(data, peer)
                 if answer is not None:
                     send(answer, peer)
+                self._hand_over()
             except OSError:
                 continue  # the client's network is gone, or its port is 0: nobody to tell
 
@@ -63,7 +97,7 @@ class UdpLoop:
                 self.observer.answered("udp", peer, data, answer, began)
                 return answer
             if answer is not None:
-                self.later(answer, self._sender(peer, data, began))
+                self._waiting.append((answer, self._sender(peer, data, began)))
         except Exception as err:  # one message must never stop the service
             self.observer.failed("udp", peer, data, err)
         return None
@@ -79,13 +113,13 @@ class UdpLoop:
         assert self._native is not None
         lib, ffi, batch = self._native.lib, self._native.ffi, self.batch
         assert batch is not None
-        receive, unpack, absent = lib.batch_receive, ffi.unpack, self.answerer.absent
+        receive, unpack = lib.batch_receive, ffi.unpack
         room = lib.BATCH
         modes, sizes = bytearray(room), array.array("i", bytes(4 * room))
         modes_at, sizes_at = ffi.from_buffer(modes), ffi.cast("int32_t *", ffi.from_buffer(sizes))
         all_keys = ffi.buffer(batch.keys, room * 260)
         all_zones, all_simple = ffi.buffer(batch.zone), ffi.buffer(batch.simple)
-        cached = self.answerer.cached
+        answerer, observer, other = self.answerer, self.observer, self._other
         while True:
             count = receive(batch)
             if count <= 0:
@@ -94,6 +128,7 @@ class UdpLoop:
                 return
             data = self.answerer.data
             get = data.answers.get
+            special = answerer.rules is not None or observer.clients is not None
             ends = unpack(batch.ends, count + 1)
             keys, zones, simple = all_keys[:ends[count]], all_zones[:], all_simple[:]
             values, slow, at = [], [], 0
@@ -102,16 +137,13 @@ class UdpLoop:
                 key = keys[at:end]
                 at = end
                 value, mode = get(key), SEND
-                if value is None:
-                    if zones[index]:
-                        found, kind = absent(key) if key else None, SEND
-                    else:
-                        found, kind = cached(key) if simple[index] and key else None, SEND + FORWARDED
+                if value is None or special:
+                    found = other(key, value, zones[index], simple[index])
                     if found is None:
                         slow.append(index)
                         value, mode = b"", 0
                     else:
-                        mode, value = kind + found[0], found[1]
+                        mode, value = found
                 values.append(value)
                 modes[index] = mode
                 sizes[index] = len(value)
@@ -121,6 +153,21 @@ class UdpLoop:
             self.answerer.counts["hit"] += count - len(slow)
             for index in slow:
                 self._slowly(index)
+            if self._waiting:
+                self._hand_over()
+
+    def _other(self, key: bytes, value: bytes | None, ours: int, simple: int) -> tuple[int, bytes] | None:
+        """(mode, value) for a question that is not simply a hit; None: it needs a look at the whole message."""
+        rules = self.answerer.rules
+        if not key or self.observer.clients is not None or (rules is not None and rules.find(key) is not None):
+            return None
+        if value is not None:
+            return SEND, value
+        if ours:
+            found = self.answerer.absent(key)
+            return None if found is None else (SEND + found[0], found[1])
+        found = self.answerer.cached(key) if simple else None
+        return None if found is None else (SEND + FORWARDED + found[0], found[1])
 
     def _slowly(self, index: int) -> None:
         """One query of the batch that needs Python: parse it, answer it, or have an upstream asked."""

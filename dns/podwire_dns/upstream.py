@@ -1,13 +1,17 @@
-"""Sends queries to upstreams and collects their answers; what to send and believe is forward.py's."""
+"""Names that are not ours are asked of upstreams here: one flight for all who ask the same, and who is asked when.
+
+What to send and what to believe is forward.py's; the packets are exchange.py's. Everything is a call-back in one event loop:
+a query that misses the cache costs one socket and no task.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
 import time
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 
 from dnslib import RCODE
 
@@ -15,42 +19,110 @@ from podwire_controlplane.client import logs
 
 from . import forward
 from .cache import Cache, CacheKey, Upstreamed
-from .wire import SERVFAIL, Malformed
+from .exchange import Asked, Stream, UdpExchange, tls_context
+from .forward import Route, Upstreams
+from .metrics import BOUNDS
+from .metrics_page import Forwarding
+from .wire import EMPTY, REFUSED
 
 log = logs.get("dns")
+Done = Callable[["Upstreamed | None"], None]
+SWEEP_SECONDS = 0.25
 
 
-class _Exchange(asyncio.DatagramProtocol):
-    """One query to one upstream over a connected UDP socket of its own: a random port, and only that peer is heard."""
+class _Ask:
+    """One query to one upstream, under way. flight: whom it is for. told: its silence was counted."""
 
-    def __init__(self, key: bytes, ident: int, done: asyncio.Future[Upstreamed | None]) -> None:
-        self.key, self.ident, self.done = key, ident, done
+    __slots__ = ("address", "began", "exchange", "flight", "told", "upstreams")
 
-    def datagram_received(self, data: bytes, addr: object) -> None:
-        if self.done.done():
+    def __init__(self, flight: _Flight, upstreams: Upstreams, address: str, began: float) -> None:
+        self.flight, self.upstreams, self.address, self.began, self.told = flight, upstreams, address, began, False
+        self.exchange: UdpExchange | Asked | None = None
+
+
+class _Flight:
+    """One question on its way, for everybody who waits for its answer."""
+
+    __slots__ = ("began", "current", "done", "fallback", "forwarder", "key", "live", "plan", "timer", "upstreams", "waiters")
+
+    def __init__(self, forwarder: Forwarder, key: CacheKey, upstreams: Upstreams, now: float) -> None:
+        self.forwarder, self.key, self.upstreams, self.began = forwarder, key, upstreams, now
+        self.plan = iter(upstreams.attempts(now))
+        self.waiters: list[Done] = []
+        self.fallback: Upstreamed | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.current: _Ask | None = None
+        self.live, self.done = 0, False
+
+    def next(self) -> None:
+        """Ask the next upstream; where all were asked, wait for those who still may answer."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        for address, patience in self.plan:
+            self.live += 1
+            asked = self.forwarder.send(self, address)
+            if patience:
+                self.current = asked
+                self.timer = self.forwarder.loop.call_later(patience, self._impatient)
+                return
+        if not self.live or self.fallback is not None:
+            self.finish(self.fallback)
+
+    def _impatient(self) -> None:
+        if self.current is not None:
+            self.forwarder.silent(self.current)
+        self.next()
+
+    def heard(self, asked: _Ask, answer: Upstreamed | None) -> None:
+        """answer: None where the upstream cannot be reached."""
+        self.live -= 1
+        if self.done:
             return
-        with suppress(Malformed):  # not an answer to our question: the right one may still come
-            self.done.set_result(forward.read_answer(self.key, self.ident, data))
+        if answer is not None and forward.is_final(answer):
+            self.forwarder.keep(self, answer)
+            self.finish(answer)
+            return
+        self.fallback = self.fallback or answer
+        if asked is self.current or not self.live:
+            self.next()
 
-    def error_received(self, exc: Exception) -> None:
-        if not self.done.done():
-            self.done.set_exception(exc)
+    def finish(self, answer: Upstreamed | None) -> None:
+        self.done = True
+        if self.timer is not None:
+            self.timer.cancel()
+        self.forwarder.landed(self, answer)
 
 
 class Forwarder:
-    """`resolve` for any number of callers at once; callers with the same question share one flight."""
+    """`ask` (or `resolve`) for any number of callers at once; callers with the same question share one flight."""
 
-    def __init__(self, routes: Mapping[bytes, tuple[str, ...]], cache: Cache, policy: str = "sequential") -> None:
-        """routes: a domain's upstreams by its name in wire form; the longest one that fits a question is asked."""
-        self.routes = {domain: forward.Upstreams(addresses, policy, secrets.randbelow) for domain, addresses in routes.items()}
+    def __init__(self, routes: Mapping[bytes, Route], cache: Cache) -> None:
+        """routes: by the domain's name in wire form; the longest that fits a question is asked. Raises OSError: TLS files."""
+        self.routes = {domain: Upstreams(route, secrets.randbelow) for domain, route in routes.items()}
         self.cache = cache
         self.asked = 0
         self.exchanges: Counter[tuple[str, str]] = Counter()  # (upstream, rcode or "none")
-        self.seconds: dict[str, float] = {}
-        self._flights: dict[CacheKey, asyncio.Task[Upstreamed | None]] = {}
+        self.took: dict[tuple[str, str], list[int]] = {}  # by upstream and rcode, one count for each of BOUNDS and one more
+        self.seconds: dict[tuple[str, str], float] = {}
+        self.failures: Counter[str] = Counter()
+        self.all_down = 0
+        self._streams: dict[tuple[int, str], Stream] = {}
+        self._contexts = {id(upstreams): tls_context(upstreams.route.tls) for upstreams in self.routes.values()
+                          if any(address.startswith(forward.TLS) for address in upstreams.addresses)}
+        self._flights: dict[CacheKey, _Flight] = {}
+        self._asks: dict[_Ask, None] = {}  # in the order of their start
+        self._sweeper: asyncio.TimerHandle | None = None
         self._told: set[str] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def route(self, question: bytes) -> forward.Upstreams | None:
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
+
+    def route(self, question: bytes) -> Upstreams | None:
         """The upstreams for a question key."""
         if len(self.routes) > 1:
             name = question[:-4]
@@ -60,7 +132,7 @@ class Forwarder:
                 name = name[1 + name[0]:]
         return self.routes.get(b"\0")
 
-    async def refresh(self) -> None:
+    def refresh(self) -> None:
         """Fetch what the cache says is due."""
         while self.cache.due:
             key = self.cache.due.pop()
@@ -68,129 +140,205 @@ class Forwarder:
                 self.cache.prefetched += 1
                 self._start(key)
 
-    def _start(self, key: CacheKey) -> asyncio.Task[Upstreamed | None]:
-        flight = self._flights[key] = asyncio.create_task(self._fly(key))
-        flight.add_done_callback(lambda _: self._flights.pop(key, None))
-        return flight
-
-    async def resolve(self, key: CacheKey) -> Upstreamed | None:
-        """The answer, kept in the cache; None where no upstream gave one within forward.DEADLINE, nor a stale one is left."""
-        flight = self._flights.get(key)
-        if flight is None:
-            known = self.cache.get(key, time.monotonic())  # a flight may have landed since the caller looked
-            if known is not None:
-                return known
-            flight = self._start(key)
-        if self.cache.keep_stale and key in self.cache.entries:  # an expired answer now is worth more than a good one too late
-            await asyncio.wait([flight], timeout=forward.STALE_PATIENCE)
-            if not flight.done():
-                return self.cache.stale(key, time.monotonic()) or await asyncio.shield(flight)
-        answer = await asyncio.shield(flight)
-        if answer is None or not forward.is_final(answer):
-            return self.cache.stale(key, time.monotonic()) or answer
-        return answer
-
-    async def _fly(self, key: CacheKey) -> Upstreamed | None:
-        upstreams = self.route(key[0])
-        if upstreams is None:
-            return None
-        begin = time.monotonic()
-        waiting: set[asyncio.Task[Upstreamed]] = set()
-        fallback: Upstreamed | None = None
-        try:
-            for address, patience in upstreams.attempts(begin):
-                left = forward.DEADLINE - (time.monotonic() - begin)
-                if left <= 0:
-                    break
-                waiting.add(asyncio.create_task(self._ask(upstreams, address, key)))
-                answer, waiting = await self._first(waiting, min(patience, left))
-                if answer is not None and forward.is_final(answer):
-                    self.cache.put(key, answer, time.monotonic())
-                    return answer
-                fallback = fallback or answer
-            while waiting and fallback is None and (left := forward.DEADLINE - (time.monotonic() - begin)) > 0:
-                answer, waiting = await self._first(waiting, left)
-                if answer is not None and forward.is_final(answer):
-                    self.cache.put(key, answer, time.monotonic())
-                    return answer
-                fallback = fallback or answer
-            return fallback
-        finally:
-            for task in waiting:
-                task.cancel()
-
-    @staticmethod
-    async def _first(waiting: set[asyncio.Task[Upstreamed]], patience: float,
-                     ) -> tuple[Upstreamed | None, set[asyncio.Task[Upstreamed]]]:
-        """The first answer within `patience` seconds, a final one where several came, and who is still waited for."""
-        done, rest = await asyncio.wait(waiting, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-        answers = [task.result() for task in done if task.exception() is None]
-        final = [answer for answer in answers if forward.is_final(answer)]
-        return next(iter(final or answers), None), rest
-
-    async def _ask(self, upstreams: forward.Upstreams, address: str, key: CacheKey) -> Upstreamed:
-        """Ask one upstream; raises OSError or TimeoutError. Its health is kept here, also when the answer comes late."""
-        begin = time.monotonic()
-        silent = asyncio.get_running_loop().call_later(
-            max(upstreams.patience(address), forward.PATIENCE_LEAST), self._silent, upstreams, address)
-        try:
-            answer = await self._exchange(address, key)
-        except OSError as err:
-            silent.cancel()
-            self._silent(upstreams, address, str(err))
-            self.exchanges[address, "none"] += 1
-            raise
-        finally:
-            silent.cancel()
-        took = time.monotonic() - begin
-        upstreams.answered(address, took)
-        self.exchanges[address, str(RCODE.forward.get(answer.rcode, answer.rcode))] += 1
-        self.seconds[address] = self.seconds.get(address, 0.0) + took
-        if address in self._told:
-            self._told.discard(address)
-            log.info("upstream answers again", upstream=address)
-        return answer
-
     def down(self) -> dict[str, bool]:
         """Every upstream, and whether it is down."""
         return {address: upstreams.is_down(address) for upstreams in self.routes.values() for address in upstreams.addresses}
 
-    def _silent(self, upstreams: forward.Upstreams, address: str, why: str = "no answer in time") -> None:
-        upstreams.silent(address)
-        if upstreams.is_down(address) and address not in self._told:
+    def state(self, rejected: int) -> Forwarding:
+        """For /metrics."""
+        opened: Counter[str] = Counter()
+        sent: Counter[str] = Counter()
+        for stream in self._streams.values():
+            name = forward.shown(stream.address)
+            opened[name] += stream.opened
+            sent[name] += stream.sent
+        return Forwarding(
+            {(forward.shown(to), rcode): count for (to, rcode), count in self.exchanges.items()},
+            {(forward.shown(to), rcode): counts for (to, rcode), counts in self.took.items()},
+            {(forward.shown(to), rcode): seconds for (to, rcode), seconds in self.seconds.items()},
+            {forward.shown(to): count for to, count in self.failures.items()},
+            {forward.shown(to): down for to, down in self.down().items()},
+            {to: max(0, count - opened[to]) for to, count in sent.items()}, opened, self.all_down, rejected)
+
+    def retire(self) -> None:
+        """Finish what is under way and take nothing more; then let go."""
+        if self._flights or self._asks:
+            self.loop.call_later(SWEEP_SECONDS, self.retire)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of kept connections; who still waits is answered as if no upstream did."""
+        for flight in list(self._flights.values()):
+            flight.finish(flight.fallback)
+        for stream in self._streams.values():
+            stream.close()
+        for asked in list(self._asks):
+            self._drop(asked)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    # Who asks
+
+    def ask(self, key: CacheKey, done: Done) -> None:
+        """`done` is called once, perhaps at once: the answer, kept in the cache; None where no upstream gave one within
+        forward.DEADLINE, nor a stale one is left; REFUSED where there is none to ask."""
+        flight = self._flights.get(key)
+        if flight is None:
+            known = self.cache.get(key, time.monotonic())  # a flight may have landed since the caller looked
+            if known is not None:
+                done(known)
+                return
+            flight = self._start(key)
+            if flight is None:
+                done(Upstreamed(REFUSED, EMPTY))
+                return
+            if flight.done:
+                done(self._or_stale(key, flight.fallback))
+                return
+        if self.cache.keep_stale and key in self.cache.entries:  # an expired answer now is worth more than a good one too late
+            done = _Once(done)
+            self.loop.call_later(forward.STALE_PATIENCE, self._give_stale, key, done)
+        flight.waiters.append(done)
+
+    async def resolve(self, key: CacheKey) -> Upstreamed | None:
+        """`ask` as a coroutine."""
+        answer: asyncio.Future[Upstreamed | None] = self.loop.create_future()
+        self.ask(key, lambda found: None if answer.done() else answer.set_result(found))
+        return await answer
+
+    def _start(self, key: CacheKey) -> _Flight | None:
+        upstreams = self.route(key[0])
+        if upstreams is None or not upstreams.addresses:
+            return None
+        if upstreams.all_down():
+            self.all_down += 1
+        flight = self._flights[key] = _Flight(self, key, upstreams, self.loop.time())
+        if self._sweeper is None:
+            self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
+        flight.next()
+        return flight
+
+    def _give_stale(self, key: CacheKey, done: _Once) -> None:
+        if done.called:
+            return
+        answer = self.cache.stale(key, time.monotonic())
+        if answer is not None:
+            done(answer)
+
+    def _or_stale(self, key: CacheKey, answer: Upstreamed | None) -> Upstreamed | None:
+        if answer is None or not forward.is_final(answer):
+            return self.cache.stale(key, time.monotonic()) or answer
+        return answer
+
+    # Flights
+
+    def landed(self, flight: _Flight, answer: Upstreamed | None) -> None:
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
+        flight.fallback = answer
+        answer = self._or_stale(flight.key, answer) if flight.waiters else answer
+        for done in flight.waiters:
+            done(answer)
+
+    def keep(self, flight: _Flight, answer: Upstreamed) -> None:
+        route = flight.upstreams.route
+        self.cache.put(flight.key, answer, time.monotonic(), route.positive_cap, route.negative_cap)
+
+    def send(self, flight: _Flight, address: str) -> _Ask:
+        """Ask one upstream; its health is kept here, also when its answer comes after the flight has landed."""
+        asked = _Ask(flight, flight.upstreams, address, self.loop.time())
+        self._asks[asked] = None
+        self.asked += 1
+        question, dnssec_ok, checking_disabled = flight.key
+        scheme, host, port = forward.split(address)
+        if scheme or flight.upstreams.route.force_tcp:
+            self._over_stream(asked)
+        else:
+            ident = secrets.randbits(16)
+            message = forward.build_ask(question, ident, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled)
+            asked.exchange = UdpExchange(self.loop, host, port, question, ident, message,
+                                         lambda result: self._heard(asked, result))
+        return asked
+
+    def _over_stream(self, asked: _Ask) -> None:
+        upstreams = asked.upstreams
+        stream = self._streams.get((id(upstreams), asked.address))
+        if stream is None:
+            scheme, host, port = forward.split(asked.address)
+            tls = upstreams.route.tls
+            context = self._contexts[id(upstreams)] if scheme else None
+            stream = self._streams[id(upstreams), asked.address] = Stream(asked.address, host, port, context, tls.servername,
+                                                                          upstreams.route.expire)
+        question, dnssec_ok, checking_disabled = asked.flight.key
+        asked.exchange = stream.ask(question, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled,
+                                    heard=lambda result: self._heard(asked, result))
+
+    def _heard(self, asked: _Ask, result: Upstreamed | OSError | None) -> None:
+        if asked not in self._asks:
+            return
+        if result is None:  # cut: the whole answer comes over TCP
+            self._over_stream(asked)
+            return
+        del self._asks[asked]
+        address = asked.address
+        if isinstance(result, OSError):
+            self.exchanges[address, "none"] += 1
+            self.silent(asked, str(result))
+            asked.flight.heard(asked, None)
+            return
+        took = self.loop.time() - asked.began
+        asked.upstreams.answered(address, took)
+        rcode = str(RCODE.forward.get(result.rcode, result.rcode))
+        self.exchanges[address, rcode] += 1
+        self.seconds[address, rcode] = self.seconds.get((address, rcode), 0.0) + took
+        self.took.setdefault((address, rcode), [0] * (len(BOUNDS) + 1))[bisect_left(BOUNDS, took)] += 1
+        if address in self._told:
+            self._told.discard(address)
+            log.info("upstream answers again", upstream=address)
+        asked.flight.heard(asked, result)
+
+    def silent(self, asked: _Ask, why: str = "no answer in time") -> None:
+        """Count a silence, once for each question."""
+        if asked.told:
+            return
+        asked.told = True
+        address = asked.address
+        asked.upstreams.silent(address)
+        self.failures[address] += 1
+        if asked.upstreams.is_down(address) and address not in self._told:
             self._told.add(address)
             log.warn("upstream does not answer", upstream=address, why=why)
 
-    async def _exchange(self, address: str, key: CacheKey) -> Upstreamed:
-        host, _, port = address.partition("#")
-        question, dnssec_ok, checking_disabled = key
-        ident = secrets.randbits(16)
-        message = forward.build_ask(question, ident, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled)
-        self.asked += 1
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[Upstreamed | None] = loop.create_future()
-        transport, _ = await loop.create_datagram_endpoint(
-            lambda: _Exchange(question, ident, done), remote_addr=(host, int(port)))
-        try:
-            transport.sendto(message)
-            async with asyncio.timeout(forward.DEADLINE):
-                answer = await done
-        finally:
-            transport.close()
-        return answer if answer is not None else await self._exchange_tcp(host, int(port), question, ident, message)
+    def _drop(self, asked: _Ask) -> None:
+        self._asks.pop(asked, None)
+        if asked.exchange is not None:
+            asked.exchange.close()
 
-    @staticmethod
-    async def _exchange_tcp(host: str, port: int, question: bytes, ident: int, message: bytes) -> Upstreamed:
-        async with asyncio.timeout(forward.DEADLINE):
-            reader, writer = await asyncio.open_connection(host, port)
-            try:
-                writer.write(len(message).to_bytes(2) + message)
-                data = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
-            except asyncio.IncompleteReadError as err:
-                raise OSError("the upstream closed the connection in its answer") from err
-            finally:
-                writer.close()
-        try:
-            return forward.read_answer(question, ident, data) or Upstreamed(SERVFAIL, b"\0" * 6)
-        except Malformed as err:
-            raise OSError(f"the upstream's answer over TCP is unreadable: {err}") from err
+    def _sweep(self) -> None:
+        """End what is older than forward.DEADLINE; runs as long as anything is under way."""
+        before = self.loop.time() - forward.DEADLINE
+        for asked in list(self._asks):
+            if asked.began > before:
+                break
+            self.exchanges[asked.address, "none"] += 1
+            self.silent(asked)
+            self._drop(asked)
+        for flight in list(self._flights.values()):
+            if flight.began > before:
+                break
+            flight.finish(flight.fallback)
+        under_way = self._asks or self._flights
+        self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep) if under_way else None
+
+
+class _Once:
+    """A Done that may be called twice and is heard once."""
+
+    def __init__(self, done: Done) -> None:
+        self.done, self.called = done, False
+
+    def __call__(self, answer: Upstreamed | None) -> None:
+        if not self.called:
+            self.called = True
+            self.done(answer)

@@ -29,6 +29,21 @@ async def serve(address: str, pages: Mapping[str, Callable[[], Answer]]) -> asyn
     return await asyncio.start_server(connection, host.strip("[]") or None, int(port), limit=LARGEST)
 
 
+async def took(address: str, path: str) -> float | None:
+    """Seconds that our own page took; None where it did not come."""
+    host, _, port = address.rpartition(":")
+    begin = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout(SECONDS):
+            reader, writer = await asyncio.open_connection(host.strip("[]") or "127.0.0.1", int(port))
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: podwire\r\n\r\n".encode())
+            answer = await reader.readline()
+            writer.close()
+    except (OSError, TimeoutError):
+        return None
+    return asyncio.get_running_loop().time() - begin if b" 200 " in answer else None
+
+
 def _answer(head: bytes, pages: Mapping[str, Callable[[], Answer]]) -> Answer:
     words = head.split(b"\r\n", 1)[0].decode("latin-1").split()
     if len(words) != 3 or words[0] != "GET":

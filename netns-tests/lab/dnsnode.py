@@ -36,6 +36,8 @@ class DnsNode:
         self.kubeconfig = api.kubeconfig(run_dir / "kubeconfig")
         self.flags = ["--node-name", "n1", "--kubeconfig", str(self.kubeconfig), "--run-dir", str(run_dir), *flags,
                       *(word for upstream in upstreams for word in ("--upstream", upstream.address))]
+        if "--upstream" not in self.flags and "--corefile" not in self.flags:
+            self.flags += ["--upstream", "none"]
         self.processes: dict[str, subprocess.Popen[str]] = {}
 
     def __enter__(self) -> Self:

@@ -13,13 +13,14 @@
 #include <sys/socket.h>
 #include <time.h>
 
-enum { BATCH = 64, PACKET = 4096, MINIMUM = 512, MAXIMUM = 1232, TYPES = 66, BUCKETS = 14, SEND = 16, FORWARDED = 64 };
+enum { BATCH = 64, PACKET = 4096, MINIMUM = 512, MAXIMUM = 1232, TYPES = 66, BUCKETS = 14, SIZES = 15, SEND = 16, FORWARDED = 64 };
 
 typedef struct {
     uint64_t types[TYPES];
     uint64_t rcodes[16];
     uint64_t took[BUCKETS];
     uint64_t took_ns;
+    uint64_t query_sizes[SIZES], answer_sizes[SIZES];
     uint64_t dnssec_ok;
     uint64_t received;
     uint64_t sent_bytes, received_bytes;
@@ -37,9 +38,10 @@ typedef struct {
     int32_t packet_size;
     batch_counts counts;
     /* below: not for Python */
-    int fd, recursion, zone_length;
+    int fd, recursion, shuffle;
     uint64_t random, began;
-    char zone_name[256];
+    int zone_at;                  /* which of the two is in force: the other one may be written */
+    struct { int length; char name[256]; } zones[2];
     uint8_t edns[BATCH];          /* 0: none, 1: OPT, 2: OPT with DO */
     int32_t limits[BATCH];
     char out[BATCH][MAXIMUM];
@@ -52,23 +54,40 @@ typedef struct {
 static const uint64_t BOUNDS[BUCKETS - 1] = {
     250000, 500000, 1000000, 2000000, 4000000, 8000000, 16000000, 32000000, 64000000, 128000000, 256000000, 512000000, 1024000000};
 
+/* CoreDNS's bounds of sizes, in bytes. */
+static const int SIZE_BOUNDS[SIZES - 1] = {0, 100, 200, 300, 400, 511, 1023, 2047, 4095, 8291, 16000, 32000, 48000, 64000};
+
+static void count_size(uint64_t *sizes, int size) {
+    int at = 0;
+    while (at < SIZES - 1 && size > SIZE_BOUNDS[at]) at++;
+    sizes[at]++;
+}
+
 static uint64_t now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-batch *batch_new(int fd, int recursion, const char *zone, int zone_length) {
+/* What may change while packets come in: `zone` is the cluster zone's name in lower case and wire form. */
+void batch_set(batch *b, int recursion, int shuffle, const char *zone, int zone_length) {
+    int other = !b->zone_at;
+    memcpy(b->zones[other].name, zone, (size_t)zone_length);
+    b->zones[other].length = zone_length;
+    __atomic_store_n(&b->zone_at, other, __ATOMIC_RELEASE);
+    b->recursion = recursion, b->shuffle = shuffle;
+}
+
+batch *batch_new(int fd) {
     batch *b = calloc(1, sizeof *b);
     if (!b) return NULL;
     b->packets = malloc((size_t)BATCH * PACKET);
     b->keys = malloc((size_t)BATCH * 260);
-    if (!b->packets || !b->keys || zone_length > 255) {
+    if (!b->packets || !b->keys) {
         free(b->packets), free(b->keys), free(b);
         return NULL;
     }
-    b->fd = fd, b->recursion = recursion, b->zone_length = zone_length, b->packet_size = PACKET;
-    memcpy(b->zone_name, zone, (size_t)zone_length);
+    b->fd = fd, b->packet_size = PACKET;
     b->random = now() | 1;
     for (int i = 0; i < BATCH; i++) {
         b->in_vectors[i] = (struct iovec){b->packets + (size_t)i * PACKET, PACKET};
@@ -86,17 +105,19 @@ void batch_free(batch *b) {
 /* The question in lower case at `key`; its length, 0 where the query is not plain. */
 static int recognise(batch *b, int i, char *key) {
     const uint8_t *data = (const uint8_t *)b->packets + (size_t)i * PACKET;
-    int length = b->lengths[i], at = 12, name_end;
+    int length = b->lengths[i], at = 12, name_end, current = __atomic_load_n(&b->zone_at, __ATOMIC_ACQUIRE);
+    int zone_length = b->zones[current].length;
+    const char *zone_name = b->zones[current].name;
     b->zone[i] = 0;
     if (length < 17 || data[2] & 0xFE || memcmp(data + 4, "\0\1\0\0\0\0\0", 7) || data[11] > 1) return 0;
     while (at < length && data[at]) {
         if (data[at] > 63 || at + 1 + data[at] >= length || at + data[at] - 12 > 253) return 0;
-        if (length - at >= b->zone_length && b->zone_length && at - 12 + b->zone_length <= 255) {
+        if (length - at >= zone_length && zone_length && at - 12 + zone_length <= 255) {
             /* does the zone's name begin at this label? its letters are compared below, in lower case */
             int same = 1;
-            for (int k = 0; k < b->zone_length && same; k++) {
+            for (int k = 0; k < zone_length && same; k++) {
                 uint8_t c = data[at + k];
-                same = (c >= 'A' && c <= 'Z' ? c + 32 : c) == (uint8_t)b->zone_name[k];
+                same = (c >= 'A' && c <= 'Z' ? c + 32 : c) == (uint8_t)zone_name[k];
             }
             if (same) b->zone[i] = 1;
         }
@@ -114,7 +135,6 @@ static int recognise(batch *b, int i, char *key) {
         int limit = opt[3] << 8 | opt[4];
         b->limits[i] = limit < MINIMUM ? MINIMUM : limit > MAXIMUM ? MAXIMUM : limit;
         b->edns[i] = opt[7] & 0x80 ? 2 : 1;
-        b->counts.dnssec_ok += b->edns[i] == 2;
     }
     b->simple[i] = (data[2] & 1) && !(data[3] & 0x30) && b->edns[i] != 2;
     for (int k = 0; k < size - 4; k++) {
@@ -137,7 +157,6 @@ int batch_receive(batch *b) {
     int at = 0;
     for (int i = 0; i < count; i++) {
         b->lengths[i] = (int32_t)b->in_headers[i].msg_len;
-        b->counts.received_bytes += b->in_headers[i].msg_len;
         b->ends[i] = at;
         int size = recognise(b, i, b->keys + at);
         at += size;
@@ -160,7 +179,7 @@ static int assemble(batch *b, int i, const char *value, int size, int mode) {
     char *body = out + 12 + question;
     unsigned answers = (uint8_t)value[0] << 8 | (uint8_t)value[1];
     unsigned type = (uint8_t)query[12 + question - 4] << 8 | (uint8_t)query[12 + question - 3];
-    if (answers > 1 && (type == 1 || type == 28) && !(mode & FORWARDED)) { /* begin at a random address */
+    if (answers > 1 && (type == 1 || type == 28) && b->shuffle && !(mode & FORWARDED)) { /* begin at a random address */
         b->random ^= b->random << 13, b->random ^= b->random >> 7, b->random ^= b->random << 17;
         int first = (int)(b->random % answers) * (records / (int)answers);
         memcpy(body, value + 6 + first, (size_t)(records - first));
@@ -191,6 +210,10 @@ int batch_send(batch *b, int count, const char *values, const int32_t *sizes, co
         b->counts.types[type < TYPES ? type : 0]++;
         b->counts.rcodes[modes[i] & 15]++;
         b->counts.sent_bytes += (uint64_t)length;
+        b->counts.received_bytes += (uint64_t)b->lengths[i];
+        count_size(b->counts.query_sizes, b->lengths[i]);
+        count_size(b->counts.answer_sizes, length);
+        b->counts.dnssec_ok += b->edns[i] == 2;
         b->out_vectors[ready] = (struct iovec){b->out[i], (size_t)length};
         b->out_headers[ready].msg_hdr = (struct msghdr){
             .msg_name = &b->peers[i], .msg_namelen = b->in_headers[i].msg_hdr.msg_namelen,

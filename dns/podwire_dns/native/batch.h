@@ -6,6 +6,7 @@ typedef struct {
     uint64_t rcodes[16];     /* responses */
     uint64_t took[14];       /* responses by the bounds of batch.c, the last one unbounded */
     uint64_t took_ns;
+    uint64_t query_sizes[15], answer_sizes[15];  /* of what was answered, by the bounds of batch.c, the last one unbounded */
     uint64_t dnssec_ok;
     uint64_t received;
     uint64_t sent_bytes, received_bytes;
@@ -14,7 +15,7 @@ typedef struct {
 
 typedef struct {
     int32_t ends[65];        /* keys[ends[i]:ends[i+1]] is query i's question in lower case; empty: not a plain query */
-    uint8_t zone[64];        /* the name lies in the zone given to batch_new */
+    uint8_t zone[64];        /* the name lies in the zone given to batch_set */
     uint8_t simple[64];      /* recursion desired, and neither DO, CD nor AD: an answer of the forward cache fits as it is */
     int32_t lengths[64];     /* of the packets */
     int32_t left[64];        /* what batch_send could not send because it is too large for its client */
@@ -25,7 +26,8 @@ typedef struct {
     ...;
 } batch;
 
-batch *batch_new(int fd, int recursion, const char *zone, int zone_length);
+batch *batch_new(int fd);
+void batch_set(batch *b, int recursion, int shuffle, const char *zone, int zone_length);
 void batch_free(batch *b);
 int batch_receive(batch *b);
 int batch_send(batch *b, int count, const char *values, const int32_t *sizes, const uint8_t *modes);

@@ -13,7 +13,7 @@ from ..cache import Cache
 from ..config import DnsConfig
 from . import cases
 
-CONFIG = DnsConfig("n1", None, Path("unused"), service_cidrs=("10.96.0.0/16", "fd00:96::/112"))
+CONFIG = DnsConfig("n1", None, Path("unused"), upstreams=(), service_cidrs=("10.96.0.0/16", "fd00:96::/112"))
 
 
 def builder(services: Iterable[Any] = (), slices: Iterable[Any] = (), namespaces: Iterable[Any] = (),

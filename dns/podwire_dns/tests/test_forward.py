@@ -179,11 +179,11 @@ def order(upstreams: forward.Upstreams, now: float) -> list[str]:
 
 
 def test_upstreams_in_order_each_twice() -> None:
-    assert order(forward.Upstreams((A, B)), 0.0) == [A, B, A, B]
+    assert order(forward.Upstreams(forward.Route((A, B))), 0.0) == [A, B, A, B]
 
 
 def test_a_silent_upstream_goes_last_is_probed_and_comes_back() -> None:
-    upstreams = forward.Upstreams((A, B))
+    upstreams = forward.Upstreams(forward.Route((A, B)))
     upstreams.silent(A)
     assert order(upstreams, 0.0) == [A, B, A, B]
     upstreams.silent(A)
@@ -198,14 +198,14 @@ def test_a_silent_upstream_goes_last_is_probed_and_comes_back() -> None:
 
 
 def test_all_down_are_still_asked() -> None:
-    upstreams = forward.Upstreams((A, B))
+    upstreams = forward.Upstreams(forward.Route((A, B)))
     for address in (A, A, B, B):
         upstreams.silent(address)
     assert order(upstreams, 0.0) == [A, B, A, B]
 
 
 def test_patience_follows_the_usual_answer_time() -> None:
-    upstreams = forward.Upstreams((A,))
+    upstreams = forward.Upstreams(forward.Route((A,)))
     assert upstreams.patience(A) == forward.PATIENCE_FIRST
     upstreams.answered(A, 0.001)
     assert upstreams.patience(A) == forward.PATIENCE_LEAST

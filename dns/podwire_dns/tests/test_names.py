@@ -54,19 +54,19 @@ def test_reverse_zones_cover_a_range_exactly(cidr: str, zones: list[str]) -> Non
 @pytest.mark.parametrize(("change", "named"), [
     ({"ttl": -1}, "ttl"), ({"ttl": 3601}, "ttl"), ({"cluster_domain": "no good"}, "no good"),
     ({"pod_cidrs": ("10.244.0.1/16",)}, "10.244.0.1/16"), ({"listen": ("10.96.0",)}, "listen"),
-    ({"upstreams": ("resolver",)}, "upstreams"), ({"upstreams": ("192.0.2.1#x",)}, "192.0.2.1#x"),
+    ({"upstreams": ("resolver",)}, "upstream: 'resolver'"), ({"upstreams": ("192.0.2.1#x",)}, "192.0.2.1#x"),
     ({"upstreams": ("10.96.0.10",)}, "this DNS itself"),
 ])
 def test_bad_settings_are_named(change: dict[str, Any], named: str) -> None:
     config = dataclasses.replace(CONFIG, **change)
     with pytest.raises(BadConfig, match=named):
         config.schema()
-        config.checked_upstreams()
+        config.routes()
 
 
 def test_upstreams_get_their_port() -> None:
     config = dataclasses.replace(CONFIG, upstreams=("192.0.2.1", "2001:db8::1#5353"))
-    assert config.checked_upstreams() == ("192.0.2.1#53", "2001:db8::1#5353")
+    assert config.routes()[b"\0"].addresses == ("192.0.2.1#53", "2001:db8::1#5353")
 
 
 def test_a_feed_of_another_version_says_what_to_do() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from podwire_controlplane.client import logs
 from podwire_dns.clients import KEEP_SECONDS, Clients
-from podwire_dns.metrics import Page, Tally
+from podwire_dns.metrics import BOUNDS, Page, Tally
 from podwire_dns.server import Server
 from podwire_dns.testing import builders
 from podwire_dns.testing.cases import SVC
@@ -58,15 +58,15 @@ def test_health_ready_and_metrics(tmp_path: Path, batches: bool) -> None:
                                      ("hdls", "SRV", True), ("svc1", "TYPE65280", False)):
                 await ask(config, f"{name}.{SVC}", rtype, tcp=tcp)
             found = samples((await get(address, "/metrics"))[1])
-            labels = 'server="dns://:53",zone=".",view=""'
-            assert found[f'coredns_dns_requests_total{{{labels},proto="udp",type="A"}}'] == 2
-            assert found[f'coredns_dns_requests_total{{{labels},proto="udp",type="AAAA"}}'] == 1
-            assert found[f'coredns_dns_requests_total{{{labels},proto="udp",type="other"}}'] == 1
-            assert found[f'coredns_dns_requests_total{{{labels},proto="tcp",type="SRV"}}'] == 1
-            assert found[f'coredns_dns_responses_total{{{labels},proto="udp",rcode="NXDOMAIN"}}'] == 1
-            assert found[f'coredns_dns_responses_total{{{labels},proto="udp",rcode="NOERROR"}}'] == 3
-            assert found['coredns_dns_request_duration_seconds_count{server="dns://:53",zone=".",proto="udp"}'] == 4
-            assert found['coredns_dns_request_duration_seconds_bucket{server="dns://:53",zone=".",proto="tcp",le="+Inf"}'] == 2
+            labels = f'server="dns://:{config.port}",zone=".",view=""'
+            assert found[f'coredns_dns_requests_total{{{labels},proto="udp",family="1",type="A"}}'] == 2
+            assert found[f'coredns_dns_requests_total{{{labels},proto="udp",family="1",type="AAAA"}}'] == 1
+            assert found[f'coredns_dns_requests_total{{{labels},proto="udp",family="1",type="other"}}'] == 1
+            assert found[f'coredns_dns_requests_total{{{labels},proto="tcp",family="1",type="SRV"}}'] == 1
+            assert found[f'coredns_dns_responses_total{{{labels},proto="udp",rcode="NXDOMAIN",plugin=""}}'] == 1
+            assert found[f'coredns_dns_responses_total{{{labels},proto="udp",rcode="NOERROR",plugin=""}}'] == 3
+            assert found[f'coredns_dns_request_duration_seconds_count{{{labels},proto="udp"}}'] == 4
+            assert found[f'coredns_dns_request_duration_seconds_bucket{{{labels},proto="tcp",le="+Inf"}}'] == 2
             assert found["podwire_dns_zone_synced"] == 1
             assert found["podwire_dns_feeder_connected"] == 0
             assert found["podwire_dns_answers"] == len(server.answerer.data.answers)
@@ -132,8 +132,8 @@ def test_labels_are_escaped_and_buckets_are_cumulative() -> None:
     assert page.lines[-1] == 'a{x="q\\"\\\\\\n"} 1'
     answer = dns.message.make_response(dns.message.make_query("a.", "A")).to_wire()
     for took in (0.0001, 0.003, 99.0):
-        tally.answered(answer, took)
-    page.histogram("h", "Text.", [({}, tally)])
+        tally.answered(answer, answer, took)
+    page.histogram("h", "Text.", BOUNDS, [({}, tally.took, tally.took_seconds)])
     found = samples(page.text())
     counts = [found[name] for name in found if name.startswith("h_bucket")]
     assert counts == sorted(counts)

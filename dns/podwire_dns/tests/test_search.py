@@ -9,7 +9,7 @@ from typing import Any
 import dns.message
 import pytest
 
-from podwire_dns import forward
+from podwire_dns import forward, wire
 from podwire_dns.answer import Answerer, Pending
 from podwire_dns.cache import POPULAR, Cache, Upstreamed
 from podwire_dns.config import BadConfig
@@ -86,18 +86,20 @@ def test_stub_domains_go_to_their_own_upstreams() -> None:
     assert asked("notcorp.example.") == ("192.0.2.1#53",)
     only = Forwarder(dataclasses.replace(config, upstreams=()).routes(), Cache())
     assert only.route(to_wire("www.example.com.") + b"\0\1\0\1") is None
-    assert asyncio.run(only.resolve((to_wire("www.example.com.") + b"\0\1\0\1", False, False))) is None
+    refused = asyncio.run(only.resolve((to_wire("www.example.com.") + b"\0\1\0\1", False, False)))
+    assert refused is not None
+    assert refused.rcode == wire.REFUSED
 
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"stubs": ("corp.example",)}, "stubs: 'corp.example' must be written"),
-    ({"stubs": ("corp.example=nowhere",)}, "stubs: 'nowhere' is no IP address"),
+    ({"stubs": ("corp.example=nowhere",)}, "upstream: 'nowhere' is no IP address"),
     ({"stubs": (f"x.{ZONE}=192.0.2.1",)}, "lies in a zone that is answered here"),
     ({"stubs": ("corp.example=10.96.0.10",)}, "is this DNS itself"),
     ({"policy": "best"}, "policy is 'best'; it must be one of sequential"),
 ])
 def test_bad_settings_name_the_field(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadConfig, match=r"stubs|policy") as caught:
+    with pytest.raises(BadConfig, match=r"stubs|policy|upstream|forward") as caught:
         dataclasses.replace(builders.CONFIG, **change).routes()
     assert said in str(caught.value)
 
@@ -107,13 +109,13 @@ def test_policies() -> None:
 
     def firsts(policy: str, count: int = 6) -> list[str]:
         draws = iter([2, 0, 1, 2, 2, 0])
-        upstreams = forward.Upstreams(addresses, policy, lambda n: next(draws) % n)
+        upstreams = forward.Upstreams(forward.Route(addresses, policy), lambda n: next(draws) % n)
         return [upstreams.attempts(0)[0][0] for _ in range(count)]
 
     assert firsts("sequential") == ["a"] * 6
     assert firsts("round_robin") == ["a", "b", "c", "a", "b", "c"]
     assert firsts("random") == ["c", "a", "b", "c", "c", "a"]
-    upstreams = forward.Upstreams(addresses, "round_robin")
+    upstreams = forward.Upstreams(forward.Route(addresses, "round_robin"))
     for _ in range(forward.DOWN_AFTER):
         upstreams.silent("b")
     upstreams.attempts(0)  # sends the probe
@@ -156,11 +158,12 @@ def test_what_is_due_is_fetched_once() -> None:
         key = (to_wire("www.example.com.") + b"\0\1\0\1", False, False)
         cache = Cache(prefetch=True)
         cache.due.add(key)
-        forwarder = Forwarder({}, cache)
-        await forwarder.refresh()
+        forwarder = Forwarder({b"\0": forward.Route(("127.0.0.1#9",))}, cache)
+        forwarder.refresh()
         cache.due.add(key)
-        await forwarder.refresh()
-        assert cache.prefetched == 1
+        forwarder.refresh()
+        assert (cache.prefetched, forwarder.asked) == (1, 1)
+        forwarder.close()
         assert not cache.due
 
     asyncio.run(work())

@@ -18,7 +18,7 @@ from podwire_controlplane.client.rolestatus import RoleStatus, read_all
 from podwire_dns.cache import Cache
 from podwire_dns.config import DnsConfig
 from podwire_dns.feeder import Feeder
-from podwire_dns.forward import ROUNDS
+from podwire_dns.forward import ROUNDS, Route
 from podwire_dns.server import Server
 from podwire_dns.testing import builders, cases
 from podwire_dns.testing.cases import SVC
@@ -167,7 +167,7 @@ def test_burst_of_changes_is_one_delta(tmp_path: Path) -> None:
 def test_upstreams_that_refuse_are_given_up_at_once_and_counted_as_down() -> None:
     async def work() -> None:
         closed = tuple(f"127.0.0.1#{free_port()}" for _ in range(2))
-        forwarder = Forwarder({b"\0": closed}, Cache())
+        forwarder = Forwarder({b"\0": Route(closed)}, Cache())
         key = (dns.message.make_query("www.example.com.", "A").to_wire()[12:], False, False)
         answers = await asyncio.gather(*(forwarder.resolve(key) for _ in range(20)))
         assert answers == [None] * 20

@@ -1,0 +1,139 @@
+"""The Corefile's `rewrite`, `template` and `hosts` -> rules.py's records. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from dnslib import QTYPE, RCODE
+
+from . import names, rules
+from .corefile_text import Directive, bad, number, seconds
+
+HOSTS_FILE = "/etc/hosts"
+Note = Callable[..., None]  # (directive, why)
+
+
+def zones_of(words: Iterable[str], item: Directive) -> tuple[bytes, ...]:
+    """Zone names in wire form. Raises BadConfig."""
+    try:
+        return tuple(names.to_wire(names.fqdn(word)) if word.rstrip(".") else rules.ROOT for word in words)
+    except names.BadName as err:
+        raise bad(item, str(err)) from err
+
+
+def _full(text: str) -> str:
+    return text.lower().rstrip(".") + "."
+
+
+def rewrite(item: Directive, note: Note) -> rules.Rewrite | None:
+    """None where it rewrites something other than the name: noted."""
+    words, more = list(item.args), False
+    if words and words[0] in ("continue", "stop"):
+        more = words.pop(0) == "continue"
+    lines = [words, *(option.words for option in item.block)]
+    words = [word for line in lines for word in line]
+    if words[:1] != ["name"]:
+        note(item)
+        return None
+    kind = words[1] if words[1:] and words[1] in rules.KINDS else "exact"
+    rest = words[2:] if words[1:] and words[1] in rules.KINDS else words[1:]
+    if len(rest) < 2:
+        raise bad(item, "rewrite name needs what to replace and what with")
+    old, new, rest = rest[0], rest[1], rest[2:]
+    auto = kind == "exact"
+    answers: list[tuple[re.Pattern[str], str]] = []
+    values: list[tuple[re.Pattern[str], str]] = []
+    try:
+        while rest:
+            if rest[:2] == ["answer", "auto"]:
+                auto, rest = True, rest[2:]
+            elif rest[0] == "answer" and rest[1:2] in (["name"], ["value"]) and len(rest) > 3:
+                (answers if rest[1] == "name" else values).append((rules.pattern(rest[2].lower()), rest[3]))
+                rest = rest[4:]
+            else:
+                raise bad(item, f"{' '.join(rest)!r} is not understood; write answer auto, or answer name|value FROM TO")
+        if kind == "regex":
+            rules.pattern(old)
+        elif kind in ("exact", "suffix"):
+            old, new = _full(old), _full(new)
+        else:
+            old, new = old.lower(), new.lower()
+    except rules.BadRule as err:
+        raise bad(item, str(err)) from err
+    return rules.Rewrite(kind, old, new, more, auto, tuple(answers), tuple(values))
+
+
+def template(item: Directive, block_zones: tuple[bytes, ...], note: Note) -> rules.Template | None:
+    """Static answers. None where the class is not IN: noted. Raises BadConfig, also for records that cannot be."""
+    if len(item.args) < 2:
+        raise bad(item, "template needs a class and a type")
+    qclass, kind = item.args[0].upper(), item.args[1].upper()
+    if qclass not in ("IN", "ANY"):
+        note(item)
+        return None
+    qtype = None if kind == "ANY" else QTYPE.reverse.get(kind)
+    if kind != "ANY" and qtype is None:
+        raise bad(item, f"{kind!r} is no record type")
+    zones = zones_of(item.args[2:], item) or block_zones
+    matches: list[re.Pattern[str]] = []
+    lines: dict[str, list[str]] = {"answer": [], "authority": [], "additional": []}
+    rcode = 0
+    fallthrough: tuple[bytes, ...] = ()
+    for option in item.block:
+        try:
+            if option.name == "match" and option.args:
+                matches += map(rules.pattern, option.args)
+            elif option.name in lines and option.args:
+                _check(option.args[0])
+                lines[option.name].append(option.args[0])
+            elif option.name == "rcode" and option.args:
+                if option.args[0].upper() not in RCODE.reverse:
+                    raise bad(option, f"{option.args[0]!r} is no response code")
+                rcode = int(RCODE.reverse[option.args[0].upper()])
+            elif option.name == "fallthrough":
+                fallthrough = zones_of(option.args, option) or (rules.ROOT,)
+            else:
+                note(option)
+        except rules.BadRule as err:
+            raise bad(option, str(err)) from err
+    return rules.Template(zones, qtype, tuple(matches) or (re.compile(""),), tuple(lines["answer"]), tuple(lines["authority"]),
+                          tuple(lines["additional"]), rcode, fallthrough)
+
+
+def _check(line: str) -> None:
+    """Render it once with a name for an example; what depends on groups shows only when it is asked for."""
+    value = rules.scope("a.example.", "example.", 1, re.search("", ""))  # type: ignore[arg-type]  # "" is in ""
+
+    def without_groups(text: str) -> str:
+        return "1" if "Group" in text or "Match" in text else value(text)
+
+    if "Group" in line or "Match" in line:
+        for found in re.findall(r"\{\{-?\s*(.*?)\s*-?\}\}", line):
+            without_groups(found)
+    else:
+        rules.render(line, value)
+
+
+def hosts(item: Directive, block_zones: tuple[bytes, ...], note: Note) -> tuple[rules.Hosts, float | None]:
+    """The rule (its file not read yet), and its `reload` in seconds if it says one."""
+    ttl, reverse = rules.HOSTS_TTL, True
+    inline: list[str] = []
+    fallthrough: tuple[bytes, ...] = ()
+    again: float | None = None
+    zones = zones_of(item.args[1:], item) or block_zones
+    for option in item.block:
+        if option.name == "ttl" and option.args:
+            ttl = number(option.args[0], option)
+        elif option.name == "no_reverse":
+            reverse = False
+        elif option.name == "fallthrough":
+            fallthrough = zones_of(option.args, option) or (rules.ROOT,)
+        elif option.name == "reload" and option.args:
+            again = seconds(option.args[0], option.line)
+        elif list(rules.host_lines(" ".join(option.words))):
+            inline.append(" ".join(option.words))
+        else:
+            note(option)
+    path = item.args[0] if item.args else HOSTS_FILE
+    return rules.Hosts(zones, "\n".join(inline), path, "", ttl, reverse, fallthrough), again

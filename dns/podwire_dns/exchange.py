@@ -1,0 +1,230 @@
+"""One query to one upstream and its answer: over UDP from a socket of its own, or over a TCP or TLS connection that is kept.
+
+What to send and what to believe is forward.py's; which upstream, and when, upstream.py's. All runs in one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from . import forward
+from .cache import Upstreamed
+from .wire import SERVFAIL, Malformed
+
+LARGEST = 4096
+CONNECT_SECONDS = 4.0
+Heard = Callable[["Upstreamed | OSError | None"], None]  # None: the answer is cut, ask over TCP
+
+
+def tls_context(tls: forward.Tls) -> ssl.SSLContext:
+    """Certificates are always verified. Raises OSError (ssl.SSLError is one) for files that cannot be used."""
+    context = ssl.create_default_context(cafile=tls.ca or None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if tls.cert:
+        context.load_cert_chain(tls.cert, tls.key)
+    return context
+
+
+class UdpExchange:
+    """A connected socket of its own for each query: a random port, and only that peer is heard."""
+
+    __slots__ = ("fd", "heard", "ident", "loop", "question", "sock")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, host: str, port: int, question: bytes, ident: int, message: bytes,
+                 heard: Heard) -> None:
+        self.loop, self.question, self.ident, self.heard = loop, question, ident, heard
+        self.sock: socket.socket | None = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET,
+                                                        socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            self.sock.connect((host, port))
+            self.sock.send(message)
+            self.fd = self.sock.fileno()  # asyncio is slower, by two system calls, with the socket itself
+            loop.add_reader(self.fd, self._readable)
+        except OSError as err:
+            self.sock.close()
+            self.sock = None
+            loop.call_soon(heard, err)
+
+    def _readable(self) -> None:
+        if self.sock is None:
+            return
+        try:
+            data = self.sock.recv(LARGEST)
+            answer = forward.read_answer(self.question, self.ident, data)
+        except (BlockingIOError, InterruptedError, Malformed):
+            return  # not an answer to our question: the right one may still come
+        except OSError as err:
+            self.close()
+            self.heard(err)
+            return
+        self.close()
+        self.heard(answer)
+
+    def close(self) -> None:
+        """Hear nothing any more."""
+        if self.sock is not None:
+            self.loop.remove_reader(self.fd)
+            self.sock.close()
+            self.sock = None
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """A query on a stream. again: it may be sent once more, on a fresh connection."""
+
+    stream: Stream
+    question: bytes
+    ident: int
+    message: bytes
+    heard: Heard
+    again: bool
+
+    def close(self) -> None:
+        """Hear nothing any more."""
+        self.stream.forget(self)
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One upstream's connection: many queries under way, answered in any order (RFC 7766, RFC 7858); `expire` seconds after
+    the last answer it is closed. A query that a kept connection took along when it ended is sent again, once."""
+
+    address: str
+    host: str
+    port: int
+    context: ssl.SSLContext | None
+    servername: str
+    expire: float
+    opened: int = 0
+    sent: int = 0
+    _waiting: dict[int, Asked] = field(default_factory=dict)
+    _link: _Link | None = None
+    _connecting: asyncio.Task[None] | None = None
+    _idle: asyncio.TimerHandle | None = None
+
+    def ask(self, question: bytes, *, dnssec_ok: bool, checking_disabled: bool, heard: Heard) -> Asked:
+        """Send a query, now or once connected; `heard` is called once."""
+        ident = secrets.randbits(16)
+        while ident in self._waiting:
+            ident = secrets.randbits(16)
+        message = forward.build_ask(question, ident, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled)
+        asked = Asked(self, question, ident, len(message).to_bytes(2) + message, heard, self._link is not None)
+        self._waiting[ident] = asked
+        self.sent += 1
+        self._stop_idle()
+        if self._link is not None:
+            self._link.send(asked.message)
+        else:
+            self._connect()
+        return asked
+
+    def forget(self, asked: Asked) -> None:
+        if self._waiting.get(asked.ident) is asked:
+            del self._waiting[asked.ident]
+            self._rest()
+
+    def close(self) -> None:
+        for asked in list(self._waiting.values()):
+            self._settle(asked, OSError("the settings changed"))
+        self._stop_idle()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._link is not None:
+            self._link.transport.close()
+
+    # The connection
+
+    def _connect(self) -> None:
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._open())
+
+    async def _open(self) -> None:
+        loop = asyncio.get_running_loop()
+        name = self.servername or self.host
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await loop.create_connection(lambda: _Link(self), self.host, self.port, ssl=self.context,
+                                             server_hostname=name if self.context else None)
+        except TimeoutError:
+            self._fail(OSError("no connection in time"))
+        except OSError as err:  # ssl.SSLError is one: the certificate is not the upstream's
+            self._fail(err)
+        finally:
+            self._connecting = None
+        if self._waiting and self._link is None:
+            self._connect()
+
+    def _fail(self, err: OSError) -> None:
+        for asked in list(self._waiting.values()):
+            self._settle(asked, err)
+
+    def connected(self, link: _Link) -> None:
+        self.opened += 1
+        self._link = link
+        for asked in self._waiting.values():
+            link.send(asked.message)
+
+    def ended(self, link: _Link, err: Exception | None) -> None:
+        if self._link is link:
+            self._link = None
+        self._stop_idle()
+        for asked in list(self._waiting.values()):
+            if asked.again:
+                asked.again = False
+            else:
+                self._settle(asked, OSError(f"the upstream closed the connection: {err or 'without an answer'}"))
+        if self._waiting:
+            self._connect()
+
+    def received(self, data: bytes) -> None:
+        asked = self._waiting.get(int.from_bytes(data[:2]))
+        if asked is None:
+            return  # of a query that nobody waits for any more
+        try:
+            self._settle(asked, forward.read_answer(asked.question, asked.ident, data) or Upstreamed(SERVFAIL, b"\0" * 6))
+        except Malformed as err:
+            self._settle(asked, OSError(f"the upstream's answer is unreadable: {err}"))
+        self._rest()
+
+    def _settle(self, asked: Asked, result: Upstreamed | OSError) -> None:
+        if self._waiting.pop(asked.ident, None) is not None:
+            asked.heard(result)
+
+    def _rest(self) -> None:
+        if not self._waiting and self._link is not None and self._idle is None:
+            self._idle = asyncio.get_running_loop().call_later(self.expire, self._link.transport.close)
+
+    def _stop_idle(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+
+
+class _Link(asyncio.Protocol):
+    """Cuts the stream into messages."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream, self.buffer = stream, bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.stream.connected(self)
+
+    def send(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        while len(self.buffer) >= 2 and len(self.buffer) >= (end := 2 + int.from_bytes(self.buffer[:2])):
+            message = bytes(self.buffer[2:end])
+            del self.buffer[:end]
+            self.stream.received(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.stream.ended(self, exc)

@@ -1,0 +1,91 @@
+"""The server's end of the feed: connect to the feeder, take its zone, then its changes, for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from podwire_controlplane.client import logs
+
+from . import feed
+from .answer import ZoneData
+
+log = logs.get("dns")
+RECONNECT_FIRST, RECONNECT_LAST = 0.05, 1.0
+
+
+class _Link(asyncio.Protocol):
+    """A connection. It reads in large pieces and wakes once for each: the interpreter is the queries' as well."""
+
+    def __init__(self, take: Callable[[feed.Message], None]) -> None:
+        self.frames, self.take = feed.Frames(), take
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.transport: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self.frames.add(data):
+                self.take(message)
+        except feed.BadFeed as err:
+            self._end(err)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(exc or ConnectionResetError("the feeder closed the connection"))
+
+    def _end(self, err: Exception) -> None:
+        if not self.ended.done():
+            self.ended.set_exception(err)
+
+
+class Follower:
+    """`whole(zone)` is called with each whole zone; later changes go into that very object. fed: they arrive."""
+
+    def __init__(self, path: Path, whole: Callable[[ZoneData], None], programmed: Callable[[float], None]) -> None:
+        """programmed: told, in seconds, how long after a change of a headless Service's pods its answers are here."""
+        self.path, self.whole, self.programmed = path, whole, programmed
+        self.fed = self.ever = False
+        self._zone: ZoneData | None = None
+
+    def take(self, message: feed.Message) -> None:
+        """Raises BadFeed."""
+        if isinstance(message, feed.Hello):
+            self._zone = ZoneData.begin(message)
+        elif self._zone is None:
+            raise feed.BadFeed("feed: it does not begin with Hello")
+        elif isinstance(message, feed.Delta):
+            self._zone.apply(message)
+            for when in message.triggered:
+                self.programmed(max(0.0, time.time() - when))
+        else:
+            self._zone.synced = self.fed = self.ever = True
+            self.whole(self._zone)
+            log.info("zone is whole", answers=len(self._zone.answers), serial=message.serial)
+
+    async def run(self) -> None:
+        """For ever, with back-off (0.05 s to 1 s)."""
+        delay, told = RECONNECT_FIRST, False
+        while True:
+            link: _Link | None = None
+            try:
+                _, link = await asyncio.get_running_loop().create_unix_connection(lambda: _Link(self.take), str(self.path))
+                await link.ended
+            except (OSError, feed.BadFeed) as err:
+                if self.fed or not told:
+                    tell = log.warn if self.ever else log.info
+                    tell("no feeder, the last zone serves" if self.ever else "waits for the feeder", socket=str(self.path),
+                         error=str(err))
+                    told, delay = True, RECONNECT_FIRST
+            finally:
+                self.fed, self._zone = False, None
+                if link is not None and link.transport is not None:
+                    with contextlib.suppress(OSError):
+                        link.transport.close()
+            await asyncio.sleep(delay * random.uniform(0.7, 1.3))
+            delay = min(delay * 2, RECONNECT_LAST)

@@ -1,0 +1,346 @@
+"""What a Corefile's `rewrite name`, `template` and `hosts` do to a question. Pure; the files' texts are given.
+
+A question belongs to the block whose zone fits best. First its rewrite rules are applied in order (`continue` goes on with the
+next one), then templates and hosts of the block may answer; what they leave is the cluster's or an upstream's. An answer to a
+rewritten question is put back: the question as it was asked, and the names in it as the rule says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from dnslib import QTYPE, RR, DNSHeader, DNSLabel, DNSQuestion, DNSRecord
+
+from . import names
+from .pack import A_IN, AAAA_IN, PTR_IN, Packer
+from .wire import COUNTS, EMPTY, HEADER, IN, NOERROR, NXDOMAIN, QR, SERVFAIL
+
+ROOT = b"\0"
+KINDS = ("exact", "prefix", "suffix", "substring", "regex")
+REMEMBERED = 20_000  # questions whose rules are known without looking again
+HOSTS_TTL = TEMPLATE_TTL = 3600
+_EXPRESSION = re.compile(r"\{\{-?\s*(.*?)\s*-?\}\}")
+_GROUP = re.compile(r"\{(\d+)\}")
+
+
+class BadRule(ValueError):
+    """A rule that cannot work; the text says why."""
+
+
+def inside(name: bytes, zones: tuple[bytes, ...]) -> bytes | None:
+    """The longest of `zones` that `name` lies in (all in wire form)."""
+    at = 0
+    while True:
+        if name[at:] in zones:
+            return name[at:]
+        if not name[at]:
+            return None
+        at += 1 + name[at]
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """A regular expression of Go's as Python understands it. Raises BadRule."""
+    try:
+        return re.compile(text.replace("(?<", "(?P<") if "(?<" in text and "(?<=" not in text and "(?<!" not in text else text)
+    except re.error as err:
+        raise BadRule(f"{text!r} is no regular expression: {err}") from err
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """kind: one of KINDS. answers: (regular expression, replacement) for names of the answer's records, values: for names in
+    their data. auto: names in the data that are the rewritten one become the asked one, as owners always do."""
+
+    kind: str
+    old: str
+    new: str
+    more: bool = False  # "continue"
+    auto: bool = False
+    answers: tuple[tuple[re.Pattern[str], str], ...] = ()
+    values: tuple[tuple[re.Pattern[str], str], ...] = ()
+
+    def apply(self, name: str) -> str | None:
+        """The new name of a lower-case name with its final dot; None where the rule does not fit."""
+        match self.kind:
+            case "exact":
+                return self.new if name == self.old else None
+            case "prefix":
+                return self.new + name.removeprefix(self.old) if name.startswith(self.old) else None
+            case "suffix":
+                return name.removesuffix(self.old) + self.new if name.endswith(self.old) else None
+            case "substring":
+                return name.replace(self.old, self.new) if self.old in name else None
+        found = re.search(self.old, name)
+        return None if found is None else _fill(self.new, found)
+
+
+def _fill(text: str, found: re.Match[str]) -> str:
+    """{1} is the first group, as CoreDNS writes it."""
+    return _GROUP.sub(lambda number: (found[int(number[1])] or "") if int(number[1]) <= (found.re.groups) else "", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """qtype: a number, None for all. fallthrough: zones in which a name that no expression fits goes on; else NXDOMAIN."""
+
+    zones: tuple[bytes, ...]
+    qtype: int | None
+    matches: tuple[re.Pattern[str], ...]
+    answers: tuple[str, ...] = ()
+    authority: tuple[str, ...] = ()
+    additional: tuple[str, ...] = ()
+    rcode: int = NOERROR
+    fallthrough: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """inline: lines as in /etc/hosts. path: a file of such lines; `text`: what stood in it."""
+
+    zones: tuple[bytes, ...]
+    inline: str = ""
+    path: str = ""
+    text: str = ""
+    ttl: int = HOSTS_TTL
+    reverse: bool = True
+    fallthrough: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A server block: its zones in wire form, and its rules in their order."""
+
+    zones: tuple[bytes, ...]
+    rewrites: tuple[Rewrite, ...] = ()
+    templates: tuple[Template, ...] = ()
+    hosts: tuple[Hosts, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """key: the question to answer in place of the asked one. steps: (name before, name behind, rule), in order."""
+
+    key: bytes
+    steps: tuple[tuple[str, str, Rewrite], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """An answer of a template or of hosts. value: as in wire.py."""
+
+    rcode: int
+    value: bytes
+
+
+def host_lines(text: str) -> Iterator[tuple[bytes, list[str]]]:
+    """(packed address, names) of each line that is one; others are passed over, as resolvers do."""
+    for line in text.splitlines():
+        words = line.partition("#")[0].split()
+        try:
+            address = ip_address(words[0].partition("%")[0]).packed if words else b""
+            found = [names.fqdn(word) for word in words[1:]]
+        except ValueError:
+            continue
+        if found:
+            yield address, found
+
+
+class _Table:
+    """hosts, ready to be asked."""
+
+    def __init__(self, hosts: Hosts) -> None:
+        self.hosts, self.answers, self.names = hosts, dict[bytes, bytes](), set[bytes]()
+        addresses: dict[bytes, list[bytes]] = {}
+        pointers: dict[bytes, list[bytes]] = {}
+        for packed, found in (*host_lines(hosts.inline), *host_lines(hosts.text)):
+            for name in map(names.to_wire, found):
+                addresses.setdefault(name, []).append(packed)
+                if hosts.reverse:
+                    pointers.setdefault(names.reverse_wire(packed) + PTR_IN, []).append(name)
+        pack = Packer(hosts.ttl)
+        for name, every in addresses.items():
+            self.names.add(name)
+            self.answers.update({name + kind: value for kind, value in pack.addresses(every).items()})
+        self.answers.update({key: pack.pointers(targets) for key, targets in pointers.items()})
+
+    def find(self, key: bytes) -> Local | None:
+        value = self.answers.get(key)
+        name = key[:-4]
+        if value is not None:
+            covered = key[-4:] == PTR_IN or inside(name, self.hosts.zones) is not None
+            return Local(NOERROR, value) if covered else None
+        if key[-4:] not in (A_IN, AAAA_IN) or inside(name, self.hosts.zones) is None:
+            return None
+        if name in self.names:
+            return Local(NOERROR, EMPTY)
+        return None if inside(name, self.hosts.fallthrough) is not None else Local(SERVFAIL, EMPTY)
+
+
+@dataclass(slots=True)
+class Rules:
+    """Blocks, ready to be asked; the same question is looked up once (`find`)."""
+
+    blocks: tuple[Block, ...]
+    _tables: dict[int, list[_Table]] = field(init=False)
+    _known: dict[bytes, Rewritten | Local | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._tables = {id(block): [_Table(hosts) for hosts in block.hosts] for block in self.blocks}
+
+    @property
+    def any(self) -> bool:
+        return any(block.rewrites or block.templates or block.hosts for block in self.blocks)
+
+    def find(self, key: bytes) -> Rewritten | Local | None:
+        """What is to be done about a lower-case question; None: nothing, it goes its usual way."""
+        if key in self._known:
+            return self._known[key]
+        found = self._rewrite(key) or self.local(key)
+        if len(self._known) >= REMEMBERED:
+            self._known.clear()
+        self._known[key] = found
+        return found
+
+    def block(self, name: bytes) -> Block | None:
+        best = {zone: block for block in reversed(self.blocks) for zone in block.zones}
+        zone = inside(name, tuple(best))
+        return None if zone is None else best[zone]
+
+    def _rewrite(self, key: bytes) -> Rewritten | None:
+        block = self.block(key[:-4])
+        name = names.from_wire(key[:-4])
+        steps = []
+        for rule in block.rewrites if block is not None and "\\" not in name else ():
+            new = rule.apply(name)
+            if new is None:
+                continue
+            try:
+                new = names.fqdn(new)
+            except names.BadName:
+                continue  # what came out cannot be asked for
+            steps.append((name, new, rule))
+            name = new
+            if not rule.more:
+                break
+        return Rewritten(names.to_wire(name) + key[-4:], tuple(steps)) if steps else None
+
+    def local(self, key: bytes) -> Local | None:
+        """What the block's templates and hosts answer."""
+        block = self.block(key[:-4])
+        if block is None or int.from_bytes(key[-2:]) != IN:
+            return None
+        for template in block.templates:
+            found = _by_template(template, key)
+            if found is not None:
+                return found
+        for table in self._tables[id(block)]:
+            found = table.find(key)
+            if found is not None:
+                return found
+        return None
+
+
+def _by_template(template: Template, key: bytes) -> Local | None:
+    zone, qtype = inside(key[:-4], template.zones), int.from_bytes(key[-4:-2])
+    if zone is None or template.qtype not in (None, qtype):
+        return None
+    name = names.from_wire(key[:-4])
+    for expression in template.matches:
+        found = expression.search(name)
+        if found is not None:
+            try:
+                return Local(template.rcode, _sections(key, template, scope(name, names.from_wire(zone), qtype, found)))
+            except BadRule:
+                return Local(SERVFAIL, EMPTY)
+    return None if inside(key[:-4], template.fallthrough) is not None else Local(NXDOMAIN, EMPTY)
+
+
+def type_name(qtype: int) -> str:
+    """For templates, logs and tools: "A", or "TYPE65280" (RFC 3597) where the type has no name."""
+    return str(QTYPE.forward.get(qtype, f"TYPE{qtype}"))
+
+
+def scope(name: str, zone: str, qtype: int, found: re.Match[str]) -> Callable[[str], str]:
+    """What stands for the expression of a template, such as ".Name" or "index .Match 1". Raises BadRule."""
+    plain = {".Name": name, ".Question.Name": name, ".Zone": zone, ".Class": "IN", ".Type": type_name(qtype)}
+
+    def value(text: str) -> str:
+        if text in plain:
+            return plain[text]
+        group = re.fullmatch(r"\.Group\.(\w+)", text)
+        number = re.fullmatch(r"(?:index\s+\.Match\s+|\.Match\[)(\d+)\]?", text)
+        try:
+            if group or number:
+                return found[group[1] if group else int(number[1])] or ""  # type: ignore[index]  # one of the two fits
+        except IndexError as err:
+            raise BadRule(f"{{{{ {text} }}}}: the expression has no such group") from err
+        raise BadRule(f"{{{{ {text} }}}} is not supported; there are {', '.join(plain)}, .Group.NAME and index .Match N")
+
+    return value
+
+
+def render(line: str, value: Callable[[str], str]) -> list[RR]:
+    """The records of one line of a template. Raises BadRule."""
+    text = _EXPRESSION.sub(lambda found: value(found[1]), line)
+    try:
+        return list(RR.fromZone(text, ttl=TEMPLATE_TTL))
+    except Exception as err:  # dnslib raises its own errors, and ValueError, KeyError and IndexError on garbage
+        raise BadRule(f"{text!r} is no record: {err}") from err
+
+
+def _sections(key: bytes, template: Template, value: Callable[[str], str]) -> bytes:
+    made = [[record for line in lines for record in render(line, value)]
+            for lines in (template.answers, template.authority, template.additional)]
+    return packed(key, *made)
+
+
+def packed(key: bytes, answer: list[RR], authority: list[RR], additional: list[RR]) -> bytes:
+    """Records as a value for the question `key`. Raises BadRule."""
+    try:
+        out = DNSRecord(DNSHeader(qr=1), q=DNSQuestion(label(key[:-4]), int.from_bytes(key[-4:-2])))
+        out.add_answer(*answer)
+        out.add_auth(*authority)
+        out.add_ar(*additional)
+        return COUNTS.pack(len(answer), len(authority), len(additional)) + bytes(out.pack())[12 + len(key):]
+    except Exception as err:  # as above
+        raise BadRule(f"the records cannot be packed: {err}") from err
+
+
+def label(name: bytes) -> DNSLabel:
+    """A name in wire form for dnslib."""
+    parts, at = [], 0
+    while name[at]:
+        parts.append(name[at + 1:at + 1 + name[at]])
+        at += 1 + name[at]
+    return DNSLabel(parts)
+
+
+def restore(asked: bytes, rewritten: Rewritten, value: bytes) -> bytes:
+    """A value for the rewritten question, as one for the question that was asked. Raises BadRule where it cannot be read."""
+    an, ns, ar = COUNTS.unpack_from(value)
+    try:
+        message = DNSRecord.parse(HEADER.pack(0, QR, 1, an, ns, ar) + rewritten.key + value[6:])
+    except Exception as err:  # as above
+        raise BadRule(f"unreadable answer: {err}") from err
+    for record in (*message.rr, *message.auth, *message.ar):
+        record.rname = _back(record.rname, rewritten, data=False)
+        for attribute in ("label", "target", "mname"):
+            if isinstance(getattr(record.rdata, attribute, None), DNSLabel):
+                setattr(record.rdata, attribute, _back(getattr(record.rdata, attribute), rewritten, data=True))
+    return packed(asked, message.rr, message.auth, message.ar)
+
+
+def _back(owner: DNSLabel, rewritten: Rewritten, *, data: bool) -> DNSLabel:
+    """A name of an answer with the rules taken back, the last one first."""
+    name = before = str(owner)
+    for old, new, rule in reversed(rewritten.steps):
+        if name.lower() == new and (not data or rule.auto):
+            name = old
+        for expression, text in rule.values if data else rule.answers:
+            found = expression.search(name.lower())
+            if found is not None:
+                name = _fill(text, found)
+    return owner if name == before else DNSLabel(name.rstrip(".") + ".")

@@ -1,0 +1,153 @@
+"""The settings a role really works with: its own, the Corefile's, and what stands in resolv.conf and hosts files; and whether
+one of these files has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from podwire_controlplane.client import logs
+
+from . import corefile, names
+from .config import WILDCARDS, BadConfig, DnsConfig, Forward
+from .exchange import tls_context
+from .rules import Block, Rules
+
+LOOK_SECONDS = 0.5
+Stamp = tuple[int, int, int] | None  # mtime, size, inode
+
+
+def _stamp(path: str) -> Stamp:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def is_local(address: str) -> bool:
+    """Has this network namespace the address?"""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+@dataclass(slots=True)
+class Sources:
+    """`base`: what the flags say. notes: what the last `load` had to leave out. digest: of the Corefile. failed: settings that
+    `follow` could not take."""
+
+    base: DnsConfig
+    notes: list[str] = field(default_factory=list)
+    digest: str = ""
+    failed: int = 0
+    _stamps: dict[str, Stamp] = field(default_factory=dict)
+
+    def load(self) -> DnsConfig:
+        """Whole and checked. Raises BadConfig, which names the file or the setting."""
+        before, self.notes, self._stamps = self._stamps, [], {}
+        try:
+            return self._load()
+        except BadConfig:
+            self._stamps = {**before, **self._stamps}
+            raise
+
+    def _load(self) -> DnsConfig:
+        config = self.base
+        if config.corefile:
+            text = self._read(config.corefile, needed=True)
+            config, self.notes = corefile.apply(text, config)
+            self.digest = hashlib.sha512(text.encode()).hexdigest()
+        config = replace(config, forwards=tuple(self._forward(each, config) for each in config.forwarding()), upstreams=(),
+                         stubs=(), blocks=tuple(self._block(block) for block in config.blocks))
+        config.schema()
+        for route in config.routes().values():
+            try:
+                tls_context(route.tls)
+            except OSError as err:
+                raise BadConfig(f"tls: {err.strerror or err}; the certificate, its key and the CA must be PEM files") from err
+        Rules(config.blocks)
+        return config
+
+    def tell(self, log: logs.Logger) -> None:
+        """Log the notes."""
+        for note in self.notes:
+            log.warn(note)
+
+    def changed(self, *, corefile: bool) -> bool:
+        """Has the Corefile, or another file, changed since `load` read it?"""
+        return any(_stamp(path) != stamp for path, stamp in self._stamps.items() if corefile == (path == self.base.corefile))
+
+    def _read(self, path: str, *, needed: bool = False) -> str:
+        self._stamps[path] = _stamp(path)
+        try:
+            return Path(path).read_text(encoding="utf-8", errors="replace")
+        except OSError as err:
+            if needed:
+                raise BadConfig(f"{path}: {err.strerror}") from err
+            self.notes.append(f"{path}: {err.strerror}; it counts as empty until it is there")
+            return ""
+
+    def _forward(self, each: Forward, config: DnsConfig) -> Forward:
+        """Paths of resolv.conf files replaced by the nameservers in them, but never by ourselves."""
+        found: list[str] = []
+        for upstream in each.upstreams:
+            if not upstream.startswith("/"):
+                found.append(upstream)
+                continue
+            for text in corefile.resolv_conf(self._read(upstream)):
+                try:
+                    address = names.canonical(text)
+                except names.BadName as err:
+                    self.notes.append(f"{upstream}: {err}; it is left out")
+                    continue
+                wildcard = any(mine in WILDCARDS for mine in config.addresses())
+                if config.port == 53 and (address in (*config.addresses(), *config.dns_addresses)
+                                          or (wildcard and is_local(address))):
+                    self.notes.append(f"{upstream}: nameserver {address} is this DNS itself, and is left out")
+                else:
+                    found.append(address)
+        if each.upstreams and not found:
+            self.notes.append(f"no upstream is left for {each.domain!r}: such names are refused")
+        return replace(each, upstreams=tuple(found))
+
+    def _block(self, block: Block) -> Block:
+        return replace(block, hosts=tuple(replace(hosts, text=self._read(hosts.path)) if hosts.path else hosts
+                                          for hosts in block.hosts))
+
+    async def follow(self, config: DnsConfig, log: logs.Logger, take: Callable[[DnsConfig], Awaitable[None]]) -> None:
+        """For ever: give `take` the new settings each time that a file changes, and at SIGHUP. Settings that cannot work are
+        logged, and the old ones, `config`, stay."""
+        loop = asyncio.get_running_loop()
+        asked = asyncio.Event()
+        loop.add_signal_handler(signal.SIGHUP, asked.set)
+        corefile_at = others_at = loop.time()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asked.wait(), LOOK_SECONDS)
+            now, due = loop.time(), asked.is_set()
+            asked.clear()
+            if config.reload and now - corefile_at >= config.reload:
+                corefile_at, due = now, due or self.changed(corefile=True)
+            if config.follow and now - others_at >= config.follow:
+                others_at, due = now, due or self.changed(corefile=False)
+            if not due:
+                continue
+            try:
+                fresh = self.load()
+                self.tell(log)
+                await take(fresh)
+                config = fresh
+            except (BadConfig, OSError) as err:
+                self.failed += 1
+                log.error("the new settings cannot work, the old ones stay", error=str(err))
