@@ -17,10 +17,10 @@ from .supervisor import Role, Supervisor
 class AgentConfig:
     """Everything about one node. pods: also run the node agent that makes pods (off where a kubelet does).
 
-    roles: of "wiring", "proxy" and "dns" (feeder and server). log_files: each role's log in <run_dir>/log; else all on stderr,
-    where journald and a container's log are. uplink "": the link that has `address`, or else the default route's. conf_dir:
-    where container runtimes look for the conflist. corefile, proxy_config: a CoreDNS Corefile and a KubeProxyConfiguration
-    to take settings from. sets: single fields of the roles' Configs (settings.py), the last word.
+    roles: of "wiring", "proxy", "dns" (feeder and server) and "lb". log_files: each role's log in <run_dir>/log; else all on
+    stderr, where journald and a container's log are. uplink "": the link that has `address`, or else the default route's.
+    conf_dir: where container runtimes look for the conflist. corefile, proxy_config: a CoreDNS Corefile and a
+    KubeProxyConfiguration to take settings from. sets: single fields of the roles' Configs (settings.py), the last word.
     """
 
     node_name: str
@@ -78,6 +78,13 @@ def proxy_config(config: AgentConfig) -> object:
     return override(made, "proxy", config.sets)
 
 
+def lb_config(config: AgentConfig) -> object:
+    from podwire_proxy.l2.announcer import LbConfig
+
+    return override(LbConfig(config.node_name, config.kubeconfig, config.run_dir, config.uplink or find_uplink(config.address)),
+                    "lb", config.sets)
+
+
 def find_uplink(address: str) -> str:
     """The link that has `address`, else that of the default route, else "eth0". In this network namespace."""
     from pyroute2 import IPRoute
@@ -98,6 +105,12 @@ def _proxy(config: AgentConfig) -> None:
     from podwire_proxy.main import run
 
     run(proxy_config(config))  # type: ignore[arg-type]  # as above
+
+
+def _lb(config: AgentConfig) -> None:
+    from podwire_proxy.l2.announcer import run
+
+    run(lb_config(config))  # type: ignore[arg-type]  # as above
 
 
 def _dns_feeder(config: AgentConfig) -> None:
@@ -133,7 +146,7 @@ def roles(config: AgentConfig) -> list[Role]:
     """The node's roles, in the order of their start."""
     table: list[tuple[str, str, Callable[[AgentConfig], None]]] = [
         ("wiring", "wiring", _wiring), ("proxy", "proxy", _proxy), ("dns", "dns-feeder", _dns_feeder),
-        ("dns", "dns", _dns_server)]
+        ("dns", "dns", _dns_server), ("lb", "lb", _lb)]
     rows = [(name, work) for role, name, work in table if role in config.roles]
     if config.pods:
         rows.append(("node", _node))
@@ -154,6 +167,8 @@ def check(config: AgentConfig) -> None:
         made = proxy_config(config)
         assert isinstance(made, ProxyConfig)
         check_proxy(made)
+    if "lb" in config.roles:
+        lb_config(config)
     if "dns" in config.roles:
         dns = dns_config(config)
         assert isinstance(dns, DnsConfig)

@@ -26,7 +26,8 @@ from .runtime import Process, Sandbox, read, running
 
 log = logs.get("node")
 HEARTBEAT = 10.0
-ROLES = {"wiring": "PodwireWiring", "proxy": "PodwireProxy", "dns-feeder": "PodwireDnsFeeder", "dns": "PodwireDns"}
+ROLES = {"wiring": "PodwireWiring", "proxy": "PodwireProxy", "dns-feeder": "PodwireDnsFeeder", "dns": "PodwireDns",
+         "lb": "PodwireLoadBalancer"}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 PREFIX = "PODWIRE_"
-ROLES = ("wiring", "proxy", "dns")
+ROLES = ("wiring", "proxy", "dns", "lb")
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 

@@ -121,6 +121,6 @@ def test_roles_that_are_not_chosen_do_not_run(tmp_path: Path) -> None:
     def names(**more: object) -> list[str]:
         return [role.name for role in agent.roles(_config(tmp_path, **more))]
 
-    assert names() == ["wiring", "proxy", "dns-feeder", "dns", "node"]
+    assert names() == ["wiring", "proxy", "dns-feeder", "dns", "lb", "node"]
     assert names(roles=("dns",), pods=False) == ["dns-feeder", "dns"]
-    assert [role.log for role in agent.roles(_config(tmp_path, log_files=False))] == [None] * 5
+    assert [role.log for role in agent.roles(_config(tmp_path, log_files=False))] == [None] * 6

@@ -1,0 +1,98 @@
+"""A Service of type LoadBalancer in a whole cluster: address from the pool, a client outside, the node that answers dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lab.cluster import EXAMPLES, cluster
+from podwire_controlplane.demo.lab import DemoLab, wait_for
+
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec: {{type: {kind}, selector: {{app: MyApp}}, ports: [{{port: 80, targetPort: 9376}}]{more}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[DemoLab]:
+    with cluster(2, name="lb", outside=True) as made:
+        made.run_tool("apply", "-f", str(EXAMPLES))
+        made.wait_pods("MyApp", 4)
+        yield made
+
+
+def apply(lab: DemoLab, name: str, kind: str = "LoadBalancer", more: str = "") -> None:
+    lab.run_tool("apply", "-f", "-", stdin=SERVICE.format(name=name, kind=kind, more=more))
+
+
+def address(lab: DemoLab, name: str) -> str:
+    found = json.loads(lab.run_tool("get", "service", name, "-o", "json"))
+    return next((i["ip"] for i in found["status"].get("loadBalancer", {}).get("ingress") or []), "")
+
+
+def owner(lab: DemoLab, ip: str) -> str:
+    """The node that says it answers for the address, "" while it is not exactly one."""
+    found = []
+    for node in lab.config.node_names():
+        try:
+            status = json.loads((lab.config.node_dir(node) / "status" / "lb.json").read_text())
+        except (OSError, ValueError):
+            continue
+        found += [node] if ip in status["figures"].get("mine", ()) else []
+    return found[0] if len(found) == 1 else ""
+
+
+def test_a_load_balancer_from_its_first_address_to_its_last(lab: DemoLab) -> None:
+    outside = lab.outside("client")
+    apply(lab, "public")
+    ip = wait_for(lambda: address(lab, "public"), 10)
+    assert ip.startswith("172.30.0.19")
+    wait_for(lambda: owner(lab, ip), 15)
+    assert wait_for(lambda: lab.tcp(outside, ip, 80).ok, 10)
+    time.sleep(1.5)
+    first = wait_for(lambda: owner(lab, ip), 10)
+    results: list[tuple[float, bool]] = []
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.is_set():
+            at = time.monotonic()
+            results.append((at, lab.tcp(outside, ip, 80, 0.2).ok))
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    try:
+        wait_for(lambda: len(results) > 5, 10)
+        since = time.monotonic()
+        os.kill(lab.supervised(None, first), signal.SIGKILL)  # the node's supervisor: all its roles end with it
+        wait_for(lambda: [ok for at, ok in results if at > since][-5:] == [True] * 5, 15)
+    finally:
+        stop.set()
+        thread.join()
+    failed = [at for at, ok in results if at > since and not ok]
+    works = next(at for at, ok in results if ok and at > (failed[-1] if failed else since))
+    assert works - since <= 2, f"{works - since:.2f} s"
+    for kind in ("ClusterIP", "LoadBalancer"):
+        apply(lab, "public", kind)
+        has = kind == "LoadBalancer"
+        wait_for(lambda has=has: bool(address(lab, "public")) == has, 10)  # type: ignore[misc]  # bound now
+    lab.run_tool("delete", "service", "public")
+    wait_for(lambda: not any(owner(lab, ip) for _ in "x"), 10)
+
+
+def test_a_pool_that_is_used_up_is_told_on_the_service(lab: DemoLab) -> None:
+    more = ", loadBalancerIP: 172.30.0.9"
+    apply(lab, "wanting", more=more)
+    wait_for(lambda: "AddressNotInPool" in lab.run_tool("get", "events", "-o", "json"), 10)
+    assert address(lab, "wanting") == ""
+    lab.run_tool("delete", "service", "wanting")
