@@ -32,10 +32,11 @@ class Place:
 
 
 @contextlib.contextmanager
-def cluster(nodes: int = 2, *, name: str = "t", bridge_nf: int = -1, outside: bool = False) -> Iterator[DemoLab]:
+def cluster(nodes: int = 2, *, name: str = "t", bridge_nf: int = -1, outside: bool = False,
+            proxy_backend: str = "nftables") -> Iterator[DemoLab]:
     """A running cluster of its own name and port, with the demo's hands on it. outside: with hosts outside the cluster."""
     config = ClusterConfig(name=f"{name}{os.getpid()}", nodes=nodes, api_port=free_port(0), bridge_nf=bridge_nf,
-                           upstream_dns=(UPSTREAM_DNS,) if outside else ())
+                           upstream_dns=(UPSTREAM_DNS,) if outside else (), proxy_backend=proxy_backend)
     process: subprocess.Popen[bytes] | None = None
     tool, tool_name = find_tool()
     lab = DemoLab(config, tool, tool_name)
@@ -44,11 +45,21 @@ def cluster(nodes: int = 2, *, name: str = "t", bridge_nf: int = -1, outside: bo
         if outside:
             lab.make_outside()
         yield lab
+    except BaseException:  # the logs go with the cluster: what they say last is shown with the failure
+        print(last_words(config))
+        raise
     finally:
         lab.close()
         down(config)
         if process is not None:
             process.wait(10)
+
+
+def last_words(config: ClusterConfig, lines: int = 25) -> str:
+    """The end of every log of a cluster."""
+    logs = sorted([*config.run_dir.glob("log/*"), *config.run_dir.glob("nodes/*/log/*")])
+    return "\n".join(f"--- {path.relative_to(config.run_dir)}\n" + "\n".join(path.read_text().splitlines()[-lines:])
+                     for path in logs)
 
 
 def machine() -> dict[str, list[str]]:

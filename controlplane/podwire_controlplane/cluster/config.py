@@ -11,6 +11,7 @@ from pathlib import Path
 from ..api.loadbalancer import parse as parse_pools
 
 BASE = Path("/run/podwire")
+PROXY_BACKENDS = ("nftables", "iptables", "iptables-nft", "iptables-legacy")
 MARKER = "PODWIRE_CLUSTER"  # environment variable of every process of a cluster: how `down` finds them all
 
 
@@ -22,7 +23,7 @@ class BadConfig(Exception):
 class ClusterConfig:
     """load_balancer_pool: CIDRs or ranges for Services of type LoadBalancer; None: 32 addresses of the node network.
     upstream_dns: "IP" or "IP#port", as nodes reach them. bridge_nf: net.bridge.bridge-nf-call-iptables of the nodes, -1
-    leaves it as the kernel has it."""
+    leaves it as the kernel has it. proxy_backend: what writes the Service rules."""
 
     name: str = "podwire"
     nodes: int = 3
@@ -34,12 +35,15 @@ class ClusterConfig:
     upstream_dns: tuple[str, ...] = ()
     bridge_nf: int = -1
     load_balancer_pool: tuple[str, ...] | None = None
+    proxy_backend: str = PROXY_BACKENDS[0]
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", self.name):
             raise BadConfig(f"name: {self.name!r}: lower-case letters, digits and '-', at most 31, starting with a letter")
         if not 1 <= self.nodes <= 50:
             raise BadConfig(f"nodes: {self.nodes}: from 1 to 50")
+        if self.proxy_backend not in PROXY_BACKENDS:
+            raise BadConfig(f"proxy_backend: {self.proxy_backend!r} is none of {', '.join(PROXY_BACKENDS)}")
         nets = []
         for field in ("node_cidr", "cluster_cidr", "service_cidr"):
             try:
@@ -59,6 +63,12 @@ class ClusterConfig:
         for a, b in ((0, 1), (0, 2), (1, 2)):
             if nets[a].overlaps(nets[b]):
                 raise BadConfig(f"{nets[a]} and {nets[b]} overlap: nodes, pods and Services need ranges of their own")
+
+    @property
+    def proxy_sets(self) -> tuple[tuple[str, str, str], ...]:
+        """Settings of the nodes' agents (node/settings.py) for the Service proxy."""
+        backend, _, variant = self.proxy_backend.partition("-")
+        return ("proxy", "backend", backend), ("proxy", "iptables_variant", variant or "auto")
 
     # ---- names
 

@@ -62,7 +62,7 @@ def _roles(config: ClusterConfig) -> list[Role]:
             node, str(config.node_dir(node) / "kubeconfig"), config.node_dir(node), config.node_address(node),
             cluster_cidrs=(config.cluster_cidr,), service_cidrs=(config.service_cidr,), dns_address=config.dns_address,
             cluster_domain=config.cluster_domain, upstream_dns=config.upstream_dns,
-            node_cidrs=(config.node_cidr,))
+            node_cidrs=(config.node_cidr,), sets=config.proxy_sets)
         rows.append(Role(node, partial(agent.run, spec), log_dir / f"{node}.log",
                          network.path_of(config.namespace(node))))
     return rows
@@ -75,11 +75,13 @@ def _import_all() -> None:
     import podwire_cni.agent
     import podwire_dns.feeder
     import podwire_dns.server
+    import podwire_proxy.l2.announcer
     import podwire_proxy.main
 
     from ..node import kubelet
 
-    _ = (podwire_cni.agent, podwire_dns.feeder, podwire_dns.server, podwire_proxy.main, pyroute2, kubelet)
+    _ = (podwire_cni.agent, podwire_dns.feeder, podwire_dns.server, podwire_proxy.main, podwire_proxy.l2.announcer, pyroute2,
+         kubelet)
 
 
 def run(config: ClusterConfig, until_eof: int | None = None) -> None:

@@ -9,13 +9,17 @@ import time
 
 import click
 
-from ..cluster.config import BadConfig, ClusterConfig, load
+from ..cluster.config import PROXY_BACKENDS, BadConfig, ClusterConfig, load
 from ..cluster.lifecycle import UpFailed, down_command
 from ..cluster.lifecycle import down as take_down
 from ..cluster.lifecycle import up as bring_up
 from .common import Failed, err, out
 
 name_option = click.option("--name", default="podwire", show_default=True, help="Name of the cluster and of its namespaces.")
+
+
+backend_option = click.option("--proxy-backend", type=click.Choice(PROXY_BACKENDS), default=PROXY_BACKENDS[0],
+                              show_default=True, help="What writes the nodes' Service rules.")
 
 
 def free_port(wanted: int) -> int:
@@ -51,13 +55,15 @@ def _pool(found: tuple[str, ...]) -> tuple[str, ...] | None:
 @click.option("--load-balancer-pool", multiple=True, metavar="CIDR",
               help="Addresses for Services of type LoadBalancer: CIDRs or ranges on the node network; repeatable; 'none' for "
               "no pool.  [default: 172.30.0.192/27]")
+@backend_option
 def up(name: str, nodes: int, api_port: int, upstream_dns: tuple[str, ...], bridge_nf: str | None,
-       load_balancer_pool: tuple[str, ...]) -> None:
+       load_balancer_pool: tuple[str, ...], proxy_backend: str) -> None:
     """Start a cluster on this machine: every node is a network namespace. The machine's own network is not touched."""
     begin = time.monotonic()
     try:
         config = ClusterConfig(name=name, nodes=nodes, api_port=free_port(api_port), upstream_dns=upstream_dns,
-                               bridge_nf=int(bridge_nf or -1), load_balancer_pool=_pool(load_balancer_pool))
+                               bridge_nf=int(bridge_nf or -1), load_balancer_pool=_pool(load_balancer_pool),
+                               proxy_backend=proxy_backend)
         interruptible()
         bring_up(config, lambda text: err.print(f"  {text}", style="dim"))
     except (BadConfig, UpFailed) as error:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ..cluster.config import BadConfig, ClusterConfig
 from ..cluster.lifecycle import UpFailed
-from .cluster import free_port, interruptible
+from .cluster import backend_option, free_port, interruptible
 from .common import Failed
 
 
@@ -18,7 +18,8 @@ from .common import Failed
 @click.option("--nodes", default=3, show_default=True)
 @click.option("--bridge-nf", "passes", multiple=True, type=click.Choice(["0", "1"]), default=("0", "1"), show_default=True,
               help="Settings of net.bridge.bridge-nf-call-iptables to prove everything with.")
-def demo(nodes: int, passes: tuple[str, ...]) -> None:
+@backend_option
+def demo(nodes: int, passes: tuple[str, ...], proxy_backend: str) -> None:
     """Start a cluster, apply examples/, prove each behaviour with real traffic, take everything down. Exit 0: all held."""
     from ..demo.lab import UPSTREAM_DNS
     from ..demo.run import Demo
@@ -26,7 +27,7 @@ def demo(nodes: int, passes: tuple[str, ...]) -> None:
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
     try:
         config = ClusterConfig(name=f"demo{os.getpid()}", nodes=nodes, api_port=free_port(6443),
-                               upstream_dns=(UPSTREAM_DNS,))
+                               upstream_dns=(UPSTREAM_DNS,), proxy_backend=proxy_backend)
         interruptible()
         held = Demo(config, Console(highlight=False, width=width), tuple(int(p) for p in passes)).run()
     except (BadConfig, UpFailed) as error:

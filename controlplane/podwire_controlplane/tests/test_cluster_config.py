@@ -17,7 +17,7 @@ from podwire_controlplane.main import cli
 @pytest.mark.parametrize(("field", "value"), [
     ("name", ".."), ("name", "A"), ("name", ""), ("nodes", 0), ("nodes", 51), ("node_cidr", "10.0.0.1/8"),
     ("upstream_dns", ("bogus",)), ("upstream_dns", ("",)), ("upstream_dns", ("1.1.1.1#0",)),
-    ("upstream_dns", ("1.1.1.1#99999",)), ("upstream_dns", ("1.1.1.1:53",))])
+    ("upstream_dns", ("1.1.1.1#99999",)), ("upstream_dns", ("1.1.1.1:53",)), ("proxy_backend", "ipvs")])
 def test_bad_settings_name_their_field(field: str, value: Any) -> None:
     with pytest.raises(BadConfig, match=f"^{field}: "):
         ClusterConfig(**{field: value})
