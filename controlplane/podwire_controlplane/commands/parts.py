@@ -12,8 +12,10 @@ from typing import Any
 
 import click
 
+from ..api.errors import StatusError
 from ..node.agent import AgentConfig
 from ..node.settings import ROLES, BadSetting, assignments, chosen, variable
+from ..server.join import Addresses, read_addresses
 from .common import Failed
 
 
@@ -90,10 +92,11 @@ def agent_config(*, node_name: str, kubeconfig: str | None, address: str, run_di
     roles = chosen(role)
     if not upstream_dns and corefile is None:
         upstream_dns = ("/etc/resolv.conf",)
+    # with --pods our own node agent reads the conflist, in the run directory, and a runtime of the machine must not
     return AgentConfig(
         node_name, kubeconfig or None, run_dir, address, cluster_cidr, service_cidr, dns_address, cluster_domain, upstream_dns,
-        uplink, pods, node_cidrs=node_cidr, roles=roles, log_files=log_files, conf_dir=cni_conf_dir, corefile=corefile,
-        proxy_config=proxy_config, sets=assignments(sets))
+        uplink, pods, node_cidrs=node_cidr, roles=roles, log_files=log_files, conf_dir=None if pods else cni_conf_dir,
+        corefile=corefile, proxy_config=proxy_config, sets=assignments(sets))
 
 
 @click.command()
@@ -102,9 +105,10 @@ def agent_config(*, node_name: str, kubeconfig: str | None, address: str, run_di
 @click.option("--listen", default="127.0.0.1:6443", show_default=True, metavar="ADDRESS:PORT")
 @click.option("--advertise", default=None, metavar="ADDRESS:PORT",
               help="Endpoint of Service default/kubernetes; default --listen.")
-@click.option("--service-cidr", default="10.96.0.0/16", show_default=True)
-def apiserver(data: Path, listen: str, advertise: str | None, service_cidr: str) -> None:
-    """The API server alone, over a SQLite store."""
+@click.option("--service-cidr", help="Default: as `podwire init` wrote it in --data, else 10.96.0.0/16.")
+@click.option("--dns-address", help="Gets the Service kube-dns; default: as in --data, else none.")
+def apiserver(data: Path, listen: str, advertise: str | None, service_cidr: str | None, dns_address: str | None) -> None:
+    """The API server alone, over a SQLite store. `podwire init` makes what it needs."""
     from ..server.main import ServerConfig, run
 
     def pair(text: str) -> tuple[str, int]:
@@ -113,15 +117,35 @@ def apiserver(data: Path, listen: str, advertise: str | None, service_cidr: str)
             raise click.BadParameter(f"{text!r}: expected ADDRESS:PORT")
         return address.strip("[]"), int(port)
 
-    run(ServerConfig(data, ((*pair(listen), ""),), pair(advertise or listen), service_cidr))
+    made = _made(data)
+    dns = dns_address or (made.dns_address if made else "")
+    domain = made.cluster_domain if made else "cluster.local"
+    config = ServerConfig(data, ((*pair(listen), ""),), pair(advertise or listen),
+                          service_cidr or (made.service_cidr if made else "10.96.0.0/16"), dns=(dns, domain) if dns else None)
+    try:
+        run(config)
+    except (StatusError, OSError, ValueError) as error:  # of certificates, the socket, the built-in objects
+        raise Failed(f"the API server cannot start: {error}") from error
+
+
+def _made(data: Path) -> Addresses | None:
+    try:
+        return read_addresses(data)
+    except (OSError, ValueError, TypeError) as error:
+        raise Failed(f"{data}/cluster.json is not as `podwire init` writes it: {error}") from error
 
 
 @click.command()
-@click.option("--kubeconfig", required=True, type=click.Path(exists=True))
-@click.option("--cluster-cidr", default="10.244.0.0/16", show_default=True)
+@click.option("--kubeconfig", type=click.Path(exists=True), help="Default: controllers.kubeconfig in --data.")
+@click.option("--data", type=click.Path(exists=True, path_type=Path), help="What `podwire init` made.")
+@click.option("--cluster-cidr", help="Default: as in --data, else 10.244.0.0/16.")
 @click.option("--node-prefix", default=24, show_default=True, help="Length of each node's part of the pod range.")
-def controllers(kubeconfig: str, cluster_cidr: str, node_prefix: int) -> None:
+def controllers(kubeconfig: str | None, data: Path | None, cluster_cidr: str | None, node_prefix: int) -> None:
     """Controllers and scheduler alone."""
     from ..controllers.driver import ControllersConfig, run
 
-    run(ControllersConfig(kubeconfig, cluster_cidr, node_prefix))
+    made = _made(data) if data else None
+    if kubeconfig is None and data is None:
+        raise Failed("--kubeconfig or --data: one of the two is needed")
+    run(ControllersConfig(kubeconfig or str(data / "controllers.kubeconfig" if data else ""),
+                          cluster_cidr or (made.cluster_cidr if made else "10.244.0.0/16"), node_prefix))

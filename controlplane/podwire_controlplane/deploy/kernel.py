@@ -26,13 +26,15 @@ def _links_and_routes(protocol: int) -> Iterator[str]:
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
+    from podwire_cni.overlay import TUNNELS
+
     with IPRoute() as ipr:
         bridges = ipr.link_lookup(ifname="podwire0")
         for link in ipr.get_links():
             if bridges and link.get("IFLA_MASTER") == bridges[0]:
                 ipr.link("del", index=link["index"])
                 yield f"link {link.get('IFLA_IFNAME')} of a pod"
-        for own in ("podwire0", "podwire-vxlan", "podwire.1"):
+        for own in ("podwire0", *TUNNELS.values()):
             for index in ipr.link_lookup(ifname=own):
                 ipr.link("del", index=index)
                 yield f"link {own}"

@@ -193,7 +193,7 @@ def units(wanted: Wanted) -> dict[str, bytes]:
             "podwire API server", wanted.program, ["apiserver", "--data", api, "--listen", f"{everywhere}:{port}",
                                                    "--advertise", wanted.listen])
         found["podwire-controllers.service"] = unit(
-            "podwire controllers", wanted.program, ["controllers", "--kubeconfig", f"{api}/controllers.kubeconfig"],
+            "podwire controllers", wanted.program, ["controllers", "--data", api],
             after="podwire-apiserver.service")
     if "agent" in wanted.parts:
         found["podwire-agent.service"] = unit("podwire: pods, Services and DNS of this node", wanted.program, ["agent"],
@@ -233,7 +233,7 @@ def recorded(facts: Facts) -> Record:
         found = json.loads(facts.files.get(RECORD, b"{}"))
         return Record(tuple(found.get("written", ())), tuple(found.get("links", ())))
     except (ValueError, AttributeError, TypeError):
-        return Record()
+        return Record()  # somebody else's file: nothing of it is ours to remove
 
 
 def _same(facts: Facts, step: Write) -> bool:

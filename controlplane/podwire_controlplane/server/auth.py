@@ -11,6 +11,7 @@ from ..api.meta import Object
 
 ADMINS, NODES, READERS = "system:masters", "system:nodes", "podwire:readers"
 OPEN_PATHS = ("/healthz", "/livez", "/readyz", "/version")
+JOIN_PATHS = ("/podwire/v1/ca", "/podwire/v1/join")  # for machines that are not of the cluster yet: join.py sees to their token
 
 
 @dataclass(frozen=True, slots=True)

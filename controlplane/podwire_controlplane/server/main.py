@@ -22,7 +22,7 @@ from ..api.registry import of
 from ..client import logs
 from ..client.netns import call_in
 from ..store.sqlite import SqliteStore
-from . import auth
+from . import auth, join
 from .app import make_app
 from .objects import Objects, Scope, WriteOptions, timestamp
 
@@ -131,7 +131,9 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     objects = Objects(store, ServiceAllocator(network, range(low, high + 1)))
     await objects.start()
     await bootstrap(objects, config)
-    runner = web.AppRunner(make_app(objects, _tokens(config.data)), access_log=None, shutdown_timeout=0.5,
+    app = make_app(objects, _tokens(config.data))
+    app.add_routes(join.routes(config.data))
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5,
                            handler_cancellation=True)  # a watch ends with its client
     await runner.setup()
     tls = _tls(config.data)

@@ -39,34 +39,49 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> str:
 
 
 class Authority:
-    """A certificate authority made anew for each cluster."""
+    """A certificate authority made anew for each cluster, or read back from `pair`. Raises ValueError for what is none."""
 
-    def __init__(self) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
+    def __init__(self, pair: Pair | None = None) -> None:
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "podwire-ca")])
-        builder = self._builder(self._name, self._key).add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+        if pair is not None:
+            key = serialization.load_pem_private_key(pair.key.encode(), None)
+            if not isinstance(key, ec.EllipticCurvePrivateKey):
+                raise ValueError("the authority's key is no elliptic curve key")
+            self._key, self._certificate = key, x509.load_pem_x509_certificate(pair.certificate.encode())
+            return
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        builder = self._builder(self._name, self._key.public_key()).add_extension(
+            x509.BasicConstraints(ca=True, path_length=0), True)
         self._certificate = builder.add_extension(
             x509.KeyUsage(True, False, False, False, False, True, True, False, False), True).sign(self._key, hashes.SHA256())
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
-        return (x509.CertificateBuilder().subject_name(subject).issuer_name(self._name).public_key(key.public_key())
+        return (x509.CertificateBuilder().subject_name(subject).issuer_name(self._name).public_key(key)
                 .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(minutes=5))
                 .not_valid_after(now + _YEARS)
-                .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+                .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), False)
                 .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), False))
 
     @property
     def certificate(self) -> str:
         return self._certificate.public_bytes(serialization.Encoding.PEM).decode()
 
-    def _issue(self, subject: x509.Name, usage: x509.ObjectIdentifier, names: list[x509.GeneralName]) -> Pair:
-        key = ec.generate_private_key(ec.SECP256R1())
+    @property
+    def pair(self) -> Pair:
+        """What `Authority(pair)` takes. Whoever has it can be anybody."""
+        return Pair(self.certificate, _pem(self._key))
+
+    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, usage: x509.ObjectIdentifier,
+              names: list[x509.GeneralName]) -> str:
         builder = self._builder(subject, key).add_extension(x509.ExtendedKeyUsage([usage]), False)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), False)
-        made = builder.sign(self._key, hashes.SHA256())
-        return Pair(made.public_bytes(serialization.Encoding.PEM).decode(), _pem(key))
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+    def _issue(self, subject: x509.Name, usage: x509.ObjectIdentifier, names: list[x509.GeneralName]) -> Pair:
+        key = ec.generate_private_key(ec.SECP256R1())
+        return Pair(self._sign(subject, key.public_key(), usage, names), _pem(key))
 
     def server(self, names: Iterable[str], addresses: Iterable[str]) -> Pair:
         alternatives: list[x509.GeneralName] = [x509.DNSName(n) for n in names]
@@ -76,9 +91,27 @@ class Authority:
 
     def client(self, user: str, groups: Iterable[str]) -> Pair:
         """user: the certificate's CN; groups: its O fields."""
-        subject = x509.Name([*(x509.NameAttribute(NameOID.ORGANIZATION_NAME, g) for g in groups),
-                             x509.NameAttribute(NameOID.COMMON_NAME, user)])
-        return self._issue(subject, ExtendedKeyUsageOID.CLIENT_AUTH, [])
+        return self._issue(_user(user, groups), ExtendedKeyUsageOID.CLIENT_AUTH, [])
+
+    def sign_client(self, request: str, user: str, groups: Iterable[str]) -> str:
+        """The certificate for the key of a PEM signing request; who it is for, we say. Raises ValueError for a bad request."""
+        asked = x509.load_pem_x509_csr(request.encode())
+        key = asked.public_key()
+        if not asked.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ValueError("it is not signed by its own elliptic curve key")
+        return self._sign(_user(user, groups), key, ExtendedKeyUsageOID.CLIENT_AUTH, [])
+
+
+def _user(user: str, groups: Iterable[str]) -> x509.Name:
+    return x509.Name([*(x509.NameAttribute(NameOID.ORGANIZATION_NAME, g) for g in groups),
+                      x509.NameAttribute(NameOID.COMMON_NAME, user)])
+
+
+def signing_request(user: str) -> tuple[str, str]:
+    """(PEM request, PEM key) of a new key that never leaves this machine."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = x509.CertificateSigningRequestBuilder().subject_name(_user(user, [])).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM).decode(), _pem(key)
 
 
 def kubeconfig(cluster: str, server: str, ca: str, user: str, pair: Pair) -> str:

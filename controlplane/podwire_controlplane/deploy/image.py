@@ -1,0 +1,132 @@
+"""Builds podwire's OCI image without a container engine: mmdebstrap unpacks Debian's Python (no maintainer script runs), pip
+adds the wheel with its dependencies, and layers.py says what goes where.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from podwire_cni import native, oci
+
+from . import layers
+
+Say = Callable[[str], None]
+_NO_DOCS = [f"--dpkgopt=path-exclude=/usr/share/{what}/*" for what in ("doc", "man", "locale", "lintian")]
+
+
+class BuildFailed(Exception):
+    """A step did not work; the text has what it said."""
+
+
+def _run(argv: list[str], what: str, **env: str) -> None:
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, **env})
+    except FileNotFoundError as err:
+        raise BuildFailed(f"{what}: {argv[0]} is not installed: apt-get install {argv[0]}") from err
+    if done.returncode:
+        raise BuildFailed(f"{what}: {' '.join(argv[:3])} ...: {(done.stderr or done.stdout).strip()[-1500:]}")
+
+
+def codename(os_release: str) -> str:
+    """VERSION_CODENAME of an os-release file: the suite that images are made of. Raises BuildFailed."""
+    found = re.search(r"^VERSION_CODENAME=\"?([a-z]+)\"?$", os_release, re.MULTILINE)
+    if not found:
+        raise BuildFailed("this machine's /etc/os-release names no VERSION_CODENAME; say --suite bookworm")
+    return found[1]
+
+
+def sources(folder: Path, suite: str) -> list[str]:
+    """The machine's own package sources that have this suite, so that a mirror it uses is used for images too."""
+    found = [folder / "sources.list", *sorted((folder / "sources.list.d").glob("*"))]
+    word = re.compile(rf"(?:^|\s){suite}(?:\s|$)", re.MULTILINE)
+    return [str(path) for path in found if path.suffix in (".list", ".sources") and path.is_file()
+            and word.search(path.read_text(errors="replace"))]
+
+
+def build_wheel(checkout: Path, folder: Path) -> Path:
+    """The wheel of a source tree."""
+    _run(_pip(folder, "wheel", "--no-deps", "--wheel-dir", str(folder), str(checkout)), "wheel")
+    return next(folder.glob("podwire-*.whl"))
+
+
+def _pip(folder: Path, verb: str, *words: str) -> list[str]:
+    """A call of this environment's pip; where that has none (uv makes such), of one made for the occasion."""
+    python = sys.executable
+    if importlib.util.find_spec("pip") is None:
+        python = str(folder / "venv/bin/python")
+        if not Path(python).exists():
+            _run(["python3", "-m", "venv", str(folder / "venv")], "a place for pip")
+    return [python, "-m", "pip", verb, "--quiet", "--disable-pip-version-check", *words]
+
+
+def _python_of(root: Path) -> str:
+    """ "3.11": the version that the unpacked system has."""
+    return str((root / "usr/bin/python3").readlink()).removeprefix("python")
+
+
+def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say) -> Path:
+    """The root file system under `folder`."""
+    root = folder / "root"
+    say(f"unpacking Python of {suite}")
+    _run(["mmdebstrap", "--quiet", "--variant=extract", "--mode=root", "--include=python3", *_NO_DOCS, suite, str(root),
+          *mirrors], "root file system")
+    version = _python_of(root)
+    say(f"installing {wheel.name} and its dependencies for Python {version}")
+    machine = os.uname().machine
+    platforms = [f"--platform={p}_{machine}" for p in ("manylinux2014", "manylinux_2_17", "manylinux_2_28", "linux")]
+    _run(_pip(folder, "install", "--target", str(root / layers.SITE), f"--python-version={version}", "--implementation=cp",
+              "--only-binary=:all:", *platforms, str(wheel)), "dependencies")
+    say("compiling")
+    # unchecked-hash: neither the time nor the order of building is in the files, and nobody looks at the sources at a start
+    _run(["chroot", str(root), "/usr/bin/python3", "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash",
+          f"/usr/lib/python{version}", f"/{layers.SITE}"], "compiling")
+    return root
+
+
+def entries(root: Path) -> Iterator[oci.Entry]:
+    """Every file, directory and link under `root`; devices are left out."""
+    for folder, names, files in os.walk(root):
+        for name in sorted([*names, *files]):
+            path = Path(folder) / name
+            mode, own = path.lstat().st_mode, str(path.relative_to(root))
+            if stat.S_ISLNK(mode):
+                yield oci.Entry(own, link=str(path.readlink()), mode=0o777)
+            elif stat.S_ISDIR(mode):
+                yield oci.Entry(own, mode=mode & 0o7777)
+            elif stat.S_ISREG(mode):
+                yield oci.Entry(own, path.read_bytes(), mode & 0o7777)
+
+
+def build(output: Path, name: str, *, wheel: Path | None, checkout: Path, suite: str | None, say: Say) -> None:
+    """Write the archive. Raises BuildFailed and OSError."""
+    if os.geteuid():
+        raise BuildFailed("this needs root: mmdebstrap and chroot do")
+    pause = Path(native.pause_command()[0]).read_bytes()
+    if pause[:4] != b"\x7fELF":
+        raise BuildFailed("the pause program is not a compiled one: install a C compiler and podwire again")
+    suite = suite or codename(Path("/etc/os-release").read_text())
+    work = Path(tempfile.mkdtemp(prefix="podwire-image-"))
+    try:
+        if wheel is None:
+            say(f"building the wheel of {checkout}")
+            wheel = build_wheel(checkout, work)
+        root = assemble(wheel, work, suite, sources(Path("/etc/apt"), suite), say)
+        made = layers.split(entries(root), pause)
+        say("packing layers of " + ", ".join(f"{len(layer) / 1e6:.1f}" for layer in made) + " MB")
+        archive = oci.archive(made, layers.CONFIG, os.uname().machine, name, compress=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        fresh = output.with_name(f".{output.name}.{os.getpid()}")
+        fresh.write_bytes(archive)
+        fresh.replace(output)
+        say(f"{output}: {len(archive) / 1e6:.1f} MB, {name}")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

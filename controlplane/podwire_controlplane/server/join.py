@@ -1,0 +1,105 @@
+"""How a machine becomes a node of the cluster: one secret, the join token, proves both sides to each other.
+
+GET /podwire/v1/ca answers with the cluster's CA and a MAC of it under the token: only who knows the token could have said so
+(the idea of kubeadm's signed cluster-info). POST /podwire/v1/join with the token and a signing request answers with the node's
+client certificate (CN system:node:NAME) and the cluster's addresses; the node's key never travels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from ..api.errors import StatusError
+from ..client import logs
+from . import auth, pki
+
+log = logs.get("apiserver")
+CA_PATH, JOIN_PATH = auth.JOIN_PATHS
+MIN_TOKEN = 32  # characters: the MAC is public, so a token must be beyond guessing
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """What every part of the cluster must know alike; `podwire init` writes it beside the certificates."""
+
+    cluster_cidr: str = "10.244.0.0/16"
+    service_cidr: str = "10.96.0.0/16"
+    dns_address: str = "10.96.0.10"
+    cluster_domain: str = "cluster.local"
+
+
+def read_addresses(data: Path) -> Addresses | None:
+    """None where `podwire init` was not here. Raises ValueError, TypeError for a file that is not its."""
+    try:
+        return Addresses(**json.loads((data / "cluster.json").read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def mac(token: str, authority: str) -> str:
+    return hmac.new(token.encode(), authority.encode(), hashlib.sha256).hexdigest()
+
+
+class Joining:
+    """`data`: ca.pem, ca-key.pem, cluster.json and join.json ({"token", "expires"}), which is read at each request: a token can
+    be made anew while the server runs."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+
+    def token(self) -> str:
+        """The token as it is now. Raises 404 where nobody may join."""
+        try:
+            found = json.loads((self.data / "join.json").read_text())
+            if float(found["expires"]) > time.time() and len(found["token"]) >= MIN_TOKEN:
+                return str(found["token"])
+        except (OSError, ValueError, LookupError, TypeError):
+            pass
+        raise StatusError(404, "NotFound", "no join token is valid now; `podwire init` on the first machine makes one")
+
+    async def authority(self, _request: web.Request) -> web.StreamResponse:
+        text = (self.data / "ca.pem").read_text()
+        return web.json_response({"ca": text, "mac": mac(self.token(), text)})
+
+    async def join(self, request: web.Request) -> web.StreamResponse:
+        kind, _, given = request.headers.get("Authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(errors="replace"), self.token().encode()):
+            log.warn("a machine was refused", remote=request.remote, why="wrong token")
+            raise StatusError(401, "Unauthorized", "the join token is not this cluster's, or a newer one was made")
+        node, answer = self.answer(await request.text())
+        log.info("a machine joined", node=node, remote=request.remote)
+        return web.json_response(answer)
+
+    def answer(self, text: str) -> tuple[str, dict[str, Any]]:
+        """(node's name, what it gets). Raises 400, 422."""
+        try:
+            asked = json.loads(text)
+            node, request = asked["node"], asked["request"]
+        except (ValueError, LookupError, TypeError):
+            raise StatusError(400, "BadRequest", 'expected {"node": NAME, "request": PEM}') from None
+        if not isinstance(node, str) or not _NAME.fullmatch(node):
+            raise StatusError(422, "Invalid", f"node: {str(node)[:80]!r} is no name: lower-case letters, digits, '-' and '.'")
+        pair = pki.Pair((self.data / "ca.pem").read_text(), (self.data / "ca-key.pem").read_text())
+        try:
+            certificate = pki.Authority(pair).sign_client(str(request), f"system:node:{node}", [auth.NODES])
+        except ValueError as err:
+            raise StatusError(422, "Invalid", f"request: not a usable signing request: {err}") from err
+        return node, {"certificate": certificate, "addresses": asdict(read_addresses(self.data) or Addresses())}
+
+
+def routes(data: Path) -> list[web.RouteDef]:
+    """Empty for a cluster that nobody joins: one that `podwire init` did not make."""
+    joining = Joining(data)
+    if not (data / "ca-key.pem").exists():
+        return []
+    return [web.get(CA_PATH, joining.authority), web.post(JOIN_PATH, joining.join)]
