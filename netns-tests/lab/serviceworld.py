@@ -43,11 +43,16 @@ class Servers:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
+        self._listening: set[tuple[int, str, int]] = set()
         self._wake, self._stop = socket.socketpair()
         self._selector.register(self._stop, selectors.EVENT_READ, None)
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def listen(self, ns: NetNS, ip: str, port: int) -> None:
+        """Nothing happens where one listens there already."""
+        if (ns.fd, ip, port) in self._listening:
+            return
+        self._listening.add((ns.fd, ip, port))
         family = socket.AF_INET6 if ":" in ip else socket.AF_INET
 
         def open_both() -> list[socket.socket]:
