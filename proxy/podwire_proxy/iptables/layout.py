@@ -233,7 +233,8 @@ def pods(ip: str, node: NodeInfo) -> Rules:
 
 _NEW = f"-m conntrack --ctstate NEW {quoted('podwire: refused Services')} -j {FILTER}"
 _HOOKS: dict[Chain, str] = {
-    Chain("filter", "INPUT"): _NEW, Chain("filter", "FORWARD"): _NEW, Chain("filter", "OUTPUT"): _NEW,
+    Chain("filter", "INPUT"): _NEW, Chain("filter", "OUTPUT"): _NEW,
+    Chain("filter", "FORWARD"): f"-m conntrack --ctstate INVALID,NEW {quoted('podwire: refused Services')} -j PODWIRE-FORWARD",
     Chain("nat", "PREROUTING"): f"{quoted('podwire: Services')} -j {SERVICES}",
     Chain("nat", "OUTPUT"): f"{quoted('podwire: Services')} -j {SERVICES}",
     Chain("nat", "POSTROUTING"): f"-m conntrack --ctstate DNAT {quoted('podwire: masquerade')} -j PODWIRE-POSTROUTING",
@@ -289,6 +290,10 @@ def skeleton(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
         Chain("filter", FILTER): (
             f"-m set --match-set {cluster_ips(family)} dst {quoted('other ports of a Service address')} -j PODWIRE-REJECT",
             *(f"-d {c} -m addrtype ! --dst-type LOCAL {quoted('unallocated Service addresses')} -j DROP" for c in ranges)),
+        Chain("filter", "PODWIRE-FORWARD"): (
+            "-m conntrack --ctstate INVALID " + (
+                f"{quoted('invalid for conntrack, would pass untranslated')} -j DROP" if node.drop_invalid else "-j RETURN"),
+            f"-j {FILTER}"),
         Chain("filter", "PODWIRE-REJECT"): (
             "-p tcp -j REJECT --reject-with tcp-reset",
             f"-j REJECT --reject-with {'icmp6' if v6 else 'icmp'}-port-unreachable"),

@@ -168,7 +168,7 @@ class Tracer:
         return run_bpf(program, bytes(12 if len(source) == 4 else 8) + source + target)
 
     def _state(self, wanted: str, hop: Hop) -> bool:
-        return hop.translated if wanted == "DNAT" else wanted == "NEW"
+        return hop.translated if wanted == "DNAT" else "NEW" in wanted.split(",")
 
 
 def _interface(wanted: str, found: str) -> bool:
