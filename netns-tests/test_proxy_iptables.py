@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import test_proxy_live
+import test_proxy_resets
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from lab.proxyrole import Running, until
@@ -406,3 +408,20 @@ def test_the_role_tells_of_leftovers(world: World, tmp_path: Path) -> None:
         log = proxy.stop()
     assert "kube-proxy --cleanup" in log
     assert "variant=legacy" in log, "where the rules of others are"
+
+
+@each_variant
+@pytest.mark.parametrize("v6", [False, True])
+def test_flows_of_an_endpoint_that_is_gone_are_reset_where_asked_for(world: World, variant: Variant, v6: bool,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole test of the nftables backend, on this one."""
+    monkeypatch.setattr(test_proxy_resets, "Programmer", backends.Iptables(variant).programmer)
+    test_proxy_resets.test_flows_of_an_endpoint_that_is_gone_are_reset(world, v6)
+
+
+@each_variant
+@pytest.mark.parametrize(("frontend", "v6"), [((s.VIP, s.PORT), True), ((s.NODE_IP, s.NODE_PORT), False)])
+def test_udp_flows_move_when_their_endpoint_goes(world: World, variant: Variant, frontend: tuple[str, int], v6: bool,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_proxy_live, "Programmer", backends.Iptables(variant).programmer)
+    test_proxy_live.test_udp_flows_move_when_their_endpoint_goes(world, frontend, v6)
