@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
 from .conntrack import Flow
@@ -21,6 +21,7 @@ TUPLE_ORIG, TUPLE_REPLY, PROTOINFO, ID, ZONE, FILTER = 1, 2, 4, 12, 18, 25
 BY_DESTINATION = 0x02 | 0x08 | 0x20  # CTA_FILTER_FLAG: IP_DST, PROTO_NUM, PROTO_DST_PORT
 BY_PORT = 0x08 | 0x20  # for IPv6: there the kernel (6.18 and before) compares addresses the wrong way round
 BY_PROTOCOL = 0x08
+AT_ONCE = 100  # deletions in one message: their acknowledgements must fit the socket's queue
 FEW = 8  # up to so many frontends the kernel is asked for each; more: for all entries of a protocol at once
 Family = Literal["ip", "ip6"]
 
@@ -88,13 +89,25 @@ class Conntrack:
                 yield Flow(Key(destination, protocol, dport), Backend(answers[0], answers[2]), (source, sport), ident,
                            (answers[1], answers[3]), protocol == "TCP" and _over(got.get(PROTOINFO, b"")))
 
-    def delete(self, family: Family, flow: Flow) -> bool:
-        """False where the entry is gone already."""
-        try:
-            list(self._call(DELETE, codec.ACK, family, flow.ident))
-        except FileNotFoundError:
-            return False
-        return True
+    def delete(self, family: Family, flows: Sequence[Flow]) -> list[Flow]:
+        """Delete these entries, many in one message; returns those that were still there."""
+        gone: list[Flow] = []
+        for first in range(0, len(flows), AT_ONCE):
+            part = flows[first:first + AT_ONCE]
+            self._sock.send(b"".join(codec.message(SUBSYS | DELETE, codec.REQUEST | codec.ACK, seq, codec.FAMILIES[family],
+                                                   flow.ident) for seq, flow in enumerate(part)))
+            left = len(part)
+            while left:
+                for answer, flag, seq, _, payload in codec.split(self._sock.recv(1 << 20)):
+                    if answer != 2:
+                        continue
+                    left -= 1
+                    error = codec.decode_error(flag, seq, payload)
+                    if error is None:
+                        gone.append(part[seq])
+                    elif error.errno != errno.ENOENT:
+                        raise OSError(error.errno, f"conntrack: {os.strerror(error.errno)} {error.text}")
+        return gone
 
     def _call(self, kind: int, flags: int, family: Family, body: bytes) -> Iterator[bytes]:
         self._sock.send(codec.message(SUBSYS | kind, codec.REQUEST | flags, 1, codec.FAMILIES[family], body))

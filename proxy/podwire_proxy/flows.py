@@ -21,6 +21,7 @@ from .dataplane import Dataplane, Delta, Key
 
 log = logs.get("proxy")
 IPPROTO_IPV6, IPV6_HDRINCL = 41, 36
+TOLD = 8  # flows of a sweep that get a log line each
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +64,24 @@ class FlowKeeper:
             with Conntrack(self._ns_fd) as conntrack:
                 for family in families:
                     mine = {key: alive for key, alive in wanted.items() if (":" in key.ip) == (family == "ip6")}
-                    for flow in list(stale(conntrack.flows(family, mine), mine)):
-                        if conntrack.delete(family, flow):
-                            counts[flow.destination.protocol] += 1
-                            self._tell(flow)
+                    for flow in conntrack.delete(family, list(stale(conntrack.flows(family, mine), mine))):
+                        counts[flow.destination.protocol] += 1
+                        self._end(flow, tell=sum(counts.values()) <= TOLD)
         self._keys = set()
+        if sum(counts.values()) > TOLD:
+            log.info("flows ended in all", stale_udp=counts["UDP"], reset_tcp=counts["TCP"])
         return Swept(counts["UDP"], counts["TCP"], time.monotonic() - started)
 
-    def _tell(self, flow: Flow) -> None:
+    def _end(self, flow: Flow, *, tell: bool) -> None:
         frontend = (flow.destination.ip, flow.destination.port)
         what = "stale UDP flow deleted"
         if flow.destination.protocol == "TCP":
             what = "connection reset, its endpoint is gone"
             self._provoke(frontend, flow.source)
             self._provoke(flow.seen, (flow.answers.ip, flow.answers.port))
-        log.info(what, client=f"{flow.source[0]}:{flow.source[1]}", frontend=f"{frontend[0]}:{frontend[1]}",
-                 backend=flow.answers.ip)
+        if tell:
+            log.info(what, client=f"{flow.source[0]}:{flow.source[1]}", frontend=f"{frontend[0]}:{frontend[1]}",
+                     backend=flow.answers.ip)
 
     def _provoke(self, source: Place, destination: Place) -> None:
         """Best effort: the rules reset the flow with the next packet in any case."""

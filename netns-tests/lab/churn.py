@@ -1,0 +1,74 @@
+"""Endpoints that come and go a thousand times a second, paced as the proxy's role paces itself."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from podwire_controlplane.api.meta import Object
+from podwire_proxy.backend import Programmer
+from podwire_proxy.changes import Tracker
+
+INTERVAL, SWEEP = 0.01, 0.05  # as ProxyConfig.min_interval and main.SWEEP_AFTER
+
+
+def resident() -> float:
+    """MiB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+@dataclass
+class Churn:
+    """lags: seconds from a change's due time to its commit, one for each change. rss: MiB, a sample a second."""
+
+    syncs: int = 0
+    elements: int = 0
+    verdicts: int = 0
+    lags: list[float] = field(default_factory=list)
+    rss: list[float] = field(default_factory=list)
+
+    def figures(self) -> dict[str, float]:
+        ordered = sorted(self.lags)
+        quarter = max(1, len(self.rss) // 4)
+        return {"value": ordered[-1] * 1000, "p50": statistics.median(ordered) * 1000,
+                "p99": ordered[int(len(ordered) * 0.99)] * 1000, "changes": len(ordered), "syncs": self.syncs,
+                "verdicts": self.verdicts, "rss first quarter": statistics.mean(self.rss[:quarter]),
+                "rss last quarter": statistics.mean(self.rss[-quarter:])}
+
+
+def churn(tracker: Tracker, programmer: Programmer, changes: Iterator[tuple[str, Object]], count: int, rate: float,
+          clock: Callable[[], float] = time.monotonic) -> Churn:
+    """Feed `count` changes at `rate` a second; rate 0: ten a sync, as fast as it goes."""
+    out, begin, done = Churn(), clock(), 0
+    last_sync = last_sweep = last_sample = begin
+    pending: list[float] = []
+    while done < count or pending:
+        now = clock()
+        due = min(count, done + 10 if not rate else int((now - begin) * rate))
+        while done < due:
+            key, obj = next(changes)
+            tracker.slice(key, obj)
+            pending.append(begin + done / rate if rate else now)
+            done += 1
+        if pending and (not rate or now - last_sync >= INTERVAL):
+            synced = programmer.sync(tracker.dataplane, tracker.flush())
+            last_sync = clock()
+            out.syncs, out.elements, out.verdicts = (
+                out.syncs + 1, out.elements + synced.elements, out.verdicts + synced.verdicts)
+            out.lags += [last_sync - at for at in pending]
+            pending.clear()
+        if now - last_sweep >= SWEEP:
+            programmer.sweep()
+            last_sweep = now
+        if now - last_sample >= 1:
+            out.rss.append(resident())
+            last_sample = now
+        if rate:
+            time.sleep(0.001)
+    programmer.sweep()
+    out.rss.append(resident())
+    return out
