@@ -10,8 +10,13 @@ TEST_TOOLS := nft:nftables conntrack:conntrack strace:strace iptables-legacy-res
 
 DATAPLANES := podwire-nftables
 
+# What calls the CNI plugin for real, and stands behind it in chains. Unpacked into .venv, not installed: no daemon starts.
+RUNTIMES := containerd runc libseccomp2 podman conmon busybox-static libgpgme11 libassuan0 libsubid4 libdevmapper1.02.1 \
+            libglib2.0-0 containernetworking-plugins iptables libxtables12 libip4tc2 libip6tc2 libnetfilter-conntrack3 \
+            libnfnetlink0 libmnl0 libnftnl11
+
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status test test-unprivileged test-netns test-long test-runtimes bench-cni lint types packages test-packages install clean
+.PHONY: help image test-image demo up down status test test-unprivileged test-netns test-long test-runtimes bench-cni lint types packages test-packages install clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -81,20 +86,32 @@ status: $(VENV)/.installed   ## where everything stands
 test: $(VENV)/.installed-dev  ## lint, types, unit tests, and (as root) the tests in network namespaces
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@if [ "$$(id -u)" = 0 ]; then $(BIN)/python -m pytest -q -m "not long and not runtimes"; \
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) -s runtimes && $(BIN)/python -m pytest -q -m "not long"; \
 	else echo 'not root: the netns-tests are left out, the rest runs'; $(MAKE) -s test-unprivileged; fi
 
 test-unprivileged: $(VENV)/.installed-dev  ## the tests that need no root
 	@$(BIN)/python -m pytest -q -m "not long and not runtimes" cni controlplane dns proxy
 
-test-netns: $(VENV)/.installed-dev  ## the tests with real packets (root)
-	@$(BIN)/python -m pytest -q -m "not long and not runtimes" netns-tests
+test-netns: $(VENV)/.installed-dev runtimes  ## the tests with real packets (root)
+	@$(BIN)/python -m pytest -q -m "not long" netns-tests
 
-test-long: $(VENV)/.installed-dev  ## everything, with the big counts of property and fuzz tests
-	@PODWIRE_LONG=1 $(BIN)/python -m pytest -q -m "not runtimes"
+test-long: $(VENV)/.installed-dev runtimes  ## everything, with the big counts of property and fuzz tests
+	@PODWIRE_LONG=1 $(BIN)/python -m pytest -q
 
-test-runtimes: $(VENV)/.installed-dev  ## containerd of Debian's package calls the CNI plugin (root; unpacks 40 MB into .venv)
+.PHONY: runtimes
+runtimes: $(VENV)/.installed-dev
+	@PYTHONPATH=netns-tests $(BIN)/python -m lab.debian $(RUNTIMES)
+
+test-runtimes: $(VENV)/.installed-dev runtimes  ## containerd and podman of Debian's packages call the CNI plugin (root)
 	@$(BIN)/python -m pytest -q -m runtimes netns-tests
+
+image: $(VENV)/.installed  ## the agent as an OCI image in dist/, without a container engine (root)
+	$(call need,$(TOOLS) mmdebstrap:mmdebstrap)
+	@$(BIN)/podwire image
+
+test-image: $(VENV)/.installed-dev runtimes  ## builds the image and runs it in containerd of Debian's package (root)
+	$(call need,$(TOOLS) mmdebstrap:mmdebstrap)
+	@$(BIN)/python -m pytest -q netns-tests/test_image.py
 
 bench-cni: $(VENV)/.installed  ## the CNI plugin beside Debian's reference plugins (root)
 	@$(BIN)/python bench/bench_cni.py

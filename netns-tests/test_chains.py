@@ -1,8 +1,8 @@
-"""The plugin as the first of a chain of Debian's reference plugins, called as libcni calls them (`make test-runtimes`)."""
+"""The plugin called as libcni calls it: every verb in every version, alone, in a chain, before Debian's reference plugins."""
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ import pytest
 from lab import debian
 from lab.cninode import CniNode, ask, put_node, tell_peer
 from lab.fakeapi import FakeApi
-from lab.netns import Lab, NetNS
+from lab.libcni import Network, PluginFailed
+from lab.netns import Lab
+from podwire_cni.types import VERSIONS
 
 pytestmark = pytest.mark.runtimes
 PACKAGES = ("containernetworking-plugins", "iptables", "libxtables12", "libip4tc2", "libip6tc2", "libnetfilter-conntrack3",
@@ -34,48 +36,88 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CniNode]:
             node.close()
 
 
-class Chain:
-    """podwire-cni and then `plugins`: (type, configuration)."""
-
-    def __init__(self, node: CniNode, version: str, *plugins: tuple[str, dict[str, Any]]) -> None:
-        self.node, root = node, debian.unpack(*PACKAGES)
-        self.env, self.version = debian.environment(root), version
-        ours = node.conf(version)
-        self.links: list[tuple[Path, dict[str, Any]]] = [(node.client, ours)]
-        self.links += [(root / "usr/lib/cni" / kind, {"cniVersion": version, "name": ours["name"], "type": kind, **conf})
-                       for kind, conf in plugins]
-
-    def call(self, verb: str, pod: NetNS, result: dict[str, Any] | None = None) -> dict[str, Any] | None:
-        """The last result of ADD. Every plugin must succeed."""
-        for program, conf in self.links if verb != "DEL" else reversed(self.links):
-            if verb == "CHECK" and program.name == "portmap":
-                continue  # portmap 1.1.1 looks for its IPv4 rules in ip6tables, and so fails after any plugin
-            text = json.dumps({**conf, **({"prevResult": result} if result else {})})
-            done = self.node.ns.run([str(program)], check=False, input=text,
-                                    env={**self.node.environment(verb, "chained", pod), **self.env})
-            assert done.returncode == 0, f"{program.name} {verb}: {done.stdout}{done.stderr}"
-            result = json.loads(done.stdout) if verb == "ADD" else result
-        return result
+def network(node: CniNode, version: str, *plugins: tuple[str, dict[str, Any]]) -> Network:
+    """podwire-cni and then `plugins`, (type, configuration), of the reference set."""
+    root = debian.unpack(*PACKAGES)
+    behind = [(root / "usr/lib/cni" / kind, {"type": kind, **conf}) for kind, conf in plugins]
+    return Network(node.ns, "podwire", version, [(node.client, node.conf(version)), *behind], debian.environment(root),
+                   {"portMappings": PORTS, "bandwidth": RATES})
 
 
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
 @pytest.mark.parametrize("plugins", [
-    [("portmap", {"runtimeConfig": {"portMappings": PORTS}})],
-    [("bandwidth", {"runtimeConfig": {"bandwidth": RATES}})],
+    [("portmap", {"capabilities": {"portMappings": True}})],
+    [("bandwidth", {"capabilities": {"bandwidth": True}})],
     [("tuning", {"sysctl": {"net.core.somaxconn": "500"}})],
     [("firewall", {"backend": "iptables"})],
-    [("tuning", {"sysctl": {"net.core.somaxconn": "500"}}), ("portmap", {"runtimeConfig": {"portMappings": PORTS}}),
-     ("bandwidth", {"runtimeConfig": {"bandwidth": RATES}}), ("firewall", {"backend": "iptables"})]],
+    [("tuning", {"sysctl": {"net.core.somaxconn": "500"}}), ("portmap", {"capabilities": {"portMappings": True}}),
+     ("bandwidth", {"capabilities": {"bandwidth": True}}), ("firewall", {"backend": "iptables"})]],
     ids=["portmap", "bandwidth", "tuning", "firewall", "all"])
 def test_chain(node: CniNode, lab: Lab, version: str, plugins: list[tuple[str, dict[str, Any]]]) -> None:
-    chain, pod = Chain(node, version, *plugins), lab.netns("pod")
-    result = chain.call("ADD", pod)
-    assert result is not None and result["cniVersion"] == version
-    assert len(result["ips"]) == 2
+    chain, pod = network(node, version, *plugins), lab.netns("pod")
+    # What a later plugin of the chain does, ours is not asked for.
+    chain.plugins[0][1]["capabilities"].clear()
+    result = chain.add("chained", pod)
+    assert result["cniVersion"] == version and len(result["ips"]) == 2
     address = result["ips"][0]["address"].split("/")[0]
     with tell_peer(pod, address) as port:
         assert ask(node.ns, address, port) == "10.244.1.1"
-    chain.call("CHECK", pod, result)
-    chain.call("DEL", pod, result)
+    if "portmap" not in dict(plugins):  # portmap 1.1.1 looks for its IPv4 rules in ip6tables: its CHECK fails after any plugin
+        chain.check("chained", pod)
+    chain.delete("chained", pod)
+    nothing_left(node)
+
+
+def nothing_left(node: CniNode) -> None:
     assert node.leases() == {} and node.table_elements() == 0
     assert not [name for name in node.links() if name.startswith("veth")]
+
+
+PASS_ON = """#!/bin/sh
+# A plugin that adds nothing: ADD answers with what the one before it answered.
+echo $CNI_COMMAND >> $(dirname $0)/calls
+case $CNI_COMMAND in
+VERSION) echo '{"cniVersion": "1.1.0", "supportedVersions": ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]}';;
+ADD) exec %s -c 'import json, sys; print(json.dumps(json.load(sys.stdin)["prevResult"]))';;
+esac
+"""
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("chained", [False, True], ids=["alone", "chained"])
+def test_every_verb_in_every_version(node: CniNode, lab: Lab, tmp_path: Path, version: str, chained: bool) -> None:
+    conf, other = node.conf(version), tmp_path / "pass-on"
+    other.write_text(PASS_ON % sys.executable)
+    other.chmod(0o755)
+    made = Network(node.ns, "podwire", version, [(node.client, conf), *([(other, {"type": "pass-on"})] if chained else [])],
+                   {"PATH": "/usr/bin:/bin"}, {"portMappings": PORTS})
+    pod, second = lab.netns("pod"), lab.netns("second")
+    assert all(version in supported for supported in made.versions())
+    result = made.add("one", pod)
+    assert result["cniVersion"] == version and [link["name"] for link in result["interfaces"]][2] == "eth0"
+    assert [ip.get("version") for ip in result["ips"]] == (["4", "6"] if version < "1.0.0" else [None, None])
+    assert ("mtu" in result["interfaces"][2]) == (version >= "1.1.0")
+    assert node.table_elements() == 8, "port, MAC, two addresses; of each family a hostPort and its hairpin"
+    with pytest.raises(PluginFailed) as caught:
+        made.add("one", pod)
+    assert caught.value.code == 4, "an interface of that name is there"
+    if made.has("CHECK"):
+        made.check("one", pod)
+    if made.has("STATUS"):
+        made.status()
+    if made.has("GC"):
+        made.cache["two", "eth0"] = Network(node.ns, "podwire", version, made.plugins[:1]).add("two", second)
+        made.collect([("one", "eth0")])
+        assert set(node.leases().values()) == {"one"}
+        made.check("one", pod)
+    made.delete("one", pod)
+    made.delete("one", pod)
+    nothing_left(node)
+    if made.has("CHECK"):
+        made.cache["one", "eth0"] = result
+        with pytest.raises(PluginFailed):
+            made.check("one", pod)
+    if chained:
+        calls = (tmp_path / "calls").read_text().split()
+        wanted = {"VERSION", "ADD", "DEL", *(verb for verb in ("CHECK", "STATUS", "GC") if made.has(verb))}
+        assert set(calls) == wanted, "every plugin of the list is called for every verb"

@@ -1,8 +1,9 @@
-"""Real callers: containerd with runc calls the plugin, by its CRI and by `ctr run --cni`, with our pause image (`make
-test-runtimes`). Debian's packages are unpacked, not installed, and the daemon runs in a node of the lab."""
+"""Real callers: containerd with runc calls the plugin, by its CRI and by `ctr run --cni`, with our pause image.
+Debian's packages are unpacked, not installed, and the daemon runs in a node of the lab."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -38,6 +39,7 @@ class Sandbox(NetNS):
     """The network namespace of a container, by its first process."""
 
     def __init__(self, runtime: Containerd, ident: str) -> None:
+        self.tap, self._undo = None, contextlib.ExitStack()
         self.name, self.fd = ident, os.open(f"/proc/{runtime.pid(ident)}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     def call(self, work: Callable[[], T]) -> T:
@@ -155,6 +157,6 @@ def test_installed_by_hand_without_an_agent(world: World, lab: Lab, tmp_path: Pa
             assert ask(sandbox, "198.51.100.42", port) == "198.51.100.1", "masqueraded"
         sandbox.close()
         cri.stop_sandbox(runtime.socket, ident)
-        assert [f.name for f in (tmp_path / "run/cni/leases").iterdir()] == [".lock"]
+        assert {f.name for f in (tmp_path / "run/cni/leases").iterdir()} == {".lock", ".rest-10.99.0.2"}
     finally:
         runtime.close()

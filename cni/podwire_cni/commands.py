@@ -283,7 +283,7 @@ class Plugin:
                                    "delete that pod, or ask for another hostPort")
                 return self.allocator.allocate(sets, call.attachment, wanted=conf.ips, pod=call.pod, mac=conf.mac,
                                                boot_id=self.boot_id, pod_uid=call.args.get("K8S_POD_UID", ""),
-                                               ports=conf.ports)
+                                               ports=conf.ports, aliases=conf.aliases)
         self._free_port_of_dead(conf.ports)
         try:
             return take()

@@ -11,6 +11,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -153,6 +154,48 @@ def parse_dns(raw: Any, field: str) -> Dns:
     return Dns(domain=str(dns.get("domain") or ""), **lists)
 
 
+def capability_dns(raw: Any, field: str) -> Dns:
+    """The capability dns: CNI's conventions call its lists servers and searches, some runtimes as the configuration does."""
+    keys = _no_case(_object(raw, field), ("servers", "searches", "options", "nameservers", "search", "domain"), field)
+    return parse_dns({"nameservers": keys.get("servers") or keys.get("nameservers"), "options": keys.get("options"),
+                      "search": keys.get("searches") or keys.get("search"), "domain": keys.get("domain")}, field)
+
+
+def aliases(raw: Any, network: str) -> tuple[str, ...]:
+    """The capability aliases: network -> other names of the container there."""
+    names = _list(_object(raw, "runtimeConfig.aliases").get(network), f"runtimeConfig.aliases.{network}")
+    for name in names:
+        if not isinstance(name, str) or not _NAME.match(name):
+            raise _bad(f"runtimeConfig.aliases.{network}", name, "a list of names")
+    return tuple(names)
+
+
+def addresses(raw: Any, field: str) -> tuple[IPAddress, ...]:
+    """Addresses, each with or without a prefix length."""
+    return tuple(_address(str(ip).split("/")[0], f"{field}[{i}]") for i, ip in enumerate(_list(raw, field)))
+
+
+def mac_address(raw: Any, field: str) -> str:
+    """In small letters; "" where none is asked for."""
+    mac = str(raw or "").lower()
+    if mac and (not _MAC.match(mac) or int(mac[1], 16) & 1):
+        raise _bad(field, mac, "a unicast MAC address such as 0a:58:0a:f4:01:05")
+    return mac
+
+
+def as_asked(conf: NetConf, call: Call) -> NetConf:
+    """With the address and MAC that CNI_ARGS ask for (IP=, MAC=) where nothing newer does. Raises CNIError, code 4."""
+    wanted, mac = call.args.get("IP", ""), call.args.get("MAC", "")
+    if not wanted and not mac:
+        return conf
+    try:
+        ips = addresses(wanted.split(",") if wanted else None, "IP")
+        own = mac_address(mac, "MAC")
+    except CNIError as err:
+        raise _env_error(f"CNI_ARGS: {err.msg.removeprefix('network configuration: ')}", err.details) from None
+    return replace(conf, ips=conf.ips or ips, mac=conf.mac or own)
+
+
 def _attachments(raw: Any, field: str) -> frozenset[Attachment]:
     found = set()
     for i, entry in enumerate(_list(raw, field)):
@@ -290,16 +333,15 @@ def parse_conf(stdin: bytes) -> NetConf:
             raise _bad(key, conf[key], "true or false")
     ranges, ipam = _ipam(conf.get("ipam"))
     caps = _capabilities(conf)
-    mac = str(caps.get("mac") or "").lower()
-    if mac and not _MAC.match(mac):
-        raise _bad("runtimeConfig.mac", mac, "a MAC address such as 0a:58:0a:f4:01:05")
+    more = _object(_object(conf.get("args"), "args").get("cni"), "args.cni")  # the older way to ask, says CNI's CONVENTIONS.md
+    mac = mac_address(caps["mac"], "runtimeConfig.mac") if caps.get("mac") else mac_address(more.get("mac"), "args.cni.mac")
     return NetConf(
         version=version, name=name, mtu=mtu or None, socket=str(conf.get("socket") or ""),
         ranges=range_sets(caps["ipRanges"], "runtimeConfig.ipRanges") if caps.get("ipRanges") else ranges,
         routes=tuple(parse_route(r, f"ipam.routes[{i}]") for i, r in enumerate(_list(ipam.get("routes"), "ipam.routes"))),
-        dns=parse_dns(caps.get("dns") if _object(caps.get("dns"), "runtimeConfig.dns") else conf.get("dns"), "dns"),
-        ips=tuple(_address(str(ip).split("/")[0], f"runtimeConfig.ips[{i}]")
-                  for i, ip in enumerate(_list(caps.get("ips"), "runtimeConfig.ips"))),
+        dns=capability_dns(caps["dns"], "runtimeConfig.dns") if caps.get("dns") else parse_dns(conf.get("dns"), "dns"),
+        aliases=aliases(caps.get("aliases"), name),
+        ips=addresses(caps["ips"], "runtimeConfig.ips") if caps.get("ips") else addresses(more.get("ips"), "args.cni.ips"),
         mac=mac, ip_masq=conf.get("ipMasq") is True,
         ports=port_mappings(caps.get("portMappings"), "runtimeConfig.portMappings"),
         bandwidth=bandwidth(caps.get("bandwidth"), "runtimeConfig.bandwidth"),

@@ -26,7 +26,7 @@ NAME = "podwire"
 def content(socket: Path, node: NodeNet) -> dict[str, Any]:
     sets = [[{"subnet": str(r.subnet), "gateway": str(r.gateway)} for r in ranges] for ranges in node.ranges]
     plugin = {"type": PLUGIN, "socket": str(socket), "mtu": node.mtu, "ipam": {"ranges": sets},
-              "capabilities": {"ips": True, "mac": True, "portMappings": True, "bandwidth": True}}
+              "capabilities": dict.fromkeys(("ips", "mac", "dns", "aliases", "portMappings", "bandwidth"), True)}
     return {"cniVersion": "1.0.0", "cniVersions": ["0.4.0", "1.0.0", "1.1.0"], "name": NAME, "plugins": [plugin]}
 
 

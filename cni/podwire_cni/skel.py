@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .commands import Plugin, Sandbox
-from .conf import check_version, parse_conf, parse_env, version_of
+from .conf import as_asked, check_version, parse_conf, parse_env, version_of
 from .errors import CNIError, Code
 from .types import VERSIONS, Call, NetConf
 
@@ -54,7 +54,7 @@ def run(env: Mapping[str, str], stdin: bytes, sandbox: Sandbox, plugin: Callable
         call = parse_env(env)
         if call.command == "VERSION":
             return version_reply(version_of(stdin))
-        conf = parse_conf(stdin)
+        conf = as_asked(parse_conf(stdin), call)
         check_version(call, conf)
         result = VERBS[call.command](plugin(conf), call, conf, sandbox)
         return Reply(0, b"" if result is None else _text(result), call, None, result)

@@ -142,6 +142,7 @@ class NetConf:
     dns: Dns = Dns()
     ips: tuple[IPAddress, ...] = ()  # capability "ips": these addresses and no others
     mac: str = ""  # capability "mac"
+    aliases: tuple[str, ...] = ()  # capability "aliases"
     ports: tuple[PortMapping, ...] = ()  # capability "portMappings"
     bandwidth: Bandwidth = Bandwidth()  # capability "bandwidth"
     prev_result: Result | None = None

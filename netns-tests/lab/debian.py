@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HOME = Path(sys.prefix) / "debian"
@@ -23,17 +24,25 @@ def unpack(*packages: str) -> Path:
     for package in packages:
         if package in have:
             continue
-        try:
-            subprocess.run(["apt-get", "download", "-qq", package], cwd=HOME, check=True, capture_output=True, text=True)
-            file = next(HOME.glob(f"{package}_*.deb"))
-            subprocess.run(["dpkg", "-x", str(file), str(HOME / "root")], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError, StopIteration) as err:
-            why = getattr(err, "stderr", "") or str(err)
-            raise Absent(f"{package}: {str(why).strip()[-200:]}; try apt-get update") from err
-        file.unlink()
+        _unpack(package)
         have.add(package)
         done.write_text("\n".join(sorted(have)))
     return HOME / "root"
+
+
+def _unpack(package: str) -> None:
+    try:
+        with tempfile.TemporaryDirectory(dir=HOME) as folder:
+            download = ["apt-get", "download", "-qq", package]
+            if subprocess.run(download, cwd=folder, check=False, capture_output=True).returncode:
+                # A fresh machine has no lists, one that was not used for long has old ones.
+                subprocess.run(["apt-get", "update", "-qq"], check=True, capture_output=True, text=True)
+                subprocess.run(download, cwd=folder, check=True, capture_output=True, text=True)
+            file = next(Path(folder).glob("*.deb"))
+            subprocess.run(["dpkg", "-x", str(file), str(HOME / "root")], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError, StopIteration) as err:
+        why = getattr(err, "stderr", "") or str(err)
+        raise Absent(f"Debian's package {package} cannot be had: {str(why).strip()[-300:]}") from err
 
 
 def version(package: str) -> str:
@@ -52,3 +61,15 @@ def environment(root: Path) -> dict[str, str]:
     libraries = root / "usr/lib/x86_64-linux-gnu"
     return {"PATH": f"{tools}:{root}/usr/sbin:{root}/usr/bin:{os.environ['PATH']}", "LD_LIBRARY_PATH": str(libraries),
             "XTABLES_LIBDIR": str(libraries / "xtables")}
+
+
+def main() -> None:
+    """`python -m lab.debian PACKAGE...`: fetch them ahead of the tests."""
+    try:
+        unpack(*sys.argv[1:])
+    except Absent as err:
+        raise SystemExit(f"{err}\n(the tests with container runtimes need it; they are marked `runtimes`)") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -32,6 +32,7 @@ class Lease:
     mac: str = ""  # the pod's
     wired: bool = False
     ports: tuple[PortMapping, ...] = ()  # the pod's; the same in each of its leases
+    aliases: tuple[str, ...] = ()  # other names of the container
     origin: str = ""  # "host-local": another plugin wired the pod, we only keep its address
 
     def to_json(self) -> dict[str, Any]:
@@ -39,6 +40,7 @@ class Lease:
                   "hostIP": "" if p.host_ip is None else str(p.host_ip)} for p in self.ports]
         return {"address": str(self.address), "containerID": self.owner.container_id, "ifname": self.owner.ifname,
                 "pod": self.pod, "podUID": self.pod_uid, "bootID": self.boot_id, "mac": self.mac, "ports": ports,
+                **({"aliases": list(self.aliases)} if self.aliases else {}),
                 **({"origin": self.origin} if self.origin else {})}
 
 
@@ -115,7 +117,7 @@ class Allocator:
 
     def allocate(self, sets: Sequence[RangeSet], owner: Attachment, *, wanted: Sequence[IPAddress] = (), pod: str = "",
                  pod_uid: str = "", boot_id: str = "", mac: str = "", ports: tuple[PortMapping, ...] = (),
-                 ) -> list[tuple[Lease, Range]]:
+                 aliases: tuple[str, ...] = ()) -> list[tuple[Lease, Range]]:
         """One address of each set, or the `wanted` ones; all or none.
 
         Raises PoolExhausted, and CNIError 7 where a wanted address is outside every range, 11 where it is in use.
@@ -125,7 +127,8 @@ class Allocator:
             for ranges in sets:
                 asked = [a for a in wanted if any(a in r for r in ranges)]
                 taken.append(self._take(ranges, asked[0] if asked else None, Lease(
-                    ranges[0].start, owner, pod, pod_uid, boot_id, taken[0][0].mac if taken else mac, ports=ports)))
+                    ranges[0].start, owner, pod, pod_uid, boot_id, taken[0][0].mac if taken else mac, ports=ports,
+                    aliases=aliases)))
             got = {lease.address for lease, _ in taken}
             for address in wanted:
                 if address not in got:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podwire_cni.conf import check_version, parse_conf, parse_env, version_of
+from podwire_cni.conf import as_asked, check_version, parse_conf, parse_env, version_of
 from podwire_cni.errors import CNIError
-from podwire_cni.types import VERSIONS, Attachment
+from podwire_cni.types import VERSIONS, Attachment, Dns
 
 GOOD: dict[str, Any] = {"cniVersion": "1.0.0", "name": "podwire", "type": "podwire-cni"}
 ENV = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/proc/1/ns/net", "CNI_IFNAME": "eth0"}
@@ -82,6 +82,29 @@ def test_text_that_is_no_object(text: bytes) -> None:
     assert version_of(text) == VERSIONS[-1]
 
 
+IP, MAC = "10.1.0.7", "0a:58:0a:01:00:07"
+
+
+@pytest.mark.parametrize(("more", "args", "ips", "mac"), [
+    ({}, "", [], ""),
+    ({}, f"IP={IP};MAC={MAC.upper()}", [IP], MAC),
+    ({}, "IP=10.1.0.7,fd00::7", [IP, "fd00::7"], ""),
+    ({"args": {"cni": {"ips": [IP + "/24"], "mac": MAC}}}, "IP=10.1.0.9;MAC=02:00:00:00:00:09", [IP], MAC),
+    ({"args": {"cni": {"ips": ["10.1.0.9"]}}, "runtimeConfig": {"ips": [IP], "mac": MAC}}, "MAC=02:00:00:00:00:09", [IP], MAC),
+])
+def test_who_asks_for_an_address_or_a_mac(more: dict[str, Any], args: str, ips: list[str], mac: str) -> None:
+    """A capability before args.cni before CNI_ARGS."""
+    got = as_asked(parse_conf(conf(**more)), parse_env({**ENV, "CNI_ARGS": args}))
+    assert (got.ips, got.mac) == (tuple(map(ip_address, ips)), mac)
+
+
+@pytest.mark.parametrize(("args", "words"), [("IP=10.1.0.300", "CNI_ARGS: IP[0]"), ("MAC=01:00:00:00:00:07", "CNI_ARGS: MAC")])
+def test_args_that_ask_for_nonsense(args: str, words: str) -> None:
+    with pytest.raises(CNIError) as caught:
+        as_asked(parse_conf(conf()), parse_env({**ENV, "CNI_ARGS": args}))
+    assert caught.value.code == 4 and words in caught.value.msg
+
+
 def test_near_miss_is_suggested() -> None:
     with pytest.raises(CNIError) as caught:
         parse_conf(conf(mtuu=1400))
@@ -91,13 +114,15 @@ def test_near_miss_is_suggested() -> None:
 def test_whole_configuration() -> None:
     got = parse_conf(conf(
         mtu=1400, socket="/s", ipam={"subnet": "10.1.0.0/24", "routes": [{"dst": "0.0.0.0/0"}]}, args={"x": 1},
-        runtimeConfig={"IPs": ["10.1.0.9/24"], "mac": "0A:58:00:00:00:01", "dns": {"nameservers": ["10.96.0.10"]}},
+        runtimeConfig={"IPs": ["10.1.0.9/24"], "mac": "0A:58:00:00:00:01", "dns": {"Servers": ["10.96.0.10"],
+                       "Searches": ["a.b"]}, "aliases": {"podwire": ["db", "db-0"], "other": ["x"]}},
         **{"cni.dev/valid-attachments": [{"containerID": "c", "ifname": "eth0"}], "io.kubernetes/anything": {}}))
     (only,), = got.ranges
     assert (only.subnet, only.gateway, only.start, only.end) == (
         ip_network("10.1.0.0/24"), ip_address("10.1.0.1"), ip_address("10.1.0.1"), ip_address("10.1.0.254"))
     assert (got.mtu, got.socket, got.ips, got.mac) == (1400, "/s", (ip_address("10.1.0.9"),), "0a:58:00:00:00:01")
-    assert got.dns.nameservers == ("10.96.0.10",) and got.valid_attachments == frozenset({Attachment("c", "eth0")})
+    assert got.aliases == ("db", "db-0") and got.dns == Dns(("10.96.0.10",), search=("a.b",))
+    assert got.valid_attachments == frozenset({Attachment("c", "eth0")})
 
 
 @pytest.mark.parametrize(("change", "words"), [
