@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import random
 import resource
 import secrets
@@ -42,7 +43,8 @@ MAX_CONNECTIONS = 1000
 TCP_IDLE_SECONDS = 10.0
 STATUS_SECONDS = 1.0
 UDP_BUFFER = 1 << 20
-LEAVE_SECONDS = 0.5
+LEAVE_SECONDS, TAKE_SECONDS = 0.5, 0.02
+SIBLING_SECONDS = 10.0
 PREFETCH_SECONDS = 0.25
 HEALTH_SECONDS = 1.0
 HINFO_IN = b"\0\x0d\0\x01"
@@ -71,9 +73,10 @@ class Server:
         self.dropped = self.reloads = 0
         self.connections: set[asyncio.StreamWriter] = set()
         self._pending = 0
-        self._idle = asyncio.Event()
+        self._idle, self._synced = asyncio.Event(), asyncio.Event()
+        self._late: set[asyncio.Task[None]] = set()
         self._udp: list[UdpLoop] = []
-        self._tcp: list[asyncio.Server] = []
+        self._tcp: list[tuple[socket.socket, asyncio.Server]] = []
         self._web: list[asyncio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.started = time.time()
@@ -97,9 +100,13 @@ class Server:
             udp.configure()
 
     async def __aenter__(self) -> Server:
-        await self._listen(self.config)
-        self._tasks = [asyncio.create_task(self.follower.run()), asyncio.create_task(self._housekeeping())]
+        self._tasks = [asyncio.create_task(self.follower.run())]
         await self._open_pages(self.config)
+        if any(_has_sibling(address, self.config.port) for address in self.config.addresses()):
+            with contextlib.suppress(TimeoutError):  # it serves; our SERVFAIL beside its answers would be a step back
+                await asyncio.wait_for(self._synced.wait(), SIBLING_SECONDS)
+        await self._listen(self.config)
+        self._tasks.append(asyncio.create_task(self._housekeeping()))
         return self
 
     async def _listen(self, config: DnsConfig) -> None:
@@ -121,15 +128,31 @@ class Server:
                 sock.close()
             raise
         udp = [UdpLoop(sock, self.answerer, later, batches, self.observer) for sock in sockets[::2]]
-        tcp = [await asyncio.start_server(self._connection, sock=sock) for sock in sockets[1::2]]
+        tcp = [(sock, await asyncio.start_server(self._connection, sock=sock)) for sock in sockets[1::2]]
         for each in udp:
             each.thread.start()
         old_udp, self._udp = self._udp, udp
         old_tcp, self._tcp = self._tcp, tcp
-        for listener in old_tcp:
-            listener.close()
+        await self._close_listeners(old_tcp)
         if old_udp:
             loop.call_later(forward.DEADLINE + 1, self._end_udp, old_udp)  # what it forwarded is answered by then
+
+    async def _close_listeners(self, listeners: list[tuple[socket.socket, asyncio.Server]]) -> None:
+        """What waits in their queues is still served; closing a listener would reset it."""
+        for sock, listener in listeners:
+            with contextlib.suppress(OSError):  # the queue is empty
+                while True:
+                    taken, _ = sock.accept()
+                    taken.setblocking(False)
+                    task = asyncio.create_task(self._taken(taken))
+                    self._late.add(task)
+                    task.add_done_callback(self._late.discard)
+            listener.close()
+        await asyncio.sleep(TAKE_SECONDS)  # what asyncio accepted becomes a connection of ours
+
+    async def _taken(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            await self._connection(*await asyncio.open_connection(sock=sock))
 
     @staticmethod
     def _end_udp(loops: list[UdpLoop]) -> None:
@@ -149,7 +172,9 @@ class Server:
         old = self.config
         routes = config.routes()
         if (config.addresses(), config.port) != (old.addresses(), old.port):
-            host.ensure_addresses(config.addresses())
+            await asyncio.to_thread(host.ensure_addresses, config.addresses())
+            if config.notrack:
+                await asyncio.to_thread(host.apply_notrack, config.addresses(), config.port)
             await self._listen(config)
         pages = tuple((c.health_address, c.ready_address, c.metrics_address) for c in (config, old))
         if pages[0] != pages[1]:
@@ -166,13 +191,15 @@ class Server:
 
     def _whole(self, zone: ZoneData) -> None:
         self.answerer.data = zone
+        self._synced.set()
         for udp in self._udp:
             udp.configure()
 
     async def __aexit__(self, *_: object) -> None:
         """Leave at once: no new query is taken, answers under way get a moment, none is cut in half."""
-        for listener in (*self._tcp, *self._web):
-            listener.close()
+        for page in self._web:
+            page.close()
+        await self._close_listeners(self._tcp)
         for udp in self._udp:
             udp.stop(LEAVE_SECONDS)
         await asyncio.sleep(0)  # what the threads handed over last
@@ -180,6 +207,9 @@ class Server:
             self._idle.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), LEAVE_SECONDS)
+        end = time.monotonic() + LEAVE_SECONDS
+        while (self.connections or self._late) and time.monotonic() < end:
+            await asyncio.sleep(0.01)
         open_still = list(self.connections)
         for writer in open_still:
             writer.close()  # sends what is in its buffer first
@@ -353,6 +383,16 @@ def _memory() -> int:
 
 def _below(limit: int) -> int:
     return int(random.random() * limit)
+
+
+def _has_sibling(address: str, port: int) -> bool:
+    """Does another process serve there already?"""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, port))  # without SO_REUSEPORT: only one may
+        except OSError as err:
+            return err.errno == errno.EADDRINUSE
+    return False
 
 
 def _socket(address: str, port: int, kind: socket.SocketKind) -> socket.socket:

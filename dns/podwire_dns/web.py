@@ -26,7 +26,8 @@ async def serve(address: str, pages: Mapping[str, Callable[[], Answer]]) -> asyn
                 await writer.drain()
         writer.close()
 
-    return await asyncio.start_server(connection, host.strip("[]") or None, int(port), limit=LARGEST)
+    # A port shared with siblings: a new server must be able to start before the old one is told to go.
+    return await asyncio.start_server(connection, host.strip("[]") or None, int(port), limit=LARGEST, reuse_port=True)
 
 
 async def took(address: str, path: str) -> float | None:

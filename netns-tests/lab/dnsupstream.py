@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Mapping
@@ -15,11 +16,15 @@ WORLD = {"www.example.com.": "60 A 198.51.100.7", "six.example.com.": "60 AAAA 2
 
 
 class Upstream:
-    """`mode`: "good", "silent", "servfail", "truncate" (over UDP only) or "lie" (a forged answer before the right one)."""
+    """`mode`: "good", "silent", "servfail", "truncate" (over UDP only), "slow" (`delay` seconds), "flap" (silent to
+    every second query), or a forged answer before the right one: "lie" (to another question), "wrong id", "wrong source", "not
+    an answer".
+    """
 
     def __init__(self, ns: NetNS, address: str, world: Mapping[str, str] = WORLD) -> None:
-        self.address, self.world, self.mode = address, world, "good"
+        self.ns, self.address, self.world, self.mode = ns, address, world, "good"
         self.asked: list[str] = []
+        self.delay, self.udp_queries = 0.3, 0
 
         def bind(kind: socket.SocketKind) -> socket.socket:
             sock = socket.socket(socket.AF_INET, kind)
@@ -65,7 +70,8 @@ class Upstream:
                 return
             if not data:
                 return
-            if self.mode == "silent":
+            self.udp_queries += 1
+            if self.mode == "silent" or (self.mode == "flap" and self.udp_queries % 2):
                 continue
             try:
                 query = DNSRecord.parse(data)
@@ -74,13 +80,34 @@ class Upstream:
             reply = self.answer(query)
             if self.mode == "truncate":
                 reply.header.tc, reply.rr = 1, []
-            if self.mode == "lie":
-                other = DNSRecord.question("evil.example.com.")
-                other.header.id = query.header.id
-                forged = other.reply()
-                forged.add_answer(*RR.fromZone("www.example.com. 60 A 203.0.113.66"))
-                self.udp.sendto(bytes(forged.pack()), peer)
-            self.udp.sendto(bytes(reply.pack()), peer)
+            if self.mode in ("lie", "wrong id", "wrong source", "not an answer"):
+                self._forge(query, peer)
+            if self.mode == "slow":
+                threading.Timer(self.delay, self._send, (bytes(reply.pack()), peer)).start()
+            else:
+                self._send(bytes(reply.pack()), peer)
+
+    def _send(self, data: bytes, peer: tuple[str, int]) -> None:
+        with contextlib.suppress(OSError):  # closed meanwhile
+            self.udp.sendto(data, peer)
+
+    def _forge(self, query: DNSRecord, peer: tuple[str, int]) -> None:
+        """What somebody who cannot see the query, or not all of it, would send."""
+        asked = DNSRecord.question("evil.example.com.") if self.mode == "lie" else query
+        forged = asked.reply()
+        forged.header.id = query.header.id ^ (self.mode == "wrong id")
+        forged.add_answer(*RR.fromZone(f"{asked.q.qname} 60 A 203.0.113.66"))
+        if self.mode == "not an answer":
+            forged.header.qr = 0
+        if self.mode == "wrong source":
+            self.ns.call(lambda: self._from_elsewhere(bytes(forged.pack()), peer))
+        else:
+            self._send(bytes(forged.pack()), peer)
+
+    def _from_elsewhere(self, data: bytes, peer: tuple[str, int]) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind((self.address, 5353))
+            sock.sendto(data, peer)
 
     def _serve_tcp(self) -> None:
         while True:
