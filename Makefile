@@ -8,7 +8,7 @@ NATIVE := $(wildcard dns/podwire_dns/native/batch.* cni/podwire_cni/native/*.c c
 TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils
 TEST_TOOLS := nft:nftables conntrack:conntrack strace:strace iptables-legacy-restore:iptables
 
-DATAPLANES := podwire-nftables
+DATAPLANES := podwire-nftables podwire-iptables
 
 # What calls the CNI plugin for real, and stands behind it in chains. Unpacked into .venv, not installed: no daemon starts.
 RUNTIMES := containerd runc libseccomp2 podman conmon busybox-static libgpgme11 libassuan0 libsubid4 libdevmapper1.02.1 \

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from lab import evidence
-from lab.dataplane import OURS, Dataplane, make
+from lab.dataplane import ALIASES, OURS, Dataplane, make
 from lab.matrix import Cell, Matrix
 from lab.netns import Lab
 
@@ -28,7 +28,7 @@ CELLS = pytest.StashKey[list[Cell]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("podwire", "what the packets pass through")
-    group.addoption("--dataplane", action="append", choices=[*OURS, "external"],
+    group.addoption("--dataplane", action="append", choices=[*OURS, *ALIASES, "external"],
                     help="run the Service behaviours alone, on this dataplane; may be given several times")
     group.addoption("--dataplane-hook", type=Path, help="the program that applies Services for --dataplane external")
     group.addoption("--dataplane-report", type=Path, help="folder for conformance.md and conformance.svg")
@@ -43,7 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "dataplane" in metafunc.fixturenames:
-        names = metafunc.config.getoption("--dataplane") or list(OURS)
+        given = metafunc.config.getoption("--dataplane") or list(OURS)
+        names = dict.fromkeys(name for one in given for name in ALIASES.get(one, [one]))
         metafunc.parametrize("dataplane", names, indirect=True, scope="module")
 
 

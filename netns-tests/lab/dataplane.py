@@ -116,6 +116,7 @@ def request(scenario: s.Scenario) -> dict[str, Any]:
 OURS: dict[str, Callable[[], Dataplane]] = {
     "podwire-nftables": Nftables, "podwire-iptables-nft": lambda: Iptables("nft"),
     "podwire-iptables-legacy": lambda: Iptables("legacy")}
+ALIASES = {"podwire-iptables": ["podwire-iptables-nft", "podwire-iptables-legacy"]}
 
 
 def make(name: str, hook: Path | None) -> Dataplane:
