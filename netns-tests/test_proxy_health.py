@@ -89,8 +89,8 @@ def test_all_that_is_asked_over_http(world: World, tmp_path: Path) -> None:
         api.apply(endpoints(there))
         until(lambda: check()[0] == 503, "no endpoint here")
         text = get(world.node, 10249, "/metrics")[1]
-        assert 'kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy="external"} 1' in text
-        assert "kubeproxy_network_programming_duration_seconds_count 1" in text
+        assert 'kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"} 1' in text
+        assert 'kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} 1' in text
         api.apply(local("Cluster"))
         until(lambda: check()[0] == 0, "the port is closed with the policy")
 

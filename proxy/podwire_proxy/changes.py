@@ -21,14 +21,11 @@ class Tracker:
         self._of_service: dict[str, set[str]] = {}  # Service -> keys of its slices
         self._dirty: set[str] = set()
         self._node = node
+        self.endpoints = 0  # of all slices, counted by port
 
     @property
     def pending(self) -> int:
         return len(self._dirty)
-
-    @property
-    def endpoints(self) -> int:
-        return sum(len(found) for info in self._slices.values() for found in info.endpoints.values())
 
     def service(self, key: str, obj: meta.Object | None) -> list[str]:
         """`obj` None: deleted."""
@@ -48,6 +45,7 @@ class Tracker:
         old = self._slices.get(key, SliceInfo("", {}))
         if old == info:
             return problems
+        self.endpoints += _count(info) - _count(old)
         for service in {old.service, info.service} - {""}:
             self._dirty.add(service)
         if old.service:
@@ -87,3 +85,8 @@ class Tracker:
     def _contribution(self, service: str) -> Contribution:
         ports: Iterable[ServicePort] = self._services.get(service, ())
         return contribute(ports, self._endpoints(service), self._node) if ports else Contribution()
+
+
+def _count(info: SliceInfo) -> int:
+    """Endpoints of a slice that belongs to a Service."""
+    return sum(map(len, info.endpoints.values())) if info.service else 0

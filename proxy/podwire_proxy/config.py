@@ -34,6 +34,7 @@ class ProxyConfig:
     localhost_node_ports: NodePorts on 127.0.0.1 too.
     metrics_address, healthz_address: "host:port" for /metrics, /proxyMode and /configz, for /healthz and /livez; "" off.
     healthz_timeout: seconds that an update may wait before the proxy counts as unhealthy.
+    conntrack_max_per_core, conntrack_min: room for so many flows for each core and at least; raised to, never lowered; 0: left.
     conntrack: net.netfilter settings to make, as ("nf_conntrack_tcp_timeout_close_wait", 3600).
     """
 
@@ -56,6 +57,8 @@ class ProxyConfig:
     node_cidrs: tuple[str, ...] = ()
     localhost_node_ports: bool = False
     conntrack: tuple[tuple[str, int], ...] = ()
+    conntrack_max_per_core: int = 32768
+    conntrack_min: int = 131072
 
     def node(self, obj: meta.Object | None = None, local: Iterable[str] = ()) -> NodeInfo:
         """What the proxy needs to know of its Node; without the object there are no NodePorts and no zone.
@@ -128,6 +131,11 @@ def node_info(config: ProxyConfig, obj: meta.Object | None, local: Iterable[str]
                     (*config.cluster_cidrs, *config.service_cidrs, *config.node_cidrs, *(
                         f"{ip}/{128 if ':' in ip else 32}" for ip in addresses)), config.localhost_node_ports,
                     (LIBERAL, 1) not in config.conntrack)
+
+
+def wanted_flows(config: ProxyConfig, cores: int) -> int:
+    """How many flows conntrack should have room for, as kube-proxy reckons; 0 for no wish."""
+    return max(config.conntrack_min, config.conntrack_max_per_core * cores) if config.conntrack_max_per_core else 0
 
 
 def eligible(obj: meta.Object | None) -> bool:

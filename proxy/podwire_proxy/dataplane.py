@@ -108,7 +108,8 @@ class Contribution:
     cluster_ips: tuple[str, ...] = ()
     hairpin: tuple[str, ...] = ()
     health: HealthCheck | None = None
-    stranded: tuple[int, int] = (0, 0)  # ports whose internal, external policy is Local, with endpoints only elsewhere
+    # Ports whose policy is Local, with endpoints only elsewhere: IPv4 internal and external, IPv6 internal and external
+    stranded: tuple[int, ...] = (0, 0, 0, 0)
     order: tuple[str, str] = ("", "")  # (creationTimestamp, name): of two claims to an address the older one holds
 
 
@@ -130,7 +131,7 @@ def contribute(ports: Iterable[ServicePort], endpoints: Mapping[PortName, Iterab
     order = ("", "")
     here: set[str] = set()
     check = 0
-    stranded = [0, 0]
+    stranded = [0, 0, 0, 0]
     for port in ports:
         order = (port.created, port.service)
         ips.update(dict.fromkeys(port.cluster_ips))
@@ -143,13 +144,13 @@ def contribute(ports: Iterable[ServicePort], endpoints: Mapping[PortName, Iterab
                 frontends.setdefault(frontend.key, frontend)
             hairpin.update(_hairpin(port, choice, node))
             away = bool(choice.cluster and not choice.local)
-            stranded[0] += away and port.internal_policy == "Local"
-            stranded[1] += away and port.external_policy == "Local" and port.external
+            stranded[2 * v6] += away and port.internal_policy == "Local"
+            stranded[2 * v6 + 1] += away and port.external_policy == "Local" and port.external
         check = port.health_check_port
         if check:
             here.update(e.ip for e in found if e.ready and not e.terminating and e.node == node.name)
     return Contribution(tuple(frontends.values()), tuple(ips), tuple(sorted(hairpin)),
-                        HealthCheck(check, len(here)) if check else None, (stranded[0], stranded[1]), order)
+                        HealthCheck(check, len(here)) if check else None, tuple(stranded), order)
 
 
 def refused(port: ServicePort, node: NodeInfo) -> list[str]:
@@ -232,7 +233,7 @@ class Dataplane:
         self.cluster_ips: dict[str, int] = {}  # address -> number of Services that have it
         self.hairpin: dict[str, int] = {}
         self.health: dict[str, HealthCheck] = {}
-        self.stranded = [0, 0]
+        self.stranded = [0, 0, 0, 0]
         self._parts: dict[str, Contribution] = {}
         self._claims: dict[Key, dict[str, Frontend]] = {}
 
@@ -249,7 +250,7 @@ class Dataplane:
             self.health[service] = part.health
         else:
             self.health.pop(service, None)
-        for index in (0, 1):
+        for index in range(4):
             self.stranded[index] += part.stranded[index] - old.stranded[index]
         before = {f.key: f for f in old.frontends}
         after = {f.key: f for f in part.frontends}

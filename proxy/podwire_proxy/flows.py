@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from podwire_controlplane.client import logs
 from podwire_controlplane.client.netns import in_thread, setns
@@ -26,11 +26,13 @@ TOLD = 8  # flows of a sweep that get a log line each
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What a sweep deleted: UDP entries that led nowhere, TCP flows that were reset. seconds: conntrack's part of the time."""
+    """What a sweep deleted: UDP entries that led nowhere, TCP flows that were reset. seconds: conntrack's part of the time.
+    by_family: the UDP entries by family."""
 
     udp: int = 0
     tcp: int = 0
     seconds: float = 0.0
+    by_family: Mapping[str, int] = field(default_factory=dict)
 
 
 class FlowKeeper:
@@ -58,7 +60,7 @@ class FlowKeeper:
         plane, keys = self._dataplane, self._keys
         if plane is None or (keys is not None and not keys):
             return Swept()
-        started, counts = time.monotonic(), {"UDP": 0, "TCP": 0}
+        started, counts, by_family = time.monotonic(), {"UDP": 0, "TCP": 0}, dict[str, int]()
         wanted = serving(plane.frontends if keys is None else keys, plane)
         if wanted:
             with Conntrack(self._ns_fd) as conntrack:
@@ -66,11 +68,12 @@ class FlowKeeper:
                     mine = {key: alive for key, alive in wanted.items() if (":" in key.ip) == (family == "ip6")}
                     for flow in conntrack.delete(family, list(stale(conntrack.flows(family, mine), mine))):
                         counts[flow.destination.protocol] += 1
+                        by_family[family] = by_family.get(family, 0) + (flow.destination.protocol == "UDP")
                         self._end(flow, tell=sum(counts.values()) <= TOLD)
         self._keys = set()
         if sum(counts.values()) > TOLD:
             log.info("flows ended in all", stale_udp=counts["UDP"], reset_tcp=counts["TCP"])
-        return Swept(counts["UDP"], counts["TCP"], time.monotonic() - started)
+        return Swept(counts["UDP"], counts["TCP"], time.monotonic() - started, by_family)
 
     def _end(self, flow: Flow, *, tell: bool) -> None:
         frontend = (flow.destination.ip, flow.destination.port)

@@ -67,6 +67,7 @@ class HostFacts:
     drop_chains: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     chains: tuple[ForeignChain, ...] = ()
+    conntrack_wanted: int = 0
 
 
 def findings(facts: HostFacts) -> list[str]:
@@ -77,6 +78,9 @@ def findings(facts: HostFacts) -> list[str]:
     if facts.conntrack_max and facts.conntrack_count >= FULL * facts.conntrack_max:
         found.append(f"conntrack holds {facts.conntrack_count} of {facts.conntrack_max} flows: new ones are dropped when it is "
                      "full; raise net.netfilter.nf_conntrack_max in the host's own namespace")
+    if facts.conntrack_max and facts.conntrack_max < facts.conntrack_wanted:
+        found.append(f"conntrack has room for {facts.conntrack_max} flows, {facts.conntrack_wanted} wanted; only the host's "
+                     f"own namespace can set it: sysctl -w net.netfilter.nf_conntrack_max={facts.conntrack_wanted}")
     for chain in facts.drop_chains:
         family, table, name = chain.split(" ", 2)
         found.append(f"chain {name} of table {family} {table} drops what is forwarded unless a rule lets it through (Docker, "

@@ -121,6 +121,11 @@ def read(document: Any) -> tuple[dict[str, Any], list[str]]:
             put("local_interface", value)
     put("localhost_node_ports", reader.take("iptables.localhostNodePorts", bool))
     conntrack = [(name, int(value)) for key, name in SYSCTLS.items() if (value := reader.duration(f"conntrack.{key}"))]
+    section = reader.document.get("conntrack")
+    if isinstance(section, Mapping) and section.get("maxPerCore") == 0:
+        fields["conntrack_max_per_core"] = 0  # kube-proxy's way to say: leave the maximum alone
+    put("conntrack_max_per_core", reader.take("conntrack.maxPerCore", int))
+    put("conntrack_min", reader.take("conntrack.min", int))
     if reader.take("conntrack.tcpBeLiberal", bool):
         conntrack.append(("nf_conntrack_tcp_be_liberal", 1))
     if conntrack:
@@ -164,4 +169,5 @@ def write(config: Any) -> dict[str, Any]:
         "nodePortAddresses": list(config.node_port_addresses), "detectLocalMode": config.detect_local,
         "detectLocal": {interface: config.local_interface} if interface else {},
         **sections,
-        "conntrack": {key: f"{settings[name]}s" for key, name in SYSCTLS.items() if name in settings}}
+        "conntrack": {"maxPerCore": config.conntrack_max_per_core, "min": config.conntrack_min,
+                      **{key: f"{settings[name]}s" for key, name in SYSCTLS.items() if name in settings}}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -24,8 +25,9 @@ from podwire_controlplane.client.reflector import Event
 from podwire_controlplane.client.rolestatus import RoleStatus
 
 from . import backends, health, kubeproxyfile
+from .backend import families
 from .changes import Tracker
-from .config import BACKENDS, DETECTORS, VARIANTS, ProxyConfig, check, eligible, service_cidrs
+from .config import BACKENDS, DETECTORS, VARIANTS, ProxyConfig, check, eligible, service_cidrs, wanted_flows
 from .health import Health, ServiceChecks
 from .hostfacts import findings
 from .iptables.leftovers import foreign_chains
@@ -39,6 +41,7 @@ __all__ = ["ProxyConfig", "cleanup", "command", "dry_run", "run"]
 log = logs.get("proxy")
 SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
 PROBE_AGAIN = 0.2  # seconds
+REPORT = 0.5  # seconds between two good reports
 SWEEP_AFTER = 0.05  # seconds: far longer than a packet is on its way through one hook
 
 
@@ -55,7 +58,12 @@ class Proxy:
         self.tracker = Tracker(self.config.node())
         self.pacer = Pacer(self.config.min_interval, self.config.verify_interval)
         self.programmer = backends.choose(self.config.backend, self.config.iptables_variant).programmer(self.config.node())
+        self.metrics.families = tuple("IPv6" if family == "ip6" else "IPv4" for family in families(self.config.node()))
+        self.metrics.backend = self.config.backend
+        self.metrics.rules = getattr(self.programmer, "rule_counts", dict)
         self.status = RoleStatus(self.config.run_dir, "proxy")
+        self._reported = 0.0  # when; a report that comes too soon after the last one is made up for later
+        self._report_due = self._well = False
         self.problem = "waiting for the first lists of Services and EndpointSlices"
         self._wake = asyncio.Event()
         self._foreign = self._sweeping = self._retired = False
@@ -65,6 +73,7 @@ class Proxy:
         self._ranges: dict[str, tuple[str, ...]] = {}
         self._service_cidrs: tuple[str, ...] = ()
         self._host: list[str] = []
+        self._conntrack_wanted = wanted_flows(self.config, os.cpu_count() or 1)
         self.checks = ServiceChecks(lambda: self.health().healthy, self._check_failed)
         self._checks_wake = asyncio.Event()
 
@@ -133,7 +142,7 @@ class Proxy:
         try:
             done = self.programmer.sync(self.tracker.dataplane, None if full else delta)
         except OSError as err:  # NftError and netlink's own; the old rules stay, a full sync follows
-            self.metrics.failures += 1
+            self.metrics.failed(full=full)
             self.pacer.done(time.monotonic(), ok=False, full=full)
             self.problem = str(err)
             log.error("sync failed, the rules stay as they were", error=str(err), failures=self.pacer.failures)
@@ -160,7 +169,8 @@ class Proxy:
 
     def _look_at_host(self) -> None:
         try:
-            found = findings(apply.host_facts(foreign_chains()))
+            facts = replace(apply.host_facts(foreign_chains()), conntrack_wanted=self._conntrack_wanted)
+            found = findings(facts)
         except OSError as err:
             log.warn("the host could not be looked at", error=str(err))
             return
@@ -172,10 +182,18 @@ class Proxy:
     def _report(self) -> None:
         plane = self.tracker.dataplane
         self.metrics.services, self.metrics.endpoints = plane.services, self.tracker.endpoints
-        self.metrics.stranded = {"internal": plane.stranded[0], "external": plane.stranded[1]}
+        kinds = [(family, policy) for family in ("IPv4", "IPv6") for policy in ("internal", "external")]
+        self.metrics.stranded = dict(zip(kinds, plane.stranded, strict=True))
         figures: dict[str, Any] = {
             "services": plane.services, "endpoints": self.tracker.endpoints, "frontends": len(plane.frontends),
             "repairs": self.metrics.repairs, "failures": self.metrics.failures}
+        now = time.monotonic()
+        if not self.problem and self._well and now < self._reported + REPORT:  # a file a sync would be a file a change
+            if not self._report_due:
+                self._report_due = True
+                asyncio.get_running_loop().call_later(REPORT, self._report)
+            return
+        self._reported, self._report_due, self._well = now, False, not self.problem
         if self.problem:
             self.status.update(ready=False, message=self.problem, reason="SyncFailed", **figures)
         else:
@@ -229,7 +247,7 @@ class Proxy:
             log.error("unused slots or flows could not be deleted; a full sync follows", error=str(err))
             self._changed(full=True)
             return
-        self.metrics.swept(swept.udp, swept.tcp, swept.seconds)
+        self.metrics.swept(swept.by_family, swept.tcp, swept.seconds)
 
     async def run(self, api: ApiClient) -> None:
         self.status.update(ready=False, message=self.problem, reason="Starting")
@@ -290,6 +308,7 @@ async def _main(config: ProxyConfig) -> None:
     apply.remove_idle(config.node())
     if config.localhost_node_ports and (problem := apply.route_localnet()):
         log.warn("NodePorts on 127.0.0.1 will not answer: packets of lo cannot leave by other links", problem=problem)
+    apply.raise_conntrack_max(wanted_flows(config, os.cpu_count() or 1))
     for name, problem in apply.set_conntrack(config.conntrack):
         log.warn("conntrack setting could not be made", setting=name, problem=problem)
     proxy = Proxy(config)

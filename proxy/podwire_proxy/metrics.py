@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+# kube-proxy's own, so that its dashboards and alerts go on working.
+SYNC_BUCKETS = tuple(0.001 * 2 ** n for n in range(15))
+PROGRAMMING_BUCKETS = (0.25, 0.5, *map(float, range(1, 60)), *map(float, range(60, 120, 5)), *map(float, range(120, 301, 30)))
 
 
 @dataclass(slots=True)
 class Histogram:
     """Durations in seconds."""
 
-    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+    bounds: tuple[float, ...] = SYNC_BUCKETS
+    counts: list[int] = field(default_factory=list)
     total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
 
     def observe(self, seconds: float) -> None:
         self.total += seconds
-        self.counts[next((i for i, bound in enumerate(BUCKETS) if seconds <= bound), len(BUCKETS))] += 1
+        self.counts[bisect_left(self.bounds, seconds)] += 1
 
-    def lines(self, name: str) -> Iterator[str]:
+    def lines(self, name: str, each: Iterable[str]) -> Iterator[str]:
+        """each: label sets that all carry these figures."""
         yield f"# TYPE {name} histogram"
-        below = 0
-        for bound, count in zip((*map(str, BUCKETS), "+Inf"), self.counts, strict=True):
-            below += count
-            yield f'{name}_bucket{{le="{bound}"}} {below}'
-        yield f"{name}_sum {self.total:.6f}"
-        yield f"{name}_count {below}"
+        for labels in each:
+            below = 0
+            for bound, count in zip((*(f"{b:g}" for b in self.bounds), "+Inf"), self.counts, strict=True):
+                below += count
+                yield f'{name}_bucket{{{labels},le="{bound}"}} {below}'
+            yield f"{name}_sum{{{labels}}} {self.total:.6f}"
+            yield f"{name}_count{{{labels}}} {below}"
 
 
 @dataclass(slots=True)
@@ -36,21 +45,28 @@ class Metrics:
     """Names are kube-proxy's where the meaning is the same (prefix kubeproxy_), else our own.
 
     programming: from the change of a pod to the kernel, as the endpoint slice's annotation dates it. healthz, livez:
-    answers by status code. stranded: Services with a Local policy and endpoints only elsewhere, by policy.
+    answers by status code. stranded: Service ports with a Local policy and endpoints only elsewhere, by family and policy.
+    stale_flows: by family. rules: how many rules there are in the kernel by (family, table), for iptables.
     """
+
+    families: tuple[str, ...] = ("IPv4",)
+    backend: str = "nftables"
+    rules: Callable[[], Mapping[tuple[str, str], int]] = dict
 
     all: Histogram = field(default_factory=Histogram)
     full: Histogram = field(default_factory=Histogram)
     partial: Histogram = field(default_factory=Histogram)
-    programming: Histogram = field(default_factory=Histogram)
+    programming: Histogram = field(default_factory=lambda: Histogram(PROGRAMMING_BUCKETS))
     conntrack: Histogram = field(default_factory=Histogram)
     healthz: Counter[int] = field(default_factory=Counter)
     livez: Counter[int] = field(default_factory=Counter)
-    stranded: Mapping[str, int] = field(default_factory=dict)
+    stranded: Mapping[tuple[str, str], int] = field(default_factory=dict)
     failures: int = 0
+    partial_failures: int = 0
+    last_rules: int = 0
     cleanup_failures: int = 0
     repairs: int = 0
-    stale_flows: int = 0
+    stale_flows: Counter[str] = field(default_factory=Counter)
     resets: int = 0
     elements: int = 0
     verdicts: int = 0
@@ -75,46 +91,76 @@ class Metrics:
         for histogram in (self.all, self.full if full else self.partial):
             histogram.observe(seconds)
         self.elements += elements
+        self.last_rules = elements
         self.verdicts += verdicts
         self.pending_services = self.pending_endpoints = 0
         self.last_sync = time.time()
 
-    def swept(self, udp: int, tcp: int, seconds: float) -> None:
-        """The flows that changes left behind were looked for, and so many deleted."""
+    def failed(self, *, full: bool) -> None:
+        """The kernel refused a sync."""
+        self.failures += 1
+        self.partial_failures += not full
+
+    def swept(self, udp: Mapping[str, int], tcp: int, seconds: float) -> None:
+        """The flows that changes left behind were looked for, and so many deleted. udp: by "ip" and "ip6"."""
         if seconds:
             self.conntrack.observe(seconds)
-        self.stale_flows += udp
+        for family, count in udp.items():
+            self.stale_flows[_family_name(family)] += count
         self.resets += tcp
 
     def render(self) -> str:
-        counters = {
-            "kubeproxy_sync_proxy_rules_nftables_sync_failures_total": self.failures,
-            "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total": self.cleanup_failures,
-            "kubeproxy_sync_proxy_rules_service_changes_total": self.service_changes,
-            "kubeproxy_sync_proxy_rules_endpoint_changes_total": self.endpoint_changes,
-            "kubeproxy_conntrack_reconciler_deleted_entries_total": self.stale_flows,
-            "podwire_proxy_foreign_changes_repaired_total": self.repairs,
-            "podwire_proxy_connections_reset_total": self.resets,
-            "podwire_proxy_elements_written_total": self.elements,
-            "podwire_proxy_verdict_elements_written_total": self.verdicts}
-        gauges = {"kubeproxy_sync_proxy_rules_last_timestamp_seconds": self.last_sync,
-                  "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds": self.last_queued,
-                  "kubeproxy_sync_proxy_rules_service_changes_pending": self.pending_services,
-                  "kubeproxy_sync_proxy_rules_endpoint_changes_pending": self.pending_endpoints,
-                  "podwire_proxy_services": self.services, "podwire_proxy_endpoints": self.endpoints}
-        lines = [*self.all.lines("kubeproxy_sync_proxy_rules_duration_seconds"),
-                 *self.full.lines("kubeproxy_sync_full_proxy_rules_duration_seconds"),
-                 *self.partial.lines("kubeproxy_sync_partial_proxy_rules_duration_seconds"),
-                 *self.programming.lines("kubeproxy_network_programming_duration_seconds"),
-                 *self.conntrack.lines("kubeproxy_conntrack_reconciler_sync_duration_seconds")]
-        for kind, values in (("counter", counters), ("gauge", gauges)):
-            for name, value in values.items():
-                lines += [f"# TYPE {name} {kind}", f"{name} {value}"]
-        lines += _labelled("kubeproxy_proxy_healthz_total", "counter", "code", self.healthz)
-        lines += _labelled("kubeproxy_proxy_livez_total", "counter", "code", self.livez)
-        lines += _labelled("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "gauge", "traffic_policy", self.stranded)
-        return "\n".join(lines) + "\n"
+        """One sync writes all families, so each family's label carries its figures; what is told apart is told apart."""
+        each = [f'ip_family="{family}"' for family in self.families]
+        out: list[str] = []
+        for name, histogram in (("sync_proxy_rules_duration_seconds", self.all),
+                                ("sync_full_proxy_rules_duration_seconds", self.full),
+                                ("sync_partial_proxy_rules_duration_seconds", self.partial),
+                                ("network_programming_duration_seconds", self.programming),
+                                ("conntrack_reconciler_sync_duration_seconds", self.conntrack)):
+            out += histogram.lines(f"kubeproxy_{name}", each)
+        failing = "sync_proxy_rules_iptables_restore_failures_total" if self.backend == "iptables" else (
+            "sync_proxy_rules_nftables_sync_failures_total")
+        for kind, name, value in (
+                ("gauge", "sync_proxy_rules_last_timestamp_seconds", self.last_sync),
+                ("gauge", "sync_proxy_rules_last_queued_timestamp_seconds", self.last_queued),
+                ("counter", failing, self.failures)):
+            out += _family(f"kubeproxy_{name}", kind, dict.fromkeys(each, value))
+        if self.backend == "iptables":
+            tables = {f'ip_family="{_family_name(family)}",table="{table}"': count
+                      for (family, table), count in sorted(self.rules().items())}
+            out += _family("kubeproxy_sync_proxy_rules_iptables_total", "gauge", tables)
+            out += _family("kubeproxy_sync_proxy_rules_iptables_last", "gauge", dict.fromkeys(each, self.last_rules))
+            out += _family("kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total", "counter",
+                           dict.fromkeys(each, self.partial_failures))
+        else:
+            out += _family("kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total", "counter",
+                           dict.fromkeys(each, self.cleanup_failures))
+        out += _family("kubeproxy_conntrack_reconciler_deleted_entries_total", "counter", {
+            f'ip_family="{family}"': self.stale_flows[family] for family in self.families})
+        out += _family("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "gauge", {
+            f'ip_family="{family}",traffic_policy="{policy}"': self.stranded.get((family, policy), 0)
+            for family in self.families for policy in ("internal", "external")})
+        for name, answers in (("proxy_healthz_total", self.healthz), ("proxy_livez_total", self.livez)):
+            out += _family(f"kubeproxy_{name}", "counter", {f'code="{code}"': count for code, count in sorted(answers.items())})
+        for kind, name, number in (
+                ("counter", "kubeproxy_sync_proxy_rules_service_changes_total", self.service_changes),
+                ("counter", "kubeproxy_sync_proxy_rules_endpoint_changes_total", self.endpoint_changes),
+                ("gauge", "kubeproxy_sync_proxy_rules_service_changes_pending", self.pending_services),
+                ("gauge", "kubeproxy_sync_proxy_rules_endpoint_changes_pending", self.pending_endpoints),
+                ("counter", "podwire_proxy_foreign_changes_repaired_total", self.repairs),
+                ("counter", "podwire_proxy_connections_reset_total", self.resets),
+                ("counter", "podwire_proxy_elements_written_total", self.elements),
+                ("counter", "podwire_proxy_verdict_elements_written_total", self.verdicts),
+                ("gauge", "podwire_proxy_services", self.services), ("gauge", "podwire_proxy_endpoints", self.endpoints)):
+            out += _family(name, kind, {"": number})
+        return "\n".join(out) + "\n"
 
 
-def _labelled(name: str, kind: str, label: str, values: Mapping[str, int] | Mapping[int, int]) -> list[str]:
-    return [f"# TYPE {name} {kind}", *(f'{name}{{{label}="{key}"}} {value}' for key, value in sorted(values.items()))]
+def _family_name(family: str) -> str:
+    return "IPv6" if family == "ip6" else "IPv4"
+
+
+def _family(name: str, kind: str, values: Mapping[str, float]) -> list[str]:
+    return [f"# TYPE {name} {kind}", *(f"{name}{{{labels}}} {value}" if labels else f"{name} {value}"
+                                       for labels, value in values.items())]

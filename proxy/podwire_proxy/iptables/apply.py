@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 from podwire_controlplane.client import logs
@@ -62,6 +63,14 @@ class Programmer:
             operations, rules = operations + plan.operations, rules + plan.rules
         self._flows.note(dataplane, delta)
         return Synced(delta is None, operations, rules, time.monotonic() - started)
+
+    def rule_counts(self) -> dict[tuple[str, str], int]:
+        """Our rules in the kernel, by (family, table)."""
+        found: Counter[tuple[str, str]] = Counter()
+        for planner in self._planners:
+            for chain, rules in planner.mirror.chains.items():
+                found[planner.family, chain.table] += len(rules)
+        return dict(found)
 
     def _read(self, family: Family) -> State:
         there = programs.present(self.variant, family, self._ns_fd)

@@ -166,6 +166,18 @@ def local_addresses() -> tuple[str, ...]:
                     found.add(str(ipaddress.ip_address(raw)))
 
 
+def raise_conntrack_max(wanted: int) -> None:
+    """Make room for so many flows where there is less; only the host's own network namespace can. hostfacts.py tells where
+    it was not enough."""
+    path = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+    try:
+        if wanted and int(path.read_text()) < wanted:
+            path.write_text(str(wanted))
+            log.info("conntrack's maximum raised", flows=wanted)
+    except (OSError, ValueError) as err:
+        log.debug("conntrack's maximum cannot be raised here", error=str(err))
+
+
 def set_conntrack(settings: Iterable[tuple[str, int]]) -> list[tuple[str, str]]:
     """Write net.netfilter settings of this namespace; returns those that could not be made, and why."""
     failed = []

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from podwire_controlplane.client.config import ConfigError
 from podwire_proxy import kubeproxyfile, main, settings
 from podwire_proxy.changes import Tracker
-from podwire_proxy.config import ProxyConfig, check, eligible, service_cidrs
+from podwire_proxy.config import ProxyConfig, check, eligible, service_cidrs, wanted_flows
 from podwire_proxy.dataplane import HealthCheck
 from podwire_proxy.hostfacts import ForeignChain, HostFacts, findings, leftovers
 from podwire_proxy.testing import scenarios as s
@@ -87,14 +87,16 @@ def test_every_setting_with_a_counterpart_carries_over() -> None:
         "detectLocal": {"bridgeInterface": "cni0", "interfaceNamePrefix": "veth"},
         "nftables": {"masqueradeAll": True, "syncPeriod": "1m30s", "minSyncPeriod": "500ms"},
         "iptables": {"masqueradeAll": False, "syncPeriod": "7s", "localhostNodePorts": True},
-        "conntrack": {"tcpEstablishedTimeout": "24h0m0s", "tcpCloseWaitTimeout": "1h", "tcpBeLiberal": True}})
+        "conntrack": {"tcpEstablishedTimeout": "24h0m0s", "tcpCloseWaitTimeout": "1h", "tcpBeLiberal": True,
+                      "maxPerCore": 1000, "min": 5000}})
     assert notes == []
     config = replace(BASE, **fields)
     check(config)
     assert config == replace(
         BASE, node_name="worker", backend="nftables", healthz_address="0.0.0.0:10256", metrics_address="127.0.0.1:10249",
         node_port_addresses=("192.0.2.0/24",), detect_local="BridgeInterface", local_interface="cni0", masquerade_all=True,
-        healthz_timeout=180.0, localhost_node_ports=True, min_interval=0.5, conntrack=(
+        healthz_timeout=180.0, localhost_node_ports=True, conntrack_max_per_core=1000,
+        conntrack_min=5000, min_interval=0.5, conntrack=(
             ("nf_conntrack_tcp_timeout_established", 86400), ("nf_conntrack_tcp_timeout_close_wait", 3600),
             ("nf_conntrack_tcp_be_liberal", 1)))
     again, _ = kubeproxyfile.read(kubeproxyfile.write(config))
@@ -105,7 +107,6 @@ def test_every_setting_with_a_counterpart_carries_over() -> None:
 @pytest.mark.parametrize(("part", "words"), [
     ({"nodePortAdresses": ["10.0.0.0/8"]}, "nodePortAdresses: is no key"),
     ({"conntrack": {"maximum": 5}}, "conntrack.maximum: is no key"),
-    ({"conntrack": {"maxPerCore": 32768}}, "conntrack.maxPerCore: is not supported"),
     ({"featureGates": {"X": True}}, "featureGates: is not supported"), ({"iptables": 7}, "iptables: should be a mapping")])
 def test_what_has_no_effect_is_named(part: dict[str, Any], words: str) -> None:
     _, notes = kubeproxyfile.read({**HEAD, "mode": "nftables", **part})
@@ -200,14 +201,14 @@ def test_health_checks_count_ready_endpoints_of_this_node() -> None:
     tracker.slice("s", endpoint_slice("x", found, [("a", "TCP", 80), ("b", "TCP", 81)]))
     tracker.flush()
     assert tracker.dataplane.health == {"default/x": HealthCheck(30500, 1)}
-    assert tracker.dataplane.stranded == [0, 0]
+    assert tracker.dataplane.stranded == [0, 0, 0, 0]
     tracker.slice("s", endpoint_slice("x", found[2:], [("a", "TCP", 80), ("b", "TCP", 81)]))
     tracker.flush()
     assert tracker.dataplane.health == {"default/x": HealthCheck(30500, 0)}
-    assert tracker.dataplane.stranded == [0, 2]
+    assert tracker.dataplane.stranded == [0, 2, 0, 0]
     tracker.service("default/x", service("x", s.VIP, [port(80, name="a")], **{**local, "externalTrafficPolicy": "Cluster"}))
     tracker.flush()
-    assert (tracker.dataplane.health, tracker.dataplane.stranded) == ({}, [0, 0])
+    assert (tracker.dataplane.health, tracker.dataplane.stranded) == ({}, [0, 0, 0, 0])
 
 
 def test_service_cidr_objects() -> None:
@@ -244,3 +245,13 @@ def test_leftovers_are_named_by_their_owners() -> None:
         "Docker": ("DOCKER",), "flannel": ("FLANNEL-FWD",), "kube-proxy": ("KUBE-SVC-1",),
         "kube-router": ("KUBE-ROUTER-INPUT",), "kubelet": ("KUBE-KUBELET-CANARY",)}
     assert str(found[0]) == "2 chains of table nat (iptables-nft, IPv6): FORWARD, MINE"
+
+
+def test_room_for_flows() -> None:
+    assert wanted_flows(BASE, 2) == 131072
+    assert wanted_flows(BASE, 16) == 16 * 32768
+    fields, _ = kubeproxyfile.read({**HEAD, "conntrack": {"maxPerCore": 0}})
+    assert wanted_flows(replace(BASE, **fields), 16) == 0, "left as it is"
+    assert findings(HostFacts(conntrack_max=1000, conntrack_wanted=1000)) == []
+    line, = findings(HostFacts(conntrack_max=1000, conntrack_wanted=2000))
+    assert "nf_conntrack_max=2000" in line

@@ -118,15 +118,55 @@ def test_a_provocation_is_a_whole_packet_with_the_right_checksum(source: tuple[s
 
 
 def test_metrics_are_prometheus_text() -> None:
-    metrics = Metrics(services=3)
+    metrics = Metrics(services=3, families=("IPv4", "IPv6"), stranded={("IPv6", "external"): 4})
     metrics.synced(full=False, seconds=0.003, elements=7)
-    metrics.swept(2, 1, 0.001)
+    metrics.swept({"ip6": 2}, 1, 0.001)
     metrics.synced(full=False, seconds=99.0, elements=0)
+    metrics.programming.observe(0.4)
     lines = dict(line.rsplit(" ", 1) for line in metrics.render().splitlines() if not line.startswith("#"))
     name = "kubeproxy_sync_partial_proxy_rules_duration_seconds"
-    assert [lines[f'{name}_bucket{{le="{bound}"}}'] for bound in ("0.002", "0.005", "+Inf")] == ["0", "1", "2"]
+    for family in ("IPv4", "IPv6"):
+        found = [lines[f'{name}_bucket{{ip_family="{family}",le="{bound}"}}'] for bound in ("0.002", "0.004", "16.384", "+Inf")]
+        assert found == ["0", "1", "1", "2"]
     assert lines["podwire_proxy_services"] == "3"
-    assert lines["kubeproxy_conntrack_reconciler_deleted_entries_total"] == "2"
+    assert lines['kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv6"}'] == "2"
+    assert lines['kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"}'] == "0"
+    assert lines['kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv6",traffic_policy="external"}'] == "4"
+    assert lines['kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="0.5"}'] == "1"
+
+
+COMMON = {
+    "sync_proxy_rules_duration_seconds", "sync_full_proxy_rules_duration_seconds",
+    "sync_partial_proxy_rules_duration_seconds", "sync_proxy_rules_last_timestamp_seconds",
+    "sync_proxy_rules_last_queued_timestamp_seconds", "sync_proxy_rules_endpoint_changes_pending",
+    "sync_proxy_rules_endpoint_changes_total", "sync_proxy_rules_service_changes_pending",
+    "sync_proxy_rules_service_changes_total", "sync_proxy_rules_no_local_endpoints_total",
+    "network_programming_duration_seconds", "proxy_healthz_total", "proxy_livez_total",
+    "conntrack_reconciler_sync_duration_seconds", "conntrack_reconciler_deleted_entries_total"}
+OF_BACKEND = {
+    "nftables": {"sync_proxy_rules_nftables_sync_failures_total", "sync_proxy_rules_nftables_cleanup_failures_total"},
+    "iptables": {"sync_proxy_rules_iptables_total", "sync_proxy_rules_iptables_last",
+                 "sync_proxy_rules_iptables_restore_failures_total",
+                 "sync_proxy_rules_iptables_partial_restore_failures_total"}}
+
+
+@pytest.mark.parametrize("backend", OF_BACKEND)
+def test_metrics_have_kube_proxys_names_and_labels(backend: str) -> None:
+    """kube-proxy 1.34 and later: dashboards and alerts go on working."""
+    metrics = Metrics(backend=backend, rules=lambda: {("ip", "nat"): 12, ("ip", "filter"): 3})
+    metrics.failed(full=False)
+    metrics.healthz[200] += 1
+    text = metrics.render()
+    kinds = dict(line.split()[2:4] for line in text.splitlines() if line.startswith("# TYPE kubeproxy_"))
+    assert {name.removeprefix("kubeproxy_") for name in kinds} == COMMON | OF_BACKEND[backend]
+    plain = {"service_changes", "endpoint_changes", "healthz_total"}
+    for line in text.splitlines():
+        if line.startswith("kubeproxy_") and not any(word in line for word in plain):
+            assert 'ip_family="IPv4"' in line, line
+    assert 'kubeproxy_proxy_healthz_total{code="200"} 1' in text
+    if backend == "iptables":
+        assert 'kubeproxy_sync_proxy_rules_iptables_total{ip_family="IPv4",table="nat"} 12' in text
+        assert 'partial_restore_failures_total{ip_family="IPv4"} 1' in text
 
 
 @given(st.lists(st.tuples(st.integers(1, 100), st.binary(max_size=40)), max_size=10))
