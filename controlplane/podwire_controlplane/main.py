@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "pause-image": ("podwire_cni.main", "pause_image", "Write the pause program as an OCI image archive."),
     "proxy": ("podwire_proxy.main", "command", "The Service proxy role of one node alone."),
     "dns": ("podwire_dns.main", "command", "The cluster DNS role of one node alone."),
+    "lb": ("podwire_proxy.l2.announcer", "command", "The responder for load balancers' addresses of one node alone."),
 }
 
 

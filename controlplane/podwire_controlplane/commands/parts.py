@@ -140,12 +140,21 @@ def _made(data: Path) -> Addresses | None:
 @click.option("--data", type=click.Path(exists=True, path_type=Path), help="What `podwire init` made.")
 @click.option("--cluster-cidr", help="Default: as in --data, else 10.244.0.0/16.")
 @click.option("--node-prefix", default=24, show_default=True, help="Length of each node's part of the pod range.")
-def controllers(kubeconfig: str | None, data: Path | None, cluster_cidr: str | None, node_prefix: int) -> None:
-    """Controllers and scheduler alone."""
+@click.option("--load-balancer-pool", multiple=True, metavar="CIDR",
+              help="Load balancer addresses, where ConfigMap kube-system/podwire-load-balancer is not there yet; repeatable.")
+@click.option("--only", multiple=True, metavar="NAME", help="Run this controller, as loadbalancer; repeatable.  [default: all]")
+def controllers(kubeconfig: str | None, data: Path | None, cluster_cidr: str | None, node_prefix: int,
+                load_balancer_pool: tuple[str, ...], only: tuple[str, ...]) -> None:
+    """Controllers and scheduler alone. In a cluster that has its own: --only loadbalancer."""
+    from ..client.config import ConfigError
     from ..controllers.driver import ControllersConfig, run
 
     made = _made(data) if data else None
-    if kubeconfig is None and data is None:
+    if kubeconfig is None and data is None and not only:
         raise Failed("--kubeconfig or --data: one of the two is needed")
-    run(ControllersConfig(kubeconfig or str(data / "controllers.kubeconfig" if data else ""),
-                          cluster_cidr or (made.cluster_cidr if made else "10.244.0.0/16"), node_prefix))
+    try:
+        run(ControllersConfig(kubeconfig or (str(data / "controllers.kubeconfig") if data else None),
+                              cluster_cidr or (made.cluster_cidr if made else "10.244.0.0/16"), node_prefix,
+                              load_balancer_pool, only))
+    except ConfigError as error:
+        raise Failed(str(error)) from error
