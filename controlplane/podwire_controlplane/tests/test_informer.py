@@ -106,6 +106,42 @@ def test_it_lists_again_where_the_history_is_gone() -> None:
     run(body())
 
 
+def test_what_keep_leaves_is_all_that_is_held() -> None:
+    """Events of the watch carry the whole object; the copy, `old`, and deletions that a new list finds carry what was kept."""
+    def keep(obj: Object) -> Object:
+        meta = obj["metadata"]
+        return {"metadata": {field: meta[field] for field in ("name", "namespace", "resourceVersion")}}
+
+    async def body() -> None:
+        events: list[Event] = []
+        first = await asyncio.to_thread(Server().__enter__)
+        async with ApiClient(first.config()) as api:
+            await api.create(PODS, pod("listed"))
+            informer = Informer(api, PODS, on_event=events.append, keep=keep)
+            task = asyncio.create_task(informer.run())
+            await informer.synced.wait()
+            await api.create(PODS, pod("watched"))
+            await api.patch(PODS + "/listed", {"metadata": {"labels": {"x": "y"}}})
+            await until(lambda: len(events) == 3)
+            assert [(e.type, name(e.object)) for e in events] == [
+                ("ADDED", "listed"), ("ADDED", "watched"), ("MODIFIED", "listed")]
+            assert all("spec" in e.object for e in events), "handlers see the whole object"
+            assert events[2].old is not None and "spec" not in events[2].old
+            assert all(set(o) == {"metadata"} for o in informer.objects.values())
+            assert {name(o): version(o) for o in informer.objects.values()} == await _listed(api)
+            await api.delete(PODS + "/watched")
+            await until(lambda: len(events) == 4)
+            assert events[3].type == "DELETED" and name(events[3].object) == "watched"
+            await asyncio.to_thread(first.__exit__)
+            second = await asyncio.to_thread(Server(port=first.port).__enter__)  # an empty store
+            await until(lambda: len(events) == 5)
+            assert events[4].type == "DELETED" and set(events[4].object) == {"metadata"} and not informer.objects
+            task.cancel()
+            await asyncio.to_thread(second.__exit__)
+
+    run(body())
+
+
 def test_selectors_and_a_handler_that_fails(capsys: pytest.CaptureFixture[str]) -> None:
     async def body() -> None:
         server = await asyncio.to_thread(Server().__enter__)

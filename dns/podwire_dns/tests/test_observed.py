@@ -6,14 +6,18 @@ import asyncio
 import dataclasses
 import io
 import json
+import time
 from pathlib import Path
 
 import dns.message
+import dns.rcode
+import dns.rrset
 import pytest
 
 from podwire_controlplane.client import logs
 from podwire_dns.clients import KEEP_SECONDS, Clients
 from podwire_dns.metrics import BOUNDS, Page, Tally
+from podwire_dns.observer import Observer
 from podwire_dns.server import Server
 from podwire_dns.testing import builders
 from podwire_dns.testing.cases import SVC
@@ -72,6 +76,22 @@ def test_health_ready_and_metrics(tmp_path: Path, batches: bool) -> None:
             assert found["podwire_dns_answers"] == len(server.answerer.data.answers)
 
     asyncio.run(body())
+
+
+def test_only_the_classes_and_names_that_are_asked_for_are_logged() -> None:
+    written = io.StringIO()
+    observer = Observer(None)
+    observer.configure(Clients(Path("nowhere")), ("denial", "error"), ("corp.example.",))
+    logs.configure(json_lines=True, stream=written)
+    try:
+        for name, rcode in (("a.corp.example.", 0), ("a.corp.example.", 3), ("b.corp.example.", 2), ("c.example.", 3)):
+            message = dns.message.make_response(dns.message.make_query(name, "A"))
+            message.set_rcode(dns.rcode.Rcode(rcode))
+            message.answer.append(dns.rrset.from_text(name, 5, "IN", "A", "192.0.2.1"))
+            observer.answered("udp", ("192.0.2.9",), b"", message.to_wire(), time.monotonic())
+    finally:
+        logs.configure()
+    assert [json.loads(line)["name"] for line in written.getvalue().splitlines()] == ["a.corp.example.", "b.corp.example."]
 
 
 def test_a_leaving_server_is_not_ready_and_still_answers(tmp_path: Path) -> None:

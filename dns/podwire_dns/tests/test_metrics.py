@@ -1,0 +1,127 @@
+"""/metrics of a server that was asked, forwarded, and was fed: the names, labels and sums that dashboards are made of."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import dns.asyncquery
+import dns.message
+from dnslib import RR, DNSRecord
+
+from podwire_dns import feed, web
+from podwire_dns.server import Server
+from podwire_dns.sources import Sources
+from podwire_dns.testing import builders
+from podwire_dns.testing.cases import SVC
+from podwire_dns.tests.test_observed import get, samples
+from podwire_dns.tests.test_server import ask, free_port
+
+
+async def page_of_a_busy_server(tmp_path: Path) -> dict[str, float]:
+    """Every metric of a server that has forwarded, with labels."""
+    up = Answering()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(lambda: up, local_addr=("127.0.0.1", 0))
+    port = transport.get_extra_info("sockname")[1]
+    address = f"127.0.0.1:{free_port()}"
+    corefile = tmp_path / "Corefile"
+    corefile.write_text(f".:{free_port()} {{\n kubernetes cluster.local\n forward . 127.0.0.1:{port}\n cache 30\n loadbalance\n"
+                        f" bind 127.0.0.1\n health {address}\n ready {address}\n prometheus {address}\n reload\n}}\n")
+    sources = Sources(dataclasses.replace(builders.CONFIG, run_dir=tmp_path, corefile=str(corefile)))
+    config = sources.load()
+    async with Server(config, sources) as server:
+        zone = builders.conformance_zone()
+        server.follower.take(feed.Hello(feed.VERSION, zone.zones, 5, True))
+        server.follower.take(feed.Delta(1, zone.answers, names=tuple(zone.names), triggered=(time.time() - 1,)))
+        server.follower.take(feed.Synced(1))
+        for name, edns in (("www.example.com.", False), ("www.example.com.", True), (f"svc1.{SVC}", True)):
+            query = dns.message.make_query(name, "A", want_dnssec=edns)
+            await dns.asyncquery.udp(query, "127.0.0.1", port=config.port, timeout=5)
+        await ask(config, "www.example.com.")
+        await ask(config, "nx.example.com.")
+        await ask(config, "nx.example.com.")
+        server.health.note(await web.took(address, "/health"))
+        found = samples((await get(address, "/metrics"))[1])
+    transport.close()
+    return found
+
+
+class Answering(asyncio.DatagramProtocol):
+    """An upstream that knows one name."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        query = DNSRecord.parse(data)
+        reply = query.reply(aa=0)
+        if str(query.q.qname) != "www.example.com.":
+            reply.header.rcode = 3
+            reply.add_auth(*RR.fromZone("example.com. 30 IN SOA ns.example.com. me.example.com. 1 2 3 4 30"))
+        else:
+            reply.add_answer(*RR.fromZone(f"{query.q.qname} 60 A 198.51.100.7"))
+        self.transport.sendto(bytes(reply.pack()), addr)
+
+
+# What dashboards made for CoreDNS ask for, with the labels that they group by.
+DASHBOARDS = {
+    "coredns_build_info": {"version"}, "coredns_panics_total": set[str](),
+    "coredns_plugin_enabled": {"server", "zone", "view", "name"},
+    "coredns_dns_requests_total": {"server", "zone", "view", "proto", "family", "type"},
+    "coredns_dns_responses_total": {"server", "zone", "view", "rcode", "plugin"},
+    "coredns_dns_do_requests_total": {"server", "zone", "view"},
+    **{f"coredns_dns_{name}_{part}": {"server", "zone", "view"}
+       for name in ("request_duration_seconds", "request_size_bytes", "response_size_bytes")
+       for part in ("bucket", "sum", "count")},
+    "coredns_forward_requests_total": {"to"}, "coredns_forward_responses_total": {"to", "rcode"},
+    "coredns_forward_request_duration_seconds_bucket": {"to", "rcode", "le"},
+    "coredns_forward_healthcheck_failures_total": {"to"}, "coredns_forward_healthcheck_broken_total": set[str](),
+    "coredns_forward_max_concurrent_rejects_total": set[str](),
+    "coredns_proxy_request_duration_seconds_bucket": {"proxy_name", "to", "rcode", "le"},
+    "coredns_proxy_healthcheck_failures_total": {"proxy_name", "to"},
+    "coredns_cache_entries": {"server", "type", "zones", "view"},
+    "coredns_cache_hits_total": {"server", "type", "zones", "view"},
+    "coredns_cache_misses_total": {"server", "zones", "view"}, "coredns_cache_requests_total": {"server", "zones", "view"},
+    "coredns_cache_evictions_total": {"server", "type", "zones", "view"},
+    "coredns_cache_served_stale_total": {"server", "zones", "view"},
+    "coredns_cache_prefetch_total": {"server", "zones", "view"},
+    "coredns_health_request_duration_seconds_bucket": {"le"}, "coredns_health_request_failures_total": set[str](),
+    "coredns_reload_failed_total": set[str](), "coredns_reload_version_info": {"hash", "value"},
+    "coredns_kubernetes_dns_programming_duration_seconds_bucket": {"service_kind", "le"},
+    "process_cpu_seconds_total": set[str](), "process_resident_memory_bytes": set[str](),
+    "process_start_time_seconds": set[str](),
+}
+
+
+def test_metrics_have_the_names_and_labels_that_dashboards_expect(tmp_path: Path) -> None:
+    found = asyncio.run(page_of_a_busy_server(tmp_path))
+    labels: dict[str, set[str]] = {}
+    for sample in found:
+        name, _, rest = sample.partition("{")
+        labels.setdefault(name, set()).update(re.findall(r'(\w+)="', rest))
+    assert set(DASHBOARDS) <= set(labels)
+    for name, wanted in DASHBOARDS.items():
+        assert wanted <= labels[name], name
+
+    def total(name: str, *parts: str) -> float:
+        return sum(value for sample, value in found.items()
+                   if sample.startswith(name + "{") and all(part in sample for part in parts))
+
+    assert total("coredns_dns_requests_total") == 6
+    assert total("coredns_dns_do_requests_total") == 2
+    assert total("coredns_dns_request_size_bytes_count") == total("coredns_dns_response_size_bytes_count") == 6
+    assert total("coredns_dns_response_size_bytes_sum") > total("coredns_dns_request_size_bytes_sum") > 6 * 17
+    assert total("coredns_cache_hits_total", 'type="success"') == 1
+    assert total("coredns_cache_hits_total", 'type="denial"') == 1
+    assert total("coredns_cache_entries", 'type="success"') == 2, "with and without DO"
+    assert total("coredns_forward_responses_total", 'rcode="NXDOMAIN"') >= 1
+    assert total("coredns_forward_request_duration_seconds_count", 'rcode="NOERROR"') == 2
+    assert total("coredns_kubernetes_dns_programming_duration_seconds_count") == 1
+    assert found["coredns_health_request_duration_seconds_count"] >= 1
+    assert {sample.split('name="')[1].rstrip('"}') for sample in found if sample.startswith("coredns_plugin_enabled")} == {
+        "cache", "errors", "forward", "health", "kubernetes", "loadbalance", "loop", "prometheus", "ready", "reload"}
