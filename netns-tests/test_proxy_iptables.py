@@ -87,6 +87,19 @@ def test_a_restart_writes_nothing(world: World, variant: Variant, v6: bool) -> N
 
 
 @each_variant
+def test_a_restart_with_many_services_writes_nothing(world: World, variant: Variant) -> None:
+    """Sets and tables that take many netlink messages are read back whole; the last Service is reached."""
+    many = [(service(f"s{n}", f"10.96.{n // 200 + 1}.{n % 200 + 1}", [port(s.PORT)]),
+             endpoint_slice(f"s{n}", BOTH, [("", "TCP", s.TARGET)])) for n in range(700)]
+    tracker, programmer = started(world, *(obj for both in many for obj in both), variant=variant)
+    programmer.close()
+    programmer = backends.Iptables(variant).programmer(s.INFO, world.node.fd)
+    assert programmer.sync(tracker.dataplane, None).operations == 0
+    programmer.close()
+    assert ask(world.client(s.POD_A), "10.96.4.100", s.PORT).result == "ok"
+
+
+@each_variant
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
 def test_growing_and_shrinking_lose_no_connection(world: World, variant: Variant, protocol: str) -> None:
     tracker, programmer = started(world, my_service(protocol), my_slice(BOTH[0], protocol=protocol), variant=variant)

@@ -88,7 +88,9 @@ class IpSets:
             raise
         for got in answers:
             name = to_text(got.get(SETNAME))
-            if name.startswith(PREFIX) and got.get(FAMILY, b"\0")[0] == codec.FAMILIES[family]:
+            # A large set takes many answers, and only the first one tells the family.
+            mine = got[FAMILY][0] == codec.FAMILIES[family] if FAMILY in got else name in found
+            if name.startswith(PREFIX) and mine:
                 members = found.setdefault(name, set())
                 for _, one in walk(got.get(ADT, b"")):
                     address = next(value for _, value in walk(parse(one)[IP]))
