@@ -1,6 +1,7 @@
 """When to sync. Pure: `now` is seconds of any monotonic clock.
 
-The first change after a quiet time is written at once; a burst is gathered, at most one sync an interval. A sync that
+The first change after a quiet time is written at once; a burst is gathered, at most one sync an interval, and after a sync that
+took longer than that at most half of the time goes into syncs (iptables writes a table of any size whole). A sync that
 failed is tried again, as a full one, after a pause that doubles.
 """
 
@@ -21,6 +22,8 @@ class Pacer:
     full: bool = True
     failures: int = 0
     _last: float = float("-inf")
+    _began: float = float("-inf")
+    _took: float = 0.0
     _verified: float = float("-inf")
 
     def changed(self, *, full: bool = False) -> None:
@@ -32,18 +35,20 @@ class Pacer:
         """Seconds until the next sync: 0 for now."""
         if not self.pending:
             return max(0.0, self._verified + self.verify_interval - now)
-        wait = min(RETRY_FIRST * 2 ** (self.failures - 1), RETRY_LAST) if self.failures else self.min_interval
+        wait = min(RETRY_FIRST * 2 ** (self.failures - 1), RETRY_LAST) if self.failures else max(
+            self.min_interval, self._took)
         return max(0.0, self._last + wait - now)
 
     def start(self, now: float) -> bool:
         """A sync begins; returns whether it must be a full one. Changes from here on belong to the next one."""
         full = self.full or now >= self._verified + self.verify_interval
         self.pending = self.full = False
+        self._began = now
         return full
 
     def done(self, now: float, *, ok: bool, full: bool) -> None:
         """A sync ended."""
-        self._last = now
+        self._last, self._took = now, now - self._began
         if ok:
             self.failures = 0
             if full:

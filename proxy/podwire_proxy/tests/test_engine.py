@@ -52,6 +52,17 @@ def test_first_change_at_once_then_one_sync_an_interval() -> None:
     assert synced(pacer, 150.0) is True
 
 
+def test_long_syncs_take_at_most_half_of_the_time() -> None:
+    pacer = Pacer(0.01)
+    for turn in range(3):
+        pacer.changed()
+        full = pacer.start(turn * 2.0)
+        pacer.changed()
+        pacer.done(turn * 2.0 + 0.6, ok=True, full=full)
+        assert pacer.due(turn * 2.0 + 0.6) == pytest.approx(0.6)
+        assert pacer.due(turn * 2.0 + 1.2) == pytest.approx(0)
+
+
 def test_failures_back_off_and_end_in_a_full_sync() -> None:
     pacer = Pacer(0.01)
     waits = []
