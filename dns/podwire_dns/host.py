@@ -20,6 +20,7 @@ from podwire_controlplane.client import logs
 
 TABLE = "podwire-dns"
 LOOPBACK = 1
+UDP_BUFFER = 1 << 20
 SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274, "ppc64le": 355, "s390x": 345}
 SLICE_NS = 100_000
 log = logs.get("dns")
@@ -55,6 +56,37 @@ def _is_local(address: str) -> bool:
                 return False
             raise
     return True
+
+
+def has_sibling(address: str, port: int) -> bool:
+    """Does another process serve there already?"""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, port))  # without SO_REUSEPORT: only one may
+        except OSError as err:
+            return err.errno == errno.EADDRINUSE
+    return False
+
+
+def open_socket(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
+    """Bound, shared with sibling processes (SO_REUSEPORT); a TCP socket listens too."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, kind)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if kind == socket.SOCK_DGRAM:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_BUFFER)
+    try:
+        sock.bind((address, port))
+    except OSError as err:
+        sock.close()
+        raise OSError(err.errno, f"cannot listen on {address} port {port}: {err.strerror}") from err
+    if kind == socket.SOCK_STREAM:
+        sock.listen(256)
+        sock.setblocking(False)
+    return sock
 
 
 def apply_notrack(addresses: Iterable[str], port: int) -> None:

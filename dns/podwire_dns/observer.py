@@ -49,6 +49,11 @@ class Observer:
             found.query_bytes, found.answer_bytes = mine.query_bytes, mine.answer_bytes
         return found
 
+    def add_native(self, counts: Any) -> None:
+        """What a compiled loop that has ended counted."""
+        with self._lock:
+            self._tallies["udp"].add_native(counts)
+
     def failed(self, protocol: str, peer: tuple[Any, ...], query: bytes, error: Exception) -> None:
         with self._lock:
             self._tallies[protocol].errors += 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import random
 import resource
 import secrets
@@ -20,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from podwire_controlplane.client import logs
 from podwire_controlplane.client.rolestatus import RoleStatus
@@ -34,16 +32,14 @@ from .follow import Follower
 from .observer import Observer
 from .rules import Rules
 from .sources import Sources
+from .tcp import TcpService
 from .udp import Send, UdpLoop
 from .upstream import Forwarder
 
 log = logs.get("dns")
 MAX_PENDING = 2000  # queries that wait for upstreams; more are answered SERVFAIL at once
-MAX_CONNECTIONS = 1000
-TCP_IDLE_SECONDS = 10.0
 STATUS_SECONDS = 1.0
-UDP_BUFFER = 1 << 20
-LEAVE_SECONDS, TAKE_SECONDS = 0.5, 0.02
+LEAVE_SECONDS = 0.5
 SIBLING_SECONDS = 10.0
 PREFETCH_SECONDS = 0.25
 HEALTH_SECONDS = 1.0
@@ -71,12 +67,11 @@ class Server:
         self.follower = Follower(config.socket_path, self._whole, self.observer.programmed)
         self.leaving = False
         self.dropped = self.reloads = 0
-        self.connections: set[asyncio.StreamWriter] = set()
         self._pending = 0
         self._idle, self._synced = asyncio.Event(), asyncio.Event()
-        self._late: set[asyncio.Task[None]] = set()
+        self._tcp = TcpService(self.answerer, self.observer, self._wait_for_upstream)
         self._udp: list[UdpLoop] = []
-        self._tcp: list[tuple[socket.socket, asyncio.Server]] = []
+        self._counted: list[UdpLoop] = []  # these, and those that are about to end
         self._web: list[asyncio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.started = time.time()
@@ -102,7 +97,7 @@ class Server:
     async def __aenter__(self) -> Server:
         self._tasks = [asyncio.create_task(self.follower.run())]
         await self._open_pages(self.config)
-        if any(_has_sibling(address, self.config.port) for address in self.config.addresses()):
+        if any(host.has_sibling(address, self.config.port) for address in self.config.addresses()):
             with contextlib.suppress(TimeoutError):  # it serves; our SERVFAIL beside its answers would be a step back
                 await asyncio.wait_for(self._synced.wait(), SIBLING_SECONDS)
         await self._listen(self.config)
@@ -121,45 +116,33 @@ class Server:
         sockets: list[socket.socket] = []
         try:
             for address in config.addresses():
-                sockets.append(_socket(address, config.port, socket.SOCK_DGRAM))
-                sockets.append(_socket(address, config.port, socket.SOCK_STREAM))
+                sockets.append(host.open_socket(address, config.port, socket.SOCK_DGRAM))
+                sockets.append(host.open_socket(address, config.port, socket.SOCK_STREAM))
         except OSError:
             for sock in sockets:
                 sock.close()
             raise
         udp = [UdpLoop(sock, self.answerer, later, batches, self.observer) for sock in sockets[::2]]
-        tcp = [(sock, await asyncio.start_server(self._connection, sock=sock)) for sock in sockets[1::2]]
+        old_tcp = self._tcp.listeners
+        self._tcp.listeners = []
+        for sock in sockets[1::2]:
+            await self._tcp.listen(sock)
         for each in udp:
             each.thread.start()
         old_udp, self._udp = self._udp, udp
-        old_tcp, self._tcp = self._tcp, tcp
-        await self._close_listeners(old_tcp)
+        self._counted += udp
+        await self._tcp.close_listeners(old_tcp)
         if old_udp:
             loop.call_later(forward.DEADLINE + 1, self._end_udp, old_udp)  # what it forwarded is answered by then
 
-    async def _close_listeners(self, listeners: list[tuple[socket.socket, asyncio.Server]]) -> None:
-        """What waits in their queues is still served; closing a listener would reset it."""
-        for sock, listener in listeners:
-            with contextlib.suppress(OSError):  # the queue is empty
-                while True:
-                    taken, _ = sock.accept()
-                    taken.setblocking(False)
-                    task = asyncio.create_task(self._taken(taken))
-                    self._late.add(task)
-                    task.add_done_callback(self._late.discard)
-            listener.close()
-        await asyncio.sleep(TAKE_SECONDS)  # what asyncio accepted becomes a connection of ours
-
-    async def _taken(self, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            await self._connection(*await asyncio.open_connection(sock=sock))
-
-    @staticmethod
-    def _end_udp(loops: list[UdpLoop]) -> None:
+    def _end_udp(self, loops: list[UdpLoop]) -> None:
         for each in loops:
             each.stop(LEAVE_SECONDS)
         for each in loops:
             each.close()
+            self._counted.remove(each)
+            if each.batch is not None:
+                self.observer.add_native(each.batch.counts)
 
     async def _open_pages(self, config: DnsConfig) -> None:
         pages = dict(self._pages(config))
@@ -199,7 +182,7 @@ class Server:
         """Leave at once: no new query is taken, answers under way get a moment, none is cut in half."""
         for page in self._web:
             page.close()
-        await self._close_listeners(self._tcp)
+        await self._tcp.close_listeners(self._tcp.listeners)
         for udp in self._udp:
             udp.stop(LEAVE_SECONDS)
         await asyncio.sleep(0)  # what the threads handed over last
@@ -207,14 +190,7 @@ class Server:
             self._idle.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), LEAVE_SECONDS)
-        end = time.monotonic() + LEAVE_SECONDS
-        while (self.connections or self._late) and time.monotonic() < end:
-            await asyncio.sleep(0.01)
-        open_still = list(self.connections)
-        for writer in open_still:
-            writer.close()  # sends what is in its buffer first
-        if open_still:
-            await asyncio.wait([asyncio.create_task(_closed(writer)) for writer in open_still], timeout=LEAVE_SECONDS)
+        await self._tcp.leave(LEAVE_SECONDS)
         for task in self._tasks:
             task.cancel()
         for udp in self._udp:
@@ -250,7 +226,7 @@ class Server:
 
     def state(self) -> metrics_page.State:
         udp = self.observer.total("udp")
-        for loop in self._udp:
+        for loop in self._counted:
             if loop.batch is not None:
                 udp.add_native(loop.batch.counts)
         usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -305,57 +281,6 @@ class Server:
 
         self.forwarder.ask(pending.cache_key, done)
 
-    # TCP: several queries may be under way on one connection, and are answered as they become ready (RFC 7766)
-
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self.connections) >= MAX_CONNECTIONS:
-            writer.close()
-            return
-        self.connections.add(writer)
-        peer = writer.get_extra_info("peername") or ("",)
-        waiting, none_left = 0, asyncio.Event()
-        try:
-            while True:
-                async with asyncio.timeout(TCP_IDLE_SECONDS):
-                    data = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
-                send = self._tcp_sender(writer, peer, data)
-                answer = self.answerer.handle(data, udp=False)
-                if isinstance(answer, Pending):
-                    waiting += 1
-
-                    def answered(late: bytes, send: Send = send) -> None:
-                        nonlocal waiting
-                        send(late)
-                        waiting -= 1
-                        none_left.set()
-
-                    self._wait_for_upstream(answer, answered)
-                elif answer is None:
-                    return
-                else:
-                    send(answer)
-                async with asyncio.timeout(TCP_IDLE_SECONDS):
-                    await writer.drain()
-        except asyncio.IncompleteReadError:
-            while waiting:  # the client has asked all it wants; its last answers are still to come
-                none_left.clear()
-                await none_left.wait()
-        except (OSError, TimeoutError, asyncio.CancelledError):
-            pass  # the client is gone or too slow; or we end, and asyncio would log that as an error
-        finally:
-            self.connections.discard(writer)
-            writer.close()
-
-    def _tcp_sender(self, writer: asyncio.StreamWriter, peer: tuple[Any, ...], query: bytes) -> Send:
-        began = time.monotonic()
-
-        def send(answer: bytes) -> None:
-            self.observer.answered("tcp", peer, query, answer, began)
-            if not writer.is_closing():
-                writer.write(len(answer).to_bytes(2) + answer)
-
-        return send
-
     def report(self, status: RoleStatus) -> None:
         data = self.answerer.data
         if self.answerer.looped:
@@ -369,11 +294,6 @@ class Server:
             status.update(ready=True, message=f"{len(data.answers)} answers", answers=len(data.answers))
 
 
-async def _closed(writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-
-
 def _memory() -> int:
     """Bytes that this process has in memory."""
     with contextlib.suppress(OSError):
@@ -383,37 +303,6 @@ def _memory() -> int:
 
 def _below(limit: int) -> int:
     return int(random.random() * limit)
-
-
-def _has_sibling(address: str, port: int) -> bool:
-    """Does another process serve there already?"""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((address, port))  # without SO_REUSEPORT: only one may
-        except OSError as err:
-            return err.errno == errno.EADDRINUSE
-    return False
-
-
-def _socket(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
-    """Bound, shared with sibling processes (SO_REUSEPORT); a TCP socket listens too."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, kind)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    if kind == socket.SOCK_DGRAM:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_BUFFER)
-    try:
-        sock.bind((address, port))
-    except OSError as err:
-        sock.close()
-        raise OSError(err.errno, f"cannot listen on {address} port {port}: {err.strerror}") from err
-    if kind == socket.SOCK_STREAM:
-        sock.listen(256)
-        sock.setblocking(False)
-    return sock
 
 
 async def _main(config: DnsConfig, sources: Sources) -> None:
