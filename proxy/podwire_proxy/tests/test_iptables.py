@@ -13,6 +13,7 @@ from podwire_proxy.backend import FAMILIES, Family
 from podwire_proxy.changes import Tracker
 from podwire_proxy.decide import Packet, decide
 from podwire_proxy.explain import explain
+from podwire_proxy.iptables import programs
 from podwire_proxy.iptables.layout import Chain, hooks, is_ours, same_address, skeleton
 from podwire_proxy.iptables.live import Chains
 from podwire_proxy.iptables.plan import Plan, Planner, SetOp, State
@@ -309,3 +310,44 @@ def test_a_plan_can_be_shown() -> None:
     assert str(SetOp("create", "x", timeout=True)) == "ipset create x hash:ip timeout 0"
     assert any(f"-j DNAT --to-destination {s.POD_B}:{s.TARGET}" in line for line in lines)
     assert packed(Backend(s.POD_B, 1).ip) == bytes((10, 244, 1, 3))
+
+
+def stages(plan: Plan) -> list[Plan]:
+    """The steps in which a plan gets to the kernel; a kill can come between any two."""
+    alone = [Plan(before=(op,)) for op in plan.before]
+    for table in plan.tables:
+        alone.append(Plan(write={c: rules for c, rules in plan.write.items() if c.table == table}, have=plan.have,
+                          delete=tuple(c for c in plan.delete if c.table == table)))
+    return alone + [Plan(after=(op,)) for op in plan.after]
+
+
+@given(changes, st.integers(0, 20), st.integers(0, 12))
+def test_a_kill_at_any_moment_of_a_sync_is_made_good_by_the_next_start(done: list[Any], cut: int, stop: int) -> None:
+    tracker, kernel, planner = Tracker(s.INFO), Kernel(), Planner("ip", s.INFO)
+    tracker.flush()
+    take(kernel, planner, planner.full(tracker.dataplane, State()))
+    for change in done[:stop]:
+        play(tracker, change)
+        take(kernel, planner, planner.change(tracker.dataplane, tracker.flush()))
+    for change in done[stop:]:
+        play(tracker, change)
+    for part in stages(planner.change(tracker.dataplane, tracker.flush()))[:cut]:
+        kernel.commit(part)
+    again = Planner("ip", tracker.dataplane.node)
+    take(kernel, again, again.full(tracker.dataplane, kernel.read()))
+    take(kernel, again, again.sweep())
+    other = Kernel()
+    other.commit(Planner("ip", tracker.dataplane.node).full(tracker.dataplane, State()))
+    assert kernel.read() == other.read()
+
+
+def test_a_program_that_is_missing_or_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "_PATH", "/nowhere")
+    with pytest.raises(programs.ProgramError, match="iptables-nft-restore is not installed; install the package iptables"):
+        programs.detect()
+    with pytest.raises(programs.ProgramError, match="ip6tables-legacy-save is not installed"):
+        programs.program("legacy", "ip6", "save")
+    with pytest.raises(programs.ProgramError, match=r"sh: line 2: no such thing \(-A X\)"):
+        programs.run(["/bin/sh", "-c", "echo line 2: no such thing >&2; exit 1"], None, "*nat\n-A X\nCOMMIT\n")
+    with pytest.raises(programs.ProgramError, match="sh: failed without a word"):
+        programs.run(["/bin/sh", "-c", "exit 1"], None)
