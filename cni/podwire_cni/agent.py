@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from podwire_controlplane.api.meta import Object
@@ -34,6 +34,7 @@ from .ipam.ranges import podcidr_range
 from .ipam.store import DirStore, boot_id
 from .kernel import Kernel
 from .listener import Listener
+from .networks import Networks
 from .overlay import Encapsulation
 from .plan import NodeNet
 from .types import BRIDGE, RangeSet
@@ -87,8 +88,11 @@ class Agent:
         self.config = config
         self.node: NodeNet | None = None
         self.kernel, self.firewall = kernel, firewall
+        self.networks = Networks(config.run_dir / "cni" / "networks", wiring.ensure_node, firewall.others)
+        self.networks.restore()
         self.plugin = Plugin(kernel, firewall, Allocator(store, config.quarantine, time.time), lambda: self.node, boot_id(),
-                             waiting_for=f"Node {config.node_name} has no spec.podCIDR yet")
+                             waiting_for=f"Node {config.node_name} has no spec.podCIDR yet",
+                             networks=self.networks)
         self.status = RoleStatus(config.run_dir, "wiring")
         self._told: tuple[str, ...] = ()
 
@@ -140,8 +144,10 @@ class Agent:
         strays = self.plugin.strays(net)
         for line in wiring.ensure_node(net, strays):
             log.info("node", change=line)
+        self.networks.ensure()
         first = self.node is None
-        rules = wiring.node_rules(net, self.config.cluster_cidrs if native is None else native, strays)
+        rules = replace(wiring.node_rules(net, self.config.cluster_cidrs if native is None else native, strays),
+                        others=self.networks.rules())
         pods = self.plugin.pods() if first else None
         if native is None and pods is not None and self.firewall.present():
             self.firewall.adopt(rules, pods)

@@ -17,11 +17,12 @@ from typing import Any, Protocol
 from .errors import CNIError, Code
 from .ipam import hostlocal
 from .ipam.allocator import Allocator, Lease, PoolExhausted
+from .networks import Networks
 from .nodetable import PodRules
 from .ops import DeleteLink, DeleteNeighbour, DeleteRoute, Op
 from .plan import OWN_LINK, NodeNet, Seen, add_plan, differences, host_route, host_veth, ifb_of, repair_plan
 from .result import merge, to_json
-from .types import Attachment, Call, IPAddress, NetConf, PortMapping, RangeSet
+from .types import BRIDGE, Attachment, Call, IPAddress, NetConf, PortMapping, RangeSet
 
 
 class Kernel(Protocol):
@@ -91,6 +92,7 @@ class Plugin:
     node: Callable[[], NodeNet | None]
     boot_id: str
     waiting_for: str = "the Node has no spec.podCIDR yet"
+    networks: Networks | None = None
     _turns: _Turns = field(default_factory=_Turns)
     _leases: threading.Lock = field(default_factory=threading.Lock)
 
@@ -98,7 +100,7 @@ class Plugin:
 
     def add(self, call: Call, conf: NetConf, sandbox: Sandbox) -> dict[str, Any]:
         pod_fd = _usable(call, sandbox)
-        node = self._node()
+        node = self._net(conf, make=True)
         with self._turns.of(call.attachment.container_id):
             _wanted(call, sandbox)  # a DEL that came after a caller was killed may have had its turn first
             with self._leases:
@@ -133,7 +135,7 @@ class Plugin:
             self._detach(call.attachment)
 
     def check(self, call: Call, conf: NetConf, sandbox: Sandbox) -> None:
-        pod_fd, node = _usable(call, sandbox), self._node()
+        pod_fd, node = _usable(call, sandbox), self._net(conf)
         if conf.prev_result is None:
             raise CNIError(Code.INVALID_CONFIG, "network configuration: prevResult is missing, and CHECK needs it",
                            "pass the result of ADD as prevResult")
@@ -159,7 +161,7 @@ class Plugin:
                            "pass the list of attachments that are in use")
         failed = []
         with self._leases:
-            owners = {lease.owner for lease in self.allocator.leases()} - conf.valid_attachments
+            owners = {lease.owner for lease in self.allocator.leases() if lease.bridge == conf.bridge} - conf.valid_attachments
         for owner in sorted(owners):
             try:
                 with self._turns.of(owner.container_id):
@@ -169,10 +171,10 @@ class Plugin:
         if failed:
             raise CNIError(Code.IO_FAILURE, "GC could not remove: " + "; ".join(failed), "the next GC tries again")
 
-    def status(self) -> None:
+    def status(self, conf: NetConf) -> None:
         """Raises CNIError 50 where an ADD cannot succeed now."""
         try:
-            node = self._node()
+            node = self._net(conf)
         except CNIError as err:
             raise CNIError(Code.NOT_AVAILABLE, err.msg, err.details) from None
         self._free_dead(node.ranges)
@@ -181,7 +183,7 @@ class Plugin:
                 if not self.allocator.free(ranges):
                     full = PoolExhausted(ranges)
                     raise CNIError(Code.NOT_AVAILABLE, full.msg, full.details)
-        if node.bridge not in self.kernel.links():
+        if not conf.bridge and node.bridge not in self.kernel.links():
             raise CNIError(Code.LIMITED_CONNECTIVITY, f"the bridge {node.bridge} is gone",
                            "restart the wiring agent of this node: it makes it again")
 
@@ -218,19 +220,22 @@ class Plugin:
         """
         node = self._node()
         links, told = self.kernel.links(), []
-        bridge = links[node.bridge][0]
         with self._leases:
             leases = {host_veth(lease.owner): lease for lease in self.allocator.leases()}
             whole = not self.allocator.store.damaged()  # a link whose lease cannot be read may be a pod's
+        bridges = {links[name][0] for name in (node.bridge, *(lease.bridge for lease in leases.values())) if name in links}
         for name, (_, master) in links.items():
-            if name in leases and master != bridge:
+            if name in leases:
+                bridge = leases[name].bridge or node.bridge
+                if bridge not in links or master == links[bridge][0]:
+                    continue
                 owner = leases[name].owner
                 with self._leases:
                     held = self.allocator.owned_by(owner)
-                self.kernel.apply(repair_plan(owner, held[0].mac, [lease.address for lease in held], node))
-                told.append(f"{name} of {leases[name].pod or owner}: made a port of {node.bridge} again")
+                self.kernel.apply(repair_plan(owner, held[0].mac, [lease.address for lease in held], bridge))
+                told.append(f"{name} of {leases[name].pod or owner}: made a port of {bridge} again")
             elif whole and OWN_LINK.match(name) and name.replace("ifb", "veth") not in leases and (
-                    master == bridge or name.startswith("ifb")):
+                    master in bridges or name.startswith("ifb")):
                 self.kernel.remove([DeleteLink(name)])
                 told.append(f"{name}: a link of a pod without a lease, removed")
         return told + self._free_damaged()
@@ -252,7 +257,8 @@ class Plugin:
 
     def strays(self, node: NodeNet) -> list[IPAddress]:
         """Addresses of pods from before the node's podCIDRs changed. They work on until their DEL."""
-        return sorted((a for pod in self.pods().values() for a in pod.addresses if not node.has(a)), key=str)
+        return sorted((a for pod in self.pods().values() for a in pod.addresses
+                       if pod.bridge == node.bridge and not node.has(a)), key=str)
 
     def figures(self) -> dict[str, int]:
         with self._leases:
@@ -262,6 +268,19 @@ class Plugin:
         return {"pods": len({lease.owner for lease in leases}), "free": free}
 
     # ---- parts ----
+
+    def _net(self, conf: NetConf, *, make: bool = False) -> NodeNet:
+        """What the configuration's pods are wired to. make: it has to be there then."""
+        if not conf.bridge:
+            if not conf.routed or not conf.is_gateway:
+                raise CNIError(Code.INVALID_CONFIG,
+                               "network configuration: addressing and isGateway are for a bridge of its own",
+                               f"name one in \"bridge\"; pods on {BRIDGE} are routed, and it is their gateway")
+            return self._node()
+        if self.networks is None:
+            raise CNIError(Code.INVALID_CONFIG, f"network configuration: bridge {conf.bridge} needs the wiring agent",
+                           f"start it, or leave the key out for {BRIDGE}")
+        return self.networks.of(conf, self.node(), make=make)
 
     def _node(self) -> NodeNet:
         node = self.node()
@@ -283,7 +302,7 @@ class Plugin:
                                    "delete that pod, or ask for another hostPort")
                 return self.allocator.allocate(sets, call.attachment, wanted=conf.ips, pod=call.pod, mac=conf.mac,
                                                boot_id=self.boot_id, pod_uid=call.args.get("K8S_POD_UID", ""),
-                                               ports=conf.ports, aliases=conf.aliases)
+                                               ports=conf.ports, aliases=conf.aliases, bridge=conf.bridge)
         self._free_port_of_dead(conf.ports)
         try:
             return take()
@@ -318,9 +337,9 @@ class Plugin:
         with self._leases:
             held = self.allocator.owned_by(owner)
         node = self.node()
-        ops: list[Op] = [DeleteNeighbour(node.bridge, lease.address) for lease in held] if node else []
-        ops += [DeleteRoute(node.bridge, host_route(lease.address).network) for lease in held
-                if node and not node.has(lease.address) and not lease.origin]
+        ops: list[Op] = [DeleteNeighbour(lease.bridge or BRIDGE, lease.address) for lease in held]
+        ops += [DeleteRoute(BRIDGE, host_route(lease.address).network) for lease in held
+                if node and not node.has(lease.address) and not lease.origin and not lease.bridge]
         ours = bool(held) and not held[0].origin
         ops += [DeleteLink(host_veth(owner)), DeleteLink(ifb_of(owner))]
         self.kernel.remove(ops, (lambda: self.firewall.detach(owner, _rules(held))) if ours else None)
@@ -329,7 +348,8 @@ class Plugin:
 
 
 def _rules(held: Sequence[Lease]) -> PodRules:
-    return PodRules(host_veth(held[0].owner), held[0].mac, tuple(lease.address for lease in held), held[0].ports)
+    return PodRules(host_veth(held[0].owner), held[0].mac, tuple(lease.address for lease in held), held[0].ports,
+                    held[0].bridge or BRIDGE)
 
 
 def _check_ranges(sets: Sequence[RangeSet], node: NodeNet) -> None:

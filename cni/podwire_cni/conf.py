@@ -18,6 +18,7 @@ from typing import Any
 from .errors import CNIError, Code
 from .result import parse_result, parse_route
 from .types import (
+    BRIDGE,
     VERSIONS,
     Attachment,
     Bandwidth,
@@ -38,7 +39,8 @@ SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 NEEDS = {"ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
          "DEL": ("CNI_CONTAINERID", "CNI_IFNAME")}
 _KEYS = {"cniVersion", "cniVersions", "name", "type", "mtu", "ipam", "dns", "args", "capabilities", "runtimeConfig",
-         "prevResult", "socket", "standalone", "pythonPlugin", "disableCheck", "disableGC", "ipMasq"}
+         "prevResult", "socket", "standalone", "pythonPlugin", "disableCheck", "disableGC", "ipMasq",
+         "bridge", "addressing", "isGateway", "nonMasqueradeCIDRs"}
 _IPAM_KEYS = {"type", "ranges", "subnet", "rangeStart", "rangeEnd", "gateway", "routes"}
 _CAPABILITIES = {"ips", "mac", "ipRanges", "dns", "aliases", "cgroupPath", "portMappings", "bandwidth"}
 PROTOCOLS = ("tcp", "udp", "sctp")
@@ -83,12 +85,17 @@ def _address(value: Any, field: str) -> IPAddress:
         raise _bad(field, value, "an IP address") from None
 
 
-def _subnet(value: Any, field: str) -> IPNetwork:
+def ifname_is_good(name: str) -> bool:
+    """Whether the kernel takes it for an interface."""
+    return 0 < len(name) < 16 and name not in (".", "..") and not re.search(r"[/:\s\0]", name)
+
+
+def _subnet(value: Any, field: str, least: int = 4) -> IPNetwork:
     try:
         net = ip_network(value if isinstance(value, str) else "", strict=False)
     except ValueError:
         raise _bad(field, value, "a subnet such as 10.244.1.0/24") from None
-    if net.num_addresses < 4:
+    if net.num_addresses < least:
         raise _bad(field, value, "a subnet of at least four addresses")
     return net
 
@@ -328,9 +335,14 @@ def parse_conf(stdin: bytes) -> NetConf:
     mtu = conf.get("mtu")
     if mtu is not None and (type(mtu) is not int or not (mtu == 0 or 68 <= mtu <= 65535)):
         raise _bad("mtu", mtu, "a number of bytes from 68 to 65535, or 0 for the uplink's")
-    for key in ("ipMasq", "standalone"):
+    for key in ("ipMasq", "standalone", "isGateway"):
         if key in conf and not isinstance(conf[key], bool):
             raise _bad(key, conf[key], "true or false")
+    if conf.get("addressing", "routed") not in ("routed", "subnet"):
+        raise _bad("addressing", conf["addressing"], '"routed" or "subnet"')
+    bridge = conf.get("bridge") or ""
+    if bridge and (not isinstance(bridge, str) or not ifname_is_good(bridge)):
+        raise _bad("bridge", bridge, "an interface name of at most 15 characters")
     ranges, ipam = _ipam(conf.get("ipam"))
     caps = _capabilities(conf)
     more = _object(_object(conf.get("args"), "args").get("cni"), "args.cni")  # the older way to ask, says CNI's CONVENTIONS.md
@@ -342,7 +354,10 @@ def parse_conf(stdin: bytes) -> NetConf:
         dns=capability_dns(caps["dns"], "runtimeConfig.dns") if caps.get("dns") else parse_dns(conf.get("dns"), "dns"),
         aliases=aliases(caps.get("aliases"), name),
         ips=addresses(caps["ips"], "runtimeConfig.ips") if caps.get("ips") else addresses(more.get("ips"), "args.cni.ips"),
-        mac=mac, ip_masq=conf.get("ipMasq") is True,
+        mac=mac, ip_masq=conf.get("ipMasq") is True, bridge="" if bridge == BRIDGE else bridge,
+        routed=conf.get("addressing") != "subnet", is_gateway=conf.get("isGateway") is not False,
+        native=tuple(str(_subnet(c, f"nonMasqueradeCIDRs[{i}]", 1))
+                     for i, c in enumerate(_list(conf.get("nonMasqueradeCIDRs"), "nonMasqueradeCIDRs"))),
         ports=port_mappings(caps.get("portMappings"), "runtimeConfig.portMappings"),
         bandwidth=bandwidth(caps.get("bandwidth"), "runtimeConfig.bandwidth"),
         prev_result=parse_result(conf["prevResult"]) if conf.get("prevResult") is not None else None,
@@ -368,7 +383,7 @@ def parse_env(env: Mapping[str, str]) -> Call:
     if container and not _NAME.match(container):
         raise _env_error(f"CNI_CONTAINERID {container!r} is no container id",
                          "it starts with a letter or digit and has letters, digits, '.', '_' and '-' only")
-    if ifname and (len(ifname) > 15 or ifname in (".", "..") or re.search(r"[/:\s]", ifname)):
+    if ifname and not ifname_is_good(ifname):
         raise _env_error(f"CNI_IFNAME {ifname!r} is no interface name",
                          "it has at most 15 characters, none of them '/', ':' or a space")
     args = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from podwire_controlplane.client import logs
@@ -14,7 +15,7 @@ from podwire_proxy import nft
 from podwire_proxy.nft import fake
 
 from . import conntrack, netlink, nodetable
-from .nodetable import Family, NodeRules, PodRules, family_of
+from .nodetable import Family, NodeRules, OtherNet, PodRules, family_of
 from .types import Attachment, IPAddress, PortMapping
 
 log = logs.get("wiring")
@@ -28,7 +29,7 @@ class Firewall:
         self._lock = threading.Lock()
         self._node: NodeRules | None = None
         self._pods: dict[Attachment, PodRules] = {}
-        self._localhost = False
+        self._localhost: set[str] = set()
 
     def close(self) -> None:
         self._nft.close()
@@ -78,6 +79,13 @@ class Firewall:
                     wrong.append(f"{where}: set {name} lacked {missing} elements and had {foreign} too many")
         return wrong
 
+    def others(self, nets: tuple[OtherNet, ...]) -> None:
+        """Networks besides the node's; nothing where they are known, or before `sync`."""
+        with self._lock:
+            node = self._node
+        if node is not None and node.others != nets:
+            self.sync(replace(node, others=nets))
+
     # ---- one pod
 
     def attach(self, owner: Attachment, pod: PodRules) -> None:
@@ -85,7 +93,7 @@ class Firewall:
         with self._lock:
             if any(p.host_ip is None or p.host_ip.is_loopback or p.host_ip.is_unspecified
                                          for p in pod.ports):
-                self._serve_localhost()
+                self._serve_localhost(pod.bridge)
             self._nft.commit(nft.Transaction().add(*nodetable.elements(pod)))
             self._pods[owner] = pod
         for port in pod.ports:
@@ -127,14 +135,14 @@ class Firewall:
                          if key not in held or held[key] != value]
         return lost
 
-    def _serve_localhost(self) -> None:
+    def _serve_localhost(self, bridge: str) -> None:
         """Let packets from 127.0.0.1 leave by the bridge, and their answers come back. The tables keep pods from using it."""
-        if self._localhost or self._node is None:
+        if bridge in self._localhost:
             return
-        path = Path("/proc/sys/net/ipv4/conf") / self._node.bridge / "route_localnet"
+        path = Path("/proc/sys/net/ipv4/conf") / bridge / "route_localnet"
         if path.read_text().strip() != "1":
             path.write_text("1")
-        self._localhost = True
+        self._localhost.add(bridge)
 
 
 def _homes(pod: PodRules, port: PortMapping) -> dict[Family, IPAddress]:

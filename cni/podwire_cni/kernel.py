@@ -19,6 +19,7 @@ from ipaddress import ip_interface, ip_network
 
 from podwire_controlplane.client import logs
 
+from . import announce
 from . import netlink as nl
 from .errors import CNIError, Code
 from .ops import (
@@ -26,6 +27,7 @@ from .ops import (
     AddForwarding,
     AddNeighbour,
     AddRoute,
+    Announce,
     CreateIfb,
     CreateVeth,
     DeleteLink,
@@ -116,7 +118,8 @@ class Kernel:
             done: list[Op] = []
             back = stack.enter_context(contextlib.ExitStack())
             back.callback(lambda: self._undo(done))
-            for (place, created), group in itertools.groupby(ops, key=lambda op: (op.place, isinstance(op, _CREATES))):
+            quiet = [op for op in ops if not isinstance(op, Announce)]
+            for (place, created), group in itertools.groupby(quiet, key=lambda op: (op.place, isinstance(op, _CREATES))):
                 batch = list(group)
                 # A refused link is not ours to delete; of any other batch a part may have been done.
                 done += [] if created else batch
@@ -128,6 +131,9 @@ class Kernel:
                     _await(links["node"], {op.link: _forwards, op.bridge: nl.is_up})
                 elif isinstance(op, CreateVeth):
                     _await(links["pod"], {op.peer: nl.is_up})
+                elif isinstance(op, Announce) and pod_fd is not None:
+                    with self.inside(pod_fd):
+                        announce.send(op)
             back.pop_all()
 
     def _undo(self, done: Sequence[Op]) -> None:

@@ -68,7 +68,8 @@ class Standalone:
 
             ensure_node(node)
         plugin = Plugin(self.kernel, firewall, Allocator(store, 30.0, time.time), lambda: node, boot_id())
-        rules = NodeRules(tuple(str(r.subnet) for ranges in node.ranges for r in ranges), frozenset() if conf.ip_masq else None)
+        cidrs = tuple(str(r.subnet) for ranges in node.ranges for r in ranges)
+        rules = NodeRules(cidrs, frozenset(conf.native) if conf.ip_masq else None)
         if firewall.present():
             firewall.adopt(rules, plugin.pods())
         elif self.env.get("CNI_COMMAND") == "ADD":

@@ -39,6 +39,15 @@ _R0 = 8
 
 
 @dataclass(frozen=True, slots=True)
+class OtherNet:
+    """A bridge besides that of the node's pods. native None: no masquerading."""
+
+    bridge: str
+    cidrs: tuple[str, ...]
+    native: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NodeRules:
     """What the tables say about the node. pod_cidrs: its own. native: what pods reach with their own address (CIDRs of the
     cluster, /32s of nodes); None: no masquerading at all."""
@@ -47,6 +56,7 @@ class NodeRules:
     native: frozenset[str] | None
     bridge: str = BRIDGE
     anti_spoofing: bool = True
+    others: tuple[OtherNet, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,7 @@ class PodRules:
     mac: str
     addresses: tuple[IPAddress, ...]
     ports: tuple[PortMapping, ...] = ()
+    bridge: str = BRIDGE
 
 
 def family_of(address: IPAddress) -> Family:
@@ -162,8 +173,9 @@ def _loopback(table: nft.Table, node: NodeRules) -> Iterator[nft.Chain | nft.Rul
     if table.family == "ip":
         chain = nft.Chain(table, "loopback", hook="prerouting", priority=RAW)
         yield chain
-        yield nft.Rule(chain, (*_named("iifname", node.bridge), nft.Payload("network", 16, 1), nft.Cmp(b"\x7f"), nft.Counter(),
-                               nft.drop()), comment="a pod sends to the node's 127.0.0.0/8")
+        for bridge in (node.bridge, *(net.bridge for net in node.others)):
+            yield nft.Rule(chain, (*_named("iifname", bridge), nft.Payload("network", 16, 1), nft.Cmp(b"\x7f"), nft.Counter(),
+                                   nft.drop()), comment="a pod sends to the node's 127.0.0.0/8")
 
 
 def _hostports(table: nft.Table) -> Iterator[nft.Chain | nft.Rule]:
@@ -194,18 +206,20 @@ def _postrouting(table: nft.Table, node: NodeRules) -> Iterator[nft.Chain | nft.
     source, to = nft.Payload("network", _SADDR_AT[family], size), nft.Payload("network", _DADDR_AT[family], size)
     chain = nft.Chain(table, "postrouting", hook="postrouting", type="nat", priority=SRCNAT)
     yield chain
-    there = _named("oifname", node.bridge)
-    if family == "ip":
-        yield nft.Rule(chain, (*there, nft.Payload("network", 12, 1), nft.Cmp(b"\x7f"), nft.Masquerade()),
-                       comment="from 127.0.0.1 to a hostPort")
-    second = nft.Payload("network", _DADDR_AT[family], size, dreg=_R0 + size // 4)
-    yield nft.Rule(chain, (*there, source, second, nft.Lookup("hairpin"), nft.Masquerade()),
-                   comment="a pod to its own hostPort")
-    mine = [c for c in node.pod_cidrs if _cidr_family(c) == family]
-    if not mine or node.native is None:
-        return
-    pods, local = nft.Set(table, "pods", (kind,), interval=True), nft.Set(table, "native", (kind,), interval=True)
-    reach = [*sorted(c for c in node.native if _cidr_family(c) == family), *mine, _MULTICAST[family]]
-    yield from (pods, nft.Elements(pods, nft.intervals(mine)), local, nft.Elements(local, nft.intervals(reach)))
-    yield nft.Rule(chain, (source, nft.Lookup("pods"), to, nft.Lookup("native", invert=True), nft.Masquerade()),
-                   comment="pods to the world outside the cluster")
+    for bridge in (node.bridge, *(net.bridge for net in node.others)):
+        there = _named("oifname", bridge)
+        if family == "ip":
+            yield nft.Rule(chain, (*there, nft.Payload("network", 12, 1), nft.Cmp(b"\x7f"), nft.Masquerade()),
+                           comment="from 127.0.0.1 to a hostPort")
+        second = nft.Payload("network", _DADDR_AT[family], size, dreg=_R0 + size // 4)
+        yield nft.Rule(chain, (*there, source, second, nft.Lookup("hairpin"), nft.Masquerade()),
+                       comment="a pod to its own hostPort")
+    for suffix, net in (("", OtherNet(node.bridge, node.pod_cidrs, node.native)), *((f"-{n.bridge}", n) for n in node.others)):
+        mine = [c for c in net.cidrs if _cidr_family(c) == family]
+        if not mine or net.native is None:
+            continue
+        pods, local = (nft.Set(table, f"{name}{suffix}", (kind,), interval=True) for name in ("pods", "native"))
+        reach = [*sorted(c for c in net.native if _cidr_family(c) == family), *mine, _MULTICAST[family]]
+        yield from (pods, nft.Elements(pods, nft.intervals(mine)), local, nft.Elements(local, nft.intervals(reach)))
+        yield nft.Rule(chain, (source, nft.Lookup(pods.name), to, nft.Lookup(local.name, invert=True), nft.Masquerade()),
+                       comment="pods to the world outside the cluster")

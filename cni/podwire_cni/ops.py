@@ -79,6 +79,16 @@ class AddForwarding:
 
 
 @dataclass(frozen=True, slots=True)
+class Announce:
+    """Tell everybody on the link's network who has these addresses now: gratuitous ARP, unsolicited neighbour advertisement."""
+
+    link: str
+    mac: str
+    addresses: tuple[IPAddress, ...]
+    place: Place = "pod"
+
+
+@dataclass(frozen=True, slots=True)
 class CreateIfb:
     """An intermediate device: packets that Redirect sends to it pass its queue and go on where they came from."""
 
@@ -126,8 +136,8 @@ class DeleteRoute:
     place: Place = "node"
 
 
-Op = (CreateVeth | SetUp | AddAddress | AddRoute | AddNeighbour | JoinBridge | AddForwarding | CreateIfb | LimitRate | Redirect
-      | DeleteLink | DeleteNeighbour | DeleteRoute)
+Op = (CreateVeth | SetUp | AddAddress | AddRoute | AddNeighbour | JoinBridge | AddForwarding | Announce | CreateIfb | LimitRate
+      | Redirect | DeleteLink | DeleteNeighbour | DeleteRoute)
 
 
 def inverse(op: Op) -> Op | None:

@@ -12,13 +12,14 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface, ip_network
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
 
 from .ops import (
     AddAddress,
     AddForwarding,
     AddNeighbour,
     AddRoute,
+    Announce,
     CreateIfb,
     CreateVeth,
     JoinBridge,
@@ -84,6 +85,8 @@ class NodeNet:
     bridge: str = BRIDGE
     anti_spoofing: bool = True  # pods send only from their own addresses and MACs
     mac: str = ""
+    routed: bool = True  # pods have full-length prefixes; else their subnets'
+    is_gateway: bool = True  # the node has the gateways' addresses
 
     @property
     def gateways(self) -> tuple[IPAddress, ...]:
@@ -92,6 +95,16 @@ class NodeNet:
     @property
     def bridge_mac(self) -> str:
         return self.mac or mac_for(self.gateways[0])
+
+    def on_pod(self, address: IPAddress, home: Range) -> IPInterface:
+        """How a pod has its address."""
+        return host_route(address) if self.routed else ip_interface(f"{address}/{home.subnet.prefixlen}")
+
+    def on_bridge(self) -> frozenset[IPInterface]:
+        """What the node has on the bridge."""
+        if not self.is_gateway:
+            return frozenset()
+        return frozenset(self.on_pod(r.gateway, r) for ranges in self.ranges for r in ranges)
 
     def has(self, address: IPAddress) -> bool:
         """Whether the address is of this node's podCIDRs as they are now."""
@@ -113,14 +126,14 @@ def default_route(address: IPAddress) -> IPNetwork:
     return _EVERYWHERE[address.version]
 
 
-def _routes(conf: NetConf, addresses: Sequence[tuple[IPAddress, Range]]) -> tuple[Route, ...]:
+def _routes(conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> tuple[Route, ...]:
     """The configuration's routes, each by the gateway of its family where it names none; else a default route a family."""
     gateways: dict[int, IPAddress] = {}
     for address, home in addresses:
         gateways.setdefault(address.version, home.gateway)
     if conf.routes:
         return tuple(Route(r.dst, r.gw or gateways[r.dst.version]) for r in conf.routes if r.dst.version in gateways)
-    return tuple(Route(default_route(gw), gw) for gw in gateways.values())
+    return tuple(Route(default_route(gw), gw) for gw in gateways.values()) if node.is_gateway else ()
 
 
 def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> Plan:
@@ -129,21 +142,24 @@ def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple
     eth, host = call.attachment.ifname, host_veth(call.attachment)
     mac = conf.mac or mac_for(addresses[0][0])
     host_mac, mtu = mac_for(addresses[0][0], 0x59), conf.mtu or node.mtu
-    routes = _routes(conf, addresses)
-    gateways = dict.fromkeys([r.gateway for _, r in addresses])
+    routes = _routes(conf, node, addresses)
+    gateways = dict.fromkeys([r.gateway for _, r in addresses]) if node.is_gateway else {}
     alias = f"{call.pod or call.attachment.container_id} {eth}"
     ops: list[Op] = [CreateVeth(host, host_mac, eth, mac, mtu), SetUp("lo", "pod")]
-    ops += [AddAddress(eth, host_route(address)) for address, _ in addresses]
+    ops += [AddAddress(eth, node.on_pod(address, home)) for address, home in addresses]
     ops.append(SetUp(eth, "pod"))
     for gateway in gateways:
-        ops += [AddRoute(eth, host_route(gateway).network), AddNeighbour(eth, gateway, node.bridge_mac, "pod")]
+        ops += [AddRoute(eth, host_route(gateway).network)] if node.routed else []
+        ops.append(AddNeighbour(eth, gateway, node.bridge_mac, "pod"))
     ops += [AddRoute(eth, route.dst, route.gw) for route in routes]
     ops += [SetUp(host, "node", alias), JoinBridge(host, node.bridge), AddForwarding(host, mac)]
     ops += [AddNeighbour(node.bridge, address, mac, "node") for address, _ in addresses]
     ops += _limits(call.attachment, conf.bandwidth, mtu)
+    if conf.mac or not node.routed:  # a MAC that the address did not have before, or neighbours that are not the node
+        ops.append(Announce(eth, mac, tuple(address for address, _ in addresses)))
     interfaces = (Interface(node.bridge, node.bridge_mac, node.mtu), Interface(host, host_mac, mtu),
                   Interface(eth, mac, mtu, call.netns))
-    ips = tuple(IPConfig(host_route(address), r.gateway, 2) for address, r in addresses)
+    ips = tuple(IPConfig(node.on_pod(address, r), r.gateway if gateways else None, 2) for address, r in addresses)
     return Plan(tuple(ops), Result(interfaces, ips, routes, conf.dns))
 
 
@@ -167,11 +183,11 @@ def _limits(owner: Attachment, bandwidth: Bandwidth, mtu: int) -> list[Op]:
     return ops
 
 
-def repair_plan(owner: Attachment, mac: str, addresses: Sequence[IPAddress], node: NodeNet) -> tuple[Op, ...]:
+def repair_plan(owner: Attachment, mac: str, addresses: Sequence[IPAddress], bridge: str) -> tuple[Op, ...]:
     """The node's part of ADD again, for a pod whose own side is whole."""
     host = host_veth(owner)
-    return (SetUp(host, "node"), JoinBridge(host, node.bridge), AddForwarding(host, mac),
-            *(AddNeighbour(node.bridge, address, mac, "node") for address in addresses))
+    return (SetUp(host, "node"), JoinBridge(host, bridge), AddForwarding(host, mac),
+            *(AddNeighbour(bridge, address, mac, "node") for address in addresses))
 
 
 @dataclass(frozen=True, slots=True)

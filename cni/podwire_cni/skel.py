@@ -31,7 +31,7 @@ VERBS: dict[str, Verb] = {
     "DEL": lambda plugin, call, conf, sandbox: plugin.delete(call),
     "CHECK": lambda plugin, call, conf, sandbox: plugin.check(call, conf, sandbox),
     "GC": lambda plugin, call, conf, sandbox: plugin.collect(conf),
-    "STATUS": lambda plugin, call, conf, sandbox: plugin.status(),
+    "STATUS": lambda plugin, call, conf, sandbox: plugin.status(conf),
 }
 
 

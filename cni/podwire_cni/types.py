@@ -147,7 +147,12 @@ class NetConf:
     bandwidth: Bandwidth = Bandwidth()  # capability "bandwidth"
     prev_result: Result | None = None
     valid_attachments: frozenset[Attachment] | None = None
-    ip_masq: bool = False  # without an agent: all that leaves the node's pods gets the node's address
+    bridge: str = ""  # another one than the node's pods have; "" for that
+    routed: bool = True  # addressing "routed": full-length prefixes; else those of the ranges' subnets ("subnet")
+    is_gateway: bool = True  # of another bridge: whether the node has an address on it, by which pods leave
+    # Of another bridge, or without an agent: what leaves by the node gets its address, but for what goes to `native`.
+    ip_masq: bool = False
+    native: tuple[str, ...] = ()  # "nonMasqueradeCIDRs"
     socket: str = ""  # the agent's; its directory is where the node's state is
 
 

@@ -77,7 +77,7 @@ def _bridge(ipr: IPRoute, node: NodeNet, done: list[str]) -> int:
 def _addresses(ipr: IPRoute, node: NodeNet, index: int, done: list[str]) -> None:
     present = {ip_interface(f"{a.get('IFA_ADDRESS')}/{a['prefixlen']}") for a in ipr.get_addr(index=index)}
     present = {a for a in present if not a.is_link_local}
-    want = {host_route(gateway) for gateway in node.gateways}
+    want = node.on_bridge()
     for address in want - present:
         nodad = {"flags": 0x02} if address.version == 6 else {}
         ipr.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, **nodad)
@@ -90,7 +90,8 @@ def _addresses(ipr: IPRoute, node: NodeNet, index: int, done: list[str]) -> None
 def _pod_routes(ipr: IPRoute, node: NodeNet, index: int, strays: Sequence[IPAddress], done: list[str]) -> None:
     present = {(f"{r.get('RTA_DST')}/{r['dst_len']}") for r in ipr.get_routes(oif=index, table=MAIN)
                if r["proto"] == routes.PROTOCOL and r.get("RTA_DST") and not r.get("RTA_GATEWAY")}
-    want = {str(r.subnet): str(r.gateway) for ranges in node.ranges for r in ranges}
+    # Where the bridge's address has the subnet's prefix, the kernel makes the route.
+    want = {str(r.subnet): str(r.gateway) for ranges in node.ranges for r in ranges if node.routed and node.is_gateway}
     for address in strays:
         want[str(host_route(address).network)] = next((str(g) for g in node.gateways if g.version == address.version), "")
     for dst in want.keys() - present:

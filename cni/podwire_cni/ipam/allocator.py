@@ -16,6 +16,8 @@ from ..plan import mac_for
 from ..types import Attachment, IPAddress, PortMapping, Range, RangeSet
 from .ranges import capacity, walk
 
+MOST_RESTING = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -32,6 +34,7 @@ class Lease:
     mac: str = ""  # the pod's
     wired: bool = False
     ports: tuple[PortMapping, ...] = ()  # the pod's; the same in each of its leases
+    bridge: str = ""  # "": that of the node's pods
     aliases: tuple[str, ...] = ()  # other names of the container
     origin: str = ""  # "host-local": another plugin wired the pod, we only keep its address
 
@@ -40,6 +43,7 @@ class Lease:
                   "hostIP": "" if p.host_ip is None else str(p.host_ip)} for p in self.ports]
         return {"address": str(self.address), "containerID": self.owner.container_id, "ifname": self.owner.ifname,
                 "pod": self.pod, "podUID": self.pod_uid, "bootID": self.boot_id, "mac": self.mac, "ports": ports,
+                **({"bridge": self.bridge} if self.bridge else {}),
                 **({"aliases": list(self.aliases)} if self.aliases else {}),
                 **({"origin": self.origin} if self.origin else {})}
 
@@ -117,7 +121,7 @@ class Allocator:
 
     def allocate(self, sets: Sequence[RangeSet], owner: Attachment, *, wanted: Sequence[IPAddress] = (), pod: str = "",
                  pod_uid: str = "", boot_id: str = "", mac: str = "", ports: tuple[PortMapping, ...] = (),
-                 aliases: tuple[str, ...] = ()) -> list[tuple[Lease, Range]]:
+                 aliases: tuple[str, ...] = (), bridge: str = "") -> list[tuple[Lease, Range]]:
         """One address of each set, or the `wanted` ones; all or none.
 
         Raises PoolExhausted, and CNIError 7 where a wanted address is outside every range, 11 where it is in use.
@@ -128,7 +132,7 @@ class Allocator:
                 asked = [a for a in wanted if any(a in r for r in ranges)]
                 taken.append(self._take(ranges, asked[0] if asked else None, Lease(
                     ranges[0].start, owner, pod, pod_uid, boot_id, taken[0][0].mac if taken else mac, ports=ports,
-                    aliases=aliases)))
+                    bridge=bridge, aliases=aliases)))
             got = {lease.address for lease, _ in taken}
             for address in wanted:
                 if address not in got:
@@ -204,8 +208,9 @@ class Allocator:
         return gone
 
     def _wake(self) -> None:
-        """Forget a few of those that rested long enough; each release adds at most as many."""
-        since = self.now() - self.quarantine
-        for address in [a for a, at in itertools.islice(self._resting.items(), 4) if at <= since]:
+        """Forget a few of those that rested long enough; each release adds at most as many. Where very many rest, the pool is
+        so large that going round it is rest enough."""
+        since, many = self.now() - self.quarantine, len(self._resting) > MOST_RESTING
+        for address in [a for a, at in itertools.islice(self._resting.items(), 4) if at <= since or many]:
             del self._resting[address]
             self.store.forget(address)

@@ -20,9 +20,10 @@ CASES = 20_000 if os.environ.get("PODWIRE_LONG") else 2_000
 KEYS = ["cniVersion", "name", "type", "mtu", "ipam", "dns", "args", "capabilities", "runtimeConfig", "prevResult", "socket",
         "ipMasq", "standalone", "ranges", "subnet", "rangeStart", "gateway", "routes", "dst", "gw", "portMappings", "hostPort",
         "containerPort", "protocol", "hostIP", "bandwidth", "ingressRate", "egressBurst", "ips", "mac", "ipRanges",
-        "interfaces", "address", "interface", "sandbox", "cni.dev/valid-attachments", "containerID", "ifname", "search"]
+        "interfaces", "address", "interface", "sandbox", "cni.dev/valid-attachments", "containerID", "ifname", "search",
+        "bridge", "addressing", "isGateway", "nonMasqueradeCIDRs", "aliases", "cni"]
 VALUES = ["", "1.1.0", "0.4.0", "podwire", "10.244.1.0/28", "10.244.1.5", "10.244.1.5/32", "0.0.0.0/0", "fd00::1", "tcp", "udp",
-          "0a:58:0a:f4:01:05", "eth0", "c1", "/proc/1/ns/net", "podwire-cni", "\0", "x" * 300]
+          "0a:58:0a:f4:01:05", "eth0", "c1", "subnet", "/proc/1/ns/net", "podwire-cni", "\0", "x" * 300]
 LEAF = st.sampled_from(VALUES) | st.none() | st.booleans() | st.integers(-1, 2**64) | st.floats() | st.text(max_size=5)
 ANY = st.recursive(LEAF, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
     st.sampled_from(KEYS) | st.text(max_size=4), inner, max_size=4), max_leaves=12)

@@ -1,0 +1,115 @@
+"""Bridges besides that of the node's pods: each is what a conflist that names one says, made when its first pod comes.
+
+What they are is kept beside the leases, so that a restart finds their pods' gateways and masquerading again. A bridge stays
+when its last pod goes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import Path
+
+from .conf import range_sets
+from .errors import CNIError, Code
+from .nodetable import OtherNet
+from .plan import NodeNet
+from .types import NetConf, RangeSet
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """native None: its pods are not masqueraded."""
+
+    net: NodeNet
+    native: frozenset[str] | None = None
+
+    def rules(self) -> OtherNet:
+        return OtherNet(self.net.bridge, tuple(str(r.subnet) for ranges in self.net.ranges for r in ranges), self.native)
+
+    def to_json(self) -> dict[str, object]:
+        sets = [[{"subnet": str(r.subnet), "rangeStart": str(r.start), "rangeEnd": str(r.end), "gateway": str(r.gateway)}
+                 for r in ranges] for ranges in self.net.ranges]
+        return {"bridge": self.net.bridge, "ranges": sets, "mtu": self.net.mtu, "routed": self.net.routed,
+                "isGateway": self.net.is_gateway, "native": None if self.native is None else sorted(self.native)}
+
+
+def asked(conf: NetConf, mtu: int) -> Network:
+    """What the configuration wants. Raises CNIError, code 7."""
+    if not conf.ranges:
+        raise CNIError(Code.INVALID_CONFIG,
+                       f"network configuration: ipam.ranges is missing, and the bridge {conf.bridge} has none",
+                       "name its addresses there: the node's podCIDRs belong to the node's own bridge")
+    native = frozenset(conf.native) if conf.ip_masq else None
+    return Network(NodeNet(conf.ranges, conf.mtu or mtu, conf.bridge, routed=conf.routed, is_gateway=conf.is_gateway), native)
+
+
+def clash(new: Network, ranges: tuple[RangeSet, ...], bridge: str) -> None:
+    """An address belongs to one bridge. Raises CNIError, code 7."""
+    for mine in (r.subnet for s in new.net.ranges for r in s):
+        for theirs in (r.subnet for s in ranges for r in s):
+            if mine.version == theirs.version and mine.overlaps(theirs):
+                raise CNIError(Code.INVALID_CONFIG, f"network configuration: ipam.ranges: {mine} of the bridge "
+                               f"{new.net.bridge} lies over {theirs} of {bridge}", "give each bridge addresses of its own")
+
+
+class Networks:
+    """make: puts a network into the kernel. changed: is told all of them. For many threads."""
+
+    def __init__(self, directory: Path, make: Callable[[NodeNet], object],
+                 changed: Callable[[tuple[OtherNet, ...]], None]) -> None:
+        self.directory, self._make, self._changed = directory, make, changed
+        self._lock = threading.Lock()
+        self.known: dict[str, Network] = {}
+
+    def restore(self) -> None:
+        """What an earlier process knew. A file that says nothing sensible is left out: the next ADD writes it anew."""
+        for file in sorted(self.directory.glob("*.json")):
+            try:
+                raw = json.loads(file.read_text())
+                native = None if raw["native"] is None else frozenset(str(ip_network(c)) for c in raw["native"])
+                net = NodeNet(range_sets(raw["ranges"], "ranges"), int(raw["mtu"]), str(raw["bridge"]),
+                              routed=bool(raw["routed"]), is_gateway=bool(raw["isGateway"]))
+            except (OSError, ValueError, LookupError, TypeError, CNIError):
+                continue
+            self.known[net.bridge] = Network(net, native)
+
+    def rules(self) -> tuple[OtherNet, ...]:
+        return tuple(self.known[bridge].rules() for bridge in sorted(self.known))
+
+    def ensure(self) -> None:
+        """Make all of them again where somebody took them away. Raises OSError."""
+        for network in list(self.known.values()):
+            self._make(network.net)
+
+    def of(self, conf: NetConf, main: NodeNet | None, *, make: bool) -> NodeNet:
+        """The network of a configuration; with `make` it is there then. Raises CNIError, OSError."""
+        want = asked(conf, main.mtu if main else 1500)
+        with self._lock:
+            if self.known.get(conf.bridge) == want or not make:
+                return want.net
+            if main:
+                clash(want, main.ranges, main.bridge)
+            for other in self.known.values():
+                if other.net.bridge != conf.bridge:
+                    clash(want, other.net.ranges, other.net.bridge)
+            self._make(want.net)
+            self._write(want)
+            self.known[conf.bridge] = want
+            self._changed(self.rules())
+        return want.net
+
+    def _write(self, network: Network) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            fresh = self.directory / f".{network.net.bridge}.{os.getpid()}"
+            fresh.write_text(json.dumps(network.to_json()) + "\n")
+            fresh.replace(self.directory / f"{network.net.bridge}.json")
+        except OSError as err:
+            raise CNIError(Code.IO_FAILURE,
+                           f"the network {self.directory}/{network.net.bridge}.json cannot be written: {err.strerror}",
+                           "make room, or make the directory writable for the wiring agent") from err

@@ -1,0 +1,169 @@
+"""Several bridges on one node: pods with addresses of a plain subnet, with and without a gateway, beside those of the node."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lab.cninode import CniNode, ask, put_node, tell_peer, wait_until
+from lab.fakeapi import FakeApi
+from lab.netns import Lab, NetNS
+
+NODE, OUTSIDE, FRIEND = "192.0.2.1", "192.0.2.42", "192.0.2.200"
+TENTATIVE = 0x40
+
+
+class Place:
+    def __init__(self, lab: Lab, api: FakeApi, node: CniNode, outside: NetNS) -> None:
+        self.lab, self.api, self.node, self.outside = lab, api, node, outside
+
+    def conf(self, bridge: str, *subnets: str, **more: Any) -> dict[str, Any]:
+        """Of a conflist that an administrator wrote."""
+        return {"cniVersion": "1.1.0", "name": bridge, "type": "podwire-cni", "socket": str(self.node.run_dir / "cni.sock"),
+                "bridge": bridge, "ipam": {"ranges": [[{"subnet": s}] for s in subnets]}, **more}
+
+    def pod(self, name: str, conf: dict[str, Any], *, netns: NetNS | None = None, ifname: str = "eth0", args: str = "",
+            ) -> tuple[NetNS, list[str]]:
+        made = netns or self.lab.netns(name)
+        answer = self.node.cni("ADD", name, made, conf, CNI_IFNAME=ifname, CNI_ARGS=args)
+        assert answer.status == 0, answer.out + self.node.log()
+        return made, [ip["address"] for ip in answer.body["ips"]]
+
+    def drop(self, name: str, conf: dict[str, Any], ifname: str = "eth0") -> None:
+        assert self.node.cni("DEL", name, None, conf, CNI_IFNAME=ifname).status == 0
+
+
+@pytest.fixture
+def place(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    ns, outside = lab.netns("node"), lab.netns("outside")
+    lab.wire(ns, "eth0", outside, "eth0", f"{NODE}/24", f"{OUTSIDE}/24")
+    outside.netlink(lambda ipr: ipr.addr("add", index=ipr.link_lookup(ifname="eth0")[0], address=FRIEND, prefixlen=24))
+    for subnet in ("10.50.0.0/24", "10.51.0.0/24"):
+        outside.netlink(lambda ipr, subnet=subnet: ipr.route("add", dst=subnet, gateway=NODE))  # type: ignore[misc]  # a default
+    with FakeApi(ns) as api:
+        put_node(api, "n1", "10.244.1.0/24", NODE)
+        node = CniNode(ns, tmp_path_factory.mktemp("run"), "n1", api)
+        node.start()
+        yield Place(lab, api, node, outside)
+        node.close()
+
+
+def neighbour(ns: NetNS, address: str) -> str:
+    """The MAC that `ns` knows for an address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return ns.netlink(lambda ipr: "".join(str(n.get("NDA_LLADDR")) for n in ipr.get_neighbours(family=family)
+                                          if n.get("NDA_DST") == address))
+
+
+def tell(place: Place, target: NetNS, source: NetNS, address: str) -> str:
+    with tell_peer(target, address) as port:
+        return ask(source, address, port)
+
+
+def test_a_plain_subnet(place: Place) -> None:
+    conf = place.conf("lan0", "10.50.0.0/24", addressing="subnet", ipMasq=True, nonMasqueradeCIDRs=[f"{FRIEND}/32"])
+    a, (a_ip,) = place.pod("a", conf)
+    b, (b_ip,) = place.pod("b", conf)
+    c, (c_ip,) = place.pod("c", place.node.conf())
+    assert (a_ip, b_ip, c_ip) == ("10.50.0.2/24", "10.50.0.3/24", "10.244.1.2/32")
+    assert tell(place, b, a, "10.50.0.3") == "10.50.0.2"
+    assert neighbour(a, "10.50.0.3") == "0a:58:0a:32:00:03", "they meet on the link, not by the node"
+    assert tell(place, c, a, "10.244.1.2") in ("10.50.0.2", "10.244.1.1"), "by the node, from one bridge to the other"
+    assert tell(place, place.outside, a, OUTSIDE) == NODE, "masqueraded"
+    assert tell(place, place.outside, a, FRIEND) == "10.50.0.2", "not masqueraded"
+    assert tell(place, b, place.node.ns, "10.50.0.3") == "10.50.0.1"
+    for name in ("a", "b"):
+        place.drop(name, conf)
+    place.drop("c", place.node.conf())
+    assert place.node.leases() == {} and not [name for name in place.node.links() if name.startswith("veth")]
+
+
+def test_a_bridge_that_leads_nowhere(place: Place) -> None:
+    conf = place.conf("dark0", "10.51.0.0/24", addressing="subnet", isGateway=False)
+    a, _ = place.pod("a", conf)
+    b, _ = place.pod("b", conf)
+    assert tell(place, b, a, "10.51.0.3") == "10.51.0.2"
+    routes = a.netlink(lambda ipr: [(r.get("RTA_DST"), r.get("RTA_GATEWAY")) for r in ipr.get_routes(table=254, family=2)])
+    assert routes == [("10.51.0.0", None)]
+    assert place.node.ns.netlink(lambda ipr: ipr.get_addr(index=ipr.link_lookup(ifname="dark0")[0], family=2)) == ()
+    with pytest.raises(OSError, match="unreachable"):
+        tell(place, place.outside, a, OUTSIDE)
+
+
+def test_two_interfaces_of_one_pod_and_what_each_network_collects(place: Place) -> None:
+    lan = place.conf("lan0", "10.50.0.0/24", addressing="subnet", isGateway=False)
+    main = place.node.conf("1.1.0", ipam={"routes": [{"dst": "0.0.0.0/0"}, {"dst": "10.77.0.0/16", "gw": "10.244.1.1"}]})
+    pod, _ = place.pod("both", main)
+    place.pod("both", lan, netns=pod, ifname="net1")
+    other, _ = place.pod("other", lan)
+    routes = pod.netlink(lambda ipr: {(str(r.get("RTA_DST")), str(r.get("RTA_GATEWAY")))
+                                      for r in ipr.get_routes(table=254, family=2)})
+    assert routes == {("None", "10.244.1.1"), ("10.77.0.0", "10.244.1.1"), ("10.244.1.1", "None"), ("10.50.0.0", "None")}
+    assert place.node.cni("GC", "", None, {**main, "cni.dev/valid-attachments": [
+        {"containerID": "both", "ifname": "eth0"}]}).status == 0
+    assert sorted(place.node.leases()) == ["10.244.1.2", "10.50.0.2", "10.50.0.3"], "another network's are not its business"
+    assert place.node.cni("GC", "", None, {**lan, "cni.dev/valid-attachments": [
+        {"containerID": "other", "ifname": "eth0"}]}).status == 0
+    assert sorted(place.node.leases()) == ["10.244.1.2", "10.50.0.3"]
+    assert other.netlink(lambda ipr: ipr.link_lookup(ifname="eth0")) and pod.netlink(lambda ipr: ipr.link_lookup(ifname="eth0"))
+
+
+def test_an_address_that_comes_back_with_another_mac_is_announced(place: Place) -> None:
+    conf = place.conf("lan0", "10.50.0.0/24", "fd50::/64", addressing="subnet")
+    a, _ = place.pod("a", conf)
+    fixed = {"ips": ["10.50.0.77", "fd50::77"]}
+    for mac in ("0a:58:0a:32:00:4d", "02:00:00:00:00:77"):
+        asked = {**conf, "runtimeConfig": {**fixed, "mac": mac}}
+        b, addresses = place.pod("b", asked)
+        assert addresses == ["10.50.0.77/24", "fd50::77/64"]
+        flags = b.netlink(lambda ipr: [int(x["flags"]) & TENTATIVE for x in ipr.get_addr(family=socket.AF_INET6)])
+        assert not any(flags[:1]), "usable at once"
+        for address in ("10.50.0.77", "fd50::77"):
+            assert neighbour(a, address) in ("", mac), "the old entry is corrected before anything is sent"
+            tell(place, b, a, address)
+            assert neighbour(a, address) == mac
+        place.drop("b", asked)
+
+
+def test_networks_survive_restarts_and_are_mended(place: Place) -> None:
+    conf = place.conf("lan0", "10.50.0.0/24", addressing="subnet", ipMasq=True)
+    node = place.node
+    a, _ = place.pod("a", conf)
+    node.stop(kill=True)
+    node.ns.netlink(lambda ipr: ipr.link("del", index=ipr.link_lookup(ifname="lan0")[0]))
+    node.ns.run(["nft", "delete", "table", "ip", "podwire-cni"])
+    node.start()
+    wait_until(lambda: "made a port of lan0 again" in node.log(), "the bridge has its port again")
+    assert tell(place, place.outside, a, OUTSIDE) == NODE
+    b, _ = place.pod("b", conf)
+    assert tell(place, b, a, "10.50.0.3") == "10.50.0.2"
+
+
+def test_host_ports_of_another_bridge(place: Place) -> None:
+    conf = place.conf("lan0", "10.50.0.0/24", addressing="subnet", runtimeConfig={
+        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]})
+    a, _ = place.pod("a", conf)
+    with a.call(lambda: socket.create_server(("0.0.0.0", 80))) as server:
+        for client, target, seen in ((place.outside, NODE, OUTSIDE), (place.node.ns, "127.0.0.1", "10.50.0.1"),
+                                     (a, NODE, "10.50.0.1")):
+            with client.call(lambda target=target: socket.create_connection((target, 8080), 5)):  # type: ignore[misc]  # a default
+                assert server.accept()[1][0] == seen
+
+
+@pytest.mark.parametrize(("more", "words"), [
+    ({"ipam": {}}, "ipam.ranges is missing"),
+    ({"ipam": {"ranges": [[{"subnet": "10.244.0.0/16"}]]}},
+     "10.244.0.0/16 of the bridge lan0 lies over 10.244.1.0/24 of podwire0"),
+    ({"bridge": "", "addressing": "subnet"}, "addressing and isGateway are for a bridge of its own"),
+    ({"bridge": "a/b"}, "bridge"),
+    ({"addressing": "flat"}, "addressing"),
+    ({"nonMasqueradeCIDRs": ["x"]}, "nonMasqueradeCIDRs[0]"),
+])
+def test_what_cannot_be(place: Place, more: dict[str, Any], words: str) -> None:
+    pod = place.lab.netns("pod")
+    answer = place.node.cni("ADD", "a", pod, {**place.conf("lan0", "10.50.0.0/24"), **more})
+    assert (answer.status, answer.body["code"]) == (1, 7) and words in answer.body["msg"] and answer.body["details"]
+    assert place.node.leases() == {} and "lan0" not in place.node.links()
