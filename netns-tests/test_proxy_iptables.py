@@ -27,7 +27,7 @@ from podwire_proxy import backends
 from podwire_proxy.backend import Programmer
 from podwire_proxy.changes import Tracker
 from podwire_proxy.hostfacts import leftovers
-from podwire_proxy.iptables import programs
+from podwire_proxy.iptables import apply, programs
 from podwire_proxy.iptables.ipset import IpSets
 from podwire_proxy.iptables.leftovers import foreign_chains
 from podwire_proxy.iptables.plan import Plan
@@ -92,6 +92,10 @@ def test_a_restart_with_many_services_writes_nothing(world: World, variant: Vari
     many = [(service(f"s{n}", f"10.96.{n // 200 + 1}.{n % 200 + 1}", [port(s.PORT)]),
              endpoint_slice(f"s{n}", BOTH, [("", "TCP", s.TARGET)])) for n in range(700)]
     tracker, programmer = started(world, *(obj for both in many for obj in both), variant=variant)
+    assert isinstance(programmer, apply.Programmer)
+    tables = world.node.run([f"iptables-{variant}-save"]).stdout.split("\n*")  # every rule here is ours
+    counts = {("ip", text.lstrip("*").split("\n")[0]): text.count("\n-A ") for text in tables if "\n-A " in text}
+    assert programmer.rule_counts() == counts
     programmer.close()
     programmer = backends.Iptables(variant).programmer(s.INFO, world.node.fd)
     assert programmer.sync(tracker.dataplane, None).operations == 0
