@@ -16,7 +16,7 @@ RUNTIMES := containerd runc libseccomp2 podman conmon busybox-static libgpgme11 
             libnfnetlink0 libmnl0 libnftnl11
 
 .DEFAULT_GOAL := help
-.PHONY: help image test-image demo up down status test test-unprivileged test-netns test-long test-runtimes bench-cni lint types packages test-packages install clean
+.PHONY: help image test-image test-provision demo up down status test test-unprivileged test-netns test-long test-runtimes bench-cni lint types packages test-packages install clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -96,6 +96,7 @@ test-netns: $(VENV)/.installed-dev runtimes  ## the tests with real packets (roo
 	@$(BIN)/python -m pytest -q -m "not long" netns-tests
 
 test-long: $(VENV)/.installed-dev runtimes  ## everything, with the big counts of property and fuzz tests
+	$(call need,$(TOOLS) mmdebstrap:mmdebstrap)
 	@PODWIRE_LONG=1 $(BIN)/python -m pytest -q
 
 .PHONY: runtimes
@@ -112,6 +113,10 @@ image: $(VENV)/.installed  ## the agent as an OCI image in dist/, without a cont
 test-image: $(VENV)/.installed-dev runtimes  ## builds the image and runs it in containerd of Debian's package (root)
 	$(call need,$(TOOLS) mmdebstrap:mmdebstrap)
 	@$(BIN)/python -m pytest -q netns-tests/test_image.py
+
+test-provision: $(VENV)/.installed-dev  ## vagrant/provision.sh on three fresh Debian machines of namespaces (root, 4 minutes)
+	$(call need,$(TOOLS) mmdebstrap:mmdebstrap)
+	@$(BIN)/python -m pytest -q netns-tests/test_provision.py
 
 bench-cni: $(VENV)/.installed  ## the CNI plugin beside Debian's reference plugins (root)
 	@$(BIN)/python bench/bench_cni.py

@@ -44,6 +44,10 @@ def _parse(text: str, kind: Any, where: str) -> Any:
     if isinstance(kind, types.UnionType):
         options = [k for k in typing.get_args(kind) if k is not type(None)]
         return None if text == "" else _parse(text, options[0], where)
+    if typing.get_origin(kind) is typing.Literal:
+        if text not in typing.get_args(kind):
+            raise BadSetting(f"{where}: {text!r} is none of {', '.join(map(str, typing.get_args(kind)))}")
+        return text
     if kind is bool:
         if text.lower() not in _WORDS:
             raise BadSetting(f"{where}: {text!r} is neither true nor false")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from click.testing import CliRunner
@@ -26,6 +27,7 @@ class Some:
     on: bool = False
     many: tuple[str, ...] = ()
     where: Path | None = None
+    one: Literal["auto", "never"] = "auto"
     odd: tuple[tuple[str, int], ...] = ()
 
 
@@ -35,13 +37,14 @@ def _set(*texts: str) -> Some:
 
 def test_fields_are_read_as_their_type_says() -> None:
     assert _set("proxy.text=x=y", "proxy.number=-3", "proxy.share=2", "proxy.on=Yes", "proxy.many=a,b", "proxy.where=/x",
-                "dns.text=not ours") == Some("x=y", -3, 2.0, True, ("a", "b"), Path("/x"))
+                "proxy.one=never", "dns.text=not ours") == Some("x=y", -3, 2.0, True, ("a", "b"), Path("/x"), "never")
     assert _set("proxy.where=").where is None
 
 
 @pytest.mark.parametrize(("text", "says"), [
     ("proxy.number=x", "no number"), ("proxy.on=perhaps", "neither true nor false"), ("proxy.nothing=1", "there are"),
-    ("proxy.odd=a", "cannot be set"), ("number=1", "ROLE.FIELD=VALUE"), ("node.text=1", "wiring, proxy, dns"),
+    ("proxy.odd=a", "cannot be set"),
+    ("proxy.one=x", "auto, never"), ("number=1", "ROLE.FIELD=VALUE"), ("node.text=1", "wiring, proxy, dns"),
     ("proxy.number", "ROLE.FIELD=VALUE")])
 def test_what_cannot_be_set_is_said(text: str, says: str) -> None:
     with pytest.raises(BadSetting, match=says):
