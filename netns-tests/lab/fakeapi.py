@@ -124,6 +124,12 @@ class FakeApi:
         self.log.append((path, kind, stamped))
         self.changed.notify_all()
 
+    def noise(self, path: str, line: bytes) -> None:
+        """Send these very bytes to everyone who watches `path` from now on."""
+        with self.changed:
+            self.log.append((path, "RAW", {"raw": line}))
+            self.changed.notify_all()
+
     def list(self, handler: BaseHTTPRequestHandler, path: str) -> None:
         with self.changed:
             body = json.dumps({"kind": "List", "metadata": {"resourceVersion": str(self.version)},
@@ -139,17 +145,17 @@ class FakeApi:
         handler.send_header("Content-Type", "application/json")
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
-        at = 0
+        at, begun = 0, len(self.log)
         while True:
             with self.changed:
                 while not self.closing and len(self.log) == at:
                     self.changed.wait()
-                fresh, at = self.log[at:], len(self.log)
+                fresh, at = [row for row in self.log[at:begun] if row[1] != "RAW"] + self.log[max(at, begun):], len(self.log)
                 if self.closing:
                     handler.close_connection = True
                     return
             for where, kind, obj in fresh:
-                if where == path and int(obj["metadata"]["resourceVersion"]) > since:
-                    line = json.dumps({"type": kind, "object": obj}).encode() + b"\n"
+                if where == path and (kind == "RAW" or int(obj["metadata"]["resourceVersion"]) > since):
+                    line = obj["raw"] if kind == "RAW" else json.dumps({"type": kind, "object": obj}).encode() + b"\n"
                     handler.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
                     handler.wfile.flush()

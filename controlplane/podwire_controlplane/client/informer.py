@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import NoReturn
 
 from ..api.meta import Object
 from . import logs
 from .http import ApiClient, ApiError
-from .reflector import Event, Reflector, State
+from .reflector import Event, Reflector, State, is_frame, is_object
 
 log = logs.get("informer")
 WATCH_SECONDS = 300
@@ -73,7 +73,11 @@ class Informer:
             metadata = (answer.get("metadata") or {}) if isinstance(answer, dict) else {}
             if not metadata.get("resourceVersion"):
                 raise ApiError(0, "NoList", f"GET {self.path}: the answer is no list with a resourceVersion")
-            items += answer.get("items") or []
+            found = answer.get("items") or []
+            items += [item for item in found if is_object(item)]
+            if strange := [item for item in found if not is_object(item)]:
+                log.warn("items of a list are no objects; left out", path=self.path, count=len(strange),
+                         first=str(strange[0])[:100])
             if not metadata.get("continue"):
                 break
             params["continue"] = str(metadata["continue"])  # a page that is too old for its list is a 410: all again
@@ -85,13 +89,22 @@ class Informer:
         return {**self.params, "allowWatchBookmarks": "true",
                 "timeoutSeconds": str(WATCH_SECONDS + random.randint(0, WATCH_SECONDS))}
 
+    async def _frames(self, params: dict[str, str]) -> AsyncGenerator[Object, None]:
+        """The watch's frames; what is none is told and left out: a server's nonsense must not end the copy."""
+        async with aclosing(self.api.watch(self.path, params)) as frames:
+            async for frame in frames:
+                if is_frame(frame):
+                    yield frame
+                else:
+                    log.warn("a frame of the watch cannot be used; left out", path=self.path, frame=str(frame)[:100])
+
     async def _stream(self) -> None:
         """WatchList: the state, then the changes, in one stream. Raises _NoStream where the server does not do that."""
         params = {**self._watch_params(), "sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
         self.reflector.arriving()
         loop, listing = asyncio.get_running_loop(), self.reflector
         try:
-            async with asyncio.timeout(STREAM_SILENCE) as silence, aclosing(self.api.watch(self.path, params)) as frames:
+            async with asyncio.timeout(STREAM_SILENCE) as silence, aclosing(self._frames(params)) as frames:
                 async for frame in frames:
                     if listing.state is State.WATCH:
                         if not self._apply(frame):
@@ -124,7 +137,7 @@ class Informer:
 
     async def _watch(self) -> None:
         params = {**self._watch_params(), "resourceVersion": self.reflector.version}
-        async with aclosing(self.api.watch(self.path, params)) as frames:
+        async with aclosing(self._frames(params)) as frames:
             async for frame in frames:
                 if not self._apply(frame):
                     return

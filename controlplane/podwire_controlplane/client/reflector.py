@@ -50,6 +50,21 @@ def _whole(obj: Object) -> Object:
     return obj
 
 
+def is_object(obj: object) -> bool:
+    """Has it what every cache needs: metadata with a name?"""
+    metadata = obj.get("metadata") if isinstance(obj, dict) else None
+    return isinstance(metadata, dict) and bool(metadata.get("name")) and isinstance(metadata["name"], str)
+
+
+def is_frame(frame: object) -> bool:
+    """Is it a watch event that can be used? Bookmarks have no name, errors no metadata."""
+    if not isinstance(frame, dict) or not isinstance(frame.get("object"), dict):
+        return False
+    if frame.get("type") in ("ADDED", "MODIFIED", "DELETED"):
+        return is_object(frame["object"])
+    return isinstance(frame["object"].get("metadata") or {}, dict)
+
+
 @dataclass(slots=True)
 class Reflector:
     """keep: what the copy holds of an object (its metadata's name, namespace and resourceVersion at least). Events of additions

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podwire_controlplane.api.meta import Object, key
-from podwire_controlplane.client.reflector import Event, Reflector, State
+from podwire_controlplane.client.reflector import Event, Reflector, State, is_frame
 
 
 def obj(own: str, revision: int, **more: Any) -> Object:
@@ -139,3 +139,12 @@ def test_any_order_ends_with_the_servers_state(ops: list[tuple[str, str]], reads
         at += 1
         replay([event] if event else [], believed)
     assert reflector.objects == {key(o): o for o in state.values()} == believed
+
+
+@pytest.mark.parametrize(("frame", "good"), [
+    ({"type": "ADDED", "object": {"metadata": {"name": "a"}}}, True), ({"type": "BOOKMARK", "object": {}}, True),
+    ({"type": "ERROR", "object": {"code": 410}}, True), ([], False), (None, False), ({"type": "ADDED"}, False),
+    ({"type": "ADDED", "object": {}}, False), ({"type": "DELETED", "object": {"metadata": None}}, False),
+    ({"type": "MODIFIED", "object": {"metadata": {"name": 7}}}, False), ({"type": "BOOKMARK", "object": {"metadata": "x"}}, False)])
+def test_frames_that_can_be_used(frame: object, good: bool) -> None:
+    assert is_frame(frame) == good
