@@ -39,8 +39,8 @@ OPTIONS: list[Callable[[Function], Function]] = [
     click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), default=DEFAULTS.run_dir, show_default=True,
                  help="Where dns.sock and the status files are."),
     _many("--listen", DEFAULTS.listen, "Cluster DNS address; may be repeated."),
-    click.option("--port", type=click.IntRange(1, 65535), default=DEFAULTS.port, show_default=True),
-    click.option("--cluster-domain", default=DEFAULTS.cluster_domain, show_default=True),
+    click.option("--port", type=click.IntRange(1, 65535), default=DEFAULTS.port, show_default=True, help="Of UDP and TCP."),
+    click.option("--cluster-domain", default=DEFAULTS.cluster_domain, show_default=True, help="The zone made from the API."),
     _many("--upstream", DEFAULTS.upstreams, "Resolver for other names: IP, IP#PORT, tls://IP (DNS over TLS), or the path of a "
           "resolv.conf, which is followed; may be repeated. none: such names are refused."),
     click.option("--tls-servername", default="", help="Whose certificate upstreams with tls:// must have."),

@@ -366,7 +366,8 @@ def cleanup(ns_fd: int | None = None) -> list[str]:
 @click.option("--config", "file", type=click.Path(path_type=Path), help="KubeProxyConfiguration v1alpha1; flags win over it")
 @click.option("--node-name", envvar="NODE_NAME", help="name of this machine's Node object")
 @click.option("--kubeconfig", envvar="KUBECONFIG", help="kubeconfig file (default: in-cluster)")
-@click.option("--run-dir", default="/run/podwire", type=click.Path(path_type=Path), show_default=True)
+@click.option("--run-dir", default="/run/podwire", type=click.Path(path_type=Path), show_default=True,
+              help="of the status file that `podwire status` reads")
 @click.option("--backend", type=click.Choice(BACKENDS), help="what writes the rules [nftables]")
 @click.option("--iptables-variant", type=click.Choice(VARIANTS), help="of --backend iptables [auto: the host's own]")
 @click.option("--cluster-cidr", "cluster_cidrs", multiple=True, help="addresses of pods; repeat for IPv6 [10.244.0.0/16]")

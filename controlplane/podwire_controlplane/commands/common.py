@@ -46,7 +46,7 @@ def find_kubeconfig(given: str | None) -> str:
     if default in found or len(found) == 1:
         return str(default if default in found else found[0])
     if found:
-        raise Failed(f"several clusters are up: pass --kubeconfig, one of {', '.join(map(str, found))}")
+        raise Failed(f"several clusters are up: set KUBECONFIG to one of {', '.join(map(str, found))}")
     raise Failed("no cluster: start one with `podwire up`, or pass --kubeconfig")
 
 

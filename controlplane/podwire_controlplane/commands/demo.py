@@ -15,7 +15,7 @@ from .common import Failed
 
 
 @click.command()
-@click.option("--nodes", default=3, show_default=True)
+@click.option("--nodes", default=3, show_default=True, help="How many nodes.")
 @click.option("--bridge-nf", "passes", multiple=True, type=click.Choice(["0", "1"]), default=("0", "1"), show_default=True,
               help="Settings of net.bridge.bridge-nf-call-iptables to prove everything with.")
 @backend_option

@@ -26,9 +26,12 @@ from ..cluster import network
 from ..cluster.config import load
 from ..node.runtime import Sandbox
 from .common import Failed, find_kubeconfig, kubeconfig_option, with_api
-from .pods import find_pod
+from .pods import cluster_option, find_cluster, find_pod
 
 HERE = "/proc/self/ns/net"
+# the option's earlier name
+former_name = click.option("--cluster", "cluster", hidden=True, is_eager=True, expose_value=False,
+                           callback=lambda ctx, _, value: ctx.params.update(cluster=value) if value else None)
 OWNERS = {"podwire-cni": "the pod wiring (podwire wiring)", "podwire-dns": "the cluster DNS (podwire dns)",
           "kube-proxy": "kube-proxy in nftables mode (kube-proxy --cleanup)"}
 
@@ -50,7 +53,8 @@ class Source:
     at: Place | None
 
 
-def _node(cluster: str, name: str) -> Place:
+def _node(cluster: str | None, name: str) -> Place:
+    cluster = find_cluster(cluster)
     found = load(cluster)
     if found is None:
         raise Failed(f"no cluster {cluster!r} on this machine; leave --node out to look at this machine itself")
@@ -59,7 +63,7 @@ def _node(cluster: str, name: str) -> Place:
     return Place(network.path_of(found.namespace(name)), name)
 
 
-def _place(cluster: str, node: str | None, netns: str | None) -> Place:
+def _place(cluster: str | None, node: str | None, netns: str | None) -> Place:
     if netns:
         return Place(netns)
     return _node(cluster, node) if node else Place(HERE)
@@ -87,7 +91,7 @@ def _first(addresses: tuple[str, ...], v6: bool) -> str:
     return usable[0]
 
 
-def _source(text: str, cluster: str, where: Place, v6: bool) -> Source:
+def _source(text: str, cluster: str | None, where: Place, v6: bool) -> Source:
     """SRC: an address, the word node, or a pod as [namespace/]name."""
     if text == "node":
         return Source(_first(_addresses(where), v6), where, where)
@@ -95,6 +99,7 @@ def _source(text: str, cluster: str, where: Place, v6: bool) -> Source:
         ip = normal_ip(text)
         return Source(ip, where, where if ip in _addresses(where) else None)
     space, _, own = text.rpartition("/")
+    cluster = find_cluster(cluster)
     pod: Sandbox = find_pod(cluster, space or "default", own)
     process = pod.process()
     if process is None:
@@ -201,11 +206,12 @@ def _lines(place: Place, packet: Packet, found: Explanation) -> Iterator[str]:
 @click.argument("dst")
 @click.option("--node", help="A node of the cluster on this machine. Default: the node of the pod SRC, else this machine.")
 @click.option("--netns", type=click.Path(exists=True), help="Look at the node in this network namespace.")
-@click.option("--cluster", default="podwire", show_default=True)
+@cluster_option
+@former_name
 @click.option("--interface", default="", help="Where the packet comes into the node (for detectors by interface).")
 @click.option("--send", is_flag=True, help="Send a real packet and see.")
 @kubeconfig_option
-def explain_(src: str, dst: str, node: str | None, netns: str | None, cluster: str, interface: str, send: bool,
+def explain_(src: str, dst: str, node: str | None, netns: str | None, cluster: str | None, interface: str, send: bool,
              kubeconfig: str | None) -> None:
     """Say what becomes of a packet from SRC to DST:PORT[/udp], by the rules that are in the kernel now.
 
@@ -215,7 +221,8 @@ def explain_(src: str, dst: str, node: str | None, netns: str | None, cluster: s
     services, slices = [], []  # type: tuple[list[Object], list[Object]]
     if not _is_ip(host) or kubeconfig or not netns:
         try:
-            services, slices = _objects(kubeconfig if kubeconfig else find_kubeconfig(None))
+            named = load(cluster) if cluster else None
+            services, slices = _objects(str(named.kubeconfig) if named else find_kubeconfig(kubeconfig))
         except Failed:
             if not _is_ip(host):  # else the kernel alone tells enough
                 raise
@@ -243,8 +250,9 @@ def explain_(src: str, dst: str, node: str | None, netns: str | None, cluster: s
 @click.option("--dry-run", is_flag=True, help="List what would be removed, and what others left.")
 @click.option("--node", help="A node of the cluster on this machine. Default: this machine.")
 @click.option("--netns", type=click.Path(exists=True), help="Clean up in this network namespace.")
-@click.option("--cluster", default="podwire", show_default=True)
-def cleanup(dry_run: bool, node: str | None, netns: str | None, cluster: str) -> None:
+@cluster_option
+@former_name
+def cleanup(dry_run: bool, node: str | None, netns: str | None, cluster: str | None) -> None:
     """Remove all rules of the Service proxy from a node's kernel. Services stop being served there.
 
     Stop the proxy first: one that runs puts its rules back.

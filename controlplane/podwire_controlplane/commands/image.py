@@ -13,7 +13,7 @@ from .common import Failed
 
 @click.command()
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), default=Path("dist/podwire-image.tar"),
-              show_default=True)
+              show_default=True, help="The OCI archive to write.")
 @click.option("--name", help="REPOSITORY:TAG [default: podwire.io/podwire:VERSION]")
 @click.option("--wheel", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="Of podwire; default: built from the source tree in the current directory.")

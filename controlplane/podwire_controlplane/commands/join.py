@@ -91,14 +91,15 @@ def join_token(api: Path, wanted: str | None, hours: float, *, new: bool) -> str
 @click.command()
 @click.option("--advertise", required=True, metavar="ADDRESS[:PORT]", help="Where other machines reach the API server here.")
 @click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("/var/lib/podwire"),
-              show_default=True)
+              show_default=True, help="The control plane's files: certificates, tokens, store.")
 @click.option("--cluster-cidr", default="10.244.0.0/16", show_default=True, help="Pod addresses; each node gets a /24 of them.")
-@click.option("--service-cidr", default="10.96.0.0/16", show_default=True)
+@click.option("--service-cidr", default="10.96.0.0/16", show_default=True, help="Service addresses.")
 @click.option("--dns-address", default=None, help="Default: the tenth Service address.")
-@click.option("--cluster-domain", default="cluster.local", show_default=True)
+@click.option("--cluster-domain", default="cluster.local", show_default=True, help="The DNS zone of the cluster.")
 @click.option("--also", multiple=True, metavar="ADDRESS", help="Further addresses that the server's certificate is for.")
 @click.option("--token", help="The join token, at least 32 characters; default: the valid one, or one made at random.")
-@click.option("--token-hours", default=24.0, show_default=True, type=click.FloatRange(0.01, 8760))
+@click.option("--token-hours", default=24.0, show_default=True, type=click.FloatRange(0.01, 8760),
+              help="How long others can join with the token.")
 @click.option("--new-token", is_flag=True, help="Make the join token anew: the old one opens nothing any more.")
 def init(advertise: str, data_dir: Path, cluster_cidr: str, service_cidr: str, dns_address: str | None, cluster_domain: str,
          also: tuple[str, ...], token: str | None, token_hours: float, new_token: bool) -> None:

@@ -15,7 +15,8 @@ from ..client.http import ApiClient, ApiError
 from ..client.manifests import BadManifest, read_files, resource_of, three_way, with_record
 from .common import Failed, kubeconfig_option, make_table, out, print_table, with_api
 
-namespace_option = click.option("-n", "--namespace", "space", default="default", show_default=True)
+namespace_option = click.option("-n", "--namespace", "space", default="default", show_default=True,
+                                help="Of objects that do not say theirs.")
 _STRICT = {"fieldValidation": "Strict"}
 _TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"
 
@@ -115,7 +116,7 @@ def _print_rows(resource: Resource, found: Object, wide: bool, spaces: bool, *, 
 @click.command()
 @click.argument("what", nargs=-1)
 @namespace_option
-@click.option("-A", "--all-namespaces", is_flag=True)
+@click.option("-A", "--all-namespaces", is_flag=True, help="Objects of every namespace.")
 @click.option("-o", "--output", type=click.Choice(["wide", "json", "yaml", "name"]), help="Form of the output.")
 @click.option("-l", "--selector", default="", help="Label selector.")
 @click.option("-w", "--watch", is_flag=True, help="Go on and show each change.")
@@ -183,7 +184,7 @@ async def _follow(api: ApiClient, resource: Resource, where: str, own: str, para
 @namespace_option
 @click.option("--grace-period", type=int, help="Seconds that pods get to end; default: the pod's own.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the objects are gone.")
-@click.option("--ignore-not-found", is_flag=True)
+@click.option("--ignore-not-found", is_flag=True, help="Exit 0 where there is no such object.")
 @kubeconfig_option
 def delete(what: tuple[str, ...], files: tuple[str, ...], space: str, grace_period: int | None, wait: bool,
            ignore_not_found: bool, kubeconfig: str | None) -> None:

@@ -40,7 +40,7 @@ def setting(flag: str, *names: str, **more: Any) -> Callable[[Callable[..., Any]
 @setting("--service-cidr", multiple=True, default=("10.96.0.0/16",), show_default=True, help="Service addresses.")
 @setting("--node-cidr", multiple=True, help="Addresses of nodes, which no Service may claim.")
 @setting("--dns-address", default="10.96.0.10", show_default=True, help="The cluster DNS address, bound on this node's lo.")
-@setting("--cluster-domain", default="cluster.local", show_default=True)
+@setting("--cluster-domain", default="cluster.local", show_default=True, help="The DNS zone of the cluster.")
 @setting("--upstream-dns", multiple=True, metavar="IP[#PORT]", help="For other names; default: those in /etc/resolv.conf.")
 @setting("--corefile", type=click.Path(path_type=Path), help="DNS settings from a CoreDNS Corefile.")
 @setting("--proxy-config", type=click.Path(path_type=Path), help="Proxy settings from a KubeProxyConfiguration.")
@@ -102,7 +102,7 @@ def agent_config(*, node_name: str, kubeconfig: str | None, address: str, run_di
 @click.command()
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path),
               help="Directory with server.pem, server-key.pem, ca.pem, tokens.json; store.db is made there.")
-@click.option("--listen", default="127.0.0.1:6443", show_default=True, metavar="ADDRESS:PORT")
+@click.option("--listen", default="127.0.0.1:6443", show_default=True, metavar="ADDRESS:PORT", help="Where it serves HTTPS.")
 @click.option("--advertise", default=None, metavar="ADDRESS:PORT",
               help="Endpoint of Service default/kubernetes; default --listen.")
 @click.option("--service-cidr", help="Default: as `podwire init` wrote it in --data, else 10.96.0.0/16.")

@@ -17,10 +17,12 @@ from ..node.podworker import enter_command
 from ..node.runtime import Container, Sandbox, read
 from .common import Failed, find_kubeconfig
 
+cluster_option = click.option("--name", "cluster", default=None,
+                              help="The cluster; default: that of $KUBECONFIG, or the only one.")
 pod_options = (
-    click.option("-n", "--namespace", "space", default="default", show_default=True),
+    click.option("-n", "--namespace", "space", default="default", show_default=True, help="Namespace of the pod."),
     click.option("-c", "--container", "which", default="", help="Default: the pod's first."),
-    click.option("--name", "cluster", default=None, help="The cluster; default: that of $KUBECONFIG, or the only one."),
+    cluster_option,
 )
 
 
@@ -74,7 +76,7 @@ def exec_(pod: str, command: tuple[str, ...], space: str, which: str, cluster: s
 @click.command("node", context_settings={"ignore_unknown_options": True})
 @click.argument("node")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-@click.option("--name", "cluster", default=None, help="The cluster; default: that of $KUBECONFIG, or the only one.")
+@cluster_option
 def node(node: str, command: tuple[str, ...], cluster: str | None) -> None:
     """Run a command (default: a shell) in a node of the cluster on this machine: `podwire node node1 -- ip route`.
 
@@ -111,7 +113,7 @@ def log_lines(path: Path, follow: bool, tail: int | None = None) -> Iterator[str
 
 @click.command()
 @click.argument("pod")
-@click.option("-f", "--follow", is_flag=True)
+@click.option("-f", "--follow", is_flag=True, help="Go on as it writes more, until interrupted.")
 @click.option("--tail", type=click.IntRange(0), help="Only the last N lines.")
 def logs(pod: str, follow: bool, tail: int | None, space: str, which: str, cluster: str | None) -> None:
     """Show what a container wrote."""
