@@ -145,6 +145,7 @@ def test_any_order_ends_with_the_servers_state(ops: list[tuple[str, str]], reads
     ({"type": "ADDED", "object": {"metadata": {"name": "a"}}}, True), ({"type": "BOOKMARK", "object": {}}, True),
     ({"type": "ERROR", "object": {"code": 410}}, True), ([], False), (None, False), ({"type": "ADDED"}, False),
     ({"type": "ADDED", "object": {}}, False), ({"type": "DELETED", "object": {"metadata": None}}, False),
-    ({"type": "MODIFIED", "object": {"metadata": {"name": 7}}}, False), ({"type": "BOOKMARK", "object": {"metadata": "x"}}, False)])
+    ({"type": "MODIFIED", "object": {"metadata": {"name": 7}}}, False),
+    ({"type": "BOOKMARK", "object": {"metadata": "x"}}, False)])
 def test_frames_that_can_be_used(frame: object, good: bool) -> None:
     assert is_frame(frame) == good
