@@ -1,0 +1,342 @@
+"""A cluster under churn, and clients that count everything. `Soak(lab, seconds).run()` returns what happened.
+
+Clients: a pod on each of the first two nodes, and a host outside; they never rest, and note each failure with its time. A TCP
+connection and a datagram get one try, a DNS query three (as a resolver does). Acts, one after the other, by a seed: a role or
+the API server is killed, the Deployment is scaled, a Service comes and goes, a pod is deleted, the last node is cut off.
+A failure is explained only while that node is cut off (and until the cluster has taken its pods out), and only if it is a
+time-out of a packet that may have gone there: never a refusal, never a name.
+
+A pod that is deleted goes on serving for some seconds (preStop), as one does that should be replaced without loss: here even
+the controllers may be dead at that moment, and no node can know of an endpoint's end before they are back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dnslib import DNSRecord
+from pyroute2.netlink.exceptions import NetlinkError
+
+from podwire_controlplane.client.netns import call_in
+from podwire_controlplane.cluster import network
+from podwire_controlplane.controllers.nodes import GRACE
+from podwire_controlplane.demo.lab import DemoLab, NotYet, wait_for
+
+T = TypeVar("T")
+DNS_ADDRESS = "10.96.0.10"
+ROLES = ("wiring", "proxy", "dns-feeder", "dns", "node")
+CONTROL = ("apiserver", "controllers")
+SETTLE = 5.0  # seconds that a cluster may take to notice that its node is back
+Probe = Callable[[], str]  # the error; "" where it went well
+
+
+@dataclass(frozen=True)
+class Failure:
+    """flow: where conntrack had sent the packets by then, of TCP."""
+
+    at: float
+    client: str
+    kind: str
+    error: str
+    flow: str = ""
+
+
+@dataclass
+class Client:
+    """Probes by turns in one thread inside a namespace, until told to stop."""
+
+    name: str
+    netns: str
+    node: str  # namespace of the node that translates its packets
+    probes: dict[str, Probe]
+    counts: Counter[str] = field(default_factory=Counter)
+    failures: list[Failure] = field(default_factory=list)
+
+    def run(self, stop: threading.Event) -> threading.Thread:
+        thread = threading.Thread(target=lambda: call_in(self.netns, lambda: self._work(stop)), name=self.name)
+        thread.start()
+        return thread
+
+    def _flow(self, number: str) -> str:
+        def look() -> str:
+            return subprocess.run(["conntrack", "-L", "-p", "tcp", "--sport", number], capture_output=True, text=True,
+                                  check=False).stdout
+
+        return " ".join(call_in(self.node, look).split())
+
+    def _work(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            for kind, probe in self.probes.items():
+                began = time.monotonic()
+                error = probe()
+                self.counts[kind] += 1
+                if error:
+                    number, _, words = error.rpartition("|")
+                    self.failures.append(Failure(began, self.name, kind, words, number and self._flow(number)))
+                time.sleep(0.01)
+
+
+def connects(address: str, port: int) -> str:
+    """A TCP connection, a request and the whole answer. The error begins with the client's port and "|"."""
+    with socket.socket() as sock:
+        sock.settimeout(2)
+        error = _converse(sock, address, port)
+        return f"{sock.getsockname()[1]}|{error}" if error else ""
+
+
+def _converse(sock: socket.socket, address: str, port: int) -> str:
+    try:
+        sock.connect((address, port))
+        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        data = b""
+        while chunk := sock.recv(4096):
+            data += chunk
+        return "" if b'"host"' in data else f"answered {data[:60]!r}"
+    except TimeoutError:
+        return "timed out"
+    except OSError as err:
+        return err.strerror or str(err)
+
+
+def echoes(address: str, port: int) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(2)
+        try:
+            sock.connect((address, port))
+            sock.send(b"soak")
+            return "" if sock.recv(2048) else "empty"
+        except TimeoutError:
+            return "timed out"
+        except OSError as err:
+            return err.strerror or str(err)
+
+
+def resolves(name: str, wanted: str) -> str:
+    """An A query, three tries a second apart. wanted: "" for NXDOMAIN."""
+    query = bytes(DNSRecord.question(name).pack())
+    error = ""
+    for turn in range(3):
+        time.sleep(min(turn, 1))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(1)
+            try:
+                sock.connect((DNS_ADDRESS, 53))
+                sock.send(query)
+                answer = DNSRecord.parse(sock.recv(4096))
+            except OSError as err:
+                error = err.strerror or "timed out"
+                continue
+        if answer.header.rcode == 2:  # SERVFAIL: a server that has no zone yet says so, and a resolver asks again
+            error = "SERVFAIL"
+            continue
+        found = [str(rr.rdata) for rr in answer.rr]
+        return "" if found == ([wanted] if wanted else []) else f"{name}: {found or answer.header.rcode}"
+    return error
+
+
+@dataclass
+class Soak:
+    lab: DemoLab
+    seconds: float
+    seed: int = 0
+    restarted: set[tuple[str, str]] = field(default_factory=set)
+    cut_off: list[tuple[float, float]] = field(default_factory=list)  # when packets for the last node may be lost
+    log: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)  # ClusterIPs of Services that were deleted
+
+    def clients(self) -> list[Client]:
+        address, space = self.lab.cluster_ip("my-service"), "default.svc.cluster.local"
+        pods = {p.node: p for p in self.lab.pods("client")}
+        made = [Client(f"pod on {node}", pods[node].netns, self.lab.node_netns(node), {
+            "tcp": lambda: connects(address, 80), "udp": lambda: echoes(address, 80),
+            "name": lambda: resolves(f"my-service.{space}", address),
+            "no name": lambda: resolves(f"nobody.{space}", "")}) for node in self.lab.config.node_names()[:2]]
+        first = self.lab.config.node_names()[0]
+        entry = self.lab.config.node_address(first)
+        return [*made, Client("outside", self.lab.outside("client"), self.lab.node_netns(first), {
+            "NodePort tcp": lambda: connects(entry, 30080), "NodePort udp": lambda: echoes(entry, 30080)})]
+
+    def run(self) -> list[Client]:
+        """Churn until the time is over and every role was restarted; the clients with what they counted."""
+        clients, stop = self.clients(), threading.Event()
+        threads = [client.run(stop) for client in clients]
+        try:
+            self._churn()
+            self._settle()
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        return clients
+
+    def unexplained(self, clients: list[Client]) -> list[Failure]:
+        return [f for c in clients for f in c.failures if not self._explained(f)]
+
+    def _explained(self, failure: Failure) -> bool:
+        lost = any(start - 2 <= failure.at <= end for start, end in self.cut_off)
+        return lost and failure.error in ("timed out", "No route to host") and "name" not in failure.kind
+
+    # ---- acts
+
+    def _churn(self) -> None:
+        rand, end = random.Random(self.seed), time.monotonic() + self.seconds
+        nodes = self.lab.config.node_names()
+        victims = [(node, role) for node in nodes for role in ROLES] + [("", role) for role in CONTROL]
+        rand.shuffle(victims)
+        acts: list[Callable[[], None]] = [
+            lambda: self._scale(rand.choice((3, 5, 6))), self._service, lambda: self._kill_pod(rand), lambda: self._scale(4)]
+        turn, cut = 0, False
+        while time.monotonic() < end or self.restarted < set(victims):
+            if time.monotonic() > end + 120:
+                raise AssertionError(f"never restarted: {set(victims) - self.restarted}")
+            self._kill(*victims[turn % len(victims)], rand.choice((signal.SIGTERM, signal.SIGKILL)))
+            if turn % 2:
+                acts[turn // 2 % len(acts)]()
+            if not cut and turn >= 8:
+                self._cut_off(nodes[-1])
+                cut = True
+            turn += 1
+
+    def _say(self, words: str) -> None:
+        self.log.append(f"{time.monotonic():.1f} {words}")
+
+    def _kill(self, node: str, role: str, number: int) -> None:
+        if role.startswith("dns"):
+            wait_for(lambda: self._names_ready(node), 30)
+        self._say(f"{signal.Signals(number).name} {role} {node}")
+        self.lab.restart(node or None, role, number)
+        self.restarted.add((node, role))
+
+    def _names_ready(self, node: str) -> bool:
+        """server and feeder stand (one fault at a time: a server without zone and feeder can only say SERVFAIL)"""
+        for role in ("dns", "dns-feeder"):
+            told = json.loads((self.lab.config.node_dir(node) / "status" / f"{role}.json").read_text())
+            if not told["ready"] or told["pid"] != self.lab.supervised(node, role):
+                return False
+        return True
+
+    def _scale(self, count: int) -> None:
+        self._say(f"scale to {count}")
+        self._tool("scale", "deployment", "web", f"--replicas={count}")
+
+    def _kill_pod(self, rand: random.Random) -> None:
+        """A pod goes, gracefully, and the Deployment makes another."""
+        self._say("delete a pod")
+        pods = self._ask(lambda: self.lab.pods("MyApp"))
+        if pods:
+            self._tool("delete", "pod", rand.choice(pods).name, "--wait=false")
+
+    def _service(self) -> None:
+        """A Service comes, answers by name and address, and goes."""
+        name = f"churn-{len(self.gone)}"
+        self._say(f"Service {name}")
+        self._tool("apply", "-f", "-", stdin=f"apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n"
+                   "spec: {selector: {app: MyApp}, ports: [{port: 80, targetPort: 9376}]}\n")
+        address = self._ask(lambda: self.lab.cluster_ip(name))
+        pods = self._ask(lambda: self.lab.pods("client"))
+        where = next(p for p in pods if p.node == self.lab.config.node_names()[0]).netns
+        full = f"{name}.default.svc.cluster.local"
+        wait_for(lambda: call_in(where, lambda: not connects(address, 80) and not resolves(full, address)), 20)
+        self._tool("delete", "service", name)
+        wait_for(lambda: call_in(where, lambda: bool(connects(address, 80)) and not resolves(full, "")), 20)
+        self.gone.append(address)
+
+    def _ask(self, look: Callable[[], T]) -> T:
+        """The API server may just be down: an administrator tries again."""
+        end = time.monotonic() + 30
+        while True:
+            try:
+                return look()
+            except NotYet as err:
+                if time.monotonic() > end:
+                    raise
+                self._say(f"again: {err}")
+                time.sleep(0.5)
+
+    def _tool(self, *words: str, stdin: str | None = None) -> None:
+        def attempt() -> None:
+            try:
+                self.lab.run_tool(*words, stdin=stdin)
+            except NotYet as err:
+                if "not found" not in str(err).lower():
+                    raise
+
+        self._ask(attempt)
+
+    def _cut_off(self, node: str) -> None:
+        """The node's wire is pulled: for a moment in a short soak, in a long one until its pods are given up."""
+        away = GRACE + 20 if self.seconds >= 300 else 6.0
+        self._say(f"{node} is cut off for {away:.0f} s")
+        where = self.lab.config.namespace(node)
+        began = time.monotonic()
+
+        def wire(state: str) -> None:
+            network.netlink(where, lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname="eth0")[0], state=state))
+
+        routes = network.netlink(where, lambda ipr: [r for r in ipr.get_routes(family=socket.AF_INET)
+                                                     if r["type"] == 1 and r["table"] == 254 and r["proto"] != 2])
+        wire("down")
+        try:
+            time.sleep(away)
+        finally:
+            wire("up")
+            network.netlink(where, lambda ipr: restore(ipr, routes))
+        self.cut_off.append((began, min(time.monotonic(), began + GRACE + 10) + SETTLE))
+        self._say(f"{node} is back")
+
+    def _settle(self) -> None:
+        """Everything as it was told to be, before the clients stop."""
+        self._scale(4)
+        self.lab.wait_pods("MyApp", 4)
+
+        def unready() -> list[str]:
+            return [f"{n['metadata']['name']}: {c['type']} {c['status']}: {c.get('message')}"
+                    for n in self._ask(lambda: self.lab.items("Node")) for c in n["status"]["conditions"]
+                    if "Pressure" not in c["type"] and c["status"] != str(c["type"] != "NetworkUnavailable")]
+
+        end = time.monotonic() + 60
+        while wrong := unready():
+            if time.monotonic() > end:
+                raise AssertionError(f"not ready a minute after the last act: {wrong}")
+            time.sleep(0.3)
+        time.sleep(2)
+
+
+def restore(ipr: Any, routes: list[Any]) -> None:
+    """A machine's own manager would set its default route again when the wire is back; here we are it."""
+    for route in routes:
+        attrs = dict(route["attrs"])
+        with contextlib.suppress(NetlinkError):  # there already: the wiring role may have been faster
+            ipr.route("add", dst=f"{attrs['RTA_DST']}/{route['dst_len']}" if "RTA_DST" in attrs else "default",
+                      gateway=attrs.get("RTA_GATEWAY"), oif=attrs["RTA_OIF"], proto=route["proto"])
+
+
+def manifests(folder: Path) -> str:
+    """examples/, with a preStop that outlasts a restart of the control plane."""
+    text = "\n---\n".join(path.read_text() for path in sorted(folder.glob("*.yaml")))
+    for old, new in (("sleep: {seconds: 1}", "sleep: {seconds: 8}"), ("GracePeriodSeconds: 5", "GracePeriodSeconds: 15")):
+        assert text.count(old) == 1, f"examples/ changed, the soak looks for {old!r}"
+        text = text.replace(old, new)
+    return text
+
+
+def open_files(pid: int) -> int:
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def resident(pid: int) -> int:
+    """MiB."""
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * 4096 >> 20

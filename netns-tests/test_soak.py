@@ -1,0 +1,76 @@
+"""Minutes of churn, and nobody notices: PODWIRE_SOAK seconds of it (`make soak`: ten minutes; two otherwise)."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections import Counter
+
+from lab.cluster import EXAMPLES, cluster, last_words, machine
+from lab.soak import CONTROL, ROLES, Soak, manifests, open_files, resident
+from podwire_controlplane.client.netns import call_in
+from podwire_controlplane.demo.lab import DemoLab, wait_for
+
+SECONDS = float(os.environ.get("PODWIRE_SOAK", "120"))
+MORE_FILES, MORE_MIB = 10, 25  # that a role may hold at the end, against a fresh one: caches, not leaks
+
+
+def roles(lab: DemoLab) -> list[tuple[str, str]]:
+    return [(node, role) for node in lab.config.node_names() for role in ROLES] + [("", role) for role in CONTROL]
+
+
+def sizes(lab: DemoLab) -> dict[tuple[str, str], tuple[int, int]]:
+    """(open files, MiB) of each role."""
+    pids = {(node, role): lab.supervised(node or None, role) for node, role in roles(lab)}
+    return {who: (open_files(pid), resident(pid)) for who, pid in pids.items()}
+
+
+def inside(lab: DemoLab, node: str, *command: str) -> str:
+    def work() -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    return call_in(lab.node_netns(node), work)
+
+
+def leaks(lab: DemoLab, gone: list[str]) -> list[str]:
+    """What each node holds for pods and Services that are no more."""
+    found = []
+    wanted = Counter(p["spec"]["nodeName"] for p in lab.items("Pod", "") if not p["spec"].get("hostNetwork"))
+    for node in lab.config.node_names():
+        leases = [f for f in (lab.config.node_dir(node) / "cni" / "leases").iterdir() if not f.name.startswith(".")]
+        veths = inside(lab, node, "ip", "-o", "link", "show", "type", "veth").count("podwire0")
+        if (len(leases), veths) != (wanted[node], wanted[node]):
+            found.append(f"{node}: {wanted[node]} pods, {len(leases)} leases, {veths} veths")
+        rules = inside(lab, node, "nft", "list", "table", "ip", "podwire")
+        found += [f"{node}: rules for {address}, a Service that is gone" for address in gone
+                  if re.search(rf"(?<![\d.]){re.escape(address)}(?![\d.])", rules)]
+    return found
+
+
+def test_churn_is_not_noticed() -> None:
+    before = machine()
+    with cluster(3, name="soak", outside=True) as lab:
+        lab.run_tool("apply", "-f", "-", stdin=manifests(EXAMPLES))
+        lab.wait_pods("MyApp", 4)
+        lab.wait_pods("client", 3)
+        fresh = sizes(lab)
+        soak = Soak(lab, SECONDS, seed=int(os.environ.get("PODWIRE_SEED", "1")))
+        try:
+            clients = soak.run()
+        finally:
+            print("\n".join(soak.log))
+            print(last_words(lab.config, 200))
+        story = "\n".join(soak.log[-60:])
+        for client in clients:
+            print(f"{client.name}: {dict(client.counts)}, {len(client.failures)} failures, all explained: "
+                  f"{not soak.unexplained([client])}")
+        assert soak.unexplained(clients) == [], story
+        assert all(client.counts[kind] > SECONDS for client in clients for kind in client.probes), clients
+        assert soak.restarted == set(roles(lab))
+        wait_for(lambda: not leaks(lab, soak.gone), 20)
+        assert soak.gone, "no Service came and went"
+        grown = {who: (was, now) for (who, was), now in zip(fresh.items(), sizes(lab).values(), strict=True)
+                 if now[0] > was[0] + MORE_FILES or now[1] > was[1] + MORE_MIB}
+        assert not grown, f"(open files, MiB) at the beginning and at the end: {grown}"
+    assert machine() == before
