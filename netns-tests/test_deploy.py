@@ -13,7 +13,7 @@ import pytest
 
 from lab.cnicluster import plug
 from lab.cninode import Answer, CniNode, ask, tell_peer, wait_until
-from lab.incluster import DaemonSetPod, GuardedApi, rights
+from lab.incluster import GuardedApi, WorkloadPod, rights
 from lab.netns import Lab, NetNS
 from podwire_controlplane.api.meta import Object
 from podwire_controlplane.tests import kustomize, recorded
@@ -35,12 +35,12 @@ class Cluster:
     def __init__(self, lab: Lab, api: GuardedApi, folder: Path, objects: list[Object]) -> None:
         self.lab, self.api = lab, api
         self.nodes: dict[str, NetNS] = {}
-        self.pods: dict[str, DaemonSetPod] = {}
+        self.pods: dict[str, WorkloadPod] = {}
         self.folder, self.objects = folder, objects
 
-    def agent(self, name: str, ns: NetNS) -> DaemonSetPod:
+    def agent(self, name: str, ns: NetNS) -> WorkloadPod:
         self.nodes[name] = ns
-        self.pods[name] = DaemonSetPod(ns, name, NODES[name], self.objects, self.folder / name, self.api)
+        self.pods[name] = WorkloadPod(ns, name, NODES[name], self.objects, self.folder / name, self.api)
         return self.pods[name]
 
     def caller(self, name: str) -> CniNode:
@@ -99,7 +99,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                         pod.stop()
 
 
-def _ready(pod: DaemonSetPod) -> bool:
+def _ready(pod: WorkloadPod) -> bool:
     found = {p.stem: json.loads(p.read_text())["ready"] for p in pod.path("/run/podwire/status").glob("*.json")}
     return set(found) >= {"wiring", "proxy", "dns-feeder", "dns"} and all(found.values())
 
@@ -128,8 +128,8 @@ def test_pods_services_and_names_work(cluster: Cluster) -> None:
         wait_until(lambda: _name(client, "web.default.svc.cluster.local") == ip, "the name leads to it")
 
 
-def _name(client: NetNS, name: str) -> str:
-    return client.run(["dig", "+short", "+time=1", "@10.96.0.10", name], check=False).stdout.strip()
+def _name(client: NetNS, name: str, server: str = "10.96.0.10") -> str:
+    return client.run(["dig", "+short", "+time=1", f"@{server}", name], check=False).stdout.strip()
 
 
 def _asks(client: NetNS, ip: str, port: int) -> bool:
@@ -165,6 +165,27 @@ def test_a_renewed_token_and_restarts(cluster: Cluster) -> None:
         pod.start(PODWIRE_API_SERVERS=f"https://{CONTROL[1]}:6443")
         wait_until(lambda: _ready(pod), "ready again")
         assert ask(client, ip, port)
+
+
+def test_dns_as_a_deployment(cluster: Cluster, tmp_path: Path) -> None:
+    """A pod of it, in a pod's network: with a service account that may list and watch what the zone is made of, and no more."""
+    objects = kustomize.build(DEPLOY / "overlays" / "dns-deployment")
+    server, address = cluster.add("n1", "dns")
+    client, _ = cluster.add("n2", "client3")
+    pod = WorkloadPod(server, "n1", address, objects, tmp_path, cluster.api, "Deployment")
+    pod.write_account("second")
+    before, cluster.api.asked = cluster.api.granted, set()
+    cluster.api.granted = rights(o for o in objects if o["kind"] == "ClusterRole" and o["metadata"]["name"] == "podwire-dns")
+    try:
+        pod.start(PODWIRE_API_SERVERS=f"https://{CONTROL[0]}:6443")
+        wait_until(lambda: pod.probe("readinessProbe"), f"it is ready: {pod.log()}")
+        assert pod.probe("livenessProbe")
+        ip = _serve(cluster, "named", "10.244.0.201", 80, "n1")
+        wait_until(lambda: _name(client, "named.default.svc.cluster.local", address) == ip, "a client elsewhere is answered")
+        assert cluster.api.asked <= cluster.api.granted and ("watch", "", "services") in cluster.api.asked
+    finally:
+        assert pod.stop() == 0
+        cluster.api.granted = before
 
 
 def test_uninstall_leaves_nothing_and_puts_back_what_was_there(cluster: Cluster) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import ipaddress
 import json
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -153,12 +154,13 @@ class GuardedApi:
         self.tokens[token] = auth.User(AGENT, frozenset({auth.ADMINS}))
 
 
-class DaemonSetPod:
-    """What a kubelet does with a pod of the DaemonSet on one node, as processes: variables, ConfigMaps, arguments."""
+class WorkloadPod:
+    """What a kubelet does with a pod of a DaemonSet or Deployment, as processes: variables, ConfigMaps, arguments."""
 
-    def __init__(self, ns: NetNS, node: str, address: str, objects: list[Object], folder: Path, api: GuardedApi) -> None:
+    def __init__(self, ns: NetNS, node: str, address: str, objects: list[Object], folder: Path, api: GuardedApi,
+                 kind: str = "DaemonSet") -> None:
         self.ns, self.folder, self.api = ns, folder, api
-        (daemon,) = [o for o in objects if o["kind"] == "DaemonSet"]
+        (daemon,) = [o for o in objects if o["kind"] == kind]
         self.spec = daemon["spec"]["template"]["spec"]
         self.maps = {o["metadata"]["name"]: o["data"] for o in objects if o["kind"] == "ConfigMap"}
         self.fields = {"spec.nodeName": node, "status.hostIP": address}
@@ -206,8 +208,10 @@ class DaemonSetPod:
     def start(self, **more: str) -> None:
         (container,) = self.spec["containers"]
         env = self.environment(container, PODWIRE_SERVICE_ACCOUNT_DIR=str(self.account), **more)
+        args = [re.sub(r"\$\((\w+)\)", lambda m: env[m[1]], word) for word in container["args"]]
+        args = [word.replace("=/", f"={self.folder}/") for word in args]  # paths in its own files
         with open(self.folder / "agent.log", "a") as log:
-            self.process = self.ns.popen([f"{sys.prefix}/bin/podwire", *container["args"]], env=env, stdout=log, stderr=log)
+            self.process = self.ns.popen([f"{sys.prefix}/bin/podwire", *args], env=env, stdout=log, stderr=log)
 
     def stop(self) -> int:
         assert self.process is not None
@@ -222,5 +226,5 @@ class DaemonSetPod:
         (container,) = self.spec["containers"]
         probe = container[which]["httpGet"]
         done = self.ns.run(["curl", "-s", "-m", "2", "-o", "/dev/null", "-w", "%{http_code}",
-                            f"http://{probe['host']}:{probe['port']}{probe['path']}"], check=False)
+                            f"http://{probe.get('host', '127.0.0.1')}:{probe['port']}{probe['path']}"], check=False)
         return done.stdout.startswith("2")

@@ -105,9 +105,10 @@ def test_images_and_commands_are_this_versions(folder: Path) -> None:
             assert container["image"] == f"podwire.io/podwire:{version}" and container["imagePullPolicy"] == "IfNotPresent"
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
             if "args" in container:
-                shown = CliRunner().invoke(cli, [container["args"][0], "--help"])
+                words = [word for word in container["args"][:2] if not word.startswith("--")]
+                shown = CliRunner().invoke(cli, [*words, "--help"])
                 assert shown.exit_code == 0
-                for flag in (word for word in container["args"] if word.startswith("--")):
+                for flag in (word.partition("=")[0] for word in container["args"] if word.startswith("--")):
                     assert flag in shown.output
             mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
             assert mounted <= {volume["name"] for volume in spec["volumes"]}
@@ -125,7 +126,8 @@ def test_every_setting_is_a_flag(folder: Path) -> None:
             assert all(f"[{name}]" in flags for name in obj["data"])
             roles = settings.chosen(obj["data"]["PODWIRE_ROLE"].split())
             objects = kustomize.build(folder)
-            granted = {o["metadata"]["name"].removeprefix("podwire-") for o in objects if o["kind"] == "ClusterRole"}
+            granted = {o["roleRef"]["name"].removeprefix("podwire-") for o in objects if o["kind"] == "ClusterRoleBinding"
+                       and o["subjects"][0]["name"] == "podwire"}
             assert set(roles) == granted, "who does not run gets no rights"
 
 
@@ -166,6 +168,27 @@ def test_bindings_lead_to_the_account_that_runs() -> None:
         assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "podwire", "namespace": "kube-system"}]
         roles.pop(binding["roleRef"]["name"])
     assert not roles, "every role is bound"
+
+
+def test_the_dns_deployment_is_reached_by_its_service() -> None:
+    objects = kustomize.build(DEPLOY / "overlays/dns-deployment")
+    service, deployment = named(objects, "Service", "kube-dns"), named(objects, "Deployment", "podwire-dns")
+    assert service["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert "service.kubernetes.io/service-proxy-name" not in service["metadata"]["labels"], "proxies serve it"
+    pod = deployment["spec"]["template"]["spec"]
+    (binding,) = [o for o in objects if o["kind"] == "ClusterRoleBinding" and o["roleRef"]["name"] == "podwire-dns"]
+    assert binding["subjects"][0]["name"] == pod["serviceAccountName"] == named(objects, "ServiceAccount", "podwire-dns")[
+        "metadata"]["name"]
+    (container,) = pod["containers"]
+    data = named(objects, "ConfigMap", "podwire-settings")["data"]
+    for word in container["args"]:
+        if "$(" in word:
+            assert word.partition("$(")[2].rstrip(")") in data, "the kubelet puts these in"
+    served, notes = corefile.apply(named(objects, "ConfigMap", "podwire-dns")["data"]["Corefile"],
+                                   DnsConfig("n", None, Path("/run/podwire")))
+    assert notes == []
+    for probe, address in (("readinessProbe", served.ready_address), ("livenessProbe", served.health_address)):
+        assert address.rpartition(":")[2] == str(container[probe]["httpGet"]["port"])
 
 
 def test_the_migration_page_names_what_there_is() -> None:
