@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -108,4 +109,18 @@ def node_port(lab: DemoLab) -> Iterator[Row]:
                       _failures(answers))
 
 
-CHECKS = (cluster_ip, same_node, change, no_endpoints, without_selector, node_port)
+def load_balancer(lab: DemoLab) -> Iterator[Row]:
+    """An address from the pool, answered for by one node, reached by a client outside the cluster."""
+    def address() -> str:
+        found = json.loads(lab.run_tool("get", "service", "my-loadbalancer", "-o", "json"))
+        return next((str(i["ip"]) for i in found["status"].get("loadBalancer", {}).get("ingress") or []), "")
+
+    client, names, ip = lab.outside("client"), {p.name for p in lab.pods("MyApp")}, wait_for(address, 15)
+    wait_for(lambda: lab.tcp(client, ip, 80, 0.5).ok, 15)
+    answers = lab.many(client, ip, 80, 40)
+    yield Row("5", f"40 x TCP my-loadbalancer {ip}:80", f"outside client {OUTSIDE_CLIENT}", _spread(answers),
+              all(a.ok for a in answers) and {a.host for a in answers} <= names and len({a.host for a in answers}) > 1,
+              _failures(answers))
+
+
+CHECKS = (cluster_ip, same_node, change, no_endpoints, without_selector, node_port, load_balancer)
