@@ -73,6 +73,9 @@ class Programmer:
         return dict(found)
 
     def _read(self, family: Family) -> State:
+        if self.variant == "legacy":
+            tables = programs.legacy_tables(family, self._ns_fd)
+            self._note(family, (table for table in TABLES if table in tables))  # before reading: what changes meanwhile differs
         there = programs.present(self.variant, family, self._ns_fd)
         chains = parse(programs.save(self.variant, family, self._ns_fd)) if there else {}
         return State(chains, self._sets.ours(family))
@@ -131,8 +134,6 @@ class Programmer:
 
     def watch(self) -> list[Watch]:
         """Start to hear of foreign changes to our tables. After the first sync, so that our own load is no news."""
-        for planner in self._planners if self.variant == "legacy" else ():
-            self._note(planner.family, planner.tables)
         self.watchers = [Timer(self._differs)]
         if self.variant == "nft":
             self.watchers += [TableWatch(planner.family, table, self._generations, self._ns_fd)

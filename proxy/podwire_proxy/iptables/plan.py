@@ -177,12 +177,6 @@ class Planner:
         return len(self.mirror.sets.get(cluster_ips(self.family), ()))
 
     @property
-    def tables(self) -> tuple[Table, ...]:
-        """Where rules of ours are."""
-        found = {chain.table for chain in self.mirror.chains}
-        return tuple(table for table in TABLES if table in found)
-
-    @property
     def unswept(self) -> bool:
         return bool(self._late or self._idle)
 
