@@ -132,7 +132,8 @@ def churned(cluster: Cluster) -> dict[str, float]:
     def changes() -> Iterator[tuple[str, dict[str, Any]]]:
         for n in itertools.count():
             i = n * 37 % cluster.count
-            yield f"default/s{i}-1", cluster.slice(i, 1_000_000 + n, n // cluster.count % 2 + 1 if n % 4 == 0 else 0)
+            moved = 1_000_000 + n % 8192  # addresses come back, as those of pods do
+            yield f"default/s{i}-1", cluster.slice(i, moved, n // cluster.count % 2 + 1 if n % 4 == 0 else 0)
 
     return churn(cluster.tracker, cluster.programmer, changes(), 60_000, 1000).figures()
 

@@ -30,12 +30,14 @@ class Churn:
     verdicts: int = 0
     lags: list[float] = field(default_factory=list)
     rss: list[float] = field(default_factory=list)
+    cpu: float = 0.0  # seconds of the process
 
     def figures(self) -> dict[str, float]:
         ordered = sorted(self.lags)
         quarter = max(1, len(self.rss) // 4)
         return {"value": ordered[-1] * 1000, "p50": statistics.median(ordered) * 1000,
                 "p99": ordered[int(len(ordered) * 0.99)] * 1000, "changes": len(ordered), "syncs": self.syncs,
+                "cpu a change": self.cpu * 1000 / len(ordered),
                 "verdicts": self.verdicts, "rss first quarter": statistics.mean(self.rss[:quarter]),
                 "rss last quarter": statistics.mean(self.rss[-quarter:])}
 
@@ -44,6 +46,7 @@ def churn(tracker: Tracker, programmer: Programmer, changes: Iterator[tuple[str,
           clock: Callable[[], float] = time.monotonic) -> Churn:
     """Feed `count` changes at `rate` a second; rate 0: ten a sync, as fast as it goes."""
     out, begin, done = Churn(), clock(), 0
+    cpu = time.process_time()
     last_sync = last_sweep = last_sample = begin
     pending: list[float] = []
     while done < count or pending:
@@ -71,4 +74,5 @@ def churn(tracker: Tracker, programmer: Programmer, changes: Iterator[tuple[str,
             time.sleep(0.001)
     programmer.sweep()
     out.rss.append(resident())
+    out.cpu = time.process_time() - cpu
     return out

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podwire_controlplane.api import meta
+from podwire_proxy import nft
 from podwire_proxy.changes import Tracker
 from podwire_proxy.convert import RESET_ANNOTATION
 from podwire_proxy.decide import Packet, Verdict, decide
@@ -284,3 +285,25 @@ def test_a_table_of_another_shape_is_replaced_in_one_transaction() -> None:
     tracer = Tracer(kernel.state[LAYOUT.table], s.INFO)
     assert tracer.outcome(Packet(s.POD_A, "10.96.0.1", "TCP", 80)).verdict is Verdict.FORWARD
     assert len(kernel.committed) == 2
+
+
+def test_only_two_base_chains_reach_the_verdict_map_of_services() -> None:
+    """The kernel checks every element of a verdict map again for each base chain that leads to it, at each commit that adds
+    one: a third base chain would make a change of an endpoint count half as dear again, at 44,000 Services by milliseconds."""
+    tracker, kernel = _cluster(3), FakeConnection()
+    tracker.flush()
+    kernel.commit(Planner(LAYOUT, s.INFO).full(tracker.dataplane, None))
+    dump = kernel.state[LAYOUT.table]
+
+    def maps(chain: str) -> set[str]:
+        found: set[str] = set()
+        for expr in (expr for rule in dump.rules[chain] for expr in rule.exprs):
+            if isinstance(expr, nft.Lookup) and dump.sets[expr.set].data == ("verdict",):
+                found.add(expr.set)
+            elif isinstance(expr, nft.Immediate) and isinstance(expr.value, nft.Verdict) and expr.value.chain:
+                found |= maps(expr.value.chain)
+        return found
+
+    reach = {name: maps(name) for name, chain in dump.chains.items() if chain.hook}
+    assert {name for name, found in reach.items() if "services" in found} == {"prerouting", "output"}
+    assert {name for name, found in reach.items() if "outside" in found} == {"prerouting"}
