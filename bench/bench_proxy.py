@@ -221,7 +221,7 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", nargs=3, metavar=("WHAT", "SERVICES", "ENDPOINTS"), help="one measurement, as JSON")
-    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--only", default="", help="rows whose name contains this; the others stay")
     options = parser.parse_args()
     if options.one and options.one[0] == "kube-proxy":
         print(json.dumps({"value": kube_proxy(int(options.one[1]), int(options.one[2]))}))
@@ -252,8 +252,13 @@ def main() -> None:
                      "peer": round(peer, 3) if peer else "absent", "peer_name": "direct" if what == "packet" else "kube-proxy",
                      "ratio": round(ours / peer, 3) if peer else None, "runs": runs[name]})
     RESULT.parent.mkdir(exist_ok=True)
+    measured = {row["name"] for row in rows}
+    if options.only and RESULT.exists():  # rows that were not asked for stay as they were
+        rows += [row for row in json.loads(RESULT.read_text())["rows"] if row["name"] not in measured]
+    order = [row[0] for row in ROWS]
+    rows.sort(key=lambda row: order.index(row["name"]) if row["name"] in order else len(order))
     RESULT.write_text(json.dumps({"machine": {**load, "load_after": os.getloadavg()[0]}, "rows": rows}, indent=1) + "\n")
-    for row in rows:
+    for row in (row for row in rows if row["name"] in measured):
         ratio = f"{row['ratio']} x {row['peer_name']}" if row["ratio"] else f"{row['peer_name']}: absent"
         print(f"{row['name']:<18} {row['podwire']:>10} {row['unit']:<4} {ratio}")
 
