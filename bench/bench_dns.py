@@ -345,6 +345,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3)
     options = parser.parse_args()
+    import dns_forward  # it uses what is above
+
     present = versions()
     names_of_peers = ["podwire", *(name for name in PEERS if present[name] != "absent")]
     rows = [row("render", "CPU s", rendering(3), with_dnslib(3), "dnslib, 5,000 answers scaled up")]
@@ -374,6 +376,7 @@ def main() -> None:
             finally:
                 for peer in peers.values():
                     peer.stop()
+        rows += dns_forward.rows(Path(tmp), options.rounds, options.seconds, unbound=present["unbound"] != "absent")
     machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(),
                "processor": re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[:1], "peers": present,
                "note": "a shared machine: trust ratios, not absolute figures"}

@@ -214,6 +214,18 @@ class Answerer:
         found = self.cache.get(whole, self.clock())
         return None if found is None else (found.rcode, found.value)
 
+    def missed(self, data: bytes, key: bytes) -> Pending | None:
+        """What `handle` gives for a plain query for somebody else's name that is not in the cache, asked with RD and without
+        DO, CD and AD; None: take `handle`. data: the message, `key`: its question in lower case."""
+        if (not self.recursion or (key, False, False) in self.cache.entries or key[-4:] not in USUAL
+                or self.data.apex_of(key[:-4]) or key[:-4] == self.loop_probe):
+            return None
+        edns = wire.Edns(int.from_bytes(data[-8:-6])) if data[11] else None
+        query = Query(int.from_bytes(data[:2]), int.from_bytes(data[2:4]), data[12:12 + len(key)], key, edns)
+        self.counts["forward"] += 1
+        self.cache.misses += 1
+        return Pending(query, query.udp_limit(), key)
+
     def _error(self, response: bytes) -> bytes:
         self.counts["error"] += 1
         return response

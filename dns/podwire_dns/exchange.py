@@ -6,11 +6,13 @@ What to send and what to believe is forward.py's; which upstream, and when, upst
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from . import forward
 from .cache import Upstreamed
@@ -71,6 +73,77 @@ class UdpExchange:
             self.loop.remove_reader(self.fd)
             self.sock.close()
             self.sock = None
+
+
+class Asker:
+    """UdpExchange for many, by batch.c: a socket for each query still, but one call to send it and one to gather answers."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, module: Any) -> None:
+        self.loop, self._lib, self._ffi = loop, module.lib, module.ffi
+        made = self._lib.asker_new()
+        if made == self._ffi.NULL:
+            raise OSError("no memory or descriptor for queries to upstreams")
+        self._asker = self._ffi.gc(made, self._lib.asker_free)
+        self._size = self._asker.packet_size
+        self._packets = self._ffi.buffer(self._asker.packets, self._lib.BATCH * self._size)
+        self._open: dict[int, tuple[bytes, int, Heard]] = {}
+        loop.add_reader(self._asker.epoll, self._gather)
+
+    def ask(self, address: bytes, port: int, question: bytes, ident: int, message: bytes, heard: Heard) -> Sent:
+        """address: packed."""
+        fd = self._lib.asker_send(self._asker, address, len(address), port, message, len(message))
+        if fd < 0:
+            self.loop.call_soon(heard, OSError(-fd, os.strerror(-fd)))
+        else:
+            self._open[fd] = question, ident, heard
+        return Sent(self, fd)
+
+    def _gather(self) -> None:
+        asker, size = self._asker, self._size
+        count = self._lib.asker_gather(asker)
+        if not count:
+            return
+        fds, lengths = self._ffi.unpack(asker.fds, count), self._ffi.unpack(asker.lengths, count)
+        heard: list[tuple[Heard, Upstreamed | OSError | None]] = []
+        done = []
+        for index in range(count):
+            fd, length = fds[index], lengths[index]
+            question, ident, hear = self._open[fd]
+            if length < 0:
+                heard.append((hear, OSError(-length, os.strerror(-length))))
+            else:
+                try:
+                    at = index * size
+                    heard.append((hear, forward.read_answer(question, ident, self._packets[at:at + length])))
+                except Malformed:
+                    continue  # not an answer to our question: the right one may still come
+            del self._open[fd]
+            done.append(fd)
+        self._lib.asker_close(done, len(done))
+        for hear, result in heard:
+            hear(result)
+
+    def forget(self, fd: int) -> None:
+        if self._open.pop(fd, None) is not None:
+            self._lib.asker_close([fd], 1)
+
+    def close(self) -> None:
+        self.loop.remove_reader(self._asker.epoll)
+        self._lib.asker_close(list(self._open), len(self._open))
+        self._open.clear()
+
+
+class Sent:
+    """A query of an Asker."""
+
+    __slots__ = ("asker", "fd")
+
+    def __init__(self, asker: Asker, fd: int) -> None:
+        self.asker, self.fd = asker, fd
+
+    def close(self) -> None:
+        """Hear nothing any more; once, and only before it was heard."""
+        self.asker.forget(self.fd)
 
 
 @dataclass(slots=True, eq=False)

@@ -139,8 +139,8 @@ class Upstreams:
 
     def attempts(self, now: float) -> list[tuple[str, float]]:
         """(address, seconds to wait before the next is asked too), in order; the first may be a probe with no wait."""
-        healthy = self._in_order([a for a in self.addresses if not self.is_down(a)])
         down = [a for a in self.addresses if self.is_down(a)]
+        healthy = self._in_order([a for a in self.addresses if a not in down] if down else list(self.addresses))
         plan = [(a, self.patience(a)) for a in [*healthy, *down] * ROUNDS]
         due = [a for a in down if now - self._health[a].probed >= PROBE_EVERY]
         if healthy and due:
@@ -149,10 +149,12 @@ class Upstreams:
         return plan
 
 
+OPTS = (opt(Edns(0)), opt(Edns(0, dnssec_ok=True)))
+
+
 def build_ask(key: bytes, ident: int, *, dnssec_ok: bool, checking_disabled: bool) -> bytes:
     """The query that goes upstream for a question key."""
-    return (HEADER.pack(ident, RD | (CD if checking_disabled else 0), 1, 0, 0, 1) + key
-            + opt(Edns(0, dnssec_ok=dnssec_ok)))
+    return HEADER.pack(ident, RD | (CD if checking_disabled else 0), 1, 0, 0, 1) + key + OPTS[dnssec_ok]
 
 
 def read_answer(key: bytes, ident: int, data: bytes) -> Upstreamed | None:

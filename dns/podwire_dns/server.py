@@ -62,7 +62,7 @@ class Server:
         cache = Cache(config.cache_capacity, config.serve_stale, config.prefetch)
         data = ZoneData(config.zones(), config.ttl, config.pods)
         self.answerer = Answerer(data, cache, time.monotonic, _below, bool(routes), config.autopath)
-        self.forwarder = Forwarder(routes, cache)
+        self.forwarder = Forwarder(routes, cache, batches=config.batches)
         self.observer = Observer(None)
         self.follower = Follower(config.socket_path, self._whole, self.observer.programmed)
         self.leaving = False
@@ -128,6 +128,7 @@ class Server:
         for sock in sockets[1::2]:
             await self._tcp.listen(sock)
         for each in udp:
+            each.soon = loop.call_soon
             each.thread.start()
         old_udp, self._udp = self._udp, udp
         self._counted += udp
@@ -163,7 +164,7 @@ class Server:
         if pages[0] != pages[1]:
             await self._open_pages(config)
         if routes != old.routes():
-            before, self.forwarder = self.forwarder, Forwarder(routes, self.answerer.cache)
+            before, self.forwarder = self.forwarder, Forwarder(routes, self.answerer.cache, batches=config.batches)
             self.answerer.cache.clear()
             before.retire()
             self._probe()

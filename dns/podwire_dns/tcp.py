@@ -33,6 +33,11 @@ class TcpService:
 
     async def close_listeners(self, listeners: list[Listener]) -> None:
         """What waits in their queues is still served; closing a listener would reset it."""
+        loop = asyncio.get_running_loop()
+        for sock, _ in listeners:
+            loop.remove_reader(sock.fileno())
+        if listeners:
+            await asyncio.sleep(TAKE_SECONDS)  # what asyncio accepted becomes ours; of a closed listener it would be forgotten
         for sock, listener in listeners:
             with contextlib.suppress(OSError):  # the queue is empty
                 while True:
@@ -42,7 +47,6 @@ class TcpService:
                     self._late.add(task)
                     task.add_done_callback(self._late.discard)
             listener.close()
-        await asyncio.sleep(TAKE_SECONDS)  # what asyncio accepted becomes a connection of ours
 
     async def _taken(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError):

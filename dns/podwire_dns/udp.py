@@ -31,6 +31,8 @@ class UdpLoop:
         self._native = native
         self.batch: Any | None = None
         self._waiting: list[tuple[Pending, Send]] = []
+        self._out: list[tuple[bytes, bytes]] = []  # answers of upstreams and their clients, until `flush`
+        self.soon: Callable[[Callable[[], None]], object] | None = None  # set: answers of upstreams leave together
         if native is not None:
             made = native.lib.batch_new(sock.fileno())
             if made != native.ffi.NULL:
@@ -53,6 +55,7 @@ class UdpLoop:
 
     def close(self) -> None:
         """Answer what came since the thread ended, and close the socket."""
+        self.flush()
         self.sock.setblocking(False)
         with contextlib.suppress(OSError):  # the queue is empty
             while True:
@@ -109,6 +112,28 @@ class UdpLoop:
 
         return send
 
+    def _batch_sender(self, index: int, query: bytes, began: float) -> Send:
+        """To a query of this batch, from the event loop's thread, once upstreams have answered."""
+        raw = self._raw_peer(index)
+
+        def send(answer: bytes) -> None:
+            self.observer.answered("udp", ("",) if self.observer.clients is None else self._peer(raw), query, answer, began)
+            if self.soon is None:
+                self.sock.sendto(answer, self._peer(raw))
+                return
+            if not self._out:
+                self.soon(self.flush)
+            self._out.append((answer, raw))
+
+        return send
+
+    def flush(self) -> None:
+        """Send what upstreams answered, with one system call for many: each one alone would give the interpreter away."""
+        out, self._out = self._out, []
+        if out and self._native is not None:
+            self._native.lib.batch_answer(self.batch, len(out), b"".join(answer for answer, _ in out),
+                                          [len(answer) for answer, _ in out], b"".join(raw for _, raw in out))
+
     def _many(self) -> None:
         assert self._native is not None
         lib, ffi, batch = self._native.lib, self._native.ffi, self.batch
@@ -140,7 +165,7 @@ class UdpLoop:
                 if value is None or special:
                     found = other(key, value, zones[index], simple[index])
                     if found is None:
-                        slow.append(index)
+                        slow.append((index, key if simple[index] and not special and not zones[index] else b""))
                         value, mode = b"", 0
                     else:
                         mode, value = found
@@ -149,10 +174,10 @@ class UdpLoop:
                 sizes[index] = len(value)
             left = lib.batch_send(batch, count, b"".join(values), sizes_at, modes_at)
             if left:
-                slow += unpack(batch.left, left)
+                slow += [(index, b"") for index in unpack(batch.left, left)]
             self.answerer.counts["hit"] += count - len(slow)
-            for index in slow:
-                self._slowly(index)
+            for index, key in slow:
+                self._slowly(index, key)
             if self._waiting:
                 self._hand_over()
 
@@ -169,25 +194,31 @@ class UdpLoop:
         found = self.answerer.cached(key) if simple else None
         return None if found is None else (SEND + FORWARDED + found[0], found[1])
 
-    def _slowly(self, index: int) -> None:
-        """One query of the batch that needs Python: parse it, answer it, or have an upstream asked."""
+    def _slowly(self, index: int, key: bytes) -> None:
+        """One query of the batch that needs Python: parse it, answer it, or have an upstream asked. key: of one that only
+        misses the cache."""
         assert self._native is not None
         assert self.batch is not None
         lib, ffi, batch = self._native.lib, self._native.ffi, self.batch
         size = batch.packet_size
         data = bytes(ffi.buffer(batch.packets + index * size, min(batch.lengths[index], size)))
-        peer = self._peer(index)
-        answer = self._answer(data, peer)
+        pending = self.answerer.missed(data, key) if key else None
+        if pending is not None:
+            self._waiting.append((pending, self._batch_sender(index, data, time.monotonic())))
+            return
+        answer = self._answer(data, self._peer(self._raw_peer(index)))
         if answer is not None:
             lib.batch_reply(batch, index, answer, len(answer))
 
-    def _peer(self, index: int) -> tuple[Any, ...]:
-        """The sender's address, as the socket module writes it."""
-        assert self._native is not None
-        assert self.batch is not None
-        raw = bytes(self._native.ffi.buffer(self._native.lib.batch_peer(self.batch, index), 28))
+    def _peer(self, raw: bytes) -> tuple[Any, ...]:
+        """A sender's address, as the socket module writes it."""
         port = int.from_bytes(raw[2:4])
         if self.sock.family == socket.AF_INET:
             return socket.inet_ntop(socket.AF_INET, raw[4:8]), port
         return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port, 0, int.from_bytes(raw[24:28], "little")
 
+    def _raw_peer(self, index: int) -> bytes:
+        """As the kernel writes it: 28 bytes, the size of an IPv6 address of a socket."""
+        assert self._native is not None
+        assert self.batch is not None
+        return bytes(self._native.ffi.buffer(self._native.lib.batch_peer(self.batch, index), 28))

@@ -12,14 +12,16 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from ipaddress import ip_address
 
 from dnslib import RCODE
 
 from podwire_controlplane.client import logs
 
-from . import forward
+from . import forward, native
 from .cache import Cache, CacheKey, Upstreamed
-from .exchange import Asked, Stream, UdpExchange, tls_context
+from .exchange import Asked, Asker, Sent, Stream, UdpExchange, tls_context
 from .forward import Route, Upstreams
 from .metrics import BOUNDS
 from .metrics_page import Forwarding
@@ -30,6 +32,11 @@ Done = Callable[["Upstreamed | None"], None]
 SWEEP_SECONDS = 0.25
 
 
+@lru_cache(maxsize=256)
+def packed(host: str) -> bytes:
+    return ip_address(host).packed
+
+
 class _Ask:
     """One query to one upstream, under way. flight: whom it is for. told: its silence was counted."""
 
@@ -37,7 +44,7 @@ class _Ask:
 
     def __init__(self, flight: _Flight, upstreams: Upstreams, address: str, began: float) -> None:
         self.flight, self.upstreams, self.address, self.began, self.told = flight, upstreams, address, began, False
-        self.exchange: UdpExchange | Asked | None = None
+        self.exchange: UdpExchange | Sent | Asked | None = None
 
 
 class _Flight:
@@ -97,7 +104,7 @@ class _Flight:
 class Forwarder:
     """`ask` (or `resolve`) for any number of callers at once; callers with the same question share one flight."""
 
-    def __init__(self, routes: Mapping[bytes, Route], cache: Cache) -> None:
+    def __init__(self, routes: Mapping[bytes, Route], cache: Cache, *, batches: bool = True) -> None:
         """routes: by the domain's name in wire form; the longest that fits a question is asked. Raises OSError: TLS files."""
         self.routes = {domain: Upstreams(route, secrets.randbelow) for domain, route in routes.items()}
         self.cache = cache
@@ -114,12 +121,16 @@ class Forwarder:
         self._asks: dict[_Ask, None] = {}  # in the order of their start
         self._sweeper: asyncio.TimerHandle | None = None
         self._told: set[str] = set()
+        self._batches = batches
+        self._asker: Asker | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
+            module = native.load() if self._batches else None
+            self._asker = Asker(self._loop, module) if module is not None else None
         return self._loop
 
     def route(self, question: bytes) -> Upstreams | None:
@@ -177,6 +188,8 @@ class Forwarder:
             self._drop(asked)
         if self._sweeper is not None:
             self._sweeper.cancel()
+        if self._asker is not None:
+            self._asker.close()
 
     # Who asks
 
@@ -185,7 +198,8 @@ class Forwarder:
         forward.DEADLINE, nor a stale one is left; REFUSED where there is none to ask."""
         flight = self._flights.get(key)
         if flight is None:
-            known = self.cache.get(key, time.monotonic())  # a flight may have landed since the caller looked
+            # A flight may have landed since the caller looked.
+            known = self.cache.get(key, time.monotonic()) if key in self.cache.entries else None
             if known is not None:
                 done(known)
                 return
@@ -257,8 +271,10 @@ class Forwarder:
         else:
             ident = secrets.randbits(16)
             message = forward.build_ask(question, ident, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled)
-            asked.exchange = UdpExchange(self.loop, host, port, question, ident, message,
-                                         lambda result: self._heard(asked, result))
+            heard = partial(self._heard, asked)
+            asker = self._asker
+            asked.exchange = (UdpExchange(self.loop, host, port, question, ident, message, heard) if asker is None
+                              else asker.ask(packed(host), port, question, ident, message, heard))
         return asked
 
     def _over_stream(self, asked: _Ask) -> None:
@@ -272,7 +288,7 @@ class Forwarder:
                                                                           upstreams.route.expire)
         question, dnssec_ok, checking_disabled = asked.flight.key
         asked.exchange = stream.ask(question, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled,
-                                    heard=lambda result: self._heard(asked, result))
+                                    heard=partial(self._heard, asked))
 
     def _heard(self, asked: _Ask, result: Upstreamed | OSError | None) -> None:
         if asked not in self._asks:
@@ -311,9 +327,10 @@ class Forwarder:
             log.warn("upstream does not answer", upstream=address, why=why)
 
     def _drop(self, asked: _Ask) -> None:
-        self._asks.pop(asked, None)
-        if asked.exchange is not None:
-            asked.exchange.close()
+        if asked in self._asks:
+            del self._asks[asked]
+            if asked.exchange is not None:
+                asked.exchange.close()
 
     def _sweep(self) -> None:
         """End what is older than forward.DEADLINE; runs as long as anything is under way."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 from .rtypes import AAAA, SOA, A
 
@@ -85,8 +86,7 @@ def name_end(data: bytes, at: int, *, pointers: bool) -> int:
             raise Malformed("a name is longer than 255 bytes")
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """Where one record lies in a message: [start, end), its type, TTL, and where its TTL and data begin."""
 
     start: int

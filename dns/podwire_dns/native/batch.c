@@ -10,8 +10,10 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { BATCH = 64, PACKET = 4096, MINIMUM = 512, MAXIMUM = 1232, TYPES = 66, BUCKETS = 14, SIZES = 15, SEND = 16, FORWARDED = 64 };
 
@@ -242,4 +244,91 @@ const char *batch_peer(const batch *b, int index) {
 int batch_reply(batch *b, int index, const char *answer, int length) {
     return sendto(b->fd, answer, (size_t)length, 0, (struct sockaddr *)&b->peers[index],
                   b->in_headers[index].msg_hdr.msg_namelen) < 0 ? -errno : 0;
+}
+
+/* Answers to queries of earlier batches: `count` of them in `answers`, one behind the other, each to its 28 bytes of `peers`. */
+void batch_answer(batch *b, int count, const char *answers, const int32_t *lengths, const char *peers) {
+    struct mmsghdr headers[BATCH];
+    struct iovec vectors[BATCH];
+    for (int done = 0; done < count;) {
+        int ready = 0;
+        for (; ready < BATCH && done + ready < count; ready++) {
+            const struct sockaddr *peer = (const struct sockaddr *)(peers + (size_t)(done + ready) * sizeof(struct sockaddr_in6));
+            vectors[ready] = (struct iovec){(char *)answers, (size_t)lengths[done + ready]};
+            headers[ready].msg_hdr = (struct msghdr){
+                .msg_name = (void *)peer, .msg_iov = &vectors[ready], .msg_iovlen = 1,
+                .msg_namelen = peer->sa_family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in)};
+            answers += lengths[done + ready];
+        }
+        for (int at = 0; at < ready;) {
+            int sent = sendmmsg(b->fd, headers + at, (unsigned)(ready - at), 0);
+            if (sent < 0 && errno == EINTR) continue;
+            at += sent > 0 ? sent : 1; /* as above: nobody loses but the one who cannot be reached */
+        }
+        done += ready;
+    }
+}
+
+/* The other side: each query to an upstream leaves from a socket, and so a port, of its own; answers are gathered together. */
+
+typedef struct {
+    int32_t fds[BATCH];
+    int32_t lengths[BATCH];
+    char *packets;
+    int32_t packet_size;
+    int32_t epoll;
+} asker;
+
+asker *asker_new(void) {
+    asker *a = calloc(1, sizeof *a);
+    if (!a) return NULL;
+    a->packets = malloc((size_t)BATCH * PACKET);
+    a->packet_size = PACKET;
+    a->epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (!a->packets || a->epoll < 0) {
+        if (a->epoll >= 0) close(a->epoll);
+        free(a->packets), free(a);
+        return NULL;
+    }
+    return a;
+}
+
+void asker_free(asker *a) {
+    close(a->epoll);
+    free(a->packets), free(a);
+}
+
+/* The descriptor of the socket that `message` left from, or -errno. address: 4 or 16 bytes in network order. */
+int asker_send(asker *a, const char *address, int size, int port, const char *message, int length) {
+    struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port)};
+    struct sockaddr_in four = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    if (size == 16) memcpy(&six.sin6_addr, address, 16);
+    else memcpy(&four.sin_addr, address, 4);
+    int fd = socket(size == 16 ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) return -errno;
+    struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
+    if (connect(fd, size == 16 ? (struct sockaddr *)&six : (struct sockaddr *)&four, size == 16 ? sizeof six : sizeof four)
+        || send(fd, message, (size_t)length, 0) < 0 || epoll_ctl(a->epoll, EPOLL_CTL_ADD, fd, &event)) {
+        int error = errno;
+        close(fd);
+        return -error;
+    }
+    return fd;
+}
+
+/* What has come, without waiting: fds, and the lengths of their packets (below 0: -errno). How many. */
+int asker_gather(asker *a) {
+    struct epoll_event events[BATCH];
+    int count = epoll_wait(a->epoll, events, BATCH, 0), kept = 0;
+    for (int i = 0; i < count; i++) {
+        ssize_t length = recv(events[i].data.fd, a->packets + (size_t)kept * PACKET, PACKET, MSG_DONTWAIT);
+        if (length < 0 && (errno == EAGAIN || errno == EINTR)) continue;
+        a->fds[kept] = events[i].data.fd;
+        a->lengths[kept++] = length < 0 ? -errno : (int32_t)length;
+    }
+    return kept;
+}
+
+void asker_close(const int32_t *fds, int count) {
+    for (int i = 0; i < count; i++) close(fds[i]);
 }

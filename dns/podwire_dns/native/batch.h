@@ -32,4 +32,19 @@ void batch_free(batch *b);
 int batch_receive(batch *b);
 int batch_send(batch *b, int count, const char *values, const int32_t *sizes, const uint8_t *modes);
 const char *batch_peer(const batch *b, int index);
+void batch_answer(batch *b, int count, const char *answers, const int32_t *lengths, const char *peers);
 int batch_reply(batch *b, int index, const char *answer, int length);
+
+typedef struct {
+    int32_t fds[64];         /* sockets that something came to */
+    int32_t lengths[64];     /* of the packets; below 0: -errno */
+    char *packets;
+    int32_t packet_size;
+    int32_t epoll;           /* readable when there is something to gather */
+} asker;
+
+asker *asker_new(void);
+void asker_free(asker *a);
+int asker_send(asker *a, const char *address, int size, int port, const char *message, int length);
+int asker_gather(asker *a);
+void asker_close(const int32_t *fds, int count);

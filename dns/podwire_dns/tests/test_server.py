@@ -12,6 +12,7 @@ from typing import Any
 import dns.asyncquery
 import dns.message
 import dns.rcode
+import pytest
 
 from podwire_controlplane.client.reflector import Event
 from podwire_controlplane.client.rolestatus import RoleStatus, read_all
@@ -164,10 +165,11 @@ def test_burst_of_changes_is_one_delta(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
-def test_upstreams_that_refuse_are_given_up_at_once_and_counted_as_down() -> None:
+@pytest.mark.parametrize("batches", [True, False])
+def test_upstreams_that_refuse_are_given_up_at_once_and_counted_as_down(batches: bool) -> None:
     async def work() -> None:
         closed = tuple(f"127.0.0.1#{free_port()}" for _ in range(2))
-        forwarder = Forwarder({b"\0": Route(closed)}, Cache())
+        forwarder = Forwarder({b"\0": Route(closed)}, Cache(), batches=batches)
         key = (dns.message.make_query("www.example.com.", "A").to_wire()[12:], False, False)
         answers = await asyncio.gather(*(forwarder.resolve(key) for _ in range(20)))
         assert answers == [None] * 20
