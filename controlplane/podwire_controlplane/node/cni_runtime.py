@@ -110,7 +110,8 @@ class CniRuntime:
             str(binary), env={**os.environ, **attachment.environment(verb, self.bin_dir)}, stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
         try:
-            out, err = await asyncio.wait_for(process.communicate(json.dumps(conf).encode()), TIMEOUT)
+            async with asyncio.timeout(TIMEOUT):
+                out, err = await process.communicate(json.dumps(conf).encode())
         except TimeoutError:
             process.kill()
             raise CniFailed(11, f"{plugin['type']}: no answer in {TIMEOUT:.0f} s") from None

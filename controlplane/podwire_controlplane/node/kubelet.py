@@ -26,6 +26,7 @@ from .runtime import Process, Sandbox, read, running
 
 log = logs.get("node")
 HEARTBEAT = 10.0
+STOP_SECONDS = 5
 ROLES = {"wiring": "PodwireWiring", "proxy": "PodwireProxy", "dns-feeder": "PodwireDnsFeeder", "dns": "PodwireDns",
          "lb": "PodwireLoadBalancer"}
 
@@ -254,8 +255,13 @@ def _os_name() -> str:
 async def _main(config: NodeConfig) -> None:
     async with ApiClient(client_config.load(config.kubeconfig)) as api:
         task = asyncio.create_task(Kubelet(api, config).run())
+
+        def stop() -> None:
+            signal.alarm(STOP_SECONDS)  # whatever still waits for something then is not waited for: pods go on without us
+            task.cancel()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+            asyncio.get_running_loop().add_signal_handler(number, stop)
         try:
             await task
         except asyncio.CancelledError:

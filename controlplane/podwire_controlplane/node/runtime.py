@@ -231,7 +231,8 @@ class Container:
         if grace > 0:
             process.signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(watcher.ended(), grace)
+                async with asyncio.timeout(grace):  # not wait_for: in Python 3.11 it can swallow a cancellation
+                    await watcher.ended()
         if process.alive:
             process.signal(signal.SIGKILL)
         await watcher.ended()
