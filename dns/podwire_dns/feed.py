@@ -93,12 +93,12 @@ class Frames:
             yield decode(body)
 
 
-def pieces(delta: Delta) -> Iterator[Delta]:
-    """A large change as several small ones; what ends, ends with the last of them, when all that is new is there."""
+def pieces(delta: Delta, most: int = CHUNK) -> Iterator[Delta]:
+    """A large change as several of at most `most` answers; what ends, ends with the last of them, when all that is new is there."""
     answers = list(delta.answers.items())
-    while len(answers) > CHUNK:
-        yield Delta(delta.serial, dict(answers[:CHUNK]))
-        del answers[:CHUNK]
+    while len(answers) > most:
+        yield Delta(delta.serial, dict(answers[:most]))
+        del answers[:most]
     yield msgspec.structs.replace(delta, answers=dict(answers))
 
 
