@@ -94,7 +94,7 @@ class Frames:
 
 
 def pieces(delta: Delta, most: int = CHUNK) -> Iterator[Delta]:
-    """A large change as several of at most `most` answers; what ends, ends with the last of them, when all that is new is there."""
+    """A large change as several of at most `most` answers; what ends, ends with the last of them, when all new is there."""
     answers = list(delta.answers.items())
     while len(answers) > most:
         yield Delta(delta.serial, dict(answers[:most]))
