@@ -44,7 +44,9 @@ def routes(metrics: Metrics, health: Callable[[], Health], mode: str, config: Ma
         code = 200 if good else 503
         (metrics.livez if live else metrics.healthz)[code] += 1
         body = {"lastUpdated": _stamp(metrics.last_sync), "currentTime": _stamp(time.time()), "healthy": good,
-                "message": found.why, **({} if live else {"nodeEligible": found.eligible})}
+                "message": found.why,
+                "status": {family: {"lastUpdated": _stamp(metrics.last_sync), "healthy": found.healthy}
+                           for family in metrics.families}, **({} if live else {"nodeEligible": found.eligible})}
         return web.json_response(body, status=code, headers={"X-Content-Type-Options": "nosniff"})
 
     async def exposition(_: web.Request) -> web.Response:

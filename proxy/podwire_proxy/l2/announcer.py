@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterable
@@ -35,6 +36,7 @@ REPEATS = (0.1, 0.4, 1.0)  # seconds after the first announcement: one frame can
 DEFEND = 1.0  # seconds between two defences of an address
 ASK_AGAIN = 0.5
 PROBE_TIMEOUT = 0.5
+PRIORITY = -15  # nice: who is late by a second is taken for dead, as with every cluster's heartbeat
 
 
 @dataclass(frozen=True)
@@ -309,6 +311,8 @@ async def _main(config: LbConfig) -> None:
 def run(config: LbConfig) -> None:
     """Serve until SIGTERM or SIGINT, inside the node's network namespace. Raises ConfigError."""
     logs.configure(node=config.node_name)
+    with contextlib.suppress(OSError):  # without the right to: then a busy node may look dead for a moment
+        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     log.info("starting", uplink=config.uplink or "of the default route")
     asyncio.run(_main(config))
     log.info("stopped; other nodes take its addresses over")

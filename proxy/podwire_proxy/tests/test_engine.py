@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,7 @@ def test_health_and_metrics_are_served() -> None:
 
     good, text, bad = asyncio.run(ask())
     assert (good[0], bad[0]) == (200, 503)
+    assert json.loads(good[1])["status"]["IPv4"]["healthy"] is True
     assert "ENOMEM" in bad[1]
     assert "podwire_proxy_services 5" in text[1]
 
