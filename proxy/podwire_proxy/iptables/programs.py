@@ -88,8 +88,8 @@ def present(variant: Variant, family: Family, ns_fd: int | None) -> bool:
 
 
 def found(ns_fd: int | None = None) -> Iterator[tuple[Variant, Family, dict[Chain, Rules]]]:
-    """Where rules of ours are, and which. Only tables that exist are looked at."""
-    for variant in VARIANTS:
+    """Where rules of ours are, and which. Only tables that exist are looked at, with programs that are installed."""
+    for variant in filter(installed, VARIANTS):
         for family in FAMILIES:
             if present(variant, family, ns_fd) and (chains := parse(save(variant, family, ns_fd))):
                 yield variant, family, chains

@@ -1,0 +1,83 @@
+"""What others left in iptables, in both variants: named with its owner, and left alone."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lab.fakeapi import FakeApi
+from lab.netns import Lab
+from lab.proxyrole import Running, until
+from lab.serviceworld import World
+from podwire_controlplane.main import cli
+from podwire_proxy.hostfacts import leftovers
+from podwire_proxy.iptables import programs
+from podwire_proxy.iptables.leftovers import foreign_chains
+from test_proxy_iptables import no_rules, started
+from test_proxy_live import BOTH, NODE, my_service, my_slice
+
+
+@pytest.fixture
+def world(lab: Lab) -> Iterator[World]:
+    made = World(lab)
+    yield made
+    made.close()
+
+
+LEGACY = """*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-ABC - [0:0]
+-A PREROUTING -j KUBE-SERVICES
+-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m tcp --dport 443 -j KUBE-SVC-ABC
+-A KUBE-SVC-ABC -p tcp -j DNAT --to-destination 172.30.0.11:6443
+COMMIT
+*filter
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+COMMIT
+"""
+
+
+@pytest.mark.parametrize("way", ["python-iptables", "iptables-legacy-save"])
+def test_leftovers_of_others_are_named_and_left_alone(world: World, tmp_path: Path, way: str,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both variants; and the same where python-iptables is not installed."""
+    if way == "python-iptables":
+        pytest.importorskip("iptc", reason="python-iptables is not installed: pip install podwire[iptables] (needs gcc)")
+        monkeypatch.setattr(programs, "save", None)
+    else:
+        monkeypatch.setitem(sys.modules, "iptc", None)
+    world.node.run(["iptables-legacy-restore", "--noflush", "-w"], input=LEGACY)
+    world.node.run(["ip6tables-nft", "-t", "nat", "-N", "cali-PREROUTING"])
+    found = {str(one): one.owner for one in leftovers(world.node.call(foreign_chains))}
+    assert found == {
+        "2 chains of table nat (iptables-legacy, IPv4): KUBE-SERVICES, KUBE-SVC-ABC": "kube-proxy",
+        "chain of table nat (iptables-legacy, IPv4): PREROUTING": "",
+        "chain of table filter (iptables-legacy, IPv4): DOCKER-USER": "Docker",
+        "chain of table filter (iptables-legacy, IPv4): FORWARD": "",
+        "chain of table nat (iptables-nft, IPv6): cali-PREROUTING": "Calico"}
+    monkeypatch.undo()
+    _, programmer = started(world, my_service(), my_slice(*BOTH), variant="legacy")
+    programmer.close()
+    assert {str(one): one.owner for one in leftovers(world.node.call(foreign_chains))} == found, "ours are not among them"
+    done = CliRunner().invoke(cli, ["cleanup", "--netns", f"/proc/{os.getpid()}/fd/{world.node.fd}"])
+    assert "(iptables-legacy, IPv4): KUBE-SERVICES, KUBE-SVC-ABC, of kube-proxy (kube-proxy --cleanup)" in done.output
+    assert "-A KUBE-SVC-ABC -p tcp -j DNAT" in world.node.run(["iptables-legacy-save"]).stdout
+    assert no_rules(world.node)
+
+
+def test_the_role_tells_of_leftovers(world: World, tmp_path: Path) -> None:
+    world.node.run(["iptables-legacy-restore", "--noflush", "-w"], input=LEGACY)
+    with FakeApi(world.node) as api:
+        api.apply(NODE, my_service(), my_slice(*BOTH))
+        proxy = Running(world.node, api.kubeconfig(tmp_path / "kubeconfig"), tmp_path, "--backend", "iptables")
+        until(proxy.ready, "the first sync")
+        assert "kube-proxy left 2 chains of table nat" in proxy.status_file.read_text()
+        log = proxy.stop()
+    assert "kube-proxy --cleanup" in log
+    assert "variant=legacy" in log, "where the rules of others are"
