@@ -147,36 +147,35 @@ class Kernel:
     def remove(self, ops: Sequence[Op], meanwhile: Callable[[], None] | None = None) -> None:
         """Run deletions in the node's namespace; what is already gone is fine. Raises OSError.
 
-        A link counts as gone when the kernel has unlisted it and says so (RTM_DELLINK), not 15 ms later when the call ends.
-        meanwhile: what can be done while the kernel works on it.
+        A link counts as gone when the kernel does not find it any more: it took down both ends and unlisted them by then, and
+        what it still has to do takes 15 ms and concerns nobody. meanwhile: what can be done while the kernel works on it.
         """
-        with nl.Netlink(groups=nl.RTMGRP_LINK) as watch:
-            links = _Links(watch)
-            doomed = [index for op in ops if isinstance(op, DeleteLink) and (index := links[op.link])]
-            if doomed:
-                watch.only_ends_of(doomed, 0.01)
-            jobs = self._start(ops, links)
+        with nl.Netlink() as sock:
+            jobs = self._start(ops, _Links(sock))
             if meanwhile:
                 meanwhile()
+            pause = 0.00005
             while jobs:
-                gone = _gone(watch)
-                for index, job in list(jobs.items()):
+                for (name, index), job in list(jobs.items()):
                     if job.done():
                         job.result()
-                        del jobs[index]
-                    elif index in gone:
+                        del jobs[name, index]
+                    elif sock.index(name) != index:
                         job.add_done_callback(_report)
-                        del jobs[index]
+                        del jobs[name, index]
+                if jobs:
+                    time.sleep(pause)
+                    pause = min(2 * pause, 0.001)
 
-    def _start(self, ops: Sequence[Op], links: _Links) -> dict[int, Future[None]]:
-        """index -> the running call that deletes that link. What is no link goes first, in the same call as one."""
-        jobs, links_last = dict[int, Future[None]](), sorted(ops, key=lambda op: isinstance(op, DeleteLink))
+    def _start(self, ops: Sequence[Op], links: _Links) -> dict[tuple[str, int], Future[None]]:
+        """(name, index) -> the running call that deletes that link. What is no link goes first, in the same call as one."""
+        jobs, links_last = dict[tuple[str, int], Future[None]](), sorted(ops, key=lambda op: isinstance(op, DeleteLink))
         batch = list[bytes]()
         for op in links_last:
             index = links[op.link] if not isinstance(op, CreateVeth) else 0
             message = removal(op, index)
             if index and isinstance(op, DeleteLink):
-                jobs[index] = self._reapers.submit(_delete, [*batch, message])
+                jobs[op.link, index] = self._reapers.submit(_delete, [*batch, message])
                 batch = []
             elif index:
                 batch.append(message)
@@ -329,18 +328,6 @@ def _delete(batch: Sequence[bytes]) -> None:
 def _report(job: Future[None]) -> None:
     if err := job.exception():
         log.error("deleting a link failed late", error=str(err))
-
-
-def _gone(watch: nl.Netlink) -> set[int]:
-    """Wait a little for word that links are gone: their indices."""
-    try:
-        return {nl.index_of(body) for _, body in watch.receive()}
-    except BlockingIOError:
-        return set()
-    except OSError as err:
-        if err.errno == errno.ENOBUFS:
-            return set()  # word was lost: the end of the call itself tells then
-        raise
 
 
 def _look(ipr: object, name: str) -> LinkSeen | None:

@@ -6,7 +6,6 @@ are those of <linux/rtnetlink.h>, <linux/if_link.h> and <linux/neighbour.h>; the
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -36,13 +35,12 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC = 1, 4, 5, 7
 NDA_DST, NDA_LLADDR, NUD_PERMANENT, NUD_NOARP, NTF_MASTER = 1, 2, 0x80, 0x40, 0x04
 IFF_UP, NESTED = 0x1, 0x8000
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RTN_UNICAST = 254, 4, 0, 253, 1
-RTMGRP_LINK = 1
 NEWQDISC, NEWTFILTER = 36, 44
 TCA_KIND, TCA_OPTIONS, TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST, TCA_U32_SEL, TCA_U32_ACT = 1, 2, 1, 4, 6, 5, 7
 TC_H_ROOT, TC_H_INGRESS, INGRESS_HANDLE = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFF0000
 TC_U32_TERMINAL, TC_ACT_STOLEN, TCA_EGRESS_REDIR, TCA_MIRRED_PARMS = 1, 4, 1, 2
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
-SIOCGIFINDEX, SO_ATTACH_FILTER = 0x8933, 26
+SIOCGIFINDEX = 0x8933
 IFNAMSIZ = 16
 _HEAD = struct.Struct("=IHHII")
 _ATTR = struct.Struct("=HH")
@@ -262,29 +260,14 @@ def addresses() -> frozenset[IPAddress]:
     return frozenset(found)
 
 
-def _filter_of_ends(indices: Collection[int]) -> bytes:
-    """A classic BPF program (linux/filter.h) that lets RTM_DELLINK messages of these links pass and nothing else.
-
-    Loads are in network byte order, netlink's fields are not. The type is at 4; behind the header of 16 bytes come the address
-    family (a bridge says AF_BRIDGE when it only loses a port, before the link is gone) and, at 20, the index.
-    """
-    load_word, load_half, load_byte, jump_equal, answer = 0x20, 0x28, 0x30, 0x15, 0x06
-    refuse = 5 + len(indices)
-    code = [(load_half, 0, 0, 4), (jump_equal, 0, refuse - 2, socket.htons(DELLINK)),
-            (load_byte, 0, 0, 16), (jump_equal, 0, refuse - 4, 0), (load_word, 0, 0, 20)]
-    code += [(jump_equal, refuse - at, 0, socket.htonl(index)) for at, index in enumerate(indices, 5)]
-    code += [(answer, 0, 0, 0), (answer, 0, 0, 0xFFFFFFFF)]
-    return b"".join(struct.pack("=HBBI", *step) for step in code)
-
-
 class Netlink:
     """One rtnetlink socket, bound to the network namespace that the opening thread is in. For one thread at a time."""
 
-    def __init__(self, *, groups: int = 0) -> None:
+    def __init__(self) -> None:
         self.sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self.sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         self.sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
-        self.sock.bind((0, groups))
+        self.sock.bind((0, 0))
         self._seq = 0
 
     def __enter__(self) -> Self:
@@ -346,23 +329,6 @@ class Netlink:
                 if found == NLMSG_ERROR and (err := _refusal(body, flags, 0)):
                     raise err
                 on_answer(found, body)
-
-    def only_ends_of(self, indices: Collection[int], wait: float) -> None:
-        """From now on `receive` hears of nothing but these links' ends, and waits at most `wait` seconds for one.
-
-        A classic BPF program in the kernel sees to it: among many pods that come and go, this thread is woken once.
-        """
-        def step(code: int, k: int, if_true: int = 0, if_false: int = 0) -> bytes:
-            return struct.pack("=HBBI", code, if_true, if_false, k)
-
-        program = _filter_of_ends(indices)
-        room = ctypes.create_string_buffer(program)
-        self.sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(room)))
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(wait), int(wait % 1 * 1e6)))
-
-    def receive(self) -> list[tuple[int, bytes]]:
-        """(kind, body) of the notifications in the next datagram."""
-        return [(kind, body) for kind, _, _, body in self._frames()]
 
     def _frames(self) -> list[tuple[int, int, int, bytes]]:
         """(kind, flags, sequence number, body) of each message in the next datagram."""

@@ -85,26 +85,3 @@ def test_link_of_what_pyroute2_encodes() -> None:
 @pytest.mark.parametrize("data", [b"", b"\1", b"\0\0\1\0", b"\x08\0\1\0ab", b"\3\0\1\0abcdefgh"])
 def test_broken_attributes_end_the_run(data: bytes) -> None:
     assert len(nl.attributes(data)) <= 1
-
-
-def run_filter(program: bytes, packet: bytes) -> int:
-    """A classic BPF machine, small enough to be obviously right (linux/filter.h); only what our program uses."""
-    at, a = 0, 0
-    while True:
-        code, if_true, if_false, k = struct.unpack_from("=HBBI", program, 8 * at)
-        at += 1
-        if code == 0x06:
-            return int(k)
-        if code == 0x15:
-            at += if_true if a == k else if_false
-        else:
-            a = int.from_bytes(packet[k:k + {0x20: 4, 0x28: 2, 0x30: 1}[code]], "big")
-
-
-@pytest.mark.parametrize(("kind", "family", "index", "passes"), [
-    (nl.DELLINK, 0, 7, True), (nl.DELLINK, 0, 9, True), (nl.DELLINK, 0, 8, False), (nl.NEWLINK, 0, 7, False),
-    (nl.DELLINK, socket.AF_BRIDGE, 7, False)])
-def test_only_the_ends_of_these_links_are_heard_of(kind: int, family: int, index: int, passes: bool) -> None:
-    packet = nl.message(kind, 0, struct.pack("=BxHiII", family, 0, index, 0, 0))
-    assert bool(run_filter(nl._filter_of_ends([7, 9]), packet)) == passes
-    assert not run_filter(nl._filter_of_ends([]), packet)
