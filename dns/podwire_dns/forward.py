@@ -101,6 +101,7 @@ class Upstreams:
     route: Route
     rand: Callable[[int], int] = lambda n: 0
     _turn: int = 0
+    _silent: int = 0  # how many have silences
     _health: dict[str, _Health] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -112,17 +113,21 @@ class Upstreams:
 
     def answered(self, address: str, took: float) -> None:
         health = self._health[address]
-        health.silences = 0
+        if health.silences:
+            health.silences = 0
+            self._silent -= 1
         health.usual = took if not health.usual else health.usual * 0.75 + took * 0.25
 
     def silent(self, address: str) -> None:
-        self._health[address].silences += 1
+        health = self._health[address]
+        self._silent += not health.silences
+        health.silences += 1
 
     def is_down(self, address: str) -> bool:
         return 0 < self.route.max_fails <= self._health[address].silences
 
     def all_down(self) -> bool:
-        return all(self.is_down(address) for address in self.addresses)
+        return self._silent > 0 and all(self.is_down(address) for address in self.addresses)
 
     def patience(self, address: str) -> float:
         usual = self._health[address].usual
@@ -139,7 +144,7 @@ class Upstreams:
 
     def attempts(self, now: float) -> list[tuple[str, float]]:
         """(address, seconds to wait before the next is asked too), in order; the first may be a probe with no wait."""
-        down = [a for a in self.addresses if self.is_down(a)]
+        down = [a for a in self.addresses if self.is_down(a)] if self._silent else []
         healthy = self._in_order([a for a in self.addresses if a not in down] if down else list(self.addresses))
         plan = [(a, self.patience(a)) for a in [*healthy, *down] * ROUNDS]
         due = [a for a in down if now - self._health[a].probed >= PROBE_EVERY]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -29,7 +30,10 @@ from .wire import EMPTY, REFUSED
 
 log = logs.get("dns")
 Done = Callable[["Upstreamed | None"], None]
-SWEEP_SECONDS = 0.25
+NEVER = float("inf")
+SWEEP_SECONDS, TICK_SECONDS = 0.25, 0.02
+IDENTS = 512
+RCODES = [str(RCODE.forward.get(number, number)) for number in range(16)]
 
 
 @lru_cache(maxsize=256)
@@ -50,33 +54,31 @@ class _Ask:
 class _Flight:
     """One question on its way, for everybody who waits for its answer."""
 
-    __slots__ = ("began", "current", "done", "fallback", "forwarder", "key", "live", "plan", "timer", "upstreams", "waiters")
+    __slots__ = ("began", "current", "done", "due", "fallback", "forwarder", "key", "live", "plan", "upstreams", "waiters")
 
     def __init__(self, forwarder: Forwarder, key: CacheKey, upstreams: Upstreams, now: float) -> None:
         self.forwarder, self.key, self.upstreams, self.began = forwarder, key, upstreams, now
         self.plan = iter(upstreams.attempts(now))
         self.waiters: list[Done] = []
         self.fallback: Upstreamed | None = None
-        self.timer: asyncio.TimerHandle | None = None
+        self.due = NEVER  # when the next upstream is asked too
         self.current: _Ask | None = None
         self.live, self.done = 0, False
 
     def next(self) -> None:
         """Ask the next upstream; where all were asked, wait for those who still may answer."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        self.due = NEVER
         for address, patience in self.plan:
             self.live += 1
             asked = self.forwarder.send(self, address)
             if patience:
                 self.current = asked
-                self.timer = self.forwarder.loop.call_later(patience, self._impatient)
+                self.due = asked.began + patience
                 return
         if not self.live or self.fallback is not None:
             self.finish(self.fallback)
 
-    def _impatient(self) -> None:
+    def impatient(self) -> None:
         if self.current is not None:
             self.forwarder.silent(self.current)
         self.next()
@@ -96,8 +98,6 @@ class _Flight:
 
     def finish(self, answer: Upstreamed | None) -> None:
         self.done = True
-        if self.timer is not None:
-            self.timer.cancel()
         self.forwarder.landed(self, answer)
 
 
@@ -119,8 +119,10 @@ class Forwarder:
                           if any(address.startswith(forward.TLS) for address in upstreams.addresses)}
         self._flights: dict[CacheKey, _Flight] = {}
         self._asks: dict[_Ask, None] = {}  # in the order of their start
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._ticker: asyncio.TimerHandle | None = None  # one for all flights: a timer for each costs more than its query
+        self._swept = 0.0
         self._told: set[str] = set()
+        self._idents = array("H")
         self._batches = batches
         self._asker: Asker | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -186,8 +188,8 @@ class Forwarder:
             stream.close()
         for asked in list(self._asks):
             self._drop(asked)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        if self._ticker is not None:
+            self._ticker.cancel()
         if self._asker is not None:
             self._asker.close()
 
@@ -228,8 +230,8 @@ class Forwarder:
         if upstreams.all_down():
             self.all_down += 1
         flight = self._flights[key] = _Flight(self, key, upstreams, self.loop.time())
-        if self._sweeper is None:
-            self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
+        if self._ticker is None:
+            self._ticker = self.loop.call_later(TICK_SECONDS, self._tick)
         flight.next()
         return flight
 
@@ -269,13 +271,19 @@ class Forwarder:
         if scheme or flight.upstreams.route.force_tcp:
             self._over_stream(asked)
         else:
-            ident = secrets.randbits(16)
+            ident = self._ident()
             message = forward.build_ask(question, ident, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled)
             heard = partial(self._heard, asked)
             asker = self._asker
             asked.exchange = (UdpExchange(self.loop, host, port, question, ident, message, heard) if asker is None
                               else asker.ask(packed(host), port, question, ident, message, heard))
         return asked
+
+    def _ident(self) -> int:
+        """16 bits that nobody can guess, drawn many at a time."""
+        if not self._idents:
+            self._idents = array("H", secrets.token_bytes(2 * IDENTS))
+        return self._idents.pop()
 
     def _over_stream(self, asked: _Ask) -> None:
         upstreams = asked.upstreams
@@ -305,7 +313,7 @@ class Forwarder:
             return
         took = self.loop.time() - asked.began
         asked.upstreams.answered(address, took)
-        rcode = str(RCODE.forward.get(result.rcode, result.rcode))
+        rcode = RCODES[result.rcode]
         self.exchanges[address, rcode] += 1
         self.seconds[address, rcode] = self.seconds.get((address, rcode), 0.0) + took
         self.took.setdefault((address, rcode), [0] * (len(BOUNDS) + 1))[bisect_left(BOUNDS, took)] += 1
@@ -332,9 +340,20 @@ class Forwarder:
             if asked.exchange is not None:
                 asked.exchange.close()
 
-    def _sweep(self) -> None:
-        """End what is older than forward.DEADLINE; runs as long as anything is under way."""
-        before = self.loop.time() - forward.DEADLINE
+    def _tick(self) -> None:
+        """Ask the next upstream where one was silent too long; runs as long as anything is under way."""
+        now = self.loop.time()
+        for flight in list(self._flights.values()):
+            if flight.due <= now:
+                flight.impatient()
+        if now - self._swept >= SWEEP_SECONDS:
+            self._swept = now
+            self._sweep(now - forward.DEADLINE)
+        under_way = self._asks or self._flights
+        self._ticker = self.loop.call_later(TICK_SECONDS, self._tick) if under_way else None
+
+    def _sweep(self, before: float) -> None:
+        """End what began too long ago."""
         for asked in list(self._asks):
             if asked.began > before:
                 break
@@ -345,8 +364,6 @@ class Forwarder:
             if flight.began > before:
                 break
             flight.finish(flight.fallback)
-        under_way = self._asks or self._flights
-        self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep) if under_way else None
 
 
 class _Once:

@@ -100,13 +100,15 @@ class Record(NamedTuple):
 
 def records(data: bytes, at: int, count: int) -> Iterator[Record]:
     """Walk `count` records from offset `at`. Raises Malformed."""
+    size = len(data)
     for _ in range(count):
-        behind = name_end(data, at, pointers=True)
-        if behind + 10 > len(data):
+        # Nearly every owner is a pointer: two bytes, no walk.
+        behind = at + 2 if at < size and data[at] >= 0xC0 else name_end(data, at, pointers=True)
+        if behind + 10 > size:
             raise Malformed("a record is cut off")
         rtype, rclass, ttl, length = FIXED.unpack_from(data, behind)
         end = behind + 10 + length
-        if end > len(data):
+        if end > size:
             raise Malformed("a record's data runs over the end of the message")
         yield Record(at, end, rtype, rclass, ttl, behind + 4, behind + 10)
         at = end
