@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -124,6 +125,18 @@ class Lab:
     def netns(self, name: str) -> NetNS:
         ns = NetNS(name)
         self._stack.callback(ns.close)
+        return ns
+
+    def route(self, ns: NetNS, dst: str, gateway: str) -> None:
+        """dst: "address/prefix" or "default"."""
+        ns.netlink(lambda ipr: ipr.route("add", dst=dst, gateway=gateway,
+                                         family=socket.AF_INET6 if ":" in gateway else socket.AF_INET))
+
+    def router(self, name: str) -> NetNS:
+        """A namespace that forwards IPv4 and IPv6."""
+        ns = self.netns(name)
+        for key in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
+            ns.sysctl(key, "1")
         return ns
 
     def wire(self, a: NetNS, a_dev: str, b: NetNS, b_dev: str, a_addr: str = "", b_addr: str = "") -> None:

@@ -1,0 +1,78 @@
+"""The lab's own promises: the README's example runs, probes tell refusal from silence, a killed run leaves nothing."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab.netns import Lab, NetNS
+from lab.probe import ping, sctp, sctp_here, serve, tcp, udp
+
+HERE = Path(__file__).parent
+
+
+def test_the_readmes_example() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.fixture
+def two(lab: Lab) -> tuple[NetNS, NetNS]:
+    a, b = lab.netns("a"), lab.netns("b")
+    for ns in (a, b):
+        ns.sysctl("net/ipv6/conf/all/accept_dad", "0")
+        ns.sysctl("net/ipv6/conf/default/accept_dad", "0")
+    lab.wire(a, "eth0", b, "eth0", "192.0.2.1/24", "192.0.2.2/24")
+    for ns, address in ((a, "fd00::1"), (b, "fd00::2")):
+        ns.run(["ip", "address", "add", f"{address}/64", "dev", "eth0", "nodad"])
+    return a, b
+
+
+@pytest.mark.parametrize("dst", ["192.0.2.2", "fd00::2"])
+def test_probes_tell_what_happened(two: tuple[NetNS, NetNS], dst: str) -> None:
+    a, b = two
+    src = "fd00::1" if ":" in dst else "192.0.2.1"
+    with serve(b, dst, 80):
+        for probe in (tcp, udp):
+            answer = probe(a, dst, 80, src=src, sport=45000)
+            assert (answer.result, answer.server, answer.peer) == ("ok", (dst, 80), (src, 45000))
+            assert probe(a, dst, 81).result == "refused"
+        # a kernel without SCTP says so by name, one with it must get through
+        assert sctp(a, dst, 80).result == ("ok" if sctp_here() else "EPROTONOSUPPORT")
+        assert ping(a, dst).result == ping(a, dst, size=4000).result == "ok"
+        told = ping(a, dst, size=4000, df=True)
+        assert (told.result, told.mtu) == ("too big", 1500)
+        b.run(["nft", "add table inet t; add chain inet t i { type filter hook input priority 0; policy drop; }"])
+        assert {probe(a, dst, 80, timeout=0.2).result for probe in (tcp, udp)} == {"timeout"}
+        assert ping(a, dst, timeout=0.2).result == "timeout"
+
+
+def test_a_killed_run_leaves_neither_namespaces_nor_processes() -> None:
+    code = ("import sys, time; sys.path.insert(0, sys.argv[1])\nfrom lab.netns import Lab\nlab = Lab(); ns = lab.netns('x')\n"
+            "print(ns.popen(['sleep', '1000']).pid, flush=True); time.sleep(1000)")
+    process = subprocess.Popen([sys.executable, "-c", code, str(HERE)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    inside = int(process.stdout.readline())
+    ours, theirs = _link(Path("/proc/self/ns/net")), ""
+    while theirs in ("", ours):  # until it has entered
+        theirs = _link(Path(f"/proc/{inside}/ns/net"))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for _ in range(200):
+        held = [p for p in Path("/proc").glob("[0-9]*/ns/net") if _link(p) == theirs]
+        if not held:
+            return
+        signal.sigtimedwait([], 0.01)
+    pytest.fail(f"still in the namespace: {held}")
+
+
+def _link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
