@@ -239,3 +239,19 @@ def claim(link: str, ip: str) -> None:
         sock.bind((link, 0x0806))
         mac = sock.getsockname()[4].hex(":")
         sock.send(bytes(Ether(src=mac, dst="ff:ff:ff:ff:ff:ff") / ARP(op=1, hwsrc=mac, psrc=ip, pdst=ip)))
+
+
+def test_a_link_that_vanishes_and_comes_back(world: L2World) -> None:
+    """The role lives on, says what is missing, and answers again once the link is there."""
+    owner = world.owner(VIP)
+    process = owner.process
+    owner.ns.run(["ip", "link", "set", "eth0", "down"])
+    owner.ns.run(["ip", "link", "set", "eth0", "name", "gone0"])
+    until(lambda: any(VIP in node.mine() for node in world.nodes if node is not owner), "another node")
+    until(lambda: not owner.ready(), "its status says so")
+    owner.ns.run(["ip", "link", "set", "gone0", "name", "eth0"])
+    owner.plug()
+    world.settle(VIP, VIP6)
+    assert owner.process is process
+    until(owner.ready, "its status says that too")
+    assert reaches(world, VIP).result == "ok"

@@ -102,6 +102,9 @@ class Node:
     def log(self) -> str:
         return (self.world.directory / f"{self.name}.log").read_text()
 
+    def ready(self) -> bool:
+        return bool(json.loads((self.run_dir / "status" / "lb.json").read_text())["ready"])
+
     def mine(self) -> set[str]:
         """Addresses that the node says it answers for."""
         try:

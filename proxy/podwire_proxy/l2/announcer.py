@@ -123,7 +123,9 @@ class Announcer:
         try:
             self.wire.send(frame)
         except (OSError, KeyError) as err:
-            self._problem = f"{self.wire.link}: {err}"
+            self._problem = f"{self.wire.link}: {getattr(err, 'strerror', None) or err}"
+        else:
+            self._problem = ""  # the link carries frames
 
     def _announce(self, ips: Iterable[str]) -> None:
         for ip in ips:
@@ -148,7 +150,10 @@ class Announcer:
             return
         self.mine = mine
         self.moves += len(won)
-        self.wire.hear_questions(mine)
+        try:
+            self.wire.hear_questions(mine)
+        except OSError as err:  # the link is gone; where it comes back the groups are joined anew
+            self._problem = f"{self.wire.link}: {err.strerror or err}"
         self._announce(sorted(won))
         for delay in REPEATS if won else ():
             asyncio.get_running_loop().call_later(delay, self._announce, sorted(won))
@@ -202,7 +207,7 @@ class Announcer:
         self.report()
 
     async def _beats(self) -> None:
-        loop, turn, was = asyncio.get_running_loop(), 0, False
+        loop, turn, was, told = asyncio.get_running_loop(), 0, False, ""
         while True:
             if not self.wire.sockets():
                 self._reopen(loop)
@@ -213,7 +218,8 @@ class Announcer:
                 self._send(frames.beat(self.wire.mac, encode(self.election.tell(time.monotonic()))))
             self.decide()
             turn += 1
-            if turn % 8 == 0:
+            if turn % 8 == 0 or self._problem != told:
+                told = self._problem
                 self.report()
             await asyncio.sleep(BEAT)
 

@@ -95,13 +95,13 @@ class Wire:
         for ip in ips:
             if ":" in ip:
                 wanted.setdefault(frames.solicited_node(ip), set()).add(ip)
-        if wanted.keys() != self._joined.keys():
+        before, self._joined = self._joined, wanted
+        if wanted.keys() != before.keys():
             index = socket.if_nametoindex(self.link)
-            for group in wanted.keys() - self._joined.keys():
+            for group in wanted.keys() - before.keys():
                 self._member(IPV6_JOIN_GROUP, group, index)
-            for group in self._joined.keys() - wanted.keys():
+            for group in before.keys() - wanted.keys():
                 self._member(IPV6_LEAVE_GROUP, group, index)
-        self._joined = wanted
 
     def _member(self, verb: int, group: str, index: int) -> None:
         if self._groups is None:
