@@ -29,6 +29,7 @@ def test_veth_is_made_with_its_peer_in_the_pod() -> None:
     link = decode(ifinfmsg, nl.new_veth("veth1", "0a:59:0a:f4:01:02", "eth0", MAC, 42, 1450))
     assert link["header"]["flags"] == nl.NLM_REQUEST | nl.NLM_CREATE | nl.NLM_EXCL
     assert (link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU")) == ("veth1", 1450)
+    assert (link.get_attr("IFLA_NUM_TX_QUEUES"), link.get_attr("IFLA_NUM_RX_QUEUES")) == (1, 1)
     info = link.get_attr("IFLA_LINKINFO")
     peer = info.get_attr("IFLA_INFO_DATA").get_attr("VETH_INFO_PEER")
     assert info.get_attr("IFLA_INFO_KIND") == "veth"
