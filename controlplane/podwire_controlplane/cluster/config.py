@@ -65,10 +65,11 @@ class ClusterConfig:
                 raise BadConfig(f"{nets[a]} and {nets[b]} overlap: nodes, pods and Services need ranges of their own")
 
     @property
-    def proxy_sets(self) -> tuple[tuple[str, str, str], ...]:
-        """Settings of the nodes' agents (node/settings.py) for the Service proxy."""
+    def role_sets(self) -> tuple[tuple[str, str, str], ...]:
+        """Settings of the nodes' agents (node/settings.py): what writes the Service rules; /metrics on each node's own lo."""
         backend, _, variant = self.proxy_backend.partition("-")
-        return ("proxy", "backend", backend), ("proxy", "iptables_variant", variant or "auto")
+        return (("proxy", "backend", backend), ("proxy", "iptables_variant", variant or "auto"),
+                ("proxy", "metrics_address", "127.0.0.1:10249"), ("dns", "metrics_address", "127.0.0.1:9153"))
 
     # ---- names
 

@@ -62,7 +62,7 @@ def _roles(config: ClusterConfig) -> list[Role]:
             node, str(config.node_dir(node) / "kubeconfig"), config.node_dir(node), config.node_address(node),
             cluster_cidrs=(config.cluster_cidr,), service_cidrs=(config.service_cidr,), dns_address=config.dns_address,
             cluster_domain=config.cluster_domain, upstream_dns=config.upstream_dns,
-            node_cidrs=(config.node_cidr,), sets=config.proxy_sets)
+            node_cidrs=(config.node_cidr,), sets=config.role_sets)
         rows.append(Role(node, partial(agent.run, spec), log_dir / f"{node}.log",
                          network.path_of(config.namespace(node))))
     return rows
