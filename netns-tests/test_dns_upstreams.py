@@ -158,13 +158,15 @@ def test_tls_by_address_and_failover_to_the_next(outside: Outside) -> None:
 
 # Over UDP
 
-@pytest.mark.parametrize("mode", ["lie", "wrong id", "wrong source", "not an answer", "truncate", "slow"])
-def test_only_the_right_answer_is_believed(outside: Outside, mode: str) -> None:
+def test_only_the_right_answer_is_believed(outside: Outside) -> None:
     upstream = outside.plain()
     outside.start("--upstream", FIRST)
-    upstream.mode = mode
-    for index in range(1, 4):
-        assert outside.address(f"n{index}.example.com.") == [f"198.51.100.{index}"]
+    names = iter(range(1, 100))
+    for mode in ("lie", "wrong id", "wrong source", "not an answer", "truncate", "slow"):
+        upstream.mode = mode
+        for _ in range(3):
+            number = next(names)
+            assert outside.address(f"n{number}.example.com.") == [f"198.51.100.{number}"], mode
     upstream.mode = "good"
     assert outside.ask("evil.example.com.").rcode() == dns.rcode.NXDOMAIN, "what was forged is not in the cache either"
 
@@ -221,7 +223,7 @@ def test_expired_answers_are_served_while_the_upstream_is_silent(outside: Outsid
 
 
 def test_popular_answers_are_fetched_before_they_expire(outside: Outside) -> None:
-    upstream = outside.plain(world={"hot.example.com.": "10 A 198.51.100.7"})
+    upstream = outside.plain(world={"hot.example.com.": "5 A 198.51.100.7"})
     outside.start("--upstream", FIRST)
 
     def asked() -> int:
@@ -231,7 +233,7 @@ def test_popular_answers_are_fetched_before_they_expire(outside: Outside) -> Non
     ttls = []
     while asked() < 2 and time.monotonic() < end:
         ttls.append(outside.ask("hot.example.com.").answer[0].ttl)
-        time.sleep(0.1)
+        time.sleep(0.05)
     assert asked() == 2
     assert min(ttls) >= 1, "it never expired: no client waited for the upstream"
 
