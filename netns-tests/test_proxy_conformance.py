@@ -18,6 +18,7 @@ from scapy.layers.l2 import Ether
 from lab import sctp
 from lab.dataplane import Dataplane, Nftables
 from lab.netns import Lab, NetNS
+from lab.proxyrole import until
 from lab.serviceworld import BALANCERS, Answer, World, ask, repeat
 from podwire_controlplane.main import cli
 from podwire_proxy import nft
@@ -134,10 +135,21 @@ def own_addresses(world: World, found: set[str]) -> Iterator[None]:
         world.node.netlink(work)
 
     change("add")
+    until(lambda: all(bindable(world.node, ip) for ip in found), "fresh IPv6 addresses are tentative at first")
     try:
         yield
     finally:
         change("del")
+
+
+def bindable(ns: NetNS, ip: str) -> bool:
+    def work() -> bool:
+        with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as sock, contextlib.suppress(OSError):
+            sock.bind((ip, 0))
+            return True
+        return False
+
+    return ns.call(work)
 
 
 @pytest.mark.parametrize("row", STICKY, ids=lambda row: row.name)
