@@ -6,6 +6,7 @@ first, after its lame-duck time; SIGHUP goes to both.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 
 from podwire_controlplane.client import logs
 
-from .config import DnsConfig
+from .config import BadConfig, DnsConfig
 from .sources import Sources
 
 log = logs.get("dns")
@@ -89,7 +90,8 @@ class _Child:
 
 def run(config: DnsConfig) -> None:
     """Until SIGTERM. Raises BadConfig for settings that cannot work, before anything is started."""
-    Sources(config).load()
+    sources = Sources(config)
+    lame_duck = sources.load().lame_duck
     signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     feeder, server = _Child("dns-feeder", _feeder), _Child("dns", _server)
     children = (server, feeder)
@@ -102,13 +104,15 @@ def run(config: DnsConfig) -> None:
         heard = signal.sigtimedwait(HEARD, max(0.0, min(due, default=60.0)))
         number = heard.si_signo if heard is not None else 0
         if number == signal.SIGHUP:
+            with contextlib.suppress(BadConfig):  # the children say so, and go on as before
+                lame_duck = sources.load().lame_duck
             for child in children:
                 child.tell(number)
         elif number in (signal.SIGTERM, signal.SIGINT):
             break
         _reap(children)
     server.tell(signal.SIGTERM)
-    server.wait(config.lame_duck + PATIENCE_SECONDS)
+    server.wait(lame_duck + PATIENCE_SECONDS)
     feeder.tell(signal.SIGTERM)
     feeder.wait(PATIENCE_SECONDS)
 
