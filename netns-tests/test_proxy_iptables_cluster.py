@@ -16,7 +16,7 @@ from podwire_controlplane.demo.rows import Check
 from podwire_proxy import backends
 
 CHECKS: tuple[Check, ...] = (*checks_services.CHECKS, restart_proxies)
-KINDS = [kind for kind in PROXY_BACKENDS if "-" in kind]
+KINDS = [pytest.param(kind, marks=() if "legacy" in kind else pytest.mark.long) for kind in PROXY_BACKENDS if "-" in kind]
 
 
 @pytest.fixture(scope="module", params=KINDS)

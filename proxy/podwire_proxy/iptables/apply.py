@@ -149,10 +149,17 @@ class Programmer:
 
 def existing(ns_fd: int | None = None) -> list[str]:
     """What of ours is in the namespace, one line for each table and set."""
-    lines = [f"{count} chains of table {table} (iptables-{variant}, {'IPv4' if family == 'ip' else 'IPv6'})"
-             for variant, family, chains in programs.found(ns_fd) for table, count in _counts(chains).items()]
     with IpSets(ns_fd) as sets:
-        return [*lines, *(f"set {name}" for family in FAMILIES for name in sorted(sets.ours(family)))]
+        return [*_told(programs.found(ns_fd)), *(f"set {name}" for name in _names(sets))]
+
+
+def _told(there: Iterable[tuple[Variant, Family, dict[Chain, Rules]]]) -> list[str]:
+    return [f"{count} chains of table {table} (iptables-{variant}, {'IPv4' if family == 'ip' else 'IPv6'})"
+            for variant, family, chains in there for table, count in _counts(chains).items()]
+
+
+def _names(sets: IpSets) -> list[str]:
+    return [name for family in FAMILIES for name in sorted(sets.ours(family))]
 
 
 def _counts(chains: Iterable[Chain]) -> dict[str, int]:
@@ -163,8 +170,8 @@ def _counts(chains: Iterable[Chain]) -> dict[str, int]:
 def cleanup(ns_fd: int | None = None, keep: Variant | None = None) -> list[str]:
     """Remove all that this backend ever wrote, in both variants; returns what was there. keep: leave this variant's rules,
     and the sets that they use. Raises OSError."""
-    lines = existing(ns_fd)
     there = [item for item in programs.found(ns_fd) if item[0] != keep]
+    lines = _told(there)
     # No new flow is translated from here on; those in flight still find their way through postrouting.
     for variant, family, chains in there:
         entries = {chain: rules for chain, rules in chains.items()
@@ -175,15 +182,14 @@ def cleanup(ns_fd: int | None = None, keep: Variant | None = None) -> list[str]:
         time.sleep(IN_FLIGHT)
     for variant, family, _ in there:
         programs.restore(variant, family, ns_fd, _removal(parse(programs.save(variant, family, ns_fd))))
-    if keep is None:
-        with IpSets(ns_fd) as sets:
-            for name in (name for family in FAMILIES for name in sets.ours(family)):
-                for _ in range(DESTROY_TURNS):
-                    if sets.destroy(name):
-                        break
-                    time.sleep(0.02)
-        return lines
-    return [line for line in lines if f"iptables-{keep}" not in line and not line.startswith("set ")]
+    with IpSets(ns_fd) as sets:
+        for name in _names(sets) if keep is None else ():
+            lines.append(f"set {name}")
+            for _ in range(DESTROY_TURNS):
+                if sets.destroy(name):
+                    break
+                time.sleep(0.02)
+    return lines
 
 
 def _removal(chains: dict[Chain, Rules]) -> str:
