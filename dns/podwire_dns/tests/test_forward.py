@@ -66,6 +66,20 @@ def test_the_question_that_goes_upstream() -> None:
     assert (sent.edns, sent.payload, sent.ednsflags & dns.flags.DO) == (0, 1232, dns.flags.DO)
 
 
+@pytest.mark.parametrize("edns", [-1, 0])
+@pytest.mark.parametrize("payload", [400, 1232, 4096])
+def test_a_plain_miss_needs_no_parsing_and_is_the_same(answerer: Answerer, edns: int, payload: int) -> None:
+    query = dns.message.make_query("WwW.example.COM.", "A", use_edns=edns, payload=payload)
+    data = query.to_wire()
+    assert answerer.missed(data, KEY) == answerer.handle(data, udp=True) == pending(answerer, query)
+    inside = dns.message.make_query("1.0.96.10.in-addr.arpa.", "PTR").to_wire()
+    assert answerer.missed(inside, wire.lower(inside[12:])) is None, "a reverse zone is ours"
+    refused = dns.message.make_query(NAME, "ANY").to_wire()
+    assert answerer.missed(refused, wire.lower(refused[12:])) is None
+    answerer.cache.put((KEY, False, False), taken("www.example.com. 60 A 198.51.100.1"), 100.0)
+    assert answerer.missed(data, KEY) is None, "the cache has it"
+
+
 def test_an_answer_comes_back_as_it_was(answerer: Answerer) -> None:
     query = dns.message.make_query("WwW.example.COM.", "A")
     wait = pending(answerer, query)
