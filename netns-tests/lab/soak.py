@@ -36,7 +36,7 @@ from podwire_controlplane.demo.lab import DemoLab, NotYet, wait_for
 
 T = TypeVar("T")
 DNS_ADDRESS = "10.96.0.10"
-ROLES = ("wiring", "proxy", "dns-feeder", "dns", "node")
+ROLES = ("wiring", "proxy", "lb", "dns-feeder", "dns", "node")
 CONTROL = ("apiserver", "controllers")
 SETTLE = 5.0  # seconds that a cluster may take to notice that its node is back
 Probe = Callable[[], str]  # the error; "" where it went well
