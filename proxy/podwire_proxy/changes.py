@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from podwire_controlplane.api import meta
 
-from .convert import SliceInfo, service_ports, slice_info
+from .convert import MISSHAPEN, SliceInfo, service_ports, slice_info
 from .dataplane import Contribution, Dataplane, Delta, contribute, refused
 from .model import Endpoint, NodeInfo, PortName, ServicePort
 
@@ -29,7 +29,10 @@ class Tracker:
 
     def service(self, key: str, obj: meta.Object | None) -> list[str]:
         """`obj` None: deleted."""
-        ports, problems = service_ports(obj) if obj is not None else ((), [])
+        try:
+            ports, problems = service_ports(obj) if obj is not None else ((), [])
+        except MISSHAPEN as err:
+            return [_misshapen("Service", err)]
         if self._services.get(key, ()) != ports:
             self._dirty.add(key)
             if ports:
@@ -41,7 +44,10 @@ class Tracker:
 
     def slice(self, key: str, obj: meta.Object | None) -> list[str]:
         """`obj` None: deleted."""
-        info, problems = slice_info(obj) if obj is not None else (SliceInfo("", {}), [])
+        try:
+            info, problems = slice_info(obj) if obj is not None else (SliceInfo("", {}), [])
+        except MISSHAPEN as err:
+            return [_misshapen("EndpointSlice", err)]
         old = self._slices.get(key, SliceInfo("", {}))
         if old == info:
             return problems
@@ -85,6 +91,24 @@ class Tracker:
     def _contribution(self, service: str) -> Contribution:
         ports: Iterable[ServicePort] = self._services.get(service, ())
         return contribute(ports, self._endpoints(service), self._node) if ports else Contribution()
+
+
+class Told:
+    """What was said of which object: watches repeat themselves, the log need not."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, str], list[str]] = {}
+
+    def news(self, kind: str, key: str, problems: list[str]) -> list[str]:
+        """Those of the object's problems that were not there the last time."""
+        known = self._last.pop((kind, key), [])
+        if problems:
+            self._last[kind, key] = problems
+        return [problem for problem in problems if problem not in known]
+
+
+def _misshapen(kind: str, err: Exception) -> str:
+    return f"is not formed as {kind}s are ({err!r}); passed over, what it said before stays"
 
 
 def _count(info: SliceInfo) -> int:

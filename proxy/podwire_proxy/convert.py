@@ -19,6 +19,9 @@ PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 RESET_ANNOTATION = "podwire.io/reset-on-endpoint-removal"
+AFFINITY_SECONDS, DAY = 10800, 86400  # sessionAffinityConfig.clientIP.timeoutSeconds: default and maximum of the API
+# What reading an object raises that has something of another type where the API has a list, a map or a text.
+MISSHAPEN = (AttributeError, KeyError, TypeError, ValueError)
 
 
 @dataclass(slots=True)
@@ -80,11 +83,15 @@ def _load_balancer_ips(service: meta.Object, problems: Problems) -> tuple[str, .
     return problems.addresses("status.loadBalancer.ingress", usable)
 
 
-def _affinity(spec: Mapping[str, Any]) -> int:
+def _affinity(spec: Mapping[str, Any], problems: Problems) -> int:
     if spec.get("sessionAffinity") != "ClientIP":
         return 0
-    config = (spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}
-    return int(config.get("timeoutSeconds") or 10800)
+    value = ((spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}).get("timeoutSeconds") or AFFINITY_SECONDS
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= DAY:
+        return value
+    problems.add("spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+                 f"{value!r} is not from 1 to {DAY}; taken as {AFFINITY_SECONDS}")
+    return AFFINITY_SECONDS
 
 
 def _reset(service: meta.Object, problems: Problems) -> bool:
@@ -113,7 +120,7 @@ def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[s
     asked = spec.get("type") == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local"
     check = problems.number("spec.healthCheckNodePort", spec["healthCheckNodePort"]) if (
         asked and spec.get("healthCheckNodePort")) else 0
-    reset = _reset(service, problems)
+    reset, affinity = _reset(service, problems), _affinity(spec, problems)
     ports: dict[PortName, ServicePort] = {}
     for index, port in enumerate(spec.get("ports") or []):
         where = f"spec.ports[{index}]"
@@ -122,11 +129,12 @@ def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[s
         if protocol not in PROTOCOLS:
             problems.add(f"{where}.protocol", f"{protocol!r} is none of TCP, UDP, SCTP; left out")
             continue
+        node_port = problems.number(f"{where}.nodePort", port["nodePort"]) if port.get("nodePort") else 0
         made = ServicePort(
             meta.key(service), str(port.get("name") or ""), protocol, number, ips,
-            node_port=port.get("nodePort") or 0, external_ips=external, load_balancer_ips=balancer,
+            node_port=node_port, external_ips=external, load_balancer_ips=balancer,
             internal_policy=_policy(spec.get("internalTrafficPolicy")),
-            external_policy=_policy(spec.get("externalTrafficPolicy")), affinity_seconds=_affinity(spec),
+            external_policy=_policy(spec.get("externalTrafficPolicy")), affinity_seconds=affinity,
             source_ranges=ranges, health_check_port=check,
             reset=reset and protocol == "TCP", created=str(service["metadata"].get("creationTimestamp") or ""))
         if not number:
@@ -151,8 +159,11 @@ def slice_info(obj: meta.Object) -> tuple[SliceInfo, list[str]]:
     problems = Problems()
     owner = meta.labels(obj).get(SERVICE_NAME_LABEL, "")
     service = f"{meta.namespace(obj)}/{owner}" if owner else ""
-    if HEADLESS_LABEL in meta.labels(obj) or obj.get("addressType") not in ("IPv4", "IPv6"):
+    if HEADLESS_LABEL in meta.labels(obj):
         return SliceInfo(service, {}), []
+    if obj.get("addressType") not in ("IPv4", "IPv6"):
+        problems.add("addressType", f"{obj.get('addressType')!r} is neither 'IPv4' nor 'IPv6'; left out")
+        return SliceInfo(service, {}), problems.found
     version: Literal["IPv4", "IPv6"] = obj["addressType"]
     templates = [made for index, item in enumerate(obj.get("endpoints") or [])
                  if (made := _endpoint(item, f"endpoints[{index}]", version, problems))]

@@ -26,7 +26,7 @@ from podwire_controlplane.client.rolestatus import RoleStatus
 
 from . import backends, health, kubeproxyfile
 from .backend import families
-from .changes import Tracker
+from .changes import Told, Tracker
 from .config import BACKENDS, DETECTORS, VARIANTS, ProxyConfig, check, eligible, service_cidrs, wanted_flows
 from .health import Health, ServiceChecks
 from .hostfacts import findings
@@ -65,7 +65,7 @@ class Proxy:
         self._reported = 0.0  # when; a report that comes too soon after the last one is made up for later
         self._report_due = self._well = False
         self.problem = "waiting for the first lists of Services and EndpointSlices"
-        self._wake = asyncio.Event()
+        self._wake, self._told = asyncio.Event(), Told()
         self._foreign = self._sweeping = self._retired = False
         self._node: meta.Object | None = None
         self._waiting_since = time.monotonic()  # the oldest change that is not written yet; 0: none
@@ -87,7 +87,7 @@ class Proxy:
     def _on_service(self, event: Event) -> None:
         obj = None if event.type == "DELETED" else event.object
         self.metrics.queued(service=True)
-        for problem in self.tracker.service(event.key, obj):
+        for problem in self._told.news("Service", event.key, self.tracker.service(event.key, obj)):
             log.warn("Service cannot be served as it says", service=event.key, problem=problem)
         self._changed()
 
@@ -96,7 +96,7 @@ class Proxy:
         self.metrics.queued(endpoint=True)
         if (trigger := triggered(obj)) and self.metrics.last_sync:
             self._triggers.append(trigger)
-        for problem in self.tracker.slice(event.key, obj):
+        for problem in self._told.news("EndpointSlice", event.key, self.tracker.slice(event.key, obj)):
             log.warn("EndpointSlice cannot be used as it says", slice=event.key, problem=problem)
         self._changed()
 

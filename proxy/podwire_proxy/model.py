@@ -128,6 +128,8 @@ def normal_ip(text: str) -> str:
     if _IPV4(text):
         return text
     text = text.strip()
+    if "%" in text:
+        raise ValueError(f"{text!r} has a zone, which means nothing on another machine")
     if ":" not in text and any(len(part) > 1 and part[0] == "0" and part.isdigit() for part in text.split(".")):
         text = ".".join(str(int(part)) if part.isdigit() else part for part in text.split("."))
     return str(ipaddress.ip_address(text))

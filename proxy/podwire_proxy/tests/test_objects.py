@@ -25,7 +25,8 @@ def test_addresses_are_normalised(text: str, ip: str) -> None:
     assert len(packed(ip)) in (4, 16)
 
 
-@pytest.mark.parametrize("text", ["", "10.0.0", "10.0.0.256", "10.0.0.1.2", "example.com", "10.0.0.1/32", "1.2.3.+4"])
+@pytest.mark.parametrize("text", ["", "10.0.0", "10.0.0.256", "10.0.0.1.2", "example.com", "10.0.0.1/32", "1.2.3.+4",
+                                  "fe80::1%eth0"])
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         normal_ip(text)
@@ -92,7 +93,8 @@ def test_condition_defaults_and_first_address_only() -> None:
 
 def test_slices_that_do_not_count() -> None:
     good = endpoint_slice("web", [endpoint("10.244.1.2")], [("", "TCP", 80)])
-    assert slice_info({**good, "addressType": "FQDN"})[0].endpoints == {}
+    info, problems = slice_info({**good, "addressType": "FQDN"})
+    assert (info.endpoints, problems) == ({}, ["addressType: 'FQDN' is neither 'IPv4' nor 'IPv6'; left out"])
     headless = endpoint_slice("web", [endpoint("10.244.1.2")], [("", "TCP", 80)], labels={"service.kubernetes.io/headless": ""})
     assert slice_info(headless)[0].endpoints == {}
     orphan = {**good, "metadata": {"name": "x", "namespace": "default"}}
