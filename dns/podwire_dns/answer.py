@@ -15,89 +15,17 @@ from dnslib import RR, DNSHeader, DNSQuestion, DNSRecord
 
 from . import names, wire
 from .cache import Cache, Upstreamed
-from .feed import Delta, Hello
-from .pack import A_IN, AAAA_IN, CNAME_IN, PTR_IN, SRV_IN, Packer
+from .pack import A_IN, AAAA_IN, CNAME_IN, SRV_IN, Packer
 from .rtypes import AAAA, ADDRESS_TYPES, CNAME, NS, PTR, SOA, SRV, TXT, A
 from .rules import BadRule, Local, Rewritten, Rules, label, restore
 from .wire import AA, AD, CD, COUNTS, EMPTY, IN, NOERROR, NXDOMAIN, RA, RD, REFUSED, SERVFAIL, Malformed, Query
+from .zone import ZoneData
 
 MAX_ALIASES = 8
 META_TYPES = range(249, 256)  # TKEY, TSIG, IXFR, AXFR, MAILB, MAILA, ANY: transfers and amplifiers
 MX, HTTPS = 15, 65
 USUAL = frozenset(number.to_bytes(2) + b"\0\x01" for number in (A, NS, CNAME, PTR, MX, TXT, AAAA, SRV, HTTPS))
 PLAIN = b"\0\x01\0\0\0\0"  # one question, no answer, no authority
-
-
-@dataclass(slots=True)
-class ZoneData:
-    """What a feeder sent. zones: apexes in wire form, the cluster domain first. synced: it is whole.
-
-    names: those that exist without an answer of their own.
-    """
-
-    zones: tuple[bytes, ...]
-    ttl: int = 5
-    pods: bool = True
-    synced: bool = False
-    serial: int = 0
-    answers: dict[bytes, bytes] = field(default_factory=dict)
-    names: set[bytes] = field(default_factory=set)
-    apexes: frozenset[bytes] = field(init=False)
-    pod_apex: bytes = field(init=False)
-    _soas: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
-    _negatives: dict[int, tuple[tuple[int, bytes], tuple[int, bytes]]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.apexes, self.pod_apex = frozenset(self.zones), b"\x03pod" + self.zones[0]
-
-    def exists(self, name: bytes) -> bool:
-        """Does a name of ours exist, with data or without?"""
-        answers = self.answers
-        return (name in self.names or name + A_IN in answers or name + AAAA_IN in answers or name + CNAME_IN in answers
-                or name + SRV_IN in answers or name + PTR_IN in answers)
-
-    @classmethod
-    def begin(cls, hello: Hello) -> ZoneData:
-        return cls(hello.zones, hello.ttl, hello.pods)
-
-    def apply(self, delta: Delta) -> None:
-        """New names and answers first: a reader between two steps must not see a Service less than there ever was."""
-        self.names.update(delta.names)
-        self.answers.update(delta.answers)
-        for key in delta.gone:
-            self.answers.pop(key, None)
-        self.names.difference_update(delta.lost)
-        self.serial = delta.serial
-        self._soas, self._negatives = {}, {}
-
-    def negative(self, length: int) -> tuple[tuple[int, bytes], tuple[int, bytes]]:
-        """(rcode, value) of NODATA and of NXDOMAIN about a name of the cluster zone which is `length` bytes long."""
-        known = self._negatives.get(length)
-        if known is None:
-            cluster = self.zones[0]
-            value = COUNTS.pack(0, 1, 0) + self.soa(b"\0" * (length - len(cluster)) + cluster, cluster)
-            known = self._negatives[length] = (NOERROR, value), (NXDOMAIN, value)
-        return known
-
-    def apex_of(self, name: bytes) -> bytes | None:
-        """The zone that `name` (lower-case wire form) lies in."""
-        at = 0
-        while name[at]:
-            if name[at:] in self.apexes:
-                return name[at:]
-            at += 1 + name[at]
-        return None
-
-    def soa(self, name: bytes, apex: bytes) -> bytes:
-        """The zone's SOA record for an answer about `name`; its names point into the question."""
-        offset = 12 + len(name) - len(apex)
-        known = self._soas.get((offset, apex))
-        if known is None:
-            pointer, cluster = (0xC000 | offset).to_bytes(2), self.zones[0]
-            short = pointer if apex == cluster else cluster
-            known = self._soas[offset, apex] = wire.soa(
-                pointer, b"\x02ns\x03dns" + short, b"\x0ahostmaster" + short, self.serial & 0xFFFFFFFF, self.ttl)
-        return known
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from podwire_controlplane.client import logs
 
 from . import feed
-from .answer import ZoneData
+from .zone import ZoneData
 
 log = logs.get("dns")
 RECONNECT_FIRST, RECONNECT_LAST = 0.05, 1.0

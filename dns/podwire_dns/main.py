@@ -103,6 +103,17 @@ def _with_config(work: Callable[..., None]) -> Function:
     return function
 
 
+def _showing(*names: str) -> Callable[[Function], Function]:
+    """Of the settings that all commands take, the help shows those that make a difference to this one."""
+
+    def mark(function: Function) -> Function:
+        for option in getattr(function, "__click_params__"):  # noqa: B009  # click's, and not in its types
+            option.hidden = option.name not in names
+        return function
+
+    return mark
+
+
 @click.group()
 def command() -> None:
     """The cluster's DNS on this node."""
@@ -142,6 +153,7 @@ def serve(config: DnsConfig) -> None:
 
 
 @command.command()
+@_showing("listen", "corefile")
 @_with_config
 def cleanup(config: DnsConfig) -> None:
     """Take the addresses off lo and remove the nft table podwire-dns."""
@@ -155,6 +167,7 @@ def cleanup(config: DnsConfig) -> None:
 @click.argument("name")
 @click.argument("rtype", type=click.Choice(list(TYPE_NAMES.values()), case_sensitive=False), default="A")
 @click.option("--explain/--no-explain", default=True, show_default=True, help="Say from the API's objects why.")
+@_showing("kubeconfig", "listen", "dns_address", "port", "cluster_domain", "pod_cidr", "service_cidr", "pods", "corefile")
 @_with_config
 def query(config: DnsConfig, name: str, rtype: str, explain: bool) -> None:
     """Ask this node's DNS for NAME as a pod would, and say which object the answer comes from, or why there is none."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from dnslib import RCODE
 
-from .answer import ZoneData
 from .cache import Cache
 from .config import DnsConfig
 from .metrics import BOUNDS, KNOWN_TYPES, SIZE_BOUNDS, Durations, Page, Tally, known_types
+from .zone import ZoneData
 
 ZONE = "."
 

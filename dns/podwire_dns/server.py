@@ -24,7 +24,7 @@ from podwire_controlplane.client import logs
 from podwire_controlplane.client.rolestatus import RoleStatus
 
 from . import forward, host, metrics, metrics_page, names, native, web
-from .answer import Answerer, Pending, ZoneData
+from .answer import Answerer, Pending
 from .cache import Cache, Upstreamed
 from .clients import Clients
 from .config import DnsConfig
@@ -35,6 +35,7 @@ from .sources import Sources
 from .tcp import TcpService
 from .udp import Send, UdpLoop
 from .upstream import Forwarder
+from .zone import ZoneData
 
 log = logs.get("dns")
 MAX_PENDING = 2000  # queries that wait for upstreams; more are answered SERVFAIL at once

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import feed, names
-from ..answer import Answerer, ZoneData
+from ..answer import Answerer
 from ..build import Builder
 from ..cache import Cache
 from ..config import DnsConfig
+from ..zone import ZoneData
 from . import cases
 
 CONFIG = DnsConfig("n1", None, Path("unused"), upstreams=(), service_cidrs=("10.96.0.0/16", "fd00:96::/112"))

@@ -9,10 +9,11 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from podwire_dns.answer import Answerer, ZoneData
+from podwire_dns.answer import Answerer
 from podwire_dns.build import Builder
 from podwire_dns.testing import builders, cases, judge
 from podwire_dns.testing.cases import ZONE
+from podwire_dns.zone import ZoneData
 
 Object = dict[str, Any]
 

@@ -190,7 +190,7 @@ def test_what_is_no_query_gets_no_answer(answerer: Answerer, data: bytes) -> Non
 
 
 def test_before_the_first_whole_zone_our_names_are_servfail() -> None:
-    from podwire_dns.answer import ZoneData
+    from podwire_dns.zone import ZoneData
 
     mine = builders.answerer(ZoneData(builders.CONFIG.zones()))
     for name in (f"svc1.{SVC}", ZONE, f"nobody.{ZONE}", "1.0.96.10.in-addr.arpa."):

@@ -1,0 +1,82 @@
+"""What the cluster's names are, as a server has it in memory. Pure; a feeder's messages fill it, answer.py reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from . import wire
+from .feed import Delta, Hello
+from .pack import A_IN, AAAA_IN, CNAME_IN, PTR_IN, SRV_IN
+from .wire import COUNTS, NOERROR, NXDOMAIN
+
+
+@dataclass(slots=True)
+class ZoneData:
+    """What a feeder sent. zones: apexes in wire form, the cluster domain first. synced: it is whole.
+
+    names: those that exist without an answer of their own.
+    """
+
+    zones: tuple[bytes, ...]
+    ttl: int = 5
+    pods: bool = True
+    synced: bool = False
+    serial: int = 0
+    answers: dict[bytes, bytes] = field(default_factory=dict)
+    names: set[bytes] = field(default_factory=set)
+    apexes: frozenset[bytes] = field(init=False)
+    pod_apex: bytes = field(init=False)
+    _soas: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
+    _negatives: dict[int, tuple[tuple[int, bytes], tuple[int, bytes]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.apexes, self.pod_apex = frozenset(self.zones), b"\x03pod" + self.zones[0]
+
+    def exists(self, name: bytes) -> bool:
+        """Does a name of ours exist, with data or without?"""
+        answers = self.answers
+        return (name in self.names or name + A_IN in answers or name + AAAA_IN in answers or name + CNAME_IN in answers
+                or name + SRV_IN in answers or name + PTR_IN in answers)
+
+    @classmethod
+    def begin(cls, hello: Hello) -> ZoneData:
+        return cls(hello.zones, hello.ttl, hello.pods)
+
+    def apply(self, delta: Delta) -> None:
+        """New names and answers first: a reader between two steps must not see a Service less than there ever was."""
+        self.names.update(delta.names)
+        self.answers.update(delta.answers)
+        for key in delta.gone:
+            self.answers.pop(key, None)
+        self.names.difference_update(delta.lost)
+        self.serial = delta.serial
+        self._soas, self._negatives = {}, {}
+
+    def negative(self, length: int) -> tuple[tuple[int, bytes], tuple[int, bytes]]:
+        """(rcode, value) of NODATA and of NXDOMAIN about a name of the cluster zone which is `length` bytes long."""
+        known = self._negatives.get(length)
+        if known is None:
+            cluster = self.zones[0]
+            value = COUNTS.pack(0, 1, 0) + self.soa(b"\0" * (length - len(cluster)) + cluster, cluster)
+            known = self._negatives[length] = (NOERROR, value), (NXDOMAIN, value)
+        return known
+
+    def apex_of(self, name: bytes) -> bytes | None:
+        """The zone that `name` (lower-case wire form) lies in."""
+        at = 0
+        while name[at]:
+            if name[at:] in self.apexes:
+                return name[at:]
+            at += 1 + name[at]
+        return None
+
+    def soa(self, name: bytes, apex: bytes) -> bytes:
+        """The zone's SOA record for an answer about `name`; its names point into the question."""
+        offset = 12 + len(name) - len(apex)
+        known = self._soas.get((offset, apex))
+        if known is None:
+            pointer, cluster = (0xC000 | offset).to_bytes(2), self.zones[0]
+            short = pointer if apex == cluster else cluster
+            known = self._soas[offset, apex] = wire.soa(
+                pointer, b"\x02ns\x03dns" + short, b"\x0ahostmaster" + short, self.serial & 0xFFFFFFFF, self.ttl)
+        return known
