@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from podwire_controlplane.main import cli
 from podwire_dns import metrics_page
@@ -95,6 +96,14 @@ def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Com
 def test_help_says_what_every_command_and_option_is(path: str, command: click.Command) -> None:
     assert command.help, path
     assert [p.name for p in command.params if isinstance(p, click.Option) and not p.hidden and not p.help] == []
+
+
+@pytest.mark.parametrize("words", [["explain", "a-pod", "10.96.0.1:443"], ["cleanup", "--dry-run", "--node", "node1"]])
+@pytest.mark.parametrize("option", ["--name", "--cluster"])
+def test_the_cluster_is_named_alike_everywhere_and_by_the_earlier_name(words: list[str], option: str) -> None:
+    done = CliRunner().invoke(cli, [*words, option, "nowhere"], env={"KUBECONFIG": "/nonexistent/other/kubeconfig"})
+    assert done.exit_code == 1
+    assert "no cluster 'nowhere' on this machine" in " ".join(done.output.split())
 
 
 def anchors(page: Path) -> set[str]:
