@@ -9,7 +9,15 @@ from dataclasses import dataclass
 
 import pytest
 from scapy.layers.inet import IP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import (
+    ICMPv6ND_NA,
+    ICMPv6ND_RA,
+    ICMPv6ND_Redirect,
+    ICMPv6NDOptDstLLAddr,
+    ICMPv6NDOptPrefixInfo,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+)
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
@@ -19,6 +27,7 @@ from lab.cninode import wait_until
 from lab.netns import NetNS
 
 OUTSIDE6 = "fd0a::42"
+RTPROT_RA = 9
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +111,10 @@ def lies(a: Pod, b: Pod, router: str) -> dict[str, Packet]:
         "IPv6 with another MAC": Ether(src=b.mac, dst=router) / own6 / udp,
         "IPv6 straight to a neighbour": Ether(src=a.mac, dst=b.mac) / IPv6(src=OUTSIDE6, dst=b.ip6) / udp,
         "ARP for the gateway": Ether(src=a.mac, dst="ff:ff:ff:ff:ff:ff") / ARP(op=2, hwsrc=a.mac, psrc="10.244.1.1"),
+        "IPv6 advertisement for a neighbour": Ether(src=a.mac, dst="33:33:00:00:00:01") / IPv6(
+            src="fe80::a", dst="ff02::1", hlim=255) / ICMPv6ND_NA(tgt=b.ip6, S=0) / ICMPv6NDOptDstLLAddr(lladdr=a.mac),
+        "redirect": Ether(src=a.mac, dst=b.mac) / IPv6(src="fe80::a", dst=b.ip6, hlim=255) / ICMPv6ND_Redirect(
+            tgt="fe80::a", dst=OUTSIDE6),
         "VLAN and what not": Ether(src=a.mac, dst=b.mac, type=0x8100) / Raw(b"\0\x01\x08\0"),
     }
 
@@ -124,7 +137,9 @@ def test_what_is_dropped_is_counted_with_its_reason(cluster: Cluster) -> None:
     arrived(cluster, a, [(cluster.outside, "eth0")], {**lies(a, b, gateway(cluster)), **truths(a, gateway(cluster))})
     after = drops(cluster)
     assert {why: after[why] - before[why] for why in after} == {
-        "a pod sends from a MAC that is not its own": 4, "a pod sends from an address that is not its own": 9}
+        "a pod sends from a MAC that is not its own": 4, "a pod sends from an address that is not its own": 9,
+        "a pod says that it is a router": 0, "a pod says that it is a router that redirects": 1,
+        "a pod says that it has an address that is not its own": 1}
 
 
 def drops(cluster: Cluster) -> dict[str, int]:
@@ -132,6 +147,42 @@ def drops(cluster: Cluster) -> dict[str, int]:
     rules = [entry["rule"] for entry in listed["nftables"] if "rule" in entry]
     return {rule["comment"]: next(e["counter"]["packets"] for e in rule["expr"] if "counter" in e)
             for rule in rules if any("counter" in e for e in rule["expr"])}
+
+
+def learned(ns: NetNS) -> set[str]:
+    """Where default routes of router advertisements lead."""
+    return ns.netlink(lambda ipr: {str(r.get("RTA_GATEWAY")) for r in ipr.get_default_routes(family=socket.AF_INET6)
+                                   if r["proto"] == RTPROT_RA})
+
+
+def advertise(cluster: Cluster, a: Pod) -> None:
+    """Pod a tells everybody on its link that it is a router; once plainly, once behind an extension header."""
+    says = ICMPv6ND_RA(routerlifetime=1800) / ICMPv6NDOptPrefixInfo(prefix="2001:db8:bad::", prefixlen=64)
+    to = Ether(src=a.mac, dst="33:33:00:00:00:01") / IPv6(src="fe80::a", dst="ff02::1", hlim=255)
+    raw = a.ns.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
+    with raw:
+        raw.bind(("eth0", 0))
+        for frame in (to / says, to / IPv6ExtHdrDestOpt() / says):
+            raw.send(bytes(frame))
+    arrived(cluster, a, [(cluster.outside, "eth0")], truths(a, gateway(cluster)))
+
+
+def test_a_pod_is_no_router(cluster: Cluster) -> None:
+    """Neither its neighbours nor the node take a default route from it."""
+    a, b = pod(cluster, "a"), pod(cluster, "b")
+    advertise(cluster, a)
+    assert (learned(b.ns), learned(cluster.nodes[0].ns)) == (set(), set())
+
+
+def test_the_node_never_has_a_router_among_its_pods(unchecked: Cluster) -> None:
+    """Also the proof that pods would believe it."""
+    a, b = pod(unchecked, "a"), pod(unchecked, "b")
+    unchecked.nodes[0].ns.sysctl("net/ipv6/conf/all/forwarding", "0")  # as where there is only IPv4
+    advertise(unchecked, a)
+    found = wait_until(lambda: learned(b.ns), "the neighbour believes it", 3), learned(unchecked.nodes[0].ns)
+    unchecked.nodes[0].ns.sysctl("net/ipv6/conf/all/forwarding", "1")
+    unchecked.clear()
+    assert found == ({"fe80::a"}, set())
 
 
 def test_it_can_be_turned_off(unchecked: Cluster) -> None:

@@ -155,12 +155,20 @@ def _spoofing() -> Iterator[nft.Chain | nft.Rule]:
     yield nft.Rule(chain, (nft.Meta("iifname"), nft.Lookup("ports", invert=True), nft.accept()), comment="not from a pod")
     yield nft.Rule(chain, (nft.Meta("iifname"), nft.Payload("link", 6, 6, dreg=behind), nft.Lookup("macs", invert=True),
                            nft.Counter(), nft.drop()), comment="a pod sends from a MAC that is not its own")
+    six = (nft.Meta("protocol"), nft.Cmp(b"\x86\xdd"))
+    icmp6 = (*six, nft.Meta("l4proto"), nft.Cmp(b"\x3a"), nft.Payload("transport", 0, 1))
+    # A link-local source is anybody's, and what these say is believed for it: a default route, for pods and the node alike.
+    for kind, name in ((b"\x86", "a router"), (b"\x89", "a router that redirects")):
+        yield nft.Rule(chain, (*icmp6, nft.Cmp(kind), nft.Counter(), nft.drop()), comment=f"a pod says that it is {name}")
+    target = (nft.Payload("transport", 8, 16), nft.Bitwise(b"\xff\xc0" + bytes(14), bytes(16)))
+    yield nft.Rule(chain, (*icmp6, nft.Cmp(b"\x88"), *target, nft.Cmp(b"\xfe\x80" + bytes(14), "!="), nft.Meta("iifname"),
+                           nft.Payload("transport", 8, 16, dreg=behind), nft.Lookup("senders-ip6", invert=True),
+                           nft.Counter(), nft.drop()), comment="a pod says that it has an address that is not its own")
     # IPv4's source, and what an ARP packet says its sender's address is
     for kind, at, name in ((b"\x08\x00", 12, "senders-ip"), (b"\x08\x06", 14, "senders-ip"), (b"\x86\xdd", 8, "senders-ip6")):
         yield nft.Rule(chain, (nft.Meta("protocol"), nft.Cmp(kind), nft.Meta("iifname"),
                                nft.Payload("network", at, 4 if name == "senders-ip" else 16, dreg=behind), nft.Lookup(name),
                                nft.accept()), comment=f"{'ARP from' if at == 14 else 'from'} its own address")
-    six = (nft.Meta("protocol"), nft.Cmp(b"\x86\xdd"))
     # Neighbour discovery and the like; no router forwards these sources.
     yield nft.Rule(chain, (*six, nft.Payload("network", 8, 16), nft.Bitwise(b"\xff\xc0" + bytes(14), bytes(16)),
                            nft.Cmp(b"\xfe\x80" + bytes(14)), nft.accept()), comment="from a link-local address")

@@ -104,13 +104,17 @@ def _pod_routes(ipr: IPRoute, node: NodeNet, index: int, strays: Sequence[IPAddr
 
 
 def _sysctls(node: NodeNet) -> list[str]:
-    """Forwarding on. Redirects off: pods of one bridge are routed on purpose, the node must not tell them a shorter way."""
+    """Forwarding on. Redirects off: pods of one bridge are routed on purpose, the node must not tell them a shorter way.
+    Router advertisements on the bridge are a pod's, and would give the node a default route."""
     want = {"ipv4/ip_forward": "1", "ipv4/conf/all/send_redirects": "0", f"ipv4/conf/{node.bridge}/send_redirects": "0"}
+    want[f"ipv6/conf/{node.bridge}/accept_ra"] = "0"
     if any(gateway.version == 6 for gateway in node.gateways):
         want["ipv6/conf/all/forwarding"] = "1"
     done = []
     for key, value in want.items():
         path = Path("/proc/sys/net") / key
+        if key.endswith("accept_ra") and not path.exists():
+            continue  # a kernel without IPv6
         if path.read_text().strip() != value:
             path.write_text(value)
             done.append(f"net.{key.replace('/', '.')}={value}")
