@@ -6,13 +6,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -259,20 +257,6 @@ def test_a_command_in_a_node_has_its_network_name_and_credentials(lab: DemoLab) 
     wrong = run("node9", "--", "true")
     assert wrong.returncode == 1
     assert "node1, node2, node3" in wrong.stderr
-
-
-@pytest.mark.parametrize("port", [10249, 9153], ids=["proxy", "dns"])
-def test_every_node_shows_the_metrics_that_the_documentation_lists(lab: DemoLab, port: int) -> None:
-    listed = set(re.findall(r"^\| `(\w+)` \| (\w+) \|", (EXAMPLES.parent / "docs/metrics.md").read_text(), re.M))
-
-    def page() -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            return str(answer.read().decode())
-
-    for node in lab.config.node_names():
-        found = set(re.findall(r"^# TYPE (\S+) (\S+)$", call_in(lab.node_netns(node), page), re.M))
-        assert len(found) > 20
-        assert found <= listed
 
 
 def test_the_first_container_is_meant_where_none_is_named(lab: DemoLab) -> None:
