@@ -401,31 +401,3 @@ def test_a_second_agent_waits_for_the_first_to_go(node: CniNode) -> None:
     assert first.wait(timeout=20) == 0
     wait_until(node.ready, "the second agent serves")
     assert node.cni("STATUS", "", None, node.conf("1.1.0")).status == 0
-
-
-def test_node_without_podcidr_waits_for_one(world: Lab, tmp_path: Path) -> None:
-    ns, pod = world.netns("late"), world.netns("p")
-    with FakeApi(ns) as api:
-        put_node(api, "late", None, "192.0.2.9")
-        node = CniNode(ns, tmp_path, "late", api)
-        try:
-            node.start(wait=False)
-            wait_until(lambda: node.status().get("reason") == "NoPodCIDR", "the agent says what it waits for")
-            assert not (tmp_path / "cni" / "net.d" / "10-podwire.conflist").exists()
-            conf = {"cniVersion": "1.1.0", "name": "podwire", "type": "podwire-cni", "socket": str(tmp_path / "cni.sock")}
-            add, status = node.cni("ADD", "p", pod, conf), node.cni("STATUS", "", None, conf)
-            assert (add.body["code"], status.body["code"]) == (11, 50) and "spec.podCIDR" in add.body["msg"]
-            put_node(api, "late", "10.244.9.0/24", "192.0.2.9")
-            wait_until(node.ready, "ready with a podCIDR")
-            assert node.cni("ADD", "p", pod).address == "10.244.9.2"
-        finally:
-            node.close()
-
-
-def test_unknown_kubeconfig_is_told_in_one_line(world: Lab, tmp_path: Path) -> None:
-    bad = tmp_path / "kubeconfig"
-    bad.write_text("clusters: 7\n")
-    code = "from podwire_cni.main import command; command()"
-    done = world.netns("n").run([sys.executable, "-c", code, "--node-name", "n", "--kubeconfig", str(bad), "--run-dir",
-                                 str(tmp_path)], check=False)
-    assert done.returncode == 1 and "kubeconfig" in done.stderr and "Traceback" not in done.stderr

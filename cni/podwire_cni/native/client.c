@@ -23,6 +23,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "json.h"
+
 #define DEFAULT_SOCKET "/run/podwire/cni.sock"
 #define STANDALONE "podwire-cni-standalone"
 #define MAX_INPUT (4u << 20)
@@ -62,73 +64,6 @@ static int fail(int code, const char *msg, const char *details)
     print_json_string(details);
     fputs("}\n", stdout);
     return 1;
-}
-
-/* ---- the few top-level keys of the configuration that matter before the agent is reached ---- */
-
-static const char *skip_string(const char *p)
-{
-    for (p++; *p && *p != '"'; p++)
-        if (*p == '\\' && p[1])
-            p++;
-    return *p ? p + 1 : p;
-}
-
-/* Where the value of top-level key `name` starts, or NULL. Text that is no JSON is the agent's to complain about. */
-static const char *find_key(const char *p, const char *name)
-{
-    size_t len = strlen(name);
-    int depth = 0, is_key = 0;
-    while (*p) {
-        if (*p == '{' || *p == '[') {
-            depth++;
-            is_key = depth == 1 && *p == '{';
-            p++;
-        } else if (*p == '}' || *p == ']') {
-            depth--;
-            p++;
-        } else if (*p == ',') {
-            is_key = depth == 1;
-            p++;
-        } else if (*p == '"') {
-            const char *start = p + 1, *end = skip_string(p);
-            int hit = is_key && (size_t)(end - start) == len + 1 && strncmp(start, name, len) == 0;
-            is_key = 0;
-            p = end;
-            if (hit) {
-                p += strspn(p, " \t\r\n");
-                if (*p == ':')
-                    return p + 1 + strspn(p + 1, " \t\r\n");
-            }
-        } else {
-            p++;
-        }
-    }
-    return NULL;
-}
-
-/* The plain string under `name` in out[size]; 0 where it is absent, too long, or has escapes other than \/ \" \\ */
-static int string_key(const char *json, const char *name, char *out, size_t size)
-{
-    const char *p = find_key(json, name);
-    size_t n = 0;
-    if (!p || *p != '"')
-        return 0;
-    for (p++; *p && *p != '"'; p++) {
-        if (*p == '\\' && !strchr("/\"\\", *++p))
-            return 0;
-        if (!*p || n + 1 >= size)
-            return 0;
-        out[n++] = *p;
-    }
-    out[n] = 0;
-    return *p == '"' && n > 0;
-}
-
-static int true_key(const char *json, const char *name)
-{
-    const char *p = find_key(json, name);
-    return p && strncmp(p, "true", 4) == 0;
 }
 
 /* ---- input, output ---- */
@@ -322,24 +257,6 @@ static int nothing_to_delete(const char *command)
 }
 
 /* ---- called as "loopback", the plugin that containerd and CRI-O run besides that of the network ---- */
-
-/* How long the JSON value at `p` is: an object or array to its closing bracket. */
-static size_t extent(const char *p)
-{
-    const char *start = p;
-    int depth = 0;
-    while (*p) {
-        if (*p == '"') {
-            p = skip_string(p);
-            continue;
-        }
-        depth += (*p == '{' || *p == '[') - (*p == '}' || *p == ']');
-        p++;
-        if (depth == 0)
-            break;
-    }
-    return (size_t)(p - start);
-}
 
 static int set_lo_up(const char *netns)
 {
