@@ -167,3 +167,15 @@ def test_what_cannot_be(place: Place, more: dict[str, Any], words: str) -> None:
     answer = place.node.cni("ADD", "a", pod, {**place.conf("lan0", "10.50.0.0/24"), **more})
     assert (answer.status, answer.body["code"]) == (1, 7) and words in answer.body["msg"] and answer.body["details"]
     assert place.node.leases() == {} and "lan0" not in place.node.links()
+
+
+def test_links_of_others_are_left_alone(place: Place) -> None:
+    """A bridge by the name of the uplink would take the node off the network, one of others' would lose its addresses."""
+    ns = place.node.ns
+    ns.run(["ip", "link", "add", "br0", "type", "bridge"])
+    ns.run(["ip", "addr", "add", "198.51.100.1/24", "dev", "br0"])
+    before = ns.run(["ip", "-o", "addr"]).stdout
+    for bridge, words in (("eth0", "which is no bridge"), ("lo", "which is no bridge"), ("br0", "others made it")):
+        answer = place.node.cni("ADD", "a", place.lab.netns("pod"), place.conf(bridge, "10.50.0.0/24"))
+        assert (answer.status, answer.body["code"]) == (1, 7) and words in answer.body["msg"]
+    assert ns.run(["ip", "-o", "addr"]).stdout == before and place.node.leases() == {}

@@ -88,7 +88,8 @@ class Agent:
         self.config = config
         self.node: NodeNet | None = None
         self.kernel, self.firewall = kernel, firewall
-        self.networks = Networks(config.run_dir / "cni" / "networks", wiring.ensure_node, firewall.others)
+        self.networks = Networks(config.run_dir / "cni" / "networks", wiring.ensure_node, firewall.others,
+                                 wiring.foreign)
         self.networks.restore()
         self.plugin = Plugin(kernel, firewall, Allocator(store, config.quarantine, time.time), lambda: self.node, boot_id(),
                              waiting_for=f"Node {config.node_name} has no spec.podCIDR yet",
@@ -144,7 +145,8 @@ class Agent:
         strays = self.plugin.strays(net)
         for line in wiring.ensure_node(net, strays):
             log.info("node", change=line)
-        self.networks.ensure()
+        for line in self.networks.ensure():
+            log.error("network refused", network=line)
         first = self.node is None
         rules = replace(wiring.node_rules(net, self.config.cluster_cidrs if native is None else native, strays),
                         others=self.networks.rules())

@@ -7,9 +7,8 @@ start takes it and all that belongs to it away.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from .nodetable import PodRules
 from .ops import DeleteLink, DeleteNeighbour, DeleteRoute, Op
 from .plan import OWN_LINK, NodeNet, Seen, add_plan, differences, host_route, host_veth, ifb_of, repair_plan
 from .result import merge, to_json
+from .turns import Turns
 from .types import BRIDGE, Attachment, Call, IPAddress, NetConf, PortMapping, RangeSet
 
 
@@ -60,28 +60,6 @@ class Sandbox:
     caller_gone: Callable[[], bool] = lambda: False  # nobody waits for the answer any more
 
 
-class _Turns:
-    """One verb at a time for each attachment; different ones do not wait for each other."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._locks: dict[str, tuple[threading.Lock, int]] = {}
-
-    @contextlib.contextmanager
-    def of(self, owner: str) -> Iterator[None]:
-        with self._guard:
-            lock, users = self._locks.get(owner, (threading.Lock(), 0))
-            self._locks[owner] = (lock, users + 1)
-        try:
-            with lock:
-                yield
-        finally:
-            with self._guard:
-                lock, users = self._locks.pop(owner)
-                if users > 1:
-                    self._locks[owner] = (lock, users - 1)
-
-
 @dataclass
 class Plugin:
     """`node()` is None as long as the node has no podCIDR. All methods may be called from many threads."""
@@ -93,7 +71,7 @@ class Plugin:
     boot_id: str
     waiting_for: str = "the Node has no spec.podCIDR yet"
     networks: Networks | None = None
-    _turns: _Turns = field(default_factory=_Turns)
+    _turns: Turns = field(default_factory=Turns)
     _leases: threading.Lock = field(default_factory=threading.Lock)
 
     # ---- verbs ----
@@ -115,17 +93,19 @@ class Plugin:
                 self.firewall.attach(call.attachment, rules)
                 try:
                     self.kernel.apply(plan.ops, pod_fd)
-                    with self._leases:
-                        self.allocator.confirm(call.attachment)
-                    if sandbox.caller_gone():
-                        self._detach(call.attachment)
-                        _wanted(call, sandbox)
                 except BaseException:
                     self.firewall.detach(call.attachment, rules)
                     raise
             except BaseException:
                 with self._leases:
                     self.allocator.release(call.attachment)
+                raise
+            try:
+                with self._leases:
+                    self.allocator.confirm(call.attachment)
+                _wanted(call, sandbox)
+            except BaseException:
+                self._detach(call.attachment)
                 raise
         return to_json(merge(conf.prev_result, plan.result) if conf.prev_result else plan.result, conf.version)
 
@@ -161,7 +141,9 @@ class Plugin:
                            "pass the list of attachments that are in use")
         failed = []
         with self._leases:
-            owners = {lease.owner for lease in self.allocator.leases() if lease.bridge == conf.bridge} - conf.valid_attachments
+            # The list is that of one network, and several may share a bridge.
+            owners = {lease.owner for lease in self.allocator.leases() if lease.bridge == conf.bridge
+                      and lease.network in ("", conf.name)} - conf.valid_attachments
         for owner in sorted(owners):
             try:
                 with self._turns.of(owner.container_id):
@@ -191,7 +173,7 @@ class Plugin:
 
     def reconcile(self) -> list[str]:
         """At start: free what a crash, a reboot or a lost namespace left behind. Returns one line for each thing done."""
-        links, told = self.kernel.links(), []
+        links, told, gone = self.kernel.links(), [], set[Attachment]()
         with self._leases:
             leases = self.allocator.leases()
         for lease in leases:
@@ -199,7 +181,11 @@ class Plugin:
                    else "its ADD was cut off" if not lease.wired
                    else "its interface is gone" if host_veth(lease.owner) not in links else "")
             if why:
-                self._detach(lease.owner)
+                with self._turns.of(lease.owner.container_id):
+                    if lease in self.allocator.owned_by(lease.owner):  # and not an ADD that came to its end just now
+                        self._detach(lease.owner)
+                        gone.add(lease.owner)
+            if lease.owner in gone:
                 told.append(f"{lease.address} of {lease.pod or lease.owner}: {why}")
         return told + self._free_damaged()
 
@@ -280,7 +266,7 @@ class Plugin:
         if self.networks is None:
             raise CNIError(Code.INVALID_CONFIG, f"network configuration: bridge {conf.bridge} needs the wiring agent",
                            f"start it, or leave the key out for {BRIDGE}")
-        return self.networks.of(conf, self.node(), make=make)
+        return self.networks.of(conf, self._node(), make=make)
 
     def _node(self) -> NodeNet:
         node = self.node()
@@ -302,7 +288,7 @@ class Plugin:
                                    "delete that pod, or ask for another hostPort")
                 return self.allocator.allocate(sets, call.attachment, wanted=conf.ips, pod=call.pod, mac=conf.mac,
                                                boot_id=self.boot_id, pod_uid=call.args.get("K8S_POD_UID", ""),
-                                               ports=conf.ports, aliases=conf.aliases, bridge=conf.bridge)
+                                               ports=conf.ports, aliases=conf.aliases, bridge=conf.bridge, network=conf.name)
         self._free_port_of_dead(conf.ports)
         try:
             return take()
@@ -315,9 +301,8 @@ class Plugin:
         """A pod whose interface went with its namespace, without a DEL, must not keep its hostPorts from its successor."""
         with self._leases:
             found = self.allocator.holder(ports)
-        if found and found[0].wired and host_veth(found[0].owner) not in self.kernel.links():
-            with self._turns.of(found[0].owner.container_id):
-                self._detach(found[0].owner)
+        if found and found[0].wired:
+            self._free(found[0].owner)
 
     def _free_dead(self, sets: Sequence[RangeSet]) -> int:
         """Free the leases of pods whose interface went with their namespace, without a DEL. Does nothing while
@@ -327,11 +312,15 @@ class Plugin:
                 return 0
             wired = {lease.owner for lease in self.allocator.leases() if lease.wired and not lease.origin}
         links = self.kernel.links()
-        dead = [owner for owner in wired if host_veth(owner) not in links]
-        for owner in dead:
-            with self._turns.of(owner.container_id):
-                self._detach(owner)
-        return len(dead)
+        return sum(self._free(owner) for owner in wired if host_veth(owner) not in links)
+
+    def _free(self, owner: Attachment) -> bool:
+        """Detach a pod whose interface is gone, unless somebody else is at work on its container."""
+        with self._turns.of(owner.container_id, patience=1) as mine:
+            if not mine or host_veth(owner) in self.kernel.links():
+                return False
+            self._detach(owner)
+            return True
 
     def _detach(self, owner: Attachment) -> None:
         with self._leases:

@@ -74,6 +74,8 @@ class Standalone:
             firewall.adopt(rules, plugin.pods())
         elif self.env.get("CNI_COMMAND") == "ADD":
             firewall.sync(rules, plugin.pods())
+        if self.env.get("CNI_COMMAND") == "ADD":
+            plugin.reconcile()  # nobody else does
         return plugin
 
 

@@ -58,11 +58,12 @@ def clash(new: Network, ranges: tuple[RangeSet, ...], bridge: str) -> None:
 
 
 class Networks:
-    """make: puts a network into the kernel. changed: is told all of them. For many threads."""
+    """make: puts a network into the kernel. changed: is told all of them. foreign: why a link of that name, if there is one, is
+    not ours to use. For many threads."""
 
-    def __init__(self, directory: Path, make: Callable[[NodeNet], object],
-                 changed: Callable[[tuple[OtherNet, ...]], None]) -> None:
-        self.directory, self._make, self._changed = directory, make, changed
+    def __init__(self, directory: Path, make: Callable[[NodeNet], object], changed: Callable[[tuple[OtherNet, ...]], None],
+                 foreign: Callable[[str], str] = lambda _: "") -> None:
+        self.directory, self._make, self._changed, self._foreign = directory, make, changed, foreign
         self._lock = threading.Lock()
         self.known: dict[str, Network] = {}
 
@@ -81,10 +82,15 @@ class Networks:
     def rules(self) -> tuple[OtherNet, ...]:
         return tuple(self.known[bridge].rules() for bridge in sorted(self.known))
 
-    def ensure(self) -> None:
-        """Make all of them again where somebody took them away. Raises OSError."""
+    def ensure(self) -> list[str]:
+        """Make all of them again where somebody took them away. Returns what the kernel refused; that stops no other."""
+        refused = []
         for network in list(self.known.values()):
-            self._make(network.net)
+            try:
+                self._make(network.net)
+            except Exception as err:  # the node's own pods must not wait for this one
+                refused.append(f"bridge {network.net.bridge}: {err}")
+        return refused
 
     def of(self, conf: NetConf, main: NodeNet | None, *, make: bool) -> NodeNet:
         """The network of a configuration; with `make` it is there then. Raises CNIError, OSError."""
@@ -97,6 +103,9 @@ class Networks:
             for other in self.known.values():
                 if other.net.bridge != conf.bridge:
                     clash(want, other.net.ranges, other.net.bridge)
+            if conf.bridge not in self.known and (why := self._foreign(conf.bridge)):
+                raise CNIError(Code.INVALID_CONFIG, f"network configuration: bridge {conf.bridge}: {why}",
+                               "name one that does not exist: it is made when its first pod comes")
             self._make(want.net)
             self._write(want)
             self.known[conf.bridge] = want

@@ -23,7 +23,10 @@ def pod_cidrs(node: Mapping[str, Any]) -> list[IPNetwork]:
     spec = node.get("spec") or {}
     raw = spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
     try:
-        return [ip_network(cidr) for cidr in raw]
+        found = [ip_network(cidr) for cidr in raw]
+        if small := next((cidr for cidr in found if cidr.num_addresses < 4), None):
+            raise ValueError(f"{small} has no room for a gateway and pods")
+        return found
     except ValueError as err:
         name = (node.get("metadata") or {}).get("name")
         raise ValueError(f"Node {name}: spec.podCIDRs: {err}") from None

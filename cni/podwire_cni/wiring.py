@@ -6,6 +6,7 @@ no pod. It all happens in the network namespace of the calling thread.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_interface
 from pathlib import Path
@@ -19,6 +20,7 @@ from .plan import NodeNet, host_route
 from .types import IPAddress
 
 LINK_SCOPE, MAIN = 253, 254
+OURS = "0a:58:"  # how the MAC of a bridge of ours begins
 
 
 def uplink_mtu(name: str) -> int | None:
@@ -38,7 +40,18 @@ def bridge_mac(bridge: str) -> str:
     with IPRoute() as ipr:
         found = ipr.get_links(ifname=bridge) if ipr.link_lookup(ifname=bridge) else []
         mac = str(found[0].get("IFLA_ADDRESS")) if found else ""
-        return mac if mac.startswith("0a:58:") else ""
+        return mac if mac.startswith(OURS) else ""
+
+
+def foreign(name: str) -> str:
+    """Why the link of this name is not one that we made; "" where it is, or where there is none."""
+    with IPRoute() as ipr:
+        found = ipr.get_links(ifname=name) if ipr.link_lookup(ifname=name) else []
+        if not found:
+            return ""
+        if found[0].get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge":
+            return "the node has an interface of that name which is no bridge"
+        return "" if str(found[0].get("IFLA_ADDRESS")).startswith(OURS) else "others made it, and have it for themselves"
 
 
 def ensure_node(node: NodeNet, strays: Sequence[IPAddress] = ()) -> list[str]:
@@ -64,6 +77,8 @@ def _bridge(ipr: IPRoute, node: NodeNet, done: list[str]) -> int:
         done.append(f"bridge {node.bridge} made")
         found = ipr.link_lookup(ifname=node.bridge)
     link = ipr.get_links(found[0])[0]
+    if link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge":
+        raise FileExistsError(errno.EEXIST, f"the node has an interface {node.bridge} that is no bridge; remove or rename it")
     # An explicit MAC stays; one that the bridge took from its lowest port changes whenever that pod goes.
     want: dict[str, str | int] = {"address": node.bridge_mac} if link.get("IFLA_ADDRESS") != node.bridge_mac else {}
     want.update({"mtu": node.mtu} if link.get("IFLA_MTU") != node.mtu else {})

@@ -37,6 +37,7 @@ class Lease:
     bridge: str = ""  # "": that of the node's pods
     aliases: tuple[str, ...] = ()  # other names of the container
     origin: str = ""  # "host-local": another plugin wired the pod, we only keep its address
+    network: str = ""  # the name of the configuration it was taken for
 
     def to_json(self) -> dict[str, Any]:
         ports = [{"hostPort": p.host_port, "containerPort": p.container_port, "protocol": p.protocol,
@@ -45,7 +46,8 @@ class Lease:
                 "pod": self.pod, "podUID": self.pod_uid, "bootID": self.boot_id, "mac": self.mac, "ports": ports,
                 **({"bridge": self.bridge} if self.bridge else {}),
                 **({"aliases": list(self.aliases)} if self.aliases else {}),
-                **({"origin": self.origin} if self.origin else {})}
+                **({"origin": self.origin} if self.origin else {}),
+                **({"network": self.network} if self.network else {})}
 
 
 class Store(Protocol):
@@ -121,7 +123,8 @@ class Allocator:
 
     def allocate(self, sets: Sequence[RangeSet], owner: Attachment, *, wanted: Sequence[IPAddress] = (), pod: str = "",
                  pod_uid: str = "", boot_id: str = "", mac: str = "", ports: tuple[PortMapping, ...] = (),
-                 aliases: tuple[str, ...] = (), bridge: str = "") -> list[tuple[Lease, Range]]:
+                 aliases: tuple[str, ...] = (), bridge: str = "",
+                 network: str = "") -> list[tuple[Lease, Range]]:
         """One address of each set, or the `wanted` ones; all or none.
 
         Raises PoolExhausted, and CNIError 7 where a wanted address is outside every range, 11 where it is in use.
@@ -132,7 +135,7 @@ class Allocator:
                 asked = [a for a in wanted if any(a in r for r in ranges)]
                 taken.append(self._take(ranges, asked[0] if asked else None, Lease(
                     ranges[0].start, owner, pod, pod_uid, boot_id, taken[0][0].mac if taken else mac, ports=ports,
-                    bridge=bridge, aliases=aliases)))
+                    bridge=bridge, aliases=aliases, network=network)))
             got = {lease.address for lease, _ in taken}
             for address in wanted:
                 if address not in got:

@@ -169,6 +169,6 @@ def _read(file: Path) -> Lease | None:
         return Lease(ip_address(file.name), Attachment(str(raw["containerID"]), str(raw["ifname"])), str(raw["pod"]),
                      str(raw["podUID"]), str(raw["bootID"]), str(raw["mac"]), rest.startswith(WIRED),
                      port_mappings(raw.get("ports"), "ports"), str(raw.get("bridge", "")),
-                     tuple(map(str, raw.get("aliases", ()))), str(raw.get("origin", "")))
+                     tuple(map(str, raw.get("aliases", ()))), str(raw.get("origin", "")), str(raw.get("network", "")))
     except (OSError, ValueError, KeyError, TypeError, CNIError):
         return None

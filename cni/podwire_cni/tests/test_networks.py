@@ -63,6 +63,30 @@ def test_an_address_belongs_to_one_bridge(tmp_path: Path, subnet: str, words: st
     assert caught.value.code == 7 and len(world.made) == 1
 
 
+def test_what_others_made_is_left_alone(tmp_path: Path) -> None:
+    made: list[NodeNet] = []
+    networks = Networks(tmp_path, made.append, lambda _: None, lambda name: "others made it" if name == "eth0" else "")
+    with pytest.raises(CNIError, match="eth0: others made it") as caught:
+        networks.of(conf("eth0", "10.50.0.0/24"), MAIN, make=True)
+    assert caught.value.code == 7 and not made and not networks.known
+
+
+def test_one_network_that_cannot_be_made_stops_no_other(tmp_path: Path) -> None:
+    world, made = World(tmp_path), list[str]()
+    for i, bridge in enumerate(("lan0", "lan1")):
+        world.networks.of(conf(bridge, f"10.5{i}.0.0/24"), MAIN, make=True)
+
+    def make(net: NodeNet) -> None:
+        if net.bridge == "lan0":
+            raise FileExistsError(17, "lan0 is no bridge")
+        made.append(net.bridge)
+
+    again = Networks(tmp_path, make, lambda _: None)
+    again.restore()
+    refused = again.ensure()
+    assert made == ["lan1"] and len(refused) == 1 and "lan0 is no bridge" in refused[0]
+
+
 def test_gratuitous_arp() -> None:
     got = Ether(announce.frame(MAC, ip_address("10.50.0.77")))
     assert (got.dst, got.src) == ("ff:ff:ff:ff:ff:ff", MAC)

@@ -45,9 +45,11 @@ def test_what_pods_reach_with_their_own_address() -> None:
 
 def test_a_stolen_or_broken_podcidr_is_named_and_left_out() -> None:
     got = routes.view({"me": node(["10.0.1.0/24"], "192.0.2.1"), "a": node(["10.0.1.128/25"], "192.0.2.2"),
-                       "b": node(["10.0.300.0/24"], "192.0.2.3"), "c": node(["10.0.3.0/24"], "not-an-ip", "192.0.2.4")}, "me")
+                       "b": node(["10.0.300.0/24"], "192.0.2.3"), "c": node(["10.0.3.0/24"], "not-an-ip", "192.0.2.4"),
+                       "d": node(["10.0.4.1/32"], "192.0.2.5")}, "me")
     assert got.peers == (Peer("c", (ip_network("10.0.3.0/24"),), (ip_address("192.0.2.4"),)),)
-    assert len(got.problems) == 2 and "Node a" in got.problems[0] and "Node b: spec.podCIDRs" in got.problems[1]
+    assert len(got.problems) == 3 and "Node a" in got.problems[0] and "Node b: spec.podCIDRs" in got.problems[1]
+    assert "10.0.4.1/32 has no room" in got.problems[2]
 
 
 def loaded(rules: NodeRules, *pods: PodRules) -> dict[tuple[str, str], dict[bytes, nft.Value]]:

@@ -1,0 +1,123 @@
+"""Calls that meet: one container's turns, leases that others free meanwhile, networks that share a bridge."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from podwire_cni.errors import CNIError, Code
+from podwire_cni.networks import Networks
+from podwire_cni.plan import host_veth
+from podwire_cni.tests.test_verbs import Host, body
+from podwire_cni.turns import Turns
+from podwire_cni.types import Attachment
+
+POOL = 13  # pods that Host's node has room for
+
+
+def ended(work: Callable[[], Any], seconds: float = 10) -> threading.Thread:
+    """The thread that did `work`, which a deadlock would keep from its end."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), "it hangs"
+    return thread
+
+
+def test_an_add_whose_note_cannot_be_written_leaves_nothing() -> None:
+    host = Host()
+    store, real = host.plugin.allocator.store, host.plugin.allocator.store.wired
+
+    def full(lease: object) -> None:
+        raise CNIError(Code.IO_FAILURE, "no space")
+
+    store.wired = full  # type: ignore[method-assign]  # a disk that is full from the second write on
+    assert body(host.call("ADD"))["code"] == 5
+    assert host.state() == (set(), set(), set(), set())
+    store.wired = real  # type: ignore[method-assign]  # as it was
+    assert host.call("ADD").status == 0
+
+
+def test_the_last_address_may_be_that_of_the_same_containers_dead_interface() -> None:
+    host = Host()
+    for i in range(POOL):
+        assert host.call("ADD", f"c{i}").status == 0
+    del host.kernel.veths[host_veth(Attachment("c0", "eth0"))]
+    replies = []
+    ended(lambda: replies.append(host.call("ADD", "c0", env={"CNI_IFNAME": "net1"})))
+    assert replies[0].status == 0
+    assert {lease.owner for lease in host.held.values() if lease.owner.container_id == "c0"} == {Attachment("c0", "net1")}
+
+
+def test_a_container_that_others_work_on_is_not_freed_under_their_hands() -> None:
+    host = Host()
+    for i in range(POOL):
+        host.call("ADD", f"c{i}")
+    del host.kernel.veths[host_veth(Attachment("c0", "eth0"))]
+    replies = []
+    with host.plugin._turns.of("c0"):
+        ended(lambda: replies.append(host.call("ADD", "more")))
+    assert body(replies[0])["code"] == 11
+    assert host.call("ADD", "more").status == 0
+
+
+def test_a_start_does_not_take_a_pod_that_is_being_wired() -> None:
+    host = Host()
+    told: list[str] = []
+    start = threading.Thread(target=lambda: told.extend(host.plugin.reconcile()), daemon=True)
+    real, listed = host.kernel.apply, threading.Event()
+    links = host.kernel.links
+
+    def apply(ops: Any, pod_fd: Any = None) -> None:
+        start.start()
+        assert listed.wait(10)
+        real(ops, pod_fd)
+
+    def seen() -> dict[str, tuple[int, int]]:
+        try:
+            return links()
+        finally:
+            listed.set()
+
+    host.kernel.apply, host.kernel.links = apply, seen  # type: ignore[method-assign]  # the moment between lease and wires
+    assert host.call("ADD").status == 0
+    start.join(10)
+    assert not told and len(host.held) == len(host.kernel.veths) == len(host.firewall.pods) == 1
+
+
+def test_gc_is_of_one_network() -> None:
+    """Two networks of different names share the node's bridge: what the one's runtime does not list may be the other's."""
+    host = Host()
+    host.call("ADD", "kubelet's", env={"CNI_CONTAINERID": "a"})
+    host.call("ADD", env={"CNI_CONTAINERID": "b"}, name="podman")
+    nothing: dict[str, Any] = {"cni.dev/valid-attachments": []}
+    assert host.call("GC", name="podman", **nothing).status == 0
+    assert {lease.owner.container_id for lease in host.held.values()} == {"a"}
+    assert host.call("GC", **nothing).status == 0
+    assert not host.held
+
+
+def test_patience_ends() -> None:
+    turns, got = Turns(), list[bool]()
+
+    def other() -> None:
+        with turns.of("x", patience=0.01) as mine:
+            got.append(mine)
+
+    with turns.of("x") as first, turns.of("x") as again:
+        ended(other)
+        assert first and again
+    ended(other)
+    assert got == [False, True] and not turns._locks
+
+
+@pytest.mark.parametrize("verb", ["ADD", "STATUS"])
+def test_another_bridge_waits_for_the_node_too(verb: str, tmp_path: Any) -> None:
+    """The node's tables, which its pods need, are made with the podCIDR."""
+    host, made = Host(None), list[Any]()
+    host.plugin.networks = Networks(tmp_path, made.append, lambda _: None)
+    reply = host.call(verb, bridge="lan0", ipam={"ranges": [[{"subnet": "10.50.0.0/24"}]]})
+    assert body(reply)["code"] == {"ADD": 11, "STATUS": 50}[verb] and not made

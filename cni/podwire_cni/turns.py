@@ -1,0 +1,37 @@
+"""One verb at a time for each container; different ones do not wait for each other."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+
+class Turns:
+    """Locks by name that exist as long as somebody has them. Who has one may take it again."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[str, tuple[threading.RLock, int]] = {}
+
+    @contextlib.contextmanager
+    def of(self, owner: str, patience: float = -1) -> Iterator[bool]:
+        """Yields whether it is the caller's turn: False where others had theirs for all of `patience` seconds (-1: for ever).
+
+        Who has a turn already and wants another's must not wait for ever: the other may want his.
+        """
+        with self._guard:
+            lock, users = self._locks.get(owner, (threading.RLock(), 0))
+            self._locks[owner] = (lock, users + 1)
+        try:
+            mine = lock.acquire(timeout=patience)
+            try:
+                yield mine
+            finally:
+                if mine:
+                    lock.release()
+        finally:
+            with self._guard:
+                lock, users = self._locks.pop(owner)
+                if users > 1:
+                    self._locks[owner] = (lock, users - 1)

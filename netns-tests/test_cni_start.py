@@ -1,0 +1,64 @@
+"""Before all is there: an agent without a podCIDR, without a usable kubeconfig, and no agent at all."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from lab.cninode import CniNode, put_node, wait_until
+from lab.fakeapi import FakeApi
+from lab.netns import Lab
+
+
+def test_node_without_podcidr_waits_for_one(lab: Lab, tmp_path: Path) -> None:
+    ns, pod = lab.netns("late"), lab.netns("p")
+    with FakeApi(ns) as api:
+        put_node(api, "late", None, "192.0.2.9")
+        node = CniNode(ns, tmp_path, "late", api)
+        try:
+            node.start(wait=False)
+            wait_until(lambda: node.status().get("reason") == "NoPodCIDR", "the agent says what it waits for")
+            assert not (tmp_path / "cni" / "net.d" / "10-podwire.conflist").exists()
+            conf = {"cniVersion": "1.1.0", "name": "podwire", "type": "podwire-cni", "socket": str(tmp_path / "cni.sock")}
+            add, status = node.cni("ADD", "p", pod, conf), node.cni("STATUS", "", None, conf)
+            assert (add.body["code"], status.body["code"]) == (11, 50) and "spec.podCIDR" in add.body["msg"]
+            put_node(api, "late", "10.244.9.0/24", "192.0.2.9")
+            wait_until(node.ready, "ready with a podCIDR")
+            assert node.cni("ADD", "p", pod).address == "10.244.9.2"
+        finally:
+            node.close()
+
+
+def test_unknown_kubeconfig_is_told_in_one_line(lab: Lab, tmp_path: Path) -> None:
+    bad = tmp_path / "kubeconfig"
+    bad.write_text("clusters: 7\n")
+    code = "from podwire_cni.main import command; command()"
+    done = lab.netns("n").run([sys.executable, "-c", code, "--node-name", "n", "--kubeconfig", str(bad), "--run-dir",
+                                 str(tmp_path)], check=False)
+    assert done.returncode == 1 and "kubeconfig" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_an_agent_an_add_frees_what_a_crash_and_a_reboot_left(lab: Lab, tmp_path: Path) -> None:
+    """Nobody else does: three addresses, two of them held by pods that are none."""
+    ns = lab.netns("alone")
+    plugin = tmp_path / "plugin"
+    plugin.write_text(f"#!/bin/sh\nexec {sys.executable} -m podwire_cni.main\n")
+    plugin.chmod(0o755)
+    conf: dict[str, Any] = {"cniVersion": "1.1.0", "name": "podwire", "type": "podwire-cni", "standalone": True,
+                            "socket": str(tmp_path / "cni.sock"), "pythonPlugin": str(plugin),
+                            "ipam": {"ranges": [[{"subnet": "10.99.0.0/29", "rangeEnd": "10.99.0.4"}]]}}
+    with FakeApi(ns) as api:
+        node = CniNode(ns, tmp_path, "alone", api)
+    assert node.cni("ADD", "whole", lab.netns("whole"), conf).address == "10.99.0.2"
+    leases = tmp_path / "cni" / "leases"
+    lease = (leases / "10.99.0.2").read_text().splitlines()[0]
+    for address, owner, change in (("10.99.0.3", "cut-off", {}), ("10.99.0.4", "rebooted", {"bootID": "another"})):
+        raw = {**json.loads(lease), "address": address, "containerID": owner, **change}
+        (leases / address).write_text(json.dumps(raw) + "\n" + ("wired\n" if change else ""))
+    for name in ("b", "c"):
+        answer = node.cni("ADD", name, lab.netns(name), conf)
+        assert answer.status == 0, answer.out
+    assert set(node.leases().values()) == {"whole", "b", "c"}
+    assert node.cni("ADD", "d", lab.netns("d"), conf).body["code"] == 11
