@@ -59,12 +59,16 @@ Mapper = Callable[[Object, Snapshot], Keys]
 
 @dataclass(frozen=True, slots=True)
 class Controller:
-    """watches: kind -> which keys an event on an object of it touches. resync: seconds, 0 for never."""
+    """watches: kind -> which keys an event on an object of it touches. resync: seconds, 0 for never.
+
+    within: kind -> (namespace, name) of the one object of it that matters, so that no right to see others is needed.
+    """
 
     name: str
     watches: Mapping[str, Mapper]
     reconcile: Callable[[str, Snapshot, float], list[Change]]
     resync: float = 0.0
+    within: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def itself(obj: Object, _snapshot: Snapshot) -> Keys:

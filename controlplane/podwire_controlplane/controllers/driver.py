@@ -7,10 +7,11 @@ import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from ..api.meta import Object, uid
 from ..api.meta import key as object_key
-from ..api.registry import RESOURCES, of
+from ..api.registry import RESOURCES, Resource, of
 from ..client import config as client_config
 from ..client import logs
 from ..client.http import MERGE_PATCH, ApiClient, ApiError
@@ -41,19 +42,27 @@ class Driver:
     def __init__(self, api: ApiClient, controllers: Iterable[Controller]) -> None:
         self.api = api
         self.controllers = {c.name: c for c in controllers}
-        self.informers = {r.kind: Informer(api, r.path(), on_event=self._on_event) for r in RESOURCES
+        self.informers = {r.kind: self._informer(r) for r in RESOURCES
                           if any(r.kind in c.watches for c in self.controllers.values())}
         self.snapshot = Snapshot({kind: informer.objects for kind, informer in self.informers.items()})
         self._queue: dict[tuple[str, str], None] = {}  # ordered set: a key waits at most once
         self._failures: dict[tuple[str, str], int] = {}
         self._wake = asyncio.Event()
 
+    def _informer(self, resource: Resource) -> Informer:
+        """Of all objects of a kind, or of the only one that anybody looks at."""
+        kind = resource.kind
+        on_event = partial(self._on_event, kind)  # the items of a list do not say it
+        places = {c.within.get(kind) for c in self.controllers.values() if kind in c.watches}
+        if len(places) == 1 and (place := places.pop()):
+            return Informer(self.api, resource.path(place[0]), field_selector=f"metadata.name={place[1]}", on_event=on_event)
+        return Informer(self.api, resource.path(), on_event=on_event)
+
     def _enqueue(self, controller: str, key: str) -> None:
         self._queue[(controller, key)] = None
         self._wake.set()
 
-    def _on_event(self, event: Event) -> None:
-        kind = event.object.get("kind", "")
+    def _on_event(self, kind: str, event: Event) -> None:
         for controller in self.controllers.values():
             if kind in controller.watches:
                 for seen in (event.old, event.object):
@@ -94,7 +103,7 @@ class Driver:
             answer = await self.api.delete(path, change.obj or None)
         else:
             answer = await self.api.patch(path + ("/status" if change.verb == "status" else ""), change.obj, MERGE_PATCH)
-        if change.verb != "status":
+        if change.verb != "status" or change.kind == "Service":  # who got which address; other statuses change all the time
             log.info("changed", verb=change.verb, kind=change.kind, object=f"{change.namespace}/{change.name}".strip("/"),
                      why=change.why)
         self._remember(change, answer)
@@ -106,11 +115,11 @@ class Driver:
             return  # nobody looks at objects of this kind
         if answer.get("kind") == change.kind and change.verb != "finalize":
             if event := informer.reflector.wrote(answer):
-                self._on_event(event)
+                self._on_event(change.kind, event)
         elif answer.get("kind") == "Status":
             gone = str((answer.get("details") or {}).get("uid"))
             if event := informer.reflector.deleted(f"{change.namespace}/{change.name}".strip("/"), gone):
-                self._on_event(event)
+                self._on_event(change.kind, event)
 
     async def _work(self, controller: str, key: str) -> None:
         item = (controller, key)

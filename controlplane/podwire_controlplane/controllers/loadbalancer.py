@@ -15,6 +15,7 @@ from .base import Change, Controller, Keys, Snapshot
 from .workloads import timestamp
 
 CONFIG_KEY = f"{lb.CONFIG_NAMESPACE}/{lb.CONFIG_NAME}"
+_CONFIG = {"ConfigMap": (lb.CONFIG_NAMESPACE, lb.CONFIG_NAME)}
 
 
 def _version(ip: str) -> int:
@@ -141,11 +142,13 @@ def _default_pools(addresses: tuple[str, ...]) -> Controller:
     def mine(obj: Object, snapshot: Snapshot) -> Keys:
         return (CONFIG_KEY,) if lb.is_config(obj) or name(obj) == lb.CONFIG_NAMESPACE else ()
 
-    return Controller("loadbalancerpools", {"ConfigMap": mine, "Namespace": mine}, reconcile)
+    watches = {"ConfigMap": mine, **({"Namespace": mine} if addresses else {})}
+    return Controller("loadbalancerpools", watches, reconcile, within=_CONFIG)
 
 
 def controllers(addresses: tuple[str, ...]) -> tuple[Controller, ...]:
     """addresses: of the pool that is made where there is none."""
-    return Controller("loadbalancer", {"Service": _touched, "ConfigMap": _all}, reconcile), _default_pools(addresses)
+    return (Controller("loadbalancer", {"Service": _touched, "ConfigMap": _all}, reconcile, within=_CONFIG),
+            _default_pools(addresses))
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from podwire_controlplane.api.meta import Object, labels, name
 from podwire_controlplane.api.registry import of
+from podwire_controlplane.client.config import ClientConfig
 from podwire_controlplane.client.http import ApiClient, ApiError
 from podwire_controlplane.controllers import cleanup, endpointslices, nodes, workloads
 from podwire_controlplane.controllers.base import Change, Controller, itself
@@ -256,3 +258,26 @@ def test_a_deleted_service_takes_its_hand_made_endpoints_along() -> None:
         await cluster.until(gone)
 
     in_cluster(work)
+
+
+def test_the_one_object_that_matters_is_all_that_is_asked_for() -> None:
+    """As long as no controller beside it wants the others, too; and items of a list that do not say their kind are known."""
+    only = {"ConfigMap": ("kube-system", "one")}
+    seen: list[str] = []
+
+    def note(obj: Object, _snapshot: object) -> tuple[str, ...]:
+        seen.append(name(obj))
+        return ()
+
+    def asked(*rows: Controller) -> tuple[str, dict[str, str]]:
+        driver = Driver(ApiClient(ClientConfig("http://127.0.0.1:1")), rows)
+        for event in driver.informers["ConfigMap"].reflector.listed([{"metadata": {"name": "bare"}}], "7"):
+            driver.informers["ConfigMap"]._emit(event)
+        return driver.informers["ConfigMap"].path, driver.informers["ConfigMap"].params
+
+    narrow = Controller("narrow", {"ConfigMap": note}, lambda *_: [], within=only)
+    wide = Controller("wide", {"ConfigMap": itself}, lambda *_: [])
+    assert asked(narrow, replace(narrow, name="other")) == (
+        "/api/v1/namespaces/kube-system/configmaps", {"fieldSelector": "metadata.name=one"})
+    assert asked(narrow, wide) == ("/api/v1/configmaps", {})
+    assert seen == ["bare"] * 3
