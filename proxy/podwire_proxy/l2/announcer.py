@@ -231,7 +231,10 @@ class Announcer:
                 raise OSError("there is no default route; name the link to the clients")
             self.wire.open()
         except OSError as err:
-            self._problem = f"{self.wire.link or 'uplink'}: {err.strerror or err}"
+            problem = f"{self.wire.link or 'uplink'}: {err.strerror or err}"
+            if problem != self._problem:
+                log.warn("not on the wire; tried again with every beat", problem=problem)
+            self._problem = problem
             self.wire.close()
             self.report()
             return
@@ -280,11 +283,17 @@ def _stub(obj: meta.Object) -> meta.Object:
     return {"metadata": kept}
 
 
-async def _cluster(api: ApiClient) -> str:
+async def _cluster(api: ApiClient, status: RoleStatus) -> str:
     """The uid of namespace kube-system, by which clusters on one wire are told apart. Asks until there is an answer."""
+    told = ""
     while True:
-        with contextlib.suppress(ApiError):
+        try:
             return meta.uid(await api.get("/api/v1/namespaces/kube-system"))
+        except ApiError as err:
+            if err.code and str(err) != told:  # most likely a right that is missing
+                told = str(err)
+                log.warn("the API server refuses", error=told)
+                status.update(ready=False, message=told, reason=err.reason or "Refused")
         await asyncio.sleep(ASK_AGAIN)
 
 
@@ -297,7 +306,7 @@ async def _main(config: LbConfig) -> None:
 
     async def work() -> None:
         async with ApiClient(load(config.kubeconfig)) as api:
-            cluster = await _cluster(api)
+            cluster = await _cluster(api, status)
             made.append(Announcer(config, Wire(config.uplink), Election(cluster, config.node_name, time.monotonic())))
             await made[0].run(api)
 

@@ -57,7 +57,7 @@ class Wire:
             self._sockets[kind] = sock
             if kind == frames.IPV6:
                 _filter(sock)
-            sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 20)
+            _room(sock)
             sock.bind((self.link, kind))
         self.mac = bytes(self._sockets[frames.ARP].getsockname()[4][:6])
         with contextlib.suppress(OSError):  # a kernel without IPv6
@@ -111,6 +111,14 @@ class Wire:
             self._groups.setsockopt(socket.IPPROTO_IPV6, verb, request)
         except OSError as err:
             log.warn("cannot hear who asks for an IPv6 address", group=group, link=self.link, error=str(err))
+
+
+def _room(sock: socket.socket) -> None:
+    """A megabyte for frames that wait; without CAP_NET_ADMIN as much of it as net.core.rmem_max allows."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 20)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
 
 
 def _filter(sock: socket.socket) -> None:
