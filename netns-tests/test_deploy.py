@@ -13,7 +13,7 @@ import pytest
 
 from lab.cnicluster import plug
 from lab.cninode import Answer, CniNode, ask, tell_peer, wait_until
-from lab.incluster import GuardedApi, WorkloadPod, rights
+from lab.incluster import ACCOUNTS, AGENT, GuardedApi, WorkloadPod, rights_of
 from lab.netns import Lab, NetNS
 from podwire_controlplane.api.meta import Object
 from podwire_controlplane.tests import kustomize, recorded
@@ -63,7 +63,7 @@ class Cluster:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two nodes and a control plane on one link. The Nodes are in a kubelet's shape."""
     objects = kustomize.build(DEPLOY)
-    granted = rights(o for o in objects if o["kind"] == "ClusterRole")
+    granted = {AGENT: rights_of("podwire", objects)}
     with Lab() as lab:
         switch, control = lab.netns("switch"), lab.netns("control")
         switch.netlink(lambda ipr: ipr.link("add", ifname="sw0", kind="bridge"))
@@ -145,9 +145,10 @@ def test_the_rights_are_what_is_used_and_nothing_more(cluster: Cluster) -> None:
     with taken:  # so the proxy has to say at the Service that its health check cannot be served
         _serve(cluster, "local", "10.244.0.200", 80, "n1", type="LoadBalancer", externalTrafficPolicy="Local",
                healthCheckNodePort=31999)
-        wait_until(lambda: ("create", "", "events") in cluster.api.asked, f"an Event: {cluster.pods['n1'].log()[-2000:]}")
-    wait_until(lambda: cluster.api.asked >= cluster.api.granted, f"all are used: {cluster.api.granted - cluster.api.asked}")
-    assert cluster.api.asked == cluster.api.granted
+        asked, granted = cluster.api.asked[AGENT], cluster.api.granted[AGENT]
+        wait_until(lambda: ("create", "", "events") in asked, f"an Event: {cluster.pods['n1'].log()[-2000:]}")
+    wait_until(lambda: asked >= granted, f"all are used: {granted - asked}")
+    assert asked == granted
 
 
 def test_a_renewed_token_and_restarts(cluster: Cluster) -> None:
@@ -173,19 +174,19 @@ def test_dns_as_a_deployment(cluster: Cluster, tmp_path: Path) -> None:
     server, address = cluster.add("n1", "dns")
     client, _ = cluster.add("n2", "client3")
     pod = WorkloadPod(server, "n1", address, objects, tmp_path, cluster.api, "Deployment")
-    pod.write_account("second")
-    before, cluster.api.asked = cluster.api.granted, set()
-    cluster.api.granted = rights(o for o in objects if o["kind"] == "ClusterRole" and o["metadata"]["name"] == "podwire-dns")
+    account = f"{ACCOUNTS}{pod.spec['serviceAccountName']}"
+    pod.write_account("dns")
+    cluster.api.replace_token("dns", account)
+    cluster.api.granted[account] = rights_of("podwire-dns", objects)
     try:
         pod.start(PODWIRE_API_SERVERS=f"https://{CONTROL[0]}:6443")
         wait_until(lambda: pod.probe("readinessProbe"), f"it is ready: {pod.log()}")
         assert pod.probe("livenessProbe")
         ip = _serve(cluster, "named", "10.244.0.201", 80, "n1")
         wait_until(lambda: _name(client, "named.default.svc.cluster.local", address) == ip, "a client elsewhere is answered")
-        assert cluster.api.asked <= cluster.api.granted and ("watch", "", "services") in cluster.api.asked
+        assert ("watch", "", "services") in cluster.api.asked[account] <= cluster.api.granted[account]
     finally:
         assert pod.stop() == 0
-        cluster.api.granted = before
 
 
 def test_uninstall_leaves_nothing_and_puts_back_what_was_there(cluster: Cluster) -> None:

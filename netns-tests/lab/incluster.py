@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,26 +33,47 @@ from podwire_controlplane.store.memory import MemoryStore
 
 from .netns import NetNS
 
-AGENT = "system:serviceaccount:kube-system:podwire"
+ACCOUNTS = "system:serviceaccount:kube-system:"
+AGENT = f"{ACCOUNTS}podwire"
 SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
-Right = tuple[str, str, str]  # verb, API group, resource
+OPEN = ("/healthz", "/livez", "/readyz", "/version")  # to all, by Kubernetes' own ClusterRole system:public-info-viewer
+Right = tuple[str, str, str]  # verb, API group, "resource" or "resource in NAMESPACE" or "resource in NAMESPACE/NAME"
 
 
 def rights(roles: Iterable[Object]) -> set[Right]:
-    """What ClusterRoles grant."""
-    return {(verb, group, resource) for role in roles for rule in role["rules"]
-            for verb in rule["verbs"] for group in rule["apiGroups"] for resource in rule["resources"]}
+    """What ClusterRoles and Roles grant."""
+    found = set()
+    for role in roles:
+        space = f" in {role['metadata']['namespace']}" if role["kind"] == "Role" else ""
+        for rule in role["rules"]:
+            assert space or not rule.get("resourceNames"), "not done here"
+            places = [f"{space}/{own}" for own in rule.get("resourceNames", [])] or [space]
+            found |= {(verb, group, resource + place) for verb in rule["verbs"] for group in rule["apiGroups"]
+                      for resource in rule["resources"] for place in places}
+    return found
 
 
-def right(method: str, path: str, query: Any) -> Right:
-    """What a request needs (Kubernetes' request attributes)."""
+def rights_of(account: str, objects: list[Object]) -> set[Right]:
+    """What a service account of kube-system may, by the bindings."""
+    roles = {(o["kind"], o["metadata"]["name"]): o for o in objects if o["kind"] in ("Role", "ClusterRole")}
+    subject = {"kind": "ServiceAccount", "name": account, "namespace": "kube-system"}
+    return rights(roles[o["roleRef"]["kind"], o["roleRef"]["name"]] for o in objects
+                  if o["kind"] in ("RoleBinding", "ClusterRoleBinding") and subject in o["subjects"])
+
+
+def needs(method: str, path: str, query: Any) -> list[Right]:
+    """The rights of which a request needs one, the widest last (Kubernetes' request attributes)."""
     parts = path.strip("/").split("/")
     group, rest = ("", parts[2:]) if parts[0] == "api" else (parts[1], parts[3:])
-    if rest[0] == "namespaces" and len(rest) > 2:
+    space = rest[1] if rest[0] == "namespaces" and len(rest) > 1 else ""  # a Namespace is in itself
+    if space and len(rest) > 2:
         rest = rest[2:]
     resource = "/".join([rest[0], *rest[2:]])
     read = "watch" if query.get("watch") == "true" else "list" if len(rest) == 1 else "get"
-    return {"GET": read, "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[method], group, resource
+    verb = {"GET": read, "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[method]
+    name = rest[1] if len(rest) > 1 else query.get("fieldSelector", "").removeprefix("metadata.name=")
+    return [(verb, group, resource + place) for place in
+            ([f" in {space}/{name}"] if space and name else []) + ([f" in {space}"] if space else []) + [""]]
 
 
 async def _service_cidrs(request: web.Request) -> web.StreamResponse:
@@ -69,16 +91,27 @@ async def _service_cidrs(request: web.Request) -> web.StreamResponse:
     return answer
 
 
-class GuardedApi:
-    """`with GuardedApi(ns, ["172.30.9.1"]) as api:`. `granted`: the agents' rights; `asked`: what they asked for.
+def _bare(answer: web.Response) -> web.Response:
+    """Items of Kubernetes' lists say neither their kind nor their version."""
+    body = json.loads(answer.body) if isinstance(answer.body, bytes) else None
+    if not isinstance(body, dict) or not isinstance(body.get("items"), list):
+        return answer
+    items = [{field: value for field, value in item.items() if field not in ("kind", "apiVersion")} for item in body["items"]]
+    return web.json_response({**body, "items": items}, status=answer.status)
 
+
+class GuardedApi:
+    """`with GuardedApi(ns, ["172.30.9.1"], {AGENT: {...}}) as api:`.
+
+    granted: service account -> its rights; asked: which of them it used, and what else it asked for.
     without_watchlist: for these clients it is a server that has no WatchList.
     """
 
-    def __init__(self, ns: NetNS, addresses: list[str], granted: set[Right], without_watchlist: Iterable[str] = ()) -> None:
+    def __init__(self, ns: NetNS, addresses: list[str], granted: dict[str, set[Right]],
+                 without_watchlist: Iterable[str] = ()) -> None:
         self.without_watchlist = frozenset(without_watchlist)
         self.ns, self.addresses, self.granted = ns, addresses, granted
-        self.asked: set[Right] = set()
+        self.asked: defaultdict[str, set[Right]] = defaultdict(set)
         self.authority = pki.Authority()
         self.tokens: dict[str, auth.User] = {}
         self.loop = asyncio.new_event_loop()
@@ -127,14 +160,18 @@ class GuardedApi:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        if request.get(USER) is not None and request[USER].name == AGENT:
-            need = right(request.method, request.path, request.query)
-            self.asked.add(need)
-            if need not in self.granted:
-                raise StatusError(403, "Forbidden", f"{need} is not granted to {AGENT}")
+        user = request[USER].name if request.get(USER) is not None else ""
+        if user and request.path not in OPEN:
+            wanted, granted = needs(request.method, request.path, request.query), self.granted.get(user, set())
+            need = next((one for one in wanted if one in granted), wanted[-1])
+            self.asked[user].add(need)
+            if need not in granted:
+                raise StatusError(403, "Forbidden", f"{need} is not granted to {user}")
         if "sendInitialEvents" in request.query and request.remote in self.without_watchlist:
             raise StatusError(422, "Invalid", "sendInitialEvents is forbidden: the WatchList feature gate is off")
         answer: web.StreamResponse = await (_service_cidrs if request.path == SERVICE_CIDRS else handler)(request)
+        if request.method == "GET" and isinstance(answer, web.Response) and answer.content_type == "application/json":
+            return _bare(answer)
         return answer
 
     # ---- the cluster's admin
@@ -148,10 +185,18 @@ class GuardedApi:
         made: Object = json.loads(written.raw)
         return made
 
-    def replace_token(self, token: str) -> None:
-        """The agents' token from now on; others are refused."""
-        self.tokens.clear()
-        self.tokens[token] = auth.User(AGENT, frozenset({auth.ADMINS}))
+    def patch(self, kind: str, name: str, namespace: str, body: Object) -> None:
+        self.do(self.objects.patch(Scope(of(kind), namespace, name), "application/merge-patch+json", body, WriteOptions()))
+
+    def get(self, kind: str, name: str, namespace: str) -> Object:
+        found: Object = self.do(self.objects.get(Scope(of(kind), namespace, name)))
+        return found
+
+    def replace_token(self, token: str, account: str = AGENT) -> None:
+        """The account's token from now on; its others are refused."""
+        for old in [own for own, user in self.tokens.items() if user.name == account]:
+            del self.tokens[old]
+        self.tokens[token] = auth.User(account, frozenset({auth.ADMINS}))
 
 
 class WorkloadPod:
@@ -189,8 +234,8 @@ class WorkloadPod:
         for row in container.get("env", []):
             env[row["name"]] = row["value"] if "value" in row else self.fields[row["valueFrom"]["fieldRef"]["fieldPath"]]
         moved: dict[str, str] = {}
-        volumes = {v["name"]: v for v in self.spec["volumes"]}
-        for mount in container["volumeMounts"]:
+        volumes = {v["name"]: v for v in self.spec.get("volumes", [])}
+        for mount in container.get("volumeMounts", []):
             place, volume = self.folder / mount["mountPath"].lstrip("/"), volumes[mount["name"]]
             place.mkdir(parents=True, exist_ok=True)
             for own, text in self.maps[volume["configMap"]["name"]].items() if "configMap" in volume else ():
@@ -206,12 +251,17 @@ class WorkloadPod:
         return self.ns.run([f"{sys.prefix}/bin/podwire", *args], env=env).stdout
 
     def start(self, **more: str) -> None:
+        """With the capabilities that the manifest says, where it is not privileged."""
         (container,) = self.spec["containers"]
+        security = container["securityContext"]
+        caps = ["-all", *(f"+{own.lower()}" for own in security.get("capabilities", {}).get("add", []))]
+        drop = [] if security.get("privileged") else ["setpriv", "--no-new-privs", "--inh-caps=-all",
+                                                      f"--bounding-set={','.join(caps)}"]
         env = self.environment(container, PODWIRE_SERVICE_ACCOUNT_DIR=str(self.account), **more)
         args = [re.sub(r"\$\((\w+)\)", lambda m: env[m[1]], word) for word in container["args"]]
         args = [word.replace("=/", f"={self.folder}/") for word in args]  # paths in its own files
         with open(self.folder / "agent.log", "a") as log:
-            self.process = self.ns.popen([f"{sys.prefix}/bin/podwire", *args], env=env, stdout=log, stderr=log)
+            self.process = self.ns.popen([*drop, f"{sys.prefix}/bin/podwire", *args], env=env, stdout=log, stderr=log)
 
     def stop(self) -> int:
         assert self.process is not None

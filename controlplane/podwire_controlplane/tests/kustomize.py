@@ -15,6 +15,7 @@ from podwire_controlplane.api import patch
 from podwire_controlplane.api.meta import Object
 
 _KNOWN = {"apiVersion", "kind", "namespace", "resources", "components", "configMapGenerator", "patches"}
+_GENERATED = "generated"  # only such ConfigMaps get a hash
 _UNHOSTED = {"ClusterRole", "ClusterRoleBinding", "Namespace"}
 
 
@@ -60,7 +61,8 @@ def _accumulate(folder: Path, objects: list[Object]) -> list[Object]:
             one["data"] = {**one["data"], **data}
         else:
             place = {"namespace": row["namespace"]} if "namespace" in row else {}
-            objects.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": row["name"], **place}, "data": data})
+            objects.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": row["name"], **place}, "data": data,
+                            _GENERATED: True})
     for row in document.get("patches", []):
         change = yaml.safe_load((folder / row["path"]).read_text())
         (at,) = [n for n, o in enumerate(objects) if (o["kind"], o["metadata"]["name"]) == (
@@ -88,7 +90,7 @@ def build(folder: Path) -> list[Object]:
     objects = copy.deepcopy(_accumulate(folder, []))
     names = {}
     for obj in objects:
-        if obj["kind"] == "ConfigMap":
+        if obj.pop(_GENERATED, False):
             own = obj["metadata"]["name"]
             names[own] = obj["metadata"]["name"] = f"{own}-{_suffix(obj)}"
     return [_renamed(obj, names) for obj in objects]

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from podwire_controlplane.api import loadbalancer
 from podwire_controlplane.api.meta import Object
 from podwire_controlplane.api.registry import RESOURCES
 from podwire_controlplane.main import cli
@@ -40,7 +41,7 @@ def named(objects: list[Object], kind: str, name: str) -> Object:
 
 def test_all_of_them_are_looked_at() -> None:
     assert {"deploy", "deploy/cleanup", "deploy/overlays/migrating", "deploy/overlays/without-proxy",
-            "deploy/overlays/without-dns"} <= set(NAMES)
+            "deploy/overlays/without-dns", "deploy/overlays/load-balancer", "deploy/overlays/load-balancer-only"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
@@ -111,7 +112,7 @@ def test_images_and_commands_are_this_versions(folder: Path) -> None:
                 for flag in (word.partition("=")[0] for word in container["args"] if word.startswith("--")):
                     assert flag in shown.output
             mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
-            assert mounted <= {volume["name"] for volume in spec["volumes"]}
+            assert mounted <= {volume["name"] for volume in spec.get("volumes", [])}
         if obj["kind"] == "DaemonSet":
             assert spec["hostNetwork"] and spec["tolerations"] == [{"operator": "Exists"}]
 
@@ -189,6 +190,29 @@ def test_the_dns_deployment_is_reached_by_its_service() -> None:
     assert notes == []
     for probe, address in (("readinessProbe", served.ready_address), ("livenessProbe", served.health_address)):
         assert address.rpartition(":")[2] == str(container[probe]["httpGet"]["port"])
+
+
+@pytest.mark.parametrize("folder", ["load-balancer", "load-balancer-only"])
+def test_load_balancers_on_a_stock_cluster(folder: str) -> None:
+    objects = kustomize.build(DEPLOY / "overlays" / folder)
+    assert "lb" in named(objects, "ConfigMap", "podwire-settings")["data"]["PODWIRE_ROLE"].split()
+    config = named(objects, "ConfigMap", loadbalancer.CONFIG_NAME)
+    assert loadbalancer.is_config(config), "found by its name, which carries no hash"
+    assert loadbalancer.parse(config) == (loadbalancer.Pools(), []), "nothing is given before somebody says what"
+    deployment = named(objects, "Deployment", "podwire-load-balancer")["spec"]
+    assert (deployment["replicas"], deployment["strategy"]["type"]) == (1, "Recreate"), "two would give what the other gives"
+    pod, (controller,) = deployment["template"]["spec"], deployment["template"]["spec"]["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] and controller["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    (responder,) = named(objects, "DaemonSet", "podwire")["spec"]["template"]["spec"]["containers"]
+    security = responder["securityContext"]
+    assert security.get("privileged") or "NET_RAW" in security["capabilities"]["add"]
+    bound = {(o["kind"], o["roleRef"]["name"], o["subjects"][0]["name"]) for o in objects if "roleRef" in o}
+    account = pod["serviceAccountName"]
+    assert bound >= {(kind, own, who) for kind in ("RoleBinding", "ClusterRoleBinding")
+                     for own, who in (("podwire-lb", "podwire"), ("podwire-load-balancer", account))}
+    assert named(objects, "ServiceAccount", "podwire-load-balancer")["metadata"]["name"] == account
+    for role in (o for o in objects if o["kind"] == "ClusterRole"):
+        assert not any("configmaps" in rule["resources"] for rule in role["rules"]), "no one sees all ConfigMaps"
 
 
 def test_the_migration_page_names_what_there_is() -> None:

@@ -1,0 +1,180 @@
+"""Load balancer addresses on a stock cluster: deploy/overlays/load-balancer-only as processes, with exactly the rights of its
+roles and no more capabilities than its manifests say."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lab.cnicluster import plug
+from lab.cninode import wait_until
+from lab.incluster import ACCOUNTS, AGENT, GuardedApi, WorkloadPod, rights_of
+from lab.netns import Lab, NetNS
+from podwire_controlplane.api.meta import Object
+from podwire_controlplane.tests import kustomize, recorded
+from podwire_proxy.l2.election import rank
+
+OVERLAY = Path(__file__).resolve().parents[1] / "deploy" / "overlays" / "load-balancer-only"
+CONTROL, CONTROLLER, CLIENT = "172.30.9.1", "172.30.9.20", "172.30.9.30"
+NODES = {"n1": "172.30.9.11", "n2": "172.30.9.12"}
+CONFIG = ("ConfigMap", "podwire-load-balancer", "kube-system")
+GIVER = f"{ACCOUNTS}podwire-load-balancer"
+VERSION = 812_345_678_901
+
+
+class Site:
+    """Two nodes, a client, the controller's pod and a control plane on one link."""
+
+    def __init__(self, lab: Lab, folder: Path) -> None:
+        self.objects = kustomize.build(OVERLAY)
+        switch, self.client = lab.netns("switch"), lab.netns("client")
+        switch.netlink(lambda ipr: ipr.link("add", ifname="sw0", kind="bridge"))
+        machines = {"client": CLIENT, "control": CONTROL, "controller": CONTROLLER, **NODES}
+        spaces = {"client": self.client, **{name: lab.netns(name) for name in machines if name != "client"}}
+        for name, ns in spaces.items():
+            lab.wire(switch, name, ns, "eth0", "", f"{machines[name]}/24")
+            plug(switch, name)
+        switch.netlink(lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname="sw0")[0], state="up"))
+        granted = {AGENT: rights_of("podwire", self.objects), GIVER: rights_of("podwire-load-balancer", self.objects)}
+        self.api = GuardedApi(spaces["control"], [CONTROL], granted, [NODES["n2"], CONTROLLER])
+        self.nodes = {name: self._pod(spaces[name], name, folder, "DaemonSet") for name in NODES}
+        self.controller = self._pod(spaces["controller"], "controller", folder, "Deployment")
+
+    def _pod(self, ns: NetNS, name: str, folder: Path, kind: str) -> WorkloadPod:
+        return WorkloadPod(ns, name, NODES.get(name, CONTROLLER), self.objects, folder / name, self.api, kind)
+
+    def start(self) -> None:
+        for space in ("default", "kube-system"):
+            self.api.create("Namespace", {"metadata": {"name": space}})
+        for n, (name, address) in enumerate(NODES.items()):
+            node = recorded.node(name, address, f"10.244.{n}.0/24", VERSION + n)
+            del node["metadata"]["labels"]["node.kubernetes.io/exclude-from-external-load-balancers"]
+            self.api.create("Node", node)
+        (config,) = [o for o in self.objects if (o["kind"], o["metadata"]["name"]) == CONFIG[:2]]
+        self.api.create("ConfigMap", config, "kube-system")
+        for token, account in (("agents", AGENT), ("giver", GIVER)):
+            self.api.replace_token(token, account)
+        for pod in (*self.nodes.values(), self.controller):
+            pod.write_account("giver" if pod is self.controller else "agents")
+            self.run(pod)
+
+    def run(self, pod: WorkloadPod) -> None:
+        pod.start(PODWIRE_API_SERVERS=f"https://{CONTROL}:6443")
+
+    def balancer(self, name: str, **spec: object) -> None:
+        """A Service as a client makes it."""
+        made = recorded.service(name, "", VERSION)
+        made["spec"] |= {"clusterIP": "", "clusterIPs": [], "type": "LoadBalancer", **spec}
+        self.api.create("Service", made, "default")
+
+    def given(self, name: str) -> list[str]:
+        status: Object = self.api.get("Service", name, "default")["status"]
+        return [i["ip"] for i in (status.get("loadBalancer") or {}).get("ingress") or []]
+
+    def answers(self, ip: str) -> str:
+        """The node whose MAC the client gets for the address, "" where nobody answers."""
+        self.client.run(["ip", "neigh", "flush", "all"])
+        self.client.call(lambda: _knock(ip))
+        macs = {pod.ns.netlink(_mac): name for name, pod in self.nodes.items()}
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            for row in json.loads(self.client.run(["ip", "-j", "neigh", "show", ip]).stdout or "[]"):
+                if row.get("lladdr"):
+                    return macs[row["lladdr"]]
+            time.sleep(0.05)
+        return ""
+
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+        try:
+            wait_until(condition, what, seconds)
+        except AssertionError as err:
+            logs = "\n".join(pod.log()[-1500:] for pod in (*self.nodes.values(), self.controller))
+            raise AssertionError(f"{err}\n{logs}") from None
+
+
+def _knock(ip: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"?", (ip, 9))
+
+
+def _mac(ipr: object) -> str:
+    return str(ipr.get_links(ipr.link_lookup(ifname="eth0")[0])[0].get("IFLA_ADDRESS"))  # type: ignore[attr-defined]  # IPRoute
+
+
+def status(pod: WorkloadPod) -> Object:
+    path = pod.path("/run/podwire/status/lb.json")
+    found: Object = json.loads(path.read_text()) if path.exists() else {"ready": False, "message": ""}
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with Lab() as lab:
+        made = Site(lab, tmp_path_factory.mktemp("balancer"))
+        with made.api:
+            made.start()
+            try:
+                yield made
+            finally:
+                for pod in (*made.nodes.values(), made.controller):
+                    if pod.process is not None and pod.process.poll() is None:
+                        pod.stop()
+
+
+def test_without_pools_nothing_is_given_and_with_pools_one_node_answers(site: Site) -> None:
+    site.until(lambda: all(status(pod)["message"] == "no load balancer pools" for pod in site.nodes.values()),
+               "the responders run, in vain", 30)
+    site.balancer("web")
+    assert site.given("web") == [] and site.answers("172.30.9.200") == ""
+    site.api.patch(*CONFIG, {"data": {"addresses": "172.30.9.200-172.30.9.203"}})
+    site.until(lambda: site.given("web") == ["172.30.9.200"], "an address")
+    assert "172.30.9.200" in site.controller.log(), "it says who got which"
+    site.until(lambda: site.answers("172.30.9.200") != "", "somebody answers")
+
+
+def test_the_rights_are_what_is_used_and_nothing_more(site: Site) -> None:
+    site.balancer("local", externalTrafficPolicy="Local")  # so that responders have to know where endpoints are
+    site.balancer("elsewhere", loadBalancerIP="198.51.100.1")  # so that the controller has to say that it is in no pool
+    for account in (AGENT, GIVER):
+        asked, granted = site.api.asked[account], site.api.granted[account]
+        site.until(partial(set.issuperset, asked, granted), "all are used")
+        assert asked == granted
+
+
+def test_another_node_takes_over_and_it_comes_back(site: Site) -> None:
+    owner, other = sorted(NODES, key=lambda name: rank("172.30.9.200", name), reverse=True)
+    site.until(lambda: site.answers("172.30.9.200") == owner, "the elected one answers")
+    assert site.nodes[owner].stop() == 0
+    site.until(lambda: site.answers("172.30.9.200") == other, "the other one answers")
+    site.run(site.nodes[owner])
+    site.until(lambda: site.answers("172.30.9.200") == owner, "the elected one again")
+
+
+def test_the_controller_restarts_and_addresses_stay(site: Site) -> None:
+    before = {name: site.given(name) for name in ("web", "local")}
+    assert site.controller.stop() == 0
+    site.balancer("meanwhile")
+    assert site.answers("172.30.9.200") != "", "nobody needs it for what is given"
+    site.run(site.controller)
+    site.until(lambda: len(site.given("meanwhile")) == 1, "who waited gets one")
+    assert {name: site.given(name) for name in before} == before
+    assert site.given("meanwhile") not in before.values()
+
+
+def test_a_right_that_is_missing_is_told(site: Site) -> None:
+    pod, granted = site.nodes["n1"], site.api.granted[AGENT]
+    assert pod.stop() == 0
+    site.api.granted[AGENT] = {right for right in granted if "namespaces" not in right[2]}
+    try:
+        site.run(pod)
+        site.until(lambda: "is not granted" in status(pod)["message"], "it says what")
+        assert not status(pod)["ready"]
+    finally:
+        site.api.granted[AGENT] = granted
+    site.until(lambda: status(pod)["ready"], "it goes on by itself")
