@@ -179,3 +179,22 @@ def test_links_of_others_are_left_alone(place: Place) -> None:
         answer = place.node.cni("ADD", "a", place.lab.netns("pod"), place.conf(bridge, "10.50.0.0/24"))
         assert (answer.status, answer.body["code"]) == (1, 7) and words in answer.body["msg"]
     assert ns.run(["ip", "-o", "addr"]).stdout == before and place.node.leases() == {}
+
+
+def test_routes_are_what_the_configuration_says(place: Place) -> None:
+    """Also those of spec 1.1.0 with numbers; CHECK knows them, and finds one that is gone."""
+    conf = place.conf("lan0", "10.50.0.0/24", ipam={"ranges": [[{"subnet": "10.50.0.0/24"}]], "routes": [
+        {"dst": "0.0.0.0/0", "mtu": 1300, "advmss": 1200}, {"dst": "10.60.0.0/16", "gw": "10.50.0.1", "priority": 50},
+        {"dst": "10.61.0.0/16", "table": 1000}, {"dst": "10.62.0.0/16", "scope": 253}]})
+    pod = place.lab.netns("a")
+    added = place.node.cni("ADD", "a", pod, conf)
+    assert added.status == 0, added.out
+    assert [r.get("priority") for r in added.body["routes"]] == [None, 50, None, None]
+    words = {line.split()[0]: line for line in pod.run(["ip", "route", "show", "table", "all", "dev", "eth0"]).stdout.splitlines()}
+    assert "via 10.50.0.1" in words["default"] and "mtu 1300 advmss 1200" in words["default"]
+    assert "metric 50" in words["10.60.0.0/16"] and "table 1000" in words["10.61.0.0/16"]
+    assert "scope link" in words["10.62.0.0/16"] and "via" not in words["10.62.0.0/16"]
+    check = {**conf, "prevResult": added.body}
+    assert place.node.cni("CHECK", "a", pod, check).status == 0
+    pod.run(["ip", "route", "del", "10.61.0.0/16", "table", "1000"])
+    assert "10.61.0.0/16" in place.node.cni("CHECK", "a", pod, check).body["msg"]

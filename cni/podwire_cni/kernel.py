@@ -46,6 +46,7 @@ log = logs.get("wiring")
 CLONE_NEWNET = 0x40000000
 NS_GET_NSTYPE = 0xB703
 READY_SECONDS = 2.0
+VIEWS = 5
 _GONE = (errno.ENODEV, errno.ENOENT, errno.ESRCH)
 _CREATES = (CreateVeth, CreateIfb)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -184,7 +185,8 @@ class Kernel:
         return jobs
 
     def links(self) -> dict[str, tuple[int, int]]:
-        """name -> (index, index of its master or 0) of every link of the node."""
+        """name -> (index, index of its master or 0) of every link of the node. One that is missing here costs a pod its lease:
+        an unsteady view is taken again, and what any of them had counts as there."""
         found: dict[str, tuple[int, int]] = {}
 
         def each(kind: int, body: bytes) -> None:
@@ -193,7 +195,9 @@ class Kernel:
                 found[name] = (index, master)
 
         with nl.Netlink() as sock:
-            sock.dump(nl.GETLINK, each)
+            for _ in range(VIEWS):
+                if sock.dump(nl.GETLINK, each):
+                    break
         return found
 
     def lives(self, address: nl.IPAddress) -> bool:
@@ -222,7 +226,7 @@ class Kernel:
             index = pod.link_lookup(ifname=eth)[0]
             addresses = frozenset(ip_interface(f"{a.get('IFA_ADDRESS')}/{a['prefixlen']}")
                                   for a in pod.get_addr(index=index))
-            routes = frozenset(_route(r) for r in pod.get_routes(table=nl.RT_TABLE_MAIN) if r.get("RTA_OIF") == index)
+            routes = frozenset(_route(r) for r in pod.get_routes() if r.get("RTA_OIF") == index)
         return Seen(link, host_link, addresses, routes, rates)
 
 
@@ -236,7 +240,8 @@ def encode(op: Op, index: Mapping[str, int], pod_fd: int) -> Iterator[bytes]:
         case AddAddress():
             yield nl.new_address(index[op.link], op.address.ip, op.address.network.prefixlen)
         case AddRoute():
-            yield nl.new_route(index[op.link], op.dst, via=op.via)
+            yield nl.new_route(index[op.link], op.dst, via=op.via, mtu=op.mtu, advmss=op.advmss, priority=op.priority,
+                               table=op.table, scope=op.scope)
         case AddNeighbour():
             yield nl.new_neighbour(index[op.link], op.address, op.mac)
         case JoinBridge():

@@ -20,6 +20,7 @@ IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 
 NLM_REQUEST, NLM_ACK, NLM_REPLACE, NLM_EXCL, NLM_CREATE, NLM_DUMP = 0x01, 0x04, 0x100, 0x200, 0x400, 0x300
+NLM_DUMP_INTR = 0x10
 NLM_CAPPED, NLM_ACK_TLVS = 0x100, 0x200
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NEWLINK, DELLINK, GETLINK, SETLINK, NEWADDR, GETADDR, NEWROUTE, DELROUTE, NEWNEIGH, DELNEIGH = (
@@ -32,7 +33,8 @@ IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 8
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_STATE, BR_STATE_FORWARDING = 5, 1, 3
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_F_NODAD = 1, 2, 8, 0x02
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC = 1, 4, 5, 7
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
+RTAX_MTU, RTAX_ADVMSS = 2, 8
 NDA_DST, NDA_LLADDR, NUD_PERMANENT, NUD_NOARP, NTF_MASTER = 1, 2, 0x80, 0x40, 0x04
 IFF_UP, NESTED = 0x1, 0x8000
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RTN_UNICAST = 254, 4, 0, 253, 1
@@ -173,13 +175,21 @@ def new_address(index: int, address: IPAddress, prefix: int) -> bytes:
 
 
 def new_route(index: int, dst: IPNetwork, *, via: IPAddress | None = None, source: IPAddress | None = None,
-              protocol: int = RTPROT_STATIC) -> bytes:
+              protocol: int = RTPROT_STATIC, mtu: int | None = None, advmss: int | None = None, priority: int | None = None,
+              table: int | None = None, scope: int | None = None) -> bytes:
     """A route over link `index`; without `via` a link-scope one, resolved on the link itself."""
-    scope = RT_SCOPE_UNIVERSE if via or dst.version == 6 else RT_SCOPE_LINK
-    head = struct.pack("=BBBBBBBBI", family(dst), dst.prefixlen, 0, 0, RT_TABLE_MAIN, protocol, scope, RTN_UNICAST, 0)
+    if scope is None:
+        scope = RT_SCOPE_UNIVERSE if via or dst.version == 6 else RT_SCOPE_LINK
+    table = table or RT_TABLE_MAIN
+    head = struct.pack("=BBBBBBBBI", family(dst), dst.prefixlen, 0, 0, table if table < 256 else 0, protocol, scope,
+                       RTN_UNICAST, 0)
     attrs = attr(RTA_DST, dst.network_address.packed) + u32(RTA_OIF, index)
     attrs += attr(RTA_GATEWAY, via.packed) if via else b""
     attrs += attr(RTA_PREFSRC, source.packed) if source else b""
+    attrs += u32(RTA_TABLE, table) if table > 255 else b""
+    attrs += b"" if priority is None else u32(RTA_PRIORITY, priority)
+    metrics = b"".join(u32(kind, value) for kind, value in ((RTAX_MTU, mtu), (RTAX_ADVMSS, advmss)) if value)
+    attrs += attr(RTA_METRICS | NESTED, metrics) if metrics else b""
     return message(NEWROUTE, NLM_CREATE | NLM_EXCL, head + attrs)
 
 
@@ -325,16 +335,21 @@ class Netlink:
         self.send(messages, lambda _, body: answers.append(body))
         return answers
 
-    def dump(self, kind: int, on_answer: Callable[[int, bytes], None]) -> None:
-        """Every link (GETLINK) or address (GETADDR) of the namespace, one `on_answer(kind, body)` each. Raises NetlinkError."""
+    def dump(self, kind: int, on_answer: Callable[[int, bytes], None]) -> bool:
+        """Every link (GETLINK) or address (GETADDR) of the namespace, one `on_answer(kind, body)` each. Raises NetlinkError.
+
+        Returns whether it is whole: where others came or went meanwhile, a kernel may leave out one that stayed.
+        """
         self._seq += 1
         self.sock.send(_HEAD.pack(32, kind, NLM_REQUEST | NLM_DUMP, self._seq, 0) + _link())
+        whole = True
         while True:
             for found, flags, seq, body in self._frames():
                 if seq != self._seq:
                     continue
+                whole = whole and not flags & NLM_DUMP_INTR
                 if found == NLMSG_DONE:
-                    return
+                    return whole
                 if found == NLMSG_ERROR and (err := _refusal(body, flags, 0)):
                     raise err
                 on_answer(found, body)

@@ -42,12 +42,17 @@ class AddAddress:
 
 @dataclass(frozen=True, slots=True)
 class AddRoute:
-    """`via` None: a link-scope route."""
+    """`via` None: a link-scope route. The numbers as in types.Route; None: the kernel's own."""
 
     link: str
     dst: IPNetwork
     via: IPAddress | None = None
     place: Place = "pod"
+    mtu: int | None = None
+    advmss: int | None = None
+    priority: int | None = None
+    table: int | None = None
+    scope: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

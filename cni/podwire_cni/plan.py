@@ -11,7 +11,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
 
 from .ops import (
@@ -119,6 +119,7 @@ class Plan:
     result: Result
 
 
+LINK = 253  # RT_SCOPE_LINK: what is on the link itself
 _EVERYWHERE = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 
@@ -132,7 +133,8 @@ def _routes(conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, R
     for address, home in addresses:
         gateways.setdefault(address.version, home.gateway)
     if conf.routes:
-        return tuple(Route(r.dst, r.gw or gateways[r.dst.version]) for r in conf.routes if r.dst.version in gateways)
+        return tuple(r if r.gw or r.scope == LINK else replace(r, gw=gateways[r.dst.version])
+                     for r in conf.routes if r.dst.version in gateways)
     return tuple(Route(default_route(gw), gw) for gw in gateways.values()) if node.is_gateway else ()
 
 
@@ -151,7 +153,7 @@ def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple
     for gateway in gateways:
         ops += [AddRoute(eth, host_route(gateway).network)] if node.routed else []
         ops.append(AddNeighbour(eth, gateway, node.bridge_mac, "pod"))
-    ops += [AddRoute(eth, route.dst, route.gw) for route in routes]
+    ops += [AddRoute(eth, r.dst, r.gw, "pod", r.mtu, r.advmss, r.priority, r.table, r.scope) for r in routes]
     ops += [SetUp(host, "node", alias), JoinBridge(host, node.bridge), AddForwarding(host, mac)]
     ops += [AddNeighbour(node.bridge, address, mac, "node") for address, _ in addresses]
     ops += _limits(call.attachment, conf.bandwidth, mtu)

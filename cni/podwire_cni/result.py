@@ -79,8 +79,9 @@ def parse_route(raw: Any, field: str) -> Route:
     numbers = {}
     for key in _ROUTE_NUMBERS:
         if raw.get(key) is not None:
-            if type(raw[key]) is not int or raw[key] < 0:
-                raise _bad(f"{field}.{key}", raw[key], "a number")
+            most = 255 if key == "scope" else 0xFFFFFFFF
+            if type(raw[key]) is not int or not 0 <= raw[key] <= most:
+                raise _bad(f"{field}.{key}", raw[key], f"a number from 0 to {most}")
             numbers[key] = raw[key]
     return Route(dst, gw, **numbers)
 

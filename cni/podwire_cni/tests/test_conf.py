@@ -53,6 +53,8 @@ def ranges(*entries: Any) -> dict[str, Any]:
     ({"ipam": ranges({"subnet": "10.0.0.0/24"}, {"subnet": "10.0.0.128/25"})}, 7, "apart from ipam.ranges[0][0]"),
     ({"ipam": {"routes": [{"dst": "everywhere"}]}}, 7, "ipam.routes[0].dst"),
     ({"ipam": {"routes": [{"dst": "0.0.0.0/0", "gw": "fd00::1"}]}}, 7, "ipam.routes[0].gw"),
+    ({"ipam": {"routes": [{"dst": "0.0.0.0/0", "priority": 1 << 32}]}}, 7, "ipam.routes[0].priority"),
+    ({"ipam": {"routes": [{"dst": "0.0.0.0/0", "scope": 256}]}}, 7, "ipam.routes[0].scope"),
     ({"runtimeConfig": {"ips": ["10.0.0.300"]}}, 7, "runtimeConfig.ips[0]"),
     ({"runtimeConfig": {"mac": "aa:bb"}}, 7, "runtimeConfig.mac"),
     ({"runtimeConfig": {"portMappings": {}}}, 7, "runtimeConfig.portMappings"),

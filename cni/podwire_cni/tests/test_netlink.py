@@ -67,6 +67,27 @@ def test_route(dst: str, via: str | None, scope: int) -> None:
     assert (got.get_attr("RTA_DST"), got.get_attr("RTA_OIF"), got.get_attr("RTA_GATEWAY")) == (str(net.network_address), 7, via)
 
 
+def test_a_route_with_all_that_a_configuration_may_say() -> None:
+    got = decode(rtmsg, nl.new_route(7, ip_network("10.9.0.0/16"), mtu=1300, advmss=1200, priority=50, table=1000, scope=253))
+    assert (got["table"], got["scope"], got.get_attr("RTA_TABLE"), got.get_attr("RTA_PRIORITY")) == (0, 253, 1000, 50)
+    assert [got.get_attr("RTA_METRICS").get_attr(key) for key in ("RTAX_MTU", "RTAX_ADVMSS")] == [1300, 1200]
+    assert decode(rtmsg, nl.new_route(7, ip_network("10.9.0.0/16"), table=100))["table"] == 100
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_dump_that_others_disturbed_is_told(at: int) -> None:
+    class Disturbed(nl.Netlink):
+        def _frames(self) -> list[tuple[int, int, int, bytes]]:
+            frames = [(nl.NEWLINK, 2, self._seq, b"a"), (nl.NEWLINK, 2, self._seq, b"b"), (nl.NLMSG_DONE, 2, self._seq, b"")]
+            return [(kind, flags | (nl.NLM_DUMP_INTR if i == at else 0), seq, body)
+                    for i, (kind, flags, seq, body) in enumerate(frames)]
+
+    seen = list[bytes]()
+    with Disturbed() as sock:
+        assert not sock.dump(nl.GETLINK, lambda _, body: seen.append(body))
+    assert seen == [b"a", b"b"]
+
+
 def test_neighbour_and_forwarding_entries() -> None:
     got = decode(ndmsg, nl.new_neighbour(7, ip_address("10.1.0.2"), MAC))
     assert (got["ifindex"], got["state"]) == (7, nl.NUD_PERMANENT)
