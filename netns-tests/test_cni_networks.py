@@ -190,7 +190,8 @@ def test_routes_are_what_the_configuration_says(place: Place) -> None:
     added = place.node.cni("ADD", "a", pod, conf)
     assert added.status == 0, added.out
     assert [r.get("priority") for r in added.body["routes"]] == [None, 50, None, None]
-    words = {line.split()[0]: line for line in pod.run(["ip", "route", "show", "table", "all", "dev", "eth0"]).stdout.splitlines()}
+    shown = pod.run(["ip", "route", "show", "table", "all", "dev", "eth0"]).stdout
+    words = {line.split()[0]: line for line in shown.splitlines()}
     assert "via 10.50.0.1" in words["default"] and "mtu 1300 advmss 1200" in words["default"]
     assert "metric 50" in words["10.60.0.0/16"] and "table 1000" in words["10.61.0.0/16"]
     assert "scope link" in words["10.62.0.0/16"] and "via" not in words["10.62.0.0/16"]
