@@ -45,22 +45,39 @@ class View:
     pools: lb.Pools = field(default_factory=lb.Pools)
     services: dict[str, meta.Object] = field(default_factory=dict)
     slices: dict[str, tuple[str, frozenset[str]]] = field(default_factory=dict)
+    _places: dict[str, dict[str, frozenset[str]]] = field(default_factory=dict)  # Service -> slice -> nodes
+    _found: tuple[lb.Pools, Mapping[str, frozenset[str] | None]] | None = None  # the last answer, and of which pools
 
     def service(self, key: str, obj: meta.Object | None) -> bool:
-        """True where it is or was a load balancer."""
-        before = self.services.pop(key, None)
+        """True where something changed that load balancers depend on."""
+        before, now = self.services.pop(key, None), None
         if obj is not None and (obj.get("spec") or {}).get("type") == "LoadBalancer":
             spec = {name: obj["spec"].get(name) for name in ("type", "loadBalancerClass", "externalTrafficPolicy")}
-            self.services[key] = {"metadata": {"name": meta.name(obj), "namespace": meta.namespace(obj)},
-                                  "spec": spec, "status": obj.get("status") or {}}
-        return before is not None or key in self.services
+            now = {"metadata": {"name": meta.name(obj), "namespace": meta.namespace(obj)},
+                   "spec": spec, "status": {"loadBalancer": (obj.get("status") or {}).get("loadBalancer")}}
+            self.services[key] = now
+        return self._changed(before != now)
 
     def slice(self, key: str, obj: meta.Object | None) -> bool:
-        """True where the nodes of a Service changed."""
+        """True where the nodes of a load balancer changed that asks where its endpoints are. All others' slices come by too,
+        many more of them: they must cost next to nothing."""
         before, now = self.slices.pop(key, ("", frozenset())), nodes_of(obj) if obj is not None else ("", frozenset())
         if now[0]:
             self.slices[key] = now
-        return before != now
+        if before == now:
+            return False
+        if before[0]:
+            self._places[before[0]].pop(key, None)
+            if not self._places[before[0]]:
+                del self._places[before[0]]
+        if now[0]:
+            self._places.setdefault(now[0], {})[key] = now[1]
+        return self._changed(any(is_local(self.services.get(owner, {})) for owner in (before[0], now[0])))
+
+    def _changed(self, really: bool) -> bool:
+        if really:
+            self._found = None
+        return really
 
     @property
     def wants_slices(self) -> bool:
@@ -69,13 +86,13 @@ class View:
 
     def addresses(self) -> Mapping[str, frozenset[str] | None]:
         """address -> the nodes that can serve it, None for all. Of two Services with one address the first by name counts."""
-        places: dict[str, set[str]] = {}
-        for owner, nodes in self.slices.values():
-            places.setdefault(owner, set()).update(nodes)
-        found: dict[str, frozenset[str] | None] = {}
-        for ip, service in lb.announced((self.services[key] for key in sorted(self.services)), self.pools):
-            found.setdefault(ip, frozenset(places.get(meta.key(service), ())) if is_local(service) else None)
-        return found
+        if self._found is None or self._found[0] is not self.pools:
+            found: dict[str, frozenset[str] | None] = {}
+            for ip, service in lb.announced((self.services[key] for key in sorted(self.services)), self.pools):
+                here = self._places.get(meta.key(service), {}).values() if is_local(service) else ()
+                found.setdefault(ip, frozenset().union(*here) if is_local(service) else None)
+            self._found = self.pools, found
+        return self._found[1]
 
     def holder(self, ip: str) -> str:
         """The Service that has the address, "" where none has."""

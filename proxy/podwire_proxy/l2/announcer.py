@@ -35,6 +35,7 @@ log = logs.get("lb")
 REPEATS = (0.1, 0.4, 1.0)  # seconds after the first announcement: one frame can be lost
 DEFEND = 1.0  # seconds between two defences of an address
 ASK_AGAIN = 0.5
+GATHER = 0.02  # seconds in which the API's changes are gathered: a list of thousands must not hold a beat up
 PROBE_TIMEOUT = 0.5
 PRIORITY = -15  # nice: who is late by a second is taken for dead, as with every cluster's heartbeat
 
@@ -67,32 +68,38 @@ class Announcer:
         self._defended: dict[str, float] = {}
         self._problem = ""
         self._slices_wanted = asyncio.Event()
+        self._deciding = False
 
     # What the API says
 
     def on_service(self, event: Event) -> None:
         if self.view.service(event.key, None if event.type == "DELETED" else event.object):
-            self.decide()
+            self._decide_soon()
         if self.view.wants_slices:
             self._slices_wanted.set()
 
     def on_slice(self, event: Event) -> None:
         if self.view.slice(event.key, None if event.type == "DELETED" else event.object):
-            self.decide()
+            self._decide_soon()
 
     def on_config(self, event: Event) -> None:
         pools, problems = lb.parse(None if event.type == "DELETED" else event.object)
         for problem in problems:
             log.warn("pool cannot be used as it says", object=event.key, problem=problem)
         self.view.pools = pools
-        self.decide()
+        self._decide_soon()
 
     def on_node(self, event: Event) -> None:
         if event.type == "DELETED":
             self.nodes.pop(event.key, None)
         else:
             self.nodes[event.key] = event.object
-        self.decide()
+        self._decide_soon()
+
+    def _decide_soon(self) -> None:
+        if not self._deciding:
+            self._deciding = True
+            asyncio.get_running_loop().call_later(GATHER, self.decide)
 
     # What the wire says
 
@@ -141,7 +148,7 @@ class Announcer:
 
     def decide(self) -> None:
         """Who answers for what, as of now. Cheap and idempotent: called for everything that happens."""
-        now = time.monotonic()
+        now, self._deciding = time.monotonic(), False
         addresses = self.view.addresses()
         self.owners = self.election.owners(addresses, usable(self.nodes.values()), now)
         mine = {ip for ip, node in self.owners.items() if node == self.config.node_name}

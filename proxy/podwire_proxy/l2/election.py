@@ -103,6 +103,8 @@ class Election:
     leaving: bool = False
     contact: Contact = field(default_factory=Contact)
     heard: dict[str, Heard] = field(default_factory=dict)
+    # What `owners` was asked last, and said.
+    _last: tuple[Mapping[str, frozenset[str] | None], frozenset[str], dict[str, str]] | None = None
 
     def hear(self, beat: Beat, now: float) -> bool:
         """True where it may change an owner: a node that is new, or whose state is another."""
@@ -147,9 +149,12 @@ class Election:
         calls ready; where none of them is heard, every node that is heard will do."""
         heard = self.candidates(now)
         nodes = heard & frozenset(usable) or heard
-        out = {}
+        if self._last is not None and self._last[1] == nodes and self._last[0] == addresses:
+            return dict(self._last[2])  # asked at every beat: nothing is hashed anew while nothing changes
+        out: dict[str, str] = {}
         for ip, only in addresses.items():
             able = nodes if only is None else nodes & only
             if able:
                 out[ip] = max(able, key=lambda name: rank(ip, name))
-        return out
+        self._last = dict(addresses), nodes, out
+        return dict(out)

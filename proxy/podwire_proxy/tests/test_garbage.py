@@ -17,8 +17,8 @@ from podwire_proxy.model import Backend, NodeInfo
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
 NODE = NodeInfo("n1", ("172.30.0.11",), "zone-a", ("10.244.0.0/16",), ("10.96.0.0/16",))
-GARBAGE: tuple[Any, ...] = (None, 0, -1, 70000, 10**12, 1.5, True, "abc", "",
-    "10.0.0.1", "1.2.3.4/33", [], [None], ["x"], [{}], {}, {"a": 1})
+GARBAGE: tuple[Any, ...] = (None, 0, -1, 70000, 10**12, 1.5, True, "abc", "", "10.0.0.1", "1.2.3.4/33",
+                            [], [None], ["x"], [{}], {}, {"a": 1})
 SERVICE = service(
     "bad", "10.96.0.9", [port(80, node_port=30080)], type="LoadBalancer", ingress=[{"ip": "198.51.100.8", "ipMode": "VIP"}],
     externalIPs=["198.51.100.7"], externalTrafficPolicy="Local", internalTrafficPolicy="Cluster", healthCheckNodePort=30500,

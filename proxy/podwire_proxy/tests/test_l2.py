@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,11 @@ from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptDstLLAddr, I
 from scapy.layers.l2 import ARP, Ether
 
 from podwire_controlplane.api import loadbalancer as lb
-from podwire_proxy.l2 import addresses, frames
+from podwire_controlplane.client.reflector import Event
+from podwire_proxy.l2 import addresses, election, frames
+from podwire_proxy.l2.announcer import Announcer, LbConfig
 from podwire_proxy.l2.election import BEAT, LISTEN, PROBE, Beat, Election, decode, encode
+from podwire_proxy.l2.wire import Wire as Link
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
 MINE, OTHER = bytes.fromhex("02aa00000001"), bytes.fromhex("02bb00000002")
@@ -267,6 +272,67 @@ def test_which_nodes_can_serve_an_address() -> None:
     made.service("default/near", None)
     assert not made.wants_slices
     assert set(made.addresses()) == {IPS[0]}
+
+
+def balancer(number: int, policy: str = "Cluster") -> Any:
+    return service(f"s{number}", "10.96.0.1", [port(80)], type="LoadBalancer", ingress=[{"ip": f"192.0.2.{number}"}],
+                   externalTrafficPolicy=policy)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["Cluster", "Local", "gone", "slice", "no slice"]), st.integers(1, 3),
+                          st.integers(1, 3)), max_size=20))
+def test_the_view_after_any_changes_is_a_fresh_ones_and_each_change_is_noticed(steps: list[tuple[str, int, int]]) -> None:
+    objects: dict[str, Any] = {}
+    made = view()
+    for what, number, node in steps:
+        before = dict(made.addresses())
+        if what in ("Cluster", "Local", "gone"):
+            name, obj = f"default/s{number}", balancer(number, what) if what != "gone" else None
+            noticed = made.service(name, obj)
+        else:
+            name = f"default/s{number}-{node}"
+            obj = endpoint_slice(f"s{number}", [endpoint("10.244.1.2", f"n{node}")], name=name[8:]) if what == "slice" else None
+            noticed = made.slice(name, obj)
+        objects[name] = obj
+        assert made.addresses() == view(*filter(None, objects.values())).addresses()
+        assert noticed or made.addresses() == before
+
+
+def test_slices_of_others_and_beats_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster's slices and beats all come by: neither the addresses nor the hashes are worked out again."""
+    made = view(balancer(1), balancer(2, "Local"), endpoint_slice("s2", [endpoint("10.244.1.2", "n1")]))
+    told = made.addresses()
+    for owner in ("s1", "other"):
+        assert not made.slice(f"default/{owner}-9", endpoint_slice(owner, [endpoint("10.244.1.3", "n3")], name=f"{owner}-9"))
+    assert made.addresses() is told
+    assert not made.service("default/s1", balancer(1)), "nothing new"
+    hashed: list[str] = []
+
+    def counted(ip: str, node: str) -> bytes:
+        hashed.append(node)
+        return rank(ip, node)
+
+    rank = election.rank
+    monkeypatch.setattr(election, "rank", counted)
+    one = Election("c", "n1", 0.0, synced=True)
+    for turn in range(20):
+        one.hear(Beat("c", "n2", True), 2 + turn * BEAT)
+        assert one.owners(told, ["n1", "n2"], 2 + turn * BEAT)[IPS[1]] == "n1"
+    assert len(hashed) == 3, "two nodes for one address, one for the other"
+
+
+def test_a_list_of_many_services_is_decided_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decided: list[int] = []
+    monkeypatch.setattr(Announcer, "decide", lambda self: decided.append(len(self.view.services)))
+
+    async def listed() -> None:
+        one = Announcer(LbConfig("n1", None, tmp_path), Link("none"), Election("c", "n1", 0.0))
+        for number in range(1, 200):
+            one.on_service(Event("ADDED", f"default/s{number}", balancer(number), None))
+        await asyncio.sleep(0.1)
+
+    asyncio.run(listed())
+    assert decided == [199]
 
 
 def test_which_nodes_the_api_calls_usable() -> None:
