@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from podwire_controlplane.api import meta
 from podwire_controlplane.client import logs
@@ -146,12 +147,12 @@ def eligible(obj: meta.Object | None) -> bool:
     return all(taint.get("key") != AUTOSCALER_TAINT for taint in taints)
 
 
-def service_cidrs(found: Iterable[tuple[str, ...]], configured: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
+def service_cidrs(found: Iterable[tuple[Any, ...]], configured: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
     """(the ranges of all ServiceCIDR objects, what cannot be used of them). A family that is not configured has no table."""
     families = {":" in cidr for cidr in configured}
     usable: set[str] = set()
     strange: list[str] = []
-    for cidr in dict.fromkeys(cidr for cidrs in found for cidr in cidrs):
+    for cidr in dict.fromkeys(str(cidr) for cidrs in found for cidr in cidrs):
         try:
             normal = normal_cidr(cidr)
         except ValueError:

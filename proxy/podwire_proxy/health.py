@@ -7,6 +7,8 @@ X-Load-Balancing-Endpoint-Weight.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +24,7 @@ from .dataplane import HealthCheck
 from .metrics import Metrics
 
 log = logs.get("proxy")
+AGAIN = 2.0  # seconds until a listener that could not be made is tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,11 @@ async def serve(address: str, found: Iterable[web.RouteDef]) -> web.AppRunner:
     app.add_routes(found)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
+    try:
+        await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
+    except OSError:
+        await runner.cleanup()
+        raise
     return runner
 
 
@@ -77,24 +84,33 @@ class ServiceChecks:
     """Listeners on the healthCheckNodePorts, one for each Service and address."""
 
     def __init__(self, healthy: Callable[[], bool], failed: Callable[[str, str], None]) -> None:
-        """failed(service, why): a listener could not be made."""
+        """failed(service, why): a listener could not be made; told once, and tried on: its address or port may come free."""
         self._healthy, self._failed = healthy, failed
         self._checks: dict[str, HealthCheck] = {}
-        self._open: dict[tuple[str, str, int], web.AppRunner | None] = {}  # None: could not be opened
+        self._open: dict[tuple[str, str, int], web.AppRunner] = {}
+        self._missing: set[tuple[str, str, int]] = set()
+
+    async def due(self, changed: asyncio.Event) -> None:
+        """Until something changed, or a listener that is missing is to be tried again."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), AGAIN if self._missing else None)
+        changed.clear()
 
     async def update(self, checks: Mapping[str, HealthCheck], addresses: Iterable[str]) -> None:
         """Open and close what changed."""
         self._checks = dict(checks)
         wanted = {(name, ip, check.port) for name, check in checks.items() for ip in addresses}
         for gone in self._open.keys() - wanted:
-            if runner := self._open.pop(gone):
-                await runner.cleanup()
+            await self._open.pop(gone).cleanup()
+        self._missing &= wanted
         for name, ip, port in sorted(wanted - self._open.keys()):
             try:
                 self._open[name, ip, port] = await self._listen(name, ip, port)
+                self._missing.discard((name, ip, port))
             except OSError as err:
-                self._open[name, ip, port] = None
-                self._failed(name, f"healthCheckNodePort {port} on {ip}: {err.strerror or err}")
+                if (name, ip, port) not in self._missing:
+                    self._failed(name, f"healthCheckNodePort {port} on {ip}: {err.strerror or err}")
+                self._missing.add((name, ip, port))
 
     async def _listen(self, name: str, ip: str, port: int) -> web.AppRunner:
         async def answer(_: web.Request) -> web.Response:

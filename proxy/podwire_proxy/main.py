@@ -272,8 +272,7 @@ class Proxy:
         """Keep the health check listeners in step; they need awaiting, a sync does not."""
         try:
             while True:
-                await self._checks_wake.wait()
-                self._checks_wake.clear()
+                await self.checks.due(self._checks_wake)
                 await self.checks.update(self.tracker.dataplane.health, self.tracker.dataplane.node.node_port_ips)
         finally:
             await self.checks.close()

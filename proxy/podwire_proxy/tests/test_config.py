@@ -213,8 +213,8 @@ def test_health_checks_count_ready_endpoints_of_this_node() -> None:
 
 def test_service_cidr_objects() -> None:
     assert service_cidrs([], ("10.96.0.0/16",)) == ((), [])
-    assert service_cidrs([("10.97.0.7/24",), ("fd00:97::/112", "10.96.0.0/16", "x")], ("10.96.0.0/16",)) == (
-        ("10.96.0.0/16", "10.97.0.0/24"), ["fd00:97::/112", "x"])
+    assert service_cidrs([("10.97.0.7/24",), ("fd00:97::/112", "10.96.0.0/16", "x", 7, ["10.0.0.0/8"])], ("10.96.0.0/16",)) == (
+        ("10.96.0.0/16", "10.97.0.0/24"), ["fd00:97::/112", "x", "7", "['10.0.0.0/8']"])
 
 
 @pytest.mark.parametrize(("facts", "words"), [

@@ -21,7 +21,7 @@ from podwire_controlplane.client.config import ConfigError
 from podwire_proxy import health, main, nft
 from podwire_proxy.changes import Tracker
 from podwire_proxy.conntrack import Flow, provocation, serving, stale
-from podwire_proxy.dataplane import Key
+from podwire_proxy.dataplane import HealthCheck, Key
 from podwire_proxy.metrics import Metrics
 from podwire_proxy.model import Backend, NodeInfo
 from podwire_proxy.nft import attrs, codec
@@ -289,3 +289,33 @@ def test_bad_input_gets_one_line_not_a_traceback(arguments: list[str], words: st
     assert done.exit_code != 0
     assert words in done.output
     assert "Traceback" not in done.output
+
+
+def test_a_health_check_port_that_is_taken_is_told_once_and_served_when_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else changes meanwhile: the listener must come by itself."""
+    monkeypatch.setattr(health, "AGAIN", 0.01)
+    told: list[str] = []
+
+    async def work() -> int:
+        checks = health.ServiceChecks(lambda: True, lambda service, why: told.append(why))
+        other = await health.serve("127.0.0.1:0", [])
+        port, changed = other.addresses[0][1], asyncio.Event()
+        wanted = {"default/web": HealthCheck(port, 1)}
+        for _ in range(2):
+            await checks.update(wanted, ["127.0.0.1"])
+            await asyncio.wait_for(checks.due(changed), 5)
+        await other.cleanup()
+        await checks.update(wanted, ["127.0.0.1"])
+        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/") as answer:
+            status = answer.status
+        waits = asyncio.ensure_future(checks.due(changed))
+        await asyncio.sleep(0.05)
+        assert not waits.done(), "all are there: nothing to do until something changes"
+        changed.set()
+        await asyncio.wait_for(waits, 5)
+        await checks.close()
+        return status
+
+    assert asyncio.run(work()) == 200
+    assert len(told) == 1
+    assert told[0].startswith("healthCheckNodePort ")
