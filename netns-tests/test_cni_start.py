@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lab.cninode import CniNode, put_node, wait_until
 from lab.fakeapi import FakeApi
 from lab.netns import Lab
+from podwire_cni import native
+
+CLIENTS = [pytest.param(native.client_path(), id="binary"),
+           pytest.param(Path(native.__file__).parent / "standin" / "podwire-cni", id="python")]
 
 
 def test_node_without_podcidr_waits_for_one(lab: Lab, tmp_path: Path) -> None:
@@ -62,3 +70,20 @@ def test_without_an_agent_an_add_frees_what_a_crash_and_a_reboot_left(lab: Lab, 
         assert answer.status == 0, answer.out
     assert set(node.leases().values()) == {"whole", "b", "c"}
     assert node.cni("ADD", "d", lab.netns("d"), conf).body["code"] == 11
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("command", ["ADD", "VERSION", "\udcff"])
+@pytest.mark.parametrize("stdin", [
+    b"", b"\0", b"[" * 100_000, b'{"cniVersion": "\xff"}', b'{"cniVersion": "\xc3\xa9"}', b'{"cniVersion": "\xe2\x82"}',
+    b'{"cniVersion": "1.1.0", "socket": "/\xff\xc3\xa9/\x01"}', b'{"socket": "/' + b"\xc3\xa9" * 49 + b'"}',
+    b'{"cniVersion": "\xed\xa0\x80"}', b'{"cniVersion": "\xc0\xaf"}', b'{"socket": 7, "cniVersion": {}}'],
+    ids=lambda stdin: repr(stdin[:24]))
+def test_whatever_comes_the_client_says_json(client: Path, command: str, stdin: bytes, tmp_path: Path) -> None:
+    """Without an agent it answers by itself."""
+    env = {"CNI_COMMAND": command, "CNI_CONTAINERID": "c", "CNI_IFNAME": "eth0", "CNI_NETNS": str(tmp_path),
+           "PATH": os.environ["PATH"], "PODWIRE_CNI_SOCKET": "" if b"socket" in stdin else str(tmp_path / "none")}
+    done = subprocess.run([str(client)], input=stdin, capture_output=True, env=env, check=False)
+    said = json.loads(done.stdout.decode())  # strictly UTF-8
+    assert isinstance(said["cniVersion"], str) and not done.stderr
+    assert (done.returncode, said.get("code")) == ((0, None) if command == "VERSION" else (1, 11))

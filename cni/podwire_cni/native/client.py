@@ -68,7 +68,7 @@ def main() -> int:
         fail("1.1.0", 4, "podwire-cni: CNI_COMMAND is not set",
              "a container runtime runs this program with CNI_COMMAND=ADD, DEL, CHECK, GC, STATUS or VERSION")
     stdin = sys.stdin.buffer.read()
-    with contextlib.suppress(ValueError):  # text that is no JSON is the agent's to complain about
+    with contextlib.suppress(ValueError, RecursionError):  # text that is no JSON is the agent's to complain about
         parsed = json.loads(stdin)
         conf = parsed if isinstance(parsed, dict) else {}
     version = str(conf.get("cniVersion") or "1.1.0")
