@@ -21,6 +21,7 @@ from .wire import UDP_SIZE
 
 HEALTH, READY, METRICS, STALE = ":8080", ":8181", "localhost:9153", 3600.0
 RELOAD, RELOAD_LEAST = 30.0, 2.0
+LAST_PORT = 65535
 CACHE_POSITIVE, CACHE_NEGATIVE = 3600.0, 1800.0  # CoreDNS's, where `cache` names no TTL
 ALWAYS = ("errors", "loop", "minimal")  # what this server does anyway, or has no need of
 NO_MATTER = ("max_concurrent", "health_check", "prefer_udp", "max_idle_conns", "failfast_all_unhealthy_upstreams")
@@ -60,6 +61,8 @@ class _Reader:
                 self.note(block, f"listens with {word.partition('://')[0]}, which is not supported")
                 return
             if port and zone in (".", ""):
+                if not 0 < number(port, block) <= LAST_PORT:
+                    raise bad(block, f"{port!r} is no port; it must be from 1 to {LAST_PORT}")
                 self.set(port=number(port, block))
             if "/" in zone:
                 try:
@@ -234,7 +237,8 @@ class _Reader:
 
 def _address(item: Directive, default: str) -> str:
     text = item.args[0] if item.args else default
-    if not re.fullmatch(r".*:\d+", text):
+    port = re.fullmatch(r".*:([0-9]{1,5})", text)
+    if port is None or int(port[1]) > LAST_PORT:
         raise bad(item, f"{text!r} is no address; write HOST:PORT or :PORT")
     return text
 

@@ -11,6 +11,7 @@ from . import names, rules
 from .corefile_text import Directive, bad, number, seconds
 
 HOSTS_FILE = "/etc/hosts"
+LONGEST_TTL = 2**31 - 1  # RFC 2181 section 8
 Note = Callable[..., None]  # (directive, why)
 
 
@@ -125,6 +126,8 @@ def hosts(item: Directive, block_zones: tuple[bytes, ...], note: Note) -> tuple[
     for option in item.block:
         if option.name == "ttl" and option.args:
             ttl = number(option.args[0], option)
+            if ttl > LONGEST_TTL:
+                raise bad(option, f"ttl is {ttl}; it must be at most {LONGEST_TTL} seconds")
         elif option.name == "no_reverse":
             reverse = False
         elif option.name == "fallthrough":

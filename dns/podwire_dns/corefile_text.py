@@ -85,6 +85,6 @@ def seconds(text: str, line: int) -> float:
 
 
 def number(text: str, item: Directive) -> int:
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise bad(item, f"{text!r} is no number")
     return int(text)

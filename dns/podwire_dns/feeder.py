@@ -51,6 +51,7 @@ class Feeder:
         self.serial = int(time.time())
         self.synced = asyncio.Event()
         self.servers: set[asyncio.StreamWriter] = set()
+        self.waiting: set[asyncio.StreamWriter] = set()  # for the first whole zone
         self._timer: asyncio.TimerHandle | None = None
         self._triggers: list[tuple[str, float]] = []  # (Service, when one of its EndpointSlices says that its pods changed)
 
@@ -118,7 +119,11 @@ class Feeder:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One server's connection, until it ends."""
         try:
+            self.waiting.add(writer)
             await self.synced.wait()
+            self.waiting.discard(writer)
+            if writer.is_closing():  # another feeder has the zone now
+                return
             if self._timer is not None:
                 self._timer.cancel()
                 self.push()
@@ -131,7 +136,14 @@ class Feeder:
             pass  # the server died and connects again when it lives; or we end, and asyncio would log that as an error
         finally:
             self.servers.discard(writer)
+            self.waiting.discard(writer)
             writer.close()
+
+    def part(self) -> None:
+        """Let go of every server: it connects again, to whoever has the zone then."""
+        for writer in (*self.servers, *self.waiting):
+            writer.close()
+        self.synced.set()  # who waits for it shall not wait for ever
 
     def report(self, status: RoleStatus) -> None:
         figures: Mapping[str, Any] = {"services": len(self.builder.services), "answers": len(self.builder.answers),
@@ -190,8 +202,7 @@ class _Role:
         log.info("settings of the zone changed, it is made anew", domain=config.cluster_domain, ttl=config.ttl)
         await self.end()
         self.feeder = Feeder(config)
-        for writer in list(before.servers):
-            writer.close()
+        before.part()
         self.begin()
 
     async def end(self) -> None:
@@ -222,8 +233,7 @@ async def _main(sources: Sources, config: DnsConfig, client: ClientConfig) -> No
     following.cancel()
     await role.end()
     listener.close()
-    for writer in list(role.feeder.servers):
-        writer.close()
+    role.feeder.part()
     status.update(ready=False, message="stopped", reason="Stopped")
 
 

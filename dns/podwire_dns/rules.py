@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from dnslib import QTYPE, RR, DNSHeader, DNSLabel, DNSQuestion, DNSRecord
+from dnslib.label import DNSLabelError
 
 from . import names
 from .pack import A_IN, AAAA_IN, PTR_IN, Packer
@@ -196,8 +197,9 @@ class Rules:
 
     def find(self, key: bytes) -> Rewritten | Local | None:
         """What is to be done about a lower-case question; None: nothing, it goes its usual way."""
-        if key in self._known:
-            return self._known[key]
+        known = self._known.get(key, self)  # one step: another thread may empty it between two
+        if not isinstance(known, Rules):
+            return known
         found = self._rewrite(key) or self.local(key)
         if len(self._known) >= REMEMBERED:
             self._known.clear()
@@ -326,10 +328,13 @@ def restore(asked: bytes, rewritten: Rewritten, value: bytes) -> bytes:
     except Exception as err:  # as above
         raise BadRule(f"unreadable answer: {err}") from err
     for record in (*message.rr, *message.auth, *message.ar):
-        record.rname = _back(record.rname, rewritten, data=False)
-        for attribute in ("label", "target", "mname"):
-            if isinstance(getattr(record.rdata, attribute, None), DNSLabel):
-                setattr(record.rdata, attribute, _back(getattr(record.rdata, attribute), rewritten, data=True))
+        try:
+            record.rname = _back(record.rname, rewritten, data=False)
+            for attribute in ("label", "target", "mname"):
+                if isinstance(getattr(record.rdata, attribute, None), DNSLabel):
+                    setattr(record.rdata, attribute, _back(getattr(record.rdata, attribute), rewritten, data=True))
+        except DNSLabelError as err:
+            raise BadRule(f"what a rule makes of {record.rname} is no name: {err}") from err
     return packed(asked, message.rr, message.auth, message.ar)
 
 

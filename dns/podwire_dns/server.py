@@ -23,7 +23,7 @@ from pathlib import Path
 from podwire_controlplane.client import logs
 from podwire_controlplane.client.rolestatus import RoleStatus
 
-from . import forward, host, metrics, metrics_page, names, native, web
+from . import forward, host, metrics, metrics_page, names, native, tcp, upstream, web
 from .answer import Answerer, Pending
 from .cache import Cache, Upstreamed
 from .clients import Clients
@@ -59,18 +59,19 @@ class Server:
     def __init__(self, config: DnsConfig, sources: Sources | None = None) -> None:
         """sources: where `config` came from, for /metrics. Raises BadConfig."""
         self.config, self.sources = config, sources or Sources(config)
+        self.files = host.more_files()
         routes = config.routes()
         cache = Cache(config.cache_capacity, config.serve_stale, config.prefetch)
         data = ZoneData(config.zones(), config.ttl, config.pods)
         self.answerer = Answerer(data, cache, time.monotonic, _below, bool(routes), config.autopath)
-        self.forwarder = Forwarder(routes, cache, batches=config.batches)
+        self.forwarder = self._forwarder(config, cache)
         self.observer = Observer(None)
         self.follower = Follower(config.socket_path, self._whole, self.observer.programmed)
         self.leaving = False
         self.dropped = self.reloads = 0
         self._pending = 0
         self._idle, self._synced = asyncio.Event(), asyncio.Event()
-        self._tcp = TcpService(self.answerer, self.observer, self._wait_for_upstream)
+        self._tcp = TcpService(self.answerer, self.observer, self._wait_for_upstream, min(tcp.MAX_CONNECTIONS, self.files // 4))
         self._udp: list[UdpLoop] = []
         self._counted: list[UdpLoop] = []  # these, and those that are about to end
         self._web: list[asyncio.Server] = []
@@ -78,6 +79,9 @@ class Server:
         self.started = time.time()
         self.health = metrics.Durations(metrics.HEALTH_BOUNDS)
         self._settle(config)
+
+    def _forwarder(self, config: DnsConfig, cache: Cache) -> Forwarder:
+        return Forwarder(config.routes(), cache, batches=config.batches, most=min(upstream.MOST, self.files // 2))
 
     @property
     def fed(self) -> bool:
@@ -97,7 +101,7 @@ class Server:
 
     async def __aenter__(self) -> Server:
         self._tasks = [asyncio.create_task(self.follower.run())]
-        await self._open_pages(self.config)
+        self._web = await self._open_pages(self.config)
         if any(host.has_sibling(address, self.config.port) for address in self.config.addresses()):
             with contextlib.suppress(TimeoutError):  # it serves; our SERVFAIL beside its answers would be a step back
                 await asyncio.wait_for(self._synced.wait(), SIBLING_SECONDS)
@@ -146,26 +150,38 @@ class Server:
             if each.batch is not None:
                 self.observer.add_native(each.batch.counts)
 
-    async def _open_pages(self, config: DnsConfig) -> None:
-        pages = dict(self._pages(config))
-        for listener in self._web:
-            listener.close()
-        self._web = [await web.serve(address, page) for address, page in pages.items()]
+    async def _open_pages(self, config: DnsConfig) -> list[asyncio.Server]:
+        """All or, raising OSError, none."""
+        opened: list[asyncio.Server] = []
+        try:
+            for address, page in self._pages(config):
+                opened.append(await web.serve(address, page))
+        except OSError:
+            for listener in opened:
+                listener.close()
+            raise
+        return opened
 
     async def reload(self, config: DnsConfig) -> None:
         """Take other settings over without leaving a query unanswered. Raises BadConfig or OSError: then nothing changed."""
         old = self.config
-        routes = config.routes()
-        if (config.addresses(), config.port) != (old.addresses(), old.port):
-            await asyncio.to_thread(host.ensure_addresses, config.addresses())
-            if config.notrack:
-                await asyncio.to_thread(host.apply_notrack, config.addresses(), config.port)
-            await self._listen(config)
-        pages = tuple((c.health_address, c.ready_address, c.metrics_address) for c in (config, old))
-        if pages[0] != pages[1]:
-            await self._open_pages(config)
-        if routes != old.routes():
-            before, self.forwarder = self.forwarder, Forwarder(routes, self.answerer.cache, batches=config.batches)
+        forwarder = self._forwarder(config, self.answerer.cache) if config.routes() != old.routes() else None
+        pages = [(c.health_address, c.ready_address, c.metrics_address) for c in (config, old)]
+        opened = await self._open_pages(config) if pages[0] != pages[1] else None
+        try:
+            if (config.addresses(), config.port) != (old.addresses(), old.port):
+                await asyncio.to_thread(_prepare_node, config)
+                await self._listen(config)
+        except OSError:
+            for page in opened or []:
+                page.close()
+            raise
+        if opened is not None:
+            for page in self._web:
+                page.close()
+            self._web = opened
+        if forwarder is not None:
+            before, self.forwarder = self.forwarder, forwarder
             self.answerer.cache.clear()
             before.retire()
             self._probe()
@@ -278,8 +294,13 @@ class Server:
             self._pending -= 1
             if not self._pending:
                 self._idle.set()
+            try:
+                response = self.answerer.finish(pending, answer)
+            except Exception as err:  # others wait for the same answer, and for those that came with it
+                self.observer.failed("udp", ("",), pending.query.question, err)
+                response = self.answerer.finish(pending, None)
             with contextlib.suppress(OSError):  # the client is gone
-                send(self.answerer.finish(pending, answer))
+                send(response)
 
         self.forwarder.ask(pending.cache_key, done)
 
@@ -307,6 +328,18 @@ def _below(limit: int) -> int:
     return int(random.random() * limit)
 
 
+def _prepare_node(config: DnsConfig) -> None:
+    """Raises OSError: an address cannot be had."""
+    added = host.ensure_addresses(config.addresses())
+    if added:
+        log.info("address added", addresses=added, device="lo")
+    if config.notrack:
+        try:
+            host.apply_notrack(config.addresses(), config.port)
+        except OSError as err:  # a kernel without the raw hooks: slower, and racy for A with AAAA, but it serves
+            log.warn("no notrack rules; parallel A and AAAA queries may stall", error=str(err))
+
+
 async def _main(config: DnsConfig, sources: Sources) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -329,14 +362,7 @@ def run(config: DnsConfig) -> None:
     sources = Sources(config)
     real = sources.load()
     sources.tell(log)
-    added = host.ensure_addresses(real.addresses())
-    if added:
-        log.info("address added", addresses=added, device="lo")
-    if real.notrack:
-        try:
-            host.apply_notrack(real.addresses(), real.port)
-        except OSError as err:  # a kernel without the raw hooks: slower, and racy for A with AAAA, but it serves
-            log.warn("no notrack rules; parallel A and AAAA queries may stall", error=str(err))
+    _prepare_node(real)
     host.short_slices()
     sys.setswitchinterval(SWITCH_SECONDS)
     asyncio.run(_main(real, sources))

@@ -44,8 +44,8 @@ def is_local(address: str) -> bool:
 
 @dataclass(slots=True)
 class Sources:
-    """`base`: what the flags say. notes: what the last `load` had to leave out. digest: of the Corefile. failed: settings that
-    `follow` could not take."""
+    """`base`: what the flags say. notes: what the last `load` had to leave out. digest: of the Corefile in force. failed:
+    settings that `follow` could not take."""
 
     base: DnsConfig
     notes: list[str] = field(default_factory=list)
@@ -55,11 +55,11 @@ class Sources:
 
     def load(self) -> DnsConfig:
         """Whole and checked. Raises BadConfig, which names the file or the setting."""
-        before, self.notes, self._stamps = self._stamps, [], {}
+        before, digest, self.notes, self._stamps = self._stamps, self.digest, [], {}
         try:
             return self._load()
         except BadConfig:
-            self._stamps = {**before, **self._stamps}
+            self._stamps, self.digest = {**before, **self._stamps}, digest
             raise
 
     def _load(self) -> DnsConfig:
@@ -143,11 +143,13 @@ class Sources:
                 others_at, due = now, due or self.changed(corefile=False)
             if not due:
                 continue
+            digest = self.digest
             try:
                 fresh = self.load()
                 self.tell(log)
                 await take(fresh)
                 config = fresh
-            except (BadConfig, OSError) as err:
+            except Exception as err:  # whatever is wrong with them: what serves goes on, and the next change is heard
                 self.failed += 1
+                self.digest = digest
                 log.error("the new settings cannot work, the old ones stay", error=str(err))

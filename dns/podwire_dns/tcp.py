@@ -22,8 +22,9 @@ Listener = tuple[socket.socket, asyncio.Server]
 class TcpService:
     """`wait(pending, send)` has an upstream asked."""
 
-    def __init__(self, answerer: Answerer, observer: Observer, wait: Callable[[Pending, Send], None]) -> None:
-        self.answerer, self.observer, self._wait = answerer, observer, wait
+    def __init__(self, answerer: Answerer, observer: Observer, wait: Callable[[Pending, Send], None], most: int) -> None:
+        """most: connections at a time; more are closed at once."""
+        self.answerer, self.observer, self._wait, self.most = answerer, observer, wait, most
         self.listeners: list[Listener] = []
         self.connections: set[asyncio.StreamWriter] = set()
         self._late: set[asyncio.Task[None]] = set()
@@ -64,7 +65,7 @@ class TcpService:
             await asyncio.wait([asyncio.create_task(_closed(writer)) for writer in open_still], timeout=seconds)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self.connections) >= MAX_CONNECTIONS:
+        if len(self.connections) >= self.most:
             writer.close()
             return
         self.connections.add(writer)
@@ -75,7 +76,11 @@ class TcpService:
                 async with asyncio.timeout(TCP_IDLE_SECONDS):
                     data = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
                 send = self._sender(writer, peer, data)
-                answer = self.answerer.handle(data, udp=False)
+                try:
+                    answer = self.answerer.handle(data, udp=False)
+                except Exception as err:  # one message must never stop the service
+                    self.observer.failed("tcp", peer, data, err)
+                    return
                 if isinstance(answer, Pending):
                     waiting += 1
 

@@ -163,7 +163,10 @@ class UdpLoop:
                 at = end
                 value, mode = get(key), SEND
                 if value is None or special:
-                    found = other(key, value, zones[index], simple[index])
+                    try:
+                        found = other(key, value, zones[index], simple[index])
+                    except Exception:  # what is wrong shows again in `_answer`, which says so: this thread must not end
+                        found = None
                     if found is None:
                         slow.append((index, key if simple[index] and not special and not zones[index] else b""))
                         value, mode = b"", 0

@@ -33,6 +33,7 @@ Done = Callable[["Upstreamed | None"], None]
 NEVER = float("inf")
 SWEEP_SECONDS, TICK_SECONDS = 0.25, 0.02
 IDENTS = 512
+MOST = 8192
 RCODES = [str(RCODE.forward.get(number, number)) for number in range(16)]
 
 
@@ -68,6 +69,9 @@ class _Flight:
     def next(self) -> None:
         """Ask the next upstream; where all were asked, wait for those who still may answer."""
         self.due = NEVER
+        if self.forwarder.full:
+            self.forwarder.refused += not self.live
+            self.plan = iter(())
         for address, patience in self.plan:
             self.live += 1
             asked = self.forwarder.send(self, address)
@@ -104,11 +108,12 @@ class _Flight:
 class Forwarder:
     """`ask` (or `resolve`) for any number of callers at once; callers with the same question share one flight."""
 
-    def __init__(self, routes: Mapping[bytes, Route], cache: Cache, *, batches: bool = True) -> None:
-        """routes: by the domain's name in wire form; the longest that fits a question is asked. Raises OSError: TLS files."""
+    def __init__(self, routes: Mapping[bytes, Route], cache: Cache, *, batches: bool = True, most: int = MOST) -> None:
+        """routes: by the domain's name in wire form; the longest that fits a question is asked. most: questions to upstreams
+        at a time; each is an open socket. Raises OSError: TLS files."""
         self.routes = {domain: Upstreams(route, secrets.randbelow) for domain, route in routes.items()}
-        self.cache = cache
-        self.asked = 0
+        self.cache, self.most = cache, most
+        self.asked = self.refused = 0
         self.exchanges: Counter[tuple[str, str]] = Counter()  # (upstream, rcode or "none")
         self.took: dict[tuple[str, str], list[int]] = {}  # by upstream and rcode, one count for each of BOUNDS and one more
         self.seconds: dict[tuple[str, str], float] = {}
@@ -145,6 +150,11 @@ class Forwarder:
                 name = name[1 + name[0]:]
         return self.routes.get(b"\0")
 
+    @property
+    def full(self) -> bool:
+        """Is there no room for one more question? Who has none under way is then answered as if no upstream did."""
+        return len(self._asks) >= self.most
+
     def refresh(self) -> None:
         """Fetch what the cache says is due."""
         while self.cache.due:
@@ -171,7 +181,7 @@ class Forwarder:
             {(forward.shown(to), rcode): seconds for (to, rcode), seconds in self.seconds.items()},
             {forward.shown(to): count for to, count in self.failures.items()},
             {forward.shown(to): down for to, down in self.down().items()},
-            {to: max(0, count - opened[to]) for to, count in sent.items()}, opened, self.all_down, rejected)
+            {to: max(0, count - opened[to]) for to, count in sent.items()}, opened, self.all_down, rejected + self.refused)
 
     def retire(self) -> None:
         """Finish what is under way and take nothing more; then let go."""

@@ -129,6 +129,12 @@ def test_a_rewritten_question_goes_upstream_and_its_answer_comes_back() -> None:
     assert dns.message.from_wire(made.finish(again, Upstreamed(0, record))).payload == wire.UDP_SIZE
 
 
+def test_a_rule_that_makes_names_too_long_is_servfail() -> None:
+    answerer = answering(f" rewrite stop {{\n  name exact new.example svc1.{SVC}\n"
+                         f"  answer name (.*)\\.$ {'.'.join(['{1}'] * 30)}\n }}\n")
+    assert answered(answerer, "new.example.")[3] & 0xF == wire.SERVFAIL
+
+
 def test_templates() -> None:
     made = answering(r"""template IN A tmpl.example {
         match ^ip-(?P<a>[0-9]+)-(?P<b>[0-9]+)\.tmpl\.example\.$

@@ -1,0 +1,180 @@
+"""What goes wrong inside: settings that fail half way, no room for more questions, errors that nobody foresaw."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import dns.asyncquery
+import dns.exception
+import dns.message
+import dns.rcode
+import pytest
+
+from podwire_controlplane.client import logs
+from podwire_dns.cache import Cache
+from podwire_dns.config import BadConfig, DnsConfig
+from podwire_dns.feeder import Feeder
+from podwire_dns.follow import Follower
+from podwire_dns.forward import Route
+from podwire_dns.rules import Rules
+from podwire_dns.server import Server
+from podwire_dns.sources import Sources
+from podwire_dns.testing import builders
+from podwire_dns.testing.cases import SVC
+from podwire_dns.tests.test_server import ask, feed, free_port, until
+from podwire_dns.upstream import Forwarder
+from podwire_dns.web import took
+
+
+def run(tmp_path: Path, work: Callable[[DnsConfig, Server], Awaitable[Any]], **more: Any) -> None:
+    config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), notrack=False,
+                                 **more)
+
+    async def body() -> None:
+        async with Server(config) as server:
+            server.answerer.data = builders.conformance_zone()
+            await work(config, server)
+
+    asyncio.run(body())
+
+
+def test_settings_that_fail_half_way_change_nothing(tmp_path: Path) -> None:
+    health, ready, fresh = (f"127.0.0.1:{free_port()}" for _ in range(3))
+
+    async def work(config: DnsConfig, server: Server) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+            taken.bind(("127.0.0.1", 0))
+            for changes in ({"health_address": "192.0.2.1:8080"}, {"health_address": fresh, "port": taken.getsockname()[1]}):
+                with pytest.raises(OSError):
+                    await server.reload(dataclasses.replace(config, ready_address=fresh, **changes))
+                assert await took(health, "/health") is not None
+                assert await took(ready, "/ready") is not None
+                assert await took(fresh, "/ready") is None, "nothing of the new settings is left"
+                assert (await ask(config, f"svc1.{SVC}")).answer
+        assert server.reloads == 0
+        await server.reload(dataclasses.replace(config, health_address=fresh))
+        assert await took(fresh, "/health") is not None
+        assert await took(health, "/health") is None
+
+    run(tmp_path, work, health_address=health, ready_address=ready)
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    (".:99999 {\n}\n", "'99999' is no port"), (". {\n health :99999\n}\n", "':99999' is no address"),
+    (". {\n kubernetes cluster.local {\n  ttl ²\n }\n}\n", "'²' is no number"),
+    (". {\n hosts /none {\n  ttl 99999999999\n  192.0.2.1 a.b\n }\n}\n", "ttl is 99999999999; it must be at most")])
+def test_numbers_that_cannot_be_are_named(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "Corefile").write_text(text)
+    with pytest.raises(BadConfig, match=r"Corefile line \d") as found:
+        Sources(dataclasses.replace(builders.CONFIG, corefile=str(tmp_path / "Corefile"))).load()
+    assert why in str(found.value)
+
+
+def test_the_digest_is_that_of_the_corefile_in_force(tmp_path: Path) -> None:
+    path = tmp_path / "Corefile"
+    path.write_text(". {\n}\n")
+    sources = Sources(dataclasses.replace(builders.CONFIG, corefile=str(path), follow=0.0))
+    config, taken = sources.load(), list[DnsConfig]()
+    good = sources.digest
+
+    async def take(fresh: DnsConfig) -> None:
+        if fresh.autopath:
+            raise RuntimeError("nobody foresaw this")
+        taken.append(fresh)
+
+    async def work() -> None:
+        following = asyncio.create_task(sources.follow(config, logs.get("dns"), take))
+        await asyncio.sleep(0)
+        for count, text in enumerate((". {\n forward\n}\n", ". {\n autopath\n}\n"), 1):
+            path.write_text(text)
+            os.kill(os.getpid(), signal.SIGHUP)
+            await until(lambda count=count: sources.failed == count)  # type: ignore[misc]  # mypy takes a default for an argument
+            assert sources.digest == good
+        path.write_text(". {\n log\n}\n")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: bool(taken))
+        assert sources.digest not in ("", good)
+        assert not following.done()
+        following.cancel()
+
+    asyncio.run(work())
+
+
+def test_a_server_that_waits_for_a_feeder_whose_settings_change(tmp_path: Path) -> None:
+    """It waits for a zone that will never be whole: it must come to the one that takes its place."""
+    config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path)
+
+    async def work() -> None:
+        whole = list[int]()
+        follower = Follower(config.socket_path, lambda zone: whole.append(zone.ttl), lambda seconds: None)
+        following = asyncio.create_task(follower.run())
+        before, listener = await feed(config)
+        await until(lambda: bool(before.waiting))
+        listener.close()
+        fresh, listener = await feed(dataclasses.replace(config, ttl=77))
+        fresh.start_feeding()
+        before.part()
+        await until(lambda: whole == [77])
+        assert not before.waiting
+        assert not before.servers
+        following.cancel()
+        fresh.part()
+        listener.close()
+
+    asyncio.run(work())
+    assert Feeder(config).waiting == set()
+
+
+@pytest.mark.parametrize("batches", [True, False])
+def test_a_silent_upstream_takes_only_so_many_sockets(batches: bool) -> None:
+    async def work(upstream: str) -> None:
+        forwarder = Forwarder({b"\0": Route((upstream,))}, Cache(), batches=batches, most=10)
+        keys = [(dns.message.make_query(f"n{i}.example.com.", "A").to_wire()[12:], False, False) for i in range(50)]
+        answers = [asyncio.create_task(forwarder.resolve(key)) for key in keys]
+        done, waiting = await asyncio.wait(answers, timeout=0.2)
+        assert {task.result() for task in done} == {None}
+        assert (len(done), len(waiting), forwarder.asked) == (40, 10, 10)
+        assert forwarder.state(0).rejected == 40
+        forwarder.close()
+        assert await asyncio.gather(*waiting) == [None] * 10
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        asyncio.run(work(f"127.0.0.1#{silent.getsockname()[1]}"))
+
+
+def test_as_many_files_as_may_be() -> None:
+    program = ("import resource; from podwire_dns import host; _, hard = resource.getrlimit(resource.RLIMIT_NOFILE); "
+               "resource.setrlimit(resource.RLIMIT_NOFILE, (100, min(hard, 300))); "
+               "print(host.more_files(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])")
+    assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout == "300 300\n"
+
+
+@pytest.mark.parametrize("batches", [True, False])
+def test_an_error_that_nobody_foresaw_costs_one_answer(tmp_path: Path, batches: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: Rules, key: bytes) -> None:
+        raise KeyError("nobody foresaw this")
+
+    async def work(config: DnsConfig, server: Server) -> None:
+        server.answerer.rules = Rules(())
+        monkeypatch.setattr(Rules, "find", fails)
+        query = dns.message.make_query(f"missing.{SVC}", "A")
+        for tcp in (False, True):
+            with pytest.raises((dns.exception.Timeout, EOFError)):
+                send = dns.asyncquery.tcp if tcp else dns.asyncquery.udp
+                await send(query, "127.0.0.1", port=config.port, timeout=0.3)
+        assert sum(tally.errors for tally in server.state().tallies.values()) == 2
+        server.answerer.rules = None
+        for tcp in (False, True):
+            assert (await ask(config, f"missing.{SVC}", tcp=tcp)).rcode() == dns.rcode.NXDOMAIN
+
+    run(tmp_path, work, batches=batches)
