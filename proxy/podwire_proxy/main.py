@@ -351,7 +351,7 @@ def run(config: ProxyConfig) -> None:
     logs.configure(node=config.node_name)
     # A first load makes a million objects that stay: looking through them again and again would take half of its time.
     gc.set_threshold(200_000, 50, 1000)
-    log.info("starting", backend=config.backend, pods=config.cluster_cidrs, services=config.service_cidrs)
+    log.info("starting", backend=config.backend, pods=config.cluster_cidrs or "unknown", services=config.service_cidrs)
     asyncio.run(_main(config))
     log.info("stopped, rules stay")
 

@@ -50,6 +50,7 @@ def configured(file: Path | None, flags: Mapping[str, Any]) -> ProxyConfig:
             raise ConfigError(f"{file}: {err}") from err
         for note in notes:
             log.warn("configuration", file=str(file), note=note)
+        fields.setdefault("cluster_cidrs", ())  # to kube-proxy, no clusterCIDR means that nobody counts as a pod
     fields = {"node_name": "", "kubeconfig": None, **fields, **{name: value for name, value in flags.items() if value}}
     if not fields["node_name"]:
         raise ConfigError("node_name: missing; give --node-name, or hostnameOverride in the file")

@@ -71,8 +71,7 @@ def proxy_config(config: AgentConfig) -> object:
     if config.proxy_config is not None:
         given: dict[str, object] = {"node_name": config.node_name, "kubeconfig": config.kubeconfig, "run_dir": config.run_dir,
                                     "service_cidrs": config.service_cidrs, "node_cidrs": config.node_cidrs}
-        pods = configured(config.proxy_config, given).cluster_cidrs  # the file's, where it says them
-        if pods == ProxyConfig.__dataclass_fields__["cluster_cidrs"].default:
+        if not configured(config.proxy_config, given).cluster_cidrs:  # the file's, where it says them
             given["cluster_cidrs"] = config.cluster_cidrs
         made = replace(configured(config.proxy_config, given), kubeconfig=config.kubeconfig)  # not kube-proxy's
     return override(made, "proxy", config.sets)

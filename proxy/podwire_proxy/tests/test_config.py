@@ -141,6 +141,16 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     assert (config.node_name, config.cluster_cidrs, config.run_dir) == ("worker", ("10.1.0.0/16",), Path("/r"))
 
 
+def test_a_file_without_clustercidr_knows_no_pods_as_with_kube_proxy(tmp_path: Path) -> None:
+    """Not the default range: in a cluster with another one, every pod would count as off the cluster and be masqueraded."""
+    file = tmp_path / "config.yaml"
+    file.write_text("".join(line for line in KUBEADM.splitlines(keepends=True) if not line.startswith("clusterCIDR")))
+    given = {"node_name": "n1", "run_dir": Path("/r")}
+    assert settings.configured(file, given).node(NODE).pod_cidrs == ()
+    assert settings.configured(file, {**given, "cluster_cidrs": ("10.1.0.0/16",)}).cluster_cidrs == ("10.1.0.0/16",)
+    assert settings.configured(None, given).cluster_cidrs == BASE.cluster_cidrs
+
+
 @pytest.mark.parametrize(("change", "words"), [
     ({"detect_local": "Magic"}, "detect_local"), ({"detect_local": "BridgeInterface"}, "local_interface"),
     ({"detect_local": "InterfaceNamePrefix", "local_interface": "x" * 16}, "local_interface"),
