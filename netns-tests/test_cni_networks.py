@@ -178,6 +178,9 @@ def test_links_of_others_are_left_alone(place: Place) -> None:
     for bridge, words in (("eth0", "which is no bridge"), ("lo", "which is no bridge"), ("br0", "others made it")):
         answer = place.node.cni("ADD", "a", place.lab.netns("pod"), place.conf(bridge, "10.50.0.0/24"))
         assert (answer.status, answer.body["code"]) == (1, 7) and words in answer.body["msg"]
+    for subnet in ("192.0.2.0/24", "192.0.0.0/16"):
+        answer = place.node.cni("ADD", "a", place.lab.netns("pod"), place.conf("lan0", subnet))
+        assert answer.status == 1 and "route to 192.0.2.0/24" in answer.body["msg"], "the uplink's own addresses"
     assert ns.run(["ip", "-o", "addr"]).stdout == before and place.node.leases() == {}
 
 
@@ -199,3 +202,20 @@ def test_routes_are_what_the_configuration_says(place: Place) -> None:
     assert place.node.cni("CHECK", "a", pod, check).status == 0
     pod.run(["ip", "route", "del", "10.61.0.0/16", "table", "1000"])
     assert "10.61.0.0/16" in place.node.cni("CHECK", "a", pod, check).body["msg"]
+
+
+def test_a_second_interface_leaves_the_first_its_default_route(place: Place) -> None:
+    pod, (first,) = place.pod("a", place.node.conf("1.1.0"))
+    conf = place.conf("lan0", "10.50.0.0/24", addressing="subnet")
+    added = place.node.cni("ADD", "a", pod, conf, CNI_IFNAME="net1")
+    assert added.status == 0, added.out
+    with tell_peer(place.outside, OUTSIDE) as port:
+        assert ask(pod, OUTSIDE, port) == NODE, "masqueraded, as by eth0"
+    with tell_peer(pod, "10.50.0.2") as port:
+        assert ask(place.node.ns, "10.50.0.2", port) == "10.50.0.1"
+    routes = pod.run(["ip", "route", "show", "default"]).stdout.splitlines()
+    assert len(routes) == 1 and "dev eth0" in routes[0]
+    assert place.node.cni("CHECK", "a", pod, {**conf, "prevResult": added.body}, CNI_IFNAME="net1").status == 0
+    place.drop("a", conf, "net1")
+    with tell_peer(pod, first.split("/")[0]) as port:
+        assert ask(place.node.ns, first.split("/")[0], port) == "10.244.1.1"

@@ -289,6 +289,8 @@ class Plugin:
                 return self.allocator.allocate(sets, call.attachment, wanted=conf.ips, pod=call.pod, mac=conf.mac,
                                                boot_id=self.boot_id, pod_uid=call.args.get("K8S_POD_UID", ""),
                                                ports=conf.ports, aliases=conf.aliases, bridge=conf.bridge, network=conf.name)
+        if conf.mac:
+            self._check_mac(conf, node)
         self._free_port_of_dead(conf.ports)
         try:
             return take()
@@ -296,6 +298,14 @@ class Plugin:
             if not self._free_dead(sets):
                 raise
             return take()
+
+    def _check_mac(self, conf: NetConf, node: NodeNet) -> None:
+        """A MAC belongs to one: behind a second port it would take the other's packets."""
+        with self._leases:
+            twin = next((x for x in self.allocator.leases() if x.bridge == conf.bridge and x.mac == conf.mac), None)
+        if twin or conf.mac == node.bridge_mac:
+            raise CNIError(Code.INVALID_CONFIG, f"network configuration: the MAC {conf.mac} is that of "
+                           f"{(twin.pod or twin.owner) if twin else node.bridge}", "ask for another one, or none")
 
     def _free_port_of_dead(self, ports: Sequence[PortMapping]) -> None:
         """A pod whose interface went with its namespace, without a DEL, must not keep its hostPorts from its successor."""

@@ -185,7 +185,7 @@ def addresses(raw: Any, field: str) -> tuple[IPAddress, ...]:
 def mac_address(raw: Any, field: str) -> str:
     """In small letters; "" where none is asked for."""
     mac = str(raw or "").lower()
-    if mac and (not _MAC.match(mac) or int(mac[1], 16) & 1):
+    if mac and (not _MAC.match(mac) or int(mac[1], 16) & 1 or not mac.strip("0:")):
         raise _bad(field, mac, "a unicast MAC address such as 0a:58:0a:f4:01:05")
     return mac
 

@@ -226,8 +226,10 @@ class Kernel:
             index = pod.link_lookup(ifname=eth)[0]
             addresses = frozenset(ip_interface(f"{a.get('IFA_ADDRESS')}/{a['prefixlen']}")
                                   for a in pod.get_addr(index=index))
-            routes = frozenset(_route(r) for r in pod.get_routes() if r.get("RTA_OIF") == index)
-        return Seen(link, host_link, addresses, routes, rates)
+            all_routes = pod.get_routes()
+            routes = frozenset(_route(r) for r in all_routes if r.get("RTA_OIF") == index)
+            elsewhere = frozenset(_route(r)[0] for r in all_routes if r.get("RTA_OIF") != index)
+        return Seen(link, host_link, addresses, routes, rates, elsewhere)
 
 
 def encode(op: Op, index: Mapping[str, int], pod_fd: int) -> Iterator[bytes]:
@@ -290,7 +292,9 @@ class _Links(dict[str, int]):
 def _send(links: _Links, batch: Sequence[Op], pod_fd: int | None) -> None:
     pairs = [(op, message) for op in batch for message in encode(op, links, -1 if pod_fd is None else pod_fd)]
     try:
-        links.sock.send([message for _, message in pairs])
+        # A second interface does not take the pod's default route from the first; so do other plugins.
+        links.sock.send([message for _, message in pairs],
+                        present=[i for i, (op, _) in enumerate(pairs) if isinstance(op, AddRoute)])
     except nl.NetlinkError as err:
         raise refusal(pairs[err.position][0], err) from err
 

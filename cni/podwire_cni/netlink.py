@@ -296,12 +296,13 @@ class Netlink:
         self.sock.close()
 
     def send(self, messages: Sequence[bytes], on_answer: Callable[[int, bytes], None] | None = None, *,
-             fine: Collection[int] = ()) -> None:
+             fine: Collection[int] = (), present: Collection[int] = ()) -> None:
         """Send a batch and wait for its end. The kernel goes on after a refused message; the first refusal is raised then.
 
         Only the last message is acknowledged, so that a batch is one system call there and one back: a refusal is always
         told, and messages are worked on in their order. Answers to what was asked go to `on_answer(kind, body)`. Refusals
-        with an errno of `fine` do not count. Raises NetlinkError.
+        with an errno of `fine` do not count, nor that something exists for messages at the positions `present`. Raises
+        NetlinkError.
         """
         if not messages:
             return
@@ -322,7 +323,8 @@ class Netlink:
                 if kind == NLMSG_ERROR:
                     over = over or seq == self._seq
                     refused = _refusal(body, flags, seq - first)
-                    if refused and refused.errno not in fine:
+                    there = refused and refused.errno == errno.EEXIST and refused.position in present
+                    if refused and refused.errno not in fine and not there:
                         failed = failed or refused
                 elif on_answer:
                     on_answer(kind, body)

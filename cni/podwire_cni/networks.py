@@ -17,6 +17,7 @@ from pathlib import Path
 from .conf import range_sets
 from .errors import CNIError, Code
 from .nodetable import OtherNet
+from .overlay import TUNNELS
 from .plan import NodeNet
 from .types import NetConf, RangeSet
 
@@ -40,6 +41,9 @@ class Network:
 
 def asked(conf: NetConf, mtu: int) -> Network:
     """What the configuration wants. Raises CNIError, code 7."""
+    if conf.bridge in (*TUNNELS.values(), "all", "default"):
+        raise CNIError(Code.INVALID_CONFIG, f"network configuration: bridge {conf.bridge} has another meaning on a node",
+                       "call it something else")
     if not conf.ranges:
         raise CNIError(Code.INVALID_CONFIG,
                        f"network configuration: ipam.ranges is missing, and the bridge {conf.bridge} has none",
@@ -58,11 +62,11 @@ def clash(new: Network, ranges: tuple[RangeSet, ...], bridge: str) -> None:
 
 
 class Networks:
-    """make: puts a network into the kernel. changed: is told all of them. foreign: why a link of that name, if there is one, is
-    not ours to use. For many threads."""
+    """make: puts a network into the kernel. changed: is told all of them. foreign: why the node has no place for a new one.
+    For many threads."""
 
     def __init__(self, directory: Path, make: Callable[[NodeNet], object], changed: Callable[[tuple[OtherNet, ...]], None],
-                 foreign: Callable[[str], str] = lambda _: "") -> None:
+                 foreign: Callable[[NodeNet], str] = lambda _: "") -> None:
         self.directory, self._make, self._changed, self._foreign = directory, make, changed, foreign
         self._lock = threading.Lock()
         self.known: dict[str, Network] = {}
@@ -103,9 +107,10 @@ class Networks:
             for other in self.known.values():
                 if other.net.bridge != conf.bridge:
                     clash(want, other.net.ranges, other.net.bridge)
-            if conf.bridge not in self.known and (why := self._foreign(conf.bridge)):
+            if conf.bridge not in self.known and (why := self._foreign(want.net)):
                 raise CNIError(Code.INVALID_CONFIG, f"network configuration: bridge {conf.bridge}: {why}",
-                               "name one that does not exist: it is made when its first pod comes")
+                               "name one that does not exist, it is made when its first pod comes; with addresses that the "
+                               "node does not know yet")
             self._make(want.net)
             self._write(want)
             self.known[conf.bridge] = want

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Sequence
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from socket import AF_INET, AF_INET6
 
@@ -43,15 +43,22 @@ def bridge_mac(bridge: str) -> str:
         return mac if mac.startswith(OURS) else ""
 
 
-def foreign(name: str) -> str:
-    """Why the link of this name is not one that we made; "" where it is, or where there is none."""
+def foreign(net: NodeNet) -> str:
+    """Why a new network would take what the node has already: a link of its name, or a part of its addresses; "" where not."""
     with IPRoute() as ipr:
-        found = ipr.get_links(ifname=name) if ipr.link_lookup(ifname=name) else []
-        if not found:
-            return ""
-        if found[0].get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge":
+        found = ipr.get_links(ifname=net.bridge) if ipr.link_lookup(ifname=net.bridge) else []
+        if found and found[0].get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge":
             return "the node has an interface of that name which is no bridge"
-        return "" if str(found[0].get("IFLA_ADDRESS")).startswith(OURS) else "others made it, and have it for themselves"
+        if found and not str(found[0].get("IFLA_ADDRESS")).startswith(OURS):
+            return "others made it, and have it for themselves"
+        subnets = [r.subnet for ranges in net.ranges for r in ranges]
+        for route in ipr.get_routes(table=MAIN):
+            if not route.get("RTA_DST") or (found and route.get("RTA_OIF") == found[0]["index"]):
+                continue
+            there = ip_network(f"{route.get('RTA_DST')}/{route['dst_len']}")
+            if any(there.version == mine.version and there.subnet_of(mine) for mine in subnets):  # type: ignore[arg-type]  # one version
+                return f"its addresses are not free, the node has a route to {there}"
+    return ""
 
 
 def ensure_node(node: NodeNet, strays: Sequence[IPAddress] = ()) -> list[str]:

@@ -54,6 +54,7 @@ def ranges(*entries: Any) -> dict[str, Any]:
     ({"ipam": {"routes": [{"dst": "everywhere"}]}}, 7, "ipam.routes[0].dst"),
     ({"ipam": {"routes": [{"dst": "0.0.0.0/0", "gw": "fd00::1"}]}}, 7, "ipam.routes[0].gw"),
     ({"ipam": {"routes": [{"dst": "0.0.0.0/0", "priority": 1 << 32}]}}, 7, "ipam.routes[0].priority"),
+    ({"runtimeConfig": {"mac": "00:00:00:00:00:00"}}, 7, "runtimeConfig.mac"),
     ({"ipam": {"routes": [{"dst": "0.0.0.0/0", "scope": 256}]}}, 7, "ipam.routes[0].scope"),
     ({"runtimeConfig": {"ips": ["10.0.0.300"]}}, 7, "runtimeConfig.ips[0]"),
     ({"runtimeConfig": {"mac": "aa:bb"}}, 7, "runtimeConfig.mac"),

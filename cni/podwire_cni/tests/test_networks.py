@@ -65,10 +65,12 @@ def test_an_address_belongs_to_one_bridge(tmp_path: Path, subnet: str, words: st
 
 def test_what_others_made_is_left_alone(tmp_path: Path) -> None:
     made: list[NodeNet] = []
-    networks = Networks(tmp_path, made.append, lambda _: None, lambda name: "others made it" if name == "eth0" else "")
+    networks = Networks(tmp_path, made.append, lambda _: None, lambda net: "others made it" if net.bridge == "eth0" else "")
     with pytest.raises(CNIError, match="eth0: others made it") as caught:
         networks.of(conf("eth0", "10.50.0.0/24"), MAIN, make=True)
     assert caught.value.code == 7 and not made and not networks.known
+    with pytest.raises(CNIError, match="another meaning"):
+        networks.of(conf("podwire-vxlan", "10.50.0.0/24"), MAIN, make=True)
 
 
 def test_one_network_that_cannot_be_made_stops_no_other(tmp_path: Path) -> None:

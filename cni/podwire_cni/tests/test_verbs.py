@@ -103,6 +103,16 @@ def test_table_of_calls(command: str, sandbox: Sandbox | None, env: dict[str, st
     assert (reply.status, body(reply).get("code", 0) if reply.text else 0) == (int(code > 0), code)
 
 
+def test_a_mac_belongs_to_one() -> None:
+    """The bridge's or a neighbour's on a port would lead their packets there."""
+    host = Host()
+    ask: dict[str, Any] = {"runtimeConfig": {"mac": NODE.bridge_mac}}
+    assert body(host.call("ADD", **ask))["code"] == 7 and "podwire0" in body(host.call("ADD", **ask))["msg"]
+    assert host.call("ADD", "first").status == 0
+    ask["runtimeConfig"]["mac"] = next(iter(host.held.values())).mac
+    assert "first/eth0" in body(host.call("ADD", **ask))["msg"] and len(host.held) == 1
+
+
 def test_without_podcidr_nothing_can_be_added() -> None:
     host = Host(None)
     assert body(host.call("ADD"))["code"] == 11
