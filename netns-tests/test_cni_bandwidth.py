@@ -82,9 +82,10 @@ def test_limited_pods_work_and_leave_nothing(cluster: Cluster) -> None:
     assert [name for name in one.links() if name.startswith("ifb")]
 
 
-def test_check_sees_a_limit_that_is_gone(cluster: Cluster) -> None:
+@pytest.mark.parametrize("ingress", [RATE, 40 * 10 ** 9])  # one that does not fit the kernel's first field
+def test_check_sees_a_limit_that_is_gone(cluster: Cluster, ingress: int) -> None:
     one, pod = cluster.nodes[0], cluster.lab.netns("a")
-    conf: dict[str, Any] = one.conf(runtimeConfig={"bandwidth": {"ingressRate": RATE, "egressRate": 2 * RATE}})
+    conf: dict[str, Any] = one.conf(runtimeConfig={"bandwidth": {"ingressRate": ingress, "egressRate": 2 * RATE}})
     added = one.cni("ADD", "a", pod, conf)
     assert added.status == 0, added.out
     cluster.made.append((one, "a"))

@@ -119,6 +119,7 @@ class Plan:
     result: Result
 
 
+FASTEST = 0xFFFFFFFF  # bytes a second; all that is faster looks like this to CHECK
 LINK = 253  # RT_SCOPE_LINK: what is on the link itself
 _EVERYWHERE = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
@@ -237,7 +238,7 @@ def differences(expected: Result, owner: Attachment, bridge: str, bandwidth: Ban
     found += [f"{eth} lacks address {ip.address}" for ip in expected.ips
               if ip.interface in (None, position) and ip.address not in seen.addresses]
     found += [f"{link} is not limited to {rate} bytes a second" for link, rate in rates(owner, bandwidth).items()
-              if (link, rate) not in seen.rates]
+              if (link, min(rate, FASTEST)) not in seen.rates]
     found += [f"the pod lacks the route to {r.dst} by {r.gw}" for r in expected.routes
               if (r.dst, r.gw) not in seen.routes and r.dst not in seen.elsewhere]
     return found
