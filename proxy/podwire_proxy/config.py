@@ -115,12 +115,23 @@ def _addresses(obj: meta.Object | None, node: str) -> tuple[str, ...]:
     return tuple(found.values())
 
 
+def _ranges(found: Iterable[Any], node: str) -> tuple[str, ...]:
+    """The Node's podCIDRs; what is none must not reach the rules."""
+    usable = []
+    for text in filter(None, found):
+        try:
+            usable.append(normal_cidr(str(text)))
+        except ValueError:
+            log.warn("unusable podCIDR of the own Node", node=node, cidr=text)
+    return tuple(usable)
+
+
 def node_info(config: ProxyConfig, obj: meta.Object | None, local: Iterable[str]) -> NodeInfo:
     zone = meta.labels(obj).get("topology.kubernetes.io/zone", "") if obj else ""
     pods, interface = config.cluster_cidrs, ""
     if config.detect_local == "NodeCIDR":
         spec = (obj or {}).get("spec") or {}
-        pods = tuple(spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else []))
+        pods = _ranges(spec.get("podCIDRs") or [spec.get("podCIDR") or ""], config.node_name)
     elif config.detect_local != "ClusterCIDR":
         pods, interface = (), config.local_interface + ("*" if config.detect_local == "InterfaceNamePrefix" else "")
     addresses = _addresses(obj, config.node_name)

@@ -174,6 +174,13 @@ def test_detectors(mode: str, interface: str, pods: tuple[str, ...], wanted: str
     assert (info.pod_cidrs, info.pod_interface) == (pods, wanted)
 
 
+@pytest.mark.parametrize(("spec", "pods"), [
+    ({}, ()), ({"podCIDR": "10.244.1.7/24"}, ("10.244.1.0/24",)), ({"podCIDRs": ["abc", None, 7, "10.244.1.0/24"]}, (
+        "10.244.1.0/24",)), ({"podCIDRs": ["10.244.1.0/33"]}, ())])
+def test_a_nodes_own_range_is_one_that_rules_can_have(spec: dict[str, Any], pods: tuple[str, ...]) -> None:
+    assert replace(BASE, detect_local="NodeCIDR").node({**NODE, "spec": spec}).pod_cidrs == pods
+
+
 def test_node_port_addresses() -> None:
     local = ("127.0.0.1", "172.30.0.11", "192.0.2.7", "fe80::1", "fd00:30::11")
     assert BASE.node(NODE, local).node_port_ips == ("172.30.0.11",)
