@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scapy.layers.inet6 import ICMPv6ND_RA, IPv6
+from scapy.layers.l2 import Ether
 
 from lab.cninode import CniNode, put_node, wait_until
 from lab.fakeapi import FakeApi
@@ -87,3 +90,31 @@ def test_whatever_comes_the_client_says_json(client: Path, command: str, stdin: 
     said = json.loads(done.stdout.decode())  # strictly UTF-8
     assert isinstance(said["cniVersion"], str) and not done.stderr
     assert (done.returncode, said.get("code")) == ((0, None) if command == "VERSION" else (1, 11))
+
+
+def test_the_nodes_own_ipv6_router_is_not_lost(lab: Lab, tmp_path: Path) -> None:
+    """Forwarding, which IPv6 pods need, would take the default route that the node learned from a router advertisement."""
+    ns, router = lab.netns("node"), lab.netns("router")
+    lab.wire(ns, "eth0", router, "eth0", "192.0.2.1/24", "192.0.2.42/24")
+    frame = Ether(src="02:00:00:00:00:99", dst="33:33:00:00:00:01") / IPv6(src="fe80::99", dst="ff02::1", hlim=255) / \
+        ICMPv6ND_RA(routerlifetime=1800)
+
+    def routers() -> list[str]:
+        return ns.netlink(lambda ipr: [str(r.get("RTA_GATEWAY")) for r in ipr.get_default_routes(family=socket.AF_INET6)])
+
+    def heard() -> bool:
+        with router.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sock:
+            sock.bind(("eth0", 0))
+            sock.send(bytes(frame))
+        return routers() == ["fe80::99"]
+
+    wait_until(heard, "the node has learned its router")
+    with FakeApi(ns) as api:
+        put_node(api, "n1", "10.244.1.0/24", "192.0.2.1", cidr6="fd00:1::/64")
+        node = CniNode(ns, tmp_path, "n1", api)
+        try:
+            node.start()
+            assert ns.run(["cat", "/proc/sys/net/ipv6/conf/all/forwarding"]).stdout == "1\n"
+            assert routers() == ["fe80::99"] and "accept_ra=2" in node.log()
+        finally:
+            node.close()

@@ -20,6 +20,7 @@ from .plan import NodeNet, host_route
 from .types import IPAddress
 
 LINK_SCOPE, MAIN = 253, 254
+RTPROT_RA = 9
 OURS = "0a:58:"  # how the MAC of a bridge of ours begins
 
 
@@ -71,6 +72,8 @@ def ensure_node(node: NodeNet, strays: Sequence[IPAddress] = ()) -> list[str]:
         index = _bridge(ipr, node, done)
         _addresses(ipr, node, index, done)
         _pod_routes(ipr, node, index, strays, done)
+        if any(gateway.version == 6 for gateway in node.gateways):
+            _keep_router(ipr, done)
     done += _sysctls(node)
     return done
 
@@ -123,6 +126,18 @@ def _pod_routes(ipr: IPRoute, node: NodeNet, index: int, strays: Sequence[IPAddr
     for dst in present - want.keys():
         ipr.route("del", dst=dst, oif=index, proto=routes.PROTOCOL, table=MAIN)
         done.append(f"route {dst} removed")
+
+
+def _keep_router(ipr: IPRoute, done: list[str]) -> None:
+    """A host that forwards believes no router unless it is told to: before forwarding is on, the links that the node has its
+    IPv6 default route from are."""
+    for route in ipr.get_default_routes(family=AF_INET6, table=MAIN):
+        if route["proto"] == RTPROT_RA and route.get("RTA_OIF"):
+            name = ipr.get_links(route.get("RTA_OIF"))[0].get("IFLA_IFNAME")
+            path = Path("/proc/sys/net/ipv6/conf") / name / "accept_ra"
+            if path.read_text().strip() == "1":
+                path.write_text("2")
+                done.append(f"net.ipv6.conf.{name}.accept_ra=2, so that the default route by its router stays")
 
 
 def _sysctls(node: NodeNet) -> list[str]:
