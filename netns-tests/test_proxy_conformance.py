@@ -230,10 +230,20 @@ def test_explain_and_cleanup_on_a_node(world: World) -> None:
     assert f"{s.POD_B}: out of veth1" in text
     code, text = podwire("explain", "node", f"{s.UNUSED}:{s.PORT}", "--send")
     assert (code, "no Service has this address" in text, "as explained" in text) == (0, True, True)
+    with contextlib.closing(world.outside.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))) as server:
+        server.bind((s.OUTSIDE, 7778))
+        code, text = podwire("explain", s.GATEWAY, f"{s.OUTSIDE}:7778/udp", "--send")
+        assert code == 0, text
+        server.settimeout(5)
+        assert server.recvfrom(100)[1][0] == s.GATEWAY, "sent from the very address that was explained"
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, 132).close()
+    except OSError:
+        assert "no SCTP sockets" in podwire("explain", "node", f"{s.VIP}:{s.PORT}/sctp", "--send")[1], "and never as TCP"
     code, text = podwire("explain", s.OUTSIDE, f"{s.NODE_IP}:{s.NODE_PORT}")
     assert (code, f"to {s.POD_B}:{s.TARGET}, source kept" in text, s.POD_C in text) == (0, True, False)
     for bad, words in (([s.OUTSIDE, s.VIP], "DST:PORT"), ([s.OUTSIDE, f"{s.VIP}:80", "--send"], "--send"),
-                       (["no/such-pod", f"{s.VIP}:80"], "pod")):
+                       (["no/such-pod", f"{s.VIP}:80"], "pod"), ([s.OUTSIDE, "[fd00:96::20]:80"], "one family")):
         code, text = podwire("explain", *bad)
         assert (code, words in text, "Traceback" in text) == (1, True, False), text
     assert podwire("cleanup", "--dry-run")[1] == "would remove table ip podwire\n"

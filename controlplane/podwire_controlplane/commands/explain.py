@@ -17,7 +17,7 @@ from podwire_proxy.decide import Packet
 from podwire_proxy.explain import SHOWN, Claims, Explanation, explain
 from podwire_proxy.hostfacts import leftovers
 from podwire_proxy.iptables.leftovers import foreign_chains
-from podwire_proxy.model import NodeInfo, normal_ip
+from podwire_proxy.model import PROTOCOLS, NodeInfo, normal_ip
 from podwire_proxy.nftables import apply
 
 from ..api.meta import Object, key, labels
@@ -97,6 +97,8 @@ def _source(text: str, cluster: str | None, where: Place, v6: bool) -> Source:
         return Source(_first(_addresses(where), v6), where, where)
     if _is_ip(text):
         ip = normal_ip(text)
+        if (":" in ip) != v6:
+            raise Failed(f"SRC {text} is an IPv{4 if v6 else 6} address, DST is not; both must be of one family")
         return Source(ip, where, where if ip in _addresses(where) else None)
     space, _, own = text.rpartition("/")
     cluster = find_cluster(cluster)
@@ -167,15 +169,20 @@ def _route(place: Place, dst: str) -> str:
 
 
 def _send(at: Place, packet: Packet) -> tuple[str, str]:
-    """(verdict, one line): a real connection or datagram."""
+    """(verdict, one line): a real connection or datagram, from the very address that was explained. Raises Failed."""
 
     def work() -> tuple[str, str]:
         kind = socket.SOCK_DGRAM if packet.protocol == "UDP" else socket.SOCK_STREAM
         family = socket.AF_INET6 if ":" in packet.dst else socket.AF_INET
         started = time.monotonic()
-        with socket.socket(family, kind) as sock:
+        try:
+            made = socket.socket(family, kind, PROTOCOLS[packet.protocol])
+        except OSError as err:
+            raise Failed(f"--send: this kernel has no {packet.protocol} sockets: {err.strerror}") from err
+        with made as sock:
             sock.settimeout(1.5)
             try:
+                sock.bind((packet.src, 0))
                 sock.connect((packet.dst, packet.port))
                 if packet.protocol == "UDP":
                     sock.send(b"podwire explain")
