@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -19,7 +20,7 @@ SOURCES = sorted(p for p in ROOT.glob("*/*/native/*.c") if "int main(" in p.read
 
 
 # As the build does: `cc` of a machine that has only musl-tools finds no headers.
-COMPILER = next((c for c in ("musl-gcc", "cc", "gcc") if shutil.which(c)), "")
+COMPILER = next((c for c in ("musl-gcc", f"{os.uname().machine}-linux-musl-gcc", "cc", "gcc") if shutil.which(c)), "")
 
 
 @pytest.mark.skipif(not COMPILER, reason="no C compiler")
