@@ -56,12 +56,11 @@ class Outside:
         eventually(made.is_ready, "the server has the zone")
         return made
 
-    def ask(self, name: str, *, tcp: bool = False) -> dns.message.Message:
-        send = dns.query.tcp if tcp else dns.query.udp
-        return self.node.call(lambda: send(dns.message.make_query(name, "A"), DNS_ADDRESS, timeout=5))
+    def ask(self, name: str, seconds: float = 5) -> dns.message.Message:
+        return self.node.call(lambda: dns.query.udp(dns.message.make_query(name, "A"), DNS_ADDRESS, timeout=seconds))
 
-    def address(self, name: str) -> list[str]:
-        return [r.address for rrset in self.ask(name).answer for r in rrset]
+    def address(self, name: str, seconds: float = 5) -> list[str]:
+        return [r.address for rrset in self.ask(name, seconds).answer for r in rrset]
 
 
 @pytest.fixture
@@ -264,7 +263,7 @@ def test_the_default_is_the_nodes_own_resolv_conf(outside: Outside) -> None:
     try:
         def answered() -> bool:
             try:
-                return outside.address("n1.example.com.") == ["198.51.100.1"]
+                return outside.address("n1.example.com.", 0.5) == ["198.51.100.1"]
             except (OSError, dns.exception.Timeout):  # before it listens
                 return False
 
