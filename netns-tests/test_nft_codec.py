@@ -146,3 +146,15 @@ def test_the_watcher_hears_others_and_not_ourselves(lab: Lab) -> None:
             assert not watch.changed()
         finally:
             watch.close()
+
+
+def test_nft_prints_names_of_links(lab: Lab) -> None:
+    """It reads a key of one field in the byte order that the set was made with."""
+    ns = lab.netns("codec")
+    links = nft.Set(TABLE, "links", ("ifname",))
+    with nft.Connection(ns.fd) as conn:
+        conn.commit(nft.Transaction().remake(TABLE).add(links, nft.Elements(links, {b"veth1".ljust(16, b"\0"): None})))
+    listed = ns.run(["nft", "list", "ruleset"]).stdout
+    assert '"veth1"' in listed
+    ns.run(["nft", "-f", "-"], input="flush ruleset\n" + listed)
+    assert ns.run(["nft", "list", "ruleset"]).stdout == listed

@@ -89,7 +89,7 @@ def _set(set_: o.Set, verb: o.Verb, number: int) -> bytes:
         if set_.data_len:
             body += u32(7, set_.data_len)
     # User data tells nft(8) the byte order of single-field keys (2: big endian, 1: host).
-    order = 1 if set_.key == ("mark",) else 2
+    order = 1 if set_.key in (("mark",), ("ifname",)) else 2
     if set_.dynamic:
         body += nest(9, u32(1, set_.dynamic))
     return body + u32(10, number) + attr(13, b"\0\4" + struct.pack("=I", order))
