@@ -49,19 +49,24 @@ class View:
     _found: tuple[lb.Pools, Mapping[str, frozenset[str] | None]] | None = None  # the last answer, and of which pools
 
     def service(self, key: str, obj: meta.Object | None) -> bool:
-        """True where something changed that load balancers depend on."""
-        before, now = self.services.pop(key, None), None
+        """True where something changed that load balancers depend on. Raises for an object of another form, and then what it
+        said before stays: what is kept here must be readable at every beat."""
+        now = None
         if obj is not None and (obj.get("spec") or {}).get("type") == "LoadBalancer":
             spec = {name: obj["spec"].get(name) for name in ("type", "loadBalancerClass", "externalTrafficPolicy")}
             now = {"metadata": {"name": meta.name(obj), "namespace": meta.namespace(obj)},
                    "spec": spec, "status": {"loadBalancer": (obj.get("status") or {}).get("loadBalancer")}}
+            lb.ingress(now)
+        before = self.services.pop(key, None)
+        if now is not None:
             self.services[key] = now
         return self._changed(before != now)
 
     def slice(self, key: str, obj: meta.Object | None) -> bool:
         """True where the nodes of a load balancer changed that asks where its endpoints are. All others' slices come by too,
         many more of them: they must cost next to nothing."""
-        before, now = self.slices.pop(key, ("", frozenset())), nodes_of(obj) if obj is not None else ("", frozenset())
+        now = nodes_of(obj) if obj is not None else ("", frozenset[str]())
+        before = self.slices.pop(key, ("", frozenset[str]()))
         if now[0]:
             self.slices[key] = now
         if before == now:

@@ -93,6 +93,7 @@ class Announcer:
         if event.type == "DELETED":
             self.nodes.pop(event.key, None)
         else:
+            usable([event.object])  # one of another form is told and passed over; the beats could not read it either
             self.nodes[event.key] = event.object
         self._decide_soon()
 

@@ -298,6 +298,28 @@ def test_the_view_after_any_changes_is_a_fresh_ones_and_each_change_is_noticed(s
         assert noticed or made.addresses() == before
 
 
+@pytest.mark.parametrize("status", ["x", *({"loadBalancer": part} for part in ("x", {"ingress": [5]}, {"ingress": 5}))])
+def test_what_cannot_be_read_is_not_kept(status: Any) -> None:
+    """Every beat reads what is kept: one object of another form would end the role on all nodes."""
+    slice_ = endpoint_slice("s1", [endpoint("10.244.1.2", "n1")])
+    made = view(balancer(1, "Local"), slice_)
+    told = made.addresses()
+    with pytest.raises((AttributeError, TypeError)):
+        made.service("default/s1", {**balancer(1, "Local"), "status": status})
+    with pytest.raises((AttributeError, TypeError)):
+        made.slice("default/s1-1", {**slice_, "endpoints": [5]})
+    assert made.addresses() == told == {"192.0.2.1": frozenset({"n1"})}
+    assert made.slice("default/s1-1", None)
+    assert made.addresses() == {"192.0.2.1": frozenset()}
+
+
+def test_a_node_that_cannot_be_read_is_not_kept(tmp_path: Path) -> None:
+    one = Announcer(LbConfig("n1", None, tmp_path), Link("none"), Election("c", "n1", 0.0))
+    with pytest.raises(AttributeError):
+        one.on_node(Event("ADDED", "n2", {"metadata": {"name": "n2"}, "status": {"conditions": [5]}}, None))
+    assert not one.nodes
+
+
 def test_slices_of_others_and_beats_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster's slices and beats all come by: neither the addresses nor the hashes are worked out again."""
     made = view(balancer(1), balancer(2, "Local"), endpoint_slice("s2", [endpoint("10.244.1.2", "n1")]))
