@@ -224,6 +224,7 @@ def test_served_by_a_pod_on_its_own_address(lab: Lab, tmp_path: Path) -> None:
     lab.wire(node, "pod1", client, "eth0", "10.244.1.1/24", "10.244.1.2/24")
     for each, gateway in ((pod, "10.244.0.1"), (client, "10.244.1.1")):
         each.run(["ip", "route", "add", "default", "via", gateway])
+    pod.run(["ip", "addr", "add", "10.244.0.3/24", "dev", "eth0"])
     node.sysctl("net/ipv4/ip_forward", "1")
     with FakeApi(node, address="10.244.0.1") as api:
         api.put(NAMESPACES, {"metadata": {"name": "default"}})
@@ -237,6 +238,7 @@ def test_served_by_a_pod_on_its_own_address(lab: Lab, tmp_path: Path) -> None:
         try:
             eventually(lambda: data(client, NAME, "10.244.0.2", 0.5) == {"10.96.3.7"}, "the pod answers")
             assert data(client, "ns.dns.cluster.local.", address="10.244.0.2") == {DNS_ADDRESS}, "where clients reach it"
+            assert ask(client, NAME, "10.244.0.3").answer, "the answer comes from the address that was asked"
             query = dns.message.make_query(NAME, "A")
             assert client.call(lambda: dns.query.tcp(query, "10.244.0.2", timeout=5)).answer
             assert "10.96.0.10" not in pod.run(["ip", "addr"]).stdout

@@ -15,7 +15,7 @@ import platform
 import resource
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from podwire_controlplane.client import logs
 
@@ -58,6 +58,22 @@ def _is_local(address: str) -> bool:
                 return False
             raise
     return True
+
+
+def beside(addresses: Sequence[str]) -> list[str]:
+    """What 0.0.0.0 and :: stand for now, where one of them is among `addresses`: each address here but those of loopback and
+    of links. A UDP answer must leave from the address that was asked; for a wildcard's socket the route would choose."""
+    versions = {ipaddress.ip_address(address).version for address in addresses if ipaddress.ip_address(address).is_unspecified}
+    if not versions:
+        return []
+    from pyroute2 import IPRoute
+
+    with IPRoute() as ipr:
+        here = [ipaddress.ip_address(str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")))
+                for message in ipr.get_addr()]
+    found = dict.fromkeys(str(address) for address in here
+                          if address.version in versions and not address.is_loopback and not address.is_link_local)
+    return [address for address in found if address not in addresses and _is_local(address)]
 
 
 def has_sibling(address: str, port: int) -> bool:

@@ -118,19 +118,23 @@ class Server:
             loop.call_soon_threadsafe(self._wait_for_upstreams, waiting)
 
         batches = native.load() if config.batches else None
-        sockets: list[socket.socket] = []
+        datagrams: list[socket.socket] = []
+        streams: list[socket.socket] = []
+        addresses = config.addresses()
+        beside = await asyncio.to_thread(host.beside, addresses)
         try:
-            for address in config.addresses():
-                sockets.append(host.open_socket(address, config.port, socket.SOCK_DGRAM))
-                sockets.append(host.open_socket(address, config.port, socket.SOCK_STREAM))
+            for address in (*addresses, *beside):
+                datagrams.append(host.open_socket(address, config.port, socket.SOCK_DGRAM))
+            for address in addresses:
+                streams.append(host.open_socket(address, config.port, socket.SOCK_STREAM))
         except OSError:
-            for sock in sockets:
+            for sock in (*datagrams, *streams):
                 sock.close()
             raise
-        udp = [UdpLoop(sock, self.answerer, later, batches, self.observer) for sock in sockets[::2]]
+        udp = [UdpLoop(sock, self.answerer, later, batches, self.observer) for sock in datagrams]
         old_tcp = self._tcp.listeners
         self._tcp.listeners = []
-        for sock in sockets[1::2]:
+        for sock in streams:
             await self._tcp.listen(sock)
         for each in udp:
             each.soon = loop.call_soon
