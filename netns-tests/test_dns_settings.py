@@ -215,6 +215,23 @@ def test_a_rolling_restart_under_load_loses_no_query(world: World) -> None:
     assert load.lost == []
 
 
+def test_sighup_while_a_server_waits_for_its_sibling(world: World) -> None:
+    """The new one has no zone yet; it must live, read its settings again, and serve once it has one."""
+    world.kill("feeder")
+    old = world.processes.pop("server")
+    try:
+        (world.run_dir / "server.log").unlink()
+        world.start("server")
+        eventually(lambda: "waits for the feeder" in world.logs(), "it waits")
+        world.processes["server"].send_signal(signal.SIGHUP)
+        world.start("feeder")
+        eventually(world.is_ready, "it has the zone")
+        eventually(lambda: "settings taken over" in world.logs(), "and heard the signal")
+    finally:
+        old.kill()
+        old.wait()
+
+
 # As pods behind a Service
 
 def test_served_by_a_pod_on_its_own_address(lab: Lab, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from podwire_controlplane.client.rolestatus import RoleStatus
 from . import feed, names, schema
 from .build import Builder
 from .config import DnsConfig
-from .sources import Sources
+from .sources import Sources, hold_hangup
 
 log = logs.get("dns-feeder")
 NICE = 10
@@ -239,6 +239,7 @@ async def _main(sources: Sources, config: DnsConfig, client: ClientConfig) -> No
 
 def run(config: DnsConfig) -> None:
     """Watch and feed until SIGTERM. Raises BadConfig and the client's ConfigError for settings that cannot work."""
+    hold_hangup()
     sources = Sources(config)
     real = sources.load()
     os.nice(NICE)

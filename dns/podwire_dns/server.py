@@ -31,7 +31,7 @@ from .config import DnsConfig
 from .follow import Follower
 from .observer import Observer
 from .rules import Rules
-from .sources import Sources
+from .sources import Sources, hold_hangup
 from .tcp import TcpService
 from .udp import Send, UdpLoop
 from .upstream import Forwarder
@@ -363,6 +363,7 @@ async def _main(config: DnsConfig, sources: Sources) -> None:
 
 def run(config: DnsConfig) -> None:
     """Serve until SIGTERM; the address and the notrack rules stay. Raises BadConfig and OSError (the address is taken)."""
+    hold_hangup()
     sources = Sources(config)
     real = sources.load()
     sources.tell(log)

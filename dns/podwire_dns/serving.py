@@ -53,7 +53,7 @@ class _Child:
             return
         status = 1
         try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD - {signal.SIGHUP})  # that one, when the role can hear it
             self.work(config)
             status = 0
         except (OSError, ValueError) as err:

@@ -42,6 +42,11 @@ def is_local(address: str) -> bool:
     return True
 
 
+def hold_hangup() -> None:
+    """Let SIGHUP wait for `Sources.follow`: one that comes while a role starts must neither end it nor be lost."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
+
 @dataclass(slots=True)
 class Sources:
     """`base`: what the flags say. notes: what the last `load` had to leave out. digest: of the Corefile in force. failed:
@@ -131,6 +136,7 @@ class Sources:
         loop = asyncio.get_running_loop()
         asked = asyncio.Event()
         loop.add_signal_handler(signal.SIGHUP, asked.set)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         corefile_at = others_at = loop.time()
         while True:
             with contextlib.suppress(TimeoutError):
