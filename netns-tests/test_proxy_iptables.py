@@ -386,3 +386,14 @@ def test_udp_flows_move_when_their_endpoint_goes(world: World, variant: Variant,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_proxy_live, "Programmer", backends.Iptables(variant).programmer)
     test_proxy_live.test_udp_flows_move_when_their_endpoint_goes(world, frontend, v6)
+
+
+@each_variant
+def test_the_loss_of_the_loopback_guard_is_heard_of(world: World, variant: Variant) -> None:
+    row = next(row for row in s.localhost() if row.node.localhost)
+    tracker, programmer = row.tracker(), backends.choose("iptables", variant).programmer(row.node, world.node.fd)
+    programmer.sync(tracker.dataplane, None)
+    with contextlib.closing(programmer):
+        watchers = programmer.watch()
+        iptables(world, variant, "raw", "-F PODWIRE-LOOPBACK")
+        until(lambda: any(watcher.changed() for watcher in watchers), "the change is heard of", 3)

@@ -137,7 +137,7 @@ class Programmer:
         self.watchers = [Timer(self._differs)]
         if self.variant == "nft":
             self.watchers += [TableWatch(planner.family, table, self._generations, self._ns_fd)
-                              for planner in self._planners for table in ("nat", "filter")]
+                              for planner in self._planners for table in TABLES]
         return self.watchers
 
     def _differs(self) -> bool:
