@@ -25,10 +25,12 @@ help:            ## this list
 
 define need  # $(1): command:package pairs. Installs with apt-get as root; else says what is missing.
 	@missing=""; for pair in $(1); do command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair#*:}"; done; \
-	command -v musl-gcc >/dev/null || command -v gcc >/dev/null || command -v cc >/dev/null || missing="$$missing musl-tools"; \
+	apt=; [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt=yes; \
+	command -v musl-gcc >/dev/null || command -v $$(uname -m)-linux-musl-gcc >/dev/null \
+	|| { [ -z "$$apt" ] && command -v cc >/dev/null; } || missing="$$missing musl-tools"; \
 	python3 -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || missing="$$missing python3 python3-venv"; \
 	[ -z "$$missing" ] && exit 0; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	if [ "$$apt" ]; then \
 	  echo "installing Debian packages:$$missing"; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	else echo "missing, please install:$$missing" >&2; exit 1; fi
