@@ -73,8 +73,11 @@ class Cache:
             return
         self.entries.pop(key, None)
         while len(self.entries) >= self.capacity:
-            self.entries.pop(next(iter(self.entries)), None)
-            self.evicted += 1
+            try:
+                self.entries.pop(next(iter(self.entries)), None)
+                self.evicted += 1
+            except (RuntimeError, StopIteration):  # a reader took an expired one out between the two steps
+                continue
         self.entries[key] = _Entry(answer, now, now + life, ttls)
 
     def get(self, key: CacheKey, now: float) -> Upstreamed | None:

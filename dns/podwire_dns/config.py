@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ MAX_TTL = 3600
 RESOLV_CONF = "/etc/resolv.conf"
 PORT, TLS_PORT = 53, 853
 WILDCARDS = ("0.0.0.0", "::")
+LAST_PORT = 65535
 
 
 class BadConfig(ValueError):
@@ -126,6 +128,13 @@ class DnsConfig:
         """`listen`, checked and in canonical form."""
         return tuple(_ip(address, "listen") for address in self.listen)
 
+    def check_pages(self) -> None:
+        """Raises BadConfig for addresses of /health, /ready and /metrics that cannot be."""
+        for name in ("health_address", "ready_address", "metrics_address"):
+            text = getattr(self, name)
+            if text and not is_page_address(text):
+                raise BadConfig(f"{name}: {text!r} is no address; write HOST:PORT or :PORT")
+
     def forwarding(self) -> tuple[Forward, ...]:
         """`forwards`, or what `upstreams` and `stubs` say. Raises BadConfig."""
         if self.forwards:
@@ -158,13 +167,19 @@ class DnsConfig:
     def _upstream(self, text: str) -> str:
         scheme = TLS if text.startswith(TLS) else ""
         host, _, port = text.removeprefix(TLS).partition("#")
-        if port and not (port.isdigit() and 0 < int(port) < 65536):
+        if port and not (port.isdigit() and 0 < int(port) <= LAST_PORT):
             raise BadConfig(f"upstream {text!r} has a bad port; write IP or IP#port")
         address = _ip(host, "upstream")
         number = int(port or (TLS_PORT if scheme else PORT))
         if address in self.addresses() and number == self.port:
             raise BadConfig(f"upstream {text!r} is this DNS itself, and queries would go round for ever; take it out")
         return f"{scheme}{address}#{number}"
+
+
+def is_page_address(text: str) -> bool:
+    """HOST:PORT, [IPv6]:PORT or :PORT?"""
+    port = re.fullmatch(r".*:([0-9]{1,5})", text)
+    return port is not None and int(port[1]) <= LAST_PORT
 
 
 def _stub(text: str) -> tuple[str, tuple[str, ...]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from . import corefile_rules, names
 from .cache import CAPACITY
-from .config import BadConfig, DnsConfig, Forward
+from .config import LAST_PORT, BadConfig, DnsConfig, Forward, is_page_address
 from .corefile_text import Directive, bad, number, parse, seconds
 from .forward import DOWN_AFTER, EXPIRE, NO_TLS, TLS, Tls
 from .rules import Block, Hosts, Rewrite, Template
@@ -21,7 +21,6 @@ from .wire import UDP_SIZE
 
 HEALTH, READY, METRICS, STALE = ":8080", ":8181", "localhost:9153", 3600.0
 RELOAD, RELOAD_LEAST = 30.0, 2.0
-LAST_PORT = 65535
 CACHE_POSITIVE, CACHE_NEGATIVE = 3600.0, 1800.0  # CoreDNS's, where `cache` names no TTL
 ALWAYS = ("errors", "loop", "minimal")  # what this server does anyway, or has no need of
 NO_MATTER = ("max_concurrent", "health_check", "prefer_udp", "max_idle_conns", "failfast_all_unhealthy_upstreams")
@@ -237,8 +236,7 @@ class _Reader:
 
 def _address(item: Directive, default: str) -> str:
     text = item.args[0] if item.args else default
-    port = re.fullmatch(r".*:([0-9]{1,5})", text)
-    if port is None or int(port[1]) > LAST_PORT:
+    if not is_page_address(text):
         raise bad(item, f"{text!r} is no address; write HOST:PORT or :PORT")
     return text
 

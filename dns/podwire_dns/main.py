@@ -193,9 +193,12 @@ def _reached(config: DnsConfig) -> str:
 
 def _ask(address: str, port: int, message: bytes) -> bytes:
     """Over TCP, which has room for every answer. Raises OSError."""
-    with socket.create_connection((address, port), timeout=5) as sock, sock.makefile("rb") as stream:
-        sock.sendall(len(message).to_bytes(2) + message)
-        data = stream.read(int.from_bytes(stream.read(2)))
+    try:
+        with socket.create_connection((address, port), timeout=5) as sock, sock.makefile("rb") as stream:
+            sock.sendall(len(message).to_bytes(2) + message)
+            data = stream.read(int.from_bytes(stream.read(2)))
+    except OSError as err:
+        raise OSError(f"no answer from {address} port {port}: {err.strerror or err}; does a DNS server run there?") from err
     if not data:
         raise OSError(f"{address} port {port} closed the connection without an answer")
     return data

@@ -76,6 +76,7 @@ class Sources:
         config = replace(config, forwards=tuple(self._forward(each, config) for each in config.forwarding()), upstreams=(),
                          stubs=(), blocks=tuple(self._block(block) for block in config.blocks))
         config.schema()
+        config.check_pages()
         for route in config.routes().values():
             try:
                 tls_context(route.tls)

@@ -18,6 +18,7 @@ import dns.exception
 import dns.message
 import dns.rcode
 import pytest
+from click.testing import CliRunner
 
 from podwire_controlplane.client import logs
 from podwire_dns.cache import Cache
@@ -25,6 +26,7 @@ from podwire_dns.config import BadConfig, DnsConfig
 from podwire_dns.feeder import Feeder
 from podwire_dns.follow import Follower
 from podwire_dns.forward import Route
+from podwire_dns.main import command
 from podwire_dns.rules import Rules
 from podwire_dns.server import Server
 from podwire_dns.sources import Sources
@@ -77,6 +79,19 @@ def test_numbers_that_cannot_be_are_named(tmp_path: Path, text: str, why: str) -
     with pytest.raises(BadConfig, match=r"Corefile line \d") as found:
         Sources(dataclasses.replace(builders.CONFIG, corefile=str(tmp_path / "Corefile"))).load()
     assert why in str(found.value)
+
+
+@pytest.mark.parametrize("text", ["x:y", ":99999", "8080", ":", "127.0.0.1"])
+def test_addresses_of_pages_that_cannot_be(tmp_path: Path, text: str) -> None:
+    with pytest.raises(BadConfig, match=r"health_address: .* is no address; write HOST:PORT"):
+        Sources(dataclasses.replace(builders.CONFIG, run_dir=tmp_path, health_address=text)).load()
+
+
+def test_nobody_to_ask_is_said_with_the_address() -> None:
+    port = free_port()
+    done = CliRunner().invoke(command, ["query", "web", "--no-explain", "--listen", "127.0.0.1", "--port", str(port)])
+    assert done.exit_code == 1
+    assert f"no answer from 127.0.0.1 port {port}: Connection refused" in done.output
 
 
 def test_the_digest_is_that_of_the_corefile_in_force(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import dns.flags
 import dns.message
 import dns.rcode
@@ -10,7 +13,7 @@ import pytest
 
 from podwire_dns import forward, wire
 from podwire_dns.answer import Answerer, Pending
-from podwire_dns.cache import NEGATIVE_CAP, Cache, Upstreamed
+from podwire_dns.cache import NEGATIVE_CAP, Cache, CacheKey, Upstreamed
 from podwire_dns.testing import builders, judge
 from podwire_dns.testing.cases import SVC
 
@@ -190,6 +193,25 @@ A, B = "192.0.2.1#53", "192.0.2.2#53"
 
 def order(upstreams: forward.Upstreams, now: float) -> list[str]:
     return [address for address, _ in upstreams.attempts(now)]
+
+
+def test_a_reader_that_takes_an_answer_out_while_room_is_made() -> None:
+    class Racing(dict[CacheKey, Any]):
+        left = 2
+
+        def __iter__(self) -> Iterator[CacheKey]:
+            if self.left:
+                self.left -= 1
+                raise RuntimeError("dictionary changed size during iteration")
+            return super().__iter__()
+
+    cache = Cache(capacity=1)
+    answer = Upstreamed(0, wire.COUNTS.pack(1, 0, 0) + b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04abcd")
+    for name in (b"\x01a\0\0\x01\0\x01", b"\x01b\0\0\x01\0\x01"):
+        cache.put((name, False, False), answer, 0.0)
+        cache.entries = Racing(cache.entries)
+    cache.entries = dict(cache.entries.items())
+    assert list(cache.entries) == [(b"\x01b\0\0\x01\0\x01", False, False)]
 
 
 def test_upstreams_in_order_each_twice() -> None:
