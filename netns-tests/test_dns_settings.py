@@ -293,6 +293,25 @@ def pidfd(pid: int) -> int:
     return os.pidfd_open(pid)
 
 
+def test_serve_killed_takes_both_halves_along(lab: Lab, tmp_path: Path) -> None:
+    pod = lab.netns("pod")
+    with FakeApi(pod) as api:
+        api.put(SERVICES, WEB)
+        process = pod.popen([sys.executable, "-m", "podwire_dns.main", "serve", "--kubeconfig",
+                             str(api.kubeconfig(tmp_path / "kubeconfig")), "--run-dir", str(tmp_path), "--upstream", "none",
+                             "--lame-duck", "0.2"],
+                            stderr=subprocess.DEVNULL)
+        halves = list[int]()
+        try:
+            eventually(lambda: data(pod, NAME, "127.0.0.1", 0.5) == {"10.96.3.7"}, "it answers")
+            halves += map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+        finally:
+            process.kill()
+            process.wait()
+        assert len(halves) == 2
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in halves), "both are gone")
+
+
 def test_serve_refuses_bad_settings_before_it_starts_anything(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "Corefile").write_text(". {\n forward . nowhere\n}\n")
     done = lab.netns("pod").run([sys.executable, "-m", "podwire_dns.main", "serve", "--corefile", str(tmp_path / "Corefile"),

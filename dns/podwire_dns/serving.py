@@ -7,6 +7,7 @@ first, after its lame-duck time; SIGHUP goes to both.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ log = logs.get("dns")
 FIRST, LAST, GOOD_SECONDS = 0.1, 10.0, 30.0
 HEARD = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 PATIENCE_SECONDS = 10.0
+PR_SET_PDEATHSIG = 1
 
 
 def _feeder(config: DnsConfig) -> None:
@@ -48,11 +50,13 @@ class _Child:
     due: float = field(default_factory=time.monotonic)
 
     def start(self, config: DnsConfig) -> None:
+        parent = os.getpid()
         self.started, self.pid = time.monotonic(), os.fork()
         if self.pid:
             return
         status = 1
         try:
+            _end_with(parent)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD - {signal.SIGHUP})  # that one, when the role can hear it
             self.work(config)
             status = 0
@@ -86,6 +90,13 @@ class _Child:
             if time.monotonic() > end:
                 self.tell(signal.SIGKILL)
             time.sleep(0.02)
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel send SIGTERM once the parent is gone, also where it was killed: a half alone would hold the port."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it went before we could say so
+        os._exit(1)
 
 
 def run(config: DnsConfig) -> None:
