@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
+import tomllib
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -57,3 +59,10 @@ def test_the_page_and_its_pictures() -> None:
     points = next(ET.fromstring(pictures["proxy-size.svg"]).iter("{http://www.w3.org/2000/svg}polyline")).get("points", "")
     (x0, _), (x1, _), (x2, _) = ([float(n) for n in point.split(",")] for point in points.split())
     assert (x1 - x0) / (x2 - x1) == pytest.approx(1 / 0.6435, rel=0.01)  # log 10 against log 4.4
+
+
+@pytest.mark.parametrize("name", ["cni", "dns", "proxy", "up"])
+def test_every_target_is_of_a_row_that_was_measured(name: str) -> None:
+    """A target of a row that no bench writes would never be said to be missed."""
+    rows = {row["name"] for row in json.loads((BENCH / "results" / f"{name}.json").read_text())["rows"]}
+    assert set(tomllib.loads((BENCH / "targets.toml").read_text())[name]) <= rows
