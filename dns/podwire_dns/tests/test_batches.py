@@ -54,7 +54,8 @@ def test_the_loop_answers_as_the_answerer_does(tmp_path: Path, batches: bool) ->
             sock.connect(("127.0.0.1", config.port))
             sock.settimeout(5)
             end = bytes.fromhex("ffff0000000000000000000000")  # a malformed message that always gets FORMERR
-            for at in range(0, len(sent := packets()), 40):
+            sent = [data for data in packets() if data[:2] != end[:2]]  # its answer is told by the id
+            for at in range(0, len(sent), 40):
                 expected: list[bytes] = []
                 for data in sent[at:at + 40]:
                     answer = judge.handle(data, udp=True)
