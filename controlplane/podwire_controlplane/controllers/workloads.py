@@ -101,6 +101,10 @@ def _ready(found: Object) -> int:
     return int((found.get("status") or {}).get("availableReplicas") or 0)
 
 
+def _pods(found: Object) -> int:
+    return int((found.get("status") or {}).get("replicas") or 0)
+
+
 def _wanted(found: Object) -> int:
     return int(found["spec"].get("replicas", 1))
 
@@ -117,7 +121,7 @@ def _roll(deployment: Object, new: Object, old: list[Object]) -> list[Change]:
     surge = resolve(rolling.get("maxSurge", "25%"), replicas, up=True)
     unavailable = resolve(rolling.get("maxUnavailable", "25%"), replicas, up=False)
     unavailable = unavailable or int(surge == 0)
-    total = _wanted(new) + sum(_wanted(s) for s in old)
+    total = _wanted(new) + sum(max(_wanted(s), _pods(s)) for s in old)  # what was told to go may still be there
     target = _wanted(new)
     if target > replicas:
         target = replicas

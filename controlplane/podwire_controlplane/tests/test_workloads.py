@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from podwire_controlplane.api import patch
@@ -194,6 +194,7 @@ _STEPS = st.lists(st.tuples(st.sampled_from(["deployment", "replicasets", "repli
 
 
 @given(st.integers(1, 6), st.sampled_from([0, 1, 2, "25%", "50%"]), st.sampled_from([0, 1, 2, "25%", "50%"]), _STEPS)
+@example(1, 0, 0, [("template", 0), *[("deployment", 0)] * 3, ("replicasets", 0)])  # the old set has not acted yet
 def test_rolling_update_keeps_its_limits(count: int, surge: Any, unavailable: Any, steps: list[tuple[str, int]]) -> None:
     """At no moment more than replicas + maxSurge pods, or fewer than replicas - maxUnavailable ready ones."""
     world = World(deployment(replicas=count, strategy={
