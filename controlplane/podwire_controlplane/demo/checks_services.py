@@ -19,10 +19,21 @@ def _failures(answers: list[Answer]) -> str:
     return "; ".join(sorted({a.error for a in answers if not a.ok}))
 
 
+def _all_in_use(lab: DemoLab, netns: str, address: str, names: set[str]) -> None:
+    """A pod may have been ready only a moment ago: each node learns of it by itself."""
+    def look() -> bool:
+        return {a.host for a in lab.many(netns, address, 80, 40)} == names
+
+    look.__doc__ = f"every endpoint of {address} in use"
+    wait_for(look, 10)
+
+
 def cluster_ip(lab: DemoLab) -> Iterator[Row]:
     """From a pod and from every node, TCP and UDP, spread over all endpoints."""
     address, names = lab.cluster_ip("my-service"), {p.name for p in lab.pods("MyApp")}
     client = lab.pods("client")[0]
+    for netns in (client.netns, *map(lab.node_netns, lab.config.node_names())):
+        _all_in_use(lab, netns, address, names)
     for kind, word in ((socket.SOCK_STREAM, "TCP"), (socket.SOCK_DGRAM, "UDP")):
         answers = lab.many(client.netns, address, 80, 80, kind)
         yield Row("3", f"80 x {word} my-service {address}:80", client.name, _spread(answers),
