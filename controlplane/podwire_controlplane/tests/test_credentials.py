@@ -1,0 +1,171 @@
+"""Where a client has its credentials from, and what happens when they change or are wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from podwire_controlplane.api.meta import Object
+from podwire_controlplane.client import config as client_config
+from podwire_controlplane.client.config import ConfigError
+from podwire_controlplane.client.http import ApiClient, ApiError
+from podwire_controlplane.server import pki
+
+from .builders import run
+from .following import SERVICES, following
+from .servers import AUTHORITY, TOKENS, Server
+
+
+def account(folder: Path, token: str) -> Path:
+    """A service account's volume as the kubelet makes it: links that are switched over at once."""
+    folder.mkdir(exist_ok=True)
+    data = folder / f"..{len(list(folder.iterdir()))}"
+    data.mkdir()
+    for own, text in (("token", token + "\n"), ("ca.crt", AUTHORITY.certificate), ("namespace", "kube-system")):
+        (data / own).write_text(text)
+        if not (folder / own).is_symlink():
+            (folder / own).symlink_to(f"..data/{own}")
+    (folder / "..new").symlink_to(data.name)
+    (folder / "..new").rename(folder / "..data")
+    return folder
+
+
+def test_in_cluster_and_a_token_that_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old token is refused: the new one is read at once, the request is said again, and the watch follows."""
+    folder = account(tmp_path / "account", "admin-token")
+
+    async def body() -> None:
+        server = await asyncio.to_thread(Server().__enter__)
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
+        monkeypatch.setenv("PODWIRE_SERVICE_ACCOUNT_DIR", str(folder))
+        try:
+            async with ApiClient(client_config.load(None)) as api, following(api) as (informer, _):
+                await informer.synced.wait()
+                with monkeypatch.context() as patch:
+                    patch.delitem(TOKENS, "admin-token")
+                    patch.setitem(TOKENS, "second-token", TOKENS["reader-token"])
+                    with pytest.raises(ApiError) as caught:
+                        await api.get(SERVICES)
+                    assert caught.value.code == 401
+                    account(folder, "second-token")
+                    assert (await api.get(SERVICES))["items"] == []
+                    assert api.config.token == "second-token" and api.config.server == f"https://127.0.0.1:{server.port}"
+        finally:
+            await asyncio.to_thread(server.__exit__)
+
+    run(body())
+
+
+def test_credentials_that_are_broken_for_a_moment_stay_as_they_were(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Server() as server:
+        path = server.kubeconfig(tmp_path / "kubeconfig")
+        good = path.read_text()
+
+        async def body() -> None:
+            async with ApiClient(client_config.load(path)) as api:
+                path.write_text("half a kubeco")
+                assert api._look(now=True) is False and (await api.get(SERVICES))["items"] == []
+                path.write_text(good)
+                assert api._look(now=True) is True and api._look(now=True) is False
+                assert (await api.get(SERVICES))["items"] == []
+
+        run(body())
+    assert "the old ones stay" in capsys.readouterr().err
+
+
+def test_a_renewed_certificate_is_shown_on_new_connections(tmp_path: Path) -> None:
+    """As a kubelet's: client-certificate is a file, renewed in place."""
+    with Server() as server:
+        names = {"cert": tmp_path / "client.pem", "key": tmp_path / "client-key.pem"}
+
+        def issue(user: str, group: str) -> None:
+            pair = AUTHORITY.client(user, [group])
+            pki.write_private(names["cert"], pair.certificate)
+            pki.write_private(names["key"], pair.key)
+
+        issue("nobody", "nothing")
+        (tmp_path / "ca.pem").write_text(AUTHORITY.certificate)
+        path = tmp_path / "kubeconfig"
+        path.write_text(json.dumps({
+            "current-context": "c", "clusters": [{"name": "c", "cluster": {
+                "server": f"https://127.0.0.1:{server.port}", "certificate-authority": "ca.pem"}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "users": [{"name": "u", "user": {"client-certificate": "client.pem", "client-key": "client-key.pem"}}]}))
+
+        async def body() -> None:
+            async with ApiClient(client_config.load(path)) as api:
+                with pytest.raises(ApiError) as caught:
+                    await api.get(SERVICES)
+                assert caught.value.code == 403
+                issue("admin", "system:masters")
+                api._look(now=True)
+                assert (await api.get(SERVICES))["items"] == []
+
+        run(body())
+
+
+def _kubeconfig(path: Path, user: Object | None = None, **cluster: Any) -> Path:
+    path.write_text(json.dumps({
+        "current-context": "c", "clusters": [{"name": "c", "cluster": {"server": "https://192.0.2.1:6443", **cluster}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": user or {}}]}))
+    return path
+
+
+@pytest.mark.parametrize(("user", "cluster", "field"), [
+    ({"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "aws"}}, {}, "user.exec"),
+    ({"auth-provider": {"name": "gcp"}}, {}, "user.auth-provider"), ({"username": "x", "password": "y"}, {}, "user.username"),
+    ({"as": "root"}, {}, "user.as"), ({"client-certificate-data": "eA=="}, {}, "client-key is missing"),
+    ({"token": "t"}, {"proxy-url": "http://proxy"}, "cluster.proxy-url"), ({"tokenFile": "nowhere"}, {}, "nowhere"),
+    ({}, {"server": "192.0.2.1:6443"}, "https://HOST:PORT"), ({}, {"certificate-authority-data": "eA=="}, "kubeconfig")])
+def test_what_a_kubeconfig_asks_for_in_vain_is_named(tmp_path: Path, user: Object, cluster: Object, field: str) -> None:
+    with pytest.raises(ConfigError, match=r"kubeconfig: .*" + field if field != "kubeconfig" else field):
+        client_config.load(_kubeconfig(tmp_path / "kubeconfig", user, **cluster))
+
+
+def test_addresses_and_names_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("t-1\n")
+    path = _kubeconfig(tmp_path / "kubeconfig", {"tokenFile": "token"}, **{"tls-server-name": "kubernetes"})
+    config = client_config.load(path)
+    assert (config.servers, config.token, config.server_name) == (("https://192.0.2.1:6443",), "t-1", "kubernetes")
+    assert set(config.files) == {path, tmp_path / "token"}
+    monkeypatch.setenv("PODWIRE_API_SERVERS", "https://10.0.0.1:6443, https://10.0.0.2:6443/  https://10.0.0.1:6443")
+    assert client_config.load(path).servers == ("https://10.0.0.1:6443", "https://10.0.0.2:6443")
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    folder = account(tmp_path / "account", "t")
+    assert client_config.load(None, folder=folder).servers[1] == "https://10.0.0.2:6443", "no Service is needed to begin with"
+    monkeypatch.delenv("PODWIRE_API_SERVERS")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    assert client_config.load(None, folder=folder).server == "https://[fd00::1]:443"
+    monkeypatch.chdir(tmp_path)
+    assert client_config.load("kubeconfig").token == "t-1", "relative names are relative to the file"
+    for env, word in ((("PODWIRE_API_SERVERS", "10.0.0.1"), "10.0.0.1"), (("KUBERNETES_SERVICE_HOST", ""), "outside a pod")):
+        with monkeypatch.context() as patch:
+            patch.setenv(*env)
+            with pytest.raises(ConfigError, match=word):
+                client_config.load(None, folder=folder)
+
+
+def test_the_name_in_the_servers_certificate(tmp_path: Path) -> None:
+    """A load balancer's address is not in the certificate: tls-server-name says what is."""
+    with Server() as server:
+        user = {"token": "admin-token"}
+        (tmp_path / "ca.pem").write_text(AUTHORITY.certificate)
+        for wanted, good in (("localhost", True), ("elsewhere", False)):
+            path = _kubeconfig(tmp_path / "kubeconfig", user, **{
+                "server": f"https://127.0.0.1:{server.port}", "certificate-authority": "ca.pem", "tls-server-name": wanted})
+
+            async def body(path: Path = path) -> Object:
+                async with ApiClient(client_config.load(path)) as api:
+                    return await api.get(SERVICES)
+
+            if good:
+                assert run(body())["items"] == []
+            else:
+                with pytest.raises(ApiError, match="certificate"):
+                    run(body())
