@@ -8,11 +8,8 @@ import ipaddress
 import json
 import os
 import re
-import ssl
 import subprocess
 import sys
-import tempfile
-import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,9 +24,10 @@ from podwire_controlplane.api.registry import of
 from podwire_controlplane.server import auth, pki
 from podwire_controlplane.server.app import make_app
 from podwire_controlplane.server.handlers import USER
-from podwire_controlplane.server.main import _listener, _tls
+from podwire_controlplane.server.main import _listener
 from podwire_controlplane.server.objects import Objects, Scope, WriteOptions
 from podwire_controlplane.store.memory import MemoryStore
+from podwire_controlplane.tests.inthread import InThread, tls
 
 from .netns import NetNS
 
@@ -100,7 +98,7 @@ def _bare(answer: web.Response) -> web.Response:
     return web.json_response({**body, "items": items}, status=answer.status)
 
 
-class GuardedApi:
+class GuardedApi(InThread):
     """`with GuardedApi(ns, ["172.30.9.1"], {AGENT: {...}}) as api:`.
 
     granted: service account -> its rights; asked: which of them it used, and what else it asked for.
@@ -109,35 +107,12 @@ class GuardedApi:
 
     def __init__(self, ns: NetNS, addresses: list[str], granted: dict[str, set[Right]],
                  without_watchlist: Iterable[str] = ()) -> None:
+        super().__init__()
         self.without_watchlist = frozenset(without_watchlist)
         self.ns, self.addresses, self.granted = ns, addresses, granted
         self.asked: defaultdict[str, set[Right]] = defaultdict(set)
         self.authority = pki.Authority()
         self.tokens: dict[str, auth.User] = {}
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-
-    def __enter__(self) -> GuardedApi:
-        self._thread.start()
-        self.do(self._start())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        async def stop() -> None:
-            await self._runner.cleanup()
-            rest = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in rest:
-                task.cancel()
-            await asyncio.gather(*rest, return_exceptions=True)
-            await self.store.close()
-
-        self.do(stop())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
-
-    def do(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
 
     async def _start(self) -> None:
         self.store = MemoryStore()
@@ -147,16 +122,9 @@ class GuardedApi:
         app.middlewares.append(self._guard)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
+        context = tls(self.authority, ["kubernetes"], self.addresses)
         for address in self.addresses:
-            await web.SockSite(self._runner, _listener(address, 6443, self.ns.path), ssl_context=self._context()).start()
-
-    def _context(self) -> ssl.SSLContext:
-        pair = self.authority.server(["kubernetes"], self.addresses)
-        with tempfile.TemporaryDirectory() as folder:
-            for own, text in (("server.pem", pair.certificate), ("server-key.pem", pair.key), ("ca.pem",
-                                                                                             self.authority.certificate)):
-                pki.write_private(Path(folder) / own, text)
-            return _tls(Path(folder))
+            await web.SockSite(self._runner, _listener(address, 6443, self.ns.path), ssl_context=context).start()
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:

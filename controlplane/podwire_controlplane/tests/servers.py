@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.client
 import ipaddress
 import json
 import ssl
 import tempfile
-import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,11 @@ from podwire_controlplane.api.registry import of
 from podwire_controlplane.client.config import ClientConfig
 from podwire_controlplane.server import auth, pki
 from podwire_controlplane.server.app import make_app
-from podwire_controlplane.server.main import _listener, _tls
+from podwire_controlplane.server.main import _listener
 from podwire_controlplane.server.objects import Objects, Scope, WriteOptions
 from podwire_controlplane.store.memory import MemoryStore
+
+from .inthread import InThread, tls
 
 AUTHORITY = pki.Authority()
 TOKENS = {
@@ -35,19 +35,13 @@ TOKENS = {
 }
 
 
-class Server:
+class Server(InThread):
     """`with Server() as server:`; the store is made in the server's own event loop and closed with it."""
 
     def __init__(self, make: Callable[[], MemoryStore] = MemoryStore, port: int = 0) -> None:
+        super().__init__()
         self.make, self.port = make, port
-        self.loop = asyncio.new_event_loop()
-        self.store: MemoryStore
         self.objects: Objects
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-
-    def do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Run `work` in the server's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
 
     async def _start(self) -> None:
         self.store = self.make()
@@ -61,35 +55,7 @@ class Server:
         await self._runner.setup()
         sock = _listener("127.0.0.1", self.port, "")
         self.port = sock.getsockname()[1]
-        await web.SockSite(self._runner, sock, ssl_context=self._context()).start()
-
-    @staticmethod
-    def _context() -> ssl.SSLContext:
-        pair = AUTHORITY.server(["localhost"], ["127.0.0.1"])
-        with tempfile.TemporaryDirectory() as folder:
-            files = {"server.pem": pair.certificate, "server-key.pem": pair.key, "ca.pem": AUTHORITY.certificate}
-            for own, text in files.items():
-                pki.write_private(Path(folder) / own, text)
-            return _tls(Path(folder))
-
-    def __enter__(self) -> Server:
-        self._thread.start()
-        self.do(self._start())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        async def stop() -> None:
-            await self._runner.cleanup()
-            rest = asyncio.all_tasks() - {asyncio.current_task()}  # as asyncio.run() does at its end
-            for task in rest:
-                task.cancel()
-            await asyncio.gather(*rest, return_exceptions=True)
-            await self.store.close()
-
-        self.do(stop())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
+        await web.SockSite(self._runner, sock, ssl_context=tls(AUTHORITY, ["localhost"], ["127.0.0.1"])).start()
 
     # ---- clients
 
