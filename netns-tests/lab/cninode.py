@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,12 @@ from podwire_cni import nodetable
 from podwire_cni.native import client_path
 from podwire_proxy import nft
 
+from . import patience
 from .fakeapi import FakeApi
 from .netns import NetNS
+from .patience import patient
 
-
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
-    """The condition's first true value; AssertionError where it does not come."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {what}")
-        time.sleep(0.02)
-    return value
+wait_until = patience.wait_until
 
 
 def put_node(api: FakeApi, name: str, cidr: str | None, *ips: str | None, cidr6: str = "") -> None:
@@ -91,7 +84,7 @@ class CniNode:
         """End the agent; its exit status."""
         assert self.agent is not None
         (self.agent.kill if kill else self.agent.terminate)()
-        return self.agent.wait(timeout=20)
+        return self.agent.wait(timeout=patient(20))
 
     def close(self) -> None:
         if self.agent is not None and self.agent.poll() is None:
@@ -163,7 +156,7 @@ def ask(ns: NetNS, address: str, port: int, timeout: float = 5) -> str:
     """What a server of `tell_peer` says to a connection from `ns`."""
 
     def work() -> str:
-        with socket.create_connection((address, port), timeout=timeout) as sock:
+        with socket.create_connection((address, port), timeout=patient(timeout)) as sock:
             return sock.recv(200).decode()
 
     return ns.call(work)

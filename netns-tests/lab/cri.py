@@ -11,6 +11,8 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+from .patience import patient
+
 Value = str | int | bytes | Iterable["tuple[int, Value]"]
 Fields = list[tuple[int, Value]]
 TCP, UDP = 0, 1
@@ -88,7 +90,7 @@ def call(path: Path, method: str, request: Iterable[tuple[int, Value]], timeout:
     """One unary call of runtime.v1.RuntimeService. Raises CallFailed, OSError."""
     message = encode(request)
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(timeout)
+        sock.settimeout(patient(timeout))
         sock.connect(str(path))
         sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(_SETTINGS, 0, 0, b"")
                      + _frame(_HEADERS, 4, 1, _headers(f"/runtime.v1.RuntimeService/{method}"))

@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +14,7 @@ from typing import Any, Self
 from .dnsupstream import Upstream
 from .fakeapi import FakeApi
 from .netns import NetNS
+from .patience import wait_until
 
 SERVICES, SLICES, NAMESPACES = "/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices", "/api/v1/namespaces"
 DNS_ADDRESS = "10.96.0.10"
@@ -22,10 +22,7 @@ DNS_ADDRESS = "10.96.0.10"
 
 def eventually(check: Callable[[], bool], what: str, seconds: float = 15) -> None:
     """Wait for something that must happen; how fast is not asserted."""
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, f"never happened: {what}"
-        time.sleep(0.02)
+    wait_until(check, what, seconds)
 
 
 class DnsNode:

@@ -15,6 +15,7 @@ from pathlib import Path
 from podwire_controlplane.deploy import image
 
 from .netns import NetNS
+from .patience import patient
 
 # What a root needs to reach the package registries that this machine reaches, where there are such files.
 _REGISTRY_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/root/.config/pip/pip.conf")
@@ -110,7 +111,7 @@ class Machine:
         """What it printed. AssertionError where it failed."""
         process = self.popen(command, **env)
         try:
-            out, _ = process.communicate(timeout=timeout)
+            out, _ = process.communicate(timeout=patient(timeout))
         except subprocess.TimeoutExpired:
             process.kill()
             out, _ = process.communicate()

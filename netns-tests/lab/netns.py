@@ -20,6 +20,8 @@ from pyroute2 import IPRoute
 
 from podwire_controlplane.client.netns import CLONE_NEWNET, in_thread, setns, unshare
 
+from .patience import patient
+
 T = TypeVar("T")
 watchers: list[Callable[[NetNS], None]] = []  # called with each new namespace
 PR_SET_PDEATHSIG = 1
@@ -103,7 +105,7 @@ class NetNS:
             ) -> subprocess.CompletedProcess[str]:
         """Run a command inside, output captured; raises with the command's stderr where it fails."""
         done = subprocess.run(["nsenter", f"--net={self.path}", "--", *command], capture_output=True, text=True,
-                              timeout=timeout, check=False,
+                              timeout=patient(timeout), check=False,
                               preexec_fn=die_with_parent, **kwargs)
         if check and done.returncode:
             raise AssertionError(f"{self.name}: {' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")

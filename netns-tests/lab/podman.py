@@ -10,6 +10,7 @@ from pathlib import Path
 from . import debian
 from .cninode import wait_until
 from .netns import NetNS
+from .patience import patient
 
 PACKAGES = ("podman", "conmon", "runc", "busybox-static", "libgpgme11", "libassuan0", "libsubid4", "libdevmapper1.02.1",
             "libseccomp2", "libglib2.0-0")
@@ -71,8 +72,8 @@ exec sleep 3600
         inside = ["nsenter", f"--target={self.holder.pid}", "--mount", "--net", "--"]
         podman = [str(self.programs / "podman"), "--storage-driver", "vfs", "--root", str(self.folder / "storage"),
                   "--runroot", "/run/podman-storage"]
-        done = subprocess.run([*inside, *podman, *words], capture_output=True, text=True, env=self.env, timeout=timeout,
-                              check=False)
+        done = subprocess.run([*inside, *podman, *words], capture_output=True, text=True, env=self.env, check=False,
+                              timeout=patient(timeout))
         assert not check or done.returncode == 0, f"podman {' '.join(words)}: {done.stderr}"
         return done.stdout.strip()
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .netns import Inside
+from .patience import patient
 
 SCTP = 132
 Protocol = Literal["tcp", "udp", "sctp"]
@@ -123,7 +124,7 @@ def _ask(protocol: Protocol, ns: Inside, dst: str, port: int, src: str, sport: i
 
     def work() -> Reply:
         with socket.socket(family(dst), kind, number) as sock:
-            sock.settimeout(timeout)
+            sock.settimeout(patient(timeout))
             if src or sport:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind((src, sport))
@@ -156,7 +157,7 @@ def ping(ns: Inside, dst: str, *, size: int = 56, df: bool = False, timeout: flo
         proto = socket.getprotobyname("ipv6-icmp") if v6 else socket.IPPROTO_ICMP
         level, option, known = (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_MTU) if v6 else (0, IP_MTU_DISCOVER, IP_MTU)
         with socket.socket(family(dst), socket.SOCK_RAW, proto) as sock:
-            sock.settimeout(timeout)
+            sock.settimeout(patient(timeout))
             sock.setsockopt(level, option, IP_PMTUDISC_DO if df else IP_PMTUDISC_DONT)
             sock.connect((dst, 0))
             kind, answer = (128, 129) if v6 else (8, 0)

@@ -6,20 +6,17 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from podwire_proxy.testing import scenarios as s
 
 from .netns import NetNS
+from .patience import patient, wait_until
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.01)
+    wait_until(condition, what, seconds, pause=0.01)
 
 
 class Running:
@@ -44,5 +41,5 @@ class Running:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
         """Returns the log."""
         self.process.send_signal(number)
-        _, log = self.process.communicate(timeout=10)
+        _, log = self.process.communicate(timeout=patient(10))
         return log or ""

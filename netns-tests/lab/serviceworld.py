@@ -21,6 +21,7 @@ from podwire_proxy.testing import scenarios as s
 
 from . import sctp
 from .netns import Lab, NetNS
+from .patience import patient
 
 V6 = {ip: s._v6(ip) for ip in (s.NODE_IP, s.POD_A, s.POD_B, s.POD_C, s.OUTSIDE, s.HOST)}
 BALANCERS = [at for ip in (s.BALANCER, s.BALANCER2) for at in (ip, s._v6(ip))]  # as a source: where a cloud binds it to a node
@@ -112,7 +113,7 @@ def ask(ns: NetNS, dst: str, port: int, protocol: str = "TCP", *, src: str = "",
     def work() -> Answer:
         try:
             if protocol == "SCTP":
-                ip, number, peer = sctp.ask(dst, port, src, timeout).decode().split()
+                ip, number, peer = sctp.ask(dst, port, src, patient(timeout)).decode().split()
                 return Answer("ok", (ip, int(number)), peer)
             return connect()
         except ConnectionRefusedError:
@@ -125,7 +126,7 @@ def ask(ns: NetNS, dst: str, port: int, protocol: str = "TCP", *, src: str = "",
     def connect() -> Answer:
         family = socket.AF_INET6 if ":" in dst else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM) as sock:
-            sock.settimeout(timeout)
+            sock.settimeout(patient(timeout))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if src:
                 sock.bind((src, sport))
