@@ -5,14 +5,17 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from podwire_controlplane.api.meta import Object
 from podwire_proxy.backend import Programmer
 from podwire_proxy.changes import Tracker
+from podwire_proxy.flows import Swept
+from podwire_proxy.sweeper import SHARE, SWEEP_AFTER
 
-INTERVAL, SWEEP = 0.01, 0.05  # as ProxyConfig.min_interval and main.SWEEP_AFTER
+INTERVAL = 0.01  # as ProxyConfig.min_interval
 
 
 def resident() -> float:
@@ -49,6 +52,9 @@ def churn(tracker: Tracker, programmer: Programmer, changes: Iterator[tuple[str,
     cpu = time.process_time()
     last_sync = last_sweep = last_sample = begin
     pending: list[float] = []
+    thread, look = ThreadPoolExecutor(1), Future[Swept]()
+    look.set_result(Swept())
+    last_look = begin
     while done < count or pending:
         now = clock()
         due = min(count, done + 10 if not rate else int((now - begin) * rate))
@@ -64,14 +70,19 @@ def churn(tracker: Tracker, programmer: Programmer, changes: Iterator[tuple[str,
                 out.syncs + 1, out.elements + synced.elements, out.verdicts + synced.verdicts)
             out.lags += [last_sync - at for at in pending]
             pending.clear()
-        if now - last_sweep >= SWEEP:
-            programmer.sweep()
+        if now - last_sweep >= SWEEP_AFTER:
+            programmer.sweep_rules()
             last_sweep = now
+        if look.done() and now - last_look >= max(SWEEP_AFTER, SHARE * look.result().seconds):  # as sweeper.Sweeper does
+            look = thread.submit(programmer.flows.look().run)
+            last_look = now
         if now - last_sample >= 1:
             out.rss.append(resident())
             last_sample = now
         if rate:
             time.sleep(0.001)
+    thread.shutdown()
+    look.result()
     programmer.sweep()
     out.rss.append(resident())
     out.cpu = time.process_time() - cpu

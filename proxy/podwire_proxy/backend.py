@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from .dataplane import Dataplane, Delta
 from .decide import Packet
-from .flows import Swept
+from .flows import FlowKeeper, Swept
 from .model import Backend as Endpoint
 from .model import NodeInfo
 
@@ -60,10 +60,18 @@ class Programmer(Protocol):
         """Write what `delta` changed; None: read the kernel's state back and write what differs."""
 
     @property
-    def unswept(self) -> bool: ...
+    def flows(self) -> FlowKeeper:
+        """Knows which flows the syncs leave behind."""
+
+    @property
+    def unswept(self) -> bool:
+        """Are there rules that only packets in flight need?"""
+
+    def sweep_rules(self) -> None:
+        """Delete these; to be called some milliseconds after a sync that left them."""
 
     def sweep(self) -> Swept:
-        """Delete what no packet in flight needs any more; to be called some milliseconds after a sync that left `unswept`."""
+        """The rules and the flows, at once."""
 
     def foreign_commits(self) -> int:
         """A number that rises when somebody else changes rules, as far as the kernel tells."""

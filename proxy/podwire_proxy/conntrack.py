@@ -4,7 +4,10 @@ UDP: a flow without a handshake goes on for ever with the translation it began w
 destination is a frontend that has backends and its answers come from none of them: the backend went away, or the flow
 began before any translation existed (then its answers would come from the Service address itself).
 
-TCP is left alone: established connections to a removed endpoint end in their own time. Only where a Service asks for it
+TCP that nobody has answered yet: the entry of a SYN leads its retransmissions to the same endpoint, for two minutes, also when
+that endpoint is gone. Without the entry the next one is a new connection and finds a living endpoint.
+
+Other TCP is left alone: established connections to a removed endpoint end in their own time. Only where a Service asks for it
 (Frontend.alive) are the flows of endpoints that are gone, and not just terminating, stale too. Their entries are deleted; the
 rules answer what comes next from such a client, which belongs to no flow, with a reset. So that a client which only waits
 hears of it as well, both ends get a `provocation`.
@@ -16,7 +19,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from .dataplane import Balance, Dataplane, Key
+from .dataplane import Frontend, Key
 from .model import Backend, packed
 
 SYN_FIN = 0x03
@@ -28,7 +31,8 @@ class Flow:
     """A conntrack entry. destination: what the client dialled; answers: where its replies come from.
 
     source: client address and port; seen: what the backend takes the client for. ident: the kernel's own description of the
-    entry, for deleting exactly this one. over: TCP that was closed or reset; the entry only waits to expire.
+    entry, for deleting exactly this one. over: TCP that was closed or reset; the entry only waits to expire. opening: TCP of
+    which only the client's SYN was seen.
     """
 
     destination: Key
@@ -37,18 +41,15 @@ class Flow:
     ident: bytes = b""
     seen: Place = ("", 0)
     over: bool = False
+    opening: bool = False
 
 
-def serving(keys: Iterable[Key], dataplane: Dataplane) -> dict[Key, frozenset[Backend]]:
+def serving(frontends: Mapping[Key, Frontend]) -> dict[Key, frozenset[Backend]]:
     """Of these frontends those whose flows are looked after, with the backends that may answer for them now."""
     out: dict[Key, frozenset[Backend]] = {}
-    for key in keys:
-        frontend = dataplane.frontends.get(key)
-        if frontend is None:
-            continue
+    for key, frontend in frontends.items():
         if key.protocol == "UDP":
-            actions = (frontend.inside, frontend.outside)
-            if backends := frozenset(b for a in actions if isinstance(a, Balance) for b in a.backends):
+            if backends := frontend.backends:
                 out[key] = backends
         elif frontend.alive is not None:
             out[key] = frozenset(frontend.alive)
@@ -66,6 +67,14 @@ def stale(flows: Iterable[Flow], serving: Mapping[Key, frozenset[Backend]]) -> I
                 yield flow
         elif flow.answers != (flow.destination.ip, flow.destination.port):  # never translated: none of ours
             yield flow
+
+
+def stray(flows: Iterable[Flow], frontends: Mapping[Key, Frontend]) -> Iterator[Flow]:
+    """Unanswered SYNs to these frontends that went where no new connection goes now."""
+    for flow in flows:
+        frontend = frontends.get(flow.destination) if flow.opening else None
+        if frontend is not None and (backends := frontend.backends) and flow.answers not in backends:
+            yield flow  # without backends: nowhere to go instead
 
 
 def provocation(source: Place, destination: Place) -> bytes:

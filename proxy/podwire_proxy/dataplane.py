@@ -91,6 +91,11 @@ class Frontend:
     sources: tuple[str, ...] = ()
     alive: tuple[Backend, ...] | None = None
 
+    @property
+    def backends(self) -> frozenset[Backend]:
+        """All that new connections may be given to."""
+        return frozenset(b for a in (self.inside, self.outside) if isinstance(a, Balance) for b in a.backends)
+
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
@@ -214,9 +219,13 @@ def _sources(port: ServicePort, ip: str, node: NodeInfo) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class Delta:
-    """What a change touched: look each up in the Dataplane; what is not there any more is gone."""
+    """What a change touched: look each up in the Dataplane; what is not there any more is gone.
+
+    strays: those frontends that packets may have been on their way to, to where new connections do not go now.
+    """
 
     frontends: set[Key] = field(default_factory=set)
+    strays: set[Key] = field(default_factory=set)
     cluster_ips: set[str] = field(default_factory=set)
     hairpin: set[str] = field(default_factory=set)
 
@@ -270,8 +279,11 @@ class Dataplane:
             del self._claims[key]
         winner = min(claims, key=lambda name: self._parts[name].order) if claims else None
         new = claims[winner] if winner is not None else None
-        if self.frontends.get(key) != new:
+        old = self.frontends.get(key)
+        if old != new:
             delta.frontends.add(key)
+            if new is not None and _strays(old, new):
+                delta.strays.add(key)
             if new is None:
                 del self.frontends[key]
             else:
@@ -283,6 +295,15 @@ class Dataplane:
             other.node, other.frontends, other.cluster_ips, other.hairpin, other.health, other.stranded)
 
     __hash__ = None  # type: ignore[assignment]  # mutable
+
+
+def _strays(old: Frontend | None, new: Frontend) -> bool:
+    """An endpoint left, or had left when there was no other; or the address was not ours until now, and packets for it went
+    where routes led them. (Nobody else has ClusterIPs and NodePorts: what no rule translates there is dropped or refused, and
+    leaves no entry.)"""
+    if old is None:
+        return new.kind in ("ExternalIP", "LoadBalancer")
+    return not old.backends or not old.backends <= new.backends
 
 
 def _count(counts: dict[str, int], gone: Iterable[str], come: Iterable[str], noted: set[str]) -> None:

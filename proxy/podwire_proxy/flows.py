@@ -1,7 +1,10 @@
 """The conntrack entries that changes of the dataplane leave behind. Every backend shares it.
 
 Nothing is deleted at the change itself: an answer may still be on its way, and so may be a packet that was translated by the
-rules of a moment ago. `note` remembers, `sweep` does it some milliseconds later, held against the dataplane of then.
+rules of a moment ago. `note` remembers, `look` takes what is noted some milliseconds later, held against the dataplane of then.
+
+The kernel goes through its whole table for each dump, milliseconds even where nothing is found: `Look.run` may be called in a
+thread of its own (sweeper.py).
 """
 
 from __future__ import annotations
@@ -9,15 +12,17 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from podwire_controlplane.client import logs
 from podwire_controlplane.client.netns import in_thread, setns
 
-from .conntrack import Flow, Place, provocation, serving, stale
+from .conntrack import Flow, Place, provocation, serving, stale, stray
 from .ctnetlink import Conntrack, Family
-from .dataplane import Dataplane, Delta, Key
+from .dataplane import Dataplane, Delta, Frontend, Key
+from .model import Backend
 
 log = logs.get("proxy")
 IPPROTO_IPV6, IPV6_HDRINCL = 41, 36
@@ -26,22 +31,26 @@ TOLD = 8  # flows of a sweep that get a log line each
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What a sweep deleted: UDP entries that led nowhere, TCP flows that were reset. seconds: conntrack's part of the time.
-    by_family: the UDP entries by family."""
+    """What a sweep deleted: UDP entries that led nowhere, TCP flows that were reset, opening: SYNs that nobody will answer.
+    seconds: it took. by_family: the UDP entries by family. dumps, entries: what the kernel was asked for, and told."""
 
     udp: int = 0
     tcp: int = 0
     seconds: float = 0.0
     by_family: Mapping[str, int] = field(default_factory=dict)
+    opening: int = 0
+    dumps: int = 0
+    entries: int = 0
 
 
 class FlowKeeper:
     """`note` after each sync that the kernel took, `sweep` a moment later; after an error `note` everything (delta None)."""
 
-    def __init__(self, ns_fd: int | None = None) -> None:
-        self._ns_fd = ns_fd
+    def __init__(self, families: Iterable[Family], ns_fd: int | None = None) -> None:
+        self._families, self._ns_fd = tuple(families), ns_fd
         self._dataplane: Dataplane | None = None
         self._keys: set[Key] | None = set()  # None: all
+        self._strays: set[Key] = set()
 
     @property
     def pending(self) -> bool:
@@ -54,31 +63,63 @@ class FlowKeeper:
             self._keys = None
         elif self._keys is not None:
             self._keys |= {key for key in delta.frontends if key.protocol != "SCTP"}
+            self._strays |= {key for key in delta.strays if key.protocol == "TCP"}
 
-    def sweep(self, families: Iterable[Family]) -> Swept:
-        """Raises OSError, and then the keys are still noted."""
-        plane, keys = self._dataplane, self._keys
-        if plane is None or (keys is not None and not keys):
+    def look(self) -> Look:
+        """What is noted, to be looked for by whichever thread; it is noted no more."""
+        found = self._dataplane.frontends if self._dataplane is not None else {}
+        if self._keys is None:
+            look = Look(self._families, self._ns_fd, dict(found), dict(found))
+        else:
+            look = Look(self._families, self._ns_fd, {key: found[key] for key in self._keys if key in found},
+                        {key: found[key] for key in self._strays if key in found})
+        self._keys, self._strays = set(), set()
+        return look
+
+    def sweep(self) -> Swept:
+        """Look at once. After an OSError nothing is noted any more: `note` everything."""
+        return self.look().run()
+
+
+@dataclass(frozen=True)
+class Look:
+    """frontends: those that changed; strays: those that endpoints left. Both as they are now."""
+
+    families: tuple[Family, ...]
+    ns_fd: int | None
+    frontends: Mapping[Key, Frontend]
+    strays: Mapping[Key, Frontend]
+
+    def run(self) -> Swept:
+        """Find the flows and end them. Raises OSError."""
+        started, ended, by_family = time.monotonic(), Counter[str](), dict[str, int]()
+        wanted = serving(self.frontends)
+        if not wanted and not self.strays:
             return Swept()
-        started, counts, by_family = time.monotonic(), {"UDP": 0, "TCP": 0}, dict[str, int]()
-        wanted = serving(plane.frontends if keys is None else keys, plane)
-        if wanted:
-            with Conntrack(self._ns_fd) as conntrack:
-                for family in families:
-                    mine = {key: alive for key, alive in wanted.items() if (":" in key.ip) == (family == "ip6")}
-                    for flow in conntrack.delete(family, list(stale(conntrack.flows(family, mine), mine))):
-                        counts[flow.destination.protocol] += 1
-                        by_family[family] = by_family.get(family, 0) + (flow.destination.protocol == "UDP")
-                        self._end(flow, tell=sum(counts.values()) <= TOLD)
-        self._keys = set()
-        if sum(counts.values()) > TOLD:
-            log.info("flows ended in all", stale_udp=counts["UDP"], reset_tcp=counts["TCP"])
-        return Swept(counts["UDP"], counts["TCP"], time.monotonic() - started, by_family)
+        with Conntrack(self.ns_fd) as conntrack:
+            for family in self.families:
+                for flow in conntrack.delete(family, self._lost(conntrack, family, wanted)):
+                    ended[_kind(flow)] += 1
+                    by_family[family] = by_family.get(family, 0) + (flow.destination.protocol == "UDP")
+                    self._end(flow, tell=ended.total() <= TOLD)
+        if ended.total() > TOLD:
+            log.info("flows ended in all", stale_udp=ended["UDP"], reset_tcp=ended["TCP"], unanswered_tcp=ended["opening"])
+        return Swept(ended["UDP"], ended["TCP"], time.monotonic() - started, by_family, ended["opening"],
+                     conntrack.dumps, conntrack.entries)
+
+    def _lost(self, conntrack: Conntrack, family: Family, wanted: Mapping[Key, frozenset[Backend]]) -> list[Flow]:
+        mine = {key: alive for key, alive in wanted.items() if (":" in key.ip) == (family == "ip6")}
+        lost = {flow.ident: flow for flow in stale(conntrack.flows(family, mine), mine)}
+        if any((":" in key.ip) == (family == "ip6") for key in self.strays):
+            lost |= {flow.ident: flow for flow in stray(conntrack.opening(family), self.strays)}
+        return list(lost.values())
 
     def _end(self, flow: Flow, *, tell: bool) -> None:
         frontend = (flow.destination.ip, flow.destination.port)
         what = "stale UDP flow deleted"
-        if flow.destination.protocol == "TCP":
+        if flow.opening:
+            what = "connection attempt freed from an endpoint that is gone"
+        elif flow.destination.protocol == "TCP":
             what = "connection reset, its endpoint is gone"
             self._provoke(frontend, flow.source)
             self._provoke(flow.seen, (flow.answers.ip, flow.answers.port))
@@ -91,15 +132,19 @@ class FlowKeeper:
         v6 = ":" in destination[0]
 
         def send() -> None:
-            if self._ns_fd is not None:
-                setns(self._ns_fd)
+            if self.ns_fd is not None:
+                setns(self.ns_fd)
             with socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
                 if v6:
                     sock.setsockopt(IPPROTO_IPV6, IPV6_HDRINCL, 1)
                 sock.sendto(provocation(source, destination), (destination[0], 0))
 
         with contextlib.suppress(OSError):
-            if self._ns_fd is None:
+            if self.ns_fd is None:
                 send()
             else:
                 in_thread(send)
+
+
+def _kind(flow: Flow) -> str:
+    return "opening" if flow.opening else flow.destination.protocol

@@ -35,6 +35,7 @@ from .metrics import Metrics
 from .nftables import apply
 from .objects import check_failed, stub, triggered
 from .settings import SERVICE_LABELS, SERVICES, SLICE_LABELS, SLICES, configured, dry_run
+from .sweeper import Sweeper
 from .sync import Pacer
 
 __all__ = ["ProxyConfig", "cleanup", "command", "dry_run", "run"]
@@ -42,7 +43,6 @@ log = logs.get("proxy")
 SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
 PROBE_AGAIN = 0.2  # seconds
 REPORT = 0.5  # seconds between two good reports
-SWEEP_AFTER = 0.05  # seconds: far longer than a packet is on its way through one hook
 
 
 @dataclass
@@ -66,7 +66,8 @@ class Proxy:
         self._report_due = self._well = False
         self.problem = "waiting for the first lists of Services and EndpointSlices"
         self._wake, self._told = asyncio.Event(), Told()
-        self._foreign = self._sweeping = self._retired = False
+        self._foreign = self._retired = False
+        self.sweeper = Sweeper(self.programmer, self.metrics.swept, self._sweep_failed)
         self._node: meta.Object | None = None
         self._waiting_since = time.monotonic()  # the oldest change that is not written yet; 0: none
         self._triggers: list[float] = []
@@ -234,20 +235,12 @@ class Proxy:
         self._sync()
         if not self._retired:
             self._retire()
-        if self.programmer.unswept and not self._sweeping:
-            self._sweeping = True
-            loop.call_later(SWEEP_AFTER, self._sweep)
+        self.sweeper.after_sync()
 
-    def _sweep(self) -> None:
-        self._sweeping = False
-        try:
-            swept = self.programmer.sweep()
-        except OSError as err:
-            self.metrics.cleanup_failures += 1
-            log.error("unused slots or flows could not be deleted; a full sync follows", error=str(err))
-            self._changed(full=True)
-            return
-        self.metrics.swept(swept.by_family, swept.tcp, swept.seconds)
+    def _sweep_failed(self, err: OSError) -> None:
+        self.metrics.cleanup_failures += 1
+        log.error("unused slots or flows could not be deleted; a full sync follows", error=str(err))
+        self._changed(full=True)
 
     async def run(self, api: ApiClient) -> None:
         self.status.update(ready=False, message=self.problem, reason="Starting")
@@ -332,6 +325,7 @@ async def _main(config: ProxyConfig) -> None:
         told.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await work
+    proxy.sweeper.close()
     proxy.programmer.close()
 
 

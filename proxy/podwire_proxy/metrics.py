@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from .flows import Swept
+
 # kube-proxy's own, so that its dashboards and alerts go on working.
 SYNC_BUCKETS = tuple(0.001 * 2 ** n for n in range(15))
 PROGRAMMING_BUCKETS = (0.25, 0.5, *map(float, range(1, 60)), *map(float, range(60, 120, 5)), *map(float, range(120, 301, 30)))
@@ -68,6 +70,7 @@ class Metrics:
     repairs: int = 0
     stale_flows: Counter[str] = field(default_factory=Counter)
     resets: int = 0
+    freed: int = 0
     elements: int = 0
     verdicts: int = 0
     last_sync: float = 0.0
@@ -101,13 +104,14 @@ class Metrics:
         self.failures += 1
         self.partial_failures += not full
 
-    def swept(self, udp: Mapping[str, int], tcp: int, seconds: float) -> None:
-        """The flows that changes left behind were looked for, and so many deleted. udp: by "ip" and "ip6"."""
-        if seconds:
-            self.conntrack.observe(seconds)
-        for family, count in udp.items():
+    def swept(self, swept: Swept) -> None:
+        """The flows that changes left behind were looked for."""
+        if swept.seconds:
+            self.conntrack.observe(swept.seconds)
+        for family, count in swept.by_family.items():
             self.stale_flows[_family_name(family)] += count
-        self.resets += tcp
+        self.resets += swept.tcp
+        self.freed += swept.opening
 
     def render(self) -> str:
         """One sync writes all families, so each family's label carries its figures; what is told apart is told apart."""
@@ -150,6 +154,7 @@ class Metrics:
                 ("gauge", "kubeproxy_sync_proxy_rules_endpoint_changes_pending", self.pending_endpoints),
                 ("counter", "podwire_proxy_foreign_changes_repaired_total", self.repairs),
                 ("counter", "podwire_proxy_connections_reset_total", self.resets),
+                ("counter", "podwire_proxy_connection_attempts_freed_total", self.freed),
                 ("counter", "podwire_proxy_elements_written_total", self.elements),
                 ("counter", "podwire_proxy_verdict_elements_written_total", self.verdicts),
                 ("gauge", "podwire_proxy_services", self.services), ("gauge", "podwire_proxy_endpoints", self.endpoints)):

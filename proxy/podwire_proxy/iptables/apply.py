@@ -37,7 +37,7 @@ class Programmer:
         for planner in self._planners:
             programs.program(self.variant, planner.family, "restore")  # named now, not at the first change
         self._sets = IpSets(ns_fd)
-        self._flows = FlowKeeper(ns_fd)
+        self.flows = FlowKeeper(families(node), ns_fd)
         self._conn = nft.Connection(ns_fd)
         self._generations = Generations(self._conn)
         self._legacy = Legacy(ns_fd)
@@ -61,7 +61,7 @@ class Programmer:
             plan = planner.full(dataplane, self._read(planner.family)) if delta is None else planner.change(dataplane, delta)
             self._commit(planner, plan)
             operations, rules = operations + plan.operations, rules + plan.rules
-        self._flows.note(dataplane, delta)
+        self.flows.note(dataplane, delta)
         return Synced(delta is None, operations, rules, time.monotonic() - started)
 
     def rule_counts(self) -> dict[tuple[str, str], int]:
@@ -120,13 +120,17 @@ class Programmer:
 
     @property
     def unswept(self) -> bool:
-        return self._flows.pending or any(planner.unswept for planner in self._planners)
+        return any(planner.unswept for planner in self._planners)
 
     def sweep(self) -> Swept:
+        """Both at once: the rules and the flows that changes left behind."""
+        self.sweep_rules()
+        return self.flows.sweep()
+
+    def sweep_rules(self) -> None:
         """Delete what no packet in flight needs any more; call it some milliseconds after the sync."""
         for planner in self._planners:
             self._commit(planner, planner.sweep())
-        return self._flows.sweep(tuple(planner.family for planner in self._planners))
 
     def foreign_commits(self) -> int:
         """A number that rises with every commit in this namespace that was not ours; the legacy variant cannot tell."""

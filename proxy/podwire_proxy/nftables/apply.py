@@ -35,7 +35,7 @@ class Programmer:
         self._ns_fd = ns_fd
         self._conn = nft.Connection(ns_fd)
         self._planners = [Planner(Layout(family), node) for family in families(node)]
-        self._flows = FlowKeeper(ns_fd)
+        self.flows = FlowKeeper(families(node), ns_fd)
         self.watchers: list[nft.Watcher] = []
         self._commits = 0
 
@@ -59,7 +59,7 @@ class Programmer:
             operations, elements, verdicts = operations + len(tx.ops), elements + tx.elements, verdicts + tx.verdicts
             if planner.suspects or planner.suspects is None:
                 self._forget(planner)
-        self._flows.note(dataplane, delta)
+        self.flows.note(dataplane, delta)
         return Synced(delta is None, operations, elements, time.monotonic() - started, verdicts)
 
     def _commit(self, planner: Planner, tx: nft.Transaction) -> None:
@@ -97,18 +97,21 @@ class Programmer:
 
     @property
     def unswept(self) -> bool:
-        return self._flows.pending or any(planner.unswept for planner in self._planners)
+        return any(planner.unswept for planner in self._planners)
 
     def sweep(self) -> Swept:
-        """Delete what no packet in flight can reach any more, and the flows that the changes left behind; call it some
-        milliseconds after the sync."""
+        """Both at once: the rules and the flows that changes left behind."""
+        self.sweep_rules()
+        return self.flows.sweep()
+
+    def sweep_rules(self) -> None:
+        """Delete what no packet in flight can reach any more; call it some milliseconds after the sync."""
         for planner in self._planners:
             tx = planner.sweep()
             self._commit(planner, tx)
             if planner.suspects or planner.suspects is None:
                 self._forget(planner)  # again: a packet in flight may have been noted with the old endpoint
             planner.suspects = set()
-        return self._flows.sweep(tuple(planner.layout.family for planner in self._planners))
 
     def watch(self) -> list[nft.Watcher]:
         """Start to hear of foreign changes to our tables. After the first sync, so that our own load is no news."""

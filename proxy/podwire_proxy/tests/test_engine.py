@@ -20,8 +20,9 @@ from scapy.layers.inet6 import IPv6
 from podwire_controlplane.client.config import ConfigError
 from podwire_proxy import health, main, nft
 from podwire_proxy.changes import Tracker
-from podwire_proxy.conntrack import Flow, provocation, serving, stale
+from podwire_proxy.conntrack import Flow, provocation, serving, stale, stray
 from podwire_proxy.dataplane import HealthCheck, Key
+from podwire_proxy.flows import Swept
 from podwire_proxy.metrics import Metrics
 from podwire_proxy.model import Backend, NodeInfo
 from podwire_proxy.nft import attrs, codec
@@ -96,6 +97,37 @@ def test_stale_flows() -> None:
     assert list(stale(flows, {front: frozenset()})) == [], "nowhere to go instead"
 
 
+def test_attempts_stray_where_no_new_connection_goes() -> None:
+    tracker, front = Tracker(NodeInfo("n1", ("172.30.0.11",))), Key("10.96.0.1", "TCP", 80)
+    balancer = Key("192.0.2.1", "TCP", 80)
+    good, gone = Backend("10.244.1.2", 80), Backend("10.244.1.3", 80)
+    flows = [Flow(front, gone, ("c", 1), opening=True), Flow(front, good, ("c", 2), opening=True), Flow(front, gone, ("c", 3)),
+             Flow(Key("10.96.0.9", "TCP", 80), gone, ("c", 4), opening=True)]
+
+    def change(*ips: str, ingress: str = "") -> set[Key]:
+        made = service("web", front.ip, [port(80)], type="LoadBalancer")
+        made["status"] = {"loadBalancer": {"ingress": [{"ip": ingress}] if ingress else []}}
+        tracker.service("default/web", made)
+        tracker.slice("web", endpoint_slice("web", [endpoint(ip) for ip in ips], [("", "TCP", 80)]))
+        return tracker.flush().strays
+
+    def freed(keys: set[Key] | None) -> list[int]:
+        plane = tracker.dataplane.frontends
+        wanted = plane if keys is None else {key: plane[key] for key in keys & set(plane)}
+        return [flow.source[1] for flow in stray(flows, wanted)]
+
+    assert change(gone.ip) == set(), "nothing was on its way to a ClusterIP that is new"
+    assert change(gone.ip, good.ip) == set()
+    assert freed(None) == []
+    assert change(good.ip) == {front}
+    assert freed({front}) == freed(None) == [1]
+    assert freed({balancer}) == []
+    assert change() == {front}
+    assert freed(None) == [], "nowhere to go instead"
+    assert change(good.ip, ingress=balancer.ip) == {front, balancer}, "somewhere to go; where routes led until now"
+    assert freed({front}) == [1]
+
+
 def test_tcp_flows_are_stale_only_where_a_service_asks() -> None:
     tracker = Tracker(NodeInfo("n1", ("172.30.0.11",)))
     asking, other = Key("10.96.0.1", "TCP", 80), Key("10.96.0.2", "TCP", 80)
@@ -107,7 +139,7 @@ def test_tcp_flows_are_stale_only_where_a_service_asks() -> None:
         tracker.slice(name, endpoint_slice(name, [
             endpoint("10.244.1.2"), endpoint("10.244.1.3", ready=False, terminating=True)], [("", "TCP", 80)]))
     tracker.flush()
-    wanted = serving([asking, other, Key("10.96.0.1", "UDP", 81), Key("10.96.0.9", "TCP", 80)], tracker.dataplane)
+    wanted = serving(tracker.dataplane.frontends)
     assert wanted == {asking: {Backend("10.244.1.2", 80), Backend("10.244.1.3", 80)}}
     flows = [Flow(asking, Backend(f"10.244.1.{n}", 80), ("c", n)) for n in (2, 3, 4)]
     flows += [Flow(asking, Backend(asking.ip, 80), ("c", 5)), Flow(asking, Backend("10.244.1.4", 80), ("c", 6), over=True),
@@ -115,7 +147,7 @@ def test_tcp_flows_are_stale_only_where_a_service_asks() -> None:
     assert [flow.source[1] for flow in stale(flows, wanted)] == [4], "neither terminating, untranslated, closed, nor of others"
     tracker.slice("asking", None)
     tracker.flush()
-    assert [flow.source[1] for flow in stale(flows, serving([asking], tracker.dataplane))] == [2, 3, 4]
+    assert [flow.source[1] for flow in stale(flows, serving({asking: tracker.dataplane.frontends[asking]}))] == [2, 3, 4]
 
 
 @pytest.mark.parametrize(("source", "destination"), [
@@ -132,7 +164,7 @@ def test_a_provocation_is_a_whole_packet_with_the_right_checksum(source: tuple[s
 def test_metrics_are_prometheus_text() -> None:
     metrics = Metrics(services=3, families=("IPv4", "IPv6"), stranded={("IPv6", "external"): 4})
     metrics.synced(full=False, seconds=0.003, elements=7)
-    metrics.swept({"ip6": 2}, 1, 0.001)
+    metrics.swept(Swept(2, 1, 0.001, {"ip6": 2}, 5))
     metrics.synced(full=False, seconds=99.0, elements=0)
     metrics.programming.observe(0.4)
     lines = dict(line.rsplit(" ", 1) for line in metrics.render().splitlines() if not line.startswith("#"))
@@ -141,6 +173,7 @@ def test_metrics_are_prometheus_text() -> None:
         found = [lines[f'{name}_bucket{{ip_family="{family}",le="{bound}"}}'] for bound in ("0.002", "0.004", "16.384", "+Inf")]
         assert found == ["0", "1", "1", "2"]
     assert lines["podwire_proxy_services"] == "3"
+    assert lines["podwire_proxy_connection_attempts_freed_total"] == "5"
     assert lines['kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv6"}'] == "2"
     assert lines['kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"}'] == "0"
     assert lines['kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv6",traffic_policy="external"}'] == "4"

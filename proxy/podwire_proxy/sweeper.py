@@ -1,0 +1,57 @@
+"""When to look for what syncs leave behind: rules that only packets in flight need, and flows that lead nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from .backend import Programmer
+from .flows import Swept
+
+SWEEP_AFTER = 0.05  # seconds: far longer than a packet is on its way through one hook
+SHARE = 9  # of its time that the search for flows rests, under changes that never end
+
+
+class Sweeper:
+    """`after_sync` starts what is due. done: told of each look at the flows; failed: everything is to be synced anew."""
+
+    def __init__(self, programmer: Programmer, done: Callable[[Swept], None], failed: Callable[[OSError], None]) -> None:
+        self._programmer, self._done, self._failed = programmer, done, failed
+        self._thread = ThreadPoolExecutor(1, "flows")
+        self._rules = False
+        self._looking: asyncio.Task[None] | None = None
+
+    def after_sync(self) -> None:
+        if self._programmer.unswept and not self._rules:
+            self._rules = True
+            asyncio.get_running_loop().call_later(SWEEP_AFTER, self._sweep_rules)
+        if self._programmer.flows.pending and self._looking is None:
+            self._looking = asyncio.ensure_future(self._look())
+
+    def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+        self._thread.shutdown()
+
+    def _sweep_rules(self) -> None:
+        self._rules = False
+        try:
+            self._programmer.sweep_rules()
+        except OSError as err:
+            self._failed(err)
+
+    async def _look(self) -> None:
+        """In a thread: the kernel is busy with each dump for milliseconds, in which changes come."""
+        pause = SWEEP_AFTER
+        try:
+            while self._programmer.flows.pending:
+                await asyncio.sleep(pause)
+                look = self._programmer.flows.look()
+                swept = await asyncio.get_running_loop().run_in_executor(self._thread, look.run)
+                self._done(swept)
+                pause = max(SWEEP_AFTER, SHARE * swept.seconds)
+        except OSError as err:
+            self._failed(err)
+        finally:
+            self._looking = None
