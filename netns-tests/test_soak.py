@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections import Counter
 
-from lab.cluster import EXAMPLES, cluster, last_words, machine
+import pytest
+
+from lab.cluster import EXAMPLES, cluster, keep_logs, machine
 from lab.soak import CONTROL, ROLES, Soak, manifests, open_files, resident
 from podwire_controlplane.client.netns import call_in
 from podwire_controlplane.demo.lab import DemoLab, wait_for
@@ -48,7 +51,7 @@ def leaks(lab: DemoLab, gone: list[str]) -> list[str]:
     return found
 
 
-def test_churn_is_not_noticed() -> None:
+def test_churn_is_not_noticed(request: pytest.FixtureRequest) -> None:
     before = machine()
     with cluster(3, name="soak", outside=True) as lab:
         lab.run_tool("apply", "-f", "-", stdin=manifests(EXAMPLES))
@@ -56,16 +59,17 @@ def test_churn_is_not_noticed() -> None:
         lab.wait_pods("client", 3)
         fresh = sizes(lab)
         soak = Soak(lab, SECONDS, seed=int(os.environ.get("PODWIRE_SEED", "1")))
+        began = f"{time.time() - time.monotonic():.1f}"
         try:
             clients = soak.run()
         finally:
-            print("\n".join(soak.log))
-            print(last_words(lab.config, 200))
-        story = "\n".join(soak.log[-60:])
+            print("\n".join(f"{at:.1f} {words}" for at, words in soak.log))
+            print("logs:", keep_logs(lab.config, request.config.getoption("--evidence") / "soak"), "(0.0 is", began, "there)")
         for client in clients:
             print(f"{client.name}: {dict(client.counts)}, {len(client.failures)} failures, all explained: "
                   f"{not soak.unexplained([client])}")
-        assert soak.unexplained(clients) == [], story
+        lost = soak.unexplained(clients)
+        assert not lost, soak.story(lost)
         assert all(client.counts[kind] > SECONDS for client in clients for kind in client.probes), clients
         assert soak.restarted == set(roles(lab))
         wait_for(lambda: not leaks(lab, soak.gone), 20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -60,6 +61,16 @@ def last_words(config: ClusterConfig, lines: int = 25) -> str:
     logs = sorted([*config.run_dir.glob("log/*"), *config.run_dir.glob("nodes/*/log/*")])
     return "\n".join(f"--- {path.relative_to(config.run_dir)}\n" + "\n".join(path.read_text().splitlines()[-lines:])
                      for path in logs)
+
+
+def keep_logs(config: ClusterConfig, folder: Path) -> Path:
+    """Every log whole, as they lie in the cluster's folder, for somebody to read after it is gone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in config.run_dir.rglob("log/*"):
+        kept = folder / path.relative_to(config.run_dir)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, kept)
+    return folder
 
 
 def machine() -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -44,7 +45,7 @@ Probe = Callable[[], str]  # the error; "" where it went well
 
 @dataclass(frozen=True)
 class Failure:
-    """flow: where conntrack had sent the packets by then, of TCP."""
+    """flow: of TCP, where conntrack had sent the packets by then, and what its node and the cluster knew of that endpoint."""
 
     at: float
     client: str
@@ -61,6 +62,7 @@ class Client:
     netns: str
     node: str  # namespace of the node that translates its packets
     probes: dict[str, Probe]
+    about: Callable[[str], str]  # what the cluster knows of an address
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
 
@@ -70,11 +72,15 @@ class Client:
         return thread
 
     def _flow(self, number: str) -> str:
-        def look() -> str:
-            return subprocess.run(["conntrack", "-L", "-p", "tcp", "--sport", number], capture_output=True, text=True,
-                                  check=False).stdout
+        def look(*words: str) -> str:
+            return call_in(self.node, lambda: subprocess.run(words, capture_output=True, text=True, check=False).stdout)
 
-        return " ".join(call_in(self.node, look).split())
+        flow = " ".join(look("conntrack", "-L", "-p", "tcp", "--sport", number).split())
+        ends = re.findall(r"src=(\S+)", flow)
+        if len(ends) < 2:
+            return flow
+        used = sum(ends[1] in line for line in look("nft", "list", "table", "ip", "podwire").splitlines())
+        return f"{flow}; {ends[1]}: in {used} lines of the rules, {self.about(ends[1])}"
 
     def _work(self, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -153,7 +159,7 @@ class Soak:
     seed: int = 0
     restarted: set[tuple[str, str]] = field(default_factory=set)
     cut_off: list[tuple[float, float]] = field(default_factory=list)  # when packets for the last node may be lost
-    log: list[str] = field(default_factory=list)
+    log: list[tuple[float, str]] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)  # ClusterIPs of Services that were deleted
 
     def clients(self) -> list[Client]:
@@ -162,11 +168,21 @@ class Soak:
         made = [Client(f"pod on {node}", pods[node].netns, self.lab.node_netns(node), {
             "tcp": lambda: connects(address, 80), "udp": lambda: echoes(address, 80),
             "name": lambda: resolves(f"my-service.{space}", address),
-            "no name": lambda: resolves(f"nobody.{space}", "")}) for node in self.lab.config.node_names()[:2]]
+            "no name": lambda: resolves(f"nobody.{space}", "")}, self._about) for node in self.lab.config.node_names()[:2]]
         first = self.lab.config.node_names()[0]
         entry = self.lab.config.node_address(first)
         return [*made, Client("outside", self.lab.outside("client"), self.lab.node_netns(first), {
-            "NodePort tcp": lambda: connects(entry, 30080), "NodePort udp": lambda: echoes(entry, 30080)})]
+            "NodePort tcp": lambda: connects(entry, 30080), "NodePort udp": lambda: echoes(entry, 30080)}, self._about)]
+
+    def _about(self, address: str) -> str:
+        try:
+            rows = [f"pod {p['metadata']['name']} {p['status']['phase']}, to go by {p['metadata'].get('deletionTimestamp')}"
+                    for p in self.lab.items("Pod", "") if p.get("status", {}).get("podIP") == address]
+            rows += [f"endpoint {e['conditions']}" for s in self.lab.items("EndpointSlice") for e in s.get("endpoints") or []
+                     if address in e["addresses"] and s["metadata"]["name"].startswith("my-service-")]
+        except NotYet as err:
+            return f"nobody to ask: {err}"
+        return "; ".join(rows) or "no pod has it"
 
     def run(self) -> list[Client]:
         """Churn until the time is over and every role was restarted; the clients with what they counted."""
@@ -183,6 +199,11 @@ class Soak:
 
     def unexplained(self, clients: list[Client]) -> list[Failure]:
         return [f for c in clients for f in c.failures if not self._explained(f)]
+
+    def story(self, failures: list[Failure]) -> str:
+        """The acts around each failure."""
+        near = [(at, words) for at, words in self.log if any(f.at - 35 < at < f.at + 5 for f in failures)]
+        return "\n".join(f"{at:.1f} {words}" for at, words in sorted([*near, *((f.at, f"FAILED {f}") for f in failures)]))
 
     def _explained(self, failure: Failure) -> bool:
         lost = any(start - 2 <= failure.at <= end for start, end in self.cut_off)
@@ -210,7 +231,7 @@ class Soak:
             turn += 1
 
     def _say(self, words: str) -> None:
-        self.log.append(f"{time.monotonic():.1f} {words}")
+        self.log.append((time.monotonic(), words))
 
     def _kill(self, node: str, role: str, number: int) -> None:
         if role.startswith("dns"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -83,6 +83,7 @@ class ApiClient:
         self._at = 0  # which of the servers is asked
         self._stamps = stamps(config.files)
         self._looked = 0.0
+        self._hoping: set[asyncio.Future[None]] = set()  # of those that got no answer and wait before they ask again
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, socket_factory=_socket))
@@ -109,6 +110,22 @@ class ApiClient:
         if len(self.config.servers) > 1 and server == self.server:
             self._at = (self._at + 1) % len(self.config.servers)
             log.warn("API server does not answer, asking the next", server=server, next=self.server)
+
+    async def pause(self, least: float, most: float) -> None:
+        """Wait `most` seconds, or only `least` where another request is answered meanwhile: a server that is back for one is
+        back for all, and each back-off by itself would leave a process half blind for as long as the longest of them."""
+        await asyncio.sleep(least)
+        hope = asyncio.get_running_loop().create_future()
+        self._hoping.add(hope)
+        try:
+            await asyncio.wait((hope,), timeout=most - least)
+        finally:
+            self._hoping.discard(hope)
+
+    def _heard(self) -> None:
+        for hope in self._hoping:
+            if not hope.done():
+                hope.set_result(None)
 
     def _look(self, *, now: bool = False) -> bool:
         """Read the credentials again where their files changed; true where they were read."""
@@ -152,6 +169,8 @@ class ApiClient:
                 raise
             if answer.status in _AWAY:
                 self._leave(server)
+            else:
+                self._heard()
             async with answer:
                 yield answer
             return
@@ -198,8 +217,9 @@ class ApiClient:
         answer: Object = await self.request("DELETE", path, body)
         return answer
 
-    async def watch(self, path: str, params: Mapping[str, str]) -> AsyncGenerator[Object, None]:
-        """Watch events ({"type", "object"}) until the server ends the stream. Raises ApiError.
+    async def watch(self, path: str, params: Mapping[str, str],
+                    opened: Callable[[], None] = lambda: None) -> AsyncGenerator[Object, None]:
+        """Watch events ({"type", "object"}) until the server ends the stream. opened: called once it is there. Raises ApiError.
 
         A stream with neither events nor its end for 60 s past its own timeoutSeconds counts as dead (a half-open TCP
         connection must not freeze a node's view of the cluster).
@@ -213,6 +233,7 @@ class ApiClient:
                     if answer.status == 401:
                         self._look(now=True)
                     raise _error(answer.status, await answer.read(), answer.headers)
+                opened()
                 rest: list[bytes] = []  # of a line; an object may be longer than many chunks
                 async for chunk in answer.content.iter_any():
                     head, newline, tail = chunk.partition(b"\n")

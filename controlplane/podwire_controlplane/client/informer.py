@@ -16,6 +16,7 @@ from .reflector import Event, Reflector, State, is_frame, is_object
 log = logs.get("informer")
 WATCH_SECONDS = 300
 BACKOFF_FIRST, BACKOFF_LAST = 0.05, 5.0
+SOON = 0.125  # the part of a back-off that is waited in any case, also where other requests are answered again
 PAGE = "500"  # objects in one piece of a list
 STREAM_SILENCE = 10.0  # seconds without a frame in which a server that knows WatchList would have told more
 # How servers say that they have no WatchList (client-go falls back in the same cases): it is forbidden for a watch (422), the
@@ -46,6 +47,7 @@ class Informer:
         self.reflector = Reflector() if keep is None else Reflector(keep)
         self.synced = asyncio.Event()
         self.streams = stream
+        self._failing = False
 
     @property
     def objects(self) -> dict[str, Object]:
@@ -58,6 +60,11 @@ class Informer:
             self.on_event(event)
         except Exception as err:  # one bad object must never stop a watch
             log.error("event handler failed", path=self.path, object=event.key, type=event.type, error=repr(err))
+
+    def _answered(self) -> None:
+        if self._failing:
+            log.info("API server answers again", path=self.path)
+            self._failing = False
 
     def _complete(self) -> None:
         if not self.synced.is_set():
@@ -81,6 +88,7 @@ class Informer:
             if not metadata.get("continue"):
                 break
             params["continue"] = str(metadata["continue"])  # a page that is too old for its list is a 410: all again
+        self._answered()
         for event in self.reflector.listed(items, str(metadata["resourceVersion"])):
             self._emit(event)
         self._complete()
@@ -91,7 +99,7 @@ class Informer:
 
     async def _frames(self, params: dict[str, str]) -> AsyncGenerator[Object, None]:
         """The watch's frames; what is none is told and left out: a server's nonsense must not end the copy."""
-        async with aclosing(self.api.watch(self.path, params)) as frames:
+        async with aclosing(self.api.watch(self.path, params, self._answered)) as frames:
             async for frame in frames:
                 if is_frame(frame):
                     yield frame
@@ -159,19 +167,22 @@ class Informer:
 
     async def run(self) -> NoReturn:
         """Forever: list, watch, and again while the server does not answer: with back-off (0.05 s to 5 s, and by chance
-        up to 60 % more), and not before the time that it asks for (429 with Retry-After)."""
-        delay, told = BACKOFF_FIRST, False
+        up to 60 % more) or when it answers another of this process, and not before the time that it asks for (429 with
+        Retry-After)."""
+        delay, clock = BACKOFF_FIRST, asyncio.get_running_loop().time
         while True:
+            began = clock()
             try:
                 await self._step()
-                if told:
-                    log.info("API server answers again", path=self.path)
-                delay, told = BACKOFF_FIRST, False
+                delay = BACKOFF_FIRST
             except ApiError as err:
-                if not told:
+                if not self._failing:
                     log.warn("API server does not answer, the last known state stays", path=self.path, code=err.code,
                              error=err.message)
-                    told = True
+                if clock() - began > BACKOFF_LAST:  # a stream that breaks off as soon as it is there is no good sign
+                    delay = BACKOFF_FIRST
+                self._failing = True
                 self.reflector.failed(err.code)
-                await asyncio.sleep(max(delay, err.retry_after) * random.uniform(1, 1.6))
+                wait = max(delay, err.retry_after) * random.uniform(1, 1.6)
+                await self.api.pause(wait if err.code else max(BACKOFF_FIRST, wait * SOON), wait)
                 delay = min(delay * 2, BACKOFF_LAST)

@@ -21,7 +21,7 @@ from . import cleanup, endpointslices, loadbalancer, nodes, workloads
 from .base import Change, Controller, Snapshot
 
 log = logs.get("controllers")
-_RETRY_FIRST, _RETRY_LAST = 0.05, 10.0
+_RETRY_FIRST, _RETRY_AWAY, _RETRY_LAST = 0.05, 1.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,8 @@ class Driver:
             quiet = isinstance(err, ApiError) and err.code in (0, 409)
             (log.debug if quiet and tries < 5 else log.warn)("will try again", controller=controller, object=key,
                                                              tries=tries, error=str(err) or repr(err))
-            delay = min(_RETRY_FIRST * 2 ** (tries - 1), _RETRY_LAST)
+            away = isinstance(err, ApiError) and err.code == 0  # not this object's fault: it goes on as soon as all does
+            delay = min(_RETRY_FIRST * 2 ** (tries - 1), _RETRY_AWAY if away else _RETRY_LAST)
             asyncio.get_running_loop().call_later(delay, self._enqueue, controller, key)
 
     async def _resync(self, controller: Controller) -> None:

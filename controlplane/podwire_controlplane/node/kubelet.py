@@ -20,7 +20,7 @@ from ..client.informer import Informer
 from ..client.reflector import Event
 from .cni_runtime import Attachment, CniFailed, CniRuntime
 from .podspec import NodeDns
-from .podstatus import conditions, timestamp
+from .podstatus import conditions, new_words, timestamp
 from .podworker import PodHost, PodWorker
 from .runtime import Process, Sandbox, read, running
 
@@ -220,17 +220,19 @@ class Kubelet:
             await self.api.create(lease, body)
 
     async def _sync_node(self) -> None:
-        """Heartbeats, and the Node's status as soon as a role's stand changes."""
+        """Heartbeats, and the Node's status: as soon as a role's stand changes, and its figures with a heartbeat."""
         beat, last, told = 0.0, None, False
         while True:
             try:
                 node = await self._register() if last is None or time.monotonic() - beat > HEARTBEAT else last
                 status = self._node_status(node)
-                changed = status["conditions"] != (node.get("status") or {}).get("conditions")
+                known = node.get("status") or {}
+                changed = new_words(known.get("conditions") or [], status["conditions"])
                 if time.monotonic() - beat > HEARTBEAT or last is None:
                     await self._heartbeat()
                     beat = time.monotonic()
-                if changed or (node.get("status") or {}).get("addresses") != status["addresses"]:
+                    changed = changed or status["conditions"] != known.get("conditions")
+                if changed or known.get("addresses") != status["addresses"]:
                     node = await self.api.patch(f"/api/v1/nodes/{self.config.node_name}/status", {"status": status})
                 last, told = node, False
             except ApiError as err:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from ..api.meta import Object
 from ..controllers.base import condition
 
+_NUMBERS = re.compile(r"\d+")
 BACKOFF_FIRST, BACKOFF_LAST, BACKOFF_RESET = 0.5, 300.0, 600.0
 
 
@@ -98,6 +100,17 @@ def conditions(pod: Object, wanted: Mapping[str, tuple[bool, str, str]], now: fl
             row["message"] = message
         rows.append(row)
     return rows
+
+
+def new_words(before: Iterable[Object], after: Iterable[Object]) -> bool:
+    """Whether conditions say more than other numbers in the same messages. Numbers can wait for the next heartbeat: each change
+    of a Node wakes all that watch Nodes, on every machine."""
+
+    def words(rows: Iterable[Object]) -> list[tuple[str, ...]]:
+        return sorted((row["type"], row["status"], row.get("reason", ""), _NUMBERS.sub("#", row.get("message", "")))
+                      for row in rows)
+
+    return words(before) != words(after)
 
 
 def pod_status(pod: Object, init: list[ContainerState], states: list[ContainerState], addresses: list[str], host: str,

@@ -93,7 +93,12 @@ class MemoryStore:
 
     def subscribe(self, listener: Callable[[Change], None]) -> Callable[[], None]:
         self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+
+        def unsubscribe() -> None:
+            if listener in self._listeners:  # a store that was closed has none left
+                self._listeners.remove(listener)
+
+        return unsubscribe
 
     async def close(self) -> None:
         self._listeners.clear()

@@ -142,6 +142,16 @@ def test_a_transition_time_changes_with_the_status_only() -> None:
     assert ready["reason"] == "ContainersNotReady" and "c" in ready["message"]
 
 
+def test_other_numbers_are_no_news() -> None:
+    """A node agent sends them with its next heartbeat, anything else at once."""
+    before = podstatus.conditions({}, {"PodwireProxy": (True, "Ready", "12 Services, 30 endpoints"), "Ready": (True, "", "")}, NOW)
+    for stand, news in (((True, "Ready", "13 Services, 9 endpoints"), False), ((True, "Ready", "12 Services"), True),
+                        ((False, "Ready", "12 Services, 30 endpoints"), True), ((True, "Late", "12 Services, 30 endpoints"), True)):
+        after = podstatus.conditions({"status": {"conditions": before}}, {"PodwireProxy": stand, "Ready": (True, "", "")}, NOW + 9)
+        assert podstatus.new_words(before, after) is news
+    assert podstatus.new_words([], before)
+
+
 def test_readiness_gates_and_foreign_conditions() -> None:
     made = stored(pod(readinessGates=[{"conditionType": "x.io/gate"}]))
     assert _conditions(_status(made, state("running")))["Ready"][0] == "False"

@@ -150,13 +150,13 @@ def test_too_many_requests_waits_as_long_as_it_is_told(header: bool, monkeypatch
 
 
 def test_back_off_grows_to_its_end_with_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
+    waits: list[tuple[float, float]] = []
 
     class Enough(Exception):
         pass
 
-    async def slept(seconds: float) -> None:
-        waits.append(seconds)
+    async def paused(_api: ApiClient, least: float, most: float) -> None:
+        waits.append((least, most))
         if len(waits) == 12:
             raise Enough
 
@@ -164,13 +164,31 @@ def test_back_off_grows_to_its_end_with_jitter(monkeypatch: pytest.MonkeyPatch) 
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             async with ApiClient(ClientConfig(f"http://127.0.0.1:{closed.getsockname()[1]}")) as api:
-                monkeypatch.setattr("podwire_controlplane.client.informer.asyncio.sleep", slept)
+                monkeypatch.setattr(ApiClient, "pause", paused)
                 with pytest.raises(Enough):
                     await Informer(api, SERVICES).run()
 
     run(body())
-    for n, wait in enumerate(waits):
-        assert min(0.05 * 2 ** n, 5) <= wait <= min(0.05 * 2 ** n, 5) * 1.6
+    for n, (least, most) in enumerate(waits):
+        assert min(0.05 * 2 ** n, 5) <= most <= min(0.05 * 2 ** n, 5) * 1.6
+        assert least == max(0.05, most / 8)
+
+
+def test_a_server_that_answers_one_request_is_asked_again_by_all() -> None:
+    """Also by an informer whose back-off has grown: its minute here would outlast the test."""
+    async def handler(_asked: Asked, link: Link) -> None:
+        await link.answer(200, recorded.service("web", "10.96.0.9", VERSION))
+
+    async def body() -> None:
+        async with Scripted(handler) as server, ApiClient(server.config()) as api:
+            waiting = asyncio.create_task(api.pause(0.01, 60))
+            done, _ = await asyncio.wait((waiting,), timeout=0.1)
+            assert not done, "nobody was answered"
+            await api.get(SERVICES)
+            await asyncio.wait_for(waiting, 10)
+            await api.pause(0.01, 0.02)  # and it ends by itself
+
+    run(body())
 
 
 @given(st.integers(0, 2 ** 32))

@@ -118,7 +118,9 @@ def test_listeners_hear_every_write_in_order_until_they_leave(make: Make) -> Non
         leave()
         await store.put("/x", b"")
         assert len(heard) == 11
+        late = store.subscribe(heard.append)
         await store.close()
+        late()  # a watch that ends with the server
 
     run(body())
 
