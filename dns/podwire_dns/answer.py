@@ -256,7 +256,7 @@ class Answerer:
             name = rest[:-1] + suffix
             if len(name) <= names.MAX_WIRE and self.data.exists(name):
                 key = name + kind
-                return self._found(query, limit, ((query.name, name),), key, self.data.answers.get(key, EMPTY))
+                return self._found(query, limit, ((query.name, name),), key, self.data.answers.get(key) or EMPTY)
         return self._outside(Pending(query, limit, rest + kind, ((query.name, rest),), completed=True))
 
     def _nxdomain(self, query: Query, limit: int) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 from podwire_controlplane.client import logs
 
 from . import feed
+from .native.table import Table
 from .zone import ZoneData
 
 log = logs.get("dns")
@@ -47,16 +48,18 @@ class _Link(asyncio.Protocol):
 class Follower:
     """`whole(zone)` is called with each whole zone; later changes go into that very object. fed: they arrive."""
 
-    def __init__(self, path: Path, whole: Callable[[ZoneData], None], programmed: Callable[[float], None]) -> None:
-        """programmed: told, in seconds, how long after a change of a headless Service's pods its answers are here."""
-        self.path, self.whole, self.programmed = path, whole, programmed
+    def __init__(self, path: Path, whole: Callable[[ZoneData], None], programmed: Callable[[float], None],
+                 memory: Callable[[], Table | None] = lambda: None) -> None:
+        """programmed: told, in seconds, how long after a change of a headless Service's pods its answers are here. memory: of a
+        new zone."""
+        self.path, self.whole, self.programmed, self.memory = path, whole, programmed, memory
         self.fed = self.ever = False
         self._zone: ZoneData | None = None
 
     def take(self, message: feed.Message) -> None:
         """Raises BadFeed."""
         if isinstance(message, feed.Hello):
-            self._zone = ZoneData.begin(message)
+            self._zone = ZoneData.begin(message, self.memory())
         elif self._zone is None:
             raise feed.BadFeed("feed: it does not begin with Hello")
         elif isinstance(message, feed.Delta):

@@ -29,6 +29,7 @@ from .cache import Cache, Upstreamed
 from .clients import Clients
 from .config import DnsConfig
 from .follow import Follower
+from .native.table import Table
 from .observer import Observer
 from .rules import Rules
 from .sources import Sources, hold_hangup
@@ -66,7 +67,7 @@ class Server:
         self.answerer = Answerer(data, cache, time.monotonic, _below, bool(routes), config.autopath)
         self.forwarder = self._forwarder(config, cache)
         self.observer = Observer(None)
-        self.follower = Follower(config.socket_path, self._whole, self.observer.programmed)
+        self.follower = Follower(config.socket_path, self.take_zone, self.observer.programmed, self.memory)
         self.leaving = False
         self.dropped = self.reloads = 0
         self._pending = 0
@@ -96,7 +97,7 @@ class Server:
         answerer.cache.resize(config.cache_capacity, config.serve_stale, config.prefetch)
         self.observer.configure(Clients(config.run_dir / "cni" / "leases") if config.log_queries else None,
                                 config.log_classes, config.log_names)
-        for udp in self._udp:
+        for udp in self._counted:
             udp.configure()
 
     async def __aenter__(self) -> Server:
@@ -194,10 +195,16 @@ class Server:
         self.reloads += 1
         log.info("settings taken over", upstreams=list(self.forwarder.down()), rules=self.answerer.rules is not None)
 
-    def _whole(self, zone: ZoneData) -> None:
+    def memory(self) -> Table | None:
+        """Where a new zone is to be kept, so that compiled threads can read it; None: in dicts."""
+        module = native.load() if self.config.batches else None
+        return None if module is None else Table(module)
+
+    def take_zone(self, zone: ZoneData) -> None:
+        """Answer from this one, which is whole, from now on."""
         self.answerer.data = zone
         self._synced.set()
-        for udp in self._udp:
+        for udp in self._counted:
             udp.configure()
 
     async def __aexit__(self, *_: object) -> None:
@@ -368,6 +375,6 @@ def run(config: DnsConfig) -> None:
     real = sources.load()
     sources.tell(log)
     _prepare_node(real)
-    host.short_slices()
+    host.run_soon()
     sys.setswitchinterval(SWITCH_SECONDS)
     asyncio.run(_main(real, sources))

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .answer import Answerer, Pending
+from .native.table import Table
 from .observer import Observer
 
 LARGEST_QUERY = 4096
@@ -29,6 +30,7 @@ class UdpLoop:
                  observer: Observer) -> None:
         self.sock, self.answerer, self.later, self.observer = sock, answerer, later, observer
         self._native = native
+        self._memory: Table | None = None  # in use by the thread: it must not be freed
         self.batch: Any | None = None
         self._waiting: list[tuple[Pending, Send]] = []
         self._out: list[tuple[bytes, bytes]] = []  # answers of upstreams and their clients, until `flush`
@@ -42,10 +44,20 @@ class UdpLoop:
                                        name=f"udp {sock.getsockname()[0]}")
 
     def configure(self) -> None:
-        """Take over what changed in the answerer; also while packets come in."""
-        if self._native is not None and self.batch is not None:
-            zone = self.answerer.data.zones[0]
-            self._native.lib.batch_set(self.batch, self.answerer.recursion, self.answerer.shuffle, zone, len(zone))
+        """Take over what changed in the answerer and the observer; also while packets come in."""
+        if self._native is None or self.batch is None:
+            return
+        answerer = self.answerer
+        data, zone = answerer.data, answerer.data.zones[0]
+        memory = data.memory if data.synced and not self._special else None
+        self._native.lib.batch_set(self.batch, answerer.recursion, answerer.shuffle, answerer.autopath, zone, len(zone),
+                                   self._native.ffi.NULL if memory is None else memory.raw)
+        self._memory = memory
+
+    @property
+    def _special(self) -> bool:
+        """Must every question be looked at, also where there is an answer?"""
+        return self.answerer.rules is not None or self.observer.clients is not None
 
     def stop(self, seconds: float) -> None:
         """End the thread, at most `seconds` later; what is in the queue is answered first."""
@@ -144,23 +156,20 @@ class UdpLoop:
         modes_at, sizes_at = ffi.from_buffer(modes), ffi.cast("int32_t *", ffi.from_buffer(sizes))
         all_keys = ffi.buffer(batch.keys, room * 260)
         all_zones, all_simple = ffi.buffer(batch.zone), ffi.buffer(batch.simple)
-        answerer, observer, other = self.answerer, self.observer, self._other
+        other = self._other
         while True:
             count = receive(batch)
             if count <= 0:
                 if -count in PASSING:
                     continue
                 return
-            data = self.answerer.data
-            get = data.answers.get
-            special = answerer.rules is not None or observer.clients is not None
-            ends = unpack(batch.ends, count + 1)
-            keys, zones, simple = all_keys[:ends[count]], all_zones[:], all_simple[:]
-            values, slow, at = [], [], 0
-            for index in range(count):
-                end = ends[index + 1]
-                key = keys[at:end]
-                at = end
+            get = self.answerer.data.answers.get
+            special = self._special
+            ends, rest = unpack(batch.ends, room + 1), unpack(batch.rest, count)
+            zones, simple = all_zones[:], all_simple[:]
+            values, slow = [], []
+            for at, index in enumerate(rest):
+                key = all_keys[ends[index]:ends[index + 1]]
                 value, mode = get(key), SEND
                 if value is None or special:
                     try:
@@ -173,8 +182,8 @@ class UdpLoop:
                     else:
                         mode, value = found
                 values.append(value)
-                modes[index] = mode
-                sizes[index] = len(value)
+                modes[at] = mode
+                sizes[at] = len(value)
             left = lib.batch_send(batch, count, b"".join(values), sizes_at, modes_at)
             if left:
                 slow += [(index, b"") for index in unpack(batch.left, left)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from . import wire
 from .feed import Delta, Hello
+from .native.table import Table, TableAnswers, TableNames
 from .pack import A_IN, AAAA_IN, CNAME_IN, PTR_IN, SRV_IN
 from .wire import COUNTS, NOERROR, NXDOMAIN
 
@@ -14,7 +15,7 @@ from .wire import COUNTS, NOERROR, NXDOMAIN
 class ZoneData:
     """What a feeder sent. zones: apexes in wire form, the cluster domain first. synced: it is whole.
 
-    names: those that exist without an answer of their own.
+    names: those that exist without an answer of their own. memory: where they and the answers are; None: here.
     """
 
     zones: tuple[bytes, ...]
@@ -22,8 +23,9 @@ class ZoneData:
     pods: bool = True
     synced: bool = False
     serial: int = 0
-    answers: dict[bytes, bytes] = field(default_factory=dict)
-    names: set[bytes] = field(default_factory=set)
+    answers: dict[bytes, bytes] | TableAnswers = field(default_factory=dict[bytes, bytes])
+    names: set[bytes] | TableNames = field(default_factory=set[bytes])
+    memory: Table | None = None
     apexes: frozenset[bytes] = field(init=False)
     pod_apex: bytes = field(init=False)
     _soas: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
@@ -39,8 +41,10 @@ class ZoneData:
                 or name + SRV_IN in answers or name + PTR_IN in answers)
 
     @classmethod
-    def begin(cls, hello: Hello) -> ZoneData:
-        return cls(hello.zones, hello.ttl, hello.pods)
+    def begin(cls, hello: Hello, memory: Table | None = None) -> ZoneData:
+        if memory is None:
+            return cls(hello.zones, hello.ttl, hello.pods)
+        return cls(hello.zones, hello.ttl, hello.pods, answers=memory.answers, names=memory.names, memory=memory)
 
     def apply(self, delta: Delta) -> None:
         """New names and answers first: a reader between two steps must not see a Service less than there ever was."""
@@ -51,6 +55,8 @@ class ZoneData:
         self.names.difference_update(delta.lost)
         self.serial = delta.serial
         self._soas, self._negatives = {}, {}
+        if self.memory is not None:
+            self.memory.negative(self.negative(len(self.zones[0]))[0][1])
 
     def negative(self, length: int) -> tuple[tuple[int, bytes], tuple[int, bytes]]:
         """(rcode, value) of NODATA and of NXDOMAIN about a name of the cluster zone which is `length` bytes long."""

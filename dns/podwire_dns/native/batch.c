@@ -1,8 +1,9 @@
 /* Many queries in, many answers out, with one system call each: the receiving and sending half of a DNS server.
  *
- * Which answer a question has is Python's business. Here a query is only recognised as plain (a header, one question, at most an
- * empty OPT record), its question put in lower case for the look-up; and around the value that Python found go the head, the
- * question as it came, and the OPT record. A value: ANCOUNT, NSCOUNT, ARCOUNT, then the records (wire.py).
+ * A query is recognised as plain (a header, one question, at most an empty OPT record), and its question put in lower case for
+ * the look-up. Around the value that was found go the head, the question as it came, and the OPT record. What table.c has is
+ * answered without Python, whatever Python does meanwhile; all else is Python's business. A value: ANCOUNT, NSCOUNT, ARCOUNT,
+ * then the records (wire.py).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -34,16 +35,18 @@ typedef struct {
     uint8_t zone[BATCH];
     uint8_t simple[BATCH];
     int32_t lengths[BATCH];
+    int32_t rest[BATCH];
     int32_t left[BATCH];
     char *keys;
     char *packets;
     int32_t packet_size;
     batch_counts counts;
     /* below: not for Python */
-    int fd, recursion, shuffle;
+    pthread_mutex_t lock;         /* for what batch_set sets */
+    int fd, recursion, shuffle, autopath, zone_length;
+    char zone_name[256];
+    table *table;                 /* NULL: all questions are Python's */
     uint64_t random, began;
-    int zone_at;                  /* which of the two is in force: the other one may be written */
-    struct { int length; char name[256]; } zones[2];
     uint8_t edns[BATCH];          /* 0: none, 1: OPT, 2: OPT with DO */
     int32_t limits[BATCH];
     char out[BATCH][MAXIMUM];
@@ -71,13 +74,14 @@ static uint64_t now(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* What may change while packets come in: `zone` is the cluster zone's name in lower case and wire form. */
-void batch_set(batch *b, int recursion, int shuffle, const char *zone, int zone_length) {
-    int other = !b->zone_at;
-    memcpy(b->zones[other].name, zone, (size_t)zone_length);
-    b->zones[other].length = zone_length;
-    __atomic_store_n(&b->zone_at, other, __ATOMIC_RELEASE);
-    b->recursion = recursion, b->shuffle = shuffle;
+/* What may change while packets come in: `zone` is the cluster zone's name in lower case and wire form. When this returns, the
+ * table that was in force before is not used any more. */
+void batch_set(batch *b, int recursion, int shuffle, int autopath, const char *zone, int zone_length, table *answers) {
+    pthread_mutex_lock(&b->lock);
+    memcpy(b->zone_name, zone, (size_t)zone_length);
+    b->zone_length = zone_length;
+    b->recursion = recursion, b->shuffle = shuffle, b->autopath = autopath, b->table = answers;
+    pthread_mutex_unlock(&b->lock);
 }
 
 batch *batch_new(int fd) {
@@ -91,6 +95,7 @@ batch *batch_new(int fd) {
     }
     b->fd = fd, b->packet_size = PACKET;
     b->random = now() | 1;
+    pthread_mutex_init(&b->lock, NULL);
     for (int i = 0; i < BATCH; i++) {
         b->in_vectors[i] = (struct iovec){b->packets + (size_t)i * PACKET, PACKET};
         b->in_headers[i].msg_hdr.msg_iov = &b->in_vectors[i];
@@ -101,15 +106,15 @@ batch *batch_new(int fd) {
 }
 
 void batch_free(batch *b) {
+    pthread_mutex_destroy(&b->lock);
     free(b->packets), free(b->keys), free(b);
 }
 
 /* The question in lower case at `key`; its length, 0 where the query is not plain. */
 static int recognise(batch *b, int i, char *key) {
     const uint8_t *data = (const uint8_t *)b->packets + (size_t)i * PACKET;
-    int length = b->lengths[i], at = 12, name_end, current = __atomic_load_n(&b->zone_at, __ATOMIC_ACQUIRE);
-    int zone_length = b->zones[current].length;
-    const char *zone_name = b->zones[current].name;
+    int length = b->lengths[i], at = 12, name_end, zone_length = b->zone_length;
+    const char *zone_name = b->zone_name;
     b->zone[i] = 0;
     if (length < 17 || data[2] & 0xFE || memcmp(data + 4, "\0\1\0\0\0\0\0", 7) || data[11] > 1) return 0;
     while (at < length && data[at]) {
@@ -147,26 +152,6 @@ static int recognise(batch *b, int i, char *key) {
     return size;
 }
 
-/* Waits for queries. Their number; 0: the socket was shut down; below 0: -errno. */
-int batch_receive(batch *b) {
-    for (int i = 0; i < BATCH; i++) b->in_headers[i].msg_hdr.msg_namelen = sizeof b->peers[i];
-    int count = recvmmsg(b->fd, b->in_headers, BATCH, MSG_WAITFORONE, NULL);
-    if (count < 0) return -errno;
-    if (count > 0 && !b->in_headers[0].msg_len && !b->in_headers[0].msg_hdr.msg_namelen) return 0;
-    b->began = now();
-    b->counts.calls++;
-    b->counts.received += (uint64_t)count;
-    int at = 0;
-    for (int i = 0; i < count; i++) {
-        b->lengths[i] = (int32_t)b->in_headers[i].msg_len;
-        b->ends[i] = at;
-        int size = recognise(b, i, b->keys + at);
-        at += size;
-    }
-    b->ends[count] = at;
-    return count;
-}
-
 static int assemble(batch *b, int i, const char *value, int size, int mode) {
     const char *query = b->packets + (size_t)i * PACKET;
     int question = b->ends[i + 1] - b->ends[i], tail = b->edns[i] ? 11 : 0, records = size - 6;
@@ -198,40 +183,121 @@ static int assemble(batch *b, int i, const char *value, int size, int mode) {
     return 12 + question + records + tail;
 }
 
-/* modes[i]: 0 send nothing; SEND + rcode, FORWARDED where the answer is not ours: values' next sizes[i] bytes are a value. How many stand in `left`, too large to be sent. */
-int batch_send(batch *b, int count, const char *values, const int32_t *sizes, const uint8_t *modes) {
-    int ready = 0, left = 0;
-    for (int i = 0; i < count; values += sizes[i], i++) {
-        if (!modes[i]) continue;
-        int length = sizes[i] < 6 ? 0 : assemble(b, i, values, sizes[i], modes[i]);
-        if (!length) {
-            b->left[left++] = i;
-            continue;
-        }
-        unsigned type = (uint8_t)b->keys[b->ends[i + 1] - 4] << 8 | (uint8_t)b->keys[b->ends[i + 1] - 3];
-        b->counts.types[type < TYPES ? type : 0]++;
-        b->counts.rcodes[modes[i] & 15]++;
-        b->counts.sent_bytes += (uint64_t)length;
-        b->counts.received_bytes += (uint64_t)b->lengths[i];
-        count_size(b->counts.query_sizes, b->lengths[i]);
-        count_size(b->counts.answer_sizes, length);
-        b->counts.dnssec_ok += b->edns[i] == 2;
-        b->out_vectors[ready] = (struct iovec){b->out[i], (size_t)length};
-        b->out_headers[ready].msg_hdr = (struct msghdr){
-            .msg_name = &b->peers[i], .msg_namelen = b->in_headers[i].msg_hdr.msg_namelen,
-            .msg_iov = &b->out_vectors[ready], .msg_iovlen = 1};
-        ready++;
-    }
-    for (int at = 0; at < ready;) {
-        int sent = sendmmsg(b->fd, b->out_headers + at, (unsigned)(ready - at), 0);
+/* The answer to query i, if it can be given: it is counted, and the next to be sent. */
+static int prepared(batch *b, int i, const char *value, int size, int mode, int at) {
+    int length = size < 6 ? 0 : assemble(b, i, value, size, mode);
+    if (!length) return 0;
+    unsigned type = (uint8_t)b->keys[b->ends[i + 1] - 4] << 8 | (uint8_t)b->keys[b->ends[i + 1] - 3];
+    b->counts.types[type < TYPES ? type : 0]++;
+    b->counts.rcodes[mode & 15]++;
+    b->counts.sent_bytes += (uint64_t)length;
+    b->counts.received_bytes += (uint64_t)b->lengths[i];
+    count_size(b->counts.query_sizes, b->lengths[i]);
+    count_size(b->counts.answer_sizes, length);
+    b->counts.dnssec_ok += b->edns[i] == 2;
+    b->out_vectors[at] = (struct iovec){b->out[i], (size_t)length};
+    b->out_headers[at].msg_hdr = (struct msghdr){
+        .msg_name = &b->peers[i], .msg_namelen = b->in_headers[i].msg_hdr.msg_namelen,
+        .msg_iov = &b->out_vectors[at], .msg_iovlen = 1};
+    return 1;
+}
+
+static void send_ready(batch *b, int count) {
+    for (int at = 0; at < count;) {
+        int sent = sendmmsg(b->fd, b->out_headers + at, (unsigned)(count - at), 0);
         if (sent < 0 && errno == EINTR) continue;
         at += sent > 0 ? sent : 1; /* a client that cannot be reached loses its own answer, nobody else's */
     }
     uint64_t took = now() - b->began;
     int bucket = 0;
     while (bucket < BUCKETS - 1 && took > BOUNDS[bucket]) bucket++;
-    b->counts.took[bucket] += (uint64_t)ready;
-    b->counts.took_ns += took * (uint64_t)ready;
+    b->counts.took[bucket] += (uint64_t)count;
+    b->counts.took_ns += took * (uint64_t)count;
+}
+
+static int is_there(const table *t, char *key, int size, int type) {
+    key[size - 4] = 0, key[size - 3] = (char)type;
+    return look_up(t, ANSWERS, key, size) != NULL;
+}
+
+/* What answer.py's `absent` says of a question that has no answer: the rcode, with `value` made; -1: it is Python's business. */
+static int absent(const batch *b, int i, const char *question, int size, char *value) {
+    static const uint8_t usual[] = {1, 2, 5, 12, 15, 16, 28, 33, 65}; /* A NS CNAME PTR MX TXT AAAA SRV HTTPS */
+    const table *t = b->table;
+    char key[260];
+    int name = size - 4;
+    if (!b->zone[i] || !t->negative_size || question[name] || memcmp(question + name + 2, "\0\1", 2)
+        || !memchr(usual, (uint8_t)question[name + 1], sizeof usual)) return -1;
+    memcpy(key, question, (size_t)size);
+    if (is_there(t, key, size, 5)) return -1;
+    int exists = is_there(t, key, size, 1) || is_there(t, key, size, 28) || is_there(t, key, size, 33)
+                 || look_up(t, NAMES, key, name);
+    int below = name - b->zone_length;
+    if (!exists && (b->autopath || (below >= 4 && !memcmp(question + below - 4, "\3pod", 4)))) return -1;
+    memcpy(value, t->negative, (size_t)t->negative_size);
+    static const int pointers[] = {6, 25, 38}; /* owner, MNAME and RNAME point at the zone's name in the question */
+    for (int k = 0; k < 3; k++) value[pointers[k]] = (char)(0xC0 | (12 + below) >> 8), value[pointers[k] + 1] = (char)(12 + below);
+    return exists ? 0 : 3;
+}
+
+/* Prepare what the table knows; how many queries are left to Python, in `rest`. */
+static int find_all(batch *b, int count) {
+    int known = 0, rest = 0;
+    char value[NEGATIVE];
+    pthread_mutex_lock(&b->table->lock);
+    for (int i = 0; i < count; i++) {
+        const char *key = b->keys + b->ends[i];
+        int size = b->ends[i + 1] - b->ends[i], done = 0;
+        const entry *found = size ? look_up(b->table, ANSWERS, key, size) : NULL;
+        if (found) {
+            done = prepared(b, i, found->data + size, (int)found->size, SEND, known);
+        } else if (size) {
+            int rcode = absent(b, i, key, size, value);
+            done = rcode >= 0 && prepared(b, i, value, b->table->negative_size, SEND + rcode, known);
+        }
+        known += done;
+        if (!done) b->rest[rest++] = i;
+    }
+    pthread_mutex_unlock(&b->table->lock);
+    return rest;
+}
+
+/* Waits for queries, and answers those that the table knows. How many are left to Python, in `rest`; 0: the socket was shut
+ * down; below 0: -errno. */
+int batch_receive(batch *b) {
+    for (;;) {
+        for (int i = 0; i < BATCH; i++) b->in_headers[i].msg_hdr.msg_namelen = sizeof b->peers[i];
+        int count = recvmmsg(b->fd, b->in_headers, BATCH, MSG_WAITFORONE, NULL);
+        if (count < 0) return -errno;
+        if (count > 0 && !b->in_headers[0].msg_len && !b->in_headers[0].msg_hdr.msg_namelen) return 0;
+        b->began = now();
+        b->counts.calls++;
+        b->counts.received += (uint64_t)count;
+        int at = 0, rest = count;
+        pthread_mutex_lock(&b->lock);
+        for (int i = 0; i < count; i++) {
+            b->lengths[i] = (int32_t)b->in_headers[i].msg_len;
+            b->ends[i] = at, b->rest[i] = i;
+            at += recognise(b, i, b->keys + at);
+        }
+        b->ends[count] = at;
+        if (b->table) rest = find_all(b, count);
+        pthread_mutex_unlock(&b->lock);
+        if (rest < count) send_ready(b, count - rest);
+        if (rest) return rest;
+    }
+}
+
+/* For the first `count` of `rest`: modes[k] is 0, send nothing, or SEND + rcode, FORWARDED where the answer is not ours; values'
+ * next sizes[k] bytes are a value. How many stand in `left`, too large to be sent. */
+int batch_send(batch *b, int count, const char *values, const int32_t *sizes, const uint8_t *modes) {
+    int made = 0, left = 0;
+    for (int k = 0; k < count; values += sizes[k], k++) {
+        if (!modes[k]) continue;
+        if (prepared(b, b->rest[k], values, sizes[k], modes[k], made)) made++;
+        else b->left[left++] = b->rest[k];
+    }
+    if (made) send_ready(b, made);
     return left;
 }
 

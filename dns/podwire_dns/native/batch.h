@@ -1,4 +1,4 @@
-/* What Python sees of batch.c (cffi reads this file). */
+/* What Python sees of batch.c (cffi reads this file, behind table.h). */
 enum { BATCH = 64 };
 
 typedef struct {
@@ -18,6 +18,7 @@ typedef struct {
     uint8_t zone[64];        /* the name lies in the zone given to batch_set */
     uint8_t simple[64];      /* recursion desired, and neither DO, CD nor AD: an answer of the forward cache fits as it is */
     int32_t lengths[64];     /* of the packets */
+    int32_t rest[64];        /* the queries of this batch that are left to Python, by their index */
     int32_t left[64];        /* what batch_send could not send because it is too large for its client */
     char *keys;
     char *packets;           /* PACKET bytes for each */
@@ -27,7 +28,7 @@ typedef struct {
 } batch;
 
 batch *batch_new(int fd);
-void batch_set(batch *b, int recursion, int shuffle, const char *zone, int zone_length);
+void batch_set(batch *b, int recursion, int shuffle, int autopath, const char *zone, int zone_length, table *answers);
 void batch_free(batch *b);
 int batch_receive(batch *b);
 int batch_send(batch *b, int count, const char *values, const int32_t *sizes, const uint8_t *modes);

@@ -11,6 +11,7 @@ from ..answer import Answerer
 from ..build import Builder
 from ..cache import Cache
 from ..config import DnsConfig
+from ..native.table import Table
 from ..zone import ZoneData
 from . import cases
 
@@ -29,7 +30,7 @@ def builder(services: Iterable[Any] = (), slices: Iterable[Any] = (), namespaces
     return made
 
 
-def fed(source: Builder, serial: int = 1) -> ZoneData:
+def fed(source: Builder, serial: int = 1, memory: Table | None = None) -> ZoneData:
     """What a server holds after it took the whole feed, by way of the wire."""
     source.flush(serial)
     schema = source.config
@@ -39,7 +40,7 @@ def fed(source: Builder, serial: int = 1) -> ZoneData:
     for frame in feed.snapshot(hello, source.answers, iter(source.names), serial):
         message = feed.decode(frame[4:])
         if isinstance(message, feed.Hello):
-            zone = ZoneData.begin(message)
+            zone = ZoneData.begin(message, memory)
         elif isinstance(message, feed.Delta):
             assert zone is not None
             zone.apply(message)
@@ -55,6 +56,6 @@ def answerer(zone: ZoneData, *, recursion: bool = False, rand: Callable[[int], i
     return Answerer(zone, Cache(), clock, rand, recursion)
 
 
-def conformance_zone() -> ZoneData:
+def conformance_zone(memory: Table | None = None) -> ZoneData:
     """The cluster of cases.py."""
-    return fed(builder(cases.SERVICES, cases.SLICES, cases.NAMESPACES))
+    return fed(builder(cases.SERVICES, cases.SLICES, cases.NAMESPACES), memory=memory)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import dataclasses
 import random
+import select
 import socket
+import struct
 from pathlib import Path
 
 import dns.asyncquery
 import dns.flags
 import dns.message
+import dns.rcode
 import pytest
 
 from podwire_dns import native
 from podwire_dns.cache import Upstreamed
 from podwire_dns.names import to_wire
 from podwire_dns.native import build
+from podwire_dns.native.table import Table
 from podwire_dns.server import Server
 from podwire_dns.testing import builders, cases
 from podwire_dns.testing.fuzz import mutate, seeds
@@ -28,21 +33,31 @@ MANY = 3000
 def packets() -> list[bytes]:
     rand, start = random.Random(5), seeds()
     extra = [data[:12] + data[12:].swapcase() for data in start]
+    # cut within the question: all that is there are bytes that stand for something in the zone
+    extra += [start[0][:12] + to_wire(name) + rest for name in ("cluster.local.", cases.SVC, f"svc1.{cases.SVC}")
+              for rest in (b"", b"\0", b"\1", b"\0\1", b"\0\0\0\0")]
     return [*start, *extra, *(mutate(rand.choice(start), rand) for _ in range(MANY))]
 
 
-@pytest.mark.parametrize("batches", [True, False])
-def test_the_loop_answers_as_the_answerer_does(tmp_path: Path, batches: bool) -> None:
-    if batches and native.load() is None:
+def need_module() -> None:
+    if native.load() is None:
         if why := build.missing():
             pytest.skip(f"the packet module cannot be built here: {why}")
         pytest.fail("the packet module was not built at install time: run make clean install")
+
+
+@pytest.mark.parametrize("way", ["table", "batches", "packets"])
+def test_the_loop_answers_as_the_answerer_does(tmp_path: Path, way: str) -> None:
+    """By the table alone where it knows the answer; by the interpreter, in batches; and packet by packet."""
+    batches = way != "packets"
+    if batches:
+        need_module()
     config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), batches=batches)
     judge = builders.answerer(builders.conformance_zone())
 
     async def serve() -> None:
         async with Server(config) as server:
-            server.answerer.data = builders.conformance_zone()
+            server.take_zone(builders.conformance_zone(server.memory() if way == "table" else None))
             await asyncio.to_thread(ask_all)
 
     def same(first: bytes, second: bytes) -> bool:
@@ -110,6 +125,52 @@ def test_answers_of_the_forward_cache(tmp_path: Path, batches: bool) -> None:
             assert server.answerer.counts["hit"] == (5 if batches else 0)
 
     asyncio.run(serve())
+
+
+def test_hits_do_not_wait_for_the_interpreter(tmp_path: Path) -> None:
+    """While one thread keeps the interpreter, what the table knows is answered: records, NODATA and NXDOMAIN."""
+    need_module()
+    config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port())
+    keeping = ctypes.PyDLL(None)  # its functions keep the interpreter while they wait
+
+    def answered(name: str, rtype: str) -> dns.message.Message:
+        query = dns.message.make_query(name, rtype)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect(("127.0.0.1", config.port))
+            sock.setblocking(False)
+            sock.send(query.to_wire())
+            waiting = struct.pack("=ihh", sock.fileno(), select.POLLIN, 0)
+            assert keeping.poll(waiting, 1, 10_000) == 1, "no answer while the interpreter was kept"
+            return dns.message.from_wire(sock.recv(65535))
+
+    async def serve() -> None:
+        async with Server(config) as server:
+            server.take_zone(builders.conformance_zone(server.memory()))
+            assert answered(f"svc1.{cases.SVC}", "A").answer
+            assert answered(f"_http._tcp.svc1.{cases.SVC}", "SRV").additional
+            nothing, absent = answered(f"svc1.{cases.SVC}", "AAAA"), answered(f"nowhere.{cases.SVC}", "A")
+            assert (nothing.rcode(), absent.rcode()) == (dns.rcode.NOERROR, dns.rcode.NXDOMAIN)
+            assert [bool(m.authority) and not m.answer for m in (nothing, absent)] == [True, True]
+
+    asyncio.run(serve())
+
+
+def test_a_table_grows_and_shrinks_like_a_dict() -> None:
+    need_module()
+    table, mirror, rand = Table(native.load()), dict[bytes, bytes](), random.Random(11)
+    keys = [rand.randbytes(rand.randint(1, 259)) for _ in range(5000)]
+    for _ in range(6):
+        fresh = {key: rand.randbytes(rand.choice((0, 6, 200, 1024, 1025, 70_000))) for key in rand.sample(keys, 1000)}
+        table.answers.update(fresh)
+        mirror.update(fresh)
+        for key in rand.sample(keys, 900):
+            assert table.answers.pop(key, None) == mirror.pop(key, None)
+        table.names.update(keys[:100])  # the same bytes as keys of answers
+        table.names.difference_update(keys[50:200])
+        assert len(table.answers) == len(mirror)
+        assert [table.answers.get(key) for key in keys] == [mirror.get(key) for key in keys]
+        assert [key in table.answers for key in keys] == [key in mirror for key in keys]
+        assert [key in table.names for key in keys[:250]] == [index < 50 for index in range(250)]
 
 
 def test_cases_are_asked() -> None:

@@ -9,11 +9,13 @@ import asyncio
 import dataclasses
 import socket
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import dns.message
 import pytest
 
+from podwire_dns.native.table import Table
 from podwire_dns.server import Server
 from podwire_dns.testing import builders, cases, edges, judge
 from podwire_dns.testing.cases import Case
@@ -23,14 +25,15 @@ from podwire_dns.zone import ZoneData
 WAYS = [(udp, batches) for udp in (True, False) for batches in (True, False)]
 
 
-def serving(tmp_path: Path, zone: ZoneData | None, work: Callable[[int], None], *, batches: bool = True) -> None:
+def serving(tmp_path: Path, zone: Callable[[Table | None], ZoneData] | None, work: Callable[[int], None], *,
+            batches: bool = True) -> None:
     """Run `work(port)` beside a server with this zone; None: it has none yet."""
     config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), batches=batches)
 
     async def body() -> None:
         async with Server(config) as server:
             if zone is not None:
-                server.answerer.data = zone
+                server.take_zone(zone(server.memory()))
             await asyncio.to_thread(work, config.port)
 
     asyncio.run(body())
@@ -65,25 +68,24 @@ def ask(port: int, table: list[Case], *, udp: bool) -> None:
             raise AssertionError(f"{case} over {'UDP' if udp else 'TCP'}: {err}") from err
 
 
-def pods(mode: str) -> ZoneData:
+def pods(mode: str, memory: Table | None) -> ZoneData:
     """The cluster of the table with pods' names disabled or verified."""
     config = dataclasses.replace(builders.CONFIG, pods=mode != "disabled")
     source = builders.builder(cases.SERVICES, cases.SLICES, cases.NAMESPACES, config)
     for pod in edges.RUNNING if mode == "verified" else ():
         source.pod(pod)
-    fed = builders.fed(source)
-    return ZoneData(fed.zones, fed.ttl, False, True, fed.serial, fed.answers, fed.names)
+    return dataclasses.replace(builders.fed(source, memory=memory), pods=False)
 
 
 @pytest.mark.parametrize(("udp", "batches"), WAYS)
 def test_every_case(tmp_path: Path, udp: bool, batches: bool) -> None:
-    serving(tmp_path, builders.conformance_zone(), lambda port: ask(port, cases.CASES, udp=udp), batches=batches)
+    serving(tmp_path, builders.conformance_zone, lambda port: ask(port, cases.CASES, udp=udp), batches=batches)
 
 
 @pytest.mark.parametrize("udp", [True, False], ids=["udp", "tcp"])
 @pytest.mark.parametrize(("mode", "table"), [("verified", edges.PODS_VERIFIED), ("disabled", edges.PODS_DISABLED)])
 def test_names_of_pods(tmp_path: Path, mode: str, table: list[Case], udp: bool) -> None:
-    serving(tmp_path, pods(mode), lambda port: ask(port, table, udp=udp))
+    serving(tmp_path, partial(pods, mode), lambda port: ask(port, table, udp=udp))
 
 
 @pytest.mark.parametrize(("udp", "batches"), WAYS)
@@ -98,7 +100,7 @@ def test_edges(tmp_path: Path, udp: bool, batches: bool) -> None:
             assert (rcode, len(records)) == (edge.rcode, edge.answers), edge.name
             assert answer[:2] == edge.message[:2], edge.name
 
-    serving(tmp_path, builders.conformance_zone(), work, batches=batches)
+    serving(tmp_path, builders.conformance_zone, work, batches=batches)
 
 
 @pytest.mark.parametrize("udp", [True, False], ids=["udp", "tcp"])

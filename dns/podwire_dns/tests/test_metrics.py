@@ -16,7 +16,7 @@ from dnslib import RR, DNSRecord
 from podwire_dns import feed, web
 from podwire_dns.server import Server
 from podwire_dns.sources import Sources
-from podwire_dns.testing import builders
+from podwire_dns.testing import builders, cases
 from podwire_dns.testing.cases import SVC
 from podwire_dns.tests.test_observed import get, samples
 from podwire_dns.tests.test_server import ask, free_port
@@ -35,9 +35,10 @@ async def page_of_a_busy_server(tmp_path: Path) -> dict[str, float]:
     sources = Sources(dataclasses.replace(builders.CONFIG, run_dir=tmp_path, corefile=str(corefile)))
     config = sources.load()
     async with Server(config, sources) as server:
-        zone = builders.conformance_zone()
-        server.follower.take(feed.Hello(feed.VERSION, zone.zones, 5, True))
-        server.follower.take(feed.Delta(1, zone.answers, names=tuple(zone.names), triggered=(time.time() - 1,)))
+        source = builders.builder(cases.SERVICES, cases.SLICES, cases.NAMESPACES)
+        source.flush(1)
+        server.follower.take(feed.Hello(feed.VERSION, builders.CONFIG.zones(), 5, True))
+        server.follower.take(feed.Delta(1, source.answers, names=tuple(source.names), triggered=(time.time() - 1,)))
         server.follower.take(feed.Synced(1))
         for name, edns in (("www.example.com.", False), ("www.example.com.", True), (f"svc1.{SVC}", True)):
             query = dns.message.make_query(name, "A", want_dnssec=edns)

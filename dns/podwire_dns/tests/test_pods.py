@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import dns.message
@@ -13,7 +14,6 @@ from podwire_dns.answer import Answerer
 from podwire_dns.build import Builder
 from podwire_dns.testing import builders, cases, judge
 from podwire_dns.testing.cases import ZONE
-from podwire_dns.zone import ZoneData
 
 Object = dict[str, Any]
 
@@ -31,8 +31,7 @@ def verified(*pods: Object) -> Builder:
 
 
 def served(source: Builder) -> Answerer:
-    fed = builders.fed(source)
-    return builders.answerer(ZoneData(fed.zones, fed.ttl, False, True, fed.serial, fed.answers, fed.names))
+    return builders.answerer(dataclasses.replace(builders.fed(source), pods=False))
 
 
 @pytest.mark.parametrize(("name", "rtype", "rcode", "answers"), [

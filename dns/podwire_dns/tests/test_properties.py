@@ -9,8 +9,9 @@ import dns.message
 import hypothesis.strategies as st
 from hypothesis import given
 
-from podwire_dns import feed, names
+from podwire_dns import feed, names, native
 from podwire_dns.build import Builder
+from podwire_dns.native.table import Table
 from podwire_dns.testing import builders, judge
 from podwire_dns.testing.cases import HTTP, ZONE, endpoint, endpoint_slice, namespace, service
 from podwire_dns.testing.obvious import Obvious
@@ -80,6 +81,8 @@ def test_every_answer_is_what_the_obvious_resolver_says(history: list[tuple[str,
     answerer = builders.answerer(zone)
     obvious = Obvious(ZONE, left["service"].values(), left["slice"].values(), left["namespace"].values(), NETWORKS,
                       ["10.96.0.10"])
+    assert isinstance(zone.answers, dict)
+    assert isinstance(zone.names, set)
     asked = {(names.from_wire(key[:-4]), TYPES[key[-3]]) for key in zone.answers}
     asked |= {(names.from_wire(name), rtype) for name in zone.names for rtype in ("A", "SRV")}
     asked |= {(f"no.{names.from_wire(name)}", "A") for name in zone.names}
@@ -106,18 +109,29 @@ def test_any_history_of_changes_equals_a_fresh_build(listed: list[tuple[str, Obj
     for change in listed:
         _apply(incremental, copy.deepcopy(change))
     incremental.fill()
-    server = builders.fed(incremental)
+    module = native.load()
+    servers = [builders.fed(incremental), *([builders.fed(incremental, memory=Table(module))] if module is not None else [])]
+    ever = set(incremental.answers) | {name + b"\0\1\0\1" for name in incremental.names}
     for change, push in history:
         _apply(incremental, copy.deepcopy(change))
         if push:
             for piece in feed.pieces(incremental.flush(2), most=3):
-                server.apply(piece)
-    server.apply(incremental.flush(3))
+                for server in servers:
+                    server.apply(piece)
+            ever |= set(incremental.answers) | {name + b"\0\1\0\1" for name in incremental.names}
+    last = incremental.flush(3)
+    for server in servers:
+        server.apply(last)
     left = _final([*listed, *(change for change, _ in history)])
     fresh = builders.fed(builders.builder(left["service"].values(), left["slice"].values(), left["namespace"].values()))
-    assert server.answers == fresh.answers
-    assert server.names == fresh.names
+    assert servers[0].answers == fresh.answers
+    assert servers[0].names == fresh.names
     assert incremental.answers == fresh.answers
+    for server in servers:
+        assert len(server.answers) == len(fresh.answers)
+        for key in ever | set(incremental.answers):
+            assert server.answers.get(key) == fresh.answers.get(key)
+            assert (key in server.answers, key[:-4] in server.names) == (key in fresh.answers, key[:-4] in fresh.names)
 
 
 def test_a_change_costs_what_it_touches() -> None:
