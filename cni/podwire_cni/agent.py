@@ -24,6 +24,7 @@ from podwire_controlplane.client import logs
 from podwire_controlplane.client.config import ClientConfig
 from podwire_controlplane.client.http import ApiClient
 from podwire_controlplane.client.informer import Informer
+from podwire_controlplane.client.reflector import Event
 from podwire_controlplane.client.rolestatus import RoleStatus
 
 from . import conflist, netlink, nodes, overlay, routes, wiring
@@ -189,8 +190,13 @@ class Agent:
     async def follow(self, stop: asyncio.Event, client: ClientConfig) -> None:
         """Until `stop`: Nodes change -> sync; also now and then, to put right what others changed in the kernel."""
         changed = asyncio.Event()
+
+        def heard(event: Event) -> None:
+            if event.type != "MODIFIED" or event.old is None or routes.facts(event.old) != routes.facts(event.object):
+                changed.set()
+
         async with ApiClient(client) as api:
-            informer = Informer(api, "/api/v1/nodes", on_event=lambda _: changed.set(), on_synced=changed.set)
+            informer = Informer(api, "/api/v1/nodes", on_event=heard, on_synced=changed.set)
             watching = asyncio.create_task(informer.run())
             stopping = asyncio.create_task(stop.wait())
             try:

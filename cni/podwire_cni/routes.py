@@ -44,6 +44,12 @@ def internal_ips(node: Mapping[str, Any]) -> list[IPAddress]:
     return found
 
 
+def facts(node: Mapping[str, Any]) -> tuple[object, ...]:
+    """All that this package reads of a Node. The rest, such as conditions, changes all the time and matters to no route."""
+    spec = node.get("spec") or {}
+    return spec.get("podCIDRs") or spec.get("podCIDR"), internal_ips(node)
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Another node. cidrs: of its pods; addresses: its InternalIPs, in its own order."""

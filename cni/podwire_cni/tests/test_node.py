@@ -37,6 +37,18 @@ def test_the_others_and_not_itself() -> None:
     assert got.problems == ()
 
 
+def test_what_concerns_no_route_is_no_news() -> None:
+    """Every Node's conditions change all the time, and every node hears of it."""
+    before = node(["10.0.2.0/24"], "192.0.2.2")
+    beat = {**before, "status": {**before["status"], "conditions": [{"type": "Ready", "lastHeartbeatTime": "t"}]},
+            "metadata": {"name": "b", "labels": {"x": "y"}, "resourceVersion": "7"}}
+    assert routes.facts(beat) == routes.facts(before)
+    for other in (node(["10.0.3.0/24"], "192.0.2.2"), node(["10.0.2.0/24"], "192.0.2.3"), node([], "192.0.2.2"),
+                  node(["10.0.2.0/24"]), node(["10.0.2.0/24", "fd00:2::/64"], "192.0.2.2")):
+        assert routes.facts(other) != routes.facts(before)
+        assert routes.view({"b": other}, "a") != routes.view({"b": before}, "a")
+
+
 def test_what_pods_reach_with_their_own_address() -> None:
     got = routes.view({"n1": node(["10.0.1.0/24"], "192.0.2.1"),
                        "n2": node(["10.0.2.0/24", "fd00:2::/64"], "192.0.2.2", "fd01::2")}, "n1")

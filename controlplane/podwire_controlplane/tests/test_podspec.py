@@ -144,10 +144,16 @@ def test_a_transition_time_changes_with_the_status_only() -> None:
 
 def test_other_numbers_are_no_news() -> None:
     """A node agent sends them with its next heartbeat, anything else at once."""
-    before = podstatus.conditions({}, {"PodwireProxy": (True, "Ready", "12 Services, 30 endpoints"), "Ready": (True, "", "")}, NOW)
-    for stand, news in (((True, "Ready", "13 Services, 9 endpoints"), False), ((True, "Ready", "12 Services"), True),
-                        ((False, "Ready", "12 Services, 30 endpoints"), True), ((True, "Late", "12 Services, 30 endpoints"), True)):
-        after = podstatus.conditions({"status": {"conditions": before}}, {"PodwireProxy": stand, "Ready": (True, "", "")}, NOW + 9)
+    def told(before: list[Object], status: bool, reason: str, message: str) -> list[Object]:
+        return podstatus.conditions({"status": {"conditions": before}}, {"PodwireProxy": (status, reason, message)}, NOW)
+
+    other: list[Object] = [{"type": "Ready", "status": "True"}]
+    before = told(other, True, "Ready", "12 Services, 30 endpoints")
+    assert before[0] == other[0]
+    for after, news in ((told(before, True, "Ready", "13 Services, 9 endpoints"), False),
+                        (told(before, True, "Ready", "12 Services"), True),
+                        (told(before, False, "Ready", "12 Services, 30 endpoints"), True),
+                        (told(before, True, "Late", "12 Services, 30 endpoints"), True)):
         assert podstatus.new_words(before, after) is news
     assert podstatus.new_words([], before)
 
