@@ -81,8 +81,8 @@ def retire(programmer: Programmer, ns_fd: int | None = None) -> list[str]:
     """Remove what every other backend, and the other variant of iptables, left; returns what was there. To be called when
     `programmer` has made its first sync: flows that are translated stay so, and new ones find its rules. Raises OSError."""
     if isinstance(programmer, iptables_apply.Programmer):
-        return [*nftables_apply.cleanup(ns_fd), *iptables_apply.cleanup(ns_fd, keep=programmer.variant)]
-    return iptables_apply.cleanup(ns_fd)
+        return [*nftables_apply.cleanup(ns_fd), *iptables_apply.cleanup(ns_fd, keep=programmer.variant, wait=0)]
+    return iptables_apply.cleanup(ns_fd, wait=0)
 
 
 def existing(ns_fd: int | None = None) -> list[str]:

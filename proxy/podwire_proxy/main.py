@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -36,7 +37,7 @@ from .nftables import apply
 from .objects import check_failed, stub, triggered
 from .settings import SERVICE_LABELS, SERVICES, SLICE_LABELS, SLICES, configured, dry_run
 from .sweeper import Sweeper
-from .sync import Pacer
+from .sync import RETRY_BUSY, Pacer
 
 __all__ = ["ProxyConfig", "cleanup", "command", "dry_run", "run"]
 log = logs.get("proxy")
@@ -144,9 +145,10 @@ class Proxy:
             done = self.programmer.sync(self.tracker.dataplane, None if full else delta)
         except OSError as err:  # NftError and netlink's own; the old rules stay, a full sync follows
             self.metrics.failed(full=full)
-            self.pacer.done(time.monotonic(), ok=False, full=full)
+            self.pacer.done(time.monotonic(), ok=False, full=full, busy=(busy := err.errno == errno.EAGAIN))
+            if not busy or self.problem != str(err):  # it is tried twice a second then
+                log.error("sync failed, the rules stay as they were", error=str(err), failures=self.pacer.failures)
             self.problem = str(err)
-            log.error("sync failed, the rules stay as they were", error=str(err), failures=self.pacer.failures)
             self._report()
             return
         self.pacer.done(time.monotonic(), ok=True, full=full)
@@ -229,6 +231,9 @@ class Proxy:
             for line in backends.retire(self.programmer):
                 log.info("removed what another backend left", what=line)
         except OSError as err:
+            if err.errno == errno.EAGAIN:
+                asyncio.get_running_loop().call_later(RETRY_BUSY, self._retire)
+                return
             log.warn("another backend's rules could not be removed: podwire cleanup", error=str(err))
 
     def _sync_once(self, loop: asyncio.AbstractEventLoop) -> None:

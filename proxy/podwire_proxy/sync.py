@@ -2,7 +2,7 @@
 
 The first change after a quiet time is written at once; a burst is gathered, at most one sync an interval, and after a sync that
 took longer than that at most half of the time goes into syncs (iptables writes a table of any size whole). A sync that
-failed is tried again, as a full one, after a pause that doubles.
+failed is tried again, as a full one, after a pause that doubles; where another program was in the way, soon.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 RETRY_FIRST, RETRY_LAST = 0.1, 30.0
+RETRY_BUSY = 0.5  # where another program is in the way, which costs the kernel nothing
 
 
 @dataclass(slots=True)
@@ -21,6 +22,7 @@ class Pacer:
     pending: bool = False
     full: bool = True
     failures: int = 0
+    busy: bool = False
     _last: float = float("-inf")
     _began: float = float("-inf")
     _took: float = 0.0
@@ -35,9 +37,11 @@ class Pacer:
         """Seconds until the next sync: 0 for now."""
         if not self.pending:
             return max(0.0, self._verified + self.verify_interval - now)
-        wait = min(RETRY_FIRST * 2 ** (self.failures - 1), RETRY_LAST) if self.failures else max(
-            self.min_interval, self._took)
-        return max(0.0, self._last + wait - now)
+        if self.failures:
+            wait: float = min(RETRY_FIRST * 2 ** (self.failures - 1), RETRY_BUSY if self.busy else RETRY_LAST)
+        else:
+            wait = self.min_interval
+        return max(0.0, self._last + max(wait, self._took) - now)
 
     def start(self, now: float) -> bool:
         """A sync begins; returns whether it must be a full one. Changes from here on belong to the next one."""
@@ -46,9 +50,9 @@ class Pacer:
         self._began = now
         return full
 
-    def done(self, now: float, *, ok: bool, full: bool) -> None:
-        """A sync ended."""
-        self._last, self._took = now, now - self._began
+    def done(self, now: float, *, ok: bool, full: bool, busy: bool = False) -> None:
+        """A sync ended. busy: it failed because another program was at it."""
+        self._last, self._took, self.busy = now, now - self._began, busy
         if ok:
             self.failures = 0
             if full:

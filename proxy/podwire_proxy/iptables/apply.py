@@ -171,9 +171,9 @@ def _counts(chains: Iterable[Chain]) -> dict[str, int]:
     return {table: names.count(table) for table in TABLES if table in names}
 
 
-def cleanup(ns_fd: int | None = None, keep: Variant | None = None) -> list[str]:
+def cleanup(ns_fd: int | None = None, keep: Variant | None = None, wait: int = programs.PATIENT) -> list[str]:
     """Remove all that this backend ever wrote, in both variants; returns what was there. keep: leave this variant's rules,
-    and the sets that they use. Raises OSError."""
+    and the sets that they use. wait: seconds for the lock of legacy iptables. Raises OSError."""
     there = [item for item in programs.found(ns_fd) if item[0] != keep]
     lines = _told(there)
     # No new flow is translated from here on; those in flight still find their way through postrouting.
@@ -181,11 +181,11 @@ def cleanup(ns_fd: int | None = None, keep: Variant | None = None) -> list[str]:
         entries = {chain: rules for chain, rules in chains.items()
                    if not is_ours(chain.name) and chain.name in ("PREROUTING", "OUTPUT") and chain.table == "nat"}
         if entries:
-            programs.restore(variant, family, ns_fd, _removal(entries))
+            programs.restore(variant, family, ns_fd, _removal(entries), wait)
     if there:
         time.sleep(IN_FLIGHT)
     for variant, family, _ in there:
-        programs.restore(variant, family, ns_fd, _removal(parse(programs.save(variant, family, ns_fd))))
+        programs.restore(variant, family, ns_fd, _removal(parse(programs.save(variant, family, ns_fd))), wait)
     with IpSets(ns_fd) as sets:
         for name in _names(sets) if keep is None else ():
             lines.append(f"set {name}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,7 +21,10 @@ from .text import count_rules, parse
 Variant = Literal["nft", "legacy"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 FAMILIES: tuple[Family, ...] = ("ip", "ip6")
-WAIT = "30"  # seconds for the lock that all programs of legacy iptables share
+PATIENT = 30  # seconds that a command of a person waits for the lock that all programs of legacy iptables share
+BUSY = 4  # exit status of the legacy programs: somebody else holds it
+TRIES, PAUSE = 5, 0.02  # of a role, which has other work to do: then it comes back later
+SHORTEST = 1  # second: iptables-legacy-restore takes 0 for "for ever"
 BUILT_IN = ("nat", "filter", "raw")
 _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 _NAMES = {"ip": "iptables", "ip6": "ip6tables"}
@@ -26,6 +32,13 @@ _NAMES = {"ip": "iptables", "ip6": "ip6tables"}
 
 class ProgramError(OSError):
     """A program of iptables is missing or refused what it was given; nothing of that table was changed."""
+
+
+class ProgramBusy(ProgramError):
+    """Another program holds the lock. errno: EAGAIN."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(errno.EAGAIN, words)
 
 
 def program(variant: Variant, family: Family, verb: Literal["save", "restore"]) -> str:
@@ -42,6 +55,8 @@ def run(command: list[str], ns_fd: int | None, text: str | None = None) -> str:
     inside = ["nsenter", f"--net=/proc/self/fd/{ns_fd}", "--"] if ns_fd is not None else []
     done = subprocess.run([*inside, *command], input=text, capture_output=True, text=True, check=False,
                           pass_fds=() if ns_fd is None else (ns_fd,))
+    if done.returncode == BUSY and "-legacy-" in command[0]:
+        raise ProgramBusy(f"{Path(command[0]).name}: {_complaint(done.stderr, '')}")
     if done.returncode:
         raise ProgramError(f"{Path(command[0]).name}: {_complaint(done.stderr, text or '')}")
     return done.stdout
@@ -59,8 +74,29 @@ def save(variant: Variant, family: Family, ns_fd: int | None) -> str:
     return run([program(variant, family, "save")], ns_fd)
 
 
-def restore(variant: Variant, family: Family, ns_fd: int | None, text: str) -> None:
-    run([program(variant, family, "restore"), "--noflush", "-w", WAIT], ns_fd, text)
+def restore(variant: Variant, family: Family, ns_fd: int | None, text: str, wait: int = 0) -> None:
+    """wait: seconds for the lock; 0: some tries. Raises ProgramBusy, then tables further down are as they were."""
+    command = program(variant, family, "restore")
+    if variant == "legacy" and not wait and all(_locked(pause) for pause in (*[PAUSE] * (TRIES - 1), 0)):
+        raise ProgramBusy(f"{Path(command).name}: another program holds the lock {_lock()}")
+    run([command, "--noflush", "-w", str(wait or SHORTEST)], ns_fd, text)
+
+
+def _lock() -> str:
+    return os.environ.get("XTABLES_LOCKFILE") or "/run/xtables.lock"
+
+
+def _locked(pause: float) -> bool:
+    """Does somebody hold the lock now? pause: seconds after a yes."""
+    try:
+        with open(_lock(), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(pause)
+        return True
+    except OSError:  # nobody ever took it, or it is not ours to ask
+        return False
+    return False
 
 
 def legacy_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:

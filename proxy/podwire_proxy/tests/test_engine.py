@@ -27,7 +27,7 @@ from podwire_proxy.metrics import Metrics
 from podwire_proxy.model import Backend, NodeInfo
 from podwire_proxy.nft import attrs, codec
 from podwire_proxy.nft.fake import FakeConnection, Refused
-from podwire_proxy.sync import RETRY_LAST, Pacer
+from podwire_proxy.sync import RETRY_BUSY, RETRY_LAST, Pacer
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
 TABLE = nft.Table("ip", "t")
@@ -77,6 +77,16 @@ def test_failures_back_off_and_end_in_a_full_sync() -> None:
     assert synced(pacer, 99.0) is True
     pacer.changed()
     assert synced(pacer, 100.0) is False
+
+
+def test_where_another_program_is_in_the_way_it_is_tried_again_soon() -> None:
+    pacer = Pacer(0.01)
+    for turn in range(12):
+        pacer.start(float(turn))
+        pacer.done(float(turn), ok=False, full=True, busy=True)
+        assert pacer.due(float(turn)) <= RETRY_BUSY
+    pacer.done(12.0, ok=False, full=True)
+    assert pacer.due(12.0) == RETRY_LAST
 
 
 def test_a_change_during_a_sync_is_not_lost() -> None:
