@@ -3,7 +3,8 @@
     .venv/bin/python bench/bench_cni.py [--rounds 15] [--pairs 10000]
 
 Each side has a node of its own: a network namespace with an uplink. Plugins are run as libcni runs them, one process a plugin,
-each with its predecessor's result. A/B/A/B; medians. Writes bench/results/cni.json.
+each with its predecessor's result. A/B/A/B; medians. The clock runs from the start of a plugin's process to its end, not while
+the bench makes its input. Writes bench/results/cni.json, with all single figures.
 
 The three configurations are the same *end result* for the pod: `bridge` (address, routes), `ipMasq` (and masquerading to the
 outside), `portmap` (and a hostPort). podwire masquerades and stops spoofing in all three; the reference plugins do it where
@@ -42,44 +43,49 @@ PORT = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tc
 PARALLEL = 32
 
 
+Chain = list[tuple[str, dict[str, Any]]]
+
+
 class Side:
     """One node, and how its plugins are called: `chain` gives (program, configuration) of each plugin in order."""
 
-    def __init__(self, ns: NetNS, env: dict[str, str], chain: Callable[[str, int], list[tuple[str, dict[str, Any]]]]) -> None:
+    def __init__(self, ns: NetNS, env: dict[str, str], chain: Callable[[str, int], Chain]) -> None:
         self.ns, self.env, self.chain = ns, env, chain
         self.workers = ThreadPoolExecutor(PARALLEL, initializer=lambda: setns(ns.fd))
 
-    def _run(self, verb: str, program: str, conf: dict[str, Any], name: str, pod: NetNS) -> dict[str, Any] | None:
+    def _run(self, verb: str, program: str, conf: dict[str, Any], name: str, pod: NetNS) -> tuple[float, dict[str, Any] | None]:
+        """(seconds, result)."""
         env = {**self.env, "CNI_COMMAND": verb, "CNI_CONTAINERID": name, "CNI_NETNS": pod.path, "CNI_IFNAME": "eth0",
                "CNI_PATH": str(Path(program).parent), "CNI_ARGS": "IgnoreUnknown=1"}
-        # posix_spawn between two files in memory: the bench's own share of a call stays below a millisecond.
+        # posix_spawn between two files in memory: the bench's own share of a call stays far below a millisecond.
         stdin, stdout = os.memfd_create("in"), os.memfd_create("out")
         try:
             os.pwrite(stdin, json.dumps(conf).encode(), 0)
-            pid = os.posix_spawn(program, [program], env, file_actions=[
-                (os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1)])
+            files = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1)]
+            began = time.perf_counter()
+            pid = os.posix_spawn(program, [program], env, file_actions=files)
             _, status = os.waitpid(pid, 0)
+            seconds = time.perf_counter() - began
             text = os.pread(stdout, 1 << 20, 0).decode()
         finally:
             os.close(stdin)
             os.close(stdout)
         if status:
             raise SystemExit(f"{program} {verb}: {text}")
-        return json.loads(text) if text.strip() else None
+        return seconds, json.loads(text) if text.strip() else None
 
     def add(self, kind: str, name: str, pod: NetNS, port: int = 8080) -> tuple[float, dict[str, Any]]:
         """(seconds, result) of one ADD of the whole chain."""
-        began, result = time.perf_counter(), None
+        total, result = 0.0, None
         for program, conf in self.chain(kind, port):
-            result = self._run("ADD", program, {**conf, **({"prevResult": result} if result else {})}, name, pod)
+            seconds, result = self._run("ADD", program, {**conf, **({"prevResult": result} if result else {})}, name, pod)
+            total += seconds
         assert result is not None
-        return time.perf_counter() - began, result
+        return total, result
 
     def delete(self, kind: str, name: str, pod: NetNS, result: dict[str, Any], port: int = 8080) -> float:
-        began = time.perf_counter()
-        for program, conf in reversed(self.chain(kind, port)):
-            self._run("DEL", program, {**conf, "prevResult": result}, name, pod)
-        return time.perf_counter() - began
+        return sum(self._run("DEL", program, {**conf, "prevResult": result}, name, pod)[0]
+                   for program, conf in reversed(self.chain(kind, port)))
 
     def once(self, kind: str, pod: NetNS) -> tuple[float, float]:
         def work() -> tuple[float, float]:
@@ -102,12 +108,11 @@ class Side:
 
 
 def podwire_side(ns: NetNS, node: CniNode) -> Side:
-    def chain(kind: str, port: int) -> list[tuple[str, dict[str, Any]]]:
-        conf = node.conf()
-        conf.pop("capabilities")
-        if kind == "portmap":
-            conf["runtimeConfig"] = mapping(port)
-        return [(str(node.client), conf)]
+    conf = node.conf()  # a runtime, too, reads a conflist once
+    conf.pop("capabilities")
+
+    def chain(kind: str, port: int) -> Chain:
+        return [(str(node.client), {**conf, "runtimeConfig": mapping(port)} if kind == "portmap" else conf)]
 
     return Side(ns, {}, chain)
 
@@ -119,7 +124,7 @@ def mapping(port: int) -> dict[str, Any]:
 def reference_side(ns: NetNS, root: Path, state: Path) -> Side:
     plugins = root / "usr/lib/cni"
 
-    def chain(kind: str, port: int) -> list[tuple[str, dict[str, Any]]]:
+    def chain(kind: str, port: int) -> Chain:
         common = {"cniVersion": "1.0.0", "name": "bench"}
         bridge = {**common, "type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True,
                   "ipMasq": kind != "bridge", "ipam": {"type": "host-local", "dataDir": str(state), "ranges": [
@@ -140,8 +145,8 @@ def rss(pid: int) -> float:
 def row(name: str, unit: str, podwire: list[float], peer: list[float], peer_name: str) -> dict[str, Any]:
     mine, theirs = statistics.median(podwire), statistics.median(peer) if peer else None
     made = {"name": name, "unit": unit, "podwire": round(mine, 2), "peer": None if theirs is None else round(theirs, 2),
-            "peer_name": peer_name, "ratio": None if theirs is None else round(mine / theirs, 3), "runs": len(podwire),
-            "spread": [round(min(podwire), 2), round(max(podwire), 2)]}
+            "peer_name": peer_name, "ratio": None if theirs is None else round(mine / theirs, 3),
+            "runs": {"podwire": [round(x, 3) for x in podwire], "peer": [round(x, 3) for x in peer]}}
     against = "" if theirs is None else f"   {theirs:9.2f} {peer_name}   ratio {made['ratio']}"
     print(f"{name:14} {mine:9.2f} {unit}{against}", flush=True)
     return made

@@ -19,7 +19,7 @@ from ipaddress import ip_interface, ip_network
 
 from podwire_controlplane.client import logs
 
-from . import announce
+from . import announce, shaping
 from . import netlink as nl
 from .errors import CNIError, Code
 from .ops import (
@@ -83,10 +83,27 @@ class Kernel:
         self.node_fd = own_netns()
         # DELLINK returns 15 ms after the link is gone (the kernel waits for readers); nobody else has to wait with it.
         self._reapers: Executor = ThreadPoolExecutor(16, thread_name_prefix="dellink")
+        self._idle: list[nl.Netlink] = []
 
     def close(self) -> None:
         self._reapers.shutdown(wait=True)
+        for sock in self._idle:
+            sock.close()
         os.close(self.node_fd)
+
+    @contextlib.contextmanager
+    def _node(self) -> Iterator[nl.Netlink]:
+        """A socket of the node's namespace, for this thread alone; one that served before where there is one."""
+        try:
+            sock = self._idle.pop()
+        except IndexError:
+            sock = nl.Netlink()
+        try:
+            yield sock
+        except BaseException:
+            sock.close()  # an answer may still come
+            raise
+        self._idle.append(sock)
 
     @contextlib.contextmanager
     def inside(self, fd: int) -> Iterator[None]:
@@ -95,16 +112,22 @@ class Kernel:
         try:
             yield
         finally:
-            try:
-                _setns(self.node_fd)
-            except OSError:
-                # A thread that cannot come back would wire the next pod inside this one.
-                log.error("cannot return to the node's network namespace, exiting")
-                os._exit(70)
+            self._return()
+
+    def _return(self) -> None:
+        try:
+            _setns(self.node_fd)
+        except OSError:
+            # A thread that cannot come back would wire the next pod inside this one.
+            log.error("cannot return to the node's network namespace, exiting")
+            os._exit(70)
 
     def _open(self, pod_fd: int) -> nl.Netlink:
-        with self.inside(pod_fd):
+        _setns(pod_fd)
+        try:
             return nl.Netlink()
+        finally:
+            self._return()
 
     def apply(self, ops: Sequence[Op], pod_fd: int | None = None) -> None:
         """Do all of `ops`, or none of them, and wait until the pod's links carry packets. Raises CNIError that names the step
@@ -113,29 +136,28 @@ class Kernel:
         pod_fd: the pod's namespace; may be None where no op is for the pod.
         """
         with contextlib.ExitStack() as stack:
-            links = {"node": _Links(stack.enter_context(nl.Netlink()))}
+            links = {"node": _Links(stack.enter_context(self._node()))}
             if pod_fd is not None:
                 links["pod"] = _Links(stack.enter_context(self._open(pod_fd)))
-            done: list[Op] = []
-            back = stack.enter_context(contextlib.ExitStack())
-            back.callback(lambda: self._undo(done))
-            quiet = [op for op in ops if not isinstance(op, Announce)]
-            for (place, created), group in itertools.groupby(quiet, key=lambda op: (op.place, isinstance(op, _CREATES))):
-                batch = list(group)
-                # A refused link is not ours to delete; of any other batch a part may have been done.
-                done += [] if created else batch
-                _send(links[place], batch, pod_fd)
-                done += batch if created else []
-            for op in ops:
-                if isinstance(op, JoinBridge):
-                    # The bridge has no carrier, and a queue that drops all, until the node's first pod is there.
-                    _await(links["node"], {op.link: _forwards, op.bridge: nl.is_up})
-                elif isinstance(op, CreateVeth):
-                    _await(links["pod"], {op.peer: nl.is_up})
-                elif isinstance(op, Announce) and pod_fd is not None:
-                    with self.inside(pod_fd):
-                        announce.send(op)
-            back.pop_all()
+            done, late = list[Op](), list[_Watch]()
+            try:
+                quiet = [op for op in ops if not isinstance(op, Announce)]
+                for (place, created), group in itertools.groupby(quiet, key=lambda op: (op.place, isinstance(op, _CREATES))):
+                    batch = list(group)
+                    # A refused link is not ours to delete; of any other batch a part may have been done.
+                    done += [] if created else batch
+                    late += _send(links[place], batch, pod_fd, _watches(batch))
+                    done += batch if created else []
+                _await(links["node"], late)
+                _await(links["pod" if pod_fd is not None else "node"],
+                       [(op.peer, nl.is_up) for op in ops if isinstance(op, CreateVeth)])
+                for op in ops:
+                    if isinstance(op, Announce) and pod_fd is not None:
+                        with self.inside(pod_fd):
+                            announce.send(op)
+            except BaseException:
+                self._undo(done)
+                raise
 
     def _undo(self, done: Sequence[Op]) -> None:
         """Best effort: the error that led here is the one to tell, and DEL or the next start finishes the rest."""
@@ -151,7 +173,7 @@ class Kernel:
         A link counts as gone when the kernel does not find it any more: it took down both ends and unlisted them by then, and
         what it still has to do takes 15 ms and concerns nobody. meanwhile: what can be done while the kernel works on it.
         """
-        with nl.Netlink() as sock:
+        with self._node() as sock:
             jobs = self._start(ops, _Links(sock))
             if meanwhile:
                 meanwhile()
@@ -176,13 +198,17 @@ class Kernel:
             index = links[op.link] if not isinstance(op, CreateVeth) else 0
             message = removal(op, index)
             if index and isinstance(op, DeleteLink):
-                jobs[op.link, index] = self._reapers.submit(_delete, [*batch, message])
+                jobs[op.link, index] = self._reapers.submit(self._delete, [*batch, message])
                 batch = []
             elif index:
                 batch.append(message)
         if batch:
-            _delete(batch)
+            self._delete(batch)
         return jobs
+
+    def _delete(self, batch: Sequence[bytes]) -> None:
+        with self._node() as sock:
+            sock.send(batch, fine=_GONE)
 
     def links(self) -> dict[str, tuple[int, int]]:
         """name -> (index, index of its master or 0) of every link of the node. One that is missing here costs a pod its lease:
@@ -252,12 +278,12 @@ def encode(op: Op, index: Mapping[str, int], pod_fd: int) -> Iterator[bytes]:
         case AddForwarding():
             yield nl.new_fdb(index[op.link], op.mac)
         case CreateIfb():
-            yield nl.new_ifb(op.link, op.mtu)
+            yield shaping.new_ifb(op.link, op.mtu)
         case LimitRate():
-            yield nl.token_bucket(index[op.link], op.rate, op.burst)
+            yield shaping.token_bucket(index[op.link], op.rate, op.burst)
         case Redirect():
-            yield nl.ingress_queue(index[op.link])
-            yield nl.redirect(index[op.link], index[op.to])
+            yield shaping.ingress_queue(index[op.link])
+            yield shaping.redirect(index[op.link], index[op.to])
         case _:
             yield removal(op, index[op.link])
 
@@ -289,17 +315,22 @@ class _Links(dict[str, int]):
         return index
 
 
-def _send(links: _Links, batch: Sequence[Op], pod_fd: int | None) -> None:
+def _send(links: _Links, batch: Sequence[Op], pod_fd: int | None, watches: Sequence[_Watch] = ()) -> list[_Watch]:
+    """Returns those of `watches` that carry no packets yet when the batch is done."""
     pairs = [(op, message) for op in batch for message in encode(op, links, -1 if pod_fd is None else pod_fd)]
+    messages = [message for _, message in pairs] + [nl.get_link(links[name]) for name, _ in watches]
+    seen: list[bytes] = []
     try:
         # A second interface does not take the pod's default route from the first; so do other plugins.
-        links.sock.send([message for _, message in pairs],
+        links.sock.send(messages, lambda _, body: seen.append(body),
                         present=[i for i, (op, _) in enumerate(pairs) if isinstance(op, AddRoute)])
     except nl.NetlinkError as err:
-        raise refusal(pairs[err.position][0], err) from err
+        step = pairs[err.position][0] if err.position < len(pairs) else watches[err.position - len(pairs)][0]
+        raise refusal(step, err) from err
+    return [watch for watch, body in zip(watches, seen, strict=True) if not watch[1](body)]
 
 
-def refusal(op: Op, err: nl.NetlinkError) -> CNIError:
+def refusal(op: Op | str, err: nl.NetlinkError) -> CNIError:
     """The kernel's refusal of one step, in the words of CNI."""
     if isinstance(op, CreateVeth) and err.errno == errno.EEXIST:
         return CNIError(Code.INVALID_ENVIRONMENT, f"the pod already has an interface {op.peer}, or the node has {op.host}",
@@ -311,27 +342,25 @@ def _forwards(link: bytes) -> bool:
     return nl.port_state(link) == nl.BR_STATE_FORWARDING
 
 
-def _await(links: _Links, wanted: Mapping[str, Callable[[bytes], bool]]) -> None:
+_Watch = tuple[str, Callable[[bytes], bool]]  # a link, and whether it carries packets by its RTM_NEWLINK body
+
+
+def _watches(batch: Sequence[Op]) -> list[_Watch]:
+    """The bridge has no carrier, and a queue that drops all, until the node's first pod is there."""
+    return [watch for op in batch if isinstance(op, JoinBridge) for watch in ((op.link, _forwards), (op.bridge, nl.is_up))]
+
+
+def _await(links: _Links, waiting: Sequence[_Watch]) -> None:
     """Wait until these links carry packets. The kernel's link watch starts a queue, or a bridge port, some time after the
     carrier came (at once where RTM_GETLINK makes it run, from Linux 6.7 on); what a pod sends before that is lost, and TCP
     then waits a second."""
     deadline = time.monotonic() + READY_SECONDS
-    waiting = [(name, links[name], ready) for name, ready in wanted.items()]
-    while True:
-        answers = links.sock.ask([nl.get_link(index) for _, index, _ in waiting])
-        waiting = [part for part, body in zip(waiting, answers, strict=True) if not part[2](body)]
-        if not waiting:
-            return
+    while waiting := _send(links, (), None, waiting):
         if time.monotonic() > deadline:
             name = waiting[0][0]
             raise CNIError(Code.IO_FAILURE, f"link {name} carries no packets after {READY_SECONDS:g} s",
                            f"look at `bridge -d link show` and `ip -d link show {name}` (spanning tree must be off)")
         time.sleep(0.0005)
-
-
-def _delete(batch: Sequence[bytes]) -> None:
-    with nl.Netlink() as sock:
-        sock.send(batch, fine=_GONE)
 
 
 def _report(job: Future[None]) -> None:

@@ -31,22 +31,21 @@ IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER, IFLA_BRPORT_MODE = 1, 2, 1, 4
 IFLA_OPERSTATE, OPER_UP = 16, 6
 IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 8
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
-IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_STATE, BR_STATE_FORWARDING = 5, 1, 3
+IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_STATE, BR_STATE_FORWARDING = 4, 5, 1, 3
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_F_NODAD = 1, 2, 8, 0x02
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
 RTAX_MTU, RTAX_ADVMSS = 2, 8
 NDA_DST, NDA_LLADDR, NUD_PERMANENT, NUD_NOARP, NTF_MASTER = 1, 2, 0x80, 0x40, 0x04
 IFF_UP, NESTED = 0x1, 0x8000
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RTN_UNICAST = 254, 4, 0, 253, 1
-NEWQDISC, NEWTFILTER = 36, 44
-TCA_KIND, TCA_OPTIONS, TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST, TCA_U32_SEL, TCA_U32_ACT = 1, 2, 1, 4, 6, 5, 7
-TC_H_ROOT, TC_H_INGRESS, INGRESS_HANDLE = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFF0000
-TC_U32_TERMINAL, TC_ACT_STOLEN, TCA_EGRESS_REDIR, TCA_MIRRED_PARMS = 1, 4, 1, 2
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
 SIOCGIFINDEX = 0x8933
 IFNAMSIZ = 16
 _HEAD = struct.Struct("=IHHII")
 _ATTR = struct.Struct("=HH")
+_U32 = struct.Struct("=I")
+_LINK = struct.Struct("=BxHiII")
+_ENTRY = struct.Struct("=BxxxiHBB")  # struct ndmsg
 
 
 class NetlinkError(OSError):
@@ -67,7 +66,7 @@ def text(kind: int, value: str) -> bytes:
 
 
 def u32(kind: int, value: int) -> bytes:
-    return attr(kind, struct.pack("=I", value))
+    return attr(kind, _U32.pack(value))
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -84,7 +83,7 @@ def message(kind: int, flags: int, body: bytes) -> bytes:
 
 
 def _link(index: int = 0, flags: int = 0, change: int = 0, fam: int = 0) -> bytes:
-    return struct.pack("=BxHiII", fam, 0, index, flags, change)
+    return _LINK.pack(fam, 0, index, flags, change)
 
 
 _ONE_QUEUE = u32(IFLA_NUM_TX_QUEUES, 1) + u32(IFLA_NUM_RX_QUEUES, 1)
@@ -116,44 +115,6 @@ def port_hairpin(index: int) -> bytes:
     """Let a bridge port send frames back where they came from."""
     return message(SETLINK, 0, _link(index, fam=socket.AF_BRIDGE)
                    + attr(IFLA_PROTINFO | NESTED, attr(IFLA_BRPORT_MODE, b"\1")))
-
-
-def new_ifb(name: str, mtu: int) -> bytes:
-    return message(NEWLINK, NLM_CREATE | NLM_EXCL, _link() + text(IFLA_IFNAME, name) + u32(IFLA_MTU, mtu)
-                   + attr(IFLA_LINKINFO | NESTED, text(IFLA_INFO_KIND, "ifb")))
-
-
-def _tc(index: int, parent: int, handle: int = 0, info: int = 0) -> bytes:
-    return struct.pack("=BxxxiIII", 0, index, handle, parent, info)
-
-
-def token_bucket(index: int, rate: int, burst: int) -> bytes:
-    """A tbf as root queue. rate: bytes a second; burst: bytes. What waits longer than 25 ms is dropped."""
-    # struct tc_ratespec: cell_log, linklayer (1: Ethernet, so that no rate table is needed), overhead, cell_align, mpu, rate
-    spec = struct.pack("=BBHhHI", 0, 1, 0, 0, 0, min(rate, 0xFFFFFFFF))
-    limit = min(burst + rate // 40, 0xFFFFFFFF)
-    parameters = attr(TCA_TBF_PARMS, spec + bytes(12) + struct.pack("=III", limit, 0, 0)) + u32(TCA_TBF_BURST, burst)
-    if rate >= 1 << 32:
-        parameters += attr(TCA_TBF_RATE64, struct.pack("=Q", rate))
-    return message(NEWQDISC, NLM_CREATE | NLM_REPLACE, _tc(index, TC_H_ROOT) + text(TCA_KIND, "tbf")
-                   + attr(TCA_OPTIONS | NESTED, parameters))
-
-
-def ingress_queue(index: int) -> bytes:
-    return message(NEWQDISC, NLM_CREATE | NLM_REPLACE, _tc(index, TC_H_INGRESS, INGRESS_HANDLE) + text(TCA_KIND, "ingress"))
-
-
-def redirect(index: int, to: int) -> bytes:
-    """All that comes in by link `index` goes through the queue of link `to`. A u32 filter that matches everything: the
-    plainer `matchall` is a module that not every kernel has."""
-    mirred = struct.pack("=IIiiiiI", 0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, to)
-    action = attr(1 | NESTED, text(1, "mirred") + attr(2 | NESTED, attr(TCA_MIRRED_PARMS, mirred)))
-    # struct tc_u32_sel with one struct tc_u32_key whose mask is 0
-    selector = struct.pack("=BBBxHHhhI", TC_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0) + bytes(16)
-    options = attr(TCA_U32_SEL, selector) + attr(TCA_U32_ACT | NESTED, action)
-    every_protocol = socket.htons(3)  # ETH_P_ALL
-    return message(NEWTFILTER, NLM_CREATE | NLM_EXCL, _tc(index, INGRESS_HANDLE, 0, 1 << 16 | every_protocol)
-                   + text(TCA_KIND, "u32") + attr(TCA_OPTIONS | NESTED, options))
 
 
 def delete_link(index: int) -> bytes:
@@ -202,18 +163,18 @@ def delete_route(index: int, dst: IPNetwork) -> bytes:
 
 def new_neighbour(index: int, address: IPAddress, mac: str) -> bytes:
     """A permanent entry: no ARP before the first packet, and the kernel's limit of neighbours does not count it."""
-    return message(NEWNEIGH, NLM_CREATE | NLM_REPLACE, struct.pack("=BxxxiHBB", family(address), index, NUD_PERMANENT, 0, 0)
+    return message(NEWNEIGH, NLM_CREATE | NLM_REPLACE, _ENTRY.pack(family(address), index, NUD_PERMANENT, 0, 0)
                    + attr(NDA_DST, address.packed) + attr(NDA_LLADDR, mac_bytes(mac)))
 
 
 def delete_neighbour(index: int, address: IPAddress) -> bytes:
-    return message(DELNEIGH, 0, struct.pack("=BxxxiHBB", family(address), index, 0, 0, 0) + attr(NDA_DST, address.packed))
+    return message(DELNEIGH, 0, _ENTRY.pack(family(address), index, 0, 0, 0) + attr(NDA_DST, address.packed))
 
 
 def new_fdb(port: int, mac: str) -> bytes:
     """A static entry in the bridge's forwarding table, so that no frame for a quiet pod is flooded to all of them."""
     return message(NEWNEIGH, NLM_CREATE | NLM_REPLACE,
-                   struct.pack("=BxxxiHBB", socket.AF_BRIDGE, port, NUD_NOARP, NTF_MASTER, 0)
+                   _ENTRY.pack(socket.AF_BRIDGE, port, NUD_NOARP, NTF_MASTER, 0)
                    + attr(NDA_LLADDR, mac_bytes(mac)))
 
 
@@ -241,9 +202,14 @@ def find(data: bytes, wanted: int, at: int = 0) -> bytes:
     return b""
 
 
+_OF_BRIDGE = text(IFLA_INFO_SLAVE_KIND, "bridge")
+
+
 def port_state(link: bytes) -> int | None:
     """The bridge port state in the body of an RTM_NEWLINK message; None where the link is no bridge port."""
-    state = find(find(find(link, IFLA_LINKINFO, 16), IFLA_INFO_SLAVE_DATA), IFLA_BRPORT_STATE)
+    # The kernel puts the port's data behind this, and this behind some forty attributes, which a pod need not wait for.
+    at = link.find(_OF_BRIDGE)
+    state = find(find(link, IFLA_INFO_SLAVE_DATA, at), IFLA_BRPORT_STATE) if at > 0 else b""
     return state[0] if state else None
 
 
@@ -286,13 +252,15 @@ class Netlink:
         self.sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self.sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         self.sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
-        self.sock.bind((0, 0))
         self._seq = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
         self.sock.close()
 
     def send(self, messages: Sequence[bytes], on_answer: Callable[[int, bytes], None] | None = None, *,
@@ -308,12 +276,11 @@ class Netlink:
             return
         first = self._seq + 1
         self._seq += len(messages)
-        batch = bytearray()
+        batch, at = bytearray(b"".join(messages)), 0
         for seq, part in enumerate(messages, first):
-            at = len(batch)
-            batch += part
-            struct.pack_into("=I", batch, at + 8, seq)
-        batch[at + 6] |= NLM_ACK
+            _U32.pack_into(batch, at + 8, seq)
+            at += len(part)
+        batch[at - len(part) + 6] |= NLM_ACK
         self.sock.send(batch)
         failed, over = None, False
         while not over:
@@ -379,9 +346,9 @@ class Netlink:
 
 def _refusal(body: bytes, flags: int, position: int) -> NetlinkError | None:
     """nlmsgerr: errno, the request's header (its payload too unless capped), then attributes of which 1 is a message."""
-    code = -struct.unpack_from("=i", body)[0]
-    if not code:
+    if body[:4] == bytes(4):
         return None
+    code = -struct.unpack_from("=i", body)[0]
     words = b""
     if flags & NLM_ACK_TLVS:
         start = 20 if flags & NLM_CAPPED else 4 + struct.unpack_from("=I", body, 4)[0]

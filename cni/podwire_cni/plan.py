@@ -11,7 +11,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
 
 from .ops import (
@@ -50,9 +50,10 @@ from .types import (
 def mac_for(address: IPAddress, side: int = 0x58) -> str:
     """A MAC made of the address, so that an address that comes back in another pod has the MAC it always had: no peer's
     neighbour table can be stale. 0a: is a locally administered unicast address; side 0x59 is the node's end of the veth."""
-    return ":".join(f"{byte:02x}" for byte in (0x0A, side, *address.packed[-4:]))
+    return f"0a:{side:02x}:{address.packed[-4:].hex(':')}"
 
 
+@functools.lru_cache(maxsize=1024)
 def host_veth(owner: Attachment) -> str:
     """The name of the node's end: derived from the owner, so that DEL finds it with nothing but the runtime's words."""
     return "veth" + hashlib.sha256(str(owner).encode()).hexdigest()[:11]
@@ -77,7 +78,8 @@ def host_route(address: IPAddress) -> IPInterface:
 class NodeNet:
     """What pods of this node are wired to. `ranges`: a range set per IP family, from the node's podCIDRs.
 
-    mac: the bridge's, "" for one made of the first gateway; pods know it for as long as they live.
+    mac: the bridge's, "" for one made of the first gateway; pods know it for as long as they live. gateways and bridge_mac
+    follow from the rest.
     """
 
     ranges: tuple[RangeSet, ...]
@@ -87,14 +89,13 @@ class NodeNet:
     mac: str = ""
     routed: bool = True  # pods have full-length prefixes; else their subnets'
     is_gateway: bool = True  # the node has the gateways' addresses
+    gateways: tuple[IPAddress, ...] = field(init=False)
+    bridge_mac: str = field(init=False)
 
-    @property
-    def gateways(self) -> tuple[IPAddress, ...]:
-        return tuple(dict.fromkeys(r.gateway for ranges in self.ranges for r in ranges))
-
-    @property
-    def bridge_mac(self) -> str:
-        return self.mac or mac_for(self.gateways[0])
+    def __post_init__(self) -> None:
+        gateways = tuple(dict.fromkeys(r.gateway for ranges in self.ranges for r in ranges))
+        object.__setattr__(self, "gateways", gateways)
+        object.__setattr__(self, "bridge_mac", self.mac or mac_for(gateways[0]))
 
     def on_pod(self, address: IPAddress, home: Range) -> IPInterface:
         """How a pod has its address."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,14 @@ def after(owner: Any, name: str) -> None:
     setattr(owner, name, counted)
 
 
-def one_by_one(send: Callable[..., None]) -> Callable[..., None]:
+def one_by_one(send: Callable[..., Any]) -> Callable[..., Any]:
     """Batches of netlink messages, op for op."""
 
-    def counted(sock: object, batch: list[object], pod_fd: int | None) -> None:
+    def counted(sock: object, batch: Sequence[object], pod_fd: int | None, watches: Sequence[object] = ()) -> Any:
         for op in batch:
             send(sock, [op], pod_fd)
             step(type(op).__name__)
+        return send(sock, (), pod_fd, watches)
 
     return counted
 
@@ -71,7 +72,7 @@ def arm(answer: Callable[..., Any]) -> Callable[..., Any]:
 def main() -> None:
     kernel._send = one_by_one(kernel._send)
     for owner, name in ((kernel.Kernel, "_start"), (kernel.Kernel, "remove"), (store.DirStore, "reserve"),
-                        (store.DirStore, "wired"), (store.DirStore, "release"), (os, "link"),
+                        (store.DirStore, "wired"), (store.DirStore, "release"), (os, "rename"),
                         (firewall.Firewall, "attach"), (firewall.Firewall, "detach"), (conntrack, "forget")):
         after(owner, name)
     listener.Listener._answer = arm(listener.Listener._answer)  # type: ignore[method-assign]  # that is the point

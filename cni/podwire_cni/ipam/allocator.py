@@ -130,12 +130,15 @@ class Allocator:
         Raises PoolExhausted, and CNIError 7 where a wanted address is outside every range, 11 where it is in use.
         """
         taken: list[tuple[Lease, Range]] = []
+
+        def lease(address: IPAddress) -> Lease:
+            own = taken[0][0].mac if taken else mac or mac_for(address)
+            return Lease(address, owner, pod, pod_uid, boot_id, own, False, ports, bridge, aliases, network=network)
+
         try:
             for ranges in sets:
                 asked = [a for a in wanted if any(a in r for r in ranges)]
-                taken.append(self._take(ranges, asked[0] if asked else None, Lease(
-                    ranges[0].start, owner, pod, pod_uid, boot_id, taken[0][0].mac if taken else mac, ports=ports,
-                    bridge=bridge, aliases=aliases, network=network)))
+                taken.append(self._take(ranges, asked[0] if asked else None, lease))
             got = {lease.address for lease, _ in taken}
             for address in wanted:
                 if address not in got:
@@ -146,7 +149,7 @@ class Allocator:
             raise
         return taken
 
-    def _take(self, ranges: RangeSet, wanted: IPAddress | None, form: Lease) -> tuple[Lease, Range]:
+    def _take(self, ranges: RangeSet, wanted: IPAddress | None, make: Callable[[IPAddress], Lease]) -> tuple[Lease, Range]:
         if ranges not in self._last:  # after a restart: behind the newest lease, not from the start again
             self._last.update((ranges, a) for a in self._by_address if any(a in r for r in ranges))
         candidates = self._candidates(ranges) if wanted is None else (
@@ -154,7 +157,7 @@ class Allocator:
         for address, home in candidates:
             if address in self._by_address:
                 continue
-            lease = replace(form, address=address, mac=form.mac or mac_for(address))
+            lease = make(address)
             if self.store.reserve(lease):
                 self._index(lease)
                 if self._resting.pop(address, None) is not None:

@@ -1,7 +1,7 @@
 """Leases on disk: one small file an address, so that `ls` shows them and each stands or falls alone.
 
-A file appears whole or not at all (written beside, then linked to its name, which also refuses a taken address); a second
-line is appended when its ADD is done, both before the result is printed. A crash of the process loses nothing that it wrote.
+A file appears whole or not at all (written beside, then renamed; the lock makes sure that nobody else does); a second line is
+appended when its ADD is done, both before the result is printed. A crash of the process loses nothing that it wrote.
 There is no fsync on purpose: a power failure, which alone could tear or lose a file, also ends every pod that held an address,
 and the boot id in each lease then is another one. So no outcome depends on it. (The reference plugin host-local does none.)
 
@@ -18,7 +18,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -73,7 +73,7 @@ class DirStore:
         for file in sorted(self.path.iterdir(), key=_age):
             if file.name.startswith("."):
                 if file.name.startswith(".new-"):
-                    file.unlink(missing_ok=True)  # a writer died between write and link
+                    file.unlink(missing_ok=True)  # a writer died between write and rename
                 continue
             lease = _read(file)
             if lease is not None:
@@ -92,30 +92,36 @@ class DirStore:
         # Plain system calls with plain names: a pod waits for this.
         name = str(lease.address)
         fresh, final = f"{self._prefix}.new-{name}", self._prefix + name
-        with self._told(fresh):
-            try:
-                _write(fresh, os.O_TRUNC, json.dumps(lease.to_json()).encode() + b"\n")
-                os.link(fresh, final)
-            except FileExistsError:
-                return False
-            finally:
-                with contextlib.suppress(OSError):
-                    os.unlink(fresh)  # noqa: PTH108 - see above
+        if os.access(final, os.F_OK):
+            return False
+        try:
+            _write(fresh, os.O_TRUNC, json.dumps(lease.to_json()).encode() + b"\n")
+            os.rename(fresh, final)  # noqa: PTH104 - see above
+        except OSError as err:
+            with contextlib.suppress(OSError):
+                os.unlink(fresh)  # noqa: PTH108 - see above
+            raise self._refusal(fresh, err) from err
         return True
 
     def wired(self, lease: Lease) -> None:
         path = self._prefix + str(lease.address)
-        with self._told(path):
+        try:
             _write(path, os.O_APPEND, WIRED)
+        except OSError as err:
+            raise self._refusal(path, err) from err
 
     def release(self, address: IPAddress, *, rest: bool = False) -> None:
         path = self._prefix + str(address)
-        with self._told(path), contextlib.suppress(FileNotFoundError):
-            if rest:
-                with contextlib.suppress(OSError):  # a disk without room for a name must not keep a pod from going
-                    os.rename(path, f"{self._prefix}{REST}{address}")  # noqa: PTH104 - as below
-                    return
+        if rest:
+            with contextlib.suppress(OSError):  # a disk without room for a name must not keep a pod from going
+                os.rename(path, f"{self._prefix}{REST}{address}")  # noqa: PTH104 - as below
+                return
+        try:
             os.unlink(path)  # noqa: PTH108 - a pod's end waits for this
+        except FileNotFoundError:
+            pass  # that is what was wanted
+        except OSError as err:
+            raise self._refusal(path, err) from err
         self._damaged.discard(address)
 
     def resting(self) -> Mapping[IPAddress, float]:
@@ -128,14 +134,10 @@ class DirStore:
         with contextlib.suppress(OSError):
             os.unlink(f"{self._prefix}{REST}{address}")  # noqa: PTH108 - as above
 
-    @contextlib.contextmanager
-    def _told(self, path: str) -> Iterator[None]:
-        """The disk's refusals in the words of CNI."""
-        try:
-            yield
-        except OSError as err:
-            raise CNIError(Code.IO_FAILURE, f"the lease {path} cannot be written: {err.strerror}",
-                           f"make room, or make {self.path} writable for the wiring agent") from err
+    def _refusal(self, path: str, err: OSError) -> CNIError:
+        """The disk's refusal in the words of CNI."""
+        return CNIError(Code.IO_FAILURE, f"the lease {path} cannot be written: {err.strerror}",
+                        f"make room, or make {self.path} writable for the wiring agent")
 
 
 def _write(path: str, flags: int, data: bytes) -> None:
