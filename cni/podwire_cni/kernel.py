@@ -66,9 +66,9 @@ def is_netns(fd: int) -> bool:
         return False
 
 
-def same_netns(a: int, b: int) -> bool:
-    one, other = os.fstat(a), os.fstat(b)
-    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+def netns_id(fd: int) -> tuple[int, int]:
+    """Equal for descriptors of one namespace."""
+    return (found := os.fstat(fd)).st_dev, found.st_ino
 
 
 def own_netns() -> int:
@@ -135,11 +135,11 @@ class Kernel:
 
         pod_fd: the pod's namespace; may be None where no op is for the pod.
         """
+        done, late = list[Op](), list[_Watch]()
         with contextlib.ExitStack() as stack:
             links = {"node": _Links(stack.enter_context(self._node()))}
             if pod_fd is not None:
                 links["pod"] = _Links(stack.enter_context(self._open(pod_fd)))
-            done, late = list[Op](), list[_Watch]()
             try:
                 quiet = [op for op in ops if not isinstance(op, Announce)]
                 for (place, created), group in itertools.groupby(quiet, key=lambda op: (op.place, isinstance(op, _CREATES))):
@@ -258,34 +258,32 @@ class Kernel:
         return Seen(link, host_link, addresses, routes, rates, elsewhere)
 
 
-def encode(op: Op, index: Mapping[str, int], pod_fd: int) -> Iterator[bytes]:
+def encode(op: Op, index: Mapping[str, int], pod_fd: int) -> tuple[bytes, ...]:
     """The netlink messages of one op; `index` has the link indices of every name that the op uses."""
     match op:
-        case CreateVeth():
-            yield nl.new_veth(op.host, op.host_mac, op.peer, op.peer_mac, pod_fd, op.mtu)
-        case SetUp():
-            yield nl.link_up(index[op.link], alias=op.alias)
-        case AddAddress():
-            yield nl.new_address(index[op.link], op.address.ip, op.address.network.prefixlen)
-        case AddRoute():
-            yield nl.new_route(index[op.link], op.dst, via=op.via, mtu=op.mtu, advmss=op.advmss, priority=op.priority,
-                               table=op.table, scope=op.scope)
         case AddNeighbour():
-            yield nl.new_neighbour(index[op.link], op.address, op.mac)
+            return (nl.new_neighbour(index[op.link], op.address, op.mac),)
+        case AddRoute():
+            return (nl.new_route(index[op.link], op.dst, via=op.via, mtu=op.mtu, advmss=op.advmss, priority=op.priority,
+                                 table=op.table, scope=op.scope),)
+        case SetUp():
+            return (nl.link_up(index[op.link], alias=op.alias),)
+        case CreateVeth():
+            return (nl.new_veth(op.host, op.host_mac, op.peer, op.peer_mac, pod_fd, op.mtu),)
+        case AddAddress():
+            return (nl.new_address(index[op.link], op.address.ip, op.address.network.prefixlen),)
         case JoinBridge():
-            yield nl.set_master(index[op.link], index[op.bridge])
-            yield nl.port_hairpin(index[op.link])
+            return nl.set_master(index[op.link], index[op.bridge]), nl.port_hairpin(index[op.link])
         case AddForwarding():
-            yield nl.new_fdb(index[op.link], op.mac)
+            return (nl.new_fdb(index[op.link], op.mac),)
         case CreateIfb():
-            yield shaping.new_ifb(op.link, op.mtu)
+            return (shaping.new_ifb(op.link, op.mtu),)
         case LimitRate():
-            yield shaping.token_bucket(index[op.link], op.rate, op.burst)
+            return (shaping.token_bucket(index[op.link], op.rate, op.burst),)
         case Redirect():
-            yield shaping.ingress_queue(index[op.link])
-            yield shaping.redirect(index[op.link], index[op.to])
+            return shaping.ingress_queue(index[op.link]), shaping.redirect(index[op.link], index[op.to])
         case _:
-            yield removal(op, index[op.link])
+            return (removal(op, index[op.link]),)
 
 
 def removal(op: Op, index: int) -> bytes:
@@ -317,16 +315,17 @@ class _Links(dict[str, int]):
 
 def _send(links: _Links, batch: Sequence[Op], pod_fd: int | None, watches: Sequence[_Watch] = ()) -> list[_Watch]:
     """Returns those of `watches` that carry no packets yet when the batch is done."""
-    pairs = [(op, message) for op in batch for message in encode(op, links, -1 if pod_fd is None else pod_fd)]
-    messages = [message for _, message in pairs] + [nl.get_link(links[name]) for name, _ in watches]
-    seen: list[bytes] = []
+    parts = [encode(op, links, -1 if pod_fd is None else pod_fd) for op in batch]
+    messages, seen = [*itertools.chain(*parts), *(nl.get_link(links[name]) for name, _ in watches)], list[bytes]()
+
+    def step(position: int) -> Op | str:
+        return [*(op for op, part in zip(batch, parts, strict=True) for _ in part), *(name for name, _ in watches)][position]
+
     try:
         # A second interface does not take the pod's default route from the first; so do other plugins.
-        links.sock.send(messages, lambda _, body: seen.append(body),
-                        present=[i for i, (op, _) in enumerate(pairs) if isinstance(op, AddRoute)])
+        links.sock.send(messages, lambda _, body: seen.append(body), present=lambda i: isinstance(step(i), AddRoute))
     except nl.NetlinkError as err:
-        step = pairs[err.position][0] if err.position < len(pairs) else watches[err.position - len(pairs)][0]
-        raise refusal(step, err) from err
+        raise refusal(step(err.position), err) from err
     return [watch for watch, body in zip(watches, seen, strict=True) if not watch[1](body)]
 
 

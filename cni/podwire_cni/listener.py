@@ -19,7 +19,7 @@ from podwire_controlplane.client import logs
 from .commands import Plugin, Sandbox
 from .conf import version_of
 from .errors import CNIError, Code
-from .kernel import is_netns, same_netns
+from .kernel import is_netns, netns_id
 from .skel import Reply, failure, run
 
 log = logs.get("wiring")
@@ -35,7 +35,7 @@ class Listener:
     """Serves `plugin` on the unix socket `path` from construction until `close`. Only root may connect."""
 
     def __init__(self, path: Path, plugin: Plugin, node_fd: int) -> None:
-        self.path, self.plugin, self.node_fd = path, plugin, node_fd
+        self.path, self.plugin, self._node = path, plugin, netns_id(node_fd)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Bound beside and renamed into place: a plugin finds no socket that refuses it, and a stale one is no obstacle.
@@ -93,14 +93,14 @@ class Listener:
 
     def _answer(self, connection: socket.socket, fds: list[int]) -> Reply:
         env, stdin, flags, error = _receive(connection, fds)
-        if not fds or not same_netns(fds[0], self.node_fd):
+        if not fds or netns_id(fds[0]) != self._node:
             return failure(CNIError(
                 Code.INVALID_CONFIG,
                 f"the agent at {self.path} serves another network namespace than the one the plugin was run in",
                 "run the plugin in the node's network namespace, or set \"socket\" to the socket of this node"),
                 version_of(stdin))
         if flags & POD_NETNS and len(fds) > 1:
-            sandbox = Sandbox(fds[1], "", is_netns(fds[1]), same_netns(fds[1], self.node_fd), lambda: _gone(connection))
+            sandbox = Sandbox(fds[1], "", is_netns(fds[1]), netns_id(fds[1]) == self._node, lambda: _gone(connection))
         else:
             sandbox = Sandbox(None, os.strerror(error) if error else "CNI_NETNS is not set")
         return run(env, stdin, sandbox, lambda _: self.plugin)

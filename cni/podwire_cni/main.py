@@ -48,7 +48,7 @@ class Standalone:
         except OSError as err:
             return Sandbox(None, err.strerror or "" if path else "CNI_NETNS is not set")
         self.stack.callback(os.close, fd)
-        return Sandbox(fd, "", kernel.is_netns(fd), kernel.same_netns(fd, self.kernel.node_fd))
+        return Sandbox(fd, "", kernel.is_netns(fd), kernel.netns_id(fd) == kernel.netns_id(self.kernel.node_fd))
 
     def plugin(self, conf: NetConf) -> Plugin:
         if not conf.ranges:

@@ -44,6 +44,8 @@ IFNAMSIZ = 16
 _HEAD = struct.Struct("=IHHII")
 _ATTR = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
+_ATTR_U32 = struct.Struct("=HHI")
+_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 _LINK = struct.Struct("=BxHiII")
 _ENTRY = struct.Struct("=BxxxiHBB")  # struct ndmsg
 
@@ -58,7 +60,8 @@ class NetlinkError(OSError):
 
 
 def attr(kind: int, value: bytes) -> bytes:
-    return _ATTR.pack(len(value) + 4, kind) + value + b"\0" * (-len(value) % 4)
+    size = len(value) + 4
+    return _ATTR.pack(size, kind) + value + _PADDING[size & 3]
 
 
 def text(kind: int, value: str) -> bytes:
@@ -66,7 +69,7 @@ def text(kind: int, value: str) -> bytes:
 
 
 def u32(kind: int, value: int) -> bytes:
-    return attr(kind, _U32.pack(value))
+    return _ATTR_U32.pack(8, kind, value)
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -264,13 +267,13 @@ class Netlink:
         self.sock.close()
 
     def send(self, messages: Sequence[bytes], on_answer: Callable[[int, bytes], None] | None = None, *,
-             fine: Collection[int] = (), present: Collection[int] = ()) -> None:
+             fine: Collection[int] = (), present: Callable[[int], bool] = lambda _: False) -> None:
         """Send a batch and wait for its end. The kernel goes on after a refused message; the first refusal is raised then.
 
         Only the last message is acknowledged, so that a batch is one system call there and one back: a refusal is always
         told, and messages are worked on in their order. Answers to what was asked go to `on_answer(kind, body)`. Refusals
-        with an errno of `fine` do not count, nor that something exists for messages at the positions `present`. Raises
-        NetlinkError.
+        with an errno of `fine` do not count, nor that something exists where `present` says so of a message's position.
+        Raises NetlinkError.
         """
         if not messages:
             return
@@ -290,8 +293,8 @@ class Netlink:
                 if kind == NLMSG_ERROR:
                     over = over or seq == self._seq
                     refused = _refusal(body, flags, seq - first)
-                    there = refused and refused.errno == errno.EEXIST and refused.position in present
-                    if refused and refused.errno not in fine and not there:
+                    if refused and refused.errno not in fine and not (
+                            refused.errno == errno.EEXIST and present(refused.position)):
                         failed = failed or refused
                 elif on_answer:
                     on_answer(kind, body)

@@ -15,6 +15,7 @@ Service's packet to a pod of the same node goes from port to port, and `isolated
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -87,6 +88,7 @@ class Sets:
     hairpin: nft.Set
 
 
+@functools.cache
 def sets_of(family: Family) -> Sets:
     table, kind, port = nft.Table(family, TABLE), _TYPE[family], ("inet_proto", "inet_service")
     return Sets(nft.Set(table, "hostports", port, (kind, "inet_service")),

@@ -6,16 +6,14 @@ end takes the pod's whole side (addresses, routes, neighbours) and the bridge po
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .types import IPAddress, IPInterface, IPNetwork
 
 Place = Literal["node", "pod"]
 
 
-@dataclass(frozen=True, slots=True)
-class CreateVeth:
+class CreateVeth(NamedTuple):
     """A veth pair: `host` in the node's namespace, `peer` born in the pod's."""
 
     host: str
@@ -26,22 +24,19 @@ class CreateVeth:
     place: Place = "node"
 
 
-@dataclass(frozen=True, slots=True)
-class SetUp:
+class SetUp(NamedTuple):
     link: str
     place: Place
     alias: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class AddAddress:
+class AddAddress(NamedTuple):
     link: str
     address: IPInterface
     place: Place = "pod"
 
 
-@dataclass(frozen=True, slots=True)
-class AddRoute:
+class AddRoute(NamedTuple):
     """`via` None: a link-scope route. The numbers as in types.Route; None: the kernel's own."""
 
     link: str
@@ -55,8 +50,7 @@ class AddRoute:
     scope: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AddNeighbour:
+class AddNeighbour(NamedTuple):
     """A permanent neighbour entry on `link`."""
 
     link: str
@@ -65,8 +59,7 @@ class AddNeighbour:
     place: Place
 
 
-@dataclass(frozen=True, slots=True)
-class JoinBridge:
+class JoinBridge(NamedTuple):
     """Make `link` a port of `bridge`, in hairpin mode."""
 
     link: str
@@ -74,8 +67,7 @@ class JoinBridge:
     place: Place = "node"
 
 
-@dataclass(frozen=True, slots=True)
-class AddForwarding:
+class AddForwarding(NamedTuple):
     """A static entry `mac` -> port in the forwarding table of the bridge that `link` is a port of."""
 
     link: str
@@ -83,8 +75,7 @@ class AddForwarding:
     place: Place = "node"
 
 
-@dataclass(frozen=True, slots=True)
-class Announce:
+class Announce(NamedTuple):
     """Tell everybody on the link's network who has these addresses now: gratuitous ARP, unsolicited neighbour advertisement."""
 
     link: str
@@ -93,8 +84,7 @@ class Announce:
     place: Place = "pod"
 
 
-@dataclass(frozen=True, slots=True)
-class CreateIfb:
+class CreateIfb(NamedTuple):
     """An intermediate device: packets that Redirect sends to it pass its queue and go on where they came from."""
 
     link: str
@@ -102,8 +92,7 @@ class CreateIfb:
     place: Place = "node"
 
 
-@dataclass(frozen=True, slots=True)
-class LimitRate:
+class LimitRate(NamedTuple):
     """A token bucket as the queue of `link`. rate: bytes a second; burst: bytes."""
 
     link: str
@@ -112,8 +101,7 @@ class LimitRate:
     place: Place = "node"
 
 
-@dataclass(frozen=True, slots=True)
-class Redirect:
+class Redirect(NamedTuple):
     """All that comes in by `link` passes the queue of `to` first."""
 
     link: str
@@ -121,21 +109,18 @@ class Redirect:
     place: Place = "node"
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteLink:
+class DeleteLink(NamedTuple):
     link: str
     place: Place = "node"
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteNeighbour:
+class DeleteNeighbour(NamedTuple):
     link: str
     address: IPAddress
     place: Place = "node"
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteRoute:
+class DeleteRoute(NamedTuple):
     link: str
     dst: IPNetwork
     place: Place = "node"

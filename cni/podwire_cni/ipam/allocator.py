@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..errors import CNIError, Code
@@ -38,6 +38,11 @@ class Lease:
     aliases: tuple[str, ...] = ()  # other names of the container
     origin: str = ""  # "host-local": another plugin wired the pod, we only keep its address
     network: str = ""  # the name of the configuration it was taken for
+
+    def done(self) -> Lease:
+        """The lease once its ADD came to its end. (`replace` takes as long as writing the note does.)"""
+        return Lease(self.address, self.owner, self.pod, self.pod_uid, self.boot_id, self.mac, True, self.ports, self.bridge,
+                     self.aliases, self.origin, self.network)
 
     def to_json(self) -> dict[str, Any]:
         ports = [{"hostPort": p.host_port, "containerPort": p.container_port, "protocol": p.protocol,
@@ -150,9 +155,10 @@ class Allocator:
         return taken
 
     def _take(self, ranges: RangeSet, wanted: IPAddress | None, make: Callable[[IPAddress], Lease]) -> tuple[Lease, Range]:
-        if ranges not in self._last:  # after a restart: behind the newest lease, not from the start again
-            self._last.update((ranges, a) for a in self._by_address if any(a in r for r in ranges))
-        candidates = self._candidates(ranges) if wanted is None else (
+        last = self._last.get(ranges)
+        if last is None:  # after a restart: behind the newest lease, not from the start again
+            last = next((a for a in reversed(self._by_address) if any(a in r for r in ranges)), None)
+        candidates = self._candidates(ranges, last) if wanted is None else (
             (wanted, r) for r in ranges if wanted in r and wanted != r.gateway)
         for address, home in candidates:
             if address in self._by_address:
@@ -170,10 +176,10 @@ class Allocator:
                            "ask for another address, or none")
         raise PoolExhausted(ranges)
 
-    def _candidates(self, ranges: RangeSet) -> Iterable[tuple[IPAddress, Range]]:
+    def _candidates(self, ranges: RangeSet, last: IPAddress | None) -> Iterable[tuple[IPAddress, Range]]:
         """Every address that may be given, the best first."""
         since = self.now() - self.quarantine
-        for address, home in walk(ranges, self._last.get(ranges)):
+        for address, home in walk(ranges, last):
             if self._resting.get(address, since) <= since:
                 yield address, home
         for address in list(self._resting):
@@ -184,7 +190,7 @@ class Allocator:
         if lease.address in self._by_address or not self.store.reserve(lease):
             return False
         self.store.wired(lease)
-        self._index(replace(lease, wired=True))
+        self._index(lease.done())
         return True
 
     def confirm(self, owner: Attachment) -> None:
@@ -192,7 +198,7 @@ class Allocator:
         held = self._by_owner.get(owner, [])
         for i, lease in enumerate(held):
             self.store.wired(lease)
-            held[i] = self._by_address[lease.address] = replace(lease, wired=True)
+            held[i] = self._by_address[lease.address] = lease.done()
 
     def release(self, owner: Attachment, only: Sequence[Lease] | None = None) -> list[IPAddress]:
         """Give back the owner's addresses (or just some of them); none is fine. What a pod had rests from now on."""
