@@ -19,6 +19,7 @@ import test_proxy_live
 import test_proxy_resets
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
+from lab.patience import patient
 from lab.proxyrole import Running, until
 from lab.serviceworld import World, ask
 from podwire_controlplane.api.meta import Object
@@ -276,7 +277,7 @@ def test_explain_cleanup_and_dry_run(world: World, tmp_path: Path, variant: Vari
 def test_affinity_over_time(world: World, variant: Variant) -> None:
     """More clients than xt_recent could hold (100); endpoints come and go, a restart, the timeout."""
     pods = {s.POD_A: endpoint(s.POD_A, s.NODE), s.POD_B: endpoint(s.POD_B, s.NODE), s.POD_C: endpoint(s.POD_C, "n2")}
-    seconds = 5
+    seconds = round(patient(5))
     sticky = service("my-service", s.VIP, [port(s.PORT)], sessionAffinity="ClientIP",
                      sessionAffinityConfig={"clientIP": {"timeoutSeconds": seconds}})
 
