@@ -10,6 +10,8 @@ TEST_TOOLS := nft:nftables conntrack:conntrack strace:strace iptables-legacy-res
 
 DATAPLANES := podwire-nftables podwire-iptables
 
+APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=3
+
 # What calls the CNI plugin for real, and stands behind it in chains. Unpacked into .venv, not installed: no daemon starts.
 RUNTIMES := containerd runc libseccomp2 podman conmon busybox-static libgpgme11 libassuan0 libsubid4 libdevmapper1.02.1 \
             libglib2.0-0 containernetworking-plugins iptables libxtables12 libip4tc2 libip6tc2 libnetfilter-conntrack3 \
@@ -32,7 +34,7 @@ define need  # $(1): command:package pairs. Installs with apt-get as root; else 
 	[ -z "$$missing" ] && exit 0; \
 	if [ "$$apt" ]; then \
 	  echo "installing Debian packages:$$missing"; \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	  $(APT) update && $(APT) install -y --no-install-recommends $$missing >/dev/null; \
 	else echo "missing, please install:$$missing" >&2; exit 1; fi
 endef
 
@@ -41,6 +43,10 @@ packages:
 
 test-packages:
 	$(call need,$(TOOLS) $(TEST_TOOLS))
+	@command -v vagrant >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || { \
+	  echo "installing vagrant, which checks the Vagrantfile"; \
+	  { $(APT) update && $(APT) install -y --no-install-recommends vagrant; } >/dev/null 2>&1 \
+	  || echo "no package vagrant here: vagrant/Vagrantfile is left unchecked"; }
 
 # uv where it is present, else venv and pip. The stamps are newer than what they depend on: a second run does nothing.
 define pip_install  # $(1): what to install
