@@ -4,7 +4,8 @@
 
 Each side has a node of its own: a network namespace with an uplink. Plugins are run as libcni runs them, one process a plugin,
 each with its predecessor's result. A/B/A/B; medians. The clock runs from the start of a plugin's process to its end, not while
-the bench makes its input. Writes bench/results/cni.json, with all single figures.
+the bench makes its input. Both sides keep leases on a tmpfs, as podwire does by default (/run). Writes bench/results/cni.json,
+with all single figures.
 
 The three configurations are the same *end result* for the pod: `bridge` (address, routes), `ipMasq` (and masquerading to the
 outside), `portmap` (and a hostPort). podwire masquerades and stops spoofing in all three; the reference plugins do it where
@@ -41,6 +42,7 @@ PACKAGES = ("containernetworking-plugins", "iptables", "libxtables12", "libip4tc
             "libnfnetlink0", "libmnl0", "libnftnl11")
 PORT = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
 PARALLEL = 32
+TMPFS = Path("/dev/shm")
 
 
 Chain = list[tuple[str, dict[str, Any]]]
@@ -160,14 +162,14 @@ def reference_conflist(state: Path) -> str:
     return json.dumps({"cniVersion": "1.0.0", "name": "bench", "plugins": [bridge, portmap]})
 
 
-def sandboxes(node: CniNode, theirs: NetNS, root: Path, folder: Path, rounds: int) -> list[list[float]]:
+def sandboxes(node: CniNode, theirs: NetNS, root: Path, folder: Path, leases: Path, rounds: int) -> list[list[float]]:
     """Seconds of RunPodSandbox with a hostPort, of each round: [podwire, reference plugins]. Both runtimes are the same
     containerd with the same pause image; each calls the loopback plugin of its own side."""
     runtimes = [containerd.start(node, folder / "c1")]
     try:
         conf = folder / "net.d"
         conf.mkdir()
-        (conf / "10-bench.conflist").write_text(reference_conflist(folder / "cri-leases"))
+        (conf / "10-bench.conflist").write_text(reference_conflist(leases))
         (folder / "c2").mkdir()
         runtimes.append(containerd.Containerd(theirs, folder / "c2", root / "usr/lib/cni", conf))
         runtimes[1].import_pause()
@@ -201,15 +203,16 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         lab = stack.enter_context(Lab())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        state = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=TMPFS if TMPFS.is_dir() else None)))
         mine, theirs, outside = lab.netns("mine"), lab.netns("theirs"), lab.netns("outside")
         lab.wire(mine, "eth0", outside, "a", "192.0.2.1/24")
         lab.wire(theirs, "eth0", outside, "b", "192.0.2.2/24")
         api = stack.enter_context(FakeApi(mine))
         put_node(api, "n1", "10.244.0.0/16", "192.0.2.1")
-        node = CniNode(mine, folder / "run", "n1", api)
+        node = CniNode(mine, state / "run", "n1", api)
         stack.callback(node.close)
         node.start()
-        sides = [podwire_side(mine, node)] + ([reference_side(theirs, root, folder / "leases")] if root else [])
+        sides = [podwire_side(mine, node)] + ([reference_side(theirs, root, state / "leases")] if root else [])
         pod, many = lab.netns("pod"), [lab.netns(f"p{i}") for i in range(2 * PARALLEL)]
         for kind in ("bridge", "ipMasq", "portmap"):
             times = [[side.once(kind, pod) for side in sides] for _ in range(asked.rounds + 2)][2:]
@@ -220,7 +223,7 @@ def main() -> None:
             rows.append(row(f"{kind} ADD x{PARALLEL}", "1/s", [r[0] for r in rates], [r[1] for r in rates] if root else [],
                             peer_name))
         if root:
-            took = sandboxes(node, theirs, root, folder, asked.rounds)
+            took = sandboxes(node, theirs, root, folder, state / "cri-leases", asked.rounds)
             rows.append(row("RunPodSandbox", "ms", [1000 * t[0] for t in took], [1000 * t[1] for t in took],
                             f"containerd {debian.version('containerd')} with {peer_name}"))
         assert node.agent is not None

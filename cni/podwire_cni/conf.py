@@ -1,4 +1,4 @@
-"""What comes in: the network configuration on stdin and the CNI_* variables, checked field by field.
+"""What comes in on stdin: the network configuration, checked field by field. (The CNI_* variables: call.py.)
 
 Every error names the field, what was found and what would do. A field that nobody knows is refused (code 2) rather than
 ignored: a typing error in a network configuration must not become a quiet default. Keys with a "/" belong to the runtime.
@@ -11,7 +11,6 @@ import functools
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -22,7 +21,6 @@ from .types import (
     VERSIONS,
     Attachment,
     Bandwidth,
-    Call,
     Dns,
     IPAddress,
     IPNetwork,
@@ -33,18 +31,13 @@ from .types import (
     RangeSet,
 )
 
-COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
-SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
-# Who needs which variables; the spec's table of section 2.
-NEEDS = {"ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
-         "DEL": ("CNI_CONTAINERID", "CNI_IFNAME")}
 _KEYS = {"cniVersion", "cniVersions", "name", "type", "mtu", "ipam", "dns", "args", "capabilities", "runtimeConfig",
          "prevResult", "socket", "standalone", "pythonPlugin", "disableCheck", "disableGC", "ipMasq",
          "bridge", "addressing", "isGateway", "nonMasqueradeCIDRs"}
 _IPAM_KEYS = {"type", "ranges", "subnet", "rangeStart", "rangeEnd", "gateway", "routes"}
 _CAPABILITIES = {"ips", "mac", "ipRanges", "dns", "aliases", "cgroupPath", "portMappings", "bandwidth"}
 PROTOCOLS = ("tcp", "udp", "sctp")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*\Z")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*\Z")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 
 
@@ -172,7 +165,7 @@ def aliases(raw: Any, network: str) -> tuple[str, ...]:
     """The capability aliases: network -> other names of the container there."""
     names = _list(_object(raw, "runtimeConfig.aliases").get(network), f"runtimeConfig.aliases.{network}")
     for name in names:
-        if not isinstance(name, str) or not _NAME.match(name):
+        if not isinstance(name, str) or not NAME.match(name):
             raise _bad(f"runtimeConfig.aliases.{network}", name, "a list of names")
     return tuple(names)
 
@@ -188,19 +181,6 @@ def mac_address(raw: Any, field: str) -> str:
     if mac and (not _MAC.match(mac) or int(mac[1], 16) & 1 or not mac.strip("0:")):
         raise _bad(field, mac, "a unicast MAC address such as 0a:58:0a:f4:01:05")
     return mac
-
-
-def as_asked(conf: NetConf, call: Call) -> NetConf:
-    """With the address and MAC that CNI_ARGS ask for (IP=, MAC=) where nothing newer does. Raises CNIError, code 4."""
-    wanted, mac = call.args.get("IP", ""), call.args.get("MAC", "")
-    if not wanted and not mac:
-        return conf
-    try:
-        ips = addresses(wanted.split(",") if wanted else None, "IP")
-        own = mac_address(mac, "MAC")
-    except CNIError as err:
-        raise _env_error(f"CNI_ARGS: {err.msg.removeprefix('network configuration: ')}", err.details) from None
-    return replace(conf, ips=conf.ips or ips, mac=conf.mac or own)
 
 
 def _attachments(raw: Any, field: str) -> frozenset[Attachment]:
@@ -330,7 +310,7 @@ def parse_conf(stdin: bytes) -> NetConf:
                        "supported are " + ", ".join(VERSIONS))
     _known(conf, _KEYS, "")
     name = conf.get("name", "")
-    if not isinstance(name, str) or not _NAME.match(name):
+    if not isinstance(name, str) or not NAME.match(name):
         raise _bad("name", name, "a name of letters, digits, '.', '_' and '-' that starts with a letter or digit")
     mtu = conf.get("mtu")
     if mtu is not None and (type(mtu) is not int or not (mtu == 0 or 68 <= mtu <= 65535)):
@@ -364,41 +344,3 @@ def parse_conf(stdin: bytes) -> NetConf:
         valid_attachments=_attachments(conf["cni.dev/valid-attachments"], "cni.dev/valid-attachments")
         if "cni.dev/valid-attachments" in conf else None,
     )
-
-
-def _env_error(msg: str, details: str) -> CNIError:
-    return CNIError(Code.INVALID_ENVIRONMENT, msg, details)
-
-
-def parse_env(env: Mapping[str, str]) -> Call:
-    """The CNI_* variables. Raises CNIError with code 4 that names the variables."""
-    command = env.get("CNI_COMMAND", "")
-    if command not in COMMANDS:
-        raise _env_error(f"CNI_COMMAND is {command!r}", "it must be one of " + ", ".join(COMMANDS))
-    missing = [v for v in NEEDS.get(command, ()) if not env.get(v)]
-    if missing:
-        raise _env_error(f"{', '.join(missing)} not set; CNI_COMMAND={command} needs "
-                         f"{'them' if len(missing) > 1 else 'it'}", "the container runtime sets these variables")
-    container, ifname = env.get("CNI_CONTAINERID", ""), env.get("CNI_IFNAME", "")
-    if container and not _NAME.match(container):
-        raise _env_error(f"CNI_CONTAINERID {container!r} is no container id",
-                         "it starts with a letter or digit and has letters, digits, '.', '_' and '-' only")
-    if ifname and not ifname_is_good(ifname):
-        raise _env_error(f"CNI_IFNAME {ifname!r} is no interface name",
-                         "it has at most 15 characters, none of them '/', ':' or a space")
-    args = {}
-    for part in filter(None, env.get("CNI_ARGS", "").split(";")):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise _env_error(f"CNI_ARGS: {part!r} is not KEY=VALUE", "write it as KEY=VALUE;KEY=VALUE")
-        args[key] = value
-    override = env.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "t", "true")
-    return Call(command, Attachment(container, ifname), env.get("CNI_NETNS", ""), args, override)
-
-
-def check_version(call: Call, conf: NetConf) -> None:
-    """Refuse a verb that the asked-for version does not have yet. Raises CNIError, code 1."""
-    since = SINCE.get(call.command)
-    if since and VERSIONS.index(conf.version) < VERSIONS.index(since):
-        raise CNIError(Code.INCOMPATIBLE_VERSION, f"{call.command} does not exist in cniVersion {conf.version}",
-                       f"set cniVersion to {since} or newer")

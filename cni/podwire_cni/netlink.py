@@ -271,9 +271,9 @@ class Netlink:
         """Send a batch and wait for its end. The kernel goes on after a refused message; the first refusal is raised then.
 
         Only the last message is acknowledged, so that a batch is one system call there and one back: a refusal is always
-        told, and messages are worked on in their order. Answers to what was asked go to `on_answer(kind, body)`. Refusals
-        with an errno of `fine` do not count, nor that something exists where `present` says so of a message's position.
-        Raises NetlinkError.
+        told, and messages are worked on in their order. Answers to what was asked go to `on_answer(kind, body)`; where the last
+        message asks for a link, its answer is the end. Refusals with an errno of `fine` do not count, nor that something exists
+        where `present` says so of a message's position. Raises NetlinkError.
         """
         if not messages:
             return
@@ -283,7 +283,9 @@ class Netlink:
         for seq, part in enumerate(messages, first):
             _U32.pack_into(batch, at + 8, seq)
             at += len(part)
-        batch[at - len(part) + 6] |= NLM_ACK
+        asked = _HEAD.unpack_from(part)[1] == GETLINK
+        if not asked:
+            batch[at - len(part) + 6] |= NLM_ACK
         self.sock.send(batch)
         failed, over = None, False
         while not over:
@@ -296,8 +298,10 @@ class Netlink:
                     if refused and refused.errno not in fine and not (
                             refused.errno == errno.EEXIST and present(refused.position)):
                         failed = failed or refused
-                elif on_answer:
-                    on_answer(kind, body)
+                else:
+                    over = over or (asked and seq == self._seq)
+                    if on_answer:
+                        on_answer(kind, body)
         if failed:
             raise failed
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .call import as_asked, check_version, parse_env
 from .commands import Plugin, Sandbox
-from .conf import as_asked, check_version, parse_conf, parse_env, version_of
+from .conf import parse_conf, version_of
 from .errors import CNIError, Code
 from .types import VERSIONS, Call, NetConf
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podwire_cni.conf import as_asked, check_version, parse_conf, parse_env, version_of
+from podwire_cni.call import as_asked, check_version, parse_env
+from podwire_cni.conf import parse_conf, version_of
 from podwire_cni.errors import CNIError
 from podwire_cni.types import VERSIONS, Attachment, Dns
 

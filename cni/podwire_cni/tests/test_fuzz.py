@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from podwire_cni import skel
+from podwire_cni.call import COMMANDS
 from podwire_cni.commands import Sandbox
-from podwire_cni.conf import COMMANDS
 from podwire_cni.types import VERSIONS
 
 from .test_verbs import Host

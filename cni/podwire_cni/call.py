@@ -1,0 +1,67 @@
+"""What comes in besides the configuration: the CNI_* variables, checked one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from .conf import NAME, addresses, ifname_is_good, mac_address
+from .errors import CNIError, Code
+from .types import VERSIONS, Attachment, Call, NetConf
+
+COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
+SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
+# Who needs which variables; the spec's table of section 2.
+NEEDS = {"ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
+         "DEL": ("CNI_CONTAINERID", "CNI_IFNAME")}
+
+
+def _error(msg: str, details: str) -> CNIError:
+    return CNIError(Code.INVALID_ENVIRONMENT, msg, details)
+
+
+def parse_env(env: Mapping[str, str]) -> Call:
+    """The CNI_* variables. Raises CNIError with code 4 that names the variables."""
+    command = env.get("CNI_COMMAND", "")
+    if command not in COMMANDS:
+        raise _error(f"CNI_COMMAND is {command!r}", "it must be one of " + ", ".join(COMMANDS))
+    missing = [v for v in NEEDS.get(command, ()) if not env.get(v)]
+    if missing:
+        raise _error(f"{', '.join(missing)} not set; CNI_COMMAND={command} needs "
+                     f"{'them' if len(missing) > 1 else 'it'}", "the container runtime sets these variables")
+    container, ifname = env.get("CNI_CONTAINERID", ""), env.get("CNI_IFNAME", "")
+    if container and not NAME.match(container):
+        raise _error(f"CNI_CONTAINERID {container!r} is no container id",
+                     "it starts with a letter or digit and has letters, digits, '.', '_' and '-' only")
+    if ifname and not ifname_is_good(ifname):
+        raise _error(f"CNI_IFNAME {ifname!r} is no interface name",
+                     "it has at most 15 characters, none of them '/', ':' or a space")
+    args = {}
+    for part in filter(None, env.get("CNI_ARGS", "").split(";")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise _error(f"CNI_ARGS: {part!r} is not KEY=VALUE", "write it as KEY=VALUE;KEY=VALUE")
+        args[key] = value
+    override = env.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "t", "true")
+    return Call(command, Attachment(container, ifname), env.get("CNI_NETNS", ""), args, override)
+
+
+def check_version(call: Call, conf: NetConf) -> None:
+    """Refuse a verb that the asked-for version does not have yet. Raises CNIError, code 1."""
+    since = SINCE.get(call.command)
+    if since and VERSIONS.index(conf.version) < VERSIONS.index(since):
+        raise CNIError(Code.INCOMPATIBLE_VERSION, f"{call.command} does not exist in cniVersion {conf.version}",
+                       f"set cniVersion to {since} or newer")
+
+
+def as_asked(conf: NetConf, call: Call) -> NetConf:
+    """With the address and MAC that CNI_ARGS ask for (IP=, MAC=) where nothing newer does. Raises CNIError, code 4."""
+    wanted, mac = call.args.get("IP", ""), call.args.get("MAC", "")
+    if not wanted and not mac:
+        return conf
+    try:
+        ips = addresses(wanted.split(",") if wanted else None, "IP")
+        own = mac_address(mac, "MAC")
+    except CNIError as err:
+        raise _error(f"CNI_ARGS: {err.msg.removeprefix('network configuration: ')}", err.details) from None
+    return replace(conf, ips=conf.ips or ips, mac=conf.mac or own)
