@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 from scapy.layers.inet import TCP
 from scapy.utils import PcapNgReader
 
+from lab.dataplane import OURS
 from lab.evidence import pcapng
 from lab.matrix import Cell, Matrix
+from podwire_proxy.testing import scenarios as s
 
 HERE = Path(__file__).parent
 HOOK = HERE / "hooks" / "clusterip-only"
@@ -41,7 +44,7 @@ def test_another_proxy_is_judged_by_the_same_rows(stub: tuple[Path, str]) -> Non
     assert [cell.strip() for cell in rows["hairpin"]] == ["✗", "✗"]  # it never masquerades
     assert "external IPv4, hairpin: failed:" in table
     svg = (stub[0] / "conformance.svg").read_text()
-    assert (svg.count("#2da44e"), svg.count("#cf222e")) == (4, 2)
+    assert (svg.count("#2da44e"), svg.count("#cf222e")) == (4 + 1, 2 + 1), "and the legend"
 
 
 def test_a_failed_row_leaves_its_packets_and_rules(stub: tuple[Path, str]) -> None:
@@ -85,3 +88,17 @@ def test_a_row_holds_when_all_its_tests_do() -> None:
     assert "| row | ✗ | – |" in table.markdown()
     assert "- b IPv4, row: lacking: no SCTP" in table.markdown()
     assert "| other | ✓ |   |" in table.markdown()
+
+
+def test_the_committed_table_is_of_this_suite() -> None:
+    """`make conformance` draws it anew: every dataplane is in it, every row is a behaviour that is still asked for."""
+    lines = (HERE.parent / "docs" / "conformance.md").read_text().splitlines()
+    heads = {cell.strip().rpartition(" ")[0] for cell in lines[2].split("|")[2:-1]}
+    assert heads == set(OURS)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[5:] if line.startswith("| ")]
+    asked = {row.name for row in s.SCENARIOS} | {row.name for row in s.AFFINITY}
+    for file in ("test_proxy_conformance.py", "test_service_packets.py"):
+        asked |= {name.replace("_", " ") for name in re.findall(r"^def test_(\w+)\(", (HERE / file).read_text(), re.M)}
+    assert len(cells) > 120 and {row[0] for row in cells if not row[0].startswith("**")} <= asked
+    assert not [row for row in cells if {"✗", "–"} & set(row)]
+    assert (HERE.parent / "docs" / "conformance.svg").read_text().count("#2da44e") == sum(row.count("✓") for row in cells) + 1

@@ -11,7 +11,7 @@ Result = Literal["passed", "failed", "lacking"]
 MARKS: dict[Result | None, tuple[str, str]] = {
     "passed": ("✓", "#2da44e"), "failed": ("✗", "#cf222e"), "lacking": ("–", "#9a6700"), None: (" ", "#d0d7de")}
 LEGEND: tuple[tuple[Result, str], ...] = (("passed", "held"), ("failed", "failed"), ("lacking", "lacks what is named below"))
-CELL, LEFT, TOP = 26, 430, 150
+CELL, LEFT, TOP = 26, 430, 190
 
 
 @dataclass(frozen=True, order=True)
@@ -71,6 +71,9 @@ class Matrix:
         out = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">',
                '<rect width="100%" height="100%" fill="#ffffff"/>',
                f'<text x="10" y="24" font-size="16" font-weight="bold">{escape(self.title)}</text>']
+        for index, (one, word) in enumerate((*LEGEND, (None, "not asked"))):
+            out += [f'<rect x="10" y="{40 + 18 * index}" width="{CELL - 4}" height="15" rx="3" fill="{MARKS[one][1]}"/>',
+                    f'<text x="{16 + CELL}" y="{52 + 18 * index}">{word}</text>']
         for index, (name, family) in enumerate(self.columns):
             x, y = LEFT + CELL * index + 14, TOP - 8
             out.append(f'<text x="{x}" y="{y}" transform="rotate(-50 {x} {y})">{escape(name)} {family}</text>')
