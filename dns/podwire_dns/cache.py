@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from .rtypes import SOA
@@ -46,7 +47,7 @@ class Cache:
     capacity: int = CAPACITY
     keep_stale: float = 0.0
     prefetch: bool = False
-    entries: dict[CacheKey, _Entry] = field(default_factory=dict)
+    entries: OrderedDict[CacheKey, _Entry] = field(default_factory=OrderedDict[CacheKey, _Entry])
     due: set[CacheKey] = field(default_factory=set)
     hits: int = 0
     denials: int = 0
@@ -74,9 +75,9 @@ class Cache:
         self.entries.pop(key, None)
         while len(self.entries) >= self.capacity:
             try:
-                self.entries.pop(next(iter(self.entries)), None)
+                self.entries.popitem(last=False)
                 self.evicted += 1
-            except (RuntimeError, StopIteration):  # a reader took an expired one out between the two steps
+            except KeyError:  # a reader took an expired one out between the two steps
                 continue
         self.entries[key] = _Entry(answer, now, now + life, ttls)
 

@@ -76,7 +76,8 @@ class UdpExchange:
 
 
 class Asker:
-    """UdpExchange for many, by batch.c: a socket for each query still, but one call to send it and one to gather answers."""
+    """UdpExchange for many, by batch.c: one call to send many and one to gather answers. A socket has one query at a time; one
+    that was answered serves a few more, for a second at most. What is asked in one turn of the event loop leaves together."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, module: Any) -> None:
         self.loop, self._lib, self._ffi = loop, module.lib, module.ffi
@@ -86,17 +87,32 @@ class Asker:
         self._asker = self._ffi.gc(made, self._lib.asker_free)
         self._size = self._asker.packet_size
         self._packets = self._ffi.buffer(self._asker.packets, self._lib.BATCH * self._size)
-        self._open: dict[int, tuple[bytes, int, Heard]] = {}
+        self._fds = self._ffi.new("int32_t[]", self._lib.BATCH)
+        self._open: dict[int, Sent] = {}
+        self._queue: list[Sent] = []
         loop.add_reader(self._asker.epoll, self._gather)
 
     def ask(self, address: bytes, port: int, question: bytes, ident: int, message: bytes, heard: Heard) -> Sent:
         """address: packed."""
-        fd = self._lib.asker_send(self._asker, address, len(address), port, message, len(message))
-        if fd < 0:
-            self.loop.call_soon(heard, OSError(-fd, os.strerror(-fd)))
-        else:
-            self._open[fd] = question, ident, heard
-        return Sent(self, fd)
+        sent = Sent(self, address, port, question, ident, message, heard)
+        if not self._queue:
+            self.loop.call_soon(self._flush)
+        self._queue.append(sent)
+        return sent
+
+    def _flush(self) -> None:
+        queue, self._queue = [sent for sent in self._queue if not sent.closed], []
+        for at in range(0, len(queue), self._lib.BATCH):
+            some = queue[at:at + self._lib.BATCH]
+            self._lib.asker_send(self._asker, len(some), b"".join([sent.address for sent in some]),
+                                 [len(sent.address) for sent in some], [sent.port for sent in some],
+                                 b"".join([sent.message for sent in some]), [len(sent.message) for sent in some], self._fds)
+            for sent, fd in zip(some, self._ffi.unpack(self._fds, len(some)), strict=True):
+                sent.fd = fd
+                if fd >= 0:
+                    self._open[fd] = sent
+                else:
+                    self.loop.call_soon(sent.fail, -fd)
 
     def _gather(self) -> None:
         asker, size = self._asker, self._size
@@ -105,45 +121,57 @@ class Asker:
             return
         fds, lengths = self._ffi.unpack(asker.fds, count), self._ffi.unpack(asker.lengths, count)
         heard: list[tuple[Heard, Upstreamed | OSError | None]] = []
-        done = []
+        done, failed = [], []
         for index in range(count):
             fd, length = fds[index], lengths[index]
-            question, ident, hear = self._open[fd]
+            sent = self._open[fd]
             if length < 0:
-                heard.append((hear, OSError(-length, os.strerror(-length))))
+                heard.append((sent.heard, OSError(-length, os.strerror(-length))))
+                failed.append(fd)
             else:
                 try:
                     at = index * size
-                    heard.append((hear, forward.read_answer(question, ident, self._packets[at:at + length])))
+                    heard.append((sent.heard, forward.read_answer(sent.question, sent.ident, self._packets[at:at + length])))
                 except Malformed:
                     continue  # not an answer to our question: the right one may still come
+                done.append(fd)
             del self._open[fd]
-            done.append(fd)
-        self._lib.asker_close(done, len(done))
+        self._lib.asker_done(asker, done, len(done))
+        self._lib.asker_close(failed, len(failed))
         for hear, result in heard:
             hear(result)
 
-    def forget(self, fd: int) -> None:
-        if self._open.pop(fd, None) is not None:
-            self._lib.asker_close([fd], 1)
+    def forget(self, sent: Sent) -> None:
+        if self._open.get(sent.fd) is sent:
+            del self._open[sent.fd]
+            self._lib.asker_close([sent.fd], 1)
 
     def close(self) -> None:
         self.loop.remove_reader(self._asker.epoll)
         self._lib.asker_close(list(self._open), len(self._open))
+        self._lib.asker_close_idle(self._asker)
         self._open.clear()
+        self._queue.clear()
 
 
 class Sent:
-    """A query of an Asker."""
+    """A query of an Asker. fd: -1 until it has left."""
 
-    __slots__ = ("asker", "fd")
+    __slots__ = ("address", "asker", "closed", "fd", "heard", "ident", "message", "port", "question")
 
-    def __init__(self, asker: Asker, fd: int) -> None:
-        self.asker, self.fd = asker, fd
+    def __init__(self, asker: Asker, address: bytes, port: int, question: bytes, ident: int, message: bytes,
+                 heard: Heard) -> None:
+        self.asker, self.address, self.port, self.question, self.ident = asker, address, port, question, ident
+        self.message, self.heard, self.fd, self.closed = message, heard, -1, False
+
+    def fail(self, error: int) -> None:
+        if not self.closed:
+            self.heard(OSError(error, os.strerror(error)))
 
     def close(self) -> None:
         """Hear nothing any more; once, and only before it was heard."""
-        self.asker.forget(self.fd)
+        self.closed = True
+        self.asker.forget(self)
 
 
 @dataclass(slots=True, eq=False)

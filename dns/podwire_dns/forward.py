@@ -144,6 +144,8 @@ class Upstreams:
 
     def attempts(self, now: float) -> list[tuple[str, float]]:
         """(address, seconds to wait before the next is asked too), in order; the first may be a probe with no wait."""
+        if not self._silent and len(self.addresses) == 1:
+            return [(self.addresses[0], self.patience(self.addresses[0]))] * ROUNDS
         down = [a for a in self.addresses if self.is_down(a)] if self._silent else []
         healthy = self._in_order([a for a in self.addresses if a not in down] if down else list(self.addresses))
         plan = [(a, self.patience(a)) for a in [*healthy, *down] * ROUNDS]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import resource
 import secrets
@@ -46,6 +47,7 @@ SIBLING_SECONDS = 10.0
 PREFETCH_SECONDS = 0.25
 HEALTH_SECONDS = 1.0
 HINFO_IN = b"\0\x0d\0\x01"
+GARBAGE = 50_000
 SWITCH_SECONDS = 0.0002  # how long the feed may keep a query waiting for the interpreter
 
 try:
@@ -377,4 +379,6 @@ def run(config: DnsConfig) -> None:
     _prepare_node(real)
     host.run_soon()
     sys.setswitchinterval(SWITCH_SECONDS)
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(GARBAGE)  # hardly anything here is a ring of references: the collector would look in vain
     asyncio.run(_main(real, sources))

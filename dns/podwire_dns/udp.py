@@ -39,6 +39,9 @@ class UdpLoop:
             made = native.lib.batch_new(sock.fileno())
             if made != native.ffi.NULL:
                 self.batch = native.ffi.gc(made, native.lib.batch_free)
+                self._size = self.batch.packet_size
+                self._packets = native.ffi.buffer(self.batch.packets, native.lib.BATCH * self._size)
+                self._peers = native.ffi.buffer(native.lib.batch_peers(self.batch), native.lib.BATCH * 28)
                 self.configure()
         self.thread = threading.Thread(target=self._many if self.batch is not None else self._one, daemon=True,
                                        name=f"udp {sock.getsockname()[0]}")
@@ -211,9 +214,9 @@ class UdpLoop:
         misses the cache."""
         assert self._native is not None
         assert self.batch is not None
-        lib, ffi, batch = self._native.lib, self._native.ffi, self.batch
-        size = batch.packet_size
-        data = bytes(ffi.buffer(batch.packets + index * size, min(batch.lengths[index], size)))
+        lib, batch = self._native.lib, self.batch
+        start = index * self._size
+        data = self._packets[start:start + min(batch.lengths[index], self._size)]
         pending = self.answerer.missed(data, key) if key else None
         if pending is not None:
             self._waiting.append((pending, self._batch_sender(index, data, time.monotonic())))
@@ -231,6 +234,5 @@ class UdpLoop:
 
     def _raw_peer(self, index: int) -> bytes:
         """As the kernel writes it: 28 bytes, the size of an IPv6 address of a socket."""
-        assert self._native is not None
-        assert self.batch is not None
-        return bytes(self._native.ffi.buffer(self._native.lib.batch_peer(self.batch, index), 28))
+        raw: bytes = self._peers[28 * index:28 * index + 28]
+        return raw

@@ -101,7 +101,7 @@ class _Flight:
             self.next()
 
     def finish(self, answer: Upstreamed | None) -> None:
-        self.done = True
+        self.done, self.current = True, None
         self.forwarder.landed(self, answer)
 
 
@@ -315,6 +315,7 @@ class Forwarder:
             self._over_stream(asked)
             return
         del self._asks[asked]
+        asked.exchange = None  # it knows us: a ring of references would be left to the garbage collector
         address = asked.address
         if isinstance(result, OSError):
             self.exchanges[address, "none"] += 1
@@ -349,6 +350,7 @@ class Forwarder:
             del self._asks[asked]
             if asked.exchange is not None:
                 asked.exchange.close()
+                asked.exchange = None
 
     def _tick(self) -> None:
         """Ask the next upstream where one was silent too long; runs as long as anything is under way."""

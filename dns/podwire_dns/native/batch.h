@@ -32,7 +32,7 @@ void batch_set(batch *b, int recursion, int shuffle, int autopath, const char *z
 void batch_free(batch *b);
 int batch_receive(batch *b);
 int batch_send(batch *b, int count, const char *values, const int32_t *sizes, const uint8_t *modes);
-const char *batch_peer(const batch *b, int index);
+const char *batch_peers(const batch *b);
 void batch_answer(batch *b, int count, const char *answers, const int32_t *lengths, const char *peers);
 int batch_reply(batch *b, int index, const char *answer, int length);
 
@@ -42,10 +42,14 @@ typedef struct {
     char *packets;
     int32_t packet_size;
     int32_t epoll;           /* readable when there is something to gather */
+    ...;
 } asker;
 
 asker *asker_new(void);
 void asker_free(asker *a);
-int asker_send(asker *a, const char *address, int size, int port, const char *message, int length);
+void asker_send(asker *a, int count, const char *addresses, const int32_t *sizes, const int32_t *ports, const char *messages,
+                const int32_t *lengths, int32_t *fds);
 int asker_gather(asker *a);
+void asker_done(asker *a, const int32_t *fds, int count);
 void asker_close(const int32_t *fds, int count);
+void asker_close_idle(asker *a);
