@@ -13,7 +13,7 @@ from .dataplane import Key
 from .model import PROTOCOLS, Backend, Protocol, normal_ip, packed
 from .nft import codec
 from .nft.attrs import attr, nest, parse, to_int
-from .nft.wire import open_socket
+from .nft.wire import ROOM, open_socket
 
 SUBSYS = 1 << 8
 GET, DELETE = 1, 2
@@ -112,7 +112,7 @@ class Conntrack:
                                                    flow.ident) for seq, flow in enumerate(part)))
             left = len(part)
             while left:
-                for answer, flag, seq, _, payload in codec.split(self._sock.recv(1 << 20)):
+                for answer, flag, seq, _, payload in codec.split(self._sock.recv(ROOM)):
                     if answer != 2:
                         continue
                     left -= 1
@@ -127,7 +127,7 @@ class Conntrack:
         self._sock.send(codec.message(SUBSYS | kind, codec.REQUEST | flags, 1, codec.FAMILIES[family], body))
         answers: list[bytes] = []
         while True:
-            for answer, flag, seq, _, payload in codec.split(self._sock.recv(1 << 20)):
+            for answer, flag, seq, _, payload in codec.split(self._sock.recv(ROOM)):
                 if answer == 2:
                     error = codec.decode_error(flag, seq, payload)
                     if error:

@@ -21,6 +21,7 @@ SOL_NETLINK, CAP_ACK, EXT_ACK, ADD_MEMBERSHIP = 270, 10, 11, 1
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 GROUP_NFTABLES = 7
 CLONE_NEWNET = 0x40000000
+ROOM = 1 << 16  # bytes for one answer: the kernel's dumps come in pieces of at most 32 KiB; more is a mapping for each call
 T = TypeVar("T")
 
 
@@ -106,7 +107,7 @@ class Connection:
         acknowledged = False
         while True:
             try:
-                data = self._sock.recv(1 << 20, socket.MSG_DONTWAIT)
+                data = self._sock.recv(ROOM, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
             except OSError as err:
@@ -128,7 +129,7 @@ class Connection:
         """(type, family, attributes) of each answer. Raises NftError."""
         self._sock.send(codec.message(codec.SUBSYS | kind, codec.REQUEST | flags, 1, family, body))
         while True:
-            for answer, flag, seq, _, payload in codec.split(self._sock.recv(1 << 20)):
+            for answer, flag, seq, _, payload in codec.split(self._sock.recv(ROOM)):
                 if answer == 3:
                     return
                 if answer == 2:
