@@ -48,12 +48,13 @@ def ip(number: int) -> str:
 class Cluster:
     """`count` Services of `size` endpoints as API objects, and the proxy's engine in a namespace."""
 
-    def __init__(self, fd: int, count: int, size: int, node: str = "172.30.0.11") -> None:
+    def __init__(self, fd: int | None, count: int, size: int, node: str = "172.30.0.11") -> None:
         from podwire_proxy.changes import Tracker
+        from podwire_proxy.memory import frugal
         from podwire_proxy.model import NodeInfo
         from podwire_proxy.nftables.apply import Programmer
 
-        gc.set_threshold(200_000, 50, 1000)  # as the role does
+        frugal()
         self.count, self.size, self.fd = count, size, fd
         self.info = NodeInfo("n1", (node,), "", ("10.128.0.0/9", "10.244.0.0/16"), ("10.64.0.0/12", "10.96.0.0/16"))
         self.tracker, self.programmer = Tracker(self.info), Programmer(self.info, fd)

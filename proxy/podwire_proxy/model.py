@@ -135,7 +135,6 @@ def normal_ip(text: str) -> str:
     return str(ipaddress.ip_address(text))
 
 
-@lru_cache(maxsize=1 << 18)
 def packed(ip: str) -> bytes:
     """Network-order bytes of a canonical address."""
     return ipaddress.ip_address(ip).packed if ":" in ip else bytes(map(int, ip.split(".")))
