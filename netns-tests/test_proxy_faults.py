@@ -210,19 +210,26 @@ def test_an_api_server_that_repeats_reorders_and_sends_garbage(world: World, tmp
     assert "a frame of the watch cannot be used" in log
 
 
-def test_the_rules_stay_while_the_api_server_is_away(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [2, pytest.param(180, marks=pytest.mark.long)])
+def test_the_rules_stay_while_the_api_server_is_away(world: World, tmp_path: Path, seconds: float) -> None:
+    """Traffic goes on untouched, damage is repaired, and what changed meanwhile is written when the server is back."""
     api = FakeApi(world.node)
     with api:
         api.apply(NODE, CALM, CALM_SLICE)
         proxy = Running(world.node, api.kubeconfig(tmp_path / "kubeconfig"), tmp_path)
         until(proxy.ready, "the first sync")
     with Client(world, s.VIP2) as client:
-        time.sleep(3)
+        time.sleep(seconds)
+    assert len(client.answers) > 20
+    assert {(answer.result, answer.server[0]) for answer in client.answers} == {("ok", s.POD_B), ("ok", s.POD_C)}
+    with Client(world, s.VIP2) as client:
         world.node.run(["nft", "flush", "chain", "ip", "podwire", "service-frontends"])
         until(lambda: len(client.answers) > 3 and client.answers[-1].result == "ok", "repaired without the API server", 10)
         with api.restart(world.node) as back:
-            back.apply(*busy(3))
-            until(lambda: from_outside(world) == s.POD_B, "what came meanwhile", 20)
+            back.apply(NODE, CALM, endpoint_slice("calm", [C], [("", "TCP", s.TARGET)]), *busy(3))
+            until(lambda: from_outside(world) == s.POD_B, "what came meanwhile", 60)
+            until(lambda: ask(world.client(s.POD_A), s.VIP2, s.PORT).server[0] == s.POD_C, "an endpoint left meanwhile")
+            assert all(ask(world.client(s.POD_A), s.VIP2, s.PORT).server[0] == s.POD_C for _ in range(20))
             log = proxy.stop()
     assert proxy.process.returncode == 0
     assert "API server does not answer, the last known state stays" in log
