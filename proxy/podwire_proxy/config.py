@@ -105,13 +105,12 @@ def _addresses(obj: meta.Object | None, node: str) -> tuple[str, ...]:
     """The first InternalIP of each family."""
     found: dict[bool, str] = {}
     for item in ((obj or {}).get("status") or {}).get("addresses") or []:
-        if item.get("type") == "InternalIP":
-            try:
+        try:
+            if item.get("type") == "InternalIP":
                 ip = normal_ip(str(item.get("address")))
-            except ValueError:
-                log.warn("unusable address of the own Node", node=node, address=item.get("address"))
-                continue
-            found.setdefault(":" in ip, ip)
+                found.setdefault(":" in ip, ip)
+        except (ValueError, AttributeError):
+            log.warn("unusable address of the own Node", node=node, address=item)
     return tuple(found.values())
 
 
@@ -155,7 +154,7 @@ def eligible(obj: meta.Object | None) -> bool:
     if obj is None or meta.deleting(obj):
         return False
     taints = (obj.get("spec") or {}).get("taints") or []
-    return all(taint.get("key") != AUTOSCALER_TAINT for taint in taints)
+    return all(taint.get("key") != AUTOSCALER_TAINT for taint in taints if isinstance(taint, dict))
 
 
 def service_cidrs(found: Iterable[tuple[Any, ...]], configured: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:

@@ -20,6 +20,7 @@ HEADLESS_LABEL = "service.kubernetes.io/headless"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 RESET_ANNOTATION = "podwire.io/reset-on-endpoint-removal"
 AFFINITY_SECONDS, DAY = 10800, 86400  # sessionAffinityConfig.clientIP.timeoutSeconds: default and maximum of the API
+NOBODY = ("255.255.255.255/32", f"{'ffff:' * 7}ffff/128")  # source ranges that no packet has an address of
 # What reading an object raises that has something of another type where the API has a list, a map or a text.
 MISSHAPEN = (AttributeError, KeyError, TypeError, ValueError)
 
@@ -83,6 +84,18 @@ def _load_balancer_ips(service: meta.Object, problems: Problems) -> tuple[str, .
     return problems.addresses("status.loadBalancer.ingress", usable)
 
 
+def _source_ranges(found: Any, problems: Problems) -> tuple[str, ...]:
+    """Who asked for a fence and made a mistake in all of it must not stand open to everyone."""
+    if not found:
+        return ()
+    before = len(problems.found)
+    usable = problems.ranges("spec.loadBalancerSourceRanges", found)
+    if len(problems.found) - before < len(found):
+        return usable
+    problems.add("spec.loadBalancerSourceRanges", "none of them can be used; nobody is let in")
+    return NOBODY
+
+
 def _affinity(spec: Mapping[str, Any], problems: Problems) -> int:
     if spec.get("sessionAffinity") != "ClientIP":
         return 0
@@ -116,7 +129,7 @@ def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[s
     spec = service["spec"]
     balancer = _load_balancer_ips(service, problems) if spec.get("type") == "LoadBalancer" else ()
     external = problems.addresses("spec.externalIPs", spec.get("externalIPs") or [])
-    ranges = problems.ranges("spec.loadBalancerSourceRanges", spec.get("loadBalancerSourceRanges") or []) if balancer else ()
+    ranges = _source_ranges(spec.get("loadBalancerSourceRanges"), problems) if balancer else ()
     asked = spec.get("type") == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local"
     check = problems.number("spec.healthCheckNodePort", spec["healthCheckNodePort"]) if (
         asked and spec.get("healthCheckNodePort")) else 0

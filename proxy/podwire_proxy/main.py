@@ -32,6 +32,7 @@ from .config import BACKENDS, DETECTORS, VARIANTS, ProxyConfig, check, eligible,
 from .health import Health, ServiceChecks
 from .hostfacts import findings
 from .iptables.leftovers import foreign_chains
+from .memory import frugal
 from .metrics import Metrics
 from .nftables import apply
 from .objects import check_failed, stub, triggered
@@ -103,7 +104,9 @@ class Proxy:
         self._changed()
 
     def _on_node(self, event: Event) -> None:
-        self._node = None if event.type == "DELETED" else event.object
+        node = None if event.type == "DELETED" else event.object
+        eligible(node), self.config.node(node)  # both raise for one of another form, which is told and passed over
+        self._node = node
         self._read_node()
 
     def _read_node(self) -> None:
@@ -348,8 +351,7 @@ def run(config: ProxyConfig) -> None:
     """
     check(config)
     logs.configure(node=config.node_name)
-    # A first load makes a million objects that stay: looking through them again and again would take half of its time.
-    gc.set_threshold(200_000, 50, 1000)
+    frugal()
     log.info("starting", backend=config.backend, pods=config.cluster_cidrs or "unknown", services=config.service_cidrs)
     asyncio.run(_main(config))
     log.info("stopped, rules stay")

@@ -104,9 +104,17 @@ def ours(service: Object, pools: Pools) -> bool:
 
 
 def ingress(service: Object) -> tuple[str, ...]:
-    """Addresses that the Service's status holds."""
+    """Addresses that the Service's status holds. Raises for one of another form."""
     found = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
     return tuple(str(item["ip"]) for item in found if item.get("ip"))
+
+
+def readable(service: Object) -> list[Object]:
+    """The entries of status.loadBalancer.ingress; what is of another form is passed over."""
+    found: Any = service
+    for field in ("status", "loadBalancer", "ingress"):
+        found = found.get(field) if isinstance(found, dict) else None
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
 def wanted(service: Object) -> tuple[str, ...]:

@@ -26,6 +26,11 @@ def _pools(snapshot: Snapshot) -> tuple[lb.Pools, list[str]]:
     return lb.parse(snapshot.get("ConfigMap", CONFIG_KEY))
 
 
+def _ips(service: Object) -> list[str]:
+    """A status that nobody can read holds no address: one such Service must not keep all others from theirs."""
+    return [str(item["ip"]) for item in lb.readable(service) if item.get("ip")]
+
+
 def _age(service: Object) -> tuple[str, str]:
     return str(service["metadata"].get("creationTimestamp") or ""), key(service)
 
@@ -34,7 +39,7 @@ def _held(snapshot: Snapshot, without: str) -> dict[str, Object]:
     """Address -> the oldest of the other Services that has it in its status."""
     held: dict[str, Object] = {}
     for other in snapshot.list("Service"):
-        for ip in lb.ingress(other) if key(other) != without else ():
+        for ip in _ips(other) if key(other) != without else ():
             if ip not in held or _age(other) < _age(held[ip]):
                 held[ip] = other
     return held
@@ -60,7 +65,7 @@ def _families(service: Object) -> list[int]:
 def choose(service: Object, pools: lb.Pools, held: dict[str, Object]) -> tuple[list[str], list[tuple[str, str]]]:
     """(addresses of the Service, (reason, message) of what it cannot have). What it has and may keep, it keeps."""
     problems: list[tuple[str, str]] = []
-    mine = [ip for ip in lb.ingress(service) if ip in pools and not (ip in held and _age(held[ip]) < _age(service))]
+    mine = [ip for ip in _ips(service) if ip in pools and not (ip in held and _age(held[ip]) < _age(service))]
     asked: dict[int, str] = {}
     for ip in lb.wanted(service):
         try:
@@ -94,7 +99,7 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Change]:
     if service is None:
         return []
     pools, _ = _pools(snapshot)
-    have = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
+    have = lb.readable(service)
     target: list[Object]
     problems: list[tuple[str, str]] = []
     if service["spec"].get("type") != "LoadBalancer":
@@ -115,10 +120,10 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Change]:
 def _touched(obj: Object, snapshot: Snapshot) -> Keys:
     """The Service itself; and where it may have given an address back, those that wait for one."""
     yield key(obj)
-    if lb.ingress(obj):
+    if _ips(obj):
         pools, _ = _pools(snapshot)
         for other in snapshot.list("Service") if pools else ():
-            if lb.ours(other, pools) and len(lb.ingress(other)) < len(_families(other)):
+            if lb.ours(other, pools) and len(_ips(other)) < len(_families(other)):
                 yield key(other)
 
 

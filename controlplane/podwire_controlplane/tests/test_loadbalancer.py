@@ -72,6 +72,13 @@ def test_addresses(wanted: Object, others: list[Object], expected: tuple[list[st
     assert given_to(wanted, *others) == expected
 
 
+@pytest.mark.parametrize("status", ["x", *({"loadBalancer": part} for part in ("x", {"ingress": 5}, {"ingress": [5]}))])
+def test_a_status_that_cannot_be_read_keeps_nobody_from_an_address(status: Any) -> None:
+    strange = {**balancer("strange"), "status": status}
+    assert given_to(balancer(), config(), strange) == (["192.0.2.16"], [])
+    assert given_to(strange, config(), balancer("a", "192.0.2.16")) == (["192.0.2.17"], [])
+
+
 def test_an_event_names_pool_and_fix_and_is_told_once() -> None:
     first, again = (changes(balancer(), config("192.0.2.16"), balancer("a", "192.0.2.16")) for _ in range(2))
     assert "192.0.2.16 of ConfigMap kube-system/podwire-load-balancer" in first[0].obj["message"]

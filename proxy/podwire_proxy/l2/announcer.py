@@ -83,10 +83,13 @@ class Announcer:
             self._decide_soon()
 
     def on_config(self, event: Event) -> None:
+        was = self.active
         pools, problems = lb.parse(None if event.type == "DELETED" else event.object)
         for problem in problems:
             log.warn("pool cannot be used as it says", object=event.key, problem=problem)
         self.view.pools = pools
+        if self.active and not was:
+            self.election.started = time.monotonic()  # nobody was listened to while there was nothing to give
         self._decide_soon()
 
     def on_node(self, event: Event) -> None:
@@ -215,13 +218,10 @@ class Announcer:
         self.report()
 
     async def _beats(self) -> None:
-        loop, turn, was, told = asyncio.get_running_loop(), 0, False, ""
+        loop, turn, told = asyncio.get_running_loop(), 0, ""
         while True:
             if not self.wire.sockets():
                 self._reopen(loop)
-            if self.active and not was:
-                self.election.started = time.monotonic()  # nobody was listened to while there was nothing to give
-            was = self.active
             if self.active:
                 self._send(frames.beat(self.wire.mac, encode(self.election.tell(time.monotonic()))))
             self.decide()

@@ -268,6 +268,8 @@ def source_ranges() -> list[Scenario]:
             lb[0]: ALL_M, lb[1]: ALL_M, lb[2]: DROP}),
         Scenario("source ranges: everyone", row(f"{OUT}/32", "0.0.0.0/0", "::/0"), {
             lb[0]: ALL_M, lb[1]: ALL_M, lb[2]: ALL_M}),
+        Scenario("source ranges: none that can be used", row("10.0.0.0/33", "here"), {
+            lb[0]: DROP, lb[1]: DROP, lb[2]: DROP, packet(OUT, NODE_IP, NODE_PORT): ALL_M}),
         Scenario("source ranges, externalTrafficPolicy Local", row(f"{OUT}/32", externalTrafficPolicy="Local"), {
             lb[0]: DROP, lb[1]: DROP, lb[2]: HERE, packet(HOST, NODE_IP, NODE_PORT): HERE}),
         Scenario("source ranges, no endpoints", (everything(loadBalancerSourceRanges=[f"{OUT}/32"]), some_slice()), {

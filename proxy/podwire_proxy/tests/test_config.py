@@ -181,6 +181,11 @@ def test_a_nodes_own_range_is_one_that_rules_can_have(spec: dict[str, Any], pods
     assert replace(BASE, detect_local="NodeCIDR").node({**NODE, "spec": spec}).pod_cidrs == pods
 
 
+def test_an_address_of_the_node_that_cannot_be_read_hides_no_other() -> None:
+    addresses = [5, None, "x", {"type": "InternalIP", "address": [7]}, {"type": "InternalIP", "address": "172.30.0.11"}]
+    assert BASE.node({**NODE, "status": {"addresses": addresses}}).addresses == ("172.30.0.11",)
+
+
 def test_node_port_addresses() -> None:
     local = ("127.0.0.1", "172.30.0.11", "192.0.2.7", "fe80::1", "fd00:30::11")
     assert BASE.node(NODE, local).node_port_ips == ("172.30.0.11",)
@@ -192,7 +197,7 @@ def test_node_port_addresses() -> None:
 
 @pytest.mark.parametrize(("part", "expected"), [
     ({}, True), ({"spec": {"taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]}}, False),
-    ({"spec": {"taints": [{"key": "other"}]}}, True),
+    ({"spec": {"taints": [{"key": "other"}]}}, True), ({"spec": {"taints": [5, None]}}, True),
     ({"metadata": {"name": "n1", "deletionTimestamp": "2026-01-01T00:00:00Z"}}, False)])
 def test_load_balancers_leave_a_node_that_goes(part: dict[str, Any], expected: bool) -> None:
     assert eligible({**NODE, **part}) is expected

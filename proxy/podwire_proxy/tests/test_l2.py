@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +319,23 @@ def test_a_node_that_cannot_be_read_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         one.on_node(Event("ADDED", "n2", {"metadata": {"name": "n2"}, "status": {"conditions": [5]}}, None))
     assert not one.nodes
+
+
+def test_a_pool_that_is_new_is_listened_for_before_anything_is_answered(tmp_path: Path) -> None:
+    """However long the role has been running: until now no node sent beats, so nobody knows of any other."""
+
+    async def filled() -> Announcer:
+        one = Announcer(LbConfig("n1", None, tmp_path), Link("none"), Election("c", "n1", time.monotonic() - 1000))
+        one.election.synced = True
+        one.on_service(Event("ADDED", "default/s1", balancer(1), None))
+        one.on_config(Event("ADDED", f"{lb.CONFIG_NAMESPACE}/{lb.CONFIG_NAME}", {"data": {"addresses": "192.0.2.0/24"}}, None))
+        one.decide()
+        return one
+
+    one = asyncio.run(filled())
+    assert one.view.addresses()
+    assert not one.mine
+    assert one.election.owners(one.view.addresses(), (), time.monotonic() + LISTEN) == {"192.0.2.1": "n1"}
 
 
 def test_slices_of_others_and_beats_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

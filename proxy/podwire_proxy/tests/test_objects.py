@@ -9,7 +9,7 @@ import pytest
 
 from podwire_proxy.changes import Tracker
 from podwire_proxy.config import ProxyConfig
-from podwire_proxy.convert import service_ports, slice_info
+from podwire_proxy.convert import NOBODY, service_ports, slice_info
 from podwire_proxy.dataplane import Balance, Fate, Key
 from podwire_proxy.model import Backend, Endpoint, NodeInfo, PortName, ServicePort, normal_ip, packed
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
@@ -69,7 +69,9 @@ def test_problems_name_the_field_and_the_rest_is_served() -> None:
 @pytest.mark.parametrize(("ranges", "wanted", "problems"), [
     ([" 203.0.113.7/25 ", "010.1.0.0/16", "198.51.100.1"], ("203.0.113.0/25", "10.1.0.0/16", "198.51.100.1/32"), []),
     (["10.0.0.0/8", "0.0.0.0/0", "2001:db8::/32"], ("2001:db8::/32",), []),
-    (["10.0.0.0/33", "ten"], (), ["spec.loadBalancerSourceRanges[0]", "spec.loadBalancerSourceRanges[1]"])])
+    (["0.0.0.0/0", "ten"], (), ["spec.loadBalancerSourceRanges[1]"]),
+    (["10.0.0.0/33", "ten"], NOBODY, ["spec.loadBalancerSourceRanges[0]", "spec.loadBalancerSourceRanges[1]",
+                                      "spec.loadBalancerSourceRanges"])])
 def test_source_ranges(ranges: list[str], wanted: tuple[str, ...], problems: list[str]) -> None:
     obj = service("web", "10.96.0.1", [port(80)], type="LoadBalancer", loadBalancerSourceRanges=ranges,
                   ingress=[{"ip": "198.51.100.8"}])
