@@ -197,6 +197,12 @@ def test_listening_elsewhere_without_a_restart(world: World) -> None:
         assert world.node.run(["curl", "-s", "127.0.0.1:8099/health"]).stdout == "OK"
         eventually(lambda: Path(f"/proc/{pid}/net/udp").read_text().count(": 0A00600A:0035 ") == 1, "the old socket is closed")
     assert (load.lost, load.wrong) == ([], set())
+    world.say(f" bind {DNS_ADDRESS}\n forward . {UPSTREAM}\n health 127.0.0.1:8099\n reload 2s")
+    with Load(world.node) as load:
+        world.processes["server"].send_signal(signal.SIGHUP)
+        eventually(lambda: "10.96.0.77" not in world.node.run(["ip", "addr", "show", "lo"]).stdout, "the address is gone")
+        assert DNS_ADDRESS in world.node.run(["ip", "addr", "show", "lo"]).stdout
+    assert (load.lost, load.wrong) == ([], set())
     assert world.processes["server"].pid == pid
     assert world.processes["server"].poll() is None
 
@@ -227,6 +233,23 @@ def test_sighup_while_a_server_waits_for_its_sibling(world: World) -> None:
         world.start("feeder")
         eventually(world.is_ready, "it has the zone")
         eventually(lambda: "settings taken over" in world.logs(), "and heard the signal")
+    finally:
+        old.kill()
+        old.wait()
+
+
+def test_sigterm_while_a_server_waits_for_its_sibling(world: World) -> None:
+    """It has nothing to finish: it goes at once, also with a lame-duck time, and the sibling serves on."""
+    world.kill("feeder")
+    old = world.processes.pop("server")
+    world.flags += ["--lame-duck", "300"]
+    try:
+        (world.run_dir / "server.log").unlink()
+        world.start("server")
+        eventually(lambda: "waits for the feeder" in world.logs(), "it waits")
+        assert world.kill("server", signal.SIGTERM) == 0
+        assert "serving" not in world.logs()
+        assert data(world.node, NAME) == {"10.96.3.7"}
     finally:
         old.kill()
         old.wait()

@@ -17,6 +17,7 @@ import resource
 import socket
 import struct
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from podwire_controlplane.client import logs
 
@@ -165,20 +166,36 @@ def more_files() -> int:
     return soft if soft != resource.RLIM_INFINITY else wanted
 
 
+def drop_addresses(addresses: Iterable[str], port: int) -> list[str]:
+    """Take those off lo that nobody serves on any more; returns them. As in `cleanup`, whoever put them there."""
+    idle = {address for address in addresses
+            if not ipaddress.ip_address(address).is_loopback and not has_sibling(address, port)}
+    if not idle:
+        return []
+    from pyroute2 import IPRoute
+
+    with IPRoute() as ipr:
+        return _off_lo(ipr, idle)
+
+
+def _off_lo(ipr: Any, wanted: set[str]) -> list[str]:
+    removed = []
+    for message in ipr.get_addr(index=LOOPBACK):
+        address = str(message.get_attr("IFA_ADDRESS"))
+        if address in wanted:
+            ipr.addr("del", index=LOOPBACK, address=address, prefixlen=message["prefixlen"])
+            removed.append(address)
+    return removed
+
+
 def cleanup(addresses: Iterable[str]) -> list[str]:
     """Take back what `ensure_addresses` and `apply_notrack` put there; says what was removed."""
     from pyroute2 import IPRoute
 
     from podwire_proxy import nft
 
-    removed = []
-    wanted = set(addresses)
     with IPRoute() as ipr:
-        for message in ipr.get_addr(index=LOOPBACK):
-            address = str(message.get_attr("IFA_ADDRESS"))
-            if address in wanted:
-                ipr.addr("del", index=LOOPBACK, address=address, prefixlen=message["prefixlen"])
-                removed.append(f"address {address} on lo")
+        removed = [f"address {address} on lo" for address in _off_lo(ipr, set(addresses))]
     with nft.Connection() as connection:
         present = set(connection.tables())
         for family in ("ip", "ip6"):

@@ -59,9 +59,9 @@ except PackageNotFoundError:  # run from a source tree
 class Server:
     """`async with Server(config) as server` inside the node's network namespace; it serves until the block ends."""
 
-    def __init__(self, config: DnsConfig, sources: Sources | None = None) -> None:
-        """sources: where `config` came from, for /metrics. Raises BadConfig."""
-        self.config, self.sources = config, sources or Sources(config)
+    def __init__(self, config: DnsConfig, sources: Sources | None = None, stop: asyncio.Event | None = None) -> None:
+        """sources: where `config` came from, for /metrics. stop: set, the start waits for nothing more. Raises BadConfig."""
+        self.config, self.sources, self.stop = config, sources or Sources(config), stop or asyncio.Event()
         self.files = host.more_files()
         routes = config.routes()
         cache = Cache(config.cache_capacity, config.serve_stale, config.prefetch)
@@ -106,10 +106,14 @@ class Server:
         self._tasks = [asyncio.create_task(self.follower.run())]
         self._web = await self._open_pages(self.config)
         if any(host.has_sibling(address, self.config.port) for address in self.config.addresses()):
-            with contextlib.suppress(TimeoutError):  # it serves; our SERVFAIL beside its answers would be a step back
-                await asyncio.wait_for(self._synced.wait(), SIBLING_SECONDS)
-        await self._listen(self.config)
-        self._tasks.append(asyncio.create_task(self._housekeeping()))
+            # It serves; our SERVFAIL beside its answers would be a step back.
+            waits = [asyncio.create_task(event.wait()) for event in (self._synced, self.stop)]
+            await asyncio.wait(waits, timeout=SIBLING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+        if not self.stop.is_set():
+            await self._listen(self.config)
+            self._tasks.append(asyncio.create_task(self._housekeeping()))
         return self
 
     async def _listen(self, config: DnsConfig) -> None:
@@ -146,9 +150,21 @@ class Server:
         self._counted += udp
         await self._tcp.close_listeners(old_tcp)
         if old_udp:
-            loop.call_later(forward.DEADLINE + 1, self._end_udp, old_udp)  # what it forwarded is answered by then
+            left = set(self.config.addresses()).difference(addresses)
+            loop.call_later(forward.DEADLINE + 1, self._end_udp, old_udp, left)  # what it forwarded is answered by then
 
-    def _end_udp(self, loops: list[UdpLoop]) -> None:
+    def _take_off(self, addresses: set[str], port: int) -> None:
+        """In a thread: off lo with what we do not listen on any more."""
+        try:
+            removed = host.drop_addresses(addresses, port)
+        except Exception as err:  # netlink's own errors too; it serves on, and `cleanup` takes them away
+            log.warn("addresses that are not served any more stay", addresses=sorted(addresses), error=str(err))
+            return
+        if removed:
+            log.info("address removed", addresses=removed, device="lo")
+
+    def _end_udp(self, loops: list[UdpLoop], left: set[str]) -> None:
+        port = loops[0].sock.getsockname()[1]
         for each in loops:
             each.stop(LEAVE_SECONDS)
         for each in loops:
@@ -156,6 +172,9 @@ class Server:
             self._counted.remove(each)
             if each.batch is not None:
                 self.observer.add_native(each.batch.counts)
+        left = left.difference(self.config.addresses())
+        if left:
+            asyncio.get_running_loop().run_in_executor(None, self._take_off, left, port)
 
     async def _open_pages(self, config: DnsConfig) -> list[asyncio.Server]:
         """All or, raising OSError, none."""
@@ -231,7 +250,7 @@ class Server:
     async def lame_duck(self) -> None:
         """Say that we are leaving, and answer on for a while, so that whoever sends queries here can stop in time."""
         self.leaving = True
-        if self.config.lame_duck:
+        if self.config.lame_duck and self._udp:
             log.info("leaving, answers go on for a while", seconds=self.config.lame_duck)
             await asyncio.sleep(self.config.lame_duck)
 
@@ -358,8 +377,9 @@ async def _main(config: DnsConfig, sources: Sources) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     status = RoleStatus(config.run_dir, "dns")
-    async with Server(config, sources) as server:
-        log.info("serving", listen=list(config.addresses()), port=config.port, upstreams=list(server.forwarder.down()))
+    async with Server(config, sources, stop) as server:
+        if not stop.is_set():
+            log.info("serving", listen=list(config.addresses()), port=config.port, upstreams=list(server.forwarder.down()))
         following = asyncio.create_task(sources.follow(config, log, server.reload))
         while not stop.is_set():
             server.report(status)
