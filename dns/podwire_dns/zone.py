@@ -44,7 +44,7 @@ class ZoneData:
     def begin(cls, hello: Hello, memory: Table | None = None) -> ZoneData:
         if memory is None:
             return cls(hello.zones, hello.ttl, hello.pods)
-        return cls(hello.zones, hello.ttl, hello.pods, answers=memory.answers, names=memory.names, memory=memory)
+        return cls(hello.zones, hello.ttl, hello.pods, answers=TableAnswers(memory), names=TableNames(memory), memory=memory)
 
     def apply(self, delta: Delta) -> None:
         """New names and answers first: a reader between two steps must not see a Service less than there ever was."""

@@ -10,7 +10,7 @@ ROOM = 1024  # bytes; larger values cost a second look
 
 
 class Table:
-    """native: what native.load() gave. Written by one thread, read by any."""
+    """native: what native.load() gave. Written by one thread, read by any. Freed with the last that refers to it."""
 
     def __init__(self, native: Any) -> None:
         self.lib, self._ffi = native.lib, native.ffi
@@ -18,7 +18,6 @@ class Table:
         if made == self._ffi.NULL:
             raise MemoryError("no memory for the zone")
         self.raw = self._ffi.gc(made, self.lib.table_free)
-        self.answers, self.names = TableAnswers(self), TableNames(self)
 
     def put(self, kind: int, keys: list[bytes], values: list[bytes]) -> int:
         """How many keys are new. kind: ANSWERS or NAMES of table.h."""

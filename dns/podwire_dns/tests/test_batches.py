@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import dataclasses
+import gc
 import random
 import select
 import socket
 import struct
+import weakref
 from pathlib import Path
 
 import dns.asyncquery
@@ -21,7 +23,7 @@ from podwire_dns import native
 from podwire_dns.cache import Upstreamed
 from podwire_dns.names import to_wire
 from podwire_dns.native import build
-from podwire_dns.native.table import Table
+from podwire_dns.native.table import Table, TableAnswers, TableNames
 from podwire_dns.server import Server
 from podwire_dns.testing import builders, cases
 from podwire_dns.testing.fuzz import mutate, seeds
@@ -155,22 +157,46 @@ def test_hits_do_not_wait_for_the_interpreter(tmp_path: Path) -> None:
     asyncio.run(serve())
 
 
+def test_a_zone_that_was_replaced_is_freed_at_once(tmp_path: Path) -> None:
+    """A feeder that starts again sends a zone anew: tens of megabytes, which no garbage collection may have to find."""
+    need_module()
+    config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port())
+
+    async def serve() -> None:
+        async with Server(config) as server:
+            gc.disable()
+            try:
+                for _ in range(3):
+                    memory = server.memory()
+                    server.take_zone(builders.conformance_zone(memory))
+                    known = weakref.ref(memory)
+                    del memory
+                    assert known() is not None
+                    server.take_zone(builders.conformance_zone(server.memory()))
+                    assert known() is None
+            finally:
+                gc.enable()
+
+    asyncio.run(serve())
+
+
 def test_a_table_grows_and_shrinks_like_a_dict() -> None:
     need_module()
     table, mirror, rand = Table(native.load()), dict[bytes, bytes](), random.Random(11)
+    answers, names = TableAnswers(table), TableNames(table)
     keys = [rand.randbytes(rand.randint(1, 259)) for _ in range(5000)]
     for _ in range(6):
         fresh = {key: rand.randbytes(rand.choice((0, 6, 200, 1024, 1025, 70_000))) for key in rand.sample(keys, 1000)}
-        table.answers.update(fresh)
+        answers.update(fresh)
         mirror.update(fresh)
         for key in rand.sample(keys, 900):
-            assert table.answers.pop(key, None) == mirror.pop(key, None)
-        table.names.update(keys[:100])  # the same bytes as keys of answers
-        table.names.difference_update(keys[50:200])
-        assert len(table.answers) == len(mirror)
-        assert [table.answers.get(key) for key in keys] == [mirror.get(key) for key in keys]
-        assert [key in table.answers for key in keys] == [key in mirror for key in keys]
-        assert [key in table.names for key in keys[:250]] == [index < 50 for index in range(250)]
+            assert answers.pop(key, None) == mirror.pop(key, None)
+        names.update(keys[:100])  # the same bytes as keys of answers
+        names.difference_update(keys[50:200])
+        assert len(answers) == len(mirror)
+        assert [answers.get(key) for key in keys] == [mirror.get(key) for key in keys]
+        assert [key in answers for key in keys] == [key in mirror for key in keys]
+        assert [key in names for key in keys[:250]] == [index < 50 for index in range(250)]
 
 
 def test_cases_are_asked() -> None:
