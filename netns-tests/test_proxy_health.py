@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scapy.layers.inet import IP, TCP
 
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
@@ -118,3 +120,41 @@ def test_what_keeps_services_from_working_is_named(world: World, tmp_path: Path)
     for words in ("net.ipv4.ip_forward is 0", "chain FORWARD of table ip filter"):
         assert words in message
         assert words in log
+
+
+BACKENDS = [("nftables", "auto"), ("iptables", "nft"), ("iptables", "legacy")]
+
+
+@pytest.mark.parametrize(("backend", "variant"), BACKENDS)
+def test_packets_that_the_rules_count_are_on_the_metrics_page(world: World, tmp_path: Path, backend: str, variant: str) -> None:
+    """Invalid ones, and connections to NodePorts on 127.0.0.1: by the counters of the rules themselves."""
+    own = "kubeproxy_iptables" if backend == "iptables" else "podwire_proxy"
+
+    def shown() -> tuple[int, int]:
+        lines = dict(line.rsplit(" ", 1) for line in get(world.node, 10249, "/metrics")[1].splitlines() if line[:1] != "#")
+        return (int(lines[f"{own}_ct_state_invalid_dropped_packets_total"]),
+                int(lines[f"{own}_localhost_nodeports_accepted_packets_total"]))
+
+    def stray() -> None:
+        """A reset for a connection that nobody has is of no state that conntrack knows."""
+        packet = bytes(IP(src=s.POD_A, dst=s.POD_B) / TCP(sport=9, dport=9, flags="R"))
+
+        def work() -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+                raw.sendto(packet, (s.POD_B, 0))
+
+        world.client(s.POD_A).call(work)
+
+    with FakeApi(world.node) as api:
+        api.apply(node(), local("Cluster"), endpoint_slice("my-service", [endpoint(s.POD_B, s.NODE)], [("", "TCP", s.TARGET)]))
+        proxy = Running(world.node, api.kubeconfig(tmp_path / "kubeconfig"), tmp_path, "--backend", backend,
+                        "--iptables-variant", variant, "--localhost-node-ports", "--metrics-address", "127.0.0.1:10249")
+        until(proxy.ready, "the first sync")
+        before = shown()
+        assert before[1] == 0
+        for _ in range(3):
+            assert ask(world.node, "127.0.0.1", s.NODE_PORT).result == "ok"
+            assert ask(world.node, s.NODE_IP, s.NODE_PORT).result == "ok"
+            stray()
+        until(lambda: shown() == (before[0] + 3, 3), f"three of each, and no more: {shown()}")
+        proxy.stop()

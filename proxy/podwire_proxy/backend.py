@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from .dataplane import Dataplane, Delta
 from .decide import Packet
@@ -29,6 +29,14 @@ class Synced:
     elements: int
     seconds: float
     verdicts: int = 0
+
+
+class Counted(NamedTuple):
+    """Packets since the rules were written. invalid: dropped because conntrack calls them so; localhost: that began a
+    connection to a NodePort on 127.0.0.1."""
+
+    invalid: int = 0
+    localhost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,9 @@ class Programmer(Protocol):
 
     def sweep(self) -> Swept:
         """The rules and the flows, at once."""
+
+    def counted(self) -> Counted:
+        """What the rules have counted; may be called in another thread."""
 
     def foreign_commits(self) -> int:
         """A number that rises when somebody else changes rules, as far as the kernel tells."""

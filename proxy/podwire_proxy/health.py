@@ -53,6 +53,10 @@ def routes(metrics: Metrics, health: Callable[[], Health], mode: str, config: Ma
         return web.json_response(body, status=code, headers={"X-Content-Type-Options": "nosniff"})
 
     async def exposition(_: web.Request) -> web.Response:
+        try:
+            metrics.seen = await asyncio.to_thread(metrics.counted) or metrics.seen
+        except OSError as err:  # the rules are just not there; what was counted before stays
+            log.debug("packets could not be counted", error=str(err))
         return web.Response(text=metrics.render(), content_type="text/plain")
 
     async def proxy_mode(_: web.Request) -> web.Response:

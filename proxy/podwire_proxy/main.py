@@ -62,7 +62,7 @@ class Proxy:
         self.programmer = backends.choose(self.config.backend, self.config.iptables_variant).programmer(self.config.node())
         self.metrics.families = tuple("IPv6" if family == "ip6" else "IPv4" for family in families(self.config.node()))
         self.metrics.backend = self.config.backend
-        self.metrics.rules = getattr(self.programmer, "rule_counts", dict)
+        self.metrics.rules, self.metrics.counted = getattr(self.programmer, "rule_counts", dict), self.programmer.counted
         self.status = RoleStatus(self.config.run_dir, "proxy")
         self._reported = 0.0  # when; a report that comes too soon after the last one is made up for later
         self._report_due = self._well = False

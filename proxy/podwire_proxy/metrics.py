@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .flows import Swept
@@ -49,11 +49,13 @@ class Metrics:
     programming: from the change of a pod to the kernel, as the endpoint slice's annotation dates it. healthz, livez:
     answers by status code. stranded: Service ports with a Local policy and endpoints only elsewhere, by family and policy.
     stale_flows: by family. rules: how many rules there are in the kernel by (family, table), for iptables.
+    counted: asks the kernel for the packets of backend.Counted; seen: what it said last.
     """
 
     families: tuple[str, ...] = ("IPv4",)
     backend: str = "nftables"
     rules: Callable[[], Mapping[tuple[str, str], int]] = dict
+    counted: Callable[[], Sequence[int]] = tuple
 
     all: Histogram = field(default_factory=Histogram)
     full: Histogram = field(default_factory=Histogram)
@@ -63,6 +65,7 @@ class Metrics:
     healthz: Counter[int] = field(default_factory=Counter)
     livez: Counter[int] = field(default_factory=Counter)
     stranded: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    seen: Sequence[int] = (0, 0)
     failures: int = 0
     partial_failures: int = 0
     last_rules: int = 0
@@ -145,6 +148,9 @@ class Metrics:
         out += _family("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "gauge", {
             f'ip_family="{family}",traffic_policy="{policy}"': self.stranded.get((family, policy), 0)
             for family in self.families for policy in ("internal", "external")})
+        own = "kubeproxy_iptables" if self.backend == "iptables" else "podwire_proxy"  # kube-proxy has them for iptables only
+        for name, packets in zip(("ct_state_invalid_dropped", "localhost_nodeports_accepted"), self.seen, strict=True):
+            out += _family(f"{own}_{name}_packets_total", "counter", {"": packets})
         for name, answers in (("proxy_healthz_total", self.healthz), ("proxy_livez_total", self.livez)):
             out += _family(f"kubeproxy_{name}", "counter", {f'code="{code}"': count for code, count in sorted(answers.items())})
         for kind, name, number in (

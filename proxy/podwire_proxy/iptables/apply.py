@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 
 from podwire_controlplane.client import logs
 
 from .. import nft
-from ..backend import Synced, Watch, families
+from ..backend import Counted, Synced, Watch, families
 from ..dataplane import Dataplane, Delta
 from ..flows import FlowKeeper, Swept
 from ..model import NodeInfo
@@ -131,6 +132,17 @@ class Programmer:
         """Delete what no packet in flight needs any more; call it some milliseconds after the sync."""
         for planner in self._planners:
             self._commit(planner, planner.sweep())
+
+    def counted(self) -> Counted:
+        """A program a table; for any thread."""
+        invalid = localhost = 0
+        for planner in self._planners:
+            look = partial(programs.counted, self.variant, planner.family, self._ns_fd)
+            if planner.node.drop_invalid:
+                invalid += look("filter", "PODWIRE-FORWARD", "ctstate INVALID")
+            if planner.family == "ip" and planner.node.localhost:
+                localhost += look("nat", "PODWIRE-POSTROUTING", "ctorigdst")
+        return Counted(invalid, localhost)
 
     def foreign_commits(self) -> int:
         """A number that rises with every commit in this namespace that was not ours; the legacy variant cannot tell."""

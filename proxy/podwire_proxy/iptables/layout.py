@@ -271,6 +271,8 @@ def skeleton(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
     elif detected:
         off_cluster = [*(f"{match} -j RETURN" for match in detected), "-j PODWIRE-MARK"]
     ranges = [cidr(c) for c in node.service_cidrs if is_v6(c) == v6]
+    on_localhost = (f"-m conntrack --ctorigdst {LOCALHOST} -m connmark --mark {BIT} {quoted('NodePorts on 127.0.0.1')} "
+                    "-j PODWIRE-MASQUERADE")  # as those below it, and counted
     loopback: dict[Chain, Rules] = {}
     if not v6 and node.localhost:
         loopback[Chain("raw", "PODWIRE-LOOPBACK")] = tuple(
@@ -283,6 +285,7 @@ def skeleton(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
         Chain("nat", "PODWIRE-UNMARK"): (f"-j CONNMARK --set-xmark 0x0/{MARK:#x}",),
         Chain("nat", "PODWIRE-OFF-CLUSTER"): tuple(off_cluster),
         Chain("nat", "PODWIRE-POSTROUTING"): (
+            *([on_localhost] if not v6 and node.localhost else []),
             f"{same_address(family)} {quoted('hairpin')} -j PODWIRE-MASQUERADE",
             f"-m connmark --mark {BIT} -j PODWIRE-MASQUERADE"),
         Chain("nat", "PODWIRE-MASQUERADE"): (

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from podwire_controlplane.client.netns import in_thread, setns
 
 from .. import nft
-from .layout import Chain, Family, Rules
+from .layout import Chain, Family, Rules, Table
 from .text import count_rules, parse
 
 Variant = Literal["nft", "legacy"]
@@ -41,9 +41,9 @@ class ProgramBusy(ProgramError):
         super().__init__(errno.EAGAIN, words)
 
 
-def program(variant: Variant, family: Family, verb: Literal["save", "restore"]) -> str:
+def program(variant: Variant, family: Family, verb: Literal["save", "restore", ""]) -> str:
     """Its path. Raises ProgramError."""
-    name = f"{_NAMES[family]}-{variant}-{verb}"
+    name = f"{_NAMES[family]}-{variant}-{verb}".rstrip("-")
     found = shutil.which(name, path=_PATH)
     if found is None:
         raise ProgramError(f"{name} is not installed; install the package iptables, or use --backend nftables")
@@ -97,6 +97,12 @@ def _locked(pause: float) -> bool:
     except OSError:  # nobody ever took it, or it is not ours to ask
         return False
     return False
+
+
+def counted(variant: Variant, family: Family, ns_fd: int | None, table: Table, chain: str, words: str) -> int:
+    """Packets that the rules of a chain counted whose line holds `words`."""
+    command = [program(variant, family, ""), "-t", table, "-w", str(SHORTEST), "-nvxL", chain]
+    return sum(int(line.split()[0]) for line in run(command, ns_fd).splitlines()[2:] if words in line)
 
 
 def legacy_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:

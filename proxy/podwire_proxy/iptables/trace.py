@@ -198,6 +198,7 @@ _TESTS: dict[str, _Test] = {
     "--src-type": lambda tracer, a, hop: tracer._type(hop.packet.src, a[0], hop, True),
     "--dst-type": lambda tracer, a, hop: tracer._type(hop.dst, a[0], hop, False),
     "--match-set": lambda tracer, a, hop: tracer._in_set(a, hop),
+    "--ctorigdst": lambda _, a, hop: a[0] == hop.packet.dst,
     "--ctstate": lambda tracer, a, hop: tracer._state(a[0], hop),
     "--mark": lambda _, a, hop: hop.marked,
     "--bytecode": lambda tracer, a, hop: tracer._same(a[0], hop)}

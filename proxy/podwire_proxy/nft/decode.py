@@ -75,6 +75,15 @@ _READERS: dict[str, Callable[[Attributes], e.Expr]] = {
     "notrack": lambda _: e.Notrack()}
 
 
+def packets(raw: bytes) -> int:
+    """What the rule's first counter has counted. raw: NFTA_RULE_EXPRESSIONS."""
+    for _, listed in walk(raw):
+        got = parse(listed)
+        if to_text(got.get(1)) == e.Counter.NAME:
+            return to_int(parse(got.get(2, b"")).get(2))
+    return 0
+
+
 def decode_exprs(raw: bytes) -> tuple[e.Expr, ...]:
     """The content of NFTA_RULE_EXPRESSIONS."""
     out: list[e.Expr] = []

@@ -14,7 +14,7 @@ from typing import TypeVar
 from . import codec
 from . import objects as o
 from .attrs import parse, text, to_int, to_text
-from .decode import decode_exprs
+from .decode import decode_exprs, packets
 
 NETLINK_NETFILTER = 12
 SOL_NETLINK, CAP_ACK, EXT_ACK, ADD_MEMBERSHIP = 270, 10, 11, 1
@@ -164,6 +164,15 @@ class Connection:
         body = text(1, set_.table.name) + text(2, set_.name)
         for _, _, answer in self._request(codec.GETSETELEM, codec.FAMILIES[set_.table.family], body):
             found.update(codec.decode_elements(answer))
+        return found
+
+    def packets(self, table: o.Table, chain: str) -> dict[str, int]:
+        """What the rules of a chain have counted, by comment; {} where it does not exist. Raises NftError."""
+        found: dict[str, int] = {}
+        for _, _, body in self._request(codec.GETRULE, codec.FAMILIES[table.family], text(1, table.name) + text(2, chain)):
+            name, where, comment, _, raw = codec.decode_rule(body)
+            if (name, where) == (table.name, chain):
+                found[comment] = found.get(comment, 0) + packets(raw)
         return found
 
     def dump(self, table: o.Table, *, elements: bool = True, exprs: bool = False) -> codec.TableDump | None:

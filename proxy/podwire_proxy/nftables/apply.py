@@ -12,14 +12,14 @@ from pathlib import Path
 from podwire_controlplane.client import logs
 
 from .. import nft
-from ..backend import FAMILIES, Synced, families
+from ..backend import FAMILIES, Counted, Synced, families
 from ..dataplane import Dataplane, Delta
 from ..flows import FlowKeeper, Swept
 from ..hostfacts import ForeignChain, HostFacts
 from ..model import NodeInfo
 from ..nft.attrs import parse
 from ..nft.codec import DUMP, NLMSG, REQUEST, split
-from .layout import AFFINITY, TABLE_NAME, Layout
+from .layout import AFFINITY, INVALID, ON_LOCALHOST, TABLE_NAME, Layout
 from .plan import Planner
 
 log = logs.get("proxy")
@@ -90,6 +90,17 @@ class Programmer:
             return False
         self._commits += bool(tx)
         return True
+
+    def counted(self) -> Counted:
+        """By a connection of its own, for any thread."""
+        invalid = localhost = 0
+        with nft.Connection(self._ns_fd) as conn:
+            for planner in self._planners:
+                for comment, count in conn.packets(planner.layout.table, "forward").items():
+                    invalid += count if comment.startswith(INVALID) else 0
+                for comment, count in conn.packets(planner.layout.table, "postrouting").items():
+                    localhost += count if comment.startswith(ON_LOCALHOST) else 0
+        return Counted(invalid, localhost)
 
     def foreign_commits(self) -> int:
         """A number that rises with every commit in this namespace that was not ours."""

@@ -11,7 +11,7 @@ from typing import Literal
 
 from .. import nft
 from ..dataplane import Balance, Frontend, Key, Sticky
-from ..model import PROTOCOLS, Backend, NodeInfo, is_v6, packed
+from ..model import LOCALHOST, PROTOCOLS, Backend, NodeInfo, is_v6, packed
 from ..nft.expr import R0, RTN_LOCAL, Expr
 
 TABLE_NAME = "podwire"
@@ -24,6 +24,7 @@ MAX_CLIENTS = 1 << 20  # of all Services with session affinity; where that many 
 AFFINITY = ("affinity", "affinity-local")  # the dynamic maps, by Sticky.local
 LOOPBACK = "loopback"  # the one chain that every packet passes; only where NodePorts are on 127.0.0.1
 LO = b"lo".ljust(16, b"\0")
+INVALID, ON_LOCALHOST = "invalid for conntrack, would pass untranslated", "NodePorts on 127.0.0.1"
 OWN_CHAINS = ("sticky-", "remember-", "sources-")  # chains that come and go with Services
 
 
@@ -164,7 +165,7 @@ def skeleton(layout: Layout, node: NodeInfo) -> Skeleton:
     chains = [reject, none_here, services, pre, out, post, inp]
     if node.drop_invalid:
         chains.append(forward := nft.Chain(t, "forward", "forward", "filter"))
-        rules["forward"] = _rules(forward, [("invalid for conntrack, would pass untranslated", [
+        rules["forward"] = _rules(forward, [(INVALID, [
             nft.Ct("state"), nft.Bitwise(nft.host32(CT_INVALID), nft.host32(0)), nft.Cmp(nft.host32(0), "!="),
             nft.Counter(), nft.drop()])])
     if layout.family == "ip" and node.localhost:
@@ -196,6 +197,11 @@ def _remembering(layout: Layout) -> Iterator[tuple[str, list[Expr]]]:
 
 
 def _masquerading(layout: Layout, node: NodeInfo) -> Iterator[tuple[str, list[Expr]]]:
+    if layout.family == "ip" and node.localhost:  # as below, and counted
+        for masquerade in ("masquerade-always", "masquerade-node"):
+            yield f"{ON_LOCALHOST}: {masquerade}", [
+                layout.original_daddr(), nft.Cmp(packed(LOCALHOST)), *layout.original(), nft.Lookup(masquerade), nft.Counter(),
+                nft.Masquerade()]
     yield "hairpin", [layout.saddr(), layout.daddr(R0 + layout.words), nft.Lookup("hairpin"), nft.Masquerade()]
     yield "external frontends", [*layout.original(), nft.Lookup("masquerade-always"), nft.Masquerade()]
     to_cluster_ip: list[Expr] = [layout.original_daddr(), nft.Lookup("cluster-ips"), nft.Masquerade()]

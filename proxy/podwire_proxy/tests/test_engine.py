@@ -202,7 +202,8 @@ OF_BACKEND = {
     "nftables": {"sync_proxy_rules_nftables_sync_failures_total", "sync_proxy_rules_nftables_cleanup_failures_total"},
     "iptables": {"sync_proxy_rules_iptables_total", "sync_proxy_rules_iptables_last",
                  "sync_proxy_rules_iptables_restore_failures_total",
-                 "sync_proxy_rules_iptables_partial_restore_failures_total"}}
+                 "sync_proxy_rules_iptables_partial_restore_failures_total", "iptables_ct_state_invalid_dropped_packets_total",
+                 "iptables_localhost_nodeports_accepted_packets_total"}}
 
 
 @pytest.mark.parametrize("backend", OF_BACKEND)
@@ -214,7 +215,7 @@ def test_metrics_have_kube_proxys_names_and_labels(backend: str) -> None:
     text = metrics.render()
     kinds = dict(line.split()[2:4] for line in text.splitlines() if line.startswith("# TYPE kubeproxy_"))
     assert {name.removeprefix("kubeproxy_") for name in kinds} == COMMON | OF_BACKEND[backend]
-    plain = {"service_changes", "endpoint_changes", "healthz_total"}
+    plain = {"service_changes", "endpoint_changes", "healthz_total", "_packets_total"}
     for line in text.splitlines():
         if line.startswith("kubeproxy_") and not any(word in line for word in plain):
             assert 'ip_family="IPv4"' in line, line
