@@ -105,18 +105,7 @@ def test_a_restart_with_many_services_writes_nothing(world: World, variant: Vari
 @each_variant
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
 def test_growing_and_shrinking_lose_no_connection(world: World, variant: Variant, protocol: str) -> None:
-    tracker, programmer = started(world, my_service(protocol), my_slice(BOTH[0], protocol=protocol), variant=variant)
-    client = Client(world.client(s.POD_A), s.VIP, protocol)
-    shapes = [(BOTH[0],), BOTH, (BOTH[1], BOTH[0]), (BOTH[1],)]
-    for round_ in range(30):
-        tracker.slice("default/my-service-1", my_slice(*shapes[round_ % len(shapes)], protocol=protocol))
-        programmer.sync(tracker.dataplane, tracker.flush())
-        client.more(3)
-        programmer.sweep()
-    answers = client.stop()
-    programmer.close()
-    assert {a.result for a in answers} == {"ok"}
-    assert {a.server[0] for a in answers} == {s.POD_B, s.POD_C}
+    test_proxy_live.grow_and_shrink(world, backends.choose("iptables", variant).programmer(s.INFO, world.node.fd), protocol, 30)
 
 
 @each_variant

@@ -18,7 +18,7 @@ from lab.netns import Lab, NetNS
 from lab.proxyrole import Running, until
 from lab.serviceworld import Answer, World, ask
 from podwire_controlplane.api.meta import Object
-from podwire_proxy import main, nft
+from podwire_proxy import backend, main, nft
 from podwire_proxy.changes import Tracker
 from podwire_proxy.nftables.apply import Programmer
 from podwire_proxy.testing import scenarios as s
@@ -72,15 +72,19 @@ class Client:
 
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
 def test_growing_and_shrinking_lose_no_connection(world: World, protocol: str) -> None:
-    """POD_B is always an endpoint; others of its port come and go while a client keeps connecting."""
-    tracker, programmer = Tracker(s.INFO), Programmer(s.INFO, world.node.fd)
+    grow_and_shrink(world, Programmer(s.INFO, world.node.fd), protocol, rounds=60)
+
+
+def grow_and_shrink(world: World, programmer: backend.Programmer, protocol: str, rounds: int) -> None:
+    """Endpoints come and go while a client keeps connecting; one is always there."""
+    tracker = Tracker(s.INFO)
     tracker.service("default/my-service", my_service(protocol))
     shapes = [(BOTH[0],), BOTH, (BOTH[1], BOTH[0]), (BOTH[1],)]
     tracker.slice("x", my_slice(*shapes[0], protocol=protocol))
     tracker.flush()
     programmer.sync(tracker.dataplane, None)
     client = Client(world.client(s.POD_A), s.VIP, protocol)
-    for round_ in range(60):
+    for round_ in range(rounds):
         tracker.slice("x", my_slice(*shapes[round_ % len(shapes)], protocol=protocol))
         programmer.sync(tracker.dataplane, tracker.flush())
         client.more(3)

@@ -78,7 +78,7 @@ def serve(ns: Inside, address: str, port: int) -> Iterator[None]:
                 if sock is stop:
                     return
                 with contextlib.suppress(OSError):
-                    _answer(sock, address, port)
+                    answer(sock, address, port)
 
     ns.call(listen)
     selector.register(stop, selectors.EVENT_READ)
@@ -95,7 +95,8 @@ def serve(ns: Inside, address: str, port: int) -> Iterator[None]:
         wake.close()
 
 
-def _answer(sock: socket.socket, address: str, port: int) -> None:
+def answer(sock: socket.socket, address: str, port: int) -> None:
+    """One connection or datagram that waits: told where it arrived, and who it seems to be."""
     if sock.type == socket.SOCK_STREAM:
         conn, peer = sock.accept()
         with conn:

@@ -1,7 +1,7 @@
 """The world of podwire_proxy.testing.scenarios as namespaces: a node, two pods on it, a pod elsewhere, a host outside.
 
 Pods hang on the node as podwire's own do: a /32 (/128) address, default route through the node, all traffic routed.
-Servers answer every connection and datagram with "address port peer": where it arrived and who it seems to come from.
+Servers answer every connection and datagram as those of probe.py do: where it arrived and who it seems to come from.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyroute2 import IPRoute
 from podwire_proxy.model import LOCALHOST
 from podwire_proxy.testing import scenarios as s
 
-from . import sctp
+from . import probe, sctp
 from .netns import Lab, NetNS
 from .patience import patient
 
@@ -97,46 +97,31 @@ class Servers:
     def _answer(self, sock: socket.socket, ip: str, port: int | tuple[int, ...]) -> None:
         if isinstance(port, tuple):
             sctp.answer(sock, ip, port)
-        elif sock.type == socket.SOCK_STREAM:
-            conn, peer = sock.accept()
-            with conn:
-                conn.send(f"{ip} {port} {peer[0]}".encode())
         else:
-            _, peer = sock.recvfrom(2048)
-            sock.sendto(f"{ip} {port} {peer[0]}".encode(), peer)
+            probe.answer(sock, ip, port)
 
 
 def ask(ns: NetNS, dst: str, port: int, protocol: str = "TCP", *, src: str = "", sport: int = 0,
         timeout: float = 0.3) -> Answer:
     """One connection (or datagram) from inside `ns` and what became of it."""
 
-    def work() -> Answer:
-        try:
-            if protocol == "SCTP":
-                ip, number, peer = sctp.ask(dst, port, src, patient(timeout)).decode().split()
-                return Answer("ok", (ip, int(number)), peer)
-            return connect()
-        except ConnectionRefusedError:
-            return Answer("refused")
-        except TimeoutError:
-            return Answer("timeout")
-        except OSError as err:
-            return Answer(errno.errorcode.get(err.errno or 0, str(err)))
+    if protocol == "SCTP":
+        return _ask_sctp(ns, dst, port, src, timeout)
+    found = (probe.tcp if protocol == "TCP" else probe.udp)(ns, dst, port, src=src, sport=sport, timeout=timeout)
+    return Answer(found.result, found.server, found.peer[0])
 
-    def connect() -> Answer:
-        family = socket.AF_INET6 if ":" in dst else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM) as sock:
-            sock.settimeout(patient(timeout))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if src:
-                sock.bind((src, sport))
-            sock.connect((dst, port))
-            if protocol == "UDP":
-                sock.send(b"?")
-            ip, number, peer = sock.recv(200).decode().split()
-            return Answer("ok", (ip, int(number)), peer)
 
-    return ns.call(work)
+def _ask_sctp(ns: NetNS, dst: str, port: int, src: str, timeout: float) -> Answer:
+    """With crafted packets: the kernel need not have SCTP."""
+    try:
+        ip, number, peer = ns.call(lambda: sctp.ask(dst, port, src, patient(timeout))).decode().split()
+    except ConnectionRefusedError:
+        return Answer("refused")
+    except TimeoutError:
+        return Answer("timeout")
+    except OSError as err:
+        return Answer(errno.errorcode.get(err.errno or 0, str(err)))
+    return Answer("ok", (ip, int(number)), peer)
 
 
 class World:
