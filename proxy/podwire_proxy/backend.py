@@ -64,6 +64,10 @@ class Programmer(Protocol):
     @property
     def watchers(self) -> Sequence[Watch]: ...
 
+    @property
+    def deaf(self) -> bool:
+        """Are there changes by others that no watcher hears of?"""
+
     def sync(self, dataplane: Dataplane, delta: Delta | None) -> Synced:
         """Write what `delta` changed; None: read the kernel's state back and write what differs."""
 

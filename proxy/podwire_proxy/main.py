@@ -58,8 +58,8 @@ class Proxy:
 
     def __post_init__(self) -> None:
         self.tracker = Tracker(self.config.node())
-        self.pacer = Pacer(self.config.min_interval, self.config.verify_interval)
         self.programmer = backends.choose(self.config.backend, self.config.iptables_variant).programmer(self.config.node())
+        self.pacer = Pacer(self.config.min_interval, self.config.verify_interval, self.programmer.deaf)
         self.metrics.families = tuple("IPv6" if family == "ip6" else "IPv4" for family in families(self.config.node()))
         self.metrics.backend = self.config.backend
         self.metrics.rules, self.metrics.counted = getattr(self.programmer, "rule_counts", dict), self.programmer.counted
@@ -139,8 +139,8 @@ class Proxy:
     # Syncing
 
     def _sync(self) -> None:
-        now = time.monotonic()
-        full = self.pacer.start(now)
+        asked = self.pacer.pending or not self.metrics.last_sync
+        full = self.pacer.start(time.monotonic())
         if full and self.config.scans_addresses:
             self._read_node()
         delta = self.tracker.flush()
@@ -162,7 +162,7 @@ class Proxy:
             self.metrics.programming.observe(max(0.0, time.time() - trigger))
         self._triggers.clear()
         self._checks_wake.set()
-        if self._foreign and done.operations:
+        if (self._foreign or not (asked or delta)) and done.operations:
             self.metrics.repairs += 1
             log.warn("somebody else changed our rules; repaired", operations=done.operations, elements=done.elements)
         self._foreign = False

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 RETRY_FIRST, RETRY_LAST = 0.1, 30.0
+VERIFY_FIRST, VERIFY_SHARE = 60.0, 200  # a deaf backend reads back each minute, or where that takes long a 200th of the time
 RETRY_BUSY = 0.5  # where another program is in the way, which costs the kernel nothing
 
 
@@ -19,6 +20,7 @@ class Pacer:
 
     min_interval: float
     verify_interval: float = 600.0
+    deaf: bool = False
     pending: bool = False
     full: bool = True
     failures: int = 0
@@ -26,6 +28,7 @@ class Pacer:
     _last: float = float("-inf")
     _began: float = float("-inf")
     _took: float = 0.0
+    _full_took: float = 0.0
     _verified: float = float("-inf")
 
     def changed(self, *, full: bool = False) -> None:
@@ -36,16 +39,22 @@ class Pacer:
     def due(self, now: float) -> float:
         """Seconds until the next sync: 0 for now."""
         if not self.pending:
-            return max(0.0, self._verified + self.verify_interval - now)
+            return max(0.0, self._verified + self._interval - now)
         if self.failures:
             wait: float = min(RETRY_FIRST * 2 ** (self.failures - 1), RETRY_BUSY if self.busy else RETRY_LAST)
         else:
             wait = self.min_interval
         return max(0.0, self._last + max(wait, self._took) - now)
 
+    @property
+    def _interval(self) -> float:
+        """Between two read-backs. deaf: the kernel does not tell of every change that others make."""
+        often = max(VERIFY_FIRST, VERIFY_SHARE * self._full_took) if self.deaf else self.verify_interval
+        return min(often, self.verify_interval)
+
     def start(self, now: float) -> bool:
         """A sync begins; returns whether it must be a full one. Changes from here on belong to the next one."""
-        full = self.full or now >= self._verified + self.verify_interval
+        full = self.full or now >= self._verified + self._interval
         self.pending = self.full = False
         self._began = now
         return full
@@ -56,7 +65,7 @@ class Pacer:
         if ok:
             self.failures = 0
             if full:
-                self._verified = now
+                self._verified, self._full_took = now, self._took
             return
         self.failures += 1
         self.changed(full=True)

@@ -65,6 +65,11 @@ class Programmer:
         self.flows.note(dataplane, delta)
         return Synced(delta is None, operations, rules, time.monotonic() - started)
 
+    @property
+    def deaf(self) -> bool:
+        """A rule of a legacy table that is replaced by one of its size is not noticed."""
+        return self.variant == "legacy"
+
     def rule_counts(self) -> dict[tuple[str, str], int]:
         """Our rules in the kernel, by (family, table)."""
         found: Counter[tuple[str, str]] = Counter()

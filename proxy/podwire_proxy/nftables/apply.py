@@ -31,6 +31,8 @@ RTM_NEWADDR, RTM_GETADDR, IFA_ADDRESS, IFA_LOCAL = 20, 22, 1, 2  # linux/rtnetli
 class Programmer:
     """Owns the connection to the kernel. `sync` after each change, `sweep` a moment later; errors change nothing."""
 
+    deaf = False
+
     def __init__(self, node: NodeInfo, ns_fd: int | None = None) -> None:
         self._ns_fd = ns_fd
         self._conn = nft.Connection(ns_fd)

@@ -89,6 +89,17 @@ def test_where_another_program_is_in_the_way_it_is_tried_again_soon() -> None:
     assert pacer.due(12.0) == RETRY_LAST
 
 
+@pytest.mark.parametrize(("deaf", "took", "interval"), [(False, 0.1, 600), (True, 0.1, 60), (True, 1.0, 200), (True, 9.0, 600)])
+def test_a_backend_that_does_not_hear_everything_reads_back_often(deaf: bool, took: float, interval: float) -> None:
+    pacer = Pacer(0.01, deaf=deaf)
+    assert pacer.start(0.0) is True
+    pacer.done(took, ok=True, full=True)
+    assert pacer.due(took) == pytest.approx(interval)
+    pacer.changed()
+    assert pacer.start(took + interval / 2) is False
+    assert pacer.start(took + interval) is True
+
+
 def test_a_change_during_a_sync_is_not_lost() -> None:
     pacer = Pacer(0.01)
     pacer.start(0.0)
