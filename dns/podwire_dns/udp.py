@@ -168,11 +168,13 @@ class UdpLoop:
                 return
             get = self.answerer.data.answers.get
             special = self._special
-            ends, rest = unpack(batch.ends, room + 1), unpack(batch.rest, count)
+            rest = unpack(batch.rest, count)
+            ends = unpack(batch.ends, rest[-1] + 2)
+            keys = all_keys[:ends[-1]]
             zones, simple = all_zones[:], all_simple[:]
             values, slow = [], []
             for at, index in enumerate(rest):
-                key = all_keys[ends[index]:ends[index + 1]]
+                key = keys[ends[index]:ends[index + 1]]
                 value, mode = get(key), SEND
                 if value is None or special:
                     try:
