@@ -21,6 +21,7 @@ from lab.dnsnode import DNS_ADDRESS, NAMESPACES, SERVICES, SLICES, DnsNode, even
 from lab.dnsupstream import Upstream
 from lab.fakeapi import FakeApi
 from lab.netns import Lab
+from lab.patience import patient
 
 ZONE = "cluster.local."
 
@@ -187,7 +188,7 @@ def test_a_bad_setting_is_an_error_line_not_a_traceback(lab: Lab, tmp_path: Path
     node = lab.netns("node")
     with FakeApi(node) as api, World(node, api, tmp_path, [], ["--upstream", DNS_ADDRESS]) as made:
         made.start("server")
-        assert made.processes["server"].wait(10) == 1
+        assert made.processes["server"].wait(patient(10)) == 1
         assert made.logs().splitlines()[-1].startswith(f"podwire dns server: upstream '{DNS_ADDRESS}' is this DNS itself")
 
 

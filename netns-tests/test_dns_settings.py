@@ -23,6 +23,7 @@ from lab.dnsnode import DNS_ADDRESS, NAMESPACES, SERVICES, DnsNode, eventually
 from lab.dnsupstream import Upstream
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
+from lab.patience import patient
 
 NAME = "web.default.svc.cluster.local."
 WEB = {"metadata": {"name": "web", "namespace": "default"},
@@ -215,7 +216,7 @@ def test_a_rolling_restart_under_load_loses_no_query(world: World) -> None:
             world.start("server")
             eventually(world.is_ready, "the new one is ready")
             old.send_signal(signal.SIGTERM)
-            assert old.wait(10) == 0
+            assert old.wait(patient(10)) == 0
     assert load.sent > 200
     assert load.wrong == set()
     assert load.lost == []
@@ -291,7 +292,7 @@ def test_served_by_a_pod_on_its_own_address(lab: Lab, tmp_path: Path) -> None:
                 time.sleep(0.5)
             assert (load.lost, load.wrong) == ([], set())
             process.send_signal(signal.SIGTERM)
-            assert process.wait(15) == 0
+            assert process.wait(patient(15)) == 0
         except BaseException:
             print((tmp_path / "log").read_text())
             raise

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lab.netns import Lab
+from lab.patience import patient
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(p for p in ROOT.glob("*/*/native/*.c") if "int main(" in p.read_text())
@@ -62,7 +63,7 @@ def test_echo_answers_http_tcp_and_udp_with_the_peers_address(lab: Lab) -> None:
         assert payload == b"hello"
     finally:
         process.terminate()
-        assert process.wait(5) == 0
+        assert process.wait(patient(5)) == 0
 
 
 @pytest.mark.parametrize("words", [["--http", "0"], ["--sctp", "1"], ["--http"], ["x"]])

@@ -13,6 +13,7 @@ import pytest
 
 from lab.cninode import wait_until
 from lab.netns import die_with_parent
+from lab.patience import patient
 from podwire_cni import native
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -43,7 +44,7 @@ def test_ends_at_signal_with_success(command: list[str], number: signal.Signals)
     wait_until(lambda: sleeps(pause.pid), "pause sleeps")
     assert pause.poll() is None
     pause.send_signal(number)
-    assert pause.wait(timeout=10) == 0
+    assert pause.wait(timeout=patient(10)) == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -66,7 +67,7 @@ def test_reaps_orphans(command: list[str]) -> None:
     wait_until(lambda: not Path(f"/proc/{child}").exists(), "the orphan is reaped")
     assert pause.poll() is None
     pause.terminate()
-    assert pause.wait(timeout=10) == 0
+    assert pause.wait(timeout=patient(10)) == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -78,7 +79,7 @@ def test_ends_as_pid_1_too(command: list[str]) -> None:
     wait_until(lambda: sleeps(pid), "pause sleeps")
     assert status(pid, "NSpid").split()[-1] == "1"
     os.kill(pid, signal.SIGTERM)
-    assert unshare.wait(timeout=10) == 0
+    assert unshare.wait(timeout=patient(10)) == 0
 
 
 def test_native_pause_is_small() -> None:

@@ -22,8 +22,8 @@ wants() { [[ " $steps " == *" $1 "* ]]; }
 packages() {
   export DEBIAN_FRONTEND=noninteractive
   say "Debian packages"
-  apt-get update -qq
-  apt-get install -y -qq --no-install-recommends make ca-certificates python3 python3-venv >/dev/null
+  apt-get -o Acquire::Retries=3 update -qq
+  apt-get -o Acquire::Retries=3 install -y -qq --no-install-recommends make ca-certificates python3 python3-venv >/dev/null
   make -s -C "$src" packages
 }
 

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 HOME = Path(sys.prefix) / "debian"
+_APT = ["apt-get", "-qq", "-o", "Acquire::Retries=3"]
 
 
 class Absent(Exception):
@@ -33,10 +34,10 @@ def unpack(*packages: str) -> Path:
 def _unpack(package: str) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=HOME) as folder:
-            download = ["apt-get", "download", "-qq", package]
+            download = [*_APT, "download", package]
             if subprocess.run(download, cwd=folder, check=False, capture_output=True).returncode:
                 # A fresh machine has no lists, one that was not used for long has old ones.
-                subprocess.run(["apt-get", "update", "-qq"], check=True, capture_output=True, text=True)
+                subprocess.run([*_APT, "update"], check=True, capture_output=True, text=True)
                 subprocess.run(download, cwd=folder, check=True, capture_output=True, text=True)
             file = next(Path(folder).glob("*.deb"))
             subprocess.run(["dpkg", "-x", str(file), str(HOME / "root")], check=True, capture_output=True, text=True)

@@ -14,7 +14,7 @@ from typing import Any, Self
 from .dnsupstream import Upstream
 from .fakeapi import FakeApi
 from .netns import NetNS
-from .patience import wait_until
+from .patience import patient, wait_until
 
 SERVICES, SLICES, NAMESPACES = "/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices", "/api/v1/namespaces"
 DNS_ADDRESS = "10.96.0.10"
@@ -59,7 +59,7 @@ class DnsNode:
     def kill(self, role: str, number: int = signal.SIGKILL) -> int:
         process = self.processes.pop(role)
         process.send_signal(number)
-        return process.wait(10)
+        return process.wait(patient(10))
 
     def status(self, role: str) -> dict[str, Any]:
         """The role's last word; empty where it has not said any."""

@@ -30,6 +30,7 @@ from podwire_controlplane.store.memory import MemoryStore
 from podwire_controlplane.tests.inthread import InThread, tls
 
 from .netns import NetNS
+from .patience import patient
 
 ACCOUNTS = "system:serviceaccount:kube-system:"
 AGENT = f"{ACCOUNTS}podwire"
@@ -234,7 +235,7 @@ class WorkloadPod:
     def stop(self) -> int:
         assert self.process is not None
         self.process.terminate()
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=patient(20))
 
     def log(self) -> str:
         return (self.folder / "agent.log").read_text()

@@ -24,6 +24,7 @@ from podwire_proxy.nftables.apply import Programmer
 
 from .fakeapi import FakeApi
 from .netns import Lab, NetNS
+from .patience import patient
 from .proxyrole import until
 from .serviceworld import Servers
 
@@ -96,7 +97,7 @@ class Node:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         assert self.process is not None
         self.process.send_signal(number)
-        self.process.wait(10)
+        self.process.wait(patient(10))
         self.process = None
 
     def log(self) -> str:

@@ -45,7 +45,7 @@ def debian_root(folder: Path, source: Path) -> Path:
     """A minimal Debian of this machine's release, with the checkout `source` in /podwire and nothing installed beyond."""
     root = folder / "base"
     suite = image.codename(Path("/etc/os-release").read_text())
-    subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", suite, str(root),
+    subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", *image.RETRIES, suite, str(root),
                     *image.sources(Path("/etc/apt"), suite)], check=True, capture_output=True, text=True)
     listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=source, check=True,
                             capture_output=True).stdout
