@@ -20,6 +20,7 @@ from podwire_cni import native, oci
 from . import layers
 
 Say = Callable[[str], None]
+RETRIES = ['--aptopt=Acquire::Retries "3"']
 _NO_DOCS = [f"--dpkgopt=path-exclude=/usr/share/{what}/*" for what in ("doc", "man", "locale", "lintian")]
 
 
@@ -77,14 +78,15 @@ def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say
     """The root file system under `folder`."""
     root = folder / "root"
     say(f"unpacking Python of {suite}")
-    _run(["mmdebstrap", "--quiet", "--variant=extract", "--mode=root", "--include=python3", *_NO_DOCS, suite, str(root),
-          *mirrors], "root file system")
+    _run(["mmdebstrap", "--quiet", "--variant=extract", "--mode=root", "--include=python3", *RETRIES, *_NO_DOCS, suite,
+          str(root), *mirrors], "root file system")
     version = _python_of(root)
     say(f"installing {wheel.name} and its dependencies for Python {version}")
     machine = os.uname().machine
     platforms = [f"--platform={p}_{machine}" for p in ("manylinux2014", "manylinux_2_17", "manylinux_2_28", "linux")]
-    _run(_pip(folder, "install", "--target", str(root / layers.SITE), f"--python-version={version}", "--implementation=cp",
-              "--only-binary=:all:", *platforms, str(wheel)), "dependencies")
+    # --no-compile: pip's would have this folder's name in them, and times that an image does not keep
+    _run(_pip(folder, "install", "--no-compile", "--target", str(root / layers.SITE), f"--python-version={version}",
+              "--implementation=cp", "--only-binary=:all:", *platforms, str(wheel)), "dependencies")
     say("compiling")
     # unchecked-hash: neither the time nor the order of building is in the files, and nobody looks at the sources at a start
     _run(["chroot", str(root), "/usr/bin/python3", "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash",
