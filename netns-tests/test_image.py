@@ -1,11 +1,14 @@
-"""The image of `podwire image` in Debian's containerd (`make test-image`, a minute): imported by `ctr`, it runs as the
+"""The image of `podwire image` in Debian's containerd (`make test-image`, two minutes): imported by `ctr`, it runs as the
 DaemonSet's containers do."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import subprocess
 import sys
+import tarfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,14 +27,16 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 NAME = f"podwire.io/podwire:{VERSION}"
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("image") / "podwire.tar"
+def built(path: Path) -> Path:
     done = subprocess.run([f"{sys.prefix}/bin/podwire", "image", "-o", str(path)], cwd=ROOT, capture_output=True, text=True,
                           check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert path.stat().st_size < 60e6, "small as reasonable"
     return path
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory.mktemp("image") / "podwire.tar")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +60,37 @@ def world(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
 def run(runtime: Containerd, name: str, *words: str, flags: tuple[str, ...] = ()) -> str:
     command = (NAME, name, "/usr/local/bin/podwire", *words)
     return runtime.ctr("run", "--rm", "--net-host", "--snapshotter", "native", *flags, *command).stdout
+
+
+def files(archive: Path) -> dict[str, bytes]:
+    """Path -> content, of every file in the layers."""
+    found: dict[str, bytes] = {}
+    with tarfile.open(archive) as outer:
+        blobs = [outer.extractfile(member) for member in outer if member.name.startswith("blobs/")]
+        layers = [blob.read() for blob in blobs if blob is not None]
+    for layer in layers:
+        if layer[:2] == b"\x1f\x8b":
+            with tarfile.open(fileobj=io.BytesIO(gzip.decompress(layer))) as inner:
+                found.update({m.name: content.read() for m in inner
+                              if m.isfile() and (content := inner.extractfile(m)) is not None})
+    return found
+
+
+def test_nothing_in_it_is_of_the_build(archive: Path) -> None:
+    """Neither the folder nor the time; and so each start takes the compiled files as they are."""
+    assert archive.stat().st_size < 60e6, "small as reasonable"
+    found = files(archive)
+    compiled = {path: content for path, content in found.items() if path.endswith(".pyc")}
+    assert len(compiled) > 1000
+    assert not [path for path, content in compiled.items() if content[4:8] != b"\1\0\0\0"], "unchecked by hash (PEP 552)"
+    assert not [path for path, content in found.items() if b"/podwire-image-" in content]
+    sources = {path for path in found if path.startswith("opt/podwire/podwire_") and path.endswith(".py")}
+    assert {str(Path(p).parent / "__pycache__" / Path(p).stem) for p in sources} == {
+        p.split(".cpython-")[0] for p in compiled if p.startswith("opt/podwire/podwire_")}
+
+
+def test_a_second_build_is_the_same(archive: Path, tmp_path: Path) -> None:
+    assert built(tmp_path / "again.tar").read_bytes() == archive.read_bytes()
 
 
 def test_it_knows_its_version_and_its_programs(world: tuple[CniNode, Containerd]) -> None:
