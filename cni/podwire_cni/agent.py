@@ -41,7 +41,7 @@ from .plan import NodeNet
 from .types import BRIDGE, RangeSet
 
 log = logs.get("wiring")
-RESYNC_SECONDS = 30.0
+RESYNC_SECONDS = 10.0  # what others broke (a flushed table, a route) is put right after so long
 RETRY_SECONDS = 2.0
 HANDOVER_SECONDS = 15.0  # a predecessor keeps the leases until its last call has ended
 
