@@ -149,6 +149,27 @@ def test_routes_follow_the_nodes(cluster: Cluster) -> None:
     assert routes() == {"10.244.2.0/24": "192.0.2.2", "198.51.100.0/24": "192.0.2.42"}
 
 
+def test_an_uplink_that_was_down_is_used_again_as_it_was(cluster: Cluster) -> None:
+    """Without a way to the other nodes none of them seems to be on the link: no reason for tunnels, which they do not have."""
+    (a, a_ip), (b, b_ip) = (cluster.pod(node, name) for node, name in zip(cluster.nodes, ("a", "b"), strict=True))
+    two = cluster.nodes[1]
+
+    def wire(state: str) -> None:
+        two.ns.netlink(lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname="eth0")[0], state=state))
+
+    before = sorted(two.links())
+    wire("down")
+    try:
+        wait_until(lambda: two.status().get("reason") == "RouteRefused", "the agent looks at its routes, and says so")
+        assert sorted(two.links()) == before
+    finally:
+        wire("up")
+    wait_until(lambda: two.status().get("ready"), "the routes are there again")
+    assert ask(b, a_ip, cluster.serve(a, a_ip)) == b_ip
+    assert ask(a, b_ip, cluster.serve(b, b_ip)) == a_ip
+    assert sorted(two.links()) == before
+
+
 def test_first_packet_of_a_fresh_pod_arrives(cluster: Cluster) -> None:
     """No address resolution, no port that learns or listens: what a pod sends right after ADD gets there."""
     one = cluster.nodes[0]

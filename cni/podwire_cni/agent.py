@@ -38,7 +38,7 @@ from .listener import Listener
 from .networks import Networks
 from .overlay import Encapsulation
 from .plan import NodeNet
-from .types import BRIDGE, RangeSet
+from .types import BRIDGE, IPAddress, RangeSet
 
 log = logs.get("wiring")
 RESYNC_SECONDS = 10.0  # what others broke (a flushed table, a route) is put right after so long
@@ -97,19 +97,23 @@ class Agent:
                              networks=self.networks)
         self.status = RoleStatus(config.run_dir, "wiring")
         self._told: tuple[str, ...] = ()
+        self._near: frozenset[IPAddress] = frozenset()
+        self._refused: list[str] = []
 
     def restore(self) -> None:
         """Take up the work where the last agent left it, without the API server."""
         if last := conflist.read(self.config.conflist):
             self._become(self._net(last.ranges, last.mtu), None)
 
-    def sync(self, objects: Mapping[str, Object]) -> None:
-        """Make the kernel agree with the Nodes. Raises OSError and CNIError where the kernel refuses; then try again."""
+    def sync(self, objects: Mapping[str, Object]) -> bool:
+        """Make the kernel agree with the Nodes; False where it refused routes. Raises OSError and CNIError where it refuses
+        more; then try again."""
         cluster = routes.view(objects, self.config.node_name)
         me = objects.get(self.config.node_name)
         cidrs = [] if me is None else routes.pod_cidrs(me)
-        near = nodes.near(address for peer in cluster.peers for address in peer.addresses)
-        wires = overlay.plan(cluster, near, self.config.encapsulation)
+        near, lost = nodes.near(address for peer in cluster.peers for address in peer.addresses)
+        self._near = near | (lost & self._near)  # an uplink that is down for a moment makes no tunnels, of another MTU
+        wires = overlay.plan(cluster, self._near, self.config.encapsulation)
         self._tell((*cluster.problems, *wires.problems))
         uplink = self._uplink_mtu()
         if cidrs:
@@ -122,8 +126,11 @@ class Agent:
         for line in done:
             log.info("route", change=line)
         for line in refused:
-            log.warn("route refused", route=line)
+            if line not in self._refused:
+                log.warn("route refused", route=line)
+        self._refused = refused
         self._report(wires, refused)
+        return not refused
 
     def _tell(self, problems: tuple[str, ...]) -> None:
         if problems != self._told:
@@ -218,12 +225,12 @@ class Agent:
     async def _sync(self, objects: Mapping[str, Object]) -> float:
         """Seconds until the next sync, if no Node changes before."""
         try:
-            await asyncio.to_thread(self.sync, objects)
+            whole = await asyncio.to_thread(self.sync, objects)
         except Exception as err:  # whatever it was, it may be over next time, and pods must be wired meanwhile
             log.error("sync failed", error=str(err), kind=type(err).__name__)
             self.status.update(ready=False, reason="SyncFailed", message=f"{type(err).__name__}: {err}")
             return RETRY_SECONDS
-        return RESYNC_SECONDS
+        return RESYNC_SECONDS if whole else RETRY_SECONDS
 
 
 def run(config: WiringConfig) -> None:

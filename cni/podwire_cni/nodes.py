@@ -25,9 +25,10 @@ MAIN = 254
 ONLINK, NOARP, PERMANENT, NODAD = 4, 0x40, 0x80, 0x02
 
 
-def near(addresses: Iterable[IPAddress]) -> frozenset[IPAddress]:
-    """Those that this node reaches without a router in between. Our own tunnels do not count as ways to nodes."""
-    found = set()
+def near(addresses: Iterable[IPAddress]) -> tuple[frozenset[IPAddress], frozenset[IPAddress]]:
+    """(those that this node reaches without a router in between, those that it has no way to at all now). Our own tunnels do
+    not count as ways to nodes."""
+    found, lost = set(), set()
     with IPRoute() as ipr:
         for address in addresses:
             try:
@@ -35,10 +36,11 @@ def near(addresses: Iterable[IPAddress]) -> frozenset[IPAddress]:
             except NetlinkError as err:
                 if err.code not in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
                     raise
+                lost.add(address)
                 continue
             if answers and not answers[0].get("RTA_GATEWAY") and not answers[0].get("RTA_VIA"):
                 found.add(address)
-    return frozenset(found)
+    return frozenset(found), frozenset(lost)
 
 
 def present(ipr: IPRoute, links: Mapping[int, str]) -> dict[IPNetwork, Hop]:

@@ -66,6 +66,10 @@ class Client:
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
 
+    def works(self) -> bool:
+        """every probe is answered"""
+        return call_in(self.netns, lambda: not any(probe() for probe in self.probes.values()))
+
     def run(self, stop: threading.Event) -> threading.Thread:
         thread = threading.Thread(target=lambda: call_in(self.netns, lambda: self._work(stop)), name=self.name)
         thread.start()
@@ -187,6 +191,8 @@ class Soak:
     def run(self) -> list[Client]:
         """Churn until the time is over and every role was restarted; the clients with what they counted."""
         clients, stop = self.clients(), threading.Event()
+        for client in clients:  # a pod that is ready is known to every node a moment later
+            wait_for(client.works, 30)
         threads = [client.run(stop) for client in clients]
         try:
             self._churn()
