@@ -270,12 +270,15 @@ def test_pods_do_not_reach_the_nodes_loopback(cluster: Cluster) -> None:
 def test_ports_survive_a_restart_and_a_flushed_table(cluster: Cluster) -> None:
     one = cluster.nodes[0]
     mapped(cluster, "server", 8080)
+    cluster.pod(one, "other")
     one.stop()
     assert ask(cluster.outside, NODE, 8080) == OUTSIDE
     one.start()
     assert ask(cluster.outside, NODE, 8080) == OUTSIDE
     one.ns.run(["nft", "flush", "ruleset"])
     assert refused(cluster.outside, NODE, 8080)
+    gone = one.cni("DEL", "other")
+    assert gone.status == 0, gone.out + one.log()
     wait_until(lambda: not refused(cluster.outside, NODE, 8080), "the agent mends its tables")
     assert "table ip podwire-cni was gone" in one.log()
 

@@ -171,10 +171,10 @@ def _fields(types: tuple[str, ...], data: bytes) -> str:
         size = TYPES[name][1]
         raw = data[at:at + size]
         at += (size + 3) & ~3
-        if name.endswith("_addr"):
-            out.append(str(ipaddress.ip_address(raw)))
-        elif name == "ether_addr":
+        if name == "ether_addr":
             out.append(raw.hex(":"))
+        elif name.endswith("_addr"):
+            out.append(str(ipaddress.ip_address(raw)))
         elif name == "inet_proto":
             out.append(_PROTOCOLS.get(raw[0], str(raw[0])))
         elif name == "mark":

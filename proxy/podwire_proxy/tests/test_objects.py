@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from podwire_proxy import nft
 from podwire_proxy.changes import Tracker
 from podwire_proxy.config import ProxyConfig
 from podwire_proxy.convert import NOBODY, service_ports, slice_info
@@ -177,3 +178,13 @@ def test_what_the_node_object_tells() -> None:
     info = ProxyConfig("n1", None, Path("/nowhere")).node(obj)
     assert (info.addresses, info.zone) == (("172.30.0.11", "fd00:30::11"), "zone-a")
     assert ProxyConfig("n1", None, Path("/nowhere")).node().addresses == ()
+
+
+def test_an_element_is_told_as_people_read_it() -> None:
+    """In errors of the kernel: each type of a key has its own form."""
+    macs = nft.Set(nft.Table("bridge", "t"), "macs", ("ifname", "ether_addr"))
+    own = nft.key(b"veth1".ljust(16, b"\0"), bytes.fromhex("0a58c0a80a01"))
+    assert nft.show(macs, own, None) == "veth1 . 0a:58:c0:a8:0a:01"
+    ports = nft.Set(nft.Table("ip", "t"), "ports", ("ipv4_addr", "inet_proto", "inet_service"), ("ipv4_addr",))
+    assert nft.show(ports, nft.key(bytes((10, 0, 0, 1)), b"\x06", b"\x01\xbb"), bytes((10, 0, 0, 2))) == \
+        "10.0.0.1 . tcp . 443 : 10.0.0.2"
