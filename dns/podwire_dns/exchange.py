@@ -76,7 +76,7 @@ class UdpExchange:
 
 
 class Asker:
-    """UdpExchange for many, by batch.c: one call to send many and one to gather answers. A socket has one query at a time; one
+    """UdpExchange for many, by asker.c: one call to send many and one to gather answers. A socket has one query at a time; one
     that was answered serves a few more, for a second at most. What is asked in one turn of the event loop leaves together."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, module: Any) -> None:

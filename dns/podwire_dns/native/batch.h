@@ -35,21 +35,3 @@ int batch_send(batch *b, int count, const char *values, const int32_t *sizes, co
 const char *batch_peers(const batch *b);
 void batch_answer(batch *b, int count, const char *answers, const int32_t *lengths, const char *peers);
 int batch_reply(batch *b, int index, const char *answer, int length);
-
-typedef struct {
-    int32_t fds[64];         /* sockets that something came to */
-    int32_t lengths[64];     /* of the packets; below 0: -errno */
-    char *packets;
-    int32_t packet_size;
-    int32_t epoll;           /* readable when there is something to gather */
-    ...;
-} asker;
-
-asker *asker_new(void);
-void asker_free(asker *a);
-void asker_send(asker *a, int count, const char *addresses, const int32_t *sizes, const int32_t *ports, const char *messages,
-                const int32_t *lengths, int32_t *fds);
-int asker_gather(asker *a);
-void asker_done(asker *a, const int32_t *fds, int count);
-void asker_close(const int32_t *fds, int count);
-void asker_close_idle(asker *a);

@@ -1,5 +1,5 @@
-"""Compiles table.c and batch.c as one cffi module in API mode (limited API: one file for all Python versions). Called by
-hatch_build.py."""
+"""Compiles table.c, batch.c and asker.c as one cffi module in API mode (limited API: one file for all Python versions). Called
+by hatch_build.py."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build() -> str:
     from cffi import FFI
 
     ffi = FFI()
-    parts = ("table", "batch")
+    parts = ("table", "batch", "asker")
     ffi.cdef("".join((HERE / f"{part}.h").read_text() for part in parts))
     ffi.set_source("podwire_dns.native.bin._batch", "".join((HERE / f"{part}.c").read_text() for part in parts),
                    py_limited_api=True)
