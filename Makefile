@@ -5,8 +5,8 @@ BIN   := $(VENV)/bin
 NATIVE := $(wildcard dns/podwire_dns/native/*.[ch] cni/podwire_cni/native/*.[ch] controlplane/podwire_controlplane/native/*.c)
 
 # command:package - what is used, and the Debian package that has it
-TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils
-TEST_TOOLS := nft:nftables conntrack:conntrack strace:strace iptables-legacy-restore:iptables
+TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils nft:nftables
+TEST_TOOLS := conntrack:conntrack strace:strace iptables-legacy-restore:iptables
 
 DATAPLANES := podwire-nftables podwire-iptables
 

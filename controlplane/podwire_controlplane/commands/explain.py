@@ -92,7 +92,7 @@ def _first(addresses: tuple[str, ...], v6: bool) -> str:
 
 
 def _source(text: str, cluster: str | None, where: Place, v6: bool) -> Source:
-    """SRC: an address, the word node, or a pod as [namespace/]name."""
+    """SRC: an address, the word node, or a pod as [namespace/]name or as `podwire get pods -o name` prints it."""
     if text == "node":
         return Source(_first(_addresses(where), v6), where, where)
     if _is_ip(text):
@@ -100,7 +100,7 @@ def _source(text: str, cluster: str | None, where: Place, v6: bool) -> Source:
         if (":" in ip) != v6:
             raise Failed(f"SRC {text} is an IPv{4 if v6 else 6} address, DST is not; both must be of one family")
         return Source(ip, where, where if ip in _addresses(where) else None)
-    space, _, own = text.rpartition("/")
+    space, _, own = text.removeprefix("pod/").rpartition("/")
     cluster = find_cluster(cluster)
     pod: Sandbox = find_pod(cluster, space or "default", own)
     process = pod.process()
@@ -222,7 +222,7 @@ def explain_(src: str, dst: str, node: str | None, netns: str | None, cluster: s
              kubeconfig: str | None) -> None:
     """Say what becomes of a packet from SRC to DST:PORT[/udp], by the rules that are in the kernel now.
 
-    SRC: an address, "node", or a pod as [namespace/]name. DST: an address, or a Service as [namespace/]name.
+    SRC: an address, "node", or a pod as [namespace/]name or pod/name. DST: an address, or a Service as [namespace/]name.
     """
     host, port, protocol = _destination(dst)
     services, slices = [], []  # type: tuple[list[Object], list[Object]]

@@ -96,6 +96,9 @@ def _targets(words: tuple[str, ...]) -> list[tuple[Resource, str]]:
 
     if "/" in words[0]:
         return [(kind(w.partition("/")[0]), w.partition("/")[2]) for w in words]
+    for word in words[1:]:
+        if by_name(word.partition("/")[0]) and "/" in word:
+            raise Failed(f"{word} says its kind already: leave {words[0]!r} out")
     kinds = [r for r in RESOURCES if "all" in r.categories] if words[0] == "all" else [kind(w) for w in words[0].split(",")]
     return [(k, n) for k in kinds for n in (words[1:] or ("",))]
 

@@ -51,7 +51,8 @@ def test_help_names_every_command(podwire: Any) -> None:
 
 @pytest.mark.parametrize(("words", "text"), [
     (("get",), "say what"), (("get", "widgets"), "kind 'widgets' is not known"), (("get", "pods", "none"), '"none" not found'),
-    (("get", "pods", "p", "-A"), "one namespace"), (("get", "pods", "-l", "a b"), "unable to parse requirement"),
+    (("get", "pod", "pod/p"), "leave 'pod' out"), (("get", "pods", "p", "-A"), "one namespace"),
+    (("get", "pods", "-l", "a b"), "unable to parse requirement"),
     (("delete",), "say what"), (("delete", "pods"), "name the pod"), (("delete", "svc", "none"), '"none" not found'),
     (("apply", "-f", "/none.yaml"), "/none.yaml: cannot be read"), (("get", "pods", "--kubeconfig", "/none"), "/none"),
     (("delete", "-f", "/none.yaml"), "cannot be read")], ids=str)
