@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 
 from podwire_controlplane.api.meta import Object
 from podwire_controlplane.client import config as client_config
+from podwire_controlplane.client import http as client_http
 from podwire_controlplane.client.config import ConfigError
 from podwire_controlplane.client.http import ApiClient, ApiError
 from podwire_controlplane.server import pki
 
 from .builders import run
 from .following import SERVICES, following
+from .scripted import Asked, Link, Scripted
 from .servers import AUTHORITY, TOKENS, Server
 
 
@@ -57,6 +60,56 @@ def test_in_cluster_and_a_token_that_is_renewed(tmp_path: Path, monkeypatch: pyt
                     assert api.config.token == "second-token" and api.config.server == f"https://127.0.0.1:{server.port}"
         finally:
             await asyncio.to_thread(server.__exit__)
+
+    run(body())
+
+
+def test_a_renewed_token_is_used_before_the_old_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kubelet renews a token long before it ends; the files are looked at now and then."""
+    folder = account(tmp_path / "account", "admin-token")
+
+    async def body() -> None:
+        server = await asyncio.to_thread(Server().__enter__)
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
+        try:
+            async with ApiClient(client_config.load(None, folder=folder)) as api:
+                await api.get(SERVICES)
+                account(folder, "reader-token")
+                await api.get(SERVICES)
+                assert api.config.token == "admin-token", "not a look at the disk with each request"
+                monkeypatch.setattr(client_http, "LOOK_SECONDS", 0.0)
+                await api.get(SERVICES)
+                assert api.config.token == "reader-token"
+        finally:
+            await asyncio.to_thread(server.__exit__)
+
+    run(body())
+
+
+def test_a_watch_that_is_refused_has_the_new_token_the_next_time(tmp_path: Path) -> None:
+    """As after a suspended machine: the token ran out, the new one is there, and nothing but watches asks."""
+    folder = account(tmp_path / "account", "old")
+
+    async def body() -> None:
+        async def handler(asked: Asked, link: Link) -> None:
+            if asked.headers["authorization"] != "Bearer new":
+                await link.answer(401, {"kind": "Status", "code": 401, "reason": "Unauthorized"})
+            elif asked.kind == "list":
+                await link.answer(200, {"metadata": {"resourceVersion": "4"}, "items": []})
+            else:
+                await link.chunks(end=False)
+
+        async with Scripted(handler) as server:
+            config = replace(server.config(), token="old", files=(folder / "token",),
+                             again=lambda: replace(config, token=(folder / "token").read_text().strip()))
+            async with ApiClient(config) as api:
+                api._look()  # the next look that nobody forces is far away
+                account(folder, "new")
+                with pytest.raises(ApiError) as caught:
+                    async for _ in api.watch(SERVICES, {}):
+                        pass
+                assert caught.value.code == 401 and api.config.token == "new"
 
     run(body())
 

@@ -52,6 +52,18 @@ def test_repeats_and_bookmarks_are_silent() -> None:
     assert list(reflector.objects) == ["d/a"]
 
 
+def test_only_the_bookmark_that_says_so_ends_the_initial_events() -> None:
+    """A server may send its usual bookmarks meanwhile: what came until then is not all."""
+    reflector = Reflector()
+    reflector.arriving()
+    assert reflector.initial(frame("ADDED", "a", 4)) is None
+    assert reflector.initial({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}}) is None
+    assert reflector.initial(frame("ADDED", "b", 5)) is None and reflector.state is State.LIST
+    done = reflector.initial({"type": "BOOKMARK", "object": {"metadata": {
+        "resourceVersion": "9", "annotations": {"k8s.io/initial-events-end": "true"}}}})
+    assert [e.key for e in done or ()] == ["d/a", "d/b"] and (reflector.state, reflector.version) == (State.WATCH, "9")
+
+
 @pytest.mark.parametrize(("code", "state"), [(410, State.LIST), (400, State.LIST), (403, State.LIST), (429, State.WATCH),
                                              (500, State.WATCH), (503, State.WATCH), (0, State.WATCH)])
 def test_which_errors_make_it_list_again(code: int, state: State) -> None:
