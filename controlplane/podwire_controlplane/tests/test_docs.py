@@ -251,3 +251,22 @@ def test_a_drawing_names_chains_and_maps_as_they_are(backend: str) -> None:
     assert len(names) > 8
     for name in names:  # of "sources-…" only the beginning is the same for all Services
         assert re.search(rf"(?<![\w-]){re.escape(name.rstrip('…N'))}", written), name
+
+
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_a_drawing_shows_every_step_and_keeps_its_frames(backend: str) -> None:
+    """A step's number is not hidden by a box that is drawn later; boxes lie inside their node with room around them."""
+    def box(each: ElementTree.Element) -> tuple[float, ...]:
+        x, y, wide, high = (float(each.get(key, "0")) for key in ("x", "y", "width", "height"))
+        return x, y, x + wide, y + high
+
+    shapes = [(e.tag.rpartition("}")[2], e.get("class"), e)
+              for e in ElementTree.parse(ROOT / f"docs/packet-{backend}.svg").getroot().iter()]
+    nodes = [box(e) for _, kind, e in shapes if kind == "node"]
+    boxes = [(at, box(e)) for at, (_, kind, e) in enumerate(shapes) if kind in ("box", "hook", "bad")]
+    assert [e.text for _, kind, e in shapes if kind == "step"] == ["1", "2", "3", "4", "5"]
+    for at, (tag, _, e) in enumerate(shapes):
+        x, y = float(e.get("cx", "0")), float(e.get("cy", "0"))
+        assert tag != "circle" or not [b for later, b in boxes if later > at and b[0] < x < b[2] and b[1] < y < b[3]], (x, y)
+    for _, b in boxes:
+        assert any(n[0] + 4 <= b[0] and n[1] + 4 <= b[1] and b[2] <= n[2] - 4 and b[3] <= n[3] - 4 for n in nodes), b
