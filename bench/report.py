@@ -115,7 +115,7 @@ def bars(title: str, rows: list[Row]) -> str:
             at, length = y + 3 + line * 17, wide * value / top
             body.append(f'<rect x="{left}" y="{at}" width="{length:.1f}" height="14" rx="2" fill="{colour}"/>')
             body += _whisker(left, wide / top, at + 7, runs(row, who))
-            name = f" {row['peer_name'].split(' ')[0]}" if who == "peer" else ""
+            name = f" {row['peer_name'].split(' ')[0].rstrip(',')}" if who == "peer" else ""
             body.append(_text(left + wide * max([value, *runs(row, who)]) / top + 8, at + 11, number(value) + name))
     return _svg(left + wide + 230, 54 + len(rows) * high, body)
 
