@@ -73,7 +73,7 @@ def churn(tracker: Tracker, programmer: Programmer, changes: Iterator[tuple[str,
         if now - last_sweep >= SWEEP_AFTER:
             programmer.sweep_rules()
             last_sweep = now
-        if look.done() and now - last_look >= max(SWEEP_AFTER, SHARE * look.result().seconds):  # as sweeper.Sweeper does
+        if look.done() and now - last_look >= max(SWEEP_AFTER, SHARE * look.result().busy):  # as sweeper.Sweeper does
             look = thread.submit(programmer.flows.look().run)
             last_look = now
         if now - last_sample >= 1:

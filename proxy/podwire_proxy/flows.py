@@ -32,7 +32,8 @@ TOLD = 8  # flows of a sweep that get a log line each
 @dataclass(frozen=True, slots=True)
 class Swept:
     """What a sweep deleted: UDP entries that led nowhere, TCP flows that were reset, opening: SYNs that nobody will answer.
-    seconds: it took. by_family: the UDP entries by family. dumps, entries: what the kernel was asked for, and told."""
+    seconds: it took. by_family: the UDP entries by family. dumps, entries: what the kernel was asked for, and told. busy: CPU
+    seconds, with the kernel's part."""
 
     udp: int = 0
     tcp: int = 0
@@ -41,6 +42,7 @@ class Swept:
     opening: int = 0
     dumps: int = 0
     entries: int = 0
+    busy: float = 0.0
 
 
 class FlowKeeper:
@@ -92,7 +94,7 @@ class Look:
 
     def run(self) -> Swept:
         """Find the flows and end them. Raises OSError."""
-        started, ended, by_family = time.monotonic(), Counter[str](), dict[str, int]()
+        began, worked, ended, by_family = time.monotonic(), time.thread_time(), Counter[str](), dict[str, int]()
         wanted = serving(self.frontends)
         if not wanted and not self.strays:
             return Swept()
@@ -104,8 +106,8 @@ class Look:
                     self._end(flow, tell=ended.total() <= TOLD)
         if ended.total() > TOLD:
             log.info("flows ended in all", stale_udp=ended["UDP"], reset_tcp=ended["TCP"], unanswered_tcp=ended["opening"])
-        return Swept(ended["UDP"], ended["TCP"], time.monotonic() - started, by_family, ended["opening"],
-                     conntrack.dumps, conntrack.entries)
+        return Swept(ended["UDP"], ended["TCP"], time.monotonic() - began, by_family, ended["opening"],
+                     conntrack.dumps, conntrack.entries, time.thread_time() - worked)
 
     def _lost(self, conntrack: Conntrack, family: Family, wanted: Mapping[Key, frozenset[Backend]]) -> list[Flow]:
         mine = {key: alive for key, alive in wanted.items() if (":" in key.ip) == (family == "ip6")}

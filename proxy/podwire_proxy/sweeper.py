@@ -10,7 +10,7 @@ from .backend import Programmer
 from .flows import Swept
 
 SWEEP_AFTER = 0.05  # seconds: far longer than a packet is on its way through one hook
-SHARE = 9  # of its time that the search for flows rests, under changes that never end
+SHARE = 9  # times its work that the search for flows rests, under changes that never end
 
 
 class Sweeper:
@@ -50,7 +50,8 @@ class Sweeper:
                 look = self._programmer.flows.look()
                 swept = await asyncio.get_running_loop().run_in_executor(self._thread, look.run)
                 self._done(swept)
-                pause = max(SWEEP_AFTER, SHARE * swept.seconds)
+                # Not by the clock: where many want the CPUs a look takes long, and flows would lead nowhere for ten times that.
+                pause = max(SWEEP_AFTER, SHARE * swept.busy)
         except OSError as err:
             self._failed(err)
         finally:

@@ -70,3 +70,16 @@ def test_it_looks_until_nothing_is_noted_and_never_in_the_loops_thread(monkeypat
 def test_failures_are_told_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     flows, rules = OSError("conntrack"), OSError("rules")
     assert swept(Leftovers(flows, Swept(), rules=rules), monkeypatch)[1] in ([flows, rules], [rules, flows])
+
+
+def test_it_rests_by_its_work_however_long_others_kept_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    real = asyncio.sleep
+
+    async def nap(seconds: float) -> None:
+        pauses.append(seconds)
+        await real(0)
+
+    monkeypatch.setattr(asyncio, "sleep", nap)
+    swept(Leftovers(Swept(seconds=100.0, busy=2.0), Swept(seconds=100.0, busy=0.0), Swept()), monkeypatch)
+    assert {pause for pause in pauses if pause > 0.01} == {sweeper.SHARE * 2.0}
