@@ -6,7 +6,7 @@ NATIVE := $(wildcard dns/podwire_dns/native/*.[ch] cni/podwire_cni/native/*.[ch]
 
 # command:package - what is used, and the Debian package that has it
 TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils nft:nftables
-TEST_TOOLS := conntrack:conntrack strace:strace iptables-legacy-restore:iptables
+TEST_TOOLS := mmdebstrap:mmdebstrap conntrack:conntrack strace:strace iptables-legacy-restore:iptables
 
 DATAPLANES := podwire-nftables podwire-iptables
 
