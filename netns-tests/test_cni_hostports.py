@@ -14,7 +14,7 @@ from scapy.layers.sctp import SCTP, SCTPChunkInit
 
 from lab.capture import Capture
 from lab.cnicluster import OUTSIDE, Cluster, give, two_nodes
-from lab.cninode import ask, wait_until
+from lab.cninode import ask, put_node, wait_until
 from lab.netns import NetNS
 
 NODE, NODE6, OTHER = "192.0.2.1", "fd0a::1", "192.0.2.101"
@@ -227,6 +227,23 @@ def test_udp_flows_of_others_are_left_alone(cluster: Cluster) -> None:
             assert entry() == before
 
 
+def test_udp_flows_of_another_holder_of_the_port_are_left_alone(cluster: Cluster) -> None:
+    """One port, two pods, each at an address of its own."""
+    one = cluster.nodes[0]
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(one.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
+        seen = []
+        for name, address in (("first", "127.0.0.1"), ("second", NODE)):
+            pod = cluster.lab.netns(name)
+            port = stack.enter_context(udp_echo(pod, name))
+            entry = {"hostPort": 5300, "containerPort": port, "protocol": "udp", "hostIP": address}
+            cluster.made.append((one, name))
+            assert one.cni("ADD", name, pod, one.conf(**ports(entry))).status == 0
+            assert says(client, 5300, "127.0.0.1") == "first"
+            seen.append(one.ns.run(["conntrack", "-L", "-p", "udp", "--dst", "127.0.0.1", "-o", "id"]).stdout.split(" id=")[1])
+        assert seen[0] == seen[1]
+
+
 def test_sctp(cluster: Cluster) -> None:
     """Without a SCTP stack: an INIT chunk arrives at the pod, translated."""
     one, pod = cluster.nodes[0], cluster.lab.netns("sctp")
@@ -281,6 +298,53 @@ def test_ports_survive_a_restart_and_a_flushed_table(cluster: Cluster) -> None:
     assert gone.status == 0, gone.out + one.log()
     wait_until(lambda: not refused(cluster.outside, NODE, 8080), "the agent mends its tables")
     assert "table ip podwire-cni was gone" in one.log()
+
+
+@contextlib.contextmanager
+def another_look(cluster: Cluster) -> Iterator[None]:
+    """Whatever is done inside: the agents look at what is there afterwards, and not only ten seconds later."""
+    yield
+    put_node(cluster.api, "n3", "10.244.3.0/24", "192.0.2.3")
+    cluster.api.delete("/api/v1/nodes", "n3")
+
+
+def test_an_add_meets_flushed_tables(cluster: Cluster) -> None:
+    one = cluster.nodes[0]
+    mapped(cluster, "server", 8080)
+    one.ns.run(["nft", "flush", "ruleset"])
+    mapped(cluster, "second", 8081)
+    assert {ask(cluster.outside, NODE, port) for port in (8080, 8081)} == {OUTSIDE}, "everybody's rules are there again"
+
+
+def test_localhost_is_served_by_a_bridge_that_was_made_again(cluster: Cluster) -> None:
+    one = cluster.nodes[0]
+    mapped(cluster, "server", 8080)
+    assert ask(one.ns, "127.0.0.1", 8080) == "10.244.1.1"
+    with another_look(cluster):
+        one.ns.netlink(lambda ipr: ipr.link("del", ifname="podwire0"))
+    wait_until(lambda: not refused(one.ns, "127.0.0.1", 8080), "route_localnet is on again")
+
+
+def test_udp_flows_that_began_without_the_tables(cluster: Cluster) -> None:
+    """A client that keeps sending keeps its flow, which leads nowhere, for ever."""
+    one, pod = cluster.nodes[0], cluster.lab.netns("a")
+    # Somebody else translates too, so the kernel tracks flows also while our table is gone.
+    one.ns.run(["nft", "add table ip other; add chain ip other nat { type nat hook prerouting priority -100; }"])
+    one.ns.run(["nft", "add rule ip other nat ip daddr 203.0.113.1 dnat to 203.0.113.2"])
+    client = cluster.outside.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    try:
+        with client, udp_echo(pod, "pod") as port, one.ns.call(
+                lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as silent:
+            silent.bind((NODE, 5300))
+            cluster.made.append((one, "a"))
+            mapping = ports({"hostPort": 5300, "containerPort": port, "protocol": "udp"})
+            assert one.cni("ADD", "a", pod, one.conf(**mapping)).status == 0
+            with another_look(cluster):
+                one.ns.run(["nft", "delete", "table", "ip", "podwire-cni"])
+                says(client, 5300, seconds=0.1)
+            wait_until(lambda: says(client, 5300, seconds=0.3) == "pod", "the flow is led to the pod")
+    finally:
+        one.ns.run(["nft", "delete", "table", "ip", "other"])
 
 
 def test_check_names_what_is_missing(cluster: Cluster) -> None:

@@ -142,6 +142,29 @@ def test_networks_survive_restarts_and_are_mended(place: Place) -> None:
     assert tell(place, b, a, "10.50.0.3") == "10.50.0.2"
 
 
+@pytest.mark.parametrize("addressing", ["routed", "subnet"])
+def test_a_change_of_ranges_cuts_off_nobody(place: Place, addressing: str) -> None:
+    """An edited conflist, or a second one that names the same bridge: refused as long as pods would lose their gateway."""
+    conf = place.conf("lan0", "10.50.0.0/25", addressing=addressing)
+    other = {**place.conf("lan0", "10.51.0.0/24", addressing=addressing), "name": "other"}
+    a, _ = place.pod("a", conf)
+    pod = place.lab.netns("b")
+    moved = {"ranges": [[{"subnet": "10.50.0.0/24", "gateway": "10.50.0.254"}]]}
+    for refused, words in ((other, "pods of other ranges are on it: 10.50.0.2"),
+                           ({**conf, "ipam": moved}, "pods on it have another gateway: 10.50.0.1"),
+                           ({**conf, "isGateway": False}, "pods on it have another gateway: 10.50.0.1")):
+        answer = place.node.cni("ADD", "b", pod, refused)
+        assert (answer.status, answer.body["code"]) == (1, 7) and words in answer.body["msg"], answer.out
+    wider = place.conf("lan0", "10.50.0.0/24", addressing=addressing)
+    b, _ = place.pod("b", wider, netns=pod)
+    assert tell(place, a, place.node.ns, "10.50.0.2") == tell(place, b, place.node.ns, "10.50.0.3") == "10.50.0.1"
+    assert tell(place, b, a, "10.50.0.3") == "10.50.0.2"
+    for name in ("a", "b"):
+        place.drop(name, wider)
+    c, (address,) = place.pod("c", other)
+    assert tell(place, c, place.node.ns, address.split("/")[0]) == "10.51.0.1", "nobody is left who minds"
+
+
 def test_host_ports_of_another_bridge(place: Place) -> None:
     conf = place.conf("lan0", "10.50.0.0/24", addressing="subnet", runtimeConfig={
         "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]})

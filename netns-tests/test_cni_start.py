@@ -42,6 +42,27 @@ def test_node_without_podcidr_waits_for_one(lab: Lab, tmp_path: Path) -> None:
             node.close()
 
 
+def test_a_node_that_turned_ipv6_off_by_default(lab: Lab, tmp_path: Path) -> None:
+    """Its own links stay as they are; those of pods with IPv6 addresses have it, the tunnel too."""
+    ns = lab.netns("n1")
+    for key in ("all", "default"):
+        ns.sysctl(f"net/ipv6/conf/{key}/disable_ipv6", "1")
+    with FakeApi(ns) as api:
+        lab.wire(ns, "eth0", lab.netns("outside"), "eth0", "192.0.2.1/24")
+        put_node(api, "n1", "10.244.1.0/24", "192.0.2.1", cidr6="fd00:1::/64")
+        put_node(api, "n2", "10.244.2.0/24", "192.0.2.2", cidr6="fd00:2::/64")
+        node = CniNode(ns, tmp_path, "n1", api, flags=("--encapsulation", "always"))
+        try:
+            node.start()
+            added = node.cni("ADD", "p", lab.netns("p"))
+            assert [ip["address"] for ip in added.body["ips"]] == ["10.244.1.2/32", "fd00:1::2/128"], added.out
+            routes = ns.run(["ip", "-6", "route", "show", "proto", "143"]).stdout
+            assert "fd00:1::/64 dev podwire0" in routes and "fd00:2::/64 via fd00:2::1 dev podwire-vxlan" in routes
+            assert ns.run(["cat", "/proc/sys/net/ipv6/conf/eth0/disable_ipv6"]).stdout == "1\n"
+        finally:
+            node.close()
+
+
 def test_unknown_kubeconfig_is_told_in_one_line(lab: Lab, tmp_path: Path) -> None:
     bad = tmp_path / "kubeconfig"
     bad.write_text("clusters: 7\n")

@@ -5,8 +5,9 @@ Not told by the kernel but known here: the node's rules, and the rules of every 
 
 from __future__ import annotations
 
+import errno
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,6 @@ class Firewall:
         self._lock = threading.Lock()
         self._node: NodeRules | None = None
         self._pods: dict[Attachment, PodRules] = {}
-        self._localhost: set[str] = set()
 
     def close(self) -> None:
         self._nft.close()
@@ -46,6 +46,7 @@ class Firewall:
         """Take the tables that are there for what `node` and `pods` say, unread."""
         with self._lock:
             self._node, self._pods = node, dict(pods)
+            self._serve_localhost(self._pods.values())
 
     def sync(self, node: NodeRules, pods: Mapping[Attachment, PodRules] | None = None) -> list[str]:
         """Make the tables what they should be, in one commit; nothing is written where they already are. pods None: those
@@ -55,10 +56,14 @@ class Firewall:
                 self._pods = dict(pods)
             first, self._node = self._node is None, node
             wanted = nodetable.plan(node, self._pods.values())
-            wrong = [] if first else self._differences(wanted)
-            if first or wrong:
+            wrong = ["tables written"] if first else self._differences(wanted)
+            if wrong:
                 self._nft.commit(wanted)
-            return ["tables written"] if first else wrong
+            behind = list(self._pods.values()) if wrong else []
+            wrong += self._serve_localhost(self._pods.values())
+        for pod in behind:
+            _forget_before(pod)  # what began while the tables led nowhere
+        return wrong
 
     def _differences(self, wanted: nft.Transaction) -> list[str]:
         mirror, wrong = fake.FakeConnection(), list[str]()
@@ -91,14 +96,17 @@ class Firewall:
     def attach(self, owner: Attachment, pod: PodRules) -> None:
         """Raises OSError; then nothing of the pod is in the tables."""
         with self._lock:
-            if any(p.host_ip is None or p.host_ip.is_loopback or p.host_ip.is_unspecified
-                                         for p in pod.ports):
-                self._serve_localhost(pod.bridge)
-            self._nft.commit(nft.Transaction().add(*nodetable.elements(pod)))
+            self._serve_localhost([pod])
+            try:
+                self._nft.commit(nft.Transaction().add(*nodetable.elements(pod)))
+            except nft.NftError as err:
+                if err.errno != errno.ENOENT or self._node is None:
+                    raise
+                # Somebody flushed the tables, and a pod need not fail for it until they are looked at again.
+                self._nft.commit(nodetable.plan(self._node, [*self._pods.values(), pod]))
+                log.warn("nft", change=f"tables made again: {err.strerror}")
             self._pods[owner] = pod
-        for port in pod.ports:
-            if port.protocol == "udp":
-                _forget_before(pod, port)
+        _forget_before(pod)
 
     def detach(self, owner: Attachment, pod: PodRules) -> None:
         """Take away what `attach` put there, or what is left of it; what belongs to others stays."""
@@ -135,14 +143,24 @@ class Firewall:
                          if key not in held or held[key] != value]
         return lost
 
-    def _serve_localhost(self, bridge: str) -> None:
-        """Let packets from 127.0.0.1 leave by the bridge, and their answers come back. The tables keep pods from using it."""
-        if bridge in self._localhost:
-            return
-        path = Path("/proc/sys/net/ipv4/conf") / bridge / "route_localnet"
-        if path.read_text().strip() != "1":
-            path.write_text("1")
-        self._localhost.add(bridge)
+    def _serve_localhost(self, pods: Iterable[PodRules]) -> list[str]:
+        """Let packets from 127.0.0.1 leave by the pods' bridges, and their answers come back. The tables keep pods from using
+        it. Returns what had to be changed: a bridge that was made anew has lost it."""
+        done = []
+        for bridge in {pod.bridge for pod in pods if any(_on_localhost(port) for port in pod.ports)}:
+            path = Path("/proc/sys/net/ipv4/conf") / bridge / "route_localnet"
+            if path.exists() and path.read_text().strip() != "1":
+                path.write_text("1")
+                done.append(f"net.ipv4.conf.{bridge}.route_localnet=1")
+        return done
+
+
+def _on_every_address(port: PortMapping) -> bool:
+    return port.host_ip is None or port.host_ip.is_unspecified
+
+
+def _on_localhost(port: PortMapping) -> bool:
+    return port.host_ip is None or port.host_ip.is_unspecified or port.host_ip.is_loopback
 
 
 def _homes(pod: PodRules, port: PortMapping) -> dict[Family, IPAddress]:
@@ -153,21 +171,24 @@ def _homes(pod: PodRules, port: PortMapping) -> dict[Family, IPAddress]:
     return found
 
 
-def _forget_before(pod: PodRules, port: PortMapping) -> None:
-    """Flows to the node's port that began when it led nowhere, or elsewhere. Those that only pass the node, to the same
-    port of another machine, go on."""
+def _forget_before(pod: PodRules) -> None:
+    """UDP flows to the node's ports that began when those led nowhere, or elsewhere. What only passes the node, to the same
+    port of another machine, goes on, and so does what another mapping of the port leads."""
     local: frozenset[IPAddress] | None = None
-    for family, address in _homes(pod, port).items():
-        if port.host_ip is not None and not port.host_ip.is_unspecified:
-            own = frozenset({port.host_ip})
-        else:
-            own = local = netlink.addresses() if local is None else local
-        here = (address, port.container_port)
+    for port in pod.ports:
+        if port.protocol != "udp":
+            continue
+        local = netlink.addresses() if local is None else local
+        for family, address in _homes(pod, port).items():
+            here = (address, port.container_port)
 
-        def stale(flow: conntrack.Flow, own: frozenset[IPAddress] = own, here: tuple[IPAddress, int] = here) -> bool:
-            return flow.answers != here and (flow.dialled in own or flow.dialled.is_loopback)
+            def stale(flow: conntrack.Flow, port: PortMapping = port, own: frozenset[IPAddress] = local,
+                      here: tuple[IPAddress, int] = here) -> bool:
+                dialled = flow.dialled in own or flow.dialled.is_loopback if _on_every_address(port) else (
+                    flow.dialled == port.host_ip)
+                return flow.answers != here and dialled
 
-        _forget(family, port, stale)
+            _forget(family, port, stale)
 
 
 def _forget_after(pod: PodRules, port: PortMapping) -> None:

@@ -62,8 +62,8 @@ def clash(new: Network, ranges: tuple[RangeSet, ...], bridge: str) -> None:
 
 
 class Networks:
-    """make: puts a network into the kernel. changed: is told all of them. foreign: why the node has no place for a new one.
-    For many threads."""
+    """make: puts a network into the kernel. changed: is told all of them. foreign: why the node has no place for one that
+    is new or has changed. For many threads."""
 
     def __init__(self, directory: Path, make: Callable[[NodeNet], object], changed: Callable[[tuple[OtherNet, ...]], None],
                  foreign: Callable[[NodeNet], str] = lambda _: "") -> None:
@@ -107,7 +107,7 @@ class Networks:
             for other in self.known.values():
                 if other.net.bridge != conf.bridge:
                     clash(want, other.net.ranges, other.net.bridge)
-            if conf.bridge not in self.known and (why := self._foreign(want.net)):
+            if not self._as_before(want.net) and (why := self._foreign(want.net)):
                 raise CNIError(Code.INVALID_CONFIG, f"network configuration: bridge {conf.bridge}: {why}",
                                "name one that does not exist, it is made when its first pod comes; with addresses that the "
                                "node does not know yet")
@@ -116,6 +116,11 @@ class Networks:
             self.known[conf.bridge] = want
             self._changed(self.rules())
         return want.net
+
+    def _as_before(self, net: NodeNet) -> bool:
+        """Whether pods that are on the bridge will notice nothing."""
+        known = self.known.get(net.bridge)
+        return known is not None and (known.net.ranges, known.net.is_gateway) == (net.ranges, net.is_gateway)
 
     def _write(self, network: Network) -> None:
         try:

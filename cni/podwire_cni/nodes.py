@@ -20,6 +20,7 @@ from . import routes
 from .overlay import TUNNELS, Hop, Tunnel, Wires, changes
 from .plan import host_route
 from .types import IPAddress, IPNetwork
+from .wiring import allow_ipv6
 
 MAIN = 254
 ONLINK, NOARP, PERMANENT, NODAD = 4, 0x40, 0x80, 0x02
@@ -109,6 +110,8 @@ def _end(ipr: IPRoute, end: Tunnel, done: list[str]) -> int:
             path = Path("/proc/sys/net/ipv6/conf") / end.link / key
             if path.exists():
                 path.write_text(value)
+    if any(gateway.version == 6 for gateway in end.gateways):
+        done += allow_ipv6(end.link)
     index, want = int(found[0]["index"]), dict[str, Any]()
     want.update({"mtu": end.mtu} if found[0].get("IFLA_MTU") != end.mtu else {})
     want.update({"state": "up"} if found[0]["state"] != "up" else {})

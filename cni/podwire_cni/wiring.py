@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Sequence
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from socket import AF_INET, AF_INET6
+from typing import Any
 
 from pyroute2 import IPRoute
 
 from . import routes
 from .nodetable import NodeRules
 from .plan import NodeNet, host_route
-from .types import IPAddress
+from .types import IPAddress, IPInterface
 
-LINK_SCOPE, MAIN = 253, 254
+LINK_SCOPE, MAIN, NUD_PERMANENT = 253, 254, 0x80
 RTPROT_RA = 9
 OURS = "0a:58:"  # how the MAC of a bridge of ours begins
 
@@ -45,7 +46,8 @@ def bridge_mac(bridge: str) -> str:
 
 
 def foreign(net: NodeNet) -> str:
-    """Why a new network would take what the node has already: a link of its name, or a part of its addresses; "" where not."""
+    """Why the node has no place for a network that is new, or not what it was: it has a link of that name, or a part of the
+    addresses, already, or pods that are on the bridge would be cut off; "" where not."""
     with IPRoute() as ipr:
         found = ipr.get_links(ifname=net.bridge) if ipr.link_lookup(ifname=net.bridge) else []
         if found and found[0].get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge":
@@ -59,7 +61,25 @@ def foreign(net: NodeNet) -> str:
             there = ip_network(f"{route.get('RTA_DST')}/{route['dst_len']}")
             if any(there.version == mine.version and there.subnet_of(mine) for mine in subnets):  # type: ignore[arg-type]  # one version
                 return f"its addresses are not free, the node has a route to {there}"
+        return _cut_off(ipr, net, found[0]) if found else ""
+
+
+def _cut_off(ipr: IPRoute, net: NodeNet, bridge: Any) -> str:
+    """Why `net` would cut off pods that are on the bridge: it has no place for them, or not the gateway that they know."""
+    pods = sorted({ip_address(n.get("NDA_DST")) for family in (AF_INET, AF_INET6) for n in ipr.get_neighbours(family=family)
+                   if n["ifindex"] == bridge["index"] and n["state"] & NUD_PERMANENT}, key=str)
+    if lost := [str(pod) for pod in pods if not net.has(pod)]:
+        return f"pods of other ranges are on it: {', '.join(lost[:5])}{' ...' if lost[5:] else ''}"
+    kept = {address.ip for address in net.on_bridge()}
+    gone = [str(address.ip) for address in _bridge_addresses(ipr, bridge["index"]) if address.ip not in kept]
+    if pods and (gone or bridge.get("IFLA_ADDRESS") != net.bridge_mac):
+        return f"pods on it have another gateway{': ' + gone[0] if gone else ' first'}"
     return ""
+
+
+def _bridge_addresses(ipr: IPRoute, index: int) -> set[IPInterface]:
+    present = {ip_interface(f"{a.get('IFA_ADDRESS')}/{a['prefixlen']}") for a in ipr.get_addr(index=index)}
+    return {a for a in present if not a.is_link_local}
 
 
 def ensure_node(node: NodeNet, strays: Sequence[IPAddress] = ()) -> list[str]:
@@ -70,12 +90,23 @@ def ensure_node(node: NodeNet, strays: Sequence[IPAddress] = ()) -> list[str]:
     done: list[str] = []
     with IPRoute() as ipr:
         index = _bridge(ipr, node, done)
+        if any(address.version == 6 for address in node.on_bridge()):
+            done += allow_ipv6(node.bridge)
         _addresses(ipr, node, index, done)
         _pod_routes(ipr, node, index, strays, done)
         if any(gateway.version == 6 for gateway in node.gateways):
             _keep_router(ipr, done)
     done += _sysctls(node)
     return done
+
+
+def allow_ipv6(link: str) -> list[str]:
+    """A node that does not want IPv6 on its links by default gives no address to those of ours either, which pods need."""
+    path = Path("/proc/sys/net/ipv6/conf") / link / "disable_ipv6"
+    if not path.exists() or path.read_text().strip() == "0":
+        return []
+    path.write_text("0")
+    return [f"net.ipv6.conf.{link}.disable_ipv6=0"]
 
 
 def _bridge(ipr: IPRoute, node: NodeNet, done: list[str]) -> int:
@@ -100,9 +131,7 @@ def _bridge(ipr: IPRoute, node: NodeNet, done: list[str]) -> int:
 
 
 def _addresses(ipr: IPRoute, node: NodeNet, index: int, done: list[str]) -> None:
-    present = {ip_interface(f"{a.get('IFA_ADDRESS')}/{a['prefixlen']}") for a in ipr.get_addr(index=index)}
-    present = {a for a in present if not a.is_link_local}
-    want = node.on_bridge()
+    present, want = _bridge_addresses(ipr, index), node.on_bridge()
     for address in want - present:
         nodad = {"flags": 0x02} if address.version == 6 else {}
         ipr.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, **nodad)
@@ -124,7 +153,7 @@ def _pod_routes(ipr: IPRoute, node: NodeNet, index: int, strays: Sequence[IPAddr
         ipr.route("replace", dst=dst, oif=index, proto=routes.PROTOCOL, table=MAIN, **source)
         done.append(f"route {dst} to {node.bridge}")
     for dst in present - want.keys():
-        ipr.route("del", dst=dst, oif=index, proto=routes.PROTOCOL, table=MAIN)
+        ipr.route("del", dst=dst, oif=index, proto=routes.PROTOCOL, table=MAIN, **({} if ":" in dst else {"scope": LINK_SCOPE}))
         done.append(f"route {dst} removed")
 
 
