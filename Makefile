@@ -122,7 +122,7 @@ test-image: $(VENV)/.installed-dev runtimes  ## builds the image and runs it in 
 	$(call need,$(TOOLS) mmdebstrap:mmdebstrap)
 	@$(BIN)/python -m pytest -q netns-tests/test_image.py
 
-test-provision: $(VENV)/.installed-dev  ## vagrant/provision.sh on three fresh Debian machines of namespaces (root, 4 minutes)
+test-provision: $(VENV)/.installed-dev  ## vagrant/provision.sh and the demo on fresh Debian machines of namespaces (root, 8 minutes)
 	$(call need,$(TOOLS) mmdebstrap:mmdebstrap)
 	@$(BIN)/python -m pytest -q netns-tests/test_provision.py
 
