@@ -35,7 +35,7 @@ def parse_env(env: Mapping[str, str]) -> Call:
                      "it starts with a letter or digit and has letters, digits, '.', '_' and '-' only")
     if ifname and not ifname_is_good(ifname):
         raise _error(f"CNI_IFNAME {ifname!r} is no interface name",
-                     "it has at most 15 characters, none of them '/', ':' or a space")
+                     "it has at most 15 bytes, none of them '/', ':', '%' or a space")
     args = {}
     for part in filter(None, env.get("CNI_ARGS", "").split(";")):
         key, equals, value = part.partition("=")

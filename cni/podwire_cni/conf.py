@@ -79,8 +79,8 @@ def _address(value: Any, field: str) -> IPAddress:
 
 
 def ifname_is_good(name: str) -> bool:
-    """Whether the kernel takes it for an interface."""
-    return 0 < len(name) < 16 and name not in (".", "..") and not re.search(r"[/:\s\0]", name)
+    """Whether the kernel takes it for an interface: a "%" would be a place for a number."""
+    return 0 < len(name.encode(errors="replace")) < 16 and name not in (".", "..") and not re.search(r"[/:%\s\0]", name)
 
 
 def _subnet(value: Any, field: str, least: int = 4) -> IPNetwork:
@@ -322,7 +322,7 @@ def parse_conf(stdin: bytes) -> NetConf:
         raise _bad("addressing", conf["addressing"], '"routed" or "subnet"')
     bridge = conf.get("bridge") or ""
     if bridge and (not isinstance(bridge, str) or not ifname_is_good(bridge)):
-        raise _bad("bridge", bridge, "an interface name of at most 15 characters")
+        raise _bad("bridge", bridge, "an interface name of at most 15 bytes")
     ranges, ipam = _ipam(conf.get("ipam"))
     caps = _capabilities(conf)
     more = _object(_object(conf.get("args"), "args").get("cni"), "args.cni")  # the older way to ask, says CNI's CONVENTIONS.md

@@ -1,7 +1,8 @@
 """Results in and out, in the form of each cniVersion.
 
-What differs (CNI spec, "Success" of each version): `ips[].version` exists up to 0.4.0; interface `mtu` and route `mtu`,
-`advmss`, `priority`, `table`, `scope` exist from 1.1.0 on. The result answers in the version that the caller asked.
+What differs (CNI spec, "Success" of each version): `ips[].version` exists up to 0.4.0; `mtu`, `socketPath` and `pciID` of
+interfaces, and `mtu`, `advmss`, `priority`, `table` and `scope` of routes, exist from 1.1.0 on. The result answers in the
+version that the caller asked.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ def to_json(result: Result, version: str) -> dict[str, Any]:
         entry.update({"mac": link.mac} if link.mac else {})
         entry.update({"mtu": link.mtu} if newest and link.mtu else {})
         entry.update({"sandbox": link.sandbox} if link.sandbox else {})
+        if newest:
+            entry.update({k: v for k, v in (("socketPath", link.socket_path), ("pciID", link.pci_id)) if v})
         interfaces.append(entry)
     for ip in result.ips:
         entry = {"version": str(ip.address.version)} if old else {}
@@ -91,7 +94,8 @@ def parse_result(raw: Any, field: str = "prevResult") -> Result:
     if not isinstance(raw, dict):
         raise _bad(field, raw, "a result object")
     interfaces = tuple(Interface(str(i.get("name", "")), str(i.get("mac") or "").lower(), i.get("mtu") or None,
-                                 str(i.get("sandbox") or "")) for i in _items(raw.get("interfaces"), field + ".interfaces"))
+                                 *(str(i.get(key) or "") for key in ("sandbox", "socketPath", "pciID")))
+                       for i in _items(raw.get("interfaces"), field + ".interfaces"))
     ips = []
     for n, entry in enumerate(_items(raw.get("ips"), field + ".ips")):
         where = f"{field}.ips[{n}]"

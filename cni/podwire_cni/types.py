@@ -54,12 +54,14 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """sandbox: path of the network namespace, "" for the node's own."""
+    """sandbox: path of the network namespace, "" for the node's own. The last two are of plugins before us in a chain."""
 
     name: str
     mac: str = ""
     mtu: int | None = None
     sandbox: str = ""
+    socket_path: str = ""
+    pci_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,7 @@ def test_whole_configuration() -> None:
     ({"CNI_NETNS": "", "CNI_IFNAME": ""}, "CNI_NETNS, CNI_IFNAME not set"),
     ({"CNI_CONTAINERID": "../etc"}, "CNI_CONTAINERID"), ({"CNI_IFNAME": "a/b"}, "CNI_IFNAME"),
     ({"CNI_IFNAME": "sixteen-letters-"}, "CNI_IFNAME"), ({"CNI_IFNAME": ".."}, "CNI_IFNAME"),
+    ({"CNI_IFNAME": "\u00e9" * 8}, "CNI_IFNAME"), ({"CNI_IFNAME": "eth%d"}, "CNI_IFNAME"),
     ({"CNI_ARGS": "A=1;B"}, "CNI_ARGS"),
 ])
 def test_bad_variable_is_named(change: dict[str, str], words: str) -> None:

@@ -48,3 +48,11 @@ def test_chained_result_keeps_the_positions_of_those_before() -> None:
     got = merge(Result((Interface("lo"),), (), (), Dns(("1.1.1.1",))), Result(FULL.interfaces, FULL.ips, FULL.routes))
     assert [got.interfaces[ip.interface].name for ip in got.ips if ip.interface is not None] == ["eth0", "eth0"]
     assert got.dns.nameservers == ("1.1.1.1",)
+
+
+def test_what_plugins_before_us_said_is_passed_on() -> None:
+    """A user-space or SR-IOV plugin says by these where its device is."""
+    theirs = {"name": "vhost0", "mac": "02:00:00:00:00:01", "mtu": 1400, "sandbox": "/s", "socketPath": "/v", "pciID": "0:1f.6"}
+    before = {"cniVersion": "1.1.0", "interfaces": [theirs], "ips": [], "routes": [], "dns": {}}
+    assert to_json(merge(parse_result(before), FULL), "1.1.0")["interfaces"][0] == theirs
+    assert to_json(parse_result(before), "1.0.0")["interfaces"] == [{k: theirs[k] for k in ("name", "mac", "sandbox")}]
