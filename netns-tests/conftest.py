@@ -37,8 +37,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[CELLS] = []
-    if "external" in (config.getoption("--dataplane") or ()) and not config.getoption("--dataplane-hook"):
+    external, hook = "external" in (config.getoption("--dataplane") or ()), config.getoption("--dataplane-hook")
+    if external and not hook:
         raise pytest.UsageError("--dataplane external needs --dataplane-hook PROGRAM (see netns-tests/lab/dataplane.py)")
+    if hook and not external:
+        raise pytest.UsageError(f"--dataplane-hook {hook} is not asked without --dataplane external")
+    if hook and not (hook.is_file() and os.access(hook, os.X_OK)):
+        raise pytest.UsageError(f"--dataplane-hook {hook} is no program that can be run (chmod +x)")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -63,8 +68,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     report: pytest.TestReport = yield  # type: ignore[assignment]  # the hook's result, which stubs do not know
-    if report.when == "call" and report.failed and HERE in item.path.parents:
-        kept = evidence.keep(item.config.getoption("--evidence"), item.nodeid)
+    if report.failed and HERE in item.path.parents:
+        phase = "" if report.when == "call" else f" {report.when}"
+        kept = evidence.keep(item.config.getoption("--evidence"), item.nodeid + phase)
         if kept:
             report.sections.append(("evidence", "\n".join(str(path) for path in kept)))
     where = getattr(item, "callspec", None)

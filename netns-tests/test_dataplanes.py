@@ -62,7 +62,9 @@ def test_a_failed_row_leaves_its_packets_and_rules(stub: tuple[Path, str]) -> No
 
 @pytest.mark.parametrize(("words", "told"), [
     (["--dataplane", "external"], "--dataplane-hook"), (["--dataplane", "other"], "podwire-nftables"),
-    (["--dataplane", "external", "--dataplane-hook", "/no/such"], "/no/such")])
+    (["--dataplane", "external", "--dataplane-hook", "/no/such"], "/no/such"),
+    (["--dataplane", "external", "--dataplane-hook", str(HERE / "README.md")], "chmod +x"),
+    (["--dataplane-hook", str(HOOK)], "without --dataplane external")])
 def test_wrong_options_are_named(words: list[str], told: str) -> None:
     done = suite(str(HERE / "test_proxy_conformance.py"), "-k", "hairpin", *words)
     assert done.returncode != 0

@@ -9,7 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from scapy.layers.inet import ICMP
+from scapy.utils import PcapNgReader
 
+from lab import evidence
+from lab.cninode import CniNode, put_node
+from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from lab.probe import ping, sctp, sctp_here, serve, tcp, udp
 
@@ -50,6 +55,44 @@ def test_probes_tell_what_happened(two: tuple[NetNS, NetNS], dst: str) -> None:
         b.run(["nft", "add table inet t; add chain inet t i { type filter hook input priority 0; policy drop; }"])
         assert {probe(a, dst, 80, timeout=0.2).result for probe in (tcp, udp)} == {"timeout"}
         assert ping(a, dst, timeout=0.2).result == "timeout"
+
+
+def test_a_lab_that_a_failure_closes_leaves_its_evidence(tmp_path: Path) -> None:
+    """As in the README: the namespaces are gone before pytest makes its report."""
+    with pytest.raises(ZeroDivisionError), Lab() as lab:
+        a, b = lab.netns("pod"), lab.netns("pod")
+        lab.wire(a, "eth0", b, "eth0", "192.0.2.1/24", "192.0.2.2/24")
+        b.run(["nft", "add table inet of-b"])
+        b.run(["nft", "add map inet of-b m { type ipv4_addr : verdict; elements = { 192.0.2.7 : drop }; }"])
+        assert ping(a, "192.0.2.2").result == "ok"
+        _ = 1 / 0
+    kept = evidence.keep(tmp_path, "file.py::test[a/b]")
+    assert {path.name for path in kept} == {"pod.txt", "pod.pcapng", "pod.2.txt", "pod.2.pcapng"}
+    assert {path.parent.name for path in kept} == {"file.py-test-a-b"}
+    first, second = ((tmp_path / "file.py-test-a-b" / name).read_text() for name in ("pod.txt", "pod.2.txt"))
+    assert "192.0.2.7 : drop" in second and "of-b" not in first and "inet 192.0.2.1/24" in first
+    with PcapNgReader(str(tmp_path / "file.py-test-a-b" / "pod.2.pcapng")) as reader:
+        assert [p[ICMP].type for p in reader if ICMP in p and p.sniffed_on == "eth0"] == [8, 0]
+    assert evidence.keep(tmp_path, "next") == [], "each failure has its own"
+
+
+def test_agents_tell_of_their_leases_beside_the_packets(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Lab() as lab:
+        ns, pod = lab.netns("node"), lab.netns("pod")
+        with FakeApi(ns) as api:
+            put_node(api, "n1", "10.244.1.0/24", "192.0.2.1")
+            node = CniNode(ns, tmp_path / "run", "n1", api)
+            node.start()
+            try:
+                lease = node.cni("ADD", "the-pod", pod).address
+                _ = 1 / 0
+            finally:
+                node.close()
+    kept = {path.name: path for path in evidence.keep(tmp_path, "test")}
+    assert {"node.txt", "node.pcapng", "pod.txt", "pod.pcapng", "CniNode-n1.txt"} == set(kept)
+    told = kept["CniNode-n1.txt"].read_text()
+    assert f"leases/{lease}\n" in told and '"the-pod"' in told and "info wiring listening" in told
+    assert f"inet {lease}/32" in kept["pod.txt"].read_text()
 
 
 def test_a_killed_run_leaves_neither_namespaces_nor_processes() -> None:

@@ -18,7 +18,7 @@ from podwire_cni import nodetable
 from podwire_cni.native import client_path
 from podwire_proxy import nft
 
-from . import patience
+from . import evidence, patience
 from .fakeapi import FakeApi
 from .netns import NetNS
 from .patience import patient
@@ -55,6 +55,14 @@ class CniNode:
         self.kubeconfig = api.kubeconfig(run_dir / "kubeconfig")
         self.agent: subprocess.Popen[str] | None = None
         self.client = client_path()
+        evidence.tells(self)
+
+    def describe(self) -> str:
+        """For whoever reads of a failed test: leases as they lie on disk, the status, the log."""
+        leases = sorted(file for file in (self.run_dir / "cni" / "leases").glob("*") if file.is_file())
+        return "".join(f"--- {file}\n{file.read_text()}\n" for file in leases) + (
+            f"--- status\n{json.dumps(self.status(), indent=1)}\n--- log\n"
+            f"{self.log() if (self.run_dir / 'agent.log').exists() else ''}")
 
     def start(self, *, wait: bool = True) -> None:
         log = open(self.run_dir / "agent.log", "a")  # noqa: SIM115 - the agent keeps writing to it

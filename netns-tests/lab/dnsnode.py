@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from . import evidence
 from .dnsupstream import Upstream
 from .fakeapi import FakeApi
 from .netns import NetNS
@@ -29,13 +30,15 @@ class DnsNode:
     """`start` and `kill` by role ("feeder", "server"); what still runs is killed at the end, and its log shown on failure."""
 
     def __init__(self, node: NetNS, api: FakeApi, run_dir: Path, upstreams: Sequence[Upstream], flags: Sequence[str]) -> None:
-        self.node, self.api, self.run_dir, self.upstreams = node, api, run_dir, upstreams
+        self.ns, self.node, self.api, self.run_dir, self.upstreams = node, node, api, run_dir, upstreams
+        self.name = "n1"
         self.kubeconfig = api.kubeconfig(run_dir / "kubeconfig")
         self.flags = ["--node-name", "n1", "--kubeconfig", str(self.kubeconfig), "--run-dir", str(run_dir), *flags,
                       *(word for upstream in upstreams for word in ("--upstream", upstream.address))]
         if "--upstream" not in self.flags and "--corefile" not in self.flags:
             self.flags += ["--upstream", "none"]
         self.processes: dict[str, subprocess.Popen[str]] = {}
+        evidence.tells(self)
 
     def __enter__(self) -> Self:
         return self
@@ -72,6 +75,11 @@ class DnsNode:
         """The server says so itself (a killed predecessor's last word does not count)."""
         told = self.status("dns")
         return told.get("reason") == "Ready" and told["pid"] == self.processes["server"].pid
+
+    def describe(self) -> str:
+        """For whoever reads of a failed test."""
+        return "".join(f"--- status of {role}\n{json.dumps(self.status(role), indent=1)}\n"
+                       for role in ("dns-feeder", "dns")) + self.logs()
 
     def logs(self) -> str:
         return "".join(f"--- {path.name}\n{path.read_text()}" for path in self.run_dir.glob("*.log"))

@@ -1,42 +1,53 @@
-"""What a failed test leaves to read: for each of its namespaces the packets, and the kernel's state beside them.
+"""What a failed test leaves to read: for each of its namespaces the packets, and the kernel's state beside them; for each
+agent in them what it says of itself.
 
 Every namespace of a Lab has a packet socket that nobody reads: the kernel keeps the first 8 MB of frames in it at the price
-of a reference each. Only when a test fails they are written, as pcapng with the interface of each frame.
+of a reference each. Only when a test fails they are written, as pcapng with the interface of each frame. A Lab that an
+exception ends inside the test is looked at before it is closed.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
+import shutil
 import socket
 import struct
+import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 from weakref import WeakSet
 
-from .netns import NetNS, watchers
+from .netns import NetNS, watchers, witnesses
 
 ETH_P_ALL, SO_TIMESTAMPNS, SO_RCVBUFFORCE = 3, 35, 33
-STATE = ("nft list ruleset", "iptables-legacy-save -c", "ip6tables-legacy-save -c", "ip -d address", "ip route show table all",
-         "ip -6 route show table all", "ip neighbour", "bridge fdb", "tc -s qdisc", "conntrack -L", "conntrack -L -f ipv6",
-         "cat /proc/net/snmp /proc/net/snmp6")
+STATE = ("nft list ruleset", "iptables-legacy-save -c", "ip6tables-legacy-save -c", "ipset list", "ip -d address",
+         "ip route show table all", "ip -6 route show table all", "ip neighbour", "bridge fdb", "tc -s qdisc", "conntrack -L",
+         "conntrack -L -f ipv6", "cat /proc/net/snmp /proc/net/snmp6")
 
 
 class Describes(Protocol):
-    """Something else that can tell of itself after a failure: an agent with its leases and its log."""
+    """An agent that can tell of itself after a failure, with its leases and its log. It counts while `ns` is open."""
+
+    name: str
+    ns: NetNS
 
     def describe(self) -> str: ...
 
 
 _tapped: WeakSet[Tap] = WeakSet()
 _told: WeakSet[Describes] = WeakSet()
+_born = itertools.count()
+_left: dict[str, bytes] = {}  # file name -> content, of Labs that exceptions have ended since the test began
 
 
 class Tap:
     """The unread packet socket of one namespace."""
 
     def __init__(self, ns: NetNS) -> None:
-        self.ns = ns
+        self.ns, self.number = ns, next(_born)
 
         def start() -> socket.socket:
             sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
@@ -80,40 +91,68 @@ watchers.append(tap)
 
 
 def tells(something: Describes) -> None:
-    """Ask `something` too when a test fails, as long as it lives."""
+    """Ask `something` too when a test fails."""
     _told.add(something)
 
 
 def forget() -> None:
+    _left.clear()
     for one in _tapped:
         one.forget()
 
 
 def keep(folder: Path, test: str) -> list[Path]:
-    """Write what all living namespaces hold; returns the files."""
-    live = [one for one in _tapped if one.ns.fd >= 0]
-    if not live and not _told:
-        return []
-    where = folder / re.sub(r"[^A-Za-z0-9._-]+", "-", test).strip("-")[:120]
-    where.mkdir(parents=True, exist_ok=True)
-    files = []
-    for one in live:
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", one.ns.name)
+    """Write what all living namespaces hold, and those that the failure itself has closed; returns the files."""
+    found = {**_left, **_look(one for one in _tapped if one.ns.fd >= 0)}
+    _left.clear()
+    where = folder / re.sub(r"[^A-Za-z0-9._-]+", "-", test).strip("-")[:200]
+    shutil.rmtree(where, ignore_errors=True)  # of an earlier run
+    if found:
+        where.mkdir(parents=True)
+    for name, data in found.items():
+        (where / name).write_bytes(data)
+    return [where / name for name in found]
+
+
+def witness(made: list[NetNS]) -> None:
+    """An exception is about to close these namespaces."""
+    _left.update(_look(one for one in _tapped if one.ns in made))
+
+
+witnesses.append(witness)
+
+
+def _look(taps: Iterable[Tap]) -> dict[str, bytes]:
+    """File name -> content. Of several namespaces of one name the first made has it, the others a number behind it."""
+    out: dict[str, bytes] = {}
+    spaces = []
+    for one in sorted(taps, key=lambda one: one.number):
+        name = _free(out, one.ns.name)
         frames = one.frames()
-        (where / f"{name}.txt").write_text(_state(one.ns))
-        (where / f"{name}.pcapng").write_bytes(pcapng(frames))
-        files += [where / f"{name}.txt", where / f"{name}.pcapng"]
-    for number, something in enumerate(_told):
-        path = where / f"{type(something).__name__}-{number}.txt"
-        path.write_text(something.describe())
-        files.append(path)
-    return files
+        out[f"{name}.txt"], out[f"{name}.pcapng"] = _state(one.ns).encode(), pcapng(frames)
+        spaces.append(one.ns)
+    for something in sorted((one for one in _told if one.ns in spaces), key=lambda one: one.name):
+        name = _free(out, f"{type(something).__name__}-{something.name}")
+        try:
+            out[f"{name}.txt"] = something.describe().encode()
+        except (OSError, ValueError) as err:  # it may have died half way: the other witnesses are heard all the same
+            out[f"{name}.txt"] = f"could not be asked: {err}\n".encode()
+    return out
+
+
+def _free(taken: dict[str, bytes], wanted: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", wanted)
+    names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(2)))
+    return next(one for one in names if f"{one}.txt" not in taken)
 
 
 def _state(ns: NetNS) -> str:
     """All commands by one shell: a failing suite should not take minutes to tell why."""
     script = "".join(f"echo '$ {command}'; {command} 2>&1; echo; " for command in STATE)
-    return ns.run(["sh", "-c", script], check=False, timeout=60).stdout
+    try:
+        return ns.run(["sh", "-c", script], check=False, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError) as err:
+        return f"could not be asked: {err}\n"
 
 
 def pcapng(frames: list[tuple[str, int, bytes]]) -> bytes:

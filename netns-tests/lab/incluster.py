@@ -29,6 +29,7 @@ from podwire_controlplane.server.objects import Objects, Scope, WriteOptions
 from podwire_controlplane.store.memory import MemoryStore
 from podwire_controlplane.tests.inthread import InThread, tls
 
+from . import evidence
 from .netns import NetNS
 from .patience import patient
 
@@ -173,13 +174,18 @@ class WorkloadPod:
 
     def __init__(self, ns: NetNS, node: str, address: str, objects: list[Object], folder: Path, api: GuardedApi,
                  kind: str = "DaemonSet") -> None:
-        self.ns, self.folder, self.api = ns, folder, api
+        self.ns, self.name, self.folder, self.api = ns, node, folder, api
+        evidence.tells(self)
         (daemon,) = [o for o in objects if o["kind"] == kind]
         self.spec = daemon["spec"]["template"]["spec"]
         self.maps = {o["metadata"]["name"]: o["data"] for o in objects if o["kind"] == "ConfigMap"}
         self.fields = {"spec.nodeName": node, "status.hostIP": address}
         self.account = folder / "account"
         self.process: subprocess.Popen[str] | None = None
+
+    def describe(self) -> str:
+        """For whoever reads of a failed test."""
+        return self.log()
 
     def path(self, of_node: str) -> Path:
         """Where a path of the node is: each has its own files."""

@@ -22,6 +22,7 @@ from podwire_proxy.l2.election import rank
 from podwire_proxy.model import NodeInfo
 from podwire_proxy.nftables.apply import Programmer
 
+from . import evidence
 from .fakeapi import FakeApi
 from .netns import Lab, NetNS
 from .patience import patient
@@ -54,6 +55,11 @@ class Node:
         self.tracker, self.programmer = Tracker(info), Programmer(info, self.ns.fd)
         self.run_dir = world.directory / self.name
         self.process: subprocess.Popen[str] | None = None
+        evidence.tells(self)
+
+    def describe(self) -> str:
+        """For whoever reads of a failed test."""
+        return f"--- answers for {sorted(self.mine())}\n--- log\n{self.log()}"
 
     def _make_pod(self) -> None:
         pod = self.world.lab.netns(f"pod-{self.name}")

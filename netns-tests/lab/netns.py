@@ -24,6 +24,7 @@ from .patience import patient
 
 T = TypeVar("T")
 watchers: list[Callable[[NetNS], None]] = []  # called with each new namespace
+witnesses: list[Callable[[list[NetNS]], None]] = []  # called with those of a Lab that an exception ends, while they are open
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -40,9 +41,12 @@ class Inside(Protocol):
 
 
 class NetNS:
-    """One namespace with lo up. `path` can be given to nsenter, to CNI_NETNS, or opened."""
+    """One namespace with lo up. `path` can be given to nsenter, to CNI_NETNS, or opened.
 
-    def __init__(self, name: str) -> None:
+    at: the path of one that is there already, and stays as it is; close this before somebody removes that one.
+    """
+
+    def __init__(self, name: str, at: str = "") -> None:
         self.name = name
         self.tap: object = None
         self._undo = contextlib.ExitStack()
@@ -51,8 +55,11 @@ class NetNS:
             unshare(CLONE_NEWNET)
             return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
-        self.fd = in_thread(make)
-        self.netlink(lambda ipr: ipr.link("set", index=1, state="up"))
+        if at:
+            self.fd = os.open(at, os.O_RDONLY | os.O_CLOEXEC)
+        else:
+            self.fd = in_thread(make)
+            self.netlink(lambda ipr: ipr.link("set", index=1, state="up"))
         for watcher in watchers:
             watcher(self)
 
@@ -117,16 +124,21 @@ class Lab:
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
+        self._made: list[NetNS] = []
 
     def __enter__(self) -> Lab:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._stack:
+            if kind is not None and not issubclass(kind, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+                for witness in witnesses:
+                    witness(self._made)
 
     def netns(self, name: str) -> NetNS:
         ns = NetNS(name)
         self._stack.callback(ns.close)
+        self._made.append(ns)
         return ns
 
     def route(self, ns: NetNS, dst: str, gateway: str) -> None:

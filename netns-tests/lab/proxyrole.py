@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 from podwire_proxy.testing import scenarios as s
 
+from . import evidence
 from .netns import NetNS
 from .patience import patient, wait_until
 
@@ -23,11 +26,23 @@ class Running:
     """`podwire proxy` as a process on the node. flags: as `--backend iptables`, `--iptables-variant legacy`."""
 
     def __init__(self, ns: NetNS, kubeconfig: Path, run_dir: Path, *flags: str) -> None:
+        self.ns, self.name, self.said = ns, s.NODE, ""
         self.status_file = run_dir / "status" / "proxy.json"
         self.status_file.unlink(missing_ok=True)
         self.process = ns.popen(
             [sys.executable, "-c", "from podwire_proxy.main import command; command()", "--node-name", s.NODE,
              "--kubeconfig", str(kubeconfig), "--run-dir", str(run_dir), *flags], stderr=subprocess.PIPE)
+        evidence.tells(self)
+
+    def describe(self) -> str:
+        """For whoever reads of a failed test: status and log, of which it takes what waits to be read."""
+        if self.process.stderr and not self.process.stderr.closed:
+            os.set_blocking(fd := self.process.stderr.fileno(), False)
+            with contextlib.suppress(BlockingIOError):
+                while data := os.read(fd, 1 << 16):
+                    self.said += data.decode()
+        status = self.status_file.read_text() if self.status_file.exists() else "none"
+        return f"--- status\n{status}\n--- log\n{self.said}"
 
     def ready(self) -> bool:
         if self.process.poll() is not None:
@@ -42,4 +57,5 @@ class Running:
         """Returns the log."""
         self.process.send_signal(number)
         _, log = self.process.communicate(timeout=patient(10))
-        return log or ""
+        self.said += log or ""
+        return self.said
