@@ -17,6 +17,7 @@ from lab.capture import Capture
 from lab.cninode import ask, tell_peer, wait_until
 from lab.cnirouted import Routed, by_way_of, figure, give, no_checksum_offload, routed_nodes
 from lab.netns import NetNS
+from lab.probe import ping
 
 IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
 
@@ -137,6 +138,9 @@ def test_large_packets(world: Routed) -> None:
     with pytest.raises(OSError, match="Message too long"):
         say(a, b_ip, port, bytes(1450 - 27), fragments=False)
     end()
+    assert ping(a, b_ip, size=8192).result == ping(a, b_ip, size=1450 - 28, df=True).result == "ok"
+    told = ping(a, b_ip, size=1450 - 27, df=True)
+    assert (told.result, told.mtu) == ("too big", 1450)
     transfer(a, b, b_ip)
 
 
@@ -302,6 +306,7 @@ def test_both_families(tmp_path_factory: pytest.TempPathFactory) -> None:
             port, end = echo(b, theirs)
             assert say(a, theirs, port, bytes(8192)) == hashlib.sha256(bytes(8192)).digest()
             end()
+            assert ping(a, theirs, size=8192).result == "ok"
             transfer(a, b, theirs)
         dual.clear()
 
