@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -36,6 +36,38 @@ def _carry_out(root: Path, steps: Sequence[plan.Step], *, dry: bool, done: str) 
             raise Failed(f"{error}; call it again when that is mended, it goes on where it stopped") from error
     if not steps:
         click.echo(done)
+
+
+def refused(settings: Mapping[str, str]) -> str:
+    """Why `podwire agent` would not start with these settings; "" where it would. Files that they name are not looked at."""
+    from ..node.settings import BadSetting
+    from .parts import agent, agent_config
+
+    words, known = [], {f"{PREFIX}{name}" for name in ("TAKE_OVER", "CNI_BIN_DIR", "SERVICE_ACCOUNT_DIR")}
+    for option in (each for each in agent.params if isinstance(each, click.Option)):
+        for name in [option.envvar] if isinstance(option.envvar, str) else option.envvar or ():
+            known.add(name)
+            if value := settings.get(name):
+                words += [(name, option, value)]
+    if strange := [name for name, value in settings.items() if value and name.startswith(PREFIX) and name not in known]:
+        return f"--setting {strange[0]}: `podwire agent` has no such setting; its --help names them"
+    line = []
+    for name, option, value in words:
+        if not option.is_flag:
+            line += [f"{option.opts[0]}={item}" for item in (value.split() if option.multiple else [value])]
+            continue
+        try:
+            line += option.opts[:1] if click.BOOL.convert(value, option, None) else option.secondary_opts[:1]
+        except click.BadParameter as error:
+            return f"--setting {name}: {error.message}"
+    try:
+        params = agent.make_context("podwire agent", line).params
+        agent_config(**{name: params[name] for name in params if name not in ("only_check", "log_json", "api_servers")})
+    except click.UsageError as error:
+        return error.format_message()
+    except BadSetting as error:
+        return str(error)
+    return ""
 
 
 @click.command()
@@ -82,9 +114,16 @@ def install(root: Path, parts: tuple[str, ...], kubeconfig: str | None, address:
     except plan.BadInstall as error:
         raise Failed(str(error)) from error
     facts = apply.look(root, plan.paths(wanted), cni_conf_dir)
-    named = plan.read_settings(plan.merged_settings(facts.files.get(plan.SETTINGS, b"").decode(errors="replace"), given, {}))
+    text = facts.files.get(plan.SETTINGS, b"").decode(errors="replace")
+    named = plan.read_settings(plan.merged_settings(text, given, {}))
+    problem = refused(named) if "agent" in parts else ""
+    if problem and problem != refused(plan.read_settings(text)):
+        raise Failed(problem)
     there = (root / named.get(f"{PREFIX}KUBECONFIG", "").lstrip("/")).is_file()
-    for problem in plan.checks(wanted, facts, there):
+    problems = plan.checks(wanted, facts, there)
+    if problem:
+        problems.append(f"{problem} (in {plan.SETTINGS}): the agent will not start")
+    for problem in problems:
         click.echo(f"warning: {problem}", err=True)
     _carry_out(root, plan.install(wanted, facts), dry=dry_run, done="everything is installed already")
 

@@ -175,7 +175,7 @@ def read_settings(text: str) -> dict[str, str]:
 def unit(description: str, program: str, words: Iterable[str], *, after: str = "", environment: bool = False) -> bytes:
     """A systemd service. KillMode=process: a stop must not end the pods, and the supervisor ends its roles itself."""
     return "\n".join([
-        "[Unit]", f"Description={description}", "Documentation=man:podwire(1)", "Wants=network-online.target",
+        "[Unit]", f"Description={description}", "Wants=network-online.target",
         f"After=network-online.target {after}".strip(), "", "[Service]",
         *([f"EnvironmentFile={SETTINGS}"] if environment else []), f"ExecStart={shlex.join([program, *words])}",
         "Restart=always", "RestartSec=1", "KillMode=process", "LimitNOFILE=1048576", "TasksMax=infinity", "OOMScoreAdjust=-998",

@@ -8,12 +8,14 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from podwire_cni import native
+from podwire_controlplane.commands.parts import agent
 from podwire_controlplane.deploy import apply, plan
 from podwire_controlplane.main import cli
 
@@ -175,10 +177,40 @@ def test_settings_after_any_installs_are_the_last_that_were_given(calls: list[di
 @pytest.mark.parametrize(("words", "says"), [
     (["--only", "control-plane"], "--listen"), (["--setting", "X"], "PODWIRE_NAME=VALUE"),
     (["--setting", "X=1"], "PODWIRE_NAME"), (["--program", "podwire"], "absolute"),
-    (["--cni-bin-dir", "/a/../b"], "absolute"), (["--only", "all"], "--only")])
+    (["--cni-bin-dir", "/a/../b"], "absolute"), (["--only", "all"], "--only"),
+    (["--address", "10.0.0.7x"], "--address: '10.0.0.7x'"), (["--setting", "PODWIRE_CLUSTER_CIRD=10.0.0.0/8"], "CLUSTER_CIRD"),
+    (["--setting", "PODWIRE_ROLE=wiring prox"], "prox"), (["--setting", "PODWIRE_SET=wirng.mtu=1400"], "wirng.mtu=1400"),
+    (["--setting", "PODWIRE_LOG_JSON=perhaps"], "PODWIRE_LOG_JSON"), (["--pods"], "--address")])
 def test_what_cannot_be_is_said(tmp_path: Path, words: list[str], says: str) -> None:
     done = CliRunner().invoke(cli, ["install", "--root", str(tmp_path), *words])
     assert done.exit_code and says in done.output and tree(tmp_path) == {}
+
+
+def test_a_setting_that_was_there_and_cannot_be_is_warned_of(tmp_path: Path) -> None:
+    """An administrator's own line: it stays, and so does the way to mend it."""
+    (tmp_path / "etc/podwire").mkdir(parents=True)
+    (tmp_path / "etc/podwire/agent.env").write_text("PODWIRE_DNS_ADDRESS=10.96.0\nHTTP_PROXY=http://192.0.2.1\n")
+    words = ["install", "--root", str(tmp_path), "--kubeconfig", "/k"]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0 and "--dns-address: '10.96.0' is no IP address (in /etc/podwire/agent.env)" in done.output
+    done = CliRunner().invoke(cli, [*words, "--setting", "PODWIRE_DNS_ADDRESS=10.96.0.10"])
+    assert done.exit_code == 0 and "no IP address" not in done.output
+    for more in (["--address", "192.0.2.7"], ["--pods"]):  # the second needs what the first left
+        done = CliRunner().invoke(cli, [*words, *more])
+        assert done.exit_code == 0, done.output
+
+
+def test_every_setting_of_the_agent_can_be_given(tmp_path: Path) -> None:
+    values = {"PODWIRE_ROLE": "wiring dns", "PODWIRE_SET": "dns.ttl=3 wiring.mtu=1400", "PODWIRE_PODS": "false",
+              "PODWIRE_LOG_FILES": "no", "PODWIRE_LOG_JSON": "1", "PODWIRE_ADDRESS": "192.0.2.7",
+              "PODWIRE_DNS_ADDRESS": "fd00::a"}
+    flags = [o.envvar for o in agent.params if isinstance(o, click.Option) and o.envvar]
+    names = [flag if isinstance(flag, str) else flag[-1] for flag in flags]
+    assert set(values) < set(names) and len(names) > 15
+    words = [word for name in names for word in ("--setting", f"{name}={values.get(name, '/some-text')}")]
+    done = CliRunner().invoke(cli, ["install", "--root", str(tmp_path), *words])
+    assert done.exit_code == 0, done.output
+    assert set(plan.read_settings((tmp_path / "etc/podwire/agent.env").read_text())) >= set(names)
 
 
 def test_the_command(tmp_path: Path) -> None:
