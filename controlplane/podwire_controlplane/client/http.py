@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from types import TracebackType
@@ -60,6 +61,14 @@ def _error(code: int, raw: bytes, headers: Mapping[str, str]) -> ApiError:
         return ApiError(code, str(body.get("reason", "")), str(body.get("message", "")), body, _seconds(headers, body))
     except (msgspec.DecodeError, AttributeError):
         return ApiError(code, "", raw[:500].decode(errors="replace"), None, _seconds(headers, {}))
+
+
+def _why(err: BaseException) -> str:
+    """In a person's words; aiohttp's have the TLS settings in them, as the interpreter shows an object."""
+    if isinstance(err, aiohttp.ClientConnectorError) and not isinstance(err, aiohttp.ClientSSLError):
+        number = err.os_error.errno or 0
+        return f"cannot connect to {err.host}:{err.port}: {os.strerror(number) if number > 0 else err.strerror}"
+    return str(err) or type(err).__name__
 
 
 def _socket(address: tuple[Any, ...]) -> socket.socket:
@@ -195,7 +204,7 @@ class ApiClient:
                         raise _error(answer.status, raw, answer.headers)
                     return _decode(raw) if "json" in answer.content_type else raw.decode()
         except (aiohttp.ClientError, TimeoutError, OSError) as err:
-            raise ApiError(0, "Unreachable", f"{method} {self.server}{path}: {err or type(err).__name__}") from err
+            raise ApiError(0, "Unreachable", f"{method} {self.server}{path}: {_why(err)}") from err
 
     async def get(self, path: str, **params: str) -> Object:
         answer: Object = await self.request("GET", path, params=params)
@@ -246,4 +255,4 @@ class ApiClient:
                             yield _decode(line)
                     rest = [last]
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as err:
-            raise ApiError(0, "Unreachable", f"watch {path}: {err or type(err).__name__}") from err
+            raise ApiError(0, "Unreachable", f"watch {path}: {_why(err)}") from err

@@ -39,6 +39,7 @@ def test_the_next_server_is_asked_when_one_is_away() -> None:
             with pytest.raises(ApiError) as caught:
                 await api.get("/x")
             assert caught.value.reason == "Unreachable" and dead in caught.value.message
+            assert caught.value.message.endswith(f": cannot connect to {dead.removeprefix('http://')}: Connection refused")
 
     run(body())
 
