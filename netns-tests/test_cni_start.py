@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,29 @@ def test_without_an_agent_an_add_frees_what_a_crash_and_a_reboot_left(lab: Lab, 
         assert answer.status == 0, answer.out
     assert set(node.leases().values()) == {"whole", "b", "c"}
     assert node.cni("ADD", "d", lab.netns("d"), conf).body["code"] == 11
+
+
+def test_without_an_agent_a_node_is_ready_before_its_first_pods_and_they_come_all_at_once(lab: Lab, tmp_path: Path) -> None:
+    """A runtime that asks STATUS sends no pod to a node that says no; the uplink has any name, and not an MTU of 1500."""
+    ns, outside, plugin = lab.netns("alone"), lab.netns("outside"), tmp_path / "plugin"
+    lab.wire(ns, "ens3", outside, "eth0", "192.0.2.1/24", "192.0.2.42/24")
+    lab.route(ns, "default", "192.0.2.42")
+    ns.netlink(lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname="ens3")[0], mtu=1400))
+    plugin.write_text(f"#!/bin/sh\nexec {sys.executable} -m podwire_cni.main\n")
+    plugin.chmod(0o755)
+    conf: dict[str, Any] = {"cniVersion": "1.1.0", "name": "podwire", "type": "podwire-cni", "standalone": True,
+                            "socket": str(tmp_path / "cni.sock"), "pythonPlugin": str(plugin),
+                            "ipam": {"ranges": [[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd99::/64"}]]}}
+    with FakeApi(ns) as api:
+        node = CniNode(ns, tmp_path, "alone", api)
+    ready = node.cni("STATUS", "", None, conf)
+    assert ready.status == 0, ready.out
+    pods = {f"p{n}": lab.netns(f"p{n}") for n in range(4)}
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda name: node.cni("ADD", name, pods[name], conf, CNI_ARGS="K8S_POD_NAME=\udcff"), pods))
+    assert {answer.status for answer in made} == {0}, [answer.out for answer in made]
+    assert len({answer.address for answer in made}) == 4
+    assert {answer.body["interfaces"][2]["mtu"] for answer in made} == {1400}
 
 
 @pytest.mark.parametrize("client", CLIENTS)

@@ -51,6 +51,7 @@ def install(program: Path, bin_dir: Path, conf_dir: Path, run_dir: Path, subnets
     if subnets:
         node = NodeNet(tuple((podcidr_range(ip_network(subnet)),) for subnet in subnets))
         body = content(run_dir / "cni.sock", node)
+        del body["plugins"][0]["mtu"]  # each ADD finds out the uplink's
         body["plugins"][0] |= {"standalone": True, "ipMasq": True, "pythonPlugin": str(plugin)}
         done.append(conf_dir / "10-podwire.conflist")
         _write(done[-1], body)

@@ -18,15 +18,17 @@ from podwire_controlplane.client import logs
 
 from . import conflist, kernel, native, pauseimage, skel
 from .commands import Plugin, Sandbox
+from .conf import range_sets
 from .errors import CNIError, Code
 from .firewall import Firewall
 from .ipam.allocator import Allocator
 from .ipam.store import Busy, DirStore, boot_id
 from .nodetable import NodeRules
 from .plan import NodeNet
-from .types import NetConf
+from .types import BRIDGE, NetConf
 
 DEFAULT_SOCKET = "/run/podwire/cni.sock"
+TURN_SECONDS = 60.0  # one plugin process at a time; a runtime starts many pods at once, and waits for minutes
 
 
 class Standalone:
@@ -55,26 +57,28 @@ class Standalone:
             raise CNIError(Code.INVALID_CONFIG,
                            "network configuration: ipam.ranges is missing, and there is no agent to ask",
                            "name the node's podCIDR there, as the conflist does")
-        node = NodeNet(conf.ranges, conf.mtu or 1500)
+        command, node = self.env.get("CNI_COMMAND"), NodeNet(conf.ranges, conf.mtu or 1500)
+        if command in ("ADD", "STATUS"):  # before the first pod nobody else made the bridge, and that must not seem a fault
+            from . import wiring  # pyroute2: 150 ms that the other verbs, and those who wait for the lock, need not pay
+
+            node = NodeNet(conf.ranges, conf.mtu or wiring.uplink_mtu() or 1500, mac=wiring.bridge_mac(BRIDGE))
         try:
-            store = DirStore(Path(conf.socket or DEFAULT_SOCKET).parent / "cni" / "leases", wait=10)
+            store = DirStore(Path(conf.socket or DEFAULT_SOCKET).parent / "cni" / "leases", wait=TURN_SECONDS)
         except Busy as err:
             raise CNIError(Code.TRY_AGAIN_LATER, f"{err.filename}: {err.strerror}", "let the agent serve the call") from err
         self.stack.callback(store.close)
         firewall = Firewall()
         self.stack.callback(firewall.close)
-        if self.env.get("CNI_COMMAND") == "ADD":
-            from .wiring import ensure_node  # pyroute2: 150 ms that the other verbs need not pay
-
-            ensure_node(node)
         plugin = Plugin(self.kernel, firewall, Allocator(store, 30.0, time.time), lambda: node, boot_id())
+        if command in ("ADD", "STATUS"):
+            wiring.ensure_node(node, plugin.strays(node))
         cidrs = tuple(str(r.subnet) for ranges in node.ranges for r in ranges)
         rules = NodeRules(cidrs, frozenset(conf.native) if conf.ip_masq else None)
         if firewall.present():
             firewall.adopt(rules, plugin.pods())
-        elif self.env.get("CNI_COMMAND") == "ADD":
+        elif command == "ADD":
             firewall.sync(rules, plugin.pods())
-        if self.env.get("CNI_COMMAND") == "ADD":
+        if command == "ADD":
             plugin.reconcile()  # nobody else does
         return plugin
 
@@ -93,7 +97,9 @@ def main() -> None:
     """Entry point of `podwire-cni-standalone`."""
     if sys.argv[1:2] == ["--install"]:
         install.main(args=sys.argv[2:], prog_name="podwire-cni --install")
-    raise SystemExit(standalone(os.environ, sys.stdin.buffer.read(), sys.stdout.buffer))
+    # Names that are no text, as the agent reads them.
+    env = {**os.environ, "CNI_ARGS": os.environb.get(b"CNI_ARGS", b"").decode(errors="replace")}
+    raise SystemExit(standalone(env, sys.stdin.buffer.read(), sys.stdout.buffer))
 
 
 def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -149,6 +155,12 @@ def command(**settings: Any) -> None:
                    "agent. Leave it out where `podwire wiring --conf-dir` writes the configuration.")
 def install(bin_dir: Path, conf_dir: Path, run_dir: Path, subnets: tuple[str, ...]) -> None:
     """Put the plugin, and with --subnet its configuration, where container runtimes look for them."""
+    try:
+        ranges = range_sets([[{"subnet": subnet}] for subnet in subnets], "--subnet")
+    except CNIError as err:
+        raise click.UsageError(err.msg.removeprefix("network configuration: ")) from None
+    if len({r.subnet.version for s in ranges for r in s}) < len(ranges):
+        raise click.UsageError("--subnet: a pod has one address of each IP family, so give one subnet of each")
     for path in conflist.install(native.client_path(), bin_dir, conf_dir, run_dir, subnets, Path(sys.argv[0]).absolute()):
         click.echo(path)
 

@@ -25,11 +25,11 @@ RTPROT_RA = 9
 OURS = "0a:58:"  # how the MAC of a bridge of ours begins
 
 
-def uplink_mtu(name: str) -> int | None:
+def uplink_mtu(name: str = "") -> int | None:
     """The MTU of the link that leaves the node, or where there is none of that name, of that to the default gateway; None
     where neither exists."""
     with IPRoute() as ipr:
-        index = ipr.link_lookup(ifname=name)
+        index = ipr.link_lookup(ifname=name) if name else []
         if not index:
             index = [r.get("RTA_OIF") for family in (AF_INET, AF_INET6)
                      for r in ipr.get_default_routes(family=family, table=MAIN) if r.get("RTA_OIF")]

@@ -7,12 +7,15 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from podwire_cni import conflist, nodetable, routes
 from podwire_cni.conf import parse_conf
 from podwire_cni.ipam.ranges import podcidr_range
+from podwire_cni.main import install
 from podwire_cni.nodetable import NodeRules, PodRules
 from podwire_cni.plan import NodeNet
 from podwire_cni.routes import Peer
@@ -144,7 +147,17 @@ def test_install_writes_the_plugin_and_a_configuration_that_it_takes(tmp_path: P
     assert (plugin["standalone"], plugin["pythonPlugin"]) == (True, "/venv/bin/podwire-cni-standalone")
     conf = parse_conf(json.dumps({**plugin, "cniVersion": "1.0.0", "name": listed["name"]}).encode())
     assert [str(r.subnet) for ranges in conf.ranges for r in ranges] == ["10.0.1.0/24", "fd00:1::/64"]
+    assert conf.mtu is None, "each pod gets that of the uplink as it then is"
     assert len(conflist.install(program, tmp_path / "bin", tmp_path / "net.d", Path("/run/x"), [], Path())) == 1
+
+
+@pytest.mark.parametrize(("subnets", "words"), [
+    (["10.0.1.0/31"], "at least four addresses"), (["10.0.1.7/24"], "host bits"),
+    (["10.0.1.0/24", "10.0.2.0/24"], "one subnet of each")])
+def test_subnets_that_cannot_serve_are_not_installed(tmp_path: Path, subnets: list[str], words: str) -> None:
+    asked = [word for subnet in subnets for word in ("--subnet", subnet)]
+    done = CliRunner().invoke(install, [*asked, "--bin-dir", str(tmp_path / "bin"), "--conf-dir", str(tmp_path / "net.d")])
+    assert done.exit_code == 2 and words in done.output and not list(tmp_path.iterdir())
 
 
 def test_a_foreign_conflist_is_not_taken_up(tmp_path: Path) -> None:
