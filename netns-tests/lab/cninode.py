@@ -55,6 +55,7 @@ class CniNode:
         self.kubeconfig = api.kubeconfig(run_dir / "kubeconfig")
         self.agent: subprocess.Popen[str] | None = None
         self.client = client_path()
+        self.code = "from podwire_cni.main import command; command()"
         evidence.tells(self)
 
     def describe(self) -> str:
@@ -66,8 +67,7 @@ class CniNode:
 
     def start(self, *, wait: bool = True) -> None:
         log = open(self.run_dir / "agent.log", "a")  # noqa: SIM115 - the agent keeps writing to it
-        code = "from podwire_cni.main import command; command()"
-        self.agent = self.ns.popen([sys.executable, "-c", code, "--node-name", self.name, "--kubeconfig",
+        self.agent = self.ns.popen([sys.executable, "-c", self.code, "--node-name", self.name, "--kubeconfig",
                                     str(self.kubeconfig), "--run-dir", str(self.run_dir), *self.flags], stderr=log, stdout=log)
         log.close()
         if wait:
