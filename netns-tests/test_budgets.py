@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from lab.patience import patient
+
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 BUDGETS: dict[str, dict[str, int]] = tomllib.loads((BENCH / "budgets.toml").read_text())
 
 
 @pytest.fixture(scope="module")
 def counted() -> dict[str, dict[str, int]]:
-    done = subprocess.run([sys.executable, str(BENCH / "counters.py")], capture_output=True, text=True, timeout=300,
+    done = subprocess.run([sys.executable, str(BENCH / "counters.py")], capture_output=True, text=True, timeout=patient(300),
                           check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, dict[str, int]] = json.loads(done.stdout)

@@ -20,6 +20,7 @@ from scapy.packet import Packet
 
 from lab.capture import Capture
 from lab.cluster import EXAMPLES, Place, cluster, machine
+from lab.patience import patient
 from podwire_controlplane.client.netns import call_in
 from podwire_controlplane.cluster.config import BASE, ClusterConfig
 from podwire_controlplane.cluster.lifecycle import UpFailed, up
@@ -115,13 +116,13 @@ def test_large_transfer_through_a_service(lab: DemoLab) -> None:
 
     def connect() -> socket.socket | None:
         try:
-            return socket.create_connection((address, 7), 2)
+            return socket.create_connection((address, 7), patient(2))
         except OSError:
             return None
 
     def transfer() -> bytes:
         with wait_for(connect, 10) as sock:  # type: ignore[union-attr]  # wait_for returns what is truthy
-            sock.settimeout(10)
+            sock.settimeout(patient(10))
             while not sock.recv(1).endswith(b"\n"):
                 pass  # the server's first line
             back = bytearray()

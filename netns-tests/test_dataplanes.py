@@ -14,6 +14,7 @@ from scapy.utils import PcapNgReader
 from lab.dataplane import OURS
 from lab.evidence import pcapng
 from lab.matrix import Cell, Matrix
+from lab.patience import patient
 from podwire_proxy.testing import scenarios as s
 
 HERE = Path(__file__).parent
@@ -22,7 +23,7 @@ HOOK = HERE / "hooks" / "clusterip-only"
 
 def suite(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words], cwd=HERE.parent,
-                          capture_output=True, text=True, check=False, timeout=120)
+                          capture_output=True, text=True, check=False, timeout=patient(120))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from lab.dnsnode import DNS_ADDRESS, NAMESPACES, SERVICES, DnsNode, eventually
 from lab.dnsupstream import Upstream
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
+from lab.patience import patient
 from podwire_dns.testing.fuzz import mutate, seeds
 
 NAME = "web.default.svc.cluster.local."
@@ -47,7 +48,7 @@ def pairs(count: int, *, connected: bool) -> int:
     good = 0
     for turn in range(count):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(2)
+            sock.settimeout(patient(2))
             name = (NAME, MISSING)[turn % 2]
             first, second = (dns.message.make_query(name, rtype, id=turn * 2 + at & 0xFFFF).to_wire()
                              for at, rtype in enumerate(("A", "AAAA")))
@@ -86,7 +87,7 @@ def test_tcp_answers_come_as_they_are_ready(pod: tuple[NetNS, DnsNode, Upstream]
     slow, quick = dns.message.make_query("n1.example.com.", "A"), dns.message.make_query(NAME, "A")
 
     def ask() -> list[int]:
-        with socket.create_connection((DNS_ADDRESS, 53), timeout=10) as sock, sock.makefile("rb") as stream:
+        with socket.create_connection((DNS_ADDRESS, 53), timeout=patient(10)) as sock, sock.makefile("rb") as stream:
             sock.sendall(framed(slow.to_wire()) + framed(quick.to_wire()))
             first = dns.message.from_wire(stream.read(int.from_bytes(stream.read(2))))
             pod[2].mode = "good"
@@ -118,7 +119,7 @@ def garbage(count: int, seed: int) -> None:
 
 
 def tcp(data: bytes, rand: random.Random) -> None:
-    with socket.create_connection((DNS_ADDRESS, 53), timeout=5) as sock:
+    with socket.create_connection((DNS_ADDRESS, 53), timeout=patient(5)) as sock:
         sock.sendall(rand.choice((framed(data), data[:40], framed(data)[:-1], b"\xff\xff" + data)))
         if rand.random() < 0.5:
             sock.shutdown(socket.SHUT_WR)

@@ -42,7 +42,7 @@ class World(DnsNode):
     def ask(self, name: str, rtype: str = "A", *, tcp: bool = False) -> dns.message.Message:
         query = dns.message.make_query(name, rtype)
         send = dns.query.tcp if tcp else dns.query.udp
-        return self.node.call(lambda: send(query, DNS_ADDRESS, timeout=5))
+        return self.node.call(lambda: send(query, DNS_ADDRESS, timeout=patient(5)))
 
     def data(self, name: str, rtype: str = "A", *, tcp: bool = False) -> set[str]:
         """The records of the asked type as text; empty for NODATA and errors."""
@@ -165,7 +165,7 @@ def test_dual_stack_and_two_servers_one_of_which_dies_under_load(lab: Lab, tmp_p
                     for _attempt in range(2):
                         try:
                             query = dns.message.make_query(f"web.default.svc.{ZONE}", "AAAA")
-                            answer = dns.query.udp(query, address, timeout=1)
+                            answer = dns.query.udp(query, address, timeout=patient(1))
                         except (OSError, dns.exception.Timeout):
                             continue
                         good += answer.answer[0][0].to_text() == "fd00:96::7"
@@ -175,7 +175,7 @@ def test_dual_stack_and_two_servers_one_of_which_dies_under_load(lab: Lab, tmp_p
             for address in (DNS_ADDRESS, v6):
                 assert node.call(partial(asked, address, 20)) == 20
             names = node.call(lambda: dns.query.udp(dns.message.make_query(
-                dns.reversename.from_address("fd00:96::7"), "PTR"), v6, timeout=5))
+                dns.reversename.from_address("fd00:96::7"), "PTR"), v6, timeout=patient(5)))
             assert names.answer[0][0].to_text() == f"web.default.svc.{ZONE}"
             assert "podwire-dns" in node.run(["nft", "list", "table", "ip6", "podwire-dns"]).stdout
             one.kill("server")

@@ -21,6 +21,7 @@ from lab.dnstls import Authority, TlsUpstream
 from lab.dnsupstream import Upstream
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
+from lab.patience import patient
 
 FIRST, SECOND = "192.0.2.53", "198.18.0.53"
 SERVERNAME = "resolver.test"
@@ -101,7 +102,7 @@ def test_tls_answers_in_any_order(outside: Outside) -> None:
     def both() -> list[str]:
         names = ("n1.example.com.", "n2.example.com.")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(6)
+            sock.settimeout(patient(6))
             sock.connect((DNS_ADDRESS, 53))
             for number, name in enumerate(names):
                 sock.send(dns.message.make_query(name, "A", id=number).to_wire())
@@ -178,7 +179,7 @@ def test_answers_too_large_for_udp_come_over_tcp(outside: Outside) -> None:
 
     def ask(tcp: bool) -> dns.message.Message:
         query = dns.message.make_query("big.example.com.", "TXT")
-        return outside.node.call(lambda: (dns.query.tcp if tcp else dns.query.udp)(query, DNS_ADDRESS, timeout=5))
+        return outside.node.call(lambda: (dns.query.tcp if tcp else dns.query.udp)(query, DNS_ADDRESS, timeout=patient(5)))
 
     assert ask(False).flags & dns.flags.TC
     assert len(ask(True).answer[0][0].to_text()) > 4000
@@ -228,7 +229,7 @@ def test_popular_answers_are_fetched_before_they_expire(outside: Outside) -> Non
     def asked() -> int:
         return upstream.asked.count("hot.example.com.")
 
-    end = time.monotonic() + 20
+    end = time.monotonic() + patient(20)
     ttls = []
     while asked() < 2 and time.monotonic() < end:
         ttls.append(outside.ask("hot.example.com.").answer[0].ttl)
@@ -270,4 +271,4 @@ def test_the_default_is_the_nodes_own_resolv_conf(outside: Outside) -> None:
         eventually(answered, "the node's own upstream is asked")
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(patient(10))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from lab.cluster import EXAMPLES, cluster
+from lab.patience import patient
 from podwire_controlplane.client.netns import call_in
 from podwire_controlplane.demo.lab import DemoLab
 
@@ -42,7 +43,7 @@ def lab() -> Iterator[DemoLab]:
 
 def podwire(lab: DemoLab, *words: str) -> str:
     done = subprocess.run([sys.executable, "-m", "podwire_controlplane.main", *words], capture_output=True, text=True,
-                          check=False, env=lab.environment, timeout=30)
+                          check=False, env=lab.environment, timeout=patient(30))
     return done.stdout + done.stderr
 
 
@@ -57,7 +58,7 @@ def test_explain_says_what_the_page_says(lab: DemoLab, asked: str, printed: str)
     if asked.startswith("172."):
         asked = lab.run_tool("get", "service", "for-some", "-o", "jsonpath={.status.loadBalancer.ingress[0].ip}") + ":80"
     pod = next(pod for pod in lab.pods("client") if pod.node != "node3")  # node3 has the Local policy's endpoint
-    said = plain(podwire(lab, "explain", pod.name, asked, "--send")).splitlines()
+    said = plain(podwire(lab, "explain", f"pod/{pod.name}", asked, "--send")).splitlines()
     lines = [line for line in plain(printed).splitlines() if line != "..."]
     assert len(lines) > 3
     assert [line for line in lines if line not in said and not line.startswith(("route", "NAT"))] == [], "\n".join(said)
@@ -74,7 +75,7 @@ def test_every_node_shows_the_metrics_that_the_page_lists(lab: DemoLab, port: in
     listed = set(re.findall(r"^\| `(\w+)` \| (\w+) \|", (DOCS / "metrics.md").read_text(), re.M))
 
     def page() -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=patient(5)) as answer:
             return str(answer.read().decode())
 
     for node in lab.config.node_names():

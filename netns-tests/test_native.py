@@ -44,7 +44,7 @@ def test_echo_answers_http_tcp_and_udp_with_the_peers_address(lab: Lab) -> None:
     def ask(kind: int, port: int, data: bytes) -> bytes:
         for _ in range(100):
             with socket.socket(socket.AF_INET, kind) as sock:
-                sock.settimeout(2)
+                sock.settimeout(patient(2))
                 try:
                     sock.connect(("10.9.0.1", port))
                     sock.sendall(data)
@@ -68,7 +68,7 @@ def test_echo_answers_http_tcp_and_udp_with_the_peers_address(lab: Lab) -> None:
 
 @pytest.mark.parametrize("words", [["--http", "0"], ["--sctp", "1"], ["--http"], ["x"]])
 def test_echo_names_a_wrong_argument(words: list[str]) -> None:
-    done = subprocess.run([_echo(), *words], capture_output=True, text=True, timeout=5, check=False)
+    done = subprocess.run([_echo(), *words], capture_output=True, text=True, timeout=patient(5), check=False)
     assert done.returncode == 2
     assert words[0] in done.stderr
 

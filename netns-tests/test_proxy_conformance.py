@@ -18,6 +18,7 @@ from scapy.layers.l2 import Ether
 from lab import sctp
 from lab.dataplane import Dataplane, Nftables
 from lab.netns import Lab, NetNS
+from lab.patience import patient
 from lab.proxyrole import until
 from lab.serviceworld import BALANCERS, Answer, World, ask, repeat
 from podwire_controlplane.main import cli
@@ -234,7 +235,7 @@ def test_explain_and_cleanup_on_a_node(world: World) -> None:
         server.bind((s.OUTSIDE, 7778))
         code, text = podwire("explain", s.GATEWAY, f"{s.OUTSIDE}:7778/udp", "--send")
         assert code == 0, text
-        server.settimeout(5)
+        server.settimeout(patient(5))
         assert server.recvfrom(100)[1][0] == s.GATEWAY, "sent from the very address that was explained"
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, 132).close()

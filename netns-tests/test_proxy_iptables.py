@@ -195,9 +195,10 @@ def test_switching_backends_under_traffic_loses_no_connection(world: World, tmp_
                 a.send(b"still there?")
                 assert b.recv(100) == b"still there?"
             for source in (s.POD_A, s.OUTSIDE):  # the second one's source is masqueraded
-                near = stack.enter_context(world.client(source).call(lambda: socket.create_connection((s.VIP2, s.PORT), 2)))
+                near = stack.enter_context(world.client(source).call(
+                    lambda: socket.create_connection((s.VIP2, s.PORT), patient(2))))
                 far = stack.enter_context(listener.accept()[0])
-                far.settimeout(2)
+                far.settimeout(patient(2))
                 old.append((near, far))
             for client in clients:
                 client.more(30)

@@ -19,6 +19,7 @@ from lab.cninode import CniNode, ask, put_node, tell_peer, wait_until
 from lab.containerd import Containerd
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
+from lab.patience import patient
 from podwire_cni import native
 from podwire_controlplane.client.netns import in_thread, setns
 
@@ -81,7 +82,7 @@ def test_a_sandbox_answers_at_its_address_and_its_host_port(world: World) -> Non
     with server:
         for target, port in ((address, 80), (NODE, 8080)):
             client = world.node.ns if port == 80 else world.outside
-            with client.call(lambda target=target, port=port: socket.create_connection((target, port), 5)):  # type: ignore[misc]
+            with client.call(lambda target=target, port=port: socket.create_connection((target, port), patient(5))):  # type: ignore[misc]
                 peer = server.accept()[1][0]
             assert peer == ("10.244.1.1" if port == 80 else OUTSIDE)
     cri.stop_sandbox(world.runtime.socket, ident)
@@ -151,7 +152,7 @@ def test_installed_by_hand_without_an_agent(world: World, lab: Lab, tmp_path: Pa
         sandbox = Sandbox(runtime, ident)
         assert cri.sandbox_ip(runtime.socket, ident) == "10.99.0.2"
         server = sandbox.call(lambda: socket.create_server(("0.0.0.0", 80)))
-        with server, world.outside.call(lambda: socket.create_connection(("198.51.100.1", 8080), 5)):
+        with server, world.outside.call(lambda: socket.create_connection(("198.51.100.1", 8080), patient(5))):
             assert server.accept()[1][0] == "198.51.100.42"
         with tell_peer(world.outside, "198.51.100.42") as port:
             assert ask(sandbox, "198.51.100.42", port) == "198.51.100.1", "masqueraded"

@@ -18,6 +18,8 @@ from podwire_controlplane.commands.cluster import free_port
 from podwire_controlplane.demo.lab import UPSTREAM_DNS, DemoLab
 from podwire_controlplane.demo.run import find_tool
 
+from .patience import patient
+
 T = TypeVar("T")
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -53,7 +55,7 @@ def cluster(nodes: int = 2, *, name: str = "t", bridge_nf: int = -1, outside: bo
         lab.close()
         down(config)
         if process is not None:
-            process.wait(10)
+            process.wait(patient(10))
 
 
 def last_words(config: ClusterConfig, lines: int = 25) -> str:

@@ -12,6 +12,7 @@ from podwire_cni import native, pauseimage
 from . import debian
 from .cninode import CniNode, wait_until
 from .netns import NetNS
+from .patience import patient
 
 PACKAGES = ("containerd", "runc", "libseccomp2")
 
@@ -67,7 +68,7 @@ exec "$@"
         """`ctr`, in the namespaces of the daemon."""
         inside = ["nsenter", f"--target={self.daemon.pid}", "--mount", "--net", "--"]
         ctr = [str(self.root / "usr/bin/ctr"), "--address", str(self.socket), "--namespace", "k8s.io"]
-        done = subprocess.run([*inside, *ctr, *words], capture_output=True, text=True, env=self.env, timeout=60,
+        done = subprocess.run([*inside, *ctr, *words], capture_output=True, text=True, env=self.env, timeout=patient(60),
                               check=False)
         assert not check or done.returncode == 0, f"ctr {words}: {done.stderr}{self.words()}"
         return done
@@ -92,7 +93,7 @@ exec "$@"
         marker = str(self.folder).encode()
         self.daemon.terminate()
         try:
-            self.daemon.wait(timeout=10)
+            self.daemon.wait(timeout=patient(10))
         except subprocess.TimeoutExpired:
             self.daemon.kill()
             self.daemon.wait()

@@ -1,20 +1,15 @@
-"""How long tests wait for what must happen. `PODWIRE_PATIENCE=10` makes each of these times ten times as long: for machines on
-which a second does not get much done (an emulated CPU, a busy host)."""
+"""Waiting in tests for what must happen, as long as `PODWIRE_PATIENCE` says (podwire_controlplane/patience.py)."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from podwire_controlplane.patience import FACTOR, patient
+
+__all__ = ["FACTOR", "patient", "wait_until"]
 T = TypeVar("T")
-FACTOR = float(os.environ.get("PODWIRE_PATIENCE") or 1)
-
-
-def patient(seconds: float) -> float:
-    """These seconds on a machine of usual speed."""
-    return seconds * FACTOR
 
 
 def wait_until(condition: Callable[[], T], what: str, seconds: float = 20, pause: float = 0.02) -> T:

@@ -14,6 +14,7 @@ from ..client import config as client_config
 from ..client.http import ApiClient, ApiError
 from ..controllers.base import condition, is_true
 from ..node.kubelet import ROLES
+from ..patience import patient
 from .config import BASE, ClusterConfig, load
 from .teardown import stop_supervisor, teardown
 
@@ -81,7 +82,8 @@ async def _missing(api: ApiClient, config: ClusterConfig) -> list[str]:
 
 
 async def _wait(config: ClusterConfig, process: subprocess.Popen[bytes], say: Say) -> None:
-    end, missing, shown = time.monotonic() + WAIT_SECONDS, ["the API server does not answer yet"], ""
+    seconds = patient(WAIT_SECONDS)
+    end, missing, shown = time.monotonic() + seconds, ["the API server does not answer yet"], ""
     api: ApiClient | None = None
     try:
         while time.monotonic() < end:
@@ -103,7 +105,7 @@ async def _wait(config: ClusterConfig, process: subprocess.Popen[bytes], say: Sa
     finally:
         if api is not None:
             await api.__aexit__(None, None, None)
-    raise UpFailed(f"not ready after {WAIT_SECONDS:.0f} s: {'; '.join(missing)}; logs: {config.run_dir}/log and "
+    raise UpFailed(f"not ready after {seconds:.0f} s: {'; '.join(missing)}; logs: {config.run_dir}/log and "
                    f"{config.run_dir}/nodes/*/log")
 
 

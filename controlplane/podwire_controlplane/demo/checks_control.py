@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from ..patience import patient
 from .lab import DemoLab, NotYet, wait_for
 from .rows import Row
 
@@ -27,12 +28,12 @@ def objects(lab: DemoLab) -> Iterator[Row]:
     watch = subprocess.Popen([*lab.tool, "get", "services", "--watch"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                              text=True, env={**lab.environment, "PYTHONUNBUFFERED": "1"})
     try:
-        time.sleep(1.0)
+        time.sleep(patient(1.0))
         applied = lab.run_tool("apply", "-f", "-", stdin=manifest)
         changed = lab.run_tool("apply", "-f", "-", stdin=manifest.replace("port: 81", "port: 82"))
         again = lab.run_tool("apply", "-f", "-", stdin=manifest.replace("port: 81", "port: 82"))
         gone = lab.run_tool("delete", "service", "demo-watched")
-        time.sleep(0.5)
+        time.sleep(patient(0.5))
     finally:
         watch.kill()
     seen = [line for line in (watch.communicate()[0] or "").splitlines() if line.startswith("demo-watched")]
@@ -124,7 +125,7 @@ def kill_api_server(lab: DemoLab) -> Iterator[Row]:
 def status(lab: DemoLab) -> Iterator[Row]:
     """`podwire status` knows nodes, pods, Services and where each role stands."""
     done = subprocess.run([sys.executable, "-m", "podwire_controlplane.main", "status"], capture_output=True, text=True,
-                          timeout=30, env=lab.environment, check=False)
+                          timeout=patient(30), env=lab.environment, check=False)
     wanted = [*lab.config.node_names(), "wiring", "proxy", "dns", "default/my-service", lab.pods("MyApp")[0].name]
     missing = [w for w in wanted if w not in done.stdout]
     yield Row("7", "podwire status", "the machine", "nodes, pods, Services, roles", done.returncode == 0 and not missing,

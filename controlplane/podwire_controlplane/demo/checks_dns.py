@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterator
 
+from ..patience import patient
 from .lab import OUTSIDE_HOST, UPSTREAM_NAME, DemoLab, Pod, wait_for
 from .rows import Row
 
@@ -65,7 +66,7 @@ def resolver(lab: DemoLab) -> Iterator[Row]:
     got = lab.in_pod(client, "shell", "getent", "ahostsv4", "my-externalname")
     yield Row("6", "getent ahostsv4 my-externalname", client.name, got.split("\n")[0] or "nothing",
               {line.split()[0] for line in got.splitlines()} == {OUTSIDE_HOST}, got)
-    got = lab.in_pod(client, "shell", "curl", "-sS", "--max-time", "5", "http://my-service/")
+    got = lab.in_pod(client, "shell", "curl", "-sS", "--max-time", str(patient(5)), "http://my-service/")
     yield Row("6", "curl http://my-service/", client.name, got[:60], any(p.name in got for p in lab.pods("MyApp")), got)
     unknown = lab.in_pod(client, "shell", "dig", "+search", "no-such-service", "A")
     yield Row("6", "dig A no-such-service", client.name, "NXDOMAIN" if "NXDOMAIN" in unknown else unknown[:40],

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..client.netns import CLONE_NEWNET, call_in, in_thread, unshare
 from ..node.runtime import echo_binary
+from ..patience import patient
 from .lab import DemoLab, NotYet, Pod, wait_for
 from .rows import Row
 
@@ -71,7 +72,7 @@ def plugin(lab: DemoLab) -> Iterator[Row]:
 
     def call(verb: str) -> tuple[int, dict[str, Any]]:
         command = ["nsenter", f"--net={lab.node_netns(node)}", str(cni_bin_dir() / "podwire-cni")]
-        done = subprocess.run(command, input=json.dumps(conf), text=True, capture_output=True, timeout=20, check=False,
+        done = subprocess.run(command, input=json.dumps(conf), text=True, capture_output=True, timeout=patient(20), check=False,
                               env={**environment, "CNI_COMMAND": verb})
         return done.returncode, json.loads(done.stdout) if done.stdout.strip() else {}
 
@@ -109,7 +110,7 @@ def pause(lab: DemoLab) -> Iterator[Row]:
     lab.spawn(pod.netns, str(echo_binary()), "--tcp", "9999")
 
     def connect() -> socket.socket:
-        sock = socket.create_connection((pod.address, 9999), 3)
+        sock = socket.create_connection((pod.address, 9999), patient(3))
         sock.recv(512)
         return sock
 
@@ -134,7 +135,7 @@ def pause(lab: DemoLab) -> Iterator[Row]:
             return bool(fresh and fresh != process and fresh.alive and lab.tcp(other.netns, pod.address, 9376, 0.5).ok)
 
         wait_for(back, 20)
-        connection.settimeout(3)
+        connection.settimeout(patient(3))
         connection.sendall(b"still there?")
         echoed = connection.recv(64)
     finally:

@@ -26,6 +26,7 @@ from ..commands.pods import find_pod
 from ..node.podspec import PATH
 from ..node.podworker import enter_command
 from ..node.runtime import Container, Process, Sandbox, echo_binary, read
+from ..patience import patient
 
 T = TypeVar("T")
 OUTSIDE_HOST, OUTSIDE_CLIENT, UPSTREAM_DNS = "192.0.2.42", "198.51.100.7", "203.0.113.53"
@@ -55,6 +56,7 @@ class Answer:
 
 def wait_for(look: Callable[[], T], seconds: float = 15.0, every: float = 0.05) -> T:
     """Repeat `look` until it is truthy. Raises NotYet."""
+    seconds = patient(seconds)
     end = time.monotonic() + seconds
     while True:
         found = look()
@@ -69,7 +71,7 @@ def _ask(kind: int, address: str, port: int, timeout: float) -> Answer:
     begin = time.monotonic()
     try:
         with socket.socket(socket.AF_INET, kind) as sock:
-            sock.settimeout(timeout)
+            sock.settimeout(patient(timeout))
             sock.connect((address, port))
             if kind == socket.SOCK_DGRAM:
                 sock.send(b"hello")
@@ -120,8 +122,8 @@ class DemoLab:
     # ---- objects
 
     def run_tool(self, *words: str, stdin: str | None = None) -> str:
-        done = subprocess.run([*self.tool, *words], input=stdin, capture_output=True, text=True, timeout=60, check=False,
-                              env=self.environment)
+        done = subprocess.run([*self.tool, *words], input=stdin, capture_output=True, text=True,
+                              timeout=patient(60), check=False, env=self.environment)
         if done.returncode:
             raise NotYet(f"{self.tool_name} {' '.join(words)}: {(done.stderr or done.stdout).strip()[-300:]}")
         return done.stdout
@@ -129,14 +131,15 @@ class DemoLab:
     def try_tool(self, *words: str, stdin: str | None = None) -> tuple[int, str]:
         """(exit status, everything that it printed)."""
         done = subprocess.run([*self.tool, *words], input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              timeout=60, check=False, env=self.environment)
+                              timeout=patient(60), check=False, env=self.environment)
         return done.returncode, done.stdout
 
     def _read(self, path: str) -> Object:
         """One GET, without a process for it: the demo looks often, and shows the ordinary client where that is the point."""
         config = client_config.load(self.config.kubeconfig)
         server = urlsplit(config.server)
-        connection = http.client.HTTPSConnection(server.hostname or "", server.port, context=config.ssl, timeout=10)
+        connection = http.client.HTTPSConnection(server.hostname or "", server.port, context=config.ssl,
+                                                 timeout=patient(10))
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -207,13 +210,13 @@ class DemoLab:
         process = pod.main_process(container)
         if process is None:
             raise NotYet(f"container {container} of {pod.name} does not run")
-        done = subprocess.run([*enter_command(process.pid), *command], capture_output=True, text=True, timeout=timeout,
+        done = subprocess.run([*enter_command(process.pid), *command], capture_output=True, text=True, timeout=patient(timeout),
                               env={"PATH": PATH}, check=False)
         return (done.stdout + done.stderr).strip()
 
     def in_netns(self, netns: str, *command: str) -> str:
-        done = subprocess.run(["nsenter", f"--net={netns}", "--", *command], capture_output=True, text=True, timeout=20,
-                              check=False)
+        done = subprocess.run(["nsenter", f"--net={netns}", "--", *command], capture_output=True, text=True,
+                              timeout=patient(20), check=False)
         return done.stdout + done.stderr
 
     def spawn(self, netns: str, *command: str) -> subprocess.Popen[bytes]:

@@ -19,6 +19,7 @@ from ..client.netns import call_in
 from ..cluster import network
 from ..cluster.config import ClusterConfig
 from ..cluster.lifecycle import down, up
+from ..patience import patient
 from . import checks_control, checks_dns, checks_pods, checks_services
 from .lab import DemoLab, NotYet, examples_dir
 from .rows import Check, Row
@@ -34,7 +35,7 @@ def find_tool() -> tuple[list[str], str]:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         return own, "podwire"
-    done = subprocess.run([kubectl, "version", "--client", "-o", "json"], capture_output=True, text=True, timeout=20,
+    done = subprocess.run([kubectl, "version", "--client", "-o", "json"], capture_output=True, text=True, timeout=patient(20),
                           check=False)
     try:
         text = json.loads(done.stdout)["clientVersion"]["gitVersion"]
@@ -116,7 +117,7 @@ class Demo:
             self.lab.close()
             down(self.config)
         if process.poll() is None:
-            process.wait(10)
+            process.wait(patient(10))
         self._report(time.monotonic() - begin)
         return bool(self.results) and all(r.ok for r in self.results)
 
