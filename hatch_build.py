@@ -22,6 +22,16 @@ PROGRAMS = {
     "cni/podwire_cni/native/pause.c": "podwire-pause",
     "controlplane/podwire_controlplane/native/echo.c": "podwire-echo",
 }
+# Shared libraries, loaded into the interpreter by ctypes: no headers of Python's are needed.
+LIBRARIES = {"cni/podwire_cni/native/wires.c": "podwire-wires.so"}
+
+
+def compile_library(compiler: str, source: Path, out: Path) -> str:
+    """As compile_one, for a library. musl's C library must not come along: the interpreter has another one already."""
+    alone = ["-nostdlib"] if "musl" in compiler else []
+    command = [compiler, "-O2", "-shared", "-fPIC", *alone, "-s", "-Wall", "-Wextra", "-o", str(out), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"{' '.join(command)}\n{done.stderr}" if done.returncode else ""
 
 
 def compile_one(compiler: str, source: Path, out: Path) -> str:
@@ -40,10 +50,12 @@ class NativeBuild(BuildHookInterface[Any]):
         # runtime starts in half the time.
         compilers = [c for c in ("musl-gcc", f"{os.uname().machine}-linux-musl-gcc", "cc", "gcc") if shutil.which(c)]
         problem = "no C compiler"
-        for source, program in PROGRAMS.items():
-            out = root / Path(source).parent / "bin" / program
+        for source, program in {**PROGRAMS, **LIBRARIES}.items():
+            out, build = root / Path(source).parent / "bin" / program, compile_one
+            if source in LIBRARIES:
+                build = compile_library
             out.parent.mkdir(exist_ok=True)
-            if any(not (problem := compile_one(compiler, root / source, out)) for compiler in compilers):
+            if any(not (problem := build(compiler, root / source, out)) for compiler in compilers):
                 build_data["artifacts"].append(str(out.relative_to(root)))
                 continue
             self.app.display_warning(f"{program} is left out: {problem}\nPython stands in where it can; install musl-tools and "

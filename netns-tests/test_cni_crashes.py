@@ -47,9 +47,9 @@ class CrashNode(CniNode):
     def steps(self) -> list[str]:
         return (self.run_dir / "steps").read_text().split()
 
-    def crash_at(self, step: int, command: str, name: str, pod: NetNS) -> Answer:
+    def crash_at(self, step: int, command: str, name: str, pod: NetNS, conf: dict[str, Any] | None = None) -> Answer:
         (self.run_dir / "crash").write_text(str(step))
-        answer = self.cni(command, name, pod, self.full_conf())
+        answer = self.cni(command, name, pod, conf or self.full_conf())
         assert answer.status == 1 and answer.body["code"] == 11, f"step {step}: {answer.out}"
         self.back()
         return answer
@@ -114,6 +114,19 @@ def test_killed_at_every_step(node: CrashNode, lab: Lab) -> None:
         clean(at)
         assert node.remains(pod, healthy) == {}, f"DEL killed after step {at}, {deleting[at - 1]}"
     assert node.cni("DEL", "alive", alive).status == 0
+
+
+def test_a_plain_pod_killed_at_every_step(node: CrashNode, lab: Lab) -> None:
+    """Its wiring is one prepared program where there is a compiler; the steps are the program's batches then."""
+    pod = lab.netns("pod")
+    assert node.cni("ADD", "pod", pod).status == 0
+    steps = node.steps()
+    assert steps.count("batch") == 4 if is_compiled() else "CreateVeth" in steps, steps
+    assert node.cni("DEL", "pod", pod).status == 0
+    for at in range(1, len(steps) + 1):
+        node.crash_at(at, "ADD", "pod", pod, node.conf())
+        assert node.cni("DEL", "pod", pod).status == 0
+        assert node.remains(pod, set()) == {}, f"killed after step {at}, {steps[at - 1]}"
 
 
 PTRACE_TRACEME, PTRACE_SYSCALL = 0, 24

@@ -19,8 +19,8 @@ from .ipam.allocator import Allocator, Lease, PoolExhausted
 from .networks import Networks
 from .nodetable import PodRules
 from .ops import DeleteLink, DeleteNeighbour, DeleteRoute, Op
-from .plan import OWN_LINK, NodeNet, Seen, add_plan, differences, host_route, host_veth, ifb_of, repair_plan
-from .result import merge, to_json
+from .plan import OWN_LINK, NodeNet, Seen, differences, host_route, host_veth, ifb_of, repair_plan
+from .prepared import PodPlan
 from .turns import Turns
 from .types import BRIDGE, Attachment, Call, IPAddress, NetConf, PortMapping, RangeSet
 
@@ -29,6 +29,8 @@ class Kernel(Protocol):
     """What the verbs need of kernel.Kernel; testing.FakeKernel is the other one."""
 
     def apply(self, ops: Sequence[Op], pod_fd: int | None = None) -> None: ...
+
+    def wire(self, pod: PodPlan, pod_fd: int) -> None: ...
 
     def remove(self, ops: Sequence[Op], meanwhile: Callable[[], None] | None = None) -> None: ...
 
@@ -76,7 +78,8 @@ class Plugin:
 
     # ---- verbs ----
 
-    def add(self, call: Call, conf: NetConf, sandbox: Sandbox) -> dict[str, Any]:
+    def add(self, call: Call, conf: NetConf, sandbox: Sandbox) -> bytes:
+        """Returns what the plugin prints."""
         pod_fd = _usable(call, sandbox)
         node = self._net(conf, make=True)
         with self._turns.of(call.attachment.container_id):
@@ -88,11 +91,11 @@ class Plugin:
                                    f"attached, with {', '.join(str(lease.address) for lease in held)}", "run DEL first")
             taken = self._allocate(call, conf, node)
             try:
-                plan = add_plan(call, conf, node, [(lease.address, r) for lease, r in taken])
+                pod = PodPlan(call, conf, node, [(lease.address, r) for lease, r in taken])
                 rules = _rules([lease for lease, _ in taken])
                 self.firewall.attach(call.attachment, rules)
                 try:
-                    self.kernel.apply(plan.ops, pod_fd)
+                    self.kernel.wire(pod, pod_fd)
                 except BaseException:
                     self.firewall.detach(call.attachment, rules)
                     raise
@@ -107,7 +110,7 @@ class Plugin:
             except BaseException:
                 self._detach(call.attachment)
                 raise
-        return to_json(merge(conf.prev_result, plan.result) if conf.prev_result else plan.result, conf.version)
+        return pod.text()
 
     def delete(self, call: Call) -> None:
         """Repeatable, and content with whatever is missing: namespace, interface, lease."""
@@ -159,8 +162,10 @@ class Plugin:
             node = self._net(conf)
         except CNIError as err:
             raise CNIError(Code.NOT_AVAILABLE, err.msg, err.details) from None
-        self._free_dead(node.ranges)
-        for ranges in node.ranges:
+        sets = conf.ranges or node.ranges
+        _check_ranges(sets, node)
+        self._free_dead(sets)
+        for ranges in sets:
             with self._leases:
                 if not self.allocator.free(ranges):
                     full = PoolExhausted(ranges)

@@ -16,6 +16,7 @@ from podwire_proxy import nft
 from podwire_proxy.nft import fake
 
 from . import conntrack, netlink, nodetable
+from .native import wires
 from .nodetable import Family, NodeRules, OtherNet, PodRules, family_of
 from .types import Attachment, IPAddress, PortMapping
 
@@ -27,6 +28,7 @@ class Firewall:
 
     def __init__(self) -> None:
         self._nft = nft.Connection()
+        self._wires = wires.load()
         self._lock = threading.Lock()
         self._node: NodeRules | None = None
         self._pods: dict[Attachment, PodRules] = {}
@@ -98,7 +100,7 @@ class Firewall:
         with self._lock:
             self._serve_localhost([pod])
             try:
-                self._nft.commit(nft.Transaction().add(*nodetable.elements(pod)))
+                self._change(pod)
             except nft.NftError as err:
                 if err.errno != errno.ENOENT or self._node is None:
                     raise
@@ -112,24 +114,29 @@ class Firewall:
         """Take away what `attach` put there, or what is left of it; what belongs to others stays."""
         with self._lock:
             self._pods.pop(owner, None)
-            parts = list(nodetable.elements(pod))
-            if not self._try(parts):
-                for part in parts:
+            try:
+                self._change(pod, remove=True)
+            except nft.NftError as err:
+                log.debug("elements not removed at once", error=str(err))
+                for part in nodetable.elements(pod):
                     for key, value in part.items.items():
                         self._try([nft.Elements(part.set, {key: value})])
         for port in pod.ports:
             if port.protocol == "udp":
                 _forget_after(pod, port)
 
-    def _try(self, parts: Sequence[nft.Elements]) -> bool:
-        """Delete elements. Adding them first makes it no error that one is missing, and an error that a key now leads
-        somewhere else: then it is somebody else's."""
+    def _change(self, pod: PodRules, *, remove: bool = False) -> None:
+        """nodetable.change, at once. Raises NftError."""
+        ready = nodetable.encoded(pod, remove=remove) if self._wires else None
+        if ready is None or self._wires is None or not self._nft.commit_encoded(ready, self._wires.exchange):
+            self._nft.commit(nodetable.change(pod, remove=remove))
+
+    def _try(self, parts: Sequence[nft.Elements]) -> None:
+        """Delete elements, as nodetable.change does."""
         try:
             self._nft.commit(nft.Transaction().add(*parts).delete(*parts))
         except nft.NftError as err:
             log.debug("elements not removed", error=str(err))
-            return False
-        return True
 
     def missing(self, pod: PodRules) -> list[str]:
         """What the tables lack of one pod."""

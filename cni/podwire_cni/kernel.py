@@ -13,34 +13,24 @@ import fcntl
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from ipaddress import ip_interface, ip_network
+from pathlib import Path
+from typing import NoReturn
 
 from podwire_controlplane.client import logs
 
-from . import announce, shaping
+from . import announce
 from . import netlink as nl
+from .encode import encode, removal
 from .errors import CNIError, Code
-from .ops import (
-    AddAddress,
-    AddForwarding,
-    AddNeighbour,
-    AddRoute,
-    Announce,
-    CreateIfb,
-    CreateVeth,
-    DeleteLink,
-    DeleteNeighbour,
-    DeleteRoute,
-    JoinBridge,
-    LimitRate,
-    Op,
-    Redirect,
-    SetUp,
-    undo,
-)
+from .native import wires
+from .ops import AddRoute, Announce, CreateVeth, DeleteLink, EnableIPv6, JoinBridge, Op, undo, with_ipv6
 from .plan import LinkSeen, Seen, default_route
+from .prepared import PodPlan
+from .program import batches
 
 log = logs.get("wiring")
 CLONE_NEWNET = 0x40000000
@@ -48,7 +38,7 @@ NS_GET_NSTYPE = 0xB703
 READY_SECONDS = 2.0
 VIEWS = 5
 _GONE = (errno.ENODEV, errno.ENOENT, errno.ESRCH)
-_CREATES = (CreateVeth, CreateIfb)
+WIRES = wires.load()  # None: not compiled; then step by step
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -118,9 +108,12 @@ class Kernel:
         try:
             _setns(self.node_fd)
         except OSError:
-            # A thread that cannot come back would wire the next pod inside this one.
-            log.error("cannot return to the node's network namespace, exiting")
-            os._exit(70)
+            self._lost()
+
+    def _lost(self) -> NoReturn:
+        """A thread that cannot come back would wire the next pod inside this one."""
+        log.error("cannot return to the node's network namespace, exiting")
+        os._exit(70)
 
     def _open(self, pod_fd: int) -> nl.Netlink:
         _setns(pod_fd)
@@ -141,13 +134,15 @@ class Kernel:
             if pod_fd is not None:
                 links["pod"] = _Links(stack.enter_context(self._open(pod_fd)))
             try:
-                quiet = [op for op in ops if not isinstance(op, Announce)]
-                for (place, created), group in itertools.groupby(quiet, key=lambda op: (op.place, isinstance(op, _CREATES))):
-                    batch = list(group)
+                for place, created, batch in batches(ops):
                     # A refused link is not ours to delete; of any other batch a part may have been done.
                     done += [] if created else batch
                     late += _send(links[place], batch, pod_fd, _watches(batch))
                     done += batch if created else []
+                    for op in ops if created else ():
+                        if isinstance(op, EnableIPv6) and pod_fd is not None:
+                            with self.inside(pod_fd):
+                                Path(f"/proc/sys/net/ipv6/conf/{op.link}/disable_ipv6").write_text("0")
                 _await(links["node"], late)
                 _await(links["pod" if pod_fd is not None else "node"],
                        [(op.peer, nl.is_up) for op in ops if isinstance(op, CreateVeth)])
@@ -158,6 +153,46 @@ class Kernel:
             except BaseException:
                 self._undo(done)
                 raise
+
+    def wire(self, pod: PodPlan, pod_fd: int) -> None:
+        """`apply` the plan of one pod: as one prepared program where there is one. Raises CNIError, OSError."""
+        try:
+            self._wire(pod, pod_fd)
+        except CNIError as err:
+            # So do docker's sandboxes. Whoever gives the pod an IPv6 address wants it to have one.
+            if not isinstance(err.__cause__, nl.NetlinkError) or err.__cause__.errno != errno.EACCES:
+                raise
+            self.apply(with_ipv6(pod.plan.ops), pod_fd)
+
+    def _wire(self, pod: PodPlan, pod_fd: int) -> None:
+        library, program = WIRES, pod.program(pod_fd)
+        if library is None or program is None:
+            self.apply(pod.plan.ops, pod_fd)
+            return
+        with self._node() as sock:
+            out = library.run(sock.sock.fileno(), sock.take(program[1]), self.node_fd, pod_fd, program[0])
+        if out is not None:
+            self._unfinished(out, pod.plan.ops, pod_fd)
+
+    def _unfinished(self, out: wires.Outcome, ops: Sequence[Op], pod_fd: int) -> None:
+        """A program that was refused is undone, one with links that carry no packets yet is waited for."""
+        steps = list(batches(ops))
+        if out.status == wires.LOST:
+            self._lost()
+        try:
+            if out.status == wires.REFUSED:
+                why = nl.NetlinkError(out.error, out.message, out.words)
+                raise refusal(_culprit(steps, out), why) from why
+            if out.status == wires.FAILED:
+                raise OSError(out.error, os.strerror(out.error))
+            with self._node() as sock, self._open(pod_fd) as pod:
+                _await(_Links(sock), [watch for _, _, batch in steps for watch in _watches(batch)])
+                _await(_Links(pod), [(op.peer, nl.is_up) for op in ops if isinstance(op, CreateVeth)])
+        except BaseException:
+            last = len(steps) if out.status == wires.DONE else out.batch + 1
+            self._undo([op for n, (_, created, batch) in enumerate(steps[:last]) for op in batch
+                        if not created or n + 1 < last or out.status == wires.DONE])
+            raise
 
     def _undo(self, done: Sequence[Op]) -> None:
         """Best effort: the error that led here is the one to tell, and DEL or the next start finishes the rest."""
@@ -258,47 +293,6 @@ class Kernel:
         return Seen(link, host_link, addresses, routes, rates, elsewhere)
 
 
-def encode(op: Op, index: Mapping[str, int], pod_fd: int) -> tuple[bytes, ...]:
-    """The netlink messages of one op; `index` has the link indices of every name that the op uses."""
-    match op:
-        case AddNeighbour():
-            return (nl.new_neighbour(index[op.link], op.address, op.mac),)
-        case AddRoute():
-            return (nl.new_route(index[op.link], op.dst, via=op.via, mtu=op.mtu, advmss=op.advmss, priority=op.priority,
-                                 table=op.table, scope=op.scope),)
-        case SetUp():
-            return (nl.link_up(index[op.link], alias=op.alias),)
-        case CreateVeth():
-            return (nl.new_veth(op.host, op.host_mac, op.peer, op.peer_mac, pod_fd, op.mtu),)
-        case AddAddress():
-            return (nl.new_address(index[op.link], op.address.ip, op.address.network.prefixlen),)
-        case JoinBridge():
-            return nl.set_master(index[op.link], index[op.bridge]), nl.port_hairpin(index[op.link])
-        case AddForwarding():
-            return (nl.new_fdb(index[op.link], op.mac),)
-        case CreateIfb():
-            return (shaping.new_ifb(op.link, op.mtu),)
-        case LimitRate():
-            return (shaping.token_bucket(index[op.link], op.rate, op.burst),)
-        case Redirect():
-            return shaping.ingress_queue(index[op.link]), shaping.redirect(index[op.link], index[op.to])
-        case _:
-            return (removal(op, index[op.link]),)
-
-
-def removal(op: Op, index: int) -> bytes:
-    """The netlink message of one deletion; `index` is that of its link. Raises ValueError for other ops."""
-    match op:
-        case DeleteLink():
-            return nl.delete_link(index)
-        case DeleteNeighbour():
-            return nl.delete_neighbour(index, op.address)
-        case DeleteRoute():
-            return nl.delete_route(index, op.dst)
-        case _:
-            raise ValueError(f"not a deletion: {op}")
-
-
 class _Links(dict[str, int]):
     """Indices of links by name, asked of the kernel once; 0 where there is none."""
 
@@ -327,6 +321,13 @@ def _send(links: _Links, batch: Sequence[Op], pod_fd: int | None, watches: Seque
     except nl.NetlinkError as err:
         raise refusal(step(err.position), err) from err
     return [watch for watch, body in zip(watches, seen, strict=True) if not watch[1](body)]
+
+
+def _culprit(steps: Sequence[tuple[object, bool, list[Op]]], out: wires.Outcome) -> Op | str:
+    """The step whose message was refused."""
+    batch = steps[out.batch][2] if out.batch < len(steps) else []
+    messages = [op for op in batch for _ in encode(op, defaultdict(int), 0)]
+    return messages[out.message] if out.message < len(messages) else "look at the links"
 
 
 def refusal(op: Op | str, err: nl.NetlinkError) -> CNIError:

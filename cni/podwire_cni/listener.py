@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import socket
 import struct
@@ -150,7 +151,7 @@ def _log(reply: Reply, seconds: float) -> None:
     if reply.error:
         log.warn(f"{verb} refused", **about, code=int(reply.error.code), error=reply.error.msg)
         return
-    if reply.result and reply.result.get("ips"):
-        about["addresses"] = ",".join(ip["address"].split("/")[0] for ip in reply.result["ips"])
+    if verb == "add":
+        about["addresses"] = ",".join(ip["address"].split("/")[0] for ip in json.loads(reply.text).get("ips", ()))
     write = log.info if verb in ("add", "del", "gc") else log.debug
     write(verb, **about, took_ms=seconds * 1000)

@@ -266,6 +266,11 @@ class Netlink:
     def close(self) -> None:
         self.sock.close()
 
+    def take(self, count: int) -> int:
+        """The last sequence number that was used, for somebody who now uses the next `count` on this socket."""
+        used, self._seq = self._seq, self._seq + count
+        return used
+
     def send(self, messages: Sequence[bytes], on_answer: Callable[[int, bytes], None] | None = None, *,
              fine: Collection[int] = (), present: Callable[[int], bool] = lambda _: False) -> None:
         """Send a batch and wait for its end. The kernel goes on after a refused message; the first refusal is raised then.

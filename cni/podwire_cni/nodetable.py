@@ -18,11 +18,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Literal
 
 from podwire_proxy import nft
 
+from .stencil import Stencil, cut
 from .types import BRIDGE, IPAddress, PortMapping
 
 TABLE = "podwire-cni"
@@ -108,7 +109,7 @@ def tables() -> tuple[nft.Table, ...]:
 
 def elements(pod: PodRules) -> Iterator[nft.Elements]:
     """What stands for one pod in the tables."""
-    port, mac = _name(pod.port), bytes.fromhex(pod.mac.replace(":", ""))
+    port, mac = _name(pod.port), _mac(pod)
     yield nft.Elements(PORTS, {port: None})
     yield nft.Elements(MACS, {nft.key(port, mac): None})
     homes: dict[Family, IPAddress] = {}
@@ -129,6 +130,40 @@ def elements(pod: PodRules) -> Iterator[nft.Elements]:
         if anywhere or somewhere:
             yield nft.Elements(sets.hairpin, {nft.key(address.packed, address.packed): None})
         yield from (e for e in (nft.Elements(sets.hostports, anywhere), nft.Elements(sets.hostports_on, somewhere)) if e.items)
+
+
+def change(pod: PodRules, *, remove: bool = False) -> nft.Transaction:
+    """Adds `elements` of a pod, or takes them away. Adding them first makes it no error that one is missing, and an error
+    that a key now leads somewhere else: then it is somebody else's."""
+    parts = list(elements(pod))
+    made = nft.Transaction().add(*parts)
+    return made.delete(*parts) if remove else made
+
+
+def encoded(pod: PodRules, *, remove: bool = False) -> bytes | None:
+    """`change` of a pod without hostPorts as a batch of messages, from a stencil; None for others."""
+    stencil = None if pod.ports else _stencil(tuple(family_of(address) for address in pod.addresses), remove)
+    return None if stencil is None else stencil.fill(_marks(pod))
+
+
+def _marks(pod: PodRules) -> list[bytes]:
+    return [pod.port.encode(), _mac(pod), *(address.packed for address in pod.addresses)]
+
+
+def _mac(pod: PodRules) -> bytes:
+    return bytes.fromhex(pod.mac.replace(":", ""))
+
+
+@functools.cache
+def _stencil(families: tuple[Family, ...], remove: bool) -> Stencil | None:
+    def example(letter: str, number: int) -> PodRules:
+        addresses = (ip_address(bytes((number + n,)) * _SIZE[family]) for n, family in enumerate(families))
+        return PodRules(letter * 15, ":".join([f"{number - 1:02x}"] * 6), tuple(addresses))
+
+    def make(pod: PodRules) -> bytes:
+        return b"".join(nft.encode(change(pod, remove=remove))[0])
+
+    return cut(make, _marks, example("q", 0xA1), example("j", 0xC1))
 
 
 def plan(node: NodeRules, pods: Iterable[PodRules]) -> nft.Transaction:

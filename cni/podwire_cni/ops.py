@@ -6,6 +6,7 @@ end takes the pod's whole side (addresses, routes, neighbours) and the bridge po
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from .types import IPAddress, IPInterface, IPNetwork
@@ -28,6 +29,13 @@ class SetUp(NamedTuple):
     link: str
     place: Place
     alias: str = ""
+
+
+class EnableIPv6(NamedTuple):
+    """Let `link` have IPv6 addresses in a namespace where new links have none (disable_ipv6)."""
+
+    link: str
+    place: Place = "pod"
 
 
 class AddAddress(NamedTuple):
@@ -127,7 +135,7 @@ class DeleteRoute(NamedTuple):
 
 
 Op = (CreateVeth | SetUp | AddAddress | AddRoute | AddNeighbour | JoinBridge | AddForwarding | Announce | CreateIfb | LimitRate
-      | Redirect | DeleteLink | DeleteNeighbour | DeleteRoute)
+      | Redirect | EnableIPv6 | DeleteLink | DeleteNeighbour | DeleteRoute)
 
 
 def inverse(op: Op) -> Op | None:
@@ -139,6 +147,11 @@ def inverse(op: Op) -> Op | None:
     if isinstance(op, AddNeighbour) and op.place == "node":
         return DeleteNeighbour(op.link, op.address)
     return None
+
+
+def with_ipv6(ops: Sequence[Op]) -> tuple[Op, ...]:
+    """The same for a pod whose namespace has IPv6 off."""
+    return tuple(each for op in ops for each in ((op, EnableIPv6(op.peer)) if isinstance(op, CreateVeth) else (op,)))
 
 
 def undo(ops: tuple[Op, ...]) -> tuple[Op, ...]:

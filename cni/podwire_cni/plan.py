@@ -91,6 +91,8 @@ class NodeNet:
     is_gateway: bool = True  # the node has the gateways' addresses
     gateways: tuple[IPAddress, ...] = field(init=False)
     bridge_mac: str = field(init=False)
+    # prepared.py keeps here what it made for this network's pods
+    prepared: dict[tuple[object, ...], object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         gateways = tuple(dict.fromkeys(r.gateway for ranges in self.ranges for r in ranges))
@@ -120,6 +122,13 @@ class Plan:
     result: Result
 
 
+def alias_of(call: Call) -> str:
+    """What `ip link` says about the node's end: whose it is. The kernel takes 255 bytes; a pod's names may be longer."""
+    text = f"{call.pod or call.attachment.container_id} {call.attachment.ifname}"
+    return text.encode(errors="replace")[:LONGEST_ALIAS].decode(errors="ignore")
+
+
+LONGEST_ALIAS = 254
 FASTEST = 0xFFFFFFFF  # bytes a second; all that is faster looks like this to CHECK
 LINK = 253  # RT_SCOPE_LINK: what is on the link itself
 _EVERYWHERE = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
@@ -148,7 +157,7 @@ def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple
     host_mac, mtu = mac_for(addresses[0][0], 0x59), conf.mtu or node.mtu
     routes = _routes(conf, node, addresses)
     gateways = dict.fromkeys([r.gateway for _, r in addresses]) if node.is_gateway else {}
-    alias = f"{call.pod or call.attachment.container_id} {eth}"
+    alias = alias_of(call)
     ops: list[Op] = [CreateVeth(host, host_mac, eth, mac, mtu), SetUp("lo", "pod")]
     ops += [AddAddress(eth, node.on_pod(address, home)) for address, home in addresses]
     ops.append(SetUp(eth, "pod"))

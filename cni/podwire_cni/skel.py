@@ -22,10 +22,9 @@ class Reply:
     text: bytes
     call: Call | None = None
     error: CNIError | None = None
-    result: dict[str, Any] | None = None
 
 
-Verb = Callable[[Plugin, Call, NetConf, Sandbox], dict[str, Any] | None]
+Verb = Callable[[Plugin, Call, NetConf, Sandbox], bytes | None]
 
 VERBS: dict[str, Verb] = {
     "ADD": lambda plugin, call, conf, sandbox: plugin.add(call, conf, sandbox),
@@ -38,7 +37,7 @@ VERBS: dict[str, Verb] = {
 
 def version_reply(version: str) -> Reply:
     body = {"cniVersion": version, "supportedVersions": list(VERSIONS)}
-    return Reply(0, _text(body), result=body)
+    return Reply(0, _text(body))
 
 
 def failure(err: CNIError, version: str, call: Call | None = None) -> Reply:
@@ -57,8 +56,7 @@ def run(env: Mapping[str, str], stdin: bytes, sandbox: Sandbox, plugin: Callable
             return version_reply(version_of(stdin))
         conf = as_asked(parse_conf(stdin), call)
         check_version(call, conf)
-        result = VERBS[call.command](plugin(conf), call, conf, sandbox)
-        return Reply(0, b"" if result is None else _text(result), call, None, result)
+        return Reply(0, VERBS[call.command](plugin(conf), call, conf, sandbox) or b"", call)
     except CNIError as err:
         return failure(err, version_of(stdin), call)
     except Exception as err:  # a runtime understands an error object, and nothing else

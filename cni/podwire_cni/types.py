@@ -156,6 +156,11 @@ class NetConf:
     ip_masq: bool = False
     native: tuple[str, ...] = ()  # "nonMasqueradeCIDRs"
     socket: str = ""  # the agent's; its directory is where the node's state is
+    plain: bool = field(init=False, compare=False)  # nothing is asked for that would make a pod's links or routes special
+
+    def __post_init__(self) -> None:
+        asked = self.routes or self.mac or self.prev_result
+        object.__setattr__(self, "plain", not asked and self.bandwidth == Bandwidth() and self.dns == Dns())
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from podwire_cni import conntrack, firewall, kernel, listener
 from podwire_cni.agent import WiringConfig, run
 from podwire_cni.ipam import store
+from podwire_cni.program import BATCH
 
 from .netns import die_with_parent
 
@@ -54,6 +56,24 @@ def one_by_one(send: Callable[..., Any]) -> Callable[..., Any]:
     return counted
 
 
+def batch_by_batch(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Programs of native/wires.c, batch for batch: where the process is to die in one, the rest of it is not run."""
+
+    def counted(sock: int, seq: int, node: int, pod: int, program: bytes) -> Any:
+        at, ends = 0, list[int]()
+        while at < len(program):
+            kind, _, size = struct.unpack_from("=3I", program, at)
+            at += size
+            ends += [at] if kind == BATCH else []
+        last = next((end for n, end in enumerate(ends, len(steps) + 1) if n == target), len(program))
+        out = run(sock, seq, node, pod, program[:last])
+        for _ in ends:
+            step("batch")
+        return out
+
+    return counted
+
+
 def arm(answer: Callable[..., Any]) -> Callable[..., Any]:
     def armed(*args: Any) -> Any:
         global target  # noqa: PLW0603 - one call at a time, and the process dies of it
@@ -71,6 +91,8 @@ def arm(answer: Callable[..., Any]) -> Callable[..., Any]:
 
 def main() -> None:
     kernel._send = one_by_one(kernel._send)
+    if kernel.WIRES is not None:
+        kernel.WIRES.run = batch_by_batch(kernel.WIRES.run)  # type: ignore[method-assign]  # that is the point
     for owner, name in ((kernel.Kernel, "_start"), (kernel.Kernel, "remove"), (store.DirStore, "reserve"),
                         (store.DirStore, "wired"), (store.DirStore, "release"), (os, "rename"),
                         (firewall.Firewall, "attach"), (firewall.Firewall, "detach"), (conntrack, "forget")):

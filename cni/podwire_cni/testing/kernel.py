@@ -8,6 +8,7 @@ from ..errors import CNIError, Code
 from ..nodetable import PodRules
 from ..ops import AddNeighbour, CreateVeth, DeleteLink, DeleteNeighbour, JoinBridge, Op, undo
 from ..plan import LinkSeen, Seen
+from ..prepared import PodPlan
 from ..types import BRIDGE, Attachment, IPAddress
 
 
@@ -30,6 +31,9 @@ class FakeKernel:
             self._one(op)
             done.append(op)
         self.applied.append(tuple(ops))
+
+    def wire(self, pod: PodPlan, pod_fd: int) -> None:
+        self.apply(pod.plan.ops, pod_fd)
 
     def _one(self, op: Op) -> None:
         if isinstance(op, CreateVeth):

@@ -128,6 +128,13 @@ def test_status_tells_an_exhausted_pool() -> None:
     assert body(host.call("STATUS"))["code"] == 50
 
 
+def test_status_tells_of_ranges_of_the_configuration() -> None:
+    host, ipam = Host(), {"ranges": [[{"subnet": "10.244.1.0/28", "rangeStart": "10.244.1.5", "rangeEnd": "10.244.1.5"}]]}
+    assert host.call("STATUS", ipam=ipam).status == 0
+    assert host.call("ADD", "a", ipam=ipam).status == 0
+    assert body(host.call("STATUS", ipam=ipam))["code"] == 50 and host.call("STATUS").status == 0
+
+
 def test_unexpected_failure_is_an_error_object() -> None:
     host = Host()
     host.kernel.remove = None  # type: ignore[assignment,method-assign]  # on purpose: a fault of our own

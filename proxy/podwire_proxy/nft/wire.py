@@ -125,6 +125,13 @@ class Connection:
         if not acknowledged:
             raise NftError(codec.Error(0, errnos.EPROTO, "no acknowledgement"), None, 1)
 
+    def commit_encoded(self, batch: bytes, exchange: Callable[[int, bytes], bytes]) -> bool:
+        """Apply a batch that codec.encode made; False where the kernel refused: then nothing is applied, and `commit` of the
+        same tells why. exchange: sends bytes on a socket and returns all answers."""
+        answers = list(codec.split(exchange(self._sock.fileno(), batch)))
+        return bool(answers) and all(kind == 2 and codec.decode_error(flags, seq, body) is None
+                                     for kind, flags, seq, _, body in answers)
+
     def _request(self, kind: int, family: int, body: bytes, flags: int = codec.DUMP) -> Iterator[tuple[int, int, bytes]]:
         """(type, family, attributes) of each answer. Raises NftError."""
         self._sock.send(codec.message(codec.SUBSYS | kind, codec.REQUEST | flags, 1, family, body))

@@ -1,0 +1,130 @@
+"""The plan of one ADD, and for plain pods what was made of the plan of one like it: most pods of a node differ in little.
+
+A plain pod has what the node gives to each: no routes, MAC or bandwidth of its own. Everything else goes by plan.add_plan
+alone; it is also what says which step it was when the kernel refuses one.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from . import program
+from .plan import LONGEST_ALIAS, NodeNet, Plan, add_plan, alias_of, host_veth, mac_for
+from .result import merge, to_json
+from .stencil import Stencil, cut
+from .types import Attachment, Call, IPAddress, NetConf, Range, Result
+
+MOST_KINDS = 64
+ALIAS = 32  # bytes; the kernel ends an alias at its first NUL
+
+
+class Prepared(NamedTuple):
+    """For all pods of one kind: the program of their wiring, how many messages of it go to the node's socket, and what is
+    printed in the end."""
+
+    program: Stencil
+    messages: int
+    text: Stencil
+
+
+class Example(NamedTuple):
+    """One pod. addresses: with the range of each."""
+
+    call: Call
+    addresses: Sequence[tuple[IPAddress, Range]]
+    pod_fd: int
+
+
+class PodPlan:
+    """What wires one pod. `plan` is made when somebody looks at it."""
+
+    def __init__(self, call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> None:
+        self.call, self.conf, self.node, self.addresses = call, conf, node, addresses
+        self.prepared = prepared(call, conf, node, addresses)
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        return add_plan(self.call, self.conf, self.node, self.addresses)
+
+    def program(self, pod_fd: int) -> tuple[bytes, int] | None:
+        """See program.py; None where nothing is prepared for such a pod."""
+        if self.prepared is None:
+            return None
+        return self.prepared.program.fill(_binary(Example(self.call, self.addresses, pod_fd))), self.prepared.messages
+
+    def text(self) -> bytes:
+        """What the plugin prints: the result in the version that was asked for."""
+        if self.prepared is not None:
+            return self.prepared.text.fill(_words(Example(self.call, self.addresses, 0)))
+        return printed(self.plan.result, self.conf)
+
+
+def printed(result: Result, conf: NetConf) -> bytes:
+    whole = merge(conf.prev_result, result) if conf.prev_result else result
+    return json.dumps(to_json(whole, conf.version)).encode() + b"\n"
+
+
+def _room(alias: bytes) -> int:
+    """How many bytes there are for the alias: a multiple of ALIAS, so that there are few kinds."""
+    return min(-(-len(alias) // ALIAS) * ALIAS, LONGEST_ALIAS)
+
+
+def prepared(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> Prepared | None:
+    """What stands ready for a pod like this; None where it is none of the plain ones."""
+    if not conf.plain or not node.routed:
+        return None
+    room, homes = _room(alias_of(call).encode()), [home for _, home in addresses]
+    # A routed pod has of its range nothing but the gateway. (The hash of an address costs more than its number.)
+    kind = (call.attachment.ifname, conf.version, conf.mtu, room, *((r.gateway.version, int(r.gateway)) for r in homes))
+    found = node.prepared.get(kind, False)
+    if found is False:
+        if len(node.prepared) >= MOST_KINDS:
+            node.prepared.clear()
+        found = node.prepared[kind] = _prepare(call.attachment.ifname, conf, node, homes, room)
+    assert found is None or isinstance(found, Prepared)
+    return found
+
+
+def _prepare(ifname: str, conf: NetConf, node: NodeNet, homes: Sequence[Range], room: int) -> Prepared | None:
+    one, other = (_example(ifname, homes, room, n) for n in (0, 1))
+
+    def plan(pod: Example) -> Plan:
+        return add_plan(pod.call, conf, node, pod.addresses)
+
+    wires = cut(lambda pod: program.program(plan(pod).ops, pod.pod_fd)[0], _binary, one, other)
+    text = cut(lambda pod: printed(plan(pod).result, conf), _words, one, other)
+    return None if wires is None or text is None else Prepared(wires, program.program(plan(one).ops, 0)[1], text)
+
+
+def _example(ifname: str, homes: Sequence[Range], room: int, which: int) -> Example:
+    """A made-up pod whose values are found again where they stand."""
+    letter, number = "qj"[which], (0x6B1D8F42, 0x93E7254C)[which]
+    call = Call("ADD", Attachment(letter * (room - len(ifname) - 1), ifname), f"/{letter}/netns/{number:x}")
+    made: list[tuple[IPAddress, Range]] = []
+    for n, home in enumerate(homes, 1):
+        value = number * (2 * n + 1) % (1 << 32)
+        six = IPv6Address(0x7D << 120 | (number ^ n) << 60 | value)
+        made.append((IPv4Address(value) if home.subnet.version == 4 else six, home))
+    return Example(call, made, number ^ 0x55AA55AA)
+
+
+def _binary(pod: Example) -> list[bytes]:
+    """What differs in the program. MACs are made of addresses; the tail of an IPv6 address is a hole of its own for that."""
+    alias = alias_of(pod.call).encode()
+    values = [host_veth(pod.call.attachment).encode(), alias.ljust(_room(alias), b"\0"), pod.pod_fd.to_bytes(4, sys.byteorder)]
+    for address, _ in pod.addresses:
+        packed = address.packed
+        values += [packed] if len(packed) == 4 else [packed[:12], packed[12:]]
+    return values
+
+
+def _words(pod: Example) -> list[bytes]:
+    """What differs in the printed result."""
+    mac = mac_for(pod.addresses[0][0])
+    words = [host_veth(pod.call.attachment), mac, mac.replace(":58:", ":59:", 1), json.dumps(pod.call.netns)[1:-1]]
+    return [word.encode() for word in [*words, *(str(address) for address, _ in pod.addresses)]]

@@ -1,0 +1,36 @@
+"""Bytes that are made once for all their like: what differs from one to the next is cut out, and filled in later.
+
+Encoding is Python's slowest work, and nearly all of what stands for a pod is the same for the next one. A stencil knows nothing
+of what it holds: it is cut from the encoder's own output for one example, and kept only if filling it for a second example
+gives what the encoder gives.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Stencil:
+    """`text` with holes in the places of `marks`, wherever one occurs; of marks within each other the longest counts."""
+
+    def __init__(self, text: bytes, marks: Sequence[bytes]) -> None:
+        longest_first = sorted(dict.fromkeys(marks), key=len, reverse=True)
+        parts = re.split(b"(" + b"|".join(map(re.escape, longest_first)) + b")", text)
+        self._holes = [marks.index(mark) for mark in parts[1::2]]
+        self._parts: list[bytes] = parts
+
+    def fill(self, values: Sequence[bytes]) -> bytes:
+        """With `values` in the places of the marks, in the same order."""
+        parts = self._parts.copy()
+        parts[1::2] = [values[hole] for hole in self._holes]
+        return b"".join(parts)
+
+
+def cut(make: Callable[[T], bytes], marks: Callable[[T], Sequence[bytes]], one: T, other: T) -> Stencil | None:
+    """A stencil of what `make` makes; `marks` says what of an example stands in it. None where that is not all that differs."""
+    found = Stencil(make(one), marks(one))
+    return found if found.fill(marks(other)) == make(other) else None
