@@ -126,6 +126,11 @@ test-provision: $(VENV)/.installed-dev  ## vagrant/provision.sh and the demo on 
 	$(call need,$(TOOLS) mmdebstrap:mmdebstrap)
 	@$(BIN)/python -m pytest -q netns-tests/test_provision.py
 
+.PHONY: test-vm
+test-vm: $(VENV)/.installed-dev  ## the provisioning, the demo and the tests in a Debian VM with its own kernel; VM="..." (root)
+	$(call need,$(TOOLS) mmdebstrap:mmdebstrap qemu-system-x86_64:qemu-system-x86 ssh:openssh-client mkfs.ext4:e2fsprogs)
+	@PYTHONPATH=netns-tests $(BIN)/python vagrant/qemu.py $(VM)
+
 bench-cni: $(VENV)/.installed  ## the CNI plugin beside Debian's reference plugins (root)
 	@$(BIN)/python bench/bench_cni.py
 

@@ -7,6 +7,7 @@
 #   PODWIRE_NODE_NAME    default: the host's name
 #   PODWIRE_OVERLAY      auto (default), always or never: VXLAN between the nodes
 #   PODWIRE_SRC          the source tree (default: where this script lies)
+#   PODWIRE_PATIENCE     a whole number, by which waiting is longer on a slow machine (1)
 #   PODWIRE_STEPS        of "packages install cluster demo test", default the first three
 #
 # Without PODWIRE_CONTROL there is no cluster to join: the machine is only made ready for `make demo` and `make test`.
@@ -51,7 +52,7 @@ ensure_running() {
 }
 
 wait_for() {  # wait_for SECONDS WHAT COMMAND...
-  local seconds=$1 what=$2; shift 2
+  local seconds=$(($1 * ${PODWIRE_PATIENCE:-1})) what=$2; shift 2
   for ((i = 0; i < seconds * 2; i++)); do
     "$@" >/dev/null 2>&1 && return
     sleep 0.5

@@ -1,0 +1,80 @@
+"""vagrant/qemu.py as far as it needs no VM: what it starts, what it runs, how it reads what came back."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def qemu() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("vagrant_qemu", ROOT / "vagrant" / "qemu.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TESTS = """import pytest
+@pytest.mark.parametrize("n", [1, 2])
+def test_good(n): pass
+def test_bad(): assert 0
+@pytest.mark.skip(reason="none here")
+def test_none(): pass
+@pytest.fixture
+def broken(): raise OSError
+def test_setup(broken): pass
+@pytest.fixture
+def unclean():
+    yield
+    raise OSError
+def test_both(unclean): assert 0
+"""
+
+
+def test_what_pytest_wrote_is_counted(qemu: ModuleType, tmp_path: Path) -> None:
+    """Each test once: one that fails, and again in its teardown, too."""
+    (tmp_path / "test_it.py").write_text(TESTS)
+    junit = tmp_path / "junit.xml"
+    subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", "test_it.py"],
+                   cwd=tmp_path, capture_output=True, check=False)
+    found = qemu.outcome("test_it", junit.read_text())
+    assert (found.passed, found.skipped, sorted(found.problems)) == (2, 1, ["test_bad", "test_both", "test_setup"])
+    assert str(found).startswith("2 passed, 1 skipped, test_")
+    assert "FAILED" in qemu.table("6.1", [found])
+
+
+def test_a_run_that_did_not_end_is_no_success(qemu: ModuleType) -> None:
+    for text in ("", "\n", "cat: broken", '<testsuites><testsuite><testcase name="a"'):
+        assert qemu.outcome("x", text).problems
+
+
+def test_all_is_run_where_nothing_is_named(qemu: ModuleType) -> None:
+    found = qemu.wanted([], False)
+    assert found[:2] == ["provision", "demo"]
+    assert {f"netns-tests/{Path(__file__).name}", "cni", "dns"} < set(found)
+    assert all((ROOT / name).exists() for name in found[2:])
+    assert qemu.wanted(["dns"], False) == ["provision", "dns"]
+    assert qemu.wanted(["dns"], True) == ["provision", "demo", "dns"]
+    assert "PODWIRE_PATIENCE=7 " in qemu.command("dns", 7)
+    for what in ("provision", "demo", "dns"):
+        subprocess.run(["bash", "-n"], input=qemu.command(what, 10), text=True, check=True)
+
+
+@pytest.mark.parametrize("accel", ["kvm", "tcg"])
+def test_the_vm_is_reached_from_this_machine_alone(qemu: ModuleType, tmp_path: Path, accel: str) -> None:
+    words = qemu.qemu_command(tmp_path, accel, 2299)
+    assert any("hostfwd=tcp:127.0.0.1:2299-:22" in word for word in words)
+    assert words[words.index("-accel") + 1].startswith(accel)
+
+
+def test_kvm_only_where_the_cpu_can(qemu: ModuleType) -> None:
+    assert qemu.accelerator("processor : 0\nflags : fpu hypervisor svm_lock vmxx\nbugs : vmx\n") == "tcg"

@@ -1,0 +1,197 @@
+"""A Debian VM with a kernel of its own, made here with mmdebstrap and QEMU; vagrant/provision.sh and the tests run in it.
+
+    make test-vm                                      all of netns-tests and the tests of the packages, file by file
+    make test-vm VM="--demo netns-tests/test_lab.py"  the demo and what is named
+
+KVM where this machine has it, else QEMU's emulation: every time that a test waits is ten times as long then
+(`PODWIRE_PATIENCE`), and the whole takes many hours. What each file said lies in --folder, as log and as JUnit XML; a second
+run goes on where the first one was stopped. Needs root, and Debian on x86-64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.machine import debian_root, environment, in_root, package_folders
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = "systemd-sysv udev kmod dbus procps gcc python3-dev libc6-dev ipset tcpdump openssh-server"
+ADDRESS = "10.0.2.15"  # where QEMU's user network expects its guest
+SUITES = ("cni", "controlplane", "dns", "proxy")
+PROVISION = f"""systemctl is-system-running --wait
+export PODWIRE_ADDRESS={ADDRESS} PODWIRE_CONTROL={ADDRESS} PODWIRE_JOIN_TOKEN=made-for-one-run-on-one-machine-only
+PODWIRE_STEPS=cluster bash /podwire/vagrant/provision.sh && podwire get nodes --kubeconfig /var/lib/podwire/admin.kubeconfig
+code=$?; podwire uninstall; exit $code"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a file's tests. problems: the names of those that failed."""
+
+    what: str
+    passed: int = 0
+    skipped: int = 0
+    problems: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        return f"{self.passed} passed{skipped}" + "".join(f", {name} FAILED" for name in self.problems)
+
+
+def outcome(what: str, junit: str) -> Outcome:
+    """Of pytest's JUnit XML; what is none, is of a run that did not end."""
+    try:
+        cases = list(ET.fromstring(junit).iter("testcase"))
+    except ET.ParseError:
+        return Outcome(what, problems=("the run",))
+    bad = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
+    skipped = [c for c in cases if c.find("skipped") is not None and c not in bad]
+    names = dict.fromkeys(c.get("name") or c.get("classname") or what for c in bad)
+    return Outcome(what, len(cases) - len(bad) - len(skipped), len(skipped), tuple(names))
+
+
+def table(kernel: str, outcomes: Iterable[Outcome]) -> str:
+    """Markdown, as vagrant/README.md has it: a row a file."""
+    rows = [f"| `{o.what}` | {o} |" for o in outcomes]
+    return "\n".join([f"| {kernel} | |", "|---|---|", *rows])
+
+
+def qemu_command(folder: Path, accel: str, port: int) -> list[str]:
+    """The VM: two CPUs, a disk that nobody needs after the run (so nothing waits for it), ssh at 127.0.0.1:port."""
+    tcg = ["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,la57=off"]
+    cpu = ["-accel", "kvm", "-cpu", "host"] if accel == "kvm" else tcg
+    return ["qemu-system-x86_64", *cpu, "-smp", "2", "-m", "6G", "-display", "none", "-no-reboot", "-monitor", "none",
+            "-kernel", str(folder / "vmlinuz"), "-initrd", str(folder / "initrd"),
+            "-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet",
+            "-drive", f"file={folder / 'disk.img'},format=raw,if=virtio,cache=unsafe",
+            "-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{port}-:22", "-device", "virtio-net-pci,netdev=n0",
+            "-serial", f"file:{folder / 'console.log'}"]
+
+
+def accelerator(cpuinfo: str) -> str:
+    """KVM where the CPU says that it can; a device /dev/kvm alone is not enough (nested virtualization without it)."""
+    flags = {flag for line in cpuinfo.splitlines() if line.startswith("flags") for flag in line.split()}
+    return "kvm" if flags & {"vmx", "svm"} and os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
+
+
+def wanted(names: list[str], demo: bool, root: Path = ROOT) -> list[str]:
+    """What is to be run, in order: the provisioning, the demo, and each file of tests."""
+    files = names or [*sorted(f"netns-tests/{p.name}" for p in (root / "netns-tests").glob("test_*.py")), *SUITES]
+    return ["provision", *(["demo"] if demo or not names else []), *files]
+
+
+def command(what: str, patience: int) -> str:
+    """The shell command that runs it in the VM; tests leave /tmp/junit.xml."""
+    if what == "provision":
+        return f"export PODWIRE_PATIENCE={patience}\n{PROVISION}"
+    run = "make demo" if what == "demo" else ('.venv/bin/python -m pytest -q --tb=short --junitxml=/tmp/junit.xml '
+                                              f'-m "not long and not runtimes" {what}')
+    return f"cd /podwire && rm -f /tmp/junit.xml && PODWIRE_PATIENCE={patience} {run}"
+
+
+class Machine:
+    """The VM, from a folder."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder, self.port = folder, port
+        self.qemu: subprocess.Popen[bytes] | None = None
+
+    def build(self, kernel: str) -> None:
+        """Packages, podwire and what its tests need are installed from here, at this machine's speed."""
+        shutil.rmtree(self.folder / "base", ignore_errors=True)  # of a build that was stopped
+        for name in ("key", "key.pub"):
+            (self.folder / name).unlink(missing_ok=True)
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "key")], check=True)
+        root = debian_root(self.folder, ROOT)
+        apt = "apt-get -qq -o Acquire::Retries=3"
+        install = (f"set -e; {apt} update; {apt} install -y --no-install-recommends {PACKAGES} {kernel} make; "
+                   "bash /podwire/vagrant/provision.sh; make -s -C /podwire .venv/.installed-dev; "
+                   "systemctl enable ssh systemd-networkd")
+        env = environment(PODWIRE_STEPS="packages install", DEBIAN_FRONTEND="noninteractive")
+        done = in_root(root, ["bash", "-c", install], env, package_folders())
+        if done.returncode:
+            raise SystemExit(f"{done.stdout[-3000:]}{done.stderr[-3000:]}\nthe VM's packages could not be installed")
+        for name, text in {"etc/fstab": "/dev/vda / ext4 noatime 0 1\ntmpfs /tmp tmpfs size=2G 0 0\n",
+                           "etc/hostname": "node1\n", "etc/hosts": f"127.0.0.1 localhost\n{ADDRESS} node1\n",
+                           "etc/systemd/network/eth0.network": f"[Match]\nName=eth0\n[Network]\nAddress={ADDRESS}/24\n"
+                                                               "Gateway=10.0.2.2\n",
+                           "root/.ssh/authorized_keys": (self.folder / "key.pub").read_text()}.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text)
+        for name, pattern in (("vmlinuz", "vmlinuz-*"), ("initrd", "initrd.img-*")):
+            shutil.copyfile(next((root / "boot").glob(pattern)), self.folder / name)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-d", str(root), str(self.folder / "disk.img"), "8G"], check=True)
+        shutil.rmtree(root)
+
+    def start(self, accel: str) -> None:
+        self.qemu = subprocess.Popen(qemu_command(self.folder, accel, self.port), stdin=subprocess.DEVNULL)
+        end = time.monotonic() + 600
+        while self.ssh("true").returncode:
+            if self.qemu.poll() is not None or time.monotonic() > end:
+                raise SystemExit(f"the VM does not answer; what it said: {self.folder / 'console.log'}")
+            time.sleep(2)
+
+    def ssh(self, script: str) -> subprocess.CompletedProcess[str]:
+        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "ConnectTimeout=60", "ServerAliveInterval=60",
+                   f"IdentityFile={self.folder / 'key'}", f"Port={self.port}")
+        return subprocess.run(["ssh", "-q", *(word for o in options for word in ("-o", o)), "root@127.0.0.1", script],
+                              text=True, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT)
+
+    def run(self, what: str, patience: int) -> Outcome:
+        """From the files of an earlier run, where there are some."""
+        name = what.replace("/", ".")
+        log, xml = self.folder / f"{name}.log", self.folder / f"{name}.xml"
+        if not log.exists():
+            done = self.ssh(command(what, patience))
+            tests = what not in ("provision", "demo")
+            junit = self.ssh("cat /tmp/junit.xml 2>/dev/null").stdout if tests else \
+                f'<s><testcase name="{what}">{"<failure/>" if done.returncode else ""}</testcase></s>'
+            xml.write_text(junit)
+            log.write_text(done.stdout)  # last: what has a log is done
+        return outcome(what, xml.read_text())
+
+    def stop(self) -> None:
+        if self.qemu is not None:
+            self.qemu.terminate()
+            self.qemu.wait()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", help="files of tests; none: all, and the demo")
+    parser.add_argument("--demo", action="store_true")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".vm", help="the VM and the logs; removed by hand")
+    parser.add_argument("--accel", choices=["kvm", "tcg"], default=accelerator(Path("/proc/cpuinfo").read_text()))
+    parser.add_argument("--patience", type=int, help="default: 1, and 10 without KVM")
+    parser.add_argument("--kernel", default="linux-image-cloud-amd64", help="Debian package of the kernel")
+    parser.add_argument("--port", type=int, default=2222, help="of 127.0.0.1, where the VM's ssh is")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    vm = Machine(given.folder, given.port)
+    if not (given.folder / "disk.img").exists():
+        vm.build(given.kernel)
+    try:
+        vm.start(given.accel)
+        kernel = vm.ssh("uname -r").stdout.strip()
+        found = []
+        for what in wanted(given.files, given.demo):
+            found.append(vm.run(what, given.patience or (1 if given.accel == "kvm" else 10)))
+            print(f"{what}: {found[-1]}", flush=True)
+    finally:
+        vm.stop()
+    print(table(kernel, found))
+    return int(any(o.problems for o in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
