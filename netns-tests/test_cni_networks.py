@@ -165,6 +165,19 @@ def test_a_change_of_ranges_cuts_off_nobody(place: Place, addressing: str) -> No
     assert tell(place, c, place.node.ns, address.split("/")[0]) == "10.51.0.1", "nobody is left who minds"
 
 
+def test_the_addresses_of_a_bridge_that_has_no_pods_any_more_may_move(place: Place) -> None:
+    """A bridge that gets another name in its conflist."""
+    old, new = (place.conf(bridge, "10.50.0.0/24", addressing="subnet", ipMasq=True) for bridge in ("lan0", "lan1"))
+    place.pod("a", old)
+    answer = place.node.cni("ADD", "b", place.lab.netns("b"), new)
+    assert (answer.status, answer.body["code"]) == (1, 7) and "of lan0" in answer.body["msg"], "it still has one"
+    place.drop("a", old)
+    b, (address,) = place.pod("b", new)
+    assert tell(place, place.outside, b, OUTSIDE) == NODE and address == "10.50.0.3/24"
+    assert "lan0" not in place.node.links() and "lan1" in place.node.links()
+    assert [file.name for file in (place.node.run_dir / "cni/networks").iterdir()] == ["lan1.json"]
+
+
 def test_host_ports_of_another_bridge(place: Place) -> None:
     conf = place.conf("lan0", "10.50.0.0/24", addressing="subnet", runtimeConfig={
         "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]})

@@ -90,7 +90,7 @@ class Agent:
         self.node: NodeNet | None = None
         self.kernel, self.firewall = kernel, firewall
         self.networks = Networks(config.run_dir / "cni" / "networks", wiring.ensure_node, firewall.others,
-                                 wiring.foreign)
+                                 wiring.foreign, wiring.end_bridge)
         self.networks.restore()
         self.plugin = Plugin(kernel, firewall, Allocator(store, config.quarantine, time.time), lambda: self.node, boot_id(),
                              waiting_for=f"Node {config.node_name} has no spec.podCIDR yet",

@@ -324,6 +324,8 @@ def parse_conf(stdin: bytes) -> NetConf:
     if bridge and (not isinstance(bridge, str) or not ifname_is_good(bridge)):
         raise _bad("bridge", bridge, "an interface name of at most 15 bytes")
     ranges, ipam = _ipam(conf.get("ipam"))
+    if mtu and mtu < 1280 and any(r.subnet.version == 6 for ranges_of in ranges for r in ranges_of):
+        raise _bad("mtu", mtu, "at least 1280 bytes, which IPv6 needs (RFC 8200, section 5)")
     caps = _capabilities(conf)
     more = _object(_object(conf.get("args"), "args").get("cni"), "args.cni")  # the older way to ask, says CNI's CONVENTIONS.md
     mac = mac_address(caps["mac"], "runtimeConfig.mac") if caps.get("mac") else mac_address(more.get("mac"), "args.cni.mac")

@@ -84,6 +84,6 @@ def read(path: Path) -> Last | None:
     try:
         plugin = json.loads(path.read_text())["plugins"][0]
         ranges, mtu = range_sets(plugin["ipam"]["ranges"], "ipam.ranges"), plugin["mtu"]
-    except (OSError, ValueError, LookupError, TypeError, CNIError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, CNIError):
         return None
     return Last(ranges, mtu) if ranges and type(mtu) is int and mtu > 0 else None

@@ -6,6 +6,7 @@ when its last pod goes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -63,11 +64,11 @@ def clash(new: Network, ranges: tuple[RangeSet, ...], bridge: str) -> None:
 
 class Networks:
     """make: puts a network into the kernel. changed: is told all of them. foreign: why the node has no place for one that
-    is new or has changed. For many threads."""
+    is new or has changed. end: takes a bridge away, or says no because pods are on it. For many threads."""
 
     def __init__(self, directory: Path, make: Callable[[NodeNet], object], changed: Callable[[tuple[OtherNet, ...]], None],
-                 foreign: Callable[[NodeNet], str] = lambda _: "") -> None:
-        self.directory, self._make, self._changed, self._foreign = directory, make, changed, foreign
+                 foreign: Callable[[NodeNet], str] = lambda _: "", end: Callable[[str], bool] = lambda _: False) -> None:
+        self.directory, self._make, self._changed, self._foreign, self._end = directory, make, changed, foreign, end
         self._lock = threading.Lock()
         self.known: dict[str, Network] = {}
 
@@ -79,7 +80,7 @@ class Networks:
                 native = None if raw["native"] is None else frozenset(str(ip_network(c)) for c in raw["native"])
                 net = NodeNet(range_sets(raw["ranges"], "ranges"), int(raw["mtu"]), str(raw["bridge"]),
                               routed=bool(raw["routed"]), is_gateway=bool(raw["isGateway"]))
-            except (OSError, ValueError, LookupError, TypeError, CNIError):
+            except (OSError, ValueError, LookupError, TypeError, RecursionError, CNIError):
                 continue
             self.known[net.bridge] = Network(net, native)
 
@@ -104,9 +105,7 @@ class Networks:
                 return want.net
             if main:
                 clash(want, main.ranges, main.bridge)
-            for other in self.known.values():
-                if other.net.bridge != conf.bridge:
-                    clash(want, other.net.ranges, other.net.bridge)
+            self._make_room(want)
             if not self._as_before(want.net) and (why := self._foreign(want.net)):
                 raise CNIError(Code.INVALID_CONFIG, f"network configuration: bridge {conf.bridge}: {why}",
                                "name one that does not exist, it is made when its first pod comes; with addresses that the "
@@ -116,6 +115,18 @@ class Networks:
             self.known[conf.bridge] = want
             self._changed(self.rules())
         return want.net
+
+    def _make_room(self, want: Network) -> None:
+        """An edited conflist may give the addresses of a bridge to another one; what nobody uses any more is no obstacle."""
+        for other in [network.net for network in self.known.values() if network.net.bridge != want.net.bridge]:
+            try:
+                clash(want, other.ranges, other.bridge)
+            except CNIError:
+                if not self._end(other.bridge):
+                    raise
+                del self.known[other.bridge]
+                with contextlib.suppress(OSError):
+                    (self.directory / f"{other.bridge}.json").unlink()
 
     def _as_before(self, net: NodeNet) -> bool:
         """Whether pods that are on the bridge will notice nothing."""

@@ -77,6 +77,19 @@ def _cut_off(ipr: IPRoute, net: NodeNet, bridge: Any) -> str:
     return ""
 
 
+def end_bridge(name: str) -> bool:
+    """Take a bridge of ours away if it has no ports. Returns whether it is gone."""
+    with IPRoute() as ipr:
+        found = ipr.get_links(ifname=name) if ipr.link_lookup(ifname=name) else []
+        if not found:
+            return True
+        ours = str(found[0].get("IFLA_ADDRESS")).startswith(OURS)
+        if not ours or any(link.get("IFLA_MASTER") == found[0]["index"] for link in ipr.get_links()):
+            return False
+        ipr.link("del", index=found[0]["index"])
+        return True
+
+
 def _bridge_addresses(ipr: IPRoute, index: int) -> set[IPInterface]:
     present = {ip_interface(f"{a.get('IFA_ADDRESS')}/{a['prefixlen']}") for a in ipr.get_addr(index=index)}
     return {a for a in present if not a.is_link_local}

@@ -78,7 +78,7 @@ class DirStore:
             lease = _read(file)
             if lease is not None:
                 found.append(lease)
-            elif (address := _address(file.name)) is None:
+            elif (address := _address(file.name)) is None or file.is_dir():
                 log.warn("not a lease, ignored", file=str(file))
             else:
                 log.error("unreadable lease, its address is not given until its pod is gone", file=str(file))
@@ -172,5 +172,5 @@ def _read(file: Path) -> Lease | None:
                      str(raw["podUID"]), str(raw["bootID"]), str(raw["mac"]), rest.startswith(WIRED),
                      port_mappings(raw.get("ports"), "ports"), str(raw.get("bridge", "")),
                      tuple(map(str, raw.get("aliases", ()))), str(raw.get("origin", "")), str(raw.get("network", "")))
-    except (OSError, ValueError, KeyError, TypeError, CNIError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, CNIError):
         return None

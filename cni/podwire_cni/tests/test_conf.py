@@ -41,6 +41,7 @@ def ranges(*entries: Any) -> dict[str, Any]:
     ({"name": ""}, 7, "name"),
     ({"mtu": True}, 7, "mtu"),
     ({"mtu": 67}, 7, "mtu"),
+    ({"mtu": 1279, "ipam": ranges({"subnet": "fd00::/64"})}, 7, "mtu"),
     ({"standalone": "yes"}, 7, "standalone"),
     ({"ipam": []}, 7, "ipam"),
     ({"ipam": {"type": "host-local"}}, 7, "ipam.type"),

@@ -197,11 +197,14 @@ def test_host_local_is_taken_over(tmp_path: Path) -> None:
     assert allocator.release(Attachment("b", "eth0")) == [ip_address("10.0.0.4")]
 
 
-def test_an_unreadable_lease_keeps_its_address_until_it_is_released(tmp_path: Path) -> None:
-    (tmp_path / "10.0.0.9").write_text('{"containerID": "c')
+@pytest.mark.parametrize("text", ['{"containerID": "c', "", "\0" * 300, "[" * 100_000, "{}", '{"containerID": 1' + "0" * 5000])
+def test_an_unreadable_lease_keeps_its_address_until_it_is_released(tmp_path: Path, text: str) -> None:
+    (tmp_path / "10.0.0.9").write_text(text)
+    (tmp_path / "10.0.0.8").mkdir()
     store = DirStore(tmp_path)
     assert list(store.leases()) == [] and store.damaged() == {ip_address("10.0.0.9")}
     assert not store.reserve(replace(LEASE, address=ip_address("10.0.0.9")))
+    assert not store.reserve(replace(LEASE, address=ip_address("10.0.0.8"))), "whatever has its name is left alone"
     store.release(ip_address("10.0.0.9"))
     assert not store.damaged() and store.reserve(replace(LEASE, address=ip_address("10.0.0.9")))
 

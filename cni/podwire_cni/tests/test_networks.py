@@ -83,6 +83,8 @@ def test_one_network_that_cannot_be_made_stops_no_other(tmp_path: Path) -> None:
             raise FileExistsError(17, "lan0 is no bridge")
         made.append(net.bridge)
 
+    for name, text in (("torn", ""), ("deep", "[" * 100_000), ("other", "{}")):
+        (tmp_path / f"{name}.json").write_text(text)
     again = Networks(tmp_path, make, lambda _: None)
     again.restore()
     refused = again.ensure()
