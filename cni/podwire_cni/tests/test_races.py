@@ -14,6 +14,7 @@ from podwire_cni.plan import host_veth
 from podwire_cni.tests.test_verbs import Host, body
 from podwire_cni.turns import Turns
 from podwire_cni.types import Attachment
+from podwire_controlplane.patience import patient
 
 POOL = 13  # pods that Host's node has room for
 
@@ -22,7 +23,7 @@ def ended(work: Callable[[], Any], seconds: float = 10) -> threading.Thread:
     """The thread that did `work`, which a deadlock would keep from its end."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(patient(seconds))
     assert not thread.is_alive(), "it hangs"
     return thread
 
@@ -73,7 +74,7 @@ def test_a_start_does_not_take_a_pod_that_is_being_wired() -> None:
 
     def apply(ops: Any, pod_fd: Any = None) -> None:
         start.start()
-        assert listed.wait(10)
+        assert listed.wait(patient(10))
         real(ops, pod_fd)
 
     def seen() -> dict[str, tuple[int, int]]:

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from podwire_controlplane.patience import patient
 from podwire_controlplane.server import pki
 from podwire_controlplane.server.main import _tls
 from podwire_controlplane.store.memory import MemoryStore
@@ -32,7 +33,7 @@ class InThread:
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run `work` in the server's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(patient(20))
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -18,6 +18,7 @@ from podwire_controlplane.allocators import ServiceAllocator
 from podwire_controlplane.api.meta import Object
 from podwire_controlplane.api.registry import of
 from podwire_controlplane.client.config import ClientConfig
+from podwire_controlplane.patience import patient
 from podwire_controlplane.server import auth, pki
 from podwire_controlplane.server.app import make_app
 from podwire_controlplane.server.main import _listener
@@ -77,7 +78,7 @@ class Server(InThread):
                 file.write(cert.certificate + cert.key)
                 file.flush()
                 context.load_cert_chain(file.name)
-        link = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=20, context=context)
+        link = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=patient(20), context=context)
         known = {"Authorization": f"Bearer {token}"} if token else {}
         sent = {"Content-Type": "application/json", **known, **(headers or {})}
         raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()

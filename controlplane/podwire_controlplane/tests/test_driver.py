@@ -16,6 +16,7 @@ from podwire_controlplane.client.http import ApiClient, ApiError
 from podwire_controlplane.controllers import cleanup, endpointslices, nodes, workloads
 from podwire_controlplane.controllers.base import Change, Controller, itself
 from podwire_controlplane.controllers.driver import Driver
+from podwire_controlplane.patience import patient
 
 from .builders import deployment, node, pod, run, service
 from .servers import Server
@@ -50,7 +51,7 @@ class Cluster:
                     raise
 
     async def until(self, holds: Callable[[], Awaitable[bool]]) -> None:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(patient(15)):
             while not await holds():
                 await self.kubelet()
                 await asyncio.sleep(0.02)

@@ -15,6 +15,7 @@ from podwire_controlplane.client.config import ClientConfig
 from podwire_controlplane.client.http import ApiClient, ApiError
 from podwire_controlplane.client.informer import Informer
 from podwire_controlplane.client.reflector import Event
+from podwire_controlplane.patience import patient
 from podwire_controlplane.store.memory import MemoryStore
 from podwire_controlplane.store.sqlite import SqliteStore
 
@@ -26,7 +27,7 @@ PODS = "/api/v1/namespaces/default/pods"
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patient(10)):
         while not holds():
             await asyncio.sleep(0.01)
 

@@ -22,6 +22,7 @@ from podwire_controlplane.client.config import ClientConfig
 from podwire_controlplane.client.http import ApiClient, ApiError
 from podwire_controlplane.deploy import plan
 from podwire_controlplane.main import cli
+from podwire_controlplane.patience import patient
 from podwire_controlplane.server import join as server_join
 from podwire_controlplane.server import pki
 
@@ -50,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]
     assert init(data, port, "--token", TOKEN, *ranges).exit_code == 0
     server = subprocess.Popen([sys.executable, "-m", "podwire_controlplane.main", "apiserver", "--data", str(data / "api"),
                                "--listen", f"127.0.0.1:{port}", "--advertise", f"192.0.2.1:{port}"], stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 20
+    end = time.monotonic() + patient(20)
     while time.monotonic() < end:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
@@ -59,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]
             time.sleep(0.05)
     yield data, port
     server.terminate()
-    assert server.wait(10) == 0
+    assert server.wait(patient(10)) == 0
 
 
 def join(root: Path, port: int, *words: str, token: str = TOKEN) -> Result:

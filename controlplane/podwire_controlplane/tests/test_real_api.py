@@ -15,6 +15,7 @@ from podwire_controlplane.client import informer as informer_module
 from podwire_controlplane.client.config import ClientConfig
 from podwire_controlplane.client.http import ApiClient
 from podwire_controlplane.client.informer import Informer
+from podwire_controlplane.patience import patient
 
 from . import recorded
 from .builders import run
@@ -185,7 +186,7 @@ def test_a_server_that_answers_one_request_is_asked_again_by_all() -> None:
             done, _ = await asyncio.wait((waiting,), timeout=0.1)
             assert not done, "nobody was answered"
             await api.get(SERVICES)
-            await asyncio.wait_for(waiting, 10)
+            await asyncio.wait_for(waiting, patient(10))
             await api.pause(0.01, 0.02)  # and it ends by itself
 
     run(body())

@@ -19,6 +19,7 @@ import dns.message
 import dns.rcode
 import pytest
 
+from podwire_controlplane.patience import patient
 from podwire_dns import native
 from podwire_dns.cache import Upstreamed
 from podwire_dns.names import to_wire
@@ -69,7 +70,7 @@ def test_the_loop_answers_as_the_answerer_does(tmp_path: Path, way: str) -> None
     def ask_all() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.connect(("127.0.0.1", config.port))
-            sock.settimeout(5)
+            sock.settimeout(patient(5))
             end = bytes.fromhex("ffff0000000000000000000000")  # a malformed message that always gets FORMERR
             sent = [data for data in packets() if data[:2] != end[:2]]  # its answer is told by the id
             for at in range(0, len(sent), 40):
@@ -107,7 +108,7 @@ def test_answers_of_the_forward_cache(tmp_path: Path, batches: bool) -> None:
 
     async def ask(name: str, *, dnssec: bool = False) -> dns.message.Message:
         query = dns.message.make_query(name, "A", want_dnssec=dnssec)
-        return await dns.asyncquery.udp(query, "127.0.0.1", port=config.port, timeout=5)
+        return await dns.asyncquery.udp(query, "127.0.0.1", port=config.port, timeout=patient(5))
 
     async def serve() -> None:
         async with Server(config) as server:

@@ -7,6 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+from podwire_controlplane.patience import patient
 from podwire_dns import native
 from podwire_dns.cache import Upstreamed
 from podwire_dns.exchange import Asker
@@ -54,7 +55,7 @@ def run(work: Callable[[World], Awaitable[None]]) -> None:
     async def body() -> None:
         world = World()
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(patient(60)):
                 await work(world)
         finally:
             world.asker.close()

@@ -13,6 +13,7 @@ import dns.asyncquery
 import dns.message
 from dnslib import RR, DNSRecord
 
+from podwire_controlplane.patience import patient
 from podwire_dns import feed, web
 from podwire_dns.server import Server
 from podwire_dns.sources import Sources
@@ -42,7 +43,7 @@ async def page_of_a_busy_server(tmp_path: Path) -> dict[str, float]:
         server.follower.take(feed.Synced(1))
         for name, edns in (("www.example.com.", False), ("www.example.com.", True), (f"svc1.{SVC}", True)):
             query = dns.message.make_query(name, "A", want_dnssec=edns)
-            await dns.asyncquery.udp(query, "127.0.0.1", port=config.port, timeout=5)
+            await dns.asyncquery.udp(query, "127.0.0.1", port=config.port, timeout=patient(5))
         await ask(config, "www.example.com.")
         await ask(config, "nx.example.com.")
         await ask(config, "nx.example.com.")

@@ -16,6 +16,7 @@ import pytest
 
 from podwire_controlplane.client.reflector import Event
 from podwire_controlplane.client.rolestatus import RoleStatus, read_all
+from podwire_controlplane.patience import patient
 from podwire_dns.cache import Cache
 from podwire_dns.config import DnsConfig
 from podwire_dns.feeder import Feeder
@@ -44,7 +45,7 @@ def free_port() -> int:
 
 
 async def until(check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patient(10)):
         while not check():
             await asyncio.sleep(0.01)
 
@@ -71,7 +72,7 @@ def run(tmp_path: Path, work: Callable[[DnsConfig, Server], Awaitable[Any]]) -> 
 
 async def ask(config: DnsConfig, name: str, rtype: str = "A", *, tcp: bool = False) -> dns.message.Message:
     send = dns.asyncquery.tcp if tcp else dns.asyncquery.udp
-    return await send(dns.message.make_query(name, rtype), "127.0.0.1", port=config.port, timeout=5)
+    return await send(dns.message.make_query(name, rtype), "127.0.0.1", port=config.port, timeout=patient(5))
 
 
 def test_a_server_follows_its_feeder(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 
 from podwire_controlplane.client.config import ConfigError
+from podwire_controlplane.patience import patient
 from podwire_proxy import health, main, nft
 from podwire_proxy.changes import Tracker
 from podwire_proxy.conntrack import Flow, provocation, serving, stale, stray
@@ -358,7 +359,7 @@ def test_a_health_check_port_that_is_taken_is_told_once_and_served_when_it_is_fr
         wanted = {"default/web": HealthCheck(port, 1)}
         for _ in range(2):
             await checks.update(wanted, ["127.0.0.1"])
-            await asyncio.wait_for(checks.due(changed), 5)
+            await asyncio.wait_for(checks.due(changed), patient(5))
         await other.cleanup()
         await checks.update(wanted, ["127.0.0.1"])
         async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/") as answer:
@@ -367,7 +368,7 @@ def test_a_health_check_port_that_is_taken_is_told_once_and_served_when_it_is_fr
         await asyncio.sleep(0.05)
         assert not waits.done(), "all are there: nothing to do until something changes"
         changed.set()
-        await asyncio.wait_for(waits, 5)
+        await asyncio.wait_for(waits, patient(5))
         await checks.close()
         return status
 

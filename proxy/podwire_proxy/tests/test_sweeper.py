@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from podwire_controlplane.patience import patient
 from podwire_proxy import sweeper
 from podwire_proxy.flows import Swept
 
@@ -55,7 +56,7 @@ def swept(leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch) -> tuple[list[S
         await asyncio.sleep(0.01)
         made.close()
 
-    asyncio.run(asyncio.wait_for(work(), 10))
+    asyncio.run(asyncio.wait_for(work(), patient(10)))
     return done, failed
 
 
