@@ -18,6 +18,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 enum { INDEX = 1, BATCH = 2 };
@@ -216,4 +218,84 @@ int wires_exchange(int sock, const uint8_t *data, uint32_t size, uint8_t *answer
             continue;
         return more >= 0 || errno == EAGAIN ? (int)got : -errno;
     }
+}
+
+/* ---- one call of the plugin binary (the protocol: client.c) ---- */
+
+enum { DESCRIPTORS = 4, HEAD = 20, NS_GET_NSTYPE = 0xb703 };
+
+struct taken {
+    int32_t connection, count, fds[DESCRIPTORS];
+    uint32_t size;    /* of what is in the buffer */
+    int32_t is_netns; /* whether the second descriptor is a network namespace */
+    struct { uint64_t dev, ino; } ids[2];
+};
+
+/* Take the next caller of `listener` and read its request, as much of it as has come or fits. Returns 0, or -errno: where
+ * `connection` is not -1, that is of the caller's connection. */
+int wires_take(int listener, uint8_t *buffer, uint32_t room, int seconds, struct taken *out)
+{
+    struct timeval limit = {seconds, 0};
+    union { struct cmsghdr head; char room[CMSG_SPACE(DESCRIPTORS * sizeof(int))]; } control;
+    memset(out, 0, sizeof *out);
+    if ((out->connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) < 0)
+        return -errno;
+    setsockopt(out->connection, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    setsockopt(out->connection, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+    uint64_t wanted = HEAD;
+    while (out->size < wanted && out->size < room) {
+        struct iovec part = {buffer + out->size, room - out->size};
+        struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+        ssize_t got = recvmsg(out->connection, &message, MSG_CMSG_CLOEXEC);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return -errno;
+        for (struct cmsghdr *each = CMSG_FIRSTHDR(&message); each; each = CMSG_NXTHDR(&message, each))
+            if (each->cmsg_level == SOL_SOCKET && each->cmsg_type == SCM_RIGHTS)
+                for (size_t at = CMSG_LEN(0); at + sizeof(int) <= each->cmsg_len; at += sizeof(int)) {
+                    int fd;
+                    memcpy(&fd, (char *)each + at, sizeof fd);
+                    if (out->count < DESCRIPTORS)
+                        out->fds[out->count++] = fd;
+                    else
+                        close(fd);
+                }
+        if (!got)
+            break;
+        if ((out->size += got) >= HEAD)
+            wanted = HEAD + (uint64_t)u32(buffer + 12) + u32(buffer + 16);
+    }
+    for (int i = 0; i < 2 && i < out->count; i++) {
+        struct stat found;
+        if (fstat(out->fds[i], &found) == 0)
+            out->ids[i].dev = found.st_dev, out->ids[i].ino = found.st_ino;
+    }
+    out->is_netns = out->count > 1 && ioctl(out->fds[1], NS_GET_NSTYPE) == CLONE_NEWNET;
+    return 0;
+}
+
+/* Whether the caller's process has ended: it says nothing more, but only its end closes the connection. */
+int wires_gone(int connection)
+{
+    char byte;
+    ssize_t got = recv(connection, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    return got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR);
+}
+
+/* Send the answer (none where size is 0) and close the connection and the caller's descriptors. Returns 0 or -errno. */
+int wires_answer(const struct taken *caller, const uint8_t *text, uint32_t size)
+{
+    int status = 0;
+    while (size && !status) {
+        ssize_t sent = send(caller->connection, text, size, MSG_NOSIGNAL);
+        if (sent >= 0)
+            text += sent, size -= sent;
+        else if (errno != EINTR)
+            status = -errno;
+    }
+    close(caller->connection);
+    for (int i = 0; i < caller->count; i++)
+        close(caller->fds[i]);
+    return status;
 }

@@ -17,6 +17,17 @@ class _Outcome(ctypes.Structure):
                 ("words", ctypes.c_char * 112))
 
 
+class _Id(ctypes.Structure):
+    _fields_ = (("dev", ctypes.c_uint64), ("ino", ctypes.c_uint64))
+
+
+class Taken(ctypes.Structure):
+    """struct taken: a caller's connection and descriptors, and of the first two which files they are."""
+
+    _fields_ = (("connection", ctypes.c_int32), ("count", ctypes.c_int32), ("fds", ctypes.c_int32 * 4),
+                ("size", ctypes.c_uint32), ("is_netns", ctypes.c_int32), ("ids", _Id * 2))
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """status: DONE; REFUSED by the kernel, `error` (an errno) and `words` say why, `batch` and `message` what; FAILED: some
@@ -36,9 +47,13 @@ class Wires:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._run, self._exchange = library.wires_run, library.wires_exchange
-        number, unsigned, text = ctypes.c_int, ctypes.c_uint32, ctypes.c_char_p
-        self._run.argtypes = (number, unsigned, number, number, text, unsigned, ctypes.c_void_p)
-        self._exchange.argtypes = (number, text, unsigned, ctypes.c_void_p, unsigned)
+        self._take, self._gone, self._answer = library.wires_take, library.wires_gone, library.wires_answer
+        number, unsigned, text, place = ctypes.c_int, ctypes.c_uint32, ctypes.c_char_p, ctypes.c_void_p
+        self._take.argtypes = (number, place, unsigned, number, place)
+        self._gone.argtypes = (number,)
+        self._answer.argtypes = (place, text, unsigned)
+        self._run.argtypes = (number, unsigned, number, number, text, unsigned, place)
+        self._exchange.argtypes = (number, text, unsigned, place, unsigned)
 
     def run(self, sock: int, seq: int, node: int, pod: int, program: bytes) -> Outcome | None:
         """Run a program (program.py). sock: an rtnetlink socket of the node, whose last sequence number was `seq`; node, pod:
@@ -55,7 +70,25 @@ class Wires:
         got = self._exchange(sock, batch, len(batch), answers, ROOM)
         if got < 0:
             raise OSError(-got, "netlink")
-        return answers.raw[:got]
+        return ctypes.string_at(answers, got)
+
+
+    def take(self, listener: int, seconds: int) -> tuple[Taken, bytes, int]:
+        """The next caller, what came of its request, and an errno. Where that is not 0 and the caller has a connection, it is
+        of that; `answer` ends it. seconds: how long it may keep us waiting."""
+        taken, buffer = Taken(), ctypes.create_string_buffer(ROOM)
+        error = self._take(listener, buffer, ROOM, seconds, ctypes.byref(taken))
+        return taken, ctypes.string_at(buffer, taken.size), -error
+
+    def gone(self, caller: Taken) -> bool:
+        """Whether the caller's process has ended."""
+        return bool(self._gone(caller.connection))
+
+    def answer(self, caller: Taken, data: bytes) -> None:
+        """Send `data` and close all of the caller's descriptors. Raises OSError; they are closed then, too."""
+        error = self._answer(ctypes.byref(caller), data, len(data))
+        if error:
+            raise OSError(-error, "the caller does not take its answer")
 
 
 @functools.cache

@@ -1,0 +1,173 @@
+"""Who calls the agent: a connection of the plugin binary, what it asks, and its answer.
+
+Two ways to do the same: the compiled library takes a caller with one call, without it Python does step by step.
+The protocol is described at the top of native/client.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from typing import Protocol
+
+from .kernel import is_netns, netns_id
+from .native.wires import Taken, Wires
+
+HEAD = struct.Struct("=4s4I")
+MAX_INPUT = 8 << 20
+SECONDS = 10  # how long a caller may take to say what it wants
+_LIMIT = struct.pack("ll", SECONDS, 0)  # struct timeval
+POD_NETNS = 1
+
+
+class BrokeOff(Exception):
+    """A caller that was taken does not say what it wants."""
+
+
+class Request:
+    """What a caller sent. error: the errno with which it found no namespace of a pod, 0 for none."""
+
+    __slots__ = ("env", "error", "flags", "size", "stdin")
+
+    def __init__(self, data: bytes) -> None:
+        """Raises ValueError where it is none. `env` and `stdin` are whole where `data` has `size` bytes."""
+        magic, self.flags, self.error, env_len, stdin_len = HEAD.unpack_from(data)
+        if magic != b"PWC1" or env_len + stdin_len > MAX_INPUT:
+            raise ValueError("not a request of podwire-cni, or one of another version")
+        end = HEAD.size + env_len
+        self.size = end + stdin_len
+        self.stdin, self.env = data[end:self.size], dict[str, str]()
+        for entry in data[HEAD.size:end].decode(errors="replace").split("\0"):
+            key, equals, value = entry.partition("=")
+            if equals:
+                self.env[key] = value
+
+
+class Caller(Protocol):
+    """node: the namespace it was run in, as netns_id, None for unknown. pod: that of the pod as a descriptor, None for none.
+    `answer` or `close` is the last that is done with it."""
+
+    request: Request
+    node: tuple[int, int] | None
+    pod: int | None
+    pod_id: tuple[int, int] | None
+    pod_is_netns: bool
+
+    def gone(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+
+    def answer(self, data: bytes) -> None:
+        """Raises OSError."""
+
+    def close(self) -> None: ...
+
+
+class SocketCaller:
+    """By Python alone."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Raises BrokeOff; the connection is closed then."""
+        self._connection, self._fds = connection, list[int]()
+        try:
+            for way in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                connection.setsockopt(socket.SOL_SOCKET, way, _LIMIT)
+            data, self._fds, _, _ = socket.recv_fds(connection, 65536, 4)
+            self.request = read(connection, data)
+        except (OSError, ValueError) as err:
+            self.close()
+            raise BrokeOff(str(err) or type(err).__name__) from err
+        self.node = netns_id(self._fds[0]) if self._fds else None
+        self.pod = self._fds[1] if self.request.flags & POD_NETNS and len(self._fds) > 1 else None
+        self.pod_id = None if self.pod is None else netns_id(self.pod)
+        self.pod_is_netns = self.pod is not None and is_netns(self.pod)
+
+    def gone(self) -> bool:
+        # It says nothing more, but only its end closes the connection.
+        try:
+            return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def answer(self, data: bytes) -> None:
+        try:
+            self._connection.sendall(data)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+
+
+def read(connection: socket.socket, data: bytes) -> Request:
+    """The request that begins with `data`. Raises OSError, ValueError."""
+    buffer = bytearray(data)
+    _fill(connection, buffer, HEAD.size)
+    size = Request(bytes(buffer)).size
+    if len(buffer) < size:
+        _fill(connection, buffer, size)
+    return Request(bytes(buffer))
+
+
+def _fill(connection: socket.socket, buffer: bytearray, size: int) -> None:
+    while len(buffer) < size:
+        more = connection.recv(size - len(buffer))
+        if not more:
+            raise ConnectionResetError("the caller went away")
+        buffer += more
+
+
+class WiresCaller:
+    """By the library."""
+
+    def __init__(self, library: Wires, taken: Taken, data: bytes) -> None:
+        """Raises BrokeOff; the connection is closed then."""
+        self._library, self._taken = library, taken
+        try:
+            self.request = Request(data) if len(data) >= HEAD.size else self._rest(data)
+            if len(data) < self.request.size:
+                self.request = self._rest(data)
+        except (OSError, ValueError) as err:
+            self.close()
+            raise BrokeOff(str(err) or type(err).__name__) from err
+        own, pod = taken.ids
+        self.node = (own.dev, own.ino) if taken.count else None
+        self.pod = taken.fds[1] if self.request.flags & POD_NETNS and taken.count > 1 else None
+        self.pod_id = None if self.pod is None else (pod.dev, pod.ino)
+        self.pod_is_netns = bool(taken.is_netns)
+
+    def _rest(self, data: bytes) -> Request:
+        connection = socket.socket(fileno=self._taken.connection)
+        try:
+            return read(connection, data)
+        finally:
+            connection.detach()
+
+    def gone(self) -> bool:
+        return self._library.gone(self._taken)
+
+    def answer(self, data: bytes) -> None:
+        self._library.answer(self._taken, data)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._library.answer(self._taken, b"")
+
+
+def take(listener: socket.socket, library: Wires | None) -> Caller:
+    """The next caller. Raises OSError where none can be taken, BrokeOff where one is gone again."""
+    if library is None:
+        return SocketCaller(listener.accept()[0])
+    taken, data, error = library.take(listener.fileno(), SECONDS)
+    if error and taken.connection < 0:
+        raise OSError(error, os.strerror(error))
+    if error:
+        library.answer(taken, b"")
+        raise BrokeOff(os.strerror(error))
+    return WiresCaller(library, taken, data)
