@@ -103,7 +103,8 @@ def forget() -> None:
 
 def keep(folder: Path, test: str) -> list[Path]:
     """Write what all living namespaces hold, and those that the failure itself has closed; returns the files."""
-    found = {**_left, **_look(one for one in _tapped if one.ns.fd >= 0)}
+    _look(one for one in _tapped if one.ns.fd >= 0)
+    found = dict(_left)
     _left.clear()
     where = folder / re.sub(r"[^A-Za-z0-9._-]+", "-", test).strip("-")[:200]
     shutil.rmtree(where, ignore_errors=True)  # of an earlier run
@@ -116,34 +117,32 @@ def keep(folder: Path, test: str) -> list[Path]:
 
 def witness(made: list[NetNS]) -> None:
     """An exception is about to close these namespaces."""
-    _left.update(_look(one for one in _tapped if one.ns in made))
+    _look(one for one in _tapped if one.ns in made)
 
 
 witnesses.append(witness)
 
 
-def _look(taps: Iterable[Tap]) -> dict[str, bytes]:
-    """File name -> content. Of several namespaces of one name the first made has it, the others a number behind it."""
-    out: dict[str, bytes] = {}
+def _look(taps: Iterable[Tap]) -> None:
+    """Into `_left`. Of several namespaces of one name the first has it, the others a number behind it."""
     spaces = []
     for one in sorted(taps, key=lambda one: one.number):
-        name = _free(out, one.ns.name)
+        name = _free(one.ns.name)
         frames = one.frames()
-        out[f"{name}.txt"], out[f"{name}.pcapng"] = _state(one.ns).encode(), pcapng(frames)
+        _left[f"{name}.txt"], _left[f"{name}.pcapng"] = _state(one.ns).encode(), pcapng(frames)
         spaces.append(one.ns)
     for something in sorted((one for one in _told if one.ns in spaces), key=lambda one: one.name):
-        name = _free(out, f"{type(something).__name__}-{something.name}")
+        name = _free(f"{type(something).__name__}-{something.name}")
         try:
-            out[f"{name}.txt"] = something.describe().encode()
+            _left[f"{name}.txt"] = something.describe().encode()
         except (OSError, ValueError) as err:  # it may have died half way: the other witnesses are heard all the same
-            out[f"{name}.txt"] = f"could not be asked: {err}\n".encode()
-    return out
+            _left[f"{name}.txt"] = f"could not be asked: {err}\n".encode()
 
 
-def _free(taken: dict[str, bytes], wanted: str) -> str:
+def _free(wanted: str) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", wanted)
     names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(2)))
-    return next(one for one in names if f"{one}.txt" not in taken)
+    return next(one for one in names if f"{one}.txt" not in _left)
 
 
 def _state(ns: NetNS) -> str:
