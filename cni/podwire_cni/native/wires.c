@@ -238,8 +238,9 @@ int wires_take(int listener, uint8_t *buffer, uint32_t room, int seconds, struct
     struct timeval limit = {seconds, 0};
     union { struct cmsghdr head; char room[CMSG_SPACE(DESCRIPTORS * sizeof(int))]; } control;
     memset(out, 0, sizeof *out);
-    if ((out->connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) < 0)
-        return -errno;
+    while ((out->connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) < 0)
+        if (errno != EINTR)
+            return -errno;
     setsockopt(out->connection, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     setsockopt(out->connection, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
     uint64_t wanted = HEAD;
