@@ -16,18 +16,25 @@ from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from podwire_cni.native import is_compiled
 
-BY_STEPS = ("from podwire_cni.native import wires; wires.load = lambda: None; "
-            "from podwire_cni.main import command; command()")
+RUN = "; from podwire_cni.main import command; command()"
 
 
 class StepsNode(CniNode):
     """Its agent has no compiled library."""
 
+    CODE = "from podwire_cni.native import wires; wires.load = lambda: None"
+
     def start(self, *, wait: bool = True) -> None:
         with open(self.run_dir / "agent.log", "a") as log:
-            self.agent = self.ns.popen([sys.executable, "-c", BY_STEPS, "--node-name", self.name, "--kubeconfig",
+            self.agent = self.ns.popen([sys.executable, "-c", self.CODE + RUN, "--node-name", self.name, "--kubeconfig",
                                         str(self.kubeconfig), "--run-dir", str(self.run_dir)], stderr=log, stdout=log)
         wait_until(self.ready, "the agent is ready")
+
+
+class PatientNode(StepsNode):
+    """Its agent waits long for a link to carry packets."""
+
+    CODE = "from podwire_cni import kernel; kernel.READY_SECONDS = 60"
 
 
 @contextmanager
@@ -105,6 +112,29 @@ def test_a_refused_program_leaves_nothing(node: CniNode, lab: Lab) -> None:
     wait_until(lambda: node.cni("ADD", "p", pod).status == 0, "and pods are wired")
     assert node.cni("DEL", "p", pod).status == 0
     wait_until(lambda: bare(node), "nothing is left")
+
+
+def slow_bridge(node: CniNode) -> None:
+    """A spanning tree, which lets a new port wait for twice two seconds."""
+    node.ns.run(["ip", "link", "set", "podwire0", "type", "bridge", "forward_delay", "200", "stp_state", "1"])
+
+
+def test_a_pod_whose_link_never_carries_packets_is_refused(node: CniNode, lab: Lab) -> None:
+    slow_bridge(node)
+    answer = node.cni("ADD", "p", lab.netns("pod"))
+    node.ns.run(["ip", "link", "set", "podwire0", "type", "bridge", "stp_state", "0"])
+    assert (answer.status, answer.body["code"]) == (1, 5) and "carries no packets" in answer.body["msg"], answer.out
+    assert "spanning tree" in answer.body["details"] and bare(node)
+
+
+def test_an_add_waits_until_the_pods_link_carries_packets(lab: Lab, tmp_path: Path) -> None:
+    with dual_stack(lab, tmp_path, PatientNode) as node:
+        pod = lab.netns("pod")
+        slow_bridge(node)
+        added = node.cni("ADD", "p", pod)
+        assert added.status == 0, added.out
+        host = added.body["interfaces"][1]["name"]
+        assert "state forwarding" in node.ns.run(["bridge", "-d", "link", "show", "dev", host]).stdout
 
 
 def test_a_sandbox_with_ipv6_off_gets_the_nodes_ipv6(node: CniNode, lab: Lab) -> None:
