@@ -355,8 +355,8 @@ def restore(ipr: Any, routes: list[Any]) -> None:
 
 
 def manifests(folder: Path) -> str:
-    """examples/, with a preStop that outlasts a restart of the API server and then one of the controllers: 18 s where ten programs
-    wanted two CPUs."""
+    """examples/, with a preStop that outlasts a restart of the API server and then one of the controllers: 18 s where ten
+    programs wanted two CPUs."""
     text = "\n---\n".join(path.read_text() for path in sorted(folder.glob("*.yaml")))
     for old, new in (("sleep: {seconds: 1}", "sleep: {seconds: 30}"), ("GracePeriodSeconds: 5", "GracePeriodSeconds: 45")):
         assert text.count(old) == 1, f"examples/ changed, the soak looks for {old!r}"
