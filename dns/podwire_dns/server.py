@@ -393,11 +393,11 @@ async def _main(config: DnsConfig, sources: Sources) -> None:
 def run(config: DnsConfig) -> None:
     """Serve until SIGTERM; the address and the notrack rules stay. Raises BadConfig and OSError (the address is taken)."""
     hold_hangup()
+    host.run_soon()  # the start too: until it is over nobody on the node has names
     sources = Sources(config)
     real = sources.load()
     sources.tell(log)
     _prepare_node(real)
-    host.run_soon()
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()  # what was imported stays
     gc.set_threshold(GARBAGE)  # hardly anything here is a ring of references: the collector would look in vain
