@@ -7,8 +7,6 @@ One layer with one static file. Pure: bytes in, bytes out.
 
 from __future__ import annotations
 
-from . import oci
-
 NAME = "podwire.io/pause:latest"
 
 
@@ -19,5 +17,7 @@ def build(program: bytes, machine: str, name: str = NAME) -> bytes:
     """
     if program[:4] != b"\x7fELF":
         raise ValueError("the pause program is not a compiled one: install a C compiler and podwire again")
+    from . import oci  # the agent, which shares a command line with this, needs no archives
+
     layer = oci.tar([oci.Entry("pause", program, 0o755)])
     return oci.archive([layer], {"Entrypoint": ["/pause"], "User": "65535:65535"}, machine, name)

@@ -53,7 +53,7 @@ def mac_for(address: IPAddress, side: int = 0x58) -> str:
     return f"0a:{side:02x}:{address.packed[-4:].hex(':')}"
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def host_veth(owner: Attachment) -> str:
     """The name of the node's end: derived from the owner, so that DEL finds it with nothing but the runtime's words."""
     return "veth" + hashlib.sha256(str(owner).encode()).hexdigest()[:11]
@@ -67,7 +67,7 @@ def ifb_of(owner: Attachment) -> str:
 OWN_LINK = re.compile(r"(veth|ifb)[0-9a-f]{11}\Z")
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def host_route(address: IPAddress) -> IPInterface:
     if address.version == 4:
         return IPv4Interface((int(address), 32))

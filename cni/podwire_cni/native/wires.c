@@ -91,13 +91,13 @@ static void judge(const struct head *head, const uint8_t *body, const uint8_t *e
 
 static int receive(int sock, uint32_t first, uint32_t last, int asked, struct outcome *out)
 {
-    uint8_t buffer[1 << 15];
+    uint8_t buffer[1 << 13]; /* a link takes less than 2 KiB */
     for (int over = 0; !over;) {
-        ssize_t got = recv(sock, buffer, sizeof buffer, 0);
+        ssize_t got = recv(sock, buffer, sizeof buffer, MSG_TRUNC);
         if (got < 0 && errno == EINTR)
             continue;
-        if (got < 0)
-            return FAILED;
+        if (got < 0 || got > (ssize_t)sizeof buffer)
+            return errno = got < 0 ? errno : EMSGSIZE, FAILED;
         for (const uint8_t *at = buffer, *end = buffer + got; end - at >= 16;) {
             struct head head;
             memcpy(&head, at, sizeof head);
@@ -168,7 +168,7 @@ static int opened(int pod, int node)
 /* Run a program. sock: an rtnetlink socket of the node that used sequence numbers up to `seq`; node, pod: namespaces. */
 int wires_run(int sock, uint32_t seq, int node, int pod, const uint8_t *program, uint32_t size, struct outcome *out)
 {
-    uint8_t copy[8192];
+    uint8_t copy[4096];
     int slots[8] = {0}, sockets[2] = {sock, -1}, status = DONE;
     uint32_t seqs[2] = {seq, 0};
     memset(out, 0, sizeof *out);
