@@ -57,6 +57,21 @@ def test_probes_tell_what_happened(two: tuple[NetNS, NetNS], dst: str) -> None:
         assert ping(a, dst, timeout=0.2).result == "timeout"
 
 
+def test_wires_of_both_families_carry_packets_at_once(lab: Lab) -> None:
+    """IPv6 addresses are tentative for two seconds unless somebody thinks of it."""
+    a, router, b = lab.netns("a"), lab.router("router"), lab.netns("b")
+    lab.wire(a, "eth0", router, "left", "192.0.2.2/24 2001:db8:1::2/64", "192.0.2.1/24 2001:db8:1::1/64")
+    lab.wire(b, "eth0", router, "right", "198.51.100.2/24 2001:db8:2::2/64", "198.51.100.1/24 2001:db8:2::1/64")
+    for ns, four, six in ((a, "192.0.2.1", "2001:db8:1::1"), (b, "198.51.100.1", "2001:db8:2::1")):
+        lab.route(ns, "default", four)
+        lab.route(ns, "default", six)
+    for client, server in (("192.0.2.2", "198.51.100.2"), ("2001:db8:1::2", "2001:db8:2::2")):
+        with serve(b, server, 80):
+            answer = tcp(a, server, 80, sport=40000)
+            assert (answer.result, answer.peer) == ("ok", (client, 40000))
+        assert ping(a, server, size=3000).result == "ok"
+
+
 def test_a_lab_that_a_failure_closes_leaves_its_evidence(tmp_path: Path) -> None:
     """As in the README: the namespaces are gone before pytest makes its report."""
     with pytest.raises(ZeroDivisionError), Lab() as lab:

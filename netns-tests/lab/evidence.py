@@ -117,7 +117,7 @@ def keep(folder: Path, test: str) -> list[Path]:
 
 def witness(made: list[NetNS]) -> None:
     """An exception is about to close these namespaces."""
-    _look(one for one in _tapped if one.ns in made)
+    _look(one for one in _tapped if one.ns in made and one.ns.fd >= 0)
 
 
 witnesses.append(witness)

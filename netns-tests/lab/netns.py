@@ -154,14 +154,17 @@ class Lab:
         return ns
 
     def wire(self, a: NetNS, a_dev: str, b: NetNS, b_dev: str, a_addr: str = "", b_addr: str = "") -> None:
-        """A veth pair between two namespaces, up, with optional "address/prefix" on each end."""
+        """A veth pair between two namespaces, up. a_addr, b_addr: "address/prefix" of each end, spaces between several. An
+        end with one of IPv6 does no duplicate address detection: it is usable at once."""
         a.netlink(lambda ipr: ipr.link("add", ifname=a_dev, kind="veth", peer={"ifname": b_dev, "net_ns_fd": b.fd}))
         for ns, dev, addr in ((a, a_dev, a_addr), (b, b_dev, b_addr)):
+            if ":" in addr:
+                ns.sysctl(f"net/ipv6/conf/{dev}/accept_dad", "0")
 
             def up(ipr: IPRoute, dev: str = dev, addr: str = addr) -> None:
                 index = ipr.link_lookup(ifname=dev)[0]
-                if addr:
-                    address, prefix = addr.split("/")
+                for each in addr.split():
+                    address, prefix = each.split("/")
                     ipr.addr("add", index=index, address=address, prefixlen=int(prefix))
                 ipr.link("set", index=index, state="up")
 
