@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from scapy.layers.inet import ICMP
+from scapy.layers.inet import ICMP, UDP
 from scapy.utils import PcapNgReader
 
 from lab import evidence
+from lab.capture import Capture
 from lab.cninode import CniNode, put_node
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
@@ -70,6 +72,16 @@ def test_wires_of_both_families_carry_packets_at_once(lab: Lab) -> None:
             answer = tcp(a, server, 80, sport=40000)
             assert (answer.result, answer.peer) == ("ok", (client, 40000))
         assert ping(a, server, size=3000).result == "ok"
+
+
+def test_a_capture_has_room_for_a_burst(two: tuple[NetNS, NetNS]) -> None:
+    """Whatever net.core.rmem_max says: on a stock kernel it would be 200 frames."""
+    a, _ = two
+    with Capture(a, "eth0") as seen, a.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
+        for _ in range(2000):
+            sock.sendto(bytes(1000), ("192.0.2.2", 9))
+        assert seen.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > 8 << 20
+        assert len([p for p in seen.packets() if UDP in p and p[UDP].dport == 9]) == 2000
 
 
 def test_a_lab_that_a_failure_closes_leaves_its_evidence(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from scapy.packet import Packet
 
 from .netns import Inside
 
-ETH_P_ALL = 3
+ETH_P_ALL, SO_RCVBUFFORCE = 3, 33
 SOL_PACKET, PACKET_STATISTICS = 263, 6
 
 
@@ -23,7 +23,7 @@ class Capture:
     def __init__(self, ns: Inside, interface: str) -> None:
         def start() -> socket.socket:
             sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+            sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)  # a stock net.core.rmem_max holds 200 frames
             sock.bind((interface, ETH_P_ALL))
             return sock
 
