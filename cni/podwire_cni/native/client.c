@@ -28,6 +28,7 @@
 #define DEFAULT_SOCKET "/run/podwire/cni.sock"
 #define STANDALONE "podwire-cni-standalone"
 #define MAX_INPUT (4u << 20)
+#define SIOCGSKNS 0x894c /* <linux/sockios.h>, which musl's headers are without */
 #define ANSWER_SECONDS 120 /* kubelet gives a sandbox 4 minutes; an agent that hangs this long is as good as dead */
 #define POD_NETNS 1u
 #define TRY_AGAIN_LATER 11 /* CNI spec, "Error": well-known codes */
@@ -86,17 +87,16 @@ static int fail(int code, const char *msg, const char *details)
 
 static char *read_all(int fd, size_t *len)
 {
-    size_t size = 16384;
-    char *buf = malloc(size);
+    static char first[16384]; /* enough for nearly all */
+    size_t size = sizeof first;
+    char *buf = first;
     *len = 0;
     while (buf) {
         ssize_t n = read(fd, buf + *len, size - *len - 1);
         if (n < 0 && errno == EINTR)
             continue;
-        if (n < 0) {
-            free(buf);
+        if (n < 0)
             return NULL;
-        }
         if (n == 0) {
             buf[*len] = 0;
             return buf;
@@ -104,11 +104,14 @@ static char *read_all(int fd, size_t *len)
         *len += (size_t)n;
         if (*len > MAX_INPUT) {
             errno = EFBIG;
-            free(buf);
             return NULL;
         }
-        if (*len + 1 >= size)
-            buf = realloc(buf, size *= 2);
+        if (*len + 1 >= size) {
+            char *more = realloc(buf == first ? NULL : buf, size *= 2);
+            if (more && buf == first)
+                memcpy(more, first, *len);
+            buf = more;
+        }
     }
     return NULL;
 }
@@ -174,7 +177,10 @@ static int send_request(int sock, const char *input, size_t input_len)
     head[4] = (uint32_t)input_len;
     int fds[2];
     size_t count = 1;
-    fds[0] = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+    /* The socket's namespace is ours. /proc would have to make a directory for this process first, and unmake it. */
+    fds[0] = ioctl(sock, SIOCGSKNS);
+    if (fds[0] < 0)
+        fds[0] = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
     if (fds[0] < 0)
         return -1;
     const char *netns = getenv("CNI_NETNS");
@@ -192,7 +198,8 @@ static int send_request(int sock, const char *input, size_t input_len)
         if (strncmp(*e, "CNI_", 4) == 0)
             head[3] += (uint32_t)strlen(*e) + 1;
     total += head[3];
-    char *message = malloc(total), *p = message;
+    static char room[16384];
+    char *message = total <= sizeof room ? room : malloc(total), *p = message;
     if (!message)
         return -1;
     memcpy(p, head, sizeof head);
@@ -204,11 +211,11 @@ static int send_request(int sock, const char *input, size_t input_len)
 
     union {
         struct cmsghdr align;
-        char room[CMSG_SPACE(sizeof fds)];
+        char bytes[CMSG_SPACE(sizeof fds)];
     } control;
     memset(&control, 0, sizeof control);
     struct iovec part = {message, total};
-    struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.room,
+    struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes,
                          .msg_controllen = CMSG_SPACE(count * sizeof *fds)};
     struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
     c->cmsg_level = SOL_SOCKET;
@@ -219,9 +226,7 @@ static int send_request(int sock, const char *input, size_t input_len)
     do
         sent = sendmsg(sock, &msg, MSG_NOSIGNAL);
     while (sent < 0 && errno == EINTR);
-    int result = sent < 0 ? -1 : write_all(sock, message + sent, total - (size_t)sent);
-    free(message);
-    return result;
+    return sent < 0 ? -1 : write_all(sock, message + sent, total - (size_t)sent); /* what was allocated goes with the process */
 }
 
 /* The answer's exit status, or -1 with errno. Nothing is printed unless the answer came whole. */
@@ -230,11 +235,16 @@ static int relay_answer(int sock)
     uint32_t head[2];
     if (read_exactly(sock, (char *)head, sizeof head) != 0)
         return -1;
-    char *text = malloc(head[1] + 1u);
+    static char room[4096];
+    char *text = head[1] <= sizeof room ? room : malloc(head[1]);
     if (!text || read_exactly(sock, text, head[1]) != 0)
         return -1;
-    fwrite(text, 1, head[1], stdout);
-    free(text);
+    for (size_t done = 0; done < head[1];) {
+        ssize_t n = write(1, text + done, head[1] - done);
+        if (n < 0 && errno != EINTR)
+            return 1;
+        done += n > 0 ? (size_t)n : 0;
+    }
     return (int)head[0];
 }
 
