@@ -77,6 +77,7 @@ def test_wires_of_both_families_carry_packets_at_once(lab: Lab) -> None:
 def test_a_capture_has_room_for_a_burst(two: tuple[NetNS, NetNS]) -> None:
     """Whatever net.core.rmem_max says: on a stock kernel it would be 200 frames."""
     a, _ = two
+    assert ping(a, "192.0.2.2").result == "ok", "so that no frame waits for ARP"
     with Capture(a, "eth0") as seen, a.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
         for _ in range(2000):
             sock.sendto(bytes(1000), ("192.0.2.2", 9))
