@@ -26,6 +26,8 @@ from lab.machine import debian_root, environment, in_root, package_folders
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = "systemd-sysv udev kmod dbus procps gcc python3-dev libc6-dev ipset tcpdump openssh-server"
 ADDRESS = "10.0.2.15"  # where QEMU's user network expects its guest
+SLOW = ("no_timer_check nowatchdog tsc=reliable edd=off "  # where a second is short, what watches the clock finds faults
+        "systemd.service_watchdogs=0 systemd.default_timeout_start_sec=900")
 SUITES = ("cni", "controlplane", "dns", "proxy")
 PROVISION = f"""systemctl is-system-running --wait
 export PODWIRE_ADDRESS={ADDRESS} PODWIRE_CONTROL={ADDRESS} PODWIRE_JOIN_TOKEN=made-for-one-run-on-one-machine-only
@@ -61,8 +63,7 @@ def outcome(what: str, junit: str) -> Outcome:
 
 def table(kernel: str, outcomes: Iterable[Outcome]) -> str:
     """Markdown, as vagrant/README.md has it: a row a file."""
-    rows = [f"| `{o.what}` | {o} |" for o in outcomes]
-    return "\n".join([f"| {kernel} | |", "|---|---|", *rows])
+    return "\n".join([f"| {kernel} | |", "|---|---|", *(f"| `{o.what}` | {o} |" for o in outcomes)])
 
 
 def qemu_command(folder: Path, accel: str, port: int) -> list[str]:
@@ -71,7 +72,7 @@ def qemu_command(folder: Path, accel: str, port: int) -> list[str]:
     cpu = ["-accel", "kvm", "-cpu", "host"] if accel == "kvm" else tcg
     return ["qemu-system-x86_64", *cpu, "-smp", "2", "-m", "6G", "-display", "none", "-no-reboot", "-monitor", "none",
             "-kernel", str(folder / "vmlinuz"), "-initrd", str(folder / "initrd"),
-            "-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet",
+            "-append", f"root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet {SLOW}",
             "-drive", f"file={folder / 'disk.img'},format=raw,if=virtio,cache=unsafe",
             "-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{port}-:22", "-device", "virtio-net-pci,netdev=n0",
             "-serial", f"file:{folder / 'console.log'}"]
@@ -108,8 +109,7 @@ class Machine:
     def build(self, kernel: str) -> None:
         """Packages, podwire and what its tests need are installed from here, at this machine's speed."""
         shutil.rmtree(self.folder / "base", ignore_errors=True)  # of a build that was stopped
-        for name in ("key", "key.pub"):
-            (self.folder / name).unlink(missing_ok=True)
+        (self.folder / "key").unlink(missing_ok=True)
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "key")], check=True)
         root = debian_root(self.folder, ROOT)
         apt = "apt-get -qq -o Acquire::Retries=3"
@@ -119,7 +119,7 @@ class Machine:
         env = environment(PODWIRE_STEPS="packages install", DEBIAN_FRONTEND="noninteractive")
         done = in_root(root, ["bash", "-c", install], env, package_folders())
         if done.returncode:
-            raise SystemExit(f"{done.stdout[-3000:]}{done.stderr[-3000:]}\nthe VM's packages could not be installed")
+            raise SystemExit(f"{(done.stdout + done.stderr)[-3000:]}\nthe VM's packages could not be installed")
         for name, text in {"etc/fstab": "/dev/vda / ext4 noatime 0 1\ntmpfs /tmp tmpfs size=2G 0 0\n",
                            "etc/hostname": "node1\n", "etc/hosts": f"127.0.0.1 localhost\n{ADDRESS} node1\n",
                            "etc/systemd/network/eth0.network": f"[Match]\nName=eth0\n[Network]\nAddress={ADDRESS}/24\n"
@@ -129,7 +129,9 @@ class Machine:
             (root / name).write_text(text)
         for name, pattern in (("vmlinuz", "vmlinuz-*"), ("initrd", "initrd.img-*")):
             shutil.copyfile(next((root / "boot").glob(pattern)), self.folder / name)
-        subprocess.run(["mkfs.ext4", "-q", "-F", "-d", str(root), str(self.folder / "disk.img"), "8G"], check=True)
+        made = self.folder / "disk.new"
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-d", str(root), str(made), "8G"], check=True)
+        made.rename(self.folder / "disk.img")
         shutil.rmtree(root)
 
     def start(self, accel: str) -> None:
