@@ -24,7 +24,7 @@ spec: {{type: {kind}, selector: {{app: MyApp}}, ports: [{{port: 80, targetPort: 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[DemoLab]:
-    with cluster(2, name="lb", outside=True) as made:
+    with cluster(2, name="lb", outside=True, watched=True) as made:
         made.run_tool("apply", "-f", str(EXAMPLES))
         made.wait_pods("MyApp", 4)
         yield made

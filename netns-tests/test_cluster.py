@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.packet import Packet
+from scapy.utils import PcapNgReader
 
+from lab import evidence
 from lab.capture import Capture
 from lab.cluster import EXAMPLES, Place, cluster, machine
 from lab.patience import patient
@@ -34,7 +36,7 @@ PACKET_CHECKS: tuple[Check, ...] = (*checks_pods.CHECKS, *checks_services.CHECKS
 @pytest.fixture(scope="module")
 def lab() -> Iterator[DemoLab]:
     """One cluster with the examples, for the tests that leave it as they found it."""
-    with cluster(3, outside=True) as made:
+    with cluster(3, outside=True, watched=True) as made:
         made.run_tool("apply", "-f", str(EXAMPLES))
         made.wait_pods("MyApp", 4)
         made.wait_pods("client", 3)
@@ -105,6 +107,19 @@ def test_node_port_client_is_masqueraded_and_never_sees_a_pod(lab: DemoLab) -> N
         assert _ends(seen.packets(), TCP) == {(OUTSIDE_CLIENT, node), (node, OUTSIDE_CLIENT)}
     assert all(a.ok for a in answers)
     assert OUTSIDE_CLIENT not in {a.peer for a in answers}
+
+
+def test_a_failure_on_a_cluster_leaves_packets_rules_and_logs(lab: DemoLab, tmp_path: Path) -> None:
+    client, address = lab.pods("client")[0], lab.cluster_ip("my-service")
+    assert lab.tcp(client.netns, address, 80).ok
+    kept = {path.name: path for path in evidence.keep(tmp_path, "test")}
+    assert {f"{node}{end}" for node in lab.config.node_names() for end in (".txt", ".pcapng")} <= set(kept)
+    assert "table ip podwire" in kept[f"{client.node}.txt"].read_text()
+    with PcapNgReader(str(kept[f"{client.node}.pcapng"])) as reader:
+        assert (client.address, address) in _ends(list(reader), TCP, 80)
+    told = kept[f"Logs-{lab.config.name}.txt"].read_text()
+    assert all(f"nodes/{client.node}/log/{role}.log" in told for role in ("wiring", "proxy", "dns"))
+    assert "info proxy synced" in told
 
 
 def test_large_transfer_through_a_service(lab: DemoLab) -> None:

@@ -32,7 +32,7 @@ def plain(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[DemoLab]:
-    with cluster(3, name="docs") as made:
+    with cluster(3, name="docs", watched=True) as made:
         made.run_tool("apply", "-f", str(EXAMPLES))
         made.run_tool("apply", "-f", str(DOCS / "debug-a-service.yaml"))
         made.wait_pods("MyApp", 4)

@@ -22,7 +22,7 @@ KINDS = [pytest.param(kind, marks=() if "legacy" in kind else pytest.mark.long) 
 @pytest.fixture(scope="module", params=KINDS)
 def lab(request: pytest.FixtureRequest) -> Iterator[DemoLab]:
     """bridge_nf: packets of one node's pods pass the rules of the bridge as well, as on a stock Kubernetes node."""
-    with cluster(2, outside=True, bridge_nf=1, proxy_backend=request.param) as made:
+    with cluster(2, outside=True, bridge_nf=1, proxy_backend=request.param, watched=True) as made:
         made.run_tool("apply", "-f", str(EXAMPLES))
         made.wait_pods("MyApp", 4)
         made.wait_pods("client", 3)

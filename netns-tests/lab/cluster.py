@@ -18,6 +18,8 @@ from podwire_controlplane.commands.cluster import free_port
 from podwire_controlplane.demo.lab import UPSTREAM_DNS, DemoLab
 from podwire_controlplane.demo.run import find_tool
 
+from . import evidence
+from .netns import NetNS
 from .patience import patient
 
 T = TypeVar("T")
@@ -36,8 +38,9 @@ class Place:
 
 @contextlib.contextmanager
 def cluster(nodes: int = 2, *, name: str = "t", bridge_nf: int = -1, outside: bool = False,
-            proxy_backend: str = "nftables") -> Iterator[DemoLab]:
-    """A running cluster of its own name and port, with the demo's hands on it. outside: with hosts outside the cluster."""
+            proxy_backend: str = "nftables", watched: bool = False) -> Iterator[DemoLab]:
+    """A running cluster of its own name and port, with the demo's hands on it. outside: with hosts outside the cluster.
+    watched: a failed test leaves the packets, rules and routes of its nodes, and all logs."""
     config = ClusterConfig(name=f"{name}{os.getpid()}", nodes=nodes, api_port=free_port(0), bridge_nf=bridge_nf,
                            upstream_dns=(UPSTREAM_DNS,) if outside else (), proxy_backend=proxy_backend)
     process: subprocess.Popen[bytes] | None = None
@@ -47,7 +50,8 @@ def cluster(nodes: int = 2, *, name: str = "t", bridge_nf: int = -1, outside: bo
         process = up(config, until_eof=True)
         if outside:
             lab.make_outside()
-        yield lab
+        with _watched(lab) if watched else contextlib.nullcontext():
+            yield lab
     except BaseException:  # the logs go with the cluster: what they say last is shown with the failure
         print(last_words(config))
         raise
@@ -56,6 +60,34 @@ def cluster(nodes: int = 2, *, name: str = "t", bridge_nf: int = -1, outside: bo
         down(config)
         if process is not None:
             process.wait(patient(10))
+
+
+@dataclass(eq=False)
+class Logs:
+    """What a watched cluster says of itself."""
+
+    name: str
+    ns: NetNS
+    config: ClusterConfig
+
+    def describe(self) -> str:
+        return last_words(self.config, 2000)
+
+
+@contextlib.contextmanager
+def _watched(lab: DemoLab) -> Iterator[None]:
+    """Every node's namespace has its witness until the cluster goes."""
+    spaces = [NetNS(node, lab.node_netns(node)) for node in lab.config.node_names()]
+    logs = Logs(lab.config.name, spaces[0], lab.config)
+    evidence.tells(logs)
+    try:
+        yield
+    except Exception:
+        evidence.witness(spaces)
+        raise
+    finally:
+        for space in spaces:
+            space.close()
 
 
 def last_words(config: ClusterConfig, lines: int = 25) -> str:
