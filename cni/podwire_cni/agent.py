@@ -69,6 +69,11 @@ class WiringConfig:
     quarantine: float = 30.0
     host_local: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Raises ValueError that begins with a field's name."""
+        if self.mtu and not 68 <= self.mtu <= 65535:
+            raise ValueError(f"mtu: {self.mtu} is neither 0 nor from 68 to 65535 (IPv6 needs 1280)")
+
     @property
     def socket(self) -> Path:
         return self.run_dir / "cni.sock"

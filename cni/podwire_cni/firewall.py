@@ -5,7 +5,9 @@ Not told by the kernel but known here: the node's rules, and the rules of every 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -155,11 +157,21 @@ class Firewall:
         it. Returns what had to be changed: a bridge that was made anew has lost it."""
         done = []
         for bridge in {pod.bridge for pod in pods if any(_on_localhost(port) for port in pod.ports)}:
-            path = Path("/proc/sys/net/ipv4/conf") / bridge / "route_localnet"
-            if path.exists() and path.read_text().strip() != "1":
-                path.write_text("1")
-                done.append(f"net.ipv4.conf.{bridge}.route_localnet=1")
+            path = f"/proc/sys/net/ipv4/conf/{bridge}/route_localnet"
+            with contextlib.suppress(FileNotFoundError):
+                if _first_byte(path) != b"1":
+                    Path(path).write_text("1")
+                    done.append(f"net.ipv4.conf.{bridge}.route_localnet=1")
         return done
+
+
+def _first_byte(path: str) -> bytes:
+    """Plain system calls: a pod with a hostPort waits for this."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 1)
+    finally:
+        os.close(fd)
 
 
 def _on_every_address(port: PortMapping) -> bool:

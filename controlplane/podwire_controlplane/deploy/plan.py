@@ -320,8 +320,8 @@ def checks(wanted: Wanted, facts: Facts, kubeconfig_exists: bool) -> list[str]:
     if "agent" in wanted.parts:
         settings = read_settings(_files(wanted, facts)[SETTINGS].content.decode())
         if not settings.get("PODWIRE_KUBECONFIG"):
-            found.append(f"PODWIRE_KUBECONFIG is not set in {SETTINGS}: give --kubeconfig (a kubelet's own will do: "
-                         "/etc/kubernetes/kubelet.conf)")
+            found.append(f"PODWIRE_KUBECONFIG is not set in {SETTINGS}: give --kubeconfig (/etc/kubernetes/kubelet.conf "
+                         "will do with the rights that docs/migration.md binds)")
         elif not kubeconfig_exists:
             found.append(f"PODWIRE_KUBECONFIG: there is no {settings['PODWIRE_KUBECONFIG']} yet")
     if not facts.cgroup_v2:

@@ -76,7 +76,10 @@ def override(config: T, role: str, sets: Iterable[tuple[str, str, str]]) -> T:
         if name not in known:
             raise BadSetting(f"set: {role}.{name}: there is no such field; there are {', '.join(sorted(known))}")
         changed[name] = _parse(text, kinds[name], f"set: {role}.{name}")
-    return replace(config, **changed)
+    try:
+        return replace(config, **changed)
+    except ValueError as err:  # what a Config itself refuses begins with the field's name
+        raise BadSetting(f"set: {role}.{err}") from None
 
 
 def chosen(roles: Iterable[str]) -> tuple[str, ...]:

@@ -120,6 +120,12 @@ def test_the_roles_get_what_was_said(tmp_path: Path) -> None:
     assert isinstance(again, ProxyConfig) and again.cluster_cidrs == ("10.7.0.0/16",), "the file's, where it says them"
 
 
+def test_what_a_role_itself_refuses_is_told_as_a_setting(tmp_path: Path) -> None:
+    config = _config(tmp_path, sets=settings.assignments(["wiring.mtu=12"]))
+    with pytest.raises(BadSetting, match=r"^set: wiring\.mtu: 12 is neither 0 nor from 68"):
+        agent.wiring_config(config)
+
+
 def test_roles_that_are_not_chosen_do_not_run(tmp_path: Path) -> None:
     def names(**more: object) -> list[str]:
         return [role.name for role in agent.roles(_config(tmp_path, **more))]
