@@ -74,7 +74,7 @@ def refused(settings: Mapping[str, str]) -> str:
 @root_option
 @click.option("--only", "parts", multiple=True, type=click.Choice(plan.PARTS), default=("plugin", "agent"), show_default=True,
               help="What to install; repeatable.")
-@click.option("--kubeconfig", help="For the agent. /etc/kubernetes/kubelet.conf will do with the rights that docs/migration.md binds")
+@click.option("--kubeconfig", help="For the agent; /etc/kubernetes/kubelet.conf with the rights of docs/migration.md.")
 @click.option("--address", help="This node's InternalIP.")
 @click.option("--node-name", help="Name of this node's Node object; default: the host's name.")
 @click.option("--role", "roles", multiple=True, type=click.Choice(ROLES), help="Roles of the agent; default: all.")
