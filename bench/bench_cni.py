@@ -216,7 +216,7 @@ def main() -> None:
     except debian.Absent as err:
         print(f"the peer is absent: {err}")
         root, peer_name = None, "absent"
-    rows = []
+    rows, load = [], round(os.getloadavg()[0], 1)
     with contextlib.ExitStack() as stack:
         lab = stack.enter_context(Lab())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -261,7 +261,7 @@ def main() -> None:
         after = rss(node.agent.pid)
         rows.append({**row("agent RSS", "MiB", [after], [], "none"), "before": round(before, 2), "pairs": asked.pairs})
     machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(),
-               "load": round(os.getloadavg()[0], 1)}
+               "load": load, "load_after": round(os.getloadavg()[0], 1)}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     print(f"written to {RESULTS}")
