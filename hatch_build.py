@@ -26,18 +26,14 @@ PROGRAMS = {
 LIBRARIES = {"cni/podwire_cni/native/wires.c": "podwire-wires.so"}
 
 
-def compile_library(compiler: str, source: Path, out: Path) -> str:
-    """As compile_one, for a library. musl's C library must not come along: the interpreter has another one already."""
-    alone = ["-nostdlib"] if "musl" in compiler else []
-    command = [compiler, "-O2", "-shared", "-fPIC", *alone, "-s", "-Wall", "-Wextra", "-o", str(out), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return f"{' '.join(command)}\n{done.stderr}" if done.returncode else ""
-
-
 def compile_one(compiler: str, source: Path, out: Path) -> str:
-    """Compile one program; returns what went wrong, "" where nothing did (a compiler may lack the static C library)."""
-    # One piece of the file, not four, is mapped at each start: a runtime starts the plugin for every call.
-    command = [compiler, "-O2", "-static", "-s", "-Wl,-z,noseparate-code", "-Wall", "-Wextra", "-o", str(out), str(source)]
+    """Compile one program, or one library (.so); returns what went wrong, "" where nothing did (a compiler may lack the static
+    C library)."""
+    if out.suffix == ".so":  # the interpreter has a C library already: musl's must not come along
+        kind = ["-shared", "-fPIC", *(["-nostdlib"] if "musl" in compiler else [])]
+    else:  # one piece of the file, not four, is mapped at each start: a runtime starts the plugin for every call
+        kind = ["-static", "-Wl,-z,noseparate-code"]
+    command = [compiler, "-O2", *kind, "-s", "-Wall", "-Wextra", "-o", str(out), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return f"{' '.join(command)}\n{done.stderr}" if done.returncode else ""
 
@@ -52,11 +48,9 @@ class NativeBuild(BuildHookInterface[Any]):
         compilers = [c for c in ("musl-gcc", f"{os.uname().machine}-linux-musl-gcc", "cc", "gcc") if shutil.which(c)]
         problem = "no C compiler"
         for source, program in {**PROGRAMS, **LIBRARIES}.items():
-            out, build = root / Path(source).parent / "bin" / program, compile_one
-            if source in LIBRARIES:
-                build = compile_library
+            out = root / Path(source).parent / "bin" / program
             out.parent.mkdir(exist_ok=True)
-            if any(not (problem := build(compiler, root / source, out)) for compiler in compilers):
+            if any(not (problem := compile_one(compiler, root / source, out)) for compiler in compilers):
                 build_data["artifacts"].append(str(out.relative_to(root)))
                 continue
             self.app.display_warning(f"{program} is left out: {problem}\nPython stands in where it can; install musl-tools and "

@@ -129,9 +129,11 @@ class Firewall:
 
     def _change(self, pod: PodRules, *, remove: bool = False) -> None:
         """nodetable.change, at once. Raises NftError."""
-        ready = nodetable.encoded(pod, remove=remove) if self._wires else None
-        if ready is None or self._wires is None or not self._nft.commit_encoded(ready, self._wires.exchange):
-            self._nft.commit(nodetable.change(pod, remove=remove))
+        if self._wires:
+            ready = nodetable.encoded(pod, remove=remove)
+            if ready is not None and self._nft.commit_encoded(ready, self._wires.exchange):
+                return
+        self._nft.commit(nodetable.change(pod, remove=remove))
 
     def _try(self, parts: Sequence[nft.Elements]) -> None:
         """Delete elements, as nodetable.change does."""

@@ -27,10 +27,10 @@ from . import netlink as nl
 from .encode import encode, removal
 from .errors import CNIError, Code
 from .native import wires
-from .ops import AddRoute, Announce, CreateVeth, DeleteLink, EnableIPv6, JoinBridge, Op, undo, with_ipv6
+from .ops import AddRoute, Announce, CreateVeth, DeleteLink, EnableIPv6, Op, undo, with_ipv6
 from .plan import LinkSeen, Seen, default_route
 from .prepared import PodPlan
-from .program import batches
+from .program import batches, peers, watched
 
 log = logs.get("wiring")
 CLONE_NEWNET = 0x40000000
@@ -128,7 +128,7 @@ class Kernel:
 
         pod_fd: the pod's namespace; may be None where no op is for the pod.
         """
-        done, late = list[Op](), list[_Watch]()
+        done, late = list[Op](), list[str]()
         with contextlib.ExitStack() as stack:
             links = {"node": _Links(stack.enter_context(self._node()))}
             if pod_fd is not None:
@@ -137,15 +137,14 @@ class Kernel:
                 for place, created, batch in batches(ops):
                     # A refused link is not ours to delete; of any other batch a part may have been done.
                     done += [] if created else batch
-                    late += _send(links[place], batch, pod_fd, _watches(batch))
+                    late += _send(links[place], batch, pod_fd, watched(batch))
                     done += batch if created else []
                     for op in ops if created else ():
                         if isinstance(op, EnableIPv6) and pod_fd is not None:
                             with self.inside(pod_fd):
                                 Path(f"/proc/sys/net/ipv6/conf/{op.link}/disable_ipv6").write_text("0")
                 _await(links["node"], late)
-                _await(links["pod" if pod_fd is not None else "node"],
-                       [(op.peer, nl.is_up) for op in ops if isinstance(op, CreateVeth)])
+                _await(links["pod" if pod_fd is not None else "node"], peers(ops))
                 for op in ops:
                     if isinstance(op, Announce) and pod_fd is not None:
                         with self.inside(pod_fd):
@@ -160,7 +159,8 @@ class Kernel:
             self._wire(pod, pod_fd)
         except CNIError as err:
             # So do docker's sandboxes. Whoever gives the pod an IPv6 address wants it to have one.
-            if not isinstance(err.__cause__, nl.NetlinkError) or err.__cause__.errno != errno.EACCES:
+            refused = isinstance(err.__cause__, nl.NetlinkError) and err.__cause__.errno == errno.EACCES
+            if not refused or all(address.version == 4 for address, _ in pod.addresses):
                 raise
             self.apply(with_ipv6(pod.plan.ops), pod_fd)
 
@@ -186,8 +186,8 @@ class Kernel:
             if out.status == wires.FAILED:
                 raise OSError(out.error, os.strerror(out.error))
             with self._node() as sock, self._open(pod_fd) as pod:
-                _await(_Links(sock), [watch for _, _, batch in steps for watch in _watches(batch)])
-                _await(_Links(pod), [(op.peer, nl.is_up) for op in ops if isinstance(op, CreateVeth)])
+                _await(_Links(sock), watched(ops))
+                _await(_Links(pod), peers(ops))
         except BaseException:
             last = len(steps) if out.status == wires.DONE else out.batch + 1
             self._undo([op for n, (_, created, batch) in enumerate(steps[:last]) for op in batch
@@ -307,20 +307,20 @@ class _Links(dict[str, int]):
         return index
 
 
-def _send(links: _Links, batch: Sequence[Op], pod_fd: int | None, watches: Sequence[_Watch] = ()) -> list[_Watch]:
+def _send(links: _Links, batch: Sequence[Op], pod_fd: int | None, watches: Sequence[str] = ()) -> list[str]:
     """Returns those of `watches` that carry no packets yet when the batch is done."""
     parts = [encode(op, links, -1 if pod_fd is None else pod_fd) for op in batch]
-    messages, seen = [*itertools.chain(*parts), *(nl.get_link(links[name]) for name, _ in watches)], list[bytes]()
+    messages, seen = [*itertools.chain(*parts), *(nl.get_link(links[name]) for name in watches)], list[bytes]()
 
     def step(position: int) -> Op | str:
-        return [*(op for op, part in zip(batch, parts, strict=True) for _ in part), *(name for name, _ in watches)][position]
+        return [*(op for op, part in zip(batch, parts, strict=True) for _ in part), *watches][position]
 
     try:
         # A second interface does not take the pod's default route from the first; so do other plugins.
         links.sock.send(messages, lambda _, body: seen.append(body), present=lambda i: isinstance(step(i), AddRoute))
     except nl.NetlinkError as err:
         raise refusal(step(err.position), err) from err
-    return [watch for watch, body in zip(watches, seen, strict=True) if not watch[1](body)]
+    return [name for name, body in zip(watches, seen, strict=True) if not nl.carries(body)]
 
 
 def _culprit(steps: Sequence[tuple[object, bool, list[Op]]], out: wires.Outcome) -> Op | str:
@@ -338,26 +338,14 @@ def refusal(op: Op | str, err: nl.NetlinkError) -> CNIError:
     return CNIError(Code.IO_FAILURE, f"the kernel refused a step: {err.strerror}", f"step: {op}")
 
 
-def _forwards(link: bytes) -> bool:
-    return nl.port_state(link) == nl.BR_STATE_FORWARDING
-
-
-_Watch = tuple[str, Callable[[bytes], bool]]  # a link, and whether it carries packets by its RTM_NEWLINK body
-
-
-def _watches(batch: Sequence[Op]) -> list[_Watch]:
-    """The bridge has no carrier, and a queue that drops all, until the node's first pod is there."""
-    return [watch for op in batch if isinstance(op, JoinBridge) for watch in ((op.link, _forwards), (op.bridge, nl.is_up))]
-
-
-def _await(links: _Links, waiting: Sequence[_Watch]) -> None:
+def _await(links: _Links, waiting: Sequence[str]) -> None:
     """Wait until these links carry packets. The kernel's link watch starts a queue, or a bridge port, some time after the
     carrier came (at once where RTM_GETLINK makes it run, from Linux 6.7 on); what a pod sends before that is lost, and TCP
     then waits a second."""
     deadline = time.monotonic() + READY_SECONDS
     while waiting := _send(links, (), None, waiting):
         if time.monotonic() > deadline:
-            name = waiting[0][0]
+            name = waiting[0]
             raise CNIError(Code.IO_FAILURE, f"link {name} carries no packets after {READY_SECONDS:g} s",
                            f"look at `bridge -d link show` and `ip -d link show {name}` (spanning tree must be off)")
         time.sleep(0.0005)

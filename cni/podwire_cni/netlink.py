@@ -221,6 +221,12 @@ def is_up(link: bytes) -> bool:
     return find(link, IFLA_OPERSTATE, 16)[:1] == bytes((OPER_UP,))
 
 
+def carries(link: bytes) -> bool:
+    """Whether packets pass, in an RTM_NEWLINK body: a bridge port must forward, any other link be up. As in wires.c."""
+    state = port_state(link)
+    return is_up(link) if state is None else state == BR_STATE_FORWARDING
+
+
 def index_of(body: bytes) -> int:
     """The index in an RTM_NEWLINK or RTM_DELLINK body."""
     index: int = struct.unpack_from("=i", body, 4)[0]

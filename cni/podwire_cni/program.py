@@ -33,6 +33,11 @@ def watched(batch: Sequence[Op]) -> list[str]:
     return [name for op in batch if isinstance(op, JoinBridge) for name in (op.link, op.bridge)]
 
 
+def peers(ops: Sequence[Op]) -> list[str]:
+    """Links of the pod that must carry packets in the end."""
+    return [op.peer for op in ops if isinstance(op, CreateVeth)]
+
+
 class _Slots:
     """Indices of one place while a batch is encoded: made up, and remembered which were asked for."""
 
@@ -56,7 +61,7 @@ def program(ops: Sequence[Op], pod_fd: int) -> tuple[bytes, int]:
     """The program, and how many messages of it the node's socket sends. It ends with a look at the pod's links."""
     slots, known, records, count = dict[tuple[Place, str], int](), 0, list[bytes](), 0
     steps: list[tuple[Place, Sequence[Op], list[str]]] = [(place, batch, watched(batch)) for place, _, batch in batches(ops)]
-    steps.append(("pod", (), [op.peer for op in ops if isinstance(op, CreateVeth)]))
+    steps.append(("pod", (), peers(ops)))
     for place, batch, watches in steps:
         one, other = ([*_messages(batch, watches, _Slots(place, mark, slots), pod_fd)] for mark in _MARKS)
         count += len(one) if place == "node" else 0

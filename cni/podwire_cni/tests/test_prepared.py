@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from podwire_cni import nodetable, prepared, program
 from podwire_cni.conf import parse_range
+from podwire_cni.errors import CNIError, Code
 from podwire_cni.ipam.ranges import podcidr_range
+from podwire_cni.kernel import Kernel
 from podwire_cni.native import wires
+from podwire_cni.netlink import NetlinkError
 from podwire_cni.nodetable import PodRules
-from podwire_cni.ops import SetUp
+from podwire_cni.ops import SetUp, with_ipv6
 from podwire_cni.plan import LONGEST_ALIAS, NodeNet, add_plan, alias_of, host_veth, mac_for
 from podwire_cni.prepared import PodPlan
 from podwire_cni.stencil import Stencil, cut
@@ -99,11 +105,27 @@ def test_a_stencil_that_would_lie_is_none() -> None:
     assert Stencil(b"aXXbXc", [b"X", b"XX"]).fill([b"1", b"2"]) == b"a2b1c", "the longest first"
 
 
-def test_the_library_says_which_message_was_refused() -> None:
+@pytest.mark.skipif(wires.load() is None, reason="no C compiler was there: the library does not exist")
+def test_the_library_says_what_failed() -> None:
     library = wires.load()
-    if library is None:
-        return  # without a compiler there is none, and Python does its work
+    assert library is not None
     out = library.run(-1, 0, -1, -1, program.program(add_plan(
         Call("ADD", Attachment("c", "eth0")), NetConf("1.0.0", "n"), NODES[0],
         [(IPv4Address("10.244.3.4"), NODES[0].ranges[0][0])]).ops, 0)[0])
     assert out is not None and (out.status, out.error) == (wires.FAILED, 9), "EBADF: no such socket"
+
+
+@pytest.mark.parametrize(("node", "again"), [(NODES[0], False), (NODES[2], True)], ids=["IPv4", "both"])
+def test_only_a_pod_with_ipv6_is_tried_again_with_it(monkeypatch: pytest.MonkeyPatch, node: NodeNet, again: bool) -> None:
+    kernel, applied = object.__new__(Kernel), list[object]()
+
+    def refused(pod: PodPlan, pod_fd: int) -> None:
+        raise CNIError(Code.IO_FAILURE, "refused") from NetlinkError(errno.EACCES, 0)
+
+    monkeypatch.setattr(kernel, "_wire", refused)
+    monkeypatch.setattr(kernel, "apply", lambda ops, pod_fd: applied.extend(ops))
+    pod = PodPlan(Call("ADD", Attachment("c", "eth0")), NetConf("1.0.0", "n"), node,
+                  [(ranges[0].start + 5, ranges[0]) for ranges in node.ranges])
+    with contextlib.nullcontext() if again else pytest.raises(CNIError):
+        kernel.wire(pod, 3)
+    assert applied == (list(with_ipv6(pod.plan.ops)) if again else [])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,29 +39,36 @@ def account(folder: Path, token: str) -> Path:
     return folder
 
 
+@contextlib.asynccontextmanager
+async def serving(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
+    """An API server that a pod's environment names."""
+    server = await asyncio.to_thread(Server().__enter__)
+    try:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
+        yield server
+    finally:
+        await asyncio.to_thread(server.__exit__)
+
+
 def test_in_cluster_and_a_token_that_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The old token is refused: the new one is read at once, the request is said again, and the watch follows."""
     folder = account(tmp_path / "account", "admin-token")
 
     async def body() -> None:
-        server = await asyncio.to_thread(Server().__enter__)
-        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
-        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
         monkeypatch.setenv("PODWIRE_SERVICE_ACCOUNT_DIR", str(folder))
-        try:
-            async with ApiClient(client_config.load(None)) as api, following(api) as (informer, _):
-                await informer.synced.wait()
-                with monkeypatch.context() as patch:
-                    patch.delitem(TOKENS, "admin-token")
-                    patch.setitem(TOKENS, "second-token", TOKENS["reader-token"])
-                    with pytest.raises(ApiError) as caught:
-                        await api.get(SERVICES)
-                    assert caught.value.code == 401
-                    account(folder, "second-token")
-                    assert (await api.get(SERVICES))["items"] == []
-                    assert api.config.token == "second-token" and api.config.server == f"https://127.0.0.1:{server.port}"
-        finally:
-            await asyncio.to_thread(server.__exit__)
+        async with (serving(monkeypatch) as server, ApiClient(client_config.load(None)) as api,
+                    following(api) as (informer, _)):
+            await informer.synced.wait()
+            with monkeypatch.context() as patch:
+                patch.delitem(TOKENS, "admin-token")
+                patch.setitem(TOKENS, "second-token", TOKENS["reader-token"])
+                with pytest.raises(ApiError) as caught:
+                    await api.get(SERVICES)
+                assert caught.value.code == 401
+                account(folder, "second-token")
+                assert (await api.get(SERVICES))["items"] == []
+                assert api.config.token == "second-token" and api.config.server == f"https://127.0.0.1:{server.port}"
 
     run(body())
 
@@ -69,20 +78,14 @@ def test_a_renewed_token_is_used_before_the_old_one_is_refused(tmp_path: Path, m
     folder = account(tmp_path / "account", "admin-token")
 
     async def body() -> None:
-        server = await asyncio.to_thread(Server().__enter__)
-        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
-        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
-        try:
-            async with ApiClient(client_config.load(None, folder=folder)) as api:
-                await api.get(SERVICES)
-                account(folder, "reader-token")
-                await api.get(SERVICES)
-                assert api.config.token == "admin-token", "not a look at the disk with each request"
-                monkeypatch.setattr(client_http, "LOOK_SECONDS", 0.0)
-                await api.get(SERVICES)
-                assert api.config.token == "reader-token"
-        finally:
-            await asyncio.to_thread(server.__exit__)
+        async with serving(monkeypatch), ApiClient(client_config.load(None, folder=folder)) as api:
+            await api.get(SERVICES)
+            account(folder, "reader-token")
+            await api.get(SERVICES)
+            assert api.config.token == "admin-token", "not a look at the disk with each request"
+            monkeypatch.setattr(client_http, "LOOK_SECONDS", 0.0)
+            await api.get(SERVICES)
+            assert api.config.token == "reader-token"
 
     run(body())
 
