@@ -111,6 +111,7 @@ def lacking(dataplane: Dataplane, scenario: s.Scenario) -> None:
 def test_real_packets(world: World, dataplane: Dataplane, scenario: s.Scenario) -> None:
     lacking(dataplane, scenario)
     dataplane.program(world, scenario)
+    world.forget()
     rows = {p: o for p, o in scenario.expect.items() if on_the_wire(p, o)}
     with own_addresses(world, {p.src for p in rows} & set(BALANCERS)):
         assert all_observed(world, rows) == rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import socket
 import sys
@@ -52,10 +53,14 @@ class Client:
         self.answers: list[Answer] = []
         self._stop = threading.Event()
 
+        # Each port once. A datagram of a port used before may be on its way in the very flow that a sweep deletes because its
+        # endpoint is gone: that answer finds no way back. A client of a living network asks again; this one must not.
+        ports = iter(range(10000, 32768)) if protocol == "UDP" else itertools.repeat(0)
+
         def loop() -> None:
             while not self._stop.is_set():
                 # Longer than a TCP retransmission: only a packet that was really lost for good counts as a failure.
-                self.answers.append(ask(ns, dst, s.PORT, protocol, timeout=0.9))
+                self.answers.append(ask(ns, dst, s.PORT, protocol, sport=next(ports), timeout=0.9))
 
         self._thread = threading.Thread(target=loop)
         self._thread.start()

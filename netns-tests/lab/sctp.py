@@ -5,6 +5,7 @@ As the other servers do it tells where the packet arrived and who it seems to co
 
 from __future__ import annotations
 
+import itertools
 import random
 import socket
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkInitAck, SCTPChunkParamStateCookie
 
 PROTOCOL = 132
+# One after the other: a port used a moment ago may still have a flow, which would be translated as that one was.
+_ports = itertools.cycle(range(20000, 60000))
 CONNTRACK = "SCTP connection tracking (CONFIG_NF_CT_PROTO_SCTP)"
 
 
@@ -52,7 +55,7 @@ def answer(sock: socket.socket, ip: str, ports: tuple[int, ...]) -> None:
 
 def ask(dst: str, port: int, src: str, timeout: float) -> bytes:
     """The answer's cookie. Raises what a socket would: ConnectionRefusedError, TimeoutError, OSError."""
-    sport, tag = random.randint(20000, 60000), random.randint(1, 1 << 31)
+    sport, tag = next(_ports), random.randint(1, 1 << 31)
     with _socket(dst) as sock:
         if src:
             sock.bind((src, 0))

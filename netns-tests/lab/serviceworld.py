@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
 from podwire_proxy.model import LOCALHOST
 from podwire_proxy.testing import scenarios as s
@@ -155,6 +156,15 @@ class World:
 
     def close(self) -> None:
         self.servers.close()
+
+    def forget(self) -> None:
+        """No flow of before is known to the node: the next packet of a source port that was used already is a new flow's."""
+
+        def flush() -> None:
+            with NFCTSocket() as conntrack:
+                conntrack.flush()
+
+        self.node.call(flush)
 
     def client(self, ip: str) -> NetNS:
         if ip == LOCALHOST or ip in BALANCERS:
