@@ -15,7 +15,7 @@ import pytest
 from scapy.layers.inet6 import ICMPv6ND_RA, IPv6
 from scapy.layers.l2 import Ether
 
-from lab.cninode import CniNode, put_node, wait_until
+from lab.cninode import CniNode, ask, put_node, tell_peer, wait_until
 from lab.fakeapi import FakeApi
 from lab.netns import Lab
 from podwire_cni import native
@@ -60,6 +60,33 @@ def test_a_node_that_turned_ipv6_off_by_default(lab: Lab, tmp_path: Path) -> Non
             routes = ns.run(["ip", "-6", "route", "show", "proto", "143"]).stdout
             assert "fd00:1::/64 dev podwire0" in routes and "fd00:2::/64 via fd00:2::1 dev podwire-vxlan" in routes
             assert ns.run(["cat", "/proc/sys/net/ipv6/conf/eth0/disable_ipv6"]).stdout == "1\n"
+        finally:
+            node.close()
+
+
+def test_a_damaged_lease_is_written_anew_from_the_pods_other_family(lab: Lab, tmp_path: Path) -> None:
+    """After a restart the pod has both addresses as before: they answer, and no other pod is given one."""
+    ns, pod, other = lab.netns("n1"), lab.netns("pod"), lab.netns("other")
+    with FakeApi(ns) as api:
+        put_node(api, "n1", "10.244.1.0/24", "192.0.2.1", cidr6="fd00:1::/64")
+        node = CniNode(ns, tmp_path, "n1", api)
+        try:
+            node.start()
+            added = node.cni("ADD", "p", pod, node.conf("1.1.0"))
+            assert added.status == 0, added.out
+            file = tmp_path / "cni" / "leases" / "fd00:1::2"
+            whole = file.read_text()
+            node.stop(kill=True)
+            file.write_text("{")
+            node.start()
+            wait_until(lambda: "was unreadable, written anew" in node.log(), "the agent says what it did")
+            assert file.read_text() == whole
+            with tell_peer(pod, "fd00:1::2") as port:
+                assert ask(ns, "fd00:1::2", port) == "fd00:1::1"
+            assert node.cni("CHECK", "p", pod, node.conf("1.1.0", prevResult=added.body)).out == ""
+            assert node.cni("ADD", "other", other).body["ips"][1]["address"] == "fd00:1::3/128"
+            assert {node.cni("DEL", name).status for name in ("p", "other")} == {0}
+            assert node.leases() == {}
         finally:
             node.close()
 

@@ -161,6 +161,8 @@ class Agent:
         for line in self.networks.ensure():
             log.error("network refused", network=line)
         first = self.node is None
+        for line in self.plugin.settle_damaged() if first else ():
+            log.warn("damaged lease", lease=line)
         rules = replace(wiring.node_rules(net, self.config.cluster_cidrs if native is None else native, strays),
                         others=self.networks.rules())
         pods = self.plugin.pods() if first else None

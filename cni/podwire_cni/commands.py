@@ -7,9 +7,10 @@ start takes it and all that belongs to it away.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +37,7 @@ class Kernel(Protocol):
 
     def links(self) -> dict[str, tuple[int, int]]: ...
 
-    def lives(self, address: IPAddress) -> bool: ...
+    def holder(self, address: IPAddress) -> str: ...
 
     def observe(self, eth: str, host: str, pod_fd: int) -> Seen: ...
 
@@ -192,16 +193,24 @@ class Plugin:
                         gone.add(lease.owner)
             if lease.owner in gone:
                 told.append(f"{lease.address} of {lease.pod or lease.owner}: {why}")
-        return told + self._free_damaged()
+        return told + self.settle_damaged()
 
-    def _free_damaged(self) -> list[str]:
-        """An address whose lease cannot be read is free when no pod of this node has it."""
+    def settle_damaged(self) -> list[str]:
+        """An address whose lease cannot be read is free when no pod of this node has it. That of a pod whose address of the
+        other family is known is the same pod's: both have its MAC."""
         told = []
         for address in sorted(self.allocator.store.damaged(), key=str):
-            if not self.kernel.lives(address):
-                with self._leases:
+            mac = self.kernel.holder(address)
+            with self._leases:
+                known = [x for x in self.allocator.leases()
+                         if (x.mac, x.boot_id, x.wired, x.origin) == (mac, self.boot_id, True, "")]
+                if not mac:
                     self.allocator.store.release(address)
-                told.append(f"{address}: its lease is unreadable and no pod has it")
+                    told.append(f"{address}: its lease is unreadable and no pod has it")
+                elif len(known) == 1 and known[0].address.version != address.version:
+                    with contextlib.suppress(CNIError):  # a disk that takes nothing now is asked again at the next repair
+                        self.allocator.mend(replace(known[0], address=address))
+                        told.append(f"{address} of {known[0].pod or known[0].owner}: its lease was unreadable, written anew")
         return told
 
     def repair(self) -> list[str]:
@@ -229,7 +238,7 @@ class Plugin:
                     master in bridges or name.startswith("ifb")):
                 self.kernel.remove([DeleteLink(name)])
                 told.append(f"{name}: a link of a pod without a lease, removed")
-        return told + self._free_damaged()
+        return told + self.settle_damaged()
 
     def pods(self) -> dict[Attachment, PodRules]:
         """What the node's tables say about each pod that is wired."""

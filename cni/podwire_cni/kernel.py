@@ -261,9 +261,9 @@ class Kernel:
                     break
         return found
 
-    def lives(self, address: nl.IPAddress) -> bool:
-        """Whether a pod of this node has the address: its MAC is behind a bridge port. Forwarding entries go with the port,
-        neighbour entries do not."""
+    def holder(self, address: nl.IPAddress) -> str:
+        """The MAC of the pod of this node that has the address, "" where none has: it is behind a bridge port. Forwarding
+        entries go with the port, neighbour entries do not."""
         import socket
 
         from pyroute2 import IPRoute
@@ -271,8 +271,8 @@ class Kernel:
         with IPRoute() as ipr:
             macs = {n.get("NDA_LLADDR") for n in ipr.get_neighbours(family=nl.family(address))
                     if n.get("NDA_DST") == str(address) and n["state"] & nl.NUD_PERMANENT}
-            return any(n.get("NDA_LLADDR") in macs and n["state"] & nl.NUD_NOARP and n.get("NDA_MASTER")
-                       for n in ipr.get_neighbours(family=socket.AF_BRIDGE))
+            return next((str(n.get("NDA_LLADDR")) for n in ipr.get_neighbours(family=socket.AF_BRIDGE)
+                         if n.get("NDA_LLADDR") in macs and n["state"] & nl.NUD_NOARP and n.get("NDA_MASTER")), "")
 
     def observe(self, eth: str, host: str, pod_fd: int) -> Seen:
         """What is there of one attachment: `eth` names the pod's interface, `host` the node's end."""

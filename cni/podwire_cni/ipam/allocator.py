@@ -70,6 +70,9 @@ class Store(Protocol):
     def damaged(self) -> frozenset[IPAddress]:
         """Addresses whose leases cannot be read. They are not given; `release` forgets them."""
 
+    def mend(self, lease: Lease) -> None:
+        """Write the lease of a wired pod in the place of one that cannot be read."""
+
     def release(self, address: IPAddress, *, rest: bool = False) -> None:
         """Forget the lease of this address; nothing happens where there is none. rest: note that it was given back now."""
 
@@ -199,6 +202,11 @@ class Allocator:
         for i, lease in enumerate(held):
             self.store.wired(lease)
             held[i] = self._by_address[lease.address] = lease.done()
+
+    def mend(self, lease: Lease) -> None:
+        """A lease that could not be read is known again."""
+        self.store.mend(lease)
+        self._index(lease)
 
     def release(self, owner: Attachment, only: Sequence[Lease] | None = None) -> list[IPAddress]:
         """Give back the owner's addresses (or just some of them); none is fine. What a pod had rests from now on."""

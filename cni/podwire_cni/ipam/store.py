@@ -7,7 +7,7 @@ and the boot id in each lease then is another one. So no outcome depends on it. 
 
 A lease that is given back becomes `.rest-ADDRESS` for a while; when that was is the time of its change (ctime).
 
-A file that says nothing sensible keeps its address from being given until nobody in the kernel has it.
+A file that says nothing sensible keeps its address from being given until nobody in the kernel has it, or it is known whose.
 """
 
 from __future__ import annotations
@@ -90,18 +90,24 @@ class DirStore:
 
     def reserve(self, lease: Lease) -> bool:
         # Plain system calls with plain names: a pod waits for this.
-        name = str(lease.address)
-        fresh, final = f"{self._prefix}.new-{name}", self._prefix + name
-        if os.access(final, os.F_OK):
+        if os.access(self._prefix + str(lease.address), os.F_OK):
             return False
+        self._put(lease, b"")
+        return True
+
+    def mend(self, lease: Lease) -> None:
+        self._put(lease, WIRED)
+        self._damaged.discard(lease.address)
+
+    def _put(self, lease: Lease, note: bytes) -> None:
+        fresh, final = f"{self._prefix}.new-{lease.address}", f"{self._prefix}{lease.address}"
         try:
-            _write(fresh, os.O_TRUNC, json.dumps(lease.to_json()).encode() + b"\n")
-            os.rename(fresh, final)  # noqa: PTH104 - see above
+            _write(fresh, os.O_TRUNC, json.dumps(lease.to_json()).encode() + b"\n" + note)
+            os.rename(fresh, final)  # noqa: PTH104 - a pod waits for this
         except OSError as err:
             with contextlib.suppress(OSError):
-                os.unlink(fresh)  # noqa: PTH108 - see above
+                os.unlink(fresh)  # noqa: PTH108 - as above
             raise self._refusal(fresh, err) from err
-        return True
 
     def wired(self, lease: Lease) -> None:
         path = self._prefix + str(lease.address)

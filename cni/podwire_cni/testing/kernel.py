@@ -57,8 +57,8 @@ class FakeKernel:
     def links(self) -> dict[str, tuple[int, int]]:
         return {BRIDGE: (1, 0), **self.veths}
 
-    def lives(self, address: IPAddress) -> bool:
-        return address in self.neighbours
+    def holder(self, address: IPAddress) -> str:
+        return self.neighbours.get(address, "")
 
     def observe(self, eth: str, host: str, pod_fd: int) -> Seen:
         """Enough to tell a wired pod from one that is not."""

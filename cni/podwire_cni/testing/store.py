@@ -37,6 +37,11 @@ class FakeStore:
     def damaged(self) -> frozenset[IPAddress]:
         return frozenset(self.broken)
 
+    def mend(self, lease: Lease) -> None:
+        self.writes += 1
+        self.broken.discard(lease.address)
+        self.held[lease.address] = lease
+
     def release(self, address: IPAddress, *, rest: bool = False) -> None:
         self.broken.discard(address)
         if self.held.pop(address, None) is not None:

@@ -22,6 +22,7 @@ from podwire_cni.testing.store import FakeStore
 from podwire_cni.types import Attachment, IPAddress
 
 NODE = NodeNet(((podcidr_range(ip_network("10.244.1.0/28")),),))
+DUAL = NodeNet((NODE.ranges[0], (podcidr_range(ip_network("fd00:1::/64")),)))
 STEPS = 11  # of one IPv4 ADD; the last position that can fail
 
 
@@ -32,8 +33,12 @@ class Host:
         self.kernel, self.firewall, self.held, self.node = FakeKernel(), FakeFirewall(), dict[IPAddress, Lease](), node
         self.restart(boot)
 
-    def restart(self, boot: str = "boot1") -> list[str]:
-        self.plugin = Plugin(self.kernel, self.firewall, Allocator(FakeStore(self.held)), lambda: self.node, boot)
+    def restart(self, boot: str = "boot1", *, damaged: IPAddress | None = None) -> list[str]:
+        store = FakeStore(self.held)
+        if damaged is not None:
+            del self.held[damaged]
+            store.broken.add(damaged)
+        self.plugin = Plugin(self.kernel, self.firewall, Allocator(store), lambda: self.node, boot)
         return self.plugin.reconcile()
 
     def call(self, command: str, container: str = "c1", sandbox: Sandbox | None = None, env: Mapping[str, str] | None = None,
@@ -64,7 +69,7 @@ def test_add_answers_with_what_it_did() -> None:
 
 
 def test_two_families_give_two_addresses() -> None:
-    host = Host(NodeNet((NODE.ranges[0], (podcidr_range(ip_network("fd00:1::/64")),))))
+    host = Host(DUAL)
     got = body(host.call("ADD"))
     assert [ip["address"] for ip in got["ips"]] == ["10.244.1.2/32", "fd00:1::2/128"]
     assert [r["gw"] for r in got["routes"]] == ["10.244.1.1", "fd00:1::1"]
@@ -173,6 +178,30 @@ def test_reconcile_frees_what_a_crash_or_reboot_left() -> None:
     assert set(host.kernel.veths) == {host_veth(Attachment("whole", "eth0"))}
     host.restart("boot2")
     assert host.state() == (set(), set(), set(), set())
+
+
+@pytest.mark.parametrize("family", [0, 1])
+def test_a_damaged_lease_is_that_of_the_pods_other_address(family: int) -> None:
+    host = Host(DUAL)
+    for name in ("a", "b"):
+        host.call("ADD", name)
+    before = dict(host.held)
+    address = [a for a, lease in before.items() if lease.owner.container_id == "a"][family]
+    told = host.restart(damaged=address)
+    assert told == [f"{address} of a/eth0: its lease was unreadable, written anew"]
+    assert host.held == before and host.plugin.pods().keys() == {lease.owner for lease in before.values()}
+    assert host.call("DEL", "a").status == 0 and host.call("DEL", "b").status == 0
+    assert host.state() == (set(), set(), set(), set())
+
+
+def test_a_damaged_lease_that_says_nobodys_name_keeps_its_address_until_no_pod_has_it() -> None:
+    host = Host()
+    host.call("ADD")
+    (address,) = host.held
+    assert host.restart(damaged=address) == [] and host.held == {}, "one family only: whose it is cannot be known"
+    assert host.call("ADD", "c2").status == 0 and address not in host.held
+    host.kernel.neighbours.pop(address)
+    assert host.restart() == [] and host.plugin.allocator.store.damaged() == frozenset()
 
 
 def test_repair_rejoins_ports_and_drops_strangers() -> None:
