@@ -38,6 +38,7 @@ STRACE = ("strace", "-f", "-v", "-s", "65536", "-o")
 SENT = re.compile(r"\b(sendto|sendmsg|sendmmsg)\(")
 MESSAGE = re.compile(r"nlmsg_type=(?!NFNL_MSG_BATCH)")
 SYNC = re.compile(r"\b(fsync|fdatasync)\(")
+FUTEX = re.compile(r"\bfutex\(")
 Counts = dict[str, int]
 
 
@@ -206,12 +207,14 @@ def count(lines: list[str], own: Counts) -> Counts:
 
 
 def between(trace: str, client: bool) -> list[str]:
-    """The calls between the marks, each once (strace tells an interrupted one twice). client: not of the thread that marks."""
+    """The calls between the marks, each once (strace tells an interrupted one twice). client: a thread of this process is the
+    client and marks; its calls are none of the act's, nor is the waiting of the others until it leaves the interpreter."""
     lines = trace.splitlines()
     at = [next(i for i, line in enumerate(lines) if f'"{path}"' in line and "access" in line.split("(")[0])
           for path in (BEGIN, END)]
     thread = lines[at[0]].split()[0] if client else ""
-    return [line for line in calls(lines[at[0] + 1:at[1]]) if line.split()[0] != thread]
+    return [line for line in calls(lines[at[0] + 1:at[1]])
+            if not client or (line.split()[0] != thread and not FUTEX.search(line))]
 
 
 def calls(lines: list[str]) -> list[str]:
@@ -242,20 +245,24 @@ def cni() -> dict[str, Counts]:
         with FakeApi(ns, "192.0.2.1") as api:
             put_node(api, "n1", "10.244.1.0/24", "192.0.2.1")
             node = CniNode(ns, Path(folder), "n1", api)
+            # What the agent does every ten seconds is no part of an act.
+            node.code = f"from podwire_cni import agent; agent.RESYNC_SECONDS = 3600; {node.code}"
             try:
                 node.start()
-                out = {}
-                for number in range(2):  # the first pair warms up
+                out = dict[str, Counts]()
+                for number in range(4):  # the first pair warms up
                     pod = lab.netns(f"pod{number}")
                     for verb in ("ADD", "DEL"):
                         assert node.agent is not None
                         with Tracing(node.agent.pid, Path(folder) / f"{verb}{number}") as seen:
                             answer = node.cni(verb, f"c{number}", pod)
                             assert answer.status == 0, answer.out
-                        out[f"CNI {verb}"] = count(calls(seen.lines), {})
+                        if number:  # the least: how often one thread waits for another is the machine's mood
+                            found = count(calls(seen.lines), {})
+                            out[f"CNI {verb}"] = min(found, out.get(f"CNI {verb}", found), key=lambda one: one["syscalls"])
                 node.stop()
-                for verb, found in _in_python(node, lab).items():
-                    out[f"CNI {verb}"] |= found
+                for verb, more in _in_python(node, lab).items():
+                    out[f"CNI {verb}"] |= more
             finally:
                 node.close()
     return out

@@ -90,17 +90,18 @@ class DirStore:
 
     def reserve(self, lease: Lease) -> bool:
         # Plain system calls with plain names: a pod waits for this.
-        if os.access(self._prefix + str(lease.address), os.F_OK):
+        name = str(lease.address)
+        if os.access(self._prefix + name, os.F_OK):
             return False
-        self._put(lease, b"")
+        self._put(name, lease, b"")
         return True
 
     def mend(self, lease: Lease) -> None:
-        self._put(lease, WIRED)
+        self._put(str(lease.address), lease, WIRED)
         self._damaged.discard(lease.address)
 
-    def _put(self, lease: Lease, note: bytes) -> None:
-        fresh, final = f"{self._prefix}.new-{lease.address}", f"{self._prefix}{lease.address}"
+    def _put(self, name: str, lease: Lease, note: bytes) -> None:
+        fresh, final = f"{self._prefix}.new-{name}", self._prefix + name
         try:
             _write(fresh, os.O_TRUNC, json.dumps(lease.to_json()).encode() + b"\n" + note)
             os.rename(fresh, final)  # noqa: PTH104 - a pod waits for this
