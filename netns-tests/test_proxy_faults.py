@@ -17,7 +17,7 @@ import pytest
 from lab.fakeapi import FakeApi
 from lab.netns import Lab
 from lab.proxyrole import Running, until
-from lab.serviceworld import Answer, World, ask
+from lab.serviceworld import SILENCE, Answer, World, ask
 from podwire_controlplane.api.meta import Object, key
 from podwire_proxy import nft
 from podwire_proxy.changes import Tracker
@@ -50,7 +50,7 @@ class Client:
 
         def loop() -> None:
             while not self._stop.is_set():
-                self.answers.append(ask(world.client(s.POD_A), ip, s.PORT, timeout=2))
+                self.answers.append(ask(world.client(s.POD_A), ip, s.PORT))
 
         self._thread = threading.Thread(target=loop)
 
@@ -65,7 +65,7 @@ class Client:
 
 def from_outside(world: World) -> str:
     """The endpoint behind the load balancer's address of `busy`."""
-    return ask(world.client(s.OUTSIDE), s.BALANCER, s.PORT, src=s.OUTSIDE).server[0]
+    return ask(world.client(s.OUTSIDE), s.BALANCER, s.PORT, src=s.OUTSIDE, timeout=SILENCE).server[0]
 
 
 # ---- killed in the middle
@@ -203,7 +203,7 @@ def test_an_api_server_that_repeats_reorders_and_sends_garbage(world: World, tmp
             api.noise(services, b'{"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired"}}\n')
             api.apply(*busy(7))
             until(lambda: from_outside(world) == s.POD_B, "the last change", 20)
-            assert ask(world.client(s.POD_A), s.BALANCER, s.PORT).result == "timeout", "with its source ranges"
+            assert ask(world.client(s.POD_A), s.BALANCER, s.PORT, timeout=SILENCE).result == "timeout", "with its source ranges"
         log = proxy.stop()
     assert {answer.result for answer in client.answers} == {"ok"}, "the old slices were not believed"
     assert "Traceback" not in log

@@ -17,7 +17,7 @@ import pytest
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from lab.proxyrole import Running, until
-from lab.serviceworld import Answer, World, ask
+from lab.serviceworld import SILENCE, Answer, World, ask
 from podwire_controlplane.api.meta import Object
 from podwire_proxy import backend, main, nft
 from podwire_proxy.changes import Tracker
@@ -28,6 +28,7 @@ from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, servi
 TABLE = nft.Table("ip", "podwire")
 NODE: Object = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": s.NODE},
                 "status": {"addresses": [{"type": "InternalIP", "address": s.NODE_IP}]}}
+SURE = 2.0  # seconds: of silence where the answers end, and a slow one must not be taken for it
 BOTH = (endpoint(s.POD_B, s.NODE), endpoint(s.POD_C, "n2"))
 
 
@@ -60,7 +61,7 @@ class Client:
         def loop() -> None:
             while not self._stop.is_set():
                 # Longer than a TCP retransmission: only a packet that was really lost for good counts as a failure.
-                self.answers.append(ask(ns, dst, s.PORT, protocol, sport=next(ports), timeout=0.9))
+                self.answers.append(ask(ns, dst, s.PORT, protocol, sport=next(ports)))
 
         self._thread = threading.Thread(target=loop)
         self._thread.start()
@@ -156,6 +157,9 @@ def test_ranges_of_pods_and_services_are_followed_live(world: World, tmp_path: P
     def seen_by_the_server() -> str:
         return ask(world.client(s.POD_A), s.VIP, s.PORT).peer
 
+    def unused() -> str:
+        return ask(world.client(s.POD_A), s.UNUSED, s.PORT, timeout=SURE).result
+
     world.outside.netlink(lambda ipr: ipr.addr("add", index=1, address=s.UNUSED, prefixlen=32))
     world.servers.listen(world.outside, s.UNUSED, s.PORT)
     with FakeApi(world.node) as api:
@@ -163,15 +167,15 @@ def test_ranges_of_pods_and_services_are_followed_live(world: World, tmp_path: P
         proxy = Running(world.node, api.kubeconfig(tmp_path / "kubeconfig"), tmp_path, "--detect-local", "NodeCIDR")
         until(proxy.ready, "the first sync")
         assert seen_by_the_server() == s.POD_A
-        assert ask(world.client(s.POD_A), s.UNUSED, s.PORT).result == "timeout"
+        assert unused() == "timeout"
         api.apply(pods("10.1.0.0/24"))
         until(lambda: seen_by_the_server() != s.POD_A, "the pod is none of this node any more: masqueraded")
         api.apply(pods("10.244.0.0/16"))
         until(lambda: seen_by_the_server() == s.POD_A, "a pod again")
         api.put(path, cidrs("kubernetes", "10.96.0.0/26"))
-        until(lambda: ask(world.client(s.POD_A), s.UNUSED, s.PORT).result == "ok", "an address outside the range is routed on")
+        until(lambda: unused() == "ok", "an address outside the range is routed on")
         api.put(path, cidrs("more", "10.96.0.64/26", "garbage"))
-        until(lambda: ask(world.client(s.POD_A), s.UNUSED, s.PORT).result == "timeout", "inside the second range")
+        until(lambda: unused() == "timeout", "inside the second range")
         log = proxy.stop()
     assert "cidr=garbage" in log
 
@@ -199,16 +203,16 @@ def check_changes(world: World, api: FakeApi) -> None:
     until(lambda: ask(pod, s.VIP, s.PORT).server[0] == s.POD_B, "the changed endpoint")
     assert ask(outside, s.NODE_IP, s.NODE_PORT).result == "ok"
     api.apply(my_slice())
-    until(lambda: ask(pod, s.VIP, s.PORT).result == "refused", "no endpoints: refused")
+    until(lambda: ask(pod, s.VIP, s.PORT, timeout=SILENCE).result == "refused", "no endpoints: refused")
     labelled = my_service()
     labelled["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = "other"
     api.apply(my_slice(*BOTH), labelled)
-    until(lambda: ask(pod, s.VIP, s.PORT).result == "timeout", "given to another proxy: unallocated for us")
+    until(lambda: ask(pod, s.VIP, s.PORT, timeout=SURE).result == "timeout", "given to another proxy: unallocated for us")
     api.apply(my_service(), {"kind": "Service", "metadata": {"name": "bad", "namespace": "default"}, "spec": {
         "clusterIP": "10.96.0.300", "ports": [{"port": "eighty"}]}})
-    until(lambda: ask(pod, s.VIP, s.PORT).result == "ok", "taken back, beside a Service that cannot be read")
+    until(lambda: ask(pod, s.VIP, s.PORT, timeout=SILENCE).result == "ok", "taken back, beside a Service that cannot be read")
     api.remove(my_service())
-    until(lambda: ask(pod, s.VIP, s.PORT).result == "timeout", "deleted")
+    until(lambda: ask(pod, s.VIP, s.PORT, timeout=SURE).result == "timeout", "deleted")
     assert ask(outside, s.NODE_IP, s.NODE_PORT).result == "refused"  # by the node itself: nobody listens
 
 
@@ -237,7 +241,7 @@ def test_foreign_changes_are_repaired_and_told(world: World, tmp_path: Path, dam
         api.apply(NODE, my_service(), my_slice(*BOTH))
         proxy = Running(world.node, kubeconfig, tmp_path)
         until(proxy.ready, "the first sync")
-        until(lambda: ask(world.client(s.POD_A), s.VIP, s.PORT).result == "ok", "service")
+        until(lambda: ask(world.client(s.POD_A), s.VIP, s.PORT, timeout=SILENCE).result == "ok", "service")
         before = world.node.run(["nft", "-s", "list", "ruleset"]).stdout
         time.sleep(0.2)  # the watch for foreign changes starts after the first sync
         world.node.run(["nft", *damage.split()])

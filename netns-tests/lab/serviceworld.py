@@ -11,7 +11,6 @@ import errno
 import selectors
 import socket
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyroute2 import IPRoute
@@ -28,6 +27,7 @@ V6 = {ip: s._v6(ip) for ip in (s.NODE_IP, s.POD_A, s.POD_B, s.POD_C, s.OUTSIDE, 
 BALANCERS = [at for ip in (s.BALANCER, s.BALANCER2) for at in (ip, s._v6(ip))]  # as a source: where a cloud binds it to a node
 IPV6_FREEBIND = 78
 LINK_SCOPE = 253  # RT_SCOPE_LINK
+ANSWER, SILENCE = 5.0, 0.3  # seconds
 GATEWAYS = ("10.244.1.1", "fd00:244:1::1")
 
 
@@ -103,9 +103,12 @@ class Servers:
 
 
 def ask(ns: NetNS, dst: str, port: int, protocol: str = "TCP", *, src: str = "", sport: int = 0,
-        timeout: float = 0.3) -> Answer:
-    """One connection (or datagram) from inside `ns` and what became of it."""
+        timeout: float = ANSWER) -> Answer:
+    """One connection (or datagram) from inside `ns` and what became of it.
 
+    timeout: ANSWER waits for one that must come, and a server that gets no time for a second or two fails nothing. SILENCE
+    is for where none should come, or where the question will be asked again.
+    """
     if protocol == "SCTP":
         return _ask_sctp(ns, dst, port, src, timeout)
     found = (probe.tcp if protocol == "TCP" else probe.udp)(ns, dst, port, src=src, sport=sport, timeout=timeout)
@@ -215,7 +218,3 @@ class World:
 
         ns.netlink(inside)
         self.node.netlink(outside)
-
-
-def repeat(count: int, work: Callable[[], Answer]) -> list[Answer]:
-    return [work() for _ in range(count)]
