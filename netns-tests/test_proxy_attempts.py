@@ -173,7 +173,7 @@ def test_the_work_is_that_of_the_attempts_and_none_where_no_endpoint_left(world:
             assert ask(world.client(s.POD_A), s.VIP, s.PORT).result == "ok"
         listener = site.stack.enter_context(world.client(s.POD_C).call(partial(socket.create_server, (s.POD_C, 9999))))
         open_ = site.stack.enter_context(world.client(s.POD_A).call(
-            lambda: socket.create_connection((s.POD_C, 9999), patient(2))))
+            lambda: socket.create_connection((s.POD_C, 9999), patient(10))))
         assert site.endpoints(s.POD_C, s.POD_B).dumps == 0, "an endpoint came: nothing to look for"
         attempts = []
         while opening(world) < 2:  # by chance half of them go to POD_B
@@ -181,7 +181,7 @@ def test_the_work_is_that_of_the_attempts_and_none_where_no_endpoint_left(world:
         swept = site.endpoints(s.POD_C)
         assert (swept.dumps, swept.entries, swept.opening) == (1, 2, 2)
         assert servers(attempts) == [s.POD_C] * len(attempts)
-        listener.settimeout(patient(2))
+        listener.settimeout(patient(10))
         with listener.accept()[0] as other:
             open_.send(b"?")
             assert other.recv(1) == b"?"

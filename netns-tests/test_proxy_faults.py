@@ -152,8 +152,8 @@ def test_killed_at_any_moment_of_a_sync_the_next_start_converges(world: World) -
                 back.sync(tracker(CALM, CALM_SLICE, *busy(step - 1)).dataplane, None)
                 back.sweep()
                 back.close()
+        until(lambda: len(client.answers) > 50, "the client goes on")
     assert crashes > 20
-    assert len(client.answers) > 50
     assert {answer.result for answer in client.answers} == {"ok"}
 
 
@@ -202,7 +202,7 @@ def test_an_api_server_that_repeats_reorders_and_sends_garbage(world: World, tmp
             api.noise(SLICES, b'{"type": "MODIFIED", "obj\x00\xff\n')  # the stream breaks off: the list tells the truth
             api.noise(services, b'{"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired"}}\n')
             api.apply(*busy(7))
-            until(lambda: from_outside(world) == s.POD_B, "the last change", 20)
+            until(lambda: from_outside(world) == s.POD_B, "the last change")
             assert ask(world.client(s.POD_A), s.BALANCER, s.PORT, timeout=SILENCE).result == "timeout", "with its source ranges"
         log = proxy.stop()
     assert {answer.result for answer in client.answers} == {"ok"}, "the old slices were not believed"
@@ -220,11 +220,11 @@ def test_the_rules_stay_while_the_api_server_is_away(world: World, tmp_path: Pat
         until(proxy.ready, "the first sync")
     with Client(world, s.VIP2) as client:
         time.sleep(seconds)
-    assert len(client.answers) > 20
+        until(lambda: len(client.answers) > 20, "the client goes on")
     assert {(answer.result, answer.server[0]) for answer in client.answers} == {("ok", s.POD_B), ("ok", s.POD_C)}
     with Client(world, s.VIP2) as client:
         world.node.run(["nft", "flush", "chain", "ip", "podwire", "service-frontends"])
-        until(lambda: len(client.answers) > 3 and client.answers[-1].result == "ok", "repaired without the API server", 10)
+        until(lambda: len(client.answers) > 3 and client.answers[-1].result == "ok", "repaired without the API server")
         with api.restart(world.node) as back:
             back.apply(NODE, CALM, endpoint_slice("calm", [C], [("", "TCP", s.TARGET)]), *busy(3))
             until(lambda: from_outside(world) == s.POD_B, "what came meanwhile", 60)

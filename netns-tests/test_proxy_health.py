@@ -14,6 +14,7 @@ from scapy.layers.inet import IP, TCP
 
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
+from lab.patience import patient
 from lab.proxyrole import Running, until
 from lab.serviceworld import World, ask
 from podwire_controlplane.api.meta import Object
@@ -44,7 +45,7 @@ def get(ns: NetNS, number: int, path: str, host: str = "127.0.0.1") -> tuple[int
     """(status, body, headers); status 0 where nobody listens."""
 
     def work() -> tuple[int, str, dict[str, str]]:
-        connection = http.client.HTTPConnection(host, number, timeout=3)
+        connection = http.client.HTTPConnection(host, number, timeout=patient(10))
         try:
             connection.request("GET", path)
             answer = connection.getresponse()

@@ -16,6 +16,7 @@ import pytest
 
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
+from lab.patience import patient
 from lab.proxyrole import Running, until
 from lab.serviceworld import SILENCE, Answer, World, ask
 from podwire_controlplane.api.meta import Object
@@ -243,10 +244,35 @@ def test_foreign_changes_are_repaired_and_told(world: World, tmp_path: Path, dam
         until(proxy.ready, "the first sync")
         until(lambda: ask(world.client(s.POD_A), s.VIP, s.PORT, timeout=SILENCE).result == "ok", "service")
         before = world.node.run(["nft", "-s", "list", "ruleset"]).stdout
-        time.sleep(0.2)  # the watch for foreign changes starts after the first sync
         world.node.run(["nft", *damage.split()])
         until(lambda: world.node.run(["nft", "-s", "list", "ruleset"]).stdout.split() == before.split(), "the repair")
         assert ask(world.client(s.POD_A), s.VIP, s.PORT).result == "ok"
+        log = proxy.stop()
+    assert "somebody else changed our rules" in log
+
+
+DAMAGE_FIRST = """
+import subprocess
+from podwire_proxy.nftables import apply
+
+watch = apply.Programmer.watch
+
+def late(self):
+    subprocess.run(["nft", "flush", "chain", "ip", "podwire", "service-frontends"], check=True)
+    return watch(self)
+
+apply.Programmer.watch = late
+"""
+
+
+def test_what_others_change_before_anybody_watches_is_repaired_and_told(world: World, tmp_path: Path) -> None:
+    """Between the first sync and the start of the watch."""
+    with FakeApi(world.node) as api:
+        api.apply(NODE, my_service(), my_slice(*BOTH))
+        proxy = Running(world.node, api.kubeconfig(tmp_path / "kubeconfig"), tmp_path, first=DAMAGE_FIRST)
+        until(proxy.ready, "the first sync")
+        until(lambda: ask(world.client(s.POD_A), s.VIP, s.PORT, timeout=SILENCE).result == "ok", "the repair")
+        until(lambda: proxy.repairs() == 1, "it is counted")
         log = proxy.stop()
     assert "somebody else changed our rules" in log
 
@@ -329,14 +355,14 @@ def test_established_connections_outlive_their_endpoint(world: World) -> None:
     with contextlib.ExitStack() as open_sockets:
         listener = open_sockets.enter_context(world.client(s.POD_B).call(lambda: socket.create_server((s.POD_B, 9999))))
         client = open_sockets.enter_context(
-            world.client(s.POD_A).call(lambda: socket.create_connection((s.VIP, s.PORT), 2)))
+            world.client(s.POD_A).call(lambda: socket.create_connection((s.VIP, s.PORT), patient(10))))
         server = open_sockets.enter_context(listener.accept()[0])
         for gone in (my_slice(), None):
             tracker.slice("x", gone)
             programmer.sync(tracker.dataplane, tracker.flush())
             programmer.sweep()
             client.send(b"still there?")
-            server.settimeout(2)
+            server.settimeout(patient(10))
             assert server.recv(100) == b"still there?"
             server.send(b"yes")
             assert client.recv(100) == b"yes"

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from lab.netns import Lab
+from lab.patience import patient
 from lab.serviceworld import World
 from podwire_controlplane.api.meta import Object
 from podwire_proxy.changes import Tracker
@@ -21,6 +22,7 @@ from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, servi
 
 LISTEN = 9999
 PLAIN = "10.96.0.30"
+PATIENCE = patient(10)  # seconds
 
 
 class Pair(NamedTuple):
@@ -78,11 +80,11 @@ class Site:
 
     def connect(self, client: str, ip: str, number: int, server: str = s.POD_B) -> Pair:
         made = self.stack.enter_context(self.world.client(client).call(lambda: socket.create_connection(
-            (self.at(ip), number), 2, source_address=(self.at(client), 0))))
-        self.listeners[server].settimeout(2)
+            (self.at(ip), number), PATIENCE, source_address=(self.at(client), 0))))
+        self.listeners[server].settimeout(PATIENCE)
         other = self.stack.enter_context(self.listeners[server].accept()[0])
         for sock in (made, other):
-            sock.settimeout(2)
+            sock.settimeout(PATIENCE)
         return Pair(made, other)
 
 
@@ -143,6 +145,6 @@ def test_a_client_that_no_probe_reaches_is_reset_by_its_next_packet(world: World
         with pytest.raises(TimeoutError):
             doomed.client.recv(1)
         doomed.client.send(b"?")
-        doomed.client.settimeout(2)
+        doomed.client.settimeout(PATIENCE)
         with pytest.raises(ConnectionResetError):
             doomed.client.recv(1)

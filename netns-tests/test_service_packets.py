@@ -19,7 +19,8 @@ from scapy.packet import Packet as Scapy
 
 from lab.capture import Capture
 from lab.dataplane import Dataplane
-from lab.netns import Lab, NetNS
+from lab.netns import Lab, NetNS, usable
+from lab.patience import patient
 from lab.serviceworld import V6, World, ask
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
@@ -139,7 +140,7 @@ def exchange(conn: socket.socket, data: bytes) -> bool:
 def dial(ns: NetNS, way: Way, dst: str, number: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
     def work() -> socket.socket:
         sock = socket.socket(way.af, kind)
-        sock.settimeout(3)
+        sock.settimeout(patient(10))
         sock.connect((dst, number))
         return sock
 
@@ -171,7 +172,7 @@ def test_hairpin_on_every_frontend(world: World, dataplane: Dataplane, way: Way,
     dataplane.program(world, scenario(way))
     pod = world.client(s.POD_B)
     for ip, number in FRONTENDS:
-        answer = ask(pod, way.ip(ip), number, protocol, src=way.ip(s.POD_B), timeout=2)
+        answer = ask(pod, way.ip(ip), number, protocol, src=way.ip(s.POD_B))
         assert (answer.result, answer.server) == ("ok", (way.ip(s.POD_B), s.TARGET)), ip
         assert answer.peer not in ("", way.ip(s.POD_B)), ip
 
@@ -212,7 +213,7 @@ def test_icmp_errors_are_translated_back(world: World, dataplane: Dataplane, way
 def test_a_reset_of_the_endpoint_comes_from_the_service(world: World, dataplane: Dataplane, way: Way) -> None:
     dataplane.program(world, scenario(way, CLOSED))
     with Capture(world.client(s.POD_A), "eth0") as seen:
-        answer = ask(world.client(s.POD_A), way.ip(s.VIP), s.PORT, timeout=2)
+        answer = ask(world.client(s.POD_A), way.ip(s.VIP), s.PORT)
         assert answer.result == "refused"
         resets = [p for p in of(way, seen.packets()) if TCP in p and p[TCP].flags & 4]
         assert [(p.src, p[TCP].sport) for p in resets] == [(way.ip(s.VIP), s.PORT)]
@@ -285,7 +286,7 @@ def test_a_segment_of_no_connection_is_answered_by_the_service(world: World, dat
     with Capture(world.client(s.POD_A), "eth0") as seen:
         inject(world.client(s.POD_A), way, way.header(way.ip(s.POD_A), way.ip(s.VIP)) / TCP(
             sport=40001, dport=s.PORT, flags="A", seq=1, ack=1))
-        assert ask(world.client(s.POD_A), way.ip(s.VIP), s.PORT, timeout=2).result == "ok"
+        assert ask(world.client(s.POD_A), way.ip(s.VIP), s.PORT).result == "ok"
         answers = {p.src for p in of(way, seen.packets()) if TCP in p and p[TCP].dport == 40001}
     assert answers <= {way.ip(s.VIP)}
 
@@ -310,10 +311,11 @@ def test_answers_that_leave_by_another_link_are_translated(world: World, datapla
             "replace", index=ipr.link_lookup(ifname="eth1")[0], address="fd00:30:1::11", prefixlen=64))
     world.node.sysctl("net/ipv4/conf/eth1/rp_filter", "0")
     world.outside.netlink(outside)
+    usable(world.node, world.outside)
     try:
         with Capture(world.outside, "eth1") as there, Capture(world.outside, "eth0") as back:
             for protocol in ("TCP", "UDP"):
-                answer = ask(world.outside, way.ip(s.EXTERNAL), s.PORT, protocol, src=other, timeout=2)
+                answer = ask(world.outside, way.ip(s.EXTERNAL), s.PORT, protocol, src=other)
                 assert (answer.result, answer.server) == ("ok", (way.ip(s.POD_B), s.TARGET)), protocol
                 assert (answer.peer == other) == (policy == "Local")
             assert {p.dst for p in of(way, there.packets()) if TCP in p or UDP in p} == {way.ip(s.EXTERNAL)}

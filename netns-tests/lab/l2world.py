@@ -24,7 +24,7 @@ from podwire_proxy.nftables.apply import Programmer
 
 from . import evidence
 from .fakeapi import FakeApi
-from .netns import Lab, NetNS
+from .netns import Lab, NetNS, usable
 from .patience import patient
 from .proxyrole import until
 from .serviceworld import Servers
@@ -144,6 +144,7 @@ class L2World:
         for ip in (SERVER, v6(SERVER)):
             self.servers.listen(server, ip, TARGET)
         self.nodes = [Node(self, number) for number in range(1, nodes + 1)]
+        usable(self.client, server, *(node.ns for node in self.nodes))
         self.servers.start()
         self.api.thread.start()
 

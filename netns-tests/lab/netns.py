@@ -20,12 +20,13 @@ from pyroute2 import IPRoute
 
 from podwire_controlplane.client.netns import CLONE_NEWNET, in_thread, setns, unshare
 
-from .patience import patient
+from .patience import patient, wait_until
 
 T = TypeVar("T")
 watchers: list[Callable[[NetNS], None]] = []  # called with each new namespace
 witnesses: list[Callable[[list[NetNS]], None]] = []  # called with those of a Lab that an exception ends, while they are open
 PR_SET_PDEATHSIG = 1
+IFA_F_TENTATIVE, LINK_SCOPE = 0x40, 253
 _libc = ctypes.CDLL(None)
 
 
@@ -119,6 +120,17 @@ class NetNS:
         return done
 
 
+def usable(*namespaces: NetNS) -> None:
+    """Wait until each IPv6 address (not those of a link) may be used. Where nobody looks for duplicates a worker of the kernel
+    says so nevertheless, when it gets time."""
+    def tentative(ipr: IPRoute) -> bool:
+        found = ipr.get_addr(family=socket.AF_INET6)
+        return any(one["flags"] & IFA_F_TENTATIVE and one["scope"] != LINK_SCOPE for one in found)
+
+    for ns in namespaces:
+        wait_until(lambda ns=ns: not ns.netlink(tentative), f"addresses of {ns.name} can be used")  # type: ignore[misc]  # bound now
+
+
 class Lab:
     """Namespaces and the wires between them; everything goes when it is closed."""
 
@@ -169,3 +181,4 @@ class Lab:
                 ipr.link("set", index=index, state="up")
 
             ns.netlink(up)
+        usable(*(ns for ns, addr in ((a, a_addr), (b, b_addr)) if ":" in addr))

@@ -18,19 +18,20 @@ from .netns import NetNS
 from .patience import patient, wait_until
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 10) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
     wait_until(condition, what, seconds, pause=0.01)
 
 
 class Running:
-    """`podwire proxy` as a process on the node. flags: as `--backend iptables`, `--iptables-variant legacy`."""
+    """`podwire proxy` as a process on the node. flags: as `--backend iptables`, `--iptables-variant legacy`. first: Python that
+    it runs before anything else."""
 
-    def __init__(self, ns: NetNS, kubeconfig: Path, run_dir: Path, *flags: str) -> None:
+    def __init__(self, ns: NetNS, kubeconfig: Path, run_dir: Path, *flags: str, first: str = "") -> None:
         self.ns, self.name, self.said = ns, s.NODE, ""
         self.status_file = run_dir / "status" / "proxy.json"
         self.status_file.unlink(missing_ok=True)
         self.process = ns.popen(
-            [sys.executable, "-c", "from podwire_proxy.main import command; command()", "--node-name", s.NODE,
+            [sys.executable, "-c", f"{first}\nfrom podwire_proxy.main import command; command()", "--node-name", s.NODE,
              "--kubeconfig", str(kubeconfig), "--run-dir", str(run_dir), *flags], stderr=subprocess.PIPE)
         evidence.tells(self)
 
@@ -56,6 +57,6 @@ class Running:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
         """Returns the log."""
         self.process.send_signal(number)
-        _, log = self.process.communicate(timeout=patient(10))
+        _, log = self.process.communicate(timeout=patient(30))
         self.said += log or ""
         return self.said

@@ -20,7 +20,7 @@ from podwire_proxy.model import LOCALHOST
 from podwire_proxy.testing import scenarios as s
 
 from . import probe, sctp
-from .netns import Lab, NetNS
+from .netns import Lab, NetNS, usable
 from .patience import patient
 
 V6 = {ip: s._v6(ip) for ip in (s.NODE_IP, s.POD_A, s.POD_B, s.POD_C, s.OUTSIDE, s.HOST)}
@@ -149,6 +149,7 @@ class World:
         for index, (ip, ns) in enumerate(self.pods.items()):
             lab.wire(self.node, f"veth{index}", ns, "eth0")
             self._pod(ip, ns, f"veth{index}")
+        usable(self.node, self.outside, *self.pods.values())
         self.servers = Servers()
         for ip, ns in (*self.pods.items(), (s.HOST, self.outside)):
             for address in (ip, V6[ip]):

@@ -155,8 +155,7 @@ class Proxy:
             self._report()
             return
         self.pacer.done(time.monotonic(), ok=True, full=full)
-        self.problem = ""
-        self._waiting_since = 0.0
+        self.problem, self._waiting_since = "", 0.0
         self.metrics.synced(full=full, seconds=done.seconds, elements=done.elements, verdicts=done.verdicts)
         for trigger in self._triggers:
             self.metrics.programming.observe(max(0.0, time.time() - trigger))
@@ -213,8 +212,9 @@ class Proxy:
         gc.freeze()
         for watcher in self.programmer.watch():
             loop.add_reader(watcher.fileno(), self._on_foreign)
-        if self.programmer.foreign_commits() != before:
-            self._changed(full=True)  # somebody wrote between our read-back and the watch: perhaps into our table
+        if self.programmer.foreign_commits() != before:  # between our read-back and the watch: perhaps into our table
+            self._foreign = not self.pacer.pending  # or else what differs then may be news of the API
+            self._changed(full=True)
         while True:
             wait = self.pacer.due(time.monotonic())
             if wait > 0:
