@@ -257,7 +257,7 @@ def test_sctp(cluster: Cluster) -> None:
         raw = cluster.outside.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW))
         with raw:
             raw.sendto(bytes(init), (NODE, 0))
-        arrived = wait_until(lambda: [p for p in seen.packets() if SCTP in p], "the INIT at the pod", 3)
+        arrived = wait_until(lambda: [p for p in seen.packets() if SCTP in p], "the INIT at the pod")
     assert (arrived[0][IP].src, arrived[0][IP].dst, arrived[0][SCTP].dport) == (OUTSIDE, answer.address, 99)
 
 
@@ -354,6 +354,7 @@ def test_check_names_what_is_missing(cluster: Cluster) -> None:
     cluster.made.append((one, "a"))
     checked = {**conf, "prevResult": added.body}
     assert one.cni("CHECK", "a", pod, checked).status == 0
+    one.look()
     one.ns.run(["nft", "flush", "map", "ip", "podwire-cni", "hostports"])
     answer = one.cni("CHECK", "a", pod, checked)
     assert answer.status == 1 and "hostports lacks tcp . 8080" in answer.body["msg"], answer.out

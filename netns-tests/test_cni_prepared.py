@@ -104,6 +104,7 @@ def test_a_refused_program_leaves_nothing(node: CniNode, lab: Lab) -> None:
     assert (answer.status, answer.body["code"]) == (1, 4) and "already has an interface eth0" in answer.body["msg"]
     assert bare(node)
     pod.netlink(lambda ipr: ipr.link("del", index=ipr.link_lookup(ifname="eth0")[0]))
+    node.look()
     node.ns.run(["ip", "link", "del", "podwire0"])
     lost = node.cni("ADD", "p", pod)
     assert (lost.status, lost.body["code"]) == (1, 5) and "JoinBridge" in lost.body["details"], lost.out

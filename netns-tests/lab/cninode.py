@@ -50,7 +50,7 @@ class CniNode:
     """A namespace that acts as a node, its run directory, and the agent process in it."""
 
     def __init__(self, ns: NetNS, run_dir: Path, name: str, api: FakeApi, *, flags: tuple[str, ...] = ()) -> None:
-        self.ns, self.run_dir, self.name, self.flags = ns, run_dir, name, flags
+        self.ns, self.run_dir, self.name, self.api, self.flags = ns, run_dir, name, api, flags
         run_dir.mkdir(parents=True, exist_ok=True)
         self.kubeconfig = api.kubeconfig(run_dir / "kubeconfig")
         self.agent: subprocess.Popen[str] | None = None
@@ -77,6 +77,19 @@ class CniNode:
         status = self.status()
         return self.agent is not None and status.get("pid") == self.agent.pid and bool(status.get("ready")) and \
             status.get("reason") == "Ready"
+
+    def look(self) -> None:
+        """The agent compares everything with the kernel now, and by itself not again for agent.RESYNC_SECONDS: what a test
+        breaks next is still broken when somebody asks."""
+        known = self.routes()
+        put_node(self.api, "passing", "10.244.250.0/24", "192.0.2.250")
+        wait_until(lambda: self.routes() == known + 1, "the agent knows one more node")
+        self.api.delete("/api/v1/nodes", "passing")
+        wait_until(lambda: self.routes() == known, "and forgets it")
+
+    def routes(self) -> int:
+        """To other nodes, as the status says, which is written when all else is done."""
+        return int(self.status().get("figures", {}).get("routes", -1))
 
     def status(self) -> dict[str, Any]:
         try:
