@@ -160,7 +160,7 @@ def test_the_controller_restarts_and_addresses_stay(site: Site) -> None:
     before = {name: site.given(name) for name in ("web", "local")}
     assert site.controller.stop() == 0
     site.balancer("meanwhile")
-    assert site.answers("172.30.9.200") != "", "nobody needs it for what is given"
+    site.until(lambda: site.answers("172.30.9.200") != "", "nobody needs it for what is given")
     site.run(site.controller)
     site.until(lambda: len(site.given("meanwhile")) == 1, "who waited gets one")
     assert {name: site.given(name) for name in before} == before

@@ -18,6 +18,7 @@ from lab.capture import Capture
 from lab.cninode import CniNode, put_node
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
+from lab.patience import wait_until
 from lab.probe import ping, sctp, sctp_here, serve, tcp, udp
 
 HERE = Path(__file__).parent
@@ -145,12 +146,7 @@ def test_a_killed_run_leaves_neither_namespaces_nor_processes() -> None:
         theirs = _link(Path(f"/proc/{inside}/ns/net"))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    for _ in range(200):
-        held = [p for p in Path("/proc").glob("[0-9]*/ns/net") if _link(p) == theirs]
-        if not held:
-            return
-        signal.sigtimedwait([], 0.01)
-    pytest.fail(f"still in the namespace: {held}")
+    wait_until(lambda: not [p for p in Path("/proc").glob("[0-9]*/ns/net") if _link(p) == theirs], "nobody is in the namespace")
 
 
 def _link(path: Path) -> str:

@@ -42,7 +42,7 @@ def test_echo_answers_http_tcp_and_udp_with_the_peers_address(lab: Lab) -> None:
     process = server.popen([_echo(), "--http", "80", "--tcp", "7", "--udp", "7"])
 
     def ask(kind: int, port: int, data: bytes) -> bytes:
-        for _ in range(100):
+        for _ in range(1000):
             with socket.socket(socket.AF_INET, kind) as sock:
                 sock.settimeout(patient(2))
                 try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from podwire_cni import native, pauseimage
 
-from . import debian
+from . import cri, debian
 from .cninode import CniNode, wait_until
 from .netns import NetNS
 from .patience import patient
@@ -63,6 +63,12 @@ exec "$@"
 
     def _listens(self) -> bool:
         return self.socket.exists() and self.ctr("version", check=False).returncode == 0
+
+    def serves_kubelets(self) -> bool:
+        try:
+            return bool(cri.call(self.socket, "Status", []))
+        except cri.CallFailed:
+            return False
 
     def ctr(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`ctr`, in the namespaces of the daemon."""
@@ -121,4 +127,5 @@ def started(ns: NetNS, folder: Path, client: Path, conf_dir: Path) -> Containerd
     (plugins / "loopback").symlink_to(client)
     made = Containerd(ns, folder, plugins, conf_dir)
     made.import_pause()
+    wait_until(made.serves_kubelets, "the CRI service, which comes later, is there")
     return made
