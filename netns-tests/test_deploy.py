@@ -115,7 +115,8 @@ def _serve(cluster: Cluster, name: str, address: str, port: int, node: str, **sp
 def test_pods_services_and_names_work(cluster: Cluster) -> None:
     for pod in cluster.pods.values():
         wait_until(lambda pod=pod: _ready(pod), f"all roles ready: {pod.log()[-3000:]}", 40)  # type: ignore[misc]  # bound
-        assert pod.probe("readinessProbe") and pod.probe("startupProbe")
+        for probe in ("readinessProbe", "startupProbe"):
+            wait_until(lambda pod=pod, probe=probe: pod.probe(probe), probe)  # type: ignore[misc]  # bound
         assert sorted(p.name for p in pod.path("/etc/cni/net.d").iterdir()) == [
             "05-other.conflist.before-podwire", "10-podwire.conflist"]
     client, _ = cluster.add("n1", "client")
@@ -181,7 +182,7 @@ def test_dns_as_a_deployment(cluster: Cluster, tmp_path: Path) -> None:
     try:
         pod.start(PODWIRE_API_SERVERS=f"https://{CONTROL[0]}:6443")
         wait_until(lambda: pod.probe("readinessProbe"), f"it is ready: {pod.log()}")
-        assert pod.probe("livenessProbe")
+        wait_until(lambda: pod.probe("livenessProbe"), "livenessProbe")
         ip = _serve(cluster, "named", "10.244.0.201", 80, "n1")
         wait_until(lambda: _name(client, "named.default.svc.cluster.local", address) == ip, "a client elsewhere is answered")
         assert ("watch", "", "services") in cluster.api.asked[account] <= cluster.api.granted[account]

@@ -86,6 +86,8 @@ def test_what_the_readme_says(laptop: Machine) -> None:
     assert "with 3 nodes is ready after" in said
     assert re.search(r"^node3 +Ready", said, re.M)
     wait_until(lambda: shell(laptop, [*settings, "podwire get pods"]).count("Running") == 7, "the examples' pods run", 60)
+    service = commands[first].replace("curl -s", "curl -s --retry 20 --retry-all-errors --retry-delay 1")
+    shell(laptop, [*settings, service])  # pods that run may not be ready yet, and each node learns of it by itself
     said = shell(laptop, [*settings, *commands[first:-1]])
     assert '{"host":"web-' in said
     assert re.search(r"reject with tcp reset .*comment", said)
