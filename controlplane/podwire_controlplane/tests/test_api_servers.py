@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,18 +20,19 @@ from .scripted import Asked, Link, Scripted
 from .test_informer import until
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.fixture
+def dead() -> Iterator[str]:
+    """Where nobody listens, and nobody else can meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
 
 
-def test_the_next_server_is_asked_when_one_is_away() -> None:
+def test_the_next_server_is_asked_when_one_is_away(dead: str) -> None:
     async def good(asked: Asked, link: Link) -> None:
         await link.answer(200, {"method": asked.method})
 
     async def body() -> None:
-        dead = f"http://127.0.0.1:{_free_port()}"
         async with Scripted(good) as live, ApiClient(ClientConfig(dead, others=(dead, live.url))) as api:
             for method in ("GET", "POST", "PATCH", "DELETE"):  # nothing was sent to the dead one: writes may go elsewhere too
                 assert await api.request(method, "/x") == {"method": method}
