@@ -31,6 +31,7 @@ from ..patience import patient
 T = TypeVar("T")
 OUTSIDE_HOST, OUTSIDE_CLIENT, UPSTREAM_DNS = "192.0.2.42", "198.51.100.7", "203.0.113.53"
 UPSTREAM_NAME = "www.example.test"
+ENOUGH = 50  # connections
 
 
 class NotYet(Exception):
@@ -244,7 +245,7 @@ class DemoLab:
 
     def restart(self, node: str | None, role: str, number: int) -> int:
         """Kill a supervised process and wait for its successor; returns the new pid."""
-        old = self.supervised(node, role)
+        old = wait_for(lambda: self.supervised(node, role), 20)
         os.kill(old, number)
 
         def look() -> int:
@@ -256,7 +257,8 @@ class DemoLab:
 
     @contextlib.contextmanager
     def hammer(self, netns: str, address: str, port: int) -> Iterator[dict[str, Any]]:
-        """A client that keeps connecting from `netns` while the block runs; {"sent", "failed": [error...]}."""
+        """A client that keeps connecting from `netns` while the block runs; {"sent", "failed": [error...]}. On a busy machine
+        it goes on behind the block, until it has made as many connections as it takes to notice a loss."""
         import threading
 
         seen: dict[str, Any] = {"sent": 0, "failed": []}
@@ -274,6 +276,9 @@ class DemoLab:
         thread.start()
         try:
             yield seen
+            end = time.monotonic() + patient(30)
+            while seen["sent"] <= ENOUGH and not seen["failed"] and time.monotonic() < end:
+                time.sleep(0.01)
         finally:
             stop.set()
             thread.join()
