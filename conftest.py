@@ -1,5 +1,6 @@
 """Shared by all test folders: how many examples the property tests draw (`make test`: a tenth of `make test-long`), and
-where PODWIRE_PATIENCE says that the machine is slow, a tenth of that. At the end, how long each part's tests took."""
+where PODWIRE_PATIENCE says that the machine is slow, a tenth of that. Those of `make test` are the same each time, so that it
+judges the change and not the draw; `make test-long` looks for new ones. At the end, how long each part's tests took."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ from hypothesis import HealthCheck, settings
 from podwire_controlplane.patience import FACTOR
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-settings.register_profile("ci", max_examples=50, deadline=None, suppress_health_check=_QUIET)
+settings.register_profile("ci", max_examples=50, deadline=None, suppress_health_check=_QUIET, derandomize=True)
 settings.register_profile("long", max_examples=500, deadline=None, suppress_health_check=_QUIET)
-settings.register_profile("slow", max_examples=5, deadline=None, suppress_health_check=_QUIET)
+settings.register_profile("slow", max_examples=5, deadline=None, suppress_health_check=_QUIET, derandomize=True)
 settings.load_profile("long" if os.environ.get("PODWIRE_LONG") else "slow" if FACTOR > 1 else "ci")
 
 # The part whose tests a file has; the first that matches. What is left: the cluster, the lab and its documents.
