@@ -57,6 +57,46 @@ def test_a_run_that_did_not_end_is_no_success(qemu: ModuleType) -> None:
         assert qemu.outcome("x", text).problems
 
 
+def test_a_run_that_was_stopped_is_no_success_but_what_passed_counts(qemu: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("def test_one(): pass\ndef test_two(): raise KeyboardInterrupt\n")
+    junit = tmp_path / "junit.xml"
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", "test_it.py"],
+                          cwd=tmp_path, capture_output=True, check=False)
+    found = qemu.outcome("test_it", qemu.ended(junit.read_text(), done.returncode))
+    assert (found.passed, found.problems) == (1, ("the run was stopped",))
+    assert qemu.ended(junit.read_text(), 1) == junit.read_text()  # failed tests are told by name
+
+
+class OneFile:
+    """A VM that does nothing."""
+
+    def __init__(self, boots: bool = True) -> None:
+        self.boots, self.up = boots, False
+
+    def start(self, _accel: str) -> None:
+        if not self.boots:
+            raise RuntimeError("no answer")
+        self.up = True
+
+    def stop(self) -> None:
+        self.up = False
+
+
+def test_vms_share_the_files(qemu: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each file once, on any VM that is there; the order is the one that was asked for."""
+    names = [f"test_{n}" for n in range(20)]
+    vms = [OneFile(), OneFile(boots=False), OneFile()]
+
+    def run(vm: OneFile, what: str) -> object:
+        assert vm.up
+        return qemu.Outcome(what, 1)
+
+    assert [o.what for o in qemu.share(names, vms, "tcg", run)] == names
+    assert not any(vm.up for vm in vms)
+    assert "no answer" in capsys.readouterr().err
+    assert qemu.share(names, [OneFile(boots=False)], "tcg", run) == []
+
+
 def test_all_is_run_where_nothing_is_named(qemu: ModuleType) -> None:
     found = qemu.wanted([], False)
     assert found[:2] == ["provision", "demo"]
@@ -64,9 +104,9 @@ def test_all_is_run_where_nothing_is_named(qemu: ModuleType) -> None:
     assert all((ROOT / name).exists() for name in found[2:])
     assert qemu.wanted(["dns"], False) == ["provision", "dns"]
     assert qemu.wanted(["dns"], True) == ["provision", "demo", "dns"]
-    assert "PODWIRE_PATIENCE=7 " in qemu.command("dns", 7)
+    assert "PODWIRE_PATIENCE=7 " in qemu.command("dns", 7, 60)
     for what in ("provision", "demo", "dns"):
-        subprocess.run(["bash", "-n"], input=qemu.command(what, 10), text=True, check=True)
+        subprocess.run(["bash", "-n"], input=qemu.command(what, 10, 60), text=True, check=True)
 
 
 @pytest.mark.parametrize("accel", ["kvm", "tcg"])
@@ -74,6 +114,7 @@ def test_the_vm_is_reached_from_this_machine_alone(qemu: ModuleType, tmp_path: P
     words = qemu.qemu_command(tmp_path, accel, 2299)
     assert any("hostfwd=tcp:127.0.0.1:2299-:22" in word for word in words)
     assert words[words.index("-accel") + 1].startswith(accel)
+    assert ("-icount" in words) == (accel == "tcg")
 
 
 def test_kvm_only_where_the_cpu_can(qemu: ModuleType) -> None:

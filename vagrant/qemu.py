@@ -3,23 +3,30 @@
     make test-vm                                      all of netns-tests and the tests of the packages, file by file
     make test-vm VM="--demo netns-tests/test_lab.py"  the demo and what is named
 
-KVM where this machine has it, else QEMU's emulation: every time that a test waits is ten times as long then
-(`PODWIRE_PATIENCE`), and the whole takes many hours. What each file said lies in --folder, as log and as JUnit XML; a second
-run goes on where the first one was stopped. Needs root, and Debian on x86-64.
+KVM where this machine has it, else QEMU's emulation: the VM's clock counts its instructions then, a thousand million to
+the second. So a second in it gets a third or a quarter of the usual work done, however slow and busy the machine is; the
+whole takes hours. What each file said lies in --folder, as log and as JUnit XML; a second run goes on where the first one
+was stopped. Several VMs share the files, each on a disk of its own that starts as the one made. Needs root, and Debian on
+x86-64.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import queue
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from lab.machine import debian_root, environment, in_root, package_folders
 
@@ -29,6 +36,9 @@ ADDRESS = "10.0.2.15"  # where QEMU's user network expects its guest
 SLOW = ("no_timer_check nowatchdog tsc=reliable edd=off "  # where a second is short, what watches the clock finds faults
         "systemd.service_watchdogs=0 systemd.default_timeout_start_sec=900")
 SUITES = ("cni", "controlplane", "dns", "proxy")
+LOST = 255  # ssh's own exit code
+STEPS = ("provision", "demo")
+RUNTIMES = tuple(f"netns-tests/test_{name}.py" for name in ("chains", "podman", "runtimes"))
 PROVISION = f"""systemctl is-system-running --wait
 export PODWIRE_ADDRESS={ADDRESS} PODWIRE_CONTROL={ADDRESS} PODWIRE_JOIN_TOKEN=made-for-one-run-on-one-machine-only
 PODWIRE_STEPS=cluster bash /podwire/vagrant/provision.sh && podwire get nodes --kubeconfig /var/lib/podwire/admin.kubeconfig
@@ -52,7 +62,7 @@ class Outcome:
 def outcome(what: str, junit: str) -> Outcome:
     """Of pytest's JUnit XML; what is none, is of a run that did not end."""
     try:
-        cases = list(ET.fromstring(junit).iter("testcase"))
+        cases = [c for c in ET.fromstring(junit).iter("testcase") if len(c) or c.get("name")]  # without: it was interrupted
     except ET.ParseError:
         return Outcome(what, problems=("the run",))
     bad = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
@@ -61,21 +71,29 @@ def outcome(what: str, junit: str) -> Outcome:
     return Outcome(what, len(cases) - len(bad) - len(skipped), len(skipped), tuple(names))
 
 
+def ended(junit: str, code: int) -> str:
+    """The JUnit XML, with a case that failed where pytest was stopped before the last test (its exit code is neither 0, nor 1
+    of failed tests, nor 5 of none)."""
+    rest = '<testcase name="the run was stopped"><error/></testcase></testsuite>'
+    return junit if code in (0, 1, 5) else junit.replace("</testsuite>", rest, 1)
+
+
 def table(kernel: str, outcomes: Iterable[Outcome]) -> str:
     """Markdown, as vagrant/README.md has it: a row a file."""
     return "\n".join([f"| {kernel} | |", "|---|---|", *(f"| `{o.what}` | {o} |" for o in outcomes)])
 
 
 def qemu_command(folder: Path, accel: str, port: int) -> list[str]:
-    """The VM: two CPUs, a disk that nobody needs after the run (so nothing waits for it), ssh at 127.0.0.1:port."""
-    tcg = ["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,la57=off"]
-    cpu = ["-accel", "kvm", "-cpu", "host"] if accel == "kvm" else tcg
-    return ["qemu-system-x86_64", *cpu, "-smp", "2", "-m", "6G", "-display", "none", "-no-reboot", "-monitor", "none",
+    """The VM: a disk that nobody needs after the run (so nothing waits for it), ssh at 127.0.0.1:port. Emulated it has one CPU,
+    and a nanosecond an instruction (icount): two CPUs would go by the host's clock, on which each second is a short one."""
+    tcg = ["-accel", "tcg,thread=single,tb-size=1024", "-icount", "shift=0", "-cpu", "max,la57=off", "-smp", "1"]
+    cpu = ["-accel", "kvm", "-cpu", "host", "-smp", "2"] if accel == "kvm" else tcg
+    return ["qemu-system-x86_64", *cpu, "-m", "5G", "-display", "none", "-no-reboot", "-monitor", "none",
             "-kernel", str(folder / "vmlinuz"), "-initrd", str(folder / "initrd"),
             "-append", f"root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet {SLOW}",
-            "-drive", f"file={folder / 'disk.img'},format=raw,if=virtio,cache=unsafe",
+            "-drive", f"file={folder / 'disk.img'},format=raw,if=virtio,cache=unsafe,snapshot=on",
             "-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{port}-:22", "-device", "virtio-net-pci,netdev=n0",
-            "-serial", f"file:{folder / 'console.log'}"]
+            "-serial", f"file:{folder / f'console.{port}'}"]
 
 
 def accelerator(cpuinfo: str) -> str:
@@ -90,20 +108,22 @@ def wanted(names: list[str], demo: bool, root: Path = ROOT) -> list[str]:
     return ["provision", *(["demo"] if demo or not names else []), *files]
 
 
-def command(what: str, patience: int) -> str:
-    """The shell command that runs it in the VM; tests leave /tmp/junit.xml."""
+def command(what: str, patience: int, seconds: int) -> str:
+    """The shell command that runs it in the VM; tests leave /tmp/junit.xml, also of what was begun and not ended in time."""
     if what == "provision":
         return f"export PODWIRE_PATIENCE={patience}\n{PROVISION}"
-    run = "make demo" if what == "demo" else ('.venv/bin/python -m pytest -q --tb=short --junitxml=/tmp/junit.xml '
-                                              f'-m "not long and not runtimes" {what}')
-    return f"cd /podwire && rm -f /tmp/junit.xml && PODWIRE_PATIENCE={patience} {run}"
+    marks = "not long" if what in RUNTIMES else "not long and not runtimes"
+    run = "make demo" if what == "demo" else ('.venv/bin/python -m pytest -v --tb=short --durations=5 '
+                                              f'--junitxml=/tmp/junit.xml -m "{marks}" {what}')
+    return (f"cd /podwire && rm -f /tmp/junit.xml && PODWIRE_PATIENCE={patience} "
+            f"timeout --signal=INT --kill-after=60 {seconds} {run}")
 
 
 class Machine:
     """The VM, from a folder."""
 
     def __init__(self, folder: Path, port: int) -> None:
-        self.folder, self.port = folder, port
+        self.folder, self.port, self.kernel = folder, port, ""
         self.qemu: subprocess.Popen[bytes] | None = None
 
     def build(self, kernel: str) -> None:
@@ -114,8 +134,11 @@ class Machine:
         root = debian_root(self.folder, ROOT)
         apt = "apt-get -qq -o Acquire::Retries=3"
         install = (f"set -e; {apt} update; {apt} install -y --no-install-recommends {PACKAGES} {kernel} make; "
-                   "bash /podwire/vagrant/provision.sh; make -s -C /podwire .venv/.installed-dev; "
-                   "systemctl enable ssh systemd-networkd")
+                   "bash /podwire/vagrant/provision.sh; cd /podwire; make -s .venv/.installed-dev; make -s runtimes || :; "
+                   ".venv/bin/python -m compileall -q cni controlplane dns proxy netns-tests bench vagrant; "
+                   ".venv/bin/python -m pytest -q --collect-only >/dev/null || :; "  # compiles the tests its own way
+                   "systemctl enable ssh systemd-networkd; systemctl mask systemd-networkd-wait-online apt-daily.timer "
+                   "apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer e2scrub_all.timer man-db.timer")
         env = environment(PODWIRE_STEPS="packages install", DEBIAN_FRONTEND="noninteractive")
         done = in_root(root, ["bash", "-c", install], env, package_folders())
         if done.returncode:
@@ -136,30 +159,34 @@ class Machine:
 
     def start(self, accel: str) -> None:
         self.qemu = subprocess.Popen(qemu_command(self.folder, accel, self.port), stdin=subprocess.DEVNULL)
-        end = time.monotonic() + 600
+        end = time.monotonic() + 900
         while self.ssh("true").returncode:
             if self.qemu.poll() is not None or time.monotonic() > end:
-                raise SystemExit(f"the VM does not answer; what it said: {self.folder / 'console.log'}")
+                raise RuntimeError(f"the VM does not answer; what it said: {self.folder / f'console.{self.port}'}")
             time.sleep(2)
+        self.kernel = self.ssh("uname -r").stdout.strip()
 
-    def ssh(self, script: str) -> subprocess.CompletedProcess[str]:
+    def ssh(self, script: str, out: IO[str] | int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
         options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "ConnectTimeout=60", "ServerAliveInterval=60",
-                   f"IdentityFile={self.folder / 'key'}", f"Port={self.port}")
+                   "ServerAliveCountMax=30", f"IdentityFile={self.folder / 'key'}", f"Port={self.port}")
         return subprocess.run(["ssh", "-q", *(word for o in options for word in ("-o", o)), "root@127.0.0.1", script],
-                              text=True, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT)
+                              text=True, check=False, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
 
-    def run(self, what: str, patience: int) -> Outcome:
-        """From the files of an earlier run, where there are some."""
+    def run(self, what: str, patience: int, seconds: int) -> Outcome:
+        """From the files of an earlier run, where there are some. RuntimeError where the VM is gone before the end."""
         name = what.replace("/", ".")
-        log, xml = self.folder / f"{name}.log", self.folder / f"{name}.xml"
+        log, xml, part = (self.folder / f"{name}.{kind}" for kind in ("log", "xml", "part"))
         if not log.exists():
-            done = self.ssh(command(what, patience))
-            tests = what not in ("provision", "demo")
-            junit = self.ssh("cat /tmp/junit.xml 2>/dev/null").stdout if tests else \
-                f'<s><testcase name="{what}">{"<failure/>" if done.returncode else ""}</testcase></s>'
+            with part.open("w") as out:
+                code = self.ssh(command(what, patience, seconds), out).returncode
+            if code == LOST:
+                raise RuntimeError(f"{what}: the VM was gone before its end; a second run begins it anew")
+            if what in STEPS:
+                junit = f'<s><testcase name="{what}">{"<failure/>" if code else ""}</testcase></s>'
+            else:
+                junit = ended(self.ssh("cat /tmp/junit.xml 2>/dev/null").stdout, code)
             xml.write_text(junit)
-            log.write_text(done.stdout)  # last: what has a log is done
+            part.rename(log)  # last: what has a log is done
         return outcome(what, xml.read_text())
 
     def stop(self) -> None:
@@ -168,31 +195,68 @@ class Machine:
             self.qemu.wait()
 
 
-def main() -> int:
+def share(names: list[str], machines: list[Machine], accel: str, run: Callable[[Machine, str], Outcome]) -> list[Outcome]:
+    """Each machine takes the next of what is left. What no machine could run is missing in what comes back."""
+    left: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for name in names:
+        left.put(name)
+    found: dict[str, Outcome] = {}
+
+    def work(machine: Machine) -> None:
+        try:
+            machine.start(accel)
+            while not left.empty():
+                with contextlib.suppress(queue.Empty):
+                    what = left.get_nowait()
+                    begun = time.monotonic()
+                    found[what] = run(machine, what)
+                    print(f"{what}: {found[what]} ({(time.monotonic() - begun) / 60:.0f} min)", flush=True)
+        except RuntimeError as err:
+            print(err, file=sys.stderr, flush=True)
+        finally:
+            machine.stop()
+
+    threads = [threading.Thread(target=work, args=(machine,)) for machine in machines]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        for machine in machines:
+            machine.stop()
+    return [found[name] for name in names if name in found]
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="files of tests; none: all, and the demo")
     parser.add_argument("--demo", action="store_true")
     parser.add_argument("--folder", type=Path, default=ROOT / ".vm", help="the VM and the logs; removed by hand")
     parser.add_argument("--accel", choices=["kvm", "tcg"], default=accelerator(Path("/proc/cpuinfo").read_text()))
-    parser.add_argument("--patience", type=int, help="default: 1, and 10 without KVM")
+    parser.add_argument("--vms", type=int, help="that share the files; default: 1, and one a CPU without KVM")
+    parser.add_argument("--patience", type=int, help="default: 1, and 3 without KVM")
+    parser.add_argument("--seconds", type=int, default=7200, help="of the VM's clock, after which a file of tests is stopped")
     parser.add_argument("--kernel", default="linux-image-cloud-amd64", help="Debian package of the kernel")
-    parser.add_argument("--port", type=int, default=2222, help="of 127.0.0.1, where the VM's ssh is")
+    parser.add_argument("--port", type=int, default=2222, help="of 127.0.0.1, where the VM's ssh is; more VMs: the next ones")
     given = parser.parse_args()
+    kvm = given.accel == "kvm"
+    given.vms = given.vms or (1 if kvm else os.cpu_count() or 1)
+    given.patience = given.patience or (1 if kvm else 3)
+    return given
+
+
+def main() -> int:
+    given = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops this, stops the VMs
     given.folder.mkdir(parents=True, exist_ok=True)
-    vm = Machine(given.folder, given.port)
+    machines = [Machine(given.folder, given.port + n) for n in range(given.vms)]
     if not (given.folder / "disk.img").exists():
-        vm.build(given.kernel)
-    try:
-        vm.start(given.accel)
-        kernel = vm.ssh("uname -r").stdout.strip()
-        found = []
-        for what in wanted(given.files, given.demo):
-            found.append(vm.run(what, given.patience or (1 if given.accel == "kvm" else 10)))
-            print(f"{what}: {found[-1]}", flush=True)
-    finally:
-        vm.stop()
-    print(table(kernel, found))
-    return int(any(o.problems for o in found))
+        machines[0].build(given.kernel)
+    names = wanted(given.files, given.demo)
+    found = share(names, machines, given.accel, lambda vm, what: vm.run(what, given.patience, given.seconds))
+    print(table(machines[0].kernel, found))
+    return int(len(found) < len(names) or any(o.problems for o in found))
 
 
 if __name__ == "__main__":
