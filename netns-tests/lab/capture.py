@@ -29,7 +29,7 @@ class Capture:
 
         self.sock = ns.call(start)
         self.sock.setblocking(False)
-        self._packets: list[Packet] = []
+        self.seen: list[Packet] = []
 
     def __enter__(self) -> Self:
         return self
@@ -41,12 +41,12 @@ class Capture:
         """All packets so far. Raises AssertionError where the kernel had to drop some."""
         while True:
             try:
-                self._packets.append(Ether(self.sock.recv(65536)))
+                self.seen.append(Ether(self.sock.recv(65536)))
             except BlockingIOError:
                 break
         dropped = struct.unpack("=II", self.sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))[1]
         assert not dropped, f"{dropped} packets were not captured"
-        return list(self._packets)
+        return list(self.seen)
 
     def pairs(self, layer: type[Packet] = IP) -> list[tuple[str, str]]:
         """(IP source, IP destination) of the packets that have `layer`."""

@@ -10,6 +10,8 @@ one has talked with the API server for a second without a break. Owners and a fe
 not grow with the cluster.
 
     beat every 0.25 s; a node unheard for 1 s is gone; a starting node listens for 1.2 s before it answers for anything.
+
+Who stood still (a process that got no time, a paused machine) did not listen meanwhile, and takes nobody's silence for an end.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 BEAT, DEAD, LISTEN = 0.25, 1.0, 1.2
+STILL = 2 * BEAT  # between two calls of an Election: longer than that is time in which nobody listened
 PROBE = 0.25  # between two questions to the API server
 STALE, FRESH, STEADY = 1.1, 0.7, 1.0  # API contact: lost, recent, without a break for
 WITNESSES = 3
@@ -103,16 +106,30 @@ class Election:
     leaving: bool = False
     contact: Contact = field(default_factory=Contact)
     heard: dict[str, Heard] = field(default_factory=dict)
+    _awake: float | None = None  # the last call
     # What `owners` was asked last, and said.
     _last: tuple[Mapping[str, frozenset[str] | None], frozenset[str], dict[str, str]] | None = None
 
     def hear(self, beat: Beat, now: float) -> bool:
         """True where it may change an owner: a node that is new, or whose state is another."""
+        self._wake(now)
         if beat.cluster != self.cluster or beat.node == self.node:
             return False
         known = self.heard.get(beat.node)
         self.heard[beat.node] = Heard(beat, now)
         return known is None or known.beat.ready != beat.ready or now - known.at > DEAD
+
+    def _wake(self, now: float) -> None:
+        """Time in which we stood still counts for nothing: neither as others' silence, nor as having listened."""
+        still = 0.0 if self._awake is None else now - self._awake - STILL
+        if still > 0:
+            if not self.ready(self._awake or 0.0):
+                self.started += still
+            for one in self.heard.values():
+                one.at += still
+            if self.contact.last is not None:
+                self.contact.last += still
+        self._awake = now
 
     def ready(self, now: float) -> bool:
         return self.synced and not self.leaving and now - self.started >= LISTEN
@@ -123,6 +140,7 @@ class Election:
 
     def alive(self, now: float) -> dict[str, Beat]:
         """All nodes that are heard, ourselves among them, with API contact as of now."""
+        self._wake(now)
         found = {self.node: self.tell(now)}
         for name, one in list(self.heard.items()):
             if now - one.at > DEAD:

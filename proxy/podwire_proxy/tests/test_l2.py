@@ -131,6 +131,20 @@ def test_an_api_server_that_is_away_for_all_moves_nothing(found: list[float], se
     assert wire.moves == moves
 
 
+@given(phases, st.floats(0, 10), st.booleans())
+def test_a_machine_that_stood_still_with_all_its_nodes_moves_nothing(found: list[float], seconds: float, fresh: bool) -> None:
+    """Nobody listened meanwhile, so that nobody was heard says nothing; nor has a node listened that just began to."""
+    wire = Wire([*found, 0.0])
+    wire.nodes["n0"].alive = not fresh
+    wire.run(4)
+    before, moves = [wire.owners(ip) for ip in IPS], wire.moves
+    wire.restart("n0") if fresh else None
+    wire.run(0.1)
+    wire.now += seconds
+    wire.run(0.5)
+    assert (before, moves) == ([wire.owners(ip) for ip in IPS], wire.moves)
+
+
 CHANGES = st.lists(st.tuples(st.sampled_from(["kill", "start", "cut", "mend", "unplug", "plug"]), st.integers(0, 3),
                              st.floats(0, 3)), max_size=12)
 
@@ -333,9 +347,9 @@ def test_a_pool_that_is_new_is_listened_for_before_anything_is_answered(tmp_path
         return one
 
     one = asyncio.run(filled())
-    assert one.view.addresses()
-    assert not one.mine
-    assert one.election.owners(one.view.addresses(), (), time.monotonic() + LISTEN) == {"192.0.2.1": "n1"}
+    assert one.view.addresses() and not one.mine
+    owners = [one.election.owners(one.view.addresses(), (), time.monotonic() + LISTEN * part) for part in (0.3, 0.6, 1)]
+    assert owners == [{}, {}, {"192.0.2.1": "n1"}]
 
 
 def test_slices_of_others_and_beats_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
