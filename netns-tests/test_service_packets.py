@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import socket
@@ -87,6 +88,7 @@ class Echo:
     address: str
     number: int
     socks: list[socket.socket] = field(default_factory=list)
+    threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> Echo:
         def listen() -> None:
@@ -98,13 +100,19 @@ class Echo:
             self.socks[0].listen()
 
         self.ns.call(listen)
-        for work in (self._stream, self._datagrams):
-            threading.Thread(target=work, daemon=True).start()
+        self.threads += [threading.Thread(target=work, daemon=True) for work in (self._stream, self._datagrams)]
+        for thread in self.threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """A thread that still waited for a closed descriptor would one day read from another socket of that number."""
         for sock in self.socks:
-            sock.shutdown(socket.SHUT_RDWR) if sock.type == socket.SOCK_STREAM else None
+            with contextlib.suppress(OSError):  # ENOTCONN is what UDP says; it wakes the reader all the same
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self.threads:
+            thread.join()
+        for sock in self.socks:
             sock.close()
 
     def _stream(self) -> None:
@@ -121,6 +129,8 @@ class Echo:
         try:
             while True:
                 data, peer = self.socks[1].recvfrom(65536)
+                if peer is None:  # shut down
+                    return
                 self.socks[1].sendto(data[::-1], peer)
         except OSError:
             return
