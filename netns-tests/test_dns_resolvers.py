@@ -48,7 +48,7 @@ def pairs(count: int, *, connected: bool) -> int:
     good = 0
     for turn in range(count):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(patient(2))
+            sock.settimeout(patient(5))
             name = (NAME, MISSING)[turn % 2]
             first, second = (dns.message.make_query(name, rtype, id=turn * 2 + at & 0xFFFF).to_wire()
                              for at, rtype in enumerate(("A", "AAAA")))
@@ -134,6 +134,7 @@ def test_garbage_over_udp_and_tcp(pod: tuple[NetNS, DnsNode, Upstream], count: i
     made.call(lambda: garbage(count, count))
     assert process.poll() is None, "the server ended"
     assert "query failed" not in world.logs()
+    eventually(lambda: made.call(lambda: pairs(1, connected=True)) == 1, "what was sent is read: the queue has room again")
     assert made.call(lambda: pairs(10, connected=True)) == 10
 
 

@@ -124,7 +124,7 @@ def test_not_synced_is_servfail_and_never_nxdomain(world: World) -> None:
 def test_search_path_with_ordinary_clients(world: World, tmp_path: Path) -> None:
     resolv = tmp_path / "resolv.conf"
     resolv.write_text(f"nameserver {DNS_ADDRESS}\nsearch default.svc.cluster.local svc.cluster.local cluster.local\n"
-                      "options ndots:5 timeout:2 attempts:1\n")
+                      "options ndots:5 timeout:10 attempts:1\n")
     script = f"mount --bind {resolv} /etc/resolv.conf && exec \"$@\""
 
     def pod(*command: str) -> str:
@@ -165,7 +165,7 @@ def test_dual_stack_and_two_servers_one_of_which_dies_under_load(lab: Lab, tmp_p
                     for _attempt in range(2):
                         try:
                             query = dns.message.make_query(f"web.default.svc.{ZONE}", "AAAA")
-                            answer = dns.query.udp(query, address, timeout=patient(1))
+                            answer = dns.query.udp(query, address, timeout=patient(4))
                         except (OSError, dns.exception.Timeout):
                             continue
                         good += answer.answer[0][0].to_text() == "fd00:96::7"
@@ -188,7 +188,7 @@ def test_a_bad_setting_is_an_error_line_not_a_traceback(lab: Lab, tmp_path: Path
     node = lab.netns("node")
     with FakeApi(node) as api, World(node, api, tmp_path, [], ["--upstream", DNS_ADDRESS]) as made:
         made.start("server")
-        assert made.processes["server"].wait(patient(10)) == 1
+        assert made.processes["server"].wait(patient(30)) == 1
         assert made.logs().splitlines()[-1].startswith(f"podwire dns server: upstream '{DNS_ADDRESS}' is this DNS itself")
 
 

@@ -29,14 +29,15 @@ NAME = "web.default.svc.cluster.local."
 WEB = {"metadata": {"name": "web", "namespace": "default"},
        "spec": {"clusterIP": "10.96.3.7", "clusterIPs": ["10.96.3.7"], "ports": [{"name": "http", "port": 80}]}}
 GATEWAY, UPSTREAM = "192.0.2.1", "192.0.2.53"
+LATE = 0.25  # seconds; a server that leaves waits twice as long for what is sent on its connections
 
 
-def ask(where: NetNS, name: str, address: str = DNS_ADDRESS, seconds: float = 5) -> dns.message.Message:
+def ask(where: NetNS, name: str, address: str = DNS_ADDRESS, seconds: float = 10) -> dns.message.Message:
     query = dns.message.make_query(name, "A")
     return where.call(lambda: dns.query.udp(query, address, timeout=seconds))
 
 
-def data(where: NetNS, name: str, address: str = DNS_ADDRESS, seconds: float = 5) -> set[str]:
+def data(where: NetNS, name: str, address: str = DNS_ADDRESS, seconds: float = 10) -> set[str]:
     """Addresses; empty also where nobody answers."""
     try:
         return {r.to_text() for rrset in ask(where, name, address, seconds).answer for r in rrset}
@@ -74,7 +75,7 @@ class Load:
     def _udp(self) -> None:
         while not self.stop.is_set():
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(3)
+                sock.settimeout(patient(10))
                 sock.connect((self.address, 53))
                 for name in self.names:
                     query = dns.message.make_query(name, "A")
@@ -86,25 +87,29 @@ class Load:
                         self.lost.append(f"{name} over UDP: {err}")
 
     def _tcp(self) -> None:
-        """A connection that ends before a query was sent on it is no loss; one that takes a query along is."""
+        """A connection that ends before a query was sent on it is no loss; one that takes a query along is, unless this thread
+        got no time to send it: a server that leaves does not wait for long."""
         while not self.stop.is_set():
             query = dns.message.make_query(NAME, "A")
+            data, began = query.to_wire(prepend_length=True), time.monotonic()
             try:
-                sock = socket.create_connection((self.address, 53), 3)
+                sock = socket.create_connection((self.address, 53), patient(10))
             except OSError:
                 continue
             with sock, sock.makefile("rb") as stream:
                 self.sent += 1
+                answer, why = b"", "the connection was closed"
+                with contextlib.suppress(OSError):  # read tells
+                    sock.sendall(data)
+                late = time.monotonic() - began > LATE
                 try:
-                    sock.sendall(query.to_wire(prepend_length=True))
                     answer = stream.read(int.from_bytes(stream.read(2)))
                 except OSError as err:
-                    self.lost.append(f"over TCP: {err}")
-                    continue
+                    why = str(err)
                 if answer:
                     self._count(query, answer)
-                else:
-                    self.lost.append("over TCP: the connection was closed")
+                elif not late:
+                    self.lost.append(f"over TCP: {why}")
             time.sleep(0.002)
 
 
@@ -144,7 +149,7 @@ def test_a_changed_corefile_takes_effect_and_no_query_is_lost(world: World) -> N
                 world.processes["server"].send_signal(signal.SIGHUP)
             eventually(lambda turn=turn: data(world.node, "turn.example.") == {f"192.0.2.{turn}"},  # type: ignore[misc]  # mypy takes a default for an argument
                        "the new settings are in force")
-    assert load.sent > 200
+        eventually(lambda: load.sent > 200, "many were sent")
     assert (load.lost, load.wrong) == ([], set())
 
 
@@ -216,8 +221,8 @@ def test_a_rolling_restart_under_load_loses_no_query(world: World) -> None:
             world.start("server")
             eventually(world.is_ready, "the new one is ready")
             old.send_signal(signal.SIGTERM)
-            assert old.wait(patient(10)) == 0
-    assert load.sent > 200
+            assert old.wait(patient(30)) == 0
+        eventually(lambda: load.sent > 200, "many were sent")
     assert load.wrong == set()
     assert load.lost == []
 
@@ -281,7 +286,7 @@ def test_served_by_a_pod_on_its_own_address(lab: Lab, tmp_path: Path) -> None:
             assert data(client, "ns.dns.cluster.local.", address="10.244.0.2") == {DNS_ADDRESS}, "where clients reach it"
             assert ask(client, NAME, "10.244.0.3").answer, "the answer comes from the address that was asked"
             query = dns.message.make_query(NAME, "A")
-            assert client.call(lambda: dns.query.tcp(query, "10.244.0.2", timeout=5)).answer
+            assert client.call(lambda: dns.query.tcp(query, "10.244.0.2", timeout=10)).answer
             assert "10.96.0.10" not in pod.run(["ip", "addr"]).stdout
             assert pod.run(["nft", "list", "tables"]).stdout == ""
             for port, path in ((8080, "health"), (8181, "ready"), (9153, "metrics")):
@@ -292,7 +297,7 @@ def test_served_by_a_pod_on_its_own_address(lab: Lab, tmp_path: Path) -> None:
                 time.sleep(0.5)
             assert (load.lost, load.wrong) == ([], set())
             process.send_signal(signal.SIGTERM)
-            assert process.wait(patient(15)) == 0
+            assert process.wait(patient(30)) == 0
         except BaseException:
             print((tmp_path / "log").read_text())
             raise

@@ -21,7 +21,7 @@ SERVICES, SLICES, NAMESPACES = "/api/v1/services", "/apis/discovery.k8s.io/v1/en
 DNS_ADDRESS = "10.96.0.10"
 
 
-def eventually(check: Callable[[], bool], what: str, seconds: float = 15) -> None:
+def eventually(check: Callable[[], bool], what: str, seconds: float = 30) -> None:
     """Wait for something that must happen; how fast is not asserted."""
     wait_until(check, what, seconds)
 
@@ -62,7 +62,7 @@ class DnsNode:
     def kill(self, role: str, number: int = signal.SIGKILL) -> int:
         process = self.processes.pop(role)
         process.send_signal(number)
-        return process.wait(patient(10))
+        return process.wait(patient(30))
 
     def status(self, role: str) -> dict[str, Any]:
         """The role's last word; empty where it has not said any."""
