@@ -297,7 +297,7 @@ def test_ports_survive_a_restart_and_a_flushed_table(cluster: Cluster) -> None:
     gone = one.cni("DEL", "other")
     assert gone.status == 0, gone.out + one.log()
     wait_until(lambda: not refused(cluster.outside, NODE, 8080), "the agent mends its tables")
-    assert "table ip podwire-cni was gone" in one.log()
+    wait_until(lambda: "table ip podwire-cni was gone" in one.log(), "it says so, when it is done")
 
 
 @contextlib.contextmanager
