@@ -25,6 +25,8 @@ from .metrics import Metrics
 
 log = logs.get("proxy")
 AGAIN = 2.0  # seconds until a listener that could not be made is tried again
+LEAVING = 1.0  # seconds that a listener which goes gives to answers under way
+TURNS = 3  # of the event loop, from an accepted connection to its handler
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +71,27 @@ def routes(metrics: Metrics, health: Callable[[], Health], mode: str, config: Ma
             web.get("/proxyMode", proxy_mode), web.get("/configz", configz)]
 
 
+class Runner(web.AppRunner):
+    """Ends without leaving a client to wait for its answer."""
+
+    async def cleanup(self) -> None:
+        """Accept no more, then close what was accepted. asyncio loses a connection whose transport is not made when its server
+        closes: nobody would answer it, nobody close it. Those that wait to be accepted are reset by the kernel."""
+        loop = asyncio.get_running_loop()
+        for site in self.sites:
+            for sock in getattr(getattr(site, "_server", None), "sockets", ()):
+                loop.remove_reader(sock.fileno())
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        await super().cleanup()
+
+
 async def serve(address: str, found: Iterable[web.RouteDef]) -> web.AppRunner:
     """Listen on "host:port" ("[::1]:10249"). Raises OSError: port taken."""
     host, _, port = address.rpartition(":")
     app = web.Application()
     app.add_routes(found)
-    runner = web.AppRunner(app, access_log=None)
+    runner = Runner(app, access_log=None, shutdown_timeout=LEAVING)
     await runner.setup()
     try:
         await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
