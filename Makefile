@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
-NATIVE := $(wildcard dns/podwire_dns/native/*.[ch] cni/podwire_cni/native/*.[ch] controlplane/podwire_controlplane/native/*.c)
+NATIVE := $(wildcard dns/podwire_dns/native/*.[ch] cni/podwire_cni/native/*.[ch] controlplane/podwire_node/native/*.c)
 
 # command:package - what is used, and the Debian package that has it
 TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils nft:nftables
@@ -98,7 +98,7 @@ test: $(VENV)/.installed-dev  ## lint, types, unit tests, and (as root) the test
 	else echo 'not root: the netns-tests are left out, the rest runs'; $(MAKE) -s test-unprivileged; fi
 
 test-unprivileged: $(VENV)/.installed-dev  ## the tests that need no root
-	@$(BIN)/python -m pytest -q -m "not long and not runtimes" cni controlplane dns proxy
+	@$(BIN)/python -m pytest -q -m "not long and not runtimes" base cni controlplane dns proxy app
 
 test-netns: $(VENV)/.installed-dev runtimes  ## the tests with real packets (root)
 	@$(BIN)/python -m pytest -q -m "not long" netns-tests
@@ -170,4 +170,4 @@ conformance: $(VENV)/.installed-dev  ## every Service behaviour on every datapla
 clean:           ## remove .venv and build results
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -rf cni/podwire_cni/native/bin controlplane/podwire_controlplane/native/bin dns/podwire_dns/native/bin
+	rm -rf cni/podwire_cni/native/bin controlplane/podwire_node/native/bin dns/podwire_dns/native/bin

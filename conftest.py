@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 from hypothesis import HealthCheck, settings
 
-from podwire_controlplane.patience import FACTOR
+from podwire_base.patience import FACTOR
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile("ci", max_examples=50, deadline=None, suppress_health_check=_QUIET, derandomize=True)
@@ -21,7 +21,7 @@ settings.load_profile("long" if os.environ.get("PODWIRE_LONG") else "slow" if FA
 
 # The part whose tests a file has; the first that matches. What is left: the cluster, the lab and its documents.
 _PARTS = (("CNI", r"cni/|test_(cni|chains|runtimes|podman|pause|native)"), ("proxy", r"proxy/|test_(proxy|nft|service)"),
-          ("DNS", r"dns/|test_dns"), ("control plane", r"controlplane/"), ("the rest", ""))
+          ("DNS", r"dns/|test_dns"), ("control plane", r"controlplane/|base/|app/"), ("the rest", ""))
 _TOOK: Counter[str] = Counter()
 
 

@@ -20,7 +20,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 PROGRAMS = {
     "cni/podwire_cni/native/client.c": "podwire-cni",
     "cni/podwire_cni/native/pause.c": "podwire-pause",
-    "controlplane/podwire_controlplane/native/echo.c": "podwire-echo",
+    "controlplane/podwire_node/native/echo.c": "podwire-echo",
 }
 # Shared libraries, loaded into the interpreter by ctypes: no headers of Python's are needed.
 LIBRARIES = {"cni/podwire_cni/native/wires.c": "podwire-wires.so"}

@@ -37,7 +37,7 @@ from lab import containerd, cri, debian
 from lab.cninode import CniNode, put_node
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
-from podwire_controlplane.client.netns import setns
+from podwire_base.kernel.netns import setns
 
 RESULTS = Path(__file__).parent / "results" / "cni.json"
 PACKAGES = ("containernetworking-plugins", "iptables", "libxtables12", "libip4tc2", "libip6tc2", "libnetfilter-conntrack3",

@@ -27,13 +27,13 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "netns-tests"))
 from dnslib import DNSRecord  # noqa: E402 - the lab's folder must be on the path first
 
-from podwire_controlplane.client import config as client_config  # noqa: E402
-from podwire_controlplane.client.http import ApiClient  # noqa: E402
-from podwire_controlplane.client.netns import call_in  # noqa: E402
-from podwire_controlplane.cluster.config import ClusterConfig  # noqa: E402
-from podwire_controlplane.commands.cluster import free_port  # noqa: E402
-from podwire_controlplane.demo.lab import DemoLab  # noqa: E402
-from podwire_controlplane.demo.run import find_tool  # noqa: E402
+from podwire.cluster.config import ClusterConfig  # noqa: E402
+from podwire.commands.cluster import free_port  # noqa: E402
+from podwire.demo.lab import DemoLab  # noqa: E402
+from podwire.demo.run import find_tool  # noqa: E402
+from podwire_base.kernel.netns import call_in  # noqa: E402
+from podwire_base.kube.client import config as client_config  # noqa: E402
+from podwire_base.kube.client.http import ApiClient  # noqa: E402
 
 RESULT = HERE / "results" / "up.json"
 PODWIRE = str(Path(sys.executable).parent / "podwire")

@@ -115,8 +115,8 @@ def endpoint_change(_: Path) -> Counts:
 
 def _elements(cluster: Any) -> Counts:
     """Of one more change, planned and not sent."""
-    from podwire_proxy.nft import Elements
-    from podwire_proxy.nft.fake import FakeConnection
+    from podwire_base.kernel.nft.fake import FakeConnection
+    from podwire_base.kernel.nft.ruleset import Elements
     from podwire_proxy.nftables.layout import Layout
     from podwire_proxy.nftables.plan import Planner
 
@@ -164,8 +164,8 @@ def dns_answer(folder: Path) -> Counts:
 
 
 def object_create(folder: Path) -> Counts:
+    from podwire_base.kube.registry import of
     from podwire_controlplane.allocators import ServiceAllocator
-    from podwire_controlplane.api.registry import of
     from podwire_controlplane.server.objects import Objects, Scope, WriteOptions
     from podwire_controlplane.store.sqlite import SqliteStore
 

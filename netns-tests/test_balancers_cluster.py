@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from lab.cluster import EXAMPLES, cluster
-from podwire_controlplane.demo.lab import DemoLab, wait_for
+from podwire.demo.lab import DemoLab, wait_for
 
 SERVICE = """
 apiVersion: v1

@@ -22,12 +22,12 @@ from lab import evidence
 from lab.capture import Capture
 from lab.cluster import EXAMPLES, Place, cluster, machine
 from lab.patience import patient
-from podwire_controlplane.client.netns import call_in
-from podwire_controlplane.cluster.config import BASE, ClusterConfig
-from podwire_controlplane.cluster.lifecycle import UpFailed, up
-from podwire_controlplane.demo import checks_dns, checks_pods, checks_services
-from podwire_controlplane.demo.lab import OUTSIDE_CLIENT, DemoLab, wait_for
-from podwire_controlplane.demo.rows import Check
+from podwire.cluster.config import BASE, ClusterConfig
+from podwire.cluster.lifecycle import UpFailed, up
+from podwire.demo import checks_dns, checks_pods, checks_services
+from podwire.demo.lab import OUTSIDE_CLIENT, DemoLab, wait_for
+from podwire.demo.rows import Check
+from podwire_base.kernel.netns import call_in
 
 PACKET_CHECKS: tuple[Check, ...] = (*checks_pods.CHECKS, *checks_services.CHECKS, *checks_dns.CHECKS)
 
@@ -251,7 +251,7 @@ def test_a_command_that_does_not_exist_is_named_everywhere(lab: DemoLab) -> None
         return int(((statuses[0].get("state") or {}).get("terminated") or {}).get("exitCode", 0))
 
     assert wait_for(ended, 15) == 127
-    done = subprocess.run([sys.executable, "-m", "podwire_controlplane.main", "logs", "typo"], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-m", "podwire.main", "logs", "typo"], capture_output=True, text=True,
                           check=True, env=lab.environment)
     assert done.stdout.splitlines() == ["podwire: exec: '/no/such/program': no such file"]
     wait_for(lambda: [e for e in lab.items("Event") if e["involvedObject"]["name"] == "typo"
@@ -262,7 +262,7 @@ def test_a_command_that_does_not_exist_is_named_everywhere(lab: DemoLab) -> None
 def test_a_working_directory_that_does_not_exist_is_named(lab: DemoLab) -> None:
     lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: lost}\nspec: {restartPolicy: Never, "
                  "containers: [{name: c, image: podwire.io/host, command: [sleep, '1'], workingDir: /no/such/place}]}\n")
-    done = wait_for(lambda: subprocess.run([sys.executable, "-m", "podwire_controlplane.main", "logs", "lost"], text=True,
+    done = wait_for(lambda: subprocess.run([sys.executable, "-m", "podwire.main", "logs", "lost"], text=True,
                                            capture_output=True, check=False, env=lab.environment).stdout, 15)
     assert "workingDir '/no/such/place'" in done
     assert "sleep" not in done
@@ -271,7 +271,7 @@ def test_a_working_directory_that_does_not_exist_is_named(lab: DemoLab) -> None:
 
 def test_a_command_in_a_node_has_its_network_name_and_credentials(lab: DemoLab) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "podwire_controlplane.main", "node", *words], capture_output=True,
+        return subprocess.run([sys.executable, "-m", "podwire.main", "node", *words], capture_output=True,
                               text=True, check=False, env=lab.environment)
 
     shown = run("node2", "--", "sh", "-c", "ip -br addr show eth0; echo $NODE_NAME $KUBECONFIG").stdout
@@ -291,7 +291,7 @@ def test_the_first_container_is_meant_where_none_is_named(lab: DemoLab) -> None:
     wait_for(lambda: lab.get("Pod", "two")["status"].get("phase") == "Running", 15)
 
     def podwire(*words: str) -> str:
-        return subprocess.run([sys.executable, "-m", "podwire_controlplane.main", *words], capture_output=True, text=True,
+        return subprocess.run([sys.executable, "-m", "podwire.main", *words], capture_output=True, text=True,
                               check=True, env=lab.environment).stdout.strip()
 
     assert wait_for(lambda: podwire("logs", "two"), 5) == "main"
@@ -309,7 +309,7 @@ def test_status_says_which_role_is_not_running(lab: DemoLab) -> None:
         os.kill(role, signal.SIGKILL)
 
         def said() -> bool:
-            done = subprocess.run([sys.executable, "-m", "podwire_controlplane.main", "status", "--json"], capture_output=True,
+            done = subprocess.run([sys.executable, "-m", "podwire.main", "status", "--json"], capture_output=True,
                                   text=True, check=True, env=lab.environment)
             row = next(n for n in json.loads(done.stdout)["nodes"] if n["name"] == node)
             return not row["roles"]["dns"]["ready"] and all(row["roles"][r]["ready"] for r in ("proxy", "wiring"))
@@ -372,7 +372,7 @@ def test_nothing_is_left_behind(how: str) -> None:
             starter.kill()
         else:
             os.kill(json.loads((config.run_dir / "supervisor.json").read_text())["pid"], signal.SIGKILL)
-            subprocess.run([sys.executable, "-m", "podwire_controlplane.main", "down", "--name", name], check=True,
+            subprocess.run([sys.executable, "-m", "podwire.main", "down", "--name", name], check=True,
                            capture_output=True)
         wait_for(lambda: not _leftovers(config), 20)
         starter.kill()
@@ -382,7 +382,7 @@ def test_nothing_is_left_behind(how: str) -> None:
     finally:
         starter.kill()
         starter.wait()
-        subprocess.run([sys.executable, "-m", "podwire_controlplane.main", "down", "--name", name], check=False,
+        subprocess.run([sys.executable, "-m", "podwire.main", "down", "--name", name], check=False,
                        capture_output=True)
 
 

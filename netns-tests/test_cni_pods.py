@@ -15,7 +15,7 @@ from lab.capture import Capture
 from lab.cnicluster import OUTSIDE, Cluster, two_nodes
 from lab.cninode import ask, put_node, wait_until
 from lab.netns import NetNS
-from podwire_controlplane.client.netns import in_thread, setns
+from podwire_base.kernel.netns import in_thread, setns
 
 
 @pytest.fixture(scope="module")

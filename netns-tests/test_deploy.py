@@ -15,8 +15,9 @@ from lab.cnicluster import plug
 from lab.cninode import Answer, CniNode, ask, tell_peer, wait_until
 from lab.incluster import ACCOUNTS, AGENT, GuardedApi, WorkloadPod, rights_of
 from lab.netns import Lab, NetNS
-from podwire_controlplane.api.meta import Object
-from podwire_controlplane.tests import kustomize, recorded
+from podwire.tests import kustomize
+from podwire_base.kube.meta import Object
+from podwire_base.testing import recorded
 
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
 CONTROL, NODES = ["172.30.9.1", "172.30.9.2"], {"n1": "172.30.9.11", "n2": "172.30.9.12"}

@@ -16,8 +16,9 @@ from lab.cnicluster import plug
 from lab.cninode import wait_until
 from lab.incluster import ACCOUNTS, AGENT, GuardedApi, WorkloadPod, rights_of
 from lab.netns import Lab, NetNS
-from podwire_controlplane.api.meta import Object
-from podwire_controlplane.tests import kustomize, recorded
+from podwire.tests import kustomize
+from podwire_base.kube.meta import Object
+from podwire_base.testing import recorded
 from podwire_proxy.l2.election import rank
 
 OVERLAY = Path(__file__).resolve().parents[1] / "deploy" / "overlays" / "load-balancer-only"

@@ -13,8 +13,8 @@ import pytest
 
 from lab.cluster import EXAMPLES, cluster
 from lab.patience import patient
-from podwire_controlplane.client.netns import call_in
-from podwire_controlplane.demo.lab import DemoLab, NotYet, wait_for
+from podwire.demo.lab import DemoLab, NotYet, wait_for
+from podwire_base.kernel.netns import call_in
 
 DOCS = EXAMPLES.parent / "docs"
 PAGE = (DOCS / "debug-a-service.md").read_text()
@@ -43,7 +43,7 @@ def lab() -> Iterator[DemoLab]:
 
 
 def podwire(lab: DemoLab, *words: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "podwire_controlplane.main", *words], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-m", "podwire.main", *words], capture_output=True, text=True,
                           check=False, env=lab.environment, timeout=patient(30))
     return done.stdout + done.stderr
 

@@ -31,7 +31,7 @@ def test_compiles_without_a_warning(source: Path, tmp_path: Path) -> None:
 
 
 def _echo() -> str:
-    path = ROOT / "controlplane/podwire_controlplane/native/bin/podwire-echo"
+    path = ROOT / "controlplane/podwire_node/native/bin/podwire-echo"
     assert path.exists(), "install podwire again: its native programs are compiled then"
     return str(path)
 

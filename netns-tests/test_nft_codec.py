@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from lab.netns import Lab, NetNS
-from podwire_proxy import nft
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft import socket as nft_socket
 
 TABLE = nft.Table("ip", "codec")
 CIDRS = nft.Set(TABLE, "cidrs", ("ipv4_addr",), interval=True)
@@ -32,7 +33,7 @@ def whole() -> nft.Transaction:
 
 def test_what_is_written_is_read_back(lab: Lab) -> None:
     ns = lab.netns("codec")
-    with nft.Connection(ns.fd) as conn:
+    with nft_socket.Connection(ns.fd) as conn:
         assert conn.dump(TABLE) is None
         conn.commit(whole())
         conn.commit(whole())  # idempotent
@@ -52,7 +53,7 @@ def test_what_is_written_is_read_back(lab: Lab) -> None:
 def test_a_flushed_set_holds_what_comes_after(lab: Lab) -> None:
     ns = lab.netns("codec")
     fresh = nft.intervals(["10.1.0.0/24"])
-    with nft.Connection(ns.fd) as conn:
+    with nft_socket.Connection(ns.fd) as conn:
         conn.commit(whole())
         conn.commit(nft.Transaction().flush(CIDRS, MAP).add(nft.Elements(CIDRS, fresh)))
         dump = conn.dump(TABLE)
@@ -62,7 +63,7 @@ def test_a_flushed_set_holds_what_comes_after(lab: Lab) -> None:
 
 def test_nft_prints_it(lab: Lab) -> None:
     ns = lab.netns("codec")
-    nft.apply(whole(), ns.fd)
+    nft_socket.apply(whole(), ns.fd)
     text = ns.run(["nft", "list", "ruleset"]).stdout
     for line in ("10.244.0.0/16, 192.168.0.0/24", "10.96.0.1 . tcp . 443 . 0x00000007 : 10.244.1.2 . 9376",
                  "10.96.0.1 . tcp . 443 : goto target", 'accept comment "inside"'):
@@ -72,7 +73,7 @@ def test_nft_prints_it(lab: Lab) -> None:
 
 def test_a_refused_transaction_changes_nothing_and_names_the_operation(lab: Lab) -> None:
     ns = lab.netns("codec")
-    with nft.Connection(ns.fd) as conn:
+    with nft_socket.Connection(ns.fd) as conn:
         conn.commit(whole())
         before = conn.dump(TABLE)
         other = nft.key(bytes((10, 96, 0, 2)), b"\6", b"\0\1")
@@ -86,7 +87,7 @@ def test_a_refused_transaction_changes_nothing_and_names_the_operation(lab: Lab)
 def test_a_big_batch_is_one_transaction(lab: Lab) -> None:
     ns = lab.netns("codec")
     items: dict[bytes, nft.Value] = {KEY + nft.host32(i): nft.key(bytes((10, 244, 1, 2)), b"\x24\xa0") for i in range(20000)}
-    with nft.Connection(ns.fd) as conn:
+    with nft_socket.Connection(ns.fd) as conn:
         conn.commit(whole().add(nft.Elements(MAP, items)))
         dump = conn.dump(TABLE)
         assert dump is not None
@@ -102,7 +103,7 @@ def test_a_dump_is_whole_while_others_change_their_tables(lab: Lab) -> None:
 
     def churn() -> None:
         nonlocal commits
-        with nft.Connection(ns.fd) as conn:
+        with nft_socket.Connection(ns.fd) as conn:
             conn.commit(nft.Transaction().add(other.table, other))
             while not stop.is_set():
                 one = nft.Elements(other, {bytes((10, 0, 0, 1)): None})
@@ -110,7 +111,7 @@ def test_a_dump_is_whole_while_others_change_their_tables(lab: Lab) -> None:
                 conn.commit(nft.Transaction().delete(one))
                 commits += 2
 
-    with nft.Connection(ns.fd) as conn:
+    with nft_socket.Connection(ns.fd) as conn:
         conn.commit(whole().add(nft.Elements(MAP, items)))
         thread = threading.Thread(target=churn)
         thread.start()
@@ -126,13 +127,13 @@ def test_a_dump_is_whole_while_others_change_their_tables(lab: Lab) -> None:
             thread.join()
 
 
-def watcher(ns: NetNS, ours: int) -> nft.Watcher:
-    return nft.Watcher(TABLE, ours, ns.fd)
+def watcher(ns: NetNS, ours: int) -> nft_socket.Watcher:
+    return nft_socket.Watcher(TABLE, ours, ns.fd)
 
 
 def test_the_watcher_hears_others_and_not_ourselves(lab: Lab) -> None:
     ns = lab.netns("codec")
-    with nft.Connection(ns.fd) as conn:
+    with nft_socket.Connection(ns.fd) as conn:
         watch = watcher(ns, conn.port_id)
         try:
             conn.commit(whole())
@@ -152,7 +153,7 @@ def test_nft_prints_names_of_links(lab: Lab) -> None:
     """It reads a key of one field in the byte order that the set was made with."""
     ns = lab.netns("codec")
     links = nft.Set(TABLE, "links", ("ifname",))
-    with nft.Connection(ns.fd) as conn:
+    with nft_socket.Connection(ns.fd) as conn:
         conn.commit(nft.Transaction().remake(TABLE).add(links, nft.Elements(links, {b"veth1".ljust(16, b"\0"): None})))
     listed = ns.run(["nft", "list", "ruleset"]).stdout
     assert '"veth1"' in listed

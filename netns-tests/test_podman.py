@@ -12,7 +12,7 @@ from lab.cninode import CniNode, put_node, tell_peer, wait_until
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from lab.podman import Podman
-from podwire_controlplane.client.netns import in_thread, setns
+from podwire_base.kernel.netns import in_thread, setns
 
 pytestmark = pytest.mark.runtimes
 NODE, OUTSIDE = "192.0.2.1", "192.0.2.42"

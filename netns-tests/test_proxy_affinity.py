@@ -11,7 +11,7 @@ import pytest
 from lab.netns import Lab
 from lab.proxyrole import until
 from lab.serviceworld import World, ask
-from podwire_controlplane.api.meta import Object
+from podwire_base.kube.meta import Object
 from podwire_proxy.changes import Tracker
 from podwire_proxy.nftables import layout
 from podwire_proxy.nftables.apply import Programmer

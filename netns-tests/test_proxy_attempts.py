@@ -16,7 +16,7 @@ import pytest
 from lab.netns import Lab, NetNS
 from lab.patience import patient
 from lab.serviceworld import World, ask
-from podwire_controlplane.api.meta import Object
+from podwire_base.kube.meta import Object
 from podwire_proxy import backends
 from podwire_proxy.changes import Tracker
 from podwire_proxy.flows import Swept

@@ -20,7 +20,7 @@ from lab.l2world import SERVER, TARGET, L2World, Node, v6
 from lab.netns import Lab
 from lab.proxyrole import until
 from lab.serviceworld import SILENCE, Answer, ask
-from podwire_controlplane.api.meta import Object
+from podwire_base.kube.meta import Object
 from podwire_proxy.l2.election import BEAT, DEAD, FRESH, STEADY, decode
 from podwire_proxy.l2.frames import beat_body
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service

@@ -21,11 +21,11 @@ from lab.netns import Lab, NetNS
 from lab.patience import patient
 from lab.proxyrole import until
 from lab.serviceworld import ANSWER, BALANCERS, SILENCE, Answer, World, ask
-from podwire_controlplane.main import cli
-from podwire_proxy import nft
+from podwire.main import cli
+from podwire_base.kernel.nft import socket as nft_socket
+from podwire_base.kernel.nft.fake import FakeConnection
 from podwire_proxy.decide import DROP, PASS, Outcome, Packet, Verdict
 from podwire_proxy.model import LOCALHOST, Backend
-from podwire_proxy.nft.fake import FakeConnection
 from podwire_proxy.nftables.apply import route_localnet
 from podwire_proxy.nftables.layout import Layout
 from podwire_proxy.nftables.plan import Planner
@@ -212,7 +212,7 @@ def test_what_is_read_back_are_the_very_expressions(world: World) -> None:
         fake.commit(Planner(layout, scenario.node).full(tracker.dataplane, None))
         world.node.run(["nft", "flush", "ruleset"])
         program(world, scenario)
-        with nft.Connection(world.node.fd) as conn:
+        with nft_socket.Connection(world.node.fd) as conn:
             dump = conn.dump(layout.table, exprs=True)
         assert dump is not None
         planned = fake.state[layout.table].rules

@@ -18,8 +18,8 @@ from lab.fakeapi import FakeApi
 from lab.netns import Lab
 from lab.proxyrole import Running, until
 from lab.serviceworld import SILENCE, Answer, World, ask
-from podwire_controlplane.api.meta import Object, key
-from podwire_proxy import nft
+from podwire_base.kernel.nft import socket as nft_socket
+from podwire_base.kube.meta import Object, key
 from podwire_proxy.changes import Tracker
 from podwire_proxy.ctnetlink import Conntrack
 from podwire_proxy.nftables.apply import Programmer
@@ -101,7 +101,7 @@ def crash(after: int, work: Callable[[], None]) -> bool:
         setattr(owner, name, call)
 
     try:
-        deadly("commit", nft.Connection)
+        deadly("commit", nft_socket.Connection)
         deadly("delete", Conntrack)
         work()
         os._exit(0)

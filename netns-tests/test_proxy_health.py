@@ -17,7 +17,7 @@ from lab.netns import Lab, NetNS
 from lab.patience import patient
 from lab.proxyrole import Running, until
 from lab.serviceworld import World, ask
-from podwire_controlplane.api.meta import Object
+from podwire_base.kube.meta import Object
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 

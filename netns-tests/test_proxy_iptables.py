@@ -21,8 +21,8 @@ from lab.netns import Lab, NetNS
 from lab.patience import patient
 from lab.proxyrole import Running, until
 from lab.serviceworld import World, ask
-from podwire_controlplane.api.meta import Object
-from podwire_controlplane.main import cli
+from podwire.main import cli
+from podwire_base.kube.meta import Object
 from podwire_proxy import backends
 from podwire_proxy.backend import Programmer
 from podwire_proxy.changes import Tracker

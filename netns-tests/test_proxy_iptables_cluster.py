@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from lab.cluster import EXAMPLES, cluster
-from podwire_controlplane.client.netns import call_in
-from podwire_controlplane.cluster.config import PROXY_BACKENDS
-from podwire_controlplane.demo import checks_services
-from podwire_controlplane.demo.checks_control import restart_proxies
-from podwire_controlplane.demo.lab import DemoLab
-from podwire_controlplane.demo.rows import Check
+from podwire.cluster.config import PROXY_BACKENDS
+from podwire.demo import checks_services
+from podwire.demo.checks_control import restart_proxies
+from podwire.demo.lab import DemoLab
+from podwire.demo.rows import Check
+from podwire_base.kernel.netns import call_in
 from podwire_proxy import backends
 
 CHECKS: tuple[Check, ...] = (*checks_services.CHECKS, restart_proxies)

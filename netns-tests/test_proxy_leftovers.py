@@ -14,7 +14,7 @@ from lab.fakeapi import FakeApi
 from lab.netns import Lab
 from lab.proxyrole import Running, until
 from lab.serviceworld import World
-from podwire_controlplane.main import cli
+from podwire.main import cli
 from podwire_proxy.hostfacts import leftovers
 from podwire_proxy.iptables import programs
 from podwire_proxy.iptables.leftovers import foreign_chains

@@ -19,8 +19,10 @@ from lab.netns import Lab, NetNS
 from lab.patience import patient
 from lab.proxyrole import Running, until
 from lab.serviceworld import SILENCE, Answer, World, ask
-from podwire_controlplane.api.meta import Object
-from podwire_proxy import backend, main, nft
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft import socket as nft_socket
+from podwire_base.kube.meta import Object
+from podwire_proxy import backend, main
 from podwire_proxy.changes import Tracker
 from podwire_proxy.nftables.apply import Programmer
 from podwire_proxy.testing import scenarios as s
@@ -218,15 +220,15 @@ def check_changes(world: World, api: FakeApi) -> None:
 
 
 def table(world: World) -> dict[str, dict[bytes, nft.Value]]:
-    with nft.Connection(world.node.fd) as conn:
+    with nft_socket.Connection(world.node.fd) as conn:
         dump = conn.dump(TABLE)
     assert dump is not None
     return dump.elements
 
 
 @contextlib.contextmanager
-def watched(world: World) -> Iterator[nft.Watcher]:
-    watcher = nft.Watcher(TABLE, 0, world.node.fd)
+def watched(world: World) -> Iterator[nft_socket.Watcher]:
+    watcher = nft_socket.Watcher(TABLE, 0, world.node.fd)
     try:
         yield watcher
     finally:

@@ -13,7 +13,7 @@ import pytest
 from lab.netns import Lab
 from lab.patience import patient
 from lab.serviceworld import World
-from podwire_controlplane.api.meta import Object
+from podwire_base.kube.meta import Object
 from podwire_proxy.changes import Tracker
 from podwire_proxy.convert import RESET_ANNOTATION
 from podwire_proxy.nftables.apply import Programmer

@@ -15,8 +15,9 @@ import pytest
 from lab.churn import churn
 from lab.netns import Lab
 from lab.serviceworld import World
-from podwire_controlplane.api.meta import Object
-from podwire_proxy import nft
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft import socket as nft_socket
+from podwire_base.kube.meta import Object
 from podwire_proxy.changes import Tracker
 from podwire_proxy.model import NodeInfo
 from podwire_proxy.nftables.apply import Programmer
@@ -153,7 +154,7 @@ def test_a_thousand_changes_a_second_cost_what_they_are_and_leave_nothing(lab: L
     assert counted.verdicts <= 2 * count
     assert counted.elements <= 4 * count
     assert after <= before * 1.01, "nothing piles up"
-    with nft.Connection(fd) as conn:
+    with nft_socket.Connection(fd) as conn:
         dump = conn.dump(nft.Table("ip", "podwire"))
     assert dump is not None
     assert len(dump.elements["endpoints"]) == services * size

@@ -20,8 +20,8 @@ from lab.containerd import Containerd
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from lab.patience import patient
+from podwire_base.kernel.netns import in_thread, setns
 from podwire_cni import native
-from podwire_controlplane.client.netns import in_thread, setns
 
 pytestmark = pytest.mark.runtimes
 NODE, OUTSIDE = "192.0.2.1", "192.0.2.42"

@@ -12,8 +12,8 @@ import pytest
 
 from lab.cluster import EXAMPLES, cluster, keep_logs, machine
 from lab.soak import CONTROL, ROLES, Soak, manifests, open_files, resident
-from podwire_controlplane.client.netns import call_in
-from podwire_controlplane.demo.lab import DemoLab, wait_for
+from podwire.demo.lab import DemoLab, wait_for
+from podwire_base.kernel.netns import call_in
 
 SECONDS = float(os.environ.get("PODWIRE_SOAK", "120"))
 MORE_FILES, MORE_MIB = 30, 25  # that a role may hold at the end, against a fresh one: what its pods need, and caches

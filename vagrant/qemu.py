@@ -35,7 +35,7 @@ PACKAGES = "systemd-sysv udev kmod dbus procps gcc python3-dev libc6-dev ipset t
 ADDRESS = "10.0.2.15"  # where QEMU's user network expects its guest
 SLOW = ("no_timer_check nowatchdog tsc=reliable edd=off "  # where a second is short, what watches the clock finds faults
         "systemd.service_watchdogs=0 systemd.default_timeout_start_sec=900")
-SUITES = ("cni", "controlplane", "dns", "proxy")
+SUITES = ("base", "cni", "controlplane", "dns", "proxy", "app")
 LOST = 255  # ssh's own exit code
 STEPS = ("provision", "demo")
 RUNTIMES = tuple(f"netns-tests/test_{name}.py" for name in ("chains", "podman", "runtimes"))

@@ -18,14 +18,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from podwire_controlplane.api.meta import Object
-from podwire_controlplane.client import config as client_config
-from podwire_controlplane.client import logs
-from podwire_controlplane.client.config import ClientConfig
-from podwire_controlplane.client.http import ApiClient
-from podwire_controlplane.client.informer import Informer
-from podwire_controlplane.client.reflector import Event
-from podwire_controlplane.client.rolestatus import RoleStatus
+from podwire_base.kube.client import config as client_config
+from podwire_base.kube.client.config import ClientConfig
+from podwire_base.kube.client.http import ApiClient
+from podwire_base.kube.client.informer import Informer
+from podwire_base.kube.client.reflector import Event
+from podwire_base.kube.meta import Object
+from podwire_base.role import logs
+from podwire_base.role.status import RoleStatus
 
 from . import conflist, netlink, nodes, overlay, routes, wiring
 from .commands import Plugin

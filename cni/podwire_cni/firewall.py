@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from podwire_controlplane.client import logs
-from podwire_proxy import nft
-from podwire_proxy.nft import fake
+from podwire_base.kernel.nft import fake
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft import socket as nft_socket
+from podwire_base.role import logs
 
 from . import conntrack, netlink, nodetable
 from .native import wires
@@ -29,7 +30,7 @@ class Firewall:
     """The tables of the network namespace that the constructing thread is in. Methods may be called from many threads."""
 
     def __init__(self) -> None:
-        self._nft = nft.Connection()
+        self._nft = nft_socket.Connection()
         self._wires = wires.load()
         self._lock = threading.Lock()
         self._node: NodeRules | None = None

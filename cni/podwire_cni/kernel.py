@@ -20,7 +20,7 @@ from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import NoReturn
 
-from podwire_controlplane.client import logs
+from podwire_base.role import logs
 
 from . import announce
 from . import netlink as nl

@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from podwire_controlplane.client import logs
+from podwire_base.role import logs
 
 from .callers import BrokeOff, Caller, take
 from .commands import Plugin, Sandbox

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from podwire_controlplane.client import logs
+from podwire_base.role import logs
 
 from . import conflist, kernel, native, pauseimage, skel
 from .commands import Plugin, Sandbox
@@ -133,7 +133,7 @@ def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, .
               help="Take over the leases of the reference plugins, of /var/lib/cni/networks/NAME. Remove their conflist first.")
 def command(**settings: Any) -> None:
     """Wire the pods of this node: bridge, veths, routes to other nodes, masquerading. Ends at SIGTERM; pods stay wired."""
-    from podwire_controlplane.client.config import ConfigError
+    from podwire_base.kube.client.config import ConfigError
 
     from .agent import WiringConfig, run
 

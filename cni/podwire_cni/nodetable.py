@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Literal
 
-from podwire_proxy import nft
+from podwire_base.kernel.nft import ruleset as nft
 
 from .stencil import Stencil, cut
 from .types import BRIDGE, IPAddress, PortMapping

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from podwire_controlplane.api.meta import Object
+from podwire_base.kube.meta import Object
 
 from .types import IPAddress, IPNetwork
 

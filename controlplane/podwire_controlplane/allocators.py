@@ -11,8 +11,8 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from .api.errors import Cause
-from .api.meta import Object, key
+from podwire_base.kube.errors import Cause
+from podwire_base.kube.meta import Object, key
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .api.meta import Object, name
+from podwire_base.kube.meta import Object, name
 
 
 def _service(obj: Object) -> None:

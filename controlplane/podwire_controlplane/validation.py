@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .api.errors import Cause
-from .api.meta import Object, labels, name
-from .api.registry import Resource
-from .api.selectors import label_selector
+from podwire_base.kube.errors import Cause
+from podwire_base.kube.meta import Object, labels, name
+from podwire_base.kube.registry import Resource
+from podwire_base.kube.selectors import label_selector
 
 _LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?\Z")
 _SUBDOMAIN = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")

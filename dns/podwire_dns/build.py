@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from podwire_controlplane.api import meta
+from podwire_base.kube import meta
 
 from . import names, schema
 from .feed import Delta

@@ -18,13 +18,13 @@ from typing import Any
 
 import msgspec
 
-from podwire_controlplane.api.meta import Object
-from podwire_controlplane.client import logs
-from podwire_controlplane.client.config import ClientConfig, load
-from podwire_controlplane.client.http import ApiClient
-from podwire_controlplane.client.informer import Informer
-from podwire_controlplane.client.reflector import Event
-from podwire_controlplane.client.rolestatus import RoleStatus
+from podwire_base.kube.client.config import ClientConfig, load
+from podwire_base.kube.client.http import ApiClient
+from podwire_base.kube.client.informer import Informer
+from podwire_base.kube.client.reflector import Event
+from podwire_base.kube.meta import Object
+from podwire_base.role import logs
+from podwire_base.role.status import RoleStatus
 
 from . import feed, names, schema
 from .build import Builder

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from podwire_controlplane.client import logs
+from podwire_base.role import logs
 
 from . import feed
 from .native.table import Table

@@ -12,24 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from .cache import NEGATIVE_CAP, POSITIVE_CAP, Upstreamed
-from .wire import (
-    AD,
-    CD,
-    COUNTS,
-    HEADER,
-    NOERROR,
-    NXDOMAIN,
-    OPT,
-    QR,
-    RD,
-    SERVFAIL,
-    TC,
-    Edns,
-    Malformed,
-    lower,
-    opt,
-    records,
-)
+from .wire import AD, CD, COUNTS, HEADER, NOERROR, NXDOMAIN, OPT, QR, RD, SERVFAIL, TC, Edns, Malformed, lower, opt, records
 
 PATIENCE_FIRST, PATIENCE_LEAST, PATIENCE_MOST = 0.4, 0.1, 1.0
 DEADLINE = 4.0  # below the 5 s after which common resolvers ask again

@@ -19,7 +19,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from podwire_controlplane.client import logs
+from podwire_base.role import logs
 
 TABLE = "podwire-dns"
 LOOPBACK = 1
@@ -112,7 +112,8 @@ def open_socket(address: str, port: int, kind: socket.SocketKind) -> socket.sock
 
 def apply_notrack(addresses: Iterable[str], port: int) -> None:
     """Load the notrack rules, whole and at once: what stood there before is replaced in the same commit."""
-    from podwire_proxy import nft
+    from podwire_base.kernel.nft import ruleset as nft
+    from podwire_base.kernel.nft import socket as nft_socket
 
     transaction = nft.Transaction()
     families: dict[int, list[bytes]] = {}
@@ -136,7 +137,7 @@ def apply_notrack(addresses: Iterable[str], port: int) -> None:
                         nft.Rule(outward, answered, comment="from the cluster DNS"),
                         nft.Rule(inward, answered, comment="from the cluster DNS, over lo")]
         transaction = transaction.remake(table).add(*ops)
-    nft.apply(transaction)
+    nft_socket.apply(transaction)
 
 
 def run_soon() -> None:
@@ -192,11 +193,12 @@ def cleanup(addresses: Iterable[str]) -> list[str]:
     """Take back what `ensure_addresses` and `apply_notrack` put there; says what was removed."""
     from pyroute2 import IPRoute
 
-    from podwire_proxy import nft
+    from podwire_base.kernel.nft import ruleset as nft
+    from podwire_base.kernel.nft import socket as nft_socket
 
     with IPRoute() as ipr:
         removed = [f"address {address} on lo" for address in _off_lo(ipr, set(addresses))]
-    with nft.Connection() as connection:
+    with nft_socket.Connection() as connection:
         present = set(connection.tables())
         for family in ("ip", "ip6"):
             table = nft.Table(family, TABLE)

@@ -79,9 +79,9 @@ def _with_config(work: Callable[..., None]) -> Function:
 
     @wraps(work)
     def inner(**flags: Any) -> None:
-        from podwire_controlplane.client import logs
-        from podwire_controlplane.client.config import ConfigError
-        from podwire_controlplane.client.http import ApiError
+        from podwire_base.kube.client.config import ConfigError
+        from podwire_base.kube.client.http import ApiError
+        from podwire_base.role import logs
 
         for many, field in PLURALS.items():
             flags[field] = flags.pop(many)
@@ -205,8 +205,8 @@ def _ask(address: str, port: int, message: bytes) -> bytes:
 
 
 async def _explain(config: DnsConfig, name: str, rtype: int) -> list[str]:
-    from podwire_controlplane.client.config import load
-    from podwire_controlplane.client.http import ApiClient
+    from podwire_base.kube.client.config import load
+    from podwire_base.kube.client.http import ApiClient
 
     from . import explain
     from .build import Builder

@@ -8,7 +8,7 @@ from typing import Any
 
 from dnslib import RCODE
 
-from podwire_controlplane.client import logs
+from podwire_base.role import logs
 
 from . import names
 from .clients import Clients

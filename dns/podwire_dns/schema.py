@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from podwire_controlplane.api import meta
+from podwire_base.kube import meta
 
 from . import names
 from .pack import A_IN, CNAME_IN, PTR_IN, SRV_IN, Packer, question

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from podwire_controlplane.client import logs
-from podwire_controlplane.client.rolestatus import RoleStatus
+from podwire_base.role import logs
+from podwire_base.role.status import RoleStatus
 
 from . import forward, host, metrics, metrics_page, names, native, tcp, upstream, web
 from .answer import Answerer, Pending

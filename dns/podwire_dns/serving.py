@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from podwire_controlplane.client import logs
+from podwire_base.role import logs
 
 from .config import BadConfig, DnsConfig
 from .sources import Sources

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from podwire_controlplane.client import logs
+from podwire_base.role import logs
 
 from . import corefile, names
 from .config import WILDCARDS, BadConfig, DnsConfig, Forward

@@ -18,7 +18,7 @@ from ipaddress import ip_address
 
 from dnslib import RCODE
 
-from podwire_controlplane.client import logs
+from podwire_base.role import logs
 
 from . import forward, native
 from .cache import Cache, CacheKey, Upstreamed

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from podwire_controlplane.api.meta import Object
+from podwire_base.kube.meta import Object
 from podwire_proxy.backend import Programmer
 from podwire_proxy.changes import Tracker
 from podwire_proxy.flows import Swept

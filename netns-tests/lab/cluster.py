@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from podwire_controlplane.client.netns import call_in
-from podwire_controlplane.cluster.config import ClusterConfig
-from podwire_controlplane.cluster.lifecycle import down, up
-from podwire_controlplane.commands.cluster import free_port
-from podwire_controlplane.demo.lab import UPSTREAM_DNS, DemoLab
-from podwire_controlplane.demo.run import find_tool
+from podwire.cluster.config import ClusterConfig
+from podwire.cluster.lifecycle import down, up
+from podwire.commands.cluster import free_port
+from podwire.demo.lab import UPSTREAM_DNS, DemoLab
+from podwire.demo.run import find_tool
+from podwire_base.kernel.netns import call_in
 
 from . import evidence
 from .netns import NetNS

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from podwire_base.kernel.nft import socket as nft_socket
 from podwire_cni import nodetable
 from podwire_cni.native import client_path
-from podwire_proxy import nft
 
 from . import evidence, patience
 from .fakeapi import FakeApi
@@ -139,7 +139,7 @@ class CniNode:
         """How many elements stand for pods in the node's nft tables."""
         found = 0
         for table in nodetable.tables():
-            dump = self.ns.call(lambda table=table: nft.Connection().dump(table))  # type: ignore[misc]  # a default binds it
+            dump = self.ns.call(lambda table=table: nft_socket.Connection().dump(table))  # type: ignore[misc]  # a default binds it
             assert dump is not None, f"{table} is gone"
             found += sum(len(held) for name, held in dump.elements.items() if name not in ("pods", "native"))
         return found

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from podwire_controlplane.api.meta import Object
-from podwire_controlplane.api.registry import of
+from podwire_base.kube.meta import Object
+from podwire_base.kube.registry import of
 
 from .netns import NetNS
 

@@ -17,17 +17,17 @@ from typing import Any
 
 from aiohttp import web
 
+from podwire_base.kube.errors import StatusError
+from podwire_base.kube.meta import Object
+from podwire_base.kube.registry import of
 from podwire_controlplane.allocators import ServiceAllocator
-from podwire_controlplane.api.errors import StatusError
-from podwire_controlplane.api.meta import Object
-from podwire_controlplane.api.registry import of
 from podwire_controlplane.server import auth, pki
 from podwire_controlplane.server.app import make_app
 from podwire_controlplane.server.handlers import USER
 from podwire_controlplane.server.main import _listener
 from podwire_controlplane.server.objects import Objects, Scope, WriteOptions
 from podwire_controlplane.store.memory import MemoryStore
-from podwire_controlplane.tests.inthread import InThread, tls
+from podwire_controlplane.testing.inthread import InThread, tls
 
 from . import evidence
 from .netns import NetNS

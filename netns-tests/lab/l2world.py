@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from podwire_controlplane.api.meta import Object, key
+from podwire_base.kube.meta import Object, key
 from podwire_proxy.changes import Tracker
 from podwire_proxy.l2.election import rank
 from podwire_proxy.model import NodeInfo

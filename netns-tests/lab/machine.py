@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from podwire_controlplane.deploy import image
+from podwire.deploy import image
 
 from .netns import NetNS
 from .patience import patient

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from pyroute2 import IPRoute
 
-from podwire_controlplane.client.netns import CLONE_NEWNET, in_thread, setns, unshare
+from podwire_base.kernel.netns import CLONE_NEWNET, in_thread, setns, unshare
 
 from .patience import patient, wait_until
 

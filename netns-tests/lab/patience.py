@@ -1,4 +1,4 @@
-"""Waiting in tests for what must happen, as long as `PODWIRE_PATIENCE` says (podwire_controlplane/patience.py)."""
+"""Waiting in tests for what must happen, as long as `PODWIRE_PATIENCE` says (podwire_base/patience.py)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from podwire_controlplane.patience import FACTOR, patient
+from podwire_base.patience import FACTOR, patient
 
 __all__ = ["FACTOR", "patient", "wait_until"]
 T = TypeVar("T")

@@ -34,10 +34,10 @@ from typing import Any, TypeVar
 from dnslib import DNSRecord
 from pyroute2.netlink.exceptions import NetlinkError
 
-from podwire_controlplane.client.netns import call_in
-from podwire_controlplane.cluster import network
+from podwire.cluster import network
+from podwire.demo.lab import DemoLab, NotYet, wait_for
+from podwire_base.kernel.netns import call_in
 from podwire_controlplane.controllers.nodes import GRACE
-from podwire_controlplane.demo.lab import DemoLab, NotYet, wait_for
 
 T = TypeVar("T")
 DNS_ADDRESS = "10.96.0.10"

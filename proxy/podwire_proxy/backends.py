@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import nft
+from podwire_base.kernel.nft import socket as nft_socket
+
 from .backend import FAMILIES, Backend, Live, Programmer
 from .backend import families as families_of
 from .dataplane import Dataplane
@@ -31,7 +32,7 @@ class Nftables:
         return nftables_apply.Programmer(node, ns_fd)
 
     def observe(self, ns_fd: int | None = None) -> Live | None:
-        with nft.Connection(ns_fd) as conn:
+        with nft_socket.Connection(ns_fd) as conn:
             dumps = {family: dump for family in FAMILIES if (dump := conn.dump(Layout(family).table, exprs=True))}
         return Tables(dumps) if dumps else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from podwire_controlplane.api import meta
+from podwire_base.kube import meta
 
 from .convert import MISSHAPEN, SliceInfo, service_ports, slice_info
 from .dataplane import Contribution, Dataplane, Delta, contribute, refused

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from podwire_controlplane.api import meta
-from podwire_controlplane.client import logs
-from podwire_controlplane.client.config import ConfigError
+from podwire_base.kube import meta
+from podwire_base.kube.client.config import ConfigError
+from podwire_base.role import logs
 
 from .model import NodeInfo, covers, normal_cidr, normal_ip
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from podwire_controlplane.api import meta
+from podwire_base.kube import meta
 
 from .model import PROTOCOLS, Endpoint, Policy, PortName, Protocol, ServicePort, is_v6, normal_cidr, normal_ip
 

@@ -8,12 +8,13 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
+from podwire_base.kernel.netlink.codec import attr, nest, parse, to_int
+from podwire_base.kernel.nft import codec
+from podwire_base.kernel.nft.socket import ROOM, open_socket
+
 from .conntrack import Flow
 from .dataplane import Key
 from .model import PROTOCOLS, Backend, Protocol, normal_ip, packed
-from .nft import codec
-from .nft.attrs import attr, nest, parse, to_int
-from .nft.wire import ROOM, open_socket
 
 SUBSYS = 1 << 8
 GET, DELETE = 1, 2
@@ -55,7 +56,7 @@ def _filter(protocol: Protocol, frontend: Key | None) -> bytes:
 
 def u32_host(kind: int, value: int) -> bytes:
     """CTA_FILTER's flags are in host order, unlike all else here."""
-    from .nft.objects import host32
+    from podwire_base.kernel.nft.objects import host32
 
     return attr(kind, host32(value))
 

@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from podwire_controlplane.client import logs
-from podwire_controlplane.client.netns import in_thread, setns
+from podwire_base.kernel.netns import in_thread, setns
+from podwire_base.role import logs
 
 from .conntrack import Flow, Place, provocation, serving, stale, stray
 from .ctnetlink import Conntrack, Family

@@ -18,7 +18,7 @@ from typing import Any
 
 from aiohttp import web
 
-from podwire_controlplane.client import logs
+from podwire_base.role import logs
 
 from .dataplane import HealthCheck
 from .metrics import Metrics

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import msgspec
 
-from podwire_controlplane.api import meta
+from podwire_base.kube import meta
 
 
 def stub(obj: meta.Object) -> meta.Object:

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from podwire_controlplane.api import meta
-from podwire_controlplane.client import logs
-from podwire_controlplane.client.config import ConfigError, load
-from podwire_controlplane.client.http import ApiClient
+from podwire_base.kube import meta
+from podwire_base.kube.client.config import ConfigError, load
+from podwire_base.kube.client.http import ApiClient
+from podwire_base.role import logs
 
 from . import backends, kubeproxyfile
 from .changes import Tracker

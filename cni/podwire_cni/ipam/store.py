@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
-from podwire_controlplane.client import logs
+from podwire_base.role import logs
 
 from ..conf import port_mappings
 from ..errors import CNIError, Code

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft.fake import FakeConnection
 from podwire_cni import conflist, nodetable, routes
 from podwire_cni.conf import parse_conf
 from podwire_cni.ipam.ranges import podcidr_range
@@ -20,8 +22,6 @@ from podwire_cni.nodetable import NodeRules, PodRules
 from podwire_cni.plan import NodeNet
 from podwire_cni.routes import Peer
 from podwire_cni.types import PortMapping
-from podwire_proxy import nft
-from podwire_proxy.nft.fake import FakeConnection
 
 
 def node(cidrs: list[str], *ips: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from podwire_base.kernel.nft import ruleset as nft
 from podwire_cni import nodetable, prepared, program
 from podwire_cni.conf import parse_range
 from podwire_cni.errors import CNIError, Code
@@ -23,7 +24,6 @@ from podwire_cni.plan import LONGEST_ALIAS, NodeNet, add_plan, alias_of, host_ve
 from podwire_cni.prepared import PodPlan
 from podwire_cni.stencil import Stencil, cut
 from podwire_cni.types import VERSIONS, Attachment, Call, IPAddress, NetConf, PortMapping, Route
-from podwire_proxy import nft
 
 CIDRS = (("10.244.0.0/16",), ("fd00:1::/64",), ("10.244.0.0/16", "fd00:1::/64"), ("fd00:1::/64", "192.0.2.0/24"))
 ROUTE = Route(ip_network("10.0.0.0/8"))

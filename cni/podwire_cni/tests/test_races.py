@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from podwire_base.patience import patient
 from podwire_cni.errors import CNIError, Code
 from podwire_cni.networks import Networks
 from podwire_cni.plan import host_veth
 from podwire_cni.tests.test_verbs import Host, body
 from podwire_cni.turns import Turns
 from podwire_cni.types import Attachment
-from podwire_controlplane.patience import patient
 
 POOL = 13  # pods that Host's node has room for
 

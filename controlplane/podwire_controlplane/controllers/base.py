@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..api.meta import Object, controller_of, key, name, namespace, uid
+from podwire_base.kube.meta import Object, controller_of, key, name, namespace, uid
 
 Verb = Literal["create", "update", "patch", "status", "delete", "finalize"]
 
@@ -88,18 +88,6 @@ def owner_of(kind: str) -> Mapper:
 def owner_reference(obj: Object) -> Object:
     return {"apiVersion": obj["apiVersion"], "kind": obj["kind"], "name": name(obj), "uid": uid(obj), "controller": True,
             "blockOwnerDeletion": True}
-
-
-def condition(obj: Mapping[str, Any], kind: str) -> Object:
-    """status.conditions[type=kind], {} where there is none."""
-    for found in obj.get("status", {}).get("conditions") or []:
-        if found.get("type") == kind:
-            return dict(found)
-    return {}
-
-
-def is_true(obj: Mapping[str, Any], kind: str) -> bool:
-    return condition(obj, kind).get("status") == "True"
 
 
 def pod_ended(pod: Mapping[str, Any]) -> bool:

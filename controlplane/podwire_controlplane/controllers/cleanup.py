@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..api.meta import Object, deleting, key, name, namespace, uid
-from ..api.registry import RESOURCES
+from podwire_base.kube.meta import Object, deleting, key, name, namespace, uid
+from podwire_base.kube.registry import RESOURCES
+
 from .base import Change, Controller, Keys, Snapshot
 
 KINDS = tuple(r.kind for r in RESOURCES if r.namespaced)

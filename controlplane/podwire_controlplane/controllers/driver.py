@@ -9,14 +9,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from ..api.meta import Object, uid
-from ..api.meta import key as object_key
-from ..api.registry import RESOURCES, Resource, of
-from ..client import config as client_config
-from ..client import logs
-from ..client.http import MERGE_PATCH, ApiClient, ApiError
-from ..client.informer import Informer
-from ..client.reflector import Event
+from podwire_base.kube.client import config as client_config
+from podwire_base.kube.client.http import MERGE_PATCH, ApiClient, ApiError
+from podwire_base.kube.client.informer import Informer
+from podwire_base.kube.client.reflector import Event
+from podwire_base.kube.meta import Object, uid
+from podwire_base.kube.meta import key as object_key
+from podwire_base.kube.registry import RESOURCES, Resource, of
+from podwire_base.role import logs
+
 from . import cleanup, endpointslices, loadbalancer, nodes, workloads
 from .base import Change, Controller, Snapshot
 

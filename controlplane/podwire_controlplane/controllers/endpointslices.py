@@ -11,9 +11,11 @@ import ipaddress
 from collections.abc import Iterable
 from typing import Any
 
-from ..api.meta import Object, annotations_of, controller_of, deleting, key, labels, name, namespace, uid
-from ..api.selectors import equality
-from .base import Change, Controller, Keys, Snapshot, condition, is_true, itself, owner_reference, pod_ended
+from podwire_base.kube.conditions import condition, is_true
+from podwire_base.kube.meta import Object, annotations_of, controller_of, deleting, key, labels, name, namespace, uid
+from podwire_base.kube.selectors import equality
+
+from .base import Change, Controller, Keys, Snapshot, itself, owner_reference, pod_ended
 
 MAX_ENDPOINTS = 100
 SERVICE_NAME = "kubernetes.io/service-name"

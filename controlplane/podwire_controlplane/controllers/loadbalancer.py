@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 
-from ..api import loadbalancer as lb
-from ..api.meta import Object, key, name, namespace, uid
+from podwire_base.kube import loadbalancer as lb
+from podwire_base.kube.meta import Object, key, name, namespace, uid
+
 from .base import Change, Controller, Keys, Snapshot
 from .workloads import timestamp
 

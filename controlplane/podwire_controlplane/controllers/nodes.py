@@ -5,10 +5,12 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 
+from podwire_base.kube.conditions import condition, is_true
+from podwire_base.kube.meta import Object, controller_of, deleting, key, labels, name, namespace, uid
+from podwire_base.kube.table import parse_time
+
 from ..allocators import Exhausted, Network, free_pod_cidr
-from ..api.meta import Object, controller_of, deleting, key, labels, name, namespace, uid
-from ..api.table import parse_time
-from .base import Change, Controller, Keys, Snapshot, condition, is_true, itself, pod_ended
+from .base import Change, Controller, Keys, Snapshot, itself, pod_ended
 from .workloads import timestamp
 
 GRACE = 40.0  # seconds without a renewed Lease until a node counts as gone (kube-controller-manager's default)

@@ -7,8 +7,10 @@ import hashlib
 import json
 from datetime import UTC, datetime
 
-from ..api.meta import Object, annotations_of, deleting, labels, name, namespace
-from .base import Change, Controller, Snapshot, condition, is_true, itself, owner_of, owner_reference, pod_ended
+from podwire_base.kube.conditions import condition, is_true
+from podwire_base.kube.meta import Object, annotations_of, deleting, labels, name, namespace
+
+from .base import Change, Controller, Snapshot, itself, owner_of, owner_reference, pod_ended
 
 HASH = "pod-template-hash"
 REVISION = "deployment.kubernetes.io/revision"

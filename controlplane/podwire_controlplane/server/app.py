@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from ..api import schema
-from ..api.errors import StatusError
-from ..api.meta import Object
-from ..client import logs
+from podwire_base.kube import schema
+from podwire_base.kube.errors import StatusError
+from podwire_base.kube.meta import Object
+from podwire_base.role import logs
+
 from . import auth, discovery
 from .handlers import USER, Handlers
 from .objects import Objects

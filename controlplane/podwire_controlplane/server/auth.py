@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..api.meta import Object
+from podwire_base.kube.meta import Object
 
 ADMINS, NODES, READERS = "system:masters", "system:nodes", "podwire:readers"
 OPEN_PATHS = ("/healthz", "/livez", "/readyz", "/version")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..api.meta import Object
-from ..api.registry import GROUPS, RESOURCES
+from podwire_base.kube.meta import Object
+from podwire_base.kube.registry import GROUPS, RESOURCES
 
 VERSION: Object = {"major": "1", "minor": "33", "gitVersion": "v1.33.0+podwire", "gitCommit": "", "gitTreeState": "clean",
                    "buildDate": "", "goVersion": "", "compiler": "cpython", "platform": "linux"}

@@ -9,13 +9,14 @@ from typing import Any
 
 from aiohttp import web
 
-from ..api import codec, errors, schema, table, yamltext
-from ..api import patch as patches
-from ..api.errors import StatusError
-from ..api.meta import Object, name
-from ..api.registry import BY_PATH, Resource
-from ..api.selectors import both, field_query, label_query
-from ..client import logs
+from podwire_base.kube import codec, errors, schema, table, yamltext
+from podwire_base.kube import patch as patches
+from podwire_base.kube.errors import StatusError
+from podwire_base.kube.meta import Object, name
+from podwire_base.kube.registry import BY_PATH, Resource
+from podwire_base.kube.selectors import both, field_query, label_query
+from podwire_base.role import logs
+
 from ..store.base import Compacted, Item
 from ..validation import MAX_GRACE
 from . import auth

@@ -18,8 +18,9 @@ from typing import Any
 
 from aiohttp import web
 
-from ..api.errors import StatusError
-from ..client import logs
+from podwire_base.kube.errors import StatusError
+from podwire_base.role import logs
+
 from . import auth, pki
 
 log = logs.get("apiserver")

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from aiohttp import web
 
+from podwire_base.kernel.netns import call_in
+from podwire_base.kube.errors import StatusError
+from podwire_base.kube.meta import Object
+from podwire_base.kube.registry import of
+from podwire_base.role import logs
+
 from ..allocators import ServiceAllocator
-from ..api.errors import StatusError
-from ..api.meta import Object
-from ..api.registry import of
-from ..client import logs
-from ..client.netns import call_in
 from ..store.sqlite import SqliteStore
 from . import auth, join
 from .app import make_app

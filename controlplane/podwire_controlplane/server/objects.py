@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from podwire_base.kube import codec, errors, schema
+from podwire_base.kube import patch as patches
+from podwire_base.kube.errors import StatusError
+from podwire_base.kube.meta import Object, deleting, name, resource_version, uid
+from podwire_base.kube.registry import RESOURCES, Resource, of
+
 from .. import defaults, validation
 from ..allocators import Exhausted, ServiceAllocator
-from ..api import codec, errors, schema
-from ..api import patch as patches
-from ..api.errors import StatusError
-from ..api.meta import Object, deleting, name, resource_version, uid
-from ..api.registry import RESOURCES, Resource, of
 from ..store.base import Change, Conflict, Item, Store
 
 IMMORTAL = ("default", "kube-system", "kube-public")

@@ -7,9 +7,10 @@ import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from ..api import codec, errors
-from ..api.meta import Object
-from ..api.selectors import Predicate
+from podwire_base.kube import codec, errors
+from podwire_base.kube.meta import Object
+from podwire_base.kube.selectors import Predicate
+
 from ..store.base import Change, Compacted, Item, Store
 from .objects import wire
 

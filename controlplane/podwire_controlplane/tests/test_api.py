@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podwire_controlplane.api import codec, schema, table, yamltext
-from podwire_controlplane.api.errors import StatusError
-from podwire_controlplane.api.meta import Object
-from podwire_controlplane.api.registry import BY_KIND, BY_PATH, GROUPS, RESOURCES, Resource, by_name, of
-from podwire_controlplane.api.selectors import field_query, label_query, label_selector
-
-from .builders import deployment, minimal, pod, service, stored
+from podwire_base.kube import codec, schema, table, yamltext
+from podwire_base.kube.errors import StatusError
+from podwire_base.kube.meta import Object
+from podwire_base.kube.registry import BY_KIND, BY_PATH, GROUPS, RESOURCES, Resource, by_name, of
+from podwire_base.kube.selectors import field_query, label_query, label_selector
+from podwire_base.testing.builders import deployment, minimal, pod, service, stored
 
 # ---- selectors
 

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from podwire_controlplane.api.meta import Object
-from podwire_controlplane.client import config as client_config
-from podwire_controlplane.client import http as client_http
-from podwire_controlplane.client.config import ConfigError
-from podwire_controlplane.client.http import ApiClient, ApiError
+from podwire_base.kube.client import config as client_config
+from podwire_base.kube.client import http as client_http
+from podwire_base.kube.client.config import ConfigError
+from podwire_base.kube.client.http import ApiClient, ApiError
+from podwire_base.kube.meta import Object
+from podwire_base.testing.builders import run
+from podwire_base.testing.following import SERVICES, following
+from podwire_base.testing.scripted import Asked, Link, Scripted
 from podwire_controlplane.server import pki
 
-from .builders import run
-from .following import SERVICES, following
-from .scripted import Asked, Link, Scripted
-from .servers import AUTHORITY, TOKENS, Server
+from ..testing.servers import AUTHORITY, TOKENS, Server
 
 
 def account(folder: Path, token: str) -> Path:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .builders import World, deployment, pod, version
+from podwire_base.testing.builders import deployment, pod, version
+
+from ..testing.builders import World
 from .test_objects import in_world, refused
 
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from podwire_controlplane.api.meta import Object, labels, name
-from podwire_controlplane.api.registry import of
-from podwire_controlplane.client.config import ClientConfig
-from podwire_controlplane.client.http import ApiClient, ApiError
+from podwire_base.kube.client.config import ClientConfig
+from podwire_base.kube.client.http import ApiClient, ApiError
+from podwire_base.kube.meta import Object, labels, name
+from podwire_base.kube.registry import of
+from podwire_base.patience import patient
+from podwire_base.testing.builders import deployment, node, pod, run, service
 from podwire_controlplane.controllers import cleanup, endpointslices, nodes, workloads
 from podwire_controlplane.controllers.base import Change, Controller, itself
 from podwire_controlplane.controllers.driver import Driver
-from podwire_controlplane.patience import patient
 
-from .builders import deployment, node, pod, run, service
-from .servers import Server
+from ..testing.servers import Server
 
 DEPLOYMENTS = "/apis/apps/v1/namespaces/default/deployments"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podwire_controlplane.api.meta import Object, labels, name
+from podwire_base.kube.meta import Object, labels, name
+from podwire_base.testing.builders import NOW, meta, node, pod, running, service, stored
 from podwire_controlplane.controllers import endpointslices as es
 from podwire_controlplane.controllers.base import Change, Controller
 
-from .builders import NOW, meta, node, pod, running, service, snapshot, stored
+from ..testing.builders import snapshot
 
 WEB: dict[str, Any] = {"selector": {"app": "web"}}
 

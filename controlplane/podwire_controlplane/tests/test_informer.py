@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from podwire_controlplane.api.meta import Object, name
-from podwire_controlplane.client import config as client_config
-from podwire_controlplane.client.config import ClientConfig
-from podwire_controlplane.client.http import ApiClient, ApiError
-from podwire_controlplane.client.informer import Informer
-from podwire_controlplane.client.reflector import Event
-from podwire_controlplane.patience import patient
+from podwire_base.kube.client import config as client_config
+from podwire_base.kube.client.config import ClientConfig
+from podwire_base.kube.client.http import ApiClient, ApiError
+from podwire_base.kube.client.informer import Informer
+from podwire_base.kube.client.reflector import Event
+from podwire_base.kube.meta import Object, name
+from podwire_base.testing.builders import pod, run, version
+from podwire_base.testing.following import replay, until
 from podwire_controlplane.store.memory import MemoryStore
 from podwire_controlplane.store.sqlite import SqliteStore
 
-from .builders import pod, run, version
-from .servers import Server
-from .test_reflector import replay
+from ..testing.servers import Server
 
 PODS = "/api/v1/namespaces/default/pods"
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(patient(10)):
-        while not holds():
-            await asyncio.sleep(0.01)
 
 
 class Follower:

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podwire_controlplane.api import loadbalancer as lb
-from podwire_controlplane.api.meta import Object, key
-from podwire_controlplane.api.patch import merge
+from podwire_base.kube import loadbalancer as lb
+from podwire_base.kube.meta import Object, key
+from podwire_base.kube.patch import merge
+from podwire_base.testing.builders import NOW, service, stored
 from podwire_controlplane.controllers import loadbalancer
 from podwire_controlplane.controllers.base import Change
 
-from .builders import NOW, service, snapshot, stored
+from ..testing.builders import snapshot
 
 POOL = "192.0.2.16/30"
 

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podwire_controlplane.api.meta import Object
+from podwire_base.kube.meta import Object
+from podwire_base.testing.builders import NOW, deployment, meta, node, pod, replica_set, running, service, stored
 from podwire_controlplane.controllers import cleanup, nodes
 from podwire_controlplane.controllers.base import Change, owner_reference
 
-from .builders import NOW, deployment, meta, node, pod, replica_set, running, service, snapshot, stored
+from ..testing.builders import snapshot
 
 CLUSTER = ipaddress.ip_network("10.244.0.0/16")
 TAINT = {"key": "k", "value": "v", "effect": "NoSchedule"}

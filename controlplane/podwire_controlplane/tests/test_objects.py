@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podwire_controlplane.api.errors import StatusError
-from podwire_controlplane.api.meta import Object
-from podwire_controlplane.api.patch import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH
-from podwire_controlplane.api.registry import RESOURCES
+from podwire_base.kube.errors import StatusError
+from podwire_base.kube.meta import Object
+from podwire_base.kube.patch import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH
+from podwire_base.kube.registry import RESOURCES
+from podwire_base.testing.builders import deployment, minimal, pod, run, service, version
 
-from .builders import World, deployment, minimal, pod, run, service, version
+from ..testing.builders import World
 
 NOTHING: Any = None
 Work = Callable[[World], Awaitable[None]]

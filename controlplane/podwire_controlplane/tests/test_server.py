@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from podwire_controlplane.api.meta import Object
-from podwire_controlplane.api.registry import RESOURCES
+from podwire_base.kube.meta import Object
+from podwire_base.kube.registry import RESOURCES
+from podwire_base.testing.builders import deployment, minimal, node, pod, service
 from podwire_controlplane.server import auth, pki
 
-from .builders import deployment, minimal, node, pod, service
-from .servers import AUTHORITY, Server
+from ..testing.servers import AUTHORITY, Server
 
 PODS, SERVICES = "/api/v1/namespaces/default/pods", "/api/v1/namespaces/default/services"
 

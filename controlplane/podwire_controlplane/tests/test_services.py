@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from podwire_base.kube.errors import StatusError
+from podwire_base.kube.meta import Object
+from podwire_base.testing.builders import service, stored, version
 from podwire_controlplane.allocators import Exhausted, ServiceAllocator, free_pod_cidr
-from podwire_controlplane.api.errors import StatusError
-from podwire_controlplane.api.meta import Object
 from podwire_controlplane.server.objects import Objects
 
-from .builders import World, service, stored, version
+from ..testing.builders import World
 from .test_objects import in_world, refused
 
 
@@ -167,7 +168,7 @@ async def _services(world: World) -> Any:
 
 def in_world_small(work: Any) -> None:
     """A /28 and three ports: sequences run out of both."""
-    from .builders import run
+    from podwire_base.testing.builders import run
 
     async def body() -> None:
         await work(await World(cidr="10.96.0.0/28", node_ports=range(30000, 30003)).start())

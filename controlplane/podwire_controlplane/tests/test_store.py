@@ -17,11 +17,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from podwire_base.testing.builders import run
 from podwire_controlplane.store.base import Change, Compacted, Conflict, Item
 from podwire_controlplane.store.memory import MemoryStore
 from podwire_controlplane.store.sqlite import SqliteStore, StoreInUse
-
-from .builders import run
 
 Make = Callable[..., MemoryStore]
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
+from podwire_base.kube.meta import Object
+from podwire_base.kube.registry import RESOURCES, of
+from podwire_base.testing.builders import deployment, meta, minimal, node, pod, service
 from podwire_controlplane import defaults, validation
-from podwire_controlplane.api.meta import Object
-from podwire_controlplane.api.registry import RESOURCES, of
-
-from .builders import deployment, meta, minimal, node, pod, service
 
 
 def filled(made: Object) -> Object:

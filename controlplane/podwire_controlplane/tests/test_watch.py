@@ -8,15 +8,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from podwire_controlplane.api import codec
-from podwire_controlplane.api.meta import Object, name
-from podwire_controlplane.api.selectors import label_query
+from podwire_base.kube import codec
+from podwire_base.kube.meta import Object, name
+from podwire_base.kube.selectors import label_query
+from podwire_base.testing.builders import pod, run, version
 from podwire_controlplane.server import handlers, watch
 from podwire_controlplane.store.base import Change
 from podwire_controlplane.store.memory import MemoryStore
 
-from .builders import pod, run, version
-from .servers import Server
+from ..testing.servers import Server
 
 PODS = "/api/v1/namespaces/default/pods"
 MERGE = {"Content-Type": "application/merge-patch+json"}

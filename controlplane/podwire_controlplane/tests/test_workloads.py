@@ -10,12 +10,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from podwire_controlplane.api import patch
-from podwire_controlplane.api.meta import Object, labels, name
+from podwire_base.kube import patch
+from podwire_base.kube.meta import Object, labels, name
+from podwire_base.testing.builders import NOW, deployment, pod, replica_set, running, stored
 from podwire_controlplane.controllers import workloads
 from podwire_controlplane.controllers.base import Change, Snapshot, owner_reference
 
-from .builders import NOW, deployment, pod, replica_set, running, snapshot, stored
+from ..testing.builders import snapshot
 
 OWNER = stored(replica_set(replicas=3))
 

@@ -19,7 +19,7 @@ import dns.message
 import dns.rcode
 import pytest
 
-from podwire_controlplane.patience import patient
+from podwire_base.patience import patient
 from podwire_dns import native
 from podwire_dns.cache import Upstreamed
 from podwire_dns.names import to_wire

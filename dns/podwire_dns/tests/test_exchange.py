@@ -7,7 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from podwire_controlplane.patience import patient
+from podwire_base.patience import patient
 from podwire_dns import native
 from podwire_dns.cache import Upstreamed
 from podwire_dns.exchange import Asker

@@ -20,7 +20,7 @@ import dns.rcode
 import pytest
 from click.testing import CliRunner
 
-from podwire_controlplane.client import logs
+from podwire_base.role import logs
 from podwire_dns.cache import Cache
 from podwire_dns.config import BadConfig, DnsConfig
 from podwire_dns.feeder import Feeder

@@ -13,7 +13,7 @@ import dns.asyncquery
 import dns.message
 from dnslib import RR, DNSRecord
 
-from podwire_controlplane.patience import patient
+from podwire_base.patience import patient
 from podwire_dns import feed, web
 from podwire_dns.server import Server
 from podwire_dns.sources import Sources

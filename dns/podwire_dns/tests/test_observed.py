@@ -14,7 +14,7 @@ import dns.rcode
 import dns.rrset
 import pytest
 
-from podwire_controlplane.client import logs
+from podwire_base.role import logs
 from podwire_dns.clients import KEEP_SECONDS, Clients
 from podwire_dns.metrics import BOUNDS, Page, Tally
 from podwire_dns.observer import Observer

@@ -14,9 +14,9 @@ import dns.message
 import dns.rcode
 import pytest
 
-from podwire_controlplane.client.reflector import Event
-from podwire_controlplane.client.rolestatus import RoleStatus, read_all
-from podwire_controlplane.patience import patient
+from podwire_base.kube.client.reflector import Event
+from podwire_base.patience import patient
+from podwire_base.role.status import RoleStatus, read_all
 from podwire_dns.cache import Cache
 from podwire_dns.config import DnsConfig
 from podwire_dns.feeder import Feeder

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 
-from podwire_controlplane.client import logs
+from podwire_base.kernel.nft import socket as nft_socket
+from podwire_base.role import logs
 
-from .. import nft
 from ..backend import Counted, Synced, Watch, families
 from ..dataplane import Dataplane, Delta
 from ..flows import FlowKeeper, Swept
@@ -39,7 +39,7 @@ class Programmer:
             programs.program(self.variant, planner.family, "restore")  # named now, not at the first change
         self._sets = IpSets(ns_fd)
         self.flows = FlowKeeper(families(node), ns_fd)
-        self._conn = nft.Connection(ns_fd)
+        self._conn = nft_socket.Connection(ns_fd)
         self._generations = Generations(self._conn)
         self._legacy = Legacy(ns_fd)
         self._shapes: dict[tuple[Family, Table], tuple[int, int]] = {}

@@ -7,10 +7,11 @@ import ipaddress
 import os
 from collections.abc import Iterator, Sequence
 
+from podwire_base.kernel.netlink.codec import attr, nest, parse, text, to_int, to_text, u8, u32, walk
+from podwire_base.kernel.nft import codec
+from podwire_base.kernel.nft.socket import open_socket
+
 from ..model import packed
-from ..nft import codec
-from ..nft.attrs import attr, nest, parse, text, to_int, to_text, u8, u32, walk
-from ..nft.wire import open_socket
 from .layout import PREFIX, Family
 
 SUBSYS = 6 << 8

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .. import nft
+from podwire_base.kernel.nft import socket as nft_socket
+
 from ..backend import FAMILIES, Family
 from ..hostfacts import ForeignChain
 from . import programs
@@ -72,7 +73,7 @@ def _with_save(family: Family) -> dict[str, dict[str, int]]:
 
 
 def _nft(family: Family) -> Iterator[ForeignChain]:
-    with nft.Connection() as conn:
+    with nft_socket.Connection() as conn:
         for chain in conn.chains():
             if chain.table.family == family and chain.table.name in (*programs.BUILT_IN, "mangle") and not chain.hook:
                 yield ForeignChain(f"iptables-nft, {_WORDS[family]}", chain.table.name, chain.name)

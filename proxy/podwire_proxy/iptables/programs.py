@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
-from podwire_controlplane.client.netns import in_thread, setns
+from podwire_base.kernel.netns import in_thread, setns
+from podwire_base.kernel.nft import socket as nft_socket
 
-from .. import nft
 from .layout import Chain, Family, Rules, Table
 from .text import count_rules, parse
 
@@ -121,7 +121,7 @@ def legacy_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:
 
 def nft_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:
     """Tables of the nft variant that are there."""
-    with nft.Connection(ns_fd) as conn:
+    with nft_socket.Connection(ns_fd) as conn:
         return tuple(table.name for table in conn.tables() if table.family == family and table.name in BUILT_IN)
 
 

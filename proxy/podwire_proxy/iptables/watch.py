@@ -15,9 +15,10 @@ import socket
 import struct
 from collections.abc import Callable
 
-from podwire_controlplane.client.netns import in_thread, setns
+from podwire_base.kernel.netns import in_thread, setns
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft import socket as nft_socket
 
-from .. import nft
 from .ipset import IpSetError, IpSets
 from .layout import Family, Table, cluster_ips
 
@@ -89,7 +90,7 @@ class Legacy:
 class Generations:
     """Tells commits of others from those that `during` saw."""
 
-    def __init__(self, conn: nft.Connection) -> None:
+    def __init__(self, conn: nft_socket.Connection) -> None:
         self._conn = conn
         self._own = 0
         self._seen = conn.generation()
@@ -120,7 +121,7 @@ class TableWatch:
     """The watch over one table of the nft variant."""
 
     def __init__(self, family: Family, table: Table, generations: Generations, ns_fd: int | None) -> None:
-        self._watcher = nft.Watcher(nft.Table(family, table), 0, ns_fd)
+        self._watcher = nft_socket.Watcher(nft.Table(family, table), 0, ns_fd)
         self._generations = generations
 
     def fileno(self) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from podwire_controlplane.api import loadbalancer as lb
-from podwire_controlplane.api import meta
+from podwire_base.kube import loadbalancer as lb
+from podwire_base.kube import meta
 
 EXCLUDE = "node.kubernetes.io/exclude-from-external-load-balancers"
 SERVICE_NAME = "kubernetes.io/service-name"

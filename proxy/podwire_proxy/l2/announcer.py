@@ -17,14 +17,14 @@ from typing import Any
 
 import click
 
-from podwire_controlplane.api import loadbalancer as lb
-from podwire_controlplane.api import meta
-from podwire_controlplane.client import logs
-from podwire_controlplane.client.config import ConfigError, load
-from podwire_controlplane.client.http import ApiClient, ApiError
-from podwire_controlplane.client.informer import Informer
-from podwire_controlplane.client.reflector import Event
-from podwire_controlplane.client.rolestatus import RoleStatus
+from podwire_base.kube import loadbalancer as lb
+from podwire_base.kube import meta
+from podwire_base.kube.client.config import ConfigError, load
+from podwire_base.kube.client.http import ApiClient, ApiError
+from podwire_base.kube.client.informer import Informer
+from podwire_base.kube.client.reflector import Event
+from podwire_base.role import logs
+from podwire_base.role.status import RoleStatus
 
 from . import frames
 from .addresses import View, usable

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from podwire_controlplane.client import logs
+from podwire_base.role import logs
 
 from . import frames
 

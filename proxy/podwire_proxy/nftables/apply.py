@@ -9,16 +9,17 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from podwire_controlplane.client import logs
+from podwire_base.kernel.netlink.codec import parse
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft import socket as nft_socket
+from podwire_base.kernel.nft.codec import DUMP, NLMSG, REQUEST, split
+from podwire_base.role import logs
 
-from .. import nft
 from ..backend import FAMILIES, Counted, Synced, families
 from ..dataplane import Dataplane, Delta
 from ..flows import FlowKeeper, Swept
 from ..hostfacts import ForeignChain, HostFacts
 from ..model import NodeInfo
-from ..nft.attrs import parse
-from ..nft.codec import DUMP, NLMSG, REQUEST, split
 from .layout import AFFINITY, INVALID, ON_LOCALHOST, TABLE_NAME, Layout
 from .plan import Planner
 
@@ -35,10 +36,10 @@ class Programmer:
 
     def __init__(self, node: NodeInfo, ns_fd: int | None = None) -> None:
         self._ns_fd = ns_fd
-        self._conn = nft.Connection(ns_fd)
+        self._conn = nft_socket.Connection(ns_fd)
         self._planners = [Planner(Layout(family), node) for family in families(node)]
         self.flows = FlowKeeper(families(node), ns_fd)
-        self.watchers: list[nft.Watcher] = []
+        self.watchers: list[nft_socket.Watcher] = []
         self._commits = 0
 
     def close(self) -> None:
@@ -96,7 +97,7 @@ class Programmer:
     def counted(self) -> Counted:
         """By a connection of its own, for any thread."""
         invalid = localhost = 0
-        with nft.Connection(self._ns_fd) as conn:
+        with nft_socket.Connection(self._ns_fd) as conn:
             for planner in self._planners:
                 for comment, count in conn.packets(planner.layout.table, "forward").items():
                     invalid += count if comment.startswith(INVALID) else 0
@@ -126,36 +127,36 @@ class Programmer:
                 self._forget(planner)  # again: a packet in flight may have been noted with the old endpoint
             planner.suspects = set()
 
-    def watch(self) -> list[nft.Watcher]:
+    def watch(self) -> list[nft_socket.Watcher]:
         """Start to hear of foreign changes to our tables. After the first sync, so that our own load is no news."""
-        self.watchers = [nft.Watcher(p.layout.table, self._conn.port_id, self._ns_fd) for p in self._planners]
+        self.watchers = [nft_socket.Watcher(p.layout.table, self._conn.port_id, self._ns_fd) for p in self._planners]
         return self.watchers
 
 
 def remove_idle(node: NodeInfo, ns_fd: int | None = None) -> None:
     """Delete the table of a family that has no Service range (any more)."""
     wanted = families(node)
-    with nft.Connection(ns_fd) as conn:
+    with nft_socket.Connection(ns_fd) as conn:
         for table in conn.tables():
             if table.name == Layout("ip").table.name and table.family not in wanted and table.family != "inet":
                 conn.commit(nft.Transaction().remove(table))
                 log.info("removed the table of a family without Services", family=table.family)
 
 
-def _present(conn: nft.Connection) -> list[nft.Table]:
+def _present(conn: nft_socket.Connection) -> list[nft.Table]:
     ours = {Layout(family).table for family in FAMILIES}
     return [table for table in conn.tables() if table in ours]
 
 
 def existing(ns_fd: int | None = None) -> list[str]:
     """What `cleanup` would remove."""
-    with nft.Connection(ns_fd) as conn:
+    with nft_socket.Connection(ns_fd) as conn:
         return [f"table {table.family} {table.name}" for table in _present(conn)]
 
 
 def cleanup(ns_fd: int | None = None) -> list[str]:
     """Remove everything the proxy ever wrote; returns what was there."""
-    with nft.Connection(ns_fd) as conn:
+    with nft_socket.Connection(ns_fd) as conn:
         found = _present(conn)
         first, last = nft.Transaction(), nft.Transaction()
         for table in found:
@@ -228,7 +229,7 @@ def host_facts(chains: Iterable[ForeignChain] = ()) -> HostFacts:
         found = words(f"sys/net/{path}")
         return int(found[0]) if found else default
 
-    with nft.Connection() as conn:
+    with nft_socket.Connection() as conn:
         tables = [f"{table.family} {table.name}" for table in conn.tables()]
         drops = [f"{c.table.family} {c.table.name} {c.name}" for c in conn.chains()
                  if c.hook == "forward" and c.policy == "drop" and not c.table.name.startswith(TABLE_NAME)]

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from .. import nft
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft.expr import R0, RTN_LOCAL, Expr
+
 from ..dataplane import Balance, Frontend, Key, Sticky
 from ..model import LOCALHOST, PROTOCOLS, Backend, NodeInfo, is_v6, packed
-from ..nft.expr import R0, RTN_LOCAL, Expr
 
 TABLE_NAME = "podwire"
 RAW, DSTNAT, SRCNAT = -300, -100, 100

@@ -6,11 +6,12 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from .. import nft
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft.codec import TableDump
+
 from ..backend import Family, Walk
 from ..decide import Packet
 from ..model import NodeInfo
-from ..nft.codec import TableDump
 from .trace import Tracer
 
 

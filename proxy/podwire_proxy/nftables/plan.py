@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-from .. import nft
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft.codec import TableDump
+from podwire_base.kernel.nft.expr import GOTO, JUMP
+
 from ..dataplane import Action, Balance, Dataplane, Delta, Fate, Frontend
 from ..model import NodeInfo, packed
-from ..nft.codec import TableDump
-from ..nft.expr import GOTO, JUMP
 from .layout import (
     AFFINITY,
     LOCAL_SLOTS,
@@ -94,7 +95,7 @@ class Planner:
 
     def committed(self, transaction: nft.Transaction) -> None:
         """The kernel took it."""
-        from ..nft.fake import apply_to
+        from podwire_base.kernel.nft.fake import apply_to
 
         apply_to(self.mirror, transaction, check=False)
 

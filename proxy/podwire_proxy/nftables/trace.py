@@ -9,14 +9,15 @@ import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from .. import nft
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft.codec import TableDump
+from podwire_base.kernel.nft.expr import ACCEPT, GOTO, JUMP, R0, RETURN, RTN_LOCAL, Expr
+from podwire_base.kernel.nft.expr import DROP as VERDICT_DROP
+from podwire_base.kernel.nft.expr import Verdict as Code
+
 from ..backend import Walk
 from ..decide import DROP, PASS, REJECT, Outcome, Packet, Verdict
 from ..model import PROTOCOLS, Backend, NodeInfo, packed
-from ..nft.codec import TableDump
-from ..nft.expr import ACCEPT, GOTO, JUMP, R0, RETURN, RTN_LOCAL, Expr
-from ..nft.expr import DROP as VERDICT_DROP
-from ..nft.expr import Verdict as Code
 from .layout import IPS_DST_NAT, LOOPBACK
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from podwire_controlplane.api.meta import Object
+from podwire_base.kube.meta import Object
 
 
 def port(number: int, protocol: str = "TCP", name: str = "", node_port: int = 0) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from podwire_controlplane.api import meta
+from podwire_base.kube import meta
 
 from ..decide import DROP, PASS, REJECT, Outcome, Packet
 from ..model import LOCALHOST, Backend, NodeInfo, Protocol

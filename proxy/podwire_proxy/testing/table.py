@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from podwire_controlplane.api import meta
+from podwire_base.kube import meta
 
 from ..changes import Tracker
 from ..decide import Outcome, Packet, Verdict

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from podwire_controlplane.client.config import ConfigError
+from podwire_base.kube.client.config import ConfigError
 from podwire_proxy import kubeproxyfile, main, settings
 from podwire_proxy.changes import Tracker
 from podwire_proxy.config import ProxyConfig, check, eligible, service_cidrs, wanted_flows

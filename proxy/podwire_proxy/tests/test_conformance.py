@@ -6,14 +6,14 @@ import ipaddress
 
 import pytest
 
-from podwire_proxy import nft
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft.codec import TableDump
+from podwire_base.kernel.nft.decode import Foreign
+from podwire_base.kernel.nft.fake import FakeConnection
 from podwire_proxy.dataplane import Balance, Key
 from podwire_proxy.decide import Packet, chosen, decide, remembered
 from podwire_proxy.explain import explain
 from podwire_proxy.model import Backend
-from podwire_proxy.nft.codec import TableDump
-from podwire_proxy.nft.decode import Foreign
-from podwire_proxy.nft.fake import FakeConnection
 from podwire_proxy.nftables.layout import Layout
 from podwire_proxy.nftables.live import Tables
 from podwire_proxy.nftables.plan import Planner

@@ -20,17 +20,19 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 
-from podwire_controlplane.client.config import ConfigError
-from podwire_controlplane.patience import patient
-from podwire_proxy import health, main, nft
+from podwire_base.kernel.netlink import codec as attrs
+from podwire_base.kernel.nft import codec
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft.fake import FakeConnection, Refused
+from podwire_base.kube.client.config import ConfigError
+from podwire_base.patience import patient
+from podwire_proxy import health, main
 from podwire_proxy.changes import Tracker
 from podwire_proxy.conntrack import Flow, provocation, serving, stale, stray
 from podwire_proxy.dataplane import HealthCheck, Key
 from podwire_proxy.flows import Swept
 from podwire_proxy.metrics import Metrics
 from podwire_proxy.model import Backend, NodeInfo
-from podwire_proxy.nft import attrs, codec
-from podwire_proxy.nft.fake import FakeConnection, Refused
 from podwire_proxy.sync import RETRY_BUSY, RETRY_LAST, Pacer
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 

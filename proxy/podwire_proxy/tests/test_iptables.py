@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podwire_controlplane.api import meta
+from podwire_base.kube import meta
 from podwire_proxy.backend import FAMILIES, Family
 from podwire_proxy.changes import Tracker
 from podwire_proxy.decide import Packet, decide

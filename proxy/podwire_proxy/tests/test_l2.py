@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptDstLLAddr, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import ARP, Ether
 
-from podwire_controlplane.api import loadbalancer as lb
-from podwire_controlplane.client.reflector import Event
+from podwire_base.kube import loadbalancer as lb
+from podwire_base.kube.client.reflector import Event
 from podwire_proxy.l2 import addresses, election, frames
 from podwire_proxy.l2.announcer import Announcer, LbConfig
 from podwire_proxy.l2.election import BEAT, LISTEN, PROBE, Beat, Election, decode, encode

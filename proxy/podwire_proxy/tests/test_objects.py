@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from podwire_proxy import nft
+from podwire_base.kernel.nft import ruleset as nft
 from podwire_proxy.changes import Tracker
 from podwire_proxy.config import ProxyConfig
 from podwire_proxy.convert import NOBODY, service_ports, slice_info

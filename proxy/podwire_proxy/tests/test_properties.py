@@ -7,15 +7,15 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from podwire_controlplane.api import meta
-from podwire_proxy import nft
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft.codec import TableDump
+from podwire_base.kernel.nft.fake import FakeConnection
+from podwire_base.kernel.nft.objects import Elements
+from podwire_base.kube import meta
 from podwire_proxy.changes import Tracker
 from podwire_proxy.convert import RESET_ANNOTATION
 from podwire_proxy.decide import Packet, Verdict, decide
 from podwire_proxy.model import NodeInfo
-from podwire_proxy.nft.codec import TableDump
-from podwire_proxy.nft.fake import FakeConnection
-from podwire_proxy.nft.objects import Elements
 from podwire_proxy.nftables.layout import OWN_CHAINS, Layout
 from podwire_proxy.nftables.plan import Planner, assign
 from podwire_proxy.nftables.trace import Tracer

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from podwire_controlplane.patience import patient
+from podwire_base.patience import patient
 from podwire_proxy import sweeper
 from podwire_proxy.flows import Swept
 

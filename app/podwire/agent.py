@@ -1,0 +1,181 @@
+"""`podwire agent`: one supervisor for a node's roles. A composition root: it knows all packages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from podwire_base.role import logs
+from podwire_base.role.supervisor import Role, Supervisor
+from podwire_node.podspec import NodeDns
+
+from .settings import ROLES, nameservers, override
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Everything about one node. pods: also run the node agent that makes pods (off where a kubelet does).
+
+    roles: of "wiring", "proxy", "dns" (feeder and server) and "lb". log_files: each role's log in <run_dir>/log; else all on
+    stderr, where journald and a container's log are. uplink "": the link that has `address`, or else the default route's.
+    conf_dir: where container runtimes look for the conflist. corefile, proxy_config: a CoreDNS Corefile and a
+    KubeProxyConfiguration to take settings from. sets: single fields of the roles' Configs (settings.py), the last word.
+    """
+
+    node_name: str
+    kubeconfig: str | None
+    run_dir: Path
+    address: str
+    cluster_cidrs: tuple[str, ...] = ("10.244.0.0/16",)
+    service_cidrs: tuple[str, ...] = ("10.96.0.0/16",)
+    dns_address: str = "10.96.0.10"
+    cluster_domain: str = "cluster.local"
+    upstream_dns: tuple[str, ...] = ()
+    uplink: str = "eth0"
+    pods: bool = True
+    netns: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    node_cidrs: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ROLES
+    log_files: bool = True
+    conf_dir: Path | None = None
+    corefile: Path | None = None
+    proxy_config: Path | None = None
+    sets: tuple[tuple[str, str, str], ...] = ()
+
+
+def dns_config(config: AgentConfig) -> object:
+    from podwire_dns.config import DnsConfig
+
+    made = DnsConfig(config.node_name, config.kubeconfig, config.run_dir, listen=(config.dns_address,),
+                     cluster_domain=config.cluster_domain, upstreams=config.upstream_dns, pod_cidrs=config.cluster_cidrs,
+                     service_cidrs=config.service_cidrs, corefile=str(config.corefile or ""))
+    return override(made, "dns", config.sets)
+
+
+def wiring_config(config: AgentConfig) -> object:
+    from podwire_cni.agent import WiringConfig
+
+    return override(WiringConfig(config.node_name, config.kubeconfig, config.run_dir, cluster_cidrs=config.cluster_cidrs,
+                                 uplink=config.uplink or find_uplink(config.address), conf_dir=config.conf_dir),
+                    "wiring", config.sets)
+
+
+def proxy_config(config: AgentConfig) -> object:
+    from podwire_proxy.config import ProxyConfig
+    from podwire_proxy.settings import configured
+
+    made = ProxyConfig(config.node_name, config.kubeconfig, config.run_dir, cluster_cidrs=config.cluster_cidrs,
+                       service_cidrs=config.service_cidrs, node_cidrs=config.node_cidrs)
+    if config.proxy_config is not None:
+        given: dict[str, object] = {"node_name": config.node_name, "kubeconfig": config.kubeconfig, "run_dir": config.run_dir,
+                                    "service_cidrs": config.service_cidrs, "node_cidrs": config.node_cidrs}
+        if not configured(config.proxy_config, given).cluster_cidrs:  # the file's, where it says them
+            given["cluster_cidrs"] = config.cluster_cidrs
+        made = replace(configured(config.proxy_config, given), kubeconfig=config.kubeconfig)  # not kube-proxy's
+    return override(made, "proxy", config.sets)
+
+
+def lb_config(config: AgentConfig) -> object:
+    from podwire_proxy.l2.announcer import LbConfig
+
+    return override(LbConfig(config.node_name, config.kubeconfig, config.run_dir, config.uplink or find_uplink(config.address)),
+                    "lb", config.sets)
+
+
+def find_uplink(address: str) -> str:
+    """The link that has `address`, else that of the default route, else "eth0". In this network namespace."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as ipr:
+        indexes = [a["index"] for a in ipr.get_addr() if a.get("IFA_ADDRESS") == address] if address else []
+        indexes += [r.get("RTA_OIF") for family in (2, 10) for r in ipr.get_default_routes(family=family) if r.get("RTA_OIF")]
+        return str(ipr.get_links(indexes[0])[0].get("IFLA_IFNAME")) if indexes else "eth0"
+
+
+def _wiring(config: AgentConfig) -> None:
+    from podwire_cni.agent import run
+
+    run(wiring_config(config))  # type: ignore[arg-type]  # kept as object so that the import stays inside
+
+
+def _proxy(config: AgentConfig) -> None:
+    from podwire_proxy.main import run
+
+    run(proxy_config(config))  # type: ignore[arg-type]  # as above
+
+
+def _lb(config: AgentConfig) -> None:
+    from podwire_proxy.l2.announcer import run
+
+    run(lb_config(config))  # type: ignore[arg-type]  # as above
+
+
+def _dns_feeder(config: AgentConfig) -> None:
+    from podwire_dns.feeder import run
+
+    run(dns_config(config))  # type: ignore[arg-type]  # as above
+
+
+def _dns_server(config: AgentConfig) -> None:
+    from podwire_dns.server import run
+
+    run(dns_config(config))  # type: ignore[arg-type]  # as above
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _node(config: AgentConfig) -> None:
+    from podwire_cni.native import cni_bin_dir, pause_command
+    from podwire_node.kubelet import NodeConfig, run
+
+    servers = [server for text in config.upstream_dns
+               for server in (nameservers(_text(text), [config.dns_address]) if text.startswith("/") else (text,))]
+    run(NodeConfig(config.node_name, config.kubeconfig, config.run_dir, config.address,
+                   NodeDns((config.dns_address,), config.cluster_domain, tuple(servers)), cni_bin_dir(),
+                   tuple(pause_command()), config.labels))
+
+
+def roles(config: AgentConfig) -> list[Role]:
+    """The node's roles, in the order of their start."""
+    table: list[tuple[str, str, Callable[[AgentConfig], None]]] = [
+        ("wiring", "wiring", _wiring), ("proxy", "proxy", _proxy), ("dns", "dns-feeder", _dns_feeder),
+        ("dns", "dns", _dns_server), ("lb", "lb", _lb)]
+    rows = [(name, work) for role, name, work in table if role in config.roles]
+    if config.pods:
+        rows.append(("node", _node))
+    return [Role(name, partial(work, config), config.run_dir / "log" / f"{name}.log" if config.log_files else None)
+            for name, work in rows]
+
+
+def check(config: AgentConfig) -> None:
+    """Look at every role's settings before anything is touched. Raises BadSetting, BadConfig, ConfigError, OSError."""
+    from podwire_dns.config import DnsConfig
+    from podwire_dns.sources import Sources
+    from podwire_proxy.config import ProxyConfig
+    from podwire_proxy.config import check as check_proxy
+
+    if "wiring" in config.roles:
+        wiring_config(config)
+    if "proxy" in config.roles:
+        made = proxy_config(config)
+        assert isinstance(made, ProxyConfig)
+        check_proxy(made)
+    if "lb" in config.roles:
+        lb_config(config)
+    if "dns" in config.roles:
+        dns = dns_config(config)
+        assert isinstance(dns, DnsConfig)
+        Sources(dns).load()
+
+
+def run(config: AgentConfig) -> None:
+    """Until SIGTERM. Must already run in the node's network namespace."""
+    logs.configure(node=config.node_name)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    Supervisor(roles(config), config.run_dir / "agent.json").run()

@@ -1,0 +1,143 @@
+"""The embedded cluster's names, addresses and files: one record, from which everything else is computed. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from podwire_base.kube.loadbalancer import parse as parse_pools
+
+BASE = Path("/run/podwire")
+PROXY_BACKENDS = ("nftables", "iptables", "iptables-nft", "iptables-legacy")
+MARKER = "PODWIRE_CLUSTER"  # environment variable of every process of a cluster: how `down` finds them all
+
+
+class BadConfig(Exception):
+    """A setting that cannot be; the text names it and the fix."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """load_balancer_pool: CIDRs or ranges for Services of type LoadBalancer; None: 32 addresses of the node network.
+    upstream_dns: "IP" or "IP#port", as nodes reach them. bridge_nf: net.bridge.bridge-nf-call-iptables of the nodes, -1
+    leaves it as the kernel has it. proxy_backend: what writes the Service rules."""
+
+    name: str = "podwire"
+    nodes: int = 3
+    api_port: int = 6443
+    node_cidr: str = "172.30.0.0/24"
+    cluster_cidr: str = "10.244.0.0/16"
+    service_cidr: str = "10.96.0.0/16"
+    cluster_domain: str = "cluster.local"
+    upstream_dns: tuple[str, ...] = ()
+    bridge_nf: int = -1
+    load_balancer_pool: tuple[str, ...] | None = None
+    proxy_backend: str = PROXY_BACKENDS[0]
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", self.name):
+            raise BadConfig(f"name: {self.name!r}: lower-case letters, digits and '-', at most 31, starting with a letter")
+        if not 1 <= self.nodes <= 50:
+            raise BadConfig(f"nodes: {self.nodes}: from 1 to 50")
+        if self.proxy_backend not in PROXY_BACKENDS:
+            raise BadConfig(f"proxy_backend: {self.proxy_backend!r} is none of {', '.join(PROXY_BACKENDS)}")
+        nets = []
+        for field in ("node_cidr", "cluster_cidr", "service_cidr"):
+            try:
+                nets.append(ipaddress.ip_network(getattr(self, field)))
+            except ValueError as err:
+                raise BadConfig(f"{field}: {err}") from err
+        for server in self.upstream_dns:
+            address, _, port = server.partition("#")
+            try:
+                ipaddress.ip_address(address)
+                if port and not 0 < int(port) < 65536:
+                    raise ValueError
+            except ValueError:
+                raise BadConfig(f"upstream_dns: {server!r} is no server; expected IP or IP#PORT, such as 9.9.9.9#53") from None
+        if problems := parse_pools({"data": {"addresses": ",".join(self.load_balancer_pool or ())}})[1]:
+            raise BadConfig(problems[0].replace("data.addresses", "load_balancer_pool"))
+        for a, b in ((0, 1), (0, 2), (1, 2)):
+            if nets[a].overlaps(nets[b]):
+                raise BadConfig(f"{nets[a]} and {nets[b]} overlap: nodes, pods and Services need ranges of their own")
+
+    @property
+    def role_sets(self) -> tuple[tuple[str, str, str], ...]:
+        """Settings of the nodes' agents (node/settings.py): what writes the Service rules; /metrics on each node's own lo."""
+        backend, _, variant = self.proxy_backend.partition("-")
+        return (("proxy", "backend", backend), ("proxy", "iptables_variant", variant or "auto"),
+                ("proxy", "metrics_address", "127.0.0.1:10249"), ("dns", "metrics_address", "127.0.0.1:9153"))
+
+    # ---- names
+
+    @property
+    def run_dir(self) -> Path:
+        return BASE / self.name
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.run_dir / "kubeconfig"
+
+    @property
+    def switch(self) -> str:
+        """Name of the namespace that joins the nodes."""
+        return f"{self.name}-switch"
+
+    def node_names(self) -> list[str]:
+        return [f"node{n}" for n in range(1, self.nodes + 1)]
+
+    def namespace(self, node: str) -> str:
+        """Name of a node's (or an outside host's) network namespace."""
+        return f"{self.name}-{node}"
+
+    def node_dir(self, node: str) -> Path:
+        return self.run_dir / "nodes" / node
+
+    # ---- addresses
+
+    @property
+    def gateway(self) -> str:
+        """The switch's own address: the nodes' default route, and where they reach the API."""
+        return str(ipaddress.ip_network(self.node_cidr)[1])
+
+    def node_address(self, node: str) -> str:
+        return str(ipaddress.ip_network(self.node_cidr)[10 + int(node.removeprefix("node"))])
+
+    @property
+    def balancer_pool(self) -> tuple[str, ...]:
+        """The default is the quarter's first half before the end of the node network, as 172.30.0.192/27: on the nodes' wire,
+        above their own addresses. A small network has none."""
+        if self.load_balancer_pool is not None:
+            return self.load_balancer_pool
+        net = ipaddress.ip_network(self.node_cidr)
+        return (f"{net[-64]}/27",) if net.num_addresses >= 256 else ()
+
+    @property
+    def node_prefix(self) -> int:
+        return ipaddress.ip_network(self.node_cidr).prefixlen
+
+    @property
+    def dns_address(self) -> str:
+        return str(ipaddress.ip_network(self.service_cidr)[10])
+
+    @property
+    def kubernetes_address(self) -> str:
+        return str(ipaddress.ip_network(self.service_cidr)[1])
+
+    # ---- files
+
+    def save(self) -> None:
+        (self.run_dir / "cluster.json").write_text(json.dumps(asdict(self)))
+
+
+def load(name: str) -> ClusterConfig | None:
+    """The record of a cluster that is (or was) up; None where there is none."""
+    try:
+        found = json.loads((BASE / name / "cluster.json").read_text())
+        return ClusterConfig(**{**found, "upstream_dns": tuple(found["upstream_dns"]), "load_balancer_pool": (
+            None if found.get("load_balancer_pool") is None else tuple(found["load_balancer_pool"]))})
+    except (OSError, ValueError, TypeError, KeyError, BadConfig):
+        return None

@@ -1,0 +1,143 @@
+"""Bringing a cluster up and waiting until it is ready, from the outside: what `podwire up` and `podwire down` do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from podwire_base.kube.client import config as client_config
+from podwire_base.kube.client.http import ApiClient, ApiError
+from podwire_base.kube.conditions import condition, is_true
+from podwire_base.patience import patient
+from podwire_node.kubelet import ROLES
+
+from .config import BASE, ClusterConfig, load
+from .teardown import stop_supervisor, teardown
+
+Say = Callable[[str], None]
+WAIT_SECONDS = 60.0
+
+
+class UpFailed(Exception):
+    """The cluster did not come up; the text says what is missing and where to look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What is not ready yet."""
+
+    what: list[str]
+
+
+def _requirements() -> list[str]:
+    import shutil
+
+    problems = [] if os.geteuid() == 0 else ["podwire up needs root: it makes network namespaces"]
+    for tool, package in (("nsenter", "util-linux"),):
+        if not shutil.which(tool):
+            problems.append(f"{tool} is missing: install {package}")
+    return problems
+
+
+def down_command(config: ClusterConfig) -> str:
+    """What a person types to take this cluster down."""
+    return "`podwire down" + (f" --name {config.name}" if config.name != ClusterConfig.name else "") + "`"
+
+
+def start(config: ClusterConfig, *, until_eof: bool = False) -> subprocess.Popen[bytes]:
+    """Start the cluster's process in the background. until_eof: it goes down when our pipe to it closes, however we end."""
+    if problems := _requirements():
+        raise UpFailed("; ".join(problems))
+    if load(config.name) is not None:
+        raise UpFailed(f"cluster {config.name!r} is up already, or ended badly: {down_command(config)} first")
+    try:
+        config.run_dir.mkdir(parents=True, mode=0o755)
+    except FileExistsError:
+        raise UpFailed(f"{config.run_dir} is left from an interrupted start: {down_command(config)} first") from None
+    (config.run_dir / "log").mkdir()
+    config.save()
+    with (config.run_dir / "log" / "cluster.log").open("ab") as log:
+        environment = {**os.environ, "PODWIRE_CLUSTER": str(config.run_dir)}
+        command = [sys.executable, "-m", "podwire.cluster.run", config.name]
+        return subprocess.Popen(command + (["--until-eof"] if until_eof else []), env=environment, start_new_session=True,
+                                stdin=subprocess.PIPE if until_eof else subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+async def _missing(api: ApiClient, config: ClusterConfig) -> list[str]:
+    nodes = {n["metadata"]["name"]: n for n in (await api.get("/api/v1/nodes"))["items"]}
+    rows = []
+    for wanted in config.node_names():
+        node = nodes.get(wanted)
+        if node is None:
+            rows.append(f"{wanted} is not registered")
+            continue
+        for kind in ("Ready", *ROLES.values()):
+            if not is_true(node, kind):
+                rows.append(f"{wanted}: {kind}: {condition(node, kind).get('message') or 'not yet'}")
+    return rows
+
+
+async def _wait(config: ClusterConfig, process: subprocess.Popen[bytes], say: Say) -> None:
+    seconds = patient(WAIT_SECONDS)
+    end, missing, shown = time.monotonic() + seconds, ["the API server does not answer yet"], ""
+    api: ApiClient | None = None
+    try:
+        while time.monotonic() < end:
+            if process.poll() is not None:
+                raise UpFailed(f"the cluster's process ended with status {process.returncode}: {_last_words(config)}")
+            try:
+                if api is None and config.kubeconfig.exists():
+                    api = await ApiClient(client_config.load(config.kubeconfig)).__aenter__()
+                if api is not None:
+                    missing = await _missing(api, config)
+                    if not missing:
+                        return
+            except (ApiError, client_config.ConfigError):
+                pass  # not yet: the kubeconfig is being written, or the server is starting
+            if missing[0] != shown:
+                shown = missing[0]
+                say(f"waiting: {shown}")
+            await asyncio.sleep(0.05)
+    finally:
+        if api is not None:
+            await api.__aexit__(None, None, None)
+    raise UpFailed(f"not ready after {seconds:.0f} s: {'; '.join(missing)}; logs: {config.run_dir}/log and "
+                   f"{config.run_dir}/nodes/*/log")
+
+
+def _last_words(config: ClusterConfig) -> str:
+    try:
+        lines = (config.run_dir / "log" / "cluster.log").read_text().strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+    except OSError:
+        return "its log is gone"
+
+
+def up(config: ClusterConfig, say: Say = lambda _: None, *, until_eof: bool = False) -> subprocess.Popen[bytes]:
+    """Start and wait until every node and every role is ready. Raises UpFailed after taking everything down again."""
+    process = start(config, until_eof=until_eof)
+    try:
+        asyncio.run(_wait(config, process, say))
+    except BaseException:
+        down(config)
+        raise
+    return process
+
+
+def down(config: ClusterConfig, say: Say = lambda _: None) -> None:
+    """Stop and remove everything of a cluster; nothing to do is fine."""
+    stop_supervisor(config)
+    teardown(config, say)
+
+
+def clusters() -> list[ClusterConfig]:
+    """Clusters on this machine, by their records."""
+    if not BASE.is_dir():
+        return []
+    found = [load(entry.name) for entry in sorted(BASE.iterdir()) if entry.is_dir()]
+    return [c for c in found if c is not None]

@@ -1,0 +1,115 @@
+"""The process behind `podwire up`: makes the wires, starts every part, and takes all of it down again when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from functools import partial
+from pathlib import Path
+
+from podwire_base.role import logs
+from podwire_base.role.supervisor import Role, Supervisor, adopt_orphans, reap_all
+from podwire_controlplane.controllers.driver import ControllersConfig
+from podwire_controlplane.controllers.driver import run as run_controllers
+from podwire_controlplane.server import auth, pki
+from podwire_controlplane.server.main import ServerConfig
+from podwire_controlplane.server.main import run as run_server
+
+from .. import agent
+from . import network
+from .config import MARKER, ClusterConfig
+from .teardown import teardown
+
+log = logs.get("cluster")
+
+
+def make_credentials(config: ClusterConfig) -> None:
+    """CA, server certificate, an admin kubeconfig, one kubeconfig for the controllers and one per node; files 0600."""
+    ca, data = pki.Authority(), config.run_dir / "api"
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
+             f"kubernetes.default.svc.{config.cluster_domain}"]
+    server = ca.server(names, ["127.0.0.1", config.gateway, config.kubernetes_address])
+    pki.write_private(data / "ca.pem", ca.certificate)
+    pki.write_private(data / "server.pem", server.certificate)
+    pki.write_private(data / "server-key.pem", server.key)
+    token = secrets.token_urlsafe(32)
+    pki.write_private(data / "tokens.json", json.dumps({token: {"name": "admin", "groups": [auth.ADMINS]}}))
+    outside, inside = f"https://127.0.0.1:{config.api_port}", f"https://{config.gateway}:6443"
+
+    def write(path: Path, server: str, user: str, group: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pki.write_private(path, pki.kubeconfig(config.name, server, ca.certificate, user, ca.client(user, [group])))
+
+    write(config.kubeconfig, outside, "admin", auth.ADMINS)
+    write(data / "controllers.kubeconfig", outside, "system:kube-controller-manager", auth.ADMINS)
+    for node in config.node_names():
+        write(config.node_dir(node) / "kubeconfig", inside, f"system:node:{node}", auth.NODES)
+
+
+def _roles(config: ClusterConfig) -> list[Role]:
+    data, log_dir = config.run_dir / "api", config.run_dir / "log"
+    server = ServerConfig(
+        data, (("127.0.0.1", config.api_port, ""), (config.gateway, 6443, network.path_of(config.switch))),
+        (config.gateway, 6443), config.service_cidr, dns=(config.dns_address, config.cluster_domain))
+    controllers = ControllersConfig(str(data / "controllers.kubeconfig"), config.cluster_cidr,
+                                    load_balancer_pool=config.balancer_pool)
+    rows = [Role("apiserver", partial(run_server, server), log_dir / "apiserver.log"),
+            Role("controllers", partial(run_controllers, controllers), log_dir / "controllers.log")]
+    for node in config.node_names():
+        spec = agent.AgentConfig(
+            node, str(config.node_dir(node) / "kubeconfig"), config.node_dir(node), config.node_address(node),
+            cluster_cidrs=(config.cluster_cidr,), service_cidrs=(config.service_cidr,), dns_address=config.dns_address,
+            cluster_domain=config.cluster_domain, upstream_dns=config.upstream_dns,
+            node_cidrs=(config.node_cidr,), sets=config.role_sets)
+        rows.append(Role(node, partial(agent.run, spec), log_dir / f"{node}.log",
+                         network.path_of(config.namespace(node))))
+    return rows
+
+
+def _import_all() -> None:
+    """Import what every node's roles use before they are forked: they share the pages, and start at once."""
+    import pyroute2
+
+    import podwire_cni.agent
+    import podwire_dns.feeder
+    import podwire_dns.server
+    import podwire_proxy.l2.announcer
+    import podwire_proxy.main
+    from podwire_node import kubelet
+
+    _ = (podwire_cni.agent, podwire_dns.feeder, podwire_dns.server, podwire_proxy.main, podwire_proxy.l2.announcer, pyroute2,
+         kubelet)
+
+
+def run(config: ClusterConfig, until_eof: int | None = None) -> None:
+    """Until SIGTERM, SIGINT or the end of `until_eof`; then everything is taken down."""
+    os.environ[MARKER] = str(config.run_dir)
+    adopt_orphans()  # pods outlive the node agent that started them: they become ours, so that we can reap them
+    try:
+        make_credentials(config)
+        network.make_switch(config)
+        for node in config.node_names():
+            network.make_node(config, node)
+        _import_all()
+        log.info("starting", cluster=config.name, nodes=config.nodes)
+        Supervisor(_roles(config), config.run_dir / "supervisor.json", until_eof).run()
+    finally:
+        teardown(config, say=lambda text: log.info("down", what=text))
+        reap_all()
+
+
+def main(argv: list[str]) -> None:
+    """`python -m podwire.cluster.run NAME [--until-eof]`: what `podwire up` starts in the background."""
+    from .config import load
+
+    config = load(argv[0])
+    if config is None:
+        raise SystemExit(f"podwire: no cluster {argv[0]!r} was prepared")
+    run(config, until_eof=0 if "--until-eof" in argv else None)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,191 @@
+"""`podwire init` on the first machine of a cluster, `podwire join` on the others."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import secrets
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import click
+
+from podwire_base.kube.client import config as client_config
+from podwire_base.kube.client.config import ClientConfig
+from podwire_base.kube.client.http import ApiClient, ApiError
+from podwire_controlplane.server import auth, pki
+from podwire_controlplane.server import join as server_join
+
+from ..deploy import plan
+from .common import Failed
+
+DAY = 86400.0
+
+
+def _address(text: str, option: str, port: int = 6443) -> tuple[str, int]:
+    """ADDRESS or ADDRESS:PORT, IPv6 addresses in brackets where a port follows."""
+    host, given = text, ""
+    if text.count(":") == 1 or "]:" in text:
+        host, _, given = text.rpartition(":")
+    try:
+        number = int(given or port)
+        if not 0 < number < 65536:
+            raise ValueError
+        return str(ipaddress.ip_address(host.strip("[]"))), number
+    except ValueError:
+        raise Failed(f"{option}: {text!r} is neither ADDRESS nor ADDRESS:PORT, as 192.168.56.11:6443 is one") from None
+
+
+def url_host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+def write_credentials(data: Path, address: str, port: int, addresses: server_join.Addresses, more: tuple[str, ...]) -> bool:
+    """CA (once), server certificate, and kubeconfigs of the admin and the controllers. False where all was there for these
+    addresses."""
+    api, stamp = data / "api", json.dumps([address, port, *more, asdict(addresses)])
+    if (api / "made-for.json").exists() and (api / "made-for.json").read_text() == stamp:
+        return False
+    api.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (api / "ca-key.pem").exists():
+        authority = pki.Authority(pki.Pair((api / "ca.pem").read_text(), (api / "ca-key.pem").read_text()))
+    else:
+        authority = pki.Authority()
+        pki.write_private(api / "ca.pem", authority.certificate)
+        pki.write_private(api / "ca-key.pem", authority.pair.key)
+    first = str(ipaddress.ip_network(addresses.service_cidr)[1])
+    names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
+             f"kubernetes.default.svc.{addresses.cluster_domain}", socket.gethostname()]
+    server = authority.server(names, dict.fromkeys(["127.0.0.1", address, first, *more]))
+    pki.write_private(api / "server.pem", server.certificate)
+    pki.write_private(api / "server-key.pem", server.key)
+    pki.write_private(api / "cluster.json", json.dumps(asdict(addresses)))
+    for path, where, user in ((data / "admin.kubeconfig", url_host(address), "admin"),
+                              (api / "controllers.kubeconfig", "127.0.0.1", "system:kube-controller-manager")):
+        pki.write_private(path, pki.kubeconfig("podwire", f"https://{where}:{port}", authority.certificate, user,
+                                               authority.client(user, [auth.ADMINS])))
+    pki.write_private(api / "made-for.json", stamp)
+    return True
+
+
+def join_token(api: Path, wanted: str | None, hours: float, *, new: bool) -> str:
+    """The token that is valid, or a new one; valid for `hours` from now on."""
+    path = api / "join.json"
+    try:
+        found = json.loads(path.read_text())
+        token = str(found["token"]) if float(found["expires"]) > time.time() and not new else ""
+    except (OSError, ValueError, LookupError, TypeError):
+        token = ""
+    token = wanted or token or secrets.token_urlsafe(32)
+    pki.write_private(path, json.dumps({"token": token, "expires": time.time() + hours * 3600}))
+    return token
+
+
+@click.command()
+@click.option("--advertise", required=True, metavar="ADDRESS[:PORT]", help="Where other machines reach the API server here.")
+@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("/var/lib/podwire"),
+              show_default=True, help="The control plane's files: certificates, tokens, store.")
+@click.option("--cluster-cidr", default="10.244.0.0/16", show_default=True, help="Pod addresses; each node gets a /24 of them.")
+@click.option("--service-cidr", default="10.96.0.0/16", show_default=True, help="Service addresses.")
+@click.option("--dns-address", default=None, help="Default: the tenth Service address.")
+@click.option("--cluster-domain", default="cluster.local", show_default=True, help="The DNS zone of the cluster.")
+@click.option("--also", multiple=True, metavar="ADDRESS", help="Further addresses that the server's certificate is for.")
+@click.option("--token", help="The join token, at least 32 characters; default: the valid one, or one made at random.")
+@click.option("--token-hours", default=24.0, show_default=True, type=click.FloatRange(0.01, 8760),
+              help="How long others can join with the token.")
+@click.option("--new-token", is_flag=True, help="Make the join token anew: the old one opens nothing any more.")
+def init(advertise: str, data_dir: Path, cluster_cidr: str, service_cidr: str, dns_address: str | None, cluster_domain: str,
+         also: tuple[str, ...], token: str | None, token_hours: float, new_token: bool) -> None:
+    """Make a cluster's certificates and addresses on its first machine, and the token with which others join.
+
+    Fine to repeat: the CA stays. Then `podwire install --only control-plane --listen ADDRESS:PORT` starts the API server.
+    """
+    address, port = _address(advertise, "--advertise")
+    if (ip := ipaddress.ip_address(address)).is_loopback or ip.is_unspecified or ip.is_link_local:
+        raise Failed(f"--advertise: others cannot reach {address}; give this machine's address on the network of the nodes")
+    more = tuple(_address(text, "--also")[0] for text in also)
+    if token is not None and len(token) < server_join.MIN_TOKEN:
+        raise Failed(f"--token: has {len(token)} characters; at least {server_join.MIN_TOKEN} are needed")
+    try:
+        services, pods = ipaddress.ip_network(service_cidr), ipaddress.ip_network(cluster_cidr)
+        if services.overlaps(pods):
+            raise ValueError(f"{services} and {pods} overlap")
+        dns = str(ipaddress.ip_address(dns_address)) if dns_address else str(services[10])
+    except (ValueError, IndexError) as error:
+        raise Failed(f"--cluster-cidr, --service-cidr or --dns-address: {error}") from error
+    addresses = server_join.Addresses(cluster_cidr, service_cidr, dns, cluster_domain)
+    try:
+        fresh = write_credentials(data_dir, address, port, addresses, more)
+        secret = join_token(data_dir / "api", token, token_hours, new=new_token)
+    except (OSError, ValueError) as error:
+        raise Failed(f"{data_dir}: {error}") from error
+    listen = f"{url_host(address)}:{port}"
+    click.echo(f"{'made' if fresh else 'kept'} certificates in {data_dir}/api; export KUBECONFIG={data_dir}/admin.kubeconfig")
+    click.echo(f"here:      podwire install --only control-plane --listen {listen} --data-dir {data_dir}")
+    click.echo(f"each node: podwire join https://{listen} --token {secret}")
+
+
+async def _ask(server: str, token: str, node: str) -> tuple[str, pki.Pair, server_join.Addresses]:
+    """(the CA, the node's certificate and key, the cluster's addresses). Raises ApiError, Failed."""
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE  # the token's MAC proves what comes, nothing is sent
+    async with ApiClient(ClientConfig(server, "", trusting)) as api:
+        first = await api.get(server_join.CA_PATH)
+    authority = str(first.get("ca", ""))
+    if not hmac.compare_digest(str(first.get("mac", "")), server_join.mac(token, authority)):
+        raise Failed(f"{server} does not know this join token: it is another cluster's, or a newer one was made")
+    request, key = pki.signing_request(f"system:node:{node}")
+    async with ApiClient(ClientConfig(server, token, ssl.create_default_context(cadata=authority))) as api:
+        answer: Mapping[str, Any] = await api.create(server_join.JOIN_PATH, {"node": node, "request": request})
+    return authority, pki.Pair(str(answer["certificate"]), key), server_join.Addresses(**answer["addresses"])
+
+
+async def _patiently(server: str, token: str, node: str, seconds: float) -> tuple[str, pki.Pair, server_join.Addresses]:
+    """Machines start together: the first one may not answer yet."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return await _ask(server, token, node)
+        except ApiError as error:
+            if error.code or time.monotonic() > end:
+                raise
+            await asyncio.sleep(1)
+
+
+@click.command()
+@click.argument("server")
+@click.option("--token", required=True, envvar="PODWIRE_JOIN_TOKEN", help="As `podwire init` printed it. [PODWIRE_JOIN_TOKEN]")
+@click.option("--node-name", default=socket.gethostname, help="Name of this node; default: the host's name.")
+@click.option("--root", type=click.Path(path_type=Path, file_okay=False), default=Path("/"), hidden=True)
+@click.option("--wait", default=60.0, show_default=True, help="Seconds that the API server may take to answer.")
+@click.option("--again", is_flag=True, help="Get a new certificate though there is one.")
+def join(server: str, token: str, node_name: str, root: Path, wait: float, again: bool) -> None:
+    """Make this machine a node of the cluster at SERVER (https://ADDRESS:PORT): its certificate and the cluster's addresses.
+
+    Writes /etc/podwire/node.kubeconfig and settings in /etc/podwire/agent.env; `podwire install` then starts the agent.
+    """
+    kubeconfig, env = root / "etc/podwire/node.kubeconfig", root / plan.SETTINGS.lstrip("/")
+    if kubeconfig.exists() and not again:
+        click.echo(f"this machine has joined already: {kubeconfig} (--again makes a new one)")
+        return
+    try:
+        (server,) = client_config.server_urls("", server)
+        authority, pair, addresses = asyncio.run(_patiently(server, token, node_name, wait))
+        kubeconfig.parent.mkdir(parents=True, exist_ok=True)
+        pki.write_private(kubeconfig, pki.kubeconfig("podwire", server, authority, f"system:node:{node_name}", pair))
+        given = {"PODWIRE_KUBECONFIG": "/etc/podwire/node.kubeconfig", "PODWIRE_NODE_NAME": node_name,
+                 **{f"PODWIRE_{field.upper()}": value for field, value in asdict(addresses).items()}}
+        pki.write_private(env, plan.merged_settings(env.read_text() if env.exists() else "", given, {}))
+    except (ApiError, client_config.ConfigError, aiohttp.ClientError) as error:
+        raise Failed(str(error)) from error
+    except (OSError, KeyError, TypeError) as error:
+        raise Failed(f"{server}: {error!r}") from error
+    click.echo(f"joined as {node_name}; now: podwire install --only agent --pods --address ADDRESS")

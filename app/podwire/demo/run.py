@@ -1,0 +1,146 @@
+"""The demo: a cluster, `examples/`, and every behaviour proven with real traffic, with bridge-nf-call-iptables 0 and 1."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from podwire_base.kernel.netns import call_in
+from podwire_base.patience import patient
+
+from ..cluster import network
+from ..cluster.config import ClusterConfig
+from ..cluster.lifecycle import down, up
+from . import checks_control, checks_dns, checks_pods, checks_services
+from .lab import DemoLab, NotYet, examples_dir
+from .rows import Check, Row
+
+CHECKS: tuple[Check, ...] = (*checks_pods.CHECKS, *checks_services.CHECKS, *checks_dns.CHECKS, *checks_control.CHECKS)
+TITLES = {"1": "pods reach each other without NAT", "2": "the pause process holds a pod's network", "3": "ClusterIP",
+          "4": "a Service without selector", "5": "NodePort from outside", "6": "names", "7": "the API", "8": "restarts"}
+
+
+def find_tool() -> tuple[list[str], str]:
+    """kubectl where 1.31 or newer is on PATH, else podwire's own commands."""
+    own = [sys.executable, "-m", "podwire.main"]
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        return own, "podwire"
+    done = subprocess.run([kubectl, "version", "--client", "-o", "json"], capture_output=True, text=True, timeout=patient(20),
+                          check=False)
+    try:
+        text = json.loads(done.stdout)["clientVersion"]["gitVersion"]
+        major, minor = (int(n) for n in re.findall(r"\d+", text)[:2])
+    except (ValueError, KeyError):
+        return own, "podwire"
+    return ([kubectl], f"kubectl {major}.{minor}") if (major, minor) >= (1, 31) else (own, "podwire")
+
+
+@dataclass
+class Result:
+    """A row's verdicts, one for each setting of bridge-nf-call-iptables. place: (number of the check, of its row)."""
+
+    place: tuple[int, int]
+    verdicts: dict[int, Row] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return all(r.ok for r in self.verdicts.values())
+
+
+class Demo:
+    def __init__(self, config: ClusterConfig, console: Console, passes: tuple[int, ...]) -> None:
+        self.config, self.console, self.passes = config, console, passes
+        self.results: list[Result] = []
+        tool, name = find_tool()
+        self.lab = DemoLab(config, tool, name)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, style="dim", soft_wrap=True)
+
+    def _set_bridge_nf(self, value: int) -> bool:
+        """False where this kernel has no br_netfilter: then there is nothing to set."""
+        path = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+        found = call_in(self.lab.node_netns("node1"), path.exists)
+        for node in self.config.node_names() if found else ():
+            network.sysctl(self.config.namespace(node), {"net.bridge.bridge-nf-call-iptables": str(value)})
+        return found
+
+    def _one(self, check: Check, setting: int, number: int) -> None:
+        begin, title = time.monotonic(), (check.__doc__ or check.__name__).strip().splitlines()[0]
+        rows: list[Row] = []
+        try:
+            for row in check(self.lab):
+                rows.append(row)
+        except Exception as err:
+            detail = str(err) if isinstance(err, NotYet) else traceback.format_exc(limit=-3)
+            rows.append(Row(rows[-1].part if rows else "-", title, "", "it broke off", False, detail))
+        for place, row in enumerate(rows):
+            found = next((r for r in self.results if r.place == (number, place)), None)
+            if found is None:
+                found = Result((number, place))
+                self.results.append(found)
+            found.verdicts[setting] = row
+        bad = [r for r in rows if not r.ok]
+        mark = "[red]✗[/red]" if bad else "[green]✓[/green]"
+        self.console.print(f"  {mark} {title} [dim]{time.monotonic() - begin:.1f} s[/dim]", soft_wrap=True)
+        for row in bad:
+            self.console.print(f"      {row.sent} from {row.source}: {row.back} {row.detail}", style="red", markup=False,
+                               soft_wrap=True)
+
+    def run(self) -> bool:
+        """True where every row held. Whatever happens, nothing is left behind."""
+        begin = time.monotonic()
+        self.say(f"starting {self.config.nodes} nodes ...")
+        try:
+            process = up(self.config, lambda text: self.say(f"  {text}"), until_eof=True)
+            self.say(f"ready after {time.monotonic() - begin:.1f} s; applying examples/ with {self.lab.tool_name}")
+            self.lab.make_outside()
+            self.lab.run_tool("apply", "-f", str(examples_dir()))
+            for setting in self.passes:
+                if not self._set_bridge_nf(setting) and setting:
+                    self.say("this kernel has no br_netfilter: bridge-nf-call-iptables=1 cannot be shown here")
+                    continue
+                self.console.print(f"[bold]bridge-nf-call-iptables={setting}[/bold]")
+                for number, check in enumerate(CHECKS):
+                    self._one(check, setting, number)
+        finally:
+            self.lab.close()
+            down(self.config)
+        if process.poll() is None:
+            process.wait(patient(10))
+        self._report(time.monotonic() - begin)
+        return bool(self.results) and all(r.ok for r in self.results)
+
+    def _report(self, seconds: float) -> None:
+        self.results.sort(key=lambda r: r.place)
+        grid = Table(title="What was proven", title_justify="left", header_style="bold", show_lines=False)
+        for column in ("", "sent", "from", "came back", *(f"nf={s}" for s in self.passes)):
+            grid.add_column(column, overflow="fold")
+        part = ""
+        for result in self.results:
+            row = next(iter(result.verdicts.values()))
+            if row.part != part:
+                part = row.part
+                grid.add_section()
+                grid.add_row(part, f"[bold]{TITLES.get(part, '')}[/bold]")
+            marks = [("[green]ok[/green]" if result.verdicts[s].ok else "[red]FAILED[/red]") if s in result.verdicts else "-"
+                     for s in self.passes]
+            grid.add_row("", *(text.replace("[", r"\[") for text in (row.sent, row.source, row.back)), *marks)
+        self.console.print(grid)
+        held = sum(r.ok for r in self.results)
+        self.console.print(f"{held} of {len(self.results)} rows held, in {seconds:.0f} s; everything is taken down again"
+                           + ("" if self.lab.tool_name != "podwire" else "; no kubectl 1.31 or newer on PATH, so podwire "
+                              "apply/get/delete did its part"))
+
+

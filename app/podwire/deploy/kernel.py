@@ -1,0 +1,50 @@
+"""Takes everything of podwire out of this network namespace: what a node that leaves podwire for another network needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+def clean(dns_address: str) -> Iterator[str]:
+    """Says what was removed. Pods that are still wired lose their network with the bridge."""
+    from podwire_base.kernel.nft import ruleset as nft
+    from podwire_base.kernel.nft import socket as nft_socket
+    from podwire_cni import routes
+    from podwire_dns import host
+    from podwire_proxy.main import cleanup
+
+    yield from cleanup()
+    yield from host.cleanup([dns_address])
+    with nft_socket.Connection() as connection:
+        for table in sorted(connection.tables(), key=str):
+            if table.name == "podwire-cni":
+                connection.commit(nft.Transaction().remove(table))
+                yield f"nft table {table.family} {table.name}"
+    yield from _links_and_routes(routes.PROTOCOL)
+
+
+def _links_and_routes(protocol: int) -> Iterator[str]:
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    from podwire_cni.overlay import TUNNELS
+
+    with IPRoute() as ipr:
+        bridges = ipr.link_lookup(ifname="podwire0")
+        for link in ipr.get_links():
+            if bridges and link.get("IFLA_MASTER") == bridges[0]:
+                ipr.link("del", index=link["index"])
+                yield f"link {link.get('IFLA_IFNAME')} of a pod"
+        for own in ("podwire0", *TUNNELS.values()):
+            for index in ipr.link_lookup(ifname=own):
+                ipr.link("del", index=index)
+                yield f"link {own}"
+        for family in (2, 10):
+            for route in ipr.get_routes(family=family):
+                if route["proto"] == protocol and route.get("RTA_DST"):
+                    where = f"{route.get('RTA_DST')}/{route['dst_len']}"
+                    try:
+                        ipr.route("del", family=family, dst=where, table=route.get("RTA_TABLE"), proto=protocol)
+                        yield f"route {where}"
+                    except NetlinkError:
+                        continue  # it went with its link

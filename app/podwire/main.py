@@ -1,0 +1,65 @@
+"""The `podwire` command. Each subcommand is loaded when it is called, so that `podwire --help` stays fast."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+# name -> (module, attribute, help): the composition root of the command line.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "up": ("podwire.commands.cluster", "up", "Start a cluster on this machine, in network namespaces."),
+    "down": ("podwire.commands.cluster", "down", "Take the cluster down; nothing is left behind."),
+    "status": ("podwire.commands.status", "status", "Nodes, pods, Services, and where each role stands."),
+    "demo": ("podwire.commands.demo", "demo", "Start a cluster, prove each behaviour with real traffic, end it."),
+    "apply": ("podwire.commands.objects", "apply", "Create or change objects from YAML files."),
+    "get": ("podwire.commands.objects", "get", "Show objects."),
+    "delete": ("podwire.commands.objects", "delete", "Delete objects."),
+    "exec": ("podwire.commands.pods", "exec_", "Run a command in a pod of the cluster on this machine."),
+    "logs": ("podwire.commands.pods", "logs", "Show what a container wrote."),
+    "explain": ("podwire.commands.explain", "explain_", "Say what becomes of a packet, by the kernel's rules."),
+    "cleanup": ("podwire.commands.explain", "cleanup", "Remove the Service proxy's rules from a node."),
+    "node": ("podwire.commands.pods", "node", "Run a command in a node of the cluster on this machine."),
+    "kubeconfig": ("podwire.commands.cluster", "kubeconfig", "Print the path of the cluster's kubeconfig."),
+    "init": ("podwire.commands.join", "init", "Make a cluster's certificates on its first machine."),
+    "join": ("podwire.commands.join", "join", "Make this machine a node of a cluster."),
+    "install": ("podwire.commands.install", "install", "Put podwire on a node without images."),
+    "uninstall": ("podwire.commands.install", "uninstall", "Remove it from the node again."),
+    "image": ("podwire.commands.image", "image", "Build the agent's OCI image without a container engine."),
+    "agent": ("podwire.commands.parts", "agent", "All roles of one node, supervised."),
+    "apiserver": ("podwire.commands.parts", "apiserver", "The API server alone."),
+    "controllers": ("podwire.commands.parts", "controllers", "Controllers and scheduler alone."),
+    "wiring": ("podwire_cni.main", "command", "The pod wiring role of one node alone."),
+    "pause-image": ("podwire_cni.main", "pause_image", "Write the pause program as an OCI image archive."),
+    "proxy": ("podwire_proxy.main", "command", "The Service proxy role of one node alone."),
+    "dns": ("podwire_dns.main", "command", "The cluster DNS role of one node alone."),
+    "lb": ("podwire_proxy.l2.announcer", "command", "The responder for load balancers' addresses of one node alone."),
+}
+
+
+class LazyGroup(click.Group):
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[name]
+        found: click.Command = getattr(importlib.import_module(module), attribute)
+        return found
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="podwire")
+def cli(**_: Any) -> None:
+    """The whole network of a Kubernetes cluster: pods, Services and DNS."""
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,74 @@
+"""The embedded cluster's settings: bad ones are named, a damaged record does not keep `podwire down` from working."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from podwire.cluster import config
+from podwire.cluster.config import BadConfig, ClusterConfig
+from podwire.commands.pods import log_lines
+from podwire.main import cli
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("name", ".."), ("name", "A"), ("name", ""), ("nodes", 0), ("nodes", 51), ("node_cidr", "10.0.0.1/8"),
+    ("upstream_dns", ("bogus",)), ("upstream_dns", ("",)), ("upstream_dns", ("1.1.1.1#0",)),
+    ("upstream_dns", ("1.1.1.1#99999",)), ("upstream_dns", ("1.1.1.1:53",)), ("proxy_backend", "ipvs")])
+def test_bad_settings_name_their_field(field: str, value: Any) -> None:
+    with pytest.raises(BadConfig, match=f"^{field}: "):
+        ClusterConfig(**{field: value})
+
+
+def test_ranges_must_not_overlap() -> None:
+    with pytest.raises(BadConfig, match=r"10.244.0.0/16 and 10.244.0.0/20 overlap"):
+        ClusterConfig(cluster_cidr="10.244.0.0/16", service_cidr="10.244.0.0/20")
+
+
+def test_addresses_do_not_collide() -> None:
+    made = ClusterConfig(nodes=50, upstream_dns=("9.9.9.9", "::1#5353"))
+    addresses = [made.gateway, *map(made.node_address, made.node_names())]
+    assert len(set(addresses)) == 51
+    assert made.kubernetes_address != made.dns_address
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"name": ".."}', '{"nodes": 0, "upstream_dns": []}', '{"colour": 1}'])
+def test_a_damaged_record_is_no_record(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "BASE", tmp_path)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "cluster.json").write_text(text)
+    assert config.load("c") is None
+
+
+def test_a_saved_record_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "BASE", tmp_path)
+    made = ClusterConfig(name="c", nodes=2, upstream_dns=("9.9.9.9",), bridge_nf=1)
+    made.run_dir.mkdir()
+    made.save()
+    assert config.load("c") == made
+
+
+@pytest.mark.parametrize(("words", "text"), [
+    (("down", "--name", ".."), "name:"), (("up", "--name", "A B"), "name:"), (("up", "--nodes", "0"), "nodes:"),
+    (("up", "--upstream-dns", "bogus"), "upstream_dns:"), (("demo", "--nodes", "51"), "nodes:"),
+    (("up", "--api-port", "70000"), "--api-port"), (("up", "--nodes", "abc"), "--nodes"),
+    (("logs", "p", "--tail", "-1", "--name", "none"), "--tail"),
+    (("exec", "p", "--name", "none", "--", "true"), "none")], ids=str)
+def test_mistakes_on_the_command_line_get_one_clear_error(words: tuple[str, ...], text: str) -> None:
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code in (1, 2)
+    assert isinstance(result.exception, SystemExit)
+    assert text in result.output
+
+
+def test_the_last_lines_of_a_log_come_once(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    file.write_text("".join(f"2026-01-01T00:00:00Z stdout F line {n}\n" for n in range(5)))
+    assert list(log_lines(file, False)) == [f"line {n}" for n in range(5)]
+    assert list(log_lines(file, False, 2)) == ["line 3", "line 4"]
+    assert list(log_lines(file, False, 0)) == []
+    assert list(log_lines(file, False, 99)) == [f"line {n}" for n in range(5)]
+    assert list(log_lines(tmp_path / "none", False)) == []

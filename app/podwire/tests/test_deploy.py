@@ -1,0 +1,227 @@
+"""deploy/: every kustomization builds, is what Kubernetes' schemas and our own API server take, and says what the code says."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from podwire import agent, settings
+from podwire.main import cli
+from podwire_base.kube import loadbalancer
+from podwire_base.kube.meta import Object
+from podwire_base.kube.registry import RESOURCES
+from podwire_controlplane.testing.servers import Server
+from podwire_dns import corefile
+from podwire_dns.config import DnsConfig
+from podwire_proxy.config import ProxyConfig
+
+from . import kustomize
+
+ROOT = Path(__file__).parents[3]
+DEPLOY = ROOT / "deploy"
+VERSION = "1.37"  # of the schemas
+FOLDERS = sorted(p.parent for p in DEPLOY.rglob("kustomization.yaml") if "kind: Kustomization" in p.read_text())
+NAMES = [str(f.relative_to(ROOT)) for f in FOLDERS]
+
+
+def named(objects: list[Object], kind: str, name: str) -> Object:
+    (found,) = [o for o in objects if o["kind"] == kind and o["metadata"]["name"].startswith(name)]
+    return found
+
+
+def test_all_of_them_are_looked_at() -> None:
+    assert {"deploy", "deploy/cleanup", "deploy/overlays/migrating", "deploy/overlays/without-proxy",
+            "deploy/overlays/without-dns", "deploy/overlays/load-balancer", "deploy/overlays/load-balancer-only"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
+def test_kubernetes_schemas_take_every_object(folder: Path) -> None:
+    """Strictly: a field that the schema does not have is an error, too."""
+    objects = kustomize.build(folder)
+    for obj in objects:
+        kubernetes_validate.validate(obj, VERSION, strict=True)
+    bad = json.loads(json.dumps(named(objects, "DaemonSet", "podwire")))
+    bad["spec"]["template"]["spec"]["containers"][0]["imagePullPolicy"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(bad, VERSION, strict=True)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
+def test_our_own_api_server_takes_what_it_knows(folder: Path) -> None:
+    taken, known = 0, {resource.kind: resource for resource in RESOURCES}
+    with Server() as server:
+        for obj in kustomize.build(folder):
+            if (resource := known.get(obj["kind"])) is None:
+                continue
+            made = server.good("POST", resource.path(obj["metadata"].get("namespace", "")), obj)
+            taken += 1
+            assert obj["kind"] != "Service" or made["spec"]["clusterIP"] == obj["spec"]["clusterIP"]
+    assert taken or folder.name == "cleanup"
+
+
+def _sorted(value: Any) -> Any:
+    """Lists of named things in one order: patches of kustomize put new items first."""
+    if isinstance(value, dict):
+        return {key: _sorted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        items = [_sorted(item) for item in value]
+        return sorted(items, key=lambda i: json.dumps(i, sort_keys=True)) if items and isinstance(items[0], dict) else items
+    return value
+
+
+def _kustomize() -> list[str] | None:
+    """kubectl has it built in; the client of a cloud SDK may be a stub that cannot start."""
+    if not shutil.which("kubectl"):
+        return None
+    done = subprocess.run(["kubectl", "kustomize", "--help"], capture_output=True, check=False)
+    return ["kubectl", "kustomize"] if done.returncode == 0 else None
+
+
+@pytest.mark.skipif(_kustomize() is None, reason="kubectl is not installed; the objects are checked without it")
+@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
+def test_kubectl_builds_the_same(folder: Path) -> None:
+    done = subprocess.run([*(_kustomize() or []), str(folder)], capture_output=True, text=True, check=True)
+    theirs = _sorted([obj for obj in yaml.safe_load_all(done.stdout) if obj])
+    assert _sorted(kustomize.build(folder)) == theirs, "names of ConfigMaps carry the hash of their content"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
+def test_images_and_commands_are_this_versions(folder: Path) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for obj in kustomize.build(folder):
+        if obj["kind"] not in ("DaemonSet", "Deployment"):
+            continue
+        spec = obj["spec"]["template"]["spec"]
+        for container in spec["containers"] + spec.get("initContainers", []):
+            assert container["image"] == f"podwire.io/podwire:{version}" and container["imagePullPolicy"] == "IfNotPresent"
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            if "args" in container:
+                words = [word for word in container["args"][:2] if not word.startswith("--")]
+                shown = CliRunner().invoke(cli, [*words, "--help"])
+                assert shown.exit_code == 0
+                for flag in (word.partition("=")[0] for word in container["args"] if word.startswith("--")):
+                    assert flag in shown.output
+            mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
+            assert mounted <= {volume["name"] for volume in spec.get("volumes", [])}
+        if obj["kind"] == "DaemonSet":
+            assert spec["hostNetwork"] and spec["tolerations"] == [{"operator": "Exists"}]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
+def test_every_setting_is_a_flag(folder: Path) -> None:
+    """A variable that nobody reads would be a setting that does nothing."""
+    flags = "".join(CliRunner().invoke(cli, [command, "--help"]).output for command in ("agent", "install"))
+    flags = flags.replace("\n", "").replace(" ", "")
+    for obj in kustomize.build(folder):
+        if obj["kind"] == "ConfigMap" and "settings" in obj["metadata"]["name"]:
+            assert all(f"[{name}]" in flags for name in obj["data"])
+            roles = settings.chosen(obj["data"]["PODWIRE_ROLE"].split())
+            objects = kustomize.build(folder)
+            granted = {o["roleRef"]["name"].removeprefix("podwire-") for o in objects if o["kind"] == "ClusterRoleBinding"
+                       and o["subjects"][0]["name"] == "podwire"}
+            assert set(roles) == granted, "who does not run gets no rights"
+
+
+def test_addresses_agree_in_all_places() -> None:
+    objects = kustomize.build(DEPLOY)
+    data = named(objects, "ConfigMap", "podwire-settings")["data"]
+    service = named(objects, "Service", "kube-dns")
+    assert service["spec"]["clusterIP"] == data["PODWIRE_DNS_ADDRESS"] == settings_default("dns_address")
+    assert "selector" not in service["spec"]
+    assert (data["PODWIRE_CLUSTER_CIDR"],) == settings_default("cluster_cidrs")
+    text = named(objects, "ConfigMap", "podwire-dns")["data"]["Corefile"]
+    served, notes = corefile.apply(text, DnsConfig("n", None, Path("/run/podwire")))
+    assert notes == [] and served.cluster_domain == data["PODWIRE_CLUSTER_DOMAIN"]
+    probe = named(objects, "DaemonSet", "podwire")["spec"]["template"]["spec"]["containers"][0]
+    for where, address in (("startupProbe", served.ready_address), ("readinessProbe", _proxy(objects).healthz_address)):
+        assert address.rpartition(":")[2] == str(probe[where]["httpGet"]["port"])
+
+
+def settings_default(name: str) -> Any:
+    return agent.AgentConfig.__dataclass_fields__[name].default
+
+
+def _proxy(objects: list[Object]) -> ProxyConfig:
+    from podwire_proxy import kubeproxyfile
+
+    fields, notes = kubeproxyfile.read(yaml.safe_load(named(objects, "ConfigMap", "podwire-proxy")["data"]["config.conf"]))
+    assert [note for note in notes if "mode" not in note] == []
+    return ProxyConfig(**{"node_name": "n", "kubeconfig": None, "run_dir": Path("/run/podwire"), **fields})
+
+
+def test_bindings_lead_to_the_account_that_runs() -> None:
+    objects = kustomize.build(DEPLOY)
+    account = named(objects, "ServiceAccount", "podwire")["metadata"]
+    pod = named(objects, "DaemonSet", "podwire")["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == account["name"] == "podwire" and account["namespace"] == "kube-system"
+    roles = {o["metadata"]["name"]: o for o in objects if o["kind"] == "ClusterRole"}
+    for binding in (o for o in objects if o["kind"] == "ClusterRoleBinding"):
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "podwire", "namespace": "kube-system"}]
+        roles.pop(binding["roleRef"]["name"])
+    assert not roles, "every role is bound"
+
+
+def test_the_dns_deployment_is_reached_by_its_service() -> None:
+    objects = kustomize.build(DEPLOY / "overlays/dns-deployment")
+    service, deployment = named(objects, "Service", "kube-dns"), named(objects, "Deployment", "podwire-dns")
+    assert service["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert "service.kubernetes.io/service-proxy-name" not in service["metadata"]["labels"], "proxies serve it"
+    pod = deployment["spec"]["template"]["spec"]
+    (binding,) = [o for o in objects if o["kind"] == "ClusterRoleBinding" and o["roleRef"]["name"] == "podwire-dns"]
+    assert binding["subjects"][0]["name"] == pod["serviceAccountName"] == named(objects, "ServiceAccount", "podwire-dns")[
+        "metadata"]["name"]
+    (container,) = pod["containers"]
+    data = named(objects, "ConfigMap", "podwire-settings")["data"]
+    for word in container["args"]:
+        if "$(" in word:
+            assert word.partition("$(")[2].rstrip(")") in data, "the kubelet puts these in"
+    served, notes = corefile.apply(named(objects, "ConfigMap", "podwire-dns")["data"]["Corefile"],
+                                   DnsConfig("n", None, Path("/run/podwire")))
+    assert notes == []
+    for probe, address in (("readinessProbe", served.ready_address), ("livenessProbe", served.health_address)):
+        assert address.rpartition(":")[2] == str(container[probe]["httpGet"]["port"])
+
+
+@pytest.mark.parametrize("folder", ["load-balancer", "load-balancer-only"])
+def test_load_balancers_on_a_stock_cluster(folder: str) -> None:
+    objects = kustomize.build(DEPLOY / "overlays" / folder)
+    assert "lb" in named(objects, "ConfigMap", "podwire-settings")["data"]["PODWIRE_ROLE"].split()
+    config = named(objects, "ConfigMap", loadbalancer.CONFIG_NAME)
+    assert loadbalancer.is_config(config), "found by its name, which carries no hash"
+    assert loadbalancer.parse(config) == (loadbalancer.Pools(), []), "nothing is given before somebody says what"
+    deployment = named(objects, "Deployment", "podwire-load-balancer")["spec"]
+    assert (deployment["replicas"], deployment["strategy"]["type"]) == (1, "Recreate"), "two would give what the other gives"
+    pod, (controller,) = deployment["template"]["spec"], deployment["template"]["spec"]["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] and controller["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    (responder,) = named(objects, "DaemonSet", "podwire")["spec"]["template"]["spec"]["containers"]
+    security = responder["securityContext"]
+    assert security.get("privileged") or "NET_RAW" in security["capabilities"]["add"]
+    bound = {(o["kind"], o["roleRef"]["name"], o["subjects"][0]["name"]) for o in objects if "roleRef" in o}
+    account = pod["serviceAccountName"]
+    assert bound >= {(kind, own, who) for kind in ("RoleBinding", "ClusterRoleBinding")
+                     for own, who in (("podwire-lb", "podwire"), ("podwire-load-balancer", account))}
+    assert named(objects, "ServiceAccount", "podwire-load-balancer")["metadata"]["name"] == account
+    for role in (o for o in objects if o["kind"] == "ClusterRole"):
+        assert not any("configmaps" in rule["resources"] for rule in role["rules"]), "no one sees all ConfigMaps"
+
+
+def test_the_migration_page_names_what_there_is() -> None:
+    text = (ROOT / "docs" / "migration.md").read_text()
+    for line in text.splitlines():
+        words = shlex.split(line.split("#")[0]) if line.startswith("    kubectl") and line.count("'") % 2 == 0 else []
+        for word in words:
+            if word.startswith("deploy/"):
+                assert (ROOT / word / "kustomization.yaml").exists(), line
+    assert "failCgroupV1: false" in text and "cgroupDriver: cgroupfs" in text
+    for folder in NAMES:
+        assert folder in text, f"{folder} is not explained"

@@ -1,0 +1,1 @@
+"""The Linux kernel: network namespaces, netlink, nf_tables."""

@@ -1,0 +1,97 @@
+"""Expressions as the kernel dumps them -> expr.py's data. Pure. Sources: as codec.py's.
+
+What this package cannot write it need not read: such an expression becomes Foreign, which keeps the kernel's name for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..netlink.codec import parse, to_int, to_signed, to_text, walk
+from . import expr as e
+
+Attributes = Mapping[int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign(e.Expr):
+    """An expression of somebody else's rule."""
+
+    NAME: ClassVar[str] = ""
+    kind: str
+
+
+def _reg(data: bytes | None) -> int:
+    """The kernel names every fourth register by its old 128-bit number, 1 to 4."""
+    number = to_int(data)
+    return e.R0 + (number - 1) * 4 if 1 <= number <= 4 else number
+
+
+def _name(names: Mapping[str, int], number: int) -> Any:
+    return next(name for name, value in names.items() if value == number)
+
+
+def _data(raw: bytes) -> bytes | e.Verdict:
+    got = parse(raw)
+    if 1 in got:
+        return got[1]
+    verdict = parse(got[2])
+    return e.Verdict(to_signed(verdict[1]), to_text(verdict.get(2)))
+
+
+def _bytes(raw: bytes) -> bytes:
+    return parse(raw)[1]
+
+
+def _optional(got: Attributes, number: int) -> int | None:
+    return _reg(got[number]) if number in got else None
+
+
+def _payload(got: Attributes) -> e.Expr:
+    return e.Payload("network" if to_int(got[2]) == 1 else "transport", to_int(got[3]), to_int(got[4]), _reg(got[1]))
+
+
+def _reject(got: Attributes) -> e.Expr:
+    return e.Reject("ip6" if to_int(got.get(2)) == 4 else "ip", tcp_reset=to_int(got[1]) == 1)
+
+
+_READERS: dict[str, Callable[[Attributes], e.Expr]] = {
+    "payload": _payload,
+    "meta": lambda g: e.Meta(_name(e.META_KEYS, to_int(g[2])), _reg(g[1])),
+    "cmp": lambda g: e.Cmp(_bytes(g[3]), _name(e.CMP_OPS, to_int(g[2])), _reg(g[1])),
+    "bitwise": lambda g: e.Bitwise(_bytes(g[4]), _bytes(g[5]), _reg(g[1]), _reg(g[2])),
+    "lookup": lambda g: e.Lookup(to_text(g[1]), _reg(g[2]), _optional(g, 3), bool(to_int(g.get(5)))),
+    "immediate": lambda g: e.Immediate(_data(g[2]), _reg(g[1])),
+    "numgen": lambda g: e.Numgen(to_int(g[2]), to_int(g.get(4)), _reg(g[1])),
+    "dynset": lambda g: e.Update(to_text(g[1]), to_int(g.get(6)) // 1000, _reg(g[4]), _optional(g, 5)),
+    "ct": lambda g: e.Ct(_name(e.CT_KEYS, to_int(g[2])), _reg(g[1]), 3 in g),
+    "fib": lambda g: e.FibType("saddr" if to_int(g[3]) & 1 else "daddr", _reg(g[1])),
+    "nat": lambda g: e.Dnat("ip" if to_int(g[2]) == 2 else "ip6", _reg(g[3]), _optional(g, 5)),
+    "masq": lambda g: e.Masquerade(bool(to_int(g.get(1)))),
+    "reject": _reject,
+    "counter": lambda _: e.Counter(),
+    "notrack": lambda _: e.Notrack()}
+
+
+def packets(raw: bytes) -> int:
+    """What the rule's first counter has counted. raw: NFTA_RULE_EXPRESSIONS."""
+    for _, listed in walk(raw):
+        got = parse(listed)
+        if to_text(got.get(1)) == e.Counter.NAME:
+            return to_int(parse(got.get(2, b"")).get(2))
+    return 0
+
+
+def decode_exprs(raw: bytes) -> tuple[e.Expr, ...]:
+    """The content of NFTA_RULE_EXPRESSIONS."""
+    out: list[e.Expr] = []
+    for _, listed in walk(raw):
+        got = parse(listed)
+        name = to_text(got.get(1))
+        try:
+            out.append(_READERS[name](parse(got.get(2, b""))))
+        except (KeyError, StopIteration):
+            out.append(Foreign(name))
+    return tuple(out)

@@ -1,0 +1,267 @@
+"""The thin IO of nf_tables: one netlink socket. The codec beside it is pure; this is the only file that opens sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno as errnos
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from ..netlink.codec import parse, text, to_int, to_text
+from . import codec
+from . import objects as o
+from .decode import decode_exprs, packets
+from .errors import NftError
+
+NETLINK_NETFILTER = 12
+SOL_NETLINK, CAP_ACK, EXT_ACK, ADD_MEMBERSHIP = 270, 10, 11, 1
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+GROUP_NFTABLES = 7
+CLONE_NEWNET = 0x40000000
+ROOM = 1 << 16  # bytes for one answer: the kernel's dumps come in pieces of at most 32 KiB; more is a mapping for each call
+T = TypeVar("T")
+
+
+def open_socket(ns_fd: int | None) -> socket.socket:
+    """A nfnetlink socket of the network namespace behind `ns_fd` (None: the caller's); it stays there."""
+
+    def make() -> socket.socket:
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+        sock.bind((0, 0))
+        sock.setsockopt(SOL_NETLINK, CAP_ACK, 1)
+        sock.setsockopt(SOL_NETLINK, EXT_ACK, 1)
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
+        return sock
+
+    if ns_fd is None:
+        return make()
+    made: list[socket.socket] = []
+    failed: list[BaseException] = []
+
+    def inside() -> None:
+        try:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.setns(ns_fd, CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+            made.append(make())
+        except BaseException as err:
+            failed.append(err)
+
+    # A thread of its own: its namespace ends with it, and nobody else is ever moved.
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return made[0]
+
+
+class Connection:
+    """One socket for commits and dumps. Not for use by several threads at once."""
+
+    def __init__(self, ns_fd: int | None = None) -> None:
+        self._ns_fd = ns_fd
+        self._sock = open_socket(ns_fd)
+        self._buffer = 1 << 17
+
+    @property
+    def port_id(self) -> int:
+        """What the kernel names as the origin of our changes in notifications."""
+        return int(self._sock.getsockname()[0])
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def commit(self, transaction: o.Transaction) -> None:
+        """Apply all of it or raise NftError with nothing applied. An empty transaction sends nothing."""
+        if not transaction:
+            return
+        messages, owners = codec.encode(transaction)
+        batch = b"".join(messages)
+        if len(batch) + 4096 > self._buffer:
+            self._buffer = 2 * len(batch)
+            self._sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, self._buffer)
+        self._sock.send(batch)
+        # The kernel works in the sender's context: every answer is queued when send returns.
+        errors: list[codec.Error] = []
+        acknowledged = False
+        while True:
+            try:
+                data = self._sock.recv(ROOM, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError as err:
+                if err.errno != errnos.ENOBUFS:  # so many errors that the queue overflowed: the first ones are enough
+                    raise
+                continue
+            for kind, flags, seq, _, body in codec.split(data):
+                if kind == 2:
+                    error = codec.decode_error(flags, seq, body)
+                    errors += [error] if error else []
+                    acknowledged = acknowledged or error is None
+        if errors:
+            first = errors[0]
+            raise NftError(first, owners[first.seq] if first.seq < len(owners) else None, len(errors))
+        if not acknowledged:
+            raise NftError(codec.Error(0, errnos.EPROTO, "no acknowledgement"), None, 1)
+
+    def commit_encoded(self, batch: bytes, exchange: Callable[[int, bytes], bytes]) -> bool:
+        """Apply a batch that codec.encode made; False where the kernel refused: then nothing is applied, and `commit` of the
+        same tells why. exchange: sends bytes on a socket and returns all answers."""
+        answers = list(codec.split(exchange(self._sock.fileno(), batch)))
+        return bool(answers) and all(kind == 2 and codec.decode_error(flags, seq, body) is None
+                                     for kind, flags, seq, _, body in answers)
+
+    def _request(self, kind: int, family: int, body: bytes, flags: int = codec.DUMP) -> Iterator[tuple[int, int, bytes]]:
+        """(type, family, attributes) of each answer. Raises NftError."""
+        self._sock.send(codec.message(codec.SUBSYS | kind, codec.REQUEST | flags, 1, family, body))
+        while True:
+            for answer, flag, seq, _, payload in codec.split(self._sock.recv(ROOM)):
+                if answer == 3:
+                    return
+                if answer == 2:
+                    error = codec.decode_error(flag, seq, payload)
+                    if error:
+                        raise NftError(error, None, 1)
+                    return
+                yield answer & 0xFF, payload[0], payload[4:]
+                if not flag & codec.MULTI:
+                    return
+
+    def generation(self) -> int:
+        """The namespace's ruleset generation: every commit by anybody raises it."""
+        answers = list(self._request(codec.GETGEN, 0, b"", 0))
+        return to_int(parse(answers[0][2]).get(1))
+
+    def tables(self) -> list[o.Table]:
+        return [codec.decode_table(fam, body) for _, fam, body in self._request(codec.GETTABLE, 0, b"")]
+
+    def chains(self) -> list[o.Chain]:
+        """The base and other chains of all tables of families that this package knows."""
+        found = []
+        for _, family, body in self._request(codec.GETCHAIN, 0, b""):
+            if family in codec.FAMILY_NAMES:
+                table = o.Table(codec.FAMILY_NAMES[family], to_text(parse(body).get(1)))  # type: ignore[arg-type]  # literals
+                found.append(codec.decode_chain(table, body)[1])
+        return found
+
+    def elements(self, set_: o.Set) -> dict[bytes, o.Value]:
+        """What one set holds, expired elements left out. Raises NftError."""
+        found: dict[bytes, o.Value] = {}
+        body = text(1, set_.table.name) + text(2, set_.name)
+        for _, _, answer in self._request(codec.GETSETELEM, codec.FAMILIES[set_.table.family], body):
+            found.update(codec.decode_elements(answer))
+        return found
+
+    def packets(self, table: o.Table, chain: str) -> dict[str, int]:
+        """What the rules of a chain have counted, by comment; {} where it does not exist. Raises NftError."""
+        found: dict[str, int] = {}
+        for _, _, body in self._request(codec.GETRULE, codec.FAMILIES[table.family], text(1, table.name) + text(2, chain)):
+            name, where, comment, _, raw = codec.decode_rule(body)
+            if (name, where) == (table.name, chain):
+                found[comment] = found.get(comment, 0) + packets(raw)
+        return found
+
+    def dump(self, table: o.Table, *, elements: bool = True, exprs: bool = False) -> codec.TableDump | None:
+        """All that is in `table` at one moment, None where it does not exist.
+
+        The generation counts everybody's commits, and on a busy node others' tables change all the time: a dump during
+        which the generation moved is good as long as nobody changed *this* table meanwhile. exprs: with the rules'
+        expressions, which nobody needs who wrote them.
+        """
+        with contextlib.closing(Watcher(table, 0, self._ns_fd)) as watcher:
+
+            def once() -> codec.TableDump | None:
+                watcher.changed()
+                found = self._dump(table, elements, exprs)
+                if watcher.changed():
+                    raise InterruptedError
+                return found
+
+            return _retry(once)
+
+    def _dump(self, table: o.Table, elements: bool, exprs: bool) -> codec.TableDump | None:
+        family = codec.FAMILIES[table.family]
+        if table not in [codec.decode_table(fam, body) for _, fam, body in self._request(codec.GETTABLE, family, b"")]:
+            return None
+        out = codec.TableDump(table)
+        for _, _, body in self._request(codec.GETCHAIN, family, b""):
+            name, chain = codec.decode_chain(table, body)
+            if name == table.name:
+                out.chains[chain.name] = chain
+                out.rules[chain.name] = []
+        for _, _, body in self._request(codec.GETRULE, family, text(1, table.name)):
+            name, where, comment, handle, raw = codec.decode_rule(body)
+            if name == table.name and where in out.chains:
+                out.rules[where].append(
+                    o.Rule(out.chains[where], decode_exprs(raw) if exprs else (), comment, handle))
+        for _, _, body in self._request(codec.GETSET, family, text(1, table.name)):
+            name, set_ = codec.decode_set(table, body)
+            if name == table.name:
+                out.sets[set_.name] = set_
+        for name, set_ in out.sets.items() if elements else ():
+            out.elements[name] = self.elements(set_)
+        return out
+
+
+def _retry(work: Callable[[], T]) -> T:
+    for _ in range(20):
+        try:
+            return work()
+        except InterruptedError:
+            continue
+    raise NftError(codec.Error(0, errnos.EBUSY, "the table changes faster than it can be read"), None, 1)
+
+
+class Watcher:
+    """Hears of changes to one table that others made. `fileno()` is for a selector or an event loop."""
+
+    def __init__(self, table: o.Table, ours: int, ns_fd: int | None = None) -> None:
+        """ours: the port id of the Connection whose changes are not news."""
+        self.table, self.ours = table, ours
+        self._sock = open_socket(ns_fd)
+        self._sock.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, GROUP_NFTABLES)
+        self._sock.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def changed(self) -> bool:
+        """Drain the queue: did somebody else change our table? True also where the kernel had to drop notifications."""
+        foreign = False
+        while True:
+            try:
+                data = self._sock.recv(1 << 18)
+            except BlockingIOError:
+                return foreign
+            except OSError as err:
+                if err.errno != errnos.ENOBUFS:
+                    raise
+                foreign = True
+                continue
+            foreign = foreign or any(self._is_foreign(kind, pid, body) for kind, _, _, pid, body in codec.split(data))
+
+    def _is_foreign(self, kind: int, pid: int, body: bytes) -> bool:
+        if kind >> 8 != codec.SUBSYS >> 8 or kind & 0xFF == codec.NEWGEN or pid == self.ours or len(body) < 4:
+            return False
+        # The table's name is attribute 1 of tables, chains, rules, sets and elements alike.
+        name = to_text(parse(body[4:]).get(1))
+        return body[0] == codec.FAMILIES[self.table.family] and name == self.table.name
+
+
+def apply(transaction: o.Transaction, ns_fd: int | None = None) -> None:
+    """Commit one transaction in the namespace behind `ns_fd` (None: the caller's own). Raises NftError."""
+    with Connection(ns_fd) as conn:
+        conn.commit(transaction)

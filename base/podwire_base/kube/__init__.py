@@ -1,0 +1,1 @@
+"""Kubernetes objects and how to reach an API server."""

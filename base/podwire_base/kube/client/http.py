@@ -1,0 +1,258 @@
+"""The HTTP client of every agent: JSON over HTTPS to any Kubernetes API server. One connection pool a process.
+
+Several addresses of one API are one server: what does not answer is left for the next. Credentials are read again when their
+files change, and at once when the server says 401.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from ...role import logs
+from ..meta import Object
+from .config import ClientConfig, ConfigError, stamps
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+log = logs.get("client")
+MERGE_PATCH = "application/merge-patch+json"
+CONNECT_SECONDS = 10.0
+CONNECT_SECONDS_OF_SEVERAL = 3.0
+LOOK_SECONDS = 10.0  # between two looks at the files of the credentials
+DEAD_SECONDS = 30  # without an acknowledgement a connection is dead: a watch otherwise notices only at its end
+_AWAY = (502, 503, 504)  # another address may do better
+
+
+class ApiError(Exception):
+    """The server answered with an error. `code` is the HTTP status, `reason` the Status reason (NotFound, Conflict ...).
+
+    code 0: no answer at all (connection refused, reset, timed out); reason is then "Unreachable". retry_after: seconds that
+    the server asked us to wait, 0 where it did not.
+    """
+
+    def __init__(self, code: int, reason: str, message: str, body: Object | None = None, retry_after: float = 0) -> None:
+        super().__init__(message)
+        self.code, self.reason, self.message, self.body = code, reason, message, body or {}
+        self.retry_after = retry_after
+
+
+def _seconds(headers: Mapping[str, str], body: Mapping[str, Any]) -> float:
+    """Retry-After, or the same in the Status (details.retryAfterSeconds); dates are left out, no API server sends them."""
+    given = headers.get("Retry-After", "")
+    if given.isdecimal():
+        return float(given)
+    wanted = (body.get("details") or {}).get("retryAfterSeconds")
+    return float(wanted) if isinstance(wanted, int) else 0.0
+
+
+def _error(code: int, raw: bytes, headers: Mapping[str, str]) -> ApiError:
+    try:
+        body = _decode(raw)
+        return ApiError(code, str(body.get("reason", "")), str(body.get("message", "")), body, _seconds(headers, body))
+    except (msgspec.DecodeError, AttributeError):
+        return ApiError(code, "", raw[:500].decode(errors="replace"), None, _seconds(headers, {}))
+
+
+def _why(err: BaseException) -> str:
+    """In a person's words; aiohttp's have the TLS settings in them, as the interpreter shows an object."""
+    if isinstance(err, aiohttp.ClientConnectorError) and not isinstance(err, aiohttp.ClientSSLError):
+        number = err.os_error.errno or 0
+        return f"cannot connect to {err.host}:{err.port}: {os.strerror(number) if number > 0 else err.strerror}"
+    return str(err) or type(err).__name__
+
+
+def _socket(address: tuple[Any, ...]) -> socket.socket:
+    """A half-open connection (the server's machine lost its power) ends after DEAD_SECONDS, idle or not."""
+    family, kind, protocol, _, _ = address
+    sock = socket.socket(family, kind, protocol)
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, DEAD_SECONDS // 2), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3),
+                          (socket.TCP_USER_TIMEOUT, DEAD_SECONDS * 1000)):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    return sock
+
+
+class ApiClient:
+    """`async with ApiClient(load(kubeconfig)) as api: await api.get("/api/v1/nodes/n1")`"""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self.config = config
+        self._session: aiohttp.ClientSession | None = None
+        self._at = 0  # which of the servers is asked
+        self._stamps = stamps(config.files)
+        self._looked = 0.0
+        self._hoping: set[asyncio.Future[None]] = set()  # of those that got no answer and wait before they ask again
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, socket_factory=_socket))
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, err: BaseException | None,
+                        trace: TracebackType | None) -> None:
+        if self._session:
+            await self._session.close()
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("ApiClient is used outside `async with`")
+        return self._session
+
+    @property
+    def server(self) -> str:
+        """The address that is asked now."""
+        return self.config.servers[self._at % len(self.config.servers)]
+
+    def _leave(self, server: str) -> None:
+        """Ask the next address from now on, unless another request has left this one already."""
+        if len(self.config.servers) > 1 and server == self.server:
+            self._at = (self._at + 1) % len(self.config.servers)
+            log.warn("API server does not answer, asking the next", server=server, next=self.server)
+
+    async def pause(self, least: float, most: float) -> None:
+        """Wait `most` seconds, or only `least` where another request is answered meanwhile: a server that is back for one is
+        back for all, and each back-off by itself would leave a process half blind for as long as the longest of them."""
+        await asyncio.sleep(least)
+        hope = asyncio.get_running_loop().create_future()
+        self._hoping.add(hope)
+        try:
+            await asyncio.wait((hope,), timeout=most - least)
+        finally:
+            self._hoping.discard(hope)
+
+    def _heard(self) -> None:
+        for hope in self._hoping:
+            if not hope.done():
+                hope.set_result(None)
+
+    def _look(self, *, now: bool = False) -> bool:
+        """Read the credentials again where their files changed; true where they were read."""
+        time = asyncio.get_running_loop().time()
+        if self.config.again is None or (not now and time - self._looked < LOOK_SECONDS):
+            return False
+        self._looked = time
+        fresh = stamps(self.config.files)
+        if fresh == self._stamps:
+            return False
+        try:
+            self.config = self.config.again()
+        except ConfigError as err:  # it is being written, or really broken: what we have may be good for a while
+            log.warn("credentials changed and cannot be read, the old ones stay", error=str(err))
+            return False
+        self._stamps = stamps(self.config.files)
+        log.info("credentials read again", files=len(self.config.files))
+        return True
+
+    @contextlib.asynccontextmanager
+    async def _ask(self, method: str, path: str, headers: dict[str, str], timeout: aiohttp.ClientTimeout,
+                   **more: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One answer of the first address that can be connected to. The path stays quoted as it is: a name such as ".." must
+        not be resolved away."""
+        self._look()
+        for last in (*(False for _ in self.config.others), True):
+            server, secure = self.server, self.config.ssl
+            if self.config.token:
+                headers = {**headers, "Authorization": f"Bearer {self.config.token}"}
+            try:
+                answer = await self.session.request(
+                    method, URL(server + path, encoded=True), headers=headers, timeout=timeout, ssl=secure or True,
+                    server_hostname=self.config.server_name or None, **more)
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+                self._leave(server)  # nothing was sent: safe to say again elsewhere, whatever it is
+                if last:
+                    raise
+                continue
+            except (aiohttp.ClientError, TimeoutError, OSError):
+                self._leave(server)
+                raise
+            if answer.status in _AWAY:
+                self._leave(server)
+            else:
+                self._heard()
+            async with answer:
+                yield answer
+            return
+
+    def _connect_seconds(self) -> float:
+        return CONNECT_SECONDS_OF_SEVERAL if self.config.others else CONNECT_SECONDS
+
+    async def request(self, method: str, path: str, body: Any = None, *, params: Mapping[str, str] | None = None,
+                      content_type: str = "application/json", accept: str = "application/json", timeout: float = 30) -> Any:
+        """One request; returns the decoded JSON (text where the answer is no JSON). Raises ApiError."""
+        data = None if body is None else body if isinstance(body, bytes) else _encode(body)
+        limit = aiohttp.ClientTimeout(total=timeout * len(self.config.servers), sock_connect=self._connect_seconds(),
+                                      sock_read=timeout)
+        headers = {"Content-Type": content_type, "Accept": accept}
+        try:
+            for again in (True, False):
+                async with self._ask(method, path, headers, limit, data=data, params=params) as answer:
+                    raw = await answer.read()
+                    if answer.status == 401 and again and self._look(now=True):
+                        continue
+                    if answer.status >= 400:
+                        raise _error(answer.status, raw, answer.headers)
+                    return _decode(raw) if "json" in answer.content_type else raw.decode()
+        except (aiohttp.ClientError, TimeoutError, OSError) as err:
+            raise ApiError(0, "Unreachable", f"{method} {self.server}{path}: {_why(err)}") from err
+
+    async def get(self, path: str, **params: str) -> Object:
+        answer: Object = await self.request("GET", path, params=params)
+        return answer
+
+    async def create(self, path: str, obj: Object) -> Object:
+        answer: Object = await self.request("POST", path, obj)
+        return answer
+
+    async def update(self, path: str, obj: Object) -> Object:
+        answer: Object = await self.request("PUT", path, obj)
+        return answer
+
+    async def patch(self, path: str, body: Any, content_type: str = MERGE_PATCH) -> Object:
+        answer: Object = await self.request("PATCH", path, body, content_type=content_type)
+        return answer
+
+    async def delete(self, path: str, body: Object | None = None) -> Object:
+        answer: Object = await self.request("DELETE", path, body)
+        return answer
+
+    async def watch(self, path: str, params: Mapping[str, str],
+                    opened: Callable[[], None] = lambda: None) -> AsyncGenerator[Object, None]:
+        """Watch events ({"type", "object"}) until the server ends the stream. opened: called once it is there. Raises ApiError.
+
+        A stream with neither events nor its end for 60 s past its own timeoutSeconds counts as dead (a half-open TCP
+        connection must not freeze a node's view of the cluster).
+        """
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_seconds(),
+                                      sock_read=float(params.get("timeoutSeconds", "300")) + 60)
+        try:
+            async with self._ask("GET", path, {"Accept": "application/json"}, limit,
+                                 params={**params, "watch": "true"}) as answer:
+                if answer.status >= 400:
+                    if answer.status == 401:
+                        self._look(now=True)
+                    raise _error(answer.status, await answer.read(), answer.headers)
+                opened()
+                rest: list[bytes] = []  # of a line; an object may be longer than many chunks
+                async for chunk in answer.content.iter_any():
+                    head, newline, tail = chunk.partition(b"\n")
+                    if not newline:
+                        rest.append(chunk)
+                        continue
+                    *lines, last = tail.split(b"\n")
+                    for line in (b"".join((*rest, head)), *lines):
+                        if line.strip():
+                            yield _decode(line)
+                    rest = [last]
+        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as err:
+            raise ApiError(0, "Unreachable", f"watch {path}: {_why(err)}") from err

@@ -1,0 +1,188 @@
+"""Drives a Reflector over an ApiClient: a live copy of one resource that survives restarts of the API server."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import NoReturn
+
+from ...role import logs
+from ..meta import Object
+from .http import ApiClient, ApiError
+from .reflector import Event, Reflector, State, is_frame, is_object
+
+log = logs.get("informer")
+WATCH_SECONDS = 300
+BACKOFF_FIRST, BACKOFF_LAST = 0.05, 5.0
+SOON = 0.125  # the part of a back-off that is waited in any case, also where other requests are answered again
+PAGE = "500"  # objects in one piece of a list
+STREAM_SILENCE = 10.0  # seconds without a frame in which a server that knows WatchList would have told more
+# How servers say that they have no WatchList (client-go falls back in the same cases): it is forbidden for a watch (422), the
+# parameter is refused (400), and what proxies make of that.
+_NO_STREAM = (400, 405, 406, 422)
+
+
+class _NoStream(Exception):
+    """The server does not do WatchList."""
+
+
+class Informer:
+    """`on_event` is called in the event loop for each change; `on_synced` once, after the first full list.
+
+    `objects` maps "namespace/name" (or "name") to the object and is changed before `on_event` is called. An exception in
+    `on_event` is logged with the object's key; the copy and the watch go on. `keep`: see Reflector, for copies that are many.
+
+    stream: take the first state as a stream (WatchList), where the server has that: it then need not build the whole answer
+    in its memory for every node at once. Where it has not, lists come in pages.
+    """
+
+    def __init__(self, api: ApiClient, path: str, *, label_selector: str = "", field_selector: str = "",
+                 on_event: Callable[[Event], None] | None = None, on_synced: Callable[[], None] | None = None,
+                 keep: Callable[[Object], Object] | None = None, stream: bool = True) -> None:
+        self.api, self.path = api, path
+        self.params = {k: v for k, v in (("labelSelector", label_selector), ("fieldSelector", field_selector)) if v}
+        self.on_event, self.on_synced = on_event, on_synced
+        self.reflector = Reflector() if keep is None else Reflector(keep)
+        self.synced = asyncio.Event()
+        self.streams = stream
+        self._failing = False
+
+    @property
+    def objects(self) -> dict[str, Object]:
+        return self.reflector.objects
+
+    def _emit(self, event: Event) -> None:
+        if self.on_event is None:
+            return
+        try:
+            self.on_event(event)
+        except Exception as err:  # one bad object must never stop a watch
+            log.error("event handler failed", path=self.path, object=event.key, type=event.type, error=repr(err))
+
+    def _answered(self) -> None:
+        if self._failing:
+            log.info("API server answers again", path=self.path)
+            self._failing = False
+
+    def _complete(self) -> None:
+        if not self.synced.is_set():
+            self.synced.set()
+            if self.on_synced:
+                self.on_synced()
+
+    async def _list(self) -> None:
+        items: list[Object] = []
+        params = {**self.params, "limit": PAGE}
+        while True:
+            answer = await self.api.get(self.path, **params)
+            metadata = (answer.get("metadata") or {}) if isinstance(answer, dict) else {}
+            if not metadata.get("resourceVersion"):
+                raise ApiError(0, "NoList", f"GET {self.path}: the answer is no list with a resourceVersion")
+            found = answer.get("items") or []
+            items += [item for item in found if is_object(item)]
+            if strange := [item for item in found if not is_object(item)]:
+                log.warn("items of a list are no objects; left out", path=self.path, count=len(strange),
+                         first=str(strange[0])[:100])
+            if not metadata.get("continue"):
+                break
+            params["continue"] = str(metadata["continue"])  # a page that is too old for its list is a 410: all again
+        self._answered()
+        for event in self.reflector.listed(items, str(metadata["resourceVersion"])):
+            self._emit(event)
+        self._complete()
+
+    def _watch_params(self) -> dict[str, str]:
+        return {**self.params, "allowWatchBookmarks": "true",
+                "timeoutSeconds": str(WATCH_SECONDS + random.randint(0, WATCH_SECONDS))}
+
+    async def _frames(self, params: dict[str, str]) -> AsyncGenerator[Object, None]:
+        """The watch's frames; what is none is told and left out: a server's nonsense must not end the copy."""
+        async with aclosing(self.api.watch(self.path, params, self._answered)) as frames:
+            async for frame in frames:
+                if is_frame(frame):
+                    yield frame
+                else:
+                    log.warn("a frame of the watch cannot be used; left out", path=self.path, frame=str(frame)[:100])
+
+    async def _stream(self) -> None:
+        """WatchList: the state, then the changes, in one stream. Raises _NoStream where the server does not do that."""
+        params = {**self._watch_params(), "sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+        self.reflector.arriving()
+        loop, listing = asyncio.get_running_loop(), self.reflector
+        try:
+            async with asyncio.timeout(STREAM_SILENCE) as silence, aclosing(self._frames(params)) as frames:
+                async for frame in frames:
+                    if listing.state is State.WATCH:
+                        if not self._apply(frame):
+                            return
+                    elif (events := listing.initial(frame)) is not None:
+                        silence.reschedule(None)
+                        for event in events:
+                            self._emit(event)
+                        self._complete()
+                    elif frame.get("type") == "ERROR":
+                        status = frame.get("object") or {}
+                        raise ApiError(int(status.get("code") or 500), str(status.get("reason")), str(status.get("message")))
+                    else:
+                        silence.reschedule(loop.time() + STREAM_SILENCE)
+        except TimeoutError:
+            raise _NoStream(f"nothing came for {STREAM_SILENCE:.0f} s") from None
+        except ApiError as err:
+            if err.code in _NO_STREAM and listing.state is State.LIST:
+                raise _NoStream(err.message) from err
+            raise
+        if listing.state is State.LIST:
+            raise _NoStream("the stream ended before its initial events did")
+
+    def _apply(self, frame: Object) -> bool:
+        """One frame of a watch; false where the watch is of no use any more."""
+        event = self.reflector.watched(frame)
+        if event is not None:
+            self._emit(event)
+        return self.reflector.state is State.WATCH
+
+    async def _watch(self) -> None:
+        params = {**self._watch_params(), "resourceVersion": self.reflector.version}
+        async with aclosing(self._frames(params)) as frames:
+            async for frame in frames:
+                if not self._apply(frame):
+                    return
+
+    async def _step(self) -> None:
+        if self.reflector.state is State.WATCH:
+            begin = asyncio.get_running_loop().time()
+            await self._watch()
+            if asyncio.get_running_loop().time() - begin < BACKOFF_FIRST:
+                await asyncio.sleep(BACKOFF_FIRST)  # a server that ends every stream at once must not be hammered
+        elif self.streams:
+            try:
+                await self._stream()
+            except _NoStream as err:
+                self.streams = False
+                log.debug("no WatchList here, listing in pages", path=self.path, why=str(err))
+        else:
+            await self._list()
+
+    async def run(self) -> NoReturn:
+        """Forever: list, watch, and again while the server does not answer: with back-off (0.05 s to 5 s, and by chance
+        up to 60 % more) or when it answers another of this process, and not before the time that it asks for (429 with
+        Retry-After)."""
+        delay, clock = BACKOFF_FIRST, asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            try:
+                await self._step()
+                delay = BACKOFF_FIRST
+            except ApiError as err:
+                if not self._failing:
+                    log.warn("API server does not answer, the last known state stays", path=self.path, code=err.code,
+                             error=err.message)
+                if clock() - began > BACKOFF_LAST:  # a stream that breaks off as soon as it is there is no good sign
+                    delay = BACKOFF_FIRST
+                self._failing = True
+                self.reflector.failed(err.code)
+                wait = max(delay, err.retry_after) * random.uniform(1, 1.6)
+                await self.api.pause(wait if err.code else max(BACKOFF_FIRST, wait * SOON), wait)
+                delay = min(delay * 2, BACKOFF_LAST)

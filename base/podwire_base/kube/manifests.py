@@ -1,0 +1,121 @@
+"""Manifests: reading YAML files, and what `podwire apply` sends for one object. Pure but for `read_files`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from . import yamltext
+from .meta import Object, annotations_of
+from .registry import BY_KIND, Resource
+
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"  # kubectl's, so that both can be used in turn
+
+
+class BadManifest(Exception):
+    """A file that is no manifest; the text names file, document and field."""
+
+
+def parse(text: str, where: str) -> Iterator[Object]:
+    """The objects of a YAML stream; `List` objects are taken apart. Raises BadManifest."""
+    try:
+        documents = list(yamltext.documents(text))
+    except yamltext.BadYaml as err:
+        raise BadManifest(f"{where}: not YAML: {err}") from err
+    for number, document in enumerate(documents, 1):
+        spot = f"{where}, document {number}" if len(documents) > 1 else where
+        if document is None:
+            continue
+        if not isinstance(document, dict):
+            raise BadManifest(f"{spot}: expected an object with apiVersion, kind and metadata, got {type(document).__name__}")
+        if str(document.get("kind", "")).endswith("List") and isinstance(document.get("items"), list):
+            for item in document["items"]:
+                yield _checked(item, spot)
+        else:
+            yield _checked(document, spot)
+
+
+def _checked(obj: Any, where: str) -> Object:
+    if not isinstance(obj, dict):
+        raise BadManifest(f"{where}: expected an object")
+    for field in ("apiVersion", "kind"):
+        if not isinstance(obj.get(field), str):
+            raise BadManifest(f"{where}: {field} is missing; every object has apiVersion and kind")
+    if not isinstance(obj.get("metadata"), dict) or not obj["metadata"].get("name"):
+        raise BadManifest(f"{where}: metadata.name is missing")
+    resource_of(obj, where)
+    return obj
+
+
+def resource_of(obj: Object, where: str = "") -> Resource:
+    found = BY_KIND.get((obj["apiVersion"], obj["kind"]))
+    if found is None:
+        known = ", ".join(sorted(f"{kind} ({version})" for version, kind in BY_KIND))
+        raise BadManifest(f"{where}: kind {obj['kind']!r} of {obj['apiVersion']!r} is not served; known: {known}")
+    return found
+
+
+def read_files(paths: Iterable[str]) -> Iterator[Object]:
+    """Objects of files and directories (their *.yaml, *.yml and *.json, by name); "-" is standard input."""
+    import sys
+
+    for path in paths:
+        if path == "-":
+            try:
+                text = sys.stdin.buffer.read().decode()
+            except UnicodeDecodeError as err:
+                raise BadManifest(f"standard input: not UTF-8 text: {err}") from err
+            yield from parse(text, "standard input")
+            continue
+        start = Path(path)
+        files = sorted(f for f in start.iterdir() if f.suffix in (".yaml", ".yml", ".json")) if start.is_dir() else [start]
+        for file in files:
+            try:
+                yield from parse(file.read_text(), str(file))
+            except (OSError, UnicodeDecodeError) as err:
+                raise BadManifest(f"{file}: cannot be read: {err}") from err
+
+
+def with_record(obj: Object) -> Object:
+    """The object with the annotation that remembers what was applied, byte for byte as kubectl writes it.
+
+    An older record is not part of the record, so that it never grows.
+    """
+    bare = {k: v for k, v in annotations_of(obj).items() if k != LAST_APPLIED}
+    plain = {**obj, "metadata": {**obj["metadata"], "annotations": bare}}
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+    for char in "<>&\u2028\u2029":  # Go's encoder escapes these
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return {**obj, "metadata": {**obj["metadata"], "annotations": {**bare, LAST_APPLIED: text}}}
+
+
+def three_way(obj: Object, live: Object) -> Object:
+    """A merge patch: everything in `obj`, and null for what an earlier apply set and this one leaves out.
+
+    Fields that others set (status, allocated ports, defaults) stay as they are.
+    """
+    try:
+        before = json.loads(annotations_of(live).get(LAST_APPLIED, "{}"))
+    except ValueError:
+        before = {}
+    removed = _removed(before, obj)
+    merged: Object = _overlay(removed, with_record(obj))
+    return merged
+
+
+def _removed(before: Any, after: Any) -> Object:
+    gone: Object = {}
+    for name, value in before.items() if isinstance(before, dict) else ():
+        if name not in after:
+            gone[name] = None
+        elif isinstance(value, dict) and isinstance(after[name], dict) and (inner := _removed(value, after[name])):
+            gone[name] = inner
+    return gone
+
+
+def _overlay(base: Any, top: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(top, dict):
+        return top
+    return {**base, **{name: _overlay(base.get(name), value) for name, value in top.items()}}

@@ -1,0 +1,1 @@
+"""What every role of a node needs: logs, status, a supervisor."""

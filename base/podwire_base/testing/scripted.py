@@ -1,0 +1,111 @@
+"""An HTTP server whose answers are written down, byte by byte: how a real API server and what stands before it behave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from podwire_base.kube.client.config import ClientConfig
+
+
+@dataclass(frozen=True)
+class Asked:
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: bytes = b""
+
+    @property
+    def kind(self) -> str:
+        """What a reflector does with it: "stream", "watch" or "list"."""
+        if self.query.get("watch") != "true":
+            return "list"
+        return "stream" if "sendInitialEvents" in self.query else "watch"
+
+
+@dataclass
+class Link:
+    """One connection, as the handler of a request writes to it."""
+
+    writer: asyncio.StreamWriter
+
+    async def answer(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+        """A whole answer; a body that is no bytes goes as JSON."""
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        kind = "text/plain" if isinstance(body, bytes) else "application/json"
+        rows = {"Content-Type": kind, "Content-Length": str(len(raw)), **(headers or {})}
+        self.writer.write(f"HTTP/1.1 {status} X\r\n".encode() + b"".join(f"{k}: {v}\r\n".encode() for k, v in rows.items())
+                          + b"\r\n" + raw)
+        await self.writer.drain()
+
+    async def chunks(self, *pieces: bytes, end: bool = True) -> None:
+        """A chunked answer, piece by piece; end=False leaves the stream open."""
+        self.writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for piece in pieces:
+            self.writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            await self.writer.drain()
+            await asyncio.sleep(0)
+        if end:
+            self.writer.write(b"0\r\n\r\n")
+            await self.writer.drain()
+
+
+Handler = Callable[[Asked, Link], Awaitable[None]]
+
+
+@dataclass
+class Scripted:
+    """`async with Scripted(handler) as server:`; `asked` holds every request in order."""
+
+    handler: Handler
+    tls: ssl.SSLContext | None = None
+    asked: list[Asked] = field(default_factory=list)
+    port: int = 0
+
+    async def __aenter__(self) -> Scripted:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.tls)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for writer in list(self._links):
+            writer.transport.abort()
+
+    _links: set[asyncio.StreamWriter] = field(default_factory=set)
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+
+    def config(self, **more: Any) -> ClientConfig:
+        return ClientConfig(self.url, **more)
+
+    def kinds(self) -> list[str]:
+        return [asked.kind for asked in self.asked]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._links.add(writer)
+        try:
+            while line := await reader.readline():
+                method, target, _ = line.decode().split()
+                headers: dict[str, str] = {}
+                while (row := (await reader.readline()).decode().strip()):
+                    name, _, value = row.partition(":")
+                    headers[name.lower()] = value.strip()
+                body = await reader.readexactly(int(headers.get("content-length", "0")))
+                url = urlsplit(target)
+                asked = Asked(method, url.path, {k: v[0] for k, v in parse_qs(url.query).items()}, headers, body)
+                self.asked.append(asked)
+                await self.handler(asked, Link(writer))
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            self._links.discard(writer)
+            writer.close()

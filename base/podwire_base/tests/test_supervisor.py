@@ -1,0 +1,133 @@
+"""The supervisor in a process of its own: restarts with back-off, stops together, ends with its parent's pipe."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from podwire_base.patience import patient
+from podwire_base.role.supervisor import backoff, read_state
+
+_PROGRAM = """
+import os, signal, sys, time
+from pathlib import Path
+from podwire_base.role.supervisor import Role, Supervisor
+
+root = Path(sys.argv[1])
+
+def write(name):
+    with open(root / name, "a") as file:
+        file.write(f"{os.getpid()}\\n")
+
+def steady():
+    write("steady")
+    signal.pause()
+
+def crashing():
+    write("crashing")
+    raise ValueError("boom")
+
+def stubborn():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    write("stubborn")
+    while True:
+        signal.pause()
+
+roles = {"steady": steady, "crashing": crashing, "stubborn": stubborn}
+eof = int(sys.argv[3]) if len(sys.argv) > 3 else None
+Supervisor([Role(n, roles[n], root / f"{n}.log") for n in sys.argv[2].split(",")], root / "state.json", eof).run()
+"""
+
+
+class Running:
+    def __init__(self, root: Path, roles: str, pipe: bool = False) -> None:
+        self.root = root
+        reader, self.writer = os.pipe() if pipe else (-1, -1)
+        self.process = subprocess.Popen([sys.executable, "-c", _PROGRAM, str(root), roles, *([str(reader)] if pipe else [])],
+                                        pass_fds=[reader] if pipe else [])
+        if pipe:
+            os.close(reader)
+
+    def started(self, role: str) -> list[int]:
+        path = self.root / role
+        return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        for _ in range(1500):
+            if holds():
+                return
+            time.sleep(0.01)
+        raise AssertionError("it did not come to that")
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    made: list[Running] = []
+
+    def make(roles: str, pipe: bool = False) -> Running:
+        made.append(Running(tmp_path, roles, pipe))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+
+
+def test_backoff_doubles_to_ten_seconds() -> None:
+    waits = [backoff(n) for n in range(12)]
+    assert waits[:4] == [0.1, 0.1, 0.2, 0.4] and waits[-1] == 10.0 and waits == sorted(waits)
+
+
+def test_a_killed_role_comes_back_and_the_others_stay(start: Callable[..., Running]) -> None:
+    one = start("steady,crashing")
+    one.until(lambda: len(one.started("steady")) == 1 and len(one.started("crashing")) >= 3)
+    first, = one.started("steady")
+    os.kill(first, signal.SIGKILL)
+    one.until(lambda: len(one.started("steady")) == 2)
+    expected = {"pid": one.started("steady")[1], "restarts": 1}  # written after the fork, so maybe not yet
+    one.until(lambda: read_state(one.root / "state.json")["steady"] == expected)
+    assert read_state(one.root / "state.json")["crashing"]["restarts"] >= 2
+    assert "boom" in (one.root / "crashing.log").read_text()
+    one.process.terminate()
+    assert one.process.wait(patient(10)) == 0
+    assert not any(alive(pid) for pid in (*one.started("steady"), *one.started("crashing")))
+    assert read_state(one.root / "state.json") == {}
+
+
+def test_it_ends_with_the_other_end_of_its_pipe(start: Callable[..., Running]) -> None:
+    one = start("steady", pipe=True)
+    one.until(lambda: bool(one.started("steady")))
+    os.close(one.writer)
+    assert one.process.wait(patient(10)) == 0 and not alive(one.started("steady")[0])
+
+
+def test_a_role_that_ignores_sigterm_is_killed(start: Callable[..., Running]) -> None:
+    one = start("stubborn")
+    one.until(lambda: bool(one.started("stubborn")))
+    one.process.terminate()
+    assert one.process.wait(patient(10)) == 0 and not alive(one.started("stubborn")[0])
+
+
+def test_roles_end_when_the_supervisor_is_killed(start: Callable[..., Running]) -> None:
+    one = start("steady")
+    one.until(lambda: bool(one.started("steady")))
+    one.process.kill()
+    one.process.wait()
+    one.until(lambda: not alive(one.started("steady")[0]))

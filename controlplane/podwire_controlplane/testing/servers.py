@@ -1,0 +1,108 @@
+"""The API server over TLS on 127.0.0.1 in a thread of its own, and a blocking client that sees raw answers."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ipaddress
+import json
+import ssl
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from podwire_base.kube.client.config import ClientConfig
+from podwire_base.kube.meta import Object
+from podwire_base.kube.registry import of
+from podwire_base.patience import patient
+from podwire_controlplane.allocators import ServiceAllocator
+from podwire_controlplane.server import auth, pki
+from podwire_controlplane.server.app import make_app
+from podwire_controlplane.server.main import _listener
+from podwire_controlplane.server.objects import Objects, Scope, WriteOptions
+from podwire_controlplane.store.memory import MemoryStore
+
+from .inthread import InThread, tls
+
+AUTHORITY = pki.Authority()
+TOKENS = {
+    "admin-token": auth.User("admin", frozenset({auth.ADMINS})),
+    "node-token": auth.User("system:node:n1", frozenset({auth.NODES})),
+    "reader-token": auth.User("reader", frozenset({auth.READERS})),
+    "nobody-token": auth.User("nobody", frozenset()),
+}
+
+
+class Server(InThread):
+    """`with Server() as server:`; the store is made in the server's own event loop and closed with it."""
+
+    def __init__(self, make: Callable[[], MemoryStore] = MemoryStore, port: int = 0) -> None:
+        super().__init__()
+        self.make, self.port = make, port
+        self.objects: Objects
+
+    async def _start(self) -> None:
+        self.store = self.make()
+        self.objects = Objects(self.store, ServiceAllocator(ipaddress.ip_network("10.96.0.0/16")))
+        await self.objects.start()
+        for space in ("default", "kube-system", "kube-node-lease"):
+            scope = Scope(of("Namespace"), "", space)
+            if await self.store.get(scope.key) is None:
+                await self.objects.create(scope, {"metadata": {"name": space}}, WriteOptions())
+        self._runner = web.AppRunner(make_app(self.objects, TOKENS), access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        sock = _listener("127.0.0.1", self.port, "")
+        self.port = sock.getsockname()[1]
+        await web.SockSite(self._runner, sock, ssl_context=tls(AUTHORITY, ["localhost"], ["127.0.0.1"])).start()
+
+    # ---- clients
+
+    def config(self, token: str = "admin-token") -> ClientConfig:
+        return ClientConfig(f"https://127.0.0.1:{self.port}", token, ssl.create_default_context(cadata=AUTHORITY.certificate))
+
+    def kubeconfig(self, path: Path) -> Path:
+        pair = AUTHORITY.client("admin", [auth.ADMINS])
+        pki.write_private(path, pki.kubeconfig("c", f"https://127.0.0.1:{self.port}", AUTHORITY.certificate, "admin", pair))
+        return path
+
+    @contextlib.contextmanager
+    def open(self, method: str, path: str, body: Any = None, *, token: str | None = "admin-token", cert: pki.Pair | None = None,
+             headers: dict[str, str] | None = None) -> Iterator[http.client.HTTPResponse]:
+        """The raw answer. body: bytes as they are, anything else as JSON."""
+        context = ssl.create_default_context(cadata=AUTHORITY.certificate)
+        if cert:
+            with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+                file.write(cert.certificate + cert.key)
+                file.flush()
+                context.load_cert_chain(file.name)
+        link = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=patient(20), context=context)
+        known = {"Authorization": f"Bearer {token}"} if token else {}
+        sent = {"Content-Type": "application/json", **known, **(headers or {})}
+        raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        try:
+            link.request(method, path, raw, sent)
+            yield link.getresponse()
+        finally:
+            link.close()
+
+    def ask(self, method: str, path: str, body: Any = None, **more: Any) -> tuple[int, Object]:
+        """(status, decoded JSON)"""
+        with self.open(method, path, body, **more) as answer:
+            raw = answer.read()
+            assert answer.headers.get_content_type() == "application/json", (answer.status, raw)
+            decoded: Object = json.loads(raw)
+            return answer.status, decoded
+
+    def good(self, method: str, path: str, body: Any = None, **more: Any) -> Object:
+        code, answer = self.ask(method, path, body, **more)
+        assert code < 300, answer
+        return answer
+
+    def frames(self, path: str, **more: Any) -> list[Object]:
+        """All frames of a watch that ends by its timeoutSeconds."""
+        with self.open("GET", path, **more) as answer:
+            assert answer.status == 200
+            return [json.loads(line) for line in answer.read().splitlines()]

@@ -1,0 +1,1 @@
+"""The node agent's part of a kubelet: pods as processes in network namespaces."""

@@ -1,0 +1,277 @@
+"""The node agent: registers its Node, renews its Lease, runs the pods that are bound to it (the kubelet's part)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import signal
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from podwire_base.kube.client import config as client_config
+from podwire_base.kube.client.http import ApiClient, ApiError
+from podwire_base.kube.client.informer import Informer
+from podwire_base.kube.client.reflector import Event
+from podwire_base.kube.meta import Object, key, name, namespace, uid
+from podwire_base.role import logs
+from podwire_base.role import status as rolestatus
+
+from .cni_runtime import Attachment, CniFailed, CniRuntime
+from .podspec import NodeDns
+from .podstatus import conditions, new_words, timestamp
+from .podworker import PodHost, PodWorker
+from .runtime import Process, Sandbox, read, running
+
+log = logs.get("node")
+HEARTBEAT = 10.0
+STOP_SECONDS = 5
+ROLES = {"wiring": "PodwireWiring", "proxy": "PodwireProxy", "dns-feeder": "PodwireDnsFeeder", "dns": "PodwireDns",
+         "lb": "PodwireLoadBalancer"}
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """address: the node's InternalIP. cni_bin: directory of plugin binaries. conf_dir: where the conflist appears."""
+
+    node_name: str
+    kubeconfig: str | None
+    run_dir: Path
+    address: str
+    dns: NodeDns
+    cni_bin: Path
+    pause_command: tuple[str, ...]
+    labels: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def conf_dir(self) -> Path:
+        return self.run_dir / "cni" / "net.d"
+
+
+class Kubelet:
+    def __init__(self, api: ApiClient, config: NodeConfig) -> None:
+        self.api, self.config = api, config
+        self.workers: dict[str, tuple[PodWorker, asyncio.Task[None]]] = {}
+        self.cni = CniRuntime(config.conf_dir, config.cni_bin, config.run_dir / "cni" / "results")
+        self.host = PodHost(config.run_dir, config.address, config.dns, self.cni, list(config.pause_command), self._report,
+                            self._gone, self._event)
+        self.informer = Informer(api, "/api/v1/pods", field_selector=f"spec.nodeName={config.node_name}",
+                                 on_event=self._on_pod, on_synced=self._forget_strangers)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sent: list[Object] = []
+
+    def _spawn(self, work: object) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]  # a coroutine, by its callers
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # ---- pods
+
+    def _on_pod(self, event: Event) -> None:
+        pod = event.object
+        found = self.workers.get(uid(pod))
+        if event.type == "DELETED":
+            if found:  # removed by force: tear down what is here
+                found[0].update({**pod, "metadata": {**pod["metadata"], "deletionTimestamp": timestamp(time.time()),
+                                                     "deletionGracePeriodSeconds": 0}})
+        elif found:
+            found[0].update(pod)
+        elif pod.get("status", {}).get("phase") not in ("Succeeded", "Failed") or pod["metadata"].get("deletionTimestamp"):
+            worker = PodWorker(pod, self.host)
+            self.workers[uid(pod)] = (worker, self._spawn(self._watched(worker)))
+
+    async def _watched(self, worker: PodWorker) -> None:
+        try:
+            await worker.run()
+        except asyncio.CancelledError:
+            raise
+        except Exception as err:  # one pod's trouble must not stop the others
+            log.error("pod worker failed, will start again", pod=key(worker.pod), error=repr(err))
+            self._event(worker.pod, "Warning", "InternalError", repr(err))
+            await asyncio.sleep(1)
+            self.workers.pop(uid(worker.pod), None)
+            current = self.informer.objects.get(key(worker.pod))
+            if current is not None and uid(current) == uid(worker.pod):
+                self._on_pod(Event("ADDED", key(current), current))
+            return
+        self.workers.pop(uid(worker.pod), None)
+
+    def _forget_strangers(self) -> None:
+        """Sandboxes of pods that were deleted while no node agent ran."""
+        known = {uid(p) for p in self.informer.objects.values()}
+        for directory in (self.config.run_dir / "pods").glob("*"):
+            if directory.name not in known:
+                self._spawn(self._remove(directory))
+
+    async def _remove(self, directory: Path) -> None:
+        sandbox = Sandbox(directory)
+        facts = read(directory / "pod.json") or {}
+        pause = sandbox.process()
+        log.info("removing a pod that is gone", pod=f"{facts.get('namespace')}/{facts.get('name')}")
+        netns = f"/proc/{pause.pid}/ns/net" if pause else ""
+        try:
+            await self.cni.delete(Attachment(sandbox.id, netns, facts.get("namespace", ""), facts.get("name", ""),
+                                             directory.name))
+        except CniFailed as err:
+            log.warn("pod's network cannot be removed", pod=facts.get("name"), error=str(err))
+        await sandbox.stop()
+        for state in directory.glob("containers/*/state.json"):
+            if (found := read(state)) and found.get("shim"):
+                Process(found["shim"], found["shim_started"]).signal(signal.SIGKILL)
+        sandbox.remove()
+
+    async def _report(self, pod: Object, status: Object) -> None:
+        """Patch the pod's status; tried again until the API server takes it or the pod is gone."""
+        space, own = namespace(pod), name(pod)
+        delay = 0.1
+        while True:
+            try:
+                await self.api.patch(f"/api/v1/namespaces/{space}/pods/{own}/status",
+                                     {"metadata": {"uid": uid(pod)}, "status": status})
+                return
+            except ApiError as err:
+                if err.code in (404, 409, 422):
+                    return
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 5.0)
+
+    async def _gone(self, pod: Object) -> None:
+        """The pod's last process has ended: take the object away, if it is still this pod's."""
+        delay = 0.1
+        while True:
+            try:
+                await self.api.delete(f"/api/v1/namespaces/{namespace(pod)}/pods/{name(pod)}",
+                                      {"gracePeriodSeconds": 0, "preconditions": {"uid": uid(pod)}})
+                return
+            except ApiError as err:
+                if err.code in (404, 409, 403):
+                    return
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 5.0)
+
+    def _event(self, pod: Object, kind: str, reason: str, message: str) -> None:
+        now = timestamp(time.time())
+        obj = {"apiVersion": "v1", "kind": "Event", "type": kind, "reason": reason, "message": message, "count": 1,
+               "metadata": {"name": f"{name(pod)[:200]}.{uuid.uuid4().hex[:16]}", "namespace": namespace(pod)},
+               "firstTimestamp": now, "lastTimestamp": now, "source": {"component": "podwire", "host": self.config.node_name},
+               "involvedObject": {"apiVersion": "v1", "kind": "Pod", "name": name(pod), "namespace": namespace(pod),
+                                  "uid": uid(pod)}}
+
+        async def send() -> None:
+            try:
+                await self.api.create(f"/api/v1/namespaces/{namespace(pod)}/events", obj)
+            except ApiError as err:
+                log.debug("event not stored", pod=key(pod), reason=reason, error=err.message)
+
+        self._spawn(send())
+
+    # ---- the Node object
+
+    def _node_status(self, node: Object) -> Object:
+        now = time.time()
+        wanted: dict[str, tuple[bool, str, str]] = {}
+        stands = rolestatus.read_all(self.config.run_dir)
+        for role, kind in ROLES.items():
+            row = stands.get(role)
+            alive = row is not None and running(row["pid"])
+            if row is None:
+                wanted[kind] = (False, "NotStarted", "no word from it yet")
+            elif not alive:
+                wanted[kind] = (False, "NotRunning", f"process {row['pid']} is gone; last: {row['message']}")
+            else:
+                wanted[kind] = (bool(row["ready"]), row["reason"], row["message"])
+        network = self.cni.conflist() is not None
+        wanted["NetworkUnavailable"] = (not network, "" if network else "NoCNIConfig", "")
+        wanted["Ready"] = (network, "NodeReady" if network else "NetworkNotReady",
+                           "" if network else "no CNI configuration yet")
+        return {"addresses": [{"type": "InternalIP", "address": self.config.address},
+                              {"type": "Hostname", "address": self.config.node_name}],
+                "conditions": conditions(node, wanted, now),
+                "capacity": {"pods": "250", "cpu": str(os.cpu_count())}, "allocatable": {"pods": "250"},
+                "nodeInfo": {"kernelVersion": platform.release(), "kubeletVersion": "v1.33.0+podwire",
+                             "containerRuntimeVersion": "netns://podwire", "operatingSystem": "linux", "machineID": "",
+                             "systemUUID": "", "bootID": "", "kubeProxyVersion": "", "osImage": _os_name(),
+                             "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), "")}}
+
+    async def _register(self) -> Object:
+        own = self.config.node_name
+        try:
+            return await self.api.get(f"/api/v1/nodes/{own}")
+        except ApiError as err:
+            if err.code != 404:
+                raise
+        log.info("registering", node=own)
+        return await self.api.create("/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {
+            "name": own, "labels": {"kubernetes.io/hostname": own, "kubernetes.io/os": "linux", **dict(self.config.labels)}}})
+
+    async def _heartbeat(self) -> None:
+        own = self.config.node_name
+        lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+        spec = {"holderIdentity": own, "leaseDurationSeconds": 40,
+                "renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+        body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": own}, "spec": spec}
+        try:
+            await self.api.patch(f"{lease}/{own}", {"spec": spec})
+        except ApiError as err:
+            if err.code != 404:
+                raise
+            await self.api.create(lease, body)
+
+    async def _sync_node(self) -> None:
+        """Heartbeats, and the Node's status: as soon as a role's stand changes, and its figures with a heartbeat."""
+        beat, last, told = 0.0, None, False
+        while True:
+            try:
+                node = await self._register() if last is None or time.monotonic() - beat > HEARTBEAT else last
+                status = self._node_status(node)
+                known = node.get("status") or {}
+                changed = new_words(known.get("conditions") or [], status["conditions"])
+                if time.monotonic() - beat > HEARTBEAT or last is None:
+                    await self._heartbeat()
+                    beat = time.monotonic()
+                    changed = changed or status["conditions"] != known.get("conditions")
+                if changed or known.get("addresses") != status["addresses"]:
+                    node = await self.api.patch(f"/api/v1/nodes/{self.config.node_name}/status", {"status": status})
+                last, told = node, False
+            except ApiError as err:
+                if not told:
+                    log.warn("node status not sent", code=err.code, error=err.message)
+                told, last = True, None
+            await asyncio.sleep(0.2 if not self.cni.conflist() else 0.5)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._sync_node())
+            tasks.create_task(self.informer.run())
+
+
+def _os_name() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "")
+    except OSError:
+        return ""
+
+
+async def _main(config: NodeConfig) -> None:
+    async with ApiClient(client_config.load(config.kubeconfig)) as api:
+        task = asyncio.create_task(Kubelet(api, config).run())
+
+        def stop() -> None:
+            signal.alarm(STOP_SECONDS)  # whatever still waits for something then is not waited for: pods go on without us
+            task.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+        try:
+            await task
+        except asyncio.CancelledError:
+            log.info("stopped; pods go on")
+
+
+def run(config: NodeConfig) -> None:
+    """Until SIGTERM. Pods go on without the node agent; the next one finds them."""
+    asyncio.run(_main(config))

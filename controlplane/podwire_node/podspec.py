@@ -1,0 +1,189 @@
+"""What a container of a pod gets, from the pod's spec alone: command, environment, resolv.conf, hosts, refusals. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from podwire_base.kube.meta import Object, annotations_of, labels, name, namespace, uid
+
+ECHO, HOST = "podwire.io/echo", "podwire.io/host"
+_REFERENCE = re.compile(r"\$(\$)?\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Refused(Exception):
+    """This runtime cannot run the container. `reason` is the waiting reason that the pod's status shows."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDns:
+    """nameservers: the cluster DNS addresses. upstream: nameservers of the node itself (dnsPolicy Default)."""
+
+    nameservers: tuple[str, ...]
+    domain: str = "cluster.local"
+    upstream: tuple[str, ...] = ()
+
+
+def image_name(image: str) -> str:
+    """Repository without tag and digest."""
+    tagged = image.split("@", 1)[0]
+    return tagged.rsplit(":", 1)[0] if ":" in tagged.rsplit("/", 1)[-1] else tagged
+
+
+def entrypoint(image: str, echo: str | None) -> list[str]:
+    """The default command of an image that the netns runtime has. echo: path of podwire-echo in the container."""
+    repository = image_name(image)
+    if repository == ECHO:
+        if echo is None:
+            raise Refused("ErrImageNeverPull", "podwire.io/echo needs the native podwire-echo: install a C compiler and "
+                          "podwire again")
+        return [echo]
+    if repository == HOST:
+        return []
+    raise Refused("ErrImageNeverPull", f"the netns runtime has no image {image!r}: it runs podwire.io/echo (the test "
+                  "server) and podwire.io/host (the machine's own files, read-only, with the command you give)")
+
+
+def expand(text: str, env: dict[str, str]) -> str:
+    """$(NAME) from the environment; $$(NAME) is a literal; unknown names stay (core/v1 Container.command)."""
+    def replace(match: re.Match[str]) -> str:
+        if match[1]:
+            return match[0][1:]
+        return env.get(match[2], match[0])
+    return _REFERENCE.sub(replace, text)
+
+
+def _field_ref(pod: Object, path: str, address: str, host_address: str) -> str:
+    if match := re.match(r"^metadata\.(labels|annotations)\['(.+)'\]$", path):
+        source = labels(pod) if match[1] == "labels" else annotations_of(pod)
+        return source.get(match[2], "")
+    known: dict[str, str] = {"metadata.name": name(pod), "metadata.namespace": namespace(pod), "metadata.uid": uid(pod),
+             "spec.nodeName": pod["spec"].get("nodeName", ""), "spec.serviceAccountName": "default",
+             "status.podIP": address, "status.podIPs": address, "status.hostIP": host_address,
+             "status.hostIPs": host_address}
+    if path not in known:
+        raise Refused("CreateContainerConfigError", f"env fieldRef {path!r} is not supported; one of {', '.join(known)}")
+    return known[path]
+
+
+def environment(pod: Object, container: Object, address: str, host_address: str) -> dict[str, str]:
+    """The container's environment. Raises Refused for sources that are not supported."""
+    env = {"PATH": PATH, "HOME": "/root", "HOSTNAME": hostname(pod)}
+    for entry in container.get("env") or []:
+        source = entry.get("valueFrom")
+        if not source:
+            env[entry["name"]] = expand(str(entry.get("value") or ""), env)
+        elif "fieldRef" in source:
+            env[entry["name"]] = _field_ref(pod, source["fieldRef"].get("fieldPath", ""), address, host_address)
+        else:
+            raise Refused("CreateContainerConfigError", f"env {entry['name']}: only value and fieldRef are supported here")
+    if container.get("envFrom"):
+        raise Refused("CreateContainerConfigError", "envFrom is not supported by the netns runtime")
+    return env
+
+
+def command(container: Object, env: dict[str, str], echo: str | None) -> list[str]:
+    """argv: the image's entrypoint, replaced by `command` and followed by `args`."""
+    base = entrypoint(str(container["image"]), echo)
+    words = [*(container.get("command") or base), *(container.get("args") or [])]
+    if not words:
+        raise Refused("CreateContainerConfigError", f"container {container['name']}: image {container['image']} has no "
+                      "command of its own; set `command`")
+    return [expand(w, env) for w in words]
+
+
+def volumes(pod: Object, container: Object) -> list[str]:
+    """Mount paths of emptyDir volumes; other volumes are refused, named."""
+    kinds = {v["name"]: next((k for k in v if k != "name"), "emptyDir") for v in pod["spec"].get("volumes") or []}
+    paths = []
+    for mount in container.get("volumeMounts") or []:
+        kind = kinds.get(mount["name"])
+        if kind != "emptyDir":
+            raise Refused("CreateContainerConfigError", f"volume {mount['name']}: {kind or 'not in spec.volumes'}; the "
+                          "netns runtime mounts emptyDir only")
+        paths.append(str(mount["mountPath"]))
+    return paths
+
+
+def host_ports(pod: Object) -> list[dict[str, Any]]:
+    """The pod's hostPorts as CNI's capability portMappings wants them; none for hostNetwork, whose ports are the node's."""
+    if pod["spec"].get("hostNetwork"):
+        return []
+    containers = [*(pod["spec"].get("initContainers") or []), *pod["spec"]["containers"]]
+    return [{"hostPort": port["hostPort"], "containerPort": port["containerPort"],
+             "protocol": str(port.get("protocol") or "TCP").lower(), "hostIP": port.get("hostIP") or ""}
+            for container in containers for port in container.get("ports") or [] if port.get("hostPort")]
+
+
+_SUFFIX = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15,
+           "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50}
+
+
+def bandwidth(pod: Object) -> dict[str, int]:
+    """The annotations kubernetes.io/ingress-bandwidth and egress-bandwidth as CNI's capability bandwidth, in bits (a
+    second); a tenth of a second's worth may pass at once. Raises Refused where one is no rate from 1k to 1P."""
+    asked: dict[str, int] = {}
+    for way in ("ingress", "egress"):
+        text = annotations_of(pod).get(f"kubernetes.io/{way}-bandwidth")
+        if text is None:
+            continue
+        match = re.fullmatch(r"(\d+)(\.\d+)?([kMGTP]|[KMGTP]i)?", text)
+        rate = int(float(match[1] + (match[2] or "")) * _SUFFIX[match[3] or ""]) if match else 0
+        if not 1000 <= rate <= 10**15:
+            raise Refused("FailedCreatePodSandBox", f"annotation kubernetes.io/{way}-bandwidth: {text!r} is no rate from 1k to "
+                          "1P bits a second; write it as 10M")
+        asked[f"{way}Rate"], asked[f"{way}Burst"] = rate, rate // 10
+    return asked
+
+
+def hostname(pod: Object) -> str:
+    """At most 63 characters, as the kubelet cuts it."""
+    return str(pod["spec"].get("hostname") or name(pod))[:63].rstrip("-.")
+
+
+def _unique(items: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(i for i in items if i))
+
+
+def resolv_conf(pod: Object, dns: NodeDns) -> str:
+    """/etc/resolv.conf by dnsPolicy and dnsConfig, as the kubelet makes it."""
+    spec, space = pod["spec"], namespace(pod)
+    policy = spec.get("dnsPolicy", "ClusterFirst")
+    if policy == "ClusterFirst" and spec.get("hostNetwork"):
+        policy = "Default"
+    servers: list[str] = []
+    search: list[str] = []
+    options: dict[str, str | None] = {}
+    if policy in ("ClusterFirst", "ClusterFirstWithHostNet"):
+        servers = list(dns.nameservers)
+        search = [f"{space}.svc.{dns.domain}", f"svc.{dns.domain}", dns.domain]
+        options = {"ndots": "5"}
+    elif policy == "Default":
+        servers = list(dns.upstream)
+    extra = spec.get("dnsConfig") or {}
+    servers = _unique([*servers, *(extra.get("nameservers") or [])])
+    search = _unique([*search, *(extra.get("searches") or [])])
+    options |= {o["name"]: o.get("value") for o in extra.get("options") or []}
+    lines = [f"search {' '.join(search)}"] if search else []
+    lines += [f"nameserver {s}" for s in servers[:3]]
+    if options:
+        lines.append("options " + " ".join(k if v is None else f"{k}:{v}" for k, v in options.items()))
+    return "\n".join(lines) + "\n"
+
+
+def hosts(pod: Object, addresses: Sequence[str], domain: str) -> str:
+    """/etc/hosts with the pod's own name and its hostAliases."""
+    own = hostname(pod)
+    if pod["spec"].get("subdomain"):
+        own = f"{own}.{pod['spec']['subdomain']}.{namespace(pod)}.svc.{domain}\t{own}"
+    lines = ["# made by podwire for this pod", "127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    lines += [f"{address}\t{own}" for address in addresses]
+    lines += [f"{alias['ip']}\t{' '.join(alias.get('hostnames') or [])}" for alias in pod["spec"].get("hostAliases") or []]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,141 @@
+"""A pod's status from what its containers are doing: phase, conditions, container statuses. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from podwire_base.kube.conditions import condition
+from podwire_base.kube.meta import Object
+
+_NUMBERS = re.compile(r"\d+")
+BACKOFF_FIRST, BACKOFF_LAST, BACKOFF_RESET = 0.5, 300.0, 600.0
+
+
+def timestamp(now: float) -> str:
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(slots=True)
+class ContainerState:
+    """One container as the node agent knows it. Times are seconds since the epoch; 0 for "never"."""
+
+    name: str
+    image: str = ""
+    running_since: float = 0.0
+    waiting: str = "ContainerCreating"
+    message: str = ""
+    restarts: int = 0
+    exit_code: int | None = None
+    exit_signal: int = 0
+    finished: float = 0.0
+    last_started: float = 0.0
+    ready: bool = False
+    id: str = ""
+    previous: Object = field(default_factory=dict)
+
+    @property
+    def running(self) -> bool:
+        return self.running_since > 0
+
+
+def backoff(restarts: int) -> float:
+    """Seconds to wait before the next start: the first restart comes at once, then it doubles up to five minutes.
+
+    The kubelet starts at 10 s; a cluster on a laptop is more useful when a container that was killed is back at once.
+    """
+    return 0.0 if restarts <= 0 else min(BACKOFF_FIRST * 2 ** (restarts - 1), BACKOFF_LAST)
+
+
+def restart_wanted(policy: str, exit_code: int) -> bool:
+    return policy == "Always" or (policy == "OnFailure" and exit_code != 0)
+
+
+def _state(c: ContainerState) -> Object:
+    if c.running:
+        return {"running": {"startedAt": timestamp(c.running_since)}}
+    if c.waiting:
+        return {"waiting": {"reason": c.waiting, **({"message": c.message} if c.message else {})}}
+    return {"terminated": terminated(c)}
+
+
+def terminated(c: ContainerState) -> Object:
+    code = c.exit_code if c.exit_code is not None else 255
+    return {"exitCode": code, "reason": "Completed" if code == 0 else "Error", "startedAt": timestamp(c.last_started),
+            "finishedAt": timestamp(c.finished), **({"signal": c.exit_signal} if c.exit_signal else {})}
+
+
+def container_status(c: ContainerState) -> Object:
+    status: Object = {"name": c.name, "image": c.image, "imageID": "", "restartCount": c.restarts, "ready": c.ready,
+                      "started": c.running, "state": _state(c),
+                      "lastState": {"terminated": c.previous} if c.previous else {}}
+    if c.id:
+        status["containerID"] = f"podwire://{c.id}"
+    return status
+
+
+def phase(policy: str, states: list[ContainerState]) -> str:
+    """Pending, Running, Succeeded or Failed (core/v1 PodPhase)."""
+    if states and all(not c.running and not c.waiting and c.exit_code is not None for c in states) and policy != "Always":
+        if not any(c.exit_code for c in states):
+            return "Succeeded"
+        return "Failed" if policy == "Never" else "Running"  # OnFailure: it is about to be started again
+    if any(c.running or c.restarts or c.exit_code is not None for c in states):
+        return "Running"
+    return "Pending"
+
+
+def conditions(pod: Object, wanted: Mapping[str, tuple[bool, str, str]], now: float) -> list[Object]:
+    """type -> (status, reason, message) as conditions; a transition time changes only with the status."""
+    rows = [c for c in pod.get("status", {}).get("conditions") or [] if c.get("type") not in wanted]
+    for kind, (status, reason, message) in wanted.items():
+        text, before = str(status), condition(pod, kind)
+        since = before.get("lastTransitionTime") if before.get("status") == text else timestamp(now)
+        row: Object = {"type": kind, "status": text, "lastTransitionTime": since}
+        if reason:
+            row["reason"] = reason
+        if message:
+            row["message"] = message
+        rows.append(row)
+    return rows
+
+
+def new_words(before: Iterable[Object], after: Iterable[Object]) -> bool:
+    """Whether conditions say more than other numbers in the same messages. Numbers can wait for the next heartbeat: each change
+    of a Node wakes all that watch Nodes, on every machine."""
+
+    def words(rows: Iterable[Object]) -> list[tuple[str, ...]]:
+        return sorted((row["type"], row["status"], row.get("reason", ""), _NUMBERS.sub("#", row.get("message", "")))
+                      for row in rows)
+
+    return words(before) != words(after)
+
+
+def pod_status(pod: Object, init: list[ContainerState], states: list[ContainerState], addresses: list[str], host: str,
+               problem: str, now: float) -> Object:
+    """The whole status. problem: why the sandbox is not there, "" where it is."""
+    policy = pod["spec"].get("restartPolicy", "Always")
+    ready = bool(states) and all(c.ready for c in states)
+    done = all(not c.running and not c.waiting and c.exit_code == 0 for c in init)
+    unready = ", ".join(c.name for c in states if not c.ready)
+    gates = [g["conditionType"] for g in pod["spec"].get("readinessGates") or []]
+    closed = [g for g in gates if condition(pod, g).get("status") != "True"]
+    why = ("ContainersNotReady", f"containers not ready: {unready}") if not ready else \
+        ("ReadinessGatesNotReady", f"gates not true: {', '.join(closed)}") if closed else ("", "")
+    status: Object = {
+        "phase": phase(policy, states), "hostIP": host, "hostIPs": [{"ip": host}], "qosClass": "BestEffort",
+        "startTime": pod.get("status", {}).get("startTime") or timestamp(now),
+        "containerStatuses": [container_status(c) for c in states],
+        "conditions": conditions(pod, {
+            "PodScheduled": (True, "", ""),
+            "PodReadyToStartContainers": (not problem and bool(addresses), "", problem),
+            "Initialized": (done, "" if done else "ContainersNotInitialized", ""),
+            "ContainersReady": (ready, "" if ready else "ContainersNotReady", "" if ready else why[1]),
+            "Ready": (ready and not closed, *why)}, now)}
+    if init:
+        status["initContainerStatuses"] = [container_status(c) for c in init]
+    if addresses:
+        status |= {"podIP": addresses[0], "podIPs": [{"ip": a} for a in addresses]}
+    return status

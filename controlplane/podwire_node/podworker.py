@@ -1,0 +1,338 @@
+"""One pod's life on this node: sandbox, CNI, containers, restarts, deletion. One task a pod."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from podwire_base.kube.meta import Object, deleting, key, name, namespace, uid
+from podwire_base.role import logs
+
+from . import podspec, probes
+from .cni_runtime import Attachment, CniFailed, CniRuntime, addresses
+from .podspec import NodeDns, Refused
+from .podstatus import ContainerState, backoff, pod_status, restart_wanted, terminated
+from .runtime import ECHO_IN_POD, Container, Process, RuntimeFailed, Sandbox, echo_binary
+
+log = logs.get("node")
+_SANDBOX_RETRY_FIRST, _SANDBOX_RETRY_LAST = 0.1, 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class PodHost:
+    """What a worker needs of its node."""
+
+    run_dir: Path
+    node_address: str
+    dns: NodeDns
+    cni: CniRuntime
+    pause_command: list[str]
+    report: Callable[[Object, Object], Awaitable[None]]  # (pod, status)
+    gone: Callable[[Object], Awaitable[None]]
+    event: Callable[[Object, str, str, str], None]  # (pod, type, reason, message)
+
+
+class PodWorker:
+    """`update(pod)` with each version of the object; `run()` until the pod is gone."""
+
+    def __init__(self, pod: Object, host: PodHost) -> None:
+        self.pod, self.host = pod, host
+        self.sandbox = Sandbox(host.run_dir / "pods" / uid(pod))
+        self.addresses: list[str] = []
+        self.problem = ""
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._probes: dict[str, list[asyncio.Task[None]]] = {}
+        self._sent: Object = {}
+        self._news = asyncio.Event()
+        spec = pod["spec"]
+        self.init = [ContainerState(c["name"], c["image"], waiting="PodInitializing") for c in spec.get("initContainers") or []]
+        self.states = [ContainerState(c["name"], c["image"]) for c in spec["containers"]]
+        self._due: dict[str, float] = {}
+
+    # ---- events
+
+    def update(self, pod: Object) -> None:
+        self.pod = pod
+        self._wake.set()
+
+    def _background(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _wake_when_ended(self, process: Process) -> None:
+        await process.ended()
+        self._wake.set()
+
+    def _wake_at(self, when: float) -> None:
+        asyncio.get_running_loop().call_later(max(0.0, when - time.time()), self._wake.set)
+
+    # ---- the loop
+
+    async def run(self) -> None:
+        self._background(self._reporter())
+        try:
+            await self._live()
+            await self._teardown()
+            await self.host.gone(self.pod)
+        finally:
+            for task in [*self._tasks, *(t for group in self._probes.values() for t in group)]:
+                task.cancel()
+
+    async def _live(self) -> None:
+        delay = _SANDBOX_RETRY_FIRST
+        while not deleting(self.pod):
+            self._wake.clear()
+            try:
+                pause = await self._ensure_sandbox()
+                delay, self.problem = _SANDBOX_RETRY_FIRST, ""
+                await self._sync_containers(pause)
+            except (CniFailed, RuntimeFailed, OSError) as err:
+                if str(err) != self.problem:
+                    self.problem = str(err)
+                    log.warn("pod cannot start", pod=key(self.pod), error=self.problem)
+                    self.host.event(self.pod, "Warning", "FailedCreatePodSandBox", self.problem)
+                self._wake_at(time.time() + delay)
+                delay = min(delay * 2, _SANDBOX_RETRY_LAST)
+            self._report()
+            await self._wake.wait()
+
+    # ---- sandbox
+
+    def _attachment(self, netns: str) -> Attachment:
+        """For DEL: what was asked for at ADD is remembered there, and annotations may have changed since."""
+        return Attachment(self.sandbox.id, netns, namespace(self.pod), name(self.pod), uid(self.pod))
+
+    def _asking(self, netns: str) -> Attachment:
+        """For ADD. Raises CniFailed where the pod asks for something that cannot be."""
+        try:
+            asked = {"portMappings": podspec.host_ports(self.pod), "bandwidth": podspec.bandwidth(self.pod)}
+        except Refused as err:
+            raise CniFailed(7, str(err)) from None
+        return dataclasses.replace(self._attachment(netns), capabilities={
+            capability: value for capability, value in asked.items() if value})
+
+    async def _ensure_sandbox(self) -> Process:
+        """The pause process with its network; a lost one is replaced, and its containers with it."""
+        pause, facts = self.sandbox.process(), self.sandbox.facts()
+        if pause and facts.get("addresses"):
+            if not self.addresses:  # a node agent that was restarted finds its pod as it was
+                self.addresses = facts["addresses"]
+                self._background(self._wake_when_ended(pause))
+            return pause
+        own_net = not self.pod["spec"].get("hostNetwork")
+        if self.sandbox.id:
+            await self._stop_containers(0)
+            await self.sandbox.stop()
+            if own_net:
+                await self.host.cni.delete(self._attachment(""))
+        self.addresses = []
+        self.sandbox.describe(name=name(self.pod), namespace=namespace(self.pod), uid=uid(self.pod), addresses=[],
+                              containers=[c["name"] for c in self.pod["spec"]["containers"]])
+        pause = await self.sandbox.start(podspec.hostname(self.pod), self.host.pause_command, share_net=not own_net)
+        try:
+            found = addresses(await self.host.cni.add(self._asking(f"/proc/{pause.pid}/ns/net"))) if own_net else \
+                [self.host.node_address]
+        except BaseException:
+            await self.sandbox.stop()
+            raise
+        self.sandbox.describe(addresses=found, pid=pause.pid)
+        self.addresses = found
+        self._background(self._wake_when_ended(pause))
+        log.info("sandbox started", pod=key(self.pod), pause=pause.pid, addresses=found)
+        return pause
+
+    # ---- containers
+
+    async def _sync_containers(self, pause: Process) -> None:
+        spec = self.pod["spec"]
+        for state, container in zip(self.init, spec.get("initContainers") or [], strict=True):
+            if not await self._sync_init(pause, state, container):
+                return
+        for state, container in zip(self.states, spec["containers"], strict=True):
+            await self._sync_one(pause, state, container, spec.get("restartPolicy", "Always"))
+
+    async def _sync_init(self, pause: Process, state: ContainerState, container: Object) -> bool:
+        """Init containers run one after the other, each until it succeeds. True when this one has."""
+        if state.exit_code == 0 and not state.running:
+            return True
+        policy = "OnFailure" if self.pod["spec"].get("restartPolicy", "Always") == "Always" else "Never"
+        await self._sync_one(pause, state, container, policy)
+        return state.exit_code == 0 and not state.running
+
+    def _observe(self, state: ContainerState, box: Container, container: Object) -> None:
+        """Bring the state up to what the runtime's files say."""
+        watcher = box.running()
+        if watcher and not state.running:  # found by a restarted node agent
+            state.running_since = state.last_started = box.since()
+            state.restarts, state.waiting, state.id = box.restarts(), "", self.sandbox.id[:12] + "-" + box.name
+            self._began(state, container, watcher)
+        elif not watcher and (state.running or (state.waiting and box.exit() and state.exit_code is None)):
+            ended = box.exit() or {"code": 137, "signal": 9, "finished": time.time()}
+            state.exit_code, state.exit_signal, state.finished = ended["code"], ended["signal"], ended["finished"]
+            state.last_started = state.running_since or box.since()
+            state.running_since, state.ready, state.waiting = 0.0, False, ""
+            state.restarts = box.restarts()
+            state.previous = terminated(state)
+            for task in self._probes.pop(state.name, []):
+                task.cancel()
+            log.info("container ended", pod=key(self.pod), container=state.name, exit=state.exit_code)
+            if state.exit_code and not deleting(self.pod):
+                word = box.last_words()
+                self.host.event(self.pod, "Warning", "BackOff" if state.restarts else "Failed",
+                                f"container {state.name} ended with status {state.exit_code}" + (f": {word}" if word else ""))
+
+    async def _sync_one(self, pause: Process, state: ContainerState, container: Object, policy: str) -> None:
+        box = Container(self.sandbox, state.name)
+        self._observe(state, box, container)
+        if state.running or (state.exit_code is not None and not restart_wanted(policy, state.exit_code)):
+            return
+        now = time.time()
+        if state.exit_code is not None and state.name not in self._due:
+            steady = state.finished - state.last_started > 600
+            self._due[state.name] = now + (0 if steady else backoff(state.restarts))
+        if now < self._due.get(state.name, 0):
+            state.waiting, state.message = "CrashLoopBackOff", f"back-off {self._due[state.name] - now:.1f} s"
+            self._wake_at(self._due[state.name])
+            return
+        await self._start(pause, state, container, box)
+
+    async def _start(self, pause: Process, state: ContainerState, container: Object, box: Container) -> None:
+        again = state.exit_code is not None
+        self._due.pop(state.name, None)
+        try:
+            env = podspec.environment(self.pod, container, self.addresses[0], self.host.node_address)
+            words = podspec.command(container, env, ECHO_IN_POD if echo_binary() else None)
+            tmpfs = podspec.volumes(self.pod, container)
+        except Refused as err:
+            if state.message != str(err):
+                self.host.event(self.pod, "Warning", err.reason, f"container {state.name}: {err}")
+            state.waiting, state.message = err.reason, str(err)
+            return
+        files = {"/etc/hosts": podspec.hosts(self.pod, self.addresses, self.host.dns.domain),
+                 "/etc/resolv.conf": podspec.resolv_conf(self.pod, self.host.dns),
+                 "/etc/hostname": podspec.hostname(self.pod) + "\n"}
+        if again:
+            state.restarts += 1
+            box.set_restarts(state.restarts)
+        watcher = await box.start(pause, words, env, container.get("workingDir") or "/", files, tmpfs)
+        state.running_since = state.last_started = box.since()
+        state.waiting = state.message = ""
+        state.id = self.sandbox.id[:12] + "-" + state.name
+        self._began(state, container, watcher)
+        log.info("container started", pod=key(self.pod), container=state.name, restarts=state.restarts)
+
+    def _began(self, state: ContainerState, container: Object, watcher: Process) -> None:
+        self._background(self._wake_when_ended(watcher))
+        readiness, liveness = container.get("readinessProbe"), container.get("livenessProbe")
+        state.ready = readiness is None
+
+        async def run(words: list[str], _limit: float) -> int:
+            return await exec_in(Container(self.sandbox, state.name), words)
+
+        def on_ready(healthy: bool) -> None:
+            state.ready = healthy
+            self._wake.set()
+
+        def on_live(healthy: bool) -> None:
+            if not healthy:
+                self.host.event(self.pod, "Warning", "Unhealthy", f"container {state.name} failed its liveness probe")
+                self._background(Container(self.sandbox, state.name).stop(0))
+
+        pairs = ((readiness, on_ready), (liveness, on_live))
+        self._probes[state.name] = [self._background(probes.watch(probe, container, self.addresses[0], run, changed))
+                                    for probe, changed in pairs if probe]
+
+    async def _stop_containers(self, grace: float) -> None:
+        specs = [*(self.pod["spec"].get("initContainers") or []), *self.pod["spec"]["containers"]]
+        await asyncio.gather(*(self._stop_one(spec, grace) for spec in specs))
+        for state, container in zip(self.states, self.pod["spec"]["containers"], strict=True):
+            self._observe(state, Container(self.sandbox, state.name), container)
+
+    async def _stop_one(self, container: Object, grace: float) -> None:
+        """preStop first, then SIGTERM; both within the grace period (core/v1 Lifecycle)."""
+        box, begin = Container(self.sandbox, container["name"]), time.monotonic()
+        action = (container.get("lifecycle") or {}).get("preStop") if grace > 0 and box.running() else None
+        if action:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await probes.act(action, container, self.addresses[0] if self.addresses else "",
+                                     lambda words, _limit: exec_in(box, words))
+        await box.stop(max(0.0, grace - (time.monotonic() - begin)))
+
+    # ---- the end
+
+    async def _teardown(self) -> None:
+        grace = float(self.pod["metadata"].get("deletionGracePeriodSeconds") or 0)
+        self._report()
+        stop_early = asyncio.create_task(self._hurry())
+        await self._stop_containers(grace)
+        stop_early.cancel()
+        netns, delay = self.sandbox.process(), _SANDBOX_RETRY_FIRST
+        while not self.pod["spec"].get("hostNetwork") and self.sandbox.id:
+            try:
+                await self.host.cni.delete(self._attachment(f"/proc/{netns.pid}/ns/net" if netns else ""))
+                break
+            except (CniFailed, OSError) as err:
+                log.warn("pod's network cannot be removed yet", pod=key(self.pod), error=str(err))
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, _SANDBOX_RETRY_LAST)
+        await self.sandbox.stop()
+        self.sandbox.remove()
+        log.info("pod removed", pod=key(self.pod))
+
+    async def _hurry(self) -> None:
+        """A second deletion with a shorter grace period cuts the wait short."""
+        while True:
+            self._wake.clear()
+            await self._wake.wait()
+            if self.pod["metadata"].get("deletionGracePeriodSeconds") == 0:
+                await self._stop_containers(0)
+                return
+
+    async def _reporter(self) -> None:
+        """Sends the newest status. A task of its own: containers restart while the API server is away."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            await self.host.report(self.pod, self._sent)
+
+    def _report(self) -> None:
+        status = pod_status(self.pod, self.init, self.states, self.addresses, self.host.node_address, self.problem, time.time())
+        if deleting(self.pod):
+            for row in status["conditions"]:
+                if row["type"] in ("Ready", "ContainersReady") and row["status"] == "True" and not status.get("podIP"):
+                    row["status"] = "False"
+        if status != self._sent:
+            self._sent = status
+            self._news.set()
+
+
+async def exec_in(box: Container, words: list[str]) -> int:
+    """Run a command in a container's namespaces, output discarded; returns its exit status."""
+    process = box.main_process()
+    if process is None or not process.alive or not words:
+        return 126
+    child = await asyncio.create_subprocess_exec(
+        *enter_command(process.pid), *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL, env={"PATH": podspec.PATH})
+    try:
+        return await child.wait()
+    except asyncio.CancelledError:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, 9)
+        raise
+
+
+def enter_command(pid: int) -> list[str]:
+    """argv prefix that runs a command beside process `pid`: same network, mounts, names, processes and root."""
+    return ["nsenter", f"--target={pid}", "--net", "--mount", "--uts", "--ipc", "--pid", "--root", "--wd", "--"]

@@ -1,0 +1,87 @@
+"""Container probes (core/v1 Probe): HTTP, TCP and exec, from the node, at their period, with their thresholds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+
+from podwire_base.kube.meta import Object
+
+Exec = Callable[[list[str], float], Awaitable[int]]
+
+
+def port_number(container: Object, wanted: int | str) -> int:
+    """A probe's port: a number, or the name of one of the container's ports. Raises ValueError."""
+    if isinstance(wanted, int):
+        return wanted
+    for port in container.get("ports") or []:
+        if port.get("name") == wanted:
+            return int(port["containerPort"])
+    return int(wanted)
+
+
+async def once(probe: Object, container: Object, address: str, run: Exec) -> bool:
+    """One attempt. Anything but a clear success within timeoutSeconds is a failure."""
+    limit = float(probe.get("timeoutSeconds") or 1)
+    try:
+        async with asyncio.timeout(limit):
+            if action := probe.get("exec"):
+                return await run(list(action.get("command") or []), limit) == 0
+            if action := probe.get("tcpSocket"):
+                _, writer = await asyncio.open_connection(action.get("host") or address,
+                                                          port_number(container, action["port"]))
+                writer.close()
+                return True
+            if action := probe.get("httpGet"):
+                return await _http(action, container, address)
+    except (TimeoutError, OSError, ValueError, KeyError, aiohttp.ClientError):
+        return False
+    return True
+
+
+async def act(action: Object, container: Object, address: str, run: Exec) -> None:
+    """A lifecycle handler: sleep, exec or httpGet. Its failure does not stop the pod's end."""
+    if sleep := action.get("sleep"):
+        await asyncio.sleep(float(sleep.get("seconds") or 0))
+        return
+    try:
+        if command := action.get("exec"):
+            await run(list(command.get("command") or []), 0.0)
+        elif get := action.get("httpGet"):
+            await _http(get, container, address)
+    except (OSError, ValueError, KeyError, aiohttp.ClientError):
+        return
+
+
+async def _http(action: Object, container: Object, address: str) -> bool:
+    host = str(action.get("host") or address)
+    scheme = str(action.get("scheme") or "HTTP").lower()
+    bracketed = f"[{host}]" if ":" in host else host
+    url = f"{scheme}://{bracketed}:{port_number(container, action['port'])}{action.get('path') or '/'}"
+    headers = {h["name"]: h["value"] for h in action.get("httpHeaders") or []}
+    async with aiohttp.ClientSession() as session, session.get(url, headers=headers, ssl=False,
+                                                               allow_redirects=False) as answer:
+        return 200 <= answer.status < 400
+
+
+async def watch(probe: Object, container: Object, address: str, run: Exec, changed: Callable[[bool], None]) -> None:
+    """Until cancelled: `changed(healthy)` at each turn that successThreshold or failureThreshold confirms."""
+    await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
+    successes = failures = 0
+    state: bool | None = None
+    while True:
+        if await once(probe, container, address, run):
+            successes, failures = successes + 1, 0
+        else:
+            successes, failures = 0, failures + 1
+        now = state
+        if successes >= int(probe.get("successThreshold") or 1):
+            now = True
+        elif failures >= int(probe.get("failureThreshold") or 3):
+            now = False
+        if now is not None and now is not state:
+            state = now
+            changed(now)
+        await asyncio.sleep(float(probe.get("periodSeconds") or 10))

@@ -1,0 +1,238 @@
+"""The `netns` runtime: sandboxes are pause processes that hold namespaces, containers are processes inside them.
+
+Everything about a pod is in `<run_dir>/pods/<uid>/`: a node agent that restarts finds its pods there, with pid and start
+time, and nothing in them notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import shim
+
+_START_TIMEOUT = 10.0
+ECHO_IN_POD = "/usr/local/bin/podwire-echo"
+
+
+class RuntimeFailed(Exception):
+    """A sandbox or container could not be started; the text says why."""
+
+
+def running(pid: int) -> int:
+    """Start time (clock ticks) of a process that runs; 0 where it has ended, also while nobody has waited for it."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+        return 0 if fields[0] in "ZX" else int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process by pid and start time, so that a reused pid is never taken for it."""
+
+    pid: int
+    started: int
+
+    @property
+    def alive(self) -> bool:
+        return running(self.pid) == self.started
+
+    def signal(self, number: int) -> None:
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    async def ended(self) -> None:
+        """Wait until it is gone. Works for processes that are not our children (pidfd)."""
+        try:
+            fd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            if not self.alive:
+                return
+            loop, done = asyncio.get_running_loop(), asyncio.Event()
+            loop.add_reader(fd, done.set)
+            try:
+                await done.wait()
+            finally:
+                loop.remove_reader(fd)
+        finally:
+            os.close(fd)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, os.WNOHANG)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """A file of the shim; None where it is absent or not whole."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    except (OSError, ValueError):
+        return None
+
+
+def echo_binary() -> Path | None:
+    path = Path(__file__).parent / "native" / "bin" / "podwire-echo"
+    return path if os.access(path, os.X_OK) else None
+
+
+async def _spawn_shim(spec_file: Path, spec: dict[str, Any], state: Path) -> dict[str, Any]:
+    """Start a shim and wait until it says that its namespaces are up; its stderr is kept beside the spec."""
+    shim.write(str(spec_file), spec)
+    state.unlink(missing_ok=True)
+    errors = spec_file.with_suffix(".err")
+    with errors.open("wb") as sink:
+        process = await asyncio.create_subprocess_exec(sys.executable, "-ISE", shim.__file__, str(spec_file),
+                                                       stdin=asyncio.subprocess.DEVNULL, stdout=sink, stderr=sink)
+    end = time.monotonic() + _START_TIMEOUT
+    while time.monotonic() < end:
+        found = read(state)
+        if found is not None:
+            return found
+        if process.returncode is not None:
+            break
+        await asyncio.sleep(0.002)
+    text = errors.read_text(errors="replace").strip().splitlines()
+    raise RuntimeFailed(text[-1] if text else f"the shim did not start within {_START_TIMEOUT:.0f} s")
+
+
+class Sandbox:
+    """One pod's directory, pause process and namespaces."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.state = directory / "sandbox.json"
+
+    def process(self) -> Process | None:
+        """The pause process, None where it is not running."""
+        found = read(self.state)
+        if found is None:
+            return None
+        process = Process(found["pid"], found["started"])
+        return process if process.alive else None
+
+    @property
+    def id(self) -> str:
+        """The sandbox's id, which the CNI plugins know it by."""
+        return str((read(self.directory / "pod.json") or {}).get("sandbox", ""))
+
+    def describe(self, **fields: Any) -> None:
+        """Keep facts about the pod for a later node agent, and for `podwire exec`."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        shim.write(str(self.directory / "pod.json"), {**(read(self.directory / "pod.json") or {}), **fields})
+
+    def facts(self) -> dict[str, Any]:
+        return read(self.directory / "pod.json") or {}
+
+    async def start(self, hostname: str, command: list[str], *, share_net: bool) -> Process:
+        """A new pause process with namespaces of its own. Raises RuntimeFailed."""
+        self.describe(sandbox=uuid.uuid4().hex)
+        spec = {"kind": "sandbox", "hostname": hostname, "share_net": share_net, "command": command,
+                "state": str(self.state)}
+        found = await _spawn_shim(self.directory / "sandbox.spec", spec, self.state)
+        return Process(found["pid"], found["started"])
+
+    async def stop(self) -> None:
+        process = self.process()
+        if process:
+            process.signal(signal.SIGKILL)
+            await process.ended()
+        self.state.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Container:
+    """One container of a sandbox, by name; its files survive the node agent."""
+
+    def __init__(self, sandbox: Sandbox, name: str) -> None:
+        self.directory = sandbox.directory / "containers" / name
+        self.name = name
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log"
+
+    def running(self) -> Process | None:
+        """The shim of the running container (it ends when the container has ended and its exit is on disk)."""
+        found = read(self.directory / "state.json")
+        if found is None:
+            return None
+        process = Process(found["shim"], found["shim_started"])
+        return process if process.alive else None
+
+    def main_process(self) -> Process | None:
+        found = read(self.directory / "state.json")
+        return Process(found["pid"], found["started"]) if found else None
+
+    def since(self) -> float:
+        return float((read(self.directory / "state.json") or {}).get("since", 0))
+
+    def exit(self) -> dict[str, Any] | None:
+        """{"code", "signal", "finished"} of the last run, None while there is none."""
+        return read(self.directory / "exit.json")
+
+    def last_words(self) -> str:
+        """The last line of its log, "" where there is none."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - 4096))
+                lines = file.read().decode(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1].split(" ", 3)[-1][:300] if lines else ""
+
+    def restarts(self) -> int:
+        return int((read(self.directory / "restarts.json") or {}).get("count", 0))
+
+    def set_restarts(self, count: int) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        shim.write(str(self.directory / "restarts.json"), {"count": count})
+
+    async def start(self, pause: Process, command: list[str], env: dict[str, str], cwd: str, files: dict[str, str],
+                    tmpfs: list[str]) -> Process:
+        """Start it in the sandbox's namespaces. files: path in the container -> content. Raises RuntimeFailed."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "root").mkdir(exist_ok=True)
+        (self.directory / "exit.json").unlink(missing_ok=True)
+        binds = []
+        for path, text in files.items():
+            source = self.directory / path.strip("/").replace("/", "_")
+            source.write_text(text)
+            binds.append([str(source), path, "rw"])
+        if echo := echo_binary():
+            binds.append([str(echo), ECHO_IN_POD, "ro"])
+        spec = {"kind": "container", "pause": pause.pid, "root": str(self.directory / "root"), "lower": "/",
+                "command": command, "env": env, "cwd": cwd, "binds": binds, "tmpfs": tmpfs, "log": str(self.log),
+                "state": str(self.directory / "state.json"), "exit": str(self.directory / "exit.json")}
+        found = await _spawn_shim(self.directory / "container.spec", spec, self.directory / "state.json")
+        return Process(found["shim"], found["shim_started"])
+
+    async def stop(self, grace: float) -> None:
+        """SIGTERM, then SIGKILL after `grace` seconds; returns when it is gone."""
+        process, watcher = self.main_process(), self.running()
+        if process is None or watcher is None:
+            return
+        if grace > 0:
+            process.signal(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace):  # not wait_for: in Python 3.11 it can swallow a cancellation
+                    await watcher.ended()
+        if process.alive:
+            process.signal(signal.SIGKILL)
+        await watcher.ended()
