@@ -62,7 +62,7 @@ class Cluster:
         self.info = NodeInfo("n1", ("172.30.0.11",), "", ("10.128.0.0/9", "10.244.0.0/16"), ("10.64.0.0/12", "10.96.0.0/16"))
         name, _, variant = (backend or "nftables").partition("-")
         self.tracker = Tracker(self.info)
-        self.programmer = backends.choose(name, variant or "auto").programmer(self.info, fd)
+        self.proxier = backends.choose(name, variant or "auto").proxier(self.info, fd)
         self.objects = [(self.service(i), self.slice(i)) for i in range(count)]
         self.verdicts = 0
 
@@ -84,13 +84,13 @@ class Cluster:
             self.tracker.service(f"default/{service['metadata']['name']}", service)
             self.tracker.slice(f"default/{found['metadata']['name']}", found)
         self.tracker.flush()
-        self.programmer.sync(self.tracker.dataplane, None)
+        self.proxier.sync(self.tracker.dataplane, None)
         return (time.perf_counter() - started) * 1000
 
     def change(self, i: int, obj: dict[str, Any]) -> float:
         started = time.perf_counter()
         self.tracker.slice(f"default/s{i}-1", obj)
-        self.verdicts += self.programmer.sync(self.tracker.dataplane, self.tracker.flush()).verdicts
+        self.verdicts += self.proxier.sync(self.tracker.dataplane, self.tracker.flush()).verdicts
         return (time.perf_counter() - started) * 1000
 
 
@@ -111,7 +111,7 @@ def measure(what: str, count: int, size: int) -> dict[str, float]:
                     cluster.tracker.service(f"default/{service['metadata']['name']}", service)
                     cluster.tracker.slice(f"default/{found['metadata']['name']}", found)
             cluster.tracker.flush()
-            cluster.programmer.sync(cluster.tracker.dataplane, None)
+            cluster.proxier.sync(cluster.tracker.dataplane, None)
             return {"value": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "before": base / 1024}
         cpu = time.process_time()
         took = cluster.load()
@@ -120,18 +120,18 @@ def measure(what: str, count: int, size: int) -> dict[str, float]:
             return {"value": took, "cpu": cpu}
         gc.freeze()
         if what == "restart":
-            from podwire_proxy.nftables.apply import Programmer
+            from podwire_proxy.nftables.apply import Proxier
 
             started = time.perf_counter()
-            done = Programmer(cluster.info, cluster.fd).sync(cluster.tracker.dataplane, None)
+            done = Proxier(cluster.info, cluster.fd).sync(cluster.tracker.dataplane, None)
             assert done.operations == 0, "a restart writes nothing"
             return {"value": (time.perf_counter() - started) * 1000}
         if what == "churn":
             return churned(cluster)
-        turns = 10 if backend else 200  # iptables hands whole tables to the kernel
+        keyedlock = 10 if backend else 200  # iptables hands whole tables to the kernel
         times = sorted(cluster.change(n * 37 % count, cluster.slice(n * 37 % count, 1_000_000 + n if what == "change" else 0,
-                                                                    int(what == "scale"))) for n in range(turns))
-        return {"value": times[turns // 2], "p99": times[int(turns * 0.985)], "verdicts": cluster.verdicts / turns}
+                                                                    int(what == "scale"))) for n in range(keyedlock))
+        return {"value": times[keyedlock // 2], "p99": times[int(keyedlock * 0.985)], "verdicts": cluster.verdicts / keyedlock}
 
 
 def churned(cluster: Cluster) -> dict[str, float]:
@@ -143,7 +143,7 @@ def churned(cluster: Cluster) -> dict[str, float]:
             moved = 1_000_000 + n % 8192  # addresses come back, as those of pods do
             yield f"default/s{i}-1", cluster.slice(i, moved, n // cluster.count % 2 + 1 if n % 4 == 0 else 0)
 
-    return churn(cluster.tracker, cluster.programmer, changes(), 60_000, 1000).figures()
+    return churn(cluster.tracker, cluster.proxier, changes(), 60_000, 1000).figures()
 
 
 def kube_proxy(count: int, size: int) -> float:

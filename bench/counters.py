@@ -96,13 +96,13 @@ def endpoint_change(_: Path) -> Counts:
 
     cluster = Cluster(None, 1_000, 10)
     cluster.load()
-    cluster.programmer.sweep()
+    cluster.proxier.sweep()
 
     def change(number: int, moved: int) -> Any:
         cluster.tracker.slice(f"default/s{number}-1", cluster.slice(number, moved))
         changed = cluster.tracker.flush()
-        cluster.programmer.sync(cluster.tracker.dataplane, changed)
-        cluster.programmer.sweep()
+        cluster.proxier.sync(cluster.tracker.dataplane, changed)
+        cluster.proxier.sweep()
 
     change(1, 100_000)
     mark(BEGIN)

@@ -14,7 +14,7 @@ from lab.serviceworld import World, ask
 from podwire_base.kube.meta import Object
 from podwire_proxy.changes import Tracker
 from podwire_proxy.nftables import layout
-from podwire_proxy.nftables.apply import Programmer
+from podwire_proxy.nftables.apply import Proxier
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -32,11 +32,11 @@ class Stage:
 
     def __init__(self, world: World, seconds: int = 600) -> None:
         self.world, self.tracker = world, Tracker(s.INFO)
-        self.programmer = Programmer(s.INFO, world.node.fd)
+        self.proxier = Proxier(s.INFO, world.node.fd)
         self.tracker.service("default/my-service", sticky(seconds))
         self.put(*PODS)
         self.tracker.flush()
-        self.programmer.sync(self.tracker.dataplane, None)
+        self.proxier.sync(self.tracker.dataplane, None)
 
         def addresses(ipr: object) -> None:
             for client in CLIENTS:
@@ -49,7 +49,7 @@ class Stage:
 
     def sync(self, *ips: str) -> None:
         self.put(*ips)
-        self.programmer.sync(self.tracker.dataplane, self.tracker.flush())
+        self.proxier.sync(self.tracker.dataplane, self.tracker.flush())
 
     def homes(self) -> dict[str, str]:
         """Where each client gets to."""
@@ -88,30 +88,30 @@ def test_only_the_clients_of_an_endpoint_that_goes_are_moved(world: World) -> No
         assert gone not in after.values()
         assert {c: home for c, home in after.items() if before[c] != gone} == {
             c: home for c, home in before.items() if home != gone}
-        stage.programmer.sweep()
+        stage.proxier.sweep()
         assert stage.homes() == after
         stage.sync(*PODS)
         before = after
         assert stage.homes() == before, "an endpoint that comes takes no client away"
-    stage.programmer.close()
+    stage.proxier.close()
 
 
 def test_a_restart_forgets_nobody_and_cleans_what_went_meanwhile(world: World) -> None:
     stage = Stage(world)
     before = stage.homes()
-    stage.programmer.close()
-    stage.programmer = Programmer(s.INFO, world.node.fd)
-    assert stage.programmer.sync(stage.tracker.dataplane, None).operations == 0
+    stage.proxier.close()
+    stage.proxier = Proxier(s.INFO, world.node.fd)
+    assert stage.proxier.sync(stage.tracker.dataplane, None).operations == 0
     assert stage.homes() == before
-    stage.programmer.close()
+    stage.proxier.close()
     stage.put(s.POD_B, s.POD_C)
     stage.tracker.flush()
-    stage.programmer = Programmer(s.INFO, world.node.fd)
-    stage.programmer.sync(stage.tracker.dataplane, None)
+    stage.proxier = Proxier(s.INFO, world.node.fd)
+    stage.proxier.sync(stage.tracker.dataplane, None)
     after = stage.homes()
     assert s.POD_A not in after.values()
     assert all(after[c] == home for c, home in before.items() if home != s.POD_A)
-    stage.programmer.close()
+    stage.proxier.close()
 
 
 def test_the_timeout_counts_from_the_last_connection(world: World) -> None:
@@ -130,7 +130,7 @@ def test_the_timeout_counts_from_the_last_connection(world: World) -> None:
     for _ in range(3):
         until(later, "a connection begins the time anew")
     assert stage.remembered() == 1
-    stage.programmer.close()
+    stage.proxier.close()
 
 
 def test_a_client_is_forgotten_after_the_timeout(world: World) -> None:
@@ -138,7 +138,7 @@ def test_a_client_is_forgotten_after_the_timeout(world: World) -> None:
     ask(world.outside, s.VIP, s.PORT, src=CLIENTS[0])
     assert stage.remembered() == 1
     until(lambda: not stage.remembered(), "it is forgotten", 20)
-    stage.programmer.close()
+    stage.proxier.close()
 
 
 def test_a_service_that_goes_leaves_neither_chains_nor_clients(world: World) -> None:
@@ -147,10 +147,10 @@ def test_a_service_that_goes_leaves_neither_chains_nor_clients(world: World) -> 
     stage.homes()
     assert len(stage.chains()) == 2
     stage.tracker.service("default/my-service", None)
-    stage.programmer.sync(stage.tracker.dataplane, stage.tracker.flush())
-    stage.programmer.sweep()
+    stage.proxier.sync(stage.tracker.dataplane, stage.tracker.flush())
+    stage.proxier.sweep()
     assert (stage.remembered(), stage.chains()) == (0, [])
-    stage.programmer.close()
+    stage.proxier.close()
 
 
 def test_a_full_memory_still_balances(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,4 +158,4 @@ def test_a_full_memory_still_balances(world: World, monkeypatch: pytest.MonkeyPa
     stage = Stage(world)
     assert set(stage.homes().values()) == set(PODS), "every client is served"
     assert 0 < stage.remembered() < len(CLIENTS)
-    stage.programmer.close()
+    stage.proxier.close()

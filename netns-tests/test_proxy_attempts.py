@@ -55,16 +55,16 @@ class Site:
         self.node = s.Scenario("", (), {}, s.INFO).v6().node if v6 else s.INFO
         self.tracker = Tracker(self.node)
         self.backend = backends.choose(backend, variant)
-        self.programmer = self.backend.programmer(self.node, world.node.fd)
+        self.proxier = self.backend.proxier(self.node, world.node.fd)
         self.stack = contextlib.ExitStack()
         self.stack.callback(self.clean)
         self.tracker.flush()
-        self.programmer.sync(self.tracker.dataplane, None)
-        self.programmer.sweep()
+        self.proxier.sync(self.tracker.dataplane, None)
+        self.proxier.sweep()
         self.serve()
 
     def clean(self) -> None:
-        self.programmer.close()
+        self.proxier.close()
         self.backend.cleanup(self.world.node.fd)
 
     def at(self, ip: str) -> str:
@@ -79,8 +79,8 @@ class Site:
         found: list[Object] = [endpoint(self.at(ip), s.NODE if ip == s.POD_B else "n2") for ip in ips]
         self.tracker.slice("web-1", endpoint_slice("web", found, [("", "TCP", s.TARGET)], family="IPv6" if self.v6 else "IPv4"))
         delta = self.tracker.flush()
-        self.programmer.sync(self.tracker.dataplane, None if full else delta)
-        return self.programmer.sweep()
+        self.proxier.sync(self.tracker.dataplane, None if full else delta)
+        return self.proxier.sweep()
 
     def dial(self, client: str, ip: str, number: int) -> socket.socket:
         """A connection attempt that is under way; its SYN is sent."""
@@ -136,8 +136,8 @@ def test_an_attempt_moves_on_also_when_no_proxy_saw_its_endpoint_go(world: World
     with site.stack:
         site.endpoints(s.POD_B)
         attempt = site.dial(s.POD_A, s.VIP, s.PORT)
-        site.programmer.close()
-        site.programmer = site.backend.programmer(site.node, world.node.fd)
+        site.proxier.close()
+        site.proxier = site.backend.proxier(site.node, world.node.fd)
         assert site.endpoints(s.POD_C, full=True).opening == 1
         assert servers([attempt]) == [s.POD_C]
 

@@ -164,7 +164,7 @@ def unplug(world: L2World, node: Node) -> None:
 def took(packets: list[Packet], ip: str, old: str, *, cut: bool) -> float | None:
     """Seconds from the owner's end to the first connection through another node, as the client's link saw them; None: not yet.
 
-    Told by what they did meanwhile, the beats of whoever of the others got least time, and the client's attempts: a clock goes
+    DeduplicatedLog by what they did meanwhile, the beats of whoever of the others got least time, and the client's attempts: a clock goes
     on while a machine gives them none. cut: the end is that of the contact with the API server; who judges must have some.
     """
     beats = [(at, p.src, beat) for at, p in enumerate(packets)

@@ -25,7 +25,7 @@ from podwire.main import cli
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.nft.fake import FakeConnection
 from podwire_proxy.decide import DROP, PASS, Outcome, Packet, Verdict
-from podwire_proxy.model import LOCALHOST, Backend
+from podwire_proxy.model import LOCALHOST, Destination
 from podwire_proxy.nftables.apply import route_localnet
 from podwire_proxy.nftables.layout import Layout
 from podwire_proxy.nftables.plan import Planner
@@ -69,7 +69,7 @@ def observed(world: World, packet: Packet, outcome: Outcome) -> Outcome:
         return Outcome(verdicts.pop())
     if {a.server for a in answers} == {(packet.dst, packet.port)} and {a.peer for a in answers} == {packet.src}:
         return PASS
-    return Outcome(Verdict.FORWARD, frozenset((Backend(*a.server), a.peer != packet.src) for a in answers))
+    return Outcome(Verdict.FORWARD, frozenset((Destination(*a.server), a.peer != packet.src) for a in answers))
 
 
 def verdict(answer: Answer) -> Verdict:

@@ -22,7 +22,7 @@ from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kube.meta import Object, key
 from podwire_proxy.changes import Tracker
 from podwire_proxy.ctnetlink import Conntrack
-from podwire_proxy.nftables.apply import Programmer
+from podwire_proxy.nftables.apply import Proxier
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -118,7 +118,7 @@ def test_killed_at_any_moment_of_a_sync_the_next_start_converges(world: World) -
         made.flush()
         return made
 
-    first = Programmer(s.INFO, world.node.fd)
+    first = Proxier(s.INFO, world.node.fd)
     first.sync(tracker(CALM, CALM_SLICE).dataplane, None)
     whole = first.sync(tracker(CALM, CALM_SLICE, *busy(0)).dataplane, None).elements + 40
     first.sweep()
@@ -129,17 +129,17 @@ def test_killed_at_any_moment_of_a_sync_the_next_start_converges(world: World) -
             for after in itertools.count():
                 def work(step: int = step) -> None:
                     live = tracker(CALM, CALM_SLICE, *busy(step - 1))
-                    programmer = Programmer(s.INFO, world.node.fd)
-                    programmer.sync(live.dataplane, None)
+                    proxier = Proxier(s.INFO, world.node.fd)
+                    proxier.sync(live.dataplane, None)
                     for obj in busy(step):
                         (live.service if obj["kind"] == "Service" else live.slice)(key(obj), obj)
-                    programmer.sync(live.dataplane, live.flush())
-                    programmer.sweep()
+                    proxier.sync(live.dataplane, live.flush())
+                    proxier.sweep()
 
                 ask(world.client(s.POD_A), s.VIP, 53, "UDP", timeout=0.05)  # a flow that the change may leave behind
                 died = crash(after, work)
                 crashes += died
-                again = Programmer(s.INFO, world.node.fd)
+                again = Proxier(s.INFO, world.node.fd)
                 plane = tracker(CALM, CALM_SLICE, *busy(step)).dataplane
                 repaired = again.sync(plane, None)
                 again.sweep()
@@ -148,7 +148,7 @@ def test_killed_at_any_moment_of_a_sync_the_next_start_converges(world: World) -
                 again.close()
                 if not died:
                     break
-                back = Programmer(s.INFO, world.node.fd)  # as before the change, for the next moment to die at
+                back = Proxier(s.INFO, world.node.fd)  # as before the change, for the next moment to die at
                 back.sync(tracker(CALM, CALM_SLICE, *busy(step - 1)).dataplane, None)
                 back.sweep()
                 back.close()
@@ -237,7 +237,7 @@ def test_the_rules_stay_while_the_api_server_is_away(world: World, tmp_path: Pat
 
 def test_thousands_of_slices_of_one_service(world: World) -> None:
     """Ten thousand endpoints in two thousand slices, all but one of them nowhere: a change costs what it is."""
-    tracker, programmer = Tracker(s.INFO), Programmer(s.INFO, world.node.fd)
+    tracker, proxier = Tracker(s.INFO), Proxier(s.INFO, world.node.fd)
     tracker.service("default/huge", service("huge", s.VIP, [port(s.PORT)]))
 
     def some(number: int, size: int = 5) -> Object:
@@ -247,16 +247,16 @@ def test_thousands_of_slices_of_one_service(world: World) -> None:
     for number in range(2000):
         tracker.slice(f"default/huge-{number}", some(number))
     tracker.flush()
-    programmer.sync(tracker.dataplane, None)
+    proxier.sync(tracker.dataplane, None)
     assert tracker.endpoints == 10_000
     tracker.slice("default/huge-7", some(7, 4))
-    done = programmer.sync(tracker.dataplane, tracker.flush())
+    done = proxier.sync(tracker.dataplane, tracker.flush())
     assert (done.elements, done.verdicts) == (4, 2), "the last slot into the hole, and one verdict"
-    programmer.sweep()
+    proxier.sweep()
     for number in range(2000):
         tracker.slice(f"default/huge-{number}", None)
     tracker.slice("default/real", endpoint_slice("huge", [B], [("", "TCP", s.TARGET)], name="real"))
-    programmer.sync(tracker.dataplane, tracker.flush())
-    programmer.sweep()
-    programmer.close()
+    proxier.sync(tracker.dataplane, tracker.flush())
+    proxier.sweep()
+    proxier.close()
     assert ask(world.client(s.POD_A), s.VIP, s.PORT).server[0] == s.POD_B

@@ -136,7 +136,7 @@ def test_packets_that_the_rules_count_are_on_the_metrics_page(world: World, tmp_
         return (int(lines[f"{own}_ct_state_invalid_dropped_packets_total"]),
                 int(lines[f"{own}_localhost_nodeports_accepted_packets_total"]))
 
-    def stray() -> None:
+    def stale_attempts() -> None:
         """A reset for a connection that nobody has is of no state that conntrack knows."""
         packet = bytes(IP(src=s.POD_A, dst=s.POD_B) / TCP(sport=9, dport=9, flags="R"))
 
@@ -156,6 +156,6 @@ def test_packets_that_the_rules_count_are_on_the_metrics_page(world: World, tmp_
         for _ in range(3):
             assert ask(world.node, "127.0.0.1", s.NODE_PORT).result == "ok"
             assert ask(world.node, s.NODE_IP, s.NODE_PORT).result == "ok"
-            stray()
+            stale_attempts()
         until(lambda: shown() == (before[0] + 3, 3), f"three of each, and no more: {shown()}")
         proxy.stop()

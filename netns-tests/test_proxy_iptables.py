@@ -24,7 +24,7 @@ from lab.serviceworld import World, ask
 from podwire.main import cli
 from podwire_base.kube.meta import Object
 from podwire_proxy import backends
-from podwire_proxy.backend import Programmer
+from podwire_proxy.backend import Proxier
 from podwire_proxy.changes import Tracker
 from podwire_proxy.iptables import apply, programs
 from podwire_proxy.iptables.ipset import IpSets
@@ -57,14 +57,14 @@ def iptables(world: World, variant: Variant, table: str, rule: str) -> None:
     world.node.run([f"iptables-{variant}", "-w", "-t", table, *rule.split()])
 
 
-def started(world: World, *objects: Object, name: str = "iptables", variant: Variant = "nft") -> tuple[Tracker, Programmer]:
-    tracker, programmer = Tracker(s.INFO), backends.choose(name, variant).programmer(s.INFO, world.node.fd)
+def started(world: World, *objects: Object, name: str = "iptables", variant: Variant = "nft") -> tuple[Tracker, Proxier]:
+    tracker, proxier = Tracker(s.INFO), backends.choose(name, variant).proxier(s.INFO, world.node.fd)
     for obj in objects:
         (tracker.service if obj["kind"] == "Service" else tracker.slice)(f"default/{obj['metadata']['name']}", obj)
     tracker.flush()
-    programmer.sync(tracker.dataplane, None)
-    programmer.sweep()
-    return tracker, programmer
+    proxier.sync(tracker.dataplane, None)
+    proxier.sweep()
+    return tracker, proxier
 
 
 @each_variant
@@ -77,11 +77,11 @@ def test_a_restart_writes_nothing(world: World, variant: Variant, v6: bool) -> N
         tracker = row.tracker()
         tracker.flush()
         for operations in (True, False):
-            programmer = backends.Iptables(variant).programmer(row.node, world.node.fd)
-            done = programmer.sync(tracker.dataplane, None)
+            proxier = backends.Iptables(variant).proxier(row.node, world.node.fd)
+            done = proxier.sync(tracker.dataplane, None)
             assert bool(done.operations) == operations, (row.name, done)
-            programmer.sweep()
-            programmer.close()
+            proxier.sweep()
+            proxier.close()
 
 
 @each_variant
@@ -89,22 +89,22 @@ def test_a_restart_with_many_services_writes_nothing(world: World, variant: Vari
     """Sets and tables that take many netlink messages are read back whole; the last Service is reached."""
     many = [(service(f"s{n}", f"10.96.{n // 200 + 1}.{n % 200 + 1}", [port(s.PORT)]),
              endpoint_slice(f"s{n}", BOTH, [("", "TCP", s.TARGET)])) for n in range(700)]
-    tracker, programmer = started(world, *(obj for both in many for obj in both), variant=variant)
-    assert isinstance(programmer, apply.Programmer)
+    tracker, proxier = started(world, *(obj for both in many for obj in both), variant=variant)
+    assert isinstance(proxier, apply.Proxier)
     tables = world.node.run([f"iptables-{variant}-save"]).stdout.split("\n*")  # every rule here is ours
     counts = {("ip", text.lstrip("*").split("\n")[0]): text.count("\n-A ") for text in tables if "\n-A " in text}
-    assert programmer.rule_counts() == counts
-    programmer.close()
-    programmer = backends.Iptables(variant).programmer(s.INFO, world.node.fd)
-    assert programmer.sync(tracker.dataplane, None).operations == 0
-    programmer.close()
+    assert proxier.rule_counts() == counts
+    proxier.close()
+    proxier = backends.Iptables(variant).proxier(s.INFO, world.node.fd)
+    assert proxier.sync(tracker.dataplane, None).operations == 0
+    proxier.close()
     assert ask(world.client(s.POD_A), "10.96.4.100", s.PORT).result == "ok"
 
 
 @each_variant
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
 def test_growing_and_shrinking_lose_no_connection(world: World, variant: Variant, protocol: str) -> None:
-    test_proxy_live.grow_and_shrink(world, backends.choose("iptables", variant).programmer(s.INFO, world.node.fd), protocol, 30)
+    test_proxy_live.grow_and_shrink(world, backends.choose("iptables", variant).proxier(s.INFO, world.node.fd), protocol, 30)
 
 
 @each_variant
@@ -113,15 +113,15 @@ def test_endpoints_that_come_and_go_altogether_leak_no_packet(world: World, vari
     world.outside.netlink(lambda ipr: ipr.addr("add", index=1, address=s.EXTERNAL, prefixlen=32))
     world.servers.listen(world.outside, s.EXTERNAL, s.PORT)
     plain = service("my-service", s.VIP, [port(s.PORT)], externalIPs=[s.EXTERNAL])
-    tracker, programmer = started(world, plain, my_slice(BOTH[0]), variant=variant)
+    tracker, proxier = started(world, plain, my_slice(BOTH[0]), variant=variant)
     client = Client(world.client(s.POD_A), s.EXTERNAL)
     for round_ in range(20):
         tracker.slice("default/my-service-1", my_slice(*BOTH[:round_ % 2]))
-        programmer.sync(tracker.dataplane, tracker.flush())
+        proxier.sync(tracker.dataplane, tracker.flush())
         client.more(3)
-        programmer.sweep()
+        proxier.sweep()
     answers = client.stop()
-    programmer.close()
+    proxier.close()
     assert {a.result for a in answers} == {"ok", "refused"}
     assert {a.server[0] for a in answers if a.result == "ok"} == {s.POD_B}
 
@@ -223,8 +223,8 @@ def alone(ns: NetNS, kind: tuple[str, ...]) -> bool:
 @each_variant
 def test_explain_cleanup_and_dry_run(world: World, tmp_path: Path, variant: Variant) -> None:
     row = next(row for row in s.SCENARIOS if row.name == "externalTrafficPolicy Local")
-    _, programmer = started(world, *row.objects, variant=variant)
-    programmer.close()
+    _, proxier = started(world, *row.objects, variant=variant)
+    proxier.close()
     path = f"/proc/{os.getpid()}/fd/{world.node.fd}"
 
     def podwire(*words: str) -> str:
@@ -282,23 +282,23 @@ def test_affinity_over_time(world: World, variant: Variant) -> None:
         return endpoint_slice("my-service", [pods[ip] for ip in ips], [("", "TCP", s.TARGET)])
 
     world.outside.netlink(addresses)
-    tracker, programmer = started(world, sticky(600), put(*pods), variant=variant)
+    tracker, proxier = started(world, sticky(600), put(*pods), variant=variant)
     before = homes()
     assert set(before.values()) == set(pods)
     assert homes() == before
     tracker.slice("default/my-service-1", put(s.POD_B, s.POD_C))
-    programmer.sync(tracker.dataplane, tracker.flush())
-    programmer.sweep()
+    proxier.sync(tracker.dataplane, tracker.flush())
+    proxier.sweep()
     after = homes()
     assert s.POD_A not in after.values()
     assert {c: home for c, home in after.items() if before[c] != s.POD_A} == {
         c: home for c, home in before.items() if home != s.POD_A}
-    programmer.close()
+    proxier.close()
     tracker.slice("default/my-service-1", put(*pods))
     tracker.flush()
-    programmer = backends.Iptables(variant).programmer(s.INFO, world.node.fd)
-    programmer.sync(tracker.dataplane, None)
-    programmer.sweep()
+    proxier = backends.Iptables(variant).proxier(s.INFO, world.node.fd)
+    proxier.sync(tracker.dataplane, None)
+    proxier.sweep()
     assert homes() == after, "neither a restart nor an endpoint that comes moves anyone"
     with IpSets(world.node.fd) as sets:
         def remembered() -> int:
@@ -306,15 +306,15 @@ def test_affinity_over_time(world: World, variant: Variant) -> None:
 
         assert remembered() == len(CLIENTS)
         tracker.service("default/my-service", sticky(2))
-        programmer.sync(tracker.dataplane, tracker.flush())
+        proxier.sync(tracker.dataplane, tracker.flush())
         homes()
         until(lambda: not remembered(), "all are forgotten")
     tracker.service("default/my-service", None)
-    programmer.sync(tracker.dataplane, tracker.flush())
-    programmer.sweep()
+    proxier.sync(tracker.dataplane, tracker.flush())
+    proxier.sweep()
     with IpSets(world.node.fd) as sets:
         assert set(sets.ours("ip")) == {"PODWIRE-CLUSTER-IPS-4"}
-    programmer.close()
+    proxier.close()
 
 
 @each_variant
@@ -323,22 +323,22 @@ def test_marks_of_others_stay(world: World, variant: Variant) -> None:
     iptables(world, variant, "mangle", "-A PREROUTING -j CONNMARK --set-xmark 0x8001/0x8001")
     iptables(world, variant, "mangle", "-A PREROUTING -j MARK --set-mark 0x2000")
     iptables(world, variant, "mangle", "-A POSTROUTING -m mark ! --mark 0x2000 -j DROP")
-    _, programmer = started(world, my_service(), my_slice(*BOTH), variant=variant)
+    _, proxier = started(world, my_service(), my_slice(*BOTH), variant=variant)
     for _ in range(4):
         answer = ask(world.outside, s.NODE_IP, s.NODE_PORT, src=s.OUTSIDE)
         assert (answer.result, answer.peer != s.OUTSIDE) == ("ok", True)
     marks = {word for line in world.node.run(["conntrack", "-L"]).stdout.splitlines() if f"dport={s.NODE_PORT}" in line
              for word in line.split() if word.startswith("mark=")}
     assert marks == {f"mark={0x8001}"}
-    programmer.close()
+    proxier.close()
 
 
 def test_the_variant_of_the_host_is_found(world: World) -> None:
     assert programs.detect(world.node.fd) == "nft", "where nothing is"
     world.node.run(["iptables-legacy", "-A", "FORWARD", "-s", "192.0.2.9", "-j", "DROP"])
     assert programs.detect(world.node.fd) == "legacy"
-    _, programmer = started(world, my_service(), my_slice(*BOTH), variant="nft")
-    programmer.close()
+    _, proxier = started(world, my_service(), my_slice(*BOTH), variant="nft")
+    proxier.close()
     assert programs.detect(world.node.fd) == "legacy", "our own rules do not count while others have some"
     world.node.run(["iptables-legacy", "-F"])
     assert programs.detect(world.node.fd) == "nft", "where ours are"
@@ -351,18 +351,18 @@ def test_the_variant_of_the_host_is_found(world: World) -> None:
 @each_variant
 def test_what_the_kernel_refuses_changes_nothing_and_is_told(world: World, variant: Variant,
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
-    tracker, programmer = started(world, my_service(), my_slice(*BOTH), variant=variant)
+    tracker, proxier = started(world, my_service(), my_slice(*BOTH), variant=variant)
     before = rules(world.node)
     good = Plan.restore
     monkeypatch.setattr(Plan, "restore", lambda plan: good(plan).replace("-j DNAT", "-j DNATT"))
     tracker.slice("default/my-service-1", my_slice(BOTH[1]))
     with pytest.raises(programs.ProgramError, match="DNATT"):
-        programmer.sync(tracker.dataplane, tracker.flush())
+        proxier.sync(tracker.dataplane, tracker.flush())
     assert rules(world.node) == before
     monkeypatch.undo()
-    assert programmer.sync(tracker.dataplane, None).operations
+    assert proxier.sync(tracker.dataplane, None).operations
     assert ask(world.client(s.POD_A), s.VIP, s.PORT).server[0] == s.POD_C
-    programmer.close()
+    proxier.close()
 
 
 @each_variant
@@ -370,7 +370,7 @@ def test_what_the_kernel_refuses_changes_nothing_and_is_told(world: World, varia
 def test_flows_of_an_endpoint_that_is_gone_are_reset_where_asked_for(world: World, variant: Variant, v6: bool,
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole test of the nftables backend, on this one."""
-    monkeypatch.setattr(test_proxy_resets, "Programmer", backends.Iptables(variant).programmer)
+    monkeypatch.setattr(test_proxy_resets, "Proxier", backends.Iptables(variant).proxier)
     test_proxy_resets.test_flows_of_an_endpoint_that_is_gone_are_reset(world, v6)
 
 
@@ -378,16 +378,16 @@ def test_flows_of_an_endpoint_that_is_gone_are_reset_where_asked_for(world: Worl
 @pytest.mark.parametrize(("frontend", "v6"), [((s.VIP, s.PORT), True), ((s.NODE_IP, s.NODE_PORT), False)])
 def test_udp_flows_move_when_their_endpoint_goes(world: World, variant: Variant, frontend: tuple[str, int], v6: bool,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_proxy_live, "Programmer", backends.Iptables(variant).programmer)
+    monkeypatch.setattr(test_proxy_live, "Proxier", backends.Iptables(variant).proxier)
     test_proxy_live.test_udp_flows_move_when_their_endpoint_goes(world, frontend, v6)
 
 
 @each_variant
 def test_the_loss_of_the_loopback_guard_is_heard_of(world: World, variant: Variant) -> None:
     row = next(row for row in s.localhost() if row.node.localhost)
-    tracker, programmer = row.tracker(), backends.choose("iptables", variant).programmer(row.node, world.node.fd)
-    programmer.sync(tracker.dataplane, None)
-    with contextlib.closing(programmer):
-        watchers = programmer.watch()
+    tracker, proxier = row.tracker(), backends.choose("iptables", variant).proxier(row.node, world.node.fd)
+    proxier.sync(tracker.dataplane, None)
+    with contextlib.closing(proxier):
+        watchers = proxier.watch()
         iptables(world, variant, "raw", "-F PODWIRE-LOOPBACK")
         until(lambda: any(watcher.changed() for watcher in watchers), "the change is heard of")

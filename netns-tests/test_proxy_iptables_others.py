@@ -66,7 +66,7 @@ def failures(proxy: Running) -> int:
 
 
 def test_another_backends_rules_go_when_the_lock_is_free(world: World, tmp_path: Path, lock: Path) -> None:
-    legacy = backends.choose("iptables", "legacy").programmer(s.INFO, world.node.fd)
+    legacy = backends.choose("iptables", "legacy").proxier(s.INFO, world.node.fd)
     row = next(iter(s.localhost()))
     tracker = row.tracker()
     tracker.flush()

@@ -62,8 +62,8 @@ def test_leftovers_of_others_are_named_and_left_alone(world: World, tmp_path: Pa
         "chain of table filter (iptables-legacy, IPv4): FORWARD": "",
         "chain of table nat (iptables-nft, IPv6): cali-PREROUTING": "Calico"}
     monkeypatch.undo()
-    _, programmer = started(world, my_service(), my_slice(*BOTH), variant="legacy")
-    programmer.close()
+    _, proxier = started(world, my_service(), my_slice(*BOTH), variant="legacy")
+    proxier.close()
     assert {str(one): one.owner for one in leftovers(world.node.call(foreign_chains))} == found, "ours are not among them"
     done = CliRunner().invoke(cli, ["cleanup", "--netns", f"/proc/{os.getpid()}/fd/{world.node.fd}"])
     assert "(iptables-legacy, IPv4): KUBE-SERVICES, KUBE-SVC-ABC, of kube-proxy (kube-proxy --cleanup)" in done.output

@@ -24,7 +24,7 @@ from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kube.meta import Object
 from podwire_proxy import backend, main
 from podwire_proxy.changes import Tracker
-from podwire_proxy.nftables.apply import Programmer
+from podwire_proxy.nftables.apply import Proxier
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -81,25 +81,25 @@ class Client:
 
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
 def test_growing_and_shrinking_lose_no_connection(world: World, protocol: str) -> None:
-    grow_and_shrink(world, Programmer(s.INFO, world.node.fd), protocol, rounds=60)
+    grow_and_shrink(world, Proxier(s.INFO, world.node.fd), protocol, rounds=60)
 
 
-def grow_and_shrink(world: World, programmer: backend.Programmer, protocol: str, rounds: int) -> None:
+def grow_and_shrink(world: World, proxier: backend.Proxier, protocol: str, rounds: int) -> None:
     """Endpoints come and go while a client keeps connecting; one is always there."""
     tracker = Tracker(s.INFO)
     tracker.service("default/my-service", my_service(protocol))
     shapes = [(BOTH[0],), BOTH, (BOTH[1], BOTH[0]), (BOTH[1],)]
     tracker.slice("x", my_slice(*shapes[0], protocol=protocol))
     tracker.flush()
-    programmer.sync(tracker.dataplane, None)
+    proxier.sync(tracker.dataplane, None)
     client = Client(world.client(s.POD_A), s.VIP, protocol)
     for round_ in range(rounds):
         tracker.slice("x", my_slice(*shapes[round_ % len(shapes)], protocol=protocol))
-        programmer.sync(tracker.dataplane, tracker.flush())
+        proxier.sync(tracker.dataplane, tracker.flush())
         client.more(3)
-        programmer.sweep()
+        proxier.sweep()
     answers = client.stop()
-    programmer.close()
+    proxier.close()
     assert {a.result for a in answers} == {"ok"}
     assert {a.server[0] for a in answers} == {s.POD_B, s.POD_C}
 
@@ -257,13 +257,13 @@ DAMAGE_FIRST = """
 import subprocess
 from podwire_proxy.nftables import apply
 
-watch = apply.Programmer.watch
+watch = apply.Proxier.watch
 
 def late(self):
     subprocess.run(["nft", "flush", "chain", "ip", "podwire", "service-frontends"], check=True)
     return watch(self)
 
-apply.Programmer.watch = late
+apply.Proxier.watch = late
 """
 
 
@@ -280,17 +280,17 @@ def test_what_others_change_before_anybody_watches_is_repaired_and_told(world: W
 
 
 def test_the_commits_of_others_are_told_from_our_own(world: World) -> None:
-    tracker, programmer = Tracker(s.INFO), Programmer(s.INFO, world.node.fd)
+    tracker, proxier = Tracker(s.INFO), Proxier(s.INFO, world.node.fd)
     tracker.service("default/my-service", my_service())
     tracker.flush()
-    before = programmer.foreign_commits()
-    programmer.sync(tracker.dataplane, None)
-    programmer.sync(tracker.dataplane, None)
-    programmer.sweep()
-    assert programmer.foreign_commits() == before
+    before = proxier.foreign_commits()
+    proxier.sync(tracker.dataplane, None)
+    proxier.sync(tracker.dataplane, None)
+    proxier.sweep()
+    assert proxier.foreign_commits() == before
     world.node.run(["nft", "add", "table", "ip", "other"])
-    assert programmer.foreign_commits() > before
-    programmer.close()
+    assert proxier.foreign_commits() > before
+    proxier.close()
 
 
 @pytest.mark.parametrize("v6", [False, True], ids=["IPv4", "IPv6"])
@@ -298,7 +298,7 @@ def test_the_commits_of_others_are_told_from_our_own(world: World) -> None:
 def test_udp_flows_move_when_their_endpoint_goes(world: World, frontend: tuple[str, int], v6: bool) -> None:
     """One client socket sends on; without the conntrack clean-up its flow would stay with the endpoint that is gone."""
     node = s.Scenario("", (), {}).v6().node if v6 else s.INFO
-    tracker, programmer = Tracker(node), Programmer(node, world.node.fd)
+    tracker, proxier = Tracker(node), Proxier(node, world.node.fd)
     pod = world.client(s.POD_A)
 
     def at(ip: str) -> str:
@@ -308,14 +308,14 @@ def test_udp_flows_move_when_their_endpoint_goes(world: World, frontend: tuple[s
         for row in s.Scenario("", (my_service("UDP"), my_slice(*endpoints, protocol="UDP")), {}).v6().objects if v6 else (
                 my_service("UDP"), my_slice(*endpoints, protocol="UDP")):
             (tracker.service if row["kind"] == "Service" else tracker.slice)("default/my-service", row)
-        programmer.sync(tracker.dataplane, tracker.flush())
-        return programmer.sweep().udp
+        proxier.sync(tracker.dataplane, tracker.flush())
+        return proxier.sweep().udp
 
     def send() -> Answer:
         return ask(pod, at(frontend[0]), frontend[1], "UDP", src=at(s.POD_A), sport=40000)
 
     tracker.flush()
-    programmer.sync(tracker.dataplane, None)
+    proxier.sync(tracker.dataplane, None)
     sync(BOTH[0])
     other = ask(world.client(s.OUTSIDE), at(s.NODE_IP), s.NODE_PORT, "UDP", src=at(s.OUTSIDE), sport=40001)
     assert other.server[0] == at(s.POD_B)
@@ -324,15 +324,15 @@ def test_udp_flows_move_when_their_endpoint_goes(world: World, frontend: tuple[s
     assert send().server[0] == at(s.POD_B)
     assert sync(BOTH[1]) == 2
     assert send().server[0] == at(s.POD_C)
-    programmer.close()
+    proxier.close()
 
 
 def test_udp_flows_from_before_the_service_are_let_go(world: World) -> None:
     """A NodePort's flow that began when nobody served the port has no translation; it must get one."""
-    tracker, programmer = Tracker(s.INFO), Programmer(s.INFO, world.node.fd)
+    tracker, proxier = Tracker(s.INFO), Proxier(s.INFO, world.node.fd)
     outside = world.client(s.OUTSIDE)
     tracker.flush()
-    programmer.sync(tracker.dataplane, None)
+    proxier.sync(tracker.dataplane, None)
     world.servers.listen(world.node, s.NODE_IP, s.NODE_PORT)  # something on the node itself answers, so the flow is confirmed
 
     def send() -> Answer:
@@ -341,19 +341,19 @@ def test_udp_flows_from_before_the_service_are_let_go(world: World) -> None:
     assert send().server == (s.NODE_IP, s.NODE_PORT)
     tracker.service("default/my-service", my_service("UDP"))
     tracker.slice("x", my_slice(BOTH[0], protocol="UDP"))
-    programmer.sync(tracker.dataplane, tracker.flush())
-    assert programmer.sweep().udp == 1
+    proxier.sync(tracker.dataplane, tracker.flush())
+    assert proxier.sweep().udp == 1
     assert send().server == (s.POD_B, s.TARGET)
-    programmer.close()
+    proxier.close()
 
 
 def test_established_connections_outlive_their_endpoint(world: World) -> None:
     """A graceful end is the endpoint's own business: TCP flows are not cut when it leaves the Service."""
-    tracker, programmer = Tracker(s.INFO), Programmer(s.INFO, world.node.fd)
+    tracker, proxier = Tracker(s.INFO), Proxier(s.INFO, world.node.fd)
     tracker.service("default/my-service", my_service())
     tracker.slice("x", endpoint_slice("my-service", [BOTH[0]], [("", "TCP", 9999)]))
     tracker.flush()
-    programmer.sync(tracker.dataplane, None)
+    proxier.sync(tracker.dataplane, None)
     with contextlib.ExitStack() as open_sockets:
         listener = open_sockets.enter_context(world.client(s.POD_B).call(lambda: socket.create_server((s.POD_B, 9999))))
         client = open_sockets.enter_context(
@@ -361,11 +361,11 @@ def test_established_connections_outlive_their_endpoint(world: World) -> None:
         server = open_sockets.enter_context(listener.accept()[0])
         for gone in (my_slice(), None):
             tracker.slice("x", gone)
-            programmer.sync(tracker.dataplane, tracker.flush())
-            programmer.sweep()
+            proxier.sync(tracker.dataplane, tracker.flush())
+            proxier.sweep()
             client.send(b"still there?")
             server.settimeout(patient(10))
             assert server.recv(100) == b"still there?"
             server.send(b"yes")
             assert client.recv(100) == b"yes"
-    programmer.close()
+    proxier.close()

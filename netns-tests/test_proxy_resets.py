@@ -16,7 +16,7 @@ from lab.serviceworld import World
 from podwire_base.kube.meta import Object
 from podwire_proxy.changes import Tracker
 from podwire_proxy.convert import RESET_ANNOTATION
-from podwire_proxy.nftables.apply import Programmer
+from podwire_proxy.nftables.apply import Proxier
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -57,10 +57,10 @@ class Site:
         self.tracker = Tracker(self.node)
         self.tracker.service("default/resetting", my_service("resetting", self.at(s.VIP), "true"))
         self.tracker.service("default/plain", my_service("plain", self.at(PLAIN), ""))
-        self.programmer = Programmer(self.node, world.node.fd)
+        self.proxier = Proxier(self.node, world.node.fd)
         self.endpoints(endpoint(self.at(s.POD_B), s.NODE))
         self.stack = contextlib.ExitStack()
-        self.stack.callback(self.programmer.close)
+        self.stack.callback(self.proxier.close)
         self.listeners = {ip: self.stack.enter_context(world.client(ip).call(
             partial(socket.create_server, (self.at(ip), LISTEN), family=socket.AF_INET6 if v6 else socket.AF_INET)))
             for ip in (s.POD_B, s.POD_C)}
@@ -74,9 +74,9 @@ class Site:
             made = endpoint_slice(name, found, [("", "TCP", LISTEN)], family="IPv6" if self.v6 else "IPv4")
             self.tracker.slice(f"default/{name}-1", made)
         delta = self.tracker.flush()
-        self.programmer.sync(self.tracker.dataplane, None if self.fresh else delta)
+        self.proxier.sync(self.tracker.dataplane, None if self.fresh else delta)
         self.fresh = False
-        return self.programmer.sweep().tcp
+        return self.proxier.sweep().tcp
 
     def connect(self, client: str, ip: str, number: int, server: str = s.POD_B) -> Pair:
         made = self.stack.enter_context(self.world.client(client).call(lambda: socket.create_connection(
@@ -127,8 +127,8 @@ def test_what_vanished_while_no_proxy_ran_is_reset_by_the_next(world: World) -> 
     site = Site(world, v6=False)
     with site.stack:
         doomed = site.connect(s.POD_A, s.VIP, s.PORT)
-        site.programmer.close()
-        site.programmer, site.fresh = Programmer(site.node, world.node.fd), True
+        site.proxier.close()
+        site.proxier, site.fresh = Proxier(site.node, world.node.fd), True
         assert site.endpoints(endpoint(s.POD_C, "n2")) == 1
         with pytest.raises(ConnectionResetError):
             doomed.client.recv(1)

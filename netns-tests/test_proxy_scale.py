@@ -20,7 +20,7 @@ from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kube.meta import Object
 from podwire_proxy.changes import Tracker
 from podwire_proxy.model import NodeInfo
-from podwire_proxy.nftables.apply import Programmer
+from podwire_proxy.nftables.apply import Proxier
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -74,7 +74,7 @@ def test_a_shrink_under_load_misses_no_packet(lab: Lab, count: int) -> None:
     world = World(lab)
     world.node.sysctl("net/netfilter/nf_conntrack_udp_timeout", "1")
     sinks = Sinks(world, 4)
-    tracker, programmer = Tracker(s.INFO), Programmer(s.INFO, world.node.fd)
+    tracker, proxier = Tracker(s.INFO), Proxier(s.INFO, world.node.fd)
     tracker.service("default/udp", service("udp", s.VIP, [port(s.PORT, "UDP")]))
 
     def shape(size: int) -> None:
@@ -85,16 +85,16 @@ def test_a_shrink_under_load_misses_no_packet(lab: Lab, count: int) -> None:
 
     shape(len(sinks.places))
     tracker.flush()
-    programmer.sync(tracker.dataplane, None)
+    proxier.sync(tracker.dataplane, None)
     got: set[bytes] = set()
     shrinks = 0
     sender = world.client(s.POD_A).popen([sys.executable, "-c", SENDER, s.VIP, str(s.PORT), str(count)], stdout=subprocess.PIPE)
     for size in itertools.cycle((8, 5, 2, 1, 4, 7)):
         shape(size)
-        programmer.sync(tracker.dataplane, tracker.flush())
+        proxier.sync(tracker.dataplane, tracker.flush())
         shrinks += 1
         got |= sinks.drain()
-        programmer.sweep()
+        proxier.sweep()
         if sender.poll() is not None:
             break
         time.sleep(0.01)
@@ -102,7 +102,7 @@ def test_a_shrink_under_load_misses_no_packet(lab: Lab, count: int) -> None:
     got |= sinks.drain()
     listed = world.node.run(["nft", "list", "table", "ip", "podwire"]).stdout.splitlines()
     misses = [line for line in listed if "slot missing" in line and "packets 0 " not in line]
-    programmer.close()
+    proxier.close()
     sinks.close()
     world.close()
     assert shrinks > 20
@@ -120,7 +120,7 @@ def test_a_thousand_changes_a_second_cost_what_they_are_and_leave_nothing(lab: L
     services, size = 1_000, 5
     info = NodeInfo("n1", (s.NODE_IP,), "", ("10.128.0.0/9",), ("10.64.0.0/12",))
     fd = lab.netns("node").fd
-    tracker, programmer = Tracker(info), Programmer(info, fd)
+    tracker, proxier = Tracker(info), Proxier(info, fd)
 
     def found(i: int, less: int, moved: int) -> Object:
         ips = [f"10.128.{i >> 4}.{(i & 15) * 16 + j}" for j in range(size - less)]
@@ -131,7 +131,7 @@ def test_a_thousand_changes_a_second_cost_what_they_are_and_leave_nothing(lab: L
         tracker.service(f"default/s{i}", service(f"s{i}", f"10.64.{i >> 8}.{i & 255}", [port(80)]))
         tracker.slice(f"default/s{i}-1", found(i, 0, 0))
     tracker.flush()
-    programmer.sync(tracker.dataplane, None)
+    proxier.sync(tracker.dataplane, None)
 
     def changes(moves: bool) -> Iterator[tuple[str, Object]]:
         for n in itertools.count():
@@ -142,12 +142,12 @@ def test_a_thousand_changes_a_second_cost_what_they_are_and_leave_nothing(lab: L
         gc.collect()
         return len(gc.get_objects())
 
-    replaced = churn(tracker, programmer, changes(moves=True), count, 0)
+    replaced = churn(tracker, proxier, changes(moves=True), count, 0)
     # Once around, so that what is left in the end is what every Service had before.
-    churn(tracker, programmer, ((f"default/s{i}-1", found(i, 0, 0)) for i in itertools.count()), services, 0)
+    churn(tracker, proxier, ((f"default/s{i}-1", found(i, 0, 0)) for i in itertools.count()), services, 0)
     before = objects()
-    counted = churn(tracker, programmer, changes(moves=False), count, 0)
-    churn(tracker, programmer, ((f"default/s{i}-1", found(i, 0, 0)) for i in itertools.count()), services, 0)
+    counted = churn(tracker, proxier, changes(moves=False), count, 0)
+    churn(tracker, proxier, ((f"default/s{i}-1", found(i, 0, 0)) for i in itertools.count()), services, 0)
     after = objects()
     assert replaced.verdicts == 0, "an endpoint in another's place touches no verdict map"
     assert replaced.elements <= 2 * 2 * count, "its slot deleted and written, perhaps its hairpin"
@@ -158,5 +158,5 @@ def test_a_thousand_changes_a_second_cost_what_they_are_and_leave_nothing(lab: L
         dump = conn.dump(nft.Table("ip", "podwire"))
     assert dump is not None
     assert len(dump.elements["endpoints"]) == services * size
-    assert Programmer(info, fd).sync(tracker.dataplane, None).operations == 0, "the kernel is what it would be afresh"
-    programmer.close()
+    assert Proxier(info, fd).sync(tracker.dataplane, None).operations == 0, "the kernel is what it would be afresh"
+    proxier.close()

@@ -269,12 +269,12 @@ def test_stray_segments_of_the_endpoint_do_not_end_a_connection(world: World, da
     dataplane.program(world, scenario(way, CLOSED + 3))
     pod_a, pod_b = way.ip(s.POD_A), way.ip(s.POD_B)
 
-    def stray(_: socket.socket, number: int) -> None:
+    def stale_attempts(_: socket.socket, number: int) -> None:
         for flags in ("A", "PA", "R", "FA"):
             inject(world.client(s.POD_B), way, way.header(pod_b, pod_a) / TCP(
                 sport=CLOSED + 3, dport=number, flags=flags, seq=0x7FFF0000, ack=0x7FFF0000) / b"stray")
 
-    seen = established(world, way, stray)
+    seen = established(world, way, stale_attempts)
     assert not [p for p in seen if TCP in p and p.src == pod_b], "a segment came through without translation"
 
 
@@ -282,12 +282,12 @@ def test_stray_segments_of_a_client_do_not_end_a_connection(world: World, datapl
     """A reset out of the window must neither reach the endpoint's socket nor make conntrack forget the flow."""
     dataplane.program(world, scenario(way, CLOSED + 3))
 
-    def stray(_: socket.socket, number: int) -> None:
+    def stale_attempts(_: socket.socket, number: int) -> None:
         for flags in ("R", "RA", "SA"):
             inject(world.client(s.POD_A), way, way.header(way.ip(s.POD_A), way.ip(s.VIP)) / TCP(
                 sport=number, dport=s.PORT, flags=flags, seq=0x7FFF0000, ack=0x7FFF0000))
 
-    established(world, way, stray)
+    established(world, way, stale_attempts)
 
 
 def test_a_segment_of_no_connection_is_answered_by_the_service(world: World, dataplane: Dataplane, way: Way) -> None:

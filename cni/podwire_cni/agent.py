@@ -155,15 +155,15 @@ class Agent:
     def _become(self, net: NodeNet, native: frozenset[str] | None) -> None:
         """Idempotent: everything is compared with the kernel first. native None: as the last agent left it, which knew the
         other nodes' addresses when this one does not yet."""
-        strays = self.plugin.strays(net)
-        for line in wiring.ensure_node(net, strays):
+        unwanted = self.plugin.unwanted(net)
+        for line in wiring.ensure_node(net, unwanted):
             log.info("node", change=line)
         for line in self.networks.ensure():
             log.error("network refused", network=line)
         first = self.node is None
         for line in self.plugin.settle_damaged() if first else ():
             log.warn("damaged lease", lease=line)
-        rules = replace(wiring.node_rules(net, self.config.cluster_cidrs if native is None else native, strays),
+        rules = replace(wiring.node_rules(net, self.config.cluster_cidrs if native is None else native, unwanted),
                         others=self.networks.rules())
         pods = self.plugin.pods() if first else None
         if native is None and pods is not None and self.firewall.present():

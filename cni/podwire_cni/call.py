@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from .conf import NAME, addresses, ifname_is_good, mac_address
-from .errors import CNIError, Code
+from .errors import CNIError, ErrorCode
 from .types import VERSIONS, Attachment, Call, NetConf
 
 COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
@@ -17,7 +17,7 @@ NEEDS = {"ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), "CHECK": ("CNI_C
 
 
 def _error(msg: str, details: str) -> CNIError:
-    return CNIError(Code.INVALID_ENVIRONMENT, msg, details)
+    return CNIError(ErrorCode.INVALID_ENVIRONMENT, msg, details)
 
 
 def parse_env(env: Mapping[str, str]) -> Call:
@@ -50,7 +50,7 @@ def check_version(call: Call, conf: NetConf) -> None:
     """Refuse a verb that the asked-for version does not have yet. Raises CNIError, code 1."""
     since = SINCE.get(call.command)
     if since and VERSIONS.index(conf.version) < VERSIONS.index(since):
-        raise CNIError(Code.INCOMPATIBLE_VERSION, f"{call.command} does not exist in cniVersion {conf.version}",
+        raise CNIError(ErrorCode.INCOMPATIBLE_VERSION, f"{call.command} does not exist in cniVersion {conf.version}",
                        f"set cniVersion to {since} or newer")
 
 

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from .errors import CNIError, Code
+from .errors import CNIError, ErrorCode
 from .ipam import hostlocal
 from .ipam.allocator import Allocator, Lease, PoolExhausted
+from .keyedlock import KeyedLock
 from .networks import Networks
 from .nodetable import PodRules
 from .ops import DeleteLink, DeleteNeighbour, DeleteRoute, Op
 from .plan import OWN_LINK, NodeNet, Seen, differences, host_route, host_veth, ifb_of, repair_plan
 from .prepared import PodPlan
-from .turns import Turns
 from .types import BRIDGE, Attachment, Call, IPAddress, NetConf, PortMapping, RangeSet
 
 
@@ -74,7 +74,7 @@ class Plugin:
     boot_id: str
     waiting_for: str = "the Node has no spec.podCIDR yet"
     networks: Networks | None = None
-    _turns: Turns = field(default_factory=Turns)
+    _locks: KeyedLock = field(default_factory=KeyedLock)
     _leases: threading.Lock = field(default_factory=threading.Lock)
 
     # ---- verbs ----
@@ -83,11 +83,11 @@ class Plugin:
         """Returns what the plugin prints."""
         pod_fd = _usable(call, sandbox)
         node = self._net(conf, make=True)
-        with self._turns.of(call.attachment.container_id):
+        with self._locks.of(call.attachment.container_id):
             _wanted(call, sandbox)  # a DEL that came after a caller was killed may have had its turn first
             with self._leases:
                 if held := self.allocator.owned_by(call.attachment):
-                    raise CNIError(Code.INVALID_ENVIRONMENT,
+                    raise CNIError(ErrorCode.INVALID_ENVIRONMENT,
                                    f"{call.attachment.ifname} of container {call.attachment.container_id} is already "
                                    f"attached, with {', '.join(str(lease.address) for lease in held)}", "run DEL first")
             taken = self._allocate(call, conf, node)
@@ -115,13 +115,13 @@ class Plugin:
 
     def delete(self, call: Call) -> None:
         """Repeatable, and content with whatever is missing: namespace, interface, lease."""
-        with self._turns.of(call.attachment.container_id):
+        with self._locks.of(call.attachment.container_id):
             self._detach(call.attachment)
 
     def check(self, call: Call, conf: NetConf, sandbox: Sandbox) -> None:
         pod_fd, node = _usable(call, sandbox), self._net(conf)
         if conf.prev_result is None:
-            raise CNIError(Code.INVALID_CONFIG, "network configuration: prevResult is missing, and CHECK needs it",
+            raise CNIError(ErrorCode.INVALID_CONFIG, "network configuration: prevResult is missing, and CHECK needs it",
                            "pass the result of ADD as prevResult")
         with self._leases:
             leases = self.allocator.owned_by(call.attachment)
@@ -134,13 +134,13 @@ class Plugin:
         wrong += differences(conf.prev_result, call.attachment, node.bridge, conf.bandwidth, seen)
         wrong += self.firewall.missing(_rules(leases)) if leases else []
         if wrong:
-            raise CNIError(Code.IO_FAILURE, f"{call.attachment}: " + "; ".join(wrong),
+            raise CNIError(ErrorCode.IO_FAILURE, f"{call.attachment}: " + "; ".join(wrong),
                            "delete the pod's sandbox: the runtime makes it anew")
 
     def collect(self, conf: NetConf) -> None:
         """GC: detach what is not in the runtime's list; carry on after errors, and tell them at the end."""
         if conf.valid_attachments is None:
-            raise CNIError(Code.INVALID_CONFIG,
+            raise CNIError(ErrorCode.INVALID_CONFIG,
                            "network configuration: cni.dev/valid-attachments is missing, and GC needs it",
                            "pass the list of attachments that are in use")
         failed = []
@@ -150,19 +150,19 @@ class Plugin:
                       and lease.network in ("", conf.name)} - conf.valid_attachments
         for owner in sorted(owners):
             try:
-                with self._turns.of(owner.container_id):
+                with self._locks.of(owner.container_id):
                     self._detach(owner)
             except (OSError, CNIError) as err:
                 failed.append(f"{owner}: {err}")
         if failed:
-            raise CNIError(Code.IO_FAILURE, "GC could not remove: " + "; ".join(failed), "the next GC tries again")
+            raise CNIError(ErrorCode.IO_FAILURE, "GC could not remove: " + "; ".join(failed), "the next GC tries again")
 
     def status(self, conf: NetConf) -> None:
         """Raises CNIError 50 where an ADD cannot succeed now."""
         try:
             node = self._net(conf)
         except CNIError as err:
-            raise CNIError(Code.NOT_AVAILABLE, err.msg, err.details) from None
+            raise CNIError(ErrorCode.NOT_AVAILABLE, err.msg, err.details) from None
         sets = conf.ranges or node.ranges
         _check_ranges(sets, node)
         self._free_dead(sets)
@@ -170,9 +170,9 @@ class Plugin:
             with self._leases:
                 if not self.allocator.free(ranges):
                     full = PoolExhausted(ranges)
-                    raise CNIError(Code.NOT_AVAILABLE, full.msg, full.details)
+                    raise CNIError(ErrorCode.NOT_AVAILABLE, full.msg, full.details)
         if not conf.bridge and node.bridge not in self.kernel.links():
-            raise CNIError(Code.LIMITED_CONNECTIVITY, f"the bridge {node.bridge} is gone",
+            raise CNIError(ErrorCode.LIMITED_CONNECTIVITY, f"the bridge {node.bridge} is gone",
                            "restart the wiring agent of this node: it makes it again")
 
     # ---- what the agent does besides ----
@@ -187,7 +187,7 @@ class Plugin:
                    else "its ADD was cut off" if not lease.wired
                    else "its interface is gone" if host_veth(lease.owner) not in links else "")
             if why:
-                with self._turns.of(lease.owner.container_id):
+                with self._locks.of(lease.owner.container_id):
                     if lease in self.allocator.owned_by(lease.owner):  # and not an ADD that came to its end just now
                         self._detach(lease.owner)
                         gone.add(lease.owner)
@@ -255,7 +255,7 @@ class Plugin:
         with self._leases:
             return list(hostlocal.take_over(directory, self.allocator, node.ranges, self.boot_id, hostlocal.booted()))
 
-    def strays(self, node: NodeNet) -> list[IPAddress]:
+    def unwanted(self, node: NodeNet) -> list[IPAddress]:
         """Addresses of pods from before the node's podCIDRs changed. They work on until their DEL."""
         return sorted((a for pod in self.pods().values() for a in pod.addresses
                        if pod.bridge == node.bridge and not node.has(a)), key=str)
@@ -273,19 +273,19 @@ class Plugin:
         """What the configuration's pods are wired to. make: it has to be there then."""
         if not conf.bridge:
             if not conf.routed or not conf.is_gateway:
-                raise CNIError(Code.INVALID_CONFIG,
+                raise CNIError(ErrorCode.INVALID_CONFIG,
                                "network configuration: addressing and isGateway are for a bridge of its own",
                                f"name one in \"bridge\"; pods on {BRIDGE} are routed, and it is their gateway")
             return self._node()
         if self.networks is None:
-            raise CNIError(Code.INVALID_CONFIG, f"network configuration: bridge {conf.bridge} needs the wiring agent",
+            raise CNIError(ErrorCode.INVALID_CONFIG, f"network configuration: bridge {conf.bridge} needs the wiring agent",
                            f"start it, or leave the key out for {BRIDGE}")
         return self.networks.of(conf, self._node(), make=make)
 
     def _node(self) -> NodeNet:
         node = self.node()
         if node is None:
-            raise CNIError(Code.TRY_AGAIN_LATER, self.waiting_for,
+            raise CNIError(ErrorCode.TRY_AGAIN_LATER, self.waiting_for,
                            "the control plane gives each node a podCIDR (kube-controller-manager: --allocate-node-cidrs)")
         return node
 
@@ -297,7 +297,7 @@ class Plugin:
             with self._leases:
                 if found := self.allocator.holder(conf.ports):
                     lease, port = found
-                    raise CNIError(Code.TRY_AGAIN_LATER,
+                    raise CNIError(ErrorCode.TRY_AGAIN_LATER,
                                    f"hostPort {port} of this node is held by {lease.pod or lease.owner}",
                                    "delete that pod, or ask for another hostPort")
                 return self.allocator.allocate(sets, call.attachment, wanted=conf.ips, pod=call.pod, mac=conf.mac,
@@ -318,7 +318,7 @@ class Plugin:
         with self._leases:
             twin = next((x for x in self.allocator.leases() if x.bridge == conf.bridge and x.mac == conf.mac), None)
         if twin or conf.mac == node.bridge_mac:
-            raise CNIError(Code.INVALID_CONFIG, f"network configuration: the MAC {conf.mac} is that of "
+            raise CNIError(ErrorCode.INVALID_CONFIG, f"network configuration: the MAC {conf.mac} is that of "
                            f"{(twin.pod or twin.owner) if twin else node.bridge}", "ask for another one, or none")
 
     def _free_port_of_dead(self, ports: Sequence[PortMapping]) -> None:
@@ -340,7 +340,7 @@ class Plugin:
 
     def _free(self, owner: Attachment) -> bool:
         """Detach a pod whose interface is gone, unless somebody else is at work on its container."""
-        with self._turns.of(owner.container_id, patience=1) as mine:
+        with self._locks.of(owner.container_id, patience=1) as mine:
             if not mine or host_veth(owner) in self.kernel.links():
                 return False
             self._detach(owner)
@@ -371,12 +371,12 @@ def _check_ranges(sets: Sequence[RangeSet], node: NodeNet) -> None:
         for j, r in enumerate(ranges):
             homes = [h for s in node.ranges for h in s if r.start in h.subnet and r.end in h.subnet]
             if not homes:
-                raise CNIError(Code.INVALID_CONFIG,
+                raise CNIError(ErrorCode.INVALID_CONFIG,
                                f"network configuration: ipam.ranges[{i}][{j}].subnet {r.subnet} is outside this node's "
                                f" podCIDRs {', '.join(str(h.subnet) for s in node.ranges for h in s)}",
                                "leave ipam.ranges out, or name a part of them")
             if r.gateway != homes[0].gateway:
-                raise CNIError(Code.INVALID_CONFIG,
+                raise CNIError(ErrorCode.INVALID_CONFIG,
                                f"network configuration: ipam.ranges[{i}][{j}].gateway {r.gateway} is not the "
                                f"address of {node.bridge}, {homes[0].gateway}", "leave the gateway out")
 
@@ -384,18 +384,18 @@ def _check_ranges(sets: Sequence[RangeSet], node: NodeNet) -> None:
 def _wanted(call: Call, sandbox: Sandbox) -> None:
     """A runtime whose plugin process was killed knows nothing of what became of the call. Raises CNIError."""
     if sandbox.caller_gone():
-        raise CNIError(Code.TRY_AGAIN_LATER, f"the caller that wanted {call.attachment} attached went away, nothing is left")
+        raise CNIError(ErrorCode.TRY_AGAIN_LATER, f"the caller that wanted {call.attachment} attached went away, nothing is left")
 
 
 def _usable(call: Call, sandbox: Sandbox) -> int:
     """The pod's namespace as a descriptor. Raises CNIError where it cannot be one."""
     if sandbox.fd is None:
-        raise CNIError(Code.UNKNOWN_CONTAINER, f"the pod's network namespace CNI_NETNS={call.netns}: {sandbox.why}",
+        raise CNIError(ErrorCode.UNKNOWN_CONTAINER, f"the pod's network namespace CNI_NETNS={call.netns}: {sandbox.why}",
                        "the namespace must exist before the plugin is called")
     if not sandbox.is_netns:
-        raise CNIError(Code.INVALID_ENVIRONMENT, f"CNI_NETNS={call.netns} is not a network namespace",
+        raise CNIError(ErrorCode.INVALID_ENVIRONMENT, f"CNI_NETNS={call.netns} is not a network namespace",
                        "set it to a path such as /proc/PID/ns/net or /run/netns/NAME")
     if sandbox.is_node and not call.netns_override:
-        raise CNIError(Code.INVALID_ENVIRONMENT, f"CNI_NETNS={call.netns} is the node's own network namespace",
+        raise CNIError(ErrorCode.INVALID_ENVIRONMENT, f"CNI_NETNS={call.netns} is the node's own network namespace",
                        "give the pod a namespace of its own (or set CNI_NETNS_OVERRIDE=1 if this is what you want)")
     return sandbox.fd

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from .errors import CNIError, Code
+from .errors import CNIError, ErrorCode
 from .result import parse_result, parse_route
 from .types import (
     BRIDGE,
@@ -41,7 +41,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*\Z")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 
 
-def _bad(field: str, found: Any, want: str, code: Code = Code.INVALID_CONFIG) -> CNIError:
+def _bad(field: str, found: Any, want: str, code: ErrorCode = ErrorCode.INVALID_CONFIG) -> CNIError:
     return CNIError(code, f"network configuration: {field}: {json.dumps(found, default=str)[:200]} is not {want}",
                     f"set {field} to {want}")
 
@@ -67,7 +67,7 @@ def _known(keys: Mapping[str, Any], known: set[str], where: str) -> None:
         if key not in known and "/" not in key:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]}?" if near else "known are " + ", ".join(sorted(known))
-            raise CNIError(Code.UNSUPPORTED_FIELD, f"network configuration: {where}{key} is not a field of this plugin",
+            raise CNIError(ErrorCode.UNSUPPORTED_FIELD, f"network configuration: {where}{key} is not a field of this plugin",
                            hint)
 
 
@@ -201,7 +201,7 @@ def _capabilities(conf: Mapping[str, Any]) -> dict[str, Any]:
         # containerd spells some of them with another case
         name = next((c for c in _CAPABILITIES if c.lower() == key.lower()), None)
         if name is None:
-            raise CNIError(Code.UNSUPPORTED_FIELD,
+            raise CNIError(ErrorCode.UNSUPPORTED_FIELD,
                            f"network configuration: runtimeConfig.{key} is not a capability of this plugin",
                            f"remove {key} from \"capabilities\", or give it to a plugin of the chain that has it; "
                            "here are " + ", ".join(sorted(_CAPABILITIES)))
@@ -215,7 +215,7 @@ def _no_case(raw: Mapping[str, Any], known: tuple[str, ...], where: str) -> dict
     for key, value in raw.items():
         name = next((k for k in known if k.lower() == key.lower()), None)
         if name is None:
-            raise CNIError(Code.UNSUPPORTED_FIELD, f"network configuration: {where}.{key} is not a field of this plugin",
+            raise CNIError(ErrorCode.UNSUPPORTED_FIELD, f"network configuration: {where}.{key} is not a field of this plugin",
                            "known are " + ", ".join(known))
         found[name] = value
     return found
@@ -299,13 +299,13 @@ def parse_conf(stdin: bytes) -> NetConf:
     try:
         conf = _loads(stdin)
     except ValueError as err:
-        raise CNIError(Code.DECODE_FAILURE, f"network configuration: not JSON: {err}",
+        raise CNIError(ErrorCode.DECODE_FAILURE, f"network configuration: not JSON: {err}",
                        "pass the plugin's configuration on stdin") from None
     if not isinstance(conf, dict):
-        raise CNIError(Code.DECODE_FAILURE, "network configuration: not a JSON object")
+        raise CNIError(ErrorCode.DECODE_FAILURE, "network configuration: not a JSON object")
     version = conf.get("cniVersion", "")
     if version not in VERSIONS:
-        raise CNIError(Code.INCOMPATIBLE_VERSION,
+        raise CNIError(ErrorCode.INCOMPATIBLE_VERSION,
                        f"network configuration: cniVersion {json.dumps(version)} is not supported",
                        "supported are " + ", ".join(VERSIONS))
     _known(conf, _KEYS, "")

@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import Any
 
 
-class Code(IntEnum):
+class ErrorCode(IntEnum):
     """The codes that the spec gives a meaning; those from 100 on would be ours, and we need none."""
 
     INCOMPATIBLE_VERSION = 1
@@ -24,7 +24,7 @@ class Code(IntEnum):
 class CNIError(Exception):
     """`msg` says in one line what is wrong and names the field; `details` says what to do about it."""
 
-    def __init__(self, code: Code, msg: str, details: str = "") -> None:
+    def __init__(self, code: ErrorCode, msg: str, details: str = "") -> None:
         super().__init__(msg)
         self.code, self.msg, self.details = code, msg, details
 

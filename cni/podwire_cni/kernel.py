@@ -25,7 +25,7 @@ from podwire_base.role import logs
 from . import announce
 from . import netlink as nl
 from .encode import encode, removal
-from .errors import CNIError, Code
+from .errors import CNIError, ErrorCode
 from .native import wires
 from .ops import AddRoute, Announce, CreateVeth, DeleteLink, EnableIPv6, Op, undo, with_ipv6
 from .plan import LinkSeen, Seen, default_route
@@ -333,9 +333,9 @@ def _culprit(steps: Sequence[tuple[object, bool, list[Op]]], out: wires.Outcome)
 def refusal(op: Op | str, err: nl.NetlinkError) -> CNIError:
     """The kernel's refusal of one step, in the words of CNI."""
     if isinstance(op, CreateVeth) and err.errno == errno.EEXIST:
-        return CNIError(Code.INVALID_ENVIRONMENT, f"the pod already has an interface {op.peer}, or the node has {op.host}",
+        return CNIError(ErrorCode.INVALID_ENVIRONMENT, f"the pod already has an interface {op.peer}, or the node has {op.host}",
                         "run DEL for this container first, or set CNI_IFNAME to another name")
-    return CNIError(Code.IO_FAILURE, f"the kernel refused a step: {err.strerror}", f"step: {op}")
+    return CNIError(ErrorCode.IO_FAILURE, f"the kernel refused a step: {err.strerror}", f"step: {op}")
 
 
 def _await(links: _Links, waiting: Sequence[str]) -> None:
@@ -346,7 +346,7 @@ def _await(links: _Links, waiting: Sequence[str]) -> None:
     while waiting := _send(links, (), None, waiting):
         if time.monotonic() > deadline:
             name = waiting[0]
-            raise CNIError(Code.IO_FAILURE, f"link {name} carries no packets after {READY_SECONDS:g} s",
+            raise CNIError(ErrorCode.IO_FAILURE, f"link {name} carries no packets after {READY_SECONDS:g} s",
                            f"look at `bridge -d link show` and `ip -d link show {name}` (spanning tree must be off)")
         time.sleep(0.0005)
 

@@ -17,7 +17,7 @@ from podwire_base.role import logs
 from .callers import BrokeOff, Caller, take
 from .commands import Plugin, Sandbox
 from .conf import version_of
-from .errors import CNIError, Code
+from .errors import CNIError, ErrorCode
 from .kernel import netns_id
 from .native import wires
 from .skel import Reply, failure, run
@@ -91,7 +91,7 @@ class Listener:
         request = caller.request
         if caller.node != self._node:
             return failure(CNIError(
-                Code.INVALID_CONFIG,
+                ErrorCode.INVALID_CONFIG,
                 f"the agent at {self.path} serves another network namespace than the one the plugin was run in",
                 "run the plugin in the node's network namespace, or set \"socket\" to the socket of this node"),
                 version_of(request.stdin))

@@ -19,7 +19,7 @@ from podwire_base.role import logs
 from . import conflist, kernel, native, pauseimage, skel
 from .commands import Plugin, Sandbox
 from .conf import range_sets
-from .errors import CNIError, Code
+from .errors import CNIError, ErrorCode
 from .firewall import Firewall
 from .ipam.allocator import Allocator
 from .ipam.store import Busy, DirStore, boot_id
@@ -54,7 +54,7 @@ class Standalone:
 
     def plugin(self, conf: NetConf) -> Plugin:
         if not conf.ranges:
-            raise CNIError(Code.INVALID_CONFIG,
+            raise CNIError(ErrorCode.INVALID_CONFIG,
                            "network configuration: ipam.ranges is missing, and there is no agent to ask",
                            "name the node's podCIDR there, as the conflist does")
         command, node = self.env.get("CNI_COMMAND"), NodeNet(conf.ranges, conf.mtu or 1500)
@@ -65,13 +65,13 @@ class Standalone:
         try:
             store = DirStore(Path(conf.socket or DEFAULT_SOCKET).parent / "cni" / "leases", wait=TURN_SECONDS)
         except Busy as err:
-            raise CNIError(Code.TRY_AGAIN_LATER, f"{err.filename}: {err.strerror}", "let the agent serve the call") from err
+            raise CNIError(ErrorCode.TRY_AGAIN_LATER, f"{err.filename}: {err.strerror}", "let the agent serve the call") from err
         self.stack.callback(store.close)
         firewall = Firewall()
         self.stack.callback(firewall.close)
         plugin = Plugin(self.kernel, firewall, Allocator(store, 30.0, time.time), lambda: node, boot_id())
         if command in ("ADD", "STATUS"):
-            wiring.ensure_node(node, plugin.strays(node))
+            wiring.ensure_node(node, plugin.unwanted(node))
         cidrs = tuple(str(r.subnet) for ranges in node.ranges for r in ranges)
         rules = NodeRules(cidrs, frozenset(conf.native) if conf.ip_masq else None)
         if firewall.present():

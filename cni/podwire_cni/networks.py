@@ -16,7 +16,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from .conf import range_sets
-from .errors import CNIError, Code
+from .errors import CNIError, ErrorCode
 from .nodetable import OtherNet
 from .overlay import TUNNELS
 from .plan import NodeNet
@@ -43,10 +43,10 @@ class Network:
 def asked(conf: NetConf, mtu: int) -> Network:
     """What the configuration wants. Raises CNIError, code 7."""
     if conf.bridge in (*TUNNELS.values(), "all", "default"):
-        raise CNIError(Code.INVALID_CONFIG, f"network configuration: bridge {conf.bridge} has another meaning on a node",
+        raise CNIError(ErrorCode.INVALID_CONFIG, f"network configuration: bridge {conf.bridge} has another meaning on a node",
                        "call it something else")
     if not conf.ranges:
-        raise CNIError(Code.INVALID_CONFIG,
+        raise CNIError(ErrorCode.INVALID_CONFIG,
                        f"network configuration: ipam.ranges is missing, and the bridge {conf.bridge} has none",
                        "name its addresses there: the node's podCIDRs belong to the node's own bridge")
     native = frozenset(conf.native) if conf.ip_masq else None
@@ -58,7 +58,7 @@ def clash(new: Network, ranges: tuple[RangeSet, ...], bridge: str) -> None:
     for mine in (r.subnet for s in new.net.ranges for r in s):
         for theirs in (r.subnet for s in ranges for r in s):
             if mine.version == theirs.version and mine.overlaps(theirs):
-                raise CNIError(Code.INVALID_CONFIG, f"network configuration: ipam.ranges: {mine} of the bridge "
+                raise CNIError(ErrorCode.INVALID_CONFIG, f"network configuration: ipam.ranges: {mine} of the bridge "
                                f"{new.net.bridge} lies over {theirs} of {bridge}", "give each bridge addresses of its own")
 
 
@@ -107,7 +107,7 @@ class Networks:
                 clash(want, main.ranges, main.bridge)
             self._make_room(want)
             if not self._as_before(want.net) and (why := self._foreign(want.net)):
-                raise CNIError(Code.INVALID_CONFIG, f"network configuration: bridge {conf.bridge}: {why}",
+                raise CNIError(ErrorCode.INVALID_CONFIG, f"network configuration: bridge {conf.bridge}: {why}",
                                "name one that does not exist, it is made when its first pod comes; with addresses that the "
                                "node does not know yet")
             self._make(want.net)
@@ -140,6 +140,6 @@ class Networks:
             fresh.write_text(json.dumps(network.to_json()) + "\n")
             fresh.replace(self.directory / f"{network.net.bridge}.json")
         except OSError as err:
-            raise CNIError(Code.IO_FAILURE,
+            raise CNIError(ErrorCode.IO_FAILURE,
                            f"the network {self.directory}/{network.net.bridge}.json cannot be written: {err.strerror}",
                            "make room, or make the directory writable for the wiring agent") from err

@@ -17,7 +17,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from . import routes
-from .overlay import TUNNELS, Hop, Tunnel, Wires, changes
+from .overlay import TUNNELS, NextHop, Tunnel, Wires, changes
 from .plan import host_route
 from .types import IPAddress, IPNetwork
 from .wiring import allow_ipv6
@@ -44,14 +44,14 @@ def near(addresses: Iterable[IPAddress]) -> tuple[frozenset[IPAddress], frozense
     return frozenset(found), frozenset(lost)
 
 
-def present(ipr: IPRoute, links: Mapping[int, str]) -> dict[IPNetwork, Hop]:
+def present(ipr: IPRoute, links: Mapping[int, str]) -> dict[IPNetwork, NextHop]:
     """Our routes with a gateway in the main table, as they are now. links: index -> name of our tunnels."""
     found = {}
     for family in (AF_INET, AF_INET6):
         for route in ipr.get_routes(family=family, table=MAIN):
             if route["proto"] == routes.PROTOCOL and route.get("RTA_GATEWAY") and route.get("RTA_DST"):
                 dst = ip_network(f"{route.get('RTA_DST')}/{route['dst_len']}")
-                found[dst] = Hop(ip_address(route.get("RTA_GATEWAY")), links.get(route.get("RTA_OIF"), ""))
+                found[dst] = NextHop(ip_address(route.get("RTA_GATEWAY")), links.get(route.get("RTA_OIF"), ""))
     return found
 
 
@@ -81,7 +81,7 @@ def sync(wires: Wires, ends: Sequence[Tunnel] = ()) -> tuple[list[str], list[str
     return done, refused
 
 
-def _through(hop: Hop, index: Mapping[str, int], ends: Mapping[str, Tunnel], dst: IPNetwork) -> dict[str, Any]:
+def _through(hop: NextHop, index: Mapping[str, int], ends: Mapping[str, Tunnel], dst: IPNetwork) -> dict[str, Any]:
     if not hop.link:
         return {}
     # Packets of the node itself get its address inside, so that answers come back by the tunnel too.

@@ -23,7 +23,7 @@ from typing import Literal
 
 from podwire_base.kernel.nft import ruleset as nft
 
-from .stencil import Stencil, cut
+from .template import Template, cut
 from .types import BRIDGE, IPAddress, PortMapping
 
 TABLE = "podwire-cni"
@@ -142,8 +142,8 @@ def change(pod: PodRules, *, remove: bool = False) -> nft.Transaction:
 
 def encoded(pod: PodRules, *, remove: bool = False) -> bytes | None:
     """`change` of a pod without hostPorts as a batch of messages, from a stencil; None for others."""
-    stencil = None if pod.ports else _stencil(tuple(family_of(address) for address in pod.addresses), remove)
-    return None if stencil is None else stencil.fill(_marks(pod))
+    template = None if pod.ports else _template(tuple(family_of(address) for address in pod.addresses), remove)
+    return None if template is None else template.fill(_marks(pod))
 
 
 def _marks(pod: PodRules) -> list[bytes]:
@@ -155,7 +155,7 @@ def _mac(pod: PodRules) -> bytes:
 
 
 @functools.cache
-def _stencil(families: tuple[Family, ...], remove: bool) -> Stencil | None:
+def _template(families: tuple[Family, ...], remove: bool) -> Template | None:
     def example(letter: str, number: int) -> PodRules:
         addresses = (ip_address(bytes((number + n,)) * _SIZE[family]) for n, family in enumerate(families))
         return PodRules(letter * 15, ":".join([f"{number - 1:02x}"] * 6), tuple(addresses))

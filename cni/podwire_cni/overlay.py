@@ -33,7 +33,7 @@ def tunnel_mac(node: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Hop:
+class NextHop:
     """Where packets for a podCIDR go next. link "": the kernel knows which one `via` is on."""
 
     via: IPAddress
@@ -63,7 +63,7 @@ class Wires:
     neighbours: (tunnel, next hop) -> MAC; forwarding: (tunnel, MAC) -> node. problems: peers that cannot be reached.
     """
 
-    routes: Mapping[IPNetwork, Hop] = field(default_factory=dict)
+    routes: Mapping[IPNetwork, NextHop] = field(default_factory=dict)
     neighbours: Mapping[tuple[str, IPAddress], str] = field(default_factory=dict)
     forwarding: Mapping[tuple[str, str], IPAddress] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
@@ -81,27 +81,27 @@ class Wires:
 
 
 def _hop(peer: Peer, cidr: IPNetwork, own: Sequence[IPAddress], near: Collection[IPAddress], mode: Encapsulation,
-         ) -> tuple[Hop, IPAddress | None] | str:
+         ) -> tuple[NextHop, IPAddress | None] | str:
     """(next hop, the node at the tunnel's other end), or why there is none."""
     same = [a for a in peer.addresses if a.version == cidr.version]
     direct = next((a for a in same if a in near), None)
     if direct is not None and mode != "always":
-        return Hop(direct), None
+        return NextHop(direct), None
     if mode == "never":
         if not same:
             return f"it has no InternalIP of IPv{cidr.version}"
-        return Hop(same[0]), None  # the kernel will say what is wrong with it
+        return NextHop(same[0]), None  # the kernel will say what is wrong with it
     # Both ends must choose the same kind of tunnel; IPv4 where both have it.
     for version in (4, 6):
         remote = next((a for a in peer.addresses if a.version == version), None)
         if remote is not None and any(a.version == version for a in own):
-            return Hop(cidr[1], TUNNELS[version]), remote
+            return NextHop(cidr[1], TUNNELS[version]), remote
     return "this node and it have no InternalIP of one IP version"
 
 
 def plan(cluster: Cluster, near: Collection[IPAddress], mode: Encapsulation = "auto") -> Wires:
     """near: the InternalIPs of peers that the kernel reaches without a router."""
-    routes, neighbours, forwarding = dict[IPNetwork, Hop](), dict[tuple[str, IPAddress], str](), dict[
+    routes, neighbours, forwarding = dict[IPNetwork, NextHop](), dict[tuple[str, IPAddress], str](), dict[
         tuple[str, str], IPAddress]()
     problems = []
     for peer in cluster.peers:

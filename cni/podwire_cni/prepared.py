@@ -16,7 +16,7 @@ from typing import NamedTuple
 from . import program
 from .plan import LONGEST_ALIAS, NodeNet, Plan, add_plan, alias_of, host_veth, mac_for
 from .result import merge, to_json
-from .stencil import Stencil, cut
+from .template import Template, cut
 from .types import Attachment, Call, IPAddress, NetConf, Range, Result
 
 MOST_KINDS = 64
@@ -27,9 +27,9 @@ class Prepared(NamedTuple):
     """For all pods of one kind: the program of their wiring, how many messages of it go to the node's socket, and what is
     printed in the end."""
 
-    program: Stencil
+    program: Template
     messages: int
-    text: Stencil
+    text: Template
 
 
 class Example(NamedTuple):

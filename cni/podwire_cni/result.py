@@ -12,7 +12,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
-from .errors import CNIError, Code
+from .errors import CNIError, ErrorCode
 from .types import Dns, Interface, IPConfig, Result, Route
 
 _ROUTE_NUMBERS = ("mtu", "advmss", "priority", "table", "scope")
@@ -55,7 +55,7 @@ def to_json(result: Result, version: str) -> dict[str, Any]:
 
 
 def _bad(field: str, found: Any, want: str) -> CNIError:
-    return CNIError(Code.INVALID_CONFIG, f"{field}: {json.dumps(found, default=str)[:200]} is not {want}")
+    return CNIError(ErrorCode.INVALID_CONFIG, f"{field}: {json.dumps(found, default=str)[:200]} is not {want}")
 
 
 def _items(raw: Any, field: str) -> list[dict[str, Any]]:

@@ -102,6 +102,6 @@ def view(nodes: Mapping[str, Object], me: str) -> Cluster:
 def native(cluster: Cluster, cluster_cidrs: Iterable[str]) -> frozenset[str]:
     """What pods reach with their own addresses: the cluster's CIDRs, nodes, and podCIDRs that lie outside the former."""
     wide = [ip_network(cidr) for cidr in cluster_cidrs]
-    strays = [cidr for peer in cluster.peers for cidr in peer.cidrs
+    unwanted = [cidr for peer in cluster.peers for cidr in peer.cidrs
               if not any(net.version == cidr.version and cidr.subnet_of(net) for net in wide)]  # type: ignore[arg-type]  # one version
-    return frozenset({*map(str, wide), *map(str, strays), *(f"{ip}/{ip.max_prefixlen}" for ip in cluster.node_ips)})
+    return frozenset({*map(str, wide), *map(str, unwanted), *(f"{ip}/{ip.max_prefixlen}" for ip in cluster.node_ips)})

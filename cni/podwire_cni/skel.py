@@ -10,7 +10,7 @@ from typing import Any
 from .call import as_asked, check_version, parse_env
 from .commands import Plugin, Sandbox
 from .conf import parse_conf, version_of
-from .errors import CNIError, Code
+from .errors import CNIError, ErrorCode
 from .types import VERSIONS, Call, NetConf
 
 
@@ -60,7 +60,7 @@ def run(env: Mapping[str, str], stdin: bytes, sandbox: Sandbox, plugin: Callable
     except CNIError as err:
         return failure(err, version_of(stdin), call)
     except Exception as err:  # a runtime understands an error object, and nothing else
-        wrapped = CNIError(Code.IO_FAILURE, f"{type(err).__name__}: {err}", "see the log of the node's wiring agent")
+        wrapped = CNIError(ErrorCode.IO_FAILURE, f"{type(err).__name__}: {err}", "see the log of the node's wiring agent")
         wrapped.__cause__ = err
         return failure(wrapped, version_of(stdin), call)
 

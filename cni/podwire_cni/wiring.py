@@ -95,7 +95,7 @@ def _bridge_addresses(ipr: IPRoute, index: int) -> set[IPInterface]:
     return {a for a in present if not a.is_link_local}
 
 
-def ensure_node(node: NodeNet, strays: Sequence[IPAddress] = ()) -> list[str]:
+def ensure_node(node: NodeNet, unwanted: Sequence[IPAddress] = ()) -> list[str]:
     """Make the node ready for pods. Returns one line for each thing that had to be changed.
 
     strays: addresses of pods from podCIDRs that the node had before; each keeps a route until its pod goes.
@@ -106,7 +106,7 @@ def ensure_node(node: NodeNet, strays: Sequence[IPAddress] = ()) -> list[str]:
         if any(address.version == 6 for address in node.on_bridge()):
             done += allow_ipv6(node.bridge)
         _addresses(ipr, node, index, done)
-        _pod_routes(ipr, node, index, strays, done)
+        _pod_routes(ipr, node, index, unwanted, done)
         if any(gateway.version == 6 for gateway in node.gateways):
             _keep_router(ipr, done)
     done += _sysctls(node)
@@ -154,12 +154,12 @@ def _addresses(ipr: IPRoute, node: NodeNet, index: int, done: list[str]) -> None
         done.append(f"{address} off {node.bridge}")
 
 
-def _pod_routes(ipr: IPRoute, node: NodeNet, index: int, strays: Sequence[IPAddress], done: list[str]) -> None:
+def _pod_routes(ipr: IPRoute, node: NodeNet, index: int, unwanted: Sequence[IPAddress], done: list[str]) -> None:
     present = {(f"{r.get('RTA_DST')}/{r['dst_len']}") for r in ipr.get_routes(oif=index, table=MAIN)
                if r["proto"] == routes.PROTOCOL and r.get("RTA_DST") and not r.get("RTA_GATEWAY")}
     # Where the bridge's address has the subnet's prefix, the kernel makes the route.
     want = {str(r.subnet): str(r.gateway) for ranges in node.ranges for r in ranges if node.routed and node.is_gateway}
-    for address in strays:
+    for address in unwanted:
         want[str(host_route(address).network)] = next((str(g) for g in node.gateways if g.version == address.version), "")
     for dst in want.keys() - present:
         source = {} if ":" in dst else {"scope": LINK_SCOPE, **({"prefsrc": want[dst]} if want[dst] else {})}
@@ -200,6 +200,6 @@ def _sysctls(node: NodeNet) -> list[str]:
     return done
 
 
-def node_rules(node: NodeNet, native: Iterable[str] | None, strays: Sequence[IPAddress] = ()) -> NodeRules:
-    cidrs = (*(str(r.subnet) for ranges in node.ranges for r in ranges), *(str(host_route(a).network) for a in strays))
+def node_rules(node: NodeNet, native: Iterable[str] | None, unwanted: Sequence[IPAddress] = ()) -> NodeRules:
+    cidrs = (*(str(r.subnet) for ranges in node.ranges for r in ranges), *(str(host_route(a).network) for a in unwanted))
     return NodeRules(cidrs, None if native is None else frozenset(native), node.bridge, node.anti_spoofing)

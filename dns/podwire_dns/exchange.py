@@ -20,7 +20,7 @@ from .wire import SERVFAIL, Malformed
 
 LARGEST = 4096
 CONNECT_SECONDS = 4.0
-Heard = Callable[["Upstreamed | OSError | None"], None]  # None: the answer is cut, ask over TCP
+OnReply = Callable[["Upstreamed | OSError | None"], None]  # None: the answer is cut, ask over TCP
 
 
 def tls_context(tls: forward.Tls) -> ssl.SSLContext:
@@ -35,11 +35,11 @@ def tls_context(tls: forward.Tls) -> ssl.SSLContext:
 class UdpExchange:
     """A connected socket of its own for each query: a random port, and only that peer is heard."""
 
-    __slots__ = ("fd", "heard", "ident", "loop", "question", "sock")
+    __slots__ = ("fd", "on_reply", "ident", "loop", "question", "sock")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, host: str, port: int, question: bytes, ident: int, message: bytes,
-                 heard: Heard) -> None:
-        self.loop, self.question, self.ident, self.heard = loop, question, ident, heard
+                 on_reply: OnReply) -> None:
+        self.loop, self.question, self.ident, self.on_reply = loop, question, ident, on_reply
         self.sock: socket.socket | None = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET,
                                                         socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
@@ -50,7 +50,7 @@ class UdpExchange:
         except OSError as err:
             self.sock.close()
             self.sock = None
-            loop.call_soon(heard, err)
+            loop.call_soon(on_reply, err)
 
     def _readable(self) -> None:
         if self.sock is None:
@@ -62,10 +62,10 @@ class UdpExchange:
             return  # not an answer to our question: the right one may still come
         except OSError as err:
             self.close()
-            self.heard(err)
+            self.on_reply(err)
             return
         self.close()
-        self.heard(answer)
+        self.on_reply(answer)
 
     def close(self) -> None:
         """Hear nothing any more."""
@@ -75,7 +75,7 @@ class UdpExchange:
             self.sock = None
 
 
-class Asker:
+class UpstreamExchange:
     """UdpExchange for many, by asker.c: one call to send many and one to gather answers. A socket has one query at a time; one
     that was answered serves a few more, for a second at most. What is asked in one turn of the event loop leaves together."""
 
@@ -84,17 +84,17 @@ class Asker:
         made = self._lib.asker_new()
         if made == self._ffi.NULL:
             raise OSError("no memory or descriptor for queries to upstreams")
-        self._asker = self._ffi.gc(made, self._lib.asker_free)
-        self._size = self._asker.packet_size
-        self._packets = self._ffi.buffer(self._asker.packets, self._lib.BATCH * self._size)
+        self._exchange = self._ffi.gc(made, self._lib.asker_free)
+        self._size = self._exchange.packet_size
+        self._packets = self._ffi.buffer(self._exchange.packets, self._lib.BATCH * self._size)
         self._fds = self._ffi.new("int32_t[]", self._lib.BATCH)
         self._open: dict[int, Sent] = {}
         self._queue: list[Sent] = []
-        loop.add_reader(self._asker.epoll, self._gather)
+        loop.add_reader(self._exchange.epoll, self._gather)
 
-    def ask(self, address: bytes, port: int, question: bytes, ident: int, message: bytes, heard: Heard) -> Sent:
+    def ask(self, address: bytes, port: int, question: bytes, ident: int, message: bytes, on_reply: OnReply) -> Sent:
         """address: packed."""
-        sent = Sent(self, address, port, question, ident, message, heard)
+        sent = Sent(self, address, port, question, ident, message, on_reply)
         if not self._queue:
             self.loop.call_soon(self._flush)
         self._queue.append(sent)
@@ -104,7 +104,7 @@ class Asker:
         queue, self._queue = [sent for sent in self._queue if not sent.closed], []
         for at in range(0, len(queue), self._lib.BATCH):
             some = queue[at:at + self._lib.BATCH]
-            self._lib.asker_send(self._asker, len(some), b"".join([sent.address for sent in some]),
+            self._lib.asker_send(self._exchange, len(some), b"".join([sent.address for sent in some]),
                                  [len(sent.address) for sent in some], [sent.port for sent in some],
                                  b"".join([sent.message for sent in some]), [len(sent.message) for sent in some], self._fds)
             for sent, fd in zip(some, self._ffi.unpack(self._fds, len(some)), strict=True):
@@ -115,30 +115,30 @@ class Asker:
                     self.loop.call_soon(sent.fail, -fd)
 
     def _gather(self) -> None:
-        asker, size = self._asker, self._size
-        count = self._lib.asker_gather(asker)
+        exchange, size = self._exchange, self._size
+        count = self._lib.asker_gather(exchange)
         if not count:
             return
-        fds, lengths = self._ffi.unpack(asker.fds, count), self._ffi.unpack(asker.lengths, count)
-        heard: list[tuple[Heard, Upstreamed | OSError | None]] = []
+        fds, lengths = self._ffi.unpack(exchange.fds, count), self._ffi.unpack(exchange.lengths, count)
+        on_reply: list[tuple[OnReply, Upstreamed | OSError | None]] = []
         done, failed = [], []
         for index in range(count):
             fd, length = fds[index], lengths[index]
             sent = self._open[fd]
             if length < 0:
-                heard.append((sent.heard, OSError(-length, os.strerror(-length))))
+                on_reply.append((sent.on_reply, OSError(-length, os.strerror(-length))))
                 failed.append(fd)
             else:
                 try:
                     at = index * size
-                    heard.append((sent.heard, forward.read_answer(sent.question, sent.ident, self._packets[at:at + length])))
+                    on_reply.append((sent.on_reply, forward.read_answer(sent.question, sent.ident, self._packets[at:at + length])))
                 except Malformed:
                     continue  # not an answer to our question: the right one may still come
                 done.append(fd)
             del self._open[fd]
-        self._lib.asker_done(asker, done, len(done))
+        self._lib.asker_done(exchange, done, len(done))
         self._lib.asker_close(failed, len(failed))
-        for hear, result in heard:
+        for hear, result in on_reply:
             hear(result)
 
     def forget(self, sent: Sent) -> None:
@@ -147,42 +147,42 @@ class Asker:
             self._lib.asker_close([sent.fd], 1)
 
     def close(self) -> None:
-        self.loop.remove_reader(self._asker.epoll)
+        self.loop.remove_reader(self._exchange.epoll)
         self._lib.asker_close(list(self._open), len(self._open))
-        self._lib.asker_close_idle(self._asker)
+        self._lib.asker_close_idle(self._exchange)
         self._open.clear()
         self._queue.clear()
 
 
 class Sent:
-    """A query of an Asker. fd: -1 until it has left."""
+    """A query of an UpstreamExchange. fd: -1 until it has left."""
 
-    __slots__ = ("address", "asker", "closed", "fd", "heard", "ident", "message", "port", "question")
+    __slots__ = ("address", "exchange", "closed", "fd", "on_reply", "ident", "message", "port", "question")
 
-    def __init__(self, asker: Asker, address: bytes, port: int, question: bytes, ident: int, message: bytes,
-                 heard: Heard) -> None:
-        self.asker, self.address, self.port, self.question, self.ident = asker, address, port, question, ident
-        self.message, self.heard, self.fd, self.closed = message, heard, -1, False
+    def __init__(self, exchange: UpstreamExchange, address: bytes, port: int, question: bytes, ident: int, message: bytes,
+                 on_reply: OnReply) -> None:
+        self.exchange, self.address, self.port, self.question, self.ident = exchange, address, port, question, ident
+        self.message, self.on_reply, self.fd, self.closed = message, on_reply, -1, False
 
     def fail(self, error: int) -> None:
         if not self.closed:
-            self.heard(OSError(error, os.strerror(error)))
+            self.on_reply(OSError(error, os.strerror(error)))
 
     def close(self) -> None:
         """Hear nothing any more; once, and only before it was heard."""
         self.closed = True
-        self.asker.forget(self)
+        self.exchange.forget(self)
 
 
 @dataclass(slots=True, eq=False)
-class Asked:
+class StreamQuery:
     """A query on a stream. again: it may be sent once more, on a fresh connection."""
 
     stream: Stream
     question: bytes
     ident: int
     message: bytes
-    heard: Heard
+    on_reply: OnReply
     again: bool
 
     def close(self) -> None:
@@ -203,18 +203,18 @@ class Stream:
     expire: float
     opened: int = 0
     sent: int = 0
-    _waiting: dict[int, Asked] = field(default_factory=dict)
+    _waiting: dict[int, StreamQuery] = field(default_factory=dict)
     _link: _Link | None = None
     _connecting: asyncio.Task[None] | None = None
     _idle: asyncio.TimerHandle | None = None
 
-    def ask(self, question: bytes, *, dnssec_ok: bool, checking_disabled: bool, heard: Heard) -> Asked:
-        """Send a query, now or once connected; `heard` is called once."""
+    def ask(self, question: bytes, *, dnssec_ok: bool, checking_disabled: bool, on_reply: OnReply) -> StreamQuery:
+        """Send a query, now or once connected; `on_reply` is called once."""
         ident = secrets.randbits(16)
         while ident in self._waiting:
             ident = secrets.randbits(16)
         message = forward.build_ask(question, ident, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled)
-        asked = Asked(self, question, ident, len(message).to_bytes(2) + message, heard, self._link is not None)
+        asked = StreamQuery(self, question, ident, len(message).to_bytes(2) + message, on_reply, self._link is not None)
         self._waiting[ident] = asked
         self.sent += 1
         self._stop_idle()
@@ -224,7 +224,7 @@ class Stream:
             self._connect()
         return asked
 
-    def forget(self, asked: Asked) -> None:
+    def forget(self, asked: StreamQuery) -> None:
         if self._waiting.get(asked.ident) is asked:
             del self._waiting[asked.ident]
             self._rest()
@@ -292,9 +292,9 @@ class Stream:
             self._settle(asked, OSError(f"the upstream's answer is unreadable: {err}"))
         self._rest()
 
-    def _settle(self, asked: Asked, result: Upstreamed | OSError) -> None:
+    def _settle(self, asked: StreamQuery, result: Upstreamed | OSError) -> None:
         if self._waiting.pop(asked.ident, None) is not None:
-            asked.heard(result)
+            asked.on_reply(result)
 
     def _rest(self) -> None:
         if not self._waiting and self._link is not None and self._idle is None:

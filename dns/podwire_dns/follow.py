@@ -12,7 +12,7 @@ from pathlib import Path
 from podwire_base.role import logs
 
 from . import feed
-from .native.table import Table
+from .native.table import AnswerTable
 from .zone import ZoneData
 
 log = logs.get("dns")
@@ -49,7 +49,7 @@ class Follower:
     """`whole(zone)` is called with each whole zone; later changes go into that very object. fed: they arrive."""
 
     def __init__(self, path: Path, whole: Callable[[ZoneData], None], programmed: Callable[[float], None],
-                 memory: Callable[[], Table | None] = lambda: None) -> None:
+                 memory: Callable[[], AnswerTable | None] = lambda: None) -> None:
         """programmed: told, in seconds, how long after a change of a headless Service's pods its answers are here. memory: of a
         new zone."""
         self.path, self.whole, self.programmed, self.memory = path, whole, programmed, memory

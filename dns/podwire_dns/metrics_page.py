@@ -34,7 +34,7 @@ class Forwarding:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ServerState:
     """What a server is, at one moment. tallies: by protocol. digest: of the Corefile. cpu: seconds; memory: bytes."""
 
     version: str
@@ -67,7 +67,7 @@ def plugins(config: DnsConfig) -> list[str]:
     return sorted(found)
 
 
-def render(state: State) -> str:
+def render(state: ServerState) -> str:
     """The page."""
     page, server = Page(), f"dns://:{state.config.port}"
     page.family("coredns_build_info", "gauge", "The version of podwire, under the name that dashboards look for.",
@@ -87,7 +87,7 @@ def render(state: State) -> str:
     return page.text()
 
 
-def _queries(page: Page, state: State, base: dict[str, str]) -> None:
+def _queries(page: Page, state: ServerState, base: dict[str, str]) -> None:
     tallies = state.tallies.items()
     page.family("coredns_dns_requests_total", "counter", "Queries.", [
         ({**base, "proto": proto, "family": "1", "type": KNOWN_TYPES.get(number, "other")}, count)
@@ -156,7 +156,7 @@ def _cache(page: Page, cache: Cache, base: dict[str, str]) -> None:
                 [(base, cache.prefetched)])
 
 
-def _itself(page: Page, state: State) -> None:
+def _itself(page: Page, state: ServerState) -> None:
     page.histogram("coredns_health_request_duration_seconds", "What the server's own /health took.", state.health.bounds,
                    [({}, state.health.buckets, state.health.total)])
     page.family("coredns_health_request_failures_total", "counter", "Times that it did not come.",

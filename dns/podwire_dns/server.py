@@ -30,7 +30,7 @@ from .cache import Cache, Upstreamed
 from .clients import Clients
 from .config import DnsConfig
 from .follow import Follower
-from .native.table import Table
+from .native.table import AnswerTable
 from .observer import Observer
 from .rules import Rules
 from .sources import Sources, hold_hangup
@@ -216,10 +216,10 @@ class Server:
         self.reloads += 1
         log.info("settings taken over", upstreams=list(self.forwarder.down()), rules=self.answerer.rules is not None)
 
-    def memory(self) -> Table | None:
+    def memory(self) -> AnswerTable | None:
         """Where a new zone is to be kept, so that compiled threads can read it; None: in dicts."""
         module = native.load() if self.config.batches else None
-        return None if module is None else Table(module)
+        return None if module is None else AnswerTable(module)
 
     def take_zone(self, zone: ZoneData) -> None:
         """Answer from this one, which is whole, from now on."""
@@ -274,13 +274,13 @@ class Server:
             return 503, "waits for the feeder's first zone\n"
         return 200, "OK\n" if self.fed else "OK: the last zone serves, the feeder is away\n"
 
-    def state(self) -> metrics_page.State:
+    def state(self) -> metrics_page.ServerState:
         udp = self.observer.total("udp")
         for loop in self._counted:
             if loop.batch is not None:
                 udp.add_native(loop.batch.counts)
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        return metrics_page.State(
+        return metrics_page.ServerState(
             VERSION, {"udp": udp, "tcp": self.observer.total("tcp")}, self.forwarder.state(self.dropped), self.answerer.cache,
             self.answerer.data, self.config, self.sources.digest, self.sources.failed, self.reloads, self.fed,
             self.observer.programming, self.health, usage.ru_utime + usage.ru_stime, _memory(), self.started)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .answer import Answerer, Pending
-from .native.table import Table
+from .native.table import AnswerTable
 from .observer import Observer
 
 LARGEST_QUERY = 4096
@@ -30,7 +30,7 @@ class UdpLoop:
                  observer: Observer) -> None:
         self.sock, self.answerer, self.later, self.observer = sock, answerer, later, observer
         self._native = native
-        self._memory: Table | None = None  # in use by the thread: it must not be freed
+        self._memory: AnswerTable | None = None  # in use by the thread: it must not be freed
         self.batch: Any | None = None
         self._waiting: list[tuple[Pending, Send]] = []
         self._out: list[tuple[bytes, bytes]] = []  # answers of upstreams and their clients, until `flush`

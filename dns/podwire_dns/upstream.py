@@ -22,7 +22,7 @@ from podwire_base.role import logs
 
 from . import forward, native
 from .cache import Cache, CacheKey, Upstreamed
-from .exchange import Asked, Asker, Sent, Stream, UdpExchange, tls_context
+from .exchange import Sent, Stream, StreamQuery, UdpExchange, UpstreamExchange, tls_context
 from .forward import Route, Upstreams
 from .metrics import BOUNDS
 from .metrics_page import Forwarding
@@ -42,14 +42,14 @@ def packed(host: str) -> bytes:
     return ip_address(host).packed
 
 
-class _Ask:
+class _Request:
     """One query to one upstream, under way. flight: whom it is for. told: its silence was counted."""
 
     __slots__ = ("address", "began", "exchange", "flight", "told", "upstreams")
 
     def __init__(self, flight: _Flight, upstreams: Upstreams, address: str, began: float) -> None:
         self.flight, self.upstreams, self.address, self.began, self.told = flight, upstreams, address, began, False
-        self.exchange: UdpExchange | Sent | Asked | None = None
+        self.exchange: UdpExchange | Sent | StreamQuery | None = None
 
 
 class _Flight:
@@ -63,7 +63,7 @@ class _Flight:
         self.waiters: list[Done] = []
         self.fallback: Upstreamed | None = None
         self.due = NEVER  # when the next upstream is asked too
-        self.current: _Ask | None = None
+        self.current: _Request | None = None
         self.live, self.done = 0, False
 
     def next(self) -> None:
@@ -87,7 +87,7 @@ class _Flight:
             self.forwarder.silent(self.current)
         self.next()
 
-    def heard(self, asked: _Ask, answer: Upstreamed | None) -> None:
+    def on_reply(self, asked: _Request, answer: Upstreamed | None) -> None:
         """answer: None where the upstream cannot be reached."""
         self.live -= 1
         if self.done:
@@ -123,13 +123,13 @@ class Forwarder:
         self._contexts = {id(upstreams): tls_context(upstreams.route.tls) for upstreams in self.routes.values()
                           if any(address.startswith(forward.TLS) for address in upstreams.addresses)}
         self._flights: dict[CacheKey, _Flight] = {}
-        self._asks: dict[_Ask, None] = {}  # in the order of their start
+        self._asks: dict[_Request, None] = {}  # in the order of their start
         self._ticker: asyncio.TimerHandle | None = None  # one for all flights: a timer for each costs more than its query
         self._swept = 0.0
         self._told: set[str] = set()
         self._idents = array("H")
         self._batches = batches
-        self._asker: Asker | None = None
+        self._exchange: UpstreamExchange | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -137,7 +137,7 @@ class Forwarder:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             module = native.load() if self._batches else None
-            self._asker = Asker(self._loop, module) if module is not None else None
+            self._exchange = UpstreamExchange(self._loop, module) if module is not None else None
         return self._loop
 
     def route(self, question: bytes) -> Upstreams | None:
@@ -200,8 +200,8 @@ class Forwarder:
             self._drop(asked)
         if self._ticker is not None:
             self._ticker.cancel()
-        if self._asker is not None:
-            self._asker.close()
+        if self._exchange is not None:
+            self._exchange.close()
 
     # Who asks
 
@@ -271,9 +271,9 @@ class Forwarder:
         route = flight.upstreams.route
         self.cache.put(flight.key, answer, time.monotonic(), route.positive_cap, route.negative_cap)
 
-    def send(self, flight: _Flight, address: str) -> _Ask:
+    def send(self, flight: _Flight, address: str) -> _Request:
         """Ask one upstream; its health is kept here, also when its answer comes after the flight has landed."""
-        asked = _Ask(flight, flight.upstreams, address, self.loop.time())
+        asked = _Request(flight, flight.upstreams, address, self.loop.time())
         self._asks[asked] = None
         self.asked += 1
         question, dnssec_ok, checking_disabled = flight.key
@@ -283,10 +283,10 @@ class Forwarder:
         else:
             ident = self._ident()
             message = forward.build_ask(question, ident, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled)
-            heard = partial(self._heard, asked)
-            asker = self._asker
-            asked.exchange = (UdpExchange(self.loop, host, port, question, ident, message, heard) if asker is None
-                              else asker.ask(packed(host), port, question, ident, message, heard))
+            on_reply = partial(self._heard, asked)
+            exchange = self._exchange
+            asked.exchange = (UdpExchange(self.loop, host, port, question, ident, message, on_reply) if exchange is None
+                              else exchange.ask(packed(host), port, question, ident, message, on_reply))
         return asked
 
     def _ident(self) -> int:
@@ -295,7 +295,7 @@ class Forwarder:
             self._idents = array("H", secrets.token_bytes(2 * IDENTS))
         return self._idents.pop()
 
-    def _over_stream(self, asked: _Ask) -> None:
+    def _over_stream(self, asked: _Request) -> None:
         upstreams = asked.upstreams
         stream = self._streams.get((id(upstreams), asked.address))
         if stream is None:
@@ -306,9 +306,9 @@ class Forwarder:
                                                                           upstreams.route.expire)
         question, dnssec_ok, checking_disabled = asked.flight.key
         asked.exchange = stream.ask(question, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled,
-                                    heard=partial(self._heard, asked))
+                                    on_reply=partial(self._heard, asked))
 
-    def _heard(self, asked: _Ask, result: Upstreamed | OSError | None) -> None:
+    def _heard(self, asked: _Request, result: Upstreamed | OSError | None) -> None:
         if asked not in self._asks:
             return
         if result is None:  # cut: the whole answer comes over TCP
@@ -320,7 +320,7 @@ class Forwarder:
         if isinstance(result, OSError):
             self.exchanges[address, "none"] += 1
             self.silent(asked, str(result))
-            asked.flight.heard(asked, None)
+            asked.flight.on_reply(asked, None)
             return
         took = self.loop.time() - asked.began
         asked.upstreams.answered(address, took)
@@ -331,9 +331,9 @@ class Forwarder:
         if address in self._told:
             self._told.discard(address)
             log.info("upstream answers again", upstream=address)
-        asked.flight.heard(asked, result)
+        asked.flight.on_reply(asked, result)
 
-    def silent(self, asked: _Ask, why: str = "no answer in time") -> None:
+    def silent(self, asked: _Request, why: str = "no answer in time") -> None:
         """Count a silence, once for each question."""
         if asked.told:
             return
@@ -345,7 +345,7 @@ class Forwarder:
             self._told.add(address)
             log.warn("upstream does not answer", upstream=address, why=why)
 
-    def _drop(self, asked: _Ask) -> None:
+    def _drop(self, asked: _Request) -> None:
         if asked in self._asks:
             del self._asks[asked]
             if asked.exchange is not None:

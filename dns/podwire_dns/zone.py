@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from . import wire
 from .feed import Delta, Hello
-from .native.table import Table, TableAnswers, TableNames
+from .native.table import AnswerTable, TableAnswers, TableNames
 from .pack import A_IN, AAAA_IN, CNAME_IN, PTR_IN, SRV_IN
 from .wire import COUNTS, NOERROR, NXDOMAIN
 
@@ -25,7 +25,7 @@ class ZoneData:
     serial: int = 0
     answers: dict[bytes, bytes] | TableAnswers = field(default_factory=dict[bytes, bytes])
     names: set[bytes] | TableNames = field(default_factory=set[bytes])
-    memory: Table | None = None
+    memory: AnswerTable | None = None
     apexes: frozenset[bytes] = field(init=False)
     pod_apex: bytes = field(init=False)
     _soas: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class ZoneData:
                 or name + SRV_IN in answers or name + PTR_IN in answers)
 
     @classmethod
-    def begin(cls, hello: Hello, memory: Table | None = None) -> ZoneData:
+    def begin(cls, hello: Hello, memory: AnswerTable | None = None) -> ZoneData:
         if memory is None:
             return cls(hello.zones, hello.ttl, hello.pods)
         return cls(hello.zones, hello.ttl, hello.pods, answers=TableAnswers(memory), names=TableNames(memory), memory=memory)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from podwire_base.kube.meta import Object
-from podwire_proxy.backend import Programmer
+from podwire_proxy.backend import Proxier
 from podwire_proxy.changes import Tracker
 from podwire_proxy.flows import Swept
 from podwire_proxy.sweeper import SHARE, SWEEP_AFTER
@@ -45,7 +45,7 @@ class Churn:
                 "rss last quarter": statistics.mean(self.rss[-quarter:])}
 
 
-def churn(tracker: Tracker, programmer: Programmer, changes: Iterator[tuple[str, Object]], count: int, rate: float,
+def churn(tracker: Tracker, proxier: Proxier, changes: Iterator[tuple[str, Object]], count: int, rate: float,
           clock: Callable[[], float] = time.monotonic) -> Churn:
     """Feed `count` changes at `rate` a second; rate 0: ten a sync, as fast as it goes."""
     out, begin, done = Churn(), clock(), 0
@@ -64,17 +64,17 @@ def churn(tracker: Tracker, programmer: Programmer, changes: Iterator[tuple[str,
             pending.append(begin + done / rate if rate else now)
             done += 1
         if pending and (not rate or now - last_sync >= INTERVAL):
-            synced = programmer.sync(tracker.dataplane, tracker.flush())
+            synced = proxier.sync(tracker.dataplane, tracker.flush())
             last_sync = clock()
             out.syncs, out.elements, out.verdicts = (
                 out.syncs + 1, out.elements + synced.elements, out.verdicts + synced.verdicts)
             out.lags += [last_sync - at for at in pending]
             pending.clear()
         if now - last_sweep >= SWEEP_AFTER:
-            programmer.sweep_rules()
+            proxier.sweep_rules()
             last_sweep = now
         if look.done() and now - last_look >= max(SWEEP_AFTER, SHARE * look.result().busy):  # as sweeper.Sweeper does
-            look = thread.submit(programmer.flows.look().run)
+            look = thread.submit(proxier.flows.look().run)
             last_look = now
         if now - last_sample >= 1:
             out.rss.append(resident())
@@ -83,7 +83,7 @@ def churn(tracker: Tracker, programmer: Programmer, changes: Iterator[tuple[str,
             time.sleep(0.001)
     thread.shutdown()
     look.result()
-    programmer.sweep()
+    proxier.sweep()
     out.rss.append(resident())
     out.cpu = time.process_time() - cpu
     return out

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from podwire_proxy import backends
 from podwire_proxy.iptables.programs import Variant
-from podwire_proxy.nftables.apply import Programmer, cleanup
+from podwire_proxy.nftables.apply import Proxier, cleanup
 from podwire_proxy.testing import scenarios as s
 
 from .serviceworld import World
@@ -45,13 +45,13 @@ class Nftables:
     def program(self, world: World, scenario: s.Scenario) -> None:
         tracker = scenario.tracker()
         tracker.flush()
-        programmer = Programmer(scenario.node, world.node.fd)
+        proxier = Proxier(scenario.node, world.node.fd)
         try:
-            programmer.sync(tracker.dataplane, None)
-            backends.retire(programmer, world.node.fd)
-            programmer.sweep()
+            proxier.sync(tracker.dataplane, None)
+            backends.retire(proxier, world.node.fd)
+            proxier.sweep()
         finally:
-            programmer.close()
+            proxier.close()
 
     def clean(self, world: World) -> None:
         cleanup(world.node.fd)
@@ -70,13 +70,13 @@ class Iptables:
     def program(self, world: World, scenario: s.Scenario) -> None:
         tracker = scenario.tracker()
         tracker.flush()
-        programmer = backends.Iptables(self.variant).programmer(scenario.node, world.node.fd)
+        proxier = backends.Iptables(self.variant).proxier(scenario.node, world.node.fd)
         try:
-            programmer.sync(tracker.dataplane, None)
-            backends.retire(programmer, world.node.fd)
-            programmer.sweep()
+            proxier.sync(tracker.dataplane, None)
+            backends.retire(proxier, world.node.fd)
+            proxier.sweep()
         finally:
-            programmer.close()
+            proxier.close()
 
     def clean(self, world: World) -> None:
         backends.Iptables().cleanup(world.node.fd)

@@ -20,7 +20,7 @@ from podwire_base.kube.meta import Object, key
 from podwire_proxy.changes import Tracker
 from podwire_proxy.l2.election import rank
 from podwire_proxy.model import NodeInfo
-from podwire_proxy.nftables.apply import Programmer
+from podwire_proxy.nftables.apply import Proxier
 
 from . import evidence
 from .fakeapi import FakeApi
@@ -52,7 +52,7 @@ class Node:
         self._make_pod()
         info = NodeInfo(self.name, (self.address, v6(self.address)), "", ("10.244.0.0/16", "fd00:244::/32"),
                         ("10.96.0.0/16", "fd00:96::/112"))
-        self.tracker, self.programmer = Tracker(info), Programmer(info, self.ns.fd)
+        self.tracker, self.proxier = Tracker(info), Proxier(info, self.ns.fd)
         self.run_dir = world.directory / self.name
         self.process: subprocess.Popen[str] | None = None
         evidence.tells(self)
@@ -83,7 +83,7 @@ class Node:
         for obj in objects:
             (self.tracker.service if obj["kind"] == "Service" else self.tracker.slice)(key(obj), obj)
         self.tracker.flush()
-        self.programmer.sync(self.tracker.dataplane, None)
+        self.proxier.sync(self.tracker.dataplane, None)
 
     def start(self) -> None:
         self.process = self.ns.popen(
@@ -186,6 +186,6 @@ class L2World:
             if node.process is not None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     node.stop()
-            node.programmer.close()
+            node.proxier.close()
         self.api.close()
         self.servers.close()

@@ -12,8 +12,7 @@ from typing import Literal, NamedTuple, Protocol
 from .dataplane import Dataplane, Delta
 from .decide import Packet
 from .flows import FlowKeeper, Swept
-from .model import Backend as Endpoint
-from .model import NodeInfo
+from .model import Destination, NodeInfo
 
 Family = Literal["ip", "ip6"]
 FAMILIES: tuple[Family, ...] = ("ip", "ip6")
@@ -40,14 +39,14 @@ class Counted(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
+class Trace:
     """One way of a packet through the rules. verdict: "accept", "drop" or "reject"; to: where it is translated to; trail:
     the rules and elements that decided."""
 
     verdict: str
-    to: Endpoint | None
+    to: Destination | None
     masquerade: bool
-    trail: tuple[str, ...]
+    steps: tuple[str, ...]
 
 
 class Watch(Protocol):
@@ -58,14 +57,14 @@ class Watch(Protocol):
     def close(self) -> None: ...
 
 
-class Programmer(Protocol):
+class Proxier(Protocol):
     """Keeps a kernel equal to the Dataplane. Every method raises OSError, and then nothing was changed."""
 
     @property
     def watchers(self) -> Sequence[Watch]: ...
 
     @property
-    def deaf(self) -> bool:
+    def no_notifications(self) -> bool:
         """Are there changes by others that no watcher hears of?"""
 
     def sync(self, dataplane: Dataplane, delta: Delta | None) -> Synced:
@@ -107,7 +106,7 @@ class Live(Protocol):
     def node(self, name: str, addresses: tuple[str, ...]) -> NodeInfo:
         """What the rules themselves say of pods and Services; addresses: all that the machine has."""
 
-    def walks(self, packet: Packet, node: NodeInfo) -> Iterator[Walk]:
+    def traces(self, packet: Packet, node: NodeInfo) -> Iterator[Trace]:
         """Every way that the packet can take. Raises NotImplementedError for a rule that is not the proxy's."""
 
 
@@ -120,7 +119,7 @@ class Backend(Protocol):
     def plan(self, dataplane: Dataplane) -> Iterator[str]:
         """What a first sync would write into an empty kernel, one line a step."""
 
-    def programmer(self, node: NodeInfo, ns_fd: int | None = None) -> Programmer: ...
+    def proxier(self, node: NodeInfo, ns_fd: int | None = None) -> Proxier: ...
 
     def observe(self, ns_fd: int | None = None) -> Live | None:
         """The live rules; None where there are none of this backend."""

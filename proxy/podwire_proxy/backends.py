@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from podwire_base.kernel.nft import socket as nft_socket
 
-from .backend import FAMILIES, Backend, Live, Programmer
+from .backend import FAMILIES, Backend, Live, Proxier
 from .backend import families as families_of
 from .dataplane import Dataplane
 from .iptables import apply as iptables_apply
@@ -28,8 +28,8 @@ class Nftables:
         for family in families_of(dataplane.node):
             yield from map(str, Planner(Layout(family), dataplane.node).full(dataplane, None))
 
-    def programmer(self, node: NodeInfo, ns_fd: int | None = None) -> Programmer:
-        return nftables_apply.Programmer(node, ns_fd)
+    def proxier(self, node: NodeInfo, ns_fd: int | None = None) -> Proxier:
+        return nftables_apply.Proxier(node, ns_fd)
 
     def observe(self, ns_fd: int | None = None) -> Live | None:
         with nft_socket.Connection(ns_fd) as conn:
@@ -53,10 +53,10 @@ class Iptables:
     def plan(self, dataplane: Dataplane) -> Iterator[str]:
         for family in families_of(dataplane.node):
             yield f"# {'IPv4' if family == 'ip' else 'IPv6'}"
-            yield from iptables_plan.Planner(family, dataplane.node).full(dataplane, iptables_plan.State()).lines()
+            yield from iptables_plan.Planner(family, dataplane.node).full(dataplane, iptables_plan.KernelState()).lines()
 
-    def programmer(self, node: NodeInfo, ns_fd: int | None = None) -> Programmer:
-        return iptables_apply.Programmer(node, ns_fd, self.variant)
+    def proxier(self, node: NodeInfo, ns_fd: int | None = None) -> Proxier:
+        return iptables_apply.Proxier(node, ns_fd, self.variant)
 
     def observe(self, ns_fd: int | None = None) -> Live | None:
         return iptables_live.read(ns_fd)
@@ -78,11 +78,11 @@ def choose(name: str, variant: str = "auto") -> Backend:
     return Iptables(None if variant == "auto" else variant)  # type: ignore[arg-type]  # config.check knows the names
 
 
-def retire(programmer: Programmer, ns_fd: int | None = None) -> list[str]:
+def retire(proxier: Proxier, ns_fd: int | None = None) -> list[str]:
     """Remove what every other backend, and the other variant of iptables, left; returns what was there. To be called when
-    `programmer` has made its first sync: flows that are translated stay so, and new ones find its rules. Raises OSError."""
-    if isinstance(programmer, iptables_apply.Programmer):
-        return [*nftables_apply.cleanup(ns_fd), *iptables_apply.cleanup(ns_fd, keep=programmer.variant, wait=0)]
+    `proxier` has made its first sync: flows that are translated stay so, and new ones find its rules. Raises OSError."""
+    if isinstance(proxier, iptables_apply.Proxier):
+        return [*nftables_apply.cleanup(ns_fd), *iptables_apply.cleanup(ns_fd, keep=proxier.variant, wait=0)]
     return iptables_apply.cleanup(ns_fd, wait=0)
 
 

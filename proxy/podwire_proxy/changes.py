@@ -93,7 +93,7 @@ class Tracker:
         return contribute(ports, self._endpoints(service), self._node) if ports else Contribution()
 
 
-class Told:
+class DeduplicatedLog:
     """What was said of which object: watches repeat themselves, the log need not."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ that endpoint is gone. Without the entry the next one is a new connection and fi
 Other TCP is left alone: established connections to a removed endpoint end in their own time. Only where a Service asks for it
 (Frontend.alive) are the flows of endpoints that are gone, and not just terminating, stale too. Their entries are deleted; the
 rules answer what comes next from such a client, which belongs to no flow, with a reset. So that a client which only waits
-hears of it as well, both ends get a `provocation`.
+hears of it as well, both ends get a `challenge_ack_probe`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from .dataplane import Frontend, Key
-from .model import Backend, packed
+from .model import Destination, packed
 
 SYN_FIN = 0x03
 Place = tuple[str, int]  # address, port
@@ -36,7 +36,7 @@ class Flow:
     """
 
     destination: Key
-    answers: Backend
+    answers: Destination
     source: Place
     ident: bytes = b""
     seen: Place = ("", 0)
@@ -44,40 +44,40 @@ class Flow:
     opening: bool = False
 
 
-def serving(frontends: Mapping[Key, Frontend]) -> dict[Key, frozenset[Backend]]:
+def serving(frontends: Mapping[Key, Frontend]) -> dict[Key, frozenset[Destination]]:
     """Of these frontends those whose flows are looked after, with the backends that may answer for them now."""
-    out: dict[Key, frozenset[Backend]] = {}
+    out: dict[Key, frozenset[Destination]] = {}
     for key, frontend in frontends.items():
         if key.protocol == "UDP":
-            if backends := frontend.backends:
-                out[key] = backends
+            if destinations := frontend.destinations:
+                out[key] = destinations
         elif frontend.alive is not None:
             out[key] = frozenset(frontend.alive)
     return out
 
 
-def stale(flows: Iterable[Flow], serving: Mapping[Key, frozenset[Backend]]) -> Iterator[Flow]:
+def stale(flows: Iterable[Flow], serving: Mapping[Key, frozenset[Destination]]) -> Iterator[Flow]:
     """Entries of `serving`'s frontends that lead nowhere."""
     for flow in flows:
-        backends = serving.get(flow.destination)
-        if backends is None or flow.over or flow.answers in backends:
+        destinations = serving.get(flow.destination)
+        if destinations is None or flow.over or flow.answers in destinations:
             continue
         if flow.destination.protocol == "UDP":
-            if backends:  # else: nowhere to go instead
+            if destinations:  # else: nowhere to go instead
                 yield flow
         elif flow.answers != (flow.destination.ip, flow.destination.port):  # never translated: none of ours
             yield flow
 
 
-def stray(flows: Iterable[Flow], frontends: Mapping[Key, Frontend]) -> Iterator[Flow]:
+def stale_attempts(flows: Iterable[Flow], frontends: Mapping[Key, Frontend]) -> Iterator[Flow]:
     """Unanswered SYNs to these frontends that went where no new connection goes now."""
     for flow in flows:
         frontend = frontends.get(flow.destination) if flow.opening else None
-        if frontend is not None and (backends := frontend.backends) and flow.answers not in backends:
+        if frontend is not None and (destinations := frontend.destinations) and flow.answers not in destinations:
             yield flow  # without backends: nowhere to go instead
 
 
-def provocation(source: Place, destination: Place) -> bytes:
+def challenge_ack_probe(source: Place, destination: Place) -> bytes:
     """A whole IP packet that makes the TCP at `destination` send an ACK to `source`: SYN in an established connection
     (RFC 5961, 4.2). The FIN beside it makes conntrack take the packet for invalid, so it leaves no entry on its way."""
     src, dst = packed(source[0]), packed(destination[0])

@@ -14,7 +14,7 @@ from podwire_base.kernel.nft.socket import ROOM, open_socket
 
 from .conntrack import Flow
 from .dataplane import Key
-from .model import PROTOCOLS, Backend, Protocol, normal_ip, packed
+from .model import PROTOCOLS, Destination, Protocol, normal_ip, packed
 
 SUBSYS = 1 << 8
 GET, DELETE = 1, 2
@@ -101,7 +101,7 @@ class Conntrack:
             ident = nest(TUPLE_ORIG, got[TUPLE_ORIG]) + b"".join(attr(k, got[k]) for k in (ID, ZONE) if k in got)
             state = _state(got.get(PROTOINFO, b"")) if protocol == "TCP" else 0
             opening = state == SYN_SENT and not to_int(got.get(STATUS)) & SEEN_REPLY
-            yield Flow(Key(destination, protocol, dport), Backend(answers[0], answers[2]), (source, sport), ident,
+            yield Flow(Key(destination, protocol, dport), Destination(answers[0], answers[2]), (source, sport), ident,
                        (answers[1], answers[3]), state in (TIME_WAIT, CLOSE), opening)
 
     def delete(self, family: Family, flows: Sequence[Flow]) -> list[Flow]:

@@ -5,13 +5,13 @@ address), or *outside*. A frontend says what each of them gets, and whether the 
 
 | frontend                            | pod    | node   | outside | masquerade                         |
 |-------------------------------------|--------|--------|---------|------------------------------------|
-| ClusterIP                           | inside | inside | inside  | off-cluster: node and outside      |
-| NodePort, externalIP, LB; eTP Cluster | inside | inside | inside | always                            |
-| NodePort, externalIP, LB; eTP Local | inside | inside | outside | node: only the node's own traffic  |
+| ClusterIP                           | internal | internal | internal | off-cluster: node and outside      |
+| NodePort, externalIP, LB; eTP Cluster | internal | internal | internal | always |
+| NodePort, externalIP, LB; eTP Local | internal | internal | external | node: only the node's own traffic  |
 
 With NodeInfo.localhost, NodePorts are on 127.0.0.1 as well; what comes from the wire with a loopback address is dropped.
 
-`inside` is the cluster set of endpoints (the local set for a ClusterIP with internalTrafficPolicy Local); `outside` is the
+`internal` is the cluster set of endpoints (the local set for a ClusterIP with internalTrafficPolicy Local); `external` is the
 local set. No usable endpoint anywhere: REJECT. None here but some elsewhere under a Local policy: DROP. A packet whose
 chosen endpoint is its own source is always masqueraded (hairpin). Without pod_cidrs nobody is a pod, and a ClusterIP's
 packets keep their source.
@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, NamedTuple
 
-from .model import LOCALHOST, Backend, Endpoint, NodeInfo, PortName, Protocol, ServicePort, covers, is_v6
+from .model import LOCALHOST, Destination, Endpoint, NodeInfo, PortName, Protocol, ServicePort, covers, is_v6
 from .topology import Choice, choose, merge
 
 
@@ -60,12 +60,12 @@ class Sticky:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """Uniform random choice for each new connection. backends: at least one, sorted, distinct.
+    """Uniform random choice for each new connection. destinations: at least one, sorted, distinct.
 
-    sticky: a client that is remembered gets its endpoint of last time, as long as that is among `backends`.
+    sticky: a client that is remembered gets its endpoint of last time, as long as that is among `destinations`.
     """
 
-    backends: tuple[Backend, ...]
+    destinations: tuple[Destination, ...]
     sticky: Sticky | None = None
 
 
@@ -76,7 +76,7 @@ Masquerading = Literal["off-cluster", "always", "node"]
 
 @dataclass(frozen=True, slots=True)
 class Frontend:
-    """outside: what sources outside the cluster get, None where it is the same as `inside`.
+    """external: what sources outside the cluster get, None where it is the same as `internal`.
 
     sources: CIDRs of the only sources that are let in; () for everyone. alive: only of a Service that wants the flows of
     endpoints that are gone to be reset: all its endpoints, whatever their conditions. None: flows end in their own time.
@@ -85,16 +85,16 @@ class Frontend:
     key: Key
     kind: Kind
     service: str
-    inside: Action
-    outside: Action | None
+    internal: Action
+    external: Action | None
     masquerade: Masquerading
     sources: tuple[str, ...] = ()
-    alive: tuple[Backend, ...] | None = None
+    alive: tuple[Destination, ...] | None = None
 
     @property
-    def backends(self) -> frozenset[Backend]:
+    def destinations(self) -> frozenset[Destination]:
         """All that new connections may be given to."""
-        return frozenset(b for a in (self.inside, self.outside) if isinstance(a, Balance) for b in a.backends)
+        return frozenset(b for a in (self.internal, self.external) if isinstance(a, Balance) for b in a.destinations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +114,13 @@ class Contribution:
     hairpin: tuple[str, ...] = ()
     health: HealthCheck | None = None
     # Ports whose policy is Local, with endpoints only elsewhere: IPv4 internal and external, IPv6 internal and external
-    stranded: tuple[int, ...] = (0, 0, 0, 0)
+    no_local_endpoints: tuple[int, ...] = (0, 0, 0, 0)
     order: tuple[str, str] = ("", "")  # (creationTimestamp, name): of two claims to an address the older one holds
 
 
 def _balance(endpoints: Iterable[Endpoint]) -> Balance | None:
-    backends = tuple(sorted({e.backend for e in endpoints}))
-    return Balance(backends) if backends else None
+    destinations = tuple(sorted({e.destination for e in endpoints}))
+    return Balance(destinations) if destinations else None
 
 
 def _action(wanted: Balance | None, choice: Choice) -> Action:
@@ -136,7 +136,7 @@ def contribute(ports: Iterable[ServicePort], endpoints: Mapping[PortName, Iterab
     order = ("", "")
     here: set[str] = set()
     check = 0
-    stranded = [0, 0, 0, 0]
+    no_local_endpoints = [0, 0, 0, 0]
     for port in ports:
         order = (port.created, port.service)
         ips.update(dict.fromkeys(port.cluster_ips))
@@ -144,18 +144,18 @@ def contribute(ports: Iterable[ServicePort], endpoints: Mapping[PortName, Iterab
         for v6 in (False, True):
             family = [e for e in found if is_v6(e.ip) == v6]
             choice = choose(family, node)
-            alive = tuple(e.backend for e in family) if port.reset else None
+            alive = tuple(e.destination for e in family) if port.reset else None
             for frontend in _frontends(port, choice, node, v6, alive):
                 frontends.setdefault(frontend.key, frontend)
             hairpin.update(_hairpin(port, choice, node))
             away = bool(choice.cluster and not choice.local)
-            stranded[2 * v6] += away and port.internal_policy == "Local"
-            stranded[2 * v6 + 1] += away and port.external_policy == "Local" and port.external
+            no_local_endpoints[2 * v6] += away and port.internal_policy == "Local"
+            no_local_endpoints[2 * v6 + 1] += away and port.external_policy == "Local" and port.external
         check = port.health_check_port
         if check:
             here.update(e.ip for e in found if e.ready and not e.terminating and e.node == node.name)
     return Contribution(tuple(frontends.values()), tuple(ips), tuple(sorted(hairpin)),
-                        HealthCheck(check, len(here)) if check else None, tuple(stranded), order)
+                        HealthCheck(check, len(here)) if check else None, tuple(no_local_endpoints), order)
 
 
 def refused(port: ServicePort, node: NodeInfo) -> list[str]:
@@ -174,7 +174,7 @@ def _hairpin(port: ServicePort, choice: Choice, node: NodeInfo) -> Iterable[str]
 
 
 def _frontends(port: ServicePort, choice: Choice, node: NodeInfo, v6: bool,
-               alive: tuple[Backend, ...] | None) -> Iterable[Frontend]:
+               alive: tuple[Destination, ...] | None) -> Iterable[Frontend]:
     everywhere, here = _balance(choice.cluster), _balance(choice.local)
     addresses = [ip for ip in port.cluster_ips if is_v6(ip) == v6]
     local = port.external_policy == "Local"
@@ -183,12 +183,12 @@ def _frontends(port: ServicePort, choice: Choice, node: NodeInfo, v6: bool,
         if wanted is None or not port.affinity_seconds:
             return wanted
         owner = Key(addresses[0], port.protocol, port.port) if addresses else key
-        return Balance(wanted.backends, Sticky(owner, local, port.affinity_seconds))
+        return Balance(wanted.destinations, Sticky(owner, local, port.affinity_seconds))
 
     for ip in addresses:
         key, kept = Key(ip, port.protocol, port.port), port.internal_policy == "Local"
-        inside = _action(sticky(here if kept else everywhere, key, kept), choice)
-        yield Frontend(key, "ClusterIP", port.service, inside, None, "off-cluster", alive=alive)
+        internal = _action(sticky(here if kept else everywhere, key, kept), choice)
+        yield Frontend(key, "ClusterIP", port.service, internal, None, "off-cluster", alive=alive)
     masquerade: Masquerading = "node" if local else "always"
     for kind, key in _places(port, node):
         if is_v6(key.ip) == v6:
@@ -221,11 +221,11 @@ def _sources(port: ServicePort, ip: str, node: NodeInfo) -> tuple[str, ...]:
 class Delta:
     """What a change touched: look each up in the Dataplane; what is not there any more is gone.
 
-    strays: those frontends that packets may have been on their way to, to where new connections do not go now.
+    moved: those frontends that packets may have been on their way to, to where new connections do not go now.
     """
 
     frontends: set[Key] = field(default_factory=set)
-    strays: set[Key] = field(default_factory=set)
+    moved: set[Key] = field(default_factory=set)
     cluster_ips: set[str] = field(default_factory=set)
     hairpin: set[str] = field(default_factory=set)
 
@@ -242,7 +242,7 @@ class Dataplane:
         self.cluster_ips: dict[str, int] = {}  # address -> number of Services that have it
         self.hairpin: dict[str, int] = {}
         self.health: dict[str, HealthCheck] = {}
-        self.stranded = [0, 0, 0, 0]
+        self.no_local_endpoints = [0, 0, 0, 0]
         self._parts: dict[str, Contribution] = {}
         self._claims: dict[Key, dict[str, Frontend]] = {}
 
@@ -260,7 +260,7 @@ class Dataplane:
         else:
             self.health.pop(service, None)
         for index in range(4):
-            self.stranded[index] += part.stranded[index] - old.stranded[index]
+            self.no_local_endpoints[index] += part.no_local_endpoints[index] - old.no_local_endpoints[index]
         before = {f.key: f for f in old.frontends}
         after = {f.key: f for f in part.frontends}
         for key in before.keys() | after.keys():
@@ -282,8 +282,8 @@ class Dataplane:
         old = self.frontends.get(key)
         if old != new:
             delta.frontends.add(key)
-            if new is not None and _strays(old, new):
-                delta.strays.add(key)
+            if new is not None and _moved(old, new):
+                delta.moved.add(key)
             if new is None:
                 del self.frontends[key]
             else:
@@ -291,19 +291,19 @@ class Dataplane:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Dataplane) and (
-            self.node, self.frontends, self.cluster_ips, self.hairpin, self.health, self.stranded) == (
-            other.node, other.frontends, other.cluster_ips, other.hairpin, other.health, other.stranded)
+            self.node, self.frontends, self.cluster_ips, self.hairpin, self.health, self.no_local_endpoints) == (
+            other.node, other.frontends, other.cluster_ips, other.hairpin, other.health, other.no_local_endpoints)
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 
 
-def _strays(old: Frontend | None, new: Frontend) -> bool:
+def _moved(old: Frontend | None, new: Frontend) -> bool:
     """An endpoint left, or had left when there was no other; or the address was not ours until now, and packets for it went
     where routes led them. (Nobody else has ClusterIPs and NodePorts: what no rule translates there is dropped or refused, and
     leaves no entry.)"""
     if old is None:
         return new.kind in ("ExternalIP", "LoadBalancer")
-    return not old.backends or not old.backends <= new.backends
+    return not old.destinations or not old.destinations <= new.destinations
 
 
 def _count(counts: dict[str, int], gone: Iterable[str], come: Iterable[str], noted: set[str]) -> None:

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Literal
 
 from .dataplane import Action, Balance, Dataplane, Fate, Frontend, Key, Sticky
-from .model import Backend, NodeInfo, Protocol, covers
+from .model import Destination, NodeInfo, Protocol, covers
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Outcome:
     """to: the possible deliveries of FORWARD, each with whether its source is masqueraded; empty otherwise."""
 
     verdict: Verdict
-    to: frozenset[tuple[Backend, bool]] = frozenset()
+    to: frozenset[tuple[Destination, bool]] = frozenset()
 
 
 PASS = Outcome(Verdict.PASS)
@@ -49,7 +49,7 @@ REJECT = Outcome(Verdict.REJECT)
 DROP = Outcome(Verdict.DROP)
 
 
-Memory = Mapping[tuple[Key, bool, str], Backend]  # (Sticky.port, Sticky.local, client address) -> the endpoint of last time
+Memory = Mapping[tuple[Key, bool, str], Destination]  # (Sticky.port, Sticky.local, client address) -> the endpoint of last time
 
 
 def source(packet: Packet, node: NodeInfo) -> Literal["pod", "node", "outside"]:
@@ -86,11 +86,11 @@ def decide(dataplane: Dataplane, packet: Packet, memory: Memory | None = None) -
     if not isinstance(action, Balance):
         return REJECT if action is Fate.REJECT else DROP
     always = _masquerades(frontend, source(packet, node), node)
-    backends = action.backends
+    destinations = action.destinations
     known = (memory or {}).get(remembered(action.sticky, packet)) if action.sticky else None
-    if known in backends:
-        backends = (known,)
-    return Outcome(Verdict.FORWARD, frozenset((b, always or b.ip == packet.src) for b in backends))
+    if known in destinations:
+        destinations = (known,)
+    return Outcome(Verdict.FORWARD, frozenset((b, always or b.ip == packet.src) for b in destinations))
 
 
 def remembered(sticky: Sticky, packet: Packet) -> tuple[Key, bool, str]:
@@ -100,9 +100,9 @@ def remembered(sticky: Sticky, packet: Packet) -> tuple[Key, bool, str]:
 
 def chosen(frontend: Frontend, packet: Packet, node: NodeInfo) -> Action:
     """What the frontend does for this packet's source."""
-    if frontend.outside is not None and source(packet, node) == "outside":
-        return frontend.outside
-    return frontend.inside
+    if frontend.external is not None and source(packet, node) == "outside":
+        return frontend.external
+    return frontend.internal
 
 
 def _masquerades(frontend: Frontend, origin: str, node: NodeInfo) -> bool:

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from podwire_base.kernel.netns import in_thread, setns
 from podwire_base.role import logs
 
-from .conntrack import Flow, Place, provocation, serving, stale, stray
+from .conntrack import Flow, Place, challenge_ack_probe, serving, stale, stale_attempts
 from .ctnetlink import Conntrack, Family
 from .dataplane import Dataplane, Delta, Frontend, Key
-from .model import Backend
+from .model import Destination
 
 log = logs.get("proxy")
 IPPROTO_IPV6, IPV6_HDRINCL = 41, 36
@@ -52,7 +52,7 @@ class FlowKeeper:
         self._families, self._ns_fd = tuple(families), ns_fd
         self._dataplane: Dataplane | None = None
         self._keys: set[Key] | None = set()  # None: all
-        self._strays: set[Key] = set()
+        self._moved: set[Key] = set()
 
     @property
     def pending(self) -> bool:
@@ -65,7 +65,7 @@ class FlowKeeper:
             self._keys = None
         elif self._keys is not None:
             self._keys |= {key for key in delta.frontends if key.protocol != "SCTP"}
-            self._strays |= {key for key in delta.strays if key.protocol == "TCP"}
+            self._moved |= {key for key in delta.moved if key.protocol == "TCP"}
 
     def look(self) -> Look:
         """What is noted, to be looked for by whichever thread; it is noted no more."""
@@ -74,8 +74,8 @@ class FlowKeeper:
             look = Look(self._families, self._ns_fd, dict(found), dict(found))
         else:
             look = Look(self._families, self._ns_fd, {key: found[key] for key in self._keys if key in found},
-                        {key: found[key] for key in self._strays if key in found})
-        self._keys, self._strays = set(), set()
+                        {key: found[key] for key in self._moved if key in found})
+        self._keys, self._moved = set(), set()
         return look
 
     def sweep(self) -> Swept:
@@ -90,13 +90,13 @@ class Look:
     families: tuple[Family, ...]
     ns_fd: int | None
     frontends: Mapping[Key, Frontend]
-    strays: Mapping[Key, Frontend]
+    moved: Mapping[Key, Frontend]
 
     def run(self) -> Swept:
         """Find the flows and end them. Raises OSError."""
         began, worked, ended, by_family = time.monotonic(), time.thread_time(), Counter[str](), dict[str, int]()
         wanted = serving(self.frontends)
-        if not wanted and not self.strays:
+        if not wanted and not self.moved:
             return Swept()
         with Conntrack(self.ns_fd) as conntrack:
             for family in self.families:
@@ -109,11 +109,11 @@ class Look:
         return Swept(ended["UDP"], ended["TCP"], time.monotonic() - began, by_family, ended["opening"],
                      conntrack.dumps, conntrack.entries, time.thread_time() - worked)
 
-    def _lost(self, conntrack: Conntrack, family: Family, wanted: Mapping[Key, frozenset[Backend]]) -> list[Flow]:
+    def _lost(self, conntrack: Conntrack, family: Family, wanted: Mapping[Key, frozenset[Destination]]) -> list[Flow]:
         mine = {key: alive for key, alive in wanted.items() if (":" in key.ip) == (family == "ip6")}
         lost = {flow.ident: flow for flow in stale(conntrack.flows(family, mine), mine)}
-        if any((":" in key.ip) == (family == "ip6") for key in self.strays):
-            lost |= {flow.ident: flow for flow in stray(conntrack.opening(family), self.strays)}
+        if any((":" in key.ip) == (family == "ip6") for key in self.moved):
+            lost |= {flow.ident: flow for flow in stale_attempts(conntrack.opening(family), self.moved)}
         return list(lost.values())
 
     def _end(self, flow: Flow, *, tell: bool) -> None:
@@ -123,13 +123,13 @@ class Look:
             what = "connection attempt freed from an endpoint that is gone"
         elif flow.destination.protocol == "TCP":
             what = "connection reset, its endpoint is gone"
-            self._provoke(frontend, flow.source)
-            self._provoke(flow.seen, (flow.answers.ip, flow.answers.port))
+            self._probe_both_ends(frontend, flow.source)
+            self._probe_both_ends(flow.seen, (flow.answers.ip, flow.answers.port))
         if tell:
             log.info(what, client=f"{flow.source[0]}:{flow.source[1]}", frontend=f"{frontend[0]}:{frontend[1]}",
-                     backend=flow.answers.ip)
+                     destination=flow.answers.ip)
 
-    def _provoke(self, source: Place, destination: Place) -> None:
+    def _probe_both_ends(self, source: Place, destination: Place) -> None:
         """Best effort: the rules reset the flow with the next packet in any case."""
         v6 = ":" in destination[0]
 
@@ -139,7 +139,7 @@ class Look:
             with socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
                 if v6:
                     sock.setsockopt(IPPROTO_IPV6, IPV6_HDRINCL, 1)
-                sock.sendto(provocation(source, destination), (destination[0], 0))
+                sock.sendto(challenge_ack_probe(source, destination), (destination[0], 0))
 
         with contextlib.suppress(OSError):
             if self.ns_fd is None:

@@ -27,7 +27,7 @@ from podwire_base.role.status import RoleStatus
 
 from . import backends, health, kubeproxyfile
 from .backend import families
-from .changes import Told, Tracker
+from .changes import DeduplicatedLog, Tracker
 from .config import BACKENDS, DETECTORS, VARIANTS, ProxyConfig, check, eligible, service_cidrs, wanted_flows
 from .health import Health, ServiceChecks
 from .hostfacts import findings
@@ -58,18 +58,18 @@ class Proxy:
 
     def __post_init__(self) -> None:
         self.tracker = Tracker(self.config.node())
-        self.programmer = backends.choose(self.config.backend, self.config.iptables_variant).programmer(self.config.node())
-        self.pacer = Pacer(self.config.min_interval, self.config.verify_interval, self.programmer.deaf)
+        self.proxier = backends.choose(self.config.backend, self.config.iptables_variant).proxier(self.config.node())
+        self.pacer = Pacer(self.config.min_interval, self.config.verify_interval, self.proxier.no_notifications)
         self.metrics.families = tuple("IPv6" if family == "ip6" else "IPv4" for family in families(self.config.node()))
         self.metrics.backend = self.config.backend
-        self.metrics.rules, self.metrics.counted = getattr(self.programmer, "rule_counts", dict), self.programmer.counted
+        self.metrics.rules, self.metrics.counted = getattr(self.proxier, "rule_counts", dict), self.proxier.counted
         self.status = RoleStatus(self.config.run_dir, "proxy")
         self._reported = 0.0  # when; a report that comes too soon after the last one is made up for later
         self._report_due = self._well = False
         self.problem = "waiting for the first lists of Services and EndpointSlices"
-        self._wake, self._told = asyncio.Event(), Told()
+        self._wake, self._told = asyncio.Event(), DeduplicatedLog()
         self._foreign = self._retired = False
-        self.sweeper = Sweeper(self.programmer, self.metrics.swept, self._sweep_failed)
+        self.sweeper = Sweeper(self.proxier, self.metrics.swept, self._sweep_failed)
         self._node: meta.Object | None = None
         self._waiting_since = time.monotonic()  # the oldest change that is not written yet; 0: none
         self._triggers: list[float] = []
@@ -131,7 +131,7 @@ class Proxy:
         self._read_node()
 
     def _on_foreign(self) -> None:
-        heard = [watcher.changed() for watcher in self.programmer.watchers]  # every queue must be drained
+        heard = [watcher.changed() for watcher in self.proxier.watchers]  # every queue must be drained
         if any(heard):
             self._foreign = True
             self._changed(full=True)
@@ -145,7 +145,7 @@ class Proxy:
             self._read_node()
         delta = self.tracker.flush()
         try:
-            done = self.programmer.sync(self.tracker.dataplane, None if full else delta)
+            done = self.proxier.sync(self.tracker.dataplane, None if full else delta)
         except OSError as err:  # NftError and netlink's own; the old rules stay, a full sync follows
             self.metrics.failed(full=full)
             self.pacer.done(time.monotonic(), ok=False, full=full, busy=(busy := err.errno == errno.EAGAIN))
@@ -188,7 +188,7 @@ class Proxy:
         plane = self.tracker.dataplane
         self.metrics.services, self.metrics.endpoints = plane.services, self.tracker.endpoints
         kinds = [(family, policy) for family in ("IPv4", "IPv6") for policy in ("internal", "external")]
-        self.metrics.stranded = dict(zip(kinds, plane.stranded, strict=True))
+        self.metrics.no_local_endpoints = dict(zip(kinds, plane.no_local_endpoints, strict=True))
         figures: dict[str, Any] = {
             "services": plane.services, "endpoints": self.tracker.endpoints, "frontends": len(plane.frontends),
             "repairs": self.metrics.repairs, "failures": self.metrics.failures}
@@ -207,12 +207,12 @@ class Proxy:
 
     async def _sync_loop(self) -> None:
         loop = asyncio.get_running_loop()
-        before = self.programmer.foreign_commits()
+        before = self.proxier.foreign_commits()
         self._sync_once(loop)
         gc.freeze()
-        for watcher in self.programmer.watch():
+        for watcher in self.proxier.watch():
             loop.add_reader(watcher.fileno(), self._on_foreign)
-        if self.programmer.foreign_commits() != before:  # between our read-back and the watch: perhaps into our table
+        if self.proxier.foreign_commits() != before:  # between our read-back and the watch: perhaps into our table
             self._foreign = not self.pacer.pending  # or else what differs then may be news of the API
             self._changed(full=True)
         while True:
@@ -231,7 +231,7 @@ class Proxy:
             return  # the first sync failed; better the old rules than none
         self._retired = True
         try:
-            for line in backends.retire(self.programmer):
+            for line in backends.retire(self.proxier):
                 log.info("removed what another backend left", what=line)
         except OSError as err:
             if err.errno == errno.EAGAIN:
@@ -334,7 +334,7 @@ async def _main(config: ProxyConfig) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await work
     proxy.sweeper.close()
-    proxy.programmer.close()
+    proxy.proxier.close()
 
 
 async def _post(api: ApiClient, event: meta.Object) -> None:

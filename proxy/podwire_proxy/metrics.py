@@ -64,7 +64,7 @@ class Metrics:
     conntrack: Histogram = field(default_factory=Histogram)
     healthz: Counter[int] = field(default_factory=Counter)
     livez: Counter[int] = field(default_factory=Counter)
-    stranded: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    no_local_endpoints: Mapping[tuple[str, str], int] = field(default_factory=dict)
     seen: Sequence[int] = (0, 0)
     failures: int = 0
     partial_failures: int = 0
@@ -146,7 +146,7 @@ class Metrics:
         out += _family("kubeproxy_conntrack_reconciler_deleted_entries_total", "counter", {
             f'ip_family="{family}"': self.stale_flows[family] for family in self.families})
         out += _family("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "gauge", {
-            f'ip_family="{family}",traffic_policy="{policy}"': self.stranded.get((family, policy), 0)
+            f'ip_family="{family}",traffic_policy="{policy}"': self.no_local_endpoints.get((family, policy), 0)
             for family in self.families for policy in ("internal", "external")})
         own = "kubeproxy_iptables" if self.backend == "iptables" else "podwire_proxy"  # kube-proxy has them for iptables only
         for name, packets in zip(("ct_state_invalid_dropped", "localhost_nodeports_accepted"), self.seen, strict=True):

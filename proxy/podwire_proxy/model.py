@@ -21,7 +21,7 @@ class PortName(NamedTuple):
     protocol: Protocol
 
 
-class Backend(NamedTuple):
+class Destination(NamedTuple):
     """Where a packet is sent: one endpoint's address and port."""
 
     ip: str
@@ -44,8 +44,8 @@ class Endpoint(NamedTuple):
     node_hints: tuple[str, ...] = ()
 
     @property
-    def backend(self) -> Backend:
-        return Backend(self.ip, self.port)
+    def destination(self) -> Destination:
+        return Destination(self.ip, self.port)
 
 
 @dataclass(frozen=True, slots=True)

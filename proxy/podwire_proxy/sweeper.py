@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from .backend import Programmer
+from .backend import Proxier
 from .flows import Swept
 
 SWEEP_AFTER = 0.05  # seconds: far longer than a packet is on its way through one hook
@@ -16,8 +16,8 @@ SHARE = 9  # times its work that the search for flows rests, under changes that 
 class Sweeper:
     """`after_sync` starts what is due. done: told of each look at the flows; failed: everything is to be synced anew."""
 
-    def __init__(self, programmer: Programmer, done: Callable[[Swept], None], failed: Callable[[OSError], None]) -> None:
-        self._programmer, self._done, self._failed = programmer, done, failed
+    def __init__(self, proxier: Proxier, done: Callable[[Swept], None], failed: Callable[[OSError], None]) -> None:
+        self._programmer, self._done, self._failed = proxier, done, failed
         self._thread = ThreadPoolExecutor(1, "flows")
         self._rules = False
         self._looking: asyncio.Task[None] | None = None

@@ -20,7 +20,7 @@ class Pacer:
 
     min_interval: float
     verify_interval: float = 600.0
-    deaf: bool = False
+    no_notifications: bool = False
     pending: bool = False
     full: bool = True
     failures: int = 0
@@ -49,7 +49,7 @@ class Pacer:
     @property
     def _interval(self) -> float:
         """Between two read-backs. deaf: the kernel does not tell of every change that others make."""
-        often = max(VERIFY_FIRST, VERIFY_SHARE * self._full_took) if self.deaf else self.verify_interval
+        often = max(VERIFY_FIRST, VERIFY_SHARE * self._full_took) if self.no_notifications else self.verify_interval
         return min(often, self.verify_interval)
 
     def start(self, now: float) -> bool:

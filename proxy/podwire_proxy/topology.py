@@ -33,9 +33,9 @@ def merge(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
         return tuple(sorted(endpoints, key=_PLACE))
     best: dict[tuple[str, int], Endpoint] = {}
     for endpoint in endpoints:
-        other = best.get(endpoint.backend)
+        other = best.get(endpoint.destination)
         if other is None or _rank(endpoint) < _rank(other):
-            best[endpoint.backend] = endpoint
+            best[endpoint.destination] = endpoint
     return tuple(best[name] for name in sorted(best))
 
 

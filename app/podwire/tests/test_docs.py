@@ -162,7 +162,7 @@ def dns_page() -> str:
     tally.types[1], tally.rcodes[0] = 1, 1
     to, rcode = ("192.0.2.1:53", "NOERROR"), [0] * (len(BOUNDS) + 1)
     forwarding = metrics_page.Forwarding({to: 1}, {to: rcode}, {}, {}, {to[0]: True}, {to[0]: 1}, {to[0]: 1}, 0, 0)
-    return metrics_page.render(metrics_page.State(
+    return metrics_page.render(metrics_page.ServerState(
         "1", {"udp": tally}, forwarding, Cache(), conformance_zone(), CONFIG, "digest", 0, 0, True,
         Durations(PROGRAMMING_BOUNDS), Durations(HEALTH_BOUNDS), 0.0, 0, 0.0))
 

@@ -24,7 +24,7 @@ from podwire_base.kube.client.http import ApiClient, ApiError
 from podwire_base.kube.meta import Object
 from podwire_base.patience import patient
 from podwire_base.testing.builders import run
-from podwire_base.testing.scripted import Asked, Link, Scripted
+from podwire_base.testing.scripted import Link, Request, Scripted
 from podwire_controlplane.server import join as server_join
 from podwire_controlplane.server import pki
 
@@ -136,10 +136,10 @@ def test_a_false_server_gets_neither_the_token_nor_a_node(tmp_path: Path) -> Non
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "pem")
 
-    async def handler(_asked: Asked, link: Link) -> None:
+    async def handler(_asked: Request, link: Link) -> None:
         await link.answer(200, {"ca": theirs.certificate, "mac": server_join.mac("guess", theirs.certificate)})
 
-    async def body() -> list[Asked]:
+    async def body() -> list[Request]:
         async with Scripted(handler, context) as scripted:
             done = await asyncio.to_thread(join, tmp_path / "root", scripted.port)
             assert done.exit_code == 1 and "does not know" in done.output

@@ -14,7 +14,7 @@ from podwire_base.kube.client.config import ClientConfig
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     method: str
     path: str
     query: dict[str, str]
@@ -56,7 +56,7 @@ class Link:
             await self.writer.drain()
 
 
-Handler = Callable[[Asked, Link], Awaitable[None]]
+Handler = Callable[[Request, Link], Awaitable[None]]
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Scripted:
 
     handler: Handler
     tls: ssl.SSLContext | None = None
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[Request] = field(default_factory=list)
     port: int = 0
 
     async def __aenter__(self) -> Scripted:
@@ -101,7 +101,7 @@ class Scripted:
                     headers[name.lower()] = value.strip()
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
                 url = urlsplit(target)
-                asked = Asked(method, url.path, {k: v[0] for k, v in parse_qs(url.query).items()}, headers, body)
+                asked = Request(method, url.path, {k: v[0] for k, v in parse_qs(url.query).items()}, headers, body)
                 self.asked.append(asked)
                 await self.handler(asked, Link(writer))
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):

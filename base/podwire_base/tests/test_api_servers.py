@@ -16,7 +16,7 @@ from podwire_base.kube.client.http import ApiClient, ApiError
 from ..testing import recorded
 from ..testing.builders import run
 from ..testing.following import SERVICES, VERSION, WEB, following, hold, kinds, until
-from ..testing.scripted import Asked, Link, Scripted
+from ..testing.scripted import Link, Request, Scripted
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def dead() -> Iterator[str]:
 
 
 def test_the_next_server_is_asked_when_one_is_away(dead: str) -> None:
-    async def good(asked: Asked, link: Link) -> None:
+    async def good(asked: Request, link: Link) -> None:
         await link.answer(200, {"method": asked.method})
 
     async def body() -> None:
@@ -46,13 +46,13 @@ def test_the_next_server_is_asked_when_one_is_away(dead: str) -> None:
 
 
 def test_a_server_that_shuts_down_is_left_but_a_write_is_never_repeated() -> None:
-    async def going(_asked: Asked, link: Link) -> None:
+    async def going(_asked: Request, link: Link) -> None:
         await link.answer(503, recorded.status(503, "ServiceUnavailable", "apiserver is shutting down"))
 
-    async def cut(_asked: Asked, link: Link) -> None:
+    async def cut(_asked: Request, link: Link) -> None:
         link.writer.transport.abort()
 
-    async def good(_asked: Asked, link: Link) -> None:
+    async def good(_asked: Request, link: Link) -> None:
         await link.answer(201, {"kind": "Event"})
 
     async def body() -> None:
@@ -68,13 +68,13 @@ def test_a_server_that_shuts_down_is_left_but_a_write_is_never_repeated() -> Non
 
 
 def test_a_watch_goes_on_at_the_next_server() -> None:
-    async def handler(asked: Asked, link: Link) -> None:
+    async def handler(asked: Request, link: Link) -> None:
         if asked.kind == "list":
             await link.answer(200, recorded.listed("Service", [WEB], VERSION))
         else:
             await hold(link)
 
-    async def second(asked: Asked, link: Link) -> None:
+    async def second(asked: Request, link: Link) -> None:
         assert asked.kind == "watch" and asked.query["resourceVersion"] == str(VERSION), "no new list is needed"
         await hold(link, recorded.frame("ADDED", recorded.service("late", "10.96.7.8", VERSION + 1)))
 
@@ -99,7 +99,7 @@ def test_connections_notice_that_the_other_end_lost_its_power(monkeypatch: pytes
         made.append(make(address))
         return made[-1]
 
-    async def handler(_asked: Asked, link: Link) -> None:
+    async def handler(_asked: Request, link: Link) -> None:
         await hold(link, recorded.bookmark(VERSION))
 
     async def body() -> None:

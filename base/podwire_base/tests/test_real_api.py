@@ -20,14 +20,14 @@ from podwire_base.patience import patient
 from ..testing import recorded
 from ..testing.builders import run
 from ..testing.following import DB, SERVICES, VERSION, WEB, hold, kinds, scene
-from ..testing.scripted import Asked, Link, Scripted
+from ..testing.scripted import Link, Request, Scripted
 
 
 def test_the_first_state_comes_as_a_stream() -> None:
     """WatchList: nothing is believed before the bookmark, and the stream goes on as the watch."""
     more = recorded.service("more", "10.96.7.7", VERSION + 3)
 
-    async def handler(asked: Asked, link: Link) -> None:
+    async def handler(asked: Request, link: Link) -> None:
         assert asked.query["resourceVersionMatch"] == "NotOlderThan" and "resourceVersion" not in asked.query
         await hold(link, recorded.frame("ADDED", WEB), recorded.frame("ADDED", DB), recorded.bookmark(VERSION, end=True),
                    recorded.frame("ADDED", more), recorded.frame("DELETED", {**DB, "metadata": {
@@ -38,7 +38,7 @@ def test_the_first_state_comes_as_a_stream() -> None:
 
 
 def test_a_stream_that_breaks_off_has_told_nothing() -> None:
-    async def handler(asked: Asked, link: Link) -> None:
+    async def handler(asked: Request, link: Link) -> None:
         if handler_calls.append(asked.kind) or len(handler_calls) == 1:  # type: ignore[func-returns-value]  # append's None
             await link.chunks(recorded.frame("ADDED", WEB), end=False)
             link.writer.transport.abort()
@@ -54,7 +54,7 @@ def test_without_watchlist_lists_come_in_pages(how: str, monkeypatch: pytest.Mon
     """Servers that refuse it, that ignore it and end the stream, and that ignore it and stay silent."""
     monkeypatch.setattr(informer_module, "STREAM_SILENCE", 0.2)
 
-    async def handler(asked: Asked, link: Link) -> None:
+    async def handler(asked: Request, link: Link) -> None:
         if asked.kind == "stream":
             if how == "refused":
                 await link.answer(422, recorded.NO_WATCHLIST)
@@ -77,7 +77,7 @@ def test_without_watchlist_lists_come_in_pages(how: str, monkeypatch: pytest.Mon
 def test_a_page_that_came_too_late_begins_the_list_anew() -> None:
     late: list[str] = []
 
-    async def handler(asked: Asked, link: Link) -> None:
+    async def handler(asked: Request, link: Link) -> None:
         if asked.kind != "list":
             await hold(link)
         elif "continue" not in asked.query:
@@ -95,7 +95,7 @@ def test_gone_lists_again_and_tells_only_the_difference(where: str) -> None:
     lists = [[WEB, DB], [WEB, recorded.service("new", "10.96.7.9", VERSION + 900)]]
     watched: list[str] = []
 
-    async def handler(asked: Asked, link: Link) -> None:
+    async def handler(asked: Request, link: Link) -> None:
         if asked.kind == "list":
             await link.answer(200, recorded.listed("Service", lists[len(watched)], VERSION + 1000 * len(watched)))
         elif not watched:
@@ -112,7 +112,7 @@ def test_gone_lists_again_and_tells_only_the_difference(where: str) -> None:
 
 
 def test_bookmarks_carry_the_version_over_an_idle_time() -> None:
-    async def handler(asked: Asked, link: Link) -> None:
+    async def handler(asked: Request, link: Link) -> None:
         if asked.kind == "list":
             await link.answer(200, recorded.listed("Service", [WEB], VERSION))
         elif asked.query["resourceVersion"] == str(VERSION):
@@ -133,7 +133,7 @@ def test_too_many_requests_waits_as_long_as_it_is_told(header: bool, monkeypatch
         waits.append(seconds)
         await sleep(0)
 
-    async def handler(asked: Asked, link: Link) -> None:
+    async def handler(asked: Request, link: Link) -> None:
         if len(tries) < 3:
             tries.append(asked.kind)
             status = {**recorded.BUSY, "details": {"retryAfterSeconds": 7}}
@@ -177,7 +177,7 @@ def test_back_off_grows_to_its_end_with_jitter(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_server_that_answers_one_request_is_asked_again_by_all() -> None:
     """Also by an informer whose back-off has grown: its minute here would outlast the test."""
-    async def handler(_asked: Asked, link: Link) -> None:
+    async def handler(_asked: Request, link: Link) -> None:
         await link.answer(200, recorded.service("web", "10.96.0.9", VERSION))
 
     async def body() -> None:
@@ -202,7 +202,7 @@ def test_a_stream_may_be_cut_anywhere(seed: int) -> None:
     cuts = sorted(chance.randint(0, len(text)) for _ in range(chance.randint(0, 12)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True) if a < b]
 
-    async def handler(_asked: Asked, link: Link) -> None:
+    async def handler(_asked: Request, link: Link) -> None:
         await link.chunks(*pieces)
 
     async def body() -> list[Object]:
@@ -214,7 +214,7 @@ def test_a_stream_may_be_cut_anywhere(seed: int) -> None:
 
 
 def test_garbage_in_a_stream_is_an_error_not_an_end() -> None:
-    async def handler(asked: Asked, link: Link) -> None:
+    async def handler(asked: Request, link: Link) -> None:
         if asked.kind == "list":
             await link.answer(200, recorded.listed("Service", [WEB], VERSION))
         elif len([k for k in seen if k == "watch"]) == 0:

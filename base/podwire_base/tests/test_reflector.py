@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podwire_base.kube.client.reflector import Event, Reflector, State, is_frame
+from podwire_base.kube.client.reflector import Event, Phase, Reflector, is_frame
 from podwire_base.kube.meta import Object, key
 from podwire_base.testing.following import replay
 
@@ -25,7 +25,7 @@ def test_first_list_then_differences_only() -> None:
     reflector = Reflector()
     first = list(reflector.listed([obj("a", 1), obj("b", 2), obj("c", 3)], "3"))
     assert [(e.type, e.key) for e in first] == [("ADDED", "d/a"), ("ADDED", "d/b"), ("ADDED", "d/c")]
-    assert reflector.state is State.WATCH and reflector.version == "3"
+    assert reflector.state is Phase.WATCH and reflector.version == "3"
     held = reflector.objects
     again = list(reflector.listed([obj("a", 1), obj("b", 5), obj("x", 4)], "5"))
     assert [(e.type, e.key) for e in again] == [("DELETED", "d/c"), ("MODIFIED", "d/b"), ("ADDED", "d/x")]
@@ -48,15 +48,15 @@ def test_only_the_bookmark_that_says_so_ends_the_initial_events() -> None:
     reflector.arriving()
     assert reflector.initial(frame("ADDED", "a", 4)) is None
     assert reflector.initial({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}}) is None
-    assert reflector.initial(frame("ADDED", "b", 5)) is None and reflector.state is State.LIST
+    assert reflector.initial(frame("ADDED", "b", 5)) is None and reflector.state is Phase.LIST
     done = reflector.initial({"type": "BOOKMARK", "object": {"metadata": {
         "resourceVersion": "9", "annotations": {"k8s.io/initial-events-end": "true"}}}})
-    assert [e.key for e in done or ()] == ["d/a", "d/b"] and (reflector.state, reflector.version) == (State.WATCH, "9")
+    assert [e.key for e in done or ()] == ["d/a", "d/b"] and (reflector.state, reflector.version) == (Phase.WATCH, "9")
 
 
-@pytest.mark.parametrize(("code", "state"), [(410, State.LIST), (400, State.LIST), (403, State.LIST), (429, State.WATCH),
-                                             (500, State.WATCH), (503, State.WATCH), (0, State.WATCH)])
-def test_which_errors_make_it_list_again(code: int, state: State) -> None:
+@pytest.mark.parametrize(("code", "state"), [(410, Phase.LIST), (400, Phase.LIST), (403, Phase.LIST), (429, Phase.WATCH),
+                                             (500, Phase.WATCH), (503, Phase.WATCH), (0, Phase.WATCH)])
+def test_which_errors_make_it_list_again(code: int, state: Phase) -> None:
     for how in ("answer", "frame"):
         reflector = Reflector()
         list(reflector.listed([obj("a", 1)], "1"))

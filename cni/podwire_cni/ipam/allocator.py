@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..errors import CNIError, Code
+from ..errors import CNIError, ErrorCode
 from ..plan import mac_for
 from ..types import Attachment, IPAddress, PortMapping, Range, RangeSet
 from .ranges import capacity, walk
@@ -84,11 +84,11 @@ class Store(Protocol):
 
 
 class PoolExhausted(CNIError):
-    """No address is free. Code 11: one comes back when a pod goes."""
+    """No address is free. ErrorCode 11: one comes back when a pod goes."""
 
     def __init__(self, ranges: RangeSet) -> None:
         names = ", ".join(str(r.subnet) for r in ranges)
-        super().__init__(Code.TRY_AGAIN_LATER, f"no free address in {names}: all {capacity(ranges)} are in use",
+        super().__init__(ErrorCode.TRY_AGAIN_LATER, f"no free address in {names}: all {capacity(ranges)} are in use",
                          "delete pods on this node, or give its Node a larger podCIDR (--node-cidr-mask-size)")
 
 
@@ -150,7 +150,7 @@ class Allocator:
             got = {lease.address for lease, _ in taken}
             for address in wanted:
                 if address not in got:
-                    raise CNIError(Code.INVALID_CONFIG, f"the requested address {address} is in no range of this network, "
+                    raise CNIError(ErrorCode.INVALID_CONFIG, f"the requested address {address} is in no range of this network, "
                                    "or a second one of the same range set", "ask for an address of the node's podCIDR")
         except BaseException:
             self.release(owner, [lease for lease, _ in taken])
@@ -175,7 +175,7 @@ class Allocator:
                     self._last[ranges] = address
                 return lease, home
         if wanted is not None:
-            raise CNIError(Code.TRY_AGAIN_LATER, f"the requested address {wanted} is in use or is the gateway's",
+            raise CNIError(ErrorCode.TRY_AGAIN_LATER, f"the requested address {wanted} is in use or is the gateway's",
                            "ask for another address, or none")
         raise PoolExhausted(ranges)
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from podwire_base.role import logs
 
 from ..conf import port_mappings
-from ..errors import CNIError, Code
+from ..errors import CNIError, ErrorCode
 from ..types import Attachment, IPAddress
 from .allocator import Lease
 
@@ -143,7 +143,7 @@ class DirStore:
 
     def _refusal(self, path: str, err: OSError) -> CNIError:
         """The disk's refusal in the words of CNI."""
-        return CNIError(Code.IO_FAILURE, f"the lease {path} cannot be written: {err.strerror}",
+        return CNIError(ErrorCode.IO_FAILURE, f"the lease {path} cannot be written: {err.strerror}",
                         f"make room, or make {self.path} writable for the wiring agent")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..errors import CNIError, Code
+from ..errors import CNIError, ErrorCode
 from ..nodetable import PodRules
 from ..ops import AddNeighbour, CreateVeth, DeleteLink, DeleteNeighbour, JoinBridge, Op, undo
 from ..plan import LinkSeen, Seen
@@ -27,7 +27,7 @@ class FakeKernel:
             if i == self.fail_at:
                 self.fail_at = None
                 self.remove(undo(tuple(done)))
-                raise CNIError(Code.IO_FAILURE, f"refused: {op}")
+                raise CNIError(ErrorCode.IO_FAILURE, f"refused: {op}")
             self._one(op)
             done.append(op)
         self.applied.append(tuple(ops))
@@ -38,7 +38,7 @@ class FakeKernel:
     def _one(self, op: Op) -> None:
         if isinstance(op, CreateVeth):
             if op.host in self.veths:
-                raise CNIError(Code.INVALID_ENVIRONMENT, f"{op.host} exists")
+                raise CNIError(ErrorCode.INVALID_ENVIRONMENT, f"{op.host} exists")
             self.veths[op.host] = (len(self.veths) + 10, 0)
         elif isinstance(op, JoinBridge):
             self.veths[op.link] = (self.veths[op.link][0], 1)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_cni import nodetable, prepared, program
 from podwire_cni.conf import parse_range
-from podwire_cni.errors import CNIError, Code
+from podwire_cni.errors import CNIError, ErrorCode
 from podwire_cni.ipam.ranges import podcidr_range
 from podwire_cni.kernel import Kernel
 from podwire_cni.native import wires
@@ -22,7 +22,7 @@ from podwire_cni.nodetable import PodRules
 from podwire_cni.ops import SetUp, with_ipv6
 from podwire_cni.plan import LONGEST_ALIAS, NodeNet, add_plan, alias_of, host_veth, mac_for
 from podwire_cni.prepared import PodPlan
-from podwire_cni.stencil import Stencil, cut
+from podwire_cni.template import Template, cut
 from podwire_cni.types import VERSIONS, Attachment, Call, IPAddress, NetConf, PortMapping, Route
 
 CIDRS = (("10.244.0.0/16",), ("fd00:1::/64",), ("10.244.0.0/16", "fd00:1::/64"), ("fd00:1::/64", "192.0.2.0/24"))
@@ -102,7 +102,7 @@ def test_a_stencil_that_would_lie_is_none() -> None:
     assert cut(make, lambda word: [word.encode()], "abc", "xyzw") is None, "the length differs, too"
     found = cut(make, lambda word: [word.encode()], "abc", "xyz")
     assert found is not None and found.fill([b"klm"]) == make("klm")
-    assert Stencil(b"aXXbXc", [b"X", b"XX"]).fill([b"1", b"2"]) == b"a2b1c", "the longest first"
+    assert Template(b"aXXbXc", [b"X", b"XX"]).fill([b"1", b"2"]) == b"a2b1c", "the longest first"
 
 
 @pytest.mark.skipif(wires.load() is None, reason="no C compiler was there: the library does not exist")
@@ -120,7 +120,7 @@ def test_only_a_pod_with_ipv6_is_tried_again_with_it(monkeypatch: pytest.MonkeyP
     kernel, applied = object.__new__(Kernel), list[object]()
 
     def refused(pod: PodPlan, pod_fd: int) -> None:
-        raise CNIError(Code.IO_FAILURE, "refused") from NetlinkError(errno.EACCES, 0)
+        raise CNIError(ErrorCode.IO_FAILURE, "refused") from NetlinkError(errno.EACCES, 0)
 
     monkeypatch.setattr(kernel, "_wire", refused)
     monkeypatch.setattr(kernel, "apply", lambda ops, pod_fd: applied.extend(ops))

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from podwire_base.patience import patient
-from podwire_cni.errors import CNIError, Code
+from podwire_cni.errors import CNIError, ErrorCode
+from podwire_cni.keyedlock import KeyedLock
 from podwire_cni.networks import Networks
 from podwire_cni.plan import host_veth
 from podwire_cni.tests.test_verbs import Host, body
-from podwire_cni.turns import Turns
 from podwire_cni.types import Attachment
 
 POOL = 13  # pods that Host's node has room for
@@ -33,7 +33,7 @@ def test_an_add_whose_note_cannot_be_written_leaves_nothing() -> None:
     store, real = host.plugin.allocator.store, host.plugin.allocator.store.wired
 
     def full(lease: object) -> None:
-        raise CNIError(Code.IO_FAILURE, "no space")
+        raise CNIError(ErrorCode.IO_FAILURE, "no space")
 
     store.wired = full  # type: ignore[method-assign]  # a disk that is full from the second write on
     assert body(host.call("ADD"))["code"] == 5
@@ -59,7 +59,7 @@ def test_a_container_that_others_work_on_is_not_freed_under_their_hands() -> Non
         host.call("ADD", f"c{i}")
     del host.kernel.veths[host_veth(Attachment("c0", "eth0"))]
     replies = []
-    with host.plugin._turns.of("c0"):
+    with host.plugin._locks.of("c0"):
         ended(lambda: replies.append(host.call("ADD", "more")))
     assert body(replies[0])["code"] == 11
     assert host.call("ADD", "more").status == 0
@@ -102,17 +102,17 @@ def test_gc_is_of_one_network() -> None:
 
 
 def test_patience_ends() -> None:
-    turns, got = Turns(), list[bool]()
+    keyedlock, got = KeyedLock(), list[bool]()
 
     def other() -> None:
-        with turns.of("x", patience=0.01) as mine:
+        with keyedlock.of("x", patience=0.01) as mine:
             got.append(mine)
 
-    with turns.of("x") as first, turns.of("x") as again:
+    with keyedlock.of("x") as first, keyedlock.of("x") as again:
         ended(other)
         assert first and again
     ended(other)
-    assert got == [False, True] and not turns._locks
+    assert got == [False, True] and not keyedlock._locks
 
 
 @pytest.mark.parametrize("verb", ["ADD", "STATUS"])

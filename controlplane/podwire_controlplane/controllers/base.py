@@ -16,7 +16,7 @@ Verb = Literal["create", "update", "patch", "status", "delete", "finalize"]
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Write:
     """One write. kind: of the object. obj: the whole object (create, update, finalize) or a merge patch (patch, status).
 
     unless: (kind, namespace, name, uid) of objects whose existence, asked of the API and not of a cache, forbids the change.
@@ -66,7 +66,7 @@ class Controller:
 
     name: str
     watches: Mapping[str, Mapper]
-    reconcile: Callable[[str, Snapshot, float], list[Change]]
+    reconcile: Callable[[str, Snapshot, float], list[Write]]
     resync: float = 0.0
     within: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from podwire_base.kube.meta import Object, deleting, key, name, namespace, uid
 from podwire_base.kube.registry import RESOURCES
 
-from .base import Change, Controller, Keys, Snapshot
+from .base import Controller, Keys, Snapshot, Write
 
 KINDS = tuple(r.kind for r in RESOURCES if r.namespaced)
 _OWNERS = ("Service", "Endpoints", "Deployment", "ReplicaSet", "Node", "Pod")
@@ -17,7 +17,7 @@ def _address(obj: Object) -> str:
     return f"{obj['kind']}:{key(obj)}"
 
 
-def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
+def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
     """Delete an object when none of its owners is left. An owner counts by uid: a new one of the same name is another."""
     kind, _, own = wanted.partition(":")
     obj = snapshot.get(kind, own) if kind in snapshot.kinds else None
@@ -35,7 +35,7 @@ def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
         if owner is not None and uid(owner) == ref.get("uid"):
             return []
         owners.append((ref["kind"], space, ref["name"], str(ref.get("uid"))))
-    return [Change("delete", kind, namespace(obj), name(obj), {"preconditions": {"uid": uid(obj)}}, "its owner is gone",
+    return [Write("delete", kind, namespace(obj), name(obj), {"preconditions": {"uid": uid(obj)}}, "its owner is gone",
                    unless=tuple(owners))]
 
 
@@ -47,28 +47,28 @@ def _owned(obj: Object, snapshot: Snapshot) -> Iterator[Object]:
                 yield other
 
 
-def _propagate(kind: str, obj: Object, snapshot: Snapshot) -> list[Change]:
+def _propagate(kind: str, obj: Object, snapshot: Snapshot) -> list[Write]:
     """The part of a deletion that its propagationPolicy leaves to us (a finalizer says so).
 
     orphan: the dependents lose their reference, then the object goes. foregroundDeletion: the dependents go first.
     """
     held = obj["metadata"].get("finalizers") or []
-    changes: list[Change] = []
+    changes: list[Write] = []
     if "orphan" in held:
         for other in _owned(obj, snapshot):
             left = [r for r in other["metadata"]["ownerReferences"] if r.get("uid") != uid(obj)]
-            changes.append(Change("patch", other["kind"], namespace(other), name(other),
+            changes.append(Write("patch", other["kind"], namespace(other), name(other),
                                   {"metadata": {"uid": uid(other), "ownerReferences": left}}, "orphaned"))
     elif "foregroundDeletion" in held:
         waiting = list(_owned(obj, snapshot))
         if waiting:
-            return [Change("delete", o["kind"], namespace(o), name(o), {
+            return [Write("delete", o["kind"], namespace(o), name(o), {
                 "preconditions": {"uid": uid(o)}, "propagationPolicy": "Foreground"}, "its owner is being deleted")
                 for o in waiting if not deleting(o)]
     else:
         return []
     rest = [f for f in held if f not in ("orphan", "foregroundDeletion")]
-    return [*changes, Change("patch", kind, namespace(obj), name(obj), {"metadata": {"uid": uid(obj), "finalizers": rest}},
+    return [*changes, Write("patch", kind, namespace(obj), name(obj), {"metadata": {"uid": uid(obj), "finalizers": rest}},
                              "dependents are done")]
 
 
@@ -82,15 +82,15 @@ def _dependents(obj: Object, snapshot: Snapshot) -> Keys:
         yield from map(_address, _owned(obj, snapshot))
 
 
-def reconcile_namespace(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
+def reconcile_namespace(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
     """Delete everything in a namespace that is being deleted; when it is empty, let it go."""
     space = snapshot.get("Namespace", wanted)
     if space is None or not deleting(space):
         return []
     left = [(kind, obj) for kind in KINDS for obj in snapshot.list(kind, wanted)]
     if not left:
-        return [Change("finalize", "Namespace", "", wanted, {**space, "spec": {"finalizers": []}}, "empty")]
-    return [Change("delete", kind, wanted, name(obj), why="its namespace is being deleted") for kind, obj in left
+        return [Write("finalize", "Namespace", "", wanted, {**space, "spec": {"finalizers": []}}, "empty")]
+    return [Write("delete", kind, wanted, name(obj), why="its namespace is being deleted") for kind, obj in left
             if not deleting(obj)]
 
 

@@ -19,7 +19,7 @@ from podwire_base.kube.registry import RESOURCES, Resource, of
 from podwire_base.role import logs
 
 from . import cleanup, endpointslices, loadbalancer, nodes, workloads
-from .base import Change, Controller, Snapshot
+from .base import Controller, Snapshot, Write
 
 log = logs.get("controllers")
 _RETRY_FIRST, _RETRY_AWAY, _RETRY_LAST = 0.05, 1.0, 10.0
@@ -78,7 +78,7 @@ class Driver:
         except Exception as err:
             log.error("event not understood", controller=controller.name, kind=kind, object=object_key(obj), error=repr(err))
 
-    async def _forbidden(self, change: Change) -> bool:
+    async def _forbidden(self, change: Write) -> bool:
         """Does an object exist that forbids the change? An owner may be younger than what our caches have seen."""
         for kind, space, name, wanted in change.unless:
             try:
@@ -89,7 +89,7 @@ class Driver:
                     raise
         return False
 
-    async def _apply(self, change: Change) -> None:
+    async def _apply(self, change: Write) -> None:
         if await self._forbidden(change):
             return
         resource = of(change.kind)
@@ -109,7 +109,7 @@ class Driver:
                      why=change.why)
         self._remember(change, answer)
 
-    def _remember(self, change: Change, answer: Object) -> None:
+    def _remember(self, change: Write, answer: Object) -> None:
         """Read your own writes: the next key must not act on a snapshot from before them."""
         informer = self.informers.get(change.kind)
         if informer is None:

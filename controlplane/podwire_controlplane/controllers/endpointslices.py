@@ -15,7 +15,7 @@ from podwire_base.kube.conditions import condition, is_true
 from podwire_base.kube.meta import Object, annotations_of, controller_of, deleting, key, labels, name, namespace, uid
 from podwire_base.kube.selectors import equality
 
-from .base import Change, Controller, Keys, Snapshot, itself, owner_reference, pod_ended
+from .base import Controller, Keys, Snapshot, Write, itself, owner_reference, pod_ended
 
 MAX_ENDPOINTS = 100
 SERVICE_NAME = "kubernetes.io/service-name"
@@ -155,19 +155,19 @@ def _ports(ports: Ports) -> list[Object]:
 
 
 def plan_slices(owner: Object, groups: Group, existing: Iterable[Object], manager: str, extra: dict[str, str],
-                trigger: str) -> list[Change]:
+                trigger: str) -> list[Write]:
     """Changes that turn the existing slices of `owner` (a Service or an Endpoints) into what `groups` says."""
     service, space = name(owner), namespace(owner)
     left = {name(s): s for s in existing}
     taken = set(left)
-    changes: list[Change] = []
+    changes: list[Write] = []
     for (kind, ports), endpoints in sorted(groups.items()):
         fitting = [s for s in left.values() if s["addressType"] == kind and _same_ports(s, ports)]
         for found, content in _pack(endpoints, fitting):
             if found is not None:
                 left.pop(name(found))
                 if not content:
-                    changes.append(Change("delete", "EndpointSlice", space, name(found), why="empty"))
+                    changes.append(Write("delete", "EndpointSlice", space, name(found), why="empty"))
                     continue
             target = name(found) if found else _new_name(service, uid(owner), kind, ports, taken)
             taken.add(target)
@@ -181,9 +181,9 @@ def plan_slices(owner: Object, groups: Group, existing: Iterable[Object], manage
                 "endpoints": content, "ports": _ports(ports)}
             if trigger:
                 obj["metadata"]["annotations"] = {TRIGGER_TIME: trigger}
-            changes.append(Change("update" if found else "create", "EndpointSlice", space, target, obj,
+            changes.append(Write("update" if found else "create", "EndpointSlice", space, target, obj,
                                   f"{len(content)} endpoints"))
-    changes += [Change("delete", "EndpointSlice", space, n, why="no such endpoints") for n in sorted(left)]
+    changes += [Write("delete", "EndpointSlice", space, n, why="no such endpoints") for n in sorted(left)]
     return changes
 
 
@@ -219,30 +219,30 @@ def _existing(space: str, service: str, manager: str, snapshot: Snapshot) -> lis
             if labels(s).get(SERVICE_NAME) == service and labels(s).get(MANAGED_BY) == manager]
 
 
-def reconcile_selector(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
+def reconcile_selector(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
     service = snapshot.get("Service", wanted)
     space, _, own = wanted.partition("/")
     existing = _existing(space, own, SELECTOR, snapshot)
     gone = service is None or deleting(service) or service["spec"].get("type") == "ExternalName"
     if gone or service is None or not service["spec"].get("selector"):
-        return [Change("delete", "EndpointSlice", space, name(s), why="no Service with a selector") for s in existing]
+        return [Write("delete", "EndpointSlice", space, name(s), why="no Service with a selector") for s in existing]
     extra = {HEADLESS: ""} if service["spec"].get("clusterIP") == "None" else {}
     return plan_slices(service, from_selector(service, snapshot), existing, SELECTOR, extra, _trigger(service, snapshot))
 
 
-def reconcile_mirror(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
+def reconcile_mirror(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
     """Endpoints of a Service without selector become slices; those the endpoints controller wrote do not."""
     space, _, own = wanted.partition("/")
     existing = _existing(space, own, MIRROR, snapshot)
     endpoints, service = snapshot.get("Endpoints", wanted), snapshot.get("Service", wanted)
     if endpoints is None or service is None or service["spec"].get("selector") or \
             labels(endpoints).get(SKIP_MIRROR) == "true" or LEADER in annotations_of(endpoints):
-        return [Change("delete", "EndpointSlice", space, name(s), why="no hand-made Endpoints") for s in existing]
+        return [Write("delete", "EndpointSlice", space, name(s), why="no hand-made Endpoints") for s in existing]
     extra = {HEADLESS: ""} if service["spec"].get("clusterIP") == "None" else {}
     return plan_slices(endpoints, from_endpoints(endpoints), existing, MIRROR, extra, "")
 
 
-def reconcile_endpoints(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
+def reconcile_endpoints(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
     """The older Endpoints object of a Service with a selector, from the same pods; at most 1000 addresses.
 
     A Service that is deleted takes its Endpoints along, also hand-made ones: a later Service of its name starts afresh.
@@ -250,7 +250,7 @@ def reconcile_endpoints(wanted: str, snapshot: Snapshot, _now: float) -> list[Ch
     service = snapshot.get("Service", wanted)
     if service is None:
         left = snapshot.get("Endpoints", wanted)
-        return [Change("delete", "Endpoints", namespace(left), name(left), {"preconditions": {"uid": uid(left)}},
+        return [Write("delete", "Endpoints", namespace(left), name(left), {"preconditions": {"uid": uid(left)}},
                        "its Service is gone")] if left else []
     if not service["spec"].get("selector") or service["spec"].get("type") == "ExternalName":
         return []
@@ -275,7 +275,7 @@ def reconcile_endpoints(wanted: str, snapshot: Snapshot, _now: float) -> list[Ch
     obj: Object = {"apiVersion": "v1", "kind": "Endpoints", "subsets": subsets, "metadata": {
         "name": name(service), "namespace": namespace(service), "ownerReferences": [owner_reference(service)],
         "labels": labels(service)}}
-    return [Change("update" if found else "create", "Endpoints", namespace(service), name(service), obj)]
+    return [Write("update" if found else "create", "Endpoints", namespace(service), name(service), obj)]
 
 
 def _with_service(endpoints: Object, snapshot: Snapshot) -> Keys:

@@ -12,7 +12,7 @@ import ipaddress
 from podwire_base.kube import loadbalancer as lb
 from podwire_base.kube.meta import Object, key, name, namespace, uid
 
-from .base import Change, Controller, Keys, Snapshot
+from .base import Controller, Keys, Snapshot, Write
 from .workloads import timestamp
 
 CONFIG_KEY = f"{lb.CONFIG_NAMESPACE}/{lb.CONFIG_NAME}"
@@ -46,7 +46,7 @@ def _held(snapshot: Snapshot, without: str) -> dict[str, Object]:
     return held
 
 
-def _event(about: Object, kind: str, reason: str, message: str, now: float) -> Change:
+def _event(about: Object, kind: str, reason: str, message: str, now: float) -> Write:
     """A Warning about `about`. Its name is made of its content, so telling the same thing twice makes one Event."""
     digest = hashlib.sha256(f"{uid(about)} {reason} {message}".encode()).hexdigest()[:12]
     told = {"apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": reason, "message": message, "count": 1,
@@ -54,7 +54,7 @@ def _event(about: Object, kind: str, reason: str, message: str, now: float) -> C
             "firstTimestamp": timestamp(now), "lastTimestamp": timestamp(now), "source": {"component": "podwire"},
             "involvedObject": {"apiVersion": "v1", "kind": kind, "name": name(about), "namespace": namespace(about),
                                "uid": uid(about)}}
-    return Change("create", "Event", namespace(about), "", told, message)
+    return Write("create", "Event", namespace(about), "", told, message)
 
 
 def _families(service: Object) -> list[int]:
@@ -95,7 +95,7 @@ def choose(service: Object, pools: lb.Pools, held: dict[str, Object]) -> tuple[l
     return found, problems
 
 
-def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Change]:
+def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
     service = snapshot.get("Service", wanted)
     if service is None:
         return []
@@ -113,7 +113,7 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Change]:
     changes = [_event(service, "Service", reason, message, now) for reason, message in problems]
     if [(i.get("ip"), i.get("ipMode")) for i in have] != [(i["ip"], i["ipMode"]) for i in target]:
         body = {"status": {"loadBalancer": {"ingress": target or None}}}
-        changes.insert(0, Change("status", "Service", namespace(service), name(service), body,
+        changes.insert(0, Write("status", "Service", namespace(service), name(service), body,
                                  ", ".join(i["ip"] for i in target) or "given back"))
     return changes
 
@@ -135,13 +135,13 @@ def _all(obj: Object, snapshot: Snapshot) -> Keys:
 def _default_pools(addresses: tuple[str, ...]) -> Controller:
     """Keeps the ConfigMap there where addresses are configured, and tells what in it cannot be used."""
 
-    def reconcile(_wanted: str, snapshot: Snapshot, now: float) -> list[Change]:
+    def reconcile(_wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
         config = snapshot.get("ConfigMap", CONFIG_KEY)
         if config is not None:
             return [_event(config, "ConfigMap", "InvalidPool", problem, now) for problem in _pools(snapshot)[1]]
         if not addresses or snapshot.get("Namespace", lb.CONFIG_NAMESPACE) is None:
             return []
-        return [Change("create", "ConfigMap", lb.CONFIG_NAMESPACE, lb.CONFIG_NAME, {
+        return [Write("create", "ConfigMap", lb.CONFIG_NAMESPACE, lb.CONFIG_NAME, {
             "apiVersion": "v1", "kind": "ConfigMap", "data": {"addresses": ", ".join(addresses)},
             "metadata": {"name": lb.CONFIG_NAME, "namespace": lb.CONFIG_NAMESPACE}}, "load balancer addresses")]
 

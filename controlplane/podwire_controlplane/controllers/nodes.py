@@ -10,7 +10,7 @@ from podwire_base.kube.meta import Object, controller_of, deleting, key, labels,
 from podwire_base.kube.table import parse_time
 
 from ..allocators import Exhausted, Network, free_pod_cidr
-from .base import Change, Controller, Keys, Snapshot, itself, pod_ended
+from .base import Controller, Keys, Snapshot, Write, itself, pod_ended
 from .workloads import timestamp
 
 GRACE = 40.0  # seconds without a renewed Lease until a node counts as gone (kube-controller-manager's default)
@@ -21,7 +21,7 @@ LEASES = "kube-node-lease"
 
 
 def node_ipam(cluster: Network, size: int) -> Controller:
-    def reconcile(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
+    def reconcile(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
         node = snapshot.get("Node", wanted)
         if node is None or node.get("spec", {}).get("podCIDR"):
             return []
@@ -29,9 +29,9 @@ def node_ipam(cluster: Network, size: int) -> Controller:
         try:
             cidr = free_pod_cidr(cluster, size, used)
         except Exhausted as err:
-            return [Change("status", "Node", "", wanted, {"status": {"conditions": _with_condition(
+            return [Write("status", "Node", "", wanted, {"status": {"conditions": _with_condition(
                 node, "NetworkUnavailable", "True", "NoPodCIDR", str(err), _now)}})]
-        return [Change("patch", "Node", "", wanted, {"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}, cidr)]
+        return [Write("patch", "Node", "", wanted, {"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}, cidr)]
 
     # one key after the other: the driver applies the changes of one key before it asks for the next
     return Controller("nodeipam", {"Node": itself}, reconcile)
@@ -47,22 +47,22 @@ def _with_condition(obj: Object, kind: str, status: str, reason: str, message: s
 # ---- lifecycle
 
 
-def reconcile_lifecycle(wanted: str, snapshot: Snapshot, now: float) -> list[Change]:
+def reconcile_lifecycle(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
     """A node whose Lease is not renewed becomes Ready=Unknown, and its pods not ready, so that Services avoid them."""
     node, lease = snapshot.get("Node", wanted), snapshot.get("Lease", f"{LEASES}/{wanted}")
     if node is None:
-        return [Change("delete", "Pod", namespace(p), name(p), {"gracePeriodSeconds": 0}, why=f"node {wanted} is gone")
+        return [Write("delete", "Pod", namespace(p), name(p), {"gracePeriodSeconds": 0}, why=f"node {wanted} is gone")
                 for p in snapshot.list("Pod") if p["spec"].get("nodeName") == wanted]
     renewed = (lease or {}).get("spec", {}).get("renewTime") or node["metadata"]["creationTimestamp"]
     if now - parse_time(renewed).timestamp() < GRACE:
         return []
     changes = []
     if condition(node, "Ready").get("status") not in (None, "Unknown"):
-        changes.append(Change("status", "Node", "", wanted, {"status": {"conditions": _with_condition(
+        changes.append(Write("status", "Node", "", wanted, {"status": {"conditions": _with_condition(
             node, "Ready", "Unknown", "NodeStatusUnknown", f"no heartbeat since {renewed}", now)}}, "no heartbeat"))
     for pod in snapshot.list("Pod"):
         if pod["spec"].get("nodeName") == wanted and is_true(pod, "Ready"):
-            changes.append(Change("status", "Pod", namespace(pod), name(pod), {"status": {"conditions": _with_condition(
+            changes.append(Write("status", "Pod", namespace(pod), name(pod), {"status": {"conditions": _with_condition(
                 pod, "Ready", "False", "NodeNotReady", f"node {wanted} sends no heartbeat", now)}}))
     return changes
 
@@ -120,14 +120,14 @@ def choose(pod: Object, snapshot: Snapshot) -> tuple[str, str]:
     return "", f"no node fits: {reasons}"
 
 
-def reconcile_schedule(wanted: str, snapshot: Snapshot, now: float) -> list[Change]:
+def reconcile_schedule(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
     pod = snapshot.get("Pod", wanted)
     if pod is None or pod["spec"].get("nodeName") or deleting(pod) or pod_ended(pod) \
             or pod["spec"].get("schedulerName", "default-scheduler") != "default-scheduler":
         return []
     node, why = choose(pod, snapshot)
     if node:
-        return [Change("patch", "Pod", namespace(pod), name(pod), {"spec": {"nodeName": node}}, f"on {node}")]
+        return [Write("patch", "Pod", namespace(pod), name(pod), {"spec": {"nodeName": node}}, f"on {node}")]
     if condition(pod, "PodScheduled").get("message") == why:
         return []
     told = {"apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": "FailedScheduling", "message": why, "count": 1,
@@ -135,9 +135,9 @@ def reconcile_schedule(wanted: str, snapshot: Snapshot, now: float) -> list[Chan
             "firstTimestamp": timestamp(now), "lastTimestamp": timestamp(now), "source": {"component": "podwire"},
             "involvedObject": {"apiVersion": "v1", "kind": "Pod", "name": name(pod), "namespace": namespace(pod),
                                "uid": uid(pod)}}
-    return [Change("status", "Pod", namespace(pod), name(pod), {"status": {"conditions": _with_condition(
+    return [Write("status", "Pod", namespace(pod), name(pod), {"status": {"conditions": _with_condition(
         pod, "PodScheduled", "False", "Unschedulable", why, now)}}, why),
-        Change("create", "Event", namespace(pod), "", told, why)]
+        Write("create", "Event", namespace(pod), "", told, why)]
 
 
 def _unscheduled(_node: Object, snapshot: Snapshot) -> Keys:

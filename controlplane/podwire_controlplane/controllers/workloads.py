@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from podwire_base.kube.conditions import condition, is_true
 from podwire_base.kube.meta import Object, annotations_of, deleting, labels, name, namespace
 
-from .base import Change, Controller, Snapshot, itself, owner_of, owner_reference, pod_ended
+from .base import Controller, Snapshot, Write, itself, owner_of, owner_reference, pod_ended
 
 HASH = "pod-template-hash"
 REVISION = "deployment.kubernetes.io/revision"
@@ -34,26 +34,26 @@ def _inverted(text: str) -> str:
     return "".join(chr(0x10FF - ord(c)) for c in text)
 
 
-def reconcile_replica_set(wanted: str, snapshot: Snapshot, _now: float) -> list[Change]:
+def reconcile_replica_set(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
     owner = snapshot.get("ReplicaSet", wanted)
     if owner is None or deleting(owner):
         return []
     pods = [p for p in snapshot.owned("Pod", owner) if not pod_ended(p) and not deleting(p)]
     space, replicas = namespace(owner), int(owner["spec"].get("replicas", 1))
-    changes: list[Change] = []
+    changes: list[Write] = []
     for _ in range(min(replicas - len(pods), _BURST)):
         template = copy.deepcopy(owner["spec"]["template"])
         metadata = {"generateName": f"{name(owner)}-", "namespace": space, "labels": labels(template),
                     "annotations": annotations_of(template), "ownerReferences": [owner_reference(owner)]}
-        changes.append(Change("create", "Pod", space, "", {"apiVersion": "v1", "kind": "Pod", "metadata": metadata,
+        changes.append(Write("create", "Pod", space, "", {"apiVersion": "v1", "kind": "Pod", "metadata": metadata,
                                                             "spec": template["spec"]}))
     for pod in sorted(pods, key=_victim_order)[:max(0, len(pods) - replicas)]:
-        changes.append(Change("delete", "Pod", space, name(pod), why=f"{name(owner)} wants {replicas}"))
+        changes.append(Write("delete", "Pod", space, name(pod), why=f"{name(owner)} wants {replicas}"))
     ready = sum(is_true(p, "Ready") for p in pods)
     status = {"replicas": len(pods), "fullyLabeledReplicas": len(pods), "readyReplicas": ready, "availableReplicas": ready,
               "observedGeneration": owner["metadata"].get("generation", 1)}
     if {k: (owner.get("status") or {}).get(k) for k in status} != status:
-        changes.append(Change("status", "ReplicaSet", space, name(owner), {"status": status}))
+        changes.append(Write("status", "ReplicaSet", space, name(owner), {"status": status}))
     return changes
 
 
@@ -79,24 +79,24 @@ def _own_template(deployment: Object) -> Object:
     return template
 
 
-def _new_set(deployment: Object, digest: str, revision: int, replicas: int) -> Change:
+def _new_set(deployment: Object, digest: str, revision: int, replicas: int) -> Write:
     template = _own_template(deployment)
     marked = {**labels(template), HASH: digest}
     template["metadata"]["labels"] = marked
     selector = copy.deepcopy(deployment["spec"]["selector"])
     selector.setdefault("matchLabels", {})[HASH] = digest
     own = f"{name(deployment)}-{digest}"
-    return Change("create", "ReplicaSet", namespace(deployment), own, {
+    return Write("create", "ReplicaSet", namespace(deployment), own, {
         "apiVersion": "apps/v1", "kind": "ReplicaSet",
         "metadata": {"name": own, "namespace": namespace(deployment), "labels": marked,
                      "annotations": {REVISION: str(revision)}, "ownerReferences": [owner_reference(deployment)]},
         "spec": {"replicas": replicas, "selector": selector, "template": template}})
 
 
-def _scale(found: Object, replicas: int) -> list[Change]:
+def _scale(found: Object, replicas: int) -> list[Write]:
     if int(found["spec"].get("replicas", 1)) == replicas:
         return []
-    return [Change("patch", "ReplicaSet", namespace(found), name(found), {"spec": {"replicas": replicas}})]
+    return [Write("patch", "ReplicaSet", namespace(found), name(found), {"spec": {"replicas": replicas}})]
 
 
 def _ready(found: Object) -> int:
@@ -111,7 +111,7 @@ def _wanted(found: Object) -> int:
     return int(found["spec"].get("replicas", 1))
 
 
-def _roll(deployment: Object, new: Object, old: list[Object]) -> list[Change]:
+def _roll(deployment: Object, new: Object, old: list[Object]) -> list[Write]:
     """One step: grow the new set as far as maxSurge lets it, shrink the old ones as far as maxUnavailable lets them."""
     replicas = int(deployment["spec"].get("replicas", 1))
     strategy = deployment["spec"].get("strategy") or {}
@@ -139,7 +139,7 @@ def _roll(deployment: Object, new: Object, old: list[Object]) -> list[Change]:
     return changes
 
 
-def _status(deployment: Object, new: Object | None, sets: list[Object], now: float) -> list[Change]:
+def _status(deployment: Object, new: Object | None, sets: list[Object], now: float) -> list[Write]:
     replicas = int(deployment["spec"].get("replicas", 1))
     count = {field: sum(int((s.get("status") or {}).get(field) or 0) for s in sets)
              for field in ("replicas", "readyReplicas", "availableReplicas")}
@@ -159,10 +159,10 @@ def _status(deployment: Object, new: Object | None, sets: list[Object], now: flo
         status["conditions"].append({"type": kind, "status": text, "reason": reason, "lastTransitionTime": since})
     if {k: (deployment.get("status") or {}).get(k) for k in status} == status:
         return []
-    return [Change("status", "Deployment", namespace(deployment), name(deployment), {"status": status})]
+    return [Write("status", "Deployment", namespace(deployment), name(deployment), {"status": status})]
 
 
-def reconcile_deployment(wanted: str, snapshot: Snapshot, now: float) -> list[Change]:
+def reconcile_deployment(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
     deployment = snapshot.get("Deployment", wanted)
     if deployment is None or deleting(deployment):
         return []
@@ -174,15 +174,15 @@ def reconcile_deployment(wanted: str, snapshot: Snapshot, now: float) -> list[Ch
     if new is None:
         first = int(deployment["spec"].get("replicas", 1)) if not old else 0
         return [_new_set(deployment, digest, latest + 1, first), *_status(deployment, None, sets, now)]
-    changes: list[Change] = []
+    changes: list[Write] = []
     if old and int(annotations_of(new).get(REVISION, "0")) < latest:  # a roll-back makes its set the newest again
-        changes.append(Change("patch", "ReplicaSet", namespace(new), name(new),
+        changes.append(Write("patch", "ReplicaSet", namespace(new), name(new),
                               {"metadata": {"annotations": {REVISION: str(latest + 1)}}}))
     if not deployment["spec"].get("paused"):
         changes += _roll(deployment, new, old)
     idle = [s for s in old if not _wanted(s) and not (s.get("status") or {}).get("replicas")]
     keep = int(deployment["spec"].get("revisionHistoryLimit", 10))
-    changes += [Change("delete", "ReplicaSet", namespace(s), name(s), why="revisionHistoryLimit")
+    changes += [Write("delete", "ReplicaSet", namespace(s), name(s), why="revisionHistoryLimit")
                 for s in idle[:max(0, len(idle) - keep)]]
     return changes + _status(deployment, new, sets, now)
 

@@ -21,7 +21,7 @@ from podwire_base.kube.registry import RESOURCES, Resource, of
 
 from .. import defaults, validation
 from ..allocators import Exhausted, ServiceAllocator
-from ..store.base import Change, Conflict, Item, Store
+from ..store.base import Conflict, Item, Store, StoredChange
 
 IMMORTAL = ("default", "kube-system", "kube-public")
 PROPAGATION = {"Background": "", "Orphan": "orphan", "Foreground": "foregroundDeletion"}
@@ -86,7 +86,7 @@ class Objects:
             self.allocator.observe(None, load(item))
         self.store.subscribe(self._observe)
 
-    def _observe(self, change: Change) -> None:
+    def _observe(self, change: StoredChange) -> None:
         if change.key.startswith(_SERVICES.prefix()):
             self.allocator.observe(*(load(item) if item else None for item in (change.before, change.item)))
 

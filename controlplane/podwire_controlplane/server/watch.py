@@ -11,7 +11,7 @@ from podwire_base.kube import codec, errors
 from podwire_base.kube.meta import Object
 from podwire_base.kube.selectors import Predicate
 
-from ..store.base import Change, Compacted, Item, Store
+from ..store.base import Compacted, Item, Store, StoredChange
 from .objects import wire
 
 BOOKMARK_EVERY = 30.0
@@ -37,7 +37,7 @@ def _matches(request: WatchRequest, item: Item | None) -> bool:
     return item is not None and (request.matches is None or request.matches(codec.decode(item.value)))
 
 
-def translate(request: WatchRequest, change: Change) -> tuple[str, bytes] | None:
+def translate(request: WatchRequest, change: StoredChange) -> tuple[str, bytes] | None:
     """(event type, object in wire form) as this view sees the change; None where it sees nothing.
 
     An object that starts to match a selector is ADDED, one that stops to match is DELETED (API concepts: watch).
@@ -67,16 +67,16 @@ async def stream(store: Store, request: WatchRequest, shape: Callable[[bytes], b
 
     Raises a 410 StatusError where the start is too old, before the first frame.
     """
-    queue: asyncio.Queue[Change | None] = asyncio.Queue()
+    queue: asyncio.Queue[StoredChange | None] = asyncio.Queue()
 
-    def listener(change: Change) -> None:
+    def listener(change: StoredChange) -> None:
         if change.key.startswith(request.prefix):
             queue.put_nowait(change if queue.qsize() < _QUEUE else None)
 
     unsubscribe = store.subscribe(listener)
     try:
         revision = await store.revision()
-        backlog: list[Change] = []
+        backlog: list[StoredChange] = []
         if request.send_initial:
             for item in await store.scan(request.prefix):
                 if _matches(request, item):
@@ -99,7 +99,7 @@ async def stream(store: Store, request: WatchRequest, shape: Callable[[bytes], b
         unsubscribe()
 
 
-async def _live(request: WatchRequest, queue: asyncio.Queue[Change | None], revision: int, shape: Callable[[bytes], bytes],
+async def _live(request: WatchRequest, queue: asyncio.Queue[StoredChange | None], revision: int, shape: Callable[[bytes], bytes],
                 store: Store) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     end, next_bookmark = loop.time() + request.timeout, loop.time() + BOOKMARK_EVERY

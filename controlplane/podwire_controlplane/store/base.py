@@ -35,7 +35,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class StoredChange:
     """One write. `item` is None for a deletion, `before` None for a creation."""
 
     revision: int
@@ -59,15 +59,15 @@ class Store(Protocol):
         """Write. expect: revision the key must have now, 0 for "must not exist". Raises Conflict."""
         ...
 
-    async def delete(self, key: str, expect: int | None = None) -> Change:
+    async def delete(self, key: str, expect: int | None = None) -> StoredChange:
         """Delete. Raises Conflict, also where there is nothing to delete."""
         ...
 
-    async def since(self, prefix: str, revision: int) -> list[Change]:
+    async def since(self, prefix: str, revision: int) -> list[StoredChange]:
         """Changes below `prefix` after `revision`, in order. Raises Compacted."""
         ...
 
-    def subscribe(self, listener: Callable[[Change], None]) -> Callable[[], None]:
+    def subscribe(self, listener: Callable[[StoredChange], None]) -> Callable[[], None]:
         """Call `listener` for every later write, in order; returns the function that ends it."""
         ...
 

@@ -6,7 +6,7 @@ import bisect
 from collections import deque
 from collections.abc import Callable
 
-from .base import Change, Compacted, Conflict, Item
+from .base import Compacted, Conflict, Item, StoredChange
 
 HISTORY = 10_000  # changes kept for watches that resume; older ones answer 410 Gone and the client lists again
 
@@ -19,9 +19,9 @@ class MemoryStore:
         self._keys: list[str] = []  # sorted
         self._revision = 0
         self._compacted = 0  # changes up to this revision are gone
-        self._changes: deque[Change] = deque()
+        self._changes: deque[StoredChange] = deque()
         self._history = history
-        self._listeners: list[Callable[[Change], None]] = []
+        self._listeners: list[Callable[[StoredChange], None]] = []
 
     async def revision(self) -> int:
         return self._revision
@@ -43,7 +43,7 @@ class MemoryStore:
                 then[change.key] = change.before
         return [then[key] for key in sorted(then)]
 
-    async def since(self, prefix: str, revision: int) -> list[Change]:
+    async def since(self, prefix: str, revision: int) -> list[StoredChange]:
         if revision < self._compacted:
             raise Compacted(self._compacted)
         skip = max(0, len(self._changes) - (self._revision - revision))
@@ -58,27 +58,27 @@ class MemoryStore:
     async def put(self, key: str, value: bytes, expect: int | None = None) -> Item:
         before = self._expect(key, expect)
         item = Item(key, self._revision + 1, value)
-        self._commit(Change(item.revision, key, item, before))
+        self._commit(StoredChange(item.revision, key, item, before))
         return item
 
-    async def delete(self, key: str, expect: int | None = None) -> Change:
+    async def delete(self, key: str, expect: int | None = None) -> StoredChange:
         before = self._expect(key, expect)
         if before is None:
             raise Conflict(None)
-        change = Change(self._revision + 1, key, None, before)
+        change = StoredChange(self._revision + 1, key, None, before)
         self._commit(change)
         return change
 
-    def _persist(self, change: Change) -> None:
+    def _persist(self, change: StoredChange) -> None:
         """Make one change durable before anybody sees it; the memory store has nothing to do."""
 
-    def _commit(self, change: Change) -> None:
+    def _commit(self, change: StoredChange) -> None:
         self._persist(change)
         self._remember(change)
         for listener in tuple(self._listeners):
             listener(change)
 
-    def _remember(self, change: Change) -> None:
+    def _remember(self, change: StoredChange) -> None:
         if change.item is None:
             del self._items[change.key]
             del self._keys[bisect.bisect_left(self._keys, change.key)]
@@ -91,7 +91,7 @@ class MemoryStore:
         while len(self._changes) > self._history:
             self._compacted = self._changes.popleft().revision
 
-    def subscribe(self, listener: Callable[[Change], None]) -> Callable[[], None]:
+    def subscribe(self, listener: Callable[[StoredChange], None]) -> Callable[[], None]:
         self._listeners.append(listener)
 
         def unsubscribe() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from .base import Change, Item
+from .base import Item, StoredChange
 from .memory import HISTORY, MemoryStore
 
 _SCHEMA = """
@@ -51,13 +51,13 @@ class SqliteStore(MemoryStore):
         rows = self._db.execute("SELECT revision, key, value, before_revision, before FROM changes"
                                 " ORDER BY revision DESC LIMIT ?", (self._history,)).fetchall()
         for revision, key, value, before_revision, before in reversed(rows):
-            self._changes.append(Change(revision, key, None if value is None else Item(key, revision, value),
+            self._changes.append(StoredChange(revision, key, None if value is None else Item(key, revision, value),
                                         None if before is None else Item(key, before_revision, before)))
         if self._changes:
             self._revision = self._changes[-1].revision
             self._compacted = self._changes[0].revision - 1
 
-    def _persist(self, change: Change) -> None:
+    def _persist(self, change: StoredChange) -> None:
         item, before = change.item, change.before
         execute = self._db.execute
         execute("BEGIN IMMEDIATE")

@@ -19,7 +19,7 @@ from podwire_base.kube.client.http import ApiClient, ApiError
 from podwire_base.kube.meta import Object
 from podwire_base.testing.builders import run
 from podwire_base.testing.following import SERVICES, following
-from podwire_base.testing.scripted import Asked, Link, Scripted
+from podwire_base.testing.scripted import Link, Request, Scripted
 from podwire_controlplane.server import pki
 
 from ..testing.servers import AUTHORITY, TOKENS, Server
@@ -95,7 +95,7 @@ def test_a_watch_that_is_refused_has_the_new_token_the_next_time(tmp_path: Path)
     folder = account(tmp_path / "account", "old")
 
     async def body() -> None:
-        async def handler(asked: Asked, link: Link) -> None:
+        async def handler(asked: Request, link: Link) -> None:
             if asked.headers["authorization"] != "Bearer new":
                 await link.answer(401, {"kind": "Status", "code": 401, "reason": "Unauthorized"})
             elif asked.kind == "list":

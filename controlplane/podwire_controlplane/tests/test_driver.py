@@ -16,7 +16,7 @@ from podwire_base.kube.registry import of
 from podwire_base.patience import patient
 from podwire_base.testing.builders import deployment, node, pod, run, service
 from podwire_controlplane.controllers import cleanup, endpointslices, nodes, workloads
-from podwire_controlplane.controllers.base import Change, Controller, itself
+from podwire_controlplane.controllers.base import Controller, Write, itself
 from podwire_controlplane.controllers.driver import Driver
 
 from ..testing.servers import Server
@@ -180,7 +180,7 @@ def test_a_bad_object_or_controller_does_not_stop_the_others(where: str, capsys:
         raise KeyError("bad")
 
     bad = Controller("aaa-broken", {"Service": itself if where == "reconcile" else broken},
-                     broken if where == "reconcile" else lambda *_: list[Change]())
+                     broken if where == "reconcile" else lambda *_: list[Write]())
 
     async def work(cluster: Cluster) -> None:
         await cluster.api.create(SERVICES, service("one", selector={"app": "web"}))

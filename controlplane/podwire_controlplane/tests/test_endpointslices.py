@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from podwire_base.kube.meta import Object, labels, name
 from podwire_base.testing.builders import NOW, meta, node, pod, running, service, stored
 from podwire_controlplane.controllers import endpointslices as es
-from podwire_controlplane.controllers.base import Change, Controller
+from podwire_controlplane.controllers.base import Controller, Write
 
 from ..testing.builders import snapshot
 
@@ -24,7 +24,7 @@ def web(**spec: Any) -> Object:
                              "ports": [{"name": "http", "port": 80, "targetPort": 9376}], **spec}))
 
 
-def apply(slices: dict[str, Object], changes: Iterable[Change]) -> None:
+def apply(slices: dict[str, Object], changes: Iterable[Write]) -> None:
     """What the API server would store."""
     for change in changes:
         assert change.kind == "EndpointSlice"
@@ -35,7 +35,7 @@ def apply(slices: dict[str, Object], changes: Iterable[Change]) -> None:
             slices[change.name] = stored(change.obj)
 
 
-def reconcile(*objects: Object, slices: dict[str, Object] | None = None) -> list[Change]:
+def reconcile(*objects: Object, slices: dict[str, Object] | None = None) -> list[Write]:
     return es.reconcile_selector("default/web", snapshot(*objects, *(slices or {}).values()), NOW)
 
 
@@ -200,7 +200,7 @@ def hand_made(*subsets: Object, **metadata: Any) -> Object:
 SUBSET = {"addresses": [{"ip": "192.0.2.42"}], "notReadyAddresses": [{"ip": "192.0.2.43"}], "ports": [{"port": 9376}]}
 
 
-def mirror(*objects: Object) -> list[Change]:
+def mirror(*objects: Object) -> list[Write]:
     return es.reconcile_mirror("default/web", snapshot(*objects), NOW)
 
 

@@ -13,7 +13,7 @@ from podwire_base.kube.meta import Object, key
 from podwire_base.kube.patch import merge
 from podwire_base.testing.builders import NOW, service, stored
 from podwire_controlplane.controllers import loadbalancer
-from podwire_controlplane.controllers.base import Change
+from podwire_controlplane.controllers.base import Write
 
 from ..testing.builders import snapshot
 
@@ -32,7 +32,7 @@ def balancer(own: str = "web", *held: str, born: int = 0, annotations: dict[str,
                   annotations=annotations or {})
 
 
-def changes(wanted: Object, *others: Object) -> list[Change]:
+def changes(wanted: Object, *others: Object) -> list[Write]:
     return loadbalancer.reconcile(key(wanted), snapshot(wanted, *others), NOW)
 
 

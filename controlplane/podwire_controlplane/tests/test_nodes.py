@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from podwire_base.kube.meta import Object
 from podwire_base.testing.builders import NOW, deployment, meta, node, pod, replica_set, running, service, stored
 from podwire_controlplane.controllers import cleanup, nodes
-from podwire_controlplane.controllers.base import Change, owner_reference
+from podwire_controlplane.controllers.base import Write, owner_reference
 
 from ..testing.builders import snapshot
 
@@ -27,7 +27,7 @@ def live(own: str, **more: Any) -> Object:
 # ---- podCIDR
 
 
-def cidr(wanted: str, *objects: Object, size: int = 24, cluster: Any = CLUSTER) -> list[Change]:
+def cidr(wanted: str, *objects: Object, size: int = 24, cluster: Any = CLUSTER) -> list[Write]:
     return nodes.node_ipam(cluster, size).reconcile(wanted, snapshot(*objects), NOW)
 
 
@@ -89,7 +89,7 @@ def test_pods_of_a_deleted_node_go() -> None:
 # ---- scheduler
 
 
-def bind(wanted: Object, *objects: Object) -> Change:
+def bind(wanted: Object, *objects: Object) -> Write:
     change, *told = nodes.reconcile_schedule("default/p1", snapshot(stored(wanted), *objects), NOW)
     assert [t.obj["message"] for t in told] == [change.why] * (change.verb == "status")
     return change
@@ -152,7 +152,7 @@ def test_garbage_is_what_has_no_owner_left() -> None:
     owner = stored(deployment())
     child = stored(replica_set("child"), ownerReferences=[owner_reference(owner)])
 
-    def collect(*objects: Object) -> list[Change]:
+    def collect(*objects: Object) -> list[Write]:
         return cleanup.reconcile_gc("ReplicaSet:default/child", snapshot(*objects), NOW)
 
     assert collect(child, owner) == [] and collect() == []

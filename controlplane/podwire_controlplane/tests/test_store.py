@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from podwire_base.testing.builders import run
-from podwire_controlplane.store.base import Change, Compacted, Conflict, Item
+from podwire_controlplane.store.base import Compacted, Conflict, Item, StoredChange
 from podwire_controlplane.store.memory import MemoryStore
 from podwire_controlplane.store.sqlite import SqliteStore, StoreInUse
 
@@ -50,7 +50,7 @@ def test_compare_and_swap(make: Make) -> None:
             await store.put("/b", b"x", expect=1)
         assert caught.value.actual is None
         gone = await store.delete("/a", expect=2)
-        assert gone == Change(3, "/a", None, two) and await store.get("/a") is None
+        assert gone == StoredChange(3, "/a", None, two) and await store.get("/a") is None
         with pytest.raises(Conflict):
             await store.delete("/a")
         assert await store.revision() == 3, "a refused write takes no revision"
@@ -109,7 +109,7 @@ def test_history_is_bounded(make: Make) -> None:
 def test_listeners_hear_every_write_in_order_until_they_leave(make: Make) -> None:
     async def body() -> None:
         store = make()
-        heard: list[Change] = []
+        heard: list[StoredChange] = []
         leave = store.subscribe(heard.append)
         await asyncio.gather(*(store.put(f"/{n % 3}", str(n).encode()) for n in range(10)))
         await store.delete("/1")
@@ -130,7 +130,7 @@ def test_a_listener_may_leave_while_it_is_called(make: Make) -> None:
         heard: list[str] = []
         leaves: list[Callable[[], None]] = []
         for own in ("one", "two"):
-            def listener(_change: Change, own: str = own) -> None:
+            def listener(_change: StoredChange, own: str = own) -> None:
                 heard.append(own)
                 leaves[0 if own == "one" else 1]()
             leaves.append(store.subscribe(listener))

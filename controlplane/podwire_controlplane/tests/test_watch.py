@@ -13,7 +13,7 @@ from podwire_base.kube.meta import Object, name
 from podwire_base.kube.selectors import label_query
 from podwire_base.testing.builders import pod, run, version
 from podwire_controlplane.server import handlers, watch
-from podwire_controlplane.store.base import Change
+from podwire_controlplane.store.base import StoredChange
 from podwire_controlplane.store.memory import MemoryStore
 
 from ..testing.servers import Server
@@ -161,10 +161,10 @@ def test_many_watchers_see_the_same_under_concurrent_writes(server: Server, monk
     assert sorted(left.values(), key=name) == listed
 
 
-def _change(before: Object | None, after: Object | None) -> Change:
+def _change(before: Object | None, after: Object | None) -> StoredChange:
     store = MemoryStore()
 
-    async def body() -> Change:
+    async def body() -> StoredChange:
         if before is not None:
             await store.put("/k", codec.encode(before))
         if after is not None:

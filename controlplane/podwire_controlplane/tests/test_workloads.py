@@ -14,7 +14,7 @@ from podwire_base.kube import patch
 from podwire_base.kube.meta import Object, labels, name
 from podwire_base.testing.builders import NOW, deployment, pod, replica_set, running, stored
 from podwire_controlplane.controllers import workloads
-from podwire_controlplane.controllers.base import Change, Snapshot, owner_reference
+from podwire_controlplane.controllers.base import Snapshot, Write, owner_reference
 
 from ..testing.builders import snapshot
 
@@ -26,7 +26,7 @@ def owned(made: Object) -> Object:
     return made
 
 
-def replicas(*pods: Object, wanted: int = 3) -> list[Change]:
+def replicas(*pods: Object, wanted: int = 3) -> list[Write]:
     owner = {**OWNER, "spec": {**OWNER["spec"], "replicas": wanted}}
     return [c for c in workloads.reconcile_replica_set("default/web", snapshot(owner, *pods), NOW) if c.kind == "Pod"]
 
@@ -92,7 +92,7 @@ class World:
     def ready(self) -> int:
         return sum(p["status"]["conditions"][0]["status"] == "True" for p in self.pods())
 
-    def _apply(self, change: Change) -> None:
+    def _apply(self, change: Write) -> None:
         table = self.kinds[change.kind]
         if change.verb == "create":
             own = change.name or f"pod-{next(self.numbers):03}"

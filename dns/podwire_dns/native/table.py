@@ -9,7 +9,7 @@ from typing import Any
 ROOM = 1024  # bytes; larger values cost a second look
 
 
-class Table:
+class AnswerTable:
     """native: what native.load() gave. Written by one thread, read by any. Freed with the last that refers to it."""
 
     def __init__(self, native: Any) -> None:
@@ -54,7 +54,7 @@ class Table:
 class TableAnswers:
     """Question key -> value."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: AnswerTable) -> None:
         self._table, self._kind, self._count = table, table.lib.ANSWERS, 0
 
     def get(self, key: bytes, /) -> bytes | None:
@@ -78,7 +78,7 @@ class TableAnswers:
 class TableNames:
     """Those that exist without an answer of their own."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: AnswerTable) -> None:
         self._table, self._kind = table, table.lib.NAMES
 
     def __contains__(self, name: object, /) -> bool:

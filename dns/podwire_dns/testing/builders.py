@@ -11,7 +11,7 @@ from ..answer import Answerer
 from ..build import Builder
 from ..cache import Cache
 from ..config import DnsConfig
-from ..native.table import Table
+from ..native.table import AnswerTable
 from ..zone import ZoneData
 from . import cases
 
@@ -30,7 +30,7 @@ def builder(services: Iterable[Any] = (), slices: Iterable[Any] = (), namespaces
     return made
 
 
-def fed(source: Builder, serial: int = 1, memory: Table | None = None) -> ZoneData:
+def fed(source: Builder, serial: int = 1, memory: AnswerTable | None = None) -> ZoneData:
     """What a server holds after it took the whole feed, by way of the wire."""
     source.flush(serial)
     schema = source.config
@@ -56,6 +56,6 @@ def answerer(zone: ZoneData, *, recursion: bool = False, rand: Callable[[int], i
     return Answerer(zone, Cache(), clock, rand, recursion)
 
 
-def conformance_zone(memory: Table | None = None) -> ZoneData:
+def conformance_zone(memory: AnswerTable | None = None) -> ZoneData:
     """The cluster of cases.py."""
     return fed(builder(cases.SERVICES, cases.SLICES, cases.NAMESPACES), memory=memory)

@@ -24,7 +24,7 @@ from podwire_dns import native
 from podwire_dns.cache import Upstreamed
 from podwire_dns.names import to_wire
 from podwire_dns.native import build
-from podwire_dns.native.table import Table, TableAnswers, TableNames
+from podwire_dns.native.table import AnswerTable, TableAnswers, TableNames
 from podwire_dns.server import Server
 from podwire_dns.testing import builders, cases
 from podwire_dns.testing.fuzz import mutate, seeds
@@ -183,7 +183,7 @@ def test_a_zone_that_was_replaced_is_freed_at_once(tmp_path: Path) -> None:
 
 def test_a_table_grows_and_shrinks_like_a_dict() -> None:
     need_module()
-    table, mirror, rand = Table(native.load()), dict[bytes, bytes](), random.Random(11)
+    table, mirror, rand = AnswerTable(native.load()), dict[bytes, bytes](), random.Random(11)
     answers, names = TableAnswers(table), TableNames(table)
     keys = [rand.randbytes(rand.randint(1, 259)) for _ in range(5000)]
     for _ in range(6):

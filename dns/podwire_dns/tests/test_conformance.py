@@ -15,7 +15,7 @@ from pathlib import Path
 import dns.message
 import pytest
 
-from podwire_dns.native.table import Table
+from podwire_dns.native.table import AnswerTable
 from podwire_dns.server import Server
 from podwire_dns.testing import builders, cases, edges, judge
 from podwire_dns.testing.cases import Case
@@ -25,7 +25,7 @@ from podwire_dns.zone import ZoneData
 WAYS = [(udp, batches) for udp in (True, False) for batches in (True, False)]
 
 
-def serving(tmp_path: Path, zone: Callable[[Table | None], ZoneData] | None, work: Callable[[int], None], *,
+def serving(tmp_path: Path, zone: Callable[[AnswerTable | None], ZoneData] | None, work: Callable[[int], None], *,
             batches: bool = True) -> None:
     """Run `work(port)` beside a server with this zone; None: it has none yet."""
     config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), batches=batches)
@@ -68,7 +68,7 @@ def ask(port: int, table: list[Case], *, udp: bool) -> None:
             raise AssertionError(f"{case} over {'UDP' if udp else 'TCP'}: {err}") from err
 
 
-def pods(mode: str, memory: Table | None) -> ZoneData:
+def pods(mode: str, memory: AnswerTable | None) -> ZoneData:
     """The cluster of the table with pods' names disabled or verified."""
     config = dataclasses.replace(builders.CONFIG, pods=mode != "disabled")
     source = builders.builder(cases.SERVICES, cases.SLICES, cases.NAMESPACES, config)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from podwire_base.patience import patient
 from podwire_dns import native
 from podwire_dns.cache import Upstreamed
-from podwire_dns.exchange import Asker
+from podwire_dns.exchange import UpstreamExchange
 from podwire_dns.forward import build_ask
 from podwire_dns.names import to_wire
 from podwire_dns.tests.test_batches import need_module
@@ -19,11 +19,11 @@ USES = 16  # of asker.c
 
 
 class World:
-    """An Asker, and an upstream that answers when it is told to."""
+    """An UpstreamExchange, and an upstream that answers when it is told to."""
 
     def __init__(self) -> None:
         need_module()
-        self.asker = Asker(asyncio.get_running_loop(), native.load())
+        self.exchange = UpstreamExchange(asyncio.get_running_loop(), native.load())
         self.asked = self.port = 0
         self.open()
 
@@ -39,7 +39,7 @@ class World:
         self.asked += 1
         question, ident = to_wire(f"n{self.asked}.example.") + b"\0\1\0\1", self.asked
         message = build_ask(question, ident, dnssec_ok=False, checking_disabled=False)
-        self.asker.ask(socket.inet_aton("127.0.0.1"), self.port, question, ident, message, answer.set_result)
+        self.exchange.ask(socket.inet_aton("127.0.0.1"), self.port, question, ident, message, answer.set_result)
         return answer
 
     async def hear(self) -> tuple[bytes, tuple[str, int]]:
@@ -58,7 +58,7 @@ def run(work: Callable[[World], Awaitable[None]]) -> None:
             async with asyncio.timeout(patient(60)):
                 await work(world)
         finally:
-            world.asker.close()
+            world.exchange.close()
             world.upstream.close()
 
     asyncio.run(body())
@@ -67,10 +67,10 @@ def run(work: Callable[[World], Awaitable[None]]) -> None:
 def test_queries_under_way_have_a_port_each() -> None:
     async def work(world: World) -> None:
         waiting = [world.ask() for _ in range(100)]
-        heard = [await world.hear() for _ in waiting]
-        assert len({peer for _, peer in heard}) == 100
-        assert len({data[:2] for data, _ in heard}) == 100
-        for data, peer in reversed(heard):
+        on_reply = [await world.hear() for _ in waiting]
+        assert len({peer for _, peer in on_reply}) == 100
+        assert len({data[:2] for data, _ in on_reply}) == 100
+        for data, peer in reversed(on_reply):
             world.answer(data, peer)
         assert [await answer for answer in waiting] == [Upstreamed(0, b"\0" * 6)] * 100
 
@@ -96,7 +96,7 @@ def test_a_socket_of_which_the_answer_never_came_is_not_used_again() -> None:
     async def work(world: World) -> None:
         silent = world.ask()
         late, (_, port) = await world.hear()
-        world.asker.forget(next(iter(world.asker._open.values())))
+        world.exchange.forget(next(iter(world.exchange._open.values())))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
             free.bind(("127.0.0.1", port))  # it is closed
         answer = world.ask()

@@ -11,7 +11,7 @@ from hypothesis import given
 
 from podwire_dns import feed, names, native
 from podwire_dns.build import Builder
-from podwire_dns.native.table import Table
+from podwire_dns.native.table import AnswerTable
 from podwire_dns.testing import builders, judge
 from podwire_dns.testing.cases import HTTP, ZONE, endpoint, endpoint_slice, namespace, service
 from podwire_dns.testing.obvious import Obvious
@@ -110,7 +110,7 @@ def test_any_history_of_changes_equals_a_fresh_build(listed: list[tuple[str, Obj
         _apply(incremental, copy.deepcopy(change))
     incremental.fill()
     module = native.load()
-    servers = [builders.fed(incremental), *([builders.fed(incremental, memory=Table(module))] if module is not None else [])]
+    servers = [builders.fed(incremental), *([builders.fed(incremental, memory=AnswerTable(module))] if module is not None else [])]
     ever = set(incremental.answers) | {name + b"\0\1\0\1" for name in incremental.names}
     for change, push in history:
         _apply(incremental, copy.deepcopy(change))

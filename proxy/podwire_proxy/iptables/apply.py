@@ -16,8 +16,8 @@ from ..flows import FlowKeeper, Swept
 from ..model import NodeInfo
 from . import programs
 from .ipset import IpSets
-from .layout import Chain, Family, Rules, Table, is_ours
-from .plan import TABLES, Plan, Planner, SetOp, State
+from .layout import Chain, Family, Rules, TableName, is_ours
+from .plan import TABLES, KernelState, Plan, Planner, SetOp
 from .programs import FAMILIES, Variant
 from .text import parse
 from .watch import Generations, Legacy, TableWatch, Timer, lost
@@ -27,7 +27,7 @@ IN_FLIGHT = 0.05  # seconds: far longer than a packet is on its way through the 
 DESTROY_TURNS = 20
 
 
-class Programmer:
+class Proxier:
     """`sync` after each change, `sweep` a moment later; errors change nothing. Raises OSError."""
 
     def __init__(self, node: NodeInfo, ns_fd: int | None = None, variant: Variant | None = None) -> None:
@@ -42,7 +42,7 @@ class Programmer:
         self._conn = nft_socket.Connection(ns_fd)
         self._generations = Generations(self._conn)
         self._legacy = Legacy(ns_fd)
-        self._shapes: dict[tuple[Family, Table], tuple[int, int]] = {}
+        self._shapes: dict[tuple[Family, TableName], tuple[int, int]] = {}
         self.watchers: list[Watch] = []
         log.info("iptables", variant=self.variant)
 
@@ -66,7 +66,7 @@ class Programmer:
         return Synced(delta is None, operations, rules, time.monotonic() - started)
 
     @property
-    def deaf(self) -> bool:
+    def no_notifications(self) -> bool:
         """A rule of a legacy table that is replaced by one of its size is not noticed."""
         return self.variant == "legacy"
 
@@ -78,13 +78,13 @@ class Programmer:
                 found[planner.family, chain.table] += len(rules)
         return dict(found)
 
-    def _read(self, family: Family) -> State:
+    def _read(self, family: Family) -> KernelState:
         if self.variant == "legacy":
             tables = programs.legacy_tables(family, self._ns_fd)
             self._note(family, (table for table in TABLES if table in tables))  # before reading: what changes meanwhile differs
         there = programs.present(self.variant, family, self._ns_fd)
         chains = parse(programs.save(self.variant, family, self._ns_fd)) if there else {}
-        return State(chains, self._sets.ours(family))
+        return KernelState(chains, self._sets.ours(family))
 
     def _commit(self, planner: Planner, plan: Plan) -> None:
         for op in plan.before:
@@ -104,7 +104,7 @@ class Programmer:
         if self.variant == "legacy":
             self._note(family, plan.tables)
 
-    def _note(self, family: Family, tables: Iterable[Table]) -> None:
+    def _note(self, family: Family, tables: Iterable[TableName]) -> None:
         self._shapes.update({(family, table): self._legacy.shape(family, table) for table in tables})
 
     def _set(self, family: Family, op: SetOp) -> None:

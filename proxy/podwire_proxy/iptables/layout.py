@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from ..dataplane import Action, Balance, Fate, Frontend, Key, Sticky
-from ..model import LOCALHOST, Backend, NodeInfo, is_v6, packed
+from ..model import LOCALHOST, Destination, NodeInfo, is_v6, packed
 
 PREFIX = "PODWIRE-"  # of all our chains and sets
 MARK = 0x4000  # the connection mark's bit that says "masquerade", from prerouting to postrouting of a flow's first packet
@@ -25,14 +25,14 @@ PORTS = 64  # NodePorts in one chain
 PROBABILITY = 1 << 31  # xt_statistic keeps probabilities as multiples of its inverse
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")  # what iptables-save prints without quotes
 _STRANGE = re.compile(r"[^A-Za-z0-9 ,:/._-]")
-STRAY = "! --tcp-flags SYN SYN"  # a segment of no flow that begins none either: its flow was reset
+NOT_SYN = "! --tcp-flags SYN SYN"  # a segment of no flow that begins none either: its flow was reset
 Family = Literal["ip", "ip6"]
-Table = Literal["nat", "filter", "raw"]
+TableName = Literal["nat", "filter", "raw"]
 Rules = tuple[str, ...]
 
 
 class Chain(NamedTuple):
-    table: Table
+    table: TableName
     name: str
 
 
@@ -56,7 +56,7 @@ class Built:
     chains: Mapping[Chain, Rules] = field(default_factory=dict)
     sets: Rules = ()
 
-    def rules(self, table: Table) -> Rules:
+    def rules(self, table: TableName) -> Rules:
         return self.nat if table == "nat" else self.filter if table == "filter" else ()
 
 
@@ -74,9 +74,9 @@ def cluster_ips(family: Family) -> str:
     return f"PODWIRE-CLUSTER-IPS-{4 if family == 'ip' else 6}"
 
 
-def affinity_set(sticky: Sticky, backend: Backend) -> str:
+def affinity_set(sticky: Sticky, destination: Destination) -> str:
     """The set of the clients that a Service port remembers for one endpoint, whichever frontend they dialled."""
-    return f"PODWIRE-A{6 if is_v6(backend.ip) else 4}-{digest(*sticky.port, sticky.local, *backend)}"
+    return f"PODWIRE-A{6 if is_v6(destination.ip) else 4}-{digest(*sticky.port, sticky.local, *destination)}"
 
 
 def cidr(text: str) -> str:
@@ -127,9 +127,9 @@ def _by_chance(left: int) -> str:
     return f"-m statistic --mode random --probability {(2 * PROBABILITY + left) // (2 * left) / PROBABILITY:.11f} "
 
 
-def _dnat(protocol: str, backend: Backend) -> str:
-    ip = f"[{backend.ip}]" if is_v6(backend.ip) else backend.ip
-    return f"-j DNAT --to-destination {ip}:{backend.port}"
+def _dnat(protocol: str, destination: Destination) -> str:
+    ip = f"[{destination.ip}]" if is_v6(destination.ip) else destination.ip
+    return f"-j DNAT --to-destination {ip}:{destination.port}"
 
 
 def dialled(key: Key) -> str:
@@ -148,7 +148,7 @@ class _Builder:
         self.sets: list[str] = []
 
     def build(self) -> Built:
-        actions = (self.frontend.inside, self.frontend.outside)
+        actions = (self.frontend.internal, self.frontend.external)
         nat: Rules = ()
         if any(isinstance(action, Balance) for action in actions):
             entry = self._chain("nat", "PODWIRE-SVC-", self._service())
@@ -161,7 +161,7 @@ class _Builder:
     def _comment(self) -> str:
         return quoted(self.frontend.service)
 
-    def _chain(self, table: Table, prefix: str, rules: Iterable[str], name: str = "") -> str:
+    def _chain(self, table: TableName, prefix: str, rules: Iterable[str], name: str = "") -> str:
         chain = Chain(table, prefix + (name or self.name))
         self.chains[chain] = tuple(rules)
         return chain.name
@@ -169,35 +169,35 @@ class _Builder:
     def _service(self) -> Iterator[str]:
         frontend = self.frontend
         if frontend.alive is not None:
-            yield f"-p tcp -m tcp {STRAY} -j RETURN"
+            yield f"-p tcp -m tcp {NOT_SYN} -j RETURN"
         if frontend.kind == "ClusterIP":
             yield "-j PODWIRE-OFF-CLUSTER"
         elif frontend.masquerade == "always":
             yield "-j PODWIRE-MARK"
-        if frontend.outside is None:
-            yield from self._balance(frontend.inside, "inside")
+        if frontend.external is None:
+            yield from self._balance(frontend.internal, "inside")
             return
-        if isinstance(frontend.inside, Balance):
-            inside = f"-j {self._chain('nat', 'PODWIRE-ALL-', self._balance(frontend.inside, 'inside'))}"
+        if isinstance(frontend.internal, Balance):
+            internal = f"-j {self._chain('nat', 'PODWIRE-ALL-', self._balance(frontend.internal, 'internal'))}"
         else:
-            inside = "-j RETURN"
-        yield from (f"{match} {inside}" for match in pods(frontend.key.ip, self.node))
+            internal = "-j RETURN"
+        yield from (f"{match} {internal}" for match in pods(frontend.key.ip, self.node))
         yield "-m addrtype --src-type LOCAL -j PODWIRE-MARK"
-        yield f"-m addrtype --src-type LOCAL {inside}"
-        yield from self._balance(frontend.outside, "outside")
+        yield f"-m addrtype --src-type LOCAL {internal}"
+        yield from self._balance(frontend.external, "outside")
 
     def _balance(self, action: Action, side: str) -> Iterator[str]:
         if not isinstance(action, Balance):
             return
-        targets = [_dnat(self.protocol, backend) for backend in action.backends]
+        targets = [_dnat(self.protocol, destination) for destination in action.destinations]
         if action.sticky:
             targets = []
-            for backend in action.backends:
-                clients = affinity_set(action.sticky, backend)
+            for destination in action.destinations:
+                clients = affinity_set(action.sticky, destination)
                 self.sets.append(clients)
                 target = self._chain("nat", "PODWIRE-SEP-", (
                     f"-j SET --add-set {clients} src --exist --timeout {action.sticky.seconds}",
-                    f"-p {self.protocol} {_dnat(self.protocol, backend)}"), digest(*self.key, side, *backend))
+                    f"-p {self.protocol} {_dnat(self.protocol, destination)}"), digest(*self.key, side, *destination))
                 targets.append(f"-j {target}")
                 yield f"-m set --match-set {clients} src -j {target}"
         for index, target in enumerate(targets):
@@ -208,7 +208,7 @@ class _Builder:
         """For what no rule of `nat` took. Both fates of a frontend are the same one, where it has two."""
         ends = [("", "PODWIRE-REJECT" if fate is Fate.REJECT else "PODWIRE-NO-LOCAL")] if fate is not None else []
         if self.frontend.alive is not None:
-            ends.insert(0, (STRAY, "PODWIRE-REJECT"))
+            ends.insert(0, (NOT_SYN, "PODWIRE-REJECT"))
         if self.frontend.sources:
             target = "PODWIRE-NO-SOURCE"
             if ends:
@@ -261,7 +261,7 @@ def same_address(family: Family) -> str:
     return f'-m bpf --bytecode "{len(program)},{",".join(program)}"'
 
 
-def skeleton(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
+def static_rules(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
     """Everything that does not depend on Services, the ends of SERVICES and FILTER included."""
     v6 = family == "ip6"
     detected = pods("::" if v6 else "0.0.0.0", node)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ..backend import FAMILIES, Family, Walk
+from ..backend import FAMILIES, Family, Trace
 from ..decide import Packet
 from ..model import NodeInfo
 from . import programs
 from .ipset import IpSets
 from .layout import FILTER, Chain
-from .plan import State
+from .plan import KernelState
 from .programs import Variant
 from .text import take_apart
 from .trace import Tracer
@@ -21,7 +21,7 @@ from .trace import Tracer
 class Chains:
     """One variant's chains."""
 
-    states: Mapping[Family, State]
+    states: Mapping[Family, KernelState]
     variant: Variant
 
     @property
@@ -34,12 +34,12 @@ class Chains:
                          if cidr.partition("/")[2].isdigit() and cidr.partition("/")[2] not in ("32", "128"))
         return NodeInfo(name, addresses, pod_cidrs=pods, service_cidrs=services)
 
-    def walks(self, packet: Packet, node: NodeInfo) -> Iterator[Walk]:
-        state = self.states.get("ip6" if ":" in packet.dst else "ip", State())
-        yield from Tracer(state, node, tell=True).walks(packet)
+    def traces(self, packet: Packet, node: NodeInfo) -> Iterator[Trace]:
+        state = self.states.get("ip6" if ":" in packet.dst else "ip", KernelState())
+        yield from Tracer(state, node, tell=True).traces(packet)
 
 
-def _named(state: State, table: str, chain: str, option: str) -> Iterator[str]:
+def _named(state: KernelState, table: str, chain: str, option: str) -> Iterator[str]:
     """The ranges that a chain's rules name."""
     for rule in state.chains.get(Chain(table, chain), ()):  # type: ignore[arg-type]  # callers name tables that there are
         yield from (arguments[0] for name, arguments, _ in take_apart(rule).options if name == option)
@@ -47,9 +47,9 @@ def _named(state: State, table: str, chain: str, option: str) -> Iterator[str]:
 
 def read(ns_fd: int | None = None) -> Chains | None:
     """What iptables-save prints now; None where nothing of ours is in either variant."""
-    variants: dict[Variant, dict[Family, State]] = {}
+    variants: dict[Variant, dict[Family, KernelState]] = {}
     for variant, family, chains in programs.found(ns_fd):
-        variants.setdefault(variant, {})[family] = State(chains)
+        variants.setdefault(variant, {})[family] = KernelState(chains)
     for variant, states in variants.items():
         with IpSets(ns_fd) as sets:
             for family in FAMILIES:

@@ -23,18 +23,18 @@ from .layout import (
     Family,
     Rules,
     Step,
-    Table,
+    TableName,
     build,
     cluster_ips,
     hooks,
     is_ours,
     ours,
-    skeleton,
+    static_rules,
     way,
 )
 
-TABLES: tuple[Table, ...] = ("raw", "filter", "nat")  # in the order they are written
-_ROOTS: dict[Table, str] = {"nat": SERVICES, "filter": FILTER}
+TABLES: tuple[TableName, ...] = ("raw", "filter", "nat")  # in the order they are written
+_ROOTS: dict[TableName, str] = {"nat": SERVICES, "filter": FILTER}
 _NOTHING = Built()
 
 
@@ -52,7 +52,7 @@ class SetOp(NamedTuple):
 
 
 @dataclass(slots=True)
-class State:
+class KernelState:
     """What is in the kernel. chains: ours, and of built-in ones the rules that lead to ours. sets: ours, with members
     where they are known (those of session affinity are the kernel's business)."""
 
@@ -85,7 +85,7 @@ class Plan:
         return self.rules + len(self.write) + len(self.delete) + members
 
     @property
-    def tables(self) -> tuple[Table, ...]:
+    def tables(self) -> tuple[TableName, ...]:
         touched = {chain.table for chain in (*self.write, *self.delete)}
         return tuple(table for table in TABLES if table in touched)
 
@@ -100,7 +100,7 @@ class Plan:
             yield from self._table(table)
         yield from map(str, self.after)
 
-    def _table(self, table: Table) -> Iterator[str]:
+    def _table(self, table: TableName) -> Iterator[str]:
         write = [(chain.name, rules, self.have.get(chain, ())) for chain, rules in self.write.items() if chain.table == table]
         gone = [chain.name for chain in self.delete if chain.table == table]
         yield f"*{table}"
@@ -121,7 +121,7 @@ class Planner:
     def __init__(self, family: Family, node: NodeInfo) -> None:
         self.family: Family = family
         self.node = node
-        self.mirror = State()
+        self.mirror = KernelState()
         self._late: set[Chain] = set()  # chains that still hold what is to go
         self._idle: set[str] = set()  # sets that no rule names any more
         self._reset()
@@ -135,13 +135,13 @@ class Planner:
 
     # Plans
 
-    def full(self, dataplane: Dataplane, found: State | None) -> Plan:
+    def full(self, dataplane: Dataplane, found: KernelState | None) -> Plan:
         """From what was read back (None: what we believe to be there) to the dataplane."""
         if found is not None:
             self.mirror = found
         self.node = dataplane.node
         self._reset()
-        self._fixed = skeleton(self.family, self.node)
+        self._fixed = static_rules(self.family, self.node)
         self._wanted.update(self._fixed)
         self._wanted.update(hooks(self.family, self.node))
         for key in sorted(key for key in dataplane.frontends if ours(self.family, key.ip)):
@@ -260,7 +260,7 @@ class Planner:
         else:
             self._wanted[chain] = rules
 
-    def _lead(self, table: Table, key: Key, rules: Rules, touched: set[Chain]) -> None:
+    def _lead(self, table: TableName, key: Key, rules: Rules, touched: set[Chain]) -> None:
         """Put the frontend's rules into the chain of its bucket; where that begins or ends to exist, lead there or not."""
         middle, last = way(key, self.node)
         leaf, upper, root = Chain(table, last.chain), Chain(table, middle.chain), Chain(table, _ROOTS[table])

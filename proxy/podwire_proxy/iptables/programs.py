@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from podwire_base.kernel.netns import in_thread, setns
 from podwire_base.kernel.nft import socket as nft_socket
 
-from .layout import Chain, Family, Rules, Table
+from .layout import Chain, Family, Rules, TableName
 from .text import count_rules, parse
 
 Variant = Literal["nft", "legacy"]
@@ -52,8 +52,8 @@ def program(variant: Variant, family: Family, verb: Literal["save", "restore", "
 
 def run(command: list[str], ns_fd: int | None, text: str | None = None) -> str:
     """What it prints. Raises ProgramError with its own words, and with the line that it stumbled over."""
-    inside = ["nsenter", f"--net=/proc/self/fd/{ns_fd}", "--"] if ns_fd is not None else []
-    done = subprocess.run([*inside, *command], input=text, capture_output=True, text=True, check=False,
+    internal = ["nsenter", f"--net=/proc/self/fd/{ns_fd}", "--"] if ns_fd is not None else []
+    done = subprocess.run([*internal, *command], input=text, capture_output=True, text=True, check=False,
                           pass_fds=() if ns_fd is None else (ns_fd,))
     if done.returncode == BUSY and "-legacy-" in command[0]:
         raise ProgramBusy(f"{Path(command[0]).name}: {_complaint(done.stderr, '')}")
@@ -99,7 +99,7 @@ def _locked(pause: float) -> bool:
     return False
 
 
-def counted(variant: Variant, family: Family, ns_fd: int | None, table: Table, chain: str, words: str) -> int:
+def counted(variant: Variant, family: Family, ns_fd: int | None, table: TableName, chain: str, words: str) -> int:
     """Packets that the rules of a chain counted whose line holds `words`."""
     command = [program(variant, family, ""), "-t", table, "-w", str(SHORTEST), "-nvxL", chain]
     return sum(int(line.split()[0]) for line in run(command, ns_fd).splitlines()[2:] if words in line)

@@ -1,4 +1,4 @@
-"""What iptables-save printed -> State. Pure."""
+"""What iptables-save printed -> KernelState. Pure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What the rules would do with a packet: run on paper, every random draw followed. The second judge, and what `explain` shows.
 
-Runs over a State, planned or read back from a kernel. Rules of others are not known to it.
+Runs over a KernelState, planned or read back from a kernel. Rules of others are not known to it.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from ..backend import Walk
+from ..backend import Trace
 from ..decide import DROP, PASS, REJECT, Outcome, Packet, Verdict
-from ..model import PROTOCOLS, Backend, NodeInfo, covers, packed
-from .layout import MARK, Chain, Rules, Table
-from .plan import State
+from ..model import PROTOCOLS, Destination, NodeInfo, covers, packed
+from .layout import MARK, Chain, Rules, TableName
+from .plan import KernelState
 from .text import Parsed, take_apart
 
 _NEXT, _RETURN = "next", "return"
 
 
 @dataclass(frozen=True, slots=True)
-class Hop:
+class TracedPacket:
     """A packet on its way. marked: the connection mark's bit. noted: (set, client) that rules wrote."""
 
     packet: Packet
@@ -28,10 +28,10 @@ class Hop:
     translated: bool = False
     marked: bool = False
     noted: frozenset[tuple[str, str]] = frozenset()
-    trail: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
 
-    def told(self, text: str) -> Hop:
-        return replace(self, trail=(*self.trail, text))
+    def told(self, text: str) -> TracedPacket:
+        return replace(self, steps=(*self.steps, text))
 
 
 def run_bpf(program: str, ip_header: bytes) -> bool:
@@ -56,47 +56,47 @@ def run_bpf(program: str, ip_header: bytes) -> bool:
 class Tracer:
     """`node` tells which addresses are local. Raises NotImplementedError for a rule that is not the proxy's."""
 
-    def __init__(self, state: State, node: NodeInfo, *, tell: bool = False) -> None:
+    def __init__(self, state: KernelState, node: NodeInfo, *, tell: bool = False) -> None:
         self.state, self.node, self.tell = state, node, tell
-        self.noted: set[tuple[str, str, Backend]] = set()  # of the last packet: (set, client, where this way led)
+        self.noted: set[tuple[str, str, Destination]] = set()  # of the last packet: (set, client, where this way led)
 
     def outcome(self, packet: Packet) -> Outcome:
         self.noted = set()
-        results = set(self.walks(packet))
-        verdicts = {walk.verdict for walk in results}
+        results = set(self.traces(packet))
+        verdicts = {trace.verdict for trace in results}
         if len(verdicts) > 1:
             raise AssertionError(f"{packet}: the rules decide by chance: {verdicts}")
         verdict = verdicts.pop()
         if verdict != "accept":
             return {"drop": DROP, "reject": REJECT}[verdict]
-        to = frozenset((walk.to, walk.masquerade) for walk in results if walk.to)
+        to = frozenset((trace.to, trace.masquerade) for trace in results if trace.to)
         return Outcome(Verdict.FORWARD, to) if to else PASS
 
-    def walks(self, packet: Packet) -> Iterator[Walk]:
+    def traces(self, packet: Packet) -> Iterator[Trace]:
         """Every way that the packet can take, with what decided it."""
-        start = Hop(packet, packet.dst, packet.port)
+        start = TracedPacket(packet, packet.dst, packet.port)
         for verdict, hop in self._hook("raw", "OUTPUT" if packet.node else "PREROUTING", start):
             if verdict == "DROP":
-                yield Walk("drop", None, False, hop.trail)
+                yield Trace("drop", None, False, hop.steps)
                 return
         for _, hop in self._hook("nat", "OUTPUT" if packet.node else "PREROUTING", start):
-            to = Backend(hop.dst, hop.port) if hop.translated else None
+            to = Destination(hop.dst, hop.port) if hop.translated else None
             if to:
                 self.noted.update((name, client, to) for name, client in hop.noted)
             here = self._local(hop, hop.dst)
             for verdict, after in self._hook("filter", "OUTPUT" if packet.node else "INPUT" if here else "FORWARD", hop):
                 if verdict in ("DROP", "REJECT"):
-                    yield Walk(verdict.lower(), to, False, after.trail)
+                    yield Trace(verdict.lower(), to, False, after.steps)
                     continue
                 for last, end in self._hook("nat", "POSTROUTING", after):
-                    yield Walk("accept", to, last == "MASQUERADE", end.trail)
+                    yield Trace("accept", to, last == "MASQUERADE", end.steps)
 
-    def _hook(self, table: Table, name: str, hop: Hop) -> Iterator[tuple[str, Hop]]:
+    def _hook(self, table: TableName, name: str, hop: TracedPacket) -> Iterator[tuple[str, TracedPacket]]:
         rules = self.state.chains.get(Chain(table, name), ())
         for verdict, after in self._rules(Chain(table, name), rules, 0, hop):
             yield ("ACCEPT" if verdict in (_NEXT, _RETURN) else verdict), after
 
-    def _rules(self, chain: Chain, rules: Rules, start: int, hop: Hop) -> Iterator[tuple[str, Hop]]:
+    def _rules(self, chain: Chain, rules: Rules, start: int, hop: TracedPacket) -> Iterator[tuple[str, TracedPacket]]:
         for index in range(start, len(rules)):
             rule = take_apart(rules[index])
             chance = self._matches(rule, hop)
@@ -112,7 +112,7 @@ class Tracer:
             return
         yield _NEXT, hop
 
-    def _target(self, chain: Chain, rules: Rules, index: int, rule: Parsed, hop: Hop) -> Iterator[tuple[str, Hop]]:
+    def _target(self, chain: Chain, rules: Rules, index: int, rule: Parsed, hop: TracedPacket) -> Iterator[tuple[str, TracedPacket]]:
         match rule.target:
             case "DNAT":
                 ip, _, port = rule.arguments[0][1][0].rpartition(":")
@@ -136,7 +136,7 @@ class Tracer:
             case other:
                 raise NotImplementedError(f"target {other} in chain {chain.name}")
 
-    def _matches(self, rule: Parsed, hop: Hop) -> str:
+    def _matches(self, rule: Parsed, hop: TracedPacket) -> str:
         """"" where the rule does not apply, "always", or "perhaps" for a random draw."""
         chance = "always"
         for name, arguments, negated in rule.options:
@@ -146,28 +146,28 @@ class Tracer:
                 return ""
         return chance
 
-    def _match(self, name: str, arguments: tuple[str, ...], hop: Hop) -> bool:
+    def _match(self, name: str, arguments: tuple[str, ...], hop: TracedPacket) -> bool:
         test = _TESTS.get(name)
         if test is None:
             raise NotImplementedError(f"match {name}")
         return test(self, arguments, hop)
 
-    def _local(self, hop: Hop, ip: str) -> bool:
+    def _local(self, hop: TracedPacket, ip: str) -> bool:
         return ip in self.node.addresses or (hop.packet.bound and ip == hop.packet.dst)
 
-    def _type(self, ip: str, wanted: str, hop: Hop, source: bool) -> bool:
+    def _type(self, ip: str, wanted: str, hop: TracedPacket, source: bool) -> bool:
         assert wanted == "LOCAL"
         return hop.packet.node if source else self._local(hop, ip)
 
-    def _in_set(self, arguments: tuple[str, ...], hop: Hop) -> bool:
+    def _in_set(self, arguments: tuple[str, ...], hop: TracedPacket) -> bool:
         name, side = arguments
         return (hop.dst if side == "dst" else hop.packet.src) in self.state.sets.get(name, ())
 
-    def _same(self, program: str, hop: Hop) -> bool:
+    def _same(self, program: str, hop: TracedPacket) -> bool:
         source, target = packed(hop.packet.src), packed(hop.dst)
         return run_bpf(program, bytes(12 if len(source) == 4 else 8) + source + target)
 
-    def _state(self, wanted: str, hop: Hop) -> bool:
+    def _state(self, wanted: str, hop: TracedPacket) -> bool:
         return hop.translated if wanted == "DNAT" else "NEW" in wanted.split(",")
 
 
@@ -187,7 +187,7 @@ def _port(wanted: str, port: int) -> bool:
     return int(first) <= port <= int(last or first)
 
 
-_Test = Callable[[Tracer, tuple[str, ...], Hop], bool]
+_Test = Callable[[Tracer, tuple[str, ...], TracedPacket], bool]
 _TESTS: dict[str, _Test] = {
     "-s": lambda _, a, hop: _inside(a[0], hop.packet.src),
     "-d": lambda _, a, hop: _inside(a[0], hop.dst),

@@ -20,7 +20,7 @@ from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import socket as nft_socket
 
 from .ipset import IpSetError, IpSets
-from .layout import Family, Table, cluster_ips
+from .layout import Family, TableName, cluster_ips
 
 PERIOD = 1.0  # seconds between two looks
 GET_INFO = 64  # IPT_SO_GET_INFO, IP6T_SO_GET_INFO
@@ -74,7 +74,7 @@ class Legacy:
         for sock in self._socks.values():
             sock.close()
 
-    def shape(self, family: Family, table: Table) -> tuple[int, int]:
+    def shape(self, family: Family, table: TableName) -> tuple[int, int]:
         """(entries, bytes); (0, 0) where there is no such table. Asking makes the table: ask only for those we wrote."""
         sock = self._socks.get(family)
         if sock is None:
@@ -120,7 +120,7 @@ class Generations:
 class TableWatch:
     """The watch over one table of the nft variant."""
 
-    def __init__(self, family: Family, table: Table, generations: Generations, ns_fd: int | None) -> None:
+    def __init__(self, family: Family, table: TableName, generations: Generations, ns_fd: int | None) -> None:
         self._watcher = nft_socket.Watcher(nft.Table(family, table), 0, ns_fd)
         self._generations = generations
 

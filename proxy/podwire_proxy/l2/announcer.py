@@ -29,7 +29,7 @@ from podwire_base.role.status import RoleStatus
 from . import frames
 from .addresses import View, usable
 from .election import BEAT, PROBE, Election, decode, encode
-from .wire import Wire, default_uplink
+from .packets import PacketSocket, default_uplink
 
 log = logs.get("lb")
 REPEATS = (0.1, 0.4, 1.0)  # seconds after the first announcement: one frame can be lost
@@ -55,7 +55,7 @@ class Announcer:
     """One running responder."""
 
     config: LbConfig
-    wire: Wire
+    packets: PacketSocket
     election: Election
     view: View = field(default_factory=View)
     nodes: dict[str, meta.Object] = field(default_factory=dict)
@@ -118,8 +118,8 @@ class Announcer:
             if isinstance(said, frames.Question):
                 if said.target in self.mine:
                     self.answered += 1
-                    self._send(frames.answer(said, self.wire.mac))
-            elif said.ip in self.mine and said.mac != self.wire.mac:
+                    self._send(frames.answer(said, self.packets.mac))
+            elif said.ip in self.mine and said.mac != self.packets.mac:
                 self._contested(said, now)
 
     def _contested(self, claim: frames.Claim, now: float) -> None:
@@ -132,16 +132,16 @@ class Announcer:
 
     def _send(self, frame: bytes) -> None:
         try:
-            self.wire.send(frame)
+            self.packets.send(frame)
         except (OSError, KeyError) as err:
-            self._problem = f"{self.wire.link}: {getattr(err, 'strerror', None) or err}"
+            self._problem = f"{self.packets.link}: {getattr(err, 'strerror', None) or err}"
         else:
             self._problem = ""  # the link carries frames
 
     def _announce(self, ips: Iterable[str]) -> None:
         for ip in ips:
             if ip in self.mine:
-                for frame in frames.announcements(ip, self.wire.mac):
+                for frame in frames.announcements(ip, self.packets.mac):
                     self._send(frame)
 
     # Decisions
@@ -162,9 +162,9 @@ class Announcer:
         self.mine = mine
         self.moves += len(won)
         try:
-            self.wire.hear_questions(mine)
+            self.packets.hear_questions(mine)
         except OSError as err:  # the link is gone; where it comes back the groups are joined anew
-            self._problem = f"{self.wire.link}: {err.strerror or err}"
+            self._problem = f"{self.packets.link}: {err.strerror or err}"
         self._announce(sorted(won))
         for delay in REPEATS if won else ():
             asyncio.get_running_loop().call_later(delay, self._announce, sorted(won))
@@ -182,7 +182,7 @@ class Announcer:
         elif not self.active:
             self.status.update(ready=True, message="no load balancer pools", **figures)
         else:
-            message = f"answers for {len(self.mine)} of {len(addresses)} load balancer addresses on {self.wire.link}"
+            message = f"answers for {len(self.mine)} of {len(addresses)} load balancer addresses on {self.packets.link}"
             message += f", {len(self.election.alive(now))} nodes heard"
             orphans = sorted(addresses.keys() - self.owners.keys())
             if orphans and self.election.ready(now):
@@ -220,10 +220,10 @@ class Announcer:
     async def _beats(self) -> None:
         loop, turn, told = asyncio.get_running_loop(), 0, ""
         while True:
-            if not self.wire.sockets():
+            if not self.packets.sockets():
                 self._reopen(loop)
             if self.active:
-                self._send(frames.beat(self.wire.mac, encode(self.election.tell(time.monotonic()))))
+                self._send(frames.beat(self.packets.mac, encode(self.election.tell(time.monotonic()))))
             self.decide()
             turn += 1
             if turn % 8 == 0 or self._problem != told:
@@ -233,33 +233,33 @@ class Announcer:
 
     def _reopen(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            if not self.wire.link:
-                self.wire.link = self.config.uplink or default_uplink()
-            if not self.wire.link:
+            if not self.packets.link:
+                self.packets.link = self.config.uplink or default_uplink()
+            if not self.packets.link:
                 raise OSError("there is no default route; name the link to the clients")
-            self.wire.open()
+            self.packets.open()
         except OSError as err:
-            problem = f"{self.wire.link or 'uplink'}: {err.strerror or err}"
+            problem = f"{self.packets.link or 'uplink'}: {err.strerror or err}"
             if problem != self._problem:
                 log.warn("not on the wire; tried again with every beat", problem=problem)
             self._problem = problem
-            self.wire.close()
+            self.packets.close()
             self.report()
             return
         self._problem = ""
-        for sock in self.wire.sockets():
+        for sock in self.packets.sockets():
             loop.add_reader(sock.fileno(), self._readable, loop, sock)
-        log.info("on the wire", link=self.wire.link, mac=self.wire.mac.hex(":"))
+        log.info("on the wire", link=self.packets.link, mac=self.packets.mac.hex(":"))
 
     def _readable(self, loop: asyncio.AbstractEventLoop, sock: Any) -> None:
         try:
-            self.wire.receive(sock, self.hear)
+            self.packets.receive(sock, self.hear)
         except OSError as err:
-            self._problem = f"{self.wire.link}: {err.strerror or err}"
-            log.warn("the link is down", link=self.wire.link, error=str(err))
-            for one in self.wire.sockets():
+            self._problem = f"{self.packets.link}: {err.strerror or err}"
+            log.warn("the link is down", link=self.packets.link, error=str(err))
+            for one in self.packets.sockets():
                 loop.remove_reader(one.fileno())
-            self.wire.close()  # the next beat opens it again
+            self.packets.close()  # the next beat opens it again
 
     async def _probes(self, api: ApiClient) -> None:
         contact = self.election.contact
@@ -282,7 +282,7 @@ class Announcer:
         self.election.leaving = True
         if self.active:
             for _ in range(2):
-                self._send(frames.beat(self.wire.mac, encode(self.election.tell(time.monotonic()))))
+                self._send(frames.beat(self.packets.mac, encode(self.election.tell(time.monotonic()))))
         self.mine = set()
 
 
@@ -315,7 +315,7 @@ async def _main(config: LbConfig) -> None:
     async def work() -> None:
         async with ApiClient(load(config.kubeconfig)) as api:
             cluster = await _cluster(api, status)
-            made.append(Announcer(config, Wire(config.uplink), Election(cluster, config.node_name, time.monotonic())))
+            made.append(Announcer(config, PacketSocket(config.uplink), Election(cluster, config.node_name, time.monotonic())))
             await made[0].run(api)
 
     made: list[Announcer] = []

@@ -86,7 +86,7 @@ class Contact:
 
 
 @dataclass(slots=True)
-class Heard:
+class SeenBeat:
     beat: Beat
     at: float
 
@@ -105,7 +105,7 @@ class Election:
     synced: bool = False  # our first lists are there
     leaving: bool = False
     contact: Contact = field(default_factory=Contact)
-    heard: dict[str, Heard] = field(default_factory=dict)
+    heard: dict[str, SeenBeat] = field(default_factory=dict)
     _awake: float | None = None  # the last call
     # What `owners` was asked last, and said.
     _last: tuple[Mapping[str, frozenset[str] | None], frozenset[str], dict[str, str]] | None = None
@@ -116,7 +116,7 @@ class Election:
         if beat.cluster != self.cluster or beat.node == self.node:
             return False
         known = self.heard.get(beat.node)
-        self.heard[beat.node] = Heard(beat, now)
+        self.heard[beat.node] = SeenBeat(beat, now)
         return known is None or known.beat.ready != beat.ready or now - known.at > DEAD
 
     def _wake(self, now: float) -> None:

@@ -29,10 +29,10 @@ IN_FLIGHT = 0.05  # seconds: far longer than a packet is on its way through the 
 RTM_NEWADDR, RTM_GETADDR, IFA_ADDRESS, IFA_LOCAL = 20, 22, 1, 2  # linux/rtnetlink.h, linux/if_addr.h
 
 
-class Programmer:
+class Proxier:
     """Owns the connection to the kernel. `sync` after each change, `sweep` a moment later; errors change nothing."""
 
-    deaf = False
+    no_notifications = False
 
     def __init__(self, node: NodeInfo, ns_fd: int | None = None) -> None:
         self._ns_fd = ns_fd

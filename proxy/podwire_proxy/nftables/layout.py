@@ -13,7 +13,7 @@ from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft.expr import R0, RTN_LOCAL, Expr
 
 from ..dataplane import Balance, Frontend, Key, Sticky
-from ..model import LOCALHOST, PROTOCOLS, Backend, NodeInfo, is_v6, packed
+from ..model import LOCALHOST, PROTOCOLS, Destination, NodeInfo, is_v6, packed
 
 TABLE_NAME = "podwire"
 RAW, DSTNAT, SRCNAT = -300, -100, 100
@@ -72,8 +72,8 @@ class Layout:
         return packed(key.ip) + bytes((number, 0, 0, 0)) + key.port.to_bytes(2, "big") + b"\0\0"
 
     @staticmethod
-    def backend(backend: Backend) -> bytes:
-        return packed(backend.ip) + backend.port.to_bytes(2, "big") + b"\0\0"
+    def destination(destination: Destination) -> bytes:
+        return packed(destination.ip) + destination.port.to_bytes(2, "big") + b"\0\0"
 
     # Expressions
 
@@ -110,7 +110,7 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Skeleton:
+class StaticRules:
     """All that does not depend on Services."""
 
     sets: dict[str, nft.Set]
@@ -129,7 +129,7 @@ def _rules(chain: nft.Chain, rules: Iterable[tuple[str, Iterable[Expr]]]) -> tup
     return tuple(made)
 
 
-def skeleton(layout: Layout, node: NodeInfo) -> Skeleton:
+def static_rules(layout: Layout, node: NodeInfo) -> StaticRules:
     t = layout.table
     pre = nft.Chain(t, "prerouting", "prerouting", "nat", DSTNAT)
     out = nft.Chain(t, "output", "output", "nat", DSTNAT)
@@ -174,7 +174,7 @@ def skeleton(layout: Layout, node: NodeInfo) -> Skeleton:
         rules[LOOPBACK] = _rules(wire, [(f"a loopback {words} from the wire", [
             nft.Meta("iifname"), nft.Cmp(LO, "!="), address, nft.Bitwise(b"\xff\0\0\0", bytes(4)), nft.Cmp(b"\x7f\0\0\0"),
             nft.Counter(), nft.drop()]) for words, address in (("destination", layout.daddr()), ("source", layout.saddr()))])
-    return Skeleton(
+    return StaticRules(
         layout.sets(), {chain.name: chain for chain in chains}, rules,
         {"pods": nft.intervals(pods),
          "service-cidrs": nft.intervals(cidr for cidr in node.service_cidrs if layout.ours(cidr))})
@@ -238,13 +238,13 @@ def _name(service: str, port: Key) -> str:
     return f"{service}/{port.ip.replace(':', '_')}/{port.protocol.lower()}/{port.port}"
 
 
-def sticky(layout: Layout, service: str, action: Balance, outside: bool) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
-    """The chain that sends a remembered client where it was, and spreads the others. outside: of the map `outside`."""
+def sticky(layout: Layout, service: str, action: Balance, external: bool) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
+    """The chain that sends a remembered client where it was, and spreads the others. external: of the map `outside`."""
     assert action.sticky is not None
-    suffix = ("-local" if action.sticky.local else "") + ("-outside" if outside else "")
+    suffix = ("-local" if action.sticky.local else "") + ("-outside" if external else "")
     chain = nft.Chain(layout.table, f"sticky-{_name(service, action.sticky.port)}{suffix}")
     target = R0 + 2 * layout.words + 2
-    others, _ = balancer(layout, min(len(action.backends), MAX_BACKENDS), outside)
+    others, _ = balancer(layout, min(len(action.destinations), MAX_BACKENDS), external)
     return chain, _rules(chain, [
         ("as last time", [*_who(layout, action.sticky), nft.Lookup(AFFINITY[action.sticky.local], dreg=target),
                           nft.Dnat(layout.family, target, target + layout.words)]),
@@ -253,22 +253,22 @@ def sticky(layout: Layout, service: str, action: Balance, outside: bool) -> tupl
 
 def remember(layout: Layout, frontend: Frontend, node: NodeInfo) -> tuple[nft.Chain, tuple[nft.Rule, ...]] | None:
     """The chain that notes a client's endpoint, read from the translated packet; None where there is nothing to note."""
-    inside, outside = (a.sticky if isinstance(a, Balance) else None for a in (frontend.inside, frontend.outside))
-    port = (inside or outside or Sticky(frontend.key, False, 0)).port
-    if not inside and not outside:
+    internal, external = (a.sticky if isinstance(a, Balance) else None for a in (frontend.internal, frontend.external))
+    port = (internal or external or Sticky(frontend.key, False, 0)).port
+    if not internal and not external:
         return None
     rules: list[tuple[str, Iterable[Expr]]] = []
-    if frontend.outside is not None:
+    if frontend.external is not None:
         cases = (("pod", is_pod(layout, node)), ("this node", (nft.FibType("saddr"), nft.Cmp(nft.host32(RTN_LOCAL)))))
         for words, case in cases:
-            if case and inside:
-                rules.append((words, [*case, *_note(layout, inside)]))
+            if case and internal:
+                rules.append((words, [*case, *_note(layout, internal)]))
             if case:
                 rules.append((f"{words}, done", [*case, nft.ret()]))
-    last = inside if frontend.outside is None else outside
+    last = internal if frontend.external is None else external
     if last:
         rules.append(("client", _note(layout, last)))
-    suffix = ("-local" if inside and inside.local else "") + ("-outside" if frontend.outside is not None else "")
+    suffix = ("-local" if internal and internal.local else "") + ("-outside" if frontend.external is not None else "")
     chain = nft.Chain(layout.table, f"remember-{_name(frontend.service, port)}{suffix}")
     return chain, _rules(chain, rules)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft.codec import TableDump
 
-from ..backend import Family, Walk
+from ..backend import Family, Trace
 from ..decide import Packet
 from ..model import NodeInfo
 from .trace import Tracer
@@ -27,12 +27,12 @@ class Tables:
                           for set_ in ("pods", "service-cidrs"))
         return NodeInfo(name, addresses, pod_cidrs=pods, service_cidrs=services)
 
-    def walks(self, packet: Packet, node: NodeInfo) -> Iterator[Walk]:
+    def traces(self, packet: Packet, node: NodeInfo) -> Iterator[Trace]:
         dump = self.dumps.get("ip6" if ":" in packet.dst else "ip")
         if dump is None:
-            yield Walk("accept", None, False, ())
+            yield Trace("accept", None, False, ())
         else:
-            yield from Tracer(dump, node, tell=True).walks(packet)
+            yield from Tracer(dump, node, tell=True).traces(packet)
 
 
 def _cidrs(held: Mapping[bytes, nft.Value]) -> Iterable[str]:

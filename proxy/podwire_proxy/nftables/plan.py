@@ -27,8 +27,8 @@ from .layout import (
     Layout,
     balancer,
     remember,
-    skeleton,
     sources,
+    static_rules,
     sticky,
 )
 
@@ -59,7 +59,7 @@ def assign(old: Sequence[bytes], wanted: Iterable[bytes]) -> list[bytes]:
 
 
 @dataclass(slots=True)
-class Change:
+class ElementChanges:
     """Collects element writes against what is there; only differences get in."""
 
     held: dict[str, dict[bytes, nft.Value]]
@@ -113,7 +113,7 @@ class Planner:
         keys = {key[:-4] for key in elements["endpoints"]}
         keys.update(*(elements[name] for name in _FRONTEND_SETS))
         wanted = {self.layout.key(k): f for k, f in dataplane.frontends.items() if self.layout.ours(k.ip)}
-        change = Change(elements)
+        change = ElementChanges(elements)
         self.garbage = set()
         chains: Chains = {}
         for key in sorted(keys | wanted.keys()):
@@ -124,7 +124,7 @@ class Planner:
 
     def change(self, dataplane: Dataplane, delta: Delta) -> nft.Transaction:
         """What `delta` needs, given that the mirror is true."""
-        change = Change(self.mirror.elements)
+        change = ElementChanges(self.mirror.elements)
         chains: Chains = {}
         for key in sorted(delta.frontends):
             if self.layout.ours(key.ip):
@@ -160,7 +160,7 @@ class Planner:
 
     def _base(self, found: TableDump | None) -> tuple[nft.Transaction, dict[str, dict[bytes, nft.Value]]]:
         """The skeleton's part of a full plan, and the elements to build on (none where the table is made anew)."""
-        want, tx = skeleton(self.layout, self.node), nft.Transaction()
+        want, tx = static_rules(self.layout, self.node), nft.Transaction()
         if found is not None and not (_fits(found.sets, want.sets) and _fits(found.chains, want.chains)):
             tx.remove(self.layout.table)
             found = None
@@ -178,11 +178,11 @@ class Planner:
                 tx.flush(want.sets[name]).add(nft.Elements(want.sets[name], items))
         return tx, found.elements
 
-    def _frontend(self, change: Change, key: bytes, frontend: Frontend | None,
+    def _frontend(self, change: ElementChanges, key: bytes, frontend: Frontend | None,
                   chains: Chains) -> None:
         actions: tuple[tuple[str, Action | None, bool], ...] = (
-            ("services", frontend.inside if frontend else None, False),
-            ("outside", frontend.outside if frontend else None, True))
+            ("services", frontend.internal if frontend else None, False),
+            ("outside", frontend.external if frontend else None, True))
         for name, action, local in actions:
             self._slots(change, key, action, LOCAL_SLOTS if local else 0)
             if action is None:
@@ -209,7 +209,7 @@ class Planner:
     def _verdict(self, frontend: Frontend | None, action: Action, local: bool, chains: Chains) -> nft.Verdict:
         if not isinstance(action, Balance):
             return nft.Verdict(GOTO, "reject" if action is Fate.REJECT else "no-local-endpoint")
-        made = balancer(self.layout, min(len(action.backends), MAX_BACKENDS), local)
+        made = balancer(self.layout, min(len(action.destinations), MAX_BACKENDS), local)
         chains[made[0].name] = made
         if action.sticky and frontend is not None:
             made = sticky(self.layout, frontend.service, action, local)
@@ -218,28 +218,28 @@ class Planner:
 
     def _affinity(self, key: bytes, frontend: Frontend | None) -> None:
         """Note who may be remembered for this frontend's Service port."""
-        actions = (frontend.inside, frontend.outside) if frontend is not None else ()
-        found = [(a.sticky, a.backends) for a in actions if isinstance(a, Balance) and a.sticky]
+        actions = (frontend.internal, frontend.external) if frontend is not None else ()
+        found = [(a.sticky, a.destinations) for a in actions if isinstance(a, Balance) and a.sticky]
         if not found:
             for gone in ((False, key), (True, key)):
                 if self.allowed.pop(gone, None) and self.suspects is not None:
                     self.suspects.add(gone)
-        for who, backends in found:
+        for who, destinations in found:
             where = (who.local, self.layout.key(who.port))
-            now = frozenset(self.layout.backend(b) for b in backends)
+            now = frozenset(self.layout.destination(b) for b in destinations)
             if self.suspects is not None and not self.allowed.get(where, now) <= now:
                 self.suspects.add(where)
             self.allowed[where] = now
 
-    def _slots(self, change: Change, key: bytes, action: Action | None, first: int) -> None:
+    def _slots(self, change: ElementChanges, key: bytes, action: Action | None, first: int) -> None:
         held = change.held["endpoints"]
         if not isinstance(action, Balance) and key + _slot(first) not in held:
             return
         old: list[bytes] = []
         while isinstance(value := held.get(key + _slot(first + len(old))), bytes):
             old.append(value)
-        backends = action.backends[:MAX_BACKENDS] if isinstance(action, Balance) else ()
-        new = assign(old, (self.layout.backend(b) for b in backends))
+        destinations = action.destinations[:MAX_BACKENDS] if isinstance(action, Balance) else ()
+        new = assign(old, (self.layout.destination(b) for b in destinations))
         slots = [key + _slot(first + index) for index in range(len(new))]
         if old:
             for slot, value in zip(slots, new, strict=True):
@@ -250,14 +250,14 @@ class Planner:
             self.garbage.difference_update(slots)
         self.garbage.update(key + _slot(first + index) for index in range(len(new), len(old)))
 
-    def _addresses(self, change: Change, have: set[bytes], want: Iterable[str], name: str, repeat: int) -> None:
+    def _addresses(self, change: ElementChanges, have: set[bytes], want: Iterable[str], name: str, repeat: int) -> None:
         wanted = {packed(ip) * repeat for ip in want if self.layout.ours(ip)}
         for key in sorted(have - wanted):
             change.drop(name, key)
         for key in sorted(wanted - have):
             change.put(name, key, None)
 
-    def _transaction(self, tx: nft.Transaction, change: Change,
+    def _transaction(self, tx: nft.Transaction, change: ElementChanges,
                      chains: Chains) -> nft.Transaction:
         for name, (chain, rules) in chains.items():
             if name not in self.mirror.chains:

@@ -15,9 +15,9 @@ from podwire_base.kernel.nft.expr import ACCEPT, GOTO, JUMP, R0, RETURN, RTN_LOC
 from podwire_base.kernel.nft.expr import DROP as VERDICT_DROP
 from podwire_base.kernel.nft.expr import Verdict as Code
 
-from ..backend import Walk
+from ..backend import Trace
 from ..decide import DROP, PASS, REJECT, Outcome, Packet, Verdict
-from ..model import PROTOCOLS, Backend, NodeInfo, packed
+from ..model import PROTOCOLS, Destination, NodeInfo, packed
 from .layout import IPS_DST_NAT, LOOPBACK
 
 
@@ -30,16 +30,16 @@ class _State:
     port: int
     translated: bool
     registers: bytes = bytes(64)
-    trail: tuple[str, ...] = ()  # rules and elements that decided something, where the tracer is to tell
+    steps: tuple[str, ...] = ()  # rules and elements that decided something, where the tracer is to tell
 
     def load(self, dreg: int, value: bytes) -> _State:
         at = (dreg - R0) * 4
         value += b"\0" * (-len(value) % 4)
         return _State(self.packet, self.dst, self.port, self.translated,
-                      self.registers[:at] + value + self.registers[at + len(value):], self.trail)
+                      self.registers[:at] + value + self.registers[at + len(value):], self.steps)
 
     def told(self, text: str) -> _State:
-        return replace(self, trail=(*self.trail, text))
+        return replace(self, steps=(*self.steps, text))
 
     def read(self, sreg: int, length: int) -> bytes:
         at = (sreg - R0) * 4
@@ -80,24 +80,24 @@ class Tracer:
         to = set()
         for _, state in results:
             if state.translated:
-                to.add((Backend(state.dst, state.port), self._masquerades(state)))
+                to.add((Destination(state.dst, state.port), self._masquerades(state)))
         return Outcome(Verdict.FORWARD, frozenset(to)) if to else PASS
 
-    def walks(self, packet: Packet) -> Iterator[Walk]:
+    def traces(self, packet: Packet) -> Iterator[Trace]:
         """Every way that the packet can take, with what decided it."""
         start = _State(packet, packet.dst, packet.port, False)
         for verdict, state in self._chain(LOOPBACK, start) if LOOPBACK in self.dump.rules and not packet.node else ():
             if verdict == "drop":
-                yield Walk("drop", None, False, state.trail)
+                yield Trace("drop", None, False, state.steps)
                 return
         for verdict, state in self._chain("output" if packet.node else "prerouting", start):
-            to = Backend(state.dst, state.port) if state.translated else None
-            trail, masquerade = state.trail, False
+            to = Destination(state.dst, state.port) if state.translated else None
+            steps, masquerade = state.steps, False
             if verdict == "accept":
-                for after, end in self._chain("postrouting", replace(state, registers=bytes(64), trail=())):
+                for after, end in self._chain("postrouting", replace(state, registers=bytes(64), steps=())):
                     masquerade = after == "masquerade"
-                    trail = (*trail, *end.trail)
-            yield Walk(verdict, to, masquerade, trail)
+                    steps = (*steps, *end.steps)
+            yield Trace(verdict, to, masquerade, steps)
 
     def _masquerades(self, state: _State) -> bool:
         return any(verdict == "masquerade" for verdict, _ in self._chain("postrouting", state))
@@ -111,7 +111,7 @@ class Tracer:
         if index == len(rules):
             yield "continue", state
             return
-        clean = _State(state.packet, state.dst, state.port, state.translated, trail=state.trail)
+        clean = _State(state.packet, state.dst, state.port, state.translated, steps=state.steps)
         words = f'rule {chain}: "{rules[index].comment.rpartition(" #")[0] or rules[index].comment}"'
         for verdict, end in self._exprs(rules[index].exprs, clean):
             after = end.told(words) if self.tell and verdict != "next" and not _leads_on(verdict) else end
@@ -186,7 +186,7 @@ class Tracer:
                 width = len(packed(state.dst))
                 ip = str(ipaddress.ip_address(state.read(addr, width)))
                 return _Translated(_State(state.packet, ip, int.from_bytes(state.read(port or R0, 2), "big"), True,
-                                          trail=state.trail))
+                                          steps=state.steps))
             case nft.Masquerade():
                 return "masquerade"
             case nft.Reject():

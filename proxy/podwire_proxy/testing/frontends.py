@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..decide import DROP, PASS, REJECT, Outcome, Packet
-from ..model import Backend
+from ..model import Destination
 from .builders import endpoint, endpoint_slice, port, service
 from .table import (
     ALL,
@@ -116,5 +116,5 @@ def sctp() -> list[Scenario]:
         Scenario("SCTP: another protocol on the same number", (both, endpoint_slice("my-service", [endpoint(POD_B, NODE)], [
             ("t", "TCP", TARGET), ("u", "UDP", TARGET), ("s", "SCTP", TARGET + 1)])), {
                 packet(POD, VIP): HERE, packet(POD, VIP, PORT, "UDP"): HERE,
-                packet(POD, VIP, PORT, "SCTP"): to([Backend(POD_B, TARGET + 1)], False)}),
+                packet(POD, VIP, PORT, "SCTP"): to([Destination(POD_B, TARGET + 1)], False)}),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..iptables.layout import PREFIX, Chain, is_ours
-from ..iptables.plan import Plan, SetOp, State
+from ..iptables.plan import KernelState, Plan, SetOp
 from ..iptables.text import parse, take_apart
 
 
@@ -38,7 +38,7 @@ class Kernel:
                 name, _, rule = rest.partition(" ")
                 self._rule(command, Chain(table, name), rule)  # type: ignore[arg-type]  # as above
 
-    def read(self) -> State:
+    def read(self) -> KernelState:
         """Read back through the text that iptables-save would print."""
         lines = []
         for table in sorted({chain.table for chain in self.chains}):
@@ -46,7 +46,7 @@ class Kernel:
             lines += [f"*{table}", *(f":{name} - [0:0]" for name in mine)]
             lines += [f"-A {name} {rule}" for name, rules in mine.items() for rule in rules]
             lines.append("COMMIT")
-        return State(parse("\n".join(lines)), {name: set(members) for name, members in self.sets.items()})
+        return KernelState(parse("\n".join(lines)), {name: set(members) for name, members in self.sets.items()})
 
     def _rule(self, command: str, chain: Chain, rule: str) -> None:
         if command == "-X":

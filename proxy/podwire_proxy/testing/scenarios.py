@@ -11,7 +11,7 @@ from typing import Any
 from podwire_base.kube import meta
 
 from ..decide import DROP, PASS, REJECT, Outcome, Packet
-from ..model import LOCALHOST, Backend, NodeInfo, Protocol
+from ..model import LOCALHOST, Destination, NodeInfo, Protocol
 from .builders import endpoint, endpoint_slice, port, service
 from .frontends import frontends, range_flows, sctp
 from .selection import selection
@@ -237,8 +237,8 @@ def edges() -> list[Scenario]:
             service("my-service", VIP, [port(PORT, "TCP", "t"), port(PORT, "UDP", "u")]),
             endpoint_slice("my-service", [endpoint(POD_B, NODE)], [("t", "TCP", TARGET), ("u", "UDP", TARGET + 1)]),
             endpoint_slice("my-service", [endpoint(POD_C, "n2")], [("t", "TCP", TARGET + 1)], name="second")), {
-                packet(POD, VIP): to([B, Backend(POD_C, TARGET + 1)], False),
-                packet(POD, VIP, PORT, "UDP"): to([Backend(POD_B, TARGET + 1)], False)}),
+                packet(POD, VIP): to([B, Destination(POD_C, TARGET + 1)], False),
+                packet(POD, VIP, PORT, "UDP"): to([Destination(POD_B, TARGET + 1)], False)}),
         Scenario("two Services, same pods", (
             plain, one, service("other", VIP2, [port(8080)]),
             endpoint_slice("other", [endpoint(POD_B, NODE)], [("", "TCP", TARGET)])), {

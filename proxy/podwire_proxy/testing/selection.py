@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..decide import DROP, REJECT, Outcome, Packet
-from ..model import Backend
+from ..model import Destination
 from .builders import endpoint
 from .table import (
     HOST,
@@ -52,10 +52,10 @@ def _case(name: str, found: dict[str, dict[str, Any]], cluster: str, local: str,
           zone: str = "zone-a") -> Scenario:
     """cluster, local: the letters of the endpoints in each set."""
     spec = policy or {}
-    everywhere, here = ([Backend(PLACES[letter][0], TARGET) for letter in letters] for letters in (cluster, local))
+    everywhere, here = ([Destination(PLACES[letter][0], TARGET) for letter in letters] for letters in (cluster, local))
     none = DROP if everywhere or here else REJECT
 
-    def fate(backends: list[Backend], masquerade: bool) -> Outcome:
+    def fate(backends: list[Destination], masquerade: bool) -> Outcome:
         return to(backends, masquerade) if backends else none
 
     expect: dict[Packet, Outcome] = {

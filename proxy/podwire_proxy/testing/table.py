@@ -15,7 +15,7 @@ from podwire_base.kube import meta
 
 from ..changes import Tracker
 from ..decide import Outcome, Packet, Verdict
-from ..model import LOCALHOST, Backend, NodeInfo
+from ..model import LOCALHOST, Destination, NodeInfo
 from .builders import endpoint, endpoint_slice, port, service
 
 NODE, NODE_IP, POD_A, POD_B, POD_C = "n1", "172.30.0.11", "10.244.1.2", "10.244.1.3", "10.244.2.2"
@@ -25,7 +25,7 @@ GATEWAY = "10.244.1.1"  # the node's address towards its pods
 VIP, VIP2, UNUSED = "10.96.0.20", "10.96.0.21", "10.96.0.99"
 EXTERNAL, BALANCER, BALANCER2 = "198.51.100.7", "198.51.100.8", "198.51.100.9"
 PORT, NODE_PORT, TARGET = 80, 30080, 9376
-B, C, H = Backend(POD_B, TARGET), Backend(POD_C, TARGET), Backend(HOST, TARGET)
+B, C, H = Destination(POD_B, TARGET), Destination(POD_C, TARGET), Destination(HOST, TARGET)
 INTERFACES = {POD_A: "veth0", POD_B: "veth1", POD_C: "veth2", NODE_IP: ""}  # where packets come into the node
 INFO = NodeInfo(NODE, (NODE_IP,), "zone-a", ("10.244.0.0/16",), ("10.96.0.0/16",))
 _V6 = ((NODE_IP, "fd00:30::11"), (GATEWAY, "fd00:244:1::1"), (POD_A, "fd00:244:1::2"),
@@ -56,7 +56,7 @@ class Scenario:
         """The same with IPv6 addresses; without what is on 127.0.0.1, which has no counterpart there."""
         objects = tuple(json.loads(_v6(json.dumps(obj))) for obj in self.objects)
         expect = {replace(p, src=_v6(p.src), dst=_v6(p.dst)): Outcome(o.verdict, frozenset(
-            (Backend(_v6(b.ip), b.port), m) for b, m in o.to)) for p, o in self.expect.items() if p.dst != LOCALHOST}
+            (Destination(_v6(b.ip), b.port), m) for b, m in o.to)) for p, o in self.expect.items() if p.dst != LOCALHOST}
         node = replace(self.node, addresses=tuple(map(_v6, self.node.addresses)),
                        pod_cidrs=tuple(map(_v6, self.node.pod_cidrs)),
                        service_cidrs=tuple(map(_v6, self.node.service_cidrs)), reserved=tuple(map(_v6, self.node.reserved)),
@@ -70,7 +70,7 @@ def _v6(text: str) -> str:
     return text.replace('"IPv4"', '"IPv6"')
 
 
-def to(backends: Iterable[Backend], masquerade: bool) -> Outcome:
+def to(backends: Iterable[Destination], masquerade: bool) -> Outcome:
     return Outcome(Verdict.FORWARD, frozenset((b, masquerade) for b in backends))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from podwire_proxy.changes import Tracker
 from podwire_proxy.decide import Outcome, Verdict, decide
-from podwire_proxy.model import LOCALHOST, Backend, NodeInfo
+from podwire_proxy.model import LOCALHOST, Destination, NodeInfo
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 from podwire_proxy.testing.frontends import range_flows, sctp
@@ -102,12 +102,12 @@ def test_a_dual_stack_service_keeps_its_families_apart() -> None:
         return decide(tracker.dataplane, s.packet(src, dst, number))
 
     pod6 = "fd00:244:1::2"
-    assert fate(s.POD_A, s.VIP).to == {(Backend(s.POD_B, s.TARGET), False)}
+    assert fate(s.POD_A, s.VIP).to == {(Destination(s.POD_B, s.TARGET), False)}
     assert fate(pod6, "fd00:96::20").verdict is Verdict.REJECT
     tracker.slice("six", six)
     tracker.flush()
-    assert fate(s.POD_A, s.VIP).to == {(Backend(s.POD_B, s.TARGET), False)}
-    assert fate(pod6, "fd00:96::20").to == {(Backend("fd00:244:2::2", s.TARGET), False)}
-    assert fate(pod6, "fd00:30::11", s.NODE_PORT).to == {(Backend("fd00:244:2::2", s.TARGET), True)}
+    assert fate(s.POD_A, s.VIP).to == {(Destination(s.POD_B, s.TARGET), False)}
+    assert fate(pod6, "fd00:96::20").to == {(Destination("fd00:244:2::2", s.TARGET), False)}
+    assert fate(pod6, "fd00:30::11", s.NODE_PORT).to == {(Destination("fd00:244:2::2", s.TARGET), True)}
     assert fate(s.OUTSIDE, s.BALANCER).verdict is Verdict.DROP
     assert fate("2001:db8::1", "2001:db8:51::8").verdict is Verdict.FORWARD, "no range of that family: open to all of it"

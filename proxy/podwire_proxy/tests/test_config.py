@@ -223,14 +223,14 @@ def test_health_checks_count_ready_endpoints_of_this_node() -> None:
     tracker.slice("s", endpoint_slice("x", found, [("a", "TCP", 80), ("b", "TCP", 81)]))
     tracker.flush()
     assert tracker.dataplane.health == {"default/x": HealthCheck(30500, 1)}
-    assert tracker.dataplane.stranded == [0, 0, 0, 0]
+    assert tracker.dataplane.no_local_endpoints == [0, 0, 0, 0]
     tracker.slice("s", endpoint_slice("x", found[2:], [("a", "TCP", 80), ("b", "TCP", 81)]))
     tracker.flush()
     assert tracker.dataplane.health == {"default/x": HealthCheck(30500, 0)}
-    assert tracker.dataplane.stranded == [0, 2, 0, 0]
+    assert tracker.dataplane.no_local_endpoints == [0, 2, 0, 0]
     tracker.service("default/x", service("x", s.VIP, [port(80, name="a")], **{**local, "externalTrafficPolicy": "Cluster"}))
     tracker.flush()
-    assert (tracker.dataplane.health, tracker.dataplane.stranded) == ({}, [0, 0, 0, 0])
+    assert (tracker.dataplane.health, tracker.dataplane.no_local_endpoints) == ({}, [0, 0, 0, 0])
 
 
 def test_service_cidr_objects() -> None:

@@ -13,7 +13,7 @@ from podwire_base.kernel.nft.fake import FakeConnection
 from podwire_proxy.dataplane import Balance, Key
 from podwire_proxy.decide import Packet, chosen, decide, remembered
 from podwire_proxy.explain import explain
-from podwire_proxy.model import Backend
+from podwire_proxy.model import Destination
 from podwire_proxy.nftables.layout import Layout
 from podwire_proxy.nftables.live import Tables
 from podwire_proxy.nftables.plan import Planner
@@ -71,11 +71,11 @@ def test_affinity_as_decided(row: Affinity) -> None:
         action = chosen(frontend, first, row.node)
         assert isinstance(action, Balance)
         assert action.sticky is not None
-        for backend in action.backends:
+        for backend in action.destinations:
             memory = {remembered(action.sticky, first): backend}
             assert {b for p in row.same for b, _ in decide(plane, p, memory).to} == {backend}
             assert {p: decide(plane, p, memory) for p in row.apart} == {p: free[p] for p in row.apart}
-        gone = {remembered(action.sticky, first): Backend("192.0.2.99", 1)}
+        gone = {remembered(action.sticky, first): Destination("192.0.2.99", 1)}
         assert {p: decide(plane, p, gone) for p in row.same} == {p: free[p] for p in row.same}, "no endpoint any more"
 
 
@@ -87,7 +87,7 @@ def test_affinity_as_planned(row: Affinity) -> None:
     for first in row.same:
         assert tracer.outcome(first).to
         noted = sorted(tracer.noted)
-        assert {Backend(str(ipaddress.ip_address(data[:-4])), int.from_bytes(data[-4:-2], "big")) for _, _, data in noted} == {
+        assert {Destination(str(ipaddress.ip_address(data[:-4])), int.from_bytes(data[-4:-2], "big")) for _, _, data in noted} == {
             backend for backend, _ in free[first].to}, "whatever is chosen is noted, and nothing else"
         for name, key, data in noted:
             tracer.dump.elements[name][key] = data

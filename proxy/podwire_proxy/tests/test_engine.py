@@ -28,11 +28,11 @@ from podwire_base.kube.client.config import ConfigError
 from podwire_base.patience import patient
 from podwire_proxy import health, main
 from podwire_proxy.changes import Tracker
-from podwire_proxy.conntrack import Flow, provocation, serving, stale, stray
+from podwire_proxy.conntrack import Flow, challenge_ack_probe, serving, stale, stale_attempts
 from podwire_proxy.dataplane import HealthCheck, Key
 from podwire_proxy.flows import Swept
 from podwire_proxy.metrics import Metrics
-from podwire_proxy.model import Backend, NodeInfo
+from podwire_proxy.model import Destination, NodeInfo
 from podwire_proxy.sync import RETRY_BUSY, RETRY_LAST, Pacer
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -95,9 +95,9 @@ def test_where_another_program_is_in_the_way_it_is_tried_again_soon() -> None:
     assert pacer.due(12.0) == RETRY_LAST
 
 
-@pytest.mark.parametrize(("deaf", "took", "interval"), [(False, 0.1, 600), (True, 0.1, 60), (True, 1.0, 200), (True, 9.0, 600)])
-def test_a_backend_that_does_not_hear_everything_reads_back_often(deaf: bool, took: float, interval: float) -> None:
-    pacer = Pacer(0.01, deaf=deaf)
+@pytest.mark.parametrize(("no_notifications", "took", "interval"), [(False, 0.1, 600), (True, 0.1, 60), (True, 1.0, 200), (True, 9.0, 600)])
+def test_a_backend_that_does_not_hear_everything_reads_back_often(no_notifications: bool, took: float, interval: float) -> None:
+    pacer = Pacer(0.01, no_notifications=no_notifications)
     assert pacer.start(0.0) is True
     pacer.done(took, ok=True, full=True)
     assert pacer.due(took) == pytest.approx(interval)
@@ -117,8 +117,8 @@ def test_a_change_during_a_sync_is_not_lost() -> None:
 
 def test_stale_flows() -> None:
     front, other = Key("10.96.0.1", "UDP", 53), Key("172.30.0.99", "UDP", 30053)
-    good, gone = Backend("10.244.1.2", 53), Backend("10.244.1.3", 53)
-    flows = [Flow(front, good, ("c", 1)), Flow(front, gone, ("c", 2)), Flow(front, Backend(front.ip, front.port), ("c", 3)),
+    good, gone = Destination("10.244.1.2", 53), Destination("10.244.1.3", 53)
+    flows = [Flow(front, good, ("c", 1)), Flow(front, gone, ("c", 2)), Flow(front, Destination(front.ip, front.port), ("c", 3)),
              Flow(other, gone, ("c", 4)), Flow(Key("10.96.0.1", "UDP", 54), gone, ("c", 5))]
     assert [flow.source[1] for flow in stale(flows, {front: frozenset({good})})] == [2, 3]
     assert list(stale(flows, {front: frozenset()})) == [], "nowhere to go instead"
@@ -127,7 +127,7 @@ def test_stale_flows() -> None:
 def test_attempts_stray_where_no_new_connection_goes() -> None:
     tracker, front = Tracker(NodeInfo("n1", ("172.30.0.11",))), Key("10.96.0.1", "TCP", 80)
     balancer = Key("192.0.2.1", "TCP", 80)
-    good, gone = Backend("10.244.1.2", 80), Backend("10.244.1.3", 80)
+    good, gone = Destination("10.244.1.2", 80), Destination("10.244.1.3", 80)
     flows = [Flow(front, gone, ("c", 1), opening=True), Flow(front, good, ("c", 2), opening=True), Flow(front, gone, ("c", 3)),
              Flow(Key("10.96.0.9", "TCP", 80), gone, ("c", 4), opening=True)]
 
@@ -136,12 +136,12 @@ def test_attempts_stray_where_no_new_connection_goes() -> None:
         made["status"] = {"loadBalancer": {"ingress": [{"ip": ingress}] if ingress else []}}
         tracker.service("default/web", made)
         tracker.slice("web", endpoint_slice("web", [endpoint(ip) for ip in ips], [("", "TCP", 80)]))
-        return tracker.flush().strays
+        return tracker.flush().moved
 
     def freed(keys: set[Key] | None) -> list[int]:
         plane = tracker.dataplane.frontends
         wanted = plane if keys is None else {key: plane[key] for key in keys & set(plane)}
-        return [flow.source[1] for flow in stray(flows, wanted)]
+        return [flow.source[1] for flow in stale_attempts(flows, wanted)]
 
     assert change(gone.ip) == set(), "nothing was on its way to a ClusterIP that is new"
     assert change(gone.ip, good.ip) == set()
@@ -167,10 +167,10 @@ def test_tcp_flows_are_stale_only_where_a_service_asks() -> None:
             endpoint("10.244.1.2"), endpoint("10.244.1.3", ready=False, terminating=True)], [("", "TCP", 80)]))
     tracker.flush()
     wanted = serving(tracker.dataplane.frontends)
-    assert wanted == {asking: {Backend("10.244.1.2", 80), Backend("10.244.1.3", 80)}}
-    flows = [Flow(asking, Backend(f"10.244.1.{n}", 80), ("c", n)) for n in (2, 3, 4)]
-    flows += [Flow(asking, Backend(asking.ip, 80), ("c", 5)), Flow(asking, Backend("10.244.1.4", 80), ("c", 6), over=True),
-              Flow(other, Backend("10.244.1.4", 80), ("c", 7))]
+    assert wanted == {asking: {Destination("10.244.1.2", 80), Destination("10.244.1.3", 80)}}
+    flows = [Flow(asking, Destination(f"10.244.1.{n}", 80), ("c", n)) for n in (2, 3, 4)]
+    flows += [Flow(asking, Destination(asking.ip, 80), ("c", 5)), Flow(asking, Destination("10.244.1.4", 80), ("c", 6), over=True),
+              Flow(other, Destination("10.244.1.4", 80), ("c", 7))]
     assert [flow.source[1] for flow in stale(flows, wanted)] == [4], "neither terminating, untranslated, closed, nor of others"
     tracker.slice("asking", None)
     tracker.flush()
@@ -180,7 +180,7 @@ def test_tcp_flows_are_stale_only_where_a_service_asks() -> None:
 @pytest.mark.parametrize(("source", "destination"), [
     (("10.96.0.1", 80), ("10.244.1.2", 40001)), (("fd00:96::1", 80), ("fd00:244::2", 40001))])
 def test_a_provocation_is_a_whole_packet_with_the_right_checksum(source: tuple[str, int], destination: tuple[str, int]) -> None:
-    raw = provocation(source, destination)
+    raw = challenge_ack_probe(source, destination)
     made = (IPv6 if ":" in source[0] else IP)(raw)
     again = type(made)(src=made.src, dst=made.dst) / TCP(bytes(made[TCP]))
     del again[TCP].chksum
@@ -189,7 +189,7 @@ def test_a_provocation_is_a_whole_packet_with_the_right_checksum(source: tuple[s
 
 
 def test_metrics_are_prometheus_text() -> None:
-    metrics = Metrics(services=3, families=("IPv4", "IPv6"), stranded={("IPv6", "external"): 4})
+    metrics = Metrics(services=3, families=("IPv4", "IPv6"), no_local_endpoints={("IPv6", "external"): 4})
     metrics.synced(full=False, seconds=0.003, elements=7)
     metrics.swept(Swept(2, 1, 0.001, {"ip6": 2}, 5))
     metrics.synced(full=False, seconds=99.0, elements=0)

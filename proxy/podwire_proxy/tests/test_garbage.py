@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from podwire_proxy import backends
-from podwire_proxy.changes import Told, Tracker
+from podwire_proxy.changes import DeduplicatedLog, Tracker
 from podwire_proxy.config import BACKENDS
 from podwire_proxy.convert import service_ports
 from podwire_proxy.dataplane import Balance, Key
-from podwire_proxy.model import Backend, NodeInfo
+from podwire_proxy.model import Destination, NodeInfo
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
 NODE = NodeInfo("n1", ("172.30.0.11",), "zone-a", ("10.244.0.0/16",), ("10.96.0.0/16",))
@@ -32,8 +32,8 @@ GOOD = Key("10.96.0.1", "TCP", 80)
 
 def _places(obj: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     yield path
-    inside = obj.items() if isinstance(obj, dict) else enumerate(obj) if isinstance(obj, list) else ()
-    for name, value in inside:
+    internal = obj.items() if isinstance(obj, dict) else enumerate(obj) if isinstance(obj, list) else ()
+    for name, value in internal:
         yield from _places(value, (*path, name))
 
 
@@ -61,7 +61,7 @@ def test_one_spoiled_object_costs_nobody_else_anything(backend: str, kind: str) 
         tracker.service("default/bad", spoiled if kind == "Service" else SERVICE)
         tracker.slice("default/bad-1", spoiled if kind == "EndpointSlice" else SLICE)
         tracker.flush()
-        assert tracker.dataplane.frontends[GOOD].inside == Balance((Backend("10.244.1.2", 8080),)), where
+        assert tracker.dataplane.frontends[GOOD].internal == Balance((Destination("10.244.1.2", 8080),)), where
         assert list(plan(tracker.dataplane)), where
 
 
@@ -94,7 +94,7 @@ def test_numbers_out_of_range_are_told_and_the_rest_is_served(
 
 
 def test_what_is_told_once_is_not_told_again_until_it_was_right() -> None:
-    told = Told()
+    told = DeduplicatedLog()
     assert told.news("Service", "n/a", ["x", "y"]) == ["x", "y"]
     assert told.news("Service", "n/a", ["y", "z"]) == ["z"]
     assert told.news("EndpointSlice", "n/a", ["y"]) == ["y"]

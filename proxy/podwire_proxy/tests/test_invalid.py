@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from podwire_proxy.config import ProxyConfig, node_info
-from podwire_proxy.nftables.layout import Layout, skeleton
+from podwire_proxy.nftables.layout import Layout, static_rules
 from podwire_proxy.testing import scenarios as s
 
 
@@ -19,5 +19,5 @@ def test_a_liberal_conntrack_needs_no_drop(settings: tuple[tuple[str, int], ...]
     node = node_info(config, None, ())
     assert node.drop_invalid is dropped
     for family in ("ip", "ip6"):
-        made = skeleton(Layout(family), replace(s.INFO, drop_invalid=node.drop_invalid))
+        made = static_rules(Layout(family), replace(s.INFO, drop_invalid=node.drop_invalid))
         assert ("forward" in made.chains) is ("forward" in made.rules) is dropped

@@ -14,12 +14,12 @@ from podwire_proxy.changes import Tracker
 from podwire_proxy.decide import Packet, decide
 from podwire_proxy.explain import explain
 from podwire_proxy.iptables import programs
-from podwire_proxy.iptables.layout import Chain, hooks, is_ours, same_address, skeleton
+from podwire_proxy.iptables.layout import Chain, hooks, is_ours, same_address, static_rules
 from podwire_proxy.iptables.live import Chains
-from podwire_proxy.iptables.plan import Plan, Planner, SetOp, State
+from podwire_proxy.iptables.plan import KernelState, Plan, Planner, SetOp
 from podwire_proxy.iptables.text import parse, take_apart
 from podwire_proxy.iptables.trace import Tracer, run_bpf
-from podwire_proxy.model import Backend, packed
+from podwire_proxy.model import Destination, packed
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 from podwire_proxy.testing.iptablesfake import Kernel
@@ -38,7 +38,7 @@ def planned(scenario: s.Scenario) -> Kernel:
     """A kernel that has taken the scenario, as iptables-restore gave it."""
     tracker, kernel = scenario.tracker(), Kernel()
     tracker.flush()
-    kernel.commit(Planner(family(scenario), scenario.node).full(tracker.dataplane, State()))
+    kernel.commit(Planner(family(scenario), scenario.node).full(tracker.dataplane, KernelState()))
     return kernel
 
 
@@ -101,7 +101,7 @@ def test_a_rule_of_somebody_else_is_named() -> None:
 @given(st.lists(st.one_of(services(), slices()), max_size=8), st.lists(packets(), min_size=1, max_size=20))
 def test_oracle_and_rules_agree(objects: list[meta.Object], sent: list[Packet]) -> None:
     tracker, kernel = fresh(objects), Kernel()
-    kernel.commit(Planner("ip", s.INFO).full(tracker.dataplane, State()))
+    kernel.commit(Planner("ip", s.INFO).full(tracker.dataplane, KernelState()))
     tracer = Tracer(kernel.read(), s.INFO)
     assert {p: tracer.outcome(p) for p in sent} == {p: decide(tracker.dataplane, p) for p in sent}
 
@@ -117,7 +117,7 @@ def test_any_sequence_of_changes_equals_a_fresh_build(done: list[Any], syncs: se
         kernel.commit(plan)
         planner.committed(plan)
 
-    take(planner.full(tracker.dataplane, State()))
+    take(planner.full(tracker.dataplane, KernelState()))
     for index, change in enumerate([*done, None]):
         if change is not None:
             play(tracker, change)
@@ -139,7 +139,7 @@ def test_any_sequence_of_changes_equals_a_fresh_build(done: list[Any], syncs: se
             assert not planner.unswept
         assert planner.mirror.chains == kernel.read().chains
     expected, other = fresh(done), Kernel()
-    other.commit(Planner("ip", expected.dataplane.node).full(expected.dataplane, State()))
+    other.commit(Planner("ip", expected.dataplane.node).full(expected.dataplane, KernelState()))
     assert kernel.read() == other.read()
 
 
@@ -150,7 +150,7 @@ def _cluster(count: int, endpoints: int = 5) -> tuple[Tracker, Kernel, Planner]:
         tracker.service(f"default/s{number}", service(f"s{number}", f"10.96.{number // 200}.{number % 200 + 1}", [port(80)]))
         tracker.slice(f"default/s{number}-1", _some(f"s{number}", endpoints))
     tracker.flush()
-    take(kernel, planner, planner.full(tracker.dataplane, State()))
+    take(kernel, planner, planner.full(tracker.dataplane, KernelState()))
     return tracker, kernel, planner
 
 
@@ -241,7 +241,7 @@ def test_a_client_is_not_remembered_for_an_endpoint_that_comes_back() -> None:
     tracker.service("default/a", service("a", VIPS[0], [port(80)], sessionAffinity="ClientIP"))
     tracker.slice("x", _some("a", 2))
     tracker.flush()
-    take(kernel, planner, planner.full(tracker.dataplane, State()))
+    take(kernel, planner, planner.full(tracker.dataplane, KernelState()))
     clients = [name for name in kernel.sets if name.startswith("PODWIRE-A4-")]
     assert len(clients) == 2
     for name in clients:
@@ -277,7 +277,7 @@ def test_names_fit_and_odd_names_of_objects_end_no_rule() -> None:
     tracker.service(f"default/{odd}", service(odd, VIPS[0], [port(80)], sessionAffinity="ClientIP"))
     tracker.slice("x", endpoint_slice(odd, [endpoint(s.POD_B)], [("", "TCP", 80)]))
     tracker.flush()
-    plan = Planner("ip", s.INFO).full(tracker.dataplane, State())
+    plan = Planner("ip", s.INFO).full(tracker.dataplane, KernelState())
     assert all(len(chain.name) <= 28 for chain in plan.write)
     assert all(len(op.name) <= 31 for op in plan.before)
     assert "-j ACCEPT" not in [take_apart(rule).target for rules in plan.write.values() for rule in rules]
@@ -296,7 +296,7 @@ def test_read_back_is_what_was_written() -> None:
 
 @pytest.mark.parametrize("which", FAMILIES)
 def test_what_stands_fast_names_only_what_is_there(which: Family) -> None:
-    fixed = skeleton(which, s.INFO)
+    fixed = static_rules(which, s.INFO)
     rules = [rule for chains in (fixed, hooks(which, s.INFO)) for rules in chains.values() for rule in rules]
     named = {take_apart(rule).target for rule in rules}
     assert {target for target in named if is_ours(target)} <= {chain.name for chain in fixed}
@@ -305,11 +305,11 @@ def test_what_stands_fast_names_only_what_is_there(which: Family) -> None:
 def test_a_plan_can_be_shown() -> None:
     tracker = TABLE[0].tracker()
     tracker.flush()
-    lines = list(Planner("ip", TABLE[0].node).full(tracker.dataplane, State()).lines())
+    lines = list(Planner("ip", TABLE[0].node).full(tracker.dataplane, KernelState()).lines())
     assert lines[0] == "ipset create PODWIRE-CLUSTER-IPS-4 hash:ip"
     assert str(SetOp("create", "x", timeout=True)) == "ipset create x hash:ip timeout 0"
     assert any(f"-j DNAT --to-destination {s.POD_B}:{s.TARGET}" in line for line in lines)
-    assert packed(Backend(s.POD_B, 1).ip) == bytes((10, 244, 1, 3))
+    assert packed(Destination(s.POD_B, 1).ip) == bytes((10, 244, 1, 3))
 
 
 def stages(plan: Plan) -> list[Plan]:
@@ -325,7 +325,7 @@ def stages(plan: Plan) -> list[Plan]:
 def test_a_kill_at_any_moment_of_a_sync_is_made_good_by_the_next_start(done: list[Any], cut: int, stop: int) -> None:
     tracker, kernel, planner = Tracker(s.INFO), Kernel(), Planner("ip", s.INFO)
     tracker.flush()
-    take(kernel, planner, planner.full(tracker.dataplane, State()))
+    take(kernel, planner, planner.full(tracker.dataplane, KernelState()))
     for change in done[:stop]:
         play(tracker, change)
         take(kernel, planner, planner.change(tracker.dataplane, tracker.flush()))
@@ -337,7 +337,7 @@ def test_a_kill_at_any_moment_of_a_sync_is_made_good_by_the_next_start(done: lis
     take(kernel, again, again.full(tracker.dataplane, kernel.read()))
     take(kernel, again, again.sweep())
     other = Kernel()
-    other.commit(Planner("ip", tracker.dataplane.node).full(tracker.dataplane, State()))
+    other.commit(Planner("ip", tracker.dataplane.node).full(tracker.dataplane, KernelState()))
     assert kernel.read() == other.read()
 
 

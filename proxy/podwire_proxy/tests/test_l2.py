@@ -18,7 +18,7 @@ from podwire_base.kube.client.reflector import Event
 from podwire_proxy.l2 import addresses, election, frames
 from podwire_proxy.l2.announcer import Announcer, LbConfig
 from podwire_proxy.l2.election import BEAT, LISTEN, PROBE, Beat, Election, decode, encode
-from podwire_proxy.l2.wire import Wire as Link
+from podwire_proxy.l2.packets import PacketSocket as Link
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
 MINE, OTHER = bytes.fromhex("02aa00000001"), bytes.fromhex("02bb00000002")
@@ -39,7 +39,7 @@ class Node:
         self.mine: frozenset[str] = frozenset()
 
 
-class Wire:
+class PacketSocket:
     """Steps of 50 ms; nothing is lost, and everything is heard at once."""
 
     def __init__(self, phases: list[float]) -> None:
@@ -92,57 +92,57 @@ phases = st.lists(st.floats(0, BEAT), min_size=1, max_size=6)
 
 @given(phases)
 def test_every_address_has_one_owner_once_all_have_listened(found: list[float]) -> None:
-    wire = Wire(found)
-    wire.run(LISTEN - 2 * STEP)
-    assert not any(wire.owners(ip) for ip in IPS), "nobody answers before it has listened"
-    wire.run(1)
-    assert wire.settled()
+    packets = PacketSocket(found)
+    packets.run(LISTEN - 2 * STEP)
+    assert not any(packets.owners(ip) for ip in IPS), "nobody answers before it has listened"
+    packets.run(1)
+    assert packets.settled()
 
 
 @pytest.mark.parametrize("end", ["alive", "api", "plugged"])
 @given(phases=st.lists(st.floats(0, BEAT), min_size=2, max_size=6), ip=st.sampled_from(IPS))
 def test_the_next_one_takes_over_within_two_seconds(end: str, phases: list[float], ip: str) -> None:
-    wire = Wire(phases)
-    wire.run(4)
-    before = {one: wire.owners(one) for one in IPS}
+    packets = PacketSocket(phases)
+    packets.run(4)
+    before = {one: packets.owners(one) for one in IPS}
     gone, = before[ip]
-    setattr(wire.nodes[gone], end, False)
-    wire.run(1.7)
-    assert wire.settled()
-    assert wire.owners(ip) != [gone]
+    setattr(packets.nodes[gone], end, False)
+    packets.run(1.7)
+    assert packets.settled()
+    assert packets.owners(ip) != [gone]
     for one in IPS:
-        assert before[one] == [gone] or wire.owners(one) == before[one], "only the addresses of that node move"
-    moves = wire.moves
-    wire.run(10)
-    assert wire.moves <= moves + (len(IPS) if end == "plugged" else 0), "and nothing moves again"
+        assert before[one] == [gone] or packets.owners(one) == before[one], "only the addresses of that node move"
+    moves = packets.moves
+    packets.run(10)
+    assert packets.moves <= moves + (len(IPS) if end == "plugged" else 0), "and nothing moves again"
 
 
 @given(phases, st.floats(0.5, 20))
 def test_an_api_server_that_is_away_for_all_moves_nothing(found: list[float], seconds: float) -> None:
-    wire = Wire(found)
-    wire.run(4)
-    moves = wire.moves
-    for node in wire.nodes.values():
+    packets = PacketSocket(found)
+    packets.run(4)
+    moves = packets.moves
+    for node in packets.nodes.values():
         node.api = False
-    wire.run(seconds)
-    for node in wire.nodes.values():
+    packets.run(seconds)
+    for node in packets.nodes.values():
         node.api = True
-    wire.run(5)
-    assert wire.moves == moves
+    packets.run(5)
+    assert packets.moves == moves
 
 
 @given(phases, st.floats(0, 10), st.booleans())
 def test_a_machine_that_stood_still_with_all_its_nodes_moves_nothing(found: list[float], seconds: float, fresh: bool) -> None:
     """Nobody listened meanwhile, so that nobody was heard says nothing; nor has a node listened that just began to."""
-    wire = Wire([*found, 0.0])
-    wire.nodes["n0"].alive = not fresh
-    wire.run(4)
-    before, moves = [wire.owners(ip) for ip in IPS], wire.moves
-    wire.restart("n0") if fresh else None
-    wire.run(0.1)
-    wire.now += seconds
-    wire.run(0.5)
-    assert (before, moves) == ([wire.owners(ip) for ip in IPS], wire.moves)
+    packets = PacketSocket([*found, 0.0])
+    packets.nodes["n0"].alive = not fresh
+    packets.run(4)
+    before, moves = [packets.owners(ip) for ip in IPS], packets.moves
+    packets.restart("n0") if fresh else None
+    packets.run(0.1)
+    packets.now += seconds
+    packets.run(0.5)
+    assert (before, moves) == ([packets.owners(ip) for ip in IPS], packets.moves)
 
 
 CHANGES = st.lists(st.tuples(st.sampled_from(["kill", "start", "cut", "mend", "unplug", "plug"]), st.integers(0, 3),
@@ -151,25 +151,25 @@ CHANGES = st.lists(st.tuples(st.sampled_from(["kill", "start", "cut", "mend", "u
 
 @given(st.lists(st.floats(0, BEAT), min_size=4, max_size=4), CHANGES)
 def test_whatever_happens_it_ends_with_one_owner_each(found: list[float], steps: list[tuple[str, int, float]]) -> None:
-    wire = Wire(found)
+    packets = PacketSocket(found)
     for what, number, seconds in steps:
-        node = wire.nodes[f"n{number}"]
+        node = packets.nodes[f"n{number}"]
         if what == "start" and not node.alive:
-            wire.restart(f"n{number}")
+            packets.restart(f"n{number}")
         elif what in ("cut", "mend"):
             node.api = what == "mend"
         elif what in ("unplug", "plug"):
             node.plugged = what == "plug"
         elif what == "kill":
             node.alive = False
-        wire.run(seconds)
-    wire.run(5)
-    if any(node.alive and node.plugged for node in wire.nodes.values()):
-        assert wire.settled()
-        on_the_wire = [node for node in wire.nodes.values() if node.alive and node.plugged]
+        packets.run(seconds)
+    packets.run(5)
+    if any(node.alive and node.plugged for node in packets.nodes.values()):
+        assert packets.settled()
+        on_the_wire = [node for node in packets.nodes.values() if node.alive and node.plugged]
         fit = {node.election.node for node in on_the_wire if node.api}
         if fit:
-            assert all(set(wire.owners(ip)) <= fit for ip in IPS), "a node that is cut off has none"
+            assert all(set(packets.owners(ip)) <= fit for ip in IPS), "a node that is cut off has none"
 
 
 def test_only_nodes_that_can_serve_and_that_the_api_calls_ready() -> None:

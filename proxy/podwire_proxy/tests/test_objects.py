@@ -12,7 +12,7 @@ from podwire_proxy.changes import Tracker
 from podwire_proxy.config import ProxyConfig
 from podwire_proxy.convert import NOBODY, service_ports, slice_info
 from podwire_proxy.dataplane import Balance, Fate, Key
-from podwire_proxy.model import Backend, Endpoint, NodeInfo, PortName, ServicePort, normal_ip, packed
+from podwire_proxy.model import Destination, Endpoint, NodeInfo, PortName, ServicePort, normal_ip, packed
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 from podwire_proxy.topology import choose, merge
 
@@ -155,10 +155,10 @@ def test_the_older_of_two_services_holds_a_contested_address() -> None:
     tracker.slice("x", endpoint_slice("a", [endpoint("10.244.1.2")], [("", "TCP", 80)]))
     tracker.flush()
     key = Key("10.96.0.1", "TCP", 80)
-    assert tracker.dataplane.frontends[key].inside is Fate.REJECT
+    assert tracker.dataplane.frontends[key].internal is Fate.REJECT
     tracker.service("default/b", None)
     assert tracker.flush().frontends == {key}
-    assert tracker.dataplane.frontends[key].inside == Balance((Backend("10.244.1.2", 80),))
+    assert tracker.dataplane.frontends[key].internal == Balance((Destination("10.244.1.2", 80),))
 
 
 def test_a_node_change_moves_the_node_ports() -> None:

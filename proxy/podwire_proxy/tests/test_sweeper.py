@@ -15,7 +15,7 @@ from podwire_proxy.flows import Swept
 
 
 class Leftovers:
-    """A Programmer as far as the sweeper knows one. looks: what each look at the flows is to find, or to raise."""
+    """A Proxier as far as the sweeper knows one. looks: what each look at the flows is to find, or to raise."""
 
     def __init__(self, *looks: Swept | OSError, rules: OSError | None = None) -> None:
         self.unswept, self.flows, self.threads, self.swept = True, self, set[int](), 0

@@ -11,7 +11,7 @@ from typing import NoReturn
 from ...role import logs
 from ..meta import Object
 from .http import ApiClient, ApiError
-from .reflector import Event, Reflector, State, is_frame, is_object
+from .reflector import Event, Phase, Reflector, is_frame, is_object
 
 log = logs.get("informer")
 WATCH_SECONDS = 300
@@ -114,7 +114,7 @@ class Informer:
         try:
             async with asyncio.timeout(STREAM_SILENCE) as silence, aclosing(self._frames(params)) as frames:
                 async for frame in frames:
-                    if listing.state is State.WATCH:
+                    if listing.state is Phase.WATCH:
                         if not self._apply(frame):
                             return
                     elif (events := listing.initial(frame)) is not None:
@@ -130,10 +130,10 @@ class Informer:
         except TimeoutError:
             raise _NoStream(f"nothing came for {STREAM_SILENCE:.0f} s") from None
         except ApiError as err:
-            if err.code in _NO_STREAM and listing.state is State.LIST:
+            if err.code in _NO_STREAM and listing.state is Phase.LIST:
                 raise _NoStream(err.message) from err
             raise
-        if listing.state is State.LIST:
+        if listing.state is Phase.LIST:
             raise _NoStream("the stream ended before its initial events did")
 
     def _apply(self, frame: Object) -> bool:
@@ -141,7 +141,7 @@ class Informer:
         event = self.reflector.watched(frame)
         if event is not None:
             self._emit(event)
-        return self.reflector.state is State.WATCH
+        return self.reflector.state is Phase.WATCH
 
     async def _watch(self) -> None:
         params = {**self._watch_params(), "resourceVersion": self.reflector.version}
@@ -151,7 +151,7 @@ class Informer:
                     return
 
     async def _step(self) -> None:
-        if self.reflector.state is State.WATCH:
+        if self.reflector.state is Phase.WATCH:
             begin = asyncio.get_running_loop().time()
             await self._watch()
             if asyncio.get_running_loop().time() - begin < BACKOFF_FIRST:

@@ -31,7 +31,7 @@ class Event:
     old: Object | None = None
 
 
-class State(Enum):
+class Phase(Enum):
     LIST = "list"
     WATCH = "watch"
 
@@ -73,7 +73,7 @@ class Reflector:
     keep: Callable[[Object], Object] = _whole
     objects: dict[str, Object] = field(default_factory=dict)
     version: str = ""
-    state: State = State.LIST
+    state: Phase = Phase.LIST
     _arriving: dict[str, Object] = field(default_factory=dict)
 
     def arriving(self) -> None:
@@ -97,7 +97,7 @@ class Reflector:
     def listed(self, items: Iterable[Object], version: str) -> Iterator[Event]:
         """A full list arrived: replace the copy, yield the differences (deletions first)."""
         fresh = {key(obj): obj for obj in items}
-        self.version, self.state = version, State.WATCH
+        self.version, self.state = version, Phase.WATCH
         old = dict(self.objects)
         self.objects.clear()  # the same dict stays: others hold it as their live view
         self.objects.update((name, self.keep(obj)) for name, obj in fresh.items())
@@ -157,4 +157,4 @@ class Reflector:
     def failed(self, code: int) -> None:
         """The server refused a watch: 410 Gone and 400-class answers mean that our version is of no use any more."""
         if 400 <= code < 500 and code != 429:
-            self.state = State.LIST
+            self.state = Phase.LIST

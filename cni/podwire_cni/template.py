@@ -14,7 +14,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Stencil:
+class Template:
     """`text` with holes in the places of `marks`, wherever one occurs; of marks within each other the longest counts."""
 
     def __init__(self, text: bytes, marks: Sequence[bytes]) -> None:
@@ -30,7 +30,7 @@ class Stencil:
         return b"".join(parts)
 
 
-def cut(make: Callable[[T], bytes], marks: Callable[[T], Sequence[bytes]], one: T, other: T) -> Stencil | None:
+def cut(make: Callable[[T], bytes], marks: Callable[[T], Sequence[bytes]], one: T, other: T) -> Template | None:
     """A stencil of what `make` makes; `marks` says what of an example stands in it. None where that is not all that differs."""
-    found = Stencil(make(one), marks(one))
+    found = Template(make(one), marks(one))
     return found if found.fill(marks(other)) == make(other) else None

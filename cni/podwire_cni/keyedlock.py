@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 
 
-class Turns:
+class KeyedLock:
     """Locks by name that exist as long as somebody has them. Who has one may take it again."""
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ def default_uplink() -> str:
     return ""
 
 
-class Wire:
+class PacketSocket:
     """`open`, `add_reader` its sockets with `receive`; after an error of the link `open` again."""
 
     def __init__(self, link: str) -> None:
