@@ -1,6 +1,7 @@
 """Shared by all test folders: how many examples the property tests draw (`make test`: a tenth of `make test-long`), and
-where PODWIRE_PATIENCE says that the machine is slow, a tenth of that. Those of `make test` are the same each time, so that it
-judges the change and not the draw; `make test-long` looks for new ones. At the end, how long each part's tests took."""
+where PODWIRE_PATIENCE says that the machine is slow, a tenth of that. Those of `make test` are the same each time, so
+that it judges the change and not the draw; `make test-long` looks for new ones. At the end, how long each part's tests
+took."""
 
 from __future__ import annotations
 
@@ -20,8 +21,13 @@ settings.register_profile("slow", max_examples=5, deadline=None, suppress_health
 settings.load_profile("long" if os.environ.get("PODWIRE_LONG") else "slow" if FACTOR > 1 else "ci")
 
 # The part whose tests a file has; the first that matches. What is left: the cluster, the lab and its documents.
-_PARTS = (("CNI", r"cni/|test_(cni|chains|runtimes|podman|pause|native)"), ("proxy", r"proxy/|test_(proxy|nft|service)"),
-          ("DNS", r"dns/|test_dns"), ("control plane", r"controlplane/|base/|app/"), ("the rest", ""))
+_PARTS = (
+    ("CNI", r"cni/|test_(cni|chains|runtimes|podman|pause|native)"),
+    ("proxy", r"proxy/|test_(proxy|nft|service)"),
+    ("DNS", r"dns/|test_dns"),
+    ("control plane", r"controlplane/|base/|app/"),
+    ("the rest", ""),
+)
 _TOOK: Counter[str] = Counter()
 
 

@@ -27,8 +27,8 @@ LIBRARIES = {"cni/podwire_cni/native/wires.c": "podwire-wires.so"}
 
 
 def compile_one(compiler: str, source: Path, out: Path) -> str:
-    """Compile one program, or one library (.so); returns what went wrong, "" where nothing did (a compiler may lack the static
-    C library)."""
+    """Compile one program, or one library (.so); returns what went wrong, "" where nothing did (a compiler may lack the
+    static C library)."""
     if out.suffix == ".so":  # the interpreter has a C library already: musl's must not come along
         kind = ["-shared", "-fPIC", *(["-nostdlib"] if "musl" in compiler else [])]
     else:  # one piece of the file, not four, is mapped at each start: a runtime starts the plugin for every call
@@ -43,8 +43,8 @@ class NativeBuild(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         root = Path(self.root)
-        # musl first, by both of Debian's names (packages musl-tools and musl-dev): a program of a tenth of the size, which a
-        # runtime starts in half the time.
+        # musl first, by both of Debian's names (packages musl-tools and musl-dev): a program of a tenth of the size,
+        # which a runtime starts in half the time.
         compilers = [c for c in ("musl-gcc", f"{os.uname().machine}-linux-musl-gcc", "cc", "gcc") if shutil.which(c)]
         problem = "no C compiler"
         for source, program in {**PROGRAMS, **LIBRARIES}.items():
@@ -53,8 +53,10 @@ class NativeBuild(BuildHookInterface[Any]):
             if any(not (problem := compile_one(compiler, root / source, out)) for compiler in compilers):
                 build_data["artifacts"].append(str(out.relative_to(root)))
                 continue
-            self.app.display_warning(f"{program} is left out: {problem}\nPython stands in where it can; install musl-tools and "
-                                     "install podwire again to have it")
+            self.app.display_warning(
+                f"{program} is left out: {problem}\nPython stands in where it can; install musl-tools and "
+                "install podwire again to have it"
+            )
         if not build_data["artifacts"]:
             return
         self._packets(root, build_data)

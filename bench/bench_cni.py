@@ -2,14 +2,14 @@
 
     .venv/bin/python bench/bench_cni.py [--rounds 15] [--pairs 10000]
 
-Each side has a node of its own: a network namespace with an uplink. Plugins are run as libcni runs them, one process a plugin,
-each with its predecessor's result. A/B/A/B; medians. The clock runs from the start of a plugin's process to its end, not while
-the bench makes its input. Both sides keep leases on a tmpfs, as podwire does by default (/run). Writes bench/results/cni.json,
-with all single figures.
+Each side has a node of its own: a network namespace with an uplink. Plugins are run as libcni runs them, one process a
+plugin, each with its predecessor's result. A/B/A/B; medians. The clock runs from the start of a plugin's process to its
+end, not while the bench makes its input. Both sides keep leases on a tmpfs, as podwire does by default (/run). Writes
+bench/results/cni.json, with all single figures.
 
-The three configurations are the same *end result* for the pod: `bridge` (address, routes), `ipMasq` (and masquerading to the
-outside), `portmap` (and a hostPort). podwire masquerades and stops spoofing in all three; the reference plugins do it where
-asked. RunPodSandbox is a call of containerd's CRI with a hostPort.
+The three configurations are the same *end result* for the pod: `bridge` (address, routes), `ipMasq` (and masquerading
+to the outside), `portmap` (and a hostPort). podwire masquerades and stops spoofing in all three; the reference plugins
+do it where asked. RunPodSandbox is a call of containerd's CRI with a hostPort.
 """
 
 from __future__ import annotations
@@ -40,8 +40,17 @@ from lab.netns import Lab, NetNS
 from podwire_base.kernel.netns import setns
 
 RESULTS = Path(__file__).parent / "results" / "cni.json"
-PACKAGES = ("containernetworking-plugins", "iptables", "libxtables12", "libip4tc2", "libip6tc2", "libnetfilter-conntrack3",
-            "libnfnetlink0", "libmnl0", "libnftnl11")
+PACKAGES = (
+    "containernetworking-plugins",
+    "iptables",
+    "libxtables12",
+    "libip4tc2",
+    "libip6tc2",
+    "libnetfilter-conntrack3",
+    "libnfnetlink0",
+    "libmnl0",
+    "libnftnl11",
+)
 PORT = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
 PARALLEL = 32
 TMPFS = Path("/dev/shm")
@@ -58,10 +67,19 @@ class Side:
         self.workers = ThreadPoolExecutor(PARALLEL, initializer=lambda: setns(ns.fd))
 
     def _environment(self, verb: str, program: str, name: str, pod: NetNS) -> dict[str, str]:
-        return {**self.env, "CNI_COMMAND": verb, "CNI_CONTAINERID": name, "CNI_NETNS": pod.path, "CNI_IFNAME": "eth0",
-                "CNI_PATH": str(Path(program).parent), "CNI_ARGS": "IgnoreUnknown=1"}
+        return {
+            **self.env,
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": name,
+            "CNI_NETNS": pod.path,
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": str(Path(program).parent),
+            "CNI_ARGS": "IgnoreUnknown=1",
+        }
 
-    def _run(self, verb: str, program: str, conf: dict[str, Any], name: str, pod: NetNS) -> tuple[float, dict[str, Any] | None]:
+    def _run(
+        self, verb: str, program: str, conf: dict[str, Any], name: str, pod: NetNS
+    ) -> tuple[float, dict[str, Any] | None]:
         """(seconds, result)."""
         env = self._environment(verb, program, name, pod)
         # posix_spawn between two files in memory: the bench's own share of a call stays far below a millisecond.
@@ -85,14 +103,18 @@ class Side:
         """(seconds, result) of one ADD of the whole chain."""
         total, result = 0.0, None
         for program, conf in self.chain(kind, port):
-            seconds, result = self._run("ADD", program, {**conf, **({"prevResult": result} if result else {})}, name, pod)
+            seconds, result = self._run(
+                "ADD", program, {**conf, **({"prevResult": result} if result else {})}, name, pod
+            )
             total += seconds
         assert result is not None
         return total, result
 
     def delete(self, kind: str, name: str, pod: NetNS, result: dict[str, Any], port: int = 8080) -> float:
-        return sum(self._run("DEL", program, {**conf, "prevResult": result}, name, pod)[0]
-                   for program, conf in reversed(self.chain(kind, port)))
+        return sum(
+            self._run("DEL", program, {**conf, "prevResult": result}, name, pod)[0]
+            for program, conf in reversed(self.chain(kind, port))
+        )
 
     def once(self, kind: str, pod: NetNS) -> tuple[float, float]:
         def work() -> tuple[float, float]:
@@ -109,10 +131,14 @@ class Side:
             env = [f"{key}={value}" for key, value in self._environment("ADD", chain[0][0], f"p{i}", pod).items()]
             plugins = [part for program, conf in chain for part in (program, json.dumps(conf))]
             words += [str(len(env)), *env, str(len(chain)), *plugins]
-        took, *texts = self.ns.run([str(storm), str(PARALLEL)], input="".join(word + "\0" for word in words)).stdout.split("\0")
+        took, *texts = self.ns.run(
+            [str(storm), str(PARALLEL)], input="".join(word + "\0" for word in words)
+        ).stdout.split("\0")
         results, seconds = [json.loads(text) for text in texts if text], int(took) / 1e9
         assert len({r["ips"][0]["address"] for r in results}) == len(pods)
-        gone = [self.workers.submit(self.delete, kind, f"p{i}", pod, results[i], 10000 + i) for i, pod in enumerate(pods)]
+        gone = [
+            self.workers.submit(self.delete, kind, f"p{i}", pod, results[i], 10000 + i) for i, pod in enumerate(pods)
+        ]
         for job in gone:
             job.result()
         return len(pods) / seconds
@@ -121,7 +147,9 @@ class Side:
 def compiled(folder: Path) -> Path:
     """cni_storm.c, which starts the plugins where many run at once."""
     found, source = folder / "cni_storm", Path(__file__).with_name("cni_storm.c")
-    compiler = next((c for c in ("cc", "gcc", "musl-gcc", f"{os.uname().machine}-linux-musl-gcc") if shutil.which(c)), "cc")
+    compiler = next(
+        (c for c in ("cc", "gcc", "musl-gcc", f"{os.uname().machine}-linux-musl-gcc") if shutil.which(c)), "cc"
+    )
     subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-o", str(found), str(source)], check=True)
     return found
 
@@ -145,9 +173,20 @@ def reference_side(ns: NetNS, root: Path, state: Path) -> Side:
 
     def chain(kind: str, port: int) -> Chain:
         common = {"cniVersion": "1.0.0", "name": "bench"}
-        bridge = {**common, "type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True,
-                  "ipMasq": kind != "bridge", "ipam": {"type": "host-local", "dataDir": str(state), "ranges": [
-                      [{"subnet": "10.88.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}}
+        bridge = {
+            **common,
+            "type": "bridge",
+            "bridge": "cni0",
+            "isGateway": True,
+            "hairpinMode": True,
+            "ipMasq": kind != "bridge",
+            "ipam": {
+                "type": "host-local",
+                "dataDir": str(state),
+                "ranges": [[{"subnet": "10.88.0.0/16"}]],
+                "routes": [{"dst": "0.0.0.0/0"}],
+            },
+        }
         links = [(str(plugins / "bridge"), bridge)]
         if kind == "portmap":
             links.append((str(plugins / "portmap"), {**common, "type": "portmap", "runtimeConfig": mapping(port)}))
@@ -163,18 +202,34 @@ def rss(pid: int) -> float:
 
 def row(name: str, unit: str, podwire: list[float], peer: list[float], peer_name: str) -> dict[str, Any]:
     mine, theirs = statistics.median(podwire), statistics.median(peer) if peer else None
-    made = {"name": name, "unit": unit, "podwire": round(mine, 2), "peer": None if theirs is None else round(theirs, 2),
-            "peer_name": peer_name, "ratio": None if theirs is None else round(mine / theirs, 3),
-            "runs": {"podwire": [round(x, 3) for x in podwire], "peer": [round(x, 3) for x in peer]}}
+    made = {
+        "name": name,
+        "unit": unit,
+        "podwire": round(mine, 2),
+        "peer": None if theirs is None else round(theirs, 2),
+        "peer_name": peer_name,
+        "ratio": None if theirs is None else round(mine / theirs, 3),
+        "runs": {"podwire": [round(x, 3) for x in podwire], "peer": [round(x, 3) for x in peer]},
+    }
     against = "" if theirs is None else f"   {theirs:9.2f} {peer_name}   ratio {made['ratio']}"
     print(f"{name:14} {mine:9.2f} {unit}{against}", flush=True)
     return made
 
 
 def reference_conflist(state: Path) -> str:
-    bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipMasq": True, "ipam": {
-        "type": "host-local", "dataDir": str(state), "ranges": [[{"subnet": "10.88.0.0/16"}]],
-        "routes": [{"dst": "0.0.0.0/0"}]}}
+    bridge = {
+        "type": "bridge",
+        "bridge": "cni0",
+        "isGateway": True,
+        "hairpinMode": True,
+        "ipMasq": True,
+        "ipam": {
+            "type": "host-local",
+            "dataDir": str(state),
+            "ranges": [[{"subnet": "10.88.0.0/16"}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        },
+    }
     portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
     return json.dumps({"cniVersion": "1.0.0", "name": "bench", "plugins": [bridge, portmap]})
 
@@ -235,15 +290,36 @@ def main() -> None:
         for kind in ("bridge", "ipMasq", "portmap"):
             times = [[side.once(kind, pod) for side in sides] for _ in range(asked.rounds + 2)][2:]
             for n, verb in enumerate(("ADD", "DEL")):
-                rows.append(row(f"{kind} {verb}", "ms", [1000 * t[0][n] for t in times],
-                                [1000 * t[1][n] for t in times] if root else [], peer_name))
+                rows.append(
+                    row(
+                        f"{kind} {verb}",
+                        "ms",
+                        [1000 * t[0][n] for t in times],
+                        [1000 * t[1][n] for t in times] if root else [],
+                        peer_name,
+                    )
+                )
             rates = [[side.rate(kind, many, storm) for side in sides] for _ in range(5)]
-            rows.append(row(f"{kind} ADD x{PARALLEL}", "1/s", [r[0] for r in rates], [r[1] for r in rates] if root else [],
-                            peer_name))
+            rows.append(
+                row(
+                    f"{kind} ADD x{PARALLEL}",
+                    "1/s",
+                    [r[0] for r in rates],
+                    [r[1] for r in rates] if root else [],
+                    peer_name,
+                )
+            )
         if root:
             took = sandboxes(node, theirs, root, folder, state / "cri-leases", asked.rounds)
-            rows.append(row("RunPodSandbox", "ms", [1000 * t[0] for t in took], [1000 * t[1] for t in took],
-                            f"containerd {debian.version('containerd')} with {peer_name}"))
+            rows.append(
+                row(
+                    "RunPodSandbox",
+                    "ms",
+                    [1000 * t[0] for t in took],
+                    [1000 * t[1] for t in took],
+                    f"containerd {debian.version('containerd')} with {peer_name}",
+                )
+            )
         assert node.agent is not None
 
         def pairs(lane: int, count: int) -> None:
@@ -260,8 +336,13 @@ def main() -> None:
         run_pairs(asked.pairs)
         after = rss(node.agent.pid)
         rows.append({**row("agent RSS", "MiB", [after], [], "none"), "before": round(before, 2), "pairs": asked.pairs})
-    machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(),
-               "load": load, "load_after": round(os.getloadavg()[0], 1)}
+    machine = {
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load": load,
+        "load_after": round(os.getloadavg()[0], 1),
+    }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     print(f"written to {RESULTS}")

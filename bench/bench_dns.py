@@ -2,8 +2,9 @@
 
     .venv/bin/python bench/bench_dns.py [--rounds 5] [--seconds 3]
 
-Everything runs in a network namespace of its own; the servers are pinned to one CPU, dnsperf to another. A/B/A/B, medians of
-paired ratios. Latencies are measured by dns_paced.c, which tells its own pauses apart. Writes bench/results/dns.json.
+Everything runs in a network namespace of its own; the servers are pinned to one CPU, dnsperf to another. A/B/A/B,
+medians of paired ratios. Latencies are measured by dns_paced.c, which tells its own pauses apart. Writes
+bench/results/dns.json.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 RATE = 15_000
 CONFIG = DnsConfig("bench", None, Path("unused"), pod_cidrs=(POD_CIDR,))
 
+
 def cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICK
@@ -67,14 +69,14 @@ def text_records() -> Iterator[str]:
     for key, value in zone().answers.items():
         owner = names.from_wire(key[:-4])
         for record in wire.records(value, 6, int.from_bytes(value[:2])):
-            yield f"{owner} {record.ttl} IN {_text(record.rtype, value[record.data_at:record.end])}"
+            yield f"{owner} {record.ttl} IN {_text(record.rtype, value[record.data_at : record.end])}"
 
 
 def _text(rtype: int, data: bytes) -> str:
     if rtype == A:
         return f"A {'.'.join(map(str, data))}"
     if rtype == SRV:
-        priority, weight, port = (int.from_bytes(data[at:at + 2]) for at in (0, 2, 4))
+        priority, weight, port = (int.from_bytes(data[at : at + 2]) for at in (0, 2, 4))
         return f"SRV {priority} {weight} {port} {names.from_wire(data[6:])}"
     return f'TXT "{data[1:].decode()}"' if rtype == TXT else f"{TYPE_NAMES[rtype]} {names.from_wire(data)}"
 
@@ -100,8 +102,10 @@ def query_files(folder: Path) -> dict[str, Path]:
     base = [f"svc-{i}.{big.namespace_of(i)}.svc.{ZONE}" for i in rand.choices(clusters, k=20_000)]
     kinds = {
         "A hits": [f"{name} A" for name in base],
-        "NXDOMAIN": [f"svc-{i}.{big.namespace_of(i)}.svc.{big.namespace_of(i + 1)}.svc.{ZONE} A"
-                     for i in rand.choices(clusters, k=20_000)],
+        "NXDOMAIN": [
+            f"svc-{i}.{big.namespace_of(i)}.svc.{big.namespace_of(i + 1)}.svc.{ZONE} A"
+            for i in rand.choices(clusters, k=20_000)
+        ],
         "SRV": [f"_http._tcp.{name} SRV" for name in base],
         "NODATA": [f"{name} AAAA" for name in base],
     }
@@ -128,9 +132,25 @@ class Peer:
         run_dir = self.folder / "podwire"
         run_dir.mkdir()
         config = self.api.kubeconfig(run_dir / "kubeconfig")
-        common = ["--node-name", "b", "--run-dir", str(run_dir), "--port", str(self.port), "--pod-cidr", POD_CIDR,
-                  "--upstream", "none", "--listen", ADDRESS, "--kubeconfig", str(config)]
-        self.feeder = self._start(sys.executable, "-m", "podwire_dns.main", "feeder", *common, cpu=f"{SERVER_CPU},{CLIENT_CPU}")
+        common = [
+            "--node-name",
+            "b",
+            "--run-dir",
+            str(run_dir),
+            "--port",
+            str(self.port),
+            "--pod-cidr",
+            POD_CIDR,
+            "--upstream",
+            "none",
+            "--listen",
+            ADDRESS,
+            "--kubeconfig",
+            str(config),
+        ]
+        self.feeder = self._start(
+            sys.executable, "-m", "podwire_dns.main", "feeder", *common, cpu=f"{SERVER_CPU},{CLIENT_CPU}"
+        )
         return self._start(sys.executable, "-m", "podwire_dns.main", "server", *common)
 
     def _zone_file(self) -> Path:
@@ -145,10 +165,12 @@ class Peer:
         folder = self.folder / "knot"
         folder.mkdir()
         conf = folder / "knot.conf"
-        conf.write_text(f"server:\n  rundir: {folder}\n  listen: {ADDRESS}@{self.port}\n  udp-workers: 1\n  tcp-workers: 1\n"
-                        f"  background-workers: 1\ndatabase:\n  storage: {folder}\n"
-                        f"zone:\n  - domain: cluster.local\n    file: {self._zone_file()}\n    semantic-checks: off\n"
-                        "    zonefile-sync: -1\n    journal-content: none\n")
+        conf.write_text(
+            f"server:\n  rundir: {folder}\n  listen: {ADDRESS}@{self.port}\n  udp-workers: 1\n  tcp-workers: 1\n"
+            f"  background-workers: 1\ndatabase:\n  storage: {folder}\n"
+            f"zone:\n  - domain: cluster.local\n    file: {self._zone_file()}\n    semantic-checks: off\n"
+            "    zonefile-sync: -1\n    journal-content: none\n"
+        )
         return self._start("/usr/sbin/knotd", "-c", str(conf))
 
     def _unbound(self) -> subprocess.Popen[str]:
@@ -156,21 +178,27 @@ class Peer:
         folder.mkdir()
         lines = "\n".join(f"  local-data: '{line}'" for line in self._zone_file().read_text().splitlines())
         conf = folder / "unbound.conf"
-        conf.write_text(f"server:\n  interface: {ADDRESS}\n  port: {self.port}\n  num-threads: 1\n  do-daemonize: no\n"
-                        f"  username: ''\n  chroot: ''\n  directory: {folder}\n  pidfile: ''\n  use-syslog: no\n"
-                        f"  access-control: 0.0.0.0/0 allow\n  local-zone: {ZONE} static\n{lines}\n"
-                        "remote-control:\n  control-enable: no\n")
+        conf.write_text(
+            f"server:\n  interface: {ADDRESS}\n  port: {self.port}\n  num-threads: 1\n  do-daemonize: no\n"
+            f"  username: ''\n  chroot: ''\n  directory: {folder}\n  pidfile: ''\n  use-syslog: no\n"
+            f"  access-control: 0.0.0.0/0 allow\n  local-zone: {ZONE} static\n{lines}\n"
+            "remote-control:\n  control-enable: no\n"
+        )
         return self._start("/usr/sbin/unbound", "-c", str(conf))
 
     def wait(self) -> None:
         end = time.monotonic() + 120
         while True:
-            done = self.node.run(["dig", "+short", "+time=1", "+tries=1", f"@{ADDRESS}", "-p", str(self.port),
-                                  f"svc-1.ns1.svc.{ZONE}"], check=False)
+            done = self.node.run(
+                ["dig", "+short", "+time=1", "+tries=1", f"@{ADDRESS}", "-p", str(self.port), f"svc-1.ns1.svc.{ZONE}"],
+                check=False,
+            )
             if done.stdout.strip() == "10.96.0.1":
                 return
             if time.monotonic() > end or self.process.poll() is not None:
-                raise SystemExit(f"{self.name} does not answer:\n" + (self.folder / f"{self.name}.log").read_text()[-2000:])
+                raise SystemExit(
+                    f"{self.name} does not answer:\n" + (self.folder / f"{self.name}.log").read_text()[-2000:]
+                )
             time.sleep(0.2)
 
     def stop(self) -> None:
@@ -181,14 +209,35 @@ class Peer:
 
 def dnsperf(peer: Peer, file: Path, seconds: float) -> dict[str, float]:
     """QPS, and QPS per CPU second of the server."""
-    command = ["taskset", "-c", CLIENT_CPU, "dnsperf", "-s", ADDRESS, "-p", str(peer.port), "-d", str(file), "-l", str(seconds),
-               "-c", "8", "-T", "1", "-q", "64"]
+    command = [
+        "taskset",
+        "-c",
+        CLIENT_CPU,
+        "dnsperf",
+        "-s",
+        ADDRESS,
+        "-p",
+        str(peer.port),
+        "-d",
+        str(file),
+        "-l",
+        str(seconds),
+        "-c",
+        "8",
+        "-T",
+        "1",
+        "-q",
+        "64",
+    ]
     before = cpu_seconds(peer.process.pid)
     out = peer.node.run(command).stdout
     spent = cpu_seconds(peer.process.pid) - before
     completed = float(re.findall(r"Queries completed:\s+(\d+)", out)[0])
-    return {"qps": float(re.findall(r"Queries per second:\s+([\d.]+)", out)[0]), "qps/core": completed / max(spent, 1e-3),
-            "lost": float(re.findall(r"Queries lost:\s+(\d+)", out)[0])}
+    return {
+        "qps": float(re.findall(r"Queries per second:\s+([\d.]+)", out)[0]),
+        "qps/core": completed / max(spent, 1e-3),
+        "lost": float(re.findall(r"Queries lost:\s+(\d+)", out)[0]),
+    }
 
 
 def generator(folder: Path) -> Path:
@@ -209,12 +258,20 @@ def paced(program: Path, peer: Peer, file: Path, seconds: float) -> float:
 def row(name: str, unit: str, podwire: list[float], peer: list[float], peer_name: str) -> dict[str, Any]:
     """Medians, and the median of the paired ratios."""
     ratio = statistics.median(a / b for a, b in zip(podwire, peer, strict=True)) if peer else None
-    found = {"name": name, "unit": unit, "podwire": round(statistics.median(podwire), 3),
-             "peer": round(statistics.median(peer), 3) if peer else None, "peer_name": peer_name,
-             "ratio": round(ratio, 3) if ratio is not None else None,
-             "runs": {"podwire": [round(v, 3) for v in podwire], "peer": [round(v, 3) for v in peer]}}
-    print(f"{name:28} {found['podwire']:>12} {unit:16} {peer_name or '-':24} {found['peer'] or '-'!s:>12}",
-          f"ratio {found['ratio']}" if ratio else "", flush=True)
+    found = {
+        "name": name,
+        "unit": unit,
+        "podwire": round(statistics.median(podwire), 3),
+        "peer": round(statistics.median(peer), 3) if peer else None,
+        "peer_name": peer_name,
+        "ratio": round(ratio, 3) if ratio is not None else None,
+        "runs": {"podwire": [round(v, 3) for v in podwire], "peer": [round(v, 3) for v in peer]},
+    }
+    print(
+        f"{name:28} {found['podwire']:>12} {unit:16} {peer_name or '-':24} {found['peer'] or '-'!s:>12}",
+        f"ratio {found['ratio']}" if ratio else "",
+        flush=True,
+    )
     return found
 
 
@@ -234,8 +291,8 @@ def throughput(peers: dict[str, Peer], files: dict[str, Path], rounds: int, seco
 
 
 def latency(peers: dict[str, Peer], file: Path, rounds: int, seconds: float, api: FakeApi) -> list[dict[str, Any]]:
-    """p99 at 15,000 queries a second; then the same while 1,000 endpoints a second change. Twice the rounds: what one run
-    shows of a virtual machine's own pauses is chance."""
+    """p99 at 15,000 queries a second; then the same while 1,000 endpoints a second change. Twice the rounds: what one
+    run shows of a virtual machine's own pauses is chance."""
     calm: dict[str, list[float]] = {name: [] for name in ("podwire", "knot") if name in peers}
     busy: list[float] = []
     program = generator(file.parent)
@@ -287,8 +344,13 @@ def new_names(peer: Peer, api: FakeApi, count: int) -> list[float]:
                 query = bytes(DNSRecord.question(f"fresh-{index}.ns0.svc.{ZONE}").pack())
                 assert not ask(sock, query)
                 address = f"10.97.0.{index + 1}"
-                api.put(SERVICES, {"metadata": {"name": f"fresh-{index}", "namespace": "ns0"},
-                                   "spec": {"clusterIP": address, "clusterIPs": [address], "ports": []}})
+                api.put(
+                    SERVICES,
+                    {
+                        "metadata": {"name": f"fresh-{index}", "namespace": "ns0"},
+                        "spec": {"clusterIP": address, "clusterIPs": [address], "ports": []},
+                    },
+                )
                 begin = time.monotonic()
                 while not ask(sock, query):
                     time.sleep(0.0005)
@@ -320,7 +382,7 @@ def rendering(rounds: int) -> list[float]:
 def with_dnslib(rounds: int) -> list[float]:
     """CPU seconds that dnslib would take to pack as many: measured on a sample of the same mixture."""
     made = zone()
-    keys = list(made.answers)[::len(made.answers) // 5000]
+    keys = list(made.answers)[:: len(made.answers) // 5000]
     messages = []
     for key in keys:
         value = made.answers[key]
@@ -385,9 +447,14 @@ def main() -> None:
                 for peer in peers.values():
                     peer.stop()
         rows += dns_forward.rows(Path(tmp), options.rounds, options.seconds, unbound=present["unbound"] != "absent")
-    machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(),
-               "processor": re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[:1], "peers": present,
-               "note": "a shared machine: trust ratios, not absolute figures"}
+    machine = {
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "processor": re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[:1],
+        "peers": present,
+        "note": "a shared machine: trust ratios, not absolute figures",
+    }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     print(f"wrote {RESULTS}")

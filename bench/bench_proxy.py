@@ -1,13 +1,13 @@
 """The Service proxy's figures -> bench/results/proxy.json. `make bench-proxy`, as root.
 
-Every figure is taken in a process of its own, in a network namespace of its own, rounds interleaved; the median counts and
-all runs are kept. "full": Kubernetes objects to kernel, planning included. "change": one endpoint replaced by another, from
-the object to the kernel; "scale": one endpoint more or less, which also writes a verdict element.
-"churn": 1,000 changes a second for a minute, three of four an endpoint replaced, one a count that changes; the value is the
-longest lag of any change, RSS the mean of the first and the last quarter. "verdicts": elements written into verdict maps.
-Rows of iptables are the same measurements with that backend, a change the median of 10.
-The peer of "first packet" is the same path straight to the endpoint, conntrack on. The peer of "full" is kube-proxy in nftables
-mode, from its start to the first answer of the last Service; "absent" where its binary is not on PATH.
+Every figure is taken in a process of its own, in a network namespace of its own, rounds interleaved; the median counts
+and all runs are kept. "full": Kubernetes objects to kernel, planning included. "change": one endpoint replaced by
+another, from the object to the kernel; "scale": one endpoint more or less, which also writes a verdict element.
+"churn": 1,000 changes a second for a minute, three of four an endpoint replaced, one a count that changes; the value is
+the longest lag of any change, RSS the mean of the first and the last quarter. "verdicts": elements written into verdict
+maps. Rows of iptables are the same measurements with that backend, a change the median of 10.
+The peer of "first packet" is the same path straight to the endpoint, conntrack on. The peer of "full" is kube-proxy in
+nftables mode, from its start to the first answer of the last Service; "absent" where its binary is not on PATH.
 """
 
 from __future__ import annotations
@@ -34,13 +34,25 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "netns-tests"))
 RESULT = HERE / "results" / "proxy.json"
 # name, measurement, Services, endpoints each, rounds
-ROWS = [("full 10k", "full", 10_000, 10, 2), ("full 44k", "full", 44_000, 5, 2), ("restart 10k", "restart", 10_000, 10, 2),
-        ("change 1k", "change", 1_000, 10, 2), ("change 10k", "change", 10_000, 10, 2), ("change 44k", "change", 44_000, 5, 2),
-        ("scale 1k", "scale", 1_000, 10, 1), ("scale 10k", "scale", 10_000, 10, 1), ("scale 44k", "scale", 44_000, 5, 1),
-        ("churn 10k", "churn", 10_000, 10, 1),
-        ("RSS 10k", "rss", 10_000, 10, 2), ("first packet 44k", "packet", 44_000, 5, 2),
-        *((f"{row} 10k {backend}", f"{what}:{backend}", 10_000, 10, 1) for backend in ("iptables-nft", "iptables-legacy")
-          for row, what in (("full", "full"), ("change", "change"), ("first packet", "packet")))]
+ROWS = [
+    ("full 10k", "full", 10_000, 10, 2),
+    ("full 44k", "full", 44_000, 5, 2),
+    ("restart 10k", "restart", 10_000, 10, 2),
+    ("change 1k", "change", 1_000, 10, 2),
+    ("change 10k", "change", 10_000, 10, 2),
+    ("change 44k", "change", 44_000, 5, 2),
+    ("scale 1k", "scale", 1_000, 10, 1),
+    ("scale 10k", "scale", 10_000, 10, 1),
+    ("scale 44k", "scale", 44_000, 5, 1),
+    ("churn 10k", "churn", 10_000, 10, 1),
+    ("RSS 10k", "rss", 10_000, 10, 2),
+    ("first packet 44k", "packet", 44_000, 5, 2),
+    *(
+        (f"{row} 10k {backend}", f"{what}:{backend}", 10_000, 10, 1)
+        for backend in ("iptables-nft", "iptables-legacy")
+        for row, what in (("full", "full"), ("change", "change"), ("first packet", "packet"))
+    ),
+]
 SERVICES, ENDPOINTS = 10 << 24 | 64 << 16, 10 << 24 | 128 << 16  # 10.64.0.0/12 and 10.128.0.0/9
 
 
@@ -59,7 +71,9 @@ class Cluster:
 
         frugal()
         self.count, self.size, self.fd = count, size, fd
-        self.info = NodeInfo("n1", ("172.30.0.11",), "", ("10.128.0.0/9", "10.244.0.0/16"), ("10.64.0.0/12", "10.96.0.0/16"))
+        self.info = NodeInfo(
+            "n1", ("172.30.0.11",), "", ("10.128.0.0/9", "10.244.0.0/16"), ("10.64.0.0/12", "10.96.0.0/16")
+        )
         name, _, variant = (backend or "nftables").partition("-")
         self.tracker = Tracker(self.info)
         self.proxier = backends.choose(name, variant or "auto").proxier(self.info, fd)
@@ -106,7 +120,7 @@ def measure(what: str, count: int, size: int) -> dict[str, float]:
             base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             objects, cluster.objects = cluster.objects, []
             for number in range(0, count, 500):  # as a list in pages: the objects do not pile up
-                cluster.objects = objects[number:number + 500]
+                cluster.objects = objects[number : number + 500]
                 for service, found in cluster.objects:
                     cluster.tracker.service(f"default/{service['metadata']['name']}", service)
                     cluster.tracker.slice(f"default/{found['metadata']['name']}", found)
@@ -129,9 +143,18 @@ def measure(what: str, count: int, size: int) -> dict[str, float]:
         if what == "churn":
             return churned(cluster)
         keyedlock = 10 if backend else 200  # iptables hands whole tables to the kernel
-        times = sorted(cluster.change(n * 37 % count, cluster.slice(n * 37 % count, 1_000_000 + n if what == "change" else 0,
-                                                                    int(what == "scale"))) for n in range(keyedlock))
-        return {"value": times[keyedlock // 2], "p99": times[int(keyedlock * 0.985)], "verdicts": cluster.verdicts / keyedlock}
+        times = sorted(
+            cluster.change(
+                n * 37 % count,
+                cluster.slice(n * 37 % count, 1_000_000 + n if what == "change" else 0, int(what == "scale")),
+            )
+            for n in range(keyedlock)
+        )
+        return {
+            "value": times[keyedlock // 2],
+            "p99": times[int(keyedlock * 0.985)],
+            "verdicts": cluster.verdicts / keyedlock,
+        }
 
 
 def churned(cluster: Cluster) -> dict[str, float]:
@@ -156,20 +179,43 @@ def kube_proxy(count: int, size: int) -> float:
     with Lab() as lab, tempfile.TemporaryDirectory() as text:
         ns, directory = lab.netns("peer"), Path(text)
         ns.netlink(lambda ipr: ipr.addr("add", index=1, address=node, prefixlen=32))
-        ns.run(["ip", "route", "add", "default", "dev", "lo"])  # a Service's address needs a route before it is translated
+        ns.run(
+            ["ip", "route", "add", "default", "dev", "lo"]
+        )  # a Service's address needs a route before it is translated
         cluster = Cluster(ns.fd, count, size)
         with FakeApi(ns) as api, ns.call(lambda: socket.create_server((node, 9376))):
-            api.apply({"kind": "Node", "metadata": {"name": "n1"}, "status": {"addresses": [
-                {"type": "InternalIP", "address": node}]}}, *(obj for pair in cluster.objects for obj in pair))
-            api.apply(service("zz-last", ip(SERVICES), [port(80)]),
-                      endpoint_slice("zz-last", [endpoint(node, "n1")], [("", "TCP", 9376)]))
-            (directory / "config.json").write_text(json.dumps({
-                "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": "nftables",
-                "clientConnection": {"kubeconfig": str(api.kubeconfig(directory / "kubeconfig"))}, "hostnameOverride": "n1",
-                "clusterCIDR": "10.128.0.0/9", "conntrack": {"maxPerCore": 0}, "bindAddress": node}))
+            api.apply(
+                {
+                    "kind": "Node",
+                    "metadata": {"name": "n1"},
+                    "status": {"addresses": [{"type": "InternalIP", "address": node}]},
+                },
+                *(obj for pair in cluster.objects for obj in pair),
+            )
+            api.apply(
+                service("zz-last", ip(SERVICES), [port(80)]),
+                endpoint_slice("zz-last", [endpoint(node, "n1")], [("", "TCP", 9376)]),
+            )
+            (directory / "config.json").write_text(
+                json.dumps(
+                    {
+                        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+                        "kind": "KubeProxyConfiguration",
+                        "mode": "nftables",
+                        "clientConnection": {"kubeconfig": str(api.kubeconfig(directory / "kubeconfig"))},
+                        "hostnameOverride": "n1",
+                        "clusterCIDR": "10.128.0.0/9",
+                        "conntrack": {"maxPerCore": 0},
+                        "bindAddress": node,
+                    }
+                )
+            )
             started = time.perf_counter()
-            process = ns.popen(["kube-proxy", f"--config={directory / 'config.json'}"], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
+            process = ns.popen(
+                ["kube-proxy", f"--config={directory / 'config.json'}"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
             try:
                 while time.perf_counter() < started + 1800:
                     if process.poll() is not None:
@@ -192,8 +238,12 @@ def first_packet(lab: Any, count: int, size: int, backend: str) -> dict[str, flo
 
     world = World(lab)
     cluster = Cluster(world.node.fd, count, size, backend)
-    cluster.objects.append((service("last", s.VIP, [port(80, "UDP")]),
-                            endpoint_slice("last", [endpoint(s.POD_B, "n1")], [("", "UDP", s.TARGET)])))
+    cluster.objects.append(
+        (
+            service("last", s.VIP, [port(80, "UDP")]),
+            endpoint_slice("last", [endpoint(s.POD_B, "n1")], [("", "UDP", s.TARGET)]),
+        )
+    )
     cluster.load()
 
     def once(target: tuple[str, int]) -> float:
@@ -222,8 +272,14 @@ def first_packet(lab: Any, count: int, size: int, backend: str) -> dict[str, flo
 def machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
-    return {"kernel": platform.release(), "python": platform.python_version(), "cpu": model, "cores": os.cpu_count(),
-            "load": os.getloadavg()[0], "kube-proxy": shutil.which("kube-proxy") or "absent"}
+    return {
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "kube-proxy": shutil.which("kube-proxy") or "absent",
+    }
 
 
 def main() -> None:
@@ -243,12 +299,20 @@ def main() -> None:
     for turn in range(max(row[4] for row in wanted)):
         for name, what, count, size, rounds in wanted:
             if turn < rounds:
-                done = subprocess.run([sys.executable, __file__, "--one", what, str(count), str(size)], check=True,
-                                      capture_output=True, text=True)
+                done = subprocess.run(
+                    [sys.executable, __file__, "--one", what, str(count), str(size)],
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                )
                 runs[name].append(json.loads(done.stdout))
                 if what == "full" and not turn and shutil.which("kube-proxy"):
-                    peer = subprocess.run([sys.executable, __file__, "--one", "kube-proxy", str(count), str(size)], check=True,
-                                          capture_output=True, text=True)
+                    peer = subprocess.run(
+                        [sys.executable, __file__, "--one", "kube-proxy", str(count), str(size)],
+                        check=True,
+                        capture_output=True,
+                        text=True,
+                    )
                     runs[name][-1]["peer"] = json.loads(peer.stdout)["value"]
                 print(f"{name:<18} {runs[name][-1]}", flush=True)
     rows = []
@@ -257,16 +321,26 @@ def main() -> None:
         peers = [run["peer"] for run in runs[name] if "peer" in run]
         ours, peer = statistics.median(values), statistics.median(peers) if peers else None
         kind = what.partition(":")[0]
-        rows.append({"name": name, "unit": {"rss": "MiB", "packet": "us"}.get(kind, "ms"), "podwire": round(ours, 3),
-                     "peer": round(peer, 3) if peer else "absent", "peer_name": "direct" if kind == "packet" else "kube-proxy",
-                     "ratio": round(ours / peer, 3) if peer else None, "runs": runs[name]})
+        rows.append(
+            {
+                "name": name,
+                "unit": {"rss": "MiB", "packet": "us"}.get(kind, "ms"),
+                "podwire": round(ours, 3),
+                "peer": round(peer, 3) if peer else "absent",
+                "peer_name": "direct" if kind == "packet" else "kube-proxy",
+                "ratio": round(ours / peer, 3) if peer else None,
+                "runs": runs[name],
+            }
+        )
     RESULT.parent.mkdir(exist_ok=True)
     measured = {row["name"] for row in rows}
     if options.only and RESULT.exists():  # rows that were not asked for stay as they were
         rows += [row for row in json.loads(RESULT.read_text())["rows"] if row["name"] not in measured]
     order = [row[0] for row in ROWS]
     rows.sort(key=lambda row: order.index(row["name"]) if row["name"] in order else len(order))
-    RESULT.write_text(json.dumps({"machine": {**load, "load_after": os.getloadavg()[0]}, "rows": rows}, indent=1) + "\n")
+    RESULT.write_text(
+        json.dumps({"machine": {**load, "load_after": os.getloadavg()[0]}, "rows": rows}, indent=1) + "\n"
+    )
     for row in (row for row in rows if row["name"] in measured):
         ratio = f"{row['ratio']} x {row['peer_name']}" if row["ratio"] else f"{row['peer_name']}: absent"
         print(f"{row['name']:<18} {row['podwire']:>10} {row['unit']:<4} {ratio}")

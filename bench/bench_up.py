@@ -1,10 +1,10 @@
 """The whole cluster's figures -> bench/results/up.json. `make bench-up`, as root.
 
 "up 3 nodes", "down": the commands, from start to their return (every role of every node ready; nothing left).
-"apply to answer": from sending a Service to the API until a TCP connection of a client pod to its ClusterIP is accepted;
-"apply to name": until the client pod's DNS answers its name. It tries every millisecond: without a pause it would take one of
-few CPUs away from all that must happen. Median of all manifests, with the 99th percentile as a row of its own.
-No peer does the same on one machine without a container engine, so the peer's column says "absent".
+"apply to answer": from sending a Service to the API until a TCP connection of a client pod to its ClusterIP is
+accepted; "apply to name": until the client pod's DNS answers its name. It tries every millisecond: without a pause it
+would take one of few CPUs away from all that must happen. Median of all manifests, with the 99th percentile as a row of
+its own. No peer does the same on one machine without a container engine, so the peer's column says "absent".
 """
 
 from __future__ import annotations
@@ -79,8 +79,12 @@ def named(name: str) -> float:
 
 
 def manifest(name: str) -> dict[str, Any]:
-    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"},
-            "spec": {"selector": {"app": "MyApp"}, "ports": [{"port": 80, "targetPort": 9376}]}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"selector": {"app": "MyApp"}, "ports": [{"port": 80, "targetPort": 9376}]},
+    }
 
 
 async def services(lab: DemoLab, netns: str, count: int, turn: int) -> tuple[list[float], list[float]]:
@@ -93,8 +97,11 @@ async def services(lab: DemoLab, netns: str, count: int, turn: int) -> tuple[lis
             began = time.perf_counter()
             made = await api.create("/api/v1/namespaces/default/services", manifest(name))
             work = answers if number % 2 else named  # one probe at a time: two would compete for the two cores
-            at = await asyncio.to_thread(call_in, netns, lambda made=made, name=name, work=work: work(
-                made["spec"]["clusterIP"] if work is answers else name))
+            at = await asyncio.to_thread(
+                call_in,
+                netns,
+                lambda made=made, name=name, work=work: work(made["spec"]["clusterIP"] if work is answers else name),
+            )
             (reached if work is answers else found).append((at - began) * 1000)
             await asyncio.sleep(0.05)
     return reached, found
@@ -116,8 +123,15 @@ def one(turn: int, count: int) -> dict[str, Any]:
 
 
 def row(name: str, unit: str, runs: list[float], value: float | None = None) -> dict[str, Any]:
-    return {"name": name, "unit": unit, "podwire": round(statistics.median(runs) if value is None else value, 3),
-            "peer": "absent", "peer_name": "absent", "ratio": None, "runs": {"podwire": runs, "peer": []}}
+    return {
+        "name": name,
+        "unit": unit,
+        "podwire": round(statistics.median(runs) if value is None else value, 3),
+        "peer": "absent",
+        "peer_name": "absent",
+        "ratio": None,
+        "runs": {"podwire": runs, "peer": []},
+    }
 
 
 def p99(runs: list[float]) -> float:
@@ -129,16 +143,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--services", type=int, default=60)
     options = parser.parse_args()
-    machine = {"kernel": platform.release(), "python": platform.python_version(), "cpus": os.cpu_count(),
-               "load": os.getloadavg()[0]}
+    machine = {
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg()[0],
+    }
     rounds = []
     for turn in range(options.rounds):
         rounds.append(one(turn, options.services))
         print({k: v if isinstance(v, float) else statistics.median(v) for k, v in rounds[-1].items()}, flush=True)
     reached, found = ([x for one in rounds for x in one[key]] for key in ("answer", "name"))
-    rows = [row("up 3 nodes", "s", [r["up"] for r in rounds]), row("down", "s", [r["down"] for r in rounds]),
-            row("apply to answer", "ms", reached), row("apply to answer, p99", "ms", reached, p99(reached)),
-            row("apply to name", "ms", found), row("apply to name, p99", "ms", found, p99(found))]
+    rows = [
+        row("up 3 nodes", "s", [r["up"] for r in rounds]),
+        row("down", "s", [r["down"] for r in rounds]),
+        row("apply to answer", "ms", reached),
+        row("apply to answer, p99", "ms", reached, p99(reached)),
+        row("apply to name", "ms", found),
+        row("apply to name, p99", "ms", found, p99(found)),
+    ]
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     for made in rows:

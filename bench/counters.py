@@ -3,9 +3,9 @@
     counters.py            all acts as JSON
     counters.py ACT DIR    one act, between two marks that strace sees; DIR is scratch space
 
-Acts: CNI ADD and DEL (in the agent), one endpoint replaced by another among 1,000 Services, one DNS answer, one object created.
-Needs root and strace. "bytecodes": Python instructions executed (CNI: by the thread that serves the call, from its arrival to
-its answer); "netlink messages": what was sent to the kernel;
+Acts: CNI ADD and DEL (in the agent), one endpoint replaced by another among 1,000 Services, one DNS answer, one object
+created. Needs root and strace. "bytecodes": Python instructions executed (CNI: by the thread that serves the call, from
+its arrival to its answer); "netlink messages": what was sent to the kernel;
 "map elements": written or deleted, "verdict elements": those of them that make the kernel look at a whole map again.
 """
 
@@ -66,8 +66,8 @@ class Bytecodes:
 
 
 class Calls:
-    """Counts the Python instructions of each call that the wiring agent's listener serves: a line each in `path`. Must be there
-    before the listener's threads are."""
+    """Counts the Python instructions of each call that the wiring agent's listener serves: a line each in `path`. Must
+    be there before the listener's threads are."""
 
     def __init__(self, path: str) -> None:
         from podwire_cni.listener import Listener
@@ -128,8 +128,10 @@ def _elements(cluster: Any) -> Counts:
     tx = planner.change(cluster.tracker.dataplane, cluster.tracker.flush())
     held = [op.thing for op in tx if isinstance(op.thing, Elements)]
     maps = Layout("ip").sets()
-    return {"map elements": sum(len(e.items) for e in held),
-            "verdict elements": sum(len(e.items) for e in held if maps[e.set.name].data == ("verdict",))}
+    return {
+        "map elements": sum(len(e.items) for e in held),
+        "verdict elements": sum(len(e.items) for e in held if maps[e.set.name].data == ("verdict",)),
+    }
 
 
 def dns_answer(folder: Path) -> Counts:
@@ -176,8 +178,11 @@ def object_create(folder: Path) -> Counts:
         await objects.create(Scope(of("Namespace"), "", "default"), {"metadata": {"name": "default"}}, WriteOptions())
 
         async def create(name: str) -> None:
-            await objects.create(Scope(of("Service"), "default", name),
-                                 {"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}}, WriteOptions())
+            await objects.create(
+                Scope(of("Service"), "default", name),
+                {"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}},
+                WriteOptions(),
+            )
 
         await create("first")
         mark(BEGIN)
@@ -192,7 +197,10 @@ def object_create(folder: Path) -> Counts:
 
 
 ACTS: dict[str, Callable[[Path], Counts]] = {
-    "endpoint change": endpoint_change, "DNS answer": dns_answer, "object create": object_create}
+    "endpoint change": endpoint_change,
+    "DNS answer": dns_answer,
+    "object create": object_create,
+}
 
 
 # ---- counting
@@ -201,31 +209,47 @@ ACTS: dict[str, Callable[[Path], Counts]] = {
 def count(lines: list[str], own: Counts) -> Counts:
     """own: what the act counted itself; "per": it was done so many times."""
     times = own.pop("per", 1)
-    seen = {"syscalls": len(lines), "netlink messages": sum(len(MESSAGE.findall(x)) for x in lines if SENT.search(x)),
-            "syncs": sum(1 for line in lines if SYNC.search(line))}
+    seen = {
+        "syscalls": len(lines),
+        "netlink messages": sum(len(MESSAGE.findall(x)) for x in lines if SENT.search(x)),
+        "syncs": sum(1 for line in lines if SYNC.search(line)),
+    }
     return {**{name: -(-number // times) for name, number in seen.items()}, **own}
 
 
 def between(trace: str, client: bool) -> list[str]:
-    """The calls between the marks, each once (strace tells an interrupted one twice). client: a thread of this process is the
-    client and marks; its calls are none of the act's, nor is the waiting of the others until it leaves the interpreter."""
+    """The calls between the marks, each once (strace tells an interrupted one twice). client: a thread of this process
+    is the client and marks; its calls are none of the act's, nor is the waiting of the others until it leaves the
+    interpreter."""
     lines = trace.splitlines()
-    at = [next(i for i, line in enumerate(lines) if f'"{path}"' in line and "access" in line.split("(")[0])
-          for path in (BEGIN, END)]
+    at = [
+        next(i for i, line in enumerate(lines) if f'"{path}"' in line and "access" in line.split("(")[0])
+        for path in (BEGIN, END)
+    ]
     thread = lines[at[0]].split()[0] if client else ""
-    return [line for line in calls(lines[at[0] + 1:at[1]])
-            if not client or (line.split()[0] != thread and not FUTEX.search(line))]
+    return [
+        line
+        for line in calls(lines[at[0] + 1 : at[1]])
+        if not client or (line.split()[0] != thread and not FUTEX.search(line))
+    ]
 
 
 def calls(lines: list[str]) -> list[str]:
-    return [line for line in lines if "(" in line and "resumed>" not in line and "+++" not in line and "---" not in line]
+    return [
+        line for line in lines if "(" in line and "resumed>" not in line and "+++" not in line and "---" not in line
+    ]
 
 
 def act(name: str) -> Counts:
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace"
-        done = subprocess.run([*STRACE, str(trace), "unshare", "-n", sys.executable, str(HERE / "counters.py"), name, folder],
-                              capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            [*STRACE, str(trace), "unshare", "-n", sys.executable, str(HERE / "counters.py"), name, folder],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
         if done.returncode:
             raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
         own = json.loads(done.stdout.splitlines()[-1])
@@ -259,7 +283,9 @@ def cni() -> dict[str, Counts]:
                             assert answer.status == 0, answer.out
                         if number:  # the least: how often one thread waits for another is the machine's mood
                             found = count(calls(seen.lines), {})
-                            out[f"CNI {verb}"] = min(found, out.get(f"CNI {verb}", found), key=lambda one: one["syscalls"])
+                            out[f"CNI {verb}"] = min(
+                                found, out.get(f"CNI {verb}", found), key=lambda one: one["syscalls"]
+                            )
                 node.stop()
                 for verb, more in _in_python(node, lab).items():
                     out[f"CNI {verb}"] |= more
@@ -269,12 +295,15 @@ def cni() -> dict[str, Counts]:
 
 
 def _in_python(node: Any, lab: Any) -> dict[str, Counts]:
-    """Instructions and elements of the agent's nft tables: of another agent, that traces itself and is not traced by strace."""
+    """Instructions and elements of the agent's nft tables: of another agent, that traces itself and is not traced by
+    strace."""
     from lab.patience import wait_until
 
     path = node.run_dir / "bytecodes"
-    node.code = (f"import sys, threading; sys.path.insert(0, {str(HERE)!r}); import counters; "
-                 f"threading.settrace(counters.Calls({str(path)!r}).trace); {node.code}")
+    node.code = (
+        f"import sys, threading; sys.path.insert(0, {str(HERE)!r}); import counters; "
+        f"threading.settrace(counters.Calls({str(path)!r}).trace); {node.code}"
+    )
     node.start()
     held, done, least = node.table_elements(), 0, dict[str, Counts]()
     for number in range(5):
@@ -297,8 +326,7 @@ class Tracing:
     def __init__(self, pid: int, path: Path) -> None:
         self.path, self.lines = path, list[str]()
         # nsenter gave its process to the program, so the pid is the agent's
-        self.process = subprocess.Popen([*STRACE, str(path), "-p", str(pid)],
-                                        stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([*STRACE, str(path), "-p", str(pid)], stderr=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Tracing:
         assert self.process.stderr is not None

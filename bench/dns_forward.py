@@ -1,4 +1,5 @@
-"""Names of others: cached ones beside unbound, uncached ones beside a plain asyncio forwarder; called by bench_dns.py."""
+"""Names of others: cached ones beside unbound, uncached ones beside a plain asyncio forwarder; called by
+bench_dns.py."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def answer_all() -> None:
             at = 12
             while data[at]:
                 at += 1 + data[at]
-            sock.sendto(data[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + data[12:at + 5] + RECORD, peer)
+            sock.sendto(data[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + data[12 : at + 5] + RECORD, peer)
 
 
 @dataclass
@@ -51,26 +52,42 @@ class Forwarders:
     def _podwire(self, port: int) -> list[str]:
         run_dir = self.folder / "forwarding"
         run_dir.mkdir(exist_ok=True)
-        return [sys.executable, "-m", "podwire_dns.main", "server", "--run-dir", str(run_dir), "--port", str(port),
-                "--listen", ADDRESS, "--upstream", UPSTREAM]
+        return [
+            sys.executable,
+            "-m",
+            "podwire_dns.main",
+            "server",
+            "--run-dir",
+            str(run_dir),
+            "--port",
+            str(port),
+            "--listen",
+            ADDRESS,
+            "--upstream",
+            UPSTREAM,
+        ]
 
     def _asyncio(self, port: int) -> list[str]:
         return [sys.executable, str(Path(__file__).with_name("plain_forwarder.py")), ADDRESS, str(port), UPSTREAM]
 
     def _unbound(self, port: int) -> list[str]:
         conf = self.folder / "forward.conf"
-        conf.write_text(f"server:\n  interface: {ADDRESS}\n  port: {port}\n  num-threads: 1\n  do-daemonize: no\n"
-                        f"  username: ''\n  chroot: ''\n  directory: {self.folder}\n  pidfile: ''\n  use-syslog: no\n"
-                        "  access-control: 0.0.0.0/0 allow\n  module-config: iterator\n  do-not-query-localhost: no\n"
-                        "  outgoing-range: 8192\n  num-queries-per-thread: 4096\n"
-                        f"remote-control:\n  control-enable: no\nforward-zone:\n  name: .\n  forward-addr: {UPSTREAM}\n")
+        conf.write_text(
+            f"server:\n  interface: {ADDRESS}\n  port: {port}\n  num-threads: 1\n  do-daemonize: no\n"
+            f"  username: ''\n  chroot: ''\n  directory: {self.folder}\n  pidfile: ''\n  use-syslog: no\n"
+            "  access-control: 0.0.0.0/0 allow\n  module-config: iterator\n  do-not-query-localhost: no\n"
+            "  outgoing-range: 8192\n  num-queries-per-thread: 4096\n"
+            f"remote-control:\n  control-enable: no\nforward-zone:\n  name: .\n  forward-addr: {UPSTREAM}\n"
+        )
         return ["/usr/sbin/unbound", "-c", str(conf)]
 
 
 @contextmanager
 def running(forwarders: Forwarders, names: list[str]) -> Iterator[dict[str, Any]]:
-    upstream = forwarders.node.popen(["taskset", "-c", bench_dns.CLIENT_CPU, sys.executable, "-c",
-                                      "import dns_forward; dns_forward.answer_all()"], cwd=Path(__file__).parent)
+    upstream = forwarders.node.popen(
+        ["taskset", "-c", bench_dns.CLIENT_CPU, sys.executable, "-c", "import dns_forward; dns_forward.answer_all()"],
+        cwd=Path(__file__).parent,
+    )
     servers = {name: forwarders.start(name, port) for port, name in enumerate(names, 5400)}
     time.sleep(3)
     try:
@@ -82,7 +99,7 @@ def running(forwarders: Forwarders, names: list[str]) -> Iterator[dict[str, Any]
 
 
 def rows(folder: Path, rounds: int, seconds: float, *, unbound: bool) -> list[dict[str, Any]]:
-    """"forward hits" and "forward misses". Each server gets names of its own to miss in each round."""
+    """ "forward hits" and "forward misses". Each server gets names of its own to miss in each round."""
     found = []
     with Lab() as lab:
         node = lab.netns("bench-forward")

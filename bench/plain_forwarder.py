@@ -1,6 +1,6 @@
 """The forwarder that one writes with asyncio and nothing else: the measure for misses in bench_dns.py.
 
-    plain_forwarder.py ADDRESS PORT UPSTREAM      UPSTREAM listens on port 53
+plain_forwarder.py ADDRESS PORT UPSTREAM      UPSTREAM listens on port 53
 """
 
 from __future__ import annotations

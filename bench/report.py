@@ -1,7 +1,8 @@
 """bench/results/*.json -> docs/benchmarks.md and its pictures. Pure but for reading and writing files.
 
 A result file: {"machine": {...}, "rows": [{"name", "unit", "podwire", "peer", "peer_name", "ratio", "runs"}]}; runs is
-{"podwire": [...], "peer": [...]}, or a list of {"value", "peer"?}, or their number where the single figures were not kept.
+{"podwire": [...], "peer": [...]}, or a list of {"value", "peer"?}, or their number where the single figures were not
+kept.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ DOCS = HERE.parent / "docs"
 TITLES = {"up": "The whole cluster", "cni": "CNI plugin", "proxy": "Service proxy", "dns": "Cluster DNS"}
 MINE, THEIRS, INK = "#0969da", "#8c959f", "#1f2328"
 Row = Mapping[str, Any]
-INTRODUCTION = """`make bench` measures all of this and writes this page. Each figure is a median; what a peer does was measured
-in the same run, interleaved. A peer that was not on the machine is called absent, and nothing is put in its place. Times on a
-shared machine mean little: trust ratios. The raw figures are in [bench/results](../bench/results)."""
+INTRODUCTION = """`make bench` measures all of this and writes this page. Each figure is a median; what a peer does was
+measured in the same run, interleaved. A peer that was not on the machine is called absent, and nothing is put in its
+place. Times on a shared machine mean little: trust ratios. The raw figures are in [bench/results](../bench/results)."""
 COUNTS = """Counts do not depend on how busy a machine is; a test holds the budgets
 ([bench/budgets.toml](../bench/budgets.toml))."""
-WORDS = {"ratio_at_most": "ratio ≤ {}", "ratio_at_least": "ratio ≥ {}", "value_at_most": "≤ {} {unit}",
-         "value_at_least": "≥ {} {unit}"}
+WORDS = {
+    "ratio_at_most": "ratio ≤ {}",
+    "ratio_at_least": "ratio ≥ {}",
+    "value_at_most": "≤ {} {unit}",
+    "value_at_least": "≥ {} {unit}",
+}
 
 
 def runs(row: Row, who: str) -> list[float]:
@@ -71,8 +76,16 @@ def table(rows: Iterable[Row], targets: Mapping[str, Mapping[str, float]]) -> st
     for row in rows:
         peer = f"{number(row['peer'])} ({row['peer_name']})" if isinstance(row["peer"], (int, float)) else "absent"
         wanted, reached = verdict(row, targets.get(row["name"], {}))
-        cells = (row["name"], f"{number(row['podwire'])} {row['unit']}", spread(runs(row, "podwire")), peer,
-                 spread(runs(row, "peer")), number(row["ratio"]), wanted, reached)
+        cells = (
+            row["name"],
+            f"{number(row['podwire'])} {row['unit']}",
+            spread(runs(row, "podwire")),
+            peer,
+            spread(runs(row, "peer")),
+            number(row["ratio"]),
+            wanted,
+            reached,
+        )
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out)
 
@@ -82,8 +95,10 @@ def machine(found: Mapping[str, Any]) -> str:
     for value in found.values():
         if isinstance(value, Mapping):
             flat |= value
-    return "; ".join(f"{key} {', '.join(map(str, v)) if isinstance(v, list) else number(v) if isinstance(v, float) else v}"
-                     for key, v in flat.items())
+    return "; ".join(
+        f"{key} {', '.join(map(str, v)) if isinstance(v, list) else number(v) if isinstance(v, float) else v}"
+        for key, v in flat.items()
+    )
 
 
 # ---- pictures
@@ -91,8 +106,17 @@ def machine(found: Mapping[str, Any]) -> str:
 
 def _svg(width: int, height: int, body: list[str]) -> str:
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">',
-                      '<rect width="100%" height="100%" fill="#ffffff"/>', *body, "</svg>"]) + "\n"
+    return (
+        "\n".join(
+            [
+                f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">',
+                '<rect width="100%" height="100%" fill="#ffffff"/>',
+                *body,
+                "</svg>",
+            ]
+        )
+        + "\n"
+    )
 
 
 def _text(x: float, y: float, words: str, **more: str) -> str:
@@ -101,7 +125,8 @@ def _text(x: float, y: float, words: str, **more: str) -> str:
 
 
 def bars(title: str, rows: list[Row]) -> str:
-    """For each row with a peer two bars, podwire's and the peer's, on a scale of its own; whiskers from least to most."""
+    """For each row with a peer two bars, podwire's and the peer's, on a scale of its own; whiskers from least to
+    most."""
     left, wide, high = 270, 520, 46
     body = [_text(10, 24, title, font_size="16", font_weight="bold")]
     for x, who, colour in ((left, "podwire", MINE), (left + 90, "peer", THEIRS)):
@@ -132,7 +157,8 @@ SIZE = re.compile(r"^(?P<what>.+) (?P<size>\d+)k$")
 
 
 def against_size(title: str, rows: list[Row]) -> str:
-    """Cost against the number of Services, both axes logarithmic: one line for each kind of row measured at several sizes."""
+    """Cost against the number of Services, both axes logarithmic: one line for each kind of row measured at several
+    sizes."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row["unit"] == "ms" and (found := SIZE.match(row["name"])):
@@ -151,8 +177,10 @@ def against_size(title: str, rows: list[Row]) -> str:
     body = [_text(10, 24, title, font_size="16", font_weight="bold")]
     for power in range(y0, y1 + 1):
         y = at(10**x0, 10.0**power)[1]
-        body += [f'<path d="M{left} {y:.1f}H{left + wide}" stroke="#d0d7de"/>',
-                 _text(left - 8, y + 4, f"{10.0**power:g} ms", text_anchor="end")]
+        body += [
+            f'<path d="M{left} {y:.1f}H{left + wide}" stroke="#d0d7de"/>',
+            _text(left - 8, y + 4, f"{10.0**power:g} ms", text_anchor="end"),
+        ]
     for x in sorted({x for x, _ in points}):
         body.append(_text(at(x, 10.0**y0)[0], top + high + 18, f"{x / 1000:g}k Services", text_anchor="middle"))
     for index, (what, line) in enumerate(lines.items()):
@@ -167,8 +195,12 @@ def against_size(title: str, rows: list[Row]) -> str:
 # ---- the page
 
 
-def page(results: Mapping[str, Any], targets: Mapping[str, Any], counters: Mapping[str, Mapping[str, int]],
-         budgets: Mapping[str, Mapping[str, int]]) -> tuple[str, dict[str, str]]:
+def page(
+    results: Mapping[str, Any],
+    targets: Mapping[str, Any],
+    counters: Mapping[str, Mapping[str, int]],
+    budgets: Mapping[str, Mapping[str, int]],
+) -> tuple[str, dict[str, str]]:
     """(Markdown, {file name: SVG})."""
     out = ["# Benchmarks", "", INTRODUCTION, ""]
     pictures: dict[str, str] = {}
@@ -178,8 +210,10 @@ def page(results: Mapping[str, Any], targets: Mapping[str, Any], counters: Mappi
         found, title = results[name], TITLES.get(name, name)
         out += [f"## {title}", "", f"Machine: {machine(found['machine'])}.", ""]
         compared = [row for row in found["rows"] if isinstance(row["peer"], (int, float))]
-        for file, svg in ((f"{name}.svg", bars(title, compared) if compared else ""),
-                          (f"{name}-size.svg", against_size(f"{title}: cost against size", found["rows"]))):
+        for file, svg in (
+            (f"{name}.svg", bars(title, compared) if compared else ""),
+            (f"{name}-size.svg", against_size(f"{title}: cost against size", found["rows"])),
+        ):
             if svg:
                 pictures[file] = svg
                 out += [f"![{title}](benchmarks/{file})", ""]

@@ -1,11 +1,13 @@
 """netns-tests need root; without it they are left out and the run says so (make test does, and runs the rest).
 
-    pytest netns-tests                                          everything; Service behaviours on each of podwire's dataplanes
-    pytest netns-tests --dataplane podwire-nftables             the Service behaviours alone, on that dataplane
-    pytest netns-tests --dataplane external --dataplane-hook F  the same, on whatever the program F drives (lab/dataplane.py)
+    pytest netns-tests                                          everything; Service behaviours on each of podwire's
+    dataplanes pytest netns-tests --dataplane podwire-nftables             the Service behaviours alone, on that
+    dataplane pytest netns-tests --dataplane external --dataplane-hook F  the same, on whatever the program F drives
+    (lab/dataplane.py)
         --dataplane-report DIR                                  write the table of what held as Markdown and SVG
 
-When a test fails, what its namespaces held then (rules, routes, neighbours, conntrack, packets) is kept under --evidence.
+When a test fails, what its namespaces held then (rules, routes, neighbours, conntrack, packets) is kept under
+--evidence.
 """
 
 from __future__ import annotations
@@ -28,18 +30,26 @@ CELLS = pytest.StashKey[list[Cell]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("podwire", "what the packets pass through")
-    group.addoption("--dataplane", action="append", choices=[*OURS, *ALIASES, "external"],
-                    help="run the Service behaviours alone, on this dataplane; may be given several times")
+    group.addoption(
+        "--dataplane",
+        action="append",
+        choices=[*OURS, *ALIASES, "external"],
+        help="run the Service behaviours alone, on this dataplane; may be given several times",
+    )
     group.addoption("--dataplane-hook", type=Path, help="the program that applies Services for --dataplane external")
     group.addoption("--dataplane-report", type=Path, help="folder for conformance.md and conformance.svg")
-    group.addoption("--evidence", type=Path, default=HERE / ".evidence", help="folder for what failed tests leave to read")
+    group.addoption(
+        "--evidence", type=Path, default=HERE / ".evidence", help="folder for what failed tests leave to read"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[CELLS] = []
     external, hook = "external" in (config.getoption("--dataplane") or ()), config.getoption("--dataplane-hook")
     if external and not hook:
-        raise pytest.UsageError("--dataplane external needs --dataplane-hook PROGRAM (see netns-tests/lab/dataplane.py)")
+        raise pytest.UsageError(
+            "--dataplane external needs --dataplane-hook PROGRAM (see netns-tests/lab/dataplane.py)"
+        )
     if hook and not external:
         raise pytest.UsageError(f"--dataplane-hook {hook} is not asked without --dataplane external")
     if hook and not (hook.is_file() and os.access(hook, os.X_OK)):

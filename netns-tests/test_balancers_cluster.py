@@ -1,4 +1,5 @@
-"""A Service of type LoadBalancer in a whole cluster: address from the pool, a client outside, the node that answers dies."""
+"""A Service of type LoadBalancer in a whole cluster: address from the pool, a client outside, the node that answers
+dies."""
 
 from __future__ import annotations
 

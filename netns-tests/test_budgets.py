@@ -1,4 +1,5 @@
-"""No act costs more than its budget: syscalls, netlink messages, map elements, Python instructions (bench/budgets.toml)."""
+"""No act costs more than its budget: syscalls, netlink messages, map elements, Python instructions
+(bench/budgets.toml)."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ BUDGETS: dict[str, dict[str, int]] = tomllib.loads((BENCH / "budgets.toml").read
 
 @pytest.fixture(scope="module")
 def counted() -> dict[str, dict[str, int]]:
-    done = subprocess.run([sys.executable, str(BENCH / "counters.py")], capture_output=True, text=True, timeout=patient(300),
-                          check=False)
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "counters.py")], capture_output=True, text=True, timeout=patient(300), check=False
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, dict[str, int]] = json.loads(done.stdout)
     return found

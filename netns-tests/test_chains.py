@@ -1,4 +1,5 @@
-"""The plugin called as libcni calls it: every verb in every version, alone, in a chain, before Debian's reference plugins."""
+"""The plugin called as libcni calls it: every verb in every version, alone, in a chain, before Debian's reference
+plugins."""
 
 from __future__ import annotations
 
@@ -17,8 +18,17 @@ from lab.netns import Lab
 from podwire_cni.types import VERSIONS
 
 pytestmark = pytest.mark.runtimes
-PACKAGES = ("containernetworking-plugins", "iptables", "libxtables12", "libip4tc2", "libip6tc2", "libnetfilter-conntrack3",
-            "libnfnetlink0", "libmnl0", "libnftnl11")
+PACKAGES = (
+    "containernetworking-plugins",
+    "iptables",
+    "libxtables12",
+    "libip4tc2",
+    "libip6tc2",
+    "libnetfilter-conntrack3",
+    "libnfnetlink0",
+    "libmnl0",
+    "libnftnl11",
+)
 PORTS = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
 RATES = {"ingressRate": 10**8, "ingressBurst": 10**7, "egressRate": 10**8, "egressBurst": 10**7}
 
@@ -40,19 +50,33 @@ def network(node: CniNode, version: str, *plugins: tuple[str, dict[str, Any]]) -
     """podwire-cni and then `plugins`, (type, configuration), of the reference set."""
     root = debian.unpack(*PACKAGES)
     behind = [(root / "usr/lib/cni" / kind, {"type": kind, **conf}) for kind, conf in plugins]
-    return Network(node.ns, "podwire", version, [(node.client, node.conf(version)), *behind], debian.environment(root),
-                   {"portMappings": PORTS, "bandwidth": RATES})
+    return Network(
+        node.ns,
+        "podwire",
+        version,
+        [(node.client, node.conf(version)), *behind],
+        debian.environment(root),
+        {"portMappings": PORTS, "bandwidth": RATES},
+    )
 
 
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
-@pytest.mark.parametrize("plugins", [
-    [("portmap", {"capabilities": {"portMappings": True}})],
-    [("bandwidth", {"capabilities": {"bandwidth": True}})],
-    [("tuning", {"sysctl": {"net.core.somaxconn": "500"}})],
-    [("firewall", {"backend": "iptables"})],
-    [("tuning", {"sysctl": {"net.core.somaxconn": "500"}}), ("portmap", {"capabilities": {"portMappings": True}}),
-     ("bandwidth", {"capabilities": {"bandwidth": True}}), ("firewall", {"backend": "iptables"})]],
-    ids=["portmap", "bandwidth", "tuning", "firewall", "all"])
+@pytest.mark.parametrize(
+    "plugins",
+    [
+        [("portmap", {"capabilities": {"portMappings": True}})],
+        [("bandwidth", {"capabilities": {"bandwidth": True}})],
+        [("tuning", {"sysctl": {"net.core.somaxconn": "500"}})],
+        [("firewall", {"backend": "iptables"})],
+        [
+            ("tuning", {"sysctl": {"net.core.somaxconn": "500"}}),
+            ("portmap", {"capabilities": {"portMappings": True}}),
+            ("bandwidth", {"capabilities": {"bandwidth": True}}),
+            ("firewall", {"backend": "iptables"}),
+        ],
+    ],
+    ids=["portmap", "bandwidth", "tuning", "firewall", "all"],
+)
 def test_chain(node: CniNode, lab: Lab, version: str, plugins: list[tuple[str, dict[str, Any]]]) -> None:
     chain, pod = network(node, version, *plugins), lab.netns("pod")
     # What a later plugin of the chain does, ours is not asked for.
@@ -62,7 +86,9 @@ def test_chain(node: CniNode, lab: Lab, version: str, plugins: list[tuple[str, d
     address = result["ips"][0]["address"].split("/")[0]
     with tell_peer(pod, address) as port:
         assert ask(node.ns, address, port) == "10.244.1.1"
-    if "portmap" not in dict(plugins):  # portmap 1.1.1 looks for its IPv4 rules in ip6tables: its CHECK fails after any plugin
+    if "portmap" not in dict(
+        plugins
+    ):  # portmap 1.1.1 looks for its IPv4 rules in ip6tables: its CHECK fails after any plugin
         chain.check("chained", pod)
     chain.delete("chained", pod)
     nothing_left(node)
@@ -89,8 +115,14 @@ def test_every_verb_in_every_version(node: CniNode, lab: Lab, tmp_path: Path, ve
     conf, other = node.conf(version), tmp_path / "pass-on"
     other.write_text(PASS_ON % sys.executable)
     other.chmod(0o755)
-    made = Network(node.ns, "podwire", version, [(node.client, conf), *([(other, {"type": "pass-on"})] if chained else [])],
-                   {"PATH": "/usr/bin:/bin"}, {"portMappings": PORTS})
+    made = Network(
+        node.ns,
+        "podwire",
+        version,
+        [(node.client, conf), *([(other, {"type": "pass-on"})] if chained else [])],
+        {"PATH": "/usr/bin:/bin"},
+        {"portMappings": PORTS},
+    )
     pod, second = lab.netns("pod"), lab.netns("second")
     assert all(version in supported for supported in made.versions())
     result = made.add("one", pod)

@@ -54,8 +54,11 @@ def test_what_the_demo_proves(lab: DemoLab, check: Check) -> None:
 
 def _ends(packets: list[Packet], layer: type[Packet], port: int = 0) -> set[tuple[str, str]]:
     """(source, destination) of the packets with `layer`, and with `port` at either end where one is given."""
-    return {(p[IP].src, p[IP].dst) for p in packets if IP in p and layer in p
-            and (not port or port in (p[layer].sport, p[layer].dport))}
+    return {
+        (p[IP].src, p[IP].dst)
+        for p in packets
+        if IP in p and layer in p and (not port or port in (p[layer].sport, p[layer].dport))
+    }
 
 
 def test_pod_to_pod_packets_keep_both_addresses_on_every_hop(lab: DemoLab) -> None:
@@ -69,8 +72,11 @@ def test_pod_to_pod_packets_keep_both_addresses_on_every_hop(lab: DemoLab) -> No
             seen = _ends(capture.packets(), TCP, 9376)
             probe = {pair for pair in seen if client.address not in pair}  # the node asks whether the server is ready
             assert seen - probe == {(client.address, server.address), (server.address, client.address)}
-            assert all(server.address in pair and ip.rpartition(".")[2] == "1" for pair in probe
-                       for ip in set(pair) - {server.address})
+            assert all(
+                server.address in pair and ip.rpartition(".")[2] == "1"
+                for pair in probe
+                for ip in set(pair) - {server.address}
+            )
 
 
 def test_service_packets_leave_the_node_with_the_endpoints_address(lab: DemoLab) -> None:
@@ -123,8 +129,13 @@ def test_a_failure_on_a_cluster_leaves_packets_rules_and_logs(lab: DemoLab, tmp_
 
 def test_large_transfer_through_a_service(lab: DemoLab) -> None:
     """A megabyte there and back through the VIP, with the checksum offloads that veth has."""
-    lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Service\nmetadata: {name: bulk}\n"
-                 "spec: {selector: {app: MyApp}, ports: [{port: 7, targetPort: tcp}]}\n")
+    lab.run_tool(
+        "apply",
+        "-f",
+        "-",
+        stdin="apiVersion: v1\nkind: Service\nmetadata: {name: bulk}\n"
+        "spec: {selector: {app: MyApp}, ports: [{port: 7, targetPort: tcp}]}\n",
+    )
     address, client = lab.cluster_ip("bulk"), lab.pods("client")[0]
     data = os.urandom(1 << 20)
 
@@ -141,7 +152,7 @@ def test_large_transfer_through_a_service(lab: DemoLab) -> None:
                 pass  # the server's first line
             back = bytearray()
             for start in range(0, len(data), 2048):
-                sock.sendall(data[start:start + 2048])
+                sock.sendall(data[start : start + 2048])
                 while len(back) < start + 2048:
                     back += sock.recv(65536)
             return bytes(back)
@@ -168,7 +179,9 @@ def test_killed_pause_process_brings_the_pod_back(lab: DemoLab) -> None:
 
     def answers() -> bool:
         """the pod answers at the address that the API says"""
-        return any(lab.tcp(lab.pods("client")[0].netns, p.address, 9376, 0.5).host == pod.name for p in lab.pods("MyApp"))
+        return any(
+            lab.tcp(lab.pods("client")[0].netns, p.address, 9376, 0.5).host == pod.name for p in lab.pods("MyApp")
+        )
 
     wait_for(answers, 10)
     address = lab.cluster_ip("my-service")
@@ -193,20 +206,32 @@ def test_a_killed_role_comes_back_and_traffic_does_not_notice(lab: DemoLab, role
 
     def resolves() -> bool:
         """dig prints the address; while nobody answers it prints what went wrong"""
-        return lab.in_pod(client, "shell", "dig", "+short", "+tries=1", "+time=1",
-                          "my-service.default.svc.cluster.local") == address
+        return (
+            lab.in_pod(client, "shell", "dig", "+short", "+tries=1", "+time=1", "my-service.default.svc.cluster.local")
+            == address
+        )
 
     wait_for(resolves, 20)
 
 
 def test_pods_deleted_while_the_node_agent_is_away_are_removed_when_it_is_back(lab: DemoLab) -> None:
-    lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: stray}\n"
-                 "spec: {nodeName: node1, terminationGracePeriodSeconds: 1, containers: [{name: c, image: podwire.io/echo}]}\n")
+    lab.run_tool(
+        "apply",
+        "-f",
+        "-",
+        stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: stray}\n"
+        "spec: {nodeName: node1, terminationGracePeriodSeconds: 1, containers: [{name: c, image: podwire.io/echo}]}\n",
+    )
     sandboxes = lab.config.node_dir("node1") / "pods"
 
     def uid() -> str:
-        found = [d.name for d in sandboxes.iterdir() if (d / "pod.json").exists()
-                 and json.loads((d / "pod.json").read_text()).get("name") == "stray" and (d / "containers").exists()]
+        found = [
+            d.name
+            for d in sandboxes.iterdir()
+            if (d / "pod.json").exists()
+            and json.loads((d / "pod.json").read_text()).get("name") == "stray"
+            and (d / "containers").exists()
+        ]
         return found[0] if found else ""
 
     own = wait_for(uid, 15)
@@ -220,18 +245,27 @@ def test_pods_deleted_while_the_node_agent_is_away_are_removed_when_it_is_back(l
 
 
 def test_deleting_the_namespace_empties_it(lab: DemoLab) -> None:
-    lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Namespace\nmetadata: {name: brief}\n---\napiVersion: v1\n"
-                 "kind: Pod\nmetadata: {name: p, namespace: brief}\nspec: {terminationGracePeriodSeconds: 1, "
-                 "containers: [{name: c, image: podwire.io/echo}]}\n---\n"
-                 "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: brief}\nspec: {ports: [{port: 80}]}\n")
+    lab.run_tool(
+        "apply",
+        "-f",
+        "-",
+        stdin="apiVersion: v1\nkind: Namespace\nmetadata: {name: brief}\n---\napiVersion: v1\n"
+        "kind: Pod\nmetadata: {name: p, namespace: brief}\nspec: {terminationGracePeriodSeconds: 1, "
+        "containers: [{name: c, image: podwire.io/echo}]}\n---\n"
+        "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: brief}\nspec: {ports: [{port: 80}]}\n",
+    )
     lab.run_tool("delete", "namespace", "brief")
     wait_for(lambda: "brief" not in lab.run_tool("get", "namespaces"), 15)
     assert not lab.items("Pod", "brief") + lab.items("Service", "brief")
 
 
 def test_what_the_runtime_cannot_run_is_said_in_the_status(lab: DemoLab) -> None:
-    lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: strange}\n"
-                 "spec: {containers: [{name: c, image: nginx}]}\n")
+    lab.run_tool(
+        "apply",
+        "-f",
+        "-",
+        stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: strange}\nspec: {containers: [{name: c, image: nginx}]}\n",
+    )
 
     def reason() -> str:
         statuses = lab.get("Pod", "strange").get("status", {}).get("containerStatuses") or [{}]
@@ -243,27 +277,58 @@ def test_what_the_runtime_cannot_run_is_said_in_the_status(lab: DemoLab) -> None
 
 def test_a_command_that_does_not_exist_is_named_everywhere(lab: DemoLab) -> None:
     """In the pod's log without a traceback, in its exit status, and as an event."""
-    lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: typo}\n"
-                 "spec: {restartPolicy: Never, containers: [{name: c, image: podwire.io/host, command: [/no/such/program]}]}\n")
+    lab.run_tool(
+        "apply",
+        "-f",
+        "-",
+        stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: typo}\n"
+        "spec: {restartPolicy: Never, containers: [{name: c, image: podwire.io/host, command: [/no/such/program]}]}\n",
+    )
 
     def ended() -> int:
         statuses = lab.get("Pod", "typo").get("status", {}).get("containerStatuses") or [{}]
         return int(((statuses[0].get("state") or {}).get("terminated") or {}).get("exitCode", 0))
 
     assert wait_for(ended, 15) == 127
-    done = subprocess.run([sys.executable, "-m", "podwire.main", "logs", "typo"], capture_output=True, text=True,
-                          check=True, env=lab.environment)
+    done = subprocess.run(
+        [sys.executable, "-m", "podwire.main", "logs", "typo"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=lab.environment,
+    )
     assert done.stdout.splitlines() == ["podwire: exec: '/no/such/program': no such file"]
-    wait_for(lambda: [e for e in lab.items("Event") if e["involvedObject"]["name"] == "typo"
-                      and "/no/such/program" in e["message"]], 5)
+    wait_for(
+        lambda: [
+            e
+            for e in lab.items("Event")
+            if e["involvedObject"]["name"] == "typo" and "/no/such/program" in e["message"]
+        ],
+        5,
+    )
     lab.run_tool("delete", "pod", "typo")
 
 
 def test_a_working_directory_that_does_not_exist_is_named(lab: DemoLab) -> None:
-    lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: lost}\nspec: {restartPolicy: Never, "
-                 "containers: [{name: c, image: podwire.io/host, command: [sleep, '1'], workingDir: /no/such/place}]}\n")
-    done = wait_for(lambda: subprocess.run([sys.executable, "-m", "podwire.main", "logs", "lost"], text=True,
-                                           capture_output=True, check=False, env=lab.environment).stdout, 15)
+    lab.run_tool(
+        "apply",
+        "-f",
+        "-",
+        stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: lost}\nspec: {restartPolicy: Never, "
+        "containers: [{name: c, image: podwire.io/host, command: [sleep, '1'], workingDir: /no/such/place}]}\n",
+    )
+    done = wait_for(
+        lambda: (
+            subprocess.run(
+                [sys.executable, "-m", "podwire.main", "logs", "lost"],
+                text=True,
+                capture_output=True,
+                check=False,
+                env=lab.environment,
+            ).stdout
+        ),
+        15,
+    )
     assert "workingDir '/no/such/place'" in done
     assert "sleep" not in done
     lab.run_tool("delete", "pod", "lost")
@@ -271,8 +336,13 @@ def test_a_working_directory_that_does_not_exist_is_named(lab: DemoLab) -> None:
 
 def test_a_command_in_a_node_has_its_network_name_and_credentials(lab: DemoLab) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "podwire.main", "node", *words], capture_output=True,
-                              text=True, check=False, env=lab.environment)
+        return subprocess.run(
+            [sys.executable, "-m", "podwire.main", "node", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=lab.environment,
+        )
 
     shown = run("node2", "--", "sh", "-c", "ip -br addr show eth0; echo $NODE_NAME $KUBECONFIG").stdout
     assert lab.config.node_address("node2") in shown
@@ -283,20 +353,32 @@ def test_a_command_in_a_node_has_its_network_name_and_credentials(lab: DemoLab) 
 
 
 def test_the_first_container_is_meant_where_none_is_named(lab: DemoLab) -> None:
-    lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: two}\n"
-                 "spec:\n  terminationGracePeriodSeconds: 1\n"
-                 "  initContainers: [{name: before, image: podwire.io/host, command: [echo, prepared]}]\n"
-                 "  containers:\n  - {name: main, image: podwire.io/host, command: [sh, -c, echo main; exec sleep 100]}\n"
-                 "  - {name: aside, image: podwire.io/echo}\n")
+    lab.run_tool(
+        "apply",
+        "-f",
+        "-",
+        stdin="apiVersion: v1\nkind: Pod\nmetadata: {name: two}\n"
+        "spec:\n  terminationGracePeriodSeconds: 1\n"
+        "  initContainers: [{name: before, image: podwire.io/host, command: [echo, prepared]}]\n"
+        "  containers:\n  - {name: main, image: podwire.io/host, command: [sh, -c, echo main; exec sleep 100]}\n"
+        "  - {name: aside, image: podwire.io/echo}\n",
+    )
     wait_for(lambda: lab.get("Pod", "two")["status"].get("phase") == "Running", 15)
 
     def podwire(*words: str) -> str:
-        return subprocess.run([sys.executable, "-m", "podwire.main", *words], capture_output=True, text=True,
-                              check=True, env=lab.environment).stdout.strip()
+        return subprocess.run(
+            [sys.executable, "-m", "podwire.main", *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=lab.environment,
+        ).stdout.strip()
 
     assert wait_for(lambda: podwire("logs", "two"), 5) == "main"
     assert podwire("logs", "two", "-c", "before") == "prepared"
-    wait_for(lambda: podwire("exec", "two", "--", "cat", "/proc/1/comm") == "sleep", 10)  # the shell has yet to become it
+    wait_for(
+        lambda: podwire("exec", "two", "--", "cat", "/proc/1/comm") == "sleep", 10
+    )  # the shell has yet to become it
     lab.run_tool("delete", "pod", "two")
 
 
@@ -309,8 +391,13 @@ def test_status_says_which_role_is_not_running(lab: DemoLab) -> None:
         os.kill(role, signal.SIGKILL)
 
         def said() -> bool:
-            done = subprocess.run([sys.executable, "-m", "podwire.main", "status", "--json"], capture_output=True,
-                                  text=True, check=True, env=lab.environment)
+            done = subprocess.run(
+                [sys.executable, "-m", "podwire.main", "status", "--json"],
+                capture_output=True,
+                text=True,
+                check=True,
+                env=lab.environment,
+            )
             row = next(n for n in json.loads(done.stdout)["nodes"] if n["name"] == node)
             return not row["roles"]["dns"]["ready"] and all(row["roles"][r]["ready"] for r in ("proxy", "wiring"))
 
@@ -341,8 +428,11 @@ def _defunct() -> set[str]:
     found = set()
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z" \
-                    and "podwire" in (entry / "comm").read_text():
+            if (
+                entry.name.isdigit()
+                and (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+                and "podwire" in (entry / "comm").read_text()
+            ):
                 found.add(entry.name)
         except OSError:
             continue
@@ -352,14 +442,21 @@ def _defunct() -> set[str]:
 @pytest.mark.parametrize("how", ["down", "kill the starter", "kill the supervisor"])
 def test_nothing_is_left_behind(how: str) -> None:
     before, defunct = machine(), _defunct()
-    script = ("import sys, time; from lab.cluster import cluster\n"
-              "with cluster(1, name='left') as lab:\n"
-              "    lab.run_tool('apply', '-f', sys.argv[1]); lab.wait_pods('client', 3)\n"
-              "    print(lab.config.name, lab.supervised(None, 'apiserver'), flush=True)\n"
-              "    sys.stdin.readline()\n")
+    script = (
+        "import sys, time; from lab.cluster import cluster\n"
+        "with cluster(1, name='left') as lab:\n"
+        "    lab.run_tool('apply', '-f', sys.argv[1]); lab.wait_pods('client', 3)\n"
+        "    print(lab.config.name, lab.supervised(None, 'apiserver'), flush=True)\n"
+        "    sys.stdin.readline()\n"
+    )
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    starter = subprocess.Popen([sys.executable, "-c", script, str(EXAMPLES / "01-pods.yaml")], stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    starter = subprocess.Popen(
+        [sys.executable, "-c", script, str(EXAMPLES / "01-pods.yaml")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     assert starter.stdin is not None
     assert starter.stdout is not None
     name = starter.stdout.readline().split()[0]
@@ -372,8 +469,9 @@ def test_nothing_is_left_behind(how: str) -> None:
             starter.kill()
         else:
             os.kill(json.loads((config.run_dir / "supervisor.json").read_text())["pid"], signal.SIGKILL)
-            subprocess.run([sys.executable, "-m", "podwire.main", "down", "--name", name], check=True,
-                           capture_output=True)
+            subprocess.run(
+                [sys.executable, "-m", "podwire.main", "down", "--name", name], check=True, capture_output=True
+            )
         wait_for(lambda: not _leftovers(config), 20)
         starter.kill()
         assert machine() == before
@@ -382,8 +480,7 @@ def test_nothing_is_left_behind(how: str) -> None:
     finally:
         starter.kill()
         starter.wait()
-        subprocess.run([sys.executable, "-m", "podwire.main", "down", "--name", name], check=False,
-                       capture_output=True)
+        subprocess.run([sys.executable, "-m", "podwire.main", "down", "--name", name], check=False, capture_output=True)
 
 
 def test_a_second_cluster_of_the_same_name_is_refused_and_nothing_changes() -> None:

@@ -1,5 +1,5 @@
-"""Bandwidth limits (capability bandwidth). Nothing is timed: of a salvo that is larger than bucket and queue, what does not fit
-is lost, and what comes through is counted."""
+"""Bandwidth limits (capability bandwidth). Nothing is timed: of a salvo that is larger than bucket and queue, what does
+not fit is lost, and what comes through is counted."""
 
 from __future__ import annotations
 
@@ -89,14 +89,14 @@ def test_what_a_pod_sends(cluster: Cluster) -> None:
 def test_limited_pods_work_and_leave_nothing(cluster: Cluster) -> None:
     """TCP in both directions, with the sources kept; `cluster` finds links that stay."""
     one = cluster.nodes[0]
-    pod, ip = limited(cluster, egressRate=10 ** 9, ingressRate=40 * 10 ** 9, ingressBurst=2 ** 31 - 1)
+    pod, ip = limited(cluster, egressRate=10**9, ingressRate=40 * 10**9, ingressBurst=2**31 - 1)
     other, other_ip = cluster.pod(one, "other")
     assert ask(other, ip, cluster.serve(pod, ip)) == other_ip
     assert ask(pod, other_ip, cluster.serve(other, other_ip)) == ip
     assert [name for name in one.links() if name.startswith("ifb")]
 
 
-@pytest.mark.parametrize("ingress", [RATE, 40 * 10 ** 9])  # one that does not fit the kernel's first field
+@pytest.mark.parametrize("ingress", [RATE, 40 * 10**9])  # one that does not fit the kernel's first field
 def test_check_sees_a_limit_that_is_gone(cluster: Cluster, ingress: int) -> None:
     one, pod = cluster.nodes[0], cluster.lab.netns("a")
     conf: dict[str, Any] = one.conf(runtimeConfig={"bandwidth": {"ingressRate": ingress, "egressRate": 2 * RATE}})

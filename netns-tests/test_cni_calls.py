@@ -20,8 +20,10 @@ from lab.netns import Lab, NetNS
 from lab.patience import patient
 from podwire_cni import native
 
-CLIENTS = [pytest.param(native.client_path(), id="binary"),
-           pytest.param(Path(native.__file__).parent / "standin" / "podwire-cni", id="python")]
+CLIENTS = [
+    pytest.param(native.client_path(), id="binary"),
+    pytest.param(Path(native.__file__).parent / "standin" / "podwire-cni", id="python"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +148,9 @@ def test_check_finds_what_was_changed(node: CniNode, lab: Lab) -> None:
 
     pod.netlink(lambda ipr: ipr.route("del", dst="0.0.0.0/0"))
     assert "lacks the route to 0.0.0.0/0" in complaint()
-    pod.netlink(lambda ipr: ipr.addr("del", index=ipr.link_lookup(ifname="eth0")[0], address=added.address, prefixlen=32))
+    pod.netlink(
+        lambda ipr: ipr.addr("del", index=ipr.link_lookup(ifname="eth0")[0], address=added.address, prefixlen=32)
+    )
     assert f"lacks address {added.address}/32" in complaint()
     host = veths(node).pop()
     node.ns.netlink(lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname=host)[0], master=0))
@@ -194,13 +198,20 @@ def test_called_as_loopback(node: CniNode, lab: Lab, tmp_path: Path) -> None:
 # ---- errors ----
 
 
-@pytest.mark.parametrize(("change", "code", "words"), [
-    ({"cniVersion": "9.9.9"}, 1, "cniVersion"),
-    ({"mtuu": 1400}, 2, "mtuu"), ({"mtu": "big"}, 7, "mtu"), ({"name": "no good"}, 7, "name"),
-    ({"ipam": {"ranges": [[{"subnet": "10.99.0.0/24"}]]}}, 7, "ipam.ranges[0][0].subnet"),
-    ({"ipam": {"ranges": [[{"subnet": "10.244.1.0/33"}]]}}, 7, "ipam.ranges[0][0].subnet"),
-])
-def test_bad_configurations_name_the_field(node: CniNode, lab: Lab, change: dict[str, object], code: int, words: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({"cniVersion": "9.9.9"}, 1, "cniVersion"),
+        ({"mtuu": 1400}, 2, "mtuu"),
+        ({"mtu": "big"}, 7, "mtu"),
+        ({"name": "no good"}, 7, "name"),
+        ({"ipam": {"ranges": [[{"subnet": "10.99.0.0/24"}]]}}, 7, "ipam.ranges[0][0].subnet"),
+        ({"ipam": {"ranges": [[{"subnet": "10.244.1.0/33"}]]}}, 7, "ipam.ranges[0][0].subnet"),
+    ],
+)
+def test_bad_configurations_name_the_field(
+    node: CniNode, lab: Lab, change: dict[str, object], code: int, words: str
+) -> None:
     answer = node.cni("ADD", "a", lab.netns("a"), {**node.conf(), **change})
     assert (answer.status, answer.body["code"]) == (1, code) and words in answer.body["msg"], answer.out
     assert answer.body.get("details")
@@ -212,9 +223,15 @@ def test_configuration_that_is_no_json(node: CniNode, lab: Lab) -> None:
     assert (answer.status, answer.body["code"]) == (1, 6)
 
 
-@pytest.mark.parametrize(("netns", "code", "words"), [
-    ("/run/netns/missing", 3, "No such file"), ("/etc/hostname", 4, "is not a network namespace"),
-    ("/proc/self/ns/net", 4, "the node's own network namespace"), ("", 4, "CNI_NETNS")])
+@pytest.mark.parametrize(
+    ("netns", "code", "words"),
+    [
+        ("/run/netns/missing", 3, "No such file"),
+        ("/etc/hostname", 4, "is not a network namespace"),
+        ("/proc/self/ns/net", 4, "the node's own network namespace"),
+        ("", 4, "CNI_NETNS"),
+    ],
+)
 def test_bad_namespaces(node: CniNode, netns: str, code: int, words: str) -> None:
     answer = node.cni("ADD", "a", netns)
     assert (answer.status, answer.body["code"]) == (1, code) and words in answer.body["msg"], answer.out
@@ -229,7 +246,9 @@ def test_missing_variables_are_named(node: CniNode) -> None:
 def test_call_from_another_nodes_namespace_is_refused(node: CniNode, lab: Lab) -> None:
     """A plugin that finds the wrong node's socket must not wire a pod to that node."""
     stranger, pod = lab.netns("stranger"), lab.netns("a")
-    done = stranger.run([str(node.client)], check=False, input=json.dumps(node.conf()), env=node.environment("ADD", "a", pod))
+    done = stranger.run(
+        [str(node.client)], check=False, input=json.dumps(node.conf()), env=node.environment("ADD", "a", pod)
+    )
     assert done.returncode == 1 and "another network namespace" in done.stdout
     assert node.leases() == {} and not has_eth0(pod)
 
@@ -257,7 +276,9 @@ def test_agent_down(node: CniNode, lab: Lab, client: Path) -> None:
         assert str(node.run_dir / "cni.sock") in answer.body["msg"] and "start the agent" in answer.body["details"]
     assert node.cni("VERSION", "a", None, conf).status == 0
     for gone in (None, "/run/netns/long-gone"):
-        assert node.cni("DEL", "a", gone, conf).status == 0, "a dead pod can be deleted, and the agent's start frees the rest"
+        assert node.cni("DEL", "a", gone, conf).status == 0, (
+            "a dead pod can be deleted, and the agent's start frees the rest"
+        )
 
 
 def test_socket_from_the_environment_wins(node: CniNode, lab: Lab) -> None:
@@ -333,7 +354,8 @@ def test_kill_in_the_middle_of_adds_leaks_no_lease(node: CniNode, lab: Lab) -> N
     won = {a.address for a in done if a.status == 0}
     left = node.leases()
     assert won <= left.keys(), "what a runtime was told stays"
-    # A call can also have come to its end with only its answer lost; its lease is whole, and the runtime's DEL frees it.
+    # A call can also have come to its end with only its answer lost; its lease is whole, and the runtime's DEL frees
+    # it.
     assert len(veths(node)) == len(left)
     for i, answer in enumerate(done):
         if answer.status:
@@ -357,9 +379,14 @@ def test_lease_of_an_earlier_boot_is_freed(node: CniNode, lab: Lab) -> None:
 
 
 def test_pool_exhausted_then_freed_by_a_dead_namespace(node: CniNode, lab: Lab) -> None:
-    conf = node.conf(ipam={"ranges": [[{"subnet": "10.244.1.0/24", "rangeStart": "10.244.1.100", "rangeEnd": "10.244.1.101"}]]})
+    conf = node.conf(
+        ipam={"ranges": [[{"subnet": "10.244.1.0/24", "rangeStart": "10.244.1.100", "rangeEnd": "10.244.1.101"}]]}
+    )
     a, b, c = (lab.netns(name) for name in "abc")
-    assert {node.cni("ADD", "a", a, conf).address, node.cni("ADD", "b", b, conf).address} == {"10.244.1.100", "10.244.1.101"}
+    assert {node.cni("ADD", "a", a, conf).address, node.cni("ADD", "b", b, conf).address} == {
+        "10.244.1.100",
+        "10.244.1.101",
+    }
     full = node.cni("ADD", "c", c, conf)
     assert full.body["code"] == 11 and "no free address" in full.body["msg"]
     a.close()  # a runtime that crashed never says DEL

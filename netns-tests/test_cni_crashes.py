@@ -1,5 +1,5 @@
-"""kill -9 of agent and plugin at every single step of ADD and DEL, faults of the disk, and many calls at once: nothing leaks,
-nothing is given twice."""
+"""kill -9 of agent and plugin at every single step of ADD and DEL, faults of the disk, and many calls at once: nothing
+leaks, nothing is given twice."""
 
 from __future__ import annotations
 
@@ -31,9 +31,12 @@ class CrashNode(CniNode):
     def start(self, *, wait: bool = True) -> None:
         with open(self.run_dir / "agent.log", "a") as log:
             folder = str(Path(__file__).parent)
-            self.agent = self.ns.popen([sys.executable, "-m", "lab.crashagent", str(self.run_dir), self.name,
-                                        str(self.kubeconfig)], stderr=log, stdout=log,
-                                       env={**os.environ, "PYTHONPATH": folder})
+            self.agent = self.ns.popen(
+                [sys.executable, "-m", "lab.crashagent", str(self.run_dir), self.name, str(self.kubeconfig)],
+                stderr=log,
+                stdout=log,
+                env={**os.environ, "PYTHONPATH": folder},
+            )
         wait_until(lambda: "conflist written" in self.log(), "the agent is ready")
 
     def back(self) -> None:
@@ -41,8 +44,11 @@ class CrashNode(CniNode):
 
     def full_conf(self, version: str = "1.1.0", **more: Any) -> dict[str, Any]:
         """With everything that an ADD can be asked for."""
-        return self.conf(version, runtimeConfig={
-            "portMappings": [ENTRY], "bandwidth": {"ingressRate": 10 ** 9, "egressRate": 10 ** 9}}, **more)
+        return self.conf(
+            version,
+            runtimeConfig={"portMappings": [ENTRY], "bandwidth": {"ingressRate": 10**9, "egressRate": 10**9}},
+            **more,
+        )
 
     def steps(self) -> list[str]:
         return (self.run_dir / "steps").read_text().split()
@@ -56,13 +62,17 @@ class CrashNode(CniNode):
 
     def remains(self, pod: NetNS, healthy: set[str]) -> dict[str, object]:
         """All that is left of others than the healthy pods; empty is what is wanted."""
-        neighbours = self.ns.netlink(lambda ipr: [str(n.get("NDA_DST")) for n in ipr.get_neighbours(family=socket.AF_INET)])
-        found = {"leases": set(self.leases()) - healthy,
-                 "neighbours": {n for n in neighbours if n.startswith("10.244.1.")} - healthy,
-                 "links": len([n for n in self.links() if n.startswith(("veth", "ifb"))]) - len(healthy),
-                 "elements": self.table_elements() - 3 * len(healthy),
-                 "flows": self.ns.run(["conntrack", "-L", "-p", "udp", "--dport", "5300"]).stdout,
-                 "eth0": len(pod.netlink(lambda ipr: ipr.link_lookup(ifname="eth0")))}
+        neighbours = self.ns.netlink(
+            lambda ipr: [str(n.get("NDA_DST")) for n in ipr.get_neighbours(family=socket.AF_INET)]
+        )
+        found = {
+            "leases": set(self.leases()) - healthy,
+            "neighbours": {n for n in neighbours if n.startswith("10.244.1.")} - healthy,
+            "links": len([n for n in self.links() if n.startswith(("veth", "ifb"))]) - len(healthy),
+            "elements": self.table_elements() - 3 * len(healthy),
+            "flows": self.ns.run(["conntrack", "-L", "-p", "udp", "--dport", "5300"]).stdout,
+            "eth0": len(pod.netlink(lambda ipr: ipr.link_lookup(ifname="eth0"))),
+        }
         return {what: left for what, left in found.items() if left}
 
 
@@ -133,17 +143,21 @@ PTRACE_TRACEME, PTRACE_SYSCALL = 0, 24
 
 
 def run_to(node: CrashNode, command: str, name: str, pod: NetNS, stop: int) -> bool:
-    """Run the plugin binary until it enters or leaves a system call for the `stop`th time, and kill it there; False where it
-    came to its end before."""
+    """Run the plugin binary until it enters or leaves a system call for the `stop`th time, and kill it there; False
+    where it came to its end before."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 
     def work() -> bool:
         stdin = os.memfd_create("conf")
         os.pwrite(stdin, json.dumps(node.full_conf()).encode(), 0)
-        process = subprocess.Popen([str(node.client)], stdin=stdin, stdout=subprocess.DEVNULL,
-                                   env=node.environment(command, name, pod),
-                                   preexec_fn=lambda: libc.ptrace(PTRACE_TRACEME, 0, None, None))  # noqa: PLW1509 - one call
+        process = subprocess.Popen(
+            [str(node.client)],
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            env=node.environment(command, name, pod),
+            preexec_fn=lambda: libc.ptrace(PTRACE_TRACEME, 0, None, None),  # noqa: PLW1509 - one call
+        )
         os.close(stdin)
         process.returncode = -1  # it is waited for here
         os.waitpid(process.pid, 0)  # it stops when it is executed
@@ -194,8 +208,15 @@ def test_corrupted_lease_of_a_pod_that_lives(node: CrashNode, lab: Lab) -> None:
     third = lab.netns("c")
     asked = node.cni("ADD", "c", third, node.conf(runtimeConfig={"ips": [a]}))
     assert asked.status == 1 and asked.body["code"] == 11, "the address is somebody's"
-    assert node.cni("CHECK", "b", pods["b"], node.conf(prevResult={
-        "interfaces": [{"name": "eth0", "sandbox": "x"}], "ips": [{"address": f"{b}/32"}]})).status == 0
+    assert (
+        node.cni(
+            "CHECK",
+            "b",
+            pods["b"],
+            node.conf(prevResult={"interfaces": [{"name": "eth0", "sandbox": "x"}], "ips": [{"address": f"{b}/32"}]}),
+        ).status
+        == 0
+    )
     assert node.cni("DEL", "a", pods["a"]).status == 0
     (node.run_dir / "crash").write_text("1")
     node.cni("STATUS", "", None, node.conf("1.1.0"))

@@ -103,8 +103,14 @@ def test_host_ip(cluster: Cluster) -> None:
 def test_spelling_of_go_marshallers(cluster: Cluster) -> None:
     one, pod = cluster.nodes[0], cluster.lab.netns("go")
     port = cluster.serve(pod, "0.0.0.0")
-    conf = one.conf(runtimeConfig={"PortMappings": [
-        {"HostPort": 8080, "ContainerPort": port, "Protocol": "TCP", "HostIP": ""}, {"HostPort": 0, "ContainerPort": 9}]})
+    conf = one.conf(
+        runtimeConfig={
+            "PortMappings": [
+                {"HostPort": 8080, "ContainerPort": port, "Protocol": "TCP", "HostIP": ""},
+                {"HostPort": 0, "ContainerPort": 9},
+            ]
+        }
+    )
     assert one.cni("ADD", "go", pod, conf).status == 0
     cluster.made.append((one, "go"))
     assert ask(cluster.outside, NODE, 8080) == OUTSIDE
@@ -120,7 +126,9 @@ def test_one_port_has_one_holder(cluster: Cluster) -> None:
     assert (answer.status, answer.body["code"]) == (1, 11) and "held by default/first" in answer.body["msg"]
     assert set(one.leases().values()) == {"first"}
     first.close()
-    wait_until(lambda: not [name for name in one.links() if name.startswith("veth")], "the veth goes with its namespace")
+    wait_until(
+        lambda: not [name for name in one.links() if name.startswith("veth")], "the veth goes with its namespace"
+    )
     cluster.made.append((one, "second"))
     assert one.cni("ADD", "second", second, conf).status == 0, "a dead pod holds no port"
 
@@ -135,8 +143,12 @@ def test_del_takes_away_its_own_and_nothing_else(cluster: Cluster) -> None:
     # Another pod gets the address of the one that went; a late second DEL must not touch it.
     pod = cluster.lab.netns("heir")
     port = cluster.serve(pod, "0.0.0.0")
-    heir = one.cni("ADD", "heir", pod, one.conf(runtimeConfig={
-        "ips": [gone_ip], "portMappings": [{"hostPort": 8081, "containerPort": port}]}))
+    heir = one.cni(
+        "ADD",
+        "heir",
+        pod,
+        one.conf(runtimeConfig={"ips": [gone_ip], "portMappings": [{"hostPort": 8081, "containerPort": port}]}),
+    )
     cluster.made.append((one, "heir"))
     assert heir.address == gone_ip != kept_ip
     assert one.cni("DEL", "gone").status == 0 and one.table_elements() == before
@@ -205,7 +217,8 @@ def test_udp_flows_follow_the_mapping(cluster: Cluster) -> None:
 
 
 def test_udp_flows_of_others_are_left_alone(cluster: Cluster) -> None:
-    """The same port of another machine, asked through this node: its entry stays, and so does that of another hostPort."""
+    """The same port of another machine, asked through this node: its entry stays, and so does that of another
+    hostPort."""
     one = cluster.nodes[0]
     asking, _ = cluster.pod(one, "asking")
     with udp_echo(cluster.outside, "outside") as port:
@@ -240,7 +253,9 @@ def test_udp_flows_of_another_holder_of_the_port_are_left_alone(cluster: Cluster
             cluster.made.append((one, name))
             assert one.cni("ADD", name, pod, one.conf(**ports(entry))).status == 0
             assert says(client, 5300, "127.0.0.1") == "first"
-            seen.append(one.ns.run(["conntrack", "-L", "-p", "udp", "--dst", "127.0.0.1", "-o", "id"]).stdout.split(" id=")[1])
+            seen.append(
+                one.ns.run(["conntrack", "-L", "-p", "udp", "--dst", "127.0.0.1", "-o", "id"]).stdout.split(" id=")[1]
+            )
         assert seen[0] == seen[1]
 
 
@@ -265,7 +280,8 @@ def test_sctp(cluster: Cluster) -> None:
 
 
 def test_pods_do_not_reach_the_nodes_loopback(cluster: Cluster) -> None:
-    """Serving 127.0.0.1 needs route_localnet, which by itself opens the node's 127.0.0.1 to its pods (CVE-2020-8558)."""
+    """Serving 127.0.0.1 needs route_localnet, which by itself opens the node's 127.0.0.1 to its pods
+    (CVE-2020-8558)."""
     one = cluster.nodes[0]
     mapped(cluster, "server", 8080)
     bad, bad_ip = cluster.pod(one, "bad")
@@ -279,7 +295,11 @@ def test_pods_do_not_reach_the_nodes_loopback(cluster: Cluster) -> None:
         with raw:
             raw.bind(("eth0", 0))
             for target in ("127.0.0.1", NODE):
-                frame = Ether(src=own, dst=gateway) / IP(src=bad_ip, dst=target) / UDP(sport=7, dport=server.getsockname()[1])
+                frame = (
+                    Ether(src=own, dst=gateway)
+                    / IP(src=bad_ip, dst=target)
+                    / UDP(sport=7, dport=server.getsockname()[1])
+                )
                 raw.send(bytes(frame / target.encode()))
         assert server.recv(100) == NODE.encode(), "the first datagram to get through is the harmless one"
 
@@ -333,8 +353,11 @@ def test_udp_flows_that_began_without_the_tables(cluster: Cluster) -> None:
     one.ns.run(["nft", "add rule ip other nat ip daddr 203.0.113.1 dnat to 203.0.113.2"])
     client = cluster.outside.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     try:
-        with client, udp_echo(pod, "pod") as port, one.ns.call(
-                lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as silent:
+        with (
+            client,
+            udp_echo(pod, "pod") as port,
+            one.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as silent,
+        ):
             silent.bind((NODE, 5300))
             cluster.made.append((one, "a"))
             mapping = ports({"hostPort": 5300, "containerPort": port, "protocol": "udp"})

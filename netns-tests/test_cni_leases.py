@@ -1,4 +1,5 @@
-"""Leases when the world around them changes: another podCIDR, a disk that is full or read-only, other plugins before us."""
+"""Leases when the world around them changes: another podCIDR, a disk that is full or read-only, other plugins before
+us."""
 
 from __future__ import annotations
 
@@ -39,8 +40,9 @@ def pod(node: CniNode, lab: Lab, name: str) -> tuple[NetNS, str]:
 
 
 def our_routes(ns: NetNS) -> set[str]:
-    return ns.netlink(lambda ipr: {f"{r.get('RTA_DST')}/{r['dst_len']}" for r in ipr.get_routes(table=254)
-                                   if r["proto"] == 143})
+    return ns.netlink(
+        lambda ipr: {f"{r.get('RTA_DST')}/{r['dst_len']}" for r in ipr.get_routes(table=254) if r["proto"] == 143}
+    )
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -85,7 +87,15 @@ class SmallDisk(CniNode):
 
     def start(self, *, wait: bool = True) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        flags = ["--node-name", self.name, "--kubeconfig", str(self.kubeconfig), "--run-dir", str(self.run_dir), *self.flags]
+        flags = [
+            "--node-name",
+            self.name,
+            "--kubeconfig",
+            str(self.kubeconfig),
+            "--run-dir",
+            str(self.run_dir),
+            *self.flags,
+        ]
         agent = shlex.join([sys.executable, "-c", "from podwire_cni.main import command; command()", *flags])
         mounts = f"mount -t tmpfs -o size=64k none {self.directory} && exec {agent}"
         with open(self.run_dir / "agent.log", "a") as log:
@@ -95,8 +105,12 @@ class SmallDisk(CniNode):
     def inside(self, command: str) -> str:
         """A shell command where the agent is; its output."""
         assert self.agent is not None
-        return subprocess.run(["nsenter", f"--target={self.agent.pid}", "--mount", "--", "sh", "-c", command],
-                              check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            ["nsenter", f"--target={self.agent.pid}", "--mount", "--", "sh", "-c", command],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
 
     def held(self) -> set[str]:
         return set(self.inside(f"ls {self.directory}").split())

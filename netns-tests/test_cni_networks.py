@@ -1,4 +1,5 @@
-"""Several bridges on one node: pods with addresses of a plain subnet, with and without a gateway, beside those of the node."""
+"""Several bridges on one node: pods with addresses of a plain subnet, with and without a gateway, beside those of the
+node."""
 
 from __future__ import annotations
 
@@ -22,11 +23,19 @@ class Place:
 
     def conf(self, bridge: str, *subnets: str, **more: Any) -> dict[str, Any]:
         """Of a conflist that an administrator wrote."""
-        return {"cniVersion": "1.1.0", "name": bridge, "type": "podwire-cni", "socket": str(self.node.run_dir / "cni.sock"),
-                "bridge": bridge, "ipam": {"ranges": [[{"subnet": s}] for s in subnets]}, **more}
+        return {
+            "cniVersion": "1.1.0",
+            "name": bridge,
+            "type": "podwire-cni",
+            "socket": str(self.node.run_dir / "cni.sock"),
+            "bridge": bridge,
+            "ipam": {"ranges": [[{"subnet": s}] for s in subnets]},
+            **more,
+        }
 
-    def pod(self, name: str, conf: dict[str, Any], *, netns: NetNS | None = None, ifname: str = "eth0", args: str = "",
-            ) -> tuple[NetNS, list[str]]:
+    def pod(
+        self, name: str, conf: dict[str, Any], *, netns: NetNS | None = None, ifname: str = "eth0", args: str = ""
+    ) -> tuple[NetNS, list[str]]:
         made = netns or self.lab.netns(name)
         answer = self.node.cni("ADD", name, made, conf, CNI_IFNAME=ifname, CNI_ARGS=args)
         assert answer.status == 0, answer.out + self.node.log()
@@ -42,7 +51,8 @@ def place(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]
     lab.wire(ns, "eth0", outside, "eth0", f"{NODE}/24", f"{OUTSIDE}/24")
     outside.netlink(lambda ipr: ipr.addr("add", index=ipr.link_lookup(ifname="eth0")[0], address=FRIEND, prefixlen=24))
     for subnet in ("10.50.0.0/24", "10.51.0.0/24"):
-        outside.netlink(lambda ipr, subnet=subnet: ipr.route("add", dst=subnet, gateway=NODE))  # type: ignore[misc]  # a default
+        # a default
+        outside.netlink(lambda ipr, subnet=subnet: ipr.route("add", dst=subnet, gateway=NODE))  # type: ignore[misc]
     with FakeApi(ns) as api:
         put_node(api, "n1", "10.244.1.0/24", NODE)
         node = CniNode(ns, tmp_path_factory.mktemp("run"), "n1", api)
@@ -54,8 +64,11 @@ def place(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]
 def neighbour(ns: NetNS, address: str) -> str:
     """The MAC that `ns` knows for an address."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    return ns.netlink(lambda ipr: "".join(str(n.get("NDA_LLADDR")) for n in ipr.get_neighbours(family=family)
-                                          if n.get("NDA_DST") == address))
+    return ns.netlink(
+        lambda ipr: "".join(
+            str(n.get("NDA_LLADDR")) for n in ipr.get_neighbours(family=family) if n.get("NDA_DST") == address
+        )
+    )
 
 
 def tell(place: Place, target: NetNS, source: NetNS, address: str) -> str:
@@ -86,7 +99,9 @@ def test_a_bridge_that_leads_nowhere(place: Place) -> None:
     a, _ = place.pod("a", conf)
     b, _ = place.pod("b", conf)
     assert tell(place, b, a, "10.51.0.3") == "10.51.0.2"
-    routes = a.netlink(lambda ipr: [(r.get("RTA_DST"), r.get("RTA_GATEWAY")) for r in ipr.get_routes(table=254, family=2)])
+    routes = a.netlink(
+        lambda ipr: [(r.get("RTA_DST"), r.get("RTA_GATEWAY")) for r in ipr.get_routes(table=254, family=2)]
+    )
     assert routes == [("10.51.0.0", None)]
     assert place.node.ns.netlink(lambda ipr: ipr.get_addr(index=ipr.link_lookup(ifname="dark0")[0], family=2)) == ()
     with pytest.raises(OSError, match="unreachable"):
@@ -95,20 +110,40 @@ def test_a_bridge_that_leads_nowhere(place: Place) -> None:
 
 def test_two_interfaces_of_one_pod_and_what_each_network_collects(place: Place) -> None:
     lan = place.conf("lan0", "10.50.0.0/24", addressing="subnet", isGateway=False)
-    main = place.node.conf("1.1.0", ipam={"routes": [{"dst": "0.0.0.0/0"}, {"dst": "10.77.0.0/16", "gw": "10.244.1.1"}]})
+    main = place.node.conf(
+        "1.1.0", ipam={"routes": [{"dst": "0.0.0.0/0"}, {"dst": "10.77.0.0/16", "gw": "10.244.1.1"}]}
+    )
     pod, _ = place.pod("both", main)
     place.pod("both", lan, netns=pod, ifname="net1")
     other, _ = place.pod("other", lan)
-    routes = pod.netlink(lambda ipr: {(str(r.get("RTA_DST")), str(r.get("RTA_GATEWAY")))
-                                      for r in ipr.get_routes(table=254, family=2)})
-    assert routes == {("None", "10.244.1.1"), ("10.77.0.0", "10.244.1.1"), ("10.244.1.1", "None"), ("10.50.0.0", "None")}
-    assert place.node.cni("GC", "", None, {**main, "cni.dev/valid-attachments": [
-        {"containerID": "both", "ifname": "eth0"}]}).status == 0
-    assert sorted(place.node.leases()) == ["10.244.1.2", "10.50.0.2", "10.50.0.3"], "another network's are not its business"
-    assert place.node.cni("GC", "", None, {**lan, "cni.dev/valid-attachments": [
-        {"containerID": "other", "ifname": "eth0"}]}).status == 0
+    routes = pod.netlink(
+        lambda ipr: {(str(r.get("RTA_DST")), str(r.get("RTA_GATEWAY"))) for r in ipr.get_routes(table=254, family=2)}
+    )
+    assert routes == {
+        ("None", "10.244.1.1"),
+        ("10.77.0.0", "10.244.1.1"),
+        ("10.244.1.1", "None"),
+        ("10.50.0.0", "None"),
+    }
+    assert (
+        place.node.cni(
+            "GC", "", None, {**main, "cni.dev/valid-attachments": [{"containerID": "both", "ifname": "eth0"}]}
+        ).status
+        == 0
+    )
+    assert sorted(place.node.leases()) == ["10.244.1.2", "10.50.0.2", "10.50.0.3"], (
+        "another network's are not its business"
+    )
+    assert (
+        place.node.cni(
+            "GC", "", None, {**lan, "cni.dev/valid-attachments": [{"containerID": "other", "ifname": "eth0"}]}
+        ).status
+        == 0
+    )
     assert sorted(place.node.leases()) == ["10.244.1.2", "10.50.0.3"]
-    assert other.netlink(lambda ipr: ipr.link_lookup(ifname="eth0")) and pod.netlink(lambda ipr: ipr.link_lookup(ifname="eth0"))
+    assert other.netlink(lambda ipr: ipr.link_lookup(ifname="eth0")) and pod.netlink(
+        lambda ipr: ipr.link_lookup(ifname="eth0")
+    )
 
 
 def test_an_address_that_comes_back_with_another_mac_is_announced(place: Place) -> None:
@@ -122,8 +157,10 @@ def test_an_address_that_comes_back_with_another_mac_is_announced(place: Place) 
         flags = b.netlink(lambda ipr: [int(x["flags"]) & TENTATIVE for x in ipr.get_addr(family=socket.AF_INET6)])
         assert not any(flags[:1]), "usable at once"
         for address in ("10.50.0.77", "fd50::77"):
-            wait_until(lambda address=address, mac=mac: neighbour(a, address) in ("", mac),  # type: ignore[misc]  # bound now
-                       "the old entry is corrected, and nothing was sent yet")
+            wait_until(
+                lambda address=address, mac=mac: neighbour(a, address) in ("", mac),  # type: ignore[misc]  # bound now
+                "the old entry is corrected, and nothing was sent yet",
+            )
             tell(place, b, a, address)
             assert neighbour(a, address) == mac
         place.drop("b", asked)
@@ -145,15 +182,18 @@ def test_networks_survive_restarts_and_are_mended(place: Place) -> None:
 
 @pytest.mark.parametrize("addressing", ["routed", "subnet"])
 def test_a_change_of_ranges_cuts_off_nobody(place: Place, addressing: str) -> None:
-    """An edited conflist, or a second one that names the same bridge: refused as long as pods would lose their gateway."""
+    """An edited conflist, or a second one that names the same bridge: refused as long as pods would lose their
+    gateway."""
     conf = place.conf("lan0", "10.50.0.0/25", addressing=addressing)
     other = {**place.conf("lan0", "10.51.0.0/24", addressing=addressing), "name": "other"}
     a, _ = place.pod("a", conf)
     pod = place.lab.netns("b")
     moved = {"ranges": [[{"subnet": "10.50.0.0/24", "gateway": "10.50.0.254"}]]}
-    for refused, words in ((other, "pods of other ranges are on it: 10.50.0.2"),
-                           ({**conf, "ipam": moved}, "pods on it have another gateway: 10.50.0.1"),
-                           ({**conf, "isGateway": False}, "pods on it have another gateway: 10.50.0.1")):
+    for refused, words in (
+        (other, "pods of other ranges are on it: 10.50.0.2"),
+        ({**conf, "ipam": moved}, "pods on it have another gateway: 10.50.0.1"),
+        ({**conf, "isGateway": False}, "pods on it have another gateway: 10.50.0.1"),
+    ):
         answer = place.node.cni("ADD", "b", pod, refused)
         assert (answer.status, answer.body["code"]) == (1, 7) and words in answer.body["msg"], answer.out
     wider = place.conf("lan0", "10.50.0.0/24", addressing=addressing)
@@ -180,25 +220,38 @@ def test_the_addresses_of_a_bridge_that_has_no_pods_any_more_may_move(place: Pla
 
 
 def test_host_ports_of_another_bridge(place: Place) -> None:
-    conf = place.conf("lan0", "10.50.0.0/24", addressing="subnet", runtimeConfig={
-        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]})
+    conf = place.conf(
+        "lan0",
+        "10.50.0.0/24",
+        addressing="subnet",
+        runtimeConfig={"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+    )
     a, _ = place.pod("a", conf)
     with a.call(lambda: socket.create_server(("0.0.0.0", 80))) as server:
-        for client, target, seen in ((place.outside, NODE, OUTSIDE), (place.node.ns, "127.0.0.1", "10.50.0.1"),
-                                     (a, NODE, "10.50.0.1")):
-            with client.call(lambda target=target: socket.create_connection((target, 8080), 5)):  # type: ignore[misc]  # a default
+        for client, target, seen in (
+            (place.outside, NODE, OUTSIDE),
+            (place.node.ns, "127.0.0.1", "10.50.0.1"),
+            (a, NODE, "10.50.0.1"),
+        ):
+            # a default
+            with client.call(lambda target=target: socket.create_connection((target, 8080), 5)):  # type: ignore[misc]
                 assert server.accept()[1][0] == seen
 
 
-@pytest.mark.parametrize(("more", "words"), [
-    ({"ipam": {}}, "ipam.ranges is missing"),
-    ({"ipam": {"ranges": [[{"subnet": "10.244.0.0/16"}]]}},
-     "10.244.0.0/16 of the bridge lan0 lies over 10.244.1.0/24 of podwire0"),
-    ({"bridge": "", "addressing": "subnet"}, "addressing and isGateway are for a bridge of its own"),
-    ({"bridge": "a/b"}, "bridge"),
-    ({"addressing": "flat"}, "addressing"),
-    ({"nonMasqueradeCIDRs": ["x"]}, "nonMasqueradeCIDRs[0]"),
-])
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"ipam": {}}, "ipam.ranges is missing"),
+        (
+            {"ipam": {"ranges": [[{"subnet": "10.244.0.0/16"}]]}},
+            "10.244.0.0/16 of the bridge lan0 lies over 10.244.1.0/24 of podwire0",
+        ),
+        ({"bridge": "", "addressing": "subnet"}, "addressing and isGateway are for a bridge of its own"),
+        ({"bridge": "a/b"}, "bridge"),
+        ({"addressing": "flat"}, "addressing"),
+        ({"nonMasqueradeCIDRs": ["x"]}, "nonMasqueradeCIDRs[0]"),
+    ],
+)
 def test_what_cannot_be(place: Place, more: dict[str, Any], words: str) -> None:
     pod = place.lab.netns("pod")
     answer = place.node.cni("ADD", "a", pod, {**place.conf("lan0", "10.50.0.0/24"), **more})
@@ -207,7 +260,8 @@ def test_what_cannot_be(place: Place, more: dict[str, Any], words: str) -> None:
 
 
 def test_links_of_others_are_left_alone(place: Place) -> None:
-    """A bridge by the name of the uplink would take the node off the network, one of others' would lose its addresses."""
+    """A bridge by the name of the uplink would take the node off the network, one of others' would lose its
+    addresses."""
     ns = place.node.ns
     ns.run(["ip", "link", "add", "br0", "type", "bridge"])
     ns.run(["ip", "addr", "add", "198.51.100.1/24", "dev", "br0"])
@@ -223,9 +277,19 @@ def test_links_of_others_are_left_alone(place: Place) -> None:
 
 def test_routes_are_what_the_configuration_says(place: Place) -> None:
     """Also those of spec 1.1.0 with numbers; CHECK knows them, and finds one that is gone."""
-    conf = place.conf("lan0", "10.50.0.0/24", ipam={"ranges": [[{"subnet": "10.50.0.0/24"}]], "routes": [
-        {"dst": "0.0.0.0/0", "mtu": 1300, "advmss": 1200}, {"dst": "10.60.0.0/16", "gw": "10.50.0.1", "priority": 50},
-        {"dst": "10.61.0.0/16", "table": 1000}, {"dst": "10.62.0.0/16", "scope": 253}]})
+    conf = place.conf(
+        "lan0",
+        "10.50.0.0/24",
+        ipam={
+            "ranges": [[{"subnet": "10.50.0.0/24"}]],
+            "routes": [
+                {"dst": "0.0.0.0/0", "mtu": 1300, "advmss": 1200},
+                {"dst": "10.60.0.0/16", "gw": "10.50.0.1", "priority": 50},
+                {"dst": "10.61.0.0/16", "table": 1000},
+                {"dst": "10.62.0.0/16", "scope": 253},
+            ],
+        },
+    )
     pod = place.lab.netns("a")
     added = place.node.cni("ADD", "a", pod, conf)
     assert added.status == 0, added.out

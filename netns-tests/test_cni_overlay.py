@@ -1,4 +1,5 @@
-"""Pods of nodes that do not share a link: VXLAN where it is needed and nowhere else, with real packets over a real router."""
+"""Pods of nodes that do not share a link: VXLAN where it is needed and nowhere else, with real packets over a real
+router."""
 
 from __future__ import annotations
 
@@ -103,17 +104,29 @@ def test_each_peer_gets_what_it_needs(world: Routed) -> None:
     c, (c_ip,) = world.pod("n3", "c")
     n1 = world.machines["n1"].node.ns
     with Capture(n1, "eth0") as wire, Capture(world.router, "far") as far:
-        for source, ip, target, address in ((a, a_ip, b, b_ip), (b, b_ip, a, a_ip), (a, a_ip, c, c_ip), (c, c_ip, b, b_ip)):
+        for source, ip, target, address in (
+            (a, a_ip, b, b_ip),
+            (b, b_ip, a, a_ip),
+            (a, a_ip, c, c_ip),
+            (c, c_ip, b, b_ip),
+        ):
             with tell_peer(target, address) as port:
                 assert ask(source, address, port) == ip, "a pod is seen with its own address"
         tunnelled = [p for p in wire.packets() if VXLAN in p]
-        assert {(p[IP].src, p[IP].dst) for p in tunnelled} == {("192.0.2.1", "198.51.100.2"), ("198.51.100.2", "192.0.2.1")}
+        assert {(p[IP].src, p[IP].dst) for p in tunnelled} == {
+            ("192.0.2.1", "198.51.100.2"),
+            ("198.51.100.2", "192.0.2.1"),
+        }
         assert {(p[VXLAN][IP].src, p[VXLAN][IP].dst) for p in tunnelled} == {(a_ip, b_ip), (b_ip, a_ip)}
         plain = {(p[IP].src, p[IP].dst) for p in wire.packets() if TCP in p and VXLAN not in p}
         assert {(a_ip, c_ip), (c_ip, a_ip)} <= plain, "n3 is on the link: no tunnel"
-        assert not [p for p in far.packets() if IP in p and p[IP].src.startswith("10.244.")], "no pod's address on the fabric"
+        assert not [p for p in far.packets() if IP in p and p[IP].src.startswith("10.244.")], (
+            "no pod's address on the fabric"
+        )
     status = world.machines["n1"].node.status()
-    assert (status["figures"]["vxlan"], status["figures"]["routes"]) == (1, 2) and "1 of them by VXLAN" in status["message"]
+    assert (status["figures"]["vxlan"], status["figures"]["routes"]) == (1, 2) and "1 of them by VXLAN" in status[
+        "message"
+    ]
 
 
 def test_a_node_itself_and_the_pods_behind_a_tunnel(world: Routed) -> None:
@@ -174,16 +187,20 @@ def checksum_is_right(packet: Packet) -> bool:
 
 
 def test_inner_checksums_without_offload(world: Routed) -> None:
-    """The trap of VXLAN and NAT: a packet that is translated on its way into the tunnel, and a card that computes nothing."""
+    """The trap of VXLAN and NAT: a packet that is translated on its way into the tunnel, and a card that computes
+    nothing."""
     b, (b_ip,) = world.pod("n2", "b")
     a, _ = world.pod("n1", "a")
     n1, n2 = (world.machines[n].node.ns for n in ("n1", "n2"))
     for ns in (n1, n2):
         no_checksum_offload(ns, "eth0")
-    rules = "\n".join(f"""table ip nodeport {{
+    rules = "\n".join(
+        f"""table ip nodeport {{
  chain pre {{ type nat hook prerouting priority -100; {proto} dport 30080 dnat to {b_ip}:8080; }}
  chain post {{ type nat hook postrouting priority 100; ip daddr {b_ip} {proto} dport 8080 masquerade; }}
-}}""" for proto in ("udp", "tcp"))
+}}"""
+        for proto in ("udp", "tcp")
+    )
     n1.run(["nft", "-f", "-"], input=rules)
     outside = world.machines["n3"].node.ns
     server = b.call(lambda: socket.create_server(("0.0.0.0", 8080)))
@@ -238,17 +255,25 @@ def entries(ns: NetNS) -> int:
     def count(ipr: object) -> int:
         get = ipr.get_neighbours  # type: ignore[attr-defined]  # pyroute2 ships no types
         tunnels = ipr.link_lookup(ifname="podwire-vxlan")  # type: ignore[attr-defined]  # as above
-        routes = [r for r in ipr.get_routes(table=254)  # type: ignore[attr-defined]  # as above
-                  if r["proto"] == 143 and r.get("RTA_GATEWAY")]
-        return len(routes) + sum(e["ifindex"] in tunnels for f in (socket.AF_INET, socket.AF_BRIDGE) for e in get(family=f))
+        routes = [
+            r
+            for r in ipr.get_routes(table=254)  # type: ignore[attr-defined]  # as above
+            if r["proto"] == 143 and r.get("RTA_GATEWAY")
+        ]
+        return len(routes) + sum(
+            e["ifindex"] in tunnels for f in (socket.AF_INET, socket.AF_BRIDGE) for e in get(family=f)
+        )
 
     return ns.netlink(count)
 
 
 def test_nodes_that_go_take_everything_along_and_pods_get_the_whole_mtu_again(world: Routed) -> None:
     n1 = world.machines["n1"].node
-    n1.ns.netlink(lambda ipr: ipr.fdb("add", ifindex=ipr.link_lookup(ifname="podwire-vxlan")[0],
-                                      lladdr="02:00:00:00:00:99", dst="203.0.113.9"))  # as left by somebody else
+    n1.ns.netlink(
+        lambda ipr: ipr.fdb(
+            "add", ifindex=ipr.link_lookup(ifname="podwire-vxlan")[0], lladdr="02:00:00:00:00:99", dst="203.0.113.9"
+        )
+    )  # as left by somebody else
     world.api.delete("/api/v1/nodes", "n2")
     wait_until(lambda: entries(n1.ns) == 1 and "podwire-vxlan" not in n1.links(), "only the route to n3 stays")
     wait_until(lambda: figure(n1, "mtu") == 1500, "the tunnel's header costs nothing any more")

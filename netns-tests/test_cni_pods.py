@@ -150,7 +150,8 @@ def test_routes_follow_the_nodes(cluster: Cluster) -> None:
 
 
 def test_an_uplink_that_was_down_is_used_again_as_it_was(cluster: Cluster) -> None:
-    """Without a way to the other nodes none of them seems to be on the link: no reason for tunnels, which they do not have."""
+    """Without a way to the other nodes none of them seems to be on the link: no reason for tunnels, which they do not
+    have."""
     (a, a_ip), (b, b_ip) = (cluster.pod(node, name) for node, name in zip(cluster.nodes, ("a", "b"), strict=True))
     two = cluster.nodes[1]
 
@@ -226,8 +227,9 @@ def test_pod_sees_its_own_interface_only(cluster: Cluster) -> None:
             with IPRoute() as ipr:
                 links = {link.get("IFLA_IFNAME"): link["state"] for link in ipr.get_links()}
                 index = ipr.link_lookup(ifname="eth0")[0]
-                addresses = {f"{a.get('IFA_ADDRESS')}/{a['prefixlen']}"
-                             for a in ipr.get_addr(index=index, family=socket.AF_INET)}
+                addresses = {
+                    f"{a.get('IFA_ADDRESS')}/{a['prefixlen']}" for a in ipr.get_addr(index=index, family=socket.AF_INET)
+                }
             return set(links), addresses, all(state == "up" for state in links.values())
 
         return in_thread(inside)

@@ -1,4 +1,5 @@
-"""Plain pods are wired by one prepared program (native/wires.c): it does what the steps one by one do, and fails as they do."""
+"""Plain pods are wired by one prepared program (native/wires.c): it does what the steps one by one do, and fails as
+they do."""
 
 from __future__ import annotations
 
@@ -26,8 +27,21 @@ class StepsNode(CniNode):
 
     def start(self, *, wait: bool = True) -> None:
         with open(self.run_dir / "agent.log", "a") as log:
-            self.agent = self.ns.popen([sys.executable, "-c", self.CODE + RUN, "--node-name", self.name, "--kubeconfig",
-                                        str(self.kubeconfig), "--run-dir", str(self.run_dir)], stderr=log, stdout=log)
+            self.agent = self.ns.popen(
+                [
+                    sys.executable,
+                    "-c",
+                    self.CODE + RUN,
+                    "--node-name",
+                    self.name,
+                    "--kubeconfig",
+                    str(self.kubeconfig),
+                    "--run-dir",
+                    str(self.run_dir),
+                ],
+                stderr=log,
+                stdout=log,
+            )
         wait_until(self.ready, "the agent is ready")
 
 
@@ -53,20 +67,30 @@ def dual_stack(lab: Lab, folder: Path, kind: type[CniNode]) -> Iterator[CniNode]
 
 def said(ns: NetNS, *words: str) -> list[dict[str, Any]]:
     found = json.loads(ns.run(["ip", "-j", *words]).stdout or "[]")
-    return [{key: value for key, value in entry.items() if key not in ("ifindex", "link_index", "link_netnsid", "master_index")}
-            for entry in found]
+    return [
+        {
+            key: value
+            for key, value in entry.items()
+            if key not in ("ifindex", "link_index", "link_netnsid", "master_index")
+        }
+        for entry in found
+    ]
 
 
 def view(node: CniNode, pod: NetNS, host: str) -> dict[str, object]:
     """All that the kernel says about one pod, on both sides."""
     return {
-        "pod's links": said(pod, "-d", "link"), "addresses": said(pod, "addr", "show", "scope", "global"),
-        "routes": said(pod, "route"), "routes, IPv6": said(pod, "-6", "route", "show", "table", "main"),
+        "pod's links": said(pod, "-d", "link"),
+        "addresses": said(pod, "addr", "show", "scope", "global"),
+        "routes": said(pod, "route"),
+        "routes, IPv6": said(pod, "-6", "route", "show", "table", "main"),
         "neighbours": sorted(map(str, said(pod, "neigh", "show", "nud", "permanent"))),
         "node's end": said(node.ns, "-d", "link", "show", "dev", host),
         "node's neighbours": sorted(map(str, said(node.ns, "neigh", "show", "dev", "podwire0", "nud", "permanent"))),
-        "forwarding": sorted(line for line in node.ns.run(["bridge", "fdb", "show", "dev", host]).stdout.splitlines()
-                             if "static" in line)}
+        "forwarding": sorted(
+            line for line in node.ns.run(["bridge", "fdb", "show", "dev", host]).stdout.splitlines() if "static" in line
+        ),
+    }
 
 
 def test_a_prepared_pod_is_as_one_wired_step_by_step(lab: Lab, tmp_path: Path) -> None:
@@ -94,7 +118,11 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CniNode]:
 
 
 def bare(node: CniNode) -> bool:
-    return not node.leases() and not [link for link in node.links() if link.startswith("veth")] and node.table_elements() == 0
+    return (
+        not node.leases()
+        and not [link for link in node.links() if link.startswith("veth")]
+        and node.table_elements() == 0
+    )
 
 
 def test_a_refused_program_leaves_nothing(node: CniNode, lab: Lab) -> None:

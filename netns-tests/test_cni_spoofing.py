@@ -61,8 +61,13 @@ class Pod:
 
 def pod(cluster: Cluster, name: str) -> Pod:
     ns, ip = cluster.pod(cluster.nodes[0], name)
-    addresses = ns.netlink(lambda ipr: [a.get("IFA_ADDRESS") for a in ipr.get_addr(family=socket.AF_INET6)
-                                        if a.get("IFA_ADDRESS").startswith("fd00")])
+    addresses = ns.netlink(
+        lambda ipr: [
+            a.get("IFA_ADDRESS")
+            for a in ipr.get_addr(family=socket.AF_INET6)
+            if a.get("IFA_ADDRESS").startswith("fd00")
+        ]
+    )
     mac = ns.netlink(lambda ipr: ipr.get_links(ifname="eth0")[0].get("IFLA_ADDRESS"))
     return Pod(ns, ip, addresses[0], mac)
 
@@ -71,10 +76,12 @@ def gateway(cluster: Cluster) -> str:
     return str(cluster.nodes[0].ns.netlink(lambda ipr: ipr.get_links(ifname="podwire0")[0].get("IFLA_ADDRESS")))
 
 
-def arrived(sender: Pod, receivers: list[tuple[NetNS, str]], frames: dict[str, Packet], wanted: Iterable[str]) -> set[str]:
-    """Which of the frames, each with its name as payload, come to any receiver, when those that are wanted have. The last of
-    them are the honest ones, which tell that all before them had their chance. Each way has an order of its own: what waits for
-    a neighbour's MAC is overtaken."""
+def arrived(
+    sender: Pod, receivers: list[tuple[NetNS, str]], frames: dict[str, Packet], wanted: Iterable[str]
+) -> set[str]:
+    """Which of the frames, each with its name as payload, come to any receiver, when those that are wanted have. The
+    last of them are the honest ones, which tell that all before them had their chance. Each way has an order of its
+    own: what waits for a neighbour's MAC is overtaken."""
     captures = [Capture(ns, interface) for ns, interface in receivers]
     raw = sender.ns.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
     with raw:
@@ -111,17 +118,22 @@ def lies(a: Pod, b: Pod, router: str) -> dict[str, Packet]:
         "IPv6 with another MAC": Ether(src=b.mac, dst=router) / own6 / udp,
         "IPv6 straight to a neighbour": Ether(src=a.mac, dst=b.mac) / IPv6(src=OUTSIDE6, dst=b.ip6) / udp,
         "ARP for the gateway": Ether(src=a.mac, dst="ff:ff:ff:ff:ff:ff") / ARP(op=2, hwsrc=a.mac, psrc="10.244.1.1"),
-        "IPv6 advertisement for a neighbour": Ether(src=a.mac, dst="33:33:00:00:00:01") / IPv6(
-            src="fe80::a", dst="ff02::1", hlim=255) / ICMPv6ND_NA(tgt=b.ip6, S=0) / ICMPv6NDOptDstLLAddr(lladdr=a.mac),
-        "redirect": Ether(src=a.mac, dst=b.mac) / IPv6(src="fe80::a", dst=b.ip6, hlim=255) / ICMPv6ND_Redirect(
-            tgt="fe80::a", dst=OUTSIDE6),
+        "IPv6 advertisement for a neighbour": Ether(src=a.mac, dst="33:33:00:00:00:01")
+        / IPv6(src="fe80::a", dst="ff02::1", hlim=255)
+        / ICMPv6ND_NA(tgt=b.ip6, S=0)
+        / ICMPv6NDOptDstLLAddr(lladdr=a.mac),
+        "redirect": Ether(src=a.mac, dst=b.mac)
+        / IPv6(src="fe80::a", dst=b.ip6, hlim=255)
+        / ICMPv6ND_Redirect(tgt="fe80::a", dst=OUTSIDE6),
         "VLAN and what not": Ether(src=a.mac, dst=b.mac, type=0x8100) / Raw(b"\0\x01\x08\0"),
     }
 
 
 def truths(a: Pod, router: str) -> dict[str, Packet]:
-    return {"own IPv6": Ether(src=a.mac, dst=router) / IPv6(src=a.ip6, dst=OUTSIDE6) / UDP(sport=5, dport=6),
-            "own IPv4": Ether(src=a.mac, dst=router) / IP(src=a.ip, dst=OUTSIDE) / UDP(sport=5, dport=6)}
+    return {
+        "own IPv6": Ether(src=a.mac, dst=router) / IPv6(src=a.ip6, dst=OUTSIDE6) / UDP(sport=5, dport=6),
+        "own IPv4": Ether(src=a.mac, dst=router) / IP(src=a.ip, dst=OUTSIDE) / UDP(sport=5, dport=6),
+    }
 
 
 def test_only_the_truth_gets_through(cluster: Cluster) -> None:
@@ -137,22 +149,31 @@ def test_what_is_dropped_is_counted_with_its_reason(cluster: Cluster) -> None:
     arrived(a, [(cluster.outside, "eth0")], {**lies(a, b, gateway(cluster)), **truth}, truth)
     after = drops(cluster)
     assert {why: after[why] - before[why] for why in after} == {
-        "a pod sends from a MAC that is not its own": 4, "a pod sends from an address that is not its own": 9,
-        "a pod says that it is a router": 0, "a pod says that it is a router that redirects": 1,
-        "a pod says that it has an address that is not its own": 1}
+        "a pod sends from a MAC that is not its own": 4,
+        "a pod sends from an address that is not its own": 9,
+        "a pod says that it is a router": 0,
+        "a pod says that it is a router that redirects": 1,
+        "a pod says that it has an address that is not its own": 1,
+    }
 
 
 def drops(cluster: Cluster) -> dict[str, int]:
     listed = json.loads(cluster.nodes[0].ns.run(["nft", "-j", "list", "table", "bridge", "podwire-cni"]).stdout)
     rules = [entry["rule"] for entry in listed["nftables"] if "rule" in entry]
-    return {rule["comment"]: next(e["counter"]["packets"] for e in rule["expr"] if "counter" in e)
-            for rule in rules if any("counter" in e for e in rule["expr"])}
+    return {
+        rule["comment"]: next(e["counter"]["packets"] for e in rule["expr"] if "counter" in e)
+        for rule in rules
+        if any("counter" in e for e in rule["expr"])
+    }
 
 
 def learned(ns: NetNS) -> set[str]:
     """Where default routes of router advertisements lead."""
-    return ns.netlink(lambda ipr: {str(r.get("RTA_GATEWAY")) for r in ipr.get_default_routes(family=socket.AF_INET6)
-                                   if r["proto"] == RTPROT_RA})
+    return ns.netlink(
+        lambda ipr: {
+            str(r.get("RTA_GATEWAY")) for r in ipr.get_default_routes(family=socket.AF_INET6) if r["proto"] == RTPROT_RA
+        }
+    )
 
 
 def advertise(cluster: Cluster, a: Pod) -> None:
@@ -190,7 +211,10 @@ def test_it_can_be_turned_off(unchecked: Cluster) -> None:
     a, b = pod(unchecked, "a"), pod(unchecked, "b")
     truth = truths(a, gateway(unchecked))
     believed = {"address of a neighbour", "MAC of a neighbour", "straight to a neighbour", "IPv6 of nobody"}
-    arrived(a, [(unchecked.outside, "eth0"), (b.ns, "eth0")], {**lies(a, b, gateway(unchecked)), **truth}, {*believed, *truth})
+    arrived(
+        a,
+        [(unchecked.outside, "eth0"), (b.ns, "eth0")],
+        {**lies(a, b, gateway(unchecked)), **truth},
+        {*believed, *truth},
+    )
     unchecked.clear()
-
-

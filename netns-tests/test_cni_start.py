@@ -20,8 +20,10 @@ from lab.fakeapi import FakeApi
 from lab.netns import Lab
 from podwire_cni import native
 
-CLIENTS = [pytest.param(native.client_path(), id="binary"),
-           pytest.param(Path(native.__file__).parent / "standin" / "podwire-cni", id="python")]
+CLIENTS = [
+    pytest.param(native.client_path(), id="binary"),
+    pytest.param(Path(native.__file__).parent / "standin" / "podwire-cni", id="python"),
+]
 
 
 def test_node_without_podcidr_waits_for_one(lab: Lab, tmp_path: Path) -> None:
@@ -33,7 +35,12 @@ def test_node_without_podcidr_waits_for_one(lab: Lab, tmp_path: Path) -> None:
             node.start(wait=False)
             wait_until(lambda: node.status().get("reason") == "NoPodCIDR", "the agent says what it waits for")
             assert not (tmp_path / "cni" / "net.d" / "10-podwire.conflist").exists()
-            conf = {"cniVersion": "1.1.0", "name": "podwire", "type": "podwire-cni", "socket": str(tmp_path / "cni.sock")}
+            conf = {
+                "cniVersion": "1.1.0",
+                "name": "podwire",
+                "type": "podwire-cni",
+                "socket": str(tmp_path / "cni.sock"),
+            }
             add, status = node.cni("ADD", "p", pod, conf), node.cni("STATUS", "", None, conf)
             assert (add.body["code"], status.body["code"]) == (11, 50) and "spec.podCIDR" in add.body["msg"]
             put_node(api, "late", "10.244.9.0/24", "192.0.2.9")
@@ -95,8 +102,10 @@ def test_unknown_kubeconfig_is_told_in_one_line(lab: Lab, tmp_path: Path) -> Non
     bad = tmp_path / "kubeconfig"
     bad.write_text("clusters: 7\n")
     code = "from podwire_cni.main import command; command()"
-    done = lab.netns("n").run([sys.executable, "-c", code, "--node-name", "n", "--kubeconfig", str(bad), "--run-dir",
-                                 str(tmp_path)], check=False)
+    done = lab.netns("n").run(
+        [sys.executable, "-c", code, "--node-name", "n", "--kubeconfig", str(bad), "--run-dir", str(tmp_path)],
+        check=False,
+    )
     assert done.returncode == 1 and "kubeconfig" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -106,9 +115,15 @@ def test_without_an_agent_an_add_frees_what_a_crash_and_a_reboot_left(lab: Lab, 
     plugin = tmp_path / "plugin"
     plugin.write_text(f"#!/bin/sh\nexec {sys.executable} -m podwire_cni.main\n")
     plugin.chmod(0o755)
-    conf: dict[str, Any] = {"cniVersion": "1.1.0", "name": "podwire", "type": "podwire-cni", "standalone": True,
-                            "socket": str(tmp_path / "cni.sock"), "pythonPlugin": str(plugin),
-                            "ipam": {"ranges": [[{"subnet": "10.99.0.0/29", "rangeEnd": "10.99.0.4"}]]}}
+    conf: dict[str, Any] = {
+        "cniVersion": "1.1.0",
+        "name": "podwire",
+        "type": "podwire-cni",
+        "standalone": True,
+        "socket": str(tmp_path / "cni.sock"),
+        "pythonPlugin": str(plugin),
+        "ipam": {"ranges": [[{"subnet": "10.99.0.0/29", "rangeEnd": "10.99.0.4"}]]},
+    }
     with FakeApi(ns) as api:
         node = CniNode(ns, tmp_path, "alone", api)
     assert node.cni("ADD", "whole", lab.netns("whole"), conf).address == "10.99.0.2"
@@ -124,24 +139,35 @@ def test_without_an_agent_an_add_frees_what_a_crash_and_a_reboot_left(lab: Lab, 
     assert node.cni("ADD", "d", lab.netns("d"), conf).body["code"] == 11
 
 
-def test_without_an_agent_a_node_is_ready_before_its_first_pods_and_they_come_all_at_once(lab: Lab, tmp_path: Path) -> None:
-    """A runtime that asks STATUS sends no pod to a node that says no; the uplink has any name, and not an MTU of 1500."""
+def test_without_an_agent_a_node_is_ready_before_its_first_pods_and_they_come_all_at_once(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """A runtime that asks STATUS sends no pod to a node that says no; the uplink has any name, and not an MTU of
+    1500."""
     ns, outside, plugin = lab.netns("alone"), lab.netns("outside"), tmp_path / "plugin"
     lab.wire(ns, "ens3", outside, "eth0", "192.0.2.1/24", "192.0.2.42/24")
     lab.route(ns, "default", "192.0.2.42")
     ns.netlink(lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname="ens3")[0], mtu=1400))
     plugin.write_text(f"#!/bin/sh\nexec {sys.executable} -m podwire_cni.main\n")
     plugin.chmod(0o755)
-    conf: dict[str, Any] = {"cniVersion": "1.1.0", "name": "podwire", "type": "podwire-cni", "standalone": True,
-                            "socket": str(tmp_path / "cni.sock"), "pythonPlugin": str(plugin),
-                            "ipam": {"ranges": [[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd99::/64"}]]}}
+    conf: dict[str, Any] = {
+        "cniVersion": "1.1.0",
+        "name": "podwire",
+        "type": "podwire-cni",
+        "standalone": True,
+        "socket": str(tmp_path / "cni.sock"),
+        "pythonPlugin": str(plugin),
+        "ipam": {"ranges": [[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd99::/64"}]]},
+    }
     with FakeApi(ns) as api:
         node = CniNode(ns, tmp_path, "alone", api)
     ready = node.cni("STATUS", "", None, conf)
     assert ready.status == 0, ready.out
     pods = {f"p{n}": lab.netns(f"p{n}") for n in range(4)}
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda name: node.cni("ADD", name, pods[name], conf, CNI_ARGS="K8S_POD_NAME=\udcff"), pods))
+        made = list(
+            pool.map(lambda name: node.cni("ADD", name, pods[name], conf, CNI_ARGS="K8S_POD_NAME=\udcff"), pods)
+        )
     assert {answer.status for answer in made} == {0}, [answer.out for answer in made]
     assert len({answer.address for answer in made}) == 4
     assert {answer.body["interfaces"][2]["mtu"] for answer in made} == {1400}
@@ -149,15 +175,33 @@ def test_without_an_agent_a_node_is_ready_before_its_first_pods_and_they_come_al
 
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("command", ["ADD", "VERSION", "\udcff"])
-@pytest.mark.parametrize("stdin", [
-    b"", b"\0", b"[" * 100_000, b'{"cniVersion": "\xff"}', b'{"cniVersion": "\xc3\xa9"}', b'{"cniVersion": "\xe2\x82"}',
-    b'{"cniVersion": "1.1.0", "socket": "/\xff\xc3\xa9/\x01"}', b'{"socket": "/' + b"\xc3\xa9" * 49 + b'"}',
-    b'{"cniVersion": "\xed\xa0\x80"}', b'{"cniVersion": "\xc0\xaf"}', b'{"socket": 7, "cniVersion": {}}'],
-    ids=lambda stdin: repr(stdin[:24]))
+@pytest.mark.parametrize(
+    "stdin",
+    [
+        b"",
+        b"\0",
+        b"[" * 100_000,
+        b'{"cniVersion": "\xff"}',
+        b'{"cniVersion": "\xc3\xa9"}',
+        b'{"cniVersion": "\xe2\x82"}',
+        b'{"cniVersion": "1.1.0", "socket": "/\xff\xc3\xa9/\x01"}',
+        b'{"socket": "/' + b"\xc3\xa9" * 49 + b'"}',
+        b'{"cniVersion": "\xed\xa0\x80"}',
+        b'{"cniVersion": "\xc0\xaf"}',
+        b'{"socket": 7, "cniVersion": {}}',
+    ],
+    ids=lambda stdin: repr(stdin[:24]),
+)
 def test_whatever_comes_the_client_says_json(client: Path, command: str, stdin: bytes, tmp_path: Path) -> None:
     """Without an agent it answers by itself."""
-    env = {"CNI_COMMAND": command, "CNI_CONTAINERID": "c", "CNI_IFNAME": "eth0", "CNI_NETNS": str(tmp_path),
-           "PATH": os.environ["PATH"], "PODWIRE_CNI_SOCKET": "" if b"socket" in stdin else str(tmp_path / "none")}
+    env = {
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": "c",
+        "CNI_IFNAME": "eth0",
+        "CNI_NETNS": str(tmp_path),
+        "PATH": os.environ["PATH"],
+        "PODWIRE_CNI_SOCKET": "" if b"socket" in stdin else str(tmp_path / "none"),
+    }
     done = subprocess.run([str(client)], input=stdin, capture_output=True, env=env, check=False)
     said = json.loads(done.stdout.decode())  # strictly UTF-8
     assert isinstance(said["cniVersion"], str) and not done.stderr
@@ -165,14 +209,20 @@ def test_whatever_comes_the_client_says_json(client: Path, command: str, stdin: 
 
 
 def test_the_nodes_own_ipv6_router_is_not_lost(lab: Lab, tmp_path: Path) -> None:
-    """Forwarding, which IPv6 pods need, would take the default route that the node learned from a router advertisement."""
+    """Forwarding, which IPv6 pods need, would take the default route that the node learned from a router
+    advertisement."""
     ns, router = lab.netns("node"), lab.netns("router")
     lab.wire(ns, "eth0", router, "eth0", "192.0.2.1/24", "192.0.2.42/24")
-    frame = Ether(src="02:00:00:00:00:99", dst="33:33:00:00:00:01") / IPv6(src="fe80::99", dst="ff02::1", hlim=255) / \
-        ICMPv6ND_RA(routerlifetime=1800)
+    frame = (
+        Ether(src="02:00:00:00:00:99", dst="33:33:00:00:00:01")
+        / IPv6(src="fe80::99", dst="ff02::1", hlim=255)
+        / ICMPv6ND_RA(routerlifetime=1800)
+    )
 
     def routers() -> list[str]:
-        return ns.netlink(lambda ipr: [str(r.get("RTA_GATEWAY")) for r in ipr.get_default_routes(family=socket.AF_INET6)])
+        return ns.netlink(
+            lambda ipr: [str(r.get("RTA_GATEWAY")) for r in ipr.get_default_routes(family=socket.AF_INET6)]
+        )
 
     def heard() -> bool:
         with router.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sock:

@@ -1,4 +1,5 @@
-"""The suite against another proxy, and what it leaves to read when a row fails: driven as a user would, on the command line."""
+"""The suite against another proxy, and what it leaves to read when a row fails: driven as a user would, on the command
+line."""
 
 from __future__ import annotations
 
@@ -22,24 +23,42 @@ HOOK = HERE / "hooks" / "clusterip-only"
 
 
 def suite(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words], cwd=HERE.parent,
-                          capture_output=True, text=True, check=False, timeout=patient(120))
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words],
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=patient(120),
+    )
 
 
 @pytest.fixture(scope="module")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run on a proxy that knows ClusterIPs and nothing else: some rows hold, others must be found to fail."""
     folder = tmp_path_factory.mktemp("stub")
-    done = suite(str(HERE), "--dataplane", "external", "--dataplane-hook", str(HOOK), "--dataplane-report", str(folder),
-                 "--evidence", str(folder / "evidence"), "-k", "test_real_packets and ((hairpin and not Local) or "
-                 "(endpoint and outside and not policy) or alone)")
+    done = suite(
+        str(HERE),
+        "--dataplane",
+        "external",
+        "--dataplane-hook",
+        str(HOOK),
+        "--dataplane-report",
+        str(folder),
+        "--evidence",
+        str(folder / "evidence"),
+        "-k",
+        "test_real_packets and ((hairpin and not Local) or (endpoint and outside and not policy) or alone)",
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     return folder, done.stdout
 
 
 def test_another_proxy_is_judged_by_the_same_rows(stub: tuple[Path, str]) -> None:
     table = (stub[0] / "conformance.md").read_text()
-    rows = {line.split(" | ")[0].strip("| "): line.split("|")[2:-1] for line in table.splitlines() if line.startswith("| ")}
+    rows = {
+        line.split(" | ")[0].strip("| "): line.split("|")[2:-1] for line in table.splitlines() if line.startswith("| ")
+    }
     assert [cell.strip() for cell in rows["an endpoint outside the cluster"]] == ["✓", "✓"]
     assert [cell.strip() for cell in rows["pod to pod is left alone"]] == ["✓", "✓"]
     assert [cell.strip() for cell in rows["hairpin"]] == ["✗", "✗"]  # it never masquerades
@@ -61,11 +80,16 @@ def test_a_failed_row_leaves_its_packets_and_rules(stub: tuple[Path, str]) -> No
     assert {packet.sniffed_on for packet in seen} >= {"veth1"}
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    (["--dataplane", "external"], "--dataplane-hook"), (["--dataplane", "other"], "podwire-nftables"),
-    (["--dataplane", "external", "--dataplane-hook", "/no/such"], "/no/such"),
-    (["--dataplane", "external", "--dataplane-hook", str(HERE / "README.md")], "chmod +x"),
-    (["--dataplane-hook", str(HOOK)], "without --dataplane external")])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--dataplane", "external"], "--dataplane-hook"),
+        (["--dataplane", "other"], "podwire-nftables"),
+        (["--dataplane", "external", "--dataplane-hook", "/no/such"], "/no/such"),
+        (["--dataplane", "external", "--dataplane-hook", str(HERE / "README.md")], "chmod +x"),
+        (["--dataplane-hook", str(HOOK)], "without --dataplane external"),
+    ],
+)
 def test_wrong_options_are_named(words: list[str], told: str) -> None:
     done = suite(str(HERE / "test_proxy_conformance.py"), "-k", "hairpin", *words)
     assert done.returncode != 0
@@ -73,8 +97,11 @@ def test_wrong_options_are_named(words: list[str], told: str) -> None:
 
 
 def test_frames_are_kept_with_interface_and_time(tmp_path: Path) -> None:
-    frames = [("eth0", 1_700_000_000_000_000_001, b"\x02" * 60), ("lo", 1_700_000_000_000_000_500, b"\x04" * 61),
-              ("eth0", 1_700_000_001_000_000_000, b"\x06" * 14)]
+    frames = [
+        ("eth0", 1_700_000_000_000_000_001, b"\x02" * 60),
+        ("lo", 1_700_000_000_000_000_500, b"\x04" * 61),
+        ("eth0", 1_700_000_001_000_000_000, b"\x06" * 14),
+    ]
     path = tmp_path / "frames.pcapng"
     path.write_bytes(pcapng(frames))
     with PcapNgReader(str(path)) as reader:
@@ -85,8 +112,15 @@ def test_frames_are_kept_with_interface_and_time(tmp_path: Path) -> None:
 
 def test_a_row_holds_when_all_its_tests_do() -> None:
     one = Cell("g", "row", "a", "IPv4", "passed")
-    table = Matrix([one, Cell("g", "row", "a", "IPv4", "failed", "why"), Cell("g", "row", "b", "IPv4", "lacking", "no SCTP"),
-                    Cell("g", "other", "a", "IPv4", "passed")], "T")
+    table = Matrix(
+        [
+            one,
+            Cell("g", "row", "a", "IPv4", "failed", "why"),
+            Cell("g", "row", "b", "IPv4", "lacking", "no SCTP"),
+            Cell("g", "other", "a", "IPv4", "passed"),
+        ],
+        "T",
+    )
     assert (table.counts(("a", "IPv4")), table.counts(("b", "IPv4"))) == ((1, 1, 0), (0, 0, 1))
     assert "| row | ✗ | – |" in table.markdown()
     assert "- b IPv4, row: lacking: no SCTP" in table.markdown()
@@ -94,7 +128,8 @@ def test_a_row_holds_when_all_its_tests_do() -> None:
 
 
 def test_the_committed_table_is_of_this_suite() -> None:
-    """`make conformance` draws it anew: every dataplane is in it, and every behaviour that is asked for, and no other."""
+    """`make conformance` draws it anew: every dataplane is in it, and every behaviour that is asked for, and no
+    other."""
     lines = (HERE.parent / "docs" / "conformance.md").read_text().splitlines()
     heads = {cell.strip().rpartition(" ")[0] for cell in lines[2].split("|")[2:-1]}
     assert heads == set(OURS)
@@ -105,4 +140,6 @@ def test_the_committed_table_is_of_this_suite() -> None:
         asked |= {name.replace("_", " ") for name, takes in tests if "dataplane:" in takes and ": s." not in takes}
     assert {row[0] for row in cells if not row[0].startswith("**")} == asked
     assert not [row for row in cells if {"✗", "–"} & set(row)]
-    assert (HERE.parent / "docs" / "conformance.svg").read_text().count("#2da44e") == sum(row.count("✓") for row in cells) + 1
+    assert (HERE.parent / "docs" / "conformance.svg").read_text().count("#2da44e") == sum(
+        row.count("✓") for row in cells
+    ) + 1

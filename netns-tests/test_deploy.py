@@ -1,5 +1,5 @@
-"""The manifests of deploy/ on a stock cluster: the agent in-cluster, with exactly the rights of its ClusterRoles, against an
-API server of several addresses; and the way back."""
+"""The manifests of deploy/ on a stock cluster: the agent in-cluster, with exactly the rights of its ClusterRoles,
+against an API server of several addresses; and the way back."""
 
 from __future__ import annotations
 
@@ -47,15 +47,17 @@ class Cluster:
     def caller(self, name: str) -> CniNode:
         """The container runtime's part of a node: calls the plugin that the init container installed."""
         pod = self.pods[name]
-        node = CniNode(pod.ns, pod.path("/run/podwire"), name, Kubeconfigs())  # type: ignore[arg-type]  # all it asks of it
+        # all it asks of it
+        node = CniNode(pod.ns, pod.path("/run/podwire"), name, Kubeconfigs())  # type: ignore[arg-type]
         node.client = pod.path("/opt/cni/bin/podwire-cni")
         return node
 
     def add(self, name: str, container: str) -> tuple[NetNS, str]:
         caller, pod = self.caller(name), self.lab.netns(container)
         conflist = json.loads((self.pods[name].path("/etc/cni/net.d") / "10-podwire.conflist").read_text())
-        answer: Answer = caller.cni("ADD", container, pod, {"cniVersion": "1.0.0", "name": conflist["name"],
-                                                            **conflist["plugins"][0]})
+        answer: Answer = caller.cni(
+            "ADD", container, pod, {"cniVersion": "1.0.0", "name": conflist["name"], **conflist["plugins"][0]}
+        )
         assert answer.status == 0, answer.out + self.pods[name].log()
         return pod, answer.address
 
@@ -74,7 +76,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             lab.wire(switch, name, ns, "eth0", "", f"{addresses[name]}/24")
             plug(switch, name)
         switch.netlink(lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname="sw0")[0], state="up"))
-        control.netlink(lambda ipr: ipr.addr("add", index=ipr.link_lookup(ifname="eth0")[0], address=CONTROL[1], prefixlen=24))
+        control.netlink(
+            lambda ipr: ipr.addr("add", index=ipr.link_lookup(ifname="eth0")[0], address=CONTROL[1], prefixlen=24)
+        )
         with GuardedApi(control, CONTROL, granted, [NODES["n2"]]) as api:
             for space in ("default", "kube-system"):
                 api.create("Namespace", {"metadata": {"name": space}})
@@ -88,8 +92,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                     pod.write_account("first")
                     pod.path("/etc/cni/net.d").mkdir(parents=True)
                     pod.path("/etc/cni/net.d/05-other.conflist").write_text("{}")
-                    pod.maps = {own: {**data, **({"PODWIRE_TAKE_OVER": "true"} if "PODWIRE_ROLE" in data else {})}
-                                for own, data in pod.maps.items()}
+                    pod.maps = {
+                        own: {**data, **({"PODWIRE_TAKE_OVER": "true"} if "PODWIRE_ROLE" in data else {})}
+                        for own, data in pod.maps.items()
+                    }
                     pod.run_init()
                     # the first address does not answer, as of a control plane's machine that is down
                     pod.start(PODWIRE_API_SERVERS=" ".join(f"https://{ip}:6443" for ip in (DEAD, *CONTROL)))
@@ -108,18 +114,23 @@ def _ready(pod: WorkloadPod) -> bool:
 def _serve(cluster: Cluster, name: str, address: str, port: int, node: str, **spec: object) -> str:
     """A Service with one endpoint, in the shape of a real API server's; its ClusterIP."""
     fields = {"clusterIP": "", "clusterIPs": [], **spec}
-    made = cluster.api.create("Service", recorded.service(name, "", VERSION, port=port, target=port, **fields), "default")
+    made = cluster.api.create(
+        "Service", recorded.service(name, "", VERSION, port=port, target=port, **fields), "default"
+    )
     cluster.api.create("EndpointSlice", recorded.endpoint_slice(name, [address], port, VERSION, node), "default")
     return str(made["spec"]["clusterIP"])
 
 
 def test_pods_services_and_names_work(cluster: Cluster) -> None:
     for pod in cluster.pods.values():
-        wait_until(lambda pod=pod: _ready(pod), f"all roles ready: {pod.log()[-3000:]}", 40)  # type: ignore[misc]  # bound
+        # bound
+        wait_until(lambda pod=pod: _ready(pod), f"all roles ready: {pod.log()[-3000:]}", 40)  # type: ignore[misc]
         for probe in ("readinessProbe", "startupProbe"):
             wait_until(lambda pod=pod, probe=probe: pod.probe(probe), probe)  # type: ignore[misc]  # bound
         assert sorted(p.name for p in pod.path("/etc/cni/net.d").iterdir()) == [
-            "05-other.conflist.before-podwire", "10-podwire.conflist"]
+            "05-other.conflist.before-podwire",
+            "10-podwire.conflist",
+        ]
     client, _ = cluster.add("n1", "client")
     server, address = cluster.add("n2", "server")
     assert address.startswith("10.244.1.")
@@ -145,8 +156,16 @@ def test_the_rights_are_what_is_used_and_nothing_more(cluster: Cluster) -> None:
     """Everything that a role may ever ask for is made to happen; then what was asked for is what is granted."""
     taken = cluster.nodes["n1"].call(lambda: socket.create_server((NODES["n1"], 31999)))
     with taken:  # so the proxy has to say at the Service that its health check cannot be served
-        _serve(cluster, "local", "10.244.0.200", 80, "n1", type="LoadBalancer", externalTrafficPolicy="Local",
-               healthCheckNodePort=31999)
+        _serve(
+            cluster,
+            "local",
+            "10.244.0.200",
+            80,
+            "n1",
+            type="LoadBalancer",
+            externalTrafficPolicy="Local",
+            healthCheckNodePort=31999,
+        )
         asked, granted = cluster.api.asked[AGENT], cluster.api.granted[AGENT]
         wait_until(lambda: ("create", "", "events") in asked, f"an Event: {cluster.pods['n1'].log()[-2000:]}")
     wait_until(lambda: asked >= granted, f"all are used: {granted - asked}")
@@ -154,7 +173,8 @@ def test_the_rights_are_what_is_used_and_nothing_more(cluster: Cluster) -> None:
 
 
 def test_a_renewed_token_and_restarts(cluster: Cluster) -> None:
-    """The kubelet renews the token in the volume; agents that restart with it go on, and nothing in the kernel was touched."""
+    """The kubelet renews the token in the volume; agents that restart with it go on, and nothing in the kernel was
+    touched."""
     client, server = cluster.add("n1", "client2")[0], cluster.add("n2", "server2")
     for pod in cluster.pods.values():
         pod.write_account("second")
@@ -171,7 +191,8 @@ def test_a_renewed_token_and_restarts(cluster: Cluster) -> None:
 
 
 def test_dns_as_a_deployment(cluster: Cluster, tmp_path: Path) -> None:
-    """A pod of it, in a pod's network: with a service account that may list and watch what the zone is made of, and no more."""
+    """A pod of it, in a pod's network: with a service account that may list and watch what the zone is made of, and no
+    more."""
     objects = kustomize.build(DEPLOY / "overlays" / "dns-deployment")
     server, address = cluster.add("n1", "dns")
     client, _ = cluster.add("n2", "client3")
@@ -185,7 +206,9 @@ def test_dns_as_a_deployment(cluster: Cluster, tmp_path: Path) -> None:
         wait_until(lambda: pod.probe("readinessProbe"), f"it is ready: {pod.log()}")
         wait_until(lambda: pod.probe("livenessProbe"), "livenessProbe")
         ip = _serve(cluster, "named", "10.244.0.201", 80, "n1")
-        wait_until(lambda: _name(client, "named.default.svc.cluster.local", address) == ip, "a client elsewhere is answered")
+        wait_until(
+            lambda: _name(client, "named.default.svc.cluster.local", address) == ip, "a client elsewhere is answered"
+        )
         assert ("watch", "", "services") in cluster.api.asked[account] <= cluster.api.granted[account]
     finally:
         assert pod.stop() == 0

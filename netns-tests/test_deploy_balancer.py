@@ -1,5 +1,5 @@
-"""Load balancer addresses on a stock cluster: deploy/overlays/load-balancer-only as processes, with exactly the rights of its
-roles and no more capabilities than its manifests say."""
+"""Load balancer addresses on a stock cluster: deploy/overlays/load-balancer-only as processes, with exactly the rights
+of its roles and no more capabilities than its manifests say."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ def _knock(ip: str) -> None:
 
 
 def _mac(ipr: object) -> str:
-    return str(ipr.get_links(ipr.link_lookup(ifname="eth0")[0])[0].get("IFLA_ADDRESS"))  # type: ignore[attr-defined]  # IPRoute
+    # IPRoute
+    return str(ipr.get_links(ipr.link_lookup(ifname="eth0")[0])[0].get("IFLA_ADDRESS"))  # type: ignore[attr-defined]
 
 
 def status(pod: WorkloadPod) -> Object:
@@ -129,8 +130,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def test_without_pools_nothing_is_given_and_with_pools_one_node_answers(site: Site) -> None:
-    site.until(lambda: all(status(pod)["message"] == "no load balancer pools" for pod in site.nodes.values()),
-               "the responders run, in vain", 30)
+    site.until(
+        lambda: all(status(pod)["message"] == "no load balancer pools" for pod in site.nodes.values()),
+        "the responders run, in vain",
+        30,
+    )
     site.balancer("web")
     assert site.given("web") == [] and site.answers("172.30.9.200") == ""
     site.api.patch(*CONFIG, {"data": {"addresses": "172.30.9.200-172.30.9.203"}})

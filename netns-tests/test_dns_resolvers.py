@@ -1,4 +1,5 @@
-"""What resolvers of libraries do to a DNS server: pairs from one socket, pipelined TCP, and garbage, over real sockets."""
+"""What resolvers of libraries do to a DNS server: pairs from one socket, pipelined TCP, and garbage, over real
+sockets."""
 
 from __future__ import annotations
 
@@ -31,8 +32,17 @@ def pod(lab: Lab, tmp_path: Path) -> Iterator[tuple[NetNS, DnsNode, Upstream]]:
     made.run(["ip", "route", "add", "default", "via", "10.244.0.1"])
     with FakeApi(node) as api, Upstream(outside, "192.0.2.53") as upstream:
         api.put(NAMESPACES, {"metadata": {"name": "default"}})
-        api.put(SERVICES, {"metadata": {"name": "web", "namespace": "default"}, "spec": {
-            "clusterIP": "10.96.3.7", "clusterIPs": ["10.96.3.7"], "ports": [{"name": "http", "port": 80}]}})
+        api.put(
+            SERVICES,
+            {
+                "metadata": {"name": "web", "namespace": "default"},
+                "spec": {
+                    "clusterIP": "10.96.3.7",
+                    "clusterIPs": ["10.96.3.7"],
+                    "ports": [{"name": "http", "port": 80}],
+                },
+            },
+        )
         with DnsNode(node, api, tmp_path, [upstream], []) as world:
             world.start("server")
             world.start("feeder")
@@ -41,7 +51,8 @@ def pod(lab: Lab, tmp_path: Path) -> Iterator[tuple[NetNS, DnsNode, Upstream]]:
 
 
 def pairs(count: int, *, connected: bool) -> int:
-    """A and AAAA of one name at once from a fresh socket, as glibc (connected) and musl (not) do; how many were both answered.
+    """A and AAAA of one name at once from a fresh socket, as glibc (connected) and musl (not) do; how many were both
+    answered.
 
     Nothing is asked twice: an answer that is lost, or comes a resolver's patience later, is counted as lost.
     """
@@ -50,8 +61,10 @@ def pairs(count: int, *, connected: bool) -> int:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.settimeout(patient(5))
             name = (NAME, MISSING)[turn % 2]
-            first, second = (dns.message.make_query(name, rtype, id=turn * 2 + at & 0xFFFF).to_wire()
-                             for at, rtype in enumerate(("A", "AAAA")))
+            first, second = (
+                dns.message.make_query(name, rtype, id=turn * 2 + at & 0xFFFF).to_wire()
+                for at, rtype in enumerate(("A", "AAAA"))
+            )
             if connected:
                 sock.connect((DNS_ADDRESS, 53))
             for data in (first, second):
@@ -82,7 +95,8 @@ def framed(data: bytes) -> bytes:
 
 
 def test_tcp_answers_come_as_they_are_ready(pod: tuple[NetNS, DnsNode, Upstream]) -> None:
-    """A question whose upstream is silent does not keep the next one on the same connection waiting (RFC 7766 6.2.1.1)."""
+    """A question whose upstream is silent does not keep the next one on the same connection waiting (RFC 7766
+    6.2.1.1)."""
     pod[2].mode = "silent"
     slow, quick = dns.message.make_query("n1.example.com.", "A"), dns.message.make_query(NAME, "A")
 
@@ -134,7 +148,9 @@ def test_garbage_over_udp_and_tcp(pod: tuple[NetNS, DnsNode, Upstream], count: i
     made.call(lambda: garbage(count, count))
     assert process.poll() is None, "the server ended"
     assert "query failed" not in world.logs()
-    eventually(lambda: made.call(lambda: pairs(1, connected=True)) == 1, "what was sent is read: the queue has room again")
+    eventually(
+        lambda: made.call(lambda: pairs(1, connected=True)) == 1, "what was sent is read: the queue has room again"
+    )
     assert made.call(lambda: pairs(10, connected=True)) == 10
 
 

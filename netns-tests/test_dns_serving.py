@@ -31,9 +31,13 @@ def service(name: str, namespace: str = "default", **spec: Any) -> dict[str, Any
 
 
 def endpoint_slice(name: str, owner: str, addresses: list[str], **more: Any) -> dict[str, Any]:
-    return {"metadata": {"name": name, "namespace": "default", "labels": {"kubernetes.io/service-name": owner}},
-            "addressType": "IPv4", "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
-            "endpoints": [{"addresses": [a], "conditions": {"ready": True}} for a in addresses], **more}
+    return {
+        "metadata": {"name": name, "namespace": "default", "labels": {"kubernetes.io/service-name": owner}},
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
+        "endpoints": [{"addresses": [a], "conditions": {"ready": True}} for a in addresses],
+        **more,
+    }
 
 
 class World(DnsNode):
@@ -56,8 +60,15 @@ def world(lab: Lab, tmp_path: Path) -> Iterator[World]:
     lab.wire(node, "eth0", outside, "eth0", "192.0.2.1/24", "192.0.2.53/24")
     with FakeApi(node) as api, Upstream(outside, "192.0.2.53") as upstream:
         api.put(NAMESPACES, {"metadata": {"name": "default"}})
-        api.put(SERVICES, service("web", clusterIP="10.96.3.7", clusterIPs=["10.96.3.7"], ports=[
-            {"name": "http", "port": 80, "protocol": "TCP"}]))
+        api.put(
+            SERVICES,
+            service(
+                "web",
+                clusterIP="10.96.3.7",
+                clusterIPs=["10.96.3.7"],
+                ports=[{"name": "http", "port": 80, "protocol": "TCP"}],
+            ),
+        )
         api.put(SERVICES, service("db", clusterIP="None", clusterIPs=["None"], ports=[{"name": "http", "port": 80}]))
         api.put(SLICES, endpoint_slice("db-1", "db", ["10.244.1.2", "10.244.2.3"]))
         api.put(SERVICES, service("ext", type="ExternalName", externalName="www.example.com"))
@@ -123,9 +134,11 @@ def test_not_synced_is_servfail_and_never_nxdomain(world: World) -> None:
 
 def test_search_path_with_ordinary_clients(world: World, tmp_path: Path) -> None:
     resolv = tmp_path / "resolv.conf"
-    resolv.write_text(f"nameserver {DNS_ADDRESS}\nsearch default.svc.cluster.local svc.cluster.local cluster.local\n"
-                      "options ndots:5 timeout:10 attempts:1\n")
-    script = f"mount --bind {resolv} /etc/resolv.conf && exec \"$@\""
+    resolv.write_text(
+        f"nameserver {DNS_ADDRESS}\nsearch default.svc.cluster.local svc.cluster.local cluster.local\n"
+        "options ndots:5 timeout:10 attempts:1\n"
+    )
+    script = f'mount --bind {resolv} /etc/resolv.conf && exec "$@"'
 
     def pod(*command: str) -> str:
         return world.node.run(["unshare", "--mount", "sh", "-c", script, "sh", *command], check=False).stdout
@@ -147,7 +160,16 @@ def test_dual_stack_and_two_servers_one_of_which_dies_under_load(lab: Lab, tmp_p
     with FakeApi(node) as api:
         api.put(NAMESPACES, {"metadata": {"name": "default"}})
         api.put(SERVICES, service("web", clusterIP="fd00:96::7", clusterIPs=["fd00:96::7"], ports=[{"port": 80}]))
-        flags = ["--listen", DNS_ADDRESS, "--listen", v6, "--service-cidr", "10.96.0.0/16", "--service-cidr", "fd00:96::/112"]
+        flags = [
+            "--listen",
+            DNS_ADDRESS,
+            "--listen",
+            v6,
+            "--service-cidr",
+            "10.96.0.0/16",
+            "--service-cidr",
+            "fd00:96::/112",
+        ]
         first, second = tmp_path / "1", tmp_path / "2"
         for path in (first, second):
             path.mkdir()
@@ -159,7 +181,8 @@ def test_dual_stack_and_two_servers_one_of_which_dies_under_load(lab: Lab, tmp_p
                 eventually(world.is_ready, "a server has the zone")
 
             def asked(address: str, count: int) -> int:
-                """How many of `count` questions, each from a port of its own, are answered; one try and one retry each."""
+                """How many of `count` questions, each from a port of its own, are answered; one try and one retry
+                each."""
                 good = 0
                 for _ in range(count):
                     for _attempt in range(2):
@@ -174,8 +197,11 @@ def test_dual_stack_and_two_servers_one_of_which_dies_under_load(lab: Lab, tmp_p
 
             for address in (DNS_ADDRESS, v6):
                 assert node.call(partial(asked, address, 20)) == 20
-            names = node.call(lambda: dns.query.udp(dns.message.make_query(
-                dns.reversename.from_address("fd00:96::7"), "PTR"), v6, timeout=patient(5)))
+            names = node.call(
+                lambda: dns.query.udp(
+                    dns.message.make_query(dns.reversename.from_address("fd00:96::7"), "PTR"), v6, timeout=patient(5)
+                )
+            )
             assert names.answer[0][0].to_text() == f"web.default.svc.{ZONE}"
             assert "podwire-dns" in node.run(["nft", "list", "table", "ip6", "podwire-dns"]).stdout
             one.kill("server")
@@ -189,7 +215,9 @@ def test_a_bad_setting_is_an_error_line_not_a_traceback(lab: Lab, tmp_path: Path
     with FakeApi(node) as api, World(node, api, tmp_path, [], ["--upstream", DNS_ADDRESS]) as made:
         made.start("server")
         assert made.processes["server"].wait(patient(30)) == 1
-        assert made.logs().splitlines()[-1].startswith(f"podwire dns server: upstream '{DNS_ADDRESS}' is this DNS itself")
+        assert (
+            made.logs().splitlines()[-1].startswith(f"podwire dns server: upstream '{DNS_ADDRESS}' is this DNS itself")
+        )
 
 
 def test_the_api_server_goes_away_and_comes_back_changed(lab: Lab, tmp_path: Path) -> None:

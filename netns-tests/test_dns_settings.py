@@ -1,4 +1,5 @@
-"""Settings that change while queries come in, a server that leaves, and the DNS as pods behind a Service: no query is lost."""
+"""Settings that change while queries come in, a server that leaves, and the DNS as pods behind a Service: no query is
+lost."""
 
 from __future__ import annotations
 
@@ -26,8 +27,10 @@ from lab.netns import Lab, NetNS
 from lab.patience import patient
 
 NAME = "web.default.svc.cluster.local."
-WEB = {"metadata": {"name": "web", "namespace": "default"},
-       "spec": {"clusterIP": "10.96.3.7", "clusterIPs": ["10.96.3.7"], "ports": [{"name": "http", "port": 80}]}}
+WEB = {
+    "metadata": {"name": "web", "namespace": "default"},
+    "spec": {"clusterIP": "10.96.3.7", "clusterIPs": ["10.96.3.7"], "ports": [{"name": "http", "port": 80}]},
+}
 GATEWAY, UPSTREAM = "192.0.2.1", "192.0.2.53"
 LATE = 0.25  # seconds; a server that leaves waits twice as long for what is sent on its connections
 
@@ -46,8 +49,8 @@ def data(where: NetNS, name: str, address: str = DNS_ADDRESS, seconds: float = 1
 
 
 class Load:
-    """`with Load(ns) as load`: one query after the other, of cluster names, names of others, and over TCP; each is asked once,
-    and counted as lost if no answer comes."""
+    """`with Load(ns) as load`: one query after the other, of cluster names, names of others, and over TCP; each is
+    asked once, and counted as lost if no answer comes."""
 
     def __init__(self, where: NetNS, address: str = DNS_ADDRESS, upstream: bool = True) -> None:
         self.where, self.address = where, address
@@ -87,8 +90,8 @@ class Load:
                         self.lost.append(f"{name} over UDP: {err}")
 
     def _tcp(self) -> None:
-        """A connection that ends before a query was sent on it is no loss; one that takes a query along is, unless this thread
-        got no time to send it: a server that leaves does not wait for long."""
+        """A connection that ends before a query was sent on it is no loss; one that takes a query along is, unless this
+        thread got no time to send it: a server that leaves does not wait for long."""
         while not self.stop.is_set():
             query = dns.message.make_query(NAME, "A")
             data, began = query.to_wire(prepend_length=True), time.monotonic()
@@ -143,12 +146,17 @@ def world(lab: Lab, tmp_path: Path) -> Iterator[World]:
 def test_a_changed_corefile_takes_effect_and_no_query_is_lost(world: World) -> None:
     with Load(world.node) as load:
         for turn in range(4):
-            world.say(f" forward . {UPSTREAM} {{\n  policy {('random', 'round_robin')[turn % 2]}\n }}\n reload 2s\n"
-                      f" hosts {world.run_dir}/none {{\n  192.0.2.{turn} turn.example\n  fallthrough\n }}\n")
+            world.say(
+                f" forward . {UPSTREAM} {{\n  policy {('random', 'round_robin')[turn % 2]}\n }}\n reload 2s\n"
+                f" hosts {world.run_dir}/none {{\n  192.0.2.{turn} turn.example\n  fallthrough\n }}\n"
+            )
             if turn % 2:  # the other way to say so
                 world.processes["server"].send_signal(signal.SIGHUP)
-            eventually(lambda turn=turn: data(world.node, "turn.example.") == {f"192.0.2.{turn}"},  # type: ignore[misc]  # mypy takes a default for an argument
-                       "the new settings are in force")
+            eventually(
+                # mypy takes a default for an argument
+                lambda turn=turn: data(world.node, "turn.example.") == {f"192.0.2.{turn}"},  # type: ignore[misc]
+                "the new settings are in force",
+            )
         eventually(lambda: load.sent > 200, "many were sent")
     assert (load.lost, load.wrong) == ([], set())
 
@@ -156,19 +164,25 @@ def test_a_changed_corefile_takes_effect_and_no_query_is_lost(world: World) -> N
 def test_a_bad_corefile_is_named_and_the_old_settings_stay(world: World) -> None:
     digest = hashlib.sha512((world.run_dir / "Corefile").read_bytes()).hexdigest()
     world.say(" forward .\n reload 2s")
-    eventually(lambda: "Corefile line 5: forward needs a domain and at least one upstream" in world.logs(), "the log says why")
+    eventually(
+        lambda: "Corefile line 5: forward needs a domain and at least one upstream" in world.logs(), "the log says why"
+    )
     assert data(world.node, "n1.example.com.") == {"198.51.100.1"}
     assert data(world.node, NAME) == {"10.96.3.7"}
 
     def page() -> str:
         return world.node.run(["curl", "-s", "127.0.0.1:9153/metrics"]).stdout
 
-    eventually(lambda: "\ncoredns_reload_failed_total 1" in page(), "the server counts it (the feeder may have logged first)")
+    eventually(
+        lambda: "\ncoredns_reload_failed_total 1" in page(), "the server counts it (the feeder may have logged first)"
+    )
     assert f'\ncoredns_reload_version_info{{hash="sha512",value="{digest}"}} 1' in page(), "of the one that is in force"
     (world.run_dir / "Corefile").unlink()
     world.processes["server"].send_signal(signal.SIGHUP)
     eventually(lambda: "Corefile: No such file" in world.logs(), "a file that is gone is an error too")
-    world.say(f" forward . {UPSTREAM}\n template IN A ok.example {{\n  answer \"{{{{ .Name }}}} 60 IN A 192.0.2.9\"\n }}\n")
+    world.say(
+        f' forward . {UPSTREAM}\n template IN A ok.example {{\n  answer "{{{{ .Name }}}} 60 IN A 192.0.2.9"\n }}\n'
+    )
     eventually(lambda: data(world.node, "now.ok.example.") == {"192.0.2.9"}, "and what is good again is taken")
 
 
@@ -187,10 +201,13 @@ def test_the_zones_frame_changes_with_the_corefile(world: World) -> None:
     path = world.run_dir / "Corefile"
     with Load(world.node) as load:
         for ttl in (30, 60):
-            path.write_text(f".:53 {{\n kubernetes cluster.local {{\n  ttl {ttl}\n }}\n cache 30\n forward . {UPSTREAM}\n}}\n")
+            path.write_text(
+                f".:53 {{\n kubernetes cluster.local {{\n  ttl {ttl}\n }}\n cache 30\n forward . {UPSTREAM}\n}}\n"
+            )
             for role in ("feeder", "server"):
                 world.processes[role].send_signal(signal.SIGHUP)
-            eventually(lambda ttl=ttl: ask(world.node, NAME).answer[0].ttl == ttl, "the new TTL")  # type: ignore[misc]  # as above
+            # as above
+            eventually(lambda ttl=ttl: ask(world.node, NAME).answer[0].ttl == ttl, "the new TTL")  # type: ignore[misc]
     assert (load.lost, load.wrong) == ([], set())
 
 
@@ -201,12 +218,16 @@ def test_listening_elsewhere_without_a_restart(world: World) -> None:
         world.processes["server"].send_signal(signal.SIGHUP)
         eventually(lambda: data(world.node, NAME, address="10.96.0.77") == {"10.96.3.7"}, "the new address answers")
         assert world.node.run(["curl", "-s", "127.0.0.1:8099/health"]).stdout == "OK"
-        eventually(lambda: Path(f"/proc/{pid}/net/udp").read_text().count(": 0A00600A:0035 ") == 1, "the old socket is closed")
+        eventually(
+            lambda: Path(f"/proc/{pid}/net/udp").read_text().count(": 0A00600A:0035 ") == 1, "the old socket is closed"
+        )
     assert (load.lost, load.wrong) == ([], set())
     world.say(f" bind {DNS_ADDRESS}\n forward . {UPSTREAM}\n health 127.0.0.1:8099\n reload 2s")
     with Load(world.node) as load:
         world.processes["server"].send_signal(signal.SIGHUP)
-        eventually(lambda: "10.96.0.77" not in world.node.run(["ip", "addr", "show", "lo"]).stdout, "the address is gone")
+        eventually(
+            lambda: "10.96.0.77" not in world.node.run(["ip", "addr", "show", "lo"]).stdout, "the address is gone"
+        )
         assert DNS_ADDRESS in world.node.run(["ip", "addr", "show", "lo"]).stdout
     assert (load.lost, load.wrong) == ([], set())
     assert world.processes["server"].pid == pid
@@ -263,6 +284,7 @@ def test_sigterm_while_a_server_waits_for_its_sibling(world: World) -> None:
 
 # As pods behind a Service
 
+
 def test_served_by_a_pod_on_its_own_address(lab: Lab, tmp_path: Path) -> None:
     """`serve`: feeder and server in one command, no address put on lo, no rules; asked through the pod's address."""
     node, pod, client = lab.netns("node"), lab.netns("dns pod"), lab.netns("client pod")
@@ -277,13 +299,31 @@ def test_served_by_a_pod_on_its_own_address(lab: Lab, tmp_path: Path) -> None:
         api.put(SERVICES, WEB)
         kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
         with (tmp_path / "log").open("w") as log:
-            process = pod.popen([sys.executable, "-m", "podwire_dns.main", "serve", "--kubeconfig", str(kubeconfig),
-                                 "--run-dir", str(tmp_path), "--dns-address", DNS_ADDRESS, "--upstream", "none",
-                                 "--lame-duck", "0.5"],
-                                stdout=log, stderr=log)
+            process = pod.popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "podwire_dns.main",
+                    "serve",
+                    "--kubeconfig",
+                    str(kubeconfig),
+                    "--run-dir",
+                    str(tmp_path),
+                    "--dns-address",
+                    DNS_ADDRESS,
+                    "--upstream",
+                    "none",
+                    "--lame-duck",
+                    "0.5",
+                ],
+                stdout=log,
+                stderr=log,
+            )
         try:
             eventually(lambda: data(client, NAME, "10.244.0.2", 0.5) == {"10.96.3.7"}, "the pod answers")
-            assert data(client, "ns.dns.cluster.local.", address="10.244.0.2") == {DNS_ADDRESS}, "where clients reach it"
+            assert data(client, "ns.dns.cluster.local.", address="10.244.0.2") == {DNS_ADDRESS}, (
+                "where clients reach it"
+            )
             assert ask(client, NAME, "10.244.0.3").answer, "the answer comes from the address that was asked"
             query = dns.message.make_query(NAME, "A")
             assert client.call(lambda: dns.query.tcp(query, "10.244.0.2", timeout=10)).answer
@@ -311,8 +351,13 @@ def _a_killed_half_comes_back(client: NetNS, process: subprocess.Popen[str]) -> 
     for pid in map(int, children.read_text().split()):
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd(pid), signal.SIGKILL)
-        eventually(lambda pid=pid: str(pid) not in children.read_text().split()  # type: ignore[misc]  # as above
-                   and len(children.read_text().split()) == 2, "it is started again")
+        eventually(
+            lambda pid=pid: (
+                str(pid) not in children.read_text().split()  # type: ignore[misc]  # as above
+                and len(children.read_text().split()) == 2
+            ),
+            "it is started again",
+        )
         eventually(lambda: data(client, NAME, "10.244.0.2", 0.5) == {"10.96.3.7"}, "and the names are answered")
 
 
@@ -326,10 +371,23 @@ def test_serve_killed_takes_both_halves_along(lab: Lab, tmp_path: Path) -> None:
     pod = lab.netns("pod")
     with FakeApi(pod) as api:
         api.put(SERVICES, WEB)
-        process = pod.popen([sys.executable, "-m", "podwire_dns.main", "serve", "--kubeconfig",
-                             str(api.kubeconfig(tmp_path / "kubeconfig")), "--run-dir", str(tmp_path), "--upstream", "none",
-                             "--lame-duck", "0.2"],
-                            stderr=subprocess.DEVNULL)
+        process = pod.popen(
+            [
+                sys.executable,
+                "-m",
+                "podwire_dns.main",
+                "serve",
+                "--kubeconfig",
+                str(api.kubeconfig(tmp_path / "kubeconfig")),
+                "--run-dir",
+                str(tmp_path),
+                "--upstream",
+                "none",
+                "--lame-duck",
+                "0.2",
+            ],
+            stderr=subprocess.DEVNULL,
+        )
         halves = list[int]()
         try:
             eventually(lambda: data(pod, NAME, "127.0.0.1", 0.5) == {"10.96.3.7"}, "it answers")
@@ -343,7 +401,18 @@ def test_serve_killed_takes_both_halves_along(lab: Lab, tmp_path: Path) -> None:
 
 def test_serve_refuses_bad_settings_before_it_starts_anything(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "Corefile").write_text(". {\n forward . nowhere\n}\n")
-    done = lab.netns("pod").run([sys.executable, "-m", "podwire_dns.main", "serve", "--corefile", str(tmp_path / "Corefile"),
-                                 "--run-dir", str(tmp_path)], check=False)
+    done = lab.netns("pod").run(
+        [
+            sys.executable,
+            "-m",
+            "podwire_dns.main",
+            "serve",
+            "--corefile",
+            str(tmp_path / "Corefile"),
+            "--run-dir",
+            str(tmp_path),
+        ],
+        check=False,
+    )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "podwire dns serve: upstream: 'nowhere' is no IP address"

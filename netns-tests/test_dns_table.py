@@ -1,4 +1,5 @@
-"""The whole conformance table over real UDP and TCP sockets, asked with dnspython and with dig; and garbage, and faults."""
+"""The whole conformance table over real UDP and TCP sockets, asked with dnspython and with dig; and garbage, and
+faults."""
 
 from __future__ import annotations
 
@@ -40,8 +41,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DnsNode]:
             for path, objects in ((NAMESPACES, cases.NAMESPACES), (SERVICES, cases.SERVICES), (SLICES, cases.SLICES)):
                 for obj in objects:
                     api.put(path, obj)
-            with DnsNode(node, api, tmp_path_factory.mktemp("run"), [first, second],
-                         ["--service-cidr", "10.96.0.0/16", "--service-cidr", "fd00:96::/112"]) as made:
+            with DnsNode(
+                node,
+                api,
+                tmp_path_factory.mktemp("run"),
+                [first, second],
+                ["--service-cidr", "10.96.0.0/16", "--service-cidr", "fd00:96::/112"],
+            ) as made:
                 made.start("server")
                 made.start("feeder")
                 eventually(made.is_ready, "the server has the zone")
@@ -85,7 +91,9 @@ LOCAL = [case for case in cases.CASES if not (case.name == f"ext.{SVC}" and case
 @pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
 def test_the_table_with_dnspython(world: DnsNode, tcp: bool) -> None:
     for case in LOCAL:
-        data = exchange(world, dns.message.make_query(case.name, case.rtype, use_edns=0, payload=1232).to_wire(), tcp=tcp)
+        data = exchange(
+            world, dns.message.make_query(case.name, case.rtype, use_edns=0, payload=1232).to_wire(), tcp=tcp
+        )
         try:
             judge.check(case, data)
         except AssertionError as err:
@@ -95,8 +103,10 @@ def test_the_table_with_dnspython(world: DnsNode, tcp: bool) -> None:
 @pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
 def test_the_table_with_dig(world: DnsNode, tcp: bool) -> None:
     questions = [word for case in LOCAL for word in (case.name, case.rtype)]
-    out = world.node.run(["dig", f"@{DNS_ADDRESS}", "+tcp" if tcp else "+notcp", "+nocmd", "+nostats", "+tries=1", *questions],
-                         timeout=60).stdout
+    out = world.node.run(
+        ["dig", f"@{DNS_ADDRESS}", "+tcp" if tcp else "+notcp", "+nocmd", "+nostats", "+tries=1", *questions],
+        timeout=60,
+    ).stdout
     blocks = out.split(";; Got answer:")[1:]
     assert len(blocks) == len(LOCAL)
     assert ";; Warning" not in out
@@ -181,8 +191,15 @@ def _ask(world: DnsNode, name: str, rtype: str = "A") -> dns.message.Message:
     return dns.message.from_wire(exchange(world, dns.message.make_query(name, rtype).to_wire(), tcp=False))
 
 
-@pytest.mark.parametrize(("mode", "name"), [("silent", "n11.example.com."), ("servfail", "n12.example.com."),
-                                            ("truncate", "n13.example.com."), ("lie", "n14.example.com.")])
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("silent", "n11.example.com."),
+        ("servfail", "n12.example.com."),
+        ("truncate", "n13.example.com."),
+        ("lie", "n14.example.com."),
+    ],
+)
 def test_an_upstream_that_misbehaves(world: DnsNode, mode: str, name: str) -> None:
     world.upstreams[0].mode = mode
     answer = _ask(world, name)
@@ -212,8 +229,8 @@ def test_one_flight_for_many_questions_and_then_the_cache(world: DnsNode) -> Non
             return {sock.recv(4096) for _ in range(50)}
 
     assert all(dns.message.from_wire(data).answer for data in world.node.call(work))
-    # One question upstream; an upstream that was down before may be probed with the same question beside it, and one that gets
-    # no time to answer is asked again.
+    # One question upstream; an upstream that was down before may be probed with the same question beside it, and one
+    # that gets no time to answer is asked again.
     assert 1 <= asked() <= forward.ROUNDS * len(world.upstreams)
 
 
@@ -258,7 +275,9 @@ def test_dns_leaves_no_trace_in_conntrack(world: DnsNode, lab: Lab) -> None:
             sock.sendto(b"x", (DNS_ADDRESS, 5353))
 
     pod.call(other_port)
-    assert "dport=5353" in world.node.run(["conntrack", "-L"]).stdout, "conntrack is not in force: the test says nothing"
+    assert "dport=5353" in world.node.run(["conntrack", "-L"]).stdout, (
+        "conntrack is not in force: the test says nothing"
+    )
 
 
 def test_cleanup_takes_address_and_rules_away(lab: Lab, tmp_path: Path) -> None:
@@ -281,5 +300,12 @@ def test_query_tells_where_an_answer_comes_from_and_why_there_is_none(world: Dns
         return world.run("query", *words).stdout
 
     assert told(WEB) == f"{WEB} A: NOERROR\n  {WEB} 5 A 10.96.0.1\n  the A record comes from Service testns/svc1\n"
-    assert "NXDOMAIN\n  because Service testns/asleep is headless and none of its 1 endpoints is ready" in told(f"asleep.{SVC}")
-    assert told("n41.example.com", "--no-explain").splitlines()[1].split() == ["n41.example.com.", "60", "A", "198.51.100.41"]
+    assert "NXDOMAIN\n  because Service testns/asleep is headless and none of its 1 endpoints is ready" in told(
+        f"asleep.{SVC}"
+    )
+    assert told("n41.example.com", "--no-explain").splitlines()[1].split() == [
+        "n41.example.com.",
+        "60",
+        "A",
+        "198.51.100.41",
+    ]

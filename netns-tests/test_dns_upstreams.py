@@ -1,4 +1,5 @@
-"""Upstreams as they are: over TLS, slow, flapping, lying, cut, silent; and what prefetch and serve-stale make of them."""
+"""Upstreams as they are: over TLS, slow, flapping, lying, cut, silent; and what prefetch and serve-stale make of
+them."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ class Outside:
 
     def tls(self, index: int = 0, *names: str, client: bool = False) -> TlsUpstream:
         certificate, key = self.authority.issue(*(names or (SERVERNAME,)))
-        made = TlsUpstream(self.places[index], (FIRST, SECOND)[index], certificate, key, self.authority.ca if client else None)
+        made = TlsUpstream(
+            self.places[index], (FIRST, SECOND)[index], certificate, key, self.authority.ca if client else None
+        )
         return self.stack.enter_context(made)
 
     def start(self, *flags: str) -> DnsNode:
@@ -78,6 +81,7 @@ def corefile(outside: Outside, text: str) -> str:
 
 # DNS over TLS
 
+
 def test_tls_upstream_one_connection_for_many_queries(outside: Outside) -> None:
     upstream = outside.tls()
     outside.start("--upstream", f"tls://{FIRST}", "--tls-servername", SERVERNAME, "--tls-ca", str(outside.authority.ca))
@@ -90,7 +94,9 @@ def test_tls_upstream_one_connection_for_many_queries(outside: Outside) -> None:
     assert upstream.handshakes == 2
     upstream.once = True
     for index in range(50, 56):
-        assert outside.address(f"n{index}.example.com.") == [f"198.51.100.{index}"], "an upstream that closes after each answer"
+        assert outside.address(f"n{index}.example.com.") == [f"198.51.100.{index}"], (
+            "an upstream that closes after each answer"
+        )
 
 
 def test_tls_answers_in_any_order(outside: Outside) -> None:
@@ -113,9 +119,11 @@ def test_tls_answers_in_any_order(outside: Outside) -> None:
     assert upstream.handshakes == 1
 
 
-@pytest.mark.parametrize(("issued", "believes", "works"), [
-    ((SERVERNAME,), True, True), (("somebody.test",), True, False), ((SERVERNAME,), False, False)],
-    ids=["right", "another name", "unknown authority"])
+@pytest.mark.parametrize(
+    ("issued", "believes", "works"),
+    [((SERVERNAME,), True, True), (("somebody.test",), True, False), ((SERVERNAME,), False, False)],
+    ids=["right", "another name", "unknown authority"],
+)
 def test_tls_certificates_are_verified(outside: Outside, issued: tuple[str, ...], believes: bool, works: bool) -> None:
     upstream = outside.tls(0, *issued)
     flags = ["--tls-ca", str(outside.authority.ca)] if believes else []
@@ -131,14 +139,21 @@ def test_tls_certificates_are_verified(outside: Outside, issued: tuple[str, ...]
 def test_tls_by_corefile_with_a_clients_certificate(outside: Outside) -> None:
     upstream = outside.tls(client=True)
     cert, key = outside.authority.issue("client.test")
-    outside.start("--corefile", corefile(outside, f" forward . tls://{FIRST} {{\n  tls_servername {SERVERNAME}\n"
-                                                  f"  tls {cert} {key} {outside.authority.ca}\n }}"))
+    outside.start(
+        "--corefile",
+        corefile(
+            outside,
+            f" forward . tls://{FIRST} {{\n  tls_servername {SERVERNAME}\n"
+            f"  tls {cert} {key} {outside.authority.ca}\n }}",
+        ),
+    )
     assert outside.address("n1.example.com.") == ["198.51.100.1"]
     assert upstream.handshakes >= 1
 
 
 def test_tls_by_address_and_failover_to_the_next(outside: Outside) -> None:
-    """Without a server name the certificate must hold for the address. The first one falls silent, breaks, then returns."""
+    """Without a server name the certificate must hold for the address. The first one falls silent, breaks, then
+    returns."""
     first, second = outside.tls(0, FIRST), outside.tls(1, SECOND)
     upstreams = ["--upstream", f"tls://{FIRST}", "--upstream", f"tls://{SECOND}"]
     world = outside.start(*upstreams, "--tls-ca", str(outside.authority.ca))
@@ -152,11 +167,14 @@ def test_tls_by_address_and_failover_to_the_next(outside: Outside) -> None:
     first.mode = "good"
     first.drop()
     counter = iter(range(60, 199))
-    eventually(lambda: bool(outside.address(f"n{next(counter)}.example.com."))
-               and "upstream answers again" in world.logs(), "the first one is asked again")
+    eventually(
+        lambda: bool(outside.address(f"n{next(counter)}.example.com.")) and "upstream answers again" in world.logs(),
+        "the first one is asked again",
+    )
 
 
 # Over UDP
+
 
 def test_only_the_right_answer_is_believed(outside: Outside) -> None:
     upstream = outside.plain()
@@ -179,7 +197,9 @@ def test_answers_too_large_for_udp_come_over_tcp(outside: Outside) -> None:
 
     def ask(tcp: bool) -> dns.message.Message:
         query = dns.message.make_query("big.example.com.", "TXT")
-        return outside.node.call(lambda: (dns.query.tcp if tcp else dns.query.udp)(query, DNS_ADDRESS, timeout=patient(5)))
+        return outside.node.call(
+            lambda: (dns.query.tcp if tcp else dns.query.udp)(query, DNS_ADDRESS, timeout=patient(5))
+        )
 
     assert ask(False).flags & dns.flags.TC
     assert len(ask(True).answer[0][0].to_text()) > 4000
@@ -249,7 +269,9 @@ def test_resolv_conf_is_the_default_upstream_and_is_followed(outside: Outside) -
     assert "n1.example.com." in first.asked
     resolv.write_text(f"nameserver {SECOND}\n")
     counter = iter(range(10, 199))
-    eventually(lambda: bool(outside.address(f"n{next(counter)}.example.com.") and second.asked), "the new nameserver is asked")
+    eventually(
+        lambda: bool(outside.address(f"n{next(counter)}.example.com.") and second.asked), "the new nameserver is asked"
+    )
     assert world.processes["server"].poll() is None
 
 
@@ -259,9 +281,23 @@ def test_the_default_is_the_nodes_own_resolv_conf(outside: Outside) -> None:
     resolv = outside.tmp_path / "resolv.conf"
     resolv.write_text(f"nameserver {DNS_ADDRESS}\nnameserver {FIRST}\n")
     server = outside.node.popen(
-        ["unshare", "--mount", "sh", "-c", f'mount --bind {resolv} /etc/resolv.conf && exec "$@"', "sh", sys.executable, "-m",
-         "podwire_dns.main", "server", "--run-dir", str(outside.tmp_path)])
+        [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            f'mount --bind {resolv} /etc/resolv.conf && exec "$@"',
+            "sh",
+            sys.executable,
+            "-m",
+            "podwire_dns.main",
+            "server",
+            "--run-dir",
+            str(outside.tmp_path),
+        ]
+    )
     try:
+
         def answered() -> bool:
             try:
                 return outside.address("n1.example.com.", 0.5) == ["198.51.100.1"]

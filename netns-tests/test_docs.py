@@ -1,4 +1,5 @@
-"""What the pages print is what a cluster says: each `explain` and `dns query` of debug-a-service.md, and every metric."""
+"""What the pages print is what a cluster says: each `explain` and `dns query` of debug-a-service.md, and every
+metric."""
 
 from __future__ import annotations
 
@@ -20,13 +21,19 @@ DOCS = EXAMPLES.parent / "docs"
 PAGE = (DOCS / "debug-a-service.md").read_text()
 # (what is asked, what the page says comes back), from an indented command and the block that follows it
 EXPLAINED: list[tuple[str, str]] = re.findall(
-    r"^    podwire explain \$POD (\S+) --send[^\n]*\n\n```\n(.*?)```", PAGE, re.M | re.S)
+    r"^    podwire explain \$POD (\S+) --send[^\n]*\n\n```\n(.*?)```", PAGE, re.M | re.S
+)
 QUERIED: list[tuple[str, str]] = re.findall(r"^(\S+)\. (A: (?:NOERROR|NXDOMAIN)\n(?:  .*\n)+?)(?=\S)", PAGE, re.M)
 
 
 def plain(text: str) -> str:
     """Without what differs from cluster to cluster: addresses, nodes, times, digests."""
-    for what, word in ((r"\d+\.\d+\.\d+\.\d+", "IP"), (r"node\d", "NODE"), (r"[\d.]+ ms", "TIME"), (r"sources-\w+", "SOURCES")):
+    for what, word in (
+        (r"\d+\.\d+\.\d+\.\d+", "IP"),
+        (r"node\d", "NODE"),
+        (r"[\d.]+ ms", "TIME"),
+        (r"sources-\w+", "SOURCES"),
+    ):
         text = re.sub(what, word, text)
     return text
 
@@ -43,8 +50,14 @@ def lab() -> Iterator[DemoLab]:
 
 
 def podwire(lab: DemoLab, *words: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "podwire.main", *words], capture_output=True, text=True,
-                          check=False, env=lab.environment, timeout=patient(30))
+    done = subprocess.run(
+        [sys.executable, "-m", "podwire.main", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=lab.environment,
+        timeout=patient(30),
+    )
     return done.stdout + done.stderr
 
 

@@ -1,5 +1,5 @@
-"""The image of `podwire image` in Debian's containerd (`make test-image`, two minutes): imported by `ctr`, it runs as the
-DaemonSet's containers do."""
+"""The image of `podwire image` in Debian's containerd (`make test-image`, two minutes): imported by `ctr`, it runs as
+the DaemonSet's containers do."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ NAME = f"podwire.io/podwire:{VERSION}"
 
 
 def built(path: Path) -> Path:
-    done = subprocess.run([f"{sys.prefix}/bin/podwire", "image", "-o", str(path)], cwd=ROOT, capture_output=True, text=True,
-                          check=False)
+    done = subprocess.run(
+        [f"{sys.prefix}/bin/podwire", "image", "-o", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return path
 
@@ -46,8 +47,13 @@ def world(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
         lab.wire(ns, "eth0", outside, "eth0", "192.0.2.1/24", "192.0.2.42/24")
         with FakeApi(ns) as api:
             put_node(api, "n1", "10.244.1.0/24", "192.0.2.1")
-            api.put("/api/v1/services", {"metadata": {"name": "web", "namespace": "default"}, "spec": {
-                "clusterIP": "10.96.0.77", "ports": [{"port": 80}]}})
+            api.put(
+                "/api/v1/services",
+                {
+                    "metadata": {"name": "web", "namespace": "default"},
+                    "spec": {"clusterIP": "10.96.0.77", "ports": [{"port": 80}]},
+                },
+            )
             node = CniNode(ns, tmp_path_factory.mktemp("run"), "n1", api)
             runtime = containerd.started(ns, tmp_path_factory.mktemp("containerd"), node.client, node.run_dir / "net.d")
             try:
@@ -71,8 +77,13 @@ def files(archive: Path) -> dict[str, bytes]:
     for layer in layers:
         if layer[:2] == b"\x1f\x8b":
             with tarfile.open(fileobj=io.BytesIO(gzip.decompress(layer))) as inner:
-                found.update({m.name: content.read() for m in inner
-                              if m.isfile() and (content := inner.extractfile(m)) is not None})
+                found.update(
+                    {
+                        m.name: content.read()
+                        for m in inner
+                        if m.isfile() and (content := inner.extractfile(m)) is not None
+                    }
+                )
     return found
 
 
@@ -82,11 +93,14 @@ def test_nothing_in_it_is_of_the_build(archive: Path) -> None:
     found = files(archive)
     compiled = {path: content for path, content in found.items() if path.endswith(".pyc")}
     assert len(compiled) > 1000
-    assert not [path for path, content in compiled.items() if content[4:8] != b"\1\0\0\0"], "unchecked by hash (PEP 552)"
+    assert not [path for path, content in compiled.items() if content[4:8] != b"\1\0\0\0"], (
+        "unchecked by hash (PEP 552)"
+    )
     assert not [path for path, content in found.items() if b"/podwire-image-" in content]
     sources = {path for path in found if path.startswith("opt/podwire/podwire_") and path.endswith(".py")}
     assert {str(Path(p).parent / "__pycache__" / Path(p).stem) for p in sources} == {
-        p.split(".cpython-")[0] for p in compiled if p.startswith("opt/podwire/podwire_")}
+        p.split(".cpython-")[0] for p in compiled if p.startswith("opt/podwire/podwire_")
+    }
 
 
 def test_a_second_build_is_the_same(archive: Path, tmp_path: Path) -> None:
@@ -102,22 +116,54 @@ def test_the_init_container_installs_the_plugin(world: tuple[CniNode, Containerd
     _, runtime = world
     (tmp_path / "bin").mkdir()
     (tmp_path / "net.d").mkdir()
-    mounts = [word for own, place in (("bin", "/host/opt/cni/bin"), ("net.d", "/host/etc/cni/net.d"))
-              for word in ("--mount", f"type=bind,src={tmp_path / own},dst={place},options=rbind:rw")]
+    mounts = [
+        word
+        for own, place in (("bin", "/host/opt/cni/bin"), ("net.d", "/host/etc/cni/net.d"))
+        for word in ("--mount", f"type=bind,src={tmp_path / own},dst={place},options=rbind:rw")
+    ]
     said = run(runtime, "install", "install", "--root", "/host", "--only", "plugin", flags=tuple(mounts))
     assert "write /opt/cni/bin/podwire-cni" in said
-    done = subprocess.run([tmp_path / "bin" / "podwire-cni"], env={"CNI_COMMAND": "VERSION"}, input='{"cniVersion":"1.0.0"}',
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [tmp_path / "bin" / "podwire-cni"],
+        env={"CNI_COMMAND": "VERSION"},
+        input='{"cniVersion":"1.0.0"}',
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "1.1.0" in json.loads(done.stdout)["supportedVersions"]
 
 
 def test_the_agent_runs_every_role(world: tuple[CniNode, Containerd]) -> None:
-    """Privileged and in the node's network, as the DaemonSet's container; the node's rules are there afterwards, and answer."""
+    """Privileged and in the node's network, as the DaemonSet's container; the node's rules are there afterwards, and
+    answer."""
     node, runtime = world
-    flags = ("--detach", "--privileged", "--read-only", "--mount",
-             f"type=bind,src={node.run_dir},dst={node.run_dir},options=rbind:rw", "--env", "NODE_NAME=n1")
-    runtime.ctr("run", "--net-host", "--snapshotter", "native", *flags, NAME, "agent", "/usr/local/bin/podwire", "agent",
-                "--kubeconfig", str(node.kubeconfig), "--run-dir", str(node.run_dir), "--upstream-dns", "192.0.2.53")
+    flags = (
+        "--detach",
+        "--privileged",
+        "--read-only",
+        "--mount",
+        f"type=bind,src={node.run_dir},dst={node.run_dir},options=rbind:rw",
+        "--env",
+        "NODE_NAME=n1",
+    )
+    runtime.ctr(
+        "run",
+        "--net-host",
+        "--snapshotter",
+        "native",
+        *flags,
+        NAME,
+        "agent",
+        "/usr/local/bin/podwire",
+        "agent",
+        "--kubeconfig",
+        str(node.kubeconfig),
+        "--run-dir",
+        str(node.run_dir),
+        "--upstream-dns",
+        "192.0.2.53",
+    )
 
     def ready() -> bool:
         found = {p.stem: json.loads(p.read_text())["ready"] for p in (node.run_dir / "status").glob("*.json")}

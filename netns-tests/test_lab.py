@@ -111,8 +111,11 @@ def test_namespaces_of_one_name_do_not_hide_each_other(lab: Lab, tmp_path: Path)
     with pytest.raises(ZeroDivisionError), Lab() as own:
         own.netns("node").run(["ip", "address", "add", "192.0.2.20/32", "dev", "lo"])
         _ = 1 / 0
-    told = "".join(path.read_text() for path in evidence.keep(tmp_path, "test") if path.name.startswith("node") and
-                   path.suffix == ".txt")
+    told = "".join(
+        path.read_text()
+        for path in evidence.keep(tmp_path, "test")
+        if path.name.startswith("node") and path.suffix == ".txt"
+    )
     assert "192.0.2.10/32" in told and "192.0.2.20/32" in told
 
 
@@ -136,8 +139,11 @@ def test_agents_tell_of_their_leases_beside_the_packets(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_leaves_neither_namespaces_nor_processes() -> None:
-    code = ("import sys, time; sys.path.insert(0, sys.argv[1])\nfrom lab.netns import Lab\nlab = Lab(); ns = lab.netns('x')\n"
-            "print(ns.popen(['sleep', '1000']).pid, flush=True); time.sleep(1000)")
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\nfrom lab.netns import Lab\n"
+        "lab = Lab(); ns = lab.netns('x')\n"
+        "print(ns.popen(['sleep', '1000']).pid, flush=True); time.sleep(1000)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code, str(HERE)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     inside = int(process.stdout.readline())
@@ -146,7 +152,9 @@ def test_a_killed_run_leaves_neither_namespaces_nor_processes() -> None:
         theirs = _link(Path(f"/proc/{inside}/ns/net"))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    wait_until(lambda: not [p for p in Path("/proc").glob("[0-9]*/ns/net") if _link(p) == theirs], "nobody is in the namespace")
+    wait_until(
+        lambda: not [p for p in Path("/proc").glob("[0-9]*/ns/net") if _link(p) == theirs], "nobody is in the namespace"
+    )
 
 
 def _link(path: Path) -> str:

@@ -22,13 +22,24 @@ KEY = nft.key(bytes((10, 96, 0, 1)), b"\6", (443).to_bytes(2, "big"))
 def whole() -> nft.Transaction:
     pre = nft.Chain(TABLE, "pre", hook="prerouting", type="nat", priority=-100)
     target = nft.Chain(TABLE, "target")
-    return nft.Transaction().remake(TABLE).add(
-        CIDRS, nft.Elements(CIDRS, nft.intervals(["10.244.0.0/16", "192.168.0.0/25", "192.168.0.128/25"])),
-        MAP, nft.Elements(MAP, {KEY + nft.host32(7): nft.key(bytes((10, 244, 1, 2)), b"\x24\xa0")}),
-        target, nft.Rule(target, (nft.Numgen(3), nft.drop()), comment="never reached"),
-        VMAP, nft.Elements(VMAP, {KEY: nft.Verdict(-4, "target")}),
-        pre, nft.Rule(pre, (nft.Payload("network", 12, 4), nft.Lookup("cidrs"), nft.Counter(), nft.accept()),
-                      comment="inside"))
+    return (
+        nft.Transaction()
+        .remake(TABLE)
+        .add(
+            CIDRS,
+            nft.Elements(CIDRS, nft.intervals(["10.244.0.0/16", "192.168.0.0/25", "192.168.0.128/25"])),
+            MAP,
+            nft.Elements(MAP, {KEY + nft.host32(7): nft.key(bytes((10, 244, 1, 2)), b"\x24\xa0")}),
+            target,
+            nft.Rule(target, (nft.Numgen(3), nft.drop()), comment="never reached"),
+            VMAP,
+            nft.Elements(VMAP, {KEY: nft.Verdict(-4, "target")}),
+            pre,
+            nft.Rule(
+                pre, (nft.Payload("network", 12, 4), nft.Lookup("cidrs"), nft.Counter(), nft.accept()), comment="inside"
+            ),
+        )
+    )
 
 
 def test_what_is_written_is_read_back(lab: Lab) -> None:
@@ -44,7 +55,9 @@ def test_what_is_written_is_read_back(lab: Lab) -> None:
         assert dump.elements["verdicts"] == {KEY: nft.Verdict(-4, "target")}
         assert dump.elements["cidrs"] == nft.intervals(["10.244.0.0/16", "192.168.0.0/24"])
         assert {name: [rule.comment for rule in rules] for name, rules in dump.rules.items()} == {
-            "pre": ["inside"], "target": ["never reached"]}
+            "pre": ["inside"],
+            "target": ["never reached"],
+        }
         assert dump.chains["pre"] == nft.Chain(TABLE, "pre", "prerouting", "nat", -100)
         conn.commit(nft.Transaction().remove(TABLE))
         assert conn.tables() == []
@@ -65,8 +78,12 @@ def test_nft_prints_it(lab: Lab) -> None:
     ns = lab.netns("codec")
     nft_socket.apply(whole(), ns.fd)
     text = ns.run(["nft", "list", "ruleset"]).stdout
-    for line in ("10.244.0.0/16, 192.168.0.0/24", "10.96.0.1 . tcp . 443 . 0x00000007 : 10.244.1.2 . 9376",
-                 "10.96.0.1 . tcp . 443 : goto target", 'accept comment "inside"'):
+    for line in (
+        "10.244.0.0/16, 192.168.0.0/24",
+        "10.96.0.1 . tcp . 443 . 0x00000007 : 10.244.1.2 . 9376",
+        "10.96.0.1 . tcp . 443 : goto target",
+        'accept comment "inside"',
+    ):
         assert line in text, text
     assert json.loads(ns.run(["nft", "-j", "list", "ruleset"]).stdout)["nftables"]
 
@@ -78,15 +95,20 @@ def test_a_refused_transaction_changes_nothing_and_names_the_operation(lab: Lab)
         before = conn.dump(TABLE)
         other = nft.key(bytes((10, 96, 0, 2)), b"\6", b"\0\1")
         with pytest.raises(nft.NftError, match=r"10\.96\.0\.2 \. tcp \. 1.*ENOENT") as caught:
-            conn.commit(nft.Transaction().delete(nft.Elements(VMAP, {KEY: nft.Verdict(-4, "target")}),
-                                                 nft.Elements(VMAP, {other: None})))
+            conn.commit(
+                nft.Transaction().delete(
+                    nft.Elements(VMAP, {KEY: nft.Verdict(-4, "target")}), nft.Elements(VMAP, {other: None})
+                )
+            )
         assert caught.value.errno == errno.ENOENT
         assert conn.dump(TABLE) == before
 
 
 def test_a_big_batch_is_one_transaction(lab: Lab) -> None:
     ns = lab.netns("codec")
-    items: dict[bytes, nft.Value] = {KEY + nft.host32(i): nft.key(bytes((10, 244, 1, 2)), b"\x24\xa0") for i in range(20000)}
+    items: dict[bytes, nft.Value] = {
+        KEY + nft.host32(i): nft.key(bytes((10, 244, 1, 2)), b"\x24\xa0") for i in range(20000)
+    }
     with nft_socket.Connection(ns.fd) as conn:
         conn.commit(whole().add(nft.Elements(MAP, items)))
         dump = conn.dump(TABLE)
@@ -97,7 +119,9 @@ def test_a_big_batch_is_one_transaction(lab: Lab) -> None:
 def test_a_dump_is_whole_while_others_change_their_tables(lab: Lab) -> None:
     """A pod that comes writes an element elsewhere: a proxy that starts meanwhile must still get its read-back."""
     ns = lab.netns("codec")
-    items: dict[bytes, nft.Value] = {KEY + nft.host32(i): nft.key(bytes((10, 244, 1, 2)), b"\x24\xa0") for i in range(20000)}
+    items: dict[bytes, nft.Value] = {
+        KEY + nft.host32(i): nft.key(bytes((10, 244, 1, 2)), b"\x24\xa0") for i in range(20000)
+    }
     other = nft.Set(nft.Table("ip", "other"), "s", ("ipv4_addr",))
     stop, commits = threading.Event(), 0
 

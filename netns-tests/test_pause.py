@@ -33,8 +33,7 @@ def sleeps(pid: int) -> bool:
 
 
 def start(command: list[str], prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*prefix, *command],
-                            preexec_fn=die_with_parent)  # noqa: PLW1509 - one prctl, no lock, no allocation
+    return subprocess.Popen([*prefix, *command], preexec_fn=die_with_parent)  # noqa: PLW1509 - one prctl, no lock, no allocation
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -56,8 +55,11 @@ def test_reaps_orphans(command: list[str]) -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
     # The shell starts a background process, tells its pid and becomes pause: the process is pause's child then.
-    pause = subprocess.Popen(["sh", "-c", 'sleep 600 & echo $!; exec "$@"', "sh", *command], stdout=subprocess.PIPE,
-                             preexec_fn=subreaper)  # noqa: PLW1509 - two prctl, no lock
+    pause = subprocess.Popen(
+        ["sh", "-c", 'sleep 600 & echo $!; exec "$@"', "sh", *command],
+        stdout=subprocess.PIPE,
+        preexec_fn=subreaper,  # noqa: PLW1509 - two prctl, no lock
+    )
     assert pause.stdout is not None
     with pause.stdout as told:
         child = int(told.readline())

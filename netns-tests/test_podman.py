@@ -60,8 +60,13 @@ def test_two_containers_talk(world: World) -> None:
     address = address_of(world, "web")
     assert list(world.node.leases()) == [address] == ["10.244.1.2"]
     world.podman.start("client", "sleep", "600")
-    assert wait_until(lambda: world.podman.run("exec", "client", "wget", "-q", "-O", "-", f"http://{address}/", check=False),
-                      "httpd answers") == "hello"
+    assert (
+        wait_until(
+            lambda: world.podman.run("exec", "client", "wget", "-q", "-O", "-", f"http://{address}/", check=False),
+            "httpd answers",
+        )
+        == "hello"
+    )
     with tell_peer(world.outside, OUTSIDE) as port:
         said = world.podman.run("exec", "client", "nc", OUTSIDE, str(port))
     assert said == NODE, "masqueraded"
@@ -84,7 +89,8 @@ def test_published_ports(world: World) -> None:
     with bound(socket.SOCK_STREAM, 80) as server, bound(socket.SOCK_DGRAM, 53) as datagrams:
         server.listen()
         for client, target, seen in ((world.outside, NODE, OUTSIDE), (world.node.ns, "127.0.0.1", "10.244.1.1")):
-            with client.call(lambda target=target: socket.create_connection((target, 8080), 5)):  # type: ignore[misc]  # a default
+            # a default
+            with client.call(lambda target=target: socket.create_connection((target, 8080), 5)):  # type: ignore[misc]
                 assert server.accept()[1][0] == seen
         with world.outside.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
             sock.settimeout(5)

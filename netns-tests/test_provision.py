@@ -1,8 +1,9 @@
-"""Fresh Debian machines of the lab. What README.md tells a newcomer to type works on one, word for word; vagrant/provision.sh
-makes two of them a cluster, through VXLAN (with `make test-provision` also three, with routes and with VXLAN, and `make demo`).
+"""Fresh Debian machines of the lab. What README.md tells a newcomer to type works on one, word for word;
+vagrant/provision.sh makes two of them a cluster, through VXLAN (with `make test-provision` also three, with routes and
+with VXLAN, and `make demo`).
 
-Everything is installed once, into a root file system that mmdebstrap made; each machine is an overlay of it, with its own
-processes, name and network.
+Everything is installed once, into a root file system that mmdebstrap made; each machine is an overlay of it, with its
+own processes, name and network.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("machines")
     try:
         root = debian_root(folder, ROOT)
-        done = in_root(root, PROVISION, environment(PODWIRE_STEPS="packages install", PIP_RETRIES="10"), package_folders())
+        done = in_root(
+            root, PROVISION, environment(PODWIRE_STEPS="packages install", PIP_RETRIES="10"), package_folders()
+        )
         if done.returncode:
             raise NotMade(done.stdout[-4000:] + done.stderr[-4000:])
     except NotMade:
@@ -52,7 +55,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def typed(page: str, after: str) -> list[str]:
-    """The indented commands that follow these words in a page; of "this  # or: that" the second, which needs no kubectl."""
+    """The indented commands that follow these words in a page; of "this  # or: that" the second, which needs no
+    kubectl."""
     block = page.split(after, 1)[1].lstrip("\n").split("\n\n", 1)[0]
     assert all(line.startswith("    ") for line in block.splitlines()), block
     commands = [line.strip().partition("# or: ")[2] or line.partition("  #")[0].strip() for line in block.splitlines()]
@@ -85,7 +89,9 @@ def test_what_the_readme_says(laptop: Machine) -> None:
     said = shell(laptop, commands[:first])
     assert "with 3 nodes is ready after" in said
     assert re.search(r"^node3 +Ready", said, re.M)
-    wait_until(lambda: shell(laptop, [*settings, "podwire get pods"]).count("Running") == 7, "the examples' pods run", 60)
+    wait_until(
+        lambda: shell(laptop, [*settings, "podwire get pods"]).count("Running") == 7, "the examples' pods run", 60
+    )
     service = commands[first].replace("curl -s", "curl -s --retry 20 --retry-all-errors --retry-delay 1")
     shell(laptop, [*settings, service])  # pods that run may not be ready yet, and each node learns of it by itself
     said = shell(laptop, [*settings, *commands[first:-1]])
@@ -99,7 +105,9 @@ def test_what_the_readme_says(laptop: Machine) -> None:
     assert "as explained" in said
     assert "comes from Service default/my-service" in said
     said = shell(laptop, [*settings, commands[-1], "podwire down", "ls -A /run"])
-    assert not {"podwire", "netns"} & set(said.split("+ ls -A /run", 1)[1].split()), "and `podwire down` can be repeated"
+    assert not {"podwire", "netns"} & set(said.split("+ ls -A /run", 1)[1].split()), (
+        "and `podwire down` can be repeated"
+    )
 
 
 @pytest.mark.long
@@ -113,10 +121,17 @@ def test_the_demo(laptop: Machine) -> None:
 # ---- vagrant/provision.sh
 
 
-@pytest.fixture(scope="module", params=[
-    pytest.param((2, "always"), id="two, VXLAN"), pytest.param((3, "auto"), id="three, routes", marks=pytest.mark.long),
-    pytest.param((3, "always"), id="three, VXLAN", marks=pytest.mark.long)])
-def machines(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Machine]]:
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((2, "always"), id="two, VXLAN"),
+        pytest.param((3, "auto"), id="three, routes", marks=pytest.mark.long),
+        pytest.param((3, "always"), id="three, VXLAN", marks=pytest.mark.long),
+    ],
+)
+def machines(
+    request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Machine]]:
     """On one link; the script runs on all at once, as `vagrant up` may do it."""
     count, overlay = request.param
     with Lab() as lab:
@@ -141,8 +156,14 @@ def machines(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytes
 
 
 def provision(machine: Machine, overlay: str) -> str:
-    return machine.run(PROVISION, PODWIRE_STEPS="cluster", PODWIRE_ADDRESS=ADDRESSES[machine.name],
-                       PODWIRE_CONTROL=ADDRESSES["node1"], PODWIRE_JOIN_TOKEN=TOKEN, PODWIRE_OVERLAY=overlay)
+    return machine.run(
+        PROVISION,
+        PODWIRE_STEPS="cluster",
+        PODWIRE_ADDRESS=ADDRESSES[machine.name],
+        PODWIRE_CONTROL=ADDRESSES["node1"],
+        PODWIRE_JOIN_TOKEN=TOKEN,
+        PODWIRE_OVERLAY=overlay,
+    )
 
 
 def podwire(machine: Machine, *words: str) -> str:
@@ -169,8 +190,9 @@ def test_the_machines_are_a_cluster(machines: list[Machine]) -> None:
 
 def _asks(machine: Machine) -> str:
     """The host name that answers at my-service, asked by its name at this machine's own DNS."""
-    name = machine.run(["dig", "+short", "+time=1", "+tries=1", "@10.96.0.10", "my-service.default.svc.cluster.local"],
-                       check=False)
+    name = machine.run(
+        ["dig", "+short", "+time=1", "+tries=1", "@10.96.0.10", "my-service.default.svc.cluster.local"], check=False
+    )
     if not name.strip():
         return ""
     answer = machine.run(["curl", "-s", "-m", "2", f"http://{name.strip()}/"], check=False)

@@ -23,8 +23,14 @@ CLIENTS = [f"192.0.2.{n}" for n in range(100, 170)]  # that one of three endpoin
 
 
 def sticky(seconds: int) -> Object:
-    return service("my-service", s.VIP, [port(s.PORT, node_port=s.NODE_PORT)], type="NodePort", sessionAffinity="ClientIP",
-                   sessionAffinityConfig={"clientIP": {"timeoutSeconds": seconds}})
+    return service(
+        "my-service",
+        s.VIP,
+        [port(s.PORT, node_port=s.NODE_PORT)],
+        type="NodePort",
+        sessionAffinity="ClientIP",
+        sessionAffinityConfig={"clientIP": {"timeoutSeconds": seconds}},
+    )
 
 
 class Stage:
@@ -62,8 +68,10 @@ class Stage:
         """Seconds until each client is forgotten."""
         listed = self.world.node.run(["nft", "list", "map", "ip", "podwire", "affinity"]).stdout
         units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-        return [sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)(ms|h|m|s)", one))
-                for one in re.findall(r"expires (\w+)", listed)]
+        return [
+            sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)(ms|h|m|s)", one))
+            for one in re.findall(r"expires (\w+)", listed)
+        ]
 
     def chains(self) -> list[str]:
         listed = self.world.node.run(["nft", "list", "chains", "ip"]).stdout
@@ -87,7 +95,8 @@ def test_only_the_clients_of_an_endpoint_that_goes_are_moved(world: World) -> No
         after = stage.homes()
         assert gone not in after.values()
         assert {c: home for c, home in after.items() if before[c] != gone} == {
-            c: home for c, home in before.items() if home != gone}
+            c: home for c, home in before.items() if home != gone
+        }
         stage.proxier.sweep()
         assert stage.homes() == after
         stage.sync(*PODS)
@@ -120,7 +129,8 @@ def test_the_timeout_counts_from_the_last_connection(world: World) -> None:
     home = ask(world.outside, s.VIP, s.PORT, src=client).server[0]
 
     def later() -> bool:
-        """Is the end now later than it was? Each is bounded from the side that makes a slow machine say no, never yes."""
+        """Is the end now later than it was? Each is bounded from the side that makes a slow machine say no, never
+        yes."""
         latest = stage.left()[0] + time.monotonic()
         time.sleep(0.1)
         assert ask(world.outside, s.VIP, s.PORT, src=client).server[0] == home

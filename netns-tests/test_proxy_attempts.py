@@ -1,4 +1,5 @@
-"""A connection attempt that its endpoint does not answer any more goes to another one, by the client's own retransmission.
+"""A connection attempt that its endpoint does not answer any more goes to another one, by the client's own
+retransmission.
 
 The SYN's conntrack entry would lead each retransmission to the endpoint that is gone, until the client gives up.
 """
@@ -77,7 +78,9 @@ class Site:
 
     def endpoints(self, *ips: str, full: bool = False) -> Swept:
         found: list[Object] = [endpoint(self.at(ip), s.NODE if ip == s.POD_B else "n2") for ip in ips]
-        self.tracker.slice("web-1", endpoint_slice("web", found, [("", "TCP", s.TARGET)], family="IPv6" if self.v6 else "IPv4"))
+        self.tracker.slice(
+            "web-1", endpoint_slice("web", found, [("", "TCP", s.TARGET)], family="IPv6" if self.v6 else "IPv4")
+        )
         delta = self.tracker.flush()
         self.proxier.sync(self.tracker.dataplane, None if full else delta)
         return self.proxier.sweep()
@@ -124,8 +127,11 @@ def test_an_attempt_moves_on_when_its_endpoint_goes(world: World, backend: str, 
     site = Site(world, backend, variant, v6=v6)
     with site.stack:
         assert site.endpoints(s.POD_B).opening == 0
-        attempts = [site.dial(s.POD_A, s.VIP, s.PORT), site.dial(s.NODE_IP, s.VIP, s.PORT),
-                    site.dial(s.OUTSIDE, s.NODE_IP, s.NODE_PORT)]
+        attempts = [
+            site.dial(s.POD_A, s.VIP, s.PORT),
+            site.dial(s.NODE_IP, s.VIP, s.PORT),
+            site.dial(s.OUTSIDE, s.NODE_IP, s.NODE_PORT),
+        ]
         assert site.endpoints(s.POD_B, s.POD_C).opening == 0, "its endpoint may still answer"
         assert site.endpoints(s.POD_C).opening == len(attempts)
         assert servers(attempts) == [site.at(s.POD_C)] * len(attempts)
@@ -174,8 +180,9 @@ def test_the_work_is_that_of_the_attempts_and_none_where_no_endpoint_left(world:
         for _ in range(40):
             assert ask(world.client(s.POD_A), s.VIP, s.PORT).result == "ok"
         listener = site.stack.enter_context(world.client(s.POD_C).call(partial(socket.create_server, (s.POD_C, 9999))))
-        open_ = site.stack.enter_context(world.client(s.POD_A).call(
-            lambda: socket.create_connection((s.POD_C, 9999), patient(10))))
+        open_ = site.stack.enter_context(
+            world.client(s.POD_A).call(lambda: socket.create_connection((s.POD_C, 9999), patient(10)))
+        )
         assert site.endpoints(s.POD_C, s.POD_B).dumps == 0, "an endpoint came: nothing to look for"
         attempts = []
         while opening(world, s.POD_B) < 2:  # by chance half of them go to POD_B

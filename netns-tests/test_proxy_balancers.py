@@ -34,13 +34,21 @@ POOLS = "/api/v1/namespaces/kube-system/configmaps"
 
 
 def objects(world: L2World) -> list[Object]:
-    both = service("both", ["10.96.0.5", "fd00:96::5"], [port(80)], type="LoadBalancer", ingress=[{"ip": VIP}, {"ip": VIP6}])
-    local = service("local", "10.96.0.6", [port(80)], type="LoadBalancer", ingress=[{"ip": LOCAL}],
-                    externalTrafficPolicy="Local")
+    both = service(
+        "both", ["10.96.0.5", "fd00:96::5"], [port(80)], type="LoadBalancer", ingress=[{"ip": VIP}, {"ip": VIP6}]
+    )
+    local = service(
+        "local", "10.96.0.6", [port(80)], type="LoadBalancer", ingress=[{"ip": LOCAL}], externalTrafficPolicy="Local"
+    )
     other = service("other", "10.96.0.7", [port(80)], type="LoadBalancer", ingress=[{"ip": "172.30.0.230"}])
-    return [both, local, other, local_slice(world.nodes[1]),
-            endpoint_slice("both", [endpoint(SERVER)], [("", "TCP", TARGET)], name="four"),
-            endpoint_slice("both", [endpoint(v6(SERVER))], [("", "TCP", TARGET)], name="six", family="IPv6")]
+    return [
+        both,
+        local,
+        other,
+        local_slice(world.nodes[1]),
+        endpoint_slice("both", [endpoint(SERVER)], [("", "TCP", TARGET)], name="four"),
+        endpoint_slice("both", [endpoint(v6(SERVER))], [("", "TCP", TARGET)], name="six", family="IPv6"),
+    ]
 
 
 def local_slice(node: Node) -> Object:
@@ -48,8 +56,13 @@ def local_slice(node: Node) -> Object:
 
 
 def pools(world: L2World) -> None:
-    world.api.put(POOLS, {"metadata": {"name": "podwire-load-balancer", "namespace": "kube-system"},
-                          "data": {"addresses": "172.30.0.192/28, fd00:30::c0/124"}})
+    world.api.put(
+        POOLS,
+        {
+            "metadata": {"name": "podwire-load-balancer", "namespace": "kube-system"},
+            "data": {"addresses": "172.30.0.192/28, fd00:30::c0/124"},
+        },
+    )
 
 
 @pytest.fixture(scope="module")
@@ -162,24 +175,35 @@ def unplug(world: L2World, node: Node) -> None:
 
 
 def took(packets: list[Packet], ip: str, old: str, *, cut: bool) -> float | None:
-    """Seconds from the owner's end to the first connection through another node, as the client's link saw them; None: not yet.
+    """Seconds from the owner's end to the first connection through another node, as the client's link saw them; None:
+    not yet.
 
-    DeduplicatedLog by what they did meanwhile, the beats of whoever of the others got least time, and the client's attempts: a clock goes
-    on while a machine gives them none. cut: the end is that of the contact with the API server; who judges must have some.
+    DeduplicatedLog by what they did meanwhile, the beats of whoever of the others got least time, and the client's
+    attempts: a clock goes on while a machine gives them none. cut: the end is that of the contact with the API server;
+    who judges must have some.
     """
-    beats = [(at, p.src, beat) for at, p in enumerate(packets)
-             if p.type == BEATS and (beat := decode(beat_body(bytes(p)))) is not None]
+    beats = [
+        (at, p.src, beat)
+        for at, p in enumerate(packets)
+        if p.type == BEATS and (beat := decode(beat_body(bytes(p)))) is not None
+    ]
     end = max(at for at, mac, beat in beats if mac == old and (not cut or 0 <= beat.age <= FRESH))
-    said = next(((at, p.src) for at, p in enumerate(packets) if at > end and p.src != old and announcements([p], ip)), None)
+    said = next(
+        ((at, p.src) for at, p in enumerate(packets) if at > end and p.src != old and announcements([p], ip)), None
+    )
     if said is None:
         return None
     known, new = said
-    works = next((at for at, p in enumerate(packets)
-                  if at > known and p.src == new and TCP in p and p[TCP].flags == "SA"), None)
+    works = next(
+        (at for at, p in enumerate(packets) if at > known and p.src == new and TCP in p and p[TCP].flags == "SA"), None
+    )
     if works is None:
         return None
-    waited = [mac for at, mac, beat in beats
-              if end < at < known and (not cut or (0 <= beat.age <= FRESH and beat.steady >= STEADY))]
+    waited = [
+        mac
+        for at, mac, beat in beats
+        if end < at < known and (not cut or (0 <= beat.age <= FRESH and beat.steady >= STEADY))
+    ]
     answered = {p[TCP].dport for p in packets if TCP in p and p[TCP].flags == "SA"}
     failed = {p[TCP].sport for p in packets[known:works] if TCP in p and p[TCP].flags == "S"} - answered
     return min(waited.count(mac) for mac in {mac for _, mac, _ in beats} - {old}) * BEAT + len(failed) * TRY
@@ -187,7 +211,9 @@ def took(packets: list[Packet], ip: str, old: str, *, cut: bool) -> float | None
 
 @pytest.mark.parametrize("end", [kill, cut_off, unplug], ids=lambda end: end.__name__)
 @pytest.mark.parametrize("ip", [VIP, VIP6], ids=["IPv4", "IPv6"])
-def test_another_node_takes_over_within_two_seconds(world: L2World, ip: str, end: Callable[[L2World, Node], None]) -> None:
+def test_another_node_takes_over_within_two_seconds(
+    world: L2World, ip: str, end: Callable[[L2World, Node], None]
+) -> None:
     owner = world.owner(ip)
     old = owner.ns.netlink(lambda ipr: ipr.get_links(ifname="eth0")[0].get_attr("IFLA_ADDRESS"))
     time.sleep(1.2)  # contact with the API server is steady

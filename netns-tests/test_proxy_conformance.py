@@ -99,14 +99,17 @@ def ping(client: NetNS, dst: str, patience: float) -> Outcome:
 
 
 def on_the_wire(packet: Packet, outcome: Outcome) -> bool:
-    """PASS can be told from a refusal only where a server listens at the very address; no host sends to another's lo."""
+    """PASS can be told from a refusal only where a server listens at the very address; no host sends to another's
+    lo."""
     return (outcome != PASS or packet.port == s.TARGET) and (packet.node or packet.dst != LOCALHOST)
 
 
 def lacking(dataplane: Dataplane, scenario: s.Scenario) -> None:
-    """The dataplane itself looks whether the kernel has the feature: a row is left out only where it is truly missing."""
+    """The dataplane itself looks whether the kernel has the feature: a row is left out only where it is truly
+    missing."""
     feature = dataplane.lacks(scenario) or (
-        any(packet.protocol == "SCTP" for packet in scenario.expect) and sctp.missing())
+        any(packet.protocol == "SCTP" for packet in scenario.expect) and sctp.missing()
+    )
     if feature:
         pytest.skip(f"{dataplane.name} needs {feature}")
 
@@ -133,6 +136,7 @@ def all_observed(world: World, rows: Mapping[Packet, Outcome]) -> dict[Packet, O
 @contextlib.contextmanager
 def own_addresses(world: World, found: set[str]) -> Iterator[None]:
     """The node has these addresses too, as in a cloud that binds a load balancer's address to its nodes."""
+
     def change(verb: str) -> None:
         def work(ipr: IPRoute) -> None:
             for ip in found:
@@ -217,7 +221,8 @@ def test_what_is_read_back_are_the_very_expressions(world: World) -> None:
         assert dump is not None
         planned = fake.state[layout.table].rules
         assert {name: [r.exprs for r in rules] for name, rules in dump.rules.items()} == {
-            name: [r.exprs for r in rules] for name, rules in planned.items()}
+            name: [r.exprs for r in rules] for name, rules in planned.items()
+        }
 
 
 def test_explain_and_cleanup_on_a_node(world: World) -> None:
@@ -245,11 +250,17 @@ def test_explain_and_cleanup_on_a_node(world: World) -> None:
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, 132).close()
     except OSError:
-        assert "no SCTP sockets" in podwire("explain", "node", f"{s.VIP}:{s.PORT}/sctp", "--send")[1], "and never as TCP"
+        assert "no SCTP sockets" in podwire("explain", "node", f"{s.VIP}:{s.PORT}/sctp", "--send")[1], (
+            "and never as TCP"
+        )
     code, text = podwire("explain", s.OUTSIDE, f"{s.NODE_IP}:{s.NODE_PORT}")
     assert (code, f"to {s.POD_B}:{s.TARGET}, source kept" in text, s.POD_C in text) == (0, True, False)
-    for bad, words in (([s.OUTSIDE, s.VIP], "DST:PORT"), ([s.OUTSIDE, f"{s.VIP}:80", "--send"], "--send"),
-                       (["no/such-pod", f"{s.VIP}:80"], "pod"), ([s.OUTSIDE, "[fd00:96::20]:80"], "one family")):
+    for bad, words in (
+        ([s.OUTSIDE, s.VIP], "DST:PORT"),
+        ([s.OUTSIDE, f"{s.VIP}:80", "--send"], "--send"),
+        (["no/such-pod", f"{s.VIP}:80"], "pod"),
+        ([s.OUTSIDE, "[fd00:96::20]:80"], "one family"),
+    ):
         code, text = podwire("explain", *bad)
         assert (code, words in text, "Traceback" in text) == (1, True, False), text
     assert podwire("cleanup", "--dry-run")[1] == "would remove table ip podwire\n"
@@ -268,13 +279,22 @@ def test_the_rules_tell_what_became_of_a_packet(world: World) -> None:
     ask(world.client(s.POD_A), s.VIP, 81)
 
     def told() -> dict[str, int]:
-        listed = [line for line in world.node.run(["nft", "list", "table", "ip", "podwire"]).stdout.splitlines()
-                  if "counter packets" in line and "counter packets 0 " not in line]
-        return {line.split('comment "')[1].split(" #")[0]: int(line.split("counter packets ")[1].split()[0]) for line in listed}
+        listed = [
+            line
+            for line in world.node.run(["nft", "list", "table", "ip", "podwire"]).stdout.splitlines()
+            if "counter packets" in line and "counter packets 0 " not in line
+        ]
+        return {
+            line.split('comment "')[1].split(" #")[0]: int(line.split("counter packets ")[1].split()[0])
+            for line in listed
+        }
 
     until(lambda: len(told()) >= 3, "all are counted")
     assert told() == {
-        "a Local traffic policy, endpoints only elsewhere": 1, "unallocated Service addresses": 1, "refused at once": 1}
+        "a Local traffic policy, endpoints only elsewhere": 1,
+        "unallocated Service addresses": 1,
+        "refused at once": 1,
+    }
 
 
 def one_syn(ip: str, number: int) -> None:
@@ -286,9 +306,12 @@ def one_syn(ip: str, number: int) -> None:
 
 
 def test_an_endpoint_in_the_nodes_own_namespace(world: World, dataplane: Dataplane) -> None:
-    """A hostNetwork pod: delivered locally, so postrouting (and its masquerade) is never reached by packets from elsewhere."""
-    objects = (service("my-service", s.VIP, [port(s.PORT, node_port=s.NODE_PORT)], type="NodePort"),
-               endpoint_slice("my-service", [endpoint(s.NODE_IP, s.NODE)], [("", "TCP", s.TARGET)]))
+    """A hostNetwork pod: delivered locally, so postrouting (and its masquerade) is never reached by packets from
+    elsewhere."""
+    objects = (
+        service("my-service", s.VIP, [port(s.PORT, node_port=s.NODE_PORT)], type="NodePort"),
+        endpoint_slice("my-service", [endpoint(s.NODE_IP, s.NODE)], [("", "TCP", s.TARGET)]),
+    )
     dataplane.program(world, s.Scenario("host network", objects, {}))
     world.servers.listen(world.node, s.NODE_IP, s.TARGET)
     for src in (s.POD_A, s.OUTSIDE, s.NODE_IP):
@@ -298,13 +321,17 @@ def test_an_endpoint_in_the_nodes_own_namespace(world: World, dataplane: Datapla
 
 
 def test_loopback_addresses_on_the_wire_are_dropped_only_with_nodeports_on_localhost(world: World) -> None:
-    """A neighbour that sends to 127.0.0.1 (CVE-2020-8558): route_localnet lets it in, the rules do not. And with the option
-    off the chain that every packet passes is gone again."""
-    mac = {name: ns.netlink(lambda ipr: ipr.get_links(ifname="eth0")[0].get_attr("IFLA_ADDRESS"))
-           for name, ns in (("node", world.node), ("outside", world.outside))}
+    """A neighbour that sends to 127.0.0.1 (CVE-2020-8558): route_localnet lets it in, the rules do not. And with the
+    option off the chain that every packet passes is gone again."""
+    mac = {
+        name: ns.netlink(lambda ipr: ipr.get_links(ifname="eth0")[0].get_attr("IFLA_ADDRESS"))
+        for name, ns in (("node", world.node), ("outside", world.outside))
+    }
     rows = {row.node.localhost: row for row in s.localhost()}
     world.servers.listen(world.node, LOCALHOST, 7777)
-    frame = bytes(Ether(src=mac["outside"], dst=mac["node"]) / IP(src=s.OUTSIDE, dst=LOCALHOST) / TCP(sport=50000, dport=7777))
+    frame = bytes(
+        Ether(src=mac["outside"], dst=mac["node"]) / IP(src=s.OUTSIDE, dst=LOCALHOST) / TCP(sport=50000, dport=7777)
+    )
 
     def answered(patience: float = SILENCE) -> bool:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800)) as sock:

@@ -26,8 +26,12 @@ from podwire_proxy.nftables.apply import Proxier
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
-NODE: Object = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": s.NODE},
-                "status": {"addresses": [{"type": "InternalIP", "address": s.NODE_IP}]}}
+NODE: Object = {
+    "apiVersion": "v1",
+    "kind": "Node",
+    "metadata": {"name": s.NODE},
+    "status": {"addresses": [{"type": "InternalIP", "address": s.NODE_IP}]},
+}
 B, C = endpoint(s.POD_B, s.NODE), endpoint(s.POD_C, "n2")
 CALM = service("calm", s.VIP2, [port(s.PORT)])
 CALM_SLICE = endpoint_slice("calm", [B, C], [("", "TCP", s.TARGET)])
@@ -73,15 +77,22 @@ def from_outside(world: World) -> str:
 
 def busy(step: int) -> list[Object]:
     """Services that come, change and go, with everything that takes more than one commit: affinity, UDP, shrinking."""
-    sticky = service("sticky", s.VIP, [port(s.PORT), port(53, "UDP", "u")], type="LoadBalancer", ingress=[{"ip": s.BALANCER}],
-                     sessionAffinity="ClientIP", loadBalancerSourceRanges=[f"{s.OUTSIDE}/32"] if step % 2 else [])
+    sticky = service(
+        "sticky",
+        s.VIP,
+        [port(s.PORT), port(53, "UDP", "u")],
+        type="LoadBalancer",
+        ingress=[{"ip": s.BALANCER}],
+        sessionAffinity="ClientIP",
+        loadBalancerSourceRanges=[f"{s.OUTSIDE}/32"] if step % 2 else [],
+    )
     found = [(B, C), (C,), (), (B,)][step % 4]
     return [sticky, endpoint_slice("sticky", found, [("", "TCP", s.TARGET), ("u", "UDP", s.TARGET)])]
 
 
 def crash(after: int, work: Callable[[], None]) -> bool:
-    """Run `work` in a child that is gone, as by SIGKILL, right before its `after`-th word to the kernel, or right after it
-    (odd and even numbers). False: it ended before."""
+    """Run `work` in a child that is gone, as by SIGKILL, right before its `after`-th word to the kernel, or right after
+    it (odd and even numbers). False: it ended before."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -111,6 +122,7 @@ def crash(after: int, work: Callable[[], None]) -> bool:
 
 def test_killed_at_any_moment_of_a_sync_the_next_start_converges(world: World) -> None:
     """And changes little, and no connection to a Service that nothing happened to is lost."""
+
     def tracker(*objects: Object) -> Tracker:
         made = Tracker(s.INFO)
         for obj in objects:
@@ -127,6 +139,7 @@ def test_killed_at_any_moment_of_a_sync_the_next_start_converges(world: World) -
     with Client(world, s.VIP2) as client:
         for step in range(1, 6):
             for after in itertools.count():
+
                 def work(step: int = step) -> None:
                     live = tracker(CALM, CALM_SLICE, *busy(step - 1))
                     proxier = Proxier(s.INFO, world.node.fd)
@@ -188,10 +201,23 @@ def test_an_api_server_that_repeats_reorders_and_sends_garbage(world: World, tmp
         old = {**CALM_SLICE, "endpoints": [], "metadata": {**CALM_SLICE["metadata"], "resourceVersion": "1"}}
         nonsense: list[bytes] = [
             json.dumps({"type": "MODIFIED", "object": old}).encode(),  # older than what it replaces
-            json.dumps({"type": "ADDED", "object": old}).encode(), json.dumps({"type": "WEIRD", "object": {}}).encode(),
-            b'{"type": "MODIFIED", "object": {}}', b'{"type": "MODIFIED"}', b"[]", b'{"type": "BOOKMARK", "object": {}}',
-            json.dumps({"type": "ADDED", "object": {"kind": "Service", "metadata": {"name": "x", "namespace": "default",
-                                                    "resourceVersion": "9999999"}, "spec": "none"}}).encode()]
+            json.dumps({"type": "ADDED", "object": old}).encode(),
+            json.dumps({"type": "WEIRD", "object": {}}).encode(),
+            b'{"type": "MODIFIED", "object": {}}',
+            b'{"type": "MODIFIED"}',
+            b"[]",
+            b'{"type": "BOOKMARK", "object": {}}',
+            json.dumps(
+                {
+                    "type": "ADDED",
+                    "object": {
+                        "kind": "Service",
+                        "metadata": {"name": "x", "namespace": "default", "resourceVersion": "9999999"},
+                        "spec": "none",
+                    },
+                }
+            ).encode(),
+        ]
         with Client(world, s.VIP2) as client:
             for path in (services, SLICES):
                 for line in nonsense:
@@ -203,7 +229,9 @@ def test_an_api_server_that_repeats_reorders_and_sends_garbage(world: World, tmp
             api.noise(services, b'{"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired"}}\n')
             api.apply(*busy(7))
             until(lambda: from_outside(world) == s.POD_B, "the last change")
-            assert ask(world.client(s.POD_A), s.BALANCER, s.PORT, timeout=SILENCE).result == "timeout", "with its source ranges"
+            assert ask(world.client(s.POD_A), s.BALANCER, s.PORT, timeout=SILENCE).result == "timeout", (
+                "with its source ranges"
+            )
         log = proxy.stop()
     assert {answer.result for answer in client.answers} == {"ok"}, "the old slices were not believed"
     assert "Traceback" not in log

@@ -32,13 +32,25 @@ def world(lab: Lab) -> Iterator[World]:
 
 
 def node(**spec: Any) -> Object:
-    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": s.NODE}, "spec": spec,
-            "status": {"addresses": [{"type": "InternalIP", "address": s.NODE_IP}]}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": s.NODE},
+        "spec": spec,
+        "status": {"addresses": [{"type": "InternalIP", "address": s.NODE_IP}]},
+    }
 
 
 def local(policy: str) -> Object:
-    return service("my-service", s.VIP, [port(s.PORT, node_port=s.NODE_PORT)], type="LoadBalancer",
-                   externalTrafficPolicy=policy, healthCheckNodePort=CHECK, ingress=[{"ip": s.BALANCER}])
+    return service(
+        "my-service",
+        s.VIP,
+        [port(s.PORT, node_port=s.NODE_PORT)],
+        type="LoadBalancer",
+        externalTrafficPolicy=policy,
+        healthCheckNodePort=CHECK,
+        ingress=[{"ip": s.BALANCER}],
+    )
 
 
 def get(ns: NetNS, number: int, path: str, host: str = "127.0.0.1") -> tuple[int, str, dict[str, str]]:
@@ -60,10 +72,21 @@ def get(ns: NetNS, number: int, path: str, host: str = "127.0.0.1") -> tuple[int
 
 def test_all_that_is_asked_over_http(world: World, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(json.dumps({
-        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": "nftables",
-        "hostnameOverride": s.NODE, "metricsBindAddress": "127.0.0.1:10249", "healthzBindAddress": "0.0.0.0:10256",
-        "conntrack": {"tcpCloseWaitTimeout": "1h"}, "nodePortAddresses": [s.NODE_IP + "/32", s.GATEWAY + "/32"], "typo": 1}))
+    file.write_text(
+        json.dumps(
+            {
+                "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+                "kind": "KubeProxyConfiguration",
+                "mode": "nftables",
+                "hostnameOverride": s.NODE,
+                "metricsBindAddress": "127.0.0.1:10249",
+                "healthzBindAddress": "0.0.0.0:10256",
+                "conntrack": {"tcpCloseWaitTimeout": "1h"},
+                "nodePortAddresses": [s.NODE_IP + "/32", s.GATEWAY + "/32"],
+                "typo": 1,
+            }
+        )
+    )
     here, there = endpoint(s.POD_B, s.NODE), endpoint(s.POD_C, "n2")
 
     def endpoints(*found: Object) -> Object:
@@ -79,20 +102,30 @@ def test_all_that_is_asked_over_http(world: World, tmp_path: Path) -> None:
         proxy = Running(world.node, api.kubeconfig(tmp_path / "kubeconfig"), tmp_path, "--config", str(file))
         until(proxy.ready, "the first sync")
         assert get(world.node, 10249, "/proxyMode")[1] == "nftables"
-        assert json.loads(get(world.node, 10249, "/configz")[1])["kubeproxy.config.k8s.io"]["hostnameOverride"] == s.NODE
-        assert world.node.run(["cat", "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait"]).stdout.strip() == "3600"
+        assert (
+            json.loads(get(world.node, 10249, "/configz")[1])["kubeproxy.config.k8s.io"]["hostnameOverride"] == s.NODE
+        )
+        assert (
+            world.node.run(["cat", "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait"]).stdout.strip()
+            == "3600"
+        )
         for address in (s.NODE_IP, s.GATEWAY):
             assert ask(world.client(s.POD_A), address, s.NODE_PORT).result == "ok"
 
         until(lambda: check()[0] == 200, "the health check port")
         _, body, headers = check()
-        assert json.loads(body) == {"service": {"namespace": "default", "name": "my-service"}, "localEndpoints": 1,
-                                    "serviceProxyHealthy": True}
+        assert json.loads(body) == {
+            "service": {"namespace": "default", "name": "my-service"},
+            "localEndpoints": 1,
+            "serviceProxyHealthy": True,
+        }
         assert headers["X-Load-Balancing-Endpoint-Weight"] == "1"
         api.apply(endpoints(there))
         until(lambda: check()[0] == 503, "no endpoint here")
         text = get(world.node, 10249, "/metrics")[1]
-        assert 'kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"} 1' in text
+        assert (
+            'kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"} 1' in text
+        )
         assert 'kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} 1' in text
         api.apply(local("Cluster"))
         until(lambda: check()[0] == 0, "the port is closed with the policy")
@@ -101,7 +134,9 @@ def test_all_that_is_asked_over_http(world: World, tmp_path: Path) -> None:
             status, body, _ = get(world.outside, 10256, path, s.NODE_IP)
             assert (status, json.loads(body)["healthy"]) == (200, True)
         api.apply(node(taints=[{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]))
-        until(lambda: get(world.outside, 10256, "/healthz", s.NODE_IP)[0] == 503, "a node that goes takes no new traffic")
+        until(
+            lambda: get(world.outside, 10256, "/healthz", s.NODE_IP)[0] == 503, "a node that goes takes no new traffic"
+        )
         assert get(world.outside, 10256, "/livez", s.NODE_IP)[0] == 200
         assert 'kubeproxy_proxy_healthz_total{code="503"}' in get(world.node, 10249, "/metrics")[1]
         log = proxy.stop()
@@ -127,14 +162,20 @@ BACKENDS = [("nftables", "auto"), ("iptables", "nft"), ("iptables", "legacy")]
 
 
 @pytest.mark.parametrize(("backend", "variant"), BACKENDS)
-def test_packets_that_the_rules_count_are_on_the_metrics_page(world: World, tmp_path: Path, backend: str, variant: str) -> None:
+def test_packets_that_the_rules_count_are_on_the_metrics_page(
+    world: World, tmp_path: Path, backend: str, variant: str
+) -> None:
     """Invalid ones, and connections to NodePorts on 127.0.0.1: by the counters of the rules themselves."""
     own = "kubeproxy_iptables" if backend == "iptables" else "podwire_proxy"
 
     def shown() -> tuple[int, int]:
-        lines = dict(line.rsplit(" ", 1) for line in get(world.node, 10249, "/metrics")[1].splitlines() if line[:1] != "#")
-        return (int(lines[f"{own}_ct_state_invalid_dropped_packets_total"]),
-                int(lines[f"{own}_localhost_nodeports_accepted_packets_total"]))
+        lines = dict(
+            line.rsplit(" ", 1) for line in get(world.node, 10249, "/metrics")[1].splitlines() if line[:1] != "#"
+        )
+        return (
+            int(lines[f"{own}_ct_state_invalid_dropped_packets_total"]),
+            int(lines[f"{own}_localhost_nodeports_accepted_packets_total"]),
+        )
 
     def stale_attempts() -> None:
         """A reset for a connection that nobody has is of no state that conntrack knows."""
@@ -147,9 +188,21 @@ def test_packets_that_the_rules_count_are_on_the_metrics_page(world: World, tmp_
         world.client(s.POD_A).call(work)
 
     with FakeApi(world.node) as api:
-        api.apply(node(), local("Cluster"), endpoint_slice("my-service", [endpoint(s.POD_B, s.NODE)], [("", "TCP", s.TARGET)]))
-        proxy = Running(world.node, api.kubeconfig(tmp_path / "kubeconfig"), tmp_path, "--backend", backend,
-                        "--iptables-variant", variant, "--localhost-node-ports", "--metrics-address", "127.0.0.1:10249")
+        api.apply(
+            node(), local("Cluster"), endpoint_slice("my-service", [endpoint(s.POD_B, s.NODE)], [("", "TCP", s.TARGET)])
+        )
+        proxy = Running(
+            world.node,
+            api.kubeconfig(tmp_path / "kubeconfig"),
+            tmp_path,
+            "--backend",
+            backend,
+            "--iptables-variant",
+            variant,
+            "--localhost-node-ports",
+            "--metrics-address",
+            "127.0.0.1:10249",
+        )
         until(proxy.ready, "the first sync")
         before = shown()
         assert before[1] == 0

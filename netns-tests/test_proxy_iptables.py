@@ -1,4 +1,5 @@
-"""The iptables backend at work, in both variants: restarts, foreign changes, changes and switches of backend under traffic."""
+"""The iptables backend at work, in both variants: restarts, foreign changes, changes and switches of backend under
+traffic."""
 
 from __future__ import annotations
 
@@ -48,16 +49,24 @@ def world(lab: Lab) -> Iterator[World]:
 
 def rules(ns: NetNS) -> dict[str, list[str]]:
     """Every rule of iptables, by program; packet counters left out."""
-    return {f"{program}-{variant}": [line for line in ns.run([f"{program}-{variant}-save"]).stdout.splitlines()
-                                     if not line.startswith(("#", ":")) or "PODWIRE" in line]
-            for variant in VARIANTS for program in ("iptables", "ip6tables")}
+    return {
+        f"{program}-{variant}": [
+            line
+            for line in ns.run([f"{program}-{variant}-save"]).stdout.splitlines()
+            if not line.startswith(("#", ":")) or "PODWIRE" in line
+        ]
+        for variant in VARIANTS
+        for program in ("iptables", "ip6tables")
+    }
 
 
 def iptables(world: World, variant: Variant, table: str, rule: str) -> None:
     world.node.run([f"iptables-{variant}", "-w", "-t", table, *rule.split()])
 
 
-def started(world: World, *objects: Object, name: str = "iptables", variant: Variant = "nft") -> tuple[Tracker, Proxier]:
+def started(
+    world: World, *objects: Object, name: str = "iptables", variant: Variant = "nft"
+) -> tuple[Tracker, Proxier]:
     tracker, proxier = Tracker(s.INFO), backends.choose(name, variant).proxier(s.INFO, world.node.fd)
     for obj in objects:
         (tracker.service if obj["kind"] == "Service" else tracker.slice)(f"default/{obj['metadata']['name']}", obj)
@@ -71,7 +80,13 @@ def started(world: World, *objects: Object, name: str = "iptables", variant: Var
 @pytest.mark.parametrize("v6", [False, True])
 def test_a_restart_writes_nothing(world: World, variant: Variant, v6: bool) -> None:
     """What iptables-save prints is, rule by rule, what was written: of every shape of rule that there is."""
-    some = [*s.matrix(), *s.source_ranges(), *s.configurations(), *s.localhost(), *(row.scenario() for row in s.AFFINITY)]
+    some = [
+        *s.matrix(),
+        *s.source_ranges(),
+        *s.configurations(),
+        *s.localhost(),
+        *(row.scenario() for row in s.AFFINITY),
+    ]
     for scenario in some:
         row = scenario.v6() if v6 else scenario
         tracker = row.tracker()
@@ -87,8 +102,13 @@ def test_a_restart_writes_nothing(world: World, variant: Variant, v6: bool) -> N
 @each_variant
 def test_a_restart_with_many_services_writes_nothing(world: World, variant: Variant) -> None:
     """Sets and tables that take many netlink messages are read back whole; the last Service is reached."""
-    many = [(service(f"s{n}", f"10.96.{n // 200 + 1}.{n % 200 + 1}", [port(s.PORT)]),
-             endpoint_slice(f"s{n}", BOTH, [("", "TCP", s.TARGET)])) for n in range(700)]
+    many = [
+        (
+            service(f"s{n}", f"10.96.{n // 200 + 1}.{n % 200 + 1}", [port(s.PORT)]),
+            endpoint_slice(f"s{n}", BOTH, [("", "TCP", s.TARGET)]),
+        )
+        for n in range(700)
+    ]
     tracker, proxier = started(world, *(obj for both in many for obj in both), variant=variant)
     assert isinstance(proxier, apply.Proxier)
     tables = world.node.run([f"iptables-{variant}-save"]).stdout.split("\n*")  # every rule here is ours
@@ -104,19 +124,22 @@ def test_a_restart_with_many_services_writes_nothing(world: World, variant: Vari
 @each_variant
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
 def test_growing_and_shrinking_lose_no_connection(world: World, variant: Variant, protocol: str) -> None:
-    test_proxy_live.grow_and_shrink(world, backends.choose("iptables", variant).proxier(s.INFO, world.node.fd), protocol, 30)
+    test_proxy_live.grow_and_shrink(
+        world, backends.choose("iptables", variant).proxier(s.INFO, world.node.fd), protocol, 30
+    )
 
 
 @each_variant
 def test_endpoints_that_come_and_go_altogether_leak_no_packet(world: World, variant: Variant) -> None:
-    """From refused to served and back: a packet in between is refused or served, and never gets to the default route."""
+    """From refused to served and back: a packet in between is refused or served, and never gets to the default
+    route."""
     world.outside.netlink(lambda ipr: ipr.addr("add", index=1, address=s.EXTERNAL, prefixlen=32))
     world.servers.listen(world.outside, s.EXTERNAL, s.PORT)
     plain = service("my-service", s.VIP, [port(s.PORT)], externalIPs=[s.EXTERNAL])
     tracker, proxier = started(world, plain, my_slice(BOTH[0]), variant=variant)
     client = Client(world.client(s.POD_A), s.EXTERNAL)
     for round_ in range(20):
-        tracker.slice("default/my-service-1", my_slice(*BOTH[:round_ % 2]))
+        tracker.slice("default/my-service-1", my_slice(*BOTH[: round_ % 2]))
         proxier.sync(tracker.dataplane, tracker.flush())
         client.more(3)
         proxier.sweep()
@@ -131,7 +154,9 @@ def flags(variant: Variant) -> tuple[str, ...]:
 
 
 @each_variant
-def test_the_role_survives_restarts_and_repairs_what_others_break(world: World, tmp_path: Path, variant: Variant) -> None:
+def test_the_role_survives_restarts_and_repairs_what_others_break(
+    world: World, tmp_path: Path, variant: Variant
+) -> None:
     program = f"iptables-{variant}"
     with FakeApi(world.node) as api:
         kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
@@ -151,13 +176,16 @@ def test_the_role_survives_restarts_and_repairs_what_others_break(world: World, 
         for damage in ("nat -F", "nat -F PODWIRE-SERVICES", "filter -D FORWARD 1", "nat -I PODWIRE-SERVICES -j RETURN"):
             seen = proxy.repairs()
             world.node.run([program, "-w", "-t", *damage.split()])
-            until(lambda seen=seen: proxy.repairs() > seen, damage)  # type: ignore[misc]  # mypy knows no defaults of lambdas
+            # mypy knows no defaults of lambdas
+            until(lambda seen=seen: proxy.repairs() > seen, damage)  # type: ignore[misc]
             assert rules(world.node) == before
             assert ask(world.client(s.POD_A), s.VIP, s.PORT).result == "ok"
         with IpSets(world.node.fd) as sets:
             sets.flush("PODWIRE-CLUSTER-IPS-4")
             until(lambda: sets.count("PODWIRE-CLUSTER-IPS-4") == 1, "the set is filled again")
-        world.node.run([program, "-w", "-t", "nat", "-A", "PREROUTING", "-s", "192.0.2.99", "-j", "RETURN"])  # none of ours
+        world.node.run(
+            [program, "-w", "-t", "nat", "-A", "PREROUTING", "-s", "192.0.2.99", "-j", "RETURN"]
+        )  # none of ours
         api.apply(my_slice(BOTH[1]))
         until(lambda: ask(world.client(s.POD_A), s.VIP, s.PORT).server[0] == s.POD_C, "a change goes on as before")
         log = proxy.stop()
@@ -174,9 +202,17 @@ def no_rules(ns: NetNS) -> bool:
 
 
 def test_switching_backends_under_traffic_loses_no_connection(world: World, tmp_path: Path) -> None:
-    """Through every backend and variant and back: an old connection goes on, new ones are served, the old rules are gone."""
-    kinds = [("--backend", "nftables"), flags("nft"), flags("legacy"), flags("nft"), ("--backend", "nftables"), flags("legacy"),
-             ("--backend", "nftables")]
+    """Through every backend and variant and back: an old connection goes on, new ones are served, the old rules are
+    gone."""
+    kinds = [
+        ("--backend", "nftables"),
+        flags("nft"),
+        flags("legacy"),
+        flags("nft"),
+        ("--backend", "nftables"),
+        flags("legacy"),
+        ("--backend", "nftables"),
+    ]
     with FakeApi(world.node) as api, contextlib.ExitStack() as stack:
         kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
         echo = endpoint_slice("echo", [endpoint(s.POD_B, s.NODE)], [("", "TCP", 9999)])
@@ -193,8 +229,9 @@ def test_switching_backends_under_traffic_loses_no_connection(world: World, tmp_
                 a.send(b"still there?")
                 assert b.recv(100) == b"still there?"
             for source in (s.POD_A, s.OUTSIDE):  # the second one's source is masqueraded
-                near = stack.enter_context(world.client(source).call(
-                    lambda: socket.create_connection((s.VIP2, s.PORT), patient(10))))
+                near = stack.enter_context(
+                    world.client(source).call(lambda: socket.create_connection((s.VIP2, s.PORT), patient(10)))
+                )
                 far = stack.enter_context(listener.accept()[0])
                 far.settimeout(patient(10))
                 old.append((near, far))
@@ -243,7 +280,9 @@ def test_explain_cleanup_and_dry_run(world: World, tmp_path: Path, variant: Vari
     assert f"to {s.POD_B}:{s.TARGET}, source kept" in text
     assert s.POD_C not in text
     iptables(world, variant, "nat", "-I PODWIRE-SERVICES -m ttl --ttl-eq 64 -j RETURN")
-    assert "somebody put a rule" in podwire("explain", "node", f"{s.VIP}:{s.PORT}"), "what is in the kernel is told, as it is"
+    assert "somebody put a rule" in podwire("explain", "node", f"{s.VIP}:{s.PORT}"), (
+        "what is in the kernel is told, as it is"
+    )
     dry = podwire("cleanup", "--dry-run")
     assert f"chains of table nat (iptables-{variant}, IPv4)" in dry
     assert "would remove set PODWIRE-CLUSTER-IPS-4" in dry
@@ -253,9 +292,21 @@ def test_explain_cleanup_and_dry_run(world: World, tmp_path: Path, variant: Vari
     with FakeApi(world.node) as api:
         kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
         api.apply(NODE, my_service(), my_slice(*BOTH))
-        done = world.node.run([
-            sys.executable, "-c", "from podwire_proxy.main import command; command()", "--node-name", s.NODE, "--kubeconfig",
-            str(kubeconfig), "--run-dir", str(tmp_path), "--dry-run", *flags(variant)])
+        done = world.node.run(
+            [
+                sys.executable,
+                "-c",
+                "from podwire_proxy.main import command; command()",
+                "--node-name",
+                s.NODE,
+                "--kubeconfig",
+                str(kubeconfig),
+                "--run-dir",
+                str(tmp_path),
+                "--dry-run",
+                *flags(variant),
+            ]
+        )
     assert "ipset add PODWIRE-CLUSTER-IPS-4 10.96.0.20" in done.stdout
     assert f"-j DNAT --to-destination {s.POD_C}:{s.TARGET}" in done.stdout
     assert no_rules(world.node)
@@ -263,13 +314,18 @@ def test_explain_cleanup_and_dry_run(world: World, tmp_path: Path, variant: Vari
 
 @each_variant
 def test_affinity_over_time(world: World, variant: Variant) -> None:
-    """More clients than xt_recent could hold (100); endpoints come and go, a restart, the timeout, which is made short last:
-    nobody may be forgotten because the machine takes its time."""
+    """More clients than xt_recent could hold (100); endpoints come and go, a restart, the timeout, which is made short
+    last: nobody may be forgotten because the machine takes its time."""
     pods = {s.POD_A: endpoint(s.POD_A, s.NODE), s.POD_B: endpoint(s.POD_B, s.NODE), s.POD_C: endpoint(s.POD_C, "n2")}
 
     def sticky(seconds: int) -> Object:
-        return service("my-service", s.VIP, [port(s.PORT)], sessionAffinity="ClientIP",
-                       sessionAffinityConfig={"clientIP": {"timeoutSeconds": seconds}})
+        return service(
+            "my-service",
+            s.VIP,
+            [port(s.PORT)],
+            sessionAffinity="ClientIP",
+            sessionAffinityConfig={"clientIP": {"timeoutSeconds": seconds}},
+        )
 
     def addresses(ipr: object) -> None:
         for client in CLIENTS:
@@ -292,7 +348,8 @@ def test_affinity_over_time(world: World, variant: Variant) -> None:
     after = homes()
     assert s.POD_A not in after.values()
     assert {c: home for c, home in after.items() if before[c] != s.POD_A} == {
-        c: home for c, home in before.items() if home != s.POD_A}
+        c: home for c, home in before.items() if home != s.POD_A
+    }
     proxier.close()
     tracker.slice("default/my-service-1", put(*pods))
     tracker.flush()
@@ -301,6 +358,7 @@ def test_affinity_over_time(world: World, variant: Variant) -> None:
     proxier.sweep()
     assert homes() == after, "neither a restart nor an endpoint that comes moves anyone"
     with IpSets(world.node.fd) as sets:
+
         def remembered() -> int:
             return sum(len(members) for name, members in sets.ours("ip").items() if name.startswith("PODWIRE-A4-"))
 
@@ -319,7 +377,8 @@ def test_affinity_over_time(world: World, variant: Variant) -> None:
 
 @each_variant
 def test_marks_of_others_stay(world: World, variant: Variant) -> None:
-    """Our bit of the connection mark is there only while the first packet passes; bits of others and packet marks stay."""
+    """Our bit of the connection mark is there only while the first packet passes; bits of others and packet marks
+    stay."""
     iptables(world, variant, "mangle", "-A PREROUTING -j CONNMARK --set-xmark 0x8001/0x8001")
     iptables(world, variant, "mangle", "-A PREROUTING -j MARK --set-mark 0x2000")
     iptables(world, variant, "mangle", "-A POSTROUTING -m mark ! --mark 0x2000 -j DROP")
@@ -327,8 +386,13 @@ def test_marks_of_others_stay(world: World, variant: Variant) -> None:
     for _ in range(4):
         answer = ask(world.outside, s.NODE_IP, s.NODE_PORT, src=s.OUTSIDE)
         assert (answer.result, answer.peer != s.OUTSIDE) == ("ok", True)
-    marks = {word for line in world.node.run(["conntrack", "-L"]).stdout.splitlines() if f"dport={s.NODE_PORT}" in line
-             for word in line.split() if word.startswith("mark=")}
+    marks = {
+        word
+        for line in world.node.run(["conntrack", "-L"]).stdout.splitlines()
+        if f"dport={s.NODE_PORT}" in line
+        for word in line.split()
+        if word.startswith("mark=")
+    }
     assert marks == {f"mark={0x8001}"}
     proxier.close()
 
@@ -349,8 +413,9 @@ def test_the_variant_of_the_host_is_found(world: World) -> None:
 
 
 @each_variant
-def test_what_the_kernel_refuses_changes_nothing_and_is_told(world: World, variant: Variant,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_kernel_refuses_changes_nothing_and_is_told(
+    world: World, variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracker, proxier = started(world, my_service(), my_slice(*BOTH), variant=variant)
     before = rules(world.node)
     good = Plan.restore
@@ -367,8 +432,9 @@ def test_what_the_kernel_refuses_changes_nothing_and_is_told(world: World, varia
 
 @each_variant
 @pytest.mark.parametrize("v6", [False, True])
-def test_flows_of_an_endpoint_that_is_gone_are_reset_where_asked_for(world: World, variant: Variant, v6: bool,
-                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flows_of_an_endpoint_that_is_gone_are_reset_where_asked_for(
+    world: World, variant: Variant, v6: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole test of the nftables backend, on this one."""
     monkeypatch.setattr(test_proxy_resets, "Proxier", backends.Iptables(variant).proxier)
     test_proxy_resets.test_flows_of_an_endpoint_that_is_gone_are_reset(world, v6)
@@ -376,8 +442,9 @@ def test_flows_of_an_endpoint_that_is_gone_are_reset_where_asked_for(world: Worl
 
 @each_variant
 @pytest.mark.parametrize(("frontend", "v6"), [((s.VIP, s.PORT), True), ((s.NODE_IP, s.NODE_PORT), False)])
-def test_udp_flows_move_when_their_endpoint_goes(world: World, variant: Variant, frontend: tuple[str, int], v6: bool,
-                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_udp_flows_move_when_their_endpoint_goes(
+    world: World, variant: Variant, frontend: tuple[str, int], v6: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(test_proxy_live, "Proxier", backends.Iptables(variant).proxier)
     test_proxy_live.test_udp_flows_move_when_their_endpoint_goes(world, frontend, v6)
 

@@ -1,4 +1,5 @@
-"""A whole cluster whose nodes serve Services with iptables: what the demo proves of Services, and restarts under traffic."""
+"""A whole cluster whose nodes serve Services with iptables: what the demo proves of Services, and restarts under
+traffic."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from podwire_base.kernel.netns import call_in
 from podwire_proxy import backends
 
 CHECKS: tuple[Check, ...] = (*checks_services.CHECKS, restart_proxies)
-KINDS = [pytest.param(kind, marks=() if "legacy" in kind else pytest.mark.long) for kind in PROXY_BACKENDS if "-" in kind]
+KINDS = [
+    pytest.param(kind, marks=() if "legacy" in kind else pytest.mark.long) for kind in PROXY_BACKENDS if "-" in kind
+]
 
 
 @pytest.fixture(scope="module", params=KINDS)

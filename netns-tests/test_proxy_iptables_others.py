@@ -42,8 +42,14 @@ def test_a_lock_that_others_hold_stops_nothing_but_the_rules(world: World, tmp_p
     """Health and status go on, the log says it once, and what changed meanwhile is written when the lock is free."""
     with FakeApi(world.node) as api:
         api.apply(NODE, my_service(), my_slice(BOTH[0]))
-        proxy = Running(world.node, api.kubeconfig(tmp_path / "kubeconfig"), tmp_path, *LEGACY,
-                        "--healthz-address", f"127.0.0.1:{PORT}")
+        proxy = Running(
+            world.node,
+            api.kubeconfig(tmp_path / "kubeconfig"),
+            tmp_path,
+            *LEGACY,
+            "--healthz-address",
+            f"127.0.0.1:{PORT}",
+        )
         until(proxy.ready, "the first sync")
         with lock.open("w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
@@ -54,7 +60,9 @@ def test_a_lock_that_others_hold_stops_nothing_but_the_rules(world: World, tmp_p
             assert get(world.node, PORT, "/livez")[0] == 200
             assert "lock" in json.loads(proxy.status_file.read_text())["message"]
             assert ask(world.client(s.POD_A), s.VIP, s.PORT).server[0] == s.POD_B, "the rules are as they were"
-        until(lambda: ask(world.client(s.POD_A), s.VIP, s.PORT).server[0] == s.POD_C, "the change, once the lock is free")
+        until(
+            lambda: ask(world.client(s.POD_A), s.VIP, s.PORT).server[0] == s.POD_C, "the change, once the lock is free"
+        )
         until(proxy.ready, "the status")
         log = proxy.stop()
     assert log.count("sync failed") == 1, log

@@ -44,11 +44,14 @@ COMMIT
 
 
 @pytest.mark.parametrize("way", ["python-iptables", "iptables-legacy-save"])
-def test_leftovers_of_others_are_named_and_left_alone(world: World, tmp_path: Path, way: str,
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftovers_of_others_are_named_and_left_alone(
+    world: World, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of both variants; and the same where python-iptables is not installed."""
     if way == "python-iptables":
-        pytest.importorskip("iptc", reason="python-iptables is not installed: pip install podwire[iptables] (needs gcc)")
+        pytest.importorskip(
+            "iptc", reason="python-iptables is not installed: pip install podwire[iptables] (needs gcc)"
+        )
         monkeypatch.setattr(programs, "save", None)
     else:
         monkeypatch.setitem(sys.modules, "iptc", None)
@@ -60,11 +63,14 @@ def test_leftovers_of_others_are_named_and_left_alone(world: World, tmp_path: Pa
         "chain of table nat (iptables-legacy, IPv4): PREROUTING": "",
         "chain of table filter (iptables-legacy, IPv4): DOCKER-USER": "Docker",
         "chain of table filter (iptables-legacy, IPv4): FORWARD": "",
-        "chain of table nat (iptables-nft, IPv6): cali-PREROUTING": "Calico"}
+        "chain of table nat (iptables-nft, IPv6): cali-PREROUTING": "Calico",
+    }
     monkeypatch.undo()
     _, proxier = started(world, my_service(), my_slice(*BOTH), variant="legacy")
     proxier.close()
-    assert {str(one): one.owner for one in leftovers(world.node.call(foreign_chains))} == found, "ours are not among them"
+    assert {str(one): one.owner for one in leftovers(world.node.call(foreign_chains))} == found, (
+        "ours are not among them"
+    )
     done = CliRunner().invoke(cli, ["cleanup", "--netns", f"/proc/{os.getpid()}/fd/{world.node.fd}"])
     assert "(iptables-legacy, IPv4): KUBE-SERVICES, KUBE-SVC-ABC, of kube-proxy (kube-proxy --cleanup)" in done.output
     assert "-A KUBE-SVC-ABC -p tcp -j DNAT" in world.node.run(["iptables-legacy-save"]).stdout

@@ -29,8 +29,12 @@ from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
 TABLE = nft.Table("ip", "podwire")
-NODE: Object = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": s.NODE},
-                "status": {"addresses": [{"type": "InternalIP", "address": s.NODE_IP}]}}
+NODE: Object = {
+    "apiVersion": "v1",
+    "kind": "Node",
+    "metadata": {"name": s.NODE},
+    "status": {"addresses": [{"type": "InternalIP", "address": s.NODE_IP}]},
+}
 SURE = 2.0  # seconds: of silence where the answers end, and a slow one must not be taken for it
 BOTH = (endpoint(s.POD_B, s.NODE), endpoint(s.POD_C, "n2"))
 
@@ -57,8 +61,9 @@ class Client:
         self.answers: list[Answer] = []
         self._stop = threading.Event()
 
-        # Each port once. A datagram of a port used before may be on its way in the very flow that a sweep deletes because its
-        # endpoint is gone: that answer finds no way back. A client of a living network asks again; this one must not.
+        # Each port once. A datagram of a port used before may be on its way in the very flow that a sweep deletes
+        # because its endpoint is gone: that answer finds no way back. A client of a living network asks again; this one
+        # must not.
         ports = iter(range(10000, 32768)) if protocol == "UDP" else itertools.repeat(0)
 
         def loop() -> None:
@@ -138,9 +143,20 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(world: World, tmp_path: Pa
     with FakeApi(world.node) as api:
         kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
         api.apply(NODE, my_service(), my_slice(*BOTH))
-        done = world.node.run([
-            sys.executable, "-c", "from podwire_proxy.main import command; command()", "--node-name", s.NODE,
-            "--kubeconfig", str(kubeconfig), "--run-dir", str(tmp_path), "--dry-run"])
+        done = world.node.run(
+            [
+                sys.executable,
+                "-c",
+                "from podwire_proxy.main import command; command()",
+                "--node-name",
+                s.NODE,
+                "--kubeconfig",
+                str(kubeconfig),
+                "--run-dir",
+                str(tmp_path),
+                "--dry-run",
+            ]
+        )
     assert f"{s.VIP} . tcp . {s.PORT} : goto lb2" in done.stdout
     assert f"{s.NODE_IP} . tcp . {s.NODE_PORT}" in done.stdout
     assert f"{s.VIP} . tcp . {s.PORT} . 1 : {s.POD_C} . {s.TARGET}" in done.stdout
@@ -210,10 +226,21 @@ def check_changes(world: World, api: FakeApi) -> None:
     labelled = my_service()
     labelled["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = "other"
     api.apply(my_slice(*BOTH), labelled)
-    until(lambda: ask(pod, s.VIP, s.PORT, timeout=SURE).result == "timeout", "given to another proxy: unallocated for us")
-    api.apply(my_service(), {"kind": "Service", "metadata": {"name": "bad", "namespace": "default"}, "spec": {
-        "clusterIP": "10.96.0.300", "ports": [{"port": "eighty"}]}})
-    until(lambda: ask(pod, s.VIP, s.PORT, timeout=SILENCE).result == "ok", "taken back, beside a Service that cannot be read")
+    until(
+        lambda: ask(pod, s.VIP, s.PORT, timeout=SURE).result == "timeout", "given to another proxy: unallocated for us"
+    )
+    api.apply(
+        my_service(),
+        {
+            "kind": "Service",
+            "metadata": {"name": "bad", "namespace": "default"},
+            "spec": {"clusterIP": "10.96.0.300", "ports": [{"port": "eighty"}]},
+        },
+    )
+    until(
+        lambda: ask(pod, s.VIP, s.PORT, timeout=SILENCE).result == "ok",
+        "taken back, beside a Service that cannot be read",
+    )
     api.remove(my_service())
     until(lambda: ask(pod, s.VIP, s.PORT, timeout=SURE).result == "timeout", "deleted")
     assert ask(outside, s.NODE_IP, s.NODE_PORT).result == "refused"  # by the node itself: nobody listens
@@ -235,9 +262,16 @@ def watched(world: World) -> Iterator[nft_socket.Watcher]:
         watcher.close()
 
 
-@pytest.mark.parametrize("damage", [
-    "flush ruleset", "delete table ip podwire", "flush chain ip podwire service-frontends", "flush map ip podwire endpoints",
-    "add rule ip podwire prerouting drop"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "flush ruleset",
+        "delete table ip podwire",
+        "flush chain ip podwire service-frontends",
+        "flush map ip podwire endpoints",
+        "add rule ip podwire prerouting drop",
+    ],
+)
 def test_foreign_changes_are_repaired_and_told(world: World, tmp_path: Path, damage: str) -> None:
     with FakeApi(world.node) as api:
         kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
@@ -305,8 +339,11 @@ def test_udp_flows_move_when_their_endpoint_goes(world: World, frontend: tuple[s
         return s._v6(ip) if v6 else ip
 
     def sync(*endpoints: Object) -> int:
-        for row in s.Scenario("", (my_service("UDP"), my_slice(*endpoints, protocol="UDP")), {}).v6().objects if v6 else (
-                my_service("UDP"), my_slice(*endpoints, protocol="UDP")):
+        for row in (
+            s.Scenario("", (my_service("UDP"), my_slice(*endpoints, protocol="UDP")), {}).v6().objects
+            if v6
+            else (my_service("UDP"), my_slice(*endpoints, protocol="UDP"))
+        ):
             (tracker.service if row["kind"] == "Service" else tracker.slice)("default/my-service", row)
         proxier.sync(tracker.dataplane, tracker.flush())
         return proxier.sweep().udp
@@ -333,7 +370,9 @@ def test_udp_flows_from_before_the_service_are_let_go(world: World) -> None:
     outside = world.client(s.OUTSIDE)
     tracker.flush()
     proxier.sync(tracker.dataplane, None)
-    world.servers.listen(world.node, s.NODE_IP, s.NODE_PORT)  # something on the node itself answers, so the flow is confirmed
+    world.servers.listen(
+        world.node, s.NODE_IP, s.NODE_PORT
+    )  # something on the node itself answers, so the flow is confirmed
 
     def send() -> Answer:
         return ask(outside, s.NODE_IP, s.NODE_PORT, "UDP", src=s.OUTSIDE, sport=40000)
@@ -357,7 +396,8 @@ def test_established_connections_outlive_their_endpoint(world: World) -> None:
     with contextlib.ExitStack() as open_sockets:
         listener = open_sockets.enter_context(world.client(s.POD_B).call(lambda: socket.create_server((s.POD_B, 9999))))
         client = open_sockets.enter_context(
-            world.client(s.POD_A).call(lambda: socket.create_connection((s.VIP, s.PORT), patient(10))))
+            world.client(s.POD_A).call(lambda: socket.create_connection((s.VIP, s.PORT), patient(10)))
+        )
         server = open_sockets.enter_context(listener.accept()[0])
         for gone in (my_slice(), None):
             tracker.slice("x", gone)

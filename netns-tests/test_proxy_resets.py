@@ -1,4 +1,5 @@
-"""podwire.io/reset-on-endpoint-removal: connections whose endpoint is gone are reset, at both ends; all others live on."""
+"""podwire.io/reset-on-endpoint-removal: connections whose endpoint is gone are reset, at both ends; all others live
+on."""
 
 from __future__ import annotations
 
@@ -39,8 +40,12 @@ def world() -> Iterator[World]:
 
 
 def my_service(name: str, address: str, reset: str) -> Object:
-    made = service(name, address, [port(s.PORT, node_port=s.NODE_PORT if name == "resetting" else 0)],
-                   type="NodePort" if name == "resetting" else "ClusterIP")
+    made = service(
+        name,
+        address,
+        [port(s.PORT, node_port=s.NODE_PORT if name == "resetting" else 0)],
+        type="NodePort" if name == "resetting" else "ClusterIP",
+    )
     made["metadata"]["annotations"] = {RESET_ANNOTATION: reset} if reset else {}
     return made
 
@@ -61,9 +66,16 @@ class Site:
         self.endpoints(endpoint(self.at(s.POD_B), s.NODE))
         self.stack = contextlib.ExitStack()
         self.stack.callback(self.proxier.close)
-        self.listeners = {ip: self.stack.enter_context(world.client(ip).call(
-            partial(socket.create_server, (self.at(ip), LISTEN), family=socket.AF_INET6 if v6 else socket.AF_INET)))
-            for ip in (s.POD_B, s.POD_C)}
+        self.listeners = {
+            ip: self.stack.enter_context(
+                world.client(ip).call(
+                    partial(
+                        socket.create_server, (self.at(ip), LISTEN), family=socket.AF_INET6 if v6 else socket.AF_INET
+                    )
+                )
+            )
+            for ip in (s.POD_B, s.POD_C)
+        }
 
     def at(self, ip: str) -> str:
         return s._v6(ip) if self.v6 else ip
@@ -79,8 +91,11 @@ class Site:
         return self.proxier.sweep().tcp
 
     def connect(self, client: str, ip: str, number: int, server: str = s.POD_B) -> Pair:
-        made = self.stack.enter_context(self.world.client(client).call(lambda: socket.create_connection(
-            (self.at(ip), number), PATIENCE, source_address=(self.at(client), 0))))
+        made = self.stack.enter_context(
+            self.world.client(client).call(
+                lambda: socket.create_connection((self.at(ip), number), PATIENCE, source_address=(self.at(client), 0))
+            )
+        )
         self.listeners[server].settimeout(PATIENCE)
         other = self.stack.enter_context(self.listeners[server].accept()[0])
         for sock in (made, other):
@@ -101,8 +116,12 @@ def test_flows_of_an_endpoint_that_is_gone_are_reset(world: World, v6: bool) -> 
     site = Site(world, v6)
     with site.stack:
         b, c = endpoint(site.at(s.POD_B), s.NODE), endpoint(site.at(s.POD_C), "n2")
-        doomed = [site.connect(s.POD_A, s.VIP, s.PORT), site.connect(s.NODE_IP, s.VIP, s.PORT),
-                  site.connect(s.OUTSIDE, s.NODE_IP, s.NODE_PORT), site.connect(s.POD_B, s.VIP, s.PORT)]
+        doomed = [
+            site.connect(s.POD_A, s.VIP, s.PORT),
+            site.connect(s.NODE_IP, s.VIP, s.PORT),
+            site.connect(s.OUTSIDE, s.NODE_IP, s.NODE_PORT),
+            site.connect(s.POD_B, s.VIP, s.PORT),
+        ]
         other_service = site.connect(s.POD_A, PLAIN, s.PORT)
         assert site.endpoints(c, endpoint(site.at(s.POD_B), s.NODE, ready=False, serving=True, terminating=True)) == 0
         staying = site.connect(s.POD_A, s.VIP, s.PORT, s.POD_C)
@@ -134,7 +153,9 @@ def test_what_vanished_while_no_proxy_ran_is_reset_by_the_next(world: World) -> 
             doomed.client.recv(1)
 
 
-def test_a_client_that_no_probe_reaches_is_reset_by_its_next_packet(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_no_probe_reaches_is_reset_by_its_next_packet(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The guarantee are the rules; to provoke both ends is only the quicker way."""
     site = Site(world, v6=False)
     monkeypatch.setattr("podwire_proxy.flows.Look._provoke", lambda *_: None)

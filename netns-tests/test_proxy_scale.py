@@ -1,4 +1,5 @@
-"""The proxy under many changes: no packet of a shrinking Service is lost, and work and memory follow the changes alone."""
+"""The proxy under many changes: no packet of a shrinking Service is lost, and work and memory follow the changes
+alone."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class Sinks:
 
     def __init__(self, world: World, ports: int) -> None:
         self.places = [(ip, SINK + n) for ip in (s.POD_B, s.POD_C) for n in range(ports)]
-        self.sockets = [world.client(ip).call(lambda ip=ip, n=n: self._open(ip, n)) for ip, n in self.places]  # type: ignore[misc]  # bound now
+        # bound now
+        self.sockets = [world.client(ip).call(lambda ip=ip, n=n: self._open(ip, n)) for ip, n in self.places]  # type: ignore[misc]
 
     @staticmethod
     def _open(ip: str, number: int) -> socket.socket:
@@ -81,14 +83,18 @@ def test_a_shrink_under_load_misses_no_packet(lab: Lab, count: int) -> None:
         """One slice a port, as endpoints with ports of their own have."""
         for ip, number in sinks.places:
             there = sinks.places.index((ip, number)) < size
-            tracker.slice(f"{ip}-{number}", endpoint_slice("udp", [endpoint(ip)] if there else [], [("", "UDP", number)]))
+            tracker.slice(
+                f"{ip}-{number}", endpoint_slice("udp", [endpoint(ip)] if there else [], [("", "UDP", number)])
+            )
 
     shape(len(sinks.places))
     tracker.flush()
     proxier.sync(tracker.dataplane, None)
     got: set[bytes] = set()
     shrinks = 0
-    sender = world.client(s.POD_A).popen([sys.executable, "-c", SENDER, s.VIP, str(s.PORT), str(count)], stdout=subprocess.PIPE)
+    sender = world.client(s.POD_A).popen(
+        [sys.executable, "-c", SENDER, s.VIP, str(s.PORT), str(count)], stdout=subprocess.PIPE
+    )
     for size in itertools.cycle((8, 5, 2, 1, 4, 7)):
         shape(size)
         proxier.sync(tracker.dataplane, tracker.flush())

@@ -139,13 +139,26 @@ def test_ctr_run(world: World) -> None:
 
 
 def test_installed_by_hand_without_an_agent(world: World, lab: Lab, tmp_path: Path) -> None:
-    """What cni/README.md says: --install with a subnet, and containerd; the plugin serves itself, hostPorts included."""
+    """What cni/README.md says: --install with a subnet, and containerd; the plugin serves itself, hostPorts
+    included."""
     ns = lab.netns("plain")
     lab.wire(ns, "eth0", world.outside, "eth1", "198.51.100.1/24", "198.51.100.42/24")
     scripts = Path(sys.prefix) / "bin"
-    ns.run([str(native.client_path()), "--install", "--bin-dir", str(tmp_path / "bin"), "--conf-dir", str(tmp_path / "net.d"),
-            "--run-dir", str(tmp_path / "run"), "--subnet", "10.99.0.0/24"],
-           env={**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}"})
+    ns.run(
+        [
+            str(native.client_path()),
+            "--install",
+            "--bin-dir",
+            str(tmp_path / "bin"),
+            "--conf-dir",
+            str(tmp_path / "net.d"),
+            "--run-dir",
+            str(tmp_path / "run"),
+            "--subnet",
+            "10.99.0.0/24",
+        ],
+        env={**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}"},
+    )
     runtime = containerd.started(ns, tmp_path / "containerd", tmp_path / "bin" / "podwire-cni", tmp_path / "net.d")
     try:
         ident = cri.run_sandbox(runtime.socket, cri.sandbox_config("web", [(cri.TCP, 80, 8080)]))

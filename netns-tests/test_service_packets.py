@@ -1,4 +1,5 @@
-"""What Services do with packets that no ordinary client sends: fragments, stray segments, ICMP errors, other ways back."""
+"""What Services do with packets that no ordinary client sends: fragments, stray segments, ICMP errors, other ways
+back."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
 CLOSED = s.TARGET + 7  # a port of the pods where nobody listens
-OTHER = ("172.31.0.1", "fd00:31::1")  # an address of the outside host whose packets come by another link than answers go
+OTHER = (
+    "172.31.0.1",
+    "fd00:31::1",
+)  # an address of the outside host whose packets come by another link than answers go
 REFUSED = {errno.ECONNREFUSED, errno.ECONNRESET}
 
 
@@ -70,10 +74,22 @@ def way(family: str) -> Way:
 def scenario(way: Way, target: int = s.TARGET, **spec: Any) -> s.Scenario:
     """TCP and UDP on every kind of frontend, with POD_B as the only endpoint."""
     ports = [port(s.PORT, "TCP", "t", node_port=s.NODE_PORT), port(s.PORT, "UDP", "u", node_port=s.NODE_PORT)]
-    made = s.Scenario("packets", (
-        service("my-service", s.VIP, ports, type="LoadBalancer", externalIPs=[s.EXTERNAL], ingress=[{"ip": s.BALANCER}],
-                **spec),
-        endpoint_slice("my-service", [endpoint(s.POD_B, s.NODE)], [("t", "TCP", target), ("u", "UDP", target)])), {})
+    made = s.Scenario(
+        "packets",
+        (
+            service(
+                "my-service",
+                s.VIP,
+                ports,
+                type="LoadBalancer",
+                externalIPs=[s.EXTERNAL],
+                ingress=[{"ip": s.BALANCER}],
+                **spec,
+            ),
+            endpoint_slice("my-service", [endpoint(s.POD_B, s.NODE)], [("t", "TCP", target), ("u", "UDP", target)]),
+        ),
+        {},
+    )
     return made if way.family == "IPv4" else made.v6()
 
 
@@ -82,7 +98,8 @@ FRONTENDS = ((s.VIP, s.PORT), (s.EXTERNAL, s.PORT), (s.BALANCER, s.PORT), (s.NOD
 
 @dataclass
 class Echo:
-    """One TCP connection at a time, and datagrams: each answered with its size and digest; `big` datagrams with themselves."""
+    """One TCP connection at a time, and datagrams: each answered with its size and digest; `big` datagrams with
+    themselves."""
 
     ns: NetNS
     address: str
@@ -159,6 +176,7 @@ def dial(ns: NetNS, way: Way, dst: str, number: int, kind: socket.SocketKind = s
 
 def inject(ns: NetNS, way: Way, packet: Scapy) -> None:
     """A packet with the headers as given, from inside `ns`."""
+
     def work() -> None:
         with socket.socket(way.af, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
             sock.sendto(bytes(packet), (packet.dst, 0))
@@ -192,12 +210,14 @@ def test_a_datagram_in_fragments_reaches_a_service_and_returns(world: World, dat
     data = bytes(range(256)) * 32
     with Echo(world.client(s.POD_B), way.ip(s.POD_B), CLOSED + 1):
         for source, (ip, number) in ((s.POD_A, FRONTENDS[0]), (s.OUTSIDE, FRONTENDS[1]), (s.OUTSIDE, FRONTENDS[3])):
-            with Capture(world.client(source), "eth0") as seen, \
-                    dial(world.client(source), way, way.ip(ip), number, socket.SOCK_DGRAM) as sock:
+            with (
+                Capture(world.client(source), "eth0") as seen,
+                dial(world.client(source), way, way.ip(ip), number, socket.SOCK_DGRAM) as sock,
+            ):
                 sock.send(data)
                 assert sock.recv(65536) == data[::-1], (source, ip)
-                # 8 KB at an MTU of 1500, there and back. Addresses are not looked at: over veth a capture shares the frames'
-                # memory with the node, which rewrites them when it has translated the datagram.
+                # 8 KB at an MTU of 1500, there and back. Addresses are not looked at: over veth a capture shares the
+                # frames' memory with the node, which rewrites them when it has translated the datagram.
                 assert len([p for p in seen.packets() if fragment(p)]) == 12
 
 
@@ -230,14 +250,18 @@ def test_a_reset_of_the_endpoint_comes_from_the_service(world: World, dataplane:
 
 
 def test_a_smaller_mtu_behind_a_service_is_found(world: World, dataplane: Dataplane, way: Way) -> None:
-    """The link to the pod carries less than the client's: "too big" must come back about the Service, and the data arrive."""
+    """The link to the pod carries less than the client's: "too big" must come back about the Service, and the data
+    arrive."""
     dataplane.program(world, scenario(way, CLOSED + 2))
     index = world.node.netlink(lambda ipr: ipr.link_lookup(ifname="veth1")[0])
     world.node.netlink(lambda ipr: ipr.link("set", index=index, mtu=1300))
     try:
         data = bytes(range(256)) * 400
-        with Echo(world.client(s.POD_B), way.ip(s.POD_B), CLOSED + 2), Capture(world.client(s.POD_A), "eth0") as seen, \
-                dial(world.client(s.POD_A), way, way.ip(s.VIP), s.PORT) as conn:
+        with (
+            Echo(world.client(s.POD_B), way.ip(s.POD_B), CLOSED + 2),
+            Capture(world.client(s.POD_A), "eth0") as seen,
+            dial(world.client(s.POD_A), way, way.ip(s.VIP), s.PORT) as conn,
+        ):
             assert exchange(conn, data)
             if way.family == "IPv4":
                 told = [p for p in of(way, seen.packets()) if ICMP in p and (p[ICMP].type, p[ICMP].code) == (3, 4)]
@@ -254,8 +278,11 @@ def test_a_smaller_mtu_behind_a_service_is_found(world: World, dataplane: Datapl
 
 def established(world: World, way: Way, work: Callable[[socket.socket, int], None]) -> list[Scapy]:
     """A connection through the ClusterIP that must outlive what `work` does; returns what the client's pod saw."""
-    with Echo(world.client(s.POD_B), way.ip(s.POD_B), CLOSED + 3), Capture(world.client(s.POD_A), "eth0") as seen, \
-            dial(world.client(s.POD_A), way, way.ip(s.VIP), s.PORT) as conn:
+    with (
+        Echo(world.client(s.POD_B), way.ip(s.POD_B), CLOSED + 3),
+        Capture(world.client(s.POD_A), "eth0") as seen,
+        dial(world.client(s.POD_A), way, way.ip(s.VIP), s.PORT) as conn,
+    ):
         assert exchange(conn, b"before")
         work(conn, conn.getsockname()[1])
         for number in range(3):
@@ -264,15 +291,20 @@ def established(world: World, way: Way, work: Callable[[socket.socket, int], Non
 
 
 def test_stray_segments_of_the_endpoint_do_not_end_a_connection(world: World, dataplane: Dataplane, way: Way) -> None:
-    """Out of every window, so conntrack calls them INVALID and does not translate them: the client, which never dialled the
-    pod's own address, would answer with a reset that kills the real connection (kubernetes/kubernetes#74839)."""
+    """Out of every window, so conntrack calls them INVALID and does not translate them: the client, which never dialled
+    the pod's own address, would answer with a reset that kills the real connection (kubernetes/kubernetes#74839)."""
     dataplane.program(world, scenario(way, CLOSED + 3))
     pod_a, pod_b = way.ip(s.POD_A), way.ip(s.POD_B)
 
     def stale_attempts(_: socket.socket, number: int) -> None:
         for flags in ("A", "PA", "R", "FA"):
-            inject(world.client(s.POD_B), way, way.header(pod_b, pod_a) / TCP(
-                sport=CLOSED + 3, dport=number, flags=flags, seq=0x7FFF0000, ack=0x7FFF0000) / b"stray")
+            inject(
+                world.client(s.POD_B),
+                way,
+                way.header(pod_b, pod_a)
+                / TCP(sport=CLOSED + 3, dport=number, flags=flags, seq=0x7FFF0000, ack=0x7FFF0000)
+                / b"stray",
+            )
 
     seen = established(world, way, stale_attempts)
     assert not [p for p in seen if TCP in p and p.src == pod_b], "a segment came through without translation"
@@ -284,8 +316,12 @@ def test_stray_segments_of_a_client_do_not_end_a_connection(world: World, datapl
 
     def stale_attempts(_: socket.socket, number: int) -> None:
         for flags in ("R", "RA", "SA"):
-            inject(world.client(s.POD_A), way, way.header(way.ip(s.POD_A), way.ip(s.VIP)) / TCP(
-                sport=number, dport=s.PORT, flags=flags, seq=0x7FFF0000, ack=0x7FFF0000))
+            inject(
+                world.client(s.POD_A),
+                way,
+                way.header(way.ip(s.POD_A), way.ip(s.VIP))
+                / TCP(sport=number, dport=s.PORT, flags=flags, seq=0x7FFF0000, ack=0x7FFF0000),
+            )
 
     established(world, way, stale_attempts)
 
@@ -294,15 +330,20 @@ def test_a_segment_of_no_connection_is_answered_by_the_service(world: World, dat
     """An acknowledgement out of nowhere may be refused or ignored, but no answer may come from another address."""
     dataplane.program(world, scenario(way))
     with Capture(world.client(s.POD_A), "eth0") as seen:
-        inject(world.client(s.POD_A), way, way.header(way.ip(s.POD_A), way.ip(s.VIP)) / TCP(
-            sport=40001, dport=s.PORT, flags="A", seq=1, ack=1))
+        inject(
+            world.client(s.POD_A),
+            way,
+            way.header(way.ip(s.POD_A), way.ip(s.VIP)) / TCP(sport=40001, dport=s.PORT, flags="A", seq=1, ack=1),
+        )
         assert ask(world.client(s.POD_A), way.ip(s.VIP), s.PORT).result == "ok"
         answers = {p.src for p in of(way, seen.packets()) if TCP in p and p[TCP].dport == 40001}
     assert answers <= {way.ip(s.VIP)}
 
 
 @pytest.mark.parametrize("policy", ["Cluster", "Local"])
-def test_answers_that_leave_by_another_link_are_translated(world: World, dataplane: Dataplane, way: Way, policy: str) -> None:
+def test_answers_that_leave_by_another_link_are_translated(
+    world: World, dataplane: Dataplane, way: Way, policy: str
+) -> None:
     """Asymmetric return: requests enter by eth1, the route back to the client is eth0."""
     dataplane.program(world, scenario(way, externalTrafficPolicy=policy))
     other, dst = (OTHER[0], "198.51.100.7/32") if way.family == "IPv4" else (OTHER[1], f"{way.ip(s.EXTERNAL)}/128")
@@ -317,8 +358,11 @@ def test_answers_that_leave_by_another_link_are_translated(world: World, datapla
             ipr.route("replace", dst=dst, gateway="fd00:30:1::11", family=socket.AF_INET6)
 
     if way.family == "IPv6":
-        world.node.netlink(lambda ipr: ipr.addr(
-            "replace", index=ipr.link_lookup(ifname="eth1")[0], address="fd00:30:1::11", prefixlen=64))
+        world.node.netlink(
+            lambda ipr: ipr.addr(
+                "replace", index=ipr.link_lookup(ifname="eth1")[0], address="fd00:30:1::11", prefixlen=64
+            )
+        )
     world.node.sysctl("net/ipv4/conf/eth1/rp_filter", "0")
     world.outside.netlink(outside)
     usable(world.node, world.outside)

@@ -33,8 +33,12 @@ def sizes(lab: DemoLab) -> Sizes:
 
 
 def bigger(fresh: Sizes, last: Sizes) -> dict[tuple[str, str], tuple[tuple[int, int], tuple[int, int]]]:
-    return {who: (was, last[who]) for who, was in fresh.items()
-            if last[who][0] > was[0] + MORE_FILES or last[who][1] > was[1] + MORE_MIB + HISTORY_MIB * (who[1] == "apiserver")}
+    return {
+        who: (was, last[who])
+        for who, was in fresh.items()
+        if last[who][0] > was[0] + MORE_FILES
+        or last[who][1] > was[1] + MORE_MIB + HISTORY_MIB * (who[1] == "apiserver")
+    }
 
 
 def inside(lab: DemoLab, node: str, *command: str) -> str:
@@ -54,8 +58,11 @@ def leaks(lab: DemoLab, gone: list[str]) -> list[str]:
         if (len(leases), veths) != (wanted[node], wanted[node]):
             found.append(f"{node}: {wanted[node]} pods, {len(leases)} leases, {veths} veths")
         rules = inside(lab, node, "nft", "list", "table", "ip", "podwire")
-        found += [f"{node}: rules for {address}, a Service that is gone" for address in gone
-                  if re.search(rf"(?<![\d.]){re.escape(address)}(?![\d.])", rules)]
+        found += [
+            f"{node}: rules for {address}, a Service that is gone"
+            for address in gone
+            if re.search(rf"(?<![\d.]){re.escape(address)}(?![\d.])", rules)
+        ]
     return found
 
 
@@ -72,10 +79,18 @@ def test_churn_is_not_noticed(request: pytest.FixtureRequest) -> None:
             clients = soak.run()
         finally:
             print("\n".join(f"{at:.1f} {words}" for at, words in soak.log))
-            print("logs:", keep_logs(lab.config, request.config.getoption("--evidence") / "soak"), "(0.0 is", began, "there)")
+            print(
+                "logs:",
+                keep_logs(lab.config, request.config.getoption("--evidence") / "soak"),
+                "(0.0 is",
+                began,
+                "there)",
+            )
         for client in clients:
-            print(f"{client.name}: {dict(client.counts)}, {len(client.failures)} failures, all explained: "
-                  f"{not soak.unexplained([client])}")
+            print(
+                f"{client.name}: {dict(client.counts)}, {len(client.failures)} failures, all explained: "
+                f"{not soak.unexplained([client])}"
+            )
         lost = soak.unexplained(clients)
         assert not lost, soak.story(lost)
         assert all(client.counts[kind] > SECONDS for client in clients for kind in client.probes), clients
@@ -88,5 +103,7 @@ def test_churn_is_not_noticed(request: pytest.FixtureRequest) -> None:
             time.sleep(1)
     assert not lab.config.run_dir.exists()
     after = machine()
-    assert not [mount for mount in after.pop("mounts") if lab.config.name in mount], "others may make namespaces meanwhile"
+    assert not [mount for mount in after.pop("mounts") if lab.config.name in mount], (
+        "others may make namespaces meanwhile"
+    )
     assert after == before

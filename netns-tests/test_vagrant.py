@@ -15,8 +15,14 @@ VAGRANT = Path(__file__).resolve().parents[1] / "vagrant"
 @pytest.mark.skipif(shutil.which("vagrant") is None, reason="vagrant is not installed")
 def test_vagrantfile_is_valid(tmp_path: Path) -> None:
     copy = shutil.copytree(VAGRANT, tmp_path / "vagrant", ignore=shutil.ignore_patterns(".vagrant"))
-    done = subprocess.run(["vagrant", "validate", "--ignore-provider"], cwd=copy, capture_output=True, text=True, check=False,
-                          env={**os.environ, "HOME": str(tmp_path), "VAGRANT_HOME": str(tmp_path / "home")})
+    done = subprocess.run(
+        ["vagrant", "validate", "--ignore-provider"],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HOME": str(tmp_path), "VAGRANT_HOME": str(tmp_path / "home")},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -44,8 +44,12 @@ def test_what_pytest_wrote_is_counted(qemu: ModuleType, tmp_path: Path) -> None:
     """Each test once: one that fails, and again in its teardown, too."""
     (tmp_path / "test_it.py").write_text(TESTS)
     junit = tmp_path / "junit.xml"
-    subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", "test_it.py"],
-                   cwd=tmp_path, capture_output=True, check=False)
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", "test_it.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
     found = qemu.outcome("test_it", junit.read_text())
     assert (found.passed, found.skipped, sorted(found.problems)) == (2, 1, ["test_bad", "test_both", "test_setup"])
     assert str(found).startswith("2 passed, 1 skipped, test_")
@@ -60,8 +64,12 @@ def test_a_run_that_did_not_end_is_no_success(qemu: ModuleType) -> None:
 def test_a_run_that_was_stopped_is_no_success_but_what_passed_counts(qemu: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_one(): pass\ndef test_two(): raise KeyboardInterrupt\n")
     junit = tmp_path / "junit.xml"
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", "test_it.py"],
-                          cwd=tmp_path, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", "test_it.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
     found = qemu.outcome("test_it", qemu.ended(junit.read_text(), done.returncode))
     assert (found.passed, found.problems) == (1, ("the run was stopped",))
     assert qemu.ended(junit.read_text(), 1) == junit.read_text()  # failed tests are told by name

@@ -1,13 +1,14 @@
-"""A Debian VM with a kernel of its own, made here with mmdebstrap and QEMU; vagrant/provision.sh and the tests run in it.
+"""A Debian VM with a kernel of its own, made here with mmdebstrap and QEMU; vagrant/provision.sh and the tests run in
+it.
 
     make test-vm                                      all of netns-tests and the tests of the packages, file by file
     make test-vm VM="--demo netns-tests/test_lab.py"  the demo and what is named
 
 KVM where this machine has it, else QEMU's emulation: the VM's clock counts its instructions then, a thousand million to
-the second. So a second in it gets a third or a quarter of the usual work done, however slow and busy the machine is; the
-whole takes hours. What each file said lies in --folder, as log and as JUnit XML; a second run goes on where the first one
-was stopped. Several VMs share the files, each on a disk of its own that starts as the one made. Needs root, and Debian on
-x86-64.
+the second. So a second in it gets a third or a quarter of the usual work done, however slow and busy the machine is;
+the whole takes hours. What each file said lies in --folder, as log and as JUnit XML; a second run goes on where the
+first one was stopped. Several VMs share the files, each on a disk of its own that starts as the one made. Needs root,
+and Debian on x86-64.
 """
 
 from __future__ import annotations
@@ -33,15 +34,18 @@ from lab.machine import debian_root, environment, in_root, package_folders
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = "systemd-sysv udev kmod dbus procps gcc python3-dev libc6-dev ipset tcpdump openssh-server"
 ADDRESS = "10.0.2.15"  # where QEMU's user network expects its guest
-SLOW = ("no_timer_check nowatchdog tsc=reliable edd=off "  # where a second is short, what watches the clock finds faults
-        "systemd.service_watchdogs=0 systemd.default_timeout_start_sec=900")
+SLOW = (
+    "no_timer_check nowatchdog tsc=reliable edd=off "  # where a second is short, what watches the clock finds faults
+    "systemd.service_watchdogs=0 systemd.default_timeout_start_sec=900"
+)
 SUITES = ("base", "cni", "controlplane", "dns", "proxy", "app")
 LOST = 255  # ssh's own exit code
 STEPS = ("provision", "demo")
 RUNTIMES = tuple(f"netns-tests/test_{name}.py" for name in ("chains", "podman", "runtimes"))
 PROVISION = f"""systemctl is-system-running --wait
 export PODWIRE_ADDRESS={ADDRESS} PODWIRE_CONTROL={ADDRESS} PODWIRE_JOIN_TOKEN=made-for-one-run-on-one-machine-only
-PODWIRE_STEPS=cluster bash /podwire/vagrant/provision.sh && podwire get nodes --kubeconfig /var/lib/podwire/admin.kubeconfig
+PODWIRE_STEPS=cluster bash /podwire/vagrant/provision.sh &&
+podwire get nodes --kubeconfig /var/lib/podwire/admin.kubeconfig
 code=$?; podwire uninstall; exit $code"""
 
 
@@ -62,7 +66,9 @@ class Outcome:
 def outcome(what: str, junit: str) -> Outcome:
     """Of pytest's JUnit XML; what is none, is of a run that did not end."""
     try:
-        cases = [c for c in ET.fromstring(junit).iter("testcase") if len(c) or c.get("name")]  # without: it was interrupted
+        cases = [
+            c for c in ET.fromstring(junit).iter("testcase") if len(c) or c.get("name")
+        ]  # without: it was interrupted
     except ET.ParseError:
         return Outcome(what, problems=("the run",))
     bad = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
@@ -72,8 +78,8 @@ def outcome(what: str, junit: str) -> Outcome:
 
 
 def ended(junit: str, code: int) -> str:
-    """The JUnit XML, with a case that failed where pytest was stopped before the last test (its exit code is neither 0, nor 1
-    of failed tests, nor 5 of none)."""
+    """The JUnit XML, with a case that failed where pytest was stopped before the last test (its exit code is neither 0,
+    nor 1 of failed tests, nor 5 of none)."""
     rest = '<testcase name="the run was stopped"><error/></testcase></testsuite>'
     return junit if code in (0, 1, 5) else junit.replace("</testsuite>", rest, 1)
 
@@ -84,16 +90,36 @@ def table(kernel: str, outcomes: Iterable[Outcome]) -> str:
 
 
 def qemu_command(folder: Path, accel: str, port: int) -> list[str]:
-    """The VM: a disk that nobody needs after the run (so nothing waits for it), ssh at 127.0.0.1:port. Emulated it has one CPU,
-    and a nanosecond an instruction (icount): two CPUs would go by the host's clock, on which each second is a short one."""
+    """The VM: a disk that nobody needs after the run (so nothing waits for it), ssh at 127.0.0.1:port. Emulated it has
+    one CPU, and a nanosecond an instruction (icount): two CPUs would go by the host's clock, on which each second is a
+    short one."""
     tcg = ["-accel", "tcg,thread=single,tb-size=1024", "-icount", "shift=0", "-cpu", "max,la57=off", "-smp", "1"]
     cpu = ["-accel", "kvm", "-cpu", "host", "-smp", "2"] if accel == "kvm" else tcg
-    return ["qemu-system-x86_64", *cpu, "-m", "5G", "-display", "none", "-no-reboot", "-monitor", "none",
-            "-kernel", str(folder / "vmlinuz"), "-initrd", str(folder / "initrd"),
-            "-append", f"root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet {SLOW}",
-            "-drive", f"file={folder / 'disk.img'},format=raw,if=virtio,cache=unsafe,snapshot=on",
-            "-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{port}-:22", "-device", "virtio-net-pci,netdev=n0",
-            "-serial", f"file:{folder / f'console.{port}'}"]
+    return [
+        "qemu-system-x86_64",
+        *cpu,
+        "-m",
+        "5G",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-monitor",
+        "none",
+        "-kernel",
+        str(folder / "vmlinuz"),
+        "-initrd",
+        str(folder / "initrd"),
+        "-append",
+        f"root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet {SLOW}",
+        "-drive",
+        f"file={folder / 'disk.img'},format=raw,if=virtio,cache=unsafe,snapshot=on",
+        "-netdev",
+        f"user,id=n0,hostfwd=tcp:127.0.0.1:{port}-:22",
+        "-device",
+        "virtio-net-pci,netdev=n0",
+        "-serial",
+        f"file:{folder / f'console.{port}'}",
+    ]
 
 
 def accelerator(cpuinfo: str) -> str:
@@ -109,14 +135,20 @@ def wanted(names: list[str], demo: bool, root: Path = ROOT) -> list[str]:
 
 
 def command(what: str, patience: int, seconds: int) -> str:
-    """The shell command that runs it in the VM; tests leave /tmp/junit.xml, also of what was begun and not ended in time."""
+    """The shell command that runs it in the VM; tests leave /tmp/junit.xml, also of what was begun and not ended in
+    time."""
     if what == "provision":
         return f"export PODWIRE_PATIENCE={patience}\n{PROVISION}"
     marks = "not long" if what in RUNTIMES else "not long and not runtimes"
-    run = "make demo" if what == "demo" else ('.venv/bin/python -m pytest -v --tb=short --durations=5 '
-                                              f'--junitxml=/tmp/junit.xml -m "{marks}" {what}')
-    return (f"cd /podwire && rm -f /tmp/junit.xml && PODWIRE_PATIENCE={patience} "
-            f"timeout --signal=INT --kill-after=60 {seconds} {run}")
+    run = (
+        "make demo"
+        if what == "demo"
+        else (f'.venv/bin/python -m pytest -v --tb=short --durations=5 --junitxml=/tmp/junit.xml -m "{marks}" {what}')
+    )
+    return (
+        f"cd /podwire && rm -f /tmp/junit.xml && PODWIRE_PATIENCE={patience} "
+        f"timeout --signal=INT --kill-after=60 {seconds} {run}"
+    )
 
 
 class Machine:
@@ -133,21 +165,26 @@ class Machine:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "key")], check=True)
         root = debian_root(self.folder, ROOT)
         apt = "apt-get -qq -o Acquire::Retries=3"
-        install = (f"set -e; {apt} update; {apt} install -y --no-install-recommends {PACKAGES} {kernel} make; "
-                   "bash /podwire/vagrant/provision.sh; cd /podwire; make -s .venv/.installed-dev; make -s runtimes || :; "
-                   ".venv/bin/python -m compileall -q cni controlplane dns proxy netns-tests bench vagrant; "
-                   ".venv/bin/python -m pytest -q --collect-only >/dev/null || :; "  # compiles the tests its own way
-                   "systemctl enable ssh systemd-networkd; systemctl mask systemd-networkd-wait-online apt-daily.timer "
-                   "apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer e2scrub_all.timer man-db.timer")
+        install = (
+            f"set -e; {apt} update; {apt} install -y --no-install-recommends {PACKAGES} {kernel} make; "
+            "bash /podwire/vagrant/provision.sh; cd /podwire; make -s .venv/.installed-dev; make -s runtimes || :; "
+            ".venv/bin/python -m compileall -q cni controlplane dns proxy netns-tests bench vagrant; "
+            ".venv/bin/python -m pytest -q --collect-only >/dev/null || :; "  # compiles the tests its own way
+            "systemctl enable ssh systemd-networkd; systemctl mask systemd-networkd-wait-online apt-daily.timer "
+            "apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer e2scrub_all.timer man-db.timer"
+        )
         env = environment(PODWIRE_STEPS="packages install", DEBIAN_FRONTEND="noninteractive")
         done = in_root(root, ["bash", "-c", install], env, package_folders())
         if done.returncode:
             raise SystemExit(f"{(done.stdout + done.stderr)[-3000:]}\nthe VM's packages could not be installed")
-        for name, text in {"etc/fstab": "/dev/vda / ext4 noatime 0 1\ntmpfs /tmp tmpfs size=2G 0 0\n",
-                           "etc/hostname": "node1\n", "etc/hosts": f"127.0.0.1 localhost\n{ADDRESS} node1\n",
-                           "etc/systemd/network/eth0.network": f"[Match]\nName=eth0\n[Network]\nAddress={ADDRESS}/24\n"
-                                                               "Gateway=10.0.2.2\n",
-                           "root/.ssh/authorized_keys": (self.folder / "key.pub").read_text()}.items():
+        for name, text in {
+            "etc/fstab": "/dev/vda / ext4 noatime 0 1\ntmpfs /tmp tmpfs size=2G 0 0\n",
+            "etc/hostname": "node1\n",
+            "etc/hosts": f"127.0.0.1 localhost\n{ADDRESS} node1\n",
+            "etc/systemd/network/eth0.network": f"[Match]\nName=eth0\n[Network]\nAddress={ADDRESS}/24\n"
+            "Gateway=10.0.2.2\n",
+            "root/.ssh/authorized_keys": (self.folder / "key.pub").read_text(),
+        }.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(text)
         for name, pattern in (("vmlinuz", "vmlinuz-*"), ("initrd", "initrd.img-*")):
@@ -167,10 +204,23 @@ class Machine:
         self.kernel = self.ssh("uname -r").stdout.strip()
 
     def ssh(self, script: str, out: IO[str] | int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
-        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "ConnectTimeout=60", "ServerAliveInterval=60",
-                   "ServerAliveCountMax=30", f"IdentityFile={self.folder / 'key'}", f"Port={self.port}")
-        return subprocess.run(["ssh", "-q", *(word for o in options for word in ("-o", o)), "root@127.0.0.1", script],
-                              text=True, check=False, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+        options = (
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "ConnectTimeout=60",
+            "ServerAliveInterval=60",
+            "ServerAliveCountMax=30",
+            f"IdentityFile={self.folder / 'key'}",
+            f"Port={self.port}",
+        )
+        return subprocess.run(
+            ["ssh", "-q", *(word for o in options for word in ("-o", o)), "root@127.0.0.1", script],
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
 
     def run(self, what: str, patience: int, seconds: int) -> Outcome:
         """From the files of an earlier run, where there are some. RuntimeError where the VM is gone before the end."""
@@ -195,7 +245,9 @@ class Machine:
             self.qemu.wait()
 
 
-def share(names: list[str], machines: list[Machine], accel: str, run: Callable[[Machine, str], Outcome]) -> list[Outcome]:
+def share(
+    names: list[str], machines: list[Machine], accel: str, run: Callable[[Machine, str], Outcome]
+) -> list[Outcome]:
     """Each machine takes the next of what is left. What no machine could run is missing in what comes back."""
     left: queue.SimpleQueue[str] = queue.SimpleQueue()
     for name in names:
@@ -236,9 +288,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--accel", choices=["kvm", "tcg"], default=accelerator(Path("/proc/cpuinfo").read_text()))
     parser.add_argument("--vms", type=int, help="that share the files; default: 1, and one a CPU without KVM")
     parser.add_argument("--patience", type=int, help="default: 1, and 3 without KVM")
-    parser.add_argument("--seconds", type=int, default=7200, help="of the VM's clock, after which a file of tests is stopped")
+    parser.add_argument(
+        "--seconds", type=int, default=7200, help="of the VM's clock, after which a file of tests is stopped"
+    )
     parser.add_argument("--kernel", default="linux-image-cloud-amd64", help="Debian package of the kernel")
-    parser.add_argument("--port", type=int, default=2222, help="of 127.0.0.1, where the VM's ssh is; more VMs: the next ones")
+    parser.add_argument(
+        "--port", type=int, default=2222, help="of 127.0.0.1, where the VM's ssh is; more VMs: the next ones"
+    )
     given = parser.parse_args()
     kvm = given.accel == "kvm"
     given.vms = given.vms or (1 if kvm else os.cpu_count() or 1)

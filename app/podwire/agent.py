@@ -18,10 +18,11 @@ from .settings import ROLES, nameservers, override
 class AgentConfig:
     """Everything about one node. pods: also run the node agent that makes pods (off where a kubelet does).
 
-    roles: of "wiring", "proxy", "dns" (feeder and server) and "lb". log_files: each role's log in <run_dir>/log; else all on
-    stderr, where journald and a container's log are. uplink "": the link that has `address`, or else the default route's.
-    conf_dir: where container runtimes look for the conflist. corefile, proxy_config: a CoreDNS Corefile and a
-    KubeProxyConfiguration to take settings from. sets: single fields of the roles' Configs (settings.py), the last word.
+    roles: of "wiring", "proxy", "dns" (feeder and server) and "lb". log_files: each role's log in <run_dir>/log; else
+    all on stderr, where journald and a container's log are. uplink "": the link that has `address`, or else the default
+    route's. conf_dir: where container runtimes look for the conflist. corefile, proxy_config: a CoreDNS Corefile and a
+    KubeProxyConfiguration to take settings from. sets: single fields of the roles' Configs (settings.py), the last
+    word.
     """
 
     node_name: str
@@ -49,29 +50,57 @@ class AgentConfig:
 def dns_config(config: AgentConfig) -> object:
     from podwire_dns.config import DnsConfig
 
-    made = DnsConfig(config.node_name, config.kubeconfig, config.run_dir, listen=(config.dns_address,),
-                     cluster_domain=config.cluster_domain, upstreams=config.upstream_dns, pod_cidrs=config.cluster_cidrs,
-                     service_cidrs=config.service_cidrs, corefile=str(config.corefile or ""))
+    made = DnsConfig(
+        config.node_name,
+        config.kubeconfig,
+        config.run_dir,
+        listen=(config.dns_address,),
+        cluster_domain=config.cluster_domain,
+        upstreams=config.upstream_dns,
+        pod_cidrs=config.cluster_cidrs,
+        service_cidrs=config.service_cidrs,
+        corefile=str(config.corefile or ""),
+    )
     return override(made, "dns", config.sets)
 
 
 def wiring_config(config: AgentConfig) -> object:
     from podwire_cni.agent import WiringConfig
 
-    return override(WiringConfig(config.node_name, config.kubeconfig, config.run_dir, cluster_cidrs=config.cluster_cidrs,
-                                 uplink=config.uplink or find_uplink(config.address), conf_dir=config.conf_dir),
-                    "wiring", config.sets)
+    return override(
+        WiringConfig(
+            config.node_name,
+            config.kubeconfig,
+            config.run_dir,
+            cluster_cidrs=config.cluster_cidrs,
+            uplink=config.uplink or find_uplink(config.address),
+            conf_dir=config.conf_dir,
+        ),
+        "wiring",
+        config.sets,
+    )
 
 
 def proxy_config(config: AgentConfig) -> object:
     from podwire_proxy.config import ProxyConfig
     from podwire_proxy.settings import configured
 
-    made = ProxyConfig(config.node_name, config.kubeconfig, config.run_dir, cluster_cidrs=config.cluster_cidrs,
-                       service_cidrs=config.service_cidrs, node_cidrs=config.node_cidrs)
+    made = ProxyConfig(
+        config.node_name,
+        config.kubeconfig,
+        config.run_dir,
+        cluster_cidrs=config.cluster_cidrs,
+        service_cidrs=config.service_cidrs,
+        node_cidrs=config.node_cidrs,
+    )
     if config.proxy_config is not None:
-        given: dict[str, object] = {"node_name": config.node_name, "kubeconfig": config.kubeconfig, "run_dir": config.run_dir,
-                                    "service_cidrs": config.service_cidrs, "node_cidrs": config.node_cidrs}
+        given: dict[str, object] = {
+            "node_name": config.node_name,
+            "kubeconfig": config.kubeconfig,
+            "run_dir": config.run_dir,
+            "service_cidrs": config.service_cidrs,
+            "node_cidrs": config.node_cidrs,
+        }
         if not configured(config.proxy_config, given).cluster_cidrs:  # the file's, where it says them
             given["cluster_cidrs"] = config.cluster_cidrs
         made = replace(configured(config.proxy_config, given), kubeconfig=config.kubeconfig)  # not kube-proxy's
@@ -81,8 +110,11 @@ def proxy_config(config: AgentConfig) -> object:
 def lb_config(config: AgentConfig) -> object:
     from podwire_proxy.l2.announcer import LbConfig
 
-    return override(LbConfig(config.node_name, config.kubeconfig, config.run_dir, config.uplink or find_uplink(config.address)),
-                    "lb", config.sets)
+    return override(
+        LbConfig(config.node_name, config.kubeconfig, config.run_dir, config.uplink or find_uplink(config.address)),
+        "lb",
+        config.sets,
+    )
 
 
 def find_uplink(address: str) -> str:
@@ -91,7 +123,9 @@ def find_uplink(address: str) -> str:
 
     with IPRoute() as ipr:
         indexes = [a["index"] for a in ipr.get_addr() if a.get("IFA_ADDRESS") == address] if address else []
-        indexes += [r.get("RTA_OIF") for family in (2, 10) for r in ipr.get_default_routes(family=family) if r.get("RTA_OIF")]
+        indexes += [
+            r.get("RTA_OIF") for family in (2, 10) for r in ipr.get_default_routes(family=family) if r.get("RTA_OIF")
+        ]
         return str(ipr.get_links(indexes[0])[0].get("IFLA_IFNAME")) if indexes else "eth0"
 
 
@@ -123,6 +157,8 @@ def _dns_server(config: AgentConfig) -> None:
     from podwire_dns.server import run
 
     run(dns_config(config))  # type: ignore[arg-type]  # as above
+
+
 def _text(path: str) -> str:
     try:
         return Path(path).read_text()
@@ -134,23 +170,41 @@ def _node(config: AgentConfig) -> None:
     from podwire_cni.native import cni_bin_dir, pause_command
     from podwire_node.kubelet import NodeConfig, run
 
-    servers = [server for text in config.upstream_dns
-               for server in (nameservers(_text(text), [config.dns_address]) if text.startswith("/") else (text,))]
-    run(NodeConfig(config.node_name, config.kubeconfig, config.run_dir, config.address,
-                   NodeDns((config.dns_address,), config.cluster_domain, tuple(servers)), cni_bin_dir(),
-                   tuple(pause_command()), config.labels))
+    servers = [
+        server
+        for text in config.upstream_dns
+        for server in (nameservers(_text(text), [config.dns_address]) if text.startswith("/") else (text,))
+    ]
+    run(
+        NodeConfig(
+            config.node_name,
+            config.kubeconfig,
+            config.run_dir,
+            config.address,
+            NodeDns((config.dns_address,), config.cluster_domain, tuple(servers)),
+            cni_bin_dir(),
+            tuple(pause_command()),
+            config.labels,
+        )
+    )
 
 
 def roles(config: AgentConfig) -> list[Role]:
     """The node's roles, in the order of their start."""
     table: list[tuple[str, str, Callable[[AgentConfig], None]]] = [
-        ("wiring", "wiring", _wiring), ("proxy", "proxy", _proxy), ("dns", "dns-feeder", _dns_feeder),
-        ("dns", "dns", _dns_server), ("lb", "lb", _lb)]
+        ("wiring", "wiring", _wiring),
+        ("proxy", "proxy", _proxy),
+        ("dns", "dns-feeder", _dns_feeder),
+        ("dns", "dns", _dns_server),
+        ("lb", "lb", _lb),
+    ]
     rows = [(name, work) for role, name, work in table if role in config.roles]
     if config.pods:
         rows.append(("node", _node))
-    return [Role(name, partial(work, config), config.run_dir / "log" / f"{name}.log" if config.log_files else None)
-            for name, work in rows]
+    return [
+        Role(name, partial(work, config), config.run_dir / "log" / f"{name}.log" if config.log_files else None)
+        for name, work in rows
+    ]
 
 
 def check(config: AgentConfig) -> None:

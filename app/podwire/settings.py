@@ -1,7 +1,9 @@
-"""Settings of a node's agent: one vocabulary for flags, environment variables, a ConfigMap and /etc/podwire/agent.env. Pure.
+"""Settings of a node's agent: one vocabulary for flags, environment variables, a ConfigMap and /etc/podwire/agent.env.
+Pure.
 
-Each flag `--cluster-cidr` is also the variable PODWIRE_CLUSTER_CIDR; lists have spaces between their items. What has no flag
-of its own is a field of a role's Config: `--set wiring.mtu=1400`, PODWIRE_SET="wiring.mtu=1400 proxy.masquerade_all=true".
+Each flag `--cluster-cidr` is also the variable PODWIRE_CLUSTER_CIDR; lists have spaces between their items. What has no
+flag of its own is a field of a role's Config: `--set wiring.mtu=1400`, PODWIRE_SET="wiring.mtu=1400
+proxy.masquerade_all=true".
 """
 
 from __future__ import annotations
@@ -93,7 +95,8 @@ def chosen(roles: Iterable[str]) -> tuple[str, ...]:
 
 
 def nameservers(resolv_conf: str, own: Iterable[str]) -> tuple[str, ...]:
-    """The servers that a resolv.conf names, in order, without our own addresses and without duplicates (resolv.conf(5))."""
+    """The servers that a resolv.conf names, in order, without our own addresses and without duplicates
+    (resolv.conf(5))."""
     rows = [line.split() for line in resolv_conf.splitlines()]
     found = [row[1] for row in rows if len(row) > 1 and row[0] == "nameserver"]
     return tuple(dict.fromkeys(address for address in found if address not in set(own)))

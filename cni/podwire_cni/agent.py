@@ -48,13 +48,13 @@ HANDOVER_SECONDS = 15.0  # a predecessor keeps the leases until its last call ha
 
 @dataclass(frozen=True)
 class WiringConfig:
-    """cluster_cidrs: what pods reach with their own address. uplink: the link to the other nodes; its MTU is the pods', less
-    the header of a tunnel where one is in use.
+    """cluster_cidrs: what pods reach with their own address. uplink: the link to the other nodes; its MTU is the pods',
+    less the header of a tunnel where one is in use.
 
-    mtu: of pods, whatever the uplink says; 0: found out. conf_dir None: <run_dir>/cni/net.d. anti_spoofing: pods send only from
-    their own addresses and MACs. encapsulation auto: VXLAN to those nodes that are not on our link; always: to all of them;
-    never: to none. quarantine: seconds that an address rests before another pod gets it, where others are free. host_local: a
-    directory of the reference plugin's leases to take over at the start.
+    mtu: of pods, whatever the uplink says; 0: found out. conf_dir None: <run_dir>/cni/net.d. anti_spoofing: pods send
+    only from their own addresses and MACs. encapsulation auto: VXLAN to those nodes that are not on our link; always:
+    to all of them; never: to none. quarantine: seconds that an address rests before another pod gets it, where others
+    are free. host_local: a directory of the reference plugin's leases to take over at the start.
     """
 
     node_name: str
@@ -94,12 +94,19 @@ class Agent:
         self.config = config
         self.node: NodeNet | None = None
         self.kernel, self.firewall = kernel, firewall
-        self.networks = Networks(config.run_dir / "cni" / "networks", wiring.ensure_node, firewall.others,
-                                 wiring.foreign, wiring.end_bridge)
+        self.networks = Networks(
+            config.run_dir / "cni" / "networks", wiring.ensure_node, firewall.others, wiring.foreign, wiring.end_bridge
+        )
         self.networks.restore()
-        self.plugin = Plugin(kernel, firewall, Allocator(store, config.quarantine, time.time), lambda: self.node, boot_id(),
-                             waiting_for=f"Node {config.node_name} has no spec.podCIDR yet",
-                             networks=self.networks)
+        self.plugin = Plugin(
+            kernel,
+            firewall,
+            Allocator(store, config.quarantine, time.time),
+            lambda: self.node,
+            boot_id(),
+            waiting_for=f"Node {config.node_name} has no spec.podCIDR yet",
+            networks=self.networks,
+        )
         self.status = RoleStatus(config.run_dir, "wiring")
         self._told: tuple[str, ...] = ()
         self._near: frozenset[IPAddress] = frozenset()
@@ -111,8 +118,8 @@ class Agent:
             self._become(self._net(last.ranges, last.mtu), None)
 
     def sync(self, objects: Mapping[str, Object]) -> bool:
-        """Make the kernel agree with the Nodes; False where it refused routes. Raises OSError and CNIError where it refuses
-        more; then try again."""
+        """Make the kernel agree with the Nodes; False where it refused routes. Raises OSError and CNIError where it
+        refuses more; then try again."""
         cluster = routes.view(objects, self.config.node_name)
         me = objects.get(self.config.node_name)
         cidrs = [] if me is None else routes.pod_cidrs(me)
@@ -126,8 +133,9 @@ class Agent:
             native = routes.native(cluster, self.config.cluster_cidrs)
             self._become(net, native)
         gateways = self.node.gateways if self.node else ()
-        done, refused = nodes.sync(wires, overlay.tunnels(wires, self.config.node_name, uplink, cluster.own,
-                                                          netlink.addresses(), gateways))
+        done, refused = nodes.sync(
+            wires, overlay.tunnels(wires, self.config.node_name, uplink, cluster.own, netlink.addresses(), gateways)
+        )
         for line in done:
             log.info("route", change=line)
         for line in refused:
@@ -150,11 +158,13 @@ class Agent:
         return mtu or 1500
 
     def _net(self, ranges: tuple[RangeSet, ...], mtu: int) -> NodeNet:
-        return NodeNet(ranges, self.config.mtu or mtu, anti_spoofing=self.config.anti_spoofing, mac=wiring.bridge_mac(BRIDGE))
+        return NodeNet(
+            ranges, self.config.mtu or mtu, anti_spoofing=self.config.anti_spoofing, mac=wiring.bridge_mac(BRIDGE)
+        )
 
     def _become(self, net: NodeNet, native: frozenset[str] | None) -> None:
-        """Idempotent: everything is compared with the kernel first. native None: as the last agent left it, which knew the
-        other nodes' addresses when this one does not yet."""
+        """Idempotent: everything is compared with the kernel first. native None: as the last agent left it, which knew
+        the other nodes' addresses when this one does not yet."""
         unwanted = self.plugin.unwanted(net)
         for line in wiring.ensure_node(net, unwanted):
             log.info("node", change=line)
@@ -163,8 +173,10 @@ class Agent:
         first = self.node is None
         for line in self.plugin.settle_damaged() if first else ():
             log.warn("damaged lease", lease=line)
-        rules = replace(wiring.node_rules(net, self.config.cluster_cidrs if native is None else native, unwanted),
-                        others=self.networks.rules())
+        rules = replace(
+            wiring.node_rules(net, self.config.cluster_cidrs if native is None else native, unwanted),
+            others=self.networks.rules(),
+        )
         pods = self.plugin.pods() if first else None
         if native is None and pods is not None and self.firewall.present():
             self.firewall.adopt(rules, pods)
@@ -198,8 +210,16 @@ class Agent:
         peers, lost = len(wires.routes) + len(wires.problems), len(refused) + len(wires.problems)
         message = f"{figures['pods']} pods in {cidrs}, routes to {peers - lost} of {peers} podCIDRs"
         message += f", {tunnelled} of them by VXLAN" if tunnelled else ""
-        self.status.update(ready=not refused, reason="RouteRefused" if refused else "", message=message, **figures,
-                           routes=peers, refused=lost, vxlan=tunnelled, mtu=self.node.mtu)
+        self.status.update(
+            ready=not refused,
+            reason="RouteRefused" if refused else "",
+            message=message,
+            **figures,
+            routes=peers,
+            refused=lost,
+            vxlan=tunnelled,
+            mtu=self.node.mtu,
+        )
 
     async def follow(self, stop: asyncio.Event, client: ClientConfig) -> None:
         """Until `stop`: Nodes change -> sync; also now and then, to put right what others changed in the kernel."""

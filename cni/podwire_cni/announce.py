@@ -1,5 +1,5 @@
-"""Who has an address now, told to everybody on its link: a pod that got the address of another with another MAC would not be
-found until their neighbour tables forget (a minute, or never).
+"""Who has an address now, told to everybody on its link: a pod that got the address of another with another MAC would
+not be found until their neighbour tables forget (a minute, or never).
 
 Gratuitous ARP is that of RFC 5227, section 3; unsolicited neighbour advertisements that of RFC 4861, section 7.2.6.
 """
@@ -38,11 +38,14 @@ def _advertisement(source: bytes, address: IPv6Address) -> bytes:
     total = sum(struct.unpack(f"!{len(pseudo) // 2}H", pseudo))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    return struct.pack("!IHBB", 0x60000000, length, icmp, hop_limit) + address.packed + _ALL_NODES + body(total ^ 0xFFFF)
+    return (
+        struct.pack("!IHBB", 0x60000000, length, icmp, hop_limit) + address.packed + _ALL_NODES + body(total ^ 0xFFFF)
+    )
 
 
 def send(op: Announce) -> None:
-    """In the calling thread's network namespace. Also has the kernel do it whenever the link comes up again. Raises OSError."""
+    """In the calling thread's network namespace. Also has the kernel do it whenever the link comes up again. Raises
+    OSError."""
     for family, key in (("ipv4", "arp_notify"), ("ipv6", "ndisc_notify")):
         # A container runtime may have made it read-only, or the kernel have no IPv6.
         with contextlib.suppress(OSError), open(f"/proc/sys/net/{family}/conf/{op.link}/{key}", "w") as file:

@@ -12,8 +12,11 @@ from .types import VERSIONS, Attachment, Call, NetConf
 COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 # Who needs which variables; the spec's table of section 2.
-NEEDS = {"ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
-         "DEL": ("CNI_CONTAINERID", "CNI_IFNAME")}
+NEEDS = {
+    "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
+    "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
+    "DEL": ("CNI_CONTAINERID", "CNI_IFNAME"),
+}
 
 
 def _error(msg: str, details: str) -> CNIError:
@@ -27,15 +30,21 @@ def parse_env(env: Mapping[str, str]) -> Call:
         raise _error(f"CNI_COMMAND is {command!r}", "it must be one of " + ", ".join(COMMANDS))
     missing = [v for v in NEEDS.get(command, ()) if not env.get(v)]
     if missing:
-        raise _error(f"{', '.join(missing)} not set; CNI_COMMAND={command} needs "
-                     f"{'them' if len(missing) > 1 else 'it'}", "the container runtime sets these variables")
+        raise _error(
+            f"{', '.join(missing)} not set; CNI_COMMAND={command} needs {'them' if len(missing) > 1 else 'it'}",
+            "the container runtime sets these variables",
+        )
     container, ifname = env.get("CNI_CONTAINERID", ""), env.get("CNI_IFNAME", "")
     if container and not NAME.match(container):
-        raise _error(f"CNI_CONTAINERID {container!r} is no container id",
-                     "it starts with a letter or digit and has letters, digits, '.', '_' and '-' only")
+        raise _error(
+            f"CNI_CONTAINERID {container!r} is no container id",
+            "it starts with a letter or digit and has letters, digits, '.', '_' and '-' only",
+        )
     if ifname and not ifname_is_good(ifname):
-        raise _error(f"CNI_IFNAME {ifname!r} is no interface name",
-                     "it has at most 15 bytes, none of them '/', ':', '%' or a space")
+        raise _error(
+            f"CNI_IFNAME {ifname!r} is no interface name",
+            "it has at most 15 bytes, none of them '/', ':', '%' or a space",
+        )
     args = {}
     for part in filter(None, env.get("CNI_ARGS", "").split(";")):
         key, equals, value = part.partition("=")
@@ -50,8 +59,11 @@ def check_version(call: Call, conf: NetConf) -> None:
     """Refuse a verb that the asked-for version does not have yet. Raises CNIError, code 1."""
     since = SINCE.get(call.command)
     if since and VERSIONS.index(conf.version) < VERSIONS.index(since):
-        raise CNIError(ErrorCode.INCOMPATIBLE_VERSION, f"{call.command} does not exist in cniVersion {conf.version}",
-                       f"set cniVersion to {since} or newer")
+        raise CNIError(
+            ErrorCode.INCOMPATIBLE_VERSION,
+            f"{call.command} does not exist in cniVersion {conf.version}",
+            f"set cniVersion to {since} or newer",
+        )
 
 
 def as_asked(conf: NetConf, call: Call) -> NetConf:

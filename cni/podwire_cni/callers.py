@@ -38,16 +38,16 @@ class Request:
             raise ValueError("not a request of podwire-cni, or one of another version")
         end = HEAD.size + env_len
         self.size = end + stdin_len
-        self.stdin, self.env = data[end:self.size], dict[str, str]()
-        for entry in data[HEAD.size:end].decode(errors="replace").split("\0"):
+        self.stdin, self.env = data[end : self.size], dict[str, str]()
+        for entry in data[HEAD.size : end].decode(errors="replace").split("\0"):
             key, equals, value = entry.partition("=")
             if equals:
                 self.env[key] = value
 
 
 class Caller(Protocol):
-    """node: the namespace it was run in, as netns_id, None for unknown. pod: that of the pod as a descriptor, None for none.
-    `answer` or `close` is the last that is done with it."""
+    """node: the namespace it was run in, as netns_id, None for unknown. pod: that of the pod as a descriptor, None for
+    none. `answer` or `close` is the last that is done with it."""
 
     request: Request
     node: tuple[int, int] | None

@@ -1,8 +1,8 @@
 """The verbs of CNI over four things that are handed in: a Kernel, a Firewall, an Allocator and the node's network.
 
-Order matters and is always the same. ADD: lease, tables, wires, note that it is done. DEL: tables and wires at a time, then the
-lease. So whatever moment a crash hits, a lease without wires or without its note is what is left, and `reconcile` at the next
-start takes it and all that belongs to it away.
+Order matters and is always the same. ADD: lease, tables, wires, note that it is done. DEL: tables and wires at a time,
+then the lease. So whatever moment a crash hits, a lease without wires or without its note is what is left, and
+`reconcile` at the next start takes it and all that belongs to it away.
 """
 
 from __future__ import annotations
@@ -87,9 +87,12 @@ class Plugin:
             _wanted(call, sandbox)  # a DEL that came after a caller was killed may have had its turn first
             with self._leases:
                 if held := self.allocator.owned_by(call.attachment):
-                    raise CNIError(ErrorCode.INVALID_ENVIRONMENT,
-                                   f"{call.attachment.ifname} of container {call.attachment.container_id} is already "
-                                   f"attached, with {', '.join(str(lease.address) for lease in held)}", "run DEL first")
+                    raise CNIError(
+                        ErrorCode.INVALID_ENVIRONMENT,
+                        f"{call.attachment.ifname} of container {call.attachment.container_id} is already "
+                        f"attached, with {', '.join(str(lease.address) for lease in held)}",
+                        "run DEL first",
+                    )
             taken = self._allocate(call, conf, node)
             try:
                 pod = PodPlan(call, conf, node, [(lease.address, r) for lease, r in taken])
@@ -121,33 +124,47 @@ class Plugin:
     def check(self, call: Call, conf: NetConf, sandbox: Sandbox) -> None:
         pod_fd, node = _usable(call, sandbox), self._net(conf)
         if conf.prev_result is None:
-            raise CNIError(ErrorCode.INVALID_CONFIG, "network configuration: prevResult is missing, and CHECK needs it",
-                           "pass the result of ADD as prevResult")
+            raise CNIError(
+                ErrorCode.INVALID_CONFIG,
+                "network configuration: prevResult is missing, and CHECK needs it",
+                "pass the result of ADD as prevResult",
+            )
         with self._leases:
             leases = self.allocator.owned_by(call.attachment)
         held = {lease.address for lease in leases}
-        wrong = [f"the lease of {ip.address.ip} is not held by this container" for ip in conf.prev_result.ips
-                 if ip.address.ip not in held and any(ip.address.ip in r.subnet for s in node.ranges for r in s)]
+        wrong = [
+            f"the lease of {ip.address.ip} is not held by this container"
+            for ip in conf.prev_result.ips
+            if ip.address.ip not in held and any(ip.address.ip in r.subnet for s in node.ranges for r in s)
+        ]
         if leases and leases[0].origin and not wrong:
             return  # another plugin wired it
         seen = self.kernel.observe(call.attachment.ifname, host_veth(call.attachment), pod_fd)
         wrong += differences(conf.prev_result, call.attachment, node.bridge, conf.bandwidth, seen)
         wrong += self.firewall.missing(_rules(leases)) if leases else []
         if wrong:
-            raise CNIError(ErrorCode.IO_FAILURE, f"{call.attachment}: " + "; ".join(wrong),
-                           "delete the pod's sandbox: the runtime makes it anew")
+            raise CNIError(
+                ErrorCode.IO_FAILURE,
+                f"{call.attachment}: " + "; ".join(wrong),
+                "delete the pod's sandbox: the runtime makes it anew",
+            )
 
     def collect(self, conf: NetConf) -> None:
         """GC: detach what is not in the runtime's list; carry on after errors, and tell them at the end."""
         if conf.valid_attachments is None:
-            raise CNIError(ErrorCode.INVALID_CONFIG,
-                           "network configuration: cni.dev/valid-attachments is missing, and GC needs it",
-                           "pass the list of attachments that are in use")
+            raise CNIError(
+                ErrorCode.INVALID_CONFIG,
+                "network configuration: cni.dev/valid-attachments is missing, and GC needs it",
+                "pass the list of attachments that are in use",
+            )
         failed = []
         with self._leases:
             # The list is that of one network, and several may share a bridge.
-            owners = {lease.owner for lease in self.allocator.leases() if lease.bridge == conf.bridge
-                      and lease.network in ("", conf.name)} - conf.valid_attachments
+            owners = {
+                lease.owner
+                for lease in self.allocator.leases()
+                if lease.bridge == conf.bridge and lease.network in ("", conf.name)
+            } - conf.valid_attachments
         for owner in sorted(owners):
             try:
                 with self._locks.of(owner.container_id):
@@ -172,20 +189,32 @@ class Plugin:
                     full = PoolExhausted(ranges)
                     raise CNIError(ErrorCode.NOT_AVAILABLE, full.msg, full.details)
         if not conf.bridge and node.bridge not in self.kernel.links():
-            raise CNIError(ErrorCode.LIMITED_CONNECTIVITY, f"the bridge {node.bridge} is gone",
-                           "restart the wiring agent of this node: it makes it again")
+            raise CNIError(
+                ErrorCode.LIMITED_CONNECTIVITY,
+                f"the bridge {node.bridge} is gone",
+                "restart the wiring agent of this node: it makes it again",
+            )
 
     # ---- what the agent does besides ----
 
     def reconcile(self) -> list[str]:
-        """At start: free what a crash, a reboot or a lost namespace left behind. Returns one line for each thing done."""
+        """At start: free what a crash, a reboot or a lost namespace left behind. Returns one line for each thing
+        done."""
         links, told, gone = self.kernel.links(), [], set[Attachment]()
         with self._leases:
             leases = self.allocator.leases()
         for lease in leases:
-            why = ("of an earlier boot" if lease.boot_id != self.boot_id else "" if lease.origin
-                   else "its ADD was cut off" if not lease.wired
-                   else "its interface is gone" if host_veth(lease.owner) not in links else "")
+            why = (
+                "of an earlier boot"
+                if lease.boot_id != self.boot_id
+                else ""
+                if lease.origin
+                else "its ADD was cut off"
+                if not lease.wired
+                else "its interface is gone"
+                if host_veth(lease.owner) not in links
+                else ""
+            )
             if why:
                 with self._locks.of(lease.owner.container_id):
                     if lease in self.allocator.owned_by(lease.owner):  # and not an ADD that came to its end just now
@@ -196,25 +225,33 @@ class Plugin:
         return told + self.settle_damaged()
 
     def settle_damaged(self) -> list[str]:
-        """An address whose lease cannot be read is free when no pod of this node has it. That of a pod whose address of the
-        other family is known is the same pod's: both have its MAC."""
+        """An address whose lease cannot be read is free when no pod of this node has it. That of a pod whose address of
+        the other family is known is the same pod's: both have its MAC."""
         told = []
         for address in sorted(self.allocator.store.damaged(), key=str):
             mac = self.kernel.holder(address)
             with self._leases:
-                known = [x for x in self.allocator.leases()
-                         if (x.mac, x.boot_id, x.wired, x.origin) == (mac, self.boot_id, True, "")]
+                known = [
+                    x
+                    for x in self.allocator.leases()
+                    if (x.mac, x.boot_id, x.wired, x.origin) == (mac, self.boot_id, True, "")
+                ]
                 if not mac:
                     self.allocator.store.release(address)
                     told.append(f"{address}: its lease is unreadable and no pod has it")
                 elif len(known) == 1 and known[0].address.version != address.version:
-                    with contextlib.suppress(CNIError):  # a disk that takes nothing now is asked again at the next repair
+                    with contextlib.suppress(
+                        CNIError
+                    ):  # a disk that takes nothing now is asked again at the next repair
                         self.allocator.mend(replace(known[0], address=address))
-                        told.append(f"{address} of {known[0].pod or known[0].owner}: its lease was unreadable, written anew")
+                        told.append(
+                            f"{address} of {known[0].pod or known[0].owner}: its lease was unreadable, written anew"
+                        )
         return told
 
     def repair(self) -> list[str]:
-        """Put right what somebody else undid: a bridge made anew has lost its ports, and ports of nobody are taken away.
+        """Put right what somebody else undid: a bridge made anew has lost its ports, and ports of nobody are taken
+        away.
 
         Run after `reconcile`. Returns one line for each thing done.
         """
@@ -223,7 +260,9 @@ class Plugin:
         with self._leases:
             leases = {host_veth(lease.owner): lease for lease in self.allocator.leases()}
             whole = not self.allocator.store.damaged()  # a link whose lease cannot be read may be a pod's
-        bridges = {links[name][0] for name in (node.bridge, *(lease.bridge for lease in leases.values())) if name in links}
+        bridges = {
+            links[name][0] for name in (node.bridge, *(lease.bridge for lease in leases.values())) if name in links
+        }
         for name, (_, master) in links.items():
             if name in leases:
                 bridge = leases[name].bridge or node.bridge
@@ -234,8 +273,12 @@ class Plugin:
                     held = self.allocator.owned_by(owner)
                 self.kernel.apply(repair_plan(owner, held[0].mac, [lease.address for lease in held], bridge))
                 told.append(f"{name} of {leases[name].pod or owner}: made a port of {bridge} again")
-            elif whole and OWN_LINK.match(name) and name.replace("ifb", "veth") not in leases and (
-                    master in bridges or name.startswith("ifb")):
+            elif (
+                whole
+                and OWN_LINK.match(name)
+                and name.replace("ifb", "veth") not in leases
+                and (master in bridges or name.startswith("ifb"))
+            ):
                 self.kernel.remove([DeleteLink(name)])
                 told.append(f"{name}: a link of a pod without a lease, removed")
         return told + self.settle_damaged()
@@ -257,8 +300,10 @@ class Plugin:
 
     def unwanted(self, node: NodeNet) -> list[IPAddress]:
         """Addresses of pods from before the node's podCIDRs changed. They work on until their DEL."""
-        return sorted((a for pod in self.pods().values() for a in pod.addresses
-                       if pod.bridge == node.bridge and not node.has(a)), key=str)
+        return sorted(
+            (a for pod in self.pods().values() for a in pod.addresses if pod.bridge == node.bridge and not node.has(a)),
+            key=str,
+        )
 
     def figures(self) -> dict[str, int]:
         with self._leases:
@@ -273,20 +318,28 @@ class Plugin:
         """What the configuration's pods are wired to. make: it has to be there then."""
         if not conf.bridge:
             if not conf.routed or not conf.is_gateway:
-                raise CNIError(ErrorCode.INVALID_CONFIG,
-                               "network configuration: addressing and isGateway are for a bridge of its own",
-                               f"name one in \"bridge\"; pods on {BRIDGE} are routed, and it is their gateway")
+                raise CNIError(
+                    ErrorCode.INVALID_CONFIG,
+                    "network configuration: addressing and isGateway are for a bridge of its own",
+                    f'name one in "bridge"; pods on {BRIDGE} are routed, and it is their gateway',
+                )
             return self._node()
         if self.networks is None:
-            raise CNIError(ErrorCode.INVALID_CONFIG, f"network configuration: bridge {conf.bridge} needs the wiring agent",
-                           f"start it, or leave the key out for {BRIDGE}")
+            raise CNIError(
+                ErrorCode.INVALID_CONFIG,
+                f"network configuration: bridge {conf.bridge} needs the wiring agent",
+                f"start it, or leave the key out for {BRIDGE}",
+            )
         return self.networks.of(conf, self._node(), make=make)
 
     def _node(self) -> NodeNet:
         node = self.node()
         if node is None:
-            raise CNIError(ErrorCode.TRY_AGAIN_LATER, self.waiting_for,
-                           "the control plane gives each node a podCIDR (kube-controller-manager: --allocate-node-cidrs)")
+            raise CNIError(
+                ErrorCode.TRY_AGAIN_LATER,
+                self.waiting_for,
+                "the control plane gives each node a podCIDR (kube-controller-manager: --allocate-node-cidrs)",
+            )
         return node
 
     def _allocate(self, call: Call, conf: NetConf, node: NodeNet) -> list[tuple[Lease, Any]]:
@@ -297,12 +350,25 @@ class Plugin:
             with self._leases:
                 if found := self.allocator.holder(conf.ports):
                     lease, port = found
-                    raise CNIError(ErrorCode.TRY_AGAIN_LATER,
-                                   f"hostPort {port} of this node is held by {lease.pod or lease.owner}",
-                                   "delete that pod, or ask for another hostPort")
-                return self.allocator.allocate(sets, call.attachment, wanted=conf.ips, pod=call.pod, mac=conf.mac,
-                                               boot_id=self.boot_id, pod_uid=call.args.get("K8S_POD_UID", ""),
-                                               ports=conf.ports, aliases=conf.aliases, bridge=conf.bridge, network=conf.name)
+                    raise CNIError(
+                        ErrorCode.TRY_AGAIN_LATER,
+                        f"hostPort {port} of this node is held by {lease.pod or lease.owner}",
+                        "delete that pod, or ask for another hostPort",
+                    )
+                return self.allocator.allocate(
+                    sets,
+                    call.attachment,
+                    wanted=conf.ips,
+                    pod=call.pod,
+                    mac=conf.mac,
+                    boot_id=self.boot_id,
+                    pod_uid=call.args.get("K8S_POD_UID", ""),
+                    ports=conf.ports,
+                    aliases=conf.aliases,
+                    bridge=conf.bridge,
+                    network=conf.name,
+                )
+
         if conf.mac:
             self._check_mac(conf, node)
         self._free_port_of_dead(conf.ports)
@@ -318,11 +384,16 @@ class Plugin:
         with self._leases:
             twin = next((x for x in self.allocator.leases() if x.bridge == conf.bridge and x.mac == conf.mac), None)
         if twin or conf.mac == node.bridge_mac:
-            raise CNIError(ErrorCode.INVALID_CONFIG, f"network configuration: the MAC {conf.mac} is that of "
-                           f"{(twin.pod or twin.owner) if twin else node.bridge}", "ask for another one, or none")
+            raise CNIError(
+                ErrorCode.INVALID_CONFIG,
+                f"network configuration: the MAC {conf.mac} is that of "
+                f"{(twin.pod or twin.owner) if twin else node.bridge}",
+                "ask for another one, or none",
+            )
 
     def _free_port_of_dead(self, ports: Sequence[PortMapping]) -> None:
-        """A pod whose interface went with its namespace, without a DEL, must not keep its hostPorts from its successor."""
+        """A pod whose interface went with its namespace, without a DEL, must not keep its hostPorts from its
+        successor."""
         with self._leases:
             found = self.allocator.holder(ports)
         if found and found[0].wired:
@@ -351,8 +422,11 @@ class Plugin:
             held = self.allocator.owned_by(owner)
         node = self.node()
         ops: list[Op] = [DeleteNeighbour(lease.bridge or BRIDGE, lease.address) for lease in held]
-        ops += [DeleteRoute(BRIDGE, host_route(lease.address).network) for lease in held
-                if node and not node.has(lease.address) and not lease.origin and not lease.bridge]
+        ops += [
+            DeleteRoute(BRIDGE, host_route(lease.address).network)
+            for lease in held
+            if node and not node.has(lease.address) and not lease.origin and not lease.bridge
+        ]
         ours = bool(held) and not held[0].origin
         ops += [DeleteLink(host_veth(owner)), DeleteLink(ifb_of(owner))]
         self.kernel.remove(ops, (lambda: self.firewall.detach(owner, _rules(held))) if ours else None)
@@ -361,8 +435,13 @@ class Plugin:
 
 
 def _rules(held: Sequence[Lease]) -> PodRules:
-    return PodRules(host_veth(held[0].owner), held[0].mac, tuple(lease.address for lease in held), held[0].ports,
-                    held[0].bridge or BRIDGE)
+    return PodRules(
+        host_veth(held[0].owner),
+        held[0].mac,
+        tuple(lease.address for lease in held),
+        held[0].ports,
+        held[0].bridge or BRIDGE,
+    )
 
 
 def _check_ranges(sets: Sequence[RangeSet], node: NodeNet) -> None:
@@ -371,31 +450,47 @@ def _check_ranges(sets: Sequence[RangeSet], node: NodeNet) -> None:
         for j, r in enumerate(ranges):
             homes = [h for s in node.ranges for h in s if r.start in h.subnet and r.end in h.subnet]
             if not homes:
-                raise CNIError(ErrorCode.INVALID_CONFIG,
-                               f"network configuration: ipam.ranges[{i}][{j}].subnet {r.subnet} is outside this node's "
-                               f" podCIDRs {', '.join(str(h.subnet) for s in node.ranges for h in s)}",
-                               "leave ipam.ranges out, or name a part of them")
+                raise CNIError(
+                    ErrorCode.INVALID_CONFIG,
+                    f"network configuration: ipam.ranges[{i}][{j}].subnet {r.subnet} is outside this node's "
+                    f" podCIDRs {', '.join(str(h.subnet) for s in node.ranges for h in s)}",
+                    "leave ipam.ranges out, or name a part of them",
+                )
             if r.gateway != homes[0].gateway:
-                raise CNIError(ErrorCode.INVALID_CONFIG,
-                               f"network configuration: ipam.ranges[{i}][{j}].gateway {r.gateway} is not the "
-                               f"address of {node.bridge}, {homes[0].gateway}", "leave the gateway out")
+                raise CNIError(
+                    ErrorCode.INVALID_CONFIG,
+                    f"network configuration: ipam.ranges[{i}][{j}].gateway {r.gateway} is not the "
+                    f"address of {node.bridge}, {homes[0].gateway}",
+                    "leave the gateway out",
+                )
 
 
 def _wanted(call: Call, sandbox: Sandbox) -> None:
     """A runtime whose plugin process was killed knows nothing of what became of the call. Raises CNIError."""
     if sandbox.caller_gone():
-        raise CNIError(ErrorCode.TRY_AGAIN_LATER, f"the caller that wanted {call.attachment} attached went away, nothing is left")
+        raise CNIError(
+            ErrorCode.TRY_AGAIN_LATER, f"the caller that wanted {call.attachment} attached went away, nothing is left"
+        )
 
 
 def _usable(call: Call, sandbox: Sandbox) -> int:
     """The pod's namespace as a descriptor. Raises CNIError where it cannot be one."""
     if sandbox.fd is None:
-        raise CNIError(ErrorCode.UNKNOWN_CONTAINER, f"the pod's network namespace CNI_NETNS={call.netns}: {sandbox.why}",
-                       "the namespace must exist before the plugin is called")
+        raise CNIError(
+            ErrorCode.UNKNOWN_CONTAINER,
+            f"the pod's network namespace CNI_NETNS={call.netns}: {sandbox.why}",
+            "the namespace must exist before the plugin is called",
+        )
     if not sandbox.is_netns:
-        raise CNIError(ErrorCode.INVALID_ENVIRONMENT, f"CNI_NETNS={call.netns} is not a network namespace",
-                       "set it to a path such as /proc/PID/ns/net or /run/netns/NAME")
+        raise CNIError(
+            ErrorCode.INVALID_ENVIRONMENT,
+            f"CNI_NETNS={call.netns} is not a network namespace",
+            "set it to a path such as /proc/PID/ns/net or /run/netns/NAME",
+        )
     if sandbox.is_node and not call.netns_override:
-        raise CNIError(ErrorCode.INVALID_ENVIRONMENT, f"CNI_NETNS={call.netns} is the node's own network namespace",
-                       "give the pod a namespace of its own (or set CNI_NETNS_OVERRIDE=1 if this is what you want)")
+        raise CNIError(
+            ErrorCode.INVALID_ENVIRONMENT,
+            f"CNI_NETNS={call.netns} is the node's own network namespace",
+            "give the pod a namespace of its own (or set CNI_NETNS_OVERRIDE=1 if this is what you want)",
+        )
     return sandbox.fd

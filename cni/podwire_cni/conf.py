@@ -1,7 +1,8 @@
 """What comes in on stdin: the network configuration, checked field by field. (The CNI_* variables: call.py.)
 
 Every error names the field, what was found and what would do. A field that nobody knows is refused (code 2) rather than
-ignored: a typing error in a network configuration must not become a quiet default. Keys with a "/" belong to the runtime.
+ignored: a typing error in a network configuration must not become a quiet default. Keys with a "/" belong to the
+runtime.
 """
 
 from __future__ import annotations
@@ -31,9 +32,29 @@ from .types import (
     RangeSet,
 )
 
-_KEYS = {"cniVersion", "cniVersions", "name", "type", "mtu", "ipam", "dns", "args", "capabilities", "runtimeConfig",
-         "prevResult", "socket", "standalone", "pythonPlugin", "disableCheck", "disableGC", "ipMasq",
-         "bridge", "addressing", "isGateway", "nonMasqueradeCIDRs"}
+_KEYS = {
+    "cniVersion",
+    "cniVersions",
+    "name",
+    "type",
+    "mtu",
+    "ipam",
+    "dns",
+    "args",
+    "capabilities",
+    "runtimeConfig",
+    "prevResult",
+    "socket",
+    "standalone",
+    "pythonPlugin",
+    "disableCheck",
+    "disableGC",
+    "ipMasq",
+    "bridge",
+    "addressing",
+    "isGateway",
+    "nonMasqueradeCIDRs",
+}
 _IPAM_KEYS = {"type", "ranges", "subnet", "rangeStart", "rangeEnd", "gateway", "routes"}
 _CAPABILITIES = {"ips", "mac", "ipRanges", "dns", "aliases", "cgroupPath", "portMappings", "bandwidth"}
 PROTOCOLS = ("tcp", "udp", "sctp")
@@ -42,8 +63,11 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 
 
 def _bad(field: str, found: Any, want: str, code: ErrorCode = ErrorCode.INVALID_CONFIG) -> CNIError:
-    return CNIError(code, f"network configuration: {field}: {json.dumps(found, default=str)[:200]} is not {want}",
-                    f"set {field} to {want}")
+    return CNIError(
+        code,
+        f"network configuration: {field}: {json.dumps(found, default=str)[:200]} is not {want}",
+        f"set {field} to {want}",
+    )
 
 
 def _object(value: Any, field: str) -> dict[str, Any]:
@@ -67,8 +91,9 @@ def _known(keys: Mapping[str, Any], known: set[str], where: str) -> None:
         if key not in known and "/" not in key:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]}?" if near else "known are " + ", ".join(sorted(known))
-            raise CNIError(ErrorCode.UNSUPPORTED_FIELD, f"network configuration: {where}{key} is not a field of this plugin",
-                           hint)
+            raise CNIError(
+                ErrorCode.UNSUPPORTED_FIELD, f"network configuration: {where}{key} is not a field of this plugin", hint
+            )
 
 
 def _address(value: Any, field: str) -> IPAddress:
@@ -94,15 +119,21 @@ def _subnet(value: Any, field: str, least: int = 4) -> IPNetwork:
 
 
 def parse_range(raw: Any, field: str) -> Range:
-    """One range with host-local's keys: subnet, rangeStart, rangeEnd, gateway. The gateway is the subnet's first address."""
+    """One range with host-local's keys: subnet, rangeStart, rangeEnd, gateway. The gateway is the subnet's first
+    address."""
     keys = _object(raw, field)
     _known(keys, {"subnet", "rangeStart", "rangeEnd", "gateway"}, field + ".")
     net = _subnet(keys.get("subnet"), field + ".subnet")
     gateway = _address(keys["gateway"], field + ".gateway") if keys.get("gateway") else net[1]
     # The network's own address, and IPv4's broadcast address, stay free: other software takes them for special.
     start = _address(keys["rangeStart"], field + ".rangeStart") if keys.get("rangeStart") else net[1]
-    end = (_address(keys["rangeEnd"], field + ".rangeEnd") if keys.get("rangeEnd")
-           else net[-2] if net.version == 4 else net[-1])
+    end = (
+        _address(keys["rangeEnd"], field + ".rangeEnd")
+        if keys.get("rangeEnd")
+        else net[-2]
+        if net.version == 4
+        else net[-1]
+    )
     for name, address in (("gateway", gateway), ("rangeStart", start), ("rangeEnd", end)):
         if address not in net:
             raise _bad(f"{field}.{name}", str(address), f"an address of {net}")
@@ -133,7 +164,9 @@ def _ipam(raw: Any) -> tuple[tuple[RangeSet, ...], dict[str, Any]]:
     ipam = _object(raw, "ipam")
     _known(ipam, _IPAM_KEYS, "ipam.")
     if ipam.get("type", "podwire") not in ("podwire", PLUGIN_IPAM):
-        raise _bad("ipam.type", ipam["type"], f'"{PLUGIN_IPAM}" (addresses come from this plugin itself; leave the key out)')
+        raise _bad(
+            "ipam.type", ipam["type"], f'"{PLUGIN_IPAM}" (addresses come from this plugin itself; leave the key out)'
+        )
     if ipam.get("subnet"):  # host-local's older, flat form
         flat = {k: ipam[k] for k in ("subnet", "rangeStart", "rangeEnd", "gateway") if k in ipam}
         return ((parse_range(flat, "ipam"),), *range_sets(ipam.get("ranges"), "ipam.ranges")), ipam
@@ -155,10 +188,18 @@ def parse_dns(raw: Any, field: str) -> Dns:
 
 
 def capability_dns(raw: Any, field: str) -> Dns:
-    """The capability dns: CNI's conventions call its lists servers and searches, some runtimes as the configuration does."""
+    """The capability dns: CNI's conventions call its lists servers and searches, some runtimes as the configuration
+    does."""
     keys = _no_case(_object(raw, field), ("servers", "searches", "options", "nameservers", "search", "domain"), field)
-    return parse_dns({"nameservers": keys.get("servers") or keys.get("nameservers"), "options": keys.get("options"),
-                      "search": keys.get("searches") or keys.get("search"), "domain": keys.get("domain")}, field)
+    return parse_dns(
+        {
+            "nameservers": keys.get("servers") or keys.get("nameservers"),
+            "options": keys.get("options"),
+            "search": keys.get("searches") or keys.get("search"),
+            "domain": keys.get("domain"),
+        },
+        field,
+    )
 
 
 def aliases(raw: Any, network: str) -> tuple[str, ...]:
@@ -201,10 +242,12 @@ def _capabilities(conf: Mapping[str, Any]) -> dict[str, Any]:
         # containerd spells some of them with another case
         name = next((c for c in _CAPABILITIES if c.lower() == key.lower()), None)
         if name is None:
-            raise CNIError(ErrorCode.UNSUPPORTED_FIELD,
-                           f"network configuration: runtimeConfig.{key} is not a capability of this plugin",
-                           f"remove {key} from \"capabilities\", or give it to a plugin of the chain that has it; "
-                           "here are " + ", ".join(sorted(_CAPABILITIES)))
+            raise CNIError(
+                ErrorCode.UNSUPPORTED_FIELD,
+                f"network configuration: runtimeConfig.{key} is not a capability of this plugin",
+                f'remove {key} from "capabilities", or give it to a plugin of the chain that has it; '
+                "here are " + ", ".join(sorted(_CAPABILITIES)),
+            )
         found[name] = value
     return found
 
@@ -215,8 +258,11 @@ def _no_case(raw: Mapping[str, Any], known: tuple[str, ...], where: str) -> dict
     for key, value in raw.items():
         name = next((k for k in known if k.lower() == key.lower()), None)
         if name is None:
-            raise CNIError(ErrorCode.UNSUPPORTED_FIELD, f"network configuration: {where}.{key} is not a field of this plugin",
-                           "known are " + ", ".join(known))
+            raise CNIError(
+                ErrorCode.UNSUPPORTED_FIELD,
+                f"network configuration: {where}.{key} is not a field of this plugin",
+                "known are " + ", ".join(known),
+            )
         found[name] = value
     return found
 
@@ -234,8 +280,12 @@ def port_mapping(raw: Any, field: str) -> PortMapping:
     if protocol not in PROTOCOLS:
         raise _bad(f"{field}.protocol", keys["protocol"], "one of " + ", ".join(PROTOCOLS))
     host_ip = _address(keys["hostIP"], f"{field}.hostIP") if keys.get("hostIP") else None
-    return PortMapping(_port(keys.get("hostPort"), f"{field}.hostPort"),
-                       _port(keys.get("containerPort"), f"{field}.containerPort"), protocol, host_ip)
+    return PortMapping(
+        _port(keys.get("hostPort"), f"{field}.hostPort"),
+        _port(keys.get("containerPort"), f"{field}.containerPort"),
+        protocol,
+        host_ip,
+    )
 
 
 def port_mappings(raw: Any, field: str) -> tuple[PortMapping, ...]:
@@ -256,7 +306,8 @@ def port_mappings(raw: Any, field: str) -> tuple[PortMapping, ...]:
 
 
 def bandwidth(raw: Any, field: str) -> Bandwidth:
-    """The capability bandwidth (CNI conventions): ingressRate, ingressBurst, egressRate, egressBurst in bits (a second).
+    """The capability bandwidth (CNI conventions): ingressRate, ingressBurst, egressRate, egressBurst in bits (a
+    second).
 
     A rate of 0 is no limit. Without a burst, a tenth of a second's worth may pass at once.
     """
@@ -295,19 +346,25 @@ def version_of(stdin: bytes) -> str:
 
 @functools.lru_cache(maxsize=64)  # a runtime passes the same for most pods
 def parse_conf(stdin: bytes) -> NetConf:
-    """The configuration on stdin. Raises CNIError with code 6 (no JSON), 1 (version), 2 (unknown field) or 7 (bad value)."""
+    """The configuration on stdin. Raises CNIError with code 6 (no JSON), 1 (version), 2 (unknown field) or 7 (bad
+    value)."""
     try:
         conf = _loads(stdin)
     except ValueError as err:
-        raise CNIError(ErrorCode.DECODE_FAILURE, f"network configuration: not JSON: {err}",
-                       "pass the plugin's configuration on stdin") from None
+        raise CNIError(
+            ErrorCode.DECODE_FAILURE,
+            f"network configuration: not JSON: {err}",
+            "pass the plugin's configuration on stdin",
+        ) from None
     if not isinstance(conf, dict):
         raise CNIError(ErrorCode.DECODE_FAILURE, "network configuration: not a JSON object")
     version = conf.get("cniVersion", "")
     if version not in VERSIONS:
-        raise CNIError(ErrorCode.INCOMPATIBLE_VERSION,
-                       f"network configuration: cniVersion {json.dumps(version)} is not supported",
-                       "supported are " + ", ".join(VERSIONS))
+        raise CNIError(
+            ErrorCode.INCOMPATIBLE_VERSION,
+            f"network configuration: cniVersion {json.dumps(version)} is not supported",
+            "supported are " + ", ".join(VERSIONS),
+        )
     _known(conf, _KEYS, "")
     name = conf.get("name", "")
     if not isinstance(name, str) or not NAME.match(name):
@@ -327,22 +384,41 @@ def parse_conf(stdin: bytes) -> NetConf:
     if mtu and mtu < 1280 and any(r.subnet.version == 6 for ranges_of in ranges for r in ranges_of):
         raise _bad("mtu", mtu, "at least 1280 bytes, which IPv6 needs (RFC 8200, section 5)")
     caps = _capabilities(conf)
-    more = _object(_object(conf.get("args"), "args").get("cni"), "args.cni")  # the older way to ask, says CNI's CONVENTIONS.md
-    mac = mac_address(caps["mac"], "runtimeConfig.mac") if caps.get("mac") else mac_address(more.get("mac"), "args.cni.mac")
+    more = _object(
+        _object(conf.get("args"), "args").get("cni"), "args.cni"
+    )  # the older way to ask, says CNI's CONVENTIONS.md
+    mac = (
+        mac_address(caps["mac"], "runtimeConfig.mac")
+        if caps.get("mac")
+        else mac_address(more.get("mac"), "args.cni.mac")
+    )
     return NetConf(
-        version=version, name=name, mtu=mtu or None, socket=str(conf.get("socket") or ""),
+        version=version,
+        name=name,
+        mtu=mtu or None,
+        socket=str(conf.get("socket") or ""),
         ranges=range_sets(caps["ipRanges"], "runtimeConfig.ipRanges") if caps.get("ipRanges") else ranges,
-        routes=tuple(parse_route(r, f"ipam.routes[{i}]") for i, r in enumerate(_list(ipam.get("routes"), "ipam.routes"))),
+        routes=tuple(
+            parse_route(r, f"ipam.routes[{i}]") for i, r in enumerate(_list(ipam.get("routes"), "ipam.routes"))
+        ),
         dns=capability_dns(caps["dns"], "runtimeConfig.dns") if caps.get("dns") else parse_dns(conf.get("dns"), "dns"),
         aliases=aliases(caps.get("aliases"), name),
-        ips=addresses(caps["ips"], "runtimeConfig.ips") if caps.get("ips") else addresses(more.get("ips"), "args.cni.ips"),
-        mac=mac, ip_masq=conf.get("ipMasq") is True, bridge="" if bridge == BRIDGE else bridge,
-        routed=conf.get("addressing") != "subnet", is_gateway=conf.get("isGateway") is not False,
-        native=tuple(str(_subnet(c, f"nonMasqueradeCIDRs[{i}]", 1))
-                     for i, c in enumerate(_list(conf.get("nonMasqueradeCIDRs"), "nonMasqueradeCIDRs"))),
+        ips=addresses(caps["ips"], "runtimeConfig.ips")
+        if caps.get("ips")
+        else addresses(more.get("ips"), "args.cni.ips"),
+        mac=mac,
+        ip_masq=conf.get("ipMasq") is True,
+        bridge="" if bridge == BRIDGE else bridge,
+        routed=conf.get("addressing") != "subnet",
+        is_gateway=conf.get("isGateway") is not False,
+        native=tuple(
+            str(_subnet(c, f"nonMasqueradeCIDRs[{i}]", 1))
+            for i, c in enumerate(_list(conf.get("nonMasqueradeCIDRs"), "nonMasqueradeCIDRs"))
+        ),
         ports=port_mappings(caps.get("portMappings"), "runtimeConfig.portMappings"),
         bandwidth=bandwidth(caps.get("bandwidth"), "runtimeConfig.bandwidth"),
         prev_result=parse_result(conf["prevResult"]) if conf.get("prevResult") is not None else None,
         valid_attachments=_attachments(conf["cni.dev/valid-attachments"], "cni.dev/valid-attachments")
-        if "cni.dev/valid-attachments" in conf else None,
+        if "cni.dev/valid-attachments" in conf
+        else None,
     )

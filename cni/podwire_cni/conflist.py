@@ -1,7 +1,7 @@
 """The network configuration list that a container runtime reads: `10-podwire.conflist`.
 
-cniVersion is 1.0.0 because containerd 1.6 and podman 4 refuse newer results; `cniVersions` (spec 1.1.0) lets newer runtimes
-pick theirs. It appears only when pods can be wired: kubelets take its presence for "the network is ready".
+cniVersion is 1.0.0 because containerd 1.6 and podman 4 refuse newer results; `cniVersions` (spec 1.1.0) lets newer
+runtimes pick theirs. It appears only when pods can be wired: kubelets take its presence for "the network is ready".
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ NAME = "podwire"
 
 def content(socket: Path, node: NodeNet) -> dict[str, Any]:
     sets = [[{"subnet": str(r.subnet), "gateway": str(r.gateway)} for r in ranges] for ranges in node.ranges]
-    plugin = {"type": PLUGIN, "socket": str(socket), "mtu": node.mtu, "ipam": {"ranges": sets},
-              "capabilities": dict.fromkeys(("ips", "mac", "dns", "aliases", "portMappings", "bandwidth"), True)}
+    plugin = {
+        "type": PLUGIN,
+        "socket": str(socket),
+        "mtu": node.mtu,
+        "ipam": {"ranges": sets},
+        "capabilities": dict.fromkeys(("ips", "mac", "dns", "aliases", "portMappings", "bandwidth"), True),
+    }
     return {"cniVersion": "1.0.0", "cniVersions": ["0.4.0", "1.0.0", "1.1.0"], "name": NAME, "plugins": [plugin]}
 
 
@@ -35,9 +40,11 @@ def write(path: Path, socket: Path, node: NodeNet) -> bool:
     return _write(path, content(socket, node))
 
 
-def install(program: Path, bin_dir: Path, conf_dir: Path, run_dir: Path, subnets: Sequence[str], plugin: Path) -> list[Path]:
-    """Copy the plugin `program` to bin_dir, also as `loopback` where there is none. With subnets, write a conflist that works
-    without an agent too: `plugin` is the Python program that then serves a call. Returns what was written."""
+def install(
+    program: Path, bin_dir: Path, conf_dir: Path, run_dir: Path, subnets: Sequence[str], plugin: Path
+) -> list[Path]:
+    """Copy the plugin `program` to bin_dir, also as `loopback` where there is none. With subnets, write a conflist that
+    works without an agent too: `plugin` is the Python program that then serves a call. Returns what was written."""
     bin_dir.mkdir(parents=True, exist_ok=True)
     done, code = [bin_dir / PLUGIN], program.read_bytes()
     # containerd and CRI-O call a plugin of that name for each pod; the compiled program is one when it is called so.

@@ -51,13 +51,17 @@ def forget(family: Family, port: int, wrong: Callable[[Flow], bool]) -> int:
 
     with sock:
         number = port.to_bytes(2, "big")
-        only = nest(TUPLE_ORIG, nest(2, attr(1, bytes((UDP,))), attr(3, number))) + nest(FILTER, attr(1, host32(BY_PORT)))
+        only = nest(TUPLE_ORIG, nest(2, attr(1, bytes((UDP,))), attr(3, number))) + nest(
+            FILTER, attr(1, host32(BY_PORT))
+        )
         found = []
         for body in call(GET, codec.DUMP, only):
             got = parse(body)
             flow, asked = _flow(got)
             if asked == port and wrong(flow):
-                found.append(nest(TUPLE_ORIG, got[TUPLE_ORIG]) + b"".join(attr(k, got[k]) for k in (ID, ZONE) if k in got))
+                found.append(
+                    nest(TUPLE_ORIG, got[TUPLE_ORIG]) + b"".join(attr(k, got[k]) for k in (ID, ZONE) if k in got)
+                )
         for ident in found:
             try:
                 count += not list(call(DELETE, codec.ACK, ident))
@@ -71,4 +75,5 @@ def _flow(got: dict[int, bytes]) -> tuple[Flow, int]:
     there, back = parse(got[TUPLE_ORIG]), parse(got[TUPLE_REPLY])
     ip, proto, answer, port = parse(there[1]), parse(there[2]), parse(back[1]), parse(back[2])
     return Flow(ip_address(ip.get(2) or ip[4]), (ip_address(answer.get(1) or answer[3]), to_int(port.get(2)))), to_int(
-        proto.get(3))
+        proto.get(3)
+    )

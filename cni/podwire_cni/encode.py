@@ -36,8 +36,18 @@ def encode(op: Op, index: Indices, pod_fd: int) -> tuple[bytes, ...]:
         case AddNeighbour():
             return (nl.new_neighbour(index[op.link], op.address, op.mac),)
         case AddRoute():
-            return (nl.new_route(index[op.link], op.dst, via=op.via, mtu=op.mtu, advmss=op.advmss, priority=op.priority,
-                                 table=op.table, scope=op.scope),)
+            return (
+                nl.new_route(
+                    index[op.link],
+                    op.dst,
+                    via=op.via,
+                    mtu=op.mtu,
+                    advmss=op.advmss,
+                    priority=op.priority,
+                    table=op.table,
+                    scope=op.scope,
+                ),
+            )
         case SetUp():
             return (nl.link_up(index[op.link], alias=op.alias),)
         case CreateVeth():

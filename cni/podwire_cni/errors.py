@@ -1,4 +1,5 @@
-"""CNI errors: what a plugin prints on stdout, with exit status 1, when a call fails (CNI spec 1.1.0, section 5, "Error")."""
+"""CNI errors: what a plugin prints on stdout, with exit status 1, when a call fails (CNI spec 1.1.0, section 5,
+"Error")."""
 
 from __future__ import annotations
 

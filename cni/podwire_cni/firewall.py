@@ -1,4 +1,5 @@
-"""Keeps the node's nft tables (nodetable.py) as they should be: pods come and go as elements, what others break is mended.
+"""Keeps the node's nft tables (nodetable.py) as they should be: pods come and go as elements, what others break is
+mended.
 
 Not told by the kernel but known here: the node's rules, and the rules of every pod; leases are their durable form.
 """
@@ -27,7 +28,8 @@ log = logs.get("wiring")
 
 
 class Firewall:
-    """The tables of the network namespace that the constructing thread is in. Methods may be called from many threads."""
+    """The tables of the network namespace that the constructing thread is in. Methods may be called from many
+    threads."""
 
     def __init__(self) -> None:
         self._nft = nft_socket.Connection()
@@ -54,8 +56,8 @@ class Firewall:
             self._serve_localhost(self._pods.values())
 
     def sync(self, node: NodeRules, pods: Mapping[Attachment, PodRules] | None = None) -> list[str]:
-        """Make the tables what they should be, in one commit; nothing is written where they already are. pods None: those
-        that are known. Returns what was wrong."""
+        """Make the tables what they should be, in one commit; nothing is written where they already are. pods None:
+        those that are known. Returns what was wrong."""
         with self._lock:
             if pods is not None:
                 self._pods = dict(pods)
@@ -78,9 +80,14 @@ class Firewall:
             if found is None:
                 wrong.append(f"{where} was gone")
                 continue
-            if found.sets != should.sets or found.chains != should.chains or any(
+            if (
+                found.sets != should.sets
+                or found.chains != should.chains
+                or any(
                     [r.comment for r in found.rules[name]] != [r.comment for r in rules]
-                    for name, rules in should.rules.items()):
+                    for name, rules in should.rules.items()
+                )
+            ):
                 wrong.append(f"{where}: chains, rules or sets were not as they should be")
             for name, held in should.elements.items():
                 there = found.elements.get(name, {})
@@ -150,14 +157,17 @@ class Firewall:
             for part in nodetable.elements(pod):
                 found = self._nft.dump(part.set.table)
                 held = {} if found is None else found.elements.get(part.set.name, {})
-                lost += [f"nft set {part.set.table.family} {nodetable.TABLE} {part.set.name} lacks "
-                         f"{nft.show(part.set, key, value)}" for key, value in part.items.items()
-                         if key not in held or held[key] != value]
+                lost += [
+                    f"nft set {part.set.table.family} {nodetable.TABLE} {part.set.name} lacks "
+                    f"{nft.show(part.set, key, value)}"
+                    for key, value in part.items.items()
+                    if key not in held or held[key] != value
+                ]
         return lost
 
     def _serve_localhost(self, pods: Iterable[PodRules]) -> list[str]:
-        """Let packets from 127.0.0.1 leave by the pods' bridges, and their answers come back. The tables keep pods from using
-        it. Returns what had to be changed: a bridge that was made anew has lost it."""
+        """Let packets from 127.0.0.1 leave by the pods' bridges, and their answers come back. The tables keep pods from
+        using it. Returns what had to be changed: a bridge that was made anew has lost it."""
         done = []
         for bridge in {pod.bridge for pod in pods if any(_on_localhost(port) for port in pod.ports)}:
             path = f"/proc/sys/net/ipv4/conf/{bridge}/route_localnet"
@@ -194,8 +204,8 @@ def _homes(pod: PodRules, port: PortMapping) -> dict[Family, IPAddress]:
 
 
 def _forget_before(pod: PodRules) -> None:
-    """UDP flows to the node's ports that began when those led nowhere, or elsewhere. What only passes the node, to the same
-    port of another machine, goes on, and so does what another mapping of the port leads."""
+    """UDP flows to the node's ports that began when those led nowhere, or elsewhere. What only passes the node, to the
+    same port of another machine, goes on, and so does what another mapping of the port leads."""
     local: frozenset[IPAddress] | None = None
     for port in pod.ports:
         if port.protocol != "udp":
@@ -204,10 +214,17 @@ def _forget_before(pod: PodRules) -> None:
         for family, address in _homes(pod, port).items():
             here = (address, port.container_port)
 
-            def stale(flow: conntrack.Flow, port: PortMapping = port, own: frozenset[IPAddress] = local,
-                      here: tuple[IPAddress, int] = here) -> bool:
-                dialled = flow.dialled in own or flow.dialled.is_loopback if _on_every_address(port) else (
-                    flow.dialled == port.host_ip)
+            def stale(
+                flow: conntrack.Flow,
+                port: PortMapping = port,
+                own: frozenset[IPAddress] = local,
+                here: tuple[IPAddress, int] = here,
+            ) -> bool:
+                dialled = (
+                    flow.dialled in own or flow.dialled.is_loopback
+                    if _on_every_address(port)
+                    else (flow.dialled == port.host_ip)
+                )
                 return flow.answers != here and dialled
 
             _forget(family, port, stale)

@@ -1,7 +1,8 @@
 """Runs ops in the kernel: the one place where a pod's wiring really happens.
 
-A worker thread goes into the pod's namespace only to open a socket there and comes back at once: a netlink socket stays in
-the namespace it was opened in. Nothing forks. Where a step is refused, what was done is undone before the error goes on.
+A worker thread goes into the pod's namespace only to open a socket there and comes back at once: a netlink socket stays
+in the namespace it was opened in. Nothing forks. Where a step is refused, what was done is undone before the error goes
+on.
 """
 
 from __future__ import annotations
@@ -123,8 +124,8 @@ class Kernel:
             self._return()
 
     def apply(self, ops: Sequence[Op], pod_fd: int | None = None) -> None:
-        """Do all of `ops`, or none of them, and wait until the pod's links carry packets. Raises CNIError that names the step
-        that the kernel refused.
+        """Do all of `ops`, or none of them, and wait until the pod's links carry packets. Raises CNIError that names
+        the step that the kernel refused.
 
         pod_fd: the pod's namespace; may be None where no op is for the pod.
         """
@@ -190,8 +191,14 @@ class Kernel:
                 _await(_Links(pod), peers(ops))
         except BaseException:
             last = len(steps) if out.status == wires.DONE else out.batch + 1
-            self._undo([op for n, (_, created, batch) in enumerate(steps[:last]) for op in batch
-                        if not created or n + 1 < last or out.status == wires.DONE])
+            self._undo(
+                [
+                    op
+                    for n, (_, created, batch) in enumerate(steps[:last])
+                    for op in batch
+                    if not created or n + 1 < last or out.status == wires.DONE
+                ]
+            )
             raise
 
     def _undo(self, done: Sequence[Op]) -> None:
@@ -205,8 +212,9 @@ class Kernel:
     def remove(self, ops: Sequence[Op], meanwhile: Callable[[], None] | None = None) -> None:
         """Run deletions in the node's namespace; what is already gone is fine. Raises OSError.
 
-        A link counts as gone when the kernel does not find it any more: it took down both ends and unlisted them by then, and
-        what it still has to do takes 15 ms and concerns nobody. meanwhile: what can be done while the kernel works on it.
+        A link counts as gone when the kernel does not find it any more: it took down both ends and unlisted them by
+        then, and what it still has to do takes 15 ms and concerns nobody. meanwhile: what can be done while the kernel
+        works on it.
         """
         with self._node() as sock:
             jobs = self._start(ops, _Links(sock))
@@ -226,7 +234,8 @@ class Kernel:
                     pause = min(2 * pause, 0.001)
 
     def _start(self, ops: Sequence[Op], links: _Links) -> dict[tuple[str, int], Future[None]]:
-        """(name, index) -> the running call that deletes that link. What is no link goes first, in the same call as one."""
+        """(name, index) -> the running call that deletes that link. What is no link goes first, in the same call as
+        one."""
         jobs, links_last = dict[tuple[str, int], Future[None]](), sorted(ops, key=lambda op: isinstance(op, DeleteLink))
         batch = list[bytes]()
         for op in links_last:
@@ -246,8 +255,8 @@ class Kernel:
             sock.send(batch, fine=_GONE)
 
     def links(self) -> dict[str, tuple[int, int]]:
-        """name -> (index, index of its master or 0) of every link of the node. One that is missing here costs a pod its lease:
-        an unsteady view is taken again, and what any of them had counts as there."""
+        """name -> (index, index of its master or 0) of every link of the node. One that is missing here costs a pod its
+        lease: an unsteady view is taken again, and what any of them had counts as there."""
         found: dict[str, tuple[int, int]] = {}
 
         def each(kind: int, body: bytes) -> None:
@@ -262,17 +271,26 @@ class Kernel:
         return found
 
     def holder(self, address: nl.IPAddress) -> str:
-        """The MAC of the pod of this node that has the address, "" where none has: it is behind a bridge port. Forwarding
-        entries go with the port, neighbour entries do not."""
+        """The MAC of the pod of this node that has the address, "" where none has: it is behind a bridge port.
+        Forwarding entries go with the port, neighbour entries do not."""
         import socket
 
         from pyroute2 import IPRoute
 
         with IPRoute() as ipr:
-            macs = {n.get("NDA_LLADDR") for n in ipr.get_neighbours(family=nl.family(address))
-                    if n.get("NDA_DST") == str(address) and n["state"] & nl.NUD_PERMANENT}
-            return next((str(n.get("NDA_LLADDR")) for n in ipr.get_neighbours(family=socket.AF_BRIDGE)
-                         if n.get("NDA_LLADDR") in macs and n["state"] & nl.NUD_NOARP and n.get("NDA_MASTER")), "")
+            macs = {
+                n.get("NDA_LLADDR")
+                for n in ipr.get_neighbours(family=nl.family(address))
+                if n.get("NDA_DST") == str(address) and n["state"] & nl.NUD_PERMANENT
+            }
+            return next(
+                (
+                    str(n.get("NDA_LLADDR"))
+                    for n in ipr.get_neighbours(family=socket.AF_BRIDGE)
+                    if n.get("NDA_LLADDR") in macs and n["state"] & nl.NUD_NOARP and n.get("NDA_MASTER")
+                ),
+                "",
+            )
 
     def observe(self, eth: str, host: str, pod_fd: int) -> Seen:
         """What is there of one attachment: `eth` names the pod's interface, `host` the node's end."""
@@ -285,8 +303,9 @@ class Kernel:
             if link is None:
                 return Seen(None, host_link, rates=rates)
             index = pod.link_lookup(ifname=eth)[0]
-            addresses = frozenset(ip_interface(f"{a.get('IFA_ADDRESS')}/{a['prefixlen']}")
-                                  for a in pod.get_addr(index=index))
+            addresses = frozenset(
+                ip_interface(f"{a.get('IFA_ADDRESS')}/{a['prefixlen']}") for a in pod.get_addr(index=index)
+            )
             all_routes = pod.get_routes()
             routes = frozenset(_route(r) for r in all_routes if r.get("RTA_OIF") == index)
             elsewhere = frozenset(_route(r)[0] for r in all_routes if r.get("RTA_OIF") != index)
@@ -333,21 +352,27 @@ def _culprit(steps: Sequence[tuple[object, bool, list[Op]]], out: wires.Outcome)
 def refusal(op: Op | str, err: nl.NetlinkError) -> CNIError:
     """The kernel's refusal of one step, in the words of CNI."""
     if isinstance(op, CreateVeth) and err.errno == errno.EEXIST:
-        return CNIError(ErrorCode.INVALID_ENVIRONMENT, f"the pod already has an interface {op.peer}, or the node has {op.host}",
-                        "run DEL for this container first, or set CNI_IFNAME to another name")
+        return CNIError(
+            ErrorCode.INVALID_ENVIRONMENT,
+            f"the pod already has an interface {op.peer}, or the node has {op.host}",
+            "run DEL for this container first, or set CNI_IFNAME to another name",
+        )
     return CNIError(ErrorCode.IO_FAILURE, f"the kernel refused a step: {err.strerror}", f"step: {op}")
 
 
 def _await(links: _Links, waiting: Sequence[str]) -> None:
-    """Wait until these links carry packets. The kernel's link watch starts a queue, or a bridge port, some time after the
-    carrier came (at once where RTM_GETLINK makes it run, from Linux 6.7 on); what a pod sends before that is lost, and TCP
-    then waits a second."""
+    """Wait until these links carry packets. The kernel's link watch starts a queue, or a bridge port, some time after
+    the carrier came (at once where RTM_GETLINK makes it run, from Linux 6.7 on); what a pod sends before that is lost,
+    and TCP then waits a second."""
     deadline = time.monotonic() + READY_SECONDS
     while waiting := _send(links, (), None, waiting):
         if time.monotonic() > deadline:
             name = waiting[0]
-            raise CNIError(ErrorCode.IO_FAILURE, f"link {name} carries no packets after {READY_SECONDS:g} s",
-                           f"look at `bridge -d link show` and `ip -d link show {name}` (spanning tree must be off)")
+            raise CNIError(
+                ErrorCode.IO_FAILURE,
+                f"link {name} carries no packets after {READY_SECONDS:g} s",
+                f"look at `bridge -d link show` and `ip -d link show {name}` (spanning tree must be off)",
+            )
         time.sleep(0.0005)
 
 
@@ -367,7 +392,8 @@ def _look(ipr: object, name: str) -> LinkSeen | None:
 
 
 def _rates(ipr: object, names: set[str]) -> frozenset[tuple[str, int]]:
-    """(link, bytes a second) of the token buckets of these links; at most plan.FASTEST: pyroute2 does not read the rest."""
+    """(link, bytes a second) of the token buckets of these links; at most plan.FASTEST: pyroute2 does not read the
+    rest."""
     found = set()
     for name in names:
         for index in ipr.link_lookup(ifname=name):  # type: ignore[attr-defined]  # pyroute2 ships no types

@@ -16,7 +16,8 @@ class KeyedLock:
 
     @contextlib.contextmanager
     def of(self, owner: str, patience: float = -1) -> Iterator[bool]:
-        """Yields whether it is the caller's turn: False where others had theirs for all of `patience` seconds (-1: for ever).
+        """Yields whether it is the caller's turn: False where others had theirs for all of `patience` seconds (-1: for
+        ever).
 
         Who has a turn already and wants another's must not wait for ever: the other may want his.
         """

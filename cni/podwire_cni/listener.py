@@ -90,11 +90,14 @@ class Listener:
     def _answer(self, caller: Caller) -> Reply:
         request = caller.request
         if caller.node != self._node:
-            return failure(CNIError(
-                ErrorCode.INVALID_CONFIG,
-                f"the agent at {self.path} serves another network namespace than the one the plugin was run in",
-                "run the plugin in the node's network namespace, or set \"socket\" to the socket of this node"),
-                version_of(request.stdin))
+            return failure(
+                CNIError(
+                    ErrorCode.INVALID_CONFIG,
+                    f"the agent at {self.path} serves another network namespace than the one the plugin was run in",
+                    'run the plugin in the node\'s network namespace, or set "socket" to the socket of this node',
+                ),
+                version_of(request.stdin),
+            )
         if caller.pod is not None:
             sandbox = Sandbox(caller.pod, "", caller.pod_is_netns, caller.pod_id == self._node, caller.gone)
         else:
@@ -104,7 +107,9 @@ class Listener:
 
 def _log(reply: Reply, seconds: float) -> None:
     call = reply.call
-    about = {"container": call.attachment.container_id, "ifname": call.attachment.ifname, "pod": call.pod} if call else {}
+    about = (
+        {"container": call.attachment.container_id, "ifname": call.attachment.ifname, "pod": call.pod} if call else {}
+    )
     about = {key: value for key, value in about.items() if value}
     verb = call.command.lower() if call else "call"
     if reply.error:

@@ -1,5 +1,5 @@
-"""The programs of this package: the plugin in Python (`podwire-cni-standalone`), `podwire wiring`, the agent, and `podwire
-pause-image`."""
+"""The programs of this package: the plugin in Python (`podwire-cni-standalone`), `podwire wiring`, the agent, and
+`podwire pause-image`."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ TURN_SECONDS = 60.0  # one plugin process at a time; a runtime starts many pods 
 class Standalone:
     """A node without an agent: the caller's namespace, with the ranges that the configuration names.
 
-    State is where the agent has it (beside its socket), so either may go on with the other's pods. Tables stay as an agent left
-    them: only an agent knows the other nodes. Where none was, `ipMasq` decides whether pods are masqueraded.
+    State is where the agent has it (beside its socket), so either may go on with the other's pods. Tables stay as an
+    agent left them: only an agent knows the other nodes. Where none was, `ipMasq` decides whether pods are masqueraded.
     """
 
     def __init__(self, env: Mapping[str, str], stack: contextlib.ExitStack) -> None:
@@ -54,18 +54,25 @@ class Standalone:
 
     def plugin(self, conf: NetConf) -> Plugin:
         if not conf.ranges:
-            raise CNIError(ErrorCode.INVALID_CONFIG,
-                           "network configuration: ipam.ranges is missing, and there is no agent to ask",
-                           "name the node's podCIDR there, as the conflist does")
+            raise CNIError(
+                ErrorCode.INVALID_CONFIG,
+                "network configuration: ipam.ranges is missing, and there is no agent to ask",
+                "name the node's podCIDR there, as the conflist does",
+            )
         command, node = self.env.get("CNI_COMMAND"), NodeNet(conf.ranges, conf.mtu or 1500)
-        if command in ("ADD", "STATUS"):  # before the first pod nobody else made the bridge, and that must not seem a fault
+        if command in (
+            "ADD",
+            "STATUS",
+        ):  # before the first pod nobody else made the bridge, and that must not seem a fault
             from . import wiring  # pyroute2: 150 ms that the other verbs, and those who wait for the lock, need not pay
 
             node = NodeNet(conf.ranges, conf.mtu or wiring.uplink_mtu() or 1500, mac=wiring.bridge_mac(BRIDGE))
         try:
             store = DirStore(Path(conf.socket or DEFAULT_SOCKET).parent / "cni" / "leases", wait=TURN_SECONDS)
         except Busy as err:
-            raise CNIError(ErrorCode.TRY_AGAIN_LATER, f"{err.filename}: {err.strerror}", "let the agent serve the call") from err
+            raise CNIError(
+                ErrorCode.TRY_AGAIN_LATER, f"{err.filename}: {err.strerror}", "let the agent serve the call"
+            ) from err
         self.stack.callback(store.close)
         firewall = Firewall()
         self.stack.callback(firewall.close)
@@ -113,26 +120,67 @@ def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, .
 
 @click.command("wiring")
 @click.option("--node-name", required=True, help="The name of this machine's Node object.")
-@click.option("--kubeconfig", type=click.Path(exists=True, dir_okay=False), default=None,
-              help="How to reach the API server; without it the service account of a pod.")
-@click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path), default=Path("/run/podwire"),
-              show_default=True, help="Socket, leases, conflist and status of this node.")
-@click.option("--cluster-cidr", "cluster_cidrs", multiple=True, default=("10.244.0.0/16",), show_default=True,
-              callback=_cidrs, help="Addresses that pods reach with their own source address; may be repeated.")
+@click.option(
+    "--kubeconfig",
+    type=click.Path(exists=True, dir_okay=False),
+    default=None,
+    help="How to reach the API server; without it the service account of a pod.",
+)
+@click.option(
+    "--run-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("/run/podwire"),
+    show_default=True,
+    help="Socket, leases, conflist and status of this node.",
+)
+@click.option(
+    "--cluster-cidr",
+    "cluster_cidrs",
+    multiple=True,
+    default=("10.244.0.0/16",),
+    show_default=True,
+    callback=_cidrs,
+    help="Addresses that pods reach with their own source address; may be repeated.",
+)
 @click.option("--uplink", default="eth0", show_default=True, help="The link to the other nodes; its MTU is the pods'.")
-@click.option("--mtu", type=click.IntRange(0, 65535), default=0, help="MTU of pods; 0: the uplink's, less a tunnel's header.")
-@click.option("--conf-dir", type=click.Path(file_okay=False, path_type=Path), default=None,
-              help="Where container runtimes look for CNI configurations [default: RUN_DIR/cni/net.d]")
-@click.option("--anti-spoofing/--no-anti-spoofing", default=True, show_default=True,
-              help="Drop what a pod sends from an address or MAC that is not its own.")
-@click.option("--encapsulation", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
-              help="VXLAN to nodes that are not on this node's link, to all, or to none.")
-@click.option("--quarantine", type=click.FloatRange(0, 86400), default=30.0, show_default=True,
-              help="Seconds that a pod's address rests before another pod gets it, where others are free.")
-@click.option("--host-local", type=click.Path(file_okay=False, path_type=Path), default=None,
-              help="Take over the leases of the reference plugins, of /var/lib/cni/networks/NAME. Remove their conflist first.")
+@click.option(
+    "--mtu", type=click.IntRange(0, 65535), default=0, help="MTU of pods; 0: the uplink's, less a tunnel's header."
+)
+@click.option(
+    "--conf-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Where container runtimes look for CNI configurations [default: RUN_DIR/cni/net.d]",
+)
+@click.option(
+    "--anti-spoofing/--no-anti-spoofing",
+    default=True,
+    show_default=True,
+    help="Drop what a pod sends from an address or MAC that is not its own.",
+)
+@click.option(
+    "--encapsulation",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="VXLAN to nodes that are not on this node's link, to all, or to none.",
+)
+@click.option(
+    "--quarantine",
+    type=click.FloatRange(0, 86400),
+    default=30.0,
+    show_default=True,
+    help="Seconds that a pod's address rests before another pod gets it, where others are free.",
+)
+@click.option(
+    "--host-local",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Take over the leases of the reference plugins, of /var/lib/cni/networks/NAME. Remove their conflist first.",
+)
 def command(**settings: Any) -> None:
-    """Wire the pods of this node: bridge, veths, routes to other nodes, masquerading. Ends at SIGTERM; pods stay wired."""
+    """Wire the pods of this node: bridge, veths, routes to other nodes, masquerading. Ends at SIGTERM; pods stay
+    wired."""
     from podwire_base.kube.client.config import ConfigError
 
     from .agent import WiringConfig, run
@@ -145,14 +193,31 @@ def command(**settings: Any) -> None:
 
 
 @click.command("install", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--bin-dir", type=click.Path(file_okay=False, path_type=Path), default=Path("/opt/cni/bin"), show_default=True,
-              help="Where the container runtime looks for plugins (Debian's containerd: /usr/lib/cni).")
-@click.option("--conf-dir", type=click.Path(file_okay=False, path_type=Path), default=Path("/etc/cni/net.d"), show_default=True)
-@click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path), default=Path("/run/podwire"), show_default=True,
-              help="Where the agent has its socket, and leases are kept.")
-@click.option("--subnet", "subnets", multiple=True, callback=_cidrs,
-              help="Addresses of this node's pods; at most one an IP family. Writes a configuration that also works without an "
-                   "agent. Leave it out where `podwire wiring --conf-dir` writes the configuration.")
+@click.option(
+    "--bin-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("/opt/cni/bin"),
+    show_default=True,
+    help="Where the container runtime looks for plugins (Debian's containerd: /usr/lib/cni).",
+)
+@click.option(
+    "--conf-dir", type=click.Path(file_okay=False, path_type=Path), default=Path("/etc/cni/net.d"), show_default=True
+)
+@click.option(
+    "--run-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("/run/podwire"),
+    show_default=True,
+    help="Where the agent has its socket, and leases are kept.",
+)
+@click.option(
+    "--subnet",
+    "subnets",
+    multiple=True,
+    callback=_cidrs,
+    help="Addresses of this node's pods; at most one an IP family. Writes a configuration that also works without an "
+    "agent. Leave it out where `podwire wiring --conf-dir` writes the configuration.",
+)
 def install(bin_dir: Path, conf_dir: Path, run_dir: Path, subnets: tuple[str, ...]) -> None:
     """Put the plugin, and with --subnet its configuration, where container runtimes look for them."""
     try:
@@ -161,7 +226,9 @@ def install(bin_dir: Path, conf_dir: Path, run_dir: Path, subnets: tuple[str, ..
         raise click.UsageError(err.msg.removeprefix("network configuration: ")) from None
     if len({r.subnet.version for s in ranges for r in s}) < len(ranges):
         raise click.UsageError("--subnet: a pod has one address of each IP family, so give one subnet of each")
-    for path in conflist.install(native.client_path(), bin_dir, conf_dir, run_dir, subnets, Path(sys.argv[0]).absolute()):
+    for path in conflist.install(
+        native.client_path(), bin_dir, conf_dir, run_dir, subnets, Path(sys.argv[0]).absolute()
+    ):
         click.echo(path)
 
 

@@ -1,7 +1,8 @@
 """rtnetlink, packed by hand: the few messages of one pod's wiring, without the 150 ms that importing pyroute2 costs.
 
-Encoders are plain functions that return one message; `Netlink` sends a batch and collects its acknowledgements. All layouts
-are those of <linux/rtnetlink.h>, <linux/if_link.h> and <linux/neighbour.h>; the unit tests decode them with pyroute2.
+Encoders are plain functions that return one message; `Netlink` sends a batch and collects its acknowledgements. All
+layouts are those of <linux/rtnetlink.h>, <linux/if_link.h> and <linux/neighbour.h>; the unit tests decode them with
+pyroute2.
 """
 
 from __future__ import annotations
@@ -24,9 +25,27 @@ NLM_DUMP_INTR = 0x10
 NLM_CAPPED, NLM_ACK_TLVS = 0x100, 0x200
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NEWLINK, DELLINK, GETLINK, SETLINK, NEWADDR, GETADDR, NEWROUTE, DELROUTE, NEWNEIGH, DELNEIGH = (
-    16, 17, 18, 19, 20, 22, 24, 25, 28, 29)
+    16,
+    17,
+    18,
+    19,
+    20,
+    22,
+    24,
+    25,
+    28,
+    29,
+)
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_PROTINFO, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD = (
-    1, 3, 4, 10, 12, 18, 20, 28)
+    1,
+    3,
+    4,
+    10,
+    12,
+    18,
+    20,
+    28,
+)
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER, IFLA_BRPORT_MODE = 1, 2, 1, 4
 IFLA_OPERSTATE, OPER_UP = 16, 6
 IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 8
@@ -51,8 +70,8 @@ _ENTRY = struct.Struct("=BxxxiHBB")  # struct ndmsg
 
 
 class NetlinkError(OSError):
-    """The kernel refused message number `position` of a batch. `errno` as in OSError; `strerror` has the kernel's own words
-    where it gave some."""
+    """The kernel refused message number `position` of a batch. `errno` as in OSError; `strerror` has the kernel's own
+    words where it gave some."""
 
     def __init__(self, code: int, position: int, words: str = "") -> None:
         super().__init__(code, f"{os.strerror(code)} ({words})" if words else os.strerror(code))
@@ -81,7 +100,8 @@ def family(address: IPAddress | IPNetwork) -> int:
 
 
 def message(kind: int, flags: int, body: bytes) -> bytes:
-    """A request; `Netlink.send` fills in the sequence number, and asks for an acknowledgement of the last one of a batch."""
+    """A request; `Netlink.send` fills in the sequence number, and asks for an acknowledgement of the last one of a
+    batch."""
     return _HEAD.pack(len(body) + 16, kind, flags | NLM_REQUEST, 0, 0) + body
 
 
@@ -95,15 +115,22 @@ _ONE_QUEUE = u32(IFLA_NUM_TX_QUEUES, 1) + u32(IFLA_NUM_RX_QUEUES, 1)
 def new_veth(host: str, host_mac: str, peer: str, peer_mac: str, netns_fd: int, mtu: int) -> bytes:
     """A veth pair whose peer is born inside the namespace behind `netns_fd`: no move, no rename, never seen outside.
 
-    One queue each way: the default is one a CPU, each with objects in sysfs, which is half of the time that a veth takes to
-    make. A veth sends without a lock, and on the CPU of the sender, however many queues it has.
+    One queue each way: the default is one a CPU, each with objects in sysfs, which is half of the time that a veth
+    takes to make. A veth sends without a lock, and on the CPU of the sender, however many queues it has.
     """
     end = text(IFLA_IFNAME, peer) + attr(IFLA_ADDRESS, mac_bytes(peer_mac)) + u32(IFLA_MTU, mtu) + _ONE_QUEUE
     info = attr(VETH_INFO_PEER | NESTED, _link() + end + u32(IFLA_NET_NS_FD, netns_fd))
     kind = text(IFLA_INFO_KIND, "veth") + attr(IFLA_INFO_DATA | NESTED, info)
-    return message(NEWLINK, NLM_CREATE | NLM_EXCL, _link() + text(IFLA_IFNAME, host)
-                   + attr(IFLA_ADDRESS, mac_bytes(host_mac)) + u32(IFLA_MTU, mtu) + _ONE_QUEUE
-                   + attr(IFLA_LINKINFO | NESTED, kind))
+    return message(
+        NEWLINK,
+        NLM_CREATE | NLM_EXCL,
+        _link()
+        + text(IFLA_IFNAME, host)
+        + attr(IFLA_ADDRESS, mac_bytes(host_mac))
+        + u32(IFLA_MTU, mtu)
+        + _ONE_QUEUE
+        + attr(IFLA_LINKINFO | NESTED, kind),
+    )
 
 
 def link_up(index: int, *, alias: str = "") -> bytes:
@@ -116,8 +143,9 @@ def set_master(index: int, master: int) -> bytes:
 
 def port_hairpin(index: int) -> bytes:
     """Let a bridge port send frames back where they came from."""
-    return message(SETLINK, 0, _link(index, fam=socket.AF_BRIDGE)
-                   + attr(IFLA_PROTINFO | NESTED, attr(IFLA_BRPORT_MODE, b"\1")))
+    return message(
+        SETLINK, 0, _link(index, fam=socket.AF_BRIDGE) + attr(IFLA_PROTINFO | NESTED, attr(IFLA_BRPORT_MODE, b"\1"))
+    )
 
 
 def delete_link(index: int) -> bytes:
@@ -132,21 +160,39 @@ def get_link(index: int) -> bytes:
 
 
 def new_address(index: int, address: IPAddress, prefix: int) -> bytes:
-    """IPv6 without duplicate address detection: the lease already says that the address is ours, and DAD costs 1-2 s."""
+    """IPv6 without duplicate address detection: the lease already says that the address is ours, and DAD costs 1-2
+    s."""
     flags = u32(IFA_FLAGS, IFA_F_NODAD) if address.version == 6 else b""
-    return message(NEWADDR, NLM_CREATE | NLM_EXCL, struct.pack("=BBBBI", family(address), prefix, 0, 0, index)
-                   + attr(IFA_LOCAL, address.packed) + attr(IFA_ADDRESS, address.packed) + flags)
+    return message(
+        NEWADDR,
+        NLM_CREATE | NLM_EXCL,
+        struct.pack("=BBBBI", family(address), prefix, 0, 0, index)
+        + attr(IFA_LOCAL, address.packed)
+        + attr(IFA_ADDRESS, address.packed)
+        + flags,
+    )
 
 
-def new_route(index: int, dst: IPNetwork, *, via: IPAddress | None = None, source: IPAddress | None = None,
-              protocol: int = RTPROT_STATIC, mtu: int | None = None, advmss: int | None = None, priority: int | None = None,
-              table: int | None = None, scope: int | None = None) -> bytes:
+def new_route(
+    index: int,
+    dst: IPNetwork,
+    *,
+    via: IPAddress | None = None,
+    source: IPAddress | None = None,
+    protocol: int = RTPROT_STATIC,
+    mtu: int | None = None,
+    advmss: int | None = None,
+    priority: int | None = None,
+    table: int | None = None,
+    scope: int | None = None,
+) -> bytes:
     """A route over link `index`; without `via` a link-scope one, resolved on the link itself."""
     if scope is None:
         scope = RT_SCOPE_UNIVERSE if via or dst.version == 6 else RT_SCOPE_LINK
     table = table or RT_TABLE_MAIN
-    head = struct.pack("=BBBBBBBBI", family(dst), dst.prefixlen, 0, 0, table if table < 256 else 0, protocol, scope,
-                       RTN_UNICAST, 0)
+    head = struct.pack(
+        "=BBBBBBBBI", family(dst), dst.prefixlen, 0, 0, table if table < 256 else 0, protocol, scope, RTN_UNICAST, 0
+    )
     attrs = attr(RTA_DST, dst.network_address.packed) + u32(RTA_OIF, index)
     attrs += attr(RTA_GATEWAY, via.packed) if via else b""
     attrs += attr(RTA_PREFSRC, source.packed) if source else b""
@@ -166,8 +212,13 @@ def delete_route(index: int, dst: IPNetwork) -> bytes:
 
 def new_neighbour(index: int, address: IPAddress, mac: str) -> bytes:
     """A permanent entry: no ARP before the first packet, and the kernel's limit of neighbours does not count it."""
-    return message(NEWNEIGH, NLM_CREATE | NLM_REPLACE, _ENTRY.pack(family(address), index, NUD_PERMANENT, 0, 0)
-                   + attr(NDA_DST, address.packed) + attr(NDA_LLADDR, mac_bytes(mac)))
+    return message(
+        NEWNEIGH,
+        NLM_CREATE | NLM_REPLACE,
+        _ENTRY.pack(family(address), index, NUD_PERMANENT, 0, 0)
+        + attr(NDA_DST, address.packed)
+        + attr(NDA_LLADDR, mac_bytes(mac)),
+    )
 
 
 def delete_neighbour(index: int, address: IPAddress) -> bytes:
@@ -176,9 +227,11 @@ def delete_neighbour(index: int, address: IPAddress) -> bytes:
 
 def new_fdb(port: int, mac: str) -> bytes:
     """A static entry in the bridge's forwarding table, so that no frame for a quiet pod is flooded to all of them."""
-    return message(NEWNEIGH, NLM_CREATE | NLM_REPLACE,
-                   _ENTRY.pack(socket.AF_BRIDGE, port, NUD_NOARP, NTF_MASTER, 0)
-                   + attr(NDA_LLADDR, mac_bytes(mac)))
+    return message(
+        NEWNEIGH,
+        NLM_CREATE | NLM_REPLACE,
+        _ENTRY.pack(socket.AF_BRIDGE, port, NUD_NOARP, NTF_MASTER, 0) + attr(NDA_LLADDR, mac_bytes(mac)),
+    )
 
 
 def attributes(data: bytes) -> dict[int, bytes]:
@@ -188,7 +241,7 @@ def attributes(data: bytes) -> dict[int, bytes]:
         size, kind = _ATTR.unpack_from(data, at)
         if size < 4:
             break
-        found[kind & 0x3FFF] = data[at + 4:at + size]
+        found[kind & 0x3FFF] = data[at + 4 : at + size]
         at += (size + 3) & ~3
     return found
 
@@ -198,7 +251,7 @@ def find(data: bytes, wanted: int, at: int = 0) -> bytes:
     while at + 4 <= len(data):
         size, kind = _ATTR.unpack_from(data, at)
         if kind & 0x3FFF == wanted:
-            return data[at + 4:at + size]
+            return data[at + 4 : at + size]
         if size < 4:
             break
         at += (size + 3) & ~3
@@ -266,7 +319,9 @@ class Netlink:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -277,14 +332,21 @@ class Netlink:
         used, self._seq = self._seq, self._seq + count
         return used
 
-    def send(self, messages: Sequence[bytes], on_answer: Callable[[int, bytes], None] | None = None, *,
-             fine: Collection[int] = (), present: Callable[[int], bool] = lambda _: False) -> None:
-        """Send a batch and wait for its end. The kernel goes on after a refused message; the first refusal is raised then.
+    def send(
+        self,
+        messages: Sequence[bytes],
+        on_answer: Callable[[int, bytes], None] | None = None,
+        *,
+        fine: Collection[int] = (),
+        present: Callable[[int], bool] = lambda _: False,
+    ) -> None:
+        """Send a batch and wait for its end. The kernel goes on after a refused message; the first refusal is raised
+        then.
 
-        Only the last message is acknowledged, so that a batch is one system call there and one back: a refusal is always
-        told, and messages are worked on in their order. Answers to what was asked go to `on_answer(kind, body)`; where the last
-        message asks for a link, its answer is the end. Refusals with an errno of `fine` do not count, nor that something exists
-        where `present` says so of a message's position. Raises NetlinkError.
+        Only the last message is acknowledged, so that a batch is one system call there and one back: a refusal is
+        always told, and messages are worked on in their order. Answers to what was asked go to `on_answer(kind, body)`;
+        where the last message asks for a link, its answer is the end. Refusals with an errno of `fine` do not count,
+        nor that something exists where `present` says so of a message's position. Raises NetlinkError.
         """
         if not messages:
             return
@@ -306,8 +368,11 @@ class Netlink:
                 if kind == NLMSG_ERROR:
                     over = over or seq == self._seq
                     refused = _refusal(body, flags, seq - first)
-                    if refused and refused.errno not in fine and not (
-                            refused.errno == errno.EEXIST and present(refused.position)):
+                    if (
+                        refused
+                        and refused.errno not in fine
+                        and not (refused.errno == errno.EEXIST and present(refused.position))
+                    ):
                         failed = failed or refused
                 else:
                     over = over or (asked and seq == self._seq)
@@ -323,7 +388,8 @@ class Netlink:
         return answers
 
     def dump(self, kind: int, on_answer: Callable[[int, bytes], None]) -> bool:
-        """Every link (GETLINK) or address (GETADDR) of the namespace, one `on_answer(kind, body)` each. Raises NetlinkError.
+        """Every link (GETLINK) or address (GETADDR) of the namespace, one `on_answer(kind, body)` each. Raises
+        NetlinkError.
 
         Returns whether it is whole: where others came or went meanwhile, a kernel may leave out one that stayed.
         """
@@ -346,7 +412,7 @@ class Netlink:
         data, at, frames = self.sock.recv(1 << 16), 0, []
         while at + 16 <= len(data):
             size, kind, flags, seq, _ = _HEAD.unpack_from(data, at)
-            frames.append((kind, flags, seq, data[at + 16:at + size]))
+            frames.append((kind, flags, seq, data[at + 16 : at + size]))
             at += (size + 3) & ~3
         return frames
 
@@ -363,7 +429,8 @@ class Netlink:
 
 
 def _refusal(body: bytes, flags: int, position: int) -> NetlinkError | None:
-    """nlmsgerr: errno, the request's header (its payload too unless capped), then attributes of which 1 is a message."""
+    """nlmsgerr: errno, the request's header (its payload too unless capped), then attributes of which 1 is a
+    message."""
     if body[:4] == bytes(4):
         return None
     code = -struct.unpack_from("=i", body)[0]

@@ -1,7 +1,7 @@
 """Bridges besides that of the node's pods: each is what a conflist that names one says, made when its first pod comes.
 
-What they are is kept beside the leases, so that a restart finds their pods' gateways and masquerading again. A bridge stays
-when its last pod goes.
+What they are is kept beside the leases, so that a restart finds their pods' gateways and masquerading again. A bridge
+stays when its last pod goes.
 """
 
 from __future__ import annotations
@@ -31,26 +31,46 @@ class Network:
     native: frozenset[str] | None = None
 
     def rules(self) -> OtherNet:
-        return OtherNet(self.net.bridge, tuple(str(r.subnet) for ranges in self.net.ranges for r in ranges), self.native)
+        return OtherNet(
+            self.net.bridge, tuple(str(r.subnet) for ranges in self.net.ranges for r in ranges), self.native
+        )
 
     def to_json(self) -> dict[str, object]:
-        sets = [[{"subnet": str(r.subnet), "rangeStart": str(r.start), "rangeEnd": str(r.end), "gateway": str(r.gateway)}
-                 for r in ranges] for ranges in self.net.ranges]
-        return {"bridge": self.net.bridge, "ranges": sets, "mtu": self.net.mtu, "routed": self.net.routed,
-                "isGateway": self.net.is_gateway, "native": None if self.native is None else sorted(self.native)}
+        sets = [
+            [
+                {"subnet": str(r.subnet), "rangeStart": str(r.start), "rangeEnd": str(r.end), "gateway": str(r.gateway)}
+                for r in ranges
+            ]
+            for ranges in self.net.ranges
+        ]
+        return {
+            "bridge": self.net.bridge,
+            "ranges": sets,
+            "mtu": self.net.mtu,
+            "routed": self.net.routed,
+            "isGateway": self.net.is_gateway,
+            "native": None if self.native is None else sorted(self.native),
+        }
 
 
 def asked(conf: NetConf, mtu: int) -> Network:
     """What the configuration wants. Raises CNIError, code 7."""
     if conf.bridge in (*TUNNELS.values(), "all", "default"):
-        raise CNIError(ErrorCode.INVALID_CONFIG, f"network configuration: bridge {conf.bridge} has another meaning on a node",
-                       "call it something else")
+        raise CNIError(
+            ErrorCode.INVALID_CONFIG,
+            f"network configuration: bridge {conf.bridge} has another meaning on a node",
+            "call it something else",
+        )
     if not conf.ranges:
-        raise CNIError(ErrorCode.INVALID_CONFIG,
-                       f"network configuration: ipam.ranges is missing, and the bridge {conf.bridge} has none",
-                       "name its addresses there: the node's podCIDRs belong to the node's own bridge")
+        raise CNIError(
+            ErrorCode.INVALID_CONFIG,
+            f"network configuration: ipam.ranges is missing, and the bridge {conf.bridge} has none",
+            "name its addresses there: the node's podCIDRs belong to the node's own bridge",
+        )
     native = frozenset(conf.native) if conf.ip_masq else None
-    return Network(NodeNet(conf.ranges, conf.mtu or mtu, conf.bridge, routed=conf.routed, is_gateway=conf.is_gateway), native)
+    return Network(
+        NodeNet(conf.ranges, conf.mtu or mtu, conf.bridge, routed=conf.routed, is_gateway=conf.is_gateway), native
+    )
 
 
 def clash(new: Network, ranges: tuple[RangeSet, ...], bridge: str) -> None:
@@ -58,16 +78,26 @@ def clash(new: Network, ranges: tuple[RangeSet, ...], bridge: str) -> None:
     for mine in (r.subnet for s in new.net.ranges for r in s):
         for theirs in (r.subnet for s in ranges for r in s):
             if mine.version == theirs.version and mine.overlaps(theirs):
-                raise CNIError(ErrorCode.INVALID_CONFIG, f"network configuration: ipam.ranges: {mine} of the bridge "
-                               f"{new.net.bridge} lies over {theirs} of {bridge}", "give each bridge addresses of its own")
+                raise CNIError(
+                    ErrorCode.INVALID_CONFIG,
+                    f"network configuration: ipam.ranges: {mine} of the bridge "
+                    f"{new.net.bridge} lies over {theirs} of {bridge}",
+                    "give each bridge addresses of its own",
+                )
 
 
 class Networks:
-    """make: puts a network into the kernel. changed: is told all of them. foreign: why the node has no place for one that
-    is new or has changed. end: takes a bridge away, or says no because pods are on it. For many threads."""
+    """make: puts a network into the kernel. changed: is told all of them. foreign: why the node has no place for one
+    that is new or has changed. end: takes a bridge away, or says no because pods are on it. For many threads."""
 
-    def __init__(self, directory: Path, make: Callable[[NodeNet], object], changed: Callable[[tuple[OtherNet, ...]], None],
-                 foreign: Callable[[NodeNet], str] = lambda _: "", end: Callable[[str], bool] = lambda _: False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        make: Callable[[NodeNet], object],
+        changed: Callable[[tuple[OtherNet, ...]], None],
+        foreign: Callable[[NodeNet], str] = lambda _: "",
+        end: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self.directory, self._make, self._changed, self._foreign, self._end = directory, make, changed, foreign, end
         self._lock = threading.Lock()
         self.known: dict[str, Network] = {}
@@ -78,8 +108,13 @@ class Networks:
             try:
                 raw = json.loads(file.read_text())
                 native = None if raw["native"] is None else frozenset(str(ip_network(c)) for c in raw["native"])
-                net = NodeNet(range_sets(raw["ranges"], "ranges"), int(raw["mtu"]), str(raw["bridge"]),
-                              routed=bool(raw["routed"]), is_gateway=bool(raw["isGateway"]))
+                net = NodeNet(
+                    range_sets(raw["ranges"], "ranges"),
+                    int(raw["mtu"]),
+                    str(raw["bridge"]),
+                    routed=bool(raw["routed"]),
+                    is_gateway=bool(raw["isGateway"]),
+                )
             except (OSError, ValueError, LookupError, TypeError, RecursionError, CNIError):
                 continue
             self.known[net.bridge] = Network(net, native)
@@ -88,7 +123,8 @@ class Networks:
         return tuple(self.known[bridge].rules() for bridge in sorted(self.known))
 
     def ensure(self) -> list[str]:
-        """Make all of them again where somebody took them away. Returns what the kernel refused; that stops no other."""
+        """Make all of them again where somebody took them away. Returns what the kernel refused; that stops no
+        other."""
         refused = []
         for network in list(self.known.values()):
             try:
@@ -107,9 +143,12 @@ class Networks:
                 clash(want, main.ranges, main.bridge)
             self._make_room(want)
             if not self._as_before(want.net) and (why := self._foreign(want.net)):
-                raise CNIError(ErrorCode.INVALID_CONFIG, f"network configuration: bridge {conf.bridge}: {why}",
-                               "name one that does not exist, it is made when its first pod comes; with addresses that the "
-                               "node does not know yet")
+                raise CNIError(
+                    ErrorCode.INVALID_CONFIG,
+                    f"network configuration: bridge {conf.bridge}: {why}",
+                    "name one that does not exist, it is made when its first pod comes; with addresses that the "
+                    "node does not know yet",
+                )
             self._make(want.net)
             self._write(want)
             self.known[conf.bridge] = want
@@ -117,7 +156,8 @@ class Networks:
         return want.net
 
     def _make_room(self, want: Network) -> None:
-        """An edited conflist may give the addresses of a bridge to another one; what nobody uses any more is no obstacle."""
+        """An edited conflist may give the addresses of a bridge to another one; what nobody uses any more is no
+        obstacle."""
         for other in [network.net for network in self.known.values() if network.net.bridge != want.net.bridge]:
             try:
                 clash(want, other.ranges, other.bridge)
@@ -140,6 +180,8 @@ class Networks:
             fresh.write_text(json.dumps(network.to_json()) + "\n")
             fresh.replace(self.directory / f"{network.net.bridge}.json")
         except OSError as err:
-            raise CNIError(ErrorCode.IO_FAILURE,
-                           f"the network {self.directory}/{network.net.bridge}.json cannot be written: {err.strerror}",
-                           "make room, or make the directory writable for the wiring agent") from err
+            raise CNIError(
+                ErrorCode.IO_FAILURE,
+                f"the network {self.directory}/{network.net.bridge}.json cannot be written: {err.strerror}",
+                "make room, or make the directory writable for the wiring agent",
+            ) from err

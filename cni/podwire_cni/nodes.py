@@ -1,7 +1,7 @@
 """Applies overlay.py to the kernel: routes, and the ends of tunnels with their neighbours and forwarding entries.
 
-Cold path: pyroute2, read first and write only what differs. Only routes that carry our protocol number, and links that have
-our names, are ever changed or deleted.
+Cold path: pyroute2, read first and write only what differs. Only routes that carry our protocol number, and links that
+have our names, are ever changed or deleted.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ ONLINK, NOARP, PERMANENT, NODAD = 4, 0x40, 0x80, 0x02
 
 
 def near(addresses: Iterable[IPAddress]) -> tuple[frozenset[IPAddress], frozenset[IPAddress]]:
-    """(those that this node reaches without a router in between, those that it has no way to at all now). Our own tunnels do
-    not count as ways to nodes."""
+    """(those that this node reaches without a router in between, those that it has no way to at all now). Our own
+    tunnels do not count as ways to nodes."""
     found, lost = set(), set()
     with IPRoute() as ipr:
         for address in addresses:
@@ -69,11 +69,19 @@ def sync(wires: Wires, ends: Sequence[Tunnel] = ()) -> tuple[list[str], list[str
             done.append(f"removed {dst} via {hop}")
         for dst, hop in put.items():
             try:
-                ipr.route("replace", dst=str(dst), gateway=str(hop.via), proto=routes.PROTOCOL, table=MAIN,
-                          **_through(hop, index, made, dst))
+                ipr.route(
+                    "replace",
+                    dst=str(dst),
+                    gateway=str(hop.via),
+                    proto=routes.PROTOCOL,
+                    table=MAIN,
+                    **_through(hop, index, made, dst),
+                )
                 done.append(f"{dst} via {hop}")
             except NetlinkError as err:
-                refused.append(f"{dst} via {hop}: {err} (without a shared link a tunnel is needed: --encapsulation auto)")
+                refused.append(
+                    f"{dst} via {hop}: {err} (without a shared link a tunnel is needed: --encapsulation auto)"
+                )
         for number, link in there.items():
             if link not in made:
                 ipr.link("del", index=number)
@@ -101,8 +109,17 @@ def _end(ipr: IPRoute, end: Tunnel, done: list[str]) -> int:
         local = {"vxlan_local" if version == 4 else "vxlan_local6": str(end.local)} if end.local else {}
         if version == 6 and end.local is None:
             local = {"vxlan_group6": "::"}  # says that packets are IPv6
-        ipr.link("add", ifname=end.link, kind="vxlan", address=end.mac, mtu=end.mtu, vxlan_id=end.vni, vxlan_port=end.port,
-                 vxlan_learning=False, **local)
+        ipr.link(
+            "add",
+            ifname=end.link,
+            kind="vxlan",
+            address=end.mac,
+            mtu=end.mtu,
+            vxlan_id=end.vni,
+            vxlan_port=end.port,
+            vxlan_learning=False,
+            **local,
+        )
         done.append(f"tunnel {end.link} made, VNI {end.vni}, from {end.local or 'any address'}")
         found = ipr.get_links(ifname=end.link)
         # No router is asked for, and no multicast group joined, where there is nobody to hear it.
@@ -127,7 +144,11 @@ def _same(link: Any, end: Tunnel, version: int) -> bool:
         return False
     local = data.get("IFLA_VXLAN_LOCAL" if version == 4 else "IFLA_VXLAN_LOCAL6")
     return (link.get("IFLA_ADDRESS"), data.get("IFLA_VXLAN_ID"), data.get("IFLA_VXLAN_PORT"), local) == (
-        end.mac, end.vni, end.port, None if end.local is None else str(end.local))
+        end.mac,
+        end.vni,
+        end.port,
+        None if end.local is None else str(end.local),
+    )
 
 
 def _addresses(ipr: IPRoute, index: int, end: Tunnel, done: list[str]) -> None:
@@ -135,8 +156,13 @@ def _addresses(ipr: IPRoute, index: int, end: Tunnel, done: list[str]) -> None:
     there = {a for a in there if not a.is_link_local}
     want = {host_route(gateway) for gateway in end.gateways}
     for address in want - there:
-        ipr.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen,
-                 **({"flags": NODAD} if address.version == 6 else {}))
+        ipr.addr(
+            "add",
+            index=index,
+            address=str(address.ip),
+            prefixlen=address.network.prefixlen,
+            **({"flags": NODAD} if address.version == 6 else {}),
+        )
         done.append(f"{address} on {end.link}")
     for address in there - want:
         ipr.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)

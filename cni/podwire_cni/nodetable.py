@@ -1,16 +1,17 @@
 """The node's nft tables `podwire-cni`: all that the kernel's packet filter does for pods besides Services.
 
-Rules are fixed; a pod is elements of sets and maps and nothing else, so that an ADD or DEL touches no rule. The table is
-replaced in one commit, and connections that are already translated go on as conntrack knows them.
+Rules are fixed; a pod is elements of sets and maps and nothing else, so that an ADD or DEL touches no rule. The table
+is replaced in one commit, and connections that are already translated go on as conntrack knows them.
 
     bridge       spoofing     a pod sends from its own MAC and addresses
     ip           loopback     before conntrack: pods do not reach the node's 127.0.0.0/8
     ip, ip6      hostports    prerouting and output: a port of the node leads to a pod
-                 postrouting  pods to the world outside leave with the node's address; inside the cluster they keep theirs
+                 postrouting  pods to the world outside leave with the node's address; inside the cluster they keep
+                 theirs
 
-Spoofing is judged on the bridge because only there the port is known that a frame came in by, and because a frame to the MAC
-of a neighbour passes nothing else. The port flags `locked` and `isolated` would be cheaper, but with br_netfilter a
-Service's packet to a pod of the same node goes from port to port, and `isolated` drops it.
+Spoofing is judged on the bridge because only there the port is known that a frame came in by, and because a frame to
+the MAC of a neighbour passes nothing else. The port flags `locked` and `isolated` would be cheaper, but with
+br_netfilter a Service's packet to a pod of the same node goes from port to port, and `isolated` drops it.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class OtherNet:
 
 @dataclass(frozen=True, slots=True)
 class NodeRules:
-    """What the tables say about the node. pod_cidrs: its own. native: what pods reach with their own address (CIDRs of the
-    cluster, /32s of nodes); None: no masquerading at all."""
+    """What the tables say about the node. pod_cidrs: its own. native: what pods reach with their own address (CIDRs of
+    the cluster, /32s of nodes); None: no masquerading at all."""
 
     pod_cidrs: tuple[str, ...]
     native: frozenset[str] | None
@@ -92,9 +93,11 @@ class Sets:
 @functools.cache
 def sets_of(family: Family) -> Sets:
     table, kind, port = nft.Table(family, TABLE), _TYPE[family], ("inet_proto", "inet_service")
-    return Sets(nft.Set(table, "hostports", port, (kind, "inet_service")),
-                nft.Set(table, "hostports-on", (kind, *port), (kind, "inet_service")),
-                nft.Set(table, "hairpin", (kind, kind)))
+    return Sets(
+        nft.Set(table, "hostports", port, (kind, "inet_service")),
+        nft.Set(table, "hostports-on", (kind, *port), (kind, "inet_service")),
+        nft.Set(table, "hairpin", (kind, kind)),
+    )
 
 
 BRIDGE_TABLE = nft.Table("bridge", TABLE)
@@ -129,12 +132,14 @@ def elements(pod: PodRules) -> Iterator[nft.Elements]:
                 somewhere[nft.key(asked.host_ip.packed, *dialled)] = target
         if anywhere or somewhere:
             yield nft.Elements(sets.hairpin, {nft.key(address.packed, address.packed): None})
-        yield from (e for e in (nft.Elements(sets.hostports, anywhere), nft.Elements(sets.hostports_on, somewhere)) if e.items)
+        yield from (
+            e for e in (nft.Elements(sets.hostports, anywhere), nft.Elements(sets.hostports_on, somewhere)) if e.items
+        )
 
 
 def change(pod: PodRules, *, remove: bool = False) -> nft.Transaction:
-    """Adds `elements` of a pod, or takes them away. Adding them first makes it no error that one is missing, and an error
-    that a key now leads somewhere else: then it is somebody else's."""
+    """Adds `elements` of a pod, or takes them away. Adding them first makes it no error that one is missing, and an
+    error that a key now leads somewhere else: then it is somebody else's."""
     parts = list(elements(pod))
     made = nft.Transaction().add(*parts)
     return made.delete(*parts) if remove else made
@@ -189,38 +194,96 @@ def _spoofing() -> Iterator[nft.Chain | nft.Rule]:
     chain = nft.Chain(BRIDGE_TABLE, "spoofing", hook="prerouting", priority=RAW)
     behind = _R0 + 4  # the register behind the port's name
     yield chain
-    yield nft.Rule(chain, (nft.Meta("iifname"), nft.Lookup("ports", invert=True), nft.accept()), comment="not from a pod")
-    yield nft.Rule(chain, (nft.Meta("iifname"), nft.Payload("link", 6, 6, dreg=behind), nft.Lookup("macs", invert=True),
-                           nft.Counter(), nft.drop()), comment="a pod sends from a MAC that is not its own")
+    yield nft.Rule(
+        chain, (nft.Meta("iifname"), nft.Lookup("ports", invert=True), nft.accept()), comment="not from a pod"
+    )
+    yield nft.Rule(
+        chain,
+        (
+            nft.Meta("iifname"),
+            nft.Payload("link", 6, 6, dreg=behind),
+            nft.Lookup("macs", invert=True),
+            nft.Counter(),
+            nft.drop(),
+        ),
+        comment="a pod sends from a MAC that is not its own",
+    )
     six = (nft.Meta("protocol"), nft.Cmp(b"\x86\xdd"))
     icmp6 = (*six, nft.Meta("l4proto"), nft.Cmp(b"\x3a"), nft.Payload("transport", 0, 1))
-    # A link-local source is anybody's, and what these say is believed for it: a default route, for pods and the node alike.
+    # A link-local source is anybody's, and what these say is believed for it: a default route, for pods and the node
+    # alike.
     for kind, name in ((b"\x86", "a router"), (b"\x89", "a router that redirects")):
-        yield nft.Rule(chain, (*icmp6, nft.Cmp(kind), nft.Counter(), nft.drop()), comment=f"a pod says that it is {name}")
+        yield nft.Rule(
+            chain, (*icmp6, nft.Cmp(kind), nft.Counter(), nft.drop()), comment=f"a pod says that it is {name}"
+        )
     target = (nft.Payload("transport", 8, 16), nft.Bitwise(b"\xff\xc0" + bytes(14), bytes(16)))
-    yield nft.Rule(chain, (*icmp6, nft.Cmp(b"\x88"), *target, nft.Cmp(b"\xfe\x80" + bytes(14), "!="), nft.Meta("iifname"),
-                           nft.Payload("transport", 8, 16, dreg=behind), nft.Lookup("senders-ip6", invert=True),
-                           nft.Counter(), nft.drop()), comment="a pod says that it has an address that is not its own")
+    yield nft.Rule(
+        chain,
+        (
+            *icmp6,
+            nft.Cmp(b"\x88"),
+            *target,
+            nft.Cmp(b"\xfe\x80" + bytes(14), "!="),
+            nft.Meta("iifname"),
+            nft.Payload("transport", 8, 16, dreg=behind),
+            nft.Lookup("senders-ip6", invert=True),
+            nft.Counter(),
+            nft.drop(),
+        ),
+        comment="a pod says that it has an address that is not its own",
+    )
     # IPv4's source, and what an ARP packet says its sender's address is
-    for kind, at, name in ((b"\x08\x00", 12, "senders-ip"), (b"\x08\x06", 14, "senders-ip"), (b"\x86\xdd", 8, "senders-ip6")):
-        yield nft.Rule(chain, (nft.Meta("protocol"), nft.Cmp(kind), nft.Meta("iifname"),
-                               nft.Payload("network", at, 4 if name == "senders-ip" else 16, dreg=behind), nft.Lookup(name),
-                               nft.accept()), comment=f"{'ARP from' if at == 14 else 'from'} its own address")
+    for kind, at, name in (
+        (b"\x08\x00", 12, "senders-ip"),
+        (b"\x08\x06", 14, "senders-ip"),
+        (b"\x86\xdd", 8, "senders-ip6"),
+    ):
+        yield nft.Rule(
+            chain,
+            (
+                nft.Meta("protocol"),
+                nft.Cmp(kind),
+                nft.Meta("iifname"),
+                nft.Payload("network", at, 4 if name == "senders-ip" else 16, dreg=behind),
+                nft.Lookup(name),
+                nft.accept(),
+            ),
+            comment=f"{'ARP from' if at == 14 else 'from'} its own address",
+        )
     # Neighbour discovery and the like; no router forwards these sources.
-    yield nft.Rule(chain, (*six, nft.Payload("network", 8, 16), nft.Bitwise(b"\xff\xc0" + bytes(14), bytes(16)),
-                           nft.Cmp(b"\xfe\x80" + bytes(14)), nft.accept()), comment="from a link-local address")
+    yield nft.Rule(
+        chain,
+        (
+            *six,
+            nft.Payload("network", 8, 16),
+            nft.Bitwise(b"\xff\xc0" + bytes(14), bytes(16)),
+            nft.Cmp(b"\xfe\x80" + bytes(14)),
+            nft.accept(),
+        ),
+        comment="from a link-local address",
+    )
     yield nft.Rule(chain, (*six, nft.Payload("network", 8, 16), nft.Cmp(bytes(16)), nft.accept()), comment="from ::")
     yield nft.Rule(chain, (nft.Counter(), nft.drop()), comment="a pod sends from an address that is not its own")
 
 
 def _loopback(table: nft.Table, node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
-    """route_localnet is on where a hostPort serves 127.0.0.1; without this rule it would open the node's own to pods."""
+    """route_localnet is on where a hostPort serves 127.0.0.1; without this rule it would open the node's own to
+    pods."""
     if table.family == "ip":
         chain = nft.Chain(table, "loopback", hook="prerouting", priority=RAW)
         yield chain
         for bridge in (node.bridge, *(net.bridge for net in node.others)):
-            yield nft.Rule(chain, (*_named("iifname", bridge), nft.Payload("network", 16, 1), nft.Cmp(b"\x7f"), nft.Counter(),
-                                   nft.drop()), comment="a pod sends to the node's 127.0.0.0/8")
+            yield nft.Rule(
+                chain,
+                (
+                    *_named("iifname", bridge),
+                    nft.Payload("network", 16, 1),
+                    nft.Cmp(b"\x7f"),
+                    nft.Counter(),
+                    nft.drop(),
+                ),
+                comment="a pod sends to the node's 127.0.0.0/8",
+            )
 
 
 def _hostports(table: nft.Table) -> Iterator[nft.Chain | nft.Rule]:
@@ -230,10 +293,16 @@ def _hostports(table: nft.Table) -> Iterator[nft.Chain | nft.Rule]:
     yield target
     dialled = (nft.Meta("l4proto", dreg=_R0 + words), nft.Payload("transport", 2, 2, dreg=_R0 + words + 1))
     to = nft.Dnat(family, _R0, _R0 + words)
-    yield nft.Rule(target, (nft.Payload("network", _DADDR_AT[family], _SIZE[family]), *dialled,
-                            nft.Lookup("hostports-on", dreg=_R0), to), comment="hostPorts of one address")
-    yield nft.Rule(target, (nft.Meta("l4proto"), nft.Payload("transport", 2, 2, dreg=_R0 + 1),
-                            nft.Lookup("hostports", dreg=_R0), to), comment="hostPorts of every address")
+    yield nft.Rule(
+        target,
+        (nft.Payload("network", _DADDR_AT[family], _SIZE[family]), *dialled, nft.Lookup("hostports-on", dreg=_R0), to),
+        comment="hostPorts of one address",
+    )
+    yield nft.Rule(
+        target,
+        (nft.Meta("l4proto"), nft.Payload("transport", 2, 2, dreg=_R0 + 1), nft.Lookup("hostports", dreg=_R0), to),
+        comment="hostPorts of every address",
+    )
     local = (nft.FibType("daddr"), nft.Cmp(nft.host32(2)))
     into = nft.Chain(table, "prerouting", hook="prerouting", type="nat", priority=DSTNAT)
     own = nft.Chain(table, "output", hook="output", type="nat", priority=DSTNAT)
@@ -254,17 +323,29 @@ def _postrouting(table: nft.Table, node: NodeRules) -> Iterator[nft.Chain | nft.
     for bridge in (node.bridge, *(net.bridge for net in node.others)):
         there = _named("oifname", bridge)
         if family == "ip":
-            yield nft.Rule(chain, (*there, nft.Payload("network", 12, 1), nft.Cmp(b"\x7f"), nft.Masquerade()),
-                           comment="from 127.0.0.1 to a hostPort")
+            yield nft.Rule(
+                chain,
+                (*there, nft.Payload("network", 12, 1), nft.Cmp(b"\x7f"), nft.Masquerade()),
+                comment="from 127.0.0.1 to a hostPort",
+            )
         second = nft.Payload("network", _DADDR_AT[family], size, dreg=_R0 + size // 4)
-        yield nft.Rule(chain, (*there, source, second, nft.Lookup("hairpin"), nft.Masquerade()),
-                       comment="a pod to its own hostPort")
-    for suffix, net in (("", OtherNet(node.bridge, node.pod_cidrs, node.native)), *((f"-{n.bridge}", n) for n in node.others)):
+        yield nft.Rule(
+            chain,
+            (*there, source, second, nft.Lookup("hairpin"), nft.Masquerade()),
+            comment="a pod to its own hostPort",
+        )
+    for suffix, net in (
+        ("", OtherNet(node.bridge, node.pod_cidrs, node.native)),
+        *((f"-{n.bridge}", n) for n in node.others),
+    ):
         mine = [c for c in net.cidrs if _cidr_family(c) == family]
         if not mine or net.native is None:
             continue
         pods, local = (nft.Set(table, f"{name}{suffix}", (kind,), interval=True) for name in ("pods", "native"))
         reach = [*sorted(c for c in net.native if _cidr_family(c) == family), *mine, _MULTICAST[family]]
         yield from (pods, nft.Elements(pods, nft.intervals(mine)), local, nft.Elements(local, nft.intervals(reach)))
-        yield nft.Rule(chain, (source, nft.Lookup(pods.name), to, nft.Lookup(local.name, invert=True), nft.Masquerade()),
-                       comment="pods to the world outside the cluster")
+        yield nft.Rule(
+            chain,
+            (source, nft.Lookup(pods.name), to, nft.Lookup(local.name, invert=True), nft.Masquerade()),
+            comment="pods to the world outside the cluster",
+        )

@@ -1,4 +1,5 @@
-"""Images as OCI archives, made without a container engine. The same files give the same bytes: no times, no names of a builder.
+"""Images as OCI archives, made without a container engine. The same files give the same bytes: no times, no names of a
+builder.
 
 Pure: bytes in, bytes out. Source: OCI image specification 1.0 (image layout, manifest, configuration).
 """
@@ -14,13 +15,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le", "s390x": "s390x",
-            "riscv64": "riscv64"}
+MACHINES = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "arm",
+    "ppc64le": "ppc64le",
+    "s390x": "s390x",
+    "riscv64": "riscv64",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of an image. path: without leading "/". content None: a directory, or a link where `link` says to what."""
+    """One file of an image. path: without leading "/". content None: a directory, or a link where `link` says to
+    what."""
 
     path: str
     content: bytes | None = None
@@ -29,7 +37,8 @@ class Entry:
 
 
 def tar(entries: Iterable[Entry]) -> bytes:
-    """An uncompressed layer: entries in order of their paths (a directory before what is in it), owned by root, of time 0."""
+    """An uncompressed layer: entries in order of their paths (a directory before what is in it), owned by root, of time
+    0."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for entry in sorted(entries, key=lambda e: e.path):
@@ -54,9 +63,11 @@ def compressed(layer: bytes) -> bytes:
     return gzip.compress(layer, 6, mtime=0)
 
 
-def archive(layers: Sequence[bytes], config: Mapping[str, Any], machine: str, name: str, *, compress: bool = False) -> bytes:
-    """An image archive, for `ctr images import`. layers: tar files, the lowest first. config: the image's `config` object
-    (Entrypoint, Env ...). machine: as uname says it. name: REPOSITORY:TAG. compress: layers with gzip.
+def archive(
+    layers: Sequence[bytes], config: Mapping[str, Any], machine: str, name: str, *, compress: bool = False
+) -> bytes:
+    """An image archive, for `ctr images import`. layers: tar files, the lowest first. config: the image's `config`
+    object (Entrypoint, Env ...). machine: as uname says it. name: REPOSITORY:TAG. compress: layers with gzip.
 
     Raises ValueError for a machine without a name in OCI.
     """
@@ -71,14 +82,27 @@ def archive(layers: Sequence[bytes], config: Mapping[str, Any], machine: str, na
     def written(kind: str, body: dict[str, Any]) -> dict[str, Any]:
         return described(kind, json.dumps(body, separators=(",", ":")).encode())
 
-    rows = [described("layer.v1.tar+gzip", compressed(layer)) if compress else described("layer.v1.tar", layer)
-            for layer in layers]
-    made = written("config.v1+json", {
-        "architecture": MACHINES[machine], "os": "linux", "config": dict(config),
-        "rootfs": {"type": "layers", "diff_ids": [digest(layer) for layer in layers]}})
-    manifest = written("manifest.v1+json", {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-                                            "config": made, "layers": rows})
-    manifest["annotations"] = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rsplit(":", 1)[-1]}
+    rows = [
+        described("layer.v1.tar+gzip", compressed(layer)) if compress else described("layer.v1.tar", layer)
+        for layer in layers
+    ]
+    made = written(
+        "config.v1+json",
+        {
+            "architecture": MACHINES[machine],
+            "os": "linux",
+            "config": dict(config),
+            "rootfs": {"type": "layers", "diff_ids": [digest(layer) for layer in layers]},
+        },
+    )
+    manifest = written(
+        "manifest.v1+json",
+        {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": made, "layers": rows},
+    )
+    manifest["annotations"] = {
+        "io.containerd.image.name": name,
+        "org.opencontainers.image.ref.name": name.rsplit(":", 1)[-1],
+    }
     manifest["platform"] = {"architecture": MACHINES[machine], "os": "linux"}
     index = json.dumps({"schemaVersion": 2, "manifests": [manifest]}, separators=(",", ":")).encode()
     files = [Entry("oci-layout", b'{"imageLayoutVersion":"1.0.0"}', 0o644), Entry("index.json", index, 0o644)]

@@ -1,7 +1,7 @@
 """The single steps of wiring a pod, as data, and what undoes each.
 
-`place` says in which network namespace a step happens: the node's or the pod's. Undoing needs few steps, because a veth's
-end takes the pod's whole side (addresses, routes, neighbours) and the bridge port with it.
+`place` says in which network namespace a step happens: the node's or the pod's. Undoing needs few steps, because a
+veth's end takes the pod's whole side (addresses, routes, neighbours) and the bridge port with it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class AddForwarding(NamedTuple):
 
 
 class Announce(NamedTuple):
-    """Tell everybody on the link's network who has these addresses now: gratuitous ARP, unsolicited neighbour advertisement."""
+    """Tell everybody on the link's network who has these addresses now: gratuitous ARP, unsolicited neighbour
+    advertisement."""
 
     link: str
     mac: str
@@ -134,8 +135,23 @@ class DeleteRoute(NamedTuple):
     place: Place = "node"
 
 
-Op = (CreateVeth | SetUp | AddAddress | AddRoute | AddNeighbour | JoinBridge | AddForwarding | Announce | CreateIfb | LimitRate
-      | Redirect | EnableIPv6 | DeleteLink | DeleteNeighbour | DeleteRoute)
+Op = (
+    CreateVeth
+    | SetUp
+    | AddAddress
+    | AddRoute
+    | AddNeighbour
+    | JoinBridge
+    | AddForwarding
+    | Announce
+    | CreateIfb
+    | LimitRate
+    | Redirect
+    | EnableIPv6
+    | DeleteLink
+    | DeleteNeighbour
+    | DeleteRoute
+)
 
 
 def inverse(op: Op) -> Op | None:

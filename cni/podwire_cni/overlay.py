@@ -1,10 +1,10 @@
-"""How packets get to the pods of other nodes, decided for each of them: by its address where it is on our link ("host-gw"),
-through a VXLAN tunnel (RFC 7348) where a router lies between that knows nothing of pods.
+"""How packets get to the pods of other nodes, decided for each of them: by its address where it is on our link
+("host-gw"), through a VXLAN tunnel (RFC 7348) where a router lies between that knows nothing of pods.
 
-A tunnel is one interface for all peers: a route leads to the peer's gateway address "on the link" of the tunnel, a neighbour
-entry gives that the peer's MAC in the tunnel, a forwarding entry says which node has that MAC. All three are permanent and come
-from the Node objects, so nothing is flooded and nothing learned. The MAC is made of the Node's name: whoever knows the Node
-knows it, and it stays when the node comes back with another address.
+A tunnel is one interface for all peers: a route leads to the peer's gateway address "on the link" of the tunnel, a
+neighbour entry gives that the peer's MAC in the tunnel, a forwarding entry says which node has that MAC. All three are
+permanent and come from the Node objects, so nothing is flooded and nothing learned. The MAC is made of the Node's name:
+whoever knows the Node knows it, and it stays when the node comes back with another address.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class NextHop:
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """This node's end. local None: the kernel chooses the outer source address. gateways: the node's addresses inside."""
+    """This node's end. local None: the kernel chooses the outer source address. gateways: the node's addresses
+    inside."""
 
     link: str
     mac: str
@@ -80,8 +81,9 @@ class Wires:
         return max((OVERHEAD[version] for version in self.versions), default=0)
 
 
-def _hop(peer: Peer, cidr: IPNetwork, own: Sequence[IPAddress], near: Collection[IPAddress], mode: Encapsulation,
-         ) -> tuple[NextHop, IPAddress | None] | str:
+def _hop(
+    peer: Peer, cidr: IPNetwork, own: Sequence[IPAddress], near: Collection[IPAddress], mode: Encapsulation
+) -> tuple[NextHop, IPAddress | None] | str:
     """(next hop, the node at the tunnel's other end), or why there is none."""
     same = [a for a in peer.addresses if a.version == cidr.version]
     direct = next((a for a in same if a in near), None)
@@ -101,8 +103,11 @@ def _hop(peer: Peer, cidr: IPNetwork, own: Sequence[IPAddress], near: Collection
 
 def plan(cluster: Cluster, near: Collection[IPAddress], mode: Encapsulation = "auto") -> Wires:
     """near: the InternalIPs of peers that the kernel reaches without a router."""
-    routes, neighbours, forwarding = dict[IPNetwork, NextHop](), dict[tuple[str, IPAddress], str](), dict[
-        tuple[str, str], IPAddress]()
+    routes, neighbours, forwarding = (
+        dict[IPNetwork, NextHop](),
+        dict[tuple[str, IPAddress], str](),
+        dict[tuple[str, str], IPAddress](),
+    )
     problems = []
     for peer in cluster.peers:
         for cidr in peer.cidrs:
@@ -125,10 +130,16 @@ def changes(desired: Mapping[K, V], present: Mapping[K, V]) -> tuple[dict[K, V],
     return put, {key: value for key, value in present.items() if key not in desired}
 
 
-def tunnels(wires: Wires, node: str, uplink_mtu: int, own: Sequence[IPAddress], here: Collection[IPAddress],
-            gateways: tuple[IPAddress, ...]) -> tuple[Tunnel, ...]:
-    """The ends that this node needs. here: all addresses of this machine, for an InternalIP may be that of a translator in
-    front of it."""
+def tunnels(
+    wires: Wires,
+    node: str,
+    uplink_mtu: int,
+    own: Sequence[IPAddress],
+    here: Collection[IPAddress],
+    gateways: tuple[IPAddress, ...],
+) -> tuple[Tunnel, ...]:
+    """The ends that this node needs. here: all addresses of this machine, for an InternalIP may be that of a translator
+    in front of it."""
     made = []
     for version in sorted(wires.versions):
         local = next((a for a in own if a.version == version and a in here), None)

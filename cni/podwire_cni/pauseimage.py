@@ -11,7 +11,8 @@ NAME = "podwire.io/pause:latest"
 
 
 def build(program: bytes, machine: str, name: str = NAME) -> bytes:
-    """The archive. program: a static executable for `machine` (as uname says it: x86_64, aarch64 ...); name: REPOSITORY:TAG.
+    """The archive. program: a static executable for `machine` (as uname says it: x86_64, aarch64 ...); name:
+    REPOSITORY:TAG.
 
     Raises ValueError where it is none, or the machine has no name in OCI.
     """

@@ -1,8 +1,8 @@
 """What one ADD does, and what CHECK expects to find: pure functions from addresses to steps and results.
 
-The pod has its address with a full-length prefix (/32, /128), a link route to the gateway (the bridge's own address) and a
-default route by it. So every packet of a pod, also to the pod next door, is routed by the node and passes its NAT: replies
-of a Service are translated back whether or not the bridge calls netfilter (br_netfilter).
+The pod has its address with a full-length prefix (/32, /128), a link route to the gateway (the bridge's own address)
+and a default route by it. So every packet of a pod, also to the pod next door, is routed by the node and passes its
+NAT: replies of a Service are translated back whether or not the bridge calls netfilter (br_netfilter).
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ from .types import (
 
 def mac_for(address: IPAddress, side: int = 0x58) -> str:
     """A MAC made of the address, so that an address that comes back in another pod has the MAC it always had: no peer's
-    neighbour table can be stale. 0a: is a locally administered unicast address; side 0x59 is the node's end of the veth."""
+    neighbour table can be stale. 0a: is a locally administered unicast address; side 0x59 is the node's end of the
+    veth."""
     return f"0a:{side:02x}:{address.packed[-4:].hex(':')}"
 
 
@@ -78,8 +79,8 @@ def host_route(address: IPAddress) -> IPInterface:
 class NodeNet:
     """What pods of this node are wired to. `ranges`: a range set per IP family, from the node's podCIDRs.
 
-    mac: the bridge's, "" for one made of the first gateway; pods know it for as long as they live. gateways and bridge_mac
-    follow from the rest.
+    mac: the bridge's, "" for one made of the first gateway; pods know it for as long as they live. gateways and
+    bridge_mac follow from the rest.
     """
 
     ranges: tuple[RangeSet, ...]
@@ -123,7 +124,8 @@ class Plan:
 
 
 def alias_of(call: Call) -> str:
-    """What `ip link` says about the node's end: whose it is. The kernel takes 255 bytes; a pod's names may be longer."""
+    """What `ip link` says about the node's end: whose it is. The kernel takes 255 bytes; a pod's names may be
+    longer."""
     text = f"{call.pod or call.attachment.container_id} {call.attachment.ifname}"
     return text.encode(errors="replace")[:LONGEST_ALIAS].decode(errors="ignore")
 
@@ -139,19 +141,23 @@ def default_route(address: IPAddress) -> IPNetwork:
 
 
 def _routes(conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> tuple[Route, ...]:
-    """The configuration's routes, each by the gateway of its family where it names none; else a default route a family."""
+    """The configuration's routes, each by the gateway of its family where it names none; else a default route a
+    family."""
     gateways: dict[int, IPAddress] = {}
     for address, home in addresses:
         gateways.setdefault(address.version, home.gateway)
     if conf.routes:
-        return tuple(r if r.gw or r.scope == LINK else replace(r, gw=gateways[r.dst.version])
-                     for r in conf.routes if r.dst.version in gateways)
+        return tuple(
+            r if r.gw or r.scope == LINK else replace(r, gw=gateways[r.dst.version])
+            for r in conf.routes
+            if r.dst.version in gateways
+        )
     return tuple(Route(default_route(gw), gw) for gw in gateways.values()) if node.is_gateway else ()
 
 
 def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> Plan:
-    """The steps of ADD. The pod's side comes up before the node's end joins the bridge: a port that joins with its carrier
-    on forwards at once, one that gets it later waits for the kernel's link watch."""
+    """The steps of ADD. The pod's side comes up before the node's end joins the bridge: a port that joins with its
+    carrier on forwards at once, one that gets it later waits for the kernel's link watch."""
     eth, host = call.attachment.ifname, host_veth(call.attachment)
     mac = conf.mac or mac_for(addresses[0][0])
     host_mac, mtu = mac_for(addresses[0][0], 0x59), conf.mtu or node.mtu
@@ -170,14 +176,18 @@ def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple
     ops += _limits(call.attachment, conf.bandwidth, mtu)
     if conf.mac or not node.routed:  # a MAC that the address did not have before, or neighbours that are not the node
         ops.append(Announce(eth, mac, tuple(address for address, _ in addresses)))
-    interfaces = (Interface(node.bridge, node.bridge_mac, node.mtu), Interface(host, host_mac, mtu),
-                  Interface(eth, mac, mtu, call.netns))
+    interfaces = (
+        Interface(node.bridge, node.bridge_mac, node.mtu),
+        Interface(host, host_mac, mtu),
+        Interface(eth, mac, mtu, call.netns),
+    )
     ips = tuple(IPConfig(node.on_pod(address, r), r.gateway if gateways else None, 2) for address, r in addresses)
     return Plan(tuple(ops), Result(interfaces, ips, routes, conf.dns))
 
 
 def rates(owner: Attachment, bandwidth: Bandwidth) -> dict[str, int]:
-    """link -> bytes a second of its token bucket. What the pod receives waits before the veth, what it sends behind it."""
+    """link -> bytes a second of its token bucket. What the pod receives waits before the veth, what it sends behind
+    it."""
     pairs = ((host_veth(owner), bandwidth.ingress), (ifb_of(owner), bandwidth.egress))
     return {link: limit.rate // 8 for link, limit in pairs if limit}
 
@@ -199,8 +209,12 @@ def _limits(owner: Attachment, bandwidth: Bandwidth, mtu: int) -> list[Op]:
 def repair_plan(owner: Attachment, mac: str, addresses: Sequence[IPAddress], bridge: str) -> tuple[Op, ...]:
     """The node's part of ADD again, for a pod whose own side is whole."""
     host = host_veth(owner)
-    return (SetUp(host, "node"), JoinBridge(host, bridge), AddForwarding(host, mac),
-            *(AddNeighbour(bridge, address, mac, "node") for address in addresses))
+    return (
+        SetUp(host, "node"),
+        JoinBridge(host, bridge),
+        AddForwarding(host, mac),
+        *(AddNeighbour(bridge, address, mac, "node") for address in addresses),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +259,19 @@ def differences(expected: Result, owner: Attachment, bridge: str, bandwidth: Ban
         found.append(f"{host} is not a port of {bridge}")
     elif not seen.host_link.up:
         found.append(f"{host} is down")
-    found += [f"{eth} lacks address {ip.address}" for ip in expected.ips
-              if ip.interface in (None, position) and ip.address not in seen.addresses]
-    found += [f"{link} is not limited to {rate} bytes a second" for link, rate in rates(owner, bandwidth).items()
-              if (link, min(rate, FASTEST)) not in seen.rates]
-    found += [f"the pod lacks the route to {r.dst} by {r.gw}" for r in expected.routes
-              if (r.dst, r.gw) not in seen.routes and r.dst not in seen.elsewhere]
+    found += [
+        f"{eth} lacks address {ip.address}"
+        for ip in expected.ips
+        if ip.interface in (None, position) and ip.address not in seen.addresses
+    ]
+    found += [
+        f"{link} is not limited to {rate} bytes a second"
+        for link, rate in rates(owner, bandwidth).items()
+        if (link, min(rate, FASTEST)) not in seen.rates
+    ]
+    found += [
+        f"the pod lacks the route to {r.dst} by {r.gw}"
+        for r in expected.routes
+        if (r.dst, r.gw) not in seen.routes and r.dst not in seen.elsewhere
+    ]
     return found

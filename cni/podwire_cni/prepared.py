@@ -1,7 +1,8 @@
-"""The plan of one ADD, and for plain pods what was made of the plan of one like it: most pods of a node differ in little.
+"""The plan of one ADD, and for plain pods what was made of the plan of one like it: most pods of a node differ in
+little.
 
-A plain pod has what the node gives to each: no routes, MAC or bandwidth of its own. Everything else goes by plan.add_plan
-alone; it is also what says which step it was when the kernel refuses one.
+A plain pod has what the node gives to each: no routes, MAC or bandwidth of its own. Everything else goes by
+plan.add_plan alone; it is also what says which step it was when the kernel refuses one.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ ALIAS = 32  # bytes; the kernel ends an alias at its first NUL
 
 
 class Prepared(NamedTuple):
-    """For all pods of one kind: the program of their wiring, how many messages of it go to the node's socket, and what is
-    printed in the end."""
+    """For all pods of one kind: the program of their wiring, how many messages of it go to the node's socket, and what
+    is printed in the end."""
 
     program: Template
     messages: int
@@ -114,9 +115,14 @@ def _example(ifname: str, homes: Sequence[Range], room: int, which: int) -> Exam
 
 
 def _binary(pod: Example) -> list[bytes]:
-    """What differs in the program. MACs are made of addresses; the tail of an IPv6 address is a hole of its own for that."""
+    """What differs in the program. MACs are made of addresses; the tail of an IPv6 address is a hole of its own for
+    that."""
     alias = alias_of(pod.call).encode()
-    values = [host_veth(pod.call.attachment).encode(), alias.ljust(_room(alias), b"\0"), pod.pod_fd.to_bytes(4, sys.byteorder)]
+    values = [
+        host_veth(pod.call.attachment).encode(),
+        alias.ljust(_room(alias), b"\0"),
+        pod.pod_fd.to_bytes(4, sys.byteorder),
+    ]
     for address, _ in pod.addresses:
         packed = address.packed
         values += [packed] if len(packed) == 4 else [packed[:12], packed[12:]]

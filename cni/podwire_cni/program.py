@@ -1,5 +1,5 @@
-"""Steps as one program for native/wires.c, which describes the form: netlink messages of every batch, in order, and the places
-where the indices of links go that exist only once the batches before are done. Pure."""
+"""Steps as one program for native/wires.c, which describes the form: netlink messages of every batch, in order, and the
+places where the indices of links go that exist only once the batches before are done. Pure."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def batches(ops: Sequence[Op]) -> Iterator[tuple[Place, bool, list[Op]]]:
 
 
 def watched(batch: Sequence[Op]) -> list[str]:
-    """Links of the node that must carry packets when the batch is done. The bridge has no carrier, and a queue that drops all,
-    until the node's first pod is there."""
+    """Links of the node that must carry packets when the batch is done. The bridge has no carrier, and a queue that
+    drops all, until the node's first pod is there."""
     return [name for op in batch if isinstance(op, JoinBridge) for name in (op.link, op.bridge)]
 
 
@@ -53,20 +53,26 @@ def _record(kind: int, place: Place, body: bytes) -> bytes:
 
 
 def _messages(batch: Sequence[Op], watches: Sequence[str], index: _Slots, pod_fd: int) -> list[bytes]:
-    return [*(message for op in batch for message in encode(op, index, pod_fd)),
-            *(nl.get_link(index[name]) for name in watches)]
+    return [
+        *(message for op in batch for message in encode(op, index, pod_fd)),
+        *(nl.get_link(index[name]) for name in watches),
+    ]
 
 
 def program(ops: Sequence[Op], pod_fd: int) -> tuple[bytes, int]:
     """The program, and how many messages of it the node's socket sends. It ends with a look at the pod's links."""
     slots, known, records, count = dict[tuple[Place, str], int](), 0, list[bytes](), 0
-    steps: list[tuple[Place, Sequence[Op], list[str]]] = [(place, batch, watched(batch)) for place, _, batch in batches(ops)]
+    steps: list[tuple[Place, Sequence[Op], list[str]]] = [
+        (place, batch, watched(batch)) for place, _, batch in batches(ops)
+    ]
     steps.append(("pod", (), peers(ops)))
     for place, batch, watches in steps:
         one, other = ([*_messages(batch, watches, _Slots(place, mark, slots), pod_fd)] for mark in _MARKS)
         count += len(one) if place == "node" else 0
-        records += [_record(INDEX, where, struct.pack("=I16s", slot, name.encode()))
-                    for (where, name), slot in itertools.islice(slots.items(), known, None)]
+        records += [
+            _record(INDEX, where, struct.pack("=I16s", slot, name.encode()))
+            for (where, name), slot in itertools.islice(slots.items(), known, None)
+        ]
         known = len(slots)
         patches = [_PATCH.pack(at, slot) for at, slot in _places(b"".join(one), b"".join(other), known)]
         records.append(_record(BATCH, place, struct.pack("=I", len(patches)) + b"".join(patches) + b"".join(one)))
@@ -76,7 +82,7 @@ def program(ops: Sequence[Op], pod_fd: int) -> tuple[bytes, int]:
 def _places(one: bytes, other: bytes, slots: int) -> Iterator[tuple[int, int]]:
     """(offset, slot) of every index in a batch that was encoded with both sets of marks."""
     for at in range(0, len(one) - 3, 4):  # netlink aligns all numbers
-        if one[at:at + 4] != other[at:at + 4]:
+        if one[at : at + 4] != other[at : at + 4]:
             slot = struct.unpack_from("=I", one, at)[0] - _MARKS[0]
             assert 0 <= slot < slots, "only indices differ"
             yield at, slot

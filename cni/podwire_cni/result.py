@@ -1,8 +1,8 @@
 """Results in and out, in the form of each cniVersion.
 
-What differs (CNI spec, "Success" of each version): `ips[].version` exists up to 0.4.0; `mtu`, `socketPath` and `pciID` of
-interfaces, and `mtu`, `advmss`, `priority`, `table` and `scope` of routes, exist from 1.1.0 on. The result answers in the
-version that the caller asked.
+What differs (CNI spec, "Success" of each version): `ips[].version` exists up to 0.4.0; `mtu`, `socketPath` and `pciID`
+of interfaces, and `mtu`, `advmss`, `priority`, `table` and `scope` of routes, exist from 1.1.0 on. The result answers
+in the version that the caller asked.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _dns(dns: Dns) -> dict[str, Any]:
-    pairs = (("nameservers", list(dns.nameservers)), ("domain", dns.domain), ("search", list(dns.search)),
-             ("options", list(dns.options)))
+    pairs = (
+        ("nameservers", list(dns.nameservers)),
+        ("domain", dns.domain),
+        ("search", list(dns.search)),
+        ("options", list(dns.options)),
+    )
     return {key: value for key, value in pairs if value}
 
 
@@ -93,9 +97,15 @@ def parse_result(raw: Any, field: str = "prevResult") -> Result:
     """A result of any version, as a runtime hands it back in prevResult. Raises CNIError, code 7."""
     if not isinstance(raw, dict):
         raise _bad(field, raw, "a result object")
-    interfaces = tuple(Interface(str(i.get("name", "")), str(i.get("mac") or "").lower(), i.get("mtu") or None,
-                                 *(str(i.get(key) or "") for key in ("sandbox", "socketPath", "pciID")))
-                       for i in _items(raw.get("interfaces"), field + ".interfaces"))
+    interfaces = tuple(
+        Interface(
+            str(i.get("name", "")),
+            str(i.get("mac") or "").lower(),
+            i.get("mtu") or None,
+            *(str(i.get(key) or "") for key in ("sandbox", "socketPath", "pciID")),
+        )
+        for i in _items(raw.get("interfaces"), field + ".interfaces")
+    )
     ips = []
     for n, entry in enumerate(_items(raw.get("ips"), field + ".ips")):
         where = f"{field}.ips[{n}]"
@@ -108,16 +118,30 @@ def parse_result(raw: Any, field: str = "prevResult") -> Result:
         if index is not None and (type(index) is not int or not 0 <= index < len(interfaces)):
             raise _bad(where + ".interface", index, "a position in prevResult.interfaces")
         ips.append(IPConfig(address, gateway, index))
-    routes = tuple(parse_route(r, f"{field}.routes[{n}]")
-                   for n, r in enumerate(_items(raw.get("routes"), field + ".routes")))
+    routes = tuple(
+        parse_route(r, f"{field}.routes[{n}]") for n, r in enumerate(_items(raw.get("routes"), field + ".routes"))
+    )
     dns: dict[str, Any] = raw["dns"] if isinstance(raw.get("dns"), dict) else {}
-    return Result(interfaces, tuple(ips), routes, Dns(tuple(dns.get("nameservers") or ()), str(dns.get("domain") or ""),
-                                                      tuple(dns.get("search") or ()), tuple(dns.get("options") or ())))
+    return Result(
+        interfaces,
+        tuple(ips),
+        routes,
+        Dns(
+            tuple(dns.get("nameservers") or ()),
+            str(dns.get("domain") or ""),
+            tuple(dns.get("search") or ()),
+            tuple(dns.get("options") or ()),
+        ),
+    )
 
 
 def merge(before: Result, ours: Result) -> Result:
     """Our result appended to that of the plugins before us in a chain: their interfaces keep their positions."""
     shift = len(before.interfaces)
     ips = tuple(replace(ip, interface=ip.interface + shift) if ip.interface is not None else ip for ip in ours.ips)
-    return Result(before.interfaces + ours.interfaces, before.ips + ips, before.routes + ours.routes,
-                  ours.dns if ours.dns != Dns() else before.dns)
+    return Result(
+        before.interfaces + ours.interfaces,
+        before.ips + ips,
+        before.routes + ours.routes,
+        ours.dns if ours.dns != Dns() else before.dns,
+    )

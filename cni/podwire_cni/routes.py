@@ -1,7 +1,7 @@
 """What this node needs to know of the others, from the Node objects: their podCIDRs and InternalIPs.
 
-A Node that lacks a podCIDR or an address cannot be reached yet; one whose podCIDR lies over another's is left out and named,
-for its packets would be stolen ones.
+A Node that lacks a podCIDR or an address cannot be reached yet; one whose podCIDR lies over another's is left out and
+named, for its packets would be stolen ones.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def internal_ips(node: Mapping[str, Any]) -> list[IPAddress]:
 
 
 def facts(node: Mapping[str, Any]) -> tuple[object, ...]:
-    """All that this package reads of a Node. The rest, such as conditions, changes all the time and matters to no route."""
+    """All that this package reads of a Node. The rest, such as conditions, changes all the time and matters to no
+    route."""
     spec = node.get("spec") or {}
     return spec.get("podCIDRs") or spec.get("podCIDR"), internal_ips(node)
 
@@ -100,8 +101,16 @@ def view(nodes: Mapping[str, Object], me: str) -> Cluster:
 
 
 def native(cluster: Cluster, cluster_cidrs: Iterable[str]) -> frozenset[str]:
-    """What pods reach with their own addresses: the cluster's CIDRs, nodes, and podCIDRs that lie outside the former."""
+    """What pods reach with their own addresses: the cluster's CIDRs, nodes, and podCIDRs that lie outside the
+    former."""
     wide = [ip_network(cidr) for cidr in cluster_cidrs]
-    unwanted = [cidr for peer in cluster.peers for cidr in peer.cidrs
-              if not any(net.version == cidr.version and cidr.subnet_of(net) for net in wide)]  # type: ignore[arg-type]  # one version
+    unwanted = [
+        cidr
+        for peer in cluster.peers
+        for cidr in peer.cidrs
+        if not any(
+            net.version == cidr.version and cidr.subnet_of(net)  # type: ignore[arg-type]  # one version
+            for net in wide
+        )
+    ]
     return frozenset({*map(str, wide), *map(str, unwanted), *(f"{ip}/{ip.max_prefixlen}" for ip in cluster.node_ips)})

@@ -32,8 +32,14 @@ EVERY_PROTOCOL = int.from_bytes(struct.pack("!H", 3), sys.byteorder)  # ETH_P_AL
 
 
 def new_ifb(name: str, mtu: int) -> bytes:
-    return message(NEWLINK, NLM_CREATE | NLM_EXCL, bytes(16) + text(IFLA_IFNAME, name) + u32(IFLA_MTU, mtu)
-                   + attr(IFLA_LINKINFO | NESTED, text(IFLA_INFO_KIND, "ifb")))
+    return message(
+        NEWLINK,
+        NLM_CREATE | NLM_EXCL,
+        bytes(16)
+        + text(IFLA_IFNAME, name)
+        + u32(IFLA_MTU, mtu)
+        + attr(IFLA_LINKINFO | NESTED, text(IFLA_INFO_KIND, "ifb")),
+    )
 
 
 def _tc(index: int, parent: int, handle: int = 0, info: int = 0) -> bytes:
@@ -42,18 +48,24 @@ def _tc(index: int, parent: int, handle: int = 0, info: int = 0) -> bytes:
 
 def token_bucket(index: int, rate: int, burst: int) -> bytes:
     """A tbf as root queue. rate: bytes a second; burst: bytes. What waits longer than 25 ms is dropped."""
-    # struct tc_ratespec: cell_log, linklayer (1: Ethernet, so that no rate table is needed), overhead, cell_align, mpu, rate
+    # struct tc_ratespec: cell_log, linklayer (1: Ethernet, so that no rate table is needed), overhead, cell_align, mpu,
+    # rate
     spec = struct.pack("=BBHhHI", 0, 1, 0, 0, 0, min(rate, 0xFFFFFFFF))
     limit = min(burst + rate // 40, 0xFFFFFFFF)
     parameters = attr(TCA_TBF_PARMS, spec + bytes(12) + struct.pack("=III", limit, 0, 0)) + u32(TCA_TBF_BURST, burst)
     if rate >= 1 << 32:
         parameters += attr(TCA_TBF_RATE64, struct.pack("=Q", rate))
-    return message(NEWQDISC, NLM_CREATE | NLM_REPLACE, _tc(index, TC_H_ROOT) + text(TCA_KIND, "tbf")
-                   + attr(TCA_OPTIONS | NESTED, parameters))
+    return message(
+        NEWQDISC,
+        NLM_CREATE | NLM_REPLACE,
+        _tc(index, TC_H_ROOT) + text(TCA_KIND, "tbf") + attr(TCA_OPTIONS | NESTED, parameters),
+    )
 
 
 def ingress_queue(index: int) -> bytes:
-    return message(NEWQDISC, NLM_CREATE | NLM_REPLACE, _tc(index, TC_H_INGRESS, INGRESS_HANDLE) + text(TCA_KIND, "ingress"))
+    return message(
+        NEWQDISC, NLM_CREATE | NLM_REPLACE, _tc(index, TC_H_INGRESS, INGRESS_HANDLE) + text(TCA_KIND, "ingress")
+    )
 
 
 def redirect(index: int, to: int) -> bytes:
@@ -64,5 +76,10 @@ def redirect(index: int, to: int) -> bytes:
     # struct tc_u32_sel with one struct tc_u32_key whose mask is 0
     selector = struct.pack("=BBBxHHhhI", TC_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0) + bytes(16)
     options = attr(TCA_U32_SEL, selector) + attr(TCA_U32_ACT | NESTED, action)
-    return message(NEWTFILTER, NLM_CREATE | NLM_EXCL, _tc(index, INGRESS_HANDLE, 0, 1 << 16 | EVERY_PROTOCOL)
-                   + text(TCA_KIND, "u32") + attr(TCA_OPTIONS | NESTED, options))
+    return message(
+        NEWTFILTER,
+        NLM_CREATE | NLM_EXCL,
+        _tc(index, INGRESS_HANDLE, 0, 1 << 16 | EVERY_PROTOCOL)
+        + text(TCA_KIND, "u32")
+        + attr(TCA_OPTIONS | NESTED, options),
+    )

@@ -60,7 +60,9 @@ def run(env: Mapping[str, str], stdin: bytes, sandbox: Sandbox, plugin: Callable
     except CNIError as err:
         return failure(err, version_of(stdin), call)
     except Exception as err:  # a runtime understands an error object, and nothing else
-        wrapped = CNIError(ErrorCode.IO_FAILURE, f"{type(err).__name__}: {err}", "see the log of the node's wiring agent")
+        wrapped = CNIError(
+            ErrorCode.IO_FAILURE, f"{type(err).__name__}: {err}", "see the log of the node's wiring agent"
+        )
         wrapped.__cause__ = err
         return failure(wrapped, version_of(stdin), call)
 

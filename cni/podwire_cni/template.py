@@ -1,8 +1,8 @@
 """Bytes that are made once for all their like: what differs from one to the next is cut out, and filled in later.
 
-Encoding is Python's slowest work, and nearly all of what stands for a pod is the same for the next one. A stencil knows nothing
-of what it holds: it is cut from the encoder's own output for one example, and kept only if filling it for a second example
-gives what the encoder gives.
+Encoding is Python's slowest work, and nearly all of what stands for a pod is the same for the next one. A stencil knows
+nothing of what it holds: it is cut from the encoder's own output for one example, and kept only if filling it for a
+second example gives what the encoder gives.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ T = TypeVar("T")
 
 
 class Template:
-    """`text` with holes in the places of `marks`, wherever one occurs; of marks within each other the longest counts."""
+    """`text` with holes in the places of `marks`, wherever one occurs; of marks within each other the longest
+    counts."""
 
     def __init__(self, text: bytes, marks: Sequence[bytes]) -> None:
         longest_first = sorted(dict.fromkeys(marks), key=len, reverse=True)
@@ -31,6 +32,7 @@ class Template:
 
 
 def cut(make: Callable[[T], bytes], marks: Callable[[T], Sequence[bytes]], one: T, other: T) -> Template | None:
-    """A stencil of what `make` makes; `marks` says what of an example stands in it. None where that is not all that differs."""
+    """A stencil of what `make` makes; `marks` says what of an example stands in it. None where that is not all that
+    differs."""
     found = Template(make(one), marks(one))
     return found if found.fill(marks(other)) == make(other) else None

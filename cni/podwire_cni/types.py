@@ -17,7 +17,8 @@ IPNetwork = IPv4Network | IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Addresses start..end (both included) of `subnet`; the gateway is one of the subnet's and is never given to a pod."""
+    """Addresses start..end (both included) of `subnet`; the gateway is one of the subnet's and is never given to a
+    pod."""
 
     subnet: IPNetwork
     start: IPAddress
@@ -54,7 +55,8 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """sandbox: path of the network namespace, "" for the node's own. The last two are of plugins before us in a chain."""
+    """sandbox: path of the network namespace, "" for the node's own. The last two are of plugins before us in a
+    chain."""
 
     name: str
     mac: str = ""
@@ -83,7 +85,8 @@ class Result:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Attachment:
-    """What a lease and a veth belong to: one interface of one container (the pair is unique per network, says the spec)."""
+    """What a lease and a veth belong to: one interface of one container (the pair is unique per network, says the
+    spec)."""
 
     container_id: str
     ifname: str
@@ -112,7 +115,9 @@ class PortMapping:
         return mine.version == theirs.version and (mine == theirs or mine.is_unspecified or theirs.is_unspecified)
 
     def __str__(self) -> str:
-        where = "" if self.host_ip is None else f"[{self.host_ip}]:" if self.host_ip.version == 6 else f"{self.host_ip}:"
+        where = (
+            "" if self.host_ip is None else f"[{self.host_ip}]:" if self.host_ip.version == 6 else f"{self.host_ip}:"
+        )
         return f"{where}{self.host_port}/{self.protocol}"
 
 
@@ -156,7 +161,9 @@ class NetConf:
     ip_masq: bool = False
     native: tuple[str, ...] = ()  # "nonMasqueradeCIDRs"
     socket: str = ""  # the agent's; its directory is where the node's state is
-    plain: bool = field(init=False, compare=False)  # nothing is asked for that would make a pod's links or routes special
+    plain: bool = field(
+        init=False, compare=False
+    )  # nothing is asked for that would make a pod's links or routes special
 
     def __post_init__(self) -> None:
         asked = self.routes or self.mac or self.prev_result

@@ -26,19 +26,23 @@ OURS = "0a:58:"  # how the MAC of a bridge of ours begins
 
 
 def uplink_mtu(name: str = "") -> int | None:
-    """The MTU of the link that leaves the node, or where there is none of that name, of that to the default gateway; None
-    where neither exists."""
+    """The MTU of the link that leaves the node, or where there is none of that name, of that to the default gateway;
+    None where neither exists."""
     with IPRoute() as ipr:
         index = ipr.link_lookup(ifname=name) if name else []
         if not index:
-            index = [r.get("RTA_OIF") for family in (AF_INET, AF_INET6)
-                     for r in ipr.get_default_routes(family=family, table=MAIN) if r.get("RTA_OIF")]
+            index = [
+                r.get("RTA_OIF")
+                for family in (AF_INET, AF_INET6)
+                for r in ipr.get_default_routes(family=family, table=MAIN)
+                if r.get("RTA_OIF")
+            ]
         return int(ipr.get_links(index[0])[0].get("IFLA_MTU")) if index else None
 
 
 def bridge_mac(bridge: str) -> str:
-    """The MAC of the bridge as it is, where it is one that we made; else "". A change of podCIDR must not change it: pods keep
-    it in their neighbour tables."""
+    """The MAC of the bridge as it is, where it is one that we made; else "". A change of podCIDR must not change it:
+    pods keep it in their neighbour tables."""
     with IPRoute() as ipr:
         found = ipr.get_links(ifname=bridge) if ipr.link_lookup(ifname=bridge) else []
         mac = str(found[0].get("IFLA_ADDRESS")) if found else ""
@@ -46,8 +50,8 @@ def bridge_mac(bridge: str) -> str:
 
 
 def foreign(net: NodeNet) -> str:
-    """Why the node has no place for a network that is new, or not what it was: it has a link of that name, or a part of the
-    addresses, already, or pods that are on the bridge would be cut off; "" where not."""
+    """Why the node has no place for a network that is new, or not what it was: it has a link of that name, or a part of
+    the addresses, already, or pods that are on the bridge would be cut off; "" where not."""
     with IPRoute() as ipr:
         found = ipr.get_links(ifname=net.bridge) if ipr.link_lookup(ifname=net.bridge) else []
         if found and found[0].get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge":
@@ -59,15 +63,24 @@ def foreign(net: NodeNet) -> str:
             if not route.get("RTA_DST") or (found and route.get("RTA_OIF") == found[0]["index"]):
                 continue
             there = ip_network(f"{route.get('RTA_DST')}/{route['dst_len']}")
-            if any(there.version == mine.version and there.subnet_of(mine) for mine in subnets):  # type: ignore[arg-type]  # one version
+            # one version
+            if any(there.version == mine.version and there.subnet_of(mine) for mine in subnets):  # type: ignore[arg-type]
                 return f"its addresses are not free, the node has a route to {there}"
         return _cut_off(ipr, net, found[0]) if found else ""
 
 
 def _cut_off(ipr: IPRoute, net: NodeNet, bridge: Any) -> str:
-    """Why `net` would cut off pods that are on the bridge: it has no place for them, or not the gateway that they know."""
-    pods = sorted({ip_address(n.get("NDA_DST")) for family in (AF_INET, AF_INET6) for n in ipr.get_neighbours(family=family)
-                   if n["ifindex"] == bridge["index"] and n["state"] & NUD_PERMANENT}, key=str)
+    """Why `net` would cut off pods that are on the bridge: it has no place for them, or not the gateway that they
+    know."""
+    pods = sorted(
+        {
+            ip_address(n.get("NDA_DST"))
+            for family in (AF_INET, AF_INET6)
+            for n in ipr.get_neighbours(family=family)
+            if n["ifindex"] == bridge["index"] and n["state"] & NUD_PERMANENT
+        },
+        key=str,
+    )
     if lost := [str(pod) for pod in pods if not net.has(pod)]:
         return f"pods of other ranges are on it: {', '.join(lost[:5])}{' ...' if lost[5:] else ''}"
     kept = {address.ip for address in net.on_bridge()}
@@ -114,7 +127,8 @@ def ensure_node(node: NodeNet, unwanted: Sequence[IPAddress] = ()) -> list[str]:
 
 
 def allow_ipv6(link: str) -> list[str]:
-    """A node that does not want IPv6 on its links by default gives no address to those of ours either, which pods need."""
+    """A node that does not want IPv6 on its links by default gives no address to those of ours either, which pods
+    need."""
     path = Path("/proc/sys/net/ipv6/conf") / link / "disable_ipv6"
     if not path.exists() or path.read_text().strip() == "0":
         return []
@@ -126,13 +140,23 @@ def _bridge(ipr: IPRoute, node: NodeNet, done: list[str]) -> int:
     found = ipr.link_lookup(ifname=node.bridge)
     if not found:
         # Snooping off: multicast among pods is routed or not at all, and the bridge need not learn who listens.
-        ipr.link("add", ifname=node.bridge, kind="bridge", address=node.bridge_mac, mtu=node.mtu, br_stp_state=0,
-                 br_forward_delay=0, br_mcast_snooping=0)
+        ipr.link(
+            "add",
+            ifname=node.bridge,
+            kind="bridge",
+            address=node.bridge_mac,
+            mtu=node.mtu,
+            br_stp_state=0,
+            br_forward_delay=0,
+            br_mcast_snooping=0,
+        )
         done.append(f"bridge {node.bridge} made")
         found = ipr.link_lookup(ifname=node.bridge)
     link = ipr.get_links(found[0])[0]
     if link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge":
-        raise FileExistsError(errno.EEXIST, f"the node has an interface {node.bridge} that is no bridge; remove or rename it")
+        raise FileExistsError(
+            errno.EEXIST, f"the node has an interface {node.bridge} that is no bridge; remove or rename it"
+        )
     # An explicit MAC stays; one that the bridge took from its lowest port changes whenever that pod goes.
     want: dict[str, str | int] = {"address": node.bridge_mac} if link.get("IFLA_ADDRESS") != node.bridge_mac else {}
     want.update({"mtu": node.mtu} if link.get("IFLA_MTU") != node.mtu else {})
@@ -155,24 +179,36 @@ def _addresses(ipr: IPRoute, node: NodeNet, index: int, done: list[str]) -> None
 
 
 def _pod_routes(ipr: IPRoute, node: NodeNet, index: int, unwanted: Sequence[IPAddress], done: list[str]) -> None:
-    present = {(f"{r.get('RTA_DST')}/{r['dst_len']}") for r in ipr.get_routes(oif=index, table=MAIN)
-               if r["proto"] == routes.PROTOCOL and r.get("RTA_DST") and not r.get("RTA_GATEWAY")}
+    present = {
+        (f"{r.get('RTA_DST')}/{r['dst_len']}")
+        for r in ipr.get_routes(oif=index, table=MAIN)
+        if r["proto"] == routes.PROTOCOL and r.get("RTA_DST") and not r.get("RTA_GATEWAY")
+    }
     # Where the bridge's address has the subnet's prefix, the kernel makes the route.
     want = {str(r.subnet): str(r.gateway) for ranges in node.ranges for r in ranges if node.routed and node.is_gateway}
     for address in unwanted:
-        want[str(host_route(address).network)] = next((str(g) for g in node.gateways if g.version == address.version), "")
+        want[str(host_route(address).network)] = next(
+            (str(g) for g in node.gateways if g.version == address.version), ""
+        )
     for dst in want.keys() - present:
         source = {} if ":" in dst else {"scope": LINK_SCOPE, **({"prefsrc": want[dst]} if want[dst] else {})}
         ipr.route("replace", dst=dst, oif=index, proto=routes.PROTOCOL, table=MAIN, **source)
         done.append(f"route {dst} to {node.bridge}")
     for dst in present - want.keys():
-        ipr.route("del", dst=dst, oif=index, proto=routes.PROTOCOL, table=MAIN, **({} if ":" in dst else {"scope": LINK_SCOPE}))
+        ipr.route(
+            "del",
+            dst=dst,
+            oif=index,
+            proto=routes.PROTOCOL,
+            table=MAIN,
+            **({} if ":" in dst else {"scope": LINK_SCOPE}),
+        )
         done.append(f"route {dst} removed")
 
 
 def _keep_router(ipr: IPRoute, done: list[str]) -> None:
-    """A host that forwards believes no router unless it is told to: before forwarding is on, the links that the node has its
-    IPv6 default route from are."""
+    """A host that forwards believes no router unless it is told to: before forwarding is on, the links that the node
+    has its IPv6 default route from are."""
     for route in ipr.get_default_routes(family=AF_INET6, table=MAIN):
         if route["proto"] == RTPROT_RA and route.get("RTA_OIF"):
             name = ipr.get_links(route.get("RTA_OIF"))[0].get("IFLA_IFNAME")
@@ -183,8 +219,8 @@ def _keep_router(ipr: IPRoute, done: list[str]) -> None:
 
 
 def _sysctls(node: NodeNet) -> list[str]:
-    """Forwarding on. Redirects off: pods of one bridge are routed on purpose, the node must not tell them a shorter way.
-    Router advertisements on the bridge are a pod's, and would give the node a default route."""
+    """Forwarding on. Redirects off: pods of one bridge are routed on purpose, the node must not tell them a shorter
+    way. Router advertisements on the bridge are a pod's, and would give the node a default route."""
     want = {"ipv4/ip_forward": "1", "ipv4/conf/all/send_redirects": "0", f"ipv4/conf/{node.bridge}/send_redirects": "0"}
     want[f"ipv6/conf/{node.bridge}/accept_ra"] = "0"
     if any(gateway.version == 6 for gateway in node.gateways):
@@ -201,5 +237,8 @@ def _sysctls(node: NodeNet) -> list[str]:
 
 
 def node_rules(node: NodeNet, native: Iterable[str] | None, unwanted: Sequence[IPAddress] = ()) -> NodeRules:
-    cidrs = (*(str(r.subnet) for ranges in node.ranges for r in ranges), *(str(host_route(a).network) for a in unwanted))
+    cidrs = (
+        *(str(r.subnet) for ranges in node.ranges for r in ranges),
+        *(str(host_route(a).network) for a in unwanted),
+    )
     return NodeRules(cidrs, None if native is None else frozenset(native), node.bridge, node.anti_spoofing)

@@ -1,7 +1,8 @@
 """Allocation of ClusterIPs, NodePorts and podCIDRs: pure book-keeping over what the objects already hold.
 
 The books are built from the Services that exist and follow every later write, so they repair themselves at each start.
-ClusterIPs are drawn from the upper part of the range; the lower band is left to addresses that people choose (KEP-3070).
+ClusterIPs are drawn from the upper part of the range; the lower band is left to addresses that people choose
+(KEP-3070).
 """
 
 from __future__ import annotations
@@ -55,28 +56,55 @@ class ServiceAllocator:
         own = f"IPv{self.cidr.version}"
         for n, family in enumerate(service["spec"].get("ipFamilies") or [] if _addresses_wanted(service) else ()):
             if family != own:
-                causes.append(Cause(f"spec.ipFamilies[{n}]", f"{family!r}: Services of this cluster have {own} addresses; "
-                                    "leave the field out"))
+                causes.append(
+                    Cause(
+                        f"spec.ipFamilies[{n}]",
+                        f"{family!r}: Services of this cluster have {own} addresses; leave the field out",
+                    )
+                )
         for n, address in enumerate(_addresses(service)):
             where = "spec.clusterIP" if n == 0 else f"spec.clusterIPs[{n}]"
             if ipaddress.ip_address(address) not in self.cidr:
-                causes.append(Cause(where, f"{address} is outside the Service range {self.cidr}; leave the field empty "
-                                    "to get a free address, or choose one inside the range"))
+                causes.append(
+                    Cause(
+                        where,
+                        f"{address} is outside the Service range {self.cidr}; leave the field empty "
+                        "to get a free address, or choose one inside the range",
+                    )
+                )
             elif ipaddress.ip_address(address) in (self.cidr.network_address, self.cidr.broadcast_address):
-                causes.append(Cause(where, f"{address} is the network or broadcast address of {self.cidr}; choose another"))
+                causes.append(
+                    Cause(where, f"{address} is the network or broadcast address of {self.cidr}; choose another")
+                )
             elif (holder := self.addresses.get(address)) not in (None, key(service)):
-                causes.append(Cause(where, f"{address} is taken by Service {holder}; choose another or leave it empty",
-                                    "FieldValueDuplicate"))
+                causes.append(
+                    Cause(
+                        where,
+                        f"{address} is taken by Service {holder}; choose another or leave it empty",
+                        "FieldValueDuplicate",
+                    )
+                )
         for n, port in enumerate(service["spec"].get("ports") or []):
             wanted, where = port.get("nodePort"), f"spec.ports[{n}].nodePort"
             if not wanted or service["spec"].get("type") not in ("NodePort", "LoadBalancer"):
                 continue
             if wanted not in self.node_ports:
-                causes.append(Cause(where, f"{wanted} is outside the NodePort range {self.node_ports.start}-"
-                                    f"{self.node_ports.stop - 1}; leave it empty to get a free port"))
+                causes.append(
+                    Cause(
+                        where,
+                        f"{wanted} is outside the NodePort range {self.node_ports.start}-"
+                        f"{self.node_ports.stop - 1}; leave it empty to get a free port",
+                    )
+                )
             elif (holder := self.ports.get((port.get("protocol", "TCP"), wanted))) not in (None, key(service)):
-                causes.append(Cause(where, f"{wanted}/{port.get('protocol', 'TCP')} is taken by Service {holder}; choose "
-                                    "another or leave it empty", "FieldValueDuplicate"))
+                causes.append(
+                    Cause(
+                        where,
+                        f"{wanted}/{port.get('protocol', 'TCP')} is taken by Service {holder}; choose "
+                        "another or leave it empty",
+                        "FieldValueDuplicate",
+                    )
+                )
         return causes
 
     def fill(self, service: Object) -> None:

@@ -110,8 +110,14 @@ def _secret(obj: Object) -> None:
 
 
 _DEFAULTS: dict[str, Callable[[Object], Any]] = {
-    "Service": _service, "Pod": _pod, "Deployment": _deployment, "ReplicaSet": _replica_set, "Namespace": _namespace,
-    "Endpoints": _endpoints, "EndpointSlice": _slice, "Secret": _secret,
+    "Service": _service,
+    "Pod": _pod,
+    "Deployment": _deployment,
+    "ReplicaSet": _replica_set,
+    "Namespace": _namespace,
+    "Endpoints": _endpoints,
+    "EndpointSlice": _slice,
+    "Secret": _secret,
 }
 
 

@@ -20,7 +20,7 @@ _LABEL_VALUE = re.compile(r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?\Z")
 _DNS_POLICIES = ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None")
 _OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 _PROTOCOLS = ("TCP", "UDP", "SCTP")
-MAX_GRACE = 10 ** 9  # seconds
+MAX_GRACE = 10**9  # seconds
 _LABEL_NAMED = ("Namespace", "Service")
 Causes = Iterator[Cause]
 
@@ -53,15 +53,22 @@ def _metadata(resource: Resource, obj: Object) -> Causes:
     elif resource.kind in _LABEL_NAMED:
         pattern = _SERVICE_NAME if resource.kind == "Service" else _LABEL
         if len(own) > 63 or not pattern.match(own):
-            yield Cause("metadata.name", f"{own!r} is no DNS label; lower-case letters, digits and '-', at most 63"
-                        + (", starting with a letter" if resource.kind == "Service" else ""))
+            yield Cause(
+                "metadata.name",
+                f"{own!r} is no DNS label; lower-case letters, digits and '-', at most 63"
+                + (", starting with a letter" if resource.kind == "Service" else ""),
+            )
     elif len(own) > 253 or not _SUBDOMAIN.match(own):
-        yield Cause("metadata.name", f"{own!r} is no DNS subdomain; lower-case letters, digits, '-' and '.', at most 253")
+        yield Cause(
+            "metadata.name", f"{own!r} is no DNS subdomain; lower-case letters, digits, '-' and '.', at most 253"
+        )
     for key, value in labels(obj).items():
         if not _LABEL_KEY.match(key) or len(key.rsplit("/", 1)[-1]) > 63:
             yield Cause(f"metadata.labels.{key}", "is no label key; letters, digits, '-', '_', '.', and a DNS prefix/")
         if len(value) > 63 or not _LABEL_VALUE.match(value):
-            yield Cause(f"metadata.labels.{key}", f"{value!r} is no label value; at most 63 letters, digits, '-', '_', '.'")
+            yield Cause(
+                f"metadata.labels.{key}", f"{value!r} is no label value; at most 63 letters, digits, '-', '_', '.'"
+            )
 
 
 def _service(obj: Object) -> Causes:
@@ -121,7 +128,9 @@ def _service_ports(ports: list[Object]) -> Causes:
             yield Cause(f"{path}.name", f"{own!r} is no DNS label")
         for seen, value, field in ((names, own, "name"), (numbers, (port["protocol"], port["port"]), "port")):
             if value and value in seen:
-                yield Cause(f"{path}.{field}", f"{port.get(field)!r} is used twice in this Service", "FieldValueDuplicate")
+                yield Cause(
+                    f"{path}.{field}", f"{port.get(field)!r} is used twice in this Service", "FieldValueDuplicate"
+                )
             seen.add(value)
 
 
@@ -132,7 +141,9 @@ def _node_ports(kind: str, ports: list[Object]) -> Causes:
             continue
         path = f"spec.ports[{n}].nodePort"
         if kind not in ("NodePort", "LoadBalancer"):
-            yield Cause(path, f"a Service of type {kind} has no node ports; leave it out, or use type NodePort or LoadBalancer")
+            yield Cause(
+                path, f"a Service of type {kind} has no node ports; leave it out, or use type NodePort or LoadBalancer"
+            )
         elif (port["protocol"], wanted) in seen:
             yield Cause(path, f"{wanted}/{port['protocol']} is used twice in this Service", "FieldValueDuplicate")
         seen.add((port["protocol"], wanted))
@@ -177,7 +188,9 @@ def _workload(obj: Object) -> Causes:
             for n, term in enumerate(spec["selector"].get("matchExpressions") or []):
                 yield from _one_of(f"spec.selector.matchExpressions[{n}].operator", term["operator"], _OPERATORS)
             if not fits:
-                yield Cause("spec.template.metadata.labels", "do not satisfy spec.selector; give the template those labels")
+                yield Cause(
+                    "spec.template.metadata.labels", "do not satisfy spec.selector; give the template those labels"
+                )
     if not isinstance(spec["replicas"], int) or spec["replicas"] < 0:
         yield Cause("spec.replicas", f"{spec['replicas']!r}: expected 0 or more")
     yield from _strategy(spec.get("strategy") or {})
@@ -190,7 +203,9 @@ def _strategy(strategy: Object) -> Causes:
     for field, value in (strategy.get("rollingUpdate") or {}).items():
         number = isinstance(value, int) and value >= 0
         if not number and not re.fullmatch(r"[0-9]{1,3}%", str(value)):
-            yield Cause(f"spec.strategy.rollingUpdate.{field}", f"{value!r}: expected a number from 0, or a share such as 25%")
+            yield Cause(
+                f"spec.strategy.rollingUpdate.{field}", f"{value!r}: expected a number from 0, or a share such as 25%"
+            )
 
 
 def _endpoint_address(path: str, value: Any) -> Causes:
@@ -199,7 +214,9 @@ def _endpoint_address(path: str, value: Any) -> Causes:
     if not bad:
         address = ipaddress.ip_address(value)
         if address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified:
-            yield Cause(path, f"{value} cannot be an endpoint: loopback, link-local, multicast and unspecified are refused")
+            yield Cause(
+                path, f"{value} cannot be an endpoint: loopback, link-local, multicast and unspecified are refused"
+            )
 
 
 def _endpoints(obj: Object) -> Causes:
@@ -236,8 +253,13 @@ def _node(obj: Object) -> Causes:
 
 
 _RULES: dict[str, Callable[[Object], Causes]] = {
-    "Service": _service, "Pod": lambda obj: pod_spec(obj["spec"], "spec"), "Deployment": _workload, "ReplicaSet": _workload,
-    "Endpoints": _endpoints, "EndpointSlice": _slice, "Node": _node,
+    "Service": _service,
+    "Pod": lambda obj: pod_spec(obj["spec"], "spec"),
+    "Deployment": _workload,
+    "ReplicaSet": _workload,
+    "Endpoints": _endpoints,
+    "EndpointSlice": _slice,
+    "Node": _node,
 }
 
 
@@ -247,7 +269,9 @@ def check(resource: Resource, obj: Object) -> list[Cause]:
 
 
 _IMMUTABLE = {
-    "Deployment": (("spec", "selector"),), "ReplicaSet": (("spec", "selector"),), "EndpointSlice": (("addressType",),),
+    "Deployment": (("spec", "selector"),),
+    "ReplicaSet": (("spec", "selector"),),
+    "EndpointSlice": (("addressType",),),
     "Pod": (("spec", "dnsPolicy"), ("spec", "restartPolicy"), ("spec", "hostNetwork")),
 }
 
@@ -281,7 +305,9 @@ def _pod_changes(before: Object, after: Object) -> Causes:
         if field not in free and before.get(field) != after.get(field):
             yield Cause(f"spec.{field}", "cannot change once the pod runs; delete the pod and create it anew")
     for kind in ("containers", "initContainers"):
-        old, new = ([{k: v for k, v in c.items() if k != "image"} for c in spec.get(kind) or []] for spec in (before, after))
+        old, new = (
+            [{k: v for k, v in c.items() if k != "image"} for c in spec.get(kind) or []] for spec in (before, after)
+        )
         if old != new:
             yield Cause(f"spec.{kind}", "only images can change once the pod runs; delete the pod and create it anew")
 

@@ -1,7 +1,8 @@
 """The runtime's side of CNI, as libcni does it: read the conflist, invoke the plugin binaries with CNI_* and stdin.
 
-ADD calls the plugins in order, each with its predecessor's result; DEL in reverse, with the last result of ADD, which is
-kept on disk so that a node agent that was restarted can still undo what an earlier one did (CNI spec 1.1.0, section 3).
+ADD calls the plugins in order, each with its predecessor's result; DEL in reverse, with the last result of ADD, which
+is kept on disk so that a node agent that was restarted can still undo what an earlier one did (CNI spec 1.1.0, section
+3).
 """
 
 from __future__ import annotations
@@ -42,10 +43,21 @@ class Attachment:
     capabilities: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def environment(self, verb: str, path: Path) -> dict[str, str]:
-        args = (("IgnoreUnknown", "1"), ("K8S_POD_NAMESPACE", self.pod_namespace), ("K8S_POD_NAME", self.pod_name),
-                ("K8S_POD_INFRA_CONTAINER_ID", self.container_id), ("K8S_POD_UID", self.pod_uid))
-        return {"CNI_COMMAND": verb, "CNI_CONTAINERID": self.container_id, "CNI_NETNS": self.netns,
-                "CNI_IFNAME": self.interface, "CNI_PATH": str(path), "CNI_ARGS": ";".join(f"{k}={v}" for k, v in args)}
+        args = (
+            ("IgnoreUnknown", "1"),
+            ("K8S_POD_NAMESPACE", self.pod_namespace),
+            ("K8S_POD_NAME", self.pod_name),
+            ("K8S_POD_INFRA_CONTAINER_ID", self.container_id),
+            ("K8S_POD_UID", self.pod_uid),
+        )
+        return {
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": self.container_id,
+            "CNI_NETNS": self.netns,
+            "CNI_IFNAME": self.interface,
+            "CNI_PATH": str(path),
+            "CNI_ARGS": ";".join(f"{k}={v}" for k, v in args),
+        }
 
 
 def _message(answer: str, plugin: str, code: int | None) -> CniFailed:
@@ -94,8 +106,14 @@ class CniRuntime:
             raise CniFailed(7, f"{found[0]}: every one of plugins needs its type")
         return loaded
 
-    async def _invoke(self, verb: str, plugin: dict[str, Any], conflist: dict[str, Any], attachment: Attachment,
-                      previous: dict[str, Any] | None) -> dict[str, Any] | None:
+    async def _invoke(
+        self,
+        verb: str,
+        plugin: dict[str, Any],
+        conflist: dict[str, Any],
+        attachment: Attachment,
+        previous: dict[str, Any] | None,
+    ) -> dict[str, Any] | None:
         conf = {**plugin, "name": conflist["name"], "cniVersion": conflist["cniVersion"]}
         declared = conf.pop("capabilities", None) or {}
         asked = {name: value for name, value in attachment.capabilities.items() if declared.get(name)}
@@ -107,8 +125,12 @@ class CniRuntime:
         if not os.access(binary, os.X_OK):
             raise CniFailed(5, f"{binary}: no such plugin; install it or correct `type` in the conflist")
         process = await asyncio.create_subprocess_exec(
-            str(binary), env={**os.environ, **attachment.environment(verb, self.bin_dir)}, stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+            str(binary),
+            env={**os.environ, **attachment.environment(verb, self.bin_dir)},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
         try:
             async with asyncio.timeout(TIMEOUT):
                 out, err = await process.communicate(json.dumps(conf).encode())
@@ -126,10 +148,14 @@ class CniRuntime:
         """Returns the final result. Raises CniFailed; what was done until then is undone."""
         conflist = self._read()
         if conflist is None:
-            raise CniFailed(11, f"{self.conf_dir}: no CNI configuration yet; the wiring role writes it when it has a podCIDR")
+            raise CniFailed(
+                11, f"{self.conf_dir}: no CNI configuration yet; the wiring role writes it when it has a podCIDR"
+            )
         for name in attachment.capabilities:
             if not any((plugin.get("capabilities") or {}).get(name) for plugin in conflist["plugins"]):
-                raise CniFailed(7, f"the pod asks for {name}: no plugin of network {conflist['name']} has that capability")
+                raise CniFailed(
+                    7, f"the pod asks for {name}: no plugin of network {conflist['name']} has that capability"
+                )
         result: dict[str, Any] | None = None
         try:
             for plugin in conflist["plugins"]:
@@ -138,8 +164,9 @@ class CniRuntime:
             await self._undo(conflist, attachment, result)
             raise
         self.cache.mkdir(parents=True, exist_ok=True)
-        self._cache_file(attachment).write_text(json.dumps({
-            "conflist": conflist, "result": result, "capabilities": dict(attachment.capabilities)}))
+        self._cache_file(attachment).write_text(
+            json.dumps({"conflist": conflist, "result": result, "capabilities": dict(attachment.capabilities)})
+        )
         return result or {}
 
     async def _undo(self, conflist: dict[str, Any], attachment: Attachment, result: dict[str, Any] | None) -> None:

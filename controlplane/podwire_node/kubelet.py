@@ -29,8 +29,13 @@ from .runtime import Process, Sandbox, read, running
 log = logs.get("node")
 HEARTBEAT = 10.0
 STOP_SECONDS = 5
-ROLES = {"wiring": "PodwireWiring", "proxy": "PodwireProxy", "dns-feeder": "PodwireDnsFeeder", "dns": "PodwireDns",
-         "lb": "PodwireLoadBalancer"}
+ROLES = {
+    "wiring": "PodwireWiring",
+    "proxy": "PodwireProxy",
+    "dns-feeder": "PodwireDnsFeeder",
+    "dns": "PodwireDns",
+    "lb": "PodwireLoadBalancer",
+}
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,23 @@ class Kubelet:
         self.api, self.config = api, config
         self.workers: dict[str, tuple[PodWorker, asyncio.Task[None]]] = {}
         self.cni = CniRuntime(config.conf_dir, config.cni_bin, config.run_dir / "cni" / "results")
-        self.host = PodHost(config.run_dir, config.address, config.dns, self.cni, list(config.pause_command), self._report,
-                            self._gone, self._event)
-        self.informer = Informer(api, "/api/v1/pods", field_selector=f"spec.nodeName={config.node_name}",
-                                 on_event=self._on_pod, on_synced=self._forget_strangers)
+        self.host = PodHost(
+            config.run_dir,
+            config.address,
+            config.dns,
+            self.cni,
+            list(config.pause_command),
+            self._report,
+            self._gone,
+            self._event,
+        )
+        self.informer = Informer(
+            api,
+            "/api/v1/pods",
+            field_selector=f"spec.nodeName={config.node_name}",
+            on_event=self._on_pod,
+            on_synced=self._forget_strangers,
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._sent: list[Object] = []
 
@@ -76,11 +94,21 @@ class Kubelet:
         found = self.workers.get(uid(pod))
         if event.type == "DELETED":
             if found:  # removed by force: tear down what is here
-                found[0].update({**pod, "metadata": {**pod["metadata"], "deletionTimestamp": timestamp(time.time()),
-                                                     "deletionGracePeriodSeconds": 0}})
+                found[0].update(
+                    {
+                        **pod,
+                        "metadata": {
+                            **pod["metadata"],
+                            "deletionTimestamp": timestamp(time.time()),
+                            "deletionGracePeriodSeconds": 0,
+                        },
+                    }
+                )
         elif found:
             found[0].update(pod)
-        elif pod.get("status", {}).get("phase") not in ("Succeeded", "Failed") or pod["metadata"].get("deletionTimestamp"):
+        elif pod.get("status", {}).get("phase") not in ("Succeeded", "Failed") or pod["metadata"].get(
+            "deletionTimestamp"
+        ):
             worker = PodWorker(pod, self.host)
             self.workers[uid(pod)] = (worker, self._spawn(self._watched(worker)))
 
@@ -114,8 +142,9 @@ class Kubelet:
         log.info("removing a pod that is gone", pod=f"{facts.get('namespace')}/{facts.get('name')}")
         netns = f"/proc/{pause.pid}/ns/net" if pause else ""
         try:
-            await self.cni.delete(Attachment(sandbox.id, netns, facts.get("namespace", ""), facts.get("name", ""),
-                                             directory.name))
+            await self.cni.delete(
+                Attachment(sandbox.id, netns, facts.get("namespace", ""), facts.get("name", ""), directory.name)
+            )
         except CniFailed as err:
             log.warn("pod's network cannot be removed", pod=facts.get("name"), error=str(err))
         await sandbox.stop()
@@ -130,8 +159,9 @@ class Kubelet:
         delay = 0.1
         while True:
             try:
-                await self.api.patch(f"/api/v1/namespaces/{space}/pods/{own}/status",
-                                     {"metadata": {"uid": uid(pod)}, "status": status})
+                await self.api.patch(
+                    f"/api/v1/namespaces/{space}/pods/{own}/status", {"metadata": {"uid": uid(pod)}, "status": status}
+                )
                 return
             except ApiError as err:
                 if err.code in (404, 409, 422):
@@ -144,8 +174,10 @@ class Kubelet:
         delay = 0.1
         while True:
             try:
-                await self.api.delete(f"/api/v1/namespaces/{namespace(pod)}/pods/{name(pod)}",
-                                      {"gracePeriodSeconds": 0, "preconditions": {"uid": uid(pod)}})
+                await self.api.delete(
+                    f"/api/v1/namespaces/{namespace(pod)}/pods/{name(pod)}",
+                    {"gracePeriodSeconds": 0, "preconditions": {"uid": uid(pod)}},
+                )
                 return
             except ApiError as err:
                 if err.code in (404, 409, 403):
@@ -155,11 +187,25 @@ class Kubelet:
 
     def _event(self, pod: Object, kind: str, reason: str, message: str) -> None:
         now = timestamp(time.time())
-        obj = {"apiVersion": "v1", "kind": "Event", "type": kind, "reason": reason, "message": message, "count": 1,
-               "metadata": {"name": f"{name(pod)[:200]}.{uuid.uuid4().hex[:16]}", "namespace": namespace(pod)},
-               "firstTimestamp": now, "lastTimestamp": now, "source": {"component": "podwire", "host": self.config.node_name},
-               "involvedObject": {"apiVersion": "v1", "kind": "Pod", "name": name(pod), "namespace": namespace(pod),
-                                  "uid": uid(pod)}}
+        obj = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "type": kind,
+            "reason": reason,
+            "message": message,
+            "count": 1,
+            "metadata": {"name": f"{name(pod)[:200]}.{uuid.uuid4().hex[:16]}", "namespace": namespace(pod)},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "source": {"component": "podwire", "host": self.config.node_name},
+            "involvedObject": {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "name": name(pod),
+                "namespace": namespace(pod),
+                "uid": uid(pod),
+            },
+        }
 
         async def send() -> None:
             try:
@@ -186,16 +232,32 @@ class Kubelet:
                 wanted[kind] = (bool(row["ready"]), row["reason"], row["message"])
         network = self.cni.conflist() is not None
         wanted["NetworkUnavailable"] = (not network, "" if network else "NoCNIConfig", "")
-        wanted["Ready"] = (network, "NodeReady" if network else "NetworkNotReady",
-                           "" if network else "no CNI configuration yet")
-        return {"addresses": [{"type": "InternalIP", "address": self.config.address},
-                              {"type": "Hostname", "address": self.config.node_name}],
-                "conditions": conditions(node, wanted, now),
-                "capacity": {"pods": "250", "cpu": str(os.cpu_count())}, "allocatable": {"pods": "250"},
-                "nodeInfo": {"kernelVersion": platform.release(), "kubeletVersion": "v1.33.0+podwire",
-                             "containerRuntimeVersion": "netns://podwire", "operatingSystem": "linux", "machineID": "",
-                             "systemUUID": "", "bootID": "", "kubeProxyVersion": "", "osImage": _os_name(),
-                             "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), "")}}
+        wanted["Ready"] = (
+            network,
+            "NodeReady" if network else "NetworkNotReady",
+            "" if network else "no CNI configuration yet",
+        )
+        return {
+            "addresses": [
+                {"type": "InternalIP", "address": self.config.address},
+                {"type": "Hostname", "address": self.config.node_name},
+            ],
+            "conditions": conditions(node, wanted, now),
+            "capacity": {"pods": "250", "cpu": str(os.cpu_count())},
+            "allocatable": {"pods": "250"},
+            "nodeInfo": {
+                "kernelVersion": platform.release(),
+                "kubeletVersion": "v1.33.0+podwire",
+                "containerRuntimeVersion": "netns://podwire",
+                "operatingSystem": "linux",
+                "machineID": "",
+                "systemUUID": "",
+                "bootID": "",
+                "kubeProxyVersion": "",
+                "osImage": _os_name(),
+                "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), ""),
+            },
+        }
 
     async def _register(self) -> Object:
         own = self.config.node_name
@@ -205,14 +267,26 @@ class Kubelet:
             if err.code != 404:
                 raise
         log.info("registering", node=own)
-        return await self.api.create("/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {
-            "name": own, "labels": {"kubernetes.io/hostname": own, "kubernetes.io/os": "linux", **dict(self.config.labels)}}})
+        return await self.api.create(
+            "/api/v1/nodes",
+            {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "metadata": {
+                    "name": own,
+                    "labels": {"kubernetes.io/hostname": own, "kubernetes.io/os": "linux", **dict(self.config.labels)},
+                },
+            },
+        )
 
     async def _heartbeat(self) -> None:
         own = self.config.node_name
         lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
-        spec = {"holderIdentity": own, "leaseDurationSeconds": 40,
-                "renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+        spec = {
+            "holderIdentity": own,
+            "leaseDurationSeconds": 40,
+            "renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        }
         body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": own}, "spec": spec}
         try:
             await self.api.patch(f"{lease}/{own}", {"spec": spec})
@@ -261,7 +335,9 @@ async def _main(config: NodeConfig) -> None:
         task = asyncio.create_task(Kubelet(api, config).run())
 
         def stop() -> None:
-            signal.alarm(STOP_SECONDS)  # whatever still waits for something then is not waited for: pods go on without us
+            signal.alarm(
+                STOP_SECONDS
+            )  # whatever still waits for something then is not waited for: pods go on without us
             task.cancel()
 
         for number in (signal.SIGTERM, signal.SIGINT):

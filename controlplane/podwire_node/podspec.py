@@ -1,4 +1,5 @@
-"""What a container of a pod gets, from the pod's spec alone: command, environment, resolv.conf, hosts, refusals. Pure."""
+"""What a container of a pod gets, from the pod's spec alone: command, environment, resolv.conf, hosts, refusals.
+Pure."""
 
 from __future__ import annotations
 
@@ -42,21 +43,28 @@ def entrypoint(image: str, echo: str | None) -> list[str]:
     repository = image_name(image)
     if repository == ECHO:
         if echo is None:
-            raise Refused("ErrImageNeverPull", "podwire.io/echo needs the native podwire-echo: install a C compiler and "
-                          "podwire again")
+            raise Refused(
+                "ErrImageNeverPull",
+                "podwire.io/echo needs the native podwire-echo: install a C compiler and podwire again",
+            )
         return [echo]
     if repository == HOST:
         return []
-    raise Refused("ErrImageNeverPull", f"the netns runtime has no image {image!r}: it runs podwire.io/echo (the test "
-                  "server) and podwire.io/host (the machine's own files, read-only, with the command you give)")
+    raise Refused(
+        "ErrImageNeverPull",
+        f"the netns runtime has no image {image!r}: it runs podwire.io/echo (the test "
+        "server) and podwire.io/host (the machine's own files, read-only, with the command you give)",
+    )
 
 
 def expand(text: str, env: dict[str, str]) -> str:
     """$(NAME) from the environment; $$(NAME) is a literal; unknown names stay (core/v1 Container.command)."""
+
     def replace(match: re.Match[str]) -> str:
         if match[1]:
             return match[0][1:]
         return env.get(match[2], match[0])
+
     return _REFERENCE.sub(replace, text)
 
 
@@ -64,12 +72,21 @@ def _field_ref(pod: Object, path: str, address: str, host_address: str) -> str:
     if match := re.match(r"^metadata\.(labels|annotations)\['(.+)'\]$", path):
         source = labels(pod) if match[1] == "labels" else annotations_of(pod)
         return source.get(match[2], "")
-    known: dict[str, str] = {"metadata.name": name(pod), "metadata.namespace": namespace(pod), "metadata.uid": uid(pod),
-             "spec.nodeName": pod["spec"].get("nodeName", ""), "spec.serviceAccountName": "default",
-             "status.podIP": address, "status.podIPs": address, "status.hostIP": host_address,
-             "status.hostIPs": host_address}
+    known: dict[str, str] = {
+        "metadata.name": name(pod),
+        "metadata.namespace": namespace(pod),
+        "metadata.uid": uid(pod),
+        "spec.nodeName": pod["spec"].get("nodeName", ""),
+        "spec.serviceAccountName": "default",
+        "status.podIP": address,
+        "status.podIPs": address,
+        "status.hostIP": host_address,
+        "status.hostIPs": host_address,
+    }
     if path not in known:
-        raise Refused("CreateContainerConfigError", f"env fieldRef {path!r} is not supported; one of {', '.join(known)}")
+        raise Refused(
+            "CreateContainerConfigError", f"env fieldRef {path!r} is not supported; one of {', '.join(known)}"
+        )
     return known[path]
 
 
@@ -83,7 +100,9 @@ def environment(pod: Object, container: Object, address: str, host_address: str)
         elif "fieldRef" in source:
             env[entry["name"]] = _field_ref(pod, source["fieldRef"].get("fieldPath", ""), address, host_address)
         else:
-            raise Refused("CreateContainerConfigError", f"env {entry['name']}: only value and fieldRef are supported here")
+            raise Refused(
+                "CreateContainerConfigError", f"env {entry['name']}: only value and fieldRef are supported here"
+            )
     if container.get("envFrom"):
         raise Refused("CreateContainerConfigError", "envFrom is not supported by the netns runtime")
     return env
@@ -94,8 +113,10 @@ def command(container: Object, env: dict[str, str], echo: str | None) -> list[st
     base = entrypoint(str(container["image"]), echo)
     words = [*(container.get("command") or base), *(container.get("args") or [])]
     if not words:
-        raise Refused("CreateContainerConfigError", f"container {container['name']}: image {container['image']} has no "
-                      "command of its own; set `command`")
+        raise Refused(
+            "CreateContainerConfigError",
+            f"container {container['name']}: image {container['image']} has no command of its own; set `command`",
+        )
     return [expand(w, env) for w in words]
 
 
@@ -106,24 +127,46 @@ def volumes(pod: Object, container: Object) -> list[str]:
     for mount in container.get("volumeMounts") or []:
         kind = kinds.get(mount["name"])
         if kind != "emptyDir":
-            raise Refused("CreateContainerConfigError", f"volume {mount['name']}: {kind or 'not in spec.volumes'}; the "
-                          "netns runtime mounts emptyDir only")
+            raise Refused(
+                "CreateContainerConfigError",
+                f"volume {mount['name']}: {kind or 'not in spec.volumes'}; the netns runtime mounts emptyDir only",
+            )
         paths.append(str(mount["mountPath"]))
     return paths
 
 
 def host_ports(pod: Object) -> list[dict[str, Any]]:
-    """The pod's hostPorts as CNI's capability portMappings wants them; none for hostNetwork, whose ports are the node's."""
+    """The pod's hostPorts as CNI's capability portMappings wants them; none for hostNetwork, whose ports are the
+    node's."""
     if pod["spec"].get("hostNetwork"):
         return []
     containers = [*(pod["spec"].get("initContainers") or []), *pod["spec"]["containers"]]
-    return [{"hostPort": port["hostPort"], "containerPort": port["containerPort"],
-             "protocol": str(port.get("protocol") or "TCP").lower(), "hostIP": port.get("hostIP") or ""}
-            for container in containers for port in container.get("ports") or [] if port.get("hostPort")]
+    return [
+        {
+            "hostPort": port["hostPort"],
+            "containerPort": port["containerPort"],
+            "protocol": str(port.get("protocol") or "TCP").lower(),
+            "hostIP": port.get("hostIP") or "",
+        }
+        for container in containers
+        for port in container.get("ports") or []
+        if port.get("hostPort")
+    ]
 
 
-_SUFFIX = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15,
-           "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50}
+_SUFFIX = {
+    "": 1,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "P": 10**15,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+    "Pi": 2**50,
+}
 
 
 def bandwidth(pod: Object) -> dict[str, int]:
@@ -137,8 +180,11 @@ def bandwidth(pod: Object) -> dict[str, int]:
         match = re.fullmatch(r"(\d+)(\.\d+)?([kMGTP]|[KMGTP]i)?", text)
         rate = int(float(match[1] + (match[2] or "")) * _SUFFIX[match[3] or ""]) if match else 0
         if not 1000 <= rate <= 10**15:
-            raise Refused("FailedCreatePodSandBox", f"annotation kubernetes.io/{way}-bandwidth: {text!r} is no rate from 1k to "
-                          "1P bits a second; write it as 10M")
+            raise Refused(
+                "FailedCreatePodSandBox",
+                f"annotation kubernetes.io/{way}-bandwidth: {text!r} is no rate from 1k to "
+                "1P bits a second; write it as 10M",
+            )
         asked[f"{way}Rate"], asked[f"{way}Burst"] = rate, rate // 10
     return asked
 
@@ -185,5 +231,7 @@ def hosts(pod: Object, addresses: Sequence[str], domain: str) -> str:
         own = f"{own}.{pod['spec']['subdomain']}.{namespace(pod)}.svc.{domain}\t{own}"
     lines = ["# made by podwire for this pod", "127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     lines += [f"{address}\t{own}" for address in addresses]
-    lines += [f"{alias['ip']}\t{' '.join(alias.get('hostnames') or [])}" for alias in pod["spec"].get("hostAliases") or []]
+    lines += [
+        f"{alias['ip']}\t{' '.join(alias.get('hostnames') or [])}" for alias in pod["spec"].get("hostAliases") or []
+    ]
     return "\n".join(lines) + "\n"

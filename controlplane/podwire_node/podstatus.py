@@ -63,14 +63,26 @@ def _state(c: ContainerState) -> Object:
 
 def terminated(c: ContainerState) -> Object:
     code = c.exit_code if c.exit_code is not None else 255
-    return {"exitCode": code, "reason": "Completed" if code == 0 else "Error", "startedAt": timestamp(c.last_started),
-            "finishedAt": timestamp(c.finished), **({"signal": c.exit_signal} if c.exit_signal else {})}
+    return {
+        "exitCode": code,
+        "reason": "Completed" if code == 0 else "Error",
+        "startedAt": timestamp(c.last_started),
+        "finishedAt": timestamp(c.finished),
+        **({"signal": c.exit_signal} if c.exit_signal else {}),
+    }
 
 
 def container_status(c: ContainerState) -> Object:
-    status: Object = {"name": c.name, "image": c.image, "imageID": "", "restartCount": c.restarts, "ready": c.ready,
-                      "started": c.running, "state": _state(c),
-                      "lastState": {"terminated": c.previous} if c.previous else {}}
+    status: Object = {
+        "name": c.name,
+        "image": c.image,
+        "imageID": "",
+        "restartCount": c.restarts,
+        "ready": c.ready,
+        "started": c.running,
+        "state": _state(c),
+        "lastState": {"terminated": c.previous} if c.previous else {},
+    }
     if c.id:
         status["containerID"] = f"podwire://{c.id}"
     return status
@@ -78,7 +90,11 @@ def container_status(c: ContainerState) -> Object:
 
 def phase(policy: str, states: list[ContainerState]) -> str:
     """Pending, Running, Succeeded or Failed (core/v1 PodPhase)."""
-    if states and all(not c.running and not c.waiting and c.exit_code is not None for c in states) and policy != "Always":
+    if (
+        states
+        and all(not c.running and not c.waiting and c.exit_code is not None for c in states)
+        and policy != "Always"
+    ):
         if not any(c.exit_code for c in states):
             return "Succeeded"
         return "Failed" if policy == "Never" else "Running"  # OnFailure: it is about to be started again
@@ -103,18 +119,27 @@ def conditions(pod: Object, wanted: Mapping[str, tuple[bool, str, str]], now: fl
 
 
 def new_words(before: Iterable[Object], after: Iterable[Object]) -> bool:
-    """Whether conditions say more than other numbers in the same messages. Numbers can wait for the next heartbeat: each change
-    of a Node wakes all that watch Nodes, on every machine."""
+    """Whether conditions say more than other numbers in the same messages. Numbers can wait for the next heartbeat:
+    each change of a Node wakes all that watch Nodes, on every machine."""
 
     def words(rows: Iterable[Object]) -> list[tuple[str, ...]]:
-        return sorted((row["type"], row["status"], row.get("reason", ""), _NUMBERS.sub("#", row.get("message", "")))
-                      for row in rows)
+        return sorted(
+            (row["type"], row["status"], row.get("reason", ""), _NUMBERS.sub("#", row.get("message", "")))
+            for row in rows
+        )
 
     return words(before) != words(after)
 
 
-def pod_status(pod: Object, init: list[ContainerState], states: list[ContainerState], addresses: list[str], host: str,
-               problem: str, now: float) -> Object:
+def pod_status(
+    pod: Object,
+    init: list[ContainerState],
+    states: list[ContainerState],
+    addresses: list[str],
+    host: str,
+    problem: str,
+    now: float,
+) -> Object:
     """The whole status. problem: why the sandbox is not there, "" where it is."""
     policy = pod["spec"].get("restartPolicy", "Always")
     ready = bool(states) and all(c.ready for c in states)
@@ -122,18 +147,32 @@ def pod_status(pod: Object, init: list[ContainerState], states: list[ContainerSt
     unready = ", ".join(c.name for c in states if not c.ready)
     gates = [g["conditionType"] for g in pod["spec"].get("readinessGates") or []]
     closed = [g for g in gates if condition(pod, g).get("status") != "True"]
-    why = ("ContainersNotReady", f"containers not ready: {unready}") if not ready else \
-        ("ReadinessGatesNotReady", f"gates not true: {', '.join(closed)}") if closed else ("", "")
+    why = (
+        ("ContainersNotReady", f"containers not ready: {unready}")
+        if not ready
+        else ("ReadinessGatesNotReady", f"gates not true: {', '.join(closed)}")
+        if closed
+        else ("", "")
+    )
     status: Object = {
-        "phase": phase(policy, states), "hostIP": host, "hostIPs": [{"ip": host}], "qosClass": "BestEffort",
+        "phase": phase(policy, states),
+        "hostIP": host,
+        "hostIPs": [{"ip": host}],
+        "qosClass": "BestEffort",
         "startTime": pod.get("status", {}).get("startTime") or timestamp(now),
         "containerStatuses": [container_status(c) for c in states],
-        "conditions": conditions(pod, {
-            "PodScheduled": (True, "", ""),
-            "PodReadyToStartContainers": (not problem and bool(addresses), "", problem),
-            "Initialized": (done, "" if done else "ContainersNotInitialized", ""),
-            "ContainersReady": (ready, "" if ready else "ContainersNotReady", "" if ready else why[1]),
-            "Ready": (ready and not closed, *why)}, now)}
+        "conditions": conditions(
+            pod,
+            {
+                "PodScheduled": (True, "", ""),
+                "PodReadyToStartContainers": (not problem and bool(addresses), "", problem),
+                "Initialized": (done, "" if done else "ContainersNotInitialized", ""),
+                "ContainersReady": (ready, "" if ready else "ContainersNotReady", "" if ready else why[1]),
+                "Ready": (ready and not closed, *why),
+            },
+            now,
+        ),
+    }
     if init:
         status["initContainerStatuses"] = [container_status(c) for c in init]
     if addresses:

@@ -53,7 +53,9 @@ class PodWorker:
         self._sent: Object = {}
         self._news = asyncio.Event()
         spec = pod["spec"]
-        self.init = [ContainerState(c["name"], c["image"], waiting="PodInitializing") for c in spec.get("initContainers") or []]
+        self.init = [
+            ContainerState(c["name"], c["image"], waiting="PodInitializing") for c in spec.get("initContainers") or []
+        ]
         self.states = [ContainerState(c["name"], c["image"]) for c in spec["containers"]]
         self._due: dict[str, float] = {}
 
@@ -118,8 +120,9 @@ class PodWorker:
             asked = {"portMappings": podspec.host_ports(self.pod), "bandwidth": podspec.bandwidth(self.pod)}
         except Refused as err:
             raise CniFailed(7, str(err)) from None
-        return dataclasses.replace(self._attachment(netns), capabilities={
-            capability: value for capability, value in asked.items() if value})
+        return dataclasses.replace(
+            self._attachment(netns), capabilities={capability: value for capability, value in asked.items() if value}
+        )
 
     async def _ensure_sandbox(self) -> Process:
         """The pause process with its network; a lost one is replaced, and its containers with it."""
@@ -136,12 +139,20 @@ class PodWorker:
             if own_net:
                 await self.host.cni.delete(self._attachment(""))
         self.addresses = []
-        self.sandbox.describe(name=name(self.pod), namespace=namespace(self.pod), uid=uid(self.pod), addresses=[],
-                              containers=[c["name"] for c in self.pod["spec"]["containers"]])
+        self.sandbox.describe(
+            name=name(self.pod),
+            namespace=namespace(self.pod),
+            uid=uid(self.pod),
+            addresses=[],
+            containers=[c["name"] for c in self.pod["spec"]["containers"]],
+        )
         pause = await self.sandbox.start(podspec.hostname(self.pod), self.host.pause_command, share_net=not own_net)
         try:
-            found = addresses(await self.host.cni.add(self._asking(f"/proc/{pause.pid}/ns/net"))) if own_net else \
-                [self.host.node_address]
+            found = (
+                addresses(await self.host.cni.add(self._asking(f"/proc/{pause.pid}/ns/net")))
+                if own_net
+                else [self.host.node_address]
+            )
         except BaseException:
             await self.sandbox.stop()
             raise
@@ -188,8 +199,12 @@ class PodWorker:
             log.info("container ended", pod=key(self.pod), container=state.name, exit=state.exit_code)
             if state.exit_code and not deleting(self.pod):
                 word = box.last_words()
-                self.host.event(self.pod, "Warning", "BackOff" if state.restarts else "Failed",
-                                f"container {state.name} ended with status {state.exit_code}" + (f": {word}" if word else ""))
+                self.host.event(
+                    self.pod,
+                    "Warning",
+                    "BackOff" if state.restarts else "Failed",
+                    f"container {state.name} ended with status {state.exit_code}" + (f": {word}" if word else ""),
+                )
 
     async def _sync_one(self, pause: Process, state: ContainerState, container: Object, policy: str) -> None:
         box = Container(self.sandbox, state.name)
@@ -218,9 +233,11 @@ class PodWorker:
                 self.host.event(self.pod, "Warning", err.reason, f"container {state.name}: {err}")
             state.waiting, state.message = err.reason, str(err)
             return
-        files = {"/etc/hosts": podspec.hosts(self.pod, self.addresses, self.host.dns.domain),
-                 "/etc/resolv.conf": podspec.resolv_conf(self.pod, self.host.dns),
-                 "/etc/hostname": podspec.hostname(self.pod) + "\n"}
+        files = {
+            "/etc/hosts": podspec.hosts(self.pod, self.addresses, self.host.dns.domain),
+            "/etc/resolv.conf": podspec.resolv_conf(self.pod, self.host.dns),
+            "/etc/hostname": podspec.hostname(self.pod) + "\n",
+        }
         if again:
             state.restarts += 1
             box.set_restarts(state.restarts)
@@ -249,8 +266,11 @@ class PodWorker:
                 self._background(Container(self.sandbox, state.name).stop(0))
 
         pairs = ((readiness, on_ready), (liveness, on_live))
-        self._probes[state.name] = [self._background(probes.watch(probe, container, self.addresses[0], run, changed))
-                                    for probe, changed in pairs if probe]
+        self._probes[state.name] = [
+            self._background(probes.watch(probe, container, self.addresses[0], run, changed))
+            for probe, changed in pairs
+            if probe
+        ]
 
     async def _stop_containers(self, grace: float) -> None:
         specs = [*(self.pod["spec"].get("initContainers") or []), *self.pod["spec"]["containers"]]
@@ -265,8 +285,12 @@ class PodWorker:
         if action:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):
-                    await probes.act(action, container, self.addresses[0] if self.addresses else "",
-                                     lambda words, _limit: exec_in(box, words))
+                    await probes.act(
+                        action,
+                        container,
+                        self.addresses[0] if self.addresses else "",
+                        lambda words, _limit: exec_in(box, words),
+                    )
         await box.stop(max(0.0, grace - (time.monotonic() - begin)))
 
     # ---- the end
@@ -307,7 +331,9 @@ class PodWorker:
             await self.host.report(self.pod, self._sent)
 
     def _report(self) -> None:
-        status = pod_status(self.pod, self.init, self.states, self.addresses, self.host.node_address, self.problem, time.time())
+        status = pod_status(
+            self.pod, self.init, self.states, self.addresses, self.host.node_address, self.problem, time.time()
+        )
         if deleting(self.pod):
             for row in status["conditions"]:
                 if row["type"] in ("Ready", "ContainersReady") and row["status"] == "True" and not status.get("podIP"):
@@ -323,8 +349,13 @@ async def exec_in(box: Container, words: list[str]) -> int:
     if process is None or not process.alive or not words:
         return 126
     child = await asyncio.create_subprocess_exec(
-        *enter_command(process.pid), *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL, env={"PATH": podspec.PATH})
+        *enter_command(process.pid),
+        *words,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={"PATH": podspec.PATH},
+    )
     try:
         return await child.wait()
     except asyncio.CancelledError:

@@ -30,8 +30,9 @@ async def once(probe: Object, container: Object, address: str, run: Exec) -> boo
             if action := probe.get("exec"):
                 return await run(list(action.get("command") or []), limit) == 0
             if action := probe.get("tcpSocket"):
-                _, writer = await asyncio.open_connection(action.get("host") or address,
-                                                          port_number(container, action["port"]))
+                _, writer = await asyncio.open_connection(
+                    action.get("host") or address, port_number(container, action["port"])
+                )
                 writer.close()
                 return True
             if action := probe.get("httpGet"):
@@ -61,8 +62,10 @@ async def _http(action: Object, container: Object, address: str) -> bool:
     bracketed = f"[{host}]" if ":" in host else host
     url = f"{scheme}://{bracketed}:{port_number(container, action['port'])}{action.get('path') or '/'}"
     headers = {h["name"]: h["value"] for h in action.get("httpHeaders") or []}
-    async with aiohttp.ClientSession() as session, session.get(url, headers=headers, ssl=False,
-                                                               allow_redirects=False) as answer:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(url, headers=headers, ssl=False, allow_redirects=False) as answer,
+    ):
         return 200 <= answer.status < 400
 
 

@@ -1,7 +1,7 @@
 """The `netns` runtime: sandboxes are pause processes that hold namespaces, containers are processes inside them.
 
-Everything about a pod is in `<run_dir>/pods/<uid>/`: a node agent that restarts finds its pods there, with pid and start
-time, and nothing in them notices.
+Everything about a pod is in `<run_dir>/pods/<uid>/`: a node agent that restarts finds its pods there, with pid and
+start time, and nothing in them notices.
 """
 
 from __future__ import annotations
@@ -96,8 +96,15 @@ async def _spawn_shim(spec_file: Path, spec: dict[str, Any], state: Path) -> dic
     state.unlink(missing_ok=True)
     errors = spec_file.with_suffix(".err")
     with errors.open("wb") as sink:
-        process = await asyncio.create_subprocess_exec(sys.executable, "-ISE", shim.__file__, str(spec_file),
-                                                       stdin=asyncio.subprocess.DEVNULL, stdout=sink, stderr=sink)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-ISE",
+            shim.__file__,
+            str(spec_file),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+        )
     end = time.monotonic() + _START_TIMEOUT
     while time.monotonic() < end:
         found = read(state)
@@ -141,8 +148,13 @@ class Sandbox:
     async def start(self, hostname: str, command: list[str], *, share_net: bool) -> Process:
         """A new pause process with namespaces of its own. Raises RuntimeFailed."""
         self.describe(sandbox=uuid.uuid4().hex)
-        spec = {"kind": "sandbox", "hostname": hostname, "share_net": share_net, "command": command,
-                "state": str(self.state)}
+        spec = {
+            "kind": "sandbox",
+            "hostname": hostname,
+            "share_net": share_net,
+            "command": command,
+            "state": str(self.state),
+        }
         found = await _spawn_shim(self.directory / "sandbox.spec", spec, self.state)
         return Process(found["pid"], found["started"])
 
@@ -204,8 +216,9 @@ class Container:
         self.directory.mkdir(parents=True, exist_ok=True)
         shim.write(str(self.directory / "restarts.json"), {"count": count})
 
-    async def start(self, pause: Process, command: list[str], env: dict[str, str], cwd: str, files: dict[str, str],
-                    tmpfs: list[str]) -> Process:
+    async def start(
+        self, pause: Process, command: list[str], env: dict[str, str], cwd: str, files: dict[str, str], tmpfs: list[str]
+    ) -> Process:
         """Start it in the sandbox's namespaces. files: path in the container -> content. Raises RuntimeFailed."""
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "root").mkdir(exist_ok=True)
@@ -217,9 +230,20 @@ class Container:
             binds.append([str(source), path, "rw"])
         if echo := echo_binary():
             binds.append([str(echo), ECHO_IN_POD, "ro"])
-        spec = {"kind": "container", "pause": pause.pid, "root": str(self.directory / "root"), "lower": "/",
-                "command": command, "env": env, "cwd": cwd, "binds": binds, "tmpfs": tmpfs, "log": str(self.log),
-                "state": str(self.directory / "state.json"), "exit": str(self.directory / "exit.json")}
+        spec = {
+            "kind": "container",
+            "pause": pause.pid,
+            "root": str(self.directory / "root"),
+            "lower": "/",
+            "command": command,
+            "env": env,
+            "cwd": cwd,
+            "binds": binds,
+            "tmpfs": tmpfs,
+            "log": str(self.log),
+            "state": str(self.directory / "state.json"),
+            "exit": str(self.directory / "exit.json"),
+        }
         found = await _spawn_shim(self.directory / "container.spec", spec, self.directory / "state.json")
         return Process(found["shim"], found["shim_started"])
 

@@ -4,7 +4,8 @@ Runs as a program of its own (`python -ISE shim.py FILE`, standard library only,
 outlives the node agent: an agent that comes back reads from the files what happened meanwhile. FILE is JSON:
 
     {"kind": "sandbox", "hostname", "share_net": bool, "command": [...], "state": FILE}
-    {"kind": "container", "pause": pid, "root": DIR, "command": [...], "env": {...}, "cwd", "binds": [[from, to, mode]...],
+    {"kind": "container", "pause": pid, "root": DIR, "command": [...], "env": {...}, "cwd", "binds": [[from, to,
+    mode]...],
      "tmpfs": [path...], "devices": [...], "log": FILE, "state": FILE, "exit": FILE}
 
 A sandbox's shim becomes the pause process by exec. A container's shim stays as its parent and writes the log.
@@ -23,7 +24,16 @@ import time
 from typing import Any
 
 NEWNS, NEWUTS, NEWIPC, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x20000000, 0x40000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
+    1,
+    2,
+    4,
+    8,
+    32,
+    4096,
+    16384,
+    1 << 18,
+)
 PR_SET_PDEATHSIG, PR_CAPBSET_DROP = 1, 24
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 # What container runtimes leave to root in a container: chown, dac_override, fsetid, fowner, mknod, net_raw, setgid,
@@ -40,8 +50,12 @@ def check(result: int, what: str) -> None:
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
-    check(libc.mount(source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags), data.encode() or None),
-          f"mount {source} on {target}")
+    check(
+        libc.mount(
+            source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags), data.encode() or None
+        ),
+        f"mount {source} on {target}",
+    )
 
 
 def write(path: str, value: dict[str, Any]) -> None:
@@ -118,11 +132,17 @@ def make_root(spec: dict[str, Any]) -> str:
             mount("podwire", merged + path, "tmpfs", MS_NOSUID, "mode=0755")
         elif path not in ("/proc", "/sys"):
             os.makedirs(merged + path, exist_ok=True)
-            mount("podwire", merged + path, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777" if path != "/run" else "mode=0755")
+            mount(
+                "podwire", merged + path, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777" if path != "/run" else "mode=0755"
+            )
     for device in ("null", "zero", "full", "random", "urandom", "tty"):
         bind(f"/dev/{device}", f"{merged}/dev/{device}", "rw")
-    for link, target in (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
-                         ("stderr", "/proc/self/fd/2")):
+    for link, target in (
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ):
         os.symlink(target, f"{merged}/dev/{link}")
     for path in spec["tmpfs"]:
         os.makedirs(merged + path, exist_ok=True)
@@ -136,7 +156,9 @@ def enter_root(merged: str) -> None:
     mount("proc", merged + "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount("sysfs", merged + "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY)
     os.chdir(merged)
-    check(libc.syscall(ctypes.c_long(155), b".", b"."), "pivot_root")  # both "." : the old root is stacked on the new one
+    check(
+        libc.syscall(ctypes.c_long(155), b".", b"."), "pivot_root"
+    )  # both "." : the old root is stacked on the new one
     check(libc.umount2(b".", 2), "umount the old root")
     os.chdir("/")
 
@@ -150,7 +172,8 @@ def drop_capabilities() -> None:
 
 
 def enter(directory: str) -> None:
-    """The container's working directory. Raises OSError that names it: a FileNotFoundError would be taken for the program's."""
+    """The container's working directory. Raises OSError that names it: a FileNotFoundError would be taken for the
+    program's."""
     try:
         os.chdir(directory)
     except OSError as err:
@@ -211,8 +234,16 @@ def container(spec: dict[str, Any]) -> None:
         become(spec, into, os.getppid())
     os.close(into)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
-    write(spec["state"], {"pid": child, "started": started(child), "shim": os.getpid(), "shim_started": started(os.getpid()),
-                          "since": time.time()})
+    write(
+        spec["state"],
+        {
+            "pid": child,
+            "started": started(child),
+            "shim": os.getpid(),
+            "shim_started": started(os.getpid()),
+            "since": time.time(),
+        },
+    )
     copy_log(out, spec["log"])
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)

@@ -1,8 +1,8 @@
 """Query bytes -> response bytes, or what must be asked elsewhere first.
 
 The hit: the lower-case question is a key, its value is the answer's records, and only the head is made for the client
-(id, RD, CD, EDNS; addresses begin at a random one). All else takes the slow path, which tells what the zone does not say
-with a record: NODATA and NXDOMAIN with SOA (RFC 2308), aliases, pods, errors, other people's names.
+(id, RD, CD, EDNS; addresses begin at a random one). All else takes the slow path, which tells what the zone does not
+say with a record: NODATA and NXDOMAIN with SOA (RFC 2308), aliases, pods, errors, other people's names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ PLAIN = b"\0\x01\0\0\0\0"  # one question, no answer, no authority
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A query that waits for an upstream. ask: the question key to forward. chain: aliases on the way, (owner, target)."""
+    """A query that waits for an upstream. ask: the question key to forward. chain: aliases on the way, (owner,
+    target)."""
 
     query: Query
     limit: int
@@ -58,9 +59,9 @@ class Pending:
 class Answerer:
     """`handle` for every message; where it returns Pending, `finish` once the upstream's answer (or None) is there.
 
-    recursion: are there upstreams? autopath: complete search paths here. loop_probe: a name that only our own probe asks for;
-    `looped`: it came back. rand: a number in [0, n). clock: monotonic seconds, for the cache. rules: of a Corefile, None where
-    there are none. shuffle: addresses begin at a random one.
+    recursion: are there upstreams? autopath: complete search paths here. loop_probe: a name that only our own probe
+    asks for; `looped`: it came back. rand: a number in [0, n). clock: monotonic seconds, for the cache. rules: of a
+    Corefile, None where there are none. shuffle: addresses begin at a random one.
     """
 
     data: ZoneData
@@ -97,7 +98,9 @@ class Answerer:
         limit, tail = wire.UDP_MINIMUM, b""
         if data[10:12] == b"\0\0":
             question = data[12:]
-        elif data[10:12] == b"\0\x01" and data[-11:-8] == b"\0\0\x29" and data[-6:-4] == b"\0\0" and data[-2:] == b"\0\0":
+        elif (
+            data[10:12] == b"\0\x01" and data[-11:-8] == b"\0\0\x29" and data[-6:-4] == b"\0\0" and data[-2:] == b"\0\0"
+        ):
             question = data[12:-11]
             limit = max(limit, min(int.from_bytes(data[-8:-6]), wire.UDP_SIZE))
             tail = b"\0\0\x29\x04\xd0\0\0" + (b"\x80\0" if data[-4] & 0x80 else b"\0\0") + b"\0\0"
@@ -122,8 +125,8 @@ class Answerer:
     def absent(self, key: bytes) -> tuple[int, bytes] | None:
         """(rcode, value) for a question of the cluster zone that has no answer, without parsing; None: take `handle`.
 
-        `key`: a whole lower-case question that lies in the zone. Most of what pods ask ends here: AAAA where there is none,
-        and the names that a search path makes.
+        `key`: a whole lower-case question that lies in the zone. Most of what pods ask ends here: AAAA where there is
+        none, and the names that a search path makes.
         """
         data, kind = self.data, key[-4:]
         answers = data.answers
@@ -137,19 +140,29 @@ class Answerer:
     def cached(self, key: bytes) -> tuple[int, bytes] | None:
         """(rcode, value) of the forward cache for a question of somebody else's zone, asked without DO, CD and AD."""
         whole = (key, False, False)
-        if not self.recursion or whole not in self.cache.entries or self.data.apex_of(key[:-4]) or key[-4:] not in USUAL:
+        if (
+            not self.recursion
+            or whole not in self.cache.entries
+            or self.data.apex_of(key[:-4])
+            or key[-4:] not in USUAL
+        ):
             return None
         found = self.cache.get(whole, self.clock())
         return None if found is None else (found.rcode, found.value)
 
     def missed(self, data: bytes, key: bytes) -> Pending | None:
-        """What `handle` gives for a plain query for somebody else's name that is not in the cache, asked with RD and without
-        DO, CD and AD; None: take `handle`. data: the message, `key`: its question in lower case."""
-        if (not self.recursion or (key, False, False) in self.cache.entries or key[-4:] not in USUAL
-                or self.data.apex_of(key[:-4]) or key[:-4] == self.loop_probe):
+        """What `handle` gives for a plain query for somebody else's name that is not in the cache, asked with RD and
+        without DO, CD and AD; None: take `handle`. data: the message, `key`: its question in lower case."""
+        if (
+            not self.recursion
+            or (key, False, False) in self.cache.entries
+            or key[-4:] not in USUAL
+            or self.data.apex_of(key[:-4])
+            or key[:-4] == self.loop_probe
+        ):
             return None
         edns = wire.Edns(int.from_bytes(data[-8:-6])) if data[11] else None
-        query = Query(int.from_bytes(data[:2]), int.from_bytes(data[2:4]), data[12:12 + len(key)], key, edns)
+        query = Query(int.from_bytes(data[:2]), int.from_bytes(data[2:4]), data[12 : 12 + len(key)], key, edns)
         self.counts["forward"] += 1
         self.cache.misses += 1
         return Pending(query, query.udp_limit(), key)
@@ -194,7 +207,7 @@ class Answerer:
         if query.edns is not None:
             end -= len(wire.opt(query.edns, rcode))
             ar -= 1
-        value = COUNTS.pack(an, ns, ar) + response[12 + len(rewritten.key):end]
+        value = COUNTS.pack(an, ns, ar) + response[12 + len(rewritten.key) : end]
         try:
             value = restore(query.key, rewritten, value)
         except BadRule:
@@ -224,18 +237,20 @@ class Answerer:
                 if rest is not None:
                     return self._complete(query, limit, rest)
                 return self._reply(query, value, limit, rcode=rcode, flags=AA)
-            chain.append((name, alias[6 + 12:]))
+            chain.append((name, alias[6 + 12 :]))
             if query.qtype not in ADDRESS_TYPES:
                 return self._found(query, limit, tuple(chain), key, EMPTY)
-            name = alias[6 + 12:]
+            name = alias[6 + 12 :]
             if any(name == owner for owner, _ in chain):
                 break
         return self._found(query, limit, tuple(chain), query.key, EMPTY)
 
     def _search_rest(self, name: bytes) -> bytes | None:
-        """www.example.com of www.example.com.NAMESPACE.svc.zone, the first name that a pod's search path makes; else None.
+        """www.example.com of www.example.com.NAMESPACE.svc.zone, the first name that a pod's search path makes; else
+        None.
 
-        One label is never completed, nor what lies below a Service of the namespace, so that a missing endpoint stays missing.
+        One label is never completed, nor what lies below a Service of the namespace, so that a missing endpoint stays
+        missing.
         """
         data, offsets, at = self.data, [], 0
         suffix = b"\x03svc" + data.zones[0]
@@ -244,13 +259,14 @@ class Answerer:
             at += 1 + name[at]
         for index, start in enumerate(offsets):
             if name[start:] == suffix:
-                if index < 3 or name[offsets[index - 1]:] not in data.names or data.exists(name[offsets[index - 2]:]):
+                if index < 3 or name[offsets[index - 1] :] not in data.names or data.exists(name[offsets[index - 2] :]):
                     return None
-                return name[:offsets[index - 1]] + b"\0"
+                return name[: offsets[index - 1]] + b"\0"
         return None
 
     def _complete(self, query: Query, limit: int, rest: bytes) -> bytes | Pending:
-        """Walk the rest of the search path (svc.zone, zone, the name itself), and answer with an alias to what is there."""
+        """Walk the rest of the search path (svc.zone, zone, the name itself), and answer with an alias to what is
+        there."""
         zone, kind = self.data.zones[0], query.key[-4:]
         for suffix in (b"\x03svc" + zone, zone):
             name = rest[:-1] + suffix
@@ -263,7 +279,9 @@ class Answerer:
         value = COUNTS.pack(0, 1, 0) + self.data.soa(query.name, self.data.zones[0])
         return self._reply(query, value, limit, rcode=NXDOMAIN, flags=AA)
 
-    def _found(self, query: Query, limit: int, chain: tuple[tuple[bytes, bytes], ...], key: bytes, value: bytes) -> bytes:
+    def _found(
+        self, query: Query, limit: int, chain: tuple[tuple[bytes, bytes], ...], key: bytes, value: bytes
+    ) -> bytes:
         whole = join(query.key, chain, key, value, self.data.ttl) if chain else value
         return self._reply(query, whole, limit, flags=AA)
 
@@ -282,11 +300,12 @@ class Answerer:
         return NOERROR if exists else NXDOMAIN, COUNTS.pack(0, 1, 0) + data.soa(name, apex)
 
     def _pod(self, name: bytes) -> bytes | None:
-        """a-b-c-d.namespace.pod.zone is a.b.c.d, packed, wherever the namespace exists (the specification's section 2.6)."""
-        namespace = name[1 + name[0]:]
-        if namespace not in self.data.names or namespace[1 + namespace[0]:] != self.data.pod_apex:
+        """a-b-c-d.namespace.pod.zone is a.b.c.d, packed, wherever the namespace exists (the specification's section
+        2.6)."""
+        namespace = name[1 + name[0] :]
+        if namespace not in self.data.names or namespace[1 + namespace[0] :] != self.data.pod_apex:
             return None
-        address = names.undashed(name[1:1 + name[0]].decode("ascii", "replace"))
+        address = names.undashed(name[1 : 1 + name[0]].decode("ascii", "replace"))
         return None if address is None else names.packed(address)
 
     def _outside(self, pending: Pending) -> bytes | Pending:
@@ -318,7 +337,9 @@ class Answerer:
             return self._error(self._reply(query, EMPTY, limit, rcode=SERVFAIL))
         if not pending.chain:
             wants_ad = query.flags & AD or pending.dnssec_ok
-            return self._reply(query, answer.value, limit, rcode=answer.rcode, flags=AD if answer.ad and wants_ad else 0)
+            return self._reply(
+                query, answer.value, limit, rcode=answer.rcode, flags=AD if answer.ad and wants_ad else 0
+            )
         value = answer.value if answer.rcode == NOERROR else EMPTY
         try:
             return self._found(query, limit, pending.chain, pending.ask, value)
@@ -343,4 +364,4 @@ def join(key: bytes, chain: tuple[tuple[bytes, bytes], ...], final_key: bytes, f
         packed = bytes(out.pack())
     except Exception as err:  # dnslib raises its own errors, and struct's, UnicodeError's and IndexError's on garbage
         raise ValueError(f"unreadable answer: {err}") from err
-    return COUNTS.pack(len(chain) + an, 0, 0) + packed[12 + len(key):]
+    return COUNTS.pack(len(chain) + an, 0, 0) + packed[12 + len(key) :]

@@ -1,9 +1,10 @@
 """The cluster's objects in, deltas of packed answers out; each change costs in proportion to the Service it touches.
 
 Changes are noted as they come (`service`, `slice`, `namespace`) and worked off together by `flush`, so that a burst of
-changes to one Service packs it once. All answers but reverse pointers belong to one object; an address that is an endpoint of
-several Services has a pointer to each. A name exists (answers NODATA, not NXDOMAIN) if it owns an answer or is in `names`:
-what lies between such a name and its zone's apex (an empty non-terminal, RFC 8020), and the names of namespaces.
+changes to one Service packs it once. All answers but reverse pointers belong to one object; an address that is an
+endpoint of several Services has a pointer to each. A name exists (answers NODATA, not NXDOMAIN) if it owns an answer or
+is in `names`: what lies between such a name and its zone's apex (an empty non-terminal, RFC 8020), and the names of
+namespaces.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ NO_RECORDS = Records()
 class Builder:
     """`problems` grows until the caller empties it; a problem that stays the same is told once.
 
-    answers: question key -> value. names: wire names that exist without data. services: as schema.pack_service keeps them.
+    answers: question key -> value. names: wire names that exist without data. services: as schema.pack_service keeps
+    them.
     """
 
     config: schema.Schema
@@ -94,8 +96,11 @@ class Builder:
         wire = names.to_wire(name)
         mine = {key for key in self.answers if key[:-4] == wire} if rtype is None else {question(name, rtype)}
         found = {source for source, owned in self._owned.items() if mine.intersection(owned.answers)}
-        found |= {source for key in mine & self._pointer_owner.keys()
-                  for source in self._shared.get(key, (self._pointer_owner[key],))}
+        found |= {
+            source
+            for key in mine & self._pointer_owner.keys()
+            for source in self._shared.get(key, (self._pointer_owner[key],))
+        }
         return sorted(source if source == "schema" else f"Service {source}" for source in found)
 
     def service(self, obj: Object, *, deleted: bool = False) -> None:
@@ -139,7 +144,8 @@ class Builder:
             self._tell("Namespace", key, str(err))
 
     def pod(self, obj: Object, *, deleted: bool = False) -> None:
-        """A pod whose name is answered because it exists (pods verified). Several may share an address (hostNetwork)."""
+        """A pod whose name is answered because it exists (pods verified). Several may share an address
+        (hostNetwork)."""
         key = meta.key(obj)
         fresh: dict[bytes, bytes] = {}
         try:
@@ -176,7 +182,9 @@ class Builder:
             self._tell("Service", key, "")
             return NO_RECORDS
         try:
-            found = schema.service_records(self.config.zone, self._pack, schema.unpack_service(service), self.slices_of(key))
+            found = schema.service_records(
+                self.config.zone, self._pack, schema.unpack_service(service), self.slices_of(key)
+            )
             self._tell("Service", key, "")
             return found
         except (ValueError, TypeError, AttributeError) as err:
@@ -213,11 +221,12 @@ class Builder:
     # Reverse pointers
 
     def _point_all(self, source: str, pointers: Mapping[bytes, tuple[bytes, ...]]) -> None:
-        """`_point` for each, the common case (a new address beside known ones) written out: there are 100,000 at a start."""
+        """`_point` for each, the common case (a new address beside known ones) written out: there are 100,000 at a
+        start."""
         owners, holds, named = self._pointer_owner, self._holds, self._pack.named
         answers, before = self.answers, None if self._filling else self._before
         for key, targets in pointers.items():
-            above = key[1 + key[0]:-4]
+            above = key[1 + key[0] : -4]
             if key in owners or len(targets) > 1 or above not in holds:
                 self._point(source, key, targets)
                 continue
@@ -259,7 +268,7 @@ class Builder:
     def _above(self, key: bytes) -> list[bytes]:
         """Names between a reverse name and its apex; none where the name is in no zone of ours."""
         found: list[bytes] = []
-        for name in names.parents_wire(key[:-len(PTR_IN)]):
+        for name in names.parents_wire(key[: -len(PTR_IN)]):
             if name in self._origins:
                 return found
             found.append(name)
@@ -267,7 +276,7 @@ class Builder:
 
     def _hold_parents(self, key: bytes) -> None:
         holds = self._holds
-        first = key[1 + key[0]:-len(PTR_IN)]
+        first = key[1 + key[0] : -len(PTR_IN)]
         if first in holds:
             holds[first] += 1
             return

@@ -39,9 +39,9 @@ CacheKey = tuple[bytes, bool, bool]  # question key, DO, CD
 class Cache:
     """At most `capacity` answers; the oldest goes first. A time is a monotonic clock's, in seconds.
 
-    keep_stale: seconds that an expired answer is kept for `stale`. due: popular answers that expire soon, if `prefetch`;
-    whoever fetches them anew takes them out. Readers and the one writer may be different threads: each step is one dict
-    operation. positive_cap, negative_cap: the longest life of an answer, in seconds.
+    keep_stale: seconds that an expired answer is kept for `stale`. due: popular answers that expire soon, if
+    `prefetch`; whoever fetches them anew takes them out. Readers and the one writer may be different threads: each step
+    is one dict operation. positive_cap, negative_cap: the longest life of an answer, in seconds.
     """
 
     capacity: int = CAPACITY
@@ -63,8 +63,14 @@ class Cache:
         self.entries.clear()
         self.due.clear()
 
-    def put(self, key: CacheKey, answer: Upstreamed, now: float, positive_cap: float = POSITIVE_CAP,
-            negative_cap: float = NEGATIVE_CAP) -> None:
+    def put(
+        self,
+        key: CacheKey,
+        answer: Upstreamed,
+        now: float,
+        positive_cap: float = POSITIVE_CAP,
+        negative_cap: float = NEGATIVE_CAP,
+    ) -> None:
         """Keep an answer if it may be kept: NOERROR and NXDOMAIN, with a TTL above 0 (RFC 2308 for those without data).
 
         positive_cap, negative_cap: the longest life of an answer, in seconds.
@@ -92,14 +98,18 @@ class Cache:
         self.hits += 1
         self.denials += entry.answer.rcode != NOERROR
         entry.hits += 1
-        if self.prefetch and entry.hits >= POPULAR and entry.expires - now < (entry.expires - entry.stored) * PREFETCH_SHARE:
+        if (
+            self.prefetch
+            and entry.hits >= POPULAR
+            and entry.expires - now < (entry.expires - entry.stored) * PREFETCH_SHARE
+        ):
             self.due.add(key)
         age = int(now - entry.stored)
         if not age:
             return entry.answer
         value = bytearray(entry.answer.value)
         for at, ttl in entry.ttls:
-            value[at:at + 4] = max(0, ttl - age).to_bytes(4)
+            value[at : at + 4] = max(0, ttl - age).to_bytes(4)
         return Upstreamed(entry.answer.rcode, bytes(value), entry.answer.ad)
 
     def stale(self, key: CacheKey, now: float) -> Upstreamed | None:
@@ -110,7 +120,7 @@ class Cache:
         self.stale_hits += 1
         value = bytearray(entry.answer.value)
         for at, _ttl in entry.ttls:
-            value[at:at + 4] = b"\0\0\0\0"
+            value[at : at + 4] = b"\0\0\0\0"
         return Upstreamed(entry.answer.rcode, bytes(value), entry.answer.ad)
 
 
@@ -123,8 +133,8 @@ def _life(answer: Upstreamed, positive_cap: float, negative_cap: float) -> tuple
     ttls = tuple((record.ttl_at, record.ttl) for record in found)
     if answer.rcode == NOERROR and an:
         return min([positive_cap, *(record.ttl for record in found)]), ttls
-    for record in found[:an + ns]:
+    for record in found[: an + ns]:
         if record.rtype == SOA and record.end - record.data_at >= 20:
-            minimum = int.from_bytes(answer.value[record.end - 4:record.end])
+            minimum = int.from_bytes(answer.value[record.end - 4 : record.end])
             return min(negative_cap, record.ttl, minimum), ttls
     return 0, ()  # without SOA it says nothing about how long it holds

@@ -1,4 +1,5 @@
-"""Which pod a client address belongs to: from this node's own CNI leases, so that no pod of the cluster need be watched."""
+"""Which pod a client address belongs to: from this node's own CNI leases, so that no pod of the cluster need be
+watched."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ class Clients:
     _known: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     def pod(self, address: str, now: float) -> str:
-        """"namespace/name", "" where no pod of this node has the address."""
+        """ "namespace/name", "" where no pod of this node has the address."""
         known = self._known.get(address)
         if known is not None and now - known[0] < KEEP_SECONDS:
             return known[1]

@@ -25,8 +25,8 @@ class BadConfig(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Who is asked for the names below `domain` ("." for all others). upstreams: as DnsConfig's; none: such names are refused.
-    The rest is forward.Route's."""
+    """Who is asked for the names below `domain` ("." for all others). upstreams: as DnsConfig's; none: such names are
+    refused. The rest is forward.Route's."""
 
     domain: str
     upstreams: tuple[str, ...]
@@ -43,26 +43,29 @@ class Forward:
 class DnsConfig:
     """kubeconfig: None means the pod's own service account. run_dir: holds dns.sock and the status files.
 
-    listen: the cluster DNS addresses, bound on lo where the node does not have them; "0.0.0.0" and "::" stand for what is
-    there. dns_addresses: where clients reach this DNS, if that is not `listen` (a Service's addresses). pod_cidrs,
-    service_cidrs: their reverse zones are answered here, all other reverse names are forwarded. ttl: seconds, 0 to 3600. pods:
-    answer a-b-c-d.namespace.pod names; verify_pods: only where there is such a pod (the feeder then watches all pods). notrack:
-    keep DNS on the listen addresses out of conntrack. batches: receive and send many packets at once where that was compiled.
-    shuffle: addresses of a name begin at a random one.
+    listen: the cluster DNS addresses, bound on lo where the node does not have them; "0.0.0.0" and "::" stand for what
+    is there. dns_addresses: where clients reach this DNS, if that is not `listen` (a Service's addresses). pod_cidrs,
+    service_cidrs: their reverse zones are answered here, all other reverse names are forwarded. ttl: seconds, 0 to
+    3600. pods: answer a-b-c-d.namespace.pod names; verify_pods: only where there is such a pod (the feeder then watches
+    all pods). notrack: keep DNS on the listen addresses out of conntrack. batches: receive and send many packets at
+    once where that was compiled. shuffle: addresses of a name begin at a random one.
 
-    upstreams: "IP", "IP#port", "tls://IP#port" (DNS over TLS), or the path of a resolv.conf, asked for names that are not ours;
-    empty: such names are refused. stubs: "domain=UPSTREAM,UPSTREAM", names below that domain are asked there. forwards: stand
-    in place of both where there are any. tls: for upstreams with tls://. policy: which upstream is asked first: sequential,
-    round_robin or random. autopath: complete a search path's name in one answer. serve_stale: seconds that an expired answer
-    is still given while no upstream answers. prefetch: fetch popular answers anew shortly before they expire. cache_positive,
-    cache_negative: the longest that answers of upstreams, and their absence, are kept, in seconds. cache_capacity: answers.
+    upstreams: "IP", "IP#port", "tls://IP#port" (DNS over TLS), or the path of a resolv.conf, asked for names that are
+    not ours; empty: such names are refused. stubs: "domain=UPSTREAM,UPSTREAM", names below that domain are asked there.
+    forwards: stand in place of both where there are any. tls: for upstreams with tls://. policy: which upstream is
+    asked first: sequential, round_robin or random. autopath: complete a search path's name in one answer. serve_stale:
+    seconds that an expired answer is still given while no upstream answers. prefetch: fetch popular answers anew
+    shortly before they expire. cache_positive, cache_negative: the longest that answers of upstreams, and their
+    absence, are kept, in seconds. cache_capacity: answers.
 
-    health_address, ready_address, metrics_address: "host:port" of /health, /ready and /metrics, empty: none. lame_duck: seconds
-    to go on answering after SIGTERM, while /ready already says no. log_queries: a line for each, with the client's pod: slower;
-    log_classes: only for answers of these classes (all, success, denial, error); log_names: only for names below these.
+    health_address, ready_address, metrics_address: "host:port" of /health, /ready and /metrics, empty: none. lame_duck:
+    seconds to go on answering after SIGTERM, while /ready already says no. log_queries: a line for each, with the
+    client's pod: slower; log_classes: only for answers of these classes (all, success, denial, error); log_names: only
+    for names below these.
 
-    corefile: the path of a CoreDNS Corefile, which stands above the other settings. blocks: its rewrite, template and hosts.
-    reload: seconds between looks at the Corefile, 0: only at SIGHUP. follow: the same for resolv.conf and hosts files.
+    corefile: the path of a CoreDNS Corefile, which stands above the other settings. blocks: its rewrite, template and
+    hosts. reload: seconds between looks at the Corefile, 0: only at SIGHUP. follow: the same for resolv.conf and hosts
+    files.
     """
 
     node_name: str
@@ -112,7 +115,9 @@ class DnsConfig:
         if not 0 <= self.ttl <= MAX_TTL:
             raise BadConfig(f"ttl is {self.ttl}; it must be from 0 to {MAX_TTL} seconds")
         try:
-            reverse = dict.fromkeys(z for cidr in (*self.service_cidrs, *self.pod_cidrs) for z in names.reverse_zones(cidr))
+            reverse = dict.fromkeys(
+                z for cidr in (*self.service_cidrs, *self.pod_cidrs) for z in names.reverse_zones(cidr)
+            )
             reached = tuple(_ip(a, "dns_addresses") for a in self.dns_addresses) or self.addresses()
             reached = tuple(address for address in reached if address not in WILDCARDS)
             return Schema(names.fqdn(self.cluster_domain), self.ttl, tuple(reverse), reached, self.pods)
@@ -142,8 +147,16 @@ class DnsConfig:
         found = []
         for domain, upstreams in ((".", self.upstreams), *map(_stub, self.stubs)):
             if upstreams:
-                found.append(Forward(domain, upstreams, self.policy, self.tls, cache_positive=self.cache_positive,
-                                     cache_negative=self.cache_negative))
+                found.append(
+                    Forward(
+                        domain,
+                        upstreams,
+                        self.policy,
+                        self.tls,
+                        cache_positive=self.cache_positive,
+                        cache_negative=self.cache_negative,
+                    )
+                )
         return tuple(found)
 
     def routes(self) -> dict[bytes, Route]:
@@ -160,8 +173,16 @@ class DnsConfig:
             if any(zone == name or name.endswith(zone) for zone in self.zones()):
                 raise BadConfig(f"forward: {each.domain!r} lies in a zone that is answered here; take it out")
             addresses = dict.fromkeys(self._upstream(text) for text in each.upstreams)
-            found[name] = Route(tuple(addresses), each.policy, each.tls, each.force_tcp, each.max_fails, each.expire,
-                                each.cache_positive, each.cache_negative)
+            found[name] = Route(
+                tuple(addresses),
+                each.policy,
+                each.tls,
+                each.force_tcp,
+                each.max_fails,
+                each.expire,
+                each.cache_positive,
+                each.cache_negative,
+            )
         return found
 
     def _upstream(self, text: str) -> str:

@@ -1,8 +1,8 @@
 """A subset of CoreDNS's Corefile -> DnsConfig, so that an existing cluster's settings carry over.
 
-Read: autopath, bind, bufsize, cache, errors, forward, health, hosts, import of snippets, kubernetes, loadbalance, log, loop,
-prometheus, ready, reload, rewrite name, template. Everything else is named with its line and left out; nothing is dropped in
-silence.
+Read: autopath, bind, bufsize, cache, errors, forward, health, hosts, import of snippets, kubernetes, loadbalance, log,
+loop, prometheus, ready, reload, rewrite name, template. Everything else is named with its line and left out; nothing is
+dropped in silence.
 """
 
 from __future__ import annotations
@@ -72,13 +72,28 @@ class _Reader:
                 zones.append(zone or ".")
         made = _Server(tuple(zones), corefile_rules.zones_of(zones, block))
         readers: dict[str, Callable[[Directive, _Server], None]] = {
-            "autopath": self.autopath, "bind": self.bind, "bufsize": self.bufsize, "cache": self.cache, "forward": self.forward,
-            "health": self.health, "hosts": self.hosts, "kubernetes": self.kubernetes, "loadbalance": self.loadbalance,
-            "log": self.log, "prometheus": self.prometheus, "ready": self.ready, "reload": self.reload,
-            "rewrite": self.rewrite, "template": self.template}
+            "autopath": self.autopath,
+            "bind": self.bind,
+            "bufsize": self.bufsize,
+            "cache": self.cache,
+            "forward": self.forward,
+            "health": self.health,
+            "hosts": self.hosts,
+            "kubernetes": self.kubernetes,
+            "loadbalance": self.loadbalance,
+            "log": self.log,
+            "prometheus": self.prometheus,
+            "ready": self.ready,
+            "reload": self.reload,
+            "rewrite": self.rewrite,
+            "template": self.template,
+        }
         if any(item.name == "kubernetes" for item in block.block):
             self.set(shuffle=any(item.name == "loadbalance" for item in block.block))
-        order = {"kubernetes": -1, "forward": 1}  # `cache` must know the cluster's domain, and `forward` what `cache` says
+        order = {
+            "kubernetes": -1,
+            "forward": 1,
+        }  # `cache` must know the cluster's domain, and `forward` what `cache` says
         for item in sorted(block.block, key=lambda item: order.get(item.name, 0)):
             if item.name in readers:
                 readers[item.name](item, made)
@@ -88,7 +103,9 @@ class _Reader:
         self.set(blocks=(*self.config.blocks, rules))
 
     def kubernetes(self, item: Directive, server: _Server) -> None:
-        zones = [zone for zone in item.args or server.zones if not zone.rstrip(".").endswith(("in-addr.arpa", "ip6.arpa"))]
+        zones = [
+            zone for zone in item.args or server.zones if not zone.rstrip(".").endswith(("in-addr.arpa", "ip6.arpa"))
+        ]
         if zones and zones[0] != ".":
             self.set(cluster_domain=zones[0])
         if len(zones) > 1:
@@ -150,7 +167,8 @@ class _Reader:
             elif option.name == "prefetch":
                 prefetch = True
             elif option.name != "disable" or self.config.cluster_domain.rstrip(".") not in [
-                    word.rstrip(".") for word in option.args]:  # the cluster's own names are never in a cache
+                word.rstrip(".") for word in option.args
+            ]:  # the cluster's own names are never in a cache
                 self.note(option)
         self.set(prefetch=prefetch)
 
@@ -256,7 +274,7 @@ def _tls(item: Directive, servername: str) -> Tls:
 
 
 def _upstream(word: str, item: Directive) -> str:
-    """"IP", "IP:port", "[IPv6]:port", with "tls://" before it or not -> "IP", "IP#port", "tls://IP"."""
+    """ "IP", "IP:port", "[IPv6]:port", with "tls://" before it or not -> "IP", "IP#port", "tls://IP"."""
     scheme = TLS if word.startswith(TLS) else ""
     text = word.removeprefix(TLS)
     if "://" in text:

@@ -53,7 +53,9 @@ def rewrite(item: Directive, note: Note) -> rules.Rewrite | None:
                 (answers if rest[1] == "name" else values).append((rules.pattern(rest[2].lower()), rest[3]))
                 rest = rest[4:]
             else:
-                raise bad(item, f"{' '.join(rest)!r} is not understood; write answer auto, or answer name|value FROM TO")
+                raise bad(
+                    item, f"{' '.join(rest)!r} is not understood; write answer auto, or answer name|value FROM TO"
+                )
         if kind == "regex":
             rules.pattern(old)
         elif kind in ("exact", "suffix"):
@@ -98,8 +100,16 @@ def template(item: Directive, block_zones: tuple[bytes, ...], note: Note) -> rul
                 note(option)
         except rules.BadRule as err:
             raise bad(option, str(err)) from err
-    return rules.Template(zones, qtype, tuple(matches) or (re.compile(""),), tuple(lines["answer"]), tuple(lines["authority"]),
-                          tuple(lines["additional"]), rcode, fallthrough)
+    return rules.Template(
+        zones,
+        qtype,
+        tuple(matches) or (re.compile(""),),
+        tuple(lines["answer"]),
+        tuple(lines["authority"]),
+        tuple(lines["additional"]),
+        rcode,
+        fallthrough,
+    )
 
 
 def _check(line: str) -> None:

@@ -61,21 +61,26 @@ def _imported(blocks: list[Directive]) -> list[Directive]:
     """Snippets, "(name) {", put where they are imported."""
     snippets = {block.name.strip("()"): block.block for block in blocks if re.fullmatch(r"\(.+\)", block.name)}
     for block in blocks:
-        block.block = [line for item in block.block
-                       for line in (snippets.get(item.args[0], [item]) if item.name == "import" and item.args else [item])]
+        block.block = [
+            line
+            for item in block.block
+            for line in (snippets.get(item.args[0], [item]) if item.name == "import" and item.args else [item])
+        ]
     return [block for block in blocks if not re.fullmatch(r"\(.+\)", block.name)]
 
 
 def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
     for line, content in enumerate(text.splitlines(), 1):
         plain = _COMMENT.sub(lambda found: found[1] or "", content)
-        found = [quoted.replace('\\"', '"') if quoted else brace or word for quoted, brace, word in _TOKEN.findall(plain)]
+        found = [
+            quoted.replace('\\"', '"') if quoted else brace or word for quoted, brace, word in _TOKEN.findall(plain)
+        ]
         if found:
             yield line, found
 
 
 def seconds(text: str, line: int) -> float:
-    """"5s", "1m30s", or a bare number of seconds."""
+    """ "5s", "1m30s", or a bare number of seconds."""
     if re.fullmatch(r"\d+", text):
         return float(text)
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text)

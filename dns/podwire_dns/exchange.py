@@ -1,4 +1,5 @@
-"""One query to one upstream and its answer: over UDP from a socket of its own, or over a TCP or TLS connection that is kept.
+"""One query to one upstream and its answer: over UDP from a socket of its own, or over a TCP or TLS connection that is
+kept.
 
 What to send and what to believe is forward.py's; which upstream, and when, upstream.py's. All runs in one event loop.
 """
@@ -35,13 +36,22 @@ def tls_context(tls: forward.Tls) -> ssl.SSLContext:
 class UdpExchange:
     """A connected socket of its own for each query: a random port, and only that peer is heard."""
 
-    __slots__ = ("fd", "on_reply", "ident", "loop", "question", "sock")
+    __slots__ = ("fd", "ident", "loop", "on_reply", "question", "sock")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, host: str, port: int, question: bytes, ident: int, message: bytes,
-                 on_reply: OnReply) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        host: str,
+        port: int,
+        question: bytes,
+        ident: int,
+        message: bytes,
+        on_reply: OnReply,
+    ) -> None:
         self.loop, self.question, self.ident, self.on_reply = loop, question, ident, on_reply
-        self.sock: socket.socket | None = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET,
-                                                        socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.sock: socket.socket | None = socket.socket(
+            socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+        )
         try:
             self.sock.connect((host, port))
             self.sock.send(message)
@@ -76,8 +86,9 @@ class UdpExchange:
 
 
 class UpstreamExchange:
-    """UdpExchange for many, by asker.c: one call to send many and one to gather answers. A socket has one query at a time; one
-    that was answered serves a few more, for a second at most. What is asked in one turn of the event loop leaves together."""
+    """UdpExchange for many, by asker.c: one call to send many and one to gather answers. A socket has one query at a
+    time; one that was answered serves a few more, for a second at most. What is asked in one turn of the event loop
+    leaves together."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, module: Any) -> None:
         self.loop, self._lib, self._ffi = loop, module.lib, module.ffi
@@ -103,10 +114,17 @@ class UpstreamExchange:
     def _flush(self) -> None:
         queue, self._queue = [sent for sent in self._queue if not sent.closed], []
         for at in range(0, len(queue), self._lib.BATCH):
-            some = queue[at:at + self._lib.BATCH]
-            self._lib.asker_send(self._exchange, len(some), b"".join([sent.address for sent in some]),
-                                 [len(sent.address) for sent in some], [sent.port for sent in some],
-                                 b"".join([sent.message for sent in some]), [len(sent.message) for sent in some], self._fds)
+            some = queue[at : at + self._lib.BATCH]
+            self._lib.asker_send(
+                self._exchange,
+                len(some),
+                b"".join([sent.address for sent in some]),
+                [len(sent.address) for sent in some],
+                [sent.port for sent in some],
+                b"".join([sent.message for sent in some]),
+                [len(sent.message) for sent in some],
+                self._fds,
+            )
             for sent, fd in zip(some, self._ffi.unpack(self._fds, len(some)), strict=True):
                 sent.fd = fd
                 if fd >= 0:
@@ -131,7 +149,9 @@ class UpstreamExchange:
             else:
                 try:
                     at = index * size
-                    on_reply.append((sent.on_reply, forward.read_answer(sent.question, sent.ident, self._packets[at:at + length])))
+                    on_reply.append(
+                        (sent.on_reply, forward.read_answer(sent.question, sent.ident, self._packets[at : at + length]))
+                    )
                 except Malformed:
                     continue  # not an answer to our question: the right one may still come
                 done.append(fd)
@@ -157,10 +177,18 @@ class UpstreamExchange:
 class Sent:
     """A query of an UpstreamExchange. fd: -1 until it has left."""
 
-    __slots__ = ("address", "exchange", "closed", "fd", "on_reply", "ident", "message", "port", "question")
+    __slots__ = ("address", "closed", "exchange", "fd", "ident", "message", "on_reply", "port", "question")
 
-    def __init__(self, exchange: UpstreamExchange, address: bytes, port: int, question: bytes, ident: int, message: bytes,
-                 on_reply: OnReply) -> None:
+    def __init__(
+        self,
+        exchange: UpstreamExchange,
+        address: bytes,
+        port: int,
+        question: bytes,
+        ident: int,
+        message: bytes,
+        on_reply: OnReply,
+    ) -> None:
         self.exchange, self.address, self.port, self.question, self.ident = exchange, address, port, question, ident
         self.message, self.on_reply, self.fd, self.closed = message, on_reply, -1, False
 
@@ -192,8 +220,8 @@ class StreamQuery:
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """One upstream's connection: many queries under way, answered in any order (RFC 7766, RFC 7858); `expire` seconds after
-    the last answer it is closed. A query that a kept connection took along when it ended is sent again, once."""
+    """One upstream's connection: many queries under way, answered in any order (RFC 7766, RFC 7858); `expire` seconds
+    after the last answer it is closed. A query that a kept connection took along when it ended is sent again, once."""
 
     address: str
     host: str
@@ -249,8 +277,13 @@ class Stream:
         name = self.servername or self.host
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                await loop.create_connection(lambda: _Link(self), self.host, self.port, ssl=self.context,
-                                             server_hostname=name if self.context else None)
+                await loop.create_connection(
+                    lambda: _Link(self),
+                    self.host,
+                    self.port,
+                    ssl=self.context,
+                    server_hostname=name if self.context else None,
+                )
         except TimeoutError:
             self._fail(OSError("no connection in time"))
         except OSError as err:  # ssl.SSLError is one: the certificate is not the upstream's
@@ -287,7 +320,9 @@ class Stream:
         if asked is None:
             return  # of a query that nobody waits for any more
         try:
-            self._settle(asked, forward.read_answer(asked.question, asked.ident, data) or Upstreamed(SERVFAIL, b"\0" * 6))
+            self._settle(
+                asked, forward.read_answer(asked.question, asked.ident, data) or Upstreamed(SERVFAIL, b"\0" * 6)
+            )
         except Malformed as err:
             self._settle(asked, OSError(f"the upstream's answer is unreadable: {err}"))
         self._rest()

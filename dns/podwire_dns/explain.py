@@ -43,7 +43,11 @@ def _missing_service(builder: Builder, labels: list[str]) -> list[str]:
     spec = unpack_service(service).get("spec") or {}
     if spec.get("clusterIP") == "None" and not builder.exists(f"{labels[-2]}.{namespace}.svc.{builder.config.zone}"):
         total = sum(endpoint_count(piece) for piece in builder.slices_of(key))
-        why = f"none of its {total} endpoints is ready" if total else "it has no endpoints; do its selector and pods match?"
+        why = (
+            f"none of its {total} endpoints is ready"
+            if total
+            else "it has no endpoints; do its selector and pods match?"
+        )
         return [f"Service {key} is headless and {why}: NXDOMAIN"]
     if len(labels) == 2:
         return [f"Service {key} has no address yet: NXDOMAIN"]

@@ -1,7 +1,8 @@
 """What a feeder tells a serving process: frames of a 4-byte length and one msgpack message.
 
-A connection carries Hello, then Delta frames that together are the whole zone, then Synced, then Delta frames for ever. The
-server swaps its old zone for the new one at the first Synced, so that a restarted feeder never shows a half-filled zone.
+A connection carries Hello, then Delta frames that together are the whole zone, then Synced, then Delta frames for ever.
+The server swaps its old zone for the new one at the first Synced, so that a restarted feeder never shows a half-filled
+zone.
 """
 
 from __future__ import annotations
@@ -88,13 +89,14 @@ class Frames:
                 raise BadFeed(f"feed: a frame of {length} bytes")
             if len(self._buffer) < 4 + length:
                 return
-            body = bytes(self._buffer[4:4 + length])
-            del self._buffer[:4 + length]
+            body = bytes(self._buffer[4 : 4 + length])
+            del self._buffer[: 4 + length]
             yield decode(body)
 
 
 def pieces(delta: Delta, most: int = CHUNK) -> Iterator[Delta]:
-    """A large change as several of at most `most` answers; what ends, ends with the last of them, when all new is there."""
+    """A large change as several of at most `most` answers; what ends, ends with the last of them, when all new is
+    there."""
     answers = list(delta.answers.items())
     while len(answers) > most:
         yield Delta(delta.serial, dict(answers[:most]))

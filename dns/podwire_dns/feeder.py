@@ -36,29 +36,43 @@ NICE = 5  # with a tenth of an ordinary process's share, new names would come la
 GATHER_SECONDS = 0.005  # changes that come together are rendered together
 MAX_BACKLOG = 64 << 20  # bytes that a server may lag behind before it must begin anew
 STATUS_SECONDS = 1.0
-PATHS = {"Service": "/api/v1/services", "EndpointSlice": "/apis/discovery.k8s.io/v1/endpointslices",
-         "Namespace": "/api/v1/namespaces"}
+PATHS = {
+    "Service": "/api/v1/services",
+    "EndpointSlice": "/apis/discovery.k8s.io/v1/endpointslices",
+    "Namespace": "/api/v1/namespaces",
+}
 
 
 class Feeder:
-    """The builder's changes, gathered and pushed to every connected server. Nothing is pushed before `start_feeding`."""
+    """The builder's changes, gathered and pushed to every connected server. Nothing is pushed before
+    `start_feeding`."""
 
     def __init__(self, config: DnsConfig) -> None:
         frame = config.schema()
         self.config, self.builder = config, Builder(frame)
-        self.hello = feed.Hello(feed.VERSION, tuple(names.to_wire(z) for z in (frame.zone, *frame.reverse)),
-                                frame.ttl, frame.pods and not config.verify_pods)
+        self.hello = feed.Hello(
+            feed.VERSION,
+            tuple(names.to_wire(z) for z in (frame.zone, *frame.reverse)),
+            frame.ttl,
+            frame.pods and not config.verify_pods,
+        )
         self.serial = int(time.time())
         self.synced = asyncio.Event()
         self.servers: set[asyncio.StreamWriter] = set()
         self.waiting: set[asyncio.StreamWriter] = set()  # for the first whole zone
         self._timer: asyncio.TimerHandle | None = None
-        self._triggers: list[tuple[str, float]] = []  # (Service, when one of its EndpointSlices says that its pods changed)
+        self._triggers: list[
+            tuple[str, float]
+        ] = []  # (Service, when one of its EndpointSlices says that its pods changed)
 
     def handler(self, kind: str) -> Callable[[Event], None]:
         """An informer's on_event for one kind of object."""
-        take: Callable[..., None] = {"Service": self.builder.service, "EndpointSlice": self.builder.slice,
-                                     "Namespace": self.builder.namespace, "Pod": self.builder.pod}[kind]
+        take: Callable[..., None] = {
+            "Service": self.builder.service,
+            "EndpointSlice": self.builder.slice,
+            "Namespace": self.builder.namespace,
+            "Pod": self.builder.pod,
+        }[kind]
 
         def on_event(event: Event) -> None:
             take(event.object, deleted=event.type == "DELETED")
@@ -113,8 +127,12 @@ class Feeder:
         gc.freeze()  # a zone does not turn into garbage: no collection need look at it again
         gc.enable()
         self.synced.set()
-        log.info("zone is whole", answers=len(self.builder.answers), services=len(self.builder.services),
-                 took_ms=(time.monotonic() - begin) * 1000)
+        log.info(
+            "zone is whole",
+            answers=len(self.builder.answers),
+            services=len(self.builder.services),
+            took_ms=(time.monotonic() - begin) * 1000,
+        )
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One server's connection, until it ends."""
@@ -146,17 +164,24 @@ class Feeder:
         self.synced.set()  # who waits for it shall not wait for ever
 
     def report(self, status: RoleStatus) -> None:
-        figures: Mapping[str, Any] = {"services": len(self.builder.services), "answers": len(self.builder.answers),
-                                      "servers": len(self.servers)}
+        figures: Mapping[str, Any] = {
+            "services": len(self.builder.services),
+            "answers": len(self.builder.answers),
+            "servers": len(self.servers),
+        }
         if not self.synced.is_set():
             status.update(ready=False, message="waits for the API server's lists", reason="NotSynced", **figures)
         else:
-            status.update(ready=True, message=f"{figures['services']} Services, {figures['answers']} answers", **figures)
+            status.update(
+                ready=True, message=f"{figures['services']} Services, {figures['answers']} answers", **figures
+            )
 
 
 def _stub(obj: Object) -> Object:
     """All that the informers must remember; what the zone needs of an object, the builder keeps, packed."""
-    kept = {field: obj["metadata"][field] for field in ("name", "namespace", "resourceVersion") if field in obj["metadata"]}
+    kept = {
+        field: obj["metadata"][field] for field in ("name", "namespace", "resourceVersion") if field in obj["metadata"]
+    }
     fresh: Object = msgspec.json.decode(msgspec.json.encode({"metadata": kept}))
     return fresh  # of new strings: one old string would keep the megabyte of memory that its list was read into
 
@@ -164,8 +189,7 @@ def _stub(obj: Object) -> Object:
 async def _watch(feeder: Feeder, client: ClientConfig, group: asyncio.TaskGroup) -> None:
     async with ApiClient(client) as api:
         paths = {**PATHS, "Pod": "/api/v1/pods"} if feeder.config.verify_pods else PATHS
-        informers = [Informer(api, path, on_event=feeder.handler(kind), keep=_stub)
-                     for kind, path in paths.items()]
+        informers = [Informer(api, path, on_event=feeder.handler(kind), keep=_stub) for kind, path in paths.items()]
         tasks = [group.create_task(informer.run()) for informer in informers]
         try:
             for informer in informers:

@@ -48,10 +48,15 @@ class _Link(asyncio.Protocol):
 class Follower:
     """`whole(zone)` is called with each whole zone; later changes go into that very object. fed: they arrive."""
 
-    def __init__(self, path: Path, whole: Callable[[ZoneData], None], programmed: Callable[[float], None],
-                 memory: Callable[[], AnswerTable | None] = lambda: None) -> None:
-        """programmed: told, in seconds, how long after a change of a headless Service's pods its answers are here. memory: of a
-        new zone."""
+    def __init__(
+        self,
+        path: Path,
+        whole: Callable[[ZoneData], None],
+        programmed: Callable[[float], None],
+        memory: Callable[[], AnswerTable | None] = lambda: None,
+    ) -> None:
+        """programmed: told, in seconds, how long after a change of a headless Service's pods its answers are here.
+        memory: of a new zone."""
         self.path, self.whole, self.programmed, self.memory = path, whole, programmed, memory
         self.fed = self.ever = False
         self._zone: ZoneData | None = None
@@ -77,13 +82,18 @@ class Follower:
         while True:
             link: _Link | None = None
             try:
-                _, link = await asyncio.get_running_loop().create_unix_connection(lambda: _Link(self.take), str(self.path))
+                _, link = await asyncio.get_running_loop().create_unix_connection(
+                    lambda: _Link(self.take), str(self.path)
+                )
                 await link.ended
             except (OSError, feed.BadFeed) as err:
                 if self.fed or not told:
                     tell = log.warn if self.ever else log.info
-                    tell("no feeder, the last zone serves" if self.ever else "waits for the feeder", socket=str(self.path),
-                         error=str(err))
+                    tell(
+                        "no feeder, the last zone serves" if self.ever else "waits for the feeder",
+                        socket=str(self.path),
+                        error=str(err),
+                    )
                     told, delay = True, RECONNECT_FIRST
             finally:
                 self.fed, self._zone = False, None

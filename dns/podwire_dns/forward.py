@@ -1,8 +1,9 @@
 """Names that are not ours: which upstream to ask, what to send, what to believe. Pure; upstream.py does the sending.
 
-Upstreams are asked in the order configured, or as the policy says. One that does not answer within its patience (four times
-its usual answer time) is joined by the next one, and both may still answer. After DOWN_AFTER silences in a row an upstream is
-down: it is asked last, and once in PROBE_EVERY seconds one query goes to it as well as to a healthy one, until it answers.
+Upstreams are asked in the order configured, or as the policy says. One that does not answer within its patience (four
+times its usual answer time) is joined by the next one, and both may still answer. After DOWN_AFTER silences in a row an
+upstream is down: it is asked last, and once in PROBE_EVERY seconds one query goes to it as well as to a healthy one,
+until it answers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,24 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from .cache import NEGATIVE_CAP, POSITIVE_CAP, Upstreamed
-from .wire import AD, CD, COUNTS, HEADER, NOERROR, NXDOMAIN, OPT, QR, RD, SERVFAIL, TC, Edns, Malformed, lower, opt, records
+from .wire import (
+    AD,
+    CD,
+    COUNTS,
+    HEADER,
+    NOERROR,
+    NXDOMAIN,
+    OPT,
+    QR,
+    RD,
+    SERVFAIL,
+    TC,
+    Edns,
+    Malformed,
+    lower,
+    opt,
+    records,
+)
 
 PATIENCE_FIRST, PATIENCE_LEAST, PATIENCE_MOST = 0.4, 0.1, 1.0
 DEADLINE = 4.0  # below the 5 s after which common resolvers ask again
@@ -33,8 +51,8 @@ class _Health:
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """DNS over TLS (RFC 7858). servername: whose certificate it must be, "" for the upstream's address. ca, cert, key: files;
-    without ca the system's authorities are believed."""
+    """DNS over TLS (RFC 7858). servername: whose certificate it must be, "" for the upstream's address. ca, cert, key:
+    files; without ca the system's authorities are believed."""
 
     servername: str = ""
     ca: str = ""
@@ -49,8 +67,9 @@ NO_TLS = Tls()
 class Route:
     """How the names of one domain are asked for. addresses: "IP#port" or "tls://IP#port"; none: such names are refused.
 
-    policy: one of POLICIES. max_fails: silences in a row after which an upstream is down, 0: never. expire: seconds that an
-    unused connection is kept. positive_cap, negative_cap: the longest that answers, and their absence, are kept.
+    policy: one of POLICIES. max_fails: silences in a row after which an upstream is down, 0: never. expire: seconds
+    that an unused connection is kept. positive_cap, negative_cap: the longest that answers, and their absence, are
+    kept.
     """
 
     addresses: tuple[str, ...]
@@ -158,7 +177,7 @@ def read_answer(key: bytes, ident: int, data: bytes) -> Upstreamed | None:
     if got != ident or not flags & QR or flags & 0x7800:
         raise Malformed("no answer to this query")
     rcode = flags & 0xF
-    if questions != 1 or lower(data[12:12 + len(key)]) != key:
+    if questions != 1 or lower(data[12 : 12 + len(key)]) != key:
         if questions == 0 and rcode not in (NOERROR, NXDOMAIN) and len(data) == 12:
             return Upstreamed(rcode, b"\0" * 6)
         raise Malformed("the answer is to another question")
@@ -168,7 +187,8 @@ def read_answer(key: bytes, ident: int, data: bytes) -> Upstreamed | None:
 
 
 def _without_opt(data: bytes, at: int, counts: tuple[int, int, int], rcode: int, ad: bool) -> Upstreamed:
-    """Leave out OPT, which speaks of one hop only, and what may stand behind it (pointers there would no longer hold)."""
+    """Leave out OPT, which speaks of one hop only, and what may stand behind it (pointers there would no longer
+    hold)."""
     an, ns, ar = counts
     end, kept = at, 0
     for index, record in enumerate(records(data, at, an + ns + ar)):

@@ -32,7 +32,8 @@ log = logs.get("dns")
 
 
 def ensure_addresses(addresses: Iterable[str]) -> list[str]:
-    """Put the addresses that the node lacks on lo, in this thread's network namespace; returns those that were added."""
+    """Put the addresses that the node lacks on lo, in this thread's network namespace; returns those that were
+    added."""
     added = [address for address in addresses if not _is_local(address)]
     if not added:
         return []
@@ -64,18 +65,26 @@ def _is_local(address: str) -> bool:
 
 
 def beside(addresses: Sequence[str]) -> list[str]:
-    """What 0.0.0.0 and :: stand for now, where one of them is among `addresses`: each address here but those of loopback and
-    of links. A UDP answer must leave from the address that was asked; for a wildcard's socket the route would choose."""
-    versions = {ipaddress.ip_address(address).version for address in addresses if ipaddress.ip_address(address).is_unspecified}
+    """What 0.0.0.0 and :: stand for now, where one of them is among `addresses`: each address here but those of
+    loopback and of links. A UDP answer must leave from the address that was asked; for a wildcard's socket the route
+    would choose."""
+    versions = {
+        ipaddress.ip_address(address).version for address in addresses if ipaddress.ip_address(address).is_unspecified
+    }
     if not versions:
         return []
     from pyroute2 import IPRoute
 
     with IPRoute() as ipr:
-        here = [ipaddress.ip_address(str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")))
-                for message in ipr.get_addr()]
-    found = dict.fromkeys(str(address) for address in here
-                          if address.version in versions and not address.is_loopback and not address.is_link_local)
+        here = [
+            ipaddress.ip_address(str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")))
+            for message in ipr.get_addr()
+        ]
+    found = dict.fromkeys(
+        str(address)
+        for address in here
+        if address.version in versions and not address.is_loopback and not address.is_link_local
+    )
     return [address for address in found if address not in addresses and _is_local(address)]
 
 
@@ -128,37 +137,55 @@ def apply_notrack(addresses: Iterable[str], port: int) -> None:
         ops: list[nft.Chain | nft.Rule] = [inward, outward]
         for address in packed:
             for protocol in (b"\x11", b"\x06"):
-                asked = (nft.Payload("network", destination, size), nft.Cmp(address), nft.Meta("l4proto"), nft.Cmp(protocol),
-                         nft.Payload("transport", 2, 2), nft.Cmp(port.to_bytes(2)), nft.Notrack())
-                answered = (nft.Payload("network", source, size), nft.Cmp(address), nft.Meta("l4proto"), nft.Cmp(protocol),
-                            nft.Payload("transport", 0, 2), nft.Cmp(port.to_bytes(2)), nft.Notrack())
-                ops += [nft.Rule(inward, asked, comment="to the cluster DNS"),
-                        nft.Rule(outward, asked, comment="to the cluster DNS"),
-                        nft.Rule(outward, answered, comment="from the cluster DNS"),
-                        nft.Rule(inward, answered, comment="from the cluster DNS, over lo")]
+                asked = (
+                    nft.Payload("network", destination, size),
+                    nft.Cmp(address),
+                    nft.Meta("l4proto"),
+                    nft.Cmp(protocol),
+                    nft.Payload("transport", 2, 2),
+                    nft.Cmp(port.to_bytes(2)),
+                    nft.Notrack(),
+                )
+                answered = (
+                    nft.Payload("network", source, size),
+                    nft.Cmp(address),
+                    nft.Meta("l4proto"),
+                    nft.Cmp(protocol),
+                    nft.Payload("transport", 0, 2),
+                    nft.Cmp(port.to_bytes(2)),
+                    nft.Notrack(),
+                )
+                ops += [
+                    nft.Rule(inward, asked, comment="to the cluster DNS"),
+                    nft.Rule(outward, asked, comment="to the cluster DNS"),
+                    nft.Rule(outward, answered, comment="from the cluster DNS"),
+                    nft.Rule(inward, answered, comment="from the cluster DNS, over lo"),
+                ]
         transaction = transaction.remake(table).add(*ops)
     nft_socket.apply(transaction)
 
 
 def run_soon() -> None:
-    """Ask the scheduler to let this thread, and those it starts, run soon after they wake: a slice of 0.1 ms in place of some
-    ms (EEVDF, Linux 6.12 and later; older kernels take no notice), and three times the share of an ordinary process where
-    more want to run than there are CPUs, since the whole node waits for its names. Without the right to that (CAP_SYS_NICE)
-    the share stays what it is."""
+    """Ask the scheduler to let this thread, and those it starts, run soon after they wake: a slice of 0.1 ms in place
+    of some ms (EEVDF, Linux 6.12 and later; older kernels take no notice), and three times the share of an ordinary
+    process where more want to run than there are CPUs, since the whole node waits for its names. Without the right to
+    that (CAP_SYS_NICE) the share stays what it is."""
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, min(os.getpriority(os.PRIO_PROCESS, 0), NICE))
     number = SCHED_SETATTR.get(platform.machine())
     if number is None:
         return
     nice = os.getpriority(os.PRIO_PROCESS, 0)
-    attributes = struct.pack("=IIQiIQQQ", 48, 0, 0, nice, 0, SLICE_NS, 0, 0)  # struct sched_attr: normal policy, nice, runtime
+    attributes = struct.pack(
+        "=IIQiIQQQ", 48, 0, 0, nice, 0, SLICE_NS, 0, 0
+    )  # struct sched_attr: normal policy, nice, runtime
     if ctypes.CDLL(None, use_errno=True).syscall(number, 0, attributes, 0):
         log.info("no short time slices", error=os.strerror(ctypes.get_errno()))
 
 
 def more_files() -> int:
-    """Let this process have as many open files as it may, up to MANY_FILES; how many that is. A question to an upstream is one,
-    and the usual 1,024 are gone as soon as an upstream falls silent."""
+    """Let this process have as many open files as it may, up to MANY_FILES; how many that is. A question to an upstream
+    is one, and the usual 1,024 are gone as soon as an upstream falls silent."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -169,8 +196,11 @@ def more_files() -> int:
 
 def drop_addresses(addresses: Iterable[str], port: int) -> list[str]:
     """Take those off lo that nobody serves on any more; returns them. As in `cleanup`, whoever put them there."""
-    idle = {address for address in addresses
-            if not ipaddress.ip_address(address).is_loopback and not has_sibling(address, port)}
+    idle = {
+        address
+        for address in addresses
+        if not ipaddress.ip_address(address).is_loopback and not has_sibling(address, port)
+    }
     if not idle:
         return []
     from pyroute2 import IPRoute

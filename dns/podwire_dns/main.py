@@ -21,10 +21,21 @@ from .rtypes import TYPE_NAMES
 from .sources import Sources
 
 DEFAULTS = DnsConfig("", None, Path("/run/podwire"))
-PLURALS = {"upstream": "upstreams", "pod_cidr": "pod_cidrs", "service_cidr": "service_cidrs", "stub": "stubs",
-           "dns_address": "dns_addresses"}
-IN_A_POD: dict[str, Any] = {"listen": ("0.0.0.0",), "notrack": False, "health_address": ":8080", "ready_address": ":8181",
-                            "metrics_address": ":9153", "lame_duck": 5.0}
+PLURALS = {
+    "upstream": "upstreams",
+    "pod_cidr": "pod_cidrs",
+    "service_cidr": "service_cidrs",
+    "stub": "stubs",
+    "dns_address": "dns_addresses",
+}
+IN_A_POD: dict[str, Any] = {
+    "listen": ("0.0.0.0",),
+    "notrack": False,
+    "health_address": ":8080",
+    "ready_address": ":8181",
+    "metrics_address": ":9153",
+    "lame_duck": 5.0,
+}
 Function = Callable[..., None]
 
 
@@ -34,42 +45,94 @@ def _many(name: str, default: tuple[str, ...], text: str) -> Callable[[Function]
 
 OPTIONS: list[Callable[[Function], Function]] = [
     click.option("--node-name", default="", help="This node's name, for log lines."),
-    click.option("--kubeconfig", envvar="KUBECONFIG", type=click.Path(dir_okay=False),
-                 help="Default: the pod's own service account."),
-    click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), default=DEFAULTS.run_dir, show_default=True,
-                 help="Where dns.sock and the status files are."),
+    click.option(
+        "--kubeconfig",
+        envvar="KUBECONFIG",
+        type=click.Path(dir_okay=False),
+        help="Default: the pod's own service account.",
+    ),
+    click.option(
+        "--run-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=DEFAULTS.run_dir,
+        show_default=True,
+        help="Where dns.sock and the status files are.",
+    ),
     _many("--listen", DEFAULTS.listen, "Cluster DNS address; may be repeated."),
-    click.option("--port", type=click.IntRange(1, 65535), default=DEFAULTS.port, show_default=True, help="Of UDP and TCP."),
-    click.option("--cluster-domain", default=DEFAULTS.cluster_domain, show_default=True, help="The zone made from the API."),
-    _many("--upstream", DEFAULTS.upstreams, "Resolver for other names: IP, IP#PORT, tls://IP (DNS over TLS), or the path of a "
-          "resolv.conf, which is followed; may be repeated. none: such names are refused."),
+    click.option(
+        "--port", type=click.IntRange(1, 65535), default=DEFAULTS.port, show_default=True, help="Of UDP and TCP."
+    ),
+    click.option(
+        "--cluster-domain", default=DEFAULTS.cluster_domain, show_default=True, help="The zone made from the API."
+    ),
+    _many(
+        "--upstream",
+        DEFAULTS.upstreams,
+        "Resolver for other names: IP, IP#PORT, tls://IP (DNS over TLS), or the path of a "
+        "resolv.conf, which is followed; may be repeated. none: such names are refused.",
+    ),
     click.option("--tls-servername", default="", help="Whose certificate upstreams with tls:// must have."),
     click.option("--tls-ca", type=click.Path(dir_okay=False), default="", help="Whom to believe their certificates."),
     _many("--pod-cidr", DEFAULTS.pod_cidrs, "Range whose reverse names are answered here; may be repeated."),
     _many("--service-cidr", DEFAULTS.service_cidrs, "The same for Service addresses."),
     click.option("--ttl", type=click.IntRange(0, 3600), default=DEFAULTS.ttl, show_default=True, help="Seconds."),
     click.option("--pods/--no-pods", default=True, show_default=True, help="Answer a-b-c-d.NAMESPACE.pod names."),
-    click.option("--verify-pods/--no-verify-pods", default=False, show_default=True,
-                 help="Answer those names only where there is such a pod; the feeder then watches all pods."),
-    click.option("--corefile", type=click.Path(dir_okay=False), default="",
-                 help="Take settings from a CoreDNS Corefile; they stand above the other flags. SIGHUP reads it again, and so "
-                      "does its `reload`."),
-    _many("--dns-address", (), "Where clients reach this DNS, if not at --listen (a Service's address); may be repeated."),
+    click.option(
+        "--verify-pods/--no-verify-pods",
+        default=False,
+        show_default=True,
+        help="Answer those names only where there is such a pod; the feeder then watches all pods.",
+    ),
+    click.option(
+        "--corefile",
+        type=click.Path(dir_okay=False),
+        default="",
+        help="Take settings from a CoreDNS Corefile; they stand above the other flags. SIGHUP reads it again, and so "
+        "does its `reload`.",
+    ),
+    _many(
+        "--dns-address", (), "Where clients reach this DNS, if not at --listen (a Service's address); may be repeated."
+    ),
     click.option("--health-address", default="", help="HOST:PORT of /health; empty: none."),
     click.option("--ready-address", default="", help="HOST:PORT of /ready; empty: none."),
     click.option("--metrics-address", default="", help="HOST:PORT of /metrics; empty: none."),
-    click.option("--lame-duck", type=click.FloatRange(0, 300), default=DEFAULTS.lame_duck, show_default=True,
-                 help="Seconds to go on answering after SIGTERM, not ready any more."),
-    click.option("--log-queries/--no-log-queries", default=False, show_default=True,
-                 help="A log line for each query, with the client's pod."),
-    click.option("--autopath/--no-autopath", default=False, show_default=True,
-                 help="Complete the names of pods' search paths in one answer."),
+    click.option(
+        "--lame-duck",
+        type=click.FloatRange(0, 300),
+        default=DEFAULTS.lame_duck,
+        show_default=True,
+        help="Seconds to go on answering after SIGTERM, not ready any more.",
+    ),
+    click.option(
+        "--log-queries/--no-log-queries",
+        default=False,
+        show_default=True,
+        help="A log line for each query, with the client's pod.",
+    ),
+    click.option(
+        "--autopath/--no-autopath",
+        default=False,
+        show_default=True,
+        help="Complete the names of pods' search paths in one answer.",
+    ),
     _many("--stub", (), "DOMAIN=IP[#PORT],...: ask these for names below DOMAIN; may be repeated."),
-    click.option("--policy", type=click.Choice(POLICIES), default=DEFAULTS.policy, show_default=True,
-                 help="Which upstream is asked first."),
-    click.option("--serve-stale", type=click.FloatRange(0, 86400), default=DEFAULTS.serve_stale, show_default=True,
-                 help="Seconds that an expired answer is given while no upstream answers."),
-    click.option("--prefetch/--no-prefetch", default=True, show_default=True, help="Renew popular answers before they expire."),
+    click.option(
+        "--policy",
+        type=click.Choice(POLICIES),
+        default=DEFAULTS.policy,
+        show_default=True,
+        help="Which upstream is asked first.",
+    ),
+    click.option(
+        "--serve-stale",
+        type=click.FloatRange(0, 86400),
+        default=DEFAULTS.serve_stale,
+        show_default=True,
+        help="Seconds that an expired answer is given while no upstream answers.",
+    ),
+    click.option(
+        "--prefetch/--no-prefetch", default=True, show_default=True, help="Renew popular answers before they expire."
+    ),
     click.option("--notrack/--no-notrack", default=True, show_default=True, help="Keep DNS out of conntrack."),
 ]
 
@@ -88,7 +151,9 @@ def _with_config(work: Callable[..., None]) -> Function:
         tls = Tls(flags.pop("tls_servername"), flags.pop("tls_ca"))
         if flags["upstreams"] == ("none",):
             flags["upstreams"] = ()
-        config = DnsConfig(**{field.name: flags.pop(field.name) for field in fields(DnsConfig) if field.name in flags}, tls=tls)
+        config = DnsConfig(
+            **{field.name: flags.pop(field.name) for field in fields(DnsConfig) if field.name in flags}, tls=tls
+        )
         logs.configure(node=config.node_name)
         try:
             Sources(config).load()
@@ -142,8 +207,8 @@ def server(config: DnsConfig) -> None:
 def serve(config: DnsConfig) -> None:
     """Feeder and server together, as in a container of a Deployment behind a Service.
 
-    Unless flags say otherwise it listens on all addresses there are, touches neither lo nor conntrack, shows /health on :8080,
-    /ready on :8181 and /metrics on :9153, and answers for 5 s after SIGTERM.
+    Unless flags say otherwise it listens on all addresses there are, touches neither lo nor conntrack, shows /health on
+    :8080, /ready on :8181 and /metrics on :9153, and answers for 5 s after SIGTERM.
     """
     from . import serving
 
@@ -167,7 +232,9 @@ def cleanup(config: DnsConfig) -> None:
 @click.argument("name")
 @click.argument("rtype", type=click.Choice(list(TYPE_NAMES.values()), case_sensitive=False), default="A")
 @click.option("--explain/--no-explain", default=True, show_default=True, help="Say from the API's objects why.")
-@_showing("kubeconfig", "listen", "dns_address", "port", "cluster_domain", "pod_cidr", "service_cidr", "pods", "corefile")
+@_showing(
+    "kubeconfig", "listen", "dns_address", "port", "cluster_domain", "pod_cidr", "service_cidr", "pods", "corefile"
+)
 @_with_config
 def query(config: DnsConfig, name: str, rtype: str, explain: bool) -> None:
     """Ask this node's DNS for NAME as a pod would, and say which object the answer comes from, or why there is none."""
@@ -198,7 +265,9 @@ def _ask(address: str, port: int, message: bytes) -> bytes:
             sock.sendall(len(message).to_bytes(2) + message)
             data = stream.read(int.from_bytes(stream.read(2)))
     except OSError as err:
-        raise OSError(f"no answer from {address} port {port}: {err.strerror or err}; does a DNS server run there?") from err
+        raise OSError(
+            f"no answer from {address} port {port}: {err.strerror or err}; does a DNS server run there?"
+        ) from err
     if not data:
         raise OSError(f"{address} port {port} closed the connection without an answer")
     return data

@@ -1,4 +1,5 @@
-"""What /metrics counts: queries, answers, their sizes and times; and the text exposition format. The page: metrics_page.py.
+"""What /metrics counts: queries, answers, their sizes and times; and the text exposition format. The page:
+metrics_page.py.
 
 A `Tally` counts in Python what the slow path, TCP and the plain loop answer; the compiled loop counts for itself
 (batch_counts). Counts are whole or a query behind, never torn: each is one number.
@@ -16,8 +17,8 @@ from .rtypes import TYPE_NAMES
 
 BOUNDS = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024)
 SIZE_BOUNDS = (0, 100, 200, 300, 400, 511, 1023, 2047, 4095, 8291, 16000, 32000, 48000, 64000)
-PROGRAMMING_BOUNDS = tuple(0.001 * 2 ** power for power in range(20))
-HEALTH_BOUNDS = tuple(0.00025 * 10 ** power for power in range(5))
+PROGRAMMING_BOUNDS = tuple(0.001 * 2**power for power in range(20))
+HEALTH_BOUNDS = tuple(0.00025 * 10**power for power in range(5))
 KNOWN_TYPES = {**TYPE_NAMES, 15: "MX", 43: "DS", 48: "DNSKEY", 64: "SVCB", 65: "HTTPS", 35: "NAPTR", 257: "CAA"}
 DO = b"\x80"
 
@@ -68,7 +69,7 @@ class Tally:
             at = 12
             while answer[at]:
                 at += 1 + answer[at]
-            self.types[int.from_bytes(answer[at + 1:at + 3])] += 1
+            self.types[int.from_bytes(answer[at + 1 : at + 3])] += 1
         else:
             self.types[0] += 1
         self.took[bisect_left(BOUNDS, took)] += 1
@@ -87,8 +88,11 @@ class Tally:
         for number, count in enumerate(counts.rcodes):
             if count:
                 self.rcodes[number] += count
-        for mine, theirs in ((self.took, counts.took), (self.query_sizes, counts.query_sizes),
-                             (self.answer_sizes, counts.answer_sizes)):
+        for mine, theirs in (
+            (self.took, counts.took),
+            (self.query_sizes, counts.query_sizes),
+            (self.answer_sizes, counts.answer_sizes),
+        ):
             for index, count in enumerate(theirs):
                 mine[index] += count
         self.took_seconds += counts.took_ns / 1e9
@@ -116,8 +120,13 @@ class Page:
         for labels, value in samples:
             self.lines.append(f"{name}{_labels(labels)} {f'{value:.9g}' if isinstance(value, float) else value}")
 
-    def histogram(self, name: str, text: str, bounds: Sequence[float],
-                  series: Iterable[tuple[Mapping[str, str], Sequence[int], float]]) -> None:
+    def histogram(
+        self,
+        name: str,
+        text: str,
+        bounds: Sequence[float],
+        series: Iterable[tuple[Mapping[str, str], Sequence[int], float]],
+    ) -> None:
         """series: (labels, counts of each bucket, sum)."""
         self.lines += [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
         ends = [*(f"{bound:.9g}" for bound in bounds), "+Inf"]

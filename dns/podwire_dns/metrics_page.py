@@ -1,5 +1,5 @@
-"""The page of /metrics: the names and labels that dashboards made for CoreDNS expect (its older and newer ones for upstreams),
-and podwire_dns_* for what CoreDNS has not. Pure."""
+"""The page of /metrics: the names and labels that dashboards made for CoreDNS expect (its older and newer ones for
+upstreams), and podwire_dns_* for what CoreDNS has not. Pure."""
 
 from __future__ import annotations
 
@@ -57,24 +57,43 @@ class ServerState:
 def plugins(config: DnsConfig) -> list[str]:
     """Names of the CoreDNS plugins whose work is done here now."""
     found = ["errors", "kubernetes", "loop"]
-    found += [name for name, on in (
-        ("autopath", config.autopath), ("forward", bool(config.forwarding())), ("health", bool(config.health_address)),
-        ("ready", bool(config.ready_address)), ("prometheus", bool(config.metrics_address)), ("log", config.log_queries),
-        ("loadbalance", config.shuffle), ("reload", bool(config.corefile and config.reload)),
-        ("cache", any(each.cache_positive or each.cache_negative for each in config.forwarding())),
-        ("hosts", any(block.hosts for block in config.blocks)), ("rewrite", any(block.rewrites for block in config.blocks)),
-        ("template", any(block.templates for block in config.blocks))) if on]
+    found += [
+        name
+        for name, on in (
+            ("autopath", config.autopath),
+            ("forward", bool(config.forwarding())),
+            ("health", bool(config.health_address)),
+            ("ready", bool(config.ready_address)),
+            ("prometheus", bool(config.metrics_address)),
+            ("log", config.log_queries),
+            ("loadbalance", config.shuffle),
+            ("reload", bool(config.corefile and config.reload)),
+            ("cache", any(each.cache_positive or each.cache_negative for each in config.forwarding())),
+            ("hosts", any(block.hosts for block in config.blocks)),
+            ("rewrite", any(block.rewrites for block in config.blocks)),
+            ("template", any(block.templates for block in config.blocks)),
+        )
+        if on
+    ]
     return sorted(found)
 
 
 def render(state: ServerState) -> str:
     """The page."""
     page, server = Page(), f"dns://:{state.config.port}"
-    page.family("coredns_build_info", "gauge", "The version of podwire, under the name that dashboards look for.",
-                [({"version": state.version, "goversion": "", "revision": "podwire"}, 1)])
+    page.family(
+        "coredns_build_info",
+        "gauge",
+        "The version of podwire, under the name that dashboards look for.",
+        [({"version": state.version, "goversion": "", "revision": "podwire"}, 1)],
+    )
     base = {"server": server, "zone": ZONE, "view": ""}
-    page.family("coredns_plugin_enabled", "gauge", "What of CoreDNS's plugins is done here.",
-                [({**base, "name": name}, 1) for name in plugins(state.config)])
+    page.family(
+        "coredns_plugin_enabled",
+        "gauge",
+        "What of CoreDNS's plugins is done here.",
+        [({**base, "name": name}, 1) for name in plugins(state.config)],
+    )
     _queries(page, state, base)
     _forwarding(page, state.forwarding)
     _cache(page, state.cache, {"server": server, "zones": ZONE, "view": ""})
@@ -83,87 +102,205 @@ def render(state: ServerState) -> str:
     page.family("podwire_dns_answers", "gauge", "Answers of the cluster zone in memory.", [({}, len(data.answers))])
     page.family("podwire_dns_zone_serial", "gauge", "Serial of the zone.", [({}, data.serial)])
     page.family("podwire_dns_zone_synced", "gauge", "1: a whole zone was received.", [({}, int(data.synced))])
-    page.family("podwire_dns_feeder_connected", "gauge", "1: changes arrive; 0: the last zone serves.", [({}, int(state.fed))])
+    page.family(
+        "podwire_dns_feeder_connected", "gauge", "1: changes arrive; 0: the last zone serves.", [({}, int(state.fed))]
+    )
     return page.text()
 
 
 def _queries(page: Page, state: ServerState, base: dict[str, str]) -> None:
     tallies = state.tallies.items()
-    page.family("coredns_dns_requests_total", "counter", "Queries.", [
-        ({**base, "proto": proto, "family": "1", "type": KNOWN_TYPES.get(number, "other")}, count)
-        for proto, tally in tallies for number, count in known_types(tally.types).items()])
-    page.family("coredns_dns_responses_total", "counter", "Responses by status code.", [
-        ({**base, "proto": proto, "rcode": str(RCODE.forward.get(number, number)), "plugin": ""}, count)
-        for proto, tally in tallies for number, count in sorted(tally.rcodes.items())])
-    page.histogram("coredns_dns_request_duration_seconds", "From a query's arrival to its answer's departure.", BOUNDS, [
-        ({**base, "proto": proto}, tally.took, tally.took_seconds) for proto, tally in tallies])
-    page.histogram("coredns_dns_request_size_bytes", "Sizes of queries.", SIZE_BOUNDS, [
-        ({**base, "proto": proto}, tally.query_sizes, tally.query_bytes) for proto, tally in tallies])
-    page.histogram("coredns_dns_response_size_bytes", "Sizes of responses.", SIZE_BOUNDS, [
-        ({**base, "proto": proto}, tally.answer_sizes, tally.answer_bytes) for proto, tally in tallies])
-    page.family("coredns_dns_do_requests_total", "counter", "Queries with the DO bit.",
-                [(base, sum(tally.dnssec_ok for _, tally in tallies))])
-    page.family("coredns_panics_total", "counter", "Queries that an error in this program left unanswered.",
-                [({}, sum(tally.errors for _, tally in tallies))])
-    page.histogram("coredns_kubernetes_dns_programming_duration_seconds",
-                   "From a change of a headless Service's pods to its answers.", state.programming.bounds,
-                   [({"service_kind": "headless_with_selector"}, state.programming.buckets, state.programming.total)])
+    page.family(
+        "coredns_dns_requests_total",
+        "counter",
+        "Queries.",
+        [
+            ({**base, "proto": proto, "family": "1", "type": KNOWN_TYPES.get(number, "other")}, count)
+            for proto, tally in tallies
+            for number, count in known_types(tally.types).items()
+        ],
+    )
+    page.family(
+        "coredns_dns_responses_total",
+        "counter",
+        "Responses by status code.",
+        [
+            ({**base, "proto": proto, "rcode": str(RCODE.forward.get(number, number)), "plugin": ""}, count)
+            for proto, tally in tallies
+            for number, count in sorted(tally.rcodes.items())
+        ],
+    )
+    page.histogram(
+        "coredns_dns_request_duration_seconds",
+        "From a query's arrival to its answer's departure.",
+        BOUNDS,
+        [({**base, "proto": proto}, tally.took, tally.took_seconds) for proto, tally in tallies],
+    )
+    page.histogram(
+        "coredns_dns_request_size_bytes",
+        "Sizes of queries.",
+        SIZE_BOUNDS,
+        [({**base, "proto": proto}, tally.query_sizes, tally.query_bytes) for proto, tally in tallies],
+    )
+    page.histogram(
+        "coredns_dns_response_size_bytes",
+        "Sizes of responses.",
+        SIZE_BOUNDS,
+        [({**base, "proto": proto}, tally.answer_sizes, tally.answer_bytes) for proto, tally in tallies],
+    )
+    page.family(
+        "coredns_dns_do_requests_total",
+        "counter",
+        "Queries with the DO bit.",
+        [(base, sum(tally.dnssec_ok for _, tally in tallies))],
+    )
+    page.family(
+        "coredns_panics_total",
+        "counter",
+        "Queries that an error in this program left unanswered.",
+        [({}, sum(tally.errors for _, tally in tallies))],
+    )
+    page.histogram(
+        "coredns_kubernetes_dns_programming_duration_seconds",
+        "From a change of a headless Service's pods to its answers.",
+        state.programming.bounds,
+        [({"service_kind": "headless_with_selector"}, state.programming.buckets, state.programming.total)],
+    )
 
 
 def _forwarding(page: Page, state: Forwarding) -> None:
     by_upstream: Counter[str] = Counter()
     for (to, _), count in state.exchanges.items():
         by_upstream[to] += count
-    page.family("coredns_forward_requests_total", "counter", "Questions to upstreams.",
-                [({"to": to}, count) for to, count in sorted(by_upstream.items())])
-    page.family("coredns_forward_responses_total", "counter", "Answers of upstreams.", [
-        ({"to": to, "rcode": rcode}, count) for (to, rcode), count in sorted(state.exchanges.items()) if rcode != "none"])
-    for name, more in (("coredns_forward_request_duration_seconds", {}),
-                       ("coredns_proxy_request_duration_seconds", {"proxy_name": "forward"})):
-        page.histogram(name, "Time that upstreams took.", BOUNDS, [
-            ({**more, "to": to, "rcode": rcode}, counts, state.seconds.get((to, rcode), 0.0))
-            for (to, rcode), counts in sorted(state.took.items())])
-    for name, more in (("coredns_forward_healthcheck_failures_total", {}),
-                       ("coredns_proxy_healthcheck_failures_total", {"proxy_name": "forward"})):
-        page.family(name, "counter", "Questions that an upstream left unanswered.",
-                    [({**more, "to": to}, state.failures.get(to, 0)) for to in sorted(state.down)])
-    page.family("coredns_forward_healthcheck_broken_total", "counter", "Questions asked while every upstream was down.",
-                [({}, state.all_down)])
-    page.family("coredns_forward_max_concurrent_rejects_total", "counter", "Queries refused for too many waited.",
-                [({}, state.rejected)])
+    page.family(
+        "coredns_forward_requests_total",
+        "counter",
+        "Questions to upstreams.",
+        [({"to": to}, count) for to, count in sorted(by_upstream.items())],
+    )
+    page.family(
+        "coredns_forward_responses_total",
+        "counter",
+        "Answers of upstreams.",
+        [
+            ({"to": to, "rcode": rcode}, count)
+            for (to, rcode), count in sorted(state.exchanges.items())
+            if rcode != "none"
+        ],
+    )
+    for name, more in (
+        ("coredns_forward_request_duration_seconds", {}),
+        ("coredns_proxy_request_duration_seconds", {"proxy_name": "forward"}),
+    ):
+        page.histogram(
+            name,
+            "Time that upstreams took.",
+            BOUNDS,
+            [
+                ({**more, "to": to, "rcode": rcode}, counts, state.seconds.get((to, rcode), 0.0))
+                for (to, rcode), counts in sorted(state.took.items())
+            ],
+        )
+    for name, more in (
+        ("coredns_forward_healthcheck_failures_total", {}),
+        ("coredns_proxy_healthcheck_failures_total", {"proxy_name": "forward"}),
+    ):
+        page.family(
+            name,
+            "counter",
+            "Questions that an upstream left unanswered.",
+            [({**more, "to": to}, state.failures.get(to, 0)) for to in sorted(state.down)],
+        )
+    page.family(
+        "coredns_forward_healthcheck_broken_total",
+        "counter",
+        "Questions asked while every upstream was down.",
+        [({}, state.all_down)],
+    )
+    page.family(
+        "coredns_forward_max_concurrent_rejects_total",
+        "counter",
+        "Queries refused for too many waited.",
+        [({}, state.rejected)],
+    )
     for name, counts in (("hits", state.reused), ("misses", state.opened)):
-        page.family(f"coredns_proxy_conn_cache_{name}_total", "counter", "Questions over a kept (hits) or a new connection.", [
-            ({"proxy_name": "forward", "to": to, "proto": "tcp"}, count) for to, count in sorted(counts.items())])
-    page.family("podwire_dns_upstream_down", "gauge", "1: the upstream does not answer.", [
-        ({"to": to}, int(down)) for to, down in sorted(state.down.items())])
+        page.family(
+            f"coredns_proxy_conn_cache_{name}_total",
+            "counter",
+            "Questions over a kept (hits) or a new connection.",
+            [({"proxy_name": "forward", "to": to, "proto": "tcp"}, count) for to, count in sorted(counts.items())],
+        )
+    page.family(
+        "podwire_dns_upstream_down",
+        "gauge",
+        "1: the upstream does not answer.",
+        [({"to": to}, int(down)) for to, down in sorted(state.down.items())],
+    )
 
 
 def _cache(page: Page, cache: Cache, base: dict[str, str]) -> None:
     denied = sum(entry.answer.rcode != 0 for entry in list(cache.entries.values()))
     kinds = (("success", len(cache.entries) - denied, cache.hits - cache.denials), ("denial", denied, cache.denials))
-    page.family("coredns_cache_entries", "gauge", "Answers of upstreams in memory.",
-                [({**base, "type": kind}, entries) for kind, entries, _ in kinds])
-    page.family("coredns_cache_hits_total", "counter", "Questions answered from the cache.",
-                [({**base, "type": kind}, hits) for kind, _, hits in kinds])
-    page.family("coredns_cache_misses_total", "counter", "Questions that an upstream had to be asked.", [(base, cache.misses)])
-    page.family("coredns_cache_requests_total", "counter", "Questions that the cache was asked.",
-                [(base, cache.hits + cache.misses)])
-    page.family("coredns_cache_evictions_total", "counter", "Answers that had to make room.",
-                [({**base, "type": "success"}, cache.evicted)])
-    page.family("coredns_cache_served_stale_total", "counter", "Expired answers given because no upstream answered.",
-                [(base, cache.stale_hits)])
-    page.family("coredns_cache_prefetch_total", "counter", "Answers fetched anew before they expired.",
-                [(base, cache.prefetched)])
+    page.family(
+        "coredns_cache_entries",
+        "gauge",
+        "Answers of upstreams in memory.",
+        [({**base, "type": kind}, entries) for kind, entries, _ in kinds],
+    )
+    page.family(
+        "coredns_cache_hits_total",
+        "counter",
+        "Questions answered from the cache.",
+        [({**base, "type": kind}, hits) for kind, _, hits in kinds],
+    )
+    page.family(
+        "coredns_cache_misses_total", "counter", "Questions that an upstream had to be asked.", [(base, cache.misses)]
+    )
+    page.family(
+        "coredns_cache_requests_total",
+        "counter",
+        "Questions that the cache was asked.",
+        [(base, cache.hits + cache.misses)],
+    )
+    page.family(
+        "coredns_cache_evictions_total",
+        "counter",
+        "Answers that had to make room.",
+        [({**base, "type": "success"}, cache.evicted)],
+    )
+    page.family(
+        "coredns_cache_served_stale_total",
+        "counter",
+        "Expired answers given because no upstream answered.",
+        [(base, cache.stale_hits)],
+    )
+    page.family(
+        "coredns_cache_prefetch_total",
+        "counter",
+        "Answers fetched anew before they expired.",
+        [(base, cache.prefetched)],
+    )
 
 
 def _itself(page: Page, state: ServerState) -> None:
-    page.histogram("coredns_health_request_duration_seconds", "What the server's own /health took.", state.health.bounds,
-                   [({}, state.health.buckets, state.health.total)])
-    page.family("coredns_health_request_failures_total", "counter", "Times that it did not come.",
-                [({}, state.health.failures)])
-    page.family("coredns_reload_failed_total", "counter", "Changed settings that could not work.", [({}, state.reload_failed)])
-    page.family("coredns_reload_version_info", "gauge", "The Corefile that is in force.",
-                [({"hash": "sha512", "value": state.digest}, 1)] if state.digest else [])
+    page.histogram(
+        "coredns_health_request_duration_seconds",
+        "What the server's own /health took.",
+        state.health.bounds,
+        [({}, state.health.buckets, state.health.total)],
+    )
+    page.family(
+        "coredns_health_request_failures_total", "counter", "Times that it did not come.", [({}, state.health.failures)]
+    )
+    page.family(
+        "coredns_reload_failed_total", "counter", "Changed settings that could not work.", [({}, state.reload_failed)]
+    )
+    page.family(
+        "coredns_reload_version_info",
+        "gauge",
+        "The Corefile that is in force.",
+        [({"hash": "sha512", "value": state.digest}, 1)] if state.digest else [],
+    )
     page.family("podwire_dns_reloads_total", "counter", "Changed settings taken over.", [({}, state.reloads)])
     page.family("process_cpu_seconds_total", "counter", "CPU time of this process.", [({}, state.cpu)])
     page.family("process_resident_memory_bytes", "gauge", "Memory of this process.", [({}, state.memory)])

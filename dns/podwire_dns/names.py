@@ -61,7 +61,7 @@ def from_wire(wire: bytes) -> str:
     """Wire form (uncompressed) to text, with RFC 1035's escapes for bytes that Kubernetes never uses."""
     out, at = [], 0
     while wire[at]:
-        part = wire[at + 1:at + 1 + wire[at]]
+        part = wire[at + 1 : at + 1 + wire[at]]
         out.append("".join(chr(c) if 0x21 <= c <= 0x7E and c not in b'.\\"' else f"\\{c:03d}" for c in part))
         at += 1 + wire[at]
     return ".".join(out) + "."
@@ -131,10 +131,10 @@ def prefixed(first: str, rest: bytes) -> bytes:
 
 def parents_wire(name: bytes) -> Iterator[bytes]:
     """Each name above `name` (wire form), the root left out."""
-    name = name[1 + name[0]:]
+    name = name[1 + name[0] :]
     while name[0]:
         yield name
-        name = name[1 + name[0]:]
+        name = name[1 + name[0] :]
 
 
 def canonical(text: str) -> str:

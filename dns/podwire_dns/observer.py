@@ -19,8 +19,8 @@ log = logs.get("dns")
 
 
 class Observer:
-    """clients: names pods by address; None: no line for each query. programming: from a change of a headless Service's pods
-    to its answers, in seconds."""
+    """clients: names pods by address; None: no line for each query. programming: from a change of a headless Service's
+    pods to its answers, in seconds."""
 
     def __init__(self, clients: Clients | None) -> None:
         self.clients = clients
@@ -44,7 +44,11 @@ class Observer:
         with self._lock:
             found.types.update(mine.types)
             found.rcodes.update(mine.rcodes)
-            found.took, found.query_sizes, found.answer_sizes = list(mine.took), list(mine.query_sizes), list(mine.answer_sizes)
+            found.took, found.query_sizes, found.answer_sizes = (
+                list(mine.took),
+                list(mine.query_sizes),
+                list(mine.answer_sizes),
+            )
             found.took_seconds, found.errors, found.dnssec_ok = mine.took_seconds, mine.errors, mine.dnssec_ok
             found.query_bytes, found.answer_bytes = mine.query_bytes, mine.answer_bytes
         return found
@@ -68,9 +72,18 @@ class Observer:
             name, rtype = question_of(answer)
             if self.zones and not f".{name.lower()}".endswith(self.zones):
                 return
-            log.info("query", client=peer[0], pod=self.clients.pod(str(peer[0]), now), protocol=protocol, name=name, type=rtype,
-                     rcode=str(RCODE.forward.get(answer[3] & 0xF, answer[3] & 0xF)), size=len(answer),
-                     query_size=len(query), took_ms=(now - began) * 1000)
+            log.info(
+                "query",
+                client=peer[0],
+                pod=self.clients.pod(str(peer[0]), now),
+                protocol=protocol,
+                name=name,
+                type=rtype,
+                rcode=str(RCODE.forward.get(answer[3] & 0xF, answer[3] & 0xF)),
+                size=len(answer),
+                query_size=len(query),
+                took_ms=(now - began) * 1000,
+            )
 
 
 def question_of(answer: bytes) -> tuple[str, str]:
@@ -80,4 +93,4 @@ def question_of(answer: bytes) -> tuple[str, str]:
     at = 12
     while answer[at]:
         at += 1 + answer[at]
-    return names.from_wire(answer[12:at + 1]), type_name(int.from_bytes(answer[at + 1:at + 3]))
+    return names.from_wire(answer[12 : at + 1]), type_name(int.from_bytes(answer[at + 1 : at + 3]))

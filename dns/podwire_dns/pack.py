@@ -27,7 +27,8 @@ def question(name: str, rtype: int) -> bytes:
 
 
 class Targets(NamedTuple):
-    """SRV records that stand at several names. glue: (offset of the target in `records`, target, rest of the record)."""
+    """SRV records that stand at several names. glue: (offset of the target in `records`, target, rest of the
+    record)."""
 
     number: int
     records: bytes
@@ -44,8 +45,10 @@ class Packer:
         self.one_a = COUNTS.pack(1, 0, 0) + self.a
         self.one_aaaa = COUNTS.pack(1, 0, 0) + self.aaaa
         self.a_tail, self.aaaa_tail = self.a[2:], self.aaaa[2:]
-        self._named = {rtype: [COUNTS.pack(1, 0, 0) + OWNER + FIXED.pack(rtype, IN, ttl, size) for size in range(256)]
-                       for rtype in (PTR, CNAME, NS)}
+        self._named = {
+            rtype: [COUNTS.pack(1, 0, 0) + OWNER + FIXED.pack(rtype, IN, ttl, size) for size in range(256)]
+            for rtype in (PTR, CNAME, NS)
+        }
         self._srv = [OWNER + FIXED.pack(SRV, IN, ttl, 6 + size) for size in range(256)]
 
     def addresses(self, packed: Iterable[bytes]) -> dict[bytes, bytes]:
@@ -84,34 +87,47 @@ class Packer:
             parts.append(heads[len(target)] + weight + port.to_bytes(2) + target)
             where.setdefault(target, at)
             at += 18 + len(target)
-        extra = [(offset, target, (self.a_tail if len(item) == 4 else self.aaaa_tail) + item)
-                 for target, offset in where.items() for item in glue.get(target, ())]
+        extra = [
+            (offset, target, (self.a_tail if len(item) == 4 else self.aaaa_tail) + item)
+            for target, offset in where.items()
+            for item in glue.get(target, ())
+        ]
         return Targets(len(parts), b"".join(parts), extra[:MAX_RECORDS])
 
     def srv(self, owner: bytes, targets: Targets) -> bytes:
-        """The value for SRV at `owner`; the additional records' owners point at the targets, as far as a pointer reaches."""
+        """The value for SRV at `owner`; the additional records' owners point at the targets, as far as a pointer
+        reaches."""
         begin = 12 + len(owner) + 4
         if begin + len(targets.records) <= MAX_POINTER:
             base = 0xC000 + begin
             extra = [(base + offset).to_bytes(2) + tail for offset, _, tail in targets.glue]
         else:
-            extra = [((0xC000 + begin + offset).to_bytes(2) if begin + offset <= MAX_POINTER else target) + tail
-                     for offset, target, tail in targets.glue]
+            extra = [
+                ((0xC000 + begin + offset).to_bytes(2) if begin + offset <= MAX_POINTER else target) + tail
+                for offset, target, tail in targets.glue
+            ]
         return COUNTS.pack(targets.number, 0, len(extra)) + targets.records + b"".join(extra)
 
     def srv_one(self, owner: bytes, port: int, target: bytes, glue: Sequence[bytes]) -> bytes:
         """`srv` for one target: what each port of a Service with ClusterIP has."""
         name = (0xC000 | 34 + len(owner)).to_bytes(2)
         extra = [name + (self.a_tail if len(item) == 4 else self.aaaa_tail) + item for item in glue]
-        return (b"\0\1\0\0\0" + bytes((len(extra),)) + self._srv[len(target)] + b"\0\0\0\x64" + port.to_bytes(2) + target
-                + b"".join(extra))
+        return (
+            b"\0\1\0\0\0"
+            + bytes((len(extra),))
+            + self._srv[len(target)]
+            + b"\0\0\0\x64"
+            + port.to_bytes(2)
+            + target
+            + b"".join(extra)
+        )
 
 
 def pointer_targets(value: bytes) -> list[bytes]:
     """The names in a value that `named` or `pointers` made."""
     found, at = [], 6
     while at < len(value):
-        end = at + 12 + int.from_bytes(value[at + 10:at + 12])
-        found.append(value[at + 12:end])
+        end = at + 12 + int.from_bytes(value[at + 10 : at + 12])
+        found.append(value[at + 12 : end])
         at = end
     return found

@@ -1,8 +1,8 @@
 """What a Corefile's `rewrite name`, `template` and `hosts` do to a question. Pure; the files' texts are given.
 
-A question belongs to the block whose zone fits best. First its rewrite rules are applied in order (`continue` goes on with the
-next one), then templates and hosts of the block may answer; what they leave is the cluster's or an upstream's. An answer to a
-rewritten question is put back: the question as it was asked, and the names in it as the rule says.
+A question belongs to the block whose zone fits best. First its rewrite rules are applied in order (`continue` goes on
+with the next one), then templates and hosts of the block may answer; what they leave is the cluster's or an upstream's.
+An answer to a rewritten question is put back: the question as it was asked, and the names in it as the rule says.
 """
 
 from __future__ import annotations
@@ -45,15 +45,18 @@ def inside(name: bytes, zones: tuple[bytes, ...]) -> bytes | None:
 def pattern(text: str) -> re.Pattern[str]:
     """A regular expression of Go's as Python understands it. Raises BadRule."""
     try:
-        return re.compile(text.replace("(?<", "(?P<") if "(?<" in text and "(?<=" not in text and "(?<!" not in text else text)
+        return re.compile(
+            text.replace("(?<", "(?P<") if "(?<" in text and "(?<=" not in text and "(?<!" not in text else text
+        )
     except re.error as err:
         raise BadRule(f"{text!r} is no regular expression: {err}") from err
 
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """kind: one of KINDS. answers: (regular expression, replacement) for names of the answer's records, values: for names in
-    their data. auto: names in the data that are the rewritten one become the asked one, as owners always do."""
+    """kind: one of KINDS. answers: (regular expression, replacement) for names of the answer's records, values: for
+    names in their data. auto: names in the data that are the rewritten one become the asked one, as owners always
+    do."""
 
     kind: str
     old: str
@@ -85,7 +88,8 @@ def _fill(text: str, found: re.Match[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """qtype: a number, None for all. fallthrough: zones in which a name that no expression fits goes on; else NXDOMAIN."""
+    """qtype: a number, None for all. fallthrough: zones in which a name that no expression fits goes on; else
+    NXDOMAIN."""
 
     zones: tuple[bytes, ...]
     qtype: int | None
@@ -279,7 +283,9 @@ def scope(name: str, zone: str, qtype: int, found: re.Match[str]) -> Callable[[s
                 return found[group[1] if group else int(number[1])] or ""  # type: ignore[index]  # one of the two fits
         except IndexError as err:
             raise BadRule(f"{{{{ {text} }}}}: the expression has no such group") from err
-        raise BadRule(f"{{{{ {text} }}}} is not supported; there are {', '.join(plain)}, .Group.NAME and index .Match N")
+        raise BadRule(
+            f"{{{{ {text} }}}} is not supported; there are {', '.join(plain)}, .Group.NAME and index .Match N"
+        )
 
     return value
 
@@ -294,8 +300,10 @@ def render(line: str, value: Callable[[str], str]) -> list[RR]:
 
 
 def _sections(key: bytes, template: Template, value: Callable[[str], str]) -> bytes:
-    made = [[record for line in lines for record in render(line, value)]
-            for lines in (template.answers, template.authority, template.additional)]
+    made = [
+        [record for line in lines for record in render(line, value)]
+        for lines in (template.answers, template.authority, template.additional)
+    ]
     return packed(key, *made)
 
 
@@ -306,7 +314,7 @@ def packed(key: bytes, answer: list[RR], authority: list[RR], additional: list[R
         out.add_answer(*answer)
         out.add_auth(*authority)
         out.add_ar(*additional)
-        return COUNTS.pack(len(answer), len(authority), len(additional)) + bytes(out.pack())[12 + len(key):]
+        return COUNTS.pack(len(answer), len(authority), len(additional)) + bytes(out.pack())[12 + len(key) :]
     except Exception as err:  # as above
         raise BadRule(f"the records cannot be packed: {err}") from err
 
@@ -315,13 +323,14 @@ def label(name: bytes) -> DNSLabel:
     """A name in wire form for dnslib."""
     parts, at = [], 0
     while name[at]:
-        parts.append(name[at + 1:at + 1 + name[at]])
+        parts.append(name[at + 1 : at + 1 + name[at]])
         at += 1 + name[at]
     return DNSLabel(parts)
 
 
 def restore(asked: bytes, rewritten: Rewritten, value: bytes) -> bytes:
-    """A value for the rewritten question, as one for the question that was asked. Raises BadRule where it cannot be read."""
+    """A value for the rewritten question, as one for the question that was asked. Raises BadRule where it cannot be
+    read."""
     an, ns, ar = COUNTS.unpack_from(value)
     try:
         message = DNSRecord.parse(HEADER.pack(0, QR, 1, an, ns, ar) + rewritten.key + value[6:])

@@ -6,9 +6,9 @@
     ExternalName                CNAME svc... -> spec.externalName
     the schema itself           TXT dns-version.zone "1.1.0"; NS of each zone; A/AAAA of ns.dns.zone
 
-Where the specification is silent this does as CoreDNS: an SRV question at the Service's own name lists all its ports, and
-an endpoint without a hostname is named by its address with dashes. An endpoint is ready if its `ready` condition is true
-or absent, or if the Service has publishNotReadyAddresses.
+Where the specification is silent this does as CoreDNS: an SRV question at the Service's own name lists all its ports,
+and an endpoint without a hostname is named by its address with dashes. An endpoint is ready if its `ready` condition is
+true or absent, or if the Service has publishNotReadyAddresses.
 """
 
 from __future__ import annotations
@@ -67,8 +67,12 @@ def pack_service(service: Mapping[str, Any]) -> bytes:
     if isinstance(ports, list) and all(isinstance(port, Mapping) for port in ports):
         ports = [{field: port[field] for field in PORT_FIELDS if field in port} for port in ports]
     kept = {field: spec[field] for field in SPEC_FIELDS if field in spec}
-    return _encode({"metadata": {"name": meta.name(service), "namespace": meta.namespace(service)},
-                    "spec": {**kept, "ports": ports}})
+    return _encode(
+        {
+            "metadata": {"name": meta.name(service), "namespace": meta.namespace(service)},
+            "spec": {**kept, "ports": ports},
+        }
+    )
 
 
 def unpack_service(packed: bytes) -> dict[str, Any]:
@@ -81,8 +85,8 @@ def unpack_service(packed: bytes) -> dict[str, Any]:
 class Records:
     """What one object gives the DNS. answers: question key -> value; all but the pointers belong to this object alone.
 
-    pointers: question key of a reverse name -> names it points to (several objects may add some). bare: names (wire form)
-    that exist without data. parent: the name whose existence this object implies, b"" for none.
+    pointers: question key of a reverse name -> names it points to (several objects may add some). bare: names (wire
+    form) that exist without data. parent: the name whose existence this object implies, b"" for none.
     """
 
     answers: dict[bytes, bytes] = field(default_factory=dict)
@@ -164,8 +168,10 @@ def _external(target: str) -> bytes:
     if not target:
         raise BadObject("spec.externalName is empty; a Service of type ExternalName needs a DNS name there")
     if _is_ip(target):
-        raise BadObject(f"spec.externalName {target!r} is an IP address, and a CNAME needs a name; "
-                        "use a Service without selector and an EndpointSlice for addresses")
+        raise BadObject(
+            f"spec.externalName {target!r} is an IP address, and a CNAME needs a name; "
+            "use a Service without selector and an EndpointSlice for addresses"
+        )
     return names.to_wire(names.fqdn(target))
 
 
@@ -177,15 +183,25 @@ def _cluster_ip(out: Records, pack: Packer, base: bytes, given: list[str], ports
         out.point(address, base)
     every, by_name = set(), {}
     for port in ports:
-        number, protocol, name = _port(port.get("port"), "spec.ports[].port"), _protocol(port), str(port.get("name") or "")
+        number, protocol, name = (
+            _port(port.get("port"), "spec.ports[].port"),
+            _protocol(port),
+            str(port.get("name") or ""),
+        )
         every.add((number, base))
         if name:
             by_name[names.label(name, "spec.ports[].name"), protocol] = {(number, base)}
     _srv(out, pack, base, every, by_name, {base: sorted(set(packed), key=lambda item: (len(item), item))})
 
 
-def _srv(out: Records, pack: Packer, base: bytes, every: set[tuple[int, bytes]],
-         by_name: Mapping[tuple[str, str], set[tuple[int, bytes]]], glue: Mapping[bytes, list[bytes]]) -> None:
+def _srv(
+    out: Records,
+    pack: Packer,
+    base: bytes,
+    every: set[tuple[int, bytes]],
+    by_name: Mapping[tuple[str, str], set[tuple[int, bytes]]],
+    glue: Mapping[bytes, list[bytes]],
+) -> None:
     """The SRV records of all ports at the Service's own name, of named ports at _port._protocol.svc..."""
     whole = pack.targets(every, glue) if every else None
     if whole is not None:
@@ -211,9 +227,11 @@ LENGTHS = [bytes((number,)) for number in range(256)]
 
 
 def parse_slice(piece: Mapping[str, Any]) -> tuple[bytes, list[str]]:
-    """What DNS needs of an EndpointSlice, packed small, since most are never looked at again; and what was wrong with it.
+    """What DNS needs of an EndpointSlice, packed small, since most are never looked at again; and what was wrong with
+    it.
 
-    A bad port or endpoint is left out, the rest of the slice serves. The condition "ready" counts as true where it is absent.
+    A bad port or endpoint is left out, the rest of the slice serves. The condition "ready" counts as true where it is
+    absent.
     """
     if piece.get("addressType") == "FQDN":
         return EMPTY_SLICE, []
@@ -224,17 +242,25 @@ def parse_slice(piece: Mapping[str, Any]) -> tuple[bytes, list[str]]:
         try:
             if port.get("port") is not None:
                 name = str(port.get("name") or "")
-                ports.append((names.label(name, f"ports[{index}].name") if name else "", _protocol(port),
-                              _port(port["port"], f"ports[{index}].port")))
+                ports.append(
+                    (
+                        names.label(name, f"ports[{index}].name") if name else "",
+                        _protocol(port),
+                        _port(port["port"], f"ports[{index}].port"),
+                    )
+                )
         except (ValueError, AttributeError) as err:
             errors.append(str(err))
     for index, endpoint in enumerate(piece.get("endpoints") or []):
         try:
             hostname = str(endpoint.get("hostname") or "")
-            endpoints.append((
-                names.label(hostname, f"endpoints[{index}].hostname") if hostname else "",
-                [_packed(str(a), f"endpoints[{index}].addresses") for a in endpoint.get("addresses") or []],
-                (endpoint.get("conditions") or {}).get("ready") is not False))
+            endpoints.append(
+                (
+                    names.label(hostname, f"endpoints[{index}].hostname") if hostname else "",
+                    [_packed(str(a), f"endpoints[{index}].addresses") for a in endpoint.get("addresses") or []],
+                    (endpoint.get("conditions") or {}).get("ready") is not False,
+                )
+            )
         except (ValueError, AttributeError) as err:
             errors.append(str(err))
     return _encode((ports, endpoints)), errors
@@ -272,8 +298,9 @@ def _headless(out: Records, pack: Packer, base: bytes, slices: Iterable[bytes], 
     _srv(out, pack, base, every, by_port, hosts)
 
 
-def _hosts(out: Records, base: bytes, endpoints: Iterable[tuple[str, list[bytes]]],
-           hosts: dict[bytes, list[bytes]]) -> list[bytes]:
+def _hosts(
+    out: Records, base: bytes, endpoints: Iterable[tuple[str, list[bytes]]], hosts: dict[bytes, list[bytes]]
+) -> list[bytes]:
     """The owner name of each endpoint, with repeats; their addresses go into `hosts` and into the pointers."""
     owners, pointers, dashed, reverse = [], out.pointers, names.dashed_label, names.reverse_wire
     room = names.MAX_WIRE - len(base) - 1
@@ -281,7 +308,9 @@ def _hosts(out: Records, base: bytes, endpoints: Iterable[tuple[str, list[bytes]
         for packed in addresses:
             label = hostname.encode() if hostname else dashed(packed)
             if len(label) > room:
-                raise BadObject(f"the name of endpoint {label.decode()} is longer than a DNS name may be (253 characters)")
+                raise BadObject(
+                    f"the name of endpoint {label.decode()} is longer than a DNS name may be (253 characters)"
+                )
             owner = LENGTHS[len(label)] + label + base
             owners.append(owner)
             known = hosts.get(owner)
@@ -323,7 +352,7 @@ def _is_ip(text: str) -> bool:
 
 
 def service_of_slice(piece: Mapping[str, Any]) -> str:
-    """"namespace/service" of an EndpointSlice, "" where it names none."""
+    """ "namespace/service" of an EndpointSlice, "" where it names none."""
     name = meta.labels(piece).get(SERVICE_NAME_LABEL)
     return f"{meta.namespace(piece)}/{name}" if name else ""
 

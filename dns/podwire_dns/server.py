@@ -1,8 +1,8 @@
 """The serving process: UDP and TCP on the cluster DNS addresses, from memory.
 
-A thread per UDP address does nothing but receive, look up and send; what must wait (forwarding, TCP, the feed) runs in the
-main thread's event loop. The zone comes from the feeder; while that is away the last zone serves, and before the first whole
-one cluster names answer SERVFAIL, never NXDOMAIN.
+A thread per UDP address does nothing but receive, look up and send; what must wait (forwarding, TCP, the feed) runs in
+the main thread's event loop. The zone comes from the feeder; while that is away the last zone serves, and before the
+first whole one cluster names answer SERVFAIL, never NXDOMAIN.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Server:
     """`async with Server(config) as server` inside the node's network namespace; it serves until the block ends."""
 
     def __init__(self, config: DnsConfig, sources: Sources | None = None, stop: asyncio.Event | None = None) -> None:
-        """sources: where `config` came from, for /metrics. stop: set, the start waits for nothing more. Raises BadConfig."""
+        """sources: where `config` came from, for /metrics. stop: set, the start waits for nothing more. Raises
+        BadConfig."""
         self.config, self.sources, self.stop = config, sources or Sources(config), stop or asyncio.Event()
         self.files = host.more_files()
         routes = config.routes()
@@ -74,7 +75,9 @@ class Server:
         self.dropped = self.reloads = 0
         self._pending = 0
         self._idle, self._synced = asyncio.Event(), asyncio.Event()
-        self._tcp = TcpService(self.answerer, self.observer, self._wait_for_upstream, min(tcp.MAX_CONNECTIONS, self.files // 4))
+        self._tcp = TcpService(
+            self.answerer, self.observer, self._wait_for_upstream, min(tcp.MAX_CONNECTIONS, self.files // 4)
+        )
         self._udp: list[UdpLoop] = []
         self._counted: list[UdpLoop] = []  # these, and those that are about to end
         self._web: list[asyncio.Server] = []
@@ -94,11 +97,18 @@ class Server:
         """What needs nothing but to be known."""
         rules = Rules(config.blocks)
         answerer = self.answerer
-        answerer.recursion, answerer.autopath, answerer.shuffle = bool(config.forwarding()), config.autopath, config.shuffle
+        answerer.recursion, answerer.autopath, answerer.shuffle = (
+            bool(config.forwarding()),
+            config.autopath,
+            config.shuffle,
+        )
         answerer.rules = rules if rules.any else None
         answerer.cache.resize(config.cache_capacity, config.serve_stale, config.prefetch)
-        self.observer.configure(Clients(config.run_dir / "cni" / "leases") if config.log_queries else None,
-                                config.log_classes, config.log_names)
+        self.observer.configure(
+            Clients(config.run_dir / "cni" / "leases") if config.log_queries else None,
+            config.log_classes,
+            config.log_names,
+        )
         for udp in self._counted:
             udp.configure()
 
@@ -189,7 +199,8 @@ class Server:
         return opened
 
     async def reload(self, config: DnsConfig) -> None:
-        """Take other settings over without leaving a query unanswered. Raises BadConfig or OSError: then nothing changed."""
+        """Take other settings over without leaving a query unanswered. Raises BadConfig or OSError: then nothing
+        changed."""
         old = self.config
         forwarder = self._forwarder(config, self.answerer.cache) if config.routes() != old.routes() else None
         pages = [(c.health_address, c.ready_address, c.metrics_address) for c in (config, old)]
@@ -259,9 +270,11 @@ class Server:
     def _pages(self, config: DnsConfig) -> Iterator[tuple[str, dict[str, Callable[[], web.Answer]]]]:
         """(address, pages) of each HTTP address; what shares an address shares its listener."""
         found: dict[str, dict[str, Callable[[], web.Answer]]] = {}
-        for address, path, page in ((config.health_address, "/health", lambda: (200, "OK")),
-                                    (config.ready_address, "/ready", self.ready),
-                                    (config.metrics_address, "/metrics", lambda: (200, metrics_page.render(self.state())))):
+        for address, path, page in (
+            (config.health_address, "/health", lambda: (200, "OK")),
+            (config.ready_address, "/ready", self.ready),
+            (config.metrics_address, "/metrics", lambda: (200, metrics_page.render(self.state()))),
+        ):
             if address:
                 found.setdefault(address, {})[path] = page
         yield from found.items()
@@ -281,9 +294,22 @@ class Server:
                 udp.add_native(loop.batch.counts)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return metrics_page.ServerState(
-            VERSION, {"udp": udp, "tcp": self.observer.total("tcp")}, self.forwarder.state(self.dropped), self.answerer.cache,
-            self.answerer.data, self.config, self.sources.digest, self.sources.failed, self.reloads, self.fed,
-            self.observer.programming, self.health, usage.ru_utime + usage.ru_stime, _memory(), self.started)
+            VERSION,
+            {"udp": udp, "tcp": self.observer.total("tcp")},
+            self.forwarder.state(self.dropped),
+            self.answerer.cache,
+            self.answerer.data,
+            self.config,
+            self.sources.digest,
+            self.sources.failed,
+            self.reloads,
+            self.fed,
+            self.observer.programming,
+            self.health,
+            usage.ru_utime + usage.ru_stime,
+            _memory(),
+            self.started,
+        )
 
     def _probe(self) -> None:
         """Find out whether an upstream sends queries back to us."""
@@ -292,8 +318,10 @@ class Server:
 
         def told(_: object) -> None:
             if self.answerer.looped:
-                log.error("an upstream sends queries back to this DNS; each would go round until it times out",
-                          upstreams=list(self.forwarder.down()))
+                log.error(
+                    "an upstream sends queries back to this DNS; each would go round until it times out",
+                    upstreams=list(self.forwarder.down()),
+                )
 
         if self.forwarder.route(probe + HINFO_IN) is not None:
             self.forwarder.ask((probe + HINFO_IN, False, False), told)
@@ -343,8 +371,12 @@ class Server:
         elif not data.synced:
             status.update(ready=False, message="waits for the feeder's first zone", reason="NotSynced")
         elif not self.fed:
-            status.update(ready=True, reason="Stale", answers=len(data.answers),
-                          message=f"{len(data.answers)} answers of the last zone; the feeder is away")
+            status.update(
+                ready=True,
+                reason="Stale",
+                answers=len(data.answers),
+                message=f"{len(data.answers)} answers of the last zone; the feeder is away",
+            )
         else:
             status.update(ready=True, message=f"{len(data.answers)} answers", answers=len(data.answers))
 
@@ -379,7 +411,9 @@ async def _main(config: DnsConfig, sources: Sources) -> None:
     status = RoleStatus(config.run_dir, "dns")
     async with Server(config, sources, stop) as server:
         if not stop.is_set():
-            log.info("serving", listen=list(config.addresses()), port=config.port, upstreams=list(server.forwarder.down()))
+            log.info(
+                "serving", listen=list(config.addresses()), port=config.port, upstreams=list(server.forwarder.down())
+            )
         following = asyncio.create_task(sources.follow(config, log, server.reload))
         while not stop.is_set():
             server.report(status)
@@ -391,7 +425,8 @@ async def _main(config: DnsConfig, sources: Sources) -> None:
 
 
 def run(config: DnsConfig) -> None:
-    """Serve until SIGTERM; the address and the notrack rules stay. Raises BadConfig and OSError (the address is taken)."""
+    """Serve until SIGTERM; the address and the notrack rules stay. Raises BadConfig and OSError (the address is
+    taken)."""
     hold_hangup()
     host.run_soon()  # the start too: until it is over nobody on the node has names
     sources = Sources(config)

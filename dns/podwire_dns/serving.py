@@ -1,7 +1,7 @@
 """Feeder and server of one place in one command: what a container of the Deployment runs.
 
-Both are children; one that ends is started again after 0.1 s, 0.2 s ... 10 s, and the other goes on. SIGTERM ends the server
-first, after its lame-duck time; SIGHUP goes to both.
+Both are children; one that ends is started again after 0.1 s, 0.2 s ... 10 s, and the other goes on. SIGTERM ends the
+server first, after its lame-duck time; SIGHUP goes to both.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ class _Child:
 
 
 def _end_with(parent: int) -> None:
-    """Have the kernel send SIGTERM once the parent is gone, also where it was killed: a half alone would hold the port."""
+    """Have the kernel send SIGTERM once the parent is gone, also where it was killed: a half alone would hold the
+    port."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it went before we could say so
         os._exit(1)

@@ -1,5 +1,5 @@
-"""The settings a role really works with: its own, the Corefile's, and what stands in resolv.conf and hosts files; and whether
-one of these files has changed."""
+"""The settings a role really works with: its own, the Corefile's, and what stands in resolv.conf and hosts files; and
+whether one of these files has changed."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def hold_hangup() -> None:
 
 @dataclass(slots=True)
 class Sources:
-    """`base`: what the flags say. notes: what the last `load` had to leave out. digest: of the Corefile in force. failed:
-    settings that `follow` could not take."""
+    """`base`: what the flags say. notes: what the last `load` had to leave out. digest: of the Corefile in force.
+    failed: settings that `follow` could not take."""
 
     base: DnsConfig
     notes: list[str] = field(default_factory=list)
@@ -73,15 +73,22 @@ class Sources:
             text = self._read(config.corefile, needed=True)
             config, self.notes = corefile.apply(text, config)
             self.digest = hashlib.sha512(text.encode()).hexdigest()
-        config = replace(config, forwards=tuple(self._forward(each, config) for each in config.forwarding()), upstreams=(),
-                         stubs=(), blocks=tuple(self._block(block) for block in config.blocks))
+        config = replace(
+            config,
+            forwards=tuple(self._forward(each, config) for each in config.forwarding()),
+            upstreams=(),
+            stubs=(),
+            blocks=tuple(self._block(block) for block in config.blocks),
+        )
         config.schema()
         config.check_pages()
         for route in config.routes().values():
             try:
                 tls_context(route.tls)
             except OSError as err:
-                raise BadConfig(f"tls: {err.strerror or err}; the certificate, its key and the CA must be PEM files") from err
+                raise BadConfig(
+                    f"tls: {err.strerror or err}; the certificate, its key and the CA must be PEM files"
+                ) from err
         Rules(config.blocks)
         return config
 
@@ -92,7 +99,9 @@ class Sources:
 
     def changed(self, *, corefile: bool) -> bool:
         """Has the Corefile, or another file, changed since `load` read it?"""
-        return any(_stamp(path) != stamp for path, stamp in self._stamps.items() if corefile == (path == self.base.corefile))
+        return any(
+            _stamp(path) != stamp for path, stamp in self._stamps.items() if corefile == (path == self.base.corefile)
+        )
 
     def _read(self, path: str, *, needed: bool = False) -> str:
         self._stamps[path] = _stamp(path)
@@ -118,8 +127,9 @@ class Sources:
                     self.notes.append(f"{upstream}: {err}; it is left out")
                     continue
                 wildcard = any(mine in WILDCARDS for mine in config.addresses())
-                if config.port == 53 and (address in (*config.addresses(), *config.dns_addresses)
-                                          or (wildcard and is_local(address))):
+                if config.port == 53 and (
+                    address in (*config.addresses(), *config.dns_addresses) or (wildcard and is_local(address))
+                ):
                     self.notes.append(f"{upstream}: nameserver {address} is this DNS itself, and is left out")
                 else:
                     found.append(address)
@@ -128,12 +138,14 @@ class Sources:
         return replace(each, upstreams=tuple(found))
 
     def _block(self, block: Block) -> Block:
-        return replace(block, hosts=tuple(replace(hosts, text=self._read(hosts.path)) if hosts.path else hosts
-                                          for hosts in block.hosts))
+        return replace(
+            block,
+            hosts=tuple(replace(hosts, text=self._read(hosts.path)) if hosts.path else hosts for hosts in block.hosts),
+        )
 
     async def follow(self, config: DnsConfig, log: logs.Logger, take: Callable[[DnsConfig], Awaitable[None]]) -> None:
-        """For ever: give `take` the new settings each time that a file changes, and at SIGHUP. Settings that cannot work are
-        logged, and the old ones, `config`, stay."""
+        """For ever: give `take` the new settings each time that a file changes, and at SIGHUP. Settings that cannot
+        work are logged, and the old ones, `config`, stay."""
         loop = asyncio.get_running_loop()
         asked = asyncio.Event()
         loop.add_signal_handler(signal.SIGHUP, asked.set)

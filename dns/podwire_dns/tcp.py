@@ -22,7 +22,9 @@ Listener = tuple[socket.socket, asyncio.Server]
 class TcpService:
     """`wait(pending, send)` has an upstream asked."""
 
-    def __init__(self, answerer: Answerer, observer: Observer, wait: Callable[[Pending, Send], None], most: int) -> None:
+    def __init__(
+        self, answerer: Answerer, observer: Observer, wait: Callable[[Pending, Send], None], most: int
+    ) -> None:
         """most: connections at a time; more are closed at once."""
         self.answerer, self.observer, self._wait, self.most = answerer, observer, wait, most
         self.listeners: list[Listener] = []
@@ -38,7 +40,9 @@ class TcpService:
         for sock, _ in listeners:
             loop.remove_reader(sock.fileno())
         if listeners:
-            await asyncio.sleep(TAKE_SECONDS)  # what asyncio accepted becomes ours; of a closed listener it would be forgotten
+            await asyncio.sleep(
+                TAKE_SECONDS
+            )  # what asyncio accepted becomes ours; of a closed listener it would be forgotten
         for sock, listener in listeners:
             with contextlib.suppress(OSError):  # the queue is empty
                 while True:

@@ -1,5 +1,5 @@
-"""The thread of one UDP socket: receive, look up, send. In batches through native/batch.c where that was compiled, else one
-packet at a time. What must wait for an upstream is handed to the event loop."""
+"""The thread of one UDP socket: receive, look up, send. In batches through native/batch.c where that was compiled, else
+one packet at a time. What must wait for an upstream is handed to the event loop."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ Later = Callable[[list[tuple[Pending, Send]]], object]
 
 
 class UdpLoop:
-    """`later([(pending, send)])` is called from this thread; `send` may be called from any. native: native.load(), or None."""
+    """`later([(pending, send)])` is called from this thread; `send` may be called from any. native: native.load(), or
+    None."""
 
-    def __init__(self, sock: socket.socket, answerer: Answerer, later: Later, native: Any | None,
-                 observer: Observer) -> None:
+    def __init__(
+        self, sock: socket.socket, answerer: Answerer, later: Later, native: Any | None, observer: Observer
+    ) -> None:
         self.sock, self.answerer, self.later, self.observer = sock, answerer, later, observer
         self._native = native
         self._memory: AnswerTable | None = None  # in use by the thread: it must not be freed
@@ -43,8 +45,9 @@ class UdpLoop:
                 self._packets = native.ffi.buffer(self.batch.packets, native.lib.BATCH * self._size)
                 self._peers = native.ffi.buffer(native.lib.batch_peers(self.batch), native.lib.BATCH * 28)
                 self.configure()
-        self.thread = threading.Thread(target=self._many if self.batch is not None else self._one, daemon=True,
-                                       name=f"udp {sock.getsockname()[0]}")
+        self.thread = threading.Thread(
+            target=self._many if self.batch is not None else self._one, daemon=True, name=f"udp {sock.getsockname()[0]}"
+        )
 
     def configure(self) -> None:
         """Take over what changed in the answerer and the observer; also while packets come in."""
@@ -53,8 +56,15 @@ class UdpLoop:
         answerer = self.answerer
         data, zone = answerer.data, answerer.data.zones[0]
         memory = data.memory if data.synced and not self._special else None
-        self._native.lib.batch_set(self.batch, answerer.recursion, answerer.shuffle, answerer.autopath, zone, len(zone),
-                                   self._native.ffi.NULL if memory is None else memory.raw)
+        self._native.lib.batch_set(
+            self.batch,
+            answerer.recursion,
+            answerer.shuffle,
+            answerer.autopath,
+            zone,
+            len(zone),
+            self._native.ffi.NULL if memory is None else memory.raw,
+        )
         self._memory = memory
 
     @property
@@ -132,7 +142,9 @@ class UdpLoop:
         raw = self._raw_peer(index)
 
         def send(answer: bytes) -> None:
-            self.observer.answered("udp", ("",) if self.observer.clients is None else self._peer(raw), query, answer, began)
+            self.observer.answered(
+                "udp", ("",) if self.observer.clients is None else self._peer(raw), query, answer, began
+            )
             if self.soon is None:
                 self.sock.sendto(answer, self._peer(raw))
                 return
@@ -143,11 +155,17 @@ class UdpLoop:
         return send
 
     def flush(self) -> None:
-        """Send what upstreams answered, with one system call for many: each one alone would give the interpreter away."""
+        """Send what upstreams answered, with one system call for many: each one alone would give the interpreter
+        away."""
         out, self._out = self._out, []
         if out and self._native is not None:
-            self._native.lib.batch_answer(self.batch, len(out), b"".join(answer for answer, _ in out),
-                                          [len(answer) for answer, _ in out], b"".join(raw for _, raw in out))
+            self._native.lib.batch_answer(
+                self.batch,
+                len(out),
+                b"".join(answer for answer, _ in out),
+                [len(answer) for answer, _ in out],
+                b"".join(raw for _, raw in out),
+            )
 
     def _many(self) -> None:
         assert self._native is not None
@@ -170,11 +188,11 @@ class UdpLoop:
             special = self._special
             rest = unpack(batch.rest, count)
             ends = unpack(batch.ends, rest[-1] + 2)
-            keys = all_keys[:ends[-1]]
+            keys = all_keys[: ends[-1]]
             zones, simple = all_zones[:], all_simple[:]
             values, slow = [], []
             for at, index in enumerate(rest):
-                key = keys[ends[index]:ends[index + 1]]
+                key = keys[ends[index] : ends[index + 1]]
                 value, mode = get(key), SEND
                 if value is None or special:
                     try:
@@ -212,13 +230,13 @@ class UdpLoop:
         return None if found is None else (SEND + FORWARDED + found[0], found[1])
 
     def _slowly(self, index: int, key: bytes) -> None:
-        """One query of the batch that needs Python: parse it, answer it, or have an upstream asked. key: of one that only
-        misses the cache."""
+        """One query of the batch that needs Python: parse it, answer it, or have an upstream asked. key: of one that
+        only misses the cache."""
         assert self._native is not None
         assert self.batch is not None
         lib, batch = self._native.lib, self.batch
         start = index * self._size
-        data = self._packets[start:start + min(batch.lengths[index], self._size)]
+        data = self._packets[start : start + min(batch.lengths[index], self._size)]
         pending = self.answerer.missed(data, key) if key else None
         if pending is not None:
             self._waiting.append((pending, self._batch_sender(index, data, time.monotonic())))
@@ -236,5 +254,5 @@ class UdpLoop:
 
     def _raw_peer(self, index: int) -> bytes:
         """As the kernel writes it: 28 bytes, the size of an IPv6 address of a socket."""
-        raw: bytes = self._peers[28 * index:28 * index + 28]
+        raw: bytes = self._peers[28 * index : 28 * index + 28]
         return raw

@@ -1,7 +1,7 @@
 """Names that are not ours are asked of upstreams here: one flight for all who ask the same, and who is asked when.
 
-What to send and what to believe is forward.py's; the packets are exchange.py's. Everything is a call-back in one event loop:
-a query that misses the cache costs one socket and no task.
+What to send and what to believe is forward.py's; the packets are exchange.py's. Everything is a call-back in one event
+loop: a query that misses the cache costs one socket and no task.
 """
 
 from __future__ import annotations
@@ -55,7 +55,19 @@ class _Request:
 class _Flight:
     """One question on its way, for everybody who waits for its answer."""
 
-    __slots__ = ("began", "current", "done", "due", "fallback", "forwarder", "key", "live", "plan", "upstreams", "waiters")
+    __slots__ = (
+        "began",
+        "current",
+        "done",
+        "due",
+        "fallback",
+        "forwarder",
+        "key",
+        "live",
+        "plan",
+        "upstreams",
+        "waiters",
+    )
 
     def __init__(self, forwarder: Forwarder, key: CacheKey, upstreams: Upstreams, now: float) -> None:
         self.forwarder, self.key, self.upstreams, self.began = forwarder, key, upstreams, now
@@ -109,22 +121,29 @@ class Forwarder:
     """`ask` (or `resolve`) for any number of callers at once; callers with the same question share one flight."""
 
     def __init__(self, routes: Mapping[bytes, Route], cache: Cache, *, batches: bool = True, most: int = MOST) -> None:
-        """routes: by the domain's name in wire form; the longest that fits a question is asked. most: questions to upstreams
-        at a time; each is an open socket. Raises OSError: TLS files."""
+        """routes: by the domain's name in wire form; the longest that fits a question is asked. most: questions to
+        upstreams at a time; each is an open socket. Raises OSError: TLS files."""
         self.routes = {domain: Upstreams(route, secrets.randbelow) for domain, route in routes.items()}
         self.cache, self.most = cache, most
         self.asked = self.refused = 0
         self.exchanges: Counter[tuple[str, str]] = Counter()  # (upstream, rcode or "none")
-        self.took: dict[tuple[str, str], list[int]] = {}  # by upstream and rcode, one count for each of BOUNDS and one more
+        self.took: dict[
+            tuple[str, str], list[int]
+        ] = {}  # by upstream and rcode, one count for each of BOUNDS and one more
         self.seconds: dict[tuple[str, str], float] = {}
         self.failures: Counter[str] = Counter()
         self.all_down = 0
         self._streams: dict[tuple[int, str], Stream] = {}
-        self._contexts = {id(upstreams): tls_context(upstreams.route.tls) for upstreams in self.routes.values()
-                          if any(address.startswith(forward.TLS) for address in upstreams.addresses)}
+        self._contexts = {
+            id(upstreams): tls_context(upstreams.route.tls)
+            for upstreams in self.routes.values()
+            if any(address.startswith(forward.TLS) for address in upstreams.addresses)
+        }
         self._flights: dict[CacheKey, _Flight] = {}
         self._asks: dict[_Request, None] = {}  # in the order of their start
-        self._ticker: asyncio.TimerHandle | None = None  # one for all flights: a timer for each costs more than its query
+        self._ticker: asyncio.TimerHandle | None = (
+            None  # one for all flights: a timer for each costs more than its query
+        )
         self._swept = 0.0
         self._told: set[str] = set()
         self._idents = array("H")
@@ -147,7 +166,7 @@ class Forwarder:
             while name[0]:
                 if name in self.routes:
                     return self.routes[name]
-                name = name[1 + name[0]:]
+                name = name[1 + name[0] :]
         return self.routes.get(b"\0")
 
     @property
@@ -165,7 +184,9 @@ class Forwarder:
 
     def down(self) -> dict[str, bool]:
         """Every upstream, and whether it is down."""
-        return {address: upstreams.is_down(address) for upstreams in self.routes.values() for address in upstreams.addresses}
+        return {
+            address: upstreams.is_down(address) for upstreams in self.routes.values() for address in upstreams.addresses
+        }
 
     def state(self, rejected: int) -> Forwarding:
         """For /metrics."""
@@ -181,7 +202,11 @@ class Forwarder:
             {(forward.shown(to), rcode): seconds for (to, rcode), seconds in self.seconds.items()},
             {forward.shown(to): count for to, count in self.failures.items()},
             {forward.shown(to): down for to, down in self.down().items()},
-            {to: max(0, count - opened[to]) for to, count in sent.items()}, opened, self.all_down, rejected + self.refused)
+            {to: max(0, count - opened[to]) for to, count in sent.items()},
+            opened,
+            self.all_down,
+            rejected + self.refused,
+        )
 
     def retire(self) -> None:
         """Finish what is under way and take nothing more; then let go."""
@@ -222,7 +247,9 @@ class Forwarder:
             if flight.done:
                 done(self._or_stale(key, flight.fallback))
                 return
-        if self.cache.keep_stale and key in self.cache.entries:  # an expired answer now is worth more than a good one too late
+        if (
+            self.cache.keep_stale and key in self.cache.entries
+        ):  # an expired answer now is worth more than a good one too late
             done = _Once(done)
             self.loop.call_later(forward.STALE_PATIENCE, self._give_stale, key, done)
         flight.waiters.append(done)
@@ -285,8 +312,11 @@ class Forwarder:
             message = forward.build_ask(question, ident, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled)
             on_reply = partial(self._heard, asked)
             exchange = self._exchange
-            asked.exchange = (UdpExchange(self.loop, host, port, question, ident, message, on_reply) if exchange is None
-                              else exchange.ask(packed(host), port, question, ident, message, on_reply))
+            asked.exchange = (
+                UdpExchange(self.loop, host, port, question, ident, message, on_reply)
+                if exchange is None
+                else exchange.ask(packed(host), port, question, ident, message, on_reply)
+            )
         return asked
 
     def _ident(self) -> int:
@@ -302,11 +332,13 @@ class Forwarder:
             scheme, host, port = forward.split(asked.address)
             tls = upstreams.route.tls
             context = self._contexts[id(upstreams)] if scheme else None
-            stream = self._streams[id(upstreams), asked.address] = Stream(asked.address, host, port, context, tls.servername,
-                                                                          upstreams.route.expire)
+            stream = self._streams[id(upstreams), asked.address] = Stream(
+                asked.address, host, port, context, tls.servername, upstreams.route.expire
+            )
         question, dnssec_ok, checking_disabled = asked.flight.key
-        asked.exchange = stream.ask(question, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled,
-                                    on_reply=partial(self._heard, asked))
+        asked.exchange = stream.ask(
+            question, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled, on_reply=partial(self._heard, asked)
+        )
 
     def _heard(self, asked: _Request, result: Upstreamed | OSError | None) -> None:
         if asked not in self._asks:

@@ -20,9 +20,11 @@ async def serve(address: str, pages: Mapping[str, Callable[[], Answer]]) -> asyn
             async with asyncio.timeout(SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
                 status, body = _answer(head, pages)
-                writer.write(f"HTTP/1.1 {status} {REASONS[status]}\r\n"
-                             "Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
-                             f"Content-Length: {len(body.encode())}\r\nConnection: close\r\n\r\n{body}".encode())
+                writer.write(
+                    f"HTTP/1.1 {status} {REASONS[status]}\r\n"
+                    "Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
+                    f"Content-Length: {len(body.encode())}\r\nConnection: close\r\n\r\n{body}".encode()
+                )
                 await writer.drain()
         writer.close()
 

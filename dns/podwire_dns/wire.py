@@ -1,7 +1,7 @@
 """The DNS message on the wire: queries taken apart, answers put together, cut to size. RFC 1035, 6891, 7873, 8906.
 
-An answer without its head is a *value*: ANCOUNT, NSCOUNT, ARCOUNT (two bytes each), then the records. The question always
-sits at offset 12 and is echoed byte by byte, so that compression pointers in a value stay true for every client.
+An answer without its head is a *value*: ANCOUNT, NSCOUNT, ARCOUNT (two bytes each), then the records. The question
+always sits at offset 12 and is echoed byte by byte, so that compression pointers in a value stay true for every client.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
 IN, ANY, OPT = 1, 255, 41
 COOKIE, CLIENT_COOKIE_BYTES = 10, 8
-UDP_SIZE = 1232  # the largest UDP answer, ours and what we tell others: no fragment on any sane path (DNS flag day 2020)
+UDP_SIZE = (
+    1232  # the largest UDP answer, ours and what we tell others: no fragment on any sane path (DNS flag day 2020)
+)
 UDP_MINIMUM, TCP_SIZE = 512, 65535
 OPT_BYTES, EMPTY = 11, b"\0\0\0\0\0\0"
 HEADER = Struct(">HHHHHH")
@@ -147,11 +149,11 @@ def _edns(data: bytes, record: Record) -> Edns:
     while at < record.end:
         if at + 4 > record.end:
             raise Malformed("an EDNS option is cut off")
-        code, length = int.from_bytes(data[at:at + 2]), int.from_bytes(data[at + 2:at + 4])
+        code, length = int.from_bytes(data[at : at + 2]), int.from_bytes(data[at + 2 : at + 4])
         if at + 4 + length > record.end:
             raise Malformed("an EDNS option runs over its record")
         if code == COOKIE and length == CLIENT_COOKIE_BYTES:
-            cookie = data[at + 4:at + 4 + length]
+            cookie = data[at + 4 : at + 4 + length]
         at += 4 + length
     return Edns(record.rclass, record.ttl >> 16 & 0xFF, bool(record.ttl & 0x8000), cookie)
 
@@ -174,8 +176,7 @@ def reply(query: Query, value: bytes = EMPTY, *, rcode: int = NOERROR, flags: in
         value, cut = fit(value, 12 + len(query.question), room)
         flags |= TC if cut else 0
     an, ns, ar = COUNTS.unpack_from(value)
-    return (HEADER.pack(query.id, flags, 1, an, ns, ar + (query.edns is not None))
-            + query.question + value[6:] + tail)
+    return HEADER.pack(query.id, flags, 1, an, ns, ar + (query.edns is not None)) + query.question + value[6:] + tail
 
 
 def header_only(data: bytes, rcode: int) -> bytes:
@@ -187,14 +188,15 @@ def header_only(data: bytes, rcode: int) -> bytes:
 def fit(value: bytes, offset: int, room: int) -> tuple[bytes, bool]:
     """As many whole records as go into `room` bytes, in order, and whether TC is due.
 
-    Missing additional records need no TC (RFC 2181 section 9). `offset`: where the value's records begin in the message.
+    Missing additional records need no TC (RFC 2181 section 9). `offset`: where the value's records begin in the
+    message.
     """
     counts = COUNTS.unpack_from(value)
     kept, end, at = [0, 0, 0], 6, 6
     for section, count in enumerate(counts):
         for _ in range(count):
             behind = name_end(value, at, pointers=True)
-            at = behind + 10 + int.from_bytes(value[behind + 8:behind + 10])
+            at = behind + 10 + int.from_bytes(value[behind + 8 : behind + 10])
             if at - 6 > room:
                 return COUNTS.pack(*kept) + value[6:end], section < 2
             kept[section] += 1

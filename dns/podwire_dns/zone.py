@@ -37,14 +37,22 @@ class ZoneData:
     def exists(self, name: bytes) -> bool:
         """Does a name of ours exist, with data or without?"""
         answers = self.answers
-        return (name in self.names or name + A_IN in answers or name + AAAA_IN in answers or name + CNAME_IN in answers
-                or name + SRV_IN in answers or name + PTR_IN in answers)
+        return (
+            name in self.names
+            or name + A_IN in answers
+            or name + AAAA_IN in answers
+            or name + CNAME_IN in answers
+            or name + SRV_IN in answers
+            or name + PTR_IN in answers
+        )
 
     @classmethod
     def begin(cls, hello: Hello, memory: AnswerTable | None = None) -> ZoneData:
         if memory is None:
             return cls(hello.zones, hello.ttl, hello.pods)
-        return cls(hello.zones, hello.ttl, hello.pods, answers=TableAnswers(memory), names=TableNames(memory), memory=memory)
+        return cls(
+            hello.zones, hello.ttl, hello.pods, answers=TableAnswers(memory), names=TableNames(memory), memory=memory
+        )
 
     def apply(self, delta: Delta) -> None:
         """New names and answers first: a reader between two steps must not see a Service less than there ever was."""
@@ -84,5 +92,6 @@ class ZoneData:
             pointer, cluster = (0xC000 | offset).to_bytes(2), self.zones[0]
             short = pointer if apex == cluster else cluster
             known = self._soas[offset, apex] = wire.soa(
-                pointer, b"\x02ns\x03dns" + short, b"\x0ahostmaster" + short, self.serial & 0xFFFFFFFF, self.ttl)
+                pointer, b"\x02ns\x03dns" + short, b"\x0ahostmaster" + short, self.serial & 0xFFFFFFFF, self.ttl
+            )
         return known

@@ -1,5 +1,5 @@
-"""What passes an interface, decoded by scapy. The socket is opened inside the namespace, which scapy's own sniffer (a thread
-with a view of the interfaces of wherever it started) does not do reliably."""
+"""What passes an interface, decoded by scapy. The socket is opened inside the namespace, which scapy's own sniffer (a
+thread with a view of the interfaces of wherever it started) does not do reliably."""
 
 from __future__ import annotations
 

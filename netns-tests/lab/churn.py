@@ -38,15 +38,27 @@ class Churn:
     def figures(self) -> dict[str, float]:
         ordered = sorted(self.lags)
         quarter = max(1, len(self.rss) // 4)
-        return {"value": ordered[-1] * 1000, "p50": statistics.median(ordered) * 1000,
-                "p99": ordered[int(len(ordered) * 0.99)] * 1000, "changes": len(ordered), "syncs": self.syncs,
-                "cpu a change": self.cpu * 1000 / len(ordered),
-                "verdicts": self.verdicts, "rss first quarter": statistics.mean(self.rss[:quarter]),
-                "rss last quarter": statistics.mean(self.rss[-quarter:])}
+        return {
+            "value": ordered[-1] * 1000,
+            "p50": statistics.median(ordered) * 1000,
+            "p99": ordered[int(len(ordered) * 0.99)] * 1000,
+            "changes": len(ordered),
+            "syncs": self.syncs,
+            "cpu a change": self.cpu * 1000 / len(ordered),
+            "verdicts": self.verdicts,
+            "rss first quarter": statistics.mean(self.rss[:quarter]),
+            "rss last quarter": statistics.mean(self.rss[-quarter:]),
+        }
 
 
-def churn(tracker: Tracker, proxier: Proxier, changes: Iterator[tuple[str, Object]], count: int, rate: float,
-          clock: Callable[[], float] = time.monotonic) -> Churn:
+def churn(
+    tracker: Tracker,
+    proxier: Proxier,
+    changes: Iterator[tuple[str, Object]],
+    count: int,
+    rate: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> Churn:
     """Feed `count` changes at `rate` a second; rate 0: ten a sync, as fast as it goes."""
     out, begin, done = Churn(), clock(), 0
     cpu = time.process_time()
@@ -67,7 +79,10 @@ def churn(tracker: Tracker, proxier: Proxier, changes: Iterator[tuple[str, Objec
             synced = proxier.sync(tracker.dataplane, tracker.flush())
             last_sync = clock()
             out.syncs, out.elements, out.verdicts = (
-                out.syncs + 1, out.elements + synced.elements, out.verdicts + synced.verdicts)
+                out.syncs + 1,
+                out.elements + synced.elements,
+                out.verdicts + synced.verdicts,
+            )
             out.lags += [last_sync - at for at in pending]
             pending.clear()
         if now - last_sweep >= SWEEP_AFTER:

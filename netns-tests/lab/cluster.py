@@ -1,4 +1,5 @@
-"""A whole embedded cluster for tests. It goes down when its pipe to this process closes, so even SIGKILL leaves nothing."""
+"""A whole embedded cluster for tests. It goes down when its pipe to this process closes, so even SIGKILL leaves
+nothing."""
 
 from __future__ import annotations
 
@@ -37,12 +38,25 @@ class Place:
 
 
 @contextlib.contextmanager
-def cluster(nodes: int = 2, *, name: str = "t", bridge_nf: int = -1, outside: bool = False,
-            proxy_backend: str = "nftables", watched: bool = False) -> Iterator[DemoLab]:
+def cluster(
+    nodes: int = 2,
+    *,
+    name: str = "t",
+    bridge_nf: int = -1,
+    outside: bool = False,
+    proxy_backend: str = "nftables",
+    watched: bool = False,
+) -> Iterator[DemoLab]:
     """A running cluster of its own name and port, with the demo's hands on it. outside: with hosts outside the cluster.
     watched: a failed test leaves the packets, rules and routes of its nodes, and all logs."""
-    config = ClusterConfig(name=f"{name}{os.getpid()}", nodes=nodes, api_port=free_port(0), bridge_nf=bridge_nf,
-                           upstream_dns=(UPSTREAM_DNS,) if outside else (), proxy_backend=proxy_backend)
+    config = ClusterConfig(
+        name=f"{name}{os.getpid()}",
+        nodes=nodes,
+        api_port=free_port(0),
+        bridge_nf=bridge_nf,
+        upstream_dns=(UPSTREAM_DNS,) if outside else (),
+        proxy_backend=proxy_backend,
+    )
     process: subprocess.Popen[bytes] | None = None
     tool, tool_name = find_tool()
     lab = DemoLab(config, tool, tool_name)
@@ -93,8 +107,9 @@ def _watched(lab: DemoLab) -> Iterator[None]:
 def last_words(config: ClusterConfig, lines: int = 25) -> str:
     """The end of every log of a cluster."""
     logs = sorted([*config.run_dir.glob("log/*"), *config.run_dir.glob("nodes/*/log/*")])
-    return "\n".join(f"--- {path.relative_to(config.run_dir)}\n" + "\n".join(path.read_text().splitlines()[-lines:])
-                     for path in logs)
+    return "\n".join(
+        f"--- {path.relative_to(config.run_dir)}\n" + "\n".join(path.read_text().splitlines()[-lines:]) for path in logs
+    )
 
 
 def keep_logs(config: ClusterConfig, folder: Path) -> Path:
@@ -109,6 +124,7 @@ def keep_logs(config: ClusterConfig, folder: Path) -> Path:
 
 def machine() -> dict[str, list[str]]:
     """What a run must leave as it found it: names of namespaces, links, routes, mounts, and podwire's own files."""
+
     def lines(*command: str) -> list[str]:
         return sorted(subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines())
 

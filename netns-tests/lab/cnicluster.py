@@ -50,14 +50,22 @@ class Cluster:
 
 
 def plug(switch: NetNS, port: str) -> None:
-    switch.netlink(lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname=port)[0],
-                                        master=ipr.link_lookup(ifname="sw0")[0]))
+    switch.netlink(
+        lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname=port)[0], master=ipr.link_lookup(ifname="sw0")[0])
+    )
 
 
 def give(ns: NetNS, address: str) -> None:
     """One more address for a machine on the link, at once usable (no duplicate address detection)."""
-    ns.netlink(lambda ipr: ipr.addr("add", index=ipr.link_lookup(ifname="eth0")[0], address=address,
-                                    prefixlen=64 if ":" in address else 24, **({"flags": 2} if ":" in address else {})))
+    ns.netlink(
+        lambda ipr: ipr.addr(
+            "add",
+            index=ipr.link_lookup(ifname="eth0")[0],
+            address=address,
+            prefixlen=64 if ":" in address else 24,
+            **({"flags": 2} if ":" in address else {}),
+        )
+    )
 
 
 @contextlib.contextmanager
@@ -76,8 +84,14 @@ def two_nodes(make_dir: Callable[[str], Path], *flags: str, dual: bool = False) 
         nodes = []
         for name, ns in (("n1", n1), ("n2", n2)):
             number = name[1]
-            put_node(api, name, f"10.244.{number}.0/24", f"192.0.2.{number}", f"fd0a::{number}" if dual else None,
-                     cidr6=f"fd00:{number}::/64" if dual else "")
+            put_node(
+                api,
+                name,
+                f"10.244.{number}.0/24",
+                f"192.0.2.{number}",
+                f"fd0a::{number}" if dual else None,
+                cidr6=f"fd00:{number}::/64" if dual else "",
+            )
             node = CniNode(ns, make_dir(name), name, api, flags=flags)
             stack.callback(node.close)
             node.start(wait=False)

@@ -1,5 +1,5 @@
-"""A node with a live wiring agent, for the CNI tests: the agent's process, and calls of the plugin binary as a container
-runtime makes them."""
+"""A node with a live wiring agent, for the CNI tests: the agent's process, and calls of the plugin binary as a
+container runtime makes them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,14 @@ wait_until = patience.wait_until
 def put_node(api: FakeApi, name: str, cidr: str | None, *ips: str | None, cidr6: str = "") -> None:
     """Make or change a Node."""
     cidrs = [c for c in (cidr, cidr6) if c]
-    api.put("/api/v1/nodes", {
-        "metadata": {"name": name}, "spec": {"podCIDR": cidr, "podCIDRs": cidrs} if cidr else {},
-        "status": {"addresses": [{"type": "InternalIP", "address": ip} for ip in ips if ip]}})
+    api.put(
+        "/api/v1/nodes",
+        {
+            "metadata": {"name": name},
+            "spec": {"podCIDR": cidr, "podCIDRs": cidrs} if cidr else {},
+            "status": {"addresses": [{"type": "InternalIP", "address": ip} for ip in ips if ip]},
+        },
+    )
 
 
 class Answer:
@@ -63,24 +68,43 @@ class CniNode:
         leases = sorted(file for file in (self.run_dir / "cni" / "leases").glob("*") if file.is_file())
         return "".join(f"--- {file}\n{file.read_text()}\n" for file in leases) + (
             f"--- status\n{json.dumps(self.status(), indent=1)}\n--- log\n"
-            f"{self.log() if (self.run_dir / 'agent.log').exists() else ''}")
+            f"{self.log() if (self.run_dir / 'agent.log').exists() else ''}"
+        )
 
     def start(self, *, wait: bool = True) -> None:
         log = open(self.run_dir / "agent.log", "a")  # noqa: SIM115 - the agent keeps writing to it
-        self.agent = self.ns.popen([sys.executable, "-c", self.code, "--node-name", self.name, "--kubeconfig",
-                                    str(self.kubeconfig), "--run-dir", str(self.run_dir), *self.flags], stderr=log, stdout=log)
+        self.agent = self.ns.popen(
+            [
+                sys.executable,
+                "-c",
+                self.code,
+                "--node-name",
+                self.name,
+                "--kubeconfig",
+                str(self.kubeconfig),
+                "--run-dir",
+                str(self.run_dir),
+                *self.flags,
+            ],
+            stderr=log,
+            stdout=log,
+        )
         log.close()
         if wait:
             wait_until(self.ready, f"agent of {self.name} ready: {self.log()}")
 
     def ready(self) -> bool:
         status = self.status()
-        return self.agent is not None and status.get("pid") == self.agent.pid and bool(status.get("ready")) and \
-            status.get("reason") == "Ready"
+        return (
+            self.agent is not None
+            and status.get("pid") == self.agent.pid
+            and bool(status.get("ready"))
+            and status.get("reason") == "Ready"
+        )
 
     def look(self) -> None:
-        """The agent compares everything with the kernel now, and by itself not again for agent.RESYNC_SECONDS: what a test
-        breaks next is still broken when somebody asks."""
+        """The agent compares everything with the kernel now, and by itself not again for agent.RESYNC_SECONDS: what a
+        test breaks next is still broken when somebody asks."""
         known = self.routes()
         put_node(self.api, "passing", "10.244.250.0/24", "192.0.2.250")
         wait_until(lambda: self.routes() == known + 1, "the agent knows one more node")
@@ -119,27 +143,46 @@ class CniNode:
 
     def environment(self, command: str, container: str, pod: NetNS | str | None) -> dict[str, str]:
         netns = pod.path if isinstance(pod, NetNS) else pod or ""
-        return {"CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_NETNS": netns, "CNI_IFNAME": "eth0",
-                "CNI_PATH": str(self.client.parent), "PATH": os.environ["PATH"],
-                "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={container};K8S_POD_UID=u-{container}"}
+        return {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": container,
+            "CNI_NETNS": netns,
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": str(self.client.parent),
+            "PATH": os.environ["PATH"],
+            "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={container};K8S_POD_UID=u-{container}",
+        }
 
-    def cni(self, command: str, container: str, pod: NetNS | str | None = None, conf: Mapping[str, Any] | str | None = None,
-            **env: str) -> Answer:
+    def cni(
+        self,
+        command: str,
+        container: str,
+        pod: NetNS | str | None = None,
+        conf: Mapping[str, Any] | str | None = None,
+        **env: str,
+    ) -> Answer:
         """Run the plugin binary in the node's namespace."""
         text = conf if isinstance(conf, str) else json.dumps(self.conf() if conf is None else conf)
-        return Answer(self.ns.run([str(self.client)], check=False, input=text,
-                                  env={**self.environment(command, container, pod), **env}))
+        return Answer(
+            self.ns.run(
+                [str(self.client)], check=False, input=text, env={**self.environment(command, container, pod), **env}
+            )
+        )
 
     def leases(self) -> dict[str, str]:
         """address -> container of every lease on disk."""
-        return {file.name: json.loads(file.read_text().splitlines()[0])["containerID"]
-                for file in (self.run_dir / "cni" / "leases").iterdir() if not file.name.startswith(".")}
+        return {
+            file.name: json.loads(file.read_text().splitlines()[0])["containerID"]
+            for file in (self.run_dir / "cni" / "leases").iterdir()
+            if not file.name.startswith(".")
+        }
 
     def table_elements(self) -> int:
         """How many elements stand for pods in the node's nft tables."""
         found = 0
         for table in nodetable.tables():
-            dump = self.ns.call(lambda table=table: nft_socket.Connection().dump(table))  # type: ignore[misc]  # a default binds it
+            # a default binds it
+            dump = self.ns.call(lambda table=table: nft_socket.Connection().dump(table))  # type: ignore[misc]
             assert dump is not None, f"{table} is gone"
             found += sum(len(held) for name, held in dump.elements.items() if name not in ("pods", "native"))
         return found

@@ -1,5 +1,5 @@
-"""Three nodes with live wiring agents: n1 and n3 share a link, n2 is behind a router that knows nothing of pods and drops what
-comes from addresses that it did not give (as the fabric of a cloud does)."""
+"""Three nodes with live wiring agents: n1 and n3 share a link, n2 is behind a router that knows nothing of pods and
+drops what comes from addresses that it did not give (as the fabric of a cloud does)."""
 
 from __future__ import annotations
 
@@ -66,16 +66,25 @@ def figure(node: CniNode, name: str) -> int:
 def give(ns: NetNS, link: str, *addresses: str) -> None:
     for address in addresses:
         ip, prefix = address.split("/")
-        ns.netlink(lambda ipr, ip=ip, prefix=prefix: ipr.addr(  # type: ignore[misc]  # defaults bind them
-            "add", index=ipr.link_lookup(ifname=link)[0], address=ip, prefixlen=int(prefix),
-            **({"flags": 2} if ":" in ip else {})))
+        ns.netlink(
+            lambda ipr, ip=ip, prefix=prefix: ipr.addr(  # type: ignore[misc]  # defaults bind them
+                "add",
+                index=ipr.link_lookup(ifname=link)[0],
+                address=ip,
+                prefixlen=int(prefix),
+                **({"flags": 2} if ":" in ip else {}),
+            )
+        )
 
 
 def by_way_of(ns: NetNS, *gateways: str) -> None:
     """Default routes."""
     for gateway in gateways:
-        ns.netlink(lambda ipr, gateway=gateway: ipr.route(  # type: ignore[misc]  # as above
-            "replace", dst="::/0" if ":" in gateway else "0.0.0.0/0", gateway=gateway))
+        ns.netlink(
+            lambda ipr, gateway=gateway: ipr.route(  # type: ignore[misc]  # as above
+                "replace", dst="::/0" if ":" in gateway else "0.0.0.0/0", gateway=gateway
+            )
+        )
 
 
 def no_checksum_offload(ns: NetNS, link: str) -> None:
@@ -91,15 +100,20 @@ def no_checksum_offload(ns: NetNS, link: str) -> None:
 
 
 @contextlib.contextmanager
-def routed_nodes(make_dir: Callable[[str], Path], *flags: str, ipv4: bool = True, ipv6: bool = False) -> Iterator[Routed]:
+def routed_nodes(
+    make_dir: Callable[[str], Path], *flags: str, ipv4: bool = True, ipv6: bool = False
+) -> Iterator[Routed]:
     """ipv4, ipv6: of nodes and of pods."""
     with Lab() as lab, contextlib.ExitStack() as stack:
         router, n1, n2, n3 = (lab.netns(name) for name in ("router", "n1", "n2", "n3"))
         router.netlink(lambda ipr: ipr.link("add", ifname="near", kind="bridge", state="up"))
         for ns, port in ((n1, "p1"), (n3, "p3")):
             lab.wire(ns, "eth0", router, port)
-            router.netlink(lambda ipr, port=port: ipr.link(  # type: ignore[misc]  # a default binds it
-                "set", index=ipr.link_lookup(ifname=port)[0], master=ipr.link_lookup(ifname="near")[0]))
+            router.netlink(
+                lambda ipr, port=port: ipr.link(  # type: ignore[misc]  # a default binds it
+                    "set", index=ipr.link_lookup(ifname=port)[0], master=ipr.link_lookup(ifname="near")[0]
+                )
+            )
         lab.wire(n2, "eth0", router, "far")
         give(router, "near", "192.0.2.254/24", "fd0a::fe/64")
         give(router, "far", "198.51.100.254/24", "fd0b::fe/64")
@@ -108,20 +122,35 @@ def routed_nodes(make_dir: Callable[[str], Path], *flags: str, ipv4: bool = True
         machines: dict[str, Machine] = {}
         give(n1, "eth0", "192.0.2.1/24")
         api = stack.enter_context(FakeApi(n1, "192.0.2.1"))
-        for name, ns, number, prefix, prefix6 in (("n1", n1, 1, "192.0.2", "fd0a:"), ("n2", n2, 2, "198.51.100", "fd0b:"),
-                                                   ("n3", n3, 3, "192.0.2", "fd0a:")):
-            give(ns, "eth0", *([f"{prefix}.{number}/24"] if number > 1 else []), *([f"{prefix6}:{number}/64"] if ipv6 else []))
+        for name, ns, number, prefix, prefix6 in (
+            ("n1", n1, 1, "192.0.2", "fd0a:"),
+            ("n2", n2, 2, "198.51.100", "fd0b:"),
+            ("n3", n3, 3, "192.0.2", "fd0a:"),
+        ):
+            give(
+                ns,
+                "eth0",
+                *([f"{prefix}.{number}/24"] if number > 1 else []),
+                *([f"{prefix6}:{number}/64"] if ipv6 else []),
+            )
             by_way_of(ns, f"{prefix}.254", *([f"{prefix6}:fe"] if ipv6 else []))
             node = CniNode(ns, make_dir(name), name, api, flags=flags)
             stack.callback(node.close)
-            machines[name] = Machine(node, f"{prefix}.{number}" if ipv4 else "", f"{prefix6}:{number}" if ipv6 else "",
-                                     f"10.244.{number}.0/24" if ipv4 else f"fd00:{number}::/64",
-                                     f"fd00:{number}::/64" if ipv4 and ipv6 else "")
+            machines[name] = Machine(
+                node,
+                f"{prefix}.{number}" if ipv4 else "",
+                f"{prefix6}:{number}" if ipv6 else "",
+                f"10.244.{number}.0/24" if ipv4 else f"fd00:{number}::/64",
+                f"fd00:{number}::/64" if ipv4 and ipv6 else "",
+            )
         world = Routed(lab, api, router, machines)
         for name, machine in machines.items():
             world.tell(name)
             machine.node.start(wait=False)
         for name, machine in machines.items():
-            wait_until(lambda node=machine.node: node.ready() and figure(node, "routes") >= 2,  # type: ignore[misc]  # as above
-                       f"agent of {name} knows the others")
+            wait_until(
+                # as above
+                lambda node=machine.node: node.ready() and figure(node, "routes") >= 2,  # type: ignore[misc]
+                f"agent of {name} knows the others",
+            )
         yield world

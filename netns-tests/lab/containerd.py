@@ -1,4 +1,5 @@
-"""A containerd of Debian's packages in a node of the lab: its own mounts, sockets and state, nothing of the machine's."""
+"""A containerd of Debian's packages in a node of the lab: its own mounts, sockets and state, nothing of the
+machine's."""
 
 from __future__ import annotations
 
@@ -42,8 +43,8 @@ state = "{folder}/state"
     snapshotter = "native"
 """)
         self.log = open(folder / "containerd.log", "w")  # noqa: SIM115 - the daemon keeps writing to it
-        # Mounts of its own: sandboxes' namespaces in /run/netns and their root file systems vanish with it. `ctr run --cni`
-        # knows no other directories than /etc/cni/net.d and /opt/cni/bin.
+        # Mounts of its own: sandboxes' namespaces in /run/netns and their root file systems vanish with it. `ctr run
+        # --cni` knows no other directories than /etc/cni/net.d and /opt/cni/bin.
         mounts = f"""set -e
 mount -t tmpfs none /run
 mkdir -p /run/netns /run/upper /run/work
@@ -56,9 +57,24 @@ rm -rf /etc/cni/net.d
 ln -s {conf_dir} /etc/cni/net.d
 exec "$@"
 """
-        self.daemon = ns.popen(["unshare", "-m", "--", "sh", "-c", mounts, "sh", str(self.root / "usr/bin/containerd"),
-                                "--config", str(config)],
-                               env=self.env, stdout=self.log, stderr=self.log, start_new_session=True)
+        self.daemon = ns.popen(
+            [
+                "unshare",
+                "-m",
+                "--",
+                "sh",
+                "-c",
+                mounts,
+                "sh",
+                str(self.root / "usr/bin/containerd"),
+                "--config",
+                str(config),
+            ],
+            env=self.env,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+        )
         wait_until(self._listens, "containerd listens", 30)
 
     def _listens(self) -> bool:
@@ -74,8 +90,9 @@ exec "$@"
         """`ctr`, in the namespaces of the daemon."""
         inside = ["nsenter", f"--target={self.daemon.pid}", "--mount", "--net", "--"]
         ctr = [str(self.root / "usr/bin/ctr"), "--address", str(self.socket), "--namespace", "k8s.io"]
-        done = subprocess.run([*inside, *ctr, *words], capture_output=True, text=True, env=self.env, timeout=patient(60),
-                              check=False)
+        done = subprocess.run(
+            [*inside, *ctr, *words], capture_output=True, text=True, env=self.env, timeout=patient(60), check=False
+        )
         assert not check or done.returncode == 0, f"ctr {words}: {done.stderr}{self.words()}"
         return done
 
@@ -94,7 +111,8 @@ exec "$@"
         return (self.folder / "containerd.log").read_text()[-3000:]
 
     def close(self) -> None:
-        """End the daemon, and the shims and containers that it started (its session, and all that lives in its mounts)."""
+        """End the daemon, and the shims and containers that it started (its session, and all that lives in its
+        mounts)."""
         ours = os.stat(f"/proc/{self.daemon.pid}/ns/mnt").st_ino if self.daemon.poll() is None else 0
         marker = str(self.folder).encode()
         self.daemon.terminate()
@@ -107,7 +125,10 @@ exec "$@"
             if not process.name.isdigit():
                 continue
             try:
-                shim = marker in (process / "cmdline").read_bytes() and b"containerd-shim" in (process / "cmdline").read_bytes()
+                shim = (
+                    marker in (process / "cmdline").read_bytes()
+                    and b"containerd-shim" in (process / "cmdline").read_bytes()
+                )
                 if shim or (ours and (process / "ns/mnt").stat().st_ino == ours):
                     os.kill(int(process.name), signal.SIGKILL)
             except (OSError, ProcessLookupError):

@@ -1,7 +1,7 @@
 """A wiring agent that kills itself at a chosen step of a call, and is at once there again: `python -m lab.crashagent`.
 
-The file <run_dir>/crash holds the number of the step (1, 2 ...) at which the next call ends in SIGKILL; it is taken away
-when it is read. <run_dir>/steps tells how many steps the last call had that was not cut off, and their names.
+The file <run_dir>/crash holds the number of the step (1, 2 ...) at which the next call ends in SIGKILL; it is taken
+away when it is read. <run_dir>/steps tells how many steps the last call had that was not cut off, and their names.
 """
 
 from __future__ import annotations
@@ -93,9 +93,17 @@ def main() -> None:
     kernel._send = one_by_one(kernel._send)
     if kernel.WIRES is not None:
         kernel.WIRES.run = batch_by_batch(kernel.WIRES.run)  # type: ignore[method-assign]  # that is the point
-    for owner, name in ((kernel.Kernel, "_start"), (kernel.Kernel, "remove"), (store.DirStore, "reserve"),
-                        (store.DirStore, "wired"), (store.DirStore, "release"), (os, "rename"),
-                        (firewall.Firewall, "attach"), (firewall.Firewall, "detach"), (conntrack, "forget")):
+    for owner, name in (
+        (kernel.Kernel, "_start"),
+        (kernel.Kernel, "remove"),
+        (store.DirStore, "reserve"),
+        (store.DirStore, "wired"),
+        (store.DirStore, "release"),
+        (os, "rename"),
+        (firewall.Firewall, "attach"),
+        (firewall.Firewall, "detach"),
+        (conntrack, "forget"),
+    ):
         after(owner, name)
     listener.Listener._answer = arm(listener.Listener._answer)  # type: ignore[method-assign]  # that is the point
     name, kubeconfig = sys.argv[2:4]

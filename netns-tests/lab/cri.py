@@ -1,7 +1,8 @@
 """As much of gRPC as it takes to be a kubelet: unary calls to a CRI socket, over HTTP/2 frames made by hand.
 
-A connection a call, header fields as plain literals, and no look at trailers: an answer without a message is an error, and the
-runtime's log says which. Sources: RFC 9113, RFC 7541 section 6.2.2, the gRPC HTTP/2 protocol, the CRI v1 message numbers.
+A connection a call, header fields as plain literals, and no look at trailers: an answer without a message is an error,
+and the runtime's log says which. Sources: RFC 9113, RFC 7541 section 6.2.2, the gRPC HTTP/2 protocol, the CRI v1
+message numbers.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def decode(data: bytes) -> dict[int, list[bytes | int]]:
             found.setdefault(tag >> 3, []).append(number())
         elif tag & 7 == 2:
             size = number()
-            found.setdefault(tag >> 3, []).append(data[at:at + size])
+            found.setdefault(tag >> 3, []).append(data[at : at + size])
             at += size
         else:
             at += 8 if tag & 7 == 1 else 4
@@ -73,8 +74,14 @@ def _frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
 
 
 def _headers(method: str) -> bytes:
-    fields = ((":method", "POST"), (":scheme", "http"), (":path", method), (":authority", "localhost"),
-              ("content-type", "application/grpc"), ("te", "trailers"))
+    fields = (
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", method),
+        (":authority", "localhost"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    )
     out = b""
     for name, value in fields:
         # literal without indexing, new name, no Huffman coding; all are shorter than 127 bytes
@@ -86,15 +93,20 @@ class CallFailed(Exception):
     """The runtime answered with an error; its log has the words."""
 
 
-def call(path: Path, method: str, request: Iterable[tuple[int, Value]], timeout: float = 60) -> dict[int, list[bytes | int]]:
+def call(
+    path: Path, method: str, request: Iterable[tuple[int, Value]], timeout: float = 60
+) -> dict[int, list[bytes | int]]:
     """One unary call of runtime.v1.RuntimeService. Raises CallFailed, OSError."""
     message = encode(request)
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(patient(timeout))
         sock.connect(str(path))
-        sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(_SETTINGS, 0, 0, b"")
-                     + _frame(_HEADERS, 4, 1, _headers(f"/runtime.v1.RuntimeService/{method}"))
-                     + _frame(_DATA, 1, 1, b"\0" + struct.pack(">I", len(message)) + message))
+        sock.sendall(
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+            + _frame(_SETTINGS, 0, 0, b"")
+            + _frame(_HEADERS, 4, 1, _headers(f"/runtime.v1.RuntimeService/{method}"))
+            + _frame(_DATA, 1, 1, b"\0" + struct.pack(">I", len(message)) + message)
+        )
         body, stream = b"", sock.makefile("rb")
         while True:
             head = stream.read(9)
@@ -117,11 +129,17 @@ def call(path: Path, method: str, request: Iterable[tuple[int, Value]], timeout:
     return decode(body[5:])
 
 
-def sandbox_config(name: str, ports: Iterable[tuple[int, int, int]] = (), annotations: dict[str, str] | None = None) -> Fields:
+def sandbox_config(
+    name: str, ports: Iterable[tuple[int, int, int]] = (), annotations: dict[str, str] | None = None
+) -> Fields:
     """PodSandboxConfig. ports: (protocol, containerPort, hostPort)."""
-    return [(1, [(1, name), (2, f"uid-{name}"), (3, "default")]), (2, name),
-            *((5, [(1, protocol), (2, container), (3, host)]) for protocol, container, host in ports),
-            *((7, [(1, key), (2, value)]) for key, value in (annotations or {}).items()), (8, [])]
+    return [
+        (1, [(1, name), (2, f"uid-{name}"), (3, "default")]),
+        (2, name),
+        *((5, [(1, protocol), (2, container), (3, host)]) for protocol, container, host in ports),
+        *((7, [(1, key), (2, value)]) for key, value in (annotations or {}).items()),
+        (8, []),
+    ]
 
 
 def run_sandbox(path: Path, config: Fields) -> str:

@@ -1,10 +1,12 @@
 """The Service implementations under test, behind one interface: any scenario, programmed into the node of a World.
 
-`--dataplane NAME` of pytest chooses; a test that takes the fixture `dataplane` runs once for each that was chosen. `external`
-is whatever `--dataplane-hook PROGRAM` drives: kube-proxy, another mode of it, something of your own. The hook is called in the
-node's network namespace as `PROGRAM apply` and `PROGRAM clean`; for `apply` a JSON object is on its stdin:
+`--dataplane NAME` of pytest chooses; a test that takes the fixture `dataplane` runs once for each that was chosen.
+`external` is whatever `--dataplane-hook PROGRAM` drives: kube-proxy, another mode of it, something of your own. The
+hook is called in the node's network namespace as `PROGRAM apply` and `PROGRAM clean`; for `apply` a JSON object is on
+its stdin:
 
-    {"node": {"name", "addresses", "zone"}, "clusterCIDRs": [...], "serviceCIDRs": [...], "items": [Service, EndpointSlice ...]}
+    {"node": {"name", "addresses", "zone"}, "clusterCIDRs": [...], "serviceCIDRs": [...], "items": [Service,
+    EndpointSlice ...]}
 
 It returns 0 once every rule is in force; what it prints is shown when it fails.
 """
@@ -109,13 +111,19 @@ class External:
 def request(scenario: s.Scenario) -> dict[str, Any]:
     """What the hook reads."""
     node = scenario.node
-    return {"node": {"name": node.name, "addresses": list(node.addresses), "zone": node.zone},
-            "clusterCIDRs": list(node.pod_cidrs), "serviceCIDRs": list(node.service_cidrs), "items": list(scenario.objects)}
+    return {
+        "node": {"name": node.name, "addresses": list(node.addresses), "zone": node.zone},
+        "clusterCIDRs": list(node.pod_cidrs),
+        "serviceCIDRs": list(node.service_cidrs),
+        "items": list(scenario.objects),
+    }
 
 
 OURS: dict[str, Callable[[], Dataplane]] = {
-    "podwire-nftables": Nftables, "podwire-iptables-nft": lambda: Iptables("nft"),
-    "podwire-iptables-legacy": lambda: Iptables("legacy")}
+    "podwire-nftables": Nftables,
+    "podwire-iptables-nft": lambda: Iptables("nft"),
+    "podwire-iptables-legacy": lambda: Iptables("legacy"),
+}
 ALIASES = {"podwire-iptables": ["podwire-iptables-nft", "podwire-iptables-legacy"]}
 
 

@@ -1,5 +1,5 @@
-"""Programs of Debian packages without installing them: unpacked beside the virtual environment. No daemon starts, no file of
-the machine changes, and no root is needed."""
+"""Programs of Debian packages without installing them: unpacked beside the virtual environment. No daemon starts, no
+file of the machine changes, and no root is needed."""
 
 from __future__ import annotations
 
@@ -60,8 +60,11 @@ def environment(root: Path) -> dict[str, str]:
         if not (tools / name).is_symlink():
             (tools / name).symlink_to(root / "usr/sbin/xtables-nft-multi")
     libraries = root / "usr/lib/x86_64-linux-gnu"
-    return {"PATH": f"{tools}:{root}/usr/sbin:{root}/usr/bin:{os.environ['PATH']}", "LD_LIBRARY_PATH": str(libraries),
-            "XTABLES_LIBDIR": str(libraries / "xtables")}
+    return {
+        "PATH": f"{tools}:{root}/usr/sbin:{root}/usr/bin:{os.environ['PATH']}",
+        "LD_LIBRARY_PATH": str(libraries),
+        "XTABLES_LIBDIR": str(libraries / "xtables"),
+    }
 
 
 def main() -> None:

@@ -27,14 +27,25 @@ def eventually(check: Callable[[], bool], what: str, seconds: float = 30) -> Non
 
 
 class DnsNode:
-    """`start` and `kill` by role ("feeder", "server"); what still runs is killed at the end, and its log shown on failure."""
+    """`start` and `kill` by role ("feeder", "server"); what still runs is killed at the end, and its log shown on
+    failure."""
 
-    def __init__(self, node: NetNS, api: FakeApi, run_dir: Path, upstreams: Sequence[Upstream], flags: Sequence[str]) -> None:
+    def __init__(
+        self, node: NetNS, api: FakeApi, run_dir: Path, upstreams: Sequence[Upstream], flags: Sequence[str]
+    ) -> None:
         self.ns, self.node, self.api, self.run_dir, self.upstreams = node, node, api, run_dir, upstreams
         self.name = "n1"
         self.kubeconfig = api.kubeconfig(run_dir / "kubeconfig")
-        self.flags = ["--node-name", "n1", "--kubeconfig", str(self.kubeconfig), "--run-dir", str(run_dir), *flags,
-                      *(word for upstream in upstreams for word in ("--upstream", upstream.address))]
+        self.flags = [
+            "--node-name",
+            "n1",
+            "--kubeconfig",
+            str(self.kubeconfig),
+            "--run-dir",
+            str(run_dir),
+            *flags,
+            *(word for upstream in upstreams for word in ("--upstream", upstream.address)),
+        ]
         if "--upstream" not in self.flags and "--corefile" not in self.flags:
             self.flags += ["--upstream", "none"]
         self.processes: dict[str, subprocess.Popen[str]] = {}
@@ -78,8 +89,12 @@ class DnsNode:
 
     def describe(self) -> str:
         """For whoever reads of a failed test."""
-        return "".join(f"--- status of {role}\n{json.dumps(self.status(role), indent=1)}\n"
-                       for role in ("dns-feeder", "dns")) + self.logs()
+        return (
+            "".join(
+                f"--- status of {role}\n{json.dumps(self.status(role), indent=1)}\n" for role in ("dns-feeder", "dns")
+            )
+            + self.logs()
+        )
 
     def logs(self) -> str:
         return "".join(f"--- {path.name}\n{path.read_text()}" for path in self.run_dir.glob("*.log"))

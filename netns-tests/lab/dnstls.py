@@ -27,13 +27,21 @@ class Authority:
         self.folder, self.key = folder, ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
         self.ca = folder / "ca.pem"
-        self.ca.write_bytes(self._signed(self.name, self.key.public_key(), x509.BasicConstraints(ca=True, path_length=None)))
+        self.ca.write_bytes(
+            self._signed(self.name, self.key.public_key(), x509.BasicConstraints(ca=True, path_length=None))
+        )
 
     def _signed(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *extensions: x509.ExtensionType) -> bytes:
         now = datetime.datetime.now(datetime.UTC)
-        made = (x509.CertificateBuilder().subject_name(subject).issuer_name(self.name).public_key(key)
-                .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(hours=1))
-                .not_valid_after(now + datetime.timedelta(hours=1)))
+        made = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self.name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+        )
         for extension in extensions:
             made = made.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
         return made.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
@@ -50,15 +58,19 @@ class Authority:
                 alternative.append(x509.DNSName(name))
         certificate, secret = self.folder / f"{names[0]}.pem", self.folder / f"{names[0]}.key"
         certificate.write_bytes(self._signed(subject, key.public_key(), x509.SubjectAlternativeName(alternative)))
-        secret.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-                                             serialization.NoEncryption()))
+        secret.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
         return certificate, secret
 
 
 class TlsUpstream(Upstream):
     """An Upstream that answers on port 853 too. handshakes: connections that came about. once: close after each answer.
 
-    swapped: hold the first of two queries back, and answer the second one before it. client_ca: ask clients for a certificate.
+    swapped: hold the first of two queries back, and answer the second one before it. client_ca: ask clients for a
+    certificate.
     """
 
     def __init__(self, ns: NetNS, address: str, certificate: Path, key: Path, client_ca: Path | None = None) -> None:

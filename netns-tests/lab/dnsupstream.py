@@ -11,14 +11,17 @@ from dnslib import RCODE, RR, DNSError, DNSRecord
 
 from .netns import NetNS
 
-WORLD = {"www.example.com.": "60 A 198.51.100.7", "six.example.com.": "60 AAAA 2001:db8::7",
-         **{f"n{i}.example.com.": f"60 A 198.51.100.{i}" for i in range(1, 200)}}
+WORLD = {
+    "www.example.com.": "60 A 198.51.100.7",
+    "six.example.com.": "60 AAAA 2001:db8::7",
+    **{f"n{i}.example.com.": f"60 A 198.51.100.{i}" for i in range(1, 200)},
+}
 
 
 class Upstream:
     """`mode`: "good", "silent", "servfail", "truncate" (over UDP only), "slow" (`delay` seconds), "flap" (silent to
-    every second query), or a forged answer before the right one: "lie" (to another question), "wrong id", "wrong source", "not
-    an answer".
+    every second query), or a forged answer before the right one: "lie" (to another question), "wrong id", "wrong
+    source", "not an answer".
     """
 
     def __init__(self, ns: NetNS, address: str, world: Mapping[str, str] = WORLD) -> None:

@@ -1,9 +1,9 @@
-"""What a failed test leaves to read: for each of its namespaces the packets, and the kernel's state beside them; for each
-agent in them what it says of itself.
+"""What a failed test leaves to read: for each of its namespaces the packets, and the kernel's state beside them; for
+each agent in them what it says of itself.
 
-Every namespace of a Lab has a packet socket that nobody reads: the kernel keeps the first 8 MB of frames in it at the price
-of a reference each. Only when a test fails they are written, as pcapng with the interface of each frame. A Lab that an
-exception ends inside the test is looked at before it is closed.
+Every namespace of a Lab has a packet socket that nobody reads: the kernel keeps the first 8 MB of frames in it at the
+price of a reference each. Only when a test fails they are written, as pcapng with the interface of each frame. A Lab
+that an exception ends inside the test is looked at before it is closed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,21 @@ from weakref import WeakSet
 from .netns import NetNS, watchers, witnesses
 
 ETH_P_ALL, SO_TIMESTAMPNS, SO_RCVBUFFORCE = 3, 35, 33
-STATE = ("nft list ruleset", "iptables-legacy-save -c", "ip6tables-legacy-save -c", "ipset list", "ip -d address",
-         "ip route show table all", "ip -6 route show table all", "ip neighbour", "bridge fdb", "tc -s qdisc", "conntrack -L",
-         "conntrack -L -f ipv6", "cat /proc/net/snmp /proc/net/snmp6")
+STATE = (
+    "nft list ruleset",
+    "iptables-legacy-save -c",
+    "ip6tables-legacy-save -c",
+    "ipset list",
+    "ip -d address",
+    "ip route show table all",
+    "ip -6 route show table all",
+    "ip neighbour",
+    "bridge fdb",
+    "tc -s qdisc",
+    "conntrack -L",
+    "conntrack -L -f ipv6",
+    "cat /proc/net/snmp /proc/net/snmp6",
+)
 
 
 class Describes(Protocol):
@@ -69,7 +81,9 @@ class Tap:
                 data, extra, _, where = self.sock.recvmsg(65600, 64)
             except (BlockingIOError, OSError):
                 return out
-            stamp = next((struct.unpack("=qq", d[:16]) for _, kind, d in extra if kind == SO_TIMESTAMPNS), (time.time_ns(), 0))
+            stamp = next(
+                (struct.unpack("=qq", d[:16]) for _, kind, d in extra if kind == SO_TIMESTAMPNS), (time.time_ns(), 0)
+            )
             out.append((where[0], stamp[0] * 10**9 + stamp[1], data))
 
     def forget(self) -> None:

@@ -24,7 +24,8 @@ def _key(obj: Mapping[str, Any]) -> tuple[str, str]:
 
 
 class FakeApi:
-    """`with FakeApi(ns) as api: api.put("/api/v1/services", {...})`; `api.kubeconfig(path)` writes a file for clients."""
+    """`with FakeApi(ns) as api: api.put("/api/v1/services", {...})`; `api.kubeconfig(path)` writes a file for
+    clients."""
 
     def __init__(self, ns: NetNS, address: str = "127.0.0.1", port: int = 0) -> None:
         self.changed = threading.Condition()
@@ -91,10 +92,18 @@ class FakeApi:
         return fresh
 
     def kubeconfig(self, path: Path) -> Path:
-        path.write_text(json.dumps({
-            "apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "clusters": [{"name": "c", "cluster": {"server": self.url}}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": {}}]}))
+        path.write_text(
+            json.dumps(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "c",
+                    "clusters": [{"name": "c", "cluster": {"server": self.url}}],
+                    "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                    "users": [{"name": "u", "user": {}}],
+                }
+            )
+        )
         return path
 
     def put(self, path: str, obj: Object) -> None:
@@ -132,8 +141,13 @@ class FakeApi:
 
     def list(self, handler: BaseHTTPRequestHandler, path: str) -> None:
         with self.changed:
-            body = json.dumps({"kind": "List", "metadata": {"resourceVersion": str(self.version)},
-                               "items": list(self.objects.get(path, {}).values())}).encode()
+            body = json.dumps(
+                {
+                    "kind": "List",
+                    "metadata": {"resourceVersion": str(self.version)},
+                    "items": list(self.objects.get(path, {}).values()),
+                }
+            ).encode()
         handler.send_response(200)
         handler.send_header("Content-Type", "application/json")
         handler.send_header("Content-Length", str(len(body)))
@@ -150,7 +164,10 @@ class FakeApi:
             with self.changed:
                 while not self.closing and len(self.log) == at:
                     self.changed.wait()
-                fresh, at = [row for row in self.log[at:begun] if row[1] != "RAW"] + self.log[max(at, begun):], len(self.log)
+                fresh, at = (
+                    [row for row in self.log[at:begun] if row[1] != "RAW"] + self.log[max(at, begun) :],
+                    len(self.log),
+                )
                 if self.closing:
                     handler.close_connection = True
                     return

@@ -1,5 +1,6 @@
-"""A stock cluster as podwire's DaemonSet meets it: an API server over TLS that lets the agents do what their ClusterRoles say
-and nothing else, service account volumes, and nodes on which the manifests of deploy/ run as processes."""
+"""A stock cluster as podwire's DaemonSet meets it: an API server over TLS that lets the agents do what their
+ClusterRoles say and nothing else, service account volumes, and nodes on which the manifests of deploy/ run as
+processes."""
 
 from __future__ import annotations
 
@@ -48,8 +49,13 @@ def rights(roles: Iterable[Object]) -> set[Right]:
         for rule in role["rules"]:
             assert space or not rule.get("resourceNames"), "not done here"
             places = [f"{space}/{own}" for own in rule.get("resourceNames", [])] or [space]
-            found |= {(verb, group, resource + place) for verb in rule["verbs"] for group in rule["apiGroups"]
-                      for resource in rule["resources"] for place in places}
+            found |= {
+                (verb, group, resource + place)
+                for verb in rule["verbs"]
+                for group in rule["apiGroups"]
+                for resource in rule["resources"]
+                for place in places
+            }
     return found
 
 
@@ -57,8 +63,11 @@ def rights_of(account: str, objects: list[Object]) -> set[Right]:
     """What a service account of kube-system may, by the bindings."""
     roles = {(o["kind"], o["metadata"]["name"]): o for o in objects if o["kind"] in ("Role", "ClusterRole")}
     subject = {"kind": "ServiceAccount", "name": account, "namespace": "kube-system"}
-    return rights(roles[o["roleRef"]["kind"], o["roleRef"]["name"]] for o in objects
-                  if o["kind"] in ("RoleBinding", "ClusterRoleBinding") and subject in o["subjects"])
+    return rights(
+        roles[o["roleRef"]["kind"], o["roleRef"]["name"]]
+        for o in objects
+        if o["kind"] in ("RoleBinding", "ClusterRoleBinding") and subject in o["subjects"]
+    )
 
 
 def needs(method: str, path: str, query: Any) -> list[Right]:
@@ -72,8 +81,10 @@ def needs(method: str, path: str, query: Any) -> list[Right]:
     read = "watch" if query.get("watch") == "true" else "list" if len(rest) == 1 else "get"
     verb = {"GET": read, "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[method]
     name = rest[1] if len(rest) > 1 else query.get("fieldSelector", "").removeprefix("metadata.name=")
-    return [(verb, group, resource + place) for place in
-            ([f" in {space}/{name}"] if space and name else []) + ([f" in {space}"] if space else []) + [""]]
+    return [
+        (verb, group, resource + place)
+        for place in ([f" in {space}/{name}"] if space and name else []) + ([f" in {space}"] if space else []) + [""]
+    ]
 
 
 async def _service_cidrs(request: web.Request) -> web.StreamResponse:
@@ -96,7 +107,9 @@ def _bare(answer: web.Response) -> web.Response:
     body = json.loads(answer.body) if isinstance(answer.body, bytes) else None
     if not isinstance(body, dict) or not isinstance(body.get("items"), list):
         return answer
-    items = [{field: value for field, value in item.items() if field not in ("kind", "apiVersion")} for item in body["items"]]
+    items = [
+        {field: value for field, value in item.items() if field not in ("kind", "apiVersion")} for item in body["items"]
+    ]
     return web.json_response({**body, "items": items}, status=answer.status)
 
 
@@ -107,8 +120,9 @@ class GuardedApi(InThread):
     without_watchlist: for these clients it is a server that has no WatchList.
     """
 
-    def __init__(self, ns: NetNS, addresses: list[str], granted: dict[str, set[Right]],
-                 without_watchlist: Iterable[str] = ()) -> None:
+    def __init__(
+        self, ns: NetNS, addresses: list[str], granted: dict[str, set[Right]], without_watchlist: Iterable[str] = ()
+    ) -> None:
         super().__init__()
         self.without_watchlist = frozenset(without_watchlist)
         self.ns, self.addresses, self.granted = ns, addresses, granted
@@ -150,13 +164,21 @@ class GuardedApi(InThread):
         status = obj.get("status")
         written = self.do(self.objects.create(Scope(of(kind), namespace), obj, WriteOptions()))
         if status:
-            self.do(self.objects.patch(Scope(of(kind), namespace, obj["metadata"]["name"], "status"),
-                                       "application/merge-patch+json", {"status": status}, WriteOptions()))
+            self.do(
+                self.objects.patch(
+                    Scope(of(kind), namespace, obj["metadata"]["name"], "status"),
+                    "application/merge-patch+json",
+                    {"status": status},
+                    WriteOptions(),
+                )
+            )
         made: Object = json.loads(written.raw)
         return made
 
     def patch(self, kind: str, name: str, namespace: str, body: Object) -> None:
-        self.do(self.objects.patch(Scope(of(kind), namespace, name), "application/merge-patch+json", body, WriteOptions()))
+        self.do(
+            self.objects.patch(Scope(of(kind), namespace, name), "application/merge-patch+json", body, WriteOptions())
+        )
 
     def get(self, kind: str, name: str, namespace: str) -> Object:
         found: Object = self.do(self.objects.get(Scope(of(kind), namespace, name)))
@@ -172,8 +194,16 @@ class GuardedApi(InThread):
 class WorkloadPod:
     """What a kubelet does with a pod of a DaemonSet or Deployment, as processes: variables, ConfigMaps, arguments."""
 
-    def __init__(self, ns: NetNS, node: str, address: str, objects: list[Object], folder: Path, api: GuardedApi,
-                 kind: str = "DaemonSet") -> None:
+    def __init__(
+        self,
+        ns: NetNS,
+        node: str,
+        address: str,
+        objects: list[Object],
+        folder: Path,
+        api: GuardedApi,
+        kind: str = "DaemonSet",
+    ) -> None:
         self.ns, self.name, self.folder, self.api = ns, node, folder, api
         evidence.tells(self)
         (daemon,) = [o for o in objects if o["kind"] == kind]
@@ -207,7 +237,9 @@ class WorkloadPod:
         for source in container.get("envFrom", []):
             env |= self.maps[source["configMapRef"]["name"]]
         for row in container.get("env", []):
-            env[row["name"]] = row["value"] if "value" in row else self.fields[row["valueFrom"]["fieldRef"]["fieldPath"]]
+            env[row["name"]] = (
+                row["value"] if "value" in row else self.fields[row["valueFrom"]["fieldRef"]["fieldPath"]]
+            )
         moved: dict[str, str] = {}
         volumes = {v["name"]: v for v in self.spec.get("volumes", [])}
         for mount in container.get("volumeMounts", []):
@@ -215,8 +247,11 @@ class WorkloadPod:
             place.mkdir(parents=True, exist_ok=True)
             for own, text in self.maps[volume["configMap"]["name"]].items() if "configMap" in volume else ():
                 (place / own).write_text(text)
-            moved |= {name: str(place) + value.removeprefix(mount["mountPath"]) for name, value in env.items()
-                      if value.startswith(mount["mountPath"])}
+            moved |= {
+                name: str(place) + value.removeprefix(mount["mountPath"])
+                for name, value in env.items()
+                if value.startswith(mount["mountPath"])
+            }
         return {**env, **moved, **more}
 
     def run_init(self) -> str:
@@ -230,8 +265,11 @@ class WorkloadPod:
         (container,) = self.spec["containers"]
         security = container["securityContext"]
         caps = ["-all", *(f"+{own.lower()}" for own in security.get("capabilities", {}).get("add", []))]
-        drop = [] if security.get("privileged") else ["setpriv", "--no-new-privs", "--inh-caps=-all",
-                                                      f"--bounding-set={','.join(caps)}"]
+        drop = (
+            []
+            if security.get("privileged")
+            else ["setpriv", "--no-new-privs", "--inh-caps=-all", f"--bounding-set={','.join(caps)}"]
+        )
         env = self.environment(container, PODWIRE_SERVICE_ACCOUNT_DIR=str(self.account), **more)
         args = [re.sub(r"\$\((\w+)\)", lambda m: env[m[1]], word) for word in container["args"]]
         args = [word.replace("=/", f"={self.folder}/") for word in args]  # paths in its own files
@@ -250,6 +288,18 @@ class WorkloadPod:
         """What the kubelet's probe would see."""
         (container,) = self.spec["containers"]
         probe = container[which]["httpGet"]
-        done = self.ns.run(["curl", "-s", "-m", "2", "-o", "/dev/null", "-w", "%{http_code}",
-                            f"http://{probe.get('host', '127.0.0.1')}:{probe['port']}{probe['path']}"], check=False)
+        done = self.ns.run(
+            [
+                "curl",
+                "-s",
+                "-m",
+                "2",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code}",
+                f"http://{probe.get('host', '127.0.0.1')}:{probe['port']}{probe['path']}",
+            ],
+            check=False,
+        )
         return done.stdout.startswith("2")

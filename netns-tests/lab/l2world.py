@@ -1,5 +1,5 @@
-"""Nodes and clients on one wire, for load balancer addresses: a switch, three nodes with a pod each, a client, a server that
-no node's end takes away, and the API.
+"""Nodes and clients on one wire, for load balancer addresses: a switch, three nodes with a pod each, a client, a server
+that no node's end takes away, and the API.
 
 Each node runs the role `lb` as a process; its Services are programmed by the proxy's engine in this process.
 """
@@ -50,8 +50,13 @@ class Node:
         for setting in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
             self.ns.sysctl(setting, "1")
         self._make_pod()
-        info = NodeInfo(self.name, (self.address, v6(self.address)), "", ("10.244.0.0/16", "fd00:244::/32"),
-                        ("10.96.0.0/16", "fd00:96::/112"))
+        info = NodeInfo(
+            self.name,
+            (self.address, v6(self.address)),
+            "",
+            ("10.244.0.0/16", "fd00:244::/32"),
+            ("10.96.0.0/16", "fd00:96::/112"),
+        )
         self.tracker, self.proxier = Tracker(info), Proxier(info, self.ns.fd)
         self.run_dir = world.directory / self.name
         self.process: subprocess.Popen[str] | None = None
@@ -74,7 +79,9 @@ class Node:
             ipr.route("add", dst="default", gateway=gateway)
             ipr.route("add", dst="default", gateway=v6(gateway), family=socket.AF_INET6)
 
-        self.ns.netlink(lambda ipr: ipr.addr("add", index=ipr.link_lookup(ifname="pod0")[0], address=v6(gateway), prefixlen=64))
+        self.ns.netlink(
+            lambda ipr: ipr.addr("add", index=ipr.link_lookup(ifname="pod0")[0], address=v6(gateway), prefixlen=64)
+        )
         pod.netlink(inside)
         for ip in (self.pod, v6(self.pod)):
             self.world.servers.listen(pod, ip, TARGET)
@@ -87,9 +94,21 @@ class Node:
 
     def start(self) -> None:
         self.process = self.ns.popen(
-            [sys.executable, "-c", "from podwire_proxy.l2.announcer import command; command()", "--node-name", self.name,
-             "--kubeconfig", str(self.world.kubeconfig), "--run-dir", str(self.run_dir), "--uplink", "eth0"],
-            stderr=(self.world.directory / f"{self.name}.log").open("a"))
+            [
+                sys.executable,
+                "-c",
+                "from podwire_proxy.l2.announcer import command; command()",
+                "--node-name",
+                self.name,
+                "--kubeconfig",
+                str(self.world.kubeconfig),
+                "--run-dir",
+                str(self.run_dir),
+                "--uplink",
+                "eth0",
+            ],
+            stderr=(self.world.directory / f"{self.name}.log").open("a"),
+        )
 
     def plug(self) -> None:
         """The link up, with all its routes: the kernel forgets them when it goes down."""
@@ -156,9 +175,12 @@ class L2World:
         self.ports += 1
         port = f"p{self.ports}"
         self.lab.wire(self.switch, port, ns, "eth0", "", f"{address}/24")
-        self.switch.netlink(lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname=port)[0],
-                                                 master=ipr.link_lookup(ifname="sw0")[0]))
-        ns.netlink(lambda ipr: ipr.addr("add", index=ipr.link_lookup(ifname="eth0")[0], address=v6(address), prefixlen=64))
+        self.switch.netlink(
+            lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname=port)[0], master=ipr.link_lookup(ifname="sw0")[0])
+        )
+        ns.netlink(
+            lambda ipr: ipr.addr("add", index=ipr.link_lookup(ifname="eth0")[0], address=v6(address), prefixlen=64)
+        )
         return ns
 
     def node(self, name: str) -> Node:
@@ -168,7 +190,11 @@ class L2World:
         """Wait until each address is where all nodes together would have it, and nowhere else."""
         for ip in ips:
             best = max(self.nodes, key=lambda node: rank(ip, node.name))
-            until(lambda: [n for n in self.nodes if ip in n.mine()] == [best], f"{best.name} alone answers for {ip}", 20)  # noqa: B023 - runs at once
+            until(
+                lambda: [n for n in self.nodes if ip in n.mine()] == [best],  # noqa: B023 - runs at once
+                f"{best.name} alone answers for {ip}",
+                20,
+            )
 
     def owner(self, ip: str) -> Node:
         """The one node that answers for `ip`, once there is exactly one."""

@@ -1,4 +1,5 @@
-"""Calls plugins as libcni does (CNI spec 1.1.0, section 3): conflists, results kept between ADD and DEL, capabilities."""
+"""Calls plugins as libcni does (CNI spec 1.1.0, section 3): conflists, results kept between ADD and DEL,
+capabilities."""
 
 from __future__ import annotations
 
@@ -36,24 +37,37 @@ class Network:
     cache: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     def has(self, verb: str) -> bool:
-        """Whether this version of the specification has the verb; libcni does not call plugins for one that it has not."""
+        """Whether this version of the specification has the verb; libcni does not call plugins for one that it has
+        not."""
         return tuple(map(int, self.version.split("."))) >= SINCE.get(verb, (0,))
 
-    def _call(self, verb: str, program: Path, conf: Mapping[str, Any], env: Mapping[str, str], more: Mapping[str, Any],
-              ) -> dict[str, Any] | None:
+    def _call(
+        self, verb: str, program: Path, conf: Mapping[str, Any], env: Mapping[str, str], more: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
         asked = {key: value for key, value in self.asked.items() if conf.get("capabilities", {}).get(key)}
         body = {k: v for k, v in conf.items() if k != "capabilities"} | {
-            "cniVersion": self.version, "name": self.name, **({"runtimeConfig": asked} if asked else {}), **more}
+            "cniVersion": self.version,
+            "name": self.name,
+            **({"runtimeConfig": asked} if asked else {}),
+            **more,
+        }
         done: subprocess.CompletedProcess[str] = self.ns.run(
-            [str(program)], check=False, input=json.dumps(body),
-            env={"CNI_COMMAND": verb, "CNI_PATH": str(program.parent), **self.env, **env})
+            [str(program)],
+            check=False,
+            input=json.dumps(body),
+            env={"CNI_COMMAND": verb, "CNI_PATH": str(program.parent), **self.env, **env},
+        )
         if done.returncode:
             raise PluginFailed(program, verb, json.loads(done.stdout))
         return json.loads(done.stdout) if done.stdout.strip() else None
 
     def _variables(self, container: str, netns: NetNS | None, ifname: str) -> dict[str, str]:
-        return {"CNI_CONTAINERID": container, "CNI_IFNAME": ifname, "CNI_NETNS": netns.path if netns else "",
-                "CNI_ARGS": "IgnoreUnknown=1"}
+        return {
+            "CNI_CONTAINERID": container,
+            "CNI_IFNAME": ifname,
+            "CNI_NETNS": netns.path if netns else "",
+            "CNI_ARGS": "IgnoreUnknown=1",
+        }
 
     def add(self, container: str, netns: NetNS, ifname: str = "eth0") -> dict[str, Any]:
         """The result of the last plugin. Raises PluginFailed; then the caller calls `delete`."""

@@ -1,5 +1,5 @@
-"""Machines made of a Debian root file system and namespaces: a fresh install with its own files, processes, name and network,
-on which a provisioning script runs as on a VM (but for the kernel, which is shared)."""
+"""Machines made of a Debian root file system and namespaces: a fresh install with its own files, processes, name and
+network, on which a provisioning script runs as on a VM (but for the kernel, which is shared)."""
 
 from __future__ import annotations
 
@@ -60,13 +60,30 @@ def debian_root(folder: Path, source: Path) -> Path:
     root = folder / "base"
     suite = image.codename(Path("/etc/os-release").read_text())
     # unsafe: a root that a crash tears is thrown away; without waiting for the disk dpkg is faster
-    made = subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", "--dpkgopt=force-unsafe-io",
-                           *image.RETRIES, suite, str(root), *image.sources(Path("/etc/apt"), suite)],
-                          check=False, capture_output=True, text=True)
+    made = subprocess.run(
+        [
+            "mmdebstrap",
+            "--quiet",
+            "--variant=minbase",
+            "--mode=root",
+            "--dpkgopt=force-unsafe-io",
+            *image.RETRIES,
+            suite,
+            str(root),
+            *image.sources(Path("/etc/apt"), suite),
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     if made.returncode:
         raise NotMade(made.stderr[-4000:])
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=source, check=True,
-                            capture_output=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=source,
+        check=True,
+        capture_output=True,
+    ).stdout
     for name in (os.fsdecode(n) for n in listed.split(b"\0") if n):
         place = root / "podwire" / name
         if (source / name).is_file():
@@ -82,26 +99,45 @@ def debian_root(folder: Path, source: Path) -> Path:
 
 def environment(**more: str) -> dict[str, str]:
     """This process's, as far as it concerns registries; paths of the certificates are those inside."""
-    kept = {name: _BUNDLE_THERE if value == _BUNDLE else value for name, value in os.environ.items()
-            if name.startswith(("PIP_", "SSL_", "REQUESTS_", "CURL_", "http", "HTTP", "no_proxy", "NO_PROXY"))}
+    kept = {
+        name: _BUNDLE_THERE if value == _BUNDLE else value
+        for name, value in os.environ.items()
+        if name.startswith(("PIP_", "SSL_", "REQUESTS_", "CURL_", "http", "HTTP", "no_proxy", "NO_PROXY"))
+    }
     kept.pop("SSL_CERT_DIR", None)
-    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8", **kept,
-            **more}
+    return {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        "LANG": "C.UTF-8",
+        **kept,
+        **more,
+    }
 
 
 def package_folders() -> list[str]:
     """Folders of this machine that its pip looks into beside the registry."""
-    said = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False).stdout
+    said = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    ).stdout
     indexes = [str(Path(path).parent) for path in re.findall(r"file://(/[^\s']+)", said)]  # whose files lie beside them
-    return sorted({path for path in (*indexes, *re.findall(r"='(/[^\s']+)", said)) if Path(path).is_dir() and path != "/"})
+    return sorted(
+        {path for path in (*indexes, *re.findall(r"='(/[^\s']+)", said)) if Path(path).is_dir() and path != "/"}
+    )
 
 
-def in_root(root: Path, command: list[str], env: dict[str, str], binds: Iterable[str] = ()) -> subprocess.CompletedProcess[str]:
+def in_root(
+    root: Path, command: list[str], env: dict[str, str], binds: Iterable[str] = ()
+) -> subprocess.CompletedProcess[str]:
     """Run a command with `root` as its file system, and this machine's network (packages come from there)."""
     mounts = "".join(f'mkdir -p "$1{bind}"; mount --rbind {bind} "$1{bind}"; ' for bind in ("/dev", "/sys", *binds))
     script = f'mount --make-rprivate /; {mounts} mount -t proc proc "$1/proc"; root=$1; shift; exec chroot "$root" "$@"'
-    return subprocess.run(["unshare", "--mount", "--pid", "--fork", "--kill-child", "--", "sh", "-c", script, "sh", str(root),
-                           *command], env=env, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--", "sh", "-c", script, "sh", str(root), *command],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 class Machine:
@@ -111,9 +147,27 @@ class Machine:
         self.name, self.ns, self.folder = name, ns, folder
         for own in ("upper", "work", "root"):
             (folder / own).mkdir(parents=True)
-        self.holder = ns.popen(["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--", "bash", "-c",
-                                _START, "bash", str(base), str(folder), name],
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.holder = ns.popen(
+            [
+                "unshare",
+                "--mount",
+                "--pid",
+                "--uts",
+                "--ipc",
+                "--fork",
+                "--kill-child",
+                "--",
+                "bash",
+                "-c",
+                _START,
+                "bash",
+                str(base),
+                str(folder),
+                name,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         assert self.holder.stdout is not None
         said = self.holder.stdout.readline()
         assert said == "up\n", said + self.holder.stdout.read()
@@ -121,9 +175,21 @@ class Machine:
         self.init = int(children[0])
 
     def popen(self, command: list[str], **env: str) -> subprocess.Popen[str]:
-        inside = ["nsenter", f"--target={self.init}", "--mount", "--pid", "--uts", "--ipc", "--net", "--root", "--wd", "--"]
-        return subprocess.Popen([*inside, *command], env=environment(**env), text=True, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT)
+        inside = [
+            "nsenter",
+            f"--target={self.init}",
+            "--mount",
+            "--pid",
+            "--uts",
+            "--ipc",
+            "--net",
+            "--root",
+            "--wd",
+            "--",
+        ]
+        return subprocess.Popen(
+            [*inside, *command], env=environment(**env), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
 
     def run(self, command: list[str], *, check: bool = True, timeout: float = 120, **env: str) -> str:
         """What it printed. AssertionError where it failed."""

@@ -9,14 +9,23 @@ from typing import Literal
 
 Result = Literal["passed", "failed", "lacking"]
 MARKS: dict[Result | None, tuple[str, str]] = {
-    "passed": ("✓", "#2da44e"), "failed": ("✗", "#cf222e"), "lacking": ("–", "#9a6700"), None: (" ", "#d0d7de")}
-LEGEND: tuple[tuple[Result, str], ...] = (("passed", "held"), ("failed", "failed"), ("lacking", "lacks what is named below"))
+    "passed": ("✓", "#2da44e"),
+    "failed": ("✗", "#cf222e"),
+    "lacking": ("–", "#9a6700"),
+    None: (" ", "#d0d7de"),
+}
+LEGEND: tuple[tuple[Result, str], ...] = (
+    ("passed", "held"),
+    ("failed", "failed"),
+    ("lacking", "lacks what is named below"),
+)
 CELL, LEFT, TOP = 26, 430, 190
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One behaviour on one dataplane, over one IP family ("IPv4", "IPv6"). note: why it is failed or lacking, one line."""
+    """One behaviour on one dataplane, over one IP family ("IPv4", "IPv6"). note: why it is failed or lacking, one
+    line."""
 
     group: str
     row: str
@@ -58,8 +67,11 @@ class Matrix:
                 out.append(f"| **{group}** |" + " |" * len(heads))
             marks = [MARKS[self._result(row, column)][0] for column in self.columns]
             out.append(f"| {row[1].replace('|', '/')} | " + " | ".join(marks) + " |")
-        notes = [f"- {c.dataplane} {c.family}, {c.row}: {c.result}: {c.note}" for c in self.cells.values()
-                 if c.result != "passed"]
+        notes = [
+            f"- {c.dataplane} {c.family}, {c.row}: {c.result}: {c.note}"
+            for c in self.cells.values()
+            if c.result != "passed"
+        ]
         legend = ", ".join(f"{MARKS[one][0]} {word}" for one, word in LEGEND)
         out += ["", f"{legend}.", "", *notes]
         return "\n".join(out).rstrip() + "\n"
@@ -68,12 +80,16 @@ class Matrix:
         """One square a cell, green, red or amber; the note as tooltip."""
         width, height = LEFT + CELL * len(self.columns) + 120, TOP + 18 * len(self.rows) + 20
         size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-        out = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">',
-               '<rect width="100%" height="100%" fill="#ffffff"/>',
-               f'<text x="10" y="24" font-size="16" font-weight="bold">{escape(self.title)}</text>']
+        out = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">',
+            '<rect width="100%" height="100%" fill="#ffffff"/>',
+            f'<text x="10" y="24" font-size="16" font-weight="bold">{escape(self.title)}</text>',
+        ]
         for index, (one, word) in enumerate((*LEGEND, (None, "not asked"))):
-            out += [f'<rect x="10" y="{40 + 18 * index}" width="{CELL - 4}" height="15" rx="3" fill="{MARKS[one][1]}"/>',
-                    f'<text x="{16 + CELL}" y="{52 + 18 * index}">{word}</text>']
+            out += [
+                f'<rect x="10" y="{40 + 18 * index}" width="{CELL - 4}" height="15" rx="3" fill="{MARKS[one][1]}"/>',
+                f'<text x="{16 + CELL}" y="{52 + 18 * index}">{word}</text>',
+            ]
         for index, (name, family) in enumerate(self.columns):
             x, y = LEFT + CELL * index + 14, TOP - 8
             out.append(f'<text x="{x}" y="{y}" transform="rotate(-50 {x} {y})">{escape(name)} {family}</text>')
@@ -83,8 +99,10 @@ class Matrix:
             for index, column in enumerate(self.columns):
                 result = self._result(row, column)
                 note = self.cells[(*row, *column)].note if result else "not asked"
-                out.append(f'<rect x="{LEFT + CELL * index}" y="{y}" width="{CELL - 4}" height="15" rx="3" '
-                           f'fill="{MARKS[result][1]}"><title>{escape(f"{row[1]}: {result or note}")}</title></rect>')
+                out.append(
+                    f'<rect x="{LEFT + CELL * index}" y="{y}" width="{CELL - 4}" height="15" rx="3" '
+                    f'fill="{MARKS[result][1]}"><title>{escape(f"{row[1]}: {result or note}")}</title></rect>'
+                )
         return "\n".join([*out, "</svg>"]) + "\n"
 
     def _result(self, row: tuple[str, str], column: tuple[str, str]) -> Result | None:

@@ -1,7 +1,7 @@
 """Network namespaces for tests that vanish by themselves.
 
-A namespace is anonymous: it lives as long as this process holds its descriptor. Nothing is mounted, nothing is named, so
-an interrupted run (even SIGKILL) leaves neither namespaces nor links nor rules; processes started inside are told by
+A namespace is anonymous: it lives as long as this process holds its descriptor. Nothing is mounted, nothing is named,
+so an interrupted run (even SIGKILL) leaves neither namespaces nor links nor rules; processes started inside are told by
 the kernel to die with us (PR_SET_PDEATHSIG).
 """
 
@@ -24,7 +24,9 @@ from .patience import patient, wait_until
 
 T = TypeVar("T")
 watchers: list[Callable[[NetNS], None]] = []  # called with each new namespace
-witnesses: list[Callable[[list[NetNS]], None]] = []  # called with those of a Lab that an exception ends, while they are open
+witnesses: list[
+    Callable[[list[NetNS]], None]
+] = []  # called with those of a Lab that an exception ends, while they are open
 PR_SET_PDEATHSIG = 1
 IFA_F_TENTATIVE, LINK_SCOPE = 0x40, 253
 _libc = ctypes.CDLL(None)
@@ -87,7 +89,8 @@ class NetNS:
         return in_thread(body)
 
     def netlink(self, work: Callable[[IPRoute], T]) -> T:
-        """Run `work` with pyroute2 inside. IPRoute opens its sockets in the thread that uses it, so all of it runs there."""
+        """Run `work` with pyroute2 inside. IPRoute opens its sockets in the thread that uses it, so all of it runs
+        there."""
 
         def body() -> T:
             with IPRoute() as ipr:
@@ -105,30 +108,44 @@ class NetNS:
         self.call(work)
 
     def popen(self, command: list[str], **kwargs: Any) -> subprocess.Popen[str]:
-        return subprocess.Popen(["nsenter", f"--net={self.path}", "--", *command], text=True,
-                                preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl, no lock, no allocation
-                                **kwargs)
+        return subprocess.Popen(
+            ["nsenter", f"--net={self.path}", "--", *command],
+            text=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl, no lock, no allocation
+            **kwargs,
+        )
 
-    def run(self, command: list[str], *, check: bool = True, timeout: float = 20, **kwargs: Any,
-            ) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, command: list[str], *, check: bool = True, timeout: float = 20, **kwargs: Any
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command inside, output captured; raises with the command's stderr where it fails."""
-        done = subprocess.run(["nsenter", f"--net={self.path}", "--", *command], capture_output=True, text=True,
-                              timeout=patient(timeout), check=False,
-                              preexec_fn=die_with_parent, **kwargs)
+        done = subprocess.run(
+            ["nsenter", f"--net={self.path}", "--", *command],
+            capture_output=True,
+            text=True,
+            timeout=patient(timeout),
+            check=False,
+            preexec_fn=die_with_parent,
+            **kwargs,
+        )
         if check and done.returncode:
-            raise AssertionError(f"{self.name}: {' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+            raise AssertionError(
+                f"{self.name}: {' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+            )
         return done
 
 
 def usable(*namespaces: NetNS) -> None:
-    """Wait until each IPv6 address (not those of a link) may be used. Where nobody looks for duplicates a worker of the kernel
-    says so nevertheless, when it gets time."""
+    """Wait until each IPv6 address (not those of a link) may be used. Where nobody looks for duplicates a worker of the
+    kernel says so nevertheless, when it gets time."""
+
     def tentative(ipr: IPRoute) -> bool:
         found = ipr.get_addr(family=socket.AF_INET6)
         return any(one["flags"] & IFA_F_TENTATIVE and one["scope"] != LINK_SCOPE for one in found)
 
     for ns in namespaces:
-        wait_until(lambda ns=ns: not ns.netlink(tentative), f"addresses of {ns.name} can be used")  # type: ignore[misc]  # bound now
+        # bound now
+        wait_until(lambda ns=ns: not ns.netlink(tentative), f"addresses of {ns.name} can be used")  # type: ignore[misc]
 
 
 class Lab:
@@ -155,8 +172,11 @@ class Lab:
 
     def route(self, ns: NetNS, dst: str, gateway: str) -> None:
         """dst: "address/prefix" or "default"."""
-        ns.netlink(lambda ipr: ipr.route("add", dst=dst, gateway=gateway,
-                                         family=socket.AF_INET6 if ":" in gateway else socket.AF_INET))
+        ns.netlink(
+            lambda ipr: ipr.route(
+                "add", dst=dst, gateway=gateway, family=socket.AF_INET6 if ":" in gateway else socket.AF_INET
+            )
+        )
 
     def router(self, name: str) -> NetNS:
         """A namespace that forwards IPv4 and IPv6."""
@@ -166,8 +186,8 @@ class Lab:
         return ns
 
     def wire(self, a: NetNS, a_dev: str, b: NetNS, b_dev: str, a_addr: str = "", b_addr: str = "") -> None:
-        """A veth pair between two namespaces, up. a_addr, b_addr: "address/prefix" of each end, spaces between several. An
-        end with one of IPv6 does no duplicate address detection: it is usable at once."""
+        """A veth pair between two namespaces, up. a_addr, b_addr: "address/prefix" of each end, spaces between several.
+        An end with one of IPv6 does no duplicate address detection: it is usable at once."""
         a.netlink(lambda ipr: ipr.link("add", ifname=a_dev, kind="veth", peer={"ifname": b_dev, "net_ns_fd": b.fd}))
         for ns, dev, addr in ((a, a_dev, a_addr), (b, b_dev, b_addr)):
             if ":" in addr:

@@ -1,5 +1,5 @@
-"""podman of Debian's packages in a node of the lab, with `network_backend = "cni"`: mounts, storage and configuration of its
-own, nothing of the machine's."""
+"""podman of Debian's packages in a node of the lab, with `network_backend = "cni"`: mounts, storage and configuration
+of its own, nothing of the machine's."""
 
 from __future__ import annotations
 
@@ -12,13 +12,24 @@ from .cninode import wait_until
 from .netns import NetNS
 from .patience import patient
 
-PACKAGES = ("podman", "conmon", "runc", "busybox-static", "libgpgme11", "libassuan0", "libsubid4", "libdevmapper1.02.1",
-            "libseccomp2", "libglib2.0-0")
+PACKAGES = (
+    "podman",
+    "conmon",
+    "runc",
+    "busybox-static",
+    "libgpgme11",
+    "libassuan0",
+    "libsubid4",
+    "libdevmapper1.02.1",
+    "libseccomp2",
+    "libglib2.0-0",
+)
 APPLETS = ("sh", "sleep", "nc", "httpd", "wget", "ip", "cat")
 
 
 class Podman:
-    """`run` is the command line. bin_dir, conf_dir: where it finds CNI plugins and configurations; network: the default one."""
+    """`run` is the command line. bin_dir, conf_dir: where it finds CNI plugins and configurations; network: the default
+    one."""
 
     def __init__(self, ns: NetNS, folder: Path, bin_dir: Path, conf_dir: Path, network: str) -> None:
         self.ns, self.folder = ns, folder
@@ -42,8 +53,12 @@ conmon_path = ["{self.programs}/conmon"]
 runc = ["{self.root}/usr/sbin/runc"]
 """)
         (folder / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
-        self.env = {**os.environ, **debian.environment(self.root), "CONTAINERS_CONF": str(folder / "containers.conf"),
-                    "TMPDIR": str(folder)}
+        self.env = {
+            **os.environ,
+            **debian.environment(self.root),
+            "CONTAINERS_CONF": str(folder / "containers.conf"),
+            "TMPDIR": str(folder),
+        }
         self.rootfs = folder / "rootfs"
         (self.rootfs / "bin").mkdir(parents=True)
         for name in ("etc", "proc", "sys", "dev", "run", "tmp", "www"):
@@ -70,10 +85,23 @@ exec sleep 3600
     def run(self, *words: str, check: bool = True, timeout: float = 60) -> str:
         """`podman ...` as root in the node; its output."""
         inside = ["nsenter", f"--target={self.holder.pid}", "--mount", "--net", "--"]
-        podman = [str(self.programs / "podman"), "--storage-driver", "vfs", "--root", str(self.folder / "storage"),
-                  "--runroot", "/run/podman-storage"]
-        done = subprocess.run([*inside, *podman, *words], capture_output=True, text=True, env=self.env, check=False,
-                              timeout=patient(timeout))
+        podman = [
+            str(self.programs / "podman"),
+            "--storage-driver",
+            "vfs",
+            "--root",
+            str(self.folder / "storage"),
+            "--runroot",
+            "/run/podman-storage",
+        ]
+        done = subprocess.run(
+            [*inside, *podman, *words],
+            capture_output=True,
+            text=True,
+            env=self.env,
+            check=False,
+            timeout=patient(timeout),
+        )
         assert not check or done.returncode == 0, f"podman {' '.join(words)}: {done.stderr}"
         return done.stdout.strip()
 

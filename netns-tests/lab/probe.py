@@ -26,14 +26,18 @@ from .patience import patient
 SCTP = 132
 Protocol = Literal["tcp", "udp", "sctp"]
 KINDS: dict[Protocol, tuple[socket.SocketKind, int]] = {
-    "tcp": (socket.SOCK_STREAM, 0), "udp": (socket.SOCK_DGRAM, 0), "sctp": (socket.SOCK_STREAM, SCTP)}
+    "tcp": (socket.SOCK_STREAM, 0),
+    "udp": (socket.SOCK_DGRAM, 0),
+    "sctp": (socket.SOCK_STREAM, SCTP),
+}
 IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_PMTUDISC_DONT, IPV6_MTU_DISCOVER = 10, 2, 0, 23
 IP_MTU, IPV6_MTU = 14, 24
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """server: (address, port) that answered; peer: (address, port) that it saw as the client; mtu: of the path, once known."""
+    """server: (address, port) that answered; peer: (address, port) that it saw as the client; mtu: of the path, once
+    known."""
 
     result: str
     server: tuple[str, int] = ("", 0)
@@ -110,7 +114,9 @@ def tcp(ns: Inside, dst: str, port: int, *, src: str = "", sport: int = 0, timeo
     return _ask("tcp", ns, dst, port, src, sport, timeout)
 
 
-def udp(ns: Inside, dst: str, port: int, *, src: str = "", sport: int = 0, timeout: float = 2, data: bytes = b"?") -> Reply:
+def udp(
+    ns: Inside, dst: str, port: int, *, src: str = "", sport: int = 0, timeout: float = 2, data: bytes = b"?"
+) -> Reply:
     return _ask("udp", ns, dst, port, src, sport, timeout, data)
 
 
@@ -119,8 +125,9 @@ def sctp(ns: Inside, dst: str, port: int, *, src: str = "", sport: int = 0, time
     return _ask("sctp", ns, dst, port, src, sport, timeout)
 
 
-def _ask(protocol: Protocol, ns: Inside, dst: str, port: int, src: str, sport: int, timeout: float,
-         data: bytes = b"?") -> Reply:
+def _ask(
+    protocol: Protocol, ns: Inside, dst: str, port: int, src: str, sport: int, timeout: float, data: bytes = b"?"
+) -> Reply:
     kind, number = KINDS[protocol]
 
     def work() -> Reply:
@@ -156,7 +163,9 @@ def ping(ns: Inside, dst: str, *, size: int = 56, df: bool = False, timeout: flo
 
     def work() -> Reply:
         proto = socket.getprotobyname("ipv6-icmp") if v6 else socket.IPPROTO_ICMP
-        level, option, known = (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_MTU) if v6 else (0, IP_MTU_DISCOVER, IP_MTU)
+        level, option, known = (
+            (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_MTU) if v6 else (0, IP_MTU_DISCOVER, IP_MTU)
+        )
         with socket.socket(family(dst), socket.SOCK_RAW, proto) as sock:
             sock.settimeout(patient(timeout))
             sock.setsockopt(level, option, IP_PMTUDISC_DO if df else IP_PMTUDISC_DONT)
@@ -169,7 +178,7 @@ def ping(ns: Inside, dst: str, *, size: int = 56, df: bool = False, timeout: flo
                 sock.send(message)
                 while True:
                     data = sock.recv(65600)
-                    body = data if v6 else data[(data[0] & 15) * 4:]
+                    body = data if v6 else data[(data[0] & 15) * 4 :]
                     if body[0] == answer and len(body) == len(message):
                         return Reply("ok", (dst, 0))
             except OSError as err:

@@ -23,16 +23,28 @@ def until(condition: Callable[[], object], what: str, seconds: float = 30) -> No
 
 
 class Running:
-    """`podwire proxy` as a process on the node. flags: as `--backend iptables`, `--iptables-variant legacy`. first: Python that
-    it runs before anything else."""
+    """`podwire proxy` as a process on the node. flags: as `--backend iptables`, `--iptables-variant legacy`. first:
+    Python that it runs before anything else."""
 
     def __init__(self, ns: NetNS, kubeconfig: Path, run_dir: Path, *flags: str, first: str = "") -> None:
         self.ns, self.name, self.said = ns, s.NODE, ""
         self.status_file = run_dir / "status" / "proxy.json"
         self.status_file.unlink(missing_ok=True)
         self.process = ns.popen(
-            [sys.executable, "-c", f"{first}\nfrom podwire_proxy.main import command; command()", "--node-name", s.NODE,
-             "--kubeconfig", str(kubeconfig), "--run-dir", str(run_dir), *flags], stderr=subprocess.PIPE)
+            [
+                sys.executable,
+                "-c",
+                f"{first}\nfrom podwire_proxy.main import command; command()",
+                "--node-name",
+                s.NODE,
+                "--kubeconfig",
+                str(kubeconfig),
+                "--run-dir",
+                str(run_dir),
+                *flags,
+            ],
+            stderr=subprocess.PIPE,
+        )
         evidence.tells(self)
 
     def describe(self) -> str:

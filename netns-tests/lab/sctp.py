@@ -1,4 +1,5 @@
-"""SCTP by hand, for kernels without SCTP sockets: an INIT from a raw socket, and a server that answers it with an INIT ACK.
+"""SCTP by hand, for kernels without SCTP sockets: an INIT from a raw socket, and a server that answers it with an INIT
+ACK.
 
 As the other servers do it tells where the packet arrived and who it seems to come from: in the state cookie.
 """
@@ -31,7 +32,7 @@ def _socket(ip: str) -> socket.socket:
 def _read(sock: socket.socket) -> tuple[SCTP, str]:
     """(the packet, its sender); IPv4's raw sockets give the IP header too."""
     data, peer = sock.recvfrom(4096)
-    return SCTP(data[(data[0] & 15) * 4 if sock.family == socket.AF_INET else 0:]), peer[0]
+    return SCTP(data[(data[0] & 15) * 4 if sock.family == socket.AF_INET else 0 :]), peer[0]
 
 
 def server(ip: str) -> socket.socket:
@@ -49,8 +50,13 @@ def answer(sock: socket.socket, ip: str, ports: tuple[int, ...]) -> None:
         return
     cookie = SCTPChunkParamStateCookie(cookie=f"{ip} {packet.dport} {peer}".encode())
     tag = packet[SCTPChunkInit].init_tag
-    sock.sendto(bytes(SCTP(sport=packet.dport, dport=packet.sport, tag=tag) / SCTPChunkInitAck(
-        init_tag=7, a_rwnd=1 << 16, n_out_streams=1, n_in_streams=1, init_tsn=1, params=[cookie])), (peer, 0))
+    sock.sendto(
+        bytes(
+            SCTP(sport=packet.dport, dport=packet.sport, tag=tag)
+            / SCTPChunkInitAck(init_tag=7, a_rwnd=1 << 16, n_out_streams=1, n_in_streams=1, init_tsn=1, params=[cookie])
+        ),
+        (peer, 0),
+    )
 
 
 def ask(dst: str, port: int, src: str, timeout: float) -> bytes:
@@ -60,8 +66,12 @@ def ask(dst: str, port: int, src: str, timeout: float) -> bytes:
         if src:
             sock.bind((src, 0))
         sock.connect((dst, 0))
-        sock.send(bytes(SCTP(sport=sport, dport=port, tag=0) / SCTPChunkInit(
-            init_tag=tag, a_rwnd=1 << 16, n_out_streams=1, n_in_streams=1, init_tsn=1)))
+        sock.send(
+            bytes(
+                SCTP(sport=sport, dport=port, tag=0)
+                / SCTPChunkInit(init_tag=tag, a_rwnd=1 << 16, n_out_streams=1, n_in_streams=1, init_tsn=1)
+            )
+        )
         end = time.monotonic() + timeout
         while (left := end - time.monotonic()) > 0:
             sock.settimeout(left)

@@ -24,7 +24,9 @@ from .netns import Lab, NetNS, usable
 from .patience import patient
 
 V6 = {ip: s._v6(ip) for ip in (s.NODE_IP, s.POD_A, s.POD_B, s.POD_C, s.OUTSIDE, s.HOST)}
-BALANCERS = [at for ip in (s.BALANCER, s.BALANCER2) for at in (ip, s._v6(ip))]  # as a source: where a cloud binds it to a node
+BALANCERS = [
+    at for ip in (s.BALANCER, s.BALANCER2) for at in (ip, s._v6(ip))
+]  # as a source: where a cloud binds it to a node
 IPV6_FREEBIND = 78
 LINK_SCOPE = 253  # RT_SCOPE_LINK
 ANSWER, SILENCE = 5.0, 0.3  # seconds
@@ -33,7 +35,8 @@ GATEWAYS = ("10.244.1.1", "fd00:244:1::1")
 
 @dataclass(frozen=True)
 class Answer:
-    """result: "ok", "refused", "timeout" or an errno's name. server: (address, port) that answered; peer: whom it saw."""
+    """result: "ok", "refused", "timeout" or an errno's name. server: (address, port) that answered; peer: whom it
+    saw."""
 
     result: str
     server: tuple[str, int] = ("", 0)
@@ -102,12 +105,13 @@ class Servers:
             probe.answer(sock, ip, port)
 
 
-def ask(ns: NetNS, dst: str, port: int, protocol: str = "TCP", *, src: str = "", sport: int = 0,
-        timeout: float = ANSWER) -> Answer:
+def ask(
+    ns: NetNS, dst: str, port: int, protocol: str = "TCP", *, src: str = "", sport: int = 0, timeout: float = ANSWER
+) -> Answer:
     """One connection (or datagram) from inside `ns` and what became of it.
 
-    timeout: ANSWER waits for one that must come, and a server that gets no time for a second or two fails nothing. SILENCE
-    is for where none should come, or where the question will be asked again.
+    timeout: ANSWER waits for one that must come, and a server that gets no time for a second or two fails nothing.
+    SILENCE is for where none should come, or where the question will be asked again.
     """
     if protocol == "SCTP":
         return _ask_sctp(ns, dst, port, src, timeout)
@@ -140,7 +144,9 @@ class World:
         for key in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
             self.node.sysctl(key, "1")
         for key in ("net/ipv4/icmp_ratelimit", "net/ipv6/icmp/ratelimit"):
-            self.node.sysctl(key, "0")  # the kernel allows few ICMP errors a second to one host; a judge asks more often
+            self.node.sysctl(
+                key, "0"
+            )  # the kernel allows few ICMP errors a second to one host; a judge asks more often
         self.node.sysctl("net/ipv4/conf/all/send_redirects", "0")
         self.node.sysctl("net/ipv4/conf/all/route_localnet", "1")  # for the rows of NodePorts on 127.0.0.1
         self.node.sysctl("net/ipv4/conf/default/send_redirects", "0")
@@ -162,7 +168,8 @@ class World:
         self.servers.close()
 
     def forget(self) -> None:
-        """No flow of before is known to the node: the next packet of a source port that was used already is a new flow's."""
+        """No flow of before is known to the node: the next packet of a source port that was used already is a new
+        flow's."""
 
         def flush() -> None:
             with NFCTSocket() as conntrack:

@@ -1,15 +1,16 @@
 """A cluster under churn, and clients that count everything. `Soak(lab, seconds).run()` returns what happened.
 
-Clients: a pod on each of the first two nodes, and a host outside; they never rest, and note each failure with its time. A TCP
-connection and a datagram get one try, a DNS query one a second for as long as a resolver waits (ATTEMPTS). Acts, one after the
-other, by a seed: a role or the API server is killed, the Deployment is scaled, a Service comes and goes, a pod is deleted, the
-last node is cut off.
-A failure is explained only while that node is cut off (and until the cluster has taken its pods out), and only if it is a
-time-out of a packet that may have gone there: never a refusal, never a name. Or if its flow is known to have ended while the
-server thought: that of a datagram ends SWEEP_AFTER (0.05 s) its endpoint has left the rules, which nobody can know to be late.
+Clients: a pod on each of the first two nodes, and a host outside; they never rest, and note each failure with its time.
+A TCP connection and a datagram get one try, a DNS query one a second for as long as a resolver waits (ATTEMPTS). Acts,
+one after the other, by a seed: a role or the API server is killed, the Deployment is scaled, a Service comes and goes,
+a pod is deleted, the last node is cut off.
+A failure is explained only while that node is cut off (and until the cluster has taken its pods out), and only if it is
+a time-out of a packet that may have gone there: never a refusal, never a name. Or if its flow is known to have ended
+while the server thought: that of a datagram ends SWEEP_AFTER (0.05 s) its endpoint has left the rules, which nobody can
+know to be late.
 
-A pod that is deleted goes on serving for some seconds (preStop), as one does that should be replaced without loss: here even
-the controllers may be dead at that moment, and no node can know of an endpoint's end before they are back.
+A pod that is deleted goes on serving for some seconds (preStop), as one does that should be replaced without loss: here
+even the controllers may be dead at that moment, and no node can know of an endpoint's end before they are back.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ T = TypeVar("T")
 DNS_ADDRESS = "10.96.0.10"
 ROLES = ("wiring", "proxy", "lb", "dns-feeder", "dns", "node")
 CONTROL = ("apiserver", "controllers")
-# A node has one DNS server. One that is killed is away for 0.2 s on an idle machine, and was for up to 2.5 s where ten programs
-# wanted two CPUs. A resolver waits five seconds for an answer before it gives up or asks again (resolv.conf(5), `timeout`).
+# A node has one DNS server. One that is killed is away for 0.2 s on an idle machine, and was for up to 2.5 s where ten
+# programs wanted two CPUs. A resolver waits five seconds for an answer before it gives up or asks again
+# (resolv.conf(5), `timeout`).
 ATTEMPTS = 6
 WAIT = 5.0  # seconds for an answer of TCP or UDP: a server may be stopped for two, and what was lost is not sent again
 SETTLE = 5.0  # seconds that a cluster may take to notice that its node is back
@@ -53,8 +55,8 @@ Probe = Callable[[], str]  # the error; "" where it went well
 
 @dataclass(frozen=True)
 class Failure:
-    """port: the client's, of TCP and UDP. flow: of TCP, where conntrack had sent the packets by then, and what its node and the
-    cluster knew of that endpoint."""
+    """port: the client's, of TCP and UDP. flow: of TCP, where conntrack had sent the packets by then, and what its node
+    and the cluster knew of that endpoint."""
 
     at: float
     client: str
@@ -132,8 +134,8 @@ def _converse(sock: socket.socket, address: str, port: int) -> str:
 
 
 def echoes(address: str, port: int, source: int) -> str:
-    """source: a port that was not used for minutes. The flow of one that was may lead to an endpoint that is gone since: it
-    ends when it is found, whatever is on its way back in it."""
+    """source: a port that was not used for minutes. The flow of one that was may lead to an endpoint that is gone
+    since: it ends when it is found, whatever is on its way back in it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(WAIT)
         try:
@@ -184,22 +186,50 @@ class Soak:
         address, space = self.lab.cluster_ip("my-service"), "default.svc.cluster.local"
         pods = {p.node: p for p in self.lab.pods("client")}
         ports = itertools.cycle(range(10000, 30000))
-        made = [Client(f"pod on {node}", pods[node].netns, self.lab.node_netns(node), {
-            "tcp": lambda: connects(address, 80), "udp": lambda: echoes(address, 80, next(ports)),
-            "name": lambda: resolves(f"my-service.{space}", address),
-            "no name": lambda: resolves(f"nobody.{space}", "")}, self._about) for node in self.lab.config.node_names()[:2]]
+        made = [
+            Client(
+                f"pod on {node}",
+                pods[node].netns,
+                self.lab.node_netns(node),
+                {
+                    "tcp": lambda: connects(address, 80),
+                    "udp": lambda: echoes(address, 80, next(ports)),
+                    "name": lambda: resolves(f"my-service.{space}", address),
+                    "no name": lambda: resolves(f"nobody.{space}", ""),
+                },
+                self._about,
+            )
+            for node in self.lab.config.node_names()[:2]
+        ]
         first = self.lab.config.node_names()[0]
         entry = self.lab.config.node_address(first)
-        return [*made, Client("outside", self.lab.outside("client"), self.lab.node_netns(first), {
-            "NodePort tcp": lambda: connects(entry, 30080),
-            "NodePort udp": lambda: echoes(entry, 30080, next(ports))}, self._about)]
+        return [
+            *made,
+            Client(
+                "outside",
+                self.lab.outside("client"),
+                self.lab.node_netns(first),
+                {
+                    "NodePort tcp": lambda: connects(entry, 30080),
+                    "NodePort udp": lambda: echoes(entry, 30080, next(ports)),
+                },
+                self._about,
+            ),
+        ]
 
     def _about(self, address: str) -> str:
         try:
-            rows = [f"pod {p['metadata']['name']} {p['status']['phase']}, to go by {p['metadata'].get('deletionTimestamp')}"
-                    for p in self.lab.items("Pod", "") if p.get("status", {}).get("podIP") == address]
-            rows += [f"endpoint {e['conditions']}" for s in self.lab.items("EndpointSlice") for e in s.get("endpoints") or []
-                     if address in e["addresses"] and s["metadata"]["name"].startswith("my-service-")]
+            rows = [
+                f"pod {p['metadata']['name']} {p['status']['phase']}, to go by {p['metadata'].get('deletionTimestamp')}"
+                for p in self.lab.items("Pod", "")
+                if p.get("status", {}).get("podIP") == address
+            ]
+            rows += [
+                f"endpoint {e['conditions']}"
+                for s in self.lab.items("EndpointSlice")
+                for e in s.get("endpoints") or []
+                if address in e["addresses"] and s["metadata"]["name"].startswith("my-service-")
+            ]
         except NotYet as err:
             return f"nobody to ask: {err}"
         return "; ".join(rows) or "no pod has it"
@@ -225,7 +255,9 @@ class Soak:
     def story(self, failures: list[Failure]) -> str:
         """The acts around each failure."""
         near = [(at, words) for at, words in self.log if any(f.at - 35 < at < f.at + 5 for f in failures)]
-        return "\n".join(f"{at:.1f} {words}" for at, words in sorted([*near, *((f.at, f"FAILED {f}") for f in failures)]))
+        return "\n".join(
+            f"{at:.1f} {words}" for at, words in sorted([*near, *((f.at, f"FAILED {f}") for f in failures)])
+        )
 
     def _explained(self, failure: Failure) -> bool:
         lost = any(start - WAIT <= failure.at <= end for start, end in self.cut_off) or self._ended(failure)
@@ -236,7 +268,9 @@ class Soak:
         if not failure.kind.endswith("udp"):
             return False
         words = re.compile(rf"^(\S+)Z info proxy \"stale UDP flow deleted\" .*client=\S+:{failure.port} ", re.M)
-        said = [at for log in self.lab.config.run_dir.glob("nodes/*/log/proxy.log") for at in words.findall(log.read_text())]
+        said = [
+            at for log in self.lab.config.run_dir.glob("nodes/*/log/proxy.log") for at in words.findall(log.read_text())
+        ]
         sent = time.time() - time.monotonic() + failure.at
         return any(sent <= datetime.fromisoformat(f"{at}+00:00").timestamp() <= sent + WAIT for at in said)
 
@@ -248,7 +282,11 @@ class Soak:
         victims = [(node, role) for node in nodes for role in ROLES] + [("", role) for role in CONTROL]
         rand.shuffle(victims)
         acts: list[Callable[[], None]] = [
-            lambda: self._scale(rand.choice((3, 5, 6))), self._service, lambda: self._kill_pod(rand), lambda: self._scale(4)]
+            lambda: self._scale(rand.choice((3, 5, 6))),
+            self._service,
+            lambda: self._kill_pod(rand),
+            lambda: self._scale(4),
+        ]
         turn, cut = 0, False
         while time.monotonic() < end or self.restarted < set(victims):
             if time.monotonic() > end + 120:
@@ -294,8 +332,13 @@ class Soak:
         """A Service comes, answers by name and address, and goes."""
         name = f"churn-{len(self.gone)}"
         self._say(f"Service {name}")
-        self._tool("apply", "-f", "-", stdin=f"apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n"
-                   "spec: {selector: {app: MyApp}, ports: [{port: 80, targetPort: 9376}]}\n")
+        self._tool(
+            "apply",
+            "-f",
+            "-",
+            stdin=f"apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n"
+            "spec: {selector: {app: MyApp}, ports: [{port: 80, targetPort: 9376}]}\n",
+        )
         address = self._ask(lambda: self.lab.cluster_ip(name))
         pods = self._ask(lambda: self.lab.pods("client"))
         where = next(p for p in pods if p.node == self.lab.config.node_names()[0]).netns
@@ -337,8 +380,14 @@ class Soak:
         def wire(state: str) -> None:
             network.netlink(where, lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname="eth0")[0], state=state))
 
-        routes = network.netlink(where, lambda ipr: [r for r in ipr.get_routes(family=socket.AF_INET)
-                                                     if r["type"] == 1 and r["table"] == 254 and r["proto"] != 2])
+        routes = network.netlink(
+            where,
+            lambda ipr: [
+                r
+                for r in ipr.get_routes(family=socket.AF_INET)
+                if r["type"] == 1 and r["table"] == 254 and r["proto"] != 2
+            ],
+        )
         wire("down")
         try:
             time.sleep(away)
@@ -354,9 +403,12 @@ class Soak:
         self.lab.wait_pods("MyApp", 4)
 
         def unready() -> list[str]:
-            return [f"{n['metadata']['name']}: {c['type']} {c['status']}: {c.get('message')}"
-                    for n in self._ask(lambda: self.lab.items("Node")) for c in n["status"]["conditions"]
-                    if "Pressure" not in c["type"] and c["status"] != str(c["type"] != "NetworkUnavailable")]
+            return [
+                f"{n['metadata']['name']}: {c['type']} {c['status']}: {c.get('message')}"
+                for n in self._ask(lambda: self.lab.items("Node"))
+                for c in n["status"]["conditions"]
+                if "Pressure" not in c["type"] and c["status"] != str(c["type"] != "NetworkUnavailable")
+            ]
 
         end = time.monotonic() + 60
         while wrong := unready():
@@ -371,15 +423,23 @@ def restore(ipr: Any, routes: list[Any]) -> None:
     for route in routes:
         attrs = dict(route["attrs"])
         with contextlib.suppress(NetlinkError):  # there already: the wiring role may have been faster
-            ipr.route("add", dst=f"{attrs['RTA_DST']}/{route['dst_len']}" if "RTA_DST" in attrs else "default",
-                      gateway=attrs.get("RTA_GATEWAY"), oif=attrs["RTA_OIF"], proto=route["proto"])
+            ipr.route(
+                "add",
+                dst=f"{attrs['RTA_DST']}/{route['dst_len']}" if "RTA_DST" in attrs else "default",
+                gateway=attrs.get("RTA_GATEWAY"),
+                oif=attrs["RTA_OIF"],
+                proto=route["proto"],
+            )
 
 
 def manifests(folder: Path) -> str:
-    """examples/, with a preStop that outlasts a restart of the API server and then one of the controllers: 18 s where ten
-    programs wanted two CPUs."""
+    """examples/, with a preStop that outlasts a restart of the API server and then one of the controllers: 18 s where
+    ten programs wanted two CPUs."""
     text = "\n---\n".join(path.read_text() for path in sorted(folder.glob("*.yaml")))
-    for old, new in (("sleep: {seconds: 5}", "sleep: {seconds: 30}"), ("GracePeriodSeconds: 10", "GracePeriodSeconds: 45")):
+    for old, new in (
+        ("sleep: {seconds: 5}", "sleep: {seconds: 30}"),
+        ("GracePeriodSeconds: 10", "GracePeriodSeconds: 45"),
+    ):
         assert text.count(old) == 1, f"examples/ changed, the soak looks for {old!r}"
         text = text.replace(old, new)
     return text

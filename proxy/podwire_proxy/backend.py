@@ -20,8 +20,8 @@ FAMILIES: tuple[Family, ...] = ("ip", "ip6")
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """What one sync did. operations: steps of the transactions, elements: set elements or rules in them, verdicts: elements
-    in verdict maps, which cost the kernel most."""
+    """What one sync did. operations: steps of the transactions, elements: set elements or rules in them, verdicts:
+    elements in verdict maps, which cost the kernel most."""
 
     full: bool
     operations: int
@@ -40,8 +40,8 @@ class Counted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One way of a packet through the rules. verdict: "accept", "drop" or "reject"; to: where it is translated to; trail:
-    the rules and elements that decided."""
+    """One way of a packet through the rules. verdict: "accept", "drop" or "reject"; to: where it is translated to;
+    trail: the rules and elements that decided."""
 
     verdict: str
     to: Destination | None
@@ -132,5 +132,6 @@ class Backend(Protocol):
 
 
 def families(node: NodeInfo) -> tuple[Family, ...]:
-    """The families with Service addresses; rules with NAT hooks switch conntrack on for their family, so no idle ones."""
+    """The families with Service addresses; rules with NAT hooks switch conntrack on for their family, so no idle
+    ones."""
     return tuple(f for f in FAMILIES if any((":" in cidr) == (f == "ip6") for cidr in node.service_cidrs))

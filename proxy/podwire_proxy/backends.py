@@ -1,4 +1,5 @@
-"""The only file that knows the concrete backends: which there are, which one is chosen, and what the others left. IO."""
+"""The only file that knows the concrete backends: which there are, which one is chosen, and what the others left.
+IO."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ class Iptables:
     def plan(self, dataplane: Dataplane) -> Iterator[str]:
         for family in families_of(dataplane.node):
             yield f"# {'IPv4' if family == 'ip' else 'IPv6'}"
-            yield from iptables_plan.Planner(family, dataplane.node).full(dataplane, iptables_plan.KernelState()).lines()
+            yield from (
+                iptables_plan.Planner(family, dataplane.node).full(dataplane, iptables_plan.KernelState()).lines()
+            )
 
     def proxier(self, node: NodeInfo, ns_fd: int | None = None) -> Proxier:
         return iptables_apply.Proxier(node, ns_fd, self.variant)
@@ -79,8 +82,9 @@ def choose(name: str, variant: str = "auto") -> Backend:
 
 
 def retire(proxier: Proxier, ns_fd: int | None = None) -> list[str]:
-    """Remove what every other backend, and the other variant of iptables, left; returns what was there. To be called when
-    `proxier` has made its first sync: flows that are translated stay so, and new ones find its rules. Raises OSError."""
+    """Remove what every other backend, and the other variant of iptables, left; returns what was there. To be called
+    when `proxier` has made its first sync: flows that are translated stay so, and new ones find its rules. Raises
+    OSError."""
     if isinstance(proxier, iptables_apply.Proxier):
         return [*nftables_apply.cleanup(ns_fd), *iptables_apply.cleanup(ns_fd, keep=proxier.variant, wait=0)]
     return iptables_apply.cleanup(ns_fd, wait=0)

@@ -40,7 +40,10 @@ class Tracker:
             else:
                 del self._services[key]
         found = refused(ports[0], self._node) if ports else []
-        return [*problems, *(f"spec.externalIPs: {ip} is inside the range of pods, Services or nodes; refused" for ip in found)]
+        return [
+            *problems,
+            *(f"spec.externalIPs: {ip} is inside the range of pods, Services or nodes; refused" for ip in found),
+        ]
 
     def slice(self, key: str, obj: meta.Object | None) -> list[str]:
         """`obj` None: deleted."""

@@ -29,14 +29,14 @@ class ProxyConfig:
     cluster_cidrs: the pods' addresses. service_cidrs: unallocated addresses inside are dropped. node_cidrs: the nodes'
     addresses; Services may claim none of all these as externalIPs.
     backend: what writes the rules; iptables_variant: whose programs, where that is iptables; auto: those the host uses.
-    detect_local: how a pod's traffic is told from the world's (kube-proxy's detectLocalMode): by cluster_cidrs (() switches
-    the detector off), by the Node's podCIDRs, or by the interface that local_interface names (its prefix).
+    detect_local: how a pod's traffic is told from the world's (kube-proxy's detectLocalMode): by cluster_cidrs (()
+    switches the detector off), by the Node's podCIDRs, or by the interface that local_interface names (its prefix).
     node_port_addresses: "primary", or CIDRs of local addresses. min_interval: seconds between two syncs of a burst.
     localhost_node_ports: NodePorts on 127.0.0.1 too.
-    metrics_address, healthz_address: "host:port" for /metrics, /proxyMode and /configz, for /healthz and /livez; "" off.
-    healthz_timeout: seconds that an update may wait before the proxy counts as unhealthy.
-    conntrack_max_per_core, conntrack_min: room for so many flows for each core and at least; raised to, never lowered; 0: left.
-    conntrack: net.netfilter settings to make, as ("nf_conntrack_tcp_timeout_close_wait", 3600).
+    metrics_address, healthz_address: "host:port" for /metrics, /proxyMode and /configz, for /healthz and /livez; ""
+    off. healthz_timeout: seconds that an update may wait before the proxy counts as unhealthy.
+    conntrack_max_per_core, conntrack_min: room for so many flows for each core and at least; raised to, never lowered;
+    0: left. conntrack: net.netfilter settings to make, as ("nf_conntrack_tcp_timeout_close_wait", 3600).
     """
 
     node_name: str
@@ -76,7 +76,10 @@ class ProxyConfig:
 
 def check(config: ProxyConfig) -> None:
     """Raises ConfigError that names the field and what it should be."""
-    for field, value, known in (("backend", config.backend, BACKENDS), ("iptables_variant", config.iptables_variant, VARIANTS)):
+    for field, value, known in (
+        ("backend", config.backend, BACKENDS),
+        ("iptables_variant", config.iptables_variant, VARIANTS),
+    ):
         if value not in known:
             raise ConfigError(f"{field}: {value!r} is not known; use {' or '.join(map(repr, known))}")
     if not config.service_cidrs:
@@ -84,8 +87,12 @@ def check(config: ProxyConfig) -> None:
     ports = tuple(cidr for cidr in config.node_port_addresses if cidr != "primary")
     if not config.node_port_addresses or (ports and len(ports) != len(config.node_port_addresses)):
         raise ConfigError("node_port_addresses: must be 'primary' alone, or CIDRs of the node's addresses")
-    for name, cidrs in (("cluster_cidrs", config.cluster_cidrs), ("service_cidrs", config.service_cidrs),
-                        ("node_port_addresses", ports), ("node_cidrs", config.node_cidrs)):
+    for name, cidrs in (
+        ("cluster_cidrs", config.cluster_cidrs),
+        ("service_cidrs", config.service_cidrs),
+        ("node_port_addresses", ports),
+        ("node_cidrs", config.node_cidrs),
+    ):
         for cidr in cidrs:
             try:
                 ipaddress.ip_network(cidr, strict=False)
@@ -136,12 +143,30 @@ def node_info(config: ProxyConfig, obj: meta.Object | None, local: Iterable[str]
     addresses = _addresses(obj, config.node_name)
     ports = None
     if config.scans_addresses:
-        usable = (ip for ip in local if not ipaddress.ip_address(ip).is_loopback and not ipaddress.ip_address(ip).is_link_local)
+        usable = (
+            ip
+            for ip in local
+            if not ipaddress.ip_address(ip).is_loopback and not ipaddress.ip_address(ip).is_link_local
+        )
         ports = tuple(sorted(ip for ip in usable if covers(config.node_port_addresses, ip)))
-    return NodeInfo(config.node_name, addresses, zone, pods, config.service_cidrs, config.masquerade_all, ports, interface,
-                    (*config.cluster_cidrs, *config.service_cidrs, *config.node_cidrs, *(
-                        f"{ip}/{128 if ':' in ip else 32}" for ip in addresses)), config.localhost_node_ports,
-                    (LIBERAL, 1) not in config.conntrack)
+    return NodeInfo(
+        config.node_name,
+        addresses,
+        zone,
+        pods,
+        config.service_cidrs,
+        config.masquerade_all,
+        ports,
+        interface,
+        (
+            *config.cluster_cidrs,
+            *config.service_cidrs,
+            *config.node_cidrs,
+            *(f"{ip}/{128 if ':' in ip else 32}" for ip in addresses),
+        ),
+        config.localhost_node_ports,
+        (LIBERAL, 1) not in config.conntrack,
+    )
 
 
 def wanted_flows(config: ProxyConfig, cores: int) -> int:
@@ -158,7 +183,8 @@ def eligible(obj: meta.Object | None) -> bool:
 
 
 def service_cidrs(found: Iterable[tuple[Any, ...]], configured: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
-    """(the ranges of all ServiceCIDR objects, what cannot be used of them). A family that is not configured has no table."""
+    """(the ranges of all ServiceCIDR objects, what cannot be used of them). A family that is not configured has no
+    table."""
     families = {":" in cidr for cidr in configured}
     usable: set[str] = set()
     strange: list[str] = []

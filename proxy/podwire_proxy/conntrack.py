@@ -4,13 +4,13 @@ UDP: a flow without a handshake goes on for ever with the translation it began w
 destination is a frontend that has backends and its answers come from none of them: the backend went away, or the flow
 began before any translation existed (then its answers would come from the Service address itself).
 
-TCP that nobody has answered yet: the entry of a SYN leads its retransmissions to the same endpoint, for two minutes, also when
-that endpoint is gone. Without the entry the next one is a new connection and finds a living endpoint.
+TCP that nobody has answered yet: the entry of a SYN leads its retransmissions to the same endpoint, for two minutes,
+also when that endpoint is gone. Without the entry the next one is a new connection and finds a living endpoint.
 
-Other TCP is left alone: established connections to a removed endpoint end in their own time. Only where a Service asks for it
-(Frontend.alive) are the flows of endpoints that are gone, and not just terminating, stale too. Their entries are deleted; the
-rules answer what comes next from such a client, which belongs to no flow, with a reset. So that a client which only waits
-hears of it as well, both ends get a `challenge_ack_probe`.
+Other TCP is left alone: established connections to a removed endpoint end in their own time. Only where a Service asks
+for it (Frontend.alive) are the flows of endpoints that are gone, and not just terminating, stale too. Their entries are
+deleted; the rules answer what comes next from such a client, which belongs to no flow, with a reset. So that a client
+which only waits hears of it as well, both ends get a `challenge_ack_probe`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Place = tuple[str, int]  # address, port
 class Flow:
     """A conntrack entry. destination: what the client dialled; answers: where its replies come from.
 
-    source: client address and port; seen: what the backend takes the client for. ident: the kernel's own description of the
-    entry, for deleting exactly this one. over: TCP that was closed or reset; the entry only waits to expire. opening: TCP of
-    which only the client's SYN was seen.
+    source: client address and port; seen: what the backend takes the client for. ident: the kernel's own description of
+    the entry, for deleting exactly this one. over: TCP that was closed or reset; the entry only waits to expire.
+    opening: TCP of which only the client's SYN was seen.
     """
 
     destination: Key

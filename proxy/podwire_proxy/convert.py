@@ -1,8 +1,9 @@
 """Kubernetes objects -> model. Pure; what is unusable is left out and told as a problem that names the field.
 
-Which objects count: ExternalName and headless Services have no frontends; the label service.kubernetes.io/service-proxy-name
-gives a Service to another proxy, service.kubernetes.io/headless takes an EndpointSlice out. Condition defaults (ready and
-serving true, terminating false) are the EndpointSlice API's, discovery.k8s.io/v1.
+Which objects count: ExternalName and headless Services have no frontends; the label
+service.kubernetes.io/service-proxy-name gives a Service to another proxy, service.kubernetes.io/headless takes an
+EndpointSlice out. Condition defaults (ready and serving true, terminating false) are the EndpointSlice API's,
+discovery.k8s.io/v1.
 """
 
 from __future__ import annotations
@@ -102,15 +103,19 @@ def _affinity(spec: Mapping[str, Any], problems: Problems) -> int:
     value = ((spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}).get("timeoutSeconds") or AFFINITY_SECONDS
     if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= DAY:
         return value
-    problems.add("spec.sessionAffinityConfig.clientIP.timeoutSeconds",
-                 f"{value!r} is not from 1 to {DAY}; taken as {AFFINITY_SECONDS}")
+    problems.add(
+        "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+        f"{value!r} is not from 1 to {DAY}; taken as {AFFINITY_SECONDS}",
+    )
     return AFFINITY_SECONDS
 
 
 def _reset(service: meta.Object, problems: Problems) -> bool:
     value = meta.annotations_of(service).get(RESET_ANNOTATION, "false")
     if value not in ("true", "false"):
-        problems.add(f"metadata.annotations[{RESET_ANNOTATION}]", f"{value!r} is neither 'true' nor 'false'; taken as 'false'")
+        problems.add(
+            f"metadata.annotations[{RESET_ANNOTATION}]", f"{value!r} is neither 'true' nor 'false'; taken as 'false'"
+        )
     return value == "true"
 
 
@@ -131,8 +136,11 @@ def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[s
     external = problems.addresses("spec.externalIPs", spec.get("externalIPs") or [])
     ranges = _source_ranges(spec.get("loadBalancerSourceRanges"), problems) if balancer else ()
     asked = spec.get("type") == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local"
-    check = problems.number("spec.healthCheckNodePort", spec["healthCheckNodePort"]) if (
-        asked and spec.get("healthCheckNodePort")) else 0
+    check = (
+        problems.number("spec.healthCheckNodePort", spec["healthCheckNodePort"])
+        if (asked and spec.get("healthCheckNodePort"))
+        else 0
+    )
     reset, affinity = _reset(service, problems), _affinity(spec, problems)
     ports: dict[PortName, ServicePort] = {}
     for index, port in enumerate(spec.get("ports") or []):
@@ -144,12 +152,22 @@ def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[s
             continue
         node_port = problems.number(f"{where}.nodePort", port["nodePort"]) if port.get("nodePort") else 0
         made = ServicePort(
-            meta.key(service), str(port.get("name") or ""), protocol, number, ips,
-            node_port=node_port, external_ips=external, load_balancer_ips=balancer,
+            meta.key(service),
+            str(port.get("name") or ""),
+            protocol,
+            number,
+            ips,
+            node_port=node_port,
+            external_ips=external,
+            load_balancer_ips=balancer,
             internal_policy=_policy(spec.get("internalTrafficPolicy")),
-            external_policy=_policy(spec.get("externalTrafficPolicy")), affinity_seconds=affinity,
-            source_ranges=ranges, health_check_port=check,
-            reset=reset and protocol == "TCP", created=str(service["metadata"].get("creationTimestamp") or ""))
+            external_policy=_policy(spec.get("externalTrafficPolicy")),
+            affinity_seconds=affinity,
+            source_ranges=ranges,
+            health_check_port=check,
+            reset=reset and protocol == "TCP",
+            created=str(service["metadata"].get("creationTimestamp") or ""),
+        )
         if not number:
             continue
         if made.port_name in ports:
@@ -178,8 +196,11 @@ def slice_info(obj: meta.Object) -> tuple[SliceInfo, list[str]]:
         problems.add("addressType", f"{obj.get('addressType')!r} is neither 'IPv4' nor 'IPv6'; left out")
         return SliceInfo(service, {}), problems.found
     version: Literal["IPv4", "IPv6"] = obj["addressType"]
-    templates = [made for index, item in enumerate(obj.get("endpoints") or [])
-                 if (made := _endpoint(item, f"endpoints[{index}]", version, problems))]
+    templates = [
+        made
+        for index, item in enumerate(obj.get("endpoints") or [])
+        if (made := _endpoint(item, f"endpoints[{index}]", version, problems))
+    ]
     out: dict[PortName, tuple[Endpoint, ...]] = {}
     for index, port in enumerate(obj.get("ports") or []):
         where = f"ports[{index}]"
@@ -190,8 +211,7 @@ def slice_info(obj: meta.Object) -> tuple[SliceInfo, list[str]]:
         number = problems.number(f"{where}.port", port["port"])
         protocol: Protocol = port.get("protocol") or "TCP"
         if number and protocol in PROTOCOLS:
-            out[PortName(str(port["name"]), protocol)] = tuple(
-                Endpoint(e[0], number, *e[2:]) for e in templates)
+            out[PortName(str(port["name"]), protocol)] = tuple(Endpoint(e[0], number, *e[2:]) for e in templates)
     return SliceInfo(service, out), problems.found
 
 
@@ -216,9 +236,12 @@ def _endpoint(item: Mapping[str, Any], where: str, version: str, problems: Probl
         return Endpoint(ip, 0, item.get("nodeName") or "")
     conditions, hints = conditions or {}, hints or {}
     return Endpoint(
-        ip, 0, str(item.get("nodeName") or ""),
-        ready=_condition(conditions, "ready", True), serving=_condition(conditions, "serving", True),
+        ip,
+        0,
+        str(item.get("nodeName") or ""),
+        ready=_condition(conditions, "ready", True),
+        serving=_condition(conditions, "serving", True),
         terminating=_condition(conditions, "terminating", False),
         zone_hints=tuple(str(zone["name"]) for zone in hints.get("forZones") or []),
-        node_hints=tuple(str(node["name"]) for node in hints.get("forNodes") or []))
-
+        node_hints=tuple(str(node["name"]) for node in hints.get("forNodes") or []),
+    )

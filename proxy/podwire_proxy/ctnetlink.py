@@ -34,8 +34,12 @@ def _tuple(raw: bytes) -> tuple[str, str, int, int]:
     parts = parse(raw)
     ip, proto = parse(parts[1]), parse(parts[2])
     source, destination = ip.get(1) or ip[3], ip.get(2) or ip[4]
-    return (normal_ip(str(ipaddress.ip_address(source))), normal_ip(str(ipaddress.ip_address(destination))),
-            to_int(proto.get(2)), to_int(proto.get(3)))
+    return (
+        normal_ip(str(ipaddress.ip_address(source))),
+        normal_ip(str(ipaddress.ip_address(destination))),
+        to_int(proto.get(2)),
+        to_int(proto.get(3)),
+    )
 
 
 def _state(raw: bytes) -> int:
@@ -86,7 +90,8 @@ class Conntrack:
             yield from self._dump(family, protocol, _filter(protocol, one))
 
     def opening(self, family: Family) -> Iterator[Flow]:
-        """TCP that nobody has answered. The kernel leaves the others out (since 5.18; before, they are passed over here)."""
+        """TCP that nobody has answered. The kernel leaves the others out (since 5.18; before, they are passed over
+        here)."""
         body = _filter("TCP", None) + attr(STATUS, bytes(4)) + attr(STATUS_MASK, SEEN_REPLY.to_bytes(4, "big"))
         return (flow for flow in self._dump(family, "TCP", body) if flow.opening)
 
@@ -101,16 +106,27 @@ class Conntrack:
             ident = nest(TUPLE_ORIG, got[TUPLE_ORIG]) + b"".join(attr(k, got[k]) for k in (ID, ZONE) if k in got)
             state = _state(got.get(PROTOINFO, b"")) if protocol == "TCP" else 0
             opening = state == SYN_SENT and not to_int(got.get(STATUS)) & SEEN_REPLY
-            yield Flow(Key(destination, protocol, dport), Destination(answers[0], answers[2]), (source, sport), ident,
-                       (answers[1], answers[3]), state in (TIME_WAIT, CLOSE), opening)
+            yield Flow(
+                Key(destination, protocol, dport),
+                Destination(answers[0], answers[2]),
+                (source, sport),
+                ident,
+                (answers[1], answers[3]),
+                state in (TIME_WAIT, CLOSE),
+                opening,
+            )
 
     def delete(self, family: Family, flows: Sequence[Flow]) -> list[Flow]:
         """Delete these entries, many in one message; returns those that were still there."""
         gone: list[Flow] = []
         for first in range(0, len(flows), AT_ONCE):
-            part = flows[first:first + AT_ONCE]
-            self._sock.send(b"".join(codec.message(SUBSYS | DELETE, codec.REQUEST | codec.ACK, seq, codec.FAMILIES[family],
-                                                   flow.ident) for seq, flow in enumerate(part)))
+            part = flows[first : first + AT_ONCE]
+            self._sock.send(
+                b"".join(
+                    codec.message(SUBSYS | DELETE, codec.REQUEST | codec.ACK, seq, codec.FAMILIES[family], flow.ident)
+                    for seq, flow in enumerate(part)
+                )
+            )
             left = len(part)
             while left:
                 for answer, flag, seq, _, payload in codec.split(self._sock.recv(ROOM)):
@@ -132,11 +148,11 @@ class Conntrack:
                 if answer == 2:
                     error = codec.decode_error(flag, seq, payload)
                     if error:
-                        raise OSError(error.errno, f"conntrack: {errno.errorcode.get(error.errno)}"
-                                                   f" {os.strerror(error.errno)} {error.text}")
+                        raise OSError(
+                            error.errno,
+                            f"conntrack: {errno.errorcode.get(error.errno)} {os.strerror(error.errno)} {error.text}",
+                        )
                     return iter(answers)
                 if answer == 3:
                     return iter(answers)
                 answers.append(payload[4:])
-
-

@@ -9,16 +9,17 @@ address), or *outside*. A frontend says what each of them gets, and whether the 
 | NodePort, externalIP, LB; eTP Cluster | internal | internal | internal | always |
 | NodePort, externalIP, LB; eTP Local | internal | internal | external | node: only the node's own traffic  |
 
-With NodeInfo.localhost, NodePorts are on 127.0.0.1 as well; what comes from the wire with a loopback address is dropped.
+With NodeInfo.localhost, NodePorts are on 127.0.0.1 as well; what comes from the wire with a loopback address is
+dropped.
 
-`internal` is the cluster set of endpoints (the local set for a ClusterIP with internalTrafficPolicy Local); `external` is the
-local set. No usable endpoint anywhere: REJECT. None here but some elsewhere under a Local policy: DROP. A packet whose
-chosen endpoint is its own source is always masqueraded (hairpin). Without pod_cidrs nobody is a pod, and a ClusterIP's
-packets keep their source.
+`internal` is the cluster set of endpoints (the local set for a ClusterIP with internalTrafficPolicy Local); `external`
+is the local set. No usable endpoint anywhere: REJECT. None here but some elsewhere under a Local policy: DROP. A packet
+whose chosen endpoint is its own source is always masqueraded (hairpin). Without pod_cidrs nobody is a pod, and a
+ClusterIP's packets keep their source.
 
-A load balancer's address with source ranges is DROP for every other source, pods and the node included, before anything else.
-Session affinity remembers each client's endpoint by Service port, so it holds across the port's frontends as long as they
-draw from the same set of endpoints (cluster or local).
+A load balancer's address with source ranges is DROP for every other source, pods and the node included, before anything
+else. Session affinity remembers each client's endpoint by Service port, so it holds across the port's frontends as long
+as they draw from the same set of endpoints (cluster or local).
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sticky:
-    """Session affinity ClientIP. port: stands for the Service port (its first ClusterIP), whichever frontend is dialled.
+    """Session affinity ClientIP. port: stands for the Service port (its first ClusterIP), whichever frontend is
+    dialled.
 
     local: the choice is among the local set of endpoints. seconds: how long after its last new connection a client is
     remembered.
@@ -78,8 +80,9 @@ Masquerading = Literal["off-cluster", "always", "node"]
 class Frontend:
     """external: what sources outside the cluster get, None where it is the same as `internal`.
 
-    sources: CIDRs of the only sources that are let in; () for everyone. alive: only of a Service that wants the flows of
-    endpoints that are gone to be reset: all its endpoints, whatever their conditions. None: flows end in their own time.
+    sources: CIDRs of the only sources that are let in; () for everyone. alive: only of a Service that wants the flows
+    of endpoints that are gone to be reset: all its endpoints, whatever their conditions. None: flows end in their own
+    time.
     """
 
     key: Key
@@ -127,8 +130,9 @@ def _action(wanted: Balance | None, choice: Choice) -> Action:
     return wanted or (Fate.DROP if choice.any else Fate.REJECT)
 
 
-def contribute(ports: Iterable[ServicePort], endpoints: Mapping[PortName, Iterable[Endpoint]],
-               node: NodeInfo) -> Contribution:
+def contribute(
+    ports: Iterable[ServicePort], endpoints: Mapping[PortName, Iterable[Endpoint]], node: NodeInfo
+) -> Contribution:
     """Everything that one Service's ports become on this node."""
     frontends: dict[Key, Frontend] = {}
     hairpin: set[str] = set()
@@ -154,8 +158,14 @@ def contribute(ports: Iterable[ServicePort], endpoints: Mapping[PortName, Iterab
         check = port.health_check_port
         if check:
             here.update(e.ip for e in found if e.ready and not e.terminating and e.node == node.name)
-    return Contribution(tuple(frontends.values()), tuple(ips), tuple(sorted(hairpin)),
-                        HealthCheck(check, len(here)) if check else None, tuple(no_local_endpoints), order)
+    return Contribution(
+        tuple(frontends.values()),
+        tuple(ips),
+        tuple(sorted(hairpin)),
+        HealthCheck(check, len(here)) if check else None,
+        tuple(no_local_endpoints),
+        order,
+    )
 
 
 def refused(port: ServicePort, node: NodeInfo) -> list[str]:
@@ -173,8 +183,9 @@ def _hairpin(port: ServicePort, choice: Choice, node: NodeInfo) -> Iterable[str]
     return [e.ip for e in {*choice.cluster, *choice.local} if everyone or e.node in (node.name, "")]
 
 
-def _frontends(port: ServicePort, choice: Choice, node: NodeInfo, v6: bool,
-               alive: tuple[Destination, ...] | None) -> Iterable[Frontend]:
+def _frontends(
+    port: ServicePort, choice: Choice, node: NodeInfo, v6: bool, alive: tuple[Destination, ...] | None
+) -> Iterable[Frontend]:
     everywhere, here = _balance(choice.cluster), _balance(choice.local)
     addresses = [ip for ip in port.cluster_ips if is_v6(ip) == v6]
     local = port.external_policy == "Local"
@@ -192,25 +203,38 @@ def _frontends(port: ServicePort, choice: Choice, node: NodeInfo, v6: bool,
     masquerade: Masquerading = "node" if local else "always"
     for kind, key in _places(port, node):
         if is_v6(key.ip) == v6:
-            yield Frontend(key, kind, port.service, _action(sticky(everywhere, key, False), choice),
-                           _action(sticky(here, key, True), choice) if local else None, masquerade,
-                           _sources(port, key.ip, node) if kind == "LoadBalancer" else (), alive)
+            yield Frontend(
+                key,
+                kind,
+                port.service,
+                _action(sticky(everywhere, key, False), choice),
+                _action(sticky(here, key, True), choice) if local else None,
+                masquerade,
+                _sources(port, key.ip, node) if kind == "LoadBalancer" else (),
+                alive,
+            )
 
 
 def _places(port: ServicePort, node: NodeInfo) -> Iterable[tuple[Kind, Key]]:
     """The external frontends."""
     external = tuple(ip for ip in port.external_ips if not covers(node.reserved, ip))
     places: list[tuple[Kind, tuple[str, ...], int]] = [
-        ("NodePort", (*node.node_port_ips, *([LOCALHOST] if node.localhost else [])) if port.node_port else (), port.node_port),
-        ("ExternalIP", external, port.port), ("LoadBalancer", port.load_balancer_ips, port.port)]
+        (
+            "NodePort",
+            (*node.node_port_ips, *([LOCALHOST] if node.localhost else [])) if port.node_port else (),
+            port.node_port,
+        ),
+        ("ExternalIP", external, port.port),
+        ("LoadBalancer", port.load_balancer_ips, port.port),
+    ]
     for kind, addresses, number in places:
         for ip in addresses:
             yield kind, Key(ip, port.protocol, number)
 
 
 def _sources(port: ServicePort, ip: str, node: NodeInfo) -> tuple[str, ...]:
-    """loadBalancerSourceRanges of the address's family. A node that is let in may come from the balancer's address itself:
-    where a cloud binds that address to the node, the node's own packets carry it as their source."""
+    """loadBalancerSourceRanges of the address's family. A node that is let in may come from the balancer's address
+    itself: where a cloud binds that address to the node, the node's own packets carry it as their source."""
     ranges = tuple(cidr for cidr in port.source_ranges if is_v6(cidr) == is_v6(ip))
     if any(covers(ranges, address) for address in node.addresses if is_v6(address) == is_v6(ip)):
         return (*ranges, f"{ip}/{128 if is_v6(ip) else 32}")
@@ -266,8 +290,10 @@ class Dataplane:
         for key in before.keys() | after.keys():
             if before.get(key) != after.get(key) or old.order != part.order:
                 self._claim(service, key, after.get(key), delta)
-        for counts, gone, come, noted in ((self.cluster_ips, old.cluster_ips, part.cluster_ips, delta.cluster_ips),
-                                          (self.hairpin, old.hairpin, part.hairpin, delta.hairpin)):
+        for counts, gone, come, noted in (
+            (self.cluster_ips, old.cluster_ips, part.cluster_ips, delta.cluster_ips),
+            (self.hairpin, old.hairpin, part.hairpin, delta.hairpin),
+        ):
             _count(counts, gone, come, noted)
 
     def _claim(self, service: str, key: Key, frontend: Frontend | None, delta: Delta) -> None:
@@ -291,16 +317,21 @@ class Dataplane:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Dataplane) and (
-            self.node, self.frontends, self.cluster_ips, self.hairpin, self.health, self.no_local_endpoints) == (
-            other.node, other.frontends, other.cluster_ips, other.hairpin, other.health, other.no_local_endpoints)
+            self.node,
+            self.frontends,
+            self.cluster_ips,
+            self.hairpin,
+            self.health,
+            self.no_local_endpoints,
+        ) == (other.node, other.frontends, other.cluster_ips, other.hairpin, other.health, other.no_local_endpoints)
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 
 
 def _moved(old: Frontend | None, new: Frontend) -> bool:
-    """An endpoint left, or had left when there was no other; or the address was not ours until now, and packets for it went
-    where routes led them. (Nobody else has ClusterIPs and NodePorts: what no rule translates there is dropped or refused, and
-    leaves no entry.)"""
+    """An endpoint left, or had left when there was no other; or the address was not ours until now, and packets for it
+    went where routes led them. (Nobody else has ClusterIPs and NodePorts: what no rule translates there is dropped or
+    refused, and leaves no entry.)"""
     if old is None:
         return new.kind in ("ExternalIP", "LoadBalancer")
     return not old.destinations or not old.destinations <= new.destinations

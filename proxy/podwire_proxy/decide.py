@@ -1,4 +1,5 @@
-"""The oracle: the fate of the first packet of a flow, told from the Dataplane alone. Every backend is held against it."""
+"""The oracle: the fate of the first packet of a flow, told from the Dataplane alone. Every backend is held against
+it."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ REJECT = Outcome(Verdict.REJECT)
 DROP = Outcome(Verdict.DROP)
 
 
-Memory = Mapping[tuple[Key, bool, str], Destination]  # (Sticky.port, Sticky.local, client address) -> the endpoint of last time
+Memory = Mapping[
+    tuple[Key, bool, str], Destination
+]  # (Sticky.port, Sticky.local, client address) -> the endpoint of last time
 
 
 def source(packet: Packet, node: NodeInfo) -> Literal["pod", "node", "outside"]:
@@ -67,7 +70,8 @@ def _through(interface: str, wanted: str) -> bool:
 
 
 def decide(dataplane: Dataplane, packet: Packet, memory: Memory | None = None) -> Outcome:
-    """See dataplane.py for the policy; addresses inside the Service range that nobody has are dropped unless bound here."""
+    """See dataplane.py for the policy; addresses inside the Service range that nobody has are dropped unless bound
+    here."""
     node = dataplane.node
     if node.localhost and not packet.node and covers(LOOPBACK, packet.dst):
         return DROP

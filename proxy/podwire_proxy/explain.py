@@ -16,7 +16,8 @@ _ORIGINS = {"pod": "a pod's address", "node": "this node itself", "outside": "ou
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """verdict: "forward", "pass", "reject" or "drop". to: possible deliveries, each with whether the source is masqueraded."""
+    """verdict: "forward", "pass", "reject" or "drop". to: possible deliveries, each with whether the source is
+    masqueraded."""
 
     verdict: str
     to: tuple[tuple[Destination, bool], ...]
@@ -35,9 +36,13 @@ def explain(live: Live | None, node: NodeInfo, packet: Packet, claims: Claims | 
     try:
         traces = list(live.traces(packet, node))
     except NotImplementedError as err:
-        return Explanation("unknown", (), (*lines, f"verdict      unknown: somebody put a rule into {live.place}: {err}"))
+        return Explanation(
+            "unknown", (), (*lines, f"verdict      unknown: somebody put a rule into {live.place}: {err}")
+        )
     verdicts = {trace.verdict for trace in traces}
-    steps = list(dict.fromkeys(text for trace in traces[:SHOWN] for text in trace.steps))  # what all ways share is told once
+    steps = list(
+        dict.fromkeys(text for trace in traces[:SHOWN] for text in trace.steps)
+    )  # what all ways share is told once
     lines += [f"{'' if index else 'rules':<12} {text}" for index, text in enumerate(steps)]
     if len(traces) > SHOWN:
         lines.append(f"{'':<12} ... and {len(traces) - SHOWN} more endpoints, each as likely")
@@ -48,9 +53,13 @@ def explain(live: Live | None, node: NodeInfo, packet: Packet, claims: Claims | 
     if not to:
         return Explanation("pass", (), (*lines, "verdict      pass: no Service has this address; routed as it is"))
     for destination, masquerade in to[:SHOWN]:
-        lines.append(f"{'NAT':<12} to {destination.ip}:{destination.port}, "
-                     f"{'from the address of the outgoing interface (masqueraded)' if masquerade else 'source kept'}")
-    return Explanation("forward", to, (*lines, f"verdict      forward: to one of {len(to)} endpoint{'s' * (len(to) > 1)}"))
+        lines.append(
+            f"{'NAT':<12} to {destination.ip}:{destination.port}, "
+            f"{'from the address of the outgoing interface (masqueraded)' if masquerade else 'source kept'}"
+        )
+    return Explanation(
+        "forward", to, (*lines, f"verdict      forward: to one of {len(to)} endpoint{'s' * (len(to) > 1)}")
+    )
 
 
 def _why(trace: Trace, packet: Packet, node: NodeInfo, claim: tuple[str, int, int] | None) -> str:

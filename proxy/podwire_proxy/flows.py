@@ -1,10 +1,11 @@
 """The conntrack entries that changes of the dataplane leave behind. Every backend shares it.
 
-Nothing is deleted at the change itself: an answer may still be on its way, and so may be a packet that was translated by the
-rules of a moment ago. `note` remembers, `look` takes what is noted some milliseconds later, held against the dataplane of then.
+Nothing is deleted at the change itself: an answer may still be on its way, and so may be a packet that was translated
+by the rules of a moment ago. `note` remembers, `look` takes what is noted some milliseconds later, held against the
+dataplane of then.
 
-The kernel goes through its whole table for each dump, milliseconds even where nothing is found: `Look.run` may be called in a
-thread of its own (sweeper.py).
+The kernel goes through its whole table for each dump, milliseconds even where nothing is found: `Look.run` may be
+called in a thread of its own (sweeper.py).
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ TOLD = 8  # flows of a sweep that get a log line each
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What a sweep deleted: UDP entries that led nowhere, TCP flows that were reset, opening: SYNs that nobody will answer.
-    seconds: it took. by_family: the UDP entries by family. dumps, entries: what the kernel was asked for, and told. busy: CPU
-    seconds, with the kernel's part."""
+    """What a sweep deleted: UDP entries that led nowhere, TCP flows that were reset, opening: SYNs that nobody will
+    answer. seconds: it took. by_family: the UDP entries by family. dumps, entries: what the kernel was asked for, and
+    told. busy: CPU seconds, with the kernel's part."""
 
     udp: int = 0
     tcp: int = 0
@@ -46,7 +47,8 @@ class Swept:
 
 
 class FlowKeeper:
-    """`note` after each sync that the kernel took, `sweep` a moment later; after an error `note` everything (delta None)."""
+    """`note` after each sync that the kernel took, `sweep` a moment later; after an error `note` everything (delta
+    None)."""
 
     def __init__(self, families: Iterable[Family], ns_fd: int | None = None) -> None:
         self._families, self._ns_fd = tuple(families), ns_fd
@@ -73,8 +75,12 @@ class FlowKeeper:
         if self._keys is None:
             look = Look(self._families, self._ns_fd, dict(found), dict(found))
         else:
-            look = Look(self._families, self._ns_fd, {key: found[key] for key in self._keys if key in found},
-                        {key: found[key] for key in self._moved if key in found})
+            look = Look(
+                self._families,
+                self._ns_fd,
+                {key: found[key] for key in self._keys if key in found},
+                {key: found[key] for key in self._moved if key in found},
+            )
         self._keys, self._moved = set(), set()
         return look
 
@@ -105,9 +111,19 @@ class Look:
                     by_family[family] = by_family.get(family, 0) + (flow.destination.protocol == "UDP")
                     self._end(flow, tell=ended.total() <= TOLD)
         if ended.total() > TOLD:
-            log.info("flows ended in all", stale_udp=ended["UDP"], reset_tcp=ended["TCP"], unanswered_tcp=ended["opening"])
-        return Swept(ended["UDP"], ended["TCP"], time.monotonic() - began, by_family, ended["opening"],
-                     conntrack.dumps, conntrack.entries, time.thread_time() - worked)
+            log.info(
+                "flows ended in all", stale_udp=ended["UDP"], reset_tcp=ended["TCP"], unanswered_tcp=ended["opening"]
+            )
+        return Swept(
+            ended["UDP"],
+            ended["TCP"],
+            time.monotonic() - began,
+            by_family,
+            ended["opening"],
+            conntrack.dumps,
+            conntrack.entries,
+            time.thread_time() - worked,
+        )
 
     def _lost(self, conntrack: Conntrack, family: Family, wanted: Mapping[Key, frozenset[Destination]]) -> list[Flow]:
         mine = {key: alive for key, alive in wanted.items() if (":" in key.ip) == (family == "ip6")}
@@ -126,8 +142,12 @@ class Look:
             self._probe_both_ends(frontend, flow.source)
             self._probe_both_ends(flow.seen, (flow.answers.ip, flow.answers.port))
         if tell:
-            log.info(what, client=f"{flow.source[0]}:{flow.source[1]}", frontend=f"{frontend[0]}:{frontend[1]}",
-                     destination=flow.answers.ip)
+            log.info(
+                what,
+                client=f"{flow.source[0]}:{flow.source[1]}",
+                frontend=f"{frontend[0]}:{frontend[1]}",
+                destination=flow.answers.ip,
+            )
 
     def _probe_both_ends(self, source: Place, destination: Place) -> None:
         """Best effort: the rules reset the flow with the next packet in any case."""

@@ -1,7 +1,7 @@
 """The proxy's HTTP: /healthz and /livez, /metrics, /proxyMode and /configz, and the health check ports of Services.
 
-A Service of type LoadBalancer with externalTrafficPolicy Local has a healthCheckNodePort: a load balancer asks there which
-nodes have endpoints of it. Answers are kube-proxy's: status 200 or 503, the same JSON keys, and the header
+A Service of type LoadBalancer with externalTrafficPolicy Local has a healthCheckNodePort: a load balancer asks there
+which nodes have endpoints of it. Answers are kube-proxy's: status 200 or 503, the same JSON keys, and the header
 X-Load-Balancing-Endpoint-Weight.
 """
 
@@ -48,10 +48,17 @@ def routes(metrics: Metrics, health: Callable[[], Health], mode: str, config: Ma
         good = found.healthy and (live or found.eligible)
         code = 200 if good else 503
         (metrics.livez if live else metrics.healthz)[code] += 1
-        body = {"lastUpdated": _stamp(metrics.last_sync), "currentTime": _stamp(time.time()), "healthy": good,
-                "message": found.why,
-                "status": {family: {"lastUpdated": _stamp(metrics.last_sync), "healthy": found.healthy}
-                           for family in metrics.families}, **({} if live else {"nodeEligible": found.eligible})}
+        body = {
+            "lastUpdated": _stamp(metrics.last_sync),
+            "currentTime": _stamp(time.time()),
+            "healthy": good,
+            "message": found.why,
+            "status": {
+                family: {"lastUpdated": _stamp(metrics.last_sync), "healthy": found.healthy}
+                for family in metrics.families
+            },
+            **({} if live else {"nodeEligible": found.eligible}),
+        }
         return web.json_response(body, status=code, headers={"X-Content-Type-Options": "nosniff"})
 
     async def exposition(_: web.Request) -> web.Response:
@@ -67,16 +74,22 @@ def routes(metrics: Metrics, health: Callable[[], Health], mode: str, config: Ma
     async def configz(_: web.Request) -> web.Response:
         return web.json_response({"kubeproxy.config.k8s.io": config})
 
-    return [web.get("/healthz", healthz), web.get("/livez", healthz), web.get("/metrics", exposition),
-            web.get("/proxyMode", proxy_mode), web.get("/configz", configz)]
+    return [
+        web.get("/healthz", healthz),
+        web.get("/livez", healthz),
+        web.get("/metrics", exposition),
+        web.get("/proxyMode", proxy_mode),
+        web.get("/configz", configz),
+    ]
 
 
 class Runner(web.AppRunner):
     """Ends without leaving a client to wait for its answer."""
 
     async def cleanup(self) -> None:
-        """Accept no more, then close what was accepted. asyncio loses a connection whose transport is not made when its server
-        closes: nobody would answer it, nobody close it. Those that wait to be accepted are reset by the kernel."""
+        """Accept no more, then close what was accepted. asyncio loses a connection whose transport is not made when its
+        server closes: nobody would answer it, nobody close it. Those that wait to be accepted are reset by the
+        kernel."""
         loop = asyncio.get_running_loop()
         for site in self.sites:
             for sock in getattr(getattr(site, "_server", None), "sockets", ()):
@@ -105,7 +118,8 @@ class ServiceChecks:
     """Listeners on the healthCheckNodePorts, one for each Service and address."""
 
     def __init__(self, healthy: Callable[[], bool], failed: Callable[[str, str], None]) -> None:
-        """failed(service, why): a listener could not be made; told once, and tried on: its address or port may come free."""
+        """failed(service, why): a listener could not be made; told once, and tried on: its address or port may come
+        free."""
         self._healthy, self._failed = healthy, failed
         self._checks: dict[str, HealthCheck] = {}
         self._open: dict[tuple[str, str, int], web.AppRunner] = {}
@@ -138,11 +152,17 @@ class ServiceChecks:
             check, healthy = self._checks.get(name), self._healthy()
             count = check.endpoints if check else 0
             namespace, _slash, service = name.partition("/")
-            body = {"service": {"namespace": namespace, "name": service}, "localEndpoints": count,
-                    "serviceProxyHealthy": healthy}
-            return web.Response(text=json.dumps(body), content_type="application/json",
-                                status=200 if count and healthy else 503,
-                                headers={"X-Load-Balancing-Endpoint-Weight": str(count), "X-Content-Type-Options": "nosniff"})
+            body = {
+                "service": {"namespace": namespace, "name": service},
+                "localEndpoints": count,
+                "serviceProxyHealthy": healthy,
+            }
+            return web.Response(
+                text=json.dumps(body),
+                content_type="application/json",
+                status=200 if count and healthy else 503,
+                headers={"X-Load-Balancing-Endpoint-Weight": str(count), "X-Content-Type-Options": "nosniff"},
+            )
 
         return await serve(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}", [web.get("/{any:.*}", answer)])
 

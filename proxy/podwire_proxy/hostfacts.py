@@ -13,16 +13,24 @@ _CILIUM = ("Cilium", "cilium uninstall")
 OWNERS: tuple[tuple[str, str, str], ...] = (
     *((start, *_KUBE_ROUTER) for start in ("KUBE-ROUTER-", "KUBE-NWPLCY-", "KUBE-POD-FW-")),
     *((start, *_KUBELET) for start in ("KUBE-KUBELET-CANARY", "KUBE-FIREWALL", "KUBE-IPTABLES-HINT", "KUBE-MARK-DROP")),
-    ("KUBE-", "kube-proxy", "kube-proxy --cleanup"), ("cali-", "Calico", "its uninstall"),
-    ("CILIUM_", *_CILIUM), ("OLD_CILIUM_", *_CILIUM), ("FLANNEL-", "flannel", "stop flanneld"),
-    ("WEAVE", "Weave Net", "weave reset"), ("ANTREA-", "Antrea", "its uninstall"),
-    ("CNI-", "CNI plugins (portmap, bridge)", "delete their pods"), ("DOCKER", "Docker", "stop docker"),
-    ("LIBVIRT_", "libvirt", "stop its networks"), ("ufw", "ufw", "ufw disable"))
+    ("KUBE-", "kube-proxy", "kube-proxy --cleanup"),
+    ("cali-", "Calico", "its uninstall"),
+    ("CILIUM_", *_CILIUM),
+    ("OLD_CILIUM_", *_CILIUM),
+    ("FLANNEL-", "flannel", "stop flanneld"),
+    ("WEAVE", "Weave Net", "weave reset"),
+    ("ANTREA-", "Antrea", "its uninstall"),
+    ("CNI-", "CNI plugins (portmap, bridge)", "delete their pods"),
+    ("DOCKER", "Docker", "stop docker"),
+    ("LIBVIRT_", "libvirt", "stop its networks"),
+    ("ufw", "ufw", "ufw disable"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignChain:
-    """A chain of iptables that somebody else made. place: "iptables-legacy, IPv4". rules: of others, -1 where not counted."""
+    """A chain of iptables that somebody else made. place: "iptables-legacy, IPv4". rules: of others, -1 where not
+    counted."""
 
     place: str
     table: str
@@ -57,8 +65,8 @@ def leftovers(chains: Iterable[ForeignChain]) -> list[Leftover]:
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """Of one network namespace. drop_chains: "family table chain" of foreign base chains at the forward hook whose policy is
-    drop. tables: "family name" of all nf_tables tables. chains: of iptables, not ours."""
+    """Of one network namespace. drop_chains: "family table chain" of foreign base chains at the forward hook whose
+    policy is drop. tables: "family name" of all nf_tables tables. chains: of iptables, not ours."""
 
     forwarding: bool = True
     strict_rp_filter: bool = False
@@ -74,27 +82,41 @@ def findings(facts: HostFacts) -> list[str]:
     """One line a problem, worst first: what it does, and what to do about it."""
     found = []
     if not facts.forwarding:
-        found.append("net.ipv4.ip_forward is 0: no packet reaches an endpoint on another node; sysctl -w net.ipv4.ip_forward=1")
+        found.append(
+            "net.ipv4.ip_forward is 0: no packet reaches an endpoint on another node; sysctl -w net.ipv4.ip_forward=1"
+        )
     if facts.conntrack_max and facts.conntrack_count >= FULL * facts.conntrack_max:
-        found.append(f"conntrack holds {facts.conntrack_count} of {facts.conntrack_max} flows: new ones are dropped when it is "
-                     "full; raise net.netfilter.nf_conntrack_max in the host's own namespace")
+        found.append(
+            f"conntrack holds {facts.conntrack_count} of {facts.conntrack_max} flows: new ones are dropped when it is "
+            "full; raise net.netfilter.nf_conntrack_max in the host's own namespace"
+        )
     if facts.conntrack_max and facts.conntrack_max < facts.conntrack_wanted:
-        found.append(f"conntrack has room for {facts.conntrack_max} flows, {facts.conntrack_wanted} wanted; only the host's "
-                     f"own namespace can set it: sysctl -w net.netfilter.nf_conntrack_max={facts.conntrack_wanted}")
+        found.append(
+            f"conntrack has room for {facts.conntrack_max} flows, {facts.conntrack_wanted} wanted; only the host's "
+            f"own namespace can set it: sysctl -w net.netfilter.nf_conntrack_max={facts.conntrack_wanted}"
+        )
     for chain in facts.drop_chains:
         family, table, name = chain.split(" ", 2)
-        found.append(f"chain {name} of table {family} {table} drops what is forwarded unless a rule lets it through (Docker, "
-                     f"firewalld); allow the pods' addresses there")
+        found.append(
+            f"chain {name} of table {family} {table} drops what is forwarded unless a rule lets it through (Docker, "
+            f"firewalld); allow the pods' addresses there"
+        )
     if any(table.endswith(" kube-proxy") for table in facts.tables):
-        found.append("rules of kube-proxy in nftables mode are here and translate first or second; kube-proxy --cleanup")
+        found.append(
+            "rules of kube-proxy in nftables mode are here and translate first or second; kube-proxy --cleanup"
+        )
     left = leftovers(facts.chains)
     for one in left:
         if one.owner in ("kube-proxy", "kube-router") and one.table == "nat":
             found.append(f"{one.owner} left {one}; they translate Services first or second; {one.fix}")
     legacy = sorted({f"{one.table} of {one.owner or 'unknown owner'}" for one in left if "legacy" in one.place})
     if legacy and any("nft" in one.place for one in left):
-        found.append(f"rules of legacy iptables ({', '.join(legacy)}) are here beside those of its nft variant: both see every "
-                     "packet; iptables-legacy-save shows them")
+        found.append(
+            f"rules of legacy iptables ({', '.join(legacy)}) are here beside those of its nft variant: both see every "
+            "packet; iptables-legacy-save shows them"
+        )
     if facts.strict_rp_filter:
-        found.append("net.ipv4.conf.all.rp_filter is 1: answers that come by another interface are dropped; set it to 2 or 0")
+        found.append(
+            "net.ipv4.conf.all.rp_filter is 1: answers that come by another interface are dropped; set it to 2 or 0"
+        )
     return found

@@ -1,7 +1,7 @@
 """KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1) -> fields of ProxyConfig. Pure.
 
-An existing cluster's file carries over: what has a counterpart is taken, what has none is named, and so is what the format
-does not know. Zero values ("", null, 0, "0s") mean kube-proxy's defaults and are passed over in silence.
+An existing cluster's file carries over: what has a counterpart is taken, what has none is named, and so is what the
+format does not know. Zero values ("", null, 0, "0s") mean kube-proxy's defaults and are passed over in silence.
 """
 
 from __future__ import annotations
@@ -15,25 +15,82 @@ from podwire_base.kube.client.config import ConfigError
 API, KIND = "kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration"
 _SECTION = {"masqueradeBit", "masqueradeAll", "syncPeriod", "minSyncPeriod"}
 KNOWN: dict[str, set[str]] = {
-    "": {"apiVersion", "kind", "featureGates", "clientConnection", "logging", "hostnameOverride", "bindAddress",
-         "healthzBindAddress", "metricsBindAddress", "bindAddressHardFail", "enableProfiling", "showHiddenMetricsForVersion",
-         "mode", "iptables", "ipvs", "nftables", "winkernel", "detectLocalMode", "detectLocal", "clusterCIDR",
-         "nodePortAddresses", "oomScoreAdj", "conntrack", "configSyncPeriod", "portRange", "windowsRunAsService"},
+    "": {
+        "apiVersion",
+        "kind",
+        "featureGates",
+        "clientConnection",
+        "logging",
+        "hostnameOverride",
+        "bindAddress",
+        "healthzBindAddress",
+        "metricsBindAddress",
+        "bindAddressHardFail",
+        "enableProfiling",
+        "showHiddenMetricsForVersion",
+        "mode",
+        "iptables",
+        "ipvs",
+        "nftables",
+        "winkernel",
+        "detectLocalMode",
+        "detectLocal",
+        "clusterCIDR",
+        "nodePortAddresses",
+        "oomScoreAdj",
+        "conntrack",
+        "configSyncPeriod",
+        "portRange",
+        "windowsRunAsService",
+    },
     "clientConnection": {"kubeconfig", "acceptContentTypes", "contentType", "qps", "burst"},
     "detectLocal": {"bridgeInterface", "interfaceNamePrefix"},
     "iptables": _SECTION | {"localhostNodePorts"},
     "nftables": _SECTION,
-    "ipvs": {"syncPeriod", "minSyncPeriod", "scheduler", "excludeCIDRs", "strictARP", "tcpTimeout", "tcpFinTimeout",
-             "udpTimeout"},
-    "conntrack": {"maxPerCore", "min", "tcpEstablishedTimeout", "tcpCloseWaitTimeout", "tcpBeLiberal", "udpTimeout",
-                  "udpStreamTimeout"}}
+    "ipvs": {
+        "syncPeriod",
+        "minSyncPeriod",
+        "scheduler",
+        "excludeCIDRs",
+        "strictARP",
+        "tcpTimeout",
+        "tcpFinTimeout",
+        "udpTimeout",
+    },
+    "conntrack": {
+        "maxPerCore",
+        "min",
+        "tcpEstablishedTimeout",
+        "tcpCloseWaitTimeout",
+        "tcpBeLiberal",
+        "udpTimeout",
+        "udpStreamTimeout",
+    },
+}
 # Settings that change nothing here, and are no loss: our own encoding, no bind of NodePorts, no packet mark ...
-HARMLESS = {"clientConnection.acceptContentTypes", "clientConnection.contentType", "clientConnection.qps",
-            "clientConnection.burst", "bindAddress", "bindAddressHardFail", "iptables.masqueradeBit", "nftables.masqueradeBit",
-            "portRange", "configSyncPeriod", "oomScoreAdj", "logging", "windowsRunAsService", "winkernel", "ipvs"}
-SYSCTLS = {"tcpEstablishedTimeout": "nf_conntrack_tcp_timeout_established",
-           "tcpCloseWaitTimeout": "nf_conntrack_tcp_timeout_close_wait", "udpTimeout": "nf_conntrack_udp_timeout",
-           "udpStreamTimeout": "nf_conntrack_udp_timeout_stream"}
+HARMLESS = {
+    "clientConnection.acceptContentTypes",
+    "clientConnection.contentType",
+    "clientConnection.qps",
+    "clientConnection.burst",
+    "bindAddress",
+    "bindAddressHardFail",
+    "iptables.masqueradeBit",
+    "nftables.masqueradeBit",
+    "portRange",
+    "configSyncPeriod",
+    "oomScoreAdj",
+    "logging",
+    "windowsRunAsService",
+    "winkernel",
+    "ipvs",
+}
+SYSCTLS = {
+    "tcpEstablishedTimeout": "nf_conntrack_tcp_timeout_established",
+    "tcpCloseWaitTimeout": "nf_conntrack_tcp_timeout_close_wait",
+    "udpTimeout": "nf_conntrack_udp_timeout",
+    "udpStreamTimeout": "nf_conntrack_udp_timeout_stream",
+}
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
@@ -90,14 +147,21 @@ class Reader:
                 path = f"{section}.{key}" if section else str(key)
                 if key not in known:
                     notes.append(f"{path}: is no key of {KIND}; left out")
-                elif not (path in self.taken or path in HARMLESS or section in HARMLESS or path in KNOWN
-                          or path in ("apiVersion", "kind") or _is_default(value)):
+                elif not (
+                    path in self.taken
+                    or path in HARMLESS
+                    or section in HARMLESS
+                    or path in KNOWN
+                    or path in ("apiVersion", "kind")
+                    or _is_default(value)
+                ):
                     notes.append(f"{path}: is not supported; {value!r} has no effect")
         return notes
 
 
 def read(document: Any) -> tuple[dict[str, Any], list[str]]:
-    """(fields of ProxyConfig that the file sets, notes). Raises ConfigError for another kind or a value of a wrong type."""
+    """(fields of ProxyConfig that the file sets, notes). Raises ConfigError for another kind or a value of a wrong
+    type."""
     if not isinstance(document, Mapping) or (document.get("apiVersion"), document.get("kind")) != (API, KIND):
         raise ConfigError(f"the file is no {KIND} of {API}")
     reader = Reader(document)
@@ -134,15 +198,18 @@ def read(document: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def _mode(reader: Reader, fields: dict[str, Any]) -> None:
-    """kube-proxy's mode and the section that belongs to it. Whatever the mode, the behaviour here is that of `nftables`."""
+    """kube-proxy's mode and the section that belongs to it. Whatever the mode, the behaviour here is that of
+    `nftables`."""
     mode = reader.take("mode") or ""
     if mode not in ("", "iptables", "ipvs", "nftables"):
         raise ConfigError(f"mode: {mode!r} is none of iptables, ipvs, nftables")
     if mode == "iptables":
         reader.notes.append("mode: iptables is served with the behaviour of kube-proxy's nftables mode")
     elif mode != "nftables":
-        reader.notes.append(f"mode: {mode or 'the default, iptables,'} is served by the nftables backend" + (
-            "" if mode else "; --backend iptables"))
+        reader.notes.append(
+            f"mode: {mode or 'the default, iptables,'} is served by the nftables backend"
+            + ("" if mode else "; --backend iptables")
+        )
     if mode in ("iptables", "nftables"):
         fields["backend"] = mode
     mode = mode or "iptables"
@@ -157,17 +224,35 @@ def _mode(reader: Reader, fields: dict[str, Any]) -> None:
 
 def write(config: Any) -> dict[str, Any]:
     """The running ProxyConfig in the file's terms, for /configz."""
-    interface = {"BridgeInterface": "bridgeInterface", "InterfaceNamePrefix": "interfaceNamePrefix"}.get(config.detect_local)
+    interface = {"BridgeInterface": "bridgeInterface", "InterfaceNamePrefix": "interfaceNamePrefix"}.get(
+        config.detect_local
+    )
     settings = dict(config.conntrack)
-    sections: dict[str, dict[str, Any]] = {"nftables": {}, "iptables": {"localhostNodePorts": config.localhost_node_ports}}
-    sections[config.backend] |= {"masqueradeAll": config.masquerade_all, "minSyncPeriod": f"{config.min_interval}s",
-                                 "syncPeriod": f"{config.healthz_timeout / 2}s"}
+    sections: dict[str, dict[str, Any]] = {
+        "nftables": {},
+        "iptables": {"localhostNodePorts": config.localhost_node_ports},
+    }
+    sections[config.backend] |= {
+        "masqueradeAll": config.masquerade_all,
+        "minSyncPeriod": f"{config.min_interval}s",
+        "syncPeriod": f"{config.healthz_timeout / 2}s",
+    }
     return {
-        "apiVersion": API, "kind": KIND, "mode": config.backend, "hostnameOverride": config.node_name,
-        "clientConnection": {"kubeconfig": config.kubeconfig or ""}, "clusterCIDR": ",".join(config.cluster_cidrs),
-        "healthzBindAddress": config.healthz_address, "metricsBindAddress": config.metrics_address,
-        "nodePortAddresses": list(config.node_port_addresses), "detectLocalMode": config.detect_local,
+        "apiVersion": API,
+        "kind": KIND,
+        "mode": config.backend,
+        "hostnameOverride": config.node_name,
+        "clientConnection": {"kubeconfig": config.kubeconfig or ""},
+        "clusterCIDR": ",".join(config.cluster_cidrs),
+        "healthzBindAddress": config.healthz_address,
+        "metricsBindAddress": config.metrics_address,
+        "nodePortAddresses": list(config.node_port_addresses),
+        "detectLocalMode": config.detect_local,
         "detectLocal": {interface: config.local_interface} if interface else {},
         **sections,
-        "conntrack": {"maxPerCore": config.conntrack_max_per_core, "min": config.conntrack_min,
-                      **{key: f"{settings[name]}s" for key, name in SYSCTLS.items() if name in settings}}}
+        "conntrack": {
+            "maxPerCore": config.conntrack_max_per_core,
+            "min": config.conntrack_min,
+            **{key: f"{settings[name]}s" for key, name in SYSCTLS.items() if name in settings},
+        },
+    }

@@ -1,4 +1,5 @@
-"""The proxy role: watches Services, EndpointSlices and its Node, and keeps the kernel's table `podwire` equal to them."""
+"""The proxy role: watches Services, EndpointSlices and its Node, and keeps the kernel's table `podwire` equal to
+them."""
 
 from __future__ import annotations
 
@@ -115,8 +116,14 @@ class Proxy:
         config = replace(self.config, service_cidrs=self._service_cidrs or self.config.service_cidrs)
         node = config.node(self._node, apply.local_addresses() if config.scans_addresses else ())
         if self.tracker.node(node):
-            log.info("own Node or the cluster's ranges changed", addresses=node.addresses, zone=node.zone,
-                     node_ports=node.node_port_ips, pods=node.pod_cidrs or node.pod_interface, services=node.service_cidrs)
+            log.info(
+                "own Node or the cluster's ranges changed",
+                addresses=node.addresses,
+                zone=node.zone,
+                node_ports=node.node_port_ips,
+                pods=node.pod_cidrs or node.pod_interface,
+                services=node.service_cidrs,
+            )
             self._changed(full=True)  # rules and interval sets depend on it too
 
     def _on_service_cidr(self, event: Event) -> None:
@@ -127,7 +134,11 @@ class Proxy:
             self._ranges[event.key] = tuple((event.object.get("spec") or {}).get("cidrs") or ())
         self._service_cidrs, strange = service_cidrs(self._ranges.values(), self.config.service_cidrs)
         for cidr in strange:
-            log.warn("ServiceCIDR cannot be used: no CIDR, or of a family without --service-cidr", object=event.key, cidr=cidr)
+            log.warn(
+                "ServiceCIDR cannot be used: no CIDR, or of a family without --service-cidr",
+                object=event.key,
+                cidr=cidr,
+            )
         self._read_node()
 
     def _on_foreign(self) -> None:
@@ -168,8 +179,14 @@ class Proxy:
         if full:
             self._look_at_host()
         if done.operations or full:
-            log.info("synced", full=full, services=self.tracker.dataplane.services, operations=done.operations,
-                     elements=done.elements, took_ms=done.seconds * 1000)
+            log.info(
+                "synced",
+                full=full,
+                services=self.tracker.dataplane.services,
+                operations=done.operations,
+                elements=done.elements,
+                took_ms=done.seconds * 1000,
+            )
         self._report()
 
     def _look_at_host(self) -> None:
@@ -190,8 +207,12 @@ class Proxy:
         kinds = [(family, policy) for family in ("IPv4", "IPv6") for policy in ("internal", "external")]
         self.metrics.no_local_endpoints = dict(zip(kinds, plane.no_local_endpoints, strict=True))
         figures: dict[str, Any] = {
-            "services": plane.services, "endpoints": self.tracker.endpoints, "frontends": len(plane.frontends),
-            "repairs": self.metrics.repairs, "failures": self.metrics.failures}
+            "services": plane.services,
+            "endpoints": self.tracker.endpoints,
+            "frontends": len(plane.frontends),
+            "repairs": self.metrics.repairs,
+            "failures": self.metrics.failures,
+        }
         now = time.monotonic()
         if not self.problem and self._well and now < self._reported + REPORT:  # a file a sync would be a file a change
             if not self._report_due:
@@ -202,7 +223,9 @@ class Proxy:
         if self.problem:
             self.status.update(ready=False, message=self.problem, reason="SyncFailed", **figures)
         else:
-            message = f"{plane.services} Services, {self.tracker.endpoints} endpoints" + "".join(f"; {p}" for p in self._host)
+            message = f"{plane.services} Services, {self.tracker.endpoints} endpoints" + "".join(
+                f"; {p}" for p in self._host
+            )
             self.status.update(ready=True, message=message, **figures)
 
     async def _sync_loop(self) -> None:
@@ -226,7 +249,8 @@ class Proxy:
             await asyncio.sleep(0)  # a sync that is due again at once must not starve the watches
 
     def _retire(self) -> None:
-        """The rules are there: those of another backend that served until now may go. Flows that are translated stay so."""
+        """The rules are there: those of another backend that served until now may go. Flows that are translated stay
+        so."""
         if not self.metrics.last_sync:
             return  # the first sync failed; better the old rules than none
         self._retired = True
@@ -255,7 +279,10 @@ class Proxy:
         informers = [
             Informer(api, SERVICES, label_selector=SERVICE_LABELS, on_event=self._on_service, keep=stub),
             Informer(api, SLICES, label_selector=SLICE_LABELS, on_event=self._on_slice, keep=stub),
-            Informer(api, "/api/v1/nodes", field_selector=f"metadata.name={self.config.node_name}", on_event=self._on_node)]
+            Informer(
+                api, "/api/v1/nodes", field_selector=f"metadata.name={self.config.node_name}", on_event=self._on_node
+            ),
+        ]
         async with asyncio.TaskGroup() as group:
             for informer in informers:
                 group.create_task(informer.run())
@@ -285,7 +312,9 @@ class Proxy:
     def health(self) -> Health:
         late = bool(self._waiting_since) and time.monotonic() - self._waiting_since > self.config.healthz_timeout
         good = not late and bool(self.metrics.last_sync)
-        return Health(good, self.problem or ("an update waits" if late else "rules are up to date"), eligible(self._node))
+        return Health(
+            good, self.problem or ("an update waits" if late else "rules are up to date"), eligible(self._node)
+        )
 
 
 async def _served(api: ApiClient, path: str) -> bool:
@@ -358,23 +387,39 @@ def run(config: ProxyConfig) -> None:
 
 
 def cleanup(ns_fd: int | None = None) -> list[str]:
-    """Remove all that the proxy wrote into this namespace's kernel (or the one behind `ns_fd`); returns what was there."""
+    """Remove all that the proxy wrote into this namespace's kernel (or the one behind `ns_fd`); returns what was
+    there."""
     return backends.cleanup(ns_fd)
 
 
 @click.command("proxy")
-@click.option("--config", "file", type=click.Path(path_type=Path), help="KubeProxyConfiguration v1alpha1; flags win over it")
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), help="KubeProxyConfiguration v1alpha1; flags win over it"
+)
 @click.option("--node-name", envvar="NODE_NAME", help="name of this machine's Node object")
 @click.option("--kubeconfig", envvar="KUBECONFIG", help="kubeconfig file (default: in-cluster)")
-@click.option("--run-dir", default="/run/podwire", type=click.Path(path_type=Path), show_default=True,
-              help="of the status file that `podwire status` reads")
+@click.option(
+    "--run-dir",
+    default="/run/podwire",
+    type=click.Path(path_type=Path),
+    show_default=True,
+    help="of the status file that `podwire status` reads",
+)
 @click.option("--backend", type=click.Choice(BACKENDS), help="what writes the rules [nftables]")
 @click.option("--iptables-variant", type=click.Choice(VARIANTS), help="of --backend iptables [auto: the host's own]")
-@click.option("--cluster-cidr", "cluster_cidrs", multiple=True, help="addresses of pods; repeat for IPv6 [10.244.0.0/16]")
-@click.option("--service-cidr", "service_cidrs", multiple=True, help="addresses of Services; repeat for IPv6 [10.96.0.0/16]")
+@click.option(
+    "--cluster-cidr", "cluster_cidrs", multiple=True, help="addresses of pods; repeat for IPv6 [10.244.0.0/16]"
+)
+@click.option(
+    "--service-cidr", "service_cidrs", multiple=True, help="addresses of Services; repeat for IPv6 [10.96.0.0/16]"
+)
 @click.option("--node-cidr", "node_cidrs", multiple=True, help="addresses of nodes, which no Service may claim")
-@click.option("--node-port-address", "node_port_addresses", multiple=True,
-              help="CIDRs of local addresses that serve NodePorts [the node's InternalIPs]")
+@click.option(
+    "--node-port-address",
+    "node_port_addresses",
+    multiple=True,
+    help="CIDRs of local addresses that serve NodePorts [the node's InternalIPs]",
+)
 @click.option("--detect-local", type=click.Choice(DETECTORS), help="how a pod's traffic is known [ClusterCIDR]")
 @click.option("--local-interface", help="the bridge, or the interfaces' prefix, for --detect-local")
 @click.option("--localhost-node-ports", is_flag=True, help="serve NodePorts on 127.0.0.1 too (IPv4)")

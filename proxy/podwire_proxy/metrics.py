@@ -11,8 +11,14 @@ from dataclasses import dataclass, field
 from .flows import Swept
 
 # kube-proxy's own, so that its dashboards and alerts go on working.
-SYNC_BUCKETS = tuple(0.001 * 2 ** n for n in range(15))
-PROGRAMMING_BUCKETS = (0.25, 0.5, *map(float, range(1, 60)), *map(float, range(60, 120, 5)), *map(float, range(120, 301, 30)))
+SYNC_BUCKETS = tuple(0.001 * 2**n for n in range(15))
+PROGRAMMING_BUCKETS = (
+    0.25,
+    0.5,
+    *map(float, range(1, 60)),
+    *map(float, range(60, 120, 5)),
+    *map(float, range(120, 301, 30)),
+)
 
 
 @dataclass(slots=True)
@@ -47,8 +53,8 @@ class Metrics:
     """Names are kube-proxy's where the meaning is the same (prefix kubeproxy_), else our own.
 
     programming: from the change of a pod to the kernel, as the endpoint slice's annotation dates it. healthz, livez:
-    answers by status code. stranded: Service ports with a Local policy and endpoints only elsewhere, by family and policy.
-    stale_flows: by family. rules: how many rules there are in the kernel by (family, table), for iptables.
+    answers by status code. stranded: Service ports with a Local policy and endpoints only elsewhere, by family and
+    policy. stale_flows: by family. rules: how many rules there are in the kernel by (family, table), for iptables.
     counted: asks the kernel for the packets of backend.Counted; seen: what it said last.
     """
 
@@ -117,53 +123,83 @@ class Metrics:
         self.freed += swept.opening
 
     def render(self) -> str:
-        """One sync writes all families, so each family's label carries its figures; what is told apart is told apart."""
+        """One sync writes all families, so each family's label carries its figures; what is told apart is told
+        apart."""
         each = [f'ip_family="{family}"' for family in self.families]
         out: list[str] = []
-        for name, histogram in (("sync_proxy_rules_duration_seconds", self.all),
-                                ("sync_full_proxy_rules_duration_seconds", self.full),
-                                ("sync_partial_proxy_rules_duration_seconds", self.partial),
-                                ("network_programming_duration_seconds", self.programming),
-                                ("conntrack_reconciler_sync_duration_seconds", self.conntrack)):
+        for name, histogram in (
+            ("sync_proxy_rules_duration_seconds", self.all),
+            ("sync_full_proxy_rules_duration_seconds", self.full),
+            ("sync_partial_proxy_rules_duration_seconds", self.partial),
+            ("network_programming_duration_seconds", self.programming),
+            ("conntrack_reconciler_sync_duration_seconds", self.conntrack),
+        ):
             out += histogram.lines(f"kubeproxy_{name}", each)
-        failing = "sync_proxy_rules_iptables_restore_failures_total" if self.backend == "iptables" else (
-            "sync_proxy_rules_nftables_sync_failures_total")
+        failing = (
+            "sync_proxy_rules_iptables_restore_failures_total"
+            if self.backend == "iptables"
+            else ("sync_proxy_rules_nftables_sync_failures_total")
+        )
         for kind, name, value in (
-                ("gauge", "sync_proxy_rules_last_timestamp_seconds", self.last_sync),
-                ("gauge", "sync_proxy_rules_last_queued_timestamp_seconds", self.last_queued),
-                ("counter", failing, self.failures)):
+            ("gauge", "sync_proxy_rules_last_timestamp_seconds", self.last_sync),
+            ("gauge", "sync_proxy_rules_last_queued_timestamp_seconds", self.last_queued),
+            ("counter", failing, self.failures),
+        ):
             out += _family(f"kubeproxy_{name}", kind, dict.fromkeys(each, value))
         if self.backend == "iptables":
-            tables = {f'ip_family="{_family_name(family)}",table="{table}"': count
-                      for (family, table), count in sorted(self.rules().items())}
+            tables = {
+                f'ip_family="{_family_name(family)}",table="{table}"': count
+                for (family, table), count in sorted(self.rules().items())
+            }
             out += _family("kubeproxy_sync_proxy_rules_iptables_total", "gauge", tables)
             out += _family("kubeproxy_sync_proxy_rules_iptables_last", "gauge", dict.fromkeys(each, self.last_rules))
-            out += _family("kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total", "counter",
-                           dict.fromkeys(each, self.partial_failures))
+            out += _family(
+                "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total",
+                "counter",
+                dict.fromkeys(each, self.partial_failures),
+            )
         else:
-            out += _family("kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total", "counter",
-                           dict.fromkeys(each, self.cleanup_failures))
-        out += _family("kubeproxy_conntrack_reconciler_deleted_entries_total", "counter", {
-            f'ip_family="{family}"': self.stale_flows[family] for family in self.families})
-        out += _family("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "gauge", {
-            f'ip_family="{family}",traffic_policy="{policy}"': self.no_local_endpoints.get((family, policy), 0)
-            for family in self.families for policy in ("internal", "external")})
-        own = "kubeproxy_iptables" if self.backend == "iptables" else "podwire_proxy"  # kube-proxy has them for iptables only
+            out += _family(
+                "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total",
+                "counter",
+                dict.fromkeys(each, self.cleanup_failures),
+            )
+        out += _family(
+            "kubeproxy_conntrack_reconciler_deleted_entries_total",
+            "counter",
+            {f'ip_family="{family}"': self.stale_flows[family] for family in self.families},
+        )
+        out += _family(
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+            "gauge",
+            {
+                f'ip_family="{family}",traffic_policy="{policy}"': self.no_local_endpoints.get((family, policy), 0)
+                for family in self.families
+                for policy in ("internal", "external")
+            },
+        )
+        own = (
+            "kubeproxy_iptables" if self.backend == "iptables" else "podwire_proxy"
+        )  # kube-proxy has them for iptables only
         for name, packets in zip(("ct_state_invalid_dropped", "localhost_nodeports_accepted"), self.seen, strict=True):
             out += _family(f"{own}_{name}_packets_total", "counter", {"": packets})
         for name, answers in (("proxy_healthz_total", self.healthz), ("proxy_livez_total", self.livez)):
-            out += _family(f"kubeproxy_{name}", "counter", {f'code="{code}"': count for code, count in sorted(answers.items())})
+            out += _family(
+                f"kubeproxy_{name}", "counter", {f'code="{code}"': count for code, count in sorted(answers.items())}
+            )
         for kind, name, number in (
-                ("counter", "kubeproxy_sync_proxy_rules_service_changes_total", self.service_changes),
-                ("counter", "kubeproxy_sync_proxy_rules_endpoint_changes_total", self.endpoint_changes),
-                ("gauge", "kubeproxy_sync_proxy_rules_service_changes_pending", self.pending_services),
-                ("gauge", "kubeproxy_sync_proxy_rules_endpoint_changes_pending", self.pending_endpoints),
-                ("counter", "podwire_proxy_foreign_changes_repaired_total", self.repairs),
-                ("counter", "podwire_proxy_connections_reset_total", self.resets),
-                ("counter", "podwire_proxy_connection_attempts_freed_total", self.freed),
-                ("counter", "podwire_proxy_elements_written_total", self.elements),
-                ("counter", "podwire_proxy_verdict_elements_written_total", self.verdicts),
-                ("gauge", "podwire_proxy_services", self.services), ("gauge", "podwire_proxy_endpoints", self.endpoints)):
+            ("counter", "kubeproxy_sync_proxy_rules_service_changes_total", self.service_changes),
+            ("counter", "kubeproxy_sync_proxy_rules_endpoint_changes_total", self.endpoint_changes),
+            ("gauge", "kubeproxy_sync_proxy_rules_service_changes_pending", self.pending_services),
+            ("gauge", "kubeproxy_sync_proxy_rules_endpoint_changes_pending", self.pending_endpoints),
+            ("counter", "podwire_proxy_foreign_changes_repaired_total", self.repairs),
+            ("counter", "podwire_proxy_connections_reset_total", self.resets),
+            ("counter", "podwire_proxy_connection_attempts_freed_total", self.freed),
+            ("counter", "podwire_proxy_elements_written_total", self.elements),
+            ("counter", "podwire_proxy_verdict_elements_written_total", self.verdicts),
+            ("gauge", "podwire_proxy_services", self.services),
+            ("gauge", "podwire_proxy_endpoints", self.endpoints),
+        ):
             out += _family(name, kind, {"": number})
         return "\n".join(out) + "\n"
 
@@ -173,5 +209,7 @@ def _family_name(family: str) -> str:
 
 
 def _family(name: str, kind: str, values: Mapping[str, float]) -> list[str]:
-    return [f"# TYPE {name} {kind}", *(f"{name}{{{labels}}} {value}" if labels else f"{name} {value}"
-                                       for labels, value in values.items())]
+    return [
+        f"# TYPE {name} {kind}",
+        *(f"{name}{{{labels}}} {value}" if labels else f"{name} {value}" for labels, value in values.items()),
+    ]

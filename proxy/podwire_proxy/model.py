@@ -88,13 +88,14 @@ class ServicePort:
 class NodeInfo:
     """The node this proxy runs on, and the cluster's address plan.
 
-    addresses: the node's primary addresses (InternalIP, one a family). node_ports: where NodePorts are served; None: there.
-    zone: label topology.kubernetes.io/zone. The local-traffic detector tells a pod by its source address (pod_cidrs), or by
-    the interface that its packets come in through (pod_interface: a name, or a prefix that ends in "*"); with neither
-    nobody is a pod. service_cidrs: unallocated addresses inside are dropped. reserved: CIDRs of pods, Services and nodes, where
-    no Service may claim an externalIP (CVE-2020-8554). localhost: NodePorts are served on 127.0.0.1 too, for this machine's own
-    clients; packets from the wire that claim a loopback address are dropped then (CVE-2020-8558). drop_invalid: what conntrack
-    calls invalid is not forwarded (not where the administrator made conntrack liberal).
+    addresses: the node's primary addresses (InternalIP, one a family). node_ports: where NodePorts are served; None:
+    there. zone: label topology.kubernetes.io/zone. The local-traffic detector tells a pod by its source address
+    (pod_cidrs), or by the interface that its packets come in through (pod_interface: a name, or a prefix that ends in
+    "*"); with neither nobody is a pod. service_cidrs: unallocated addresses inside are dropped. reserved: CIDRs of
+    pods, Services and nodes, where no Service may claim an externalIP (CVE-2020-8554). localhost: NodePorts are served
+    on 127.0.0.1 too, for this machine's own clients; packets from the wire that claim a loopback address are dropped
+    then (CVE-2020-8558). drop_invalid: what conntrack calls invalid is not forwarded (not where the administrator made
+    conntrack liberal).
     """
 
     name: str

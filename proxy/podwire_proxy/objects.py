@@ -11,7 +11,9 @@ from podwire_base.kube import meta
 
 def stub(obj: meta.Object) -> meta.Object:
     """All that the informers must remember; what the rules need of an object, the tracker keeps."""
-    kept = {field: obj["metadata"][field] for field in ("name", "namespace", "resourceVersion") if field in obj["metadata"]}
+    kept = {
+        field: obj["metadata"][field] for field in ("name", "namespace", "resourceVersion") if field in obj["metadata"]
+    }
     fresh: meta.Object = msgspec.json.decode(msgspec.json.encode({"metadata": kept}))
     return fresh  # of new strings: an old one would keep the memory that its list was read into
 
@@ -29,8 +31,16 @@ def check_failed(node: str, service: str, why: str, now: datetime) -> meta.Objec
     """The Event that says that a Service's health check cannot be served on `node`."""
     namespace, _, name = service.partition("/")
     stamp = now.isoformat(timespec="seconds").replace("+00:00", "Z")
-    return {"apiVersion": "v1", "kind": "Event", "metadata": {"generateName": f"{name}.", "namespace": namespace},
-            "involvedObject": {"apiVersion": "v1", "kind": "Service", "namespace": namespace, "name": name},
-            "reason": "FailedToStartServiceHealthcheck", "message": f"node {node}: {why}", "type": "Warning",
-            "source": {"component": "podwire-proxy", "host": node}, "firstTimestamp": stamp, "lastTimestamp": stamp,
-            "count": 1}
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"generateName": f"{name}.", "namespace": namespace},
+        "involvedObject": {"apiVersion": "v1", "kind": "Service", "namespace": namespace, "name": name},
+        "reason": "FailedToStartServiceHealthcheck",
+        "message": f"node {node}: {why}",
+        "type": "Warning",
+        "source": {"component": "podwire-proxy", "host": node},
+        "firstTimestamp": stamp,
+        "lastTimestamp": stamp,
+        "count": 1,
+    }

@@ -14,7 +14,8 @@ SHARE = 9  # times its work that the search for flows rests, under changes that 
 
 
 class Sweeper:
-    """`after_sync` starts what is due. done: told of each look at the flows; failed: everything is to be synced anew."""
+    """`after_sync` starts what is due. done: told of each look at the flows; failed: everything is to be synced
+    anew."""
 
     def __init__(self, proxier: Proxier, done: Callable[[Swept], None], failed: Callable[[OSError], None]) -> None:
         self._programmer, self._done, self._failed = proxier, done, failed
@@ -50,7 +51,8 @@ class Sweeper:
                 look = self._programmer.flows.look()
                 swept = await asyncio.get_running_loop().run_in_executor(self._thread, look.run)
                 self._done(swept)
-                # Not by the clock: where many want the CPUs a look takes long, and flows would lead nowhere for ten times that.
+                # Not by the clock: where many want the CPUs a look takes long, and flows would lead nowhere for ten
+                # times that.
                 pause = max(SWEEP_AFTER, SHARE * swept.busy)
         except OSError as err:
             self._failed(err)

@@ -1,8 +1,8 @@
 """When to sync. Pure: `now` is seconds of any monotonic clock.
 
-The first change after a quiet time is written at once; a burst is gathered, at most one sync an interval, and after a sync that
-took longer than that at most half of the time goes into syncs (iptables writes a table of any size whole). A sync that
-failed is tried again, as a full one, after a pause that doubles; where another program was in the way, soon.
+The first change after a quiet time is written at once; a burst is gathered, at most one sync an interval, and after a
+sync that took longer than that at most half of the time goes into syncs (iptables writes a table of any size whole). A
+sync that failed is tried again, as a full one, after a pause that doubles; where another program was in the way, soon.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 RETRY_FIRST, RETRY_LAST = 0.1, 30.0
-VERIFY_FIRST, VERIFY_SHARE = 60.0, 200  # a deaf backend reads back each minute, or where that takes long a 200th of the time
+VERIFY_FIRST, VERIFY_SHARE = (
+    60.0,
+    200,
+)  # a deaf backend reads back each minute, or where that takes long a 200th of the time
 RETRY_BUSY = 0.5  # where another program is in the way, which costs the kernel nothing
 
 

@@ -27,7 +27,8 @@ _PLACE = itemgetter(0, 1)  # ip, port
 def merge(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
     """One endpoint for each address and port, ordered; of duplicates the one that is not terminating counts.
 
-    A pod's address can be in two slices while it moves between them, and a new pod can have a terminating one's address.
+    A pod's address can be in two slices while it moves between them, and a new pod can have a terminating one's
+    address.
     """
     if len(endpoints) == len({(e[0], e[1]) for e in endpoints}):
         return tuple(sorted(endpoints, key=_PLACE))
@@ -52,8 +53,9 @@ def usable(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
 def hinted(ready: Sequence[Endpoint], node: NodeInfo) -> tuple[Endpoint, ...]:
     """Narrow ready endpoints by topology hints (KEP-2433, KEP-3015).
 
-    Node hints count only if every endpoint has some and one names this node; zone hints only if every endpoint has some and
-    one names this node's zone. Half-written hints must never concentrate traffic, so in any other case all are used.
+    Node hints count only if every endpoint has some and one names this node; zone hints only if every endpoint has some
+    and one names this node's zone. Half-written hints must never concentrate traffic, so in any other case all are
+    used.
     """
     if ready and all(e.node_hints for e in ready):
         here = tuple(e for e in ready if node.name in e.node_hints)

@@ -39,7 +39,9 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", self.name):
-            raise BadConfig(f"name: {self.name!r}: lower-case letters, digits and '-', at most 31, starting with a letter")
+            raise BadConfig(
+                f"name: {self.name!r}: lower-case letters, digits and '-', at most 31, starting with a letter"
+            )
         if not 1 <= self.nodes <= 50:
             raise BadConfig(f"nodes: {self.nodes}: from 1 to 50")
         if self.proxy_backend not in PROXY_BACKENDS:
@@ -57,7 +59,9 @@ class ClusterConfig:
                 if port and not 0 < int(port) < 65536:
                     raise ValueError
             except ValueError:
-                raise BadConfig(f"upstream_dns: {server!r} is no server; expected IP or IP#PORT, such as 9.9.9.9#53") from None
+                raise BadConfig(
+                    f"upstream_dns: {server!r} is no server; expected IP or IP#PORT, such as 9.9.9.9#53"
+                ) from None
         if problems := parse_pools({"data": {"addresses": ",".join(self.load_balancer_pool or ())}})[1]:
             raise BadConfig(problems[0].replace("data.addresses", "load_balancer_pool"))
         for a, b in ((0, 1), (0, 2), (1, 2)):
@@ -66,10 +70,15 @@ class ClusterConfig:
 
     @property
     def role_sets(self) -> tuple[tuple[str, str, str], ...]:
-        """Settings of the nodes' agents (node/settings.py): what writes the Service rules; /metrics on each node's own lo."""
+        """Settings of the nodes' agents (node/settings.py): what writes the Service rules; /metrics on each node's own
+        lo."""
         backend, _, variant = self.proxy_backend.partition("-")
-        return (("proxy", "backend", backend), ("proxy", "iptables_variant", variant or "auto"),
-                ("proxy", "metrics_address", "127.0.0.1:10249"), ("dns", "metrics_address", "127.0.0.1:9153"))
+        return (
+            ("proxy", "backend", backend),
+            ("proxy", "iptables_variant", variant or "auto"),
+            ("proxy", "metrics_address", "127.0.0.1:10249"),
+            ("dns", "metrics_address", "127.0.0.1:9153"),
+        )
 
     # ---- names
 
@@ -108,8 +117,8 @@ class ClusterConfig:
 
     @property
     def balancer_pool(self) -> tuple[str, ...]:
-        """The default is the quarter's first half before the end of the node network, as 172.30.0.192/27: on the nodes' wire,
-        above their own addresses. A small network has none."""
+        """The default is the quarter's first half before the end of the node network, as 172.30.0.192/27: on the nodes'
+        wire, above their own addresses. A small network has none."""
         if self.load_balancer_pool is not None:
             return self.load_balancer_pool
         net = ipaddress.ip_network(self.node_cidr)
@@ -137,7 +146,14 @@ def load(name: str) -> ClusterConfig | None:
     """The record of a cluster that is (or was) up; None where there is none."""
     try:
         found = json.loads((BASE / name / "cluster.json").read_text())
-        return ClusterConfig(**{**found, "upstream_dns": tuple(found["upstream_dns"]), "load_balancer_pool": (
-            None if found.get("load_balancer_pool") is None else tuple(found["load_balancer_pool"]))})
+        return ClusterConfig(
+            **{
+                **found,
+                "upstream_dns": tuple(found["upstream_dns"]),
+                "load_balancer_pool": (
+                    None if found.get("load_balancer_pool") is None else tuple(found["load_balancer_pool"])
+                ),
+            }
+        )
     except (OSError, ValueError, TypeError, KeyError, BadConfig):
         return None

@@ -50,7 +50,8 @@ def down_command(config: ClusterConfig) -> str:
 
 
 def start(config: ClusterConfig, *, until_eof: bool = False) -> subprocess.Popen[bytes]:
-    """Start the cluster's process in the background. until_eof: it goes down when our pipe to it closes, however we end."""
+    """Start the cluster's process in the background. until_eof: it goes down when our pipe to it closes, however we
+    end."""
     if problems := _requirements():
         raise UpFailed("; ".join(problems))
     if load(config.name) is not None:
@@ -64,8 +65,14 @@ def start(config: ClusterConfig, *, until_eof: bool = False) -> subprocess.Popen
     with (config.run_dir / "log" / "cluster.log").open("ab") as log:
         environment = {**os.environ, "PODWIRE_CLUSTER": str(config.run_dir)}
         command = [sys.executable, "-m", "podwire.cluster.run", config.name]
-        return subprocess.Popen(command + (["--until-eof"] if until_eof else []), env=environment, start_new_session=True,
-                                stdin=subprocess.PIPE if until_eof else subprocess.DEVNULL, stdout=log, stderr=log)
+        return subprocess.Popen(
+            command + (["--until-eof"] if until_eof else []),
+            env=environment,
+            start_new_session=True,
+            stdin=subprocess.PIPE if until_eof else subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
 
 
 async def _missing(api: ApiClient, config: ClusterConfig) -> list[str]:
@@ -106,8 +113,10 @@ async def _wait(config: ClusterConfig, process: subprocess.Popen[bytes], say: Sa
     finally:
         if api is not None:
             await api.__aexit__(None, None, None)
-    raise UpFailed(f"not ready after {seconds:.0f} s: {'; '.join(missing)}; logs: {config.run_dir}/log and "
-                   f"{config.run_dir}/nodes/*/log")
+    raise UpFailed(
+        f"not ready after {seconds:.0f} s: {'; '.join(missing)}; logs: {config.run_dir}/log and "
+        f"{config.run_dir}/nodes/*/log"
+    )
 
 
 def _last_words(config: ClusterConfig) -> str:

@@ -84,8 +84,15 @@ def sysctl(namespace: str, settings: dict[str, str]) -> None:
 
 def make_switch(config: ClusterConfig) -> None:
     create(config, config.switch)
-    sysctl(config.switch, {"net.ipv4.ip_forward": "1", "net.ipv4.conf.all.send_redirects": "0",
-                           "net.ipv4.conf.default.send_redirects": "0", "net.ipv6.conf.all.disable_ipv6": "0"})
+    sysctl(
+        config.switch,
+        {
+            "net.ipv4.ip_forward": "1",
+            "net.ipv4.conf.all.send_redirects": "0",
+            "net.ipv4.conf.default.send_redirects": "0",
+            "net.ipv6.conf.all.disable_ipv6": "0",
+        },
+    )
 
     def work(ipr: IPRoute) -> None:
         ipr.link("add", ifname=BRIDGE, kind="bridge", address="02:70:77:00:00:01")
@@ -96,8 +103,9 @@ def make_switch(config: ClusterConfig) -> None:
     netlink(config.switch, work)
 
 
-def _join(config: ClusterConfig, namespace: str, port: str, address: str, prefix: int, gateway: str, *,
-          bridged: bool) -> None:
+def _join(
+    config: ClusterConfig, namespace: str, port: str, address: str, prefix: int, gateway: str, *, bridged: bool
+) -> None:
     """A veth between the switch and `namespace`: eth0 there, `port` here; with address and default route."""
     peer = os.open(path_of(namespace), os.O_RDONLY | os.O_CLOEXEC)
     try:

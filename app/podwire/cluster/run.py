@@ -29,8 +29,13 @@ def make_credentials(config: ClusterConfig) -> None:
     """CA, server certificate, an admin kubeconfig, one kubeconfig for the controllers and one per node; files 0600."""
     ca, data = pki.Authority(), config.run_dir / "api"
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
-             f"kubernetes.default.svc.{config.cluster_domain}"]
+    names = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        f"kubernetes.default.svc.{config.cluster_domain}",
+    ]
     server = ca.server(names, ["127.0.0.1", config.gateway, config.kubernetes_address])
     pki.write_private(data / "ca.pem", ca.certificate)
     pki.write_private(data / "server.pem", server.certificate)
@@ -52,20 +57,36 @@ def make_credentials(config: ClusterConfig) -> None:
 def _roles(config: ClusterConfig) -> list[Role]:
     data, log_dir = config.run_dir / "api", config.run_dir / "log"
     server = ServerConfig(
-        data, (("127.0.0.1", config.api_port, ""), (config.gateway, 6443, network.path_of(config.switch))),
-        (config.gateway, 6443), config.service_cidr, dns=(config.dns_address, config.cluster_domain))
-    controllers = ControllersConfig(str(data / "controllers.kubeconfig"), config.cluster_cidr,
-                                    load_balancer_pool=config.balancer_pool)
-    rows = [Role("apiserver", partial(run_server, server), log_dir / "apiserver.log"),
-            Role("controllers", partial(run_controllers, controllers), log_dir / "controllers.log")]
+        data,
+        (("127.0.0.1", config.api_port, ""), (config.gateway, 6443, network.path_of(config.switch))),
+        (config.gateway, 6443),
+        config.service_cidr,
+        dns=(config.dns_address, config.cluster_domain),
+    )
+    controllers = ControllersConfig(
+        str(data / "controllers.kubeconfig"), config.cluster_cidr, load_balancer_pool=config.balancer_pool
+    )
+    rows = [
+        Role("apiserver", partial(run_server, server), log_dir / "apiserver.log"),
+        Role("controllers", partial(run_controllers, controllers), log_dir / "controllers.log"),
+    ]
     for node in config.node_names():
         spec = agent.AgentConfig(
-            node, str(config.node_dir(node) / "kubeconfig"), config.node_dir(node), config.node_address(node),
-            cluster_cidrs=(config.cluster_cidr,), service_cidrs=(config.service_cidr,), dns_address=config.dns_address,
-            cluster_domain=config.cluster_domain, upstream_dns=config.upstream_dns,
-            node_cidrs=(config.node_cidr,), sets=config.role_sets)
-        rows.append(Role(node, partial(agent.run, spec), log_dir / f"{node}.log",
-                         network.path_of(config.namespace(node))))
+            node,
+            str(config.node_dir(node) / "kubeconfig"),
+            config.node_dir(node),
+            config.node_address(node),
+            cluster_cidrs=(config.cluster_cidr,),
+            service_cidrs=(config.service_cidr,),
+            dns_address=config.dns_address,
+            cluster_domain=config.cluster_domain,
+            upstream_dns=config.upstream_dns,
+            node_cidrs=(config.node_cidr,),
+            sets=config.role_sets,
+        )
+        rows.append(
+            Role(node, partial(agent.run, spec), log_dir / f"{node}.log", network.path_of(config.namespace(node)))
+        )
     return rows
 
 
@@ -80,8 +101,15 @@ def _import_all() -> None:
     import podwire_proxy.main
     from podwire_node import kubelet
 
-    _ = (podwire_cni.agent, podwire_dns.feeder, podwire_dns.server, podwire_proxy.main, podwire_proxy.l2.announcer, pyroute2,
-         kubelet)
+    _ = (
+        podwire_cni.agent,
+        podwire_dns.feeder,
+        podwire_dns.server,
+        podwire_proxy.main,
+        podwire_proxy.l2.announcer,
+        pyroute2,
+        kubelet,
+    )
 
 
 def run(config: ClusterConfig, until_eof: int | None = None) -> None:

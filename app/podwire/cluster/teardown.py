@@ -20,7 +20,8 @@ _STOP_SECONDS = 8.0
 
 
 def _processes(config: ClusterConfig) -> Iterator[int]:
-    """Every process of the cluster, by the marker in its environment. (Containers end with their shims, which have it.)"""
+    """Every process of the cluster, by the marker in its environment. (Containers end with their shims, which have
+    it.)"""
     wanted = f"{MARKER}={config.run_dir}".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():

@@ -15,11 +15,18 @@ from ..cluster.lifecycle import down as take_down
 from ..cluster.lifecycle import up as bring_up
 from .common import Failed, err, out
 
-name_option = click.option("--name", default="podwire", show_default=True, help="Name of the cluster and of its namespaces.")
+name_option = click.option(
+    "--name", default="podwire", show_default=True, help="Name of the cluster and of its namespaces."
+)
 
 
-backend_option = click.option("--proxy-backend", type=click.Choice(PROXY_BACKENDS), default=PROXY_BACKENDS[0],
-                              show_default=True, help="What writes the nodes' Service rules.")
+backend_option = click.option(
+    "--proxy-backend",
+    type=click.Choice(PROXY_BACKENDS),
+    default=PROXY_BACKENDS[0],
+    show_default=True,
+    help="What writes the nodes' Service rules.",
+)
 
 
 def free_port(wanted: int) -> int:
@@ -42,28 +49,54 @@ def interruptible() -> None:
 
 
 def _pool(found: tuple[str, ...]) -> tuple[str, ...] | None:
-    return None if not found else () if found == ("none",) else tuple(part for text in found for part in text.split(","))
+    return (
+        None if not found else () if found == ("none",) else tuple(part for text in found for part in text.split(","))
+    )
 
 
 @click.command()
 @name_option
 @click.option("--nodes", default=3, show_default=True, help="How many nodes.")
-@click.option("--api-port", default=6443, show_default=True, type=click.IntRange(1, 65535),
-              help="Port on 127.0.0.1; another one where it is taken.")
-@click.option("--upstream-dns", multiple=True, metavar="IP[#PORT]", help="DNS servers, as nodes reach them; repeatable.")
+@click.option(
+    "--api-port",
+    default=6443,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="Port on 127.0.0.1; another one where it is taken.",
+)
+@click.option(
+    "--upstream-dns", multiple=True, metavar="IP[#PORT]", help="DNS servers, as nodes reach them; repeatable."
+)
 @click.option("--bridge-nf", type=click.Choice(["0", "1"]), help="net.bridge.bridge-nf-call-iptables on the nodes.")
-@click.option("--load-balancer-pool", multiple=True, metavar="CIDR",
-              help="Addresses for Services of type LoadBalancer: CIDRs or ranges on the node network; repeatable; 'none' for "
-              "no pool.  [default: 172.30.0.192/27]")
+@click.option(
+    "--load-balancer-pool",
+    multiple=True,
+    metavar="CIDR",
+    help="Addresses for Services of type LoadBalancer: CIDRs or ranges on the node network; repeatable; 'none' for "
+    "no pool.  [default: 172.30.0.192/27]",
+)
 @backend_option
-def up(name: str, nodes: int, api_port: int, upstream_dns: tuple[str, ...], bridge_nf: str | None,
-       load_balancer_pool: tuple[str, ...], proxy_backend: str) -> None:
+def up(
+    name: str,
+    nodes: int,
+    api_port: int,
+    upstream_dns: tuple[str, ...],
+    bridge_nf: str | None,
+    load_balancer_pool: tuple[str, ...],
+    proxy_backend: str,
+) -> None:
     """Start a cluster on this machine: every node is a network namespace. The machine's own network is not touched."""
     begin = time.monotonic()
     try:
-        config = ClusterConfig(name=name, nodes=nodes, api_port=free_port(api_port), upstream_dns=upstream_dns,
-                               bridge_nf=int(bridge_nf or -1), load_balancer_pool=_pool(load_balancer_pool),
-                               proxy_backend=proxy_backend)
+        config = ClusterConfig(
+            name=name,
+            nodes=nodes,
+            api_port=free_port(api_port),
+            upstream_dns=upstream_dns,
+            bridge_nf=int(bridge_nf or -1),
+            load_balancer_pool=_pool(load_balancer_pool),
+            proxy_backend=proxy_backend,
+        )
         interruptible()
         bring_up(config, lambda text: err.print(f"  {text}", style="dim"))
     except (BadConfig, UpFailed) as error:
@@ -72,8 +105,11 @@ def up(name: str, nodes: int, api_port: int, upstream_dns: tuple[str, ...], brid
         raise Failed("interrupted; everything is taken down again") from None
     out.print(f"cluster [bold]{name}[/bold] with {nodes} nodes is ready after {time.monotonic() - begin:.1f} s")
     out.print(f"  export KUBECONFIG={config.kubeconfig}", soft_wrap=True)
-    out.print(f"  try: podwire apply -f examples/; podwire status; podwire get pods -o wide; {down_command(config).strip('`')}",
-              soft_wrap=True)
+    out.print(
+        "  try: podwire apply -f examples/; podwire status; podwire get pods -o wide; "
+        f"{down_command(config).strip('`')}",
+        soft_wrap=True,
+    )
 
 
 @click.command()

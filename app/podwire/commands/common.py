@@ -35,8 +35,13 @@ def _escape(text: str) -> str:
 
 
 def kubeconfig_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--kubeconfig", envvar="KUBECONFIG", type=click.Path(), default=None,
-                        help="Default: $KUBECONFIG, or the cluster that `podwire up` started.")(command)
+    return click.option(
+        "--kubeconfig",
+        envvar="KUBECONFIG",
+        type=click.Path(),
+        default=None,
+        help="Default: $KUBECONFIG, or the cluster that `podwire up` started.",
+    )(command)
 
 
 def find_kubeconfig(given: str | None) -> str:

@@ -32,10 +32,19 @@ from .pods import cluster_option, find_cluster, find_pod
 
 HERE = "/proc/self/ns/net"
 # the option's earlier name
-former_name = click.option("--cluster", "cluster", hidden=True, is_eager=True, expose_value=False,
-                           callback=lambda ctx, _, value: ctx.params.update(cluster=value) if value else None)
-OWNERS = {"podwire-cni": "the pod wiring (podwire wiring)", "podwire-dns": "the cluster DNS (podwire dns)",
-          "kube-proxy": "kube-proxy in nftables mode (kube-proxy --cleanup)"}
+former_name = click.option(
+    "--cluster",
+    "cluster",
+    hidden=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, value: ctx.params.update(cluster=value) if value else None,
+)
+OWNERS = {
+    "podwire-cni": "the pod wiring (podwire wiring)",
+    "podwire-dns": "the cluster DNS (podwire dns)",
+    "kube-proxy": "kube-proxy in nftables mode (kube-proxy --cleanup)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +122,7 @@ def _source(text: str, cluster: str | None, where: Place, v6: bool) -> Source:
 
 
 def _destination(text: str) -> tuple[str, int, str]:
-    """"DST:PORT[/udp]" -> (host, port, "TCP" | "UDP" | "SCTP"). Raises Failed."""
+    """ "DST:PORT[/udp]" -> (host, port, "TCP" | "UDP" | "SCTP"). Raises Failed."""
     rest, _, protocol = text.rpartition("/") if text.lower().endswith(("/tcp", "/udp", "/sctp")) else (text, "", "tcp")
     host, colon, port = rest.rpartition(":")
     if not colon or not port.isdigit() or not 0 < int(port) < 65536:
@@ -124,7 +133,9 @@ def _destination(text: str) -> tuple[str, int, str]:
 def _objects(kubeconfig: str | None) -> tuple[list[Object], list[Object]]:
     async def ask(api: object) -> tuple[list[Object], list[Object]]:
         get = api.get  # type: ignore[attr-defined]  # ApiClient
-        return (await get("/api/v1/services"))["items"], (await get("/apis/discovery.k8s.io/v1/endpointslices"))["items"]
+        return (await get("/api/v1/services"))["items"], (await get("/apis/discovery.k8s.io/v1/endpointslices"))[
+            "items"
+        ]
 
     return with_api(kubeconfig, ask)
 
@@ -140,10 +151,17 @@ def _claims(services: list[Object], slices: list[Object]) -> Claims:
     for service in services:
         spec = service.get("spec") or {}
         ingress = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
-        ips = [*(spec.get("clusterIPs") or []), *(spec.get("externalIPs") or []), *(i["ip"] for i in ingress if i.get("ip"))]
+        ips = [
+            *(spec.get("clusterIPs") or []),
+            *(spec.get("externalIPs") or []),
+            *(i["ip"] for i in ingress if i.get("ip")),
+        ]
         for port in spec.get("ports") or []:
             for ip in ips:
-                out[ip, port.get("protocol") or "TCP", port.get("port")] = (key(service), *counts.get(key(service), (0, 0)))
+                out[ip, port.get("protocol") or "TCP", port.get("port")] = (
+                    key(service),
+                    *counts.get(key(service), (0, 0)),
+                )
     return out
 
 
@@ -153,15 +171,18 @@ def _resolve(host: str, services: list[Object]) -> str:
         if key(service) == f"{space or 'default'}/{own}":
             ip = str(service["spec"].get("clusterIP") or "")
             if not _is_ip(ip):
-                raise Failed(f"Service {key(service)} has no ClusterIP (headless or ExternalName), so no proxy serves it")
+                raise Failed(
+                    f"Service {key(service)} has no ClusterIP (headless or ExternalName), so no proxy serves it"
+                )
             return ip
     raise Failed(f"DST {host!r} is neither an address nor a Service ([namespace/]name)")
 
 
 def _route(place: Place, dst: str) -> str:
     """What the node's routing says; `ip route get` knows all tables and rules."""
-    done = subprocess.run(["nsenter", f"--net={place.path}", "ip", "-j", "route", "get", dst], capture_output=True, text=True,
-                          check=False)
+    done = subprocess.run(
+        ["nsenter", f"--net={place.path}", "ip", "-j", "route", "get", dst], capture_output=True, text=True, check=False
+    )
     with contextlib.suppress(ValueError, IndexError):
         found = json.loads(done.stdout)[0]
         if found.get("type") == "local":
@@ -204,27 +225,41 @@ def _send(at: Place, packet: Packet) -> tuple[str, str]:
 
 def _lines(place: Place, packet: Packet, found: Explanation) -> Iterator[str]:
     yield f"packet       {packet.src} -> {packet.dst}:{packet.port}/{packet.protocol.lower()}" + (
-        f", on node {place.node}" if place.node else "")
+        f", on node {place.node}" if place.node else ""
+    )
     yield from found.lines
-    for ip in dict.fromkeys(b.ip for b, _ in found.to[:SHOWN]) if found.to else [packet.dst] * (found.verdict == "pass"):
+    for ip in (
+        dict.fromkeys(b.ip for b, _ in found.to[:SHOWN]) if found.to else [packet.dst] * (found.verdict == "pass")
+    ):
         yield f"route        {ip}: {_route(place, ip)}"
 
 
 @click.command("explain")
 @click.argument("src")
 @click.argument("dst")
-@click.option("--node", help="A node of the cluster on this machine. Default: the node of the pod SRC, else this machine.")
+@click.option(
+    "--node", help="A node of the cluster on this machine. Default: the node of the pod SRC, else this machine."
+)
 @click.option("--netns", type=click.Path(exists=True), help="Look at the node in this network namespace.")
 @cluster_option
 @former_name
 @click.option("--interface", default="", help="Where the packet comes into the node (for detectors by interface).")
 @click.option("--send", is_flag=True, help="Send a real packet and see.")
 @kubeconfig_option
-def explain_(src: str, dst: str, node: str | None, netns: str | None, cluster: str | None, interface: str, send: bool,
-             kubeconfig: str | None) -> None:
+def explain_(
+    src: str,
+    dst: str,
+    node: str | None,
+    netns: str | None,
+    cluster: str | None,
+    interface: str,
+    send: bool,
+    kubeconfig: str | None,
+) -> None:
     """Say what becomes of a packet from SRC to DST:PORT[/udp], by the rules that are in the kernel now.
 
-    SRC: an address, "node", or a pod as [namespace/]name or pod/name. DST: an address, or a Service as [namespace/]name.
+    SRC: an address, "node", or a pod as [namespace/]name or pod/name. DST: an address, or a Service as
+    [namespace/]name.
     """
     host, port, protocol = _destination(dst)
     services, slices = [], []  # type: tuple[list[Object], list[Object]]
@@ -247,7 +282,9 @@ def explain_(src: str, dst: str, node: str | None, netns: str | None, cluster: s
         click.echo(line)
     if send:
         if source.at is None:
-            raise Failed(f"--send: {source.ip} is no address of the node; SRC must be a pod, `node`, or one of its addresses")
+            raise Failed(
+                f"--send: {source.ip} is no address of the node; SRC must be a pod, `node`, or one of its addresses"
+            )
         verdict, text = _send(source.at, packet)
         agrees = found.verdict in ({"forward", "drop", "pass"} if verdict == "silent" else {verdict, "pass"})
         click.echo(f"sent         {text}: {'as explained' if agrees else 'NOT as explained'}")

@@ -14,12 +14,27 @@ from ..deploy import apply, plan
 from ..settings import PREFIX, ROLES
 from .common import Failed
 
-root_option = click.option("--root", type=click.Path(path_type=Path, file_okay=False, exists=True), default=Path("/"),
-                           show_default=True, help="Where the machine's files are.")
-conf_option = click.option("--cni-conf-dir", envvar="PODWIRE_CNI_CONF_DIR", default="/etc/cni/net.d", show_default=True,
-                           help="Where container runtimes look for CNI configurations.")
-bin_option = click.option("--cni-bin-dir", envvar="PODWIRE_CNI_BIN_DIR", default="/opt/cni/bin", show_default=True,
-                          help="Where container runtimes look for plugins (Debian's containerd: /usr/lib/cni).")
+root_option = click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=Path("/"),
+    show_default=True,
+    help="Where the machine's files are.",
+)
+conf_option = click.option(
+    "--cni-conf-dir",
+    envvar="PODWIRE_CNI_CONF_DIR",
+    default="/etc/cni/net.d",
+    show_default=True,
+    help="Where container runtimes look for CNI configurations.",
+)
+bin_option = click.option(
+    "--cni-bin-dir",
+    envvar="PODWIRE_CNI_BIN_DIR",
+    default="/opt/cni/bin",
+    show_default=True,
+    help="Where container runtimes look for plugins (Debian's containerd: /usr/lib/cni).",
+)
 dry_option = click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
 
 
@@ -39,7 +54,8 @@ def _carry_out(root: Path, steps: Sequence[plan.Step], *, dry: bool, done: str) 
 
 
 def refused(settings: Mapping[str, str]) -> str:
-    """Why `podwire agent` would not start with these settings; "" where it would. Files that they name are not looked at."""
+    """Why `podwire agent` would not start with these settings; "" where it would. Files that they name are not looked
+    at."""
     from ..settings import BadSetting
     from .parts import agent, agent_config
 
@@ -72,27 +88,64 @@ def refused(settings: Mapping[str, str]) -> str:
 
 @click.command()
 @root_option
-@click.option("--only", "parts", multiple=True, type=click.Choice(plan.PARTS), default=("plugin", "agent"), show_default=True,
-              help="What to install; repeatable.")
+@click.option(
+    "--only",
+    "parts",
+    multiple=True,
+    type=click.Choice(plan.PARTS),
+    default=("plugin", "agent"),
+    show_default=True,
+    help="What to install; repeatable.",
+)
 @click.option("--kubeconfig", help="For the agent; /etc/kubernetes/kubelet.conf with the rights of docs/migration.md.")
 @click.option("--address", help="This node's InternalIP.")
 @click.option("--node-name", help="Name of this node's Node object; default: the host's name.")
 @click.option("--role", "roles", multiple=True, type=click.Choice(ROLES), help="Roles of the agent; default: all.")
 @click.option("--pods", is_flag=True, help="The agent also runs pods (a cluster without kubelets).")
-@click.option("--setting", "settings", multiple=True, metavar="PODWIRE_NAME=VALUE",
-              help="Any other setting of `podwire agent --help`; repeatable. An empty value takes one out.")
+@click.option(
+    "--setting",
+    "settings",
+    multiple=True,
+    metavar="PODWIRE_NAME=VALUE",
+    help="Any other setting of `podwire agent --help`; repeatable. An empty value takes one out.",
+)
 @click.option("--listen", default="", metavar="ADDRESS:PORT", help="Of the API server, for --only control-plane.")
-@click.option("--data-dir", default="/var/lib/podwire", show_default=True, help="The control plane's, made by `podwire init`.")
+@click.option(
+    "--data-dir", default="/var/lib/podwire", show_default=True, help="The control plane's, made by `podwire init`."
+)
 @bin_option
 @conf_option
-@click.option("--take-over/--no-take-over", envvar="PODWIRE_TAKE_OVER", default=False, show_default=True,
-              help="Put other plugins' configurations aside; uninstall puts them back. [PODWIRE_TAKE_OVER]")
-@click.option("--program", default=str(Path(sys.prefix) / "bin" / "podwire"), show_default=True,
-              help="The podwire command, as units call it.")
+@click.option(
+    "--take-over/--no-take-over",
+    envvar="PODWIRE_TAKE_OVER",
+    default=False,
+    show_default=True,
+    help="Put other plugins' configurations aside; uninstall puts them back. [PODWIRE_TAKE_OVER]",
+)
+@click.option(
+    "--program",
+    default=str(Path(sys.prefix) / "bin" / "podwire"),
+    show_default=True,
+    help="The podwire command, as units call it.",
+)
 @dry_option
-def install(root: Path, parts: tuple[str, ...], kubeconfig: str | None, address: str | None, node_name: str | None,
-            roles: tuple[str, ...], pods: bool, settings: tuple[str, ...], listen: str, data_dir: str, cni_bin_dir: str,
-            cni_conf_dir: str, take_over: bool, program: str, dry_run: bool) -> None:
+def install(
+    root: Path,
+    parts: tuple[str, ...],
+    kubeconfig: str | None,
+    address: str | None,
+    node_name: str | None,
+    roles: tuple[str, ...],
+    pods: bool,
+    settings: tuple[str, ...],
+    listen: str,
+    data_dir: str,
+    cni_bin_dir: str,
+    cni_conf_dir: str,
+    take_over: bool,
+    program: str,
+    dry_run: bool,
+) -> None:
     """Put podwire on a node without images: the CNI plugin, settings in /etc/podwire/agent.env, systemd units.
 
     Fine to repeat: only what differs is written, and settings that are there stay. It says what will keep the node
@@ -100,17 +153,34 @@ def install(root: Path, parts: tuple[str, ...], kubeconfig: str | None, address:
     """
     from podwire_cni import native
 
-    given = {f"{PREFIX}{name}": value for name, value in (
-        ("KUBECONFIG", kubeconfig), ("ADDRESS", address), ("NODE_NAME", node_name), ("ROLE", " ".join(roles)),
-        ("PODS", "true" if pods else None)) if value}
+    given = {
+        f"{PREFIX}{name}": value
+        for name, value in (
+            ("KUBECONFIG", kubeconfig),
+            ("ADDRESS", address),
+            ("NODE_NAME", node_name),
+            ("ROLE", " ".join(roles)),
+            ("PODS", "true" if pods else None),
+        )
+        if value
+    }
     for text in settings:
         name, equals, value = text.partition("=")
         if not equals:
             raise Failed(f"--setting {text!r}: expected PODWIRE_NAME=VALUE")
         given[name] = value
     try:
-        wanted = plan.Wanted(parts, program, native.client_path().read_bytes(), given, cni_bin_dir, cni_conf_dir, data_dir,
-                             listen, take_over)
+        wanted = plan.Wanted(
+            parts,
+            program,
+            native.client_path().read_bytes(),
+            given,
+            cni_bin_dir,
+            cni_conf_dir,
+            data_dir,
+            listen,
+            take_over,
+        )
     except plan.BadInstall as error:
         raise Failed(str(error)) from error
     facts = apply.look(root, plan.paths(wanted), cni_conf_dir)
@@ -132,16 +202,32 @@ def install(root: Path, parts: tuple[str, ...], kubeconfig: str | None, address:
 @root_option
 @bin_option
 @conf_option
-@click.option("--kernel/--no-kernel", default=None,
-              help="Also take podwire's state out of the kernel. [default: with --root /]")
-@click.option("--dns-address", envvar="PODWIRE_DNS_ADDRESS", help="The cluster DNS address; default: as in the settings.")
+@click.option(
+    "--kernel/--no-kernel", default=None, help="Also take podwire's state out of the kernel. [default: with --root /]"
+)
+@click.option(
+    "--dns-address", envvar="PODWIRE_DNS_ADDRESS", help="The cluster DNS address; default: as in the settings."
+)
 @click.option("--purge", is_flag=True, help="Remove the settings too.")
 @dry_option
-def uninstall(root: Path, cni_bin_dir: str, cni_conf_dir: str, kernel: bool | None,
-              dns_address: str | None, purge: bool, dry_run: bool) -> None:
+def uninstall(
+    root: Path,
+    cni_bin_dir: str,
+    cni_conf_dir: str,
+    kernel: bool | None,
+    dns_address: str | None,
+    purge: bool,
+    dry_run: bool,
+) -> None:
     """Remove what `podwire install` put on this node, and put back what it put aside. Drain the node before."""
     facts = apply.look_for_uninstall(root, cni_bin_dir, cni_conf_dir)
     wanted = root == Path("/") if kernel is None else kernel
-    steps = plan.uninstall(facts, cni_bin_dir=cni_bin_dir, cni_conf_dir=cni_conf_dir, kernel=wanted,
-                           purge=purge, dns_address=dns_address or "")
+    steps = plan.uninstall(
+        facts,
+        cni_bin_dir=cni_bin_dir,
+        cni_conf_dir=cni_conf_dir,
+        kernel=wanted,
+        purge=purge,
+        dns_address=dns_address or "",
+    )
     _carry_out(root, steps, dry=dry_run, done="nothing of podwire is installed")

@@ -48,9 +48,11 @@ def url_host(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def write_credentials(data: Path, address: str, port: int, addresses: server_join.Addresses, more: tuple[str, ...]) -> bool:
-    """CA (once), server certificate, and kubeconfigs of the admin and the controllers. False where all was there for these
-    addresses."""
+def write_credentials(
+    data: Path, address: str, port: int, addresses: server_join.Addresses, more: tuple[str, ...]
+) -> bool:
+    """CA (once), server certificate, and kubeconfigs of the admin and the controllers. False where all was there for
+    these addresses."""
     api, stamp = data / "api", json.dumps([address, port, *more, asdict(addresses)])
     if (api / "made-for.json").exists() and (api / "made-for.json").read_text() == stamp:
         return False
@@ -62,16 +64,28 @@ def write_credentials(data: Path, address: str, port: int, addresses: server_joi
         pki.write_private(api / "ca.pem", authority.certificate)
         pki.write_private(api / "ca-key.pem", authority.pair.key)
     first = str(ipaddress.ip_network(addresses.service_cidr)[1])
-    names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
-             f"kubernetes.default.svc.{addresses.cluster_domain}", socket.gethostname()]
+    names = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        f"kubernetes.default.svc.{addresses.cluster_domain}",
+        socket.gethostname(),
+    ]
     server = authority.server(names, dict.fromkeys(["127.0.0.1", address, first, *more]))
     pki.write_private(api / "server.pem", server.certificate)
     pki.write_private(api / "server-key.pem", server.key)
     pki.write_private(api / "cluster.json", json.dumps(asdict(addresses)))
-    for path, where, user in ((data / "admin.kubeconfig", url_host(address), "admin"),
-                              (api / "controllers.kubeconfig", "127.0.0.1", "system:kube-controller-manager")):
-        pki.write_private(path, pki.kubeconfig("podwire", f"https://{where}:{port}", authority.certificate, user,
-                                               authority.client(user, [auth.ADMINS])))
+    for path, where, user in (
+        (data / "admin.kubeconfig", url_host(address), "admin"),
+        (api / "controllers.kubeconfig", "127.0.0.1", "system:kube-controller-manager"),
+    ):
+        pki.write_private(
+            path,
+            pki.kubeconfig(
+                "podwire", f"https://{where}:{port}", authority.certificate, user, authority.client(user, [auth.ADMINS])
+            ),
+        )
     pki.write_private(api / "made-for.json", stamp)
     return True
 
@@ -90,27 +104,56 @@ def join_token(api: Path, wanted: str | None, hours: float, *, new: bool) -> str
 
 
 @click.command()
-@click.option("--advertise", required=True, metavar="ADDRESS[:PORT]", help="Where other machines reach the API server here.")
-@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("/var/lib/podwire"),
-              show_default=True, help="The control plane's files: certificates, tokens, store.")
-@click.option("--cluster-cidr", default="10.244.0.0/16", show_default=True, help="Pod addresses; each node gets a /24 of them.")
+@click.option(
+    "--advertise", required=True, metavar="ADDRESS[:PORT]", help="Where other machines reach the API server here."
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/var/lib/podwire"),
+    show_default=True,
+    help="The control plane's files: certificates, tokens, store.",
+)
+@click.option(
+    "--cluster-cidr", default="10.244.0.0/16", show_default=True, help="Pod addresses; each node gets a /24 of them."
+)
 @click.option("--service-cidr", default="10.96.0.0/16", show_default=True, help="Service addresses.")
 @click.option("--dns-address", default=None, help="Default: the tenth Service address.")
 @click.option("--cluster-domain", default="cluster.local", show_default=True, help="The DNS zone of the cluster.")
-@click.option("--also", multiple=True, metavar="ADDRESS", help="Further addresses that the server's certificate is for.")
+@click.option(
+    "--also", multiple=True, metavar="ADDRESS", help="Further addresses that the server's certificate is for."
+)
 @click.option("--token", help="The join token, at least 32 characters; default: the valid one, or one made at random.")
-@click.option("--token-hours", default=24.0, show_default=True, type=click.FloatRange(0.01, 8760),
-              help="How long others can join with the token.")
+@click.option(
+    "--token-hours",
+    default=24.0,
+    show_default=True,
+    type=click.FloatRange(0.01, 8760),
+    help="How long others can join with the token.",
+)
 @click.option("--new-token", is_flag=True, help="Make the join token anew: the old one opens nothing any more.")
-def init(advertise: str, data_dir: Path, cluster_cidr: str, service_cidr: str, dns_address: str | None, cluster_domain: str,
-         also: tuple[str, ...], token: str | None, token_hours: float, new_token: bool) -> None:
+def init(
+    advertise: str,
+    data_dir: Path,
+    cluster_cidr: str,
+    service_cidr: str,
+    dns_address: str | None,
+    cluster_domain: str,
+    also: tuple[str, ...],
+    token: str | None,
+    token_hours: float,
+    new_token: bool,
+) -> None:
     """Make a cluster's certificates and addresses on its first machine, and the token with which others join.
 
-    Fine to repeat: the CA stays. Then `podwire install --only control-plane --listen ADDRESS:PORT` starts the API server.
+    Fine to repeat: the CA stays. Then `podwire install --only control-plane --listen ADDRESS:PORT` starts the API
+    server.
     """
     address, port = _address(advertise, "--advertise")
     if (ip := ipaddress.ip_address(address)).is_loopback or ip.is_unspecified or ip.is_link_local:
-        raise Failed(f"--advertise: others cannot reach {address}; give this machine's address on the network of the nodes")
+        raise Failed(
+            f"--advertise: others cannot reach {address}; give this machine's address on the network of the nodes"
+        )
     more = tuple(_address(text, "--also")[0] for text in also)
     if token is not None and len(token) < server_join.MIN_TOKEN:
         raise Failed(f"--token: has {len(token)} characters; at least {server_join.MIN_TOKEN} are needed")
@@ -128,7 +171,9 @@ def init(advertise: str, data_dir: Path, cluster_cidr: str, service_cidr: str, d
     except (OSError, ValueError) as error:
         raise Failed(f"{data_dir}: {error}") from error
     listen = f"{url_host(address)}:{port}"
-    click.echo(f"{'made' if fresh else 'kept'} certificates in {data_dir}/api; export KUBECONFIG={data_dir}/admin.kubeconfig")
+    click.echo(
+        f"{'made' if fresh else 'kept'} certificates in {data_dir}/api; export KUBECONFIG={data_dir}/admin.kubeconfig"
+    )
     click.echo(f"here:      podwire install --only control-plane --listen {listen} --data-dir {data_dir}")
     click.echo(f"each node: podwire join https://{listen} --token {secret}")
 
@@ -136,7 +181,10 @@ def init(advertise: str, data_dir: Path, cluster_cidr: str, service_cidr: str, d
 async def _ask(server: str, token: str, node: str) -> tuple[str, pki.Pair, server_join.Addresses]:
     """(the CA, the node's certificate and key, the cluster's addresses). Raises ApiError, Failed."""
     trusting = ssl.create_default_context()
-    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE  # the token's MAC proves what comes, nothing is sent
+    trusting.check_hostname, trusting.verify_mode = (
+        False,
+        ssl.CERT_NONE,
+    )  # the token's MAC proves what comes, nothing is sent
     async with ApiClient(ClientConfig(server, "", trusting)) as api:
         first = await api.get(server_join.CA_PATH)
     authority = str(first.get("ca", ""))
@@ -162,13 +210,16 @@ async def _patiently(server: str, token: str, node: str, seconds: float) -> tupl
 
 @click.command()
 @click.argument("server")
-@click.option("--token", required=True, envvar="PODWIRE_JOIN_TOKEN", help="As `podwire init` printed it. [PODWIRE_JOIN_TOKEN]")
+@click.option(
+    "--token", required=True, envvar="PODWIRE_JOIN_TOKEN", help="As `podwire init` printed it. [PODWIRE_JOIN_TOKEN]"
+)
 @click.option("--node-name", default=socket.gethostname, help="Name of this node; default: the host's name.")
 @click.option("--root", type=click.Path(path_type=Path, file_okay=False), default=Path("/"), hidden=True)
 @click.option("--wait", default=60.0, show_default=True, help="Seconds that the API server may take to answer.")
 @click.option("--again", is_flag=True, help="Get a new certificate though there is one.")
 def join(server: str, token: str, node_name: str, root: Path, wait: float, again: bool) -> None:
-    """Make this machine a node of the cluster at SERVER (https://ADDRESS:PORT): its certificate and the cluster's addresses.
+    """Make this machine a node of the cluster at SERVER (https://ADDRESS:PORT): its certificate and the cluster's
+    addresses.
 
     Writes /etc/podwire/node.kubeconfig and settings in /etc/podwire/agent.env; `podwire install` then starts the agent.
     """
@@ -181,8 +232,11 @@ def join(server: str, token: str, node_name: str, root: Path, wait: float, again
         authority, pair, addresses = asyncio.run(_patiently(server, token, node_name, wait))
         kubeconfig.parent.mkdir(parents=True, exist_ok=True)
         pki.write_private(kubeconfig, pki.kubeconfig("podwire", server, authority, f"system:node:{node_name}", pair))
-        given = {"PODWIRE_KUBECONFIG": "/etc/podwire/node.kubeconfig", "PODWIRE_NODE_NAME": node_name,
-                 **{f"PODWIRE_{field.upper()}": value for field, value in asdict(addresses).items()}}
+        given = {
+            "PODWIRE_KUBECONFIG": "/etc/podwire/node.kubeconfig",
+            "PODWIRE_NODE_NAME": node_name,
+            **{f"PODWIRE_{field.upper()}": value for field, value in asdict(addresses).items()},
+        }
         pki.write_private(env, plan.merged_settings(env.read_text() if env.exists() else "", given, {}))
     except (ApiError, client_config.ConfigError, aiohttp.ClientError) as error:
         raise Failed(str(error)) from error

@@ -16,8 +16,9 @@ from podwire_base.kube.registry import RESOURCES, Resource, by_name
 
 from .common import Failed, kubeconfig_option, make_table, out, print_table, with_api
 
-namespace_option = click.option("-n", "--namespace", "space", default="default", show_default=True,
-                                help="Of objects that do not say theirs.")
+namespace_option = click.option(
+    "-n", "--namespace", "space", default="default", show_default=True, help="Of objects that do not say theirs."
+)
 _STRICT = {"fieldValidation": "Strict"}
 _TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"
 
@@ -47,7 +48,9 @@ async def apply_one(api: ApiClient, obj: Object, space: str) -> str:
             raise
         await api.request("POST", resource.path(where), with_record(obj), params=_STRICT)
         return "created"
-    after = await api.request("PATCH", path, three_way(obj, live), params=_STRICT, content_type="application/merge-patch+json")
+    after = await api.request(
+        "PATCH", path, three_way(obj, live), params=_STRICT, content_type="application/merge-patch+json"
+    )
     return "unchanged" if after["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"] else "configured"
 
 
@@ -100,7 +103,9 @@ def _targets(words: tuple[str, ...]) -> list[tuple[Resource, str]]:
     for word in words[1:]:
         if by_name(word.partition("/")[0]) and "/" in word:
             raise Failed(f"{word} says its kind already: leave {words[0]!r} out")
-    kinds = [r for r in RESOURCES if "all" in r.categories] if words[0] == "all" else [kind(w) for w in words[0].split(",")]
+    kinds = (
+        [r for r in RESOURCES if "all" in r.categories] if words[0] == "all" else [kind(w) for w in words[0].split(",")]
+    )
     return [(k, n) for k in kinds for n in (words[1:] or ("",))]
 
 
@@ -125,8 +130,15 @@ def _print_rows(resource: Resource, found: Object, wide: bool, spaces: bool, *, 
 @click.option("-l", "--selector", default="", help="Label selector.")
 @click.option("-w", "--watch", is_flag=True, help="Go on and show each change.")
 @kubeconfig_option
-def get(what: tuple[str, ...], space: str, all_namespaces: bool, output: str | None, selector: str, watch: bool,
-        kubeconfig: str | None) -> None:
+def get(
+    what: tuple[str, ...],
+    space: str,
+    all_namespaces: bool,
+    output: str | None,
+    selector: str,
+    watch: bool,
+    kubeconfig: str | None,
+) -> None:
     """Show objects: `podwire get pods`, `podwire get svc my-service -o yaml`, `podwire get pods,services -A`."""
     targets = _targets(what)
 
@@ -162,8 +174,16 @@ def get(what: tuple[str, ...], space: str, all_namespaces: bool, output: str | N
     with_api(kubeconfig, work)
 
 
-async def _follow(api: ApiClient, resource: Resource, where: str, own: str, params: dict[str, str], found: Object,
-                  wide: bool, spaces: bool) -> None:
+async def _follow(
+    api: ApiClient,
+    resource: Resource,
+    where: str,
+    own: str,
+    params: dict[str, str],
+    found: Object,
+    wide: bool,
+    spaces: bool,
+) -> None:
     from datetime import UTC, datetime
 
     version = found["metadata"].get("resourceVersion") or found["rows"][0]["object"]["metadata"]["resourceVersion"]
@@ -190,8 +210,15 @@ async def _follow(api: ApiClient, resource: Resource, where: str, own: str, para
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the objects are gone.")
 @click.option("--ignore-not-found", is_flag=True, help="Exit 0 where there is no such object.")
 @kubeconfig_option
-def delete(what: tuple[str, ...], files: tuple[str, ...], space: str, grace_period: int | None, wait: bool,
-           ignore_not_found: bool, kubeconfig: str | None) -> None:
+def delete(
+    what: tuple[str, ...],
+    files: tuple[str, ...],
+    space: str,
+    grace_period: int | None,
+    wait: bool,
+    ignore_not_found: bool,
+    kubeconfig: str | None,
+) -> None:
     """Delete objects: `podwire delete pod NAME`, `podwire delete -f FILE`."""
     try:
         wanted = [(*_scoped(o, space), name(o)) for o in read_files(files)]
@@ -212,7 +239,7 @@ def delete(what: tuple[str, ...], files: tuple[str, ...], space: str, grace_peri
                 options = {} if grace_period is None else {"gracePeriodSeconds": grace_period}
                 answer = await api.delete(path, options)
                 gone.append((path, uid(answer) or str(answer.get("details", {}).get("uid"))))
-                out.print(f'{_label(resource, own)} deleted')
+                out.print(f"{_label(resource, own)} deleted")
             except ApiError as error:
                 if error.code != 404:
                     raise
@@ -236,5 +263,3 @@ async def _until_gone(api: ApiClient, path: str, old: str) -> None:
                 return
             raise
         await asyncio.sleep(0.1)
-
-

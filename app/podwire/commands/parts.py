@@ -28,27 +28,54 @@ def setting(flag: str, *names: str, **more: Any) -> Callable[[Callable[..., Any]
 
 
 @click.command()
-@click.option("--node-name", envvar=["NODE_NAME", "PODWIRE_NODE_NAME"], default=socket.gethostname,
-              help="Name of this node's Node object. [NODE_NAME; default: the host's name]")
+@click.option(
+    "--node-name",
+    envvar=["NODE_NAME", "PODWIRE_NODE_NAME"],
+    default=socket.gethostname,
+    help="Name of this node's Node object. [NODE_NAME; default: the host's name]",
+)
 @setting("--kubeconfig", type=click.Path(), help="Default: the pod's service account.")
-@setting("--api-servers", default="", help="Addresses of the API server in place of the kubeconfig's, spaces between; the next "
-         "is asked when one does not answer. Without kube-proxy the Service `kubernetes` is none of them.")
-@click.option("--address", envvar=["NODE_ADDRESS", "PODWIRE_ADDRESS"], default="",
-              help="This node's InternalIP; needed with --pods. [NODE_ADDRESS]")
+@setting(
+    "--api-servers",
+    default="",
+    help="Addresses of the API server in place of the kubeconfig's, spaces between; the next "
+    "is asked when one does not answer. Without kube-proxy the Service `kubernetes` is none of them.",
+)
+@click.option(
+    "--address",
+    envvar=["NODE_ADDRESS", "PODWIRE_ADDRESS"],
+    default="",
+    help="This node's InternalIP; needed with --pods. [NODE_ADDRESS]",
+)
 @setting("--run-dir", type=click.Path(path_type=Path), default=Path("/run/podwire/node"), show_default=True)
 @setting("--role", "role", multiple=True, default=ROLES, show_default=True, help="What to run; repeatable.")
-@setting("--cluster-cidr", multiple=True, default=("10.244.0.0/16",), show_default=True, help="Pod addresses; repeatable.")
+@setting(
+    "--cluster-cidr", multiple=True, default=("10.244.0.0/16",), show_default=True, help="Pod addresses; repeatable."
+)
 @setting("--service-cidr", multiple=True, default=("10.96.0.0/16",), show_default=True, help="Service addresses.")
 @setting("--node-cidr", multiple=True, help="Addresses of nodes, which no Service may claim.")
-@setting("--dns-address", default="10.96.0.10", show_default=True, help="The cluster DNS address, bound on this node's lo.")
+@setting(
+    "--dns-address", default="10.96.0.10", show_default=True, help="The cluster DNS address, bound on this node's lo."
+)
 @setting("--cluster-domain", default="cluster.local", show_default=True, help="The DNS zone of the cluster.")
-@setting("--upstream-dns", multiple=True, metavar="IP[#PORT]", help="For other names; default: those in /etc/resolv.conf.")
+@setting(
+    "--upstream-dns", multiple=True, metavar="IP[#PORT]", help="For other names; default: those in /etc/resolv.conf."
+)
 @setting("--corefile", type=click.Path(path_type=Path), help="DNS settings from a CoreDNS Corefile.")
 @setting("--proxy-config", type=click.Path(path_type=Path), help="Proxy settings from a KubeProxyConfiguration.")
-@setting("--uplink", default="", help="The link to the other nodes; default: the one with --address or the default route.")
-@setting("--cni-conf-dir", type=click.Path(path_type=Path), help="Where container runtimes look; default: RUN_DIR/cni/net.d")
+@setting(
+    "--uplink", default="", help="The link to the other nodes; default: the one with --address or the default route."
+)
+@setting(
+    "--cni-conf-dir", type=click.Path(path_type=Path), help="Where container runtimes look; default: RUN_DIR/cni/net.d"
+)
 @setting("--set", "sets", multiple=True, metavar="ROLE.FIELD=VALUE", help="A single field of a role; repeatable.")
-@setting("--log-files/--no-log-files", default=False, show_default=True, help="Each role's log in RUN_DIR/log, not on stderr.")
+@setting(
+    "--log-files/--no-log-files",
+    default=False,
+    show_default=True,
+    help="Each role's log in RUN_DIR/log, not on stderr.",
+)
 @setting("--log-json/--no-log-json", default=False, show_default=True, help="Log lines as JSON.")
 @setting("--pods/--no-pods", default=False, show_default=True, help="Also run pods (where no kubelet does).")
 @click.option("--check", "only_check", is_flag=True, help="Look at the settings, print them, and exit.")
@@ -79,10 +106,27 @@ def agent(only_check: bool, log_json: bool, **flags: Any) -> None:
     run(config)
 
 
-def agent_config(*, node_name: str, kubeconfig: str | None, address: str, run_dir: Path, role: tuple[str, ...],
-                 cluster_cidr: tuple[str, ...], service_cidr: tuple[str, ...], node_cidr: tuple[str, ...], dns_address: str,
-                 cluster_domain: str, upstream_dns: tuple[str, ...], corefile: Path | None, proxy_config: Path | None,
-                 uplink: str, cni_conf_dir: Path | None, sets: tuple[str, ...], log_files: bool, pods: bool) -> AgentConfig:
+def agent_config(
+    *,
+    node_name: str,
+    kubeconfig: str | None,
+    address: str,
+    run_dir: Path,
+    role: tuple[str, ...],
+    cluster_cidr: tuple[str, ...],
+    service_cidr: tuple[str, ...],
+    node_cidr: tuple[str, ...],
+    dns_address: str,
+    cluster_domain: str,
+    upstream_dns: tuple[str, ...],
+    corefile: Path | None,
+    proxy_config: Path | None,
+    uplink: str,
+    cni_conf_dir: Path | None,
+    sets: tuple[str, ...],
+    log_files: bool,
+    pods: bool,
+) -> AgentConfig:
     """Raises BadSetting."""
     for option, value in (("--address", address), ("--dns-address", dns_address)):
         try:
@@ -95,20 +139,48 @@ def agent_config(*, node_name: str, kubeconfig: str | None, address: str, run_di
         upstream_dns = ("/etc/resolv.conf",)
     # with --pods our own node agent reads the conflist, in the run directory, and a runtime of the machine must not
     return AgentConfig(
-        node_name, kubeconfig or None, run_dir, address, cluster_cidr, service_cidr, dns_address, cluster_domain, upstream_dns,
-        uplink, pods, node_cidrs=node_cidr, roles=roles, log_files=log_files, conf_dir=None if pods else cni_conf_dir,
-        corefile=corefile, proxy_config=proxy_config, sets=assignments(sets))
+        node_name,
+        kubeconfig or None,
+        run_dir,
+        address,
+        cluster_cidr,
+        service_cidr,
+        dns_address,
+        cluster_domain,
+        upstream_dns,
+        uplink,
+        pods,
+        node_cidrs=node_cidr,
+        roles=roles,
+        log_files=log_files,
+        conf_dir=None if pods else cni_conf_dir,
+        corefile=corefile,
+        proxy_config=proxy_config,
+        sets=assignments(sets),
+    )
 
 
 @click.command()
-@click.option("--data", required=True, type=click.Path(exists=True, path_type=Path),
-              help="Directory with server.pem, server-key.pem, ca.pem, tokens.json; store.db is made there.")
-@click.option("--listen", default="127.0.0.1:6443", show_default=True, metavar="ADDRESS:PORT", help="Where it serves HTTPS.")
-@click.option("--advertise", default=None, metavar="ADDRESS:PORT",
-              help="Endpoint of Service default/kubernetes; default --listen.")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Directory with server.pem, server-key.pem, ca.pem, tokens.json; store.db is made there.",
+)
+@click.option(
+    "--listen", default="127.0.0.1:6443", show_default=True, metavar="ADDRESS:PORT", help="Where it serves HTTPS."
+)
+@click.option(
+    "--advertise",
+    default=None,
+    metavar="ADDRESS:PORT",
+    help="Endpoint of Service default/kubernetes; default --listen.",
+)
 @click.option("--service-cidr", help="Default: as `podwire init` wrote it in --data, else 10.96.0.0/16.")
 @click.option("--dns-address", help="Gets the Service kube-dns; default: as in --data, else none.")
-def apiserver(data: Path, listen: str, advertise: str | None, service_cidr: str | None, dns_address: str | None) -> None:
+def apiserver(
+    data: Path, listen: str, advertise: str | None, service_cidr: str | None, dns_address: str | None
+) -> None:
     """The API server alone, over a SQLite store. `podwire init` makes what it needs."""
     from podwire_controlplane.server.main import ServerConfig, run
 
@@ -121,8 +193,13 @@ def apiserver(data: Path, listen: str, advertise: str | None, service_cidr: str 
     made = _made(data)
     dns = dns_address or (made.dns_address if made else "")
     domain = made.cluster_domain if made else "cluster.local"
-    config = ServerConfig(data, ((*pair(listen), ""),), pair(advertise or listen),
-                          service_cidr or (made.service_cidr if made else "10.96.0.0/16"), dns=(dns, domain) if dns else None)
+    config = ServerConfig(
+        data,
+        ((*pair(listen), ""),),
+        pair(advertise or listen),
+        service_cidr or (made.service_cidr if made else "10.96.0.0/16"),
+        dns=(dns, domain) if dns else None,
+    )
     try:
         run(config)
     except (StatusError, OSError, ValueError) as error:  # of certificates, the socket, the built-in objects
@@ -141,11 +218,23 @@ def _made(data: Path) -> Addresses | None:
 @click.option("--data", type=click.Path(exists=True, path_type=Path), help="What `podwire init` made.")
 @click.option("--cluster-cidr", help="Default: as in --data, else 10.244.0.0/16.")
 @click.option("--node-prefix", default=24, show_default=True, help="Length of each node's part of the pod range.")
-@click.option("--load-balancer-pool", multiple=True, metavar="CIDR",
-              help="Load balancer addresses, where ConfigMap kube-system/podwire-load-balancer is not there yet; repeatable.")
-@click.option("--only", multiple=True, metavar="NAME", help="Run this controller, as loadbalancer; repeatable.  [default: all]")
-def controllers(kubeconfig: str | None, data: Path | None, cluster_cidr: str | None, node_prefix: int,
-                load_balancer_pool: tuple[str, ...], only: tuple[str, ...]) -> None:
+@click.option(
+    "--load-balancer-pool",
+    multiple=True,
+    metavar="CIDR",
+    help="Load balancer addresses, where ConfigMap kube-system/podwire-load-balancer is not there yet; repeatable.",
+)
+@click.option(
+    "--only", multiple=True, metavar="NAME", help="Run this controller, as loadbalancer; repeatable.  [default: all]"
+)
+def controllers(
+    kubeconfig: str | None,
+    data: Path | None,
+    cluster_cidr: str | None,
+    node_prefix: int,
+    load_balancer_pool: tuple[str, ...],
+    only: tuple[str, ...],
+) -> None:
     """Controllers and scheduler alone. In a cluster that has its own: --only loadbalancer."""
     from podwire_base.kube.client.config import ConfigError
     from podwire_controlplane.controllers.driver import ControllersConfig, run
@@ -154,8 +243,14 @@ def controllers(kubeconfig: str | None, data: Path | None, cluster_cidr: str | N
     if kubeconfig is None and data is None and not only:
         raise Failed("--kubeconfig or --data: one of the two is needed")
     try:
-        run(ControllersConfig(kubeconfig or (str(data / "controllers.kubeconfig") if data else None),
-                              cluster_cidr or (made.cluster_cidr if made else "10.244.0.0/16"), node_prefix,
-                              load_balancer_pool, only))
+        run(
+            ControllersConfig(
+                kubeconfig or (str(data / "controllers.kubeconfig") if data else None),
+                cluster_cidr or (made.cluster_cidr if made else "10.244.0.0/16"),
+                node_prefix,
+                load_balancer_pool,
+                only,
+            )
+        )
     except ConfigError as error:
         raise Failed(str(error)) from error

@@ -18,8 +18,9 @@ from ..cluster.config import BASE, load
 from ..cluster.network import path_of
 from .common import Failed, find_kubeconfig
 
-cluster_option = click.option("--name", "cluster", default=None,
-                              help="The cluster; default: that of $KUBECONFIG, or the only one.")
+cluster_option = click.option(
+    "--name", "cluster", default=None, help="The cluster; default: that of $KUBECONFIG, or the only one."
+)
 pod_options = (
     click.option("-n", "--namespace", "space", default="default", show_default=True, help="Namespace of the pod."),
     click.option("-c", "--container", "which", default="", help="Default: the pod's first."),
@@ -88,9 +89,16 @@ def node(node: str, command: tuple[str, ...], cluster: str | None) -> None:
         known = f"it has {', '.join(config.node_names())}" if config else "start one with `podwire up`"
         raise Failed(f"no node {node!r} in cluster {config.name if config else cluster!r}: {known}")
     words = command[1:] if command[:1] == ("--",) else command
-    argv = ["nsenter", f"--net={path_of(config.namespace(node))}", "--", *(words or (os.environ.get("SHELL", "/bin/sh"),))]
+    argv = [
+        "nsenter",
+        f"--net={path_of(config.namespace(node))}",
+        "--",
+        *(words or (os.environ.get("SHELL", "/bin/sh"),)),
+    ]
     sys.stdout.flush()
-    os.execvpe(argv[0], argv, {**os.environ, "KUBECONFIG": str(config.node_dir(node) / "kubeconfig"), "NODE_NAME": node})
+    os.execvpe(
+        argv[0], argv, {**os.environ, "KUBECONFIG": str(config.node_dir(node) / "kubeconfig"), "NODE_NAME": node}
+    )
 
 
 def log_lines(path: Path, follow: bool, tail: int | None = None) -> Iterator[str]:
@@ -99,7 +107,7 @@ def log_lines(path: Path, follow: bool, tail: int | None = None) -> Iterator[str
         with path.open() as file:
             if tail is not None:
                 lines = file.readlines()
-                yield from (line.split(" ", 3)[-1].rstrip("\n") for line in lines[max(0, len(lines) - tail):])
+                yield from (line.split(" ", 3)[-1].rstrip("\n") for line in lines[max(0, len(lines) - tail) :])
             while True:
                 line = file.readline()
                 if line:

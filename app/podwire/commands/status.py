@@ -29,38 +29,76 @@ def summary(nodes: list[Object], pods: list[Object], services: list[Object], sli
     """Everything that the command shows, as data (`--json`)."""
     endpoints: dict[str, list[int]] = {}
     for found in slices:
-        service = f"{found['metadata']['namespace']}/{found['metadata'].get('labels', {}).get('kubernetes.io/service-name')}"
+        service = (
+            f"{found['metadata']['namespace']}/{found['metadata'].get('labels', {}).get('kubernetes.io/service-name')}"
+        )
         counts = endpoints.setdefault(service, [0, 0])
         for endpoint in found.get("endpoints") or []:
             counts[0] += bool((endpoint.get("conditions") or {}).get("ready", True))
             counts[1] += 1
     return {
-        "nodes": [{"name": name(n), "status": _row("Node", n, "Status")[0], "address": _row("Node", n, "Internal-IP")[0],
-                   "podCIDR": n["spec"].get("podCIDR", ""),
-                   "pods": sum(p["spec"].get("nodeName") == name(n) for p in pods),
-                   "roles": {role: {"ready": is_true(n, kind), "reason": condition(n, kind).get("reason", ""),
-                                    "message": condition(n, kind).get("message", "")} for role, kind in ROLES.items()}}
-                  for n in nodes],
-        "pods": [dict(zip(("pod", "ready", "status", "restarts", "ip", "node"),
-                          (key(p), *_row("Pod", p, "Ready", "Status", "Restarts", "IP", "Node")), strict=True)) for p in pods],
-        "services": [dict(zip(("service", "type", "clusterIP", "ports", "endpoints"),
-                              (key(s), *_row("Service", s, "Type", "Cluster-IP", "Port(s)"),
-                               "{}/{}".format(*endpoints.get(key(s), (0, 0)))), strict=True)) for s in services]}
+        "nodes": [
+            {
+                "name": name(n),
+                "status": _row("Node", n, "Status")[0],
+                "address": _row("Node", n, "Internal-IP")[0],
+                "podCIDR": n["spec"].get("podCIDR", ""),
+                "pods": sum(p["spec"].get("nodeName") == name(n) for p in pods),
+                "roles": {
+                    role: {
+                        "ready": is_true(n, kind),
+                        "reason": condition(n, kind).get("reason", ""),
+                        "message": condition(n, kind).get("message", ""),
+                    }
+                    for role, kind in ROLES.items()
+                },
+            }
+            for n in nodes
+        ],
+        "pods": [
+            dict(
+                zip(
+                    ("pod", "ready", "status", "restarts", "ip", "node"),
+                    (key(p), *_row("Pod", p, "Ready", "Status", "Restarts", "IP", "Node")),
+                    strict=True,
+                )
+            )
+            for p in pods
+        ],
+        "services": [
+            dict(
+                zip(
+                    ("service", "type", "clusterIP", "ports", "endpoints"),
+                    (
+                        key(s),
+                        *_row("Service", s, "Type", "Cluster-IP", "Port(s)"),
+                        "{}/{}".format(*endpoints.get(key(s), (0, 0))),
+                    ),
+                    strict=True,
+                )
+            )
+            for s in services
+        ],
+    }
 
 
 def _print(data: Object) -> None:
     nodes = make_table("NODE", "STATUS", "ADDRESS", "POD CIDR", "PODS", *(r.upper() for r in ROLES))
     for row in data["nodes"]:
-        stands = ["[green]ready[/green]" if r["ready"] else f"[red]{r['reason'] or 'unknown'}[/red]"
-                  for r in row["roles"].values()]
+        stands = [
+            "[green]ready[/green]" if r["ready"] else f"[red]{r['reason'] or 'unknown'}[/red]"
+            for r in row["roles"].values()
+        ]
         nodes.add_row(row["name"], row["status"], row["address"], row["podCIDR"], str(row["pods"]), *stands)
     roles = make_table("ROLE", "NODE", "STANDS")
     for row in data["nodes"]:
         for role, stand in row["roles"].items():
             roles.add_row(role, row["name"], stand["message"])
     grids = [nodes, roles]
-    for kind, columns in (("pods", ("POD", "READY", "STATUS", "RESTARTS", "IP", "NODE")),
-                          ("services", ("SERVICE", "TYPE", "CLUSTER-IP", "PORT(S)", "ENDPOINTS"))):
+    for kind, columns in (
+        ("pods", ("POD", "READY", "STATUS", "RESTARTS", "IP", "NODE")),
+        ("services", ("SERVICE", "TYPE", "CLUSTER-IP", "PORT(S)", "ENDPOINTS")),
+    ):
         grid = make_table(*columns)
         for row in data[kind]:
             grid.add_row(*map(str, row.values()))
@@ -77,8 +115,10 @@ def _processes() -> list[dict[str, Any]]:
         places = [("machine", config.run_dir / "supervisor.json")]
         places += [(node, config.node_dir(node) / "agent.json") for node in config.node_names()]
         for where, path in places:
-            rows += [{"cluster": config.name, "where": where, "process": role, **state}
-                     for role, state in read_state(path).items()]
+            rows += [
+                {"cluster": config.name, "where": where, "process": role, **state}
+                for role, state in read_state(path).items()
+            ]
     return rows
 
 
@@ -110,5 +150,7 @@ def status(as_json: bool, kubeconfig: str | None) -> None:
         out.print(f"not compiled, so slower or missing: {', '.join(left_out)}; install musl-tools and podwire again")
     restarted = [p for p in data["processes"] if p["restarts"] or not p["pid"]]
     for row in restarted:
-        out.print(f"{row['process']} on {row['where']}: restarted {row['restarts']} times"
-                  + ("" if row["pid"] else ", [red]not running now[/red]"))
+        out.print(
+            f"{row['process']} on {row['where']}: restarted {row['restarts']} times"
+            + ("" if row["pid"] else ", [red]not running now[/red]")
+        )

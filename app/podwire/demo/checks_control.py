@@ -20,14 +20,32 @@ def objects(lab: DemoLab) -> Iterator[Row]:
     """get, apply, watch and delete with an ordinary client."""
     words = ("get", "nodes,pods,services,endpointslices", "-o", "wide")
     text = lab.run_tool(*words)
-    wanted = [*lab.config.node_names(), "my-service", *(p.address for p in lab.pods("MyApp")), lab.cluster_ip("my-service")]
+    wanted = [
+        *lab.config.node_names(),
+        "my-service",
+        *(p.address for p in lab.pods("MyApp")),
+        lab.cluster_ip("my-service"),
+    ]
     missing = [w for w in wanted if w not in text]
-    yield Row("7", f"{lab.tool_name} {' '.join(words)}", "the machine", f"{len(text.splitlines())} lines", not missing,
-              f"missing: {missing}")
-    manifest = ("apiVersion: v1\nkind: Service\nmetadata: {name: demo-watched}\n"
-                "spec: {selector: {app: MyApp}, ports: [{port: 81}]}\n")
-    watch = subprocess.Popen([*lab.tool, "get", "services", "--watch"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                             text=True, env={**lab.environment, "PYTHONUNBUFFERED": "1"})
+    yield Row(
+        "7",
+        f"{lab.tool_name} {' '.join(words)}",
+        "the machine",
+        f"{len(text.splitlines())} lines",
+        not missing,
+        f"missing: {missing}",
+    )
+    manifest = (
+        "apiVersion: v1\nkind: Service\nmetadata: {name: demo-watched}\n"
+        "spec: {selector: {app: MyApp}, ports: [{port: 81}]}\n"
+    )
+    watch = subprocess.Popen(
+        [*lab.tool, "get", "services", "--watch"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**lab.environment, "PYTHONUNBUFFERED": "1"},
+    )
     try:
         time.sleep(patient(1.0))
         applied = lab.run_tool("apply", "-f", "-", stdin=manifest)
@@ -38,23 +56,40 @@ def objects(lab: DemoLab) -> Iterator[Row]:
     finally:
         watch.kill()
     seen = [line for line in (watch.communicate()[0] or "").splitlines() if line.startswith("demo-watched")]
-    yield Row("7", f"{lab.tool_name} apply, apply changed, apply again, delete", "the machine",
-              "created, configured, unchanged, deleted",
-              "created" in applied and "configured" in changed and "unchanged" in again and "deleted" in gone,
-              " / ".join(t.strip() for t in (applied, changed, again, gone)))
-    yield Row("7", f"{lab.tool_name} get services --watch", "the machine", f"{len(seen)} events seen meanwhile",
-              len(seen) >= 3 and "81/TCP" in seen[0] and any("82/TCP" in s for s in seen), "; ".join(seen))
+    yield Row(
+        "7",
+        f"{lab.tool_name} apply, apply changed, apply again, delete",
+        "the machine",
+        "created, configured, unchanged, deleted",
+        "created" in applied and "configured" in changed and "unchanged" in again and "deleted" in gone,
+        " / ".join(t.strip() for t in (applied, changed, again, gone)),
+    )
+    yield Row(
+        "7",
+        f"{lab.tool_name} get services --watch",
+        "the machine",
+        f"{len(seen)} events seen meanwhile",
+        len(seen) >= 3 and "81/TCP" in seen[0] and any("82/TCP" in s for s in seen),
+        "; ".join(seen),
+    )
 
 
 def refusals(lab: DemoLab) -> Iterator[Row]:
     """Bad input is refused with the field's name, and nothing changes."""
-    service = "apiVersion: v1\nkind: Service\nmetadata: {name: demo-bad}\nspec: {type: NodePort, ports: [{port: 80, %s}]}\n"
-    cases = (("an unknown field", service % "targetPrt: 1", "targetPrt"),
-             ("a taken NodePort", service % "nodePort: 30080", "my-nodeport"),
-             ("a NodePort outside the range", service % "nodePort: 99", "30000-32767"),
-             ("a ClusterIP outside the range", (service % "protocol: TCP").replace("spec: {", "spec: {clusterIP: 10.1.2.3, "),
-              "spec.clusterIP"),
-             ("no YAML at all", "kind: [", "YAML"))
+    service = (
+        "apiVersion: v1\nkind: Service\nmetadata: {name: demo-bad}\nspec: {type: NodePort, ports: [{port: 80, %s}]}\n"
+    )
+    cases = (
+        ("an unknown field", service % "targetPrt: 1", "targetPrt"),
+        ("a taken NodePort", service % "nodePort: 30080", "my-nodeport"),
+        ("a NodePort outside the range", service % "nodePort: 99", "30000-32767"),
+        (
+            "a ClusterIP outside the range",
+            (service % "protocol: TCP").replace("spec: {", "spec: {clusterIP: 10.1.2.3, "),
+            "spec.clusterIP",
+        ),
+        ("no YAML at all", "kind: [", "YAML"),
+    )
     good, shown = True, []
     for label, text, must in cases:
         code, said = lab.try_tool("apply", "-f", "-", stdin=text)
@@ -62,15 +97,23 @@ def refusals(lab: DemoLab) -> Iterator[Row]:
             good = False
             shown.append(f"{label}: exit {code}: {said.strip()[-160:]}")
     left = "demo-bad" in lab.run_tool("get", "services")
-    yield Row("7", f"{len(cases)} malformed manifests", "the machine", "each refused with field and fix, nothing changed",
-              good and not left, "; ".join(shown) or f"demo-bad exists: {left}")
+    yield Row(
+        "7",
+        f"{len(cases)} malformed manifests",
+        "the machine",
+        "each refused with field and fix, nothing changed",
+        good and not left,
+        "; ".join(shown) or f"demo-bad exists: {left}",
+    )
 
 
 def restart_proxies(lab: DemoLab) -> Iterator[Row]:
     """Restart every node's proxy while a client keeps connecting through a Service and through a NodePort."""
     client, address = lab.pods("client")[0], lab.cluster_ip("my-service")
-    with lab.hammer(client.netns, address, 80) as inner, \
-            lab.hammer(lab.outside("client"), lab.config.node_address("node1"), 30080) as outer:
+    with (
+        lab.hammer(client.netns, address, 80) as inner,
+        lab.hammer(lab.outside("client"), lab.config.node_address("node1"), 30080) as outer,
+    ):
         time.sleep(0.3)
         for node in lab.config.node_names():
             lab.restart(node, "proxy", signal.SIGTERM)
@@ -78,8 +121,14 @@ def restart_proxies(lab: DemoLab) -> Iterator[Row]:
         wait_for(lambda: all(_ready(n, "PodwireProxy") for n in lab.items("Node")), 20)
         time.sleep(0.3)
     sent, failed = inner["sent"] + outer["sent"], inner["failed"] + outer["failed"]
-    yield Row("8", "restart every proxy, by TERM and by KILL", "client pod, outside client", f"{sent} connections meanwhile, "
-              f"{len(failed)} failed", not failed and sent > 50, "; ".join(sorted(set(failed))))
+    yield Row(
+        "8",
+        "restart every proxy, by TERM and by KILL",
+        "client pod, outside client",
+        f"{sent} connections meanwhile, {len(failed)} failed",
+        not failed and sent > 50,
+        "; ".join(sorted(set(failed))),
+    )
 
 
 def _ready(node: dict[str, object], kind: str) -> bool:
@@ -90,6 +139,7 @@ def _ready(node: dict[str, object], kind: str) -> bool:
 def kill_api_server(lab: DemoLab) -> Iterator[Row]:
     """Kill -9 the API server: its state is there again, traffic never noticed."""
     client, address = lab.pods("client")[0], lab.cluster_ip("my-service")
+
     def state() -> set[tuple[str, str, str]]:
         return {(k, o["metadata"]["name"], o["metadata"]["uid"]) for k in KINDS for o in lab.items(k, "")}
 
@@ -107,12 +157,29 @@ def kill_api_server(lab: DemoLab) -> Iterator[Row]:
         after = state()
         time.sleep(0.3)
     lost = {f"{k} {n}" for k, n, _ in before - after}
-    yield Row("8", "kill -9 the API server", "the machine", f"{len(after & before)} of {len(before)} objects there again",
-              not lost, f"lost: {sorted(lost)}")
-    yield Row("8", "connections through my-service meanwhile", client.name, f"{seen['sent']} connections, "
-              f"{len(seen['failed'])} failed", not seen["failed"] and seen["sent"] > 50, "; ".join(sorted(set(seen["failed"]))))
-    lab.run_tool("apply", "-f", "-", stdin="apiVersion: v1\nkind: Service\nmetadata: {name: demo-after}\n"
-                 "spec: {selector: {app: MyApp}, ports: [{port: 80, targetPort: 9376}]}\n")
+    yield Row(
+        "8",
+        "kill -9 the API server",
+        "the machine",
+        f"{len(after & before)} of {len(before)} objects there again",
+        not lost,
+        f"lost: {sorted(lost)}",
+    )
+    yield Row(
+        "8",
+        "connections through my-service meanwhile",
+        client.name,
+        f"{seen['sent']} connections, {len(seen['failed'])} failed",
+        not seen["failed"] and seen["sent"] > 50,
+        "; ".join(sorted(set(seen["failed"]))),
+    )
+    lab.run_tool(
+        "apply",
+        "-f",
+        "-",
+        stdin="apiVersion: v1\nkind: Service\nmetadata: {name: demo-after}\n"
+        "spec: {selector: {app: MyApp}, ports: [{port: 80, targetPort: 9376}]}\n",
+    )
     fresh = lab.cluster_ip("demo-after")
 
     def reached() -> bool:
@@ -125,12 +192,24 @@ def kill_api_server(lab: DemoLab) -> Iterator[Row]:
 
 def status(lab: DemoLab) -> Iterator[Row]:
     """`podwire status` knows nodes, pods, Services and where each role stands."""
-    done = subprocess.run([sys.executable, "-m", "podwire.main", "status"], capture_output=True, text=True,
-                          timeout=patient(30), env=lab.environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "podwire.main", "status"],
+        capture_output=True,
+        text=True,
+        timeout=patient(30),
+        env=lab.environment,
+        check=False,
+    )
     wanted = [*lab.config.node_names(), "wiring", "proxy", "dns", "default/my-service", lab.pods("MyApp")[0].name]
     missing = [w for w in wanted if w not in done.stdout]
-    yield Row("7", "podwire status", "the machine", "nodes, pods, Services, roles", done.returncode == 0 and not missing,
-              f"missing {missing}: {done.stderr[-200:]}")
+    yield Row(
+        "7",
+        "podwire status",
+        "the machine",
+        "nodes, pods, Services, roles",
+        done.returncode == 0 and not missing,
+        f"missing {missing}: {done.stderr[-200:]}",
+    )
 
 
 CHECKS = (objects, status, refusals, restart_proxies, kill_api_server)

@@ -13,6 +13,7 @@ from .rows import Row
 
 def _asker(lab: DemoLab, pod: Pod) -> Callable[..., list[str]]:
     """dig in the pod; +search makes it follow the search path as the C library does."""
+
     def ask(*words: str) -> list[str]:
         return sorted(lab.in_pod(pod, "shell", "dig", "+search", "+short", "+tries=2", "+time=2", *words).splitlines())
 
@@ -62,16 +63,34 @@ def resolver(lab: DemoLab) -> Iterator[Row]:
     client = lab.pods("client")[0]
     address = lab.cluster_ip("my-service")
     got = lab.in_pod(client, "shell", "getent", "ahostsv4", "my-service")
-    yield Row("6", "getent ahostsv4 my-service", client.name, got.split("\n")[0] or "nothing",
-              {line.split()[0] for line in got.splitlines()} == {address}, got)
+    yield Row(
+        "6",
+        "getent ahostsv4 my-service",
+        client.name,
+        got.split("\n")[0] or "nothing",
+        {line.split()[0] for line in got.splitlines()} == {address},
+        got,
+    )
     got = lab.in_pod(client, "shell", "getent", "ahostsv4", "my-externalname")
-    yield Row("6", "getent ahostsv4 my-externalname", client.name, got.split("\n")[0] or "nothing",
-              {line.split()[0] for line in got.splitlines()} == {OUTSIDE_HOST}, got)
+    yield Row(
+        "6",
+        "getent ahostsv4 my-externalname",
+        client.name,
+        got.split("\n")[0] or "nothing",
+        {line.split()[0] for line in got.splitlines()} == {OUTSIDE_HOST},
+        got,
+    )
     got = lab.in_pod(client, "shell", "curl", "-sS", "--max-time", str(patient(5)), "http://my-service/")
     yield Row("6", "curl http://my-service/", client.name, got[:60], any(p.name in got for p in lab.pods("MyApp")), got)
     unknown = lab.in_pod(client, "shell", "dig", "+search", "no-such-service", "A")
-    yield Row("6", "dig A no-such-service", client.name, "NXDOMAIN" if "NXDOMAIN" in unknown else unknown[:40],
-              "status: NXDOMAIN" in unknown, unknown[:200])
+    yield Row(
+        "6",
+        "dig A no-such-service",
+        client.name,
+        "NXDOMAIN" if "NXDOMAIN" in unknown else unknown[:40],
+        "status: NXDOMAIN" in unknown,
+        unknown[:200],
+    )
 
 
 CHECKS = (names, resolver)

@@ -1,4 +1,5 @@
-"""Demo, parts 1 and 2: pods reach each other without NAT, the CNI plugin as a binary, and what the pause process is for."""
+"""Demo, parts 1 and 2: pods reach each other without NAT, the CNI plugin as a binary, and what the pause process is
+for."""
 
 from __future__ import annotations
 
@@ -27,8 +28,14 @@ def addresses(lab: DemoLab) -> Iterator[Row]:
     pods = lab.wait_pods("MyApp", 4) + lab.wait_pods("client", 3)
     wrong = [f"{p.name} {p.address}" for p in pods if ipaddress.ip_address(p.address) not in cidrs[p.node]]
     spread = sorted({p.node for p in pods})
-    yield Row("1", "addresses of 7 pods", f"{len(spread)} nodes", ", ".join(map(str, cidrs.values())),
-              not wrong and len(spread) == len(cidrs) and len({p.address for p in pods}) == len(pods), "; ".join(wrong))
+    yield Row(
+        "1",
+        "addresses of 7 pods",
+        f"{len(spread)} nodes",
+        ", ".join(map(str, cidrs.values())),
+        not wrong and len(spread) == len(cidrs) and len({p.address for p in pods}) == len(pods),
+        "; ".join(wrong),
+    )
 
 
 def reach(lab: DemoLab) -> Iterator[Row]:
@@ -44,8 +51,14 @@ def reach(lab: DemoLab) -> Iterator[Row]:
                     if answer.peer != client.address or answer.host != server.name:
                         bad.append(f"{client.name} -> {server.name}: {answer}")
         where = "same node" if near else "other nodes"
-        yield Row("1", f"{sent} HTTP requests pod -> pod, {where}", "client pods", f"{sent - len(bad)} with the pod's own "
-                  "address as source", bool(sent) and not bad, "; ".join(bad[:2]))
+        yield Row(
+            "1",
+            f"{sent} HTTP requests pod -> pod, {where}",
+            "client pods",
+            f"{sent - len(bad)} with the pod's own address as source",
+            bool(sent) and not bad,
+            "; ".join(bad[:2]),
+        )
 
 
 def _ports(lab: DemoLab, node: str) -> set[str]:
@@ -68,13 +81,25 @@ def plugin(lab: DemoLab) -> Iterator[Row]:
 
     descriptor = in_thread(make)
     netns = f"/proc/{os.getpid()}/fd/{descriptor}"
-    environment = {"CNI_CONTAINERID": uuid.uuid4().hex, "CNI_NETNS": netns, "CNI_IFNAME": "eth0",
-                   "CNI_PATH": str(cni_bin_dir()), "PATH": os.environ["PATH"]}
+    environment = {
+        "CNI_CONTAINERID": uuid.uuid4().hex,
+        "CNI_NETNS": netns,
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": str(cni_bin_dir()),
+        "PATH": os.environ["PATH"],
+    }
 
     def call(verb: str) -> tuple[int, dict[str, Any]]:
         command = ["nsenter", f"--net={lab.node_netns(node)}", str(cni_bin_dir() / "podwire-cni")]
-        done = subprocess.run(command, input=json.dumps(conf), text=True, capture_output=True, timeout=patient(20), check=False,
-                              env={**environment, "CNI_COMMAND": verb})
+        done = subprocess.run(
+            command,
+            input=json.dumps(conf),
+            text=True,
+            capture_output=True,
+            timeout=patient(20),
+            check=False,
+            env={**environment, "CNI_COMMAND": verb},
+        )
         return done.returncode, json.loads(done.stdout) if done.stdout.strip() else {}
 
     before = _ports(lab, node)
@@ -86,16 +111,32 @@ def plugin(lab: DemoLab) -> Iterator[Row]:
         address = (result.get("ips") or [{}])[0].get("address", "")
         own = {a["local"] for link in inside for a in link.get("addr_info", []) if a["family"] == "inet"}
         default = next((r.get("gateway", "") for r in routes if r["dst"] == "default"), "")
-        reached = lab.in_netns(lab.node_netns(node), "ip", "-j", "route", "get", address.split("/")[0]) if address else "[]"
-        good = code == 0 and len(ports) == 1 and own == {address.split("/")[0]} and bool(default) and "podwire0" in reached
-        yield Row("1", "podwire-cni ADD (binary, CNI_* and stdin)", node, f"veth as port of podwire0, {address}, default via "
-                  f"{default}", good, f"exit {code}, {result}, ports {ports}")
+        reached = (
+            lab.in_netns(lab.node_netns(node), "ip", "-j", "route", "get", address.split("/")[0]) if address else "[]"
+        )
+        good = (
+            code == 0 and len(ports) == 1 and own == {address.split("/")[0]} and bool(default) and "podwire0" in reached
+        )
+        yield Row(
+            "1",
+            "podwire-cni ADD (binary, CNI_* and stdin)",
+            node,
+            f"veth as port of podwire0, {address}, default via {default}",
+            good,
+            f"exit {code}, {result}, ports {ports}",
+        )
         code, result = call("DEL")
         left = _ports(lab, node) - before
         links = call_in(netns, lambda: {name for _, name in socket.if_nameindex()}) - {"lo"}
         again, _ = call("DEL")
-        yield Row("1", "podwire-cni DEL, twice", node, "veth, port and address gone", code == 0 and again == 0 and not left
-                  and not links, f"exit {code}/{again}, {result}, left {left | links}")
+        yield Row(
+            "1",
+            "podwire-cni DEL, twice",
+            node,
+            "veth, port and address gone",
+            code == 0 and again == 0 and not left and not links,
+            f"exit {code}/{again}, {result}, left {left | links}",
+        )
     finally:
         call("DEL")
         os.close(descriptor)
@@ -148,10 +189,22 @@ def pause(lab: DemoLab) -> Iterator[Row]:
 
     wait_for(counted, 10)
     now = lab.get("Pod", pod.name)["status"]["podIP"]
-    yield Row("2", f"kill -9 the container of {pod.name}", "its node", f"back, same address {now}, same routes, namespace kept",
-              same and now == pod.address, f"routes and namespace kept: {same}, address {now}")
-    yield Row("2", "bytes on a connection opened before that", other.name, "echoed by the listener in the pod's namespace",
-              echoed == b"still there?", repr(echoed))
+    yield Row(
+        "2",
+        f"kill -9 the container of {pod.name}",
+        "its node",
+        f"back, same address {now}, same routes, namespace kept",
+        same and now == pod.address,
+        f"routes and namespace kept: {same}, address {now}",
+    )
+    yield Row(
+        "2",
+        "bytes on a connection opened before that",
+        other.name,
+        "echoed by the listener in the pod's namespace",
+        echoed == b"still there?",
+        repr(echoed),
+    )
     wait_for(lambda: len(lab.pods("MyApp")) == 4, 10)  # ready again, before the next part counts endpoints
 
 

@@ -12,7 +12,9 @@ from .rows import Row
 
 
 def _spread(answers: list[Answer]) -> str:
-    return ", ".join(f"{host.rsplit('-', 1)[-1]} {n}" for host, n in sorted(Counter(a.host for a in answers if a.ok).items()))
+    return ", ".join(
+        f"{host.rsplit('-', 1)[-1]} {n}" for host, n in sorted(Counter(a.host for a in answers if a.ok).items())
+    )
 
 
 def _failures(answers: list[Answer]) -> str:
@@ -21,6 +23,7 @@ def _failures(answers: list[Answer]) -> str:
 
 def _all_in_use(lab: DemoLab, netns: str, address: str, names: set[str]) -> None:
     """A pod may have been ready only a moment ago: each node learns of it by itself."""
+
     def look() -> bool:
         return {a.host for a in lab.many(netns, address, 80, 40)} == names
 
@@ -36,23 +39,42 @@ def cluster_ip(lab: DemoLab) -> Iterator[Row]:
         _all_in_use(lab, netns, address, names)
     for kind, word in ((socket.SOCK_STREAM, "TCP"), (socket.SOCK_DGRAM, "UDP")):
         answers = lab.many(client.netns, address, 80, 80, kind)
-        yield Row("3", f"80 x {word} my-service {address}:80", client.name, _spread(answers),
-                  all(a.ok for a in answers) and {a.host for a in answers} == names, _failures(answers))
+        yield Row(
+            "3",
+            f"80 x {word} my-service {address}:80",
+            client.name,
+            _spread(answers),
+            all(a.ok for a in answers) and {a.host for a in answers} == names,
+            _failures(answers),
+        )
     for node in lab.config.node_names():
         answers = lab.many(lab.node_netns(node), address, 80, 80)
-        yield Row("3", f"80 x TCP my-service {address}:80", node, _spread(answers),
-                  all(a.ok for a in answers) and {a.host for a in answers} == names, _failures(answers))
+        yield Row(
+            "3",
+            f"80 x TCP my-service {address}:80",
+            node,
+            _spread(answers),
+            all(a.ok for a in answers) and {a.host for a in answers} == names,
+            _failures(answers),
+        )
 
 
 def same_node(lab: DemoLab) -> Iterator[Row]:
     """Endpoints on the client's own node, and the client's own pod (hairpin), answer through the Service too."""
     address, servers = lab.cluster_ip("my-service"), lab.pods("MyApp")
-    for label, sources in (("a pod beside its endpoints", [c for c in lab.pods("client")
-                                                           if any(s.node == c.node for s in servers)]),
-                           ("the endpoints themselves (hairpin)", servers)):
+    for label, sources in (
+        ("a pod beside its endpoints", [c for c in lab.pods("client") if any(s.node == c.node for s in servers)]),
+        ("the endpoints themselves (hairpin)", servers),
+    ):
         answers = [a for pod in sources for a in lab.many(pod.netns, address, 80, 20)]
-        yield Row("3", f"{len(answers)} x TCP my-service", label, _spread(answers),
-                  bool(answers) and all(a.ok for a in answers), _failures(answers))
+        yield Row(
+            "3",
+            f"{len(answers)} x TCP my-service",
+            label,
+            _spread(answers),
+            bool(answers) and all(a.ok for a in answers),
+            _failures(answers),
+        )
 
 
 def change(lab: DemoLab) -> Iterator[Row]:
@@ -70,9 +92,15 @@ def change(lab: DemoLab) -> Iterator[Row]:
         scale(4)
         after = {p.name for p in lab.wait_pods("MyApp", 4)}
         wait_for(lambda: {a.host for a in lab.many(client.netns, address, 80, 40)} == after, 10)
-    yield Row("3", "scale web 4 -> 5 -> 4 under way", client.name, f"the new pod {next(iter(reached)).rsplit('-', 1)[-1]} was "
-              f"reached, then only the 4 left; {seen['sent']} connections, {len(seen['failed'])} failed",
-              not seen["failed"] and seen["sent"] > 20, "; ".join(sorted(set(seen["failed"]))))
+    yield Row(
+        "3",
+        "scale web 4 -> 5 -> 4 under way",
+        client.name,
+        f"the new pod {next(iter(reached)).rsplit('-', 1)[-1]} was "
+        f"reached, then only the 4 left; {seen['sent']} connections, {len(seen['failed'])} failed",
+        not seen["failed"] and seen["sent"] > 20,
+        "; ".join(sorted(set(seen["failed"]))),
+    )
 
 
 def _deployment(lab: DemoLab, replicas: int) -> str:
@@ -92,22 +120,35 @@ def no_endpoints(lab: DemoLab) -> Iterator[Row]:
         # Whose first packet is dropped waits a second; so does now and then who is not given the CPU.
         answers = lab.many(netns, address, 80, 3)
         first = min(answers, key=lambda answer: answer.seconds)
-        yield Row("3", f"3 x TCP lonely {address}:80 (no endpoints)", source, f"{first.error}, {first.seconds * 1000:.0f} ms",
-                  all("refused" in a.error.lower() for a in answers) and first.seconds < 1, "; ".join(map(str, answers)))
+        yield Row(
+            "3",
+            f"3 x TCP lonely {address}:80 (no endpoints)",
+            source,
+            f"{first.error}, {first.seconds * 1000:.0f} ms",
+            all("refused" in a.error.lower() for a in answers) and first.seconds < 1,
+            "; ".join(map(str, answers)),
+        )
 
 
 def without_selector(lab: DemoLab) -> Iterator[Row]:
     """Hand-made Endpoints at a host outside the cluster."""
     address, client = lab.cluster_ip("my-service", "outside"), lab.pods("client")[0]
     for source, netns in ((client.name, client.netns), ("node2", lab.node_netns("node2"))):
+
         def ask(netns: str = netns) -> Answer | None:
             found = lab.tcp(netns, address, 80)
             return found if found.ok else None
 
         answer = wait_for(ask, 10) or Answer(error="nothing")
         node = next((p.node for p in lab.pods("client") if p.name == source), source)
-        yield Row("4", f"TCP my-service.outside {address}:80", source, f"{OUTSIDE_HOST} answered, saw {answer.peer}",
-                  answer.peer == lab.config.node_address(node), str(answer))
+        yield Row(
+            "4",
+            f"TCP my-service.outside {address}:80",
+            source,
+            f"{OUTSIDE_HOST} answered, saw {answer.peer}",
+            answer.peer == lab.config.node_address(node),
+            str(answer),
+        )
 
 
 def node_port(lab: DemoLab) -> Iterator[Row]:
@@ -117,13 +158,21 @@ def node_port(lab: DemoLab) -> Iterator[Row]:
         address = lab.config.node_address(node)
         for kind, word in ((socket.SOCK_STREAM, "TCP"), (socket.SOCK_DGRAM, "UDP")):
             answers = lab.many(client, address, 30080, 40, kind)
-            yield Row("5", f"40 x {word} {node} {address}:30080", f"outside client {OUTSIDE_CLIENT}", _spread(answers),
-                      all(a.ok for a in answers) and {a.host for a in answers} <= names and len({a.host for a in answers}) > 1,
-                      _failures(answers))
+            yield Row(
+                "5",
+                f"40 x {word} {node} {address}:30080",
+                f"outside client {OUTSIDE_CLIENT}",
+                _spread(answers),
+                all(a.ok for a in answers)
+                and {a.host for a in answers} <= names
+                and len({a.host for a in answers}) > 1,
+                _failures(answers),
+            )
 
 
 def load_balancer(lab: DemoLab) -> Iterator[Row]:
     """An address from the pool, answered for by one node, reached by a client outside the cluster."""
+
     def address() -> str:
         found = json.loads(lab.run_tool("get", "service", "my-loadbalancer", "-o", "json"))
         return next((str(i["ip"]) for i in found["status"].get("loadBalancer", {}).get("ingress") or []), "")
@@ -131,9 +180,14 @@ def load_balancer(lab: DemoLab) -> Iterator[Row]:
     client, names, ip = lab.outside("client"), {p.name for p in lab.pods("MyApp")}, wait_for(address, 15)
     wait_for(lambda: lab.tcp(client, ip, 80, 0.5).ok, 15)
     answers = lab.many(client, ip, 80, 40)
-    yield Row("5", f"40 x TCP my-loadbalancer {ip}:80", f"outside client {OUTSIDE_CLIENT}", _spread(answers),
-              all(a.ok for a in answers) and {a.host for a in answers} <= names and len({a.host for a in answers}) > 1,
-              _failures(answers))
+    yield Row(
+        "5",
+        f"40 x TCP my-loadbalancer {ip}:80",
+        f"outside client {OUTSIDE_CLIENT}",
+        _spread(answers),
+        all(a.ok for a in answers) and {a.host for a in answers} <= names and len({a.host for a in answers}) > 1,
+        _failures(answers),
+    )
 
 
 CHECKS = (cluster_ip, same_node, change, no_endpoints, without_selector, node_port, load_balancer)

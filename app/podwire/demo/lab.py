@@ -124,24 +124,41 @@ class DemoLab:
     # ---- objects
 
     def run_tool(self, *words: str, stdin: str | None = None) -> str:
-        done = subprocess.run([*self.tool, *words], input=stdin, capture_output=True, text=True,
-                              timeout=patient(60), check=False, env=self.environment)
+        done = subprocess.run(
+            [*self.tool, *words],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=patient(60),
+            check=False,
+            env=self.environment,
+        )
         if done.returncode:
             raise NotYet(f"{self.tool_name} {' '.join(words)}: {(done.stderr or done.stdout).strip()[-300:]}")
         return done.stdout
 
     def try_tool(self, *words: str, stdin: str | None = None) -> tuple[int, str]:
         """(exit status, everything that it printed)."""
-        done = subprocess.run([*self.tool, *words], input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              timeout=patient(60), check=False, env=self.environment)
+        done = subprocess.run(
+            [*self.tool, *words],
+            input=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=patient(60),
+            check=False,
+            env=self.environment,
+        )
         return done.returncode, done.stdout
 
     def _read(self, path: str) -> Object:
-        """One GET, without a process for it: the demo looks often, and shows the ordinary client where that is the point."""
+        """One GET, without a process for it: the demo looks often, and shows the ordinary client where that is the
+        point."""
         config = client_config.load(self.config.kubeconfig)
         server = urlsplit(config.server)
-        connection = http.client.HTTPSConnection(server.hostname or "", server.port, context=config.ssl,
-                                                 timeout=patient(10))
+        connection = http.client.HTTPSConnection(
+            server.hostname or "", server.port, context=config.ssl, timeout=patient(10)
+        )
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -212,20 +229,35 @@ class DemoLab:
         process = pod.main_process(container)
         if process is None:
             raise NotYet(f"container {container} of {pod.name} does not run")
-        done = subprocess.run([*enter_command(process.pid), *command], capture_output=True, text=True, timeout=patient(timeout),
-                              env={"PATH": PATH}, check=False)
+        done = subprocess.run(
+            [*enter_command(process.pid), *command],
+            capture_output=True,
+            text=True,
+            timeout=patient(timeout),
+            env={"PATH": PATH},
+            check=False,
+        )
         return (done.stdout + done.stderr).strip()
 
     def in_netns(self, netns: str, *command: str) -> str:
-        done = subprocess.run(["nsenter", f"--net={netns}", "--", *command], capture_output=True, text=True,
-                              timeout=patient(20), check=False)
+        done = subprocess.run(
+            ["nsenter", f"--net={netns}", "--", *command],
+            capture_output=True,
+            text=True,
+            timeout=patient(20),
+            check=False,
+        )
         return done.stdout + done.stderr
 
     def spawn(self, netns: str, *command: str) -> subprocess.Popen[bytes]:
         """A helper process of the demo in a namespace; it carries the cluster's marker, so `down` ends it too."""
-        child = subprocess.Popen(["nsenter", f"--net={netns}", "--", *command], stdin=subprocess.DEVNULL,
-                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                 env={**os.environ, "PODWIRE_CLUSTER": str(self.config.run_dir)})
+        child = subprocess.Popen(
+            ["nsenter", f"--net={netns}", "--", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PODWIRE_CLUSTER": str(self.config.run_dir)},
+        )
         self.children.append(child)
         return child
 
@@ -235,7 +267,9 @@ class DemoLab:
             network.make_outside(self.config, host, address, address.rsplit(".", 1)[0] + ".1")
         echo = echo_binary()
         if echo is None:
-            raise NotYet("podwire-echo is not built: install a C compiler (musl-tools or gcc) and install podwire again")
+            raise NotYet(
+                "podwire-echo is not built: install a C compiler (musl-tools or gcc) and install podwire again"
+            )
         self.spawn(self.outside("outside"), str(echo), "--http", "9376")
         self.spawn(self.outside("dns"), sys.executable, "-m", "podwire.demo.upstream", UPSTREAM_DNS)
 
@@ -258,8 +292,8 @@ class DemoLab:
 
     @contextlib.contextmanager
     def hammer(self, netns: str, address: str, port: int) -> Iterator[dict[str, Any]]:
-        """A client that keeps connecting from `netns` while the block runs; {"sent", "failed": [error...]}. On a busy machine
-        it goes on behind the block, until it has made as many connections as it takes to notice a loss."""
+        """A client that keeps connecting from `netns` while the block runs; {"sent", "failed": [error...]}. On a busy
+        machine it goes on behind the block, until it has made as many connections as it takes to notice a loss."""
         import threading
 
         seen: dict[str, Any] = {"sent": 0, "failed": []}

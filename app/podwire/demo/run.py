@@ -1,4 +1,5 @@
-"""The demo: a cluster, `examples/`, and every behaviour proven with real traffic, with bridge-nf-call-iptables 0 and 1."""
+"""The demo: a cluster, `examples/`, and every behaviour proven with real traffic, with bridge-nf-call-iptables 0 and
+1."""
 
 from __future__ import annotations
 
@@ -26,8 +27,16 @@ from .lab import DemoLab, NotYet, examples_dir
 from .rows import Check, Row
 
 CHECKS: tuple[Check, ...] = (*checks_pods.CHECKS, *checks_services.CHECKS, *checks_dns.CHECKS, *checks_control.CHECKS)
-TITLES = {"1": "pods reach each other without NAT", "2": "the pause process holds a pod's network", "3": "ClusterIP",
-          "4": "a Service without selector", "5": "NodePort from outside", "6": "names", "7": "the API", "8": "restarts"}
+TITLES = {
+    "1": "pods reach each other without NAT",
+    "2": "the pause process holds a pod's network",
+    "3": "ClusterIP",
+    "4": "a Service without selector",
+    "5": "NodePort from outside",
+    "6": "names",
+    "7": "the API",
+    "8": "restarts",
+}
 
 
 def find_tool() -> tuple[list[str], str]:
@@ -36,8 +45,9 @@ def find_tool() -> tuple[list[str], str]:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         return own, "podwire"
-    done = subprocess.run([kubectl, "version", "--client", "-o", "json"], capture_output=True, text=True, timeout=patient(20),
-                          check=False)
+    done = subprocess.run(
+        [kubectl, "version", "--client", "-o", "json"], capture_output=True, text=True, timeout=patient(20), check=False
+    )
     try:
         text = json.loads(done.stdout)["clientVersion"]["gitVersion"]
         major, minor = (int(n) for n in re.findall(r"\d+", text)[:2])
@@ -95,8 +105,12 @@ class Demo:
         mark = "[red]✗[/red]" if bad else "[green]✓[/green]"
         self.console.print(f"  {mark} {title} [dim]{time.monotonic() - begin:.1f} s[/dim]", soft_wrap=True)
         for row in bad:
-            self.console.print(f"      {row.sent} from {row.source}: {row.back} {row.detail}", style="red", markup=False,
-                               soft_wrap=True)
+            self.console.print(
+                f"      {row.sent} from {row.source}: {row.back} {row.detail}",
+                style="red",
+                markup=False,
+                soft_wrap=True,
+            )
 
     def run(self) -> bool:
         """True where every row held. Whatever happens, nothing is left behind."""
@@ -134,13 +148,18 @@ class Demo:
                 part = row.part
                 grid.add_section()
                 grid.add_row(part, f"[bold]{TITLES.get(part, '')}[/bold]")
-            marks = [("[green]ok[/green]" if result.verdicts[s].ok else "[red]FAILED[/red]") if s in result.verdicts else "-"
-                     for s in self.passes]
+            marks = [
+                ("[green]ok[/green]" if result.verdicts[s].ok else "[red]FAILED[/red]") if s in result.verdicts else "-"
+                for s in self.passes
+            ]
             grid.add_row("", *(text.replace("[", r"\[") for text in (row.sent, row.source, row.back)), *marks)
         self.console.print(grid)
         held = sum(r.ok for r in self.results)
-        self.console.print(f"{held} of {len(self.results)} rows held, in {seconds:.0f} s; everything is taken down again"
-                           + ("" if self.lab.tool_name != "podwire" else "; no kubectl 1.31 or newer on PATH, so podwire "
-                              "apply/get/delete did its part"))
-
-
+        self.console.print(
+            f"{held} of {len(self.results)} rows held, in {seconds:.0f} s; everything is taken down again"
+            + (
+                ""
+                if self.lab.tool_name != "podwire"
+                else "; no kubectl 1.31 or newer on PATH, so podwire apply/get/delete did its part"
+            )
+        )

@@ -1,4 +1,5 @@
-"""Looks at a machine under a root directory, and does the steps of plan.py there. The only file of this room that writes."""
+"""Looks at a machine under a root directory, and does the steps of plan.py there. The only file of this room that
+writes."""
 
 from __future__ import annotations
 
@@ -33,10 +34,15 @@ def look(root: Path, paths: Iterable[str], conf_dir: str) -> plan.Facts:
     folder = _under(root, conf_dir)
     here = root == Path("/")
     return plan.Facts(
-        files, modes, links, tuple(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else (),
+        files,
+        modes,
+        links,
+        tuple(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else (),
         here and Path("/run/systemd/system").is_dir(),
         not here or not Path("/sys/fs/cgroup").is_dir() or Path("/sys/fs/cgroup/cgroup.controllers").exists(),
-        not here or _has_nft(), not here or os.geteuid() == 0)
+        not here or _has_nft(),
+        not here or os.geteuid() == 0,
+    )
 
 
 def _has_nft() -> bool:
@@ -68,7 +74,8 @@ def _write(place: Path, content: bytes, mode: int) -> None:
 
 
 def do(root: Path, steps: Iterable[plan.Step], say: Say) -> None:
-    """One after the other. Raises OSError and subprocess.CalledProcessError; what was done stays, and a second run goes on."""
+    """One after the other. Raises OSError and subprocess.CalledProcessError; what was done stays, and a second run goes
+    on."""
     for step in steps:
         say(str(step))
         match step:

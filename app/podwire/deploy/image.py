@@ -1,5 +1,5 @@
-"""Builds podwire's OCI image without a container engine: mmdebstrap unpacks Debian's Python (no maintainer script runs), pip
-adds the wheel with its dependencies, and layers.py says what goes where.
+"""Builds podwire's OCI image without a container engine: mmdebstrap unpacks Debian's Python (no maintainer script
+runs), pip adds the wheel with its dependencies, and layers.py says what goes where.
 """
 
 from __future__ import annotations
@@ -49,8 +49,11 @@ def sources(folder: Path, suite: str) -> list[str]:
     """The machine's own package sources that have this suite, so that a mirror it uses is used for images too."""
     found = [folder / "sources.list", *sorted((folder / "sources.list.d").glob("*"))]
     word = re.compile(rf"(?:^|\s){suite}(?:\s|$)", re.MULTILINE)
-    return [str(path) for path in found if path.suffix in (".list", ".sources") and path.is_file()
-            and word.search(path.read_text(errors="replace"))]
+    return [
+        str(path)
+        for path in found
+        if path.suffix in (".list", ".sources") and path.is_file() and word.search(path.read_text(errors="replace"))
+    ]
 
 
 def build_wheel(checkout: Path, folder: Path) -> Path:
@@ -78,19 +81,61 @@ def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say
     """The root file system under `folder`."""
     root = folder / "root"
     say(f"unpacking Python of {suite}")
-    _run(["mmdebstrap", "--quiet", "--variant=extract", "--mode=root", "--include=python3", *RETRIES, *_NO_DOCS, suite,
-          str(root), *mirrors], "root file system")
+    _run(
+        [
+            "mmdebstrap",
+            "--quiet",
+            "--variant=extract",
+            "--mode=root",
+            "--include=python3",
+            *RETRIES,
+            *_NO_DOCS,
+            suite,
+            str(root),
+            *mirrors,
+        ],
+        "root file system",
+    )
     version = _python_of(root)
     say(f"installing {wheel.name} and its dependencies for Python {version}")
     machine = os.uname().machine
     platforms = [f"--platform={p}_{machine}" for p in ("manylinux2014", "manylinux_2_17", "manylinux_2_28", "linux")]
     # --no-compile: pip's would have this folder's name in them, and times that an image does not keep
-    _run(_pip(folder, "install", "--no-compile", "--target", str(root / layers.SITE), f"--python-version={version}",
-              "--implementation=cp", "--only-binary=:all:", *platforms, str(wheel)), "dependencies")
+    _run(
+        _pip(
+            folder,
+            "install",
+            "--no-compile",
+            "--target",
+            str(root / layers.SITE),
+            f"--python-version={version}",
+            "--implementation=cp",
+            "--only-binary=:all:",
+            *platforms,
+            str(wheel),
+        ),
+        "dependencies",
+    )
     say("compiling")
-    # unchecked-hash: neither the time nor the order of building is in the files, and nobody looks at the sources at a start
-    _run(["chroot", str(root), "/usr/bin/python3", "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash",
-          f"/usr/lib/python{version}", f"/{layers.SITE}"], "compiling")
+    # unchecked-hash: neither the time nor the order of building is in the files, and nobody looks at the sources at a
+    # start
+    _run(
+        [
+            "chroot",
+            str(root),
+            "/usr/bin/python3",
+            "-m",
+            "compileall",
+            "-q",
+            "-j",
+            "0",
+            "--invalidation-mode",
+            "unchecked-hash",
+            f"/usr/lib/python{version}",
+            f"/{layers.SITE}",
+        ],
+        "compiling",
+    )
     return root
 
 

@@ -1,4 +1,5 @@
-"""Takes everything of podwire out of this network namespace: what a node that leaves podwire for another network needs."""
+"""Takes everything of podwire out of this network namespace: what a node that leaves podwire for another network
+needs."""
 
 from __future__ import annotations
 

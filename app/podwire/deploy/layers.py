@@ -1,6 +1,7 @@
 """Which file of a root file system goes into which layer of podwire's image, and which into none. Pure.
 
-Three layers, the one that changes most often on top: the interpreter with its libraries, podwire's dependencies, podwire.
+Three layers, the one that changes most often on top: the interpreter with its libraries, podwire's dependencies,
+podwire.
 """
 
 from __future__ import annotations
@@ -11,9 +12,20 @@ from pathlib import PurePosixPath as Path
 from podwire_cni import oci
 
 SITE = "opt/podwire"  # where the wheel and its dependencies are
-PACKAGES = ("podwire", "podwire_base", "podwire_cni", "podwire_controlplane", "podwire_dns", "podwire_node", "podwire_proxy")
-CONFIG = {"Entrypoint": ["/usr/local/bin/podwire"], "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE=1"],
-          "Labels": {"org.opencontainers.image.title": "podwire", "org.opencontainers.image.licenses": "Apache-2.0"}}
+PACKAGES = (
+    "podwire",
+    "podwire_base",
+    "podwire_cni",
+    "podwire_controlplane",
+    "podwire_dns",
+    "podwire_node",
+    "podwire_proxy",
+)
+CONFIG = {
+    "Entrypoint": ["/usr/local/bin/podwire"],
+    "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE=1"],
+    "Labels": {"org.opencontainers.image.title": "podwire", "org.opencontainers.image.licenses": "Apache-2.0"},
+}
 PROGRAM = f"""#!/usr/bin/python3
 import sys
 sys.path.insert(0, "/{SITE}")
@@ -21,9 +33,28 @@ from podwire.main import cli
 sys.exit(cli())
 """
 # Of the interpreter's package: what only developers, desktops and dpkg need. Of wheels: types, tests, other programs.
-_UNUSED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian", "usr/share/bug", "usr/share/applications",
-           "usr/share/pixmaps", "usr/share/binfmts", "var/cache", "var/log", "var/lib/apt", "var/lib/dpkg", "etc/apt",
-           "etc/alternatives", "dev", "proc", "sys", "tmp", "run", f"{SITE}/bin")
+_UNUSED = (
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+    "usr/share/lintian",
+    "usr/share/bug",
+    "usr/share/applications",
+    "usr/share/pixmaps",
+    "usr/share/binfmts",
+    "var/cache",
+    "var/log",
+    "var/lib/apt",
+    "var/lib/dpkg",
+    "etc/apt",
+    "etc/alternatives",
+    "dev",
+    "proc",
+    "sys",
+    "tmp",
+    "run",
+    f"{SITE}/bin",
+)
 _UNUSED_DIRS = {"idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "pydoc_data", "tests", "test"}
 _NOTES = {"RECORD", "direct_url.json", "REQUESTED", "INSTALLER"}  # of pip: where it had the wheel from, and when
 _EMPTY = ("dev", "proc", "sys", "tmp", "run", "etc", "host", "root")

@@ -1,7 +1,7 @@
 """What `podwire install` and `podwire uninstall` do to a machine, as data. Pure: facts in, steps out.
 
-A step that is already true is left out, so a second install does nothing, and an upgrade writes what the new version writes
-otherwise. Settings are the user's: an install adds what is missing and changes only what it was told to.
+A step that is already true is left out, so a second install does nothing, and an upgrade writes what the new version
+writes otherwise. Settings are the user's: an install adds what is missing and changes only what it was told to.
 """
 
 from __future__ import annotations
@@ -85,9 +85,10 @@ Step = Write | Link | Move | Remove | Run | CleanKernel
 
 @dataclass(frozen=True)
 class Wanted:
-    """parts: of PARTS. program: the podwire command on the machine. settings: variables to set in agent.env, "" takes one out.
-    listen: "ADDRESS:PORT" that the API server's other machines reach it at (part control-plane). take_over: put other
-    plugins' configurations aside. plugin: the program, and whether it is compiled (only then it can be `loopback` too)."""
+    """parts: of PARTS. program: the podwire command on the machine. settings: variables to set in agent.env, "" takes
+    one out. listen: "ADDRESS:PORT" that the API server's other machines reach it at (part control-plane). take_over:
+    put other plugins' configurations aside. plugin: the program, and whether it is compiled (only then it can be
+    `loopback` too)."""
 
     parts: tuple[str, ...]
     program: str
@@ -102,8 +103,12 @@ class Wanted:
     def __post_init__(self) -> None:
         if strange := set(self.parts) - set(PARTS):
             raise BadInstall(f"--only {', '.join(sorted(strange))}: must be of {', '.join(PARTS)}")
-        for name, path in (("--program", self.program), ("--cni-bin-dir", self.cni_bin_dir),
-                           ("--cni-conf-dir", self.cni_conf_dir), ("--data-dir", self.data_dir)):
+        for name, path in (
+            ("--program", self.program),
+            ("--cni-bin-dir", self.cni_bin_dir),
+            ("--cni-conf-dir", self.cni_conf_dir),
+            ("--data-dir", self.data_dir),
+        ):
             if not path.startswith("/") or ".." in Path(path).parts:
                 raise BadInstall(f"{name}: {path!r} must be an absolute path")
         if "control-plane" in self.parts and ":" not in self.listen:
@@ -115,8 +120,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Facts:
-    """The machine as it is. files: content of those of our files that exist. links: path -> target. configurations: the names
-    in the CNI configuration directory. systemd: it runs here (and units can be started)."""
+    """The machine as it is. files: content of those of our files that exist. links: path -> target. configurations: the
+    names in the CNI configuration directory. systemd: it runs here (and units can be started)."""
 
     files: Mapping[str, bytes] = field(default_factory=dict)
     modes: Mapping[str, int] = field(default_factory=dict)
@@ -132,8 +137,11 @@ class Facts:
 
 
 def merged_settings(text: str, given: Mapping[str, str], defaults: Mapping[str, str]) -> str:
-    """agent.env with `given` put in: lines stay where they are, comments too; `defaults` only where nothing says otherwise."""
-    lines = text.splitlines() or ["# Flags of `podwire agent --help`, as variables; lists have spaces between their items."]
+    """agent.env with `given` put in: lines stay where they are, comments too; `defaults` only where nothing says
+    otherwise."""
+    lines = text.splitlines() or [
+        "# Flags of `podwire agent --help`, as variables; lists have spaces between their items."
+    ]
     todo = {**{name: value for name, value in defaults.items() if name not in given}, **given}
     out = []
     for line in lines:
@@ -174,12 +182,28 @@ def read_settings(text: str) -> dict[str, str]:
 
 def unit(description: str, program: str, words: Iterable[str], *, after: str = "", environment: bool = False) -> bytes:
     """A systemd service. KillMode=process: a stop must not end the pods, and the supervisor ends its roles itself."""
-    return "\n".join([
-        "[Unit]", f"Description={description}", "Wants=network-online.target",
-        f"After=network-online.target {after}".strip(), "", "[Service]",
-        *([f"EnvironmentFile={SETTINGS}"] if environment else []), f"ExecStart={shlex.join([program, *words])}",
-        "Restart=always", "RestartSec=1", "KillMode=process", "LimitNOFILE=1048576", "TasksMax=infinity", "OOMScoreAdjust=-998",
-        "", "[Install]", "WantedBy=multi-user.target", ""]).encode()
+    return "\n".join(
+        [
+            "[Unit]",
+            f"Description={description}",
+            "Wants=network-online.target",
+            f"After=network-online.target {after}".strip(),
+            "",
+            "[Service]",
+            *([f"EnvironmentFile={SETTINGS}"] if environment else []),
+            f"ExecStart={shlex.join([program, *words])}",
+            "Restart=always",
+            "RestartSec=1",
+            "KillMode=process",
+            "LimitNOFILE=1048576",
+            "TasksMax=infinity",
+            "OOMScoreAdjust=-998",
+            "",
+            "[Install]",
+            "WantedBy=multi-user.target",
+            "",
+        ]
+    ).encode()
 
 
 def units(wanted: Wanted) -> dict[str, bytes]:
@@ -190,14 +214,21 @@ def units(wanted: Wanted) -> dict[str, bytes]:
         port = wanted.listen.rpartition(":")[2]
         everywhere = "[::]" if "[" in wanted.listen else "0.0.0.0"
         found["podwire-apiserver.service"] = unit(
-            "podwire API server", wanted.program, ["apiserver", "--data", api, "--listen", f"{everywhere}:{port}",
-                                                   "--advertise", wanted.listen])
+            "podwire API server",
+            wanted.program,
+            ["apiserver", "--data", api, "--listen", f"{everywhere}:{port}", "--advertise", wanted.listen],
+        )
         found["podwire-controllers.service"] = unit(
-            "podwire controllers", wanted.program, ["controllers", "--data", api],
-            after="podwire-apiserver.service")
+            "podwire controllers", wanted.program, ["controllers", "--data", api], after="podwire-apiserver.service"
+        )
     if "agent" in wanted.parts:
-        found["podwire-agent.service"] = unit("podwire: pods, Services and DNS of this node", wanted.program, ["agent"],
-                                              after="podwire-apiserver.service containerd.service", environment=True)
+        found["podwire-agent.service"] = unit(
+            "podwire: pods, Services and DNS of this node",
+            wanted.program,
+            ["agent"],
+            after="podwire-apiserver.service containerd.service",
+            environment=True,
+        )
     return found
 
 
@@ -210,7 +241,9 @@ def _files(wanted: Wanted, facts: Facts) -> dict[str, Write]:
         found.append(Write(f"{wanted.cni_bin_dir}/{PLUGIN}", wanted.plugin, 0o755))
         # containerd and CRI-O call a plugin of that name for each pod; another's is as good
         loopback = f"{wanted.cni_bin_dir}/loopback"
-        if wanted.plugin.startswith(b"\x7fELF") and (loopback not in facts.files or loopback in recorded(facts).written):
+        if wanted.plugin.startswith(b"\x7fELF") and (
+            loopback not in facts.files or loopback in recorded(facts).written
+        ):
             found.append(Write(loopback, wanted.plugin, 0o755))
     if "agent" in wanted.parts:
         before = facts.files.get(SETTINGS, b"").decode(errors="replace")
@@ -242,8 +275,13 @@ def _same(facts: Facts, step: Write) -> bool:
 
 def paths(wanted: Wanted) -> list[str]:
     """Every path whose state `install` must know."""
-    return [f"{wanted.cni_bin_dir}/{PLUGIN}", f"{wanted.cni_bin_dir}/loopback", SETTINGS, RECORD,
-            *(f"{UNITS}/{name}" for name in units(wanted))]
+    return [
+        f"{wanted.cni_bin_dir}/{PLUGIN}",
+        f"{wanted.cni_bin_dir}/loopback",
+        SETTINGS,
+        RECORD,
+        *(f"{UNITS}/{name}" for name in units(wanted)),
+    ]
 
 
 def link_path(name: str) -> str:
@@ -261,7 +299,9 @@ def install(wanted: Wanted, facts: Facts) -> list[Step]:
     steps += changed
     links = {link_path(name): f"../{name}" for name in units(wanted)}
     steps += [Link(path, target) for path, target in links.items() if facts.links.get(path) != target]
-    record = json.dumps({"written": sorted({*before.written, *files}), "links": sorted({*before.links, *links})}, indent=1)
+    record = json.dumps(
+        {"written": sorted({*before.written, *files}), "links": sorted({*before.links, *links})}, indent=1
+    )
     # The plugin alone needs no record: it is what an image installs, which has nothing but the plugins' directories.
     if units(wanted) and facts.files.get(RECORD) != record.encode() + b"\n":
         steps.append(Write(RECORD, record.encode() + b"\n"))
@@ -273,13 +313,18 @@ def install(wanted: Wanted, facts: Facts) -> list[Step]:
 
 
 def foreign(configurations: Iterable[str]) -> list[str]:
-    """Configurations of other plugins, which a runtime might take (it takes the first in the alphabet; libcni's suffixes)."""
-    return sorted(name for name in configurations if name != CONFLIST and name.endswith((".conf", ".conflist", ".json")))
+    """Configurations of other plugins, which a runtime might take (it takes the first in the alphabet; libcni's
+    suffixes)."""
+    return sorted(
+        name for name in configurations if name != CONFLIST and name.endswith((".conf", ".conflist", ".json"))
+    )
 
 
-def uninstall(facts: Facts, *, cni_bin_dir: str, cni_conf_dir: str, kernel: bool, purge: bool,
-              dns_address: str = "") -> list[Step]:
-    """The way back: units, files, other plugins' configurations, and the kernel's state. Settings stay without `purge`."""
+def uninstall(
+    facts: Facts, *, cni_bin_dir: str, cni_conf_dir: str, kernel: bool, purge: bool, dns_address: str = ""
+) -> list[Step]:
+    """The way back: units, files, other plugins' configurations, and the kernel's state. Settings stay without
+    `purge`."""
     record, steps = recorded(facts), list[Step]()
     if facts.systemd:
         names = [Path(path).name for path in record.links if path in facts.links]
@@ -315,16 +360,22 @@ def checks(wanted: Wanted, facts: Facts, kubeconfig_exists: bool) -> list[str]:
         found.append("the kernel has no nf_tables: modprobe nf_tables, or a kernel with CONFIG_NF_TABLES")
     others = foreign(facts.configurations)
     if others and not wanted.take_over:
-        found.append(f"{wanted.cni_conf_dir} has {', '.join(others)}: runtimes take the first of the alphabet; --take-over "
-                     "puts others aside")
+        found.append(
+            f"{wanted.cni_conf_dir} has {', '.join(others)}: runtimes take the first of the alphabet; --take-over "
+            "puts others aside"
+        )
     if "agent" in wanted.parts:
         settings = read_settings(_files(wanted, facts)[SETTINGS].content.decode())
         if not settings.get("PODWIRE_KUBECONFIG"):
-            found.append(f"PODWIRE_KUBECONFIG is not set in {SETTINGS}: give --kubeconfig (/etc/kubernetes/kubelet.conf "
-                         "will do with the rights that docs/migration.md binds)")
+            found.append(
+                f"PODWIRE_KUBECONFIG is not set in {SETTINGS}: give --kubeconfig (/etc/kubernetes/kubelet.conf "
+                "will do with the rights that docs/migration.md binds)"
+            )
         elif not kubeconfig_exists:
             found.append(f"PODWIRE_KUBECONFIG: there is no {settings['PODWIRE_KUBECONFIG']} yet")
     if not facts.cgroup_v2:
-        found.append("this kernel offers only cgroup v1: a kubelet needs failCgroupV1: false and cgroupDriver: cgroupfs in its "
-                     "configuration")
+        found.append(
+            "this kernel offers only cgroup v1: a kubelet needs failCgroupV1: false and cgroupDriver: cgroupfs in its "
+            "configuration"
+        )
     return found

@@ -1,5 +1,5 @@
-"""As much of kustomize as deploy/ uses, so that the manifests can be checked where there is no kubectl; an unknown field is an
-error. Where kubectl is, a test holds this against it."""
+"""As much of kustomize as deploy/ uses, so that the manifests can be checked where there is no kubectl; an unknown
+field is an error. Where kubectl is, a test holds this against it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ def _env(text: str) -> dict[str, str]:
 
 
 def _suffix(config: Object) -> str:
-    """Ten characters of the content's hash, without letters that could make words (kustomize's api/hasher, which leaves the
-    name empty)."""
-    body = json.dumps({"data": config["data"], "kind": "ConfigMap", "name": ""}, separators=(",", ":"), sort_keys=True,
-                      ensure_ascii=False)
+    """Ten characters of the content's hash, without letters that could make words (kustomize's api/hasher, which leaves
+    the name empty)."""
+    body = json.dumps(
+        {"data": config["data"], "kind": "ConfigMap", "name": ""},
+        separators=(",", ":"),
+        sort_keys=True,
+        ensure_ascii=False,
+    )
     for raw, escaped in (("&", "\\u0026"), ("<", "\\u003c"), (">", "\\u003e")):  # as Go's encoder does
         body = body.replace(raw, escaped)
     return hashlib.sha256(body.encode()).hexdigest()[:10].translate(str.maketrans("013ae", "ghkmt"))
@@ -61,12 +65,22 @@ def _accumulate(folder: Path, objects: list[Object]) -> list[Object]:
             one["data"] = {**one["data"], **data}
         else:
             place = {"namespace": row["namespace"]} if "namespace" in row else {}
-            objects.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": row["name"], **place}, "data": data,
-                            _GENERATED: True})
+            objects.append(
+                {
+                    "apiVersion": "v1",
+                    "kind": "ConfigMap",
+                    "metadata": {"name": row["name"], **place},
+                    "data": data,
+                    _GENERATED: True,
+                }
+            )
     for row in document.get("patches", []):
         change = yaml.safe_load((folder / row["path"]).read_text())
-        (at,) = [n for n, o in enumerate(objects) if (o["kind"], o["metadata"]["name"]) == (
-            change["kind"], change["metadata"]["name"])]
+        (at,) = [
+            n
+            for n, o in enumerate(objects)
+            if (o["kind"], o["metadata"]["name"]) == (change["kind"], change["metadata"]["name"])
+        ]
         objects[at] = patch.strategic(objects[at], change)
     if space := document.get("namespace"):
         for obj in objects:

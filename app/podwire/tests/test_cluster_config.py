@@ -14,10 +14,23 @@ from podwire.commands.pods import log_lines
 from podwire.main import cli
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("name", ".."), ("name", "A"), ("name", ""), ("nodes", 0), ("nodes", 51), ("node_cidr", "10.0.0.1/8"),
-    ("upstream_dns", ("bogus",)), ("upstream_dns", ("",)), ("upstream_dns", ("1.1.1.1#0",)),
-    ("upstream_dns", ("1.1.1.1#99999",)), ("upstream_dns", ("1.1.1.1:53",)), ("proxy_backend", "ipvs")])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", ".."),
+        ("name", "A"),
+        ("name", ""),
+        ("nodes", 0),
+        ("nodes", 51),
+        ("node_cidr", "10.0.0.1/8"),
+        ("upstream_dns", ("bogus",)),
+        ("upstream_dns", ("",)),
+        ("upstream_dns", ("1.1.1.1#0",)),
+        ("upstream_dns", ("1.1.1.1#99999",)),
+        ("upstream_dns", ("1.1.1.1:53",)),
+        ("proxy_backend", "ipvs"),
+    ],
+)
 def test_bad_settings_name_their_field(field: str, value: Any) -> None:
     with pytest.raises(BadConfig, match=f"^{field}: "):
         ClusterConfig(**{field: value})
@@ -35,7 +48,9 @@ def test_addresses_do_not_collide() -> None:
     assert made.kubernetes_address != made.dns_address
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"name": ".."}', '{"nodes": 0, "upstream_dns": []}', '{"colour": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"name": ".."}', '{"nodes": 0, "upstream_dns": []}', '{"colour": 1}']
+)
 def test_a_damaged_record_is_no_record(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "BASE", tmp_path)
     (tmp_path / "c").mkdir()
@@ -51,12 +66,21 @@ def test_a_saved_record_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert config.load("c") == made
 
 
-@pytest.mark.parametrize(("words", "text"), [
-    (("down", "--name", ".."), "name:"), (("up", "--name", "A B"), "name:"), (("up", "--nodes", "0"), "nodes:"),
-    (("up", "--upstream-dns", "bogus"), "upstream_dns:"), (("demo", "--nodes", "51"), "nodes:"),
-    (("up", "--api-port", "70000"), "--api-port"), (("up", "--nodes", "abc"), "--nodes"),
-    (("logs", "p", "--tail", "-1", "--name", "none"), "--tail"),
-    (("exec", "p", "--name", "none", "--", "true"), "none")], ids=str)
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("down", "--name", ".."), "name:"),
+        (("up", "--name", "A B"), "name:"),
+        (("up", "--nodes", "0"), "nodes:"),
+        (("up", "--upstream-dns", "bogus"), "upstream_dns:"),
+        (("demo", "--nodes", "51"), "nodes:"),
+        (("up", "--api-port", "70000"), "--api-port"),
+        (("up", "--nodes", "abc"), "--nodes"),
+        (("logs", "p", "--tail", "-1", "--name", "none"), "--tail"),
+        (("exec", "p", "--name", "none", "--", "true"), "none"),
+    ],
+    ids=str,
+)
 def test_mistakes_on_the_command_line_get_one_clear_error(words: tuple[str, ...], text: str) -> None:
     result = CliRunner().invoke(cli, words)
     assert result.exit_code in (1, 2)

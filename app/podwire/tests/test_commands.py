@@ -33,7 +33,9 @@ def podwire(server: Server, tmp_path: Path) -> Any:
 
     def call(*words: str, stdin: str | None = None) -> Result:
         result = CliRunner().invoke(cli, words, input=stdin, env={"KUBECONFIG": str(kubeconfig), "COLUMNS": "200"})
-        assert "Traceback" not in result.output and (result.exception is None or isinstance(result.exception, SystemExit))
+        assert "Traceback" not in result.output and (
+            result.exception is None or isinstance(result.exception, SystemExit)
+        )
         return result
 
     return call
@@ -48,13 +50,24 @@ def test_help_names_every_command(podwire: Any) -> None:
     assert podwire("nonsense").exit_code == 2
 
 
-@pytest.mark.parametrize(("words", "text"), [
-    (("get",), "say what"), (("get", "widgets"), "kind 'widgets' is not known"), (("get", "pods", "none"), '"none" not found'),
-    (("get", "pod", "pod/p"), "leave 'pod' out"), (("get", "pods", "p", "-A"), "one namespace"),
-    (("get", "pods", "-l", "a b"), "unable to parse requirement"),
-    (("delete",), "say what"), (("delete", "pods"), "name the pod"), (("delete", "svc", "none"), '"none" not found'),
-    (("apply", "-f", "/none.yaml"), "/none.yaml: cannot be read"), (("get", "pods", "--kubeconfig", "/none"), "/none"),
-    (("delete", "-f", "/none.yaml"), "cannot be read")], ids=str)
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("get",), "say what"),
+        (("get", "widgets"), "kind 'widgets' is not known"),
+        (("get", "pods", "none"), '"none" not found'),
+        (("get", "pod", "pod/p"), "leave 'pod' out"),
+        (("get", "pods", "p", "-A"), "one namespace"),
+        (("get", "pods", "-l", "a b"), "unable to parse requirement"),
+        (("delete",), "say what"),
+        (("delete", "pods"), "name the pod"),
+        (("delete", "svc", "none"), '"none" not found'),
+        (("apply", "-f", "/none.yaml"), "/none.yaml: cannot be read"),
+        (("get", "pods", "--kubeconfig", "/none"), "/none"),
+        (("delete", "-f", "/none.yaml"), "cannot be read"),
+    ],
+    ids=str,
+)
 def test_bad_words_get_one_clear_line(podwire: Any, words: tuple[str, ...], text: str) -> None:
     result = podwire(*words)
     assert result.exit_code == 1 and result.output.startswith("error:") and text in result.output.replace("\n", " ")
@@ -63,27 +76,39 @@ def test_bad_words_get_one_clear_line(podwire: Any, words: tuple[str, ...], text
 def test_apply_get_delete(podwire: Any) -> None:
     text = yaml.safe_dump_all([deployment("shop"), service("shop", type="NodePort", selector={"app": "shop"})])
     assert [podwire("apply", "-f", "-", stdin=text).output.splitlines() for _ in range(2)] == [
-        ["deployment.apps/shop created", "service/shop created"], ["deployment.apps/shop unchanged", "service/shop unchanged"]]
+        ["deployment.apps/shop created", "service/shop created"],
+        ["deployment.apps/shop unchanged", "service/shop unchanged"],
+    ]
     changed = text.replace("replicas: 3", "replicas: 4")
     assert podwire("apply", "-f", "-", stdin=changed).output.splitlines() == [
-        "deployment.apps/shop configured", "service/shop unchanged"]
+        "deployment.apps/shop configured",
+        "service/shop unchanged",
+    ]
     assert "shop" in podwire("get", "deploy,svc", "-o", "wide").output
     made = yaml.safe_load(podwire("get", "deploy", "shop", "-o", "yaml").output)
     assert made["spec"]["replicas"] == 4 and made["metadata"]["generation"] == 2
     assert json.loads(podwire("get", "svc/shop", "-o", "json").output)["spec"]["type"] == "NodePort"
     assert podwire("get", "svc", "shop", "-o", "name").output == "service/shop\n"
     assert podwire("delete", "-f", "-", stdin=text).output.splitlines() == [
-        "deployment.apps/shop deleted", "service/shop deleted"]
+        "deployment.apps/shop deleted",
+        "service/shop deleted",
+    ]
     assert podwire("delete", "svc", "shop", "--ignore-not-found").exit_code == 0
     assert "no services found in namespace default" in podwire("get", "svc").output
 
 
-@pytest.mark.parametrize("own", [
-    "../services/innocent", "../services?x=", "a?b#c", "..", "%2e%2e/services/innocent", "innocent/status"])
+@pytest.mark.parametrize(
+    "own", ["../services/innocent", "../services?x=", "a?b#c", "..", "%2e%2e/services/innocent", "innocent/status"]
+)
 def test_a_name_is_one_name_whatever_is_in_it(podwire: Any, own: str) -> None:
     """Not a path: nothing but the object of that very name may be read or deleted."""
     podwire("apply", "-f", "-", stdin=yaml.safe_dump(service("innocent")))
-    for words in (("get", "cm", own), ("delete", "cm", own), ("get", "cm", "x", "-n", own), ("delete", "cm", "x", "-n", own)):
+    for words in (
+        ("get", "cm", own),
+        ("delete", "cm", own),
+        ("get", "cm", "x", "-n", own),
+        ("delete", "cm", "x", "-n", own),
+    ):
         result = podwire(*words)
         assert result.exit_code == 1 and result.output.startswith("error:"), result.output
     assert podwire("get", "svc", "innocent").exit_code == 0
@@ -101,12 +126,21 @@ def test_one_bad_object_does_not_keep_the_others_out(podwire: Any) -> None:
 # ---- manifests
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("a: [", "here: not YAML"), ("- a", "expected an object"), ("kind: Pod", "apiVersion is missing"),
-    ("apiVersion: v1", "kind is missing"),
-    ("apiVersion: v1\nkind: Pod", "metadata.name is missing"), ("apiVersion: v2\nkind: Pod\nmetadata: {name: x}", "known: "),
-    ("---\napiVersion: v1\nkind: Pod\nmetadata: {name: x}\n---\nx: 1", "document 2"), ("[" * 900, "not YAML"),
-    ("apiVersion: v1\nkind: PodList\nitems: [5]", "expected an object")], ids=lambda t: t[:20])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "here: not YAML"),
+        ("- a", "expected an object"),
+        ("kind: Pod", "apiVersion is missing"),
+        ("apiVersion: v1", "kind is missing"),
+        ("apiVersion: v1\nkind: Pod", "metadata.name is missing"),
+        ("apiVersion: v2\nkind: Pod\nmetadata: {name: x}", "known: "),
+        ("---\napiVersion: v1\nkind: Pod\nmetadata: {name: x}\n---\nx: 1", "document 2"),
+        ("[" * 900, "not YAML"),
+        ("apiVersion: v1\nkind: PodList\nitems: [5]", "expected an object"),
+    ],
+    ids=lambda t: t[:20],
+)
 def test_bad_manifests_name_file_and_document(text: str, words: str) -> None:
     with pytest.raises(manifests.BadManifest, match=words) as caught:
         list(manifests.parse(text, "here"))
@@ -116,7 +150,7 @@ def test_bad_manifests_name_file_and_document(text: str, words: str) -> None:
 def test_lists_and_dates_and_folders(tmp_path: Path) -> None:
     listed = {"apiVersion": "v1", "kind": "List", "items": [service("a"), service("b")]}
     assert [o["metadata"]["name"] for o in manifests.parse(yaml.safe_dump(listed), "x")] == ["a", "b"]
-    dated, = manifests.parse("apiVersion: v1\nkind: Pod\nmetadata: {name: x, annotations: {on: 2026-01-01}}", "x")
+    (dated,) = manifests.parse("apiVersion: v1\nkind: Pod\nmetadata: {name: x, annotations: {on: 2026-01-01}}", "x")
     assert manifests.with_record(dated)["metadata"]["annotations"]["true"] == "2026-01-01"
     for name in ("2.yaml", "1.yml", "3.txt"):
         (tmp_path / name).write_text(yaml.safe_dump(service(f"s{name[0]}")))
@@ -131,12 +165,16 @@ def _apply(obj: Object, live: Object) -> Object:
 def test_three_way_keeps_what_others_set_and_removes_what_is_left_out() -> None:
     first = service(labels={"a": "1", "b": "2"}, selector={"x": "1", "y": "2"}, externalIPs=["1.2.3.4"])
     live = manifests.with_record(first)
-    live = patch.merge(live, {"spec": {"clusterIP": "10.96.0.9"}, "status": {"s": 1}, "metadata": {"labels": {"other": "x"}}})
+    live = patch.merge(
+        live, {"spec": {"clusterIP": "10.96.0.9"}, "status": {"s": 1}, "metadata": {"labels": {"other": "x"}}}
+    )
     assert _apply(first, live) == live, "twice is unchanged"
     second = service(labels={"a": "1"}, selector={"x": "9"})
     after = _apply(second, live)
     assert after["metadata"]["labels"] == {"a": "1", "other": "x"} and after["spec"]["selector"] == {"x": "9"}
-    assert "externalIPs" not in after["spec"] and after["spec"]["clusterIP"] == "10.96.0.9" and after["status"] == {"s": 1}
+    assert (
+        "externalIPs" not in after["spec"] and after["spec"]["clusterIP"] == "10.96.0.9" and after["status"] == {"s": 1}
+    )
     record = json.loads(after["metadata"]["annotations"][manifests.LAST_APPLIED])
     assert record == {**second, "metadata": {**second["metadata"], "annotations": {}}}
     broken = patch.merge(live, {"metadata": {"annotations": {manifests.LAST_APPLIED: "{"}}})
@@ -163,9 +201,15 @@ def test_log_lines() -> None:
         log.debug("shown", path=Path("/x"))
         first, second = stream.getvalue().splitlines()
         assert first.split(" ", 1)[1] == (
-            'info proxy synced node=n1 services=12 took=1.235 note="two words" empty="" rows="[\\"a\\"]"')
+            'info proxy synced node=n1 services=12 took=1.235 note="two words" empty="" rows="[\\"a\\"]"'
+        )
         assert json.loads(second) | {"time": ""} == {
-            "time": "", "level": "debug", "role": "proxy", "event": "shown", "path": "/x"}
+            "time": "",
+            "level": "debug",
+            "role": "proxy",
+            "event": "shown",
+            "path": "/x",
+        }
         stream.close()
         log.error("to a closed stream")
     finally:
@@ -186,7 +230,13 @@ def test_role_status(tmp_path: Path) -> None:
 
 def test_the_record_of_an_apply_is_kubectls_own() -> None:
     """Byte for byte, so that podwire and kubectl can be used in turn and find "unchanged"."""
-    obj = {"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"namespace": "default", "name": "m"}, "data": {"k": "<ä&>"}}
+    obj = {
+        "kind": "ConfigMap",
+        "apiVersion": "v1",
+        "metadata": {"namespace": "default", "name": "m"},
+        "data": {"k": "<ä&>"},
+    }
     assert manifests.with_record(obj)["metadata"]["annotations"][manifests.LAST_APPLIED] == (
         '{"apiVersion":"v1","data":{"k":"\\u003cä\\u0026\\u003e"},"kind":"ConfigMap",'
-        '"metadata":{"annotations":{},"name":"m","namespace":"default"}}\n')
+        '"metadata":{"annotations":{},"name":"m","namespace":"default"}}\n'
+    )

@@ -1,4 +1,5 @@
-"""deploy/: every kustomization builds, is what Kubernetes' schemas and our own API server take, and says what the code says."""
+"""deploy/: every kustomization builds, is what Kubernetes' schemas and our own API server take, and says what the code
+says."""
 
 from __future__ import annotations
 
@@ -40,8 +41,15 @@ def named(objects: list[Object], kind: str, name: str) -> Object:
 
 
 def test_all_of_them_are_looked_at() -> None:
-    assert {"deploy", "deploy/cleanup", "deploy/overlays/migrating", "deploy/overlays/without-proxy",
-            "deploy/overlays/without-dns", "deploy/overlays/load-balancer", "deploy/overlays/load-balancer-only"} <= set(NAMES)
+    assert {
+        "deploy",
+        "deploy/cleanup",
+        "deploy/overlays/migrating",
+        "deploy/overlays/without-proxy",
+        "deploy/overlays/without-dns",
+        "deploy/overlays/load-balancer",
+        "deploy/overlays/load-balancer-only",
+    } <= set(NAMES)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
@@ -75,7 +83,11 @@ def _sorted(value: Any) -> Any:
         return {key: _sorted(item) for key, item in value.items()}
     if isinstance(value, list):
         items = [_sorted(item) for item in value]
-        return sorted(items, key=lambda i: json.dumps(i, sort_keys=True)) if items and isinstance(items[0], dict) else items
+        return (
+            sorted(items, key=lambda i: json.dumps(i, sort_keys=True))
+            if items and isinstance(items[0], dict)
+            else items
+        )
     return value
 
 
@@ -103,7 +115,9 @@ def test_images_and_commands_are_this_versions(folder: Path) -> None:
             continue
         spec = obj["spec"]["template"]["spec"]
         for container in spec["containers"] + spec.get("initContainers", []):
-            assert container["image"] == f"podwire.io/podwire:{version}" and container["imagePullPolicy"] == "IfNotPresent"
+            assert (
+                container["image"] == f"podwire.io/podwire:{version}" and container["imagePullPolicy"] == "IfNotPresent"
+            )
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
             if "args" in container:
                 words = [word for word in container["args"][:2] if not word.startswith("--")]
@@ -127,8 +141,11 @@ def test_every_setting_is_a_flag(folder: Path) -> None:
             assert all(f"[{name}]" in flags for name in obj["data"])
             roles = settings.chosen(obj["data"]["PODWIRE_ROLE"].split())
             objects = kustomize.build(folder)
-            granted = {o["roleRef"]["name"].removeprefix("podwire-") for o in objects if o["kind"] == "ClusterRoleBinding"
-                       and o["subjects"][0]["name"] == "podwire"}
+            granted = {
+                o["roleRef"]["name"].removeprefix("podwire-")
+                for o in objects
+                if o["kind"] == "ClusterRoleBinding" and o["subjects"][0]["name"] == "podwire"
+            }
             assert set(roles) == granted, "who does not run gets no rights"
 
 
@@ -154,7 +171,9 @@ def settings_default(name: str) -> Any:
 def _proxy(objects: list[Object]) -> ProxyConfig:
     from podwire_proxy import kubeproxyfile
 
-    fields, notes = kubeproxyfile.read(yaml.safe_load(named(objects, "ConfigMap", "podwire-proxy")["data"]["config.conf"]))
+    fields, notes = kubeproxyfile.read(
+        yaml.safe_load(named(objects, "ConfigMap", "podwire-proxy")["data"]["config.conf"])
+    )
     assert [note for note in notes if "mode" not in note] == []
     return ProxyConfig(**{"node_name": "n", "kubeconfig": None, "run_dir": Path("/run/podwire"), **fields})
 
@@ -178,15 +197,19 @@ def test_the_dns_deployment_is_reached_by_its_service() -> None:
     assert "service.kubernetes.io/service-proxy-name" not in service["metadata"]["labels"], "proxies serve it"
     pod = deployment["spec"]["template"]["spec"]
     (binding,) = [o for o in objects if o["kind"] == "ClusterRoleBinding" and o["roleRef"]["name"] == "podwire-dns"]
-    assert binding["subjects"][0]["name"] == pod["serviceAccountName"] == named(objects, "ServiceAccount", "podwire-dns")[
-        "metadata"]["name"]
+    assert (
+        binding["subjects"][0]["name"]
+        == pod["serviceAccountName"]
+        == named(objects, "ServiceAccount", "podwire-dns")["metadata"]["name"]
+    )
     (container,) = pod["containers"]
     data = named(objects, "ConfigMap", "podwire-settings")["data"]
     for word in container["args"]:
         if "$(" in word:
             assert word.partition("$(")[2].rstrip(")") in data, "the kubelet puts these in"
-    served, notes = corefile.apply(named(objects, "ConfigMap", "podwire-dns")["data"]["Corefile"],
-                                   DnsConfig("n", None, Path("/run/podwire")))
+    served, notes = corefile.apply(
+        named(objects, "ConfigMap", "podwire-dns")["data"]["Corefile"], DnsConfig("n", None, Path("/run/podwire"))
+    )
     assert notes == []
     for probe, address in (("readinessProbe", served.ready_address), ("livenessProbe", served.health_address)):
         assert address.rpartition(":")[2] == str(container[probe]["httpGet"]["port"])
@@ -200,7 +223,9 @@ def test_load_balancers_on_a_stock_cluster(folder: str) -> None:
     assert loadbalancer.is_config(config), "found by its name, which carries no hash"
     assert loadbalancer.parse(config) == (loadbalancer.Pools(), []), "nothing is given before somebody says what"
     deployment = named(objects, "Deployment", "podwire-load-balancer")["spec"]
-    assert (deployment["replicas"], deployment["strategy"]["type"]) == (1, "Recreate"), "two would give what the other gives"
+    assert (deployment["replicas"], deployment["strategy"]["type"]) == (1, "Recreate"), (
+        "two would give what the other gives"
+    )
     pod, (controller,) = deployment["template"]["spec"], deployment["template"]["spec"]["containers"]
     assert pod["securityContext"]["runAsNonRoot"] and controller["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     (responder,) = named(objects, "DaemonSet", "podwire")["spec"]["template"]["spec"]["containers"]
@@ -208,8 +233,11 @@ def test_load_balancers_on_a_stock_cluster(folder: str) -> None:
     assert security.get("privileged") or "NET_RAW" in security["capabilities"]["add"]
     bound = {(o["kind"], o["roleRef"]["name"], o["subjects"][0]["name"]) for o in objects if "roleRef" in o}
     account = pod["serviceAccountName"]
-    assert bound >= {(kind, own, who) for kind in ("RoleBinding", "ClusterRoleBinding")
-                     for own, who in (("podwire-lb", "podwire"), ("podwire-load-balancer", account))}
+    assert bound >= {
+        (kind, own, who)
+        for kind in ("RoleBinding", "ClusterRoleBinding")
+        for own, who in (("podwire-lb", "podwire"), ("podwire-load-balancer", account))
+    }
     assert named(objects, "ServiceAccount", "podwire-load-balancer")["metadata"]["name"] == account
     for role in (o for o in objects if o["kind"] == "ClusterRole"):
         assert not any("configmaps" in rule["resources"] for rule in role["rules"]), "no one sees all ConfigMaps"

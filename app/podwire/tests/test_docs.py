@@ -1,4 +1,5 @@
-"""What the pages say, held against what is there: commands, flags, metrics, links, tests behind a yes, names in drawings."""
+"""What the pages say, held against what is there: commands, flags, metrics, links, tests behind a yes, names in
+drawings."""
 
 from __future__ import annotations
 
@@ -23,7 +24,20 @@ from podwire_proxy.testing import table
 from podwire_proxy.testing.builders import endpoint_slice, port, service
 
 ROOT = Path(__file__).parents[3]
-ROOMS = ("app", "base", "cni", "controlplane", "deploy", "dns", "docs", "examples", "netns-tests", "proxy", "vagrant", "bench")
+ROOMS = (
+    "app",
+    "base",
+    "cni",
+    "controlplane",
+    "deploy",
+    "dns",
+    "docs",
+    "examples",
+    "netns-tests",
+    "proxy",
+    "vagrant",
+    "bench",
+)
 PAGES = sorted([*ROOT.glob("*.md"), *(page for room in ROOMS for page in (ROOT / room).rglob("*.md"))])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 METRIC = re.compile(r"\b(?:kubeproxy|coredns|podwire|process)_[a-z0-9_]+\b")
@@ -32,7 +46,8 @@ ADDED_BY_PROMETHEUS = {"le", "instance", "job"}
 
 
 def code(page: Path) -> Iterator[str]:
-    """Everything that is set as code: fenced and indented lines, and spans in backticks (which may run over a line's end)."""
+    """Everything that is set as code: fenced and indented lines, and spans in backticks (which may run over a line's
+    end)."""
     prose, fenced = [], False
     for line in page.read_text().splitlines():
         if line.startswith("```"):
@@ -47,7 +62,7 @@ def code(page: Path) -> Iterator[str]:
 def calls(text: str) -> Iterator[list[str]]:
     """The words behind each `podwire`, up to where its own arguments end."""
     for found in re.finditer(r"(?<![\w.=-])podwire +(?=[a-z-])([^|;&#`)]*)", text):
-        before = text[:found.start()].split()
+        before = text[: found.start()].split()
         if not before or before[-1] not in {"ip", "ip6", "table", "bridge", "-l", "tables"}:
             yield found[1].split()
 
@@ -78,7 +93,10 @@ def test_every_command_and_flag_that_a_page_names_is_there(page: Path) -> None:
 
 
 def test_a_command_or_flag_that_is_not_there_is_found() -> None:
-    text = "x; podwire up --nodes 3; podwire down --nope; podwire frobnicate; podwire dns query --bad; podwire exec P -- x --y"
+    text = (
+        "x; podwire up --nodes 3; podwire down --nope; podwire frobnicate; podwire dns query --bad; "
+        "podwire exec P -- x --y"
+    )
     assert [unknown(words) for words in calls(text)] == ["", "--nope of down", "frobnicate", "--bad of dns query", ""]
 
 
@@ -136,7 +154,11 @@ def test_every_yes_of_the_feature_table_names_a_test() -> None:
         if said.startswith(("yes", "[yes")):
             assert where, f"{row[0]}: no test behind the yes"
         for path, name in where:
-            assert re.search(rf"^ *(?:async )?def {re.escape(name)}\(", (ROOT / path).read_text(), re.M), (row[0], path, name)
+            assert re.search(rf"^ *(?:async )?def {re.escape(name)}\(", (ROOT / path).read_text(), re.M), (
+                row[0],
+                path,
+                name,
+            )
 
 
 # Metrics
@@ -162,9 +184,25 @@ def dns_page() -> str:
     tally.types[1], tally.rcodes[0] = 1, 1
     to, rcode = ("192.0.2.1:53", "NOERROR"), [0] * (len(BOUNDS) + 1)
     forwarding = metrics_page.Forwarding({to: 1}, {to: rcode}, {}, {}, {to[0]: True}, {to[0]: 1}, {to[0]: 1}, 0, 0)
-    return metrics_page.render(metrics_page.ServerState(
-        "1", {"udp": tally}, forwarding, Cache(), conformance_zone(), CONFIG, "digest", 0, 0, True,
-        Durations(PROGRAMMING_BOUNDS), Durations(HEALTH_BOUNDS), 0.0, 0, 0.0))
+    return metrics_page.render(
+        metrics_page.ServerState(
+            "1",
+            {"udp": tally},
+            forwarding,
+            Cache(),
+            conformance_zone(),
+            CONFIG,
+            "digest",
+            0,
+            0,
+            True,
+            Durations(PROGRAMMING_BOUNDS),
+            Durations(HEALTH_BOUNDS),
+            0.0,
+            0,
+            0.0,
+        )
+    )
 
 
 def everything() -> dict[str, tuple[str, set[str]]]:
@@ -203,15 +241,23 @@ def test_every_expression_of_dashboard_and_alerts_uses_what_is_exposed() -> None
         check_expression(text, known)
 
 
-@pytest.mark.parametrize("wrong", ["sum(podwire_nothing_total)", "podwire_dns_answers_count", 'podwire_dns_answers{no="1"}',
-                                   "sum by (code) (podwire_dns_answers)"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "sum(podwire_nothing_total)",
+        "podwire_dns_answers_count",
+        'podwire_dns_answers{no="1"}',
+        "sum by (code) (podwire_dns_answers)",
+    ],
+)
 def test_an_expression_that_cannot_work_is_found(wrong: str) -> None:
     with pytest.raises(AssertionError):
         check_expression(wrong, everything())
 
 
 def test_the_dashboard_can_be_imported() -> None:
-    """What Grafana needs: numbers of panels are different, no panel lies on another, each asks the chosen data source."""
+    """What Grafana needs: numbers of panels are different, no panel lies on another, each asks the chosen data
+    source."""
     board = json.loads((ROOT / "docs/grafana/podwire.json").read_text())
     assert board["schemaVersion"] >= 39
     assert [v["type"] for v in board["templating"]["list"]] == ["datasource", "query"]
@@ -234,8 +280,12 @@ def test_the_dashboard_can_be_imported() -> None:
 
 def rules(backend: str) -> str:
     """Rules of a Service that has everything, as the backend would write them."""
-    whole = table.everything(sessionAffinity="ClientIP", sessionAffinityConfig={"clientIP": {"timeoutSeconds": 60}},
-                             loadBalancerSourceRanges=["192.0.2.0/24"], externalTrafficPolicy="Local")
+    whole = table.everything(
+        sessionAffinity="ClientIP",
+        sessionAffinityConfig={"clientIP": {"timeoutSeconds": 60}},
+        loadBalancerSourceRanges=["192.0.2.0/24"],
+        externalTrafficPolicy="Local",
+    )
     plain = service("plain", "10.96.0.77", [port(80)])
     slices = table.some_slice(*table.BOTH), endpoint_slice("plain", table.BOTH, [("", "TCP", 80)])
     tracker = table.Scenario("all", (whole, plain, *slices), {}).tracker()
@@ -246,7 +296,9 @@ def rules(backend: str) -> str:
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 def test_a_drawing_names_chains_and_maps_as_they_are(backend: str) -> None:
     drawing = ElementTree.parse(ROOT / f"docs/packet-{backend}.svg").getroot()
-    names = [each.text or "" for each in drawing.iter("{http://www.w3.org/2000/svg}tspan") if each.get("class") == "name"]
+    names = [
+        each.text or "" for each in drawing.iter("{http://www.w3.org/2000/svg}tspan") if each.get("class") == "name"
+    ]
     written = rules(backend)
     assert len(names) > 8
     for name in names:  # of "sources-…" only the beginning is the same for all Services
@@ -256,17 +308,23 @@ def test_a_drawing_names_chains_and_maps_as_they_are(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 def test_a_drawing_shows_every_step_and_keeps_its_frames(backend: str) -> None:
     """A step's number is not hidden by a box that is drawn later; boxes lie inside their node with room around them."""
+
     def box(each: ElementTree.Element) -> tuple[float, ...]:
         x, y, wide, high = (float(each.get(key, "0")) for key in ("x", "y", "width", "height"))
         return x, y, x + wide, y + high
 
-    shapes = [(e.tag.rpartition("}")[2], e.get("class"), e)
-              for e in ElementTree.parse(ROOT / f"docs/packet-{backend}.svg").getroot().iter()]
+    shapes = [
+        (e.tag.rpartition("}")[2], e.get("class"), e)
+        for e in ElementTree.parse(ROOT / f"docs/packet-{backend}.svg").getroot().iter()
+    ]
     nodes = [box(e) for _, kind, e in shapes if kind == "node"]
     boxes = [(at, box(e)) for at, (_, kind, e) in enumerate(shapes) if kind in ("box", "hook", "bad")]
     assert [e.text for _, kind, e in shapes if kind == "step"] == ["1", "2", "3", "4", "5"]
     for at, (tag, _, e) in enumerate(shapes):
         x, y = float(e.get("cx", "0")), float(e.get("cy", "0"))
-        assert tag != "circle" or not [b for later, b in boxes if later > at and b[0] < x < b[2] and b[1] < y < b[3]], (x, y)
+        assert tag != "circle" or not [b for later, b in boxes if later > at and b[0] < x < b[2] and b[1] < y < b[3]], (
+            x,
+            y,
+        )
     for _, b in boxes:
         assert any(n[0] + 4 <= b[0] and n[1] + 4 <= b[1] and b[2] <= n[2] - 4 and b[3] <= n[3] - 4 for n in nodes), b

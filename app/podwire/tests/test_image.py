@@ -23,18 +23,36 @@ ELF = b"\x7fELF pause"
 SITE = layers.SITE
 
 
-@pytest.mark.parametrize(("path", "layer"), [
-    ("usr/bin/python3.11", 0), ("lib/x86_64-linux-gnu/libc.so.6", 0), (f"{SITE}/aiohttp/client.py", 1),
-    (f"{SITE}/podwire_dns/native/bin/batch.abi3.so", 2), (f"{SITE}/podwire-0.1.0.dist-info/METADATA", 2),
-    (f"{SITE}/podwire_proxy/testing/builders.py", 2), (f"{SITE}/_cffi_backend.so", 1)])
+@pytest.mark.parametrize(
+    ("path", "layer"),
+    [
+        ("usr/bin/python3.11", 0),
+        ("lib/x86_64-linux-gnu/libc.so.6", 0),
+        (f"{SITE}/aiohttp/client.py", 1),
+        (f"{SITE}/podwire_dns/native/bin/batch.abi3.so", 2),
+        (f"{SITE}/podwire-0.1.0.dist-info/METADATA", 2),
+        (f"{SITE}/podwire_proxy/testing/builders.py", 2),
+        (f"{SITE}/_cffi_backend.so", 1),
+    ],
+)
 def test_layers(path: str, layer: int) -> None:
     assert layers.wanted(path) and layers.layer_of(path) == layer
 
 
-@pytest.mark.parametrize("path", [
-    "usr/share/doc/x", "var/lib/dpkg/status", "usr/lib/python3.11/idlelib/run.py", "usr/lib/python3.11/test", "dev/null",
-    f"{SITE}/bin/podwire", f"{SITE}/yaml/tests/test_x.py", f"{SITE}/podwire-0.1.0.dist-info/direct_url.json",
-    f"{SITE}/podwire-0.1.0.dist-info/RECORD"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "usr/share/doc/x",
+        "var/lib/dpkg/status",
+        "usr/lib/python3.11/idlelib/run.py",
+        "usr/lib/python3.11/test",
+        "dev/null",
+        f"{SITE}/bin/podwire",
+        f"{SITE}/yaml/tests/test_x.py",
+        f"{SITE}/podwire-0.1.0.dist-info/direct_url.json",
+        f"{SITE}/podwire-0.1.0.dist-info/RECORD",
+    ],
+)
 def test_what_nobody_needs_is_left_out(path: str) -> None:
     assert not layers.wanted(path)
 
@@ -60,8 +78,13 @@ def _read(archive: bytes) -> tuple[dict[str, bytes], dict[str, Any], dict[str, A
 
 
 def _tree(folder: Path) -> Path:
-    for path, text in (("usr/bin/python3.11", "elf"), (f"{SITE}/aiohttp/a.py", "a"), (f"{SITE}/podwire_cni/b.py", "b"),
-                       ("var/lib/dpkg/status", "s"), ("usr/share/doc/python3/copyright", "c")):
+    for path, text in (
+        ("usr/bin/python3.11", "elf"),
+        (f"{SITE}/aiohttp/a.py", "a"),
+        (f"{SITE}/podwire_cni/b.py", "b"),
+        ("var/lib/dpkg/status", "s"),
+        ("usr/share/doc/python3/copyright", "c"),
+    ):
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)

@@ -1,4 +1,5 @@
-"""`podwire install` in a temporary root: idempotent, upgrades keep settings, and uninstall leaves what was there before."""
+"""`podwire install` in a temporary root: idempotent, upgrades keep settings, and uninstall leaves what was there
+before."""
 
 from __future__ import annotations
 
@@ -24,8 +25,13 @@ CONF = "/etc/cni/net.d"
 
 
 def wanted(*parts: str, **more: object) -> plan.Wanted:
-    fields = {"parts": parts or ("plugin", "agent"), "program": "/opt/podwire/bin/podwire", "plugin": PROGRAM,
-              "settings": {"PODWIRE_KUBECONFIG": "/etc/kubernetes/kubelet.conf"}, **more}
+    fields = {
+        "parts": parts or ("plugin", "agent"),
+        "program": "/opt/podwire/bin/podwire",
+        "plugin": PROGRAM,
+        "settings": {"PODWIRE_KUBECONFIG": "/etc/kubernetes/kubelet.conf"},
+        **more,
+    }
     return plan.Wanted(**fields)  # type: ignore[arg-type]  # as the test has them
 
 
@@ -41,14 +47,20 @@ def install(root: Path, want: plan.Wanted) -> list[str]:
 
 def uninstall(root: Path, *, purge: bool = False) -> None:
     found = apply.look_for_uninstall(root, "/opt/cni/bin", CONF)
-    apply.do(root, plan.uninstall(found, cni_bin_dir="/opt/cni/bin", cni_conf_dir=CONF, kernel=False, purge=purge),
-             lambda _: None)
+    apply.do(
+        root,
+        plan.uninstall(found, cni_bin_dir="/opt/cni/bin", cni_conf_dir=CONF, kernel=False, purge=purge),
+        lambda _: None,
+    )
 
 
 def tree(root: Path) -> dict[str, bytes | str]:
     """Every file and link under root, with what is in it."""
-    return {str(p.relative_to(root)): str(p.readlink()) if p.is_symlink() else p.read_bytes()
-            for p in root.rglob("*") if p.is_symlink() or p.is_file()}
+    return {
+        str(p.relative_to(root)): str(p.readlink()) if p.is_symlink() else p.read_bytes()
+        for p in root.rglob("*")
+        if p.is_symlink() or p.is_file()
+    }
 
 
 def test_install_twice_and_back(tmp_path: Path) -> None:
@@ -70,24 +82,43 @@ def test_install_twice_and_back(tmp_path: Path) -> None:
     left = tree(tmp_path)
     assert left.pop("etc/podwire/agent.env") and left == before, "settings stay for a later install"
     uninstall(tmp_path, purge=True)
-    assert plan.uninstall(apply.look_for_uninstall(tmp_path, "/opt/cni/bin", CONF), cni_bin_dir="/opt/cni/bin",
-                          cni_conf_dir=CONF, kernel=False, purge=False) == []
+    assert (
+        plan.uninstall(
+            apply.look_for_uninstall(tmp_path, "/opt/cni/bin", CONF),
+            cni_bin_dir="/opt/cni/bin",
+            cni_conf_dir=CONF,
+            kernel=False,
+            purge=False,
+        )
+        == []
+    )
 
 
 def test_an_upgrade_keeps_settings_and_replaces_the_rest(tmp_path: Path) -> None:
     install(tmp_path, wanted())
     env = tmp_path / "etc/podwire/agent.env"
     env.write_text(env.read_text() + "# ours\nPODWIRE_UPLINK=bond0\nPODWIRE_CNI_CONF_DIR=/elsewhere\n")
-    steps = install(tmp_path, wanted(plugin=b"\x7fELF of the next version", program="/opt/next/bin/podwire", settings={
-        "PODWIRE_SET": "wiring.mtu=1400 proxy.masquerade_all=true"}))
+    steps = install(
+        tmp_path,
+        wanted(
+            plugin=b"\x7fELF of the next version",
+            program="/opt/next/bin/podwire",
+            settings={"PODWIRE_SET": "wiring.mtu=1400 proxy.masquerade_all=true"},
+        ),
+    )
     assert [step.split()[1] for step in steps] == [
-        "/opt/cni/bin/podwire-cni", "/opt/cni/bin/loopback", "/etc/podwire/agent.env",
-        "/etc/systemd/system/podwire-agent.service"]
+        "/opt/cni/bin/podwire-cni",
+        "/opt/cni/bin/loopback",
+        "/etc/podwire/agent.env",
+        "/etc/systemd/system/podwire-agent.service",
+    ]
     kept = plan.read_settings(env.read_text())
     assert kept["PODWIRE_UPLINK"] == "bond0" and kept["PODWIRE_KUBECONFIG"] == "/etc/kubernetes/kubelet.conf"
     assert kept["PODWIRE_CNI_CONF_DIR"] == "/elsewhere" and kept["PODWIRE_SET"].endswith("proxy.masquerade_all=true")
-    assert "# ours" in env.read_text() and b"/opt/next/bin/podwire" in (
-        tmp_path / "etc/systemd/system/podwire-agent.service").read_bytes()
+    assert (
+        "# ours" in env.read_text()
+        and b"/opt/next/bin/podwire" in (tmp_path / "etc/systemd/system/podwire-agent.service").read_bytes()
+    )
 
 
 def test_anothers_loopback_stays_anothers(tmp_path: Path) -> None:
@@ -129,8 +160,9 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     want = wanted("agent", "control-plane", listen="192.0.2.1:7443", program="/bin/true")
     install(tmp_path, want)
     made = (tmp_path / "etc/systemd/system").glob("*.service")
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", *map(str, made)], capture_output=True, text=True,
-                          check=False)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *map(str, made)], capture_output=True, text=True, check=False
+    )
     assert "Unknown" not in done.stderr and "rror" not in done.stderr, done.stderr
 
 
@@ -138,11 +170,17 @@ def test_with_systemd_units_are_started_and_only_changes_restart_them() -> None:
     want = wanted("agent")
     fresh = plan.install(want, plan.Facts(systemd=True))
     assert [str(s) for s in fresh if isinstance(s, plan.Run)] == [
-        "run systemctl daemon-reload", "run systemctl restart podwire-agent.service"]
+        "run systemctl daemon-reload",
+        "run systemctl restart podwire-agent.service",
+    ]
     written = {s.path: s for s in fresh if isinstance(s, plan.Write)}
     links = {s.path: s.target for s in fresh if isinstance(s, plan.Link)}
-    done = plan.Facts({p: w.content for p, w in written.items()}, {p: w.mode for p, w in written.items()}, links, systemd=True)
-    assert [str(s) for s in plan.install(want, done)] == ["run systemctl start podwire-agent.service"], "a start of what runs"
+    done = plan.Facts(
+        {p: w.content for p, w in written.items()}, {p: w.mode for p, w in written.items()}, links, systemd=True
+    )
+    assert [str(s) for s in plan.install(want, done)] == ["run systemctl start podwire-agent.service"], (
+        "a start of what runs"
+    )
     back = plan.uninstall(done, cni_bin_dir="/opt/cni/bin", cni_conf_dir=CONF, kernel=True, purge=False)
     assert str(back[0]) == "run systemctl stop podwire-agent.service" and isinstance(back[1], plan.CleanKernel)
 
@@ -151,14 +189,17 @@ def test_checks_name_what_is_missing_and_the_fix() -> None:
     bare = plan.Facts(configurations=("05-cilium.conflist", "README"), cgroup_v2=False, nft=False)
     found = plan.checks(wanted(settings={}), bare, False)
     assert len(found) == 4
-    for problem, word in zip(found, ["modprobe nf_tables", "05-cilium.conflist", "--kubeconfig", "failCgroupV1: false"],
-                             strict=True):
+    for problem, word in zip(
+        found, ["modprobe nf_tables", "05-cilium.conflist", "--kubeconfig", "failCgroupV1: false"], strict=True
+    ):
         assert word in problem
     assert plan.checks(wanted(take_over=True), plan.Facts(configurations=("05-cilium.conflist",)), True) == []
 
 
 _NAMES = st.sampled_from([f"PODWIRE_{n}" for n in ("UPLINK", "SET", "ROLE", "KUBECONFIG", "NODE_NAME")])
-_VALUES = st.text(st.characters(codec="ascii", exclude_categories=["Cc"], exclude_characters="$`"), min_size=1, max_size=20)
+_VALUES = st.text(
+    st.characters(codec="ascii", exclude_categories=["Cc"], exclude_characters="$`"), min_size=1, max_size=20
+)
 
 
 @given(st.lists(st.dictionaries(_NAMES, _VALUES | st.just(""), max_size=4), max_size=5))
@@ -174,13 +215,23 @@ def test_settings_after_any_installs_are_the_last_that_were_given(calls: list[di
         assert f"{name}={value}".encode() in shell.split(b"\0"), "a shell reads what we read"
 
 
-@pytest.mark.parametrize(("words", "says"), [
-    (["--only", "control-plane"], "--listen"), (["--setting", "X"], "PODWIRE_NAME=VALUE"),
-    (["--setting", "X=1"], "PODWIRE_NAME"), (["--program", "podwire"], "absolute"),
-    (["--cni-bin-dir", "/a/../b"], "absolute"), (["--only", "all"], "--only"),
-    (["--address", "10.0.0.7x"], "--address: '10.0.0.7x'"), (["--setting", "PODWIRE_CLUSTER_CIRD=10.0.0.0/8"], "CLUSTER_CIRD"),
-    (["--setting", "PODWIRE_ROLE=wiring prox"], "prox"), (["--setting", "PODWIRE_SET=wirng.mtu=1400"], "wirng.mtu=1400"),
-    (["--setting", "PODWIRE_LOG_JSON=perhaps"], "PODWIRE_LOG_JSON"), (["--pods"], "--address")])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--only", "control-plane"], "--listen"),
+        (["--setting", "X"], "PODWIRE_NAME=VALUE"),
+        (["--setting", "X=1"], "PODWIRE_NAME"),
+        (["--program", "podwire"], "absolute"),
+        (["--cni-bin-dir", "/a/../b"], "absolute"),
+        (["--only", "all"], "--only"),
+        (["--address", "10.0.0.7x"], "--address: '10.0.0.7x'"),
+        (["--setting", "PODWIRE_CLUSTER_CIRD=10.0.0.0/8"], "CLUSTER_CIRD"),
+        (["--setting", "PODWIRE_ROLE=wiring prox"], "prox"),
+        (["--setting", "PODWIRE_SET=wirng.mtu=1400"], "wirng.mtu=1400"),
+        (["--setting", "PODWIRE_LOG_JSON=perhaps"], "PODWIRE_LOG_JSON"),
+        (["--pods"], "--address"),
+    ],
+)
 def test_what_cannot_be_is_said(tmp_path: Path, words: list[str], says: str) -> None:
     done = CliRunner().invoke(cli, ["install", "--root", str(tmp_path), *words])
     assert done.exit_code and says in done.output and tree(tmp_path) == {}
@@ -192,7 +243,9 @@ def test_a_setting_that_was_there_and_cannot_be_is_warned_of(tmp_path: Path) -> 
     (tmp_path / "etc/podwire/agent.env").write_text("PODWIRE_DNS_ADDRESS=10.96.0\nHTTP_PROXY=http://192.0.2.1\n")
     words = ["install", "--root", str(tmp_path), "--kubeconfig", "/k"]
     done = CliRunner().invoke(cli, words)
-    assert done.exit_code == 0 and "--dns-address: '10.96.0' is no IP address (in /etc/podwire/agent.env)" in done.output
+    assert (
+        done.exit_code == 0 and "--dns-address: '10.96.0' is no IP address (in /etc/podwire/agent.env)" in done.output
+    )
     done = CliRunner().invoke(cli, [*words, "--setting", "PODWIRE_DNS_ADDRESS=10.96.0.10"])
     assert done.exit_code == 0 and "no IP address" not in done.output
     for more in (["--address", "192.0.2.7"], ["--pods"]):  # the second needs what the first left
@@ -201,9 +254,15 @@ def test_a_setting_that_was_there_and_cannot_be_is_warned_of(tmp_path: Path) -> 
 
 
 def test_every_setting_of_the_agent_can_be_given(tmp_path: Path) -> None:
-    values = {"PODWIRE_ROLE": "wiring dns", "PODWIRE_SET": "dns.ttl=3 wiring.mtu=1400", "PODWIRE_PODS": "false",
-              "PODWIRE_LOG_FILES": "no", "PODWIRE_LOG_JSON": "1", "PODWIRE_ADDRESS": "192.0.2.7",
-              "PODWIRE_DNS_ADDRESS": "fd00::a"}
+    values = {
+        "PODWIRE_ROLE": "wiring dns",
+        "PODWIRE_SET": "dns.ttl=3 wiring.mtu=1400",
+        "PODWIRE_PODS": "false",
+        "PODWIRE_LOG_FILES": "no",
+        "PODWIRE_LOG_JSON": "1",
+        "PODWIRE_ADDRESS": "192.0.2.7",
+        "PODWIRE_DNS_ADDRESS": "fd00::a",
+    }
     flags = [o.envvar for o in agent.params if isinstance(o, click.Option) and o.envvar]
     names = [flag if isinstance(flag, str) else flag[-1] for flag in flags]
     assert set(values) < set(names) and len(names) > 15
@@ -214,8 +273,19 @@ def test_every_setting_of_the_agent_can_be_given(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    words = ["install", "--root", str(tmp_path), "--kubeconfig", "/etc/kubernetes/kubelet.conf", "--role", "proxy", "--address",
-             "192.0.2.7", "--setting", "PODWIRE_SET=dns.ttl=3 proxy.masquerade_all=true"]
+    words = [
+        "install",
+        "--root",
+        str(tmp_path),
+        "--kubeconfig",
+        "/etc/kubernetes/kubelet.conf",
+        "--role",
+        "proxy",
+        "--address",
+        "192.0.2.7",
+        "--setting",
+        "PODWIRE_SET=dns.ttl=3 proxy.masquerade_all=true",
+    ]
     runner = CliRunner()
     dry = runner.invoke(cli, [*words, "--dry-run"])
     assert dry.exit_code == 0 and "write /opt/cni/bin/podwire-cni" in dry.output and tree(tmp_path) == {}

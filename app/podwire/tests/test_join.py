@@ -1,4 +1,5 @@
-"""`podwire init` and `podwire join` against a real API server process over TLS: who has the token gets in, and nobody else."""
+"""`podwire init` and `podwire join` against a real API server process over TLS: who has the token gets in, and nobody
+else."""
 
 from __future__ import annotations
 
@@ -48,8 +49,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]
         port = probe.getsockname()[1]
     ranges = ("--service-cidr", "10.97.0.0/16", "--cluster-cidr", "10.200.0.0/16")
     assert init(data, port, "--token", TOKEN, *ranges).exit_code == 0
-    server = subprocess.Popen([sys.executable, "-m", "podwire.main", "apiserver", "--data", str(data / "api"),
-                               "--listen", f"127.0.0.1:{port}", "--advertise", f"192.0.2.1:{port}"], stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "podwire.main",
+            "apiserver",
+            "--data",
+            str(data / "api"),
+            "--listen",
+            f"127.0.0.1:{port}",
+            "--advertise",
+            f"192.0.2.1:{port}",
+        ],
+        stderr=subprocess.DEVNULL,
+    )
     end = time.monotonic() + patient(20)
     while time.monotonic() < end:
         try:
@@ -87,15 +101,21 @@ def test_a_machine_joins(made: tuple[Path, int], tmp_path: Path) -> None:
     assert caught.value.code in (403, 404), "a node's rights, not an admin's"
     settings = plan.read_settings((tmp_path / "etc/podwire/agent.env").read_text())
     assert settings == {
-        "PODWIRE_KUBECONFIG": "/etc/podwire/node.kubeconfig", "PODWIRE_NODE_NAME": "n2",
-        "PODWIRE_CLUSTER_CIDR": "10.200.0.0/16", "PODWIRE_SERVICE_CIDR": "10.97.0.0/16", "PODWIRE_DNS_ADDRESS": "10.97.0.10",
-        "PODWIRE_CLUSTER_DOMAIN": "cluster.local"}
+        "PODWIRE_KUBECONFIG": "/etc/podwire/node.kubeconfig",
+        "PODWIRE_NODE_NAME": "n2",
+        "PODWIRE_CLUSTER_CIDR": "10.200.0.0/16",
+        "PODWIRE_SERVICE_CIDR": "10.97.0.0/16",
+        "PODWIRE_DNS_ADDRESS": "10.97.0.10",
+        "PODWIRE_CLUSTER_DOMAIN": "cluster.local",
+    }
     before = kubeconfig.read_text()
     assert "joined already" in join(tmp_path, port).output and kubeconfig.read_text() == before
     assert join(tmp_path, port, "--again").exit_code == 0 and kubeconfig.read_text() != before
     listed = ask(data / "api/controllers.kubeconfig", "/api/v1/services")["items"]
     assert {(s["metadata"]["name"], s["spec"]["clusterIP"]) for s in listed} == {
-        ("kubernetes", "10.97.0.1"), ("kube-dns", "10.97.0.10")}
+        ("kubernetes", "10.97.0.1"),
+        ("kube-dns", "10.97.0.10"),
+    }
 
 
 def test_without_the_token_nobody_joins(made: tuple[Path, int], tmp_path: Path) -> None:
@@ -104,6 +124,7 @@ def test_without_the_token_nobody_joins(made: tuple[Path, int], tmp_path: Path) 
     assert done.exit_code == 1 and "does not know this join token" in done.output and list(tmp_path.iterdir()) == []
     authority = ssl.create_default_context(cafile=str(made[0] / "api/ca.pem"))
     for token, code in (("", 401), ("x" * 40, 401)):
+
         async def body(token: str = token) -> None:
             async with ApiClient(ClientConfig(f"https://127.0.0.1:{port}", token, authority)) as api:
                 await api.create(server_join.JOIN_PATH, {"node": "n", "request": pki.signing_request("n")[0]})
@@ -113,10 +134,18 @@ def test_without_the_token_nobody_joins(made: tuple[Path, int], tmp_path: Path) 
         assert caught.value.code == code
 
 
-@pytest.mark.parametrize(("body", "code", "says"), [
-    (b"{", 400, "expected"), (b"[]", 400, "expected"), ({"node": "N 1", "request": ""}, 422, "node"),
-    ({"node": "../x", "request": ""}, 422, "node"), ({"node": 3, "request": ""}, 422, "node"),
-    ({"node": "n", "request": "no PEM"}, 422, "request"), ({"node": "n", "request": None}, 422, "request")])
+@pytest.mark.parametrize(
+    ("body", "code", "says"),
+    [
+        (b"{", 400, "expected"),
+        (b"[]", 400, "expected"),
+        ({"node": "N 1", "request": ""}, 422, "node"),
+        ({"node": "../x", "request": ""}, 422, "node"),
+        ({"node": 3, "request": ""}, 422, "node"),
+        ({"node": "n", "request": "no PEM"}, 422, "request"),
+        ({"node": "n", "request": None}, 422, "request"),
+    ],
+)
 def test_bad_requests_are_named(made: tuple[Path, int], body: object, code: int, says: str) -> None:
     async def work() -> None:
         authority = ssl.create_default_context(cafile=str(made[0] / "api/ca.pem"))
@@ -171,18 +200,28 @@ def test_init_twice_keeps_the_ca_and_follows_addresses(tmp_path: Path) -> None:
     assert {p.name: p.read_text() for p in api.iterdir() if p.name != "join.json"} == kept
     assert init(tmp_path, 6443, "--also", "192.0.2.7").exit_code == 0
     assert (api / "ca.pem").read_text() == kept["ca.pem"], "nodes that joined go on trusting it"
-    names = x509.load_pem_x509_certificate((api / "server.pem").read_bytes()).extensions.get_extension_for_class(
-        x509.SubjectAlternativeName).value
+    names = (
+        x509.load_pem_x509_certificate((api / "server.pem").read_bytes())
+        .extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        .value
+    )
     assert {"192.0.2.7", "127.0.0.1", "10.96.0.1"} <= {str(a) for a in names.get_values_for_type(x509.IPAddress)}
     assert all(p.stat().st_mode & 0o077 == 0 for p in [*api.iterdir(), tmp_path / "admin.kubeconfig"])
 
 
-@pytest.mark.parametrize(("words", "says"), [
-    (["--advertise", "host"], "--advertise"), (["--advertise", "192.0.2.1:99999"], "--advertise"),
-    (["--advertise", "127.0.0.1"], "cannot reach"),
-    (["--token", "short"], "--token"),
-    (["--service-cidr", "10.244.1.0/24"], "overlap"), (["--dns-address", "x"], "--dns-address"), (["--also", "x"], "--also"),
-    (["--data-dir", "/proc/no"], "/proc/no")])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--advertise", "host"], "--advertise"),
+        (["--advertise", "192.0.2.1:99999"], "--advertise"),
+        (["--advertise", "127.0.0.1"], "cannot reach"),
+        (["--token", "short"], "--token"),
+        (["--service-cidr", "10.244.1.0/24"], "overlap"),
+        (["--dns-address", "x"], "--dns-address"),
+        (["--also", "x"], "--also"),
+        (["--data-dir", "/proc/no"], "/proc/no"),
+    ],
+)
 def test_what_init_cannot_do(tmp_path: Path, words: list[str], says: str) -> None:
     done = init(tmp_path, 6443, *words)
     assert done.exit_code == 1 and says in done.output and list(tmp_path.iterdir()) == []

@@ -14,8 +14,13 @@ from podwire_base import patience
 
 @pytest.mark.parametrize(("said", "seconds"), [("", 20.0), ("1", 20.0), ("10", 200.0), ("0.5", 10.0)])
 def test_the_variable_is_a_factor(said: str, seconds: float) -> None:
-    done = subprocess.run([sys.executable, "-c", "from podwire_base.patience import patient; print(patient(20))"],
-                          env={**os.environ, "PODWIRE_PATIENCE": said}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "from podwire_base.patience import patient; print(patient(20))"],
+        env={**os.environ, "PODWIRE_PATIENCE": said},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert float(done.stdout) == seconds
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from click.testing import CliRunner
@@ -36,16 +36,32 @@ def _set(*texts: str) -> Some:
 
 
 def test_fields_are_read_as_their_type_says() -> None:
-    assert _set("proxy.text=x=y", "proxy.number=-3", "proxy.share=2", "proxy.on=Yes", "proxy.many=a,b", "proxy.where=/x",
-                "proxy.one=never", "dns.text=not ours") == Some("x=y", -3, 2.0, True, ("a", "b"), Path("/x"), "never")
+    assert _set(
+        "proxy.text=x=y",
+        "proxy.number=-3",
+        "proxy.share=2",
+        "proxy.on=Yes",
+        "proxy.many=a,b",
+        "proxy.where=/x",
+        "proxy.one=never",
+        "dns.text=not ours",
+    ) == Some("x=y", -3, 2.0, True, ("a", "b"), Path("/x"), "never")
     assert _set("proxy.where=").where is None
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("proxy.number=x", "no number"), ("proxy.on=perhaps", "neither true nor false"), ("proxy.nothing=1", "there are"),
-    ("proxy.odd=a", "cannot be set"),
-    ("proxy.one=x", "auto, never"), ("number=1", "ROLE.FIELD=VALUE"), ("node.text=1", "wiring, proxy, dns"),
-    ("proxy.number", "ROLE.FIELD=VALUE")])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("proxy.number=x", "no number"),
+        ("proxy.on=perhaps", "neither true nor false"),
+        ("proxy.nothing=1", "there are"),
+        ("proxy.odd=a", "cannot be set"),
+        ("proxy.one=x", "auto, never"),
+        ("number=1", "ROLE.FIELD=VALUE"),
+        ("node.text=1", "wiring, proxy, dns"),
+        ("proxy.number", "ROLE.FIELD=VALUE"),
+    ],
+)
 def test_what_cannot_be_set_is_said(text: str, says: str) -> None:
     with pytest.raises(BadSetting, match=says):
         _set(text)
@@ -56,65 +72,105 @@ def test_roles_and_resolvers() -> None:
     for bad in ((), ("proxy", "kubelet")):
         with pytest.raises(BadSetting):
             settings.chosen(bad)
-    text = "# nameserver 9.9.9.9\nsearch a b\nnameserver 192.0.2.1\nnameserver 10.96.0.10\nnameserver\nnameserver 192.0.2.1\n"
+    text = (
+        "# nameserver 9.9.9.9\nsearch a b\nnameserver 192.0.2.1\nnameserver 10.96.0.10\n"
+        "nameserver\nnameserver 192.0.2.1\n"
+    )
     assert settings.nameservers(text, ["10.96.0.10"]) == ("192.0.2.1",)
 
 
 @pytest.fixture
 def kubeconfig(tmp_path: Path) -> str:
     path = tmp_path / "kubeconfig"
-    path.write_text(json.dumps({"current-context": "c", "clusters": [{"name": "c", "cluster": {"server": "http://192.0.2.1"}}],
-                                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-                                "users": [{"name": "u", "user": {}}]}))
+    path.write_text(
+        json.dumps(
+            {
+                "current-context": "c",
+                "clusters": [{"name": "c", "cluster": {"server": "http://192.0.2.1"}}],
+                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                "users": [{"name": "u", "user": {}}],
+            }
+        )
+    )
     return str(path)
 
 
 def check(kubeconfig: str, *words: str, **env: str) -> tuple[int, str]:
-    done = CliRunner().invoke(cli, ["agent", "--check", "--node-name", "n1", *words],
-                              env={"PODWIRE_KUBECONFIG": kubeconfig, **env})
+    done = CliRunner().invoke(
+        cli, ["agent", "--check", "--node-name", "n1", *words], env={"PODWIRE_KUBECONFIG": kubeconfig, **env}
+    )
     return done.exit_code, done.output
 
 
 def test_variables_are_flags_and_flags_win(kubeconfig: str) -> None:
-    code, text = check(kubeconfig, "--role", "proxy", PODWIRE_ROLE="dns wiring", PODWIRE_CLUSTER_CIDR="10.1.0.0/16 fd00::/56",
-                       PODWIRE_PODS="false", PODWIRE_RUN_DIR="/run/elsewhere", PODWIRE_UPSTREAM_DNS="")
+    code, text = check(
+        kubeconfig,
+        "--role",
+        "proxy",
+        PODWIRE_ROLE="dns wiring",
+        PODWIRE_CLUSTER_CIDR="10.1.0.0/16 fd00::/56",
+        PODWIRE_PODS="false",
+        PODWIRE_RUN_DIR="/run/elsewhere",
+        PODWIRE_UPSTREAM_DNS="",
+    )
     assert code == 0 and "roles: ('proxy',)" in text and "('10.1.0.0/16', 'fd00::/56')" in text
     assert "pods: False" in text and "/run/elsewhere" in text
 
 
-@pytest.mark.parametrize(("words", "says"), [
-    (["--address", "here"], "--address"), (["--pods"], "--address"), (["--dns-address", "x"], "--dns-address"),
-    (["--role", "kubelet"], "role"), (["--set", "proxy.backend=magic"], "backend"), (["--set", "dns.ttl=x"], "dns.ttl"),
-    (["--service-cidr", "x"], "service_cidrs"), (["--proxy-config", "/nowhere"], "/nowhere"),
-    (["--corefile", "/nowhere"], "nowhere"),
-    (["--upstream-dns", "10.96.0.10"], "this DNS itself"), (["--kubeconfig", "/nowhere"], "--kubeconfig: /nowhere"),
-    (["--api-servers", "nonsense"], "https://HOST:PORT")])
-def test_bad_flags_are_refused_before_anything_is_touched(kubeconfig: str, words: list[str], says: str,
-                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--address", "here"], "--address"),
+        (["--pods"], "--address"),
+        (["--dns-address", "x"], "--dns-address"),
+        (["--role", "kubelet"], "role"),
+        (["--set", "proxy.backend=magic"], "backend"),
+        (["--set", "dns.ttl=x"], "dns.ttl"),
+        (["--service-cidr", "x"], "service_cidrs"),
+        (["--proxy-config", "/nowhere"], "/nowhere"),
+        (["--corefile", "/nowhere"], "nowhere"),
+        (["--upstream-dns", "10.96.0.10"], "this DNS itself"),
+        (["--kubeconfig", "/nowhere"], "--kubeconfig: /nowhere"),
+        (["--api-servers", "nonsense"], "https://HOST:PORT"),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_is_touched(
+    kubeconfig: str, words: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PODWIRE_API_SERVERS", "")  # --api-servers sets it for the roles; this puts it back
     code, text = check(kubeconfig, *words)
     assert code == 1 and says in " ".join(text.split()), text
 
 
-def _config(tmp_path: Path, **more: object) -> agent.AgentConfig:
-    return agent.AgentConfig("n1", None, tmp_path, "", cluster_cidrs=("10.9.0.0/16",), service_cidrs=("10.8.0.0/16",),
-                             uplink="lo", **more)  # type: ignore[arg-type]  # as the test has them
+def _config(tmp_path: Path, **more: Any) -> agent.AgentConfig:
+    return agent.AgentConfig(
+        "n1", None, tmp_path, "", cluster_cidrs=("10.9.0.0/16",), service_cidrs=("10.8.0.0/16",), uplink="lo", **more
+    )
 
 
 def test_the_roles_get_what_was_said(tmp_path: Path) -> None:
-    (tmp_path / "proxy.conf").write_text("kind: KubeProxyConfiguration\napiVersion: kubeproxy.config.k8s.io/v1alpha1\n"
-                                         "healthzBindAddress: 0.0.0.0:10256\n")
+    (tmp_path / "proxy.conf").write_text(
+        "kind: KubeProxyConfiguration\napiVersion: kubeproxy.config.k8s.io/v1alpha1\n"
+        "healthzBindAddress: 0.0.0.0:10256\n"
+    )
     (tmp_path / "Corefile").write_text(".:53 {\n kubernetes cluster.local {\n ttl 17\n }\n forward . 192.0.2.53\n}\n")
     sets = settings.assignments(["proxy.masquerade_all=true", "dns.lame_duck=3", "wiring.mtu=1400"])
-    config = _config(tmp_path, proxy_config=tmp_path / "proxy.conf", corefile=tmp_path / "Corefile", sets=sets,
-                     conf_dir=Path("/etc/cni/net.d"))
+    config = _config(
+        tmp_path,
+        proxy_config=tmp_path / "proxy.conf",
+        corefile=tmp_path / "Corefile",
+        sets=sets,
+        conf_dir=Path("/etc/cni/net.d"),
+    )
     proxy, dns, wiring = agent.proxy_config(config), agent.dns_config(config), agent.wiring_config(config)
     assert isinstance(proxy, ProxyConfig) and isinstance(dns, DnsConfig) and isinstance(wiring, WiringConfig)
     assert proxy.healthz_address == "0.0.0.0:10256" and proxy.masquerade_all
     assert (proxy.cluster_cidrs, proxy.service_cidrs) == (("10.9.0.0/16",), ("10.8.0.0/16",))
     served = Sources(dns).load()
     assert served.ttl == 17 and served.lame_duck == 3 and served.forwards[0].upstreams == ("192.0.2.53",)
-    assert wiring.mtu == 1400 and wiring.conflist == Path("/etc/cni/net.d/10-podwire.conflist") and wiring.uplink == "lo"
+    assert (
+        wiring.mtu == 1400 and wiring.conflist == Path("/etc/cni/net.d/10-podwire.conflist") and wiring.uplink == "lo"
+    )
     (tmp_path / "proxy.conf").write_text("clusterCIDR: 10.7.0.0/16\n" + (tmp_path / "proxy.conf").read_text())
     again = agent.proxy_config(config)
     assert isinstance(again, ProxyConfig) and again.cluster_cidrs == ("10.7.0.0/16",), "the file's, where it says them"

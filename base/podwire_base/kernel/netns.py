@@ -50,7 +50,8 @@ def in_thread(work: Callable[[], T]) -> T:
 
 
 def call_in(path: str, work: Callable[[], T]) -> T:
-    """Run `work` in the network namespace at `path` (a /run/netns file or /proc/PID/ns/net); what it opens stays there."""
+    """Run `work` in the network namespace at `path` (a /run/netns file or /proc/PID/ns/net); what it opens stays
+    there."""
 
     def body() -> T:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -26,7 +26,7 @@ def encode(obj: Object) -> bytes:
 
 def with_revision(raw: bytes, revision: int) -> bytes:
     """Wire form of a stored object."""
-    return b'%s"resourceVersion":"%d",%s' % (_HEAD, revision, raw[len(_HEAD):])
+    return b'%s"resourceVersion":"%d",%s' % (_HEAD, revision, raw[len(_HEAD) :])
 
 
 def decode(raw: bytes) -> Any:

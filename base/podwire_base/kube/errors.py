@@ -11,7 +11,8 @@ from .registry import Resource
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """One wrong field. reason: FieldValueInvalid, FieldValueRequired, FieldValueDuplicate, FieldValueNotSupported ..."""
+    """One wrong field. reason: FieldValueInvalid, FieldValueRequired, FieldValueDuplicate, FieldValueNotSupported
+    ..."""
 
     field: str
     message: str
@@ -21,8 +22,17 @@ class Cause:
 class StatusError(Exception):
     """Raised anywhere behind the HTTP handlers; the server answers with `body()` and `code`."""
 
-    def __init__(self, code: int, reason: str, message: str, *, resource: Resource | None = None, name: str = "",
-                 causes: Sequence[Cause] = (), retry_after: int = 0) -> None:
+    def __init__(
+        self,
+        code: int,
+        reason: str,
+        message: str,
+        *,
+        resource: Resource | None = None,
+        name: str = "",
+        causes: Sequence[Cause] = (),
+        retry_after: int = 0,
+    ) -> None:
         super().__init__(message)
         self.code, self.reason, self.message = code, reason, message
         self.resource, self.name, self.causes, self.retry_after = resource, name, tuple(causes), retry_after
@@ -37,8 +47,16 @@ class StatusError(Exception):
             details["causes"] = [{"reason": c.reason, "message": c.message, "field": c.field} for c in self.causes]
         if self.retry_after:
             details["retryAfterSeconds"] = self.retry_after
-        return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": self.message,
-                "reason": self.reason, "details": details, "code": self.code}
+        return {
+            "kind": "Status",
+            "apiVersion": "v1",
+            "metadata": {},
+            "status": "Failure",
+            "message": self.message,
+            "reason": self.reason,
+            "details": details,
+            "code": self.code,
+        }
 
 
 def not_found(resource: Resource, name: str) -> StatusError:
@@ -46,13 +64,20 @@ def not_found(resource: Resource, name: str) -> StatusError:
 
 
 def exists(resource: Resource, name: str) -> StatusError:
-    return StatusError(409, "AlreadyExists", f'{resource.qualified} "{name}" already exists', resource=resource, name=name)
+    return StatusError(
+        409, "AlreadyExists", f'{resource.qualified} "{name}" already exists', resource=resource, name=name
+    )
 
 
 def conflict(resource: Resource, name: str, why: str = "") -> StatusError:
     why = why or "the object has been modified; read it again, apply your change to the new version and try again"
-    return StatusError(409, "Conflict", f'Operation cannot be fulfilled on {resource.qualified} "{name}": {why}',
-                       resource=resource, name=name)
+    return StatusError(
+        409,
+        "Conflict",
+        f'Operation cannot be fulfilled on {resource.qualified} "{name}": {why}',
+        resource=resource,
+        name=name,
+    )
 
 
 def bad_request(message: str) -> StatusError:
@@ -66,5 +91,6 @@ def expired(message: str = "the requested resourceVersion is too old; list again
 def invalid(resource: Resource, name: str, causes: Sequence[Cause]) -> StatusError:
     """422 with every wrong field, its path and what was expected."""
     rows = "; ".join(f"{c.field}: {c.message}" for c in causes)
-    return StatusError(422, "Invalid", f'{resource.kind} "{name}" is invalid: {rows}', resource=resource, name=name,
-                       causes=causes)
+    return StatusError(
+        422, "Invalid", f'{resource.kind} "{name}" is invalid: {rows}', resource=resource, name=name, causes=causes
+    )

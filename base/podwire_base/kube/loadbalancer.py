@@ -1,4 +1,5 @@
-"""Which Services podwire gives load balancer addresses to, and from which pools. Pure; the controller and the nodes share it.
+"""Which Services podwire gives load balancer addresses to, and from which pools. Pure; the controller and the nodes
+share it.
 
 The pools are in the ConfigMap kube-system/podwire-load-balancer, which is followed live:
 
@@ -84,8 +85,10 @@ def parse(config: Object | None) -> tuple[Pools, list[str]]:
         try:
             ranges.append(_range(text))
         except ValueError as err:
-            problems.append(f"data.addresses: {text!r} is no CIDR, range or address, as 192.0.2.16/28 or 192.0.2.10-192.0.2.19 "
-                            f"are: {err}; left out")
+            problems.append(
+                f"data.addresses: {text!r} is no CIDR, range or address, as 192.0.2.16/28 or 192.0.2.10-192.0.2.19 "
+                f"are: {err}; left out"
+            )
     strict = str(data.get("require-class") or "false")
     if strict not in ("true", "false"):
         problems.append(f"data.require-class: {strict!r} is neither 'true' nor 'false'; taken as 'false'")

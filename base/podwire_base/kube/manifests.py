@@ -29,7 +29,9 @@ def parse(text: str, where: str) -> Iterator[Object]:
         if document is None:
             continue
         if not isinstance(document, dict):
-            raise BadManifest(f"{spot}: expected an object with apiVersion, kind and metadata, got {type(document).__name__}")
+            raise BadManifest(
+                f"{spot}: expected an object with apiVersion, kind and metadata, got {type(document).__name__}"
+            )
         if str(document.get("kind", "")).endswith("List") and isinstance(document.get("items"), list):
             for item in document["items"]:
                 yield _checked(item, spot)
@@ -70,7 +72,9 @@ def read_files(paths: Iterable[str]) -> Iterator[Object]:
             yield from parse(text, "standard input")
             continue
         start = Path(path)
-        files = sorted(f for f in start.iterdir() if f.suffix in (".yaml", ".yml", ".json")) if start.is_dir() else [start]
+        files = (
+            sorted(f for f in start.iterdir() if f.suffix in (".yaml", ".yml", ".json")) if start.is_dir() else [start]
+        )
         for file in files:
             try:
                 yield from parse(file.read_text(), str(file))

@@ -20,12 +20,27 @@ TYPES = (STRATEGIC_PATCH, MERGE_PATCH, JSON_PATCH)
 
 # field name -> merge key; where a name has several meanings, "parent.field" comes first.
 MERGE_KEYS: dict[str, str] = {
-    "containers.ports": "containerPort", "initContainers.ports": "containerPort",
+    "containers.ports": "containerPort",
+    "initContainers.ports": "containerPort",
     "ephemeralContainers.ports": "containerPort",
-    "spec.ports": "port", "containers": "name", "initContainers": "name", "ephemeralContainers": "name", "env": "name",
-    "volumes": "name", "volumeMounts": "mountPath", "volumeDevices": "devicePath", "imagePullSecrets": "name",
-    "hostAliases": "ip", "conditions": "type", "podIPs": "ip", "hostIPs": "ip", "ownerReferences": "uid",
-    "topologySpreadConstraints": "topologyKey", "status.addresses": "type", "secrets": "name", "resourceClaims": "name",
+    "spec.ports": "port",
+    "containers": "name",
+    "initContainers": "name",
+    "ephemeralContainers": "name",
+    "env": "name",
+    "volumes": "name",
+    "volumeMounts": "mountPath",
+    "volumeDevices": "devicePath",
+    "imagePullSecrets": "name",
+    "hostAliases": "ip",
+    "conditions": "type",
+    "podIPs": "ip",
+    "hostIPs": "ip",
+    "ownerReferences": "uid",
+    "topologySpreadConstraints": "topologyKey",
+    "status.addresses": "type",
+    "secrets": "name",
+    "resourceClaims": "name",
     "schedulingGates": "name",
 }
 PRIMITIVE_SETS = frozenset({"finalizers", "podCIDRs"})
@@ -75,7 +90,7 @@ def _put(doc: Any, part: str, value: Any, insert: bool, path: str) -> None:
             at = len(doc) + 1
         if at >= len(doc) + insert:
             raise StatusError(422, "Invalid", f"json patch: {path}: index {part} is outside the list")
-        doc[at:at + (0 if insert else 1)] = [value]
+        doc[at : at + (0 if insert else 1)] = [value]
     elif isinstance(doc, dict):
         if not insert and part not in doc:
             raise StatusError(422, "Invalid", f"json patch: {path} does not exist")
@@ -152,6 +167,7 @@ def _merge_list(target: list[Any], patch: list[Any], key: str, parent: str) -> l
 
 def _reorder(items: list[Any], order: list[Any], key: str | None) -> list[Any]:
     """$setElementOrder: named items in that order, the others behind them."""
+
     def identity(item: Any) -> Any:
         return item.get(key) if key and isinstance(item, dict) else item
 

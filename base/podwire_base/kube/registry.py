@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One kind. `subresources`: "status" and "scale" where the kind has them. `graceful`: deletion waits for the node."""
+    """One kind. `subresources`: "status" and "scale" where the kind has them. `graceful`: deletion waits for the
+    node."""
 
     group: str
     version: str
@@ -39,7 +40,8 @@ class Resource:
         return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
 
     def path(self, namespace: str = "", name: str = "", sub: str = "") -> str:
-        """URL path of the collection, or of one object, or of its subresource. A name is one segment, whatever is in it."""
+        """URL path of the collection, or of one object, or of its subresource. A name is one segment, whatever is in
+        it."""
         parts = [self.base]
         if self.namespaced and namespace:
             parts += ["namespaces", _segment(namespace)]
@@ -73,9 +75,12 @@ RESOURCES: tuple[Resource, ...] = (
     Resource("", "v1", "ServiceAccount", "serviceaccounts", short=("sa",)),
     Resource("", "v1", "Event", "events", short=("ev",)),
     Resource("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),
-    Resource("apps", "v1", "Deployment", "deployments", short=("deploy",), categories=_ALL,
-             subresources=("status", "scale")),
-    Resource("apps", "v1", "ReplicaSet", "replicasets", short=("rs",), categories=_ALL, subresources=("status", "scale")),
+    Resource(
+        "apps", "v1", "Deployment", "deployments", short=("deploy",), categories=_ALL, subresources=("status", "scale")
+    ),
+    Resource(
+        "apps", "v1", "ReplicaSet", "replicasets", short=("rs",), categories=_ALL, subresources=("status", "scale")
+    ),
     Resource("coordination.k8s.io", "v1", "Lease", "leases"),
 )
 

@@ -1,4 +1,5 @@
-"""Shapes of the served kinds, read from lightkube-models (Kubernetes' own published schemas): validation and OpenAPI v3."""
+"""Shapes of the served kinds, read from lightkube-models (Kubernetes' own published schemas): validation and OpenAPI
+v3."""
 
 from __future__ import annotations
 
@@ -18,9 +19,19 @@ from .errors import Cause
 from .meta import Object
 from .registry import GROUPS, RESOURCES, Resource
 
-_MODULES = {"": "core_v1", "apps": "apps_v1", "discovery.k8s.io": "discovery_v1", "coordination.k8s.io": "coordination_v1"}
-_PACKAGES = {"core_v1": "io.k8s.api.core.v1", "apps_v1": "io.k8s.api.apps.v1", "discovery_v1": "io.k8s.api.discovery.v1",
-             "coordination_v1": "io.k8s.api.coordination.v1", "meta_v1": "io.k8s.apimachinery.pkg.apis.meta.v1"}
+_MODULES = {
+    "": "core_v1",
+    "apps": "apps_v1",
+    "discovery.k8s.io": "discovery_v1",
+    "coordination.k8s.io": "coordination_v1",
+}
+_PACKAGES = {
+    "core_v1": "io.k8s.api.core.v1",
+    "apps_v1": "io.k8s.api.apps.v1",
+    "discovery_v1": "io.k8s.api.discovery.v1",
+    "coordination_v1": "io.k8s.api.coordination.v1",
+    "meta_v1": "io.k8s.apimachinery.pkg.apis.meta.v1",
+}
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 _MISSING = "is required and missing"
 
@@ -57,12 +68,15 @@ def check(resource: Resource, obj: Object) -> tuple[list[str], list[Cause]]:
         if message is None:
             unknown.append(path)
         else:
-            causes.append(Cause(path, message, "FieldValueRequired" if message == _MISSING else "FieldValueTypeInvalid"))
+            causes.append(
+                Cause(path, message, "FieldValueRequired" if message == _MISSING else "FieldValueTypeInvalid")
+            )
     return unknown, causes
 
 
 def drop_nulls(value: Any) -> None:
-    """Take members that are null out of all objects below `value`, in place: to the Kubernetes API they are not there."""
+    """Take members that are null out of all objects below `value`, in place: to the Kubernetes API they are not
+    there."""
     if isinstance(value, dict):
         for name in [n for n, item in value.items() if item is None]:
             del value[name]
@@ -97,8 +111,9 @@ def _check(kind: Any, value: Any, path: str) -> Iterator[tuple[str, str | None]]
             else:
                 yield inner, None
         if "[" in path and not path.startswith("status"):  # objects at the top have defaults, or rules that say more
-            yield from ((f"{path}.{name}", _MISSING) for name, (_, required) in fields.items()
-                        if required and name not in value)
+            yield from (
+                (f"{path}.{name}", _MISSING) for name, (_, required) in fields.items() if required and name not in value
+            )
     elif kind is dict or origin is dict:
         if not isinstance(value, dict):
             yield path, f"expected an object, got {_name(value)}"
@@ -125,8 +140,14 @@ def _number_as_quantity(path: str, value: Any) -> bool:
 
 
 def _name(value: Any) -> str:
-    names = {str: "the string", int: "the number", float: "the number", bool: "the boolean", list: "a list",
-             dict: "an object"}
+    names = {
+        str: "the string",
+        int: "the number",
+        float: "the number",
+        bool: "the boolean",
+        list: "a list",
+        dict: "an object",
+    }
     shown = "" if isinstance(value, dict | list) else f" {value!r}"
     return names.get(type(value), type(value).__name__) + shown
 
@@ -141,7 +162,8 @@ def known_field(resource: Resource, path: str) -> bool:
     return kind in (str, int, bool)
 
 
-# ---- OpenAPI v3 -------------------------------------------------------------------------------------------------------
+# ---- OpenAPI v3
+# -------------------------------------------------------------------------------------------------------
 
 _PARAM = re.compile(r"^\* \*\*(?P<name>\S+?)\*\* ``.*?`` - (?P<text>.*)$")
 
@@ -178,8 +200,11 @@ def _schema(kind: Any, out: dict[str, Object]) -> Object:
         return {"allOf": [{"$ref": f"#/components/schemas/{_ref_name(kind)}"}]}
     if kind is dict or origin is dict:
         return {"type": "object", "additionalProperties": {"type": "string"}}
-    return {int: {"type": "integer"}, bool: {"type": "boolean"}, datetime: {"type": "string", "format": "date-time"},
-            }.get(kind, {"type": "string"})
+    return {
+        int: {"type": "integer"},
+        bool: {"type": "boolean"},
+        datetime: {"type": "string", "format": "date-time"},
+    }.get(kind, {"type": "string"})
 
 
 def _define(cls: Any, out: dict[str, Object]) -> None:
@@ -204,11 +229,16 @@ def _define(cls: Any, out: dict[str, Object]) -> None:
 def _operation(resource: Resource, verb: str) -> Object:
     gvk = {"group": resource.group, "version": resource.version, "kind": resource.kind}
     ref = {"$ref": f"#/components/schemas/{_ref_name(model(resource))}"}
-    operation: Object = {"x-kubernetes-group-version-kind": gvk, "x-kubernetes-action": verb,
-                         "responses": {"200": {"description": "OK", "content": {"application/json": {"schema": ref}}}}}
+    operation: Object = {
+        "x-kubernetes-group-version-kind": gvk,
+        "x-kubernetes-action": verb,
+        "responses": {"200": {"description": "OK", "content": {"application/json": {"schema": ref}}}},
+    }
     if verb in ("post", "put", "patch"):
-        operation["parameters"] = [{"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": True}}
-                                   for name in ("dryRun", "fieldManager", "fieldValidation")]
+        operation["parameters"] = [
+            {"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": True}}
+            for name in ("dryRun", "fieldManager", "fieldValidation")
+        ]
         types_ = patch.TYPES if verb == "patch" else ("application/json",)
         operation["requestBody"] = {"content": {t: {"schema": ref} for t in types_}}
     return operation
@@ -229,7 +259,14 @@ def openapi_v3(group: str, version: str) -> Object | None:
         scope = "{namespace}" if resource.namespaced else ""
         paths[resource.path(scope)] = {"get": _operation(resource, "list"), "post": _operation(resource, "post")}
         paths[resource.path(scope, "{name}")] = {
-            "get": _operation(resource, "get"), "put": _operation(resource, "put"),
-            "patch": _operation(resource, "patch"), "delete": _operation(resource, "delete")}
-    return {"openapi": "3.0.0", "info": {"title": "podwire", "version": "v1"}, "paths": paths,
-            "components": {"schemas": schemas}}
+            "get": _operation(resource, "get"),
+            "put": _operation(resource, "put"),
+            "patch": _operation(resource, "patch"),
+            "delete": _operation(resource, "delete"),
+        }
+    return {
+        "openapi": "3.0.0",
+        "info": {"title": "podwire", "version": "v1"},
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }

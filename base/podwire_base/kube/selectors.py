@@ -39,7 +39,9 @@ def _label_term(term: str) -> LabelTest:
         return _in(match["key"], {match["value"]}, match["op"] == "!=")
     if match := _HAS.match(term):
         return _has(match["key"], match["not"] == "!")
-    raise bad_request(f"unable to parse requirement: {term!r}: expected KEY, !KEY, KEY=VALUE, KEY!=VALUE or KEY in (A,B)")
+    raise bad_request(
+        f"unable to parse requirement: {term!r}: expected KEY, !KEY, KEY=VALUE, KEY!=VALUE or KEY in (A,B)"
+    )
 
 
 def label_query(text: str) -> Predicate | None:

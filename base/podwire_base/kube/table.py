@@ -41,6 +41,7 @@ def _spec(path: str, empty: str = "<none>") -> Callable[[Object], Any]:
         for part in path.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return empty if value in (None, "", [], {}) else ",".join(value) if isinstance(value, list) else value
+
     return cell
 
 
@@ -87,6 +88,7 @@ def _address(kind: str) -> Callable[[Object], str]:
     def cell(obj: Object) -> str:
         found = [a["address"] for a in obj.get("status", {}).get("addresses") or [] if a.get("type") == kind]
         return found[0] if found else "<none>"
+
     return cell
 
 
@@ -102,7 +104,9 @@ def _external(obj: Object) -> str:
     spec = obj["spec"]
     if spec.get("type") == "ExternalName":
         return str(spec.get("externalName", ""))
-    found = [i.get("ip") or i.get("hostname") for i in obj.get("status", {}).get("loadBalancer", {}).get("ingress") or []]
+    found = [
+        i.get("ip") or i.get("hostname") for i in obj.get("status", {}).get("loadBalancer", {}).get("ingress") or []
+    ]
     found += spec.get("externalIPs") or []
     return ",".join(found) or ("<pending>" if spec.get("type") == "LoadBalancer" else "<none>")
 
@@ -112,8 +116,12 @@ def _pairs(selector: dict[str, str] | None) -> str:
 
 
 def _subsets(obj: Object) -> str:
-    rows = [f"{a['ip']}:{p['port']}" for s in obj.get("subsets") or [] for a in s.get("addresses") or []
-            for p in s.get("ports") or []]
+    rows = [
+        f"{a['ip']}:{p['port']}"
+        for s in obj.get("subsets") or []
+        for a in s.get("addresses") or []
+        for p in s.get("ports") or []
+    ]
     return ",".join(rows[:3]) + (f" + {len(rows) - 3} more..." if len(rows) > 3 else "") or "<none>"
 
 
@@ -137,36 +145,59 @@ def _images(obj: Object) -> str:
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "Namespace": (Column("Status", _spec("status.phase")),),
     "Node": (
-        Column("Status", _node_status), Column("Roles", lambda o: "<none>"),
-        Column("Version", _spec("status.nodeInfo.kubeletVersion")), Column("Internal-IP", _address("InternalIP"), True),
+        Column("Status", _node_status),
+        Column("Roles", lambda o: "<none>"),
+        Column("Version", _spec("status.nodeInfo.kubeletVersion")),
+        Column("Internal-IP", _address("InternalIP"), True),
         Column("Pod-CIDR", _spec("spec.podCIDR"), True),
         Column("Kernel-Version", _spec("status.nodeInfo.kernelVersion"), True),
-        Column("Container-Runtime", _spec("status.nodeInfo.containerRuntimeVersion"), True)),
+        Column("Container-Runtime", _spec("status.nodeInfo.containerRuntimeVersion"), True),
+    ),
     "Pod": (
-        Column("Ready", _pod_ready), Column("Status", _pod_status), Column("Restarts", _restarts),
-        Column("IP", _spec("status.podIP"), True), Column("Node", _spec("spec.nodeName"), True)),
+        Column("Ready", _pod_ready),
+        Column("Status", _pod_status),
+        Column("Restarts", _restarts),
+        Column("IP", _spec("status.podIP"), True),
+        Column("Node", _spec("spec.nodeName"), True),
+    ),
     "Service": (
-        Column("Type", _spec("spec.type")), Column("Cluster-IP", _spec("spec.clusterIP")), Column("External-IP", _external),
-        Column("Port(s)", _service_ports), Column("Selector", lambda o: _pairs(o["spec"].get("selector")), True)),
+        Column("Type", _spec("spec.type")),
+        Column("Cluster-IP", _spec("spec.clusterIP")),
+        Column("External-IP", _external),
+        Column("Port(s)", _service_ports),
+        Column("Selector", lambda o: _pairs(o["spec"].get("selector")), True),
+    ),
     "Endpoints": (Column("Endpoints", _subsets),),
-    "EndpointSlice": (Column("AddressType", _spec("addressType")), Column("Ports", _slice_ports),
-                      Column("Endpoints", _slice_addresses)),
+    "EndpointSlice": (
+        Column("AddressType", _spec("addressType")),
+        Column("Ports", _slice_ports),
+        Column("Endpoints", _slice_addresses),
+    ),
     "Deployment": (
         Column("Ready", lambda o: f"{_count('readyReplicas')(o)}/{o['spec'].get('replicas', 1)}"),
-        Column("Up-to-date", _count("updatedReplicas")), Column("Available", _count("availableReplicas")),
+        Column("Up-to-date", _count("updatedReplicas")),
+        Column("Available", _count("availableReplicas")),
         Column("Images", _images, True),
-        Column("Selector", lambda o: _pairs(o["spec"]["selector"].get("matchLabels")), True)),
+        Column("Selector", lambda o: _pairs(o["spec"]["selector"].get("matchLabels")), True),
+    ),
     "ReplicaSet": (
-        Column("Desired", _spec("spec.replicas", "0")), Column("Current", _count("replicas")),
-        Column("Ready", _count("readyReplicas")), Column("Images", _images, True)),
+        Column("Desired", _spec("spec.replicas", "0")),
+        Column("Current", _count("replicas")),
+        Column("Ready", _count("readyReplicas")),
+        Column("Images", _images, True),
+    ),
     "Lease": (Column("Holder", _spec("spec.holderIdentity")),),
     "ConfigMap": (Column("Data", lambda o: len(o.get("data") or {}) + len(o.get("binaryData") or {})),),
     "Secret": (Column("Type", _spec("type")), Column("Data", lambda o: len(o.get("data") or {}))),
     "Event": (
         Column("Last Seen", lambda o: o.get("lastTimestamp") or o["metadata"].get("creationTimestamp")),
-        Column("Type", _spec("type")), Column("Reason", _spec("reason")),
-        Column("Object", lambda o: f"{o['involvedObject'].get('kind', '').lower()}/{o['involvedObject'].get('name', '')}"),
-        Column("Message", _spec("message"))),
+        Column("Type", _spec("type")),
+        Column("Reason", _spec("reason")),
+        Column(
+            "Object", lambda o: f"{o['involvedObject'].get('kind', '').lower()}/{o['involvedObject'].get('name', '')}"
+        ),
+        Column("Message", _spec("message")),
+    ),
 }
 
 
@@ -180,20 +211,43 @@ def _cell(column: Column, obj: Object) -> Any:
 def definitions(resource: Resource) -> list[Object]:
     """columnDefinitions of a kind, NAME first and AGE last (before the wide ones)."""
     columns = COLUMNS.get(resource.kind, ())
-    rows = [("Name", False), *((c.title, False) for c in columns if not c.wide), ("Age", False),
-            *((c.title, True) for c in columns if c.wide)]
-    return [{"name": title, "type": "string", "format": "name" if title == "Name" else "", "description": title,
-             "priority": int(wide)} for title, wide in rows]
+    rows = [
+        ("Name", False),
+        *((c.title, False) for c in columns if not c.wide),
+        ("Age", False),
+        *((c.title, True) for c in columns if c.wide),
+    ]
+    return [
+        {
+            "name": title,
+            "type": "string",
+            "format": "name" if title == "Name" else "",
+            "description": title,
+            "priority": int(wide),
+        }
+        for title, wide in rows
+    ]
 
 
 def cells(resource: Resource, obj: Object, now: datetime) -> list[Any]:
     columns = COLUMNS.get(resource.kind, ())
-    return [name(obj), *(_cell(c, obj) for c in columns if not c.wide),
-            age(obj["metadata"].get("creationTimestamp", ""), now), *(_cell(c, obj) for c in columns if c.wide)]
+    return [
+        name(obj),
+        *(_cell(c, obj) for c in columns if not c.wide),
+        age(obj["metadata"].get("creationTimestamp", ""), now),
+        *(_cell(c, obj) for c in columns if c.wide),
+    ]
 
 
-def table(resource: Resource, objects: Iterable[Object], now: datetime, *, revision: str = "", include: str = "Metadata",
-          head: bool = True) -> Object:
+def table(
+    resource: Resource,
+    objects: Iterable[Object],
+    now: datetime,
+    *,
+    revision: str = "",
+    include: str = "Metadata",
+    head: bool = True,
+) -> Object:
     """A meta/v1 Table. include: None, Metadata or Object, as `includeObject` asks."""
     rows = []
     for obj in objects:
@@ -201,7 +255,16 @@ def table(resource: Resource, objects: Iterable[Object], now: datetime, *, revis
         if include == "Object":
             row["object"] = obj
         elif include != "None":
-            row["object"] = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": obj["metadata"]}
+            row["object"] = {
+                "kind": "PartialObjectMetadata",
+                "apiVersion": "meta.k8s.io/v1",
+                "metadata": obj["metadata"],
+            }
         rows.append(row)
-    return {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": revision} if revision else {},
-            "columnDefinitions": definitions(resource) if head else None, "rows": rows}
+    return {
+        "kind": "Table",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": {"resourceVersion": revision} if revision else {},
+        "columnDefinitions": definitions(resource) if head else None,
+        "rows": rows,
+    }

@@ -17,9 +17,11 @@ class BadYaml(ValueError):
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {  # noqa: RUF012 - the base class declares it as this
         first: [(tag, pattern) for tag, pattern in rows if tag in _TAGS or tag.endswith(":merge")]
-        for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+        for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
     yaml_constructors = {  # noqa: RUF012 - the base class declares it as this
-        tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in (*_TAGS, None)}
+        tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in (*_TAGS, None)
+    }
 
 
 class _NoAliases(_Loader):

@@ -1,8 +1,8 @@
 """Structured logs: one line an event on stderr, `key=value` or JSON. Every line names the object concerned.
 
-    log = logs.get("proxy")
-    log.info("synced", services=12, took_ms=3.2)
-    2026-11-23T05:00:00.123Z info proxy synced services=12 took_ms=3.2
+log = logs.get("proxy")
+log.info("synced", services=12, took_ms=3.2)
+2026-11-23T05:00:00.123Z info proxy synced services=12 took_ms=3.2
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class _Settings:
 
 
 def configure(*, json_lines: bool = False, level: str = "info", node: str = "", stream: TextIO | None = None) -> None:
-    """Set the process-wide form of log lines; `node` is added to every line where it is not empty. JSON is also asked for by
-    the environment, for all roles of an agent."""
+    """Set the process-wide form of log lines; `node` is added to every line where it is not empty. JSON is also asked
+    for by the environment, for all roles of an agent."""
     json_lines = json_lines or os.environ.get(JSON) == "1"
     _Settings.json, _Settings.level, _Settings.node, _Settings.stream = json_lines, LEVELS[level], node, stream
 

@@ -26,8 +26,14 @@ class RoleStatus:
 
         reason: a CamelCase word as Kubernetes conditions have (default: Ready / NotReady).
         """
-        body = {"role": self.role, "pid": os.getpid(), "ready": ready, "message": message, "figures": figures,
-                "reason": reason or ("Ready" if ready else "NotReady")}
+        body = {
+            "role": self.role,
+            "pid": os.getpid(),
+            "ready": ready,
+            "message": message,
+            "figures": figures,
+            "reason": reason or ("Ready" if ready else "NotReady"),
+        }
         if body == self._last:
             return
         self._last = body

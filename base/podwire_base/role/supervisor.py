@@ -1,7 +1,7 @@
 """A process with a child per role: forks them, restarts them with back-off, stops them together.
 
-Forking (not exec) means that a node's roles share the imported code, and that a restart takes milliseconds. A crashed role
-never delays another; what it left in the kernel goes on working meanwhile.
+Forking (not exec) means that a node's roles share the imported code, and that a restart takes milliseconds. A crashed
+role never delays another; what it left in the kernel goes on working meanwhile.
 """
 
 from __future__ import annotations
@@ -138,8 +138,13 @@ class Supervisor:
             child.failures = 1 if lived > 10 else child.failures + 1
             child.restarts += 1
             child.due = time.monotonic() + backoff(child.failures)
-            log.warn("role ended, starting it again", child=child.role.name, status=os.waitstatus_to_exitcode(status),
-                     lived_s=lived, wait_s=backoff(child.failures))
+            log.warn(
+                "role ended, starting it again",
+                child=child.role.name,
+                status=os.waitstatus_to_exitcode(status),
+                lived_s=lived,
+                wait_s=backoff(child.failures),
+            )
             self._write()
 
     def _write(self) -> None:

@@ -61,9 +61,15 @@ async def following(api: ApiClient, path: str = SERVICES, **more: Any) -> AsyncI
 
 async def scene(handler: Handler, wanted: set[str], asked_for: list[str], **more: Any) -> list[Event]:
     """Follow until the copy holds `wanted`; the kinds of the requests were `asked_for`, in this order."""
-    async with Scripted(handler) as server, ApiClient(server.config()) as api, following(api, **more) as (informer, events):
-        await until(lambda: {name(o) for o in informer.objects.values()} == wanted and len(server.asked) >= len(asked_for))
-        assert server.kinds()[:len(asked_for)] == asked_for
+    async with (
+        Scripted(handler) as server,
+        ApiClient(server.config()) as api,
+        following(api, **more) as (informer, events),
+    ):
+        await until(
+            lambda: {name(o) for o in informer.objects.values()} == wanted and len(server.asked) >= len(asked_for)
+        )
+        assert server.kinds()[: len(asked_for)] == asked_for
         for asked in server.asked:
             assert asked.path == SERVICES and (asked.kind == "list" or asked.query["allowWatchBookmarks"] == "true")
     return events

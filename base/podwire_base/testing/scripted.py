@@ -1,4 +1,5 @@
-"""An HTTP server whose answers are written down, byte by byte: how a real API server and what stands before it behave."""
+"""An HTTP server whose answers are written down, byte by byte: how a real API server and what stands before it
+behave."""
 
 from __future__ import annotations
 
@@ -40,8 +41,12 @@ class Link:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         kind = "text/plain" if isinstance(body, bytes) else "application/json"
         rows = {"Content-Type": kind, "Content-Length": str(len(raw)), **(headers or {})}
-        self.writer.write(f"HTTP/1.1 {status} X\r\n".encode() + b"".join(f"{k}: {v}\r\n".encode() for k, v in rows.items())
-                          + b"\r\n" + raw)
+        self.writer.write(
+            f"HTTP/1.1 {status} X\r\n".encode()
+            + b"".join(f"{k}: {v}\r\n".encode() for k, v in rows.items())
+            + b"\r\n"
+            + raw
+        )
         await self.writer.drain()
 
     async def chunks(self, *pieces: bytes, end: bool = True) -> None:
@@ -96,7 +101,7 @@ class Scripted:
             while line := await reader.readline():
                 method, target, _ = line.decode().split()
                 headers: dict[str, str] = {}
-                while (row := (await reader.readline()).decode().strip()):
+                while row := (await reader.readline()).decode().strip():
                     name, _, value = row.partition(":")
                     headers[name.lower()] = value.strip()
                 body = await reader.readexactly(int(headers.get("content-length", "0")))

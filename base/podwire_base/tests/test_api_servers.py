@@ -33,14 +33,21 @@ def test_the_next_server_is_asked_when_one_is_away(dead: str) -> None:
 
     async def body() -> None:
         async with Scripted(good) as live, ApiClient(ClientConfig(dead, others=(dead, live.url))) as api:
-            for method in ("GET", "POST", "PATCH", "DELETE"):  # nothing was sent to the dead one: writes may go elsewhere too
+            for method in (
+                "GET",
+                "POST",
+                "PATCH",
+                "DELETE",
+            ):  # nothing was sent to the dead one: writes may go elsewhere too
                 assert await api.request(method, "/x") == {"method": method}
             assert api.server == live.url and len(live.asked) == 4
         async with ApiClient(ClientConfig(dead, others=(dead,))) as api:
             with pytest.raises(ApiError) as caught:
                 await api.get("/x")
             assert caught.value.reason == "Unreachable" and dead in caught.value.message
-            assert caught.value.message.endswith(f": cannot connect to {dead.removeprefix('http://')}: Connection refused")
+            assert caught.value.message.endswith(
+                f": cannot connect to {dead.removeprefix('http://')}: Connection refused"
+            )
 
     run(body())
 
@@ -57,9 +64,14 @@ def test_a_server_that_shuts_down_is_left_but_a_write_is_never_repeated() -> Non
 
     async def body() -> None:
         for first in (going, cut):
-            async with Scripted(first) as one, Scripted(good) as two, ApiClient(
-                    ClientConfig(one.url, others=(two.url,))) as api:
-                with pytest.raises(ApiError):  # the first may have done it: only the caller knows whether to say it again
+            async with (
+                Scripted(first) as one,
+                Scripted(good) as two,
+                ApiClient(ClientConfig(one.url, others=(two.url,))) as api,
+            ):
+                with pytest.raises(
+                    ApiError
+                ):  # the first may have done it: only the caller knows whether to say it again
                     await api.create("/api/v1/namespaces/d/events", {})
                 assert (await api.create("/api/v1/namespaces/d/events", {}))["kind"] == "Event"
                 assert len(one.asked) == len(two.asked) == 1
@@ -104,15 +116,20 @@ def test_connections_notice_that_the_other_end_lost_its_power(monkeypatch: pytes
 
     async def body() -> None:
         monkeypatch.setattr(client_http, "_socket", noted)
-        async with (Scripted(handler) as server, ApiClient(server.config()) as api,
-                    contextlib.aclosing(api.watch(SERVICES, {})) as frames):
+        async with (
+            Scripted(handler) as server,
+            ApiClient(server.config()) as api,
+            contextlib.aclosing(api.watch(SERVICES, {})) as frames,
+        ):
             await anext(frames)
             (sock,) = made
             assert sock.getpeername()[1] == server.port
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == client_http.DEAD_SECONDS * 1000
-            idle, again, count = (sock.getsockopt(socket.IPPROTO_TCP, option) for option in (
-                socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT))
+            idle, again, count = (
+                sock.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            )
             assert idle + again * count == client_http.DEAD_SECONDS
 
     run(body())

@@ -29,9 +29,14 @@ def test_the_first_state_comes_as_a_stream() -> None:
 
     async def handler(asked: Request, link: Link) -> None:
         assert asked.query["resourceVersionMatch"] == "NotOlderThan" and "resourceVersion" not in asked.query
-        await hold(link, recorded.frame("ADDED", WEB), recorded.frame("ADDED", DB), recorded.bookmark(VERSION, end=True),
-                   recorded.frame("ADDED", more), recorded.frame("DELETED", {**DB, "metadata": {
-                       **DB["metadata"], "resourceVersion": str(VERSION + 4)}}))
+        await hold(
+            link,
+            recorded.frame("ADDED", WEB),
+            recorded.frame("ADDED", DB),
+            recorded.bookmark(VERSION, end=True),
+            recorded.frame("ADDED", more),
+            recorded.frame("DELETED", {**DB, "metadata": {**DB["metadata"], "resourceVersion": str(VERSION + 4)}}),
+        )
 
     events = run(scene(handler, {"web", "more"}, ["stream"]))
     assert kinds(events) == [("ADDED", "web"), ("ADDED", "db"), ("ADDED", "more"), ("DELETED", "db")]
@@ -39,7 +44,8 @@ def test_the_first_state_comes_as_a_stream() -> None:
 
 def test_a_stream_that_breaks_off_has_told_nothing() -> None:
     async def handler(asked: Request, link: Link) -> None:
-        if handler_calls.append(asked.kind) or len(handler_calls) == 1:  # type: ignore[func-returns-value]  # append's None
+        # append's None
+        if handler_calls.append(asked.kind) or len(handler_calls) == 1:  # type: ignore[func-returns-value]
             await link.chunks(recorded.frame("ADDED", WEB), end=False)
             link.writer.transport.abort()
             return
@@ -84,8 +90,12 @@ def test_a_page_that_came_too_late_begins_the_list_anew() -> None:
             await link.answer(200, recorded.listed("Service", [WEB], VERSION, "" if late else "old", 4))
         else:
             late.append("")
-            await link.answer(410, recorded.status(410, "Expired", "The provided continue parameter is too old to display a "
-                                                   "consistent list result."))
+            await link.answer(
+                410,
+                recorded.status(
+                    410, "Expired", "The provided continue parameter is too old to display a consistent list result."
+                ),
+            )
 
     assert kinds(run(scene(handler, {"web"}, ["list", "list", "list", "watch"], stream=False))) == [("ADDED", "web")]
 
@@ -171,12 +181,13 @@ def test_back_off_grows_to_its_end_with_jitter(monkeypatch: pytest.MonkeyPatch) 
 
     run(body())
     for n, (least, most) in enumerate(waits):
-        assert min(0.05 * 2 ** n, 5) <= most <= min(0.05 * 2 ** n, 5) * 1.6
+        assert min(0.05 * 2**n, 5) <= most <= min(0.05 * 2**n, 5) * 1.6
         assert least == max(0.05, most / 8)
 
 
 def test_a_server_that_answers_one_request_is_asked_again_by_all() -> None:
     """Also by an informer whose back-off has grown: its minute here would outlast the test."""
+
     async def handler(_asked: Request, link: Link) -> None:
         await link.answer(200, recorded.service("web", "10.96.0.9", VERSION))
 
@@ -192,7 +203,7 @@ def test_a_server_that_answers_one_request_is_asked_again_by_all() -> None:
     run(body())
 
 
-@given(st.integers(0, 2 ** 32))
+@given(st.integers(0, 2**32))
 def test_a_stream_may_be_cut_anywhere(seed: int) -> None:
     """HTTP chunks do not end where lines end; a line may be empty (servers send such to keep proxies awake)."""
     chance = random.Random(seed)

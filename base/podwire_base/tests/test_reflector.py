@@ -49,13 +49,27 @@ def test_only_the_bookmark_that_says_so_ends_the_initial_events() -> None:
     assert reflector.initial(frame("ADDED", "a", 4)) is None
     assert reflector.initial({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}}) is None
     assert reflector.initial(frame("ADDED", "b", 5)) is None and reflector.state is Phase.LIST
-    done = reflector.initial({"type": "BOOKMARK", "object": {"metadata": {
-        "resourceVersion": "9", "annotations": {"k8s.io/initial-events-end": "true"}}}})
+    done = reflector.initial(
+        {
+            "type": "BOOKMARK",
+            "object": {"metadata": {"resourceVersion": "9", "annotations": {"k8s.io/initial-events-end": "true"}}},
+        }
+    )
     assert [e.key for e in done or ()] == ["d/a", "d/b"] and (reflector.state, reflector.version) == (Phase.WATCH, "9")
 
 
-@pytest.mark.parametrize(("code", "state"), [(410, Phase.LIST), (400, Phase.LIST), (403, Phase.LIST), (429, Phase.WATCH),
-                                             (500, Phase.WATCH), (503, Phase.WATCH), (0, Phase.WATCH)])
+@pytest.mark.parametrize(
+    ("code", "state"),
+    [
+        (410, Phase.LIST),
+        (400, Phase.LIST),
+        (403, Phase.LIST),
+        (429, Phase.WATCH),
+        (500, Phase.WATCH),
+        (503, Phase.WATCH),
+        (0, Phase.WATCH),
+    ],
+)
 def test_which_errors_make_it_list_again(code: int, state: Phase) -> None:
     for how in ("answer", "frame"):
         reflector = Reflector()
@@ -70,7 +84,9 @@ def test_which_errors_make_it_list_again(code: int, state: Phase) -> None:
 def test_versions_that_are_no_numbers_only_tell_other() -> None:
     reflector = Reflector()
     list(reflector.listed([{"metadata": {"name": "a", "resourceVersion": "x9"}}], "x9"))
-    assert reflector.watched({"type": "MODIFIED", "object": {"metadata": {"name": "a", "resourceVersion": "x9"}}}) is None
+    assert (
+        reflector.watched({"type": "MODIFIED", "object": {"metadata": {"name": "a", "resourceVersion": "x9"}}}) is None
+    )
     event = reflector.watched({"type": "MODIFIED", "object": {"metadata": {"name": "a", "resourceVersion": "x10"}}})
     assert event and event.type == "MODIFIED" and reflector.version == "x10"
     gone = reflector.watched({"type": "DELETED", "object": {"metadata": {"name": "a", "resourceVersion": "b"}}})
@@ -128,7 +144,9 @@ def test_any_order_ends_with_the_servers_state(ops: list[tuple[str, str]], reads
         elif step == "frame" and at < len(log):
             events = [reflector.watched(log[at])]
             at += 1
-        elif step == "again" and at:  # the stream is opened at the version that is held: nothing comes twice or is left out
+        elif (
+            step == "again" and at
+        ):  # the stream is opened at the version that is held: nothing comes twice or is left out
             at = int(reflector.version)
         elif step == "own" and at < len(log) and log[at]["type"] != "DELETED":
             events = [reflector.wrote(log[at]["object"])]
@@ -143,11 +161,20 @@ def test_any_order_ends_with_the_servers_state(ops: list[tuple[str, str]], reads
     assert reflector.objects == {key(o): o for o in state.values()} == believed
 
 
-@pytest.mark.parametrize(("frame", "good"), [
-    ({"type": "ADDED", "object": {"metadata": {"name": "a"}}}, True), ({"type": "BOOKMARK", "object": {}}, True),
-    ({"type": "ERROR", "object": {"code": 410}}, True), ([], False), (None, False), ({"type": "ADDED"}, False),
-    ({"type": "ADDED", "object": {}}, False), ({"type": "DELETED", "object": {"metadata": None}}, False),
-    ({"type": "MODIFIED", "object": {"metadata": {"name": 7}}}, False),
-    ({"type": "BOOKMARK", "object": {"metadata": "x"}}, False)])
+@pytest.mark.parametrize(
+    ("frame", "good"),
+    [
+        ({"type": "ADDED", "object": {"metadata": {"name": "a"}}}, True),
+        ({"type": "BOOKMARK", "object": {}}, True),
+        ({"type": "ERROR", "object": {"code": 410}}, True),
+        ([], False),
+        (None, False),
+        ({"type": "ADDED"}, False),
+        ({"type": "ADDED", "object": {}}, False),
+        ({"type": "DELETED", "object": {"metadata": None}}, False),
+        ({"type": "MODIFIED", "object": {"metadata": {"name": 7}}}, False),
+        ({"type": "BOOKMARK", "object": {"metadata": "x"}}, False),
+    ],
+)
 def test_frames_that_can_be_used(frame: object, good: bool) -> None:
     assert is_frame(frame) == good

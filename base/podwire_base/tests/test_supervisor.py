@@ -50,8 +50,10 @@ class Running:
     def __init__(self, root: Path, roles: str, pipe: bool = False) -> None:
         self.root = root
         reader, self.writer = os.pipe() if pipe else (-1, -1)
-        self.process = subprocess.Popen([sys.executable, "-c", _PROGRAM, str(root), roles, *([str(reader)] if pipe else [])],
-                                        pass_fds=[reader] if pipe else [])
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, str(root), roles, *([str(reader)] if pipe else [])],
+            pass_fds=[reader] if pipe else [],
+        )
         if pipe:
             os.close(reader)
 
@@ -98,7 +100,7 @@ def test_backoff_doubles_to_ten_seconds() -> None:
 def test_a_killed_role_comes_back_and_the_others_stay(start: Callable[..., Running]) -> None:
     one = start("steady,crashing")
     one.until(lambda: len(one.started("steady")) == 1 and len(one.started("crashing")) >= 3)
-    first, = one.started("steady")
+    (first,) = one.started("steady")
     os.kill(first, signal.SIGKILL)
     one.until(lambda: len(one.started("steady")) == 2)
     expected = {"pid": one.started("steady")[1], "restarts": 1}  # written after the fork, so maybe not yet

@@ -1,7 +1,7 @@
 """Which address a pod gets: the next free one behind the last that was given.
 
-Round robin, and one that a pod had rests before another has it: peers' caches, conntrack entries and DNS answers can run out
-meanwhile. Only when nothing else is left is one given before its time, the one that rested longest.
+Round robin, and one that a pod had rests before another has it: peers' caches, conntrack entries and DNS answers can
+run out meanwhile. Only when nothing else is left is one given before its time, the one that rested longest.
 """
 
 from __future__ import annotations
@@ -41,18 +41,45 @@ class Lease:
 
     def done(self) -> Lease:
         """The lease once its ADD came to its end. (`replace` takes as long as writing the note does.)"""
-        return Lease(self.address, self.owner, self.pod, self.pod_uid, self.boot_id, self.mac, True, self.ports, self.bridge,
-                     self.aliases, self.origin, self.network)
+        return Lease(
+            self.address,
+            self.owner,
+            self.pod,
+            self.pod_uid,
+            self.boot_id,
+            self.mac,
+            True,
+            self.ports,
+            self.bridge,
+            self.aliases,
+            self.origin,
+            self.network,
+        )
 
     def to_json(self) -> dict[str, Any]:
-        ports = [{"hostPort": p.host_port, "containerPort": p.container_port, "protocol": p.protocol,
-                  "hostIP": "" if p.host_ip is None else str(p.host_ip)} for p in self.ports]
-        return {"address": str(self.address), "containerID": self.owner.container_id, "ifname": self.owner.ifname,
-                "pod": self.pod, "podUID": self.pod_uid, "bootID": self.boot_id, "mac": self.mac, "ports": ports,
-                **({"bridge": self.bridge} if self.bridge else {}),
-                **({"aliases": list(self.aliases)} if self.aliases else {}),
-                **({"origin": self.origin} if self.origin else {}),
-                **({"network": self.network} if self.network else {})}
+        ports = [
+            {
+                "hostPort": p.host_port,
+                "containerPort": p.container_port,
+                "protocol": p.protocol,
+                "hostIP": "" if p.host_ip is None else str(p.host_ip),
+            }
+            for p in self.ports
+        ]
+        return {
+            "address": str(self.address),
+            "containerID": self.owner.container_id,
+            "ifname": self.owner.ifname,
+            "pod": self.pod,
+            "podUID": self.pod_uid,
+            "bootID": self.boot_id,
+            "mac": self.mac,
+            "ports": ports,
+            **({"bridge": self.bridge} if self.bridge else {}),
+            **({"aliases": list(self.aliases)} if self.aliases else {}),
+            **({"origin": self.origin} if self.origin else {}),
+            **({"network": self.network} if self.network else {}),
+        }
 
 
 class Store(Protocol):
@@ -74,7 +101,8 @@ class Store(Protocol):
         """Write the lease of a wired pod in the place of one that cannot be read."""
 
     def release(self, address: IPAddress, *, rest: bool = False) -> None:
-        """Forget the lease of this address; nothing happens where there is none. rest: note that it was given back now."""
+        """Forget the lease of this address; nothing happens where there is none. rest: note that it was given back
+        now."""
 
     def resting(self) -> Mapping[IPAddress, float]:
         """Addresses that were given back and not given again or forgotten -> when (Unix time), the oldest first."""
@@ -88,8 +116,11 @@ class PoolExhausted(CNIError):
 
     def __init__(self, ranges: RangeSet) -> None:
         names = ", ".join(str(r.subnet) for r in ranges)
-        super().__init__(ErrorCode.TRY_AGAIN_LATER, f"no free address in {names}: all {capacity(ranges)} are in use",
-                         "delete pods on this node, or give its Node a larger podCIDR (--node-cidr-mask-size)")
+        super().__init__(
+            ErrorCode.TRY_AGAIN_LATER,
+            f"no free address in {names}: all {capacity(ranges)} are in use",
+            "delete pods on this node, or give its Node a larger podCIDR (--node-cidr-mask-size)",
+        )
 
 
 class Allocator:
@@ -121,18 +152,36 @@ class Allocator:
         """Who has one of these ports of the node already."""
         if not ports:
             return None
-        return next(((lease, theirs) for lease in self._by_address.values() for theirs in lease.ports
-                     if any(theirs.clashes(mine) for mine in ports)), None)
+        return next(
+            (
+                (lease, theirs)
+                for lease in self._by_address.values()
+                for theirs in lease.ports
+                if any(theirs.clashes(mine) for mine in ports)
+            ),
+            None,
+        )
 
     def free(self, ranges: RangeSet) -> int:
         """How many addresses of the set can still be given."""
         held = [*self._by_address, *self.store.damaged()]
         return capacity(ranges) - sum(any(a in r and a != r.gateway for r in ranges) for a in held)
 
-    def allocate(self, sets: Sequence[RangeSet], owner: Attachment, *, wanted: Sequence[IPAddress] = (), pod: str = "",
-                 pod_uid: str = "", boot_id: str = "", mac: str = "", ports: tuple[PortMapping, ...] = (),
-                 aliases: tuple[str, ...] = (), bridge: str = "",
-                 network: str = "") -> list[tuple[Lease, Range]]:
+    def allocate(
+        self,
+        sets: Sequence[RangeSet],
+        owner: Attachment,
+        *,
+        wanted: Sequence[IPAddress] = (),
+        pod: str = "",
+        pod_uid: str = "",
+        boot_id: str = "",
+        mac: str = "",
+        ports: tuple[PortMapping, ...] = (),
+        aliases: tuple[str, ...] = (),
+        bridge: str = "",
+        network: str = "",
+    ) -> list[tuple[Lease, Range]]:
         """One address of each set, or the `wanted` ones; all or none.
 
         Raises PoolExhausted, and CNIError 7 where a wanted address is outside every range, 11 where it is in use.
@@ -150,19 +199,28 @@ class Allocator:
             got = {lease.address for lease, _ in taken}
             for address in wanted:
                 if address not in got:
-                    raise CNIError(ErrorCode.INVALID_CONFIG, f"the requested address {address} is in no range of this network, "
-                                   "or a second one of the same range set", "ask for an address of the node's podCIDR")
+                    raise CNIError(
+                        ErrorCode.INVALID_CONFIG,
+                        f"the requested address {address} is in no range of this network, "
+                        "or a second one of the same range set",
+                        "ask for an address of the node's podCIDR",
+                    )
         except BaseException:
             self.release(owner, [lease for lease, _ in taken])
             raise
         return taken
 
-    def _take(self, ranges: RangeSet, wanted: IPAddress | None, make: Callable[[IPAddress], Lease]) -> tuple[Lease, Range]:
+    def _take(
+        self, ranges: RangeSet, wanted: IPAddress | None, make: Callable[[IPAddress], Lease]
+    ) -> tuple[Lease, Range]:
         last = self._last.get(ranges)
         if last is None:  # after a restart: behind the newest lease, not from the start again
             last = next((a for a in reversed(self._by_address) if any(a in r for r in ranges)), None)
-        candidates = self._candidates(ranges, last) if wanted is None else (
-            (wanted, r) for r in ranges if wanted in r and wanted != r.gateway)
+        candidates = (
+            self._candidates(ranges, last)
+            if wanted is None
+            else ((wanted, r) for r in ranges if wanted in r and wanted != r.gateway)
+        )
         for address, home in candidates:
             if address in self._by_address:
                 continue
@@ -175,8 +233,11 @@ class Allocator:
                     self._last[ranges] = address
                 return lease, home
         if wanted is not None:
-            raise CNIError(ErrorCode.TRY_AGAIN_LATER, f"the requested address {wanted} is in use or is the gateway's",
-                           "ask for another address, or none")
+            raise CNIError(
+                ErrorCode.TRY_AGAIN_LATER,
+                f"the requested address {wanted} is in use or is the gateway's",
+                "ask for another address, or none",
+            )
         raise PoolExhausted(ranges)
 
     def _candidates(self, ranges: RangeSet, last: IPAddress | None) -> Iterable[tuple[IPAddress, Range]]:
@@ -228,8 +289,8 @@ class Allocator:
         return gone
 
     def _wake(self) -> None:
-        """Forget a few of those that rested long enough; each release adds at most as many. Where very many rest, the pool is
-        so large that going round it is rest enough."""
+        """Forget a few of those that rested long enough; each release adds at most as many. Where very many rest, the
+        pool is so large that going round it is rest enough."""
         since, many = self.now() - self.quarantine, len(self._resting) > MOST_RESTING
         for address in [a for a, at in itertools.islice(self._resting.items(), 4) if at <= since or many]:
             del self._resting[address]

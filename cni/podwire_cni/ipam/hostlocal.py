@@ -1,9 +1,9 @@
 """Taking over from the reference plugin host-local: its directory has a file an address, with container and interface.
 
 A pod that the old plugins wired keeps its address until its DEL or a GC, which now comes to us. What is older than the
-machine's boot is nobody's: host-local forgets nothing by itself. A file goes once our lease is on disk, so a second run finds
-what the first one left. The old plugins' configuration has to be gone by then: a host-local without its files would give the
-addresses again.
+machine's boot is nobody's: host-local forgets nothing by itself. A file goes once our lease is on disk, so a second run
+finds what the first one left. The old plugins' configuration has to be gone by then: a host-local without its files
+would give the addresses again.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ def booted() -> float:
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def take_over(directory: Path, allocator: Allocator, ranges: Sequence[RangeSet], boot_id: str, since: float) -> Iterator[str]:
-    """Lease every address of `directory` that lies in `ranges` to the container that has it there. since: when the machine was
-    booted. Yields one line for each file. Raises OSError where the directory cannot be read or written, CNIError where our own
-    cannot; then run it again."""
+def take_over(
+    directory: Path, allocator: Allocator, ranges: Sequence[RangeSet], boot_id: str, since: float
+) -> Iterator[str]:
+    """Lease every address of `directory` that lies in `ranges` to the container that has it there. since: when the
+    machine was booted. Yields one line for each file. Raises OSError where the directory cannot be read or written,
+    CNIError where our own cannot; then run it again."""
     with _locked(directory):
         for file in sorted(directory.iterdir()):
             try:

@@ -26,7 +26,7 @@ def walk(ranges: RangeSet, after: IPAddress | None) -> Iterator[tuple[IPAddress,
         return
     home = ranges[first]
     yield from _between(home, int(after) + 1, int(home.end))
-    for r in (*ranges[first + 1:], *ranges[:first]):
+    for r in (*ranges[first + 1 :], *ranges[:first]):
         yield from _between(r, int(r.start), int(r.end))
     yield from _between(home, int(home.start), int(after))
 

@@ -1,13 +1,15 @@
 """Leases on disk: one small file an address, so that `ls` shows them and each stands or falls alone.
 
-A file appears whole or not at all (written beside, then renamed; the lock makes sure that nobody else does); a second line is
-appended when its ADD is done, both before the result is printed. A crash of the process loses nothing that it wrote.
-There is no fsync on purpose: a power failure, which alone could tear or lose a file, also ends every pod that held an address,
-and the boot id in each lease then is another one. So no outcome depends on it. (The reference plugin host-local does none.)
+A file appears whole or not at all (written beside, then renamed; the lock makes sure that nobody else does); a second
+line is appended when its ADD is done, both before the result is printed. A crash of the process loses nothing that it
+wrote. There is no fsync on purpose: a power failure, which alone could tear or lose a file, also ends every pod that
+held an address, and the boot id in each lease then is another one. So no outcome depends on it. (The reference plugin
+host-local does none.)
 
 A lease that is given back becomes `.rest-ADDRESS` for a while; when that was is the time of its change (ctime).
 
-A file that says nothing sensible keeps its address from being given until nobody in the kernel has it, or it is known whose.
+A file that says nothing sensible keeps its address from being given until nobody in the kernel has it, or it is known
+whose.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Busy(OSError):
 
 
 class DirStore:
-    """A directory of leases, held exclusively (flock) from construction to close, so that one process only gives addresses.
+    """A directory of leases, held exclusively (flock) from construction to close, so that one process only gives
+    addresses.
 
     Raises Busy where another process still has it after `wait` seconds.
     """
@@ -132,7 +135,9 @@ class DirStore:
         self._damaged.discard(address)
 
     def resting(self) -> Mapping[IPAddress, float]:
-        files = [(file, _address(file.name.removeprefix(REST))) for file in self.path.iterdir() if file.name.startswith(REST)]
+        files = [
+            (file, _address(file.name.removeprefix(REST))) for file in self.path.iterdir() if file.name.startswith(REST)
+        ]
         found = sorted((file.stat().st_ctime, str(address), address) for file, address in files if address)
         return {address: at for at, _, address in found}
 
@@ -143,8 +148,11 @@ class DirStore:
 
     def _refusal(self, path: str, err: OSError) -> CNIError:
         """The disk's refusal in the words of CNI."""
-        return CNIError(ErrorCode.IO_FAILURE, f"the lease {path} cannot be written: {err.strerror}",
-                        f"make room, or make {self.path} writable for the wiring agent")
+        return CNIError(
+            ErrorCode.IO_FAILURE,
+            f"the lease {path} cannot be written: {err.strerror}",
+            f"make room, or make {self.path} writable for the wiring agent",
+        )
 
 
 def _write(path: str, flags: int, data: bytes) -> None:
@@ -175,9 +183,19 @@ def _read(file: Path) -> Lease | None:
     try:
         first, _, rest = file.read_bytes().partition(b"\n")
         raw = json.loads(first)
-        return Lease(ip_address(file.name), Attachment(str(raw["containerID"]), str(raw["ifname"])), str(raw["pod"]),
-                     str(raw["podUID"]), str(raw["bootID"]), str(raw["mac"]), rest.startswith(WIRED),
-                     port_mappings(raw.get("ports"), "ports"), str(raw.get("bridge", "")),
-                     tuple(map(str, raw.get("aliases", ()))), str(raw.get("origin", "")), str(raw.get("network", "")))
+        return Lease(
+            ip_address(file.name),
+            Attachment(str(raw["containerID"]), str(raw["ifname"])),
+            str(raw["pod"]),
+            str(raw["podUID"]),
+            str(raw["bootID"]),
+            str(raw["mac"]),
+            rest.startswith(WIRED),
+            port_mappings(raw.get("ports"), "ports"),
+            str(raw.get("bridge", "")),
+            tuple(map(str, raw.get("aliases", ()))),
+            str(raw.get("origin", "")),
+            str(raw.get("network", "")),
+        )
     except (OSError, ValueError, KeyError, TypeError, RecursionError, CNIError):
         return None

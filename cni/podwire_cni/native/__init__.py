@@ -1,7 +1,7 @@
 """The native programs: `podwire-cni`, the plugin binary, and `podwire-pause`, which holds a pod's namespaces.
 
-The build compiles client.c and pause.c to `bin/`. Where no compiler was there, Python programs that do the same stand in:
-the plugin then costs a container runtime 20 ms more a call, and a pause process 10 MB instead of 0.1 MB.
+The build compiles client.c and pause.c to `bin/`. Where no compiler was there, Python programs that do the same stand
+in: the plugin then costs a container runtime 20 ms more a call, and a pause process 10 MB instead of 0.1 MB.
 """
 
 from __future__ import annotations

@@ -65,8 +65,12 @@ def main() -> int:
     conf: dict[str, Any] = {}
     command = os.environ.get("CNI_COMMAND", "")
     if not command:
-        fail("1.1.0", 4, "podwire-cni: CNI_COMMAND is not set",
-             "a container runtime runs this program with CNI_COMMAND=ADD, DEL, CHECK, GC, STATUS or VERSION")
+        fail(
+            "1.1.0",
+            4,
+            "podwire-cni: CNI_COMMAND is not set",
+            "a container runtime runs this program with CNI_COMMAND=ADD, DEL, CHECK, GC, STATUS or VERSION",
+        )
     stdin = sys.stdin.buffer.read()
     with contextlib.suppress(ValueError, RecursionError):  # text that is no JSON is the agent's to complain about
         parsed = json.loads(stdin)
@@ -91,9 +95,13 @@ def main() -> int:
             what = "did not answer"
             status, text = ask(sock, stdin)
     except OSError as err:
-        fail(version, 50 if command == "STATUS" else 11, f"podwire-cni: the node's wiring agent {what} at {path}: {err}",
-             "start the agent of this node (podwire agent, or podwire wiring), or set PODWIRE_CNI_SOCKET or the key "
-             f'"socket" of the network configuration to its socket; then the runtime tries {command} again')
+        fail(
+            version,
+            50 if command == "STATUS" else 11,
+            f"podwire-cni: the node's wiring agent {what} at {path}: {err}",
+            "start the agent of this node (podwire agent, or podwire wiring), or set PODWIRE_CNI_SOCKET or the key "
+            f'"socket" of the network configuration to its socket; then the runtime tries {command} again',
+        )
     sys.stdout.buffer.write(text)
     return status
 
@@ -106,8 +114,12 @@ def _standalone(plugin: str, stdin: bytes, version: str) -> NoReturn:
     try:
         os.execvp(plugin, [plugin])
     except OSError as err:
-        fail(version, 11, f"podwire-cni: cannot run the standalone plugin {plugin}: {err}",
-             'install podwire, or set "pythonPlugin" in the network configuration to its path')
+        fail(
+            version,
+            11,
+            f"podwire-cni: cannot run the standalone plugin {plugin}: {err}",
+            'install podwire, or set "pythonPlugin" in the network configuration to its path',
+        )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,13 @@ ROOM = 1 << 14
 
 
 class _Outcome(ctypes.Structure):
-    _fields_ = (("batch", ctypes.c_int32), ("message", ctypes.c_int32), ("error", ctypes.c_int32), ("late", ctypes.c_int32),
-                ("words", ctypes.c_char * 112))
+    _fields_ = (
+        ("batch", ctypes.c_int32),
+        ("message", ctypes.c_int32),
+        ("error", ctypes.c_int32),
+        ("late", ctypes.c_int32),
+        ("words", ctypes.c_char * 112),
+    )
 
 
 class _Id(ctypes.Structure):
@@ -24,15 +29,21 @@ class _Id(ctypes.Structure):
 class Taken(ctypes.Structure):
     """struct taken: a caller's connection and descriptors, and of the first two which files they are."""
 
-    _fields_ = (("connection", ctypes.c_int32), ("count", ctypes.c_int32), ("fds", ctypes.c_int32 * 4),
-                ("size", ctypes.c_uint32), ("is_netns", ctypes.c_int32), ("ids", _Id * 2))
+    _fields_ = (
+        ("connection", ctypes.c_int32),
+        ("count", ctypes.c_int32),
+        ("fds", ctypes.c_int32 * 4),
+        ("size", ctypes.c_uint32),
+        ("is_netns", ctypes.c_int32),
+        ("ids", _Id * 2),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """status: DONE; REFUSED by the kernel, `error` (an errno) and `words` say why, `batch` and `message` what; FAILED: some
-    other system call, `error` says why; LOST: the calling thread is in the pod's namespace and cannot leave it. late: how many
-    of the links that were asked for carry no packets yet."""
+    """status: DONE; REFUSED by the kernel, `error` (an errno) and `words` say why, `batch` and `message` what; FAILED:
+    some other system call, `error` says why; LOST: the calling thread is in the pod's namespace and cannot leave it.
+    late: how many of the links that were asked for carry no packets yet."""
 
     status: int
     batch: int
@@ -56,8 +67,9 @@ class Wires:
         self._exchange.argtypes = (number, text, unsigned, place, unsigned)
 
     def run(self, sock: int, seq: int, node: int, pod: int, program: bytes) -> Outcome | None:
-        """Run a program (program.py). sock: an rtnetlink socket of the node, whose last sequence number was `seq`; node, pod:
-        descriptors of the namespaces. None: all is done and every link that was asked for carries packets."""
+        """Run a program (program.py). sock: an rtnetlink socket of the node, whose last sequence number was `seq`;
+        node, pod: descriptors of the namespaces. None: all is done and every link that was asked for carries
+        packets."""
         out = _Outcome()
         status = self._run(sock, seq, node, pod, program, len(program), ctypes.byref(out))
         if status == DONE and not out.late:
@@ -72,10 +84,9 @@ class Wires:
             raise OSError(-got, "netlink")
         return ctypes.string_at(answers, got)
 
-
     def take(self, listener: int, seconds: int) -> tuple[Taken, bytes, int]:
-        """The next caller, what came of its request, and an errno. Where that is not 0 and the caller has a connection, it is
-        of that; `answer` ends it. seconds: how long it may keep us waiting."""
+        """The next caller, what came of its request, and an errno. Where that is not 0 and the caller has a connection,
+        it is of that; `answer` ends it. seconds: how long it may keep us waiting."""
         taken, buffer = Taken(), ctypes.create_string_buffer(ROOM)
         error = self._take(listener, buffer, ROOM, seconds, ctypes.byref(taken))
         return taken, ctypes.string_at(buffer, taken.size), -error

@@ -13,7 +13,8 @@ from ..types import BRIDGE, Attachment, IPAddress
 
 
 class FakeKernel:
-    """`fail_at`: the position of the step that the next `apply` refuses; steps before it are done and undone, as for real."""
+    """`fail_at`: the position of the step that the next `apply` refuses; steps before it are done and undone, as for
+    real."""
 
     def __init__(self) -> None:
         self.veths: dict[str, tuple[int, int]] = {}

@@ -12,8 +12,12 @@ from ..types import IPAddress
 class FakeStore:
     """Leases in a dict; `writes` counts what would have been disk writes. Hand the dict on to play a restart."""
 
-    def __init__(self, held: dict[IPAddress, Lease] | None = None, rested: dict[IPAddress, float] | None = None,
-                 now: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(
+        self,
+        held: dict[IPAddress, Lease] | None = None,
+        rested: dict[IPAddress, float] | None = None,
+        now: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.held = {} if held is None else held
         self.rested = {} if rested is None else rested
         self.now = now

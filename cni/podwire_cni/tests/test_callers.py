@@ -16,8 +16,14 @@ import pytest
 from podwire_cni.callers import BrokeOff, Caller, take
 from podwire_cni.native import wires
 
-WAYS = [pytest.param(None, id="python"), pytest.param(wires.load(), id="library", marks=pytest.mark.skipif(
-    wires.load() is None, reason="no C compiler was there: the library does not exist"))]
+WAYS = [
+    pytest.param(None, id="python"),
+    pytest.param(
+        wires.load(),
+        id="library",
+        marks=pytest.mark.skipif(wires.load() is None, reason="no C compiler was there: the library does not exist"),
+    ),
+]
 
 
 @pytest.fixture
@@ -103,9 +109,17 @@ def test_callers_without_namespaces_and_with_too_many(listener: socket.socket, l
 
 
 @pytest.mark.parametrize("library", WAYS)
-@pytest.mark.parametrize("said", [b"", b"PW", b"HTTP/1.1 200 OK and more than a head\r\n", request(ENV, b"{}")[:-1],
-                                  struct.pack("=4s4I", b"PWC1", 0, 0, 1 << 31, 1 << 31) + b"x"],
-                         ids=["nothing", "a piece", "another protocol", "all but a byte", "too much"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"PW",
+        b"HTTP/1.1 200 OK and more than a head\r\n",
+        request(ENV, b"{}")[:-1],
+        struct.pack("=4s4I", b"PWC1", 0, 0, 1 << 31, 1 << 31) + b"x",
+    ],
+    ids=["nothing", "a piece", "another protocol", "all but a byte", "too much"],
+)
 def test_callers_that_say_nothing_sensible(listener: socket.socket, library: wires.Wires | None, said: bytes) -> None:
     before = descriptors()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -1,4 +1,5 @@
-"""Whatever comes in by stdin and CNI_*: never an exception, always one JSON object on stdout or nothing, the right status."""
+"""Whatever comes in by stdin and CNI_*: never an exception, always one JSON object on stdout or nothing, the right
+status."""
 
 from __future__ import annotations
 
@@ -17,24 +18,92 @@ from podwire_cni.types import VERSIONS
 from .test_verbs import Host
 
 CASES = 20_000 if os.environ.get("PODWIRE_LONG") else 2_000
-KEYS = ["cniVersion", "name", "type", "mtu", "ipam", "dns", "args", "capabilities", "runtimeConfig", "prevResult", "socket",
-        "ipMasq", "standalone", "ranges", "subnet", "rangeStart", "gateway", "routes", "dst", "gw", "portMappings", "hostPort",
-        "containerPort", "protocol", "hostIP", "bandwidth", "ingressRate", "egressBurst", "ips", "mac", "ipRanges",
-        "interfaces", "address", "interface", "sandbox", "cni.dev/valid-attachments", "containerID", "ifname", "search",
-        "bridge", "addressing", "isGateway", "nonMasqueradeCIDRs", "aliases", "cni"]
-VALUES = ["", "1.1.0", "0.4.0", "podwire", "10.244.1.0/28", "10.244.1.5", "10.244.1.5/32", "0.0.0.0/0", "fd00::1", "tcp", "udp",
-          "0a:58:0a:f4:01:05", "eth0", "c1", "subnet", "/proc/1/ns/net", "podwire-cni", "\0", "x" * 300]
+KEYS = [
+    "cniVersion",
+    "name",
+    "type",
+    "mtu",
+    "ipam",
+    "dns",
+    "args",
+    "capabilities",
+    "runtimeConfig",
+    "prevResult",
+    "socket",
+    "ipMasq",
+    "standalone",
+    "ranges",
+    "subnet",
+    "rangeStart",
+    "gateway",
+    "routes",
+    "dst",
+    "gw",
+    "portMappings",
+    "hostPort",
+    "containerPort",
+    "protocol",
+    "hostIP",
+    "bandwidth",
+    "ingressRate",
+    "egressBurst",
+    "ips",
+    "mac",
+    "ipRanges",
+    "interfaces",
+    "address",
+    "interface",
+    "sandbox",
+    "cni.dev/valid-attachments",
+    "containerID",
+    "ifname",
+    "search",
+    "bridge",
+    "addressing",
+    "isGateway",
+    "nonMasqueradeCIDRs",
+    "aliases",
+    "cni",
+]
+VALUES = [
+    "",
+    "1.1.0",
+    "0.4.0",
+    "podwire",
+    "10.244.1.0/28",
+    "10.244.1.5",
+    "10.244.1.5/32",
+    "0.0.0.0/0",
+    "fd00::1",
+    "tcp",
+    "udp",
+    "0a:58:0a:f4:01:05",
+    "eth0",
+    "c1",
+    "subnet",
+    "/proc/1/ns/net",
+    "podwire-cni",
+    "\0",
+    "x" * 300,
+]
 LEAF = st.sampled_from(VALUES) | st.none() | st.booleans() | st.integers(-1, 2**64) | st.floats() | st.text(max_size=5)
-ANY = st.recursive(LEAF, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-    st.sampled_from(KEYS) | st.text(max_size=4), inner, max_size=4), max_leaves=12)
+ANY = st.recursive(
+    LEAF,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=4), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
 # Nearly right configurations get further than noise does.
 GOOD: dict[str, Any] = {"cniVersion": "1.1.0", "name": "podwire", "type": "podwire-cni"}
 CONF = st.dictionaries(st.sampled_from(KEYS), ANY, max_size=5).map(lambda more: json.dumps({**GOOD, **more}).encode())
 STDIN = st.binary(max_size=60) | ANY.map(lambda value: json.dumps(value).encode()) | CONF | CONF
 WORDS = ["", "c1", "c2", "eth0", "a/b", "..", "/proc/9/ns/net", "A=1;B=2", "A", ";;", "x" * 99]
 WORD = st.sampled_from(WORDS) | st.text(max_size=5)
-ENV = st.fixed_dictionaries({"CNI_COMMAND": st.sampled_from(COMMANDS) | WORD}, optional=dict.fromkeys(
-    ("CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_ARGS", "CNI_NETNS_OVERRIDE"), WORD))
+ENV = st.fixed_dictionaries(
+    {"CNI_COMMAND": st.sampled_from(COMMANDS) | WORD},
+    optional=dict.fromkeys(("CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_ARGS", "CNI_NETNS_OVERRIDE"), WORD),
+)
 RIGHT = {"CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": "/proc/9/ns/net"}
 ENVS = ENV | ENV.map(lambda env: {**env, **RIGHT})
 

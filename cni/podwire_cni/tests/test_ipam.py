@@ -25,8 +25,10 @@ from podwire_cni.testing.store import FakeStore
 from podwire_cni.types import Attachment, IPAddress
 
 SMALL = (parse_range({"subnet": "10.0.0.0/29"}, "r"),)
-SPLIT = (parse_range({"subnet": "10.0.1.0/29", "rangeEnd": "10.0.1.2"}, "r"),
-         parse_range({"subnet": "10.0.2.0/29", "rangeStart": "10.0.2.5"}, "r"))
+SPLIT = (
+    parse_range({"subnet": "10.0.1.0/29", "rangeEnd": "10.0.1.2"}, "r"),
+    parse_range({"subnet": "10.0.2.0/29", "rangeStart": "10.0.2.5"}, "r"),
+)
 SIX = (podcidr_range(ip_network("fd00:1::/64")),)
 
 
@@ -45,7 +47,8 @@ def test_walk_meets_each_address_once_wherever_it_begins(ranges: tuple[object, .
     every = [a for a, _ in walk(ranges, None)]  # type: ignore[arg-type]  # parametrize erases the element type
     assert len(set(every)) == len(every) == capacity(ranges)  # type: ignore[arg-type]  # as above
     for i, after in enumerate(every):
-        assert [a for a, _ in walk(ranges, after)] == every[i + 1:] + every[:i + 1]  # type: ignore[arg-type]  # as above
+        # as above
+        assert [a for a, _ in walk(ranges, after)] == every[i + 1 :] + every[: i + 1]  # type: ignore[arg-type]
 
 
 def test_a_64_is_not_listed() -> None:
@@ -170,8 +173,15 @@ def test_store_notes_what_rests(reopen: Callable[[], Store]) -> None:
 def test_host_local_is_taken_over(tmp_path: Path) -> None:
     theirs, held = tmp_path / "networks", dict[IPAddress, Lease]()
     theirs.mkdir()
-    for name, text in (("10.0.0.3", "a\r\neth0"), ("10.0.0.4", "b\n"), ("10.9.0.2", "far\r\neth0"), ("10.0.0.5", "old\r\neth0"),
-                       ("10.0.0.6", "thief\r\neth0"), ("last_reserved_ip.0", "10.0.0.4"), ("lock", "")):
+    for name, text in (
+        ("10.0.0.3", "a\r\neth0"),
+        ("10.0.0.4", "b\n"),
+        ("10.9.0.2", "far\r\neth0"),
+        ("10.0.0.5", "old\r\neth0"),
+        ("10.0.0.6", "thief\r\neth0"),
+        ("last_reserved_ip.0", "10.0.0.4"),
+        ("lock", ""),
+    ):
         (theirs / name).write_text(text)
     os.utime(theirs / "10.0.0.5", (50, 50))
     allocator = Allocator(FakeStore(held))
@@ -182,10 +192,12 @@ def test_host_local_is_taken_over(tmp_path: Path) -> None:
         return dict(line.split(": ", 1) for line in said)
 
     assert again() == {
-        "10.0.0.3 of a/eth0": "taken over", "10.0.0.4 of b/eth0": "taken over",
+        "10.0.0.3 of a/eth0": "taken over",
+        "10.0.0.4 of b/eth0": "taken over",
         "10.0.0.5 of old/eth0": "from before the boot, free",
         "10.0.0.6 of thief/eth0": "another pod has this address from us, left alone",
-        "10.9.0.2 of far/eth0": "outside this node's podCIDRs, left alone"}
+        "10.9.0.2 of far/eth0": "outside this node's podCIDRs, left alone",
+    }
     assert {file.name for file in theirs.iterdir()} == {"10.0.0.6", "10.9.0.2", "last_reserved_ip.0", "lock"}
     assert len(again()) == 2, "a second run finds what the first one left"
     (theirs / "10.0.0.3").write_text("a\r\neth0")  # as after a crash between our lease and their file
@@ -197,7 +209,9 @@ def test_host_local_is_taken_over(tmp_path: Path) -> None:
     assert allocator.release(Attachment("b", "eth0")) == [ip_address("10.0.0.4")]
 
 
-@pytest.mark.parametrize("text", ['{"containerID": "c', "", "\0" * 300, "[" * 100_000, "{}", '{"containerID": 1' + "0" * 5000])
+@pytest.mark.parametrize(
+    "text", ['{"containerID": "c', "", "\0" * 300, "[" * 100_000, "{}", '{"containerID": 1' + "0" * 5000]
+)
 def test_an_unreadable_lease_keeps_its_address_until_it_is_released(tmp_path: Path, text: str) -> None:
     (tmp_path / "10.0.0.9").write_text(text)
     (tmp_path / "10.0.0.8").mkdir()

@@ -33,7 +33,11 @@ def test_veth_is_made_with_its_peer_in_the_pod() -> None:
     info = link.get_attr("IFLA_LINKINFO")
     peer = info.get_attr("IFLA_INFO_DATA").get_attr("VETH_INFO_PEER")
     assert info.get_attr("IFLA_INFO_KIND") == "veth"
-    assert (peer.get_attr("IFLA_IFNAME"), peer.get_attr("IFLA_ADDRESS"), peer.get_attr("IFLA_NET_NS_FD")) == ("eth0", MAC, 42)
+    assert (peer.get_attr("IFLA_IFNAME"), peer.get_attr("IFLA_ADDRESS"), peer.get_attr("IFLA_NET_NS_FD")) == (
+        "eth0",
+        MAC,
+        42,
+    )
 
 
 def test_link_up_changes_that_flag_only() -> None:
@@ -49,7 +53,9 @@ def test_bridge_port_and_hairpin() -> None:
     assert nl.attributes(nl.attributes(nl.port_hairpin(7)[32:])[nl.IFLA_PROTINFO]) == {nl.IFLA_BRPORT_MODE: b"\1"}
 
 
-@pytest.mark.parametrize(("text", "family", "flags"), [("10.1.0.2", socket.AF_INET, None), ("fd00::2", socket.AF_INET6, 2)])
+@pytest.mark.parametrize(
+    ("text", "family", "flags"), [("10.1.0.2", socket.AF_INET, None), ("fd00::2", socket.AF_INET6, 2)]
+)
 def test_address(text: str, family: int, flags: int | None) -> None:
     address = ip_address(text)
     got = decode(ifaddrmsg, nl.new_address(7, address, address.max_prefixlen))
@@ -58,17 +64,25 @@ def test_address(text: str, family: int, flags: int | None) -> None:
     assert got.get_attr("IFA_FLAGS") == flags
 
 
-@pytest.mark.parametrize(("dst", "via", "scope"), [
-    ("10.1.0.1/32", None, 253), ("0.0.0.0/0", "10.1.0.1", 0), ("fd00::1/128", None, 0), ("::/0", "fd00::1", 0)])
+@pytest.mark.parametrize(
+    ("dst", "via", "scope"),
+    [("10.1.0.1/32", None, 253), ("0.0.0.0/0", "10.1.0.1", 0), ("fd00::1/128", None, 0), ("::/0", "fd00::1", 0)],
+)
 def test_route(dst: str, via: str | None, scope: int) -> None:
     net = ip_network(dst)
     got = decode(rtmsg, nl.new_route(7, net, via=ip_address(via) if via else None))
     assert (got["dst_len"], got["table"], got["scope"], got["type"]) == (net.prefixlen, 254, scope, 1)
-    assert (got.get_attr("RTA_DST"), got.get_attr("RTA_OIF"), got.get_attr("RTA_GATEWAY")) == (str(net.network_address), 7, via)
+    assert (got.get_attr("RTA_DST"), got.get_attr("RTA_OIF"), got.get_attr("RTA_GATEWAY")) == (
+        str(net.network_address),
+        7,
+        via,
+    )
 
 
 def test_a_route_with_all_that_a_configuration_may_say() -> None:
-    got = decode(rtmsg, nl.new_route(7, ip_network("10.9.0.0/16"), mtu=1300, advmss=1200, priority=50, table=1000, scope=253))
+    got = decode(
+        rtmsg, nl.new_route(7, ip_network("10.9.0.0/16"), mtu=1300, advmss=1200, priority=50, table=1000, scope=253)
+    )
     assert (got["table"], got["scope"], got.get_attr("RTA_TABLE"), got.get_attr("RTA_PRIORITY")) == (0, 253, 1000, 50)
     assert [got.get_attr("RTA_METRICS").get_attr(key) for key in ("RTAX_MTU", "RTAX_ADVMSS")] == [1300, 1200]
     assert decode(rtmsg, nl.new_route(7, ip_network("10.9.0.0/16"), table=100))["table"] == 100
@@ -78,9 +92,15 @@ def test_a_route_with_all_that_a_configuration_may_say() -> None:
 def test_a_dump_that_others_disturbed_is_told(at: int) -> None:
     class Disturbed(nl.Netlink):
         def _frames(self) -> list[tuple[int, int, int, bytes]]:
-            frames = [(nl.NEWLINK, 2, self._seq, b"a"), (nl.NEWLINK, 2, self._seq, b"b"), (nl.NLMSG_DONE, 2, self._seq, b"")]
-            return [(kind, flags | (nl.NLM_DUMP_INTR if i == at else 0), seq, body)
-                    for i, (kind, flags, seq, body) in enumerate(frames)]
+            frames = [
+                (nl.NEWLINK, 2, self._seq, b"a"),
+                (nl.NEWLINK, 2, self._seq, b"b"),
+                (nl.NLMSG_DONE, 2, self._seq, b""),
+            ]
+            return [
+                (kind, flags | (nl.NLM_DUMP_INTR if i == at else 0), seq, body)
+                for i, (kind, flags, seq, body) in enumerate(frames)
+            ]
 
     seen = list[bytes]()
     with Disturbed() as sock:

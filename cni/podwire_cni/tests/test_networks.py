@@ -25,8 +25,18 @@ MAC = "02:00:00:00:00:77"
 
 
 def conf(bridge: str, subnet: str, **more: Any) -> NetConf:
-    return parse_conf(json.dumps({"cniVersion": "1.1.0", "name": "n", "type": "podwire-cni", "bridge": bridge,
-                                  "ipam": {"ranges": [[{"subnet": subnet}]]}, **more}).encode())
+    return parse_conf(
+        json.dumps(
+            {
+                "cniVersion": "1.1.0",
+                "name": "n",
+                "type": "podwire-cni",
+                "bridge": bridge,
+                "ipam": {"ranges": [[{"subnet": subnet}]]},
+                **more,
+            }
+        ).encode()
+    )
 
 
 class World:
@@ -65,7 +75,9 @@ def test_an_address_belongs_to_one_bridge(tmp_path: Path, subnet: str, words: st
 
 def test_what_others_made_is_left_alone(tmp_path: Path) -> None:
     made: list[NodeNet] = []
-    networks = Networks(tmp_path, made.append, lambda _: None, lambda net: "others made it" if net.bridge == "eth0" else "")
+    networks = Networks(
+        tmp_path, made.append, lambda _: None, lambda net: "others made it" if net.bridge == "eth0" else ""
+    )
     with pytest.raises(CNIError, match="eth0: others made it") as caught:
         networks.of(conf("eth0", "10.50.0.0/24"), MAIN, make=True)
     assert caught.value.code == 7 and not made and not networks.known

@@ -24,18 +24,29 @@ def peer(*addresses: IPAddress, cidrs: tuple[IPNetwork, ...] = (PODS,)) -> Peer:
     return Peer("n2", cidrs, addresses)
 
 
-@pytest.mark.parametrize(("mode", "own", "addresses", "cidrs", "hops"), [
-    ("auto", (OWN,), (NEAR,), (PODS,), [NextHop(NEAR)]),
-    ("auto", (OWN,), (FAR,), (PODS,), [NextHop(VIA, "podwire-vxlan")]),
-    ("always", (OWN,), (NEAR,), (PODS,), [NextHop(VIA, "podwire-vxlan")]),
-    ("never", (OWN,), (FAR,), (PODS,), [NextHop(FAR)]),
-    ("auto", (OWN, OWN6), (FAR, NEAR6), (PODS, PODS6), [NextHop(VIA, "podwire-vxlan"), NextHop(NEAR6)]),
-    ("auto", (OWN6,), (FAR, FAR6), (PODS, PODS6), [NextHop(VIA, "podwire-vxlan6"), NextHop(VIA6, "podwire-vxlan6")]),
-    ("auto", (OWN,), (NEAR,), (PODS, PODS6), [NextHop(NEAR), NextHop(VIA6, "podwire-vxlan")]),
-    ("auto", (OWN,), (FAR6,), (PODS,), []),
-    ("never", (OWN,), (NEAR,), (PODS6,), []),
-])
-def test_each_peer_is_reached_as_it_can_be(mode: Encapsulation, own: Any, addresses: Any, cidrs: Any, hops: list[NextHop]) -> None:
+@pytest.mark.parametrize(
+    ("mode", "own", "addresses", "cidrs", "hops"),
+    [
+        ("auto", (OWN,), (NEAR,), (PODS,), [NextHop(NEAR)]),
+        ("auto", (OWN,), (FAR,), (PODS,), [NextHop(VIA, "podwire-vxlan")]),
+        ("always", (OWN,), (NEAR,), (PODS,), [NextHop(VIA, "podwire-vxlan")]),
+        ("never", (OWN,), (FAR,), (PODS,), [NextHop(FAR)]),
+        ("auto", (OWN, OWN6), (FAR, NEAR6), (PODS, PODS6), [NextHop(VIA, "podwire-vxlan"), NextHop(NEAR6)]),
+        (
+            "auto",
+            (OWN6,),
+            (FAR, FAR6),
+            (PODS, PODS6),
+            [NextHop(VIA, "podwire-vxlan6"), NextHop(VIA6, "podwire-vxlan6")],
+        ),
+        ("auto", (OWN,), (NEAR,), (PODS, PODS6), [NextHop(NEAR), NextHop(VIA6, "podwire-vxlan")]),
+        ("auto", (OWN,), (FAR6,), (PODS,), []),
+        ("never", (OWN,), (NEAR,), (PODS6,), []),
+    ],
+)
+def test_each_peer_is_reached_as_it_can_be(
+    mode: Encapsulation, own: Any, addresses: Any, cidrs: Any, hops: list[NextHop]
+) -> None:
     wires = overlay.plan(Cluster((peer(*addresses, cidrs=cidrs),), own), {NEAR, NEAR6}, mode)
     assert list(wires.routes.values()) == hops
     assert all("Node n2" in problem for problem in wires.problems) and len(wires.problems) == len(cidrs) - len(hops)
@@ -47,7 +58,11 @@ def test_each_peer_is_reached_as_it_can_be(mode: Encapsulation, own: Any, addres
 
 def test_the_largest_header_in_use_counts() -> None:
     both = {PODS: NextHop(VIA, "podwire-vxlan"), PODS6: NextHop(VIA6, "podwire-vxlan6")}
-    assert [Wires({PODS: NextHop(NEAR)}).overhead, Wires({PODS: both[PODS]}).overhead, Wires(both).overhead] == [0, 50, 70]
+    assert [Wires({PODS: NextHop(NEAR)}).overhead, Wires({PODS: both[PODS]}).overhead, Wires(both).overhead] == [
+        0,
+        50,
+        70,
+    ]
 
 
 def test_an_end_speaks_from_the_node_s_address_where_the_node_has_it() -> None:

@@ -40,7 +40,9 @@ def test_same_program_same_bytes() -> None:
     assert build(PROGRAM, "aarch64") == build(PROGRAM, "aarch64") != build(PROGRAM, "x86_64")
 
 
-@pytest.mark.parametrize(("program", "machine", "words"), [(b"#!/bin/sh", "x86_64", "C compiler"), (PROGRAM, "vax", "vax")])
+@pytest.mark.parametrize(
+    ("program", "machine", "words"), [(b"#!/bin/sh", "x86_64", "C compiler"), (PROGRAM, "vax", "vax")]
+)
 def test_what_cannot_be_an_image(program: bytes, machine: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build(program, machine)

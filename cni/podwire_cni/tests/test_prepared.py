@@ -41,8 +41,12 @@ def pods(draw: st.DrawFn) -> PodPlan:
         number = draw(st.integers(int(home.start), int(home.end)))
         addresses.append((IPv4Address(number) if home.subnet.version == 4 else IPv6Address(number), home))
     args = {"K8S_POD_NAMESPACE": draw(NAMES), "K8S_POD_NAME": draw(NAMES)} if draw(st.booleans()) else {}
-    call = Call("ADD", Attachment(draw(NAMES), draw(st.sampled_from(("eth0", "net1", "q")))),
-                "/run/netns/" + draw(st.text(max_size=20)), args)
+    call = Call(
+        "ADD",
+        Attachment(draw(NAMES), draw(st.sampled_from(("eth0", "net1", "q")))),
+        "/run/netns/" + draw(st.text(max_size=20)),
+        args,
+    )
     conf = NetConf(draw(st.sampled_from(VERSIONS)), "podwire", mtu=draw(st.sampled_from((None, 1500, 9000))))
     return PodPlan(call, conf, node, addresses)  # type: ignore[arg-type]  # mypy does not follow the ranges
 
@@ -53,7 +57,9 @@ def test_a_prepared_program_is_what_the_plan_makes(pod: PodPlan, pod_fd: int) ->
     assert ready is not None and pod.prepared is not None
     alias = alias_of(pod.call)
     room = min(-(-len(alias) // 32) * 32, LONGEST_ALIAS)
-    ops = [op._replace(alias=alias.ljust(room, "\0")) if isinstance(op, SetUp) and op.alias else op for op in pod.plan.ops]
+    ops = [
+        op._replace(alias=alias.ljust(room, "\0")) if isinstance(op, SetUp) and op.alias else op for op in pod.plan.ops
+    ]
     assert ready == program.program(ops, pod_fd)
 
 
@@ -85,8 +91,12 @@ def test_others_go_by_their_plan() -> None:
 def test_kinds_are_bounded() -> None:
     node = NodeNet(NODES[0].ranges)
     for mtu in range(1000, 1000 + 3 * prepared.MOST_KINDS):
-        PodPlan(Call("ADD", Attachment("c", "eth0")), NetConf("1.0.0", "n", mtu=mtu), node,
-                [(IPv4Address("10.244.3.4"), node.ranges[0][0])])
+        PodPlan(
+            Call("ADD", Attachment("c", "eth0")),
+            NetConf("1.0.0", "n", mtu=mtu),
+            node,
+            [(IPv4Address("10.244.3.4"), node.ranges[0][0])],
+        )
     assert len(node.prepared) <= prepared.MOST_KINDS
 
 
@@ -109,14 +119,28 @@ def test_a_stencil_that_would_lie_is_none() -> None:
 def test_the_library_says_what_failed() -> None:
     library = wires.load()
     assert library is not None
-    out = library.run(-1, 0, -1, -1, program.program(add_plan(
-        Call("ADD", Attachment("c", "eth0")), NetConf("1.0.0", "n"), NODES[0],
-        [(IPv4Address("10.244.3.4"), NODES[0].ranges[0][0])]).ops, 0)[0])
+    out = library.run(
+        -1,
+        0,
+        -1,
+        -1,
+        program.program(
+            add_plan(
+                Call("ADD", Attachment("c", "eth0")),
+                NetConf("1.0.0", "n"),
+                NODES[0],
+                [(IPv4Address("10.244.3.4"), NODES[0].ranges[0][0])],
+            ).ops,
+            0,
+        )[0],
+    )
     assert out is not None and (out.status, out.error) == (wires.FAILED, 9), "EBADF: no such socket"
 
 
 @pytest.mark.parametrize(("node", "again"), [(NODES[0], False), (NODES[2], True)], ids=["IPv4", "both"])
-def test_only_a_pod_with_ipv6_is_tried_again_with_it(monkeypatch: pytest.MonkeyPatch, node: NodeNet, again: bool) -> None:
+def test_only_a_pod_with_ipv6_is_tried_again_with_it(
+    monkeypatch: pytest.MonkeyPatch, node: NodeNet, again: bool
+) -> None:
     kernel, applied = object.__new__(Kernel), list[object]()
 
     def refused(pod: PodPlan, pod_fd: int) -> None:
@@ -124,8 +148,12 @@ def test_only_a_pod_with_ipv6_is_tried_again_with_it(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(kernel, "_wire", refused)
     monkeypatch.setattr(kernel, "apply", lambda ops, pod_fd: applied.extend(ops))
-    pod = PodPlan(Call("ADD", Attachment("c", "eth0")), NetConf("1.0.0", "n"), node,
-                  [(ranges[0].start + 5, ranges[0]) for ranges in node.ranges])
+    pod = PodPlan(
+        Call("ADD", Attachment("c", "eth0")),
+        NetConf("1.0.0", "n"),
+        node,
+        [(ranges[0].start + 5, ranges[0]) for ranges in node.ranges],
+    )
     with contextlib.nullcontext() if again else pytest.raises(CNIError):
         kernel.wire(pod, 3)
     assert applied == (list(with_ipv6(pod.plan.ops)) if again else [])

@@ -50,7 +50,9 @@ def test_the_last_address_may_be_that_of_the_same_containers_dead_interface() ->
     replies = []
     ended(lambda: replies.append(host.call("ADD", "c0", env={"CNI_IFNAME": "net1"})))
     assert replies[0].status == 0
-    assert {lease.owner for lease in host.held.values() if lease.owner.container_id == "c0"} == {Attachment("c0", "net1")}
+    assert {lease.owner for lease in host.held.values() if lease.owner.container_id == "c0"} == {
+        Attachment("c0", "net1")
+    }
 
 
 def test_a_container_that_others_work_on_is_not_freed_under_their_hands() -> None:
@@ -83,14 +85,16 @@ def test_a_start_does_not_take_a_pod_that_is_being_wired() -> None:
         finally:
             listed.set()
 
-    host.kernel.apply, host.kernel.links = apply, seen  # type: ignore[method-assign]  # the moment between lease and wires
+    # the moment between lease and wires
+    host.kernel.apply, host.kernel.links = apply, seen  # type: ignore[method-assign]
     assert host.call("ADD").status == 0
     start.join(10)
     assert not told and len(host.held) == len(host.kernel.veths) == len(host.firewall.pods) == 1
 
 
 def test_gc_is_of_one_network() -> None:
-    """Two networks of different names share the node's bridge: what the one's runtime does not list may be the other's."""
+    """Two networks of different names share the node's bridge: what the one's runtime does not list may be the
+    other's."""
     host = Host()
     host.call("ADD", "kubelet's", env={"CNI_CONTAINERID": "a"})
     host.call("ADD", env={"CNI_CONTAINERID": "b"}, name="podman")

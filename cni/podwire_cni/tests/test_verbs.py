@@ -1,4 +1,5 @@
-"""Whole calls without a process: variables and stdin in, exit status and text out, over a kernel that only remembers."""
+"""Whole calls without a process: variables and stdin in, exit status and text out, over a kernel that only
+remembers."""
 
 from __future__ import annotations
 
@@ -41,10 +42,21 @@ class Host:
         self.plugin = Plugin(self.kernel, self.firewall, Allocator(store), lambda: self.node, boot)
         return self.plugin.reconcile()
 
-    def call(self, command: str, container: str = "c1", sandbox: Sandbox | None = None, env: Mapping[str, str] | None = None,
-             **conf: Any) -> Reply:
-        variables = {"CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_NETNS": "/proc/9/ns/net", "CNI_IFNAME": "eth0",
-                     **(env or {})}
+    def call(
+        self,
+        command: str,
+        container: str = "c1",
+        sandbox: Sandbox | None = None,
+        env: Mapping[str, str] | None = None,
+        **conf: Any,
+    ) -> Reply:
+        variables = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": container,
+            "CNI_NETNS": "/proc/9/ns/net",
+            "CNI_IFNAME": "eth0",
+            **(env or {}),
+        }
         stdin = json.dumps({"cniVersion": "1.1.0", "name": "podwire", "type": "podwire-cni", **conf})
         return run(variables, stdin.encode(), sandbox or Sandbox(9, ""), lambda _: self.plugin)
 
@@ -86,24 +98,29 @@ def test_add_refused_at_any_step_leaves_nothing(step: int) -> None:
     assert host.call("ADD").status == 0
 
 
-@pytest.mark.parametrize(("command", "sandbox", "env", "conf", "code"), [
-    ("ADD", Sandbox(None, "No such file"), {}, {}, 3),
-    ("ADD", Sandbox(9, "", is_netns=False), {}, {}, 4),
-    ("ADD", Sandbox(9, "", is_node=True), {}, {}, 4),
-    ("ADD", Sandbox(9, "", is_node=True), {"CNI_NETNS_OVERRIDE": "true"}, {}, 0),
-    ("ADD", None, {"CNI_IFNAME": ""}, {}, 4),
-    ("ADD", None, {}, {"cniVersion": "7"}, 1),
-    ("ADD", None, {}, {"ipam": {"subnet": "10.9.0.0/24"}}, 7),
-    ("ADD", None, {}, {"ipam": {"subnet": "10.244.1.0/28", "gateway": "10.244.1.2"}}, 7),
-    ("CHECK", None, {}, {}, 7),
-    ("CHECK", None, {}, {"cniVersion": "0.3.1"}, 1),
-    ("GC", None, {}, {}, 7),
-    ("STATUS", None, {}, {}, 0),
-    ("VERSION", None, {}, {}, 0),
-    ("DEL", Sandbox(None), {"CNI_NETNS": ""}, {}, 0),
-    ("NONSENSE", None, {}, {}, 4),
-])
-def test_table_of_calls(command: str, sandbox: Sandbox | None, env: dict[str, str], conf: dict[str, Any], code: int) -> None:
+@pytest.mark.parametrize(
+    ("command", "sandbox", "env", "conf", "code"),
+    [
+        ("ADD", Sandbox(None, "No such file"), {}, {}, 3),
+        ("ADD", Sandbox(9, "", is_netns=False), {}, {}, 4),
+        ("ADD", Sandbox(9, "", is_node=True), {}, {}, 4),
+        ("ADD", Sandbox(9, "", is_node=True), {"CNI_NETNS_OVERRIDE": "true"}, {}, 0),
+        ("ADD", None, {"CNI_IFNAME": ""}, {}, 4),
+        ("ADD", None, {}, {"cniVersion": "7"}, 1),
+        ("ADD", None, {}, {"ipam": {"subnet": "10.9.0.0/24"}}, 7),
+        ("ADD", None, {}, {"ipam": {"subnet": "10.244.1.0/28", "gateway": "10.244.1.2"}}, 7),
+        ("CHECK", None, {}, {}, 7),
+        ("CHECK", None, {}, {"cniVersion": "0.3.1"}, 1),
+        ("GC", None, {}, {}, 7),
+        ("STATUS", None, {}, {}, 0),
+        ("VERSION", None, {}, {}, 0),
+        ("DEL", Sandbox(None), {"CNI_NETNS": ""}, {}, 0),
+        ("NONSENSE", None, {}, {}, 4),
+    ],
+)
+def test_table_of_calls(
+    command: str, sandbox: Sandbox | None, env: dict[str, str], conf: dict[str, Any], code: int
+) -> None:
     reply = Host().call(command, "c1", sandbox, env, **conf)
     assert (reply.status, body(reply).get("code", 0) if reply.text else 0) == (int(code > 0), code)
 
@@ -134,7 +151,10 @@ def test_status_tells_an_exhausted_pool() -> None:
 
 
 def test_status_tells_of_ranges_of_the_configuration() -> None:
-    host, ipam = Host(), {"ranges": [[{"subnet": "10.244.1.0/28", "rangeStart": "10.244.1.5", "rangeEnd": "10.244.1.5"}]]}
+    host, ipam = (
+        Host(),
+        {"ranges": [[{"subnet": "10.244.1.0/28", "rangeStart": "10.244.1.5", "rangeEnd": "10.244.1.5"}]]},
+    )
     assert host.call("STATUS", ipam=ipam).status == 0
     assert host.call("ADD", "a", ipam=ipam).status == 0
     assert body(host.call("STATUS", ipam=ipam))["code"] == 50 and host.call("STATUS").status == 0
@@ -218,8 +238,12 @@ def test_repair_rejoins_ports_and_drops_strangers() -> None:
     assert host.plugin.repair() == []
 
 
-CALLS = st.lists(st.tuples(st.sampled_from(["ADD", "ADD", "DEL", "restart"]), st.integers(0, 4),
-                           st.none() | st.integers(0, STEPS - 1)), max_size=25)
+CALLS = st.lists(
+    st.tuples(
+        st.sampled_from(["ADD", "ADD", "DEL", "restart"]), st.integers(0, 4), st.none() | st.integers(0, STEPS - 1)
+    ),
+    max_size=25,
+)
 
 
 @given(CALLS)

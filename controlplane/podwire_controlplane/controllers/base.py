@@ -17,9 +17,11 @@ Verb = Literal["create", "update", "patch", "status", "delete", "finalize"]
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One write. kind: of the object. obj: the whole object (create, update, finalize) or a merge patch (patch, status).
+    """One write. kind: of the object. obj: the whole object (create, update, finalize) or a merge patch (patch,
+    status).
 
-    unless: (kind, namespace, name, uid) of objects whose existence, asked of the API and not of a cache, forbids the change.
+    unless: (kind, namespace, name, uid) of objects whose existence, asked of the API and not of a cache, forbids the
+    change.
     """
 
     verb: Verb
@@ -86,8 +88,14 @@ def owner_of(kind: str) -> Mapper:
 
 
 def owner_reference(obj: Object) -> Object:
-    return {"apiVersion": obj["apiVersion"], "kind": obj["kind"], "name": name(obj), "uid": uid(obj), "controller": True,
-            "blockOwnerDeletion": True}
+    return {
+        "apiVersion": obj["apiVersion"],
+        "kind": obj["kind"],
+        "name": name(obj),
+        "uid": uid(obj),
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
 
 
 def pod_ended(pod: Mapping[str, Any]) -> bool:

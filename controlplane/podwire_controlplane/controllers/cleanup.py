@@ -18,7 +18,8 @@ def _address(obj: Object) -> str:
 
 
 def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
-    """Delete an object when none of its owners is left. An owner counts by uid: a new one of the same name is another."""
+    """Delete an object when none of its owners is left. An owner counts by uid: a new one of the same name is
+    another."""
     kind, _, own = wanted.partition(":")
     obj = snapshot.get(kind, own) if kind in snapshot.kinds else None
     if obj is not None and deleting(obj):
@@ -35,8 +36,17 @@ def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
         if owner is not None and uid(owner) == ref.get("uid"):
             return []
         owners.append((ref["kind"], space, ref["name"], str(ref.get("uid"))))
-    return [Write("delete", kind, namespace(obj), name(obj), {"preconditions": {"uid": uid(obj)}}, "its owner is gone",
-                   unless=tuple(owners))]
+    return [
+        Write(
+            "delete",
+            kind,
+            namespace(obj),
+            name(obj),
+            {"preconditions": {"uid": uid(obj)}},
+            "its owner is gone",
+            unless=tuple(owners),
+        )
+    ]
 
 
 def _owned(obj: Object, snapshot: Snapshot) -> Iterator[Object]:
@@ -57,19 +67,45 @@ def _propagate(kind: str, obj: Object, snapshot: Snapshot) -> list[Write]:
     if "orphan" in held:
         for other in _owned(obj, snapshot):
             left = [r for r in other["metadata"]["ownerReferences"] if r.get("uid") != uid(obj)]
-            changes.append(Write("patch", other["kind"], namespace(other), name(other),
-                                  {"metadata": {"uid": uid(other), "ownerReferences": left}}, "orphaned"))
+            changes.append(
+                Write(
+                    "patch",
+                    other["kind"],
+                    namespace(other),
+                    name(other),
+                    {"metadata": {"uid": uid(other), "ownerReferences": left}},
+                    "orphaned",
+                )
+            )
     elif "foregroundDeletion" in held:
         waiting = list(_owned(obj, snapshot))
         if waiting:
-            return [Write("delete", o["kind"], namespace(o), name(o), {
-                "preconditions": {"uid": uid(o)}, "propagationPolicy": "Foreground"}, "its owner is being deleted")
-                for o in waiting if not deleting(o)]
+            return [
+                Write(
+                    "delete",
+                    o["kind"],
+                    namespace(o),
+                    name(o),
+                    {"preconditions": {"uid": uid(o)}, "propagationPolicy": "Foreground"},
+                    "its owner is being deleted",
+                )
+                for o in waiting
+                if not deleting(o)
+            ]
     else:
         return []
     rest = [f for f in held if f not in ("orphan", "foregroundDeletion")]
-    return [*changes, Write("patch", kind, namespace(obj), name(obj), {"metadata": {"uid": uid(obj), "finalizers": rest}},
-                             "dependents are done")]
+    return [
+        *changes,
+        Write(
+            "patch",
+            kind,
+            namespace(obj),
+            name(obj),
+            {"metadata": {"uid": uid(obj), "finalizers": rest}},
+            "dependents are done",
+        ),
+    ]
 
 
 def _dependents(obj: Object, snapshot: Snapshot) -> Keys:
@@ -90,8 +126,11 @@ def reconcile_namespace(wanted: str, snapshot: Snapshot, _now: float) -> list[Wr
     left = [(kind, obj) for kind in KINDS for obj in snapshot.list(kind, wanted)]
     if not left:
         return [Write("finalize", "Namespace", "", wanted, {**space, "spec": {"finalizers": []}}, "empty")]
-    return [Write("delete", kind, wanted, name(obj), why="its namespace is being deleted") for kind, obj in left
-            if not deleting(obj)]
+    return [
+        Write("delete", kind, wanted, name(obj), why="its namespace is being deleted")
+        for kind, obj in left
+        if not deleting(obj)
+    ]
 
 
 def _its_namespace(obj: Object, snapshot: Snapshot) -> Keys:
@@ -101,6 +140,9 @@ def _its_namespace(obj: Object, snapshot: Snapshot) -> Keys:
 
 CONTROLLERS = (
     Controller("garbagecollector", dict.fromkeys((*KINDS, "Node"), _dependents), reconcile_gc),
-    Controller("namespace", {"Namespace": lambda obj, _: (name(obj),), **dict.fromkeys(KINDS, _its_namespace)},
-               reconcile_namespace),
+    Controller(
+        "namespace",
+        {"Namespace": lambda obj, _: (name(obj),), **dict.fromkeys(KINDS, _its_namespace)},
+        reconcile_namespace,
+    ),
 )

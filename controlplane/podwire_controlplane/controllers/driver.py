@@ -27,8 +27,8 @@ _RETRY_FIRST, _RETRY_AWAY, _RETRY_LAST = 0.05, 1.0, 10.0
 
 @dataclass(frozen=True)
 class ControllersConfig:
-    """node_prefix: length of each node's part of cluster_cidr. load_balancer_pool: addresses of the pool that is made where
-    there is none. only: names of the controllers to run; () for all."""
+    """node_prefix: length of each node's part of cluster_cidr. load_balancer_pool: addresses of the pool that is made
+    where there is none. only: names of the controllers to run; () for all."""
 
     kubeconfig: str | None
     cluster_cidr: str = "10.244.0.0/16"
@@ -43,8 +43,9 @@ class Driver:
     def __init__(self, api: ApiClient, controllers: Iterable[Controller]) -> None:
         self.api = api
         self.controllers = {c.name: c for c in controllers}
-        self.informers = {r.kind: self._informer(r) for r in RESOURCES
-                          if any(r.kind in c.watches for c in self.controllers.values())}
+        self.informers = {
+            r.kind: self._informer(r) for r in RESOURCES if any(r.kind in c.watches for c in self.controllers.values())
+        }
         self.snapshot = Snapshot({kind: informer.objects for kind, informer in self.informers.items()})
         self._queue: dict[tuple[str, str], None] = {}  # ordered set: a key waits at most once
         self._failures: dict[tuple[str, str], int] = {}
@@ -56,7 +57,9 @@ class Driver:
         on_event = partial(self._on_event, kind)  # the items of a list do not say it
         places = {c.within.get(kind) for c in self.controllers.values() if kind in c.watches}
         if len(places) == 1 and (place := places.pop()):
-            return Informer(self.api, resource.path(place[0]), field_selector=f"metadata.name={place[1]}", on_event=on_event)
+            return Informer(
+                self.api, resource.path(place[0]), field_selector=f"metadata.name={place[1]}", on_event=on_event
+            )
         return Informer(self.api, resource.path(), on_event=on_event)
 
     def _enqueue(self, controller: str, key: str) -> None:
@@ -71,12 +74,15 @@ class Driver:
                         self._touch(controller, kind, seen)
 
     def _touch(self, controller: Controller, kind: str, obj: Object) -> None:
-        """Queue the keys that an event on `obj` touches; one bad object must not keep the event from other controllers."""
+        """Queue the keys that an event on `obj` touches; one bad object must not keep the event from other
+        controllers."""
         try:
             for key in controller.watches[kind](obj, self.snapshot):
                 self._enqueue(controller.name, key)
         except Exception as err:
-            log.error("event not understood", controller=controller.name, kind=kind, object=object_key(obj), error=repr(err))
+            log.error(
+                "event not understood", controller=controller.name, kind=kind, object=object_key(obj), error=repr(err)
+            )
 
     async def _forbidden(self, change: Write) -> bool:
         """Does an object exist that forbids the change? An owner may be younger than what our caches have seen."""
@@ -103,10 +109,19 @@ class Driver:
         elif change.verb == "delete":
             answer = await self.api.delete(path, change.obj or None)
         else:
-            answer = await self.api.patch(path + ("/status" if change.verb == "status" else ""), change.obj, MERGE_PATCH)
-        if change.verb != "status" or change.kind == "Service":  # who got which address; other statuses change all the time
-            log.info("changed", verb=change.verb, kind=change.kind, object=f"{change.namespace}/{change.name}".strip("/"),
-                     why=change.why)
+            answer = await self.api.patch(
+                path + ("/status" if change.verb == "status" else ""), change.obj, MERGE_PATCH
+            )
+        if (
+            change.verb != "status" or change.kind == "Service"
+        ):  # who got which address; other statuses change all the time
+            log.info(
+                "changed",
+                verb=change.verb,
+                kind=change.kind,
+                object=f"{change.namespace}/{change.name}".strip("/"),
+                why=change.why,
+            )
         self._remember(change, answer)
 
     def _remember(self, change: Write, answer: Object) -> None:
@@ -136,9 +151,12 @@ class Driver:
         except Exception as err:  # one bad object must not stop the others
             tries = self._failures[item] = self._failures.get(item, 0) + 1
             quiet = isinstance(err, ApiError) and err.code in (0, 409)
-            (log.debug if quiet and tries < 5 else log.warn)("will try again", controller=controller, object=key,
-                                                             tries=tries, error=str(err) or repr(err))
-            away = isinstance(err, ApiError) and err.code == 0  # not this object's fault: it goes on as soon as all does
+            (log.debug if quiet and tries < 5 else log.warn)(
+                "will try again", controller=controller, object=key, tries=tries, error=str(err) or repr(err)
+            )
+            away = (
+                isinstance(err, ApiError) and err.code == 0
+            )  # not this object's fault: it goes on as soon as all does
             delay = min(_RETRY_FIRST * 2 ** (tries - 1), _RETRY_AWAY if away else _RETRY_LAST)
             asyncio.get_running_loop().call_later(delay, self._enqueue, controller, key)
 
@@ -170,11 +188,17 @@ class Driver:
 
 
 async def _main(config: ControllersConfig) -> None:
-    rows = (*endpointslices.CONTROLLERS, *workloads.CONTROLLERS, *cleanup.CONTROLLERS,
-            *loadbalancer.controllers(config.load_balancer_pool), *nodes.controllers(config.cluster_cidr, config.node_prefix))
+    rows = (
+        *endpointslices.CONTROLLERS,
+        *workloads.CONTROLLERS,
+        *cleanup.CONTROLLERS,
+        *loadbalancer.controllers(config.load_balancer_pool),
+        *nodes.controllers(config.cluster_cidr, config.node_prefix),
+    )
     if unknown := set(config.only) - {row.name for row in rows}:
-        raise client_config.ConfigError(f"only: no controller {', '.join(sorted(unknown))}; there are "
-                                        f"{', '.join(sorted(row.name for row in rows))}")
+        raise client_config.ConfigError(
+            f"only: no controller {', '.join(sorted(unknown))}; there are {', '.join(sorted(row.name for row in rows))}"
+        )
     rows = tuple(row for row in rows if not config.only or row.name in config.only)
     async with ApiClient(client_config.load(config.kubeconfig)) as api:
         task = asyncio.create_task(Driver(api, rows).run())
@@ -189,4 +213,3 @@ async def _main(config: ControllersConfig) -> None:
 def run(config: ControllersConfig) -> None:
     """Until SIGTERM."""
     asyncio.run(_main(config))
-

@@ -74,9 +74,11 @@ def pod_endpoint(service: Object, pod: Object, address: str, snapshot: Snapshot)
     serving, terminating = is_true(pod, "Ready"), deleting(pod)
     ready = bool(service["spec"].get("publishNotReadyAddresses")) or (serving and not terminating)
     endpoint: Object = {
-        "addresses": [address], "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
+        "addresses": [address],
+        "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
         "nodeName": pod["spec"].get("nodeName", ""),
-        "targetRef": {"kind": "Pod", "namespace": namespace(pod), "name": name(pod), "uid": uid(pod)}}
+        "targetRef": {"kind": "Pod", "namespace": namespace(pod), "name": name(pod), "uid": uid(pod)},
+    }
     if pod["spec"].get("hostname") and pod["spec"].get("subdomain") == name(service):
         endpoint["hostname"] = pod["spec"]["hostname"]
     node = snapshot.get("Node", endpoint["nodeName"])
@@ -93,11 +95,16 @@ def from_selector(service: Object, snapshot: Snapshot) -> Group:
     for pod in snapshot.list("Pod", namespace(service)):
         if not match(labels(pod)) or pod_ended(pod) or not pod["spec"].get("nodeName"):
             continue
-        ports = tuple((p.get("name", ""), p.get("protocol", "TCP"), number) for p in service["spec"].get("ports") or []
-                      if (number := target_port(pod, p)) is not None)
+        ports = tuple(
+            (p.get("name", ""), p.get("protocol", "TCP"), number)
+            for p in service["spec"].get("ports") or []
+            if (number := target_port(pod, p)) is not None
+        )
         for address in pod_addresses(pod):
             if address_type(address) in families:
-                groups.setdefault((address_type(address), ports), []).append(pod_endpoint(service, pod, address, snapshot))
+                groups.setdefault((address_type(address), ports), []).append(
+                    pod_endpoint(service, pod, address, snapshot)
+                )
     return groups
 
 
@@ -122,7 +129,8 @@ def _rank(endpoint: Object) -> tuple[bool, bool, bool]:
 
 
 def _by_address(endpoints: list[Object]) -> dict[str, Object]:
-    """One endpoint an address: while an ended pod's object is still there, its address may serve another pod already."""
+    """One endpoint an address: while an ended pod's object is still there, its address may serve another pod
+    already."""
     best: dict[str, Object] = {}
     for endpoint in endpoints:
         held = best.get(endpoint["addresses"][0])
@@ -154,8 +162,9 @@ def _ports(ports: Ports) -> list[Object]:
     return [{"name": n, "protocol": protocol, "port": number} for n, protocol, number in ports]
 
 
-def plan_slices(owner: Object, groups: Group, existing: Iterable[Object], manager: str, extra: dict[str, str],
-                trigger: str) -> list[Write]:
+def plan_slices(
+    owner: Object, groups: Group, existing: Iterable[Object], manager: str, extra: dict[str, str], trigger: str
+) -> list[Write]:
     """Changes that turn the existing slices of `owner` (a Service or an Endpoints) into what `groups` says."""
     service, space = name(owner), namespace(owner)
     left = {name(s): s for s in existing}
@@ -175,14 +184,23 @@ def plan_slices(owner: Object, groups: Group, existing: Iterable[Object], manage
             if found and found.get("endpoints") == content and labels(found) == wanted and _owned(found, owner):
                 continue
             obj: Object = {
-                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": kind,
-                "metadata": {"name": target, "namespace": space, "labels": wanted,
-                             "ownerReferences": [owner_reference(owner)]},
-                "endpoints": content, "ports": _ports(ports)}
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "addressType": kind,
+                "metadata": {
+                    "name": target,
+                    "namespace": space,
+                    "labels": wanted,
+                    "ownerReferences": [owner_reference(owner)],
+                },
+                "endpoints": content,
+                "ports": _ports(ports),
+            }
             if trigger:
                 obj["metadata"]["annotations"] = {TRIGGER_TIME: trigger}
-            changes.append(Write("update" if found else "create", "EndpointSlice", space, target, obj,
-                                  f"{len(content)} endpoints"))
+            changes.append(
+                Write("update" if found else "create", "EndpointSlice", space, target, obj, f"{len(content)} endpoints")
+            )
     changes += [Write("delete", "EndpointSlice", space, n, why="no such endpoints") for n in sorted(left)]
     return changes
 
@@ -193,7 +211,9 @@ def _owned(found: Object, owner: Object) -> bool:
 
 
 def _same_ports(found: Object, ports: Ports) -> bool:
-    return [(p.get("name", ""), p.get("protocol", "TCP"), p.get("port")) for p in found.get("ports") or []] == list(ports)
+    return [(p.get("name", ""), p.get("protocol", "TCP"), p.get("port")) for p in found.get("ports") or []] == list(
+        ports
+    )
 
 
 def _new_name(service: str, owner: str, kind: str, ports: Ports, taken: set[str]) -> str:
@@ -209,14 +229,20 @@ def _trigger(service: Object, snapshot: Snapshot) -> str:
     """When the newest of the causes happened: the Service's creation or a selected pod's last Ready transition."""
     match = equality(service["spec"]["selector"])
     times = [service["metadata"].get("creationTimestamp", "")]
-    times += [condition(p, "Ready").get("lastTransitionTime", "") for p in snapshot.list("Pod", namespace(service))
-              if match(labels(p))]
+    times += [
+        condition(p, "Ready").get("lastTransitionTime", "")
+        for p in snapshot.list("Pod", namespace(service))
+        if match(labels(p))
+    ]
     return max(t or "" for t in times)
 
 
 def _existing(space: str, service: str, manager: str, snapshot: Snapshot) -> list[Object]:
-    return [s for s in snapshot.list("EndpointSlice", space)
-            if labels(s).get(SERVICE_NAME) == service and labels(s).get(MANAGED_BY) == manager]
+    return [
+        s
+        for s in snapshot.list("EndpointSlice", space)
+        if labels(s).get(SERVICE_NAME) == service and labels(s).get(MANAGED_BY) == manager
+    ]
 
 
 def reconcile_selector(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
@@ -227,7 +253,9 @@ def reconcile_selector(wanted: str, snapshot: Snapshot, _now: float) -> list[Wri
     if gone or service is None or not service["spec"].get("selector"):
         return [Write("delete", "EndpointSlice", space, name(s), why="no Service with a selector") for s in existing]
     extra = {HEADLESS: ""} if service["spec"].get("clusterIP") == "None" else {}
-    return plan_slices(service, from_selector(service, snapshot), existing, SELECTOR, extra, _trigger(service, snapshot))
+    return plan_slices(
+        service, from_selector(service, snapshot), existing, SELECTOR, extra, _trigger(service, snapshot)
+    )
 
 
 def reconcile_mirror(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
@@ -235,8 +263,13 @@ def reconcile_mirror(wanted: str, snapshot: Snapshot, _now: float) -> list[Write
     space, _, own = wanted.partition("/")
     existing = _existing(space, own, MIRROR, snapshot)
     endpoints, service = snapshot.get("Endpoints", wanted), snapshot.get("Service", wanted)
-    if endpoints is None or service is None or service["spec"].get("selector") or \
-            labels(endpoints).get(SKIP_MIRROR) == "true" or LEADER in annotations_of(endpoints):
+    if (
+        endpoints is None
+        or service is None
+        or service["spec"].get("selector")
+        or labels(endpoints).get(SKIP_MIRROR) == "true"
+        or LEADER in annotations_of(endpoints)
+    ):
         return [Write("delete", "EndpointSlice", space, name(s), why="no hand-made Endpoints") for s in existing]
     extra = {HEADLESS: ""} if service["spec"].get("clusterIP") == "None" else {}
     return plan_slices(endpoints, from_endpoints(endpoints), existing, MIRROR, extra, "")
@@ -250,8 +283,20 @@ def reconcile_endpoints(wanted: str, snapshot: Snapshot, _now: float) -> list[Wr
     service = snapshot.get("Service", wanted)
     if service is None:
         left = snapshot.get("Endpoints", wanted)
-        return [Write("delete", "Endpoints", namespace(left), name(left), {"preconditions": {"uid": uid(left)}},
-                       "its Service is gone")] if left else []
+        return (
+            [
+                Write(
+                    "delete",
+                    "Endpoints",
+                    namespace(left),
+                    name(left),
+                    {"preconditions": {"uid": uid(left)}},
+                    "its Service is gone",
+                )
+            ]
+            if left
+            else []
+        )
     if not service["spec"].get("selector") or service["spec"].get("type") == "ExternalName":
         return []
     found = snapshot.get("Endpoints", wanted)
@@ -261,7 +306,11 @@ def reconcile_endpoints(wanted: str, snapshot: Snapshot, _now: float) -> list[Wr
         for endpoint in sorted(endpoints, key=lambda e: str(e["addresses"]))[:1000]:
             if endpoint["conditions"]["terminating"] and not endpoint["conditions"]["ready"]:
                 continue
-            entry = {"ip": endpoint["addresses"][0], "nodeName": endpoint["nodeName"], "targetRef": endpoint["targetRef"]}
+            entry = {
+                "ip": endpoint["addresses"][0],
+                "nodeName": endpoint["nodeName"],
+                "targetRef": endpoint["targetRef"],
+            }
             if "hostname" in endpoint:
                 entry["hostname"] = endpoint["hostname"]
             rows[endpoint["conditions"]["ready"]].append(entry)
@@ -272,9 +321,17 @@ def reconcile_endpoints(wanted: str, snapshot: Snapshot, _now: float) -> list[Wr
             subsets.append(subset)
     if found is not None and (found.get("subsets") or []) == subsets:
         return []
-    obj: Object = {"apiVersion": "v1", "kind": "Endpoints", "subsets": subsets, "metadata": {
-        "name": name(service), "namespace": namespace(service), "ownerReferences": [owner_reference(service)],
-        "labels": labels(service)}}
+    obj: Object = {
+        "apiVersion": "v1",
+        "kind": "Endpoints",
+        "subsets": subsets,
+        "metadata": {
+            "name": name(service),
+            "namespace": namespace(service),
+            "ownerReferences": [owner_reference(service)],
+            "labels": labels(service),
+        },
+    }
     return [Write("update" if found else "create", "Endpoints", namespace(service), name(service), obj)]
 
 
@@ -287,6 +344,9 @@ _SELECTED: dict[str, Any] = {"Service": itself, "Pod": services_of_pod}
 CONTROLLERS = (
     Controller("endpointslice", {**_SELECTED, "EndpointSlice": service_of_slice}, reconcile_selector),
     Controller("endpoints", {**_SELECTED, "Endpoints": _with_service}, reconcile_endpoints),
-    Controller("endpointslicemirroring", {"Endpoints": itself, "Service": itself, "EndpointSlice": service_of_slice},
-               reconcile_mirror),
+    Controller(
+        "endpointslicemirroring",
+        {"Endpoints": itself, "Service": itself, "EndpointSlice": service_of_slice},
+        reconcile_mirror,
+    ),
 )

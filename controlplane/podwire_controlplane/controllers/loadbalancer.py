@@ -49,11 +49,25 @@ def _held(snapshot: Snapshot, without: str) -> dict[str, Object]:
 def _event(about: Object, kind: str, reason: str, message: str, now: float) -> Write:
     """A Warning about `about`. Its name is made of its content, so telling the same thing twice makes one Event."""
     digest = hashlib.sha256(f"{uid(about)} {reason} {message}".encode()).hexdigest()[:12]
-    told = {"apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": reason, "message": message, "count": 1,
-            "metadata": {"name": f"{name(about)[:200]}.{digest}", "namespace": namespace(about)},
-            "firstTimestamp": timestamp(now), "lastTimestamp": timestamp(now), "source": {"component": "podwire"},
-            "involvedObject": {"apiVersion": "v1", "kind": kind, "name": name(about), "namespace": namespace(about),
-                               "uid": uid(about)}}
+    told = {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "type": "Warning",
+        "reason": reason,
+        "message": message,
+        "count": 1,
+        "metadata": {"name": f"{name(about)[:200]}.{digest}", "namespace": namespace(about)},
+        "firstTimestamp": timestamp(now),
+        "lastTimestamp": timestamp(now),
+        "source": {"component": "podwire"},
+        "involvedObject": {
+            "apiVersion": "v1",
+            "kind": kind,
+            "name": name(about),
+            "namespace": namespace(about),
+            "uid": uid(about),
+        },
+    }
     return Write("create", "Event", namespace(about), "", told, message)
 
 
@@ -113,8 +127,17 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
     changes = [_event(service, "Service", reason, message, now) for reason, message in problems]
     if [(i.get("ip"), i.get("ipMode")) for i in have] != [(i["ip"], i["ipMode"]) for i in target]:
         body = {"status": {"loadBalancer": {"ingress": target or None}}}
-        changes.insert(0, Write("status", "Service", namespace(service), name(service), body,
-                                 ", ".join(i["ip"] for i in target) or "given back"))
+        changes.insert(
+            0,
+            Write(
+                "status",
+                "Service",
+                namespace(service),
+                name(service),
+                body,
+                ", ".join(i["ip"] for i in target) or "given back",
+            ),
+        )
     return changes
 
 
@@ -129,7 +152,11 @@ def _touched(obj: Object, snapshot: Snapshot) -> Keys:
 
 
 def _all(obj: Object, snapshot: Snapshot) -> Keys:
-    return [key(s) for s in snapshot.list("Service") if s["spec"].get("type") == "LoadBalancer"] if lb.is_config(obj) else ()
+    return (
+        [key(s) for s in snapshot.list("Service") if s["spec"].get("type") == "LoadBalancer"]
+        if lb.is_config(obj)
+        else ()
+    )
 
 
 def _default_pools(addresses: tuple[str, ...]) -> Controller:
@@ -141,9 +168,21 @@ def _default_pools(addresses: tuple[str, ...]) -> Controller:
             return [_event(config, "ConfigMap", "InvalidPool", problem, now) for problem in _pools(snapshot)[1]]
         if not addresses or snapshot.get("Namespace", lb.CONFIG_NAMESPACE) is None:
             return []
-        return [Write("create", "ConfigMap", lb.CONFIG_NAMESPACE, lb.CONFIG_NAME, {
-            "apiVersion": "v1", "kind": "ConfigMap", "data": {"addresses": ", ".join(addresses)},
-            "metadata": {"name": lb.CONFIG_NAME, "namespace": lb.CONFIG_NAMESPACE}}, "load balancer addresses")]
+        return [
+            Write(
+                "create",
+                "ConfigMap",
+                lb.CONFIG_NAMESPACE,
+                lb.CONFIG_NAME,
+                {
+                    "apiVersion": "v1",
+                    "kind": "ConfigMap",
+                    "data": {"addresses": ", ".join(addresses)},
+                    "metadata": {"name": lb.CONFIG_NAME, "namespace": lb.CONFIG_NAMESPACE},
+                },
+                "load balancer addresses",
+            )
+        ]
 
     def mine(obj: Object, snapshot: Snapshot) -> Keys:
         return (CONFIG_KEY,) if lb.is_config(obj) or name(obj) == lb.CONFIG_NAMESPACE else ()
@@ -154,7 +193,7 @@ def _default_pools(addresses: tuple[str, ...]) -> Controller:
 
 def controllers(addresses: tuple[str, ...]) -> tuple[Controller, ...]:
     """addresses: of the pool that is made where there is none."""
-    return (Controller("loadbalancer", {"Service": _touched, "ConfigMap": _all}, reconcile, within=_CONFIG),
-            _default_pools(addresses))
-
-
+    return (
+        Controller("loadbalancer", {"Service": _touched, "ConfigMap": _all}, reconcile, within=_CONFIG),
+        _default_pools(addresses),
+    )

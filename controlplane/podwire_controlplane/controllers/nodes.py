@@ -29,8 +29,21 @@ def node_ipam(cluster: Network, size: int) -> Controller:
         try:
             cidr = free_pod_cidr(cluster, size, used)
         except Exhausted as err:
-            return [Write("status", "Node", "", wanted, {"status": {"conditions": _with_condition(
-                node, "NetworkUnavailable", "True", "NoPodCIDR", str(err), _now)}})]
+            return [
+                Write(
+                    "status",
+                    "Node",
+                    "",
+                    wanted,
+                    {
+                        "status": {
+                            "conditions": _with_condition(
+                                node, "NetworkUnavailable", "True", "NoPodCIDR", str(err), _now
+                            )
+                        }
+                    },
+                )
+            ]
         return [Write("patch", "Node", "", wanted, {"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}, cidr)]
 
     # one key after the other: the driver applies the changes of one key before it asks for the next
@@ -51,19 +64,49 @@ def reconcile_lifecycle(wanted: str, snapshot: Snapshot, now: float) -> list[Wri
     """A node whose Lease is not renewed becomes Ready=Unknown, and its pods not ready, so that Services avoid them."""
     node, lease = snapshot.get("Node", wanted), snapshot.get("Lease", f"{LEASES}/{wanted}")
     if node is None:
-        return [Write("delete", "Pod", namespace(p), name(p), {"gracePeriodSeconds": 0}, why=f"node {wanted} is gone")
-                for p in snapshot.list("Pod") if p["spec"].get("nodeName") == wanted]
+        return [
+            Write("delete", "Pod", namespace(p), name(p), {"gracePeriodSeconds": 0}, why=f"node {wanted} is gone")
+            for p in snapshot.list("Pod")
+            if p["spec"].get("nodeName") == wanted
+        ]
     renewed = (lease or {}).get("spec", {}).get("renewTime") or node["metadata"]["creationTimestamp"]
     if now - parse_time(renewed).timestamp() < GRACE:
         return []
     changes = []
     if condition(node, "Ready").get("status") not in (None, "Unknown"):
-        changes.append(Write("status", "Node", "", wanted, {"status": {"conditions": _with_condition(
-            node, "Ready", "Unknown", "NodeStatusUnknown", f"no heartbeat since {renewed}", now)}}, "no heartbeat"))
+        changes.append(
+            Write(
+                "status",
+                "Node",
+                "",
+                wanted,
+                {
+                    "status": {
+                        "conditions": _with_condition(
+                            node, "Ready", "Unknown", "NodeStatusUnknown", f"no heartbeat since {renewed}", now
+                        )
+                    }
+                },
+                "no heartbeat",
+            )
+        )
     for pod in snapshot.list("Pod"):
         if pod["spec"].get("nodeName") == wanted and is_true(pod, "Ready"):
-            changes.append(Write("status", "Pod", namespace(pod), name(pod), {"status": {"conditions": _with_condition(
-                pod, "Ready", "False", "NodeNotReady", f"node {wanted} sends no heartbeat", now)}}))
+            changes.append(
+                Write(
+                    "status",
+                    "Pod",
+                    namespace(pod),
+                    name(pod),
+                    {
+                        "status": {
+                            "conditions": _with_condition(
+                                pod, "Ready", "False", "NodeNotReady", f"node {wanted} sends no heartbeat", now
+                            )
+                        }
+                    },
+                )
+            )
     return changes
 
 
@@ -77,12 +120,15 @@ def _node_of_pod(pod: Object, snapshot: Snapshot) -> Keys:
 
 def tolerated(taints: list[Object], tolerations: list[Object]) -> bool:
     """Every NoSchedule or NoExecute taint has a toleration (core/v1 Toleration)."""
+
     def fits(taint: Object, toleration: Object) -> bool:
         if toleration.get("effect") not in (None, "", taint.get("effect")):
             return False
         if toleration.get("operator") == "Exists":
             return toleration.get("key") in (None, "", taint.get("key"))
-        return toleration.get("key") == taint.get("key") and (toleration.get("value") or "") == (taint.get("value") or "")
+        return toleration.get("key") == taint.get("key") and (toleration.get("value") or "") == (
+            taint.get("value") or ""
+        )
 
     hard = [t for t in taints if t.get("effect") in ("NoSchedule", "NoExecute")]
     return all(any(fits(taint, t) for t in tolerations) for taint in hard)
@@ -122,22 +168,49 @@ def choose(pod: Object, snapshot: Snapshot) -> tuple[str, str]:
 
 def reconcile_schedule(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
     pod = snapshot.get("Pod", wanted)
-    if pod is None or pod["spec"].get("nodeName") or deleting(pod) or pod_ended(pod) \
-            or pod["spec"].get("schedulerName", "default-scheduler") != "default-scheduler":
+    if (
+        pod is None
+        or pod["spec"].get("nodeName")
+        or deleting(pod)
+        or pod_ended(pod)
+        or pod["spec"].get("schedulerName", "default-scheduler") != "default-scheduler"
+    ):
         return []
     node, why = choose(pod, snapshot)
     if node:
         return [Write("patch", "Pod", namespace(pod), name(pod), {"spec": {"nodeName": node}}, f"on {node}")]
     if condition(pod, "PodScheduled").get("message") == why:
         return []
-    told = {"apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": "FailedScheduling", "message": why, "count": 1,
-            "metadata": {"generateName": f"{name(pod)[:200]}.", "namespace": namespace(pod)},
-            "firstTimestamp": timestamp(now), "lastTimestamp": timestamp(now), "source": {"component": "podwire"},
-            "involvedObject": {"apiVersion": "v1", "kind": "Pod", "name": name(pod), "namespace": namespace(pod),
-                               "uid": uid(pod)}}
-    return [Write("status", "Pod", namespace(pod), name(pod), {"status": {"conditions": _with_condition(
-        pod, "PodScheduled", "False", "Unschedulable", why, now)}}, why),
-        Write("create", "Event", namespace(pod), "", told, why)]
+    told = {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "type": "Warning",
+        "reason": "FailedScheduling",
+        "message": why,
+        "count": 1,
+        "metadata": {"generateName": f"{name(pod)[:200]}.", "namespace": namespace(pod)},
+        "firstTimestamp": timestamp(now),
+        "lastTimestamp": timestamp(now),
+        "source": {"component": "podwire"},
+        "involvedObject": {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "name": name(pod),
+            "namespace": namespace(pod),
+            "uid": uid(pod),
+        },
+    }
+    return [
+        Write(
+            "status",
+            "Pod",
+            namespace(pod),
+            name(pod),
+            {"status": {"conditions": _with_condition(pod, "PodScheduled", "False", "Unschedulable", why, now)}},
+            why,
+        ),
+        Write("create", "Event", namespace(pod), "", told, why),
+    ]
 
 
 def _unscheduled(_node: Object, snapshot: Snapshot) -> Keys:

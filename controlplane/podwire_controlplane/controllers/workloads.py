@@ -43,15 +43,32 @@ def reconcile_replica_set(wanted: str, snapshot: Snapshot, _now: float) -> list[
     changes: list[Write] = []
     for _ in range(min(replicas - len(pods), _BURST)):
         template = copy.deepcopy(owner["spec"]["template"])
-        metadata = {"generateName": f"{name(owner)}-", "namespace": space, "labels": labels(template),
-                    "annotations": annotations_of(template), "ownerReferences": [owner_reference(owner)]}
-        changes.append(Write("create", "Pod", space, "", {"apiVersion": "v1", "kind": "Pod", "metadata": metadata,
-                                                            "spec": template["spec"]}))
-    for pod in sorted(pods, key=_victim_order)[:max(0, len(pods) - replicas)]:
+        metadata = {
+            "generateName": f"{name(owner)}-",
+            "namespace": space,
+            "labels": labels(template),
+            "annotations": annotations_of(template),
+            "ownerReferences": [owner_reference(owner)],
+        }
+        changes.append(
+            Write(
+                "create",
+                "Pod",
+                space,
+                "",
+                {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]},
+            )
+        )
+    for pod in sorted(pods, key=_victim_order)[: max(0, len(pods) - replicas)]:
         changes.append(Write("delete", "Pod", space, name(pod), why=f"{name(owner)} wants {replicas}"))
     ready = sum(is_true(p, "Ready") for p in pods)
-    status = {"replicas": len(pods), "fullyLabeledReplicas": len(pods), "readyReplicas": ready, "availableReplicas": ready,
-              "observedGeneration": owner["metadata"].get("generation", 1)}
+    status = {
+        "replicas": len(pods),
+        "fullyLabeledReplicas": len(pods),
+        "readyReplicas": ready,
+        "availableReplicas": ready,
+        "observedGeneration": owner["metadata"].get("generation", 1),
+    }
     if {k: (owner.get("status") or {}).get(k) for k in status} != status:
         changes.append(Write("status", "ReplicaSet", space, name(owner), {"status": status}))
     return changes
@@ -66,7 +83,8 @@ def template_hash(template: Object) -> str:
 
 
 def resolve(value: object, replicas: int, *, up: bool) -> int:
-    """maxSurge and maxUnavailable: a number, or a percentage of replicas (rounded up for surge, down for unavailable)."""
+    """maxSurge and maxUnavailable: a number, or a percentage of replicas (rounded up for surge, down for
+    unavailable)."""
     if isinstance(value, int):
         return value
     percent = int(str(value).rstrip("%"))
@@ -86,11 +104,24 @@ def _new_set(deployment: Object, digest: str, revision: int, replicas: int) -> W
     selector = copy.deepcopy(deployment["spec"]["selector"])
     selector.setdefault("matchLabels", {})[HASH] = digest
     own = f"{name(deployment)}-{digest}"
-    return Write("create", "ReplicaSet", namespace(deployment), own, {
-        "apiVersion": "apps/v1", "kind": "ReplicaSet",
-        "metadata": {"name": own, "namespace": namespace(deployment), "labels": marked,
-                     "annotations": {REVISION: str(revision)}, "ownerReferences": [owner_reference(deployment)]},
-        "spec": {"replicas": replicas, "selector": selector, "template": template}})
+    return Write(
+        "create",
+        "ReplicaSet",
+        namespace(deployment),
+        own,
+        {
+            "apiVersion": "apps/v1",
+            "kind": "ReplicaSet",
+            "metadata": {
+                "name": own,
+                "namespace": namespace(deployment),
+                "labels": marked,
+                "annotations": {REVISION: str(revision)},
+                "ownerReferences": [owner_reference(deployment)],
+            },
+            "spec": {"replicas": replicas, "selector": selector, "template": template},
+        },
+    )
 
 
 def _scale(found: Object, replicas: int) -> list[Write]:
@@ -141,19 +172,26 @@ def _roll(deployment: Object, new: Object, old: list[Object]) -> list[Write]:
 
 def _status(deployment: Object, new: Object | None, sets: list[Object], now: float) -> list[Write]:
     replicas = int(deployment["spec"].get("replicas", 1))
-    count = {field: sum(int((s.get("status") or {}).get(field) or 0) for s in sets)
-             for field in ("replicas", "readyReplicas", "availableReplicas")}
+    count = {
+        field: sum(int((s.get("status") or {}).get(field) or 0) for s in sets)
+        for field in ("replicas", "readyReplicas", "availableReplicas")
+    }
     updated = int((new.get("status") or {}).get("replicas") or 0) if new else 0
     rolling = (deployment["spec"].get("strategy") or {}).get("rollingUpdate") or {}
     spare = resolve(rolling.get("maxUnavailable", "25%"), replicas, up=False)
     available = count["availableReplicas"] >= replicas - spare
     done = updated == replicas == count["availableReplicas"] == count["replicas"]
-    status: Object = {**count, "updatedReplicas": updated,
-                      "unavailableReplicas": max(0, replicas - count["availableReplicas"]),
-                      "observedGeneration": deployment["metadata"].get("generation", 1), "conditions": []}
+    status: Object = {
+        **count,
+        "updatedReplicas": updated,
+        "unavailableReplicas": max(0, replicas - count["availableReplicas"]),
+        "observedGeneration": deployment["metadata"].get("generation", 1),
+        "conditions": [],
+    }
     for kind, value, reason in (
-            ("Available", available, "MinimumReplicasAvailable" if available else "MinimumReplicasUnavailable"),
-            ("Progressing", True, "NewReplicaSetAvailable" if done else "ReplicaSetUpdated")):
+        ("Available", available, "MinimumReplicasAvailable" if available else "MinimumReplicasUnavailable"),
+        ("Progressing", True, "NewReplicaSetAvailable" if done else "ReplicaSetUpdated"),
+    ):
         text, before = str(value), condition(deployment, kind)
         since = before.get("lastTransitionTime") if before.get("status") == text else timestamp(now)
         status["conditions"].append({"type": kind, "status": text, "reason": reason, "lastTransitionTime": since})
@@ -176,14 +214,23 @@ def reconcile_deployment(wanted: str, snapshot: Snapshot, now: float) -> list[Wr
         return [_new_set(deployment, digest, latest + 1, first), *_status(deployment, None, sets, now)]
     changes: list[Write] = []
     if old and int(annotations_of(new).get(REVISION, "0")) < latest:  # a roll-back makes its set the newest again
-        changes.append(Write("patch", "ReplicaSet", namespace(new), name(new),
-                              {"metadata": {"annotations": {REVISION: str(latest + 1)}}}))
+        changes.append(
+            Write(
+                "patch",
+                "ReplicaSet",
+                namespace(new),
+                name(new),
+                {"metadata": {"annotations": {REVISION: str(latest + 1)}}},
+            )
+        )
     if not deployment["spec"].get("paused"):
         changes += _roll(deployment, new, old)
     idle = [s for s in old if not _wanted(s) and not (s.get("status") or {}).get("replicas")]
     keep = int(deployment["spec"].get("revisionHistoryLimit", 10))
-    changes += [Write("delete", "ReplicaSet", namespace(s), name(s), why="revisionHistoryLimit")
-                for s in idle[:max(0, len(idle) - keep)]]
+    changes += [
+        Write("delete", "ReplicaSet", namespace(s), name(s), why="revisionHistoryLimit")
+        for s in idle[: max(0, len(idle) - keep)]
+    ]
     return changes + _status(deployment, new, sets, now)
 
 

@@ -44,9 +44,16 @@ async def errors_as_status(request: web.Request, handler: Handler) -> web.Stream
     except (ConnectionError, web.HTTPException):
         raise
     except Exception as err:
-        log.error("request failed", method=request.method, path=request.path, error=repr(err),
-                  trace=traceback.format_exc(limit=-4))
-        return _status(StatusError(500, "InternalError", f"{type(err).__name__} in the API server; its log has the details"))
+        log.error(
+            "request failed",
+            method=request.method,
+            path=request.path,
+            error=repr(err),
+            trace=traceback.format_exc(limit=-4),
+        )
+        return _status(
+            StatusError(500, "InternalError", f"{type(err).__name__} in the API server; its log has the details")
+        )
 
 
 def authenticator(tokens: Mapping[str, auth.User]) -> Middleware:
@@ -91,15 +98,23 @@ def _routes(handlers: Handlers) -> list[web.RouteDef]:
         web.get("/openapi/v3/apis/{group}/{version}", _document(schema.openapi_v3, "group", "version")),
     ]
     # before /namespaces/NAMESPACE/PLURAL, which has the same form
-    rows.append(web.get("/api/{version}/{plural:namespaces}/{name}/{sub:status|finalize}", handlers.get, allow_head=False))
+    rows.append(
+        web.get("/api/{version}/{plural:namespaces}/{name}/{sub:status|finalize}", handlers.get, allow_head=False)
+    )
     for base in ("/api/{version}", "/apis/{group}/{version}"):
         for spot in ("/namespaces/{namespace}/{plural}", "/{plural}"):
             path = base + spot
-            rows += [web.get(path, handlers.list_or_watch, allow_head=False), web.post(path, handlers.create),
-                     web.delete(path, handlers.delete_collection)]
+            rows += [
+                web.get(path, handlers.list_or_watch, allow_head=False),
+                web.post(path, handlers.create),
+                web.delete(path, handlers.delete_collection),
+            ]
             for one in (path + "/{name}", path + "/{name}/{sub}"):
-                rows += [web.get(one, handlers.get, allow_head=False), web.put(one, handlers.update),
-                         web.patch(one, handlers.patch)]
+                rows += [
+                    web.get(one, handlers.get, allow_head=False),
+                    web.put(one, handlers.update),
+                    web.patch(one, handlers.patch),
+                ]
             rows.append(web.delete(path + "/{name}", handlers.delete))
     return rows
 

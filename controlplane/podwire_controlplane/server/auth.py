@@ -11,7 +11,10 @@ from podwire_base.kube.meta import Object
 
 ADMINS, NODES, READERS = "system:masters", "system:nodes", "podwire:readers"
 OPEN_PATHS = ("/healthz", "/livez", "/readyz", "/version")
-JOIN_PATHS = ("/podwire/v1/ca", "/podwire/v1/join")  # for machines that are not of the cluster yet: join.py sees to their token
+JOIN_PATHS = (
+    "/podwire/v1/ca",
+    "/podwire/v1/join",
+)  # for machines that are not of the cluster yet: join.py sees to their token
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,8 @@ class User:
 
 
 def from_certificate(peer: Mapping[str, Any] | None) -> User | None:
-    """The subject of a verified client certificate: CN is the user, each O a group (Kubernetes' X.509 authentication)."""
+    """The subject of a verified client certificate: CN is the user, each O a group (Kubernetes' X.509
+    authentication)."""
     if not peer:
         return None
     pairs = [pair for rdn in peer.get("subject", ()) for pair in rdn]
@@ -75,7 +79,8 @@ def allowed(user: User, verb: str, plural: str, sub: str, target: str, obj: Obje
 def describe(user: User, verb: str, qualified: str, sub: str, target: str) -> str:
     """The text of a 403."""
     what = f"{qualified}/{sub}" if sub else qualified
-    return f'{what} "{target}" is forbidden: User "{user.name}" cannot {verb} resource "{what}"' if target else \
-        f'{what} is forbidden: User "{user.name}" cannot {verb} resource "{what}"'
-
-
+    return (
+        f'{what} "{target}" is forbidden: User "{user.name}" cannot {verb} resource "{what}"'
+        if target
+        else f'{what} is forbidden: User "{user.name}" cannot {verb} resource "{what}"'
+    )

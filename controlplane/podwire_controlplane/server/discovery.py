@@ -5,8 +5,17 @@ from __future__ import annotations
 from podwire_base.kube.meta import Object
 from podwire_base.kube.registry import GROUPS, RESOURCES
 
-VERSION: Object = {"major": "1", "minor": "33", "gitVersion": "v1.33.0+podwire", "gitCommit": "", "gitTreeState": "clean",
-                   "buildDate": "", "goVersion": "", "compiler": "cpython", "platform": "linux"}
+VERSION: Object = {
+    "major": "1",
+    "minor": "33",
+    "gitVersion": "v1.33.0+podwire",
+    "gitCommit": "",
+    "gitTreeState": "clean",
+    "buildDate": "",
+    "goVersion": "",
+    "compiler": "cpython",
+    "platform": "linux",
+}
 _VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 
 
@@ -34,19 +43,39 @@ def resources(wanted: str, version: str) -> Object | None:
         return None
     rows: list[Object] = []
     for resource in (r for r in RESOURCES if (r.group, r.version) == (wanted, version)):
-        row: Object = {"name": resource.plural, "singularName": resource.singular, "namespaced": resource.namespaced,
-                       "kind": resource.kind, "verbs": _VERBS}
+        row: Object = {
+            "name": resource.plural,
+            "singularName": resource.singular,
+            "namespaced": resource.namespaced,
+            "kind": resource.kind,
+            "verbs": _VERBS,
+        }
         if resource.short:
             row["shortNames"] = list(resource.short)
         if resource.categories:
             row["categories"] = list(resource.categories)
         rows.append(row)
         for sub in resource.subresources:
-            extra = {"kind": "Scale", "group": "autoscaling", "version": "v1"} if sub == "scale" else {"kind": resource.kind}
-            rows.append({"name": f"{resource.plural}/{sub}", "singularName": "", "namespaced": resource.namespaced,
-                         "verbs": ["get", "patch", "update"], **extra})
-    return {"kind": "APIResourceList", "apiVersion": "v1", "resources": rows,
-            "groupVersion": f"{wanted}/{version}" if wanted else version}
+            extra = (
+                {"kind": "Scale", "group": "autoscaling", "version": "v1"}
+                if sub == "scale"
+                else {"kind": resource.kind}
+            )
+            rows.append(
+                {
+                    "name": f"{resource.plural}/{sub}",
+                    "singularName": "",
+                    "namespaced": resource.namespaced,
+                    "verbs": ["get", "patch", "update"],
+                    **extra,
+                }
+            )
+    return {
+        "kind": "APIResourceList",
+        "apiVersion": "v1",
+        "resources": rows,
+        "groupVersion": f"{wanted}/{version}" if wanted else version,
+    }
 
 
 def openapi_index() -> Object:

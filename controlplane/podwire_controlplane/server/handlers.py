@@ -67,8 +67,12 @@ async def body_of(request: web.Request) -> Any:
     if not raw.strip():
         return {}
     if raw.startswith(b"k8s\0") or "protobuf" in kind:
-        raise StatusError(415, "UnsupportedMediaType", "protobuf bodies are not read yet; send application/json "
-                          "(kubectl apply does; `kubectl create` and `run` of 1.32 and later do not)")
+        raise StatusError(
+            415,
+            "UnsupportedMediaType",
+            "protobuf bodies are not read yet; send application/json "
+            "(kubectl apply does; `kubectl create` and `run` of 1.32 and later do not)",
+        )
     try:
         if "yaml" in kind:
             return next(yamltext.documents(raw, aliases=False), {})
@@ -97,11 +101,18 @@ class Handlers:
 
     # ---- answers
 
-    def _answer(self, request: web.Request, scope: Scope, raw: bytes, status: int = 200,
-                warnings: tuple[str, ...] = ()) -> web.Response:
+    def _answer(
+        self, request: web.Request, scope: Scope, raw: bytes, status: int = 200, warnings: tuple[str, ...] = ()
+    ) -> web.Response:
         if wants_table(request):
-            raw = codec.dumps(table.table(scope.resource, [codec.decode(raw)], datetime.now(UTC),
-                                          include=request.query.get("includeObject", "Metadata")))
+            raw = codec.dumps(
+                table.table(
+                    scope.resource,
+                    [codec.decode(raw)],
+                    datetime.now(UTC),
+                    include=request.query.get("includeObject", "Metadata"),
+                )
+            )
         answer = web.Response(body=raw, status=status, content_type="application/json")
         for warning in warnings:
             answer.headers.add("Warning", '299 - "' + warning.replace('"', '\\"') + '"')
@@ -144,11 +155,16 @@ class Handlers:
         kind = request.content_type
         if kind not in patches.TYPES:
             hint = "; drop --server-side" if "apply-patch" in kind else ""
-            raise StatusError(415, "UnsupportedMediaType", f"patch type {kind!r} is not supported; one of "
-                              f"{', '.join(patches.TYPES)}{hint}")
+            raise StatusError(
+                415,
+                "UnsupportedMediaType",
+                f"patch type {kind!r} is not supported; one of {', '.join(patches.TYPES)}{hint}",
+            )
         body = await body_of(request)
         if scope.sub == "scale":
-            return await self._write_scale(request, scope, patches.apply(kind, _scale(await self.objects.get(scope)), body))
+            return await self._write_scale(
+                request, scope, patches.apply(kind, _scale(await self.objects.get(scope)), body)
+            )
         return self._written(request, scope, await self.objects.patch(scope, kind, body, write_options(request.query)))
 
     async def _write_scale(self, request: web.Request, scope: Scope, scale: Any) -> web.StreamResponse:
@@ -157,7 +173,9 @@ class Handlers:
             raise errors.bad_request("expected an autoscaling/v1 Scale with spec.replicas")
         replicas = spec.get("replicas", 0)
         whole = Scope(scope.resource, scope.namespace, scope.name)
-        await self.objects.patch(whole, patches.MERGE_PATCH, {"spec": {"replicas": replicas}}, write_options(request.query))
+        await self.objects.patch(
+            whole, patches.MERGE_PATCH, {"spec": {"replicas": replicas}}, write_options(request.query)
+        )
         return web.json_response(_scale(await self.objects.get(whole)))
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
@@ -168,17 +186,29 @@ class Handlers:
         if not gone:
             return self._answer(request, scope, raw)
         obj = codec.decode(raw)
-        return web.json_response({
-            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-            "details": {"name": scope.name, "group": scope.resource.group, "kind": scope.resource.plural,
-                        "uid": obj["metadata"]["uid"]}})
+        return web.json_response(
+            {
+                "kind": "Status",
+                "apiVersion": "v1",
+                "metadata": {},
+                "status": "Success",
+                "details": {
+                    "name": scope.name,
+                    "group": scope.resource.group,
+                    "kind": scope.resource.plural,
+                    "uid": obj["metadata"]["uid"],
+                },
+            }
+        )
 
     # ---- collections
 
     def _view(self, request: web.Request, resource: Resource) -> Any:
         query = request.query
-        return both(label_query(query.get("labelSelector", "")),
-                    field_query(query.get("fieldSelector", ""), lambda path: schema.known_field(resource, path)))
+        return both(
+            label_query(query.get("labelSelector", "")),
+            field_query(query.get("fieldSelector", ""), lambda path: schema.known_field(resource, path)),
+        )
 
     async def list_or_watch(self, request: web.Request) -> web.StreamResponse:
         scope = scope_of(request)
@@ -190,12 +220,18 @@ class Handlers:
         if more:
             metadata["continue"] = more
         if wants_table(request):
-            answer = table.table(scope.resource, (load(i) for i in items), datetime.now(UTC), revision=str(revision),
-                                 include=request.query.get("includeObject", "Metadata"))
+            answer = table.table(
+                scope.resource,
+                (load(i) for i in items),
+                datetime.now(UTC),
+                revision=str(revision),
+                include=request.query.get("includeObject", "Metadata"),
+            )
             answer["metadata"] |= metadata
             return web.Response(body=codec.dumps(answer), content_type="application/json")
-        head = codec.dumps({"kind": scope.resource.kind + "List", "apiVersion": scope.resource.api_version,
-                            "metadata": metadata})
+        head = codec.dumps(
+            {"kind": scope.resource.kind + "List", "apiVersion": scope.resource.api_version, "metadata": metadata}
+        )
         body = b'%s,"items":[%s]}' % (head[:-1], b",".join(wire(i) for i in items))
         return web.Response(body=body, content_type="application/json")
 
@@ -234,8 +270,14 @@ class Handlers:
             except StatusError as err:
                 if err.code != 404:  # somebody else deleted it meanwhile: that is what was wanted
                     raise
-        return web.json_response({"kind": scope.resource.kind + "List", "apiVersion": scope.resource.api_version,
-                                  "metadata": {"resourceVersion": str(revision)}, "items": []})
+        return web.json_response(
+            {
+                "kind": scope.resource.kind + "List",
+                "apiVersion": scope.resource.api_version,
+                "metadata": {"resourceVersion": str(revision)},
+                "items": [],
+            }
+        )
 
     async def watch(self, request: web.Request, scope: Scope) -> web.StreamResponse:
         await self.authorise(request, scope, "watch")
@@ -246,10 +288,16 @@ class Handlers:
         version = parse_version(query.get("resourceVersion"))
         seconds = parse_version(query.get("timeoutSeconds"), "timeoutSeconds") or 1800
         view = WatchRequest(
-            scope.resource.prefix(scope.namespace), self._view(request, scope.resource), version,
-            initial or version in (None, 0), initial,
-            query.get("allowWatchBookmarks") == "true", min(seconds, MAX_WATCH),
-            scope.resource.kind, scope.resource.api_version)
+            scope.resource.prefix(scope.namespace),
+            self._view(request, scope.resource),
+            version,
+            initial or version in (None, 0),
+            initial,
+            query.get("allowWatchBookmarks") == "true",
+            min(seconds, MAX_WATCH),
+            scope.resource.kind,
+            scope.resource.api_version,
+        )
         frames = stream(self.objects.store, view, _shaper(request, scope.resource))
         answer = web.StreamResponse(headers={"Content-Type": "application/json", "Cache-Control": "no-cache"})
         try:
@@ -289,8 +337,9 @@ def _shaper(request: web.Request, resource: Resource) -> Callable[[bytes], bytes
     def shape(raw: bytes) -> bytes:
         nonlocal first
         obj = codec.decode(raw)
-        made = table.table(resource, [obj], datetime.now(UTC), revision=obj["metadata"]["resourceVersion"], include=include,
-                           head=first)
+        made = table.table(
+            resource, [obj], datetime.now(UTC), revision=obj["metadata"]["resourceVersion"], include=include, head=first
+        )
         first = False
         return codec.dumps(made)
 
@@ -302,9 +351,13 @@ def _scale(obj: Object) -> Object:
     meta = obj["metadata"]
     selector = ",".join(f"{k}={v}" for k, v in (obj["spec"]["selector"].get("matchLabels") or {}).items())
     carried = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
-    return {"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {k: meta[k] for k in carried if k in meta},
-            "spec": {"replicas": obj["spec"].get("replicas", 1)},
-            "status": {"replicas": obj.get("status", {}).get("replicas", 0), "selector": selector}}
+    return {
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": {k: meta[k] for k in carried if k in meta},
+        "spec": {"replicas": obj["spec"].get("replicas", 1)},
+        "status": {"replicas": obj.get("status", {}).get("replicas", 0), "selector": selector},
+    }
 
 
 async def _delete_options(request: web.Request) -> Object:

@@ -1,8 +1,8 @@
 """How a machine becomes a node of the cluster: one secret, the join token, proves both sides to each other.
 
-GET /podwire/v1/ca answers with the cluster's CA and a MAC of it under the token: only who knows the token could have said so
-(the idea of kubeadm's signed cluster-info). POST /podwire/v1/join with the token and a signing request answers with the node's
-client certificate (CN system:node:NAME) and the cluster's addresses; the node's key never travels.
+GET /podwire/v1/ca answers with the cluster's CA and a MAC of it under the token: only who knows the token could have
+said so (the idea of kubeadm's signed cluster-info). POST /podwire/v1/join with the token and a signing request answers
+with the node's client certificate (CN system:node:NAME) and the cluster's addresses; the node's key never travels.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def mac(token: str, authority: str) -> str:
 
 
 class Joining:
-    """`data`: ca.pem, ca-key.pem, cluster.json and join.json ({"token", "expires"}), which is read at each request: a token can
-    be made anew while the server runs."""
+    """`data`: ca.pem, ca-key.pem, cluster.json and join.json ({"token", "expires"}), which is read at each request: a
+    token can be made anew while the server runs."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
@@ -74,7 +74,9 @@ class Joining:
 
     async def join(self, request: web.Request) -> web.StreamResponse:
         kind, _, given = request.headers.get("Authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(errors="replace"), self.token().encode()):
+        if kind.lower() != "bearer" or not hmac.compare_digest(
+            given.strip().encode(errors="replace"), self.token().encode()
+        ):
             log.warn("a machine was refused", remote=request.remote, why="wrong token")
             raise StatusError(401, "Unauthorized", "the join token is not this cluster's, or a newer one was made")
         node, answer = self.answer(await request.text())
@@ -89,7 +91,9 @@ class Joining:
         except (ValueError, LookupError, TypeError):
             raise StatusError(400, "BadRequest", 'expected {"node": NAME, "request": PEM}') from None
         if not isinstance(node, str) or not _NAME.fullmatch(node):
-            raise StatusError(422, "Invalid", f"node: {str(node)[:80]!r} is no name: lower-case letters, digits, '-' and '.'")
+            raise StatusError(
+                422, "Invalid", f"node: {str(node)[:80]!r} is no name: lower-case letters, digits, '-' and '.'"
+            )
         pair = pki.Pair((self.data / "ca.pem").read_text(), (self.data / "ca-key.pem").read_text())
         try:
             certificate = pki.Authority(pair).sign_client(str(request), f"system:node:{node}", [auth.NODES])

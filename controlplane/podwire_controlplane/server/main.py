@@ -35,8 +35,8 @@ KEEP_SECONDS = 5.0
 class ServerConfig:
     """data: directory of store, certificates and tokens. listen: (address, port, path of a network namespace or "").
 
-    advertise: the (address, port) that the Service default/kubernetes leads to. dns: (address, domain) of the cluster DNS,
-    which gets a Service for its name; every node answers at that address itself.
+    advertise: the (address, port) that the Service default/kubernetes leads to. dns: (address, domain) of the cluster
+    DNS, which gets a Service for its name; every node answers at that address itself.
     """
 
     data: Path
@@ -81,8 +81,12 @@ async def _ensure(objects: Objects, scope: Scope, obj: Object) -> None:
     except StatusError as err:
         if err.reason != "AlreadyExists":
             raise
-        await objects.patch(Scope(scope.resource, scope.namespace, obj["metadata"]["name"]), "application/merge-patch+json",
-                            obj, WriteOptions())
+        await objects.patch(
+            Scope(scope.resource, scope.namespace, obj["metadata"]["name"]),
+            "application/merge-patch+json",
+            obj,
+            WriteOptions(),
+        )
 
 
 async def bootstrap(objects: Objects, config: ServerConfig) -> None:
@@ -91,27 +95,55 @@ async def bootstrap(objects: Objects, config: ServerConfig) -> None:
         await _ensure(objects, Scope(of("Namespace"), ""), {"metadata": {"name": name}})
     address, port = config.advertise
     first = str(next(ipaddress.ip_network(config.service_cidr).hosts()))
-    await _ensure(objects, Scope(of("Service"), "default"), {
-        "metadata": {"name": "kubernetes", "labels": {"component": "apiserver", "provider": "kubernetes"}},
-        "spec": {"clusterIP": first, "ports": [{"name": "https", "port": 443, "targetPort": port}]}})
-    await _ensure(objects, Scope(of("Endpoints"), "default"), {
-        "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{"addresses": [{"ip": address}], "ports": [{"name": "https", "port": port}]}]})
-    await _ensure(objects, Scope(of("EndpointSlice"), "default"), {
-        "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "addressType": "IPv6" if ":" in address else "IPv4",
-        "endpoints": [{"addresses": [address], "conditions": {"ready": True}}], "ports": [{"name": "https", "port": port}]})
+    await _ensure(
+        objects,
+        Scope(of("Service"), "default"),
+        {
+            "metadata": {"name": "kubernetes", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+            "spec": {"clusterIP": first, "ports": [{"name": "https", "port": 443, "targetPort": port}]},
+        },
+    )
+    await _ensure(
+        objects,
+        Scope(of("Endpoints"), "default"),
+        {
+            "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+            "subsets": [{"addresses": [{"ip": address}], "ports": [{"name": "https", "port": port}]}],
+        },
+    )
+    await _ensure(
+        objects,
+        Scope(of("EndpointSlice"), "default"),
+        {
+            "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+            "addressType": "IPv6" if ":" in address else "IPv4",
+            "endpoints": [{"addresses": [address], "conditions": {"ready": True}}],
+            "ports": [{"name": "https", "port": port}],
+        },
+    )
     if config.dns:
         await _bootstrap_dns(objects, config.dns[0])
 
 
 async def _bootstrap_dns(objects: Objects, address: str) -> None:
     """The Service kube-dns. Its label keeps the proxy off: the address is bound on every node."""
-    await _ensure(objects, Scope(of("Service"), "kube-system"), {
-        "metadata": {"name": "kube-dns", "labels": {
-            "k8s-app": "kube-dns", "service.kubernetes.io/service-proxy-name": "podwire-dns"}},
-        "spec": {"clusterIP": address, "ports": [{"name": "dns", "port": 53, "protocol": "UDP"},
-                                                 {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]}})
+    await _ensure(
+        objects,
+        Scope(of("Service"), "kube-system"),
+        {
+            "metadata": {
+                "name": "kube-dns",
+                "labels": {"k8s-app": "kube-dns", "service.kubernetes.io/service-proxy-name": "podwire-dns"},
+            },
+            "spec": {
+                "clusterIP": address,
+                "ports": [
+                    {"name": "dns", "port": 53, "protocol": "UDP"},
+                    {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
+                ],
+            },
+        },
+    )
 
 
 async def _keep(objects: Objects, config: ServerConfig) -> None:
@@ -134,14 +166,19 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     await bootstrap(objects, config)
     app = make_app(objects, _tokens(config.data))
     app.add_routes(join.routes(config.data))
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5,
-                           handler_cancellation=True)  # a watch ends with its client
+    runner = web.AppRunner(
+        app, access_log=None, shutdown_timeout=0.5, handler_cancellation=True
+    )  # a watch ends with its client
     await runner.setup()
     tls = _tls(config.data)
     for address, port, netns in config.listen:
         await web.SockSite(runner, _listener(address, port, netns), ssl_context=tls).start()
-    log.info("serving", listen=[f"{a}:{p}" for a, p, _ in config.listen], revision=await store.revision(),
-             since=timestamp(objects.clock()))
+    log.info(
+        "serving",
+        listen=[f"{a}:{p}" for a, p, _ in config.listen],
+        revision=await store.revision(),
+        since=timestamp(objects.clock()),
+    )
     if ready:
         ready()
     stop = asyncio.Event()

@@ -119,8 +119,10 @@ class Objects:
             raise errors.invalid(resource, str(obj["metadata"].get("name", "")), causes)
         warnings = tuple(f'unknown field "{path}"' for path in unknown)
         if warnings and options.field_validation == "Strict":
-            raise errors.bad_request(f"{resource.kind} in version {resource.version!r} cannot be handled: strict decoding "
-                                     f"error: {', '.join(warnings)}; correct the spelling or remove the field")
+            raise errors.bad_request(
+                f"{resource.kind} in version {resource.version!r} cannot be handled: strict decoding "
+                f"error: {', '.join(warnings)}; correct the spelling or remove the field"
+            )
         return warnings if options.field_validation != "Ignore" else ()
 
     def _check(self, resource: Resource, obj: Object, before: Object | None) -> None:
@@ -144,8 +146,13 @@ class Objects:
         if found is None:
             raise errors.not_found(_NAMESPACES, scope.namespace)
         if deleting(load(found)):
-            raise StatusError(403, "Forbidden", f'namespace "{scope.namespace}" is being deleted; use another one',
-                              resource=scope.resource, name=scope.name)
+            raise StatusError(
+                403,
+                "Forbidden",
+                f'namespace "{scope.namespace}" is being deleted; use another one',
+                resource=scope.resource,
+                name=scope.name,
+            )
 
     async def create(self, scope: Scope, obj: Object, options: WriteOptions) -> Written:
         resource = scope.resource
@@ -153,8 +160,9 @@ class Objects:
         metadata = obj["metadata"]
         if resource.namespaced:
             if metadata.setdefault("namespace", scope.namespace) != scope.namespace:
-                raise errors.bad_request(f"metadata.namespace: {metadata['namespace']!r} differs from the URL's "
-                                         f"{scope.namespace!r}")
+                raise errors.bad_request(
+                    f"metadata.namespace: {metadata['namespace']!r} differs from the URL's {scope.namespace!r}"
+                )
             await self._check_namespace(scope)
         else:
             metadata.pop("namespace", None)
@@ -204,8 +212,9 @@ class Objects:
         written = await self._modify(scope, change, options, ())
         return Written(written.raw, warnings)
 
-    async def _modify(self, scope: Scope, change: Callable[[Object], Object], options: WriteOptions,
-                      warnings: tuple[str, ...]) -> Written:
+    async def _modify(
+        self, scope: Scope, change: Callable[[Object], Object], options: WriteOptions, warnings: tuple[str, ...]
+    ) -> Written:
         """Read, change, check, compare-and-swap; again where somebody was faster and the change is unconditional."""
         for _ in range(_RETRIES):
             item = await self.item(scope)
@@ -240,7 +249,14 @@ class Objects:
             after.pop("status", None)
             if "status" in before:
                 after["status"] = before["status"]
-        for field in ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "namespace", "name"):
+        for field in (
+            "uid",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "namespace",
+            "name",
+        ):
             metadata.pop(field, None)
             if field in old:
                 metadata[field] = old[field]
@@ -258,12 +274,21 @@ class Objects:
             item = await self.item(scope)
             obj = load(item)
             wanted = options.get("preconditions") or {}
-            if wanted.get("uid") not in (None, uid(obj)) or \
-                    wanted.get("resourceVersion") not in (None, obj["metadata"]["resourceVersion"]):
-                raise errors.conflict(scope.resource, scope.name, "the precondition (uid or resourceVersion) does not hold")
+            if wanted.get("uid") not in (None, uid(obj)) or wanted.get("resourceVersion") not in (
+                None,
+                obj["metadata"]["resourceVersion"],
+            ):
+                raise errors.conflict(
+                    scope.resource, scope.name, "the precondition (uid or resourceVersion) does not hold"
+                )
             if scope.resource is _NAMESPACES and scope.name in IMMORTAL:
-                raise StatusError(403, "Forbidden", f'namespaces "{scope.name}" is forbidden: the cluster needs it, it cannot '
-                                  "be deleted", resource=scope.resource, name=scope.name)
+                raise StatusError(
+                    403,
+                    "Forbidden",
+                    f'namespaces "{scope.name}" is forbidden: the cluster needs it, it cannot be deleted',
+                    resource=scope.resource,
+                    name=scope.name,
+                )
             marked = self._mark(scope.resource, obj, options.get("gracePeriodSeconds"))
             _propagate(marked, options)
             if dry_run:
@@ -284,7 +309,11 @@ class Objects:
         """Set deletionTimestamp. Pods on a node wait for the node; a second deletion can only shorten the wait."""
         metadata, now = obj["metadata"], self.clock()
         seconds = 0
-        if resource.graceful and obj["spec"].get("nodeName") and obj["status"].get("phase") not in ("Succeeded", "Failed"):
+        if (
+            resource.graceful
+            and obj["spec"].get("nodeName")
+            and obj["status"].get("phase") not in ("Succeeded", "Failed")
+        ):
             seconds = int(obj["spec"].get("terminationGracePeriodSeconds", 30) if grace is None else grace)
         if "deletionTimestamp" in metadata:
             seconds = min(seconds, int(metadata.get("deletionGracePeriodSeconds", 0)))
@@ -313,7 +342,8 @@ class Objects:
 
 
 def _propagate(obj: Object, options: Object) -> None:
-    """propagationPolicy Orphan and Foreground are finalizers that the garbage collector takes off when its part is done."""
+    """propagationPolicy Orphan and Foreground are finalizers that the garbage collector takes off when its part is
+    done."""
     policy = options.get("propagationPolicy") or ("Orphan" if options.get("orphanDependents") else "Background")
     if policy not in PROPAGATION:
         raise errors.bad_request(f"propagationPolicy: {policy!r} is not supported; one of {', '.join(PROPAGATION)}")
@@ -331,7 +361,8 @@ def _guard(scope: Scope, before: Object, after: Object) -> None:
 
 
 def _changed(before: Object, after: Object) -> bool:
-    """Does anything differ but metadata and status? Asked when the defaults are filled in: leaving one out is no change."""
+    """Does anything differ but metadata and status? Asked when the defaults are filled in: leaving one out is no
+    change."""
     return any(after.get(f) != before.get(f) for f in after.keys() | before.keys() if f not in ("metadata", "status"))
 
 
@@ -366,5 +397,3 @@ def _keep_allocations(before: Object, after: Object) -> None:
         kept = held.get((port.get("protocol", "TCP"), port.get("port")))
         if kept and not port.get("nodePort"):
             port["nodePort"] = kept
-
-

@@ -1,4 +1,5 @@
-"""The embedded cluster's certificates: one CA, a server certificate, one client certificate per component (ECDSA P-256)."""
+"""The embedded cluster's certificates: one CA, a server certificate, one client certificate per component (ECDSA
+P-256)."""
 
 from __future__ import annotations
 
@@ -34,12 +35,14 @@ class Pair:
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> str:
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-                             serialization.NoEncryption()).decode()
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
 
 
 class Authority:
-    """A certificate authority made anew for each cluster, or read back from `pair`. Raises ValueError for what is none."""
+    """A certificate authority made anew for each cluster, or read back from `pair`. Raises ValueError for what is
+    none."""
 
     def __init__(self, pair: Pair | None = None) -> None:
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "podwire-ca")])
@@ -51,17 +54,25 @@ class Authority:
             return
         self._key = ec.generate_private_key(ec.SECP256R1())
         builder = self._builder(self._name, self._key.public_key()).add_extension(
-            x509.BasicConstraints(ca=True, path_length=0), True)
+            x509.BasicConstraints(ca=True, path_length=0), True
+        )
         self._certificate = builder.add_extension(
-            x509.KeyUsage(True, False, False, False, False, True, True, False, False), True).sign(self._key, hashes.SHA256())
+            x509.KeyUsage(True, False, False, False, False, True, True, False, False), True
+        ).sign(self._key, hashes.SHA256())
 
     def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
-        return (x509.CertificateBuilder().subject_name(subject).issuer_name(self._name).public_key(key)
-                .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(minutes=5))
-                .not_valid_after(now + _YEARS)
-                .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), False)
-                .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), False))
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(minutes=5))
+            .not_valid_after(now + _YEARS)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), False)
+        )
 
     @property
     def certificate(self) -> str:
@@ -72,8 +83,13 @@ class Authority:
         """What `Authority(pair)` takes. Whoever has it can be anybody."""
         return Pair(self.certificate, _pem(self._key))
 
-    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, usage: x509.ObjectIdentifier,
-              names: list[x509.GeneralName]) -> str:
+    def _sign(
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePublicKey,
+        usage: x509.ObjectIdentifier,
+        names: list[x509.GeneralName],
+    ) -> str:
         builder = self._builder(subject, key).add_extension(x509.ExtendedKeyUsage([usage]), False)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), False)
@@ -94,7 +110,8 @@ class Authority:
         return self._issue(_user(user, groups), ExtendedKeyUsageOID.CLIENT_AUTH, [])
 
     def sign_client(self, request: str, user: str, groups: Iterable[str]) -> str:
-        """The certificate for the key of a PEM signing request; who it is for, we say. Raises ValueError for a bad request."""
+        """The certificate for the key of a PEM signing request; who it is for, we say. Raises ValueError for a bad
+        request."""
         asked = x509.load_pem_x509_csr(request.encode())
         key = asked.public_key()
         if not asked.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey):
@@ -103,8 +120,12 @@ class Authority:
 
 
 def _user(user: str, groups: Iterable[str]) -> x509.Name:
-    return x509.Name([*(x509.NameAttribute(NameOID.ORGANIZATION_NAME, g) for g in groups),
-                      x509.NameAttribute(NameOID.COMMON_NAME, user)])
+    return x509.Name(
+        [
+            *(x509.NameAttribute(NameOID.ORGANIZATION_NAME, g) for g in groups),
+            x509.NameAttribute(NameOID.COMMON_NAME, user),
+        ]
+    )
 
 
 def signing_request(user: str) -> tuple[str, str]:
@@ -120,10 +141,20 @@ def kubeconfig(cluster: str, server: str, ca: str, user: str, pair: Pair) -> str
     def b64(text: str) -> str:
         return base64.b64encode(text.encode()).decode()
 
-    return yaml.safe_dump({
-        "apiVersion": "v1", "kind": "Config", "current-context": cluster, "preferences": {},
-        "clusters": [{"name": cluster, "cluster": {"server": server, "certificate-authority-data": b64(ca)}}],
-        "contexts": [{"name": cluster, "context": {"cluster": cluster, "user": user}}],
-        "users": [{"name": user, "user": {"client-certificate-data": b64(pair.certificate),
-                                          "client-key-data": b64(pair.key)}}],
-    }, sort_keys=False)
+    return yaml.safe_dump(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": cluster,
+            "preferences": {},
+            "clusters": [{"name": cluster, "cluster": {"server": server, "certificate-authority-data": b64(ca)}}],
+            "contexts": [{"name": cluster, "context": {"cluster": cluster, "user": user}}],
+            "users": [
+                {
+                    "name": user,
+                    "user": {"client-certificate-data": b64(pair.certificate), "client-key-data": b64(pair.key)},
+                }
+            ],
+        },
+        sort_keys=False,
+    )

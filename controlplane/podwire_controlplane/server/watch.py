@@ -84,7 +84,9 @@ async def stream(store: Store, request: WatchRequest, shape: Callable[[bytes], b
             if request.initial_end:
                 yield bookmark(request, revision, initial_end=True)
         elif request.start is not None and request.start > revision:
-            raise errors.expired(f"resource version {request.start} is not of this store, which is at {revision}; list again")
+            raise errors.expired(
+                f"resource version {request.start} is not of this store, which is at {revision}; list again"
+            )
         elif request.start is not None:
             try:
                 backlog = await store.since(request.prefix, request.start)
@@ -99,8 +101,13 @@ async def stream(store: Store, request: WatchRequest, shape: Callable[[bytes], b
         unsubscribe()
 
 
-async def _live(request: WatchRequest, queue: asyncio.Queue[StoredChange | None], revision: int, shape: Callable[[bytes], bytes],
-                store: Store) -> AsyncIterator[bytes]:
+async def _live(
+    request: WatchRequest,
+    queue: asyncio.Queue[StoredChange | None],
+    revision: int,
+    shape: Callable[[bytes], bytes],
+    store: Store,
+) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     end, next_bookmark = loop.time() + request.timeout, loop.time() + BOOKMARK_EVERY
     while (now := loop.time()) < end:

@@ -48,11 +48,19 @@ class SqliteStore(MemoryStore):
         for key, revision, value in self._db.execute("SELECT key, revision, value FROM items ORDER BY key"):
             self._items[key] = Item(key, revision, value)
             self._keys.append(key)
-        rows = self._db.execute("SELECT revision, key, value, before_revision, before FROM changes"
-                                " ORDER BY revision DESC LIMIT ?", (self._history,)).fetchall()
+        rows = self._db.execute(
+            "SELECT revision, key, value, before_revision, before FROM changes ORDER BY revision DESC LIMIT ?",
+            (self._history,),
+        ).fetchall()
         for revision, key, value, before_revision, before in reversed(rows):
-            self._changes.append(StoredChange(revision, key, None if value is None else Item(key, revision, value),
-                                        None if before is None else Item(key, before_revision, before)))
+            self._changes.append(
+                StoredChange(
+                    revision,
+                    key,
+                    None if value is None else Item(key, revision, value),
+                    None if before is None else Item(key, before_revision, before),
+                )
+            )
         if self._changes:
             self._revision = self._changes[-1].revision
             self._compacted = self._changes[0].revision - 1
@@ -66,8 +74,10 @@ class SqliteStore(MemoryStore):
                 execute("DELETE FROM items WHERE key = ?", (change.key,))
             else:
                 execute("INSERT OR REPLACE INTO items VALUES (?, ?, ?)", (change.key, item.revision, item.value))
-            execute("INSERT INTO changes VALUES (?, ?, ?, ?, ?)",
-                    (change.revision, change.key, item and item.value, before and before.revision, before and before.value))
+            execute(
+                "INSERT INTO changes VALUES (?, ?, ?, ?, ?)",
+                (change.revision, change.key, item and item.value, before and before.revision, before and before.value),
+            )
             if change.revision % _TRIM_EVERY == 0:
                 execute("DELETE FROM changes WHERE revision <= ?", (change.revision - self._history,))
             execute("COMMIT")

@@ -62,8 +62,9 @@ class World:
         scope = self.scope(obj["kind"], name(obj), sub)
         return answer(await self.objects.update(scope, copy.deepcopy(dict(obj)), WriteOptions(**options)))
 
-    async def patch(self, kind: str, own: str, body: Any, sub: str = "", how: str = "application/merge-patch+json",
-                    **options: Any) -> Object:
+    async def patch(
+        self, kind: str, own: str, body: Any, sub: str = "", how: str = "application/merge-patch+json", **options: Any
+    ) -> Object:
         return answer(await self.objects.patch(self.scope(kind, own, sub), how, body, WriteOptions(**options)))
 
     async def delete(self, kind: str, own: str, **options: Any) -> tuple[Object, bool]:

@@ -19,7 +19,8 @@ from podwire_controlplane.store.memory import MemoryStore
 
 
 class InThread:
-    """`with` it, it runs. `_start` sets `store` and `_runner`; both are closed at the end, in the loop that they belong to."""
+    """`with` it, it runs. `_start` sets `store` and `_runner`; both are closed at the end, in the loop that they belong
+    to."""
 
     store: MemoryStore
     _runner: web.AppRunner
@@ -59,6 +60,10 @@ def tls(authority: pki.Authority, names: Sequence[str], addresses: Sequence[str]
     """Of a server with these names and addresses in its certificate."""
     pair = authority.server([*names], [*addresses])
     with tempfile.TemporaryDirectory() as folder:
-        for own, text in (("server.pem", pair.certificate), ("server-key.pem", pair.key), ("ca.pem", authority.certificate)):
+        for own, text in (
+            ("server.pem", pair.certificate),
+            ("server-key.pem", pair.key),
+            ("ca.pem", authority.certificate),
+        ):
             pki.write_private(Path(folder) / own, text)
         return _tls(Path(folder))

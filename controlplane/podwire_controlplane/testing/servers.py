@@ -61,16 +61,28 @@ class Server(InThread):
     # ---- clients
 
     def config(self, token: str = "admin-token") -> ClientConfig:
-        return ClientConfig(f"https://127.0.0.1:{self.port}", token, ssl.create_default_context(cadata=AUTHORITY.certificate))
+        return ClientConfig(
+            f"https://127.0.0.1:{self.port}", token, ssl.create_default_context(cadata=AUTHORITY.certificate)
+        )
 
     def kubeconfig(self, path: Path) -> Path:
         pair = AUTHORITY.client("admin", [auth.ADMINS])
-        pki.write_private(path, pki.kubeconfig("c", f"https://127.0.0.1:{self.port}", AUTHORITY.certificate, "admin", pair))
+        pki.write_private(
+            path, pki.kubeconfig("c", f"https://127.0.0.1:{self.port}", AUTHORITY.certificate, "admin", pair)
+        )
         return path
 
     @contextlib.contextmanager
-    def open(self, method: str, path: str, body: Any = None, *, token: str | None = "admin-token", cert: pki.Pair | None = None,
-             headers: dict[str, str] | None = None) -> Iterator[http.client.HTTPResponse]:
+    def open(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        token: str | None = "admin-token",
+        cert: pki.Pair | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Iterator[http.client.HTTPResponse]:
         """The raw answer. body: bytes as they are, anything else as JSON."""
         context = ssl.create_default_context(cadata=AUTHORITY.certificate)
         if cert:

@@ -20,20 +20,31 @@ from podwire_base.testing.builders import deployment, minimal, pod, service, sto
 # ---- selectors
 
 
-@pytest.mark.parametrize(("text", "yes", "no"), [
-    ("a=1", [{"a": "1"}], [{}, {"a": "2"}]), ("a==1", [{"a": "1"}], [{"a": "2"}]), ("a!=1", [{}, {"a": "2"}], [{"a": "1"}]),
-    ("a in (1,2)", [{"a": "1"}, {"a": "2"}], [{}, {"a": "3"}]), ("a notin (1, 2)", [{}, {"a": "3"}], [{"a": "2"}]),
-    ("a", [{"a": ""}], [{"b": ""}]), ("!a", [{}], [{"a": ""}]), ("a=", [{"a": ""}], [{"a": "1"}]),
-    ("a=1,b in (x,y),!c", [{"a": "1", "b": "y"}], [{"a": "1", "b": "y", "c": ""}, {"a": "1"}]),
-    ("x.io/a=1", [{"x.io/a": "1"}], [{}]), (" a = 1 ", [{"a": "1"}], [{}])])
+@pytest.mark.parametrize(
+    ("text", "yes", "no"),
+    [
+        ("a=1", [{"a": "1"}], [{}, {"a": "2"}]),
+        ("a==1", [{"a": "1"}], [{"a": "2"}]),
+        ("a!=1", [{}, {"a": "2"}], [{"a": "1"}]),
+        ("a in (1,2)", [{"a": "1"}, {"a": "2"}], [{}, {"a": "3"}]),
+        ("a notin (1, 2)", [{}, {"a": "3"}], [{"a": "2"}]),
+        ("a", [{"a": ""}], [{"b": ""}]),
+        ("!a", [{}], [{"a": ""}]),
+        ("a=", [{"a": ""}], [{"a": "1"}]),
+        ("a=1,b in (x,y),!c", [{"a": "1", "b": "y"}], [{"a": "1", "b": "y", "c": ""}, {"a": "1"}]),
+        ("x.io/a=1", [{"x.io/a": "1"}], [{}]),
+        (" a = 1 ", [{"a": "1"}], [{}]),
+    ],
+)
 def test_label_queries(text: str, yes: list[dict[str, str]], no: list[dict[str, str]]) -> None:
     found = label_query(text)
     assert found and all(found({"metadata": {"labels": have}}) for have in yes)
     assert not any(found({"metadata": {"labels": have}}) for have in no)
 
 
-@pytest.mark.parametrize("text", [
-    "a in", "a in (", "a in 1", "=", "=1", "a b", "!", "a=1=2", "a=(b)", "a in (b) c", "!a=1", ")"])
+@pytest.mark.parametrize(
+    "text", ["a in", "a in (", "a in 1", "=", "=1", "a b", "!", "a=1=2", "a=(b)", "a in (b) c", "!a=1", ")"]
+)
 def test_bad_label_queries_name_the_term(text: str) -> None:
     with pytest.raises(StatusError, match="requirement") as caught:
         label_query("good=1," + text)
@@ -51,21 +62,40 @@ def test_any_text_is_a_selector_or_a_400(text: str) -> None:
             assert found is None or found({"metadata": {}}) in (True, False)
 
 
-@pytest.mark.parametrize(("text", "matches"), [
-    ("metadata.name=p1", True), ("metadata.name!=p1", False), ("spec.nodeName=", True), ("spec.hostNetwork=true", True),
-    ("status.phase==Running,metadata.name=p1", False), ("spec.clusterIP!=None", True), ("spec.nodeName.more=x", False)])
+@pytest.mark.parametrize(
+    ("text", "matches"),
+    [
+        ("metadata.name=p1", True),
+        ("metadata.name!=p1", False),
+        ("spec.nodeName=", True),
+        ("spec.hostNetwork=true", True),
+        ("status.phase==Running,metadata.name=p1", False),
+        ("spec.clusterIP!=None", True),
+        ("spec.nodeName.more=x", False),
+    ],
+)
 def test_field_queries(text: str, matches: bool) -> None:
     found = field_query(text)
     assert found and found(pod(hostNetwork=True)) is matches
     assert field_query("") is None is label_query(" , ")
 
 
-@pytest.mark.parametrize(("selector", "have", "matches"), [
-    (None, {"a": "1"}, False), ({}, {}, True), ({"matchLabels": {"a": "1"}}, {"a": "1", "b": ""}, True),
-    ({"matchExpressions": [{"key": "a", "operator": "In", "values": ["1"]}]}, {"a": "1"}, True),
-    ({"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["1"]}]}, {}, True),
-    ({"matchExpressions": [{"key": "a", "operator": "Exists"}]}, {}, False),
-    ({"matchLabels": {"a": "1"}, "matchExpressions": [{"key": "b", "operator": "DoesNotExist"}]}, {"a": "1", "b": ""}, False)])
+@pytest.mark.parametrize(
+    ("selector", "have", "matches"),
+    [
+        (None, {"a": "1"}, False),
+        ({}, {}, True),
+        ({"matchLabels": {"a": "1"}}, {"a": "1", "b": ""}, True),
+        ({"matchExpressions": [{"key": "a", "operator": "In", "values": ["1"]}]}, {"a": "1"}, True),
+        ({"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["1"]}]}, {}, True),
+        ({"matchExpressions": [{"key": "a", "operator": "Exists"}]}, {}, False),
+        (
+            {"matchLabels": {"a": "1"}, "matchExpressions": [{"key": "b", "operator": "DoesNotExist"}]},
+            {"a": "1", "b": ""},
+            False,
+        ),
+    ],
+)
 def test_label_selector_objects(selector: Any, have: dict[str, str], matches: bool) -> None:
     assert label_selector(selector)(have) is matches
 
@@ -81,27 +111,44 @@ def _at(made: Object, *path: Any, value: Any) -> Object:
     return made
 
 
-@pytest.mark.parametrize(("made", "unknown", "wrong"), [
-    (service(), [], []), (_at(service(), "spec", "nope", value=1), ["spec.nope"], []),
-    (_at(service(), "spec", "ports", 0, "prot", value="x"), ["spec.ports[0].prot"], []),
-    (_at(service(), "spec", "ports", value={}), [], ["spec.ports"]),
-    (_at(service(), "spec", "ports", 0, "targetPort", value=[]), [], ["spec.ports[0].targetPort"]),
-    (_at(service(), "spec", "ports", 0, "targetPort", value="http"), [], []),
-    (_at(service(), "spec", "ports", 0, value=None), [], ["spec.ports[0]"]),
-    (_at(service(), "spec", "ports", 0, value={}), [], ["spec.ports[0].port"]),
-    (_at(service(), "spec", "selector", value={"a": 1}), [], ["spec.selector.a"]),
-    (_at(service(), "metadata", "labels", value={"a": True}), [], ["metadata.labels.a"]),
-    (_at(service(), "spec", "externalIPs", value=["a", 5]), [], ["spec.externalIPs[1]"]),
-    (_at(service(), "spec", "publishNotReadyAddresses", value="yes"), [], ["spec.publishNotReadyAddresses"]),
-    (_at(pod(), "spec", "containers", 0, "resources", value={"limits": {"cpu": 1, "memory": "1Gi"}}), [], []),
-    (_at(pod(), "spec", "containers", 0, "env", value=[{"name": "A", "value": 5}]), [], ["spec.containers[0].env[0].value"]),
-    (_at(pod(), "spec", "containers", 0, "args", value=[True]), [], ["spec.containers[0].args[0]"]),
-    (_at(pod(), "metadata", "creationTimestamp", value="yesterday"), [], ["metadata.creationTimestamp"]),
-    (_at(pod(), "metadata", "creationTimestamp", value="2027-01-15T08:00:00Z\n"), [], ["metadata.creationTimestamp"]),
-    (_at(pod(), "metadata", "ownerReferences", value=[{"name": "x"}]), [],
-     [f"metadata.ownerReferences[0].{f}" for f in ("apiVersion", "kind", "uid")]),
-    (_at(deployment(), "spec", "replicas", value="3"), [], ["spec.replicas"]),
-    (_at(deployment(), "spec", "replicas", value=True), [], ["spec.replicas"])], ids=str)
+@pytest.mark.parametrize(
+    ("made", "unknown", "wrong"),
+    [
+        (service(), [], []),
+        (_at(service(), "spec", "nope", value=1), ["spec.nope"], []),
+        (_at(service(), "spec", "ports", 0, "prot", value="x"), ["spec.ports[0].prot"], []),
+        (_at(service(), "spec", "ports", value={}), [], ["spec.ports"]),
+        (_at(service(), "spec", "ports", 0, "targetPort", value=[]), [], ["spec.ports[0].targetPort"]),
+        (_at(service(), "spec", "ports", 0, "targetPort", value="http"), [], []),
+        (_at(service(), "spec", "ports", 0, value=None), [], ["spec.ports[0]"]),
+        (_at(service(), "spec", "ports", 0, value={}), [], ["spec.ports[0].port"]),
+        (_at(service(), "spec", "selector", value={"a": 1}), [], ["spec.selector.a"]),
+        (_at(service(), "metadata", "labels", value={"a": True}), [], ["metadata.labels.a"]),
+        (_at(service(), "spec", "externalIPs", value=["a", 5]), [], ["spec.externalIPs[1]"]),
+        (_at(service(), "spec", "publishNotReadyAddresses", value="yes"), [], ["spec.publishNotReadyAddresses"]),
+        (_at(pod(), "spec", "containers", 0, "resources", value={"limits": {"cpu": 1, "memory": "1Gi"}}), [], []),
+        (
+            _at(pod(), "spec", "containers", 0, "env", value=[{"name": "A", "value": 5}]),
+            [],
+            ["spec.containers[0].env[0].value"],
+        ),
+        (_at(pod(), "spec", "containers", 0, "args", value=[True]), [], ["spec.containers[0].args[0]"]),
+        (_at(pod(), "metadata", "creationTimestamp", value="yesterday"), [], ["metadata.creationTimestamp"]),
+        (
+            _at(pod(), "metadata", "creationTimestamp", value="2027-01-15T08:00:00Z\n"),
+            [],
+            ["metadata.creationTimestamp"],
+        ),
+        (
+            _at(pod(), "metadata", "ownerReferences", value=[{"name": "x"}]),
+            [],
+            [f"metadata.ownerReferences[0].{f}" for f in ("apiVersion", "kind", "uid")],
+        ),
+        (_at(deployment(), "spec", "replicas", value="3"), [], ["spec.replicas"]),
+        (_at(deployment(), "spec", "replicas", value=True), [], ["spec.replicas"]),
+    ],
+    ids=str,
+)
 def test_shapes(made: Object, unknown: list[str], wrong: list[str]) -> None:
     got, causes = schema.check(of(made["kind"]), made)
     assert got == unknown and sorted(c.field for c in causes) == sorted(wrong)
@@ -138,8 +185,11 @@ def test_openapi(pair: tuple[str, str]) -> None:
         operation = document["paths"][resource.path(space, "{name}")]["patch"]
         assert "fieldValidation" in [p["name"] for p in operation["parameters"]], "kubectl looks for this"
         assert operation["x-kubernetes-group-version-kind"]["kind"] == resource.kind
-    assert {k["kind"] for s in document["components"]["schemas"].values()
-            for k in s.get("x-kubernetes-group-version-kind", ())} == {r.kind for r in rows}
+    assert {
+        k["kind"]
+        for s in document["components"]["schemas"].values()
+        for k in s.get("x-kubernetes-group-version-kind", ())
+    } == {r.kind for r in rows}
     assert schema.openapi_v3("none", "v1") is None
 
 
@@ -151,19 +201,24 @@ NOW = datetime(2027, 1, 15, 8, 0, tzinfo=UTC)
 @pytest.mark.parametrize("resource", RESOURCES, ids=lambda r: r.kind)
 def test_tables_of_minimal_and_of_odd_objects(resource: Resource) -> None:
     odd: list[Object] = [
-        stored(minimal(resource)), {"metadata": {"name": "x"}}, {"metadata": {"name": "x"}, "spec": None, "status": None},
-        {**stored(minimal(resource)), "status": {"conditions": [{}], "containerStatuses": [{}], "addresses": [{}]}}]
+        stored(minimal(resource)),
+        {"metadata": {"name": "x"}},
+        {"metadata": {"name": "x"}, "spec": None, "status": None},
+        {**stored(minimal(resource)), "status": {"conditions": [{}], "containerStatuses": [{}], "addresses": [{}]}},
+    ]
     for made in odd:
         for include, wanted in (("None", None), ("Metadata", "PartialObjectMetadata"), ("Object", made.get("kind"))):
             found = table.table(resource, [made], NOW, include=include)
-            row, = found["rows"]
+            (row,) = found["rows"]
             assert len(row["cells"]) == len(found["columnDefinitions"]) and row["cells"][0] == made["metadata"]["name"]
             assert row.get("object", {}).get("kind") == wanted
             codec.dumps(found)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (119, "119s"), (120, "2m"), (7199, "119m"), (7200, "2h"),
-                                               (172799, "47h"), (172800, "2d"), (-5, "0s")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (119, "119s"), (120, "2m"), (7199, "119m"), (7200, "2h"), (172799, "47h"), (172800, "2d"), (-5, "0s")],
+)
 def test_ages(seconds: int, text: str) -> None:
     assert table.age(datetime.fromtimestamp(NOW.timestamp() - seconds, UTC).isoformat(), NOW) == text
     assert table.age("", NOW) == "<unknown>"
@@ -172,8 +227,10 @@ def test_ages(seconds: int, text: str) -> None:
 # ---- codec, YAML, registry
 
 
-@given(st.dictionaries(st.text(max_size=5), st.none() | st.text() | st.integers(-2**60, 2**60), max_size=4),
-       st.integers(0, 2**50))
+@given(
+    st.dictionaries(st.text(max_size=5), st.none() | st.text() | st.integers(-(2**60), 2**60), max_size=4),
+    st.integers(0, 2**50),
+)
 def test_spliced_revision_is_the_decoded_one(more: dict[str, Any], revision: int) -> None:
     made = {"kind": "X", **more, "metadata": {"name": "n", "resourceVersion": "old", **more}}
     made["metadata"]["name"] = "n"
@@ -181,17 +238,36 @@ def test_spliced_revision_is_the_decoded_one(more: dict[str, Any], revision: int
     assert codec.decode(codec.with_revision(codec.encode(made), revision)) == wanted
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("a: 2026-01-01", {"a": "2026-01-01"}), ("a: 2026-99-99T00:00:00Z", {"a": "2026-99-99T00:00:00Z"}),
-    ("80: x\ntrue: y\n1.5: z", {"80": "x", "true": "y", "1.5": "z"}), ("a: =", {"a": "="}), ("a: {b: [1, 2.5, ~, on]}",
-                                                                                           {"a": {"b": [1, 2.5, None, True]}}),
-    ("x: &a {b: 1}\ny: {<<: *a, c: 2}", {"x": {"b": 1}, "y": {"b": 1, "c": 2}})])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a: 2026-01-01", {"a": "2026-01-01"}),
+        ("a: 2026-99-99T00:00:00Z", {"a": "2026-99-99T00:00:00Z"}),
+        ("80: x\ntrue: y\n1.5: z", {"80": "x", "true": "y", "1.5": "z"}),
+        ("a: =", {"a": "="}),
+        ("a: {b: [1, 2.5, ~, on]}", {"a": {"b": [1, 2.5, None, True]}}),
+        ("x: &a {b: 1}\ny: {<<: *a, c: 2}", {"x": {"b": 1}, "y": {"b": 1, "c": 2}}),
+    ],
+)
 def test_yaml_is_read_as_json_could_say_it(text: str, value: Any) -> None:
     assert list(yamltext.documents(text)) == [value]
 
 
-@pytest.mark.parametrize("text", ["a: [", "!!python/object:os.system {}", "!!set {a}", "!!binary aGk=", "[" * 900, "&a [*a]",
-                                  "? {a: b}\n: c", "a: b: c", "\x00", "a: *b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [",
+        "!!python/object:os.system {}",
+        "!!set {a}",
+        "!!binary aGk=",
+        "[" * 900,
+        "&a [*a]",
+        "? {a: b}\n: c",
+        "a: b: c",
+        "\x00",
+        "a: *b",
+    ],
+)
 def test_yaml_that_is_refused(text: str) -> None:
     with pytest.raises(yamltext.BadYaml):
         list(yamltext.documents(text))

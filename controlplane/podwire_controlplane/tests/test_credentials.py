@@ -57,8 +57,11 @@ def test_in_cluster_and_a_token_that_is_renewed(tmp_path: Path, monkeypatch: pyt
 
     async def body() -> None:
         monkeypatch.setenv("PODWIRE_SERVICE_ACCOUNT_DIR", str(folder))
-        async with (serving(monkeypatch) as server, ApiClient(client_config.load(None)) as api,
-                    following(api) as (informer, _)):
+        async with (
+            serving(monkeypatch) as server,
+            ApiClient(client_config.load(None)) as api,
+            following(api) as (informer, _),
+        ):
             await informer.synced.wait()
             with monkeypatch.context() as patch:
                 patch.delitem(TOKENS, "admin-token")
@@ -104,8 +107,12 @@ def test_a_watch_that_is_refused_has_the_new_token_the_next_time(tmp_path: Path)
                 await link.chunks(end=False)
 
         async with Scripted(handler) as server:
-            config = replace(server.config(), token="old", files=(folder / "token",),
-                             again=lambda: replace(config, token=(folder / "token").read_text().strip()))
+            config = replace(
+                server.config(),
+                token="old",
+                files=(folder / "token",),
+                again=lambda: replace(config, token=(folder / "token").read_text().strip()),
+            )
             async with ApiClient(config) as api:
                 api._look()  # the next look that nobody forces is far away
                 account(folder, "new")
@@ -117,7 +124,9 @@ def test_a_watch_that_is_refused_has_the_new_token_the_next_time(tmp_path: Path)
     run(body())
 
 
-def test_credentials_that_are_broken_for_a_moment_stay_as_they_were(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_credentials_that_are_broken_for_a_moment_stay_as_they_were(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Server() as server:
         path = server.kubeconfig(tmp_path / "kubeconfig")
         good = path.read_text()
@@ -147,11 +156,26 @@ def test_a_renewed_certificate_is_shown_on_new_connections(tmp_path: Path) -> No
         issue("nobody", "nothing")
         (tmp_path / "ca.pem").write_text(AUTHORITY.certificate)
         path = tmp_path / "kubeconfig"
-        path.write_text(json.dumps({
-            "current-context": "c", "clusters": [{"name": "c", "cluster": {
-                "server": f"https://127.0.0.1:{server.port}", "certificate-authority": "ca.pem"}}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-            "users": [{"name": "u", "user": {"client-certificate": "client.pem", "client-key": "client-key.pem"}}]}))
+        path.write_text(
+            json.dumps(
+                {
+                    "current-context": "c",
+                    "clusters": [
+                        {
+                            "name": "c",
+                            "cluster": {
+                                "server": f"https://127.0.0.1:{server.port}",
+                                "certificate-authority": "ca.pem",
+                            },
+                        }
+                    ],
+                    "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                    "users": [
+                        {"name": "u", "user": {"client-certificate": "client.pem", "client-key": "client-key.pem"}}
+                    ],
+                }
+            )
+        )
 
         async def body() -> None:
             async with ApiClient(client_config.load(path)) as api:
@@ -166,18 +190,33 @@ def test_a_renewed_certificate_is_shown_on_new_connections(tmp_path: Path) -> No
 
 
 def _kubeconfig(path: Path, user: Object | None = None, **cluster: Any) -> Path:
-    path.write_text(json.dumps({
-        "current-context": "c", "clusters": [{"name": "c", "cluster": {"server": "https://192.0.2.1:6443", **cluster}}],
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": user or {}}]}))
+    path.write_text(
+        json.dumps(
+            {
+                "current-context": "c",
+                "clusters": [{"name": "c", "cluster": {"server": "https://192.0.2.1:6443", **cluster}}],
+                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                "users": [{"name": "u", "user": user or {}}],
+            }
+        )
+    )
     return path
 
 
-@pytest.mark.parametrize(("user", "cluster", "field"), [
-    ({"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "aws"}}, {}, "user.exec"),
-    ({"auth-provider": {"name": "gcp"}}, {}, "user.auth-provider"), ({"username": "x", "password": "y"}, {}, "user.username"),
-    ({"as": "root"}, {}, "user.as"), ({"client-certificate-data": "eA=="}, {}, "client-key is missing"),
-    ({"token": "t"}, {"proxy-url": "http://proxy"}, "cluster.proxy-url"), ({"tokenFile": "nowhere"}, {}, "nowhere"),
-    ({}, {"server": "192.0.2.1:6443"}, "https://HOST:PORT"), ({}, {"certificate-authority-data": "eA=="}, "kubeconfig")])
+@pytest.mark.parametrize(
+    ("user", "cluster", "field"),
+    [
+        ({"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "aws"}}, {}, "user.exec"),
+        ({"auth-provider": {"name": "gcp"}}, {}, "user.auth-provider"),
+        ({"username": "x", "password": "y"}, {}, "user.username"),
+        ({"as": "root"}, {}, "user.as"),
+        ({"client-certificate-data": "eA=="}, {}, "client-key is missing"),
+        ({"token": "t"}, {"proxy-url": "http://proxy"}, "cluster.proxy-url"),
+        ({"tokenFile": "nowhere"}, {}, "nowhere"),
+        ({}, {"server": "192.0.2.1:6443"}, "https://HOST:PORT"),
+        ({}, {"certificate-authority-data": "eA=="}, "kubeconfig"),
+    ],
+)
 def test_what_a_kubeconfig_asks_for_in_vain_is_named(tmp_path: Path, user: Object, cluster: Object, field: str) -> None:
     with pytest.raises(ConfigError, match=r"kubeconfig: .*" + field if field != "kubeconfig" else field):
         client_config.load(_kubeconfig(tmp_path / "kubeconfig", user, **cluster))
@@ -193,14 +232,19 @@ def test_addresses_and_names_of_the_server(tmp_path: Path, monkeypatch: pytest.M
     assert client_config.load(path).servers == ("https://10.0.0.1:6443", "https://10.0.0.2:6443")
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     folder = account(tmp_path / "account", "t")
-    assert client_config.load(None, folder=folder).servers[1] == "https://10.0.0.2:6443", "no Service is needed to begin with"
+    assert client_config.load(None, folder=folder).servers[1] == "https://10.0.0.2:6443", (
+        "no Service is needed to begin with"
+    )
     monkeypatch.delenv("PODWIRE_API_SERVERS")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
     assert client_config.load(None, folder=folder).server == "https://[fd00::1]:443"
     monkeypatch.chdir(tmp_path)
     assert client_config.load("kubeconfig").token == "t-1", "relative names are relative to the file"
-    for env, word in ((("PODWIRE_API_SERVERS", "10.0.0.1"), "10.0.0.1"), (("KUBERNETES_SERVICE_HOST", ""), "outside a pod")):
+    for env, word in (
+        (("PODWIRE_API_SERVERS", "10.0.0.1"), "10.0.0.1"),
+        (("KUBERNETES_SERVICE_HOST", ""), "outside a pod"),
+    ):
         with monkeypatch.context() as patch:
             patch.setenv(*env)
             with pytest.raises(ConfigError, match=word):
@@ -213,8 +257,15 @@ def test_the_name_in_the_servers_certificate(tmp_path: Path) -> None:
         user = {"token": "admin-token"}
         (tmp_path / "ca.pem").write_text(AUTHORITY.certificate)
         for wanted, good in (("localhost", True), ("elsewhere", False)):
-            path = _kubeconfig(tmp_path / "kubeconfig", user, **{
-                "server": f"https://127.0.0.1:{server.port}", "certificate-authority": "ca.pem", "tls-server-name": wanted})
+            path = _kubeconfig(
+                tmp_path / "kubeconfig",
+                user,
+                **{
+                    "server": f"https://127.0.0.1:{server.port}",
+                    "certificate-authority": "ca.pem",
+                    "tls-server-name": wanted,
+                },
+            )
 
             async def body(path: Path = path) -> Object:
                 async with ApiClient(client_config.load(path)) as api:

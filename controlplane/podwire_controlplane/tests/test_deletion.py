@@ -126,7 +126,9 @@ def test_propagation_policies_are_finalizers_and_unknown_ones_are_refused() -> N
             marked, gone = await world.delete("Deployment", policy.lower(), propagationPolicy=policy)
             assert not gone and marked["metadata"]["finalizers"] == [finalizer]
         await world.create(deployment("plain"))
-        await refused(world.delete("Deployment", "plain", propagationPolicy="Sideways"), 400, "Background, Orphan, Foreground")
+        await refused(
+            world.delete("Deployment", "plain", propagationPolicy="Sideways"), 400, "Background, Orphan, Foreground"
+        )
         _, gone = await world.delete("Deployment", "plain", propagationPolicy="Background")
         assert gone
 

@@ -43,9 +43,17 @@ class Cluster:
                 if found["metadata"].get("deletionTimestamp"):
                     await self.api.delete(path, {"gracePeriodSeconds": 0})
                 elif found["spec"].get("nodeName") and not found["status"].get("podIP"):
-                    await self.api.patch(path + "/status", {"status": {
-                        "phase": "Running", "podIP": f"10.244.0.{n + 2}", "podIPs": [{"ip": f"10.244.0.{n + 2}"}],
-                        "conditions": [{"type": "Ready", "status": "True"}]}})
+                    await self.api.patch(
+                        path + "/status",
+                        {
+                            "status": {
+                                "phase": "Running",
+                                "podIP": f"10.244.0.{n + 2}",
+                                "podIPs": [{"ip": f"10.244.0.{n + 2}"}],
+                                "conditions": [{"type": "Ready", "status": "True"}],
+                            }
+                        },
+                    )
             except ApiError as err:
                 if err.code != 404:
                     raise
@@ -65,13 +73,19 @@ def in_cluster(work: Callable[[Cluster], Awaitable[None]], *more: Controller) ->
     async def body() -> None:
         server = await asyncio.to_thread(Server().__enter__)
         async with ApiClient(server.config()) as api:
-            rows = (*more, *endpointslices.CONTROLLERS, *workloads.CONTROLLERS, *cleanup.CONTROLLERS,
-                    *nodes.controllers("10.244.0.0/16", 24))
+            rows = (
+                *more,
+                *endpointslices.CONTROLLERS,
+                *workloads.CONTROLLERS,
+                *cleanup.CONTROLLERS,
+                *nodes.controllers("10.244.0.0/16", 24),
+            )
             task = asyncio.create_task(Driver(api, rows).run())
             for own in ("n1", "n2", "n3"):
                 await api.create("/api/v1/nodes", node(own))
-                await api.patch(f"/api/v1/nodes/{own}/status", {"status": {"conditions": [
-                    {"type": "Ready", "status": "True"}]}})
+                await api.patch(
+                    f"/api/v1/nodes/{own}/status", {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+                )
             try:
                 await work(Cluster(api))
                 assert not task.done(), task
@@ -91,6 +105,7 @@ def test_from_manifests_to_endpoints_and_back() -> None:
 
         async def ready() -> bool:
             return len(await cluster.endpoints("web")) == 3
+
         await cluster.until(ready)
         pods = await cluster.items(PODS)
         assert {p["spec"]["nodeName"] for p in pods} == {"n1", "n2", "n3"}, "spread"
@@ -102,17 +117,20 @@ def test_from_manifests_to_endpoints_and_back() -> None:
         async def scaled() -> bool:
             status = (await api.get(DEPLOYMENTS + "/web"))["status"]
             return len(await cluster.endpoints("web")) == 1 and status["replicas"] == 1 == status["readyReplicas"]
+
         await cluster.until(scaled)
         await api.delete(DEPLOYMENTS + "/web")
 
         async def collected() -> bool:
             sets = await cluster.items("/apis/apps/v1/replicasets")
             return not sets and not await cluster.items(PODS) and not await cluster.endpoints("web")
+
         await cluster.until(collected)
         await api.delete(SERVICES + "/web")
 
         async def gone() -> bool:
             return not await cluster.items(SLICES) and not await cluster.items("/api/v1/namespaces/default/endpoints")
+
         await cluster.until(gone)
 
     in_cluster(work)
@@ -120,6 +138,7 @@ def test_from_manifests_to_endpoints_and_back() -> None:
 
 def test_a_deployment_made_anew_at_once_gets_its_pods() -> None:
     """The old ReplicaSet has the name that the new one needs, until it is collected."""
+
     async def work(cluster: Cluster) -> None:
         async def running() -> bool:
             found = (await cluster.api.get(DEPLOYMENTS + "/web")).get("status") or {}
@@ -145,11 +164,13 @@ def test_scaling_down_pods_that_never_ran_shows_in_the_status() -> None:
             found = await cluster.items(PODS)
             texts = [c.get("message") for p in found for c in p["status"].get("conditions") or []]
             return texts == ["no node fits: 3 does not match nodeSelector"] * 3
+
         await cluster.until(explained)
         await cluster.api.patch(DEPLOYMENTS + "/web", {"spec": {"replicas": 1}})
 
         async def counted() -> bool:
             return bool((await cluster.api.get(DEPLOYMENTS + "/web"))["status"]["replicas"] == 1)
+
         await cluster.until(counted)
 
     in_cluster(work)
@@ -159,14 +180,19 @@ def test_a_namespace_is_emptied_and_goes() -> None:
     async def work(cluster: Cluster) -> None:
         api = cluster.api
         await api.create("/api/v1/namespaces", {"metadata": {"name": "old"}})
-        for kind, obj in (("ConfigMap", {"metadata": {"name": "c"}}), ("Deployment", deployment()), ("Service", service()),
-                          ("Pod", pod("lone"))):
+        for kind, obj in (
+            ("ConfigMap", {"metadata": {"name": "c"}}),
+            ("Deployment", deployment()),
+            ("Service", service()),
+            ("Pod", pod("lone")),
+        ):
             obj["metadata"]["namespace"] = "old"
             await api.create(of(kind).path("old"), obj)
         await api.delete("/api/v1/namespaces/old")
 
         async def gone() -> bool:
             return "old" not in {name(n) for n in await cluster.items("/api/v1/namespaces")}
+
         await cluster.until(gone)
         for kind in ("ConfigMap", "Deployment", "ReplicaSet", "Pod", "Service", "EndpointSlice", "Endpoints"):
             assert await cluster.items(of(kind).path("old")) == []
@@ -179,8 +205,11 @@ def test_a_bad_object_or_controller_does_not_stop_the_others(where: str, capsys:
     def broken(*_: Any) -> Any:
         raise KeyError("bad")
 
-    bad = Controller("aaa-broken", {"Service": itself if where == "reconcile" else broken},
-                     broken if where == "reconcile" else lambda *_: list[Write]())
+    bad = Controller(
+        "aaa-broken",
+        {"Service": itself if where == "reconcile" else broken},
+        broken if where == "reconcile" else lambda *_: list[Write](),
+    )
 
     async def work(cluster: Cluster) -> None:
         await cluster.api.create(SERVICES, service("one", selector={"app": "web"}))
@@ -188,6 +217,7 @@ def test_a_bad_object_or_controller_does_not_stop_the_others(where: str, capsys:
 
         async def sliced() -> bool:
             return len(await cluster.endpoints("one")) == 1
+
         await cluster.until(sliced)
 
     in_cluster(work, bad)
@@ -196,14 +226,22 @@ def test_a_bad_object_or_controller_does_not_stop_the_others(where: str, capsys:
 
 def test_garbage_collection_asks_the_api_before_it_believes_its_cache() -> None:
     """An owner that no cache has seen yet keeps its dependents; one that the API does not know loses them."""
+
     async def work(cluster: Cluster) -> None:
         maps = "/api/v1/namespaces/default/configmaps"
         owner = await cluster.api.create(SERVICES, service("owner"))
         fresh = Driver(cluster.api, cleanup.CONTROLLERS)  # caches that have seen nothing at all
         made = {}
         for own, uid in (("kept", owner["metadata"]["uid"]), ("lost", "of-nobody")):
-            made[own] = await cluster.api.create(maps, {"metadata": {"name": own, "ownerReferences": [
-                {"apiVersion": "v1", "kind": "Service", "name": "owner", "uid": uid}]}})
+            made[own] = await cluster.api.create(
+                maps,
+                {
+                    "metadata": {
+                        "name": own,
+                        "ownerReferences": [{"apiVersion": "v1", "kind": "Service", "name": "owner", "uid": uid}],
+                    }
+                },
+            )
             fresh.informers["ConfigMap"].reflector.wrote(made[own])
             for change in cleanup.reconcile_gc(f"ConfigMap:default/{own}", fresh.snapshot, 0.0):
                 await fresh._apply(change)
@@ -243,7 +281,10 @@ def test_what_becomes_of_dependents(policy: str) -> None:
 def test_a_deleted_service_takes_its_hand_made_endpoints_along() -> None:
     async def work(cluster: Cluster) -> None:
         endpoints = SERVICES.replace("services", "endpoints")
-        made = {"metadata": {"name": "db"}, "subsets": [{"addresses": [{"ip": "192.0.2.1"}], "ports": [{"port": 5432}]}]}
+        made = {
+            "metadata": {"name": "db"},
+            "subsets": [{"addresses": [{"ip": "192.0.2.1"}], "ports": [{"port": 5432}]}],
+        }
         await cluster.api.create(endpoints, made)
         await cluster.api.create(SERVICES, service("db"))
 
@@ -254,7 +295,9 @@ def test_a_deleted_service_takes_its_hand_made_endpoints_along() -> None:
         await cluster.api.delete(SERVICES + "/db")
 
         async def gone() -> bool:
-            return not [e for e in await cluster.items(endpoints) if name(e) == "db"] and not await cluster.endpoints("db")
+            return not [e for e in await cluster.items(endpoints) if name(e) == "db"] and not await cluster.endpoints(
+                "db"
+            )
 
         await cluster.until(gone)
 
@@ -262,7 +305,8 @@ def test_a_deleted_service_takes_its_hand_made_endpoints_along() -> None:
 
 
 def test_the_one_object_that_matters_is_all_that_is_asked_for() -> None:
-    """As long as no controller beside it wants the others, too; and items of a list that do not say their kind are known."""
+    """As long as no controller beside it wants the others, too; and items of a list that do not say their kind are
+    known."""
     only = {"ConfigMap": ("kube-system", "one")}
     seen: list[str] = []
 
@@ -279,6 +323,8 @@ def test_the_one_object_that_matters_is_all_that_is_asked_for() -> None:
     narrow = Controller("narrow", {"ConfigMap": note}, lambda *_: [], within=only)
     wide = Controller("wide", {"ConfigMap": itself}, lambda *_: [])
     assert asked(narrow, replace(narrow, name="other")) == (
-        "/api/v1/namespaces/kube-system/configmaps", {"fieldSelector": "metadata.name=one"})
+        "/api/v1/namespaces/kube-system/configmaps",
+        {"fieldSelector": "metadata.name=one"},
+    )
     assert asked(narrow, wide) == ("/api/v1/configmaps", {})
     assert seen == ["bare"] * 3

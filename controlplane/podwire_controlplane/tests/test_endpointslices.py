@@ -20,8 +20,17 @@ WEB: dict[str, Any] = {"selector": {"app": "web"}}
 
 
 def web(**spec: Any) -> Object:
-    return stored(service(**{**WEB, "clusterIP": "10.96.0.1", "ipFamilies": ["IPv4"],
-                             "ports": [{"name": "http", "port": 80, "targetPort": 9376}], **spec}))
+    return stored(
+        service(
+            **{
+                **WEB,
+                "clusterIP": "10.96.0.1",
+                "ipFamilies": ["IPv4"],
+                "ports": [{"name": "http", "port": 80, "targetPort": 9376}],
+                **spec,
+            }
+        )
+    )
 
 
 def apply(slices: dict[str, Object], changes: Iterable[Write]) -> None:
@@ -40,7 +49,7 @@ def reconcile(*objects: Object, slices: dict[str, Object] | None = None) -> list
 
 
 def only_slice(*objects: Object) -> Object:
-    change, = reconcile(*objects)
+    (change,) = reconcile(*objects)
     assert change.verb == "create"
     return change.obj
 
@@ -50,58 +59,99 @@ def addresses(found: Object) -> list[str]:
 
 
 def test_one_slice_of_the_selected_pods() -> None:
-    found = only_slice(web(), running("a", "10.244.0.2"), running("b", "10.244.1.2", "n2"),
-                       running("c", "10.244.0.9", labels={"app": "other"}), node("n2", labels={es.ZONE: "z2"}))
+    found = only_slice(
+        web(),
+        running("a", "10.244.0.2"),
+        running("b", "10.244.1.2", "n2"),
+        running("c", "10.244.0.9", labels={"app": "other"}),
+        node("n2", labels={es.ZONE: "z2"}),
+    )
     assert found["addressType"] == "IPv4" and found["ports"] == [{"name": "http", "protocol": "TCP", "port": 9376}]
     assert labels(found) == {es.SERVICE_NAME: "web", es.MANAGED_BY: es.SELECTOR}
     assert found["metadata"]["ownerReferences"][0]["uid"] == "uid-web"
     assert found["metadata"]["annotations"] == {es.TRIGGER_TIME: "2027-01-15T07:30:00Z"}
     assert addresses(found) == ["10.244.0.2", "10.244.1.2"]
     assert found["endpoints"][1] == {
-        "addresses": ["10.244.1.2"], "conditions": {"ready": True, "serving": True, "terminating": False}, "nodeName": "n2",
-        "zone": "z2", "targetRef": {"kind": "Pod", "namespace": "default", "name": "b", "uid": "uid-b"}}
+        "addresses": ["10.244.1.2"],
+        "conditions": {"ready": True, "serving": True, "terminating": False},
+        "nodeName": "n2",
+        "zone": "z2",
+        "targetRef": {"kind": "Pod", "namespace": "default", "name": "b", "uid": "uid-b"},
+    }
 
 
-@pytest.mark.parametrize(("ready", "deleted", "publish", "expected"), [
-    (True, False, False, (True, True, False)), (False, False, False, (False, False, False)),
-    (True, True, False, (False, True, True)), (False, True, False, (False, False, True)),
-    (False, False, True, (True, False, False)), (True, True, True, (True, True, True)),
-    (False, True, True, (True, False, True))])
+@pytest.mark.parametrize(
+    ("ready", "deleted", "publish", "expected"),
+    [
+        (True, False, False, (True, True, False)),
+        (False, False, False, (False, False, False)),
+        (True, True, False, (False, True, True)),
+        (False, True, False, (False, False, True)),
+        (False, False, True, (True, False, False)),
+        (True, True, True, (True, True, True)),
+        (False, True, True, (True, False, True)),
+    ],
+)
 def test_conditions(ready: bool, deleted: bool, publish: bool, expected: tuple[bool, bool, bool]) -> None:
     found = only_slice(web(publishNotReadyAddresses=publish), running("a", "10.0.0.2", ready=ready, deleted=deleted))
     conditions = found["endpoints"][0]["conditions"]
     assert (conditions["ready"], conditions["serving"], conditions["terminating"]) == expected
 
 
-@pytest.mark.parametrize("left_out", [
-    running("a", "10.0.0.2", labels={"app": "x"}), stored(pod("a", nodeName="n1"), status={"phase": "Pending"}),
-    stored(running("a", "10.0.0.2"), status={"phase": "Succeeded"}),
-    stored(running("a", "10.0.0.2"), status={"phase": "Failed"}),
-    stored(running("a", "10.0.0.2"), namespace="elsewhere"), running("a", "fd00::2")], ids=lambda p: str(p["status"]))
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        running("a", "10.0.0.2", labels={"app": "x"}),
+        stored(pod("a", nodeName="n1"), status={"phase": "Pending"}),
+        stored(running("a", "10.0.0.2"), status={"phase": "Succeeded"}),
+        stored(running("a", "10.0.0.2"), status={"phase": "Failed"}),
+        stored(running("a", "10.0.0.2"), namespace="elsewhere"),
+        running("a", "fd00::2"),
+    ],
+    ids=lambda p: str(p["status"]),
+)
 def test_pods_that_are_no_endpoints(left_out: Object) -> None:
     assert reconcile(web(), left_out) == []
 
 
 def test_named_target_ports_differ_by_pod() -> None:
     def with_port(own: str, address: str, number: int, port_name: str = "http-api", protocol: str = "TCP") -> Object:
-        return running(own, address, containers=[{"name": "c", "image": "i", "ports": [
-            {"name": port_name, "containerPort": number, "protocol": protocol}]}])
+        return running(
+            own,
+            address,
+            containers=[
+                {
+                    "name": "c",
+                    "image": "i",
+                    "ports": [{"name": port_name, "containerPort": number, "protocol": protocol}],
+                }
+            ],
+        )
 
-    pods = (with_port("a", "10.0.0.1", 8080), with_port("b", "10.0.0.2", 8081), with_port("c", "10.0.0.3", 8080),
-            with_port("d", "10.0.0.4", 8080, "other"), with_port("e", "10.0.0.5", 8080, protocol="UDP"))
+    pods = (
+        with_port("a", "10.0.0.1", 8080),
+        with_port("b", "10.0.0.2", 8081),
+        with_port("c", "10.0.0.3", 8080),
+        with_port("d", "10.0.0.4", 8080, "other"),
+        with_port("e", "10.0.0.5", 8080, protocol="UDP"),
+    )
     changes = reconcile(web(ports=[{"name": "http", "port": 80, "targetPort": "http-api"}]), *pods)
     found = {tuple(p["port"] for p in c.obj["ports"]): addresses(c.obj) for c in changes}
     assert found == {(8080,): ["10.0.0.1", "10.0.0.3"], (8081,): ["10.0.0.2"], (): ["10.0.0.4", "10.0.0.5"]}
 
 
 def test_headless_is_labelled_and_names_hosts() -> None:
-    found = only_slice(web(clusterIP="None", ports=[]), running("a", "10.0.0.2", hostname="db-0", subdomain="web"),
-                       running("b", "10.0.0.3", hostname="db-1", subdomain="other"), running("c", "10.0.0.4"))
+    found = only_slice(
+        web(clusterIP="None", ports=[]),
+        running("a", "10.0.0.2", hostname="db-0", subdomain="web"),
+        running("b", "10.0.0.3", hostname="db-1", subdomain="other"),
+        running("c", "10.0.0.4"),
+    )
     assert es.HEADLESS in labels(found) and found["ports"] == []
     assert [e.get("hostname") for e in found["endpoints"]] == ["db-0", None, None]
     slices: dict[str, Object] = {}
     apply(slices, reconcile(web(clusterIP="None"), running("a", "10.0.0.2")))
-    change, = reconcile(web(), running("a", "10.0.0.2"), slices=slices)
+    (change,) = reconcile(web(), running("a", "10.0.0.2"), slices=slices)
     assert change.verb == "update" and es.HEADLESS not in labels(change.obj), "the label follows the Service"
 
 
@@ -111,9 +161,16 @@ def test_dual_stack_makes_a_slice_a_family() -> None:
     assert {c.obj["addressType"]: addresses(c.obj) for c in changes} == {"IPv4": ["10.0.0.2"], "IPv6": ["fd00::2"]}
 
 
-@pytest.mark.parametrize("now", [
-    None, stored(service(type="ExternalName", externalName="x", **WEB)), stored(service()),
-    stored(service(**WEB), deletionTimestamp="2027-01-15T08:00:00Z")], ids=["gone", "external", "no selector", "deleting"])
+@pytest.mark.parametrize(
+    "now",
+    [
+        None,
+        stored(service(type="ExternalName", externalName="x", **WEB)),
+        stored(service()),
+        stored(service(**WEB), deletionTimestamp="2027-01-15T08:00:00Z"),
+    ],
+    ids=["gone", "external", "no selector", "deleting"],
+)
 def test_slices_go_with_their_service(now: Object | None) -> None:
     slices: dict[str, Object] = {}
     apply(slices, reconcile(web(), running("a", "10.0.0.2")))
@@ -128,13 +185,15 @@ def test_a_service_of_the_same_name_takes_the_slices_over() -> None:
     again = web()
     again["metadata"]["uid"] = "another"
     apply(slices, reconcile(again, running("a", "10.0.0.2"), slices=slices))
-    assert [s["metadata"]["ownerReferences"][0]["uid"] for s in slices.values()] == ["another"], "else they are collected"
+    assert [s["metadata"]["ownerReferences"][0]["uid"] for s in slices.values()] == ["another"], (
+        "else they are collected"
+    )
 
 
 def test_a_reused_address_belongs_to_the_pod_that_serves() -> None:
     old, new = running("old", "10.0.0.2", deleted=True, ready=False), running("new", "10.0.0.2")
     for pods in ((old, new), (new, old)):
-        endpoint, = only_slice(web(), *pods)["endpoints"]
+        (endpoint,) = only_slice(web(), *pods)["endpoints"]
         assert endpoint["targetRef"]["name"] == "new" and endpoint["conditions"]["ready"]
 
 
@@ -154,7 +213,9 @@ def test_hundreds_of_endpoints_and_one_change_writes_one_slice() -> None:
         changes = reconcile(web(), *pods.values(), slices=slices)
         assert [c.verb for c in changes] == ["update"], edit
         apply(slices, changes)
-    assert sorted(a for s in slices.values() for a in addresses(s)) == sorted(p["status"]["podIP"] for p in pods.values())
+    assert sorted(a for s in slices.values() for a in addresses(s)) == sorted(
+        p["status"]["podIP"] for p in pods.values()
+    )
 
 
 _POD = st.one_of(st.none(), st.tuples(st.integers(1, 12), st.booleans(), st.booleans(), st.sampled_from([80, 81])))
@@ -174,8 +235,13 @@ def test_any_sequence_of_changes_ends_like_a_fresh_build(changes: list[tuple[int
             pods.pop(own, None)
             if made:
                 host, ready, deleted, port = made
-                pods[own] = running(own, f"10.0.0.{host}", ready=ready, deleted=deleted, containers=[
-                    {"name": "c", "image": "i", "ports": [{"name": "p", "containerPort": port}]}])
+                pods[own] = running(
+                    own,
+                    f"10.0.0.{host}",
+                    ready=ready,
+                    deleted=deleted,
+                    containers=[{"name": "c", "image": "i", "ports": [{"name": "p", "containerPort": port}]}],
+                )
             apply(slices, reconcile(target, *pods.values(), slices=slices))
         assert reconcile(target, *pods.values(), slices=slices) == [], "what is right is left alone"
         fresh: dict[str, Object] = {}
@@ -194,7 +260,9 @@ def test_any_sequence_of_changes_ends_like_a_fresh_build(changes: list[tuple[int
 
 
 def hand_made(*subsets: Object, **metadata: Any) -> Object:
-    return stored({"apiVersion": "v1", "kind": "Endpoints", "metadata": meta("web"), "subsets": list(subsets)}, **metadata)
+    return stored(
+        {"apiVersion": "v1", "kind": "Endpoints", "metadata": meta("web"), "subsets": list(subsets)}, **metadata
+    )
 
 
 SUBSET = {"addresses": [{"ip": "192.0.2.42"}], "notReadyAddresses": [{"ip": "192.0.2.43"}], "ports": [{"port": 9376}]}
@@ -205,31 +273,43 @@ def mirror(*objects: Object) -> list[Write]:
 
 
 def test_hand_made_endpoints_are_mirrored() -> None:
-    found = {c.obj["addressType"]: c.obj for c in mirror(
-        stored(service()), hand_made(SUBSET, {"addresses": [{"ip": "fd00::1", "hostname": "h"}]}))}
-    assert found["IPv4"]["endpoints"] == [{"addresses": ["192.0.2.42"], "conditions": {"ready": True}},
-                                          {"addresses": ["192.0.2.43"], "conditions": {"ready": False}}]
+    found = {
+        c.obj["addressType"]: c.obj
+        for c in mirror(stored(service()), hand_made(SUBSET, {"addresses": [{"ip": "fd00::1", "hostname": "h"}]}))
+    }
+    assert found["IPv4"]["endpoints"] == [
+        {"addresses": ["192.0.2.42"], "conditions": {"ready": True}},
+        {"addresses": ["192.0.2.43"], "conditions": {"ready": False}},
+    ]
     assert found["IPv4"]["ports"] == [{"name": "", "protocol": "TCP", "port": 9376}]
     assert found["IPv6"]["endpoints"][0]["hostname"] == "h" and found["IPv6"]["ports"] == []
     assert labels(found["IPv4"])[es.MANAGED_BY] == es.MIRROR
     kept = [stored(c) for c in found.values()]
-    assert mirror(stored(service()), hand_made(SUBSET, {"addresses": [{"ip": "fd00::1", "hostname": "h"}]}), *kept) == []
+    assert (
+        mirror(stored(service()), hand_made(SUBSET, {"addresses": [{"ip": "fd00::1", "hostname": "h"}]}), *kept) == []
+    )
 
 
-@pytest.mark.parametrize("objects", [
-    (hand_made(SUBSET),), (stored(service(**WEB)), hand_made(SUBSET)),
-    (stored(service()), hand_made(SUBSET, labels={es.SKIP_MIRROR: "true"})),
-    (stored(service()), hand_made(SUBSET, annotations={es.LEADER: "{}"})), (stored(service()),)],
-    ids=["no service", "selector", "skip label", "leader election", "no endpoints"])
+@pytest.mark.parametrize(
+    "objects",
+    [
+        (hand_made(SUBSET),),
+        (stored(service(**WEB)), hand_made(SUBSET)),
+        (stored(service()), hand_made(SUBSET, labels={es.SKIP_MIRROR: "true"})),
+        (stored(service()), hand_made(SUBSET, annotations={es.LEADER: "{}"})),
+        (stored(service()),),
+    ],
+    ids=["no service", "selector", "skip label", "leader election", "no endpoints"],
+)
 def test_what_is_not_mirrored_loses_its_slices(objects: tuple[Object, ...]) -> None:
-    made, = mirror(stored(service()), hand_made(SUBSET))
+    (made,) = mirror(stored(service()), hand_made(SUBSET))
     assert [(c.verb, c.name) for c in mirror(*objects, stored(made.obj))] == [("delete", made.name)]
     assert mirror(*objects) == []
 
 
 def test_an_address_in_both_lists_is_ready() -> None:
     both = {"addresses": [{"ip": "192.0.2.1"}], "notReadyAddresses": [{"ip": "192.0.2.1"}], "ports": [{"port": 1}]}
-    change, = mirror(stored(service()), hand_made(both))
+    (change,) = mirror(stored(service()), hand_made(both))
     assert change.obj["endpoints"] == [{"addresses": ["192.0.2.1"], "conditions": {"ready": True}}]
 
 
@@ -238,13 +318,13 @@ def test_an_address_in_both_lists_is_ready() -> None:
 
 def test_endpoints_follow_the_pods() -> None:
     pods = [running("a", "10.0.0.2"), running("b", "10.0.0.3", ready=False), running("c", "10.0.0.4", deleted=True)]
-    change, = es.reconcile_endpoints("default/web", snapshot(web(), *pods), NOW)
-    subset, = change.obj["subsets"]
+    (change,) = es.reconcile_endpoints("default/web", snapshot(web(), *pods), NOW)
+    (subset,) = change.obj["subsets"]
     assert change.verb == "create" and es.SKIP_MIRROR not in labels(change.obj)
     assert [a["ip"] for a in subset["addresses"]] == ["10.0.0.2"]
     assert [a["ip"] for a in subset["notReadyAddresses"]] == ["10.0.0.3"]
     assert es.reconcile_endpoints("default/web", snapshot(web(), *pods, stored(change.obj)), NOW) == []
-    emptied, = es.reconcile_endpoints("default/web", snapshot(web(), stored(change.obj)), NOW)
+    (emptied,) = es.reconcile_endpoints("default/web", snapshot(web(), stored(change.obj)), NOW)
     assert emptied.verb == "update" and emptied.obj["subsets"] == []
 
 

@@ -69,8 +69,14 @@ def test_a_live_copy_across_restarts(tmp_path: Path) -> None:
             now = await _listed(api)
             await until(lambda: follower.versions() == now)
             kinds = [(e.type, e.key.partition("/")[2]) for e in follower.events]
-            assert kinds == [("ADDED", "p0"), ("ADDED", "p1"), ("ADDED", "p2"), ("ADDED", "p3"), ("MODIFIED", "p1"),
-                             ("DELETED", "p0")], "each change once, in order"
+            assert kinds == [
+                ("ADDED", "p0"),
+                ("ADDED", "p1"),
+                ("ADDED", "p2"),
+                ("ADDED", "p3"),
+                ("MODIFIED", "p1"),
+                ("DELETED", "p0"),
+            ], "each change once, in order"
             task.cancel()
             await asyncio.to_thread(second.__exit__)
 
@@ -79,6 +85,7 @@ def test_a_live_copy_across_restarts(tmp_path: Path) -> None:
 
 def test_it_lists_again_where_the_history_is_gone() -> None:
     """The server comes back with another store: what is not there any more is an event, too."""
+
     async def body() -> None:
         first = await asyncio.to_thread(Server().__enter__)
         async with ApiClient(first.config()) as api:
@@ -100,7 +107,9 @@ def test_it_lists_again_where_the_history_is_gone() -> None:
 
 
 def test_what_keep_leaves_is_all_that_is_held() -> None:
-    """Events of the watch carry the whole object; the copy, `old`, and deletions that a new list finds carry what was kept."""
+    """Events of the watch carry the whole object; the copy, `old`, and deletions that a new list finds carry what was
+    kept."""
+
     def keep(obj: Object) -> Object:
         meta = obj["metadata"]
         return {"metadata": {field: meta[field] for field in ("name", "namespace", "resourceVersion")}}
@@ -117,7 +126,10 @@ def test_what_keep_leaves_is_all_that_is_held() -> None:
             await api.patch(PODS + "/listed", {"metadata": {"labels": {"x": "y"}}})
             await until(lambda: len(events) == 3)
             assert [(e.type, name(e.object)) for e in events] == [
-                ("ADDED", "listed"), ("ADDED", "watched"), ("MODIFIED", "listed")]
+                ("ADDED", "listed"),
+                ("ADDED", "watched"),
+                ("MODIFIED", "listed"),
+            ]
             assert all("spec" in e.object for e in events), "handlers see the whole object"
             assert events[2].old is not None and "spec" not in events[2].old
             assert all(set(o) == {"metadata"} for o in informer.objects.values())
@@ -169,9 +181,12 @@ def test_errors_of_the_client() -> None:
         server = await asyncio.to_thread(Server().__enter__)
         async with ApiClient(server.config()) as api:
             for work, code, reason in (
-                    (api.get(PODS + "/none"), 404, "NotFound"), (api.create(PODS, {"kind": "Node"}), 400, "BadRequest"),
-                    (api.create(PODS, {"metadata": {"name": "x"}}), 422, "Invalid"),
-                    (api.patch(PODS + "/x", b"{"), 400, "BadRequest"), (api.delete(PODS + "/x"), 404, "NotFound")):
+                (api.get(PODS + "/none"), 404, "NotFound"),
+                (api.create(PODS, {"kind": "Node"}), 400, "BadRequest"),
+                (api.create(PODS, {"metadata": {"name": "x"}}), 422, "Invalid"),
+                (api.patch(PODS + "/x", b"{"), 400, "BadRequest"),
+                (api.delete(PODS + "/x"), 404, "NotFound"),
+            ):
                 with pytest.raises(ApiError) as caught:
                     await work
                 assert (caught.value.code, caught.value.reason) == (code, reason)
@@ -210,8 +225,10 @@ def test_kubeconfig_with_client_certificate(tmp_path: Path) -> None:
         run(body())
 
 
-@pytest.mark.parametrize("text", ["", "a: [", "apiVersion: v1\nkind: Config\n", "[]",
-                                  "current-context: x\nclusters: []\ncontexts: []\nusers: []\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "a: [", "apiVersion: v1\nkind: Config\n", "[]", "current-context: x\nclusters: []\ncontexts: []\nusers: []\n"],
+)
 def test_bad_kubeconfigs_are_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "kubeconfig"
     path.write_text(text)

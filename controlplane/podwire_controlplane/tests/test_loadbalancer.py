@@ -21,15 +21,26 @@ POOL = "192.0.2.16/30"
 
 
 def config(addresses: str = POOL, **data: str) -> Object:
-    return {"apiVersion": "v1", "kind": "ConfigMap", "data": {"addresses": addresses, **data},
-            "metadata": {"name": lb.CONFIG_NAME, "namespace": lb.CONFIG_NAMESPACE, "uid": "c"}}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "data": {"addresses": addresses, **data},
+        "metadata": {"name": lb.CONFIG_NAME, "namespace": lb.CONFIG_NAMESPACE, "uid": "c"},
+    }
 
 
-def balancer(own: str = "web", *held: str, born: int = 0, annotations: dict[str, str] | None = None, **spec: Any) -> Object:
+def balancer(
+    own: str = "web", *held: str, born: int = 0, annotations: dict[str, str] | None = None, **spec: Any
+) -> Object:
     made = service(own, type=spec.pop("type", "LoadBalancer"), clusterIP="10.96.0.7", **spec)
     status = {"loadBalancer": {"ingress": [{"ip": ip, "ipMode": "VIP"} for ip in held]} if held else {}}
-    return stored(made, uid=f"u-{own}", status=status, creationTimestamp=f"2026-01-01T00:00:{born:02}Z",
-                  annotations=annotations or {})
+    return stored(
+        made,
+        uid=f"u-{own}",
+        status=status,
+        creationTimestamp=f"2026-01-01T00:00:{born:02}Z",
+        annotations=annotations or {},
+    )
 
 
 def changes(wanted: Object, *others: Object) -> list[Write]:
@@ -44,31 +55,50 @@ def given_to(wanted: Object, *others: Object) -> tuple[list[str] | None, list[st
     return ips, [c.obj["reason"] for c in found if c.kind == "Event"]
 
 
-@pytest.mark.parametrize(("wanted", "others", "expected"), [
-    (balancer(), [config()], (["192.0.2.16"], [])),
-    (balancer(), [config(), balancer("a", "192.0.2.16"), balancer("b", "192.0.2.18")], (["192.0.2.17"], [])),
-    (balancer("web", "192.0.2.18"), [config()], (None, [])),
-    (balancer(), [], (None, [])),
-    (balancer(loadBalancerClass="example.com/other"), [config()], (None, [])),
-    (balancer(loadBalancerClass="podwire.io/l2"), [config()], (["192.0.2.16"], [])),
-    (balancer(), [config(**{"require-class": "true"})], (None, [])),
-    (balancer(loadBalancerIP="192.0.2.19"), [config()], (["192.0.2.19"], [])),
-    (balancer("web", "192.0.2.16", loadBalancerIP="192.0.2.19"), [config()], (["192.0.2.19"], [])),
-    (balancer(annotations={lb.WANTED: "192.0.2.18"}, loadBalancerIP="192.0.2.19"), [config()], (["192.0.2.18"], [])),
-    (balancer(loadBalancerIP="198.51.100.1"), [config()], (None, ["AddressNotInPool"])),
-    (balancer(loadBalancerIP="192.0.2.16"), [config(), balancer("a", "192.0.2.16")], (None, ["AddressInUse"])),
-    (balancer(loadBalancerIP="one"), [config()], (["192.0.2.16"], ["InvalidAddress"])),
-    (balancer(), [config("192.0.2.16"), balancer("a", "192.0.2.16")], (None, ["PoolExhausted"])),
-    (balancer(ipFamilies=["IPv6"]), [config()], (None, ["NoPool"])),
-    (balancer(ipFamilies=["IPv4", "IPv6"], ipFamilyPolicy="PreferDualStack"), [config()], (["192.0.2.16"], [])),
-    (balancer(ipFamilies=["IPv4", "IPv6"], ipFamilyPolicy="RequireDualStack"), [config()], (["192.0.2.16"], ["NoPool"])),
-    (balancer(ipFamilies=["IPv6", "IPv4"]), [config(f"{POOL}, 2001:db8::10/126")], (["2001:db8::10", "192.0.2.16"], [])),
-    (balancer("web", "192.0.2.16", type="ClusterIP"), [config()], ([], [])),
-    (balancer("web", "192.0.2.16", type="NodePort"), [], ([], [])),
-    (balancer("web", "198.51.100.9"), [config()], (["192.0.2.16"], [])),
-    (balancer("young", "192.0.2.16", born=9), [config(), balancer("old", "192.0.2.16", born=1)], (["192.0.2.17"], [])),
-    (balancer("old", "192.0.2.16", born=1), [config(), balancer("young", "192.0.2.16", born=9)], (None, [])),
-])
+@pytest.mark.parametrize(
+    ("wanted", "others", "expected"),
+    [
+        (balancer(), [config()], (["192.0.2.16"], [])),
+        (balancer(), [config(), balancer("a", "192.0.2.16"), balancer("b", "192.0.2.18")], (["192.0.2.17"], [])),
+        (balancer("web", "192.0.2.18"), [config()], (None, [])),
+        (balancer(), [], (None, [])),
+        (balancer(loadBalancerClass="example.com/other"), [config()], (None, [])),
+        (balancer(loadBalancerClass="podwire.io/l2"), [config()], (["192.0.2.16"], [])),
+        (balancer(), [config(**{"require-class": "true"})], (None, [])),
+        (balancer(loadBalancerIP="192.0.2.19"), [config()], (["192.0.2.19"], [])),
+        (balancer("web", "192.0.2.16", loadBalancerIP="192.0.2.19"), [config()], (["192.0.2.19"], [])),
+        (
+            balancer(annotations={lb.WANTED: "192.0.2.18"}, loadBalancerIP="192.0.2.19"),
+            [config()],
+            (["192.0.2.18"], []),
+        ),
+        (balancer(loadBalancerIP="198.51.100.1"), [config()], (None, ["AddressNotInPool"])),
+        (balancer(loadBalancerIP="192.0.2.16"), [config(), balancer("a", "192.0.2.16")], (None, ["AddressInUse"])),
+        (balancer(loadBalancerIP="one"), [config()], (["192.0.2.16"], ["InvalidAddress"])),
+        (balancer(), [config("192.0.2.16"), balancer("a", "192.0.2.16")], (None, ["PoolExhausted"])),
+        (balancer(ipFamilies=["IPv6"]), [config()], (None, ["NoPool"])),
+        (balancer(ipFamilies=["IPv4", "IPv6"], ipFamilyPolicy="PreferDualStack"), [config()], (["192.0.2.16"], [])),
+        (
+            balancer(ipFamilies=["IPv4", "IPv6"], ipFamilyPolicy="RequireDualStack"),
+            [config()],
+            (["192.0.2.16"], ["NoPool"]),
+        ),
+        (
+            balancer(ipFamilies=["IPv6", "IPv4"]),
+            [config(f"{POOL}, 2001:db8::10/126")],
+            (["2001:db8::10", "192.0.2.16"], []),
+        ),
+        (balancer("web", "192.0.2.16", type="ClusterIP"), [config()], ([], [])),
+        (balancer("web", "192.0.2.16", type="NodePort"), [], ([], [])),
+        (balancer("web", "198.51.100.9"), [config()], (["192.0.2.16"], [])),
+        (
+            balancer("young", "192.0.2.16", born=9),
+            [config(), balancer("old", "192.0.2.16", born=1)],
+            (["192.0.2.17"], []),
+        ),
+        (balancer("old", "192.0.2.16", born=1), [config(), balancer("young", "192.0.2.16", born=9)], (None, [])),
+    ],
+)
 def test_addresses(wanted: Object, others: list[Object], expected: tuple[list[str] | None, list[str]]) -> None:
     assert given_to(wanted, *others) == expected
 
@@ -86,9 +116,16 @@ def test_an_event_names_pool_and_fix_and_is_told_once() -> None:
     assert first[0].obj["metadata"]["name"] == again[0].obj["metadata"]["name"]
 
 
-@pytest.mark.parametrize(("text", "ranges", "problems"), [
-    ("192.0.2.0/30\n 2001:db8::/126 # two\n#all", 2, 0), ("192.0.2.1 - 192.0.2.9,192.0.2.20", 2, 0), ("", 0, 0),
-    ("192.0.2.9-192.0.2.1, 192.0.2.300, 192.0.2.1/24, 192.0.2.4", 1, 3), ("192.0.2.1-2001:db8::1", 0, 1)])
+@pytest.mark.parametrize(
+    ("text", "ranges", "problems"),
+    [
+        ("192.0.2.0/30\n 2001:db8::/126 # two\n#all", 2, 0),
+        ("192.0.2.1 - 192.0.2.9,192.0.2.20", 2, 0),
+        ("", 0, 0),
+        ("192.0.2.9-192.0.2.1, 192.0.2.300, 192.0.2.1/24, 192.0.2.4", 1, 3),
+        ("192.0.2.1-2001:db8::1", 0, 1),
+    ],
+)
 def test_pools(text: str, ranges: int, problems: int) -> None:
     pools, found = lb.parse(config(text))
     assert (len(pools.ranges), len(found)) == (ranges, problems)
@@ -97,8 +134,12 @@ def test_pools(text: str, ranges: int, problems: int) -> None:
 
 def test_what_is_announced() -> None:
     pools = lb.parse(config())[0]
-    services = [balancer("a", "192.0.2.16"), balancer("b", "198.51.100.1"), balancer("c", "192.0.2.17", type="ClusterIP"),
-                balancer("d", "192.0.2.18", loadBalancerClass="example.com/x")]
+    services = [
+        balancer("a", "192.0.2.16"),
+        balancer("b", "198.51.100.1"),
+        balancer("c", "192.0.2.17", type="ClusterIP"),
+        balancer("d", "192.0.2.18", loadBalancerClass="example.com/x"),
+    ]
     assert [(ip, key(s)) for ip, s in lb.announced(services, pools)] == [("192.0.2.16", "default/a")]
     assert not list(lb.announced(services, lb.Pools()))
 
@@ -113,12 +154,18 @@ def test_the_pool_of_the_flag_is_made_where_there_is_none(objects: list[Object],
 
 
 def test_a_bad_pool_is_told_on_the_configmap() -> None:
-    change, = loadbalancer.controllers(())[1].reconcile(loadbalancer.CONFIG_KEY, snapshot(config("x")), NOW)
-    assert (change.kind, change.obj["reason"], change.obj["involvedObject"]["kind"]) == ("Event", "InvalidPool", "ConfigMap")
+    (change,) = loadbalancer.controllers(())[1].reconcile(loadbalancer.CONFIG_KEY, snapshot(config("x")), NOW)
+    assert (change.kind, change.obj["reason"], change.obj["involvedObject"]["kind"]) == (
+        "Event",
+        "InvalidPool",
+        "ConfigMap",
+    )
 
 
-STEPS = st.lists(st.tuples(st.sampled_from(["make", "delete", "type", "pool", "ask"]), st.integers(0, 5), st.integers(0, 3)),
-                 max_size=40)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["make", "delete", "type", "pool", "ask"]), st.integers(0, 5), st.integers(0, 3)),
+    max_size=40,
+)
 
 
 @given(STEPS)
@@ -135,8 +182,12 @@ def test_no_address_is_ever_given_twice_and_none_is_lost(steps: list[tuple[str, 
                 if change.verb == "status":
                     before = world[change.name]
                     world[change.name] = merge(before, change.obj)
-                    queue += [k for seen in (before, world[change.name])
-                              for k in run.watches["Service"](seen, snapshot(*world.values())) if k not in queue]
+                    queue += [
+                        k
+                        for seen in (before, world[change.name])
+                        for k in run.watches["Service"](seen, snapshot(*world.values()))
+                        if k not in queue
+                    ]
 
     for what, number, extra in steps:
         own, before = f"s{number}", world.get(f"s{number}")
@@ -151,12 +202,19 @@ def test_no_address_is_ever_given_twice_and_none_is_lost(steps: list[tuple[str, 
             world[own] = merge(before, {"spec": {"type": ["LoadBalancer", "ClusterIP"][extra % 2]}})
         elif what == "ask" and before is not None:
             world[own] = merge(before, {"spec": {"loadBalancerIP": f"192.0.2.{16 + extra}"}})
-        keys = [k for seen in (before, world.get(own)) if seen for k in run.watches["Service"](seen, snapshot(*world.values()))]
+        keys = [
+            k
+            for seen in (before, world.get(own))
+            if seen
+            for k in run.watches["Service"](seen, snapshot(*world.values()))
+        ]
         settle(list(dict.fromkeys(keys)))
         now, found = lb.parse(world["config"])[0], [s for s in world.values() if s["kind"] == "Service"]
         held = [ip for s in found for ip in lb.ingress(s)]
         assert len(held) == len(set(held)), "twice"
-        assert all(s["spec"]["type"] == "LoadBalancer" for s in found if lb.ingress(s)), "given back on a change of type"
+        assert all(s["spec"]["type"] == "LoadBalancer" for s in found if lb.ingress(s)), (
+            "given back on a change of type"
+        )
         if now:
             assert all(ip in now for ip in held)
             waiting = [s for s in found if lb.ours(s, now) and not lb.ingress(s) and not lb.wanted(s)]

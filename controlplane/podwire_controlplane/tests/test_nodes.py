@@ -39,7 +39,7 @@ def test_pod_ranges_of_living_nodes_never_overlap(steps: list[tuple[str, int]]) 
         if what == "leave":
             held.pop(own, None)
         elif own not in held:
-            change, = cidr(own, live(own), *held.values(), size=20)
+            (change,) = cidr(own, live(own), *held.values(), size=20)
             assert change.obj["spec"]["podCIDRs"] == [change.obj["spec"]["podCIDR"]]
             held[own] = live(own, **change.obj["spec"])
             assert cidr(own, *held.values()) == [], "once is enough"
@@ -49,7 +49,7 @@ def test_pod_ranges_of_living_nodes_never_overlap(steps: list[tuple[str, int]]) 
 
 def test_no_range_left_is_said_on_the_node() -> None:
     small = ipaddress.ip_network("10.244.0.0/24")
-    change, = cidr("n2", live("n1", podCIDR="10.244.0.0/24"), live("n2"), cluster=small)
+    (change,) = cidr("n2", live("n1", podCIDR="10.244.0.0/24"), live("n2"), cluster=small)
     condition = change.obj["status"]["conditions"][-1]
     assert change.verb == "status" and condition["reason"] == "NoPodCIDR" and "10.244.0.0/24" in condition["message"]
     assert any(c["type"] == "Ready" for c in change.obj["status"]["conditions"]), "the others stay"
@@ -60,6 +60,7 @@ def test_no_range_left_is_said_on_the_node() -> None:
 
 def lease(own: str, seconds_ago: float) -> Object:
     from podwire_controlplane.controllers.workloads import timestamp
+
     return {"kind": "Lease", "metadata": meta(own, nodes.LEASES), "spec": {"renewTime": timestamp(NOW - seconds_ago)}}
 
 
@@ -69,7 +70,9 @@ def test_a_silent_node_and_its_pods_become_unready() -> None:
     changes = nodes.reconcile_lifecycle("n1", snapshot(live("n1"), lease("n1", 41), *pods), NOW)
     assert [(c.verb, c.kind, c.name) for c in changes] == [("status", "Node", "n1"), ("status", "Pod", "a")]
     ready = changes[0].obj["status"]["conditions"][-1]
-    assert (ready["status"], ready["reason"]) == ("Unknown", "NodeStatusUnknown") and "2027-01-15T07:59:19Z" in ready["message"]
+    assert (ready["status"], ready["reason"]) == ("Unknown", "NodeStatusUnknown") and "2027-01-15T07:59:19Z" in ready[
+        "message"
+    ]
     assert changes[1].obj["status"]["conditions"][-1]["reason"] == "NodeNotReady"
     marked = {**live("n1"), **changes[0].obj}
     assert nodes.reconcile_lifecycle("n1", snapshot(marked, lease("n1", 50), pods[1]), NOW) == []
@@ -82,7 +85,7 @@ def test_a_node_that_never_had_a_lease_gets_the_grace_from_its_creation() -> Non
 
 
 def test_pods_of_a_deleted_node_go() -> None:
-    change, = nodes.reconcile_lifecycle("n1", snapshot(running("a", "10.0.0.1"), running("b", "10.0.0.2", "n2")), NOW)
+    (change,) = nodes.reconcile_lifecycle("n1", snapshot(running("a", "10.0.0.1"), running("b", "10.0.0.2", "n2")), NOW)
     assert (change.verb, change.name, change.obj) == ("delete", "a", {"gracePeriodSeconds": 0})
 
 
@@ -102,21 +105,28 @@ def test_pods_of_one_owner_spread() -> None:
     hosts = []
     for n in range(6):
         made = stored(pod(f"w{n}"), ownerReferences=refs)
-        change, = nodes.reconcile_schedule(f"default/w{n}", snapshot(made, live("n1"), live("n2"), live("n3"), *held), NOW)
+        (change,) = nodes.reconcile_schedule(
+            f"default/w{n}", snapshot(made, live("n1"), live("n2"), live("n3"), *held), NOW
+        )
         hosts.append(change.obj["spec"]["nodeName"])
         made["spec"]["nodeName"] = hosts[-1]
         held.append(made)
     assert sorted(hosts) == ["n1", "n1", "n2", "n2", "n3", "n3"] and set(hosts[:2]) == {"n1", "n3"}, "least used first"
 
 
-@pytest.mark.parametrize(("spec", "fits"), [
-    ({}, "plain"), ({"nodeSelector": {"disk": "ssd"}}, "ssd"),
-    ({"nodeSelector": {"t": "1"}, "tolerations": [{"key": "k", "operator": "Exists"}]}, "tainted"),
-    ({"nodeSelector": {"t": "1"}, "tolerations": [{"key": "k", "value": "v", "effect": "NoSchedule"}]}, "tainted"),
-    ({"nodeSelector": {"t": "1"}, "tolerations": [{"operator": "Exists"}]}, "tainted"),
-    ({"nodeSelector": {"t": "1"}, "tolerations": [{"key": "k", "value": "other"}]}, ""),
-    ({"nodeSelector": {"t": "1"}, "tolerations": [{"key": "k", "value": "v", "effect": "NoExecute"}]}, ""),
-    ({"nodeSelector": {"t": "1"}}, "")])
+@pytest.mark.parametrize(
+    ("spec", "fits"),
+    [
+        ({}, "plain"),
+        ({"nodeSelector": {"disk": "ssd"}}, "ssd"),
+        ({"nodeSelector": {"t": "1"}, "tolerations": [{"key": "k", "operator": "Exists"}]}, "tainted"),
+        ({"nodeSelector": {"t": "1"}, "tolerations": [{"key": "k", "value": "v", "effect": "NoSchedule"}]}, "tainted"),
+        ({"nodeSelector": {"t": "1"}, "tolerations": [{"operator": "Exists"}]}, "tainted"),
+        ({"nodeSelector": {"t": "1"}, "tolerations": [{"key": "k", "value": "other"}]}, ""),
+        ({"nodeSelector": {"t": "1"}, "tolerations": [{"key": "k", "value": "v", "effect": "NoExecute"}]}, ""),
+        ({"nodeSelector": {"t": "1"}}, ""),
+    ],
+)
 def test_selectors_taints_and_tolerations(spec: Object, fits: str) -> None:
     rows = [live("plain"), live("tainted", labels={"t": "1"}, taints=[TAINT])]
     if "nodeSelector" in spec and "disk" in spec["nodeSelector"]:
@@ -126,12 +136,17 @@ def test_selectors_taints_and_tolerations(spec: Object, fits: str) -> None:
 
 
 def test_the_reason_counts_the_nodes() -> None:
-    rows = (live("a", unschedulable=True), live("b", ready=False), live("c", taints=[TAINT]),
-            live("d", taints=[{**TAINT, "effect": "PreferNoSchedule"}], labels={"x": "z"}))
+    rows = (
+        live("a", unschedulable=True),
+        live("b", ready=False),
+        live("c", taints=[TAINT]),
+        live("d", taints=[{**TAINT, "effect": "PreferNoSchedule"}], labels={"x": "z"}),
+    )
     change = bind(pod(nodeSelector={"x": "y"}), *rows, live("e"))
     condition = change.obj["status"]["conditions"][0]
     assert condition["reason"] == "Unschedulable" and condition["message"] == (
-        "no node fits: 3 does not match nodeSelector, 1 not ready, 1 unschedulable")
+        "no node fits: 3 does not match nodeSelector, 1 not ready, 1 unschedulable"
+    )
     told = stored(pod(), status={"conditions": [condition]})
     told["spec"]["nodeSelector"] = {"x": "y"}
     assert nodes.reconcile_schedule("default/p1", snapshot(told, *rows, live("e")), NOW) == [], "said once"
@@ -139,8 +154,11 @@ def test_the_reason_counts_the_nodes() -> None:
     assert bind(pod(), live("n", taints=[{**TAINT, "effect": "PreferNoSchedule"}])).obj == {"spec": {"nodeName": "n"}}
 
 
-@pytest.mark.parametrize("left_alone", [
-    pod(nodeName="n9"), pod(schedulerName="mine"), {**pod(), "status": {"phase": "Failed"}}], ids=["bound", "other", "ended"])
+@pytest.mark.parametrize(
+    "left_alone",
+    [pod(nodeName="n9"), pod(schedulerName="mine"), {**pod(), "status": {"phase": "Failed"}}],
+    ids=["bound", "other", "ended"],
+)
 def test_pods_that_are_not_scheduled(left_alone: Object) -> None:
     assert nodes.reconcile_schedule("default/p1", snapshot(stored(left_alone), live("n1")), NOW) == []
 
@@ -156,14 +174,18 @@ def test_garbage_is_what_has_no_owner_left() -> None:
         return cleanup.reconcile_gc("ReplicaSet:default/child", snapshot(*objects), NOW)
 
     assert collect(child, owner) == [] and collect() == []
-    change, = collect(child)
+    (change,) = collect(child)
     assert (change.verb, change.kind, change.name) == ("delete", "ReplicaSet", "child")
     assert change.obj == {"preconditions": {"uid": "uid-child"}}
-    assert len(collect(child, {**owner, "metadata": {**owner["metadata"], "uid": "anew"}})) == 1, "an owner counts by uid"
+    assert len(collect(child, {**owner, "metadata": {**owner["metadata"], "uid": "anew"}})) == 1, (
+        "an owner counts by uid"
+    )
     other = stored(service())
     shared = stored(replica_set("child"), ownerReferences=[owner_reference(owner), owner_reference(other)])
     assert collect(shared, other) == [] and len(collect(shared)) == 1
-    foreign = stored(replica_set("child"), ownerReferences=[{"kind": "Widget", "name": "w", "uid": "u", "apiVersion": "x/v1"}])
+    foreign = stored(
+        replica_set("child"), ownerReferences=[{"kind": "Widget", "name": "w", "uid": "u", "apiVersion": "x/v1"}]
+    )
     assert collect(foreign) == [], "of kinds that are not held nobody knows"
     assert collect(stored(child, deletionTimestamp="2027-01-15T08:00:00Z")) == []
 
@@ -183,7 +205,7 @@ def test_namespaces_are_emptied_and_then_let_go() -> None:
     ending = stored(space, deletionTimestamp="2027-01-15T08:00:00Z")
     held = (stored(service()), stored(pod(), deletionTimestamp="2027-01-15T08:00:30Z"))
     assert cleanup.reconcile_namespace("default", snapshot(space, *held), NOW) == []
-    change, = cleanup.reconcile_namespace("default", snapshot(ending, *held), NOW)
+    (change,) = cleanup.reconcile_namespace("default", snapshot(ending, *held), NOW)
     assert (change.verb, change.kind, change.name) == ("delete", "Service", "web")
-    last, = cleanup.reconcile_namespace("default", snapshot(ending), NOW)
+    (last,) = cleanup.reconcile_namespace("default", snapshot(ending), NOW)
     assert last.verb == "finalize" and last.obj["spec"] == {"finalizers": []}

@@ -1,4 +1,5 @@
-"""The write path: creation, updates, patches, locking. Deletion is in test_deletion.py, Services in test_services.py."""
+"""The write path: creation, updates, patches, locking. Deletion is in test_deletion.py, Services in
+test_services.py."""
 
 from __future__ import annotations
 
@@ -56,8 +57,14 @@ def test_every_kind_is_created_read_updated_and_deleted(resource: Any) -> None:
 def test_server_sets_identity_whatever_the_client_says() -> None:
     async def work(world: World) -> None:
         obj = minimal(RESOURCES[5])
-        obj["metadata"] |= {"uid": "mine", "creationTimestamp": "2000-01-01T00:00:00Z", "resourceVersion": "77",
-                            "generation": 9, "deletionTimestamp": "2000-01-01T00:00:00Z", "selfLink": "/x"}
+        obj["metadata"] |= {
+            "uid": "mine",
+            "creationTimestamp": "2000-01-01T00:00:00Z",
+            "resourceVersion": "77",
+            "generation": 9,
+            "deletionTimestamp": "2000-01-01T00:00:00Z",
+            "selfLink": "/x",
+        }
         made = await world.create(obj)
         assert made["metadata"]["uid"] != "mine" and made["metadata"]["generation"] == 1
         assert "deletionTimestamp" not in made["metadata"] and "selfLink" not in made["metadata"]
@@ -87,14 +94,18 @@ def test_namespace_must_exist_and_not_be_going() -> None:
         await refused(world.objects.create(world.scope("Pod"), lost, _options()), 400, "metadata.namespace")
         await world.create({"kind": "Namespace", "metadata": {"name": "old"}})
         await world.delete("Namespace", "old")
-        await refused(world.objects.create(world.scope("Pod", space="old"), {**pod(), "metadata": {"name": "p"}}, _options()),
-                      403, "being deleted")
+        await refused(
+            world.objects.create(world.scope("Pod", space="old"), {**pod(), "metadata": {"name": "p"}}, _options()),
+            403,
+            "being deleted",
+        )
 
     in_world(work)
 
 
 def _options() -> Any:
     from podwire_controlplane.server.objects import WriteOptions
+
     return WriteOptions()
 
 
@@ -128,8 +139,11 @@ def test_resource_version_and_uid_guard_updates() -> None:
         second["spec"]["replicas"] = 7
         assert (await world.update(second))["spec"]["replicas"] == 7, "without a version the write is unconditional"
         await refused(world.update(deployment("nobody")), 404, "nobody")
-        await refused(world.objects.update(world.scope("Deployment", "web"), deployment("other"), _options()), 400,
-                      "metadata.name")
+        await refused(
+            world.objects.update(world.scope("Deployment", "web"), deployment("other"), _options()),
+            400,
+            "metadata.name",
+        )
 
     in_world(work)
 
@@ -137,7 +151,9 @@ def test_resource_version_and_uid_guard_updates() -> None:
 def test_generation_counts_changes_of_the_spec_only() -> None:
     async def work(world: World) -> None:
         made = await world.create(deployment())
-        assert (await world.patch("Deployment", "web", {"metadata": {"labels": {"a": "b"}}}))["metadata"]["generation"] == 1
+        assert (await world.patch("Deployment", "web", {"metadata": {"labels": {"a": "b"}}}))["metadata"][
+            "generation"
+        ] == 1
         status = await world.patch("Deployment", "web", {"status": {"replicas": 1}}, sub="status")
         assert status["metadata"]["generation"] == 1
         assert (await world.patch("Deployment", "web", {"spec": {"replicas": 4}}))["metadata"]["generation"] == 2
@@ -164,14 +180,22 @@ def test_status_and_spec_have_each_their_own_url() -> None:
     async def work(world: World) -> None:
         made = await world.create({**deployment(), "status": {"replicas": 99}})
         assert "status" not in made, "a creation cannot set status"
-        one = await world.update({**made, "spec": {**made["spec"], "replicas": 8}, "status": {"replicas": 2}}, sub="status")
+        one = await world.update(
+            {**made, "spec": {**made["spec"], "replicas": 8}, "status": {"replicas": 2}}, sub="status"
+        )
         assert one["spec"]["replicas"] == 3 and one["status"] == {"replicas": 2}
         two = await world.update({**one, "spec": {**one["spec"], "replicas": 8}, "status": {"replicas": 5}})
         assert two["spec"]["replicas"] == 8 and two["status"] == {"replicas": 2}
-        three = await world.patch("Deployment", "web", {"spec": {"replicas": 1}, "status": {"replicas": 6}}, sub="status")
+        three = await world.patch(
+            "Deployment", "web", {"spec": {"replicas": 1}, "status": {"replicas": 6}}, sub="status"
+        )
         assert three["spec"]["replicas"] == 8 and three["status"]["replicas"] == 6
-        four = await world.patch("Deployment", "web", {"metadata": {"finalizers": ["a/b"], "labels": {"k": "v"}},
-                                                       "status": {"replicas": 7}}, sub="status")
+        four = await world.patch(
+            "Deployment",
+            "web",
+            {"metadata": {"finalizers": ["a/b"], "labels": {"k": "v"}}, "status": {"replicas": 7}},
+            sub="status",
+        )
         assert "finalizers" not in four["metadata"] and four["metadata"]["labels"] == {"k": "v"}
 
     in_world(work)
@@ -186,6 +210,7 @@ def test_unknown_fields(mode: str) -> None:
         before = await world.state()
         scope = world.scope("Service")
         from podwire_controlplane.server.objects import WriteOptions
+
         options = WriteOptions(field_validation=mode)
         if mode == "Strict":
             await refused(world.objects.create(scope, obj, options), 400, 'unknown field "spec.ports[0].prot"')
@@ -206,7 +231,9 @@ def test_dry_run_checks_and_stores_nothing() -> None:
         before, booked = await world.state(), dict(world.allocator.addresses)
         made = await world.create(service(type="NodePort"), dry_run=True)
         assert made["spec"]["clusterIP"] and made["spec"]["ports"][0]["nodePort"]
-        assert (await world.patch("Deployment", "kept", {"spec": {"replicas": 9}}, dry_run=True))["spec"]["replicas"] == 9
+        assert (await world.patch("Deployment", "kept", {"spec": {"replicas": 9}}, dry_run=True))["spec"][
+            "replicas"
+        ] == 9
         await refused(world.create(deployment("kept"), dry_run=True), 409, "already exists")
         await refused(world.create(service(type="Wrong"), dry_run=True), 422, "spec.type")
         await world.objects.delete(world.scope("Deployment", "kept"), {}, dry_run=True)
@@ -215,20 +242,30 @@ def test_dry_run_checks_and_stores_nothing() -> None:
     in_world(work)
 
 
-@pytest.mark.parametrize(("obj", "code", "words"), [
-    ({**service(), "kind": "Pod"}, 400, ("kind", "'Service'")),
-    ({**service(), "apiVersion": "v2"}, 400, ("apiVersion", "'v1'")),
-    ({**service(), "metadata": "x"}, 400, ("metadata",)),
-    ({**service(), "spec": "x"}, 422, ("spec: expected an object",)),
-    ({**service(), "spec": None}, 422, ("spec.ports",)),
-    (service(ports=[{"port": "80"}]), 422, ("spec.ports[0].port: expected a whole number",)),
-    (service(ports=[{"port": 80, "protocol": None}, NOTHING]), 422, ("spec.ports[1]",)),
-    (service(ports=[{"name": "a"}]), 422, ("spec.ports[0].port",)),
-    (service(ports=[{"port": 80, "nodePort": 70}], type="NodePort"), 422, ("spec.ports[0].nodePort", "30000-30009")),
-    (service(clusterIP="10.1.1.1"), 422, ("spec.clusterIP", "10.96.0.0/24", "leave the field empty")),
-    (service(clusterIPs=["x"]), 422, ("spec.clusterIP",)),
-    ([], 400, ("no object",)), ("text", 400, ("no object",)), (None, 400, ("no object",)),
-], ids=str)
+@pytest.mark.parametrize(
+    ("obj", "code", "words"),
+    [
+        ({**service(), "kind": "Pod"}, 400, ("kind", "'Service'")),
+        ({**service(), "apiVersion": "v2"}, 400, ("apiVersion", "'v1'")),
+        ({**service(), "metadata": "x"}, 400, ("metadata",)),
+        ({**service(), "spec": "x"}, 422, ("spec: expected an object",)),
+        ({**service(), "spec": None}, 422, ("spec.ports",)),
+        (service(ports=[{"port": "80"}]), 422, ("spec.ports[0].port: expected a whole number",)),
+        (service(ports=[{"port": 80, "protocol": None}, NOTHING]), 422, ("spec.ports[1]",)),
+        (service(ports=[{"name": "a"}]), 422, ("spec.ports[0].port",)),
+        (
+            service(ports=[{"port": 80, "nodePort": 70}], type="NodePort"),
+            422,
+            ("spec.ports[0].nodePort", "30000-30009"),
+        ),
+        (service(clusterIP="10.1.1.1"), 422, ("spec.clusterIP", "10.96.0.0/24", "leave the field empty")),
+        (service(clusterIPs=["x"]), 422, ("spec.clusterIP",)),
+        ([], 400, ("no object",)),
+        ("text", 400, ("no object",)),
+        (None, 400, ("no object",)),
+    ],
+    ids=str,
+)
 def test_bad_objects_change_nothing(obj: Any, code: int, words: tuple[str, ...]) -> None:
     async def work(world: World) -> None:
         before = await world.state()
@@ -243,32 +280,93 @@ def test_bad_patches_change_nothing() -> None:
         await world.create(service())
         before = await world.state()
         for how, body, code in (
-                (JSON_PATCH, [{"op": "replace", "path": "/spec/type", "value": "NodePort"},
-                              {"op": "remove", "path": "/spec/nothing"}], 422),
-                (JSON_PATCH, {"op": "add"}, 400), (MERGE_PATCH, [], 400), (MERGE_PATCH, "x", 400), (MERGE_PATCH, None, 400),
-                (MERGE_PATCH, {"metadata": "x"}, 400), (STRATEGIC_PATCH, {"metadata": ["x"]}, 400),
-                (MERGE_PATCH, {"kind": "Pod"}, 400), (MERGE_PATCH, {"spec": {"ports": 5}}, 422),
-                (MERGE_PATCH, {"spec": {"clusterIP": "10.96.0.77"}}, 422)):
+            (
+                JSON_PATCH,
+                [
+                    {"op": "replace", "path": "/spec/type", "value": "NodePort"},
+                    {"op": "remove", "path": "/spec/nothing"},
+                ],
+                422,
+            ),
+            (JSON_PATCH, {"op": "add"}, 400),
+            (MERGE_PATCH, [], 400),
+            (MERGE_PATCH, "x", 400),
+            (MERGE_PATCH, None, 400),
+            (MERGE_PATCH, {"metadata": "x"}, 400),
+            (STRATEGIC_PATCH, {"metadata": ["x"]}, 400),
+            (MERGE_PATCH, {"kind": "Pod"}, 400),
+            (MERGE_PATCH, {"spec": {"ports": 5}}, 422),
+            (MERGE_PATCH, {"spec": {"clusterIP": "10.96.0.77"}}, 422),
+        ):
             await refused(world.patch("Service", "web", body, how=how), code)
             assert await world.state() == before, (how, body)
 
     in_world(work)
 
 
-_VALUES = st.recursive(st.none() | st.booleans() | st.integers(-5, 99999) | st.text(max_size=6), lambda inner: st.lists(
-    inner, max_size=3) | st.dictionaries(st.sampled_from([
-        "ports", "port", "nodePort", "name", "protocol", "targetPort", "clusterIP", "clusterIPs", "selector", "type", "labels",
-        "externalIPs", "sessionAffinity", "sessionAffinityConfig", "clientIP", "metadata", "spec", "status", "ipFamilies",
-        "containers", "image", "template", "replicas", "strategy", "rollingUpdate", "endpoints", "addresses", "subsets",
-        "ownerReferences", "finalizers", "addressType", "matchExpressions", "$patch", "$retainKeys",
-        "$setElementOrder/ports", "$deleteFromPrimitiveList/finalizers"]), inner, max_size=4), max_leaves=12)
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 99999) | st.text(max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "ports",
+                    "port",
+                    "nodePort",
+                    "name",
+                    "protocol",
+                    "targetPort",
+                    "clusterIP",
+                    "clusterIPs",
+                    "selector",
+                    "type",
+                    "labels",
+                    "externalIPs",
+                    "sessionAffinity",
+                    "sessionAffinityConfig",
+                    "clientIP",
+                    "metadata",
+                    "spec",
+                    "status",
+                    "ipFamilies",
+                    "containers",
+                    "image",
+                    "template",
+                    "replicas",
+                    "strategy",
+                    "rollingUpdate",
+                    "endpoints",
+                    "addresses",
+                    "subsets",
+                    "ownerReferences",
+                    "finalizers",
+                    "addressType",
+                    "matchExpressions",
+                    "$patch",
+                    "$retainKeys",
+                    "$setElementOrder/ports",
+                    "$deleteFromPrimitiveList/finalizers",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
 
 
-@given(st.sampled_from(RESOURCES), st.dictionaries(st.sampled_from(["spec", "metadata", "status", "endpoints", "subsets",
-                                                                    "data", "ports"]), _VALUES, max_size=3),
-       st.sampled_from([MERGE_PATCH, STRATEGIC_PATCH]))
+@given(
+    st.sampled_from(RESOURCES),
+    st.dictionaries(
+        st.sampled_from(["spec", "metadata", "status", "endpoints", "subsets", "data", "ports"]), _VALUES, max_size=3
+    ),
+    st.sampled_from([MERGE_PATCH, STRATEGIC_PATCH]),
+)
 def test_no_object_and_no_patch_breaks_the_server(resource: Any, body: Object, how: str) -> None:
     """Whatever comes in: it is stored whole, or refused with a 4xx and nothing is changed."""
+
     async def work(world: World) -> None:
         base = minimal(resource)
         for attempt in ("create", "base", "patch"):

@@ -90,11 +90,21 @@ def test_a_node_writes_only_what_is_its_own(server: Server) -> None:
         server.good("POST", PODS, pod(own, nodeName="n1" if own == "mine" else "n2"))
     assert ask("PATCH", PODS + "/mine/status", {"status": {"phase": "Running"}})[0] == 200
     for method, path, body in (
-            ("POST", nodes, node("n3")), ("POST", leases, {"metadata": {"name": "n3"}}), ("DELETE", nodes + "/n1", None),
-            ("POST", nodes, {"metadata": {"generateName": "n"}}), ("PATCH", nodes + "/n2/status", {}), ("POST", PODS, pod()),
-            ("PATCH", PODS + "/mine", {"spec": {}}), ("PATCH", PODS + "/theirs/status", {"status": {"phase": "Failed"}}),
-            ("DELETE", PODS + "/theirs", None), ("PATCH", PODS + "/missing/status", {}), ("DELETE", PODS, None),
-            ("GET", "/api/v1/secrets", None), ("POST", SERVICES, service()), ("PUT", nodes + "/n2", node("n2"))):
+        ("POST", nodes, node("n3")),
+        ("POST", leases, {"metadata": {"name": "n3"}}),
+        ("DELETE", nodes + "/n1", None),
+        ("POST", nodes, {"metadata": {"generateName": "n"}}),
+        ("PATCH", nodes + "/n2/status", {}),
+        ("POST", PODS, pod()),
+        ("PATCH", PODS + "/mine", {"spec": {}}),
+        ("PATCH", PODS + "/theirs/status", {"status": {"phase": "Failed"}}),
+        ("DELETE", PODS + "/theirs", None),
+        ("PATCH", PODS + "/missing/status", {}),
+        ("DELETE", PODS, None),
+        ("GET", "/api/v1/secrets", None),
+        ("POST", SERVICES, service()),
+        ("PUT", nodes + "/n2", node("n2")),
+    ):
         before = server.do(server.store.revision())
         status(ask(method, path, body), 403, "Forbidden", "system:node:n1")
         assert server.do(server.store.revision()) == before
@@ -104,49 +114,62 @@ def test_a_node_writes_only_what_is_its_own(server: Server) -> None:
 # ---- the form of errors
 
 
-@pytest.mark.parametrize(("method", "path", "body", "headers", "code", "reason"), [
-    ("GET", "/nothing", None, {}, 404, "NotFound"), ("GET", "/api/v2/pods", None, {}, 404, "NotFound"),
-    ("GET", "/apis/apps/v1/pods", None, {}, 404, "NotFound"), ("GET", PODS + "/none", None, {}, 404, "NotFound"),
-    ("GET", PODS + "/none/nosub", None, {}, 404, "NotFound"), ("GET", "/api/v1/pods/x", None, {}, 404, "NotFound"),
-    ("GET", "/api/v1/namespaces/default/nodes", None, {}, 404, "NotFound"),
-    ("POST", PODS + "/x", {}, {}, 405, "MethodNotAllowed"), ("PUT", "/api/v1/pods", {}, {}, 405, "MethodNotAllowed"),
-    ("POST", "/api/v1/pods", pod(), {}, 400, "BadRequest"),
-    ("POST", PODS, b"{", {}, 400, "BadRequest"), ("POST", PODS, b"\xff\xfe", {}, 400, "BadRequest"),
-    ("POST", PODS, b"[" * 100_000, {}, 400, "BadRequest"), ("POST", PODS, b'{"a":' * 990 + b"1" + b"}" * 990, {}, 400,
-                                                            "BadRequest"),
-    ("POST", PODS, b"[]", {}, 400, "BadRequest"), ("POST", PODS, b"", {}, 422, "Invalid"),
-    ("POST", PODS, b"a: [", {"Content-Type": "application/yaml"}, 400, "BadRequest"),
-    ("POST", PODS, b"{? [a] : b}", {"Content-Type": "application/yaml"}, 400, "BadRequest"),
-    ("POST", PODS, b"a: &a [1]\nb: *a", {"Content-Type": "application/yaml"}, 400, "BadRequest"),
-    ("POST", PODS, b"when: 2026-99-99", {"Content-Type": "application/yaml"}, 422, "Invalid"),
-    ("POST", PODS, b"k8s\0abc", {}, 415, "UnsupportedMediaType"),
-    ("POST", PODS, b"x", {"Content-Type": "application/vnd.kubernetes.protobuf"}, 415, "UnsupportedMediaType"),
-    ("PATCH", PODS + "/x", b"{}", {}, 415, "UnsupportedMediaType"),
-    ("PATCH", PODS + "/x", b"{}", {"Content-Type": "application/apply-patch+yaml"}, 415, "UnsupportedMediaType"),
-    ("PATCH", PODS + "/x", b"{}", {"Content-Type": "application/merge-patch+json"}, 404, "NotFound"),
-    ("POST", PODS, b" " * (3 * 1024 * 1024 + 1), {}, 413, "RequestEntityTooLarge"),
-    ("POST", PODS + "?fieldValidation=Maybe", pod(), {}, 400, "BadRequest"),
-    ("POST", PODS + "?dryRun=Some", pod(), {}, 400, "BadRequest"),
-    ("GET", PODS + "?limit=x", None, {}, 400, "BadRequest"), ("GET", PODS + "?limit=%C2%B2", None, {}, 400, "BadRequest"),
-    ("GET", PODS + "?continue=x", None, {}, 400, "BadRequest"),
-    ("GET", PODS + "?labelSelector=a%20in", None, {}, 400, "BadRequest"),
-    ("GET", PODS + "?fieldSelector=a", None, {}, 400, "BadRequest"),
-    ("GET", PODS + "?watch=1&resourceVersion=x", None, {}, 400, "BadRequest"),
-    ("GET", PODS + "?watch=1&resourceVersion=" + "9" * 5000, None, {}, 400, "BadRequest"),
-    ("GET", PODS + "?watch=1&timeoutSeconds=x", None, {}, 400, "BadRequest"),
-    ("GET", PODS + "?watch=1&sendInitialEvents=true", None, {}, 400, "BadRequest"),
-    ("DELETE", PODS + "/x", b"[]", {}, 400, "BadRequest"),
-    ("DELETE", PODS + "/x?gracePeriodSeconds=-1", None, {}, 400, "BadRequest"),
-    ("DELETE", PODS + "/x", {"gracePeriodSeconds": 10 ** 30}, {}, 400, "BadRequest"),
-    ("DELETE", PODS + "/x", {"gracePeriodSeconds": True}, {}, 400, "BadRequest"),
-    ("DELETE", PODS + "/x", {"preconditions": "x"}, {}, 400, "BadRequest"),
-    ("DELETE", PODS + "/x", {"dryRun": 5}, {}, 400, "BadRequest"), ("DELETE", PODS + "/x", {}, {}, 404, "NotFound"),
-    ("PUT", "/api/v1/namespaces/default/finalize", b"[]", {}, 400, "BadRequest"),
-    ("PUT", "/apis/apps/v1/namespaces/default/deployments/x/scale", b"[]", {}, 400, "BadRequest"),
-    ("POST", SERVICES, service(type="Wrong"), {}, 422, "Invalid"),
-], ids=lambda v: str(v)[:40])
-def test_every_error_is_a_status(shared: Server, method: str, path: str, body: Any, headers: dict[str, str], code: int,
-                                 reason: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers", "code", "reason"),
+    [
+        ("GET", "/nothing", None, {}, 404, "NotFound"),
+        ("GET", "/api/v2/pods", None, {}, 404, "NotFound"),
+        ("GET", "/apis/apps/v1/pods", None, {}, 404, "NotFound"),
+        ("GET", PODS + "/none", None, {}, 404, "NotFound"),
+        ("GET", PODS + "/none/nosub", None, {}, 404, "NotFound"),
+        ("GET", "/api/v1/pods/x", None, {}, 404, "NotFound"),
+        ("GET", "/api/v1/namespaces/default/nodes", None, {}, 404, "NotFound"),
+        ("POST", PODS + "/x", {}, {}, 405, "MethodNotAllowed"),
+        ("PUT", "/api/v1/pods", {}, {}, 405, "MethodNotAllowed"),
+        ("POST", "/api/v1/pods", pod(), {}, 400, "BadRequest"),
+        ("POST", PODS, b"{", {}, 400, "BadRequest"),
+        ("POST", PODS, b"\xff\xfe", {}, 400, "BadRequest"),
+        ("POST", PODS, b"[" * 100_000, {}, 400, "BadRequest"),
+        ("POST", PODS, b'{"a":' * 990 + b"1" + b"}" * 990, {}, 400, "BadRequest"),
+        ("POST", PODS, b"[]", {}, 400, "BadRequest"),
+        ("POST", PODS, b"", {}, 422, "Invalid"),
+        ("POST", PODS, b"a: [", {"Content-Type": "application/yaml"}, 400, "BadRequest"),
+        ("POST", PODS, b"{? [a] : b}", {"Content-Type": "application/yaml"}, 400, "BadRequest"),
+        ("POST", PODS, b"a: &a [1]\nb: *a", {"Content-Type": "application/yaml"}, 400, "BadRequest"),
+        ("POST", PODS, b"when: 2026-99-99", {"Content-Type": "application/yaml"}, 422, "Invalid"),
+        ("POST", PODS, b"k8s\0abc", {}, 415, "UnsupportedMediaType"),
+        ("POST", PODS, b"x", {"Content-Type": "application/vnd.kubernetes.protobuf"}, 415, "UnsupportedMediaType"),
+        ("PATCH", PODS + "/x", b"{}", {}, 415, "UnsupportedMediaType"),
+        ("PATCH", PODS + "/x", b"{}", {"Content-Type": "application/apply-patch+yaml"}, 415, "UnsupportedMediaType"),
+        ("PATCH", PODS + "/x", b"{}", {"Content-Type": "application/merge-patch+json"}, 404, "NotFound"),
+        ("POST", PODS, b" " * (3 * 1024 * 1024 + 1), {}, 413, "RequestEntityTooLarge"),
+        ("POST", PODS + "?fieldValidation=Maybe", pod(), {}, 400, "BadRequest"),
+        ("POST", PODS + "?dryRun=Some", pod(), {}, 400, "BadRequest"),
+        ("GET", PODS + "?limit=x", None, {}, 400, "BadRequest"),
+        ("GET", PODS + "?limit=%C2%B2", None, {}, 400, "BadRequest"),
+        ("GET", PODS + "?continue=x", None, {}, 400, "BadRequest"),
+        ("GET", PODS + "?labelSelector=a%20in", None, {}, 400, "BadRequest"),
+        ("GET", PODS + "?fieldSelector=a", None, {}, 400, "BadRequest"),
+        ("GET", PODS + "?watch=1&resourceVersion=x", None, {}, 400, "BadRequest"),
+        ("GET", PODS + "?watch=1&resourceVersion=" + "9" * 5000, None, {}, 400, "BadRequest"),
+        ("GET", PODS + "?watch=1&timeoutSeconds=x", None, {}, 400, "BadRequest"),
+        ("GET", PODS + "?watch=1&sendInitialEvents=true", None, {}, 400, "BadRequest"),
+        ("DELETE", PODS + "/x", b"[]", {}, 400, "BadRequest"),
+        ("DELETE", PODS + "/x?gracePeriodSeconds=-1", None, {}, 400, "BadRequest"),
+        ("DELETE", PODS + "/x", {"gracePeriodSeconds": 10**30}, {}, 400, "BadRequest"),
+        ("DELETE", PODS + "/x", {"gracePeriodSeconds": True}, {}, 400, "BadRequest"),
+        ("DELETE", PODS + "/x", {"preconditions": "x"}, {}, 400, "BadRequest"),
+        ("DELETE", PODS + "/x", {"dryRun": 5}, {}, 400, "BadRequest"),
+        ("DELETE", PODS + "/x", {}, {}, 404, "NotFound"),
+        ("PUT", "/api/v1/namespaces/default/finalize", b"[]", {}, 400, "BadRequest"),
+        ("PUT", "/apis/apps/v1/namespaces/default/deployments/x/scale", b"[]", {}, 400, "BadRequest"),
+        ("POST", SERVICES, service(type="Wrong"), {}, 422, "Invalid"),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_every_error_is_a_status(
+    shared: Server, method: str, path: str, body: Any, headers: dict[str, str], code: int, reason: str
+) -> None:
     status(shared.ask(method, path, body, headers=headers), code, reason)
 
 
@@ -155,24 +178,83 @@ def test_details_name_the_object_and_every_field(shared: Server) -> None:
     body = status(shared.ask("POST", SERVICES, bad), 422, "Invalid")
     assert body["details"]["kind"] == "services" and body["details"]["name"] == "web"
     fields = {c["field"] for c in body["details"]["causes"]}
-    assert fields >= {"spec.ports[0].port", "spec.ports[0].name", "spec.ports[1].port", "spec.ports[1].name",
-                      "spec.sessionAffinity"}
+    assert fields >= {
+        "spec.ports[0].port",
+        "spec.ports[0].name",
+        "spec.ports[1].port",
+        "spec.ports[1].name",
+        "spec.sessionAffinity",
+    }
     assert all(f in body["message"] for f in fields)
 
 
-_WORDS = st.sampled_from(["api", "v1", "apis", "apps", "namespaces", "default", "pods", "services", "x", "status", "scale",
-                          "openapi", "v3", "%00", "%2e%2e", "..", "", "é", "a b", "%ff", "nodes", "finalize", "deployments"])
+_WORDS = st.sampled_from(
+    [
+        "api",
+        "v1",
+        "apis",
+        "apps",
+        "namespaces",
+        "default",
+        "pods",
+        "services",
+        "x",
+        "status",
+        "scale",
+        "openapi",
+        "v3",
+        "%00",
+        "%2e%2e",
+        "..",
+        "",
+        "é",
+        "a b",
+        "%ff",
+        "nodes",
+        "finalize",
+        "deployments",
+    ]
+)
 
 
 @settings(max_examples=60)
-@given(st.sampled_from(["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"]), st.lists(_WORDS, max_size=7),
-       st.dictionaries(st.sampled_from(["watch", "limit", "labelSelector", "fieldSelector", "continue", "resourceVersion",
-                                        "dryRun", "timeoutSeconds", "gracePeriodSeconds"]), st.text(max_size=5), max_size=2),
-       st.binary(max_size=30) | st.sampled_from([b"{}", b'{"spec":{}}', b"null", b'[{"op":"add"}]', b'{"metadata":null}']),
-       st.sampled_from(["application/json", "application/merge-patch+json", "application/json-patch+json",
-                        "application/yaml", "application/strategic-merge-patch+json", "text/plain", "nonsense", ""]))
-def test_no_request_brings_out_a_traceback(shared: Server, method: str, words: list[str], query: dict[str, str], body: bytes,
-                                           kind: str) -> None:
+@given(
+    st.sampled_from(["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"]),
+    st.lists(_WORDS, max_size=7),
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "watch",
+                "limit",
+                "labelSelector",
+                "fieldSelector",
+                "continue",
+                "resourceVersion",
+                "dryRun",
+                "timeoutSeconds",
+                "gracePeriodSeconds",
+            ]
+        ),
+        st.text(max_size=5),
+        max_size=2,
+    ),
+    st.binary(max_size=30) | st.sampled_from([b"{}", b'{"spec":{}}', b"null", b'[{"op":"add"}]', b'{"metadata":null}']),
+    st.sampled_from(
+        [
+            "application/json",
+            "application/merge-patch+json",
+            "application/json-patch+json",
+            "application/yaml",
+            "application/strategic-merge-patch+json",
+            "text/plain",
+            "nonsense",
+            "",
+        ]
+    ),
+)
+def test_no_request_brings_out_a_traceback(
+    shared: Server, method: str, words: list[str], query: dict[str, str], body: bytes, kind: str
+) -> None:
     from urllib.parse import quote, urlencode
 
     if query.get("watch") in ("1", "true"):
@@ -215,7 +297,9 @@ def test_pages_are_of_one_moment(server: Server) -> None:
     assert names == [f"p{n}" for n in range(7)]
     odd = server.good("GET", PODS + "?limit=2&labelSelector=odd%3D1")
     assert [i["metadata"]["name"] for i in odd["items"]] == ["p1", "p3"] and "continue" not in odd["metadata"]
-    assert [i["metadata"]["name"] for i in server.good("GET", PODS + "?fieldSelector=metadata.name%3Dp2")["items"]] == ["p2"]
+    assert [i["metadata"]["name"] for i in server.good("GET", PODS + "?fieldSelector=metadata.name%3Dp2")["items"]] == [
+        "p2"
+    ]
 
 
 def test_delete_collection_takes_what_matches(server: Server) -> None:
@@ -236,8 +320,14 @@ def test_tables(shared: Server) -> None:
     assert table["kind"] == "Table" and table["metadata"]["resourceVersion"]
     assert row["object"]["kind"] == "PartialObjectMetadata"
     assert dict(zip(titles, row["cells"], strict=True)) | {"Age": ""} == {
-        "Name": "shown", "Type": "ClusterIP", "Cluster-IP": row["cells"][titles.index("Cluster-IP")], "External-IP": "<none>",
-        "Port(s)": "80/TCP", "Age": "", "Selector": "<none>"}
+        "Name": "shown",
+        "Type": "ClusterIP",
+        "Cluster-IP": row["cells"][titles.index("Cluster-IP")],
+        "External-IP": "<none>",
+        "Port(s)": "80/TCP",
+        "Age": "",
+        "Selector": "<none>",
+    }
     one = shared.good("GET", SERVICES + "/shown?includeObject=Object", headers=accept)
     assert one["rows"][0]["object"]["spec"]["type"] == "ClusterIP"
 
@@ -249,8 +339,12 @@ def test_scale(server: Server) -> None:
     assert scale["kind"] == "Scale" and scale["spec"] == {"replicas": 2} and scale["status"]["selector"] == "app=web"
     scale["spec"]["replicas"] = 5
     assert server.good("PUT", base + "/web/scale", scale)["spec"]["replicas"] == 5
-    merged = server.good("PATCH", base + "/web/scale", {"spec": {"replicas": 7}},
-                         headers={"Content-Type": "application/merge-patch+json"})
+    merged = server.good(
+        "PATCH",
+        base + "/web/scale",
+        {"spec": {"replicas": 7}},
+        headers={"Content-Type": "application/merge-patch+json"},
+    )
     assert merged["spec"]["replicas"] == 7 == server.good("GET", base + "/web")["spec"]["replicas"]
     status(server.ask("PUT", base + "/web/scale", {**scale, "spec": {"replicas": -1}}), 422, "Invalid", "spec.replicas")
 

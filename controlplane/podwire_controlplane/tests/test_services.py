@@ -21,10 +21,14 @@ from .test_objects import in_world, refused
 
 def test_update_without_address_and_port_keeps_both() -> None:
     async def work(world: World) -> None:
-        made = await world.create(service(type="NodePort", ports=[{"name": "a", "port": 80}, {"name": "b", "port": 81}]))
+        made = await world.create(
+            service(type="NodePort", ports=[{"name": "a", "port": 80}, {"name": "b", "port": 81}])
+        )
         address, ports = made["spec"]["clusterIP"], {p["port"]: p["nodePort"] for p in made["spec"]["ports"]}
         assert len(set(ports.values())) == 2
-        after = await world.update(service(type="NodePort", ports=[{"name": "b", "port": 81}, {"name": "c", "port": 82}]))
+        after = await world.update(
+            service(type="NodePort", ports=[{"name": "b", "port": 81}, {"name": "c", "port": 82}])
+        )
         assert after["spec"]["clusterIP"] == address and after["spec"]["clusterIPs"] == [address]
         new = {p["port"]: p["nodePort"] for p in after["spec"]["ports"]}
         assert new[81] == ports[81] and new[82] not in (None, ports[81])
@@ -58,7 +62,9 @@ def test_address_is_immutable_and_says_so() -> None:
     async def work(world: World) -> None:
         await world.create(service(clusterIP="10.96.0.20"))
         for address in ("10.96.0.21", "None"):
-            await refused(world.patch("Service", "web", {"spec": {"clusterIP": address}}), 422, "spec.clusterIP", "immutable")
+            await refused(
+                world.patch("Service", "web", {"spec": {"clusterIP": address}}), 422, "spec.clusterIP", "immutable"
+            )
         await world.create(service("headless", clusterIP="None"))
         await refused(world.patch("Service", "headless", {"spec": {"clusterIP": "10.96.0.22"}}), 422, "immutable")
         await refused(world.patch("Service", "headless", {"spec": {"type": "NodePort"}}), 422, "headless")
@@ -66,18 +72,29 @@ def test_address_is_immutable_and_says_so() -> None:
     in_world(work)
 
 
-@pytest.mark.parametrize(("spec", "words"), [
-    ({"clusterIP": "10.96.0.5"}, ("spec.clusterIP", "taken by Service default/web", "leave it empty")),
-    ({"clusterIP": "10.96.0.0"}, ("spec.clusterIP", "network or broadcast")),
-    ({"clusterIP": "fd00::1"}, ("spec.clusterIP", "outside the Service range")),
-    ({"clusterIPs": ["10.96.0.5"]}, ("spec.clusterIP", "taken")),
-    ({"clusterIP": "10.96.0.6", "clusterIPs": ["10.96.0.7"]}, ("spec.clusterIPs[0]", "give one of the two")),
-    ({"type": "NodePort", "ports": [{"port": 1, "nodePort": 30001}]}, ("spec.ports[0].nodePort", "taken by Service default/")),
-    ({"type": "NodePort", "ports": [{"name": "a", "port": 1, "nodePort": 30002}, {"name": "b", "port": 2, "nodePort": 30002}]},
-     ("spec.ports[1].nodePort", "twice")),
-    ({"ports": [{"port": 1, "nodePort": 30003}]}, ("spec.ports[0].nodePort", "NodePort or LoadBalancer")),
-    ({"ipFamilies": ["IPv6"]}, ("spec.ipFamilies[0]", "IPv4")),
-])
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"clusterIP": "10.96.0.5"}, ("spec.clusterIP", "taken by Service default/web", "leave it empty")),
+        ({"clusterIP": "10.96.0.0"}, ("spec.clusterIP", "network or broadcast")),
+        ({"clusterIP": "fd00::1"}, ("spec.clusterIP", "outside the Service range")),
+        ({"clusterIPs": ["10.96.0.5"]}, ("spec.clusterIP", "taken")),
+        ({"clusterIP": "10.96.0.6", "clusterIPs": ["10.96.0.7"]}, ("spec.clusterIPs[0]", "give one of the two")),
+        (
+            {"type": "NodePort", "ports": [{"port": 1, "nodePort": 30001}]},
+            ("spec.ports[0].nodePort", "taken by Service default/"),
+        ),
+        (
+            {
+                "type": "NodePort",
+                "ports": [{"name": "a", "port": 1, "nodePort": 30002}, {"name": "b", "port": 2, "nodePort": 30002}],
+            },
+            ("spec.ports[1].nodePort", "twice"),
+        ),
+        ({"ports": [{"port": 1, "nodePort": 30003}]}, ("spec.ports[0].nodePort", "NodePort or LoadBalancer")),
+        ({"ipFamilies": ["IPv6"]}, ("spec.ipFamilies[0]", "IPv4")),
+    ],
+)
 def test_taken_and_impossible_requests(spec: Object, words: tuple[str, ...]) -> None:
     async def work(world: World) -> None:
         await world.create(service(type="NodePort", clusterIP="10.96.0.5", ports=[{"port": 80, "nodePort": 30001}]))
@@ -90,8 +107,15 @@ def test_taken_and_impossible_requests(spec: Object, words: tuple[str, ...]) -> 
 
 def test_same_node_port_for_tcp_and_udp() -> None:
     async def work(world: World) -> None:
-        made = await world.create(service(type="NodePort", ports=[
-            {"name": "t", "port": 53, "nodePort": 30001}, {"name": "u", "port": 53, "protocol": "UDP", "nodePort": 30001}]))
+        made = await world.create(
+            service(
+                type="NodePort",
+                ports=[
+                    {"name": "t", "port": 53, "nodePort": 30001},
+                    {"name": "u", "port": 53, "protocol": "UDP", "nodePort": 30001},
+                ],
+            )
+        )
         assert {p["nodePort"] for p in made["spec"]["ports"]} == {30001}
 
     in_world(work)
@@ -122,14 +146,21 @@ def test_books_are_rebuilt_at_start() -> None:
     in_world(work)
 
 
-_STEPS = st.lists(st.tuples(
-    st.sampled_from("abcd"), st.sampled_from(["ClusterIP", "NodePort", "ExternalName", "LoadBalancer", "headless", "delete"]),
-    st.none() | st.integers(30000, 30005), st.none() | st.integers(0, 15)), max_size=12)
+_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from("abcd"),
+        st.sampled_from(["ClusterIP", "NodePort", "ExternalName", "LoadBalancer", "headless", "delete"]),
+        st.none() | st.integers(30000, 30005),
+        st.none() | st.integers(0, 15),
+    ),
+    max_size=12,
+)
 
 
 @given(_STEPS)
 def test_no_sequence_hands_a_value_out_twice(steps: list[tuple[str, str, int | None, int | None]]) -> None:
     """And the books are what a fresh start would build from the stored Services."""
+
     async def apply(world: World, own: str, kind: str, port: int | None, host: int | None) -> None:
         if kind == "delete":
             await world.delete("Service", own)
@@ -194,7 +225,9 @@ def test_static_band_is_handed_out_last() -> None:
     books = _allocator("10.96.0.0/24")
     got = [_fill(books, f"s{n}") for n in range(254)]
     assert len(set(got)) == 254
-    assert got[0] == "10.96.0.16" and got[238] == "10.96.0.255".replace("255", "254"), "KEP-3070: 16 addresses for people"
+    assert got[0] == "10.96.0.16" and got[238] == "10.96.0.255".replace("255", "254"), (
+        "KEP-3070: 16 addresses for people"
+    )
     assert set(got[-15:]) == {f"10.96.0.{n}" for n in range(1, 16)}
     with pytest.raises(Exhausted, match=r"10\.96\.0\.0/24"):
         _fill(books, "more")

@@ -81,7 +81,10 @@ def test_scan_at_an_old_revision(make: Make) -> None:
         await store.delete("/b")
         await store.put("/c", b"1")
         await store.put("/b", b"again")
-        assert [(i.key, i.value, i.revision) for i in await store.scan("/", at=then)] == [("/a", b"1", 1), ("/b", b"1", 2)]
+        assert [(i.key, i.value, i.revision) for i in await store.scan("/", at=then)] == [
+            ("/a", b"1", 1),
+            ("/b", b"1", 2),
+        ]
         assert [i.key for i in await store.scan("/", at=99)] == ["/a", "/b", "/c"]
         assert await store.scan("/", at=0) == []
         await store.close()
@@ -130,9 +133,11 @@ def test_a_listener_may_leave_while_it_is_called(make: Make) -> None:
         heard: list[str] = []
         leaves: list[Callable[[], None]] = []
         for own in ("one", "two"):
+
             def listener(_change: StoredChange, own: str = own) -> None:
                 heard.append(own)
                 leaves[0 if own == "one" else 1]()
+
             leaves.append(store.subscribe(listener))
         await store.put("/a", b"")
         await store.put("/a", b"")
@@ -266,8 +271,12 @@ def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path) -> None:
     path, last = tmp_path / "s.db", 0
     expected: dict[str, int] = {}
     for lines in (1, 40, 150):
-        child = subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True,
-                                 env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+        child = subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        )
         assert child.stdout
         acknowledged = [child.stdout.readline() for _ in range(lines)]
         child.send_signal(signal.SIGKILL)
@@ -292,9 +301,11 @@ def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path) -> None:
         now = run(check())
         assert last <= now <= last + 1, "at most the one write whose answer was not printed"
         if now > last:  # that write counts from here on
+
             async def resync() -> dict[str, int]:
                 store = SqliteStore(path, history=50)
                 items = await store.scan("/k/")
                 await store.close()
-                return {i.key: int(i.value[:len(i.value) // 50]) for i in items}
+                return {i.key: int(i.value[: len(i.value) // 50]) for i in items}
+
             last, expected = now, run(resync())

@@ -75,8 +75,10 @@ def test_watch_without_a_version_begins_with_the_present(server: Server) -> None
 def test_watch_list(server: Server) -> None:
     churn(server)
     now = str(server.do(server.store.revision()))
-    frames = server.frames(PODS + "?watch=1&timeoutSeconds=1&sendInitialEvents=true&allowWatchBookmarks=true"
-                           "&resourceVersionMatch=NotOlderThan")
+    frames = server.frames(
+        PODS + "?watch=1&timeoutSeconds=1&sendInitialEvents=true&allowWatchBookmarks=true"
+        "&resourceVersionMatch=NotOlderThan"
+    )
     assert seen(frames)[:2] == [("ADDED", "p2"), ("BOOKMARK", "")] and {f["type"] for f in frames[2:]} <= {"BOOKMARK"}
     end = frames[1]["object"]
     assert end["metadata"] == {"resourceVersion": now, "annotations": {"k8s.io/initial-events-end": "true"}}
@@ -118,8 +120,10 @@ def test_versions_that_cannot_be_served() -> None:
 
 def test_tables_in_a_watch(server: Server) -> None:
     start = churn(server)
-    frames = server.frames(PODS + f"?watch=1&timeoutSeconds=1&resourceVersion={start}",
-                           headers={"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"})
+    frames = server.frames(
+        PODS + f"?watch=1&timeoutSeconds=1&resourceVersion={start}",
+        headers={"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"},
+    )
     assert [f["object"]["kind"] for f in frames] == ["Table"] * 4
     assert [f["object"]["columnDefinitions"] is not None for f in frames] == [True, False, False, False]
     assert frames[0]["object"]["rows"][0]["cells"][0] == "p1"
@@ -179,9 +183,19 @@ def _change(before: Object | None, after: Object | None) -> StoredChange:
 A, B = pod(labels={"app": "a"}), pod(labels={"app": "b"})
 
 
-@pytest.mark.parametrize(("before", "after", "expected"), [
-    (None, A, "ADDED"), (A, A, "MODIFIED"), (A, B, "DELETED"), (B, A, "ADDED"), (A, None, "DELETED"), (B, B, None),
-    (None, B, None), (B, None, None)])
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (None, A, "ADDED"),
+        (A, A, "MODIFIED"),
+        (A, B, "DELETED"),
+        (B, A, "ADDED"),
+        (A, None, "DELETED"),
+        (B, B, None),
+        (None, B, None),
+        (B, None, None),
+    ],
+)
 def test_translation_table(before: Object | None, after: Object | None, expected: str | None) -> None:
     view = watch.WatchRequest("/", label_query("app=a"), 0, False, False, False, 1.0, "Pod", "v1")
     change = _change(before, after)

@@ -32,8 +32,12 @@ def replicas(*pods: Object, wanted: int = 3) -> list[Write]:
 
 
 def test_missing_pods_are_made_from_the_template() -> None:
-    changes = replicas(owned(running("a", "10.0.0.1")), owned(stored(pod("done"), status={"phase": "Failed"})),
-                       owned(running("going", "10.0.0.2", deleted=True)), running("stranger", "10.0.0.3"))
+    changes = replicas(
+        owned(running("a", "10.0.0.1")),
+        owned(stored(pod("done"), status={"phase": "Failed"})),
+        owned(running("going", "10.0.0.2", deleted=True)),
+        running("stranger", "10.0.0.3"),
+    )
     assert [c.verb for c in changes] == ["create", "create"]
     made = changes[0].obj
     assert made["metadata"]["generateName"] == "web-" and labels(made) == {"app": "web"}
@@ -43,26 +47,51 @@ def test_missing_pods_are_made_from_the_template() -> None:
 
 def test_surplus_pods_go_in_the_order_that_hurts_least() -> None:
     young = stored(running("young", "10.0.0.2"), creationTimestamp="2027-01-15T07:59:00Z")
-    pods = [owned(p) for p in (running("old", "10.0.0.1"), young, running("unready", "10.0.0.3", ready=False),
-                               stored(pod("pending")))]
+    pods = [
+        owned(p)
+        for p in (
+            running("old", "10.0.0.1"),
+            young,
+            running("unready", "10.0.0.3", ready=False),
+            stored(pod("pending")),
+        )
+    ]
     order = [[c.name for c in replicas(*pods, wanted=n)] for n in (3, 2, 1, 0)]
     assert order[-1] == ["pending", "unready", "young", "old"] and order == [order[-1][:n] for n in (1, 2, 3, 4)]
 
 
 def test_status_counts_and_settles() -> None:
-    pods = [owned(running("a", "10.0.0.1")), owned(running("b", "10.0.0.2", ready=False)), owned(running("c", "10.0.0.3"))]
-    change, = workloads.reconcile_replica_set("default/web", snapshot(OWNER, *pods), NOW)
+    pods = [
+        owned(running("a", "10.0.0.1")),
+        owned(running("b", "10.0.0.2", ready=False)),
+        owned(running("c", "10.0.0.3")),
+    ]
+    (change,) = workloads.reconcile_replica_set("default/web", snapshot(OWNER, *pods), NOW)
     assert change.verb == "status" and change.obj["status"] == {
-        "replicas": 3, "fullyLabeledReplicas": 3, "readyReplicas": 2, "availableReplicas": 2, "observedGeneration": 1}
+        "replicas": 3,
+        "fullyLabeledReplicas": 3,
+        "readyReplicas": 2,
+        "availableReplicas": 2,
+        "observedGeneration": 1,
+    }
     assert workloads.reconcile_replica_set("default/web", snapshot({**OWNER, **change.obj}, *pods), NOW) == []
     assert workloads.reconcile_replica_set("default/none", snapshot(), NOW) == []
     gone = stored(OWNER, deletionTimestamp="2027-01-15T08:00:00Z")
     assert workloads.reconcile_replica_set("default/web", snapshot(gone), NOW) == []
 
 
-@pytest.mark.parametrize(("value", "count", "up", "expected"), [
-    (2, 10, True, 2), ("25%", 10, True, 3), ("25%", 10, False, 2), ("0%", 10, True, 0), ("100%", 3, False, 3),
-    ("25%", 1, False, 0), ("25%", 1, True, 1)])
+@pytest.mark.parametrize(
+    ("value", "count", "up", "expected"),
+    [
+        (2, 10, True, 2),
+        ("25%", 10, True, 3),
+        ("25%", 10, False, 2),
+        ("0%", 10, True, 0),
+        ("100%", 3, False, 3),
+        ("25%", 1, False, 0),
+        ("25%", 1, True, 1),
+    ],
+)
 def test_percentages(value: Any, count: int, up: bool, expected: int) -> None:
     assert workloads.resolve(value, count, up=up) == expected
 
@@ -140,8 +169,10 @@ def test_from_nothing_to_ready() -> None:
     status = world.deployment["status"]
     assert (status["replicas"], status["readyReplicas"], status["updatedReplicas"]) == (3, 3, 3)
     assert {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]} == {
-        "Available": ("True", "MinimumReplicasAvailable"), "Progressing": ("True", "NewReplicaSetAvailable")}
-    found, = world.kinds["ReplicaSet"].values()
+        "Available": ("True", "MinimumReplicasAvailable"),
+        "Progressing": ("True", "NewReplicaSetAvailable"),
+    }
+    (found,) = world.kinds["ReplicaSet"].values()
     assert name(found) == f"web-{labels(found)[workloads.HASH]}"
     assert all(labels(p)[workloads.HASH] == labels(found)[workloads.HASH] for p in world.pods())
 
@@ -190,16 +221,26 @@ def test_recreate_never_runs_both() -> None:
     assert len(world.pods()) == 2 and not {name(p) for p in world.pods()} & old
 
 
-_STEPS = st.lists(st.tuples(st.sampled_from(["deployment", "replicasets", "replicasets", "ready", "ready", "template"]),
-                            st.integers(0, 20)), max_size=60)
+_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["deployment", "replicasets", "replicasets", "ready", "ready", "template"]), st.integers(0, 20)
+    ),
+    max_size=60,
+)
 
 
 @given(st.integers(1, 6), st.sampled_from([0, 1, 2, "25%", "50%"]), st.sampled_from([0, 1, 2, "25%", "50%"]), _STEPS)
 @example(1, 0, 0, [("template", 0), *[("deployment", 0)] * 3, ("replicasets", 0)])  # the old set has not acted yet
-def test_rolling_update_keeps_its_limits(count: int, surge: Any, unavailable: Any, steps: list[tuple[str, int]]) -> None:
+def test_rolling_update_keeps_its_limits(
+    count: int, surge: Any, unavailable: Any, steps: list[tuple[str, int]]
+) -> None:
     """At no moment more than replicas + maxSurge pods, or fewer than replicas - maxUnavailable ready ones."""
-    world = World(deployment(replicas=count, strategy={
-        "type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}}))
+    world = World(
+        deployment(
+            replicas=count,
+            strategy={"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}},
+        )
+    )
     world.settle()
     most = count + workloads.resolve(surge, count, up=True)
     least = count - (workloads.resolve(unavailable, count, up=False) or int(most == count))

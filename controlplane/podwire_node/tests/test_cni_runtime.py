@@ -31,13 +31,18 @@ class Setup:
         path.chmod(0o755)
 
     def conflist(self, *types: str, **more: Any) -> None:
-        (self.root / "conf" / "10-x.conflist").write_text(json.dumps(
-            {"cniVersion": "1.1.0", "name": "net", "plugins": [{"type": t, "extra": 1} for t in types], **more}))
+        (self.root / "conf" / "10-x.conflist").write_text(
+            json.dumps(
+                {"cniVersion": "1.1.0", "name": "net", "plugins": [{"type": t, "extra": 1} for t in types], **more}
+            )
+        )
 
     def seen(self) -> list[tuple[str, str, Any]]:
         """(plugin, verb, prevResult) of each call."""
         rows = [line.split("|", 4) for line in self.calls.read_text().splitlines()] if self.calls.exists() else []
-        args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=p1;K8S_POD_INFRA_CONTAINER_ID=cid;K8S_POD_UID=uid-1"
+        args = (
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=p1;K8S_POD_INFRA_CONTAINER_ID=cid;K8S_POD_UID=uid-1"
+        )
         assert all(r[2] == args and r[3] == POD.netns and json.loads(r[4])["name"] == "net" for r in rows)
         return [(r[0], r[1], json.loads(r[4]).get("prevResult")) for r in rows]
 
@@ -70,11 +75,21 @@ def test_delete_is_repeatable_and_needs_no_add(setup: Setup) -> None:
     assert [s[:2] for s in setup.seen()] == [("two", "DEL"), ("one", "DEL")] * 2
 
 
-@pytest.mark.parametrize(("body", "code", "words"), [
-    ("""echo '{"code": 7, "msg": "no address", "details": "range is full"}'; exit 1""", 7, "two: no address: range is full"),
-    ("echo broken >&2; exit 3", 0, "two: exit status 3: broken"), ("exit 1", 0, "no output"),
-    ("echo '[1]'; exit 1", 0, "exit status 1"),
-    ("echo '{nonsense'", 6, "two: .*JSON"), ("echo '[1]'", 6, "two: .*object")])
+@pytest.mark.parametrize(
+    ("body", "code", "words"),
+    [
+        (
+            """echo '{"code": 7, "msg": "no address", "details": "range is full"}'; exit 1""",
+            7,
+            "two: no address: range is full",
+        ),
+        ("echo broken >&2; exit 3", 0, "two: exit status 3: broken"),
+        ("exit 1", 0, "no output"),
+        ("echo '[1]'; exit 1", 0, "exit status 1"),
+        ("echo '{nonsense'", 6, "two: .*JSON"),
+        ("echo '[1]'", 6, "two: .*object"),
+    ],
+)
 def test_a_failing_second_plugin_undoes_the_first(setup: Setup, body: str, code: int, words: str) -> None:
     setup.plugin("two", f"[ $CNI_COMMAND = DEL ] && exit 0\n{body}")
     setup.conflist("one", "two")
@@ -102,9 +117,13 @@ def test_missing_plugins_and_configurations_are_named(setup: Setup) -> None:
     setup.conflist("one", "absent")
     with pytest.raises(CniFailed, match=r"absent.*install it"):
         run(setup.runtime.add(POD))
-    for text, word in (("{", "JSON"), ("[]", "object"), ('{"name": "n", "cniVersion": "1.1.0"}', "plugins"),
-                       ('{"name": "n", "plugins": [{"type": "one"}]}', "cniVersion"),
-                       ('{"name": "n", "cniVersion": "1.1.0", "plugins": [{}]}', "type")):
+    for text, word in (
+        ("{", "JSON"),
+        ("[]", "object"),
+        ('{"name": "n", "cniVersion": "1.1.0"}', "plugins"),
+        ('{"name": "n", "plugins": [{"type": "one"}]}', "cniVersion"),
+        ('{"name": "n", "cniVersion": "1.1.0", "plugins": [{}]}', "type"),
+    ):
         (setup.root / "conf" / "10-x.conflist").write_text(text)
         with pytest.raises(CniFailed, match=f"10-x.conflist.*{word}"):
             run(setup.runtime.add(POD))

@@ -14,18 +14,36 @@ from podwire_node.podstatus import ContainerState
 DNS = podspec.NodeDns(("10.96.0.10",), upstream=("192.0.2.1", "192.0.2.2"))
 CLUSTER = "search default.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n"
 NODE = "nameserver 192.0.2.1\nnameserver 192.0.2.2\n"
-OWN: Object = {"nameservers": ["1.1.1.1"], "searches": ["a.example"], "options": [{"name": "ndots", "value": "2"},
-                                                                                 {"name": "edns0"}]}
+OWN: Object = {
+    "nameservers": ["1.1.1.1"],
+    "searches": ["a.example"],
+    "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}],
+}
 
 
-@pytest.mark.parametrize(("spec", "text"), [
-    ({}, CLUSTER), ({"dnsPolicy": "ClusterFirst"}, CLUSTER), ({"dnsPolicy": "Default"}, NODE),
-    ({"hostNetwork": True}, NODE), ({"dnsPolicy": "ClusterFirstWithHostNet", "hostNetwork": True}, CLUSTER),
-    ({"dnsPolicy": "None", "dnsConfig": OWN}, "search a.example\nnameserver 1.1.1.1\noptions ndots:2 edns0\n"),
-    ({"dnsConfig": OWN}, ("search default.svc.cluster.local svc.cluster.local cluster.local a.example\n"
-                          "nameserver 10.96.0.10\nnameserver 1.1.1.1\noptions ndots:2 edns0\n")),
-    ({"dnsPolicy": "Default", "dnsConfig": {"nameservers": ["192.0.2.2", "3.3.3.3", "4.4.4.4"]}},
-     NODE + "nameserver 3.3.3.3\n")], ids=str)
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ({}, CLUSTER),
+        ({"dnsPolicy": "ClusterFirst"}, CLUSTER),
+        ({"dnsPolicy": "Default"}, NODE),
+        ({"hostNetwork": True}, NODE),
+        ({"dnsPolicy": "ClusterFirstWithHostNet", "hostNetwork": True}, CLUSTER),
+        ({"dnsPolicy": "None", "dnsConfig": OWN}, "search a.example\nnameserver 1.1.1.1\noptions ndots:2 edns0\n"),
+        (
+            {"dnsConfig": OWN},
+            (
+                "search default.svc.cluster.local svc.cluster.local cluster.local a.example\n"
+                "nameserver 10.96.0.10\nnameserver 1.1.1.1\noptions ndots:2 edns0\n"
+            ),
+        ),
+        (
+            {"dnsPolicy": "Default", "dnsConfig": {"nameservers": ["192.0.2.2", "3.3.3.3", "4.4.4.4"]}},
+            NODE + "nameserver 3.3.3.3\n",
+        ),
+    ],
+    ids=str,
+)
 def test_resolv_conf(spec: Object, text: str) -> None:
     assert podspec.resolv_conf(pod(**spec), DNS) == text
 
@@ -39,16 +57,35 @@ def test_hosts() -> None:
     assert podspec.hostname(pod("a" * 62 + ".b")) == "a" * 62
 
 
-@pytest.mark.parametrize(("image", "name"), [
-    ("a", "a"), ("a:1", "a"), ("a/b:1", "a/b"), ("host:5000/b", "host:5000/b"), ("host:5000/b:2", "host:5000/b"),
-    ("a@sha256:0", "a"), ("a:1@sha256:0", "a"), ("host:5000/b@sha256:0", "host:5000/b")])
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ("a", "a"),
+        ("a:1", "a"),
+        ("a/b:1", "a/b"),
+        ("host:5000/b", "host:5000/b"),
+        ("host:5000/b:2", "host:5000/b"),
+        ("a@sha256:0", "a"),
+        ("a:1@sha256:0", "a"),
+        ("host:5000/b@sha256:0", "host:5000/b"),
+    ],
+)
 def test_image_names(image: str, name: str) -> None:
     assert podspec.image_name(image) == name
 
 
-@pytest.mark.parametrize(("text", "result"), [
-    ("$(A)", "1"), ("$$(A)", "$(A)"), ("$(B)", "$(B)"), ("x$(A)y$(A)", "x1y1"), ("$A", "$A"), ("$$$(A)", "$$(A)"),
-    ("$(", "$(")])
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ("$(A)", "1"),
+        ("$$(A)", "$(A)"),
+        ("$(B)", "$(B)"),
+        ("x$(A)y$(A)", "x1y1"),
+        ("$A", "$A"),
+        ("$$$(A)", "$$(A)"),
+        ("$(", "$("),
+    ],
+)
 def test_expansion(text: str, result: str) -> None:
     assert podspec.expand(text, {"A": "1"}) == result
 
@@ -62,12 +99,21 @@ def test_environment() -> None:
     def field(path: str) -> Object:
         return {"name": "F", "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
-    env = _env({"name": "A", "value": "1"}, {"name": "B", "value": "$(A)$(C)"}, {"name": "C", "value": "late"}, {"name": "D"})
+    env = _env(
+        {"name": "A", "value": "1"}, {"name": "B", "value": "$(A)$(C)"}, {"name": "C", "value": "late"}, {"name": "D"}
+    )
     assert (env["B"], env["D"], env["HOSTNAME"]) == ("1$(C)", "", "p1")
-    for path, value in (("metadata.name", "p1"), ("metadata.namespace", "default"), ("spec.nodeName", "n1"),
-                        ("metadata.uid", "uid-p1"), ("status.podIP", "10.0.0.2"), ("status.hostIP", "172.30.0.11"),
-                        ("metadata.labels['app']", "web"), ("metadata.annotations['a.io/b']", "note"),
-                        ("metadata.labels['none']", "")):
+    for path, value in (
+        ("metadata.name", "p1"),
+        ("metadata.namespace", "default"),
+        ("spec.nodeName", "n1"),
+        ("metadata.uid", "uid-p1"),
+        ("status.podIP", "10.0.0.2"),
+        ("status.hostIP", "172.30.0.11"),
+        ("metadata.labels['app']", "web"),
+        ("metadata.annotations['a.io/b']", "note"),
+        ("metadata.labels['none']", ""),
+    ):
         assert _env(field(path))["F"] == value
     secret = {"name": "S", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
     for rows, more in (([field("spec.secrets")], {}), ([], {"envFrom": [{}]}), ([secret], {})):
@@ -81,9 +127,10 @@ def test_commands_and_refusals() -> None:
     assert podspec.command(echo, {"P": "80"}, "/echo") == ["/echo", "-p", "80"]
     assert podspec.command({**echo, "command": ["sh"]}, {"P": "80"}, "/echo") == ["sh", "-p", "80"]
     for container, path, reason, word in (
-            (echo, None, "ErrImageNeverPull", "C compiler"),
-            ({"name": "c", "image": "nginx"}, "/echo", "ErrImageNeverPull", "nginx"),
-            ({"name": "c", "image": "podwire.io/host"}, None, "CreateContainerConfigError", "command")):
+        (echo, None, "ErrImageNeverPull", "C compiler"),
+        ({"name": "c", "image": "nginx"}, "/echo", "ErrImageNeverPull", "nginx"),
+        ({"name": "c", "image": "podwire.io/host"}, None, "CreateContainerConfigError", "command"),
+    ):
         with pytest.raises(podspec.Refused, match=word) as caught:
             podspec.command(container, {}, path)
         assert caught.value.reason == reason
@@ -110,17 +157,31 @@ def state(what: str, own: str = "c") -> ContainerState:
     return ContainerState(own, waiting="", exit_code=int(what), finished=NOW, last_started=NOW)
 
 
-@pytest.mark.parametrize(("policy", "states", "phase"), [
-    ("Always", ["waiting"], "Pending"), ("Always", ["running", "waiting"], "Running"), ("Always", ["backoff"], "Running"),
-    ("Always", ["0"], "Running"), ("Never", ["0", "0"], "Succeeded"), ("Never", ["0", "1"], "Failed"),
-    ("Never", ["1"], "Failed"),
-    ("Never", ["0", "running"], "Running"), ("OnFailure", ["0", "0"], "Succeeded"), ("OnFailure", ["0", "1"], "Running"),
-    ("OnFailure", ["1"], "Running"), ("OnFailure", ["0", "backoff"], "Running"), ("Never", [], "Pending")])
+@pytest.mark.parametrize(
+    ("policy", "states", "phase"),
+    [
+        ("Always", ["waiting"], "Pending"),
+        ("Always", ["running", "waiting"], "Running"),
+        ("Always", ["backoff"], "Running"),
+        ("Always", ["0"], "Running"),
+        ("Never", ["0", "0"], "Succeeded"),
+        ("Never", ["0", "1"], "Failed"),
+        ("Never", ["1"], "Failed"),
+        ("Never", ["0", "running"], "Running"),
+        ("OnFailure", ["0", "0"], "Succeeded"),
+        ("OnFailure", ["0", "1"], "Running"),
+        ("OnFailure", ["1"], "Running"),
+        ("OnFailure", ["0", "backoff"], "Running"),
+        ("Never", [], "Pending"),
+    ],
+)
 def test_phases(policy: str, states: list[str], phase: str) -> None:
     assert podstatus.phase(policy, [state(s) for s in states]) == phase
 
 
-def _status(made: Object, *states: ContainerState, now: float = NOW, addresses: tuple[str, ...] = ("10.0.0.2",)) -> Object:
+def _status(
+    made: Object, *states: ContainerState, now: float = NOW, addresses: tuple[str, ...] = ("10.0.0.2",)
+) -> Object:
     return podstatus.pod_status(made, [], list(states), list(addresses), "172.30.0.11", "", now)
 
 
@@ -143,16 +204,21 @@ def test_a_transition_time_changes_with_the_status_only() -> None:
 
 def test_other_numbers_are_no_news() -> None:
     """A node agent sends them with its next heartbeat, anything else at once."""
+
     def told(before: list[Object], status: bool, reason: str, message: str) -> list[Object]:
-        return podstatus.conditions({"status": {"conditions": before}}, {"PodwireProxy": (status, reason, message)}, NOW)
+        return podstatus.conditions(
+            {"status": {"conditions": before}}, {"PodwireProxy": (status, reason, message)}, NOW
+        )
 
     other: list[Object] = [{"type": "Ready", "status": "True"}]
     before = told(other, True, "Ready", "12 Services, 30 endpoints")
     assert before[0] == other[0]
-    for after, news in ((told(before, True, "Ready", "13 Services, 9 endpoints"), False),
-                        (told(before, True, "Ready", "12 Services"), True),
-                        (told(before, False, "Ready", "12 Services, 30 endpoints"), True),
-                        (told(before, True, "Late", "12 Services, 30 endpoints"), True)):
+    for after, news in (
+        (told(before, True, "Ready", "13 Services, 9 endpoints"), False),
+        (told(before, True, "Ready", "12 Services"), True),
+        (told(before, False, "Ready", "12 Services, 30 endpoints"), True),
+        (told(before, True, "Late", "12 Services, 30 endpoints"), True),
+    ):
         assert podstatus.new_words(before, after) is news
     assert podstatus.new_words([], before)
 
@@ -168,8 +234,12 @@ def test_readiness_gates_and_foreign_conditions() -> None:
 def test_container_states() -> None:
     killed = ContainerState("c", waiting="", exit_code=137, exit_signal=9, finished=NOW, last_started=NOW - 5)
     assert podstatus.container_status(killed)["state"]["terminated"] == {
-        "exitCode": 137, "reason": "Error", "signal": 9, "startedAt": "2027-01-15T07:59:55Z",
-        "finishedAt": "2027-01-15T08:00:00Z"}
+        "exitCode": 137,
+        "reason": "Error",
+        "signal": 9,
+        "startedAt": "2027-01-15T07:59:55Z",
+        "finishedAt": "2027-01-15T08:00:00Z",
+    }
     assert podstatus.container_status(state("backoff"))["state"] == {"waiting": {"reason": "CrashLoopBackOff"}}
     alive = podstatus.container_status(state("running"))
     assert alive["containerID"] == "podwire://1" and alive["started"] and "running" in alive["state"]
@@ -190,17 +260,25 @@ def test_bandwidth() -> None:
     assert podspec.bandwidth(pod()) == {}
     assert podspec.bandwidth(pod(ingress="10M")) == {"ingressRate": 10**7, "ingressBurst": 10**6}
     assert podspec.bandwidth(pod(egress="1.5Gi", ingress="1000")) == {
-        "egressRate": 3 * 2**29, "egressBurst": 3 * 2**29 // 10, "ingressRate": 1000, "ingressBurst": 100}
+        "egressRate": 3 * 2**29,
+        "egressBurst": 3 * 2**29 // 10,
+        "ingressRate": 1000,
+        "ingressBurst": 100,
+    }
     for bad in ("", "fast", "-1M", "999", "2P", "10 M", "10m"):
         with pytest.raises(podspec.Refused, match="egress-bandwidth"):
             podspec.bandwidth(pod(egress=bad))
 
 
 def test_host_ports() -> None:
-    spec: Object = {"containers": [
-        {"name": "a", "ports": [{"containerPort": 80, "hostPort": 8080}, {"containerPort": 81}]},
-        {"name": "b", "ports": [{"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "192.0.2.1"}]}]}
+    spec: Object = {
+        "containers": [
+            {"name": "a", "ports": [{"containerPort": 80, "hostPort": 8080}, {"containerPort": 81}]},
+            {"name": "b", "ports": [{"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "192.0.2.1"}]},
+        ]
+    }
     assert podspec.host_ports({"spec": spec}) == [
         {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""},
-        {"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "192.0.2.1"}]
+        {"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "192.0.2.1"},
+    ]
     assert podspec.host_ports({"spec": {**spec, "hostNetwork": True}}) == []

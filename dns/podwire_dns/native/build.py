@@ -1,5 +1,5 @@
-"""Compiles table.c, batch.c and asker.c as one cffi module in API mode (limited API: one file for all Python versions). Called
-by hatch_build.py."""
+"""Compiles table.c, batch.c and asker.c as one cffi module in API mode (limited API: one file for all Python versions).
+Called by hatch_build.py."""
 
 from __future__ import annotations
 
@@ -37,14 +37,33 @@ def build() -> str:
     ffi = FFI()
     parts = ("table", "batch", "asker")
     ffi.cdef("".join((HERE / f"{part}.h").read_text() for part in parts))
-    ffi.set_source("podwire_dns.native.bin._batch", "".join((HERE / f"{part}.c").read_text() for part in parts),
-                   py_limited_api=True)
+    ffi.set_source(
+        "podwire_dns.native.bin._batch",
+        "".join((HERE / f"{part}.c").read_text() for part in parts),
+        py_limited_api=True,
+    )
     MODULE.parent.mkdir(exist_ok=True)
     source = MODULE.parent / "_batch.c"
     ffi.emit_c_code(str(source))
-    done = subprocess.run([str(compiler()), "-O2", "-pthread", "-shared", "-fPIC", "-s", "-Wall", "-DPy_LIMITED_API=0x030b0000",
-                           f"-I{sysconfig.get_path('include')}", "-o", str(MODULE), str(source)],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [
+            str(compiler()),
+            "-O2",
+            "-pthread",
+            "-shared",
+            "-fPIC",
+            "-s",
+            "-Wall",
+            "-DPy_LIMITED_API=0x030b0000",
+            f"-I{sysconfig.get_path('include')}",
+            "-o",
+            str(MODULE),
+            str(source),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     source.unlink()
     return done.stderr if done.returncode else ""
 

@@ -1,5 +1,5 @@
-"""A zone's answers and names in table.c, where the threads of batch.c find them whatever the interpreter does. Behaves as the
-dict and the set that it stands for, as far as a server needs that."""
+"""A zone's answers and names in table.c, where the threads of batch.c find them whatever the interpreter does. Behaves
+as the dict and the set that it stands for, as far as a server needs that."""
 
 from __future__ import annotations
 
@@ -21,8 +21,15 @@ class AnswerTable:
 
     def put(self, kind: int, keys: list[bytes], values: list[bytes]) -> int:
         """How many keys are new. kind: ANSWERS or NAMES of table.h."""
-        fresh: int = self.lib.table_put(self.raw, kind, len(keys), b"".join(keys), [len(key) for key in keys],
-                                         b"".join(values), [len(value) for value in values])
+        fresh: int = self.lib.table_put(
+            self.raw,
+            kind,
+            len(keys),
+            b"".join(keys),
+            [len(key) for key in keys],
+            b"".join(values),
+            [len(value) for value in values],
+        )
         if fresh < 0:
             raise MemoryError("no memory for the zone")
         return fresh

@@ -18,8 +18,9 @@ from . import cases
 CONFIG = DnsConfig("n1", None, Path("unused"), upstreams=(), service_cidrs=("10.96.0.0/16", "fd00:96::/112"))
 
 
-def builder(services: Iterable[Any] = (), slices: Iterable[Any] = (), namespaces: Iterable[Any] = (),
-            config: DnsConfig = CONFIG) -> Builder:
+def builder(
+    services: Iterable[Any] = (), slices: Iterable[Any] = (), namespaces: Iterable[Any] = (), config: DnsConfig = CONFIG
+) -> Builder:
     made = Builder(config.schema())
     for obj in namespaces:
         made.namespace(obj)
@@ -51,8 +52,13 @@ def fed(source: Builder, serial: int = 1, memory: AnswerTable | None = None) -> 
     return zone
 
 
-def answerer(zone: ZoneData, *, recursion: bool = False, rand: Callable[[int], int] = lambda n: 0,
-             clock: Callable[[], float] = lambda: 0.0) -> Answerer:
+def answerer(
+    zone: ZoneData,
+    *,
+    recursion: bool = False,
+    rand: Callable[[int], int] = lambda n: 0,
+    clock: Callable[[], float] = lambda: 0.0,
+) -> Answerer:
     return Answerer(zone, Cache(), clock, rand, recursion)
 
 

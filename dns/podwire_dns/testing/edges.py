@@ -1,5 +1,6 @@
-"""Messages at the edge of what a query may be, and what must come back: RFC 1035, 6891, 7873, 8906; silence where `rcode` is
-empty. And what a client must see of pods' names in the other two modes, and before the first zone is there."""
+"""Messages at the edge of what a query may be, and what must come back: RFC 1035, 6891, 7873, 8906; silence where
+`rcode` is empty. And what a client must see of pods' names in the other two modes, and before the first zone is
+there."""
 
 from __future__ import annotations
 
@@ -27,10 +28,20 @@ class Edge:
     answers: int = 0
 
 
-def _query(name: str = WEB, rtype: str = "A", rclass: str = "IN", *, opcode: dns.opcode.Opcode = dns.opcode.QUERY,
-           edns: int = -1, payload: int = 1232, option: dns.edns.Option | None = None, flags: int | None = None) -> bytes:
-    made = dns.message.make_query(name, rtype, rclass, use_edns=edns, payload=payload, options=[option] if option else None,
-                                  id=4711)
+def _query(
+    name: str = WEB,
+    rtype: str = "A",
+    rclass: str = "IN",
+    *,
+    opcode: dns.opcode.Opcode = dns.opcode.QUERY,
+    edns: int = -1,
+    payload: int = 1232,
+    option: dns.edns.Option | None = None,
+    flags: int | None = None,
+) -> bytes:
+    made = dns.message.make_query(
+        name, rtype, rclass, use_edns=edns, payload=payload, options=[option] if option else None, id=4711
+    )
     made.set_opcode(opcode)
     if flags is not None:
         made.flags = dns.flags.Flag(flags)
@@ -68,10 +79,14 @@ EDGES = [
     Edge("less than a header", _BARE[:11], ""),
 ]
 
-RUNNING: list[cases.Object] = [{"metadata": {"name": "a", "namespace": "testns"},
-            "status": {"phase": "Running", "podIPs": [{"ip": "10.244.0.77"}, {"ip": "fd00::1"}]}},
-           {"metadata": {"name": "done", "namespace": "testns"}, "status": {"phase": "Succeeded", "podIP": "10.244.0.78"}},
-           {"metadata": {"name": "new", "namespace": "testns"}, "status": {"phase": "Pending"}}]
+RUNNING: list[cases.Object] = [
+    {
+        "metadata": {"name": "a", "namespace": "testns"},
+        "status": {"phase": "Running", "podIPs": [{"ip": "10.244.0.77"}, {"ip": "fd00::1"}]},
+    },
+    {"metadata": {"name": "done", "namespace": "testns"}, "status": {"phase": "Succeeded", "podIP": "10.244.0.78"}},
+    {"metadata": {"name": "new", "namespace": "testns"}, "status": {"phase": "Pending"}},
+]
 _POD = f"testns.pod.{ZONE}"
 
 
@@ -86,12 +101,33 @@ def _missing(name: str, rtype: str = "A") -> Case:
 PODS_VERIFIED = [
     Case(f"10-244-0-77.{_POD}", "A", (f"10-244-0-77.{_POD} 5 A 10.244.0.77",)),
     Case(f"fd00--1.{_POD}", "AAAA", (f"fd00--1.{_POD} 5 AAAA fd00::1",)),
-    _nodata(f"10-244-0-77.{_POD}", "AAAA"), _nodata(_POD), _nodata(f"pod.{ZONE}"),
-    _missing(f"10-244-0-78.{_POD}"), _missing(f"10-244-0-79.{_POD}"), _missing(f"10-244-0-77.empty.pod.{ZONE}"),
-    _missing(f"10-244-0-77.nons.pod.{ZONE}"), _missing(f"a.{_POD}"),
+    _nodata(f"10-244-0-77.{_POD}", "AAAA"),
+    _nodata(_POD),
+    _nodata(f"pod.{ZONE}"),
+    _missing(f"10-244-0-78.{_POD}"),
+    _missing(f"10-244-0-79.{_POD}"),
+    _missing(f"10-244-0-77.empty.pod.{ZONE}"),
+    _missing(f"10-244-0-77.nons.pod.{ZONE}"),
+    _missing(f"a.{_POD}"),
 ]
-PODS_DISABLED = [_missing(f"10-244-0-77.{_POD}"), _missing(f"fd00--1.{_POD}", "AAAA"), _missing(_POD), _missing(f"pod.{ZONE}"),
-                 Case(WEB, "A", (f"{WEB} 5 A 10.96.0.1",))]
-NOT_SYNCED = [(WEB, "A"), (WEB, "AAAA"), (f"_http._tcp.{WEB}", "SRV"), (f"none.{SVC}", "A"), (f"none.nons.svc.{ZONE}", "A"),
-              (ZONE, "NS"), (ZONE, "SOA"), (f"dns-version.{ZONE}", "TXT"), (f"10-244-0-77.{_POD}", "A"),
-              ("1.0.96.10.in-addr.arpa.", "PTR"), (SERVICE_REVERSE, "SOA"), (f"9.0.{POD_REVERSE}", "PTR")]
+PODS_DISABLED = [
+    _missing(f"10-244-0-77.{_POD}"),
+    _missing(f"fd00--1.{_POD}", "AAAA"),
+    _missing(_POD),
+    _missing(f"pod.{ZONE}"),
+    Case(WEB, "A", (f"{WEB} 5 A 10.96.0.1",)),
+]
+NOT_SYNCED = [
+    (WEB, "A"),
+    (WEB, "AAAA"),
+    (f"_http._tcp.{WEB}", "SRV"),
+    (f"none.{SVC}", "A"),
+    (f"none.nons.svc.{ZONE}", "A"),
+    (ZONE, "NS"),
+    (ZONE, "SOA"),
+    (f"dns-version.{ZONE}", "TXT"),
+    (f"10-244-0-77.{_POD}", "A"),
+    ("1.0.96.10.in-addr.arpa.", "PTR"),
+    (SERVICE_REVERSE, "SOA"),
+    (f"9.0.{POD_REVERSE}", "PTR"),
+]

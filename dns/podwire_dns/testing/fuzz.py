@@ -14,7 +14,9 @@ def seeds() -> list[bytes]:
     found = []
     for case in cases.CASES[::3]:
         found.append(dns.message.make_query(case.name, case.rtype).to_wire())
-        found.append(dns.message.make_query(case.name, case.rtype, use_edns=0, payload=4096, want_dnssec=True).to_wire())
+        found.append(
+            dns.message.make_query(case.name, case.rtype, use_edns=0, payload=4096, want_dnssec=True).to_wire()
+        )
     found.append(dns.message.make_query("www.example.com.", "A", use_edns=0, payload=65535).to_wire())
     found.append(b"\0" * 64)
     return found
@@ -33,7 +35,7 @@ def mutate(data: bytes, rand: random.Random) -> bytes:
         elif kind == 3:
             raw[at:at] = rand.randbytes(rand.randrange(1, 20))
         elif kind == 4:
-            raw[at:at] = raw[rand.randrange(len(raw) + 1):][:40]
+            raw[at:at] = raw[rand.randrange(len(raw) + 1) :][:40]
         else:
-            del raw[at:at + rand.randrange(1, 5)]
+            del raw[at : at + rand.randrange(1, 5)]
     return bytes(raw)

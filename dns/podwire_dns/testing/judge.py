@@ -13,15 +13,19 @@ from .cases import Case
 
 def _by_dnspython(data: bytes) -> tuple[str, list[set[str]]]:
     message = dns.message.from_wire(data)
-    sections = [{f"{s.name} {s.ttl} {dns.rdatatype.to_text(s.rdtype)} {r.to_text()}".lower() for s in section for r in s}
-                for section in (message.answer, message.authority, message.additional)]
+    sections = [
+        {f"{s.name} {s.ttl} {dns.rdatatype.to_text(s.rdtype)} {r.to_text()}".lower() for s in section for r in s}
+        for section in (message.answer, message.authority, message.additional)
+    ]
     return dns.rcode.to_text(message.rcode()), sections
 
 
 def _by_dnslib(data: bytes) -> tuple[str, list[set[str]]]:
     message = DNSRecord.parse(data)
-    sections = [{f"{r.rname} {r.ttl} {QTYPE[r.rtype]} {r.rdata}".lower() for r in section if r.rtype != QTYPE.OPT}
-                for section in (message.rr, message.auth, message.ar)]
+    sections = [
+        {f"{r.rname} {r.ttl} {QTYPE[r.rtype]} {r.rdata}".lower() for r in section if r.rtype != QTYPE.OPT}
+        for section in (message.rr, message.auth, message.ar)
+    ]
     extended = sum(r.ttl >> 24 << 4 for r in message.ar if r.rtype == QTYPE.OPT)
     return RCODE.forward.get(message.header.rcode + extended, "BADVERS"), sections
 

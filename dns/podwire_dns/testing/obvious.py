@@ -25,8 +25,15 @@ def _host(endpoint: Object, address: str) -> str:
 
 
 class Obvious:
-    def __init__(self, zone: str, services: Iterable[Object], slices: Iterable[Object], namespaces: Iterable[Object],
-                 networks: Iterable[str], addresses: Iterable[str]) -> None:
+    def __init__(
+        self,
+        zone: str,
+        services: Iterable[Object],
+        slices: Iterable[Object],
+        namespaces: Iterable[Object],
+        networks: Iterable[str],
+        addresses: Iterable[str],
+    ) -> None:
         self.zone, self.services, self.slices = zone, list(services), list(slices)
         self.namespaces = {n["metadata"]["name"] for n in namespaces}
         self.networks = [ipaddress.ip_network(n) for n in networks]

@@ -37,8 +37,11 @@ def packets() -> list[bytes]:
     rand, start = random.Random(5), seeds()
     extra = [data[:12] + data[12:].swapcase() for data in start]
     # cut within the question: all that is there are bytes that stand for something in the zone
-    extra += [start[0][:12] + to_wire(name) + rest for name in ("cluster.local.", cases.SVC, f"svc1.{cases.SVC}")
-              for rest in (b"", b"\0", b"\1", b"\0\1", b"\0\0\0\0")]
+    extra += [
+        start[0][:12] + to_wire(name) + rest
+        for name in ("cluster.local.", cases.SVC, f"svc1.{cases.SVC}")
+        for rest in (b"", b"\0", b"\1", b"\0\1", b"\0\0\0\0")
+    ]
     return [*start, *extra, *(mutate(rand.choice(start), rand) for _ in range(MANY))]
 
 
@@ -55,7 +58,9 @@ def test_the_loop_answers_as_the_answerer_does(tmp_path: Path, way: str) -> None
     batches = way != "packets"
     if batches:
         need_module()
-    config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), batches=batches)
+    config = dataclasses.replace(
+        builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), batches=batches
+    )
     judge = builders.answerer(builders.conformance_zone())
 
     async def serve() -> None:
@@ -75,7 +80,7 @@ def test_the_loop_answers_as_the_answerer_does(tmp_path: Path, way: str) -> None
             sent = [data for data in packets() if data[:2] != end[:2]]  # its answer is told by the id
             for at in range(0, len(sent), 40):
                 expected: list[bytes] = []
-                for data in sent[at:at + 40]:
+                for data in sent[at : at + 40]:
                     answer = judge.handle(data, udp=True)
                     assert answer is None or isinstance(answer, bytes)
                     expected += [answer] if answer is not None else []
@@ -98,9 +103,16 @@ def test_the_loop_answers_as_the_answerer_does(tmp_path: Path, way: str) -> None
 
 @pytest.mark.parametrize("batches", [True, False])
 def test_answers_of_the_forward_cache(tmp_path: Path, batches: bool) -> None:
-    """They keep their records' order, are not authoritative, count their TTLs down, and are cut to the client's size."""
-    config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), batches=batches,
-                                 upstreams=("192.0.2.1",))
+    """They keep their records' order, are not authoritative, count their TTLs down, and are cut to the client's
+    size."""
+    config = dataclasses.replace(
+        builders.CONFIG,
+        run_dir=tmp_path,
+        listen=("127.0.0.1",),
+        port=free_port(),
+        batches=batches,
+        upstreams=("192.0.2.1",),
+    )
     record = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4\xc6\x33\x64"
 
     def value(count: int) -> bytes:
@@ -114,7 +126,11 @@ def test_answers_of_the_forward_cache(tmp_path: Path, batches: bool) -> None:
         async with Server(config) as server:
             server.answerer.data, now = builders.conformance_zone(), [1000.0]
             server.answerer.clock = lambda: now[0]
-            for name, count, dnssec in (("few.example.", 3, False), ("many.example.", 60, False), ("few.example.", 2, True)):
+            for name, count, dnssec in (
+                ("few.example.", 3, False),
+                ("many.example.", 60, False),
+                ("few.example.", 2, True),
+            ):
                 key = to_wire(name) + b"\0\1\0\1"
                 server.answerer.cache.put((key, dnssec, False), Upstreamed(0, value(count)), now[0])
             now[0] += 10

@@ -1,6 +1,8 @@
-"""The whole table over real sockets, UDP and TCP, received in batches and packet by packet; and that the table is large enough.
+"""The whole table over real sockets, UDP and TCP, received in batches and packet by packet; and that the table is large
+enough.
 
-netns-tests ask the running processes the same; here all modes of pods' names, and a server without a zone, are asked too.
+netns-tests ask the running processes the same; here all modes of pods' names, and a server without a zone, are asked
+too.
 """
 
 from __future__ import annotations
@@ -25,10 +27,17 @@ from podwire_dns.zone import ZoneData
 WAYS = [(udp, batches) for udp in (True, False) for batches in (True, False)]
 
 
-def serving(tmp_path: Path, zone: Callable[[AnswerTable | None], ZoneData] | None, work: Callable[[int], None], *,
-            batches: bool = True) -> None:
+def serving(
+    tmp_path: Path,
+    zone: Callable[[AnswerTable | None], ZoneData] | None,
+    work: Callable[[int], None],
+    *,
+    batches: bool = True,
+) -> None:
     """Run `work(port)` beside a server with this zone; None: it has none yet."""
-    config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), batches=batches)
+    config = dataclasses.replace(
+        builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), batches=batches
+    )
 
     async def body() -> None:
         async with Server(config) as server:
@@ -114,11 +123,22 @@ def test_before_the_first_zone_it_is_servfail(tmp_path: Path, udp: bool) -> None
 
 
 def test_the_table_is_as_large_as_coredns_own() -> None:
-    counts = {"common": len({str(case) for case in (*cases.CLUSTER_IP, *cases.HEADLESS)}),
-              "edge": len({edge.name for edge in edges.EDGES}),
-              "pods": len({str(case) for case in cases.PODS}) + len(edges.PODS_VERIFIED) + len(edges.PODS_DISABLED),
-              "reverse": len({str(case) for case in cases.REVERSE}), "apex": len({str(case) for case in cases.APEX}),
-              "external": len({str(case) for case in cases.EXTERNAL}), "not synced": len(set(edges.NOT_SYNCED))}
+    counts = {
+        "common": len({str(case) for case in (*cases.CLUSTER_IP, *cases.HEADLESS)}),
+        "edge": len({edge.name for edge in edges.EDGES}),
+        "pods": len({str(case) for case in cases.PODS}) + len(edges.PODS_VERIFIED) + len(edges.PODS_DISABLED),
+        "reverse": len({str(case) for case in cases.REVERSE}),
+        "apex": len({str(case) for case in cases.APEX}),
+        "external": len({str(case) for case in cases.EXTERNAL}),
+        "not synced": len(set(edges.NOT_SYNCED)),
+    }
     least = {"common": 26, "edge": 12, "pods": 14, "reverse": 11, "apex": 6, "external": 7, "not synced": 8}
     assert {kind: count for kind, count in counts.items() if count < least[kind]} == {}
-    assert set(cases.CASES) >= {*cases.CLUSTER_IP, *cases.HEADLESS, *cases.PODS, *cases.REVERSE, *cases.APEX, *cases.EXTERNAL}
+    assert set(cases.CASES) >= {
+        *cases.CLUSTER_IP,
+        *cases.HEADLESS,
+        *cases.PODS,
+        *cases.REVERSE,
+        *cases.APEX,
+        *cases.EXTERNAL,
+    }

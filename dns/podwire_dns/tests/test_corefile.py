@@ -117,8 +117,16 @@ def test_dns_over_tls_and_the_other_options_of_forward() -> None:
 """)
     assert notes == []
     routes = config.routes()
-    assert routes[b"\0"] == Route(("tls://9.9.9.9#853", "tls://2620:fe::fe#8853"), "random",
-                                  Tls("dns.quad9.net", "/ca.pem", "/cert.pem", "/key.pem"), True, 0, 20.0, 0.0, 0.0)
+    assert routes[b"\0"] == Route(
+        ("tls://9.9.9.9#853", "tls://2620:fe::fe#8853"),
+        "random",
+        Tls("dns.quad9.net", "/ca.pem", "/cert.pem", "/key.pem"),
+        True,
+        0,
+        20.0,
+        0.0,
+        0.0,
+    )
     assert routes[b"\x04corp\x07example\0"].addresses == (), "such names are refused"
 
 
@@ -132,33 +140,47 @@ def test_what_is_not_there_is_off_as_in_coredns() -> None:
 
 
 def test_a_snippet_is_put_where_it_is_imported() -> None:
-    config, notes = read("(more) {\n cache 7\n log {\n class denial error\n }\n}\n. {\n import more\n forward . 192.0.2.1\n}\n")
+    config, notes = read(
+        "(more) {\n cache 7\n log {\n class denial error\n }\n}\n. {\n import more\n forward . 192.0.2.1\n}\n"
+    )
     assert notes == []
     assert config.forwards[0].cache_positive == 7
     assert (config.log_queries, config.log_classes) == (True, ("denial", "error"))
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    (".:53 {\n errors\n", "line 1: the { is not closed"),
-    ("}\n", "line 1: a } without a {"),
-    (". {\n forward .\n}\n", "line 2: forward needs a domain"),
-    (". {\n forward . https://192.0.2.1\n}\n", "line 2: 'https://192.0.2.1': upstreams are asked over UDP, TCP or tls://"),
-    (". {\n forward . 192.0.2.1 {\n  tls a b c d\n }\n}\n", "line 3: tls takes at most"),
-    (". {\n forward . 192.0.2.1\n forward . 192.0.2.2\n}\n", "'.' is forwarded twice"),
-    (". {\n health {\n lameduck soon\n }\n}\n", "line 3: 'soon' is no duration"),
-    (". {\n health here\n}\n", "line 2: 'here' is no address"),
-    (". {\n kubernetes {\n ttl long\n }\n}\n", "line 3: 'long' is no number"),
-    (". { errors }\n", "line 1: a brace must end its line"),
-    (". {\n rewrite name a.example\n}\n", "line 2: rewrite name needs what to replace"),
-    (". {\n rewrite name regex ( b\n}\n", "line 2: '(' is no regular expression"),
-    (". {\n rewrite name a b answer maybe\n}\n", "line 2: 'answer maybe' is not understood"),
-    (". {\n template IN A {\n  match (\n }\n}\n", "line 3: '(' is no regular expression"),
-    (". {\n template IN A {\n  answer \"{{ .Name }} 60 IN A x\"\n }\n}\n", "line 3: 'a.example. 60 IN A x' is no record"),
-    (". {\n template IN A {\n  answer \"{{ .Remote }} 60 IN A 192.0.2.1\"\n }\n}\n", "line 3: {{ .Remote }} is not supported"),
-    (". {\n template IN A {\n  rcode MAYBE\n }\n}\n", "line 3: 'MAYBE' is no response code"),
-    (". {\n template IN NONSENSE\n}\n", "line 2: 'NONSENSE' is no record type"),
-    (". {\n hosts x bad!zone\n}\n", "line 2: 'bad!zone' is no DNS name"),
-])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (".:53 {\n errors\n", "line 1: the { is not closed"),
+        ("}\n", "line 1: a } without a {"),
+        (". {\n forward .\n}\n", "line 2: forward needs a domain"),
+        (
+            ". {\n forward . https://192.0.2.1\n}\n",
+            "line 2: 'https://192.0.2.1': upstreams are asked over UDP, TCP or tls://",
+        ),
+        (". {\n forward . 192.0.2.1 {\n  tls a b c d\n }\n}\n", "line 3: tls takes at most"),
+        (". {\n forward . 192.0.2.1\n forward . 192.0.2.2\n}\n", "'.' is forwarded twice"),
+        (". {\n health {\n lameduck soon\n }\n}\n", "line 3: 'soon' is no duration"),
+        (". {\n health here\n}\n", "line 2: 'here' is no address"),
+        (". {\n kubernetes {\n ttl long\n }\n}\n", "line 3: 'long' is no number"),
+        (". { errors }\n", "line 1: a brace must end its line"),
+        (". {\n rewrite name a.example\n}\n", "line 2: rewrite name needs what to replace"),
+        (". {\n rewrite name regex ( b\n}\n", "line 2: '(' is no regular expression"),
+        (". {\n rewrite name a b answer maybe\n}\n", "line 2: 'answer maybe' is not understood"),
+        (". {\n template IN A {\n  match (\n }\n}\n", "line 3: '(' is no regular expression"),
+        (
+            '. {\n template IN A {\n  answer "{{ .Name }} 60 IN A x"\n }\n}\n',
+            "line 3: 'a.example. 60 IN A x' is no record",
+        ),
+        (
+            '. {\n template IN A {\n  answer "{{ .Remote }} 60 IN A 192.0.2.1"\n }\n}\n',
+            "line 3: {{ .Remote }} is not supported",
+        ),
+        (". {\n template IN A {\n  rcode MAYBE\n }\n}\n", "line 3: 'MAYBE' is no response code"),
+        (". {\n template IN NONSENSE\n}\n", "line 2: 'NONSENSE' is no record type"),
+        (". {\n hosts x bad!zone\n}\n", "line 2: 'bad!zone' is no DNS name"),
+    ],
+)
 def test_errors_name_the_line(text: str, said: str) -> None:
     with pytest.raises(BadConfig) as caught:
         read(text)

@@ -1,4 +1,5 @@
-"""Sockets to upstreams: one query at a time on each, a few in a row, and nothing is believed that was not asked for there."""
+"""Sockets to upstreams: one query at a time on each, a few in a row, and nothing is believed that was not asked for
+there."""
 
 from __future__ import annotations
 
@@ -116,7 +117,9 @@ def test_a_closed_port_is_an_error_and_the_next_query_leaves() -> None:
         world.answer(*await world.hear())
         await first
         world.upstream.close()
-        assert isinstance(await world.ask(), ConnectionRefusedError), "the socket of the first is used again, and hears of it"
+        assert isinstance(await world.ask(), ConnectionRefusedError), (
+            "the socket of the first is used again, and hears of it"
+        )
         world.open()
         again = world.ask()
         world.answer(*await world.hear())

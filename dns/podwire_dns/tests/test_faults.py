@@ -38,8 +38,9 @@ from podwire_dns.web import took
 
 
 def run(tmp_path: Path, work: Callable[[DnsConfig, Server], Awaitable[Any]], **more: Any) -> None:
-    config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), notrack=False,
-                                 **more)
+    config = dataclasses.replace(
+        builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), notrack=False, **more
+    )
 
     async def body() -> None:
         async with Server(config) as server:
@@ -55,7 +56,10 @@ def test_settings_that_fail_half_way_change_nothing(tmp_path: Path) -> None:
     async def work(config: DnsConfig, server: Server) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
             taken.bind(("127.0.0.1", 0))
-            for changes in ({"health_address": "192.0.2.1:8080"}, {"health_address": fresh, "port": taken.getsockname()[1]}):
+            for changes in (
+                {"health_address": "192.0.2.1:8080"},
+                {"health_address": fresh, "port": taken.getsockname()[1]},
+            ):
                 with pytest.raises(OSError):
                     await server.reload(dataclasses.replace(config, ready_address=fresh, **changes))
                 assert await took(health, "/health") is not None
@@ -70,10 +74,15 @@ def test_settings_that_fail_half_way_change_nothing(tmp_path: Path) -> None:
     run(tmp_path, work, health_address=health, ready_address=ready)
 
 
-@pytest.mark.parametrize(("text", "why"), [
-    (".:99999 {\n}\n", "'99999' is no port"), (". {\n health :99999\n}\n", "':99999' is no address"),
-    (". {\n kubernetes cluster.local {\n  ttl ²\n }\n}\n", "'²' is no number"),
-    (". {\n hosts /none {\n  ttl 99999999999\n  192.0.2.1 a.b\n }\n}\n", "ttl is 99999999999; it must be at most")])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (".:99999 {\n}\n", "'99999' is no port"),
+        (". {\n health :99999\n}\n", "':99999' is no address"),
+        (". {\n kubernetes cluster.local {\n  ttl ²\n }\n}\n", "'²' is no number"),
+        (". {\n hosts /none {\n  ttl 99999999999\n  192.0.2.1 a.b\n }\n}\n", "ttl is 99999999999; it must be at most"),
+    ],
+)
 def test_numbers_that_cannot_be_are_named(tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "Corefile").write_text(text)
     with pytest.raises(BadConfig, match=r"Corefile line \d") as found:
@@ -112,7 +121,8 @@ def test_the_digest_is_that_of_the_corefile_in_force(tmp_path: Path) -> None:
         for count, text in enumerate((". {\n forward\n}\n", ". {\n autopath\n}\n"), 1):
             path.write_text(text)
             os.kill(os.getpid(), signal.SIGHUP)
-            await until(lambda count=count: sources.failed == count)  # type: ignore[misc]  # mypy takes a default for an argument
+            # mypy takes a default for an argument
+            await until(lambda count=count: sources.failed == count)  # type: ignore[misc]
             assert sources.digest == good
         path.write_text(". {\n log\n}\n")
         os.kill(os.getpid(), signal.SIGHUP)
@@ -168,14 +178,21 @@ def test_a_silent_upstream_takes_only_so_many_sockets(batches: bool) -> None:
 
 
 def test_as_many_files_as_may_be() -> None:
-    program = ("import resource; from podwire_dns import host; _, hard = resource.getrlimit(resource.RLIMIT_NOFILE); "
-               "resource.setrlimit(resource.RLIMIT_NOFILE, (100, min(hard, 300))); "
-               "print(host.more_files(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])")
-    assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout == "300 300\n"
+    program = (
+        "import resource; from podwire_dns import host; _, hard = resource.getrlimit(resource.RLIMIT_NOFILE); "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, min(hard, 300))); "
+        "print(host.more_files(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+        == "300 300\n"
+    )
 
 
 @pytest.mark.parametrize("batches", [True, False])
-def test_an_error_that_nobody_foresaw_costs_one_answer(tmp_path: Path, batches: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_nobody_foresaw_costs_one_answer(
+    tmp_path: Path, batches: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(self: Rules, key: bytes) -> None:
         raise KeyError("nobody foresaw this")
 

@@ -22,8 +22,9 @@ KEY = dns.message.make_query(NAME, "A").to_wire()[12:]
 IDENT = 4242
 
 
-def upstream_says(*records: str, rcode: int = 0, flags: int = 0, question: str = NAME, edns: bool = True, soa: str = "",
-                  ) -> bytes:
+def upstream_says(
+    *records: str, rcode: int = 0, flags: int = 0, question: str = NAME, edns: bool = True, soa: str = ""
+) -> bytes:
     """What an upstream sends for KEY; records as "name ttl type data"."""
     query = dns.message.make_query(question, "A", id=IDENT)
     response = dns.message.make_response(query, recursion_available=True)
@@ -99,11 +100,18 @@ def test_an_answer_comes_back_as_it_was(answerer: Answerer) -> None:
     assert message.edns == -1, "the upstream's OPT is not the client's"
 
 
-@pytest.mark.parametrize("data", [
-    upstream_says("www.example.com. 60 A 203.0.113.66", question="evil.example.com."),
-    b"\0\1" + upstream_says()[2:], upstream_says()[:2] + b"\1" + upstream_says()[3:], upstream_says()[:20], b"",
-    upstream_says("www.example.com. 60 A 203.0.113.66")[:-20],
-], ids=["another question", "another id", "a query", "cut in the question", "empty", "cut in a record"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        upstream_says("www.example.com. 60 A 203.0.113.66", question="evil.example.com."),
+        b"\0\1" + upstream_says()[2:],
+        upstream_says()[:2] + b"\1" + upstream_says()[3:],
+        upstream_says()[:20],
+        b"",
+        upstream_says("www.example.com. 60 A 203.0.113.66")[:-20],
+    ],
+    ids=["another question", "another id", "a query", "cut in the question", "empty", "cut in a record"],
+)
 def test_what_is_no_answer_to_our_question_is_not_believed(data: bytes) -> None:
     with pytest.raises(wire.Malformed):
         forward.read_answer(KEY, IDENT, data)
@@ -134,8 +142,11 @@ def test_an_alias_to_the_outside_is_chased(answerer: Answerer) -> None:
     answer = taken("www.example.com. 60 CNAME a.example.com.", "a.example.com. 30 A 198.51.100.1")
     rcode, (records, _, _) = judge.read(answerer.finish(wait, answer))
     assert rcode == "NOERROR"
-    assert records == {f"ext.{SVC} 5 cname www.example.com.", "www.example.com. 60 cname a.example.com.",
-                       "a.example.com. 30 a 198.51.100.1"}
+    assert records == {
+        f"ext.{SVC} 5 cname www.example.com.",
+        "www.example.com. 60 cname a.example.com.",
+        "a.example.com. 30 a 198.51.100.1",
+    }
 
 
 @pytest.mark.parametrize("rcode", [0, dns.rcode.NXDOMAIN])

@@ -1,4 +1,5 @@
-"""Mutated packets: whatever arrives, there is no exception, no answer to an answer, and no answer larger than allowed."""
+"""Mutated packets: whatever arrives, there is no exception, no answer to an answer, and no answer larger than
+allowed."""
 
 from __future__ import annotations
 

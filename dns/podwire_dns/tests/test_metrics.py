@@ -1,4 +1,5 @@
-"""/metrics of a server that was asked, forwarded, and was fed: the names, labels and sums that dashboards are made of."""
+"""/metrics of a server that was asked, forwarded, and was fed: the names, labels and sums that dashboards are made
+of."""
 
 from __future__ import annotations
 
@@ -31,8 +32,10 @@ async def page_of_a_busy_server(tmp_path: Path) -> dict[str, float]:
     port = transport.get_extra_info("sockname")[1]
     address = f"127.0.0.1:{free_port()}"
     corefile = tmp_path / "Corefile"
-    corefile.write_text(f".:{free_port()} {{\n kubernetes cluster.local\n forward . 127.0.0.1:{port}\n cache 30\n loadbalance\n"
-                        f" bind 127.0.0.1\n health {address}\n ready {address}\n prometheus {address}\n reload\n}}\n")
+    corefile.write_text(
+        f".:{free_port()} {{\n kubernetes cluster.local\n forward . 127.0.0.1:{port}\n cache 30\n loadbalance\n"
+        f" bind 127.0.0.1\n health {address}\n ready {address}\n prometheus {address}\n reload\n}}\n"
+    )
     sources = Sources(dataclasses.replace(builders.CONFIG, run_dir=tmp_path, corefile=str(corefile)))
     config = sources.load()
     async with Server(config, sources) as server:
@@ -72,30 +75,39 @@ class Answering(asyncio.DatagramProtocol):
 
 # What dashboards made for CoreDNS ask for, with the labels that they group by.
 DASHBOARDS = {
-    "coredns_build_info": {"version"}, "coredns_panics_total": set[str](),
+    "coredns_build_info": {"version"},
+    "coredns_panics_total": set[str](),
     "coredns_plugin_enabled": {"server", "zone", "view", "name"},
     "coredns_dns_requests_total": {"server", "zone", "view", "proto", "family", "type"},
     "coredns_dns_responses_total": {"server", "zone", "view", "rcode", "plugin"},
     "coredns_dns_do_requests_total": {"server", "zone", "view"},
-    **{f"coredns_dns_{name}_{part}": {"server", "zone", "view"}
-       for name in ("request_duration_seconds", "request_size_bytes", "response_size_bytes")
-       for part in ("bucket", "sum", "count")},
-    "coredns_forward_requests_total": {"to"}, "coredns_forward_responses_total": {"to", "rcode"},
+    **{
+        f"coredns_dns_{name}_{part}": {"server", "zone", "view"}
+        for name in ("request_duration_seconds", "request_size_bytes", "response_size_bytes")
+        for part in ("bucket", "sum", "count")
+    },
+    "coredns_forward_requests_total": {"to"},
+    "coredns_forward_responses_total": {"to", "rcode"},
     "coredns_forward_request_duration_seconds_bucket": {"to", "rcode", "le"},
-    "coredns_forward_healthcheck_failures_total": {"to"}, "coredns_forward_healthcheck_broken_total": set[str](),
+    "coredns_forward_healthcheck_failures_total": {"to"},
+    "coredns_forward_healthcheck_broken_total": set[str](),
     "coredns_forward_max_concurrent_rejects_total": set[str](),
     "coredns_proxy_request_duration_seconds_bucket": {"proxy_name", "to", "rcode", "le"},
     "coredns_proxy_healthcheck_failures_total": {"proxy_name", "to"},
     "coredns_cache_entries": {"server", "type", "zones", "view"},
     "coredns_cache_hits_total": {"server", "type", "zones", "view"},
-    "coredns_cache_misses_total": {"server", "zones", "view"}, "coredns_cache_requests_total": {"server", "zones", "view"},
+    "coredns_cache_misses_total": {"server", "zones", "view"},
+    "coredns_cache_requests_total": {"server", "zones", "view"},
     "coredns_cache_evictions_total": {"server", "type", "zones", "view"},
     "coredns_cache_served_stale_total": {"server", "zones", "view"},
     "coredns_cache_prefetch_total": {"server", "zones", "view"},
-    "coredns_health_request_duration_seconds_bucket": {"le"}, "coredns_health_request_failures_total": set[str](),
-    "coredns_reload_failed_total": set[str](), "coredns_reload_version_info": {"hash", "value"},
+    "coredns_health_request_duration_seconds_bucket": {"le"},
+    "coredns_health_request_failures_total": set[str](),
+    "coredns_reload_failed_total": set[str](),
+    "coredns_reload_version_info": {"hash", "value"},
     "coredns_kubernetes_dns_programming_duration_seconds_bucket": {"service_kind", "le"},
-    "process_cpu_seconds_total": set[str](), "process_resident_memory_bytes": set[str](),
+    "process_cpu_seconds_total": set[str](),
+    "process_resident_memory_bytes": set[str](),
     "process_start_time_seconds": set[str](),
 }
 
@@ -111,8 +123,11 @@ def test_metrics_have_the_names_and_labels_that_dashboards_expect(tmp_path: Path
         assert wanted <= labels[name], name
 
     def total(name: str, *parts: str) -> float:
-        return sum(value for sample, value in found.items()
-                   if sample.startswith(name + "{") and all(part in sample for part in parts))
+        return sum(
+            value
+            for sample, value in found.items()
+            if sample.startswith(name + "{") and all(part in sample for part in parts)
+        )
 
     assert total("coredns_dns_requests_total") == 6
     assert total("coredns_dns_do_requests_total") == 2
@@ -125,5 +140,6 @@ def test_metrics_have_the_names_and_labels_that_dashboards_expect(tmp_path: Path
     assert total("coredns_forward_request_duration_seconds_count", 'rcode="NOERROR"') == 2
     assert total("coredns_kubernetes_dns_programming_duration_seconds_count") == 1
     assert found["coredns_health_request_duration_seconds_count"] >= 1
-    assert {sample.split('name="')[1].rstrip('"}') for sample in found if sample.startswith("coredns_plugin_enabled")} == {
-        "cache", "errors", "forward", "health", "kubernetes", "loadbalance", "loop", "prometheus", "ready", "reload"}
+    assert {
+        sample.split('name="')[1].rstrip('"}') for sample in found if sample.startswith("coredns_plugin_enabled")
+    } == {"cache", "errors", "forward", "health", "kubernetes", "loadbalance", "loop", "prometheus", "ready", "reload"}

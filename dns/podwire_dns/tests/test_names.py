@@ -40,23 +40,35 @@ def test_dashed_names_are_labels_and_lead_back(address: ipaddress.IPv4Address | 
     assert names.undashed(text) == str(address)
 
 
-@pytest.mark.parametrize(("cidr", "zones"), [
-    ("10.96.0.0/16", ["96.10.in-addr.arpa."]), ("10.0.0.0/8", ["10.in-addr.arpa."]), ("0.0.0.0/0", ["in-addr.arpa."]),
-    ("10.96.0.0/15", ["96.10.in-addr.arpa.", "97.10.in-addr.arpa."]),
-    ("10.1.2.128/26", [f"{i}.2.1.10.in-addr.arpa." for i in range(128, 192)]),
-    ("fd00:96::/32", ["6.9.0.0.0.0.d.f.ip6.arpa."]),
-    ("fd00:96::/31", ["6.9.0.0.0.0.d.f.ip6.arpa.", "7.9.0.0.0.0.d.f.ip6.arpa."]),
-])
+@pytest.mark.parametrize(
+    ("cidr", "zones"),
+    [
+        ("10.96.0.0/16", ["96.10.in-addr.arpa."]),
+        ("10.0.0.0/8", ["10.in-addr.arpa."]),
+        ("0.0.0.0/0", ["in-addr.arpa."]),
+        ("10.96.0.0/15", ["96.10.in-addr.arpa.", "97.10.in-addr.arpa."]),
+        ("10.1.2.128/26", [f"{i}.2.1.10.in-addr.arpa." for i in range(128, 192)]),
+        ("fd00:96::/32", ["6.9.0.0.0.0.d.f.ip6.arpa."]),
+        ("fd00:96::/31", ["6.9.0.0.0.0.d.f.ip6.arpa.", "7.9.0.0.0.0.d.f.ip6.arpa."]),
+    ],
+)
 def test_reverse_zones_cover_a_range_exactly(cidr: str, zones: list[str]) -> None:
     assert names.reverse_zones(cidr) == zones
 
 
-@pytest.mark.parametrize(("change", "named"), [
-    ({"ttl": -1}, "ttl"), ({"ttl": 3601}, "ttl"), ({"cluster_domain": "no good"}, "no good"),
-    ({"pod_cidrs": ("10.244.0.1/16",)}, "10.244.0.1/16"), ({"listen": ("10.96.0",)}, "listen"),
-    ({"upstreams": ("resolver",)}, "upstream: 'resolver'"), ({"upstreams": ("192.0.2.1#x",)}, "192.0.2.1#x"),
-    ({"upstreams": ("10.96.0.10",)}, "this DNS itself"),
-])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"ttl": -1}, "ttl"),
+        ({"ttl": 3601}, "ttl"),
+        ({"cluster_domain": "no good"}, "no good"),
+        ({"pod_cidrs": ("10.244.0.1/16",)}, "10.244.0.1/16"),
+        ({"listen": ("10.96.0",)}, "listen"),
+        ({"upstreams": ("resolver",)}, "upstream: 'resolver'"),
+        ({"upstreams": ("192.0.2.1#x",)}, "192.0.2.1#x"),
+        ({"upstreams": ("10.96.0.10",)}, "this DNS itself"),
+    ],
+)
 def test_bad_settings_are_named(change: dict[str, Any], named: str) -> None:
     config = dataclasses.replace(CONFIG, **change)
     with pytest.raises(BadConfig, match=named):

@@ -47,8 +47,16 @@ def samples(page: str) -> dict[str, float]:
 @pytest.mark.parametrize("batches", [True, False])
 def test_health_ready_and_metrics(tmp_path: Path, batches: bool) -> None:
     address = f"127.0.0.1:{free_port()}"
-    config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), batches=batches,
-                                 health_address=address, ready_address=address, metrics_address=address)
+    config = dataclasses.replace(
+        builders.CONFIG,
+        run_dir=tmp_path,
+        listen=("127.0.0.1",),
+        port=free_port(),
+        batches=batches,
+        health_address=address,
+        ready_address=address,
+        metrics_address=address,
+    )
 
     async def body() -> None:
         async with Server(config) as server:
@@ -58,8 +66,14 @@ def test_health_ready_and_metrics(tmp_path: Path, batches: bool) -> None:
             assert (await get(address, "/ready"))[0] == 200
             assert (await get(address, "/nothing"))[0] == 404
             assert (await get(address, "/health", "POST"))[0] == 405
-            for name, rtype, tcp in (("svc1", "A", False), ("svc1", "A", True), ("svc1", "AAAA", False), ("none", "A", False),
-                                     ("hdls", "SRV", True), ("svc1", "TYPE65280", False)):
+            for name, rtype, tcp in (
+                ("svc1", "A", False),
+                ("svc1", "A", True),
+                ("svc1", "AAAA", False),
+                ("none", "A", False),
+                ("hdls", "SRV", True),
+                ("svc1", "TYPE65280", False),
+            ):
                 await ask(config, f"{name}.{SVC}", rtype, tcp=tcp)
             found = samples((await get(address, "/metrics"))[1])
             labels = f'server="dns://:{config.port}",zone=".",view=""'
@@ -91,12 +105,21 @@ def test_only_the_classes_and_names_that_are_asked_for_are_logged() -> None:
             observer.answered("udp", ("192.0.2.9",), b"", message.to_wire(), time.monotonic())
     finally:
         logs.configure()
-    assert [json.loads(line)["name"] for line in written.getvalue().splitlines()] == ["a.corp.example.", "b.corp.example."]
+    assert [json.loads(line)["name"] for line in written.getvalue().splitlines()] == [
+        "a.corp.example.",
+        "b.corp.example.",
+    ]
 
 
 def test_a_leaving_server_is_not_ready_and_still_answers(tmp_path: Path) -> None:
-    config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), lame_duck=1.0,
-                                 ready_address=f"127.0.0.1:{free_port()}")
+    config = dataclasses.replace(
+        builders.CONFIG,
+        run_dir=tmp_path,
+        listen=("127.0.0.1",),
+        port=free_port(),
+        lame_duck=1.0,
+        ready_address=f"127.0.0.1:{free_port()}",
+    )
 
     async def body() -> None:
         async with Server(config) as server:
@@ -115,7 +138,9 @@ def test_a_line_for_each_query_names_the_clients_pod(tmp_path: Path) -> None:
     leases = tmp_path / "cni" / "leases"
     leases.mkdir(parents=True)
     (leases / "127.0.0.1").write_text(json.dumps({"address": "127.0.0.1", "pod": "default/web-1"}) + "\n")
-    config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), log_queries=True)
+    config = dataclasses.replace(
+        builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), log_queries=True
+    )
     written = io.StringIO()
 
     async def body() -> None:
@@ -131,8 +156,19 @@ def test_a_line_for_each_query_names_the_clients_pod(tmp_path: Path) -> None:
         logs.configure()
     first, second = (line for line in map(json.loads, written.getvalue().splitlines()) if line["event"] == "query")
     assert (first["pod"], first["client"], first["name"], first["type"], first["rcode"], first["protocol"]) == (
-        "default/web-1", "127.0.0.1", f"svc1.{SVC}", "A", "NOERROR", "udp")
-    assert (second["pod"], second["type"], second["rcode"], second["protocol"]) == ("default/web-1", "AAAA", "NXDOMAIN", "tcp")
+        "default/web-1",
+        "127.0.0.1",
+        f"svc1.{SVC}",
+        "A",
+        "NOERROR",
+        "udp",
+    )
+    assert (second["pod"], second["type"], second["rcode"], second["protocol"]) == (
+        "default/web-1",
+        "AAAA",
+        "NXDOMAIN",
+        "tcp",
+    )
 
 
 def test_a_lease_is_read_again_after_a_while(tmp_path: Path) -> None:

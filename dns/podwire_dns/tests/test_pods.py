@@ -19,8 +19,10 @@ Object = dict[str, Any]
 
 
 def pod(name: str, *addresses: str, namespace: str = "testns", phase: str = "Running") -> Object:
-    return {"metadata": {"name": name, "namespace": namespace},
-            "status": {"phase": phase, "podIPs": [{"ip": address} for address in addresses]}}
+    return {
+        "metadata": {"name": name, "namespace": namespace},
+        "status": {"phase": phase, "podIPs": [{"ip": address} for address in addresses]},
+    }
 
 
 def verified(*pods: Object) -> Builder:
@@ -34,17 +36,22 @@ def served(source: Builder) -> Answerer:
     return builders.answerer(dataclasses.replace(builders.fed(source), pods=False))
 
 
-@pytest.mark.parametrize(("name", "rtype", "rcode", "answers"), [
-    (f"10-244-0-5.testns.pod.{ZONE}", "A", "NOERROR", {f"10-244-0-5.testns.pod.{ZONE} 5 a 10.244.0.5"}),
-    (f"fd00--5.testns.pod.{ZONE}", "AAAA", "NOERROR", {f"fd00--5.testns.pod.{ZONE} 5 aaaa fd00::5"}),
-    (f"10-244-0-5.testns.pod.{ZONE}", "AAAA", "NOERROR", set()),
-    (f"10-244-0-6.testns.pod.{ZONE}", "A", "NXDOMAIN", set()),
-    (f"10-244-0-7.testns.pod.{ZONE}", "A", "NXDOMAIN", set()),
-    (f"10-244-0-5.empty.pod.{ZONE}", "A", "NXDOMAIN", set()),
-    (f"testns.pod.{ZONE}", "A", "NOERROR", set()),
-])
+@pytest.mark.parametrize(
+    ("name", "rtype", "rcode", "answers"),
+    [
+        (f"10-244-0-5.testns.pod.{ZONE}", "A", "NOERROR", {f"10-244-0-5.testns.pod.{ZONE} 5 a 10.244.0.5"}),
+        (f"fd00--5.testns.pod.{ZONE}", "AAAA", "NOERROR", {f"fd00--5.testns.pod.{ZONE} 5 aaaa fd00::5"}),
+        (f"10-244-0-5.testns.pod.{ZONE}", "AAAA", "NOERROR", set()),
+        (f"10-244-0-6.testns.pod.{ZONE}", "A", "NXDOMAIN", set()),
+        (f"10-244-0-7.testns.pod.{ZONE}", "A", "NXDOMAIN", set()),
+        (f"10-244-0-5.empty.pod.{ZONE}", "A", "NXDOMAIN", set()),
+        (f"testns.pod.{ZONE}", "A", "NOERROR", set()),
+    ],
+)
 def test_only_pods_that_run_have_names(name: str, rtype: str, rcode: str, answers: set[str]) -> None:
-    answerer = served(verified(pod("a", "10.244.0.5", "fd00::5"), pod("done", "10.244.0.6", phase="Succeeded"), pod("new")))
+    answerer = served(
+        verified(pod("a", "10.244.0.5", "fd00::5"), pod("done", "10.244.0.6", phase="Succeeded"), pod("new"))
+    )
     query = dns.message.make_query(name, rtype)
     data = answerer.handle(query.to_wire(), udp=True)
     assert isinstance(data, bytes)
@@ -58,8 +65,15 @@ def test_a_bad_pod_is_named() -> None:
     assert "status.podIPs" in source.problems[0].error
 
 
-changes = st.lists(st.tuples(st.sampled_from("abc"), st.lists(st.sampled_from(["10.0.0.1", "10.0.0.2", "fd00::1"]), max_size=2),
-                             st.booleans(), st.booleans()), max_size=20)
+changes = st.lists(
+    st.tuples(
+        st.sampled_from("abc"),
+        st.lists(st.sampled_from(["10.0.0.1", "10.0.0.2", "fd00::1"]), max_size=2),
+        st.booleans(),
+        st.booleans(),
+    ),
+    max_size=20,
+)
 
 
 @given(changes)

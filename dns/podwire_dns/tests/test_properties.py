@@ -25,8 +25,11 @@ service_names = st.sampled_from(["s1", "s2", "s3"])
 # Few addresses, so that Services share endpoints and PTRs are merged; some lie outside our reverse zones.
 pod_ips = st.sampled_from(["10.244.0.1", "10.244.0.2", "10.244.1.1", "192.0.2.42", "fd00:10::", "fd00:10::1", "::1"])
 cluster_ips = st.sampled_from(["10.96.0.1", "10.96.0.2", "10.96.1.1", "fd00:96::1"])
-ports = st.lists(st.sampled_from([HTTP, {"name": "dns", "protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 9}]),
-                 max_size=3, unique_by=str)
+ports = st.lists(
+    st.sampled_from([HTTP, {"name": "dns", "protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 9}]),
+    max_size=3,
+    unique_by=str,
+)
 external = st.sampled_from(["www.example.com", f"s1.a.svc.{ZONE}", f"s2.b.svc.{ZONE}", "missing.example.com."])
 
 
@@ -45,8 +48,9 @@ def slices(draw: st.DrawFn) -> Object:
     ready, hostname = st.sampled_from([True, False, None]), st.sampled_from(["", "web-0"])
     addresses = draw(st.lists(pod_ips, max_size=4))
     found = [endpoint(address, ready=draw(ready), hostname=draw(hostname)) for address in addresses]
-    return endpoint_slice(draw(service_names), found, namespace=draw(namespaces), suffix=draw(st.sampled_from("xy")),
-                          ports=draw(ports))
+    return endpoint_slice(
+        draw(service_names), found, namespace=draw(namespaces), suffix=draw(st.sampled_from("xy")), ports=draw(ports)
+    )
 
 
 @st.composite
@@ -79,8 +83,9 @@ def test_every_answer_is_what_the_obvious_resolver_says(history: list[tuple[str,
     left = _final(history)
     zone = builders.fed(builders.builder(left["service"].values(), left["slice"].values(), left["namespace"].values()))
     answerer = builders.answerer(zone)
-    obvious = Obvious(ZONE, left["service"].values(), left["slice"].values(), left["namespace"].values(), NETWORKS,
-                      ["10.96.0.10"])
+    obvious = Obvious(
+        ZONE, left["service"].values(), left["slice"].values(), left["namespace"].values(), NETWORKS, ["10.96.0.10"]
+    )
     assert isinstance(zone.answers, dict)
     assert isinstance(zone.names, set)
     asked = {(names.from_wire(key[:-4]), TYPES[key[-3]]) for key in zone.answers}
@@ -103,14 +108,18 @@ def test_every_answer_is_what_the_obvious_resolver_says(history: list[tuple[str,
 
 
 @given(st.lists(changes(), max_size=20), st.lists(st.tuples(changes(), st.booleans()), max_size=30))
-def test_any_history_of_changes_equals_a_fresh_build(listed: list[tuple[str, Object, bool]],
-                                                     history: list[tuple[tuple[str, Object, bool], bool]]) -> None:
+def test_any_history_of_changes_equals_a_fresh_build(
+    listed: list[tuple[str, Object, bool]], history: list[tuple[tuple[str, Object, bool], bool]]
+) -> None:
     incremental = builders.builder()
     for change in listed:
         _apply(incremental, copy.deepcopy(change))
     incremental.fill()
     module = native.load()
-    servers = [builders.fed(incremental), *([builders.fed(incremental, memory=AnswerTable(module))] if module is not None else [])]
+    servers = [
+        builders.fed(incremental),
+        *([builders.fed(incremental, memory=AnswerTable(module))] if module is not None else []),
+    ]
     ever = set(incremental.answers) | {name + b"\0\1\0\1" for name in incremental.names}
     for change, push in history:
         _apply(incremental, copy.deepcopy(change))
@@ -141,7 +150,8 @@ def test_a_change_costs_what_it_touches() -> None:
     assert whole.size > 3 * 2000
     source.service(service("web7", "a", ip="10.96.99.99", ports=[HTTP]))
     moved = source.flush(2)
-    # A, PTR old and new, SRV at the port's name and at the Service's own; the two reverse names and their common parent.
+    # A, PTR old and new, SRV at the port's name and at the Service's own; the two reverse names and their common
+    # parent.
     assert len(moved.answers) == 4
     assert len(moved.gone) == 1
     assert moved.size <= 10
@@ -152,8 +162,10 @@ def test_a_change_costs_what_it_touches() -> None:
 
 
 def test_one_endpoint_of_a_large_headless_service() -> None:
-    pieces = [endpoint_slice("big", [endpoint(f"10.244.{s}.{i}") for i in range(1, 101)], suffix=str(s), namespace="a")
-              for s in range(10)]
+    pieces = [
+        endpoint_slice("big", [endpoint(f"10.244.{s}.{i}") for i in range(1, 101)], suffix=str(s), namespace="a")
+        for s in range(10)
+    ]
     source = builders.builder([service("big", "a", ip="None")], pieces)
     source.flush(1)
     source.slice(endpoint_slice("big", [endpoint(f"10.244.3.{i}") for i in range(2, 101)], suffix="3", namespace="a"))
@@ -163,14 +175,18 @@ def test_one_endpoint_of_a_large_headless_service() -> None:
 
 
 def test_bad_objects_are_named_once_and_the_rest_is_served() -> None:
-    source = builders.builder([
-        service("good", ip="10.96.0.1", ports=[HTTP]),
-        service("bad-ip", ip="10.96.0.300"), service("bad_ext!", type="ExternalName", externalName="x"),
-        service("ext-ip", type="ExternalName", externalName="192.0.2.1"),
-        service("ext-empty", type="ExternalName", externalName=""),
-        service("bad-port", ip="10.96.0.2", ports=[{"name": "http", "port": 70000}]),
-        service("h", ip="None")],
-        [endpoint_slice("h", [endpoint("10.244.0.1"), endpoint("010.244.0.2"), endpoint("10.244.0.3", hostname="-x")])])
+    source = builders.builder(
+        [
+            service("good", ip="10.96.0.1", ports=[HTTP]),
+            service("bad-ip", ip="10.96.0.300"),
+            service("bad_ext!", type="ExternalName", externalName="x"),
+            service("ext-ip", type="ExternalName", externalName="192.0.2.1"),
+            service("ext-empty", type="ExternalName", externalName=""),
+            service("bad-port", ip="10.96.0.2", ports=[{"name": "http", "port": 70000}]),
+            service("h", ip="None"),
+        ],
+        [endpoint_slice("h", [endpoint("10.244.0.1"), endpoint("010.244.0.2"), endpoint("10.244.0.3", hostname="-x")])],
+    )
     source.flush(1)
     told = {problem.key: problem.error for problem in source.problems}
     assert set(told) == {f"testns/{name}" for name in ("bad-ip", "bad_ext!", "ext-ip", "ext-empty", "bad-port", "h-1")}

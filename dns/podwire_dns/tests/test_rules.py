@@ -26,8 +26,12 @@ def answering(inside: str, *, files: str = "") -> Answerer:
 
 
 def _read(config: DnsConfig, files: str) -> DnsConfig:
-    return replace(config, blocks=tuple(replace(block, hosts=tuple(replace(hosts, text=files) for hosts in block.hosts))
-                                        for block in config.blocks))
+    return replace(
+        config,
+        blocks=tuple(
+            replace(block, hosts=tuple(replace(hosts, text=files) for hosts in block.hosts)) for block in config.blocks
+        ),
+    )
 
 
 def ask(answerer: Answerer, name: str, rtype: str = "A", *, edns: bool = False) -> bytes | Pending:
@@ -52,15 +56,19 @@ def told(answerer: Answerer, name: str, rtype: str = "A") -> tuple[str, set[str]
 
 
 def test_hosts_inline_and_of_a_file() -> None:
-    made = answering("hosts /etc/more {\n 192.0.2.1 a.example b.example\n 2001:db8::1 a.example\n ttl 60\n fallthrough\n}",
-                     files="192.0.2.9 filed.example # comment\nnonsense\n::1%lo scoped.example\n")
+    made = answering(
+        "hosts /etc/more {\n 192.0.2.1 a.example b.example\n 2001:db8::1 a.example\n ttl 60\n fallthrough\n}",
+        files="192.0.2.9 filed.example # comment\nnonsense\n::1%lo scoped.example\n",
+    )
     assert told(made, "a.example.") == ("NOERROR", {"a.example. 60 a 192.0.2.1"})
     assert told(made, "A.Example.") == ("NOERROR", {"a.example. 60 a 192.0.2.1"})
     assert told(made, "a.example.", "AAAA") == ("NOERROR", {"a.example. 60 aaaa 2001:db8::1"})
     assert told(made, "b.example.", "AAAA") == ("NOERROR", set())
     assert told(made, "filed.example.") == ("NOERROR", {"filed.example. 60 a 192.0.2.9"})
-    assert told(made, "1.2.0.192.in-addr.arpa.", "PTR") == ("NOERROR", {"1.2.0.192.in-addr.arpa. 60 ptr a.example.",
-                                                                      "1.2.0.192.in-addr.arpa. 60 ptr b.example."})
+    assert told(made, "1.2.0.192.in-addr.arpa.", "PTR") == (
+        "NOERROR",
+        {"1.2.0.192.in-addr.arpa. 60 ptr a.example.", "1.2.0.192.in-addr.arpa. 60 ptr b.example."},
+    )
     assert isinstance(ask(made, "a.example.", "MX"), Pending), "hosts know addresses only"
     assert isinstance(ask(made, "c.example."), Pending)
     assert isinstance(ask(made, "9.2.0.198.in-addr.arpa.", "PTR"), Pending)
@@ -68,8 +76,10 @@ def test_hosts_inline_and_of_a_file() -> None:
 
 
 def test_hosts_stand_before_the_cluster_and_hold_for_their_zones() -> None:
-    made = answering(f"hosts x cluster.local {{\n 192.0.2.1 svc1.{SVC}\n 192.0.2.2 a.example\n no_reverse\n"
-                     " fallthrough svc.cluster.local\n}")
+    made = answering(
+        f"hosts x cluster.local {{\n 192.0.2.1 svc1.{SVC}\n 192.0.2.2 a.example\n no_reverse\n"
+        " fallthrough svc.cluster.local\n}"
+    )
     assert told(made, f"svc1.{SVC}") == ("NOERROR", {f"svc1.{SVC} 3600 a 192.0.2.1"})
     assert told(made, f"svc6.{SVC}", "AAAA")[0] == "NOERROR", "fallthrough for this zone"
     assert told(made, f"x.{ZONE}") == ("SERVFAIL", set()), "no fallthrough for this one"
@@ -83,15 +93,18 @@ def test_rules_hold_for_the_block_they_stand_in() -> None:
     assert isinstance(ask(made, "a.other.example."), Pending), "another block's zone fits better"
 
 
-@pytest.mark.parametrize(("rule", "asked"), [
-    (f"rewrite name old.example svc1.{SVC}", "old.example."),
-    (f"rewrite name exact old.example svc1.{SVC}", "OLD.example."),
-    (f"rewrite stop name suffix .mesh.example .{SVC} answer auto", "svc1.mesh.example."),
-    ("rewrite name prefix alias- svc", f"alias-1.{SVC}"),
-    ("rewrite name substring .middle. .testns.", f"svc1.middle.svc.{ZONE}"),
-    (r"rewrite name regex (.*)\.(test.*)\.example {1}.{2}.svc.cluster.local", "svc1.testns.example."),
-    (f"rewrite continue name a.example b.example\n rewrite name b.example svc1.{SVC}", "a.example."),
-])
+@pytest.mark.parametrize(
+    ("rule", "asked"),
+    [
+        (f"rewrite name old.example svc1.{SVC}", "old.example."),
+        (f"rewrite name exact old.example svc1.{SVC}", "OLD.example."),
+        (f"rewrite stop name suffix .mesh.example .{SVC} answer auto", "svc1.mesh.example."),
+        ("rewrite name prefix alias- svc", f"alias-1.{SVC}"),
+        ("rewrite name substring .middle. .testns.", f"svc1.middle.svc.{ZONE}"),
+        (r"rewrite name regex (.*)\.(test.*)\.example {1}.{2}.svc.cluster.local", "svc1.testns.example."),
+        (f"rewrite continue name a.example b.example\n rewrite name b.example svc1.{SVC}", "a.example."),
+    ],
+)
 def test_a_rewritten_question_is_answered_as_it_was_asked(rule: str, asked: str) -> None:
     made = answering(rule)
     assert told(made, asked) == ("NOERROR", {f"{asked.lower()} 5 a 10.96.0.1"})
@@ -104,9 +117,11 @@ def test_names_in_the_data_go_back_where_the_rule_says() -> None:
     assert told(data, "old.example.", "SRV")[1] == {"old.example. 5 srv 0 100 80 old.example."}
     plain = answering(f"rewrite name suffix .mesh.example .{SVC}")
     assert told(plain, "svc1.mesh.example.", "SRV")[1] == {f"svc1.mesh.example. 5 srv 0 100 80 svc1.{SVC}"}
-    valued = answering("rewrite {\n name regex (.*)\\.mesh\\.example {1}.testns.svc.cluster.local\n"
-                       " answer value (.*)\\.testns\\.svc\\.cluster\\.local {1}.mesh.example\n"
-                       " answer name (.*)\\.testns\\.svc\\.cluster\\.local {1}.mesh.example\n}")
+    valued = answering(
+        "rewrite {\n name regex (.*)\\.mesh\\.example {1}.testns.svc.cluster.local\n"
+        " answer value (.*)\\.testns\\.svc\\.cluster\\.local {1}.mesh.example\n"
+        " answer name (.*)\\.testns\\.svc\\.cluster\\.local {1}.mesh.example\n}"
+    )
     rcode, (answer, _, extra) = judge.read(answered(valued, "hdls.mesh.example.", "SRV", edns=True))
     assert rcode == "NOERROR"
     assert len(answer) == 4
@@ -130,8 +145,9 @@ def test_a_rewritten_question_goes_upstream_and_its_answer_comes_back() -> None:
 
 
 def test_a_rule_that_makes_names_too_long_is_servfail() -> None:
-    answerer = answering(f" rewrite stop {{\n  name exact new.example svc1.{SVC}\n"
-                         f"  answer name (.*)\\.$ {'.'.join(['{1}'] * 30)}\n }}\n")
+    answerer = answering(
+        f" rewrite stop {{\n  name exact new.example svc1.{SVC}\n  answer name (.*)\\.$ {'.'.join(['{1}'] * 30)}\n }}\n"
+    )
     assert answered(answerer, "new.example.")[3] & 0xF == wire.SERVFAIL
 
 
@@ -152,7 +168,10 @@ def test_templates() -> None:
         answer "{{ .Question.Name }} IN A 192.0.2.1"
     }""")
     data = answered(made, "ip-3-7.tmpl.example.")
-    assert judge.read(data) == ("NOERROR", [{"ip-3-7.tmpl.example. 60 a 10.0.3.7"}, set(), {'more.tmpl.example. 60 txt "a"'}])
+    assert judge.read(data) == (
+        "NOERROR",
+        [{"ip-3-7.tmpl.example. 60 a 10.0.3.7"}, set(), {'more.tmpl.example. 60 txt "a"'}],
+    )
     assert isinstance(ask(made, "x.tmpl.example."), Pending)
     assert told(made, "x.tmpl.example.", "AAAA") == ("NOERROR", set())
     rcode, (answer, (soa,), _) = judge.read(answered(made, "ads.blocked.example.", "MX"))

@@ -57,8 +57,17 @@ def test_a_service_of_another_namespace_is_found_on_the_way() -> None:
     assert judge.read(data)[1][0] == {f"svc1.testns.svc.empty.svc.{ZONE} 5 cname svc1.{SVC}"}
 
 
-@pytest.mark.parametrize("name", [f"nobody-here.{SVC}", f"missing.hdls.{SVC}", f"a.b.nons.svc.{ZONE}", f"a.b.{ZONE}",
-                                  f"a.b.svc.{ZONE}", f"10-0-0-1.nons.pod.{ZONE}"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"nobody-here.{SVC}",
+        f"missing.hdls.{SVC}",
+        f"a.b.nons.svc.{ZONE}",
+        f"a.b.{ZONE}",
+        f"a.b.svc.{ZONE}",
+        f"10-0-0-1.nons.pod.{ZONE}",
+    ],
+)
 def test_what_is_no_search_paths_name_stays_missing(name: str) -> None:
     data = handled(completing(), name)
     assert isinstance(data, bytes)
@@ -72,8 +81,11 @@ def test_without_upstreams_a_search_path_ends_in_nxdomain() -> None:
 
 
 def test_stub_domains_go_to_their_own_upstreams() -> None:
-    config = dataclasses.replace(builders.CONFIG, upstreams=("192.0.2.1",), stubs=("corp.example=192.0.2.2,192.0.2.3#5353",
-                                                                                 "lab.corp.example.=192.0.2.4"))
+    config = dataclasses.replace(
+        builders.CONFIG,
+        upstreams=("192.0.2.1",),
+        stubs=("corp.example=192.0.2.2,192.0.2.3#5353", "lab.corp.example.=192.0.2.4"),
+    )
     forwarder = Forwarder(config.routes(), Cache())
 
     def asked(name: str) -> tuple[str, ...]:
@@ -91,13 +103,16 @@ def test_stub_domains_go_to_their_own_upstreams() -> None:
     assert refused.rcode == wire.REFUSED
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"stubs": ("corp.example",)}, "stubs: 'corp.example' must be written"),
-    ({"stubs": ("corp.example=nowhere",)}, "upstream: 'nowhere' is no IP address"),
-    ({"stubs": (f"x.{ZONE}=192.0.2.1",)}, "lies in a zone that is answered here"),
-    ({"stubs": ("corp.example=10.96.0.10",)}, "is this DNS itself"),
-    ({"policy": "best"}, "policy is 'best'; it must be one of sequential"),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"stubs": ("corp.example",)}, "stubs: 'corp.example' must be written"),
+        ({"stubs": ("corp.example=nowhere",)}, "upstream: 'nowhere' is no IP address"),
+        ({"stubs": (f"x.{ZONE}=192.0.2.1",)}, "lies in a zone that is answered here"),
+        ({"stubs": ("corp.example=10.96.0.10",)}, "is this DNS itself"),
+        ({"policy": "best"}, "policy is 'best'; it must be one of sequential"),
+    ],
+)
 def test_bad_settings_name_the_field(change: dict[str, Any], said: str) -> None:
     with pytest.raises(BadConfig, match=r"stubs|policy|upstream|forward") as caught:
         dataclasses.replace(builders.CONFIG, **change).routes()

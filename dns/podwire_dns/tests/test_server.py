@@ -52,7 +52,11 @@ async def until(check: Callable[[], bool]) -> None:
 
 async def feed(config: DnsConfig) -> tuple[Feeder, asyncio.Server]:
     feeder = Feeder(config)
-    for kind, objects in (("Namespace", cases.NAMESPACES), ("Service", cases.SERVICES), ("EndpointSlice", cases.SLICES)):
+    for kind, objects in (
+        ("Namespace", cases.NAMESPACES),
+        ("Service", cases.SERVICES),
+        ("EndpointSlice", cases.SLICES),
+    ):
         handle = feeder.handler(kind)
         for obj in objects:
             handle(Event("ADDED", "", obj))
@@ -93,7 +97,9 @@ def test_a_server_follows_its_feeder(tmp_path: Path) -> None:
         feeder.report(RoleStatus(tmp_path, "dns-feeder"))
         told = read_all(tmp_path)
         assert (told["dns"]["ready"], told["dns-feeder"]["ready"]) == (True, True)
-        assert told["dns"]["figures"]["answers"] == told["dns-feeder"]["figures"]["answers"] == len(feeder.builder.answers)
+        assert (
+            told["dns"]["figures"]["answers"] == told["dns-feeder"]["figures"]["answers"] == len(feeder.builder.answers)
+        )
 
         handle = feeder.handler("Service")
         before = server.answerer.data.serial

@@ -17,13 +17,16 @@ from podwire_dns.testing import builders
 
 
 def config(tmp_path: Path, **more: object) -> DnsConfig:
-    return dataclasses.replace(builders.CONFIG, run_dir=tmp_path, **more)  # type: ignore[arg-type]  # each test names its fields
+    # each test names its fields
+    return dataclasses.replace(builders.CONFIG, run_dir=tmp_path, **more)  # type: ignore[arg-type]
 
 
 def test_nameservers_of_a_file_but_never_ourselves(tmp_path: Path) -> None:
     resolv = tmp_path / "resolv.conf"
-    resolv.write_text("nameserver 10.96.0.10\nnameserver 127.0.0.1\nnameserver nonsense\nnameserver 192.0.2.53\n"
-                      "nameserver 192.0.2.53\n")
+    resolv.write_text(
+        "nameserver 10.96.0.10\nnameserver 127.0.0.1\nnameserver nonsense\nnameserver 192.0.2.53\n"
+        "nameserver 192.0.2.53\n"
+    )
     sources = Sources(config(tmp_path, upstreams=(str(resolv),)))
     assert sources.load().routes()[b"\0"].addresses == ("127.0.0.1#53", "192.0.2.53#53")
     assert len(sources.notes) == 2
@@ -63,11 +66,58 @@ def test_a_change_is_seen_also_after_settings_that_cannot_work(tmp_path: Path) -
     assert sources.changed(corefile=False)
 
 
-WORDS = st.sampled_from([".", ".:53", "{", "}", "\n", " ", "kubernetes", "cluster.local", "forward", "tls://192.0.2.1",
-                         "cache", "success", "denial", "30", "-1", "5s", "rewrite", "name", "regex", "(", "exact", "answer",
-                         "value", "template", "IN", "ANY", "match", "rcode", "hosts", "ttl", "fallthrough", "log", "class", "#",
-                         '"', "\\", "(a)", "import", "a", "tls", "expire", "bind", "health", "reload", "{{ .Name }}", "\0", "é",
-                         "192.0.2.1:x"])
+WORDS = st.sampled_from(
+    [
+        ".",
+        ".:53",
+        "{",
+        "}",
+        "\n",
+        " ",
+        "kubernetes",
+        "cluster.local",
+        "forward",
+        "tls://192.0.2.1",
+        "cache",
+        "success",
+        "denial",
+        "30",
+        "-1",
+        "5s",
+        "rewrite",
+        "name",
+        "regex",
+        "(",
+        "exact",
+        "answer",
+        "value",
+        "template",
+        "IN",
+        "ANY",
+        "match",
+        "rcode",
+        "hosts",
+        "ttl",
+        "fallthrough",
+        "log",
+        "class",
+        "#",
+        '"',
+        "\\",
+        "(a)",
+        "import",
+        "a",
+        "tls",
+        "expire",
+        "bind",
+        "health",
+        "reload",
+        "{{ .Name }}",
+        "\0",
+        "é",
+        "192.0.2.1:x",
+    ]
+)
 
 
 @given(st.lists(WORDS, max_size=60))

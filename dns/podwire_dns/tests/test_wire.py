@@ -18,11 +18,18 @@ MANY = [f"10.244.{i // 200}.{i % 200 + 1}" for i in range(400)]
 
 @pytest.fixture(scope="module")
 def answerer() -> Answerer:
-    zone = builders.fed(builders.builder(
-        [*cases.SERVICES, *(cases.service(name, ip="None") for name in ("many", "few", "seven"))],
-        [*cases.SLICES, cases.endpoint_slice("many", [cases.endpoint(a) for a in MANY]),
-         cases.endpoint_slice("few", [cases.endpoint(a) for a in MANY[:20]]),
-         cases.endpoint_slice("seven", [cases.endpoint(a) for a in MANY[:7]])], cases.NAMESPACES))
+    zone = builders.fed(
+        builders.builder(
+            [*cases.SERVICES, *(cases.service(name, ip="None") for name in ("many", "few", "seven"))],
+            [
+                *cases.SLICES,
+                cases.endpoint_slice("many", [cases.endpoint(a) for a in MANY]),
+                cases.endpoint_slice("few", [cases.endpoint(a) for a in MANY[:20]]),
+                cases.endpoint_slice("seven", [cases.endpoint(a) for a in MANY[:7]]),
+            ],
+            cases.NAMESPACES,
+        )
+    )
     return builders.answerer(zone)
 
 
@@ -54,7 +61,9 @@ def test_flags(answerer: Answerer, name: str, recursion: bool) -> None:
         query = dns.message.make_query(name, "A")
         query.flags = dns.flags.Flag(asked)
         answer = ask(mine, query)
-        expected = dns.flags.QR | dns.flags.AA | asked & (dns.flags.RD | dns.flags.CD) | (dns.flags.RA if recursion else 0)
+        expected = (
+            dns.flags.QR | dns.flags.AA | asked & (dns.flags.RD | dns.flags.CD) | (dns.flags.RA if recursion else 0)
+        )
         assert answer.flags & ~0xF == expected
         assert answer.id == query.id
 
@@ -136,10 +145,18 @@ def test_addresses_begin_anywhere_with_equal_chance(answerer: Answerer) -> None:
     assert all(sorted(a) == sorted(MANY[:20]) for a in answers)
 
 
-@pytest.mark.parametrize(("rtype", "rclass", "rcode"), [
-    ("ANY", "IN", "REFUSED"), ("AXFR", "IN", "REFUSED"), ("IXFR", "IN", "REFUSED"), ("A", "ANY", "REFUSED"),
-    ("A", "CH", "REFUSED"),
-    ("TYPE65", "IN", "NOERROR"), ("TYPE65280", "IN", "NOERROR")])
+@pytest.mark.parametrize(
+    ("rtype", "rclass", "rcode"),
+    [
+        ("ANY", "IN", "REFUSED"),
+        ("AXFR", "IN", "REFUSED"),
+        ("IXFR", "IN", "REFUSED"),
+        ("A", "ANY", "REFUSED"),
+        ("A", "CH", "REFUSED"),
+        ("TYPE65", "IN", "NOERROR"),
+        ("TYPE65280", "IN", "NOERROR"),
+    ],
+)
 def test_types_and_classes_that_are_not_served(answerer: Answerer, rtype: str, rclass: str, rcode: str) -> None:
     answer = ask(answerer, dns.message.make_query(f"svc1.{SVC}", rtype, rclass))
     assert dns.rcode.to_text(answer.rcode()) == rcode
@@ -159,21 +176,28 @@ GOOD = dns.message.make_query(f"svc1.{SVC}", "A").to_wire()
 
 
 def _with(at: int, value: bytes) -> bytes:
-    return GOOD[:at] + value + GOOD[at + len(value):]
+    return GOOD[:at] + value + GOOD[at + len(value) :]
 
 
-@pytest.mark.parametrize("data", [
-    pytest.param(_with(4, b"\0\0"), id="no question"), pytest.param(_with(4, b"\0\2"), id="two questions"),
-    pytest.param(_with(6, b"\0\1"), id="an answer in a query"), pytest.param(_with(10, b"\0\1"), id="promised OPT missing"),
-    pytest.param(GOOD[:-1], id="question cut off"), pytest.param(GOOD[:12], id="header alone"),
-    pytest.param(_with(12, b"\xc0\x0c"), id="pointer to itself"), pytest.param(_with(12, b"\x40"), id="label type 01"),
-    pytest.param(GOOD + b"\0", id="a byte too many"),
-    pytest.param(GOOD[:12] + (b"\x3f" + b"a" * 63) * 4 + b"\0\0\1\0\1", id="name over 255 bytes"),
-    pytest.param(_with(10, b"\0\2") + b"\0\0\x29\4\xd0\0\0\0\0\0\0" * 2, id="two OPT"),
-    pytest.param(_with(10, b"\0\1") + b"\1x\0\0\x29\4\xd0\0\0\0\0\0\0", id="OPT with a name"),
-    pytest.param(_with(10, b"\0\1") + b"\0\0\x29\4\xd0\0\0\0\0\0\4\0\x0a\0\x09", id="EDNS option too long"),
-    pytest.param(_with(10, b"\0\1") + b"\0\0\x29\4\xd0\0\0\0\0\0\3\0\x0a\0", id="EDNS option cut off"),
-])
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(_with(4, b"\0\0"), id="no question"),
+        pytest.param(_with(4, b"\0\2"), id="two questions"),
+        pytest.param(_with(6, b"\0\1"), id="an answer in a query"),
+        pytest.param(_with(10, b"\0\1"), id="promised OPT missing"),
+        pytest.param(GOOD[:-1], id="question cut off"),
+        pytest.param(GOOD[:12], id="header alone"),
+        pytest.param(_with(12, b"\xc0\x0c"), id="pointer to itself"),
+        pytest.param(_with(12, b"\x40"), id="label type 01"),
+        pytest.param(GOOD + b"\0", id="a byte too many"),
+        pytest.param(GOOD[:12] + (b"\x3f" + b"a" * 63) * 4 + b"\0\0\1\0\1", id="name over 255 bytes"),
+        pytest.param(_with(10, b"\0\2") + b"\0\0\x29\4\xd0\0\0\0\0\0\0" * 2, id="two OPT"),
+        pytest.param(_with(10, b"\0\1") + b"\1x\0\0\x29\4\xd0\0\0\0\0\0\0", id="OPT with a name"),
+        pytest.param(_with(10, b"\0\1") + b"\0\0\x29\4\xd0\0\0\0\0\0\4\0\x0a\0\x09", id="EDNS option too long"),
+        pytest.param(_with(10, b"\0\1") + b"\0\0\x29\4\xd0\0\0\0\0\0\3\0\x0a\0", id="EDNS option cut off"),
+    ],
+)
 def test_malformed_queries_get_formerr(answerer: Answerer, data: bytes) -> None:
     for udp in (True, False):
         response = answerer.handle(data, udp=udp)
@@ -183,8 +207,11 @@ def test_malformed_queries_get_formerr(answerer: Answerer, data: bytes) -> None:
         assert len(response) == 12
 
 
-@pytest.mark.parametrize("data", [b"", b"x", GOOD[:11], _with(2, b"\x81"), _with(2, b"\x84\x80")],
-                         ids=["empty", "one byte", "eleven bytes", "an answer", "an authoritative answer"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"x", GOOD[:11], _with(2, b"\x81"), _with(2, b"\x84\x80")],
+    ids=["empty", "one byte", "eleven bytes", "an answer", "an authoritative answer"],
+)
 def test_what_is_no_query_gets_no_answer(answerer: Answerer, data: bytes) -> None:
     assert answerer.handle(data, udp=True) is None
 

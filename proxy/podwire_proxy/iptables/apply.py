@@ -59,7 +59,11 @@ class Proxier:
         started = time.monotonic()
         operations = rules = 0
         for planner in self._planners:
-            plan = planner.full(dataplane, self._read(planner.family)) if delta is None else planner.change(dataplane, delta)
+            plan = (
+                planner.full(dataplane, self._read(planner.family))
+                if delta is None
+                else planner.change(dataplane, delta)
+            )
             self._commit(planner, plan)
             operations, rules = operations + plan.operations, rules + plan.rules
         self.flows.note(dataplane, delta)
@@ -81,7 +85,9 @@ class Proxier:
     def _read(self, family: Family) -> KernelState:
         if self.variant == "legacy":
             tables = programs.legacy_tables(family, self._ns_fd)
-            self._note(family, (table for table in TABLES if table in tables))  # before reading: what changes meanwhile differs
+            self._note(
+                family, (table for table in TABLES if table in tables)
+            )  # before reading: what changes meanwhile differs
         there = programs.present(self.variant, family, self._ns_fd)
         chains = parse(programs.save(self.variant, family, self._ns_fd)) if there else {}
         return KernelState(chains, self._sets.ours(family))
@@ -96,7 +102,9 @@ class Proxier:
         planner.committed(plan)
 
     def _restore(self, family: Family, plan: Plan) -> None:
-        heard = [watcher.changed() for watcher in self.watchers if isinstance(watcher, TableWatch)]  # every queue is drained
+        heard = [
+            watcher.changed() for watcher in self.watchers if isinstance(watcher, TableWatch)
+        ]  # every queue is drained
         if any(heard):
             self._generations.suspect = True  # what others did before us must not count as ours
         commits = len(plan.tables) if self.variant == "nft" else 0
@@ -118,7 +126,9 @@ class Proxier:
             case "flush":
                 self._sets.flush(op.name)
             case "destroy":
-                for _ in range(DESTROY_TURNS):  # rules that went a moment ago hold it until the kernel has a quiet moment
+                for _ in range(
+                    DESTROY_TURNS
+                ):  # rules that went a moment ago hold it until the kernel has a quiet moment
                     if self._sets.destroy(op.name):
                         return
                     time.sleep(0.005)
@@ -157,15 +167,18 @@ class Proxier:
         """Start to hear of foreign changes to our tables. After the first sync, so that our own load is no news."""
         self.watchers = [Timer(self._differs)]
         if self.variant == "nft":
-            self.watchers += [TableWatch(planner.family, table, self._generations, self._ns_fd)
-                              for planner in self._planners for table in TABLES]
+            self.watchers += [
+                TableWatch(planner.family, table, self._generations, self._ns_fd)
+                for planner in self._planners
+                for table in TABLES
+            ]
         return self.watchers
 
     def _differs(self) -> bool:
         """A cheap look for what nobody tells us of."""
-        return any(self._legacy.shape(family, table) != shape
-                   for (family, table), shape in self._shapes.items()) or any(
-            lost(self._sets, planner.family, planner.cluster_ips) for planner in self._planners)
+        return any(
+            self._legacy.shape(family, table) != shape for (family, table), shape in self._shapes.items()
+        ) or any(lost(self._sets, planner.family, planner.cluster_ips) for planner in self._planners)
 
 
 def existing(ns_fd: int | None = None) -> list[str]:
@@ -175,8 +188,11 @@ def existing(ns_fd: int | None = None) -> list[str]:
 
 
 def _told(there: Iterable[tuple[Variant, Family, dict[Chain, Rules]]]) -> list[str]:
-    return [f"{count} chains of table {table} (iptables-{variant}, {'IPv4' if family == 'ip' else 'IPv6'})"
-            for variant, family, chains in there for table, count in _counts(chains).items()]
+    return [
+        f"{count} chains of table {table} (iptables-{variant}, {'IPv4' if family == 'ip' else 'IPv6'})"
+        for variant, family, chains in there
+        for table, count in _counts(chains).items()
+    ]
 
 
 def _names(sets: IpSets) -> list[str]:
@@ -189,14 +205,17 @@ def _counts(chains: Iterable[Chain]) -> dict[str, int]:
 
 
 def cleanup(ns_fd: int | None = None, keep: Variant | None = None, wait: int = programs.PATIENT) -> list[str]:
-    """Remove all that this backend ever wrote, in both variants; returns what was there. keep: leave this variant's rules,
-    and the sets that they use. wait: seconds for the lock of legacy iptables. Raises OSError."""
+    """Remove all that this backend ever wrote, in both variants; returns what was there. keep: leave this variant's
+    rules, and the sets that they use. wait: seconds for the lock of legacy iptables. Raises OSError."""
     there = [item for item in programs.found(ns_fd) if item[0] != keep]
     lines = _told(there)
     # No new flow is translated from here on; those in flight still find their way through postrouting.
     for variant, family, chains in there:
-        entries = {chain: rules for chain, rules in chains.items()
-                   if not is_ours(chain.name) and chain.name in ("PREROUTING", "OUTPUT") and chain.table == "nat"}
+        entries = {
+            chain: rules
+            for chain, rules in chains.items()
+            if not is_ours(chain.name) and chain.name in ("PREROUTING", "OUTPUT") and chain.table == "nat"
+        }
         if entries:
             programs.restore(variant, family, ns_fd, _removal(entries), wait)
     if there:

@@ -21,9 +21,14 @@ IP, TIMEOUT, DATA_LINENO, MAXELEM, ELEMENTS = 1, 6, 9, 19, 24
 NET_ORDER = 0x4000
 LIST_HEADER = 1 << 2
 BUSY = 4100  # IPSET_ERR_BUSY: a rule still names the set
-_ERRORS = {4097: "the kernel speaks another version of ipset", 4098: "the kernel has no hash:ip sets (modprobe ip_set_hash_ip)",
-           4099: "too many sets", BUSY: "a rule still uses it", 4102: "a set of another type has this name",
-           4352: "it is full"}
+_ERRORS = {
+    4097: "the kernel speaks another version of ipset",
+    4098: "the kernel has no hash:ip sets (modprobe ip_set_hash_ip)",
+    4099: "too many sets",
+    BUSY: "a rule still uses it",
+    4102: "a set of another type has this name",
+    4352: "it is full",
+}
 MEMBERS = 1 << 20  # at most, in the set of ClusterIPs
 CLIENTS = 1 << 16  # at most, remembered for one endpoint
 CHUNK = 1000  # members a message; a nested attribute holds at most 64 KiB
@@ -111,10 +116,15 @@ class IpSets:
     def _members(self, command: int, name: str, members: Sequence[str]) -> None:
         for start in range(0, len(members), CHUNK):
             items = []
-            for index, ip in enumerate(members[start:start + CHUNK]):
+            for index, ip in enumerate(members[start : start + CHUNK]):
                 raw = packed(ip)
-                items.append(nest(DATA, nest(IP, attr((1 if len(raw) == 4 else 2) | NET_ORDER, raw)),
-                                  u32(DATA_LINENO | NET_ORDER, index)))
+                items.append(
+                    nest(
+                        DATA,
+                        nest(IP, attr((1 if len(raw) == 4 else 2) | NET_ORDER, raw)),
+                        u32(DATA_LINENO | NET_ORDER, index),
+                    )
+                )
             self._ask(command, name, u32(LINENO, 0), nest(ADT, *items))
 
     def _ask(self, command: int, name: str, *body: bytes, flags: int = NLM_ACK) -> list[dict[int, bytes]]:

@@ -1,6 +1,8 @@
-"""The rules as data: what stands fast, and what one frontend needs. README.md beside this file says why each is where it is.
+"""The rules as data: what stands fast, and what one frontend needs. README.md beside this file says why each is where
+it is.
 
-A rule is the text that iptables-save prints after "-A CHAIN ", so what was read back can be compared with what is wanted.
+A rule is the text that iptables-save prints after "-A CHAIN ", so what was read back can be compared with what is
+wanted.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from ..dataplane import Action, Balance, Fate, Frontend, Key, Sticky
 from ..model import LOCALHOST, Destination, NodeInfo, is_v6, packed
 
 PREFIX = "PODWIRE-"  # of all our chains and sets
-MARK = 0x4000  # the connection mark's bit that says "masquerade", from prerouting to postrouting of a flow's first packet
+MARK = (
+    0x4000  # the connection mark's bit that says "masquerade", from prerouting to postrouting of a flow's first packet
+)
 BIT = f"{MARK:#x}/{MARK:#x}"
 SERVICES, FILTER, NODE = "PODWIRE-SERVICES", "PODWIRE-FILTER", "PODWIRE-NODE"
 PORTS = 64  # NodePorts in one chain
@@ -49,7 +53,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What one frontend needs. nat, filter: its rules in the chain that the steps lead to. sets: of session affinity."""
+    """What one frontend needs. nat, filter: its rules in the chain that the steps lead to. sets: of session
+    affinity."""
 
     nat: Rules = ()
     filter: Rules = ()
@@ -85,7 +90,8 @@ def cidr(text: str) -> str:
 
 
 def quoted(words: str) -> str:
-    """A comment. A name of an object that the API should have refused must not end it: only harmless characters stay."""
+    """A comment. A name of an object that the API should have refused must not end it: only harmless characters
+    stay."""
     text = _STRANGE.sub("?", words)[:200]
     return f"-m comment --comment {text}" if _PLAIN.fullmatch(text) else f'-m comment --comment "{text}"'
 
@@ -109,13 +115,17 @@ def way(key: Key, node: NodeInfo) -> tuple[Step, Step]:
     if key.ip == LOCALHOST or key.ip in node.node_port_ips:
         first = key.port & -PORTS
         protocol = key.protocol.lower()
-        leaf = Step(f"PODWIRE-N-{protocol}-{first}", (f"-p {protocol} -m {protocol} --dport {first}:{first + PORTS - 1}",))
+        leaf = Step(
+            f"PODWIRE-N-{protocol}-{first}", (f"-p {protocol} -m {protocol} --dport {first}:{first + PORTS - 1}",)
+        )
         places = (*node.node_port_ips, *([LOCALHOST] if node.localhost else []))
         return Step(NODE, tuple(f"-d {cidr(ip)}" for ip in places if is_v6(ip) == is_v6(key.ip))), leaf
     low = int.from_bytes(packed(key.ip)[-2:], "big")
     v6, one, two = is_v6(key.ip), low & 0x1F, low & 0x3E0
-    return (Step(f"PODWIRE-A-{one}", (_low_bits(v6, one, 0x1F),)),
-            Step(f"PODWIRE-A-{one}-{two >> 5}", (_low_bits(v6, two, 0x3E0),)))
+    return (
+        Step(f"PODWIRE-A-{one}", (_low_bits(v6, one, 0x1F),)),
+        Step(f"PODWIRE-A-{one}-{two >> 5}", (_low_bits(v6, two, 0x3E0),)),
+    )
 
 
 # What a frontend needs
@@ -153,7 +163,9 @@ class _Builder:
         if any(isinstance(action, Balance) for action in actions):
             entry = self._chain("nat", "PODWIRE-SVC-", self._service())
             if self.frontend.sources:
-                entry = self._chain("nat", "PODWIRE-FW-", (f"-s {cidr(c)} -j {entry}" for c in sorted(self.frontend.sources)))
+                entry = self._chain(
+                    "nat", "PODWIRE-FW-", (f"-s {cidr(c)} -j {entry}" for c in sorted(self.frontend.sources))
+                )
             nat = (f"{dialled(self.key)} {self._comment()} -j {entry}",)
         fate = next((action for action in reversed(actions) if isinstance(action, Fate)), None)
         return Built(nat, self._refusals(fate), self.chains, tuple(self.sets))
@@ -195,9 +207,15 @@ class _Builder:
             for destination in action.destinations:
                 clients = affinity_set(action.sticky, destination)
                 self.sets.append(clients)
-                target = self._chain("nat", "PODWIRE-SEP-", (
-                    f"-j SET --add-set {clients} src --exist --timeout {action.sticky.seconds}",
-                    f"-p {self.protocol} {_dnat(self.protocol, destination)}"), digest(*self.key, side, *destination))
+                target = self._chain(
+                    "nat",
+                    "PODWIRE-SEP-",
+                    (
+                        f"-j SET --add-set {clients} src --exist --timeout {action.sticky.seconds}",
+                        f"-p {self.protocol} {_dnat(self.protocol, destination)}",
+                    ),
+                    digest(*self.key, side, *destination),
+                )
                 targets.append(f"-j {target}")
                 yield f"-m set --match-set {clients} src -j {target}"
         for index, target in enumerate(targets):
@@ -212,11 +230,22 @@ class _Builder:
         if self.frontend.sources:
             target = "PODWIRE-NO-SOURCE"
             if ends:
-                target = self._chain("filter", "PODWIRE-FW-", (
-                    *(f"-s {cidr(c)}{f' -p tcp -m tcp {match}' if match else ''} -j {end}"
-                      for match, end in ends for c in sorted(self.frontend.sources)), "-j PODWIRE-NO-SOURCE"))
+                target = self._chain(
+                    "filter",
+                    "PODWIRE-FW-",
+                    (
+                        *(
+                            f"-s {cidr(c)}{f' -p tcp -m tcp {match}' if match else ''} -j {end}"
+                            for match, end in ends
+                            for c in sorted(self.frontend.sources)
+                        ),
+                        "-j PODWIRE-NO-SOURCE",
+                    ),
+                )
             ends = [("", target)]
-        return tuple(f"{dialled(self.key)} {f'{match} ' if match else ''}{self._comment()} -j {end}" for match, end in ends)
+        return tuple(
+            f"{dialled(self.key)} {f'{match} ' if match else ''}{self._comment()} -j {end}" for match, end in ends
+        )
 
 
 def build(frontend: Frontend, node: NodeInfo) -> Built:
@@ -233,12 +262,16 @@ def pods(ip: str, node: NodeInfo) -> Rules:
 
 _NEW = f"-m conntrack --ctstate NEW {quoted('podwire: refused Services')} -j {FILTER}"
 _HOOKS: dict[Chain, str] = {
-    Chain("filter", "INPUT"): _NEW, Chain("filter", "OUTPUT"): _NEW,
-    Chain("filter", "FORWARD"): f"-m conntrack --ctstate INVALID,NEW {quoted('podwire: refused Services')} -j PODWIRE-FORWARD",
+    Chain("filter", "INPUT"): _NEW,
+    Chain("filter", "OUTPUT"): _NEW,
+    Chain(
+        "filter", "FORWARD"
+    ): f"-m conntrack --ctstate INVALID,NEW {quoted('podwire: refused Services')} -j PODWIRE-FORWARD",
     Chain("nat", "PREROUTING"): f"{quoted('podwire: Services')} -j {SERVICES}",
     Chain("nat", "OUTPUT"): f"{quoted('podwire: Services')} -j {SERVICES}",
     Chain("nat", "POSTROUTING"): f"-m conntrack --ctstate DNAT {quoted('podwire: masquerade')} -j PODWIRE-POSTROUTING",
-    Chain("nat", "INPUT"): f"-m conntrack --ctstate DNAT {quoted('podwire: delivered here')} -j PODWIRE-UNMARK"}
+    Chain("nat", "INPUT"): f"-m conntrack --ctstate DNAT {quoted('podwire: delivered here')} -j PODWIRE-UNMARK",
+}
 
 
 def hooks(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
@@ -271,13 +304,16 @@ def static_rules(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
     elif detected:
         off_cluster = [*(f"{match} -j RETURN" for match in detected), "-j PODWIRE-MARK"]
     ranges = [cidr(c) for c in node.service_cidrs if is_v6(c) == v6]
-    on_localhost = (f"-m conntrack --ctorigdst {LOCALHOST} -m connmark --mark {BIT} {quoted('NodePorts on 127.0.0.1')} "
-                    "-j PODWIRE-MASQUERADE")  # as those below it, and counted
+    on_localhost = (
+        f"-m conntrack --ctorigdst {LOCALHOST} -m connmark --mark {BIT} {quoted('NodePorts on 127.0.0.1')} "
+        "-j PODWIRE-MASQUERADE"
+    )  # as those below it, and counted
     loopback: dict[Chain, Rules] = {}
     if not v6 and node.localhost:
         loopback[Chain("raw", "PODWIRE-LOOPBACK")] = tuple(
             f"{side} 127.0.0.0/8 {quoted(f'a loopback {words} from the wire')} -j DROP"
-            for side, words in (("-d", "destination"), ("-s", "source")))
+            for side, words in (("-d", "destination"), ("-s", "source"))
+        )
     return {
         **loopback,
         Chain("nat", SERVICES): (),
@@ -287,18 +323,32 @@ def static_rules(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
         Chain("nat", "PODWIRE-POSTROUTING"): (
             *([on_localhost] if not v6 and node.localhost else []),
             f"{same_address(family)} {quoted('hairpin')} -j PODWIRE-MASQUERADE",
-            f"-m connmark --mark {BIT} -j PODWIRE-MASQUERADE"),
-        Chain("nat", "PODWIRE-MASQUERADE"): (
-            "-j PODWIRE-UNMARK", "-j MASQUERADE --random-fully"),
+            f"-m connmark --mark {BIT} -j PODWIRE-MASQUERADE",
+        ),
+        Chain("nat", "PODWIRE-MASQUERADE"): ("-j PODWIRE-UNMARK", "-j MASQUERADE --random-fully"),
         Chain("filter", FILTER): (
-            f"-m set --match-set {cluster_ips(family)} dst {quoted('other ports of a Service address')} -j PODWIRE-REJECT",
-            *(f"-d {c} -m addrtype ! --dst-type LOCAL {quoted('unallocated Service addresses')} -j DROP" for c in ranges)),
+            (
+                f"-m set --match-set {cluster_ips(family)} dst {quoted('other ports of a Service address')} "
+                "-j PODWIRE-REJECT"
+            ),
+            *(
+                f"-d {c} -m addrtype ! --dst-type LOCAL {quoted('unallocated Service addresses')} -j DROP"
+                for c in ranges
+            ),
+        ),
         Chain("filter", "PODWIRE-FORWARD"): (
-            "-m conntrack --ctstate INVALID " + (
-                f"{quoted('invalid for conntrack, would pass untranslated')} -j DROP" if node.drop_invalid else "-j RETURN"),
-            f"-j {FILTER}"),
+            "-m conntrack --ctstate INVALID "
+            + (
+                f"{quoted('invalid for conntrack, would pass untranslated')} -j DROP"
+                if node.drop_invalid
+                else "-j RETURN"
+            ),
+            f"-j {FILTER}",
+        ),
         Chain("filter", "PODWIRE-REJECT"): (
             "-p tcp -j REJECT --reject-with tcp-reset",
-            f"-j REJECT --reject-with {'icmp6' if v6 else 'icmp'}-port-unreachable"),
+            f"-j REJECT --reject-with {'icmp6' if v6 else 'icmp'}-port-unreachable",
+        ),
         Chain("filter", "PODWIRE-NO-LOCAL"): (f"{quoted('a Local traffic policy, endpoints only elsewhere')} -j DROP",),
-        Chain("filter", "PODWIRE-NO-SOURCE"): (f"{quoted('not in the source ranges of the load balancer')} -j DROP",)}
+        Chain("filter", "PODWIRE-NO-SOURCE"): (f"{quoted('not in the source ranges of the load balancer')} -j DROP",),
+    }

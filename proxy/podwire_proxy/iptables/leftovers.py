@@ -1,8 +1,8 @@
 """Chains of iptables that are not ours, in both variants. IO; hostfacts.py names whose they are.
 
-The tables of legacy iptables are read with python-iptables (libiptc) where it is installed, without starting a program; else
-by iptables-legacy-save. Those of the nft variant are netlink objects like all others. Only tables that are there are looked at:
-opening one would make it.
+The tables of legacy iptables are read with python-iptables (libiptc) where it is installed, without starting a program;
+else by iptables-legacy-save. Those of the nft variant are netlink objects like all others. Only tables that are there
+are looked at: opening one would make it.
 """
 
 from __future__ import annotations
@@ -48,8 +48,11 @@ def _with_libiptc(family: Family, tables: tuple[str, ...]) -> dict[str, dict[str
     for name in tables:
         table = kind(name)
         table.refresh()  # it keeps one object a table, from whatever namespace it was first opened in
-        found[name] = {chain.name: sum(not is_ours(rule.target.name) for rule in chain.rules) for chain in table.chains
-                       if not is_ours(chain.name)}
+        found[name] = {
+            chain.name: sum(not is_ours(rule.target.name) for rule in chain.rules)
+            for chain in table.chains
+            if not is_ours(chain.name)
+        }
         table.close()
     return found
 

@@ -29,9 +29,15 @@ class Chains:
         return f"chains PODWIRE-* of iptables-{self.variant}"
 
     def node(self, name: str, addresses: tuple[str, ...]) -> NodeInfo:
-        pods = tuple(cidr for state in self.states.values() for cidr in _named(state, "nat", "PODWIRE-OFF-CLUSTER", "-s"))
-        services = tuple(cidr for state in self.states.values() for cidr in _named(state, "filter", FILTER, "-d")
-                         if cidr.partition("/")[2].isdigit() and cidr.partition("/")[2] not in ("32", "128"))
+        pods = tuple(
+            cidr for state in self.states.values() for cidr in _named(state, "nat", "PODWIRE-OFF-CLUSTER", "-s")
+        )
+        services = tuple(
+            cidr
+            for state in self.states.values()
+            for cidr in _named(state, "filter", FILTER, "-d")
+            if cidr.partition("/")[2].isdigit() and cidr.partition("/")[2] not in ("32", "128")
+        )
         return NodeInfo(name, addresses, pod_cidrs=pods, service_cidrs=services)
 
     def traces(self, packet: Packet, node: NodeInfo) -> Iterator[Trace]:
@@ -41,7 +47,8 @@ class Chains:
 
 def _named(state: KernelState, table: str, chain: str, option: str) -> Iterator[str]:
     """The ranges that a chain's rules name."""
-    for rule in state.chains.get(Chain(table, chain), ()):  # type: ignore[arg-type]  # callers name tables that there are
+    # callers name tables that there are
+    for rule in state.chains.get(Chain(table, chain), ()):  # type: ignore[arg-type]
         yield from (arguments[0] for name, arguments, _ in take_apart(rule).options if name == option)
 
 

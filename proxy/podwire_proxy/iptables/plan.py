@@ -1,9 +1,10 @@
 """Dataplane + what the kernel holds -> what iptables-restore is to be given. Pure, and proportional to the change.
 
-A change writes the chains whose rules differ, whole, and no other: those of the frontend, and the one that leads to it where
-the frontend came or went. All changes of one table are one commit. Table `filter`, which refuses what `nat` did not take, is
-written first and only grows then: what is to go from it goes in a *later* commit (`sweep`), because a packet in flight may
-have passed `nat` as it was before, and must not leak to the default route. Sets grow before the rules and shrink after them.
+A change writes the chains whose rules differ, whole, and no other: those of the frontend, and the one that leads to it
+where the frontend came or went. All changes of one table are one commit. Table `filter`, which refuses what `nat` did
+not take, is written first and only grows then: what is to go from it goes in a *later* commit (`sweep`), because a
+packet in flight may have passed `nat` as it was before, and must not leak to the default route. Sets grow before the
+rules and shrink after them.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class KernelState:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """before, after: what is done to sets. write: chains with their new rules. delete: chains. have: rules of built-in chains
-    that are there and are replaced."""
+    """before, after: what is done to sets. write: chains with their new rules. delete: chains. have: rules of built-in
+    chains that are there and are replaced."""
 
     before: tuple[SetOp, ...] = ()
     write: Mapping[Chain, Rules] = field(default_factory=dict)
@@ -101,7 +102,9 @@ class Plan:
         yield from map(str, self.after)
 
     def _table(self, table: TableName) -> Iterator[str]:
-        write = [(chain.name, rules, self.have.get(chain, ())) for chain, rules in self.write.items() if chain.table == table]
+        write = [
+            (chain.name, rules, self.have.get(chain, ())) for chain, rules in self.write.items() if chain.table == table
+        ]
         gone = [chain.name for chain in self.delete if chain.table == table]
         yield f"*{table}"
         yield from (f":{name} - [0:0]" for name in (*(name for name, _, _ in write if is_ours(name)), *gone))
@@ -162,8 +165,11 @@ class Planner:
                 self._put(key, dataplane.frontends.get(key), touched)
         held = self.mirror.sets.get(cluster_ips(self.family), set())
         ips = {ip for ip in delta.cluster_ips if ours(self.family, ip)}
-        return self._plan(touched, {ip for ip in ips if ip in dataplane.cluster_ips and ip not in held},
-                          {ip for ip in ips if ip not in dataplane.cluster_ips and ip in held})
+        return self._plan(
+            touched,
+            {ip for ip in ips if ip in dataplane.cluster_ips and ip not in held},
+            {ip for ip in ips if ip not in dataplane.cluster_ips and ip in held},
+        )
 
     def sweep(self) -> Plan:
         """Take away what no packet in flight needs any more."""
@@ -191,16 +197,24 @@ class Planner:
             else:
                 self.mirror.sets.setdefault(op.name, set()).update(op.members)
         self.mirror.chains.update(plan.write)
-        for chain in (*plan.delete, *(chain for chain, rules in plan.write.items() if not rules and not is_ours(chain.name))):
+        for chain in (
+            *plan.delete,
+            *(chain for chain, rules in plan.write.items() if not rules and not is_ours(chain.name)),
+        ):
             self.mirror.chains.pop(chain, None)
-        changed = {chain for chain in {*plan.write, *plan.delete} | self._late
-                   if self.mirror.chains.get(chain) != self._wanted.get(chain)}
+        changed = {
+            chain
+            for chain in {*plan.write, *plan.delete} | self._late
+            if self.mirror.chains.get(chain) != self._wanted.get(chain)
+        }
         self._late = {chain for chain in changed if chain.table == "filter" and is_ours(chain.name)}
 
     def _plan(self, touched: Iterable[Chain], new_ips: Iterable[str], old_ips: Iterable[str]) -> Plan:
         own, sets = cluster_ips(self.family), self.mirror.sets
         before = [] if own in sets else [SetOp("create", own)]
-        before += [SetOp("create", name, timeout=True) for name in sorted(self._uses) if self._uses[name] and name not in sets]
+        before += [
+            SetOp("create", name, timeout=True) for name in sorted(self._uses) if self._uses[name] and name not in sets
+        ]
         before += [SetOp("add", own, members)] if (members := tuple(sorted(new_ips))) else []
         after = [SetOp("del", own, members)] if (members := tuple(sorted(old_ips))) else []
         idle = sorted(name for name in self._idle if name in sets)
@@ -261,7 +275,8 @@ class Planner:
             self._wanted[chain] = rules
 
     def _lead(self, table: TableName, key: Key, rules: Rules, touched: set[Chain]) -> None:
-        """Put the frontend's rules into the chain of its bucket; where that begins or ends to exist, lead there or not."""
+        """Put the frontend's rules into the chain of its bucket; where that begins or ends to exist, lead there or
+        not."""
         middle, last = way(key, self.node)
         leaf, upper, root = Chain(table, last.chain), Chain(table, middle.chain), Chain(table, _ROOTS[table])
         held = self._leaves.setdefault(leaf, {})

@@ -53,8 +53,14 @@ def program(variant: Variant, family: Family, verb: Literal["save", "restore", "
 def run(command: list[str], ns_fd: int | None, text: str | None = None) -> str:
     """What it prints. Raises ProgramError with its own words, and with the line that it stumbled over."""
     internal = ["nsenter", f"--net=/proc/self/fd/{ns_fd}", "--"] if ns_fd is not None else []
-    done = subprocess.run([*internal, *command], input=text, capture_output=True, text=True, check=False,
-                          pass_fds=() if ns_fd is None else (ns_fd,))
+    done = subprocess.run(
+        [*internal, *command],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+        pass_fds=() if ns_fd is None else (ns_fd,),
+    )
     if done.returncode == BUSY and "-legacy-" in command[0]:
         raise ProgramBusy(f"{Path(command[0]).name}: {_complaint(done.stderr, '')}")
     if done.returncode:
@@ -65,7 +71,9 @@ def run(command: list[str], ns_fd: int | None, text: str | None = None) -> str:
 def _complaint(stderr: str, text: str) -> str:
     words = " ".join(line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("Try "))
     lines = text.splitlines()
-    number = next((int(word) for word in words.replace(":", " ").split() if word.isdigit() and 0 < int(word) <= len(lines)), 0)
+    number = next(
+        (int(word) for word in words.replace(":", " ").split() if word.isdigit() and 0 < int(word) <= len(lines)), 0
+    )
     return f"{words or 'failed without a word'}" + (f" ({lines[number - 1]})" if number else "")
 
 

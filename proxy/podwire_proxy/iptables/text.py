@@ -19,7 +19,8 @@ def parse(saved: str) -> dict[Chain, Rules]:
         if line.startswith("-A "):
             _, name, rule = line.split(" ", 2)
             if is_ours(name) or any(jump in rule for jump in _TO_OURS):
-                found.setdefault(Chain(table, name), []).append(rule)  # type: ignore[arg-type]  # other tables hold none of ours
+                # other tables hold none of ours
+                found.setdefault(Chain(table, name), []).append(rule)  # type: ignore[arg-type]
         elif line.startswith(":"):
             name = line[1:].split(" ", 1)[0]
             if is_ours(name):
@@ -41,7 +42,7 @@ class Parsed:
 
 @lru_cache(maxsize=1 << 16)
 def take_apart(rule: str) -> Parsed:
-    """"! -s 10.0.0.0/8 -m addrtype --dst-type LOCAL -j X --y z" -> Parsed."""
+    """ "! -s 10.0.0.0/8 -m addrtype --dst-type LOCAL -j X --y z" -> Parsed."""
     found: list[tuple[str, tuple[str, ...], bool]] = []
     name, arguments, negated, invert = "", [], False, False  # type: tuple[str, list[str], bool, bool]
     for word in [*shlex.split(rule), "-end"]:
@@ -56,7 +57,7 @@ def take_apart(rule: str) -> Parsed:
     at = next((i for i, (option, _, _) in enumerate(found) if option in ("-j", "-g")), len(found))
     comment = next((args[0] for option, args, _ in found if option == "--comment"), "")
     matches = tuple(item for item in found[:at] if item[0] not in ("-m", "--comment"))
-    return Parsed(matches, found[at][1][0] if at < len(found) else "", tuple(found[at + 1:]), comment)
+    return Parsed(matches, found[at][1][0] if at < len(found) else "", tuple(found[at + 1 :]), comment)
 
 
 def count_rules(saved: str) -> int:

@@ -1,4 +1,5 @@
-"""What the rules would do with a packet: run on paper, every random draw followed. The second judge, and what `explain` shows.
+"""What the rules would do with a packet: run on paper, every random draw followed. The second judge, and what `explain`
+shows.
 
 Runs over a KernelState, planned or read back from a kernel. Rules of others are not known to it.
 """
@@ -42,7 +43,7 @@ def run_bpf(program: str, ip_header: bytes) -> bool:
         op, if_true, if_false, value = code[at]
         at += 1
         if op == 0x20:  # ld [value]
-            accumulator = int.from_bytes(ip_header[value:value + 4], "big")
+            accumulator = int.from_bytes(ip_header[value : value + 4], "big")
         elif op == 0x07:  # tax
             index = accumulator
         elif op == 0x1D:  # jeq x
@@ -84,7 +85,9 @@ class Tracer:
             if to:
                 self.noted.update((name, client, to) for name, client in hop.noted)
             here = self._local(hop, hop.dst)
-            for verdict, after in self._hook("filter", "OUTPUT" if packet.node else "INPUT" if here else "FORWARD", hop):
+            for verdict, after in self._hook(
+                "filter", "OUTPUT" if packet.node else "INPUT" if here else "FORWARD", hop
+            ):
                 if verdict in ("DROP", "REJECT"):
                     yield Trace(verdict.lower(), to, False, after.steps)
                     continue
@@ -112,7 +115,9 @@ class Tracer:
             return
         yield _NEXT, hop
 
-    def _target(self, chain: Chain, rules: Rules, index: int, rule: Parsed, hop: TracedPacket) -> Iterator[tuple[str, TracedPacket]]:
+    def _target(
+        self, chain: Chain, rules: Rules, index: int, rule: Parsed, hop: TracedPacket
+    ) -> Iterator[tuple[str, TracedPacket]]:
         match rule.target:
             case "DNAT":
                 ip, _, port = rule.arguments[0][1][0].rpartition(":")
@@ -137,7 +142,7 @@ class Tracer:
                 raise NotImplementedError(f"target {other} in chain {chain.name}")
 
     def _matches(self, rule: Parsed, hop: TracedPacket) -> str:
-        """"" where the rule does not apply, "always", or "perhaps" for a random draw."""
+        """ "" where the rule does not apply, "always", or "perhaps" for a random draw."""
         chance = "always"
         for name, arguments, negated in rule.options:
             if name == "--probability":
@@ -201,4 +206,5 @@ _TESTS: dict[str, _Test] = {
     "--ctorigdst": lambda _, a, hop: a[0] == hop.packet.dst,
     "--ctstate": lambda tracer, a, hop: tracer._state(a[0], hop),
     "--mark": lambda _, a, hop: hop.marked,
-    "--bytecode": lambda tracer, a, hop: tracer._same(a[0], hop)}
+    "--bytecode": lambda tracer, a, hop: tracer._same(a[0], hop),
+}

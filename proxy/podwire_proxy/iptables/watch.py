@@ -1,8 +1,9 @@
 """Hearing of it when somebody else changes our rules. IO.
 
-The nft variant: netlink tells of every commit. Which were ours is known by counting the namespace's generations, because the
-programs of iptables have netlink ports of their own. The legacy variant tells nobody: a timer looks at the number and the
-size of the rules in each table, which is one system call. Sets tell nobody either: the timer counts the ClusterIPs.
+The nft variant: netlink tells of every commit. Which were ours is known by counting the namespace's generations,
+because the programs of iptables have netlink ports of their own. The legacy variant tells nobody: a timer looks at the
+number and the size of the rules in each table, which is one system call. Sets tell nobody either: the timer counts the
+ClusterIPs.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Legacy:
             for family, domain in (("ip", socket.AF_INET), ("ip6", socket.AF_INET6)):
                 with contextlib.suppress(OSError):  # a host without IPv6
                     made[family] = socket.socket(  # type: ignore[index]  # the two literals above
-                        domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
+                        domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW
+                    )
             return made
 
         self._socks = make() if ns_fd is None else in_thread(make)
@@ -75,7 +77,8 @@ class Legacy:
             sock.close()
 
     def shape(self, family: Family, table: TableName) -> tuple[int, int]:
-        """(entries, bytes); (0, 0) where there is no such table. Asking makes the table: ask only for those we wrote."""
+        """(entries, bytes); (0, 0) where there is no such table. Asking makes the table: ask only for those we
+        wrote."""
         sock = self._socks.get(family)
         if sock is None:
             return 0, 0

@@ -49,13 +49,16 @@ class View:
     _found: tuple[lb.Pools, Mapping[str, frozenset[str] | None]] | None = None  # the last answer, and of which pools
 
     def service(self, key: str, obj: meta.Object | None) -> bool:
-        """True where something changed that load balancers depend on. Raises for an object of another form, and then what it
-        said before stays: what is kept here must be readable at every beat."""
+        """True where something changed that load balancers depend on. Raises for an object of another form, and then
+        what it said before stays: what is kept here must be readable at every beat."""
         now = None
         if obj is not None and (obj.get("spec") or {}).get("type") == "LoadBalancer":
             spec = {name: obj["spec"].get(name) for name in ("type", "loadBalancerClass", "externalTrafficPolicy")}
-            now = {"metadata": {"name": meta.name(obj), "namespace": meta.namespace(obj)},
-                   "spec": spec, "status": {"loadBalancer": (obj.get("status") or {}).get("loadBalancer")}}
+            now = {
+                "metadata": {"name": meta.name(obj), "namespace": meta.namespace(obj)},
+                "spec": spec,
+                "status": {"loadBalancer": (obj.get("status") or {}).get("loadBalancer")},
+            }
             lb.ingress(now)
         before = self.services.pop(key, None)
         if now is not None:
@@ -63,8 +66,8 @@ class View:
         return self._changed(before != now)
 
     def slice(self, key: str, obj: meta.Object | None) -> bool:
-        """True where the nodes of a load balancer changed that asks where its endpoints are. All others' slices come by too,
-        many more of them: they must cost next to nothing."""
+        """True where the nodes of a load balancer changed that asks where its endpoints are. All others' slices come by
+        too, many more of them: they must cost next to nothing."""
         now = nodes_of(obj) if obj is not None else ("", frozenset[str]())
         before = self.slices.pop(key, ("", frozenset[str]()))
         if now[0]:
@@ -90,7 +93,8 @@ class View:
         return any(is_local(service) for service in self.services.values())
 
     def addresses(self) -> Mapping[str, frozenset[str] | None]:
-        """address -> the nodes that can serve it, None for all. Of two Services with one address the first by name counts."""
+        """address -> the nodes that can serve it, None for all. Of two Services with one address the first by name
+        counts."""
         if self._found is None or self._found[0] is not self.pools:
             found: dict[str, frozenset[str] | None] = {}
             for ip, service in lb.announced((self.services[key] for key in sorted(self.services)), self.pools):

@@ -127,7 +127,9 @@ class Announcer:
         self.decide()
         if claim.ip in self.mine and now - self._defended.get(claim.ip, -DEFEND) >= DEFEND:
             self._defended[claim.ip] = now
-            log.warn("somebody else claims an address of ours; announced again", address=claim.ip, mac=claim.mac.hex(":"))
+            log.warn(
+                "somebody else claims an address of ours; announced again", address=claim.ip, mac=claim.mac.hex(":")
+            )
             self._announce([claim.ip])
 
     def _send(self, frame: bytes) -> None:
@@ -196,7 +198,8 @@ class Announcer:
         informers = [
             Informer(api, path, field_selector=f"metadata.name={lb.CONFIG_NAME}", on_event=self.on_config),
             Informer(api, "/api/v1/nodes", on_event=self.on_node),
-            Informer(api, "/api/v1/services", on_event=self.on_service, keep=_stub)]
+            Informer(api, "/api/v1/services", on_event=self.on_service, keep=_stub),
+        ]
         async with asyncio.TaskGroup() as group:
             group.create_task(self._beats())
             group.create_task(self._probes(api))
@@ -315,7 +318,9 @@ async def _main(config: LbConfig) -> None:
     async def work() -> None:
         async with ApiClient(load(config.kubeconfig)) as api:
             cluster = await _cluster(api, status)
-            made.append(Announcer(config, PacketSocket(config.uplink), Election(cluster, config.node_name, time.monotonic())))
+            made.append(
+                Announcer(config, PacketSocket(config.uplink), Election(cluster, config.node_name, time.monotonic()))
+            )
             await made[0].run(api)
 
     made: list[Announcer] = []
@@ -344,8 +349,13 @@ def run(config: LbConfig) -> None:
 @click.command("lb")
 @click.option("--node-name", envvar="NODE_NAME", required=True, help="name of this machine's Node object")
 @click.option("--kubeconfig", envvar="KUBECONFIG", help="kubeconfig file (default: in-cluster)")
-@click.option("--run-dir", default="/run/podwire", type=click.Path(path_type=Path), show_default=True,
-              help="of the status file that `podwire status` reads")
+@click.option(
+    "--run-dir",
+    default="/run/podwire",
+    type=click.Path(path_type=Path),
+    show_default=True,
+    help="of the status file that `podwire status` reads",
+)
 @click.option("--uplink", default="", help="the link to clients and other nodes [of the default route]")
 def command(node_name: str, kubeconfig: str | None, run_dir: Path, uplink: str) -> None:
     """Answer ARP and Neighbor Discovery for load balancers' addresses, in turn with the other nodes."""

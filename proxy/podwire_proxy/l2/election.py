@@ -1,17 +1,19 @@
 """Which node answers for a load balancer's address. Pure: `now` is seconds of any monotonic clock.
 
-No leader, no lock, no write to the API: every node broadcasts a small beat on the nodes' own wire, and each computes the same
-answer from the beats it hears, the highest hash of address and node among those that can serve the address. So one node's end
-moves only the addresses it had, and what counts as alive is judged where it matters, on the wire that the clients use.
+No leader, no lock, no write to the API: every node broadcasts a small beat on the nodes' own wire, and each computes
+the same answer from the beats it hears, the highest hash of address and node among those that can serve the address. So
+one node's end moves only the addresses it had, and what counts as alive is judged where it matters, on the wire that
+the clients use.
 
-A node can serve if it is heard, knows the cluster (its first lists are there), and is not cut off from the API: its view of
-Services would go stale. An API server that is away for everyone moves nothing: a node counts as cut off only while another
-one has talked with the API server for a second without a break. Owners and a few witnesses ask it, so that the load does
-not grow with the cluster.
+A node can serve if it is heard, knows the cluster (its first lists are there), and is not cut off from the API: its
+view of Services would go stale. An API server that is away for everyone moves nothing: a node counts as cut off only
+while another one has talked with the API server for a second without a break. Owners and a few witnesses ask it, so
+that the load does not grow with the cluster.
 
     beat every 0.25 s; a node unheard for 1 s is gone; a starting node listens for 1.2 s before it answers for anything.
 
-Who stood still (a process that got no time, a paused machine) did not listen meanwhile, and takes nobody's silence for an end.
+Who stood still (a process that got no time, a paused machine) did not listen meanwhile, and takes nobody's silence for
+an end.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ UNKNOWN = -1.0
 
 
 class Beat(msgspec.Struct, frozen=True):
-    """cluster: uid of namespace kube-system, since clusters may share a wire. ready: may be given addresses. age: seconds since
-    the API server last answered, steady: since when without a break; UNKNOWN where nobody asked."""
+    """cluster: uid of namespace kube-system, since clusters may share a wire. ready: may be given addresses. age:
+    seconds since the API server last answered, steady: since when without a break; UNKNOWN where nobody asked."""
 
     cluster: str
     node: str
@@ -71,8 +73,8 @@ class Contact:
         self.since = None
 
     def wanted(self, now: float, needed: bool) -> bool:
-        """Ask the API server? Where contact was lost, on and on until it is steady again: a node that stopped asking when it
-        lost its addresses would look fit for them at once."""
+        """Ask the API server? Where contact was lost, on and on until it is steady again: a node that stopped asking
+        when it lost its addresses would look fit for them at once."""
         if not needed and (self.last is None or (self.since is not None and now - self.since >= STEADY)):
             self.since = self.last = None
             return False
@@ -81,8 +83,7 @@ class Contact:
 
     def told(self, now: float) -> tuple[float, float]:
         """(age, steady) of a beat."""
-        return (UNKNOWN if self.last is None else now - self.last,
-                UNKNOWN if self.since is None else now - self.since)
+        return (UNKNOWN if self.last is None else now - self.last, UNKNOWN if self.since is None else now - self.since)
 
 
 @dataclass(slots=True)
@@ -162,9 +163,11 @@ class Election:
         """Is this node one of the few that ask the API server even without an address?"""
         return self.node in sorted(self.alive(now), key=lambda name: rank("witness", name))[:WITNESSES]
 
-    def owners(self, addresses: Mapping[str, frozenset[str] | None], usable: Iterable[str], now: float) -> dict[str, str]:
-        """address -> node. addresses: with the nodes that can serve each, None for all. usable: nodes that the API knows and
-        calls ready; where none of them is heard, every node that is heard will do."""
+    def owners(
+        self, addresses: Mapping[str, frozenset[str] | None], usable: Iterable[str], now: float
+    ) -> dict[str, str]:
+        """address -> node. addresses: with the nodes that can serve each, None for all. usable: nodes that the API
+        knows and calls ready; where none of them is heard, every node that is heard will do."""
         heard = self.candidates(now)
         nodes = heard & frozenset(usable) or heard
         if self._last is not None and self._last[1] == nodes and self._last[0] == addresses:

@@ -1,8 +1,8 @@
 """Ethernet frames of the load balancer responder, built and read. Pure.
 
-ARP: RFC 826, gratuitous: RFC 5227. Neighbor Discovery: RFC 4861 (unsolicited advertisement: 7.2.6). Beats (election.py) travel
-in broadcast frames of the EtherType that IEEE 802 sets aside for local experiments: they go where ARP goes, no further, and
-no firewall or route is in their way.
+ARP: RFC 826, gratuitous: RFC 5227. Neighbor Discovery: RFC 4861 (unsolicited advertisement: 7.2.6). Beats (election.py)
+travel in broadcast frames of the EtherType that IEEE 802 sets aside for local experiments: they go where ARP goes, no
+further, and no firewall or route is in their way.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _read_nd(frame: bytes) -> list[Question | Claim]:
 
 
 def _text(raw: bytes) -> str:
-    return ":".join(raw[i:i + 2].hex() for i in range(0, 16, 2))
+    return ":".join(raw[i : i + 2].hex() for i in range(0, 16, 2))
 
 
 def answer(question: Question, mine: bytes) -> bytes:
@@ -96,8 +96,10 @@ def announcements(ip: str, mine: bytes) -> list[bytes]:
     """To everyone: `ip` is at `mine` now. ARP in both forms, since some stacks only hear one of them."""
     if ":" in ip:
         return [_advertisement(ip, mine, ALL_NODES, ALL_NODES_MAC, OVERRIDE)]
-    return [_frame(BROADCAST, mine, ARP, _arp(operation, mine, ip, BROADCAST if operation == REPLY else bytes(6), ip))
-            for operation in (REQUEST, REPLY)]
+    return [
+        _frame(BROADCAST, mine, ARP, _arp(operation, mine, ip, BROADCAST if operation == REPLY else bytes(6), ip))
+        for operation in (REQUEST, REPLY)
+    ]
 
 
 def _arp(operation: int, mine: bytes, ip: str, other: bytes, other_ip: str) -> bytes:
@@ -133,4 +135,4 @@ def beat(mine: bytes, body: bytes) -> bytes:
 def beat_body(frame: bytes) -> bytes:
     """b"" for a frame that was cut short."""
     size = int.from_bytes(frame[14:16], "big")
-    return frame[16:16 + size] if len(frame) >= 16 + size else b""
+    return frame[16 : 16 + size] if len(frame) >= 16 + size else b""

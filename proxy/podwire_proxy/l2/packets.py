@@ -1,7 +1,7 @@
 """The responder's sockets on one link: questions and claims in, answers and beats out. IO.
 
-The addresses are on no interface, so they are no local addresses: nothing else on the node answers for them, and NodePorts are
-not served there.
+The addresses are on no interface, so they are no local addresses: nothing else on the node answers for them, and
+NodePorts are not served there.
 """
 
 from __future__ import annotations
@@ -20,8 +20,15 @@ from . import frames
 log = logs.get("lb")
 SO_ATTACH_FILTER, SO_RCVBUFFORCE, IPV6_JOIN_GROUP, IPV6_LEAVE_GROUP = 26, 33, 20, 21
 # Of all IPv6 frames only Neighbor Solicitation and Advertisement: (code, jump true, jump false, k) of linux/filter.h.
-_ND_ONLY = ((0x30, 0, 0, 20), (0x15, 0, 4, 58), (0x30, 0, 0, 54), (0x15, 1, 0, 135), (0x15, 0, 1, 136),
-            (0x06, 0, 0, 0xFFFF), (0x06, 0, 0, 0))
+_ND_ONLY = (
+    (0x30, 0, 0, 20),
+    (0x15, 0, 4, 58),
+    (0x30, 0, 0, 54),
+    (0x15, 1, 0, 135),
+    (0x15, 0, 1, 136),
+    (0x06, 0, 0, 0xFFFF),
+    (0x06, 0, 0, 0),
+)
 
 
 def default_uplink() -> str:

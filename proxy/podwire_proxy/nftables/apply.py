@@ -71,7 +71,8 @@ class Proxier:
         planner.committed(tx)
 
     def _forget(self, planner: Planner) -> None:
-        """End the session affinity of clients whose endpoint is gone. Elements can expire while we look, hence the turns."""
+        """End the session affinity of clients whose endpoint is gone. Elements can expire while we look, hence the
+        turns."""
         for local, name in enumerate(AFFINITY):
             set_ = planner.layout.sets()[name]
             for turn in range(FORGET_TURNS):
@@ -160,7 +161,9 @@ def cleanup(ns_fd: int | None = None) -> list[str]:
         found = _present(conn)
         first, last = nft.Transaction(), nft.Transaction()
         for table in found:
-            first.flush(*(chain for chain in conn.chains() if chain.table == table and chain.name in ("prerouting", "output")))
+            first.flush(
+                *(chain for chain in conn.chains() if chain.table == table and chain.name in ("prerouting", "output"))
+            )
             last.delete(table)
         conn.commit(first)  # no new flow is translated; those in flight still find their way through postrouting
         if first:
@@ -184,8 +187,8 @@ def local_addresses() -> tuple[str, ...]:
 
 
 def raise_conntrack_max(wanted: int) -> None:
-    """Make room for so many flows where there is less; only the host's own network namespace can. hostfacts.py tells where
-    it was not enough."""
+    """Make room for so many flows where there is less; only the host's own network namespace can. hostfacts.py tells
+    where it was not enough."""
     path = Path("/proc/sys/net/netfilter/nf_conntrack_max")
     try:
         if wanted and int(path.read_text()) < wanted:
@@ -207,8 +210,8 @@ def set_conntrack(settings: Iterable[tuple[str, int]]) -> list[tuple[str, str]]:
 
 
 def route_localnet() -> str:
-    """Let a loopback address be the source of packets that leave by other links, and the destination of their answers; the
-    rules drop what comes from the wire with one. Returns the problem, "" for none."""
+    """Let a loopback address be the source of packets that leave by other links, and the destination of their answers;
+    the rules drop what comes from the wire with one. Returns the problem, "" for none."""
     try:
         Path("/proc/sys/net/ipv4/conf/all/route_localnet").write_text("1")
     except OSError as err:
@@ -231,8 +234,17 @@ def host_facts(chains: Iterable[ForeignChain] = ()) -> HostFacts:
 
     with nft_socket.Connection() as conn:
         tables = [f"{table.family} {table.name}" for table in conn.tables()]
-        drops = [f"{c.table.family} {c.table.name} {c.name}" for c in conn.chains()
-                 if c.hook == "forward" and c.policy == "drop" and not c.table.name.startswith(TABLE_NAME)]
-    return HostFacts(bool(number("ipv4/ip_forward", 1)), number("ipv4/conf/all/rp_filter") == 1,
-                     number("netfilter/nf_conntrack_count"), number("netfilter/nf_conntrack_max"), tuple(drops), tuple(tables),
-                     tuple(chains))
+        drops = [
+            f"{c.table.family} {c.table.name} {c.name}"
+            for c in conn.chains()
+            if c.hook == "forward" and c.policy == "drop" and not c.table.name.startswith(TABLE_NAME)
+        ]
+    return HostFacts(
+        bool(number("ipv4/ip_forward", 1)),
+        number("ipv4/conf/all/rp_filter") == 1,
+        number("netfilter/nf_conntrack_count"),
+        number("netfilter/nf_conntrack_max"),
+        tuple(drops),
+        tuple(tables),
+        tuple(chains),
+    )

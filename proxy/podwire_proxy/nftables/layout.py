@@ -1,4 +1,5 @@
-"""The fixed part of the table: sets, chains and rules, as data. README.md beside this file says why each is where it is."""
+"""The fixed part of the table: sets, chains and rules, as data. README.md beside this file says why each is where it
+is."""
 
 from __future__ import annotations
 
@@ -53,15 +54,25 @@ class Layout:
 
     def sets(self) -> dict[str, nft.Set]:
         a, f, t = self.address, self.frontend_type, self.table
-        return {s.name: s for s in (
-            nft.Set(t, "services", f, ("verdict",)), nft.Set(t, "outside", f, ("verdict",)),
-            nft.Set(t, "endpoints", (*f, "mark"), (a, "inet_service")),
-            nft.Set(t, "masquerade-always", f), nft.Set(t, "masquerade-node", f),
-            nft.Set(t, "cluster-ips", (a,)), nft.Set(t, "hairpin", (a, a)), nft.Set(t, "resets", f),
-            nft.Set(t, "guarded", f, ("verdict",)), nft.Set(t, "remember", f, ("verdict",)),
-            nft.Set(t, "affinity", (*f, a), (a, "inet_service"), dynamic=MAX_CLIENTS),
-            nft.Set(t, "affinity-local", (*f, a), (a, "inet_service"), dynamic=MAX_CLIENTS),
-            nft.Set(t, "pods", (a,), interval=True), nft.Set(t, "service-cidrs", (a,), interval=True))}
+        return {
+            s.name: s
+            for s in (
+                nft.Set(t, "services", f, ("verdict",)),
+                nft.Set(t, "outside", f, ("verdict",)),
+                nft.Set(t, "endpoints", (*f, "mark"), (a, "inet_service")),
+                nft.Set(t, "masquerade-always", f),
+                nft.Set(t, "masquerade-node", f),
+                nft.Set(t, "cluster-ips", (a,)),
+                nft.Set(t, "hairpin", (a, a)),
+                nft.Set(t, "resets", f),
+                nft.Set(t, "guarded", f, ("verdict",)),
+                nft.Set(t, "remember", f, ("verdict",)),
+                nft.Set(t, "affinity", (*f, a), (a, "inet_service"), dynamic=MAX_CLIENTS),
+                nft.Set(t, "affinity-local", (*f, a), (a, "inet_service"), dynamic=MAX_CLIENTS),
+                nft.Set(t, "pods", (a,), interval=True),
+                nft.Set(t, "service-cidrs", (a,), interval=True),
+            )
+        }
 
     def ours(self, ip: str) -> bool:
         return is_v6(ip) == (self.family == "ip6")
@@ -105,8 +116,12 @@ class Layout:
         """One endpoint out of `count`: the slot is drawn straight into the lookup key."""
         slot = R0 + self.words + 2
         target = 12 if self.family == "ip" else 16
-        return (*self.frontend(), nft.Numgen(count, offset, slot), nft.Lookup("endpoints", dreg=target),
-                nft.Dnat(self.family, target, target + self.words))
+        return (
+            *self.frontend(),
+            nft.Numgen(count, offset, slot),
+            nft.Lookup("endpoints", dreg=target),
+            nft.Dnat(self.family, target, target + self.words),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,45 +154,115 @@ def static_rules(layout: Layout, node: NodeInfo) -> StaticRules:
     pods = [cidr for cidr in node.pod_cidrs if layout.ours(cidr)]
     guard = "source ranges of load balancers", [*layout.frontend(), nft.Lookup("guarded", dreg=0)]
     # A TCP packet of no flow that begins none either: conntrack would take it for the first one of a new flow.
-    lost = "of a flow whose endpoint is gone", [
-        nft.Meta("l4proto"), nft.Cmp(b"\6"), nft.Payload("transport", 13, 1), nft.Bitwise(b"\2", b"\0"), nft.Cmp(b"\0"),
-        *layout.frontend(), nft.Lookup("resets"), nft.Counter(), nft.Reject("ip", tcp_reset=True)]
+    lost = (
+        "of a flow whose endpoint is gone",
+        [
+            nft.Meta("l4proto"),
+            nft.Cmp(b"\6"),
+            nft.Payload("transport", 13, 1),
+            nft.Bitwise(b"\2", b"\0"),
+            nft.Cmp(b"\0"),
+            *layout.frontend(),
+            nft.Lookup("resets"),
+            nft.Counter(),
+            nft.Reject("ip", tcp_reset=True),
+        ],
+    )
     rules = {
-        "reject": _rules(reject, [
-            ("refused at once", [
-                nft.Meta("l4proto"), nft.Cmp(b"\6"), nft.Counter(), nft.Reject("ip", tcp_reset=True)]),
-            ("port unreachable", [nft.Counter(), nft.Reject(layout.family)])]),
-        "no-local-endpoint": _rules(none_here, [
-            ("a Local traffic policy, endpoints only elsewhere", [nft.Counter(), nft.drop()])]),
-        "service-frontends": _rules(services, [
-            ("Service frontends", [*layout.frontend(), nft.Lookup("services", dreg=0)]),
-            ("other ports of a Service address", [layout.daddr(), nft.Lookup("cluster-ips"), nft.goto("reject")]),
-            ("unallocated Service addresses", [
-                layout.daddr(), nft.Lookup("service-cidrs"), nft.FibType("daddr"), nft.Cmp(nft.host32(RTN_LOCAL), "!="),
-                nft.Counter(), nft.drop()])]),
-        "prerouting": _rules(pre, [
-            guard, lost,
-            ("externalTrafficPolicy Local, from outside", [
-                *is_pod(layout, node, invert=True), *layout.frontend(), nft.Lookup("outside", dreg=0)]),
-            ("all the others", [nft.jump("service-frontends")])]),
+        "reject": _rules(
+            reject,
+            [
+                (
+                    "refused at once",
+                    [nft.Meta("l4proto"), nft.Cmp(b"\6"), nft.Counter(), nft.Reject("ip", tcp_reset=True)],
+                ),
+                ("port unreachable", [nft.Counter(), nft.Reject(layout.family)]),
+            ],
+        ),
+        "no-local-endpoint": _rules(
+            none_here, [("a Local traffic policy, endpoints only elsewhere", [nft.Counter(), nft.drop()])]
+        ),
+        "service-frontends": _rules(
+            services,
+            [
+                ("Service frontends", [*layout.frontend(), nft.Lookup("services", dreg=0)]),
+                ("other ports of a Service address", [layout.daddr(), nft.Lookup("cluster-ips"), nft.goto("reject")]),
+                (
+                    "unallocated Service addresses",
+                    [
+                        layout.daddr(),
+                        nft.Lookup("service-cidrs"),
+                        nft.FibType("daddr"),
+                        nft.Cmp(nft.host32(RTN_LOCAL), "!="),
+                        nft.Counter(),
+                        nft.drop(),
+                    ],
+                ),
+            ],
+        ),
+        "prerouting": _rules(
+            pre,
+            [
+                guard,
+                lost,
+                (
+                    "externalTrafficPolicy Local, from outside",
+                    [*is_pod(layout, node, invert=True), *layout.frontend(), nft.Lookup("outside", dreg=0)],
+                ),
+                ("all the others", [nft.jump("service-frontends")]),
+            ],
+        ),
         "output": _rules(out, [guard, lost, ("from this node", [nft.jump("service-frontends")])]),
         "postrouting": _rules(post, [*_remembering(layout), *_masquerading(layout, node)]),
-        "input": _rules(inp, _remembering(layout))}
+        "input": _rules(inp, _remembering(layout)),
+    }
     chains = [reject, none_here, services, pre, out, post, inp]
     if node.drop_invalid:
         chains.append(forward := nft.Chain(t, "forward", "forward", "filter"))
-        rules["forward"] = _rules(forward, [(INVALID, [
-            nft.Ct("state"), nft.Bitwise(nft.host32(CT_INVALID), nft.host32(0)), nft.Cmp(nft.host32(0), "!="),
-            nft.Counter(), nft.drop()])])
+        rules["forward"] = _rules(
+            forward,
+            [
+                (
+                    INVALID,
+                    [
+                        nft.Ct("state"),
+                        nft.Bitwise(nft.host32(CT_INVALID), nft.host32(0)),
+                        nft.Cmp(nft.host32(0), "!="),
+                        nft.Counter(),
+                        nft.drop(),
+                    ],
+                )
+            ],
+        )
     if layout.family == "ip" and node.localhost:
         chains.append(wire := nft.Chain(t, LOOPBACK, "prerouting", "filter", RAW))
-        rules[LOOPBACK] = _rules(wire, [(f"a loopback {words} from the wire", [
-            nft.Meta("iifname"), nft.Cmp(LO, "!="), address, nft.Bitwise(b"\xff\0\0\0", bytes(4)), nft.Cmp(b"\x7f\0\0\0"),
-            nft.Counter(), nft.drop()]) for words, address in (("destination", layout.daddr()), ("source", layout.saddr()))])
+        rules[LOOPBACK] = _rules(
+            wire,
+            [
+                (
+                    f"a loopback {words} from the wire",
+                    [
+                        nft.Meta("iifname"),
+                        nft.Cmp(LO, "!="),
+                        address,
+                        nft.Bitwise(b"\xff\0\0\0", bytes(4)),
+                        nft.Cmp(b"\x7f\0\0\0"),
+                        nft.Counter(),
+                        nft.drop(),
+                    ],
+                )
+                for words, address in (("destination", layout.daddr()), ("source", layout.saddr()))
+            ],
+        )
     return StaticRules(
-        layout.sets(), {chain.name: chain for chain in chains}, rules,
-        {"pods": nft.intervals(pods),
-         "service-cidrs": nft.intervals(cidr for cidr in node.service_cidrs if layout.ours(cidr))})
+        layout.sets(),
+        {chain.name: chain for chain in chains},
+        rules,
+        {
+            "pods": nft.intervals(pods),
+            "service-cidrs": nft.intervals(cidr for cidr in node.service_cidrs if layout.ours(cidr)),
+        },
+    )
 
 
 def is_pod(layout: Layout, node: NodeInfo, *, invert: bool = False) -> tuple[Expr, ...]:
@@ -192,17 +277,27 @@ def is_pod(layout: Layout, node: NodeInfo, *, invert: bool = False) -> tuple[Exp
 
 
 def _remembering(layout: Layout) -> Iterator[tuple[str, list[Expr]]]:
-    yield "not translated", [nft.Ct("status"), nft.Bitwise(nft.host32(IPS_DST_NAT), nft.host32(0)),
-                             nft.Cmp(nft.host32(0)), nft.ret()]
+    yield (
+        "not translated",
+        [nft.Ct("status"), nft.Bitwise(nft.host32(IPS_DST_NAT), nft.host32(0)), nft.Cmp(nft.host32(0)), nft.ret()],
+    )
     yield "session affinity", [*layout.original(), nft.Lookup("remember", dreg=0)]
 
 
 def _masquerading(layout: Layout, node: NodeInfo) -> Iterator[tuple[str, list[Expr]]]:
     if layout.family == "ip" and node.localhost:  # as below, and counted
         for masquerade in ("masquerade-always", "masquerade-node"):
-            yield f"{ON_LOCALHOST}: {masquerade}", [
-                layout.original_daddr(), nft.Cmp(packed(LOCALHOST)), *layout.original(), nft.Lookup(masquerade), nft.Counter(),
-                nft.Masquerade()]
+            yield (
+                f"{ON_LOCALHOST}: {masquerade}",
+                [
+                    layout.original_daddr(),
+                    nft.Cmp(packed(LOCALHOST)),
+                    *layout.original(),
+                    nft.Lookup(masquerade),
+                    nft.Counter(),
+                    nft.Masquerade(),
+                ],
+            )
     yield "hairpin", [layout.saddr(), layout.daddr(R0 + layout.words), nft.Lookup("hairpin"), nft.Masquerade()]
     yield "external frontends", [*layout.original(), nft.Lookup("masquerade-always"), nft.Masquerade()]
     to_cluster_ip: list[Expr] = [layout.original_daddr(), nft.Lookup("cluster-ips"), nft.Masquerade()]
@@ -211,26 +306,41 @@ def _masquerading(layout: Layout, node: NodeInfo) -> Iterator[tuple[str, list[Ex
     if pod := is_pod(layout, node):
         yield "pods keep their address", [*pod, nft.ret()]
         yield "from off the cluster to a ClusterIP", to_cluster_ip
-    yield "this node to externalTrafficPolicy Local", [
-        nft.FibType("saddr"), nft.Cmp(nft.host32(RTN_LOCAL)), *layout.original(), nft.Lookup("masquerade-node"),
-        nft.Masquerade()]
+    yield (
+        "this node to externalTrafficPolicy Local",
+        [
+            nft.FibType("saddr"),
+            nft.Cmp(nft.host32(RTN_LOCAL)),
+            *layout.original(),
+            nft.Lookup("masquerade-node"),
+            nft.Masquerade(),
+        ],
+    )
 
 
 @lru_cache(maxsize=1 << 12)
 def balancer(layout: Layout, count: int, local: bool) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
     """The chain that spreads over `count` backends of the cluster set or the local set."""
     chain = nft.Chain(layout.table, f"{'local' if local else 'lb'}{count}")
-    return chain, _rules(chain, [
-        (f"one of {count}", layout.balance(count, LOCAL_SLOTS if local else 0)),
-        # A frontend without its slot must never leak to the default route or look refused: the client tries again.
-        ("slot missing", [nft.Counter(), nft.drop()])])
+    return chain, _rules(
+        chain,
+        [
+            (f"one of {count}", layout.balance(count, LOCAL_SLOTS if local else 0)),
+            # A frontend without its slot must never leak to the default route or look refused: the client tries again.
+            ("slot missing", [nft.Counter(), nft.drop()]),
+        ],
+    )
 
 
 def _who(layout: Layout, sticky: Sticky) -> tuple[Expr, ...]:
     """Service port . client into consecutive registers: the key of the affinity maps."""
     w, port = layout.words, sticky.port
-    return (nft.Immediate(packed(port.ip), R0), nft.Immediate(bytes((PROTOCOLS[port.protocol],)), R0 + w),
-            nft.Immediate(port.port.to_bytes(2, "big"), R0 + w + 1), layout.saddr(R0 + w + 2))
+    return (
+        nft.Immediate(packed(port.ip), R0),
+        nft.Immediate(bytes((PROTOCOLS[port.protocol],)), R0 + w),
+        nft.Immediate(port.port.to_bytes(2, "big"), R0 + w + 1),
+        layout.saddr(R0 + w + 2),
+    )
 
 
 def _name(service: str, port: Key) -> str:
@@ -245,14 +355,25 @@ def sticky(layout: Layout, service: str, action: Balance, external: bool) -> tup
     chain = nft.Chain(layout.table, f"sticky-{_name(service, action.sticky.port)}{suffix}")
     target = R0 + 2 * layout.words + 2
     others, _ = balancer(layout, min(len(action.destinations), MAX_BACKENDS), external)
-    return chain, _rules(chain, [
-        ("as last time", [*_who(layout, action.sticky), nft.Lookup(AFFINITY[action.sticky.local], dreg=target),
-                          nft.Dnat(layout.family, target, target + layout.words)]),
-        ("not seen lately", [nft.goto(others.name)])])
+    return chain, _rules(
+        chain,
+        [
+            (
+                "as last time",
+                [
+                    *_who(layout, action.sticky),
+                    nft.Lookup(AFFINITY[action.sticky.local], dreg=target),
+                    nft.Dnat(layout.family, target, target + layout.words),
+                ],
+            ),
+            ("not seen lately", [nft.goto(others.name)]),
+        ],
+    )
 
 
 def remember(layout: Layout, frontend: Frontend, node: NodeInfo) -> tuple[nft.Chain, tuple[nft.Rule, ...]] | None:
-    """The chain that notes a client's endpoint, read from the translated packet; None where there is nothing to note."""
+    """The chain that notes a client's endpoint, read from the translated packet; None where there is nothing to
+    note."""
     internal, external = (a.sticky if isinstance(a, Balance) else None for a in (frontend.internal, frontend.external))
     port = (internal or external or Sticky(frontend.key, False, 0)).port
     if not internal and not external:
@@ -275,8 +396,12 @@ def remember(layout: Layout, frontend: Frontend, node: NodeInfo) -> tuple[nft.Ch
 
 def _note(layout: Layout, sticky: Sticky) -> tuple[Expr, ...]:
     data = R0 + 2 * layout.words + 2
-    return (*_who(layout, sticky), layout.daddr(data), nft.Payload("transport", 2, 2, data + layout.words),
-            nft.Update(AFFINITY[sticky.local], sticky.seconds, data=data))
+    return (
+        *_who(layout, sticky),
+        layout.daddr(data),
+        nft.Payload("transport", 2, 2, data + layout.words),
+        nft.Update(AFFINITY[sticky.local], sticky.seconds, data=data),
+    )
 
 
 @lru_cache(maxsize=1 << 10)
@@ -284,7 +409,21 @@ def sources(layout: Layout, cidrs: tuple[str, ...]) -> tuple[nft.Chain, tuple[nf
     """The chain that lets only these sources go on. Named by its content: Services with equal ranges share it."""
     chain = nft.Chain(layout.table, f"sources-{hashlib.sha256(' '.join(sorted(cidrs)).encode()).hexdigest()[:16]}")
     networks = [ipaddress.ip_network(cidr) for cidr in sorted(cidrs)]
-    return chain, _rules(chain, [
-        *((str(n), [layout.saddr(), nft.Bitwise(n.netmask.packed, bytes(layout.width)), nft.Cmp(n.network_address.packed),
-                    nft.ret()]) for n in networks),
-        ("not in the load balancer's source ranges", [nft.Counter(), nft.drop()])])
+    return chain, _rules(
+        chain,
+        [
+            *(
+                (
+                    str(n),
+                    [
+                        layout.saddr(),
+                        nft.Bitwise(n.netmask.packed, bytes(layout.width)),
+                        nft.Cmp(n.network_address.packed),
+                        nft.ret(),
+                    ],
+                )
+                for n in networks
+            ),
+            ("not in the load balancer's source ranges", [nft.Counter(), nft.drop()]),
+        ],
+    )

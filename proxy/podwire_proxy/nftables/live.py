@@ -23,8 +23,10 @@ class Tables:
     place: str = "table podwire"
 
     def node(self, name: str, addresses: tuple[str, ...]) -> NodeInfo:
-        pods, services = (tuple(cidr for dump in self.dumps.values() for cidr in _cidrs(dump.elements.get(set_, {})))
-                          for set_ in ("pods", "service-cidrs"))
+        pods, services = (
+            tuple(cidr for dump in self.dumps.values() for cidr in _cidrs(dump.elements.get(set_, {})))
+            for set_ in ("pods", "service-cidrs")
+        )
         return NodeInfo(name, addresses, pod_cidrs=pods, service_cidrs=services)
 
     def traces(self, packet: Packet, node: NodeInfo) -> Iterator[Trace]:

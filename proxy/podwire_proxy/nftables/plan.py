@@ -1,8 +1,8 @@
 """Dataplane + what the kernel holds -> the transaction between them. Pure, and proportional to the change.
 
-Slots of a frontend are dense, 0 to N-1. Growing writes the new slot and switches the chain in one commit. Shrinking moves
-the last slot into the hole and switches the chain; the last slot itself goes in a *later* commit (`sweep`), because a packet
-in flight may have drawn it already: one miss would pin an untranslated UDP flow.
+Slots of a frontend are dense, 0 to N-1. Growing writes the new slot and switches the chain in one commit. Shrinking
+moves the last slot into the hole and switches the chain; the last slot itself goes in a *later* commit (`sweep`),
+because a packet in flight may have drawn it already: one miss would pin an untranslated UDP flow.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def assign(old: Sequence[bytes], wanted: Iterable[bytes]) -> list[bytes]:
         return list(dict.fromkeys(wanted))
     left = dict.fromkeys(wanted)
     slots: list[bytes | None] = [None] * len(left)
-    for index, value in enumerate(old[:len(slots)]):
+    for index, value in enumerate(old[: len(slots)]):
         if value in left:
             slots[index] = value
             del left[value]
@@ -88,7 +88,8 @@ class Planner:
         self.mirror = TableDump(layout.table)
         self.garbage: set[bytes] = set()  # slots that nobody draws any more
         self.idle: set[str] = set()  # chains that nothing leads to any more
-        # Session affinity: who may be remembered, by (Sticky.local, key of Sticky.port), and where some are to be forgotten.
+        # Session affinity: who may be remembered, by (Sticky.local, key of Sticky.port), and where some are to be
+        # forgotten.
         self.allowed: dict[tuple[bool, bytes], frozenset[bytes]] = {}
         self.suspects: set[tuple[bool, bytes]] | None = None  # None: everywhere
         self._uses: Counter[str] = Counter()  # elements that lead to a chain of OWN_CHAINS
@@ -107,8 +108,11 @@ class Planner:
         for name in AFFINITY:
             if name in self.mirror.elements:
                 self.mirror.elements[name] = {}  # the rules write there, not we
-        self.allowed, self.suspects, self._uses = {}, None, Counter(
-            v.chain for name in _VERDICTS for v in elements[name].values() if isinstance(v, nft.Verdict))
+        self.allowed, self.suspects, self._uses = (
+            {},
+            None,
+            Counter(v.chain for name in _VERDICTS for v in elements[name].values() if isinstance(v, nft.Verdict)),
+        )
         self.idle = {name for name in self.mirror.chains if name.startswith(OWN_CHAINS)}
         keys = {key[:-4] for key in elements["endpoints"]}
         keys.update(*(elements[name] for name in _FRONTEND_SETS))
@@ -129,8 +133,10 @@ class Planner:
         for key in sorted(delta.frontends):
             if self.layout.ours(key.ip):
                 self._frontend(change, self.layout.key(key), dataplane.frontends.get(key), chains)
-        for name, ips, counts, repeat in (("cluster-ips", delta.cluster_ips, dataplane.cluster_ips, 1),
-                                          ("hairpin", delta.hairpin, dataplane.hairpin, 2)):
+        for name, ips, counts, repeat in (
+            ("cluster-ips", delta.cluster_ips, dataplane.cluster_ips, 1),
+            ("hairpin", delta.hairpin, dataplane.hairpin, 2),
+        ):
             for ip in sorted(ips):
                 if self.layout.ours(ip):
                     if ip in counts:
@@ -143,7 +149,11 @@ class Planner:
         """Delete the slots that became unreachable in an earlier commit."""
         held = self.mirror.elements.get("endpoints", {})
         items = {key: held[key] for key in sorted(self.garbage) if key in held}
-        chains = [self.mirror.chains[name] for name in sorted(self.idle) if name in self.mirror.chains and not self._uses[name]]
+        chains = [
+            self.mirror.chains[name]
+            for name in sorted(self.idle)
+            if name in self.mirror.chains and not self._uses[name]
+        ]
         self.garbage, self.idle = set(), set()
         return nft.Transaction().delete(nft.Elements(self.layout.sets()["endpoints"], items), *chains)
 
@@ -154,9 +164,12 @@ class Planner:
     def outdated(self, local: bool, held: Mapping[bytes, nft.Value]) -> dict[bytes, nft.Value]:
         """Of an affinity map's elements those that send a client to an endpoint which is none any more."""
         size = -self.layout.width
-        return {key: value for key, value in held.items()
-                if (self.suspects is None or (local, key[:size]) in self.suspects)
-                and value not in self.allowed.get((local, key[:size]), ())}
+        return {
+            key: value
+            for key, value in held.items()
+            if (self.suspects is None or (local, key[:size]) in self.suspects)
+            and value not in self.allowed.get((local, key[:size]), ())
+        }
 
     def _base(self, found: TableDump | None) -> tuple[nft.Transaction, dict[str, dict[bytes, nft.Value]]]:
         """The skeleton's part of a full plan, and the elements to build on (none where the table is made anew)."""
@@ -178,11 +191,11 @@ class Planner:
                 tx.flush(want.sets[name]).add(nft.Elements(want.sets[name], items))
         return tx, found.elements
 
-    def _frontend(self, change: ElementChanges, key: bytes, frontend: Frontend | None,
-                  chains: Chains) -> None:
+    def _frontend(self, change: ElementChanges, key: bytes, frontend: Frontend | None, chains: Chains) -> None:
         actions: tuple[tuple[str, Action | None, bool], ...] = (
             ("services", frontend.internal if frontend else None, False),
-            ("outside", frontend.external if frontend else None, True))
+            ("outside", frontend.external if frontend else None, True),
+        )
         for name, action, local in actions:
             self._slots(change, key, action, LOCAL_SLOTS if local else 0)
             if action is None:
@@ -199,8 +212,11 @@ class Planner:
                 chains[made[0].name] = made
                 change.put(name, key, nft.Verdict(JUMP, made[0].name))
         masquerade, reset = (frontend.masquerade, frontend.alive is not None) if frontend is not None else ("", False)
-        for name, wanted in (("masquerade-always", masquerade == "always"), ("masquerade-node", masquerade == "node"),
-                             ("resets", reset)):
+        for name, wanted in (
+            ("masquerade-always", masquerade == "always"),
+            ("masquerade-node", masquerade == "node"),
+            ("resets", reset),
+        ):
             if wanted:
                 change.put(name, key, None)
             else:
@@ -257,8 +273,7 @@ class Planner:
         for key in sorted(wanted - have):
             change.put(name, key, None)
 
-    def _transaction(self, tx: nft.Transaction, change: ElementChanges,
-                     chains: Chains) -> nft.Transaction:
+    def _transaction(self, tx: nft.Transaction, change: ElementChanges, chains: Chains) -> nft.Transaction:
         for name, (chain, rules) in chains.items():
             if name not in self.mirror.chains:
                 tx.add(chain)

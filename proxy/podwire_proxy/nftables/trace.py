@@ -35,15 +35,21 @@ class _State:
     def load(self, dreg: int, value: bytes) -> _State:
         at = (dreg - R0) * 4
         value += b"\0" * (-len(value) % 4)
-        return _State(self.packet, self.dst, self.port, self.translated,
-                      self.registers[:at] + value + self.registers[at + len(value):], self.steps)
+        return _State(
+            self.packet,
+            self.dst,
+            self.port,
+            self.translated,
+            self.registers[:at] + value + self.registers[at + len(value) :],
+            self.steps,
+        )
 
     def told(self, text: str) -> _State:
         return replace(self, steps=(*self.steps, text))
 
     def read(self, sreg: int, length: int) -> bytes:
         at = (sreg - R0) * 4
-        return self.registers[at:at + length]
+        return self.registers[at : at + length]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,15 +184,18 @@ class Tracer:
                 return state.load(dreg, value)
             case nft.Update():
                 set_ = self.dump.sets[expr.set]
-                self.noted.add((expr.set, state.read(expr.sreg, set_.key_len), state.read(expr.data or R0, set_.data_len)))
+                self.noted.add(
+                    (expr.set, state.read(expr.sreg, set_.key_len), state.read(expr.data or R0, set_.data_len))
+                )
                 return state
             case nft.Meta("iifname", dreg):
                 return None if state.packet.node else state.load(dreg, state.packet.interface.encode().ljust(16, b"\0"))
             case nft.Dnat(_, addr, port):
                 width = len(packed(state.dst))
                 ip = str(ipaddress.ip_address(state.read(addr, width)))
-                return _Translated(_State(state.packet, ip, int.from_bytes(state.read(port or R0, 2), "big"), True,
-                                          steps=state.steps))
+                return _Translated(
+                    _State(state.packet, ip, int.from_bytes(state.read(port or R0, 2), "big"), True, steps=state.steps)
+                )
             case nft.Masquerade():
                 return "masquerade"
             case nft.Reject():

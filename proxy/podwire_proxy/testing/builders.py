@@ -14,16 +14,31 @@ def port(number: int, protocol: str = "TCP", name: str = "", node_port: int = 0)
     return {**made, "nodePort": node_port} if node_port else made
 
 
-def service(name: str, cluster_ip: str | Sequence[str], ports: Sequence[Mapping[str, Any]], *, type: str = "ClusterIP",
-            labels: Mapping[str, str] | None = None, ingress: Sequence[Mapping[str, str]] = (), **spec: Any) -> Object:
+def service(
+    name: str,
+    cluster_ip: str | Sequence[str],
+    ports: Sequence[Mapping[str, Any]],
+    *,
+    type: str = "ClusterIP",
+    labels: Mapping[str, str] | None = None,
+    ingress: Sequence[Mapping[str, str]] = (),
+    **spec: Any,
+) -> Object:
     """A Service in namespace default; further keywords are spec fields by their API names."""
     ips = [cluster_ip] if isinstance(cluster_ip, str) else list(cluster_ip)
     return {
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": name, "namespace": "default", "labels": dict(labels or {}), "resourceVersion": "1",
-                     "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": name,
+            "namespace": "default",
+            "labels": dict(labels or {}),
+            "resourceVersion": "1",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        },
         "spec": {"type": type, "clusterIP": ips[0], "clusterIPs": ips, "ports": [dict(p) for p in ports], **spec},
-        "status": {"loadBalancer": {"ingress": [dict(i) for i in ingress]}}}
+        "status": {"loadBalancer": {"ingress": [dict(i) for i in ingress]}},
+    }
 
 
 def endpoint(ip: str, node: str = "", *, hints: Mapping[str, Any] | None = None, **conditions: bool) -> dict[str, Any]:
@@ -34,12 +49,26 @@ def endpoint(ip: str, node: str = "", *, hints: Mapping[str, Any] | None = None,
     return {**made, "hints": dict(hints)} if hints else made
 
 
-def endpoint_slice(owner: str, endpoints: Sequence[Mapping[str, Any]], ports: Sequence[tuple[str, str, int | None]] = (),
-                   *, name: str = "", labels: Mapping[str, str] | None = None, family: str = "IPv4") -> Object:
+def endpoint_slice(
+    owner: str,
+    endpoints: Sequence[Mapping[str, Any]],
+    ports: Sequence[tuple[str, str, int | None]] = (),
+    *,
+    name: str = "",
+    labels: Mapping[str, str] | None = None,
+    family: str = "IPv4",
+) -> Object:
     """ports: (name, protocol, number)."""
     return {
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
-        "metadata": {"name": name or f"{owner}-1", "namespace": "default", "resourceVersion": "1",
-                     "labels": {"kubernetes.io/service-name": owner, **(labels or {})}},
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "addressType": family,
+        "metadata": {
+            "name": name or f"{owner}-1",
+            "namespace": "default",
+            "resourceVersion": "1",
+            "labels": {"kubernetes.io/service-name": owner, **(labels or {})},
+        },
         "endpoints": [dict(e) for e in endpoints],
-        "ports": [{"name": n, "protocol": p, "port": number} for n, p, number in ports]}
+        "ports": [{"name": n, "protocol": p, "port": number} for n, p, number in ports],
+    }

@@ -38,10 +38,16 @@ from .table import (
 
 
 def range_flows() -> list[Scenario]:
-    """The 13 flows of a load balancer with two addresses and loadBalancerSourceRanges, one a row. Let in: a client outside
-    and the node; not the pods, not another host."""
-    made = service("my-service", VIP, [port(PORT, node_port=NODE_PORT)], type="LoadBalancer", ingress=[
-        {"ip": BALANCER}, {"ip": BALANCER2}], loadBalancerSourceRanges=[f" {OUT}/32", f"{NODE_IP}/32 "])
+    """The 13 flows of a load balancer with two addresses and loadBalancerSourceRanges, one a row. Let in: a client
+    outside and the node; not the pods, not another host."""
+    made = service(
+        "my-service",
+        VIP,
+        [port(PORT, node_port=NODE_PORT)],
+        type="LoadBalancer",
+        ingress=[{"ip": BALANCER}, {"ip": BALANCER2}],
+        loadBalancerSourceRanges=[f" {OUT}/32", f"{NODE_IP}/32 "],
+    )
     flows: list[tuple[str, Packet, Outcome]] = [
         ("a pod to the ClusterIP", packet(POD, VIP), ALL),
         ("outside to the NodePort", packet(OUT, NODE_IP, NODE_PORT), ALL_M),
@@ -55,9 +61,12 @@ def range_flows() -> list[Scenario]:
         ("the node to the first address", packet(SELF, BALANCER), ALL_M),
         ("the node to the second address", packet(SELF, BALANCER2), ALL_M),
         ("the first address to itself", Packet(BALANCER, BALANCER, "TCP", PORT, True), ALL_M),
-        ("the second address to itself", Packet(BALANCER2, BALANCER2, "TCP", PORT, True), ALL_M)]
-    return [Scenario(f"source ranges, flow: {name}", (made, some_slice(*BOTH)), {sent: outcome})
-            for name, sent, outcome in flows]
+        ("the second address to itself", Packet(BALANCER2, BALANCER2, "TCP", PORT, True), ALL_M),
+    ]
+    return [
+        Scenario(f"source ranges, flow: {name}", (made, some_slice(*BOTH)), {sent: outcome})
+        for name, sent, outcome in flows
+    ]
 
 
 def frontends() -> list[Scenario]:
@@ -65,39 +74,115 @@ def frontends() -> list[Scenario]:
     plain = service("my-service", VIP, [port(PORT)])
     one = some_slice(endpoint(POD_B, NODE))
     named = service("my-service", VIP, [port(PORT, "TCP", "http"), port(PORT + 1, "TCP", "admin")])
-    ending = endpoint_slice("my-service", [endpoint(POD_B, NODE, ready=False, serving=True, terminating=True)], [
-        ("", "TCP", TARGET)], name="old")
+    ending = endpoint_slice(
+        "my-service",
+        [endpoint(POD_B, NODE, ready=False, serving=True, terminating=True)],
+        [("", "TCP", TARGET)],
+        name="old",
+    )
     return [
-        Scenario("a Service of type ExternalName that has a cluster address", (service(
-            "my-service", VIP, [port(PORT)], type="ExternalName", externalName="example.com"), one), {packet(POD, VIP): DROP}),
-        Scenario("an FQDN slice", (plain, endpoint_slice(
-            "my-service", [{"addresses": ["example.com"]}], [("", "TCP", TARGET)], family="FQDN")), {packet(POD, VIP): REJECT}),
-        Scenario("slice ports without a name or a number", (named, endpoint_slice("my-service", [endpoint(POD_B, NODE)], [
-            ("http", "TCP", TARGET), ("admin", "TCP", None)]), endpoint_slice("my-service", [endpoint(POD_C, "n2")], [
-                (None, "TCP", TARGET)], name="nameless")), {  # type: ignore[list-item]  # what the API may hold all the same
-                packet(POD, VIP): HERE, packet(POD, VIP, PORT + 1): REJECT}),
-        Scenario("conditions left out, further addresses", (plain, some_slice(
-            {"addresses": [POD_B, POD_C], "nodeName": NODE})), {packet(POD, VIP): HERE}),
-        Scenario("an address twice: the one that does not terminate counts", (plain, ending, one), {packet(POD, VIP): HERE}),
-        Scenario("an endpoint in two slices", (plain, one, endpoint_slice("my-service", [endpoint(POD_B, NODE), endpoint(
-            POD_C, "n2")], [("", "TCP", TARGET)], name="second")), {packet(POD, VIP): ALL}),
-        Scenario("leading zeros and white space", (service(
-            "my-service", "10.96.0.020", [port(PORT)], externalIPs=[f" {EXTERNAL}"], type="LoadBalancer",
-            ingress=[{"ip": f"{BALANCER} "}], loadBalancerSourceRanges=[f"  {OUT}/32 "]), one), {
-                packet(POD, VIP): HERE, packet(POD, EXTERNAL): HERE_M, packet(OUT, BALANCER): HERE_M,
-                packet(POD, BALANCER): DROP}),
-        Scenario("an ingress by host name only", (service(
-            "my-service", VIP, [port(PORT)], type="LoadBalancer", ingress=[{"hostname": "lb.example.com"}]), one), {
-                packet(POD, VIP): HERE, packet(POD, BALANCER): PASS}),
-        Scenario("TCP only: the same NodePort over UDP is nobody's", (everything(), some_slice(*BOTH)), {
-            packet(OUT, NODE_IP, NODE_PORT): ALL_M, packet(OUT, NODE_IP, NODE_PORT, "UDP"): PASS,
-            packet(POD, EXTERNAL, PORT, "UDP"): PASS}),
-        Scenario("ready is what counts, published or not", (service(
-            "my-service", VIP, [port(PORT)], publishNotReadyAddresses=True), some_slice(
-                endpoint(POD_B, NODE, ready=True, serving=False), endpoint(POD_C, "n2", ready=False))), {
-                    packet(POD, VIP): HERE}),
-        Scenario("a slice of a Service that is not there", (plain, one, endpoint_slice("nobody", [endpoint(POD_C, "n2")], [
-            ("", "TCP", TARGET)])), {packet(POD, VIP): HERE}),
+        Scenario(
+            "a Service of type ExternalName that has a cluster address",
+            (service("my-service", VIP, [port(PORT)], type="ExternalName", externalName="example.com"), one),
+            {packet(POD, VIP): DROP},
+        ),
+        Scenario(
+            "an FQDN slice",
+            (
+                plain,
+                endpoint_slice("my-service", [{"addresses": ["example.com"]}], [("", "TCP", TARGET)], family="FQDN"),
+            ),
+            {packet(POD, VIP): REJECT},
+        ),
+        Scenario(
+            "slice ports without a name or a number",
+            (
+                named,
+                endpoint_slice(
+                    "my-service", [endpoint(POD_B, NODE)], [("http", "TCP", TARGET), ("admin", "TCP", None)]
+                ),
+                endpoint_slice(
+                    "my-service",
+                    [endpoint(POD_C, "n2")],
+                    [(None, "TCP", TARGET)],  # type: ignore[list-item]  # what the API may hold all the same
+                    name="nameless",
+                ),
+            ),
+            {
+                packet(POD, VIP): HERE,
+                packet(POD, VIP, PORT + 1): REJECT,
+            },
+        ),
+        Scenario(
+            "conditions left out, further addresses",
+            (plain, some_slice({"addresses": [POD_B, POD_C], "nodeName": NODE})),
+            {packet(POD, VIP): HERE},
+        ),
+        Scenario(
+            "an address twice: the one that does not terminate counts", (plain, ending, one), {packet(POD, VIP): HERE}
+        ),
+        Scenario(
+            "an endpoint in two slices",
+            (
+                plain,
+                one,
+                endpoint_slice(
+                    "my-service", [endpoint(POD_B, NODE), endpoint(POD_C, "n2")], [("", "TCP", TARGET)], name="second"
+                ),
+            ),
+            {packet(POD, VIP): ALL},
+        ),
+        Scenario(
+            "leading zeros and white space",
+            (
+                service(
+                    "my-service",
+                    "10.96.0.020",
+                    [port(PORT)],
+                    externalIPs=[f" {EXTERNAL}"],
+                    type="LoadBalancer",
+                    ingress=[{"ip": f"{BALANCER} "}],
+                    loadBalancerSourceRanges=[f"  {OUT}/32 "],
+                ),
+                one,
+            ),
+            {
+                packet(POD, VIP): HERE,
+                packet(POD, EXTERNAL): HERE_M,
+                packet(OUT, BALANCER): HERE_M,
+                packet(POD, BALANCER): DROP,
+            },
+        ),
+        Scenario(
+            "an ingress by host name only",
+            (
+                service("my-service", VIP, [port(PORT)], type="LoadBalancer", ingress=[{"hostname": "lb.example.com"}]),
+                one,
+            ),
+            {packet(POD, VIP): HERE, packet(POD, BALANCER): PASS},
+        ),
+        Scenario(
+            "TCP only: the same NodePort over UDP is nobody's",
+            (everything(), some_slice(*BOTH)),
+            {
+                packet(OUT, NODE_IP, NODE_PORT): ALL_M,
+                packet(OUT, NODE_IP, NODE_PORT, "UDP"): PASS,
+                packet(POD, EXTERNAL, PORT, "UDP"): PASS,
+            },
+        ),
+        Scenario(
+            "ready is what counts, published or not",
+            (
+                service("my-service", VIP, [port(PORT)], publishNotReadyAddresses=True),
+                some_slice(endpoint(POD_B, NODE, ready=True, serving=False), endpoint(POD_C, "n2", ready=False)),
+            ),
+            {packet(POD, VIP): HERE},
+        ),
+        Scenario(
+            "a slice of a Service that is not there",
+            (plain, one, endpoint_slice("nobody", [endpoint(POD_C, "n2")], [("", "TCP", TARGET)])),
+            {packet(POD, VIP): HERE},
+        ),
     ]
 
 
@@ -106,15 +191,35 @@ def sctp() -> list[Scenario]:
     spec: dict[str, Any] = {"protocol": "SCTP"}
     both = service("my-service", VIP, [port(PORT, "TCP", "t"), port(PORT, "UDP", "u"), port(PORT, "SCTP", "s")])
     return [
-        Scenario("SCTP: ClusterIP, NodePort, externalIP, load balancer", (everything(**spec), some_slice(*BOTH, **spec)), {
-            **rows(POD, ALL_M, ALL, "SCTP"), **rows(SELF, ALL_M, ALL_M, "SCTP"), **rows(OUT, ALL_M, ALL_M, "SCTP")}),
-        Scenario("SCTP: externalTrafficPolicy Local", (
-            everything(**spec, externalTrafficPolicy="Local"), some_slice(*BOTH, **spec)), {
-                **rows(POD, ALL, ALL, "SCTP"), **rows(OUT, HERE, ALL_M, "SCTP")}),
-        Scenario("SCTP: no endpoints", (everything(**spec), some_slice(**spec)), {
-            **rows(POD, REJECT, REJECT, "SCTP"), **rows(OUT, REJECT, REJECT, "SCTP")}),
-        Scenario("SCTP: another protocol on the same number", (both, endpoint_slice("my-service", [endpoint(POD_B, NODE)], [
-            ("t", "TCP", TARGET), ("u", "UDP", TARGET), ("s", "SCTP", TARGET + 1)])), {
-                packet(POD, VIP): HERE, packet(POD, VIP, PORT, "UDP"): HERE,
-                packet(POD, VIP, PORT, "SCTP"): to([Destination(POD_B, TARGET + 1)], False)}),
+        Scenario(
+            "SCTP: ClusterIP, NodePort, externalIP, load balancer",
+            (everything(**spec), some_slice(*BOTH, **spec)),
+            {**rows(POD, ALL_M, ALL, "SCTP"), **rows(SELF, ALL_M, ALL_M, "SCTP"), **rows(OUT, ALL_M, ALL_M, "SCTP")},
+        ),
+        Scenario(
+            "SCTP: externalTrafficPolicy Local",
+            (everything(**spec, externalTrafficPolicy="Local"), some_slice(*BOTH, **spec)),
+            {**rows(POD, ALL, ALL, "SCTP"), **rows(OUT, HERE, ALL_M, "SCTP")},
+        ),
+        Scenario(
+            "SCTP: no endpoints",
+            (everything(**spec), some_slice(**spec)),
+            {**rows(POD, REJECT, REJECT, "SCTP"), **rows(OUT, REJECT, REJECT, "SCTP")},
+        ),
+        Scenario(
+            "SCTP: another protocol on the same number",
+            (
+                both,
+                endpoint_slice(
+                    "my-service",
+                    [endpoint(POD_B, NODE)],
+                    [("t", "TCP", TARGET), ("u", "UDP", TARGET), ("s", "SCTP", TARGET + 1)],
+                ),
+            ),
+            {
+                packet(POD, VIP): HERE,
+                packet(POD, VIP, PORT, "UDP"): HERE,
+                packet(POD, VIP, PORT, "SCTP"): to([Destination(POD_B, TARGET + 1)], False),
+            },
+        ),
     ]

@@ -1,4 +1,5 @@
-"""A kernel's iptables and sets on paper: takes what iptables-restore is given, as text, and gives it back as iptables-save."""
+"""A kernel's iptables and sets on paper: takes what iptables-restore is given, as text, and gives it back as
+iptables-save."""
 
 from __future__ import annotations
 
@@ -65,7 +66,10 @@ class Kernel:
     def _check(self) -> None:
         for chain, rules in self.chains.items():
             for rule in map(take_apart, rules):
-                assert not rule.target.startswith(PREFIX) or Chain(chain.table, rule.target) in self.chains, (chain, rule)
+                assert not rule.target.startswith(PREFIX) or Chain(chain.table, rule.target) in self.chains, (
+                    chain,
+                    rule,
+                )
                 assert self._named(rule.options + rule.arguments) <= self.sets.keys(), (chain, rule)
 
     @staticmethod
@@ -82,7 +86,11 @@ class Kernel:
         elif op.kind == "flush":
             self.sets[op.name].clear()
         else:
-            used = {name for rules in self.chains.values() for rule in map(take_apart, rules)
-                    for name in self._named(rule.options + rule.arguments)}
+            used = {
+                name
+                for rules in self.chains.values()
+                for rule in map(take_apart, rules)
+                for name in self._named(rule.options + rule.arguments)
+            }
             assert op.name not in used, f"{op.name} is still used"
             del self.sets[op.name]

@@ -1,7 +1,8 @@
-"""Which endpoints a Service uses: what Kubernetes' own test of the choice covers (TestCategorizeEndpoints of 1.36), as facts.
+"""Which endpoints a Service uses: what Kubernetes' own test of the choice covers (TestCategorizeEndpoints of 1.36), as
+facts.
 
-Each case names the set for traffic that may go anywhere and the set of a Local policy; what packets see follows from the
-Service's policies. Endpoints "b" and "a" are on this node (zone-a), "c" and "h" elsewhere.
+Each case names the set for traffic that may go anywhere and the set of a Local policy; what packets see follows from
+the Service's policies. Endpoints "b" and "a" are on this node (zone-a), "c" and "h" elsewhere.
 """
 
 from __future__ import annotations
@@ -48,8 +49,15 @@ def nodes(node: str, *zone: str) -> dict[str, Any]:
     return {"hints": {**hints, "forZones": [{"name": name} for name in zone]} if zone else hints}
 
 
-def _case(name: str, found: dict[str, dict[str, Any]], cluster: str, local: str, policy: dict[str, str] | None = None, *,
-          zone: str = "zone-a") -> Scenario:
+def _case(
+    name: str,
+    found: dict[str, dict[str, Any]],
+    cluster: str,
+    local: str,
+    policy: dict[str, str] | None = None,
+    *,
+    zone: str = "zone-a",
+) -> Scenario:
     """cluster, local: the letters of the endpoints in each set."""
     spec = policy or {}
     everywhere, here = ([Destination(PLACES[letter][0], TARGET) for letter in letters] for letters in (cluster, local))
@@ -60,7 +68,10 @@ def _case(name: str, found: dict[str, dict[str, Any]], cluster: str, local: str,
 
     expect: dict[Packet, Outcome] = {
         packet(OUT, VIP): fate(here if spec.get("internalTrafficPolicy") else everywhere, True),
-        packet(OUT, NODE_IP, NODE_PORT): fate(here, False) if spec.get("externalTrafficPolicy") else fate(everywhere, True)}
+        packet(OUT, NODE_IP, NODE_PORT): fate(here, False)
+        if spec.get("externalTrafficPolicy")
+        else fate(everywhere, True),
+    }
     if "h" not in cluster:  # the node is masqueraded to its own address there: a server cannot tell
         expect[packet(SELF, NODE_IP, NODE_PORT)] = fate(everywhere, True)
     made = [endpoint(*PLACES[letter], **flags) for letter, flags in found.items()]
@@ -81,13 +92,28 @@ def selection() -> list[Scenario]:
         _case("node without labels", {"b": zones("zone-a")}, "b", "b", zone=""),
         _case("zone hints, node without a zone", spread, "abch", "ab", zone=""),
         _case("zone hints, none for the node's zone", {"b": zones("zone-a")}, "b", "b", zone="zone-b"),
-        _case("zone hints, an endpoint of the zone is not ready", {**spread, "h": zones("zone-a", ready=False)}, "b", "ab"),
-        _case("zone hints, no endpoint of the zone is ready", {
-            **spread, "b": zones("zone-a", ready=False), "h": zones("zone-a", ready=False)}, "ac", "a"),
+        _case(
+            "zone hints, an endpoint of the zone is not ready", {**spread, "h": zones("zone-a", ready=False)}, "b", "ab"
+        ),
+        _case(
+            "zone hints, no endpoint of the zone is ready",
+            {**spread, "b": zones("zone-a", ready=False), "h": zones("zone-a", ready=False)},
+            "ac",
+            "a",
+        ),
         _case("zone hints, one endpoint has none", {**spread, "c": READY}, "abch", "ab"),
-        _case("zone hints, several zones each", {
-            "b": zones("zone-a", "zone-b", "zone-c"), "a": zones("zone-b", "zone-c"), "c": zones("zone-b", "zone-d"),
-            "h": zones("zone-c")}, "abh", "ab", zone="zone-c"),
+        _case(
+            "zone hints, several zones each",
+            {
+                "b": zones("zone-a", "zone-b", "zone-c"),
+                "a": zones("zone-b", "zone-c"),
+                "c": zones("zone-b", "zone-d"),
+                "h": zones("zone-c"),
+            },
+            "abh",
+            "ab",
+            zone="zone-c",
+        ),
         _case("zone hints against externalTrafficPolicy Local: both sets", near, "bc", "ab", ETP),
         _case("internalTrafficPolicy Local, no endpoints", {}, "", "", ITP),
         _case("internalTrafficPolicy Local, all elsewhere", away, "ch", "", ITP),
@@ -105,12 +131,24 @@ def selection() -> list[Scenario]:
         _case("external Local, ready here, terminating elsewhere", {"b": READY, "h": ENDING}, "b", "b", ETP),
         _case("all terminating and none serving", {"b": UNREADY | {"terminating": True}, "c": UNREADY}, "", ""),
         _case("node hints name this node", {"b": nodes(NODE), "a": nodes("n2"), "c": nodes("n3")}, "b", "ab"),
-        _case("node hints before zone hints", {
-            "b": nodes("n9", "zone-a"), "a": nodes(NODE, "zone-b"), "c": nodes("n2", "zone-a")}, "a", "ab"),
-        _case("node hints for others only: the zone decides", {
-            "b": nodes("n9", "zone-a"), "c": nodes("n2", "zone-b")}, "b", "b"),
+        _case(
+            "node hints before zone hints",
+            {"b": nodes("n9", "zone-a"), "a": nodes(NODE, "zone-b"), "c": nodes("n2", "zone-a")},
+            "a",
+            "ab",
+        ),
+        _case(
+            "node hints for others only: the zone decides",
+            {"b": nodes("n9", "zone-a"), "c": nodes("n2", "zone-b")},
+            "b",
+            "b",
+        ),
         _case("node hints for others only, no zone hints", {"b": nodes("n9"), "c": nodes("n2")}, "bc", "b"),
-        _case("node hints, one endpoint has none: the zone decides", {
-            "b": nodes(NODE, "zone-b"), "c": zones("zone-a")}, "c", "b"),
+        _case(
+            "node hints, one endpoint has none: the zone decides",
+            {"b": nodes(NODE, "zone-b"), "c": zones("zone-a")},
+            "c",
+            "b",
+        ),
         _case("node hints do not touch the Local set", {"b": nodes("n2"), "c": nodes(NODE)}, "c", "b", ITP | ETP),
     ]

@@ -1,7 +1,7 @@
 """The world of the conformance table and the words its rows are written in.
 
-The addresses are those of one small world: node `n1` with two pods, a pod on another node, and a host outside the cluster.
-Rows hold for IPv4; `Scenario.v6()` is the same row in IPv6.
+The addresses are those of one small world: node `n1` with two pods, a pod on another node, and a host outside the
+cluster. Rows hold for IPv4; `Scenario.v6()` is the same row in IPv6.
 """
 
 from __future__ import annotations
@@ -28,12 +28,23 @@ PORT, NODE_PORT, TARGET = 80, 30080, 9376
 B, C, H = Destination(POD_B, TARGET), Destination(POD_C, TARGET), Destination(HOST, TARGET)
 INTERFACES = {POD_A: "veth0", POD_B: "veth1", POD_C: "veth2", NODE_IP: ""}  # where packets come into the node
 INFO = NodeInfo(NODE, (NODE_IP,), "zone-a", ("10.244.0.0/16",), ("10.96.0.0/16",))
-_V6 = ((NODE_IP, "fd00:30::11"), (GATEWAY, "fd00:244:1::1"), (POD_A, "fd00:244:1::2"),
-       (POD_B, "fd00:244:1::3"), (POD_C, "fd00:244:2::2"),
-       (OUTSIDE, "fd00:30::1"), (HOST, "2001:db8:2::42"), ("10.96.0.", "fd00:96::"), (EXTERNAL, "2001:db8:51::7"),
-       (BALANCER, "2001:db8:51::8"), (BALANCER2, "2001:db8:51::9"),
-       (f"{NODE_IP}/32", "fd00:30::11/128"), (f"{OUTSIDE}/32", "fd00:30::1/128"),
-       ("10.244.0.0/16", "fd00:244::/32"), ("10.96.0.0/16", "fd00:96::/112"))
+_V6 = (
+    (NODE_IP, "fd00:30::11"),
+    (GATEWAY, "fd00:244:1::1"),
+    (POD_A, "fd00:244:1::2"),
+    (POD_B, "fd00:244:1::3"),
+    (POD_C, "fd00:244:2::2"),
+    (OUTSIDE, "fd00:30::1"),
+    (HOST, "2001:db8:2::42"),
+    ("10.96.0.", "fd00:96::"),
+    (EXTERNAL, "2001:db8:51::7"),
+    (BALANCER, "2001:db8:51::8"),
+    (BALANCER2, "2001:db8:51::9"),
+    (f"{NODE_IP}/32", "fd00:30::11/128"),
+    (f"{OUTSIDE}/32", "fd00:30::1/128"),
+    ("10.244.0.0/16", "fd00:244::/32"),
+    ("10.96.0.0/16", "fd00:96::/112"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,12 +66,21 @@ class Scenario:
     def v6(self) -> Scenario:
         """The same with IPv6 addresses; without what is on 127.0.0.1, which has no counterpart there."""
         objects = tuple(json.loads(_v6(json.dumps(obj))) for obj in self.objects)
-        expect = {replace(p, src=_v6(p.src), dst=_v6(p.dst)): Outcome(o.verdict, frozenset(
-            (Destination(_v6(b.ip), b.port), m) for b, m in o.to)) for p, o in self.expect.items() if p.dst != LOCALHOST}
-        node = replace(self.node, addresses=tuple(map(_v6, self.node.addresses)),
-                       pod_cidrs=tuple(map(_v6, self.node.pod_cidrs)),
-                       service_cidrs=tuple(map(_v6, self.node.service_cidrs)), reserved=tuple(map(_v6, self.node.reserved)),
-                       node_ports=None if self.node.node_ports is None else tuple(map(_v6, self.node.node_ports)))
+        expect = {
+            replace(p, src=_v6(p.src), dst=_v6(p.dst)): Outcome(
+                o.verdict, frozenset((Destination(_v6(b.ip), b.port), m) for b, m in o.to)
+            )
+            for p, o in self.expect.items()
+            if p.dst != LOCALHOST
+        }
+        node = replace(
+            self.node,
+            addresses=tuple(map(_v6, self.node.addresses)),
+            pod_cidrs=tuple(map(_v6, self.node.pod_cidrs)),
+            service_cidrs=tuple(map(_v6, self.node.service_cidrs)),
+            reserved=tuple(map(_v6, self.node.reserved)),
+            node_ports=None if self.node.node_ports is None else tuple(map(_v6, self.node.node_ports)),
+        )
         return Scenario(f"{self.name} (IPv6)", objects, expect, node)
 
 
@@ -75,12 +95,20 @@ def to(backends: Iterable[Destination], masquerade: bool) -> Outcome:
 
 
 def packet(src: str, dst: str, number: int = PORT, protocol: str = "TCP", *, bound: bool = False) -> Packet:
-    return Packet(src, dst, protocol, number, src == NODE_IP, bound, INTERFACES.get(src, "eth0"))  # type: ignore[arg-type]  # table shorthand
+    # table shorthand
+    return Packet(src, dst, protocol, number, src == NODE_IP, bound, INTERFACES.get(src, "eth0"))  # type: ignore[arg-type]
 
 
 def everything(*, name: str = "my-service", protocol: str = "TCP", **spec: Any) -> meta.Object:
-    return service(name, VIP, [port(PORT, protocol, node_port=NODE_PORT)], type="LoadBalancer", externalIPs=[EXTERNAL],
-                   ingress=[{"ip": BALANCER}], **spec)
+    return service(
+        name,
+        VIP,
+        [port(PORT, protocol, node_port=NODE_PORT)],
+        type="LoadBalancer",
+        externalIPs=[EXTERNAL],
+        ingress=[{"ip": BALANCER}],
+        **spec,
+    )
 
 
 def some_slice(*endpoints: Mapping[str, Any], protocol: str = "TCP", target: int = TARGET) -> meta.Object:

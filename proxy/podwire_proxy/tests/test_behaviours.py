@@ -1,4 +1,5 @@
-"""The conformance table is whole: every behaviour of a Service has rows, and the counted ones have as many as they must."""
+"""The conformance table is whole: every behaviour of a Service has rows, and the counted ones have as many as they
+must."""
 
 from __future__ import annotations
 
@@ -31,7 +32,11 @@ BEHAVIOURS: dict[str, tuple[str, ...]] = {
     "sloppy addresses and ranges": ("leading zeros",),
     "zero CIDR": ("source ranges: everyone",),
     "ipMode Proxy, host names": ("load balancer that wants", "an ingress by host name"),
-    "ClusterIP, NodePort, externalIP, load balancer": ("Cluster/Cluster, TCP", "Cluster/Cluster, UDP", "SCTP: ClusterIP"),
+    "ClusterIP, NodePort, externalIP, load balancer": (
+        "Cluster/Cluster, TCP",
+        "Cluster/Cluster, UDP",
+        "SCTP: ClusterIP",
+    ),
     "nodePortAddresses": ("NodePorts on chosen addresses",),
     "NodePorts on 127.0.0.1": ("NodePorts on 127.0.0.1: TCP", "NodePorts on 127.0.0.1: UDP"),
     "externalIPs are refused": ("externalIPs of others",),
@@ -40,17 +45,28 @@ BEHAVIOURS: dict[str, tuple[str, ...]] = {
     "internalTrafficPolicy": ("internalTrafficPolicy Local", "selection: internalTrafficPolicy Local, some here"),
     "externalTrafficPolicy": ("externalTrafficPolicy Local", "selection: internal Cluster, external Local"),
     "terminating fallback": (
-        "only terminating", "terminating beside", "selection: all terminating", "selection: external Local"),
+        "only terminating",
+        "terminating beside",
+        "selection: all terminating",
+        "selection: external Local",
+    ),
     "publishNotReadyAddresses": ("ready is what counts",),
     "zone hints": ("zone hints", "selection: zone hints"),
     "node hints": ("selection: node hints",),
-    "affinity": ("affinity: a pod", "affinity: outside", "affinity: another client", "affinity: externalTrafficPolicy Local"),
+    "affinity": (
+        "affinity: a pod",
+        "affinity: outside",
+        "affinity: another client",
+        "affinity: externalTrafficPolicy Local",
+    ),
     "local-traffic detectors": ("detector: interface prefix", "detector: one interface", "no detector"),
     "masqueradeAll": ("masquerade all, Cluster", "masquerade all, no detector"),
     "hairpin": ("hairpin", "hairpin, externalTrafficPolicy Local"),
     "no endpoint: refused": ("no endpoints", "no endpoints, UDP", "SCTP: no endpoints"),
     "Local, endpoints only elsewhere: dropped": (
-        "externalTrafficPolicy Local, none here", "internalTrafficPolicy Local, none here"),
+        "externalTrafficPolicy Local, none here",
+        "internalTrafficPolicy Local, none here",
+    ),
     "wrong port, ping of a ClusterIP": ("wrong port or protocol",),
     "unallocated address": ("unallocated Service address",),
     "address bound on the node": ("a Service address that is bound",),
@@ -80,21 +96,34 @@ def test_the_masquerade_matrix_is_whole() -> None:
     assert all({(p.src, p.dst, p.port) for p in row.expect} == cells for row in rows)
     assert len({(bool(row.node.pod_cidrs), row.node.masquerade_all) for row in rows}) == 4
     gap = next(row for row in rows if row.name == "externalTrafficPolicy Local")
-    assert gap.expect[s.packet(s.NODE_IP, s.NODE_IP, s.NODE_PORT)] == s.ALL_M, "the cell that Kubernetes' own tests miss"
+    assert gap.expect[s.packet(s.NODE_IP, s.NODE_IP, s.NODE_PORT)] == s.ALL_M, (
+        "the cell that Kubernetes' own tests miss"
+    )
     near = [p for row in s.localhost() if row.node.localhost for p in row.expect if p.dst == LOCALHOST and p.node]
     assert len(near) == 4
 
 
 def test_a_dual_stack_service_keeps_its_families_apart() -> None:
     """Each family has its own endpoints, source ranges and fate; a family without endpoints refuses."""
-    info = NodeInfo(s.NODE, (s.NODE_IP, "fd00:30::11"), "", ("10.244.0.0/16", "fd00:244::/32"),
-                    ("10.96.0.0/16", "fd00:96::/112"))
+    info = NodeInfo(
+        s.NODE, (s.NODE_IP, "fd00:30::11"), "", ("10.244.0.0/16", "fd00:244::/32"), ("10.96.0.0/16", "fd00:96::/112")
+    )
     tracker = Tracker(info)
-    tracker.service("default/my-service", service(
-        "my-service", [s.VIP, "fd00:96::20"], [port(s.PORT, node_port=s.NODE_PORT)], type="LoadBalancer",
-        ingress=[{"ip": s.BALANCER}, {"ip": "2001:db8:51::8"}], loadBalancerSourceRanges=["10.244.0.0/16"]))
+    tracker.service(
+        "default/my-service",
+        service(
+            "my-service",
+            [s.VIP, "fd00:96::20"],
+            [port(s.PORT, node_port=s.NODE_PORT)],
+            type="LoadBalancer",
+            ingress=[{"ip": s.BALANCER}, {"ip": "2001:db8:51::8"}],
+            loadBalancerSourceRanges=["10.244.0.0/16"],
+        ),
+    )
     four = endpoint_slice("my-service", [endpoint(s.POD_B, s.NODE)], [("", "TCP", s.TARGET)])
-    six = endpoint_slice("my-service", [endpoint("fd00:244:2::2", "n2")], [("", "TCP", s.TARGET)], name="six", family="IPv6")
+    six = endpoint_slice(
+        "my-service", [endpoint("fd00:244:2::2", "n2")], [("", "TCP", s.TARGET)], name="six", family="IPv6"
+    )
     tracker.slice("four", four)
     tracker.flush()
 
@@ -110,4 +139,6 @@ def test_a_dual_stack_service_keeps_its_families_apart() -> None:
     assert fate(pod6, "fd00:96::20").to == {(Destination("fd00:244:2::2", s.TARGET), False)}
     assert fate(pod6, "fd00:30::11", s.NODE_PORT).to == {(Destination("fd00:244:2::2", s.TARGET), True)}
     assert fate(s.OUTSIDE, s.BALANCER).verdict is Verdict.DROP
-    assert fate("2001:db8::1", "2001:db8:51::8").verdict is Verdict.FORWARD, "no range of that family: open to all of it"
+    assert fate("2001:db8::1", "2001:db8:51::8").verdict is Verdict.FORWARD, (
+        "no range of that family: open to all of it"
+    )

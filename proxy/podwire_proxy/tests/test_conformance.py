@@ -87,8 +87,10 @@ def test_affinity_as_planned(row: Affinity) -> None:
     for first in row.same:
         assert tracer.outcome(first).to
         noted = sorted(tracer.noted)
-        assert {Destination(str(ipaddress.ip_address(data[:-4])), int.from_bytes(data[-4:-2], "big")) for _, _, data in noted} == {
-            backend for backend, _ in free[first].to}, "whatever is chosen is noted, and nothing else"
+        assert {
+            Destination(str(ipaddress.ip_address(data[:-4])), int.from_bytes(data[-4:-2], "big"))
+            for _, _, data in noted
+        } == {backend for backend, _ in free[first].to}, "whatever is chosen is noted, and nothing else"
         for name, key, data in noted:
             tracer.dump.elements[name][key] = data
             outcomes = {p: tracer.outcome(p) for p in row.same}
@@ -117,14 +119,22 @@ def why(scenario: str, sent: Packet) -> str:
     return explain(tables(planned(row).dump), row.node, sent, claims).lines[-1]
 
 
-@pytest.mark.parametrize(("scenario", "sent", "words"), [
-    ("no endpoints", packet(POD_A, VIP), "no ready endpoint (2 in all)"),
-    ("externalTrafficPolicy Local, none here", packet(OUTSIDE, NODE_IP, NODE_PORT), "no ready endpoint is on node n1"),
-    ("source ranges: the world outside", packet(POD_A, BALANCER), "loadBalancerSourceRanges"),
-    ("source ranges, no endpoints", packet(OUTSIDE, BALANCER), "no ready endpoint"),
-    ("wrong port or protocol of a known ClusterIP", packet(POD_A, VIP, 81), "no port 81/TCP"),
-    ("unallocated Service address", packet(POD_A, UNUSED), "no Service has this address"),
-    ("pod to pod is left alone", packet(POD_A, POD_B, TARGET), "pass: ")])
+@pytest.mark.parametrize(
+    ("scenario", "sent", "words"),
+    [
+        ("no endpoints", packet(POD_A, VIP), "no ready endpoint (2 in all)"),
+        (
+            "externalTrafficPolicy Local, none here",
+            packet(OUTSIDE, NODE_IP, NODE_PORT),
+            "no ready endpoint is on node n1",
+        ),
+        ("source ranges: the world outside", packet(POD_A, BALANCER), "loadBalancerSourceRanges"),
+        ("source ranges, no endpoints", packet(OUTSIDE, BALANCER), "no ready endpoint"),
+        ("wrong port or protocol of a known ClusterIP", packet(POD_A, VIP, 81), "no port 81/TCP"),
+        ("unallocated Service address", packet(POD_A, UNUSED), "no Service has this address"),
+        ("pod to pod is left alone", packet(POD_A, POD_B, TARGET), "pass: "),
+    ],
+)
 def test_reasons(scenario: str, sent: Packet, words: str) -> None:
     assert words in why(scenario, sent)
 

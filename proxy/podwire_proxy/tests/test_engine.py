@@ -95,8 +95,12 @@ def test_where_another_program_is_in_the_way_it_is_tried_again_soon() -> None:
     assert pacer.due(12.0) == RETRY_LAST
 
 
-@pytest.mark.parametrize(("no_notifications", "took", "interval"), [(False, 0.1, 600), (True, 0.1, 60), (True, 1.0, 200), (True, 9.0, 600)])
-def test_a_backend_that_does_not_hear_everything_reads_back_often(no_notifications: bool, took: float, interval: float) -> None:
+@pytest.mark.parametrize(
+    ("no_notifications", "took", "interval"), [(False, 0.1, 600), (True, 0.1, 60), (True, 1.0, 200), (True, 9.0, 600)]
+)
+def test_a_backend_that_does_not_hear_everything_reads_back_often(
+    no_notifications: bool, took: float, interval: float
+) -> None:
     pacer = Pacer(0.01, no_notifications=no_notifications)
     assert pacer.start(0.0) is True
     pacer.done(took, ok=True, full=True)
@@ -118,8 +122,13 @@ def test_a_change_during_a_sync_is_not_lost() -> None:
 def test_stale_flows() -> None:
     front, other = Key("10.96.0.1", "UDP", 53), Key("172.30.0.99", "UDP", 30053)
     good, gone = Destination("10.244.1.2", 53), Destination("10.244.1.3", 53)
-    flows = [Flow(front, good, ("c", 1)), Flow(front, gone, ("c", 2)), Flow(front, Destination(front.ip, front.port), ("c", 3)),
-             Flow(other, gone, ("c", 4)), Flow(Key("10.96.0.1", "UDP", 54), gone, ("c", 5))]
+    flows = [
+        Flow(front, good, ("c", 1)),
+        Flow(front, gone, ("c", 2)),
+        Flow(front, Destination(front.ip, front.port), ("c", 3)),
+        Flow(other, gone, ("c", 4)),
+        Flow(Key("10.96.0.1", "UDP", 54), gone, ("c", 5)),
+    ]
     assert [flow.source[1] for flow in stale(flows, {front: frozenset({good})})] == [2, 3]
     assert list(stale(flows, {front: frozenset()})) == [], "nowhere to go instead"
 
@@ -128,8 +137,12 @@ def test_attempts_stray_where_no_new_connection_goes() -> None:
     tracker, front = Tracker(NodeInfo("n1", ("172.30.0.11",))), Key("10.96.0.1", "TCP", 80)
     balancer = Key("192.0.2.1", "TCP", 80)
     good, gone = Destination("10.244.1.2", 80), Destination("10.244.1.3", 80)
-    flows = [Flow(front, gone, ("c", 1), opening=True), Flow(front, good, ("c", 2), opening=True), Flow(front, gone, ("c", 3)),
-             Flow(Key("10.96.0.9", "TCP", 80), gone, ("c", 4), opening=True)]
+    flows = [
+        Flow(front, gone, ("c", 1), opening=True),
+        Flow(front, good, ("c", 2), opening=True),
+        Flow(front, gone, ("c", 3)),
+        Flow(Key("10.96.0.9", "TCP", 80), gone, ("c", 4), opening=True),
+    ]
 
     def change(*ips: str, ingress: str = "") -> set[Key]:
         made = service("web", front.ip, [port(80)], type="LoadBalancer")
@@ -163,29 +176,50 @@ def test_tcp_flows_are_stale_only_where_a_service_asks() -> None:
         made["metadata"]["annotations"] = {"podwire.io/reset-on-endpoint-removal": answer}
         problems = tracker.service(f"default/{name}", made)
         assert bool(problems) == (answer == "yes")
-        tracker.slice(name, endpoint_slice(name, [
-            endpoint("10.244.1.2"), endpoint("10.244.1.3", ready=False, terminating=True)], [("", "TCP", 80)]))
+        tracker.slice(
+            name,
+            endpoint_slice(
+                name, [endpoint("10.244.1.2"), endpoint("10.244.1.3", ready=False, terminating=True)], [("", "TCP", 80)]
+            ),
+        )
     tracker.flush()
     wanted = serving(tracker.dataplane.frontends)
     assert wanted == {asking: {Destination("10.244.1.2", 80), Destination("10.244.1.3", 80)}}
     flows = [Flow(asking, Destination(f"10.244.1.{n}", 80), ("c", n)) for n in (2, 3, 4)]
-    flows += [Flow(asking, Destination(asking.ip, 80), ("c", 5)), Flow(asking, Destination("10.244.1.4", 80), ("c", 6), over=True),
-              Flow(other, Destination("10.244.1.4", 80), ("c", 7))]
-    assert [flow.source[1] for flow in stale(flows, wanted)] == [4], "neither terminating, untranslated, closed, nor of others"
+    flows += [
+        Flow(asking, Destination(asking.ip, 80), ("c", 5)),
+        Flow(asking, Destination("10.244.1.4", 80), ("c", 6), over=True),
+        Flow(other, Destination("10.244.1.4", 80), ("c", 7)),
+    ]
+    assert [flow.source[1] for flow in stale(flows, wanted)] == [4], (
+        "neither terminating, untranslated, closed, nor of others"
+    )
     tracker.slice("asking", None)
     tracker.flush()
-    assert [flow.source[1] for flow in stale(flows, serving({asking: tracker.dataplane.frontends[asking]}))] == [2, 3, 4]
+    assert [flow.source[1] for flow in stale(flows, serving({asking: tracker.dataplane.frontends[asking]}))] == [
+        2,
+        3,
+        4,
+    ]
 
 
-@pytest.mark.parametrize(("source", "destination"), [
-    (("10.96.0.1", 80), ("10.244.1.2", 40001)), (("fd00:96::1", 80), ("fd00:244::2", 40001))])
-def test_a_provocation_is_a_whole_packet_with_the_right_checksum(source: tuple[str, int], destination: tuple[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("source", "destination"),
+    [(("10.96.0.1", 80), ("10.244.1.2", 40001)), (("fd00:96::1", 80), ("fd00:244::2", 40001))],
+)
+def test_a_provocation_is_a_whole_packet_with_the_right_checksum(
+    source: tuple[str, int], destination: tuple[str, int]
+) -> None:
     raw = challenge_ack_probe(source, destination)
     made = (IPv6 if ":" in source[0] else IP)(raw)
     again = type(made)(src=made.src, dst=made.dst) / TCP(bytes(made[TCP]))
     del again[TCP].chksum
     assert type(made)(bytes(again))[TCP].chksum == made[TCP].chksum
-    assert ((made.src, made[TCP].sport), (made.dst, made[TCP].dport), str(made[TCP].flags)) == (source, destination, "FS")
+    assert ((made.src, made[TCP].sport), (made.dst, made[TCP].dport), str(made[TCP].flags)) == (
+        source,
+        destination,
+        "FS",
+    )
 
 
 def test_metrics_are_prometheus_text() -> None:
@@ -197,30 +231,49 @@ def test_metrics_are_prometheus_text() -> None:
     lines = dict(line.rsplit(" ", 1) for line in metrics.render().splitlines() if not line.startswith("#"))
     name = "kubeproxy_sync_partial_proxy_rules_duration_seconds"
     for family in ("IPv4", "IPv6"):
-        found = [lines[f'{name}_bucket{{ip_family="{family}",le="{bound}"}}'] for bound in ("0.002", "0.004", "16.384", "+Inf")]
+        found = [
+            lines[f'{name}_bucket{{ip_family="{family}",le="{bound}"}}']
+            for bound in ("0.002", "0.004", "16.384", "+Inf")
+        ]
         assert found == ["0", "1", "1", "2"]
     assert lines["podwire_proxy_services"] == "3"
     assert lines["podwire_proxy_connection_attempts_freed_total"] == "5"
     assert lines['kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv6"}'] == "2"
     assert lines['kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"}'] == "0"
-    assert lines['kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv6",traffic_policy="external"}'] == "4"
+    assert (
+        lines['kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv6",traffic_policy="external"}'] == "4"
+    )
     assert lines['kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="0.5"}'] == "1"
 
 
 COMMON = {
-    "sync_proxy_rules_duration_seconds", "sync_full_proxy_rules_duration_seconds",
-    "sync_partial_proxy_rules_duration_seconds", "sync_proxy_rules_last_timestamp_seconds",
-    "sync_proxy_rules_last_queued_timestamp_seconds", "sync_proxy_rules_endpoint_changes_pending",
-    "sync_proxy_rules_endpoint_changes_total", "sync_proxy_rules_service_changes_pending",
-    "sync_proxy_rules_service_changes_total", "sync_proxy_rules_no_local_endpoints_total",
-    "network_programming_duration_seconds", "proxy_healthz_total", "proxy_livez_total",
-    "conntrack_reconciler_sync_duration_seconds", "conntrack_reconciler_deleted_entries_total"}
+    "sync_proxy_rules_duration_seconds",
+    "sync_full_proxy_rules_duration_seconds",
+    "sync_partial_proxy_rules_duration_seconds",
+    "sync_proxy_rules_last_timestamp_seconds",
+    "sync_proxy_rules_last_queued_timestamp_seconds",
+    "sync_proxy_rules_endpoint_changes_pending",
+    "sync_proxy_rules_endpoint_changes_total",
+    "sync_proxy_rules_service_changes_pending",
+    "sync_proxy_rules_service_changes_total",
+    "sync_proxy_rules_no_local_endpoints_total",
+    "network_programming_duration_seconds",
+    "proxy_healthz_total",
+    "proxy_livez_total",
+    "conntrack_reconciler_sync_duration_seconds",
+    "conntrack_reconciler_deleted_entries_total",
+}
 OF_BACKEND = {
     "nftables": {"sync_proxy_rules_nftables_sync_failures_total", "sync_proxy_rules_nftables_cleanup_failures_total"},
-    "iptables": {"sync_proxy_rules_iptables_total", "sync_proxy_rules_iptables_last",
-                 "sync_proxy_rules_iptables_restore_failures_total",
-                 "sync_proxy_rules_iptables_partial_restore_failures_total", "iptables_ct_state_invalid_dropped_packets_total",
-                 "iptables_localhost_nodeports_accepted_packets_total"}}
+    "iptables": {
+        "sync_proxy_rules_iptables_total",
+        "sync_proxy_rules_iptables_last",
+        "sync_proxy_rules_iptables_restore_failures_total",
+        "sync_proxy_rules_iptables_partial_restore_failures_total",
+        "iptables_ct_state_invalid_dropped_packets_total",
+        "iptables_localhost_nodeports_accepted_packets_total",
+    },
+}
 
 
 @pytest.mark.parametrize("backend", OF_BACKEND)
@@ -255,8 +308,13 @@ def test_decoding_garbage_never_raises(data: bytes) -> None:
     list(codec.split(data))
 
 
-VALUES = st.one_of(st.none(), st.just(nft.INTERVAL_END), st.just(nft.Verdict(-4, "lb3")), st.just(nft.Verdict(0)),
-                   st.binary(min_size=4, max_size=8).map(lambda b: b[:4]))
+VALUES = st.one_of(
+    st.none(),
+    st.just(nft.INTERVAL_END),
+    st.just(nft.Verdict(-4, "lb3")),
+    st.just(nft.Verdict(0)),
+    st.binary(min_size=4, max_size=8).map(lambda b: b[:4]),
+)
 
 
 @given(st.dictionaries(st.binary(min_size=4, max_size=4), VALUES, max_size=2500))
@@ -271,12 +329,18 @@ def test_elements_round_trip_over_as_many_messages_as_they_need(items: dict[byte
     assert found == items
 
 
-@pytest.mark.parametrize(("cidrs", "expected"), [
-    (["10.0.0.0/8"], {b"\x0a\0\0\0": None, b"\x0b\0\0\0": nft.INTERVAL_END}),
-    (["10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16"], {b"\x0a\0\0\0": None, b"\x0b\0\0\0": nft.INTERVAL_END}),
-    (["0.0.0.0/0"], {b"\0\0\0\0": None}), (["255.0.0.0/8"], {b"\xff\0\0\0": None}), ([], {}),
-    (["::/0"], {bytes(16): None}),
-    (["fe80::/128"], {b"\xfe\x80" + bytes(14): None, b"\xfe\x80" + bytes(13) + b"\1": nft.INTERVAL_END})])
+@pytest.mark.parametrize(
+    ("cidrs", "expected"),
+    [
+        (["10.0.0.0/8"], {b"\x0a\0\0\0": None, b"\x0b\0\0\0": nft.INTERVAL_END}),
+        (["10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16"], {b"\x0a\0\0\0": None, b"\x0b\0\0\0": nft.INTERVAL_END}),
+        (["0.0.0.0/0"], {b"\0\0\0\0": None}),
+        (["255.0.0.0/8"], {b"\xff\0\0\0": None}),
+        ([], {}),
+        (["::/0"], {bytes(16): None}),
+        (["fe80::/128"], {b"\xfe\x80" + bytes(14): None, b"\xfe\x80" + bytes(13) + b"\1": nft.INTERVAL_END}),
+    ],
+)
 def test_intervals(cidrs: list[str], expected: dict[bytes, nft.Value]) -> None:
     assert nft.intervals(cidrs) == expected
 
@@ -291,13 +355,16 @@ def test_the_fake_refuses_what_the_kernel_refuses() -> None:
     kernel.commit(nft.Transaction().add(TABLE, SET, MAP, chain))
     key = bytes((10, 0, 0, 1))
     for bad, code in (
-            (nft.Transaction().delete(nft.Elements(MAP, {key: None})), errno.ENOENT),
-            (nft.Transaction().add(nft.Elements(MAP, {key: nft.Verdict(-4, "missing")})), errno.ENOENT),
-            (nft.Transaction().add(nft.Elements(SET, {key: None})), errno.EINVAL),
-            (nft.Transaction().add(nft.Rule(chain, (nft.Lookup("missing"),))), errno.ENOENT),
-            (nft.Transaction().add(nft.Elements(MAP, {key: nft.Verdict(-4, "c")})).delete(chain), errno.EBUSY),
-            (nft.Transaction().add(nft.Elements(MAP, {key: nft.Verdict(0)}), nft.Elements(MAP, {key: nft.Verdict(1)})),
-             errno.EEXIST)):
+        (nft.Transaction().delete(nft.Elements(MAP, {key: None})), errno.ENOENT),
+        (nft.Transaction().add(nft.Elements(MAP, {key: nft.Verdict(-4, "missing")})), errno.ENOENT),
+        (nft.Transaction().add(nft.Elements(SET, {key: None})), errno.EINVAL),
+        (nft.Transaction().add(nft.Rule(chain, (nft.Lookup("missing"),))), errno.ENOENT),
+        (nft.Transaction().add(nft.Elements(MAP, {key: nft.Verdict(-4, "c")})).delete(chain), errno.EBUSY),
+        (
+            nft.Transaction().add(nft.Elements(MAP, {key: nft.Verdict(0)}), nft.Elements(MAP, {key: nft.Verdict(1)})),
+            errno.EEXIST,
+        ),
+    ):
         with pytest.raises(Refused) as caught:
             kernel.commit(bad)
         assert caught.value.errno == code
@@ -337,7 +404,9 @@ def test_a_listener_that_goes_leaves_no_client_waiting(turns: int) -> None:
     """Whatever step the loop has come to with a connection: it is answered, closed or reset."""
 
     async def ask() -> None:
-        runner = await health.serve("127.0.0.1:0", health.routes(Metrics(), lambda: health.Health(True, ""), "nftables", {}))
+        runner = await health.serve(
+            "127.0.0.1:0", health.routes(Metrics(), lambda: health.Health(True, ""), "nftables", {})
+        )
         with socket.create_connection(runner.addresses[0]) as client:
             client.sendall(b"GET /proxyMode HTTP/1.1\r\nHost: n1\r\n\r\n")
             for _ in range(turns):
@@ -354,19 +423,30 @@ def test_a_listener_that_goes_leaves_no_client_waiting(turns: int) -> None:
         gc.enable()
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"backend": "ipvs"}, "backend"), ({"service_cidrs": ()}, "service_cidrs"),
-    ({"cluster_cidrs": ("10.244/16",)}, "cluster_cidrs"),
-    ({"metrics_address": "10249"}, "metrics_address"), ({"metrics_address": "host:http"}, "metrics_address")])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"backend": "ipvs"}, "backend"),
+        ({"service_cidrs": ()}, "service_cidrs"),
+        ({"cluster_cidrs": ("10.244/16",)}, "cluster_cidrs"),
+        ({"metrics_address": "10249"}, "metrics_address"),
+        ({"metrics_address": "host:http"}, "metrics_address"),
+    ],
+)
 def test_a_config_that_cannot_be_used_names_its_field(change: dict[str, Any], words: str) -> None:
     config = replace(main.ProxyConfig("n1", None, Path("/nowhere")), **change)
     with pytest.raises(ConfigError, match=f"^{words}: "):
         main.run(config)
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--node-name", "n1", "--service-cidr", "ten", "--dry-run"], "service_cidrs"),
-    ([], "node-name"), (["--node-name", "n1", "--kubeconfig", "/does/not/exist", "--dry-run"], "/does/not/exist")])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--node-name", "n1", "--service-cidr", "ten", "--dry-run"], "service_cidrs"),
+        ([], "node-name"),
+        (["--node-name", "n1", "--kubeconfig", "/does/not/exist", "--dry-run"], "/does/not/exist"),
+    ],
+)
 def test_bad_input_gets_one_line_not_a_traceback(arguments: list[str], words: str) -> None:
     done = CliRunner().invoke(main.command, arguments)
     assert done.exit_code != 0
@@ -374,7 +454,9 @@ def test_bad_input_gets_one_line_not_a_traceback(arguments: list[str], words: st
     assert "Traceback" not in done.output
 
 
-def test_a_health_check_port_that_is_taken_is_told_once_and_served_when_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_health_check_port_that_is_taken_is_told_once_and_served_when_it_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Nothing else changes meanwhile: the listener must come by itself."""
     monkeypatch.setattr(health, "AGAIN", 0.01)
     told: list[str] = []

@@ -17,16 +17,45 @@ from podwire_proxy.model import Destination, NodeInfo
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
 NODE = NodeInfo("n1", ("172.30.0.11",), "zone-a", ("10.244.0.0/16",), ("10.96.0.0/16",))
-GARBAGE: tuple[Any, ...] = (None, 0, -1, 70000, 10**12, 1.5, True, "abc", "", "10.0.0.1", "1.2.3.4/33",
-                            [], [None], ["x"], [{}], {}, {"a": 1})
+GARBAGE: tuple[Any, ...] = (
+    None,
+    0,
+    -1,
+    70000,
+    10**12,
+    1.5,
+    True,
+    "abc",
+    "",
+    "10.0.0.1",
+    "1.2.3.4/33",
+    [],
+    [None],
+    ["x"],
+    [{}],
+    {},
+    {"a": 1},
+)
 SERVICE = service(
-    "bad", "10.96.0.9", [port(80, node_port=30080)], type="LoadBalancer", ingress=[{"ip": "198.51.100.8", "ipMode": "VIP"}],
-    externalIPs=["198.51.100.7"], externalTrafficPolicy="Local", internalTrafficPolicy="Cluster", healthCheckNodePort=30500,
-    loadBalancerSourceRanges=["10.0.0.0/8"], sessionAffinity="ClientIP",
-    sessionAffinityConfig={"clientIP": {"timeoutSeconds": 60}})
+    "bad",
+    "10.96.0.9",
+    [port(80, node_port=30080)],
+    type="LoadBalancer",
+    ingress=[{"ip": "198.51.100.8", "ipMode": "VIP"}],
+    externalIPs=["198.51.100.7"],
+    externalTrafficPolicy="Local",
+    internalTrafficPolicy="Cluster",
+    healthCheckNodePort=30500,
+    loadBalancerSourceRanges=["10.0.0.0/8"],
+    sessionAffinity="ClientIP",
+    sessionAffinityConfig={"clientIP": {"timeoutSeconds": 60}},
+)
 SERVICE["metadata"]["annotations"] = {"podwire.io/reset-on-endpoint-removal": "true"}
-SLICE = endpoint_slice("bad", [endpoint("10.244.1.9", "n1", ready=True, hints={
-    "forZones": [{"name": "zone-a"}], "forNodes": [{"name": "n1"}]})], [("", "TCP", 8080)])
+SLICE = endpoint_slice(
+    "bad",
+    [endpoint("10.244.1.9", "n1", ready=True, hints={"forZones": [{"name": "zone-a"}], "forNodes": [{"name": "n1"}]})],
+    [("", "TCP", 8080)],
+)
 GOOD = Key("10.96.0.1", "TCP", 80)
 
 
@@ -70,22 +99,35 @@ def test_a_misshapen_object_is_told_and_what_it_said_before_stays() -> None:
     assert tracker.service("default/bad", SERVICE) == tracker.slice("default/bad-1", SLICE) == []
     tracker.flush()
     before = dict(tracker.dataplane.frontends)
-    for problem, in (tracker.service("default/bad", {**SERVICE, "spec": {**SERVICE["spec"], "ports": "all"}}),
-                     tracker.slice("default/bad-1", {**SLICE, "endpoints": [None]})):
+    for (problem,) in (
+        tracker.service("default/bad", {**SERVICE, "spec": {**SERVICE["spec"], "ports": "all"}}),
+        tracker.slice("default/bad-1", {**SLICE, "endpoints": [None]}),
+    ):
         assert "passed over, what it said before stays" in problem
     assert not tracker.flush()
     assert tracker.dataplane.frontends == before
 
 
-@pytest.mark.parametrize(("field", "changes", "used"), [
-    ("spec.ports[0].nodePort", {"ports": [port(80, node_port=-1)]}, (0, 0)),
-    ("spec.ports[0].nodePort", {"ports": [{**port(80), "nodePort": "30080"}]}, (0, 0)),
-    ("spec.sessionAffinityConfig.clientIP.timeoutSeconds",
-     {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": -5}}}, (0, 10800)),
-    ("spec.sessionAffinityConfig.clientIP.timeoutSeconds",
-     {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 86401}}}, (0, 10800))])
+@pytest.mark.parametrize(
+    ("field", "changes", "used"),
+    [
+        ("spec.ports[0].nodePort", {"ports": [port(80, node_port=-1)]}, (0, 0)),
+        ("spec.ports[0].nodePort", {"ports": [{**port(80), "nodePort": "30080"}]}, (0, 0)),
+        (
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+            {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": -5}}},
+            (0, 10800),
+        ),
+        (
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+            {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 86401}}},
+            (0, 10800),
+        ),
+    ],
+)
 def test_numbers_out_of_range_are_told_and_the_rest_is_served(
-        field: str, changes: dict[str, Any], used: tuple[int, int]) -> None:
+    field: str, changes: dict[str, Any], used: tuple[int, int]
+) -> None:
     obj = service("bad", "10.96.0.9", [port(80)], type="NodePort")
     obj["spec"].update(changes)
     (made,), (problem,) = service_ports(obj)

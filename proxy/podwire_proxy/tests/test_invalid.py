@@ -12,8 +12,10 @@ from podwire_proxy.nftables.layout import Layout, static_rules
 from podwire_proxy.testing import scenarios as s
 
 
-@pytest.mark.parametrize(("settings", "dropped"), [((), True), ((("nf_conntrack_tcp_be_liberal", 1),), False),
-                                                   ((("nf_conntrack_tcp_be_liberal", 0),), True)])
+@pytest.mark.parametrize(
+    ("settings", "dropped"),
+    [((), True), ((("nf_conntrack_tcp_be_liberal", 1),), False), ((("nf_conntrack_tcp_be_liberal", 0),), True)],
+)
 def test_a_liberal_conntrack_needs_no_drop(settings: tuple[tuple[str, int], ...], dropped: bool) -> None:
     config = ProxyConfig("n1", None, Path("/run/podwire"), conntrack=settings)
     node = node_info(config, None, ())

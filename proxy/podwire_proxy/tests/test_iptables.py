@@ -1,4 +1,5 @@
-"""The iptables backend on paper: the conformance table, random Services and packets, random sequences of changes, cost."""
+"""The iptables backend on paper: the conformance table, random Services and packets, random sequences of changes,
+cost."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ def test_affinity_as_planned(row: s.Affinity) -> None:
     for first in row.same:
         assert tracer.outcome(first).to
         noted = sorted(tracer.noted)
-        assert {to for _, _, to in noted} == {to for to, _ in free[first].to}, "whatever is chosen is noted, and nothing else"
+        assert {to for _, _, to in noted} == {to for to, _ in free[first].to}, (
+            "whatever is chosen is noted, and nothing else"
+        )
         for name, client, to in noted:
             tracer.state.sets[name].add(client)
             assert {backend for p in row.same for backend, _ in tracer.outcome(p).to} == {to}
@@ -75,14 +78,22 @@ def test_explanations_tell_the_same(scenario: s.Scenario) -> None:
         assert (found.verdict, frozenset(found.to)) == (outcome.verdict.value, outcome.to), found.lines
 
 
-@pytest.mark.parametrize(("scenario", "sent", "words"), [
-    ("no endpoints", s.packet(s.POD_A, s.VIP), "no ready endpoint (2 in all)"),
-    ("externalTrafficPolicy Local, none here", s.packet(s.OUTSIDE, s.NODE_IP, s.NODE_PORT), "no ready endpoint is on node n1"),
-    ("source ranges: the world outside", s.packet(s.POD_A, s.BALANCER), "loadBalancerSourceRanges"),
-    ("source ranges, no endpoints", s.packet(s.OUTSIDE, s.BALANCER), "no ready endpoint"),
-    ("wrong port or protocol of a known ClusterIP", s.packet(s.POD_A, s.VIP, 81), "no port 81/TCP"),
-    ("unallocated Service address", s.packet(s.POD_A, s.UNUSED), "no Service has this address"),
-    ("pod to pod is left alone", s.packet(s.POD_A, s.POD_B, s.TARGET), "pass: ")])
+@pytest.mark.parametrize(
+    ("scenario", "sent", "words"),
+    [
+        ("no endpoints", s.packet(s.POD_A, s.VIP), "no ready endpoint (2 in all)"),
+        (
+            "externalTrafficPolicy Local, none here",
+            s.packet(s.OUTSIDE, s.NODE_IP, s.NODE_PORT),
+            "no ready endpoint is on node n1",
+        ),
+        ("source ranges: the world outside", s.packet(s.POD_A, s.BALANCER), "loadBalancerSourceRanges"),
+        ("source ranges, no endpoints", s.packet(s.OUTSIDE, s.BALANCER), "no ready endpoint"),
+        ("wrong port or protocol of a known ClusterIP", s.packet(s.POD_A, s.VIP, 81), "no port 81/TCP"),
+        ("unallocated Service address", s.packet(s.POD_A, s.UNUSED), "no Service has this address"),
+        ("pod to pod is left alone", s.packet(s.POD_A, s.POD_B, s.TARGET), "pass: "),
+    ],
+)
 def test_reasons(scenario: str, sent: Packet, words: str) -> None:
     row = next(row for row in TABLE if row.name == scenario)
     claims = {(sent.dst, "TCP", sent.port): ("default/my-service", 2, 0)}
@@ -107,8 +118,9 @@ def test_oracle_and_rules_agree(objects: list[meta.Object], sent: list[Packet]) 
 
 
 @given(changes, *[st.sets(st.integers(0, 12))] * 3, st.lists(packets(), max_size=4))
-def test_any_sequence_of_changes_equals_a_fresh_build(done: list[Any], syncs: set[int], sweeps: set[int], restarts: set[int],
-                                                      sent: list[Packet]) -> None:
+def test_any_sequence_of_changes_equals_a_fresh_build(
+    done: list[Any], syncs: set[int], sweeps: set[int], restarts: set[int], sent: list[Packet]
+) -> None:
     """Coalesced at will, swept at once or late, with restarts in between that read the kernel back."""
     tracker, kernel, planner = Tracker(s.INFO), Kernel(), Planner("ip", s.INFO)
     tracker.flush()
@@ -133,7 +145,9 @@ def test_any_sequence_of_changes_equals_a_fresh_build(done: list[Any], syncs: se
             continue
         # Swept or not yet: what is still to go from `filter` decides nothing that a packet of now may ask for.
         tracer = Tracer(kernel.read(), tracker.dataplane.node)
-        assert {p: tracer.outcome(p) for p in sent} == {p: decide(tracker.dataplane, p) for p in sent} or planner.unswept
+        assert {p: tracer.outcome(p) for p in sent} == {
+            p: decide(tracker.dataplane, p) for p in sent
+        } or planner.unswept
         if index in sweeps or change is None:
             take(planner.sweep())
             assert not planner.unswept
@@ -147,7 +161,9 @@ def _cluster(count: int, endpoints: int = 5) -> tuple[Tracker, Kernel, Planner]:
     """`count` Services, in a kernel."""
     tracker, kernel, planner = Tracker(s.INFO), Kernel(), Planner("ip", s.INFO)
     for number in range(count):
-        tracker.service(f"default/s{number}", service(f"s{number}", f"10.96.{number // 200}.{number % 200 + 1}", [port(80)]))
+        tracker.service(
+            f"default/s{number}", service(f"s{number}", f"10.96.{number // 200}.{number % 200 + 1}", [port(80)])
+        )
         tracker.slice(f"default/s{number}-1", _some(f"s{number}", endpoints))
     tracker.flush()
     take(kernel, planner, planner.full(tracker.dataplane, KernelState()))
@@ -196,7 +212,9 @@ def test_the_way_to_a_service_is_short() -> None:
     """The rules that a packet is held against on its way to the last of 3,000 Services."""
     _, kernel, _ = _cluster(3000, 1)
     chains = kernel.read().chains
-    leaves = [len(rules) for (_, name), rules in chains.items() if name.startswith("PODWIRE-A-") and name.count("-") == 3]
+    leaves = [
+        len(rules) for (_, name), rules in chains.items() if name.startswith("PODWIRE-A-") and name.count("-") == 3
+    ]
     assert len(chains[Chain("nat", "PODWIRE-SERVICES")]) <= 32
     assert max(leaves) <= 3000 / 1024 * 4
 
@@ -222,7 +240,8 @@ def test_what_others_break_is_mended_and_only_that() -> None:
 
 
 def test_a_refusal_goes_after_what_replaces_it() -> None:
-    """Endpoints come: `nat` takes the packets at once, `filter` forgets in a later commit. They go: `filter` is first."""
+    """Endpoints come: `nat` takes the packets at once, `filter` forgets in a later commit. They go: `filter` is
+    first."""
     tracker, kernel, planner = _cluster(3, 0)
     tracker.slice("default/s1-1", _some("s1", 1))
     plan = take(kernel, planner, planner.change(tracker.dataplane, tracker.flush()))
@@ -286,12 +305,20 @@ def test_names_fit_and_odd_names_of_objects_end_no_rule() -> None:
 
 
 def test_read_back_is_what_was_written() -> None:
-    lines = ["*nat", ":PREROUTING ACCEPT [0:0]", ":DOCKER - [0:0]", ":PODWIRE-MARK - [0:0]", "-A PREROUTING -j DOCKER",
-             '-A PREROUTING -m comment --comment "podwire: Services" -j PODWIRE-SERVICES',
-             "-A PODWIRE-MARK -j CONNMARK --set-xmark 0x4000/0x4000", "COMMIT"]
+    lines = [
+        "*nat",
+        ":PREROUTING ACCEPT [0:0]",
+        ":DOCKER - [0:0]",
+        ":PODWIRE-MARK - [0:0]",
+        "-A PREROUTING -j DOCKER",
+        '-A PREROUTING -m comment --comment "podwire: Services" -j PODWIRE-SERVICES',
+        "-A PODWIRE-MARK -j CONNMARK --set-xmark 0x4000/0x4000",
+        "COMMIT",
+    ]
     assert parse("\n".join(lines)) == {
         Chain("nat", "PODWIRE-MARK"): ("-j CONNMARK --set-xmark 0x4000/0x4000",),
-        Chain("nat", "PREROUTING"): ('-m comment --comment "podwire: Services" -j PODWIRE-SERVICES',)}
+        Chain("nat", "PREROUTING"): ('-m comment --comment "podwire: Services" -j PODWIRE-SERVICES',),
+    }
 
 
 @pytest.mark.parametrize("which", FAMILIES)
@@ -316,8 +343,13 @@ def stages(plan: Plan) -> list[Plan]:
     """The steps in which a plan gets to the kernel; a kill can come between any two."""
     alone = [Plan(before=(op,)) for op in plan.before]
     for table in plan.tables:
-        alone.append(Plan(write={c: rules for c, rules in plan.write.items() if c.table == table}, have=plan.have,
-                          delete=tuple(c for c in plan.delete if c.table == table)))
+        alone.append(
+            Plan(
+                write={c: rules for c, rules in plan.write.items() if c.table == table},
+                have=plan.have,
+                delete=tuple(c for c in plan.delete if c.table == table),
+            )
+        )
     return alone + [Plan(after=(op,)) for op in plan.after]
 
 
@@ -343,7 +375,9 @@ def test_a_kill_at_any_moment_of_a_sync_is_made_good_by_the_next_start(done: lis
 
 def test_a_program_that_is_missing_or_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "_PATH", "/nowhere")
-    with pytest.raises(programs.ProgramError, match="iptables-nft-restore is not installed; install the package iptables"):
+    with pytest.raises(
+        programs.ProgramError, match="iptables-nft-restore is not installed; install the package iptables"
+    ):
         programs.detect()
     with pytest.raises(programs.ProgramError, match="ip6tables-legacy-save is not installed"):
         programs.program("legacy", "ip6", "save")

@@ -105,7 +105,7 @@ def test_the_next_one_takes_over_within_two_seconds(end: str, phases: list[float
     packets = PacketSocket(phases)
     packets.run(4)
     before = {one: packets.owners(one) for one in IPS}
-    gone, = before[ip]
+    (gone,) = before[ip]
     setattr(packets.nodes[gone], end, False)
     packets.run(1.7)
     assert packets.settled()
@@ -132,7 +132,9 @@ def test_an_api_server_that_is_away_for_all_moves_nothing(found: list[float], se
 
 
 @given(phases, st.floats(0, 10), st.booleans())
-def test_a_machine_that_stood_still_with_all_its_nodes_moves_nothing(found: list[float], seconds: float, fresh: bool) -> None:
+def test_a_machine_that_stood_still_with_all_its_nodes_moves_nothing(
+    found: list[float], seconds: float, fresh: bool
+) -> None:
     """Nobody listened meanwhile, so that nobody was heard says nothing; nor has a node listened that just began to."""
     packets = PacketSocket([*found, 0.0])
     packets.nodes["n0"].alive = not fresh
@@ -145,8 +147,10 @@ def test_a_machine_that_stood_still_with_all_its_nodes_moves_nothing(found: list
     assert (before, moves) == ([packets.owners(ip) for ip in IPS], packets.moves)
 
 
-CHANGES = st.lists(st.tuples(st.sampled_from(["kill", "start", "cut", "mend", "unplug", "plug"]), st.integers(0, 3),
-                             st.floats(0, 3)), max_size=12)
+CHANGES = st.lists(
+    st.tuples(st.sampled_from(["kill", "start", "cut", "mend", "unplug", "plug"]), st.integers(0, 3), st.floats(0, 3)),
+    max_size=12,
+)
 
 
 @given(st.lists(st.floats(0, BEAT), min_size=4, max_size=4), CHANGES)
@@ -211,21 +215,29 @@ def test_garbage_on_the_wire_is_no_beat_and_no_question(data: bytes) -> None:
 
 
 def test_arp_questions_and_answers() -> None:
-    asked = bytes(Ether(src=OTHER.hex(":"), dst="ff:ff:ff:ff:ff:ff")
-                  / ARP(op=1, hwsrc=OTHER.hex(":"), psrc="192.0.2.9", pdst=IPS[0]))
+    asked = bytes(
+        Ether(src=OTHER.hex(":"), dst="ff:ff:ff:ff:ff:ff")
+        / ARP(op=1, hwsrc=OTHER.hex(":"), psrc="192.0.2.9", pdst=IPS[0])
+    )
     claim, question = frames.read(asked)
     assert (claim, question) == (frames.Claim("192.0.2.9", OTHER), frames.Question(IPS[0], "192.0.2.9", OTHER))
     assert isinstance(question, frames.Question)
     answer = Ether(frames.answer(question, MINE))
     assert (answer.dst, answer.src) == (OTHER.hex(":"), MINE.hex(":"))
     assert (answer[ARP].op, answer[ARP].psrc, answer[ARP].hwsrc, answer[ARP].pdst, answer[ARP].hwdst) == (
-        2, IPS[0], MINE.hex(":"), "192.0.2.9", OTHER.hex(":"))
+        2,
+        IPS[0],
+        MINE.hex(":"),
+        "192.0.2.9",
+        OTHER.hex(":"),
+    )
     assert len(bytes(answer)) >= 60
     probe = bytes(Ether() / ARP(op=1, hwsrc=OTHER.hex(":"), psrc="0.0.0.0", pdst=IPS[0]))
     assert frames.read(probe) == [frames.Question(IPS[0], "", OTHER)]
     told = [Ether(frame) for frame in frames.announcements(IPS[0], MINE)]
     assert [(p.dst, p[ARP].op, p[ARP].psrc, p[ARP].pdst, p[ARP].hwsrc) for p in told] == [
-        ("ff:ff:ff:ff:ff:ff", op, IPS[0], IPS[0], MINE.hex(":")) for op in (1, 2)]
+        ("ff:ff:ff:ff:ff:ff", op, IPS[0], IPS[0], MINE.hex(":")) for op in (1, 2)
+    ]
     assert [frames.read(bytes(p)) for p in told] == [[frames.Claim(IPS[0], MINE)]] * 2, "gratuitous: no question"
 
 
@@ -235,11 +247,13 @@ def test_neighbor_questions_and_answers(source: str) -> None:
     assert group == "ff02::1:ff00:1"
     option = ICMPv6NDOptSrcLLAddr(lladdr=OTHER.hex(":")) if source != "::" else b""
     asked = bytes(Ether(src=OTHER.hex(":")) / IPv6(src=source, dst=group, hlim=255) / ICMPv6ND_NS(tgt=IPS[2]) / option)
-    question, = frames.read(asked)
+    (question,) = frames.read(asked)
     assert question == frames.Question(IPS[2], "" if source == "::" else source, OTHER)
     assert isinstance(question, frames.Question)
-    for answer, solicited in ((Ether(frames.answer(question, MINE)), int(source != "::")),
-                              (Ether(frames.announcements(IPS[2], MINE)[0]), 0)):
+    for answer, solicited in (
+        (Ether(frames.answer(question, MINE)), int(source != "::")),
+        (Ether(frames.announcements(IPS[2], MINE)[0]), 0),
+    ):
         said = answer[ICMPv6ND_NA]
         assert (said.tgt, said.S, said.O, said[ICMPv6NDOptDstLLAddr].lladdr) == (IPS[2], solicited, 1, MINE.hex(":"))
         assert answer[IPv6].hlim == 255
@@ -273,11 +287,25 @@ def test_which_nodes_can_serve_an_address() -> None:
     def balancer(name: str, ip: str, **spec: Any) -> Any:
         return service(name, "10.96.0.1", [port(80)], type="LoadBalancer", ingress=[{"ip": ip}], **spec)
 
-    slices = [endpoint_slice("near", [endpoint("10.244.1.2", "n1"), endpoint("10.244.2.2", "n2", ready=False),
-                                      endpoint("10.244.3.2", "n3", terminating=True)], name="s1"),
-              endpoint_slice("near", [endpoint("10.244.4.2", "n4")], name="s2")]
-    made = view(balancer("any", IPS[0]), balancer("near", IPS[1], externalTrafficPolicy="Local"), *slices,
-                balancer("elsewhere", "198.51.100.1"), service("none", "10.96.0.2", [port(80)]))
+    slices = [
+        endpoint_slice(
+            "near",
+            [
+                endpoint("10.244.1.2", "n1"),
+                endpoint("10.244.2.2", "n2", ready=False),
+                endpoint("10.244.3.2", "n3", terminating=True),
+            ],
+            name="s1",
+        ),
+        endpoint_slice("near", [endpoint("10.244.4.2", "n4")], name="s2"),
+    ]
+    made = view(
+        balancer("any", IPS[0]),
+        balancer("near", IPS[1], externalTrafficPolicy="Local"),
+        *slices,
+        balancer("elsewhere", "198.51.100.1"),
+        service("none", "10.96.0.2", [port(80)]),
+    )
     assert made.addresses() == {IPS[0]: None, IPS[1]: frozenset({"n1", "n4"})}
     assert made.wants_slices
     assert made.holder(IPS[1]) == "default/near"
@@ -290,13 +318,27 @@ def test_which_nodes_can_serve_an_address() -> None:
 
 
 def balancer(number: int, policy: str = "Cluster") -> Any:
-    return service(f"s{number}", "10.96.0.1", [port(80)], type="LoadBalancer", ingress=[{"ip": f"192.0.2.{number}"}],
-                   externalTrafficPolicy=policy)
+    return service(
+        f"s{number}",
+        "10.96.0.1",
+        [port(80)],
+        type="LoadBalancer",
+        ingress=[{"ip": f"192.0.2.{number}"}],
+        externalTrafficPolicy=policy,
+    )
 
 
-@given(st.lists(st.tuples(st.sampled_from(["Cluster", "Local", "gone", "slice", "no slice"]), st.integers(1, 3),
-                          st.integers(1, 3)), max_size=20))
-def test_the_view_after_any_changes_is_a_fresh_ones_and_each_change_is_noticed(steps: list[tuple[str, int, int]]) -> None:
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["Cluster", "Local", "gone", "slice", "no slice"]), st.integers(1, 3), st.integers(1, 3)
+        ),
+        max_size=20,
+    )
+)
+def test_the_view_after_any_changes_is_a_fresh_ones_and_each_change_is_noticed(
+    steps: list[tuple[str, int, int]],
+) -> None:
     objects: dict[str, Any] = {}
     made = view()
     for what, number, node in steps:
@@ -306,7 +348,11 @@ def test_the_view_after_any_changes_is_a_fresh_ones_and_each_change_is_noticed(s
             noticed = made.service(name, obj)
         else:
             name = f"default/s{number}-{node}"
-            obj = endpoint_slice(f"s{number}", [endpoint("10.244.1.2", f"n{node}")], name=name[8:]) if what == "slice" else None
+            obj = (
+                endpoint_slice(f"s{number}", [endpoint("10.244.1.2", f"n{node}")], name=name[8:])
+                if what == "slice"
+                else None
+            )
             noticed = made.slice(name, obj)
         objects[name] = obj
         assert made.addresses() == view(*filter(None, objects.values())).addresses()
@@ -342,7 +388,9 @@ def test_a_pool_that_is_new_is_listened_for_before_anything_is_answered(tmp_path
         one = Announcer(LbConfig("n1", None, tmp_path), Link("none"), Election("c", "n1", time.monotonic() - 1000))
         one.election.synced = True
         one.on_service(Event("ADDED", "default/s1", balancer(1), None))
-        one.on_config(Event("ADDED", f"{lb.CONFIG_NAMESPACE}/{lb.CONFIG_NAME}", {"data": {"addresses": "192.0.2.0/24"}}, None))
+        one.on_config(
+            Event("ADDED", f"{lb.CONFIG_NAMESPACE}/{lb.CONFIG_NAME}", {"data": {"addresses": "192.0.2.0/24"}}, None)
+        )
         one.decide()
         return one
 
@@ -357,7 +405,9 @@ def test_slices_of_others_and_beats_cost_nothing(monkeypatch: pytest.MonkeyPatch
     made = view(balancer(1), balancer(2, "Local"), endpoint_slice("s2", [endpoint("10.244.1.2", "n1")]))
     told = made.addresses()
     for owner in ("s1", "other"):
-        assert not made.slice(f"default/{owner}-9", endpoint_slice(owner, [endpoint("10.244.1.3", "n3")], name=f"{owner}-9"))
+        assert not made.slice(
+            f"default/{owner}-9", endpoint_slice(owner, [endpoint("10.244.1.3", "n3")], name=f"{owner}-9")
+        )
     assert made.addresses() is told
     assert not made.service("default/s1", balancer(1)), "nothing new"
     hashed: list[str] = []
@@ -394,7 +444,11 @@ def test_which_nodes_the_api_calls_usable() -> None:
         conditions = [{"type": "Ready", "status": ready}] if ready else []
         return {"metadata": {"name": name, **metadata}, "status": {"conditions": conditions}}
 
-    found = [node("a"), node("b", "True"), node("c", "Unknown"), node("d", "True", labels={addresses.EXCLUDE: ""}),
-             node("e", "True", deletionTimestamp="2026-01-01T00:00:00Z")]
+    found = [
+        node("a"),
+        node("b", "True"),
+        node("c", "Unknown"),
+        node("d", "True", labels={addresses.EXCLUDE: ""}),
+        node("e", "True", deletionTimestamp="2026-01-01T00:00:00Z"),
+    ]
     assert addresses.usable(found) == {"a", "b"}
-

@@ -42,7 +42,9 @@ def services(draw: st.DrawFn) -> meta.Object:
         spec["externalIPs"] = [s.EXTERNAL]
     if spec["type"] == "LoadBalancer":
         spec["ingress"] = [{"ip": s.BALANCER}]
-        spec["loadBalancerSourceRanges"] = draw(st.sampled_from([[], [s.OUTSIDE + "/32"], ["10.244.0.0/16", "172.30.0.0/24"]]))
+        spec["loadBalancerSourceRanges"] = draw(
+            st.sampled_from([[], [s.OUTSIDE + "/32"], ["10.244.0.0/16", "172.30.0.0/24"]])
+        )
     if draw(st.booleans()):
         spec["sessionAffinity"] = "ClientIP"
     labels = {"service.kubernetes.io/service-proxy-name": "x"} if draw(st.integers(0, 9)) == 0 else {}
@@ -56,7 +58,8 @@ def slices(draw: st.DrawFn) -> meta.Object:
     owner = draw(st.sampled_from(NAMES))
     places = draw(st.lists(st.sampled_from(PODS), max_size=4))
     flags: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
-        {}, optional={name: st.booleans() for name in ("ready", "serving", "terminating")})
+        {}, optional={name: st.booleans() for name in ("ready", "serving", "terminating")}
+    )
     found = [endpoint(ip, s.NODE if ip.startswith("10.244.1.") else "n2", **draw(flags)) for ip in places]
     taken = [(f"p{i}", p, draw(st.sampled_from([9376, 9377]))) for i in range(2) for p in ("TCP", "UDP")]
     return endpoint_slice(owner, found, taken, name=f"{owner}-{draw(st.integers(1, 2))}")
@@ -69,11 +72,16 @@ def nodes(draw: st.DrawFn) -> NodeInfo:
 
 
 # A change: an object to add or replace, the key of one to delete, or new facts of the node.
-changes = st.lists(st.one_of(
-    services(), slices(), nodes(),
-    st.sampled_from([("service", f"default/{n}") for n in NAMES]),
-    st.sampled_from([("slice", f"default/{n}-{i}") for n in NAMES for i in (1, 2)]),
-), max_size=12)
+changes = st.lists(
+    st.one_of(
+        services(),
+        slices(),
+        nodes(),
+        st.sampled_from([("service", f"default/{n}") for n in NAMES]),
+        st.sampled_from([("slice", f"default/{n}-{i}") for n in NAMES for i in (1, 2)]),
+    ),
+    max_size=12,
+)
 
 
 def play(tracker: Tracker, change: Any) -> None:
@@ -120,8 +128,9 @@ def own_chains(dump: TableDump) -> dict[str, list[str]]:
 
 @settings(max_examples=150, deadline=None)
 @given(changes, *[st.sets(st.integers(0, 12))] * 3)
-def test_any_sequence_of_changes_equals_a_fresh_build(done: list[Any], syncs: set[int], sweeps: set[int],
-                                                      restarts: set[int]) -> None:
+def test_any_sequence_of_changes_equals_a_fresh_build(
+    done: list[Any], syncs: set[int], sweeps: set[int], restarts: set[int]
+) -> None:
     """Coalesced at will, swept at once or late, with restarts in between that read the kernel back."""
     tracker, kernel, planner = Tracker(s.INFO), FakeConnection(), Planner(LAYOUT, s.INFO)
     tracker.flush()
@@ -159,8 +168,12 @@ def packets() -> st.SearchStrategy[Packet]:
     targets = [(ip, n) for ip in (*VIPS, "10.96.0.77", s.EXTERNAL, s.BALANCER) for n in (80, 81, 9)]
     targets += [(ip, n) for ip in (s.NODE_IP, "172.30.0.12") for n in (30080, 30081)] + [(s.POD_B, 9376)]
     sources = st.sampled_from([s.POD_A, s.POD_B, s.NODE_IP, s.OUTSIDE])
-    return st.builds(lambda src, to, protocol: s.packet(src, to[0], to[1], protocol),
-                     sources, st.sampled_from(targets), st.sampled_from(["TCP", "UDP", "ICMP"]))
+    return st.builds(
+        lambda src, to, protocol: s.packet(src, to[0], to[1], protocol),
+        sources,
+        st.sampled_from(targets),
+        st.sampled_from(["TCP", "UDP", "ICMP"]),
+    )
 
 
 @settings(max_examples=150, deadline=None)
@@ -178,14 +191,15 @@ def test_slots_stay_dense_and_move_as_little_as_can_be(old: list[bytes], wanted:
     new = assign(old, sorted(wanted))
     assert set(new) == wanted
     assert len(new) == len(wanted)
-    kept = [value for value in old[:len(new)] if value in wanted]
+    kept = [value for value in old[: len(new)] if value in wanted]
     assert [value for index, value in enumerate(new) if index < len(old) and old[index] == value] == kept
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sets(st.integers(1, 5)), st.booleans()), max_size=10))
 def test_sweeping_late_or_early_never_takes_a_slot_in_use(steps: list[tuple[set[int], bool]]) -> None:
-    """One Service grows and shrinks; after each commit every slot that can be drawn is there, after a sweep no other."""
+    """One Service grows and shrinks; after each commit every slot that can be drawn is there, after a sweep no
+    other."""
     tracker, kernel, planner = Tracker(s.INFO), FakeConnection(), Planner(LAYOUT, s.INFO)
     tracker.service("default/a", service("a", VIPS[0], [port(80)]))
     tracker.flush()
@@ -222,7 +236,8 @@ def _five(name: str, count: int = 5) -> meta.Object:
 
 
 def cost(size: int, endpoints: int) -> tuple[int, int, int]:
-    """(elements written, verdicts among them, elements swept later) when one of `size` Services gets `endpoints` endpoints."""
+    """(elements written, verdicts among them, elements swept later) when one of `size` Services gets `endpoints`
+    endpoints."""
     tracker, kernel, planner = _cluster(size), FakeConnection(), Planner(LAYOUT, s.INFO)
     tracker.flush()
     for tx in (planner.full(tracker.dataplane, None), planner.sweep()):
@@ -232,12 +247,15 @@ def cost(size: int, endpoints: int) -> tuple[int, int, int]:
     tx = planner.change(tracker.dataplane, tracker.flush())
     kernel.commit(tx)
     planner.committed(tx)
-    verdicts = sum(len(op.thing.items) for op in tx if isinstance(op.thing, Elements) and op.thing.set.name == "services")
+    verdicts = sum(
+        len(op.thing.items) for op in tx if isinstance(op.thing, Elements) and op.thing.set.name == "services"
+    )
     return tx.elements, verdicts, planner.sweep().elements
 
 
 def test_a_change_costs_what_it_is_and_not_what_the_cluster_is() -> None:
-    # One more endpoint: its slot, and the Service's verdict deleted and written. One less: only the verdict, the slot later.
+    # One more endpoint: its slot, and the Service's verdict deleted and written. One less: only the verdict, the slot
+    # later.
     assert cost(10, 6) == cost(500, 6) == (3, 2, 0)
     assert cost(10, 4) == cost(500, 4) == (2, 2, 1)
 
@@ -288,8 +306,9 @@ def test_a_table_of_another_shape_is_replaced_in_one_transaction() -> None:
 
 
 def test_only_two_base_chains_reach_the_verdict_map_of_services() -> None:
-    """The kernel checks every element of a verdict map again for each base chain that leads to it, at each commit that adds
-    one: a third base chain would make a change of an endpoint count half as dear again, at 44,000 Services by milliseconds."""
+    """The kernel checks every element of a verdict map again for each base chain that leads to it, at each commit that
+    adds one: a third base chain would make a change of an endpoint count half as dear again, at 44,000 Services by
+    milliseconds."""
     tracker, kernel = _cluster(3), FakeConnection()
     tracker.flush()
     kernel.commit(Planner(LAYOUT, s.INFO).full(tracker.dataplane, None))

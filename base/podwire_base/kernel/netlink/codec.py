@@ -50,7 +50,7 @@ def walk(data: bytes) -> Iterator[tuple[int, bytes]]:
         size, kind = _HEAD.unpack_from(data, at)
         if size < 4 or at + size > end:
             return
-        yield kind & TYPE_MASK, data[at + 4:at + size]
+        yield kind & TYPE_MASK, data[at + 4 : at + size]
         at += (size + 3) & ~3
 
 

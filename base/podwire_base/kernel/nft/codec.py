@@ -1,7 +1,7 @@
 """nf_tables messages: Transaction -> batch bytes, and dump bytes -> objects. Pure.
 
-Sources: linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h. A batch is NFNL_MSG_BATCH_BEGIN, one message an operation,
-NFNL_MSG_BATCH_END; the kernel commits it as a whole or reports every message that fails, by sequence number.
+Sources: linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h. A batch is NFNL_MSG_BATCH_BEGIN, one message an
+operation, NFNL_MSG_BATCH_END; the kernel commits it as a whole or reports every message that fails, by sequence number.
 """
 
 from __future__ import annotations
@@ -109,9 +109,10 @@ def _value_head(size: int) -> bytes:
 
 @lru_cache(maxsize=64)
 def _entry(key: int, rest: int) -> bytes:
-    """Headers of an element with a key of `key` bytes (a multiple of four, as the kernel pads) and `rest` bytes after it."""
+    """Headers of an element with a key of `key` bytes (a multiple of four, as the kernel pads) and `rest` bytes after
+    it."""
     whole = nest(1, nest(1, attr(1, bytes(key))), bytes(rest))
-    return whole[:len(whole) - key - rest]
+    return whole[: len(whole) - key - rest]
 
 
 def _elements(things: o.Elements, verb: o.Verb) -> Iterator[bytes]:
@@ -187,7 +188,8 @@ def encode(transaction: o.Transaction) -> tuple[list[bytes], list[o.Op]]:
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """One message that the kernel refused. errno as in errno.h; text: the kernel's own words (extended ack), often empty."""
+    """One message that the kernel refused. errno as in errno.h; text: the kernel's own words (extended ack), often
+    empty."""
 
     seq: int
     errno: int
@@ -201,7 +203,7 @@ def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
         length, kind, flags, seq, pid = NLMSG.unpack_from(data, at)
         if length < 16:
             return
-        yield kind, flags, seq, pid, data[at + 16:at + length]
+        yield kind, flags, seq, pid, data[at + 16 : at + length]
         at += (length + 3) & ~3
 
 
@@ -238,9 +240,13 @@ def decode_chain(table: o.Table, body: bytes) -> tuple[str, o.Chain]:
         return to_text(got.get(1)), o.Chain(table, name)
     hook = parse(got[4])
     return to_text(got.get(1)), o.Chain(
-        table, name, HOOK_NAMES.get(to_int(hook.get(1)), "input"),  # type: ignore[arg-type]  # values are the literals
+        table,
+        name,
+        HOOK_NAMES.get(to_int(hook.get(1)), "input"),  # type: ignore[arg-type]  # values are the literals
         to_text(got.get(7)),  # type: ignore[arg-type]  # the kernel knows no other types
-        to_signed(hook[2]), "accept" if to_int(got.get(5), 1) else "drop")
+        to_signed(hook[2]),
+        "accept" if to_int(got.get(5), 1) else "drop",
+    )
 
 
 def decode_rule(body: bytes) -> tuple[str, str, str, int, bytes]:
@@ -250,8 +256,8 @@ def decode_rule(body: bytes) -> tuple[str, str, str, int, bytes]:
     while len(data) >= 2:
         size = data[1]
         if data[0] == 0:
-            comment = to_text(data[2:2 + size])
-        data = data[2 + size:]
+            comment = to_text(data[2 : 2 + size])
+        data = data[2 + size :]
     return to_text(got.get(1)), to_text(got.get(2)), comment, to_int(got.get(3)), got.get(4, b"")
 
 
@@ -259,9 +265,13 @@ def decode_set(table: o.Table, body: bytes) -> tuple[str, o.Set]:
     got = parse(body)
     flags = to_int(got.get(3))
     return to_text(got.get(1)), o.Set(
-        table, to_text(got.get(2)), _type_names(to_int(got.get(4))),
-        _type_names(to_int(got[6])) if 6 in got else (), bool(flags & F_INTERVAL),
-        to_int(parse(got.get(9, b"")).get(1)) if flags & F_EVAL else 0)
+        table,
+        to_text(got.get(2)),
+        _type_names(to_int(got.get(4))),
+        _type_names(to_int(got[6])) if 6 in got else (),
+        bool(flags & F_INTERVAL),
+        to_int(parse(got.get(9, b"")).get(1)) if flags & F_EVAL else 0,
+    )
 
 
 def decode_elements(body: bytes) -> Iterator[tuple[bytes, o.Value]]:
@@ -270,15 +280,15 @@ def decode_elements(body: bytes) -> Iterator[tuple[bytes, o.Value]]:
         if number != 3:
             continue
         for _, raw in walk(listed):
-            if len(raw) == size and raw[:8] == like and raw[width:width + 8] == middle:
-                yield raw[8:width], raw[width + 8:]
+            if len(raw) == size and raw[:8] == like and raw[width : width + 8] == middle:
+                yield raw[8:width], raw[width + 8 :]
                 continue
             got = parse(raw)
             if 1 not in got:
                 continue
             key, value = parse(got[1])[1], _value(got)
             if type(value) is bytes and len(raw) == 16 + len(key) + len(value) and raw[8:].startswith(key):
-                like, size, middle, width = raw[:8], len(raw), raw[8 + len(key):16 + len(key)], 8 + len(key)
+                like, size, middle, width = raw[:8], len(raw), raw[8 + len(key) : 16 + len(key)], 8 + len(key)
             yield key, value
 
 

@@ -1,6 +1,7 @@
 """Expressions as the kernel dumps them -> expr.py's data. Pure. Sources: as codec.py's.
 
-What this package cannot write it need not read: such an expression becomes Foreign, which keeps the kernel's name for it.
+What this package cannot write it need not read: such an expression becomes Foreign, which keeps the kernel's name for
+it.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ _READERS: dict[str, Callable[[Attributes], e.Expr]] = {
     "masq": lambda g: e.Masquerade(bool(to_int(g.get(1)))),
     "reject": _reject,
     "counter": lambda _: e.Counter(),
-    "notrack": lambda _: e.Notrack()}
+    "notrack": lambda _: e.Notrack(),
+}
 
 
 def packets(raw: bytes) -> int:

@@ -1,8 +1,9 @@
 """nf_tables expressions as data, in the terms of the kernel's uapi (linux/netfilter/nf_tables.h).
 
-Registers are numbered as 32-bit ones: 8 (NFT_REG32_00) to 23; 0 is the verdict register. A key of several fields is loaded
-into consecutive registers, each field padded to four bytes: IPv4 address at 8, protocol at 9, port at 10, and so on.
-Values are wire bytes: addresses and ports in network order, `mark`-typed numbers, numgen's and fib's results in host order.
+Registers are numbered as 32-bit ones: 8 (NFT_REG32_00) to 23; 0 is the verdict register. A key of several fields is
+loaded into consecutive registers, each field padded to four bytes: IPv4 address at 8, protocol at 9, port at 10, and so
+on. Values are wire bytes: addresses and ports in network order, `mark`-typed numbers, numgen's and fib's results in
+host order.
 """
 
 from __future__ import annotations
@@ -109,8 +110,13 @@ class Bitwise(Expr):
     dreg: int = R0
 
     def body(self) -> bytes:
-        return (u32(1, self.sreg) + u32(2, self.dreg) + u32(3, len(self.mask))
-                + nest(4, attr(1, self.mask)) + nest(5, attr(1, self.xor)))
+        return (
+            u32(1, self.sreg)
+            + u32(2, self.dreg)
+            + u32(3, len(self.mask))
+            + nest(4, attr(1, self.mask))
+            + nest(5, attr(1, self.xor))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +240,8 @@ class Masquerade(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Reject(Expr):
-    """ICMP (ICMPv6) port unreachable, or a TCP reset (the rule must match l4proto tcp before; the family says nothing then)."""
+    """ICMP (ICMPv6) port unreachable, or a TCP reset (the rule must match l4proto tcp before; the family says nothing
+    then)."""
 
     NAME: ClassVar[str] = "reject"
     family: Literal["ip", "ip6"]

@@ -133,5 +133,10 @@ class FakeConnection:
 
 
 def _copy(dump: TableDump) -> TableDump:
-    return TableDump(dump.table, dict(dump.chains), {name: list(rules) for name, rules in dump.rules.items()},
-                     dict(dump.sets), {name: dict(held) for name, held in dump.elements.items()})
+    return TableDump(
+        dump.table,
+        dict(dump.chains),
+        {name: list(rules) for name, rules in dump.rules.items()},
+        dict(dump.sets),
+        {name: dict(held) for name, held in dump.elements.items()},
+    )

@@ -44,8 +44,15 @@ class Rule:
 
 
 # nft's own datatype numbers and lengths: what `nft list` needs to print an element.
-TYPES = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "ether_addr": (9, 6), "inet_proto": (12, 1),
-         "inet_service": (13, 2), "mark": (19, 4), "ifname": (41, 16)}
+TYPES = {
+    "ipv4_addr": (7, 4),
+    "ipv6_addr": (8, 16),
+    "ether_addr": (9, 6),
+    "inet_proto": (12, 1),
+    "inet_service": (13, 2),
+    "mark": (19, 4),
+    "ifname": (41, 16),
+}
 VERDICT_TYPE = 0xFFFFFF00
 
 
@@ -54,8 +61,8 @@ class Set:
     """A set, or a map where `data` is given.
 
     key, data: datatype names, e.g. ("ipv4_addr", "inet_proto", "inet_service"); data may be ("verdict",).
-    interval: elements are ranges (see `intervals`), for single-field keys only. dynamic: rules add elements (Update), which
-    expire; up to so many of them, 0 for a set that only transactions write.
+    interval: elements are ranges (see `intervals`), for single-field keys only. dynamic: rules add elements (Update),
+    which expire; up to so many of them, 0 for a set that only transactions write.
     """
 
     table: Table
@@ -124,7 +131,8 @@ class Transaction:
         return self
 
     def remake(self, table: Table) -> Transaction:
-        """Delete the table if it is there and make it anew, empty: the idempotent start of a table that is loaded whole."""
+        """Delete the table if it is there and make it anew, empty: the idempotent start of a table that is loaded
+        whole."""
         return self.add(table).delete(table).add(table)
 
     def remove(self, table: Table) -> Transaction:
@@ -145,8 +153,11 @@ class Transaction:
     @property
     def verdicts(self) -> int:
         """How many of them are in verdict maps, which the kernel checks whole for each commit that touches one."""
-        return sum(len(op.thing.items) for op in self.ops
-                   if isinstance(op.thing, Elements) and op.thing.set.data == ("verdict",))
+        return sum(
+            len(op.thing.items)
+            for op in self.ops
+            if isinstance(op.thing, Elements) and op.thing.set.data == ("verdict",)
+        )
 
 
 def describe(thing: Thing) -> str:
@@ -169,7 +180,7 @@ def _fields(types: tuple[str, ...], data: bytes) -> str:
     out, at = [], 0
     for name in types:
         size = TYPES[name][1]
-        raw = data[at:at + size]
+        raw = data[at : at + size]
         at += (size + 3) & ~3
         if name == "ether_addr":
             out.append(raw.hex(":"))

@@ -16,15 +16,16 @@ A table with its rules, loaded whole (idempotent, atomic: the old content is rep
     socket.apply(tx)                    # or socket.apply(tx, ns_fd=fd), or socket.Connection(ns_fd).commit(tx)
 
 Elements: `nft.Elements(set, {key: value})`; key and value are bytes in wire form, value None in a set, a Verdict in a
-verdict map. Keys of several fields: `nft.key(addr4, bytes((6,)), port.to_bytes(2, "big"))` pads each field to four bytes.
-Adding an element that exists is no error; deleting one that does not raises. To change a value: delete and add in one
-transaction.
+verdict map. Keys of several fields: `nft.key(addr4, bytes((6,)), port.to_bytes(2, "big"))` pads each field to four
+bytes. Adding an element that exists is no error; deleting one that does not raises. To change a value: delete and add
+in one transaction.
 
-Notrack for a local DNS address: a chain with hook="prerouting" (and "output"), type="filter", priority=-300, and rules of
-`Payload("network", 16, 4), Cmp(addr), Meta("l4proto"), Cmp(b"\\x11"), Payload("transport", 2, 2), Cmp(port), Notrack()`.
+Notrack for a local DNS address: a chain with hook="prerouting" (and "output"), type="filter", priority=-300, and rules
+of `Payload("network", 16, 4), Cmp(addr), Meta("l4proto"), Cmp(b"\\x11"), Payload("transport", 2, 2), Cmp(port),
+Notrack()`.
 
-Header offsets: IPv4 saddr 12, daddr 16 (4 bytes); IPv6 saddr 8, daddr 24 (16 bytes); transport sport 0, dport 2 (2 bytes).
-Errors: `NftError` (an OSError with `errno` and `op`); nothing of a refused transaction is applied.
+Header offsets: IPv4 saddr 12, daddr 16 (4 bytes); IPv6 saddr 8, daddr 24 (16 bytes); transport sport 0, dport 2 (2
+bytes). Errors: `NftError` (an OSError with `errno` and `op`); nothing of a refused transaction is applied.
 Read back: `Connection.dump(table)` -> TableDump or None; `Connection.tables()`.
 Removal: `socket.apply(Transaction().remove(table))`.
 """
@@ -73,8 +74,43 @@ from .objects import (
 )
 
 __all__ = [
-    "INTERVAL_END", "Bitwise", "Chain", "Cmp", "Counter", "Ct", "Dnat", "Elements", "Expr", "FibType",
-    "Immediate", "Lookup", "Masquerade", "Meta", "NftError", "Notrack", "Numgen", "Op", "Payload", "Reject", "Rule", "Set",
-    "Table", "TableDump", "Transaction", "Update", "Value", "Verdict", "accept", "describe", "drop",
-    "encode", "goto", "host32", "intervals", "jump", "key", "ret", "show",
+    "INTERVAL_END",
+    "Bitwise",
+    "Chain",
+    "Cmp",
+    "Counter",
+    "Ct",
+    "Dnat",
+    "Elements",
+    "Expr",
+    "FibType",
+    "Immediate",
+    "Lookup",
+    "Masquerade",
+    "Meta",
+    "NftError",
+    "Notrack",
+    "Numgen",
+    "Op",
+    "Payload",
+    "Reject",
+    "Rule",
+    "Set",
+    "Table",
+    "TableDump",
+    "Transaction",
+    "Update",
+    "Value",
+    "Verdict",
+    "accept",
+    "describe",
+    "drop",
+    "encode",
+    "goto",
+    "host32",
+    "intervals",
+    "jump",
+    "key",
+    "ret",
+    "show",
 ]

@@ -1,4 +1,5 @@
-"""The thin IO of nf_tables: one netlink socket. The codec beside it is pure; this is the only file that opens sockets."""
+"""The thin IO of nf_tables: one netlink socket. The codec beside it is pure; this is the only file that opens
+sockets."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ SOL_NETLINK, CAP_ACK, EXT_ACK, ADD_MEMBERSHIP = 270, 10, 11, 1
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 GROUP_NFTABLES = 7
 CLONE_NEWNET = 0x40000000
-ROOM = 1 << 16  # bytes for one answer: the kernel's dumps come in pieces of at most 32 KiB; more is a mapping for each call
+ROOM = (
+    1 << 16
+)  # bytes for one answer: the kernel's dumps come in pieces of at most 32 KiB; more is a mapping for each call
 T = TypeVar("T")
 
 
@@ -115,13 +118,16 @@ class Connection:
             raise NftError(codec.Error(0, errnos.EPROTO, "no acknowledgement"), None, 1)
 
     def commit_encoded(self, batch: bytes, exchange: Callable[[int, bytes], bytes]) -> bool:
-        """Apply a batch that codec.encode made; False where the kernel refused: then nothing is applied, and `commit` of the
-        same tells why. exchange: sends bytes on a socket and returns all answers."""
+        """Apply a batch that codec.encode made; False where the kernel refused: then nothing is applied, and `commit`
+        of the same tells why. exchange: sends bytes on a socket and returns all answers."""
         answers = list(codec.split(exchange(self._sock.fileno(), batch)))
-        return bool(answers) and all(kind == 2 and codec.decode_error(flags, seq, body) is None
-                                     for kind, flags, seq, _, body in answers)
+        return bool(answers) and all(
+            kind == 2 and codec.decode_error(flags, seq, body) is None for kind, flags, seq, _, body in answers
+        )
 
-    def _request(self, kind: int, family: int, body: bytes, flags: int = codec.DUMP) -> Iterator[tuple[int, int, bytes]]:
+    def _request(
+        self, kind: int, family: int, body: bytes, flags: int = codec.DUMP
+    ) -> Iterator[tuple[int, int, bytes]]:
         """(type, family, attributes) of each answer. Raises NftError."""
         self._sock.send(codec.message(codec.SUBSYS | kind, codec.REQUEST | flags, 1, family, body))
         while True:
@@ -150,7 +156,8 @@ class Connection:
         found = []
         for _, family, body in self._request(codec.GETCHAIN, 0, b""):
             if family in codec.FAMILY_NAMES:
-                table = o.Table(codec.FAMILY_NAMES[family], to_text(parse(body).get(1)))  # type: ignore[arg-type]  # literals
+                # literals
+                table = o.Table(codec.FAMILY_NAMES[family], to_text(parse(body).get(1)))  # type: ignore[arg-type]
                 found.append(codec.decode_chain(table, body)[1])
         return found
 
@@ -165,7 +172,9 @@ class Connection:
     def packets(self, table: o.Table, chain: str) -> dict[str, int]:
         """What the rules of a chain have counted, by comment; {} where it does not exist. Raises NftError."""
         found: dict[str, int] = {}
-        for _, _, body in self._request(codec.GETRULE, codec.FAMILIES[table.family], text(1, table.name) + text(2, chain)):
+        for _, _, body in self._request(
+            codec.GETRULE, codec.FAMILIES[table.family], text(1, table.name) + text(2, chain)
+        ):
             name, where, comment, _, raw = codec.decode_rule(body)
             if (name, where) == (table.name, chain):
                 found[comment] = found.get(comment, 0) + packets(raw)
@@ -202,8 +211,7 @@ class Connection:
         for _, _, body in self._request(codec.GETRULE, family, text(1, table.name)):
             name, where, comment, handle, raw = codec.decode_rule(body)
             if name == table.name and where in out.chains:
-                out.rules[where].append(
-                    o.Rule(out.chains[where], decode_exprs(raw) if exprs else (), comment, handle))
+                out.rules[where].append(o.Rule(out.chains[where], decode_exprs(raw) if exprs else (), comment, handle))
         for _, _, body in self._request(codec.GETSET, family, text(1, table.name)):
             name, set_ = codec.decode_set(table, body)
             if name == table.name:

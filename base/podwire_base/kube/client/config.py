@@ -1,7 +1,8 @@
 """Where the API server is and who we are: kubeconfig files (read by lightkube) and in-cluster service accounts.
 
-Credentials in files change while we run (a service account's token within the hour, a kubelet's certificate once a year), so
-a ClientConfig names the files it was read from, and how to read them again. Source: client-go's InClusterConfig and clientcmd.
+Credentials in files change while we run (a service account's token within the hour, a kubelet's certificate once a
+year), so a ClientConfig names the files it was read from, and how to read them again. Source: client-go's
+InClusterConfig and clientcmd.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ ACCOUNT_DIR = "PODWIRE_SERVICE_ACCOUNT_DIR"
 DEFAULT_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 # What a kubeconfig may say that we do not do. Left out in silence, it would end in a 401 that nobody explains.
 _REFUSED = {
-    "user": {"exec": "credential plugins are not run by a node's agents; use client-certificate, token or tokenFile",
-             "auth-provider": "was removed from Kubernetes; use client-certificate, token or tokenFile",
-             "username": "passwords were removed from Kubernetes; use client-certificate, token or tokenFile",
-             "as": "impersonation is not done; give the agent a user of its own"},
+    "user": {
+        "exec": "credential plugins are not run by a node's agents; use client-certificate, token or tokenFile",
+        "auth-provider": "was removed from Kubernetes; use client-certificate, token or tokenFile",
+        "username": "passwords were removed from Kubernetes; use client-certificate, token or tokenFile",
+        "as": "impersonation is not done; give the agent a user of its own",
+    },
     "cluster": {"proxy-url": "the API server is reached directly; take it out, or use PODWIRE_API_SERVERS"},
 }
 
@@ -39,8 +42,9 @@ class ConfigError(Exception):
 class ClientConfig:
     """server: base URL. token: bearer token or "". ssl: for https URLs, with the client certificate loaded.
 
-    others: further URLs of the same API, asked when `server` does not answer. server_name: what the server's certificate is
-    for, where that is not its address. files: what this was read from; again: reads it anew (raises ConfigError).
+    others: further URLs of the same API, asked when `server` does not answer. server_name: what the server's
+    certificate is for, where that is not its address. files: what this was read from; again: reads it anew (raises
+    ConfigError).
     """
 
     server: str
@@ -108,8 +112,10 @@ def _context(cluster: Any, user: Any, files: _Files) -> ssl.SSLContext:
     cert = files.pem(getattr(user, "client_cert_data", None), getattr(user, "client_cert", None))
     key = files.pem(getattr(user, "client_key_data", None), getattr(user, "client_key", None))
     if bool(cert) != bool(key):
-        raise ConfigError(f"user: client-{'key' if cert else 'certificate'} is missing beside client-"
-                          f"{'certificate' if cert else 'key'}")
+        raise ConfigError(
+            f"user: client-{'key' if cert else 'certificate'} is missing beside client-"
+            f"{'certificate' if cert else 'key'}"
+        )
     if cert and key:
         # ssl loads a key only from a file; it is gone again before this returns, and nobody else may read it meanwhile.
         with tempfile.NamedTemporaryFile("w", prefix="podwire-", suffix=".pem") as file:
@@ -128,7 +134,8 @@ def _named(document: Any, table: str, own: str, inner: str) -> Mapping[str, Any]
 
 
 def from_file(path: Path, servers: str = "") -> ClientConfig:
-    """The current context of a kubeconfig. Raises ConfigError, and whatever lightkube and yaml raise for a broken file."""
+    """The current context of a kubeconfig. Raises ConfigError, and whatever lightkube and yaml raise for a broken
+    file."""
     import yaml
     from lightkube.config.kubeconfig import KubeConfig  # 0.2 s: only where a client is really wanted
 
@@ -142,8 +149,10 @@ def from_file(path: Path, servers: str = "") -> ClientConfig:
     single = config.get()
     if single is None:
         raise ConfigError("current-context names no context; set it or pass another file")
-    raw = {"user": _named(document, "users", single.context.user or "", "user"),
-           "cluster": _named(document, "clusters", single.context.cluster, "cluster")}
+    raw = {
+        "user": _named(document, "users", single.context.user or "", "user"),
+        "cluster": _named(document, "clusters", single.context.cluster, "cluster"),
+    }
     for part, fields in _REFUSED.items():
         for name, why in fields.items():
             if raw[part].get(name):
@@ -152,8 +161,15 @@ def from_file(path: Path, servers: str = "") -> ClientConfig:
     urls = server_urls(servers, cluster.server)
     token = files.text(user.token_file) if user and user.token_file else str(getattr(user, "token", None) or "")
     context = _context(cluster, user, files) if any(url.startswith("https") for url in urls) else None
-    return ClientConfig(urls[0], token.strip(), context, urls[1:], str(raw["cluster"].get("tls-server-name") or ""),
-                        tuple(files.read), partial(load, path, servers=servers))
+    return ClientConfig(
+        urls[0],
+        token.strip(),
+        context,
+        urls[1:],
+        str(raw["cluster"].get("tls-server-name") or ""),
+        tuple(files.read),
+        partial(load, path, servers=servers),
+    )
 
 
 def from_service_account(folder: Path, env: Mapping[str, str], servers: str = "") -> ClientConfig:
@@ -164,21 +180,30 @@ def from_service_account(folder: Path, env: Mapping[str, str], servers: str = ""
     urls = server_urls(servers, f"https://{f'[{host}]' if ':' in host else host}:{port}")
     files = _Files(folder)
     token, authority = files.text("token").strip(), files.text("ca.crt")
-    return ClientConfig(urls[0], token, ssl.create_default_context(cadata=authority), urls[1:], files=tuple(files.read),
-                        again=partial(load, None, folder=folder, servers=servers))
+    return ClientConfig(
+        urls[0],
+        token,
+        ssl.create_default_context(cadata=authority),
+        urls[1:],
+        files=tuple(files.read),
+        again=partial(load, None, folder=folder, servers=servers),
+    )
 
 
 def load(kubeconfig: str | Path | None, *, folder: Path | None = None, servers: str | None = None) -> ClientConfig:
     """Read `kubeconfig`, or the pod's service account in `folder` where it is None. Raises ConfigError.
 
-    servers: addresses in place of those that the file or the pod's environment names. A Service proxy must not reach the API
-    server by the Service that it serves: before its first rules nobody does. folder and servers default to $PODWIRE_...
+    servers: addresses in place of those that the file or the pod's environment names. A Service proxy must not reach
+    the API server by the Service that it serves: before its first rules nobody does. folder and servers default to
+    $PODWIRE_...
     """
     where = str(kubeconfig) if kubeconfig else "in-cluster service account"
     addresses = os.environ.get(SERVERS, "") if servers is None else servers
     try:
         if kubeconfig:
             return from_file(Path(kubeconfig).expanduser(), addresses)
-        return from_service_account(folder or Path(os.environ.get(ACCOUNT_DIR) or DEFAULT_ACCOUNT_DIR), os.environ, addresses)
+        return from_service_account(
+            folder or Path(os.environ.get(ACCOUNT_DIR) or DEFAULT_ACCOUNT_DIR), os.environ, addresses
+        )
     except Exception as err:  # lightkube raises its own, yaml's, OSError, ValueError and KeyError here
         raise ConfigError(f"{where}: not a usable kubeconfig: {err}") from err

@@ -1,7 +1,7 @@
 """The HTTP client of every agent: JSON over HTTPS to any Kubernetes API server. One connection pool a process.
 
-Several addresses of one API are one server: what does not answer is left for the next. Credentials are read again when their
-files change, and at once when the server says 401.
+Several addresses of one API are one server: what does not answer is left for the next. Credentials are read again when
+their files change, and at once when the server says 401.
 """
 
 from __future__ import annotations
@@ -34,20 +34,24 @@ _AWAY = (502, 503, 504)  # another address may do better
 
 
 class ApiError(Exception):
-    """The server answered with an error. `code` is the HTTP status, `reason` the Status reason (NotFound, Conflict ...).
+    """The server answered with an error. `code` is the HTTP status, `reason` the Status reason (NotFound, Conflict
+    ...).
 
-    code 0: no answer at all (connection refused, reset, timed out); reason is then "Unreachable". retry_after: seconds that
-    the server asked us to wait, 0 where it did not.
+    code 0: no answer at all (connection refused, reset, timed out); reason is then "Unreachable". retry_after: seconds
+    that the server asked us to wait, 0 where it did not.
     """
 
-    def __init__(self, code: int, reason: str, message: str, body: Object | None = None, retry_after: float = 0) -> None:
+    def __init__(
+        self, code: int, reason: str, message: str, body: Object | None = None, retry_after: float = 0
+    ) -> None:
         super().__init__(message)
         self.code, self.reason, self.message, self.body = code, reason, message, body or {}
         self.retry_after = retry_after
 
 
 def _seconds(headers: Mapping[str, str], body: Mapping[str, Any]) -> float:
-    """Retry-After, or the same in the Status (details.retryAfterSeconds); dates are left out, no API server sends them."""
+    """Retry-After, or the same in the Status (details.retryAfterSeconds); dates are left out, no API server sends
+    them."""
     given = headers.get("Retry-After", "")
     if given.isdecimal():
         return float(given)
@@ -77,8 +81,12 @@ def _socket(address: tuple[Any, ...]) -> socket.socket:
     sock = socket.socket(family, kind, protocol)
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in ((socket.TCP_KEEPIDLE, DEAD_SECONDS // 2), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3),
-                          (socket.TCP_USER_TIMEOUT, DEAD_SECONDS * 1000)):
+    for option, value in (
+        (socket.TCP_KEEPIDLE, DEAD_SECONDS // 2),
+        (socket.TCP_KEEPINTVL, 5),
+        (socket.TCP_KEEPCNT, 3),
+        (socket.TCP_USER_TIMEOUT, DEAD_SECONDS * 1000),
+    ):
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
     return sock
 
@@ -98,8 +106,9 @@ class ApiClient:
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, socket_factory=_socket))
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, err: BaseException | None,
-                        trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._session:
             await self._session.close()
 
@@ -121,8 +130,9 @@ class ApiClient:
             log.warn("API server does not answer, asking the next", server=server, next=self.server)
 
     async def pause(self, least: float, most: float) -> None:
-        """Wait `most` seconds, or only `least` where another request is answered meanwhile: a server that is back for one is
-        back for all, and each back-off by itself would leave a process half blind for as long as the longest of them."""
+        """Wait `most` seconds, or only `least` where another request is answered meanwhile: a server that is back for
+        one is back for all, and each back-off by itself would leave a process half blind for as long as the longest of
+        them."""
         await asyncio.sleep(least)
         hope = asyncio.get_running_loop().create_future()
         self._hoping.add(hope)
@@ -155,10 +165,11 @@ class ApiClient:
         return True
 
     @contextlib.asynccontextmanager
-    async def _ask(self, method: str, path: str, headers: dict[str, str], timeout: aiohttp.ClientTimeout,
-                   **more: Any) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One answer of the first address that can be connected to. The path stays quoted as it is: a name such as ".." must
-        not be resolved away."""
+    async def _ask(
+        self, method: str, path: str, headers: dict[str, str], timeout: aiohttp.ClientTimeout, **more: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One answer of the first address that can be connected to. The path stays quoted as it is: a name such as ".."
+        must not be resolved away."""
         self._look()
         for last in (*(False for _ in self.config.others), True):
             server, secure = self.server, self.config.ssl
@@ -166,8 +177,14 @@ class ApiClient:
                 headers = {**headers, "Authorization": f"Bearer {self.config.token}"}
             try:
                 answer = await self.session.request(
-                    method, URL(server + path, encoded=True), headers=headers, timeout=timeout, ssl=secure or True,
-                    server_hostname=self.config.server_name or None, **more)
+                    method,
+                    URL(server + path, encoded=True),
+                    headers=headers,
+                    timeout=timeout,
+                    ssl=secure or True,
+                    server_hostname=self.config.server_name or None,
+                    **more,
+                )
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
                 self._leave(server)  # nothing was sent: safe to say again elsewhere, whatever it is
                 if last:
@@ -187,12 +204,22 @@ class ApiClient:
     def _connect_seconds(self) -> float:
         return CONNECT_SECONDS_OF_SEVERAL if self.config.others else CONNECT_SECONDS
 
-    async def request(self, method: str, path: str, body: Any = None, *, params: Mapping[str, str] | None = None,
-                      content_type: str = "application/json", accept: str = "application/json", timeout: float = 30) -> Any:
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        params: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+        timeout: float = 30,
+    ) -> Any:
         """One request; returns the decoded JSON (text where the answer is no JSON). Raises ApiError."""
         data = None if body is None else body if isinstance(body, bytes) else _encode(body)
-        limit = aiohttp.ClientTimeout(total=timeout * len(self.config.servers), sock_connect=self._connect_seconds(),
-                                      sock_read=timeout)
+        limit = aiohttp.ClientTimeout(
+            total=timeout * len(self.config.servers), sock_connect=self._connect_seconds(), sock_read=timeout
+        )
         headers = {"Content-Type": content_type, "Accept": accept}
         try:
             for again in (True, False):
@@ -226,18 +253,22 @@ class ApiClient:
         answer: Object = await self.request("DELETE", path, body)
         return answer
 
-    async def watch(self, path: str, params: Mapping[str, str],
-                    opened: Callable[[], None] = lambda: None) -> AsyncGenerator[Object, None]:
-        """Watch events ({"type", "object"}) until the server ends the stream. opened: called once it is there. Raises ApiError.
+    async def watch(
+        self, path: str, params: Mapping[str, str], opened: Callable[[], None] = lambda: None
+    ) -> AsyncGenerator[Object, None]:
+        """Watch events ({"type", "object"}) until the server ends the stream. opened: called once it is there. Raises
+        ApiError.
 
         A stream with neither events nor its end for 60 s past its own timeoutSeconds counts as dead (a half-open TCP
         connection must not freeze a node's view of the cluster).
         """
-        limit = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_seconds(),
-                                      sock_read=float(params.get("timeoutSeconds", "300")) + 60)
+        limit = aiohttp.ClientTimeout(
+            total=None, sock_connect=self._connect_seconds(), sock_read=float(params.get("timeoutSeconds", "300")) + 60
+        )
         try:
-            async with self._ask("GET", path, {"Accept": "application/json"}, limit,
-                                 params={**params, "watch": "true"}) as answer:
+            async with self._ask(
+                "GET", path, {"Accept": "application/json"}, limit, params={**params, "watch": "true"}
+            ) as answer:
                 if answer.status >= 400:
                     if answer.status == 401:
                         self._look(now=True)

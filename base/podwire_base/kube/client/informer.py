@@ -19,8 +19,8 @@ BACKOFF_FIRST, BACKOFF_LAST = 0.05, 5.0
 SOON = 0.125  # the part of a back-off that is waited in any case, also where other requests are answered again
 PAGE = "500"  # objects in one piece of a list
 STREAM_SILENCE = 10.0  # seconds without a frame in which a server that knows WatchList would have told more
-# How servers say that they have no WatchList (client-go falls back in the same cases): it is forbidden for a watch (422), the
-# parameter is refused (400), and what proxies make of that.
+# How servers say that they have no WatchList (client-go falls back in the same cases): it is forbidden for a watch
+# (422), the parameter is refused (400), and what proxies make of that.
 _NO_STREAM = (400, 405, 406, 422)
 
 
@@ -31,16 +31,26 @@ class _NoStream(Exception):
 class Informer:
     """`on_event` is called in the event loop for each change; `on_synced` once, after the first full list.
 
-    `objects` maps "namespace/name" (or "name") to the object and is changed before `on_event` is called. An exception in
-    `on_event` is logged with the object's key; the copy and the watch go on. `keep`: see Reflector, for copies that are many.
+    `objects` maps "namespace/name" (or "name") to the object and is changed before `on_event` is called. An exception
+    in `on_event` is logged with the object's key; the copy and the watch go on. `keep`: see Reflector, for copies that
+    are many.
 
-    stream: take the first state as a stream (WatchList), where the server has that: it then need not build the whole answer
-    in its memory for every node at once. Where it has not, lists come in pages.
+    stream: take the first state as a stream (WatchList), where the server has that: it then need not build the whole
+    answer in its memory for every node at once. Where it has not, lists come in pages.
     """
 
-    def __init__(self, api: ApiClient, path: str, *, label_selector: str = "", field_selector: str = "",
-                 on_event: Callable[[Event], None] | None = None, on_synced: Callable[[], None] | None = None,
-                 keep: Callable[[Object], Object] | None = None, stream: bool = True) -> None:
+    def __init__(
+        self,
+        api: ApiClient,
+        path: str,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        on_event: Callable[[Event], None] | None = None,
+        on_synced: Callable[[], None] | None = None,
+        keep: Callable[[Object], Object] | None = None,
+        stream: bool = True,
+    ) -> None:
         self.api, self.path = api, path
         self.params = {k: v for k, v in (("labelSelector", label_selector), ("fieldSelector", field_selector)) if v}
         self.on_event, self.on_synced = on_event, on_synced
@@ -83,8 +93,12 @@ class Informer:
             found = answer.get("items") or []
             items += [item for item in found if is_object(item)]
             if strange := [item for item in found if not is_object(item)]:
-                log.warn("items of a list are no objects; left out", path=self.path, count=len(strange),
-                         first=str(strange[0])[:100])
+                log.warn(
+                    "items of a list are no objects; left out",
+                    path=self.path,
+                    count=len(strange),
+                    first=str(strange[0])[:100],
+                )
             if not metadata.get("continue"):
                 break
             params["continue"] = str(metadata["continue"])  # a page that is too old for its list is a 410: all again
@@ -94,8 +108,11 @@ class Informer:
         self._complete()
 
     def _watch_params(self) -> dict[str, str]:
-        return {**self.params, "allowWatchBookmarks": "true",
-                "timeoutSeconds": str(WATCH_SECONDS + random.randint(0, WATCH_SECONDS))}
+        return {
+            **self.params,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(WATCH_SECONDS + random.randint(0, WATCH_SECONDS)),
+        }
 
     async def _frames(self, params: dict[str, str]) -> AsyncGenerator[Object, None]:
         """The watch's frames; what is none is told and left out: a server's nonsense must not end the copy."""
@@ -124,7 +141,9 @@ class Informer:
                         self._complete()
                     elif frame.get("type") == "ERROR":
                         status = frame.get("object") or {}
-                        raise ApiError(int(status.get("code") or 500), str(status.get("reason")), str(status.get("message")))
+                        raise ApiError(
+                            int(status.get("code") or 500), str(status.get("reason")), str(status.get("message"))
+                        )
                     else:
                         silence.reschedule(loop.time() + STREAM_SILENCE)
         except TimeoutError:
@@ -177,8 +196,12 @@ class Informer:
                 delay = BACKOFF_FIRST
             except ApiError as err:
                 if not self._failing:
-                    log.warn("API server does not answer, the last known state stays", path=self.path, code=err.code,
-                             error=err.message)
+                    log.warn(
+                        "API server does not answer, the last known state stays",
+                        path=self.path,
+                        code=err.code,
+                        error=err.message,
+                    )
                 if clock() - began > BACKOFF_LAST:  # a stream that breaks off as soon as it is there is no good sign
                     delay = BACKOFF_FIRST
                 self._failing = True

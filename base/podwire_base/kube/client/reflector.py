@@ -1,11 +1,11 @@
 """The list+watch state machine of client-go's reflector, without I/O.
 
-States: LIST (fetch everything) -> WATCH (apply events) -> LIST again when the server forgot our resourceVersion (410) or
-when a list gave nothing usable. A connection that merely ends goes back to WATCH from the last version seen. The caller
-feeds answers in and gets `Event`s out; a relist yields only what really differs.
+States: LIST (fetch everything) -> WATCH (apply events) -> LIST again when the server forgot our resourceVersion (410)
+or when a list gave nothing usable. A connection that merely ends goes back to WATCH from the last version seen. The
+caller feeds answers in and gets `Event`s out; a relist yields only what really differs.
 
-In LIST everything comes either as a list or as the first part of a watch (WatchList, KEP-3157): objects one by one, and a
-bookmark that says that these were all. Such a stream that breaks off has told nothing.
+In LIST everything comes either as a list or as the first part of a watch (WatchList, KEP-3157): objects one by one, and
+a bookmark that says that these were all. Such a stream that breaks off has told nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Phase(Enum):
 
 
 def _newer(obj: Object, than: Object) -> bool:
-    """resourceVersions of one resource are decimal and increase (KEP-5504); any other form only tells "not the same"."""
+    """resourceVersions of one resource are decimal and increase (KEP-5504); any other form only tells "not the
+    same"."""
     new, old = resource_version(obj), resource_version(than)
     return int(new) > int(old) if _decimal(obj, than) else new != old
 
@@ -67,8 +68,8 @@ def is_frame(frame: object) -> bool:
 
 @dataclass(slots=True)
 class Reflector:
-    """keep: what the copy holds of an object (its metadata's name, namespace and resourceVersion at least). Events of additions
-    and changes carry the whole object, deletions that a relist found and `old` what was kept."""
+    """keep: what the copy holds of an object (its metadata's name, namespace and resourceVersion at least). Events of
+    additions and changes carry the whole object, deletions that a relist found and `old` what was kept."""
 
     keep: Callable[[Object], Object] = _whole
     objects: dict[str, Object] = field(default_factory=dict)
@@ -81,7 +82,8 @@ class Reflector:
         self._arriving = {}
 
     def initial(self, frame: Object) -> Iterable[Event] | None:
-        """A frame of a stream with initial events, in LIST. None until all are there; then the differences, and WATCH."""
+        """A frame of a stream with initial events, in LIST. None until all are there; then the differences, and
+        WATCH."""
         kind, obj = frame.get("type"), frame.get("object") or {}
         if kind == "ERROR":
             self.failed(int(obj.get("code") or 0))
@@ -141,7 +143,12 @@ class Reflector:
         name, before = key(obj), self.objects.get(key(obj))
         if before is not None and not _newer(obj, before):
             return None
-        if before is None and self.version.isdecimal() and _decimal(obj) and int(resource_version(obj)) <= int(self.version):
+        if (
+            before is None
+            and self.version.isdecimal()
+            and _decimal(obj)
+            and int(resource_version(obj)) <= int(self.version)
+        ):
             return None  # the watch is past this write, and the object was deleted meanwhile
         self.objects[name] = self.keep(obj)
         return Event("MODIFIED" if before is not None else "ADDED", name, obj, before)
