@@ -161,6 +161,25 @@ def test_every_yes_of_the_feature_table_names_a_test() -> None:
             )
 
 
+def test_every_place_says_the_same_version() -> None:
+    """`pyproject.toml`, the newest version of CHANGELOG.md, `podwire-pause --version`; test_deploy.py has the images."""
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert version
+    newest = re.findall(r"^## \[(\d[^]]*)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M)[0]
+    pause = re.findall(r'"podwire-pause (.+)"', (ROOT / "cni/podwire_cni/native/pause.c").read_text())
+    assert (newest, pause) == (version[1], [version[1]])
+
+
+def test_the_changelog_has_the_form_it_names() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    versions = re.findall(r"^## (.+)$", text, re.M)
+    assert versions[0] == "[Unreleased]" and len(versions) == len(set(versions))
+    for part in re.split(r"^## .+$", text, flags=re.M)[1:]:
+        sections = re.findall(r"^### (.+)$", part, re.M)
+        assert sections == [each for each in ("Added", "Changed", "Fixed", "Security") if each in sections]
+        assert "- " not in part.partition("###")[0]  # every change stands in a section
+
+
 # Metrics
 
 

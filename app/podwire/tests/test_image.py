@@ -30,7 +30,7 @@ SITE = layers.SITE
         ("lib/x86_64-linux-gnu/libc.so.6", 0),
         (f"{SITE}/aiohttp/client.py", 1),
         (f"{SITE}/podwire_dns/native/bin/batch.abi3.so", 2),
-        (f"{SITE}/podwire-0.1.0.dist-info/METADATA", 2),
+        (f"{SITE}/podwire-0.2.0.dist-info/METADATA", 2),
         (f"{SITE}/podwire_proxy/testing/builders.py", 2),
         (f"{SITE}/_cffi_backend.so", 1),
     ],
@@ -49,8 +49,8 @@ def test_layers(path: str, layer: int) -> None:
         "dev/null",
         f"{SITE}/bin/podwire",
         f"{SITE}/yaml/tests/test_x.py",
-        f"{SITE}/podwire-0.1.0.dist-info/direct_url.json",
-        f"{SITE}/podwire-0.1.0.dist-info/RECORD",
+        f"{SITE}/podwire-0.2.0.dist-info/direct_url.json",
+        f"{SITE}/podwire-0.2.0.dist-info/RECORD",
     ],
 )
 def test_what_nobody_needs_is_left_out(path: str) -> None:

@@ -11,7 +11,7 @@
 int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "--version") == 0) {
-        puts("podwire-pause 0.1.0");
+        puts("podwire-pause 0.2.0");
         return 0;
     }
     /* Blocked signals stay pending, so none is lost between two calls of sigwaitinfo. They must have a disposition other
