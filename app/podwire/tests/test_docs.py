@@ -162,7 +162,7 @@ def test_every_yes_of_the_feature_table_names_a_test() -> None:
 
 
 def test_every_place_says_the_same_version() -> None:
-    """`pyproject.toml`, the newest version of CHANGELOG.md, `podwire-pause --version`; test_deploy.py has the images."""
+    """pyproject.toml, the newest version of CHANGELOG.md, `podwire-pause --version`; test_deploy.py has the images."""
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert version
     newest = re.findall(r"^## \[(\d[^]]*)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M)[0]
