@@ -24,6 +24,8 @@ from lab.serviceworld import ANSWER, BALANCERS, SILENCE, Answer, World, ask
 from podwire.main import cli
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.nft.fake import FakeConnection
+from podwire_base.role.features import CONNTRACK_SCTP
+from podwire_base.testing import features
 from podwire_proxy.decide import DROP, PASS, Outcome, Packet, Verdict
 from podwire_proxy.model import LOCALHOST, Destination
 from podwire_proxy.nftables.apply import route_localnet
@@ -104,19 +106,15 @@ def on_the_wire(packet: Packet, outcome: Outcome) -> bool:
     return (outcome != PASS or packet.port == s.TARGET) and (packet.node or packet.dst != LOCALHOST)
 
 
-def lacking(dataplane: Dataplane, scenario: s.Scenario) -> None:
-    """The dataplane itself looks whether the kernel has the feature: a row is left out only where it is truly
-    missing."""
-    feature = dataplane.lacks(scenario) or (
-        any(packet.protocol == "SCTP" for packet in scenario.expect) and sctp.missing()
-    )
-    if feature:
-        pytest.skip(f"{dataplane.name} needs {feature}")
+def need_features(scenario: s.Scenario) -> None:
+    """A row is left out only where the kernel truly lacks what its packets need, and is excused from it."""
+    if any(packet.protocol == "SCTP" for packet in scenario.expect):
+        features.need(CONNTRACK_SCTP, sctp.tracked())
 
 
 @pytest.mark.parametrize("scenario", TABLE, ids=lambda scenario: scenario.name)
 def test_real_packets(world: World, dataplane: Dataplane, scenario: s.Scenario) -> None:
-    lacking(dataplane, scenario)
+    need_features(scenario)
     dataplane.program(world, scenario)
     world.forget()
     rows = {p: o for p, o in scenario.expect.items() if on_the_wire(p, o)}
@@ -165,7 +163,7 @@ def bindable(ns: NetNS, ip: str) -> bool:
 @pytest.mark.parametrize("row", STICKY, ids=lambda row: row.name)
 def test_affinity_of_real_connections(world: World, dataplane: Dataplane, row: s.Affinity) -> None:
     """Several clients' worth of first choices: each time the memory is emptied, and all of a client's packets agree."""
-    lacking(dataplane, row.scenario())
+    need_features(row.scenario())
     for first in row.same:
         dataplane.clean(world)
         dataplane.program(world, row.scenario())

@@ -37,9 +37,6 @@ class Dataplane(Protocol):
     def clean(self, world: World) -> None:
         """Leave nothing: no rule, no memory of a client."""
 
-    def lacks(self, scenario: s.Scenario) -> str:
-        """The feature that this implementation does not have on this kernel and the scenario needs; "" where none."""
-
 
 class Nftables:
     name = "podwire-nftables"
@@ -57,9 +54,6 @@ class Nftables:
 
     def clean(self, world: World) -> None:
         cleanup(world.node.fd)
-
-    def lacks(self, scenario: s.Scenario) -> str:
-        return ""
 
 
 class Iptables:
@@ -83,9 +77,6 @@ class Iptables:
     def clean(self, world: World) -> None:
         backends.Iptables().cleanup(world.node.fd)
 
-    def lacks(self, scenario: s.Scenario) -> str:
-        return ""
-
 
 class External:
     """Another proxy, driven by a program."""
@@ -100,9 +91,6 @@ class External:
 
     def clean(self, world: World) -> None:
         self._call(world, "clean", {})
-
-    def lacks(self, scenario: s.Scenario) -> str:
-        return ""
 
     def _call(self, world: World, verb: str, what: dict[str, Any]) -> None:
         world.node.run([str(self.hook), verb], input=json.dumps(what), timeout=120)

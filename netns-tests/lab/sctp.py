@@ -17,12 +17,11 @@ from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkInitAck, SCTPChunkPa
 PROTOCOL = 132
 # One after the other: a port used a moment ago may still have a flow, which would be translated as that one was.
 _ports = itertools.cycle(range(20000, 60000))
-CONNTRACK = "SCTP connection tracking (CONFIG_NF_CT_PROTO_SCTP)"
 
 
-def missing() -> str:
-    """The kernel's feature that NAT of SCTP needs and this one lacks; "" where it is there."""
-    return "" if Path("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established").exists() else CONNTRACK
+def tracked() -> bool:
+    """Whether the kernel tracks SCTP, which its NAT needs (features.CONNTRACK_SCTP)."""
+    return Path("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established").exists()
 
 
 def _socket(ip: str) -> socket.socket:

@@ -1,0 +1,44 @@
+"""Reads the running kernel: its release, its configuration, and the capabilities of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gzip
+import os
+import re
+from pathlib import Path
+
+from .features import Kernel, parse_options
+
+
+def read(release: str = "", root: Path = Path("/")) -> Kernel:
+    """release: of a kernel other than the running one. root: the folder that /proc and /boot are in, for tests."""
+    release = release or os.uname().release
+    text = _configuration(release, root)
+    return Kernel(release, None if text is None else parse_options(text), _capabilities(root))
+
+
+@functools.cache
+def running() -> Kernel:
+    """`read` of this machine, once for the process."""
+    return read()
+
+
+def _configuration(release: str, root: Path) -> str | None:
+    """None where the kernel does not tell (CONFIG_IKCONFIG_PROC) and the distribution keeps no copy."""
+    with contextlib.suppress(OSError, EOFError):  # no such file, or one that is no whole gzip file
+        return gzip.decompress((root / "proc/config.gz").read_bytes()).decode()
+    for place in (f"boot/config-{release}", f"lib/modules/{release}/config"):
+        with contextlib.suppress(OSError):
+            return (root / place).read_text()
+    return None
+
+
+def _capabilities(root: Path) -> int:
+    """Of this process, in its user namespace; all of them where /proc does not tell."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^CapEff:\s*([0-9a-f]+)$", (root / "proc/self/status").read_text(), re.MULTILINE)
+        if found:
+            return int(found[1], 16)
+    return -1

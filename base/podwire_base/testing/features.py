@@ -1,0 +1,60 @@
+"""Tests and the kernel's features: a test whose feature is missing is skipped where the kernel is excused from it
+(role/features.py: an older release, or built without the option), and fails in every other case.
+
+    features.need(features.SCTP_SOCKETS, sctp_sockets_work())   the test looked for itself
+    with features.needed(features.NETEM):                       what the kernel refuses inside is judged
+        ns.run(["tc", "qdisc", "add", "dev", "eth0", "root", "netem", "delay", "10ms"])
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from podwire_base.role.features import Feature, Kernel, explain, judge
+from podwire_base.role.kernelconfig import running
+
+# The answers of a kernel that does not know what it is asked for. Not EPERM: privileges are no feature of a kernel.
+_UNKNOWN = frozenset(
+    (
+        errno.EAFNOSUPPORT,
+        errno.EINVAL,
+        errno.ENODEV,
+        errno.ENOENT,
+        errno.ENOPROTOOPT,
+        errno.ENOSYS,
+        errno.EOPNOTSUPP,
+        errno.EPROTONOSUPPORT,
+    )
+)
+
+
+def need(feature: Feature, works: bool, kernel: Kernel | None = None) -> None:
+    """Go on where the feature works; else skip the test or fail it, as the record says. works: what the test saw."""
+    if works:
+        return
+    kernel = kernel or running()
+    reason = judge(feature, kernel)
+    if reason:
+        pytest.skip(reason)
+    pytest.fail(f"{explain(feature, kernel)}. Nothing excuses this kernel from it", pytrace=False)
+
+
+@contextlib.contextmanager
+def needed(*features: Feature, kernel: Kernel | None = None) -> Iterator[None]:
+    """What is refused inside skips the test where the kernel is excused from one of the features; else it is raised
+    as it came."""
+    try:
+        yield
+    except (OSError, subprocess.CalledProcessError) as err:
+        if isinstance(err, OSError) and err.errno not in _UNKNOWN:
+            raise
+        for feature in features:
+            reason = judge(feature, kernel or running())
+            if reason:
+                pytest.skip(reason)
+        raise
