@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from podwire_base.kernel.ip import Family
 from podwire_base.kernel.netlink.codec import attr, nest, parse, to_int
 from podwire_base.kernel.nft import codec
 from podwire_base.kernel.nft.ruleset import host32
 from podwire_base.kernel.nft.socket import open_socket
 
-from .nodetable import Family
 from .types import IPAddress
 
 SUBSYS = 1 << 8

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from podwire_base.kernel.ip import Family, family_of
 from podwire_base.kernel.nft import fake
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import socket as nft_socket
@@ -21,7 +22,7 @@ from podwire_base.role import logs
 
 from . import conntrack, netlink, nodetable
 from .native import wires
-from .nodetable import Family, NodeRules, OtherNet, PodRules, family_of
+from .nodetable import NodeRules, OtherNet, PodRules
 from .types import Attachment, IPAddress, PortMapping
 
 log = logs.get("wiring")

@@ -8,7 +8,6 @@ on.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import itertools
@@ -21,6 +20,7 @@ from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import NoReturn
 
+from podwire_base.kernel.netns import CLONE_NEWNET, setns
 from podwire_base.role import logs
 
 from . import announce
@@ -34,19 +34,11 @@ from .prepared import PodPlan
 from .program import batches, peers, watched
 
 log = logs.get("wiring")
-CLONE_NEWNET = 0x40000000
 NS_GET_NSTYPE = 0xB703
 READY_SECONDS = 2.0
 VIEWS = 5
 _GONE = (errno.ENODEV, errno.ENOENT, errno.ESRCH)
 WIRES = wires.load()  # None: not compiled; then step by step
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _setns(fd: int) -> None:
-    if _libc.setns(fd, CLONE_NEWNET):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
 
 
 def is_netns(fd: int) -> bool:
@@ -99,7 +91,7 @@ class Kernel:
     @contextlib.contextmanager
     def inside(self, fd: int) -> Iterator[None]:
         """The calling thread is in the namespace behind `fd` meanwhile."""
-        _setns(fd)
+        setns(fd)
         try:
             yield
         finally:
@@ -107,7 +99,7 @@ class Kernel:
 
     def _return(self) -> None:
         try:
-            _setns(self.node_fd)
+            setns(self.node_fd)
         except OSError:
             self._lost()
 
@@ -117,7 +109,7 @@ class Kernel:
         os._exit(70)
 
     def _open(self, pod_fd: int) -> nl.Netlink:
-        _setns(pod_fd)
+        setns(pod_fd)
         try:
             return nl.Netlink()
         finally:

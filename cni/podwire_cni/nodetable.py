@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Literal
 
+from podwire_base.kernel.ip import FAMILIES, Family, family_of, mac_bytes
 from podwire_base.kernel.nft import ruleset as nft
 
 from .template import Template, cut
@@ -31,8 +32,6 @@ TABLE = "podwire-cni"
 RAW, SRCNAT = -300, 100
 # Behind the Services' table (-100): where both claim a port, the NodePort has it, as it is cluster-wide.
 DSTNAT = -95
-Family = Literal["ip", "ip6"]
-FAMILIES: tuple[Family, Family] = ("ip", "ip6")
 _SIZE = {"ip": 4, "ip6": 16}
 _SADDR_AT, _DADDR_AT = {"ip": 12, "ip6": 8}, {"ip": 16, "ip6": 24}
 _TYPE = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
@@ -71,10 +70,6 @@ class PodRules:
     addresses: tuple[IPAddress, ...]
     ports: tuple[PortMapping, ...] = ()
     bridge: str = BRIDGE
-
-
-def family_of(address: IPAddress) -> Family:
-    return "ip" if address.version == 4 else "ip6"
 
 
 def _cidr_family(cidr: str) -> Family:
@@ -156,7 +151,7 @@ def _marks(pod: PodRules) -> list[bytes]:
 
 
 def _mac(pod: PodRules) -> bytes:
-    return bytes.fromhex(pod.mac.replace(":", ""))
+    return mac_bytes(pod.mac)
 
 
 @functools.cache

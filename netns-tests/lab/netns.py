@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from pyroute2 import IPRoute
 
-from podwire_base.kernel.netns import CLONE_NEWNET, in_thread, setns, unshare
+from podwire_base.kernel.netns import CLONE_NEWNET, in_thread, unshare, within
 
 from .patience import patient, wait_until
 
@@ -81,12 +81,7 @@ class NetNS:
 
     def call(self, work: Callable[[], T]) -> T:
         """Run a Python function inside; sockets that it opens stay in the namespace after it returns."""
-
-        def body() -> T:
-            setns(self.fd)
-            return work()
-
-        return in_thread(body)
+        return within(self.fd, work)
 
     def netlink(self, work: Callable[[IPRoute], T]) -> T:
         """Run `work` with pyroute2 inside. IPRoute opens its sockets in the thread that uses it, so all of it runs

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from podwire_base.kernel.frames import checksum
+
 from .netns import Inside
 from .patience import patient
 
@@ -173,7 +175,7 @@ def ping(ns: Inside, dst: str, *, size: int = 56, df: bool = False, timeout: flo
             kind, answer = (128, 129) if v6 else (8, 0)
             message = struct.pack("!BBHHH", kind, 0, 0, 0x7077, 1) + bytes(size)
             if not v6:
-                message = message[:2] + _checksum(message).to_bytes(2) + message[4:]
+                message = message[:2] + checksum(message) + message[4:]
             try:
                 sock.send(message)
                 while True:
@@ -187,12 +189,3 @@ def ping(ns: Inside, dst: str, *, size: int = 56, df: bool = False, timeout: flo
                 raise
 
     return _told(ns, work)
-
-
-def _checksum(data: bytes) -> int:
-    """RFC 1071."""
-    data += bytes(len(data) % 2)
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF

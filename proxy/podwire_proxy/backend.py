@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
+
+from podwire_base.kernel.ip import FAMILIES, Family
 
 from .dataplane import Dataplane, Delta
 from .decide import Packet
 from .flows import FlowKeeper, Swept
 from .model import Destination, NodeInfo
-
-Family = Literal["ip", "ip6"]
-FAMILIES: tuple[Family, ...] = ("ip", "ip6")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from podwire_base.kernel.ip import FAMILIES
 from podwire_base.kernel.nft import socket as nft_socket
 
-from .backend import FAMILIES, Backend, Live, Proxier
+from .backend import Backend, Live, Proxier
 from .backend import families as families_of
 from .dataplane import Dataplane
 from .iptables import apply as iptables_apply

@@ -19,8 +19,11 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from podwire_base.kernel import frames
+from podwire_base.kernel.ip import packed
+
 from .dataplane import Frontend, Key
-from .model import Destination, packed
+from .model import Destination
 
 SYN_FIN = 0x03
 Place = tuple[str, int]  # address, port
@@ -82,11 +85,7 @@ def challenge_ack_probe(source: Place, destination: Place) -> bytes:
     (RFC 5961, 4.2). The FIN beside it makes conntrack take the packet for invalid, so it leaves no entry on its way."""
     src, dst = packed(source[0]), packed(destination[0])
     tcp = struct.pack("!HHIIBBHHH", source[1], destination[1], 1, 0, 5 << 4, SYN_FIN, 0, 0, 0)
-    pseudo = src + dst + struct.pack("!IHBB", len(tcp), 0, 0, 6)
-    total = sum(struct.unpack(f"!{len(pseudo + tcp) // 2}H", pseudo + tcp))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    tcp = tcp[:16] + struct.pack("!H", ~total & 0xFFFF) + tcp[18:]
+    tcp = tcp[:16] + frames.upper_checksum(src, dst, frames.TCP, tcp) + tcp[18:]
     if len(src) == 4:  # the kernel fills length, ident and checksum in
-        return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, 64, 6, 0) + src + dst + tcp
-    return struct.pack("!IHBB", 6 << 28, len(tcp), 6, 64) + src + dst + tcp
+        return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, 64, frames.TCP, 0) + src + dst + tcp
+    return frames.ipv6(src, dst, frames.TCP, 64, tcp)

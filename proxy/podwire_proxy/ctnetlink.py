@@ -6,15 +6,15 @@ import errno
 import ipaddress
 import os
 from collections.abc import Collection, Iterator, Sequence
-from typing import Literal
 
+from podwire_base.kernel.ip import Family, packed
 from podwire_base.kernel.netlink.codec import attr, nest, parse, to_int
 from podwire_base.kernel.nft import codec
 from podwire_base.kernel.nft.socket import ROOM, open_socket
 
 from .conntrack import Flow
 from .dataplane import Key
-from .model import PROTOCOLS, Destination, Protocol, normal_ip, packed
+from .model import PROTOCOLS, Destination, Protocol, normal_ip
 
 SUBSYS = 1 << 8
 GET, DELETE = 1, 2
@@ -26,7 +26,6 @@ BY_PORT = 0x08 | 0x20  # for IPv6: there the kernel (6.18 and before) compares a
 BY_PROTOCOL = 0x08
 AT_ONCE = 100  # deletions in one message: their acknowledgements must fit the socket's queue
 FEW = 8  # up to so many frontends the kernel is asked for each; more: for all entries of a protocol at once
-Family = Literal["ip", "ip6"]
 
 
 def _tuple(raw: bytes) -> tuple[str, str, int, int]:

@@ -17,11 +17,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from podwire_base.kernel.netns import in_thread, setns
+from podwire_base.kernel.ip import Family
+from podwire_base.kernel.netns import within
 from podwire_base.role import logs
 
 from .conntrack import Flow, Place, challenge_ack_probe, serving, stale, stale_attempts
-from .ctnetlink import Conntrack, Family
+from .ctnetlink import Conntrack
 from .dataplane import Dataplane, Delta, Frontend, Key
 from .model import Destination
 
@@ -154,18 +155,13 @@ class Look:
         v6 = ":" in destination[0]
 
         def send() -> None:
-            if self.ns_fd is not None:
-                setns(self.ns_fd)
             with socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
                 if v6:
                     sock.setsockopt(IPPROTO_IPV6, IPV6_HDRINCL, 1)
                 sock.sendto(challenge_ack_probe(source, destination), (destination[0], 0))
 
         with contextlib.suppress(OSError):
-            if self.ns_fd is None:
-                send()
-            else:
-                in_thread(send)
+            within(self.ns_fd, send)
 
 
 def _kind(flow: Flow) -> str:

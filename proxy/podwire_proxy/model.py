@@ -136,11 +136,6 @@ def normal_ip(text: str) -> str:
     return str(ipaddress.ip_address(text))
 
 
-def packed(ip: str) -> bytes:
-    """Network-order bytes of a canonical address."""
-    return ipaddress.ip_address(ip).packed if ":" in ip else bytes(map(int, ip.split(".")))
-
-
 def is_v6(ip: str) -> bool:
     return ":" in ip
 

@@ -49,16 +49,23 @@ def in_thread(work: Callable[[], T]) -> T:
     return result
 
 
-def call_in(path: str, work: Callable[[], T]) -> T:
-    """Run `work` in the network namespace at `path` (a /run/netns file or /proc/PID/ns/net); what it opens stays
-    there."""
+def within(fd: int | None, work: Callable[[], T]) -> T:
+    """Run `work` in the network namespace behind `fd` (None: the caller's); what it opens stays there."""
+    if fd is None:
+        return work()
 
     def body() -> T:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            setns(fd)
-        finally:
-            os.close(fd)
+        setns(fd)
         return work()
 
     return in_thread(body)
+
+
+def call_in(path: str, work: Callable[[], T]) -> T:
+    """Run `work` in the network namespace at `path` (a /run/netns file or /proc/PID/ns/net); what it opens stays
+    there."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return within(fd, work)
+    finally:
+        os.close(fd)

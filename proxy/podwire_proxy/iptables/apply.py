@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 
+from podwire_base.kernel.ip import FAMILIES, Family
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.role import logs
 
@@ -16,9 +17,9 @@ from ..flows import FlowKeeper, Swept
 from ..model import NodeInfo
 from . import programs
 from .ipset import IpSets
-from .layout import Chain, Family, Rules, TableName, is_ours
+from .layout import Chain, Rules, TableName, is_ours
 from .plan import TABLES, KernelState, Plan, Planner, SetOp
-from .programs import FAMILIES, Variant
+from .programs import Variant
 from .text import parse
 from .watch import Generations, Legacy, TableWatch, Timer, lost
 

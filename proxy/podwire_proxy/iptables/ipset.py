@@ -7,12 +7,12 @@ import ipaddress
 import os
 from collections.abc import Iterator, Sequence
 
+from podwire_base.kernel.ip import Family, packed
 from podwire_base.kernel.netlink.codec import attr, nest, parse, text, to_int, to_text, u8, u32, walk
 from podwire_base.kernel.nft import codec
 from podwire_base.kernel.nft.socket import open_socket
 
-from ..model import packed
-from .layout import PREFIX, Family
+from .layout import PREFIX
 
 SUBSYS = 6 << 8
 CREATE, DESTROY, FLUSH, LIST, ADD, DELETE = 2, 3, 4, 7, 9, 10

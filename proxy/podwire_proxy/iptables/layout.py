@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from podwire_base.kernel.ip import Family, packed
+
 from ..dataplane import Action, Balance, Fate, Frontend, Key, Sticky
-from ..model import LOCALHOST, Destination, NodeInfo, is_v6, packed
+from ..model import LOCALHOST, Destination, NodeInfo, is_v6
 
 PREFIX = "PODWIRE-"  # of all our chains and sets
 MARK = (
@@ -30,7 +32,6 @@ PROBABILITY = 1 << 31  # xt_statistic keeps probabilities as multiples of its in
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")  # what iptables-save prints without quotes
 _STRANGE = re.compile(r"[^A-Za-z0-9 ,:/._-]")
 NOT_SYN = "! --tcp-flags SYN SYN"  # a segment of no flow that begins none either: its flow was reset
-Family = Literal["ip", "ip6"]
 TableName = Literal["nat", "filter", "raw"]
 Rules = tuple[str, ...]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from podwire_base.kernel.ip import FAMILIES, Family
 from podwire_base.kernel.nft import socket as nft_socket
 
-from ..backend import FAMILIES, Family
 from ..hostfacts import ForeignChain
 from . import programs
 from .layout import is_ours

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ..backend import FAMILIES, Family, Trace
+from podwire_base.kernel.ip import FAMILIES, Family
+
+from ..backend import Trace
 from ..decide import Packet
 from ..model import NodeInfo
 from . import programs

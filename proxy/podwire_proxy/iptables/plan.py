@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from podwire_base.kernel.ip import Family
+
 from ..dataplane import Dataplane, Delta, Frontend, Key
 from ..model import NodeInfo
 from .layout import (
@@ -21,7 +23,6 @@ from .layout import (
     SERVICES,
     Built,
     Chain,
-    Family,
     Rules,
     Step,
     TableName,

@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
-from podwire_base.kernel.netns import in_thread, setns
+from podwire_base.kernel.ip import FAMILIES, Family
+from podwire_base.kernel.netns import within
 from podwire_base.kernel.nft import socket as nft_socket
 
-from .layout import Chain, Family, Rules, TableName
+from .layout import Chain, Rules, TableName
 from .text import count_rules, parse
 
 Variant = Literal["nft", "legacy"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-FAMILIES: tuple[Family, ...] = ("ip", "ip6")
 PATIENT = 30  # seconds that a command of a person waits for the lock that all programs of legacy iptables share
 BUSY = 4  # exit status of the legacy programs: somebody else holds it
 TRIES, PAUSE = 5, 0.02  # of a role, which has other work to do: then it comes back later
@@ -117,14 +117,12 @@ def legacy_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:
     """Tables of legacy iptables that were ever used in this namespace."""
 
     def read() -> tuple[str, ...]:
-        if ns_fd is not None:
-            setns(ns_fd)
         try:
             return tuple(Path(f"/proc/thread-self/net/{family}_tables_names").read_text().split())
         except OSError:
             return ()
 
-    return read() if ns_fd is None else in_thread(read)
+    return within(ns_fd, read)
 
 
 def nft_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:

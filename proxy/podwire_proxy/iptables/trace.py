@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from podwire_base.kernel.ip import packed
+
 from ..backend import Trace
 from ..decide import DROP, PASS, REJECT, Outcome, Packet, Verdict
-from ..model import PROTOCOLS, Destination, NodeInfo, covers, packed
+from ..model import PROTOCOLS, Destination, NodeInfo, covers
 from .layout import MARK, Chain, Rules, TableName
 from .plan import KernelState
 from .text import Parsed, take_apart

@@ -16,12 +16,13 @@ import socket
 import struct
 from collections.abc import Callable
 
-from podwire_base.kernel.netns import in_thread, setns
+from podwire_base.kernel.ip import Family
+from podwire_base.kernel.netns import within
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import socket as nft_socket
 
 from .ipset import IpSetError, IpSets
-from .layout import Family, TableName, cluster_ips
+from .layout import TableName, cluster_ips
 
 PERIOD = 1.0  # seconds between two looks
 GET_INFO = 64  # IPT_SO_GET_INFO, IP6T_SO_GET_INFO
@@ -60,8 +61,6 @@ class Legacy:
 
     def __init__(self, ns_fd: int | None) -> None:
         def make() -> dict[Family, socket.socket]:
-            if ns_fd is not None:
-                setns(ns_fd)
             made: dict[Family, socket.socket] = {}
             for family, domain in (("ip", socket.AF_INET), ("ip6", socket.AF_INET6)):
                 with contextlib.suppress(OSError):  # a host without IPv6
@@ -70,7 +69,7 @@ class Legacy:
                     )
             return made
 
-        self._socks = make() if ns_fd is None else in_thread(make)
+        self._socks = within(ns_fd, make)
 
     def close(self) -> None:
         for sock in self._socks.values():

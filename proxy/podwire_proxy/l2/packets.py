@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from podwire_base.kernel.frames import ARP, IPV6
 from podwire_base.role import logs
 
 from . import frames
@@ -59,14 +60,14 @@ class PacketSocket:
         """Raises OSError: there is no such link."""
         self.close()
         index = socket.if_nametoindex(self.link)
-        for kind in (frames.ARP, frames.IPV6, frames.BEAT):
+        for kind in (ARP, IPV6, frames.BEAT):
             sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
             self._sockets[kind] = sock
-            if kind == frames.IPV6:
+            if kind == IPV6:
                 _filter(sock)
             _room(sock)
             sock.bind((self.link, kind))
-        self.mac = bytes(self._sockets[frames.ARP].getsockname()[4][:6])
+        self.mac = bytes(self._sockets[ARP].getsockname()[4][:6])
         with contextlib.suppress(OSError):  # a kernel without IPv6
             self._groups = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             for group in self._joined:

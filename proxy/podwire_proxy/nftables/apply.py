@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from podwire_base.kernel.ip import FAMILIES
 from podwire_base.kernel.netlink.codec import parse
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.nft.codec import DUMP, NLMSG, REQUEST, split
 from podwire_base.role import logs
 
-from ..backend import FAMILIES, Counted, Synced, families
+from ..backend import Counted, Synced, families
 from ..dataplane import Dataplane, Delta
 from ..flows import FlowKeeper, Swept
 from ..hostfacts import ForeignChain, HostFacts

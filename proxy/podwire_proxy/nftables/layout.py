@@ -8,13 +8,13 @@ import ipaddress
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
+from podwire_base.kernel.ip import Family, packed
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft.expr import R0, RTN_LOCAL, Expr
 
 from ..dataplane import Balance, Frontend, Key, Sticky
-from ..model import LOCALHOST, PROTOCOLS, Destination, NodeInfo, is_v6, packed
+from ..model import LOCALHOST, PROTOCOLS, Destination, NodeInfo, is_v6
 
 TABLE_NAME = "podwire"
 RAW, DSTNAT, SRCNAT = -300, -100, 100
@@ -34,7 +34,7 @@ OWN_CHAINS = ("sticky-", "remember-", "sources-")  # chains that come and go wit
 class Layout:
     """Names, types and header offsets of one IP family's table `podwire`."""
 
-    family: Literal["ip", "ip6"]
+    family: Family
 
     @property
     def table(self) -> nft.Table:

@@ -6,10 +6,11 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from podwire_base.kernel.ip import Family
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft.codec import TableDump
 
-from ..backend import Family, Trace
+from ..backend import Trace
 from ..decide import Packet
 from ..model import NodeInfo
 from .trace import Tracer

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
+from podwire_base.kernel.ip import packed
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft.codec import TableDump
 from podwire_base.kernel.nft.expr import GOTO, JUMP
 
 from ..dataplane import Action, Balance, Dataplane, Delta, Fate, Frontend
-from ..model import NodeInfo, packed
+from ..model import NodeInfo
 from .layout import (
     AFFINITY,
     LOCAL_SLOTS,

@@ -9,6 +9,7 @@ import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from podwire_base.kernel.ip import packed
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft.codec import TableDump
 from podwire_base.kernel.nft.expr import ACCEPT, GOTO, JUMP, R0, RETURN, RTN_LOCAL, Expr
@@ -17,7 +18,7 @@ from podwire_base.kernel.nft.expr import Verdict as Code
 
 from ..backend import Trace
 from ..decide import DROP, PASS, REJECT, Outcome, Packet, Verdict
-from ..model import PROTOCOLS, Destination, NodeInfo, packed
+from ..model import PROTOCOLS, Destination, NodeInfo
 from .layout import IPS_DST_NAT, LOOPBACK
 
 

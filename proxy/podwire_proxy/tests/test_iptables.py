@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from podwire_base.kernel.ip import FAMILIES, Family, packed
 from podwire_base.kube import meta
-from podwire_proxy.backend import FAMILIES, Family
 from podwire_proxy.changes import Tracker
 from podwire_proxy.decide import Packet, decide
 from podwire_proxy.explain import explain
@@ -20,7 +20,7 @@ from podwire_proxy.iptables.live import Chains
 from podwire_proxy.iptables.plan import KernelState, Plan, Planner, SetOp
 from podwire_proxy.iptables.text import parse, take_apart
 from podwire_proxy.iptables.trace import Tracer, run_bpf
-from podwire_proxy.model import Destination, packed
+from podwire_proxy.model import Destination
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 from podwire_proxy.testing.iptablesfake import Kernel

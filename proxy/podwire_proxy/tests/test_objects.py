@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from podwire_base.kernel.ip import packed
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_proxy.changes import Tracker
 from podwire_proxy.config import ProxyConfig
 from podwire_proxy.convert import NOBODY, service_ports, slice_info
 from podwire_proxy.dataplane import Balance, Fate, Key
-from podwire_proxy.model import Destination, Endpoint, NodeInfo, PortName, ServicePort, normal_ip, packed
+from podwire_proxy.model import Destination, Endpoint, NodeInfo, PortName, ServicePort, normal_ip
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 from podwire_proxy.topology import choose, merge
 

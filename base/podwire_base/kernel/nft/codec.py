@@ -228,7 +228,7 @@ class TableDump:
 
 
 def decode_table(family: int, body: bytes) -> o.Table:
-    name: o.Family = FAMILY_NAMES.get(family, "inet")  # type: ignore[assignment]  # the dict's values are the literals
+    name: o.TableFamily = FAMILY_NAMES.get(family, "inet")  # type: ignore[assignment]  # the dict's values are the literals
     return o.Table(name, to_text(parse(body).get(1)))
 
 

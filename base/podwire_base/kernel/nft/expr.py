@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ..ip import Family
 from ..netlink.codec import attr, nest, text, u8, u32, u64
 
 VERDICT_REGISTER = 0
@@ -215,7 +216,7 @@ class Dnat(Expr):
     """Destination NAT to the address at `addr` and, where `port` is not None, the port at that register."""
 
     NAME: ClassVar[str] = "nat"
-    family: Literal["ip", "ip6"]
+    family: Family
     addr: int
     port: int | None = None
 
@@ -244,7 +245,7 @@ class Reject(Expr):
     then)."""
 
     NAME: ClassVar[str] = "reject"
-    family: Literal["ip", "ip6"]
+    family: Family
     tcp_reset: bool = False
 
     def body(self) -> bytes:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..ip import Family
 from .expr import Expr, Verdict
 
-Family = Literal["ip", "ip6", "inet", "bridge"]
+TableFamily = Family | Literal["inet", "bridge"]
 Value = bytes | Verdict | None
 Hook = Literal["prerouting", "input", "forward", "output", "postrouting"]
 INTERVAL_END = b"\1interval-end"  # value that marks the exclusive end of an interval in an interval set
@@ -17,7 +18,7 @@ INTERVAL_END = b"\1interval-end"  # value that marks the exclusive end of an int
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    family: Family
+    family: TableFamily
     name: str
 
 

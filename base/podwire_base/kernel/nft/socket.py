@@ -4,14 +4,13 @@ sockets."""
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno as errnos
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from ..netlink.codec import parse, text, to_int, to_text
+from ..netns import within
 from . import codec
 from . import objects as o
 from .decode import decode_exprs, packets
@@ -21,7 +20,6 @@ NETLINK_NETFILTER = 12
 SOL_NETLINK, CAP_ACK, EXT_ACK, ADD_MEMBERSHIP = 270, 10, 11, 1
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 GROUP_NFTABLES = 7
-CLONE_NEWNET = 0x40000000
 ROOM = (
     1 << 16
 )  # bytes for one answer: the kernel's dumps come in pieces of at most 32 KiB; more is a mapping for each call
@@ -39,27 +37,7 @@ def open_socket(ns_fd: int | None) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
         return sock
 
-    if ns_fd is None:
-        return make()
-    made: list[socket.socket] = []
-    failed: list[BaseException] = []
-
-    def inside() -> None:
-        try:
-            libc = ctypes.CDLL(None, use_errno=True)
-            if libc.setns(ns_fd, CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
-            made.append(make())
-        except BaseException as err:
-            failed.append(err)
-
-    # A thread of its own: its namespace ends with it, and nobody else is ever moved.
-    thread = threading.Thread(target=inside)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return made[0]
+    return within(ns_fd, make)
 
 
 class Connection:
