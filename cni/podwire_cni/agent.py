@@ -11,8 +11,6 @@ import contextlib
 import ctypes
 import gc
 import os
-import signal
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +23,7 @@ from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.meta import Object
 from podwire_base.role import logs
+from podwire_base.role.run import stop_event
 from podwire_base.role.status import RoleStatus
 
 from . import conflist, netlink, nodes, overlay, routes, wiring
@@ -299,8 +298,4 @@ def _few_arenas() -> None:
 
 
 async def _until_signal(agent: Agent, client: ClientConfig) -> None:
-    stop = asyncio.Event()
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await agent.follow(stop, client)
+    await agent.follow(stop_event(), client)

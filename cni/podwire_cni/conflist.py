@@ -7,12 +7,13 @@ runtimes pick theirs. It appears only when pods can be wired: kubelets take its 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
+
+from podwire_base.role import files
 
 from .conf import range_sets
 from .errors import CNIError
@@ -45,16 +46,12 @@ def install(
 ) -> list[Path]:
     """Copy the plugin `program` to bin_dir, also as `loopback` where there is none. With subnets, write a conflist that
     works without an agent too: `plugin` is the Python program that then serves a call. Returns what was written."""
-    bin_dir.mkdir(parents=True, exist_ok=True)
     done, code = [bin_dir / PLUGIN], program.read_bytes()
     # containerd and CRI-O call a plugin of that name for each pod; the compiled program is one when it is called so.
     if code.startswith(b"\x7fELF") and not (bin_dir / "loopback").exists():
         done.append(bin_dir / "loopback")
     for path in done:
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        fresh.write_bytes(code)
-        fresh.chmod(0o755)
-        fresh.replace(path)
+        files.write(path, code, mode=0o755)
     if subnets:
         node = NodeNet(tuple((podcidr_range(ip_network(subnet)),) for subnet in subnets))
         body = content(run_dir / "cni.sock", node)
@@ -71,10 +68,8 @@ def _write(path: Path, body: dict[str, Any]) -> bool:
         if path.read_text() == text:
             return False
     except OSError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text)
-    fresh.replace(path)
+        pass  # it is not there, or cannot be read
+    files.write(path, text)
     return True
 
 

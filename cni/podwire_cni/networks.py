@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
+
+from podwire_base.role import files
 
 from .conf import range_sets
 from .errors import CNIError, ErrorCode
@@ -175,10 +176,7 @@ class Networks:
 
     def _write(self, network: Network) -> None:
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            fresh = self.directory / f".{network.net.bridge}.{os.getpid()}"
-            fresh.write_text(json.dumps(network.to_json()) + "\n")
-            fresh.replace(self.directory / f"{network.net.bridge}.json")
+            files.write(self.directory / f"{network.net.bridge}.json", json.dumps(network.to_json()) + "\n")
         except OSError as err:
             raise CNIError(
                 ErrorCode.IO_FAILURE,

@@ -9,7 +9,6 @@ import signal
 import time
 import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from podwire_base.kube.client import config as client_config
@@ -17,12 +16,14 @@ from podwire_base.kube.client.http import ApiClient, ApiError
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.meta import Object, key, name, namespace, uid
+from podwire_base.kube.times import micro_timestamp, timestamp
 from podwire_base.role import logs
 from podwire_base.role import status as rolestatus
+from podwire_base.role.run import stop_event, until_stopped
 
 from .cni_runtime import Attachment, CniFailed, CniRuntime
 from .podspec import NodeDns
-from .podstatus import conditions, new_words, timestamp
+from .podstatus import conditions, new_words
 from .podworker import PodHost, PodWorker
 from .runtime import Process, Sandbox, read, running
 
@@ -285,7 +286,7 @@ class Kubelet:
         spec = {
             "holderIdentity": own,
             "leaseDurationSeconds": 40,
-            "renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "renewTime": micro_timestamp(time.time()),
         }
         body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": own}, "spec": spec}
         try:
@@ -332,19 +333,8 @@ def _os_name() -> str:
 
 async def _main(config: NodeConfig) -> None:
     async with ApiClient(client_config.load(config.kubeconfig)) as api:
-        task = asyncio.create_task(Kubelet(api, config).run())
-
-        def stop() -> None:
-            signal.alarm(
-                STOP_SECONDS
-            )  # whatever still waits for something then is not waited for: pods go on without us
-            task.cancel()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop)
-        try:
-            await task
-        except asyncio.CancelledError:
+        # SIGALRM ends the process while something still keeps it waiting: pods go on without us.
+        if await until_stopped(stop_event(), Kubelet(api, config).run(), lambda: signal.alarm(STOP_SECONDS)):
             log.info("stopped; pods go on")
 
 

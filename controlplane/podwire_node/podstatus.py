@@ -5,17 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from podwire_base.kube.conditions import condition
 from podwire_base.kube.meta import Object
+from podwire_base.kube.times import timestamp
 
 _NUMBERS = re.compile(r"\d+")
 BACKOFF_FIRST, BACKOFF_LAST, BACKOFF_RESET = 0.5, 300.0, 600.0
-
-
-def timestamp(now: float) -> str:
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(slots=True)

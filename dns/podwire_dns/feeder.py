@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import gc
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,6 +23,7 @@ from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.meta import Object
 from podwire_base.role import logs
+from podwire_base.role.run import stop_event
 from podwire_base.role.status import RoleStatus
 
 from . import feed, names, schema
@@ -237,9 +237,7 @@ class _Role:
 
 
 async def _main(sources: Sources, config: DnsConfig, client: ClientConfig) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_event()
     role, status = _Role(config, client), RoleStatus(config.run_dir, "dns-feeder")
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):

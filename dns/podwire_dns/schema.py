@@ -16,12 +16,12 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from podwire_base.kube import meta
+from podwire_base.kube.times import parse_time
 
 from . import names
 from .pack import A_IN, CNAME_IN, PTR_IN, SRV_IN, Packer, question
@@ -361,7 +361,7 @@ def trigger_time(piece: Mapping[str, Any]) -> float | None:
     """When the change behind an EndpointSlice happened (its annotation, RFC 3339), in seconds since the epoch."""
     text = ((piece.get("metadata") or {}).get("annotations") or {}).get(TRIGGER_ANNOTATION)
     try:
-        return datetime.fromisoformat(text).timestamp() if text else None
+        return parse_time(text).timestamp() if text else None
     except (ValueError, TypeError):
         return None
 

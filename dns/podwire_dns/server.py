@@ -13,7 +13,6 @@ import gc
 import random
 import resource
 import secrets
-import signal
 import socket
 import sys
 import time
@@ -22,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from podwire_base.role import logs
+from podwire_base.role.run import stop_event
 from podwire_base.role.status import RoleStatus
 
 from . import forward, host, metrics, metrics_page, names, native, tcp, upstream, web
@@ -405,9 +405,7 @@ def _prepare_node(config: DnsConfig) -> None:
 
 
 async def _main(config: DnsConfig, sources: Sources) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_event()
     status = RoleStatus(config.run_dir, "dns")
     async with Server(config, sources, stop) as server:
         if not stop.is_set():

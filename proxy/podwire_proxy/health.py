@@ -13,11 +13,11 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
 
+from podwire_base.kube.times import micro_timestamp
 from podwire_base.role import logs
 
 from .dataplane import HealthCheck
@@ -38,10 +38,6 @@ class Health:
     eligible: bool = True
 
 
-def _stamp(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
-
-
 def routes(metrics: Metrics, health: Callable[[], Health], mode: str, config: Mapping[str, Any]) -> list[web.RouteDef]:
     async def healthz(request: web.Request) -> web.Response:
         found, live = health(), request.path == "/livez"
@@ -49,12 +45,12 @@ def routes(metrics: Metrics, health: Callable[[], Health], mode: str, config: Ma
         code = 200 if good else 503
         (metrics.livez if live else metrics.healthz)[code] += 1
         body = {
-            "lastUpdated": _stamp(metrics.last_sync),
-            "currentTime": _stamp(time.time()),
+            "lastUpdated": micro_timestamp(metrics.last_sync),
+            "currentTime": micro_timestamp(time.time()),
             "healthy": good,
             "message": found.why,
             "status": {
-                family: {"lastUpdated": _stamp(metrics.last_sync), "healthy": found.healthy}
+                family: {"lastUpdated": micro_timestamp(metrics.last_sync), "healthy": found.healthy}
                 for family in metrics.families
             },
             **({} if live else {"nodeEligible": found.eligible}),

@@ -8,11 +8,9 @@ import contextlib
 import errno
 import gc
 import os
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from podwire_base.kube.client.http import ApiClient, ApiError
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.role import logs
+from podwire_base.role.run import stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 
 from . import backends, health, kubeproxyfile
@@ -331,9 +330,7 @@ async def _served(api: ApiClient, path: str) -> bool:
 
 
 async def _main(config: ProxyConfig) -> None:
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = stop_event()
     apply.remove_idle(config.node())
     if config.localhost_node_ports and (problem := apply.route_localnet()):
         log.warn("NodePorts on 127.0.0.1 will not answer: packets of lo cannot leave by other links", problem=problem)
@@ -346,7 +343,7 @@ async def _main(config: ProxyConfig) -> None:
         posts: set[asyncio.Task[None]] = set()
 
         def tell(service: str, why: str) -> None:
-            task = asyncio.ensure_future(_post(api, check_failed(config.node_name, service, why, datetime.now(UTC))))
+            task = asyncio.ensure_future(_post(api, check_failed(config.node_name, service, why, time.time())))
             posts.add(task)
             task.add_done_callback(posts.discard)
 
@@ -354,14 +351,7 @@ async def _main(config: ProxyConfig) -> None:
         found = health.routes(proxy.metrics, proxy.health, config.backend, kubeproxyfile.write(config))
         for address in {config.metrics_address, config.healthz_address} - {""}:
             stack.push_async_callback((await health.serve(address, found)).cleanup)
-        work, told = asyncio.ensure_future(proxy.run(api)), asyncio.ensure_future(stop.wait())
-        await asyncio.wait({work, told}, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            work.result()
-        work.cancel()
-        told.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await work
+        await until_stopped(stop, proxy.run(api))
     proxy.sweeper.close()
     proxy.proxier.close()
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import msgspec
 
 from podwire_base.kube import meta
+from podwire_base.kube.times import parse_time, timestamp
 
 
 def stub(obj: meta.Object) -> meta.Object:
@@ -22,15 +21,15 @@ def triggered(obj: meta.Object | None) -> float:
     """When what an EndpointSlice tells of happened (Unix time), 0 where it does not say."""
     text = meta.annotations_of(obj).get("endpoints.kubernetes.io/last-change-trigger-time", "") if obj else ""
     try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() if text else 0.0
-    except ValueError:
+        return parse_time(text).timestamp() if text else 0.0
+    except (ValueError, TypeError):
         return 0.0
 
 
-def check_failed(node: str, service: str, why: str, now: datetime) -> meta.Object:
+def check_failed(node: str, service: str, why: str, now: float) -> meta.Object:
     """The Event that says that a Service's health check cannot be served on `node`."""
     namespace, _, name = service.partition("/")
-    stamp = now.isoformat(timespec="seconds").replace("+00:00", "Z")
+    stamp = timestamp(now)
     return {
         "apiVersion": "v1",
         "kind": "Event",

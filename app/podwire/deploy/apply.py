@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from podwire_base.role import files
+
 from . import plan
 
 Say = Callable[[str], None]
@@ -19,13 +21,13 @@ def _under(root: Path, path: str) -> Path:
 
 def look(root: Path, paths: Iterable[str], conf_dir: str) -> plan.Facts:
     """The facts about the machine whose files are under `root`."""
-    files, modes, links = dict[str, bytes](), dict[str, int](), dict[str, str]()
+    contents, modes, links = dict[str, bytes](), dict[str, int](), dict[str, str]()
     for path in paths:
         place = _under(root, path)
         if place.is_symlink():
             links[path] = str(place.readlink())
         elif place.is_file():
-            files[path], modes[path] = place.read_bytes(), place.stat().st_mode & 0o7777
+            contents[path], modes[path] = place.read_bytes(), place.stat().st_mode & 0o7777
     wants = _under(root, plan.link_path("x")).parent
     if wants.is_dir():
         for entry in wants.glob("podwire-*"):
@@ -34,7 +36,7 @@ def look(root: Path, paths: Iterable[str], conf_dir: str) -> plan.Facts:
     folder = _under(root, conf_dir)
     here = root == Path("/")
     return plan.Facts(
-        files,
+        contents,
         modes,
         links,
         tuple(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else (),
@@ -61,18 +63,6 @@ def look_for_uninstall(root: Path, bin_dir: str, conf_dir: str) -> plan.Facts:
     return look(root, [*known, *plan.recorded(look(root, known, conf_dir)).written], conf_dir)
 
 
-def _write(place: Path, content: bytes, mode: int) -> None:
-    """Whole or not at all; a program that is running is replaced, not written into."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    fresh = place.with_name(f".{place.name}.{os.getpid()}")
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.chmod(mode)
-    fresh.replace(place)
-
-
 def do(root: Path, steps: Iterable[plan.Step], say: Say) -> None:
     """One after the other. Raises OSError and subprocess.CalledProcessError; what was done stays, and a second run goes
     on."""
@@ -80,7 +70,7 @@ def do(root: Path, steps: Iterable[plan.Step], say: Say) -> None:
         say(str(step))
         match step:
             case plan.Write(path, content, mode):
-                _write(_under(root, path), content, mode)
+                files.write(_under(root, path), content, mode=mode, sync=True)
             case plan.Link(path, target):
                 place = _under(root, path)
                 place.parent.mkdir(parents=True, exist_ok=True)

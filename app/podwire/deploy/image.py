@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from podwire_base.role import files
 from podwire_cni import native, oci
 
 from . import layers
@@ -141,8 +142,8 @@ def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say
 
 def entries(root: Path) -> Iterator[oci.Entry]:
     """Every file, directory and link under `root`; devices are left out."""
-    for folder, names, files in os.walk(root):
-        for name in sorted([*names, *files]):
+    for folder, names, plain in os.walk(root):
+        for name in sorted([*names, *plain]):
             path = Path(folder) / name
             mode, own = path.lstat().st_mode, str(path.relative_to(root))
             if stat.S_ISLNK(mode):
@@ -170,10 +171,7 @@ def build(output: Path, name: str, *, wheel: Path | None, checkout: Path, suite:
         made = layers.split(entries(root), pause)
         say("packing layers of " + ", ".join(f"{len(layer) / 1e6:.1f}" for layer in made) + " MB")
         archive = oci.archive(made, layers.CONFIG, os.uname().machine, name, compress=True)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        fresh = output.with_name(f".{output.name}.{os.getpid()}")
-        fresh.write_bytes(archive)
-        fresh.replace(output)
+        files.write(output, archive)
         say(f"{output}: {len(archive) / 1e6:.1f} MB, {name}")
     finally:
         shutil.rmtree(work, ignore_errors=True)

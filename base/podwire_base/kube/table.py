@@ -9,6 +9,7 @@ from typing import Any
 
 from .meta import Object, deleting, name
 from .registry import Resource
+from .times import parse_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +19,6 @@ class Column:
     title: str
     cell: Callable[[Object], Any]
     wide: bool = False
-
-
-def parse_time(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
 def age(start: str, now: datetime) -> str:

@@ -1,1 +1,1 @@
-"""What every role of a node needs: logs, status, a supervisor."""
+"""What every role of a node needs: logs, status, a supervisor, whole files, and a clean end."""

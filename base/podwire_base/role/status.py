@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from . import files
+from .run import notify
+
 
 class RoleStatus:
     """`RoleStatus(run_dir, "proxy").update(ready=True, message="12 Services", services=12)`"""
@@ -20,9 +23,11 @@ class RoleStatus:
         self.path = run_dir / "status" / f"{role}.json"
         self.role = role
         self._last: dict[str, Any] = {}
+        self._told_manager = False
 
     def update(self, *, ready: bool, message: str, reason: str = "", **figures: Any) -> None:
-        """Write the status durably enough for a reader to see whole files only; unchanged status is not rewritten.
+        """Write the status; a reader sees whole files only, and unchanged status is not rewritten. The first that is
+        ready is also told to systemd.
 
         reason: a CamelCase word as Kubernetes conditions have (default: Ready / NotReady).
         """
@@ -37,10 +42,10 @@ class RoleStatus:
         if body == self._last:
             return
         self._last = body
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = self.path.with_suffix(f".{os.getpid()}")
-        tmp.write_text(json.dumps({**body, "since": time.time()}))
-        tmp.replace(self.path)
+        files.write(self.path, json.dumps({**body, "since": time.time()}))
+        if ready and not self._told_manager:
+            self._told_manager = True
+            notify("READY=1")
 
 
 def read_all(run_dir: Path) -> dict[str, dict[str, Any]]:

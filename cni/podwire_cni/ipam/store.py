@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
-from podwire_base.role import logs
+from podwire_base.role import files, logs
 
 from ..conf import port_mappings
 from ..errors import CNIError, ErrorCode
@@ -106,17 +106,14 @@ class DirStore:
     def _put(self, name: str, lease: Lease, note: bytes) -> None:
         fresh, final = f"{self._prefix}.new-{name}", self._prefix + name
         try:
-            _write(fresh, os.O_TRUNC, json.dumps(lease.to_json()).encode() + b"\n" + note)
-            os.rename(fresh, final)  # noqa: PTH104 - a pod waits for this
+            files.put(fresh, final, json.dumps(lease.to_json()).encode() + b"\n" + note)
         except OSError as err:
-            with contextlib.suppress(OSError):
-                os.unlink(fresh)  # noqa: PTH108 - as above
             raise self._refusal(fresh, err) from err
 
     def wired(self, lease: Lease) -> None:
         path = self._prefix + str(lease.address)
         try:
-            _write(path, os.O_APPEND, WIRED)
+            _append(path, WIRED)
         except OSError as err:
             raise self._refusal(path, err) from err
 
@@ -155,9 +152,9 @@ class DirStore:
         )
 
 
-def _write(path: str, flags: int, data: bytes) -> None:
+def _append(path: str, data: bytes) -> None:
     """Raises OSError also where only a part could be written."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o644)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND, 0o644)
     try:
         if os.write(fd, data) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

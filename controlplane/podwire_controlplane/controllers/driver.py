@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from podwire_base.kube.meta import Object, uid
 from podwire_base.kube.meta import key as object_key
 from podwire_base.kube.registry import RESOURCES, Resource, of
 from podwire_base.role import logs
+from podwire_base.role.run import notify, stop_event, until_stopped
 
 from . import cleanup, endpointslices, loadbalancer, nodes, workloads
 from .base import Controller, Snapshot, Write
@@ -177,6 +177,7 @@ class Driver:
             for controller in self.controllers.values():
                 if controller.resync:
                     tasks.create_task(self._resync(controller))
+            notify("READY=1")
             log.info("synced", objects=sum(len(i.objects) for i in self.informers.values()))
             while True:
                 await self._wake.wait()
@@ -201,12 +202,7 @@ async def _main(config: ControllersConfig) -> None:
         )
     rows = tuple(row for row in rows if not config.only or row.name in config.only)
     async with ApiClient(client_config.load(config.kubeconfig)) as api:
-        task = asyncio.create_task(Driver(api, rows).run())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        try:
-            await task
-        except asyncio.CancelledError:
+        if await until_stopped(stop_event(), Driver(api, rows).run()):
             log.info("stopped")
 
 

@@ -11,9 +11,9 @@ import ipaddress
 
 from podwire_base.kube import loadbalancer as lb
 from podwire_base.kube.meta import Object, key, name, namespace, uid
+from podwire_base.kube.times import timestamp
 
 from .base import Controller, Keys, Snapshot, Write
-from .workloads import timestamp
 
 CONFIG_KEY = f"{lb.CONFIG_NAMESPACE}/{lb.CONFIG_NAME}"
 _CONFIG = {"ConfigMap": (lb.CONFIG_NAMESPACE, lb.CONFIG_NAME)}

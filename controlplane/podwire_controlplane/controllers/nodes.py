@@ -7,11 +7,10 @@ from collections.abc import Callable
 
 from podwire_base.kube.conditions import condition, is_true
 from podwire_base.kube.meta import Object, controller_of, deleting, key, labels, name, namespace, uid
-from podwire_base.kube.table import parse_time
+from podwire_base.kube.times import parse_time, timestamp
 
 from ..allocators import Exhausted, Network, free_pod_cidr
 from .base import Controller, Keys, Snapshot, Write, itself, pod_ended
-from .workloads import timestamp
 
 GRACE = 40.0  # seconds without a renewed Lease until a node counts as gone (kube-controller-manager's default)
 LEASES = "kube-node-lease"

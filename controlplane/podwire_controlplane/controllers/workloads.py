@@ -5,20 +5,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from datetime import UTC, datetime
 
 from podwire_base.kube.conditions import condition, is_true
 from podwire_base.kube.meta import Object, annotations_of, deleting, labels, name, namespace
+from podwire_base.kube.times import timestamp
 
 from .base import Controller, Snapshot, Write, itself, owner_of, owner_reference, pod_ended
 
 HASH = "pod-template-hash"
 REVISION = "deployment.kubernetes.io/revision"
 _BURST = 200
-
-
-def timestamp(now: float) -> str:
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 # ---- ReplicaSet

@@ -6,7 +6,6 @@ import asyncio
 import copy
 import ipaddress
 import json
-import signal
 import socket
 import ssl
 from collections.abc import Callable
@@ -19,13 +18,15 @@ from podwire_base.kernel.netns import call_in
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object
 from podwire_base.kube.registry import of
+from podwire_base.kube.times import timestamp
 from podwire_base.role import logs
+from podwire_base.role.run import notify, stop_event
 
 from ..allocators import ServiceAllocator
 from ..store.sqlite import SqliteStore
 from . import auth, join
 from .app import make_app
-from .objects import Objects, Scope, WriteOptions, timestamp
+from .objects import Objects, Scope, WriteOptions
 
 log = logs.get("apiserver")
 KEEP_SECONDS = 5.0
@@ -179,12 +180,11 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
         revision=await store.revision(),
         since=timestamp(objects.clock()),
     )
+    notify("READY=1")
     if ready:
         ready()
-    stop = asyncio.Event()
+    stop = stop_event()
     keeper = asyncio.create_task(_keep(objects, config))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await stop.wait()
     keeper.cancel()
     await runner.cleanup()

@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from podwire_base.kube import codec, errors, schema
@@ -18,6 +17,7 @@ from podwire_base.kube import patch as patches
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object, deleting, name, resource_version, uid
 from podwire_base.kube.registry import RESOURCES, Resource, of
+from podwire_base.kube.times import timestamp
 
 from .. import defaults, validation
 from ..allocators import Exhausted, ServiceAllocator
@@ -69,10 +69,6 @@ def load(item: Item) -> Object:
     """A fresh, changeable copy of a stored object, with its resourceVersion."""
     obj: Object = codec.decode(wire(item))
     return obj
-
-
-def timestamp(now: float) -> str:
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Objects:

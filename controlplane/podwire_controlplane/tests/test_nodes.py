@@ -59,7 +59,7 @@ def test_no_range_left_is_said_on_the_node() -> None:
 
 
 def lease(own: str, seconds_ago: float) -> Object:
-    from podwire_controlplane.controllers.workloads import timestamp
+    from podwire_base.kube.times import timestamp
 
     return {"kind": "Lease", "metadata": meta(own, nodes.LEASES), "spec": {"renewTime": timestamp(NOW - seconds_ago)}}
 

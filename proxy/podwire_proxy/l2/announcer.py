@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from podwire_base.kube.client.http import ApiClient, ApiError
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.role import logs
+from podwire_base.role.run import stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 
 from . import frames
@@ -309,9 +309,7 @@ async def _cluster(api: ApiClient, status: RoleStatus) -> str:
 
 
 async def _main(config: LbConfig) -> None:
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = stop_event()
     status = RoleStatus(config.run_dir, "lb")
     status.update(ready=False, message="waiting for the API server", reason="Starting")
 
@@ -324,16 +322,12 @@ async def _main(config: LbConfig) -> None:
             await made[0].run(api)
 
     made: list[Announcer] = []
-    task, told = asyncio.ensure_future(work()), asyncio.ensure_future(stop.wait())
-    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        task.result()
-    for announcer in made:
-        announcer.leave()
-    task.cancel()
-    told.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+
+    def leave() -> None:
+        for announcer in made:
+            announcer.leave()
+
+    await until_stopped(stop, work(), leave)
 
 
 def run(config: LbConfig) -> None:

@@ -1,0 +1,40 @@
+"""Files that appear whole or not at all: written beside their place, then renamed into it.
+
+A reader sees the old file or the new one, and a program that runs is replaced, not written into. Only `sync` makes the
+content outlast a power failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+
+def write(path: Path, content: str | bytes, *, mode: int | None = None, sync: bool = False) -> None:
+    """Put `content` at `path`; missing directories are made. mode: exact permissions, whatever the umask (default:
+    0644 less the umask). Raises OSError, and then `path` is as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    put(str(path.with_name(f".{path.name}.{os.getpid()}")), str(path), data, mode, sync)
+
+
+def put(fresh: str, final: str, data: bytes, mode: int | None = None, sync: bool = False) -> None:
+    """The same with a name for the file beside. Plain system calls with plain names: a pod waits for its lease."""
+    try:
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_TRUNC, 0o644 if mode is None else 0o600)
+        try:
+            if os.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if mode is not None:
+                os.fchmod(fd, mode)
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(fresh, final)  # noqa: PTH104 - see above
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(fresh)  # noqa: PTH108 - see above
+        raise
