@@ -3,6 +3,7 @@ drawings."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -140,6 +141,36 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
         where = page.parent / path if path else page
         assert where.exists(), target
         assert not anchor or where.suffix != ".md" or anchor in anchors(where), target
+
+
+NAMED = re.compile(r"`((?:app|base|bench|cni|controlplane|deploy|dns|netns-tests|proxy)/[\w./-]*\.\w+)(?::([\w.]+))?`")
+
+
+def named(path: str, name: str) -> bool:
+    """Whether the file is there, and has a function, class or method `name` ("Class.method")."""
+    if not (ROOT / path).is_file():
+        return False
+    body: list[ast.stmt] = ast.parse((ROOT / path).read_text()).body if name else []
+    for part in name.split(".") if name else ():
+        found = [each for each in body if getattr(each, "name", "") == part]
+        if not found:
+            return False
+        body = getattr(found[0], "body", [])
+    return True
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_file_and_function_that_a_page_names_is_there(page: str) -> None:
+    found = NAMED.findall((ROOT / page).read_text())
+    assert found
+    assert [f"{path}:{name}" for path, name in found if not named(path, name)] == []
+
+
+def test_a_function_that_is_not_there_is_found() -> None:
+    here = "app/podwire/tests/test_docs.py"
+    assert NAMED.findall(f"`{here}:named`, `{here}`") == [(here, "named"), (here, "")]
+    assert named(here, "") and named(here, "named") and named("cni/podwire_cni/types.py", "Call.pod")
+    assert not named(here, "gone") and not named(here, "named.gone") and not named("app/gone.py", "")
 
 
 def test_every_yes_of_the_feature_table_names_a_test() -> None:
