@@ -1,1 +1,2 @@
-"""The roof: the command line, the embedded cluster, the demo and the node agent that runs all roles."""
+"""The top floor: the command line, the embedded cluster, the demo, the installation and the agent that composes the
+roles."""

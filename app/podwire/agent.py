@@ -1,4 +1,4 @@
-"""`podwire agent`: one supervisor for a node's roles. A composition root: it knows all packages."""
+"""`podwire agent`: one supervisor for a node's roles. This module composes the roles, so it knows all packages."""
 
 from __future__ import annotations
 

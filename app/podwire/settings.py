@@ -1,8 +1,8 @@
 """Settings of a node's agent: one vocabulary for flags, environment variables, a ConfigMap and /etc/podwire/agent.env.
 Pure.
 
-Each flag `--cluster-cidr` is also the variable PODWIRE_CLUSTER_CIDR; lists have spaces between their items. What has no
-flag of its own is a field of a role's Config: `--set wiring.mtu=1400`, PODWIRE_SET="wiring.mtu=1400
+The flag `--cluster-cidr` is also the variable PODWIRE_CLUSTER_CIDR. Items of a list are separated by spaces. A field of
+a role's Config that has no flag is set by `--set wiring.mtu=1400` or PODWIRE_SET="wiring.mtu=1400
 proxy.masquerade_all=true".
 """
 

@@ -1,8 +1,8 @@
-"""Allocation of ClusterIPs, NodePorts and podCIDRs: pure book-keeping over what the objects already hold.
+"""Allocation of ClusterIPs, NodePorts and podCIDRs. Pure.
 
-The books are built from the Services that exist and follow every later write, so they repair themselves at each start.
-ClusterIPs are drawn from the upper part of the range; the lower band is left to addresses that people choose
-(KEP-3070).
+An allocator keeps account of what the existing Services hold, and follows every later write. So the account is rebuilt
+at each start. ClusterIPs are drawn from the upper part of the range; the lower part is left for addresses that people
+choose (KEP-3070).
 """
 
 from __future__ import annotations

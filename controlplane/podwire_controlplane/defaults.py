@@ -1,4 +1,4 @@
-"""Defaults that the Kubernetes API fills in; clients and proxies rely on them being there."""
+"""Defaults that the Kubernetes API fills in. Clients and proxies rely on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Validation beyond types: every rule gives the field's path, what is wrong and what would be right."""
+"""Validation beyond types: every rule names the field's path, what is wrong and what would be right."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The node agent's part of a kubelet: pods as processes in network namespaces."""
+"""The kubelet's part of the node agent: pods as processes in network namespaces."""

@@ -1,8 +1,8 @@
-"""The runtime's side of CNI, as libcni does it: read the conflist, invoke the plugin binaries with CNI_* and stdin.
+"""The runtime's side of CNI, as libcni does it: read the conflist, call the plugin binaries with CNI_* and stdin.
 
-ADD calls the plugins in order, each with its predecessor's result; DEL in reverse, with the last result of ADD, which
-is kept on disk so that a node agent that was restarted can still undo what an earlier one did (CNI spec 1.1.0, section
-3).
+ADD calls the plugins in order, each with the result of its predecessor. DEL calls them in reverse order, with the last
+result of ADD. That result is kept on disk, so a restarted node agent can undo what an earlier one did (CNI spec 1.1.0,
+section 3).
 """
 
 from __future__ import annotations

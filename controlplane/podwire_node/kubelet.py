@@ -1,4 +1,4 @@
-"""The node agent: registers its Node, renews its Lease, runs the pods that are bound to it (the kubelet's part)."""
+"""The node agent: registers its Node, renews its Lease, and runs the pods that are bound to it (the kubelet's part)."""
 
 from __future__ import annotations
 

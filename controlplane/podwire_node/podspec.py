@@ -1,5 +1,4 @@
-"""What a container of a pod gets, from the pod's spec alone: command, environment, resolv.conf, hosts, refusals.
-Pure."""
+"""What a container gets from its pod's spec alone: command, environment, resolv.conf, hosts, refusals. Pure."""
 
 from __future__ import annotations
 

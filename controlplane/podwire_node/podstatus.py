@@ -1,4 +1,4 @@
-"""A pod's status from what its containers are doing: phase, conditions, container statuses. Pure."""
+"""A pod's status, computed from the state of its containers: phase, conditions, container statuses. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One pod's life on this node: sandbox, CNI, containers, restarts, deletion. One task a pod."""
+"""The life of one pod on this node: sandbox, CNI, containers, restarts, deletion. Each pod has one task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Container probes (core/v1 Probe): HTTP, TCP and exec, from the node, at their period, with their thresholds."""
+"""Container probes (core/v1 Probe): HTTP, TCP and exec. They run on the node, with their period and their
+thresholds."""
 
 from __future__ import annotations
 

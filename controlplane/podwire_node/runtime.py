@@ -1,7 +1,7 @@
-"""The `netns` runtime: sandboxes are pause processes that hold namespaces, containers are processes inside them.
+"""The `netns` runtime: a sandbox is a pause process that holds namespaces, a container is a process inside them.
 
-Everything about a pod is in `<run_dir>/pods/<uid>/`: a node agent that restarts finds its pods there, with pid and
-start time, and nothing in them notices.
+Everything about a pod is in `<run_dir>/pods/<uid>/`. A restarted node agent finds its pods there, with pid and start
+time, and does not disturb them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""The process beside each sandbox and each container: sets up its namespaces, runs it, and records how it ended.
+"""The process beside each sandbox and each container: it sets up the namespaces, runs the program, and records how that
+ended.
 
-Runs as a program of its own (`python -ISE shim.py FILE`, standard library only, so that it starts in milliseconds), and
-outlives the node agent: an agent that comes back reads from the files what happened meanwhile. FILE is JSON:
+It runs as a program of its own (`python -ISE shim.py FILE`, standard library only, so that it starts in milliseconds)
+and outlives the node agent. A restarted agent reads from the files what happened meanwhile. FILE is JSON:
 
     {"kind": "sandbox", "hostname", "share_net": bool, "command": [...], "state": FILE}
-    {"kind": "container", "pause": pid, "root": DIR, "command": [...], "env": {...}, "cwd", "binds": [[from, to,
-    mode]...],
+    {"kind": "container", "pause": pid, "root": DIR, "command": [...], "env": {...}, "cwd",
+     "binds": [[from, to, mode]...],
      "tmpfs": [path...], "devices": [...], "log": FILE, "state": FILE, "exit": FILE}
 
 A sandbox's shim becomes the pause process by exec. A container's shim stays as its parent and writes the log.

@@ -1,4 +1,4 @@
-"""The embedded cluster's names, addresses and files: one record, from which everything else is computed. Pure."""
+"""The embedded cluster's names, addresses and files. Everything else is computed from this one record. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bringing a cluster up and waiting until it is ready, from the outside: what `podwire up` and `podwire down` do."""
+"""`podwire up` and `podwire down`: start a cluster, wait until it is ready, and stop it."""
 
 from __future__ import annotations
 

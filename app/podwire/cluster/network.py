@@ -1,7 +1,7 @@
-"""The embedded cluster's wires: named network namespaces, a switch, nodes and hosts outside. pyroute2, set-up only.
+"""The embedded cluster's links: named network namespaces, a switch, nodes and hosts outside. pyroute2, set-up only.
 
-Each namespace is written down in the cluster's run directory before it is made, so that `podwire down` finds it however
-`up` ended. Nothing here touches the namespace of the machine: every link is made inside one of ours.
+Each namespace is written down in the cluster's run directory before it is made. So `podwire down` finds it, however
+`up` ended. Nothing here changes the machine's own namespace: every link is made inside a namespace of the cluster.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The process behind `podwire up`: makes the wires, starts every part, and takes all of it down again when it ends."""
+"""The process behind `podwire up`. It makes namespaces and links, starts every part, and takes everything down when it
+ends."""
 
 from __future__ import annotations
 

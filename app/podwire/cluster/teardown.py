@@ -1,4 +1,4 @@
-"""Taking a cluster down, whatever state it is in: processes, namespaces, files. Can be called any number of times."""
+"""Takes a cluster down in whatever state it is: processes, namespaces, files. It can be called any number of times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands share: the client, errors for people, tables."""
+"""Shared by the commands: the API client, error messages for people, and tables."""
 
 from __future__ import annotations
 

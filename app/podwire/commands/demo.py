@@ -1,4 +1,4 @@
-"""`podwire demo`: every behaviour, proven with real traffic."""
+"""`podwire demo`: proves every behaviour with real traffic."""
 
 from __future__ import annotations
 

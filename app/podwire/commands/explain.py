@@ -1,4 +1,5 @@
-"""`podwire explain` and `podwire cleanup`: what the Service rules in a node's kernel do, and how to be rid of them."""
+"""`podwire explain` says what the Service rules in a node's kernel do with a packet. `podwire cleanup` removes the
+rules."""
 
 from __future__ import annotations
 

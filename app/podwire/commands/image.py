@@ -1,4 +1,4 @@
-"""`podwire image`: the agent as an OCI image, made without a container engine."""
+"""`podwire image`: makes an OCI image of the agent without a container engine."""
 
 from __future__ import annotations
 

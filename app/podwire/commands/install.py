@@ -1,4 +1,4 @@
-"""`podwire install` and `podwire uninstall`: a machine becomes a node with podwire, and stops being one."""
+"""`podwire install` makes a machine a node with podwire. `podwire uninstall` reverts that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`podwire apply`, `get` and `delete`: small, for machines without kubectl."""
+"""`podwire apply`, `get` and `delete`: a small subset of kubectl, for machines that lack it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of podwire, each alone: `podwire agent`, `apiserver`, `controllers`."""
+"""Single parts of podwire as commands: `podwire agent`, `apiserver`, `controllers`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`podwire exec`, `logs` and `node`: into pods and nodes of a cluster on this machine, through its run directory."""
+"""`podwire exec`, `logs` and `node`: commands inside the pods and nodes of a cluster on this machine.
+
+They find pods and nodes through the cluster's run directory.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`podwire status`: nodes, pods, Services, and where each role of each node stands."""
+"""`podwire status`: nodes, pods, Services, and the state of each role on each node."""
 
 from __future__ import annotations
 

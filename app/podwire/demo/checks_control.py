@@ -1,4 +1,4 @@
-"""Demo, parts 7 and 8: kubectl against the API, and restarts that traffic does not notice."""
+"""Demo, parts 7 and 8: kubectl works with the API, and restarts do not disturb traffic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Demo, part 6: names, asked from inside a pod through its /etc/resolv.conf with ordinary clients (getent, dig)."""
+"""Demo, part 6: names. Ordinary clients (getent, dig) inside a pod use its /etc/resolv.conf."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Demo, parts 1 and 2: pods reach each other without NAT, the CNI plugin as a binary, and what the pause process is
-for."""
+"""Demo, parts 1 and 2: pods reach each other without NAT, a runtime can call the CNI plugin binary, and the pause
+process keeps a pod's network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's hands: a cluster, hosts outside it, and ways to send real traffic from any of them."""
+"""The demo's tools: a cluster, hosts outside it, and ways to send real traffic from any of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demo found: one row a proof."""
+"""The demo's result: one row for each proof."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The demo: a cluster, `examples/`, and every behaviour proven with real traffic, with bridge-nf-call-iptables 0 and
-1."""
+"""The demo: starts a cluster, applies `examples/`, and proves every behaviour with real traffic. It does so with
+bridge-nf-call-iptables 0 and 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's upstream DNS server: a few names of example.test, answered with dnslib."""
+"""The demo's upstream DNS server. It answers a few names of example.test with dnslib."""
 
 from __future__ import annotations
 

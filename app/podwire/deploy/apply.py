@@ -1,5 +1,5 @@
-"""Looks at a machine under a root directory, and does the steps of plan.py there. The only file of this room that
-writes."""
+"""Reads a machine's state under a root directory, and executes the steps of plan.py there. No other file of this
+package writes to the machine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Builds podwire's OCI image without a container engine: mmdebstrap unpacks Debian's Python (no maintainer script
-runs), pip adds the wheel with its dependencies, and layers.py says what goes where.
-"""
+"""Builds podwire's OCI image without a container engine. mmdebstrap unpacks Debian's Python (no maintainer script
+runs), pip adds the wheel with its dependencies, and layers.py assigns each file to a layer."""
 
 from __future__ import annotations
 

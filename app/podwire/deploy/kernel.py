@@ -1,5 +1,5 @@
-"""Takes everything of podwire out of this network namespace: what a node that leaves podwire for another network
-needs."""
+"""Removes everything that podwire put into this network namespace. A node needs that before another network
+takes over."""
 
 from __future__ import annotations
 

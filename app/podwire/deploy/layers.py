@@ -1,7 +1,7 @@
-"""Which file of a root file system goes into which layer of podwire's image, and which into none. Pure.
+"""Assigns each file of a root file system to a layer of podwire's image, or leaves it out. Pure.
 
-Three layers, the one that changes most often on top: the interpreter with its libraries, podwire's dependencies,
-podwire.
+There are three layers. The one that changes most often is on top: the interpreter with its libraries, podwire's
+dependencies, podwire.
 """
 
 from __future__ import annotations

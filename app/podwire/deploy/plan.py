@@ -1,7 +1,8 @@
-"""What `podwire install` and `podwire uninstall` do to a machine, as data. Pure: facts in, steps out.
+"""The changes that `podwire install` and `podwire uninstall` make to a machine, as data. Pure: facts in, steps out.
 
-A step that is already true is left out, so a second install does nothing, and an upgrade writes what the new version
-writes otherwise. Settings are the user's: an install adds what is missing and changes only what it was told to.
+A step that is already true is left out. So a second install does nothing, and an upgrade writes only what the new
+version writes differently. Settings belong to the user: an install adds missing ones and changes only those that it was
+told to change.
 """
 
 from __future__ import annotations

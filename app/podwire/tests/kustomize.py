@@ -1,5 +1,7 @@
-"""As much of kustomize as deploy/ uses, so that the manifests can be checked where there is no kubectl; an unknown
-field is an error. Where kubectl is, a test holds this against it."""
+"""The part of kustomize that deploy/ uses, so that the manifests can be checked without kubectl.
+
+An unknown field is an error. A test compares the result with kubectl's where kubectl is installed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded cluster's settings: bad ones are named, a damaged record does not keep `podwire down` from working."""
+"""The embedded cluster's settings: errors name the bad one, and a damaged record does not stop `podwire down`."""
 
 from __future__ import annotations
 

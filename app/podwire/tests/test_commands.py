@@ -1,4 +1,4 @@
-"""`podwire get|apply|delete` against a real server, error texts for people, manifests, logs and status files."""
+"""`podwire get|apply|delete` against a real server; error messages for people, manifests, logs and status files."""
 
 from __future__ import annotations
 

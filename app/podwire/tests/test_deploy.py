@@ -1,5 +1,5 @@
-"""deploy/: every kustomization builds, is what Kubernetes' schemas and our own API server take, and says what the code
-says."""
+"""deploy/: every kustomization builds, Kubernetes' schemas and podwire's API server accept the objects, and images,
+flags and rights agree with the code."""
 
 from __future__ import annotations
 

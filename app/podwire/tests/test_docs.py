@@ -1,5 +1,5 @@
-"""What the pages say, held against what is there: commands, flags, metrics, links, tests behind a yes, names in
-drawings."""
+"""Compares the pages with the code: commands, flags, metrics, links, files and functions, the tests behind each "yes",
+names in drawings."""
 
 from __future__ import annotations
 

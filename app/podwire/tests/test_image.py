@@ -1,4 +1,4 @@
-"""The image: what goes into which layer, and the archive read back as a runtime reads it, by its digests."""
+"""The image: the layer of each file, and the archive read back by its digests, as a runtime reads it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""`podwire install` in a temporary root: idempotent, upgrades keep settings, and uninstall leaves what was there
-before."""
+"""`podwire install` in a temporary root is idempotent, upgrades keep settings, and uninstall restores the earlier
+state."""
 
 from __future__ import annotations
 

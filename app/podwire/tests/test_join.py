@@ -1,5 +1,4 @@
-"""`podwire init` and `podwire join` against a real API server process over TLS: who has the token gets in, and nobody
-else."""
+"""`podwire init` and `podwire join` against a real API server process over TLS: only a holder of the token can join."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PODWIRE_PATIENCE: what waits, waits longer, and nothing else changes."""
+"""PODWIRE_PATIENCE makes waits longer and changes nothing else."""
 
 from __future__ import annotations
 

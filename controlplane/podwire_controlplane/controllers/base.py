@@ -1,7 +1,7 @@
-"""What a controller is: a pure function from the objects of the cluster to the changes it wants.
+"""A controller is a pure function from the objects of the cluster to the changes it wants.
 
-`reconcile(key, snapshot, now) -> changes` is called for each key that an event touched. It reads the snapshot, returns
-data, and is called again whenever something it looked at changes; applying one answer twice does no harm.
+`reconcile(key, snapshot, now) -> changes` is called for each key that an event touched. It reads the snapshot and
+returns data. It is called again whenever an object that it read changes. Applying the same answer twice does no harm.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Garbage collection by owner references, and the emptying of namespaces that are being deleted."""
+"""Garbage collection by owner references, and deletion of everything in a namespace that is being deleted."""
 
 from __future__ import annotations
 

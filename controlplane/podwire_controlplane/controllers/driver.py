@@ -1,4 +1,4 @@
-"""Drives all controllers: informers feed the snapshot, a queue holds the keys to look at, changes go to the API."""
+"""Runs all controllers. Informers fill the snapshot, a queue holds the keys to reconcile, and changes go to the API."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""EndpointSlices: from a Service's selector, and mirrored from Endpoints that people write by hand (KEP-752).
+"""EndpointSlices: made from a Service's selector, or mirrored from Endpoints that people write by hand (KEP-752).
 
-At most 100 endpoints a slice. Endpoints that are already in a slice stay there, so that one pod's change rewrites one
-slice; only what differs is written.
+A slice has at most 100 endpoints. Endpoints stay in the slice they are in, so a change of one pod rewrites one slice.
+Only slices that differ are written.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Addresses for Services of type LoadBalancer, from the pools of api/loadbalancer.py.
+"""Addresses for Services of type LoadBalancer, from the pools of podwire_base/kube/loadbalancer.py.
 
-What a Service holds is written in its status and nowhere else: a restart loses nothing, and an address that is in any
-Service's status is never given to another. Of two Services that hold one address all the same, the older one keeps it.
+A Service's address is recorded in its status and nowhere else. So a restart loses nothing, and an address in any
+Service's status is never given to another one. If two Services hold one address all the same, the older one keeps it.
 """
 
 from __future__ import annotations

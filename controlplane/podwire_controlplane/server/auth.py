@@ -1,4 +1,5 @@
-"""Who is asking (client certificate or bearer token) and what they may do. Pure but for reading the token file."""
+"""Identifies the client (certificate or bearer token) and says what it may do. Pure, except that it reads the token
+file."""
 
 from __future__ import annotations
 

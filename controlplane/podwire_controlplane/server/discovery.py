@@ -1,4 +1,4 @@
-"""Discovery documents: which groups, versions and kinds there are (what kubectl reads first)."""
+"""Discovery documents: the groups, versions and kinds that the API serves. kubectl reads them first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP requests on objects: parse, authorise, call `Objects`, answer in the form the client accepts."""
+"""HTTP requests on objects: parse, authorise, call `Objects`, and answer in a form that the client accepts."""
 
 from __future__ import annotations
 

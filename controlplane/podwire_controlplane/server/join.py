@@ -1,8 +1,9 @@
-"""How a machine becomes a node of the cluster: one secret, the join token, proves both sides to each other.
+"""Joining: a machine becomes a node of the cluster. One secret, the join token, proves both sides to each other.
 
-GET /podwire/v1/ca answers with the cluster's CA and a MAC of it under the token: only who knows the token could have
-said so (the idea of kubeadm's signed cluster-info). POST /podwire/v1/join with the token and a signing request answers
-with the node's client certificate (CN system:node:NAME) and the cluster's addresses; the node's key never travels.
+GET /podwire/v1/ca answers with the cluster's CA and a MAC of it under the token. Only a holder of the token could have
+made that MAC (the idea of kubeadm's signed cluster-info). POST /podwire/v1/join with the token and a signing request
+answers with the node's client certificate (CN system:node:NAME) and the cluster's addresses. The node's key never
+leaves the node.
 """
 
 from __future__ import annotations

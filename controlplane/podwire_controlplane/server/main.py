@@ -1,4 +1,4 @@
-"""The API server process: store, application, TLS sockets on the machine and in another network namespace."""
+"""The API server process: store, application, and TLS sockets on the machine and in another network namespace."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The write path of the API: defaults, validation, allocation, optimistic locking, finalizers, graceful deletion.
 
-No HTTP here. Objects go in and out as dicts, stored bytes as `Item`s; every refusal is a StatusError.
+There is no HTTP here. Objects go in and out as dicts, and stored bytes as `Item`s. Every refusal is a StatusError.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The embedded cluster's certificates: one CA, a server certificate, one client certificate per component (ECDSA
-P-256)."""
+"""The embedded cluster's certificates: one CA, a server certificate, and one client certificate for each component
+(ECDSA P-256)."""
 
 from __future__ import annotations
 

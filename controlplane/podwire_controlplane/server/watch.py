@@ -1,4 +1,5 @@
-"""Watch streams: changes of the store as watch events of one client's view (selectors, Table, bookmarks, WatchList)."""
+"""Watch streams: translate changes of the store into the watch events of one client (selectors, Table, bookmarks,
+WatchList)."""
 
 from __future__ import annotations
 

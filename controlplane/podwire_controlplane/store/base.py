@@ -1,7 +1,7 @@
-"""The Store protocol: a small, revisioned key-value store with compare-and-swap and history, as etcd is.
+"""The Store protocol: a small key-value store with revisions, compare-and-swap and history, like etcd.
 
-Keys are slash-separated paths, values are opaque bytes. The revision increases by exactly one for each successful write
-of the whole store; an item's revision is that of its last write.
+Keys are slash-separated paths, values are opaque bytes. Each successful write increases the revision of the whole store
+by exactly one. An item's revision is that of its last write.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Store in memory: the reference implementation, and the read side of the SQLite store."""
+"""The Store in memory: the reference implementation. The SQLite store reads through it."""
 
 from __future__ import annotations
 

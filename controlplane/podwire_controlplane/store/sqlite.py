@@ -1,7 +1,8 @@
-"""The Store on SQLite: write-ahead log, every acknowledged write survives kill -9; reads are served from memory.
+"""The Store on SQLite, with a write-ahead log. Every acknowledged write survives kill -9. Reads are served from
+memory.
 
-Two tables: `items` is the present, `changes` the recent past, so that watches resume over a restart of the server. One
-process owns the file (SQLite's exclusive lock says so to a second one).
+The table `items` has the present, and the table `changes` the recent past, so that watches resume after a restart of
+the server. One process owns the file: SQLite's exclusive lock refuses a second one.
 """
 
 from __future__ import annotations

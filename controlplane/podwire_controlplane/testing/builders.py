@@ -1,4 +1,4 @@
-"""Objects that the tests share, and the write path of the API over a store in memory."""
+"""Objects that several tests share, and the write path of the API over a store in memory."""
 
 from __future__ import annotations
 

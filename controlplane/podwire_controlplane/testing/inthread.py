@@ -1,4 +1,4 @@
-"""An API server in a thread of its own with its own event loop: its start, its end, and work done in it."""
+"""An API server in a thread with an event loop of its own: start it, stop it, and run work in it."""
 
 from __future__ import annotations
 

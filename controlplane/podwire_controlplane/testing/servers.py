@@ -1,4 +1,4 @@
-"""The API server over TLS on 127.0.0.1 in a thread of its own, and a blocking client that sees raw answers."""
+"""The API server over TLS on 127.0.0.1 in a thread of its own, and a blocking client that shows raw answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a client has its credentials from, and what happens when they change or are wrong."""
+"""The sources of a client's credentials, and what happens when credentials change or are wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All controllers over the real server: what people create becomes bound pods, slices and Endpoints."""
+"""All controllers with the real server: the objects that people create lead to bound pods, slices and Endpoints."""
 
 from __future__ import annotations
 

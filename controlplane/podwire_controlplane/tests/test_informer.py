@@ -1,4 +1,4 @@
-"""ApiClient and Informer against a real server over TLS, across restarts of it."""
+"""ApiClient and Informer against a real server over TLS, across restarts of the server."""
 
 from __future__ import annotations
 

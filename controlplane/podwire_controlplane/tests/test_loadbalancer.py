@@ -1,4 +1,4 @@
-"""Load balancer addresses: pools, who gets which, what is given back, and what is told where there is none."""
+"""Load balancer addresses: pools, allocation, release, and the message where no address is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""podCIDRs, node lifecycle, the scheduler, and cleaning up, as pure functions."""
+"""podCIDRs, node lifecycle, the scheduler and garbage collection, as pure functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API over a real TLS socket: who may come in, the form of every error, lists and pages."""
+"""The API over a real TLS socket: authentication, the form of every error, lists and pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Services on the write path: what an update keeps, what a change of type takes and gives back, the allocators."""
+"""Services on the write path: what an update keeps, what a change of type allocates and releases, the allocators."""
 
 from __future__ import annotations
 

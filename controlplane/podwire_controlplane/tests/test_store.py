@@ -1,4 +1,4 @@
-"""One suite for both stores: compare-and-swap, revisions, history, and what survives a kill -9."""
+"""One suite for both stores: compare-and-swap, revisions, history, and survival of a kill -9."""
 
 from __future__ import annotations
 

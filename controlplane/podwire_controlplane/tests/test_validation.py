@@ -1,4 +1,4 @@
-"""Defaults, and rules beyond types: every refusal names the field and what would be right."""
+"""Defaults, and rules beyond types: every refusal names the field and an acceptable value."""
 
 from __future__ import annotations
 

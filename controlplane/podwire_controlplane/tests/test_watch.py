@@ -1,4 +1,4 @@
-"""Watches: over TLS as clients see them, and the translation of store changes into one client's view."""
+"""Watches: over TLS as clients see them, and the translation of store changes for one client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runtime's side of CNI, with plugins that are shell scripts and write down how they were called."""
+"""The runtime's side of CNI, with shell scripts as plugins, which record how they were called."""
 
 from __future__ import annotations
 

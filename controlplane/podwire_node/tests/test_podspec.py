@@ -1,4 +1,4 @@
-"""What a container gets from its pod's spec, and a pod's status from what its containers do."""
+"""What a container gets from its pod's spec, and a pod's status computed from its containers."""
 
 from __future__ import annotations
 
