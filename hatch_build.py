@@ -1,7 +1,7 @@
 """Build hook: compiles the native programs (static, no libraries) into the packages that carry them.
 
-Without a C compiler the install still works: the Python client and pause take the place of the native ones, slower,
-and `podwire status` says so. With one the wheel is tagged for the platform.
+Without a C compiler the install still works: Python programs do the same work, slower, and `podwire status` says so.
+With a compiler the wheel is tagged for the platform.
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 
     .venv/bin/python bench/bench_cni.py [--rounds 15] [--pairs 10000]
 
-Each side has a node of its own: a network namespace with an uplink. Plugins are run as libcni runs them, one process a
-plugin, each with its predecessor's result. A/B/A/B; medians. The clock runs from the start of a plugin's process to its
-end, not while the bench makes its input. Both sides keep leases on a tmpfs, as podwire does by default (/run). Writes
-bench/results/cni.json, with all single figures.
+Each side has a node of its own: a network namespace with an uplink. Plugins are run as libcni runs them: one process
+for each plugin, each with the result of its predecessor. The order is A/B/A/B, and the medians count. The clock runs
+from the start of a plugin's process to its end, and not while the bench prepares the input. Both sides keep leases on a
+tmpfs, as podwire does by default (/run). All single figures go to bench/results/cni.json.
 
-The three configurations are the same *end result* for the pod: `bridge` (address, routes), `ipMasq` (and masquerading
-to the outside), `portmap` (and a hostPort). podwire masquerades and stops spoofing in all three; the reference plugins
-do it where asked. RunPodSandbox is a call of containerd's CRI with a hostPort.
+In each of three configurations both sides give the pod the same *end result*: `bridge` (address, routes), `ipMasq` (and
+masquerading to the outside), `portmap` (and a hostPort). podwire masquerades and stops spoofing in all three; the
+reference plugins do so only where asked. RunPodSandbox is a call of containerd's CRI with a hostPort.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""DNS: queries per CPU second and latency beside knot and unbound, rendering, memory, time to a new name.
+"""DNS: queries per CPU second and latency beside knot and unbound, rendering, memory, time until a new name answers.
 
     .venv/bin/python bench/bench_dns.py [--rounds 5] [--seconds 3]
 
-Everything runs in a network namespace of its own; the servers are pinned to one CPU, dnsperf to another. A/B/A/B,
-medians of paired ratios. Latencies are measured by dns_paced.c, which tells its own pauses apart. Writes
-bench/results/dns.json.
+Everything runs in a network namespace of its own. The servers are pinned to one CPU, dnsperf to another. The order is
+A/B/A/B, and the medians of paired ratios count. dns_paced.c measures latencies and separates its own pauses from them.
+The figures go to bench/results/dns.json.
 """
 
 from __future__ import annotations

@@ -1,13 +1,19 @@
 """The Service proxy's figures -> bench/results/proxy.json. `make bench-proxy`, as root.
 
-Every figure is taken in a process of its own, in a network namespace of its own, rounds interleaved; the median counts
-and all runs are kept. "full": Kubernetes objects to kernel, planning included. "change": one endpoint replaced by
-another, from the object to the kernel; "scale": one endpoint more or less, which also writes a verdict element.
-"churn": 1,000 changes a second for a minute, three of four an endpoint replaced, one a count that changes; the value is
-the longest lag of any change, RSS the mean of the first and the last quarter. "verdicts": elements written into verdict
-maps. Rows of iptables are the same measurements with that backend, a change the median of 10.
-The peer of "first packet" is the same path straight to the endpoint, conntrack on. The peer of "full" is kube-proxy in
-nftables mode, from its start to the first answer of the last Service; "absent" where its binary is not on PATH.
+Each measurement has a process and a network namespace of its own. Rounds are interleaved; the median counts, and all
+runs are kept. The rows:
+
+"full": from Kubernetes objects to the kernel, planning included. Its peer is kube-proxy in nftables mode, from its
+start to the first answer of the last Service ("absent" where its binary is not on PATH).
+
+"change": one endpoint is replaced by another, from the object to the kernel. "scale": one endpoint is added or removed,
+which also writes a verdict element. "verdicts": elements written into verdict maps.
+
+"churn": 1,000 changes a second for a minute. Three of four replace an endpoint, one changes the number of endpoints.
+The value is the longest lag of any change; RSS is the mean of the first and of the last quarter.
+
+"first packet": its peer is the same path straight to the endpoint, conntrack on. Rows of iptables are the same
+measurements with that backend; a change is the median of 10.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The whole cluster's figures -> bench/results/up.json. `make bench-up`, as root.
 
-"up 3 nodes", "down": the commands, from start to their return (every role of every node ready; nothing left).
-"apply to answer": from sending a Service to the API until a TCP connection of a client pod to its ClusterIP is
-accepted; "apply to name": until the client pod's DNS answers its name. It tries every millisecond: without a pause it
-would take one of few CPUs away from all that must happen. Median of all manifests, with the 99th percentile as a row of
-its own. No peer does the same on one machine without a container engine, so the peer's column says "absent".
+"up 3 nodes" and "down" measure the commands, from start to return (every role of every node ready; nothing left).
+"apply to answer" is the time from sending a Service to the API until a client pod's TCP connection to its ClusterIP is
+accepted, and "apply to name" the time until the client pod's DNS answers its name. The client tries every millisecond;
+without a pause it would take CPU time from the work that it waits for. The value is the median of all manifests, and
+the 99th percentile is a row of its own. No peer does the same on one machine without a container engine, so the peer's
+column says "absent".
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""The work of one act, counted: it does not depend on the machine's mood, so a test can hold it (bench/budgets.toml).
+"""Counts the work of one act. The counts do not depend on the machine's load, so a test can compare them with a budget
+(bench/budgets.toml).
 
     counters.py            all acts as JSON
     counters.py ACT DIR    one act, between two marks that strace sees; DIR is scratch space
 
 Acts: CNI ADD and DEL (in the agent), one endpoint replaced by another among 1,000 Services, one DNS answer, one object
 created. Needs root and strace. "bytecodes": Python instructions executed (CNI: by the thread that serves the call, from
-its arrival to its answer); "netlink messages": what was sent to the kernel;
-"map elements": written or deleted, "verdict elements": those of them that make the kernel look at a whole map again.
+its arrival to its answer). "netlink messages": messages sent to the kernel. "map elements": elements written or
+deleted. "verdict elements": those elements that make the kernel check a whole map again.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Names of others: cached ones beside unbound, uncached ones beside a plain asyncio forwarder; called by
-bench_dns.py."""
+"""Forwarded names: cached ones beside unbound, uncached ones beside a plain asyncio forwarder. bench_dns.py
+calls this."""
 
 from __future__ import annotations
 

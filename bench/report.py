@@ -1,8 +1,8 @@
-"""bench/results/*.json -> docs/benchmarks.md and its pictures. Pure but for reading and writing files.
+"""bench/results/*.json -> docs/benchmarks.md and its pictures. Pure, except that it reads and writes files.
 
-A result file: {"machine": {...}, "rows": [{"name", "unit", "podwire", "peer", "peer_name", "ratio", "runs"}]}; runs is
-{"podwire": [...], "peer": [...]}, or a list of {"value", "peer"?}, or their number where the single figures were not
-kept.
+A result file: {"machine": {...}, "rows": [{"name", "unit", "podwire", "peer", "peer_name", "ratio", "runs"}]}. runs is
+{"podwire": [...], "peer": [...]}, or a list of {"value", "peer"?}, or the number of runs where the single figures were
+not kept.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A Service of type LoadBalancer in a whole cluster: address from the pool, a client outside, the node that answers
-dies."""
+"""A Service of type LoadBalancer in a whole cluster: it gets an address from the pool, a client outside uses it, and
+the node that answers for it dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark page says what the figures say: what was reached, what was not, who was absent."""
+"""The benchmark page agrees with the figures: targets that were reached, targets that were missed, absent peers."""
 
 from __future__ import annotations
 

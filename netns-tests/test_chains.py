@@ -1,4 +1,4 @@
-"""The plugin called as libcni calls it: every verb in every version, alone, in a chain, before Debian's reference
+"""The plugin, called as libcni calls it: every verb in every version, alone, in a chain, and before Debian's reference
 plugins."""
 
 from __future__ import annotations

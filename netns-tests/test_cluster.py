@@ -1,5 +1,5 @@
-"""The embedded cluster as a user has it: everything that the demo shows, and what it does not: interruptions, restarts,
-bad input, the API server away."""
+"""The embedded cluster as a user sees it: everything that the demo shows, and also interruptions, restarts, bad input,
+and an API server that is away."""
 
 from __future__ import annotations
 

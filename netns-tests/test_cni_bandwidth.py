@@ -1,5 +1,8 @@
-"""Bandwidth limits (capability bandwidth). Nothing is timed: of a salvo that is larger than bucket and queue, what does
-not fit is lost, and what comes through is counted."""
+"""Bandwidth limits (capability bandwidth).
+
+Nothing is timed. A burst is larger than the bucket and the queue together, so a part of it is lost; the test counts the
+packets that arrive.
+"""
 
 from __future__ import annotations
 

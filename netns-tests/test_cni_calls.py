@@ -1,4 +1,4 @@
-"""The plugin binary as a runtime sees it: verbs, versions, errors, and what crashes and restarts leave behind."""
+"""The plugin binary as a runtime sees it: verbs, versions, errors, and the state after crashes and restarts."""
 
 from __future__ import annotations
 

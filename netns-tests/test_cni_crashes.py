@@ -1,5 +1,7 @@
-"""kill -9 of agent and plugin at every single step of ADD and DEL, faults of the disk, and many calls at once: nothing
-leaks, nothing is given twice."""
+"""kill -9 of agent and plugin at every single step of ADD and DEL, disk errors, and many calls at once.
+
+Nothing leaks, and no address is given twice.
+"""
 
 from __future__ import annotations
 

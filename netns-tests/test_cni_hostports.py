@@ -1,4 +1,4 @@
-"""hostPort (capability portMappings): what becomes of packets that are sent to a port of the node."""
+"""hostPort (capability portMappings): where packets to a port of the node arrive."""
 
 from __future__ import annotations
 

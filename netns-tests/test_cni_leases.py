@@ -1,5 +1,4 @@
-"""Leases when the world around them changes: another podCIDR, a disk that is full or read-only, other plugins before
-us."""
+"""Leases when their surroundings change: another podCIDR, a full or read-only disk, an earlier CNI plugin."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Several bridges on one node: pods with addresses of a plain subnet, with and without a gateway, beside those of the
-node."""
+"""Several bridges on one node, beside the node's own: pods with addresses of a plain subnet, with and without a
+gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pods of nodes that do not share a link: VXLAN where it is needed and nowhere else, with real packets over a real
+"""Pods of nodes that do not share a link: VXLAN where it is needed and nowhere else, tested with packets over a real
 router."""
 
 from __future__ import annotations

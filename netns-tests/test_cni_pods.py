@@ -1,4 +1,4 @@
-"""Pods wired by the plugin binary and a live agent: what happens to their packets."""
+"""Pods attached by the plugin binary and a live agent: where their packets arrive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pod can send only from its own addresses and its own MAC, by whatever way it tries."""
+"""A pod can send only from its own addresses and its own MAC, whatever it tries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Before all is there: an agent without a podCIDR, without a usable kubeconfig, and no agent at all."""
+"""Incomplete starts: an agent without a podCIDR, an agent without a usable kubeconfig, and no agent at all."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The suite against another proxy, and what it leaves to read when a row fails: driven as a user would, on the command
-line."""
+"""The suite against another proxy, called on the command line as a user would, and the files that a failed row
+leaves."""
 
 from __future__ import annotations
 

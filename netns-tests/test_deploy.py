@@ -1,5 +1,5 @@
-"""The manifests of deploy/ on a stock cluster: the agent in-cluster, with exactly the rights of its ClusterRoles,
-against an API server of several addresses; and the way back."""
+"""The manifests of deploy/ on a stock cluster: the agent runs in-cluster, with exactly the rights of its ClusterRoles,
+with an API server of several addresses. And the removal."""
 
 from __future__ import annotations
 

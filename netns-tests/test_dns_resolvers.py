@@ -1,5 +1,4 @@
-"""What resolvers of libraries do to a DNS server: pairs from one socket, pipelined TCP, and garbage, over real
-sockets."""
+"""Queries as resolver libraries send them: pairs from one socket, pipelined TCP, and garbage, over real sockets."""
 
 from __future__ import annotations
 

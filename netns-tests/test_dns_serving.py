@@ -1,4 +1,4 @@
-"""Feeder and server on a node, asked with real packets by ordinary clients over UDP and TCP."""
+"""Feeder and server on a node. Ordinary clients send real queries over UDP and TCP."""
 
 from __future__ import annotations
 

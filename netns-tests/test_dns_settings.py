@@ -1,5 +1,4 @@
-"""Settings that change while queries come in, a server that leaves, and the DNS as pods behind a Service: no query is
-lost."""
+"""No query is lost while settings change, while a server leaves, and with the DNS as pods behind a Service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole conformance table over real UDP and TCP sockets, asked with dnspython and with dig; and garbage, and
+"""The whole conformance table over real UDP and TCP sockets, with dnspython and dig as clients; also garbage and
 faults."""
 
 from __future__ import annotations

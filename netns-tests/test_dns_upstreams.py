@@ -1,5 +1,5 @@
-"""Upstreams as they are: over TLS, slow, flapping, lying, cut, silent; and what prefetch and serve-stale make of
-them."""
+"""Upstreams with faults: over TLS, slow, flapping, lying, truncating, silent. And the effect of prefetch and
+serve-stale."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What the pages print is what a cluster says: each `explain` and `dns query` of debug-a-service.md, and every
-metric."""
+"""The output that the pages print is the output of a cluster: each `explain` and `dns query` of debug-a-service.md, and
+every metric."""
 
 from __future__ import annotations
 

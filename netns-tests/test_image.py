@@ -1,5 +1,7 @@
-"""The image of `podwire image` in Debian's containerd (`make test-image`, two minutes): imported by `ctr`, it runs as
-the DaemonSet's containers do."""
+"""The image of `podwire image` in Debian's containerd (`make test-image`, two minutes).
+
+`ctr` imports it, and it runs as the DaemonSet's containers do.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The lab's own promises: the README's example runs, probes tell refusal from silence, a killed run leaves nothing."""
+"""The lab keeps its promises: the README's example runs, probes distinguish refusal from silence, and a killed run
+leaves nothing."""
 
 from __future__ import annotations
 

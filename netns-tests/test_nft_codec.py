@@ -1,4 +1,4 @@
-"""The nfnetlink codec against the kernel: what is written is read back, and nft(8) prints it."""
+"""The nfnetlink codec with the kernel: written rules are read back, and nft(8) prints them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pause process: it waits, reaps, and ends when it is told to; the compiled one and the Python stand-in alike."""
+"""The pause process, compiled and in Python: it waits, reaps children, and ends on a signal."""
 
 from __future__ import annotations
 

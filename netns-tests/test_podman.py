@@ -1,4 +1,4 @@
-"""Real callers: podman calls the plugin (`network_backend = "cni"`). Debian's packages are unpacked, not installed."""
+"""podman calls the plugin (`network_backend = "cni"`). Debian's packages are unpacked, not installed."""
 
 from __future__ import annotations
 

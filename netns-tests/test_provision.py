@@ -1,9 +1,8 @@
-"""Fresh Debian machines of the lab. What README.md tells a newcomer to type works on one, word for word;
-vagrant/provision.sh makes two of them a cluster, through VXLAN (with `make test-provision` also three, with routes and
-with VXLAN, and `make demo`).
+"""Fresh Debian machines of the lab. The commands of README.md work on one, word for word.
 
-Everything is installed once, into a root file system that mmdebstrap made; each machine is an overlay of it, with its
-own processes, name and network.
+vagrant/provision.sh makes two of them a cluster, through VXLAN. `make test-provision` also makes one of three machines,
+with routes and with VXLAN, and runs `make demo`. Everything is installed once, into a root file system that mmdebstrap
+made. Each machine is an overlay of it, with its own processes, name and network.
 """
 
 from __future__ import annotations

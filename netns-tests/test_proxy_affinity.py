@@ -1,4 +1,4 @@
-"""Session affinity over time: endpoints come and go, the memory expires, the proxy starts again."""
+"""Session affinity over time: endpoints change, the memory expires, the proxy restarts."""
 
 from __future__ import annotations
 

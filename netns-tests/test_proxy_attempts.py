@@ -1,5 +1,4 @@
-"""A connection attempt that its endpoint does not answer any more goes to another one, by the client's own
-retransmission.
+"""A connection attempt whose endpoint no longer answers reaches another one, by the client's own retransmission.
 
 The SYN's conntrack entry would lead each retransmission to the endpoint that is gone, until the client gives up.
 """

@@ -1,4 +1,5 @@
-"""Load balancer addresses on the wire: who answers ARP and Neighbor Discovery, and how fast another node takes over."""
+"""Load balancer addresses on the link: which node answers ARP and Neighbor Discovery, and how fast another one takes
+over."""
 
 from __future__ import annotations
 

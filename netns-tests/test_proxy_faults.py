@@ -1,4 +1,4 @@
-"""The proxy when things go wrong: killed in the middle of a sync, an API server that sends nonsense or is away, absurd
+"""The proxy under faults: killed in the middle of a sync, an API server that is away or sends nonsense, absurd
 objects."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What load balancers and operators ask the proxy over HTTP."""
+"""The proxy's answers over HTTP to load balancers and operators."""
 
 from __future__ import annotations
 

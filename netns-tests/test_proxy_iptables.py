@@ -1,5 +1,5 @@
-"""The iptables backend at work, in both variants: restarts, foreign changes, changes and switches of backend under
-traffic."""
+"""The iptables backend in both variants: restarts, foreign changes, and under traffic changes and switches of
+backend."""
 
 from __future__ import annotations
 

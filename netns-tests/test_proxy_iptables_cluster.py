@@ -1,4 +1,4 @@
-"""A whole cluster whose nodes serve Services with iptables: what the demo proves of Services, and restarts under
+"""A whole cluster whose nodes serve Services with iptables: the demo's proofs of Services, and restarts under
 traffic."""
 
 from __future__ import annotations

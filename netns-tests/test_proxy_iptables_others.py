@@ -1,4 +1,4 @@
-"""The iptables backend beside other programs that write iptables: their lock, and their changes."""
+"""The iptables backend beside other programs that write iptables: their lock and their changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What others left in iptables, in both variants: named with its owner, and left alone."""
+"""Foreign chains in iptables, in both variants: the proxy names their owner and leaves them alone."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""podwire.io/reset-on-endpoint-removal: connections whose endpoint is gone are reset, at both ends; all others live
-on."""
+"""podwire.io/reset-on-endpoint-removal: connections of a removed endpoint are reset at both ends; all others
+live on."""
 
 from __future__ import annotations
 

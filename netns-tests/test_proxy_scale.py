@@ -1,5 +1,4 @@
-"""The proxy under many changes: no packet of a shrinking Service is lost, and work and memory follow the changes
-alone."""
+"""The proxy under many changes: a shrinking Service loses no packet, and work and memory follow the changes alone."""
 
 from __future__ import annotations
 

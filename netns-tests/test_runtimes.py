@@ -1,5 +1,7 @@
-"""Real callers: containerd with runc calls the plugin, by its CRI and by `ctr run --cni`, with our pause image.
-Debian's packages are unpacked, not installed, and the daemon runs in a node of the lab."""
+"""containerd with runc calls the plugin, by its CRI and by `ctr run --cni`, with podwire's pause image.
+
+Debian's packages are unpacked, not installed, and the daemon runs in a node of the lab.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What Services do with packets that no ordinary client sends: fragments, stray segments, ICMP errors, other ways
-back."""
+"""Services and packets that no ordinary client sends: fragments, stray segments, ICMP errors, asymmetric routes."""
 
 from __future__ import annotations
 

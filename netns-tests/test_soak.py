@@ -1,4 +1,4 @@
-"""Minutes of churn, and nobody notices: PODWIRE_SOAK seconds of it (`make soak`: ten minutes; two otherwise)."""
+"""Minutes of churn, and no client notices: PODWIRE_SOAK seconds of it (`make soak`: ten minutes; two otherwise)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Vagrantfile is valid, where vagrant is there to say so."""
+"""The Vagrantfile is valid. vagrant itself checks it, where it is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vagrant/qemu.py as far as it needs no VM: what it starts, what it runs, how it reads what came back."""
+"""The parts of vagrant/qemu.py that need no VM: the commands it starts, and how it reads the results."""
 
 from __future__ import annotations
 

@@ -1,14 +1,13 @@
-"""A Debian VM with a kernel of its own, made here with mmdebstrap and QEMU; vagrant/provision.sh and the tests run in
-it.
+"""A Debian VM with a kernel of its own, made with mmdebstrap and QEMU. vagrant/provision.sh and the tests run in it.
 
     make test-vm                                      all of netns-tests and the tests of the packages, file by file
-    make test-vm VM="--demo netns-tests/test_lab.py"  the demo and what is named
+    make test-vm VM="--demo netns-tests/test_lab.py"  the demo and the named files
 
-KVM where this machine has it, else QEMU's emulation: the VM's clock counts its instructions then, a thousand million to
-the second. So a second in it gets a third or a quarter of the usual work done, however slow and busy the machine is;
-the whole takes hours. What each file said lies in --folder, as log and as JUnit XML; a second run goes on where the
-first one was stopped. Several VMs share the files, each on a disk of its own that starts as the one made. Needs root,
-and Debian on x86-64.
+QEMU uses KVM where this machine has it. Without KVM it emulates, and the VM's clock counts instructions, a thousand
+million to the second. So a second in the VM does a third or a quarter of the usual work, however slow and busy the
+machine is, and the whole run takes hours. The output of each file is in --folder, as log and as JUnit XML. A second run
+goes on where the first one stopped. Several VMs share the files; each has a disk of its own, which starts as a copy.
+Needs root, and Debian on x86-64.
 """
 
 from __future__ import annotations

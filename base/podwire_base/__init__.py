@@ -1,1 +1,1 @@
-"""The ground floor: what every part of podwire stands on. It imports no other podwire package."""
+"""The ground floor: code that every other package of podwire uses. It imports none of them."""

@@ -1,6 +1,8 @@
-"""How long commands, demo and tests wait for what must happen. `PODWIRE_PATIENCE=10` makes each of these times ten
-times as long: for machines on which a second does not get much done (an emulated CPU, a busy host). A cluster does
-nothing otherwise."""
+"""How long commands, demo and tests wait for an event that must come.
+
+`PODWIRE_PATIENCE=10` makes each wait ten times as long, for slow machines (an emulated CPU, a busy host). It changes
+nothing else in a cluster.
+"""
 
 from __future__ import annotations
 

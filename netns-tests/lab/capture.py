@@ -1,5 +1,8 @@
-"""What passes an interface, decoded by scapy. The socket is opened inside the namespace, which scapy's own sniffer (a
-thread with a view of the interfaces of wherever it started) does not do reliably."""
+"""Records the packets that pass an interface, decoded by scapy.
+
+The socket is opened inside the namespace. scapy's own sniffer does not do that reliably: it is a thread, and it sees
+the interfaces of the namespace in which it was started.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Endpoints that come and go a thousand times a second, paced as the proxy's role paces itself."""
+"""Endpoints change a thousand times a second. The changes are paced as the proxy's role paces its syncs."""
 
 from __future__ import annotations
 

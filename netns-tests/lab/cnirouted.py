@@ -1,5 +1,7 @@
-"""Three nodes with live wiring agents: n1 and n3 share a link, n2 is behind a router that knows nothing of pods and
-drops what comes from addresses that it did not give (as the fabric of a cloud does)."""
+"""Three nodes with live wiring agents. n1 and n3 share a link; n2 is behind a router.
+
+Like the fabric of a cloud, the router knows no pods, and it drops packets from addresses that it did not assign.
+"""
 
 from __future__ import annotations
 

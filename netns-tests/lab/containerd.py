@@ -1,4 +1,4 @@
-"""A containerd of Debian's packages in a node of the lab: its own mounts, sockets and state, nothing of the
+"""containerd of Debian's packages in a node of the lab. Its mounts, sockets and state are its own, not the
 machine's."""
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A wiring agent that kills itself at a chosen step of a call, and is at once there again: `python -m lab.crashagent`.
+"""A wiring agent that kills itself at a chosen step of a call and is restarted at once: `python -m lab.crashagent`.
 
-The file <run_dir>/crash holds the number of the step (1, 2 ...) at which the next call ends in SIGKILL; it is taken
-away when it is read. <run_dir>/steps tells how many steps the last call had that was not cut off, and their names.
+The file <run_dir>/crash holds the number of the step (1, 2 ...) at which the next call ends in SIGKILL. The agent
+deletes the file when it reads it. <run_dir>/steps has the number of steps of the last complete call, and their names.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""As much of gRPC as it takes to be a kubelet: unary calls to a CRI socket, over HTTP/2 frames made by hand.
+"""The part of gRPC that a kubelet needs: unary calls to a CRI socket, over HTTP/2 frames made by hand.
 
-A connection a call, header fields as plain literals, and no look at trailers: an answer without a message is an error,
-and the runtime's log says which. Sources: RFC 9113, RFC 7541 section 6.2.2, the gRPC HTTP/2 protocol, the CRI v1
-message numbers.
+Each call has a connection of its own, header fields are plain literals, and trailers are not read. An answer without a
+message is an error; the runtime's log says which. Sources: RFC 9113, RFC 7541 section 6.2.2, the gRPC HTTP/2 protocol,
+the CRI v1 message numbers.
 """
 
 from __future__ import annotations

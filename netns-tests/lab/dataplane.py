@@ -1,14 +1,13 @@
 """The Service implementations under test, behind one interface: any scenario, programmed into the node of a World.
 
-`--dataplane NAME` of pytest chooses; a test that takes the fixture `dataplane` runs once for each that was chosen.
-`external` is whatever `--dataplane-hook PROGRAM` drives: kube-proxy, another mode of it, something of your own. The
-hook is called in the node's network namespace as `PROGRAM apply` and `PROGRAM clean`; for `apply` a JSON object is on
-its stdin:
+pytest's `--dataplane NAME` chooses implementations. A test with the fixture `dataplane` runs once for each of them.
+`external` is an implementation that `--dataplane-hook PROGRAM` drives, for example kube-proxy. The hook is called in
+the node's network namespace as `PROGRAM apply` and `PROGRAM clean`. For `apply` it reads a JSON object from stdin:
 
-    {"node": {"name", "addresses", "zone"}, "clusterCIDRs": [...], "serviceCIDRs": [...], "items": [Service,
-    EndpointSlice ...]}
+    {"node": {"name", "addresses", "zone"}, "clusterCIDRs": [...], "serviceCIDRs": [...],
+     "items": [Service, EndpointSlice ...]}
 
-It returns 0 once every rule is in force; what it prints is shown when it fails.
+It returns 0 once every rule is in force. When it fails, its output is shown.
 """
 
 from __future__ import annotations

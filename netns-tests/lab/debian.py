@@ -1,5 +1,7 @@
-"""Programs of Debian packages without installing them: unpacked beside the virtual environment. No daemon starts, no
-file of the machine changes, and no root is needed."""
+"""Programs of Debian packages without installing them: they are unpacked beside the virtual environment.
+
+No daemon starts, no file of the machine changes, and no root is needed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A node's DNS as processes of its own: feeder and server in one namespace, against a fake API."""
+"""A node's DNS as processes: feeder and server in one namespace, with a fake API."""
 
 from __future__ import annotations
 

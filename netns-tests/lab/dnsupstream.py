@@ -1,4 +1,4 @@
-"""A resolver of the world outside, answered by dnslib, that can also be silent, slow, cut its answers, or lie."""
+"""An upstream resolver outside the cluster, made with dnslib. A test can make it silent, slow, truncating or lying."""
 
 from __future__ import annotations
 

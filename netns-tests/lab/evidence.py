@@ -1,9 +1,9 @@
-"""What a failed test leaves to read: for each of its namespaces the packets, and the kernel's state beside them; for
-each agent in them what it says of itself.
+"""Evidence of a failed test: packets and kernel state of each of its namespaces, and the state of each agent in
+them.
 
-Every namespace of a Lab has a packet socket that nobody reads: the kernel keeps the first 8 MB of frames in it at the
-price of a reference each. Only when a test fails they are written, as pcapng with the interface of each frame. A Lab
-that an exception ends inside the test is looked at before it is closed.
+Every namespace of a Lab has a packet socket. The kernel keeps the first 8 MB of frames in its queue, which costs a
+reference for each frame. The queue is read only when a test fails, and written as pcapng with the interface of each
+frame. When an exception ends a Lab inside the test, the evidence is collected before the Lab is closed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A Kubernetes API server small enough to be obviously right: lists and watches of whatever objects a test puts in.
+"""A fake Kubernetes API server, small enough to be obviously right. It lists and watches the objects that a test puts
+in.
 
 It serves plain HTTP inside a namespace, keeps every change, and replays a watch from any resourceVersion.
 """

@@ -1,6 +1,8 @@
-"""A stock cluster as podwire's DaemonSet meets it: an API server over TLS that lets the agents do what their
-ClusterRoles say and nothing else, service account volumes, and nodes on which the manifests of deploy/ run as
-processes."""
+"""A stock cluster as podwire's DaemonSet meets it.
+
+It has an API server over TLS that grants the agents the rights of their ClusterRoles and no others, service account
+volumes, and nodes on which the manifests of deploy/ run as processes.
+"""
 
 from __future__ import annotations
 

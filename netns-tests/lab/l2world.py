@@ -1,7 +1,7 @@
-"""Nodes and clients on one wire, for load balancer addresses: a switch, three nodes with a pod each, a client, a server
-that no node's end takes away, and the API.
+"""The world of load balancer addresses: a switch, three nodes with a pod each, a client, and the API.
 
-Each node runs the role `lb` as a process; its Services are programmed by the proxy's engine in this process.
+A further server survives the end of any node. Each node runs the role `lb` as a process; this process programs its
+Services with the proxy's engine.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
-"""Machines made of a Debian root file system and namespaces: a fresh install with its own files, processes, name and
-network, on which a provisioning script runs as on a VM (but for the kernel, which is shared)."""
+"""Machines made of a Debian root file system and namespaces.
+
+Each is a fresh install with its own files, processes, name and network. A provisioning script runs on it as on a VM,
+but all machines share the kernel.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What passed on which dataplane, as Markdown and as an SVG picture. Pure."""
+"""The results of the conformance table for each dataplane, as Markdown and as an SVG picture. Pure."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Network namespaces for tests that vanish by themselves.
+"""Network namespaces for tests. They vanish by themselves.
 
-A namespace is anonymous: it lives as long as this process holds its descriptor. Nothing is mounted, nothing is named,
-so an interrupted run (even SIGKILL) leaves neither namespaces nor links nor rules; processes started inside are told by
-the kernel to die with us (PR_SET_PDEATHSIG).
+A namespace is anonymous: it lives as long as this process holds its descriptor. Nothing is mounted and nothing has a
+name, so an interrupted run (even by SIGKILL) leaves no namespace, link or rule. The kernel ends the processes inside
+together with this one (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Waiting in tests for what must happen, as long as `PODWIRE_PATIENCE` says (podwire_base/patience.py)."""
+"""Waits of tests, as long as `PODWIRE_PATIENCE` says (podwire_base/patience.py)."""
 
 from __future__ import annotations
 

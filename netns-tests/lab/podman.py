@@ -1,5 +1,5 @@
-"""podman of Debian's packages in a node of the lab, with `network_backend = "cni"`: mounts, storage and configuration
-of its own, nothing of the machine's."""
+"""podman of Debian's packages in a node of the lab, with `network_backend = "cni"`. Its mounts, storage and
+configuration are its own, not the machine's."""
 
 from __future__ import annotations
 

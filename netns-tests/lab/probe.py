@@ -1,11 +1,11 @@
-"""Traffic from one namespace to another, and what became of it: TCP, UDP, SCTP where there is any, ICMP.
+"""Probes: traffic from one namespace to another, and its result. TCP, UDP, ICMP, and SCTP where the kernel has it.
 
     with serve(server, "198.51.100.2", 80):
         assert tcp(client, "198.51.100.2", 80).peer[0] == "192.0.2.2"      # the source that the server saw
         assert ping(client, "198.51.100.2", size=2000, df=True).result == "too big"
 
-`result` is "ok", "refused" (a reset or port unreachable), "timeout", "too big" (the path's MTU is in `mtu`), or an
-errno's name.
+`result` is "ok", "refused" (a reset or port unreachable), "timeout", "too big" (the path's MTU is in `mtu`), or the
+name of an errno.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""SCTP by hand, for kernels without SCTP sockets: an INIT from a raw socket, and a server that answers it with an INIT
+"""SCTP by hand, for kernels without SCTP sockets: an INIT from a raw socket, and a server that answers with an INIT
 ACK.
 
-As the other servers do it tells where the packet arrived and who it seems to come from: in the state cookie.
+The server puts the address where the packet arrived, and its source, into the state cookie.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The world of podwire_proxy.testing.scenarios as namespaces: a node, two pods on it, a pod elsewhere, a host outside.
+"""The world of podwire_proxy.testing.scenarios as namespaces: a node, two pods on it, a pod elsewhere, a host
+outside.
 
-Pods hang on the node as podwire's own do: a /32 (/128) address, default route through the node, all traffic routed.
-Servers answer every connection and datagram as those of probe.py do: where it arrived and who it seems to come from.
+Pods are attached to the node as podwire's own are: a /32 (/128) address, a default route through the node, all traffic
+routed. Servers answer every connection and datagram as those of probe.py do, with the address where it arrived and its
+source.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """A cluster under churn, and clients that count everything. `Soak(lab, seconds).run()` returns what happened.
 
-Clients: a pod on each of the first two nodes, and a host outside; they never rest, and note each failure with its time.
-A TCP connection and a datagram get one try, a DNS query one a second for as long as a resolver waits (ATTEMPTS). Acts,
-one after the other, by a seed: a role or the API server is killed, the Deployment is scaled, a Service comes and goes,
-a pod is deleted, the last node is cut off.
-A failure is explained only while that node is cut off (and until the cluster has taken its pods out), and only if it is
-a time-out of a packet that may have gone there: never a refusal, never a name. Or if its flow is known to have ended
-while the server thought: that of a datagram ends SWEEP_AFTER (0.05 s) its endpoint has left the rules, which nobody can
-know to be late.
+There are three clients: a pod on each of the first two nodes, and a host outside. They send without a pause and record
+the time of each failure. A TCP connection and a datagram get one try. A DNS query gets one try a second for as long as
+a resolver waits (ATTEMPTS). The acts follow each other by a seed: a role or the API server is killed, the Deployment is
+scaled, a Service is created and deleted, a pod is deleted, the last node is cut off.
 
-A pod that is deleted goes on serving for some seconds (preStop), as one does that should be replaced without loss: here
-even the controllers may be dead at that moment, and no node can know of an endpoint's end before they are back.
+A failure is explained in two cases only. First: the last node is cut off (until the cluster has removed its pods), and
+the failure is a time-out of a packet that may have gone there. A refusal or a failed name is never explained. Second:
+the flow is known to have ended while the server was working. The flow of a datagram ends SWEEP_AFTER (0.05 s) after its
+endpoint has left the rules, and no node can know that its answer comes later.
+
+A deleted pod goes on serving for some seconds (preStop), as a pod does that is replaced without loss. Here the
+controllers may be dead at that moment, and no node can learn that an endpoint is gone before they are back.
 """
 
 from __future__ import annotations

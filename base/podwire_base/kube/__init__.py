@@ -1,1 +1,1 @@
-"""Kubernetes objects and how to reach an API server."""
+"""Kubernetes objects, and clients of an API server."""

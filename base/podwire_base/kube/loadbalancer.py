@@ -1,7 +1,7 @@
-"""Which Services podwire gives load balancer addresses to, and from which pools. Pure; the controller and the nodes
+"""Which Services get load balancer addresses from podwire, and from which pools. Pure; the controller and the nodes
 share it.
 
-The pools are in the ConfigMap kube-system/podwire-load-balancer, which is followed live:
+The pools are in the ConfigMap kube-system/podwire-load-balancer, and changes of it take effect at once:
 
     data:
       addresses: 172.30.0.192/27, 192.0.2.10-192.0.2.19   # CIDRs, ranges, single addresses, of both families

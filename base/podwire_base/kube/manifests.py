@@ -1,4 +1,4 @@
-"""Manifests: reading YAML files, and what `podwire apply` sends for one object. Pure but for `read_files`."""
+"""Manifests: reads YAML files, and makes what `podwire apply` sends for one object. Pure, except `read_files`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vocabulary of object metadata. Objects are plain dicts, exactly as the Kubernetes API's JSON gives them."""
+"""Access to the metadata of objects. Objects are plain dicts, exactly as the Kubernetes API's JSON gives them."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,7 @@
 """The patch types of the Kubernetes API: JSON patch (RFC 6902), merge patch (RFC 7386) and strategic merge patch.
 
-Strategic merge knows for each list whether it merges by a key or is replaced whole; Kubernetes keeps that as markers on
-its Go types, here it is the table MERGE_KEYS, keyed by the field's name and read by `schema.py` for the OpenAPI too.
+A strategic merge patch merges some lists by a key and replaces the others. Kubernetes has that as markers on its Go
+types. Here it is the table MERGE_KEYS, keyed by the field's name; `schema.py` reads it for the OpenAPI document too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The table of kinds that the API serves. A new kind is one row here (and its columns in table.py, if it has any)."""
+"""The table of kinds that the API serves. A new kind is one row here, and its columns in table.py if it has any."""
 
 from __future__ import annotations
 

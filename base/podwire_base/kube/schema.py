@@ -1,5 +1,5 @@
-"""Shapes of the served kinds, read from lightkube-models (Kubernetes' own published schemas): validation and OpenAPI
-v3."""
+"""Schemas of the served kinds, read from lightkube-models (Kubernetes' published schemas): validation and
+OpenAPI v3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Table output (meta/v1 Table): what `kubectl get` prints. One row of COLUMNS per kind; the others get NAME and AGE."""
+"""Table output (meta/v1 Table), which `kubectl get` prints. COLUMNS has one row for each kind; other kinds get NAME and
+AGE."""
 
 from __future__ import annotations
 

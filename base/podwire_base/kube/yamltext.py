@@ -1,4 +1,4 @@
-"""YAML as the Kubernetes API reads it: only what JSON has, too. Dates stay text, keys become text."""
+"""YAML as the Kubernetes API reads it: only what JSON also has. Dates stay text, and keys become text."""
 
 from __future__ import annotations
 

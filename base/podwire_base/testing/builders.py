@@ -1,4 +1,4 @@
-"""Objects for tests: manifests as a person writes them, and objects as the API stores them."""
+"""Objects for tests: manifests as people write them, and objects as the API stores them."""
 
 from __future__ import annotations
 

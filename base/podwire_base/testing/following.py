@@ -1,4 +1,4 @@
-"""An informer that follows a scripted API server, for tests: what it was told, against what it believes."""
+"""For tests: an informer that follows a scripted API server, and a comparison of its events with its copy."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Objects and answers in the shape that Kubernetes 1.3x gives them: managedFields, fields that we do not know, large
-resourceVersions, Status errors with details and causes, bookmarks that are objects of the kind with nothing but a
-version."""
+"""Objects and answers in the form of Kubernetes 1.3x.
+
+They have managedFields, fields that podwire does not know, large resourceVersions, Status errors with details and
+causes, and bookmarks: objects of the kind with nothing but a version.
+"""
 
 from __future__ import annotations
 

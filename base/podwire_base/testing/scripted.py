@@ -1,5 +1,4 @@
-"""An HTTP server whose answers are written down, byte by byte: how a real API server and what stands before it
-behave."""
+"""An HTTP server with scripted answers, byte by byte: it imitates a real API server and the proxies in front of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The client with several API servers: which one is asked, what may be said again, and how the dead are noticed."""
+"""The client with several API servers: which server gets a request, which requests may be repeated, and how a dead
+server is noticed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The patch types, against their RFCs' own examples and against each other."""
+"""The patch types, compared with the examples of their RFCs and with each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Informers before a real API server's answers: streams cut anywhere, 410, 429, pages."""
+"""Informers with the answers of a real API server: streams cut at any byte, 410, 429, pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list+watch state machine, fed with every order of answers that a server may give."""
+"""The list+watch state machine, with every order of answers that a server may give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The supervisor in a process of its own: restarts with back-off, stops together, ends with its parent's pipe."""
+"""The supervisor in a process of its own: it restarts with back-off, stops all together, and ends with its parent's
+pipe."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Where the API server is and who we are: kubeconfig files (read by lightkube) and in-cluster service accounts.
+"""The API server's address and the client's identity: kubeconfig files (read by lightkube) and in-cluster service
+accounts.
 
-Credentials in files change while we run (a service account's token within the hour, a kubelet's certificate once a
-year), so a ClientConfig names the files it was read from, and how to read them again. Source: client-go's
+Credentials in files change while a client runs: a service account's token within the hour, a kubelet's certificate once
+a year. So a ClientConfig remembers the files that it was read from, and can read them again. Source: client-go's
 InClusterConfig and clientcmd.
 """
 

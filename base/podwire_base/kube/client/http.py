@@ -1,7 +1,7 @@
-"""The HTTP client of every agent: JSON over HTTPS to any Kubernetes API server. One connection pool a process.
+"""The HTTP client of every agent: JSON over HTTPS to any Kubernetes API server. A process has one connection pool.
 
-Several addresses of one API are one server: what does not answer is left for the next. Credentials are read again when
-their files change, and at once when the server says 401.
+Several addresses of one API count as one server: when an address does not answer, the next one is used. Credentials are
+read again when their files change, and at once when the server answers 401.
 """
 
 from __future__ import annotations

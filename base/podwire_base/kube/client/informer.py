@@ -1,4 +1,4 @@
-"""Drives a Reflector over an ApiClient: a live copy of one resource that survives restarts of the API server."""
+"""Drives a Reflector over an ApiClient: a live copy of one resource. It survives restarts of the API server."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """The list+watch state machine of client-go's reflector, without I/O.
 
-States: LIST (fetch everything) -> WATCH (apply events) -> LIST again when the server forgot our resourceVersion (410)
-or when a list gave nothing usable. A connection that merely ends goes back to WATCH from the last version seen. The
-caller feeds answers in and gets `Event`s out; a relist yields only what really differs.
+States: LIST (fetch everything) -> WATCH (apply events) -> LIST again, when the server has forgotten our resourceVersion
+(410) or a list had nothing usable. A connection that merely ends leads back to WATCH from the last version seen. The
+caller feeds answers in and gets `Event`s out. A repeated list yields only real differences.
 
-In LIST everything comes either as a list or as the first part of a watch (WatchList, KEP-3157): objects one by one, and
-a bookmark that says that these were all. Such a stream that breaks off has told nothing.
+In LIST, everything comes either as a list or as the first part of a watch (WatchList, KEP-3157): objects one by one,
+and then a bookmark that marks the end. A stream that breaks off before the bookmark changes nothing.
 """
 
 from __future__ import annotations
