@@ -1,5 +1,4 @@
-"""What /metrics counts: queries, answers, their sizes and times; and the text exposition format. The page:
-metrics_page.py.
+"""What /metrics counts: queries, answers, their sizes and times. The page: metrics_page.py.
 
 A `Tally` counts in Python what the slow path, TCP and the plain loop answer; the compiled loop counts for itself
 (batch_counts). Counts are whole or a query behind, never torn: each is one number.
@@ -9,9 +8,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from podwire_base.role.metrics import empty
 
 from .rtypes import TYPE_NAMES
 
@@ -23,40 +24,19 @@ KNOWN_TYPES = {**TYPE_NAMES, 15: "MX", 43: "DS", 48: "DNSKEY", 64: "SVCB", 65: "
 DO = b"\x80"
 
 
-def _buckets(bounds: Sequence[float]) -> list[int]:
-    return [0] * (len(bounds) + 1)
-
-
-@dataclass(slots=True)
-class Durations:
-    """A histogram of seconds. failures: what gave no time at all."""
-
-    bounds: Sequence[float]
-    buckets: list[int] = field(init=False)
-    total: float = 0.0
-    failures: int = 0
-
-    def __post_init__(self) -> None:
-        self.buckets = _buckets(self.bounds)
-
-    def note(self, seconds: float | None) -> None:
-        if seconds is None:
-            self.failures += 1
-            return
-        self.buckets[bisect_left(self.bounds, seconds)] += 1
-        self.total += seconds
-
-
 @dataclass(slots=True)
 class Tally:
-    """Queries by type, responses by rcode, response times (seconds) and sizes (bytes) of both."""
+    """Queries by type, responses by rcode, response times (seconds) and sizes (bytes) of both.
+
+    Counts and sums of histograms are fields here: an answer waits for each call and each object on the way.
+    """
 
     types: Counter[int] = field(default_factory=Counter)
     rcodes: Counter[int] = field(default_factory=Counter)
-    took: list[int] = field(default_factory=lambda: _buckets(BOUNDS))
+    took: list[int] = field(default_factory=lambda: empty(BOUNDS))
     took_seconds: float = 0.0
-    query_sizes: list[int] = field(default_factory=lambda: _buckets(SIZE_BOUNDS))
-    answer_sizes: list[int] = field(default_factory=lambda: _buckets(SIZE_BOUNDS))
+    query_sizes: list[int] = field(default_factory=lambda: empty(SIZE_BOUNDS))
+    answer_sizes: list[int] = field(default_factory=lambda: empty(SIZE_BOUNDS))
     query_bytes: int = 0
     answer_bytes: int = 0
     dnssec_ok: int = 0
@@ -107,46 +87,6 @@ def response_class(answer: bytes) -> str:
     if rcode == 0:
         return "success" if answer[6:8] != b"\0\0" else "denial"
     return "denial" if rcode == 3 else "error"
-
-
-@dataclass(slots=True)
-class Page:
-    """Lines of the text exposition format."""
-
-    lines: list[str] = field(default_factory=list)
-
-    def family(self, name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> None:
-        self.lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-        for labels, value in samples:
-            self.lines.append(f"{name}{_labels(labels)} {f'{value:.9g}' if isinstance(value, float) else value}")
-
-    def histogram(
-        self,
-        name: str,
-        text: str,
-        bounds: Sequence[float],
-        series: Iterable[tuple[Mapping[str, str], Sequence[int], float]],
-    ) -> None:
-        """series: (labels, counts of each bucket, sum)."""
-        self.lines += [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
-        ends = [*(f"{bound:.9g}" for bound in bounds), "+Inf"]
-        for labels, counts, amount in series:
-            total = 0
-            for bound, count in zip(ends, counts, strict=True):
-                total += count
-                self.lines.append(f"{name}_bucket{_labels({**labels, 'le': bound})} {total}")
-            self.lines += [f"{name}_sum{_labels(labels)} {amount:.9g}", f"{name}_count{_labels(labels)} {total}"]
-
-    def text(self) -> str:
-        return "\n".join(self.lines) + "\n"
-
-
-def _labels(labels: Mapping[str, str]) -> str:
-    escaped = (f'{key}="{value.translate(_ESCAPES)}"' for key, value in labels.items())
-    return "{" + ",".join(escaped) + "}" if labels else ""
-
-
-_ESCAPES = {ord("\\"): "\\\\", ord('"'): '\\"', ord("\n"): "\\n"}
 
 
 def known_types(types: Mapping[int, int]) -> dict[int, int]:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from dnslib import RCODE
 
+from podwire_base.role.metrics import Histogram, Page
+
 from .cache import Cache
 from .config import DnsConfig
-from .metrics import BOUNDS, KNOWN_TYPES, SIZE_BOUNDS, Durations, Page, Tally, known_types
+from .metrics import BOUNDS, KNOWN_TYPES, SIZE_BOUNDS, Tally, known_types
 from .zone import ZoneData
 
 ZONE = "."
@@ -19,12 +21,11 @@ ZONE = "."
 
 @dataclass(frozen=True, slots=True)
 class Forwarding:
-    """exchanges: (upstream "IP:port", rcode or "none") -> number. took: (upstream, rcode) -> counts of BOUNDS' buckets.
+    """exchanges: (upstream "IP:port", rcode or "none") -> number. took: (upstream, rcode) -> seconds, in BOUNDS.
     reused, opened: connections, by upstream."""
 
     exchanges: Mapping[tuple[str, str], int]
-    took: Mapping[tuple[str, str], list[int]]
-    seconds: Mapping[tuple[str, str], float]
+    took: Mapping[tuple[str, str], Histogram]
     failures: Mapping[str, int]
     down: Mapping[str, bool]
     reused: Mapping[str, int]
@@ -47,8 +48,9 @@ class ServerState:
     reload_failed: int
     reloads: int
     fed: bool
-    programming: Durations
-    health: Durations
+    programming: Histogram
+    health: Histogram
+    health_failures: int
     cpu: float
     memory: int
     started: float
@@ -164,7 +166,7 @@ def _queries(page: Page, state: ServerState, base: dict[str, str]) -> None:
         "coredns_kubernetes_dns_programming_duration_seconds",
         "From a change of a headless Service's pods to its answers.",
         state.programming.bounds,
-        [({"service_kind": "headless_with_selector"}, state.programming.buckets, state.programming.total)],
+        [({"service_kind": "headless_with_selector"}, state.programming.counts, state.programming.total)],
     )
 
 
@@ -197,8 +199,8 @@ def _forwarding(page: Page, state: Forwarding) -> None:
             "Time that upstreams took.",
             BOUNDS,
             [
-                ({**more, "to": to, "rcode": rcode}, counts, state.seconds.get((to, rcode), 0.0))
-                for (to, rcode), counts in sorted(state.took.items())
+                ({**more, "to": to, "rcode": rcode}, took.counts, took.total)
+                for (to, rcode), took in sorted(state.took.items(), key=lambda item: item[0])
             ],
         )
     for name, more in (
@@ -287,10 +289,10 @@ def _itself(page: Page, state: ServerState) -> None:
         "coredns_health_request_duration_seconds",
         "What the server's own /health took.",
         state.health.bounds,
-        [({}, state.health.buckets, state.health.total)],
+        [({}, state.health.counts, state.health.total)],
     )
     page.family(
-        "coredns_health_request_failures_total", "counter", "Times that it did not come.", [({}, state.health.failures)]
+        "coredns_health_request_failures_total", "counter", "Times that it did not come.", [({}, state.health_failures)]
     )
     page.family(
         "coredns_reload_failed_total", "counter", "Changed settings that could not work.", [({}, state.reload_failed)]

@@ -9,10 +9,11 @@ from typing import Any
 from dnslib import RCODE
 
 from podwire_base.role import logs
+from podwire_base.role.metrics import Histogram
 
 from . import names
 from .clients import Clients
-from .metrics import PROGRAMMING_BOUNDS, Durations, Tally, response_class
+from .metrics import PROGRAMMING_BOUNDS, Tally, response_class
 from .rules import type_name
 
 log = logs.get("dns")
@@ -26,7 +27,7 @@ class Observer:
         self.clients = clients
         self.classes: tuple[str, ...] = ("all",)
         self.zones: tuple[str, ...] = ()
-        self.programming = Durations(PROGRAMMING_BOUNDS)
+        self.programming = Histogram(PROGRAMMING_BOUNDS)
         self._tallies = {"udp": Tally(), "tcp": Tally()}
         self._lock = threading.Lock()
 
@@ -36,7 +37,7 @@ class Observer:
         self.zones = tuple(f".{zone.strip('.').lower()}." for zone in zones)
 
     def programmed(self, seconds: float) -> None:
-        self.programming.note(seconds)
+        self.programming.observe(seconds)
 
     def total(self, protocol: str) -> Tally:
         """A copy."""

@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from podwire_base.role import logs
+from podwire_base.role.metrics import Histogram
 from podwire_base.role.run import stop_event
 from podwire_base.role.status import RoleStatus
 
@@ -83,7 +84,8 @@ class Server:
         self._web: list[asyncio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.started = time.time()
-        self.health = metrics.Durations(metrics.HEALTH_BOUNDS)
+        self.health = Histogram(metrics.HEALTH_BOUNDS)
+        self.health_failures = 0
         self._settle(config)
 
     def _forwarder(self, config: DnsConfig, cache: Cache) -> Forwarder:
@@ -306,6 +308,7 @@ class Server:
             self.fed,
             self.observer.programming,
             self.health,
+            self.health_failures,
             usage.ru_utime + usage.ru_stime,
             _memory(),
             self.started,
@@ -335,7 +338,15 @@ class Server:
             self.forwarder.refresh()
             if self.config.health_address and time.monotonic() - checked >= HEALTH_SECONDS:
                 checked = time.monotonic()
-                self.health.note(await web.took(self.config.health_address, "/health"))
+                await self.check_health()
+
+    async def check_health(self) -> None:
+        """Time our own /health, or count its failure."""
+        took = await web.took(self.config.health_address, "/health")
+        if took is None:
+            self.health_failures += 1
+        else:
+            self.health.observe(took)
 
     # Upstreams
 

@@ -10,7 +10,6 @@ import asyncio
 import secrets
 import time
 from array import array
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
@@ -19,6 +18,7 @@ from ipaddress import ip_address
 from dnslib import RCODE
 
 from podwire_base.role import logs
+from podwire_base.role.metrics import Histogram
 
 from . import forward, native
 from .cache import Cache, CacheKey, Upstreamed
@@ -127,10 +127,7 @@ class Forwarder:
         self.cache, self.most = cache, most
         self.asked = self.refused = 0
         self.exchanges: Counter[tuple[str, str]] = Counter()  # (upstream, rcode or "none")
-        self.took: dict[
-            tuple[str, str], list[int]
-        ] = {}  # by upstream and rcode, one count for each of BOUNDS and one more
-        self.seconds: dict[tuple[str, str], float] = {}
+        self.took: dict[tuple[str, str], Histogram] = {}  # by upstream and rcode
         self.failures: Counter[str] = Counter()
         self.all_down = 0
         self._streams: dict[tuple[int, str], Stream] = {}
@@ -198,8 +195,7 @@ class Forwarder:
             sent[name] += stream.sent
         return Forwarding(
             {(forward.shown(to), rcode): count for (to, rcode), count in self.exchanges.items()},
-            {(forward.shown(to), rcode): counts for (to, rcode), counts in self.took.items()},
-            {(forward.shown(to), rcode): seconds for (to, rcode), seconds in self.seconds.items()},
+            {(forward.shown(to), rcode): took for (to, rcode), took in self.took.items()},
             {forward.shown(to): count for to, count in self.failures.items()},
             {forward.shown(to): down for to, down in self.down().items()},
             {to: max(0, count - opened[to]) for to, count in sent.items()},
@@ -358,8 +354,10 @@ class Forwarder:
         asked.upstreams.answered(address, took)
         rcode = RCODES[result.rcode]
         self.exchanges[address, rcode] += 1
-        self.seconds[address, rcode] = self.seconds.get((address, rcode), 0.0) + took
-        self.took.setdefault((address, rcode), [0] * (len(BOUNDS) + 1))[bisect_left(BOUNDS, took)] += 1
+        histogram = self.took.get((address, rcode))
+        if histogram is None:
+            histogram = self.took[address, rcode] = Histogram(BOUNDS)
+        histogram.observe(took)
         if address in self._told:
             self._told.discard(address)
             log.info("upstream answers again", upstream=address)

@@ -1,12 +1,13 @@
-"""Counters of the proxy and their Prometheus text. One process, one event loop: no locks."""
+"""Counters of the proxy and the page that shows them. One process, one event loop: no locks."""
 
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from podwire_base.role.metrics import Histogram, Page
 
 from .flows import Swept
 
@@ -19,33 +20,6 @@ PROGRAMMING_BUCKETS = (
     *map(float, range(60, 120, 5)),
     *map(float, range(120, 301, 30)),
 )
-
-
-@dataclass(slots=True)
-class Histogram:
-    """Durations in seconds."""
-
-    bounds: tuple[float, ...] = SYNC_BUCKETS
-    counts: list[int] = field(default_factory=list)
-    total: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.counts = [0] * (len(self.bounds) + 1)
-
-    def observe(self, seconds: float) -> None:
-        self.total += seconds
-        self.counts[bisect_left(self.bounds, seconds)] += 1
-
-    def lines(self, name: str, each: Iterable[str]) -> Iterator[str]:
-        """each: label sets that all carry these figures."""
-        yield f"# TYPE {name} histogram"
-        for labels in each:
-            below = 0
-            for bound, count in zip((*(f"{b:g}" for b in self.bounds), "+Inf"), self.counts, strict=True):
-                below += count
-                yield f'{name}_bucket{{{labels},le="{bound}"}} {below}'
-            yield f"{name}_sum{{{labels}}} {self.total:.6f}"
-            yield f"{name}_count{{{labels}}} {below}"
 
 
 @dataclass(slots=True)
@@ -63,11 +37,11 @@ class Metrics:
     rules: Callable[[], Mapping[tuple[str, str], int]] = dict
     counted: Callable[[], Sequence[int]] = tuple
 
-    all: Histogram = field(default_factory=Histogram)
-    full: Histogram = field(default_factory=Histogram)
-    partial: Histogram = field(default_factory=Histogram)
+    all: Histogram = field(default_factory=lambda: Histogram(SYNC_BUCKETS))
+    full: Histogram = field(default_factory=lambda: Histogram(SYNC_BUCKETS))
+    partial: Histogram = field(default_factory=lambda: Histogram(SYNC_BUCKETS))
     programming: Histogram = field(default_factory=lambda: Histogram(PROGRAMMING_BUCKETS))
-    conntrack: Histogram = field(default_factory=Histogram)
+    conntrack: Histogram = field(default_factory=lambda: Histogram(SYNC_BUCKETS))
     healthz: Counter[int] = field(default_factory=Counter)
     livez: Counter[int] = field(default_factory=Counter)
     no_local_endpoints: Mapping[tuple[str, str], int] = field(default_factory=dict)
@@ -125,8 +99,8 @@ class Metrics:
     def render(self) -> str:
         """One sync writes all families, so each family's label carries its figures; what is told apart is told
         apart."""
-        each = [f'ip_family="{family}"' for family in self.families]
-        out: list[str] = []
+        each = [{"ip_family": family} for family in self.families]
+        page = Page()
         for name, histogram in (
             ("sync_proxy_rules_duration_seconds", self.all),
             ("sync_full_proxy_rules_duration_seconds", self.full),
@@ -134,7 +108,8 @@ class Metrics:
             ("network_programming_duration_seconds", self.programming),
             ("conntrack_reconciler_sync_duration_seconds", self.conntrack),
         ):
-            out += histogram.lines(f"kubeproxy_{name}", each)
+            series = [(labels, histogram.counts, histogram.total) for labels in each]
+            page.histogram(f"kubeproxy_{name}", "", histogram.bounds, series)
         failing = (
             "sync_proxy_rules_iptables_restore_failures_total"
             if self.backend == "iptables"
@@ -145,48 +120,54 @@ class Metrics:
             ("gauge", "sync_proxy_rules_last_queued_timestamp_seconds", self.last_queued),
             ("counter", failing, self.failures),
         ):
-            out += _family(f"kubeproxy_{name}", kind, dict.fromkeys(each, value))
+            page.family(f"kubeproxy_{name}", kind, "", [(labels, value) for labels in each])
         if self.backend == "iptables":
-            tables = {
-                f'ip_family="{_family_name(family)}",table="{table}"': count
-                for (family, table), count in sorted(self.rules().items())
-            }
-            out += _family("kubeproxy_sync_proxy_rules_iptables_total", "gauge", tables)
-            out += _family("kubeproxy_sync_proxy_rules_iptables_last", "gauge", dict.fromkeys(each, self.last_rules))
-            out += _family(
-                "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total",
-                "counter",
-                dict.fromkeys(each, self.partial_failures),
+            page.family(
+                "kubeproxy_sync_proxy_rules_iptables_total",
+                "gauge",
+                "",
+                [
+                    ({"ip_family": _family_name(family), "table": table}, count)
+                    for (family, table), count in sorted(self.rules().items())
+                ],
             )
+            for kind, name, number in (
+                ("gauge", "last", self.last_rules),
+                ("counter", "partial_restore_failures_total", self.partial_failures),
+            ):
+                family = f"kubeproxy_sync_proxy_rules_iptables_{name}"
+                page.family(family, kind, "", [(labels, number) for labels in each])
         else:
-            out += _family(
+            page.family(
                 "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total",
                 "counter",
-                dict.fromkeys(each, self.cleanup_failures),
+                "",
+                [(labels, self.cleanup_failures) for labels in each],
             )
-        out += _family(
+        page.family(
             "kubeproxy_conntrack_reconciler_deleted_entries_total",
             "counter",
-            {f'ip_family="{family}"': self.stale_flows[family] for family in self.families},
+            "",
+            [({"ip_family": family}, self.stale_flows[family]) for family in self.families],
         )
-        out += _family(
+        page.family(
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
             "gauge",
-            {
-                f'ip_family="{family}",traffic_policy="{policy}"': self.no_local_endpoints.get((family, policy), 0)
+            "",
+            [
+                ({"ip_family": family, "traffic_policy": policy}, self.no_local_endpoints.get((family, policy), 0))
                 for family in self.families
                 for policy in ("internal", "external")
-            },
+            ],
         )
         own = (
             "kubeproxy_iptables" if self.backend == "iptables" else "podwire_proxy"
         )  # kube-proxy has them for iptables only
         for name, packets in zip(("ct_state_invalid_dropped", "localhost_nodeports_accepted"), self.seen, strict=True):
-            out += _family(f"{own}_{name}_packets_total", "counter", {"": packets})
+            page.family(f"{own}_{name}_packets_total", "counter", "", [({}, packets)])
         for name, answers in (("proxy_healthz_total", self.healthz), ("proxy_livez_total", self.livez)):
-            out += _family(
-                f"kubeproxy_{name}", "counter", {f'code="{code}"': count for code, count in sorted(answers.items())}
-            )
+            by_code = [({"code": str(code)}, count) for code, count in sorted(answers.items())]
+            page.family(f"kubeproxy_{name}", "counter", "", by_code)
         for kind, name, number in (
             ("counter", "kubeproxy_sync_proxy_rules_service_changes_total", self.service_changes),
             ("counter", "kubeproxy_sync_proxy_rules_endpoint_changes_total", self.endpoint_changes),
@@ -200,16 +181,9 @@ class Metrics:
             ("gauge", "podwire_proxy_services", self.services),
             ("gauge", "podwire_proxy_endpoints", self.endpoints),
         ):
-            out += _family(name, kind, {"": number})
-        return "\n".join(out) + "\n"
+            page.family(name, kind, "", [({}, number)])
+        return page.text()
 
 
 def _family_name(family: str) -> str:
     return "IPv6" if family == "ip6" else "IPv4"
-
-
-def _family(name: str, kind: str, values: Mapping[str, float]) -> list[str]:
-    return [
-        f"# TYPE {name} {kind}",
-        *(f"{name}{{{labels}}} {value}" if labels else f"{name} {value}" for labels, value in values.items()),
-    ]

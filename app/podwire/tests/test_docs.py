@@ -15,9 +15,10 @@ import pytest
 from click.testing import CliRunner
 
 from podwire.main import cli
+from podwire_base.role.metrics import Histogram
 from podwire_dns import metrics_page
 from podwire_dns.cache import Cache
-from podwire_dns.metrics import BOUNDS, HEALTH_BOUNDS, PROGRAMMING_BOUNDS, Durations, Tally
+from podwire_dns.metrics import BOUNDS, HEALTH_BOUNDS, PROGRAMMING_BOUNDS, Tally
 from podwire_dns.testing.builders import CONFIG, conformance_zone
 from podwire_proxy.backends import choose
 from podwire_proxy.metrics import Metrics
@@ -232,8 +233,10 @@ def proxy_page(backend: str) -> str:
 def dns_page() -> str:
     tally = Tally()
     tally.types[1], tally.rcodes[0] = 1, 1
-    to, rcode = ("192.0.2.1:53", "NOERROR"), [0] * (len(BOUNDS) + 1)
-    forwarding = metrics_page.Forwarding({to: 1}, {to: rcode}, {}, {}, {to[0]: True}, {to[0]: 1}, {to[0]: 1}, 0, 0)
+    to = ("192.0.2.1:53", "NOERROR")
+    forwarding = metrics_page.Forwarding(
+        {to: 1}, {to: Histogram(BOUNDS)}, {}, {to[0]: True}, {to[0]: 1}, {to[0]: 1}, 0, 0
+    )
     return metrics_page.render(
         metrics_page.ServerState(
             "1",
@@ -246,8 +249,9 @@ def dns_page() -> str:
             0,
             0,
             True,
-            Durations(PROGRAMMING_BOUNDS),
-            Durations(HEALTH_BOUNDS),
+            Histogram(PROGRAMMING_BOUNDS),
+            Histogram(HEALTH_BOUNDS),
+            0,
             0.0,
             0,
             0.0,

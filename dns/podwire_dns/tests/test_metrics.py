@@ -15,7 +15,7 @@ import dns.message
 from dnslib import RR, DNSRecord
 
 from podwire_base.patience import patient
-from podwire_dns import feed, web
+from podwire_dns import feed
 from podwire_dns.server import Server
 from podwire_dns.sources import Sources
 from podwire_dns.testing import builders, cases
@@ -50,7 +50,7 @@ async def page_of_a_busy_server(tmp_path: Path) -> dict[str, float]:
         await ask(config, "www.example.com.")
         await ask(config, "nx.example.com.")
         await ask(config, "nx.example.com.")
-        server.health.note(await web.took(address, "/health"))
+        await server.check_health()
         found = samples((await get(address, "/metrics"))[1])
     transport.close()
     return found

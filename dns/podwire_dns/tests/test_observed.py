@@ -15,8 +15,9 @@ import dns.rrset
 import pytest
 
 from podwire_base.role import logs
+from podwire_base.role.metrics import Page
 from podwire_dns.clients import KEEP_SECONDS, Clients
-from podwire_dns.metrics import BOUNDS, Page, Tally
+from podwire_dns.metrics import BOUNDS, Tally
 from podwire_dns.observer import Observer
 from podwire_dns.server import Server
 from podwire_dns.testing import builders

@@ -1,0 +1,73 @@
+"""Prometheus: the histogram, and the text exposition format (version 0.0.4). Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+Labels = Mapping[str, str]
+_ESCAPES = {ord("\\"): "\\\\", ord("\n"): "\\n"}
+_LABEL_ESCAPES = {**_ESCAPES, ord('"'): '\\"'}
+
+
+@dataclass(slots=True)
+class Histogram:
+    """bounds: the buckets' upper ends, ascending and inclusive. counts: of each bucket, and of what is above the last
+    bound. total: the sum of all values."""
+
+    bounds: Sequence[float]
+    counts: list[int] = field(init=False)
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = empty(self.bounds)
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+def empty(bounds: Sequence[float]) -> list[int]:
+    """The counts of a histogram that has seen nothing. For a hot path that keeps counts and sum among its own
+    fields."""
+    return [0] * (len(bounds) + 1)
+
+
+@dataclass(slots=True)
+class Page:
+    """Lines of the text exposition format."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def family(self, name: str, kind: str, text: str, samples: Iterable[tuple[Labels, float]]) -> None:
+        """kind: "counter" or "gauge". text: the help line; none where it is empty."""
+        self._head(name, kind, text)
+        self.lines += [f"{name}{_labels(labels)} {value!r}" for labels, value in samples]
+
+    def histogram(
+        self, name: str, text: str, bounds: Sequence[float], series: Iterable[tuple[Labels, Sequence[int], float]]
+    ) -> None:
+        """series: labels, counts and total, as of a Histogram with these bounds."""
+        self._head(name, "histogram", text)
+        ends = [*(f"{bound:.9g}" for bound in bounds), "+Inf"]
+        for labels, counts, total in series:
+            below = 0
+            for end, count in zip(ends, counts, strict=True):
+                below += count
+                self.lines.append(f"{name}_bucket{_labels({**labels, 'le': end})} {below}")
+            self.lines += [f"{name}_sum{_labels(labels)} {total!r}", f"{name}_count{_labels(labels)} {below}"]
+
+    def text(self) -> str:
+        return "\n".join(self.lines) + "\n"
+
+    def _head(self, name: str, kind: str, text: str) -> None:
+        if text:
+            self.lines.append(f"# HELP {name} {text.translate(_ESCAPES)}")
+        self.lines.append(f"# TYPE {name} {kind}")
+
+
+def _labels(labels: Labels) -> str:
+    escaped = (f'{name}="{value.translate(_LABEL_ESCAPES)}"' for name, value in labels.items())
+    return "{" + ",".join(escaped) + "}" if labels else ""
