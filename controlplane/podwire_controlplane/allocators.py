@@ -19,7 +19,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Exhausted(Exception):
-    """No free value; the text says of what."""
+    """No free value is left; the text says which kind."""
 
 
 def _static_band(network: Network) -> int:
@@ -29,7 +29,7 @@ def _static_band(network: Network) -> int:
 
 @dataclass(slots=True)
 class ServiceAllocator:
-    """Who holds which ClusterIP and which NodePort (protocol, port)."""
+    """The Service that holds each ClusterIP and each NodePort (protocol, port)."""
 
     cidr: Network
     node_ports: range = range(30000, 32768)
@@ -51,7 +51,7 @@ class ServiceAllocator:
             self.ports |= dict.fromkeys(_ports(after), key(after))
 
     def check(self, service: Object) -> list[Cause]:
-        """What is wrong with the addresses and ports that `service` asks for by itself."""
+        """Errors in the addresses and ports that `service` requests explicitly."""
         causes = []
         own = f"IPv{self.cidr.version}"
         for n, family in enumerate(service["spec"].get("ipFamilies") or [] if _addresses_wanted(service) else ()):

@@ -115,8 +115,8 @@ def conditions(pod: Object, wanted: Mapping[str, tuple[bool, str, str]], now: fl
 
 
 def new_words(before: Iterable[Object], after: Iterable[Object]) -> bool:
-    """Whether conditions say more than other numbers in the same messages. Numbers can wait for the next heartbeat:
-    each change of a Node wakes all that watch Nodes, on every machine."""
+    """Whether conditions differ in more than the numbers of their messages. Numbers can wait for the next
+    heartbeat: each change of a Node wakes all that watch Nodes, on every machine."""
 
     def words(rows: Iterable[Object]) -> list[tuple[str, ...]]:
         return sorted(

@@ -27,7 +27,7 @@ _SANDBOX_RETRY_FIRST, _SANDBOX_RETRY_LAST = 0.1, 10.0
 
 @dataclass(frozen=True, slots=True)
 class PodHost:
-    """What a worker needs of its node."""
+    """The node's facts and services that a worker uses."""
 
     run_dir: Path
     node_address: str

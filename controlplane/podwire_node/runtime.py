@@ -30,7 +30,7 @@ class RuntimeFailed(Exception):
 
 
 def running(pid: int) -> int:
-    """Start time (clock ticks) of a process that runs; 0 where it has ended, also while nobody has waited for it."""
+    """Start time (clock ticks) of a running process; 0 where it has ended, also as a zombie."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rsplit(")", 1)[1].split()

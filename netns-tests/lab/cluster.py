@@ -78,7 +78,7 @@ def cluster(
 
 @dataclass(eq=False)
 class Logs:
-    """What a watched cluster says of itself."""
+    """Logs of a watched cluster."""
 
     name: str
     ns: NetNS
@@ -113,7 +113,7 @@ def last_words(config: ClusterConfig, lines: int = 25) -> str:
 
 
 def keep_logs(config: ClusterConfig, folder: Path) -> Path:
-    """Every log whole, as they lie in the cluster's folder, for somebody to read after it is gone."""
+    """Keep every log of the cluster's folder whole, so that it can be read after the cluster is gone."""
     shutil.rmtree(folder, ignore_errors=True)
     for path in config.run_dir.rglob("log/*"):
         kept = folder / path.relative_to(config.run_dir)
@@ -123,7 +123,7 @@ def keep_logs(config: ClusterConfig, folder: Path) -> Path:
 
 
 def machine() -> dict[str, list[str]]:
-    """What a run must leave as it found it: names of namespaces, links, routes, mounts, and podwire's own files."""
+    """The state that a run must not change: names of namespaces, links, routes, mounts, and podwire's own files."""
 
     def lines(*command: str) -> list[str]:
         return sorted(subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines())

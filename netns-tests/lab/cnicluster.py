@@ -27,7 +27,7 @@ class Cluster:
     servers: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def serve(self, ns: NetNS, address: str) -> int:
-        """The port of a server that tells who asks; it ends with the test."""
+        """The port of a server that answers with the client's address; it ends with the test."""
         return self.servers.enter_context(tell_peer(ns, address))
 
     def pod(self, node: CniNode, name: str, version: str = "1.0.0", **more: Any) -> tuple[NetNS, str]:

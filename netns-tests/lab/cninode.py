@@ -40,7 +40,7 @@ def put_node(api: FakeApi, name: str, cidr: str | None, *ips: str | None, cidr6:
 
 
 class Answer:
-    """What the plugin printed, and its exit status."""
+    """The plugin's output and exit status."""
 
     def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
         self.status, self.out, self.err = done.returncode, done.stdout, done.stderr
@@ -64,7 +64,7 @@ class CniNode:
         evidence.tells(self)
 
     def describe(self) -> str:
-        """For whoever reads of a failed test: leases as they lie on disk, the status, the log."""
+        """Evidence of a failed test: leases on disk, the status, the log."""
         leases = sorted(file for file in (self.run_dir / "cni" / "leases").glob("*") if file.is_file())
         return "".join(f"--- {file}\n{file.read_text()}\n" for file in leases) + (
             f"--- status\n{json.dumps(self.status(), indent=1)}\n--- log\n"
@@ -112,7 +112,7 @@ class CniNode:
         wait_until(lambda: self.routes() == known, "and forgets it")
 
     def routes(self) -> int:
-        """To other nodes, as the status says, which is written when all else is done."""
+        """The number of routes to other nodes, from the status, which is written last."""
         return int(self.status().get("figures", {}).get("routes", -1))
 
     def status(self) -> dict[str, Any]:
@@ -193,7 +193,7 @@ class CniNode:
 
 @contextlib.contextmanager
 def tell_peer(ns: NetNS, address: str) -> Iterator[int]:
-    """A TCP server in `ns` that tells each client the address it sees; yields its port."""
+    """A TCP server in `ns` that answers with the client's address; yields its port."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = ns.call(lambda: socket.create_server((address, 0), family=family, dualstack_ipv6=address == "::"))
 
@@ -217,7 +217,7 @@ def tell_peer(ns: NetNS, address: str) -> Iterator[int]:
 
 
 def ask(ns: NetNS, address: str, port: int, timeout: float = 5) -> str:
-    """What a server of `tell_peer` says to a connection from `ns`."""
+    """The answer of a server of `tell_peer` to a connection from `ns`."""
 
     def work() -> str:
         with socket.create_connection((address, port), timeout=patient(timeout)) as sock:

@@ -24,7 +24,7 @@ SIOCETHTOOL, ETHTOOL_STXCSUM = 0x8946, 0x17
 
 @dataclass
 class Machine:
-    """One node, and what its Node object says."""
+    """One node, and the data of its Node object."""
 
     node: CniNode
     address: str

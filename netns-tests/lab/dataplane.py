@@ -96,7 +96,7 @@ class External:
 
 
 def request(scenario: s.Scenario) -> dict[str, Any]:
-    """What the hook reads."""
+    """The JSON object that the hook reads."""
     node = scenario.node
     return {
         "node": {"name": node.name, "addresses": list(node.addresses), "zone": node.zone},

@@ -16,7 +16,7 @@ _APT = ["apt-get", "-qq", "-o", "Acquire::Retries=3"]
 
 
 class Absent(Exception):
-    """A package cannot be had here; the text says which and why."""
+    """A package is not available here; the text says which and why."""
 
 
 def unpack(*packages: str) -> Path:
@@ -55,7 +55,7 @@ def version(package: str) -> str:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """What programs of the tree need to find each other: iptables means the nftables variant."""
+    """Environment variables by which programs of the tree find each other. iptables means the nftables variant."""
     tools = root / "tools"
     tools.mkdir(exist_ok=True)
     for name in ("iptables", "ip6tables", "iptables-save", "ip6tables-save", "iptables-restore", "ip6tables-restore"):

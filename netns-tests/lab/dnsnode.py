@@ -83,12 +83,12 @@ class DnsNode:
         return found
 
     def is_ready(self) -> bool:
-        """The server says so itself (a killed predecessor's last word does not count)."""
+        """Whether this server reports ready (the status of a killed predecessor does not count)."""
         told = self.status("dns")
         return told.get("reason") == "Ready" and told["pid"] == self.processes["server"].pid
 
     def describe(self) -> str:
-        """For whoever reads of a failed test."""
+        """Evidence of a failed test."""
         return (
             "".join(
                 f"--- status of {role}\n{json.dumps(self.status(role), indent=1)}\n" for role in ("dns-feeder", "dns")

@@ -79,7 +79,7 @@ class Upstream:
             try:
                 query = DNSRecord.parse(data)
             except DNSError:
-                continue  # a strange name that somebody forwarded; the world has no such name
+                continue  # a forwarded name that does not exist
             reply = self.answer(query)
             if self.mode == "truncate":
                 reply.header.tc, reply.rr = 1, []
@@ -95,7 +95,7 @@ class Upstream:
             self.udp.sendto(data, peer)
 
     def _forge(self, query: DNSRecord, peer: tuple[str, int]) -> None:
-        """What somebody who cannot see the query, or not all of it, would send."""
+        """The answers of an attacker who cannot see the query, or not all of it."""
         asked = DNSRecord.question("evil.example.com.") if self.mode == "lie" else query
         forged = asked.reply()
         forged.header.id = query.header.id ^ (self.mode == "wrong id")

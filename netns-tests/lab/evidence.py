@@ -149,7 +149,7 @@ def _look(taps: Iterable[Tap]) -> None:
         name = _free(f"{type(something).__name__}-{something.name}")
         try:
             _left[f"{name}.txt"] = something.describe().encode()
-        except (OSError, ValueError) as err:  # it may have died half way: the other witnesses are heard all the same
+        except (OSError, ValueError) as err:  # an agent may have died half way; the others are still asked
             _left[f"{name}.txt"] = f"could not be asked: {err}\n".encode()
 
 

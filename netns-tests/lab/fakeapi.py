@@ -121,7 +121,7 @@ class FakeApi:
             self.put(of(obj["kind"]).path(), obj)
 
     def remove(self, obj: Object) -> None:
-        """`delete` for an object that says its kind."""
+        """`delete` for an object with its kind."""
         self.delete(of(obj["kind"]).path(), obj["metadata"]["name"], obj["metadata"].get("namespace", ""))
 
     def delete(self, path: str, name: str, namespace: str = "") -> None:
@@ -135,7 +135,7 @@ class FakeApi:
         self.changed.notify_all()
 
     def noise(self, path: str, line: bytes) -> None:
-        """Send these very bytes to everyone who watches `path` from now on."""
+        """Send exactly these bytes to every watch of `path` from now on."""
         with self.changed:
             self.log.append((path, "RAW", {"raw": line}))
             self.changed.notify_all()

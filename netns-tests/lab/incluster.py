@@ -44,7 +44,7 @@ Right = tuple[str, str, str]  # verb, API group, "resource" or "resource in NAME
 
 
 def rights(roles: Iterable[Object]) -> set[Right]:
-    """What ClusterRoles and Roles grant."""
+    """The rights that ClusterRoles and Roles grant."""
     found = set()
     for role in roles:
         space = f" in {role['metadata']['namespace']}" if role["kind"] == "Role" else ""
@@ -62,7 +62,7 @@ def rights(roles: Iterable[Object]) -> set[Right]:
 
 
 def rights_of(account: str, objects: list[Object]) -> set[Right]:
-    """What a service account of kube-system may, by the bindings."""
+    """The rights of a service account of kube-system, by the bindings."""
     roles = {(o["kind"], o["metadata"]["name"]): o for o in objects if o["kind"] in ("Role", "ClusterRole")}
     subject = {"kind": "ServiceAccount", "name": account, "namespace": "kube-system"}
     return rights(
@@ -194,7 +194,7 @@ class GuardedApi(InThread):
 
 
 class WorkloadPod:
-    """What a kubelet does with a pod of a DaemonSet or Deployment, as processes: variables, ConfigMaps, arguments."""
+    """A pod of a DaemonSet or Deployment as processes, with the variables, ConfigMaps and arguments of a kubelet."""
 
     def __init__(
         self,
@@ -216,7 +216,7 @@ class WorkloadPod:
         self.process: subprocess.Popen[str] | None = None
 
     def describe(self) -> str:
-        """For whoever reads of a failed test."""
+        """Evidence of a failed test."""
         return self.log()
 
     def path(self, of_node: str) -> Path:
@@ -263,7 +263,7 @@ class WorkloadPod:
         return self.ns.run([f"{sys.prefix}/bin/podwire", *args], env=env).stdout
 
     def start(self, **more: str) -> None:
-        """With the capabilities that the manifest says, where it is not privileged."""
+        """Start it with the capabilities of the manifest, where it is not privileged."""
         (container,) = self.spec["containers"]
         security = container["securityContext"]
         caps = ["-all", *(f"+{own.lower()}" for own in security.get("capabilities", {}).get("add", []))]
@@ -287,7 +287,7 @@ class WorkloadPod:
         return (self.folder / "agent.log").read_text()
 
     def probe(self, which: str) -> bool:
-        """What the kubelet's probe would see."""
+        """The result of the kubelet's probe."""
         (container,) = self.spec["containers"]
         probe = container[which]["httpGet"]
         done = self.ns.run(

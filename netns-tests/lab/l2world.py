@@ -63,7 +63,7 @@ class Node:
         evidence.tells(self)
 
     def describe(self) -> str:
-        """For whoever reads of a failed test."""
+        """Evidence of a failed test."""
         return f"--- answers for {sorted(self.mine())}\n--- log\n{self.log()}"
 
     def _make_pod(self) -> None:
@@ -132,7 +132,7 @@ class Node:
         return bool(json.loads((self.run_dir / "status" / "lb.json").read_text())["ready"])
 
     def mine(self) -> set[str]:
-        """Addresses that the node says it answers for."""
+        """Addresses that the node claims."""
         try:
             status = json.loads((self.run_dir / "status" / "lb.json").read_text())
         except (OSError, ValueError):

@@ -93,7 +93,7 @@ class Network:
         self.cache.pop((container, ifname), None)
 
     def collect(self, valid: Sequence[tuple[str, str]]) -> None:
-        """GC: libcni deletes what it knows and is not valid, then tells the plugins what is."""
+        """GC: libcni deletes the attachments that are not valid, then passes the valid ones to the plugins."""
         for container, ifname in set(self.cache) - set(valid):
             self.delete(container, None, ifname)
         entries = [{"containerID": container, "ifname": ifname} for container, ifname in valid]
@@ -105,6 +105,6 @@ class Network:
             self._call("STATUS", program, conf, {}, {})
 
     def versions(self) -> list[set[str]]:
-        """What each plugin says that it supports."""
+        """The versions that each plugin supports."""
         answers = [self._call("VERSION", program, {}, {}, {}) for program, _ in self.plugins]
         return [set(answer["supportedVersions"]) if answer else set() for answer in answers]

@@ -195,7 +195,7 @@ class Machine:
         )
 
     def run(self, command: list[str], *, check: bool = True, timeout: float = 120, **env: str) -> str:
-        """What it printed. AssertionError where it failed."""
+        """The command's output. AssertionError where it failed."""
         process = self.popen(command, **env)
         try:
             out, _ = process.communicate(timeout=patient(timeout))

@@ -144,7 +144,7 @@ def usable(*namespaces: NetNS) -> None:
 
 
 class Lab:
-    """Namespaces and the wires between them; everything goes when it is closed."""
+    """Namespaces and the links between them; closing the Lab removes everything."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()

@@ -62,7 +62,8 @@ def sctp_here() -> bool:
 
 @contextlib.contextmanager
 def serve(ns: Inside, address: str, port: int) -> Iterator[None]:
-    """TCP, UDP and (where there is any) SCTP servers that tell each client where it arrived and who it seems to be."""
+    """TCP, UDP and (where the kernel has it) SCTP servers. They answer with the address reached and the client's
+    address."""
     protocols: tuple[Protocol, ...] = ("tcp", "udp", "sctp") if sctp_here() else ("tcp", "udp")
     selector, (wake, stop) = selectors.DefaultSelector(), socket.socketpair()
 
@@ -102,7 +103,7 @@ def serve(ns: Inside, address: str, port: int) -> Iterator[None]:
 
 
 def answer(sock: socket.socket, address: str, port: int) -> None:
-    """One connection or datagram that waits: told where it arrived, and who it seems to be."""
+    """Answer one waiting connection or datagram with the address reached and the client's address."""
     if sock.type == socket.SOCK_STREAM:
         conn, peer = sock.accept()
         with conn:

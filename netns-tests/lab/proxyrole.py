@@ -48,7 +48,7 @@ class Running:
         evidence.tells(self)
 
     def describe(self) -> str:
-        """For whoever reads of a failed test: status and log, of which it takes what waits to be read."""
+        """Evidence of a failed test: the status, and the part of the log that was not read yet."""
         if self.process.stderr and not self.process.stderr.closed:
             os.set_blocking(fd := self.process.stderr.fileno(), False)
             with contextlib.suppress(BlockingIOError):

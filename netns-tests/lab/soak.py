@@ -372,7 +372,8 @@ class Soak:
         self._ask(attempt)
 
     def _cut_off(self, node: str) -> None:
-        """The node's wire is pulled: for a moment in a short soak, in a long one until its pods are given up."""
+        """The node's link is cut: for a moment in a short soak, in a long one until the cluster has removed its
+        pods."""
         away = GRACE + 20 if self.seconds >= 300 else 6.0
         self._say(f"{node} is cut off for {away:.0f} s")
         where = self.lab.config.namespace(node)
@@ -399,7 +400,7 @@ class Soak:
         self._say(f"{node} is back")
 
     def _settle(self) -> None:
-        """Everything as it was told to be, before the clients stop."""
+        """Wait until the cluster is as requested, before the clients stop."""
         self._scale(4)
         self.lab.wait_pods("MyApp", 4)
 
@@ -420,7 +421,7 @@ class Soak:
 
 
 def restore(ipr: Any, routes: list[Any]) -> None:
-    """A machine's own manager would set its default route again when the wire is back; here we are it."""
+    """A machine's own manager would set its default route again when the link is back; here this function does."""
     for route in routes:
         attrs = dict(route["attrs"])
         with contextlib.suppress(NetlinkError):  # there already: the wiring role may have been faster

@@ -117,8 +117,8 @@ class ClusterConfig:
 
     @property
     def balancer_pool(self) -> tuple[str, ...]:
-        """The default is the quarter's first half before the end of the node network, as 172.30.0.192/27: on the nodes'
-        wire, above their own addresses. A small network has none."""
+        """The first half of the node network's last quarter, for example 172.30.0.192/27: on the nodes' link, above
+        their own addresses. A small network has none."""
         if self.load_balancer_pool is not None:
             return self.load_balancer_pool
         net = ipaddress.ip_network(self.node_cidr)

@@ -24,12 +24,12 @@ WAIT_SECONDS = 60.0
 
 
 class UpFailed(Exception):
-    """The cluster did not come up; the text says what is missing and where to look."""
+    """The cluster did not become ready; the message says what is missing and where to look."""
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """What is not ready yet."""
+    """The parts that are not ready yet."""
 
     what: list[str]
 
@@ -45,7 +45,7 @@ def _requirements() -> list[str]:
 
 
 def down_command(config: ClusterConfig) -> str:
-    """What a person types to take this cluster down."""
+    """The command that takes this cluster down."""
     return "`podwire down" + (f" --name {config.name}" if config.name != ClusterConfig.name else "") + "`"
 
 

@@ -180,7 +180,7 @@ def _resolve(host: str, services: list[Object]) -> str:
 
 
 def _route(place: Place, dst: str) -> str:
-    """What the node's routing says; `ip route get` knows all tables and rules."""
+    """The node's route to an address. `ip route get` knows all tables and rules."""
     done = subprocess.run(
         ["nsenter", f"--net={place.path}", "ip", "-j", "route", "get", dst], capture_output=True, text=True, check=False
     )

@@ -117,7 +117,7 @@ def no_endpoints(lab: DemoLab) -> Iterator[Row]:
     """Refused at once, from a pod and from a node."""
     address, client = lab.cluster_ip("lonely"), lab.pods("client")[0]
     for source, netns in ((client.name, client.netns), ("node1", lab.node_netns("node1"))):
-        # Whose first packet is dropped waits a second; so does now and then who is not given the CPU.
+        # A client whose first packet is dropped waits a second. So does, now and then, a client without CPU time.
         answers = lab.many(netns, address, 80, 3)
         first = min(answers, key=lambda answer: answer.seconds)
         yield Row(

@@ -36,12 +36,12 @@ ENOUGH = 50  # connections
 
 
 class NotYet(Exception):
-    """What was waited for did not come; the text is the last thing seen."""
+    """The awaited state did not come; the text is the last state seen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back: host and peer from podwire-echo, or the error; seconds it took."""
+    """The answer: host and peer from podwire-echo, or the error; and the seconds it took."""
 
     host: str = ""
     peer: str = ""

@@ -113,7 +113,7 @@ class Demo:
             )
 
     def run(self) -> bool:
-        """True where every row held. Whatever happens, nothing is left behind."""
+        """True where every row held. Nothing is left behind in any case."""
         begin = time.monotonic()
         self.say(f"starting {self.config.nodes} nodes ...")
         try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 def clean(dns_address: str) -> Iterator[str]:
-    """Says what was removed. Pods that are still wired lose their network with the bridge."""
+    """Yields a line for each thing that it removed. Pods that still run lose their network with the bridge."""
     from podwire_base.kernel.nft import ruleset as nft
     from podwire_base.kernel.nft import socket as nft_socket
     from podwire_cni import routes

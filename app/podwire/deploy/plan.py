@@ -21,7 +21,7 @@ PLUGIN = "podwire-cni"
 
 
 class BadInstall(Exception):
-    """What was asked for cannot be; the text says what to give instead."""
+    """An impossible request; the text says what to give instead."""
 
 
 # ---- steps: paths are those of the installed machine, without the root that they are under
@@ -256,7 +256,7 @@ def _files(wanted: Wanted, facts: Facts) -> dict[str, Write]:
 
 @dataclass(frozen=True)
 class Record:
-    """What installs have written so far: what an uninstall takes away."""
+    """The files that installs have written so far. An uninstall removes them."""
 
     written: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
@@ -267,7 +267,7 @@ def recorded(facts: Facts) -> Record:
         found = json.loads(facts.files.get(RECORD, b"{}"))
         return Record(tuple(found.get("written", ())), tuple(found.get("links", ())))
     except (ValueError, AttributeError, TypeError):
-        return Record()  # somebody else's file: nothing of it is ours to remove
+        return Record()  # another program's file: none of it is ours to remove
 
 
 def _same(facts: Facts, step: Write) -> bool:
@@ -290,7 +290,7 @@ def link_path(name: str) -> str:
 
 
 def install(wanted: Wanted, facts: Facts) -> list[Step]:
-    """What is still to be done."""
+    """The steps that are still to be done."""
     before, steps = recorded(facts), list[Step]()
     files = _files(wanted, facts)
     if wanted.take_over:
@@ -355,7 +355,7 @@ def uninstall(
 
 
 def checks(wanted: Wanted, facts: Facts, kubeconfig_exists: bool) -> list[str]:
-    """What will keep this node from working, each with the fix; for people to read, nothing is refused for it."""
+    """Obstacles that will keep this node from working, each with the fix. They are warnings; none stops the install."""
     found = []
     if not facts.nft:
         found.append("the kernel has no nf_tables: modprobe nf_tables, or a kernel with CONFIG_NF_TABLES")

@@ -113,7 +113,7 @@ def ingress(service: Object) -> tuple[str, ...]:
 
 
 def readable(service: Object) -> list[Object]:
-    """The entries of status.loadBalancer.ingress; what is of another form is passed over."""
+    """The entries of status.loadBalancer.ingress; malformed entries are skipped."""
     found: Any = service
     for field in ("status", "loadBalancer", "ingress"):
         found = found.get(field) if isinstance(found, dict) else None
@@ -127,7 +127,7 @@ def wanted(service: Object) -> tuple[str, ...]:
 
 
 def announced(services: Iterable[Object], pools: Pools) -> Iterator[tuple[str, Object]]:
-    """(address, Service) of all that a node is to answer for."""
+    """(address, Service) for each address that a node must answer for."""
     for service in services:
         if pools and ours(service, pools):
             for ip in ingress(service):

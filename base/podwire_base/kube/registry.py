@@ -40,8 +40,8 @@ class Resource:
         return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
 
     def path(self, namespace: str = "", name: str = "", sub: str = "") -> str:
-        """URL path of the collection, or of one object, or of its subresource. A name is one segment, whatever is in
-        it."""
+        """URL path of the collection, or of one object, or of its subresource. A name is one segment, whatever
+        characters it has."""
         parts = [self.base]
         if self.namespaced and namespace:
             parts += ["namespaces", _segment(namespace)]
@@ -90,7 +90,7 @@ GROUPS: tuple[tuple[str, str], ...] = tuple(dict.fromkeys((r.group, r.version) f
 
 
 def by_name(word: str) -> Resource | None:
-    """What a person means by "svc", "service", "services" or "deployments.apps"."""
+    """The resource for "svc", "service", "services" or "deployments.apps"."""
     word = word.lower()
     for resource in RESOURCES:
         if word in (resource.plural, resource.singular, resource.qualified, *resource.short):

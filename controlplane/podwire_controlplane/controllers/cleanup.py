@@ -30,7 +30,7 @@ def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
     owners: list[tuple[str, str, str, str]] = []
     for ref in refs:
         if ref.get("kind") not in _OWNERS:
-            return []  # a kind we do not hold: never guess that it is gone
+            return []  # a kind without an informer: never guess that the object is gone
         space = "" if ref["kind"] == "Node" else namespace(obj)
         owner = snapshot.get(ref["kind"], f"{space}/{ref['name']}".strip("/"))
         if owner is not None and uid(owner) == ref.get("uid"):
@@ -50,7 +50,7 @@ def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
 
 
 def _owned(obj: Object, snapshot: Snapshot) -> Iterator[Object]:
-    """Whatever names `obj` as an owner."""
+    """Every object that names `obj` as an owner."""
     for kind in KINDS if obj["kind"] in _OWNERS else ():
         for other in snapshot.list(kind, namespace(obj) or None):
             if any(r.get("uid") == uid(obj) for r in other["metadata"].get("ownerReferences") or []):
@@ -58,10 +58,8 @@ def _owned(obj: Object, snapshot: Snapshot) -> Iterator[Object]:
 
 
 def _propagate(kind: str, obj: Object, snapshot: Snapshot) -> list[Write]:
-    """The part of a deletion that its propagationPolicy leaves to us (a finalizer says so).
-
-    orphan: the dependents lose their reference, then the object goes. foregroundDeletion: the dependents go first.
-    """
+    """The garbage collector's part of a deletion (a finalizer of its propagationPolicy asks for it). orphan: the
+    dependents lose their reference, then the object goes. foregroundDeletion: the dependents go first."""
     held = obj["metadata"].get("finalizers") or []
     changes: list[Write] = []
     if "orphan" in held:
@@ -109,7 +107,7 @@ def _propagate(kind: str, obj: Object, snapshot: Snapshot) -> list[Write]:
 
 
 def _dependents(obj: Object, snapshot: Snapshot) -> Keys:
-    """The object itself, its owners (one may wait for it), and whatever it owns, where it has just been deleted."""
+    """The object itself, its owners (one may wait for it), and its dependents where it has just been deleted."""
     yield _address(obj)
     for ref in obj["metadata"].get("ownerReferences") or []:
         yield f"{ref.get('kind')}:{namespace(obj)}/{ref.get('name')}"

@@ -128,7 +128,7 @@ class Driver:
         """Read your own writes: the next key must not act on a snapshot from before them."""
         informer = self.informers.get(change.kind)
         if informer is None:
-            return  # nobody looks at objects of this kind
+            return  # no controller reads objects of this kind
         if answer.get("kind") == change.kind and change.verb != "finalize":
             if event := informer.reflector.wrote(answer):
                 self._on_event(change.kind, event)

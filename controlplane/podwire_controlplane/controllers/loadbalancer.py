@@ -28,7 +28,7 @@ def _pools(snapshot: Snapshot) -> tuple[lb.Pools, list[str]]:
 
 
 def _ips(service: Object) -> list[str]:
-    """A status that nobody can read holds no address: one such Service must not keep all others from theirs."""
+    """A malformed status holds no address: one such Service must not keep the others from getting theirs."""
     return [str(item["ip"]) for item in lb.readable(service) if item.get("ip")]
 
 
@@ -120,7 +120,7 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
     if service["spec"].get("type") != "LoadBalancer":
         target = []
     elif not pools or not lb.ours(service, pools):
-        return []  # another's load balancer, or nobody's yet: whoever wrote the status keeps it
+        return []  # of another load balancer, or of none yet: the writer of the status keeps it
     else:
         found, problems = choose(service, pools, _held(snapshot, wanted))
         target = [{"ip": ip, "ipMode": "VIP"} for ip in found]
@@ -142,7 +142,7 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
 
 
 def _touched(obj: Object, snapshot: Snapshot) -> Keys:
-    """The Service itself; and where it may have given an address back, those that wait for one."""
+    """The Service itself, and the Services that wait for an address, where it may have released one."""
     yield key(obj)
     if _ips(obj):
         pools, _ = _pools(snapshot)
@@ -160,7 +160,7 @@ def _all(obj: Object, snapshot: Snapshot) -> Keys:
 
 
 def _default_pools(addresses: tuple[str, ...]) -> Controller:
-    """Keeps the ConfigMap there where addresses are configured, and tells what in it cannot be used."""
+    """Creates the ConfigMap again where addresses are configured, and reports entries that cannot be used."""
 
     def reconcile(_wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
         config = snapshot.get("ConfigMap", CONFIG_KEY)

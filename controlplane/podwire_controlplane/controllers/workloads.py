@@ -150,7 +150,7 @@ def _roll(deployment: Object, new: Object, old: list[Object]) -> list[Write]:
     surge = resolve(rolling.get("maxSurge", "25%"), replicas, up=True)
     unavailable = resolve(rolling.get("maxUnavailable", "25%"), replicas, up=False)
     unavailable = unavailable or int(surge == 0)
-    total = _wanted(new) + sum(max(_wanted(s), _pods(s)) for s in old)  # what was told to go may still be there
+    total = _wanted(new) + sum(max(_wanted(s), _pods(s)) for s in old)  # pods that were deleted may still be there
     target = _wanted(new)
     if target > replicas:
         target = replicas
@@ -159,7 +159,7 @@ def _roll(deployment: Object, new: Object, old: list[Object]) -> list[Write]:
     changes = _scale(new, target)
     spare = _ready(new) + sum(min(_ready(s), _wanted(s)) for s in old) - (replicas - unavailable)
     for found in old:
-        broken = max(0, _wanted(found) - _ready(found))  # pods that serve nobody can go at once
+        broken = max(0, _wanted(found) - _ready(found))  # pods that are not ready can go at once
         take = min(_wanted(found), broken + max(0, spare))
         spare -= max(0, take - broken)
         changes += _scale(found, _wanted(found) - take)

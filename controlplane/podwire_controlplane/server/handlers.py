@@ -268,7 +268,7 @@ class Handlers:
                 one = Scope(scope.resource, obj["metadata"].get("namespace", ""), name(obj))
                 await self.objects.delete(one, options, dry_run=_dry(request, options))
             except StatusError as err:
-                if err.code != 404:  # somebody else deleted it meanwhile: that is what was wanted
+                if err.code != 404:  # another client deleted it meanwhile, as wanted
                     raise
         return web.json_response(
             {

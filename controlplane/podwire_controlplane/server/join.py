@@ -32,7 +32,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 @dataclass(frozen=True)
 class Addresses:
-    """What every part of the cluster must know alike; `podwire init` writes it beside the certificates."""
+    """The addresses that every part of the cluster needs; `podwire init` writes them beside the certificates."""
 
     cluster_cidr: str = "10.244.0.0/16"
     service_cidr: str = "10.96.0.0/16"
@@ -60,7 +60,7 @@ class Joining:
         self.data = data
 
     def token(self) -> str:
-        """The token as it is now. Raises 404 where nobody may join."""
+        """The current token. Raises 404 where no machine may join."""
         try:
             found = json.loads((self.data / "join.json").read_text())
             if float(found["expires"]) > time.time() and len(found["token"]) >= MIN_TOKEN:
@@ -104,7 +104,7 @@ class Joining:
 
 
 def routes(data: Path) -> list[web.RouteDef]:
-    """Empty for a cluster that nobody joins: one that `podwire init` did not make."""
+    """Empty for a cluster that no machine can join: one that `podwire init` did not make."""
     joining = Joining(data)
     if not (data / "ca-key.pem").exists():
         return []

@@ -148,7 +148,7 @@ async def _bootstrap_dns(objects: Objects, address: str) -> None:
 
 
 async def _keep(objects: Objects, config: ServerConfig) -> None:
-    """What every cluster has from the start comes back when somebody deletes it."""
+    """Objects that every cluster has from its start are created again when they were deleted."""
     while True:
         await asyncio.sleep(KEEP_SECONDS)
         try:

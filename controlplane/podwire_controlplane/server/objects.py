@@ -211,7 +211,8 @@ class Objects:
     async def _modify(
         self, scope: Scope, change: Callable[[Object], Object], options: WriteOptions, warnings: tuple[str, ...]
     ) -> Written:
-        """Read, change, check, compare-and-swap; again where somebody was faster and the change is unconditional."""
+        """Read, change, check, compare-and-swap; again where another write came first and the change is
+        unconditional."""
         for _ in range(_RETRIES):
             item = await self.item(scope)
             before = load(item)
@@ -233,7 +234,8 @@ class Objects:
         raise errors.conflict(scope.resource, scope.name, "too many writers at once; try again")
 
     def _carry_over(self, scope: Scope, before: Object, after: Object) -> Object:
-        """What a client cannot change: identity, deletion, and the half (spec or status) that this URL does not own."""
+        """Keep the parts that a client cannot change: identity, deletion, and the half (spec or status) that this
+        URL does not own."""
         resource, metadata, old = scope.resource, after["metadata"], before["metadata"]
         if scope.sub == "status":
             after = {**before, "metadata": {**old}, "status": after.get("status", {})}
@@ -363,7 +365,7 @@ def _changed(before: Object, after: Object) -> bool:
 
 
 def _finished(obj: Object) -> bool:
-    """Deleted, and nobody has anything left to do: no finalizers, no grace period that a node is still using."""
+    """Deleted and complete: no finalizers are left, and no node is still using a grace period."""
     if not deleting(obj) or obj["metadata"].get("finalizers") or obj["metadata"].get("deletionGracePeriodSeconds"):
         return False
     return not (obj.get("kind") == "Namespace" and (obj.get("spec") or {}).get("finalizers"))

@@ -41,8 +41,8 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> str:
 
 
 class Authority:
-    """A certificate authority made anew for each cluster, or read back from `pair`. Raises ValueError for what is
-    none."""
+    """A certificate authority made anew for each cluster, or read back from `pair`. Raises ValueError for a bad
+    pair."""
 
     def __init__(self, pair: Pair | None = None) -> None:
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "podwire-ca")])
@@ -80,7 +80,7 @@ class Authority:
 
     @property
     def pair(self) -> Pair:
-        """What `Authority(pair)` takes. Whoever has it can be anybody."""
+        """The argument of `Authority(pair)`. Its holder can sign any identity."""
         return Pair(self.certificate, _pem(self._key))
 
     def _sign(
@@ -110,7 +110,7 @@ class Authority:
         return self._issue(_user(user, groups), ExtendedKeyUsageOID.CLIENT_AUTH, [])
 
     def sign_client(self, request: str, user: str, groups: Iterable[str]) -> str:
-        """The certificate for the key of a PEM signing request; who it is for, we say. Raises ValueError for a bad
+        """The certificate for the key of a PEM signing request; we choose the identity. Raises ValueError for a bad
         request."""
         asked = x509.load_pem_x509_csr(request.encode())
         key = asked.public_key()

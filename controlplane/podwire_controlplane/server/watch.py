@@ -39,7 +39,7 @@ def _matches(request: WatchRequest, item: Item | None) -> bool:
 
 
 def translate(request: WatchRequest, change: StoredChange) -> tuple[str, bytes] | None:
-    """(event type, object in wire form) as this view sees the change; None where it sees nothing.
+    """(event type, object in wire form) as this view sees the change; None where this view has no such object.
 
     An object that starts to match a selector is ADDED, one that stops to match is DELETED (API concepts: watch).
     """

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 SERVERS = "PODWIRE_API_SERVERS"  # addresses in place of the kubeconfig's, with spaces or commas between them
 ACCOUNT_DIR = "PODWIRE_SERVICE_ACCOUNT_DIR"
 DEFAULT_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-# What a kubeconfig may say that we do not do. Left out in silence, it would end in a 401 that nobody explains.
+# Settings of a kubeconfig that we do not support. Ignored in silence, they would end in an unexplained 401.
 _REFUSED = {
     "user": {
         "exec": "credential plugins are not run by a node's agents; use client-certificate, token or tokenFile",
@@ -62,7 +62,7 @@ class ClientConfig:
 
 
 def stamps(files: tuple[Path, ...]) -> tuple[tuple[int, int, int], ...]:
-    """What tells that a file was written or replaced; a file that is away for a moment has no stamp."""
+    """A stamp for each file; it differs when the file was written or replaced. A missing file has no stamp."""
     found = []
     for file in files:
         try:
@@ -74,7 +74,7 @@ def stamps(files: tuple[Path, ...]) -> tuple[tuple[int, int, int], ...]:
 
 
 def server_urls(text: str, default: str) -> tuple[str, ...]:
-    """The addresses in `text`, or `default`. Raises ConfigError for what is no URL of an API server."""
+    """The addresses in `text`, or `default`. Raises ConfigError for a text that is no URL of an API server."""
     urls = tuple(dict.fromkeys(url.rstrip("/") for url in re.split(r"[\s,]+", text) if url)) or (default.rstrip("/"),)
     for url in urls:
         try:

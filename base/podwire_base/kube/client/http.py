@@ -186,7 +186,7 @@ class ApiClient:
                     **more,
                 )
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
-                self._leave(server)  # nothing was sent: safe to say again elsewhere, whatever it is
+                self._leave(server)  # nothing was sent: any request is safe to repeat elsewhere
                 if last:
                     raise
                 continue

@@ -115,7 +115,7 @@ class Informer:
         }
 
     async def _frames(self, params: dict[str, str]) -> AsyncGenerator[Object, None]:
-        """The watch's frames; what is none is told and left out: a server's nonsense must not end the copy."""
+        """The watch's frames. A malformed frame is logged and skipped: a server's error must not end the copy."""
         async with aclosing(self.api.watch(self.path, params, self._answered)) as frames:
             async for frame in frames:
                 if is_frame(frame):

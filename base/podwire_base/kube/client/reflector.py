@@ -37,8 +37,8 @@ class Phase(Enum):
 
 
 def _newer(obj: Object, than: Object) -> bool:
-    """resourceVersions of one resource are decimal and increase (KEP-5504); any other form only tells "not the
-    same"."""
+    """resourceVersions of one resource are decimal and increase (KEP-5504); in any other form they can only be
+    compared for equality."""
     new, old = resource_version(obj), resource_version(than)
     return int(new) > int(old) if _decimal(obj, than) else new != old
 
@@ -78,7 +78,7 @@ class Reflector:
     _arriving: dict[str, Object] = field(default_factory=dict)
 
     def arriving(self) -> None:
-        """A stream with initial events begins; what an earlier one left half told is forgotten."""
+        """A stream with initial events begins; the incomplete list of an earlier one is dropped."""
         self._arriving = {}
 
     def initial(self, frame: Object) -> Iterable[Event] | None:
@@ -154,7 +154,7 @@ class Reflector:
         return Event("MODIFIED" if before is not None else "ADDED", name, obj, before)
 
     def deleted(self, name: str, uid: str) -> Event | None:
-        """The answer to a deletion of our own: that object is gone, ahead of the watch."""
+        """The answer to our own deletion: the object is gone before the watch reports it."""
         before = self.objects.get(name)
         if before is None or before["metadata"].get("uid") != uid:
             return None
@@ -162,6 +162,6 @@ class Reflector:
         return Event("DELETED", name, before, before)
 
     def failed(self, code: int) -> None:
-        """The server refused a watch: 410 Gone and 400-class answers mean that our version is of no use any more."""
+        """The server refused a watch: 410 Gone and 400-class answers mean that our version is no longer usable."""
         if 400 <= code < 500 and code != 429:
             self.state = Phase.LIST
