@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
-NATIVE := $(wildcard dns/podwire_dns/native/*.[ch] cni/podwire_cni/native/*.[ch] controlplane/podwire_node/native/*.c)
+NATIVE := $(wildcard tools/nativebuild/*.py dns/podwire_dns/native/*.[ch] cni/podwire_cni/native/*.[ch] controlplane/podwire_node/native/*.c)
 
 # command:package - what is used, and the Debian package that has it
 TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils nft:nftables
@@ -98,7 +98,7 @@ test: $(VENV)/.installed-dev  ## lint, types, unit tests, and (as root) the test
 	else echo 'not root: the netns-tests are left out, the rest runs'; $(MAKE) -s test-unprivileged; fi
 
 test-unprivileged: $(VENV)/.installed-dev  ## the tests that need no root
-	@$(BIN)/python -m pytest -q -m "not long and not runtimes" base cni controlplane dns proxy app
+	@$(BIN)/python -m pytest -q -m "not long and not runtimes" base cni controlplane dns proxy app tools
 
 test-netns: $(VENV)/.installed-dev runtimes  ## the tests with real packets (root)
 	@$(BIN)/python -m pytest -q -m "not long" netns-tests

@@ -20,9 +20,7 @@ import json
 import os
 import platform
 import re
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "netns-tests"))
+
+from compiled import compiled
 
 from lab import containerd, cri, debian
 from lab.cninode import CniNode, put_node
@@ -142,16 +142,6 @@ class Side:
         for job in gone:
             job.result()
         return len(pods) / seconds
-
-
-def compiled(folder: Path) -> Path:
-    """cni_storm.c, which starts the plugins where many run at once."""
-    found, source = folder / "cni_storm", Path(__file__).with_name("cni_storm.c")
-    compiler = next(
-        (c for c in ("cc", "gcc", "musl-gcc", f"{os.uname().machine}-linux-musl-gcc") if shutil.which(c)), "cc"
-    )
-    subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-o", str(found), str(source)], check=True)
-    return found
 
 
 def podwire_side(ns: NetNS, node: CniNode) -> Side:
@@ -285,7 +275,7 @@ def main() -> None:
         stack.callback(node.close)
         node.start()
         sides = [podwire_side(mine, node)] + ([reference_side(theirs, root, state / "leases")] if root else [])
-        storm = compiled(folder)
+        storm = compiled("cni_storm", folder)
         pod, many = lab.netns("pod"), [lab.netns(f"p{i}") for i in range(2 * PARALLEL)]
         for kind in ("bridge", "ipMasq", "portmap"):
             times = [[side.once(kind, pod) for side in sides] for _ in range(asked.rounds + 2)][2:]

@@ -31,6 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "netns-tests"))
 
+from compiled import compiled
 from dnslib import DNSRecord
 
 from lab.dnsnode import NAMESPACES, SERVICES, SLICES
@@ -39,7 +40,6 @@ from lab.netns import Lab, NetNS
 from podwire_dns import names, wire
 from podwire_dns.build import Builder
 from podwire_dns.config import DnsConfig
-from podwire_dns.native.build import compiler
 from podwire_dns.rtypes import SRV, TXT, TYPE_NAMES, A
 from podwire_dns.testing import big
 
@@ -240,13 +240,6 @@ def dnsperf(peer: Peer, file: Path, seconds: float) -> dict[str, float]:
     }
 
 
-def generator(folder: Path) -> Path:
-    """dns_paced.c, compiled."""
-    found, source = folder / "dns_paced", Path(__file__).with_name("dns_paced.c")
-    subprocess.run([compiler() or "cc", "-O2", "-pthread", "-o", str(found), str(source), "-lm"], check=True)
-    return found
-
-
 def paced(program: Path, peer: Peer, file: Path, seconds: float) -> float:
     """The p99 in ms at RATE queries a second."""
     where = (ADDRESS, str(peer.port), str(file), str(seconds), str(RATE))
@@ -295,7 +288,7 @@ def latency(peers: dict[str, Peer], file: Path, rounds: int, seconds: float, api
     run shows of a virtual machine's own pauses is chance."""
     calm: dict[str, list[float]] = {name: [] for name in ("podwire", "knot") if name in peers}
     busy: list[float] = []
-    program = generator(file.parent)
+    program = compiled("dns_paced", file.parent)
     for _ in range(2 * rounds):
         for name, found in calm.items():
             found.append(paced(program, peers[name], file, seconds))

@@ -44,7 +44,8 @@ static void take(int from, const uint8_t *data, int64_t came) {
     long first = (data[0] << 8 | data[1]) * (long)SOCKETS + from;
     for (long k = first; k < total; k += (long)IDENTS * SOCKETS)
         if (rows[k].sent && !rows[k].seen) {
-            rows[k].came = came, rows[k].seen = clock_ns(CLOCK_REALTIME);
+            rows[k].came = came;
+            rows[k].seen = clock_ns(CLOCK_REALTIME);
             return;
         }
 }
@@ -81,9 +82,11 @@ static int encode(uint8_t *out, const char *name, const char *type) {
         memcpy(out + at, label, length);
         at += (int)length, label += length + (dot != NULL);
     }
-    out[at++] = 0, out[at++] = 0;
+    out[at++] = 0;
+    out[at++] = 0;
     out[at++] = strcmp(type, "AAAA") ? strcmp(type, "SRV") ? 1 : 33 : 28;
-    out[at++] = 0, out[at++] = 1;
+    out[at++] = 0;
+    out[at++] = 1;
     return at;
 }
 
@@ -106,7 +109,8 @@ static void report(void) {
         } else if (row->after - row->sent > INTERRUPTED_NS) {
             interrupted++;
         } else {
-            client[answered++] = row->seen - row->came, server[count++] = row->came - row->sent;
+            client[answered++] = row->seen - row->came;
+            server[count++] = row->came - row->sent;
         }
     }
     qsort(server, (size_t)count, sizeof *server, by_size);
@@ -146,7 +150,9 @@ int main(int argc, char **argv) {
     uint64_t random = (uint64_t)clock_ns(CLOCK_MONOTONIC) | 1;
     double due = (double)clock_ns(CLOCK_MONOTONIC) + 1e8;
     for (long k = 0; k < total; k++) {
-        random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
         due -= log((double)((random >> 11) + 1) / 9007199254740993.0) * 1e9 / rate;
         if ((double)clock_ns(CLOCK_MONOTONIC) < due) {
             struct timespec when = {(time_t)(due / 1e9), (long)((int64_t)due % 1000000000)};

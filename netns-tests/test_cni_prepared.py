@@ -1,4 +1,4 @@
-"""Plain pods are wired by one prepared program (native/wires.c): it does what the steps one by one do, and fails as
+"""Plain pods are wired by one prepared program (native/attach.c): it does what the steps one by one do, and fails as
 they do."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RUN = "; from podwire_cni.main import command; command()"
 class StepsNode(CniNode):
     """Its agent has no compiled library."""
 
-    CODE = "from podwire_cni.native import wires; wires.load = lambda: None"
+    CODE = "from podwire_cni.native import attach; attach.load = lambda: None"
 
     def start(self, *, wait: bool = True) -> None:
         with open(self.run_dir / "agent.log", "a") as log:
@@ -194,6 +194,6 @@ def test_the_longest_names(node: CniNode, lab: Lab) -> None:
 
 
 def test_the_agent_uses_what_was_compiled() -> None:
-    from podwire_cni.native import wires
+    from podwire_cni.native import attach
 
-    assert (wires.load() is not None) == is_compiled()
+    assert (attach.load() is not None) == is_compiled()

@@ -1,13 +1,10 @@
-"""The native programs compile without a warning, and podwire-echo says what it should."""
+"""podwire-echo says what it should."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,19 +14,6 @@ from lab.netns import Lab
 from lab.patience import patient
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted(p for p in ROOT.glob("*/*/native/*.c") if "int main(" in p.read_text())
-
-
-# As the build does: `cc` of a machine that has only musl-tools finds no headers.
-COMPILER = next((c for c in ("musl-gcc", f"{os.uname().machine}-linux-musl-gcc", "cc", "gcc") if shutil.which(c)), "")
-
-
-@pytest.mark.skipif(not COMPILER, reason="no C compiler")
-@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.name)
-def test_compiles_without_a_warning(source: Path, tmp_path: Path) -> None:
-    subprocess.run(
-        [COMPILER, "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(tmp_path / "out"), str(source)], check=True
-    )
 
 
 def _echo() -> str:
@@ -73,28 +57,3 @@ def test_echo_names_a_wrong_argument(words: list[str]) -> None:
     done = subprocess.run([_echo(), *words], capture_output=True, text=True, timeout=patient(5), check=False)
     assert done.returncode == 2
     assert words[0] in done.stderr
-
-
-def test_a_build_without_a_compiler_still_installs(tmp_path: Path) -> None:
-    """The hook warns, and leaves the programs out of the wheel."""
-    script = (
-        "import os, sys; sys.path.insert(0, sys.argv[1]); os.environ['PATH'] = ''\n"
-        "import hatch_build\n"
-        "class App:\n"
-        "    display_warning = staticmethod(print)\n"
-        "hook = object.__new__(hatch_build.NativeBuild)\n"
-        "hatch_build.NativeBuild.root = property(lambda self: sys.argv[2])\n"
-        "hatch_build.NativeBuild.app = App\n"
-        "data = {'artifacts': []}\n"
-        "hook.initialize('standard', data)\n"
-        "print(data)\n"
-    )
-    for source in SOURCES:
-        copy = tmp_path / source.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, copy)
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(ROOT), str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    assert "podwire-echo is left out: no C compiler" in done.stdout
-    assert "{'artifacts': []}" in done.stdout

@@ -10,10 +10,10 @@ import contextlib
 import os
 import socket
 import struct
-from typing import Protocol
+from typing import Any, Protocol
 
 from .kernel import is_netns, netns_id
-from .native.wires import Taken, Wires
+from .native.attach import AttachLibrary
 
 HEAD = struct.Struct("=4s4I")
 MAX_INPUT = 8 << 20
@@ -123,12 +123,12 @@ def _fill(connection: socket.socket, buffer: bytearray, size: int) -> None:
         buffer += more
 
 
-class WiresCaller:
-    """By the library."""
+class LibraryCaller:
+    """By the library. accepted: its `struct request`."""
 
-    def __init__(self, library: Wires, taken: Taken, data: bytes) -> None:
+    def __init__(self, library: AttachLibrary, accepted: Any, data: bytes) -> None:
         """Raises BrokeOff; the connection is closed then."""
-        self._library, self._taken = library, taken
+        self._library, self._accepted = library, accepted
         try:
             self.request = Request(data) if len(data) >= HEAD.size else self._rest(data)
             if len(data) < self.request.size:
@@ -136,38 +136,38 @@ class WiresCaller:
         except (OSError, ValueError) as err:
             self.close()
             raise BrokeOff(str(err) or type(err).__name__) from err
-        own, pod = taken.ids
-        self.node = (own.dev, own.ino) if taken.count else None
-        self.pod = taken.fds[1] if self.request.flags & POD_NETNS and taken.count > 1 else None
+        own, pod = accepted.ids
+        self.node = (own.dev, own.ino) if accepted.count else None
+        self.pod = accepted.fds[1] if self.request.flags & POD_NETNS and accepted.count > 1 else None
         self.pod_id = None if self.pod is None else (pod.dev, pod.ino)
-        self.pod_is_netns = bool(taken.is_netns)
+        self.pod_is_netns = bool(accepted.is_netns)
 
     def _rest(self, data: bytes) -> Request:
-        connection = socket.socket(fileno=self._taken.connection)
+        connection = socket.socket(fileno=self._accepted.connection)
         try:
             return read(connection, data)
         finally:
             connection.detach()
 
     def gone(self) -> bool:
-        return self._library.gone(self._taken)
+        return self._library.abandoned(self._accepted)
 
     def answer(self, data: bytes) -> None:
-        self._library.answer(self._taken, data)
+        self._library.answer(self._accepted, data)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            self._library.answer(self._taken, b"")
+            self._library.answer(self._accepted, b"")
 
 
-def take(listener: socket.socket, library: Wires | None) -> Caller:
+def take(listener: socket.socket, library: AttachLibrary | None) -> Caller:
     """The next caller. Raises OSError where none can be taken, BrokeOff where one is gone again."""
     if library is None:
         return SocketCaller(listener.accept()[0])
-    taken, data, error = library.take(listener.fileno(), SECONDS)
-    if error and taken.connection < 0:
+    accepted, data, error = library.accept(listener.fileno(), SECONDS)
+    if error and accepted.connection < 0:
         raise OSError(error, os.strerror(error))
     if error:
-        library.answer(taken, b"")
+        library.answer(accepted, b"")
         raise BrokeOff(os.strerror(error))
-    return WiresCaller(library, taken, data)
+    return LibraryCaller(library, accepted, data)

@@ -21,7 +21,7 @@ from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.role import logs
 
 from . import conntrack, netlink, nodetable
-from .native import wires
+from .native import attach
 from .nodetable import NodeRules, OtherNet, PodRules
 from .types import Attachment, IPAddress, PortMapping
 
@@ -34,7 +34,7 @@ class Firewall:
 
     def __init__(self) -> None:
         self._nft = nft_socket.Connection()
-        self._wires = wires.load()
+        self._library = attach.load()
         self._lock = threading.Lock()
         self._node: NodeRules | None = None
         self._pods: dict[Attachment, PodRules] = {}
@@ -138,9 +138,9 @@ class Firewall:
 
     def _change(self, pod: PodRules, *, remove: bool = False) -> None:
         """nodetable.change, at once. Raises NftError."""
-        if self._wires:
+        if self._library:
             ready = nodetable.encoded(pod, remove=remove)
-            if ready is not None and self._nft.commit_encoded(ready, self._wires.exchange):
+            if ready is not None and self._nft.commit_encoded(ready, self._library.exchange):
                 return
         self._nft.commit(nodetable.change(pod, remove=remove))
 

@@ -27,7 +27,7 @@ from . import announce
 from . import netlink as nl
 from .encode import encode, removal
 from .errors import CNIError, ErrorCode
-from .native import wires
+from .native import attach
 from .ops import AddRoute, Announce, CreateVeth, DeleteLink, EnableIPv6, Op, undo, with_ipv6
 from .plan import LinkSeen, Seen, default_route
 from .prepared import PodPlan
@@ -38,7 +38,7 @@ NS_GET_NSTYPE = 0xB703
 READY_SECONDS = 2.0
 VIEWS = 5
 _GONE = (errno.ENODEV, errno.ENOENT, errno.ESRCH)
-WIRES = wires.load()  # None: not compiled; then step by step
+ATTACH = attach.load()  # None: not compiled; then step by step
 
 
 def is_netns(fd: int) -> bool:
@@ -158,7 +158,7 @@ class Kernel:
             self.apply(with_ipv6(pod.plan.ops), pod_fd)
 
     def _wire(self, pod: PodPlan, pod_fd: int) -> None:
-        library, program = WIRES, pod.program(pod_fd)
+        library, program = ATTACH, pod.program(pod_fd)
         if library is None or program is None:
             self.apply(pod.plan.ops, pod_fd)
             return
@@ -167,28 +167,28 @@ class Kernel:
         if out is not None:
             self._unfinished(out, pod.plan.ops, pod_fd)
 
-    def _unfinished(self, out: wires.Outcome, ops: Sequence[Op], pod_fd: int) -> None:
+    def _unfinished(self, out: attach.AttachResult, ops: Sequence[Op], pod_fd: int) -> None:
         """A program that was refused is undone, one with links that carry no packets yet is waited for."""
         steps = list(batches(ops))
-        if out.status == wires.LOST:
+        if out.status == attach.LOST:
             self._lost()
         try:
-            if out.status == wires.REFUSED:
-                why = nl.NetlinkError(out.error, out.message, out.words)
+            if out.status == attach.REFUSED:
+                why = nl.NetlinkError(out.error, out.message, out.extack)
                 raise refusal(_culprit(steps, out), why) from why
-            if out.status == wires.FAILED:
+            if out.status == attach.FAILED:
                 raise OSError(out.error, os.strerror(out.error))
             with self._node() as sock, self._open(pod_fd) as pod:
                 _await(_Links(sock), watched(ops))
                 _await(_Links(pod), peers(ops))
         except BaseException:
-            last = len(steps) if out.status == wires.DONE else out.batch + 1
+            last = len(steps) if out.status == attach.DONE else out.batch + 1
             self._undo(
                 [
                     op
                     for n, (_, created, batch) in enumerate(steps[:last])
                     for op in batch
-                    if not created or n + 1 < last or out.status == wires.DONE
+                    if not created or n + 1 < last or out.status == attach.DONE
                 ]
             )
             raise
@@ -334,7 +334,7 @@ def _send(links: _Links, batch: Sequence[Op], pod_fd: int | None, watches: Seque
     return [name for name, body in zip(watches, seen, strict=True) if not nl.carries(body)]
 
 
-def _culprit(steps: Sequence[tuple[object, bool, list[Op]]], out: wires.Outcome) -> Op | str:
+def _culprit(steps: Sequence[tuple[object, bool, list[Op]]], out: attach.AttachResult) -> Op | str:
     """The step whose message was refused."""
     batch = steps[out.batch][2] if out.batch < len(steps) else []
     messages = [op for op in batch for _ in encode(op, defaultdict(int), 0)]

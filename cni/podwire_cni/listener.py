@@ -19,7 +19,7 @@ from .commands import Plugin, Sandbox
 from .conf import version_of
 from .errors import CNIError, ErrorCode
 from .kernel import netns_id
-from .native import wires
+from .native import attach
 from .skel import Reply, failure, run
 
 log = logs.get("wiring")
@@ -42,7 +42,7 @@ class Listener:
         self._sock.listen(1024)
         fresh.rename(path)
         self._inode = path.stat().st_ino
-        self._library = wires.load()
+        self._library = attach.load()
         # Each worker accepts for itself: a call is not handed from thread to thread. The kernel wakes one of them.
         self._workers = [threading.Thread(target=self._work, name=f"cni-{i}", daemon=True) for i in range(WORKERS)]
         for worker in self._workers:

@@ -275,7 +275,7 @@ def is_up(link: bytes) -> bool:
 
 
 def carries(link: bytes) -> bool:
-    """Whether packets pass, in an RTM_NEWLINK body: a bridge port must forward, any other link be up. As in wires.c."""
+    """Whether packets pass, in an RTM_NEWLINK body: a bridge port must forward, another link be up; as attach.c."""
     state = port_state(link)
     return is_up(link) if state is None else state == BR_STATE_FORWARDING
 

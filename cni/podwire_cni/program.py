@@ -1,5 +1,7 @@
-"""Steps as one program for native/wires.c, which describes the form: netlink messages of every batch, in order, and the
-places where the indices of links go that exist only once the batches before are done. Pure."""
+"""Steps as one program for native/attach.c, which describes the form. Pure.
+
+Netlink messages of every batch, in order, and the places where the indices of links go that exist only once the batches
+before are done."""
 
 from __future__ import annotations
 

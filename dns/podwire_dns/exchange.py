@@ -86,22 +86,22 @@ class UdpExchange:
 
 
 class UpstreamExchange:
-    """UdpExchange for many, by asker.c: one call to send many and one to gather answers. A socket has one query at a
+    """UdpExchange for many, by exchange.c: one call sends many, one receives the answers. A socket has one query at a
     time; one that was answered serves a few more, for a second at most. What is asked in one turn of the event loop
     leaves together."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, module: Any) -> None:
         self.loop, self._lib, self._ffi = loop, module.lib, module.ffi
-        made = self._lib.asker_new()
+        made = self._lib.exchange_new()
         if made == self._ffi.NULL:
             raise OSError("no memory or descriptor for queries to upstreams")
-        self._exchange = self._ffi.gc(made, self._lib.asker_free)
+        self._exchange = self._ffi.gc(made, self._lib.exchange_free)
         self._size = self._exchange.packet_size
         self._packets = self._ffi.buffer(self._exchange.packets, self._lib.BATCH * self._size)
         self._fds = self._ffi.new("int32_t[]", self._lib.BATCH)
         self._open: dict[int, Sent] = {}
         self._queue: list[Sent] = []
-        loop.add_reader(self._exchange.epoll, self._gather)
+        loop.add_reader(self._exchange.epoll, self._receive)
 
     def ask(self, address: bytes, port: int, question: bytes, ident: int, message: bytes, on_reply: OnReply) -> Sent:
         """address: packed."""
@@ -115,7 +115,7 @@ class UpstreamExchange:
         queue, self._queue = [sent for sent in self._queue if not sent.closed], []
         for at in range(0, len(queue), self._lib.BATCH):
             some = queue[at : at + self._lib.BATCH]
-            self._lib.asker_send(
+            self._lib.exchange_send(
                 self._exchange,
                 len(some),
                 b"".join([sent.address for sent in some]),
@@ -132,9 +132,9 @@ class UpstreamExchange:
                 else:
                     self.loop.call_soon(sent.fail, -fd)
 
-    def _gather(self) -> None:
+    def _receive(self) -> None:
         exchange, size = self._exchange, self._size
-        count = self._lib.asker_gather(exchange)
+        count = self._lib.exchange_receive(exchange)
         if not count:
             return
         fds, lengths = self._ffi.unpack(exchange.fds, count), self._ffi.unpack(exchange.lengths, count)
@@ -156,20 +156,20 @@ class UpstreamExchange:
                     continue  # not an answer to our question: the right one may still come
                 done.append(fd)
             del self._open[fd]
-        self._lib.asker_done(exchange, done, len(done))
-        self._lib.asker_close(failed, len(failed))
+        self._lib.exchange_reuse(exchange, done, len(done))
+        self._lib.exchange_close(failed, len(failed))
         for hear, result in on_reply:
             hear(result)
 
     def forget(self, sent: Sent) -> None:
         if self._open.get(sent.fd) is sent:
             del self._open[sent.fd]
-            self._lib.asker_close([sent.fd], 1)
+            self._lib.exchange_close([sent.fd], 1)
 
     def close(self) -> None:
         self.loop.remove_reader(self._exchange.epoll)
-        self._lib.asker_close(list(self._open), len(self._open))
-        self._lib.asker_close_idle(self._exchange)
+        self._lib.exchange_close(list(self._open), len(self._open))
+        self._lib.exchange_close_idle(self._exchange)
         self._open.clear()
         self._queue.clear()
 

@@ -57,7 +57,7 @@ def one_by_one(send: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def batch_by_batch(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Programs of native/wires.c, batch for batch: where the process is to die in one, the rest of it is not run."""
+    """Programs of native/attach.c, batch for batch: where the process is to die in one, the rest of it is not run."""
 
     def counted(sock: int, seq: int, node: int, pod: int, program: bytes) -> Any:
         at, ends = 0, list[int]()
@@ -91,8 +91,8 @@ def arm(answer: Callable[..., Any]) -> Callable[..., Any]:
 
 def main() -> None:
     kernel._send = one_by_one(kernel._send)
-    if kernel.WIRES is not None:
-        kernel.WIRES.run = batch_by_batch(kernel.WIRES.run)  # type: ignore[method-assign]  # that is the point
+    if kernel.ATTACH is not None:
+        kernel.ATTACH.run = batch_by_batch(kernel.ATTACH.run)  # type: ignore[method-assign]  # that is the point
     for owner, name in (
         (kernel.Kernel, "_start"),
         (kernel.Kernel, "remove"),

@@ -29,7 +29,7 @@ SITE = layers.SITE
         ("usr/bin/python3.11", 0),
         ("lib/x86_64-linux-gnu/libc.so.6", 0),
         (f"{SITE}/aiohttp/client.py", 1),
-        (f"{SITE}/podwire_dns/native/bin/batch.abi3.so", 2),
+        (f"{SITE}/podwire_dns/native/bin/_packets.abi3.so", 2),
         (f"{SITE}/podwire-0.2.0.dist-info/METADATA", 2),
         (f"{SITE}/podwire_proxy/testing/builders.py", 2),
         (f"{SITE}/_cffi_backend.so", 1),

@@ -6,16 +6,16 @@ in: the plugin then costs a container runtime 20 ms more a call, and a pause pro
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
+
+from podwire_base import native
 
 _HERE = Path(__file__).parent
 
 
 def _compiled(program: str) -> Path | None:
-    path = _HERE / "bin" / program
-    return path if os.access(path, os.X_OK) else None
+    return native.program(_HERE, program)
 
 
 def is_compiled() -> bool:
@@ -35,5 +35,5 @@ def cni_bin_dir() -> Path:
 
 def pause_command() -> list[str]:
     """argv of the process that holds a pod's namespaces: blocks, reaps orphans, exits 0 at SIGTERM or SIGINT."""
-    native = _compiled("podwire-pause")
-    return [str(native)] if native else [sys.executable, "-IS", str(_HERE / "pause.py")]
+    compiled = _compiled("podwire-pause")
+    return [str(compiled)] if compiled else [sys.executable, "-IS", str(_HERE / "pause.py")]

@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 
 from podwire_cni.callers import BrokeOff, Caller, take
-from podwire_cni.native import wires
+from podwire_cni.native import attach
+from podwire_cni.native.attach import AttachLibrary
 
 WAYS = [
     pytest.param(None, id="python"),
     pytest.param(
-        wires.load(),
+        attach.load(),
         id="library",
-        marks=pytest.mark.skipif(wires.load() is None, reason="no C compiler was there: the library does not exist"),
+        marks=pytest.mark.skipif(attach.library().left_out, reason=attach.library().problem),
     ),
 ]
 
@@ -73,7 +74,7 @@ ENV = {"CNI_COMMAND": "ADD", "CNI_NETNS": "/x=y", "EMPTY": ""}
 @pytest.mark.parametrize("library", WAYS)
 @pytest.mark.parametrize("size", [0, 10, 16_000, 16_384, 200_000])
 @pytest.mark.parametrize("cut", [1, 19, 20, 21, 5_000, 1 << 20])
-def test_a_request_in_pieces(listener: socket.socket, library: wires.Wires | None, size: int, cut: int) -> None:
+def test_a_request_in_pieces(listener: socket.socket, library: AttachLibrary | None, size: int, cut: int) -> None:
     data = request(ENV, b"x" * size, error=2)
     parts = [part for part in (data[:cut], data[cut:]) if part]
     fds = [os.open("/proc/self/ns/net", os.O_RDONLY), os.open("/proc/self/ns/uts", os.O_RDONLY)]
@@ -93,7 +94,7 @@ def test_a_request_in_pieces(listener: socket.socket, library: wires.Wires | Non
 
 
 @pytest.mark.parametrize("library", WAYS)
-def test_callers_without_namespaces_and_with_too_many(listener: socket.socket, library: wires.Wires | None) -> None:
+def test_callers_without_namespaces_and_with_too_many(listener: socket.socket, library: AttachLibrary | None) -> None:
     with call(listener, [request(ENV, b"{}", flags=0)], []):
         caller = take(listener, library)
         assert (caller.node, caller.pod, caller.pod_id, caller.pod_is_netns) == (None, None, None, False)
@@ -120,7 +121,7 @@ def test_callers_without_namespaces_and_with_too_many(listener: socket.socket, l
     ],
     ids=["nothing", "a piece", "another protocol", "all but a byte", "too much"],
 )
-def test_callers_that_say_nothing_sensible(listener: socket.socket, library: wires.Wires | None, said: bytes) -> None:
+def test_callers_that_say_nothing_sensible(listener: socket.socket, library: AttachLibrary | None, said: bytes) -> None:
     before = descriptors()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.connect(listener.getsockname())
@@ -132,7 +133,7 @@ def test_callers_that_say_nothing_sensible(listener: socket.socket, library: wir
 
 
 @pytest.mark.parametrize("library", WAYS)
-def test_a_caller_that_goes_is_noticed(listener: socket.socket, library: wires.Wires | None) -> None:
+def test_a_caller_that_goes_is_noticed(listener: socket.socket, library: AttachLibrary | None) -> None:
     sock = call(listener, [request(ENV, b"{}")], [])
     caller = take(listener, library)
     assert not caller.gone()
@@ -144,7 +145,7 @@ def test_a_caller_that_goes_is_noticed(listener: socket.socket, library: wires.W
 
 
 @pytest.mark.parametrize("library", WAYS)
-def test_a_listener_that_ends_lets_its_workers_go(listener: socket.socket, library: wires.Wires | None) -> None:
+def test_a_listener_that_ends_lets_its_workers_go(listener: socket.socket, library: AttachLibrary | None) -> None:
     ended = threading.Event()
 
     def work() -> None:

@@ -16,7 +16,7 @@ from podwire_cni.conf import parse_range
 from podwire_cni.errors import CNIError, ErrorCode
 from podwire_cni.ipam.ranges import podcidr_range
 from podwire_cni.kernel import Kernel
-from podwire_cni.native import wires
+from podwire_cni.native import attach
 from podwire_cni.netlink import NetlinkError
 from podwire_cni.nodetable import PodRules
 from podwire_cni.ops import SetUp, with_ipv6
@@ -115,9 +115,9 @@ def test_a_stencil_that_would_lie_is_none() -> None:
     assert Template(b"aXXbXc", [b"X", b"XX"]).fill([b"1", b"2"]) == b"a2b1c", "the longest first"
 
 
-@pytest.mark.skipif(wires.load() is None, reason="no C compiler was there: the library does not exist")
+@pytest.mark.skipif(attach.library().left_out, reason=attach.library().problem)
 def test_the_library_says_what_failed() -> None:
-    library = wires.load()
+    library = attach.load()
     assert library is not None
     out = library.run(
         -1,
@@ -134,7 +134,7 @@ def test_the_library_says_what_failed() -> None:
             0,
         )[0],
     )
-    assert out is not None and (out.status, out.error) == (wires.FAILED, 9), "EBADF: no such socket"
+    assert out is not None and (out.status, out.error) == (attach.FAILED, 9), "EBADF: no such socket"
 
 
 @pytest.mark.parametrize(("node", "again"), [(NODES[0], False), (NODES[2], True)], ids=["IPv4", "both"])

@@ -6,53 +6,17 @@
  * then the records (wire.py).
  */
 #define _GNU_SOURCE
+#include "batch.h"
+
 #include <errno.h>
-#include <netinet/in.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
-enum { BATCH = 64, PACKET = 4096, MINIMUM = 512, MAXIMUM = 1232, TYPES = 66, BUCKETS = 14, SIZES = 15, SEND = 16, FORWARDED = 64 };
+#include "clock.h"
+#include "random.h"
 
-typedef struct {
-    uint64_t types[TYPES];
-    uint64_t rcodes[16];
-    uint64_t took[BUCKETS];
-    uint64_t took_ns;
-    uint64_t query_sizes[SIZES], answer_sizes[SIZES];
-    uint64_t dnssec_ok;
-    uint64_t received;
-    uint64_t sent_bytes, received_bytes;
-    uint64_t calls;
-} batch_counts;
-
-typedef struct {
-    int32_t ends[BATCH + 1];
-    uint8_t zone[BATCH];
-    uint8_t simple[BATCH];
-    int32_t lengths[BATCH];
-    int32_t rest[BATCH];
-    int32_t left[BATCH];
-    char *keys;
-    char *packets;
-    int32_t packet_size;
-    batch_counts counts;
-    /* below: not for Python */
-    pthread_mutex_t lock;         /* for what batch_set sets */
-    int fd, recursion, shuffle, autopath, zone_length;
-    char zone_name[256];
-    table *table;                 /* NULL: all questions are Python's */
-    uint64_t random, began;
-    uint8_t edns[BATCH];          /* 0: none, 1: OPT, 2: OPT with DO */
-    int32_t limits[BATCH];
-    char out[BATCH][MAXIMUM];
-    struct sockaddr_in6 peers[BATCH];
-    struct mmsghdr in_headers[BATCH], out_headers[BATCH];
-    struct iovec in_vectors[BATCH], out_vectors[BATCH];
-} batch;
+enum { MINIMUM = 512, SEND = 16, FORWARDED = 64 };
 
 /* CoreDNS's bounds, in ns: 0.25 ms doubled up to 1 s. */
 static const uint64_t BOUNDS[BUCKETS - 1] = {
@@ -67,33 +31,33 @@ static void count_size(uint64_t *sizes, int size) {
     sizes[at]++;
 }
 
-static uint64_t now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 /* What may change while packets come in: `zone` is the cluster zone's name in lower case and wire form. When this returns, the
  * table that was in force before is not used any more. */
-void batch_set(batch *b, int recursion, int shuffle, int autopath, const char *zone, int zone_length, table *answers) {
+void batch_set(struct batch *b, int recursion, int shuffle, int autopath, const char *zone, int zone_length, struct table *answers) {
     pthread_mutex_lock(&b->lock);
     memcpy(b->zone_name, zone, (size_t)zone_length);
     b->zone_length = zone_length;
-    b->recursion = recursion, b->shuffle = shuffle, b->autopath = autopath, b->table = answers;
+    b->recursion = recursion;
+    b->shuffle = shuffle;
+    b->autopath = autopath;
+    b->table = answers;
     pthread_mutex_unlock(&b->lock);
 }
 
-batch *batch_new(int fd) {
-    batch *b = calloc(1, sizeof *b);
+struct batch *batch_new(int fd) {
+    struct batch *b = calloc(1, sizeof *b);
     if (!b) return NULL;
     b->packets = malloc((size_t)BATCH * PACKET);
     b->keys = malloc((size_t)BATCH * 260);
     if (!b->packets || !b->keys) {
-        free(b->packets), free(b->keys), free(b);
+        free(b->packets);
+        free(b->keys);
+        free(b);
         return NULL;
     }
-    b->fd = fd, b->packet_size = PACKET;
-    b->random = now() | 1;
+    b->fd = fd;
+    b->packet_size = PACKET;
+    b->random = monotonic_ns() | 1;
     pthread_mutex_init(&b->lock, NULL);
     for (int i = 0; i < BATCH; i++) {
         b->in_vectors[i] = (struct iovec){b->packets + (size_t)i * PACKET, PACKET};
@@ -104,13 +68,15 @@ batch *batch_new(int fd) {
     return b;
 }
 
-void batch_free(batch *b) {
+void batch_free(struct batch *b) {
     pthread_mutex_destroy(&b->lock);
-    free(b->packets), free(b->keys), free(b);
+    free(b->packets);
+    free(b->keys);
+    free(b);
 }
 
 /* The question in lower case at `key`; its length, 0 where the query is not plain. */
-static int recognise(batch *b, int i, char *key) {
+static int recognise(struct batch *b, int i, char *key) {
     const uint8_t *data = (const uint8_t *)b->packets + (size_t)i * PACKET;
     int length = b->lengths[i], at = 12, name_end, zone_length = b->zone_length;
     const char *zone_name = b->zone_name;
@@ -134,7 +100,8 @@ static int recognise(batch *b, int i, char *key) {
     int size = name_end + 4 - 12, rest = length - name_end - 4;
     if (data[11] == 0) {
         if (rest) return 0;
-        b->edns[i] = 0, b->limits[i] = MINIMUM;
+        b->edns[i] = 0;
+        b->limits[i] = MINIMUM;
     } else {
         const uint8_t *opt = data + name_end + 4;
         if (rest != 11 || memcmp(opt, "\0\0\x29", 3) || opt[5] || opt[6] || opt[9] || opt[10]) return 0;
@@ -151,7 +118,7 @@ static int recognise(batch *b, int i, char *key) {
     return size;
 }
 
-static int assemble(batch *b, int i, const char *value, int size, int mode) {
+static int assemble(struct batch *b, int i, const char *value, int size, int mode) {
     const char *query = b->packets + (size_t)i * PACKET;
     int question = b->ends[i + 1] - b->ends[i], tail = b->edns[i] ? 11 : 0, records = size - 6;
     char *out = b->out[i];
@@ -159,15 +126,15 @@ static int assemble(batch *b, int i, const char *value, int size, int mode) {
     memcpy(out, query, 2);
     out[2] = (char)((mode & FORWARDED ? 0x80 : 0x84) | (query[2] & 1));
     out[3] = (char)((b->recursion ? 0x80 : 0) | (query[3] & 0x10) | (mode & 15));
-    out[4] = 0, out[5] = 1;
+    out[4] = 0;
+    out[5] = 1;
     memcpy(out + 6, value, 6);
     memcpy(out + 12, query + 12, (size_t)question);
     char *body = out + 12 + question;
     unsigned answers = (uint8_t)value[0] << 8 | (uint8_t)value[1];
     unsigned type = (uint8_t)query[12 + question - 4] << 8 | (uint8_t)query[12 + question - 3];
     if (answers > 1 && (type == 1 || type == 28) && b->shuffle && !(mode & FORWARDED)) { /* begin at a random address */
-        b->random ^= b->random << 13, b->random ^= b->random >> 7, b->random ^= b->random << 17;
-        int first = (int)(b->random % answers) * (records / (int)answers);
+        int first = (int)(next_random(&b->random) % answers) * (records / (int)answers);
         memcpy(body, value + 6 + first, (size_t)(records - first));
         memcpy(body + records - first, value + 6, (size_t)first);
     } else {
@@ -183,7 +150,7 @@ static int assemble(batch *b, int i, const char *value, int size, int mode) {
 }
 
 /* The answer to query i, if it can be given: it is counted, and the next to be sent. */
-static int prepared(batch *b, int i, const char *value, int size, int mode, int at) {
+static int prepared(struct batch *b, int i, const char *value, int size, int mode, int at) {
     int length = size < 6 ? 0 : assemble(b, i, value, size, mode);
     if (!length) return 0;
     unsigned type = (uint8_t)b->keys[b->ends[i + 1] - 4] << 8 | (uint8_t)b->keys[b->ends[i + 1] - 3];
@@ -201,28 +168,29 @@ static int prepared(batch *b, int i, const char *value, int size, int mode, int 
     return 1;
 }
 
-static void send_ready(batch *b, int count) {
+static void send_ready(struct batch *b, int count) {
     for (int at = 0; at < count;) {
         int sent = sendmmsg(b->fd, b->out_headers + at, (unsigned)(count - at), 0);
         if (sent < 0 && errno == EINTR) continue;
         at += sent > 0 ? sent : 1; /* a client that cannot be reached loses its own answer, nobody else's */
     }
-    uint64_t took = now() - b->began;
+    uint64_t took = monotonic_ns() - b->began;
     int bucket = 0;
     while (bucket < BUCKETS - 1 && took > BOUNDS[bucket]) bucket++;
     b->counts.took[bucket] += (uint64_t)count;
     b->counts.took_ns += took * (uint64_t)count;
 }
 
-static int is_there(const table *t, char *key, int size, int type) {
-    key[size - 4] = 0, key[size - 3] = (char)type;
-    return look_up(t, ANSWERS, key, size) != NULL;
+static int is_there(const struct table *t, char *key, int size, int type) {
+    key[size - 4] = 0;
+    key[size - 3] = (char)type;
+    return table_look_up(t, ANSWERS, key, size) != NULL;
 }
 
 /* What answer.py's `absent` says of a question that has no answer: the rcode, with `value` made; -1: it is Python's business. */
-static int absent(const batch *b, int i, const char *question, int size, char *value) {
+static int absent(const struct batch *b, int i, const char *question, int size, char *value) {
     static const uint8_t usual[] = {1, 2, 5, 12, 15, 16, 28, 33, 65}; /* A NS CNAME PTR MX TXT AAAA SRV HTTPS */
-    const table *t = b->table;
+    const struct table *t = b->table;
     char key[260];
     int name = size - 4;
     if (!b->zone[i] || !t->negative_size || question[name] || memcmp(question + name + 2, "\0\1", 2)
@@ -230,7 +198,7 @@ static int absent(const batch *b, int i, const char *question, int size, char *v
     memcpy(key, question, (size_t)size);
     if (is_there(t, key, size, 5)) return -1;
     int exists = is_there(t, key, size, 1) || is_there(t, key, size, 28) || is_there(t, key, size, 33)
-                 || look_up(t, NAMES, key, name);
+                 || table_look_up(t, NAMES, key, name);
     int below = name - b->zone_length;
     if (!exists && (b->autopath || (below >= 4 && !memcmp(question + below - 4, "\3pod", 4)))) return -1;
     memcpy(value, t->negative, (size_t)t->negative_size);
@@ -240,14 +208,14 @@ static int absent(const batch *b, int i, const char *question, int size, char *v
 }
 
 /* Prepare what the table knows; how many queries are left to Python, in `rest`. */
-static int find_all(batch *b, int count) {
+static int find_all(struct batch *b, int count) {
     int known = 0, rest = 0;
     char value[NEGATIVE];
     pthread_mutex_lock(&b->table->lock);
     for (int i = 0; i < count; i++) {
         const char *key = b->keys + b->ends[i];
         int size = b->ends[i + 1] - b->ends[i], done = 0;
-        const entry *found = size ? look_up(b->table, ANSWERS, key, size) : NULL;
+        const struct entry *found = size ? table_look_up(b->table, ANSWERS, key, size) : NULL;
         if (found) {
             done = prepared(b, i, found->data + size, (int)found->size, SEND, known);
         } else if (size) {
@@ -263,20 +231,21 @@ static int find_all(batch *b, int count) {
 
 /* Waits for queries, and answers those that the table knows. How many are left to Python, in `rest`; 0: the socket was shut
  * down; below 0: -errno. */
-int batch_receive(batch *b) {
+int batch_receive(struct batch *b) {
     for (;;) {
         for (int i = 0; i < BATCH; i++) b->in_headers[i].msg_hdr.msg_namelen = sizeof b->peers[i];
         int count = recvmmsg(b->fd, b->in_headers, BATCH, MSG_WAITFORONE, NULL);
         if (count < 0) return -errno;
         if (count > 0 && !b->in_headers[0].msg_len && !b->in_headers[0].msg_hdr.msg_namelen) return 0;
-        b->began = now();
+        b->began = monotonic_ns();
         b->counts.calls++;
         b->counts.received += (uint64_t)count;
         int at = 0, rest = count;
         pthread_mutex_lock(&b->lock);
         for (int i = 0; i < count; i++) {
             b->lengths[i] = (int32_t)b->in_headers[i].msg_len;
-            b->ends[i] = at, b->rest[i] = i;
+            b->ends[i] = at;
+            b->rest[i] = i;
             at += recognise(b, i, b->keys + at);
         }
         b->ends[count] = at;
@@ -289,7 +258,7 @@ int batch_receive(batch *b) {
 
 /* For the first `count` of `rest`: modes[k] is 0, send nothing, or SEND + rcode, FORWARDED where the answer is not ours; values'
  * next sizes[k] bytes are a value. How many stand in `left`, too large to be sent. */
-int batch_send(batch *b, int count, const char *values, const int32_t *sizes, const uint8_t *modes) {
+int batch_send(struct batch *b, int count, const char *values, const int32_t *sizes, const uint8_t *modes) {
     int made = 0, left = 0;
     for (int k = 0; k < count; values += sizes[k], k++) {
         if (!modes[k]) continue;
@@ -301,18 +270,18 @@ int batch_send(batch *b, int count, const char *values, const int32_t *sizes, co
 }
 
 /* The senders of the queries: a struct sockaddr_in or sockaddr_in6 each, in 28 bytes. */
-const char *batch_peers(const batch *b) {
+const char *batch_peers(const struct batch *b) {
     return (const char *)b->peers;
 }
 
 /* A whole answer, made by Python, to query `index` of this batch. */
-int batch_reply(batch *b, int index, const char *answer, int length) {
+int batch_reply(struct batch *b, int index, const char *answer, int length) {
     return sendto(b->fd, answer, (size_t)length, 0, (struct sockaddr *)&b->peers[index],
                   b->in_headers[index].msg_hdr.msg_namelen) < 0 ? -errno : 0;
 }
 
 /* Answers to queries of earlier batches: `count` of them in `answers`, one behind the other, each to its 28 bytes of `peers`. */
-void batch_answer(batch *b, int count, const char *answers, const int32_t *lengths, const char *peers) {
+void batch_answer(struct batch *b, int count, const char *answers, const int32_t *lengths, const char *peers) {
     struct mmsghdr headers[BATCH];
     struct iovec vectors[BATCH];
     for (int done = 0; done < count;) {

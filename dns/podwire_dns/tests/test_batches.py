@@ -23,7 +23,6 @@ from podwire_base.patience import patient
 from podwire_dns import native
 from podwire_dns.cache import Upstreamed
 from podwire_dns.names import to_wire
-from podwire_dns.native import build
 from podwire_dns.native.table import AnswerTable, TableAnswers, TableNames
 from podwire_dns.server import Server
 from podwire_dns.testing import builders, cases
@@ -46,10 +45,10 @@ def packets() -> list[bytes]:
 
 
 def need_module() -> None:
-    if native.load() is None:
-        if why := build.missing():
-            pytest.skip(f"the packet module cannot be built here: {why}")
-        pytest.fail("the packet module was not built at install time: run make clean install")
+    library = native.library()
+    if library.left_out:
+        pytest.skip(f"the packet module is not built here: {library.problem}")
+    assert library.module is not None, library.problem
 
 
 @pytest.mark.parametrize("way", ["table", "batches", "packets"])

@@ -16,7 +16,7 @@ from podwire_dns.forward import build_ask
 from podwire_dns.names import to_wire
 from podwire_dns.tests.test_batches import need_module
 
-USES = 16  # of asker.c
+USES = 16  # of exchange.c
 
 
 class World:

@@ -1,0 +1,103 @@
+"""Builds every unit that this machine can build; what it cannot is left out, and a text beside says why."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from podwire_base.native import digest
+
+from . import toolchain
+from .units import (
+    MODULES,
+    NOT_FOR_PYTHON,
+    PROGRAMS,
+    Module,
+    Unit,
+    module_command,
+    preprocess_command,
+    program_command,
+)
+
+
+def build(root: Path) -> tuple[list[Unit], list[str]]:
+    """(what was built, warnings). A result of an earlier build never stays beside newer sources."""
+    built, warnings = list[Unit](), list[str]()
+    static, no_static = toolchain.find(musl=True, flags=("-static",))
+    plain, no_plain = toolchain.find(musl=False, flags=())
+    no_modules = toolchain.module_problem() or no_plain
+    for unit in (*PROGRAMS, *MODULES):
+        out, missing = root / unit.output, root / unit.missing
+        out.parent.mkdir(exist_ok=True)
+        if isinstance(unit, Module):
+            why = no_modules or build_module(root, unit, str(plain), out)
+        else:
+            why = no_static or build_program(root, unit, str(static), out)
+        if why:
+            out.unlink(missing_ok=True)
+            missing.write_text(why.strip() + "\n")
+            warnings.append(f"{unit.name} is not built ({why.strip()}); in its place: {unit.stands_in}")
+        else:
+            missing.unlink(missing_ok=True)
+            built.append(unit)
+    return built, warnings
+
+
+def build_program(root: Path, unit: Unit, compiler: str, out: Path, extra: Sequence[str] = ()) -> str:
+    """Write `out`; "" or why it cannot be compiled."""
+    sources = [str(root / unit.folder / source) for source in unit.sources]
+    return _write(out, lambda fresh: program_command(compiler, sources, fresh, extra))
+
+
+def build_module(root: Path, unit: Module, compiler: str, out: Path, extra: Sequence[str] = ()) -> str:
+    """Write `out`; "" or why it cannot be compiled."""
+    folder = root / unit.folder
+    with tempfile.TemporaryDirectory(prefix="podwire-module-") as work:
+        glue = Path(work) / f"{unit.module}.c"
+        try:
+            write_glue(folder, unit, compiler, glue)
+        except subprocess.CalledProcessError as err:
+            return f"{compiler}: {err.stderr.strip()}"
+        sources = [str(glue), *(str(folder / source) for source in unit.c_files)]
+        include = [str(folder), sysconfig.get_path("include")]
+        return _write(out, lambda fresh: module_command(compiler, unit, sources, include, fresh, extra))
+
+
+def write_glue(folder: Path, unit: Module, compiler: str, glue: Path) -> None:
+    """Write what cffi generates between the interpreter and the unit. Raises CalledProcessError."""
+    import cffi
+
+    headers = [header for header in unit.headers if header not in NOT_FOR_PYTHON]
+    ffi = cffi.FFI()
+    ffi.cdef("#define SOURCES_DIGEST ...\n" + "".join(declarations(compiler, folder / header) for header in headers))
+    ffi.set_source(
+        f"{unit.package}.bin.{unit.module}",
+        "".join(f'#include "{header}"\n' for header in headers)
+        + f"#define SOURCES_DIGEST {digest(folder, unit.sources)}u\n",
+        py_limited_api=True,
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it says which file it writes
+        ffi.emit_c_code(str(glue))
+
+
+def declarations(compiler: str, header: Path) -> str:
+    """A header as cffi reads it. Raises CalledProcessError."""
+    done = subprocess.run(preprocess_command(compiler, str(header)), capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def _write(out: Path, command: Callable[[str], Sequence[str]]) -> str:
+    """Compile beside `out` and rename: a program that runs, or a module that is loaded, stays whole."""
+    fresh = out.with_name(f".{out.name}.{os.getpid()}")
+    why = toolchain.run(command(str(fresh)))
+    if why:
+        fresh.unlink(missing_ok=True)
+        return why
+    fresh.rename(out)
+    return ""

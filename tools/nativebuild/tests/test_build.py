@@ -1,0 +1,148 @@
+"""The build leaves out what it cannot compile, says why, and keeps nothing of older sources; the wheel's tag fits."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import hatch_build
+import pytest
+
+from nativebuild import builder, toolchain, units
+from podwire_base.native import digest
+from podwire_cni.native import attach
+from podwire_dns import native as packets
+
+ROOT = Path(__file__).resolve().parents[3]
+EVERYTHING = (*units.PROGRAMS, *units.MODULES)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The sources of all units, not built, in a folder of their own."""
+    for unit in EVERYTHING:
+        for source in (ROOT / unit.folder).glob("*.[ch]"):
+            (tmp_path / unit.folder).mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, tmp_path / unit.folder / source.name)
+    return tmp_path
+
+
+def tool(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_every_c_file_of_the_packages_is_built() -> None:
+    found = {str(path.relative_to(ROOT)) for path in ROOT.glob("*/podwire_*/native/*.[ch]")}
+    built = {f"{unit.folder}/{source}" for unit in EVERYTHING for source in unit.sources}
+    assert found - built == {f"{units.CNI}/json.h"}, "client.c includes that one"
+    assert built <= found
+
+
+def test_a_module_and_its_loader_mean_the_same_sources() -> None:
+    assert [unit.sources for unit in units.MODULES] == [attach.SOURCES, packets.SOURCES]
+
+
+def test_without_a_compiler_all_is_left_out_and_says_so(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    stale = copy / units.PROGRAMS[0].output
+    stale.parent.mkdir(parents=True)
+    stale.write_text("of an earlier build")
+    built, warnings = builder.build(copy)
+    assert built == [] and len(warnings) == len(EVERYTHING)
+    assert not stale.exists()
+    for unit in EVERYTHING:
+        assert not (copy / unit.output).exists()
+        assert (copy / unit.missing).read_text().strip()
+    assert "no C compiler" in (copy / units.PROGRAMS[0].missing).read_text()
+    assert any("podwire-echo is not built (no C compiler" in warning for warning in warnings)
+
+
+def test_a_compiler_that_cannot_link_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """musl-gcc of Debian 13 without binutils."""
+    good = shutil.which("cc") or shutil.which("gcc")
+    if good is None:
+        pytest.skip("no C compiler")
+    tool(tmp_path / "bin", "musl-gcc", "echo \"musl-gcc: fatal error: cannot execute 'as'\" >&2; exit 1")
+    tool(tmp_path / "bin", "gcc", f'exec {good} "$@"')
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin")
+    assert toolchain.candidates(musl=True) == ["musl-gcc", "gcc"]
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")  # the good one needs its linker
+    monkeypatch.setattr(toolchain, "candidates", lambda *, musl: ["musl-gcc", "gcc"])
+    assert toolchain.find(musl=True, flags=()) == ("gcc", "")
+
+
+def test_a_compiler_whose_programs_do_not_run_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = 'while [ "$1" != -o ]; do shift; done; printf "#!/bin/sh\\nexit 3\\n" > "$2"; chmod +x "$2"'
+    tool(tmp_path / "bin", "cc", broken)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setattr(toolchain, "candidates", lambda *, musl: ["cc"])
+    compiler, why = toolchain.find(musl=False, flags=())
+    assert compiler is None and "cc" in why
+
+
+def test_each_compiler_that_fails_is_named_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool(tmp_path / "bin", "musl-gcc", "echo \"musl-gcc: fatal error: cannot execute 'as'\" >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin")
+    compiler, why = toolchain.find(musl=True, flags=("-static",))
+    assert compiler is None and "musl-gcc" in why and "cannot execute 'as'" in why
+
+
+def test_without_headers_the_programs_are_built_and_the_modules_not(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if toolchain.find(musl=True, flags=("-static",))[0] is None:
+        pytest.skip("no C compiler that makes static programs")
+    monkeypatch.setattr(toolchain, "module_problem", lambda: "no Python.h (Debian: python3-dev)")
+    built, warnings = builder.build(copy)
+    assert built == list(units.PROGRAMS)
+    assert len(warnings) == len(units.MODULES) and all("python3-dev" in warning for warning in warnings)
+    assert "python3-dev" in (copy / units.MODULES[0].missing).read_text()
+
+
+def test_what_is_built_again_is_not_missing_any_more(copy: Path) -> None:
+    if toolchain.find(musl=True, flags=("-static",))[0] is None or toolchain.module_problem():
+        pytest.skip("no C compiler, or no Python.h")
+    for unit in EVERYTHING:
+        (copy / unit.missing).parent.mkdir(parents=True, exist_ok=True)
+        (copy / unit.missing).write_text("no C compiler\n")
+    built, warnings = builder.build(copy)
+    assert built == list(EVERYTHING) and warnings == []
+    assert sorted(path.name for path in copy.glob("*/*/native/bin/*")) == sorted(unit.name for unit in EVERYTHING)
+    module = (copy / units.MODULES[0].output).read_bytes()
+    assert digest(copy / units.CNI, attach.SOURCES) == digest(ROOT / units.CNI, attach.SOURCES)
+    assert b"PyInit__attach" in module
+
+
+@pytest.mark.parametrize(
+    ("built", "tag"),
+    [
+        ((), None),
+        (units.PROGRAMS, "py3-none-linux_x86_64"),
+        (units.MODULES[:1], "cp311-abi3-linux_x86_64"),
+        (EVERYTHING, "cp311-abi3-linux_x86_64"),
+    ],
+)
+def test_the_wheels_tag(built: tuple[units.Unit, ...], tag: str | None) -> None:
+    assert units.wheel_tag(built, "linux-x86_64") == tag
+
+
+@pytest.mark.parametrize(("version", "tag"), [("standard", "py3-none-linux_x86_64"), ("editable", None)])
+def test_the_hook_hands_on_what_was_built(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, version: str, tag: str | None
+) -> None:
+    said = list[str]()
+    monkeypatch.setattr(builder, "build", lambda root: ([units.PROGRAMS[0]], ["podwire-pause is not built"]))
+    monkeypatch.setattr("sysconfig.get_platform", lambda: "linux-x86_64")
+    hook = object.__new__(hatch_build.NativeBuild)
+    monkeypatch.setattr(hatch_build.NativeBuild, "root", str(copy))
+    monkeypatch.setattr(hatch_build.NativeBuild, "app", types.SimpleNamespace(display_warning=said.append))
+    data: dict[str, object] = {"artifacts": []}
+    path = list(sys.path)
+    hook.initialize(version, data)
+    assert sys.path == path and said == ["podwire-pause is not built"]
+    assert data.get("tag") == tag and data.get("pure_python", True) == (tag is None)
+    assert data["artifacts"] == [units.PROGRAMS[0].output, *(unit.missing for unit in EVERYTHING[1:])]

@@ -1,0 +1,117 @@
+"""What is compiled, and with which commands. Pure.
+
+A program is executed: static, without libraries, with musl where it is there. A module is loaded into the interpreter
+by cffi: its API is the interpreter's limited one, so one file serves all Python versions from 3.11 on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+LIMITED_API = "0x030b0000"  # Python 3.11: requires-python of pyproject.toml
+PYTHON_TAG = "cp311"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """folder: from the root of the source tree, a package's `native`; the result goes to its `bin`. stands_in: what
+    does the work where the unit is not built."""
+
+    name: str
+    folder: str
+    sources: tuple[str, ...]
+    stands_in: str
+
+    @property
+    def output(self) -> str:
+        """The path of the result, from the root."""
+        return f"{self.folder}/bin/{self.name}"
+
+    @property
+    def missing(self) -> str:
+        """The path of the text that says why there is no result."""
+        return f"{self.folder}/bin/{PurePosixPath(self.name).name.split('.')[0]}.missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Program(Unit):
+    """One executable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Module(Unit):
+    """package: dotted name of the folder. sources: headers, in the order in which cffi reads them, then C files."""
+
+    package: str
+    flags: tuple[str, ...] = ()
+
+    @property
+    def module(self) -> str:
+        return self.name.split(".")[0]
+
+    @property
+    def headers(self) -> list[str]:
+        return [source for source in self.sources if source.endswith(".h")]
+
+    @property
+    def c_files(self) -> list[str]:
+        return [source for source in self.sources if source.endswith(".c")]
+
+
+CNI, NODE, DNS = "cni/podwire_cni/native", "controlplane/podwire_node/native", "dns/podwire_dns/native"
+
+PROGRAMS = (
+    Program("podwire-cni", CNI, ("client.c",), "a Python program: each call of the plugin takes 20 ms more"),
+    Program("podwire-pause", CNI, ("pause.c",), "a Python program: each pod takes 10 MB more"),
+    Program("podwire-echo", NODE, ("echo.c",), "a Python program: the test server takes 50 ms more to start"),
+)
+
+MODULES = (
+    Module(
+        "_attach.abi3.so",
+        CNI,
+        ("attach.h", "request.h", "attach.c", "request.c"),
+        "Python: pods are attached step by step",
+        "podwire_cni.native",
+    ),
+    Module(
+        "_packets.abi3.so",
+        DNS,
+        ("table.h", "batch.h", "exchange.h", "clock.h", "random.h", "table.c", "batch.c", "exchange.c"),
+        "Python: the DNS server receives one packet at a time",
+        "podwire_dns.native",
+        ("-pthread",),
+    ),
+)
+
+NOT_FOR_PYTHON = frozenset({"clock.h", "random.h"})  # cffi does not read these
+
+
+def program_command(compiler: str, sources: Sequence[str], out: str, extra: Sequence[str] = ()) -> list[str]:
+    """noseparate-code: one piece of the file, not four, is mapped at each start, and a runtime starts the plugin for
+    every call."""
+    return [compiler, "-O2", "-static", "-Wl,-z,noseparate-code", "-s", *extra, "-o", out, *sources]
+
+
+def preprocess_command(compiler: str, header: str) -> list[str]:
+    """Writes what cffi reads of a header to stdout."""
+    return [compiler, "-E", "-P", "-DPODWIRE_CDEF", header]
+
+
+def module_command(
+    compiler: str, unit: Module, sources: Sequence[str], include: Sequence[str], out: str, extra: Sequence[str] = ()
+) -> list[str]:
+    """sources: cffi's file and the unit's own, each a translation unit of its own. include: folders of headers."""
+    kind = ["-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-s", f"-DPy_LIMITED_API={LIMITED_API}"]
+    return [compiler, *kind, *unit.flags, *(f"-I{folder}" for folder in include), *extra, "-o", out, *sources]
+
+
+def wheel_tag(built: Sequence[Unit], platform: str) -> str | None:
+    """The wheel's tag; None: nothing was built, the wheel is pure. platform: as sysconfig.get_platform() has it."""
+    if not built:
+        return None
+    platform = platform.replace("-", "_").replace(".", "_")
+    python = f"{PYTHON_TAG}-abi3" if any(isinstance(unit, Module) for unit in built) else "py3-none"
+    return f"{python}-{platform}"
