@@ -1,5 +1,7 @@
-"""Who has an address now, told to everybody on its link: a pod that got the address of another with another MAC would
-not be found until their neighbour tables forget (a minute, or never).
+"""Announces to the link which MAC has an address now. A pod that got an address with another MAC would be unreachable
+until the neighbour tables of its peers expire (a minute, or never).
+
+Gratuitous ARP is that of RFC 5227, section 3; unsolicited neighbour advertisements that of RFC 4861, section 7.2.6.
 """
 
 from __future__ import annotations

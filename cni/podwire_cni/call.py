@@ -1,4 +1,4 @@
-"""What comes in besides the configuration: the CNI_* variables, checked one by one."""
+"""The CNI_* variables of a call, checked one by one."""
 
 from __future__ import annotations
 

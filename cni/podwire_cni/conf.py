@@ -1,6 +1,6 @@
-"""What comes in on stdin: the network configuration, checked field by field. (The CNI_* variables: call.py.)
+"""The network configuration on stdin, checked field by field. (call.py checks the CNI_* variables.)
 
-Every error names the field, what was found and what would do. A field that nobody knows is refused (code 2) rather than
+Every error names the field, the value found and an acceptable value. An unknown field is refused (code 2) and not
 ignored: a typing error in a network configuration must not become a quiet default. Keys with a "/" belong to the
 runtime.
 """

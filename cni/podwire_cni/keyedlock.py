@@ -1,4 +1,4 @@
-"""One verb at a time for each container; different ones do not wait for each other."""
+"""Locks by name: one verb at a time for each container, and containers do not wait for each other."""
 
 from __future__ import annotations
 

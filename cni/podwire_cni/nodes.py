@@ -1,7 +1,7 @@
-"""Applies overlay.py to the kernel: routes, and the ends of tunnels with their neighbours and forwarding entries.
+"""Applies overlay.py to the kernel: routes, and the tunnels' ends with their neighbours and forwarding entries.
 
-Cold path: pyroute2, read first and write only what differs. Only routes that carry our protocol number, and links that
-have our names, are ever changed or deleted.
+This is no hot path: it uses pyroute2, reads first and writes only differences. It changes and deletes only routes that
+carry our protocol number, and links that have our names.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The node's nft tables `podwire-cni`: all that the kernel's packet filter does for pods besides Services.
+"""The node's nft tables `podwire-cni`: everything that the packet filter does for pods, except Services.
 
-Rules are fixed; a pod is elements of sets and maps and nothing else, so that an ADD or DEL touches no rule. The table
-is replaced in one commit, and connections that are already translated go on as conntrack knows them.
+Rules are fixed. A pod is nothing but elements of sets and maps, so an ADD or DEL touches no rule. The table is replaced
+in one commit, and conntrack goes on translating established connections.
 
     bridge       spoofing     a pod sends from its own MAC and addresses
     ip           loopback     before conntrack: pods do not reach the node's 127.0.0.0/8
@@ -9,9 +9,9 @@ is replaced in one commit, and connections that are already translated go on as 
                  postrouting  pods to the world outside leave with the node's address; inside the cluster they keep
                  theirs
 
-Spoofing is judged on the bridge because only there the port is known that a frame came in by, and because a frame to
-the MAC of a neighbour passes nothing else. The port flags `locked` and `isolated` would be cheaper, but with
-br_netfilter a Service's packet to a pod of the same node goes from port to port, and `isolated` drops it.
+Spoofing is checked on the bridge, because only the bridge knows the port by which a frame came in, and because a frame
+to the MAC of a neighbour passes nothing else. The port flags `locked` and `isolated` would be cheaper. But with
+br_netfilter, a Service's packet to a pod of the same node goes from port to port, and `isolated` drops it.
 """
 
 from __future__ import annotations

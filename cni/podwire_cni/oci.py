@@ -1,5 +1,5 @@
-"""Images as OCI archives, made without a container engine. The same files give the same bytes: no times, no names of a
-builder.
+"""Images as OCI archives, made without a container engine. The same files give the same bytes: no times, no builder
+names.
 
 Pure: bytes in, bytes out. Source: OCI image specification 1.0 (image layout, manifest, configuration).
 """

@@ -1,7 +1,7 @@
-"""The single steps of wiring a pod, as data, and what undoes each.
+"""The single steps of attaching a pod, as data, and the step that undoes each.
 
-`place` says in which network namespace a step happens: the node's or the pod's. Undoing needs few steps, because a
-veth's end takes the pod's whole side (addresses, routes, neighbours) and the bridge port with it.
+`place` is the network namespace of a step: the node's or the pod's. Undoing needs few steps, because deleting a veth's
+end also removes the pod's whole side (addresses, routes, neighbours) and the bridge port.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How packets get to the pods of other nodes, decided for each of them: by its address where it is on our link
-("host-gw"), through a VXLAN tunnel (RFC 7348) where a router lies between that knows nothing of pods.
+"""Decides how packets reach the pods of each other node: by the node's address where that is on our link ("host-gw"),
+or through a VXLAN tunnel (RFC 7348) where a router without routes to pods lies between.
 
-A tunnel is one interface for all peers: a route leads to the peer's gateway address "on the link" of the tunnel, a
-neighbour entry gives that the peer's MAC in the tunnel, a forwarding entry says which node has that MAC. All three are
-permanent and come from the Node objects, so nothing is flooded and nothing learned. The MAC is made of the Node's name:
-whoever knows the Node knows it, and it stays when the node comes back with another address.
+A tunnel is one interface for all peers. A route leads to the peer's gateway address "on the link" of the tunnel, a
+neighbour entry maps that address to the peer's MAC in the tunnel, and a forwarding entry maps the MAC to the node. All
+three are permanent and come from the Node objects, so nothing is flooded or learned. The MAC is made of the Node's
+name. So every node can compute it, and it stays when the node gets another address.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What one ADD does, and what CHECK expects to find: pure functions from addresses to steps and results.
+"""The steps of one ADD, and the state that CHECK expects: pure functions from addresses to steps and results.
 
 The pod has its address with a full-length prefix (/32, /128), a link route to the gateway (the bridge's own address)
-and a default route by it. So every packet of a pod, also to the pod next door, is routed by the node and passes its
-NAT: replies of a Service are translated back whether or not the bridge calls netfilter (br_netfilter).
+and a default route by the gateway. So the node routes every packet of a pod, also to a pod beside it, and every packet
+passes the node's NAT. Replies of a Service are translated back whether or not the bridge calls netfilter
+(br_netfilter).
 """
 
 from __future__ import annotations

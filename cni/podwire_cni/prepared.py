@@ -1,8 +1,7 @@
-"""The plan of one ADD, and for plain pods what was made of the plan of one like it: most pods of a node differ in
-little.
+"""The plan of one ADD. Plain pods, which differ in little, share a template that was made from one plan.
 
-A plain pod has what the node gives to each: no routes, MAC or bandwidth of its own. Everything else goes by
-plan.add_plan alone; it is also what says which step it was when the kernel refuses one.
+A plain pod has what the node gives to each: no routes, MAC or bandwidth of its own. For every other pod plan.add_plan
+is used directly. It also names the step when the kernel refuses one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Results in and out, in the form of each cniVersion.
+"""Reads and writes results in the form of each cniVersion.
 
-What differs (CNI spec, "Success" of each version): `ips[].version` exists up to 0.4.0; `mtu`, `socketPath` and `pciID`
-of interfaces, and `mtu`, `advmss`, `priority`, `table` and `scope` of routes, exist from 1.1.0 on. The result answers
-in the version that the caller asked.
+The forms differ (CNI spec, "Success" of each version): `ips[].version` exists up to 0.4.0; `mtu`, `socketPath` and
+`pciID` of interfaces, and `mtu`, `advmss`, `priority`, `table` and `scope` of routes, exist from 1.1.0 on. The result
+has the version of the request.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What this node needs to know of the others, from the Node objects: their podCIDRs and InternalIPs.
+"""Reads the podCIDRs and InternalIPs of the other nodes from their Node objects.
 
-A Node that lacks a podCIDR or an address cannot be reached yet; one whose podCIDR lies over another's is left out and
-named, for its packets would be stolen ones.
+A Node without a podCIDR or an address cannot be reached yet. A Node whose podCIDR overlaps another's is left out and
+reported, because it would receive packets for the other's pods.
 """
 
 from __future__ import annotations

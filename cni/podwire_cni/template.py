@@ -1,8 +1,8 @@
-"""Bytes that are made once for all their like: what differs from one to the next is cut out, and filled in later.
+"""Bytes that are encoded once for many similar uses: the parts that differ are cut out, and filled in later.
 
-Encoding is Python's slowest work, and nearly all of what stands for a pod is the same for the next one. A stencil knows
-nothing of what it holds: it is cut from the encoder's own output for one example, and kept only if filling it for a
-second example gives what the encoder gives.
+Encoding is the slowest part of Python's work, and nearly all bytes of a pod are the same for the next one. A template
+knows nothing of its content. It is cut from the encoder's output for one example, and kept only if filling it for a
+second example gives the encoder's output for that one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The nouns of CNI as plain data: NetConf, what the runtime asks (Call), Result. Source: CNI spec 1.1.0."""
+"""The data types of CNI: NetConf, the runtime's Call, Result. Source: CNI spec 1.1.0."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Query bytes -> response bytes, or what must be asked elsewhere first.
+"""Query bytes -> response bytes, or the question that an upstream must answer first.
 
-The hit: the lower-case question is a key, its value is the answer's records, and only the head is made for the client
-(id, RD, CD, EDNS; addresses begin at a random one). All else takes the slow path, which tells what the zone does not
-say with a record: NODATA and NXDOMAIN with SOA (RFC 2308), aliases, pods, errors, other people's names.
+A hit: the lower-case question is a key, and its value is the records of the answer. Only the head is made for each
+client (id, RD, CD, EDNS; addresses start at a random one). Every other query takes the slow path. It answers where the
+zone has no record (NODATA and NXDOMAIN with SOA, RFC 2308), aliases, pods, errors, and names outside the zone.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The cluster's objects in, deltas of packed answers out; each change costs in proportion to the Service it touches.
+"""Objects of the cluster in, deltas of packed answers out. The cost of a change is proportional to its Service.
 
-Changes are noted as they come (`service`, `slice`, `namespace`) and worked off together by `flush`, so that a burst of
-changes to one Service packs it once. All answers but reverse pointers belong to one object; an address that is an
-endpoint of several Services has a pointer to each. A name exists (answers NODATA, not NXDOMAIN) if it owns an answer or
-is in `names`: what lies between such a name and its zone's apex (an empty non-terminal, RFC 8020), and the names of
-namespaces.
+Changes are noted as they come (`service`, `slice`, `namespace`), and `flush` works them off together. So a burst of
+changes to one Service packs it once. Every answer belongs to one object, except reverse pointers: an address that is an
+endpoint of several Services has a pointer to each. A name exists (NODATA, not NXDOMAIN) if it owns an answer or is in
+`names`. That set has the names between such a name and its zone's apex (empty non-terminals, RFC 8020), and the names
+of namespaces.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Answers of upstreams, kept for their TTL. Nothing of the cluster's own names is ever here."""
+"""Answers of upstreams, kept for their TTL. The cluster's own names are never cached."""
 
 from __future__ import annotations
 

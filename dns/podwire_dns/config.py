@@ -1,4 +1,4 @@
-"""What a feeder and a server must know; both are started from the same record."""
+"""The settings of a feeder and a server. Both start from the same record."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A subset of CoreDNS's Corefile -> DnsConfig, so that an existing cluster's settings carry over.
+"""A subset of CoreDNS's Corefile -> DnsConfig, so that the settings of an existing cluster carry over.
 
-Read: autopath, bind, bufsize, cache, errors, forward, health, hosts, import of snippets, kubernetes, loadbalance, log,
-loop, prometheus, ready, reload, rewrite name, template. Everything else is named with its line and left out; nothing is
-dropped in silence.
+It reads autopath, bind, bufsize, cache, errors, forward, health, hosts, import of snippets, kubernetes, loadbalance,
+log, loop, prometheus, ready, reload, rewrite name, template. It leaves everything else out and names each such line;
+nothing is dropped in silence.
 """
 
 from __future__ import annotations

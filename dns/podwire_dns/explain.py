@@ -1,4 +1,4 @@
-"""Where an answer comes from, or why there is none, in words; from the same objects and records that the feeder has."""
+"""Explains in words where an answer comes from, or why there is none. It uses the feeder's objects and records."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""What a feeder tells a serving process: frames of a 4-byte length and one msgpack message.
+"""The messages of a feeder to a server: frames of a 4-byte length and one msgpack message.
 
-A connection carries Hello, then Delta frames that together are the whole zone, then Synced, then Delta frames for ever.
-The server swaps its old zone for the new one at the first Synced, so that a restarted feeder never shows a half-filled
-zone.
+A connection carries Hello, then Delta frames that together are the whole zone, then Synced, then Delta frames without
+end. The server replaces its old zone at the first Synced, so a restarted feeder never shows a half-filled zone.
 """
 
 from __future__ import annotations

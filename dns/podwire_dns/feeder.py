@@ -1,7 +1,7 @@
-"""The feeder: watches Services, EndpointSlices and Namespaces, renders answers, and feeds the serving processes.
+"""The feeder: watches Services, EndpointSlices and Namespaces, renders answers, and feeds the servers.
 
-It is niced and apart from them, so that decoding and rendering never stand in a query's way. Servers come and go over a
-unix socket; each gets the whole zone, then every change.
+It is a process of its own, with a nice value, so that decoding and rendering never delay a query. Servers connect over
+a unix socket. Each gets the whole zone, then every change.
 """
 
 from __future__ import annotations

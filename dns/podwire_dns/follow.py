@@ -1,4 +1,4 @@
-"""The server's end of the feed: connect to the feeder, take its zone, then its changes, for ever."""
+"""The server's end of the feed: connects to the feeder, takes its zone, then its changes, without end."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Names that are not ours: which upstream to ask, what to send, what to believe. Pure; upstream.py does the sending.
+"""Policy for names outside the zone: which upstream gets a query, what is sent, which answer is believed. Pure;
+upstream.py does the sending.
 
-Upstreams are asked in the order configured, or as the policy says. One that does not answer within its patience (four
-times its usual answer time) is joined by the next one, and both may still answer. After DOWN_AFTER silences in a row an
-upstream is down: it is asked last, and once in PROBE_EVERY seconds one query goes to it as well as to a healthy one,
+Upstreams are used in the configured order, or as the policy says. When an upstream exceeds its patience (four times its
+usual answer time), the next one gets the query too, and both may still answer. After DOWN_AFTER time-outs in a row an
+upstream is down. Then it is used last, and every PROBE_EVERY seconds one query goes to it as well as to a healthy one,
 until it answers.
 """
 

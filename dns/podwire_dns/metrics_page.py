@@ -1,5 +1,8 @@
-"""The page of /metrics: the names and labels that dashboards made for CoreDNS expect (its older and newer ones for
-upstreams), and podwire_dns_* for what CoreDNS has not. Pure."""
+"""The page of /metrics. Pure.
+
+It has the names and labels that CoreDNS's dashboards expect (for upstreams the older and the newer ones), and
+podwire_dns_* for figures that CoreDNS lacks.
+"""
 
 from __future__ import annotations
 

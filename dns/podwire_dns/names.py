@@ -1,7 +1,7 @@
 """Names in their two forms, and the grammar of the names that Kubernetes gives to Services, endpoints and pods.
 
-Text names are lower case, end in a dot, and hold only letters, digits, '-', '_' and '.', which is all that Kubernetes
-makes; names that clients ask for stay in wire form (RFC 1035 section 3.1), where any byte is allowed.
+Text names are lower case, end in a dot, and contain only letters, digits, '-', '_' and '.', as Kubernetes makes them.
+Names in queries stay in wire form (RFC 1035 section 3.1), where any byte is allowed.
 """
 
 from __future__ import annotations

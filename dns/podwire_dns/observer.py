@@ -1,4 +1,4 @@
-"""Counts what was answered and, where asked to, writes a line for each query. Used by several threads."""
+"""Counts answers and, on request, logs a line for each query. Several threads use it."""
 
 from __future__ import annotations
 

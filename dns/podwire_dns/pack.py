@@ -1,7 +1,7 @@
-"""Records packed by hand into values, the answers that wait for their questions (their form: wire.py).
+"""Packs records by hand into values, the answers that wait for their questions (for their form see wire.py).
 
-A quarter of a million of them are made at a start, so each is a few concatenations; what all answers of a kind share is
-packed once, in `Packer`. Owners point at the question (offset 12); SRV targets stand uncompressed (RFC 2782).
+A start makes a quarter of a million of them, so each is a few concatenations. The part that all answers of a kind share
+is packed once, in `Packer`. Owners point at the question (offset 12). SRV targets are uncompressed (RFC 2782).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What a Corefile's `rewrite name`, `template` and `hosts` do to a question. Pure; the files' texts are given.
+"""The rules of a Corefile: `rewrite name`, `template` and `hosts` change or answer a question. Pure; the text of files
+is an argument.
 
-A question belongs to the block whose zone fits best. First its rewrite rules are applied in order (`continue` goes on
-with the next one), then templates and hosts of the block may answer; what they leave is the cluster's or an upstream's.
-An answer to a rewritten question is put back: the question as it was asked, and the names in it as the rule says.
+A question belongs to the block whose zone fits best. Its rewrite rules are applied in order (`continue` goes on with
+the next one). Then the block's templates and hosts may answer. If they do not, the cluster or an upstream answers. The
+answer to a rewritten question is changed back: it has the question as it was asked, and the names that the rule wants.
 """
 
 from __future__ import annotations

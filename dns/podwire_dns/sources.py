@@ -1,5 +1,5 @@
-"""The settings a role really works with: its own, the Corefile's, and what stands in resolv.conf and hosts files; and
-whether one of these files has changed."""
+"""The effective settings of a role: its own, the Corefile's, and the content of resolv.conf and hosts files. It also
+tells whether one of these files has changed."""
 
 from __future__ import annotations
 

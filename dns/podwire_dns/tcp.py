@@ -1,4 +1,4 @@
-"""TCP: several queries may be under way on one connection, and are answered as they become ready (RFC 7766)."""
+"""TCP: a connection may carry several queries at once, and each is answered as soon as it is ready (RFC 7766)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""The thread of one UDP socket: receive, look up, send. In batches through native/batch.c where that was compiled, else
-one packet at a time. What must wait for an upstream is handed to the event loop."""
+"""The thread of one UDP socket: receive, look up, send.
+
+It works in batches through native/batch.c where that was compiled, and one packet at a time elsewhere. A query that
+must wait for an upstream is handed to the event loop.
+"""
 
 from __future__ import annotations
 

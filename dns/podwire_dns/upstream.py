@@ -1,7 +1,7 @@
-"""Names that are not ours are asked of upstreams here: one flight for all who ask the same, and who is asked when.
+"""Sends queries for names outside the zone to upstreams. Equal questions share one flight.
 
-What to send and what to believe is forward.py's; the packets are exchange.py's. Everything is a call-back in one event
-loop: a query that misses the cache costs one socket and no task.
+forward.py decides what to send and which answer to believe; exchange.py has the sockets. Everything is a call-back in
+one event loop: a query that misses the cache costs one socket and no task.
 """
 
 from __future__ import annotations

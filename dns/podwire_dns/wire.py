@@ -1,7 +1,7 @@
-"""The DNS message on the wire: queries taken apart, answers put together, cut to size. RFC 1035, 6891, 7873, 8906.
+"""The DNS message: parses queries, assembles answers, and cuts them to size. RFC 1035, 6891, 7873, 8906.
 
-An answer without its head is a *value*: ANCOUNT, NSCOUNT, ARCOUNT (two bytes each), then the records. The question
-always sits at offset 12 and is echoed byte by byte, so that compression pointers in a value stay true for every client.
+An answer without its head is a *value*: ANCOUNT, NSCOUNT, ARCOUNT (two bytes each), then the records. The question is
+always at offset 12 and is echoed byte by byte, so compression pointers in a value are true for every client.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the cluster's names are, as a server has it in memory. Pure; a feeder's messages fill it, answer.py reads it."""
+"""The cluster's names in a server's memory. Pure; a feeder's messages fill it, answer.py reads it."""
 
 from __future__ import annotations
 

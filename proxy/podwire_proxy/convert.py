@@ -1,9 +1,8 @@
-"""Kubernetes objects -> model. Pure; what is unusable is left out and told as a problem that names the field.
+"""Kubernetes objects -> model. Pure. Unusable parts are left out, and each is reported with its field.
 
-Which objects count: ExternalName and headless Services have no frontends; the label
-service.kubernetes.io/service-proxy-name gives a Service to another proxy, service.kubernetes.io/headless takes an
-EndpointSlice out. Condition defaults (ready and serving true, terminating false) are the EndpointSlice API's,
-discovery.k8s.io/v1.
+ExternalName and headless Services have no frontends. The label service.kubernetes.io/service-proxy-name gives a Service
+to another proxy, and service.kubernetes.io/headless excludes an EndpointSlice. Condition defaults (ready and serving
+true, terminating false) are the EndpointSlice API's, discovery.k8s.io/v1.
 """
 
 from __future__ import annotations

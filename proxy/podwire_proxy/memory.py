@@ -1,4 +1,4 @@
-"""The process's memory: as much at the end of a day of changes as at its beginning."""
+"""Keeps the process's memory constant over a day of changes."""
 
 from __future__ import annotations
 

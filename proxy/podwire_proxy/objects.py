@@ -1,4 +1,4 @@
-"""Small readings and makings of Kubernetes objects that the role needs beside the rules. Pure."""
+"""Helpers that read and make Kubernetes objects for the role, apart from the rules. Pure."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""When to sync. Pure: `now` is seconds of any monotonic clock.
+"""Decides when to sync. Pure: `now` is seconds of any monotonic clock.
 
-The first change after a quiet time is written at once; a burst is gathered, at most one sync an interval, and after a
-sync that took longer than that at most half of the time goes into syncs (iptables writes a table of any size whole). A
-sync that failed is tried again, as a full one, after a pause that doubles; where another program was in the way, soon.
+The first change after a quiet time is written at once. A burst is gathered: at most one sync in an interval. If a sync
+took longer than the interval, at most half of the time goes into syncs (iptables writes a table of any size whole). A
+failed sync is tried again, as a full one, after a pause that doubles. If another program held the lock, it is tried
+again soon.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Doing one thing in another network namespace: a thread goes there and ends, so nobody else is moved."""
+"""Calls a function in another network namespace. A thread enters the namespace and ends, so no other thread is
+moved."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which address a pod gets: the next free one behind the last that was given.
+"""Chooses the address of a pod: the next free one after the last that was given.
 
-Round robin, and one that a pod had rests before another has it: peers' caches, conntrack entries and DNS answers can
-run out meanwhile. Only when nothing else is left is one given before its time, the one that rested longest.
+The order is round robin, and a released address rests before another pod gets it. Meanwhile caches of peers, conntrack
+entries and DNS answers can expire. If no other address is left, the one that has rested longest is given early.
 """
 
 from __future__ import annotations

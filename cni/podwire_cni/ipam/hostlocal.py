@@ -1,9 +1,10 @@
-"""Taking over from the reference plugin host-local: its directory has a file an address, with container and interface.
+"""Takes over the leases of the reference plugin host-local. Its directory has a file for each address, with container
+and interface.
 
-A pod that the old plugins wired keeps its address until its DEL or a GC, which now comes to us. What is older than the
-machine's boot is nobody's: host-local forgets nothing by itself. A file goes once our lease is on disk, so a second run
-finds what the first one left. The old plugins' configuration has to be gone by then: a host-local without its files
-would give the addresses again.
+A pod that the old plugins attached keeps its address until its DEL or a GC, which the runtime now sends to us. A file
+older than the machine's boot belongs to no pod, because host-local forgets nothing by itself. A file is removed once
+our lease is on disk, so a second run finds what the first one left. The configuration of the old plugins has to be
+removed before: a host-local without its files would give the addresses again.
 """
 
 from __future__ import annotations

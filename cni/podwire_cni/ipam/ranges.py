@@ -1,4 +1,4 @@
-"""Walking the addresses of a range set, in order and without listing them (an IPv6 /64 has too many)."""
+"""Iterates over the addresses of a range set in order, without a list of them (an IPv6 /64 has too many)."""
 
 from __future__ import annotations
 

@@ -1,15 +1,14 @@
-"""Leases on disk: one small file an address, so that `ls` shows them and each stands or falls alone.
+"""Leases on disk. Each address has one small file, so `ls` shows them, and a damaged file affects one address only.
 
-A file appears whole or not at all (written beside, then renamed; the lock makes sure that nobody else does); a second
-line is appended when its ADD is done, both before the result is printed. A crash of the process loses nothing that it
-wrote. There is no fsync on purpose: a power failure, which alone could tear or lose a file, also ends every pod that
-held an address, and the boot id in each lease then is another one. So no outcome depends on it. (The reference plugin
-host-local does none.)
+A file appears whole or not at all: it is written beside its place and then renamed, and a lock keeps other writers out.
+A second line is appended when the ADD is done. Both happen before the result is printed, so a crash of the process
+loses nothing that it wrote. There is no fsync, on purpose. Only a power failure could tear or lose a file, but it also
+ends every pod that held an address, and the boot id in each lease is then another one. So no outcome depends on fsync.
+(The reference plugin host-local does none.)
 
-A lease that is given back becomes `.rest-ADDRESS` for a while; when that was is the time of its change (ctime).
+A released lease becomes `.rest-ADDRESS` for a while. Its change time (ctime) is the time of the release.
 
-A file that says nothing sensible keeps its address from being given until nobody in the kernel has it, or it is known
-whose.
+The address of an unreadable file is not given until no pod in the kernel has it, or its owner is known.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""client.c in Python, for hosts where nothing could be compiled: the same protocol, variables, keys and error codes.
+"""client.c in Python, for hosts where nothing could be compiled. Protocol, variables, keys and error codes are the
+same.
 
-Standard library only: the runtime starts it with whatever python3 the host has.
+It uses the standard library only, because the runtime starts it with the host's own python3.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""pause.c in Python, for hosts where nothing could be compiled. Run as a program; imports only what must be."""
+"""pause.c in Python, for hosts where nothing could be compiled. It runs as a program and imports as little as
+possible."""
 
 import os
 import signal

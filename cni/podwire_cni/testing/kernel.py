@@ -1,4 +1,4 @@
-"""A Kernel that only remembers: links, neighbours and the steps of each pod, with failures on demand."""
+"""A Kernel that records links, neighbours and the steps of each pod, and fails on demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Store without a disk, for tests here and in other packages; the real one is held to the same table of cases."""
+"""A Store without a disk, for tests of this and other packages. The real one passes the same table of cases."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""A zone's answers and names in table.c, where the threads of batch.c find them whatever the interpreter does. Behaves
-as the dict and the set that it stands for, as far as a server needs that."""
+"""A zone's answers and names in table.c, where the threads of batch.c find them whatever the interpreter does.
+
+It behaves like a dict and a set, as far as a server needs that.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The conformance table and its helpers, for the unit tests, the netns-tests and anybody's own server."""
+"""The conformance table and its helpers, for the unit tests, for netns-tests and for other DNS servers."""

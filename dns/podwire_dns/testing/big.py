@@ -1,4 +1,4 @@
-"""A large cluster, for benches and for tests that count work: 257,000 answers at the default size."""
+"""A large cluster, for benches and for tests that count work. It has 257,000 answers at the default size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From objects to an Answerer without any process between."""
+"""Makes an Answerer from objects, without a process between."""
 
 from __future__ import annotations
 

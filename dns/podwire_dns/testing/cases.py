@@ -1,7 +1,7 @@
-"""One small cluster and what a client must see of it: the Kubernetes DNS specification 1.1.0, CoreDNS where it is
-silent.
+"""One small cluster and the answers that a client must see: the Kubernetes DNS specification 1.1.0, and CoreDNS where
+that is silent.
 
-Every case is asked of the pure answerer and, over UDP and TCP, of the running server.
+Every case goes to the pure answerer and, over UDP and TCP, to the running server.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Messages at the edge of what a query may be, and what must come back: RFC 1035, 6891, 7873, 8906; silence where
-`rcode` is empty. And what a client must see of pods' names in the other two modes, and before the first zone is
-there."""
+"""Edge cases of messages, and the response that each must get (RFC 1035, 6891, 7873, 8906). An empty `rcode` means
+silence.
+
+Also the answers for names of pods in the other two modes, and the answers before the first zone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two judges of every response, dnslib and dnspython: both must read it, and read the same."""
+"""Two judges of every response, dnslib and dnspython: both must read it, and with the same result."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A resolver that works everything out from the objects at each question: slow, and meant to be obviously right.
+"""A resolver that computes each answer from the objects: slow, and meant to be obviously right.
 
-It shares no code with the rest of this package, so that the two can be held against one another.
+It shares no code with the rest of this package, so that tests can compare the two.
 """
 
 from __future__ import annotations

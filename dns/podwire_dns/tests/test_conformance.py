@@ -1,8 +1,8 @@
-"""The whole table over real sockets, UDP and TCP, received in batches and packet by packet; and that the table is large
-enough.
+"""The whole table over real sockets, UDP and TCP, received in batches and packet by packet. And a check that the table
+is large enough.
 
-netns-tests ask the running processes the same; here all modes of pods' names, and a server without a zone, are asked
-too.
+netns-tests send the same to the running processes. Here all modes of pods' names, and a server without a zone, are
+tested too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An existing Corefile carries over, and what does not is named with its line."""
+"""An existing Corefile carries over, and every unsupported line is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every answer can say where it comes from, and every absence why."""
+"""Every answer can name its source, and every absence its reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which upstream is asked, what is believed, how long it is kept, and aliases that lead outside."""
+"""Which upstream gets a query, which answers are believed and how long they are kept, and aliases to names outside."""
 
 from __future__ import annotations
 

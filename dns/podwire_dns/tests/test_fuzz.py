@@ -1,5 +1,4 @@
-"""Mutated packets: whatever arrives, there is no exception, no answer to an answer, and no answer larger than
-allowed."""
+"""Mutated packets never cause an exception, an answer to an answer, or an answer larger than allowed."""
 
 from __future__ import annotations
 

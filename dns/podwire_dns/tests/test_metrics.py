@@ -1,5 +1,4 @@
-"""/metrics of a server that was asked, forwarded, and was fed: the names, labels and sums that dashboards are made
-of."""
+"""/metrics after queries, forwarding and a feed: the names, labels and sums that dashboards use."""
 
 from __future__ import annotations
 

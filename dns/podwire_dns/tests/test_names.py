@@ -1,4 +1,4 @@
-"""Names, reverse zones, and the settings that are made of them."""
+"""Names, reverse zones, and the settings that are made from them."""
 
 from __future__ import annotations
 

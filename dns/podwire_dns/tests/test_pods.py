@@ -1,4 +1,4 @@
-"""Names of pods in the mode "verified": answered while such a pod exists, and deltas equal a fresh build."""
+"""Names of pods in the mode "verified": they are answered while such a pod exists, and deltas equal a fresh build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random clusters: every answer against the obvious resolver, and every history of changes against a fresh build."""
+"""Random clusters: every answer equals the obvious resolver's, and every history of changes equals a fresh build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conformance table, asked of the pure answerer as UDP and as TCP would ask."""
+"""The conformance table, sent to the pure answerer as UDP and as TCP."""
 
 from __future__ import annotations
 

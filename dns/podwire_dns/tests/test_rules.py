@@ -1,4 +1,4 @@
-"""hosts, template and rewrite of a Corefile: what a client sees of them."""
+"""hosts, template and rewrite of a Corefile, as a client sees them."""
 
 from __future__ import annotations
 

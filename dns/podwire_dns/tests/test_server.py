@@ -1,4 +1,5 @@
-"""Feeder and server joined by their socket, without root: what is fed is served, and a lost feeder is survived."""
+"""Feeder and server joined by their socket, without root: the server serves what it is fed, and survives a lost
+feeder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings from files: what is taken, what is passed over and said so, and what is refused."""
+"""Settings from files: accepted ones, skipped ones with their notes, and refused ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The message: flags, EDNS, sizes, errors, and what deserves silence."""
+"""The message: flags, EDNS, sizes, errors, and queries that get silence."""
 
 from __future__ import annotations
 

@@ -1,19 +1,18 @@
-"""Which node answers for a load balancer's address. Pure: `now` is seconds of any monotonic clock.
+"""Elects the node that answers for a load balancer's address. Pure: `now` is seconds of any monotonic clock.
 
-No leader, no lock, no write to the API: every node broadcasts a small beat on the nodes' own wire, and each computes
-the same answer from the beats it hears, the highest hash of address and node among those that can serve the address. So
-one node's end moves only the addresses it had, and what counts as alive is judged where it matters, on the wire that
-the clients use.
+There is no leader, no lock and no write to the API. Every node broadcasts a small beat on the nodes' own link. From the
+beats that it receives, each node computes the same answer: the highest hash of address and node among the nodes that
+can serve the address. So the end of a node moves only its own addresses. A node counts as alive if its beats arrive on
+the link that the clients use.
 
-A node can serve if it is heard, knows the cluster (its first lists are there), and is not cut off from the API: its
-view of Services would go stale. An API server that is away for everyone moves nothing: a node counts as cut off only
-while another one has talked with the API server for a second without a break. Owners and a few witnesses ask it, so
-that the load does not grow with the cluster.
+A node can serve an address if its beats arrive, its first lists are complete, and it is not cut off from the API: its
+view of Services would become stale. An API server that is away for all nodes moves nothing. A node counts as cut off
+only while another node has talked with the API server for a second without a break. Only owners and a few witnesses
+send requests for this, so the load does not grow with the cluster.
 
     beat every 0.25 s; a node unheard for 1 s is gone; a starting node listens for 1.2 s before it answers for anything.
 
-Who stood still (a process that got no time, a paused machine) did not listen meanwhile, and takes nobody's silence for
-an end.
+A node that was paused ignores missed beats until it has listened for a full interval.
 """
 
 from __future__ import annotations

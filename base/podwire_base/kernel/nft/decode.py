@@ -1,7 +1,6 @@
-"""Expressions as the kernel dumps them -> expr.py's data. Pure. Sources: as codec.py's.
+"""Expressions as the kernel dumps them -> the data of expr.py. Pure. The sources are those of codec.py.
 
-What this package cannot write it need not read: such an expression becomes Foreign, which keeps the kernel's name for
-it.
+An expression that this package cannot write becomes Foreign, which keeps the kernel's name for it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A table with its rules, loaded whole (idempotent, atomic: the old content is replaced in the same commit):
 
-    from podwire_proxy import nft
+    from podwire_base.kernel.nft import ruleset as nft, socket
 
     table = nft.Table("ip", "example")
     nets = nft.Set(table, "cluster", ("ipv4_addr",), interval=True)
