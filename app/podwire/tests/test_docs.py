@@ -144,7 +144,9 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
         assert not anchor or where.suffix != ".md" or anchor in anchors(where), target
 
 
-NAMED = re.compile(r"`((?:app|base|bench|cni|controlplane|deploy|dns|netns-tests|proxy|tools)/[\w./-]*\.\w+)(?::([\w.]+))?`")
+NAMED = re.compile(
+    r"`((?:app|base|bench|cni|controlplane|deploy|dns|netns-tests|proxy|tools)/[\w./-]*\.\w+)(?::([\w.]+))?`"
+)
 
 
 def named(path: str, name: str) -> bool:
