@@ -28,8 +28,6 @@ help:            ## this list
 define need  # $(1): command:package pairs. Installs with apt-get as root; else says what is missing.
 	@missing=""; for pair in $(1); do command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair#*:}"; done; \
 	apt=; [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt=yes; \
-	command -v musl-gcc >/dev/null || command -v $$(uname -m)-linux-musl-gcc >/dev/null \
-	|| { [ -z "$$apt" ] && command -v cc >/dev/null; } || missing="$$missing musl-tools"; \
 	python3 -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || missing="$$missing python3 python3-venv"; \
 	[ -z "$$missing" ] && exit 0; \
 	if [ "$$apt" ]; then \
@@ -38,11 +36,23 @@ define need  # $(1): command:package pairs. Installs with apt-get as root; else 
 	else echo "missing, please install:$$missing" >&2; exit 1; fi
 endef
 
+# Compilers and Python's headers. Installed with apt-get as root; podwire works without them, slower, and says so.
+define compilers
+	@python=$$([ -x $(BIN)/python ] && echo $(BIN)/python || echo python3); \
+	[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || exit 0; \
+	wanted=$$(PYTHONPATH=tools $$python -m nativebuild.toolchain); [ -n "$$wanted" ] || exit 0; \
+	echo "installing Debian packages:" $$wanted; \
+	{ $(APT) update && $(APT) install -y --no-install-recommends $$wanted; } >/dev/null \
+	|| echo "could not be installed:" $$wanted >&2
+endef
+
 packages:
 	$(call need,$(TOOLS))
+	$(compilers)
 
 test-packages:
 	$(call need,$(TOOLS) $(TEST_TOOLS))
+	$(compilers)
 	@command -v vagrant >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || { \
 	  echo "installing vagrant, which checks the Vagrantfile"; \
 	  { $(APT) update && $(APT) install -y --no-install-recommends vagrant; } >/dev/null 2>&1 \
@@ -58,11 +68,13 @@ endef
 
 $(VENV)/.installed: pyproject.toml hatch_build.py $(NATIVE) | packages
 	$(call pip_install,.)
+	@$(BIN)/python -m podwire.compiled
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml hatch_build.py $(NATIVE) | test-packages-if-root
 	$(call pip_install,.[dev])
 	@$(MAKE) -s with-iptables 2>/dev/null || echo "python-iptables could not be built (it needs gcc): its tests are left out"
+	@$(BIN)/python -m podwire.compiled
 	@touch $@ $(VENV)/.installed
 
 .PHONY: with-iptables

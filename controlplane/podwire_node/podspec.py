@@ -37,16 +37,11 @@ def image_name(image: str) -> str:
     return tagged.rsplit(":", 1)[0] if ":" in tagged.rsplit("/", 1)[-1] else tagged
 
 
-def entrypoint(image: str, echo: str | None) -> list[str]:
-    """The default command of an image that the netns runtime has. echo: path of podwire-echo in the container."""
+def entrypoint(image: str, echo: list[str]) -> list[str]:
+    """The default command of an image that the netns runtime has. echo: that of podwire-echo in the container."""
     repository = image_name(image)
     if repository == ECHO:
-        if echo is None:
-            raise Refused(
-                "ErrImageNeverPull",
-                "podwire.io/echo needs the native podwire-echo: install a C compiler and podwire again",
-            )
-        return [echo]
+        return echo
     if repository == HOST:
         return []
     raise Refused(
@@ -107,7 +102,7 @@ def environment(pod: Object, container: Object, address: str, host_address: str)
     return env
 
 
-def command(container: Object, env: dict[str, str], echo: str | None) -> list[str]:
+def command(container: Object, env: dict[str, str], echo: list[str]) -> list[str]:
     """argv: the image's entrypoint, replaced by `command` and followed by `args`."""
     base = entrypoint(str(container["image"]), echo)
     words = [*(container.get("command") or base), *(container.get("args") or [])]

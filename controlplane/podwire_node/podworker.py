@@ -19,7 +19,7 @@ from . import podspec, probes
 from .cni_runtime import Attachment, CniFailed, CniRuntime, addresses
 from .podspec import NodeDns, Refused
 from .podstatus import ContainerState, backoff, pod_status, restart_wanted, terminated
-from .runtime import ECHO_IN_POD, Container, Process, RuntimeFailed, Sandbox, echo_binary
+from .runtime import ECHO_IN_POD, Container, Process, RuntimeFailed, Sandbox, echo_command
 
 log = logs.get("node")
 _SANDBOX_RETRY_FIRST, _SANDBOX_RETRY_LAST = 0.1, 10.0
@@ -226,7 +226,7 @@ class PodWorker:
         self._due.pop(state.name, None)
         try:
             env = podspec.environment(self.pod, container, self.addresses[0], self.host.node_address)
-            words = podspec.command(container, env, ECHO_IN_POD if echo_binary() else None)
+            words = podspec.command(container, env, echo_command(ECHO_IN_POD))
             tmpfs = podspec.volumes(self.pod, container)
         except Refused as err:
             if state.message != str(err):

@@ -19,10 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from podwire_base import native
+
 from . import shim
 
 _START_TIMEOUT = 10.0
 ECHO_IN_POD = "/usr/local/bin/podwire-echo"
+NATIVE = Path(__file__).parent / "native"
+ECHO_STANDIN = NATIVE / "echo.py"
 
 
 class RuntimeFailed(Exception):
@@ -86,8 +90,17 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def echo_binary() -> Path | None:
-    path = Path(__file__).parent / "native" / "bin" / "podwire-echo"
-    return path if os.access(path, os.X_OK) else None
+    """The compiled podwire-echo, None where it was not built."""
+    return native.program(NATIVE, "podwire-echo")
+
+
+def echo_command(at: str = "") -> list[str]:
+    """argv of podwire-echo: the compiled one, or echo.py by this interpreter. at: where the pod sees the program."""
+    compiled = echo_binary()
+    if compiled:
+        return [at or str(compiled)]
+    # The interpreter itself: a venv may lie where a pod sees nothing.
+    return [os.path.realpath(sys.executable), "-IS", at or str(ECHO_STANDIN)]
 
 
 async def _spawn_shim(spec_file: Path, spec: dict[str, Any], state: Path) -> dict[str, Any]:
@@ -228,8 +241,7 @@ class Container:
             source = self.directory / path.strip("/").replace("/", "_")
             source.write_text(text)
             binds.append([str(source), path, "rw"])
-        if echo := echo_binary():
-            binds.append([str(echo), ECHO_IN_POD, "ro"])
+        binds.append([str(echo_binary() or ECHO_STANDIN), ECHO_IN_POD, "ro"])
         spec = {
             "kind": "container",
             "pause": pause.pid,

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Sequence
@@ -58,8 +59,26 @@ def find(*, musl: bool, flags: Sequence[str]) -> tuple[str | None, str]:
     return None, "; ".join(words) or "no C compiler (Debian: gcc and libc6-dev)"
 
 
+def has_headers() -> bool:
+    return (Path(sysconfig.get_path("include")) / "Python.h").exists()
+
+
 def module_problem() -> str:
     """What the interpreter that builds lacks for modules, "" where it has all."""
-    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+    if not has_headers():
         return "no Python.h (Debian: python3-dev)"
     return "" if importlib.util.find_spec("cffi") else "no cffi"
+
+
+def packages() -> list[str]:
+    """Debian's packages that a whole build on this machine, by this interpreter, lacks."""
+    wanted = [] if find(musl=False, flags=())[0] else ["gcc", "libc6-dev"]
+    if "musl" not in (find(musl=True, flags=("-static",))[0] or ""):
+        wanted.append("musl-tools")
+    if not has_headers() and sys.base_prefix == "/usr":  # any other Python was not made of packages
+        wanted.append(f"python3.{sys.version_info.minor}-dev")
+    return wanted
+
+
+if __name__ == "__main__":
+    print(*packages())

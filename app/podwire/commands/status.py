@@ -14,8 +14,8 @@ from podwire_base.kube.meta import Object, key, name
 from podwire_base.kube.table import COLUMNS
 from podwire_base.role.supervisor import read_state
 from podwire_node.kubelet import ROLES
-from podwire_node.runtime import echo_binary
 
+from .. import compiled
 from ..cluster.lifecycle import clusters
 from .common import kubeconfig_option, make_table, out, print_table, with_api
 
@@ -122,13 +122,6 @@ def _processes() -> list[dict[str, Any]]:
     return rows
 
 
-def _left_out() -> list[str]:
-    """Native programs that this installation lacks."""
-    from podwire_cni.native import is_compiled
-
-    return [*(() if is_compiled() else ("podwire-cni", "podwire-pause")), *(() if echo_binary() else ("podwire-echo",))]
-
-
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @kubeconfig_option
@@ -146,8 +139,8 @@ def status(as_json: bool, kubeconfig: str | None) -> None:
         click.echo(json.dumps(data, indent=2))
         return
     _print(data)
-    if left_out := _left_out():
-        out.print(f"not compiled, so slower or missing: {', '.join(left_out)}; install musl-tools and podwire again")
+    for line in compiled.lines(compiled.missing()):
+        out.print(line, highlight=False, markup=False)
     restarted = [p for p in data["processes"] if p["restarts"] or not p["pid"]]
     for row in restarted:
         out.print(

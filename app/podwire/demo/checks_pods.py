@@ -16,7 +16,7 @@ from typing import Any
 
 from podwire_base.kernel.netns import CLONE_NEWNET, call_in, in_thread, unshare
 from podwire_base.patience import patient
-from podwire_node.runtime import echo_binary
+from podwire_node.runtime import echo_command
 
 from .lab import DemoLab, NotYet, Pod, wait_for
 from .rows import Row
@@ -149,7 +149,7 @@ def _routes(lab: DemoLab, pod: Pod) -> str:
 def pause(lab: DemoLab) -> Iterator[Row]:
     """Kill a pod's container: it comes back in the same sandbox; what listened in the namespace never noticed."""
     pod, other = lab.pods("MyApp")[0], lab.pods("client")[0]
-    lab.spawn(pod.netns, str(echo_binary()), "--tcp", "9999")
+    lab.spawn(pod.netns, *echo_command(), "--tcp", "9999")
 
     def connect() -> socket.socket:
         sock = socket.create_connection((pod.address, 9999), patient(3))

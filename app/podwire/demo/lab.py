@@ -23,7 +23,7 @@ from podwire_base.kube.registry import of
 from podwire_base.patience import patient
 from podwire_node.podspec import PATH
 from podwire_node.podworker import enter_command
-from podwire_node.runtime import Container, Process, Sandbox, echo_binary, read
+from podwire_node.runtime import Container, Process, Sandbox, echo_command, read
 
 from ..cluster import network
 from ..cluster.config import ClusterConfig
@@ -265,12 +265,7 @@ class DemoLab:
         """A host and a client outside the cluster, and a DNS server upstream of it."""
         for host, address in (("outside", OUTSIDE_HOST), ("client", OUTSIDE_CLIENT), ("dns", UPSTREAM_DNS)):
             network.make_outside(self.config, host, address, address.rsplit(".", 1)[0] + ".1")
-        echo = echo_binary()
-        if echo is None:
-            raise NotYet(
-                "podwire-echo is not built: install a C compiler (musl-tools or gcc) and install podwire again"
-            )
-        self.spawn(self.outside("outside"), str(echo), "--http", "9376")
+        self.spawn(self.outside("outside"), *echo_command(), "--http", "9376")
         self.spawn(self.outside("dns"), sys.executable, "-m", "podwire.demo.upstream", UPSTREAM_DNS)
 
     def supervised(self, node: str | None, role: str) -> int:

@@ -11,21 +11,21 @@ from pathlib import Path
 
 from podwire_base import native
 
-_HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 
 
 def _compiled(program: str) -> Path | None:
-    return native.program(_HERE, program)
+    return native.program(FOLDER, program)
 
 
-def is_compiled() -> bool:
-    """Whether both programs are the native ones."""
-    return _compiled("podwire-cni") is not None and _compiled("podwire-pause") is not None
+def is_compiled(*programs: str) -> bool:
+    """Whether these programs, or both, are the native ones."""
+    return all(_compiled(program) for program in programs or ("podwire-cni", "podwire-pause"))
 
 
 def client_path() -> Path:
     """The CNI plugin binary, named `podwire-cni` as the plugin type in the conflist."""
-    return _compiled("podwire-cni") or _HERE / "standin" / "podwire-cni"
+    return _compiled("podwire-cni") or FOLDER / "standin" / "podwire-cni"
 
 
 def cni_bin_dir() -> Path:
@@ -36,4 +36,4 @@ def cni_bin_dir() -> Path:
 def pause_command() -> list[str]:
     """argv of the process that holds a pod's namespaces: blocks, reaps orphans, exits 0 at SIGTERM or SIGINT."""
     compiled = _compiled("podwire-pause")
-    return [str(compiled)] if compiled else [sys.executable, "-IS", str(_HERE / "pause.py")]
+    return [str(compiled)] if compiled else [sys.executable, "-IS", str(FOLDER / "pause.py")]

@@ -124,12 +124,11 @@ def test_environment() -> None:
 
 def test_commands_and_refusals() -> None:
     echo = {"name": "c", "image": "podwire.io/echo:1", "args": ["-p", "$(P)"]}
-    assert podspec.command(echo, {"P": "80"}, "/echo") == ["/echo", "-p", "80"]
-    assert podspec.command({**echo, "command": ["sh"]}, {"P": "80"}, "/echo") == ["sh", "-p", "80"]
+    assert podspec.command(echo, {"P": "80"}, ["/echo"]) == ["/echo", "-p", "80"]
+    assert podspec.command({**echo, "command": ["sh"]}, {"P": "80"}, ["/echo"]) == ["sh", "-p", "80"]
     for container, path, reason, word in (
-        (echo, None, "ErrImageNeverPull", "C compiler"),
-        ({"name": "c", "image": "nginx"}, "/echo", "ErrImageNeverPull", "nginx"),
-        ({"name": "c", "image": "podwire.io/host"}, None, "CreateContainerConfigError", "command"),
+        ({"name": "c", "image": "nginx"}, ["/echo"], "ErrImageNeverPull", "nginx"),
+        ({"name": "c", "image": "podwire.io/host"}, ["/echo"], "CreateContainerConfigError", "command"),
     ):
         with pytest.raises(podspec.Refused, match=word) as caught:
             podspec.command(container, {}, path)

@@ -91,6 +91,30 @@ def test_each_compiler_that_fails_is_named_with_its_reason(tmp_path: Path, monke
     assert compiler is None and "musl-gcc" in why and "cannot execute 'as'" in why
 
 
+@pytest.mark.parametrize(
+    ("plain", "static", "headers", "prefix", "wanted"),
+    [
+        ("cc", "musl-gcc", True, "/usr", []),
+        (None, None, False, "/usr", ["gcc", "libc6-dev", "musl-tools", f"python3.{sys.version_info.minor}-dev"]),
+        ("cc", "cc", False, "/usr", ["musl-tools", f"python3.{sys.version_info.minor}-dev"]),
+        ("cc", "x86_64-linux-musl-gcc", False, "/opt/python", []),
+    ],
+    ids=["all is there", "a fresh machine", "gcc alone", "a Python of its own"],
+)
+def test_the_packages_that_a_machine_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+    plain: str | None,
+    static: str | None,
+    headers: bool,
+    prefix: str,
+    wanted: list[str],
+) -> None:
+    monkeypatch.setattr(toolchain, "find", lambda *, musl, flags: (static if musl else plain, ""))
+    monkeypatch.setattr(toolchain, "has_headers", lambda: headers)
+    monkeypatch.setattr(sys, "base_prefix", prefix)
+    assert toolchain.packages() == wanted
+
+
 def test_without_headers_the_programs_are_built_and_the_modules_not(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""podwire-echo says what it should."""
+"""podwire-echo says what it should: the compiled one and the Python one that stands in."""
 
 from __future__ import annotations
 
@@ -6,26 +6,30 @@ import json
 import socket
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
 from lab.netns import Lab
 from lab.patience import patient
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def _echo() -> str:
-    path = ROOT / "controlplane/podwire_node/native/bin/podwire-echo"
-    assert path.exists(), "install podwire again: its native programs are compiled then"
-    return str(path)
+from podwire_base.native import reason
+from podwire_node import runtime
 
 
-def test_echo_answers_http_tcp_and_udp_with_the_peers_address(lab: Lab) -> None:
+@pytest.fixture(params=["compiled", "python"])
+def echo(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    if request.param == "python":
+        monkeypatch.setattr(runtime, "echo_binary", lambda: None)
+    elif runtime.echo_binary() is None:
+        why = reason(runtime.NATIVE, "podwire-echo")
+        assert why, "install podwire again: its native programs are compiled then"
+        pytest.skip(f"podwire-echo is not compiled: {why}")
+    return runtime.echo_command()
+
+
+def test_echo_answers_http_tcp_and_udp_with_the_peers_address(lab: Lab, echo: list[str]) -> None:
     server, client = lab.netns("server"), lab.netns("client")
     lab.wire(server, "eth0", client, "eth0", "10.9.0.1/24", "10.9.0.2/24")
-    process = server.popen([_echo(), "--http", "80", "--tcp", "7", "--udp", "7"])
+    process = server.popen([*echo, "--http", "80", "--tcp", "7", "--udp", "7"])
 
     def ask(kind: int, port: int, data: bytes) -> bytes:
         for _ in range(1000):
@@ -53,7 +57,7 @@ def test_echo_answers_http_tcp_and_udp_with_the_peers_address(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("words", [["--http", "0"], ["--sctp", "1"], ["--http"], ["x"]])
-def test_echo_names_a_wrong_argument(words: list[str]) -> None:
-    done = subprocess.run([_echo(), *words], capture_output=True, text=True, timeout=patient(5), check=False)
+def test_echo_names_a_wrong_argument(words: list[str], echo: list[str]) -> None:
+    done = subprocess.run([*echo, *words], capture_output=True, text=True, timeout=patient(5), check=False)
     assert done.returncode == 2
     assert words[0] in done.stderr

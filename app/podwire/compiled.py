@@ -1,0 +1,59 @@
+"""What of podwire's C is not compiled here, why, and what that costs.
+
+`podwire status` and the last lines of `make install` (`python -m podwire.compiled`) say so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REMEDY = "install gcc, libc6-dev, musl-tools and python3-dev (Debian's names), then podwire again (make clean install)"
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """One program or module that Python stands in for."""
+
+    name: str
+    costs: str
+    why: str
+
+
+def missing() -> list[Missing]:
+    """All that is not compiled; empty where nothing is slower than it could be."""
+    from podwire_base.native import reason
+    from podwire_cni import native as cni
+    from podwire_cni.native import attach
+    from podwire_dns import native as dns
+    from podwire_node import runtime
+
+    programs = (
+        ("podwire-cni", cni.is_compiled("podwire-cni"), cni.FOLDER, "a call of the plugin takes 20 ms more"),
+        ("podwire-pause", cni.is_compiled("podwire-pause"), cni.FOLDER, "a pod takes 10 MB more"),
+        ("podwire-echo", runtime.echo_binary() is not None, runtime.NATIVE, "the test server starts 50 ms later"),
+    )
+    libraries = (
+        ("the attach module", attach.library(), "pods are attached step by step"),
+        ("the packets module", dns.library(), "the DNS server receives one packet at a time"),
+    )
+    return [
+        *(Missing(name, costs, reason(folder, name)) for name, there, folder, costs in programs if not there),
+        *(Missing(name, costs, found.problem) for name, found, costs in libraries if found.module is None),
+    ]
+
+
+def lines(found: list[Missing]) -> list[str]:
+    """What a user reads; nothing where all is compiled. Reasons that several have stand once."""
+    if not found:
+        return []
+    by_reason: dict[str, list[Missing]] = {}
+    for part in found:
+        by_reason.setdefault(part.why.splitlines()[0] if part.why else "not built", []).append(part)
+    told = [
+        f"  {', '.join(f'{part.name} ({part.costs})' for part in parts)}: {why}" for why, parts in by_reason.items()
+    ]
+    return ["podwire works, but slower: Python stands in for what is not compiled", *told, f"  to have it: {REMEDY}"]
+
+
+if __name__ == "__main__":
+    print("\n".join(lines(missing()) or ["all native programs and modules are compiled"]))
