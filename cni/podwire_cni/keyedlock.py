@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 class KeyedLock:
-    """Locks by name that exist as long as somebody has them. Who has one may take it again."""
+    """Locks by name. A lock exists as long as it is held or awaited, and its holder may take it again."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -16,10 +16,11 @@ class KeyedLock:
 
     @contextlib.contextmanager
     def of(self, owner: str, patience: float = -1) -> Iterator[bool]:
-        """Yields whether it is the caller's turn: False where others had theirs for all of `patience` seconds (-1: for
+        """Yields whether the caller holds the lock: False where others held it for all of `patience` seconds (-1: for
         ever).
 
-        Who has a turn already and wants another's must not wait for ever: the other may want his.
+        A caller that already holds a lock must not wait for ever for another one: its holder may wait for the
+        first.
         """
         with self._guard:
             lock, users = self._locks.get(owner, (threading.RLock(), 0))

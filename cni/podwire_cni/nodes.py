@@ -27,8 +27,8 @@ ONLINK, NOARP, PERMANENT, NODAD = 4, 0x40, 0x80, 0x02
 
 
 def near(addresses: Iterable[IPAddress]) -> tuple[frozenset[IPAddress], frozenset[IPAddress]]:
-    """(those that this node reaches without a router in between, those that it has no way to at all now). Our own
-    tunnels do not count as ways to nodes."""
+    """(addresses that this node reaches without a router, addresses that it has no route to now). Routes through
+    our own tunnels do not count."""
     found, lost = set(), set()
     with IPRoute() as ipr:
         for address in addresses:
@@ -56,7 +56,7 @@ def present(ipr: IPRoute, links: Mapping[int, str]) -> dict[IPNetwork, NextHop]:
 
 
 def sync(wires: Wires, ends: Sequence[Tunnel] = ()) -> tuple[list[str], list[str]]:
-    """Make it so. Returns (what was done, what the kernel refused); a refusal stops nothing else."""
+    """Apply `wires` to the kernel. Returns (changes, refusals of the kernel); a refusal stops nothing else."""
     done, refused = list[str](), list[str]()
     with IPRoute() as ipr:
         made = {end.link: end for end in ends}
@@ -122,7 +122,7 @@ def _end(ipr: IPRoute, end: Tunnel, done: list[str]) -> int:
         )
         done.append(f"tunnel {end.link} made, VNI {end.vni}, from {end.local or 'any address'}")
         found = ipr.get_links(ifname=end.link)
-        # No router is asked for, and no multicast group joined, where there is nobody to hear it.
+        # No router solicitation and no multicast group on a link without neighbours.
         for key, value in (("addr_gen_mode", "1"), ("accept_ra", "0")):
             path = Path("/proc/sys/net/ipv6/conf") / end.link / key
             if path.exists():

@@ -51,7 +51,7 @@ class OtherNet:
 
 @dataclass(frozen=True, slots=True)
 class NodeRules:
-    """What the tables say about the node. pod_cidrs: its own. native: what pods reach with their own address (CIDRs of
+    """The node's part of the tables. pod_cidrs: its own. native: what pods reach with their own address (CIDRs of
     the cluster, /32s of nodes); None: no masquerading at all."""
 
     pod_cidrs: tuple[str, ...]
@@ -63,7 +63,7 @@ class NodeRules:
 
 @dataclass(frozen=True, slots=True)
 class PodRules:
-    """What the tables say about one pod. port: the node's end of its veth."""
+    """One pod's part of the tables. port: the node's end of its veth."""
 
     port: str
     mac: str
@@ -106,7 +106,7 @@ def tables() -> tuple[nft.Table, ...]:
 
 
 def elements(pod: PodRules) -> Iterator[nft.Elements]:
-    """What stands for one pod in the tables."""
+    """The elements of one pod in the tables."""
     port, mac = _name(pod.port), _mac(pod)
     yield nft.Elements(PORTS, {port: None})
     yield nft.Elements(MACS, {nft.key(port, mac): None})
@@ -133,8 +133,8 @@ def elements(pod: PodRules) -> Iterator[nft.Elements]:
 
 
 def change(pod: PodRules, *, remove: bool = False) -> nft.Transaction:
-    """Adds `elements` of a pod, or takes them away. Adding them first makes it no error that one is missing, and an
-    error that a key now leads somewhere else: then it is somebody else's."""
+    """Adds `elements` of a pod, or removes them. A removal adds them first. So a missing element is no error, and a
+    key that now has another value is one: then it belongs to another pod."""
     parts = list(elements(pod))
     made = nft.Transaction().add(*parts)
     return made.delete(*parts) if remove else made
@@ -167,7 +167,7 @@ def _template(families: tuple[Family, ...], remove: bool) -> Template | None:
 
 
 def plan(node: NodeRules, pods: Iterable[PodRules]) -> nft.Transaction:
-    """The tables whole, in place of whatever is there."""
+    """The whole tables, in the place of the present ones."""
     tx = nft.Transaction().remake(BRIDGE_TABLE).add(PORTS, MACS, *SENDERS.values())
     tx.add(*(_spoofing() if node.anti_spoofing else ()))
     for family in FAMILIES:

@@ -84,7 +84,7 @@ class AddForwarding(NamedTuple):
 
 
 class Announce(NamedTuple):
-    """Tell everybody on the link's network who has these addresses now: gratuitous ARP, unsolicited neighbour
+    """Announce to the link's network which MAC has these addresses now: gratuitous ARP, unsolicited neighbour
     advertisement."""
 
     link: str
@@ -111,7 +111,7 @@ class LimitRate(NamedTuple):
 
 
 class Redirect(NamedTuple):
-    """All that comes in by `link` passes the queue of `to` first."""
+    """Every packet that comes in by `link` passes the queue of `to` first."""
 
     link: str
     to: str
@@ -155,7 +155,7 @@ Op = (
 
 
 def inverse(op: Op) -> Op | None:
-    """What undoes `op`; None where the end of the veth, or nothing at all, is enough."""
+    """The step that undoes `op`; None where deleting the veth is enough, or nothing is to be done."""
     if isinstance(op, CreateVeth):
         return DeleteLink(op.host)
     if isinstance(op, CreateIfb):

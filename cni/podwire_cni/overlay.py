@@ -59,7 +59,7 @@ class Tunnel:
 
 @dataclass(frozen=True, slots=True)
 class Wires:
-    """All that this node needs in its kernel to reach the other nodes' pods.
+    """The kernel state by which this node reaches the other nodes' pods.
 
     neighbours: (tunnel, next hop) -> MAC; forwarding: (tunnel, MAC) -> node. problems: peers that cannot be reached.
     """

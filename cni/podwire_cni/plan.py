@@ -78,7 +78,8 @@ def host_route(address: IPAddress) -> IPInterface:
 
 @dataclass(frozen=True, slots=True)
 class NodeNet:
-    """What pods of this node are wired to. `ranges`: a range set per IP family, from the node's podCIDRs.
+    """The network to which pods of this node are attached. `ranges`: a range set per IP family, from the node's
+    podCIDRs.
 
     mac: the bridge's, "" for one made of the first gateway; pods know it for as long as they live. gateways and
     bridge_mac follow from the rest.
@@ -106,7 +107,7 @@ class NodeNet:
         return host_route(address) if self.routed else ip_interface(f"{address}/{home.subnet.prefixlen}")
 
     def on_bridge(self) -> frozenset[IPInterface]:
-        """What the node has on the bridge."""
+        """The node's addresses on the bridge."""
         if not self.is_gateway:
             return frozenset()
         return frozenset(self.on_pod(r.gateway, r) for ranges in self.ranges for r in ranges)
@@ -125,8 +126,8 @@ class Plan:
 
 
 def alias_of(call: Call) -> str:
-    """What `ip link` says about the node's end: whose it is. The kernel takes 255 bytes; a pod's names may be
-    longer."""
+    """The alias of the node's end in `ip link`: the pod and its interface. The kernel takes 255 bytes; a pod's
+    names may be longer."""
     text = f"{call.pod or call.attachment.container_id} {call.attachment.ifname}"
     return text.encode(errors="replace")[:LONGEST_ALIAS].decode(errors="ignore")
 
@@ -230,7 +231,7 @@ class LinkSeen:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is really there for one attachment; None where a link is missing."""
+    """The kernel's state of one attachment; None where a link is missing."""
 
     pod_link: LinkSeen | None
     host_link: LinkSeen | None
@@ -241,7 +242,7 @@ class Seen:
 
 
 def differences(expected: Result, owner: Attachment, bridge: str, bandwidth: Bandwidth, seen: Seen) -> list[str]:
-    """How what is there differs from the result that the runtime remembers (prevResult); empty: all is well."""
+    """Differences between the kernel and the result that the runtime remembers (prevResult); empty: none."""
     found = []
     eth, host = owner.ifname, host_veth(owner)
     position = next((i for i, link in enumerate(expected.interfaces) if link.name == eth and link.sandbox), None)

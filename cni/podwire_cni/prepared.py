@@ -41,7 +41,7 @@ class Example(NamedTuple):
 
 
 class PodPlan:
-    """What wires one pod. `plan` is made when somebody looks at it."""
+    """The plan of one pod, and the bytes that attach it. `plan` is made when it is first read."""
 
     def __init__(self, call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> None:
         self.call, self.conf, self.node, self.addresses = call, conf, node, addresses
@@ -58,7 +58,7 @@ class PodPlan:
         return self.prepared.program.fill(_binary(Example(self.call, self.addresses, pod_fd))), self.prepared.messages
 
     def text(self) -> bytes:
-        """What the plugin prints: the result in the version that was asked for."""
+        """The plugin's output: the result in the requested version."""
         if self.prepared is not None:
             return self.prepared.text.fill(_words(Example(self.call, self.addresses, 0)))
         return printed(self.plan.result, self.conf)
@@ -75,7 +75,7 @@ def _room(alias: bytes) -> int:
 
 
 def prepared(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> Prepared | None:
-    """What stands ready for a pod like this; None where it is none of the plain ones."""
+    """The templates for such a pod; None where it is not plain."""
     if not conf.plain or not node.routed:
         return None
     room, homes = _room(alias_of(call).encode()), [home for _, home in addresses]
@@ -114,8 +114,8 @@ def _example(ifname: str, homes: Sequence[Range], room: int, which: int) -> Exam
 
 
 def _binary(pod: Example) -> list[bytes]:
-    """What differs in the program. MACs are made of addresses; the tail of an IPv6 address is a hole of its own for
-    that."""
+    """The values that differ in the program. MACs are made of addresses; the tail of an IPv6 address is a hole of
+    its own for that."""
     alias = alias_of(pod.call).encode()
     values = [
         host_veth(pod.call.attachment).encode(),
@@ -129,7 +129,7 @@ def _binary(pod: Example) -> list[bytes]:
 
 
 def _words(pod: Example) -> list[bytes]:
-    """What differs in the printed result."""
+    """The values that differ in the printed result."""
     mac = mac_for(pod.addresses[0][0])
     words = [host_veth(pod.call.attachment), mac, mac.replace(":58:", ":59:", 1), json.dumps(pod.call.netns)[1:-1]]
     return [word.encode() for word in [*words, *(str(address) for address, _ in pod.addresses)]]

@@ -45,8 +45,8 @@ def internal_ips(node: Mapping[str, Any]) -> list[IPAddress]:
 
 
 def facts(node: Mapping[str, Any]) -> tuple[object, ...]:
-    """All that this package reads of a Node. The rest, such as conditions, changes all the time and matters to no
-    route."""
+    """The fields of a Node that this package reads. The others, such as conditions, change all the time and matter
+    to no route."""
     spec = node.get("spec") or {}
     return spec.get("podCIDRs") or spec.get("podCIDR"), internal_ips(node)
 
@@ -101,8 +101,8 @@ def view(nodes: Mapping[str, Object], me: str) -> Cluster:
 
 
 def native(cluster: Cluster, cluster_cidrs: Iterable[str]) -> frozenset[str]:
-    """What pods reach with their own addresses: the cluster's CIDRs, nodes, and podCIDRs that lie outside the
-    former."""
+    """Destinations that pods reach with their own addresses: the cluster's CIDRs, nodes, and podCIDRs that lie
+    outside the former."""
     wide = [ip_network(cidr) for cidr in cluster_cidrs]
     unwanted = [
         cidr

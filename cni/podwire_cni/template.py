@@ -32,7 +32,7 @@ class Template:
 
 
 def cut(make: Callable[[T], bytes], marks: Callable[[T], Sequence[bytes]], one: T, other: T) -> Template | None:
-    """A stencil of what `make` makes; `marks` says what of an example stands in it. None where that is not all that
-    differs."""
+    """A template of the output of `make`; `marks` gives the values of an example that differ. None where the output
+    differs in more."""
     found = Template(make(one), marks(one))
     return found if found.fill(marks(other)) == make(other) else None

@@ -85,7 +85,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Attachment:
-    """What a lease and a veth belong to: one interface of one container (the pair is unique per network, says the
+    """One interface of one container, the owner of a lease and a veth (the pair is unique per network, says the
     spec)."""
 
     container_id: str

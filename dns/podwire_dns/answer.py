@@ -138,7 +138,7 @@ class Answerer:
         return None if self.autopath or name.endswith(data.pod_apex) else data.negative(len(name))[1]
 
     def cached(self, key: bytes) -> tuple[int, bytes] | None:
-        """(rcode, value) of the forward cache for a question of somebody else's zone, asked without DO, CD and AD."""
+        """(rcode, value) of the forward cache for a question outside the zone, asked without DO, CD and AD."""
         whole = (key, False, False)
         if (
             not self.recursion
@@ -151,8 +151,8 @@ class Answerer:
         return None if found is None else (found.rcode, found.value)
 
     def missed(self, data: bytes, key: bytes) -> Pending | None:
-        """What `handle` gives for a plain query for somebody else's name that is not in the cache, asked with RD and
-        without DO, CD and AD; None: take `handle`. data: the message, `key`: its question in lower case."""
+        """The result of `handle` for a plain query for a name outside the zone that is not in the cache, asked with
+        RD and without DO, CD and AD; None: take `handle`. data: the message, `key`: its question in lower case."""
         if (
             not self.recursion
             or (key, False, False) in self.cache.entries

@@ -34,7 +34,7 @@ class Problem:
 
 
 class _Owned(NamedTuple):
-    """What an object has in the zone now."""
+    """The present records of an object in the zone."""
 
     answers: tuple[bytes, ...] = ()
     pointers: tuple[bytes, ...] = ()
@@ -84,7 +84,7 @@ class Builder:
         return list(self._slices.get(key, {}).values())
 
     def told(self, kind: str, key: str) -> str:
-        """What is wrong with an object now, "" where nothing is."""
+        """The present problem of an object, "" where there is none."""
         return self._told.get((kind, key), "")
 
     def exists(self, name: str) -> bool:
@@ -310,7 +310,7 @@ class Builder:
         return False
 
     def fill(self) -> None:
-        """`flush` for a start: nobody has an older zone, so that nobody need be told what changed."""
+        """`flush` for a start: no server has an older zone, so no delta is needed."""
         self._filling = True
         for key in self._dirty:
             self._replace(key, self._records(key))

@@ -16,7 +16,7 @@ MAX_VALUE = 8192  # bytes of one answer; with the capacity this bounds the memor
 
 @dataclass(frozen=True, slots=True)
 class Upstreamed:
-    """What an upstream said. value: as in wire.py, without OPT. ad: it vouches for DNSSEC."""
+    """An upstream's answer. value: as in wire.py, without OPT. ad: it vouches for DNSSEC."""
 
     rcode: int
     value: bytes

@@ -25,7 +25,7 @@ class BadConfig(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Who is asked for the names below `domain` ("." for all others). upstreams: as DnsConfig's; none: such names are
+    """The upstreams for names below `domain` ("." for all others). upstreams: as DnsConfig's; none: such names are
     refused. The rest is forward.Route's."""
 
     domain: str

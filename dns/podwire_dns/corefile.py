@@ -41,7 +41,7 @@ class _Server:
 
 @dataclass(slots=True)
 class _Reader:
-    """config: grows with each directive. notes: what was left out."""
+    """config: grows with each directive. notes: unsupported lines, which were left out."""
 
     config: DnsConfig
     notes: list[str] = field(default_factory=list)
@@ -293,10 +293,8 @@ def resolv_conf(text: str) -> tuple[str, ...]:
 
 
 def apply(text: str, base: DnsConfig) -> tuple[DnsConfig, list[str]]:
-    """`base` with what the Corefile says, and a line for everything that was left out. Raises BadConfig.
-
-    Where names of others go is the Corefile's alone: without `forward` they are refused.
-    """
+    """`base` with the Corefile's settings, and a note for everything that was left out. Raises BadConfig. Where
+    names of others go is the Corefile's alone: without `forward` they are refused."""
     reader = _Reader(replace(base, upstreams=(), stubs=(), forwards=(), blocks=()))
     for block in parse(text):
         reader.server(block)

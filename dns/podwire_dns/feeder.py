@@ -158,10 +158,10 @@ class Feeder:
             writer.close()
 
     def part(self) -> None:
-        """Let go of every server: it connects again, to whoever has the zone then."""
+        """Disconnect every server. It connects again, to the feeder that has the zone then."""
         for writer in (*self.servers, *self.waiting):
             writer.close()
-        self.synced.set()  # who waits for it shall not wait for ever
+        self.synced.set()  # a server that waits for it must not wait for ever
 
     def report(self, status: RoleStatus) -> None:
         figures: Mapping[str, Any] = {

@@ -99,7 +99,7 @@ def shown(address: str) -> str:
 
 @dataclass(slots=True)
 class Upstreams:
-    """Who is asked next. rand: a number in [0, n), for the policy "random"."""
+    """Chooses the next upstream. rand: a number in [0, n), for the policy "random"."""
 
     route: Route
     rand: Callable[[int], int] = lambda n: 0
@@ -168,10 +168,8 @@ def build_ask(key: bytes, ident: int, *, dnssec_ok: bool, checking_disabled: boo
 
 
 def read_answer(key: bytes, ident: int, data: bytes) -> Upstreamed | None:
-    """What an upstream answered to `build_ask`; None where it is cut (TC) and must be asked over TCP.
-
-    Raises Malformed for what is no answer to this question: to be ignored, since anybody may have sent it.
-    """
+    """An upstream's answer to `build_ask`; None where it is truncated (TC) and the query must go over TCP. Raises
+    Malformed for a message that does not answer this question. It must be ignored, since anyone may have sent it."""
     if len(data) < 12:
         raise Malformed("shorter than a header")
     got, flags, questions, an, ns, ar = HEADER.unpack_from(data)

@@ -39,7 +39,7 @@ class Forwarding:
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """What a server is, at one moment. tallies: by protocol. digest: of the Corefile. cpu: seconds; memory: bytes."""
+    """A server's state at one moment. tallies: by protocol. digest: of the Corefile. cpu: seconds; memory: bytes."""
 
     version: str
     tallies: Mapping[str, Tally]

@@ -55,7 +55,7 @@ class Observer:
         return found
 
     def add_native(self, counts: Any) -> None:
-        """What a compiled loop that has ended counted."""
+        """Add the counts of a compiled loop that has ended."""
         with self._lock:
             self._tallies["udp"].add_native(counts)
 

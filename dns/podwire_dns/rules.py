@@ -201,7 +201,7 @@ class Rules:
         return any(block.rewrites or block.templates or block.hosts for block in self.blocks)
 
     def find(self, key: bytes) -> Rewritten | Local | None:
-        """What is to be done about a lower-case question; None: nothing, it goes its usual way."""
+        """The rule's effect on a lower-case question; None: no rule applies."""
         known = self._known.get(key, self)  # one step: another thread may empty it between two
         if not isinstance(known, Rules):
             return known
@@ -235,7 +235,7 @@ class Rules:
         return Rewritten(names.to_wire(name) + key[-4:], tuple(steps)) if steps else None
 
     def local(self, key: bytes) -> Local | None:
-        """What the block's templates and hosts answer."""
+        """The answer of the block's templates and hosts."""
         block = self.block(key[:-4])
         if block is None or int.from_bytes(key[-2:]) != IN:
             return None
@@ -271,7 +271,7 @@ def type_name(qtype: int) -> str:
 
 
 def scope(name: str, zone: str, qtype: int, found: re.Match[str]) -> Callable[[str], str]:
-    """What stands for the expression of a template, such as ".Name" or "index .Match 1". Raises BadRule."""
+    """The value of an expression of a template, such as ".Name" or "index .Match 1". Raises BadRule."""
     plain = {".Name": name, ".Question.Name": name, ".Zone": zone, ".Class": "IN", ".Type": type_name(qtype)}
 
     def value(text: str) -> str:

@@ -59,7 +59,7 @@ class Schema:
 
 
 def pack_service(service: Mapping[str, Any]) -> bytes:
-    """What DNS needs of a Service, small: 10,000 of them are kept, and most writes do not change it."""
+    """The fields of a Service that the DNS needs, packed: 10,000 of them are kept, and most writes change none."""
     spec = service.get("spec")
     if not isinstance(spec, Mapping):
         return _encode({"metadata": {"name": meta.name(service), "namespace": meta.namespace(service)}, "spec": spec})
@@ -83,7 +83,7 @@ def unpack_service(packed: bytes) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class Records:
-    """What one object gives the DNS. answers: question key -> value; all but the pointers belong to this object alone.
+    """The DNS records of one object. answers: question key -> value; all but the pointers belong to this object alone.
 
     pointers: question key of a reverse name -> names it points to (several objects may add some). bare: names (wire
     form) that exist without data. parent: the name whose existence this object implies, b"" for none.
@@ -102,7 +102,7 @@ class Records:
 
 
 def schema_records(schema: Schema) -> Records:
-    """What exists in an empty cluster."""
+    """The records of an empty cluster."""
     pack, out = Packer(schema.ttl), Records()
     version, server = f"dns-version.{schema.zone}", f"ns.dns.{schema.zone}"
     out.answers[question(version, TXT)] = pack.text(SCHEMA_VERSION)

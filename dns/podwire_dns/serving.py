@@ -130,7 +130,7 @@ def run(config: DnsConfig) -> None:
 
 
 def _reap(children: tuple[_Child, ...]) -> None:
-    """Also what is not ours, as the first process of a container must."""
+    """Reaps foreign processes too, as the first process of a container must."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)

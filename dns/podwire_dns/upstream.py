@@ -53,7 +53,7 @@ class _Request:
 
 
 class _Flight:
-    """One question on its way, for everybody who waits for its answer."""
+    """One question on its way, for all clients that wait for its answer."""
 
     __slots__ = (
         "began",
@@ -79,7 +79,7 @@ class _Flight:
         self.live, self.done = 0, False
 
     def next(self) -> None:
-        """Ask the next upstream; where all were asked, wait for those who still may answer."""
+        """Send the query to the next upstream; after the last one, wait for those that still may answer."""
         self.due = NEVER
         if self.forwarder.full:
             self.forwarder.refused += not self.live
@@ -168,11 +168,11 @@ class Forwarder:
 
     @property
     def full(self) -> bool:
-        """Is there no room for one more question? Who has none under way is then answered as if no upstream did."""
+        """Is there no room for one more question? A new question then gets the answer of a silent upstream."""
         return len(self._asks) >= self.most
 
     def refresh(self) -> None:
-        """Fetch what the cache says is due."""
+        """Fetch the answers that the cache reports as due."""
         while self.cache.due:
             key = self.cache.due.pop()
             if key not in self._flights:
@@ -205,14 +205,14 @@ class Forwarder:
         )
 
     def retire(self) -> None:
-        """Finish what is under way and take nothing more; then let go."""
+        """Finish the queries under way and accept no more; then close."""
         if self._flights or self._asks:
             self.loop.call_later(SWEEP_SECONDS, self.retire)
         else:
             self.close()
 
     def close(self) -> None:
-        """Let go of kept connections; who still waits is answered as if no upstream did."""
+        """Close kept connections; a waiting query gets the answer of a silent upstream."""
         for flight in list(self._flights.values()):
             flight.finish(flight.fallback)
         for stream in self._streams.values():
@@ -316,7 +316,7 @@ class Forwarder:
         return asked
 
     def _ident(self) -> int:
-        """16 bits that nobody can guess, drawn many at a time."""
+        """16 unpredictable bits, drawn many at a time."""
         if not self._idents:
             self._idents = array("H", secrets.token_bytes(2 * IDENTS))
         return self._idents.pop()
@@ -409,7 +409,7 @@ class Forwarder:
 
 
 class _Once:
-    """A Done that may be called twice and is heard once."""
+    """A Done that may be called twice and takes effect once."""
 
     def __init__(self, done: Done) -> None:
         self.done, self.called = done, False

@@ -13,7 +13,7 @@ from .wire import COUNTS, NOERROR, NXDOMAIN
 
 @dataclass(slots=True)
 class ZoneData:
-    """What a feeder sent. zones: apexes in wire form, the cluster domain first. synced: it is whole.
+    """The zone that a feeder sent. zones: apexes in wire form, the cluster domain first. synced: it is whole.
 
     names: those that exist without an answer of their own. memory: where they and the answers are; None: here.
     """

@@ -29,7 +29,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 def replay(events: list[Event], into: dict[str, Object]) -> None:
-    """What somebody who only hears the events believes."""
+    """The copy of a client that only reads the events."""
     for event in events:
         assert (event.type == "ADDED") == (event.key not in into), event
         assert event.old == into.get(event.key)

@@ -23,7 +23,7 @@ class Request:
 
     @property
     def kind(self) -> str:
-        """What a reflector does with it: "stream", "watch" or "list"."""
+        """The request of a reflector: "stream", "watch" or "list"."""
         if self.query.get("watch") != "true":
             return "list"
         return "stream" if "sendInitialEvents" in self.query else "watch"

@@ -23,7 +23,7 @@ MOST_RESTING = 1000
 class Lease:
     """One address held by one attachment. `boot_id` is the kernel's; a lease of an earlier boot holds nothing.
 
-    `wired` tells that the ADD it was taken for came to its end; until then a crash must give it back.
+    `wired`: its ADD is complete; until then a crash must release it.
     """
 
     address: IPAddress
@@ -149,7 +149,7 @@ class Allocator:
         return list(self._by_owner.get(owner, ()))
 
     def holder(self, ports: Sequence[PortMapping]) -> tuple[Lease, PortMapping] | None:
-        """Who has one of these ports of the node already."""
+        """The lease that holds one of these ports of the node already."""
         if not ports:
             return None
         return next(
@@ -250,7 +250,7 @@ class Allocator:
             yield from ((address, r) for r in ranges if address in r and address != r.gateway)
 
     def adopt(self, lease: Lease) -> bool:
-        """Keep an address for a pod that others wired; False where somebody has it."""
+        """Keep an address for a pod that another plugin attached; False where another lease has it."""
         if lease.address in self._by_address or not self.store.reserve(lease):
             return False
         self.store.wired(lease)

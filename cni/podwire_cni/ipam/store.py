@@ -125,7 +125,7 @@ class DirStore:
         try:
             os.unlink(path)  # noqa: PTH108 - a pod's end waits for this
         except FileNotFoundError:
-            pass  # that is what was wanted
+            pass  # the state that was wanted
         except OSError as err:
             raise self._refusal(path, err) from err
         self._damaged.discard(address)

@@ -32,7 +32,7 @@ def builder(
 
 
 def fed(source: Builder, serial: int = 1, memory: AnswerTable | None = None) -> ZoneData:
-    """What a server holds after it took the whole feed, by way of the wire."""
+    """The zone of a server that received the whole feed as bytes."""
     source.flush(serial)
     schema = source.config
     zones = tuple(names.to_wire(z) for z in (schema.zone, *schema.reverse))

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 BEAT, DEAD, LISTEN = 0.25, 1.0, 1.2
-STILL = 2 * BEAT  # between two calls of an Election: longer than that is time in which nobody listened
+STILL = 2 * BEAT  # between two calls of an Election: a longer gap means that the node was paused
 PROBE = 0.25  # between two questions to the API server
 STALE, FRESH, STEADY = 1.1, 0.7, 1.0  # API contact: lost, recent, without a break for
 WITNESSES = 3
@@ -120,7 +120,7 @@ class Election:
         return known is None or known.beat.ready != beat.ready or now - known.at > DEAD
 
     def _wake(self, now: float) -> None:
-        """Time in which we stood still counts for nothing: neither as others' silence, nor as having listened."""
+        """Time in which this node was paused does not count, neither as silence of the others nor as listening."""
         still = 0.0 if self._awake is None else now - self._awake - STILL
         if still > 0:
             if not self.ready(self._awake or 0.0):

@@ -17,7 +17,7 @@ Attributes = Mapping[int, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Foreign(e.Expr):
-    """An expression of somebody else's rule."""
+    """An expression of a foreign rule."""
 
     NAME: ClassVar[str] = ""
     kind: str
