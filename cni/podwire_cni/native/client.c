@@ -40,37 +40,6 @@ extern char **environ;
 
 static char version[16] = "1.1.0";
 
-/* How many bytes the UTF-8 character at `s` has, or 0 where there is none (RFC 3629: nothing overlong, no surrogates). */
-static int utf8_length(const unsigned char *s)
-{
-    int more = *s < 0x80 ? 0 : *s >= 0xc2 && *s < 0xe0 ? 1 : (*s & 0xf0) == 0xe0 ? 2 : *s >= 0xf0 && *s < 0xf5 ? 3 : -1;
-    for (int i = 1; i <= more; i++)
-        if ((s[i] & 0xc0) != 0x80)
-            return 0;
-    if ((*s == 0xe0 && s[1] < 0xa0) || (*s == 0xed && s[1] > 0x9f) || (*s == 0xf0 && s[1] < 0x90) || (*s == 0xf4 && s[1] > 0x8f))
-        return 0;
-    return more + 1;
-}
-
-/* Paths, variables and stdin may hold any bytes; JSON is UTF-8. */
-static void print_json_string(const char *s)
-{
-    putchar('"');
-    for (int n; *s; s += n ? n : 1) {
-        unsigned char c = (unsigned char)*s;
-        n = utf8_length((const unsigned char *)s);
-        if (!n)
-            fputs("\\ufffd", stdout);
-        else if (c == '"' || c == '\\')
-            printf("\\%c", c);
-        else if (c < 0x20)
-            printf("\\u%04x", c);
-        else
-            fwrite(s, 1, (size_t)n, stdout);
-    }
-    putchar('"');
-}
-
 static int fail(int code, const char *msg, const char *details)
 {
     fputs("{\"cniVersion\":", stdout);

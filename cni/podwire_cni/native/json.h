@@ -1,5 +1,8 @@
-/* The few top-level keys of a network configuration that matter to client.c before the agent is reached. No parser: text that
- * is no JSON is the agent's to complain about. */
+/* JSON for client.c: the few top-level keys of a network configuration that matter before the agent is reached, and strings to
+ * write. No parser: text that is no JSON is the agent's to complain about. */
+#ifndef PODWIRE_JSON_H
+#define PODWIRE_JSON_H
+#include <stdio.h>
 #include <string.h>
 
 static const char *skip_string(const char *p)
@@ -84,3 +87,36 @@ static size_t extent(const char *p)
     }
     return (size_t)(p - start);
 }
+
+/* How many bytes the UTF-8 character at `s` has, or 0 where there is none (RFC 3629: nothing overlong, no surrogates). */
+static int utf8_length(const unsigned char *s)
+{
+    int more = *s < 0x80 ? 0 : *s >= 0xc2 && *s < 0xe0 ? 1 : (*s & 0xf0) == 0xe0 ? 2 : *s >= 0xf0 && *s < 0xf5 ? 3 : -1;
+    for (int i = 1; i <= more; i++)
+        if ((s[i] & 0xc0) != 0x80)
+            return 0;
+    if ((*s == 0xe0 && s[1] < 0xa0) || (*s == 0xed && s[1] > 0x9f) || (*s == 0xf0 && s[1] < 0x90) || (*s == 0xf4 && s[1] > 0x8f))
+        return 0;
+    return more + 1;
+}
+
+/* Paths, variables and stdin may hold any bytes; JSON is UTF-8. */
+static void print_json_string(const char *s)
+{
+    putchar('"');
+    for (int n; *s; s += n ? n : 1) {
+        unsigned char c = (unsigned char)*s;
+        n = utf8_length((const unsigned char *)s);
+        if (!n)
+            fputs("\\ufffd", stdout);
+        else if (c == '"' || c == '\\')
+            printf("\\%c", c);
+        else if (c < 0x20)
+            printf("\\u%04x", c);
+        else
+            fwrite(s, 1, (size_t)n, stdout);
+    }
+    putchar('"');
+}
+
+#endif
