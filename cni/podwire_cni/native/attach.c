@@ -1,14 +1,17 @@
-/* Attaches a pod without the interpreter: Python decides what is sent, this sends it and reads the answers.
+/* Attaches a pod without the interpreter: Python decides what is sent, this sends it and reads the
+ * answers.
  *
- * Called by attach.py. cffi releases the interpreter's lock for the whole of a call, where Python releases and takes it
- * for each of the system calls. Python does the same step by step where this is not compiled.
+ * Called by attach.py. cffi releases the interpreter's lock for the whole of a call, where Python
+ * releases and takes it for each of the system calls. Python does the same step by step where this
+ * is not compiled.
  *
- * A program is a run of records, each a head of three u32 (kind, place: 0 the node, 1 the pod, size with the head) and
+ * A program is a run of records, each a head of three u32 (kind, place: 0 the node, 1 the pod, size
+ * with the head) and
  *
  *   INDEX   u32 slot, char name[16]: the index of link `name` goes to the slot
- *   BATCH   u32 count, count times (u32 offset, u32 slot): where indices go, counted from the first message; then
- *           rtnetlink messages that are sent at once. The last one asks for an acknowledgement, unless it asks for a
- *           link.
+ *   BATCH   u32 count, count times (u32 offset, u32 slot): where indices go, counted from the first
+ * message; then rtnetlink messages that are sent at once. The last one asks for an acknowledgement,
+ * unless it asks for a link.
  */
 #define _GNU_SOURCE
 #include "attach.h"
@@ -25,7 +28,9 @@
 #include <unistd.h>
 
 enum { INDEX = 1, BATCH = 2 };
+
 enum { PLACES = 2, SLOTS = 8, PROGRAM_SIZE = 4096 };
+
 enum { OPERATIONALLY_UP = 6 }; /* IF_OPER_UP of <linux/if.h>, which <net/if.h> excludes */
 
 struct record {
@@ -78,7 +83,8 @@ static int is_bridge_port(const uint8_t *info, const uint8_t *end)
 	return kind && len == sizeof "bridge" && memcmp(kind, "bridge", sizeof "bridge") == 0;
 }
 
-/* A bridge port carries packets when it forwards, any other link when it is operationally up (RFC 2863). */
+/* A bridge port carries packets when it forwards, any other link when it is operationally up (RFC
+ * 2863). */
 static int carries(const uint8_t *body, const uint8_t *end)
 {
 	uint32_t len;
@@ -96,27 +102,29 @@ static int carries(const uint8_t *body, const uint8_t *end)
 }
 
 /* Keep the first refusal of a batch. That a route exists is none: other plugins leave it, too. */
-static void note_error(const struct nlmsghdr *head, const uint8_t *body, const uint8_t *end, uint32_t first,
-		       struct attach_result *out)
+static void note_error(const struct nlmsghdr *head, const uint8_t *body, const uint8_t *end,
+		       uint32_t first, struct attach_result *out)
 {
 	struct nlmsgerr answer;
 	const uint8_t *text = NULL;
 	uint32_t len;
 
 	memcpy(&answer, body, sizeof answer);
-	if (!answer.error || out->error || (answer.error == -EEXIST && answer.msg.nlmsg_type == RTM_NEWROUTE))
+	if (!answer.error || out->error ||
+	    (answer.error == -EEXIST && answer.msg.nlmsg_type == RTM_NEWROUTE))
 		return;
 	out->error = -answer.error;
 	out->message = (int32_t)(head->nlmsg_seq - first);
 	if (head->nlmsg_flags & NLM_F_ACK_TLVS)
 		text = find(body + sizeof answer, end, NLMSGERR_ATTR_MSG, &len);
 	if (text)
-		memcpy(out->extack, text, len < sizeof out->extack - 1 ? len : sizeof out->extack - 1);
+		memcpy(out->extack, text,
+		       len < sizeof out->extack - 1 ? len : sizeof out->extack - 1);
 }
 
 /* Read the messages of one datagram. Returns whether the last answer was among them. */
-static int read_answers(const uint8_t *at, const uint8_t *end, uint32_t first, uint32_t last, int asked,
-			struct attach_result *out)
+static int read_answers(const uint8_t *at, const uint8_t *end, uint32_t first, uint32_t last,
+			int asked, struct attach_result *out)
 {
 	int over = 0;
 	struct nlmsghdr head;
@@ -128,13 +136,16 @@ static int read_answers(const uint8_t *at, const uint8_t *end, uint32_t first, u
 		if (head.nlmsg_len < NLMSG_HDRLEN || head.nlmsg_len > end - at)
 			break;
 		stop = at + head.nlmsg_len;
-		at = NLMSG_ALIGN(head.nlmsg_len) > end - at ? end : at + NLMSG_ALIGN(head.nlmsg_len);
+		at = NLMSG_ALIGN(head.nlmsg_len) > end - at ? end
+							    : at + NLMSG_ALIGN(head.nlmsg_len);
 		if (head.nlmsg_seq < first || head.nlmsg_seq > last)
 			continue;
-		if (head.nlmsg_type == NLMSG_ERROR && stop - body >= (ssize_t)sizeof(struct nlmsgerr)) {
+		if (head.nlmsg_type == NLMSG_ERROR &&
+		    stop - body >= (ssize_t)sizeof(struct nlmsgerr)) {
 			note_error(&head, body, stop, first, out);
 			over = over || head.nlmsg_seq == last;
-		} else if (head.nlmsg_type == RTM_NEWLINK && stop - body >= (ssize_t)sizeof(struct ifinfomsg)) {
+		} else if (head.nlmsg_type == RTM_NEWLINK &&
+			   stop - body >= (ssize_t)sizeof(struct ifinfomsg)) {
 			out->no_carrier += !carries(body, stop);
 			over = over || (asked && head.nlmsg_seq == last);
 		}
@@ -163,7 +174,8 @@ static int receive(int sock, uint32_t first, uint32_t last, int asked, struct at
 	return out->error ? REFUSED : DONE;
 }
 
-/* Write the links' indices into the messages of a batch; the first message, or NULL where the program is wrong. */
+/* Write the links' indices into the messages of a batch; the first message, or NULL where the
+ * program is wrong. */
 static uint8_t *patched(uint8_t *at, uint8_t *end, const int *slots)
 {
 	uint32_t count = u32(at);
@@ -183,7 +195,8 @@ static uint8_t *patched(uint8_t *at, uint8_t *end, const int *slots)
 	return messages;
 }
 
-static int run_batch(struct channel *channel, uint8_t *at, uint8_t *end, const int *slots, struct attach_result *out)
+static int run_batch(struct channel *channel, uint8_t *at, uint8_t *end, const int *slots,
+		     struct attach_result *out)
 {
 	uint32_t first = channel->seq + 1;
 	uint8_t *messages = patched(at, end, slots), *last = NULL;
@@ -217,7 +230,8 @@ static int run_batch(struct channel *channel, uint8_t *at, uint8_t *end, const i
 	return receive(channel->sock, first, channel->seq, asked, out);
 }
 
-/* Open an rtnetlink socket in the pod's namespace: DONE with the socket in `sock`, FAILED with errno, or LOST. */
+/* Open an rtnetlink socket in the pod's namespace: DONE with the socket in `sock`, FAILED with
+ * errno, or LOST. */
 static int open_in_pod(int pod, int node, int *sock)
 {
 	int one = 1, saved;
@@ -236,7 +250,8 @@ static int open_in_pod(int pod, int node, int *sock)
 	return *sock >= 0 ? DONE : FAILED;
 }
 
-/* Where the kernel knows no such link, the slot stays 0: the kernel then refuses the message that needs it. */
+/* Where the kernel knows no such link, the slot stays 0: the kernel then refuses the message that
+ * needs it. */
 static void look_up_index(int sock, const uint8_t *body, int *slots)
 {
 	struct ifreq asked = {0};
@@ -259,7 +274,8 @@ static int run_records(struct channel *channels, int node, int pod, uint8_t *at,
 		memcpy(&record, at, sizeof record);
 		if (record.kind == INDEX)
 			least += IFNAMSIZ;
-		if (record.place >= PLACES || record.size < sizeof record + least || record.size > end - at) {
+		if (record.place >= PLACES || record.size < sizeof record + least ||
+		    record.size > end - at) {
 			errno = EINVAL;
 			return FAILED;
 		}
@@ -277,7 +293,8 @@ static int run_records(struct channel *channels, int node, int pod, uint8_t *at,
 	return status;
 }
 
-/* Run a program. sock: an rtnetlink socket of the node that used sequence numbers up to `seq`; node, pod: namespaces.
+/* Run a program. sock: an rtnetlink socket of the node that used sequence numbers up to `seq`;
+ * node, pod: namespaces.
  */
 int attach_run(int sock, uint32_t seq, int node, int pod, const uint8_t *program, uint32_t size,
 	       struct attach_result *out)
@@ -300,7 +317,8 @@ int attach_run(int sock, uint32_t seq, int node, int pod, const uint8_t *program
 	return status;
 }
 
-/* Send one netlink batch and read all answers that are there when the kernel returns. Returns their bytes, or -errno.
+/* Send one netlink batch and read all answers that are there when the kernel returns. Returns their
+ * bytes, or -errno.
  */
 int attach_exchange(int sock, const uint8_t *data, uint32_t size, uint8_t *answers, uint32_t room)
 {

@@ -1,11 +1,13 @@
-/* What Python sees of attach.c. cffi reads this file behind the C preprocessor, with PODWIRE_CDEF defined. */
+/* What Python sees of attach.c. cffi reads this file behind the C preprocessor, with PODWIRE_CDEF
+ * defined. */
 #ifndef PODWIRE_ATTACH_H
 #define PODWIRE_ATTACH_H
 #ifndef PODWIRE_CDEF
 #include <stdint.h>
 #endif
 
-/* How a program ended: REFUSED by the kernel; FAILED: another system call did; LOST: the thread cannot leave the pod. */
+/* How a program ended: REFUSED by the kernel; FAILED: another system call did; LOST: the thread
+ * cannot leave the pod. */
 enum attach_status { DONE = 0, REFUSED = 1, FAILED = 2, LOST = 3 };
 
 struct attach_result {

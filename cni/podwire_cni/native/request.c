@@ -12,7 +12,11 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-enum { HEAD = 20, ENV_LENGTH = 12, STDIN_LENGTH = 16 }; /* size of the head, and where lengths stand in it */
+enum {
+	HEAD = 20,
+	ENV_LENGTH = 12,
+	STDIN_LENGTH = 16
+}; /* size of the head, and where lengths stand in it */
 
 static uint32_t u32(const uint8_t *at)
 {
@@ -25,10 +29,12 @@ static uint32_t u32(const uint8_t *at)
 /* Keep the descriptors that came with a message, and close those that are too many. */
 static void keep_fds(struct msghdr *message, struct request *out)
 {
-	for (struct cmsghdr *each = CMSG_FIRSTHDR(message); each; each = CMSG_NXTHDR(message, each)) {
+	for (struct cmsghdr *each = CMSG_FIRSTHDR(message); each;
+	     each = CMSG_NXTHDR(message, each)) {
 		if (each->cmsg_level != SOL_SOCKET || each->cmsg_type != SCM_RIGHTS)
 			continue;
-		for (size_t at = CMSG_LEN(0); at + sizeof(int) <= each->cmsg_len; at += sizeof(int)) {
+		for (size_t at = CMSG_LEN(0); at + sizeof(int) <= each->cmsg_len;
+		     at += sizeof(int)) {
 			int fd;
 
 			memcpy(&fd, (char *)each + at, sizeof fd);
@@ -47,6 +53,7 @@ static int read_request(uint8_t *buffer, uint32_t room, struct request *out)
 		struct cmsghdr head;
 		char room[CMSG_SPACE(REQUEST_FDS * sizeof(int))];
 	} control;
+
 	uint64_t wanted = HEAD;
 
 	while (out->size < wanted && out->size < room) {
@@ -68,13 +75,15 @@ static int read_request(uint8_t *buffer, uint32_t room, struct request *out)
 			break;
 		out->size += (uint32_t)got;
 		if (out->size >= HEAD)
-			wanted = HEAD + (uint64_t)u32(buffer + ENV_LENGTH) + u32(buffer + STDIN_LENGTH);
+			wanted = HEAD + (uint64_t)u32(buffer + ENV_LENGTH) +
+				 u32(buffer + STDIN_LENGTH);
 	}
 	return 0;
 }
 
-/* Take the next caller of `listener` and read its request, as much of it as has come or fits. Returns 0, or -errno:
- * where `connection` is not -1, that is of the caller's connection. seconds: how long it may keep us waiting.
+/* Take the next caller of `listener` and read its request, as much of it as has come or fits.
+ * Returns 0, or -errno: where `connection` is not -1, that is of the caller's connection. seconds:
+ * how long it may keep us waiting.
  */
 int request_accept(int listener, uint8_t *buffer, uint32_t room, int seconds, struct request *out)
 {
@@ -102,7 +111,8 @@ int request_accept(int listener, uint8_t *buffer, uint32_t room, int seconds, st
 	return 0;
 }
 
-/* Whether the caller's process has ended: it says nothing more, but only its end closes the connection. */
+/* Whether the caller's process has ended: it says nothing more, but only its end closes the
+ * connection. */
 int request_abandoned(int connection)
 {
 	char byte;
@@ -111,7 +121,8 @@ int request_abandoned(int connection)
 	return got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR);
 }
 
-/* Send the answer (none where size is 0) and close the connection and the caller's descriptors. Returns 0 or -errno.
+/* Send the answer (none where size is 0) and close the connection and the caller's descriptors.
+ * Returns 0 or -errno.
  */
 int request_answer(const struct request *request, const uint8_t *text, uint32_t size)
 {

@@ -1,4 +1,5 @@
-/* What Python sees of request.c. cffi reads this file behind the C preprocessor, with PODWIRE_CDEF defined. */
+/* What Python sees of request.c. cffi reads this file behind the C preprocessor, with PODWIRE_CDEF
+ * defined. */
 #ifndef PODWIRE_REQUEST_H
 #define PODWIRE_REQUEST_H
 #ifndef PODWIRE_CDEF

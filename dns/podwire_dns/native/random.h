@@ -6,10 +6,10 @@
 /* xorshift64 (Marsaglia 2003, "Xorshift RNGs"). The state must not be 0. */
 static inline uint64_t next_random(uint64_t *state)
 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    return *state;
+	*state ^= *state << 13;
+	*state ^= *state >> 7;
+	*state ^= *state << 17;
+	return *state;
 }
 
 #endif

@@ -1,4 +1,5 @@
-/* What Python and batch.c see of table.c. cffi reads this file behind the C preprocessor, with PODWIRE_CDEF defined. */
+/* What Python and batch.c see of table.c. cffi reads this file behind the C preprocessor, with
+ * PODWIRE_CDEF defined. */
 #ifndef PODWIRE_TABLE_H
 #define PODWIRE_TABLE_H
 #ifndef PODWIRE_CDEF
@@ -16,19 +17,20 @@ struct table;
 enum { NEGATIVE = 128 };
 
 struct entry {
-    struct entry *next;
-    uint32_t hash, size;
-    uint16_t key_size : 15, kind : 1; /* ANSWERS or NAMES: the same bytes are two keys */
-    char data[];                      /* the key, then the value */
+	struct entry *next;
+	uint32_t hash, size;
+	uint16_t key_size : 15, kind : 1; /* ANSWERS or NAMES: the same bytes are two keys */
+	char data[]; /* the key, then the value */
 };
 
 struct table {
-    pthread_mutex_t lock;
-    struct entry **buckets;
-    uint64_t seed[2];
-    size_t mask, count;
-    int negative_size;
-    char negative[NEGATIVE]; /* value of NODATA and NXDOMAIN, as it is for the zone's own name */
+	pthread_mutex_t lock;
+	struct entry **buckets;
+	uint64_t seed[2];
+	size_t mask, count;
+	int negative_size;
+	char negative[NEGATIVE]; /* value of NODATA and NXDOMAIN, as it is for the zone's own name
+				  */
 };
 
 /* The entry, or NULL. The caller holds the lock. */
@@ -37,7 +39,8 @@ const struct entry *table_look_up(const struct table *t, int kind, const char *k
 
 struct table *table_new(void);
 void table_free(struct table *t);
-int table_put(struct table *t, int kind, int count, const char *keys, const int32_t *key_sizes, const char *values, const int32_t *sizes);
+int table_put(struct table *t, int kind, int count, const char *keys, const int32_t *key_sizes,
+	      const char *values, const int32_t *sizes);
 int table_drop(struct table *t, int kind, const char *key, int key_size);
 int table_get(struct table *t, int kind, const char *key, int key_size, char *out, int room);
 void table_negative(struct table *t, const char *value, int size);
