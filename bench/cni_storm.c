@@ -1,13 +1,13 @@
-/* Runs many chains of CNI plugins at once, as so many container runtimes would, and says how long
- * all took together.
+/* Runs many chains of CNI plugins at once, as many container runtimes would, and measures the total
+ * time.
  *
- *     cni_storm WIDTH < jobs      WIDTH: how many chains at a time
+ *     cni_storm WIDTH < jobs      WIDTH: the number of chains at a time
  *
  * A job is text ended by NULs: the number of variables, the variables (KEY=VALUE), the number of
- * plugins, and of each plugin its program and its configuration. The next plugin of a chain gets
- * its predecessor's result as prevResult. On stdout: the nanoseconds from the first start to the
- * last end, then what the last plugin of each job said, all ended by NULs. Status 1 where a plugin
- * failed: what it said is on stderr. The clock is not to hear of an interpreter, so this is C. */
+ * plugins, and for each plugin its program and its configuration. Each plugin of a chain gets its
+ * predecessor's result as prevResult. On stdout: the nanoseconds from the first start to the last
+ * end, then the output of the last plugin of each job, all ended by NULs. Status 1 where a plugin
+ * failed; its output is on stderr. This is C so that no interpreter's time is measured. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>

@@ -1,13 +1,14 @@
-/* Asks a DNS server so many questions a second, at random moments (a Poisson process), and says how
- * long the answers took.
+/* Sends queries to a DNS server at a given rate, at random moments (a Poisson process), and
+ * measures the time to each answer.
  *
- *     dns_paced ADDRESS PORT FILE SECONDS RATE      FILE: "name type" lines, as dnsperf reads them
- * (A, AAAA, SRV)
+ *     dns_paced ADDRESS PORT FILE SECONDS RATE
  *
- * What is measured is the server and the kernel between: from the moment before a question is sent
- * to the moment at which the kernel put its answer into our queue (SO_TIMESTAMPNS). How long it
- * then waited for this program is told apart, and a question during whose sending this program was
- * interrupted is left out, and counted. An answer that never came counts as the slowest.
+ * FILE has "name type" lines, as dnsperf reads them (A, AAAA, SRV).
+ *
+ * The time covers the server and the kernel between: from the moment before a query is sent to the
+ * moment when the kernel put its answer into our queue (SO_TIMESTAMPNS). The answer's wait for this
+ * program is reported separately. A query during whose sending this program was interrupted is left
+ * out and counted. A missing answer counts as the slowest.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>

@@ -1,12 +1,13 @@
 /* podwire-echo: a small server for demos and tests. It answers with its host name and the peer's
  * address, so that a client sees which pod it reached and which source address arrived there.
  *
- *   podwire-echo [--http PORT] [--tcp PORT] [--udp PORT] ...      (each may be given several times;
- * default --http 8080)
+ *     podwire-echo [--http PORT] [--tcp PORT] [--udp PORT] ...
  *
- * HTTP: one JSON object a request.  TCP: one JSON line on connect, then every byte comes back. UDP:
- * one JSON line for each datagram, with its payload.  Dual-stack sockets. Ends on SIGTERM and
- * SIGINT. One thread, one epoll.
+ * Each option may be given several times; the default is --http 8080.
+ *
+ * HTTP: one JSON object for each request. TCP: one JSON line on connect, then every byte comes
+ * back. UDP: one JSON line for each datagram, with its payload. Sockets are dual-stack. It ends on
+ * SIGTERM and SIGINT. One thread, one epoll.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
