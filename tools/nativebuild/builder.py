@@ -15,9 +15,11 @@ from podwire_base.native import digest
 
 from . import toolchain
 from .units import (
+    LOADED,
     MODULES,
     NOT_FOR_PYTHON,
     PROGRAMS,
+    STATIC,
     Module,
     Unit,
     module_command,
@@ -49,13 +51,13 @@ def build(root: Path) -> tuple[list[Unit], list[str]]:
     return built, warnings
 
 
-def build_program(root: Path, unit: Unit, compiler: str, out: Path, extra: Sequence[str] = ()) -> str:
+def build_program(root: Path, unit: Unit, compiler: str, out: Path, flags: Sequence[str] = STATIC) -> str:
     """Write `out`; "" or why it cannot be compiled."""
     sources = [str(root / unit.folder / source) for source in unit.sources]
-    return _write(out, lambda fresh: program_command(compiler, sources, fresh, extra))
+    return _write(out, lambda fresh: program_command(compiler, sources, fresh, flags))
 
 
-def build_module(root: Path, unit: Module, compiler: str, out: Path, extra: Sequence[str] = ()) -> str:
+def build_module(root: Path, unit: Module, compiler: str, out: Path, flags: Sequence[str] = LOADED) -> str:
     """Write `out`; "" or why it cannot be compiled."""
     folder = root / unit.folder
     with tempfile.TemporaryDirectory(prefix="podwire-module-") as work:
@@ -66,7 +68,7 @@ def build_module(root: Path, unit: Module, compiler: str, out: Path, extra: Sequ
             return f"{compiler}: {err.stderr.strip()}"
         sources = [str(glue), *(str(folder / source) for source in unit.c_files)]
         include = [str(folder), sysconfig.get_path("include")]
-        return _write(out, lambda fresh: module_command(compiler, unit, sources, include, fresh, extra))
+        return _write(out, lambda fresh: module_command(compiler, unit, sources, include, fresh, flags))
 
 
 def write_glue(folder: Path, unit: Module, compiler: str, glue: Path) -> None:

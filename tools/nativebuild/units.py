@@ -89,10 +89,15 @@ MODULES = (
 NOT_FOR_PYTHON = frozenset({"clock.h", "random.h"})  # cffi does not read these
 
 
-def program_command(compiler: str, sources: Sequence[str], out: str, extra: Sequence[str] = ()) -> list[str]:
-    """noseparate-code: one piece of the file, not four, is mapped at each start, and a runtime starts the plugin for
-    every call."""
-    return [compiler, "-O2", "-static", "-Wl,-z,noseparate-code", "-s", *extra, "-o", out, *sources]
+# noseparate-code: one piece of the file, not four, is mapped at each start, and a runtime starts the plugin for every
+# call.
+STATIC = ("-O2", "-static", "-Wl,-z,noseparate-code", "-s")
+LOADED = ("-O2", "-s")
+SANITIZED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+def program_command(compiler: str, sources: Sequence[str], out: str, flags: Sequence[str] = STATIC) -> list[str]:
+    return [compiler, *flags, "-o", out, *sources]
 
 
 def preprocess_command(compiler: str, header: str) -> list[str]:
@@ -101,11 +106,11 @@ def preprocess_command(compiler: str, header: str) -> list[str]:
 
 
 def module_command(
-    compiler: str, unit: Module, sources: Sequence[str], include: Sequence[str], out: str, extra: Sequence[str] = ()
+    compiler: str, unit: Module, sources: Sequence[str], include: Sequence[str], out: str, flags: Sequence[str] = LOADED
 ) -> list[str]:
     """sources: cffi's file and the unit's own, each a translation unit of its own. include: folders of headers."""
-    kind = ["-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-s", f"-DPy_LIMITED_API={LIMITED_API}"]
-    return [compiler, *kind, *unit.flags, *(f"-I{folder}" for folder in include), *extra, "-o", out, *sources]
+    kind = ["-shared", "-fPIC", "-fvisibility=hidden", f"-DPy_LIMITED_API={LIMITED_API}"]
+    return [compiler, *kind, *flags, *unit.flags, *(f"-I{folder}" for folder in include), "-o", out, *sources]
 
 
 def wheel_tag(built: Sequence[Unit], platform: str) -> str | None:
