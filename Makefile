@@ -103,10 +103,7 @@ status: $(VENV)/.installed   ## where everything stands
 
 # ---- checking
 
-test: $(VENV)/.installed-dev  ## lint, types, unit tests, and (as root) the tests in network namespaces
-	@$(BIN)/ruff check .
-	@PYTHONPATH=tools $(BIN)/python -m nativebuild.lint
-	@$(BIN)/mypy
+test: lint  ## lint, types, unit tests, and (as root) the tests in network namespaces
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) -s runtimes && $(BIN)/python -m pytest -q -m "not long"; \
 	else echo 'not root: the netns-tests are left out, the rest runs'; $(MAKE) -s test-unprivileged; fi
 
@@ -151,8 +148,10 @@ bench-cni: $(VENV)/.installed  ## the CNI plugin beside Debian's reference plugi
 soak: $(VENV)/.installed-dev  ## ten minutes of churn on a whole cluster, every failure of a client explained or it fails (root)
 	@PODWIRE_SOAK=$${PODWIRE_SOAK:-600} $(BIN)/python -m pytest -q -s netns-tests/test_soak.py
 
-lint: $(VENV)/.installed-dev  ## ruff and mypy; clang-format and warnings of C
+lint: $(VENV)/.installed-dev  ## ruff, the formatter, the walls between packages, mypy; clang-format and warnings of C
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check -q .
+	@$(BIN)/lint-imports --no-logo --no-cache
 	@PYTHONPATH=tools $(BIN)/python -m nativebuild.lint
 	@$(BIN)/mypy
 

@@ -83,7 +83,7 @@ def wiring_config(config: AgentConfig) -> object:
 
 def proxy_config(config: AgentConfig) -> object:
     from podwire_proxy.config import ProxyConfig
-    from podwire_proxy.settings import configured
+    from podwire_proxy.offline import configured
 
     made = ProxyConfig(
         config.node_name,

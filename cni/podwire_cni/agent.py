@@ -26,7 +26,7 @@ from podwire_base.role import logs
 from podwire_base.role.run import stop_event
 from podwire_base.role.status import RoleStatus
 
-from . import conflist, netlink, nodes, overlay, routes, wiring
+from . import conflistfile, netlink, nodes, overlay, routes, wiring
 from .commands import Plugin
 from .firewall import Firewall
 from .ipam.allocator import Allocator
@@ -34,7 +34,7 @@ from .ipam.ranges import podcidr_range
 from .ipam.store import DirStore, boot_id
 from .kernel import Kernel
 from .listener import Listener
-from .networks import Networks
+from .networkstore import Networks
 from .overlay import Encapsulation
 from .plan import NodeNet
 from .types import BRIDGE, IPAddress, RangeSet
@@ -113,7 +113,7 @@ class Agent:
 
     def restore(self) -> None:
         """Take up the work where the last agent left it, without the API server."""
-        if last := conflist.read(self.config.conflist):
+        if last := conflistfile.read(self.config.conflist):
             self._become(self._net(last.ranges, last.mtu), None)
 
     def sync(self, objects: Mapping[str, Object]) -> bool:
@@ -189,7 +189,7 @@ class Agent:
             self._take_over(net)
         for line in self.plugin.repair():
             log.warn("repaired", change=line)
-        if conflist.write(self.config.conflist, self.config.socket, net):
+        if conflistfile.write(self.config.conflist, self.config.socket, net):
             log.info("conflist written", path=str(self.config.conflist))
 
     def _take_over(self, net: NodeNet) -> None:

@@ -18,7 +18,7 @@ from .errors import CNIError, ErrorCode
 from .ipam import hostlocal
 from .ipam.allocator import Allocator, Lease, PoolExhausted
 from .keyedlock import KeyedLock
-from .networks import Networks
+from .networkstore import Networks
 from .nodetable import PodRules
 from .ops import DeleteLink, DeleteNeighbour, DeleteRoute, Op
 from .plan import OWN_LINK, NodeNet, Seen, differences, host_route, host_veth, ifb_of, repair_plan

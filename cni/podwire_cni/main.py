@@ -16,7 +16,7 @@ import click
 
 from podwire_base.role import logs
 
-from . import conflist, kernel, native, pauseimage, skel
+from . import conflistfile, kernel, native, pauseimage, skel
 from .commands import Plugin, Sandbox
 from .conf import range_sets
 from .errors import CNIError, ErrorCode
@@ -181,7 +181,7 @@ def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, .
 def command(**settings: Any) -> None:
     """Wire the pods of this node: bridge, veths, routes to other nodes, masquerading. Ends at SIGTERM; pods stay
     wired."""
-    from podwire_base.kube.client.config import ConfigError
+    from podwire_base.kube.errors import ConfigError
 
     from .agent import WiringConfig, run
 
@@ -226,7 +226,7 @@ def install(bin_dir: Path, conf_dir: Path, run_dir: Path, subnets: tuple[str, ..
         raise click.UsageError(err.msg.removeprefix("network configuration: ")) from None
     if len({r.subnet.version for s in ranges for r in s}) < len(ranges):
         raise click.UsageError("--subnet: a pod has one address of each IP family, so give one subnet of each")
-    for path in conflist.install(
+    for path in conflistfile.install(
         native.client_path(), bin_dir, conf_dir, run_dir, subnets, Path(sys.argv[0]).absolute()
     ):
         click.echo(path)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .call import as_asked, check_version, parse_env
-from .commands import Plugin, Sandbox
 from .conf import parse_conf, version_of
 from .errors import CNIError, ErrorCode
 from .types import VERSIONS, Call, NetConf
+
+if TYPE_CHECKING:
+    from .commands import Plugin, Sandbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Reply:
     error: CNIError | None = None
 
 
-Verb = Callable[[Plugin, Call, NetConf, Sandbox], bytes | None]
+Verb: TypeAlias = "Callable[[Plugin, Call, NetConf, Sandbox], bytes | None]"
 
 VERBS: dict[str, Verb] = {
     "ADD": lambda plugin, call, conf, sandbox: plugin.add(call, conf, sandbox),

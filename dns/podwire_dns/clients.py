@@ -4,17 +4,18 @@ watched."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 KEEP_SECONDS, LARGEST = 1.0, 4096
 
 
 @dataclass(slots=True)
 class Clients:
-    """leases: the directory of lease files, one named for each address. An answer is believed for KEEP_SECONDS."""
+    """lease: the text of an address's lease file; raises OSError where there is none. An answer is believed for
+    KEEP_SECONDS."""
 
-    leases: Path
+    lease: Callable[[str], str]
     _known: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     def pod(self, address: str, now: float) -> str:
@@ -30,7 +31,7 @@ class Clients:
 
     def _read(self, address: str) -> str:
         try:
-            lines = (self.leases / address).read_text().splitlines()
+            lines = self.lease(address).splitlines()
             return str(json.loads(lines[0]).get("pod") or "")
         except (OSError, ValueError, IndexError, AttributeError):
             return ""  # no lease, or one that is being written: the line is worth more than the name

@@ -12,7 +12,7 @@ from pathlib import Path
 from podwire_base.role import logs
 
 from . import feed
-from .native.table import AnswerTable
+from .answertable import AnswerTable
 from .zone import ZoneData
 
 log = logs.get("dns")

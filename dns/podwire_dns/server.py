@@ -27,11 +27,11 @@ from podwire_base.role.status import RoleStatus
 
 from . import forward, host, metrics, metrics_page, names, native, tcp, upstream, web
 from .answer import Answerer, Pending
+from .answertable import AnswerTable
 from .cache import Cache, Upstreamed
 from .clients import Clients
 from .config import DnsConfig
 from .follow import Follower
-from .native.table import AnswerTable
 from .observer import Observer
 from .rules import Rules
 from .sources import Sources, hold_hangup
@@ -106,8 +106,9 @@ class Server:
         )
         answerer.rules = rules if rules.any else None
         answerer.cache.resize(config.cache_capacity, config.serve_stale, config.prefetch)
+        leases = config.run_dir / "cni" / "leases"
         self.observer.configure(
-            Clients(config.run_dir / "cni" / "leases") if config.log_queries else None,
+            Clients(lambda address: (leases / address).read_text()) if config.log_queries else None,
             config.log_classes,
             config.log_names,
         )

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .answer import Answerer, Pending
-from .native.table import AnswerTable
+from .answertable import AnswerTable
 from .observer import Observer
 
 LARGEST_QUERY = 4096

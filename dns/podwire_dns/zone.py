@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from . import wire
+from .answertable import AnswerTable, TableAnswers, TableNames
 from .feed import Delta, Hello
-from .native.table import AnswerTable, TableAnswers, TableNames
 from .pack import A_IN, AAAA_IN, CNAME_IN, PTR_IN, SRV_IN
 from .wire import COUNTS, NOERROR, NXDOMAIN
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from podwire_base.kernel.ip import FAMILIES, Family
 
 from .dataplane import Dataplane, Delta
 from .decide import Packet
-from .flows import FlowKeeper, Swept
 from .model import Destination, NodeInfo
+
+if TYPE_CHECKING:
+    from .flows import FlowKeeper, Swept
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from podwire_base.kube import meta
-from podwire_base.kube.client.config import ConfigError
-from podwire_base.role import logs
+from podwire_base.kube.errors import ConfigError
 
 from .model import NodeInfo, covers, normal_cidr, normal_ip
 
-log = logs.get("proxy")
 BACKENDS = ("nftables", "iptables")
 VARIANTS = ("auto", "nft", "legacy")
 DETECTORS = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
@@ -61,12 +59,18 @@ class ProxyConfig:
     conntrack_max_per_core: int = 32768
     conntrack_min: int = 131072
 
-    def node(self, obj: meta.Object | None = None, local: Iterable[str] = ()) -> NodeInfo:
+    def node(
+        self,
+        obj: meta.Object | None = None,
+        local: Iterable[str] = (),
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> NodeInfo:
         """What the proxy needs to know of its Node; without the object there are no NodePorts and no zone.
 
-        local: the machine's own addresses, of which node_port_addresses chooses.
+        local: the machine's own addresses, of which node_port_addresses chooses. warn: is told what of the Node cannot
+        be used.
         """
-        return node_info(self, obj, local)
+        return node_info(self, obj, local, warn)
 
     @property
     def scans_addresses(self) -> bool:
@@ -108,7 +112,7 @@ def check(config: ProxyConfig) -> None:
             raise ConfigError(f"{name}: {address!r} is not host:port, as {host or '127.0.0.1'}:10249 is")
 
 
-def _addresses(obj: meta.Object | None, node: str) -> tuple[str, ...]:
+def _addresses(obj: meta.Object | None, warn: Callable[[str], None]) -> tuple[str, ...]:
     """The first InternalIP of each family."""
     found: dict[bool, str] = {}
     for item in ((obj or {}).get("status") or {}).get("addresses") or []:
@@ -117,30 +121,32 @@ def _addresses(obj: meta.Object | None, node: str) -> tuple[str, ...]:
                 ip = normal_ip(str(item.get("address")))
                 found.setdefault(":" in ip, ip)
         except (ValueError, AttributeError):
-            log.warn("unusable address of the own Node", node=node, address=item)
+            warn(f"status.addresses: {item!r} is no address")
     return tuple(found.values())
 
 
-def _ranges(found: Iterable[Any], node: str) -> tuple[str, ...]:
+def _ranges(found: Iterable[Any], warn: Callable[[str], None]) -> tuple[str, ...]:
     """The Node's podCIDRs; what is none must not reach the rules."""
     usable = []
     for text in filter(None, found):
         try:
             usable.append(normal_cidr(str(text)))
         except ValueError:
-            log.warn("unusable podCIDR of the own Node", node=node, cidr=text)
+            warn(f"spec.podCIDRs: {text!r} is no CIDR")
     return tuple(usable)
 
 
-def node_info(config: ProxyConfig, obj: meta.Object | None, local: Iterable[str]) -> NodeInfo:
+def node_info(
+    config: ProxyConfig, obj: meta.Object | None, local: Iterable[str], warn: Callable[[str], None] = lambda _: None
+) -> NodeInfo:
     zone = meta.labels(obj).get("topology.kubernetes.io/zone", "") if obj else ""
     pods, interface = config.cluster_cidrs, ""
     if config.detect_local == "NodeCIDR":
         spec = (obj or {}).get("spec") or {}
-        pods = _ranges(spec.get("podCIDRs") or [spec.get("podCIDR") or ""], config.node_name)
+        pods = _ranges(spec.get("podCIDRs") or [spec.get("podCIDR") or ""], warn)
     elif config.detect_local != "ClusterCIDR":
         pods, interface = (), config.local_interface + ("*" if config.detect_local == "InterfaceNamePrefix" else "")
-    addresses = _addresses(obj, config.node_name)
+    addresses = _addresses(obj, warn)
     ports = None
     if config.scans_addresses:
         usable = (

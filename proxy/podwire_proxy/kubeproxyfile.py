@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from podwire_base.kube.client.config import ConfigError
+from podwire_base.kube.errors import ConfigError
 
 API, KIND = "kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration"
 _SECTION = {"masqueradeBit", "masqueradeAll", "syncPeriod", "minSyncPeriod"}

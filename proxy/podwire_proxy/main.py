@@ -17,10 +17,11 @@ from typing import Any
 import click
 
 from podwire_base.kube import meta
-from podwire_base.kube.client.config import ConfigError, load
+from podwire_base.kube.client.config import load
 from podwire_base.kube.client.http import ApiClient, ApiError
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
+from podwire_base.kube.errors import ConfigError
 from podwire_base.role import logs
 from podwire_base.role.run import stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
@@ -36,7 +37,8 @@ from .memory import frugal
 from .metrics import Metrics
 from .nftables import apply
 from .objects import check_failed, stub, triggered
-from .settings import SERVICE_LABELS, SERVICES, SLICE_LABELS, SLICES, configured, dry_run
+from .offline import configured, dry_run
+from .settings import SERVICE_LABELS, SERVICES, SLICE_LABELS, SLICES
 from .sweeper import Sweeper
 from .sync import RETRY_BUSY, Pacer
 
@@ -113,7 +115,8 @@ class Proxy:
         if self._node is None:
             return  # a Node that is registered anew comes back with the same addresses; its NodePorts stay meanwhile
         config = replace(self.config, service_cidrs=self._service_cidrs or self.config.service_cidrs)
-        node = config.node(self._node, apply.local_addresses() if config.scans_addresses else ())
+        local = apply.local_addresses() if config.scans_addresses else ()
+        node = config.node(self._node, local, lambda what: log.warn("own Node", node=config.node_name, unusable=what))
         if self.tracker.node(node):
             log.info(
                 "own Node or the cluster's ranges changed",

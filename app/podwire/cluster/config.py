@@ -136,16 +136,20 @@ class ClusterConfig:
     def kubernetes_address(self) -> str:
         return str(ipaddress.ip_network(self.service_cidr)[1])
 
-    # ---- files
+    # ---- record
 
-    def save(self) -> None:
-        (self.run_dir / "cluster.json").write_text(json.dumps(asdict(self)))
+    @property
+    def record(self) -> Path:
+        return self.run_dir / "cluster.json"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
 
 
-def load(name: str) -> ClusterConfig | None:
-    """The record of a cluster that is (or was) up; None where there is none."""
+def parse(text: str) -> ClusterConfig | None:
+    """Of `to_json`; None where the text is another."""
     try:
-        found = json.loads((BASE / name / "cluster.json").read_text())
+        found = json.loads(text)
         return ClusterConfig(
             **{
                 **found,
@@ -155,5 +159,5 @@ def load(name: str) -> ClusterConfig | None:
                 ),
             }
         )
-    except (OSError, ValueError, TypeError, KeyError, BadConfig):
+    except (ValueError, TypeError, KeyError, BadConfig):
         return None

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.http import ApiClient, ApiError
 from podwire_base.kube.conditions import condition, is_true
+from podwire_base.kube.errors import ConfigError
 from podwire_base.patience import patient
 from podwire_node.kubelet import ROLES
 
-from .config import BASE, ClusterConfig, load
+from .config import BASE, ClusterConfig
+from .record import load, save
 from .teardown import stop_supervisor, teardown
 
 Say = Callable[[str], None]
@@ -61,7 +63,7 @@ def start(config: ClusterConfig, *, until_eof: bool = False) -> subprocess.Popen
     except FileExistsError:
         raise UpFailed(f"{config.run_dir} is left from an interrupted start: {down_command(config)} first") from None
     (config.run_dir / "log").mkdir()
-    config.save()
+    save(config)
     with (config.run_dir / "log" / "cluster.log").open("ab") as log:
         environment = {**os.environ, "PODWIRE_CLUSTER": str(config.run_dir)}
         command = [sys.executable, "-m", "podwire.cluster.run", config.name]
@@ -104,7 +106,7 @@ async def _wait(config: ClusterConfig, process: subprocess.Popen[bytes], say: Sa
                     missing = await _missing(api, config)
                     if not missing:
                         return
-            except (ApiError, client_config.ConfigError):
+            except (ApiError, ConfigError):
                 pass  # not yet: the kubeconfig is being written, or the server is starting
             if missing[0] != shown:
                 shown = missing[0]

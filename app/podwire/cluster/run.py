@@ -132,7 +132,7 @@ def run(config: ClusterConfig, until_eof: int | None = None) -> None:
 
 def main(argv: list[str]) -> None:
     """`python -m podwire.cluster.run NAME [--until-eof]`: what `podwire up` starts in the background."""
-    from .config import load
+    from .record import load
 
     config = load(argv[0])
     if config is None:

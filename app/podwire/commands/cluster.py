@@ -9,10 +9,11 @@ import time
 
 import click
 
-from ..cluster.config import PROXY_BACKENDS, BadConfig, ClusterConfig, load
+from ..cluster.config import PROXY_BACKENDS, BadConfig, ClusterConfig
 from ..cluster.lifecycle import UpFailed, down_command
 from ..cluster.lifecycle import down as take_down
 from ..cluster.lifecycle import up as bring_up
+from ..cluster.record import load
 from .common import Failed, err, out
 
 name_option = click.option(

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.http import ApiClient, ApiError
-from podwire_base.kube.errors import StatusError
+from podwire_base.kube.errors import ConfigError, StatusError
 
 from ..cluster.config import BASE
 
@@ -70,7 +70,7 @@ def with_api(kubeconfig: str | None, work: Callable[[ApiClient], Awaitable[T]]) 
         raise Failed(error.message + where) from error
     except StatusError as error:
         raise Failed(error.message) from error
-    except client_config.ConfigError as error:
+    except ConfigError as error:
         raise Failed(str(error)) from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None

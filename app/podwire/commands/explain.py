@@ -27,7 +27,7 @@ from podwire_proxy.model import PROTOCOLS, NodeInfo, normal_ip
 from podwire_proxy.nftables import apply
 
 from ..cluster import network
-from ..cluster.config import load
+from ..cluster.record import load
 from .common import Failed, find_kubeconfig, kubeconfig_option, with_api
 from .pods import cluster_option, find_cluster, find_pod
 

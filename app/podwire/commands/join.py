@@ -21,6 +21,7 @@ import click
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.config import ClientConfig
 from podwire_base.kube.client.http import ApiClient, ApiError
+from podwire_base.kube.errors import ConfigError
 from podwire_controlplane.server import auth, pki
 from podwire_controlplane.server import join as server_join
 
@@ -238,7 +239,7 @@ def join(server: str, token: str, node_name: str, root: Path, wait: float, again
             **{f"PODWIRE_{field.upper()}": value for field, value in asdict(addresses).items()},
         }
         pki.write_private(env, plan.merged_settings(env.read_text() if env.exists() else "", given, {}))
-    except (ApiError, client_config.ConfigError, aiohttp.ClientError) as error:
+    except (ApiError, ConfigError, aiohttp.ClientError) as error:
         raise Failed(str(error)) from error
     except (OSError, KeyError, TypeError) as error:
         raise Failed(f"{server}: {error!r}") from error

@@ -10,7 +10,8 @@ import yaml
 
 from podwire_base.kube import codec, table
 from podwire_base.kube.client.http import ApiClient, ApiError
-from podwire_base.kube.manifests import BadManifest, read_files, resource_of, three_way, with_record
+from podwire_base.kube.manifestfiles import read_files
+from podwire_base.kube.manifests import BadManifest, resource_of, three_way, with_record
 from podwire_base.kube.meta import Object, name, namespace, uid
 from podwire_base.kube.registry import RESOURCES, Resource, by_name
 

@@ -81,7 +81,8 @@ def setting(flag: str, *names: str, **more: Any) -> Callable[[Callable[..., Any]
 @click.option("--check", "only_check", is_flag=True, help="Look at the settings, print them, and exit.")
 def agent(only_check: bool, log_json: bool, **flags: Any) -> None:
     """The roles of one node under one supervisor, in this network namespace. What is in the kernel outlives it."""
-    from podwire_base.kube.client.config import SERVERS, ConfigError, load
+    from podwire_base.kube.client.config import SERVERS, load
+    from podwire_base.kube.errors import ConfigError
     from podwire_base.role import logs
     from podwire_dns.config import BadConfig
 
@@ -236,7 +237,7 @@ def controllers(
     only: tuple[str, ...],
 ) -> None:
     """Controllers and scheduler alone. In a cluster that has its own: --only loadbalancer."""
-    from podwire_base.kube.client.config import ConfigError
+    from podwire_base.kube.errors import ConfigError
     from podwire_controlplane.controllers.driver import ControllersConfig, run
 
     made = _made(data) if data else None

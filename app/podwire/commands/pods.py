@@ -17,8 +17,9 @@ from podwire_node.podspec import PATH
 from podwire_node.podworker import enter_command
 from podwire_node.runtime import Container, Sandbox, read
 
-from ..cluster.config import BASE, load
+from ..cluster.config import BASE
 from ..cluster.network import path_of
+from ..cluster.record import load
 from .common import Failed, find_kubeconfig
 
 cluster_option = click.option(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from podwire.cluster import config
+from podwire.cluster import config, record
 from podwire.cluster.config import BadConfig, ClusterConfig
 from podwire.commands.pods import log_lines
 from podwire.main import cli
@@ -55,15 +55,15 @@ def test_a_damaged_record_is_no_record(text: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(config, "BASE", tmp_path)
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "cluster.json").write_text(text)
-    assert config.load("c") is None
+    assert record.load("c") is None
 
 
 def test_a_saved_record_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "BASE", tmp_path)
     made = ClusterConfig(name="c", nodes=2, upstream_dns=("9.9.9.9",), bridge_nf=1)
     made.run_dir.mkdir()
-    made.save()
-    assert config.load("c") == made
+    record.save(made)
+    assert record.load("c") == made
 
 
 @pytest.mark.parametrize(

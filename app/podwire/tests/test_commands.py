@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from podwire.main import COMMANDS, cli
-from podwire_base.kube import manifests, patch
+from podwire_base.kube import manifestfiles, manifests, patch
 from podwire_base.kube.meta import Object
 from podwire_base.role import logs
 from podwire_base.role.status import RoleStatus, read_all
@@ -154,7 +154,7 @@ def test_lists_and_dates_and_folders(tmp_path: Path) -> None:
     assert manifests.with_record(dated)["metadata"]["annotations"]["true"] == "2026-01-01"
     for name in ("2.yaml", "1.yml", "3.txt"):
         (tmp_path / name).write_text(yaml.safe_dump(service(f"s{name[0]}")))
-    assert [o["metadata"]["name"] for o in manifests.read_files([str(tmp_path)])] == ["s1", "s2"]
+    assert [o["metadata"]["name"] for o in manifestfiles.read_files([str(tmp_path)])] == ["s1", "s2"]
 
 
 def _apply(obj: Object, live: Object) -> Object:

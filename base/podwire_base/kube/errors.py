@@ -1,4 +1,4 @@
-"""API errors as Kubernetes Status objects: code, reason, message and causes (meta/v1 Status)."""
+"""API errors as Kubernetes Status objects: code, reason, message and causes (meta/v1 Status); and ConfigError."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ class Cause:
     field: str
     message: str
     reason: str = "FieldValueInvalid"
+
+
+class ConfigError(Exception):
+    """A kubeconfig or a setting that cannot be used; the text names the file and the field."""
 
 
 class StatusError(Exception):

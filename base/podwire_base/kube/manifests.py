@@ -1,10 +1,11 @@
-"""Manifests: reads YAML files, and makes what `podwire apply` sends for one object. Pure, except `read_files`."""
+"""Manifests: parses YAML text, and makes what `podwire apply` sends for one object. Pure.
+
+manifestfiles.py reads the files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from . import yamltext
@@ -57,29 +58,6 @@ def resource_of(obj: Object, where: str = "") -> Resource:
         known = ", ".join(sorted(f"{kind} ({version})" for version, kind in BY_KIND))
         raise BadManifest(f"{where}: kind {obj['kind']!r} of {obj['apiVersion']!r} is not served; known: {known}")
     return found
-
-
-def read_files(paths: Iterable[str]) -> Iterator[Object]:
-    """Objects of files and directories (their *.yaml, *.yml and *.json, by name); "-" is standard input."""
-    import sys
-
-    for path in paths:
-        if path == "-":
-            try:
-                text = sys.stdin.buffer.read().decode()
-            except UnicodeDecodeError as err:
-                raise BadManifest(f"standard input: not UTF-8 text: {err}") from err
-            yield from parse(text, "standard input")
-            continue
-        start = Path(path)
-        files = (
-            sorted(f for f in start.iterdir() if f.suffix in (".yaml", ".yml", ".json")) if start.is_dir() else [start]
-        )
-        for file in files:
-            try:
-                yield from parse(file.read_text(), str(file))
-            except (OSError, UnicodeDecodeError) as err:
-                raise BadManifest(f"{file}: cannot be read: {err}") from err
 
 
 def with_record(obj: Object) -> Object:

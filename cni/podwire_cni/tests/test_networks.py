@@ -15,7 +15,7 @@ from podwire_cni import announce
 from podwire_cni.conf import parse_conf
 from podwire_cni.errors import CNIError
 from podwire_cni.ipam.ranges import podcidr_range
-from podwire_cni.networks import Networks
+from podwire_cni.networkstore import Networks
 from podwire_cni.nodetable import OtherNet
 from podwire_cni.plan import NodeNet
 from podwire_cni.types import NetConf

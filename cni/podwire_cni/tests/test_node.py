@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft.fake import FakeConnection
-from podwire_cni import conflist, nodetable, routes
+from podwire_cni import conflist, conflistfile, nodetable, routes
 from podwire_cni.conf import parse_conf
 from podwire_cni.ipam.ranges import podcidr_range
 from podwire_cni.main import install
@@ -180,10 +180,10 @@ def test_ports_clash_exactly_where_a_packet_could_mean_both(one: PortMapping, ot
 def test_conflist_is_written_once_and_read_back(tmp_path: Path) -> None:
     net = NodeNet(((podcidr_range(ip_network("10.0.1.0/24")),), (podcidr_range(ip_network("fd00:1::/64")),)), 1450)
     path = tmp_path / "net.d" / "10-podwire.conflist"
-    assert conflist.read(path) is None
-    assert conflist.write(path, Path("/run/x/cni.sock"), net)
-    assert not conflist.write(path, Path("/run/x/cni.sock"), net)
-    assert conflist.read(path) == conflist.Last(net.ranges, 1450)
+    assert conflistfile.read(path) is None
+    assert conflistfile.write(path, Path("/run/x/cni.sock"), net)
+    assert not conflistfile.write(path, Path("/run/x/cni.sock"), net)
+    assert conflistfile.read(path) == conflist.Last(net.ranges, 1450)
     listed = json.loads(path.read_text())
     conf = parse_conf(json.dumps({**listed["plugins"][0], "cniVersion": "1.0.0", "name": listed["name"]}).encode())
     assert (conf.ranges, conf.mtu, conf.socket) == (net.ranges, 1450, "/run/x/cni.sock")
@@ -193,7 +193,7 @@ def test_conflist_is_written_once_and_read_back(tmp_path: Path) -> None:
 def test_install_writes_the_plugin_and_a_configuration_that_it_takes(tmp_path: Path) -> None:
     program = tmp_path / "podwire-cni"
     program.write_bytes(b"\x7fELF program")
-    done = conflist.install(
+    done = conflistfile.install(
         program,
         tmp_path / "bin",
         tmp_path / "net.d",
@@ -211,7 +211,7 @@ def test_install_writes_the_plugin_and_a_configuration_that_it_takes(tmp_path: P
     conf = parse_conf(json.dumps({**plugin, "cniVersion": "1.0.0", "name": listed["name"]}).encode())
     assert [str(r.subnet) for ranges in conf.ranges for r in ranges] == ["10.0.1.0/24", "fd00:1::/64"]
     assert conf.mtu is None, "each pod gets that of the uplink as it then is"
-    assert len(conflist.install(program, tmp_path / "bin", tmp_path / "net.d", Path("/run/x"), [], Path())) == 1
+    assert len(conflistfile.install(program, tmp_path / "bin", tmp_path / "net.d", Path("/run/x"), [], Path())) == 1
 
 
 @pytest.mark.parametrize(
@@ -233,4 +233,4 @@ def test_subnets_that_cannot_serve_are_not_installed(tmp_path: Path, subnets: li
 def test_a_foreign_conflist_is_not_taken_up(tmp_path: Path) -> None:
     for text in ("", "[]", '{"plugins": []}', '{"plugins": [{"ipam": {"ranges": [[{"subnet": "x"}]]}}]}'):
         (tmp_path / "c").write_text(text)
-        assert conflist.read(tmp_path / "c") is None
+        assert conflistfile.read(tmp_path / "c") is None

@@ -11,7 +11,7 @@ import pytest
 from podwire_base.patience import patient
 from podwire_cni.errors import CNIError, ErrorCode
 from podwire_cni.keyedlock import KeyedLock
-from podwire_cni.networks import Networks
+from podwire_cni.networkstore import Networks
 from podwire_cni.plan import host_veth
 from podwire_cni.tests.test_verbs import Host, body
 from podwire_cni.types import Attachment

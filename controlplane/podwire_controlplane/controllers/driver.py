@@ -12,6 +12,7 @@ from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.http import MERGE_PATCH, ApiClient, ApiError
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
+from podwire_base.kube.errors import ConfigError
 from podwire_base.kube.meta import Object, uid
 from podwire_base.kube.meta import key as object_key
 from podwire_base.kube.registry import RESOURCES, Resource, of
@@ -197,7 +198,7 @@ async def _main(config: ControllersConfig) -> None:
         *nodes.controllers(config.cluster_cidr, config.node_prefix),
     )
     if unknown := set(config.only) - {row.name for row in rows}:
-        raise client_config.ConfigError(
+        raise ConfigError(
             f"only: no controller {', '.join(sorted(unknown))}; there are {', '.join(sorted(row.name for row in rows))}"
         )
     rows = tuple(row for row in rows if not config.only or row.name in config.only)

@@ -14,8 +14,8 @@ import pytest
 
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client import http as client_http
-from podwire_base.kube.client.config import ConfigError
 from podwire_base.kube.client.http import ApiClient, ApiError
+from podwire_base.kube.errors import ConfigError
 from podwire_base.kube.meta import Object
 from podwire_base.testing.builders import run
 from podwire_base.testing.following import SERVICES, following

@@ -13,6 +13,7 @@ from podwire_base.kube.client.config import ClientConfig
 from podwire_base.kube.client.http import ApiClient, ApiError
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
+from podwire_base.kube.errors import ConfigError
 from podwire_base.kube.meta import Object, name
 from podwire_base.testing.builders import pod, run, version
 from podwire_base.testing.following import replay, until
@@ -232,7 +233,7 @@ def test_kubeconfig_with_client_certificate(tmp_path: Path) -> None:
 def test_bad_kubeconfigs_are_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "kubeconfig"
     path.write_text(text)
-    with pytest.raises(client_config.ConfigError, match="kubeconfig"):
+    with pytest.raises(ConfigError, match="kubeconfig"):
         client_config.load(path)
-    with pytest.raises(client_config.ConfigError, match="missing"):
+    with pytest.raises(ConfigError, match="missing"):
         client_config.load(tmp_path / "missing")

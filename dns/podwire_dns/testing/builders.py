@@ -8,10 +8,10 @@ from typing import Any
 
 from .. import feed, names
 from ..answer import Answerer
+from ..answertable import AnswerTable
 from ..build import Builder
 from ..cache import Cache
 from ..config import DnsConfig
-from ..native.table import AnswerTable
 from ..zone import ZoneData
 from . import cases
 

@@ -21,9 +21,9 @@ import pytest
 
 from podwire_base.patience import patient
 from podwire_dns import native
+from podwire_dns.answertable import AnswerTable, TableAnswers, TableNames
 from podwire_dns.cache import Upstreamed
 from podwire_dns.names import to_wire
-from podwire_dns.native.table import AnswerTable, TableAnswers, TableNames
 from podwire_dns.server import Server
 from podwire_dns.testing import builders, cases
 from podwire_dns.testing.fuzz import mutate, seeds

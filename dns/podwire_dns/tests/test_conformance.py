@@ -17,7 +17,7 @@ from pathlib import Path
 import dns.message
 import pytest
 
-from podwire_dns.native.table import AnswerTable
+from podwire_dns.answertable import AnswerTable
 from podwire_dns.server import Server
 from podwire_dns.testing import builders, cases, edges, judge
 from podwire_dns.testing.cases import Case

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import dns.message
@@ -32,6 +33,10 @@ async def get(address: str, path: str, method: str = "GET") -> tuple[int, str]:
     head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
     writer.close()
     return int(head.split()[1]), body
+
+
+def reading(folder: Path) -> Callable[[str], str]:
+    return lambda address: (folder / address).read_text()
 
 
 def samples(page: str) -> dict[str, float]:
@@ -96,7 +101,7 @@ def test_health_ready_and_metrics(tmp_path: Path, batches: bool) -> None:
 def test_only_the_classes_and_names_that_are_asked_for_are_logged() -> None:
     written = io.StringIO()
     observer = Observer(None)
-    observer.configure(Clients(Path("nowhere")), ("denial", "error"), ("corp.example.",))
+    observer.configure(Clients(reading(Path("nowhere"))), ("denial", "error"), ("corp.example.",))
     logs.configure(json_lines=True, stream=written)
     try:
         for name, rcode in (("a.corp.example.", 0), ("a.corp.example.", 3), ("b.corp.example.", 2), ("c.example.", 3)):
@@ -173,14 +178,14 @@ def test_a_line_for_each_query_names_the_clients_pod(tmp_path: Path) -> None:
 
 
 def test_a_lease_is_read_again_after_a_while(tmp_path: Path) -> None:
-    clients = Clients(tmp_path)
+    clients = Clients(reading(tmp_path))
     assert clients.pod("10.244.0.2", 0) == ""
     (tmp_path / "10.244.0.2").write_text('{"pod": "a/b"}\n')
     assert clients.pod("10.244.0.2", KEEP_SECONDS / 2) == ""
     assert clients.pod("10.244.0.2", KEEP_SECONDS) == "a/b"
     for garbage in ("", "[]\n", "{\n"):
         (tmp_path / "10.244.0.3").write_text(garbage)
-        assert Clients(tmp_path).pod("10.244.0.3", 0) == ""
+        assert Clients(reading(tmp_path)).pod("10.244.0.3", 0) == ""
 
 
 def test_labels_are_escaped_and_buckets_are_cumulative() -> None:

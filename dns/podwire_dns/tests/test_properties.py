@@ -10,8 +10,8 @@ import hypothesis.strategies as st
 from hypothesis import given
 
 from podwire_dns import feed, names, native
+from podwire_dns.answertable import AnswerTable
 from podwire_dns.build import Builder
-from podwire_dns.native.table import AnswerTable
 from podwire_dns.testing import builders, judge
 from podwire_dns.testing.cases import HTTP, ZONE, endpoint, endpoint_slice, namespace, service
 from podwire_dns.testing.obvious import Obvious

@@ -18,10 +18,11 @@ import click
 
 from podwire_base.kube import loadbalancer as lb
 from podwire_base.kube import meta
-from podwire_base.kube.client.config import ConfigError, load
+from podwire_base.kube.client.config import load
 from podwire_base.kube.client.http import ApiClient, ApiError
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
+from podwire_base.kube.errors import ConfigError
 from podwire_base.role import logs
 from podwire_base.role.run import stop_event, until_stopped
 from podwire_base.role.status import RoleStatus

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from podwire_base.kube.client.config import ConfigError
-from podwire_proxy import kubeproxyfile, main, settings
+from podwire_base.kube.errors import ConfigError
+from podwire_proxy import kubeproxyfile, main, offline
 from podwire_proxy.changes import Tracker
 from podwire_proxy.config import ProxyConfig, check, eligible, service_cidrs, wanted_flows
 from podwire_proxy.dataplane import HealthCheck
@@ -184,7 +184,7 @@ def test_a_bad_file_gets_one_line(tmp_path: Path, content: str) -> None:
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(KUBEADM.replace('hostnameOverride: ""', "hostnameOverride: worker"))
-    config = settings.configured(
+    config = offline.configured(
         file, {"cluster_cidrs": ("10.1.0.0/16",), "masquerade_all": False, "run_dir": Path("/r")}
     )
     assert (config.node_name, config.cluster_cidrs, config.run_dir) == ("worker", ("10.1.0.0/16",), Path("/r"))
@@ -196,9 +196,9 @@ def test_a_file_without_clustercidr_knows_no_pods_as_with_kube_proxy(tmp_path: P
     file = tmp_path / "config.yaml"
     file.write_text("".join(line for line in KUBEADM.splitlines(keepends=True) if not line.startswith("clusterCIDR")))
     given = {"node_name": "n1", "run_dir": Path("/r")}
-    assert settings.configured(file, given).node(NODE).pod_cidrs == ()
-    assert settings.configured(file, {**given, "cluster_cidrs": ("10.1.0.0/16",)}).cluster_cidrs == ("10.1.0.0/16",)
-    assert settings.configured(None, given).cluster_cidrs == BASE.cluster_cidrs
+    assert offline.configured(file, given).node(NODE).pod_cidrs == ()
+    assert offline.configured(file, {**given, "cluster_cidrs": ("10.1.0.0/16",)}).cluster_cidrs == ("10.1.0.0/16",)
+    assert offline.configured(None, given).cluster_cidrs == BASE.cluster_cidrs
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from podwire_base.kernel.netlink import codec as attrs
 from podwire_base.kernel.nft import codec
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft.fake import FakeConnection, Refused
-from podwire_base.kube.client.config import ConfigError
+from podwire_base.kube.errors import ConfigError
 from podwire_base.patience import patient
 from podwire_proxy import health, main
 from podwire_proxy.changes import Tracker

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..errors import ConfigError
+
 SERVERS = "PODWIRE_API_SERVERS"  # addresses in place of the kubeconfig's, with spaces or commas between them
 ACCOUNT_DIR = "PODWIRE_SERVICE_ACCOUNT_DIR"
 DEFAULT_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -33,10 +35,6 @@ _REFUSED = {
     },
     "cluster": {"proxy-url": "the API server is reached directly; take it out, or use PODWIRE_API_SERVERS"},
 }
-
-
-class ConfigError(Exception):
-    """A kubeconfig that cannot be used; the text names the file and the field."""
 
 
 @dataclass(frozen=True, slots=True)

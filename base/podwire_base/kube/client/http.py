@@ -19,8 +19,9 @@ import msgspec
 from yarl import URL
 
 from ...role import logs
+from ..errors import ConfigError
 from ..meta import Object
-from .config import ClientConfig, ConfigError, stamps
+from .config import ClientConfig, stamps
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode

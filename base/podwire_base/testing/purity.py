@@ -1,0 +1,99 @@
+"""A contract of import-linter: every module that is not listed as I/O is pure.
+
+A pure module imports none of the packages that reach outside (`forbidden`: sockets, processes, threads, clocks) and no
+module that is listed as I/O; and it opens no file, which needs no import. Each of our modules is either pure or listed,
+so to look at direct imports is enough: in a chain from a pure module to a socket there is one pure module that imports
+the socket, or a listed module.
+
+Two things that import-linter cannot see are tests (app/podwire/tests/test_walls.py): importing a.b.c runs a/b/__init__,
+and a list may name modules that do no I/O any more.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import cast
+
+from grimp import ImportGraph
+from importlinter import Contract, ContractCheck, fields, output
+
+# Methods of Path that ask the file system; not `replace`, which str and dataclasses have too.
+_PATH_METHODS = re.compile(
+    "chmod|exists|expanduser|glob|hardlink_to|is_dir|is_file|is_mount|is_socket|is_symlink|iterdir|lstat|mkdir|open|"
+    "read_bytes|read_text|readlink|rglob|rmdir|samefile|symlink_to|touch|unlink|write_bytes|write_text"
+)
+_OS = frozenset(("fspath", "strerror", "path", "PathLike"))  # of os, what asks nobody
+_BUILTINS = frozenset(("open", "print", "input"))
+_CLOCKS = {"datetime": {"now", "utcnow"}, "date": {"today"}}
+_WORTH_A_LOOK = re.compile(r"\bpathlib\b|\bos\b|\bsys\b|\bdatetime\b|\b(open|print|input)\(")  # parsing takes a while
+_STREAMS = frozenset(("stdin", "stdout", "stderr", "argv"))
+
+
+class PureContract(Contract):
+    """io_modules: patterns of modules (`*` is one name). forbidden: external packages; of the standard library, too."""
+
+    io_modules = fields.SetField(subfield=fields.ModuleExpressionField())
+    forbidden = fields.SetField(subfield=fields.StringField())
+
+    def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
+        roots = set(cast("list[str]", self.session_options["root_packages"]))
+        listed, broken = set[str](), list[str]()
+        for pattern in sorted(str(one) for one in cast("set[object]", self.io_modules)):
+            found = graph.find_matching_modules(pattern)
+            listed |= found
+            if not found:
+                broken.append(f"io_modules has {pattern}: there is no such module any more")
+        outside = cast("set[str]", self.forbidden) | listed
+        for module in sorted(pure(graph, roots, listed)):
+            for name in sorted(graph.find_modules_directly_imported_by(module) & outside):
+                lines = [detail["line_number"] for detail in graph.get_import_details(importer=module, imported=name)]
+                what = "which is listed as I/O" if name in listed else "which reaches outside"
+                broken += [f"{module}:{line} imports {name}, {what}" for line in lines]
+            broken += [f"{module}:{line} uses {what}" for line, what in uses(source(module))]
+        return ContractCheck(kept=not broken, metadata={"broken": broken})
+
+    def render_broken_contract(self, check: ContractCheck) -> None:
+        for line in check.metadata["broken"]:
+            output.print_error(line, bold=False)
+        output.new_line()
+        output.print("A pure module takes what it needs as an argument: `now`, the text of a file, a callable.")
+        output.print("A new module that has to do I/O is added to io_modules in pyproject.toml.")
+        output.new_line()
+
+
+def pure(graph: ImportGraph, roots: Iterable[str], listed: set[str]) -> set[str]:
+    """Our modules that are not listed."""
+    roots = set(roots)
+    return {module for module in graph.modules if module.partition(".")[0] in roots} - listed
+
+
+def source(module: str) -> str:
+    """Its text; "" for a folder without __init__.py or a compiled module."""
+    spec = importlib.util.find_spec(module)
+    path = Path(spec.origin) if spec is not None and spec.origin else None
+    return path.read_text() if path is not None and path.suffix == ".py" else ""
+
+
+def uses(text: str) -> Iterator[tuple[int, str]]:
+    """(line, name) of what a module does to files, streams, the environment and clocks without an import that says
+    so."""
+    if not _WORTH_A_LOOK.search(text):
+        return
+    paths = "pathlib" in text  # without it, `exists` is somebody else's method
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call):
+            called = node.func
+            if isinstance(called, ast.Name) and called.id in _BUILTINS:
+                yield node.lineno, f"{called.id}()"
+            if isinstance(called, ast.Attribute) and paths and _PATH_METHODS.fullmatch(called.attr):
+                yield node.lineno, f".{called.attr}()"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            of, name = node.value.id, node.attr
+            if (of == "os" and name not in _OS) or (of == "sys" and name in _STREAMS) or name in _CLOCKS.get(of, ()):
+                yield node.lineno, f"{of}.{name}"
+        if isinstance(node, ast.ImportFrom) and node.module == "os" and not {a.name for a in node.names} <= _OS:
+            yield node.lineno, "names of os"

@@ -1,0 +1,50 @@
+"""The proxy role before it runs: reads its configuration file, and shows what it would do without doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from podwire_base.kube import meta
+from podwire_base.kube.client.config import load
+from podwire_base.kube.client.http import ApiClient
+from podwire_base.kube.errors import ConfigError
+from podwire_base.role import logs
+
+from . import backends
+from .changes import Tracker
+from .config import ProxyConfig, check
+from .settings import SERVICE_LABELS, SERVICES, SLICE_LABELS, SLICES, merged, of_file
+
+log = logs.get("proxy")
+
+
+async def dry_run(config: ProxyConfig) -> list[str]:
+    """What a first sync would write into an empty kernel, one line a step. Raises ApiError, ConfigError."""
+    check(config)
+    async with ApiClient(load(config.kubeconfig)) as api:
+        node = await api.get("/api/v1/nodes", fieldSelector=f"metadata.name={config.node_name}")
+        services = await api.get(SERVICES, labelSelector=SERVICE_LABELS)
+        slices = await api.get(SLICES, labelSelector=SLICE_LABELS)
+    tracker = Tracker(config.node(next(iter(node["items"]), None)))
+    for obj in services["items"]:
+        tracker.service(meta.key(obj), obj)
+    for obj in slices["items"]:
+        tracker.slice(meta.key(obj), obj)
+    tracker.flush()
+    return list(backends.choose(config.backend, config.iptables_variant).plan(tracker.dataplane))
+
+
+def configured(file: Path | None, flags: Mapping[str, Any]) -> ProxyConfig:
+    """A KubeProxyConfiguration file and flags; a flag that is given wins. Raises ConfigError; notes are logged."""
+    fields: dict[str, Any] = {}
+    if file is not None:
+        try:
+            document = yaml.safe_load(file.read_text())
+            fields = of_file(document, lambda note: log.warn("configuration", file=str(file), note=note))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError, ConfigError) as err:
+            raise ConfigError(f"{file}: {err}") from err
+    return merged(fields, flags)
