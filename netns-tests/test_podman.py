@@ -12,7 +12,7 @@ from lab.cninode import CniNode, put_node, tell_peer, wait_until
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from lab.podman import Podman
-from podwire_base.kernel.netns import in_thread, setns
+from podwire_base.kernel.netns import within
 
 pytestmark = pytest.mark.runtimes
 NODE, OUTSIDE = "192.0.2.1", "192.0.2.42"
@@ -78,13 +78,12 @@ def test_published_ports(world: World) -> None:
 
     def bound(kind: socket.SocketKind, port: int) -> socket.socket:
         def work() -> socket.socket:
-            setns(inside)
             sock = socket.socket(socket.AF_INET, kind)
             sock.settimeout(5)
             sock.bind(("0.0.0.0", port))
             return sock
 
-        return in_thread(work)
+        return within(inside, work)
 
     with bound(socket.SOCK_STREAM, 80) as server, bound(socket.SOCK_DGRAM, 53) as datagrams:
         server.listen()

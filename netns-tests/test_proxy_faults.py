@@ -18,10 +18,10 @@ from lab.fakeapi import FakeApi
 from lab.netns import Lab
 from lab.proxyrole import Running, until
 from lab.serviceworld import SILENCE, Answer, World, ask
+from podwire_base.kernel.conntrack.socket import Conntrack
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kube.meta import Object, key
 from podwire_proxy.changes import Tracker
-from podwire_proxy.ctnetlink import Conntrack
 from podwire_proxy.nftables.apply import Proxier
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service

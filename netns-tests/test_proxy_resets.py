@@ -158,7 +158,7 @@ def test_a_client_that_no_probe_reaches_is_reset_by_its_next_packet(
 ) -> None:
     """The guarantee are the rules; to provoke both ends is only the quicker way."""
     site = Site(world, v6=False)
-    monkeypatch.setattr("podwire_proxy.flows.Look._provoke", lambda *_: None)
+    monkeypatch.setattr("podwire_proxy.flows.Look._probe_both_ends", lambda *_: None)
     with site.stack:
         doomed = site.connect(s.POD_A, s.VIP, s.PORT)
         assert site.endpoints(endpoint(s.POD_C, "n2")) == 1

@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +22,6 @@ from lab.containerd import Containerd
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from lab.patience import patient
-from podwire_base.kernel.netns import in_thread, setns
 from podwire_cni import native
 
 pytestmark = pytest.mark.runtimes
@@ -44,13 +43,6 @@ class Sandbox(NetNS):
     def __init__(self, runtime: Containerd, ident: str) -> None:
         self.tap, self._undo = None, contextlib.ExitStack()
         self.name, self.fd = ident, os.open(f"/proc/{runtime.pid(ident)}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-
-    def call(self, work: Callable[[], T]) -> T:
-        def body() -> T:
-            setns(self.fd)
-            return work()
-
-        return in_thread(body)
 
 
 @pytest.fixture(scope="module")

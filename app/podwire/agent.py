@@ -119,14 +119,9 @@ def lb_config(config: AgentConfig) -> object:
 
 def find_uplink(address: str) -> str:
     """The link that has `address`, else that of the default route, else "eth0". In this network namespace."""
-    from pyroute2 import IPRoute
+    from podwire_base.kernel.addresses import uplink
 
-    with IPRoute() as ipr:
-        indexes = [a["index"] for a in ipr.get_addr() if a.get("IFA_ADDRESS") == address] if address else []
-        indexes += [
-            r.get("RTA_OIF") for family in (2, 10) for r in ipr.get_default_routes(family=family) if r.get("RTA_OIF")
-        ]
-        return str(ipr.get_links(indexes[0])[0].get("IFLA_IFNAME")) if indexes else "eth0"
+    return uplink(address) or "eth0"
 
 
 def _wiring(config: AgentConfig) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from podwire_base.kernel.addresses import local_addresses
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.config import ClientConfig
 from podwire_base.kube.client.http import ApiClient
@@ -26,7 +27,7 @@ from podwire_base.role import logs
 from podwire_base.role.run import stop_event
 from podwire_base.role.status import RoleStatus
 
-from . import conflistfile, netlink, nodes, overlay, routes, wiring
+from . import conflistfile, nodes, overlay, routes, wiring
 from .commands import Plugin
 from .firewall import Firewall
 from .ipam.allocator import Allocator
@@ -133,7 +134,7 @@ class Agent:
             self._become(net, native)
         gateways = self.node.gateways if self.node else ()
         done, refused = nodes.sync(
-            wires, overlay.tunnels(wires, self.config.node_name, uplink, cluster.own, netlink.addresses(), gateways)
+            wires, overlay.tunnels(wires, self.config.node_name, uplink, cluster.own, local_addresses(), gateways)
         )
         for line in done:
             log.info("route", change=line)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from . import netlink as nl
+from podwire_base.kernel.netlink import rtnetlink as nl
+
 from . import shaping
 from .ops import (
     AddAddress,

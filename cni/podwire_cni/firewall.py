@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
+from podwire_base.kernel.addresses import local_addresses
+from podwire_base.kernel.conntrack.codec import UDP, Flow, matching
+from podwire_base.kernel.conntrack.socket import Conntrack
 from podwire_base.kernel.ip import Family, family_of
 from podwire_base.kernel.nft import fake
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.role import logs
 
-from . import conntrack, netlink, nodetable
+from . import nodetable
 from .native import attach
 from .nodetable import NodeRules, OtherNet, PodRules
 from .types import Attachment, IPAddress, PortMapping
@@ -207,44 +212,48 @@ def _homes(pod: PodRules, port: PortMapping) -> dict[Family, IPAddress]:
 def _forget_before(pod: PodRules) -> None:
     """UDP flows to the node's ports that began when those led nowhere, or elsewhere. What only passes the node, to the
     same port of another machine, goes on, and so does what another mapping of the port leads."""
-    local: frozenset[IPAddress] | None = None
+    local: frozenset[str] | None = None
     for port in pod.ports:
         if port.protocol != "udp":
             continue
-        local = netlink.addresses() if local is None else local
+        local = frozenset(map(str, local_addresses())) if local is None else local
         for family, address in _homes(pod, port).items():
-            here = (address, port.container_port)
+            _forget(family, port, functools.partial(_began_before, port, (str(address), port.container_port), local))
 
-            def stale(
-                flow: conntrack.Flow,
-                port: PortMapping = port,
-                own: frozenset[IPAddress] = local,
-                here: tuple[IPAddress, int] = here,
-            ) -> bool:
-                dialled = (
-                    flow.dialled in own or flow.dialled.is_loopback
-                    if _on_every_address(port)
-                    else (flow.dialled == port.host_ip)
-                )
-                return flow.answers != here and dialled
 
-            _forget(family, port, stale)
+def _began_before(port: PortMapping, here: tuple[str, int], own: frozenset[str], flow: Flow) -> bool:
+    dialled = flow.original.destination
+    if _on_every_address(port):
+        to_us = dialled in own or ip_address(dialled).is_loopback
+    else:
+        to_us = dialled == str(port.host_ip)
+    return to_us and (flow.reply.source, flow.reply.source_port) != here
 
 
 def _forget_after(pod: PodRules, port: PortMapping) -> None:
     """Flows that this port led to the pod."""
     for family, address in _homes(pod, port).items():
-        here = (address, port.container_port)
-
-        def stale(flow: conntrack.Flow, here: tuple[IPAddress, int] = here) -> bool:
-            return flow.answers == here and flow.dialled != here[0]
-
-        _forget(family, port, stale)
+        _forget(family, port, functools.partial(_led_to, (str(address), port.container_port)))
 
 
-def _forget(family: Family, port: PortMapping, stale: Callable[[conntrack.Flow], bool]) -> None:
+def _led_to(here: tuple[str, int], flow: Flow) -> bool:
+    return (flow.reply.source, flow.reply.source_port) == here and flow.original.destination != here[0]
+
+
+def _forget(family: Family, port: PortMapping, stale: Callable[[Flow], bool]) -> None:
+    """Delete the UDP entries to a port of the node of which `stale` is true.
+
+    A UDP flow keeps the translation it began with as long as packets come. One that began before the port was mapped
+    never reaches the pod; one that goes on after the pod went is sent to an address that nobody has, or soon somebody
+    else.
+    """
     try:
-        count = conntrack.forget(family, port.host_port, stale)
+        with Conntrack() as conntrack:
+            flows = conntrack.flows(family, matching(UDP, port=port.host_port))
+            found = [
+                f for f in flows if (f.protocol, f.original.destination_port) == (UDP, port.host_port) and stale(f)
+            ]
+            count = len(conntrack.delete(found))
     except OSError as err:
         log.warn("conntrack entries not cleaned", port=str(port), error=str(err))
         return

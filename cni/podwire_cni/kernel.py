@@ -20,11 +20,14 @@ from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import NoReturn
 
+from podwire_base.kernel.ip import IPAddress
+from podwire_base.kernel.netlink import rtnetlink as nl
+from podwire_base.kernel.netlink.codec import NetlinkError
+from podwire_base.kernel.netlink.socket import RouteSocket
 from podwire_base.kernel.netns import CLONE_NEWNET, setns
 from podwire_base.role import logs
 
 from . import announce
-from . import netlink as nl
 from .encode import encode, removal
 from .errors import CNIError, ErrorCode
 from .native import attach
@@ -36,7 +39,6 @@ from .program import batches, peers, watched
 log = logs.get("wiring")
 NS_GET_NSTYPE = 0xB703
 READY_SECONDS = 2.0
-VIEWS = 5
 _GONE = (errno.ENODEV, errno.ENOENT, errno.ESRCH)
 ATTACH = attach.load()  # None: not compiled; then step by step
 
@@ -66,7 +68,7 @@ class Kernel:
         self.node_fd = own_netns()
         # DELLINK returns 15 ms after the link is gone (the kernel waits for readers); nobody else has to wait with it.
         self._reapers: Executor = ThreadPoolExecutor(16, thread_name_prefix="dellink")
-        self._idle: list[nl.Netlink] = []
+        self._idle: list[RouteSocket] = []
 
     def close(self) -> None:
         self._reapers.shutdown(wait=True)
@@ -75,12 +77,12 @@ class Kernel:
         os.close(self.node_fd)
 
     @contextlib.contextmanager
-    def _node(self) -> Iterator[nl.Netlink]:
+    def _node(self) -> Iterator[RouteSocket]:
         """A socket of the node's namespace, for this thread alone; one that served before where there is one."""
         try:
             sock = self._idle.pop()
         except IndexError:
-            sock = nl.Netlink()
+            sock = RouteSocket()
         try:
             yield sock
         except BaseException:
@@ -108,10 +110,10 @@ class Kernel:
         log.error("cannot return to the node's network namespace, exiting")
         os._exit(70)
 
-    def _open(self, pod_fd: int) -> nl.Netlink:
+    def _open(self, pod_fd: int) -> RouteSocket:
         setns(pod_fd)
         try:
-            return nl.Netlink()
+            return RouteSocket()
         finally:
             self._return()
 
@@ -152,7 +154,7 @@ class Kernel:
             self._wire(pod, pod_fd)
         except CNIError as err:
             # So do docker's sandboxes. Whoever gives the pod an IPv6 address wants it to have one.
-            refused = isinstance(err.__cause__, nl.NetlinkError) and err.__cause__.errno == errno.EACCES
+            refused = isinstance(err.__cause__, NetlinkError) and err.__cause__.errno == errno.EACCES
             if not refused or all(address.version == 4 for address, _ in pod.addresses):
                 raise
             self.apply(with_ipv6(pod.plan.ops), pod_fd)
@@ -174,7 +176,7 @@ class Kernel:
             self._lost()
         try:
             if out.status == attach.REFUSED:
-                why = nl.NetlinkError(out.error, out.message, out.extack)
+                why = NetlinkError(out.error, out.message, out.extack)
                 raise refusal(_culprit(steps, out), why) from why
             if out.status == attach.FAILED:
                 raise OSError(out.error, os.strerror(out.error))
@@ -251,18 +253,13 @@ class Kernel:
         lease: an unsteady view is taken again, and what any of them had counts as there."""
         found: dict[str, tuple[int, int]] = {}
 
-        def each(kind: int, body: bytes) -> None:
-            if kind == nl.NEWLINK:
+        with RouteSocket() as sock:
+            for body in sock.everything(nl.GETLINK, nl.all_links()):
                 name, index, master = nl.link_of(body)
                 found[name] = (index, master)
-
-        with nl.Netlink() as sock:
-            for _ in range(VIEWS):
-                if sock.dump(nl.GETLINK, each):
-                    break
         return found
 
-    def holder(self, address: nl.IPAddress) -> str:
+    def holder(self, address: IPAddress) -> str:
         """The MAC of the pod of this node that has the address, "" where none has: it is behind a bridge port.
         Forwarding entries go with the port, neighbour entries do not."""
         import socket
@@ -307,7 +304,7 @@ class Kernel:
 class _Links(dict[str, int]):
     """Indices of links by name, asked of the kernel once; 0 where there is none."""
 
-    def __init__(self, sock: nl.Netlink) -> None:
+    def __init__(self, sock: RouteSocket) -> None:
         super().__init__(lo=1)
         self.sock = sock
 
@@ -329,8 +326,8 @@ def _send(links: _Links, batch: Sequence[Op], pod_fd: int | None, watches: Seque
     try:
         # A second interface does not take the pod's default route from the first; so do other plugins.
         links.sock.send(messages, lambda _, body: seen.append(body), present=lambda i: isinstance(step(i), AddRoute))
-    except nl.NetlinkError as err:
-        raise refusal(step(err.position), err) from err
+    except NetlinkError as err:
+        raise refusal(step(err.seq), err) from err
     return [name for name, body in zip(watches, seen, strict=True) if not nl.carries(body)]
 
 
@@ -341,7 +338,7 @@ def _culprit(steps: Sequence[tuple[object, bool, list[Op]]], out: attach.AttachR
     return messages[out.message] if out.message < len(messages) else "look at the links"
 
 
-def refusal(op: Op | str, err: nl.NetlinkError) -> CNIError:
+def refusal(op: Op | str, err: NetlinkError) -> CNIError:
     """The kernel's refusal of one step, in the words of CNI."""
     if isinstance(op, CreateVeth) and err.errno == errno.EEXIST:
         return CNIError(
@@ -395,7 +392,7 @@ def _rates(ipr: object, names: set[str]) -> frozenset[tuple[str, int]]:
     return frozenset(found)
 
 
-def _route(route: object) -> tuple[nl.IPNetwork, nl.IPAddress | None]:
+def _route(route: object) -> tuple[nl.IPNetwork, IPAddress | None]:
     from ipaddress import ip_address
 
     get = route.get  # type: ignore[attr-defined]  # pyroute2 ships no types

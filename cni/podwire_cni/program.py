@@ -9,7 +9,8 @@ import itertools
 import struct
 from collections.abc import Iterator, Sequence
 
-from . import netlink as nl
+from podwire_base.kernel.netlink import rtnetlink as nl
+
 from .encode import encode
 from .ops import Announce, CreateIfb, CreateVeth, EnableIPv6, JoinBridge, Op, Place
 

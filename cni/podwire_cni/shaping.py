@@ -8,20 +8,13 @@ from __future__ import annotations
 import struct
 import sys
 
-from .netlink import (
+from podwire_base.kernel.netlink.codec import CREATE, EXCL, NESTED, REPLACE, attr, host_u32, message, text
+from podwire_base.kernel.netlink.rtnetlink import (
     IFLA_IFNAME,
     IFLA_INFO_KIND,
     IFLA_LINKINFO,
     IFLA_MTU,
-    NESTED,
     NEWLINK,
-    NLM_CREATE,
-    NLM_EXCL,
-    NLM_REPLACE,
-    attr,
-    message,
-    text,
-    u32,
 )
 
 NEWQDISC, NEWTFILTER = 36, 44
@@ -34,10 +27,10 @@ EVERY_PROTOCOL = int.from_bytes(struct.pack("!H", 3), sys.byteorder)  # ETH_P_AL
 def new_ifb(name: str, mtu: int) -> bytes:
     return message(
         NEWLINK,
-        NLM_CREATE | NLM_EXCL,
+        CREATE | EXCL,
         bytes(16)
         + text(IFLA_IFNAME, name)
-        + u32(IFLA_MTU, mtu)
+        + host_u32(IFLA_MTU, mtu)
         + attr(IFLA_LINKINFO | NESTED, text(IFLA_INFO_KIND, "ifb")),
     )
 
@@ -52,20 +45,20 @@ def token_bucket(index: int, rate: int, burst: int) -> bytes:
     # rate
     spec = struct.pack("=BBHhHI", 0, 1, 0, 0, 0, min(rate, 0xFFFFFFFF))
     limit = min(burst + rate // 40, 0xFFFFFFFF)
-    parameters = attr(TCA_TBF_PARMS, spec + bytes(12) + struct.pack("=III", limit, 0, 0)) + u32(TCA_TBF_BURST, burst)
+    parameters = attr(TCA_TBF_PARMS, spec + bytes(12) + struct.pack("=III", limit, 0, 0)) + host_u32(
+        TCA_TBF_BURST, burst
+    )
     if rate >= 1 << 32:
         parameters += attr(TCA_TBF_RATE64, struct.pack("=Q", rate))
     return message(
         NEWQDISC,
-        NLM_CREATE | NLM_REPLACE,
+        CREATE | REPLACE,
         _tc(index, TC_H_ROOT) + text(TCA_KIND, "tbf") + attr(TCA_OPTIONS | NESTED, parameters),
     )
 
 
 def ingress_queue(index: int) -> bytes:
-    return message(
-        NEWQDISC, NLM_CREATE | NLM_REPLACE, _tc(index, TC_H_INGRESS, INGRESS_HANDLE) + text(TCA_KIND, "ingress")
-    )
+    return message(NEWQDISC, CREATE | REPLACE, _tc(index, TC_H_INGRESS, INGRESS_HANDLE) + text(TCA_KIND, "ingress"))
 
 
 def redirect(index: int, to: int) -> bytes:
@@ -78,7 +71,7 @@ def redirect(index: int, to: int) -> bytes:
     options = attr(TCA_U32_SEL, selector) + attr(TCA_U32_ACT | NESTED, action)
     return message(
         NEWTFILTER,
-        NLM_CREATE | NLM_EXCL,
+        CREATE | EXCL,
         _tc(index, INGRESS_HANDLE, 0, 1 << 16 | EVERY_PROTOCOL)
         + text(TCA_KIND, "u32")
         + attr(TCA_OPTIONS | NESTED, options),

@@ -15,6 +15,8 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
+from podwire_base.kernel.addresses import uplink
+
 from . import routes
 from .nodetable import NodeRules
 from .plan import NodeNet, host_route
@@ -30,13 +32,8 @@ def uplink_mtu(name: str = "") -> int | None:
     None where neither exists."""
     with IPRoute() as ipr:
         index = ipr.link_lookup(ifname=name) if name else []
-        if not index:
-            index = [
-                r.get("RTA_OIF")
-                for family in (AF_INET, AF_INET6)
-                for r in ipr.get_default_routes(family=family, table=MAIN)
-                if r.get("RTA_OIF")
-            ]
+        if not index and (link := uplink()):
+            index = ipr.link_lookup(ifname=link)
         return int(ipr.get_links(index[0])[0].get("IFLA_MTU")) if index else None
 
 

@@ -19,6 +19,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from podwire_base.kernel.addresses import local_addresses
 from podwire_base.role import logs
 
 TABLE = "podwire-dns"
@@ -73,13 +74,7 @@ def beside(addresses: Sequence[str]) -> list[str]:
     }
     if not versions:
         return []
-    from pyroute2 import IPRoute
-
-    with IPRoute() as ipr:
-        here = [
-            ipaddress.ip_address(str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")))
-            for message in ipr.get_addr()
-        ]
+    here = local_addresses()
     found = dict.fromkeys(
         str(address)
         for address in here

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from podwire_cni import conntrack, firewall, kernel, listener
+from podwire_cni import firewall, kernel, listener
 from podwire_cni.agent import WiringConfig, run
 from podwire_cni.ipam import store
 from podwire_cni.program import BATCH
@@ -102,7 +102,7 @@ def main() -> None:
         (os, "rename"),
         (firewall.Firewall, "attach"),
         (firewall.Firewall, "detach"),
-        (conntrack, "forget"),
+        (firewall, "_forget"),
     ):
         after(owner, name)
     listener.Listener._answer = arm(listener.Listener._answer)  # type: ignore[method-assign]  # that is the point

@@ -1,4 +1,5 @@
-"""Which conntrack entries keep packets away from where they belong. Pure; ctnetlink.py reads and deletes them.
+"""Which conntrack entries keep packets away from where they belong. Pure; flows.py reads and
+deletes them.
 
 UDP: a flow without a handshake goes on for ever with the translation it began with. An entry is stale when its original
 destination is a frontend that has backends and its answers come from none of them: the backend went away, or the flow
@@ -16,35 +17,38 @@ which only waits hears of it as well, both ends get a `challenge_ack_probe`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from podwire_base.kernel import frames
+from podwire_base.kernel.conntrack.codec import Flow, matching
 from podwire_base.kernel.ip import packed
 
 from .dataplane import Frontend, Key
-from .model import Destination
+from .model import PROTOCOLS, Destination, Protocol
 
 SYN_FIN = 0x03
 Place = tuple[str, int]  # address, port
+FEW = 8  # up to so many frontends the kernel is asked for each; more: for all entries of a protocol at once
+_PROTOCOLS: dict[int, Protocol] = {6: "TCP", 17: "UDP", 132: "SCTP"}
 
 
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """A conntrack entry. destination: what the client dialled; answers: where its replies come from.
+def frontend_of(flow: Flow) -> Key | None:
+    """What the client dialled; None for a protocol that Services have no ports of."""
+    protocol = _PROTOCOLS.get(flow.protocol)
+    return None if protocol is None else Key(flow.original.destination, protocol, flow.original.destination_port)
 
-    source: client address and port; seen: what the backend takes the client for. ident: the kernel's own description of
-    the entry, for deleting exactly this one. over: TCP that was closed or reset; the entry only waits to expire.
-    opening: TCP of which only the client's SYN was seen.
-    """
 
-    destination: Key
-    answers: Destination
-    source: Place
-    ident: bytes = b""
-    seen: Place = ("", 0)
-    over: bool = False
-    opening: bool = False
+def destination_of(flow: Flow) -> Destination:
+    """Where the flow's replies come from."""
+    return Destination(flow.reply.source, flow.reply.source_port)
+
+
+def queries(frontends: Collection[Key]) -> list[bytes]:
+    """What to ask the kernel for, so that it tells of all flows to these frontends (and perhaps of others): each dump
+    goes through its whole table."""
+    if len(frontends) > FEW:
+        return [matching(PROTOCOLS[protocol]) for protocol in sorted({key.protocol for key in frontends})]
+    return [matching(PROTOCOLS[key.protocol], key.ip, key.port) for key in frontends]
 
 
 def serving(frontends: Mapping[Key, Frontend]) -> dict[Key, frozenset[Destination]]:
@@ -62,22 +66,29 @@ def serving(frontends: Mapping[Key, Frontend]) -> dict[Key, frozenset[Destinatio
 def stale(flows: Iterable[Flow], serving: Mapping[Key, frozenset[Destination]]) -> Iterator[Flow]:
     """Entries of `serving`'s frontends that lead nowhere."""
     for flow in flows:
-        destinations = serving.get(flow.destination)
-        if destinations is None or flow.over or flow.answers in destinations:
+        frontend = frontend_of(flow)
+        destinations = serving.get(frontend) if frontend is not None else None
+        if frontend is None or destinations is None or flow.over:
             continue
-        if flow.destination.protocol == "UDP":
+        answers = destination_of(flow)
+        if answers in destinations:
+            continue
+        if frontend.protocol == "UDP":
             if destinations:  # else: nowhere to go instead
                 yield flow
-        elif flow.answers != (flow.destination.ip, flow.destination.port):  # never translated: none of ours
+        elif answers != (frontend.ip, frontend.port):  # never translated: none of ours
             yield flow
 
 
 def stale_attempts(flows: Iterable[Flow], frontends: Mapping[Key, Frontend]) -> Iterator[Flow]:
     """Unanswered SYNs to these frontends that went where no new connection goes now."""
     for flow in flows:
-        frontend = frontends.get(flow.destination) if flow.opening else None
-        if frontend is not None and (destinations := frontend.destinations) and flow.answers not in destinations:
-            yield flow  # without backends: nowhere to go instead
+        key = frontend_of(flow) if flow.opening else None
+        frontend = frontends.get(key) if key is not None else None
+        if frontend is None or not (destinations := frontend.destinations):
+            continue  # without backends: nowhere to go instead
+        if destination_of(flow) not in destinations:
+            yield flow
 
 
 def challenge_ack_probe(source: Place, destination: Place) -> bytes:

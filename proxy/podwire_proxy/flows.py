@@ -17,12 +17,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from podwire_base.kernel.conntrack.codec import TCP, UDP, Flow, matching
+from podwire_base.kernel.conntrack.socket import Conntrack
 from podwire_base.kernel.ip import Family
 from podwire_base.kernel.netns import within
 from podwire_base.role import logs
 
-from .conntrack import Flow, Place, challenge_ack_probe, serving, stale, stale_attempts
-from .ctnetlink import Conntrack
+from .conntrack import Place, challenge_ack_probe, destination_of, queries, serving, stale, stale_attempts
 from .dataplane import Dataplane, Delta, Frontend, Key
 from .model import Destination
 
@@ -107,9 +108,9 @@ class Look:
             return Swept()
         with Conntrack(self.ns_fd) as conntrack:
             for family in self.families:
-                for flow in conntrack.delete(family, self._lost(conntrack, family, wanted)):
+                for flow in conntrack.delete(self._lost(conntrack, family, wanted)):
                     ended[_kind(flow)] += 1
-                    by_family[family] = by_family.get(family, 0) + (flow.destination.protocol == "UDP")
+                    by_family[family] = by_family.get(family, 0) + (flow.protocol == UDP)
                     self._end(flow, tell=ended.total() <= TOLD)
         if ended.total() > TOLD:
             log.info(
@@ -128,26 +129,30 @@ class Look:
 
     def _lost(self, conntrack: Conntrack, family: Family, wanted: Mapping[Key, frozenset[Destination]]) -> list[Flow]:
         mine = {key: alive for key, alive in wanted.items() if (":" in key.ip) == (family == "ip6")}
-        lost = {flow.ident: flow for flow in stale(conntrack.flows(family, mine), mine)}
+        lost: dict[bytes, Flow] = {}
+        for query in queries(mine):
+            lost |= {flow.ident: flow for flow in stale(conntrack.flows(family, query), mine)}
         if any((":" in key.ip) == (family == "ip6") for key in self.moved):
-            lost |= {flow.ident: flow for flow in stale_attempts(conntrack.opening(family), self.moved)}
+            opening = conntrack.flows(family, matching(TCP, unanswered=True))
+            lost |= {flow.ident: flow for flow in stale_attempts(opening, self.moved)}
         return list(lost.values())
 
     def _end(self, flow: Flow, *, tell: bool) -> None:
-        frontend = (flow.destination.ip, flow.destination.port)
+        frontend = (flow.original.destination, flow.original.destination_port)
+        client = (flow.original.source, flow.original.source_port)
         what = "stale UDP flow deleted"
         if flow.opening:
             what = "connection attempt freed from an endpoint that is gone"
-        elif flow.destination.protocol == "TCP":
+        elif flow.protocol == TCP:
             what = "connection reset, its endpoint is gone"
-            self._probe_both_ends(frontend, flow.source)
-            self._probe_both_ends(flow.seen, (flow.answers.ip, flow.answers.port))
+            self._probe_both_ends(frontend, client)
+            self._probe_both_ends((flow.reply.destination, flow.reply.destination_port), destination_of(flow))
         if tell:
             log.info(
                 what,
-                client=f"{flow.source[0]}:{flow.source[1]}",
+                client=f"{client[0]}:{client[1]}",
                 frontend=f"{frontend[0]}:{frontend[1]}",
-                destination=flow.answers.ip,
+                destination=flow.reply.source,
             )
 
     def _probe_both_ends(self, source: Place, destination: Place) -> None:
@@ -165,4 +170,4 @@ class Look:
 
 
 def _kind(flow: Flow) -> str:
-    return "opening" if flow.opening else flow.destination.protocol
+    return "opening" if flow.opening else {TCP: "TCP", UDP: "UDP"}.get(flow.protocol, "")

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from podwire_base.kernel.addresses import local_addresses
 from podwire_base.kube import meta
 from podwire_base.kube.client.config import load
 from podwire_base.kube.client.http import ApiClient, ApiError
@@ -115,7 +116,7 @@ class Proxy:
         if self._node is None:
             return  # a Node that is registered anew comes back with the same addresses; its NodePorts stay meanwhile
         config = replace(self.config, service_cidrs=self._service_cidrs or self.config.service_cidrs)
-        local = apply.local_addresses() if config.scans_addresses else ()
+        local = map(str, local_addresses()) if config.scans_addresses else ()
         node = config.node(self._node, local, lambda what: log.warn("own Node", node=config.node_name, unusable=what))
         if self.tracker.node(node):
             log.info(

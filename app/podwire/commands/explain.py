@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import click
 
+from podwire_base.kernel.addresses import local_addresses
 from podwire_base.kernel.netns import call_in
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import socket as nft_socket
@@ -24,7 +25,6 @@ from podwire_proxy.explain import SHOWN, Claims, Explanation, explain
 from podwire_proxy.hostfacts import leftovers
 from podwire_proxy.iptables.leftovers import foreign_chains
 from podwire_proxy.model import PROTOCOLS, NodeInfo, normal_ip
-from podwire_proxy.nftables import apply
 
 from ..cluster import network
 from ..cluster.record import load
@@ -83,7 +83,7 @@ def _place(cluster: str | None, node: str | None, netns: str | None) -> Place:
 
 def _addresses(place: Place) -> tuple[str, ...]:
     try:
-        return call_in(place.path, apply.local_addresses)
+        return tuple(sorted(map(str, call_in(place.path, local_addresses))))
     except OSError as err:
         raise Failed(f"{place.path}: {err.strerror}; this needs root") from err
 

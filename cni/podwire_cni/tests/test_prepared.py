@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from podwire_base.kernel.netlink.codec import NetlinkError
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_cni import nodetable, prepared, program
 from podwire_cni.conf import parse_range
@@ -17,7 +18,6 @@ from podwire_cni.errors import CNIError, ErrorCode
 from podwire_cni.ipam.ranges import podcidr_range
 from podwire_cni.kernel import Kernel
 from podwire_cni.native import attach
-from podwire_cni.netlink import NetlinkError
 from podwire_cni.nodetable import PodRules
 from podwire_cni.ops import SetUp, with_ipv6
 from podwire_cni.plan import LONGEST_ALIAS, NodeNet, add_plan, alias_of, host_veth, mac_for

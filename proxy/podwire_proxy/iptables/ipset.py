@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from podwire_base.kernel.ip import Family, packed
-from podwire_base.kernel.netlink.codec import attr, nest, parse, text, to_int, to_text, u8, u32, walk
-from podwire_base.kernel.nft import codec
-from podwire_base.kernel.nft.socket import open_socket
+from podwire_base.kernel.netlink import codec
+from podwire_base.kernel.netlink.codec import (
+    ACK,
+    DUMP,
+    NFPROTO,
+    NetlinkError,
+    attr,
+    nest,
+    nfgenmsg,
+    parse,
+    text,
+    to_int,
+    to_text,
+    u8,
+    u32,
+    walk,
+)
+from podwire_base.kernel.netlink.socket import MANY_ANSWERS, NETFILTER, Netlink
 
 from .layout import PREFIX
 
@@ -32,7 +46,6 @@ _ERRORS = {
 MEMBERS = 1 << 20  # at most, in the set of ClusterIPs
 CLIENTS = 1 << 16  # at most, remembered for one endpoint
 CHUNK = 1000  # members a message; a nested attribute holds at most 64 KiB
-NLM_CREATE, NLM_DUMP, NLM_ACK = 0x400, 0x300, 4
 
 
 class IpSetError(OSError):
@@ -43,10 +56,10 @@ class IpSets:
     """One socket. Every call raises IpSetError."""
 
     def __init__(self, ns_fd: int | None = None) -> None:
-        self._sock = open_socket(ns_fd)
+        self._netlink = Netlink(NETFILTER, ns_fd, room=MANY_ANSWERS)
 
     def close(self) -> None:
-        self._sock.close()
+        self._netlink.close()
 
     def __enter__(self) -> IpSets:
         return self
@@ -59,8 +72,8 @@ class IpSets:
         data = [u32(MAXELEM | NET_ORDER, CLIENTS if timeout else MEMBERS)]
         if timeout:
             data.append(u32(TIMEOUT | NET_ORDER, 0))
-        body = (text(TYPENAME, "hash:ip"), u8(REVISION, 0), u8(FAMILY, codec.FAMILIES[family]), nest(DATA, *data))
-        self._ask(CREATE, name, *body, flags=NLM_ACK | NLM_CREATE)
+        body = (text(TYPENAME, "hash:ip"), u8(REVISION, 0), u8(FAMILY, NFPROTO[family]), nest(DATA, *data))
+        self._ask(CREATE, name, *body, flags=ACK | codec.CREATE)
 
     def add(self, name: str, members: Sequence[str]) -> None:
         self._members(ADD, name, members)
@@ -87,7 +100,7 @@ class IpSets:
         """Our sets of one family, with their members."""
         found: dict[str, set[str]] = {}
         try:
-            answers = self._ask(LIST, "", flags=NLM_DUMP)
+            answers = self._ask(LIST, "", flags=DUMP)
         except IpSetError as err:
             if err.errno == errno.EINVAL:  # a kernel without ipset has none of ours
                 return found
@@ -95,7 +108,7 @@ class IpSets:
         for got in answers:
             name = to_text(got.get(SETNAME))
             # A large set takes many answers, and only the first one tells the family.
-            mine = got[FAMILY][0] == codec.FAMILIES[family] if FAMILY in got else name in found
+            mine = got[FAMILY][0] == NFPROTO[family] if FAMILY in got else name in found
             if name.startswith(PREFIX) and mine:
                 members = found.setdefault(name, set())
                 for _, one in walk(got.get(ADT, b"")):
@@ -106,7 +119,7 @@ class IpSets:
     def count(self, name: str) -> int:
         """The number of members; -1 where there is no such set."""
         try:
-            for got in self._ask(LIST, name, u32(FLAGS | NET_ORDER, LIST_HEADER), flags=NLM_DUMP):
+            for got in self._ask(LIST, name, u32(FLAGS | NET_ORDER, LIST_HEADER), flags=DUMP):
                 return to_int(parse(got.get(DATA, b"")).get(ELEMENTS))
         except IpSetError as err:
             if err.errno != errno.ENOENT:
@@ -127,21 +140,11 @@ class IpSets:
                 )
             self._ask(command, name, u32(LINENO, 0), nest(ADT, *items))
 
-    def _ask(self, command: int, name: str, *body: bytes, flags: int = NLM_ACK) -> list[dict[int, bytes]]:
-        start = u8(PROTOCOL, 6) + (text(SETNAME, name) if name else b"")
-        self._sock.send(codec.message(SUBSYS | command, codec.REQUEST | flags, 1, 2, start + b"".join(body)))
-        return list(self._answers(command, name))
-
-    def _answers(self, command: int, name: str) -> Iterator[dict[int, bytes]]:
-        found: list[dict[int, bytes]] = []
-        while True:
-            for kind, flag, seq, _, payload in codec.split(self._sock.recv(1 << 20)):
-                if kind == 2:
-                    error = codec.decode_error(flag, seq, payload)
-                    if error:
-                        why = _ERRORS.get(error.errno) or os.strerror(error.errno)
-                        raise IpSetError(error.errno, f"ipset command {command} on {name or 'all sets'}: {why}")
-                    return iter(found)
-                if kind == 3:
-                    return iter(found)
-                found.append(parse(payload[4:]))
+    def _ask(self, command: int, name: str, *body: bytes, flags: int = ACK) -> list[dict[int, bytes]]:
+        start = nfgenmsg(NFPROTO["ip"]) + u8(PROTOCOL, 6) + (text(SETNAME, name) if name else b"")
+        try:
+            answers = self._netlink.request(SUBSYS | command, start + b"".join(body), flags)
+            return [parse(payload[4:]) for _, payload in answers]
+        except NetlinkError as err:
+            why = _ERRORS.get(err.errno or 0) or err.strerror
+            raise IpSetError(err.errno, f"ipset command {command} on {name or 'all sets'}: {why}") from err

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from podwire_base.kernel.addresses import uplink
 from podwire_base.kube import loadbalancer as lb
 from podwire_base.kube import meta
 from podwire_base.kube.client.config import load
@@ -30,7 +31,7 @@ from podwire_base.role.status import RoleStatus
 from . import frames
 from .addresses import View, usable
 from .election import BEAT, PROBE, Election, decode, encode
-from .packets import PacketSocket, default_uplink
+from .packets import PacketSocket
 
 log = logs.get("lb")
 REPEATS = (0.1, 0.4, 1.0)  # seconds after the first announcement: one frame can be lost
@@ -238,7 +239,7 @@ class Announcer:
     def _reopen(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
             if not self.packets.link:
-                self.packets.link = self.config.uplink or default_uplink()
+                self.packets.link = self.config.uplink or uplink()
             if not self.packets.link:
                 raise OSError("there is no default route; name the link to the clients")
             self.packets.open()

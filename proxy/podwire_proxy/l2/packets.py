@@ -11,7 +11,6 @@ import ctypes
 import socket
 import struct
 from collections.abc import Callable
-from pathlib import Path
 
 from podwire_base.kernel.frames import ARP, IPV6
 from podwire_base.role import logs
@@ -30,21 +29,6 @@ _ND_ONLY = (
     (0x06, 0, 0, 0xFFFF),
     (0x06, 0, 0, 0),
 )
-
-
-def default_uplink() -> str:
-    """The link of the default route in this network namespace, else of the first other link that is up; "" for none."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/net/route").read_text().splitlines()[1:]:
-            name, destination, *_ = line.split()
-            if destination == "00000000":
-                return name
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/net/ipv6_route").read_text().splitlines():
-            words = line.split()
-            if words[0] == "0" * 32 and words[1] == "00" and words[-1] != "lo":
-                return words[-1]
-    return ""
 
 
 class PacketSocket:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
-import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from podwire_base.kernel.ip import FAMILIES
-from podwire_base.kernel.netlink.codec import parse
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import socket as nft_socket
-from podwire_base.kernel.nft.codec import DUMP, NLMSG, REQUEST, split
 from podwire_base.role import logs
 
 from ..backend import Counted, Synced, families
@@ -27,7 +23,6 @@ from .plan import Planner
 log = logs.get("proxy")
 FORGET_TURNS = 5
 IN_FLIGHT = 0.05  # seconds: far longer than a packet is on its way through the hooks
-RTM_NEWADDR, RTM_GETADDR, IFA_ADDRESS, IFA_LOCAL = 20, 22, 1, 2  # linux/rtnetlink.h, linux/if_addr.h
 
 
 class Proxier:
@@ -171,20 +166,6 @@ def cleanup(ns_fd: int | None = None) -> list[str]:
             time.sleep(IN_FLIGHT)
         conn.commit(last)
     return [f"table {table.family} {table.name}" for table in found]
-
-
-def local_addresses() -> tuple[str, ...]:
-    """All addresses of this namespace's interfaces."""
-    found: set[str] = set()
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
-        sock.send(NLMSG.pack(24, RTM_GETADDR, REQUEST | DUMP, 1, 0) + bytes(8))
-        while True:
-            for kind, _, _, _, body in split(sock.recv(1 << 18)):
-                if kind != RTM_NEWADDR:  # the end, or an error
-                    return tuple(sorted(found))
-                got = parse(body[8:])
-                if raw := got.get(IFA_LOCAL) or got.get(IFA_ADDRESS):
-                    found.add(str(ipaddress.ip_address(raw)))
 
 
 def raise_conntrack_max(wanted: int) -> None:

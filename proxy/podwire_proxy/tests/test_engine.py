@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 
+from podwire_base.kernel.conntrack.codec import SEEN_REPLY, SYN_SENT, TIME_WAIT, Flow, Tuple
 from podwire_base.kernel.netlink import codec as attrs
 from podwire_base.kernel.nft import codec
 from podwire_base.kernel.nft import ruleset as nft
@@ -28,11 +29,11 @@ from podwire_base.kube.errors import ConfigError
 from podwire_base.patience import patient
 from podwire_proxy import health, main
 from podwire_proxy.changes import Tracker
-from podwire_proxy.conntrack import Flow, challenge_ack_probe, serving, stale, stale_attempts
+from podwire_proxy.conntrack import challenge_ack_probe, serving, stale, stale_attempts
 from podwire_proxy.dataplane import HealthCheck, Key
 from podwire_proxy.flows import Swept
 from podwire_proxy.metrics import Metrics
-from podwire_proxy.model import Destination, NodeInfo
+from podwire_proxy.model import PROTOCOLS, Destination, NodeInfo
 from podwire_proxy.sync import RETRY_BUSY, RETRY_LAST, Pacer
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -119,17 +120,29 @@ def test_a_change_during_a_sync_is_not_lost() -> None:
     assert pacer.start(1.0) is True
 
 
+def flow(front: Key, answers: Destination, client: int, *, opening: bool = False, over: bool = False) -> Flow:
+    """What a client with the source port `client` dialled, and where its answers come from."""
+    return Flow(
+        "ip",
+        PROTOCOLS[front.protocol],
+        Tuple("192.0.2.7", client, front.ip, front.port),
+        Tuple(answers.ip, answers.port, "192.0.2.7", client),
+        status=0 if opening else SEEN_REPLY,
+        tcp_state=SYN_SENT if opening else TIME_WAIT if over else 0,
+    )
+
+
 def test_stale_flows() -> None:
     front, other = Key("10.96.0.1", "UDP", 53), Key("172.30.0.99", "UDP", 30053)
     good, gone = Destination("10.244.1.2", 53), Destination("10.244.1.3", 53)
     flows = [
-        Flow(front, good, ("c", 1)),
-        Flow(front, gone, ("c", 2)),
-        Flow(front, Destination(front.ip, front.port), ("c", 3)),
-        Flow(other, gone, ("c", 4)),
-        Flow(Key("10.96.0.1", "UDP", 54), gone, ("c", 5)),
+        flow(front, good, 1),
+        flow(front, gone, 2),
+        flow(front, Destination(front.ip, front.port), 3),
+        flow(other, gone, 4),
+        flow(Key("10.96.0.1", "UDP", 54), gone, 5),
     ]
-    assert [flow.source[1] for flow in stale(flows, {front: frozenset({good})})] == [2, 3]
+    assert [found.original.source_port for found in stale(flows, {front: frozenset({good})})] == [2, 3]
     assert list(stale(flows, {front: frozenset()})) == [], "nowhere to go instead"
 
 
@@ -138,10 +151,10 @@ def test_attempts_stray_where_no_new_connection_goes() -> None:
     balancer = Key("192.0.2.1", "TCP", 80)
     good, gone = Destination("10.244.1.2", 80), Destination("10.244.1.3", 80)
     flows = [
-        Flow(front, gone, ("c", 1), opening=True),
-        Flow(front, good, ("c", 2), opening=True),
-        Flow(front, gone, ("c", 3)),
-        Flow(Key("10.96.0.9", "TCP", 80), gone, ("c", 4), opening=True),
+        flow(front, gone, 1, opening=True),
+        flow(front, good, 2, opening=True),
+        flow(front, gone, 3),
+        flow(Key("10.96.0.9", "TCP", 80), gone, 4, opening=True),
     ]
 
     def change(*ips: str, ingress: str = "") -> set[Key]:
@@ -154,7 +167,7 @@ def test_attempts_stray_where_no_new_connection_goes() -> None:
     def freed(keys: set[Key] | None) -> list[int]:
         plane = tracker.dataplane.frontends
         wanted = plane if keys is None else {key: plane[key] for key in keys & set(plane)}
-        return [flow.source[1] for flow in stale_attempts(flows, wanted)]
+        return [found.original.source_port for found in stale_attempts(flows, wanted)]
 
     assert change(gone.ip) == set(), "nothing was on its way to a ClusterIP that is new"
     assert change(gone.ip, good.ip) == set()
@@ -185,18 +198,20 @@ def test_tcp_flows_are_stale_only_where_a_service_asks() -> None:
     tracker.flush()
     wanted = serving(tracker.dataplane.frontends)
     assert wanted == {asking: {Destination("10.244.1.2", 80), Destination("10.244.1.3", 80)}}
-    flows = [Flow(asking, Destination(f"10.244.1.{n}", 80), ("c", n)) for n in (2, 3, 4)]
+    flows = [flow(asking, Destination(f"10.244.1.{n}", 80), n) for n in (2, 3, 4)]
     flows += [
-        Flow(asking, Destination(asking.ip, 80), ("c", 5)),
-        Flow(asking, Destination("10.244.1.4", 80), ("c", 6), over=True),
-        Flow(other, Destination("10.244.1.4", 80), ("c", 7)),
+        flow(asking, Destination(asking.ip, 80), 5),
+        flow(asking, Destination("10.244.1.4", 80), 6, over=True),
+        flow(other, Destination("10.244.1.4", 80), 7),
     ]
-    assert [flow.source[1] for flow in stale(flows, wanted)] == [4], (
+    assert [found.original.source_port for found in stale(flows, wanted)] == [4], (
         "neither terminating, untranslated, closed, nor of others"
     )
     tracker.slice("asking", None)
     tracker.flush()
-    assert [flow.source[1] for flow in stale(flows, serving({asking: tracker.dataplane.frontends[asking]}))] == [
+    assert [
+        found.original.source_port for found in stale(flows, serving({asking: tracker.dataplane.frontends[asking]}))
+    ] == [
         2,
         3,
         4,
@@ -305,7 +320,7 @@ def test_attributes_round_trip(items: list[tuple[int, bytes]]) -> None:
 @given(st.binary(max_size=200))
 def test_decoding_garbage_never_raises(data: bytes) -> None:
     list(attrs.walk(data))
-    list(codec.split(data))
+    list(attrs.split(data))
 
 
 VALUES = st.one_of(
@@ -322,7 +337,7 @@ def test_elements_round_trip_over_as_many_messages_as_they_need(items: dict[byte
     messages, owners = nft.encode(nft.Transaction().add(nft.Elements(MAP, items)))
     assert len(messages) == len(owners)
     found: dict[bytes, nft.Value] = {}
-    for kind, _, _, _, body in codec.split(b"".join(messages)):
+    for kind, _, _, _, body in attrs.split(b"".join(messages)):
         if kind == codec.SUBSYS | 12:
             assert len(body) < 1 << 16
             found.update(codec.decode_elements(body[4:]))

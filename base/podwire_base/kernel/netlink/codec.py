@@ -1,19 +1,33 @@
-"""Netlink attributes (struct nlattr): the few lines of TLV that everything here is made of.
+"""Netlink messages (struct nlmsghdr), their attributes (struct nlattr), and what a refusal says. Pure.
 
-nf_tables integers are big-endian on the wire; the netlink headers themselves are in host order.
+Netlink's own headers, and the integers of rtnetlink, are in host order; those of netfilter (nf_tables, conntrack,
+ipset) are big-endian: `u32` and `u64`, where `host_u32` is the other.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
+import sys
 from collections.abc import Iterator
 
+HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port id
 _HEAD = struct.Struct("=HH")
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
+_HOST_U32 = struct.Struct("=HHI")
+_NFGENMSG = struct.Struct(">BBH")
 NESTED = 0x8000
 TYPE_MASK = 0x3FFF
 _PAD = (b"", b"\0\0\0", b"\0\0", b"\0")
+# Flags of requests, and of answers. Some numbers mean one thing in a question and another in an order or an answer.
+REQUEST, MULTI, ACK, DUMP_INTR = 0x01, 0x02, 0x04, 0x10
+REPLACE, EXCL, CREATE, APPEND = 0x100, 0x200, 0x400, 0x800
+DUMP = 0x300
+CAPPED, ACK_TLVS = 0x100, 0x200
+ERROR, DONE = 2, 3  # message types
+NFPROTO = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}  # families of netfilter
 
 
 def attr(kind: int, value: bytes) -> bytes:
@@ -39,6 +53,10 @@ def u8(kind: int, value: int) -> bytes:
     return attr(kind, bytes((value,)))
 
 
+def host_u32(kind: int, value: int) -> bytes:
+    return _HOST_U32.pack(8, kind, value)
+
+
 def text(kind: int, value: str) -> bytes:
     return attr(kind, value.encode() + b"\0")
 
@@ -59,6 +77,18 @@ def parse(data: bytes) -> dict[int, bytes]:
     return dict(walk(data))
 
 
+def find(data: bytes, wanted: int, at: int = 0) -> bytes:
+    """The payload of the first attribute `wanted`, read from position `at` on; empty where there is none."""
+    while at + 4 <= len(data):
+        size, kind = _HEAD.unpack_from(data, at)
+        if kind & TYPE_MASK == wanted:
+            return data[at + 4 : at + size]
+        if size < 4:
+            break
+        at += (size + 3) & ~3
+    return b""
+
+
 def to_int(data: bytes | None, default: int = 0) -> int:
     return default if data is None else int.from_bytes(data, "big")
 
@@ -69,3 +99,50 @@ def to_signed(data: bytes) -> int:
 
 def to_text(data: bytes | None) -> str:
     return "" if data is None else data.rstrip(b"\0").decode(errors="replace")
+
+
+def message(kind: int, flags: int, body: bytes, seq: int = 0) -> bytes:
+    """A request. seq 0: the socket fills in a sequence number of its own."""
+    return HEADER.pack(len(body) + 16, kind, flags | REQUEST, seq, 0) + body
+
+
+def nfgenmsg(family: int, res_id: int = 0) -> bytes:
+    """What every message of netfilter begins with, behind netlink's header."""
+    return _NFGENMSG.pack(family, 0, res_id)
+
+
+def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
+    """(type, flags, sequence number, port id, body after the netlink header) of each message in a datagram."""
+    at = 0
+    while at + 16 <= len(data):
+        length, kind, flags, seq, pid = HEADER.unpack_from(data, at)
+        if length < 16:
+            return
+        yield kind, flags, seq, pid, data[at + 16 : at + length]
+        at += (length + 3) & ~3
+
+
+class NetlinkError(OSError):
+    """The kernel refused one message. seq: its sequence number, or its position in a batch; extack: the kernel's own
+    words (extended ack), often empty. `errno` as in errno.h, or one of the subsystem's own."""
+
+    def __init__(self, code: int, seq: int, extack: str = "") -> None:
+        super().__init__(code, f"{os.strerror(code)} ({extack})" if extack else os.strerror(code))
+        self.seq, self.extack = seq, extack
+
+    @property
+    def name(self) -> str:
+        return errno.errorcode.get(self.errno or 0, str(self.errno))
+
+
+def decode_error(flags: int, seq: int, body: bytes) -> NetlinkError | None:
+    """NLMSG_ERROR; None for an acknowledgement. It has an errno, the request's header (all of the request unless the
+    answer is capped, see NETLINK_CAP_ACK) and, where flagged, attributes, of which 1 is a text."""
+    code = -int.from_bytes(body[:4], sys.byteorder, signed=True)
+    if not code:
+        return None
+    extack = ""
+    if flags & ACK_TLVS:
+        start = 20 if flags & CAPPED else 4 + ((int.from_bytes(body[4:8], sys.byteorder) + 3) & ~3)
+        extack = to_text(parse(body[start:]).get(1))
+    return NetlinkError(code, seq, extack)

@@ -11,17 +11,30 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from ..netlink.codec import attr, nest, parse, text, to_int, to_signed, to_text, u32, walk
+from ..netlink.codec import (
+    ACK,
+    APPEND,
+    CREATE,
+    HEADER,
+    NFPROTO,
+    attr,
+    message,
+    nest,
+    nfgenmsg,
+    parse,
+    text,
+    to_int,
+    to_signed,
+    to_text,
+    u32,
+    walk,
+)
 from . import objects as o
 from .expr import Verdict, data_value
 
-NLMSG = struct.Struct("=IHHII")
 SUBSYS = 10 << 8  # NFNL_SUBSYS_NFTABLES
 BATCH_BEGIN, BATCH_END = 16, 17
-REQUEST, MULTI, ACK, DUMP = 1, 2, 4, 0x300
-CREATE, APPEND = 0x400, 0x800
-FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
-FAMILY_NAMES = {number: name for name, number in FAMILIES.items()}
+FAMILY_NAMES = {number: name for name, number in NFPROTO.items()}
 HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
 HOOK_NAMES = {number: name for name, number in HOOKS.items()}
 NEW = {o.Table: 0, o.Chain: 3, o.Rule: 6, o.Set: 9, o.Elements: 12}
@@ -30,11 +43,6 @@ F_INTERVAL, F_MAP, F_TIMEOUT, F_EVAL = 4, 8, 0x10, 0x20
 ELEM_INTERVAL_END = 1
 _TYPE_NAMES = {number: name for name, (number, _) in o.TYPES.items()}
 _CHUNK = 60000  # a nested attribute's length has 16 bits
-
-
-def message(kind: int, flags: int, seq: int, family: int, body: bytes, res_id: int = 0) -> bytes:
-    """A netlink message with its nfgenmsg header."""
-    return NLMSG.pack(20 + len(body), kind, flags, seq, 0) + struct.pack(">BBH", family, 0, res_id) + body
 
 
 def _type_code(types: tuple[str, ...]) -> int:
@@ -171,49 +179,20 @@ def encode(transaction: o.Transaction) -> tuple[list[bytes], list[o.Op]]:
 
     Message i carries sequence number i; the last operation asks for an acknowledgement.
     """
-    messages = [message(BATCH_BEGIN, REQUEST, 0, 0, b"", 10)]
+    nft = nfgenmsg(0, SUBSYS >> 8)
+    messages = [message(BATCH_BEGIN, 0, nft)]
     owners: list[o.Op] = [o.Op("add", o.Table("ip", "batch"))]
     for op in transaction:
-        flags = REQUEST | (CREATE if op.verb == "add" else 0) | (APPEND if isinstance(op.thing, o.Rule) else 0)
-        family = FAMILIES[table_of(op.thing).family]
+        flags = (CREATE if op.verb == "add" else 0) | (APPEND if isinstance(op.thing, o.Rule) else 0)
+        head = nfgenmsg(NFPROTO[table_of(op.thing).family])
         for body in _bodies(op, len(messages)):
-            messages.append(message(SUBSYS | _kind(op), flags, len(messages), family, body))
+            messages.append(message(SUBSYS | _kind(op), flags, head + body, len(messages)))
             owners.append(op)
-    length, kind, flags, seq, pid = NLMSG.unpack_from(messages[-1])
-    messages[-1] = NLMSG.pack(length, kind, flags | ACK, seq, pid) + messages[-1][16:]
-    messages.append(message(BATCH_END, REQUEST, len(messages), 0, b"", 10))
+    length, kind, flags, seq, pid = HEADER.unpack_from(messages[-1])
+    messages[-1] = HEADER.pack(length, kind, flags | ACK, seq, pid) + messages[-1][16:]
+    messages.append(message(BATCH_END, 0, nft, len(messages)))
     owners.append(owners[0])
     return messages, owners
-
-
-@dataclass(frozen=True, slots=True)
-class Error:
-    """One message that the kernel refused. errno as in errno.h; text: the kernel's own words (extended ack), often
-    empty."""
-
-    seq: int
-    errno: int
-    text: str
-
-
-def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
-    """(type, flags, seq, port id, body after the netlink header) of each message in a datagram."""
-    at = 0
-    while at + 16 <= len(data):
-        length, kind, flags, seq, pid = NLMSG.unpack_from(data, at)
-        if length < 16:
-            return
-        yield kind, flags, seq, pid, data[at + 16 : at + length]
-        at += (length + 3) & ~3
-
-
-def decode_error(flags: int, seq: int, body: bytes) -> Error | None:
-    """NLMSG_ERROR; None for an acknowledgement. With NETLINK_CAP_ACK the echo is the header alone (16 bytes)."""
-    code = -int.from_bytes(body[:4], "little" if o.host32(1)[0] else "big", signed=True)
-    if not code:
-        return None
-    words = to_text(parse(body[20:]).get(1)) if flags & 0x200 else ""
-    return Error(seq, code, words)
 
 
 @dataclass(slots=True)

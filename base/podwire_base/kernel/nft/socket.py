@@ -1,5 +1,4 @@
-"""The thin IO of nf_tables: one netlink socket. The codec beside it is pure; this is the only file that opens
-sockets."""
+"""The thin IO of nf_tables: one netlink socket. The codec beside it is pure."""
 
 from __future__ import annotations
 
@@ -9,35 +8,27 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from ..netlink.codec import parse, text, to_int, to_text
-from ..netns import within
+from ..netlink.codec import (
+    DUMP,
+    ERROR,
+    NFPROTO,
+    NetlinkError,
+    decode_error,
+    nfgenmsg,
+    parse,
+    split,
+    text,
+    to_int,
+    to_text,
+)
+from ..netlink.socket import MANY_ANSWERS, NETFILTER, ROOM, SO_SNDBUFFORCE, Netlink, open_socket
 from . import codec
 from . import objects as o
 from .decode import decode_exprs, packets
 from .errors import NftError
 
-NETLINK_NETFILTER = 12
-SOL_NETLINK, CAP_ACK, EXT_ACK, ADD_MEMBERSHIP = 270, 10, 11, 1
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 GROUP_NFTABLES = 7
-ROOM = (
-    1 << 16
-)  # bytes for one answer: the kernel's dumps come in pieces of at most 32 KiB; more is a mapping for each call
 T = TypeVar("T")
-
-
-def open_socket(ns_fd: int | None) -> socket.socket:
-    """A nfnetlink socket of the network namespace behind `ns_fd` (None: the caller's); it stays there."""
-
-    def make() -> socket.socket:
-        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
-        sock.bind((0, 0))
-        sock.setsockopt(SOL_NETLINK, CAP_ACK, 1)
-        sock.setsockopt(SOL_NETLINK, EXT_ACK, 1)
-        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
-        return sock
-
-    return within(ns_fd, make)
 
 
 class Connection:
@@ -45,7 +36,9 @@ class Connection:
 
     def __init__(self, ns_fd: int | None = None) -> None:
         self._ns_fd = ns_fd
-        self._sock = open_socket(ns_fd)
+        self._netlink = Netlink(NETFILTER, ns_fd, room=MANY_ANSWERS)
+        self._sock = self._netlink.sock
+        self._sock.bind((0, 0))
         self._buffer = 1 << 17
 
     @property
@@ -73,7 +66,7 @@ class Connection:
             self._sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, self._buffer)
         self._sock.send(batch)
         # The kernel works in the sender's context: every answer is queued when send returns.
-        errors: list[codec.Error] = []
+        errors: list[NetlinkError] = []
         acknowledged = False
         while True:
             try:
@@ -84,55 +77,45 @@ class Connection:
                 if err.errno != errnos.ENOBUFS:  # so many errors that the queue overflowed: the first ones are enough
                     raise
                 continue
-            for kind, flags, seq, _, body in codec.split(data):
-                if kind == 2:
-                    error = codec.decode_error(flags, seq, body)
+            for kind, flags, seq, _, body in split(data):
+                if kind == ERROR:
+                    error = decode_error(flags, seq, body)
                     errors += [error] if error else []
                     acknowledged = acknowledged or error is None
         if errors:
             first = errors[0]
             raise NftError(first, owners[first.seq] if first.seq < len(owners) else None, len(errors))
         if not acknowledged:
-            raise NftError(codec.Error(0, errnos.EPROTO, "no acknowledgement"), None, 1)
+            raise NftError(NetlinkError(errnos.EPROTO, 0, "no acknowledgement"), None, 1)
 
     def commit_encoded(self, batch: bytes, exchange: Callable[[int, bytes], bytes]) -> bool:
         """Apply a batch that codec.encode made; False where the kernel refused: then nothing is applied, and `commit`
         of the same tells why. exchange: sends bytes on a socket and returns all answers."""
-        answers = list(codec.split(exchange(self._sock.fileno(), batch)))
+        answers = list(split(exchange(self._sock.fileno(), batch)))
         return bool(answers) and all(
-            kind == 2 and codec.decode_error(flags, seq, body) is None for kind, flags, seq, _, body in answers
+            kind == ERROR and decode_error(flags, seq, body) is None for kind, flags, seq, _, body in answers
         )
 
-    def _request(
-        self, kind: int, family: int, body: bytes, flags: int = codec.DUMP
-    ) -> Iterator[tuple[int, int, bytes]]:
-        """(type, family, attributes) of each answer. Raises NftError."""
-        self._sock.send(codec.message(codec.SUBSYS | kind, codec.REQUEST | flags, 1, family, body))
-        while True:
-            for answer, flag, seq, _, payload in codec.split(self._sock.recv(ROOM)):
-                if answer == 3:
-                    return
-                if answer == 2:
-                    error = codec.decode_error(flag, seq, payload)
-                    if error:
-                        raise NftError(error, None, 1)
-                    return
-                yield answer & 0xFF, payload[0], payload[4:]
-                if not flag & codec.MULTI:
-                    return
+    def _request(self, kind: int, family: int, body: bytes, flags: int = DUMP) -> Iterator[tuple[int, bytes]]:
+        """(family, attributes) of each answer. Raises NftError."""
+        try:
+            for _, payload in self._netlink.request(codec.SUBSYS | kind, nfgenmsg(family) + body, flags):
+                yield payload[0], payload[4:]
+        except NetlinkError as err:
+            raise NftError(err, None, 1) from err
 
     def generation(self) -> int:
         """The namespace's ruleset generation: every commit by anybody raises it."""
         answers = list(self._request(codec.GETGEN, 0, b"", 0))
-        return to_int(parse(answers[0][2]).get(1))
+        return to_int(parse(answers[0][1]).get(1))
 
     def tables(self) -> list[o.Table]:
-        return [codec.decode_table(fam, body) for _, fam, body in self._request(codec.GETTABLE, 0, b"")]
+        return [codec.decode_table(fam, body) for fam, body in self._request(codec.GETTABLE, 0, b"")]
 
     def chains(self) -> list[o.Chain]:
         """The base and other chains of all tables of families that this package knows."""
         found = []
-        for _, family, body in self._request(codec.GETCHAIN, 0, b""):
+        for family, body in self._request(codec.GETCHAIN, 0, b""):
             if family in codec.FAMILY_NAMES:
                 # literals
                 table = o.Table(codec.FAMILY_NAMES[family], to_text(parse(body).get(1)))  # type: ignore[arg-type]
@@ -143,16 +126,14 @@ class Connection:
         """What one set holds, expired elements left out. Raises NftError."""
         found: dict[bytes, o.Value] = {}
         body = text(1, set_.table.name) + text(2, set_.name)
-        for _, _, answer in self._request(codec.GETSETELEM, codec.FAMILIES[set_.table.family], body):
+        for _, answer in self._request(codec.GETSETELEM, NFPROTO[set_.table.family], body):
             found.update(codec.decode_elements(answer))
         return found
 
     def packets(self, table: o.Table, chain: str) -> dict[str, int]:
         """What the rules of a chain have counted, by comment; {} where it does not exist. Raises NftError."""
         found: dict[str, int] = {}
-        for _, _, body in self._request(
-            codec.GETRULE, codec.FAMILIES[table.family], text(1, table.name) + text(2, chain)
-        ):
+        for _, body in self._request(codec.GETRULE, NFPROTO[table.family], text(1, table.name) + text(2, chain)):
             name, where, comment, _, raw = codec.decode_rule(body)
             if (name, where) == (table.name, chain):
                 found[comment] = found.get(comment, 0) + packets(raw)
@@ -177,20 +158,20 @@ class Connection:
             return _retry(once)
 
     def _dump(self, table: o.Table, elements: bool, exprs: bool) -> codec.TableDump | None:
-        family = codec.FAMILIES[table.family]
-        if table not in [codec.decode_table(fam, body) for _, fam, body in self._request(codec.GETTABLE, family, b"")]:
+        family = NFPROTO[table.family]
+        if table not in [codec.decode_table(fam, body) for fam, body in self._request(codec.GETTABLE, family, b"")]:
             return None
         out = codec.TableDump(table)
-        for _, _, body in self._request(codec.GETCHAIN, family, b""):
+        for _, body in self._request(codec.GETCHAIN, family, b""):
             name, chain = codec.decode_chain(table, body)
             if name == table.name:
                 out.chains[chain.name] = chain
                 out.rules[chain.name] = []
-        for _, _, body in self._request(codec.GETRULE, family, text(1, table.name)):
+        for _, body in self._request(codec.GETRULE, family, text(1, table.name)):
             name, where, comment, handle, raw = codec.decode_rule(body)
             if name == table.name and where in out.chains:
                 out.rules[where].append(o.Rule(out.chains[where], decode_exprs(raw) if exprs else (), comment, handle))
-        for _, _, body in self._request(codec.GETSET, family, text(1, table.name)):
+        for _, body in self._request(codec.GETSET, family, text(1, table.name)):
             name, set_ = codec.decode_set(table, body)
             if name == table.name:
                 out.sets[set_.name] = set_
@@ -205,7 +186,7 @@ def _retry(work: Callable[[], T]) -> T:
             return work()
         except InterruptedError:
             continue
-    raise NftError(codec.Error(0, errnos.EBUSY, "the table changes faster than it can be read"), None, 1)
+    raise NftError(NetlinkError(errnos.EBUSY, 0, "the table changes faster than it can be read"), None, 1)
 
 
 class Watcher:
@@ -214,8 +195,7 @@ class Watcher:
     def __init__(self, table: o.Table, ours: int, ns_fd: int | None = None) -> None:
         """ours: the port id of the Connection whose changes are not news."""
         self.table, self.ours = table, ours
-        self._sock = open_socket(ns_fd)
-        self._sock.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, GROUP_NFTABLES)
+        self._sock = open_socket(NETFILTER, ns_fd, room=MANY_ANSWERS, groups=[GROUP_NFTABLES])
         self._sock.setblocking(False)
 
     def fileno(self) -> int:
@@ -237,14 +217,14 @@ class Watcher:
                     raise
                 foreign = True
                 continue
-            foreign = foreign or any(self._is_foreign(kind, pid, body) for kind, _, _, pid, body in codec.split(data))
+            foreign = foreign or any(self._is_foreign(kind, pid, body) for kind, _, _, pid, body in split(data))
 
     def _is_foreign(self, kind: int, pid: int, body: bytes) -> bool:
         if kind >> 8 != codec.SUBSYS >> 8 or kind & 0xFF == codec.NEWGEN or pid == self.ours or len(body) < 4:
             return False
         # The table's name is attribute 1 of tables, chains, rules, sets and elements alike.
         name = to_text(parse(body[4:]).get(1))
-        return body[0] == codec.FAMILIES[self.table.family] and name == self.table.name
+        return body[0] == NFPROTO[self.table.family] and name == self.table.name
 
 
 def apply(transaction: o.Transaction, ns_fd: int | None = None) -> None:

@@ -13,7 +13,9 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from podwire_cni import netlink as nl
+from podwire_base.kernel.netlink import codec
+from podwire_base.kernel.netlink import rtnetlink as nl
+from podwire_base.kernel.netlink.socket import RouteSocket
 
 MAC = "0a:58:0a:f4:01:02"
 
@@ -27,7 +29,7 @@ def decode(kind: Any, data: bytes) -> Any:
 
 def test_veth_is_made_with_its_peer_in_the_pod() -> None:
     link = decode(ifinfmsg, nl.new_veth("veth1", "0a:59:0a:f4:01:02", "eth0", MAC, 42, 1450))
-    assert link["header"]["flags"] == nl.NLM_REQUEST | nl.NLM_CREATE | nl.NLM_EXCL
+    assert link["header"]["flags"] == codec.REQUEST | codec.CREATE | codec.EXCL
     assert (link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU")) == ("veth1", 1450)
     assert (link.get_attr("IFLA_NUM_TX_QUEUES"), link.get_attr("IFLA_NUM_RX_QUEUES")) == (1, 1)
     info = link.get_attr("IFLA_LINKINFO")
@@ -50,7 +52,7 @@ def test_bridge_port_and_hairpin() -> None:
     assert decode(ifinfmsg, nl.set_master(7, 3)).get_attr("IFLA_MASTER") == 3
     port = decode(ifinfmsg, nl.port_hairpin(7))
     assert port["family"] == socket.AF_BRIDGE
-    assert nl.attributes(nl.attributes(nl.port_hairpin(7)[32:])[nl.IFLA_PROTINFO]) == {nl.IFLA_BRPORT_MODE: b"\1"}
+    assert codec.parse(codec.parse(nl.port_hairpin(7)[32:])[nl.IFLA_PROTINFO]) == {nl.IFLA_BRPORT_MODE: b"\1"}
 
 
 @pytest.mark.parametrize(
@@ -89,23 +91,24 @@ def test_a_route_with_all_that_a_configuration_may_say() -> None:
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_a_dump_that_others_disturbed_is_told(at: int) -> None:
-    class Disturbed(nl.Netlink):
-        def _frames(self) -> list[tuple[int, int, int, bytes]]:
-            frames = [
-                (nl.NEWLINK, 2, self._seq, b"a"),
-                (nl.NEWLINK, 2, self._seq, b"b"),
-                (nl.NLMSG_DONE, 2, self._seq, b""),
-            ]
+def test_a_dump_that_others_disturbed_is_told_and_repeated(at: int) -> None:
+    class Disturbed(RouteSocket):
+        views = 0
+
+        def frames(self) -> list[tuple[int, int, int, int, bytes]]:
+            self.views += 1
+            kinds = ((nl.NEWLINK, b"a"), (nl.NEWLINK, b"b"), (codec.DONE, b""))
+            disturbed = [codec.DUMP_INTR if i == at and self.views == 1 else 0 for i in range(3)]
             return [
-                (kind, flags | (nl.NLM_DUMP_INTR if i == at else 0), seq, body)
-                for i, (kind, flags, seq, body) in enumerate(frames)
+                (k, codec.MULTI | more, self._seq, 0, body) for (k, body), more in zip(kinds, disturbed, strict=True)
             ]
 
-    seen = list[bytes]()
     with Disturbed() as sock:
-        assert not sock.dump(nl.GETLINK, lambda _, body: seen.append(body))
-    assert seen == [b"a", b"b"]
+        assert list(sock.request(nl.GETLINK, nl.all_links(), codec.DUMP)) == [(nl.NEWLINK, b"a"), (nl.NEWLINK, b"b")]
+        assert sock.interrupted
+        sock.views = 0
+        assert list(sock.everything(nl.GETLINK, nl.all_links())) == [b"a", b"b"] * 2, "and it is taken again"
+        assert sock.views == 2
 
 
 def test_neighbour_and_forwarding_entries() -> None:
@@ -126,4 +129,4 @@ def test_link_of_what_pyroute2_encodes() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\1", b"\0\0\1\0", b"\x08\0\1\0ab", b"\3\0\1\0abcdefgh"])
 def test_broken_attributes_end_the_run(data: bytes) -> None:
-    assert len(nl.attributes(data)) <= 1
+    assert len(codec.parse(data)) <= 1

@@ -1,0 +1,31 @@
+"""What addresses this network namespace has, and which link leads out of it. IO, without pyroute2."""
+
+from __future__ import annotations
+
+import socket
+
+from .ip import IPAddress
+from .netlink import rtnetlink as nl
+from .netlink.socket import RouteSocket
+
+
+def local_addresses() -> tuple[IPAddress, ...]:
+    """Every address of the calling thread's namespace, in the order of its links. Raises OSError."""
+    with RouteSocket() as sock:
+        return tuple(dict.fromkeys(nl.address_of(body)[0] for body in sock.everything(nl.GETADDR, nl.all_addresses())))
+
+
+def uplink(address: str = "") -> str:
+    """The link of the calling thread's namespace that has `address`, else that of the default route with the lowest
+    metric, IPv4 before IPv6; "" for none. Raises OSError."""
+    with RouteSocket() as sock:
+        for body in sock.everything(nl.GETADDR, nl.all_addresses()) if address else ():
+            found, index = nl.address_of(body)
+            if str(found) == address:
+                return socket.if_indextoname(index)
+        for family in (nl.AF_INET, nl.AF_INET6):
+            bodies = sock.everything(nl.GETROUTE, nl.all_routes(family))
+            routes = [route for body in bodies if (route := nl.default_route_of(body))]
+            if routes:
+                return socket.if_indextoname(min(routes)[1])
+    return ""

@@ -1,0 +1,106 @@
+"""conntrack entries in the kernel: dumped, deleted, and heard of as they come and go. IO."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple, Self
+
+from ..ip import Family
+from ..netlink.codec import DUMP, NetlinkError, message, split
+from ..netlink.socket import MANY_ANSWERS, NETFILTER, ROOM, Netlink, open_socket
+from . import codec
+from .codec import Event, Flow, Kind
+
+AT_ONCE = 100  # deletions in one message: should all be refused, the refusals must fit the socket's queue
+AT_A_LOOK = 256  # datagrams of notifications
+
+
+def _refused(err: NetlinkError) -> OSError:
+    return OSError(err.errno, f"conntrack: {err.name} {err.strerror}")
+
+
+class Conntrack(Netlink):
+    """One ctnetlink socket. dumps, entries: what the kernel was asked for, and told."""
+
+    def __init__(self, ns_fd: int | None = None) -> None:
+        super().__init__(NETFILTER, ns_fd, room=MANY_ANSWERS)
+        self.dumps = self.entries = 0
+
+    def flows(self, family: Family, which: bytes = b"") -> Iterator[Flow]:
+        """The entries of one family; read them to the end before another call. which: see codec.matching. Raises
+        OSError."""
+        self.dumps += 1
+        try:
+            for _, body in self.request(codec.SUBSYS | codec.GET, codec.question(family, which), DUMP):
+                self.entries += 1
+                yield codec.decode(body)
+        except NetlinkError as err:
+            raise _refused(err) from err
+
+    def delete(self, flows: Sequence[Flow]) -> list[Flow]:
+        """Delete these entries, many in one message; returns those that were still there. Raises OSError."""
+        gone: list[Flow] = []
+        for first in range(0, len(flows), AT_ONCE):
+            part = flows[first : first + AT_ONCE]
+            kind = codec.SUBSYS | codec.DELETE
+            refusals = self.batch([message(kind, 0, codec.question(flow.family, flow.ident)) for flow in part])
+            for err in refusals:
+                if err.errno != errno.ENOENT:
+                    raise _refused(err)
+            absent = {err.seq for err in refusals}
+            gone += [flow for at, flow in enumerate(part) if at not in absent]
+        return gone
+
+
+class Heard(NamedTuple):
+    """What came since the last look. overruns: how often the kernel found the queue full and dropped events (ENOBUFS):
+    where it is not 0 a dump tells what is there now."""
+
+    events: list[Event]
+    overruns: int = 0
+
+
+class Events:
+    """Subscribes to conntrack's notifications. `fileno` is for a selector or an event loop."""
+
+    def __init__(
+        self,
+        ns_fd: int | None = None,
+        *,
+        kinds: Collection[Kind] = ("new", "update", "destroy"),
+        room: int = MANY_ANSWERS,
+    ) -> None:
+        """room: bytes for events that wait to be read. Raises OSError."""
+        self._sock = open_socket(NETFILTER, ns_fd, room=room, groups=[codec.GROUPS[kind] for kind in kinds])
+        self._sock.setblocking(False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def read(self) -> Heard:
+        """What waits; after very much of it the descriptor is readable still. Raises OSError."""
+        events, overruns = list[Event](), 0
+        for _ in range(AT_A_LOOK):
+            try:
+                data = self._sock.recv(ROOM)
+            except BlockingIOError:
+                break
+            except OSError as err:
+                if err.errno != errno.ENOBUFS:
+                    raise
+                overruns += 1
+                continue
+            for kind, flags, _, _, body in split(data):
+                if (event := codec.decode_event(kind, flags, body)) is not None:
+                    events.append(event)
+        return Heard(events, overruns)

@@ -1,0 +1,192 @@
+"""Netlink's sockets: open one in a namespace, ask, order, dump. The only file that opens them. IO."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import socket
+import struct
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from ..netns import within
+from . import codec
+from .codec import NetlinkError
+
+ROUTE, NETFILTER = 0, 12  # protocols (linux/netlink.h)
+SOL_NETLINK, ADD_MEMBERSHIP, CAP_ACK, EXT_ACK = 270, 1, 10, 11
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+SIOCGIFINDEX = 0x8933
+# Bytes for one answer: the kernel's dumps come in pieces of at most 32 KiB; more is a mapping for each call.
+ROOM = 1 << 16
+MANY_ANSWERS = 4 << 20  # bytes for answers and notifications that wait, in the place of the system's default
+VIEWS = 5
+_U32 = struct.Struct("=I")
+
+
+def open_socket(protocol: int, ns_fd: int | None = None, *, room: int = 0, groups: Sequence[int] = ()) -> socket.socket:
+    """A socket of the network namespace behind `ns_fd` (None: the caller's); it stays there.
+
+    room: bytes for what waits to be read (0: the system's default). groups: of notifications.
+    """
+
+    def make() -> socket.socket:
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        try:
+            sock.setsockopt(SOL_NETLINK, CAP_ACK, 1)
+            sock.setsockopt(SOL_NETLINK, EXT_ACK, 1)
+            if room:
+                sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, room)
+            if groups:
+                # Broadcasts leave out the port that a change came from, which is 0 for the kernel's own.
+                sock.bind((0, 0))
+            for group in groups:
+                sock.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, group)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    return within(ns_fd, make)
+
+
+class Netlink:
+    """One socket. For one thread at a time. Every call raises OSError, NetlinkError where the kernel refused."""
+
+    def __init__(self, protocol: int, ns_fd: int | None = None, *, room: int = 0) -> None:
+        self.sock = open_socket(protocol, ns_fd, room=room)
+        self.interrupted = False  # whether what the last dump showed was changed meanwhile
+        self._seq = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def take(self, count: int) -> int:
+        """The last sequence number that was used, for somebody who now uses the next `count` on this socket."""
+        used, self._seq = self._seq, self._seq + count
+        return used
+
+    def frames(self) -> Iterable[tuple[int, int, int, int, bytes]]:
+        """See codec.split: the messages of the next datagram."""
+        return codec.split(self.sock.recv(ROOM))
+
+    def request(self, kind: int, body: bytes, flags: int = 0) -> Iterator[tuple[int, bytes]]:
+        """(type, body) of each answer; read them to the end before the next request. flags: DUMP for all there is, ACK
+        where only the refusal or none is of interest."""
+        self._seq += 1
+        self.interrupted, seq = False, self._seq
+        self.sock.send(codec.message(kind, flags, body, seq))
+        while True:
+            for answer, flag, number, _, payload in self.frames():
+                if number != seq:
+                    continue
+                self.interrupted = self.interrupted or bool(flag & codec.DUMP_INTR and flags & codec.DUMP)
+                if answer == codec.DONE:
+                    return
+                if answer == codec.ERROR:
+                    if refused := codec.decode_error(flag, number, payload):
+                        raise refused
+                    return
+                yield answer, payload
+                if not flag & codec.MULTI and not flags & codec.ACK:
+                    return
+
+    def everything(self, kind: int, body: bytes) -> Iterator[bytes]:
+        """The body of each answer to a dump. Where others come or go meanwhile, a kernel may leave out one that stays:
+        then the dump is repeated, some times at most, and what any of them had is told."""
+        for _ in range(VIEWS):
+            for _, answer in self.request(kind, body, codec.DUMP):
+                yield answer
+            if not self.interrupted:
+                return
+
+    def batch(
+        self,
+        messages: Sequence[bytes],
+        on_answer: Callable[[int, bytes], None] | None = None,
+        *,
+        answered: bool = False,
+    ) -> list[NetlinkError]:
+        """Send many messages in one call and wait for their end. Returns the refusals; `seq` is the position in
+        `messages` then. The kernel works on all in their order, and goes on after a refusal.
+
+        Only the last message is acknowledged, so that a batch is one system call there and one back: a refusal is
+        always told. Answers to what was asked go to `on_answer(type, body)`. answered: the last message is a question,
+        and its answer the end.
+        """
+        if not messages:
+            return []
+        first = self._seq + 1
+        self._seq += len(messages)
+        batch, at = bytearray(b"".join(messages)), 0
+        for seq, part in enumerate(messages, first):
+            _U32.pack_into(batch, at + 8, seq)
+            at += len(part)
+        if not answered:
+            batch[at - len(part) + 6] |= codec.ACK
+        self.sock.send(batch)
+        refusals, over = list[NetlinkError](), False
+        while not over:
+            for kind, flags, seq, _, body in self.frames():
+                if not first <= seq <= self._seq:
+                    continue
+                if kind == codec.ERROR:
+                    over = over or seq == self._seq
+                    if refused := codec.decode_error(flags, seq - first, body):
+                        refusals.append(refused)
+                else:
+                    over = over or (answered and seq == self._seq)
+                    if on_answer:
+                        on_answer(kind, body)
+        return refusals
+
+
+class RouteSocket(Netlink):
+    """One socket of rtnetlink, whose messages rtnetlink.py has."""
+
+    def __init__(self, ns_fd: int | None = None) -> None:
+        super().__init__(ROUTE, ns_fd)
+
+    def send(
+        self,
+        messages: Sequence[bytes],
+        on_answer: Callable[[int, bytes], None] | None = None,
+        *,
+        fine: Collection[int] = (),
+        present: Callable[[int], bool] = lambda _: False,
+    ) -> None:
+        """`batch`, of which the first refusal is raised. Where the last message asks for a link, its answer is the end.
+
+        Refusals with an errno of `fine` do not count, nor that something exists where `present` says so of a message's
+        position. Raises NetlinkError.
+        """
+        question = bool(messages) and codec.HEADER.unpack_from(messages[-1])[1] & 3 == 2  # RTM_GET*
+        for refused in self.batch(messages, on_answer, answered=question):
+            if refused.errno not in fine and not (refused.errno == errno.EEXIST and present(refused.seq)):
+                raise refused
+
+    def ask(self, messages: Sequence[bytes]) -> list[bytes]:
+        """The body of the one answer to each message. Raises NetlinkError."""
+        answers: list[bytes] = []
+        self.send(messages, lambda _, body: answers.append(body))
+        return answers
+
+    def index(self, name: str) -> int:
+        """The index of link `name` in this socket's namespace; 0 where there is none."""
+        try:
+            answer = fcntl.ioctl(self.sock, SIOCGIFINDEX, struct.pack("16si20x", name.encode(), 0))
+        except OSError as err:
+            if err.errno == errno.ENODEV:
+                return 0
+            raise
+        found: int = struct.unpack_from("i", answer, 16)[0]
+        return found
