@@ -17,7 +17,7 @@ import resource
 import socket
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from podwire_base.kernel.addresses import local_addresses
 from podwire_base.role import logs
@@ -30,6 +30,9 @@ SLICE_NS = 100_000
 NICE = -5
 MANY_FILES = 65_536
 log = logs.get("dns")
+
+if TYPE_CHECKING:
+    from podwire_base.kernel.nft import ruleset as nft
 
 
 def ensure_addresses(addresses: Iterable[str]) -> list[str]:
@@ -116,8 +119,14 @@ def open_socket(address: str, port: int, kind: socket.SocketKind) -> socket.sock
 
 def apply_notrack(addresses: Iterable[str], port: int) -> None:
     """Load the notrack rules, whole and at once: what stood there before is replaced in the same commit."""
-    from podwire_base.kernel.nft import ruleset as nft
     from podwire_base.kernel.nft import socket as nft_socket
+
+    nft_socket.apply(notrack(addresses, port))
+
+
+def notrack(addresses: Iterable[str], port: int) -> nft.Transaction:
+    """The tables that keep packets to and from the cluster DNS out of conntrack."""
+    from podwire_base.kernel.nft import ruleset as nft
 
     transaction = nft.Transaction()
     families: dict[int, list[bytes]] = {}
@@ -157,7 +166,7 @@ def apply_notrack(addresses: Iterable[str], port: int) -> None:
                     nft.Rule(inward, answered, comment="from the cluster DNS, over lo"),
                 ]
         transaction = transaction.remake(table).add(*ops)
-    nft_socket.apply(transaction)
+    return transaction
 
 
 def run_soon() -> None:

@@ -1,0 +1,229 @@
+"""What two rooms need is written once, in base: the tree's syntax is searched for second definitions.
+
+A row of ONCE names a thing, how its definition looks in a syntax tree, its home, and the files that have one of their
+own, each with the reason. Test modules are not searched: they may judge the code by a second definition.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PLACES = ("app", "base", "cni", "controlplane", "dns", "proxy", "netns-tests/lab", "bench", "vagrant")
+# What a definition may be; all other nodes (names, expressions) are passed over at once.
+KINDS = (ast.Call, ast.Constant, ast.Attribute, ast.ClassDef, ast.FunctionDef, ast.Subscript, ast.Assign, ast.AnnAssign)
+KERNEL = "base/podwire_base/kernel/"
+SHIM = "controlplane/podwire_node/shim.py"
+
+
+class Once(NamedTuple):
+    """homes: file -> number of definitions there. second: a definition that must be found where it is not at home.
+    excused: file -> why it has one of its own."""
+
+    what: str
+    is_one: Callable[[ast.AST], bool]
+    homes: Mapping[str, int]
+    second: str
+    excused: Mapping[str, str] = {}
+
+
+def _struct(form: str) -> Callable[[ast.AST], bool]:
+    """struct.Struct(form), struct.pack(form, ...) and the like."""
+
+    def is_one(node: ast.AST) -> bool:
+        if not isinstance(node, ast.Call) or not node.args:
+            return False
+        first = node.args[0]
+        return isinstance(first, ast.Constant) and first.value == form
+
+    return is_one
+
+
+def _constant(*values: object) -> Callable[[ast.AST], bool]:
+    return lambda node: (
+        isinstance(node, ast.Constant) and (type(node.value), node.value) in {(type(value), value) for value in values}
+    )
+
+
+def _attribute(*names: str) -> Callable[[ast.AST], bool]:
+    return lambda node: isinstance(node, ast.Attribute) and node.attr in names
+
+
+def _class(*names: str) -> Callable[[ast.AST], bool]:
+    return lambda node: isinstance(node, ast.ClassDef) and node.name in names
+
+
+def _assigned(*names: str) -> Callable[[ast.AST], bool]:
+    """A name of a module or a class, given a value there; importing it is none."""
+
+    def is_one(node: ast.AST) -> bool:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        parts = [part for target in targets for part in (target.elts if isinstance(target, ast.Tuple) else [target])]
+        return any(isinstance(part, ast.Name) and part.id in names for part in parts)
+
+    return is_one
+
+
+def _is_checksum(node: ast.AST) -> bool:
+    """A function that folds carries into 16 bits."""
+    if not isinstance(node, ast.FunctionDef):
+        return False
+    found = {
+        (type(part.op), part.right.value)
+        for part in ast.walk(node)
+        if isinstance(part, ast.BinOp) and isinstance(part.right, ast.Constant)
+    }
+    return {(ast.RShift, 16), (ast.BitAnd, 0xFFFF)} <= found
+
+
+def _is_family(node: ast.AST) -> bool:
+    """Literal["ip", "ip6"], in any order and with more beside them."""
+    if not isinstance(node, ast.Subscript) or not isinstance(node.slice, ast.Tuple):
+        return False
+    return {"ip", "ip6"} <= {part.value for part in node.slice.elts if isinstance(part, ast.Constant)}
+
+
+def _lists_addresses(node: ast.AST) -> bool:
+    """pyroute2's get_addr() of everything."""
+    return isinstance(node, ast.Call) and _attribute("get_addr")(node.func) and not node.args and not node.keywords
+
+
+def _is_mac_reader(node: ast.AST) -> bool:
+    """bytes.fromhex(mac.replace(":", ""))."""
+    return isinstance(node, ast.Call) and _attribute("fromhex")(node.func) and "replace(':', '')" in ast.unparse(node)
+
+
+KERNEL_HALF = [
+    Once(
+        "netlink attributes",
+        _struct("=HH"),
+        {KERNEL + "netlink/codec.py": 1},
+        'import struct\n_HEAD = struct.Struct("=HH")',
+    ),
+    Once(
+        "netlink's message header",
+        _struct("=IHHII"),
+        {KERNEL + "netlink/codec.py": 1},
+        'import struct\ndef ask(k):\n    return struct.pack("=IHHII", 16, k, 1, 1, 0)',
+    ),
+    Once(
+        "netfilter's message header",
+        _struct(">BBH"),
+        {KERNEL + "netlink/codec.py": 1},
+        'import struct\nstruct.pack(">BBH", 2, 0, 0)',
+    ),
+    Once(
+        "what a refusal of netlink is",
+        _class("NetlinkError"),
+        {KERNEL + "netlink/codec.py": 1},
+        "class NetlinkError(OSError): ...",
+    ),
+    Once(
+        "netlink sockets",
+        _attribute("AF_NETLINK"),
+        {KERNEL + "netlink/socket.py": 1},
+        "import socket\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)",
+    ),
+    Once("a flow of conntrack", _class("Flow"), {KERNEL + "conntrack/codec.py": 1}, "class Flow: ..."),
+    Once("conntrack's socket", _class("Conntrack"), {KERNEL + "conntrack/socket.py": 1}, "class Conntrack: ..."),
+    Once(
+        "ctnetlink's attributes",
+        _assigned("TUPLE_ORIG", "CTA_TUPLE_ORIG"),
+        {KERNEL + "conntrack/codec.py": 1},
+        "GET, TUPLE_ORIG = 1, 1",
+    ),
+    Once(
+        "the Internet checksum",
+        _is_checksum,
+        {KERNEL + "frames.py": 1},
+        "def f(n):\n    while n >> 16:\n        n = (n & 0xFFFF) + (n >> 16)\n    return n",
+    ),
+    Once(
+        "ARP frames",
+        _constant(0x0806, b"\x08\x06"),
+        {KERNEL + "frames.py": 1},
+        'FRAME = bytes(12) + b"\\x08\\x06"',
+        {"cni/podwire_cni/nodetable.py": "an operand of a rule, which has the type as it stands in the frame"},
+    ),
+    Once("neighbour advertisements", _assigned("ADVERTISEMENT"), {KERNEL + "frames.py": 1}, "ADVERTISEMENT = 136"),
+    Once("MAC addresses read", _is_mac_reader, {KERNEL + "ip.py": 1}, 'bytes.fromhex(mac.replace(":", ""))'),
+    Once(
+        "setns",
+        _attribute("setns"),
+        {KERNEL + "netns.py": 1},
+        "import ctypes\nctypes.CDLL(None).setns(3, 0)",
+        {SHIM: "it runs alone, without this package (python -ISE), and starts in milliseconds"},
+    ),
+    Once(
+        "CLONE_NEWNET",
+        _constant(0x40000000),
+        {KERNEL + "netns.py": 1},
+        "CLONE_NEWNET = 0x40000000",
+        {SHIM: "as above"},
+    ),
+    Once(
+        "all addresses of a namespace",
+        lambda node: _attribute("GETADDR", "RTM_GETADDR")(node) or _lists_addresses(node),
+        {KERNEL + "addresses.py": 2},  # all of them, and the link of one
+        "for message in ipr.get_addr(): ...",
+    ),
+    Once(
+        "the uplink",
+        lambda node: (
+            _attribute("GETROUTE", "get_default_routes")(node)
+            or _constant("/proc/net/route", "/proc/net/ipv6_route")(node)
+        ),
+        {KERNEL + "addresses.py": 1},
+        'from pathlib import Path\nPath("/proc/net/route").read_text()',
+        {"cni/podwire_cni/wiring.py": "it looks for the routes of router advertisements, whichever link they are on"},
+    ),
+    Once("Family", _is_family, {KERNEL + "ip.py": 1}, 'from typing import Literal\nF = Literal["ip6", "ip"]'),
+    Once("the families", _assigned("FAMILIES"), {KERNEL + "ip.py": 1}, 'FAMILIES = ("ip", "ip6")'),
+]
+ROLE_HALF: list[Once] = []
+ONCE = [*KERNEL_HALF, *ROLE_HALF]
+
+
+@functools.cache
+def trees() -> Mapping[str, tuple[ast.AST, ...]]:
+    """Of every searched file the nodes that may define something."""
+    return {
+        str(path.relative_to(ROOT)): tuple(
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, KINDS)
+        )
+        for place in PLACES
+        for path in sorted((ROOT / place).rglob("*.py"))
+        if "tests" not in path.relative_to(ROOT / place).parts
+    }
+
+
+def found(thing: Once) -> Iterator[str]:
+    for path, nodes in trees().items():
+        yield from (path for node in nodes if thing.is_one(node))
+
+
+@pytest.mark.parametrize("thing", ONCE, ids=lambda thing: thing.what)
+def test_it_is_defined_once(thing: Once) -> None:
+    counted = Counter(found(thing))
+    elsewhere = {path: counted.pop(path, 0) for path in thing.excused}
+    assert counted == thing.homes
+    assert all(elsewhere.values()), f"an excuse without need: {elsewhere}"
+
+
+@pytest.mark.parametrize("thing", ONCE, ids=lambda thing: thing.what)
+def test_a_second_definition_would_be_found(thing: Once) -> None:
+    assert any(thing.is_one(node) for node in ast.walk(ast.parse(thing.second)))
+
+
+def test_all_of_the_tree_is_searched() -> None:
+    assert {path.split("/")[0] for path in trees()} == {place.split("/")[0] for place in PLACES}
+    assert len(trees()) > 250
