@@ -43,6 +43,8 @@ class Listener:
         fresh.rename(path)
         self._inode = path.stat().st_ino
         self._library = attach.load()
+        if problem := attach.library().problem:
+            log.warn("pods are attached step by step, slower", reason=problem)
         # Each worker accepts for itself: a call is not handed from thread to thread. The kernel wakes one of them.
         self._workers = [threading.Thread(target=self._work, name=f"cni-{i}", daemon=True) for i in range(WORKERS)]
         for worker in self._workers:

@@ -138,6 +138,8 @@ class Server:
             loop.call_soon_threadsafe(self._wait_for_upstreams, waiting)
 
         batches = native.load() if config.batches else None
+        if config.batches and (problem := native.library().problem):
+            log.warn("one packet at a time is received, slower", reason=problem)
         datagrams: list[socket.socket] = []
         streams: list[socket.socket] = []
         addresses = config.addresses()

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from podwire_base.native import Library
+from podwire_cni import listener as listener_module
 from podwire_cni.callers import BrokeOff, Caller, take
+from podwire_cni.commands import Plugin
 from podwire_cni.native import attach
 from podwire_cni.native.attach import AttachLibrary
 
@@ -159,3 +162,15 @@ def test_a_listener_that_ends_lets_its_workers_go(listener: socket.socket, libra
     listener.shutdown(socket.SHUT_RDWR)
     thread.join(10)
     assert ended.is_set()
+
+
+@pytest.mark.parametrize("problem", ["_attach is stale; install podwire again", ""])
+def test_an_agent_without_the_library_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str) -> None:
+    said = list[object]()
+    monkeypatch.setattr(attach, "library", lambda: Library(None, problem))
+    monkeypatch.setattr(listener_module.log, "warn", lambda text, **more: said.append(more["reason"]))
+    node = os.open("/proc/self/ns/net", os.O_RDONLY)
+    agent = listener_module.Listener(tmp_path / "cni.sock", Plugin.__new__(Plugin), node)
+    agent.close()
+    os.close(node)
+    assert said == ([problem] if problem else [])
