@@ -16,16 +16,16 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from podwire_base.role import logs
-from podwire_base.role.metrics import Histogram
+from podwire_base.role import logs, web
+from podwire_base.role.metrics import CONTENT_TYPE, Histogram
 from podwire_base.role.run import stop_event
 from podwire_base.role.status import RoleStatus
 
-from . import forward, host, metrics, metrics_page, names, native, tcp, upstream, web
+from . import forward, host, metrics, metrics_page, names, native, tcp, upstream
 from .answer import Answerer, Pending
 from .answertable import AnswerTable
 from .cache import Cache, Upstreamed
@@ -81,7 +81,7 @@ class Server:
         )
         self._udp: list[UdpLoop] = []
         self._counted: list[UdpLoop] = []  # these, and those that are about to end
-        self._web: list[asyncio.Server] = []
+        self._web: list[web.Site] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.started = time.time()
         self.health = Histogram(metrics.HEALTH_BOUNDS)
@@ -191,12 +191,12 @@ class Server:
         if left:
             asyncio.get_running_loop().run_in_executor(None, self._take_off, left, port)
 
-    async def _open_pages(self, config: DnsConfig) -> list[asyncio.Server]:
+    async def _open_pages(self, config: DnsConfig) -> list[web.Site]:
         """All or, raising OSError, none."""
-        opened: list[asyncio.Server] = []
+        opened: list[web.Site] = []
         try:
             for address, page in self._pages(config):
-                opened.append(await web.serve(address, page))
+                opened.append(await web.serve(address, page, shared=True))
         except OSError:
             for listener in opened:
                 listener.close()
@@ -272,25 +272,28 @@ class Server:
 
     # What we say of ourselves
 
-    def _pages(self, config: DnsConfig) -> Iterator[tuple[str, dict[str, Callable[[], web.Answer]]]]:
+    def _pages(self, config: DnsConfig) -> Iterator[tuple[str, dict[str, web.Page]]]:
         """(address, pages) of each HTTP address; what shares an address shares its listener."""
-        found: dict[str, dict[str, Callable[[], web.Answer]]] = {}
+        found: dict[str, dict[str, web.Page]] = {}
         for address, path, page in (
-            (config.health_address, "/health", lambda: (200, "OK")),
+            (config.health_address, "/health", lambda: web.Answer(200, "OK")),
             (config.ready_address, "/ready", self.ready),
-            (config.metrics_address, "/metrics", lambda: (200, metrics_page.render(self.state()))),
+            (config.metrics_address, "/metrics", self.metrics),
         ):
             if address:
                 found.setdefault(address, {})[path] = page
         yield from found.items()
 
+    def metrics(self) -> web.Answer:
+        return web.Answer(200, metrics_page.render(self.state()), CONTENT_TYPE)
+
     def ready(self) -> web.Answer:
         """200 while queries are welcome; the text says whether the zone is the newest."""
         if self.leaving:
-            return 503, "leaving\n"
+            return web.Answer(503, "leaving\n")
         if not self.answerer.data.synced:
-            return 503, "waits for the feeder's first zone\n"
-        return 200, "OK\n" if self.fed else "OK: the last zone serves, the feeder is away\n"
+            return web.Answer(503, "waits for the feeder's first zone\n")
+        return web.Answer(200, "OK\n" if self.fed else "OK: the last zone serves, the feeder is away\n")
 
     def state(self) -> metrics_page.ServerState:
         udp = self.observer.total("udp")

@@ -15,18 +15,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import web
-
 from podwire_base.kube.times import micro_timestamp
-from podwire_base.role import logs
+from podwire_base.role import logs, web
+from podwire_base.role.metrics import CONTENT_TYPE
 
 from .dataplane import HealthCheck
 from .metrics import Metrics
 
 log = logs.get("proxy")
+NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 AGAIN = 2.0  # seconds until a listener that could not be made is tried again
-LEAVING = 1.0  # seconds that a listener which goes gives to answers under way
-TURNS = 3  # of the event loop, from an accepted connection to its handler
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +36,11 @@ class Health:
     eligible: bool = True
 
 
-def routes(metrics: Metrics, health: Callable[[], Health], mode: str, config: Mapping[str, Any]) -> list[web.RouteDef]:
-    async def healthz(request: web.Request) -> web.Response:
-        found, live = health(), request.path == "/livez"
+def pages(metrics: Metrics, health: Callable[[], Health], mode: str, config: Mapping[str, Any]) -> dict[str, web.Page]:
+    """By path, for podwire_base.role.web."""
+
+    def healthz(live: bool) -> web.Answer:
+        found = health()
         good = found.healthy and (live or found.eligible)
         code = 200 if good else 503
         (metrics.livez if live else metrics.healthz)[code] += 1
@@ -55,59 +55,22 @@ def routes(metrics: Metrics, health: Callable[[], Health], mode: str, config: Ma
             },
             **({} if live else {"nodeEligible": found.eligible}),
         }
-        return web.json_response(body, status=code, headers={"X-Content-Type-Options": "nosniff"})
+        return web.Answer(code, json.dumps(body), web.JSON, NOSNIFF)
 
-    async def exposition(_: web.Request) -> web.Response:
+    async def exposition() -> web.Answer:
         try:
             metrics.seen = await asyncio.to_thread(metrics.counted) or metrics.seen
         except OSError as err:  # the rules are just not there; what was counted before stays
             log.debug("packets could not be counted", error=str(err))
-        return web.Response(text=metrics.render(), content_type="text/plain")
+        return web.Answer(200, metrics.render(), CONTENT_TYPE)
 
-    async def proxy_mode(_: web.Request) -> web.Response:
-        return web.Response(text=mode)
-
-    async def configz(_: web.Request) -> web.Response:
-        return web.json_response({"kubeproxy.config.k8s.io": config})
-
-    return [
-        web.get("/healthz", healthz),
-        web.get("/livez", healthz),
-        web.get("/metrics", exposition),
-        web.get("/proxyMode", proxy_mode),
-        web.get("/configz", configz),
-    ]
-
-
-class Runner(web.AppRunner):
-    """Ends without leaving a client to wait for its answer."""
-
-    async def cleanup(self) -> None:
-        """Accept no more, then close what was accepted. asyncio loses a connection whose transport is not made when its
-        server closes: nobody would answer it, nobody close it. Those that wait to be accepted are reset by the
-        kernel."""
-        loop = asyncio.get_running_loop()
-        for site in self.sites:
-            for sock in getattr(getattr(site, "_server", None), "sockets", ()):
-                loop.remove_reader(sock.fileno())
-        for _ in range(TURNS):
-            await asyncio.sleep(0)
-        await super().cleanup()
-
-
-async def serve(address: str, found: Iterable[web.RouteDef]) -> web.AppRunner:
-    """Listen on "host:port" ("[::1]:10249"). Raises OSError: port taken."""
-    host, _, port = address.rpartition(":")
-    app = web.Application()
-    app.add_routes(found)
-    runner = Runner(app, access_log=None, shutdown_timeout=LEAVING)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
-    except OSError:
-        await runner.cleanup()
-        raise
-    return runner
+    return {
+        "/healthz": lambda: healthz(False),
+        "/livez": lambda: healthz(True),
+        "/metrics": exposition,
+        "/proxyMode": lambda: web.Answer(200, mode),
+        "/configz": lambda: web.Answer(200, json.dumps({"kubeproxy.config.k8s.io": config}), web.JSON),
+    }
 
 
 class ServiceChecks:
@@ -118,7 +81,7 @@ class ServiceChecks:
         free."""
         self._healthy, self._failed = healthy, failed
         self._checks: dict[str, HealthCheck] = {}
-        self._open: dict[tuple[str, str, int], web.AppRunner] = {}
+        self._open: dict[tuple[str, str, int], web.Site] = {}
         self._missing: set[tuple[str, str, int]] = set()
 
     async def due(self, changed: asyncio.Event) -> None:
@@ -140,11 +103,11 @@ class ServiceChecks:
                 self._missing.discard((name, ip, port))
             except OSError as err:
                 if (name, ip, port) not in self._missing:
-                    self._failed(name, f"healthCheckNodePort {port} on {ip}: {err.strerror or err}")
+                    self._failed(name, f"healthCheckNodePort {port}: {err.strerror}")
                 self._missing.add((name, ip, port))
 
-    async def _listen(self, name: str, ip: str, port: int) -> web.AppRunner:
-        async def answer(_: web.Request) -> web.Response:
+    async def _listen(self, name: str, ip: str, port: int) -> web.Site:
+        def answer() -> web.Answer:
             check, healthy = self._checks.get(name), self._healthy()
             count = check.endpoints if check else 0
             namespace, _slash, service = name.partition("/")
@@ -153,14 +116,10 @@ class ServiceChecks:
                 "localEndpoints": count,
                 "serviceProxyHealthy": healthy,
             }
-            return web.Response(
-                text=json.dumps(body),
-                content_type="application/json",
-                status=200 if count and healthy else 503,
-                headers={"X-Load-Balancing-Endpoint-Weight": str(count), "X-Content-Type-Options": "nosniff"},
-            )
+            headers = {"X-Load-Balancing-Endpoint-Weight": str(count), **NOSNIFF}
+            return web.Answer(200 if count and healthy else 503, json.dumps(body), web.JSON, headers)
 
-        return await serve(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}", [web.get("/{any:.*}", answer)])
+        return await web.serve(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}", {"": answer})
 
     async def close(self) -> None:
         await self.update({}, ())

@@ -23,7 +23,7 @@ from podwire_base.kube.client.http import ApiClient, ApiError
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ConfigError
-from podwire_base.role import logs
+from podwire_base.role import logs, web
 from podwire_base.role.run import stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 
@@ -352,9 +352,9 @@ async def _main(config: ProxyConfig) -> None:
             task.add_done_callback(posts.discard)
 
         proxy.tell = tell
-        found = health.routes(proxy.metrics, proxy.health, config.backend, kubeproxyfile.write(config))
+        found = health.pages(proxy.metrics, proxy.health, config.backend, kubeproxyfile.write(config))
         for address in {config.metrics_address, config.healthz_address} - {""}:
-            stack.push_async_callback((await health.serve(address, found)).cleanup)
+            stack.push_async_callback((await web.serve(address, found)).cleanup)
         await until_stopped(stop, proxy.run(api))
     proxy.sweeper.close()
     proxy.proxier.close()

@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 
 from podwire_base.role import logs
+from podwire_base.role.web import took
 from podwire_dns.cache import Cache
 from podwire_dns.config import BadConfig, DnsConfig
 from podwire_dns.feeder import Feeder
@@ -34,7 +35,6 @@ from podwire_dns.testing import builders
 from podwire_dns.testing.cases import SVC
 from podwire_dns.tests.test_server import ask, feed, free_port, until
 from podwire_dns.upstream import Forwarder
-from podwire_dns.web import took
 
 
 def run(tmp_path: Path, work: Callable[[DnsConfig, Server], Awaitable[Any]], **more: Any) -> None:

@@ -27,6 +27,7 @@ from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft.fake import FakeConnection, Refused
 from podwire_base.kube.errors import ConfigError
 from podwire_base.patience import patient
+from podwire_base.role import web
 from podwire_proxy import health, main
 from podwire_proxy.changes import Tracker
 from podwire_proxy.conntrack import challenge_ack_probe, serving, stale, stale_attempts
@@ -395,8 +396,8 @@ def test_health_and_metrics_are_served() -> None:
     metrics, state = Metrics(services=5), [(True, "up to date")]
 
     async def ask() -> list[tuple[int, str]]:
-        found = health.routes(metrics, lambda: health.Health(*state[0]), "nftables", {"mode": "nftables"})
-        runner = await health.serve("127.0.0.1:0", found)
+        found = health.pages(metrics, lambda: health.Health(*state[0]), "nftables", {"mode": "nftables"})
+        runner = await web.serve("127.0.0.1:0", found)
         port = runner.addresses[0][1]
         out = []
         async with aiohttp.ClientSession() as session:
@@ -419,8 +420,8 @@ def test_a_listener_that_goes_leaves_no_client_waiting(turns: int) -> None:
     """Whatever step the loop has come to with a connection: it is answered, closed or reset."""
 
     async def ask() -> None:
-        runner = await health.serve(
-            "127.0.0.1:0", health.routes(Metrics(), lambda: health.Health(True, ""), "nftables", {})
+        runner = await web.serve(
+            "127.0.0.1:0", health.pages(Metrics(), lambda: health.Health(True, ""), "nftables", {})
         )
         with socket.create_connection(runner.addresses[0]) as client:
             client.sendall(b"GET /proxyMode HTTP/1.1\r\nHost: n1\r\n\r\n")
@@ -478,7 +479,7 @@ def test_a_health_check_port_that_is_taken_is_told_once_and_served_when_it_is_fr
 
     async def work() -> int:
         checks = health.ServiceChecks(lambda: True, lambda service, why: told.append(why))
-        other = await health.serve("127.0.0.1:0", [])
+        other = await web.serve("127.0.0.1:0", {})
         port, changed = other.addresses[0][1], asyncio.Event()
         wanted = {"default/web": HealthCheck(port, 1)}
         for _ in range(2):

@@ -1,0 +1,187 @@
+"""What a role says of itself over HTTP: /metrics, /healthz, /ready and the like, on as many addresses as are asked for.
+
+Small enough to need no web framework: GET and HEAD, one request a connection. The sockets are read and written without
+asyncio's transports, since asyncio forgets a connection that it has accepted but not yet given a transport when its
+server closes; here each accepted connection has a task at once, and the kernel resets those that nobody accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import inspect
+import socket
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from . import logs
+
+log = logs.get("web")
+SECONDS, LARGEST = 5.0, 8192  # that a request may take; bytes of its head
+LEAVING = 1.0  # seconds that a site which goes gives to answers under way
+AGAIN = 1.0  # seconds until a process without free descriptors tries to accept again
+PLAIN, JSON = "text/plain; charset=utf-8", "application/json; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    body: str
+    content_type: str = PLAIN
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Page = Callable[[], "Answer | Awaitable[Answer]"]
+
+
+async def serve(address: str, pages: Mapping[str, Page], *, shared: bool = False) -> Site:
+    """Listen on "host:port" ("[::1]:8080"; ":8080" for all addresses of both families). Raises OSError: the port is
+    taken, or the address is not ours.
+
+    pages: by path; the page "" stands for every path that has none. shared: others with this flag may have the port
+    too, so that a new process can start before the old one ends.
+    """
+    host, _, port = address.rpartition(":")
+    sockets: list[socket.socket] = []
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, _, _, _, where in found:
+            with contextlib.suppress(_NoSuchFamily):
+                sockets.append(_open(family))
+                _bind(sockets[-1], where, shared)
+    except OSError as err:
+        for sock in sockets:
+            sock.close()
+        raise OSError(err.errno, f"cannot listen on {address}: {err.strerror or err}") from err
+    return Site(sockets, pages)
+
+
+class _NoSuchFamily(Exception):
+    """A kernel without IPv6, or without IPv4."""
+
+
+def _open(family: int) -> socket.socket:
+    try:
+        return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError as err:
+        if err.errno != errno.EAFNOSUPPORT:
+            raise
+        raise _NoSuchFamily from err
+
+
+def _bind(sock: socket.socket, where: tuple[object, ...], shared: bool) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # the other family has a socket of its own
+    sock.bind(where)
+    sock.listen(128)
+
+
+class Site:
+    """The open sockets and the connections of one address."""
+
+    def __init__(self, sockets: list[socket.socket], pages: Mapping[str, Page]) -> None:
+        self.addresses = [sock.getsockname() for sock in sockets]
+        self._sockets, self._pages = sockets, pages
+        self._loop = asyncio.get_running_loop()
+        self._talks: set[asyncio.Task[None]] = set()
+        self._answering: set[asyncio.Task[None] | None] = set()  # those of them that have their request
+        for sock in sockets:
+            self._loop.add_reader(sock, self._accept, sock)
+
+    def close(self) -> None:
+        """Take no more requests; those under way are answered."""
+        for sock in self._sockets:
+            self._loop.remove_reader(sock)
+            sock.close()
+        self._sockets = []
+
+    async def cleanup(self) -> None:
+        """The same, and wait for the answers under way, for a second; who has not asked yet is not waited for."""
+        self.close()
+        await asyncio.sleep(0)  # a connection that was accepted in this turn reads its request
+        for talk in self._talks - self._answering:
+            talk.cancel()
+        if self._talks:
+            _, late = await asyncio.wait(self._talks, timeout=LEAVING)
+            for talk in late:
+                talk.cancel()
+
+    def _accept(self, sock: socket.socket) -> None:
+        try:
+            connection, _ = sock.accept()
+        except OSError as err:
+            if err.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self._loop.remove_reader(sock)
+                self._loop.call_later(AGAIN, self._go_on, sock)
+            return  # else the client went before it was accepted
+        connection.setblocking(False)
+        talk = self._loop.create_task(self._talk(connection))
+        self._talks.add(talk)
+        talk.add_done_callback(self._talks.discard)
+        talk.add_done_callback(self._answering.discard)
+
+    def _go_on(self, sock: socket.socket) -> None:
+        if sock in self._sockets:
+            self._loop.add_reader(sock, self._accept, sock)
+
+    async def _talk(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(SECONDS):
+                head = b""
+                while b"\r\n\r\n" not in head:
+                    piece = await self._loop.sock_recv(connection, LARGEST)
+                    head += piece
+                    if not piece or len(head) > LARGEST:
+                        return
+                self._answering.add(asyncio.current_task())
+                await self._loop.sock_sendall(connection, await self._response(head))
+
+    async def _response(self, head: bytes) -> bytes:
+        words = head.split(b"\r\n", 1)[0].decode("latin-1").split()
+        method, target = (words[0], words[1]) if len(words) == 3 else ("", "")
+        answer = await self._answer(method, target.partition("?")[0])
+        body = answer.body.encode()
+        fields = {
+            "Content-Type": answer.content_type,
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+            **answer.headers,
+        }
+        lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}", *map(": ".join, fields.items())]
+        return "\r\n".join([*lines, "", ""]).encode() + (b"" if method == "HEAD" else body)
+
+    async def _answer(self, method: str, path: str) -> Answer:
+        if method not in ("GET", "HEAD"):
+            return Answer(405, "only GET and HEAD\n", headers={"Allow": "GET, HEAD"})
+        page = self._pages.get(path) or self._pages.get("")
+        if page is None:
+            return Answer(404, f"there are {', '.join(self._pages)}\n")
+        try:
+            answer = page()
+            return await answer if inspect.isawaitable(answer) else answer
+        except Exception as err:  # ours: the client hears of it, and the log says where
+            log.error("a page failed", path=path, error=repr(err), trace=traceback.format_exc(limit=-3))
+            return Answer(500, "this page failed; the log says why\n")
+
+
+async def took(address: str, path: str) -> float | None:
+    """Seconds that a page of our own took; None where it did not come with status 200."""
+    host, _, port = address.rpartition(":")
+    begin = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout(SECONDS):
+            reader, writer = await asyncio.open_connection(host.strip("[]") or "127.0.0.1", int(port))
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: podwire\r\n\r\n".encode())
+            answer = await reader.readline()
+            writer.close()
+    except (OSError, TimeoutError):
+        return None
+    return asyncio.get_running_loop().time() - begin if b" 200 " in answer else None
