@@ -18,7 +18,7 @@ RUNTIMES := containerd runc libseccomp2 podman conmon busybox-static libgpgme11 
             libnfnetlink0 libmnl0 libnftnl11
 
 .DEFAULT_GOAL := help
-.PHONY: help image test-image test-provision demo up down status test test-unprivileged test-netns test-long test-runtimes bench-cni lint types packages test-packages install clean
+.PHONY: help image test-image test-provision demo up down status check test test-unprivileged test-netns test-long test-runtimes bench-cni lint packages test-packages install clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -103,15 +103,27 @@ status: $(VENV)/.installed   ## where everything stands
 
 # ---- checking
 
-test: lint  ## lint, types, unit tests, and (as root) the tests in network namespaces
-	@if [ "$$(id -u)" = 0 ]; then $(MAKE) -s runtimes && $(BIN)/python -m pytest -q -m "not long"; \
-	else echo 'not root: the netns-tests are left out, the rest runs'; $(MAKE) -s test-unprivileged; fi
+# Two files of tests at a time, those that take longest first (conftest.py). Tests with the mark `alone` follow by themselves.
+PYTEST := $(BIN)/python -m pytest -q
+JOBS   ?= 2
+BESIDE  = -n $(JOBS) --dist loadfile --no-loadscope-reorder
+PURE   := base cni controlplane dns proxy app tools
+
+check: lint test-unprivileged  ## lint, types, and every test that needs no packets (3 minutes)
+
+test: lint       ## `check`, and (as root) the tests with real packets in network namespaces (16 minutes with the installing)
+	@failed=0; $(MAKE) -s test-unprivileged || failed=1; \
+	if [ "$$(id -u)" = 0 ]; then $(MAKE) -s test-netns || failed=1; \
+	else echo 'not root: the tests with packets (netns-tests) are left out'; fi; exit $$failed
 
 test-unprivileged: $(VENV)/.installed-dev  ## the tests that need no root
-	@$(BIN)/python -m pytest -q -m "not long and not runtimes" base cni controlplane dns proxy app tools
+	@$(PYTEST) $(BESIDE) -m "not long and not runtimes" $(PURE)
 
 test-netns: $(VENV)/.installed-dev runtimes  ## the tests with real packets (root)
-	@$(BIN)/python -m pytest -q -m "not long" netns-tests
+	@$(PYTEST) $(BESIDE) -m "not long and not alone" netns-tests; beside=$$?; \
+	[ $$beside -le 1 ] || exit $$beside; \
+	$(PYTEST) -m "not long and alone" netns-tests || exit; \
+	[ $$beside = 0 ] || echo 'failures are above: in the tests that ran beside each other'; exit $$beside
 
 test-long: $(VENV)/.installed-dev runtimes  ## everything, with the big counts of property and fuzz tests
 	$(call need,$(TOOLS) mmdebstrap:mmdebstrap)

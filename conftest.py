@@ -1,13 +1,19 @@
 """Shared by all test folders: how many examples the property tests draw (`make test`: a tenth of `make test-long`), and
 where PODWIRE_PATIENCE says that the machine is slow, a tenth of that. Those of `make test` are the same each time, so
-that it judges the change and not the draw; `make test-long` looks for new ones. At the end, how long each part's tests
-took."""
+that it judges the change and not the draw; `make test-long` looks for new ones.
+
+`make test-long` also draws the order of the files and of the tests in each; PODWIRE_ORDER=NUMBER repeats one. Otherwise
+the files that take longest come first, so that of two processes that share the files neither waits long for the other.
+
+At the end, how long each part's tests took.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -30,6 +36,41 @@ _PARTS = (
 )
 _TOOK: Counter[str] = Counter()
 
+# From 30 seconds of work on, by what `pytest --durations=0` says; the others follow by name.
+_LONGEST = (
+    "netns-tests/test_provision.py",
+    "netns-tests/test_proxy_conformance.py",
+    "netns-tests/test_proxy_iptables.py",
+    "netns-tests/test_cluster.py",
+    "netns-tests/test_proxy_live.py",
+    "netns-tests/test_cni_crashes.py",
+    "netns-tests/test_dns_settings.py",
+    "netns-tests/test_dns_upstreams.py",
+    "netns-tests/test_proxy_faults.py",
+    "netns-tests/test_proxy_balancers.py",
+    "netns-tests/test_dataplanes.py",
+    "netns-tests/test_proxy_iptables_cluster.py",
+)
+
+
+def pytest_configure() -> None:
+    if os.environ.get("PODWIRE_LONG"):  # of the environment, so that every process of a run draws the same
+        os.environ.setdefault("PODWIRE_ORDER", str(random.SystemRandom().randrange(10**6)))
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest then brings tests together that share an expensive fixture
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    files: defaultdict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        files[item.nodeid.split("::")[0]].append(item)
+    order = sorted(files, key=lambda name: (_LONGEST.index(name) if name in _LONGEST else len(_LONGEST), name))
+    if drawn := os.environ.get("PODWIRE_ORDER"):
+        draw = random.Random(drawn)
+        draw.shuffle(order)
+        for name in order:
+            draw.shuffle(files[name])
+    items[:] = [item for name in order for item in files[name]]
+
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     part = next(name for name, files in _PARTS if re.search(files, report.nodeid))
@@ -37,6 +78,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if drawn := os.environ.get("PODWIRE_ORDER"):
+        terminalreporter.write_line(f"order: PODWIRE_ORDER={drawn}")
     if sum(_TOOK.values()) > 60:
         took = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in _TOOK.most_common())
         terminalreporter.write_line(f"minutes: {took}")

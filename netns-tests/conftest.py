@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[CELLS] = []
+    config.pluginmanager.register(_Cells(config.stash[CELLS]))
     external, hook = "external" in (config.getoption("--dataplane") or ()), config.getoption("--dataplane-hook")
     if external and not hook:
         raise pytest.UsageError(
@@ -86,7 +88,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     where = getattr(item, "callspec", None)
     if where is not None and "dataplane" in where.params and (report.when == "call" or report.failed):
         why = str(call.excinfo.value) if call.excinfo else ""
-        item.config.stash[CELLS].append(_cell(item, where.params, report, why))
+        report.user_properties.append(("cell", asdict(_cell(item, where.params, report, why))))
     return report  # type: ignore[return-value]
 
 
@@ -101,9 +103,19 @@ def _cell(item: pytest.Item, params: dict[str, object], report: pytest.TestRepor
     return Cell(module, row.removesuffix(" (IPv6)"), str(params["dataplane"]), family, result, note[:200])  # type: ignore[arg-type]
 
 
+class _Cells:
+    """Takes the cells out of the reports, also out of those of other processes (pytest -n)."""
+
+    def __init__(self, cells: list[Cell]) -> None:
+        self.cells = cells
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.cells += [Cell(**value) for name, value in report.user_properties if name == "cell"]  # type: ignore[arg-type]  # as _cell made it
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     folder, cells = session.config.getoption("--dataplane-report"), session.config.stash[CELLS]
-    if folder and cells:
+    if folder and cells and not hasattr(session.config, "workerinput"):
         folder.mkdir(parents=True, exist_ok=True)
         matrix = Matrix(cells, f"Service behaviours, on packets (Linux {platform.release()})")
         (folder / "conformance.md").write_text(matrix.markdown())
@@ -119,6 +131,15 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def dataplane(request: pytest.FixtureRequest) -> Dataplane:
     return make(request.param, request.config.getoption("--dataplane-hook"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Programs of legacy iptables share one lock of the machine, which namespaces do not separate: tests that run
+    beside each other have one each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XTABLES_LOCKFILE", str(tmp_path_factory.mktemp("lock") / "xtables.lock"))
+        yield
 
 
 @pytest.fixture(autouse=True)

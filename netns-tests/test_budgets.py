@@ -13,6 +13,7 @@ import pytest
 
 from lab.patience import patient
 
+pytestmark = pytest.mark.alone  # a process that waits for its CPU makes more system calls
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 BUDGETS: dict[str, dict[str, int]] = tomllib.loads((BENCH / "budgets.toml").read_text())
 

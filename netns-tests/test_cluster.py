@@ -439,6 +439,7 @@ def _defunct() -> set[str]:
     return found
 
 
+@pytest.mark.alone  # the namespaces, mounts and processes of others come and go
 @pytest.mark.parametrize("how", ["down", "kill the starter", "kill the supervisor"])
 def test_nothing_is_left_behind(how: str) -> None:
     before, defunct = machine(), _defunct()

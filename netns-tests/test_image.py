@@ -23,7 +23,7 @@ from lab.containerd import Containerd
 from lab.fakeapi import FakeApi
 from lab.netns import Lab
 
-pytestmark = [pytest.mark.runtimes, pytest.mark.long]
+pytestmark = [pytest.mark.runtimes, pytest.mark.long, pytest.mark.alone]
 ROOT = Path(__file__).resolve().parents[1]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 NAME = f"podwire.io/podwire:{VERSION}"

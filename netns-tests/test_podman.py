@@ -14,7 +14,7 @@ from lab.netns import Lab, NetNS
 from lab.podman import Podman
 from podwire_base.kernel.netns import within
 
-pytestmark = pytest.mark.runtimes
+pytestmark = [pytest.mark.runtimes, pytest.mark.alone]  # cgroups have names that the machine shares
 NODE, OUTSIDE = "192.0.2.1", "192.0.2.42"
 
 

@@ -24,6 +24,7 @@ from podwire_proxy.nftables.apply import Proxier
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
+pytestmark = pytest.mark.alone  # flows and packets by the ten thousand, as fast as the machine goes
 SINK = 9500
 SENDER = """
 import socket, sys, time

@@ -24,7 +24,7 @@ from lab.netns import Lab, NetNS
 from lab.patience import patient
 from podwire_cni import native
 
-pytestmark = pytest.mark.runtimes
+pytestmark = [pytest.mark.runtimes, pytest.mark.alone]  # cgroups have names that the machine shares
 NODE, OUTSIDE = "192.0.2.1", "192.0.2.42"
 T = TypeVar("T")
 

@@ -15,6 +15,7 @@ from lab.soak import CONTROL, ROLES, Soak, manifests, open_files, resident
 from podwire.demo.lab import DemoLab, wait_for
 from podwire_base.kernel.netns import call_in
 
+pytestmark = pytest.mark.alone  # it needs every CPU, and leaves the machine as it found it
 SECONDS = float(os.environ.get("PODWIRE_SOAK", "120"))
 MORE_FILES, MORE_MIB = 30, 25  # that a role may hold at the end, against a fresh one: what its pods need, and caches
 HISTORY_MIB = 40  # the API server's changes that a watch may resume from: 10,000, each with the object before and after

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.http import ApiClient, ApiError
@@ -59,7 +61,7 @@ def start(config: ClusterConfig, *, until_eof: bool = False) -> subprocess.Popen
     if load(config.name) is not None:
         raise UpFailed(f"cluster {config.name!r} is up already, or ended badly: {down_command(config)} first")
     try:
-        config.run_dir.mkdir(parents=True, mode=0o755)
+        _make(config.run_dir)
     except FileExistsError:
         raise UpFailed(f"{config.run_dir} is left from an interrupted start: {down_command(config)} first") from None
     (config.run_dir / "log").mkdir()
@@ -75,6 +77,14 @@ def start(config: ClusterConfig, *, until_eof: bool = False) -> subprocess.Popen
             stdout=log,
             stderr=log,
         )
+
+
+def _make(run_dir: Path) -> None:
+    """Raises FileExistsError."""
+    while True:
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another cluster's teardown removed the empty parent
+            return run_dir.mkdir(mode=0o755)
 
 
 async def _missing(api: ApiClient, config: ClusterConfig) -> list[str]:

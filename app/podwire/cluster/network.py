@@ -6,6 +6,7 @@ Each namespace is written down in the cluster's run directory before it is made.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Callable
@@ -34,9 +35,11 @@ def create(config: ClusterConfig, namespace: str) -> None:
     """A named namespace that `ip netns` shows. (Its own bind mount, since `ip netns add` leaves a mount behind.)"""
     with (config.run_dir / "netns").open("a") as file:
         file.write(namespace + "\n")
-    NETNS.mkdir(parents=True, exist_ok=True)
     target = NETNS / namespace
-    target.touch()
+    while not target.exists():
+        NETNS.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another cluster's teardown removed the empty directory
+            target.touch()
 
     def work() -> None:
         unshare(CLONE_NEWNET)
