@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from podwire_base.kube.client import config as client_config
-from podwire_base.kube.client.http import ApiClient, ApiError
+from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
+from podwire_base.kube.errors import ApiError, Refused
 from podwire_base.kube.meta import Object, key, name, namespace, uid
 from podwire_base.kube.times import micro_timestamp, timestamp
 from podwire_base.role import logs
@@ -165,7 +166,7 @@ class Kubelet:
                 )
                 return
             except ApiError as err:
-                if err.code in (404, 409, 422):
+                if isinstance(err, Refused) and err.code in (404, 409, 422):
                     return
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
@@ -181,7 +182,7 @@ class Kubelet:
                 )
                 return
             except ApiError as err:
-                if err.code in (404, 409, 403):
+                if isinstance(err, Refused) and err.code in (404, 409, 403):
                     return
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
@@ -264,7 +265,7 @@ class Kubelet:
         own = self.config.node_name
         try:
             return await self.api.get(f"/api/v1/nodes/{own}")
-        except ApiError as err:
+        except Refused as err:
             if err.code != 404:
                 raise
         log.info("registering", node=own)
@@ -291,7 +292,7 @@ class Kubelet:
         body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": own}, "spec": spec}
         try:
             await self.api.patch(f"{lease}/{own}", {"spec": spec})
-        except ApiError as err:
+        except Refused as err:
             if err.code != 404:
                 raise
             await self.api.create(lease, body)
@@ -314,7 +315,7 @@ class Kubelet:
                 last, told = node, False
             except ApiError as err:
                 if not told:
-                    log.warn("node status not sent", code=err.code, error=err.message)
+                    log.warn("node status not sent", error=err.message)
                 told, last = True, None
             await asyncio.sleep(0.2 if not self.cni.conflist() else 0.5)
 

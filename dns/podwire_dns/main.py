@@ -142,8 +142,7 @@ def _with_config(work: Callable[..., None]) -> Function:
 
     @wraps(work)
     def inner(**flags: Any) -> None:
-        from podwire_base.kube.client.http import ApiError
-        from podwire_base.kube.errors import ConfigError
+        from podwire_base.kube.errors import ApiError, ConfigError
         from podwire_base.role import logs
 
         for many, field in PLURALS.items():

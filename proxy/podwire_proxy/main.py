@@ -19,10 +19,10 @@ import click
 from podwire_base.kernel.addresses import local_addresses
 from podwire_base.kube import meta
 from podwire_base.kube.client.config import load
-from podwire_base.kube.client.http import ApiClient, ApiError
+from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
-from podwire_base.kube.errors import ConfigError
+from podwire_base.kube.errors import ApiError, ConfigError, Refused
 from podwire_base.role import logs, web
 from podwire_base.role.run import stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
@@ -326,7 +326,7 @@ async def _served(api: ApiClient, path: str) -> bool:
         try:
             await api.get(path, limit="1")
         except ApiError as err:
-            if err.code in (401, 403, 404, 405):
+            if isinstance(err, Refused) and err.code in (401, 403, 404, 405):
                 return False
             await asyncio.sleep(PROBE_AGAIN)
         else:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from podwire_base.kube.client import config as client_config
-from podwire_base.kube.client.http import ApiClient, ApiError
+from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.conditions import condition, is_true
-from podwire_base.kube.errors import ConfigError
+from podwire_base.kube.errors import ApiError, ConfigError
 from podwire_base.patience import patient
 from podwire_node.kubelet import ROLES
 

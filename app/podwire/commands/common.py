@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from podwire_base.kube.client import config as client_config
-from podwire_base.kube.client.http import ApiClient, ApiError
-from podwire_base.kube.errors import ConfigError, StatusError
+from podwire_base.kube.client.http import ApiClient
+from podwire_base.kube.errors import ApiError, ConfigError, Refused, StatusError
 
 from ..cluster.config import BASE
 
@@ -66,7 +66,7 @@ def with_api(kubeconfig: str | None, work: Callable[[ApiClient], Awaitable[T]]) 
     try:
         return asyncio.run(body())
     except ApiError as error:
-        where = "" if error.code else f" ({find_kubeconfig(kubeconfig)})"
+        where = "" if isinstance(error, Refused) else f" ({find_kubeconfig(kubeconfig)})"
         raise Failed(error.message + where) from error
     except StatusError as error:
         raise Failed(error.message) from error

@@ -20,8 +20,8 @@ import click
 
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.config import ClientConfig
-from podwire_base.kube.client.http import ApiClient, ApiError
-from podwire_base.kube.errors import ConfigError
+from podwire_base.kube.client.http import ApiClient
+from podwire_base.kube.errors import ApiError, ConfigError, Refused
 from podwire_controlplane.server import auth, pki
 from podwire_controlplane.server import join as server_join
 
@@ -204,7 +204,7 @@ async def _patiently(server: str, token: str, node: str, seconds: float) -> tupl
         try:
             return await _ask(server, token, node)
         except ApiError as error:
-            if error.code or time.monotonic() > end:
+            if isinstance(error, Refused) or time.monotonic() > end:
                 raise
             await asyncio.sleep(1)
 

@@ -9,7 +9,8 @@ import click
 import yaml
 
 from podwire_base.kube import codec, table
-from podwire_base.kube.client.http import ApiClient, ApiError
+from podwire_base.kube.client.http import ApiClient
+from podwire_base.kube.errors import ApiError, Refused, Unreachable
 from podwire_base.kube.manifestfiles import read_files
 from podwire_base.kube.manifests import BadManifest, resource_of, three_way, with_record
 from podwire_base.kube.meta import Object, name, namespace, uid
@@ -44,7 +45,7 @@ async def apply_one(api: ApiClient, obj: Object, space: str) -> str:
     path = resource.path(where, name(obj))
     try:
         live = await api.get(path)
-    except ApiError as error:
+    except Refused as error:
         if error.code != 404:
             raise
         await api.request("POST", resource.path(where), with_record(obj), params=_STRICT)
@@ -76,7 +77,7 @@ def apply(files: tuple[str, ...], space: str, kubeconfig: str | None) -> None:
                 out.print(f"{label} {await apply_one(api, obj, space)}")
             except ApiError as error:
                 failures.append(f"{label}: {error.message}")
-                if error.code == 0:
+                if isinstance(error, Unreachable):
                     break
 
     with_api(kubeconfig, work)
@@ -193,7 +194,7 @@ async def _follow(
         query["fieldSelector"] = f"metadata.name={own}"
     async for frame in api.watch(resource.path(where), query):
         if frame["type"] == "ERROR":
-            raise ApiError(int(frame["object"].get("code", 0)), "", str(frame["object"].get("message")))
+            raise Refused(int(frame["object"].get("code", 0)), "", str(frame["object"].get("message")))
         if frame["type"] == "BOOKMARK":
             continue
         made = table.table(resource, [frame["object"]], datetime.now(UTC))
@@ -241,7 +242,7 @@ def delete(
                 answer = await api.delete(path, options)
                 gone.append((path, uid(answer) or str(answer.get("details", {}).get("uid"))))
                 out.print(f"{_label(resource, own)} deleted")
-            except ApiError as error:
+            except Refused as error:
                 if error.code != 404:
                     raise
                 if not ignore_not_found:
@@ -259,7 +260,7 @@ async def _until_gone(api: ApiClient, path: str, old: str) -> None:
         try:
             if uid(await api.get(path)) != old:
                 return
-        except ApiError as error:
+        except Refused as error:
             if error.code == 404:
                 return
             raise

@@ -20,7 +20,8 @@ from podwire.deploy import plan
 from podwire.main import cli
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.config import ClientConfig
-from podwire_base.kube.client.http import ApiClient, ApiError
+from podwire_base.kube.client.http import ApiClient
+from podwire_base.kube.errors import Refused
 from podwire_base.kube.meta import Object
 from podwire_base.patience import patient
 from podwire_base.testing.builders import run
@@ -95,7 +96,7 @@ def test_a_machine_joins(made: tuple[Path, int], tmp_path: Path) -> None:
     kubeconfig = tmp_path / "etc/podwire/node.kubeconfig"
     assert kubeconfig.stat().st_mode & 0o077 == 0
     assert ask(kubeconfig, "/api/v1/nodes")["items"] == []
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(Refused) as caught:
         ask(kubeconfig, "/api/v1/secrets")
     assert caught.value.code in (403, 404), "a node's rights, not an admin's"
     settings = plan.read_settings((tmp_path / "etc/podwire/agent.env").read_text())
@@ -128,7 +129,7 @@ def test_without_the_token_nobody_joins(made: tuple[Path, int], tmp_path: Path) 
             async with ApiClient(ClientConfig(f"https://127.0.0.1:{port}", token, authority)) as api:
                 await api.create(server_join.JOIN_PATH, {"node": "n", "request": pki.signing_request("n")[0]})
 
-        with pytest.raises(ApiError) as caught:
+        with pytest.raises(Refused) as caught:
             run(body())
         assert caught.value.code == code
 
@@ -151,7 +152,7 @@ def test_bad_requests_are_named(made: tuple[Path, int], body: object, code: int,
         async with ApiClient(ClientConfig(f"https://127.0.0.1:{made[1]}", TOKEN, authority)) as api:
             await api.request("POST", server_join.JOIN_PATH, body)
 
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(Refused) as caught:
         run(work())
     assert caught.value.code == code and says in caught.value.message
 

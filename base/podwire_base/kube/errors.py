@@ -23,6 +23,35 @@ class ConfigError(Exception):
     """A kubeconfig or a setting that cannot be used; the text names the file and the field."""
 
 
+class ApiError(Exception):
+    """A request to the API server failed: Unreachable, Refused or BadAnswer. Any other exception of the client's is a
+    bug of ours."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class Unreachable(ApiError):
+    """No answer: the connection was refused, reset or timed out, or the peer's certificate is not trusted."""
+
+
+class BadAnswer(ApiError):
+    """An answer that the API does not have: a list without resourceVersion, JSON that cannot be read."""
+
+
+class Refused(ApiError):
+    """The server answered with an error. `code` is the HTTP status, `reason` the Status reason (NotFound, Conflict
+    ...). body: the Status, {} where there was none. retry_after: seconds that the server asked us to wait, 0 where it
+    did not."""
+
+    def __init__(
+        self, code: int, reason: str, message: str, body: Object | None = None, retry_after: float = 0
+    ) -> None:
+        super().__init__(message)
+        self.code, self.reason, self.body, self.retry_after = code, reason, body or {}, retry_after
+
+
 class StatusError(Exception):
     """Raised anywhere behind the HTTP handlers; the server answers with `body()` and `code`."""
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from podwire_base.kube.client import config as client_config
-from podwire_base.kube.client.http import MERGE_PATCH, ApiClient, ApiError
+from podwire_base.kube.client.http import MERGE_PATCH, ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
-from podwire_base.kube.errors import ConfigError
+from podwire_base.kube.errors import ConfigError, Refused, Unreachable
 from podwire_base.kube.meta import Object, uid
 from podwire_base.kube.meta import key as object_key
 from podwire_base.kube.registry import RESOURCES, Resource, of
@@ -91,7 +91,7 @@ class Driver:
             try:
                 if uid(await self.api.get(of(kind).path(space, name))) == wanted:
                     return True
-            except ApiError as err:
+            except Refused as err:
                 if err.code != 404:
                     raise
         return False
@@ -144,20 +144,18 @@ class Driver:
             for change in self.controllers[controller].reconcile(key, self.snapshot, time.time()):
                 try:
                     await self._apply(change)
-                except ApiError as err:
+                except Refused as err:
                     gone = err.code == 404 and change.verb in ("delete", "status", "patch")
                     if not gone and not (err.reason == "AlreadyExists" and change.verb == "create"):
                         raise
             self._failures.pop(item, None)
         except Exception as err:  # one bad object must not stop the others
             tries = self._failures[item] = self._failures.get(item, 0) + 1
-            quiet = isinstance(err, ApiError) and err.code in (0, 409)
+            away = isinstance(err, Unreachable)  # not this object's fault: it goes on as soon as all does
+            quiet = away or (isinstance(err, Refused) and err.code == 409)
             (log.debug if quiet and tries < 5 else log.warn)(
                 "will try again", controller=controller, object=key, tries=tries, error=str(err) or repr(err)
             )
-            away = (
-                isinstance(err, ApiError) and err.code == 0
-            )  # not this object's fault: it goes on as soon as all does
             delay = min(_RETRY_FIRST * 2 ** (tries - 1), _RETRY_AWAY if away else _RETRY_LAST)
             asyncio.get_running_loop().call_later(delay, self._enqueue, controller, key)
 

@@ -14,8 +14,8 @@ import pytest
 
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client import http as client_http
-from podwire_base.kube.client.http import ApiClient, ApiError
-from podwire_base.kube.errors import ConfigError
+from podwire_base.kube.client.http import ApiClient
+from podwire_base.kube.errors import ConfigError, Refused, Unreachable
 from podwire_base.kube.meta import Object
 from podwire_base.testing.builders import run
 from podwire_base.testing.following import SERVICES, following
@@ -66,7 +66,7 @@ def test_in_cluster_and_a_token_that_is_renewed(tmp_path: Path, monkeypatch: pyt
             with monkeypatch.context() as patch:
                 patch.delitem(TOKENS, "admin-token")
                 patch.setitem(TOKENS, "second-token", TOKENS["reader-token"])
-                with pytest.raises(ApiError) as caught:
+                with pytest.raises(Refused) as caught:
                     await api.get(SERVICES)
                 assert caught.value.code == 401
                 account(folder, "second-token")
@@ -116,7 +116,7 @@ def test_a_watch_that_is_refused_has_the_new_token_the_next_time(tmp_path: Path)
             async with ApiClient(config) as api:
                 api._look()  # the next look that nobody forces is far away
                 account(folder, "new")
-                with pytest.raises(ApiError) as caught:
+                with pytest.raises(Refused) as caught:
                     async for _ in api.watch(SERVICES, {}):
                         pass
                 assert caught.value.code == 401 and api.config.token == "new"
@@ -179,7 +179,7 @@ def test_a_renewed_certificate_is_shown_on_new_connections(tmp_path: Path) -> No
 
         async def body() -> None:
             async with ApiClient(client_config.load(path)) as api:
-                with pytest.raises(ApiError) as caught:
+                with pytest.raises(Refused) as caught:
                     await api.get(SERVICES)
                 assert caught.value.code == 403
                 issue("admin", "system:masters")
@@ -274,5 +274,5 @@ def test_the_name_in_the_servers_certificate(tmp_path: Path) -> None:
             if good:
                 assert run(body())["items"] == []
             else:
-                with pytest.raises(ApiError, match="certificate"):
+                with pytest.raises(Unreachable, match="certificate"):
                     run(body())

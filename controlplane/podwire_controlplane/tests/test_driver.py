@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from podwire_base.kube.client.config import ClientConfig
-from podwire_base.kube.client.http import ApiClient, ApiError
+from podwire_base.kube.client.http import ApiClient
+from podwire_base.kube.errors import Refused
 from podwire_base.kube.meta import Object, labels, name
 from podwire_base.kube.registry import of
 from podwire_base.patience import patient
@@ -54,7 +55,7 @@ class Cluster:
                             }
                         },
                     )
-            except ApiError as err:
+            except Refused as err:
                 if err.code != 404:
                     raise
 

@@ -20,10 +20,10 @@ from podwire_base.kernel.addresses import uplink
 from podwire_base.kube import loadbalancer as lb
 from podwire_base.kube import meta
 from podwire_base.kube.client.config import load
-from podwire_base.kube.client.http import ApiClient, ApiError
+from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
-from podwire_base.kube.errors import ConfigError
+from podwire_base.kube.errors import ApiError, ConfigError, Refused, Unreachable
 from podwire_base.role import logs
 from podwire_base.role.run import stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
@@ -275,11 +275,10 @@ class Announcer:
                 try:
                     await api.request("GET", "/livez", timeout=PROBE_TIMEOUT)
                     contact.worked(time.monotonic())
-                except ApiError as err:
-                    if err.code:
-                        contact.worked(time.monotonic())  # an answer, whatever it says
-                    else:
-                        contact.failed()
+                except Unreachable:
+                    contact.failed()
+                except ApiError:
+                    contact.worked(time.monotonic())  # an answer, whatever it says
             await asyncio.sleep(max(0.0, now + PROBE - time.monotonic()))
 
     def leave(self) -> None:
@@ -303,7 +302,7 @@ async def _cluster(api: ApiClient, status: RoleStatus) -> str:
         try:
             return meta.uid(await api.get("/api/v1/namespaces/kube-system"))
         except ApiError as err:
-            if err.code and str(err) != told:  # most likely a right that is missing
+            if isinstance(err, Refused) and str(err) != told:  # most likely a right that is missing
                 told = str(err)
                 log.warn("the API server refuses", error=told)
                 status.update(ready=False, message=told, reason=err.reason or "Refused")

@@ -19,7 +19,7 @@ import msgspec
 from yarl import URL
 
 from ...role import logs
-from ..errors import ConfigError
+from ..errors import BadAnswer, ConfigError, Refused, Unreachable
 from ..meta import Object
 from .config import ClientConfig, stamps
 
@@ -34,22 +34,6 @@ DEAD_SECONDS = 30  # without an acknowledgement a connection is dead: a watch ot
 _AWAY = (502, 503, 504)  # another address may do better
 
 
-class ApiError(Exception):
-    """The server answered with an error. `code` is the HTTP status, `reason` the Status reason (NotFound, Conflict
-    ...).
-
-    code 0: no answer at all (connection refused, reset, timed out); reason is then "Unreachable". retry_after: seconds
-    that the server asked us to wait, 0 where it did not.
-    """
-
-    def __init__(
-        self, code: int, reason: str, message: str, body: Object | None = None, retry_after: float = 0
-    ) -> None:
-        super().__init__(message)
-        self.code, self.reason, self.message, self.body = code, reason, message, body or {}
-        self.retry_after = retry_after
-
-
 def _seconds(headers: Mapping[str, str], body: Mapping[str, Any]) -> float:
     """Retry-After, or the same in the Status (details.retryAfterSeconds); dates are left out, no API server sends
     them."""
@@ -60,12 +44,12 @@ def _seconds(headers: Mapping[str, str], body: Mapping[str, Any]) -> float:
     return float(wanted) if isinstance(wanted, int) else 0.0
 
 
-def _error(code: int, raw: bytes, headers: Mapping[str, str]) -> ApiError:
+def _error(code: int, raw: bytes, headers: Mapping[str, str]) -> Refused:
     try:
         body = _decode(raw)
-        return ApiError(code, str(body.get("reason", "")), str(body.get("message", "")), body, _seconds(headers, body))
+        return Refused(code, str(body.get("reason", "")), str(body.get("message", "")), body, _seconds(headers, body))
     except (msgspec.DecodeError, AttributeError):
-        return ApiError(code, "", raw[:500].decode(errors="replace"), None, _seconds(headers, {}))
+        return Refused(code, "", raw[:500].decode(errors="replace"), None, _seconds(headers, {}))
 
 
 def _why(err: BaseException) -> str:
@@ -232,7 +216,9 @@ class ApiClient:
                         raise _error(answer.status, raw, answer.headers)
                     return _decode(raw) if "json" in answer.content_type else raw.decode()
         except (aiohttp.ClientError, TimeoutError, OSError) as err:
-            raise ApiError(0, "Unreachable", f"{method} {self.server}{path}: {_why(err)}") from err
+            raise Unreachable(f"{method} {self.server}{path}: {_why(err)}") from err
+        except (msgspec.DecodeError, UnicodeDecodeError) as err:
+            raise BadAnswer(f"{method} {self.server}{path}: the answer cannot be read: {err}") from err
 
     async def get(self, path: str, **params: str) -> Object:
         answer: Object = await self.request("GET", path, params=params)
@@ -286,5 +272,7 @@ class ApiClient:
                         if line.strip():
                             yield _decode(line)
                     rest = [last]
-        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as err:
-            raise ApiError(0, "Unreachable", f"watch {path}: {_why(err)}") from err
+        except (aiohttp.ClientError, TimeoutError, OSError) as err:
+            raise Unreachable(f"watch {path}: {_why(err)}") from err
+        except msgspec.DecodeError as err:
+            raise BadAnswer(f"watch {path}: a line cannot be read: {err}") from err

@@ -9,8 +9,9 @@ from contextlib import aclosing
 from typing import NoReturn
 
 from ...role import logs
+from ..errors import ApiError, BadAnswer, Refused
 from ..meta import Object
-from .http import ApiClient, ApiError
+from .http import ApiClient
 from .reflector import Event, Phase, Reflector, is_frame, is_object
 
 log = logs.get("informer")
@@ -89,7 +90,7 @@ class Informer:
             answer = await self.api.get(self.path, **params)
             metadata = (answer.get("metadata") or {}) if isinstance(answer, dict) else {}
             if not metadata.get("resourceVersion"):
-                raise ApiError(0, "NoList", f"GET {self.path}: the answer is no list with a resourceVersion")
+                raise BadAnswer(f"GET {self.path}: the answer is no list with a resourceVersion")
             found = answer.get("items") or []
             items += [item for item in found if is_object(item)]
             if strange := [item for item in found if not is_object(item)]:
@@ -141,14 +142,14 @@ class Informer:
                         self._complete()
                     elif frame.get("type") == "ERROR":
                         status = frame.get("object") or {}
-                        raise ApiError(
+                        raise Refused(
                             int(status.get("code") or 500), str(status.get("reason")), str(status.get("message"))
                         )
                     else:
                         silence.reschedule(loop.time() + STREAM_SILENCE)
         except TimeoutError:
             raise _NoStream(f"nothing came for {STREAM_SILENCE:.0f} s") from None
-        except ApiError as err:
+        except Refused as err:
             if err.code in _NO_STREAM and listing.state is Phase.LIST:
                 raise _NoStream(err.message) from err
             raise
@@ -195,17 +196,20 @@ class Informer:
                 await self._step()
                 delay = BACKOFF_FIRST
             except ApiError as err:
+                refused = err if isinstance(err, Refused) else None
                 if not self._failing:
+                    what = "refuses" if refused else "does not answer"
                     log.warn(
-                        "API server does not answer, the last known state stays",
+                        f"API server {what}, the last known state stays",
                         path=self.path,
-                        code=err.code,
+                        **({"code": refused.code} if refused else {}),
                         error=err.message,
                     )
                 if clock() - began > BACKOFF_LAST:  # a stream that breaks off as soon as it is there is no good sign
                     delay = BACKOFF_FIRST
                 self._failing = True
-                self.reflector.failed(err.code)
-                wait = max(delay, err.retry_after) * random.uniform(1, 1.6)
-                await self.api.pause(wait if err.code else max(BACKOFF_FIRST, wait * SOON), wait)
+                if refused:
+                    self.reflector.failed(refused.code)
+                wait = max(delay, refused.retry_after if refused else 0) * random.uniform(1, 1.6)
+                await self.api.pause(wait if refused else max(BACKOFF_FIRST, wait * SOON), wait)
                 delay = min(delay * 2, BACKOFF_LAST)
