@@ -28,7 +28,7 @@ settings.load_profile("long" if os.environ.get("PODWIRE_LONG") else "slow" if FA
 
 # The part whose tests a file has; the first that matches. What is left: the cluster, the lab and its documents.
 _PARTS = (
-    ("CNI", r"cni/|test_(cni|chains|runtimes|podman|pause|native)"),
+    ("CNI", r"cni/|test_(cni|chains|runtimes|podman|pause|echo|sanitized)"),
     ("proxy", r"proxy/|test_(proxy|nft|service)"),
     ("DNS", r"dns/|test_dns"),
     ("control plane", r"controlplane/|base/|app/"),

@@ -1,4 +1,4 @@
-"""The programs, and the module that attaches pods, under AddressSanitizer and UndefinedBehaviorSanitizer, in the tests
+"""The programs that need no agent, under AddressSanitizer and UndefinedBehaviorSanitizer, in the tests
 that call them for real. tools/nativebuild/tests/test_sanitized.py has the modules alone."""
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from nativebuild import sanitized
 TESTS = (
     ["netns-tests/test_echo.py"],
     ["netns-tests/test_pause.py", "--deselect", "netns-tests/test_pause.py::test_native_pause_is_small"],
-    ["netns-tests/test_cni_calls.py"],
-    ["netns-tests/test_cni_prepared.py"],
 )
 
 
