@@ -1,11 +1,12 @@
 """The compiled modules, under AddressSanitizer and UndefinedBehaviorSanitizer, in the tests that feed them everything:
 good and spoiled DNS queries, the zone's table, answers of upstreams, requests in pieces.
 
-netns-tests/test_sanitized.py has the programs.
+The plugin binary is here, too; netns-tests/test_sanitized.py has the other programs.
 """
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from nativebuild import sanitized
+from nativebuild.units import PROGRAMS
 from podwire_base.patience import patient
 
 TESTS = (
@@ -52,3 +54,24 @@ def test_they_find_nothing_in_the_modules(copy: Path, tests: str) -> None:
     done = sanitized.run_tests(copy, [tests], patient(600))
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+@pytest.mark.long
+def test_they_find_nothing_in_the_plugin_binary(copy: Path, tmp_path: Path) -> None:
+    """Whole and spoiled configurations; no agent listens, so each call ends with an answer of the program itself."""
+    rand = random.Random(7)
+    whole = (
+        b'{"cniVersion":"1.0.0","name":"n","type":"podwire-cni","socket":"/nowhere/\\"s","standalone":false,'
+        b'"a":{"socket":["x"]},"prevResult":{"ips":[{"address":"10.0.0.1/8"}]}}'
+    )
+    texts = [b"", whole, b'{"cniVersion":"' + b"9" * 5000, b'{"socket":"' + b"x" * 107 + b'"}', b"[" * 3000]
+    texts += [whole[: rand.randrange(len(whole))] for _ in range(20)]
+    texts += [bytes(rand.choice((byte, rand.randrange(256))) for byte in whole) for _ in range(20)]
+    program = copy / PROGRAMS[0].output
+    loopback = tmp_path / "loopback"
+    loopback.symlink_to(program)
+    for text in texts:
+        for path, command in ((program, "ADD"), (program, "DEL"), (program, "VERSION"), (loopback, "DEL")):
+            env = {"CNI_COMMAND": command, "CNI_NETNS": f"/nowhere/\u00e4{text[:20]!r}", "PODWIRE_CNI_SOCKET": ""}
+            done = subprocess.run([path], input=text, env=env, capture_output=True, check=False)
+            assert done.returncode in (0, 1) and done.stderr == b"", (text, command, done.stderr[-2000:])
