@@ -8,7 +8,7 @@ from typing import Any
 
 
 class ErrorCode(IntEnum):
-    """The codes that the spec gives a meaning; those from 100 on would be ours, and we need none."""
+    """The codes that the spec gives a meaning; those from 100 on are the plugin's own."""
 
     INCOMPATIBLE_VERSION = 1
     UNSUPPORTED_FIELD = 2
@@ -20,6 +20,7 @@ class ErrorCode(IntEnum):
     TRY_AGAIN_LATER = 11
     NOT_AVAILABLE = 50  # STATUS: no ADD can succeed
     LIMITED_CONNECTIVITY = 51  # STATUS: no ADD can succeed, and pods that run may be cut off too
+    BUG = 999  # of ours: the log has the traceback
 
 
 class CNIError(Exception):

@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from podwire_base.role import logs
+from podwire_base.role import bugs, logs
 
 from .callers import BrokeOff, Caller, take
 from .commands import Plugin, Sandbox
@@ -79,7 +79,7 @@ class Listener:
         try:
             reply = self._answer(caller)
         except Exception as err:  # a worker must live on, and the cause must be known
-            log.error("a call failed", error=repr(err))
+            bugs.report(log, "a call failed", err)
             caller.close()
             return
         try:
@@ -114,6 +114,9 @@ def _log(reply: Reply, seconds: float) -> None:
     )
     about = {key: value for key, value in about.items() if value}
     verb = call.command.lower() if call else "call"
+    if reply.error and reply.error.code == ErrorCode.BUG:
+        bugs.report(log, verb, reply.error.__cause__ or reply.error, **about)
+        return
     if reply.error:
         log.warn(f"{verb} refused", **about, code=int(reply.error.code), error=reply.error.msg)
         return

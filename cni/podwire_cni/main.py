@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from podwire_base.role import logs
+from podwire_base.role import bugs, logs
 
 from . import conflistfile, kernel, native, pauseimage, skel
 from .commands import Plugin, Sandbox
@@ -97,6 +97,8 @@ def standalone(env: Mapping[str, str], stdin: bytes, out: BinaryIO) -> int:
         reply = skel.run(env, stdin, host.sandbox(), host.plugin)
         out.write(reply.text)
         out.flush()
+        if reply.error and reply.error.code == ErrorCode.BUG:  # stderr is what runtimes keep of a plugin's log
+            bugs.report(logs.get("wiring"), env.get("CNI_COMMAND", ""), reply.error.__cause__ or reply.error)
     return reply.status
 
 

@@ -62,11 +62,17 @@ def run(env: Mapping[str, str], stdin: bytes, sandbox: Sandbox, plugin: Callable
     except CNIError as err:
         return failure(err, version_of(stdin), call)
     except Exception as err:  # a runtime understands an error object, and nothing else
-        wrapped = CNIError(
-            ErrorCode.IO_FAILURE, f"{type(err).__name__}: {err}", "see the log of the node's wiring agent"
-        )
-        wrapped.__cause__ = err
+        wrapped = told(err)
+        wrapped.__cause__ = err  # whoever logs the call finds the traceback here
         return failure(wrapped, version_of(stdin), call)
+
+
+def told(err: Exception) -> CNIError:
+    """What the kernel or a file system refuses is an I/O failure; anything else is a bug of ours."""
+    where = "see the log of the node's wiring agent"
+    if isinstance(err, OSError) or type(err).__module__.startswith("pyroute2."):  # whose NetlinkError is no OSError
+        return CNIError(ErrorCode.IO_FAILURE, f"{type(err).__name__}: {err}", where)
+    return CNIError(ErrorCode.BUG, f"bug of podwire: {type(err).__name__}: {err}", f"the traceback is there: {where}")
 
 
 def _text(body: Mapping[str, Any]) -> bytes:

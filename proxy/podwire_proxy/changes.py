@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from podwire_base.kube import meta
+from podwire_base.kube.shape import misshapen
 
-from .convert import MISSHAPEN, SliceInfo, service_ports, slice_info
+from .convert import SERVICE_SHAPE, SLICE_SHAPE, SliceInfo, service_ports, slice_info
 from .dataplane import Contribution, Dataplane, Delta, contribute, refused
 from .model import Endpoint, NodeInfo, PortName, ServicePort
 
 
 class Tracker:
-    """`service`, `slice` and `node` note changes and return an object's problems; `flush` updates the Dataplane."""
+    """`service`, `slice` and `node` note changes and return an object's problems; `flush` updates the Dataplane.
+
+    A misshapen object is a problem of its own. Any other exception is a bug of ours: then nothing was noted, and what
+    the object said before stays.
+    """
 
     def __init__(self, node: NodeInfo) -> None:
         self.dataplane = Dataplane(node)
@@ -31,8 +36,10 @@ class Tracker:
         """`obj` None: deleted."""
         try:
             ports, problems = service_ports(obj) if obj is not None else ((), [])
-        except MISSHAPEN as err:
-            return [_misshapen("Service", err)]
+        except Exception:
+            if why := misshapen(obj, SERVICE_SHAPE):
+                return [_misshapen("Service", why)]
+            raise
         if self._services.get(key, ()) != ports:
             self._dirty.add(key)
             if ports:
@@ -49,8 +56,10 @@ class Tracker:
         """`obj` None: deleted."""
         try:
             info, problems = slice_info(obj) if obj is not None else (SliceInfo("", {}), [])
-        except MISSHAPEN as err:
-            return [_misshapen("EndpointSlice", err)]
+        except Exception:
+            if why := misshapen(obj, SLICE_SHAPE):
+                return [_misshapen("EndpointSlice", why)]
+            raise
         old = self._slices.get(key, SliceInfo("", {}))
         if old == info:
             return problems
@@ -110,8 +119,8 @@ class DeduplicatedLog:
         return [problem for problem in problems if problem not in known]
 
 
-def _misshapen(kind: str, err: Exception) -> str:
-    return f"is not formed as {kind}s are ({err!r}); passed over, what it said before stays"
+def _misshapen(kind: str, why: str) -> str:
+    return f"is not formed as {kind}s are ({why}); passed over, what it said before stays"
 
 
 def _count(info: SliceInfo) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from podwire_base.kube import meta
 from podwire_base.kube.errors import ConfigError
+from podwire_base.kube.shape import ANY
 
 from .model import NodeInfo, covers, normal_cidr, normal_ip
 
@@ -178,6 +179,13 @@ def node_info(
 def wanted_flows(config: ProxyConfig, cores: int) -> int:
     """How many flows conntrack should have room for, as kube-proxy reckons; 0 for no wish."""
     return max(config.conntrack_min, config.conntrack_max_per_core * cores) if config.conntrack_max_per_core else 0
+
+
+NODE_SHAPE = {
+    "metadata": {"labels": dict},
+    "spec": {"podCIDRs": [ANY], "taints": [ANY]},
+    "status": {"addresses": [ANY]},
+}
 
 
 def eligible(obj: meta.Object | None) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from podwire_base.kube import meta
+from podwire_base.kube.shape import ANY
 
 from .model import PROTOCOLS, Endpoint, Policy, PortName, Protocol, ServicePort, is_v6, normal_cidr, normal_ip
 
@@ -21,8 +22,33 @@ SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 RESET_ANNOTATION = "podwire.io/reset-on-endpoint-removal"
 AFFINITY_SECONDS, DAY = 10800, 86400  # sessionAffinityConfig.clientIP.timeoutSeconds: default and maximum of the API
 NOBODY = ("255.255.255.255/32", f"{'ffff:' * 7}ffff/128")  # source ranges that no packet has an address of
-# What reading an object raises that has something of another type where the API has a list, a map or a text.
-MISSHAPEN = (AttributeError, KeyError, TypeError, ValueError)
+_METADATA = {"labels": dict, "annotations": dict}
+# What is read below without a look at its type. Addresses, numbers and names are looked at, one by one. The tracker
+# compares an object with this only once reading it has failed: objects that are well need not be looked at twice.
+SERVICE_SHAPE = {
+    "metadata": _METADATA,
+    "spec": {
+        "clusterIP": str,
+        "clusterIPs": [str],
+        "externalIPs": [ANY],
+        "loadBalancerSourceRanges": [ANY],
+        "sessionAffinityConfig": {"clientIP": dict},
+        "ports": [{"protocol": str}],
+    },
+    "status": {"loadBalancer": {"ingress": [dict]}},
+}
+SLICE_SHAPE = {
+    "metadata": _METADATA,
+    "endpoints": [
+        {
+            "addresses": [ANY],
+            "nodeName": str,
+            "conditions": dict,
+            "hints": {"forZones": [dict], "forNodes": [dict]},
+        }
+    ],
+    "ports": [{"protocol": str}],
+}
 
 
 @dataclass(slots=True)
@@ -241,6 +267,6 @@ def _endpoint(item: Mapping[str, Any], where: str, version: str, problems: Probl
         ready=_condition(conditions, "ready", True),
         serving=_condition(conditions, "serving", True),
         terminating=_condition(conditions, "terminating", False),
-        zone_hints=tuple(str(zone["name"]) for zone in hints.get("forZones") or []),
-        node_hints=tuple(str(node["name"]) for node in hints.get("forNodes") or []),
+        zone_hints=tuple(str(zone["name"]) for zone in hints.get("forZones") or [] if zone.get("name")),
+        node_hints=tuple(str(node["name"]) for node in hints.get("forNodes") or [] if node.get("name")),
     )

@@ -23,6 +23,7 @@ from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ApiError, ConfigError, Refused
+from podwire_base.kube.shape import misshapen
 from podwire_base.role import logs, web
 from podwire_base.role.run import stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
@@ -30,7 +31,7 @@ from podwire_base.role.status import RoleStatus
 from . import backends, health, kubeproxyfile
 from .backend import families
 from .changes import DeduplicatedLog, Tracker
-from .config import BACKENDS, DETECTORS, VARIANTS, ProxyConfig, check, eligible, service_cidrs, wanted_flows
+from .config import BACKENDS, DETECTORS, NODE_SHAPE, VARIANTS, ProxyConfig, check, eligible, service_cidrs, wanted_flows
 from .health import Health, ServiceChecks
 from .hostfacts import findings
 from .iptables.leftovers import foreign_chains
@@ -108,7 +109,9 @@ class Proxy:
 
     def _on_node(self, event: Event) -> None:
         node = None if event.type == "DELETED" else event.object
-        eligible(node), self.config.node(node)  # both raise for one of another form, which is told and passed over
+        if problem := misshapen(node, NODE_SHAPE):
+            log.warn("own Node is not formed as Nodes are; what it said before stays", node=event.key, problem=problem)
+            return
         self._node = node
         self._read_node()
 

@@ -3,6 +3,7 @@ remembers."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from ipaddress import ip_network
@@ -12,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from podwire_base.role import bugs, logs
+from podwire_cni import listener
 from podwire_cni.commands import Plugin, Sandbox
 from podwire_cni.ipam.allocator import Allocator, Lease
 from podwire_cni.ipam.ranges import podcidr_range
@@ -160,11 +163,29 @@ def test_status_tells_of_ranges_of_the_configuration() -> None:
     assert body(host.call("STATUS", ipam=ipam))["code"] == 50 and host.call("STATUS").status == 0
 
 
-def test_unexpected_failure_is_an_error_object() -> None:
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_a_bug_is_an_error_object_and_its_traceback_is_logged(command: str) -> None:
+    """The runtime gets a code of ours and is sent to the log, which has the line that raised it."""
+    host, written = Host(), io.StringIO()
+    host.kernel.remove = host.kernel.apply = None  # type: ignore[assignment,method-assign]  # on purpose: our fault
+    reply = host.call(command)
+    assert (reply.status, body(reply)["code"]) == (1, 999)
+    assert "bug of podwire: TypeError" in body(reply)["msg"] and "log" in body(reply)["details"]
+    bugs.forget()
+    logs.configure(json_lines=True, stream=written)
+    try:
+        listener._log(reply, 0.1)
+    finally:
+        logs.configure()
+    line = json.loads(written.getvalue())
+    assert (line["level"], line["event"]) == ("error", f"bug of podwire: {command.lower()}")
+    assert "Traceback" in line["traceback"] and "commands.py" in line["traceback"]
+
+
+def test_what_the_kernel_refuses_is_no_bug() -> None:
     host = Host()
-    host.kernel.remove = None  # type: ignore[assignment,method-assign]  # on purpose: a fault of our own
-    reply = host.call("DEL")
-    assert (reply.status, body(reply)["code"]) == (1, 5) and "TypeError" in body(reply)["msg"]
+    host.kernel.fail_at = 0
+    assert body(host.call("ADD"))["code"] == 5
 
 
 def test_gc_carries_on_after_errors() -> None:

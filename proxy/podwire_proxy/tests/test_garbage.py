@@ -8,12 +8,18 @@ from typing import Any
 
 import pytest
 
+from podwire_base.kube.client.config import ClientConfig
+from podwire_base.kube.client.http import ApiClient
+from podwire_base.kube.client.informer import Informer
+from podwire_base.kube.client.reflector import Event
+from podwire_base.role import bugs
 from podwire_proxy import backends
 from podwire_proxy.changes import DeduplicatedLog, Tracker
 from podwire_proxy.config import BACKENDS
 from podwire_proxy.convert import service_ports
 from podwire_proxy.dataplane import Balance, Key
 from podwire_proxy.model import Destination, NodeInfo
+from podwire_proxy.settings import SERVICES
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
 NODE = NodeInfo("n1", ("172.30.0.11",), "zone-a", ("10.244.0.0/16",), ("10.96.0.0/16",))
@@ -108,8 +114,47 @@ def test_a_misshapen_object_is_told_and_what_it_said_before_stays() -> None:
     assert tracker.dataplane.frontends == before
 
 
+def test_the_field_of_a_misshapen_object_is_named() -> None:
+    tracker = Tracker(NODE)
+    (problem,) = tracker.service("default/bad", {**SERVICE, "spec": {**SERVICE["spec"], "ports": "all"}})
+    assert "(spec.ports: should be a list, is 'all')" in problem
+    (problem,) = tracker.slice("default/bad-1", {**SLICE, "endpoints": [None]})
+    assert "(endpoints[0]: should be a map, is null)" in problem
+
+
+def test_a_bug_of_the_converter_is_not_called_the_users_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is logged as ours, with its traceback once; the other objects are served, and what was known stays."""
+    tracker = Tracker(NODE)
+    tracker.service("default/bad", SERVICE)
+    tracker.flush()
+    before = dict(tracker.dataplane.frontends)
+
+    def broken(obj: Any) -> Any:
+        if obj["metadata"]["name"] == "bad":
+            raise AttributeError("planted")
+        return service_ports(obj)
+
+    monkeypatch.setattr("podwire_proxy.changes.service_ports", broken)
+    bugs.forget()
+    informer = Informer(ApiClient(ClientConfig("http://127.0.0.1:1")), SERVICES, on_event=lambda e: print(told(e)))
+
+    def told(event: Event) -> list[str]:
+        return tracker.service(event.key, event.object)
+
+    for name in ("bad", "bad", "good"):
+        informer._emit(Event("MODIFIED", f"default/{name}", service(name, "10.96.0.1", [port(80)])))
+    tracker.flush()
+    captured = capsys.readouterr()
+    assert captured.out == "[]\n", "one object was read, and without a problem"
+    assert captured.err.count("bug of podwire: event handler failed") == 2
+    assert captured.err.count("Traceback") == 1 and "planted" in captured.err
+    assert tracker.dataplane.frontends.keys() == {*before, GOOD}
+
+
 @pytest.mark.parametrize(
-    ("field", "changes", "used"),
+    ("field", "given", "used"),
     [
         ("spec.ports[0].nodePort", {"ports": [port(80, node_port=-1)]}, (0, 0)),
         ("spec.ports[0].nodePort", {"ports": [{**port(80), "nodePort": "30080"}]}, (0, 0)),
@@ -126,10 +171,10 @@ def test_a_misshapen_object_is_told_and_what_it_said_before_stays() -> None:
     ],
 )
 def test_numbers_out_of_range_are_told_and_the_rest_is_served(
-    field: str, changes: dict[str, Any], used: tuple[int, int]
+    field: str, given: dict[str, Any], used: tuple[int, int]
 ) -> None:
     obj = service("bad", "10.96.0.9", [port(80)], type="NodePort")
-    obj["spec"].update(changes)
+    obj["spec"].update(given)
     (made,), (problem,) = service_ports(obj)
     assert problem.startswith(f"{field}: ")
     assert (made.node_port, made.affinity_seconds) == used

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import NoReturn
 
-from ...role import logs
+from ...role import bugs, logs
 from ..errors import ApiError, BadAnswer, Refused
 from ..meta import Object
 from .http import ApiClient
@@ -70,7 +70,7 @@ class Informer:
         try:
             self.on_event(event)
         except Exception as err:  # one bad object must never stop a watch
-            log.error("event handler failed", path=self.path, object=event.key, type=event.type, error=repr(err))
+            bugs.report(log, "event handler failed", err, path=self.path, object=event.key, type=event.type)
 
     def _answered(self) -> None:
         if self._failing:
