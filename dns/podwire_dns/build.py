@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from podwire_base.kube import meta
+from podwire_base.kube.shape import misshapen
 
 from . import names, schema
 from .feed import Delta
@@ -57,6 +58,7 @@ class Builder:
     answers: dict[bytes, bytes] = field(default_factory=dict)
     names: set[bytes] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
+    bugs: list[tuple[str, Exception]] = field(default_factory=list)  # of ours: (Service, what was raised)
     services: dict[str, bytes] = field(default_factory=dict)
     _pack: Packer = field(init=False)
     _origins: frozenset[bytes] = field(init=False)
@@ -115,7 +117,14 @@ class Builder:
         self._dirty.add(key)
 
     def slice(self, obj: Object, *, deleted: bool = False) -> None:
-        key, owner = meta.key(obj), "" if deleted else schema.service_of_slice(obj)
+        key = meta.key(obj)
+        try:
+            owner = "" if deleted else schema.service_of_slice(obj)
+        except Exception:
+            if not (why := misshapen(obj, schema.SLICE_SHAPE)):
+                raise
+            self._tell("EndpointSlice", key, why)
+            return
         before = self._slice_owner.pop(key, "")
         if before and before != owner:
             pieces = self._slices[before]
@@ -124,13 +133,18 @@ class Builder:
                 del self._slices[before]
             self._dirty.add(before)
         if owner:
-            piece, errors = schema.parse_slice(obj)
-            self._tell("EndpointSlice", key, "; ".join(errors))
             known = self._slices.setdefault(owner, {})
+            self._slice_owner[key] = owner
+            try:
+                piece, errors = schema.parse_slice(obj)
+            except Exception:
+                if not (why := misshapen(obj, schema.SLICE_SHAPE)):
+                    raise
+                piece, errors = known.get(key, schema.EMPTY_SLICE), [why]
+            self._tell("EndpointSlice", key, "; ".join(errors))
             if known.get(key) != piece:  # most writes change what DNS does not show: zones, node names, hints
                 known[key] = piece
                 self._dirty.add(owner)
-            self._slice_owner[key] = owner
         else:
             self._tell("EndpointSlice", key, "")
 
@@ -151,8 +165,12 @@ class Builder:
         try:
             fresh = {} if deleted else schema.pod_answers(self.config.zone, self._pack, obj)
             self._tell("Pod", key, "")
-        except (ValueError, AttributeError) as err:
+        except ValueError as err:
             self._tell("Pod", key, str(err))
+        except Exception:
+            if not (why := misshapen(obj, schema.POD_SHAPE)):
+                raise
+            self._tell("Pod", key, why)
         old = self._pods.pop(key, ())
         for name, value in fresh.items():
             holders = self._pod_holders.setdefault(name, set())
@@ -187,9 +205,14 @@ class Builder:
             )
             self._tell("Service", key, "")
             return found
-        except (ValueError, TypeError, AttributeError) as err:
+        except ValueError as err:
             self._tell("Service", key, str(err))
-            return NO_RECORDS
+        except Exception as err:
+            if why := misshapen(schema.unpack_service(service), schema.SERVICE_SHAPE):
+                self._tell("Service", key, why)
+            else:  # the other Services are served
+                self.bugs.append((key, err))
+        return NO_RECORDS
 
     def _replace(self, source: str, records: Records) -> None:
         """The source owns exactly `records` from now on."""

@@ -22,7 +22,7 @@ from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.meta import Object
-from podwire_base.role import logs
+from podwire_base.role import bugs, logs
 from podwire_base.role.run import stop_event
 from podwire_base.role.status import RoleStatus
 
@@ -116,6 +116,9 @@ class Feeder:
         for problem in self.builder.problems:
             log.warn("object left out of the DNS", kind=problem.kind, object=problem.key, error=problem.error)
         self.builder.problems.clear()
+        for key, err in self.builder.bugs:
+            bugs.report(log, "a Service is left out of the DNS", err, object=key)
+        self.builder.bugs.clear()
 
     def start_feeding(self) -> None:
         """All lists are here: from now on the zone is whole."""

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from podwire_base.kube import meta
+from podwire_base.kube.shape import ANY, misshapen
 from podwire_base.kube.times import parse_time
 
 from . import names
@@ -32,6 +33,14 @@ SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 TRIGGER_ANNOTATION = "endpoints.kubernetes.io/last-change-trigger-time"
 SPEC_FIELDS = ("type", "externalName", "clusterIP", "clusterIPs", "publishNotReadyAddresses")
 PORT_FIELDS = ("name", "protocol", "port")
+# What is read below without a look at its type; kube/shape.py tells what becomes of objects of another shape.
+SERVICE_SHAPE = {"spec": {"clusterIPs": [ANY], "ports": [{"protocol": str}]}}
+SLICE_SHAPE = {
+    "metadata": {"labels": dict},
+    "ports": [{"protocol": str}],
+    "endpoints": [{"addresses": [ANY], "conditions": dict}],
+}
+POD_SHAPE = {"status": {"podIPs": [dict]}}
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -249,8 +258,12 @@ def parse_slice(piece: Mapping[str, Any]) -> tuple[bytes, list[str]]:
                         _port(port["port"], f"ports[{index}].port"),
                     )
                 )
-        except (ValueError, AttributeError) as err:
+        except ValueError as err:
             errors.append(str(err))
+        except Exception:
+            if not (why := misshapen(piece, SLICE_SHAPE)):
+                raise  # a bug of ours
+            errors.append(why)
     for index, endpoint in enumerate(piece.get("endpoints") or []):
         try:
             hostname = str(endpoint.get("hostname") or "")
@@ -261,8 +274,12 @@ def parse_slice(piece: Mapping[str, Any]) -> tuple[bytes, list[str]]:
                     (endpoint.get("conditions") or {}).get("ready") is not False,
                 )
             )
-        except (ValueError, AttributeError) as err:
+        except ValueError as err:
             errors.append(str(err))
+        except Exception:
+            if not (why := misshapen(piece, SLICE_SHAPE)):
+                raise  # a bug of ours
+            errors.append(why)
     return _encode((ports, endpoints)), errors
 
 
