@@ -47,7 +47,7 @@ class Outside:
         return self.stack.enter_context(made)
 
     def tls(self, index: int = 0, *names: str, client: bool = False) -> TlsUpstream:
-        certificate, key = self.authority.issue(*(names or (SERVERNAME,)))
+        certificate, key = self.authority.server(*(names or (SERVERNAME,)))
         made = TlsUpstream(
             self.places[index], (FIRST, SECOND)[index], certificate, key, self.authority.ca if client else None
         )
@@ -138,7 +138,7 @@ def test_tls_certificates_are_verified(outside: Outside, issued: tuple[str, ...]
 
 def test_tls_by_corefile_with_a_clients_certificate(outside: Outside) -> None:
     upstream = outside.tls(client=True)
-    cert, key = outside.authority.issue("client.test")
+    cert, key = outside.authority.client("client.test")
     outside.start(
         "--corefile",
         corefile(

@@ -3,67 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import ipaddress
 import socket
 import ssl
 import threading
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from dnslib import DNSRecord
+
+from podwire_controlplane.server import pki
 
 from .dnsupstream import Upstream
 from .netns import NetNS
 
 
 class Authority:
-    """`issue(name)` -> (certificate, key) files; `ca`: the file that makes clients believe them."""
+    """`server(name)`, `client(name)` -> (certificate, key) files; `ca`: the file that makes the other side believe
+    them."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.key = folder, ec.generate_private_key(ec.SECP256R1())
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+        self.folder, self._signer = folder, pki.Authority()
         self.ca = folder / "ca.pem"
-        self.ca.write_bytes(
-            self._signed(self.name, self.key.public_key(), x509.BasicConstraints(ca=True, path_length=None))
-        )
+        self.ca.write_text(self._signer.certificate)
 
-    def _signed(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *extensions: x509.ExtensionType) -> bytes:
-        now = datetime.datetime.now(datetime.UTC)
-        made = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self.name)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-        )
-        for extension in extensions:
-            made = made.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
-        return made.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    def server(self, *names: str) -> tuple[Path, Path]:
+        """names: DNS names and IP addresses of the server."""
+        addresses = [name for name in names if name.replace(".", "").isdigit()]
+        return self._write(names[0], self._signer.server([n for n in names if n not in addresses], addresses))
 
-    def issue(self, *names: str) -> tuple[Path, Path]:
-        """names: DNS names and IP addresses of the subject."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
-        alternative: list[x509.GeneralName] = []
-        for name in names:
-            try:
-                alternative.append(x509.IPAddress(ipaddress.ip_address(name)))
-            except ValueError:
-                alternative.append(x509.DNSName(name))
-        certificate, secret = self.folder / f"{names[0]}.pem", self.folder / f"{names[0]}.key"
-        certificate.write_bytes(self._signed(subject, key.public_key(), x509.SubjectAlternativeName(alternative)))
-        secret.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        return certificate, secret
+    def client(self, name: str) -> tuple[Path, Path]:
+        return self._write(name, self._signer.client(name, []))
+
+    def _write(self, name: str, pair: pki.Pair) -> tuple[Path, Path]:
+        certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        certificate.write_text(pair.certificate)
+        key.write_text(pair.key)
+        return certificate, key
 
 
 class TlsUpstream(Upstream):

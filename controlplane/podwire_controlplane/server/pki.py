@@ -1,5 +1,5 @@
 """The embedded cluster's certificates: one CA, a server certificate, and one client certificate for each component
-(ECDSA P-256)."""
+(ECDSA P-256). A client may verify them by the letter of RFC 5280, as Python does since 3.13."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ class Authority:
         builder = self._builder(self._name, self._key.public_key()).add_extension(
             x509.BasicConstraints(ca=True, path_length=0), True
         )
-        self._certificate = builder.add_extension(
-            x509.KeyUsage(True, False, False, False, False, True, True, False, False), True
-        ).sign(self._key, hashes.SHA256())
+        self._certificate = builder.add_extension(_key_usage(signs=True), True).sign(self._key, hashes.SHA256())
 
     def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
@@ -90,7 +88,9 @@ class Authority:
         usage: x509.ObjectIdentifier,
         names: list[x509.GeneralName],
     ) -> str:
-        builder = self._builder(subject, key).add_extension(x509.ExtendedKeyUsage([usage]), False)
+        builder = self._builder(subject, key).add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
+        builder = builder.add_extension(_key_usage(signs=False), True)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), False)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), False)
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
@@ -117,6 +117,21 @@ class Authority:
         if not asked.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError("it is not signed by its own elliptic curve key")
         return self._sign(_user(user, groups), key, ExtendedKeyUsageOID.CLIENT_AUTH, [])
+
+
+def _key_usage(*, signs: bool) -> x509.KeyUsage:
+    """signs: it signs certificates; every key signs handshakes."""
+    return x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs,
+        crl_sign=signs,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def _user(user: str, groups: Iterable[str]) -> x509.Name:
