@@ -12,11 +12,6 @@ DATAPLANES := podwire-nftables podwire-iptables
 
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=3
 
-# What calls the CNI plugin for real, and stands behind it in chains. Unpacked into .venv, not installed: no daemon starts.
-RUNTIMES := containerd runc libseccomp2 podman conmon busybox-static libgpgme11 libassuan0 libsubid4 libdevmapper1.02.1 \
-            libglib2.0-0 containernetworking-plugins iptables libxtables12 libip4tc2 libip6tc2 libnetfilter-conntrack3 \
-            libnfnetlink0 libmnl0 libnftnl11
-
 .DEFAULT_GOAL := help
 .PHONY: help image test-image test-provision demo up down status check test test-unprivileged test-netns test-long test-runtimes bench-cni lint packages test-packages install clean
 
@@ -130,8 +125,8 @@ test-long: $(VENV)/.installed-dev runtimes  ## everything, with the big counts o
 	@PODWIRE_LONG=1 $(BIN)/python -m pytest -q
 
 .PHONY: runtimes
-runtimes: $(VENV)/.installed-dev
-	@PYTHONPATH=netns-tests $(BIN)/python -m lab.debian $(RUNTIMES)
+runtimes: $(VENV)/.installed-dev  # unpacked into .venv, not installed: no daemon starts
+	@PYTHONPATH=netns-tests $(BIN)/python -m lab.debian
 
 test-runtimes: $(VENV)/.installed-dev runtimes  ## containerd and podman of Debian's packages call the CNI plugin (root)
 	@$(BIN)/python -m pytest -q -m runtimes netns-tests
@@ -144,9 +139,9 @@ test-image: $(VENV)/.installed-dev runtimes  ## builds the image and runs it in 
 	$(call need,$(TOOLS) mmdebstrap:mmdebstrap)
 	@$(BIN)/python -m pytest -q netns-tests/test_image.py
 
-test-provision: $(VENV)/.installed-dev  ## vagrant/provision.sh and the demo on fresh Debian machines of namespaces (root, 8 minutes)
+test-provision: $(VENV)/.installed-dev  ## vagrant/provision.sh and the demo on fresh Debian machines of namespaces; RELEASE=trixie (root, 8 minutes)
 	$(call need,$(TOOLS) mmdebstrap:mmdebstrap)
-	@$(BIN)/python -m pytest -q netns-tests/test_provision.py
+	@PODWIRE_RELEASE=$(RELEASE) $(BIN)/python -m pytest -q netns-tests/test_provision.py
 
 .PHONY: test-vm
 test-vm: $(VENV)/.installed-dev  ## the provisioning, the demo and the tests in a Debian VM with its own kernel; VM="..." (root)

@@ -40,17 +40,6 @@ from lab.netns import Lab, NetNS
 from podwire_base.kernel.netns import setns
 
 RESULTS = Path(__file__).parent / "results" / "cni.json"
-PACKAGES = (
-    "containernetworking-plugins",
-    "iptables",
-    "libxtables12",
-    "libip4tc2",
-    "libip6tc2",
-    "libnetfilter-conntrack3",
-    "libnfnetlink0",
-    "libmnl0",
-    "libnftnl11",
-)
 PORT = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
 PARALLEL = 32
 TMPFS = Path("/dev/shm")
@@ -256,9 +245,9 @@ def main() -> None:
     options.add_argument("--pairs", type=int, default=10_000, help="ADD/DEL pairs before the agent's memory is read")
     asked = options.parse_args()
     try:
-        root: Path | None = debian.unpack(*PACKAGES)
+        root: Path | None = debian.unpack(*debian.TOOLS["reference plugins"])
         peer_name = f"containernetworking-plugins {debian.version('containernetworking-plugins')} with iptables-nft"
-    except debian.Absent as err:
+    except (debian.Absent, debian.Unreachable) as err:
         print(f"the peer is absent: {err}")
         root, peer_name = None, "absent"
     rows, load = [], round(os.getloadavg()[0], 1)

@@ -12,6 +12,7 @@ When a test fails, what its namespaces held then (rules, routes, neighbours, con
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ import pytest
 
 from lab import evidence
 from lab.dataplane import ALIASES, OURS, Dataplane, make
+from lab.debian import Absent
 from lab.matrix import Cell, Matrix
 from lab.netns import Lab
 
@@ -120,6 +122,27 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         matrix = Matrix(cells, f"Service behaviours, on packets (Linux {platform.release()})")
         (folder / "conformance.md").write_text(matrix.markdown())
         (folder / "conformance.svg").write_text(matrix.svg())
+
+
+@contextlib.contextmanager
+def _skipped_where_absent() -> Iterator[None]:
+    """What this Debian release does not have costs its own tests, by name."""
+    try:
+        yield
+    except Absent as err:
+        pytest.skip(str(err))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    with _skipped_where_absent():
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    with _skipped_where_absent():
+        yield
 
 
 @pytest.fixture

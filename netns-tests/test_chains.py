@@ -18,17 +18,6 @@ from lab.netns import Lab
 from podwire_cni.types import VERSIONS
 
 pytestmark = pytest.mark.runtimes
-PACKAGES = (
-    "containernetworking-plugins",
-    "iptables",
-    "libxtables12",
-    "libip4tc2",
-    "libip6tc2",
-    "libnetfilter-conntrack3",
-    "libnfnetlink0",
-    "libmnl0",
-    "libnftnl11",
-)
 PORTS = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
 RATES = {"ingressRate": 10**8, "ingressBurst": 10**7, "egressRate": 10**8, "egressBurst": 10**7}
 
@@ -48,7 +37,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CniNode]:
 
 def network(node: CniNode, version: str, *plugins: tuple[str, dict[str, Any]]) -> Network:
     """podwire-cni and then `plugins`, (type, configuration), of the reference set."""
-    root = debian.unpack(*PACKAGES)
+    root = debian.unpack(*debian.TOOLS["reference plugins"])
     behind = [(root / "usr/lib/cni" / kind, {"type": kind, **conf}) for kind, conf in plugins]
     return Network(
         node.ns,

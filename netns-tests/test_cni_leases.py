@@ -105,7 +105,7 @@ class SmallDisk(CniNode):
         """A shell command where the agent is; its output."""
         assert self.agent is not None
         return subprocess.run(
-            ["nsenter", f"--target={self.agent.pid}", "--mount", "--", "sh", "-c", command],
+            ["nsenter", f"--target={self.agent.pid}", "--mount", "--root", "--", "sh", "-c", command],
             check=True,
             capture_output=True,
             text=True,

@@ -2,12 +2,14 @@
 
 vagrant/provision.sh makes two of them a cluster, through VXLAN. `make test-provision` also makes one of three machines,
 with routes and with VXLAN, and runs `make demo`. Everything is installed once, into a root file system that mmdebstrap
-made. Each machine is an overlay of it, with its own processes, name and network.
+made. Each machine is an overlay of it, with its own processes, name and network. PODWIRE_RELEASE is the code name of
+another Debian than this machine's: `make test-provision RELEASE=trixie`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -35,7 +37,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pytest.skip("mmdebstrap is not installed, which makes the fresh Debian")
     folder = tmp_path_factory.mktemp("machines")
     try:
-        root = debian_root(folder, ROOT)
+        root = debian_root(folder, ROOT, os.environ.get("PODWIRE_RELEASE", ""))
         done = in_root(
             root, PROVISION, environment(PODWIRE_STEPS="packages install", PIP_RETRIES="10"), package_folders()
         )

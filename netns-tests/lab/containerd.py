@@ -15,15 +15,13 @@ from .cninode import CniNode, wait_until
 from .netns import NetNS
 from .patience import patient
 
-PACKAGES = ("containerd", "runc", "libseccomp2")
-
 
 class Containerd:
     """`socket` speaks CRI. bin_dir, conf_dir: where it finds CNI plugins and configurations."""
 
     def __init__(self, ns: NetNS, folder: Path, bin_dir: Path, conf_dir: Path) -> None:
         self.ns, self.folder = ns, folder
-        self.root = debian.unpack(*PACKAGES)
+        self.root = debian.unpack(*debian.TOOLS["containerd"])
         self.env = {**os.environ, **debian.environment(self.root)}
         self.socket = folder / "containerd.sock"
         config = folder / "config.toml"
@@ -66,7 +64,7 @@ exec "$@"
                 "-c",
                 mounts,
                 "sh",
-                str(self.root / "usr/bin/containerd"),
+                str(debian.program(self.root, "containerd")),
                 "--config",
                 str(config),
             ],
@@ -88,8 +86,8 @@ exec "$@"
 
     def ctr(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`ctr`, in the namespaces of the daemon."""
-        inside = ["nsenter", f"--target={self.daemon.pid}", "--mount", "--net", "--"]
-        ctr = [str(self.root / "usr/bin/ctr"), "--address", str(self.socket), "--namespace", "k8s.io"]
+        inside = ["nsenter", f"--target={self.daemon.pid}", "--mount", "--net", "--root", "--"]
+        ctr = [str(debian.program(self.root, "ctr")), "--address", str(self.socket), "--namespace", "k8s.io"]
         done = subprocess.run(
             [*inside, *ctr, *words], capture_output=True, text=True, env=self.env, timeout=patient(60), check=False
         )

@@ -57,11 +57,11 @@ def archives_answer() -> bool:
         return subprocess.run(asked, check=False, capture_output=True).returncode == 0
 
 
-def debian_root(folder: Path, source: Path) -> Path:
-    """A minimal Debian of this machine's release, with the checkout `source` in /podwire and nothing installed beyond.
-    Raises NotMade."""
+def debian_root(folder: Path, source: Path, release: str = "") -> Path:
+    """A minimal Debian with the checkout `source` in /podwire and nothing installed beyond. release: its code name; ""
+    is this machine's. Raises NotMade."""
     root = folder / "base"
-    suite = image.codename(Path("/etc/os-release").read_text())
+    suite = release or image.codename(Path("/etc/os-release").read_text())
     # unsafe: a root that a crash tears is thrown away; without waiting for the disk dpkg is faster
     made = subprocess.run(
         [

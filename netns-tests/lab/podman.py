@@ -12,18 +12,6 @@ from .cninode import wait_until
 from .netns import NetNS
 from .patience import patient
 
-PACKAGES = (
-    "podman",
-    "conmon",
-    "runc",
-    "busybox-static",
-    "libgpgme11",
-    "libassuan0",
-    "libsubid4",
-    "libdevmapper1.02.1",
-    "libseccomp2",
-    "libglib2.0-0",
-)
 APPLETS = ("sh", "sleep", "nc", "httpd", "wget", "ip", "cat")
 
 
@@ -33,8 +21,7 @@ class Podman:
 
     def __init__(self, ns: NetNS, folder: Path, bin_dir: Path, conf_dir: Path, network: str) -> None:
         self.ns, self.folder = ns, folder
-        self.root = debian.unpack(*PACKAGES)
-        self.programs = self.root / "usr/bin"
+        self.root = debian.unpack(*debian.TOOLS["podman"])
         (folder / "containers.conf").write_text(f"""[containers]
 default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 log_driver = "k8s-file"
@@ -48,9 +35,9 @@ default_network = "{network}"
 cgroup_manager = "cgroupfs"
 events_logger = "none"
 runtime = "runc"
-conmon_path = ["{self.programs}/conmon"]
+conmon_path = ["{debian.program(self.root, "conmon")}"]
 [engine.runtimes]
-runc = ["{self.root}/usr/sbin/runc"]
+runc = ["{debian.program(self.root, "runc")}"]
 """)
         (folder / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
         self.env = {
@@ -63,7 +50,7 @@ runc = ["{self.root}/usr/sbin/runc"]
         (self.rootfs / "bin").mkdir(parents=True)
         for name in ("etc", "proc", "sys", "dev", "run", "tmp", "www"):
             (self.rootfs / name).mkdir()
-        (self.rootfs / "bin/busybox").write_bytes((self.root / "bin/busybox").read_bytes())
+        (self.rootfs / "bin/busybox").write_bytes(debian.program(self.root, "busybox").read_bytes())
         (self.rootfs / "bin/busybox").chmod(0o755)
         for name in APPLETS:
             (self.rootfs / "bin" / name).symlink_to("busybox")
@@ -81,12 +68,24 @@ exec sleep 3600
         self.holder = ns.popen(["unshare", "-m", "--", "sh", "-c", mounts], stderr=subprocess.PIPE)
         wait_until(lambda: (folder / "ready").exists() or self.holder.poll() is not None, "podman's mounts", 10)
         assert self.holder.poll() is None, f"no mounts of podman's own: {self.holder.communicate()[1]}"
+        self._has_cni()
+
+    def _has_cni(self) -> None:
+        """podman 5 is built without CNI unless its packager asks for it: Absent then."""
+        version = self.run("--version").split()[-1]
+        try:
+            self.run("info")
+        except AssertionError as err:
+            self.close()
+            if int(version.split(".")[0]) < 5:
+                raise
+            raise debian.Absent(f"podman {version} of this release is built without CNI") from err
 
     def run(self, *words: str, check: bool = True, timeout: float = 60) -> str:
         """`podman ...` as root in the node; its output."""
-        inside = ["nsenter", f"--target={self.holder.pid}", "--mount", "--net", "--"]
+        inside = ["nsenter", f"--target={self.holder.pid}", "--mount", "--net", "--root", "--"]
         podman = [
-            str(self.programs / "podman"),
+            str(debian.program(self.root, "podman")),
             "--storage-driver",
             "vfs",
             "--root",
