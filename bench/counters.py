@@ -25,9 +25,10 @@ import sys
 import tempfile
 import threading
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from dnslib import DNSRecord
@@ -43,50 +44,110 @@ FUTEX = re.compile(r"\bfutex\(")
 Counts = dict[str, int]
 
 
+def budgets(version: tuple[int, int]) -> dict[str, Counts]:
+    """Act -> what it may cost under this minor version of Python; without what this version has no budget for."""
+    minor = ".".join(str(number) for number in version)
+    acts = tomllib.loads((HERE / "budgets.toml").read_text())
+    chosen = {
+        act: {what: most.get(minor) if isinstance(most, dict) else most for what, most in budget.items()}
+        for act, budget in acts.items()
+    }
+    return {act: {what: most for what, most in budget.items() if most is not None} for act, budget in chosen.items()}
+
+
 def mark(path: str) -> None:
     os.access(path, os.F_OK)
+
+
+# From 3.12 on, settrace misses what a function does before the interpreter has instrumented it: 3.13 counted half.
+MONITORING: Any = getattr(sys, "monitoring", None)
+TOOL = 4  # one of the numbers that are free for programs (sys.monitoring)
+
+
+def monitor(each: Callable[[CodeType, int], None]) -> None:
+    """Call `each` for each Python instruction of each thread, but for those of `each`."""
+    MONITORING.use_tool_id(TOOL, "podwire")
+    MONITORING.register_callback(TOOL, MONITORING.events.INSTRUCTION, each)
+    MONITORING.set_events(TOOL, MONITORING.events.INSTRUCTION)
 
 
 class Bytecodes:
     """Counts the Python instructions of this thread while entered, those of frames that began before it not."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count, self.thread = 0, threading.get_ident()
 
     def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         self.count += event == "opcode"
         return self._trace
 
+    def _instruction(self, code: CodeType, _: int) -> None:
+        self.count += code not in self.outer and threading.get_ident() == self.thread
+
     def __enter__(self) -> Bytecodes:
-        sys.settrace(self._trace)
+        if MONITORING is None:
+            sys.settrace(self._trace)
+            return self
+        self.outer = {Bytecodes.__exit__.__code__}
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            self.outer.add(frame.f_code)
+            frame = frame.f_back
+        monitor(self._instruction)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
+        if MONITORING is None:
+            sys.settrace(None)
+            return
+        MONITORING.set_events(TOOL, 0)
+        MONITORING.free_tool_id(TOOL)
 
 
 class Calls:
-    """Counts the Python instructions of each call that the wiring agent's listener serves: a line each in `path`. Must
-    be there before the listener's threads are."""
+    """Counts the Python instructions of each call that the wiring agent's listener serves: a line each in `path`.
+    `start` must be called before the listener's threads begin."""
 
     def __init__(self, path: str) -> None:
         from podwire_cni.listener import Listener
 
         self.path, self.here, self.begin = path, threading.local(), Listener._serve.__code__
 
-    def trace(self, frame: FrameType, event: str, _: Any) -> Any:
+    def start(self) -> None:
+        if MONITORING is None:
+            threading.settrace(self._trace)
+            return
+        events = MONITORING.events
+        monitor(self._instruction)
+        MONITORING.register_callback(TOOL, events.PY_START, lambda *_: self._began())
+        MONITORING.register_callback(TOOL, events.PY_RETURN, lambda *_: self._returned())
+        MONITORING.set_local_events(TOOL, self.begin, events.PY_START | events.PY_RETURN)
+
+    def _began(self) -> None:
+        self.here.serving, self.here.count = True, 0
+
+    def _returned(self) -> None:
+        self.here.serving = False
+        with open(self.path, "a") as file:
+            file.write(f"{self.here.count}\n")
+
+    def _instruction(self, _: CodeType, __: int) -> None:
+        if getattr(self.here, "serving", False):
+            self.here.count += 1
+
+    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
         if frame.f_code is self.begin and event == "call":
-            self.here.call, self.here.count = frame, 0
+            self.here.call = frame
+            self._began()
         elif getattr(self.here, "call", None) is None:
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         self.here.count += event == "opcode"
         if event == "return" and frame is self.here.call:
             self.here.call = None
-            with open(self.path, "a") as file:
-                file.write(f"{self.here.count}\n")
-        return self.trace
+            self._returned()
+        return self._trace
 
 
 # ---- acts, each in a process of its own under strace; what it prints is added to what strace saw
@@ -302,8 +363,8 @@ def _in_python(node: Any, lab: Any) -> dict[str, Counts]:
 
     path = node.run_dir / "bytecodes"
     node.code = (
-        f"import sys, threading; sys.path.insert(0, {str(HERE)!r}); import counters; "
-        f"threading.settrace(counters.Calls({str(path)!r}).trace); {node.code}"
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); import counters; "
+        f"counters.Calls({str(path)!r}).start(); {node.code}"
     )
     node.start()
     held, done, least = node.table_elements(), 0, dict[str, Counts]()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -226,11 +227,11 @@ def page(
 
 
 def main() -> None:
-    from counters import measure
+    from counters import budgets, measure
 
     results = {path.stem: json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))}
-    targets, budgets = (tomllib.loads((HERE / name).read_text()) for name in ("targets.toml", "budgets.toml"))
-    text, pictures = page(results, targets, measure(), budgets)
+    targets = tomllib.loads((HERE / "targets.toml").read_text())
+    text, pictures = page(results, targets, measure(), budgets(sys.version_info[:2]))
     (DOCS / "benchmarks").mkdir(parents=True, exist_ok=True)
     (DOCS / "benchmarks.md").write_text(text)
     for name, svg in pictures.items():
