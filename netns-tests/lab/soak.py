@@ -33,6 +33,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from dnslib import DNSRecord
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -40,6 +41,8 @@ from podwire.cluster import network
 from podwire.demo.lab import DemoLab, NotYet, wait_for
 from podwire_base.kernel.netns import call_in
 from podwire_controlplane.controllers.nodes import GRACE
+
+from .cluster import EXAMPLES
 
 T = TypeVar("T")
 DNS_ADDRESS = "10.96.0.10"
@@ -320,14 +323,15 @@ class Soak:
 
     def _scale(self, count: int) -> None:
         self._say(f"scale to {count}")
-        self._tool("scale", "deployment", "web", f"--replicas={count}")
+        self._tool("apply", "-f", "-", stdin=yaml.safe_dump(scaled(EXAMPLES, count)))
 
     def _kill_pod(self, rand: random.Random) -> None:
         """A pod goes, gracefully, and the Deployment makes another."""
         self._say("delete a pod")
         pods = self._ask(lambda: self.lab.pods("MyApp"))
         if pods:
-            self._tool("delete", "pod", rand.choice(pods).name, "--wait=false")
+            unawaited = "--wait=false" if "kubectl" in self.lab.tool_name else "--no-wait"
+            self._tool("delete", "pod", rand.choice(pods).name, unawaited)
 
     def _service(self) -> None:
         """A Service comes, answers by name and address, and goes."""
@@ -445,6 +449,13 @@ def manifests(folder: Path) -> str:
         assert text.count(old) == 1, f"examples/ changed, the soak looks for {old!r}"
         text = text.replace(old, new)
     return text
+
+
+def scaled(folder: Path, count: int) -> dict[str, Any]:
+    """The Deployment `web` of the manifests, with so many pods: podwire's own commands have no `scale`."""
+    objects = yaml.safe_load_all(manifests(folder))
+    web = next(o for o in objects if (o["kind"], o["metadata"]["name"]) == ("Deployment", "web"))
+    return {**web, "spec": {**web["spec"], "replicas": count}}
 
 
 def open_files(pid: int) -> int:
