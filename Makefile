@@ -8,7 +8,7 @@ NATIVE := $(wildcard tools/nativebuild/*.py dns/podwire_dns/native/*.[ch] cni/po
 TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils nft:nftables
 TEST_TOOLS := mmdebstrap:mmdebstrap conntrack:conntrack strace:strace iptables-legacy-restore:iptables
 
-DATAPLANES := podwire-nftables podwire-iptables
+DATAPLANES := podwire
 
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=3
 
@@ -185,7 +185,7 @@ bench-report: $(VENV)/.installed-dev  ## docs/benchmarks.md and its pictures fro
 
 .PHONY: conformance
 conformance: $(VENV)/.installed-dev  ## every Service behaviour on every dataplane; writes docs/conformance.md and .svg (root)
-	@$(BIN)/python -m pytest -q netns-tests $(foreach d,$(DATAPLANES),--dataplane $(d)) --dataplane-report docs
+	@$(BIN)/python -m pytest -q netns-tests --all-rows $(foreach d,$(DATAPLANES),--dataplane $(d)) --dataplane-report docs
 
 clean:           ## remove .venv and build results
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -80,9 +80,8 @@ class Cluster:
         self.info = NodeInfo(
             "n1", ("172.30.0.11",), "", ("10.128.0.0/9", "10.244.0.0/16"), ("10.64.0.0/12", "10.96.0.0/16")
         )
-        name, _, variant = (backend or "nftables").partition("-")
         self.tracker = Tracker(self.info)
-        self.proxier = backends.choose(name, variant or "auto").proxier(self.info, fd)
+        self.proxier = backends.proxier(self.info, fd, backend)
         self.objects = [(self.service(i), self.slice(i)) for i in range(count)]
         self.verdicts = 0
 
@@ -140,10 +139,10 @@ def measure(what: str, count: int, size: int) -> dict[str, float]:
             return {"value": took, "cpu": cpu}
         gc.freeze()
         if what == "restart":
-            from podwire_proxy.nftables.apply import Proxier
+            from podwire_proxy import backends
 
             started = time.perf_counter()
-            done = Proxier(cluster.info, cluster.fd).sync(cluster.tracker.dataplane, None)
+            done = backends.proxier(cluster.info, cluster.fd).sync(cluster.tracker.dataplane, None)
             assert done.operations == 0, "a restart writes nothing"
             return {"value": (time.perf_counter() - started) * 1000}
         if what == "churn":

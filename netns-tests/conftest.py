@@ -24,8 +24,9 @@ import pytest
 from lab import evidence
 from lab.dataplane import ALIASES, OURS, Dataplane, make
 from lab.debian import Absent
-from lab.matrix import Cell, Matrix
+from lab.matrix import Cell, Matrix, sampled
 from lab.netns import Lab
+from podwire_proxy.testing.scenarios import Affinity, Scenario
 
 HERE = Path(__file__).parent
 CELLS = pytest.StashKey[list[Cell]]()
@@ -40,6 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the Service behaviours alone, on this dataplane; may be given several times",
     )
     group.addoption("--dataplane-hook", type=Path, help="the program that applies Services for --dataplane external")
+    group.addoption(
+        "--all-rows",
+        action="store_true",
+        help="every IPv6 row of the conformance table, not a third of them",
+    )
     group.addoption("--dataplane-report", type=Path, help="folder for conformance.md and conformance.svg")
     group.addoption(
         "--evidence", type=Path, default=HERE / ".evidence", help="folder for what failed tests leave to read"
@@ -69,6 +75,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     mine = [item for item in items if HERE in item.path.parents]
+    if not (config.getoption("--all-rows") or os.environ.get("PODWIRE_LONG")):
+        spared = {item for item in mine if not all(map(sampled, _rows(item)))}
+        config.hook.pytest_deselected(items=list(spared))
+        items[:] = [item for item in items if item not in spared]
+        mine = [item for item in mine if item not in spared]
     if os.geteuid():
         mark = pytest.mark.skip(reason="network namespaces need root")
         for item in mine:
@@ -77,6 +88,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = [item for item in mine if "dataplane" not in getattr(item, "fixturenames", ())]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in set(others)]
+
+
+def _rows(item: pytest.Item) -> list[str]:
+    """Names of the rows of the conformance table that a test is about."""
+    params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return [value.name for value in params if isinstance(value, Scenario | Affinity)]
 
 
 @pytest.hookimpl(wrapper=True)

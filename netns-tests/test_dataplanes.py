@@ -14,7 +14,7 @@ from scapy.utils import PcapNgReader
 
 from lab.dataplane import OURS
 from lab.evidence import pcapng
-from lab.matrix import Cell, Matrix
+from lab.matrix import Cell, Matrix, sampled
 from lab.patience import patient
 from podwire_proxy.testing import scenarios as s
 
@@ -143,3 +143,13 @@ def test_the_committed_table_is_of_this_suite() -> None:
     assert (HERE.parent / "docs" / "conformance.svg").read_text().count("#2da44e") == sum(
         row.count("✓") for row in cells
     ) + 1
+
+
+def test_a_third_of_the_ipv6_rows_stands_for_all() -> None:
+    rows = [*(row.name for row in s.SCENARIOS), *(row.name for row in s.AFFINITY)]
+    six = [f"{name} (IPv6)" for name in rows if sampled(f"{name} (IPv6)")]
+    assert all(map(sampled, rows)), "every IPv4 row is judged"
+    assert len(rows) / 4 < len(six) < len(rows) / 2
+    assert (six[0], "Cluster/Cluster, TCP (IPv6)" in six) == ("externalTrafficPolicy Local (IPv6)", False), (
+        "always these"
+    )

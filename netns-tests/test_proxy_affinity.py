@@ -12,9 +12,9 @@ from lab.netns import Lab
 from lab.proxyrole import until
 from lab.serviceworld import World, ask
 from podwire_base.kube.meta import Object
+from podwire_proxy import backends
 from podwire_proxy.changes import Tracker
 from podwire_proxy.nftables import layout
-from podwire_proxy.nftables.apply import Proxier
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -38,7 +38,7 @@ class Stage:
 
     def __init__(self, world: World, seconds: int = 600) -> None:
         self.world, self.tracker = world, Tracker(s.INFO)
-        self.proxier = Proxier(s.INFO, world.node.fd)
+        self.proxier = backends.proxier(s.INFO, world.node.fd)
         self.tracker.service("default/my-service", sticky(seconds))
         self.put(*PODS)
         self.tracker.flush()
@@ -109,13 +109,13 @@ def test_a_restart_forgets_nobody_and_cleans_what_went_meanwhile(world: World) -
     stage = Stage(world)
     before = stage.homes()
     stage.proxier.close()
-    stage.proxier = Proxier(s.INFO, world.node.fd)
+    stage.proxier = backends.proxier(s.INFO, world.node.fd)
     assert stage.proxier.sync(stage.tracker.dataplane, None).operations == 0
     assert stage.homes() == before
     stage.proxier.close()
     stage.put(s.POD_B, s.POD_C)
     stage.tracker.flush()
-    stage.proxier = Proxier(s.INFO, world.node.fd)
+    stage.proxier = backends.proxier(s.INFO, world.node.fd)
     stage.proxier.sync(stage.tracker.dataplane, None)
     after = stage.homes()
     assert s.POD_A not in after.values()

@@ -13,6 +13,7 @@ from functools import partial
 
 import pytest
 
+from lab.dataplane import CHOICES
 from lab.netns import Lab, NetNS
 from lab.patience import patient
 from lab.serviceworld import World, ask
@@ -23,7 +24,6 @@ from podwire_proxy.flows import Swept
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
-VARIANTS = [("nftables", "auto"), ("iptables", "nft"), ("iptables", "legacy")]
 PATIENCE = 10  # seconds: the first retransmission comes after one
 NOBODY = "198.51.100.9"  # a load balancer's address; without a Service nobody has it
 SILENT = """table inet silent
@@ -49,13 +49,13 @@ def world() -> Iterator[World]:
 class Site:
     """A Service over POD_B, which says nothing, and POD_C, which answers."""
 
-    def __init__(self, world: World, backend: str = "nftables", variant: str = "auto", *, v6: bool = False) -> None:
+    def __init__(self, world: World, choice: str = "nftables", *, v6: bool = False) -> None:
         world.node.run(["conntrack", "-F"])
         self.world, self.v6 = world, v6
         self.node = s.Scenario("", (), {}, s.INFO).v6().node if v6 else s.INFO
         self.tracker = Tracker(self.node)
-        self.backend = backends.choose(backend, variant)
-        self.proxier = self.backend.proxier(self.node, world.node.fd)
+        self.choice = choice
+        self.proxier = backends.proxier(self.node, world.node.fd, choice)
         self.stack = contextlib.ExitStack()
         self.stack.callback(self.clean)
         self.tracker.flush()
@@ -65,7 +65,7 @@ class Site:
 
     def clean(self) -> None:
         self.proxier.close()
-        self.backend.cleanup(self.world.node.fd)
+        self.proxier.backend.cleanup(self.world.node.fd)
 
     def at(self, ip: str) -> str:
         return s._v6(ip) if self.v6 else ip
@@ -120,10 +120,10 @@ def opening(world: World, server: str = "") -> int:
     return len([line for line in listed if "UNREPLIED" in line and (not server or f"src={server} " in line)])
 
 
-@pytest.mark.parametrize(("backend", "variant"), VARIANTS)
+@pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("v6", [False, True], ids=["IPv4", "IPv6"])
-def test_an_attempt_moves_on_when_its_endpoint_goes(world: World, backend: str, variant: str, v6: bool) -> None:
-    site = Site(world, backend, variant, v6=v6)
+def test_an_attempt_moves_on_when_its_endpoint_goes(world: World, choice: str, v6: bool) -> None:
+    site = Site(world, choice, v6=v6)
     with site.stack:
         assert site.endpoints(s.POD_B).opening == 0
         attempts = [
@@ -142,7 +142,7 @@ def test_an_attempt_moves_on_also_when_no_proxy_saw_its_endpoint_go(world: World
         site.endpoints(s.POD_B)
         attempt = site.dial(s.POD_A, s.VIP, s.PORT)
         site.proxier.close()
-        site.proxier = site.backend.proxier(site.node, world.node.fd)
+        site.proxier = backends.proxier(site.node, world.node.fd, site.choice)
         assert site.endpoints(s.POD_C, full=True).opening == 1
         assert servers([attempt]) == [s.POD_C]
 

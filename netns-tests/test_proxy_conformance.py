@@ -16,7 +16,7 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
 
 from lab import sctp
-from lab.dataplane import Dataplane, Nftables
+from lab.dataplane import Dataplane, Ours
 from lab.netns import Lab, NetNS
 from lab.patience import patient
 from lab.proxyrole import until
@@ -24,15 +24,17 @@ from lab.serviceworld import ANSWER, BALANCERS, SILENCE, Answer, World, ask
 from podwire.main import cli
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.nft.fake import FakeConnection
+from podwire_base.kernel.reasons import Reason, reason_of
 from podwire_base.role.features import CONNTRACK_SCTP
 from podwire_base.testing import features
-from podwire_proxy.decide import DROP, PASS, Outcome, Packet, Verdict
+from podwire_proxy.decide import Packet
+from podwire_proxy.host import route_localnet
 from podwire_proxy.model import LOCALHOST, Destination
-from podwire_proxy.nftables.apply import route_localnet
 from podwire_proxy.nftables.layout import Layout
 from podwire_proxy.nftables.plan import Planner
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
+from podwire_proxy.verdict import PASS, Kind, Verdict, forward
 
 STICKY = [row for one in s.AFFINITY for row in (one, one.v6())]
 ENOUGH = 150  # tries after which one of four endpoints that was not seen is none: chance 1e-18
@@ -49,61 +51,62 @@ def world() -> Iterator[World]:
 
 def program(world: World, scenario: s.Scenario) -> None:
     """For what is about the nftables backend alone."""
-    Nftables().program(world, scenario)
+    Ours("nftables").program(world, scenario)
 
 
-def observed(world: World, packet: Packet, outcome: Outcome) -> Outcome:
-    """Send as often as it takes to see every delivery that is expected, and report what happened."""
+def observed(world: World, packet: Packet, expected: Verdict) -> Verdict:
+    """Send as often as it takes to see every delivery that is expected, and report what happened. Nobody sees a
+    reason."""
     client = world.client(packet.src)
-    patience = SILENCE if outcome == DROP else ANSWER
+    patience = SILENCE if expected.kind is Kind.DROP else ANSWER
     if packet.protocol == "ICMP":
         return ping(client, packet.dst, patience)
-    tries = {0: 1, 1: 3}.get(len(outcome.to), 12)
-    wanted = {tuple(backend) for backend, _ in outcome.to}
+    tries = {0: 1, 1: 3}.get(len(expected.to), 12)
+    wanted = {tuple(backend) for backend, _ in expected.to}
     answers: list[Answer] = []
     while len(answers) < tries or (len(answers) < ENOUGH and {a.server for a in answers} < wanted):
         answers.append(ask(client, packet.dst, packet.port, packet.protocol, src=packet.src, timeout=patience))
         if answers[-1].result == "timeout":
             break
-    verdicts = {verdict(a) for a in answers}
-    assert len(verdicts) == 1, answers
-    if verdicts != {Verdict.FORWARD}:
-        return Outcome(verdicts.pop())
+    kinds = {kind(a) for a in answers}
+    assert len(kinds) == 1, answers
+    if kinds != {Kind.FORWARD}:
+        return Verdict(kinds.pop())
     if {a.server for a in answers} == {(packet.dst, packet.port)} and {a.peer for a in answers} == {packet.src}:
         return PASS
-    return Outcome(Verdict.FORWARD, frozenset((Destination(*a.server), a.peer != packet.src) for a in answers))
+    return forward((Destination(*a.server), a.peer != packet.src) for a in answers)
 
 
-def verdict(answer: Answer) -> Verdict:
-    return {"ok": Verdict.FORWARD, "refused": Verdict.REJECT, "timeout": Verdict.DROP}[answer.result]
+def kind(answer: Answer) -> Kind:
+    return {"ok": Kind.FORWARD, "refused": Kind.REJECT, "timeout": Kind.DROP}[answer.result]
 
 
-def ping(client: NetNS, dst: str, patience: float) -> Outcome:
-    """An echo request made by scapy; its fate is told by the ICMP that comes back."""
+def ping(client: NetNS, dst: str, patience: float) -> Verdict:
+    """An echo request made by scapy; the verdict is told by the ICMP that comes back."""
     v6 = ":" in dst
 
-    def work() -> Outcome:
-        kind = (socket.AF_INET6, socket.getprotobyname("ipv6-icmp")) if v6 else (socket.AF_INET, socket.IPPROTO_ICMP)
-        with socket.socket(kind[0], socket.SOCK_RAW, kind[1]) as sock:
+    def work() -> Verdict:
+        domain = (socket.AF_INET6, socket.getprotobyname("ipv6-icmp")) if v6 else (socket.AF_INET, socket.IPPROTO_ICMP)
+        with socket.socket(domain[0], socket.SOCK_RAW, domain[1]) as sock:
             sock.settimeout(patient(patience))
             sock.sendto(bytes(IPv6(dst=dst) / ICMPv6EchoRequest(id=7))[40:] if v6 else bytes(ICMP(id=7)), (dst, 0))
             try:
                 while True:
                     data = sock.recv(2000)
                     if v6 and data[0] == 1:
-                        return Outcome(Verdict.REJECT if ICMPv6DestUnreach(data).code == 4 else Verdict.PASS)
+                        return Verdict(Kind.REJECT if ICMPv6DestUnreach(data).code == 4 else Kind.PASS)
                     if not v6 and IP(data)[ICMP].type == 3:
-                        return Outcome(Verdict.REJECT if IP(data)[ICMP].code == 3 else Verdict.PASS)
+                        return Verdict(Kind.REJECT if IP(data)[ICMP].code == 3 else Kind.PASS)
             except TimeoutError:
-                return DROP
+                return Verdict(Kind.DROP)
 
     return client.call(work)
 
 
-def on_the_wire(packet: Packet, outcome: Outcome) -> bool:
+def on_the_wire(packet: Packet, expected: Verdict) -> bool:
     """PASS can be told from a refusal only where a server listens at the very address; no host sends to another's
     lo."""
-    return (outcome != PASS or packet.port == s.TARGET) and (packet.node or packet.dst != LOCALHOST)
+    return (expected != PASS or packet.port == s.TARGET) and (packet.node or packet.dst != LOCALHOST)
 
 
 def need_features(scenario: s.Scenario) -> None:
@@ -117,17 +120,17 @@ def test_real_packets(world: World, dataplane: Dataplane, scenario: s.Scenario) 
     need_features(scenario)
     dataplane.program(world, scenario)
     world.forget()
-    rows = {p: o for p, o in scenario.expect.items() if on_the_wire(p, o)}
+    rows = {p: verdict.observable for p, verdict in scenario.expect.items() if on_the_wire(p, verdict)}
     with own_addresses(world, {p.src for p in rows} & set(BALANCERS)):
         assert all_observed(world, rows) == rows
 
 
-def all_observed(world: World, rows: Mapping[Packet, Outcome]) -> dict[Packet, Outcome]:
+def all_observed(world: World, rows: Mapping[Packet, Verdict]) -> dict[Packet, Verdict]:
     """Waiting for an answer that must not come is most of the time: that is done side by side."""
-    silent = [p for p, o in rows.items() if o == DROP]
+    silent = {p: verdict for p, verdict in rows.items() if verdict.kind is Kind.DROP}
     with ThreadPoolExecutor(8) as pool:
-        waiting = {p: pool.submit(observed, world, p, DROP) for p in silent}
-        found = {p: observed(world, p, o) for p, o in rows.items() if o != DROP}
+        waiting = {p: pool.submit(observed, world, p, verdict) for p, verdict in silent.items()}
+        found = {p: observed(world, p, verdict) for p, verdict in rows.items() if p not in silent}
         return found | {p: future.result() for p, future in waiting.items()}
 
 
@@ -276,23 +279,19 @@ def test_the_rules_tell_what_became_of_a_packet(world: World) -> None:
     ask(world.client(s.POD_A), s.UNUSED, s.PORT, "UDP", timeout=SILENCE)
     ask(world.client(s.POD_A), s.VIP, 81)
 
-    def told() -> dict[str, int]:
+    def told() -> dict[Reason | None, int]:
         listed = [
             line
             for line in world.node.run(["nft", "list", "table", "ip", "podwire"]).stdout.splitlines()
             if "counter packets" in line and "counter packets 0 " not in line
         ]
         return {
-            line.split('comment "')[1].split(" #")[0]: int(line.split("counter packets ")[1].split()[0])
+            reason_of(line.split('comment "')[1].rstrip('"')): int(line.split("counter packets ")[1].split()[0])
             for line in listed
         }
 
     until(lambda: len(told()) >= 3, "all are counted")
-    assert told() == {
-        "a Local traffic policy, endpoints only elsewhere": 1,
-        "unallocated Service addresses": 1,
-        "refused at once": 1,
-    }
+    assert told() == {Reason.NO_LOCAL_ENDPOINTS: 1, Reason.UNALLOCATED_ADDRESS: 1, Reason.WRONG_PORT: 1}
 
 
 def one_syn(ip: str, number: int) -> None:

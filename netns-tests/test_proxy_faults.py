@@ -21,8 +21,8 @@ from lab.serviceworld import SILENCE, Answer, World, ask
 from podwire_base.kernel.conntrack.socket import Conntrack
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kube.meta import Object, key
+from podwire_proxy import backends
 from podwire_proxy.changes import Tracker
-from podwire_proxy.nftables.apply import Proxier
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -130,7 +130,7 @@ def test_killed_at_any_moment_of_a_sync_the_next_start_converges(world: World) -
         made.flush()
         return made
 
-    first = Proxier(s.INFO, world.node.fd)
+    first = backends.proxier(s.INFO, world.node.fd)
     first.sync(tracker(CALM, CALM_SLICE).dataplane, None)
     whole = first.sync(tracker(CALM, CALM_SLICE, *busy(0)).dataplane, None).elements + 40
     first.sweep()
@@ -142,7 +142,7 @@ def test_killed_at_any_moment_of_a_sync_the_next_start_converges(world: World) -
 
                 def work(step: int = step) -> None:
                     live = tracker(CALM, CALM_SLICE, *busy(step - 1))
-                    proxier = Proxier(s.INFO, world.node.fd)
+                    proxier = backends.proxier(s.INFO, world.node.fd)
                     proxier.sync(live.dataplane, None)
                     for obj in busy(step):
                         (live.service if obj["kind"] == "Service" else live.slice)(key(obj), obj)
@@ -152,7 +152,7 @@ def test_killed_at_any_moment_of_a_sync_the_next_start_converges(world: World) -
                 ask(world.client(s.POD_A), s.VIP, 53, "UDP", timeout=0.05)  # a flow that the change may leave behind
                 died = crash(after, work)
                 crashes += died
-                again = Proxier(s.INFO, world.node.fd)
+                again = backends.proxier(s.INFO, world.node.fd)
                 plane = tracker(CALM, CALM_SLICE, *busy(step)).dataplane
                 repaired = again.sync(plane, None)
                 again.sweep()
@@ -161,7 +161,7 @@ def test_killed_at_any_moment_of_a_sync_the_next_start_converges(world: World) -
                 again.close()
                 if not died:
                     break
-                back = Proxier(s.INFO, world.node.fd)  # as before the change, for the next moment to die at
+                back = backends.proxier(s.INFO, world.node.fd)  # as before the change, for the next moment to die at
                 back.sync(tracker(CALM, CALM_SLICE, *busy(step - 1)).dataplane, None)
                 back.sweep()
                 back.close()
@@ -265,7 +265,7 @@ def test_the_rules_stay_while_the_api_server_is_away(world: World, tmp_path: Pat
 
 def test_thousands_of_slices_of_one_service(world: World) -> None:
     """Ten thousand endpoints in two thousand slices, all but one of them nowhere: a change costs what it is."""
-    tracker, proxier = Tracker(s.INFO), Proxier(s.INFO, world.node.fd)
+    tracker, proxier = Tracker(s.INFO), backends.proxier(s.INFO, world.node.fd)
     tracker.service("default/huge", service("huge", s.VIP, [port(s.PORT)]))
 
     def some(number: int, size: int = 5) -> Object:

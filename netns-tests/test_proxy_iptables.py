@@ -25,12 +25,12 @@ from lab.serviceworld import World, ask
 from podwire.main import cli
 from podwire_base.kube.meta import Object
 from podwire_proxy import backends
-from podwire_proxy.backend import Proxier
 from podwire_proxy.changes import Tracker
-from podwire_proxy.iptables import apply, programs
+from podwire_proxy.iptables import programs
 from podwire_proxy.iptables.ipset import IpSets
 from podwire_proxy.iptables.plan import Plan
 from podwire_proxy.iptables.programs import Variant
+from podwire_proxy.proxier import Proxier
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 from test_proxy_live import BOTH, NODE, Client, my_service, my_slice
@@ -64,10 +64,8 @@ def iptables(world: World, variant: Variant, table: str, rule: str) -> None:
     world.node.run([f"iptables-{variant}", "-w", "-t", table, *rule.split()])
 
 
-def started(
-    world: World, *objects: Object, name: str = "iptables", variant: Variant = "nft"
-) -> tuple[Tracker, Proxier]:
-    tracker, proxier = Tracker(s.INFO), backends.choose(name, variant).proxier(s.INFO, world.node.fd)
+def started(world: World, *objects: Object, variant: Variant = "nft") -> tuple[Tracker, Proxier]:
+    tracker, proxier = Tracker(s.INFO), backends.proxier(s.INFO, world.node.fd, f"iptables-{variant}")
     for obj in objects:
         (tracker.service if obj["kind"] == "Service" else tracker.slice)(f"default/{obj['metadata']['name']}", obj)
     tracker.flush()
@@ -92,7 +90,7 @@ def test_a_restart_writes_nothing(world: World, variant: Variant, v6: bool) -> N
         tracker = row.tracker()
         tracker.flush()
         for operations in (True, False):
-            proxier = backends.Iptables(variant).proxier(row.node, world.node.fd)
+            proxier = backends.proxier(row.node, world.node.fd, f"iptables-{variant}")
             done = proxier.sync(tracker.dataplane, None)
             assert bool(done.operations) == operations, (row.name, done)
             proxier.sweep()
@@ -110,12 +108,11 @@ def test_a_restart_with_many_services_writes_nothing(world: World, variant: Vari
         for n in range(700)
     ]
     tracker, proxier = started(world, *(obj for both in many for obj in both), variant=variant)
-    assert isinstance(proxier, apply.Proxier)
     tables = world.node.run([f"iptables-{variant}-save"]).stdout.split("\n*")  # every rule here is ours
     counts = {("ip", text.lstrip("*").split("\n")[0]): text.count("\n-A ") for text in tables if "\n-A " in text}
     assert proxier.rule_counts() == counts
     proxier.close()
-    proxier = backends.Iptables(variant).proxier(s.INFO, world.node.fd)
+    proxier = backends.proxier(s.INFO, world.node.fd, f"iptables-{variant}")
     assert proxier.sync(tracker.dataplane, None).operations == 0
     proxier.close()
     assert ask(world.client(s.POD_A), "10.96.4.100", s.PORT).result == "ok"
@@ -124,9 +121,7 @@ def test_a_restart_with_many_services_writes_nothing(world: World, variant: Vari
 @each_variant
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
 def test_growing_and_shrinking_lose_no_connection(world: World, variant: Variant, protocol: str) -> None:
-    test_proxy_live.grow_and_shrink(
-        world, backends.choose("iptables", variant).proxier(s.INFO, world.node.fd), protocol, 30
-    )
+    test_proxy_live.grow_and_shrink(world, backends.proxier(s.INFO, world.node.fd, f"iptables-{variant}"), protocol, 30)
 
 
 @each_variant
@@ -353,7 +348,7 @@ def test_affinity_over_time(world: World, variant: Variant) -> None:
     proxier.close()
     tracker.slice("default/my-service-1", put(*pods))
     tracker.flush()
-    proxier = backends.Iptables(variant).proxier(s.INFO, world.node.fd)
+    proxier = backends.proxier(s.INFO, world.node.fd, f"iptables-{variant}")
     proxier.sync(tracker.dataplane, None)
     proxier.sweep()
     assert homes() == after, "neither a restart nor an endpoint that comes moves anyone"
@@ -436,7 +431,7 @@ def test_flows_of_an_endpoint_that_is_gone_are_reset_where_asked_for(
     world: World, variant: Variant, v6: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole test of the nftables backend, on this one."""
-    monkeypatch.setattr(test_proxy_resets, "Proxier", backends.Iptables(variant).proxier)
+    monkeypatch.setattr(backends, "proxier", partial(backends.proxier, choice=f"iptables-{variant}"))
     test_proxy_resets.test_flows_of_an_endpoint_that_is_gone_are_reset(world, v6)
 
 
@@ -445,14 +440,14 @@ def test_flows_of_an_endpoint_that_is_gone_are_reset_where_asked_for(
 def test_udp_flows_move_when_their_endpoint_goes(
     world: World, variant: Variant, frontend: tuple[str, int], v6: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(test_proxy_live, "Proxier", backends.Iptables(variant).proxier)
+    monkeypatch.setattr(backends, "proxier", partial(backends.proxier, choice=f"iptables-{variant}"))
     test_proxy_live.test_udp_flows_move_when_their_endpoint_goes(world, frontend, v6)
 
 
 @each_variant
 def test_the_loss_of_the_loopback_guard_is_heard_of(world: World, variant: Variant) -> None:
     row = next(row for row in s.localhost() if row.node.localhost)
-    tracker, proxier = row.tracker(), backends.choose("iptables", variant).proxier(row.node, world.node.fd)
+    tracker, proxier = row.tracker(), backends.proxier(row.node, world.node.fd, f"iptables-{variant}")
     proxier.sync(tracker.dataplane, None)
     with contextlib.closing(proxier):
         watchers = proxier.watch()

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 
 from lab.cluster import EXAMPLES, cluster
-from podwire.cluster.config import PROXY_BACKENDS
 from podwire.demo import checks_services
 from podwire.demo.checks_control import restart_proxies
 from podwire.demo.lab import DemoLab
@@ -18,7 +17,7 @@ from podwire_proxy import backends
 
 CHECKS: tuple[Check, ...] = (*checks_services.CHECKS, restart_proxies)
 KINDS = [
-    pytest.param(kind, marks=() if "legacy" in kind else pytest.mark.long) for kind in PROXY_BACKENDS if "-" in kind
+    pytest.param(kind, marks=() if "legacy" in kind else pytest.mark.long) for kind in backends.choices() if "-" in kind
 ]
 
 

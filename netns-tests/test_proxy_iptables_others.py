@@ -14,7 +14,7 @@ from lab.netns import Lab
 from lab.proxyrole import Running, until
 from lab.serviceworld import World, ask
 from podwire_proxy import backends
-from podwire_proxy.iptables import apply
+from podwire_proxy.iptables import kernel
 from podwire_proxy.iptables.programs import ProgramBusy
 from podwire_proxy.testing import scenarios as s
 from test_proxy_health import get
@@ -74,7 +74,7 @@ def failures(proxy: Running) -> int:
 
 
 def test_another_backends_rules_go_when_the_lock_is_free(world: World, tmp_path: Path, lock: Path) -> None:
-    legacy = backends.choose("iptables", "legacy").proxier(s.INFO, world.node.fd)
+    legacy = backends.proxier(s.INFO, world.node.fd, "iptables-legacy")
     row = next(iter(s.localhost()))
     tracker = row.tracker()
     tracker.flush()
@@ -85,9 +85,9 @@ def test_another_backends_rules_go_when_the_lock_is_free(world: World, tmp_path:
         with lock.open("w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             with pytest.raises(ProgramBusy):
-                apply.cleanup(world.node.fd, wait=0)
+                kernel.cleanup(world.node.fd, wait=0)
             proxy = Running(world.node, api.kubeconfig(tmp_path / "kubeconfig"), tmp_path)
             until(proxy.ready, "nftables asks for no lock")
-            assert apply.existing(world.node.fd)
-        until(lambda: not apply.existing(world.node.fd), "what the other backend left is removed")
+            assert kernel.existing(world.node.fd)
+        until(lambda: not kernel.existing(world.node.fd), "what the other backend left is removed")
         assert "removed what another backend left" in proxy.stop()

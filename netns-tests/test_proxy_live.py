@@ -22,9 +22,9 @@ from lab.serviceworld import SILENCE, Answer, World, ask
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kube.meta import Object
-from podwire_proxy import backend, main
+from podwire_proxy import backends, main
 from podwire_proxy.changes import Tracker
-from podwire_proxy.nftables.apply import Proxier
+from podwire_proxy.proxier import Proxier
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -86,10 +86,10 @@ class Client:
 
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
 def test_growing_and_shrinking_lose_no_connection(world: World, protocol: str) -> None:
-    grow_and_shrink(world, Proxier(s.INFO, world.node.fd), protocol, rounds=60)
+    grow_and_shrink(world, backends.proxier(s.INFO, world.node.fd), protocol, rounds=60)
 
 
-def grow_and_shrink(world: World, proxier: backend.Proxier, protocol: str, rounds: int) -> None:
+def grow_and_shrink(world: World, proxier: Proxier, protocol: str, rounds: int) -> None:
     """Endpoints come and go while a client keeps connecting; one is always there."""
     tracker = Tracker(s.INFO)
     tracker.service("default/my-service", my_service(protocol))
@@ -289,15 +289,15 @@ def test_foreign_changes_are_repaired_and_told(world: World, tmp_path: Path, dam
 
 DAMAGE_FIRST = """
 import subprocess
-from podwire_proxy.nftables import apply
+from podwire_proxy.proxier import Proxier
 
-watch = apply.Proxier.watch
+watch = Proxier.watch
 
 def late(self):
     subprocess.run(["nft", "flush", "chain", "ip", "podwire", "service-frontends"], check=True)
     return watch(self)
 
-apply.Proxier.watch = late
+Proxier.watch = late
 """
 
 
@@ -314,7 +314,7 @@ def test_what_others_change_before_anybody_watches_is_repaired_and_told(world: W
 
 
 def test_the_commits_of_others_are_told_from_our_own(world: World) -> None:
-    tracker, proxier = Tracker(s.INFO), Proxier(s.INFO, world.node.fd)
+    tracker, proxier = Tracker(s.INFO), backends.proxier(s.INFO, world.node.fd)
     tracker.service("default/my-service", my_service())
     tracker.flush()
     before = proxier.foreign_commits()
@@ -332,7 +332,7 @@ def test_the_commits_of_others_are_told_from_our_own(world: World) -> None:
 def test_udp_flows_move_when_their_endpoint_goes(world: World, frontend: tuple[str, int], v6: bool) -> None:
     """One client socket sends on; without the conntrack clean-up its flow would stay with the endpoint that is gone."""
     node = s.Scenario("", (), {}).v6().node if v6 else s.INFO
-    tracker, proxier = Tracker(node), Proxier(node, world.node.fd)
+    tracker, proxier = Tracker(node), backends.proxier(node, world.node.fd)
     pod = world.client(s.POD_A)
 
     def at(ip: str) -> str:
@@ -366,7 +366,7 @@ def test_udp_flows_move_when_their_endpoint_goes(world: World, frontend: tuple[s
 
 def test_udp_flows_from_before_the_service_are_let_go(world: World) -> None:
     """A NodePort's flow that began when nobody served the port has no translation; it must get one."""
-    tracker, proxier = Tracker(s.INFO), Proxier(s.INFO, world.node.fd)
+    tracker, proxier = Tracker(s.INFO), backends.proxier(s.INFO, world.node.fd)
     outside = world.client(s.OUTSIDE)
     tracker.flush()
     proxier.sync(tracker.dataplane, None)
@@ -388,7 +388,7 @@ def test_udp_flows_from_before_the_service_are_let_go(world: World) -> None:
 
 def test_established_connections_outlive_their_endpoint(world: World) -> None:
     """A graceful end is the endpoint's own business: TCP flows are not cut when it leaves the Service."""
-    tracker, proxier = Tracker(s.INFO), Proxier(s.INFO, world.node.fd)
+    tracker, proxier = Tracker(s.INFO), backends.proxier(s.INFO, world.node.fd)
     tracker.service("default/my-service", my_service())
     tracker.slice("x", endpoint_slice("my-service", [BOTH[0]], [("", "TCP", 9999)]))
     tracker.flush()

@@ -15,9 +15,9 @@ from lab.netns import Lab
 from lab.patience import patient
 from lab.serviceworld import World
 from podwire_base.kube.meta import Object
+from podwire_proxy import backends
 from podwire_proxy.changes import Tracker
 from podwire_proxy.convert import RESET_ANNOTATION
-from podwire_proxy.nftables.apply import Proxier
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -62,7 +62,7 @@ class Site:
         self.tracker = Tracker(self.node)
         self.tracker.service("default/resetting", my_service("resetting", self.at(s.VIP), "true"))
         self.tracker.service("default/plain", my_service("plain", self.at(PLAIN), ""))
-        self.proxier = Proxier(self.node, world.node.fd)
+        self.proxier = backends.proxier(self.node, world.node.fd)
         self.endpoints(endpoint(self.at(s.POD_B), s.NODE))
         self.stack = contextlib.ExitStack()
         self.stack.callback(self.proxier.close)
@@ -147,7 +147,7 @@ def test_what_vanished_while_no_proxy_ran_is_reset_by_the_next(world: World) -> 
     with site.stack:
         doomed = site.connect(s.POD_A, s.VIP, s.PORT)
         site.proxier.close()
-        site.proxier, site.fresh = Proxier(site.node, world.node.fd), True
+        site.proxier, site.fresh = backends.proxier(site.node, world.node.fd), True
         assert site.endpoints(endpoint(s.POD_C, "n2")) == 1
         with pytest.raises(ConnectionResetError):
             doomed.client.recv(1)

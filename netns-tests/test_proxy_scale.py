@@ -18,9 +18,9 @@ from lab.serviceworld import World
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kube.meta import Object
+from podwire_proxy import backends
 from podwire_proxy.changes import Tracker
 from podwire_proxy.model import NodeInfo
-from podwire_proxy.nftables.apply import Proxier
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -76,7 +76,7 @@ def test_a_shrink_under_load_misses_no_packet(lab: Lab, count: int) -> None:
     world = World(lab)
     world.node.sysctl("net/netfilter/nf_conntrack_udp_timeout", "1")
     sinks = Sinks(world, 4)
-    tracker, proxier = Tracker(s.INFO), Proxier(s.INFO, world.node.fd)
+    tracker, proxier = Tracker(s.INFO), backends.proxier(s.INFO, world.node.fd)
     tracker.service("default/udp", service("udp", s.VIP, [port(s.PORT, "UDP")]))
 
     def shape(size: int) -> None:
@@ -126,7 +126,7 @@ def test_a_thousand_changes_a_second_cost_what_they_are_and_leave_nothing(lab: L
     services, size = 1_000, 5
     info = NodeInfo("n1", (s.NODE_IP,), "", ("10.128.0.0/9",), ("10.64.0.0/12",))
     fd = lab.netns("node").fd
-    tracker, proxier = Tracker(info), Proxier(info, fd)
+    tracker, proxier = Tracker(info), backends.proxier(info, fd)
 
     def found(i: int, less: int, moved: int) -> Object:
         ips = [f"10.128.{i >> 4}.{(i & 15) * 16 + j}" for j in range(size - less)]
@@ -164,5 +164,7 @@ def test_a_thousand_changes_a_second_cost_what_they_are_and_leave_nothing(lab: L
         dump = conn.dump(nft.Table("ip", "podwire"))
     assert dump is not None
     assert len(dump.elements["endpoints"]) == services * size
-    assert Proxier(info, fd).sync(tracker.dataplane, None).operations == 0, "the kernel is what it would be afresh"
+    assert backends.proxier(info, fd).sync(tracker.dataplane, None).operations == 0, (
+        "the kernel is what it would be afresh"
+    )
     proxier.close()

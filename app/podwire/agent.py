@@ -206,8 +206,8 @@ def check(config: AgentConfig) -> None:
     """Look at every role's settings before anything is touched. Raises BadSetting, BadConfig, ConfigError, OSError."""
     from podwire_dns.config import DnsConfig
     from podwire_dns.sources import Sources
+    from podwire_proxy.backends import check as check_proxy
     from podwire_proxy.config import ProxyConfig
-    from podwire_proxy.config import check as check_proxy
 
     if "wiring" in config.roles:
         wiring_config(config)

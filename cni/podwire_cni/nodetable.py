@@ -24,6 +24,7 @@ from typing import Literal
 
 from podwire_base.kernel.ip import FAMILIES, Family, family_of, mac_bytes
 from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.reasons import Reason, carrying
 
 from .template import Template, cut
 from .types import BRIDGE, IPAddress, PortMapping
@@ -185,6 +186,10 @@ def _named(key: Literal["iifname", "oifname"], link: str) -> tuple[nft.Expr, ...
     return nft.Meta(key), nft.Cmp(_name(link))
 
 
+def _spoofed(words: str) -> str:
+    return carrying(words, Reason.SPOOFED)
+
+
 def _spoofing() -> Iterator[nft.Chain | nft.Rule]:
     chain = nft.Chain(BRIDGE_TABLE, "spoofing", hook="prerouting", priority=RAW)
     behind = _R0 + 4  # the register behind the port's name
@@ -201,7 +206,7 @@ def _spoofing() -> Iterator[nft.Chain | nft.Rule]:
             nft.Counter(),
             nft.drop(),
         ),
-        comment="a pod sends from a MAC that is not its own",
+        comment=_spoofed("a pod sends from a MAC that is not its own"),
     )
     six = (nft.Meta("protocol"), nft.Cmp(b"\x86\xdd"))
     icmp6 = (*six, nft.Meta("l4proto"), nft.Cmp(b"\x3a"), nft.Payload("transport", 0, 1))
@@ -209,7 +214,9 @@ def _spoofing() -> Iterator[nft.Chain | nft.Rule]:
     # alike.
     for kind, name in ((b"\x86", "a router"), (b"\x89", "a router that redirects")):
         yield nft.Rule(
-            chain, (*icmp6, nft.Cmp(kind), nft.Counter(), nft.drop()), comment=f"a pod says that it is {name}"
+            chain,
+            (*icmp6, nft.Cmp(kind), nft.Counter(), nft.drop()),
+            comment=_spoofed(f"a pod says that it is {name}"),
         )
     target = (nft.Payload("transport", 8, 16), nft.Bitwise(b"\xff\xc0" + bytes(14), bytes(16)))
     yield nft.Rule(
@@ -225,7 +232,7 @@ def _spoofing() -> Iterator[nft.Chain | nft.Rule]:
             nft.Counter(),
             nft.drop(),
         ),
-        comment="a pod says that it has an address that is not its own",
+        comment=_spoofed("a pod says that it has an address that is not its own"),
     )
     # IPv4's source, and what an ARP packet says its sender's address is
     for kind, at, name in (
@@ -258,7 +265,11 @@ def _spoofing() -> Iterator[nft.Chain | nft.Rule]:
         comment="from a link-local address",
     )
     yield nft.Rule(chain, (*six, nft.Payload("network", 8, 16), nft.Cmp(bytes(16)), nft.accept()), comment="from ::")
-    yield nft.Rule(chain, (nft.Counter(), nft.drop()), comment="a pod sends from an address that is not its own")
+    yield nft.Rule(
+        chain,
+        (nft.Counter(), nft.drop()),
+        comment=_spoofed("a pod sends from an address that is not its own"),
+    )
 
 
 def _loopback(table: nft.Table, node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
@@ -277,7 +288,7 @@ def _loopback(table: nft.Table, node: NodeRules) -> Iterator[nft.Chain | nft.Rul
                     nft.Counter(),
                     nft.drop(),
                 ),
-                comment="a pod sends to the node's 127.0.0.0/8",
+                comment=carrying("a pod sends to the node's 127.0.0.0/8", Reason.LOOPBACK_MARTIAN),
             )
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from podwire_base.kube.meta import Object
-from podwire_proxy.backend import Proxier
 from podwire_proxy.changes import Tracker
 from podwire_proxy.flows import Swept
+from podwire_proxy.proxier import Proxier
 from podwire_proxy.sweeper import SHARE, SWEEP_AFTER
 
 INTERVAL = 0.01  # as ProxyConfig.min_interval

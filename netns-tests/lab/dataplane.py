@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from podwire_proxy import backends
-from podwire_proxy.iptables.programs import Variant
-from podwire_proxy.nftables.apply import Proxier, cleanup
 from podwire_proxy.testing import scenarios as s
 
 from .serviceworld import World
@@ -37,44 +36,26 @@ class Dataplane(Protocol):
         """Leave nothing: no rule, no memory of a client."""
 
 
-class Nftables:
-    name = "podwire-nftables"
+class Ours:
+    """choice: backend and variant of podwire's proxy, "iptables-legacy"."""
+
+    def __init__(self, choice: str) -> None:
+        self.choice, self.name = choice, f"podwire-{choice}"
 
     def program(self, world: World, scenario: s.Scenario) -> None:
         tracker = scenario.tracker()
         tracker.flush()
-        proxier = Proxier(scenario.node, world.node.fd)
+        proxier = backends.proxier(scenario.node, world.node.fd, self.choice)
         try:
             proxier.sync(tracker.dataplane, None)
-            backends.retire(proxier, world.node.fd)
+            backends.retire(proxier)
             proxier.sweep()
         finally:
             proxier.close()
 
     def clean(self, world: World) -> None:
-        cleanup(world.node.fd)
-
-
-class Iptables:
-    """variant: of the programs, "nft" or "legacy"."""
-
-    def __init__(self, variant: Variant) -> None:
-        self.variant: Variant = variant
-        self.name = f"podwire-iptables-{variant}"
-
-    def program(self, world: World, scenario: s.Scenario) -> None:
-        tracker = scenario.tracker()
-        tracker.flush()
-        proxier = backends.Iptables(self.variant).proxier(scenario.node, world.node.fd)
-        try:
-            proxier.sync(tracker.dataplane, None)
-            backends.retire(proxier, world.node.fd)
-            proxier.sweep()
-        finally:
-            proxier.close()
-
-    def clean(self, world: World) -> None:
-        backends.Iptables().cleanup(world.node.fd)
+        fields = backends.chosen(self.choice)
+        backends.choose(fields["backend"], fields).cleanup(world.node.fd)
 
 
 class External:
@@ -106,12 +87,14 @@ def request(scenario: s.Scenario) -> dict[str, Any]:
     }
 
 
-OURS: dict[str, Callable[[], Dataplane]] = {
-    "podwire-nftables": Nftables,
-    "podwire-iptables-nft": lambda: Iptables("nft"),
-    "podwire-iptables-legacy": lambda: Iptables("legacy"),
+# Each backend once for each of its variants: of "iptables", "iptables-nft" and "iptables-legacy" the last two.
+CHOICES = [one for one in backends.choices() if not any(other.startswith(f"{one}-") for other in backends.choices())]
+OURS: dict[str, Callable[[], Dataplane]] = {f"podwire-{one}": partial(Ours, one) for one in CHOICES}
+ALIASES = {"podwire": list(OURS)} | {
+    f"podwire-{name}": found
+    for name in backends.names()
+    if (found := [n for n in OURS if n.startswith(f"podwire-{name}-")])
 }
-ALIASES = {"podwire-iptables": ["podwire-iptables-nft", "podwire-iptables-legacy"]}
 
 
 def make(name: str, hook: Path | None) -> Dataplane:

@@ -17,10 +17,10 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from podwire_base.kube.meta import Object, key
+from podwire_proxy import backends
 from podwire_proxy.changes import Tracker
 from podwire_proxy.l2.election import rank
 from podwire_proxy.model import NodeInfo
-from podwire_proxy.nftables.apply import Proxier
 
 from . import evidence
 from .fakeapi import FakeApi
@@ -57,7 +57,7 @@ class Node:
             ("10.244.0.0/16", "fd00:244::/32"),
             ("10.96.0.0/16", "fd00:96::/112"),
         )
-        self.tracker, self.proxier = Tracker(info), Proxier(info, self.ns.fd)
+        self.tracker, self.proxier = Tracker(info), backends.proxier(info, self.ns.fd)
         self.run_dir = world.directory / self.name
         self.process: subprocess.Popen[str] | None = None
         evidence.tells(self)

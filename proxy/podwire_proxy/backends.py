@@ -1,94 +1,91 @@
-"""The only file that knows the concrete backends: which there are, which one is chosen, and what the others left.
-IO."""
+"""The only file that knows the concrete backends: which there are, and what is asked of all of them. IO.
+
+A backend is a folder beside this file with a class like backend.Backend, and a line in ALL.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from podwire_base.kernel.ip import FAMILIES
-from podwire_base.kernel.nft import socket as nft_socket
+from podwire_base.kube.errors import ConfigError
 
-from .backend import Backend, Live, Proxier
-from .backend import families as families_of
-from .dataplane import Dataplane
-from .iptables import apply as iptables_apply
-from .iptables import live as iptables_live
-from .iptables import plan as iptables_plan
-from .iptables.programs import Variant
+from .backend import AnyBackend, Live, Setting
+from .config import ProxyConfig
+from .config import check as check_others
+from .hostfacts import Foreign
+from .iptables.backend import Iptables
 from .model import NodeInfo
-from .nftables import apply as nftables_apply
-from .nftables.layout import Layout
-from .nftables.live import Tables
-from .nftables.plan import Planner
+from .nftables.backend import Nftables
+from .proxier import Proxier
+
+ALL: tuple[AnyBackend, ...] = (Nftables(), Iptables())  # the first one is the default
 
 
-class Nftables:
-    name = "nftables"
-
-    def plan(self, dataplane: Dataplane) -> Iterator[str]:
-        for family in families_of(dataplane.node):
-            yield from map(str, Planner(Layout(family), dataplane.node).full(dataplane, None))
-
-    def proxier(self, node: NodeInfo, ns_fd: int | None = None) -> Proxier:
-        return nftables_apply.Proxier(node, ns_fd)
-
-    def observe(self, ns_fd: int | None = None) -> Live | None:
-        with nft_socket.Connection(ns_fd) as conn:
-            dumps = {family: dump for family in FAMILIES if (dump := conn.dump(Layout(family).table, exprs=True))}
-        return Tables(dumps) if dumps else None
-
-    def existing(self, ns_fd: int | None = None) -> list[str]:
-        return nftables_apply.existing(ns_fd)
-
-    def cleanup(self, ns_fd: int | None = None) -> list[str]:
-        return nftables_apply.cleanup(ns_fd)
+def names() -> tuple[str, ...]:
+    return tuple(backend.name for backend in ALL)
 
 
-@dataclass(frozen=True)
-class Iptables:
-    """variant None: the one that the host uses."""
-
-    variant: Variant | None = None
-    name: str = "iptables"
-
-    def plan(self, dataplane: Dataplane) -> Iterator[str]:
-        for family in families_of(dataplane.node):
-            yield f"# {'IPv4' if family == 'ip' else 'IPv6'}"
-            yield from (
-                iptables_plan.Planner(family, dataplane.node).full(dataplane, iptables_plan.KernelState()).lines()
-            )
-
-    def proxier(self, node: NodeInfo, ns_fd: int | None = None) -> Proxier:
-        return iptables_apply.Proxier(node, ns_fd, self.variant)
-
-    def observe(self, ns_fd: int | None = None) -> Live | None:
-        return iptables_live.read(ns_fd)
-
-    def existing(self, ns_fd: int | None = None) -> list[str]:
-        return iptables_apply.existing(ns_fd)
-
-    def cleanup(self, ns_fd: int | None = None) -> list[str]:
-        return iptables_apply.cleanup(ns_fd)
+def settings() -> tuple[Setting, ...]:
+    """Those that belong to one backend alone."""
+    return tuple(setting for backend in ALL for setting in backend.settings)
 
 
-ALL: tuple[Backend, ...] = (Nftables(), Iptables())
+def choices() -> tuple[str, ...]:
+    """Names for one setting that chooses backend and variant at once: "nftables", "iptables", "iptables-legacy"."""
+    return tuple(
+        choice
+        for backend in ALL
+        for choice in (
+            backend.name,
+            *(f"{backend.name}-{value}" for setting in backend.settings for value in setting.choices[1:]),
+        )
+    )
 
 
-def choose(name: str, variant: str = "auto") -> Backend:
-    """name, variant: as config.check lets them through."""
-    if name == "nftables":
-        return Nftables()
-    return Iptables(None if variant == "auto" else variant)  # type: ignore[arg-type]  # config.check knows the names
+def chosen(choice: str) -> dict[str, str]:
+    """One of `choices` as fields of ProxyConfig; the settings of the other backends have their defaults. Raises
+    ConfigError for none of them."""
+    if choice not in choices():
+        raise ConfigError(f"backend: {choice!r} is none of {', '.join(choices())}")
+    name, _, value = choice.partition("-")
+    fields = {setting.field: setting.choices[0] for setting in settings()}
+    own = next((setting for setting in choose(name).settings if value in setting.choices), None)
+    return {"backend": name, **fields, **({own.field: value} if own else {})}
 
 
-def retire(proxier: Proxier, ns_fd: int | None = None) -> list[str]:
-    """Remove what every other backend, and the other variant of iptables, left; returns what was there. To be called
-    when `proxier` has made its first sync: flows that are translated stay so, and new ones find its rules. Raises
+def check(config: ProxyConfig) -> None:
+    """The whole configuration. Raises ConfigError that names the field and what it should be."""
+    fields = [("backend", names()), *((setting.field, setting.choices) for setting in settings())]
+    for field, known in fields:
+        if (value := getattr(config, field)) not in known:
+            raise ConfigError(f"{field}: {value!r} is not known; use {' or '.join(map(repr, known))}")
+    check_others(config)
+
+
+def choose(name: str, values: Mapping[str, str] | None = None) -> AnyBackend:
+    """values: its own settings, by their fields. Raises KeyError for a name that check() would not let through."""
+    return {backend.name: backend for backend in ALL}[name].having(values or {})
+
+
+def configured(config: ProxyConfig) -> AnyBackend:
+    return choose(config.backend, {setting.field: getattr(config, setting.field) for setting in settings()})
+
+
+def proxier(node: NodeInfo, ns_fd: int | None = None, choice: str = "") -> Proxier:
+    """choice: one of `choices`; "": the default."""
+    fields = chosen(choice or ALL[0].name)
+    return Proxier(choose(fields["backend"], fields), node, ns_fd)
+
+
+def retire(proxier: Proxier) -> list[str]:
+    """Remove what every other backend, and another variant of this one, left; returns what was there. To be called when
+    `proxier` has made its first sync: flows that are translated stay so, and new ones find its rules. Raises
     OSError."""
-    if isinstance(proxier, iptables_apply.Proxier):
-        return [*nftables_apply.cleanup(ns_fd), *iptables_apply.cleanup(ns_fd, keep=proxier.variant, wait=0)]
-    return iptables_apply.cleanup(ns_fd, wait=0)
+    others = [backend for backend in ALL if backend.name != proxier.backend.name]
+    return [
+        *(line for backend in others for line in backend.cleanup(proxier.ns_fd, patient=False)),
+        *proxier.kernel.retire(),
+    ]
 
 
 def existing(ns_fd: int | None = None) -> list[str]:
@@ -103,3 +100,13 @@ def cleanup(ns_fd: int | None = None) -> list[str]:
 def observe(ns_fd: int | None = None) -> Live | None:
     """The rules that serve Services here. Where two backends are (one is being replaced), the one that is met first."""
     return next((live for backend in ALL if (live := backend.observe(ns_fd)) is not None), None)
+
+
+def places() -> tuple[str, ...]:
+    """Where rules would be."""
+    return tuple(backend.place for backend in ALL)
+
+
+def foreign() -> tuple[Foreign, ...]:
+    """Rules of others in the caller's namespace."""
+    return tuple(backend.foreign() for backend in ALL)

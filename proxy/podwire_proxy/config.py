@@ -14,8 +14,6 @@ from podwire_base.kube.shape import ANY
 
 from .model import NodeInfo, covers, normal_cidr, normal_ip
 
-BACKENDS = ("nftables", "iptables")
-VARIANTS = ("auto", "nft", "legacy")
 DETECTORS = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 LIBERAL = "nf_conntrack_tcp_be_liberal"
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
@@ -80,13 +78,8 @@ class ProxyConfig:
 
 
 def check(config: ProxyConfig) -> None:
-    """Raises ConfigError that names the field and what it should be."""
-    for field, value, known in (
-        ("backend", config.backend, BACKENDS),
-        ("iptables_variant", config.iptables_variant, VARIANTS),
-    ):
-        if value not in known:
-            raise ConfigError(f"{field}: {value!r} is not known; use {' or '.join(map(repr, known))}")
+    """Raises ConfigError that names the field and what it should be. Of the backend and its settings
+    backends.check() knows, which calls this."""
     if not config.service_cidrs:
         raise ConfigError("service_cidrs: is empty; give the range that ClusterIPs come from, as 10.96.0.0/16")
     ports = tuple(cidr for cidr in config.node_port_addresses if cidr != "primary")

@@ -13,29 +13,24 @@ With NodeInfo.localhost, NodePorts are on 127.0.0.1 as well; what comes from the
 dropped.
 
 `internal` is the cluster set of endpoints (the local set for a ClusterIP with internalTrafficPolicy Local); `external`
-is the local set. No usable endpoint anywhere: REJECT. None here but some elsewhere under a Local policy: DROP. A packet
-whose chosen endpoint is its own source is always masqueraded (hairpin). Without pod_cidrs nobody is a pod, and a
-ClusterIP's packets keep their source.
+is the local set. No usable endpoint anywhere: NO_ENDPOINTS, a refusal. None here but some elsewhere under a Local
+policy: NO_LOCAL_ENDPOINTS, a drop. A packet whose chosen endpoint is its own source is always masqueraded (hairpin).
+Without pod_cidrs nobody is a pod, and a ClusterIP's packets keep their source.
 
-A load balancer's address with source ranges is DROP for every other source, pods and the node included, before anything
-else. Session affinity remembers each client's endpoint by Service port, so it holds across the port's frontends as long
-as they draw from the same set of endpoints (cluster or local).
+A load balancer's address with source ranges drops every other source (NOT_IN_RANGE), pods and the node included,
+before anything else. Session affinity remembers each client's endpoint by Service port, so it holds across the port's
+frontends as long as they draw from the same set of endpoints (cluster or local).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Literal, NamedTuple
 
 from .model import LOCALHOST, Destination, Endpoint, NodeInfo, PortName, Protocol, ServicePort, covers, is_v6
 from .topology import Choice, choose, merge
-
-
-class Fate(Enum):
-    REJECT = "reject"  # TCP reset; ICMP port unreachable for other protocols
-    DROP = "drop"
+from .verdict import NO_ENDPOINTS, NO_LOCAL_ENDPOINTS, Verdict
 
 
 class Key(NamedTuple):
@@ -71,7 +66,9 @@ class Balance:
     sticky: Sticky | None = None
 
 
-Action = Balance | Fate
+Treatment = (
+    Balance | Verdict
+)  # what a frontend does with a packet: NO_ENDPOINTS and NO_LOCAL_ENDPOINTS are the verdicts
 Kind = Literal["ClusterIP", "NodePort", "ExternalIP", "LoadBalancer"]
 Masquerading = Literal["off-cluster", "always", "node"]
 
@@ -88,8 +85,8 @@ class Frontend:
     key: Key
     kind: Kind
     service: str
-    internal: Action
-    external: Action | None
+    internal: Treatment
+    external: Treatment | None
     masquerade: Masquerading
     sources: tuple[str, ...] = ()
     alive: tuple[Destination, ...] | None = None
@@ -126,8 +123,8 @@ def _balance(endpoints: Iterable[Endpoint]) -> Balance | None:
     return Balance(destinations) if destinations else None
 
 
-def _action(wanted: Balance | None, choice: Choice) -> Action:
-    return wanted or (Fate.DROP if choice.any else Fate.REJECT)
+def _treatment(wanted: Balance | None, choice: Choice) -> Treatment:
+    return wanted or (NO_LOCAL_ENDPOINTS if choice.any else NO_ENDPOINTS)
 
 
 def contribute(
@@ -198,7 +195,7 @@ def _frontends(
 
     for ip in addresses:
         key, kept = Key(ip, port.protocol, port.port), port.internal_policy == "Local"
-        internal = _action(sticky(here if kept else everywhere, key, kept), choice)
+        internal = _treatment(sticky(here if kept else everywhere, key, kept), choice)
         yield Frontend(key, "ClusterIP", port.service, internal, None, "off-cluster", alive=alive)
     masquerade: Masquerading = "node" if local else "always"
     for kind, key in _places(port, node):
@@ -207,8 +204,8 @@ def _frontends(
                 key,
                 kind,
                 port.service,
-                _action(sticky(everywhere, key, False), choice),
-                _action(sticky(here, key, True), choice) if local else None,
+                _treatment(sticky(everywhere, key, False), choice),
+                _treatment(sticky(here, key, True), choice) if local else None,
                 masquerade,
                 _sources(port, key.ip, node) if kind == "LoadBalancer" else (),
                 alive,

@@ -1,15 +1,15 @@
-"""The oracle: the fate of the first packet of a flow, told from the Dataplane alone. Every backend is held against
+"""The oracle: what becomes of the first packet of a flow, told from the Dataplane alone. Every backend is held against
 it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Literal
 
-from .dataplane import Action, Balance, Dataplane, Fate, Frontend, Key, Sticky
+from .dataplane import Balance, Dataplane, Frontend, Key, Sticky, Treatment
 from .model import Destination, NodeInfo, Protocol, covers
+from .verdict import MARTIAN, NOT_IN_RANGE, PASS, UNALLOCATED, WRONG_PORT, Verdict, forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +29,7 @@ class Packet:
     interface: str = ""
 
 
-class Verdict(Enum):
-    PASS = "pass"  # none of the proxy's business
-    REJECT = "reject"
-    DROP = "drop"
-    FORWARD = "forward"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """to: the possible deliveries of FORWARD, each with whether its source is masqueraded; empty otherwise."""
-
-    verdict: Verdict
-    to: frozenset[tuple[Destination, bool]] = frozenset()
-
-
-PASS = Outcome(Verdict.PASS)
 LOOPBACK = ("127.0.0.0/8",)
-REJECT = Outcome(Verdict.REJECT)
-DROP = Outcome(Verdict.DROP)
-
-
 Memory = Mapping[
     tuple[Key, bool, str], Destination
 ]  # (Sticky.port, Sticky.local, client address) -> the endpoint of last time
@@ -69,32 +49,32 @@ def _through(interface: str, wanted: str) -> bool:
     return bool(wanted) and interface == wanted
 
 
-def decide(dataplane: Dataplane, packet: Packet, memory: Memory | None = None) -> Outcome:
+def decide(dataplane: Dataplane, packet: Packet, memory: Memory | None = None) -> Verdict:
     """See dataplane.py for the policy; addresses inside the Service range that nobody has are dropped unless bound
     here."""
     node = dataplane.node
     if node.localhost and not packet.node and covers(LOOPBACK, packet.dst):
-        return DROP
+        return MARTIAN
     frontend = None
     if packet.protocol != "ICMP":
         frontend = dataplane.frontends.get(Key(packet.dst, packet.protocol, packet.port))
     if frontend is None:
         if packet.dst in dataplane.cluster_ips:
-            return REJECT
+            return WRONG_PORT
         if covers(node.service_cidrs, packet.dst) and not packet.bound:
-            return DROP
+            return UNALLOCATED
         return PASS
     if frontend.sources and not covers(frontend.sources, packet.src):
-        return DROP
-    action = chosen(frontend, packet, node)
-    if not isinstance(action, Balance):
-        return REJECT if action is Fate.REJECT else DROP
+        return NOT_IN_RANGE
+    treatment = chosen(frontend, packet, node)
+    if not isinstance(treatment, Balance):
+        return treatment
     always = _masquerades(frontend, source(packet, node), node)
-    destinations = action.destinations
-    known = (memory or {}).get(remembered(action.sticky, packet)) if action.sticky else None
+    destinations = treatment.destinations
+    known = (memory or {}).get(remembered(treatment.sticky, packet)) if treatment.sticky else None
     if known in destinations:
         destinations = (known,)
-    return Outcome(Verdict.FORWARD, frozenset((b, always or b.ip == packet.src) for b in destinations))
+    return forward((b, always or b.ip == packet.src) for b in destinations)
 
 
 def remembered(sticky: Sticky, packet: Packet) -> tuple[Key, bool, str]:
@@ -102,7 +82,7 @@ def remembered(sticky: Sticky, packet: Packet) -> tuple[Key, bool, str]:
     return sticky.port, sticky.local, packet.src
 
 
-def chosen(frontend: Frontend, packet: Packet, node: NodeInfo) -> Action:
+def chosen(frontend: Frontend, packet: Packet, node: NodeInfo) -> Treatment:
     """What the frontend does for this packet's source."""
     if frontend.external is not None and source(packet, node) == "outside":
         return frontend.external

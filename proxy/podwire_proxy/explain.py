@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .backend import Live, Trace
+from podwire_base.kernel.reasons import Reason
+
+from .backend import Live
 from .decide import Packet, source
-from .model import Destination, NodeInfo, covers
+from .model import Destination, NodeInfo
+from .verdict import PASS, Kind, Verdict, forward
 
 Claims = Mapping[tuple[str, str, int], tuple[str, int, int]]  # (ip, protocol, port) -> (Service, endpoints, ready ones)
 SHOWN = 5  # endpoints told in full
@@ -16,64 +19,70 @@ _ORIGINS = {"pod": "a pod's address", "node": "this node itself", "outside": "ou
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """verdict: "forward", "pass", "reject" or "drop". to: possible deliveries, each with whether the source is
-    masqueraded."""
+    """verdict None: the rules cannot be followed. to: the possible deliveries in the order of the rules, each with
+    whether the source is masqueraded."""
 
-    verdict: str
-    to: tuple[tuple[Destination, bool], ...]
+    verdict: Verdict | None
     lines: tuple[str, ...]
+    to: tuple[tuple[Destination, bool], ...] = ()
 
 
-def explain(live: Live | None, node: NodeInfo, packet: Packet, claims: Claims | None = None) -> Explanation:
-    """Trace the packet through the live rules. claims: what the API says of frontends, where it could be asked."""
+def explain(
+    live: Live | None, node: NodeInfo, packet: Packet, claims: Claims | None = None, absent: Iterable[str] = ()
+) -> Explanation:
+    """Trace the packet through the live rules. claims: what the API says of frontends, where it could be asked.
+    absent: where rules would be, told where live is None."""
     lines = [f"source       {packet.src}: {_ORIGINS[source(packet, node)]}"]
     claim = (claims or {}).get((packet.dst, packet.protocol, packet.port))
     if claim:
         lines.append(f"Service      {claim[0]}: {claim[2]} of {claim[1]} endpoints ready")
     if live is None:
-        nothing = "rules        there is no table podwire here, and no chains PODWIRE-*: no proxy has run"
-        return Explanation("pass", (), (*lines, nothing, "verdict      pass: routed as it is"))
+        nothing = f"rules        there is no {' here, and no '.join(absent)}: no proxy has run"
+        return Explanation(PASS, (*lines, nothing, "verdict      pass: routed as it is"))
     try:
         traces = list(live.traces(packet, node))
     except NotImplementedError as err:
-        return Explanation(
-            "unknown", (), (*lines, f"verdict      unknown: somebody put a rule into {live.place}: {err}")
-        )
-    verdicts = {trace.verdict for trace in traces}
+        return Explanation(None, (*lines, f"verdict      unknown: somebody put a rule into {live.place}: {err}"))
     steps = list(
         dict.fromkeys(text for trace in traces[:SHOWN] for text in trace.steps)
     )  # what all ways share is told once
     lines += [f"{'' if index else 'rules':<12} {text}" for index, text in enumerate(steps)]
     if len(traces) > SHOWN:
         lines.append(f"{'':<12} ... and {len(traces) - SHOWN} more endpoints, each as likely")
-    if verdicts != {"accept"}:
-        verdict = "reject" if "reject" in verdicts else "drop"
-        return Explanation(verdict, (), (*lines, f"verdict      {verdict}: {_why(traces[0], packet, node, claim)}"))
-    to = tuple(dict.fromkeys((trace.to, trace.masquerade) for trace in traces if trace.to))
+    refused = next((trace.verdict for trace in traces if trace.verdict.kind in (Kind.REJECT, Kind.DROP)), None)
+    if refused:
+        return Explanation(
+            refused, (*lines, f"verdict      {refused.kind}: {_why(refused.reason, packet, node, claim)}")
+        )
+    to = tuple(dict.fromkeys(delivery for trace in traces for delivery in trace.verdict.to))
     if not to:
-        return Explanation("pass", (), (*lines, "verdict      pass: no Service has this address; routed as it is"))
+        return Explanation(PASS, (*lines, "verdict      pass: no Service has this address; routed as it is"))
     for destination, masquerade in to[:SHOWN]:
         lines.append(
             f"{'NAT':<12} to {destination.ip}:{destination.port}, "
             f"{'from the address of the outgoing interface (masqueraded)' if masquerade else 'source kept'}"
         )
-    return Explanation(
-        "forward", to, (*lines, f"verdict      forward: to one of {len(to)} endpoint{'s' * (len(to) > 1)}")
-    )
+    told = f"verdict      forward: to one of {len(to)} endpoint{'s' * (len(to) > 1)}"
+    return Explanation(forward(to), (*lines, told), to)
 
 
-def _why(trace: Trace, packet: Packet, node: NodeInfo, claim: tuple[str, int, int] | None) -> str:
-    steps = " ".join(trace.steps)
-    if trace.steps and (trace.steps[-1].startswith("rule sources-") or "not in the source ranges" in trace.steps[-1]):
-        return f"{packet.src} is in none of the Service's loadBalancerSourceRanges"
-    if "no-local-endpoint" in steps or "Local traffic policy" in steps:
-        return f"its traffic policy is Local, and no ready endpoint is on node {node.name or 'this node'}"
-    if "map services" in steps or "map outside" in steps or " --dport " in steps:
-        return "the Service has no ready endpoint" + (f" ({claim[1]} in all)" if claim else "")
-    if "loopback" in steps:
-        return "a loopback address cannot come from the wire"
-    if "unallocated" in steps:
-        return "no Service has this address, though it is in the Service range"
-    if "other ports" in steps or covers(node.service_cidrs, packet.dst):
-        return f"the Service has no port {packet.port}/{packet.protocol}"
-    return "a rule that is not the proxy's, or one that changed, decides"
+def _why(reason: Reason | None, packet: Packet, node: NodeInfo, claim: tuple[str, int, int] | None) -> str:
+    """The reason that the deciding rule carries, in words."""
+    match reason:
+        case Reason.SOURCE_RANGE:
+            return f"{packet.src} is in none of the Service's loadBalancerSourceRanges"
+        case Reason.NO_LOCAL_ENDPOINTS:
+            return f"its traffic policy is Local, and no ready endpoint is on node {node.name or 'this node'}"
+        case Reason.NO_ENDPOINTS:
+            return "the Service has no ready endpoint" + (f" ({claim[1]} in all)" if claim else "")
+        case Reason.LOOPBACK_MARTIAN:
+            return "a loopback address cannot come from the wire"
+        case Reason.UNALLOCATED_ADDRESS:
+            return "no Service has this address, though it is in the Service range"
+        case Reason.WRONG_PORT:
+            return f"the Service has no port {packet.port}/{packet.protocol}"
+        case Reason.SLOT_MISSING:
+            return "the endpoint that was drawn is gone; the client's next try draws another one"
+        case None:
+            return "a rule that is not the proxy's, or one that changed, decides"
+    return reason.value.replace("-", " ")

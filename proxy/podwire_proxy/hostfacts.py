@@ -1,4 +1,4 @@
-"""What on a host keeps Services from working, told with the fix. Pure; nftables/apply.py gathers the facts."""
+"""What on a host keeps Services from working, told with the fix. Pure; host.py and the backends gather the facts."""
 
 from __future__ import annotations
 
@@ -64,17 +64,26 @@ def leftovers(chains: Iterable[ForeignChain]) -> list[Leftover]:
 
 
 @dataclass(frozen=True, slots=True)
+class Foreign:
+    """Rules of others in one network namespace, of the kind that one backend knows. tables: "family name" of all
+    nf_tables tables, ours as well. drop_chains: "family table chain" of base chains at the forward hook whose policy is
+    drop. chains: of iptables. findings: further problems, each with its fix."""
+
+    tables: tuple[str, ...] = ()
+    drop_chains: tuple[str, ...] = ()
+    chains: tuple[ForeignChain, ...] = ()
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
-    """Of one network namespace. drop_chains: "family table chain" of foreign base chains at the forward hook whose
-    policy is drop. tables: "family name" of all nf_tables tables. chains: of iptables, not ours."""
+    """Of one network namespace. foreign: from each backend."""
 
     forwarding: bool = True
     strict_rp_filter: bool = False
     conntrack_count: int = 0
     conntrack_max: int = 0
-    drop_chains: tuple[str, ...] = ()
-    tables: tuple[str, ...] = ()
-    chains: tuple[ForeignChain, ...] = ()
+    foreign: tuple[Foreign, ...] = ()
     conntrack_wanted: int = 0
 
 
@@ -95,26 +104,20 @@ def findings(facts: HostFacts) -> list[str]:
             f"conntrack has room for {facts.conntrack_max} flows, {facts.conntrack_wanted} wanted; only the host's "
             f"own namespace can set it: sysctl -w net.netfilter.nf_conntrack_max={facts.conntrack_wanted}"
         )
-    for chain in facts.drop_chains:
+    for chain in (chain for one in facts.foreign for chain in one.drop_chains):
         family, table, name = chain.split(" ", 2)
         found.append(
             f"chain {name} of table {family} {table} drops what is forwarded unless a rule lets it through (Docker, "
             f"firewalld); allow the pods' addresses there"
         )
-    if any(table.endswith(" kube-proxy") for table in facts.tables):
+    if any(table.endswith(" kube-proxy") for one in facts.foreign for table in one.tables):
         found.append(
             "rules of kube-proxy in nftables mode are here and translate first or second; kube-proxy --cleanup"
         )
-    left = leftovers(facts.chains)
-    for one in left:
-        if one.owner in ("kube-proxy", "kube-router") and one.table == "nat":
-            found.append(f"{one.owner} left {one}; they translate Services first or second; {one.fix}")
-    legacy = sorted({f"{one.table} of {one.owner or 'unknown owner'}" for one in left if "legacy" in one.place})
-    if legacy and any("nft" in one.place for one in left):
-        found.append(
-            f"rules of legacy iptables ({', '.join(legacy)}) are here beside those of its nft variant: both see every "
-            "packet; iptables-legacy-save shows them"
-        )
+    for left in leftovers(chain for one in facts.foreign for chain in one.chains):
+        if left.owner in ("kube-proxy", "kube-router") and left.table == "nat":
+            found.append(f"{left.owner} left {left}; they translate Services first or second; {left.fix}")
+    found += [problem for one in facts.foreign for problem in one.findings]
     if facts.strict_rp_filter:
         found.append(
             "net.ipv4.conf.all.rp_filter is 1: answers that come by another interface are dropped; set it to 2 or 0"

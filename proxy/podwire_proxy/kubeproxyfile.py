@@ -7,11 +7,13 @@ format does not know. Zero values ("", null, 0, "0s") mean kube-proxy's defaults
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from podwire_base.kube.errors import ConfigError
 
+MODES, DEFAULT_MODE = ("iptables", "ipvs", "nftables"), "iptables"  # of kube-proxy
+REFERENCE_MODE = "nftables"  # whose behaviour podwire has, whatever writes the rules
 API, KIND = "kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration"
 _SECTION = {"masqueradeBit", "masqueradeAll", "syncPeriod", "minSyncPeriod"}
 KNOWN: dict[str, set[str]] = {
@@ -159,9 +161,9 @@ class Reader:
         return notes
 
 
-def read(document: Any) -> tuple[dict[str, Any], list[str]]:
-    """(fields of ProxyConfig that the file sets, notes). Raises ConfigError for another kind or a value of a wrong
-    type."""
+def read(document: Any, served: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """(fields of ProxyConfig that the file sets, notes). served: names of the backends, the default one first. Raises
+    ConfigError for another kind or a value of a wrong type."""
     if not isinstance(document, Mapping) or (document.get("apiVersion"), document.get("kind")) != (API, KIND):
         raise ConfigError(f"the file is no {KIND} of {API}")
     reader = Reader(document)
@@ -177,7 +179,7 @@ def read(document: Any) -> tuple[dict[str, Any], list[str]]:
     put("metrics_address", reader.take("metricsBindAddress"))
     put("cluster_cidrs", reader.take("clusterCIDR"), lambda text: tuple(part.strip() for part in text.split(",")))
     put("node_port_addresses", reader.take("nodePortAddresses", list), lambda items: tuple(map(str, items)))
-    _mode(reader, fields)
+    _mode(reader, fields, served)
     put("detect_local", reader.take("detectLocalMode"))
     for mode, key in (("BridgeInterface", "bridgeInterface"), ("InterfaceNamePrefix", "interfaceNamePrefix")):
         value = reader.take(f"detectLocal.{key}")
@@ -197,23 +199,23 @@ def read(document: Any) -> tuple[dict[str, Any], list[str]]:
     return fields, reader.left()
 
 
-def _mode(reader: Reader, fields: dict[str, Any]) -> None:
+def _mode(reader: Reader, fields: dict[str, Any], served: Sequence[str]) -> None:
     """kube-proxy's mode and the section that belongs to it. Whatever the mode, the behaviour here is that of
-    `nftables`."""
+    kube-proxy's `nftables`."""
     mode = reader.take("mode") or ""
-    if mode not in ("", "iptables", "ipvs", "nftables"):
-        raise ConfigError(f"mode: {mode!r} is none of iptables, ipvs, nftables")
-    if mode == "iptables":
-        reader.notes.append("mode: iptables is served with the behaviour of kube-proxy's nftables mode")
-    elif mode != "nftables":
-        reader.notes.append(
-            f"mode: {mode or 'the default, iptables,'} is served by the nftables backend"
-            + ("" if mode else "; --backend iptables")
-        )
-    if mode in ("iptables", "nftables"):
+    if mode and mode not in MODES:
+        raise ConfigError(f"mode: {mode!r} is none of {', '.join(MODES)}")
+    if mode in served:
         fields["backend"] = mode
-    mode = mode or "iptables"
-    for section in ("iptables", "nftables"):
+        if mode != REFERENCE_MODE:
+            reader.notes.append(f"mode: {mode} is served with the behaviour of kube-proxy's {REFERENCE_MODE} mode")
+    else:
+        reader.notes.append(
+            f"mode: {mode or f'the default, {DEFAULT_MODE},'} is served by the {served[0]} backend"
+            + ("" if mode else f"; --backend {DEFAULT_MODE}")
+        )
+    mode = mode or DEFAULT_MODE
+    for section in (name for name in MODES if "masqueradeAll" in KNOWN[name]):
         masquerade = reader.take(f"{section}.masqueradeAll", bool)
         period, least = (reader.duration(f"{section}.{key}") for key in ("syncPeriod", "minSyncPeriod"))
         if section == mode:
@@ -232,11 +234,11 @@ def write(config: Any) -> dict[str, Any]:
         "nftables": {},
         "iptables": {"localhostNodePorts": config.localhost_node_ports},
     }
-    sections[config.backend] |= {
-        "masqueradeAll": config.masquerade_all,
-        "minSyncPeriod": f"{config.min_interval}s",
-        "syncPeriod": f"{config.healthz_timeout / 2}s",
-    }
+    sections.setdefault(config.backend, {}).update(
+        masqueradeAll=config.masquerade_all,
+        minSyncPeriod=f"{config.min_interval}s",
+        syncPeriod=f"{config.healthz_timeout / 2}s",
+    )
     return {
         "apiVersion": API,
         "kind": KIND,

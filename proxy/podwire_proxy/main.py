@@ -28,18 +28,17 @@ from podwire_base.role import logs, web
 from podwire_base.role.run import stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 
-from . import backends, health, kubeproxyfile
+from . import backends, health, host, kubeproxyfile
 from .backend import families
 from .changes import DeduplicatedLog, Tracker
-from .config import BACKENDS, DETECTORS, NODE_SHAPE, VARIANTS, ProxyConfig, check, eligible, service_cidrs, wanted_flows
+from .config import DETECTORS, NODE_SHAPE, ProxyConfig, eligible, service_cidrs, wanted_flows
 from .health import Health, ServiceChecks
 from .hostfacts import findings
-from .iptables.leftovers import foreign_chains
 from .memory import frugal
 from .metrics import Metrics
-from .nftables import apply
 from .objects import check_failed, stub, triggered
 from .offline import configured, dry_run
+from .proxier import Proxier
 from .settings import SERVICE_LABELS, SERVICES, SLICE_LABELS, SLICES
 from .sweeper import Sweeper
 from .sync import RETRY_BUSY, Pacer
@@ -62,11 +61,11 @@ class Proxy:
 
     def __post_init__(self) -> None:
         self.tracker = Tracker(self.config.node())
-        self.proxier = backends.choose(self.config.backend, self.config.iptables_variant).proxier(self.config.node())
+        self.proxier = Proxier(backends.configured(self.config), self.config.node())
         self.pacer = Pacer(self.config.min_interval, self.config.verify_interval, self.proxier.no_notifications)
         self.metrics.families = tuple("IPv6" if family == "ip6" else "IPv4" for family in families(self.config.node()))
-        self.metrics.backend = self.config.backend
-        self.metrics.rules, self.metrics.counted = getattr(self.proxier, "rule_counts", dict), self.proxier.counted
+        self.metrics.names = self.proxier.backend.metrics
+        self.metrics.rules, self.metrics.counted = self.proxier.rule_counts, self.proxier.counted
         self.status = RoleStatus(self.config.run_dir, "proxy")
         self._reported = 0.0  # when; a report that comes too soon after the last one is made up for later
         self._report_due = self._well = False
@@ -197,7 +196,7 @@ class Proxy:
 
     def _look_at_host(self) -> None:
         try:
-            facts = replace(apply.host_facts(foreign_chains()), conntrack_wanted=self._conntrack_wanted)
+            facts = replace(host.facts(backends.foreign()), conntrack_wanted=self._conntrack_wanted)
             found = findings(facts)
         except OSError as err:
             log.warn("the host could not be looked at", error=str(err))
@@ -338,11 +337,11 @@ async def _served(api: ApiClient, path: str) -> bool:
 
 async def _main(config: ProxyConfig) -> None:
     stop = stop_event()
-    apply.remove_idle(config.node())
-    if config.localhost_node_ports and (problem := apply.route_localnet()):
+    backends.configured(config).remove_idle(config.node())
+    if config.localhost_node_ports and (problem := host.route_localnet()):
         log.warn("NodePorts on 127.0.0.1 will not answer: packets of lo cannot leave by other links", problem=problem)
-    apply.raise_conntrack_max(wanted_flows(config, os.cpu_count() or 1))
-    for name, problem in apply.set_conntrack(config.conntrack):
+    host.raise_conntrack_max(wanted_flows(config, os.cpu_count() or 1))
+    for name, problem in host.set_conntrack(config.conntrack):
         log.warn("conntrack setting could not be made", setting=name, problem=problem)
     proxy = Proxy(config)
     async with contextlib.AsyncExitStack() as stack:
@@ -373,9 +372,10 @@ async def _post(api: ApiClient, event: meta.Object) -> None:
 def run(config: ProxyConfig) -> None:
     """Serve until SIGTERM or SIGINT, inside the node's network namespace. The rules stay in the kernel.
 
-    Raises ConfigError for a field or a kubeconfig that cannot be used, and OSError where nf_tables is not available.
+    Raises ConfigError for a field or a kubeconfig that cannot be used, and OSError where the host lacks what the
+    backend needs.
     """
-    check(config)
+    backends.check(config)
     logs.configure(node=config.node_name)
     frugal()
     log.info("starting", backend=config.backend, pods=config.cluster_cidrs or "unknown", services=config.service_cidrs)
@@ -387,6 +387,13 @@ def cleanup(ns_fd: int | None = None) -> list[str]:
     """Remove all that the proxy wrote into this namespace's kernel (or the one behind `ns_fd`); returns what was
     there."""
     return backends.cleanup(ns_fd)
+
+
+def _backend_options(command: Callable[..., None]) -> Callable[..., None]:
+    for setting in backends.settings():
+        command = click.option(setting.flag, type=click.Choice(setting.choices), help=setting.help)(command)
+    names = backends.names()
+    return click.option("--backend", type=click.Choice(names), help=f"what writes the rules [{names[0]}]")(command)
 
 
 @click.command("proxy")
@@ -402,8 +409,7 @@ def cleanup(ns_fd: int | None = None) -> list[str]:
     show_default=True,
     help="of the status file that `podwire status` reads",
 )
-@click.option("--backend", type=click.Choice(BACKENDS), help="what writes the rules [nftables]")
-@click.option("--iptables-variant", type=click.Choice(VARIANTS), help="of --backend iptables [auto: the host's own]")
+@_backend_options
 @click.option(
     "--cluster-cidr", "cluster_cidrs", multiple=True, help="addresses of pods; repeat for IPv6 [10.244.0.0/16]"
 )
@@ -426,7 +432,7 @@ def cleanup(ns_fd: int | None = None) -> list[str]:
 @click.option("--dry-run", "dry", is_flag=True, help="print what would be written and exit")
 @click.option("--cleanup", "clean", is_flag=True, help="remove all rules of the proxy and exit")
 def command(file: Path | None, dry: bool, clean: bool, **flags: Any) -> None:
-    """Serve Services on this node with nftables or iptables."""
+    """Serve Services on this node."""
     try:
         if clean:
             for line in cleanup():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from podwire_base.kernel.reasons import Reason
 from podwire_base.role.metrics import Histogram, Page
 
+from .backend import MetricNames
 from .flows import Swept
 
 # kube-proxy's own, so that its dashboards and alerts go on working.
@@ -28,14 +30,14 @@ class Metrics:
 
     programming: from the change of a pod to the kernel, as the endpoint slice's annotation dates it. healthz, livez:
     answers by status code. stranded: Service ports with a Local policy and endpoints only elsewhere, by family and
-    policy. stale_flows: by family. rules: how many rules there are in the kernel by (family, table), for iptables.
-    counted: asks the kernel for the packets of backend.Counted; seen: what it said last.
+    policy. stale_flows: by family. names: the backend's own. rules: how many rules there are in the kernel by (family,
+    table). counted: asks the kernel for packets by the code of the rules that counted them; seen: what it said last.
     """
 
     families: tuple[str, ...] = ("IPv4",)
-    backend: str = "nftables"
+    names: MetricNames = field(default_factory=lambda: MetricNames(""))
     rules: Callable[[], Mapping[tuple[str, str], int]] = dict
-    counted: Callable[[], Sequence[int]] = tuple
+    counted: Callable[[], Mapping[Reason, int]] = dict
 
     all: Histogram = field(default_factory=lambda: Histogram(SYNC_BUCKETS))
     full: Histogram = field(default_factory=lambda: Histogram(SYNC_BUCKETS))
@@ -45,7 +47,7 @@ class Metrics:
     healthz: Counter[int] = field(default_factory=Counter)
     livez: Counter[int] = field(default_factory=Counter)
     no_local_endpoints: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    seen: Sequence[int] = (0, 0)
+    seen: Mapping[Reason, int] = field(default_factory=dict)
     failures: int = 0
     partial_failures: int = 0
     last_rules: int = 0
@@ -110,40 +112,22 @@ class Metrics:
         ):
             series = [(labels, histogram.counts, histogram.total) for labels in each]
             page.histogram(f"kubeproxy_{name}", "", histogram.bounds, series)
-        failing = (
-            "sync_proxy_rules_iptables_restore_failures_total"
-            if self.backend == "iptables"
-            else ("sync_proxy_rules_nftables_sync_failures_total")
-        )
         for kind, name, value in (
-            ("gauge", "sync_proxy_rules_last_timestamp_seconds", self.last_sync),
-            ("gauge", "sync_proxy_rules_last_queued_timestamp_seconds", self.last_queued),
-            ("counter", failing, self.failures),
+            ("gauge", "kubeproxy_sync_proxy_rules_last_timestamp_seconds", self.last_sync),
+            ("gauge", "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", self.last_queued),
+            ("counter", self.names.failures, self.failures),
+            ("gauge", self.names.last, self.last_rules),
+            ("counter", self.names.partial_failures, self.partial_failures),
+            ("counter", self.names.cleanup_failures, self.cleanup_failures),
         ):
-            page.family(f"kubeproxy_{name}", kind, "", [(labels, value) for labels in each])
-        if self.backend == "iptables":
-            page.family(
-                "kubeproxy_sync_proxy_rules_iptables_total",
-                "gauge",
-                "",
-                [
-                    ({"ip_family": _family_name(family), "table": table}, count)
-                    for (family, table), count in sorted(self.rules().items())
-                ],
-            )
-            for kind, name, number in (
-                ("gauge", "last", self.last_rules),
-                ("counter", "partial_restore_failures_total", self.partial_failures),
-            ):
-                family = f"kubeproxy_sync_proxy_rules_iptables_{name}"
-                page.family(family, kind, "", [(labels, number) for labels in each])
-        else:
-            page.family(
-                "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total",
-                "counter",
-                "",
-                [(labels, self.cleanup_failures) for labels in each],
-            )
+            if name:
+                page.family(name, kind, "", [(labels, value) for labels in each])
+        if self.names.rules:
+            tables = [
+                ({"ip_family": _family_name(family), "table": table}, count)
+                for (family, table), count in sorted(self.rules().items())
+            ]
+            page.family(self.names.rules, "gauge", "", tables)
         page.family(
             "kubeproxy_conntrack_reconciler_deleted_entries_total",
             "counter",
@@ -160,11 +144,12 @@ class Metrics:
                 for policy in ("internal", "external")
             ],
         )
-        own = (
-            "kubeproxy_iptables" if self.backend == "iptables" else "podwire_proxy"
-        )  # kube-proxy has them for iptables only
-        for name, packets in zip(("ct_state_invalid_dropped", "localhost_nodeports_accepted"), self.seen, strict=True):
-            page.family(f"{own}_{name}_packets_total", "counter", "", [({}, packets)])
+        for name, reason in (
+            ("ct_state_invalid_dropped", Reason.INVALID_STATE),
+            ("localhost_nodeports_accepted", Reason.LOCALHOST_NODE_PORT),
+        ):
+            packets = self.seen.get(reason, 0)
+            page.family(f"{self.names.packets}_{name}_packets_total", "counter", "", [({}, packets)])
         for name, answers in (("proxy_healthz_total", self.healthz), ("proxy_livez_total", self.livez)):
             by_code = [({"code": str(code)}, count) for code, count in sorted(answers.items())]
             page.family(f"kubeproxy_{name}", "counter", "", by_code)

@@ -15,8 +15,9 @@ from podwire_base.kube.errors import ConfigError
 from podwire_base.role import logs
 
 from . import backends
+from .backend import dry_run as written
 from .changes import Tracker
-from .config import ProxyConfig, check
+from .config import ProxyConfig
 from .settings import SERVICE_LABELS, SERVICES, SLICE_LABELS, SLICES, merged, of_file
 
 log = logs.get("proxy")
@@ -24,7 +25,7 @@ log = logs.get("proxy")
 
 async def dry_run(config: ProxyConfig) -> list[str]:
     """What a first sync would write into an empty kernel, one line a step. Raises ApiError, ConfigError."""
-    check(config)
+    backends.check(config)
     async with ApiClient(load(config.kubeconfig)) as api:
         node = await api.get("/api/v1/nodes", fieldSelector=f"metadata.name={config.node_name}")
         services = await api.get(SERVICES, labelSelector=SERVICE_LABELS)
@@ -35,7 +36,7 @@ async def dry_run(config: ProxyConfig) -> list[str]:
     for obj in slices["items"]:
         tracker.slice(meta.key(obj), obj)
     tracker.flush()
-    return list(backends.choose(config.backend, config.iptables_variant).plan(tracker.dataplane))
+    return list(written(backends.configured(config), tracker.dataplane))
 
 
 def configured(file: Path | None, flags: Mapping[str, Any]) -> ProxyConfig:
@@ -44,7 +45,9 @@ def configured(file: Path | None, flags: Mapping[str, Any]) -> ProxyConfig:
     if file is not None:
         try:
             document = yaml.safe_load(file.read_text())
-            fields = of_file(document, lambda note: log.warn("configuration", file=str(file), note=note))
+            fields = of_file(
+                document, backends.names(), lambda note: log.warn("configuration", file=str(file), note=note)
+            )
         except (OSError, yaml.YAMLError, UnicodeDecodeError, ConfigError) as err:
             raise ConfigError(f"{file}: {err}") from err
     return merged(fields, flags)

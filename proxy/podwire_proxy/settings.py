@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from podwire_base.kube.errors import ConfigError
@@ -14,10 +14,10 @@ SERVICES, SLICES = "/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices
 SERVICE_LABELS, SLICE_LABELS = "!service.kubernetes.io/service-proxy-name", "!service.kubernetes.io/headless"
 
 
-def of_file(document: Any, note: Callable[[str], None]) -> dict[str, Any]:
-    """The fields that a KubeProxyConfiguration sets. note: is told what podwire does another way. Raises
-    ConfigError."""
-    fields, notes = kubeproxyfile.read(document)
+def of_file(document: Any, served: Sequence[str], note: Callable[[str], None]) -> dict[str, Any]:
+    """The fields that a KubeProxyConfiguration sets. served: names of the backends, the default one first. note: is
+    told what podwire does another way. Raises ConfigError."""
+    fields, notes = kubeproxyfile.read(document, served)
     for one in notes:
         note(one)
     return {"cluster_cidrs": (), **fields}  # to kube-proxy, no clusterCIDR means that nobody counts as a pod

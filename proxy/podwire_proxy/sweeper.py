@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from .backend import Proxier
 from .flows import Swept
+from .proxier import Proxier
 
 SWEEP_AFTER = 0.05  # seconds: far longer than a packet is on its way through one hook
 SHARE = 9  # times its work that the search for flows rests, under changes that never end
@@ -18,16 +18,16 @@ class Sweeper:
     anew."""
 
     def __init__(self, proxier: Proxier, done: Callable[[Swept], None], failed: Callable[[OSError], None]) -> None:
-        self._programmer, self._done, self._failed = proxier, done, failed
+        self._proxier, self._done, self._failed = proxier, done, failed
         self._thread = ThreadPoolExecutor(1, "flows")
         self._rules = False
         self._looking: asyncio.Task[None] | None = None
 
     def after_sync(self) -> None:
-        if self._programmer.unswept and not self._rules:
+        if self._proxier.unswept and not self._rules:
             self._rules = True
             asyncio.get_running_loop().call_later(SWEEP_AFTER, self._sweep_rules)
-        if self._programmer.flows.pending and self._looking is None:
+        if self._proxier.flows.pending and self._looking is None:
             self._looking = asyncio.ensure_future(self._look())
 
     def close(self) -> None:
@@ -38,7 +38,7 @@ class Sweeper:
     def _sweep_rules(self) -> None:
         self._rules = False
         try:
-            self._programmer.sweep_rules()
+            self._proxier.sweep_rules()
         except OSError as err:
             self._failed(err)
 
@@ -46,9 +46,9 @@ class Sweeper:
         """In a thread: the kernel is busy with each dump for milliseconds, in which changes come."""
         pause = SWEEP_AFTER
         try:
-            while self._programmer.flows.pending:
+            while self._proxier.flows.pending:
                 await asyncio.sleep(pause)
-                look = self._programmer.flows.look()
+                look = self._proxier.flows.look()
                 swept = await asyncio.get_running_loop().run_in_executor(self._thread, look.run)
                 self._done(swept)
                 # Not by the clock: where many want the CPUs a look takes long, and flows would lead nowhere for ten

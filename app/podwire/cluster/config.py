@@ -5,13 +5,13 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from podwire_base.kube.loadbalancer import parse as parse_pools
 
 BASE = Path("/run/podwire")
-PROXY_BACKENDS = ("nftables", "iptables", "iptables-nft", "iptables-legacy")
 MARKER = "PODWIRE_CLUSTER"  # environment variable of every process of a cluster: how `down` finds them all
 
 
@@ -23,7 +23,8 @@ class BadConfig(Exception):
 class ClusterConfig:
     """load_balancer_pool: CIDRs or ranges for Services of type LoadBalancer; None: 32 addresses of the node network.
     upstream_dns: "IP" or "IP#port", as nodes reach them. bridge_nf: net.bridge.bridge-nf-call-iptables of the nodes, -1
-    leaves it as the kernel has it. proxy_backend: what writes the Service rules."""
+    leaves it as the kernel has it. proxy_backend: what writes the Service rules, one of
+    the proxy's backends.choices()."""
 
     name: str = "podwire"
     nodes: int = 3
@@ -35,7 +36,7 @@ class ClusterConfig:
     upstream_dns: tuple[str, ...] = ()
     bridge_nf: int = -1
     load_balancer_pool: tuple[str, ...] | None = None
-    proxy_backend: str = PROXY_BACKENDS[0]
+    proxy_backend: str = "nftables"
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", self.name):
@@ -44,8 +45,6 @@ class ClusterConfig:
             )
         if not 1 <= self.nodes <= 50:
             raise BadConfig(f"nodes: {self.nodes}: from 1 to 50")
-        if self.proxy_backend not in PROXY_BACKENDS:
-            raise BadConfig(f"proxy_backend: {self.proxy_backend!r} is none of {', '.join(PROXY_BACKENDS)}")
         nets = []
         for field in ("node_cidr", "cluster_cidr", "service_cidr"):
             try:
@@ -68,14 +67,11 @@ class ClusterConfig:
             if nets[a].overlaps(nets[b]):
                 raise BadConfig(f"{nets[a]} and {nets[b]} overlap: nodes, pods and Services need ranges of their own")
 
-    @property
-    def role_sets(self) -> tuple[tuple[str, str, str], ...]:
-        """Settings of the nodes' agents (node/settings.py): what writes the Service rules; /metrics on each node's own
-        lo."""
-        backend, _, variant = self.proxy_backend.partition("-")
+    def role_sets(self, backend: Mapping[str, str]) -> tuple[tuple[str, str, str], ...]:
+        """Settings of the nodes' agents: what writes the Service rules (fields of ProxyConfig); /metrics on each node's
+        own lo."""
         return (
-            ("proxy", "backend", backend),
-            ("proxy", "iptables_variant", variant or "auto"),
+            *(("proxy", field, value) for field, value in backend.items()),
             ("proxy", "metrics_address", "127.0.0.1:10249"),
             ("dns", "metrics_address", "127.0.0.1:9153"),
         )

@@ -17,6 +17,7 @@ from podwire_controlplane.controllers.driver import run as run_controllers
 from podwire_controlplane.server import auth, pki
 from podwire_controlplane.server.main import ServerConfig
 from podwire_controlplane.server.main import run as run_server
+from podwire_proxy import backends
 
 from .. import agent
 from . import network
@@ -83,7 +84,7 @@ def _roles(config: ClusterConfig) -> list[Role]:
             cluster_domain=config.cluster_domain,
             upstream_dns=config.upstream_dns,
             node_cidrs=(config.node_cidr,),
-            sets=config.role_sets,
+            sets=config.role_sets(backends.chosen(config.proxy_backend)),
         )
         rows.append(
             Role(node, partial(agent.run, spec), log_dir / f"{node}.log", network.path_of(config.namespace(node)))

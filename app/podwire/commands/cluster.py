@@ -9,7 +9,9 @@ import time
 
 import click
 
-from ..cluster.config import PROXY_BACKENDS, BadConfig, ClusterConfig
+from podwire_proxy import backends
+
+from ..cluster.config import BadConfig, ClusterConfig
 from ..cluster.lifecycle import UpFailed, down_command
 from ..cluster.lifecycle import down as take_down
 from ..cluster.lifecycle import up as bring_up
@@ -23,8 +25,8 @@ name_option = click.option(
 
 backend_option = click.option(
     "--proxy-backend",
-    type=click.Choice(PROXY_BACKENDS),
-    default=PROXY_BACKENDS[0],
+    type=click.Choice(backends.choices()),
+    default=backends.names()[0],
     show_default=True,
     help="What writes the nodes' Service rules.",
 )

@@ -15,16 +15,14 @@ import click
 
 from podwire_base.kernel.addresses import local_addresses
 from podwire_base.kernel.netns import call_in
-from podwire_base.kernel.nft import ruleset as nft
-from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kube.meta import Object, key, labels
 from podwire_node.runtime import Sandbox
 from podwire_proxy import backends
 from podwire_proxy.decide import Packet
 from podwire_proxy.explain import SHOWN, Claims, Explanation, explain
 from podwire_proxy.hostfacts import leftovers
-from podwire_proxy.iptables.leftovers import foreign_chains
 from podwire_proxy.model import PROTOCOLS, NodeInfo, normal_ip
+from podwire_proxy.verdict import Kind
 
 from ..cluster import network
 from ..cluster.record import load
@@ -229,9 +227,8 @@ def _lines(place: Place, packet: Packet, found: Explanation) -> Iterator[str]:
         f", on node {place.node}" if place.node else ""
     )
     yield from found.lines
-    for ip in (
-        dict.fromkeys(b.ip for b, _ in found.to[:SHOWN]) if found.to else [packet.dst] * (found.verdict == "pass")
-    ):
+    passed = found.verdict is not None and found.verdict.kind is Kind.PASS
+    for ip in dict.fromkeys(b.ip for b, _ in found.to[:SHOWN]) if found.to else [packet.dst] * passed:
         yield f"route        {ip}: {_route(place, ip)}"
 
 
@@ -278,7 +275,7 @@ def explain_(
     live = call_in(source.on.path, backends.observe)
     packet = Packet(source.ip, ip, protocol, port, node=source.ip in addresses, interface=interface)  # type: ignore[arg-type]
     node_info = live.node(source.on.node, addresses) if live else NodeInfo(source.on.node, addresses)
-    found = explain(live, node_info, packet, _claims(services, slices))
+    found = explain(live, node_info, packet, _claims(services, slices), backends.places())
     for line in _lines(source.on, packet, found):
         click.echo(line)
     if send:
@@ -287,7 +284,8 @@ def explain_(
                 f"--send: {source.ip} is no address of the node; SRC must be a pod, `node`, or one of its addresses"
             )
         verdict, text = _send(source.at, packet)
-        agrees = found.verdict in ({"forward", "drop", "pass"} if verdict == "silent" else {verdict, "pass"})
+        fitting = {"forward", "drop", "pass"} if verdict == "silent" else {verdict, "pass"}
+        agrees = found.verdict is not None and found.verdict.kind in fitting
         click.echo(f"sent         {text}: {'as explained' if agrees else 'NOT as explained'}")
         if not agrees:
             raise SystemExit(1)
@@ -305,13 +303,8 @@ def cleanup(dry_run: bool, node: str | None, netns: str | None, cluster: str | N
     Stop the proxy first: one that runs puts its rules back.
     """
     place = _place(cluster, node, netns)
-
-    def tables() -> list[nft.Table]:
-        with nft_socket.Connection() as conn:
-            return conn.tables()
-
     try:
-        there = call_in(place.path, tables)
+        others = call_in(place.path, backends.foreign)
         ours = call_in(place.path, backends.existing)
         for line in ours if dry_run else call_in(place.path, backends.cleanup):
             click.echo(f"{'would remove' if dry_run else 'removed'} {line}")
@@ -319,8 +312,8 @@ def cleanup(dry_run: bool, node: str | None, netns: str | None, cluster: str | N
         raise Failed(f"{place.path}: {err.strerror}; this needs root" if err.strerror else str(err)) from err
     if not ours:
         click.echo("nothing of the proxy is here")
-    for table in there:
-        if table.name in OWNERS:
-            click.echo(f"left alone: table {table.family} {table.name}, which belongs to {OWNERS[table.name]}")
-    for one in leftovers(call_in(place.path, foreign_chains)):
-        click.echo(f"left alone: {one}" + (f", of {one.owner} ({one.fix})" if one.owner else ""))
+    for table in (table for one in others for table in one.tables):
+        if (name := table.partition(" ")[2]) in OWNERS:
+            click.echo(f"left alone: table {table}, which belongs to {OWNERS[name]}")
+    for left in leftovers(chain for one in others for chain in one.chains):
+        click.echo(f"left alone: {left}" + (f", of {left.owner} ({left.fix})" if left.owner else ""))

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from podwire.cluster import config, record
 from podwire.cluster.config import BadConfig, ClusterConfig
+from podwire.commands.cluster import up
 from podwire.commands.pods import log_lines
 from podwire.main import cli
 
@@ -28,7 +29,6 @@ from podwire.main import cli
         ("upstream_dns", ("1.1.1.1#0",)),
         ("upstream_dns", ("1.1.1.1#99999",)),
         ("upstream_dns", ("1.1.1.1:53",)),
-        ("proxy_backend", "ipvs"),
     ],
 )
 def test_bad_settings_name_their_field(field: str, value: Any) -> None:
@@ -96,3 +96,10 @@ def test_the_last_lines_of_a_log_come_once(tmp_path: Path) -> None:
     assert list(log_lines(file, False, 0)) == []
     assert list(log_lines(file, False, 99)) == [f"line {n}" for n in range(5)]
     assert list(log_lines(tmp_path / "none", False)) == []
+
+
+def test_up_knows_the_proxys_backends() -> None:
+    done = CliRunner().invoke(up, ["--proxy-backend", "ipvs"])
+    assert (done.exit_code, "'ipvs' is not one of" in done.output) == (2, True)
+    sets = ClusterConfig().role_sets({"backend": "iptables", "iptables_variant": "legacy"})
+    assert sets[:2] == (("proxy", "backend", "iptables"), ("proxy", "iptables_variant", "legacy"))

@@ -169,10 +169,10 @@ def settings_default(name: str) -> Any:
 
 
 def _proxy(objects: list[Object]) -> ProxyConfig:
-    from podwire_proxy import kubeproxyfile
+    from podwire_proxy import backends, kubeproxyfile
 
     fields, notes = kubeproxyfile.read(
-        yaml.safe_load(named(objects, "ConfigMap", "podwire-proxy")["data"]["config.conf"])
+        yaml.safe_load(named(objects, "ConfigMap", "podwire-proxy")["data"]["config.conf"]), backends.names()
     )
     assert [note for note in notes if "mode" not in note] == []
     return ProxyConfig(**{"node_name": "n", "kubeconfig": None, "run_dir": Path("/run/podwire"), **fields})

@@ -20,6 +20,7 @@ from podwire_dns import metrics_page
 from podwire_dns.cache import Cache
 from podwire_dns.metrics import BOUNDS, HEALTH_BOUNDS, PROGRAMMING_BOUNDS, Tally
 from podwire_dns.testing.builders import CONFIG, conformance_zone
+from podwire_proxy.backend import dry_run
 from podwire_proxy.backends import choose
 from podwire_proxy.metrics import Metrics
 from podwire_proxy.testing import table
@@ -227,7 +228,7 @@ def exposed(page: str) -> dict[str, tuple[str, set[str]]]:
 
 
 def proxy_page(backend: str) -> str:
-    made = Metrics(backend=backend, rules=lambda: {("ip", "nat"): 1})
+    made = Metrics(names=choose(backend).metrics, rules=lambda: {("ip", "nat"): 1})
     made.healthz[200] = made.livez[200] = 1
     return made.render()
 
@@ -346,7 +347,7 @@ def rules(backend: str) -> str:
     slices = table.some_slice(*table.BOTH), endpoint_slice("plain", table.BOTH, [("", "TCP", 80)])
     tracker = table.Scenario("all", (whole, plain, *slices), {}).tracker()
     tracker.flush()
-    return "\n".join(choose(backend).plan(tracker.dataplane))
+    return "\n".join(dry_run(choose(backend), tracker.dataplane))
 
 
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])

@@ -17,9 +17,11 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from podwire_base.kernel.ip import Family, packed
+from podwire_base.kernel.reasons import Reason, carrying
 
-from ..dataplane import Action, Balance, Fate, Frontend, Key, Sticky
+from ..dataplane import Balance, Frontend, Key, Sticky, Treatment
 from ..model import LOCALHOST, Destination, NodeInfo, is_v6
+from ..verdict import Verdict
 
 PREFIX = "PODWIRE-"  # of all our chains and sets
 MARK = (
@@ -27,6 +29,14 @@ MARK = (
 )
 BIT = f"{MARK:#x}/{MARK:#x}"
 SERVICES, FILTER, NODE = "PODWIRE-SERVICES", "PODWIRE-FILTER", "PODWIRE-NODE"
+# The chains in which a refused packet ends, by the reason that their rules carry
+ENDS = {
+    Reason.NO_ENDPOINTS: "PODWIRE-REJECT",
+    Reason.NO_LOCAL_ENDPOINTS: "PODWIRE-NO-LOCAL",
+    Reason.SOURCE_RANGE: "PODWIRE-NO-SOURCE",
+    Reason.WRONG_PORT: "PODWIRE-NO-PORT",
+    Reason.ENDPOINT_GONE: "PODWIRE-GONE",
+}
 PORTS = 64  # NodePorts in one chain
 PROBABILITY = 1 << 31  # xt_statistic keeps probabilities as multiples of its inverse
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")  # what iptables-save prints without quotes
@@ -90,10 +100,12 @@ def cidr(text: str) -> str:
     return str(ipaddress.ip_network(text, strict=False))
 
 
-def quoted(words: str) -> str:
-    """A comment. A name of an object that the API should have refused must not end it: only harmless characters
-    stay."""
+def quoted(words: str, reason: Reason | None = None) -> str:
+    """A comment, with the reason's code where there is one. A name of an object that the API should have refused must
+    neither end it nor pass for a code: only harmless characters stay."""
     text = _STRANGE.sub("?", words)[:200]
+    if reason is not None:
+        text = carrying(text, reason)
     return f"-m comment --comment {text}" if _PLAIN.fullmatch(text) else f'-m comment --comment "{text}"'
 
 
@@ -159,17 +171,17 @@ class _Builder:
         self.sets: list[str] = []
 
     def build(self) -> Built:
-        actions = (self.frontend.internal, self.frontend.external)
+        treatments = (self.frontend.internal, self.frontend.external)
         nat: Rules = ()
-        if any(isinstance(action, Balance) for action in actions):
+        if any(isinstance(treatment, Balance) for treatment in treatments):
             entry = self._chain("nat", "PODWIRE-SVC-", self._service())
             if self.frontend.sources:
                 entry = self._chain(
                     "nat", "PODWIRE-FW-", (f"-s {cidr(c)} -j {entry}" for c in sorted(self.frontend.sources))
                 )
             nat = (f"{dialled(self.key)} {self._comment()} -j {entry}",)
-        fate = next((action for action in reversed(actions) if isinstance(action, Fate)), None)
-        return Built(nat, self._refusals(fate), self.chains, tuple(self.sets))
+        refusal = next((treatment for treatment in reversed(treatments) if isinstance(treatment, Verdict)), None)
+        return Built(nat, self._refusals(refusal), self.chains, tuple(self.sets))
 
     def _comment(self) -> str:
         return quoted(self.frontend.service)
@@ -199,20 +211,20 @@ class _Builder:
         yield f"-m addrtype --src-type LOCAL {internal}"
         yield from self._balance(frontend.external, "outside")
 
-    def _balance(self, action: Action, side: str) -> Iterator[str]:
-        if not isinstance(action, Balance):
+    def _balance(self, treatment: Treatment, side: str) -> Iterator[str]:
+        if not isinstance(treatment, Balance):
             return
-        targets = [_dnat(self.protocol, destination) for destination in action.destinations]
-        if action.sticky:
+        targets = [_dnat(self.protocol, destination) for destination in treatment.destinations]
+        if treatment.sticky:
             targets = []
-            for destination in action.destinations:
-                clients = affinity_set(action.sticky, destination)
+            for destination in treatment.destinations:
+                clients = affinity_set(treatment.sticky, destination)
                 self.sets.append(clients)
                 target = self._chain(
                     "nat",
                     "PODWIRE-SEP-",
                     (
-                        f"-j SET --add-set {clients} src --exist --timeout {action.sticky.seconds}",
+                        f"-j SET --add-set {clients} src --exist --timeout {treatment.sticky.seconds}",
                         f"-p {self.protocol} {_dnat(self.protocol, destination)}",
                     ),
                     digest(*self.key, side, *destination),
@@ -223,13 +235,13 @@ class _Builder:
             left = len(targets) - index
             yield f"-p {self.protocol} {_by_chance(left) if left > 1 else ''}{target}"
 
-    def _refusals(self, fate: Fate | None) -> Rules:
-        """For what no rule of `nat` took. Both fates of a frontend are the same one, where it has two."""
-        ends = [("", "PODWIRE-REJECT" if fate is Fate.REJECT else "PODWIRE-NO-LOCAL")] if fate is not None else []
+    def _refusals(self, refusal: Verdict | None) -> Rules:
+        """For what no rule of `nat` took. Both refusals of a frontend are the same one, where it has two."""
+        ends = [("", ENDS[refusal.reason])] if refusal is not None and refusal.reason is not None else []
         if self.frontend.alive is not None:
-            ends.insert(0, (NOT_SYN, "PODWIRE-REJECT"))
+            ends.insert(0, (NOT_SYN, ENDS[Reason.ENDPOINT_GONE]))
         if self.frontend.sources:
-            target = "PODWIRE-NO-SOURCE"
+            target = ENDS[Reason.SOURCE_RANGE]
             if ends:
                 target = self._chain(
                     "filter",
@@ -240,7 +252,7 @@ class _Builder:
                             for match, end in ends
                             for c in sorted(self.frontend.sources)
                         ),
-                        "-j PODWIRE-NO-SOURCE",
+                        f"-j {target}",
                     ),
                 )
             ends = [("", target)]
@@ -306,13 +318,13 @@ def static_rules(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
         off_cluster = [*(f"{match} -j RETURN" for match in detected), "-j PODWIRE-MARK"]
     ranges = [cidr(c) for c in node.service_cidrs if is_v6(c) == v6]
     on_localhost = (
-        f"-m conntrack --ctorigdst {LOCALHOST} -m connmark --mark {BIT} {quoted('NodePorts on 127.0.0.1')} "
-        "-j PODWIRE-MASQUERADE"
+        f"-m conntrack --ctorigdst {LOCALHOST} -m connmark --mark {BIT} "
+        f"{quoted('NodePorts on 127.0.0.1', Reason.LOCALHOST_NODE_PORT)} -j PODWIRE-MASQUERADE"
     )  # as those below it, and counted
     loopback: dict[Chain, Rules] = {}
     if not v6 and node.localhost:
         loopback[Chain("raw", "PODWIRE-LOOPBACK")] = tuple(
-            f"{side} 127.0.0.0/8 {quoted(f'a loopback {words} from the wire')} -j DROP"
+            f"{side} 127.0.0.0/8 {quoted(f'a loopback {words} from the wire', Reason.LOOPBACK_MARTIAN)} -j DROP"
             for side, words in (("-d", "destination"), ("-s", "source"))
         )
     return {
@@ -330,26 +342,43 @@ def static_rules(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
         Chain("filter", FILTER): (
             (
                 f"-m set --match-set {cluster_ips(family)} dst {quoted('other ports of a Service address')} "
-                "-j PODWIRE-REJECT"
+                f"-j {ENDS[Reason.WRONG_PORT]}"
             ),
             *(
-                f"-d {c} -m addrtype ! --dst-type LOCAL {quoted('unallocated Service addresses')} -j DROP"
+                f"-d {c} -m addrtype ! --dst-type LOCAL "
+                f"{quoted('unallocated Service addresses', Reason.UNALLOCATED_ADDRESS)} -j DROP"
                 for c in ranges
             ),
         ),
         Chain("filter", "PODWIRE-FORWARD"): (
             "-m conntrack --ctstate INVALID "
             + (
-                f"{quoted('invalid for conntrack, would pass untranslated')} -j DROP"
+                f"{quoted('invalid for conntrack, would pass untranslated', Reason.INVALID_STATE)} -j DROP"
                 if node.drop_invalid
                 else "-j RETURN"
             ),
             f"-j {FILTER}",
         ),
-        Chain("filter", "PODWIRE-REJECT"): (
-            "-p tcp -j REJECT --reject-with tcp-reset",
-            f"-j REJECT --reject-with {'icmp6' if v6 else 'icmp'}-port-unreachable",
+        **_ends(v6),
+    }
+
+
+def _ends(v6: bool) -> dict[Chain, Rules]:
+    """The chains in which a refused packet ends."""
+    reset = "REJECT --reject-with tcp-reset"
+    unreachable = f"REJECT --reject-with {'icmp6' if v6 else 'icmp'}-port-unreachable"
+    rules: dict[Reason, tuple[tuple[str, str, str], ...]] = {  # (match, words, target)
+        **dict.fromkeys(
+            (Reason.NO_ENDPOINTS, Reason.WRONG_PORT),
+            (("-p tcp ", "refused at once", reset), ("", "port unreachable", unreachable)),
         ),
-        Chain("filter", "PODWIRE-NO-LOCAL"): (f"{quoted('a Local traffic policy, endpoints only elsewhere')} -j DROP",),
-        Chain("filter", "PODWIRE-NO-SOURCE"): (f"{quoted('not in the source ranges of the load balancer')} -j DROP",),
+        Reason.ENDPOINT_GONE: (("-p tcp ", "of a flow whose endpoint is gone", reset),),
+        Reason.NO_LOCAL_ENDPOINTS: (("", "a Local traffic policy, endpoints only elsewhere", "DROP"),),
+        Reason.SOURCE_RANGE: (("", "not in the source ranges of the load balancer", "DROP"),),
+    }
+    return {
+        Chain("filter", ENDS[reason]): tuple(
+            f"{match}{quoted(words, reason)} -j {target}" for match, words, target in made
+        )
+        for reason, made in rules.items()
     }

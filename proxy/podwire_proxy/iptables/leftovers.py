@@ -7,30 +7,54 @@ are looked at: opening one would make it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from podwire_base.kernel.ip import FAMILIES, Family
 from podwire_base.kernel.nft import socket as nft_socket
 
-from ..hostfacts import ForeignChain
+from ..hostfacts import Foreign, ForeignChain, leftovers
 from . import programs
 from .layout import is_ours
 
+_LEGACY, _NFT = "iptables-legacy", "iptables-nft"
 _WORDS = {"ip": "IPv4", "ip6": "IPv6"}
 _BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
+def foreign() -> Foreign:
+    """Of the caller's namespace."""
+    chains = foreign_chains()
+    return Foreign(chains=tuple(chains), findings=tuple(both_variants(chains)))
+
+
+def both_variants(chains: Sequence[ForeignChain]) -> Iterator[str]:
+    """A problem of the host: rules of both variants see every packet."""
+    variants = {chain.place.partition(",")[0] for chain in chains}
+    if variants >= {_LEGACY, _NFT}:
+        legacy = {f"{o.table} of {o.owner or 'unknown owner'}" for o in leftovers(c for c in chains if _is_legacy(c))}
+        yield (
+            f"rules of legacy iptables ({', '.join(sorted(legacy))}) are here beside those of its nft variant: both "
+            "see every packet; iptables-legacy-save shows them"
+        )
+
+
+def _is_legacy(chain: ForeignChain) -> bool:
+    return chain.place.startswith(_LEGACY)
+
+
 def foreign_chains() -> list[ForeignChain]:
-    """Of the caller's namespace; built-in chains only where they hold rules of others."""
-    return [chain for family in FAMILIES for chain in (*_legacy(family), *_nft(family)) if not is_ours(chain.name)]
+    """Built-in chains only where they hold rules of others."""
+    return [
+        chain for family in FAMILIES for chain in (*_of_legacy(family), *_of_nft(family)) if not is_ours(chain.name)
+    ]
 
 
-def _legacy(family: Family) -> Iterator[ForeignChain]:
+def _of_legacy(family: Family) -> Iterator[ForeignChain]:
     tables = programs.legacy_tables(family, None)
     if not tables:
         return
-    place = f"iptables-legacy, {_WORDS[family]}"
+    place = f"{_LEGACY}, {_WORDS[family]}"
     for table, chains in (_with_libiptc(family, tables) or _with_save(family)).items():
         for name, rules in chains.items():
             if name not in _BUILT_IN or rules:
@@ -75,8 +99,10 @@ def _with_save(family: Family) -> dict[str, dict[str, int]]:
     return found
 
 
-def _nft(family: Family) -> Iterator[ForeignChain]:
+def _of_nft(family: Family) -> Iterator[ForeignChain]:
+    if nft_socket.missing():
+        return
     with nft_socket.Connection() as conn:
         for chain in conn.chains():
             if chain.table.family == family and chain.table.name in (*programs.BUILT_IN, "mangle") and not chain.hook:
-                yield ForeignChain(f"iptables-nft, {_WORDS[family]}", chain.table.name, chain.name)
+                yield ForeignChain(f"{_NFT}, {_WORDS[family]}", chain.table.name, chain.name)

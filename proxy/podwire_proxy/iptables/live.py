@@ -44,7 +44,7 @@ class Chains:
 
     def traces(self, packet: Packet, node: NodeInfo) -> Iterator[Trace]:
         state = self.states.get("ip6" if ":" in packet.dst else "ip", KernelState())
-        yield from Tracer(state, node, tell=True).traces(packet)
+        yield from Tracer(state, node).traces(packet)
 
 
 def _named(state: KernelState, table: str, chain: str, option: str) -> Iterator[str]:

@@ -77,14 +77,19 @@ class Plan:
         return bool(self.before or self.write or self.delete or self.after)
 
     @property
-    def rules(self) -> int:
+    def elements(self) -> int:
         """Rules written: the measure of what a change costs."""
         return sum(map(len, self.write.values()))
 
     @property
+    def verdicts(self) -> int:
+        """There are no verdict maps."""
+        return 0
+
+    @property
     def operations(self) -> int:
         members = sum(len(op.members) for op in (*self.before, *self.after))
-        return self.rules + len(self.write) + len(self.delete) + members
+        return self.elements + len(self.write) + len(self.delete) + members
 
     @property
     def tables(self) -> tuple[TableName, ...]:
@@ -186,6 +191,13 @@ class Planner:
     @property
     def unswept(self) -> bool:
         return bool(self._late or self._idle)
+
+    def rule_counts(self) -> dict[str, int]:
+        """By table."""
+        found: Counter[str] = Counter()
+        for chain, rules in self.mirror.chains.items():
+            found[chain.table] += len(rules)
+        return dict(found)
 
     def committed(self, plan: Plan) -> None:
         """The kernel took it."""

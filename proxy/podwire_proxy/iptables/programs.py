@@ -15,6 +15,7 @@ from typing import Literal, get_args
 from podwire_base.kernel.ip import FAMILIES, Family
 from podwire_base.kernel.netns import within
 from podwire_base.kernel.nft import socket as nft_socket
+from podwire_base.kernel.reasons import Reason
 
 from .layout import Chain, Rules, TableName
 from .text import count_rules, parse
@@ -107,10 +108,10 @@ def _locked(pause: float) -> bool:
     return False
 
 
-def counted(variant: Variant, family: Family, ns_fd: int | None, table: TableName, chain: str, words: str) -> int:
-    """Packets that the rules of a chain counted whose line holds `words`."""
+def counted(variant: Variant, family: Family, ns_fd: int | None, table: TableName, chain: str, reason: Reason) -> int:
+    """Packets that the rules of a chain counted which carry `reason`."""
     command = [program(variant, family, ""), "-t", table, "-w", str(SHORTEST), "-nvxL", chain]
-    return sum(int(line.split()[0]) for line in run(command, ns_fd).splitlines()[2:] if words in line)
+    return sum(int(line.split()[0]) for line in run(command, ns_fd).splitlines()[2:] if f"[{reason}] */" in line)
 
 
 def legacy_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:
@@ -126,7 +127,9 @@ def legacy_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:
 
 
 def nft_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:
-    """Tables of the nft variant that are there."""
+    """Tables of the nft variant that are there; () on a kernel without nf_tables."""
+    if nft_socket.missing(ns_fd):
+        return ()
     with nft_socket.Connection(ns_fd) as conn:
         return tuple(table.name for table in conn.tables() if table.family == family and table.name in BUILT_IN)
 
@@ -145,7 +148,7 @@ def found(ns_fd: int | None = None) -> Iterator[tuple[Variant, Family, dict[Chai
 
 def detect(ns_fd: int | None = None) -> Variant:
     """The variant that the host uses: where most rules of others are; else where ours are; else what is installed, nft
-    first. Raises ProgramError where neither is."""
+    first unless the kernel has no nf_tables. Raises ProgramError where neither is."""
     counts: dict[Variant, tuple[int, int]] = {}
     for variant in VARIANTS:
         others = own = 0
@@ -156,6 +159,8 @@ def detect(ns_fd: int | None = None) -> Variant:
                 others, own = others + count_rules(text) - mine, own + mine
         counts[variant] = (others, own)
     usable = [variant for variant in VARIANTS if installed(variant)]
+    if "legacy" in usable and nft_socket.missing(ns_fd):
+        return "legacy"
     if not usable:
         program("nft", "ip", "restore")  # names what is missing
     return max(usable, key=lambda variant: (counts[variant], variant == "nft"))

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from podwire_base.kernel.ip import packed
+from podwire_base.kernel.reasons import Reason, reason_of
 
 from ..backend import Trace
-from ..decide import DROP, PASS, REJECT, Outcome, Packet, Verdict
+from ..decide import Packet
 from ..model import PROTOCOLS, Destination, NodeInfo, covers
+from ..verdict import PASS, Kind, Verdict, forward
 from .layout import MARK, Chain, Rules, TableName
 from .plan import KernelState
 from .text import Parsed, take_apart
@@ -32,6 +34,7 @@ class TracedPacket:
     marked: bool = False
     noted: frozenset[tuple[str, str]] = frozenset()
     steps: tuple[str, ...] = ()
+    reason: Reason | None = None  # of the rule that ended it
 
     def told(self, text: str) -> TracedPacket:
         return replace(self, steps=(*self.steps, text))
@@ -56,45 +59,34 @@ def run_bpf(program: str, ip_header: bytes) -> bool:
             raise NotImplementedError(f"BPF instruction {op:#x}")
 
 
+def _refused(verdict: str, hop: TracedPacket) -> Trace:
+    return Trace(Verdict(Kind(verdict.lower()), hop.reason), hop.steps, hop.noted)
+
+
 class Tracer:
     """`node` tells which addresses are local. Raises NotImplementedError for a rule that is not the proxy's."""
 
-    def __init__(self, state: KernelState, node: NodeInfo, *, tell: bool = False) -> None:
-        self.state, self.node, self.tell = state, node, tell
-        self.noted: set[tuple[str, str, Destination]] = set()  # of the last packet: (set, client, where this way led)
-
-    def outcome(self, packet: Packet) -> Outcome:
-        self.noted = set()
-        results = set(self.traces(packet))
-        verdicts = {trace.verdict for trace in results}
-        if len(verdicts) > 1:
-            raise AssertionError(f"{packet}: the rules decide by chance: {verdicts}")
-        verdict = verdicts.pop()
-        if verdict != "accept":
-            return {"drop": DROP, "reject": REJECT}[verdict]
-        to = frozenset((trace.to, trace.masquerade) for trace in results if trace.to)
-        return Outcome(Verdict.FORWARD, to) if to else PASS
+    def __init__(self, state: KernelState, node: NodeInfo) -> None:
+        self.state, self.node = state, node
 
     def traces(self, packet: Packet) -> Iterator[Trace]:
         """Every way that the packet can take, with what decided it."""
         start = TracedPacket(packet, packet.dst, packet.port)
         for verdict, hop in self._hook("raw", "OUTPUT" if packet.node else "PREROUTING", start):
             if verdict == "DROP":
-                yield Trace("drop", None, False, hop.steps)
+                yield _refused(verdict, hop)
                 return
         for _, hop in self._hook("nat", "OUTPUT" if packet.node else "PREROUTING", start):
-            to = Destination(hop.dst, hop.port) if hop.translated else None
-            if to:
-                self.noted.update((name, client, to) for name, client in hop.noted)
             here = self._local(hop, hop.dst)
             for verdict, after in self._hook(
                 "filter", "OUTPUT" if packet.node else "INPUT" if here else "FORWARD", hop
             ):
                 if verdict in ("DROP", "REJECT"):
-                    yield Trace(verdict.lower(), to, False, after.steps)
+                    yield _refused(verdict, after)
                     continue
                 for last, end in self._hook("nat", "POSTROUTING", after):
-                    yield Trace("accept", to, last == "MASQUERADE", end.steps)
+                    to = forward([(Destination(hop.dst, hop.port), last == "MASQUERADE")]) if hop.translated else PASS
+                    yield Trace(to, end.steps, end.noted)
 
     def _hook(self, table: TableName, name: str, hop: TracedPacket) -> Iterator[tuple[str, TracedPacket]]:
         rules = self.state.chains.get(Chain(table, name), ())
@@ -108,7 +100,7 @@ class Tracer:
             if not chance:
                 continue
             taken = hop
-            if self.tell and (rule.comment or rule.target not in ("RETURN", "SET")):
+            if rule.comment or rule.target not in ("RETURN", "SET"):
                 taken = hop.told(f"{chain.table} {chain.name}: {rules[index]}")
             if chance == "perhaps":
                 yield from self._target(chain, rules, index, rule, taken)
@@ -125,7 +117,7 @@ class Tracer:
                 ip, _, port = rule.arguments[0][1][0].rpartition(":")
                 yield "ACCEPT", replace(hop, dst=ip.strip("[]"), port=int(port), translated=True)
             case "DROP" | "REJECT" | "ACCEPT" | "MASQUERADE":
-                yield rule.target, hop
+                yield rule.target, replace(hop, reason=reason_of(rule.comment))
             case "RETURN":
                 yield _RETURN, hop
             case "CONNMARK":

@@ -90,13 +90,16 @@ class Legacy:
 
 
 class Generations:
-    """Tells commits of others from those that `during` saw."""
+    """Tells commits of others from those that `during` saw. Raises OSError on a kernel without nf_tables."""
 
-    def __init__(self, conn: nft_socket.Connection) -> None:
-        self._conn = conn
+    def __init__(self, ns_fd: int | None) -> None:
+        self._conn = nft_socket.Connection(ns_fd)
         self._own = 0
-        self._seen = conn.generation()
+        self._seen = self._conn.generation()
         self.suspect = False
+
+    def close(self) -> None:
+        self._conn.close()
 
     def foreign(self) -> int:
         return self._conn.generation() - self._own

@@ -11,7 +11,9 @@ from functools import lru_cache
 
 from podwire_base.kernel.ip import Family, packed
 from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft.eval import IPS_DST_NAT
 from podwire_base.kernel.nft.expr import R0, RTN_LOCAL, Expr
+from podwire_base.kernel.reasons import Reason, carrying
 
 from ..dataplane import Balance, Frontend, Key, Sticky
 from ..model import LOCALHOST, PROTOCOLS, Destination, NodeInfo, is_v6
@@ -19,14 +21,14 @@ from ..model import LOCALHOST, PROTOCOLS, Destination, NodeInfo, is_v6
 TABLE_NAME = "podwire"
 RAW, DSTNAT, SRCNAT = -300, -100, 100
 CT_INVALID = 1  # conntrack state: of no flow, or out of its window
-IPS_DST_NAT = 1 << 5  # conntrack status: this flow's destination was translated
 LOCAL_SLOTS = 1 << 15  # where the slots of the local set start, so that both sets share one map
 MAX_BACKENDS = LOCAL_SLOTS
 MAX_CLIENTS = 1 << 20  # of all Services with session affinity; where that many are remembered, others are just balanced
 AFFINITY = ("affinity", "affinity-local")  # the dynamic maps, by Sticky.local
 LOOPBACK = "loopback"  # the one chain that every packet passes; only where NodePorts are on 127.0.0.1
 LO = b"lo".ljust(16, b"\0")
-INVALID, ON_LOCALHOST = "invalid for conntrack, would pass untranslated", "NodePorts on 127.0.0.1"
+REFUSAL = {Reason.NO_ENDPOINTS: "reject", Reason.WRONG_PORT: "wrong-port"}  # chains that refuse, by their reason
+NO_LOCAL = "no-local-endpoint"
 OWN_CHAINS = ("sticky-", "remember-", "sources-")  # chains that come and go with Services
 
 
@@ -149,13 +151,14 @@ def static_rules(layout: Layout, node: NodeInfo) -> StaticRules:
     pre = nft.Chain(t, "prerouting", "prerouting", "nat", DSTNAT)
     out = nft.Chain(t, "output", "output", "nat", DSTNAT)
     post = nft.Chain(t, "postrouting", "postrouting", "nat", SRCNAT)
-    services, reject, none_here = (nft.Chain(t, name) for name in ("service-frontends", "reject", "no-local-endpoint"))
+    services, none_here = nft.Chain(t, "service-frontends"), nft.Chain(t, NO_LOCAL)
+    refusing = {reason: nft.Chain(t, name) for reason, name in REFUSAL.items()}
     inp = nft.Chain(t, "input", "input", "nat", SRCNAT)
     pods = [cidr for cidr in node.pod_cidrs if layout.ours(cidr)]
     guard = "source ranges of load balancers", [*layout.frontend(), nft.Lookup("guarded", dreg=0)]
     # A TCP packet of no flow that begins none either: conntrack would take it for the first one of a new flow.
     lost = (
-        "of a flow whose endpoint is gone",
+        carrying("of a flow whose endpoint is gone", Reason.ENDPOINT_GONE),
         [
             nft.Meta("l4proto"),
             nft.Cmp(b"\6"),
@@ -169,26 +172,26 @@ def static_rules(layout: Layout, node: NodeInfo) -> StaticRules:
         ],
     )
     rules = {
-        "reject": _rules(
-            reject,
+        **{chain.name: _refusing(layout, chain, reason) for reason, chain in refusing.items()},
+        NO_LOCAL: _rules(
+            none_here,
             [
                 (
-                    "refused at once",
-                    [nft.Meta("l4proto"), nft.Cmp(b"\6"), nft.Counter(), nft.Reject("ip", tcp_reset=True)],
-                ),
-                ("port unreachable", [nft.Counter(), nft.Reject(layout.family)]),
+                    carrying("a Local traffic policy, endpoints only elsewhere", Reason.NO_LOCAL_ENDPOINTS),
+                    [nft.Counter(), nft.drop()],
+                )
             ],
-        ),
-        "no-local-endpoint": _rules(
-            none_here, [("a Local traffic policy, endpoints only elsewhere", [nft.Counter(), nft.drop()])]
         ),
         "service-frontends": _rules(
             services,
             [
                 ("Service frontends", [*layout.frontend(), nft.Lookup("services", dreg=0)]),
-                ("other ports of a Service address", [layout.daddr(), nft.Lookup("cluster-ips"), nft.goto("reject")]),
                 (
-                    "unallocated Service addresses",
+                    "other ports of a Service address",
+                    [layout.daddr(), nft.Lookup("cluster-ips"), nft.goto(REFUSAL[Reason.WRONG_PORT])],
+                ),
+                (
+                    carrying("unallocated Service addresses", Reason.UNALLOCATED_ADDRESS),
                     [
                         layout.daddr(),
                         nft.Lookup("service-cidrs"),
@@ -216,14 +219,14 @@ def static_rules(layout: Layout, node: NodeInfo) -> StaticRules:
         "postrouting": _rules(post, [*_remembering(layout), *_masquerading(layout, node)]),
         "input": _rules(inp, _remembering(layout)),
     }
-    chains = [reject, none_here, services, pre, out, post, inp]
+    chains = [*refusing.values(), none_here, services, pre, out, post, inp]
     if node.drop_invalid:
         chains.append(forward := nft.Chain(t, "forward", "forward", "filter"))
         rules["forward"] = _rules(
             forward,
             [
                 (
-                    INVALID,
+                    carrying("invalid for conntrack, would pass untranslated", Reason.INVALID_STATE),
                     [
                         nft.Ct("state"),
                         nft.Bitwise(nft.host32(CT_INVALID), nft.host32(0)),
@@ -240,7 +243,7 @@ def static_rules(layout: Layout, node: NodeInfo) -> StaticRules:
             wire,
             [
                 (
-                    f"a loopback {words} from the wire",
+                    carrying(f"a loopback {words} from the wire", Reason.LOOPBACK_MARTIAN),
                     [
                         nft.Meta("iifname"),
                         nft.Cmp(LO, "!="),
@@ -262,6 +265,17 @@ def static_rules(layout: Layout, node: NodeInfo) -> StaticRules:
             "pods": nft.intervals(pods),
             "service-cidrs": nft.intervals(cidr for cidr in node.service_cidrs if layout.ours(cidr)),
         },
+    )
+
+
+def _refusing(layout: Layout, chain: nft.Chain, reason: Reason) -> tuple[nft.Rule, ...]:
+    tcp = [nft.Meta("l4proto"), nft.Cmp(b"\6"), nft.Counter(), nft.Reject("ip", tcp_reset=True)]
+    return _rules(
+        chain,
+        [
+            (carrying("refused at once", reason), tcp),
+            (carrying("port unreachable", reason), [nft.Counter(), nft.Reject(layout.family)]),
+        ],
     )
 
 
@@ -288,7 +302,7 @@ def _masquerading(layout: Layout, node: NodeInfo) -> Iterator[tuple[str, list[Ex
     if layout.family == "ip" and node.localhost:  # as below, and counted
         for masquerade in ("masquerade-always", "masquerade-node"):
             yield (
-                f"{ON_LOCALHOST}: {masquerade}",
+                carrying(f"NodePorts on 127.0.0.1: {masquerade}", Reason.LOCALHOST_NODE_PORT),
                 [
                     layout.original_daddr(),
                     nft.Cmp(packed(LOCALHOST)),
@@ -327,7 +341,7 @@ def balancer(layout: Layout, count: int, local: bool) -> tuple[nft.Chain, tuple[
         [
             (f"one of {count}", layout.balance(count, LOCAL_SLOTS if local else 0)),
             # A frontend without its slot must never leak to the default route or look refused: the client tries again.
-            ("slot missing", [nft.Counter(), nft.drop()]),
+            (carrying("slot missing", Reason.SLOT_MISSING), [nft.Counter(), nft.drop()]),
         ],
     )
 
@@ -348,21 +362,21 @@ def _name(service: str, port: Key) -> str:
     return f"{service}/{port.ip.replace(':', '_')}/{port.protocol.lower()}/{port.port}"
 
 
-def sticky(layout: Layout, service: str, action: Balance, external: bool) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
+def sticky(layout: Layout, service: str, treatment: Balance, external: bool) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
     """The chain that sends a remembered client where it was, and spreads the others. external: of the map `outside`."""
-    assert action.sticky is not None
-    suffix = ("-local" if action.sticky.local else "") + ("-outside" if external else "")
-    chain = nft.Chain(layout.table, f"sticky-{_name(service, action.sticky.port)}{suffix}")
+    assert treatment.sticky is not None
+    suffix = ("-local" if treatment.sticky.local else "") + ("-outside" if external else "")
+    chain = nft.Chain(layout.table, f"sticky-{_name(service, treatment.sticky.port)}{suffix}")
     target = R0 + 2 * layout.words + 2
-    others, _ = balancer(layout, min(len(action.destinations), MAX_BACKENDS), external)
+    others, _ = balancer(layout, min(len(treatment.destinations), MAX_BACKENDS), external)
     return chain, _rules(
         chain,
         [
             (
                 "as last time",
                 [
-                    *_who(layout, action.sticky),
-                    nft.Lookup(AFFINITY[action.sticky.local], dreg=target),
+                    *_who(layout, treatment.sticky),
+                    nft.Lookup(AFFINITY[treatment.sticky.local], dreg=target),
                     nft.Dnat(layout.family, target, target + layout.words),
                 ],
             ),
@@ -424,6 +438,6 @@ def sources(layout: Layout, cidrs: tuple[str, ...]) -> tuple[nft.Chain, tuple[nf
                 )
                 for n in networks
             ),
-            ("not in the load balancer's source ranges", [nft.Counter(), nft.drop()]),
+            (carrying("not in the load balancer's source ranges", Reason.SOURCE_RANGE), [nft.Counter(), nft.drop()]),
         ],
     )

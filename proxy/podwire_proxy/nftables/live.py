@@ -13,6 +13,7 @@ from podwire_base.kernel.nft.codec import TableDump
 from ..backend import Trace
 from ..decide import Packet
 from ..model import NodeInfo
+from ..verdict import PASS
 from .trace import Tracer
 
 
@@ -33,9 +34,9 @@ class Tables:
     def traces(self, packet: Packet, node: NodeInfo) -> Iterator[Trace]:
         dump = self.dumps.get("ip6" if ":" in packet.dst else "ip")
         if dump is None:
-            yield Trace("accept", None, False, ())
+            yield Trace(PASS)
         else:
-            yield from Tracer(dump, node, tell=True).traces(packet)
+            yield from Tracer(dump, node).traces(packet)
 
 
 def _cidrs(held: Mapping[bytes, nft.Value]) -> Iterable[str]:

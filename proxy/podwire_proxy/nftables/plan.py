@@ -11,20 +11,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Literal
 
 from podwire_base.kernel.ip import packed
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft.codec import TableDump
 from podwire_base.kernel.nft.expr import GOTO, JUMP
+from podwire_base.kernel.reasons import Reason
 
-from ..dataplane import Action, Balance, Dataplane, Delta, Fate, Frontend
+from ..dataplane import Balance, Dataplane, Delta, Frontend, Treatment
 from ..model import NodeInfo
+from ..verdict import NO_LOCAL_ENDPOINTS
 from .layout import (
     AFFINITY,
     LOCAL_SLOTS,
     LOOPBACK,
     MAX_BACKENDS,
+    NO_LOCAL,
     OWN_CHAINS,
+    REFUSAL,
     Layout,
     balancer,
     remember,
@@ -95,6 +100,14 @@ class Planner:
         self.suspects: set[tuple[bool, bytes]] | None = None  # None: everywhere
         self._uses: Counter[str] = Counter()  # elements that lead to a chain of OWN_CHAINS
 
+    @property
+    def family(self) -> Literal["ip", "ip6"]:
+        return self.layout.family
+
+    def rule_counts(self) -> dict[str, int]:
+        """By table."""
+        return {self.layout.table.name: sum(map(len, self.mirror.rules.values()))}
+
     def committed(self, transaction: nft.Transaction) -> None:
         """The kernel took it."""
         from podwire_base.kernel.nft.fake import apply_to
@@ -103,6 +116,7 @@ class Planner:
 
     def full(self, dataplane: Dataplane, found: TableDump | None) -> nft.Transaction:
         """From what was read back (None: no such table) to the dataplane. Empty where nothing differs."""
+        self.node = dataplane.node
         tx, held = self._base(found)
         self.mirror = found if found is not None and held else TableDump(self.layout.table)
         elements = {name: held.get(name, {}) for name in self.layout.sets()}
@@ -129,6 +143,7 @@ class Planner:
 
     def change(self, dataplane: Dataplane, delta: Delta) -> nft.Transaction:
         """What `delta` needs, given that the mirror is true."""
+        self.node = dataplane.node
         change = ElementChanges(self.mirror.elements)
         chains: Chains = {}
         for key in sorted(delta.frontends):
@@ -193,16 +208,16 @@ class Planner:
         return tx, found.elements
 
     def _frontend(self, change: ElementChanges, key: bytes, frontend: Frontend | None, chains: Chains) -> None:
-        actions: tuple[tuple[str, Action | None, bool], ...] = (
+        treatments: tuple[tuple[str, Treatment | None, bool], ...] = (
             ("services", frontend.internal if frontend else None, False),
             ("outside", frontend.external if frontend else None, True),
         )
-        for name, action, local in actions:
-            self._slots(change, key, action, LOCAL_SLOTS if local else 0)
-            if action is None:
+        for name, treatment, local in treatments:
+            self._slots(change, key, treatment, LOCAL_SLOTS if local else 0)
+            if treatment is None:
                 change.drop(name, key)
                 continue
-            change.put(name, key, self._verdict(frontend, action, local, chains))
+            change.put(name, key, self._verdict(frontend, treatment, local, chains))
         self._affinity(key, frontend)
         noted = remember(self.layout, frontend, self.node) if frontend is not None else None
         guard = sources(self.layout, frontend.sources) if frontend is not None and frontend.sources else None
@@ -223,20 +238,20 @@ class Planner:
             else:
                 change.drop(name, key)
 
-    def _verdict(self, frontend: Frontend | None, action: Action, local: bool, chains: Chains) -> nft.Verdict:
-        if not isinstance(action, Balance):
-            return nft.Verdict(GOTO, "reject" if action is Fate.REJECT else "no-local-endpoint")
-        made = balancer(self.layout, min(len(action.destinations), MAX_BACKENDS), local)
+    def _verdict(self, frontend: Frontend | None, treatment: Treatment, local: bool, chains: Chains) -> nft.Verdict:
+        if not isinstance(treatment, Balance):
+            return nft.Verdict(GOTO, NO_LOCAL if treatment == NO_LOCAL_ENDPOINTS else REFUSAL[Reason.NO_ENDPOINTS])
+        made = balancer(self.layout, min(len(treatment.destinations), MAX_BACKENDS), local)
         chains[made[0].name] = made
-        if action.sticky and frontend is not None:
-            made = sticky(self.layout, frontend.service, action, local)
+        if treatment.sticky and frontend is not None:
+            made = sticky(self.layout, frontend.service, treatment, local)
             chains[made[0].name] = made
         return nft.Verdict(GOTO, made[0].name)
 
     def _affinity(self, key: bytes, frontend: Frontend | None) -> None:
         """Note who may be remembered for this frontend's Service port."""
-        actions = (frontend.internal, frontend.external) if frontend is not None else ()
-        found = [(a.sticky, a.destinations) for a in actions if isinstance(a, Balance) and a.sticky]
+        treatments = (frontend.internal, frontend.external) if frontend is not None else ()
+        found = [(a.sticky, a.destinations) for a in treatments if isinstance(a, Balance) and a.sticky]
         if not found:
             for gone in ((False, key), (True, key)):
                 if self.allowed.pop(gone, None) and self.suspects is not None:
@@ -248,14 +263,14 @@ class Planner:
                 self.suspects.add(where)
             self.allowed[where] = now
 
-    def _slots(self, change: ElementChanges, key: bytes, action: Action | None, first: int) -> None:
+    def _slots(self, change: ElementChanges, key: bytes, treatment: Treatment | None, first: int) -> None:
         held = change.held["endpoints"]
-        if not isinstance(action, Balance) and key + _slot(first) not in held:
+        if not isinstance(treatment, Balance) and key + _slot(first) not in held:
             return
         old: list[bytes] = []
         while isinstance(value := held.get(key + _slot(first + len(old))), bytes):
             old.append(value)
-        destinations = action.destinations[:MAX_BACKENDS] if isinstance(action, Balance) else ()
+        destinations = treatment.destinations[:MAX_BACKENDS] if isinstance(treatment, Balance) else ()
         new = assign(old, (self.layout.destination(b) for b in destinations))
         slots = [key + _slot(first + index) for index in range(len(new))]
         if old:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..decide import DROP, PASS, REJECT, Outcome, Packet
+from ..decide import Packet
 from ..model import Destination
+from ..verdict import NO_ENDPOINTS, NOT_IN_RANGE, PASS, UNALLOCATED, Verdict
 from .builders import endpoint, endpoint_slice, port, service
 from .table import (
     ALL,
@@ -48,24 +49,24 @@ def range_flows() -> list[Scenario]:
         ingress=[{"ip": BALANCER}, {"ip": BALANCER2}],
         loadBalancerSourceRanges=[f" {OUT}/32", f"{NODE_IP}/32 "],
     )
-    flows: list[tuple[str, Packet, Outcome]] = [
+    flows: list[tuple[str, Packet, Verdict]] = [
         ("a pod to the ClusterIP", packet(POD, VIP), ALL),
         ("outside to the NodePort", packet(OUT, NODE_IP, NODE_PORT), ALL_M),
         ("another host to the NodePort, which does not ask", packet(HOST, NODE_IP, NODE_PORT), ALL_M),
         ("outside to the first address", packet(OUT, BALANCER), ALL_M),
         ("outside to the second address", packet(OUT, BALANCER2), ALL_M),
-        ("another host to the first address", packet(HOST, BALANCER), DROP),
-        ("another host to the second address", packet(HOST, BALANCER2), DROP),
-        ("a pod to the first address", packet(POD, BALANCER), DROP),
-        ("a pod to the second address", packet(POD, BALANCER2), DROP),
+        ("another host to the first address", packet(HOST, BALANCER), NOT_IN_RANGE),
+        ("another host to the second address", packet(HOST, BALANCER2), NOT_IN_RANGE),
+        ("a pod to the first address", packet(POD, BALANCER), NOT_IN_RANGE),
+        ("a pod to the second address", packet(POD, BALANCER2), NOT_IN_RANGE),
         ("the node to the first address", packet(SELF, BALANCER), ALL_M),
         ("the node to the second address", packet(SELF, BALANCER2), ALL_M),
         ("the first address to itself", Packet(BALANCER, BALANCER, "TCP", PORT, True), ALL_M),
         ("the second address to itself", Packet(BALANCER2, BALANCER2, "TCP", PORT, True), ALL_M),
     ]
     return [
-        Scenario(f"source ranges, flow: {name}", (made, some_slice(*BOTH)), {sent: outcome})
-        for name, sent, outcome in flows
+        Scenario(f"source ranges, flow: {name}", (made, some_slice(*BOTH)), {sent: verdict})
+        for name, sent, verdict in flows
     ]
 
 
@@ -84,7 +85,7 @@ def frontends() -> list[Scenario]:
         Scenario(
             "a Service of type ExternalName that has a cluster address",
             (service("my-service", VIP, [port(PORT)], type="ExternalName", externalName="example.com"), one),
-            {packet(POD, VIP): DROP},
+            {packet(POD, VIP): UNALLOCATED},
         ),
         Scenario(
             "an FQDN slice",
@@ -92,7 +93,7 @@ def frontends() -> list[Scenario]:
                 plain,
                 endpoint_slice("my-service", [{"addresses": ["example.com"]}], [("", "TCP", TARGET)], family="FQDN"),
             ),
-            {packet(POD, VIP): REJECT},
+            {packet(POD, VIP): NO_ENDPOINTS},
         ),
         Scenario(
             "slice ports without a name or a number",
@@ -110,7 +111,7 @@ def frontends() -> list[Scenario]:
             ),
             {
                 packet(POD, VIP): HERE,
-                packet(POD, VIP, PORT + 1): REJECT,
+                packet(POD, VIP, PORT + 1): NO_ENDPOINTS,
             },
         ),
         Scenario(
@@ -150,7 +151,7 @@ def frontends() -> list[Scenario]:
                 packet(POD, VIP): HERE,
                 packet(POD, EXTERNAL): HERE_M,
                 packet(OUT, BALANCER): HERE_M,
-                packet(POD, BALANCER): DROP,
+                packet(POD, BALANCER): NOT_IN_RANGE,
             },
         ),
         Scenario(
@@ -204,7 +205,7 @@ def sctp() -> list[Scenario]:
         Scenario(
             "SCTP: no endpoints",
             (everything(**spec), some_slice(**spec)),
-            {**rows(POD, REJECT, REJECT, "SCTP"), **rows(OUT, REJECT, REJECT, "SCTP")},
+            {**rows(POD, NO_ENDPOINTS, NO_ENDPOINTS, "SCTP"), **rows(OUT, NO_ENDPOINTS, NO_ENDPOINTS, "SCTP")},
         ),
         Scenario(
             "SCTP: another protocol on the same number",

@@ -11,8 +11,9 @@ from typing import Any
 
 from podwire_base.kube import meta
 
-from ..decide import DROP, PASS, REJECT, Outcome, Packet
+from ..decide import Packet
 from ..model import LOCALHOST, Destination, NodeInfo, Protocol
+from ..verdict import MARTIAN, NO_ENDPOINTS, NO_LOCAL_ENDPOINTS, NOT_IN_RANGE, PASS, UNALLOCATED, WRONG_PORT, Verdict
 from .builders import endpoint, endpoint_slice, port, service
 from .frontends import frontends, range_flows, sctp
 from .selection import selection
@@ -195,7 +196,7 @@ def configurations() -> list[Scenario]:
         Scenario(
             "externalIPs of others",
             (service("my-service", VIP, [port(PORT)], externalIPs=[POD_C, UNUSED, EXTERNAL]), some_slice(*BOTH)),
-            {packet(POD, POD_C): PASS, packet(POD, UNUSED): DROP, packet(POD, EXTERNAL): ALL_M},
+            {packet(POD, POD_C): PASS, packet(POD, UNUSED): UNALLOCATED, packet(POD, EXTERNAL): ALL_M},
             strict,
         ),
     ]
@@ -205,14 +206,14 @@ def localhost() -> list[Scenario]:
     """NodePorts on 127.0.0.1, an option: for the machine's own clients only, and always masqueraded."""
     near = replace(INFO, localhost=True)
 
-    def row(outcome: Outcome, protocol: Protocol = "TCP", node: NodeInfo = near, **spec: Any) -> Scenario:
+    def row(verdict: Verdict, protocol: Protocol = "TCP", node: NodeInfo = near, **spec: Any) -> Scenario:
         policy = "".join(f", {key} {value}" for key, value in spec.items())
         return Scenario(
             f"NodePorts on 127.0.0.1: {protocol}{policy}{'' if node.localhost else ', switched off'}",
             (everything(protocol=protocol, **spec), some_slice(*BOTH, protocol=protocol)),
             {
-                Packet(LOCALHOST, LOCALHOST, protocol, NODE_PORT, True): outcome,
-                packet(OUT, LOCALHOST, NODE_PORT, protocol): DROP if node.localhost else PASS,
+                Packet(LOCALHOST, LOCALHOST, protocol, NODE_PORT, True): verdict,
+                packet(OUT, LOCALHOST, NODE_PORT, protocol): MARTIAN if node.localhost else PASS,
                 packet(OUT, NODE_IP, NODE_PORT, protocol): HERE if "externalTrafficPolicy" in spec else ALL_M,
             },
             node,
@@ -236,12 +237,16 @@ def policies() -> list[Scenario]:
         Scenario(
             "externalTrafficPolicy Local, none here",
             (everything(externalTrafficPolicy="Local"), elsewhere),
-            {**rows(POD, c, c), **rows(SELF, c_m, c_m), **rows(OUT, DROP, c_m)},
+            {**rows(POD, c, c), **rows(SELF, c_m, c_m), **rows(OUT, NO_LOCAL_ENDPOINTS, c_m)},
         ),
         Scenario(
             "internalTrafficPolicy Local, none here",
             (everything(internalTrafficPolicy="Local"), elsewhere),
-            {**rows(POD, c_m, DROP), **rows(SELF, c_m, DROP), **rows(OUT, c_m, DROP)},
+            {
+                **rows(POD, c_m, NO_LOCAL_ENDPOINTS),
+                **rows(SELF, c_m, NO_LOCAL_ENDPOINTS),
+                **rows(OUT, c_m, NO_LOCAL_ENDPOINTS),
+            },
         ),
         Scenario(
             "only terminating endpoints",
@@ -291,38 +296,46 @@ def edges() -> list[Scenario]:
         Scenario(
             "no endpoints",
             (everything(), some_slice()),
-            {**rows(POD, REJECT, REJECT), **rows(SELF, REJECT, REJECT), **rows(OUT, REJECT, REJECT)},
+            {
+                **rows(POD, NO_ENDPOINTS, NO_ENDPOINTS),
+                **rows(SELF, NO_ENDPOINTS, NO_ENDPOINTS),
+                **rows(OUT, NO_ENDPOINTS, NO_ENDPOINTS),
+            },
         ),
         Scenario(
             "no endpoints, Local",
             (everything(externalTrafficPolicy="Local", internalTrafficPolicy="Local"),),
-            {**rows(POD, REJECT, REJECT), **rows(SELF, REJECT, REJECT), **rows(OUT, REJECT, REJECT)},
+            {
+                **rows(POD, NO_ENDPOINTS, NO_ENDPOINTS),
+                **rows(SELF, NO_ENDPOINTS, NO_ENDPOINTS),
+                **rows(OUT, NO_ENDPOINTS, NO_ENDPOINTS),
+            },
         ),
         Scenario(
             "no endpoints, UDP",
             (everything(protocol="UDP"),),
-            {**rows(POD, REJECT, REJECT, "UDP"), **rows(OUT, REJECT, REJECT, "UDP")},
+            {**rows(POD, NO_ENDPOINTS, NO_ENDPOINTS, "UDP"), **rows(OUT, NO_ENDPOINTS, NO_ENDPOINTS, "UDP")},
         ),
         Scenario(
             "wrong port or protocol of a known ClusterIP",
             (plain, one),
             {
-                packet(POD, VIP, 81): REJECT,
-                packet(SELF, VIP, 81): REJECT,
-                packet(OUT, VIP, 81): REJECT,
-                packet(POD, VIP, PORT, "UDP"): REJECT,
-                packet(POD, VIP, 0, "ICMP"): REJECT,
+                packet(POD, VIP, 81): WRONG_PORT,
+                packet(SELF, VIP, 81): WRONG_PORT,
+                packet(OUT, VIP, 81): WRONG_PORT,
+                packet(POD, VIP, PORT, "UDP"): WRONG_PORT,
+                packet(POD, VIP, 0, "ICMP"): WRONG_PORT,
             },
         ),
         Scenario(
             "unallocated Service address",
             (plain, one),
             {
-                packet(POD, UNUSED): DROP,
-                packet(SELF, UNUSED): DROP,
-                packet(OUT, UNUSED): DROP,
-                packet(POD, UNUSED, PORT, "UDP"): DROP,
-                packet(POD, UNUSED, 0, "ICMP"): DROP,
+                packet(POD, UNUSED): UNALLOCATED,
+                packet(SELF, UNUSED): UNALLOCATED,
+                packet(OUT, UNUSED): UNALLOCATED,
+                packet(POD, UNUSED, PORT, "UDP"): UNALLOCATED,
+                packet(POD, UNUSED, 0, "ICMP"): UNALLOCATED,
             },
         ),
         Scenario(
@@ -353,7 +366,7 @@ def edges() -> list[Scenario]:
                 service("named", "", [port(PORT)], type="ExternalName", externalName="example.com"),
                 one,
             ),
-            {packet(POD, VIP): DROP},
+            {packet(POD, VIP): UNALLOCATED},
         ),
         Scenario(
             "another proxy's Service",
@@ -361,7 +374,7 @@ def edges() -> list[Scenario]:
                 service("my-service", VIP, [port(PORT)], labels={"service.kubernetes.io/service-proxy-name": "other"}),
                 one,
             ),
-            {packet(POD, VIP): DROP},
+            {packet(POD, VIP): UNALLOCATED},
         ),
         Scenario(
             "headless label on the slice",
@@ -374,7 +387,7 @@ def edges() -> list[Scenario]:
                     labels={"service.kubernetes.io/headless": ""},
                 ),
             ),
-            {packet(POD, VIP): REJECT},
+            {packet(POD, VIP): NO_ENDPOINTS},
         ),
         Scenario(
             "TCP and UDP on one number, named target ports",
@@ -396,7 +409,7 @@ def edges() -> list[Scenario]:
                 service("other", VIP2, [port(8080)]),
                 endpoint_slice("other", [endpoint(POD_B, NODE)], [("", "TCP", TARGET)]),
             ),
-            {packet(POD, VIP): HERE, packet(POD, VIP2, 8080): HERE, packet(POD, VIP2): REJECT},
+            {packet(POD, VIP): HERE, packet(POD, VIP2, 8080): HERE, packet(POD, VIP2): WRONG_PORT},
         ),
         Scenario(
             "load balancer that wants its packets (ipMode Proxy)",
@@ -429,10 +442,10 @@ def source_ranges() -> list[Scenario]:
             "source ranges: the world outside",
             row(f" {OUT}/32 "),
             {
-                lb[0]: DROP,
-                lb[1]: DROP,
+                lb[0]: NOT_IN_RANGE,
+                lb[1]: NOT_IN_RANGE,
                 lb[2]: ALL_M,
-                packet(HOST, BALANCER): DROP,
+                packet(HOST, BALANCER): NOT_IN_RANGE,
                 packet(POD, VIP): ALL,
                 packet(POD, NODE_IP, NODE_PORT): ALL_M,
                 packet(OUT, NODE_IP, NODE_PORT): ALL_M,
@@ -443,7 +456,7 @@ def source_ranges() -> list[Scenario]:
         Scenario(
             "source ranges: pods and the node",
             row("10.244.0.0/16", f"{NODE_IP}/32"),
-            {lb[0]: ALL_M, lb[1]: ALL_M, lb[2]: DROP},
+            {lb[0]: ALL_M, lb[1]: ALL_M, lb[2]: NOT_IN_RANGE},
         ),
         Scenario(
             "source ranges: everyone", row(f"{OUT}/32", "0.0.0.0/0", "::/0"), {lb[0]: ALL_M, lb[1]: ALL_M, lb[2]: ALL_M}
@@ -451,17 +464,17 @@ def source_ranges() -> list[Scenario]:
         Scenario(
             "source ranges: none that can be used",
             row("10.0.0.0/33", "here"),
-            {lb[0]: DROP, lb[1]: DROP, lb[2]: DROP, packet(OUT, NODE_IP, NODE_PORT): ALL_M},
+            {lb[0]: NOT_IN_RANGE, lb[1]: NOT_IN_RANGE, lb[2]: NOT_IN_RANGE, packet(OUT, NODE_IP, NODE_PORT): ALL_M},
         ),
         Scenario(
             "source ranges, externalTrafficPolicy Local",
             row(f"{OUT}/32", externalTrafficPolicy="Local"),
-            {lb[0]: DROP, lb[1]: DROP, lb[2]: HERE, packet(HOST, NODE_IP, NODE_PORT): HERE},
+            {lb[0]: NOT_IN_RANGE, lb[1]: NOT_IN_RANGE, lb[2]: HERE, packet(HOST, NODE_IP, NODE_PORT): HERE},
         ),
         Scenario(
             "source ranges, no endpoints",
             (everything(loadBalancerSourceRanges=[f"{OUT}/32"]), some_slice()),
-            {lb[0]: DROP, lb[2]: REJECT, packet(POD, NODE_IP, NODE_PORT): REJECT},
+            {lb[0]: NOT_IN_RANGE, lb[2]: NO_ENDPOINTS, packet(POD, NODE_IP, NODE_PORT): NO_ENDPOINTS},
         ),
     ]
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..decide import DROP, REJECT, Outcome, Packet
+from ..decide import Packet
 from ..model import Destination
+from ..verdict import NO_ENDPOINTS, NO_LOCAL_ENDPOINTS, Verdict
 from .builders import endpoint
 from .table import (
     HOST,
@@ -61,19 +62,19 @@ def _case(
     """cluster, local: the letters of the endpoints in each set."""
     spec = policy or {}
     everywhere, here = ([Destination(PLACES[letter][0], TARGET) for letter in letters] for letters in (cluster, local))
-    none = DROP if everywhere or here else REJECT
+    none = NO_LOCAL_ENDPOINTS if everywhere or here else NO_ENDPOINTS
 
-    def fate(backends: list[Destination], masquerade: bool) -> Outcome:
+    def verdict(backends: list[Destination], masquerade: bool) -> Verdict:
         return to(backends, masquerade) if backends else none
 
-    expect: dict[Packet, Outcome] = {
-        packet(OUT, VIP): fate(here if spec.get("internalTrafficPolicy") else everywhere, True),
-        packet(OUT, NODE_IP, NODE_PORT): fate(here, False)
+    expect: dict[Packet, Verdict] = {
+        packet(OUT, VIP): verdict(here if spec.get("internalTrafficPolicy") else everywhere, True),
+        packet(OUT, NODE_IP, NODE_PORT): verdict(here, False)
         if spec.get("externalTrafficPolicy")
-        else fate(everywhere, True),
+        else verdict(everywhere, True),
     }
     if "h" not in cluster:  # the node is masqueraded to its own address there: a server cannot tell
-        expect[packet(SELF, NODE_IP, NODE_PORT)] = fate(everywhere, True)
+        expect[packet(SELF, NODE_IP, NODE_PORT)] = verdict(everywhere, True)
     made = [endpoint(*PLACES[letter], **flags) for letter, flags in found.items()]
     return Scenario(f"selection: {name}", (everything(**spec), some_slice(*made)), expect, replace(INFO, zone=zone))
 

@@ -14,8 +14,9 @@ from typing import Any
 from podwire_base.kube import meta
 
 from ..changes import Tracker
-from ..decide import Outcome, Packet, Verdict
+from ..decide import Packet
 from ..model import LOCALHOST, Destination, NodeInfo
+from ..verdict import Verdict, forward
 from .builders import endpoint, endpoint_slice, port, service
 
 NODE, NODE_IP, POD_A, POD_B, POD_C = "n1", "172.30.0.11", "10.244.1.2", "10.244.1.3", "10.244.2.2"
@@ -49,11 +50,11 @@ _V6 = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """Objects, and the outcome of the first packet of a flow. `node`: what the proxy knows of its node."""
+    """Objects, and the verdict on the first packet of a flow. `node`: what the proxy knows of its node."""
 
     name: str
     objects: tuple[meta.Object, ...]
-    expect: Mapping[Packet, Outcome]
+    expect: Mapping[Packet, Verdict]
     node: NodeInfo = field(default=INFO)
 
     def tracker(self) -> Tracker:
@@ -67,8 +68,8 @@ class Scenario:
         """The same with IPv6 addresses; without what is on 127.0.0.1, which has no counterpart there."""
         objects = tuple(json.loads(_v6(json.dumps(obj))) for obj in self.objects)
         expect = {
-            replace(p, src=_v6(p.src), dst=_v6(p.dst)): Outcome(
-                o.verdict, frozenset((Destination(_v6(b.ip), b.port), m) for b, m in o.to)
+            replace(p, src=_v6(p.src), dst=_v6(p.dst)): replace(
+                o, to=frozenset((Destination(_v6(b.ip), b.port), m) for b, m in o.to)
             )
             for p, o in self.expect.items()
             if p.dst != LOCALHOST
@@ -90,8 +91,8 @@ def _v6(text: str) -> str:
     return text.replace('"IPv4"', '"IPv6"')
 
 
-def to(backends: Iterable[Destination], masquerade: bool) -> Outcome:
-    return Outcome(Verdict.FORWARD, frozenset((b, masquerade) for b in backends))
+def to(backends: Iterable[Destination], masquerade: bool) -> Verdict:
+    return forward((b, masquerade) for b in backends)
 
 
 def packet(src: str, dst: str, number: int = PORT, protocol: str = "TCP", *, bound: bool = False) -> Packet:
@@ -120,7 +121,7 @@ FRONTENDS = ((EXTERNAL, PORT), (BALANCER, PORT), (NODE_IP, NODE_PORT))
 POD, SELF, OUT = POD_A, NODE_IP, OUTSIDE
 
 
-def rows(source: str, external: Outcome, cluster: Outcome, protocol: str = "TCP") -> dict[Packet, Outcome]:
+def rows(source: str, external: Verdict, cluster: Verdict, protocol: str = "TCP") -> dict[Packet, Verdict]:
     out = {packet(source, ip, number, protocol): external for ip, number in FRONTENDS}
     out[packet(source, VIP, PORT, protocol)] = cluster
     return out

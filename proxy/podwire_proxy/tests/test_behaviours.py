@@ -8,12 +8,13 @@ from collections import Counter
 import pytest
 
 from podwire_proxy.changes import Tracker
-from podwire_proxy.decide import Outcome, Verdict, decide
+from podwire_proxy.decide import decide
 from podwire_proxy.model import LOCALHOST, Destination, NodeInfo
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 from podwire_proxy.testing.frontends import range_flows, sctp
 from podwire_proxy.testing.selection import selection
+from podwire_proxy.verdict import NO_ENDPOINTS, NOT_IN_RANGE, Kind, Verdict
 
 NAMES = [row.name for row in s.SCENARIOS] + [row.name for row in s.AFFINITY]
 
@@ -104,7 +105,7 @@ def test_the_masquerade_matrix_is_whole() -> None:
 
 
 def test_a_dual_stack_service_keeps_its_families_apart() -> None:
-    """Each family has its own endpoints, source ranges and fate; a family without endpoints refuses."""
+    """Each family has its own endpoints, source ranges and verdict; a family without endpoints refuses."""
     info = NodeInfo(
         s.NODE, (s.NODE_IP, "fd00:30::11"), "", ("10.244.0.0/16", "fd00:244::/32"), ("10.96.0.0/16", "fd00:96::/112")
     )
@@ -127,18 +128,16 @@ def test_a_dual_stack_service_keeps_its_families_apart() -> None:
     tracker.slice("four", four)
     tracker.flush()
 
-    def fate(src: str, dst: str, number: int = s.PORT) -> Outcome:
+    def verdict(src: str, dst: str, number: int = s.PORT) -> Verdict:
         return decide(tracker.dataplane, s.packet(src, dst, number))
 
     pod6 = "fd00:244:1::2"
-    assert fate(s.POD_A, s.VIP).to == {(Destination(s.POD_B, s.TARGET), False)}
-    assert fate(pod6, "fd00:96::20").verdict is Verdict.REJECT
+    assert verdict(s.POD_A, s.VIP).to == {(Destination(s.POD_B, s.TARGET), False)}
+    assert verdict(pod6, "fd00:96::20") == NO_ENDPOINTS
     tracker.slice("six", six)
     tracker.flush()
-    assert fate(s.POD_A, s.VIP).to == {(Destination(s.POD_B, s.TARGET), False)}
-    assert fate(pod6, "fd00:96::20").to == {(Destination("fd00:244:2::2", s.TARGET), False)}
-    assert fate(pod6, "fd00:30::11", s.NODE_PORT).to == {(Destination("fd00:244:2::2", s.TARGET), True)}
-    assert fate(s.OUTSIDE, s.BALANCER).verdict is Verdict.DROP
-    assert fate("2001:db8::1", "2001:db8:51::8").verdict is Verdict.FORWARD, (
-        "no range of that family: open to all of it"
-    )
+    assert verdict(s.POD_A, s.VIP).to == {(Destination(s.POD_B, s.TARGET), False)}
+    assert verdict(pod6, "fd00:96::20").to == {(Destination("fd00:244:2::2", s.TARGET), False)}
+    assert verdict(pod6, "fd00:30::11", s.NODE_PORT).to == {(Destination("fd00:244:2::2", s.TARGET), True)}
+    assert verdict(s.OUTSIDE, s.BALANCER) == NOT_IN_RANGE
+    assert verdict("2001:db8::1", "2001:db8:51::8").kind is Kind.FORWARD, "no range of that family: open to all of it"

@@ -11,15 +11,18 @@ import yaml
 from click.testing import CliRunner
 
 from podwire_base.kube.errors import ConfigError
-from podwire_proxy import kubeproxyfile, main, offline
+from podwire_proxy import backends, kubeproxyfile, main, offline
+from podwire_proxy.backends import check
 from podwire_proxy.changes import Tracker
-from podwire_proxy.config import ProxyConfig, check, eligible, service_cidrs, wanted_flows
+from podwire_proxy.config import ProxyConfig, eligible, service_cidrs, wanted_flows
 from podwire_proxy.dataplane import HealthCheck
-from podwire_proxy.hostfacts import ForeignChain, HostFacts, findings, leftovers
+from podwire_proxy.hostfacts import Foreign, ForeignChain, HostFacts, findings, leftovers
+from podwire_proxy.iptables.leftovers import both_variants
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
 HEAD = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
+SERVED = backends.names()
 BASE = ProxyConfig("n1", None, Path("/nowhere"))
 # As kubeadm writes it, nothing left out.
 KUBEADM = """
@@ -54,7 +57,7 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: "", roo
 
 
 def test_kubeadms_file_is_taken_as_it_is() -> None:
-    fields, notes = kubeproxyfile.read(yaml.safe_load(KUBEADM))
+    fields, notes = kubeproxyfile.read(yaml.safe_load(KUBEADM), SERVED)
     assert fields == {
         "kubeconfig": "/var/lib/kube-proxy/kubeconfig.conf",
         "cluster_cidrs": ("10.244.0.0/16", "fd00:244::/56"),
@@ -72,14 +75,14 @@ def test_kubeadms_file_is_taken_as_it_is() -> None:
 )
 def test_the_mode_chooses_the_backend(mode: str, backend: str, words: str) -> None:
     section = {"masqueradeAll": True, "syncPeriod": "5s"} if mode != "ipvs" else {}
-    fields, notes = kubeproxyfile.read({**HEAD, "mode": mode, mode: section})
+    fields, notes = kubeproxyfile.read({**HEAD, "mode": mode, mode: section}, SERVED)
     config = replace(BASE, **fields)
     check(config)
     assert config.backend == backend
     assert len(notes) == bool(words)
     assert all(words in note for note in notes)
     if mode != "ipvs":
-        again, _ = kubeproxyfile.read(kubeproxyfile.write(config))
+        again, _ = kubeproxyfile.read(kubeproxyfile.write(config), SERVED)
         assert replace(config, **again) == config
 
 
@@ -109,7 +112,8 @@ def test_every_setting_with_a_counterpart_carries_over() -> None:
                 "maxPerCore": 1000,
                 "min": 5000,
             },
-        }
+        },
+        SERVED,
     )
     assert notes == []
     config = replace(BASE, **fields)
@@ -135,7 +139,7 @@ def test_every_setting_with_a_counterpart_carries_over() -> None:
             ("nf_conntrack_tcp_be_liberal", 1),
         ),
     )
-    again, _ = kubeproxyfile.read(kubeproxyfile.write(config))
+    again, _ = kubeproxyfile.read(kubeproxyfile.write(config), SERVED)
     assert replace(BASE, **again).detect_local == "BridgeInterface", "/configz is itself such a file"
     assert again["localhost_node_ports"] is True
 
@@ -150,7 +154,7 @@ def test_every_setting_with_a_counterpart_carries_over() -> None:
     ],
 )
 def test_what_has_no_effect_is_named(part: dict[str, Any], words: str) -> None:
-    _, notes = kubeproxyfile.read({**HEAD, "mode": "nftables", **part})
+    _, notes = kubeproxyfile.read({**HEAD, "mode": "nftables", **part}, SERVED)
     assert [note[: len(words)] for note in notes] == [words]
 
 
@@ -168,7 +172,7 @@ def test_what_has_no_effect_is_named(part: dict[str, Any], words: str) -> None:
 )
 def test_a_file_that_cannot_be_meant_is_refused(document: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        kubeproxyfile.read(document)
+        kubeproxyfile.read(document, SERVED)
 
 
 @pytest.mark.parametrize("content", ["a: [", "kind: Pod", "\x00", ""])
@@ -330,33 +334,29 @@ def test_service_cidr_objects() -> None:
     ("facts", "words"),
     [
         (HostFacts(), []),
-        (HostFacts(conntrack_count=89, conntrack_max=100, tables=("ip podwire", "ip nat")), []),
+        (HostFacts(conntrack_count=89, conntrack_max=100, foreign=(Foreign(tables=("ip podwire", "ip nat")),)), []),
         (HostFacts(forwarding=False), ["ip_forward=1"]),
         (HostFacts(conntrack_count=90, conntrack_max=100), ["90 of 100"]),
         (
-            HostFacts(drop_chains=("ip filter FORWARD", "inet firewalld filter_FORWARD")),
+            HostFacts(foreign=(Foreign(drop_chains=("ip filter FORWARD", "inet firewalld filter_FORWARD")),)),
             ["chain FORWARD of table ip filter", "chain filter_FORWARD of table inet firewalld"],
         ),
-        (HostFacts(tables=("ip kube-proxy",)), ["kube-proxy --cleanup"]),
+        (HostFacts(foreign=(Foreign(tables=("ip kube-proxy",)),)), ["kube-proxy --cleanup"]),
         (
             HostFacts(
-                chains=(
-                    ForeignChain("iptables-legacy, IPv4", "nat", "KUBE-SERVICES"),
-                    ForeignChain("iptables-legacy, IPv4", "nat", "KUBE-SVC-X"),
-                    ForeignChain("iptables-legacy, IPv4", "filter", "KUBE-FIREWALL"),
+                foreign=(
+                    Foreign(
+                        chains=(
+                            ForeignChain("iptables-legacy, IPv4", "nat", "KUBE-SERVICES"),
+                            ForeignChain("iptables-legacy, IPv4", "nat", "KUBE-SVC-X"),
+                            ForeignChain("iptables-legacy, IPv4", "filter", "KUBE-FIREWALL"),
+                        )
+                    ),
                 )
             ),
             ["KUBE-SERVICES, KUBE-SVC-X; they"],
         ),
-        (
-            HostFacts(
-                chains=(
-                    ForeignChain("iptables-legacy, IPv4", "filter", "DOCKER-USER"),
-                    ForeignChain("iptables-nft, IPv4", "filter", "KUBE-KUBELET-CANARY"),
-                )
-            ),
-            ["filter of Docker"],
-        ),
+        (HostFacts(foreign=(Foreign(), Foreign(findings=("rules of both",)))), ["rules of both"]),
         (HostFacts(strict_rp_filter=True), ["rp_filter"]),
     ],
 )
@@ -364,6 +364,13 @@ def test_what_is_told_of_the_host(facts: HostFacts, words: list[str]) -> None:
     found = findings(facts)
     assert len(found) == len(words)
     assert all(word in line for word, line in zip(words, found, strict=True))
+
+
+def test_rules_of_both_variants_of_iptables_are_told() -> None:
+    docker = ForeignChain("iptables-legacy, IPv4", "filter", "DOCKER-USER")
+    (line,) = both_variants([docker, ForeignChain("iptables-nft, IPv4", "filter", "KUBE-KUBELET-CANARY")])
+    assert "filter of Docker" in line
+    assert not list(both_variants([docker, docker]))
 
 
 def test_leftovers_are_named_by_their_owners() -> None:
@@ -395,7 +402,7 @@ def test_leftovers_are_named_by_their_owners() -> None:
 def test_room_for_flows() -> None:
     assert wanted_flows(BASE, 2) == 131072
     assert wanted_flows(BASE, 16) == 16 * 32768
-    fields, _ = kubeproxyfile.read({**HEAD, "conntrack": {"maxPerCore": 0}})
+    fields, _ = kubeproxyfile.read({**HEAD, "conntrack": {"maxPerCore": 0}}, SERVED)
     assert wanted_flows(replace(BASE, **fields), 16) == 0, "left as it is"
     assert findings(HostFacts(conntrack_max=1000, conntrack_wanted=1000)) == []
     (line,) = findings(HostFacts(conntrack_max=1000, conntrack_wanted=2000))

@@ -28,7 +28,7 @@ from podwire_base.kernel.nft.fake import FakeConnection, Refused
 from podwire_base.kube.errors import ConfigError
 from podwire_base.patience import patient
 from podwire_base.role import web
-from podwire_proxy import health, main
+from podwire_proxy import backends, health, main
 from podwire_proxy.changes import Tracker
 from podwire_proxy.conntrack import challenge_ack_probe, serving, stale, stale_attempts
 from podwire_proxy.dataplane import HealthCheck, Key
@@ -295,7 +295,7 @@ OF_BACKEND = {
 @pytest.mark.parametrize("backend", OF_BACKEND)
 def test_metrics_have_kube_proxys_names_and_labels(backend: str) -> None:
     """kube-proxy 1.34 and later: dashboards and alerts go on working."""
-    metrics = Metrics(backend=backend, rules=lambda: {("ip", "nat"): 12, ("ip", "filter"): 3})
+    metrics = Metrics(names=backends.choose(backend).metrics, rules=lambda: {("ip", "nat"): 12, ("ip", "filter"): 3})
     metrics.failed(full=False)
     metrics.healthz[200] += 1
     text = metrics.render()

@@ -14,8 +14,8 @@ from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.role import bugs
 from podwire_proxy import backends
+from podwire_proxy.backend import AnyBackend, dry_run
 from podwire_proxy.changes import DeduplicatedLog, Tracker
-from podwire_proxy.config import BACKENDS
 from podwire_proxy.convert import service_ports
 from podwire_proxy.dataplane import Balance, Key
 from podwire_proxy.model import Destination, NodeInfo
@@ -85,10 +85,9 @@ def _spoiled(obj: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
                 yield (*path, value), made
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends.ALL, ids=lambda backend: backend.name)
 @pytest.mark.parametrize("kind", ["Service", "EndpointSlice"])
-def test_one_spoiled_object_costs_nobody_else_anything(backend: str, kind: str) -> None:
-    plan = backends.choose(backend, "auto").plan
+def test_one_spoiled_object_costs_nobody_else_anything(backend: AnyBackend, kind: str) -> None:
     for where, spoiled in _spoiled(SERVICE if kind == "Service" else SLICE):
         tracker = Tracker(NODE)
         tracker.service("default/good", service("good", "10.96.0.1", [port(80)]))
@@ -97,7 +96,7 @@ def test_one_spoiled_object_costs_nobody_else_anything(backend: str, kind: str) 
         tracker.slice("default/bad-1", spoiled if kind == "EndpointSlice" else SLICE)
         tracker.flush()
         assert tracker.dataplane.frontends[GOOD].internal == Balance((Destination("10.244.1.2", 8080),)), where
-        assert list(plan(tracker.dataplane)), where
+        assert list(dry_run(backend, tracker.dataplane)), where
 
 
 def test_a_misshapen_object_is_told_and_what_it_said_before_stays() -> None:

@@ -1,160 +1,59 @@
-"""The iptables backend on paper: the conformance table, random Services and packets, random sequences of changes,
-cost."""
+"""What only the iptables backend has: its text, its chains and sets, and what a change costs there. test_backends.py
+holds what every backend must do."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from podwire_base.kernel.ip import FAMILIES, Family, packed
+from podwire_base.kernel.reasons import Reason, reason_of
 from podwire_base.kube import meta
 from podwire_proxy.changes import Tracker
-from podwire_proxy.decide import Packet, decide
 from podwire_proxy.explain import explain
 from podwire_proxy.iptables import programs
+from podwire_proxy.iptables.fake import Kernel
 from podwire_proxy.iptables.layout import Chain, hooks, is_ours, same_address, static_rules
 from podwire_proxy.iptables.live import Chains
 from podwire_proxy.iptables.plan import KernelState, Plan, Planner, SetOp
 from podwire_proxy.iptables.text import parse, take_apart
-from podwire_proxy.iptables.trace import Tracer, run_bpf
+from podwire_proxy.iptables.trace import run_bpf
 from podwire_proxy.model import Destination
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
-from podwire_proxy.testing.iptablesfake import Kernel
 
-from .test_properties import VIPS, changes, fresh, packets, play, services, slices
-
-STICKY = [row for one in s.AFFINITY for row in (one, one.v6())]
-TABLE = [row for scenario in s.SCENARIOS for row in (scenario, scenario.v6())]
+from .strategies import VIPS
 
 
-def family(scenario: s.Scenario) -> Family:
-    return "ip6" if ":" in scenario.node.addresses[0] else "ip"
-
-
-def planned(scenario: s.Scenario) -> Kernel:
+def planned(row: s.Scenario) -> Kernel:
     """A kernel that has taken the scenario, as iptables-restore gave it."""
-    tracker, kernel = scenario.tracker(), Kernel()
+    tracker, kernel = row.tracker(), Kernel()
     tracker.flush()
-    kernel.commit(Planner(family(scenario), scenario.node).full(tracker.dataplane, KernelState()))
+    kernel.commit(Planner("ip", row.node).full(tracker.dataplane, KernelState()))
     return kernel
 
 
-@pytest.mark.parametrize("scenario", TABLE, ids=lambda scenario: scenario.name)
-def test_trace_of_the_planned_rules(scenario: s.Scenario) -> None:
-    tracer = Tracer(planned(scenario).read(), scenario.node)
-    assert {p: tracer.outcome(p) for p in scenario.expect} == scenario.expect
-
-
-@pytest.mark.parametrize("row", STICKY, ids=lambda row: row.name)
-def test_affinity_as_planned(row: s.Affinity) -> None:
-    """What the rules note of the first packet binds the others."""
-    tracer = Tracer(planned(row.scenario()).read(), row.node)
-    free = {p: tracer.outcome(p) for p in (*row.same, *row.apart)}
-    for first in row.same:
-        assert tracer.outcome(first).to
-        noted = sorted(tracer.noted)
-        assert {to for _, _, to in noted} == {to for to, _ in free[first].to}, (
-            "whatever is chosen is noted, and nothing else"
-        )
-        for name, client, to in noted:
-            tracer.state.sets[name].add(client)
-            assert {backend for p in row.same for backend, _ in tracer.outcome(p).to} == {to}
-            assert {p: tracer.outcome(p) for p in row.apart} == {p: free[p] for p in row.apart}
-            tracer.state.sets[name].discard(client)
-
-
-@pytest.mark.parametrize("scenario", TABLE, ids=lambda scenario: scenario.name)
-def test_explanations_tell_the_same(scenario: s.Scenario) -> None:
-    live = Chains({family(scenario): planned(scenario).read()}, "nft")
-    node = live.node(scenario.node.name, scenario.node.addresses)
-    assert set(node.pod_cidrs) <= set(scenario.node.pod_cidrs)
-    assert set(node.service_cidrs) == set(scenario.node.service_cidrs)
-    for sent, outcome in scenario.expect.items():
-        found = explain(live, node, sent)
-        assert (found.verdict, frozenset(found.to)) == (outcome.verdict.value, outcome.to), found.lines
-
-
-@pytest.mark.parametrize(
-    ("scenario", "sent", "words"),
-    [
-        ("no endpoints", s.packet(s.POD_A, s.VIP), "no ready endpoint (2 in all)"),
-        (
-            "externalTrafficPolicy Local, none here",
-            s.packet(s.OUTSIDE, s.NODE_IP, s.NODE_PORT),
-            "no ready endpoint is on node n1",
-        ),
-        ("source ranges: the world outside", s.packet(s.POD_A, s.BALANCER), "loadBalancerSourceRanges"),
-        ("source ranges, no endpoints", s.packet(s.OUTSIDE, s.BALANCER), "no ready endpoint"),
-        ("wrong port or protocol of a known ClusterIP", s.packet(s.POD_A, s.VIP, 81), "no port 81/TCP"),
-        ("unallocated Service address", s.packet(s.POD_A, s.UNUSED), "no Service has this address"),
-        ("pod to pod is left alone", s.packet(s.POD_A, s.POD_B, s.TARGET), "pass: "),
-    ],
-)
-def test_reasons(scenario: str, sent: Packet, words: str) -> None:
-    row = next(row for row in TABLE if row.name == scenario)
-    claims = {(sent.dst, "TCP", sent.port): ("default/my-service", 2, 0)}
-    assert words in explain(Chains({"ip": planned(row).read()}, "legacy"), row.node, sent, claims).lines[-1]
-
-
 def test_a_rule_of_somebody_else_is_named() -> None:
-    kernel = planned(TABLE[0])
+    row = s.SCENARIOS[0]
+    kernel = planned(row)
     chain = Chain("nat", "PODWIRE-SERVICES")
     kernel.chains[chain] = ["-m u32 --u32 0x0=0x1 -j DROP", *kernel.chains[chain]]
-    words = explain(Chains({"ip": kernel.read()}, "nft"), TABLE[0].node, next(iter(TABLE[0].expect))).lines[-1]
+    words = explain(Chains({"ip": kernel.read()}, "nft"), row.node, next(iter(row.expect))).lines[-1]
     assert "--u32" in words
     assert "chains PODWIRE-* of iptables-nft" in words
 
 
-@given(st.lists(st.one_of(services(), slices()), max_size=8), st.lists(packets(), min_size=1, max_size=20))
-def test_oracle_and_rules_agree(objects: list[meta.Object], sent: list[Packet]) -> None:
-    tracker, kernel = fresh(objects), Kernel()
-    kernel.commit(Planner("ip", s.INFO).full(tracker.dataplane, KernelState()))
-    tracer = Tracer(kernel.read(), s.INFO)
-    assert {p: tracer.outcome(p) for p in sent} == {p: decide(tracker.dataplane, p) for p in sent}
-
-
-@given(changes, *[st.sets(st.integers(0, 12))] * 3, st.lists(packets(), max_size=4))
-def test_any_sequence_of_changes_equals_a_fresh_build(
-    done: list[Any], syncs: set[int], sweeps: set[int], restarts: set[int], sent: list[Packet]
-) -> None:
-    """Coalesced at will, swept at once or late, with restarts in between that read the kernel back."""
-    tracker, kernel, planner = Tracker(s.INFO), Kernel(), Planner("ip", s.INFO)
-    tracker.flush()
-
-    def take(plan: Plan) -> None:
-        kernel.commit(plan)
-        planner.committed(plan)
-
-    take(planner.full(tracker.dataplane, KernelState()))
-    for index, change in enumerate([*done, None]):
-        if change is not None:
-            play(tracker, change)
-        if index in restarts:
-            tracker.flush()
-            planner = Planner("ip", tracker.dataplane.node)
-            take(planner.full(tracker.dataplane, kernel.read()))
-        elif index in syncs or change is None:
-            delta = tracker.flush()
-            if delta or tracker.dataplane.node != planner.node:
-                take(planner.change(tracker.dataplane, delta))
-        else:
-            continue
-        # Swept or not yet: what is still to go from `filter` decides nothing that a packet of now may ask for.
-        tracer = Tracer(kernel.read(), tracker.dataplane.node)
-        assert {p: tracer.outcome(p) for p in sent} == {
-            p: decide(tracker.dataplane, p) for p in sent
-        } or planner.unswept
-        if index in sweeps or change is None:
-            take(planner.sweep())
-            assert not planner.unswept
-        assert planner.mirror.chains == kernel.read().chains
-    expected, other = fresh(done), Kernel()
-    other.commit(Planner("ip", expected.dataplane.node).full(expected.dataplane, KernelState()))
-    assert kernel.read() == other.read()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_rule_that_drops_or_refuses_carries_its_reason(family: Family) -> None:
+    for row in (one if family == "ip" else one.v6() for one in s.SCENARIOS):
+        tracker = row.tracker()
+        tracker.flush()
+        for rules in Planner(family, row.node).full(tracker.dataplane, KernelState()).write.values():
+            for rule in map(take_apart, rules):
+                assert (reason_of(rule.comment) is not None) is (rule.target in ("DROP", "REJECT")) or (
+                    reason_of(rule.comment) is Reason.LOCALHOST_NODE_PORT
+                ), rule
 
 
 def _cluster(count: int, endpoints: int = 5) -> tuple[Tracker, Kernel, Planner]:
@@ -187,8 +86,8 @@ def cost(size: int, endpoints: int) -> tuple[int, int]:
     plan = take(kernel, planner, planner.change(tracker.dataplane, tracker.flush()))
     assert not planner.unswept
     assert plan.tables == ("nat",)
-    assert plan.restore().count("\n") == plan.rules + len(plan.write) + 2
-    return plan.rules, len(plan.write)
+    assert plan.restore().count("\n") == plan.elements + len(plan.write) + 2
+    return plan.elements, len(plan.write)
 
 
 def test_a_change_costs_what_it_is_and_not_what_the_cluster_is() -> None:
@@ -204,7 +103,7 @@ def test_a_new_service_costs_its_bucket_and_no_more() -> None:
         tracker.service("default/new", service("new", "10.96.200.7", [port(80)]))
         tracker.slice("default/new-1", _some("new", 1))
         plan = take(kernel, planner, planner.change(tracker.dataplane, tracker.flush()))
-        assert plan.rules < 80
+        assert plan.elements < 80
         assert len(plan.write) <= 4
 
 
@@ -217,13 +116,6 @@ def test_the_way_to_a_service_is_short() -> None:
     ]
     assert len(chains[Chain("nat", "PODWIRE-SERVICES")]) <= 32
     assert max(leaves) <= 3000 / 1024 * 4
-
-
-def test_nothing_to_do_is_nothing_sent_and_a_restart_writes_nothing() -> None:
-    tracker, kernel, _ = _cluster(50)
-    again = Planner("ip", s.INFO)
-    assert not again.full(tracker.dataplane, kernel.read())
-    assert not again.sweep()
 
 
 def test_what_others_break_is_mended_and_only_that() -> None:
@@ -330,47 +222,13 @@ def test_what_stands_fast_names_only_what_is_there(which: Family) -> None:
 
 
 def test_a_plan_can_be_shown() -> None:
-    tracker = TABLE[0].tracker()
+    tracker = s.SCENARIOS[0].tracker()
     tracker.flush()
-    lines = list(Planner("ip", TABLE[0].node).full(tracker.dataplane, KernelState()).lines())
+    lines = list(Planner("ip", s.SCENARIOS[0].node).full(tracker.dataplane, KernelState()).lines())
     assert lines[0] == "ipset create PODWIRE-CLUSTER-IPS-4 hash:ip"
     assert str(SetOp("create", "x", timeout=True)) == "ipset create x hash:ip timeout 0"
     assert any(f"-j DNAT --to-destination {s.POD_B}:{s.TARGET}" in line for line in lines)
     assert packed(Destination(s.POD_B, 1).ip) == bytes((10, 244, 1, 3))
-
-
-def stages(plan: Plan) -> list[Plan]:
-    """The steps in which a plan gets to the kernel; a kill can come between any two."""
-    alone = [Plan(before=(op,)) for op in plan.before]
-    for table in plan.tables:
-        alone.append(
-            Plan(
-                write={c: rules for c, rules in plan.write.items() if c.table == table},
-                have=plan.have,
-                delete=tuple(c for c in plan.delete if c.table == table),
-            )
-        )
-    return alone + [Plan(after=(op,)) for op in plan.after]
-
-
-@given(changes, st.integers(0, 20), st.integers(0, 12))
-def test_a_kill_at_any_moment_of_a_sync_is_made_good_by_the_next_start(done: list[Any], cut: int, stop: int) -> None:
-    tracker, kernel, planner = Tracker(s.INFO), Kernel(), Planner("ip", s.INFO)
-    tracker.flush()
-    take(kernel, planner, planner.full(tracker.dataplane, KernelState()))
-    for change in done[:stop]:
-        play(tracker, change)
-        take(kernel, planner, planner.change(tracker.dataplane, tracker.flush()))
-    for change in done[stop:]:
-        play(tracker, change)
-    for part in stages(planner.change(tracker.dataplane, tracker.flush()))[:cut]:
-        kernel.commit(part)
-    again = Planner("ip", tracker.dataplane.node)
-    take(kernel, again, again.full(tracker.dataplane, kernel.read()))
-    take(kernel, again, again.sweep())
-    other = Kernel()
-    other.commit(Planner("ip", tracker.dataplane.node).full(tracker.dataplane, KernelState()))
-    assert kernel.read() == other.read()
 
 
 def test_a_program_that_is_missing_or_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

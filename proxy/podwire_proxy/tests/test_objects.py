@@ -12,10 +12,11 @@ from podwire_base.kernel.nft import ruleset as nft
 from podwire_proxy.changes import Tracker
 from podwire_proxy.config import ProxyConfig
 from podwire_proxy.convert import NOBODY, service_ports, slice_info
-from podwire_proxy.dataplane import Balance, Fate, Key
+from podwire_proxy.dataplane import Balance, Key
 from podwire_proxy.model import Destination, Endpoint, NodeInfo, PortName, ServicePort, normal_ip
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 from podwire_proxy.topology import choose, merge
+from podwire_proxy.verdict import NO_ENDPOINTS
 
 NODE = NodeInfo("n1", ("172.30.0.11",), "zone-a", ("10.244.0.0/16",), ("10.96.0.0/16",))
 
@@ -261,7 +262,7 @@ def test_the_older_of_two_services_holds_a_contested_address() -> None:
     tracker.slice("x", endpoint_slice("a", [endpoint("10.244.1.2")], [("", "TCP", 80)]))
     tracker.flush()
     key = Key("10.96.0.1", "TCP", 80)
-    assert tracker.dataplane.frontends[key].internal is Fate.REJECT
+    assert tracker.dataplane.frontends[key].internal is NO_ENDPOINTS
     tracker.service("default/b", None)
     assert tracker.flush().frontends == {key}
     assert tracker.dataplane.frontends[key].internal == Balance((Destination("10.244.1.2", 80),))

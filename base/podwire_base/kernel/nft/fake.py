@@ -106,7 +106,8 @@ def _set(dump: TableDump, op: o.Op, set_: o.Set) -> None:
 
 
 class FakeConnection:
-    """A namespace's nf_tables in memory, with Connection's commit and dump. `committed` keeps every transaction."""
+    """A namespace's nf_tables in memory, with Connection's commit, dump and elements. `committed`: every
+    transaction."""
 
     def __init__(self) -> None:
         self.state: dict[o.Table, TableDump] = {}
@@ -127,6 +128,9 @@ class FakeConnection:
             apply_to(state[table], o.Transaction([op]))
         self.state = state
         self.committed.append(transaction)
+
+    def elements(self, set_: o.Set) -> dict[bytes, o.Value]:
+        return dict(self.state[set_.table].elements[set_.name])
 
     def dump(self, table: o.Table, *, elements: bool = True) -> TableDump | None:
         return _copy(self.state[table]) if table in self.state else None

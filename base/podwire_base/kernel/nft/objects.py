@@ -147,6 +147,14 @@ class Transaction:
         return iter(self.ops)
 
     @property
+    def operations(self) -> int:
+        return len(self.ops)
+
+    def lines(self) -> Iterator[str]:
+        """All of it, for people."""
+        return map(str, self.ops)
+
+    @property
     def elements(self) -> int:
         """Number of elements written and deleted: the measure of what a change costs."""
         return sum(len(op.thing.items) for op in self.ops if isinstance(op.thing, Elements))

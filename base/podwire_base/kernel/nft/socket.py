@@ -28,7 +28,21 @@ from .decode import decode_exprs, packets
 from .errors import NftError
 
 GROUP_NFTABLES = 7
+# What a kernel without nf_tables answers: nfnetlink without the subsystem, or no nfnetlink
+NOT_THERE = (errnos.EINVAL, errnos.EOPNOTSUPP, errnos.EPROTONOSUPPORT)
 T = TypeVar("T")
+
+
+def missing(ns_fd: int | None = None) -> bool:
+    """Has this kernel no nf_tables? Raises OSError where that cannot be asked."""
+    try:
+        with Connection(ns_fd) as conn:
+            conn.generation()
+    except OSError as err:
+        if err.errno in NOT_THERE:
+            return True
+        raise
+    return False
 
 
 class Connection:

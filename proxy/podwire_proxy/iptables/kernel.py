@@ -1,20 +1,17 @@
-"""The IO of the iptables backend: keep a namespace's chains and sets PODWIRE-* equal to the Dataplane."""
+"""The IO of the iptables backend: the chains and sets PODWIRE-* of a network namespace."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from podwire_base.kernel.ip import FAMILIES, Family
-from podwire_base.kernel.nft import socket as nft_socket
+from podwire_base.kernel.reasons import Reason
 from podwire_base.role import logs
 
-from ..backend import Counted, Synced, Watch, families
-from ..dataplane import Dataplane, Delta
-from ..flows import FlowKeeper, Swept
-from ..model import NodeInfo
+from ..backend import Watch
 from . import programs
 from .ipset import IpSets
 from .layout import Chain, Rules, TableName, is_ours
@@ -28,62 +25,35 @@ IN_FLIGHT = 0.05  # seconds: far longer than a packet is on its way through the 
 DESTROY_TURNS = 20
 
 
-class Proxier:
-    """`sync` after each change, `sweep` a moment later; errors change nothing. Raises OSError."""
+class Chains:
+    """The chains and sets of one network namespace. See backend.Kernel."""
 
-    def __init__(self, node: NodeInfo, ns_fd: int | None = None, variant: Variant | None = None) -> None:
+    def __init__(self, planners: Sequence[Planner], ns_fd: int | None = None, variant: Variant | None = None) -> None:
         """variant None: the one that the host uses."""
         self._ns_fd = ns_fd
         self.variant: Variant = variant or programs.detect(ns_fd)
-        self._planners = [Planner(family, node) for family in families(node)]
-        for planner in self._planners:
+        for planner in planners:
             programs.program(self.variant, planner.family, "restore")  # named now, not at the first change
         self._sets = IpSets(ns_fd)
-        self.flows = FlowKeeper(families(node), ns_fd)
-        self._conn = nft_socket.Connection(ns_fd)
-        self._generations = Generations(self._conn)
+        # The legacy variant runs on kernels without nf_tables, and has no generations to count.
+        self._generations = Generations(ns_fd) if self.variant == "nft" else None
         self._legacy = Legacy(ns_fd)
         self._shapes: dict[tuple[Family, TableName], tuple[int, int]] = {}
-        self.watchers: list[Watch] = []
+        self._heard: list[TableWatch] = []
         log.info("iptables", variant=self.variant)
 
     def close(self) -> None:
-        """The rules stay."""
-        for watcher in self.watchers:
-            watcher.close()
         self._sets.close()
-        self._conn.close()
+        if self._generations:
+            self._generations.close()
         self._legacy.close()
-
-    def sync(self, dataplane: Dataplane, delta: Delta | None) -> Synced:
-        """Write what `delta` changed; None: read the kernel's state back and write what differs."""
-        started = time.monotonic()
-        operations = rules = 0
-        for planner in self._planners:
-            plan = (
-                planner.full(dataplane, self._read(planner.family))
-                if delta is None
-                else planner.change(dataplane, delta)
-            )
-            self._commit(planner, plan)
-            operations, rules = operations + plan.operations, rules + plan.rules
-        self.flows.note(dataplane, delta)
-        return Synced(delta is None, operations, rules, time.monotonic() - started)
 
     @property
     def no_notifications(self) -> bool:
         """A rule of a legacy table that is replaced by one of its size is not noticed."""
         return self.variant == "legacy"
 
-    def rule_counts(self) -> dict[tuple[str, str], int]:
-        """Our rules in the kernel, by (family, table)."""
-        found: Counter[tuple[str, str]] = Counter()
-        for planner in self._planners:
-            for chain, rules in planner.mirror.chains.items():
-                found[planner.family, chain.table] += len(rules)
-        return dict(found)
-
-    def _read(self, family: Family) -> KernelState:
+    def read(self, family: Family) -> KernelState:
         if self.variant == "legacy":
             tables = programs.legacy_tables(family, self._ns_fd)
             self._note(
@@ -93,25 +63,29 @@ class Proxier:
         chains = parse(programs.save(self.variant, family, self._ns_fd)) if there else {}
         return KernelState(chains, self._sets.ours(family))
 
-    def _commit(self, planner: Planner, plan: Plan) -> None:
+    def commit(self, planner: Planner, plan: Plan) -> None:
         for op in plan.before:
             self._set(planner.family, op)
         if plan.tables:
             self._restore(planner.family, plan)
         for op in plan.after:
             self._set(planner.family, op)
-        planner.committed(plan)
+
+    def settle(self, planner: Planner, *, swept: bool) -> None:
+        """Nothing: sets of clients are flushed by the plan."""
 
     def _restore(self, family: Family, plan: Plan) -> None:
-        heard = [
-            watcher.changed() for watcher in self.watchers if isinstance(watcher, TableWatch)
-        ]  # every queue is drained
+        def restore() -> None:
+            programs.restore(self.variant, family, self._ns_fd, plan.restore())
+
+        if self._generations is None:
+            restore()
+            self._note(family, plan.tables)
+            return
+        heard = [watcher.changed() for watcher in self._heard]  # every queue is drained
         if any(heard):
             self._generations.suspect = True  # what others did before us must not count as ours
-        commits = len(plan.tables) if self.variant == "nft" else 0
-        self._generations.during(lambda: programs.restore(self.variant, family, self._ns_fd, plan.restore()), commits)
-        if self.variant == "legacy":
-            self._note(family, plan.tables)
+        self._generations.during(restore, len(plan.tables))
 
     def _note(self, family: Family, tables: Iterable[TableName]) -> None:
         self._shapes.update({(family, table): self._legacy.shape(family, table) for table in tables})
@@ -135,51 +109,38 @@ class Proxier:
                     time.sleep(0.005)
                 log.warn("a set that is not needed any more is still used by a rule", set=op.name)
 
-    @property
-    def unswept(self) -> bool:
-        return any(planner.unswept for planner in self._planners)
-
-    def sweep(self) -> Swept:
-        """Both at once: the rules and the flows that changes left behind."""
-        self.sweep_rules()
-        return self.flows.sweep()
-
-    def sweep_rules(self) -> None:
-        """Delete what no packet in flight needs any more; call it some milliseconds after the sync."""
-        for planner in self._planners:
-            self._commit(planner, planner.sweep())
-
-    def counted(self) -> Counted:
+    def counted(self, planners: Sequence[Planner]) -> Mapping[Reason, int]:
         """A program a table; for any thread."""
-        invalid = localhost = 0
-        for planner in self._planners:
+        found = Counter[Reason]()
+        for planner in planners:
             look = partial(programs.counted, self.variant, planner.family, self._ns_fd)
             if planner.node.drop_invalid:
-                invalid += look("filter", "PODWIRE-FORWARD", "ctstate INVALID")
+                found[Reason.INVALID_STATE] += look("filter", "PODWIRE-FORWARD", Reason.INVALID_STATE)
             if planner.family == "ip" and planner.node.localhost:
-                localhost += look("nat", "PODWIRE-POSTROUTING", "ctorigdst")
-        return Counted(invalid, localhost)
+                found[Reason.LOCALHOST_NODE_PORT] += look("nat", "PODWIRE-POSTROUTING", Reason.LOCALHOST_NODE_PORT)
+        return found
 
     def foreign_commits(self) -> int:
-        """A number that rises with every commit in this namespace that was not ours; the legacy variant cannot tell."""
-        return self._generations.foreign() if self.variant == "nft" else 0
+        """The legacy variant cannot tell."""
+        return self._generations.foreign() if self._generations else 0
 
-    def watch(self) -> list[Watch]:
-        """Start to hear of foreign changes to our tables. After the first sync, so that our own load is no news."""
-        self.watchers = [Timer(self._differs)]
-        if self.variant == "nft":
-            self.watchers += [
+    def watch(self, planners: Sequence[Planner]) -> list[Watch]:
+        if self._generations:
+            self._heard = [
                 TableWatch(planner.family, table, self._generations, self._ns_fd)
-                for planner in self._planners
+                for planner in planners
                 for table in TABLES
             ]
-        return self.watchers
+        return [Timer(lambda: self._differs(planners)), *self._heard]
 
-    def _differs(self) -> bool:
+    def _differs(self, planners: Sequence[Planner]) -> bool:
         """A cheap look for what nobody tells us of."""
         return any(
             self._legacy.shape(family, table) != shape for (family, table), shape in self._shapes.items()
-        ) or any(lost(self._sets, planner.family, planner.cluster_ips) for planner in self._planners)
+        ) or any(lost(self._sets, planner.family, planner.cluster_ips) for planner in planners)
+
+    def retire(self) -> list[str]:
+        return cleanup(self._ns_fd, keep=self.variant, wait=0)
 
 
 def existing(ns_fd: int | None = None) -> list[str]:

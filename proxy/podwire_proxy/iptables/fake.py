@@ -3,11 +3,15 @@ iptables-save."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from ..iptables.layout import PREFIX, Chain, is_ours
-from ..iptables.plan import KernelState, Plan, SetOp
-from ..iptables.text import parse, take_apart
+from podwire_base.kernel.ip import Family
+
+from .layout import PREFIX, Chain, cluster_ips, is_ours
+from .plan import KernelState, Plan, Planner, SetOp
+from .text import parse, take_apart
 
 
 @dataclass
@@ -94,3 +98,52 @@ class Kernel:
             }
             assert op.name not in used, f"{op.name} is still used"
             del self.sets[op.name]
+
+
+class FakeChains:
+    """Both families' kernels. See backend.Fake."""
+
+    def __init__(self) -> None:
+        self.kernels: dict[Family, Kernel] = {"ip": Kernel(), "ip6": Kernel()}
+
+    def read(self, family: Family) -> KernelState:
+        return self.kernels[family].read()
+
+    def commit(self, planner: Planner, plan: Plan) -> None:
+        self.kernels[planner.family].commit(plan)
+
+    def settle(self, planner: Planner, *, swept: bool) -> None:
+        """Nothing: sets of clients are flushed by the plan."""
+
+    def content(self, family: Family) -> object:
+        state = self.read(family)
+        return state.chains, state.sets
+
+    def holds(self, planner: Planner) -> bool:
+        return planner.mirror.chains == self.read(planner.family).chains
+
+    def note(self, family: Family, noted: Any) -> None:
+        name, client = noted
+        self.kernels[family].sets[name].add(client)
+
+    def forget(self, family: Family, noted: Any) -> None:
+        name, client = noted
+        self.kernels[family].sets[name].discard(client)
+
+    def stages(self, planner: Planner, plan: Plan) -> Sequence[Plan]:
+        """Each operation on a set is one of its own, and each table is one commit."""
+        tables = [
+            Plan(
+                write={chain: rules for chain, rules in plan.write.items() if chain.table == table},
+                have=plan.have,
+                delete=tuple(chain for chain in plan.delete if chain.table == table),
+            )
+            for table in plan.tables
+        ]
+        return [*(Plan(before=(op,)) for op in plan.before), *tables, *(Plan(after=(op,)) for op in plan.after)]
+
+    def damage(self, family: Family) -> None:
+        kernel = self.kernels[family]
+        kernel.chains[Chain("nat", "PODWIRE-POSTROUTING")].pop()
+        del kernel.chains[Chain("nat", "PREROUTING")]
+        kernel.sets[cluster_ips(family)].pop()

@@ -1,0 +1,66 @@
+"""The iptables backend, as backends.py lists it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from podwire_base.kernel.ip import Family
+
+from ..backend import Live, MetricNames, Setting
+from ..hostfacts import Foreign
+from ..model import NodeInfo
+from . import kernel, leftovers, live, programs
+from .fake import FakeChains
+from .plan import KernelState, Planner
+from .programs import VARIANTS, Variant
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Iptables:
+    """See backend.Backend. variant None: the one that the host uses."""
+
+    variant: Variant | None = None
+    name = "iptables"
+    place = "chains PODWIRE-*"
+    metrics = MetricNames(
+        failures="kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
+        partial_failures="kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total",
+        rules="kubeproxy_sync_proxy_rules_iptables_total",
+        last="kubeproxy_sync_proxy_rules_iptables_last",
+        packets="kubeproxy_iptables",
+    )
+    settings = (Setting("iptables_variant", (AUTO, *VARIANTS), "of --backend iptables [auto: the host's own]"),)
+
+    def having(self, values: Mapping[str, str]) -> Iptables:
+        wanted = values.get("iptables_variant", AUTO)
+        return Iptables(next((variant for variant in VARIANTS if variant == wanted), None))
+
+    def planner(self, family: Family, node: NodeInfo) -> Planner:
+        return Planner(family, node)
+
+    def live(self, states: Mapping[Family, KernelState]) -> Live:
+        return live.Chains(states, self.variant or VARIANTS[0])
+
+    def fake(self) -> FakeChains:
+        return FakeChains()
+
+    def kernel(self, planners: Sequence[Planner], ns_fd: int | None = None) -> kernel.Chains:
+        return kernel.Chains(planners, ns_fd, self.variant)
+
+    def observe(self, ns_fd: int | None = None) -> Live | None:
+        return live.read(ns_fd)
+
+    def existing(self, ns_fd: int | None = None) -> list[str]:
+        return kernel.existing(ns_fd)
+
+    def cleanup(self, ns_fd: int | None = None, *, patient: bool = True) -> list[str]:
+        return kernel.cleanup(ns_fd, wait=programs.PATIENT if patient else 0)
+
+    def remove_idle(self, node: NodeInfo, ns_fd: int | None = None) -> None:
+        """Nothing is removed: a family without Services has no packets that our chains could cost anything."""
+
+    def foreign(self) -> Foreign:
+        return leftovers.foreign()

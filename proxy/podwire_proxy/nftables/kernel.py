@@ -1,0 +1,141 @@
+"""The IO of the nftables backend: the tables `podwire` of a network namespace."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from podwire_base.kernel.ip import FAMILIES, Family
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft import socket as nft_socket
+from podwire_base.kernel.nft.codec import TableDump
+from podwire_base.kernel.reasons import Reason, reason_of
+from podwire_base.role import logs
+
+from ..backend import families
+from ..hostfacts import Foreign
+from ..model import NodeInfo
+from . import affinity
+from .layout import TABLE_NAME, Layout
+from .plan import Planner
+
+log = logs.get("proxy")
+IN_FLIGHT = 0.05  # seconds: far longer than a packet is on its way through the hooks
+COUNTING = ("forward", "postrouting")  # chains with the rules of which the proxy tells the counters
+
+
+class Tables:
+    """One connection to the kernel. See backend.Kernel."""
+
+    no_notifications = False
+
+    def __init__(self, ns_fd: int | None = None) -> None:
+        self._ns_fd = ns_fd
+        self._conn = nft_socket.Connection(ns_fd)
+        self._commits = 0
+
+    def close(self) -> None:
+        self._conn.close()
+
+    def read(self, family: Family) -> TableDump | None:
+        return self._conn.dump(Layout(family).table)
+
+    def commit(self, planner: Planner, plan: nft.Transaction) -> None:
+        self._conn.commit(plan)
+        self._commits += bool(plan)
+
+    def settle(self, planner: Planner, *, swept: bool) -> None:
+        """End the session affinity of clients whose endpoint is gone; after a sweep again, since a packet in flight may
+        have been noted with the old endpoint."""
+        if planner.suspects or planner.suspects is None:
+            self._commits += affinity.forget(planner, self._conn)
+        if swept:
+            planner.suspects = set()
+
+    def counted(self, planners: Sequence[Planner]) -> Mapping[Reason, int]:
+        """By a connection of its own, for any thread."""
+        found = Counter[Reason]()
+        with nft_socket.Connection(self._ns_fd) as conn:
+            for planner in planners:
+                for chain in COUNTING:
+                    for comment, count in conn.packets(planner.layout.table, chain).items():
+                        if reason := reason_of(comment):
+                            found[reason] += count
+        return found
+
+    def foreign_commits(self) -> int:
+        return self._conn.generation() - self._commits
+
+    def watch(self, planners: Sequence[Planner]) -> list[nft_socket.Watcher]:
+        return [nft_socket.Watcher(p.layout.table, self._conn.port_id, self._ns_fd) for p in planners]
+
+    def retire(self) -> list[str]:
+        return []
+
+
+def observed(ns_fd: int | None = None) -> dict[Family, TableDump]:
+    """Our tables, with the rules' expressions."""
+    if nft_socket.missing(ns_fd):
+        return {}
+    with nft_socket.Connection(ns_fd) as conn:
+        return {family: dump for family in FAMILIES if (dump := conn.dump(Layout(family).table, exprs=True))}
+
+
+def remove_idle(node: NodeInfo, ns_fd: int | None = None) -> None:
+    """Delete the table of a family that has no Service range (any more)."""
+    if nft_socket.missing(ns_fd):
+        return
+    wanted = families(node)
+    with nft_socket.Connection(ns_fd) as conn:
+        for table in _present(conn):
+            if table.family not in wanted:
+                conn.commit(nft.Transaction().remove(table))
+                log.info("removed the table of a family without Services", family=table.family)
+
+
+def _present(conn: nft_socket.Connection) -> list[nft.Table]:
+    ours = {Layout(family).table for family in FAMILIES}
+    return [table for table in conn.tables() if table in ours]
+
+
+def existing(ns_fd: int | None = None) -> list[str]:
+    """What `cleanup` would remove."""
+    if nft_socket.missing(ns_fd):
+        return []
+    with nft_socket.Connection(ns_fd) as conn:
+        return [f"table {table.family} {table.name}" for table in _present(conn)]
+
+
+def cleanup(ns_fd: int | None = None) -> list[str]:
+    """Remove everything this backend ever wrote; returns what was there."""
+    if nft_socket.missing(ns_fd):
+        return []
+    with nft_socket.Connection(ns_fd) as conn:
+        found = _present(conn)
+        first, last = nft.Transaction(), nft.Transaction()
+        for table in found:
+            first.flush(
+                *(chain for chain in conn.chains() if chain.table == table and chain.name in ("prerouting", "output"))
+            )
+            last.delete(table)
+        conn.commit(first)  # no new flow is translated; those in flight still find their way through postrouting
+        if first:
+            time.sleep(IN_FLIGHT)
+        conn.commit(last)
+    return [f"table {table.family} {table.name}" for table in found]
+
+
+def foreign() -> Foreign:
+    """Tables of others, and their chains that drop what is forwarded."""
+    if nft_socket.missing():
+        return Foreign()
+    with nft_socket.Connection() as conn:
+        return Foreign(
+            tuple(f"{table.family} {table.name}" for table in conn.tables()),
+            tuple(
+                f"{c.table.family} {c.table.name} {c.name}"
+                for c in conn.chains()
+                if c.hook == "forward" and c.policy == "drop" and not c.table.name.startswith(TABLE_NAME)
+            ),
+        )

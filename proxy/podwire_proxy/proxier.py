@@ -1,0 +1,118 @@
+"""The loop that all backends share: read back, plan, commit, sweep, watch. IO."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from podwire_base.kernel.reasons import Reason
+
+from .backend import AnyBackend, Planner, Rules, Watch, families
+from .dataplane import Dataplane, Delta
+from .flows import FlowKeeper, Swept
+from .model import NodeInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What one sync did; operations, elements and verdicts as a Plan's."""
+
+    full: bool
+    operations: int
+    elements: int
+    seconds: float
+    verdicts: int = 0
+
+
+class Engine:
+    """The part that needs no kernel: keeps Rules equal to the Dataplane. Every method raises OSError, and then nothing
+    was changed."""
+
+    def __init__(self, planners: Sequence[Planner[Any, Any]], rules: Rules[Any, Any, Any]) -> None:
+        self.planners, self.rules = planners, rules
+
+    def sync(self, dataplane: Dataplane, delta: Delta | None) -> Synced:
+        """Write what `delta` changed; None: read the kernel's state back and write what differs."""
+        started = time.monotonic()
+        operations = elements = verdicts = 0
+        for planner in self.planners:
+            if delta is None:
+                plan = planner.full(dataplane, self.rules.read(planner.family))
+            else:
+                plan = planner.change(dataplane, delta)
+            self.rules.commit(planner, plan)
+            planner.committed(plan)
+            self.rules.settle(planner, swept=False)
+            operations, elements = operations + plan.operations, elements + plan.elements
+            verdicts += plan.verdicts
+        return Synced(delta is None, operations, elements, time.monotonic() - started, verdicts)
+
+    @property
+    def unswept(self) -> bool:
+        """Are there rules that only packets in flight need?"""
+        return any(planner.unswept for planner in self.planners)
+
+    def sweep_rules(self) -> None:
+        """Delete them; call it some milliseconds after a sync."""
+        for planner in self.planners:
+            plan = planner.sweep()
+            self.rules.commit(planner, plan)
+            planner.committed(plan)
+            self.rules.settle(planner, swept=True)
+
+
+class Proxier(Engine):
+    """Keeps a network namespace's kernel equal to the Dataplane: `sync` after each change, `sweep` a moment later."""
+
+    def __init__(self, backend: AnyBackend, node: NodeInfo, ns_fd: int | None = None) -> None:
+        """ns_fd: of the network namespace; None: the caller's."""
+        self.backend, self.ns_fd = backend, ns_fd
+        planners = [backend.planner(family, node) for family in families(node)]
+        self.kernel = backend.kernel(planners, ns_fd)
+        super().__init__(planners, self.kernel)
+        self.flows = FlowKeeper(families(node), ns_fd)
+        self.watchers: Sequence[Watch] = ()
+
+    @property
+    def no_notifications(self) -> bool:
+        """Are there changes by others that no watcher hears of?"""
+        return self.kernel.no_notifications
+
+    def sync(self, dataplane: Dataplane, delta: Delta | None) -> Synced:
+        done = super().sync(dataplane, delta)
+        self.flows.note(dataplane, delta)
+        return done
+
+    def sweep(self) -> Swept:
+        """Both at once: the rules and the flows that changes left behind."""
+        self.sweep_rules()
+        return self.flows.sweep()
+
+    def watch(self) -> Sequence[Watch]:
+        """Start to hear of foreign changes to our rules. After the first sync, so that our own load is no news."""
+        self.watchers = self.kernel.watch(self.planners)
+        return self.watchers
+
+    def counted(self) -> Mapping[Reason, int]:
+        """Packets by the code of the rules that counted them; may be called in another thread."""
+        return self.kernel.counted(self.planners)
+
+    def foreign_commits(self) -> int:
+        """A number that rises when somebody else changes rules, as far as the kernel tells."""
+        return self.kernel.foreign_commits()
+
+    def rule_counts(self) -> dict[tuple[str, str], int]:
+        """Our rules in the kernel, by (family, table)."""
+        return {
+            (planner.family, table): count
+            for planner in self.planners
+            for table, count in planner.rule_counts().items()
+        }
+
+    def close(self) -> None:
+        """The rules stay."""
+        for watcher in self.watchers:
+            watcher.close()
+        self.kernel.close()
