@@ -109,7 +109,8 @@ check: lint test-unprivileged  ## lint, types, and every test that needs no pack
 test: lint       ## `check`, and (as root) the tests with real packets in network namespaces (16 minutes with the installing)
 	@failed=0; $(MAKE) -s test-unprivileged || failed=1; \
 	if [ "$$(id -u)" = 0 ]; then $(MAKE) -s test-netns || failed=1; \
-	else echo 'not root: the tests with packets (netns-tests) are left out'; fi; exit $$failed
+	else echo 'not root: the tests with packets (netns-tests) are left out'; fi; \
+	[ $$failed = 0 ] || echo 'failures are above'; exit $$failed
 
 test-unprivileged: $(VENV)/.installed-dev  ## the tests that need no root
 	@$(PYTEST) $(BESIDE) -m "not long and not runtimes" $(PURE)

@@ -304,6 +304,14 @@ def test_pods_do_not_reach_the_nodes_loopback(cluster: Cluster) -> None:
         assert server.recv(100) == NODE.encode(), "the first datagram to get through is the harmless one"
 
 
+@contextlib.contextmanager
+def another_look(cluster: Cluster) -> Iterator[None]:
+    """Whatever is done inside: the agents look at what is there afterwards, and not only ten seconds later."""
+    yield
+    put_node(cluster.api, "n3", "10.244.3.0/24", "192.0.2.3")
+    cluster.api.delete("/api/v1/nodes", "n3")
+
+
 def test_ports_survive_a_restart_and_a_flushed_table(cluster: Cluster) -> None:
     one = cluster.nodes[0]
     mapped(cluster, "server", 8080)
@@ -314,18 +322,11 @@ def test_ports_survive_a_restart_and_a_flushed_table(cluster: Cluster) -> None:
     assert ask(cluster.outside, NODE, 8080) == OUTSIDE
     one.ns.run(["nft", "flush", "ruleset"])
     assert refused(cluster.outside, NODE, 8080)
-    gone = one.cni("DEL", "other")
-    assert gone.status == 0, gone.out + one.log()
+    with another_look(cluster):
+        gone = one.cni("DEL", "other")
+        assert gone.status == 0, gone.out + one.log()
     wait_until(lambda: not refused(cluster.outside, NODE, 8080), "the agent mends its tables")
     wait_until(lambda: "table ip podwire-cni was gone" in one.log(), "it says so, when it is done")
-
-
-@contextlib.contextmanager
-def another_look(cluster: Cluster) -> Iterator[None]:
-    """Whatever is done inside: the agents look at what is there afterwards, and not only ten seconds later."""
-    yield
-    put_node(cluster.api, "n3", "10.244.3.0/24", "192.0.2.3")
-    cluster.api.delete("/api/v1/nodes", "n3")
 
 
 def test_an_add_meets_flushed_tables(cluster: Cluster) -> None:

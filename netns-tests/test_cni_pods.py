@@ -158,6 +158,9 @@ def test_an_uplink_that_was_down_is_used_again_as_it_was(cluster: Cluster) -> No
     def wire(state: str) -> None:
         two.ns.netlink(lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname="eth0")[0], state=state))
 
+    two.first = "from podwire_cni import agent; agent.RESYNC_SECONDS = 1"
+    two.stop()
+    two.start()
     before = sorted(two.links())
     wire("down")
     try:
@@ -169,6 +172,9 @@ def test_an_uplink_that_was_down_is_used_again_as_it_was(cluster: Cluster) -> No
     assert ask(b, a_ip, cluster.serve(a, a_ip)) == b_ip
     assert ask(a, b_ip, cluster.serve(b, b_ip)) == a_ip
     assert sorted(two.links()) == before
+    two.first = ""
+    two.stop()
+    two.start()
 
 
 def test_first_packet_of_a_fresh_pod_arrives(cluster: Cluster) -> None:

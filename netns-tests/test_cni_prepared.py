@@ -137,7 +137,8 @@ def test_a_refused_program_leaves_nothing(node: CniNode, lab: Lab) -> None:
     lost = node.cni("ADD", "p", pod)
     assert (lost.status, lost.body["code"]) == (1, 5) and "JoinBridge" in lost.body["details"], lost.out
     assert "eth0" not in pod.run(["ip", "-o", "link"]).stdout
-    wait_until(lambda: "podwire0" in node.links(), "the agent makes its bridge again")
+    node.look()
+    assert "podwire0" in node.links(), "the agent makes its bridge again"
     wait_until(lambda: node.cni("ADD", "p", pod).status == 0, "and pods are wired")
     assert node.cni("DEL", "p", pod).status == 0
     wait_until(lambda: bare(node), "nothing is left")

@@ -135,6 +135,9 @@ def world(lab: Lab, tmp_path: Path) -> Iterator[World]:
         api.put(SERVICES, WEB)
         with World(node, api, tmp_path, [], ["--corefile", str(tmp_path / "Corefile"), "--lame-duck", "0.5"]) as made:
             made.upstreams = [upstream]
+            made.first = (
+                "from podwire_dns import server; server.OLD_SOCKET_SECONDS = 1.5"  # the upstream answers at once
+            )
             made.say(f" forward . {UPSTREAM}\n reload 2s\n ready 127.0.0.1:8181\n prometheus 127.0.0.1:9153")
             made.start("server")
             made.start("feeder")

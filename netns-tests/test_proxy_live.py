@@ -204,7 +204,8 @@ def test_a_start_before_the_server_and_a_server_without_servicecidrs(world: Worl
     api.unknown.add("/apis/networking.k8s.io/v1/servicecidrs")
     kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
     api.server.server_close()
-    proxy = Running(world.node, kubeconfig, tmp_path)
+    soon = "from podwire_base.kube.client import informer; informer.BACKOFF_LAST = 0.5"
+    proxy = Running(world.node, kubeconfig, tmp_path, first=soon)
     until(proxy.status_file.exists, "the proxy is there")
     time.sleep(0.5)
     assert not proxy.ready()

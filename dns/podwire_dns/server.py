@@ -45,6 +45,7 @@ MAX_PENDING = 2000  # queries that wait for upstreams; more are answered SERVFAI
 STATUS_SECONDS = 1.0
 LEAVE_SECONDS = 0.5
 SIBLING_SECONDS = 10.0
+OLD_SOCKET_SECONDS = forward.DEADLINE + 1  # by then all is answered that came by a socket of former settings
 PREFETCH_SECONDS = 0.25
 HEALTH_SECONDS = 1.0
 HINFO_IN = b"\0\x0d\0\x01"
@@ -166,7 +167,7 @@ class Server:
         await self._tcp.close_listeners(old_tcp)
         if old_udp:
             left = set(self.config.addresses()).difference(addresses)
-            loop.call_later(forward.DEADLINE + 1, self._end_udp, old_udp, left)  # what it forwarded is answered by then
+            loop.call_later(OLD_SOCKET_SECONDS, self._end_udp, old_udp, left)
 
     def _take_off(self, addresses: set[str], port: int) -> None:
         """In a thread: off lo with what we do not listen on any more."""

@@ -61,6 +61,7 @@ class CniNode:
         self.agent: subprocess.Popen[str] | None = None
         self.client = client_path()
         self.code = "from podwire_cni.main import command; command()"
+        self.first = ""  # Python that the agent runs before anything else
         evidence.tells(self)
 
     def describe(self) -> str:
@@ -77,7 +78,7 @@ class CniNode:
             [
                 sys.executable,
                 "-c",
-                self.code,
+                f"{self.first}\n{self.code}",
                 "--node-name",
                 self.name,
                 "--kubeconfig",
@@ -104,7 +105,7 @@ class CniNode:
 
     def look(self) -> None:
         """The agent compares everything with the kernel now, and by itself not again for agent.RESYNC_SECONDS: what a
-        test breaks next is still broken when somebody asks."""
+        test has broken is mended, and what it breaks next is still broken when somebody asks."""
         known = self.routes()
         put_node(self.api, "passing", "10.244.250.0/24", "192.0.2.250")
         wait_until(lambda: self.routes() == known + 1, "the agent knows one more node")

@@ -35,6 +35,7 @@ class DnsNode:
     ) -> None:
         self.ns, self.node, self.api, self.run_dir, self.upstreams = node, node, api, run_dir, upstreams
         self.name = "n1"
+        self.first = ""  # Python that each role runs before anything else
         self.kubeconfig = api.kubeconfig(run_dir / "kubeconfig")
         self.flags = [
             "--node-name",
@@ -61,7 +62,13 @@ class DnsNode:
             print(self.logs())
 
     def _command(self, role: str) -> list[str]:
-        return [sys.executable, "-m", "podwire_dns.main", role, *self.flags]
+        return [
+            sys.executable,
+            "-c",
+            f"{self.first}\nfrom podwire_dns.main import command; command()",
+            role,
+            *self.flags,
+        ]
 
     def run(self, role: str, *words: str) -> subprocess.CompletedProcess[str]:
         return self.node.run([*self._command(role), *words])
