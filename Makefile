@@ -6,7 +6,7 @@ NATIVE := $(wildcard tools/nativebuild/*.py dns/podwire_dns/native/*.[ch] cni/po
 
 # command:package - what is used, and the Debian package that has it
 TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils nft:nftables
-TEST_TOOLS := mmdebstrap:mmdebstrap conntrack:conntrack strace:strace iptables-legacy-restore:iptables
+TEST_TOOLS := mmdebstrap:mmdebstrap conntrack:conntrack strace:strace iptables-legacy-restore:iptables ps:procps
 
 DATAPLANES := podwire
 

@@ -197,7 +197,12 @@ def roles(config: AgentConfig) -> list[Role]:
     if config.pods:
         rows.append(("node", _node))
     return [
-        Role(name, partial(work, config), config.run_dir / "log" / f"{name}.log" if config.log_files else None)
+        Role(
+            name,
+            partial(work, config),
+            config.run_dir / "log" / f"{name}.log" if config.log_files else None,
+            title=(name, config.node_name),
+        )
         for name, work in rows
     ]
 

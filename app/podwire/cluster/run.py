@@ -12,6 +12,7 @@ from pathlib import Path
 
 from podwire_base.role import logs
 from podwire_base.role.supervisor import Role, Supervisor, adopt_orphans, reap_all
+from podwire_base.role.title import set_title
 from podwire_controlplane.controllers.driver import ControllersConfig
 from podwire_controlplane.controllers.driver import run as run_controllers
 from podwire_controlplane.server import auth, pki
@@ -69,8 +70,13 @@ def _roles(config: ClusterConfig) -> list[Role]:
         str(data / "controllers.kubeconfig"), config.cluster_cidr, load_balancer_pool=config.balancer_pool
     )
     rows = [
-        Role("apiserver", partial(run_server, server), log_dir / "apiserver.log"),
-        Role("controllers", partial(run_controllers, controllers), log_dir / "controllers.log"),
+        Role("apiserver", partial(run_server, server), log_dir / "apiserver.log", title=("apiserver", config.name)),
+        Role(
+            "controllers",
+            partial(run_controllers, controllers),
+            log_dir / "controllers.log",
+            title=("controllers", config.name),
+        ),
     ]
     for node in config.node_names():
         spec = agent.AgentConfig(
@@ -87,7 +93,13 @@ def _roles(config: ClusterConfig) -> list[Role]:
             sets=config.role_sets(backends.chosen(config.proxy_backend)),
         )
         rows.append(
-            Role(node, partial(agent.run, spec), log_dir / f"{node}.log", network.path_of(config.namespace(node)))
+            Role(
+                node,
+                partial(agent.run, spec),
+                log_dir / f"{node}.log",
+                network.path_of(config.namespace(node)),
+                ("agent", node),
+            )
         )
     return rows
 
@@ -117,6 +129,7 @@ def _import_all() -> None:
 def run(config: ClusterConfig, until_eof: int | None = None) -> None:
     """Until SIGTERM, SIGINT or the end of `until_eof`; then everything is taken down."""
     os.environ[MARKER] = str(config.run_dir)
+    set_title("podwire", "cluster", config.name)
     adopt_orphans()  # pods outlive the node agent that started them: they become ours, so that we can reap them
     try:
         make_credentials(config)

@@ -1,7 +1,8 @@
 """A process with a child per role: forks them, restarts them with back-off, stops them together.
 
 Forking (not exec) means that a node's roles share the imported code, and that a restart takes milliseconds. A crashed
-role never delays another; what it left in the kernel goes on working meanwhile.
+role never delays another; what it left in the kernel goes on working meanwhile. When the supervisor itself is killed,
+the kernel sends SIGTERM to its children.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..kernel.netns import setns
-from . import logs
+from . import files, logs
+from .run import NOTIFY, STOP_SIGNALS, notify
+from .title import set_title
 
 log = logs.get("supervisor")
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-_STOP_SECONDS = 3.0
+STOP_SECONDS = 3.0
+GOOD_SECONDS = 10.0  # that a role lives until its failures are forgotten
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -33,7 +37,7 @@ def adopt_orphans() -> None:
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def reap_all(seconds: float = _STOP_SECONDS) -> None:
+def reap_all(seconds: float = STOP_SECONDS) -> None:
     """Wait for every child and adopted orphan, so that none stays in the process list as defunct."""
     end = time.monotonic() + seconds
     with contextlib.suppress(ChildProcessError):
@@ -44,12 +48,16 @@ def reap_all(seconds: float = _STOP_SECONDS) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """run: blocks until SIGTERM. netns: path of a network namespace to run in. after: roles to be ready before it."""
+    """run: blocks until SIGTERM. log: file of its output; None: ours. netns: path of a network namespace to run in.
+    title: what `ps` shows behind "podwire" (default: the name). grace: seconds from SIGTERM to SIGKILL, asked when it
+    is to stop."""
 
     name: str
     run: Callable[[], None]
     log: Path | None = None
     netns: str = ""
+    title: tuple[str, ...] = ()
+    grace: Callable[[], float] = lambda: STOP_SECONDS
 
 
 def backoff(failures: int) -> float:
@@ -68,11 +76,26 @@ class _Child:
 
 
 class Supervisor:
-    """`run()` blocks until SIGTERM or SIGINT, or until `until_eof` (a descriptor) is closed at its other end."""
+    """`run()` blocks until SIGTERM or SIGINT, or until `until_eof` (a descriptor) is closed at its other end.
 
-    def __init__(self, roles: Sequence[Role], state: Path, until_eof: int | None = None) -> None:
+    state: file that says which process is which role; None: no file. passed_on: signals that go to every role, each
+    with what is to be done here first. A role starts with them blocked and unblocks them when it can take them.
+    in_turn: at the end each role has ended before the next one is told to.
+    """
+
+    def __init__(
+        self,
+        roles: Sequence[Role],
+        state: Path | None,
+        until_eof: int | None = None,
+        *,
+        passed_on: Mapping[signal.Signals, Callable[[], None]] | None = None,
+        in_turn: bool = False,
+    ) -> None:
         self.children = [_Child(role) for role in roles]
-        self.state, self.until_eof = state, until_eof
+        self.state, self.until_eof, self.in_turn = state, until_eof, in_turn
+        self.passed_on = passed_on or {}
+        self._received: list[signal.Signals] = []
         self._stopping = False
 
     # ---- children
@@ -81,10 +104,12 @@ class Supervisor:
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, self.passed_on)
         pid = os.fork()
         if pid == 0:
             self._become(child.role, parent)
         child.pid, child.started, child.due = pid, time.monotonic(), 0.0
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._write()
 
     def _become(self, role: Role, parent: int) -> None:
@@ -92,8 +117,10 @@ class Supervisor:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            for number in (*STOP_SIGNALS, signal.SIGCHLD, *self.passed_on):
                 signal.signal(number, signal.SIG_DFL)
+            os.environ.pop(NOTIFY, None)  # the service manager hears of us, not of each role
+            set_title("podwire", *(role.title or (role.name,)))
             _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:
                 os._exit(0)
@@ -135,7 +162,7 @@ class Supervisor:
             if self._stopping:
                 continue
             lived = time.monotonic() - child.started
-            child.failures = 1 if lived > 10 else child.failures + 1
+            child.failures = 1 if lived > GOOD_SECONDS else child.failures + 1
             child.restarts += 1
             child.due = time.monotonic() + backoff(child.failures)
             log.warn(
@@ -148,23 +175,23 @@ class Supervisor:
             self._write()
 
     def _write(self) -> None:
-        rows = {c.role.name: {"pid": c.pid, "restarts": c.restarts} for c in self.children}
-        tmp = self.state.with_suffix(f".{os.getpid()}")
-        tmp.write_text(json.dumps({"pid": os.getpid(), "roles": rows}))
-        tmp.replace(self.state)
+        if self.state is not None:
+            rows = {c.role.name: {"pid": c.pid, "restarts": c.restarts} for c in self.children}
+            files.write(self.state, json.dumps({"pid": os.getpid(), "roles": rows}))
 
     # ---- the loop
 
     def run(self) -> None:
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_stop)
+        for number in (*STOP_SIGNALS, *self.passed_on):
+            signal.signal(number, self._on_signal)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         watched = [reader] + ([self.until_eof] if self.until_eof is not None else [])
         try:
             for child in self.children:
                 self._start(child)
+            notify("READY=1")
             while not self._stopping:
                 wait = [c.due - time.monotonic() for c in self.children if c.due]
                 ready, _, _ = select.select(watched, [], [], max(0.0, min(wait)) if wait else None)
@@ -173,6 +200,7 @@ class Supervisor:
                 if self.until_eof in ready and self.until_eof is not None and not os.read(self.until_eof, 4096):
                     break
                 self._reap()
+                self._pass_on()
                 for child in self.children:
                     if child.due and child.due <= time.monotonic() and not self._stopping:
                         self._start(child)
@@ -182,23 +210,42 @@ class Supervisor:
             os.close(reader)
             os.close(writer)
 
-    def _on_stop(self, *_: object) -> None:
-        self._stopping = True
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if number in STOP_SIGNALS:
+            self._stopping = True
+        else:
+            self._received.append(signal.Signals(number))
+
+    def _pass_on(self) -> None:
+        while self._received:
+            number = self._received.pop(0)
+            self.passed_on[number]()
+            _kill(self.children, number)
 
     def _stop_children(self) -> None:
-        """SIGTERM to all, then SIGKILL to those that are still there after three seconds."""
         self._stopping = True
-        end = time.monotonic() + _STOP_SECONDS
+        notify("STOPPING=1")
+        for group in [[child] for child in self.children] if self.in_turn else [self.children]:
+            self._stop(group)
+        if self.state is not None:
+            self.state.unlink(missing_ok=True)
+
+    def _stop(self, group: Sequence[_Child]) -> None:
+        """SIGTERM to all of them, then SIGKILL to those that are still there after their grace."""
+        end = time.monotonic() + max((child.role.grace() for child in group), default=0.0)
         for number in (signal.SIGTERM, signal.SIGKILL):
-            for child in self.children:
-                if child.pid:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(child.pid, number)
-            while any(c.pid for c in self.children) and time.monotonic() < end:
+            _kill(group, number)
+            while any(child.pid for child in group) and time.monotonic() < end:
                 self._reap()
                 time.sleep(0.01)
-            end = time.monotonic() + _STOP_SECONDS
-        self.state.unlink(missing_ok=True)
+            end = time.monotonic() + STOP_SECONDS
+
+
+def _kill(children: Sequence[_Child], number: signal.Signals) -> None:
+    for child in children:
+        if child.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, number)
 
 
 def read_state(path: Path) -> dict[str, dict[str, int]]:

@@ -62,12 +62,13 @@ class Running:
         path = self.root / role
         return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def until(self, holds: Callable[[], bool]) -> None:
-        for _ in range(1500):
-            if holds():
-                return
-            time.sleep(0.01)
-        raise AssertionError("it did not come to that")
+
+def until(holds: Callable[[], bool]) -> None:
+    for _ in range(1500):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come to that")
 
 
 def alive(pid: int) -> bool:
@@ -100,12 +101,14 @@ def test_backoff_doubles_to_ten_seconds() -> None:
 
 def test_a_killed_role_comes_back_and_the_others_stay(start: Callable[..., Running]) -> None:
     one = start("steady,crashing")
-    one.until(lambda: len(one.started("steady")) == 1 and len(one.started("crashing")) >= 3)
+    until(lambda: len(one.started("steady")) == 1 and len(one.started("crashing")) >= 3)
     (first,) = one.started("steady")
+    assert Path(f"/proc/{first}/comm").read_text() == "podwire-steady\n"
+    assert Path(f"/proc/{first}/cmdline").read_bytes().rstrip(b"\0") == b"podwire\0steady"
     os.kill(first, signal.SIGKILL)
-    one.until(lambda: len(one.started("steady")) == 2)
+    until(lambda: len(one.started("steady")) == 2)
     expected = {"pid": one.started("steady")[1], "restarts": 1}  # written after the fork, so maybe not yet
-    one.until(lambda: read_state(one.root / "state.json")["steady"] == expected)
+    until(lambda: read_state(one.root / "state.json")["steady"] == expected)
     assert read_state(one.root / "state.json")["crashing"]["restarts"] >= 2
     assert "boom" in (one.root / "crashing.log").read_text()
     one.process.terminate()
@@ -116,21 +119,70 @@ def test_a_killed_role_comes_back_and_the_others_stay(start: Callable[..., Runni
 
 def test_it_ends_with_the_other_end_of_its_pipe(start: Callable[..., Running]) -> None:
     one = start("steady", pipe=True)
-    one.until(lambda: bool(one.started("steady")))
+    until(lambda: bool(one.started("steady")))
     os.close(one.writer)
     assert one.process.wait(patient(10)) == 0 and not alive(one.started("steady")[0])
 
 
 def test_a_role_that_ignores_sigterm_is_killed(start: Callable[..., Running]) -> None:
     one = start("stubborn")
-    one.until(lambda: bool(one.started("stubborn")))
+    until(lambda: bool(one.started("stubborn")))
     one.process.terminate()
     assert one.process.wait(patient(10)) == 0 and not alive(one.started("stubborn")[0])
 
 
 def test_roles_end_when_the_supervisor_is_killed(start: Callable[..., Running]) -> None:
     one = start("steady")
-    one.until(lambda: bool(one.started("steady")))
+    until(lambda: bool(one.started("steady")))
     one.process.kill()
     one.process.wait()
-    one.until(lambda: not alive(one.started("steady")[0]))
+    until(lambda: not alive(one.started("steady")[0]))
+
+
+def test_roles_end_in_turn_and_hear_the_signals_that_are_passed_on(tmp_path: Path) -> None:
+    """As feeder and server of the DNS do: one that serves on after SIGTERM still has the other."""
+    program = """
+import os, signal, sys, time
+from pathlib import Path
+from podwire_base.role.supervisor import Role, Supervisor
+
+root, events = Path(sys.argv[1]), Path(sys.argv[1]) / "events"
+
+def write(text):
+    with events.open("a") as file:
+        file.write(text + "\\n")
+
+def role(name, lingers):
+    def end(*_):
+        time.sleep(lingers)
+        write(f"{name} ended")
+        os._exit(0)
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGHUP, lambda *_: write(f"{name} hangup"))
+    write(f"{name} started")
+    time.sleep(0.2)  # a signal that comes meanwhile must neither end it nor be lost
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    while True:
+        signal.pause()
+
+grace = lambda: 20.0
+roles = [Role("first", lambda: role("first", 0.3), grace=grace), Role("second", lambda: role("second", 0), grace=grace)]
+Supervisor(roles, None, passed_on={signal.SIGHUP: lambda: write("asked")}, in_turn=True).run()
+write("all ended")
+"""
+    one = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
+    events = tmp_path / "events"
+
+    def said(*wanted: str) -> Callable[[], bool]:
+        return lambda: events.exists() and set(wanted) <= set(events.read_text().splitlines())
+
+    try:
+        until(said("first started", "second started"))
+        one.send_signal(signal.SIGHUP)
+        until(said("asked", "first hangup", "second hangup"))
+        one.terminate()
+        assert one.wait(patient(30)) == 0
+        assert events.read_text().splitlines()[-3:] == ["first ended", "second ended", "all ended"]
+    finally:
+        one.kill()
+        one.wait()

@@ -20,6 +20,7 @@ PLACES = ("app", "base", "cni", "controlplane", "dns", "proxy", "netns-tests/lab
 # What a definition may be; all other nodes (names, expressions) are passed over at once.
 KINDS = (ast.Call, ast.Constant, ast.Attribute, ast.ClassDef, ast.FunctionDef, ast.Subscript, ast.Assign, ast.AnnAssign)
 KERNEL = "base/podwire_base/kernel/"
+ROLE = "base/podwire_base/role/"
 SHIM = "controlplane/podwire_node/shim.py"
 
 
@@ -100,6 +101,20 @@ def _lists_addresses(node: ast.AST) -> bool:
 def _is_mac_reader(node: ast.AST) -> bool:
     """bytes.fromhex(mac.replace(":", ""))."""
     return isinstance(node, ast.Call) and _attribute("fromhex")(node.func) and "replace(':', '')" in ast.unparse(node)
+
+
+def _renames(node: ast.AST) -> bool:
+    """os.rename, os.replace, Path.rename or Path.replace; the `replace` of strings and of dataclasses has more."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return False
+    if isinstance(node.func.value, ast.Name) and node.func.value.id == "os":
+        return node.func.attr in ("rename", "replace")
+    return node.func.attr in ("rename", "replace") and len(node.args) == 1 and not node.keywords
+
+
+def _text(start: str) -> Callable[[ast.AST], bool]:
+    """A string, or the first part of one, that begins so."""
+    return lambda node: isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(start)
 
 
 KERNEL_HALF = [
@@ -189,7 +204,82 @@ KERNEL_HALF = [
     Once("Family", _is_family, {KERNEL + "ip.py": 1}, 'from typing import Literal\nF = Literal["ip6", "ip"]'),
     Once("the families", _assigned("FAMILIES"), {KERNEL + "ip.py": 1}, 'FAMILIES = ("ip", "ip6")'),
 ]
-ROLE_HALF: list[Once] = []
+ROLE_HALF = [
+    Once("the supervisor", _class("Supervisor"), {ROLE + "supervisor.py": 1}, "class Supervisor: ..."),
+    Once(
+        "a child that ends with its parent",
+        _assigned("PR_SET_PDEATHSIG"),
+        {ROLE + "supervisor.py": 1},
+        "PR_SET_PDEATHSIG = 1",
+        {
+            SHIM: "it runs alone, without this package (python -ISE), and starts in milliseconds",
+            "netns-tests/lab/netns.py": "the lab's own processes, which are no roles",
+        },
+    ),
+    Once(
+        "the signals that end a role",
+        lambda node: isinstance(node, ast.Call) and _attribute("add_signal_handler")(node.func),
+        {ROLE + "run.py": 1},
+        "loop.add_signal_handler(signal.SIGTERM, stop.set)",
+        {"dns/podwire_dns/sources.py": "SIGHUP, which reads the settings anew"},
+    ),
+    Once("sd_notify", _constant("NOTIFY_SOCKET"), {ROLE + "run.py": 1}, 'os.environ["NOTIFY_SOCKET"]'),
+    Once(
+        "the histogram",
+        lambda node: isinstance(node, ast.Subscript) and ast.unparse(node.slice).startswith("bisect_left(self.bounds"),
+        {ROLE + "metrics.py": 1},
+        "class Times:\n    def note(self, x):\n        self.counts[bisect_left(self.bounds, x)] += 1",
+    ),
+    Once(
+        "the text format of Prometheus",
+        _text("# TYPE "),
+        {ROLE + "metrics.py": 1},
+        'f"# TYPE {name} gauge"',
+    ),
+    Once(
+        "the page server",
+        _text("HTTP/1.1 "),
+        {ROLE + "web.py": 1},
+        'f"HTTP/1.1 {status} OK"',
+        {
+            "base/podwire_base/testing/scripted.py": "an API server of tests that answers as it is told",
+            "controlplane/podwire_node/native/echo.py": "a test server in a pod; it stands in for echo.c",
+        },
+    ),
+    Once(
+        "a file written beside and renamed",
+        _renames,
+        {ROLE + "files.py": 1},
+        "fresh.replace(path)",
+        {
+            SHIM: "it runs alone, without this package; a log's old part is kept under another name",
+            "app/podwire/deploy/apply.py": "a step that gives a file of another plugin another name",
+            "cni/podwire_cni/ipam/store.py": "a lease that is given back keeps its file under another name",
+            "cni/podwire_cni/listener.py": "a socket, not a file",
+            "netns-tests/lab/incluster.py": "a Secret's files, exchanged as a kubelet does it",
+            "vagrant/qemu.py": "a log that is whole when it has its name",
+        },
+    ),
+    Once(
+        "times of the API",
+        lambda node: isinstance(node, ast.FunctionDef) and node.name.lstrip("_") in ("timestamp", "parse_time"),
+        {"base/podwire_base/kube/times.py": 2},
+        "def timestamp(now): ...",
+    ),
+    Once(
+        "RFC 3339 in seconds",
+        _constant("%Y-%m-%dT%H:%M:%SZ"),
+        {"base/podwire_base/kube/times.py": 1},
+        'now.strftime("%Y-%m-%dT%H:%M:%SZ")',
+        {SHIM: "it runs alone, without this package (python -ISE), and starts in milliseconds"},
+    ),
+    Once(
+        "the title of a process",
+        _assigned("PR_SET_NAME"),
+        {ROLE + "title.py": 1},
+        "PR_SET_NAME = 15",
+    ),
+]
 ONCE = [*KERNEL_HALF, *ROLE_HALF]
 
 
