@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal
 
-from podwire_base.kernel.ip import packed
+from podwire_base.kernel.ip import Family, packed
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft.codec import TableDump
 from podwire_base.kernel.nft.expr import GOTO, JUMP
@@ -101,7 +100,7 @@ class Planner:
         self._uses: Counter[str] = Counter()  # elements that lead to a chain of OWN_CHAINS
 
     @property
-    def family(self) -> Literal["ip", "ip6"]:
+    def family(self) -> Family:
         return self.layout.family
 
     def rule_counts(self) -> dict[str, int]:
