@@ -266,7 +266,11 @@ def test_links_of_others_are_left_alone(place: Place) -> None:
     ns.run(["ip", "link", "add", "br0", "type", "bridge"])
     ns.run(["ip", "addr", "add", "198.51.100.1/24", "dev", "br0"])
     before = ns.run(["ip", "-o", "addr"]).stdout
-    for bridge, words in (("eth0", "which is no bridge"), ("lo", "which is no bridge"), ("br0", "others made it")):
+    for bridge, words in (
+        ("eth0", "which is no bridge"),
+        ("lo", "which is no bridge"),
+        ("br0", "other software made it"),
+    ):
         answer = place.node.cni("ADD", "a", place.lab.netns("pod"), place.conf(bridge, "10.50.0.0/24"))
         assert (answer.status, answer.body["code"]) == (1, 7) and words in answer.body["msg"]
     for subnet in ("192.0.2.0/24", "192.0.0.0/16"):

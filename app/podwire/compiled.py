@@ -1,6 +1,6 @@
-"""What of podwire's C is not compiled here, why, and what that costs.
+"""Lists which of podwire's C programs are not compiled on this machine, why, and what that costs.
 
-`podwire status` and the last lines of `make install` (`python -m podwire.compiled`) say so.
+`podwire status` and the last lines of `make install` (`python -m podwire.compiled`) show the list.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ REMEDY = "install gcc, libc6-dev, musl-tools and python3-dev (Debian's names), t
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """One program or module that Python stands in for."""
+    """A program or module that runs as Python because it is not compiled."""
 
     name: str
     costs: str
@@ -20,7 +20,7 @@ class Missing:
 
 
 def missing() -> list[Missing]:
-    """All that is not compiled; empty where nothing is slower than it could be."""
+    """All programs and modules that are not compiled; empty if everything is."""
     from podwire_base.native import reason
     from podwire_cni import native as cni
     from podwire_cni.native import attach
@@ -43,7 +43,7 @@ def missing() -> list[Missing]:
 
 
 def lines(found: list[Missing]) -> list[str]:
-    """What a user reads; nothing where all is compiled. Reasons that several have stand once."""
+    """The text for the user; empty if everything is compiled. A reason that several parts share appears once."""
     if not found:
         return []
     by_reason: dict[str, list[Missing]] = {}
@@ -52,7 +52,11 @@ def lines(found: list[Missing]) -> list[str]:
     told = [
         f"  {', '.join(f'{part.name} ({part.costs})' for part in parts)}: {why}" for why, parts in by_reason.items()
     ]
-    return ["podwire works, but slower: Python stands in for what is not compiled", *told, f"  to have it: {REMEDY}"]
+    return [
+        "podwire works, but slower: some parts run as Python because they are not compiled",
+        *told,
+        f"  to have it: {REMEDY}",
+    ]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 
 class BadSetting(ValueError):
-    """A setting that cannot be; the text names it and what it may be."""
+    """An invalid setting; the text names it and the accepted values."""
 
 
 def variable(flag: str) -> str:
@@ -63,11 +63,13 @@ def _parse(text: str, kind: Any, where: str) -> Any:
         return kind(text)
     if kind == tuple[str, ...]:
         return tuple(item for item in text.split(",") if item)
-    raise BadSetting(f"{where}: cannot be set in this way")
+    raise BadSetting(f"{where}: cannot be set with `set`")
 
 
 def override(config: T, role: str, sets: Iterable[tuple[str, str, str]]) -> T:
-    """`config` (a dataclass) with the fields that `sets` names for `role`. Items of a list have commas between them."""
+    """Returns `config` (a dataclass) with the fields that `sets` names for `role`. Items of a list are separated by
+    commas.
+    """
     assert is_dataclass(config)
     assert not isinstance(config, type)
     kinds, known = typing.get_type_hints(type(config)), {field.name for field in fields(config)}
@@ -76,27 +78,28 @@ def override(config: T, role: str, sets: Iterable[tuple[str, str, str]]) -> T:
         if whose != role:
             continue
         if name not in known:
-            raise BadSetting(f"set: {role}.{name}: there is no such field; there are {', '.join(sorted(known))}")
+            raise BadSetting(f"set: {role}.{name}: there is no such field; fields are {', '.join(sorted(known))}")
         changed[name] = _parse(text, kinds[name], f"set: {role}.{name}")
     try:
         return replace(config, **changed)
-    except ValueError as err:  # what a Config itself refuses begins with the field's name
+    except ValueError as err:  # an error from the Config itself begins with the field's name
         raise BadSetting(f"set: {role}.{err}") from None
 
 
 def chosen(roles: Iterable[str]) -> tuple[str, ...]:
-    """The roles to run, checked, each once, in their own order."""
+    """The roles to run, checked and without duplicates, in their fixed order."""
     wanted = set(roles)
     if strange := wanted - set(ROLES):
         raise BadSetting(f"role: {', '.join(sorted(strange))}: must be of {', '.join(ROLES)}")
     if not wanted:
-        raise BadSetting(f"role: none is chosen; choose of {', '.join(ROLES)}")
+        raise BadSetting(f"role: no role is chosen; choose from {', '.join(ROLES)}")
     return tuple(role for role in ROLES if role in wanted)
 
 
 def nameservers(resolv_conf: str, own: Iterable[str]) -> tuple[str, ...]:
     """The servers that a resolv.conf names, in order, without our own addresses and without duplicates
-    (resolv.conf(5))."""
+    (resolv.conf(5)).
+    """
     rows = [line.split() for line in resolv_conf.splitlines()]
     found = [row[1] for row in rows if len(row) > 1 and row[0] == "nameserver"]
     return tuple(dict.fromkeys(address for address in found if address not in set(own)))

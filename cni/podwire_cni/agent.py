@@ -1,7 +1,8 @@
-"""The resident wiring agent of one node: makes the node ready, serves the plugin binary, follows the other nodes.
+"""The resident wiring agent of one node: makes the node ready, serves the plugin binary, and follows the Nodes of the
+cluster.
 
-It needs the API server only for news: what it knew last stands in its conflist, so that after a restart pods are wired
-again at once, and nothing it finds in the kernel is torn down.
+It needs the API server only for changes. Its last knowledge is in its conflist. So after a restart it attaches pods at
+once, and it removes nothing that it finds in the kernel.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ from .plan import NodeNet
 from .types import BRIDGE, IPAddress, RangeSet
 
 log = logs.get("wiring")
-RESYNC_SECONDS = 10.0  # what others broke (a flushed table, a route) is put right after so long
+RESYNC_SECONDS = 10.0  # seconds until the agent repairs changes that others made (a flushed table, a route)
 RETRY_SECONDS = 2.0
-HANDOVER_SECONDS = 15.0  # a predecessor keeps the leases until its last call has ended
+HANDOVER_SECONDS = 15.0  # a predecessor holds the leases until its last call has ended
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class WiringConfig:
 
 
 class Agent:
-    """The parts of one agent; `sync` does all slow work and is called in one thread at a time."""
+    """The parts of one agent. `sync` does all slow work; one thread at a time calls it."""
 
     def __init__(self, config: WiringConfig, kernel: Kernel, firewall: Firewall, store: DirStore) -> None:
         self.config = config
@@ -113,18 +114,20 @@ class Agent:
         self._refused: list[str] = []
 
     def restore(self) -> None:
-        """Take up the work where the last agent left it, without the API server."""
+        """Continue from the last agent's state, without the API server."""
         if last := conflistfile.read(self.config.conflist):
             self._become(self._net(last.ranges, last.mtu), None)
 
     def sync(self, objects: Mapping[str, Object]) -> bool:
-        """Make the kernel agree with the Nodes; False where it refused routes. Raises OSError and CNIError where it
-        refuses more; then try again."""
+        """Make the kernel agree with the Nodes. Returns False if the kernel refused routes. Raises OSError and CNIError
+        if it refused anything else; then try again.
+        """
         cluster = routes.view(objects, self.config.node_name)
         me = objects.get(self.config.node_name)
         cidrs = [] if me is None else routes.pod_cidrs(me)
         near, lost = nodes.near(address for peer in cluster.peers for address in peer.addresses)
-        self._near = near | (lost & self._near)  # an uplink that is down for a moment makes no tunnels, of another MTU
+        # an uplink that is down for a moment must not lead to tunnels, which have another MTU
+        self._near = near | (lost & self._near)
         wires = overlay.plan(cluster, self._near, self.config.encapsulation)
         self._tell((*cluster.problems, *wires.problems))
         uplink = self._uplink_mtu()
@@ -163,8 +166,9 @@ class Agent:
         )
 
     def _become(self, net: NodeNet, native: frozenset[str] | None) -> None:
-        """Idempotent: everything is compared with the kernel first. native None: as the last agent left it, which knew
-        the other nodes' addresses when this one does not yet."""
+        """Idempotent: everything is compared with the kernel first. native None: keep the last agent's value, because
+        this agent does not know the other nodes' addresses yet.
+        """
         unwanted = self.plugin.unwanted(net)
         for line in wiring.ensure_node(net, unwanted):
             log.info("node", change=line)
@@ -194,7 +198,7 @@ class Agent:
             log.info("conflist written", path=str(self.config.conflist))
 
     def _take_over(self, net: NodeNet) -> None:
-        """Leases of the plugins that were here before."""
+        """Take over leases of an earlier CNI plugin."""
         if self.config.host_local is None or not self.config.host_local.is_dir():
             return
         for line in self.plugin.take_over(self.config.host_local, net):
@@ -222,7 +226,7 @@ class Agent:
         )
 
     async def follow(self, stop: asyncio.Event, client: ClientConfig) -> None:
-        """Until `stop`: Nodes change -> sync; also now and then, to put right what others changed in the kernel."""
+        """Until `stop`: sync when Nodes change, and periodically to repair changes that others made in the kernel."""
         changed = asyncio.Event()
 
         def heard(event: Event) -> None:
@@ -240,7 +244,7 @@ class Agent:
                     await asyncio.wait({news, stopping, watching}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                     news.cancel()
                     if watching.done():
-                        watching.result()  # it never ends but by an error of ours
+                        watching.result()  # it ends only with a bug of ours
                     changed.clear()
                     if informer.synced.is_set() and not stop.is_set():
                         pause = await self._sync(dict(informer.objects))
@@ -250,10 +254,10 @@ class Agent:
                 await asyncio.gather(watching, stopping, return_exceptions=True)
 
     async def _sync(self, objects: Mapping[str, Object]) -> float:
-        """Seconds until the next sync, if no Node changes before."""
+        """Seconds until the next sync if no Node changes first."""
         try:
             whole = await asyncio.to_thread(self.sync, objects)
-        except Exception as err:  # whatever it was, it may be over next time, and pods must be wired meanwhile
+        except Exception as err:  # any error may be temporary, and pods must be attached meanwhile
             log.error("sync failed", error=str(err), kind=type(err).__name__)
             self.status.update(ready=False, reason="SyncFailed", message=f"{type(err).__name__}: {err}")
             return RETRY_SECONDS
@@ -279,12 +283,12 @@ def run(config: WiringConfig) -> None:
         agent = Agent(config, kernel, firewall, store)
         try:
             agent.restore()
-        except Exception as err:  # what cannot be restored is made when the Node is there
-            log.warn("cannot take up the last state", error=str(err))
+        except Exception as err:  # a state that cannot be restored is made when the Node is known
+            log.warn("cannot restore the last state", error=str(err))
         listener = Listener(config.socket, agent.plugin, kernel.node_fd)
         stack.callback(listener.close)
         agent.status.update(ready=agent.node is not None, message="starting", reason="Starting")
-        # What is imported stays: the collector need not walk it each time while a pod waits.
+        # Imported modules stay in memory: the collector must not walk them while a pod waits.
         gc.collect()
         gc.freeze()
         log.info("listening", socket=str(config.socket))
@@ -293,8 +297,8 @@ def run(config: WiringConfig) -> None:
 
 
 def _few_arenas() -> None:
-    """glibc keeps a heap for each of up to 8 threads a CPU, and our 70 threads are never busy all at once."""
-    with contextlib.suppress(AttributeError):  # another libc
+    """glibc keeps a heap for up to 8 threads per CPU; our 70 threads are never all busy at once."""
+    with contextlib.suppress(AttributeError):  # a libc other than glibc
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 

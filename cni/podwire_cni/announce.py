@@ -17,15 +17,16 @@ from .types import IPAddress
 
 
 def frame(mac: str, address: IPAddress) -> bytes:
-    """The Ethernet frame that says that `mac` has `address`."""
+    """The Ethernet frame that announces `address` at `mac`."""
     return gratuitous(str(address), mac_bytes(mac))
 
 
 def send(op: Announce) -> None:
-    """In the calling thread's network namespace. Also has the kernel do it whenever the link comes up again. Raises
-    OSError."""
+    """Send the frames in the calling thread's network namespace. Also make the kernel announce again whenever the link
+    comes up. Raises OSError.
+    """
     for family, key in (("ipv4", "arp_notify"), ("ipv6", "ndisc_notify")):
-        # A container runtime may have made it read-only, or the kernel have no IPv6.
+        # A container runtime may have made it read-only, or the kernel may lack IPv6.
         with contextlib.suppress(OSError), open(f"/proc/sys/net/{family}/conf/{op.link}/{key}", "w") as file:
             file.write("1")
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:

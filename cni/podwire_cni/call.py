@@ -11,7 +11,7 @@ from .types import VERSIONS, Attachment, Call, NetConf
 
 COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
-# Who needs which variables; the spec's table of section 2.
+# The variables that each verb needs; the table in section 2 of the spec.
 NEEDS = {
     "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
     "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
@@ -56,7 +56,7 @@ def parse_env(env: Mapping[str, str]) -> Call:
 
 
 def check_version(call: Call, conf: NetConf) -> None:
-    """Refuse a verb that the asked-for version does not have yet. Raises CNIError, code 1."""
+    """Refuse a verb that the requested version does not have. Raises CNIError, code 1."""
     since = SINCE.get(call.command)
     if since and VERSIONS.index(conf.version) < VERSIONS.index(since):
         raise CNIError(
@@ -67,7 +67,9 @@ def check_version(call: Call, conf: NetConf) -> None:
 
 
 def as_asked(conf: NetConf, call: Call) -> NetConf:
-    """With the address and MAC that CNI_ARGS ask for (IP=, MAC=) where nothing newer does. Raises CNIError, code 4."""
+    """The configuration with the address and MAC that CNI_ARGS request (IP=, MAC=), unless a newer way requests one.
+    Raises CNIError, code 4.
+    """
     wanted, mac = call.args.get("IP", ""), call.args.get("MAC", "")
     if not wanted and not mac:
         return conf

@@ -1,7 +1,7 @@
-"""Who calls the agent: a connection of the plugin binary, what it asks, and its answer.
+"""Callers of the agent: a connection of the plugin binary, its request, and the answer.
 
-Two ways to do the same: the compiled library takes a caller with one call, without it Python does step by step.
-The protocol is described at the top of native/client.c.
+There are two implementations: the compiled library receives a caller with one call; without it Python does the same in
+steps. The protocol is described at the top of native/client.c.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from .native.attach import AttachLibrary
 
 HEAD = struct.Struct("=4s4I")
 MAX_INPUT = 8 << 20
-SECONDS = 10  # how long a caller may take to say what it wants
+SECONDS = 10  # how long a caller may take to send its request
 _LIMIT = struct.pack("ll", SECONDS, 0)  # struct timeval
 POD_NETNS = 1
 
 
 class BrokeOff(Exception):
-    """A caller that was taken does not say what it wants."""
+    """A caller connected but did not send a whole request."""
 
 
 class Request:
-    """What a caller sent. error: the errno with which it found no namespace of a pod, 0 for none."""
+    """A caller's request. error: the errno with which the caller failed to open the pod's namespace, 0 for none."""
 
     __slots__ = ("env", "error", "flags", "size", "stdin")
 
     def __init__(self, data: bytes) -> None:
-        """Raises ValueError where it is none. `env` and `stdin` are whole where `data` has `size` bytes."""
+        """Raises ValueError if `data` is not a request. `env` and `stdin` are whole if `data` has `size` bytes."""
         magic, self.flags, self.error, env_len, stdin_len = HEAD.unpack_from(data)
         if magic != b"PWC1" or env_len + stdin_len > MAX_INPUT:
             raise ValueError("not a request of podwire-cni, or one of another version")
@@ -46,8 +46,9 @@ class Request:
 
 
 class Caller(Protocol):
-    """node: the namespace it was run in, as netns_id, None for unknown. pod: that of the pod as a descriptor, None for
-    none. `answer` or `close` is the last that is done with it."""
+    """A caller. node: the id (netns_id) of the namespace that it runs in, None if unknown. pod: the pod's namespace as
+    a descriptor, None for none. End it with `answer` or `close`.
+    """
 
     request: Request
     node: tuple[int, int] | None
@@ -56,7 +57,7 @@ class Caller(Protocol):
     pod_is_netns: bool
 
     def gone(self) -> bool:
-        """Whether nobody waits for the answer any more."""
+        """Whether the caller no longer waits for the answer."""
 
     def answer(self, data: bytes) -> None:
         """Raises OSError."""
@@ -65,10 +66,10 @@ class Caller(Protocol):
 
 
 class SocketCaller:
-    """By Python alone."""
+    """A caller received by Python alone."""
 
     def __init__(self, connection: socket.socket) -> None:
-        """Raises BrokeOff; the connection is closed then."""
+        """Raises BrokeOff after closing the connection."""
         self._connection, self._fds = connection, list[int]()
         try:
             for way in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
@@ -84,7 +85,7 @@ class SocketCaller:
         self.pod_is_netns = self.pod is not None and is_netns(self.pod)
 
     def gone(self) -> bool:
-        # It says nothing more, but only its end closes the connection.
+        # The caller sends nothing more, but only its exit closes the connection.
         try:
             return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
         except BlockingIOError:
@@ -124,10 +125,10 @@ def _fill(connection: socket.socket, buffer: bytearray, size: int) -> None:
 
 
 class LibraryCaller:
-    """By the library. accepted: its `struct request`."""
+    """A caller received by the library. accepted: the library's `struct request`."""
 
     def __init__(self, library: AttachLibrary, accepted: Any, data: bytes) -> None:
-        """Raises BrokeOff; the connection is closed then."""
+        """Raises BrokeOff after closing the connection."""
         self._library, self._accepted = library, accepted
         try:
             self.request = Request(data) if len(data) >= HEAD.size else self._rest(data)
@@ -161,7 +162,7 @@ class LibraryCaller:
 
 
 def take(listener: socket.socket, library: AttachLibrary | None) -> Caller:
-    """The next caller. Raises OSError where none can be taken, BrokeOff where one is gone again."""
+    """The next caller. Raises OSError if none can be accepted, BrokeOff if one has disconnected."""
     if library is None:
         return SocketCaller(listener.accept()[0])
     accepted, data, error = library.accept(listener.fileno(), SECONDS)

@@ -1,8 +1,8 @@
-"""The verbs of CNI over four things that are handed in: a Kernel, a Firewall, an Allocator and the node's network.
+"""The verbs of CNI. They use four arguments: a Kernel, a Firewall, an Allocator and the node's network.
 
-Order matters and is always the same. ADD: lease, tables, wires, note that it is done. DEL: tables and wires at a time,
-then the lease. So whatever moment a crash hits, a lease without wires or without its note is what is left, and
-`reconcile` at the next start takes it and all that belongs to it away.
+The order is fixed. ADD: lease, tables, links, mark the lease complete. DEL: tables and links in parallel, then the
+lease. So a crash at any moment leaves at most a lease without links or without its mark. `reconcile` at the next start
+removes such a lease with everything that belongs to it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .types import BRIDGE, Attachment, Call, IPAddress, NetConf, PortMapping, Ra
 
 
 class Kernel(Protocol):
-    """What the verbs need of kernel.Kernel; testing.FakeKernel is the other one."""
+    """The part of kernel.Kernel that the verbs use; testing.FakeKernel also implements it."""
 
     def apply(self, ops: Sequence[Op], pod_fd: int | None = None) -> None: ...
 
@@ -43,7 +43,7 @@ class Kernel(Protocol):
 
 
 class Firewall(Protocol):
-    """What the verbs need of firewall.Firewall; testing.FakeFirewall is the other one."""
+    """The part of firewall.Firewall that the verbs use; testing.FakeFirewall also implements it."""
 
     def attach(self, owner: Attachment, pod: PodRules) -> None: ...
 
@@ -54,18 +54,20 @@ class Firewall(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """The pod's namespace as the plugin binary found it. fd None: not there, and `why` says what the kernel said."""
+    """The pod's namespace as the plugin binary found it. fd None: it does not exist, and `why` has the kernel's
+    error.
+    """
 
     fd: int | None = None
     why: str = "CNI_NETNS is not set"
     is_netns: bool = True
     is_node: bool = False  # it is the node's own namespace
-    caller_gone: Callable[[], bool] = lambda: False  # nobody waits for the answer any more
+    caller_gone: Callable[[], bool] = lambda: False  # whether the caller no longer waits for the answer
 
 
 @dataclass
 class Plugin:
-    """`node()` is None as long as the node has no podCIDR. All methods may be called from many threads."""
+    """`node()` is None until the node has a podCIDR. All methods may be called from many threads."""
 
     kernel: Kernel
     firewall: Firewall
@@ -80,11 +82,11 @@ class Plugin:
     # ---- verbs ----
 
     def add(self, call: Call, conf: NetConf, sandbox: Sandbox) -> bytes:
-        """Returns what the plugin prints."""
+        """Returns the plugin's output."""
         pod_fd = _usable(call, sandbox)
         node = self._net(conf, make=True)
         with self._locks.of(call.attachment.container_id):
-            _wanted(call, sandbox)  # a DEL that came after a caller was killed may have had its turn first
+            _wanted(call, sandbox)  # a DEL that followed the death of a caller may have run first
             with self._leases:
                 if held := self.allocator.owned_by(call.attachment):
                     raise CNIError(
@@ -117,7 +119,7 @@ class Plugin:
         return pod.text()
 
     def delete(self, call: Call) -> None:
-        """Repeatable, and content with whatever is missing: namespace, interface, lease."""
+        """Repeatable: a missing namespace, interface or lease is no error."""
         with self._locks.of(call.attachment.container_id):
             self._detach(call.attachment)
 
@@ -138,7 +140,7 @@ class Plugin:
             if ip.address.ip not in held and any(ip.address.ip in r.subnet for s in node.ranges for r in s)
         ]
         if leases and leases[0].origin and not wrong:
-            return  # another plugin wired it
+            return  # another plugin attached it
         seen = self.kernel.observe(call.attachment.ifname, host_veth(call.attachment), pod_fd)
         wrong += differences(conf.prev_result, call.attachment, node.bridge, conf.bandwidth, seen)
         wrong += self.firewall.missing(_rules(leases)) if leases else []
@@ -146,11 +148,13 @@ class Plugin:
             raise CNIError(
                 ErrorCode.IO_FAILURE,
                 f"{call.attachment}: " + "; ".join(wrong),
-                "delete the pod's sandbox: the runtime makes it anew",
+                "delete the pod's sandbox: the runtime creates a new one",
             )
 
     def collect(self, conf: NetConf) -> None:
-        """GC: detach what is not in the runtime's list; carry on after errors, and tell them at the end."""
+        """GC: detach every attachment that is not in the runtime's list. Continue after errors, and report them at the
+        end.
+        """
         if conf.valid_attachments is None:
             raise CNIError(
                 ErrorCode.INVALID_CONFIG,
@@ -159,7 +163,7 @@ class Plugin:
             )
         failed = []
         with self._leases:
-            # The list is that of one network, and several may share a bridge.
+            # The list covers one network, and several networks may share a bridge.
             owners = {
                 lease.owner
                 for lease in self.allocator.leases()
@@ -175,7 +179,7 @@ class Plugin:
             raise CNIError(ErrorCode.IO_FAILURE, "GC could not remove: " + "; ".join(failed), "the next GC tries again")
 
     def status(self, conf: NetConf) -> None:
-        """Raises CNIError 50 where an ADD cannot succeed now."""
+        """Raises CNIError 50 if an ADD cannot succeed now."""
         try:
             node = self._net(conf)
         except CNIError as err:
@@ -192,20 +196,21 @@ class Plugin:
             raise CNIError(
                 ErrorCode.LIMITED_CONNECTIVITY,
                 f"the bridge {node.bridge} is gone",
-                "restart the wiring agent of this node: it makes it again",
+                "restart the wiring agent of this node: it creates the bridge again",
             )
 
-    # ---- what the agent does besides ----
+    # ---- the agent's own work ----
 
     def reconcile(self) -> list[str]:
-        """At start: free what a crash, a reboot or a lost namespace left behind. Returns one line for each thing
-        done."""
+        """At the start: free everything that a crash, a reboot or a lost namespace left behind. Returns one line for
+        each action.
+        """
         links, told, gone = self.kernel.links(), [], set[Attachment]()
         with self._leases:
             leases = self.allocator.leases()
         for lease in leases:
             why = (
-                "of an earlier boot"
+                "it is of an earlier boot"
                 if lease.boot_id != self.boot_id
                 else ""
                 if lease.origin
@@ -217,7 +222,7 @@ class Plugin:
             )
             if why:
                 with self._locks.of(lease.owner.container_id):
-                    if lease in self.allocator.owned_by(lease.owner):  # and not an ADD that came to its end just now
+                    if lease in self.allocator.owned_by(lease.owner):  # and no ADD completed it just now
                         self._detach(lease.owner)
                         gone.add(lease.owner)
             if lease.owner in gone:
@@ -225,8 +230,9 @@ class Plugin:
         return told + self.settle_damaged()
 
     def settle_damaged(self) -> list[str]:
-        """An address whose lease cannot be read is free when no pod of this node has it. That of a pod whose address of
-        the other family is known is the same pod's: both have its MAC."""
+        """An address with an unreadable lease is free if no pod of this node has it. If a pod has it, and its lease of
+        the other family is readable, that lease names the owner: both addresses have the pod's MAC.
+        """
         told = []
         for address in sorted(self.allocator.store.damaged(), key=str):
             mac = self.kernel.holder(address)
@@ -242,7 +248,7 @@ class Plugin:
                 elif len(known) == 1 and known[0].address.version != address.version:
                     with contextlib.suppress(
                         CNIError
-                    ):  # a disk that takes nothing now is asked again at the next repair
+                    ):  # a disk that refuses writes now is tried again at the next repair
                         self.allocator.mend(replace(known[0], address=address))
                         told.append(
                             f"{address} of {known[0].pod or known[0].owner}: its lease was unreadable, written anew"
@@ -250,16 +256,16 @@ class Plugin:
         return told
 
     def repair(self) -> list[str]:
-        """Put right what somebody else undid: a bridge made anew has lost its ports, and ports of nobody are taken
-        away.
+        """Repair changes of other programs: a re-created bridge has lost its ports, and links without an owner are
+        removed.
 
-        Run after `reconcile`. Returns one line for each thing done.
+        Run it after `reconcile`. Returns one line for each action.
         """
         node = self._node()
         links, told = self.kernel.links(), []
         with self._leases:
             leases = {host_veth(lease.owner): lease for lease in self.allocator.leases()}
-            whole = not self.allocator.store.damaged()  # a link whose lease cannot be read may be a pod's
+            whole = not self.allocator.store.damaged()  # a link with an unreadable lease may belong to a pod
         bridges = {
             links[name][0] for name in (node.bridge, *(lease.bridge for lease in leases.values())) if name in links
         }
@@ -284,7 +290,7 @@ class Plugin:
         return told + self.settle_damaged()
 
     def pods(self) -> dict[Attachment, PodRules]:
-        """What the node's tables say about each pod that is wired."""
+        """The entries of the node's tables for each attached pod."""
         with self._leases:
             leases = self.allocator.leases()
         owned: dict[Attachment, list[Lease]] = {}
@@ -299,7 +305,7 @@ class Plugin:
             return list(hostlocal.take_over(directory, self.allocator, node.ranges, self.boot_id, hostlocal.booted()))
 
     def unwanted(self, node: NodeNet) -> list[IPAddress]:
-        """Addresses of pods from before the node's podCIDRs changed. They work on until their DEL."""
+        """Addresses of pods from podCIDRs that the node no longer has. They work until their DEL."""
         return sorted(
             (a for pod in self.pods().values() for a in pod.addresses if pod.bridge == node.bridge and not node.has(a)),
             key=str,
@@ -315,7 +321,7 @@ class Plugin:
     # ---- parts ----
 
     def _net(self, conf: NetConf, *, make: bool = False) -> NodeNet:
-        """What the configuration's pods are wired to. make: it has to be there then."""
+        """The network that the configuration attaches pods to. make: create it if it does not exist."""
         if not conf.bridge:
             if not conf.routed or not conf.is_gateway:
                 raise CNIError(
@@ -353,7 +359,7 @@ class Plugin:
                     raise CNIError(
                         ErrorCode.TRY_AGAIN_LATER,
                         f"hostPort {port} of this node is held by {lease.pod or lease.owner}",
-                        "delete that pod, or ask for another hostPort",
+                        "delete that pod, or request another hostPort",
                     )
                 return self.allocator.allocate(
                     sets,
@@ -380,7 +386,7 @@ class Plugin:
             return take()
 
     def _check_mac(self, conf: NetConf, node: NodeNet) -> None:
-        """A MAC belongs to one: behind a second port it would take the other's packets."""
+        """A MAC must be unique on the bridge: at a second port it would attract the other pod's packets."""
         with self._leases:
             twin = next((x for x in self.allocator.leases() if x.bridge == conf.bridge and x.mac == conf.mac), None)
         if twin or conf.mac == node.bridge_mac:
@@ -388,20 +394,22 @@ class Plugin:
                 ErrorCode.INVALID_CONFIG,
                 f"network configuration: the MAC {conf.mac} is that of "
                 f"{(twin.pod or twin.owner) if twin else node.bridge}",
-                "ask for another one, or none",
+                "request another one, or none",
             )
 
     def _free_port_of_dead(self, ports: Sequence[PortMapping]) -> None:
-        """A pod whose interface went with its namespace, without a DEL, must not keep its hostPorts from its
-        successor."""
+        """A pod whose interface vanished with its namespace, without a DEL, must not keep its hostPorts from its
+        successor.
+        """
         with self._leases:
             found = self.allocator.holder(ports)
         if found and found[0].wired:
             self._free(found[0].owner)
 
     def _free_dead(self, sets: Sequence[RangeSet]) -> int:
-        """Free the leases of pods whose interface went with their namespace, without a DEL. Does nothing while
-        addresses are left. Returns the number of pods whose leases it freed."""
+        """Free the leases of pods whose interface vanished with their namespace, without a DEL. Does nothing while
+        addresses are free. Returns the number of those pods.
+        """
         with self._leases:
             if all(self.allocator.free(ranges) for ranges in sets):
                 return 0
@@ -410,7 +418,7 @@ class Plugin:
         return sum(self._free(owner) for owner in wired if host_veth(owner) not in links)
 
     def _free(self, owner: Attachment) -> bool:
-        """Detach a pod whose interface is gone, unless somebody else is at work on its container."""
+        """Detach a pod whose interface is gone, unless another call works on its container."""
         with self._locks.of(owner.container_id, patience=1) as mine:
             if not mine or host_veth(owner) in self.kernel.links():
                 return False
@@ -445,7 +453,9 @@ def _rules(held: Sequence[Lease]) -> PodRules:
 
 
 def _check_ranges(sets: Sequence[RangeSet], node: NodeNet) -> None:
-    """The node routes its podCIDRs and answers at their gateways; an address of any other range would reach nobody."""
+    """The node routes its podCIDRs and answers at their gateways, so an address of any other range would be
+    unreachable.
+    """
     for i, ranges in enumerate(sets):
         for j, r in enumerate(ranges):
             homes = [h for s in node.ranges for h in s if r.start in h.subnet and r.end in h.subnet]
@@ -466,15 +476,16 @@ def _check_ranges(sets: Sequence[RangeSet], node: NodeNet) -> None:
 
 
 def _wanted(call: Call, sandbox: Sandbox) -> None:
-    """A runtime whose plugin process was killed knows nothing of what became of the call. Raises CNIError."""
+    """A runtime whose plugin process was killed does not know the outcome of the call. Raises CNIError."""
     if sandbox.caller_gone():
         raise CNIError(
-            ErrorCode.TRY_AGAIN_LATER, f"the caller that wanted {call.attachment} attached went away, nothing is left"
+            ErrorCode.TRY_AGAIN_LATER,
+            f"the caller that wanted {call.attachment} attached has ended; everything was undone",
         )
 
 
 def _usable(call: Call, sandbox: Sandbox) -> int:
-    """The pod's namespace as a descriptor. Raises CNIError where it cannot be one."""
+    """The pod's namespace as a descriptor. Raises CNIError if it cannot be the pod's namespace."""
     if sandbox.fd is None:
         raise CNIError(
             ErrorCode.UNKNOWN_CONTAINER,
@@ -491,6 +502,6 @@ def _usable(call: Call, sandbox: Sandbox) -> int:
         raise CNIError(
             ErrorCode.INVALID_ENVIRONMENT,
             f"CNI_NETNS={call.netns} is the node's own network namespace",
-            "give the pod a namespace of its own (or set CNI_NETNS_OVERRIDE=1 if this is what you want)",
+            "give the pod a namespace of its own (or set CNI_NETNS_OVERRIDE=1 if you want that)",
         )
     return sandbox.fd

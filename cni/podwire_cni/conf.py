@@ -1,7 +1,7 @@
 """The network configuration on stdin, checked field by field. (call.py checks the CNI_* variables.)
 
 Every error names the field, the value found and an acceptable value. An unknown field is refused (code 2) and not
-ignored: a typing error in a network configuration must not become a quiet default. Keys with a "/" belong to the
+ignored: a typing error in a network configuration must not silently select a default. Keys with a "/" belong to the
 runtime.
 """
 
@@ -104,7 +104,7 @@ def _address(value: Any, field: str) -> IPAddress:
 
 
 def ifname_is_good(name: str) -> bool:
-    """Whether the kernel takes it for an interface: a "%" would be a place for a number."""
+    """Whether the kernel accepts it as an interface name. (It would replace a "%" by a number.)"""
     return 0 < len(name.encode(errors="replace")) < 16 and name not in (".", "..") and not re.search(r"[/:%\s\0]", name)
 
 
@@ -125,7 +125,7 @@ def parse_range(raw: Any, field: str) -> Range:
     _known(keys, {"subnet", "rangeStart", "rangeEnd", "gateway"}, field + ".")
     net = _subnet(keys.get("subnet"), field + ".subnet")
     gateway = _address(keys["gateway"], field + ".gateway") if keys.get("gateway") else net[1]
-    # The network's own address, and IPv4's broadcast address, stay free: other software takes them for special.
+    # The network's own address and IPv4's broadcast address stay free, because other software treats them as special.
     start = _address(keys["rangeStart"], field + ".rangeStart") if keys.get("rangeStart") else net[1]
     end = (
         _address(keys["rangeEnd"], field + ".rangeEnd")
@@ -165,7 +165,7 @@ def _ipam(raw: Any) -> tuple[tuple[RangeSet, ...], dict[str, Any]]:
     _known(ipam, _IPAM_KEYS, "ipam.")
     if ipam.get("type", "podwire") not in ("podwire", PLUGIN_IPAM):
         raise _bad(
-            "ipam.type", ipam["type"], f'"{PLUGIN_IPAM}" (addresses come from this plugin itself; leave the key out)'
+            "ipam.type", ipam["type"], f'"{PLUGIN_IPAM}" (this plugin assigns addresses itself; leave the key out)'
         )
     if ipam.get("subnet"):  # host-local's older, flat form
         flat = {k: ipam[k] for k in ("subnet", "rangeStart", "rangeEnd", "gateway") if k in ipam}
@@ -188,8 +188,9 @@ def parse_dns(raw: Any, field: str) -> Dns:
 
 
 def capability_dns(raw: Any, field: str) -> Dns:
-    """The capability dns: CNI's conventions call its lists servers and searches, some runtimes as the configuration
-    does."""
+    """The capability dns: CNI's conventions name its lists servers and searches; some runtimes use the names of the
+    configuration.
+    """
     keys = _no_case(_object(raw, field), ("servers", "searches", "options", "nameservers", "search", "domain"), field)
     return parse_dns(
         {
@@ -203,7 +204,7 @@ def capability_dns(raw: Any, field: str) -> Dns:
 
 
 def aliases(raw: Any, network: str) -> tuple[str, ...]:
-    """The capability aliases: network -> other names of the container there."""
+    """The capability aliases: network -> other names of the container in that network."""
     names = _list(_object(raw, "runtimeConfig.aliases").get(network), f"runtimeConfig.aliases.{network}")
     for name in names:
         if not isinstance(name, str) or not NAME.match(name):
@@ -217,7 +218,7 @@ def addresses(raw: Any, field: str) -> tuple[IPAddress, ...]:
 
 
 def mac_address(raw: Any, field: str) -> str:
-    """In small letters; "" where none is asked for."""
+    """In lower case; "" if none is requested."""
     mac = str(raw or "").lower()
     if mac and (not _MAC.match(mac) or int(mac[1], 16) & 1 or not mac.strip("0:")):
         raise _bad(field, mac, "a unicast MAC address such as 0a:58:0a:f4:01:05")
@@ -239,21 +240,21 @@ def _capabilities(conf: Mapping[str, Any]) -> dict[str, Any]:
     runtime = _object(conf.get("runtimeConfig"), "runtimeConfig")
     found = {}
     for key, value in runtime.items():
-        # containerd spells some of them with another case
+        # containerd writes some of them in another case
         name = next((c for c in _CAPABILITIES if c.lower() == key.lower()), None)
         if name is None:
             raise CNIError(
                 ErrorCode.UNSUPPORTED_FIELD,
                 f"network configuration: runtimeConfig.{key} is not a capability of this plugin",
-                f'remove {key} from "capabilities", or give it to a plugin of the chain that has it; '
-                "here are " + ", ".join(sorted(_CAPABILITIES)),
+                f'remove {key} from "capabilities", or set it at a plugin that supports it; '
+                "this plugin supports " + ", ".join(sorted(_CAPABILITIES)),
             )
         found[name] = value
     return found
 
 
 def _no_case(raw: Mapping[str, Any], known: tuple[str, ...], where: str) -> dict[str, Any]:
-    """Keys as this plugin spells them: containerd marshals Go's field names ("HostPort")."""
+    """Keys in this plugin's spelling: containerd marshals Go's field names ("HostPort")."""
     found = {}
     for key, value in raw.items():
         name = next((k for k in known if k.lower() == key.lower()), None)
@@ -289,7 +290,7 @@ def port_mapping(raw: Any, field: str) -> PortMapping:
 
 
 def port_mappings(raw: Any, field: str) -> tuple[PortMapping, ...]:
-    """Entries without a hostPort ask for nothing: containerd passes every containerPort of a pod."""
+    """An entry without a hostPort requests nothing: containerd passes every containerPort of a pod."""
     found: list[PortMapping] = []
     for i, entry in enumerate(_list(raw, field)):
         where = f"{field}[{i}]"
@@ -299,7 +300,7 @@ def port_mappings(raw: Any, field: str) -> tuple[PortMapping, ...]:
         mapping = port_mapping(entry, where)
         twin = next((other for other in found if other.clashes(mapping) and other != mapping), None)
         if twin is not None:
-            raise _bad(where, str(mapping), f"apart from {twin}, which the same pod asks for")
+            raise _bad(where, str(mapping), f"different from {twin}, which the same pod requests")
         if mapping not in found:
             found.append(mapping)
     return tuple(found)
@@ -309,7 +310,7 @@ def bandwidth(raw: Any, field: str) -> Bandwidth:
     """The capability bandwidth (CNI conventions): ingressRate, ingressBurst, egressRate, egressBurst in bits (a
     second).
 
-    A rate of 0 is no limit. Without a burst, a tenth of a second's worth may pass at once.
+    A rate of 0 means no limit. The default burst is a tenth of a second at that rate.
     """
     names = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
     keys = _no_case(_object(raw, field), names, field)
@@ -336,7 +337,7 @@ def _loads(stdin: bytes) -> Any:
 
 
 def version_of(stdin: bytes) -> str:
-    """The cniVersion to answer in, even where the rest of the configuration is broken."""
+    """The cniVersion of the answer, even if the rest of the configuration is broken."""
     try:
         version = _loads(stdin).get("cniVersion")
     except (ValueError, AttributeError):
@@ -344,7 +345,7 @@ def version_of(stdin: bytes) -> str:
     return version if version in VERSIONS else VERSIONS[-1]
 
 
-@functools.lru_cache(maxsize=64)  # a runtime passes the same for most pods
+@functools.lru_cache(maxsize=64)  # a runtime passes the same configuration for most pods
 def parse_conf(stdin: bytes) -> NetConf:
     """The configuration on stdin. Raises CNIError with code 6 (no JSON), 1 (version), 2 (unknown field) or 7 (bad
     value)."""
@@ -386,7 +387,7 @@ def parse_conf(stdin: bytes) -> NetConf:
     caps = _capabilities(conf)
     more = _object(
         _object(conf.get("args"), "args").get("cni"), "args.cni"
-    )  # the older way to ask, says CNI's CONVENTIONS.md
+    )  # the older way to request it, according to CNI's CONVENTIONS.md
     mac = (
         mac_address(caps["mac"], "runtimeConfig.mac")
         if caps.get("mac")

@@ -1,8 +1,8 @@
 """The network configuration list that a container runtime reads: `10-podwire.conflist`.
 
 cniVersion is 1.0.0 because containerd 1.6 and podman 4 refuse newer results; `cniVersions` (spec 1.1.0) lets newer
-runtimes pick theirs. It appears only when pods can be wired: kubelets take its presence for "the network is ready".
-Pure; conflistfile.py reads and writes the file.
+runtimes pick theirs. It is written only when pods can be attached, because a kubelet treats its presence as "the
+network is ready". Pure; conflistfile.py reads and writes the file.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def content(socket: PurePath, node: NodeNet) -> dict[str, Any]:
 
 
 def standalone(socket: PurePath, subnets: Sequence[str], plugin: PurePath) -> dict[str, Any]:
-    """One that works without an agent too: `plugin` is the Python program that then serves a call."""
+    """A conflist that also works without an agent; the Python program `plugin` then serves the call."""
     body = content(socket, NodeNet(tuple((podcidr_range(ip_network(subnet)),) for subnet in subnets)))
-    del body["plugins"][0]["mtu"]  # each ADD finds out the uplink's
+    del body["plugins"][0]["mtu"]  # each ADD determines the uplink's MTU
     body["plugins"][0] |= {"standalone": True, "ipMasq": True, "pythonPlugin": str(plugin)}
     return body
 
@@ -49,14 +49,14 @@ def text(body: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Last:
-    """What an agent wrote into its conflist. mtu: of pods."""
+    """An agent's own entries in its conflist. mtu: of pods."""
 
     ranges: tuple[RangeSet, ...]
     mtu: int
 
 
 def parse(found: str) -> Last | None:
-    """Of the text of a conflist of `content`; None where it says something else."""
+    """Parse the text of a conflist of `content`; None for any other text."""
     try:
         plugin = json.loads(found)["plugins"][0]
         ranges, mtu = range_sets(plugin["ipam"]["ranges"], "ipam.ranges"), plugin["mtu"]

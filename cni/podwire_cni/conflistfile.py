@@ -13,12 +13,12 @@ from .types import PLUGIN
 
 
 def write(path: Path, socket: Path, node: NodeNet) -> bool:
-    """Put the conflist in place, whole; False where it already says this."""
+    """Write the conflist atomically; returns False if it is already up to date."""
     return _write(path, conflist.text(conflist.content(socket, node)))
 
 
 def read(path: Path) -> conflist.Last | None:
-    """Of a conflist that `write` made; None where there is no such file or it says something else."""
+    """The content of a conflist that `write` made; None if there is no such file or it has other content."""
     try:
         return conflist.parse(path.read_text())
     except (OSError, UnicodeDecodeError):
@@ -28,10 +28,12 @@ def read(path: Path) -> conflist.Last | None:
 def install(
     program: Path, bin_dir: Path, conf_dir: Path, run_dir: Path, subnets: Sequence[str], plugin: Path
 ) -> list[Path]:
-    """Copy the plugin `program` to bin_dir, also as `loopback` where there is none. With subnets, write a conflist that
-    works without an agent too: `plugin` is the Python program that then serves a call. Returns what was written."""
+    """Copy the plugin `program` to bin_dir, also as `loopback` if there is none. With subnets, write a conflist that
+    also works without an agent; the Python program `plugin` then serves the call. Returns the paths written.
+    """
     done, code = [bin_dir / PLUGIN], program.read_bytes()
-    # containerd and CRI-O call a plugin of that name for each pod; the compiled program is one when it is called so.
+    # containerd and CRI-O call a plugin of that name for each pod; the compiled program acts as loopback under that
+    # name.
     if code.startswith(b"\x7fELF") and not (bin_dir / "loopback").exists():
         done.append(bin_dir / "loopback")
     for path in done:
@@ -47,6 +49,6 @@ def _write(path: Path, text: str) -> bool:
         if path.read_text() == text:
             return False
     except OSError:
-        pass  # it is not there, or cannot be read
+        pass  # it does not exist or cannot be read
     files.write(path, text)
     return True

@@ -32,7 +32,7 @@ class Indices(Protocol):
 
 
 def encode(op: Op, index: Indices, pod_fd: int) -> tuple[bytes, ...]:
-    """The netlink messages of one op; `index` has the link indices of every name that the op uses."""
+    """The netlink messages of one op; `index` has the link index of every name in the op."""
     match op:
         case AddNeighbour():
             return (nl.new_neighbour(index[op.link], op.address, op.mac),)

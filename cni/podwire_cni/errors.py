@@ -24,7 +24,7 @@ class ErrorCode(IntEnum):
 
 
 class CNIError(Exception):
-    """`msg` says in one line what is wrong and names the field; `details` says what to do about it."""
+    """`msg` names the field and the problem in one line; `details` gives the remedy."""
 
     def __init__(self, code: ErrorCode, msg: str, details: str = "") -> None:
         super().__init__(msg)

@@ -1,7 +1,8 @@
-"""Keeps the node's nft tables (nodetable.py) as they should be: pods come and go as elements, what others break is
-mended.
+"""Keeps the node's nft tables (nodetable.py) correct: pods are elements that are added and removed, and changes by
+others are repaired.
 
-Not told by the kernel but known here: the node's rules, and the rules of every pod; leases are their durable form.
+It holds the rules of the node and of every pod in memory and does not read them from the kernel; leases are their
+durable form.
 """
 
 from __future__ import annotations
@@ -47,23 +48,24 @@ class Firewall:
     def close(self) -> None:
         self._nft.close()
 
-    # ---- the whole
+    # ---- whole tables
 
     def present(self) -> bool:
-        """Whether every table is there, whatever is in it."""
+        """Whether every table exists, whatever its content."""
         with self._lock:
             there = set(self._nft.tables())
         return all(table in there for table in nodetable.tables())
 
     def adopt(self, node: NodeRules, pods: Mapping[Attachment, PodRules]) -> None:
-        """Take the tables that are there for what `node` and `pods` say, unread."""
+        """Assume without reading that the existing tables match `node` and `pods`."""
         with self._lock:
             self._node, self._pods = node, dict(pods)
             self._serve_localhost(self._pods.values())
 
     def sync(self, node: NodeRules, pods: Mapping[Attachment, PodRules] | None = None) -> list[str]:
-        """Make the tables what they should be, in one commit; nothing is written where they already are. pods None:
-        those that are known. Returns what was wrong."""
+        """Bring the tables to the wanted state in one commit; write nothing if they are correct. pods None: the pods in
+        memory. Returns the differences found.
+        """
         with self._lock:
             if pods is not None:
                 self._pods = dict(pods)
@@ -75,7 +77,7 @@ class Firewall:
             behind = list(self._pods.values()) if wrong else []
             wrong += self._serve_localhost(self._pods.values())
         for pod in behind:
-            _forget_before(pod)  # what began while the tables led nowhere
+            _forget_before(pod)  # flows that began while the tables were wrong
         return wrong
 
     def _differences(self, wanted: nft.Transaction) -> list[str]:
@@ -103,7 +105,7 @@ class Firewall:
         return wrong
 
     def others(self, nets: tuple[OtherNet, ...]) -> None:
-        """Networks besides the node's; nothing where they are known, or before `sync`."""
+        """Set the networks besides the node's own; does nothing if they are known, or before `sync`."""
         with self._lock:
             node = self._node
         if node is not None and node.others != nets:
@@ -112,7 +114,7 @@ class Firewall:
     # ---- one pod
 
     def attach(self, owner: Attachment, pod: PodRules) -> None:
-        """Raises OSError; then nothing of the pod is in the tables."""
+        """Raises OSError; then the tables have nothing of the pod."""
         with self._lock:
             self._serve_localhost([pod])
             try:
@@ -120,14 +122,14 @@ class Firewall:
             except nft.NftError as err:
                 if err.errno != errno.ENOENT or self._node is None:
                     raise
-                # Somebody flushed the tables, and a pod need not fail for it until they are looked at again.
+                # Another program flushed the tables. The pod must not fail until the next repair.
                 self._nft.commit(nodetable.plan(self._node, [*self._pods.values(), pod]))
                 log.warn("nft", change=f"tables made again: {err.strerror}")
             self._pods[owner] = pod
         _forget_before(pod)
 
     def detach(self, owner: Attachment, pod: PodRules) -> None:
-        """Take away what `attach` put there, or what is left of it; what belongs to others stays."""
+        """Remove what `attach` wrote, or the rest of it; elements of other pods stay."""
         with self._lock:
             self._pods.pop(owner, None)
             try:
@@ -142,7 +144,7 @@ class Firewall:
                 _forget_after(pod, port)
 
     def _change(self, pod: PodRules, *, remove: bool = False) -> None:
-        """nodetable.change, at once. Raises NftError."""
+        """nodetable.change with an immediate commit. Raises NftError."""
         if self._library:
             ready = nodetable.encoded(pod, remove=remove)
             if ready is not None and self._nft.commit_encoded(ready, self._library.exchange):
@@ -157,7 +159,7 @@ class Firewall:
             log.debug("elements not removed", error=str(err))
 
     def missing(self, pod: PodRules) -> list[str]:
-        """What the tables lack of one pod."""
+        """The elements of one pod that the tables lack."""
         lost = []
         with self._lock:
             for part in nodetable.elements(pod):
@@ -172,8 +174,9 @@ class Firewall:
         return lost
 
     def _serve_localhost(self, pods: Iterable[PodRules]) -> list[str]:
-        """Let packets from 127.0.0.1 leave by the pods' bridges, and their answers come back. The tables keep pods from
-        using it. Returns what had to be changed: a bridge that was made anew has lost it."""
+        """Let packets from 127.0.0.1 leave by the pods' bridges, and their answers return. (The tables keep pods from
+        using that.) Returns the changes: a re-created bridge has lost the setting.
+        """
         done = []
         for bridge in {pod.bridge for pod in pods if any(_on_localhost(port) for port in pod.ports)}:
             path = f"/proc/sys/net/ipv4/conf/{bridge}/route_localnet"
@@ -185,7 +188,7 @@ class Firewall:
 
 
 def _first_byte(path: str) -> bytes:
-    """Plain system calls: a pod with a hostPort waits for this."""
+    """Plain system calls, because a pod with a hostPort waits for this."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, 1)
@@ -210,8 +213,9 @@ def _homes(pod: PodRules, port: PortMapping) -> dict[Family, IPAddress]:
 
 
 def _forget_before(pod: PodRules) -> None:
-    """UDP flows to the node's ports that began when those led nowhere, or elsewhere. What only passes the node, to the
-    same port of another machine, goes on, and so does what another mapping of the port leads."""
+    """Delete UDP flows to the node's ports that began when the ports led nowhere or elsewhere. Flows that only pass the
+    node, to the same port of another machine, stay, and so do flows of another mapping of the port.
+    """
     local: frozenset[str] | None = None
     for port in pod.ports:
         if port.protocol != "udp":
@@ -231,7 +235,7 @@ def _began_before(port: PortMapping, here: tuple[str, int], own: frozenset[str],
 
 
 def _forget_after(pod: PodRules, port: PortMapping) -> None:
-    """Flows that this port led to the pod."""
+    """Delete the flows that this port led to the pod."""
     for family, address in _homes(pod, port).items():
         _forget(family, port, functools.partial(_led_to, (str(address), port.container_port)))
 
@@ -241,11 +245,11 @@ def _led_to(here: tuple[str, int], flow: Flow) -> bool:
 
 
 def _forget(family: Family, port: PortMapping, stale: Callable[[Flow], bool]) -> None:
-    """Delete the UDP entries to a port of the node of which `stale` is true.
+    """Delete the UDP entries to a port of the node for which `stale` is true.
 
-    A UDP flow keeps the translation it began with as long as packets come. One that began before the port was mapped
-    never reaches the pod; one that goes on after the pod went is sent to an address that nobody has, or soon somebody
-    else.
+    A UDP flow keeps its first translation as long as packets arrive. A flow that began before the port was mapped never
+    reaches the pod. A flow that continues after the pod's end goes to an address that is unused, or belongs to another
+    pod later.
     """
     try:
         with Conntrack() as conntrack:

@@ -1,8 +1,8 @@
-"""Runs ops in the kernel: the one place where a pod's wiring really happens.
+"""Runs ops in the kernel: the only module that changes a pod's links.
 
-A worker thread goes into the pod's namespace only to open a socket there and comes back at once: a netlink socket stays
-in the namespace it was opened in. Nothing forks. Where a step is refused, what was done is undone before the error goes
-on.
+A worker thread enters the pod's namespace only to open a socket and returns at once: a netlink socket stays in the
+namespace in which it was opened. Nothing forks. If the kernel refuses a step, the completed steps are undone before the
+error is raised.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ log = logs.get("wiring")
 NS_GET_NSTYPE = 0xB703
 READY_SECONDS = 2.0
 _GONE = (errno.ENODEV, errno.ENOENT, errno.ESRCH)
-ATTACH = attach.load()  # None: not compiled; then step by step
+ATTACH = attach.load()  # None: not compiled; then the steps are sent one by one
 
 
 def is_netns(fd: int) -> bool:
-    """Whether the descriptor is a network namespace (and not a file that only looks like one)."""
+    """Whether the descriptor is a network namespace (and not some other file)."""
     try:
         return fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
     except OSError:
@@ -66,7 +66,8 @@ class Kernel:
 
     def __init__(self) -> None:
         self.node_fd = own_netns()
-        # DELLINK returns 15 ms after the link is gone (the kernel waits for readers); nobody else has to wait with it.
+        # DELLINK returns 15 ms after the link is gone (the kernel waits for readers); no other call has to wait with
+        # it.
         self._reapers: Executor = ThreadPoolExecutor(16, thread_name_prefix="dellink")
         self._idle: list[RouteSocket] = []
 
@@ -78,7 +79,7 @@ class Kernel:
 
     @contextlib.contextmanager
     def _node(self) -> Iterator[RouteSocket]:
-        """A socket of the node's namespace, for this thread alone; one that served before where there is one."""
+        """A socket of the node's namespace, for this thread alone; reuses an idle one."""
         try:
             sock = self._idle.pop()
         except IndexError:
@@ -86,13 +87,13 @@ class Kernel:
         try:
             yield sock
         except BaseException:
-            sock.close()  # an answer may still come
+            sock.close()  # an answer may still arrive on it
             raise
         self._idle.append(sock)
 
     @contextlib.contextmanager
     def inside(self, fd: int) -> Iterator[None]:
-        """The calling thread is in the namespace behind `fd` meanwhile."""
+        """Run the block with the calling thread in the namespace behind `fd`."""
         setns(fd)
         try:
             yield
@@ -106,7 +107,7 @@ class Kernel:
             self._lost()
 
     def _lost(self) -> NoReturn:
-        """A thread that cannot come back would wire the next pod inside this one."""
+        """A thread that cannot return would attach the next pod from inside this pod's namespace."""
         log.error("cannot return to the node's network namespace, exiting")
         os._exit(70)
 
@@ -118,8 +119,8 @@ class Kernel:
             self._return()
 
     def apply(self, ops: Sequence[Op], pod_fd: int | None = None) -> None:
-        """Do all of `ops`, or none of them, and wait until the pod's links carry packets. Raises CNIError that names
-        the step that the kernel refused.
+        """Do all of `ops`, or none of them, and wait until the pod's links carry packets. Raises a CNIError that names
+        the refused step.
 
         pod_fd: the pod's namespace; may be None where no op is for the pod.
         """
@@ -130,7 +131,7 @@ class Kernel:
                 links["pod"] = _Links(stack.enter_context(self._open(pod_fd)))
             try:
                 for place, created, batch in batches(ops):
-                    # A refused link is not ours to delete; of any other batch a part may have been done.
+                    # A refused link belongs to another pod. Any other batch may be done in part.
                     done += [] if created else batch
                     late += _send(links[place], batch, pod_fd, watched(batch))
                     done += batch if created else []
@@ -149,11 +150,11 @@ class Kernel:
                 raise
 
     def wire(self, pod: PodPlan, pod_fd: int) -> None:
-        """`apply` the plan of one pod: as one prepared program where there is one. Raises CNIError, OSError."""
+        """`apply` the plan of one pod, as one prepared program if there is one. Raises CNIError, OSError."""
         try:
             self._wire(pod, pod_fd)
         except CNIError as err:
-            # So do docker's sandboxes. Whoever gives the pod an IPv6 address wants it to have one.
+            # Docker's sandboxes have IPv6 off, too. A pod that gets an IPv6 address needs it on.
             refused = isinstance(err.__cause__, NetlinkError) and err.__cause__.errno == errno.EACCES
             if not refused or all(address.version == 4 for address, _ in pod.addresses):
                 raise
@@ -170,7 +171,7 @@ class Kernel:
             self._unfinished(out, pod.plan.ops, pod_fd)
 
     def _unfinished(self, out: attach.AttachResult, ops: Sequence[Op], pod_fd: int) -> None:
-        """A program that was refused is undone, one with links that carry no packets yet is waited for."""
+        """Undo a program that was refused; wait for one with links that carry no packets yet."""
         steps = list(batches(ops))
         if out.status == attach.LOST:
             self._lost()
@@ -196,7 +197,7 @@ class Kernel:
             raise
 
     def _undo(self, done: Sequence[Op]) -> None:
-        """Best effort: the error that led here is the one to tell, and DEL or the next start finishes the rest."""
+        """Best effort: the original error is raised, and DEL or the next start removes the rest."""
         for op in undo(tuple(done)):
             try:
                 self.remove([op])
@@ -204,11 +205,10 @@ class Kernel:
                 log.error("undo failed", step=op, error=str(err))
 
     def remove(self, ops: Sequence[Op], meanwhile: Callable[[], None] | None = None) -> None:
-        """Run deletions in the node's namespace; what is already gone is fine. Raises OSError.
+        """Run deletions in the node's namespace; a link that is already gone is no error. Raises OSError.
 
-        A link counts as gone when the kernel does not find it any more: it took down both ends and unlisted them by
-        then, and what it still has to do takes 15 ms and concerns nobody. meanwhile: what can be done while the kernel
-        works on it.
+        A link counts as gone when the kernel no longer finds it: then both ends are down and unlisted, and the
+        remaining 15 ms of work affect no caller. meanwhile: a function to call while the kernel works.
         """
         with self._node() as sock:
             jobs = self._start(ops, _Links(sock))
@@ -228,8 +228,9 @@ class Kernel:
                     pause = min(2 * pause, 0.001)
 
     def _start(self, ops: Sequence[Op], links: _Links) -> dict[tuple[str, int], Future[None]]:
-        """(name, index) -> the running call that deletes that link. What is no link goes first, in the same call as
-        one."""
+        """(name, index) -> the running call that deletes that link. Other deletions go first, in the same call as a
+        link.
+        """
         jobs, links_last = dict[tuple[str, int], Future[None]](), sorted(ops, key=lambda op: isinstance(op, DeleteLink))
         batch = list[bytes]()
         for op in links_last:
@@ -249,8 +250,9 @@ class Kernel:
             sock.send(batch, fine=_GONE)
 
     def links(self) -> dict[str, tuple[int, int]]:
-        """name -> (index, index of its master or 0) of every link of the node. One that is missing here costs a pod its
-        lease: an unsteady view is taken again, and what any of them had counts as there."""
+        """name -> (index, index of its master or 0) of every link of the node. A link missing here costs a pod its
+        lease. So an inconsistent dump is repeated, and a link in any of the dumps counts as present.
+        """
         found: dict[str, tuple[int, int]] = {}
 
         with RouteSocket() as sock:
@@ -260,8 +262,9 @@ class Kernel:
         return found
 
     def holder(self, address: IPAddress) -> str:
-        """The MAC of the pod of this node that has the address, "" where none has: it is behind a bridge port.
-        Forwarding entries go with the port, neighbour entries do not."""
+        """The MAC of this node's pod that has the address, "" if none has: the pod is behind a bridge port. Forwarding
+        entries vanish with the port, neighbour entries do not.
+        """
         import socket
 
         from pyroute2 import IPRoute
@@ -282,7 +285,7 @@ class Kernel:
             )
 
     def observe(self, eth: str, host: str, pod_fd: int) -> Seen:
-        """What is there of one attachment: `eth` names the pod's interface, `host` the node's end."""
+        """The kernel state of one attachment: `eth` names the pod's interface, `host` the node's end."""
         from pyroute2 import IPRoute
 
         with IPRoute() as node:
@@ -302,7 +305,7 @@ class Kernel:
 
 
 class _Links(dict[str, int]):
-    """Indices of links by name, asked of the kernel once; 0 where there is none."""
+    """Link indices by name, requested from the kernel once; 0 for a missing link."""
 
     def __init__(self, sock: RouteSocket) -> None:
         super().__init__(lo=1)
@@ -316,7 +319,7 @@ class _Links(dict[str, int]):
 
 
 def _send(links: _Links, batch: Sequence[Op], pod_fd: int | None, watches: Sequence[str] = ()) -> list[str]:
-    """Returns those of `watches` that carry no packets yet when the batch is done."""
+    """Returns the `watches` that carry no packets yet when the batch is done."""
     parts = [encode(op, links, -1 if pod_fd is None else pod_fd) for op in batch]
     messages, seen = [*itertools.chain(*parts), *(nl.get_link(links[name]) for name in watches)], list[bytes]()
 
@@ -324,7 +327,7 @@ def _send(links: _Links, batch: Sequence[Op], pod_fd: int | None, watches: Seque
         return [*(op for op, part in zip(batch, parts, strict=True) for _ in part), *watches][position]
 
     try:
-        # A second interface does not take the pod's default route from the first; so do other plugins.
+        # A second interface does not replace the first one's default route; other plugins behave the same.
         links.sock.send(messages, lambda _, body: seen.append(body), present=lambda i: isinstance(step(i), AddRoute))
     except NetlinkError as err:
         raise refusal(step(err.seq), err) from err
@@ -335,11 +338,11 @@ def _culprit(steps: Sequence[tuple[object, bool, list[Op]]], out: attach.AttachR
     """The step whose message was refused."""
     batch = steps[out.batch][2] if out.batch < len(steps) else []
     messages = [op for op in batch for _ in encode(op, defaultdict(int), 0)]
-    return messages[out.message] if out.message < len(messages) else "look at the links"
+    return messages[out.message] if out.message < len(messages) else "check the links"
 
 
 def refusal(op: Op | str, err: NetlinkError) -> CNIError:
-    """The kernel's refusal of one step, in the words of CNI."""
+    """The kernel's refusal of one step as a CNI error."""
     if isinstance(op, CreateVeth) and err.errno == errno.EEXIST:
         return CNIError(
             ErrorCode.INVALID_ENVIRONMENT,
@@ -350,9 +353,10 @@ def refusal(op: Op | str, err: NetlinkError) -> CNIError:
 
 
 def _await(links: _Links, waiting: Sequence[str]) -> None:
-    """Wait until these links carry packets. The kernel's link watch starts a queue, or a bridge port, some time after
-    the carrier came (at once where RTM_GETLINK makes it run, from Linux 6.7 on); what a pod sends before that is lost,
-    and TCP then waits a second."""
+    """Wait until these links carry packets. The kernel's link watch starts a queue or a bridge port some time after
+    carrier (at once if RTM_GETLINK triggers it, from Linux 6.7 on). A packet that a pod sends before that is lost, and
+    TCP then waits a second.
+    """
     deadline = time.monotonic() + READY_SECONDS
     while waiting := _send(links, (), None, waiting):
         if time.monotonic() > deadline:
@@ -360,7 +364,7 @@ def _await(links: _Links, waiting: Sequence[str]) -> None:
             raise CNIError(
                 ErrorCode.IO_FAILURE,
                 f"link {name} carries no packets after {READY_SECONDS:g} s",
-                f"look at `bridge -d link show` and `ip -d link show {name}` (spanning tree must be off)",
+                f"check `bridge -d link show` and `ip -d link show {name}` (spanning tree must be off)",
             )
         time.sleep(0.0005)
 
@@ -381,8 +385,9 @@ def _look(ipr: object, name: str) -> LinkSeen | None:
 
 
 def _rates(ipr: object, names: set[str]) -> frozenset[tuple[str, int]]:
-    """(link, bytes a second) of the token buckets of these links; at most plan.FASTEST: pyroute2 does not read the
-    rest."""
+    """(link, bytes a second) of the token buckets of these links, at most plan.FASTEST: pyroute2 does not read the
+    rest.
+    """
     found = set()
     for name in names:
         for index in ipr.link_lookup(ifname=name):  # type: ignore[attr-defined]  # pyroute2 ships no types

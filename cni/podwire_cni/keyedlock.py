@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 class KeyedLock:
-    """Locks by name. A lock exists as long as it is held or awaited, and its holder may take it again."""
+    """Locks by name. A lock exists while it is held or awaited. Its holder may acquire it again."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -16,11 +16,11 @@ class KeyedLock:
 
     @contextlib.contextmanager
     def of(self, owner: str, patience: float = -1) -> Iterator[bool]:
-        """Yields whether the caller holds the lock: False where others held it for all of `patience` seconds (-1: for
-        ever).
+        """Yields whether the caller holds the lock: False if others held it for all of `patience` seconds (-1: no
+        limit).
 
-        A caller that already holds a lock must not wait for ever for another one: its holder may wait for the
-        first.
+        A caller that already holds a lock must not wait without limit for another one: the holder of that may wait for
+        the first.
         """
         with self._guard:
             lock, users = self._locks.get(owner, (threading.RLock(), 0))

@@ -24,7 +24,7 @@ from .skel import Reply, failure, run
 
 log = logs.get("wiring")
 ANSWER = struct.Struct("=2I")
-WORKERS = 8  # the kernel lets one change links at a time; more only wait for it, and for each other
+WORKERS = 8  # the kernel lets one process change links at a time; more threads would only wait for each other
 
 
 class Listener:
@@ -34,7 +34,8 @@ class Listener:
         self.path, self.plugin, self._node = path, plugin, netns_id(node_fd)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Bound beside and renamed into place: a plugin finds no socket that refuses it, and a stale one is no obstacle.
+        # Bound under another name and renamed into place: a plugin never finds a socket that refuses it, and a stale
+        # socket is no obstacle.
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
         fresh.unlink(missing_ok=True)
         self._sock.bind(str(fresh))
@@ -45,15 +46,15 @@ class Listener:
         self._library = attach.load()
         if problem := attach.library().problem:
             log.warn("pods are attached step by step, slower", reason=problem)
-        # Each worker accepts for itself: a call is not handed from thread to thread. The kernel wakes one of them.
+        # Each worker accepts for itself, so no call passes from thread to thread. The kernel wakes one of them.
         self._workers = [threading.Thread(target=self._work, name=f"cni-{i}", daemon=True) for i in range(WORKERS)]
         for worker in self._workers:
             worker.start()
 
     def close(self) -> None:
-        """Take no more calls, end those that run, then go."""
+        """Accept no more calls, finish those that run, then return."""
         with contextlib.suppress(FileNotFoundError):
-            if self.path.stat().st_ino == self._inode:  # a successor may have put its own there
+            if self.path.stat().st_ino == self._inode:  # a successor may already have put its own socket there
                 self.path.unlink()
         self._sock.shutdown(socket.SHUT_RDWR)
         for worker in self._workers:
@@ -95,7 +96,7 @@ class Listener:
             return failure(
                 CNIError(
                     ErrorCode.INVALID_CONFIG,
-                    f"the agent at {self.path} serves another network namespace than the one the plugin was run in",
+                    f"the agent at {self.path} serves another network namespace than the one in which the plugin ran",
                     'run the plugin in the node\'s network namespace, or set "socket" to the socket of this node',
                 ),
                 version_of(request.stdin),

@@ -28,14 +28,16 @@ from .plan import NodeNet
 from .types import BRIDGE, NetConf
 
 DEFAULT_SOCKET = "/run/podwire/cni.sock"
-TURN_SECONDS = 60.0  # one plugin process at a time; a runtime starts many pods at once, and waits for minutes
+# only one plugin process works at a time; a runtime starts many pods at once, and waits for minutes
+TURN_SECONDS = 60.0
 
 
 class Standalone:
-    """A node without an agent: the caller's namespace, with the ranges that the configuration names.
+    """A node without an agent: the caller's namespace, with the ranges in the configuration.
 
-    State is where the agent has it (beside its socket), so either may go on with the other's pods. Tables stay as an
-    agent left them: only an agent knows the other nodes. Where none was, `ipMasq` decides whether pods are masqueraded.
+    State is where the agent has it (beside its socket), so each can continue with the other's pods. Tables stay as an
+    agent left them, because only an agent knows the other nodes. If there were none, `ipMasq` decides whether pods are
+    masqueraded.
     """
 
     def __init__(self, env: Mapping[str, str], stack: contextlib.ExitStack) -> None:
@@ -63,8 +65,9 @@ class Standalone:
         if command in (
             "ADD",
             "STATUS",
-        ):  # before the first pod nobody else made the bridge, and that must not seem a fault
-            from . import wiring  # pyroute2: 150 ms that the other verbs, and those who wait for the lock, need not pay
+        ):  # before the first pod the bridge does not exist, and that is no fault
+            # pyroute2 takes 150 ms, which the other verbs, and processes that wait for the lock, need not pay
+            from . import wiring
 
             node = NodeNet(conf.ranges, conf.mtu or wiring.uplink_mtu() or 1500, mac=wiring.bridge_mac(BRIDGE))
         try:
@@ -86,7 +89,7 @@ class Standalone:
         elif command == "ADD":
             firewall.sync(rules, plugin.pods())
         if command == "ADD":
-            plugin.reconcile()  # nobody else does
+            plugin.reconcile()  # no other process does it
         return plugin
 
 
@@ -106,7 +109,7 @@ def main() -> None:
     """Entry point of `podwire-cni-standalone`."""
     if sys.argv[1:2] == ["--install"]:
         install.main(args=sys.argv[2:], prog_name="podwire-cni --install")
-    # Names that are no text, as the agent reads them.
+    # Names may be bytes that are no text; the agent reads them the same way.
     env = {**os.environ, "CNI_ARGS": os.environb.get(b"CNI_ARGS", b"").decode(errors="replace")}
     raise SystemExit(standalone(env, sys.stdin.buffer.read(), sys.stdout.buffer))
 
@@ -126,7 +129,7 @@ def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, .
     "--kubeconfig",
     type=click.Path(exists=True, dir_okay=False),
     default=None,
-    help="How to reach the API server; without it the service account of a pod.",
+    help="The kubeconfig; default: the pod's service account.",
 )
 @click.option(
     "--run-dir",
@@ -142,7 +145,7 @@ def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, .
     default=("10.244.0.0/16",),
     show_default=True,
     callback=_cidrs,
-    help="Addresses that pods reach with their own source address; may be repeated.",
+    help="Addresses to which pods send with their own source address; may be repeated.",
 )
 @click.option("--uplink", default="eth0", show_default=True, help="The link to the other nodes; its MTU is the pods'.")
 @click.option(
@@ -165,14 +168,14 @@ def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, .
     type=click.Choice(["auto", "always", "never"]),
     default="auto",
     show_default=True,
-    help="VXLAN to nodes that are not on this node's link, to all, or to none.",
+    help="Use VXLAN to nodes that are not on this node's link (auto), to all, or to none.",
 )
 @click.option(
     "--quarantine",
     type=click.FloatRange(0, 86400),
     default=30.0,
     show_default=True,
-    help="Seconds that a pod's address rests before another pod gets it, where others are free.",
+    help="Seconds that a pod's address rests before another pod gets it, if others are free.",
 )
 @click.option(
     "--host-local",
@@ -181,8 +184,9 @@ def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, .
     help="Take over the leases of the reference plugins, of /var/lib/cni/networks/NAME. Remove their conflist first.",
 )
 def command(**settings: Any) -> None:
-    """Wire the pods of this node: bridge, veths, routes to other nodes, masquerading. Ends at SIGTERM; pods stay
-    wired."""
+    """Attach the pods of this node: bridge, veths, routes to other nodes, masquerading. Ends at SIGTERM; pods stay
+    attached.
+    """
     from podwire_base.kube.errors import ConfigError
 
     from .agent import WiringConfig, run
@@ -210,18 +214,18 @@ def command(**settings: Any) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("/run/podwire"),
     show_default=True,
-    help="Where the agent has its socket, and leases are kept.",
+    help="Where the agent has its socket and its leases.",
 )
 @click.option(
     "--subnet",
     "subnets",
     multiple=True,
     callback=_cidrs,
-    help="Addresses of this node's pods; at most one an IP family. Writes a configuration that also works without an "
-    "agent. Leave it out where `podwire wiring --conf-dir` writes the configuration.",
+    help="Addresses of this node's pods; at most one of each IP family. Writes a configuration that also works "
+    "without an agent. Leave it out if `podwire wiring --conf-dir` writes the configuration.",
 )
 def install(bin_dir: Path, conf_dir: Path, run_dir: Path, subnets: tuple[str, ...]) -> None:
-    """Put the plugin, and with --subnet its configuration, where container runtimes look for them."""
+    """Install the plugin, and with --subnet its configuration, where container runtimes look for them."""
     try:
         ranges = range_sets([[{"subnet": subnet}] for subnet in subnets], "--subnet")
     except CNIError as err:
@@ -242,7 +246,7 @@ def pause_image(output: Path | None, name: str) -> None:
     try:
         archive = pauseimage.build(Path(native.pause_command()[0]).read_bytes(), os.uname().machine, name)
         if output is None and sys.stdout.isatty():
-            raise ValueError("this is binary: name a file with -o, or send it through a pipe")
+            raise ValueError("the output is binary: name a file with -o, or use a pipe")
     except ValueError as err:
         raise click.ClickException(str(err)) from err
     if output is None:

@@ -1,4 +1,4 @@
-"""Bridges besides that of the node's pods: each is what a conflist that names one says, made when its first pod comes.
+"""Further bridges besides the node's own. A conflist that names a bridge defines it, and the first pod creates it.
 
 Pure; networkstore.py keeps them in files and the kernel.
 """
@@ -48,12 +48,12 @@ class Network:
 
 
 def asked(conf: NetConf, mtu: int) -> Network:
-    """What the configuration wants. Raises CNIError, code 7."""
+    """The network that the configuration requests. Raises CNIError, code 7."""
     if conf.bridge in (*TUNNELS.values(), "all", "default"):
         raise CNIError(
             ErrorCode.INVALID_CONFIG,
             f"network configuration: bridge {conf.bridge} has another meaning on a node",
-            "call it something else",
+            "choose another name",
         )
     if not conf.ranges:
         raise CNIError(
@@ -68,7 +68,7 @@ def asked(conf: NetConf, mtu: int) -> Network:
 
 
 def clash(new: Network, ranges: tuple[RangeSet, ...], bridge: str) -> None:
-    """An address belongs to one bridge. Raises CNIError, code 7."""
+    """A part of an address range belongs to one bridge only. Raises CNIError, code 7."""
     for mine in (r.subnet for s in new.net.ranges for r in s):
         for theirs in (r.subnet for s in ranges for r in s):
             if mine.version == theirs.version and mine.overlaps(theirs):
@@ -81,7 +81,7 @@ def clash(new: Network, ranges: tuple[RangeSet, ...], bridge: str) -> None:
 
 
 def parse(text: str) -> Network | None:
-    """Of the JSON of `Network.to_json`; None where it says nothing sensible."""
+    """Parse the JSON of `Network.to_json`; None for any other text."""
     try:
         raw = json.loads(text)
         native = None if raw["native"] is None else frozenset(str(ip_network(c)) for c in raw["native"])

@@ -1,7 +1,7 @@
-"""The bridges besides that of the node's pods, in the kernel and in files.
+"""The further bridges, in the kernel and in files.
 
-What they are is kept beside the leases, so that a restart finds their pods' gateways and masquerading again. A bridge
-stays when its last pod goes.
+The files are beside the leases, so that after a restart the gateways and the masquerading of their pods are known. A
+bridge stays when its last pod ends.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from .types import NetConf
 
 
 class Networks:
-    """make: puts a network into the kernel. changed: is told all of them. foreign: why the node has no place for one
-    that is new or has changed. end: takes a bridge away, or says no because pods are on it. For many threads."""
+    """make: puts a network into the kernel. changed: receives all networks. foreign: why the node cannot have a new or
+    changed network. end: removes a bridge, or refuses because pods are on it. Thread-safe.
+    """
 
     def __init__(
         self,
@@ -38,7 +39,9 @@ class Networks:
         self.known: dict[str, Network] = {}
 
     def restore(self) -> None:
-        """What an earlier process knew. A file that says nothing sensible is left out: the next ADD writes it anew."""
+        """Load the networks of an earlier process. A file with other content is skipped: the next ADD writes it
+        again.
+        """
         for file in sorted(self.directory.glob("*.json")):
             try:
                 found = parse(file.read_text())
@@ -51,18 +54,19 @@ class Networks:
         return tuple(self.known[bridge].rules() for bridge in sorted(self.known))
 
     def ensure(self) -> list[str]:
-        """Make all of them again where somebody took them away. Returns what the kernel refused; that stops no
-        other."""
+        """Create again all bridges that others removed. Returns the kernel's refusals; a refusal does not stop the
+        others.
+        """
         refused = []
         for network in list(self.known.values()):
             try:
                 self._make(network.net)
-            except Exception as err:  # the node's own pods must not wait for this one
+            except Exception as err:  # the node's own pods must not wait for this
                 refused.append(f"bridge {network.net.bridge}: {err}")
         return refused
 
     def of(self, conf: NetConf, main: NodeNet | None, *, make: bool) -> NodeNet:
-        """The network of a configuration; with `make` it is there then. Raises CNIError, OSError."""
+        """The network of a configuration; with `make` it exists afterwards. Raises CNIError, OSError."""
         want = asked(conf, main.mtu if main else 1500)
         with self._lock:
             if self.known.get(conf.bridge) == want or not make:
@@ -84,8 +88,9 @@ class Networks:
         return want.net
 
     def _make_room(self, want: Network) -> None:
-        """An edited conflist may give the addresses of a bridge to another one; what nobody uses any more is no
-        obstacle."""
+        """An edited conflist may move the addresses of a bridge to another bridge. A network without pods is no
+        obstacle.
+        """
         for other in [network.net for network in self.known.values() if network.net.bridge != want.net.bridge]:
             try:
                 clash(want, other.ranges, other.bridge)
@@ -97,7 +102,7 @@ class Networks:
                     (self.directory / f"{other.bridge}.json").unlink()
 
     def _as_before(self, net: NodeNet) -> bool:
-        """Whether pods that are on the bridge will notice nothing."""
+        """Whether pods on the bridge will notice no difference."""
         known = self.known.get(net.bridge)
         return known is not None and (known.net.ranges, known.net.is_gateway) == (net.ranges, net.is_gateway)
 

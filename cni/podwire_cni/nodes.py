@@ -1,7 +1,7 @@
 """Applies overlay.py to the kernel: routes, and the tunnels' ends with their neighbours and forwarding entries.
 
-This is no hot path: it uses pyroute2, reads first and writes only differences. It changes and deletes only routes that
-carry our protocol number, and links that have our names.
+This is not a hot path: it uses pyroute2, reads first and writes only differences. It changes and deletes only routes
+that carry our protocol number, and links that have our names.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ ONLINK, NOARP, PERMANENT, NODAD = 4, 0x40, 0x80, 0x02
 
 
 def near(addresses: Iterable[IPAddress]) -> tuple[frozenset[IPAddress], frozenset[IPAddress]]:
-    """(addresses that this node reaches without a router, addresses that it has no route to now). Routes through
-    our own tunnels do not count."""
+    """(addresses that this node reaches without a router, addresses without a route now). Routes through our own
+    tunnels do not count.
+    """
     found, lost = set(), set()
     with IPRoute() as ipr:
         for address in addresses:
@@ -45,7 +46,7 @@ def near(addresses: Iterable[IPAddress]) -> tuple[frozenset[IPAddress], frozense
 
 
 def present(ipr: IPRoute, links: Mapping[int, str]) -> dict[IPNetwork, NextHop]:
-    """Our routes with a gateway in the main table, as they are now. links: index -> name of our tunnels."""
+    """Our present routes with a gateway in the main table. links: index -> name of our tunnels."""
     found = {}
     for family in (AF_INET, AF_INET6):
         for route in ipr.get_routes(family=family, table=MAIN):
@@ -56,7 +57,9 @@ def present(ipr: IPRoute, links: Mapping[int, str]) -> dict[IPNetwork, NextHop]:
 
 
 def sync(wires: Wires, ends: Sequence[Tunnel] = ()) -> tuple[list[str], list[str]]:
-    """Apply `wires` to the kernel. Returns (changes, refusals of the kernel); a refusal stops nothing else."""
+    """Apply the wanted routes to the kernel. Returns (changes, refusals of the kernel); a refusal does not stop the
+    others.
+    """
     done, refused = list[str](), list[str]()
     with IPRoute() as ipr:
         made = {end.link: end for end in ends}
@@ -92,7 +95,7 @@ def sync(wires: Wires, ends: Sequence[Tunnel] = ()) -> tuple[list[str], list[str
 def _through(hop: NextHop, index: Mapping[str, int], ends: Mapping[str, Tunnel], dst: IPNetwork) -> dict[str, Any]:
     if not hop.link:
         return {}
-    # Packets of the node itself get its address inside, so that answers come back by the tunnel too.
+    # The node's own packets get its address inside the tunnel, so that answers return through the tunnel too.
     source = next((gateway for gateway in ends[hop.link].gateways if gateway.version == dst.version), None)
     return {"oif": index[hop.link], "flags": ONLINK, **({"prefsrc": str(source)} if source else {})}
 
@@ -108,7 +111,7 @@ def _end(ipr: IPRoute, end: Tunnel, done: list[str]) -> int:
     if not found:
         local = {"vxlan_local" if version == 4 else "vxlan_local6": str(end.local)} if end.local else {}
         if version == 6 and end.local is None:
-            local = {"vxlan_group6": "::"}  # says that packets are IPv6
+            local = {"vxlan_group6": "::"}  # marks the inner packets as IPv6
         ipr.link(
             "add",
             ifname=end.link,
@@ -170,7 +173,7 @@ def _addresses(ipr: IPRoute, index: int, end: Tunnel, done: list[str]) -> None:
 
 
 def _entries(ipr: IPRoute, wires: Wires, index: Mapping[str, int], done: list[str]) -> None:
-    """Neighbours and forwarding entries; a route comes after those it needs."""
+    """Neighbour and forwarding entries; a route follows the entries that it needs."""
     name = {number: link for link, number in index.items()}
     neighbours: dict[tuple[str, IPAddress], str] = {}
     forwarding: dict[tuple[str, str], IPAddress] = {}
@@ -185,7 +188,7 @@ def _entries(ipr: IPRoute, wires: Wires, index: Mapping[str, int], done: list[st
     for (link, mac), node in drop.items():
         ipr.fdb("del", ifindex=index[link], lladdr=mac, dst=str(node))
     for (link, mac), node in put.items():
-        # A VXLAN link adds a second destination where a first one stands.
+        # On a VXLAN link, an add beside an existing entry would add a second destination.
         if (link, mac) in forwarding:
             ipr.fdb("del", ifindex=index[link], lladdr=mac, dst=str(forwarding[link, mac]))
         ipr.fdb("add", ifindex=index[link], lladdr=mac, dst=str(node))

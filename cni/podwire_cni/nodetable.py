@@ -31,7 +31,7 @@ from .types import BRIDGE, IPAddress, PortMapping
 
 TABLE = "podwire-cni"
 RAW, SRCNAT = -300, 100
-# Behind the Services' table (-100): where both claim a port, the NodePort has it, as it is cluster-wide.
+# After the Services' table (-100): if both claim a port, the NodePort wins, because it is cluster-wide.
 DSTNAT = -95
 _SIZE = {"ip": 4, "ip6": 16}
 _SADDR_AT, _DADDR_AT = {"ip": 12, "ip6": 8}, {"ip": 16, "ip6": 24}
@@ -43,7 +43,7 @@ _R0 = 8
 
 @dataclass(frozen=True, slots=True)
 class OtherNet:
-    """A bridge besides that of the node's pods. native None: no masquerading."""
+    """A further bridge. native None: no masquerading."""
 
     bridge: str
     cidrs: tuple[str, ...]
@@ -52,8 +52,9 @@ class OtherNet:
 
 @dataclass(frozen=True, slots=True)
 class NodeRules:
-    """The node's part of the tables. pod_cidrs: its own. native: what pods reach with their own address (CIDRs of
-    the cluster, /32s of nodes); None: no masquerading at all."""
+    """The node's part of the tables. pod_cidrs: of this node. native: destinations that pods reach with their own
+    address (CIDRs of the cluster, /32s of nodes); None: no masquerading at all.
+    """
 
     pod_cidrs: tuple[str, ...]
     native: frozenset[str] | None
@@ -79,7 +80,7 @@ def _cidr_family(cidr: str) -> Family:
 
 @dataclass(frozen=True, slots=True)
 class Sets:
-    """The sets and maps that pods are elements of, of one family."""
+    """The sets and maps of one family; their elements are pods."""
 
     hostports: nft.Set
     hostports_on: nft.Set
@@ -134,15 +135,16 @@ def elements(pod: PodRules) -> Iterator[nft.Elements]:
 
 
 def change(pod: PodRules, *, remove: bool = False) -> nft.Transaction:
-    """Adds `elements` of a pod, or removes them. A removal adds them first. So a missing element is no error, and a
-    key that now has another value is one: then it belongs to another pod."""
+    """Adds `elements` of a pod, or removes them. A removal adds them first. So a missing element is no error, and a key
+    with another value is an error, because that element belongs to another pod.
+    """
     parts = list(elements(pod))
     made = nft.Transaction().add(*parts)
     return made.delete(*parts) if remove else made
 
 
 def encoded(pod: PodRules, *, remove: bool = False) -> bytes | None:
-    """`change` of a pod without hostPorts as a batch of messages, from a stencil; None for others."""
+    """`change` of a pod without hostPorts as a batch of messages, from a template; None for other pods."""
     template = None if pod.ports else _template(tuple(family_of(address) for address in pod.addresses), remove)
     return None if template is None else template.fill(_marks(pod))
 
@@ -168,7 +170,7 @@ def _template(families: tuple[Family, ...], remove: bool) -> Template | None:
 
 
 def plan(node: NodeRules, pods: Iterable[PodRules]) -> nft.Transaction:
-    """The whole tables, in the place of the present ones."""
+    """The whole tables, replacing the present ones."""
     tx = nft.Transaction().remake(BRIDGE_TABLE).add(PORTS, MACS, *SENDERS.values())
     tx.add(*(_spoofing() if node.anti_spoofing else ()))
     for family in FAMILIES:
@@ -192,7 +194,7 @@ def _spoofed(words: str) -> str:
 
 def _spoofing() -> Iterator[nft.Chain | nft.Rule]:
     chain = nft.Chain(BRIDGE_TABLE, "spoofing", hook="prerouting", priority=RAW)
-    behind = _R0 + 4  # the register behind the port's name
+    behind = _R0 + 4  # the register after the port's name
     yield chain
     yield nft.Rule(
         chain, (nft.Meta("iifname"), nft.Lookup("ports", invert=True), nft.accept()), comment="not from a pod"
@@ -210,8 +212,8 @@ def _spoofing() -> Iterator[nft.Chain | nft.Rule]:
     )
     six = (nft.Meta("protocol"), nft.Cmp(b"\x86\xdd"))
     icmp6 = (*six, nft.Meta("l4proto"), nft.Cmp(b"\x3a"), nft.Payload("transport", 0, 1))
-    # A link-local source is anybody's, and what these say is believed for it: a default route, for pods and the node
-    # alike.
+    # Anyone may use a link-local source, and hosts believe these messages because of it: pods and the node would accept
+    # a default route.
     for kind, name in ((b"\x86", "a router"), (b"\x89", "a router that redirects")):
         yield nft.Rule(
             chain,
@@ -234,7 +236,7 @@ def _spoofing() -> Iterator[nft.Chain | nft.Rule]:
         ),
         comment=_spoofed("a pod says that it has an address that is not its own"),
     )
-    # IPv4's source, and what an ARP packet says its sender's address is
+    # IPv4's source, and the sender's address in an ARP packet
     for kind, at, name in (
         (b"\x08\x00", 12, "senders-ip"),
         (b"\x08\x06", 14, "senders-ip"),
@@ -252,7 +254,7 @@ def _spoofing() -> Iterator[nft.Chain | nft.Rule]:
             ),
             comment=f"{'ARP from' if at == 14 else 'from'} its own address",
         )
-    # Neighbour discovery and the like; no router forwards these sources.
+    # Neighbour discovery and similar; no router forwards these sources.
     yield nft.Rule(
         chain,
         (
@@ -273,8 +275,9 @@ def _spoofing() -> Iterator[nft.Chain | nft.Rule]:
 
 
 def _loopback(table: nft.Table, node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
-    """route_localnet is on where a hostPort serves 127.0.0.1; without this rule it would open the node's own to
-    pods."""
+    """route_localnet is on if a hostPort serves 127.0.0.1; without this rule it would open the node's own 127.0.0.1 to
+    pods.
+    """
     if table.family == "ip":
         chain = nft.Chain(table, "loopback", hook="prerouting", priority=RAW)
         yield chain
@@ -312,7 +315,7 @@ def _hostports(table: nft.Table) -> Iterator[nft.Chain | nft.Rule]:
     local = (nft.FibType("daddr"), nft.Cmp(nft.host32(2)))
     into = nft.Chain(table, "prerouting", hook="prerouting", type="nat", priority=DSTNAT)
     own = nft.Chain(table, "output", hook="output", type="nat", priority=DSTNAT)
-    # Nothing can be led away from ::1: IPv6 has no route_localnet. Refused is better than never answered.
+    # Packets to ::1 cannot be redirected, because IPv6 has no route_localnet. A refusal is better than no answer.
     not_lo = () if family == "ip" else (nft.Payload("network", 24, 16), nft.Cmp(bytes(15) + b"\1", "!="))
     yield into
     yield nft.Rule(into, (*local, nft.jump("hostports")), comment="to an address of this node")

@@ -27,8 +27,7 @@ MACHINES = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of an image. path: without leading "/". content None: a directory, or a link where `link` says to
-    what."""
+    """One file of an image. path: without leading "/". content None: a directory, or a link with the target `link`."""
 
     path: str
     content: bytes | None = None
@@ -37,8 +36,7 @@ class Entry:
 
 
 def tar(entries: Iterable[Entry]) -> bytes:
-    """An uncompressed layer: entries in order of their paths (a directory before what is in it), owned by root, of time
-    0."""
+    """An uncompressed layer: entries in order of their paths (a directory before its content), owner root, time 0."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for entry in sorted(entries, key=lambda e: e.path):
@@ -59,7 +57,7 @@ def digest(blob: bytes) -> str:
 
 
 def compressed(layer: bytes) -> bytes:
-    """gzip without a name and a time."""
+    """gzip without a file name and a time."""
     return gzip.compress(layer, 6, mtime=0)
 
 
@@ -67,7 +65,7 @@ def archive(
     layers: Sequence[bytes], config: Mapping[str, Any], machine: str, name: str, *, compress: bool = False
 ) -> bytes:
     """An image archive, for `ctr images import`. layers: tar files, the lowest first. config: the image's `config`
-    object (Entrypoint, Env ...). machine: as uname says it. name: REPOSITORY:TAG. compress: layers with gzip.
+    object (Entrypoint, Env ...). machine: as in uname. name: REPOSITORY:TAG. compress: layers with gzip.
 
     Raises ValueError for a machine without a name in OCI.
     """

@@ -15,7 +15,7 @@ Place = Literal["node", "pod"]
 
 
 class CreateVeth(NamedTuple):
-    """A veth pair: `host` in the node's namespace, `peer` born in the pod's."""
+    """A veth pair: `host` in the node's namespace, `peer` created in the pod's."""
 
     host: str
     host_mac: str
@@ -32,7 +32,7 @@ class SetUp(NamedTuple):
 
 
 class EnableIPv6(NamedTuple):
-    """Let `link` have IPv6 addresses in a namespace where new links have none (disable_ipv6)."""
+    """Allow IPv6 addresses on `link` in a namespace where new links have none (disable_ipv6)."""
 
     link: str
     place: Place = "pod"
@@ -45,7 +45,7 @@ class AddAddress(NamedTuple):
 
 
 class AddRoute(NamedTuple):
-    """`via` None: a link-scope route. The numbers as in types.Route; None: the kernel's own."""
+    """`via` None: a link-scope route. The numbers are those of types.Route; None: the kernel's default."""
 
     link: str
     dst: IPNetwork
@@ -94,7 +94,7 @@ class Announce(NamedTuple):
 
 
 class CreateIfb(NamedTuple):
-    """An intermediate device: packets that Redirect sends to it pass its queue and go on where they came from."""
+    """An intermediate device: packets that Redirect sends to it pass its queue and then continue on their way."""
 
     link: str
     mtu: int
@@ -111,7 +111,7 @@ class LimitRate(NamedTuple):
 
 
 class Redirect(NamedTuple):
-    """Every packet that comes in by `link` passes the queue of `to` first."""
+    """Every packet that arrives on `link` passes the queue of `to` first."""
 
     link: str
     to: str
@@ -155,7 +155,7 @@ Op = (
 
 
 def inverse(op: Op) -> Op | None:
-    """The step that undoes `op`; None where deleting the veth is enough, or nothing is to be done."""
+    """The step that undoes `op`; None if deleting the veth is enough, or if there is nothing to undo."""
     if isinstance(op, CreateVeth):
         return DeleteLink(op.host)
     if isinstance(op, CreateIfb):
@@ -166,10 +166,10 @@ def inverse(op: Op) -> Op | None:
 
 
 def with_ipv6(ops: Sequence[Op]) -> tuple[Op, ...]:
-    """The same for a pod whose namespace has IPv6 off."""
+    """The same step for a pod whose namespace has IPv6 off."""
     return tuple(each for op in ops for each in ((op, EnableIPv6(op.peer)) if isinstance(op, CreateVeth) else (op,)))
 
 
 def undo(ops: tuple[Op, ...]) -> tuple[Op, ...]:
-    """The inverse of a whole run of steps, last step first."""
+    """The inverse of a sequence of steps, last step first."""
     return tuple(back for op in reversed(ops) if (back := inverse(op)) is not None)

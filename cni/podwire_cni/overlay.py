@@ -34,7 +34,7 @@ def tunnel_mac(node: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
-    """Where packets for a podCIDR go next. link "": the kernel knows which one `via` is on."""
+    """The next hop of packets to a podCIDR. link "": the kernel finds the link of `via`."""
 
     via: IPAddress
     link: str = ""
@@ -45,8 +45,9 @@ class NextHop:
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """This node's end. local None: the kernel chooses the outer source address. gateways: the node's addresses
-    inside."""
+    """This node's end. local None: the kernel chooses the outer source address. gateways: the node's addresses inside
+    the tunnel.
+    """
 
     link: str
     mac: str
@@ -59,7 +60,7 @@ class Tunnel:
 
 @dataclass(frozen=True, slots=True)
 class Wires:
-    """The kernel state by which this node reaches the other nodes' pods.
+    """The kernel state through which this node reaches the pods of other nodes.
 
     neighbours: (tunnel, next hop) -> MAC; forwarding: (tunnel, MAC) -> node. problems: peers that cannot be reached.
     """
@@ -77,14 +78,14 @@ class Wires:
 
     @property
     def overhead(self) -> int:
-        """Bytes that the largest header in use takes of each packet."""
+        """The bytes of each packet that the largest header in use takes."""
         return max((OVERHEAD[version] for version in self.versions), default=0)
 
 
 def _hop(
     peer: Peer, cidr: IPNetwork, own: Sequence[IPAddress], near: Collection[IPAddress], mode: Encapsulation
 ) -> tuple[NextHop, IPAddress | None] | str:
-    """(next hop, the node at the tunnel's other end), or why there is none."""
+    """(next hop, the node at the tunnel's other end), or the reason why there is none."""
     same = [a for a in peer.addresses if a.version == cidr.version]
     direct = next((a for a in same if a in near), None)
     if direct is not None and mode != "always":
@@ -92,8 +93,8 @@ def _hop(
     if mode == "never":
         if not same:
             return f"it has no InternalIP of IPv{cidr.version}"
-        return NextHop(same[0]), None  # the kernel will say what is wrong with it
-    # Both ends must choose the same kind of tunnel; IPv4 where both have it.
+        return NextHop(same[0]), None  # the kernel will report an error for it
+    # Both ends must choose the same kind of tunnel: IPv4 if both have it.
     for version in (4, 6):
         remote = next((a for a in peer.addresses if a.version == version), None)
         if remote is not None and any(a.version == version for a in own):
@@ -125,7 +126,7 @@ def plan(cluster: Cluster, near: Collection[IPAddress], mode: Encapsulation = "a
 
 
 def changes(desired: Mapping[K, V], present: Mapping[K, V]) -> tuple[dict[K, V], dict[K, V]]:
-    """(what to add or replace, what to delete): the difference and nothing more."""
+    """(entries to add or replace, entries to delete): only the difference."""
     put = {key: value for key, value in desired.items() if present.get(key) != value}
     return put, {key: value for key, value in present.items() if key not in desired}
 
@@ -138,8 +139,9 @@ def tunnels(
     here: Collection[IPAddress],
     gateways: tuple[IPAddress, ...],
 ) -> tuple[Tunnel, ...]:
-    """The ends that this node needs. here: all addresses of this machine, for an InternalIP may be that of a translator
-    in front of it."""
+    """The tunnel ends that this node needs. here: all addresses of this machine, because an InternalIP may belong to an
+    address translator in front of it.
+    """
     made = []
     for version in sorted(wires.versions):
         local = next((a for a in own if a.version == version and a in here), None)

@@ -11,14 +11,14 @@ NAME = "podwire.io/pause:latest"
 
 
 def build(program: bytes, machine: str, name: str = NAME) -> bytes:
-    """The archive. program: a static executable for `machine` (as uname says it: x86_64, aarch64 ...); name:
+    """The archive. program: a static executable for `machine` (as in uname: x86_64, aarch64 ...); name:
     REPOSITORY:TAG.
 
-    Raises ValueError where it is none, or the machine has no name in OCI.
+    Raises ValueError if `program` is no such executable or the machine has no name in OCI.
     """
     if program[:4] != b"\x7fELF":
         raise ValueError("the pause program is not a compiled one: install a C compiler and podwire again")
-    from . import oci  # the agent, which shares a command line with this, needs no archives
+    from . import oci  # the agent, which shares this command line, needs no archives
 
     layer = oci.tar([oci.Entry("pause", program, 0o755)])
     return oci.archive([layer], {"Entrypoint": ["/pause"], "User": "65535:65535"}, machine, name)

@@ -49,15 +49,15 @@ from .types import (
 
 
 def mac_for(address: IPAddress, side: int = 0x58) -> str:
-    """A MAC made of the address, so that an address that comes back in another pod has the MAC it always had: no peer's
-    neighbour table can be stale. 0a: is a locally administered unicast address; side 0x59 is the node's end of the
-    veth."""
+    """A MAC derived from the address. An address that another pod gets later keeps its MAC, so no neighbour table
+    becomes stale. 0a: is a locally administered unicast address; side 0x59 is the node's end of the veth.
+    """
     return f"0a:{side:02x}:{address.packed[-4:].hex(':')}"
 
 
 @functools.lru_cache(maxsize=256)
 def host_veth(owner: Attachment) -> str:
-    """The name of the node's end: derived from the owner, so that DEL finds it with nothing but the runtime's words."""
+    """The name of the node's end: derived from the owner, so that DEL finds it from the runtime's arguments alone."""
     return "veth" + hashlib.sha256(str(owner).encode()).hexdigest()[:11]
 
 
@@ -81,7 +81,7 @@ class NodeNet:
     """The network to which pods of this node are attached. `ranges`: a range set per IP family, from the node's
     podCIDRs.
 
-    mac: the bridge's, "" for one made of the first gateway; pods know it for as long as they live. gateways and
+    mac: the bridge's, "" for one made of the first gateway; pods keep it for their whole life. gateways and
     bridge_mac follow from the rest.
     """
 
@@ -90,11 +90,11 @@ class NodeNet:
     bridge: str = BRIDGE
     anti_spoofing: bool = True  # pods send only from their own addresses and MACs
     mac: str = ""
-    routed: bool = True  # pods have full-length prefixes; else their subnets'
+    routed: bool = True  # pods have full-length prefixes; else those of their subnets
     is_gateway: bool = True  # the node has the gateways' addresses
     gateways: tuple[IPAddress, ...] = field(init=False)
     bridge_mac: str = field(init=False)
-    # prepared.py keeps here what it made for this network's pods
+    # prepared.py caches its templates for this network here
     prepared: dict[tuple[object, ...], object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -103,7 +103,7 @@ class NodeNet:
         object.__setattr__(self, "bridge_mac", self.mac or mac_for(gateways[0]))
 
     def on_pod(self, address: IPAddress, home: Range) -> IPInterface:
-        """How a pod has its address."""
+        """A pod's address with its prefix length."""
         return host_route(address) if self.routed else ip_interface(f"{address}/{home.subnet.prefixlen}")
 
     def on_bridge(self) -> frozenset[IPInterface]:
@@ -113,28 +113,29 @@ class NodeNet:
         return frozenset(self.on_pod(r.gateway, r) for ranges in self.ranges for r in ranges)
 
     def has(self, address: IPAddress) -> bool:
-        """Whether the address is of this node's podCIDRs as they are now."""
+        """Whether the address belongs to this node's present podCIDRs."""
         return any(address in r.subnet for ranges in self.ranges for r in ranges)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`ops` in order; `result` is what the plugin prints once they are done."""
+    """`ops` in order; `result` is the plugin's output once they are done."""
 
     ops: tuple[Op, ...]
     result: Result
 
 
 def alias_of(call: Call) -> str:
-    """The alias of the node's end in `ip link`: the pod and its interface. The kernel takes 255 bytes; a pod's
-    names may be longer."""
+    """The alias of the node's end in `ip link`: the pod and its interface. The kernel takes at most 255 bytes; a pod's
+    names may be longer.
+    """
     text = f"{call.pod or call.attachment.container_id} {call.attachment.ifname}"
     return text.encode(errors="replace")[:LONGEST_ALIAS].decode(errors="ignore")
 
 
 LONGEST_ALIAS = 254
-FASTEST = 0xFFFFFFFF  # bytes a second; all that is faster looks like this to CHECK
-LINK = 253  # RT_SCOPE_LINK: what is on the link itself
+FASTEST = 0xFFFFFFFF  # bytes a second; CHECK cannot distinguish faster rates
+LINK = 253  # RT_SCOPE_LINK: destinations on the link itself
 _EVERYWHERE = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 
@@ -143,8 +144,9 @@ def default_route(address: IPAddress) -> IPNetwork:
 
 
 def _routes(conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> tuple[Route, ...]:
-    """The configuration's routes, each by the gateway of its family where it names none; else a default route a
-    family."""
+    """The configuration's routes; a route without a gateway uses that of its family. Without routes: a default route
+    for each family.
+    """
     gateways: dict[int, IPAddress] = {}
     for address, home in addresses:
         gateways.setdefault(address.version, home.gateway)
@@ -158,8 +160,9 @@ def _routes(conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, R
 
 
 def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> Plan:
-    """The steps of ADD. The pod's side comes up before the node's end joins the bridge: a port that joins with its
-    carrier on forwards at once, one that gets it later waits for the kernel's link watch."""
+    """The steps of ADD. The pod's side comes up before the node's end joins the bridge: a port that joins with carrier
+    forwards at once, a port that gets carrier later waits for the kernel's link watch.
+    """
     eth, host = call.attachment.ifname, host_veth(call.attachment)
     mac = conf.mac or mac_for(addresses[0][0])
     host_mac, mtu = mac_for(addresses[0][0], 0x59), conf.mtu or node.mtu
@@ -176,7 +179,7 @@ def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple
     ops += [SetUp(host, "node", alias), JoinBridge(host, node.bridge), AddForwarding(host, mac)]
     ops += [AddNeighbour(node.bridge, address, mac, "node") for address, _ in addresses]
     ops += _limits(call.attachment, conf.bandwidth, mtu)
-    if conf.mac or not node.routed:  # a MAC that the address did not have before, or neighbours that are not the node
+    if conf.mac or not node.routed:  # a MAC that is new for the address, or neighbours besides the node
         ops.append(Announce(eth, mac, tuple(address for address, _ in addresses)))
     interfaces = (
         Interface(node.bridge, node.bridge_mac, node.mtu),
@@ -188,8 +191,9 @@ def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple
 
 
 def rates(owner: Attachment, bandwidth: Bandwidth) -> dict[str, int]:
-    """link -> bytes a second of its token bucket. What the pod receives waits before the veth, what it sends behind
-    it."""
+    """link -> bytes a second of its token bucket. Packets to the pod queue before the veth, packets from the pod behind
+    it.
+    """
     pairs = ((host_veth(owner), bandwidth.ingress), (ifb_of(owner), bandwidth.egress))
     return {link: limit.rate // 8 for link, limit in pairs if limit}
 
@@ -198,7 +202,7 @@ def _limits(owner: Attachment, bandwidth: Bandwidth, mtu: int) -> list[Op]:
     host, ifb, ops = host_veth(owner), ifb_of(owner), list[Op]()
 
     def bucket(link: str, limit: Limit) -> LimitRate:
-        # A packet that is larger than the bucket would never pass.
+        # A packet larger than the bucket would never pass.
         return LimitRate(link, limit.rate // 8, min(max(limit.burst // 8, 2 * mtu + 40), 0xFFFFFFFF))
 
     if bandwidth.ingress:
@@ -209,7 +213,7 @@ def _limits(owner: Attachment, bandwidth: Bandwidth, mtu: int) -> list[Op]:
 
 
 def repair_plan(owner: Attachment, mac: str, addresses: Sequence[IPAddress], bridge: str) -> tuple[Op, ...]:
-    """The node's part of ADD again, for a pod whose own side is whole."""
+    """The node's part of ADD again, for a pod whose own side is intact."""
     host = host_veth(owner)
     return (
         SetUp(host, "node"),
@@ -221,7 +225,7 @@ def repair_plan(owner: Attachment, mac: str, addresses: Sequence[IPAddress], bri
 
 @dataclass(frozen=True, slots=True)
 class LinkSeen:
-    """One link as the kernel reports it. master: name of the bridge it is a port of, "" for none."""
+    """One link as the kernel reports it. master: the name of its bridge, "" for none."""
 
     mac: str
     up: bool
@@ -238,7 +242,7 @@ class Seen:
     addresses: frozenset[IPInterface] = frozenset()
     routes: frozenset[tuple[IPNetwork, IPAddress | None]] = frozenset()
     rates: frozenset[tuple[str, int]] = frozenset()  # link, bytes a second
-    elsewhere: frozenset[IPNetwork] = frozenset()  # where routes by the pod's other interfaces lead
+    elsewhere: frozenset[IPNetwork] = frozenset()  # targets of routes through the pod's other interfaces
 
 
 def differences(expected: Result, owner: Attachment, bridge: str, bandwidth: Bandwidth, seen: Seen) -> list[str]:

@@ -1,7 +1,7 @@
-"""The plan of one ADD. Plain pods, which differ in little, share a template that was made from one plan.
+"""The plan of one ADD. Plain pods differ in few values, so they share a template made from one plan.
 
-A plain pod has what the node gives to each: no routes, MAC or bandwidth of its own. For every other pod plan.add_plan
-is used directly. It also names the step when the kernel refuses one.
+A plain pod has only what the node gives to every pod: no routes, MAC or bandwidth of its own. For every other pod
+plan.add_plan is used directly. plan.add_plan also names the step that the kernel refused.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ ALIAS = 32  # bytes; the kernel ends an alias at its first NUL
 
 
 class Prepared(NamedTuple):
-    """For all pods of one kind: the program of their wiring, how many messages of it go to the node's socket, and what
-    is printed in the end."""
+    """For all pods of one kind: the program that attaches them, the number of its messages to the node's socket, and
+    the text of the result.
+    """
 
     program: Template
     messages: int
@@ -41,7 +42,7 @@ class Example(NamedTuple):
 
 
 class PodPlan:
-    """The plan of one pod, and the bytes that attach it. `plan` is made when it is first read."""
+    """The plan of one pod, and the bytes that attach it. `plan` is computed at its first use."""
 
     def __init__(self, call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> None:
         self.call, self.conf, self.node, self.addresses = call, conf, node, addresses
@@ -52,7 +53,7 @@ class PodPlan:
         return add_plan(self.call, self.conf, self.node, self.addresses)
 
     def program(self, pod_fd: int) -> tuple[bytes, int] | None:
-        """See program.py; None where nothing is prepared for such a pod."""
+        """See program.py; None if nothing is prepared for such a pod."""
         if self.prepared is None:
             return None
         return self.prepared.program.fill(_binary(Example(self.call, self.addresses, pod_fd))), self.prepared.messages
@@ -70,16 +71,16 @@ def printed(result: Result, conf: NetConf) -> bytes:
 
 
 def _room(alias: bytes) -> int:
-    """How many bytes there are for the alias: a multiple of ALIAS, so that there are few kinds."""
+    """The number of bytes for the alias: a multiple of ALIAS, so that there are few kinds."""
     return min(-(-len(alias) // ALIAS) * ALIAS, LONGEST_ALIAS)
 
 
 def prepared(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> Prepared | None:
-    """The templates for such a pod; None where it is not plain."""
+    """The templates for such a pod; None if it is not plain."""
     if not conf.plain or not node.routed:
         return None
     room, homes = _room(alias_of(call).encode()), [home for _, home in addresses]
-    # A routed pod has of its range nothing but the gateway. (The hash of an address costs more than its number.)
+    # For a routed pod only the gateway of its range matters. (Hashing an address costs more than hashing its number.)
     kind = (call.attachment.ifname, conf.version, conf.mtu, room, *((r.gateway.version, int(r.gateway)) for r in homes))
     found = node.prepared.get(kind, False)
     if found is False:
@@ -102,7 +103,7 @@ def _prepare(ifname: str, conf: NetConf, node: NodeNet, homes: Sequence[Range], 
 
 
 def _example(ifname: str, homes: Sequence[Range], room: int, which: int) -> Example:
-    """A made-up pod whose values are found again where they stand."""
+    """A made-up pod whose values can be found in the encoded bytes."""
     letter, number = "qj"[which], (0x6B1D8F42, 0x93E7254C)[which]
     call = Call("ADD", Attachment(letter * (room - len(ifname) - 1), ifname), f"/{letter}/netns/{number:x}")
     made: list[tuple[IPAddress, Range]] = []
@@ -114,8 +115,9 @@ def _example(ifname: str, homes: Sequence[Range], room: int, which: int) -> Exam
 
 
 def _binary(pod: Example) -> list[bytes]:
-    """The values that differ in the program. MACs are made of addresses; the tail of an IPv6 address is a hole of
-    its own for that."""
+    """The values that differ in the program. MACs are derived from addresses; the tail of an IPv6 address is a separate
+    hole for that.
+    """
     alias = alias_of(pod.call).encode()
     values = [
         host_veth(pod.call.attachment).encode(),

@@ -1,7 +1,8 @@
 """Steps as one program for native/attach.c, which describes the form. Pure.
 
-Netlink messages of every batch, in order, and the places where the indices of links go that exist only once the batches
-before are done."""
+A program has the netlink messages of every batch, in order, and the places for the indices of links that earlier
+batches create.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +19,15 @@ INDEX, BATCH = 1, 2
 _PLACES: dict[Place, int] = {"node": 0, "pod": 1}
 _HEAD = struct.Struct("=3I")
 _PATCH = struct.Struct("=2I")
-# Two sets of made-up indices: where the messages have the one in one case and the other in the other, an index belongs.
+# Two sets of made-up indices: a place is where the encoded messages differ between the two sets.
 _MARKS = (0x5DA13700, 0x2EC6B900)
 _CREATES = (CreateVeth, CreateIfb)
 
 
 def batches(ops: Sequence[Op]) -> Iterator[tuple[Place, bool, list[Op]]]:
-    """(where, whether it creates links, steps) of what can go to the kernel at once, as netlink messages."""
+    """(namespace, whether it creates links, steps) of each group of steps that can be sent at once, as netlink
+    messages.
+    """
     quiet = [op for op in ops if not isinstance(op, (Announce, EnableIPv6))]
     for (place, created), group in itertools.groupby(quiet, key=lambda op: (op.place, isinstance(op, _CREATES))):
         yield place, created, list(group)
@@ -32,7 +35,8 @@ def batches(ops: Sequence[Op]) -> Iterator[tuple[Place, bool, list[Op]]]:
 
 def watched(batch: Sequence[Op]) -> list[str]:
     """Links of the node that must carry packets when the batch is done. The bridge has no carrier, and a queue that
-    drops all, until the node's first pod is there."""
+    drops everything, until the node has its first pod.
+    """
     return [name for op in batch if isinstance(op, JoinBridge) for name in (op.link, op.bridge)]
 
 
@@ -42,7 +46,7 @@ def peers(ops: Sequence[Op]) -> list[str]:
 
 
 class _Slots:
-    """Indices of one place while a batch is encoded: made up, and remembered which were asked for."""
+    """Link indices of one namespace while a batch is encoded: made up, and the requested ones are recorded."""
 
     def __init__(self, place: Place, mark: int, slots: dict[tuple[Place, str], int]) -> None:
         self.place, self.mark, self.slots = place, mark, slots
@@ -63,7 +67,7 @@ def _messages(batch: Sequence[Op], watches: Sequence[str], index: _Slots, pod_fd
 
 
 def program(ops: Sequence[Op], pod_fd: int) -> tuple[bytes, int]:
-    """The program, and how many messages of it the node's socket sends. It ends with a look at the pod's links."""
+    """The program, and the number of its messages to the node's socket. It ends with a query of the pod's links."""
     slots, known, records, count = dict[tuple[Place, str], int](), 0, list[bytes](), 0
     steps: list[tuple[Place, Sequence[Op], list[str]]] = [
         (place, batch, watched(batch)) for place, _, batch in batches(ops)

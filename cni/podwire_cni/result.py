@@ -136,7 +136,7 @@ def parse_result(raw: Any, field: str = "prevResult") -> Result:
 
 
 def merge(before: Result, ours: Result) -> Result:
-    """Our result appended to that of the plugins before us in a chain: their interfaces keep their positions."""
+    """Our result appended to those of the earlier plugins in the chain: their interfaces keep their positions."""
     shift = len(before.interfaces)
     ips = tuple(replace(ip, interface=ip.interface + shift) if ip.interface is not None else ip for ip in ours.ips)
     return Result(

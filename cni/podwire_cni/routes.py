@@ -15,7 +15,7 @@ from podwire_base.kube.meta import Object
 
 from .types import IPAddress, IPNetwork
 
-PROTOCOL = 143  # rtm_protocol of the routes that are ours; no daemon of /etc/iproute2/rt_protos has it
+PROTOCOL = 143  # rtm_protocol of our routes; no daemon of /etc/iproute2/rt_protos uses it
 
 
 def pod_cidrs(node: Mapping[str, Any]) -> list[IPNetwork]:
@@ -33,7 +33,7 @@ def pod_cidrs(node: Mapping[str, Any]) -> list[IPNetwork]:
 
 
 def internal_ips(node: Mapping[str, Any]) -> list[IPAddress]:
-    """The addresses of type InternalIP; text that is no address is left out."""
+    """The addresses of type InternalIP; text that is no address is skipped."""
     found = []
     for entry in (node.get("status") or {}).get("addresses") or []:
         if entry.get("type") == "InternalIP":
@@ -45,15 +45,16 @@ def internal_ips(node: Mapping[str, Any]) -> list[IPAddress]:
 
 
 def facts(node: Mapping[str, Any]) -> tuple[object, ...]:
-    """The fields of a Node that this package reads. The others, such as conditions, change all the time and matter
-    to no route."""
+    """The fields of a Node that this package reads. Other fields, such as conditions, change often and do not affect
+    routes.
+    """
     spec = node.get("spec") or {}
     return spec.get("podCIDRs") or spec.get("podCIDR"), internal_ips(node)
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another node. cidrs: of its pods; addresses: its InternalIPs, in its own order."""
+    """Another node. cidrs: its podCIDRs; addresses: its InternalIPs, in the Node's order."""
 
     name: str
     cidrs: tuple[IPNetwork, ...]
@@ -71,7 +72,9 @@ class Cluster:
 
 
 def view(nodes: Mapping[str, Object], me: str) -> Cluster:
-    """nodes: by name. Of two Nodes with one podCIDR the first by name has it, but this node always has its own."""
+    """nodes: by name. If two Nodes have the same podCIDR, the first by name gets it, except that this node always keeps
+    its own.
+    """
     peers: list[Peer] = []
     own: tuple[IPAddress, ...] = ()
     taken: list[tuple[IPNetwork, str]] = []
@@ -89,7 +92,7 @@ def view(nodes: Mapping[str, Object], me: str) -> Cluster:
         for cidr in cidrs:
             rival = next((other for net, other in taken if net.version == cidr.version and net.overlaps(cidr)), None)
             if rival:
-                problems.append(f"Node {name}: podCIDR {cidr} lies over that of Node {rival}, no route to it")
+                problems.append(f"Node {name}: podCIDR {cidr} overlaps that of Node {rival}; no route to it")
                 continue
             taken.append((cidr, name))
             clear.append(cidr)
@@ -101,8 +104,9 @@ def view(nodes: Mapping[str, Object], me: str) -> Cluster:
 
 
 def native(cluster: Cluster, cluster_cidrs: Iterable[str]) -> frozenset[str]:
-    """Destinations that pods reach with their own addresses: the cluster's CIDRs, nodes, and podCIDRs that lie
-    outside the former."""
+    """Destinations that pods reach with their own addresses: the cluster's CIDRs, nodes, and podCIDRs outside those
+    CIDRs.
+    """
     wide = [ip_network(cidr) for cidr in cluster_cidrs]
     unwanted = [
         cidr

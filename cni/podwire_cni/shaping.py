@@ -40,7 +40,9 @@ def _tc(index: int, parent: int, handle: int = 0, info: int = 0) -> bytes:
 
 
 def token_bucket(index: int, rate: int, burst: int) -> bytes:
-    """A tbf as root queue. rate: bytes a second; burst: bytes. What waits longer than 25 ms is dropped."""
+    """A tbf as root queue. rate: bytes a second; burst: bytes. A packet that would wait longer than 25 ms is
+    dropped.
+    """
     # struct tc_ratespec: cell_log, linklayer (1: Ethernet, so that no rate table is needed), overhead, cell_align, mpu,
     # rate
     spec = struct.pack("=BBHhHI", 0, 1, 0, 0, 0, min(rate, 0xFFFFFFFF))
@@ -62,8 +64,9 @@ def ingress_queue(index: int) -> bytes:
 
 
 def redirect(index: int, to: int) -> bytes:
-    """All that comes in by link `index` goes through the queue of link `to`. A u32 filter that matches everything: the
-    plainer `matchall` is a module that not every kernel has."""
+    """All packets that arrive on link `index` pass the queue of link `to`. A u32 filter that matches everything: not
+    every kernel has the simpler `matchall` module.
+    """
     mirred = struct.pack("=IIiiiiI", 0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, to)
     action = attr(1 | NESTED, text(1, "mirred") + attr(2 | NESTED, attr(TCA_MIRRED_PARMS, mirred)))
     # struct tc_u32_sel with one struct tc_u32_key whose mask is 0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the plugin binary prints, and its exit status. `call` and `error` are for the log."""
+    """The plugin binary's output and exit status. `call` and `error` are for the log."""
 
     status: int
     text: bytes
@@ -47,9 +47,9 @@ def failure(err: CNIError, version: str, call: Call | None = None) -> Reply:
 
 
 def run(env: Mapping[str, str], stdin: bytes, sandbox: Sandbox, plugin: Callable[[NetConf], Plugin]) -> Reply:
-    """One call, whatever comes in: every failure becomes an error object, none an exception.
+    """Run one call with any input: every failure becomes an error object, none an exception.
 
-    `plugin` is asked for only when variables and configuration are in order.
+    `plugin` is called only if the variables and the configuration are valid.
     """
     call: Call | None = None
     try:

@@ -1,4 +1,4 @@
-"""Bytes that are encoded once for many similar uses: the parts that differ are cut out, and filled in later.
+"""Bytes that are encoded once and used many times: the parts that differ are holes, which are filled in later.
 
 Encoding is the slowest part of Python's work, and nearly all bytes of a pod are the same for the next one. A template
 knows nothing of its content. It is cut from the encoder's output for one example, and kept only if filling it for a
@@ -15,8 +15,7 @@ T = TypeVar("T")
 
 
 class Template:
-    """`text` with holes in the places of `marks`, wherever one occurs; of marks within each other the longest
-    counts."""
+    """`text` with holes in the places of `marks`, wherever one occurs; if marks overlap, the longest counts."""
 
     def __init__(self, text: bytes, marks: Sequence[bytes]) -> None:
         longest_first = sorted(dict.fromkeys(marks), key=len, reverse=True)
@@ -25,14 +24,15 @@ class Template:
         self._parts: list[bytes] = parts
 
     def fill(self, values: Sequence[bytes]) -> bytes:
-        """With `values` in the places of the marks, in the same order."""
+        """The bytes with `values` in the places of the marks, in the same order."""
         parts = self._parts.copy()
         parts[1::2] = [values[hole] for hole in self._holes]
         return b"".join(parts)
 
 
 def cut(make: Callable[[T], bytes], marks: Callable[[T], Sequence[bytes]], one: T, other: T) -> Template | None:
-    """A template of the output of `make`; `marks` gives the values of an example that differ. None where the output
-    differs in more."""
+    """A template of the output of `make`; `marks` gives the values of an example that differ. None if the output
+    differs in other places too.
+    """
     found = Template(make(one), marks(one))
     return found if found.fill(marks(other)) == make(other) else None

@@ -17,8 +17,7 @@ IPNetwork = IPv4Network | IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Addresses start..end (both included) of `subnet`; the gateway is one of the subnet's and is never given to a
-    pod."""
+    """Addresses start..end (both included) of `subnet`; the gateway is in the subnet and is never given to a pod."""
 
     subnet: IPNetwork
     start: IPAddress
@@ -42,7 +41,7 @@ class Dns:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`gw` None: the runtime's view is that the result's gateway serves. The rest exist from 1.1.0 on."""
+    """`gw` None: the runtime uses the result's gateway. The other fields exist from 1.1.0 on."""
 
     dst: IPNetwork
     gw: IPAddress | None = None
@@ -55,8 +54,9 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """sandbox: path of the network namespace, "" for the node's own. The last two are of plugins before us in a
-    chain."""
+    """sandbox: path of the network namespace, "" for the node's own. Only earlier plugins in a chain set the last two
+    fields.
+    """
 
     name: str
     mac: str = ""
@@ -97,8 +97,9 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class PortMapping:
-    """A port of the node that leads to one of the pod. host_ip None: every address of the node, of either IP family;
-    0.0.0.0 and :: every address of theirs."""
+    """A port of the node that leads to a port of the pod. host_ip None: every address of the node, of both IP families;
+    0.0.0.0 and :: stand for every address of their family.
+    """
 
     host_port: int
     container_port: int
@@ -106,7 +107,7 @@ class PortMapping:
     host_ip: IPAddress | None = None
 
     def clashes(self, other: PortMapping) -> bool:
-        """Whether a packet could be meant for both."""
+        """Whether a packet could match both."""
         if (self.protocol, self.host_port) != (other.protocol, other.host_port):
             return False
         mine, theirs = self.host_ip, other.host_ip
@@ -131,7 +132,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """ingress: what the pod may receive; egress: what it may send. None: as much as there is."""
+    """ingress: to the pod; egress: from the pod. None: no limit."""
 
     ingress: Limit | None = None
     egress: Limit | None = None
@@ -154,16 +155,17 @@ class NetConf:
     bandwidth: Bandwidth = Bandwidth()  # capability "bandwidth"
     prev_result: Result | None = None
     valid_attachments: frozenset[Attachment] | None = None
-    bridge: str = ""  # another one than the node's pods have; "" for that
-    routed: bool = True  # addressing "routed": full-length prefixes; else those of the ranges' subnets ("subnet")
-    is_gateway: bool = True  # of another bridge: whether the node has an address on it, by which pods leave
-    # Of another bridge, or without an agent: what leaves by the node gets its address, but for what goes to `native`.
+    bridge: str = ""  # a bridge other than that of the node's pods; "" for that one
+    routed: bool = True  # addressing "routed": full-length prefixes; "subnet": those of the ranges' subnets
+    is_gateway: bool = True  # of a further bridge: whether the node has an address on it, as the pods' gateway
+    # Of a further bridge, or without an agent: packets that leave through the node get its address, except those to
+    # `native`.
     ip_masq: bool = False
     native: tuple[str, ...] = ()  # "nonMasqueradeCIDRs"
-    socket: str = ""  # the agent's; its directory is where the node's state is
+    socket: str = ""  # the agent's socket; its directory holds the node's state
     plain: bool = field(
         init=False, compare=False
-    )  # nothing is asked for that would make a pod's links or routes special
+    )  # whether the configuration requests nothing special for the pod's links or routes
 
     def __post_init__(self) -> None:
         asked = self.routes or self.mac or self.prev_result
@@ -172,7 +174,7 @@ class NetConf:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One invocation: the CNI_* variables, checked. `args` is CNI_ARGS, where a kubelet's runtime names the pod."""
+    """One invocation: the CNI_* variables, checked. `args` is CNI_ARGS, in which a kubelet's runtime names the pod."""
 
     command: str
     attachment: Attachment = Attachment("", "")
@@ -182,6 +184,6 @@ class Call:
 
     @property
     def pod(self) -> str:
-        """namespace/name of the pod, "" where the runtime gave none."""
+        """namespace/name of the pod, "" if the runtime gave none."""
         name = self.args.get("K8S_POD_NAME", "")
         return f"{self.args.get('K8S_POD_NAMESPACE', '')}/{name}" if name else ""

@@ -1,7 +1,7 @@
 """The node's side, made once at the start of an agent: bridge, its address and route, sysctls.
 
-Cold path: pyroute2, read first and write only what differs, so that doing it twice does nothing and a restart disturbs
-no pod. It all happens in the network namespace of the calling thread.
+This is a cold path: it uses pyroute2, reads first and writes only differences. So a second run changes nothing, and a
+restart disturbs no pod. Everything happens in the network namespace of the calling thread.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from .types import IPAddress, IPInterface
 
 LINK_SCOPE, MAIN, NUD_PERMANENT = 253, 254, 0x80
 RTPROT_RA = 9
-OURS = "0a:58:"  # how the MAC of a bridge of ours begins
+OURS = "0a:58:"  # the first bytes of the MAC of our bridges
 
 
 def uplink_mtu(name: str = "") -> int | None:
-    """The MTU of the link that leaves the node, or where there is none of that name, of that to the default gateway;
-    None where neither exists."""
+    """The MTU of the uplink; if no link has that name, of the link to the default gateway; None if there is neither."""
     with IPRoute() as ipr:
         index = ipr.link_lookup(ifname=name) if name else []
         if not index and (link := uplink()):
@@ -38,8 +37,9 @@ def uplink_mtu(name: str = "") -> int | None:
 
 
 def bridge_mac(bridge: str) -> str:
-    """The MAC of the bridge as it is, where it is one that we made; else "". A change of podCIDR must not change it:
-    pods keep it in their neighbour tables."""
+    """The present MAC of the bridge if we made the bridge; else "". A change of podCIDR must not change it: pods keep
+    it in their neighbour tables.
+    """
     with IPRoute() as ipr:
         found = ipr.get_links(ifname=bridge) if ipr.link_lookup(ifname=bridge) else []
         mac = str(found[0].get("IFLA_ADDRESS")) if found else ""
@@ -47,14 +47,15 @@ def bridge_mac(bridge: str) -> str:
 
 
 def foreign(net: NodeNet) -> str:
-    """Why the node has no place for a network that is new, or not what it was: it has a link of that name, or a part of
-    the addresses, already, or pods that are on the bridge would be cut off; "" where not."""
+    """Why the node cannot have a new or changed network; "" if it can. Reasons: it already has a link of that name or a
+    part of the addresses, or pods on the bridge would lose their connectivity.
+    """
     with IPRoute() as ipr:
         found = ipr.get_links(ifname=net.bridge) if ipr.link_lookup(ifname=net.bridge) else []
         if found and found[0].get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge":
             return "the node has an interface of that name which is no bridge"
         if found and not str(found[0].get("IFLA_ADDRESS")).startswith(OURS):
-            return "others made it, and have it for themselves"
+            return "other software made it and uses it"
         subnets = [r.subnet for ranges in net.ranges for r in ranges]
         for route in ipr.get_routes(table=MAIN):
             if not route.get("RTA_DST") or (found and route.get("RTA_OIF") == found[0]["index"]):
@@ -67,8 +68,9 @@ def foreign(net: NodeNet) -> str:
 
 
 def _cut_off(ipr: IPRoute, net: NodeNet, bridge: Any) -> str:
-    """Why `net` would cut off pods that are on the bridge: it has no place for them, or not the gateway that they
-    know."""
+    """Why `net` would cut off pods on the bridge: it has no room for their addresses, or another gateway than
+    theirs.
+    """
     pods = sorted(
         {
             ip_address(n.get("NDA_DST"))
@@ -88,7 +90,7 @@ def _cut_off(ipr: IPRoute, net: NodeNet, bridge: Any) -> str:
 
 
 def end_bridge(name: str) -> bool:
-    """Take a bridge of ours away if it has no ports. Returns whether it is gone."""
+    """Remove a bridge of ours if it has no ports. Returns whether it is gone."""
     with IPRoute() as ipr:
         found = ipr.get_links(ifname=name) if ipr.link_lookup(ifname=name) else []
         if not found:
@@ -106,9 +108,9 @@ def _bridge_addresses(ipr: IPRoute, index: int) -> set[IPInterface]:
 
 
 def ensure_node(node: NodeNet, unwanted: Sequence[IPAddress] = ()) -> list[str]:
-    """Make the node ready for pods. Returns one line for each thing that had to be changed.
+    """Make the node ready for pods. Returns one line for each change.
 
-    strays: addresses of pods from podCIDRs that the node had before; each keeps a route until its pod goes.
+    strays: addresses of pods from earlier podCIDRs of the node; each keeps a route until its pod ends.
     """
     done: list[str] = []
     with IPRoute() as ipr:
@@ -124,8 +126,7 @@ def ensure_node(node: NodeNet, unwanted: Sequence[IPAddress] = ()) -> list[str]:
 
 
 def allow_ipv6(link: str) -> list[str]:
-    """A node that does not want IPv6 on its links by default gives no address to those of ours either, which pods
-    need."""
+    """A node that disables IPv6 on new links disables it on our links too, but pods need it there."""
     path = Path("/proc/sys/net/ipv6/conf") / link / "disable_ipv6"
     if not path.exists() or path.read_text().strip() == "0":
         return []
@@ -136,7 +137,7 @@ def allow_ipv6(link: str) -> list[str]:
 def _bridge(ipr: IPRoute, node: NodeNet, done: list[str]) -> int:
     found = ipr.link_lookup(ifname=node.bridge)
     if not found:
-        # Snooping off: multicast among pods is routed or not at all, and the bridge need not learn who listens.
+        # Snooping off: multicast among pods is routed or not supported, and the bridge need not track group members.
         ipr.link(
             "add",
             ifname=node.bridge,
@@ -154,7 +155,7 @@ def _bridge(ipr: IPRoute, node: NodeNet, done: list[str]) -> int:
         raise FileExistsError(
             errno.EEXIST, f"the node has an interface {node.bridge} that is no bridge; remove or rename it"
         )
-    # An explicit MAC stays; one that the bridge took from its lowest port changes whenever that pod goes.
+    # An explicit MAC stays; a MAC that the bridge took from its lowest port changes when that pod ends.
     want: dict[str, str | int] = {"address": node.bridge_mac} if link.get("IFLA_ADDRESS") != node.bridge_mac else {}
     want.update({"mtu": node.mtu} if link.get("IFLA_MTU") != node.mtu else {})
     want.update({"state": "up"} if link["state"] != "up" else {})
@@ -181,7 +182,7 @@ def _pod_routes(ipr: IPRoute, node: NodeNet, index: int, unwanted: Sequence[IPAd
         for r in ipr.get_routes(oif=index, table=MAIN)
         if r["proto"] == routes.PROTOCOL and r.get("RTA_DST") and not r.get("RTA_GATEWAY")
     }
-    # Where the bridge's address has the subnet's prefix, the kernel makes the route.
+    # If the bridge's address has the subnet's prefix, the kernel adds the route.
     want = {str(r.subnet): str(r.gateway) for ranges in node.ranges for r in ranges if node.routed and node.is_gateway}
     for address in unwanted:
         want[str(host_route(address).network)] = next(
@@ -204,8 +205,9 @@ def _pod_routes(ipr: IPRoute, node: NodeNet, index: int, unwanted: Sequence[IPAd
 
 
 def _keep_router(ipr: IPRoute, done: list[str]) -> None:
-    """A host that forwards believes no router unless it is told to: before forwarding is on, the links that the node
-    has its IPv6 default route from are."""
+    """A forwarding host ignores router advertisements unless configured otherwise. Before forwarding is enabled,
+    configure the links through which the node has its IPv6 default route.
+    """
     for route in ipr.get_default_routes(family=AF_INET6, table=MAIN):
         if route["proto"] == RTPROT_RA and route.get("RTA_OIF"):
             name = ipr.get_links(route.get("RTA_OIF"))[0].get("IFLA_IFNAME")
@@ -216,8 +218,9 @@ def _keep_router(ipr: IPRoute, done: list[str]) -> None:
 
 
 def _sysctls(node: NodeNet) -> list[str]:
-    """Forwarding on. Redirects off: pods of one bridge are routed on purpose, the node must not tell them a shorter
-    way. Router advertisements on the bridge are a pod's, and would give the node a default route."""
+    """Forwarding on. Redirects off: pods of one bridge are routed on purpose, and the node must not announce a shorter
+    way to them. Router advertisements off: on the bridge they come from a pod, and would give the node a default route.
+    """
     want = {"ipv4/ip_forward": "1", "ipv4/conf/all/send_redirects": "0", f"ipv4/conf/{node.bridge}/send_redirects": "0"}
     want[f"ipv6/conf/{node.bridge}/accept_ra"] = "0"
     if any(gateway.version == 6 for gateway in node.gateways):

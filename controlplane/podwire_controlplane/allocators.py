@@ -19,11 +19,11 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Exhausted(Exception):
-    """No free value is left; the text says which kind."""
+    """No value is free; the text names the kind."""
 
 
 def _static_band(network: Network) -> int:
-    """KEP-3070: min(max(16, size / 16), 256) addresses at the bottom are handed out last."""
+    """KEP-3070: min(max(16, size / 16), 256) addresses at the bottom of the range are allocated last."""
     return min(max(16, network.num_addresses // 16), 256)
 
 
@@ -38,7 +38,7 @@ class ServiceAllocator:
     draw: Callable[[int], int] = random.randrange
 
     def observe(self, before: Object | None, after: Object | None) -> None:
-        """A Service was written: give back what it held, book what it holds."""
+        """A Service was written: release its old values, record its new ones."""
         if before is not None:
             for address in _addresses(before):
                 if self.addresses.get(address) == key(before):
@@ -131,7 +131,7 @@ class ServiceAllocator:
         first, size = int(self.cidr.network_address), self.cidr.num_addresses
         band = _static_band(self.cidr) if size > 32 else 1
         upper = range(band, size - 1)
-        start = self.draw(upper.stop - upper.start) if upper else 0  # len() ends at 2^63
+        start = self.draw(upper.stop - upper.start) if upper else 0  # len() fails above 2^63
         for order in (range(upper.start + start, upper.stop), range(upper.start, upper.start + start), range(1, band)):
             for offset in order:
                 address = str(type(self.cidr.network_address)(first + offset))

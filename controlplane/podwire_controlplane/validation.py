@@ -264,7 +264,7 @@ _RULES: dict[str, Callable[[Object], Causes]] = {
 
 
 def check(resource: Resource, obj: Object) -> list[Cause]:
-    """Everything wrong with a defaulted object whose types were checked."""
+    """All errors of an object with defaults filled in and types checked."""
     return [*_metadata(resource, obj), *(_RULES[resource.kind](obj) if resource.kind in _RULES else ())]
 
 
@@ -282,15 +282,15 @@ def check_update(resource: Resource, before: Object, after: Object) -> list[Caus
     for path in _IMMUTABLE.get(resource.kind, ()):
         old, new = _dig(before, path), _dig(after, path)
         if old is not None and old != new:
-            causes.append(Cause(".".join(path), "is immutable; delete the object and create it anew"))
+            causes.append(Cause(".".join(path), "is immutable; delete the object and create it again"))
     if resource.kind == "Pod" and before["spec"].get("nodeName") and before["spec"] != after["spec"]:
         causes += list(_pod_changes(before["spec"], after["spec"]))
     if resource.kind == "Node" and _dig(before, ("spec", "podCIDR")) not in (None, _dig(after, ("spec", "podCIDR"))):
-        causes.append(Cause("spec.podCIDR", "cannot change once it is set; delete the Node and let it register anew"))
+        causes.append(Cause("spec.podCIDR", "cannot change once it is set; delete the Node and let it register again"))
     if resource.kind == "Service" and _keeps_ip(before) and _keeps_ip(after):
         old, new = before["spec"].get("clusterIP"), after["spec"].get("clusterIP")
         if old and new and old != new:
-            causes.append(Cause("spec.clusterIP", "is immutable; delete the Service and create it anew"))
+            causes.append(Cause("spec.clusterIP", "is immutable; delete the Service and create it again"))
     return causes
 
 
@@ -303,13 +303,13 @@ def _pod_changes(before: Object, after: Object) -> Causes:
     free = ("tolerations", "activeDeadlineSeconds", "containers", "initContainers")
     for field in sorted(before.keys() | after.keys()):
         if field not in free and before.get(field) != after.get(field):
-            yield Cause(f"spec.{field}", "cannot change once the pod runs; delete the pod and create it anew")
+            yield Cause(f"spec.{field}", "cannot change once the pod runs; delete the pod and create it again")
     for kind in ("containers", "initContainers"):
         old, new = (
             [{k: v for k, v in c.items() if k != "image"} for c in spec.get(kind) or []] for spec in (before, after)
         )
         if old != new:
-            yield Cause(f"spec.{kind}", "only images can change once the pod runs; delete the pod and create it anew")
+            yield Cause(f"spec.{kind}", "only images can change once the pod runs; delete the pod and create it again")
 
 
 def _dig(obj: Object, path: tuple[str, ...]) -> Any:

@@ -20,7 +20,7 @@ TIMEOUT = 30.0
 
 
 class CniFailed(Exception):
-    """A plugin answered with an error. `code` is the CNI error code, 0 where the plugin gave none."""
+    """A plugin returned an error. `code` is the CNI error code, 0 if the plugin gave none."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -29,9 +29,9 @@ class CniFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One pod's interface: what identifies an ADD to the plugins.
+    """One pod's interface: the values that identify an ADD to the plugins.
 
-    capabilities: what the pod asks for beyond an address, by capability name (CNI conventions), such as "portMappings".
+    capabilities: the pod's requests beyond an address, by capability name (CNI conventions), such as "portMappings".
     """
 
     container_id: str
@@ -87,14 +87,14 @@ class CniRuntime:
         self.conf_dir, self.bin_dir, self.cache = conf_dir, bin_dir, cache
 
     def conflist(self) -> dict[str, Any] | None:
-        """The configuration, None while there is no usable one: what a node's readiness asks for."""
+        """The configuration, None if there is no usable one. A node's readiness depends on it."""
         try:
             return self._read()
         except CniFailed:
-            return None  # ADD says what is wrong with it
+            return None  # ADD reports the error
 
     def _read(self) -> dict[str, Any] | None:
-        """The lexically first *.conflist, None while there is none. Raises CniFailed for one that cannot be used."""
+        """The lexically first *.conflist, None if there is none. Raises CniFailed for an unusable one."""
         found = sorted(self.conf_dir.glob("*.conflist"))
         if not found:
             return None
@@ -103,7 +103,7 @@ class CniRuntime:
             if not isinstance(loaded.get(field), kind):
                 raise CniFailed(7, f"{found[0]}: {field} is missing or of the wrong type")
         if not all(isinstance(p, dict) and isinstance(p.get("type"), str) for p in loaded["plugins"]):
-            raise CniFailed(7, f"{found[0]}: every one of plugins needs its type")
+            raise CniFailed(7, f"{found[0]}: every item of plugins needs a type")
         return loaded
 
     async def _invoke(
@@ -145,7 +145,7 @@ class CniRuntime:
         return self.cache / f"{attachment.container_id}-{attachment.interface}.json"
 
     async def add(self, attachment: Attachment) -> dict[str, Any]:
-        """Returns the final result. Raises CniFailed; what was done until then is undone."""
+        """Returns the final result. Raises CniFailed after undoing the completed steps."""
         conflist = self._read()
         if conflist is None:
             raise CniFailed(
@@ -154,7 +154,7 @@ class CniRuntime:
         for name in attachment.capabilities:
             if not any((plugin.get("capabilities") or {}).get(name) for plugin in conflist["plugins"]):
                 raise CniFailed(
-                    7, f"the pod asks for {name}: no plugin of network {conflist['name']} has that capability"
+                    7, f"the pod requests {name}: no plugin of network {conflist['name']} has that capability"
                 )
         result: dict[str, Any] | None = None
         try:
@@ -177,7 +177,7 @@ class CniRuntime:
                 pass  # the ADD's own error is what the user must see
 
     async def delete(self, attachment: Attachment) -> None:
-        """Repeatable. Raises CniFailed when a plugin could not; the caller tries again."""
+        """Repeatable. Raises CniFailed if a plugin failed; the caller tries again."""
         file = self._cache_file(attachment)
         try:
             kept = json.loads(file.read_text())

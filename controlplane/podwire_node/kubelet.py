@@ -95,7 +95,7 @@ class Kubelet:
         pod = event.object
         found = self.workers.get(uid(pod))
         if event.type == "DELETED":
-            if found:  # removed by force: tear down what is here
+            if found:  # removed by force: remove the pod's local state
                 found[0].update(
                     {
                         **pod,
@@ -119,8 +119,8 @@ class Kubelet:
             await worker.run()
         except asyncio.CancelledError:
             raise
-        except Exception as err:  # one pod's trouble must not stop the others
-            log.error("pod worker failed, will start again", pod=key(worker.pod), error=repr(err))
+        except Exception as err:  # an error of one pod must not stop the others
+            log.error("pod worker failed, starting it again", pod=key(worker.pod), error=repr(err))
             self._event(worker.pod, "Warning", "InternalError", repr(err))
             await asyncio.sleep(1)
             self.workers.pop(uid(worker.pod), None)
@@ -131,7 +131,7 @@ class Kubelet:
         self.workers.pop(uid(worker.pod), None)
 
     def _forget_strangers(self) -> None:
-        """Sandboxes of pods that were deleted while no node agent ran."""
+        """Remove sandboxes of pods that were deleted while no node agent ran."""
         known = {uid(p) for p in self.informer.objects.values()}
         for directory in (self.config.run_dir / "pods").glob("*"):
             if directory.name not in known:
@@ -156,7 +156,7 @@ class Kubelet:
         sandbox.remove()
 
     async def _report(self, pod: Object, status: Object) -> None:
-        """Patch the pod's status; tried again until the API server takes it or the pod is gone."""
+        """Patch the pod's status; retry until the API server accepts it or the pod is gone."""
         space, own = namespace(pod), name(pod)
         delay = 0.1
         while True:
@@ -172,7 +172,7 @@ class Kubelet:
                 delay = min(delay * 2, 5.0)
 
     async def _gone(self, pod: Object) -> None:
-        """The pod's last process has ended: take the object away, if it is still this pod's."""
+        """The pod's last process has ended: delete the object if it still belongs to this pod."""
         delay = 0.1
         while True:
             try:
@@ -227,7 +227,7 @@ class Kubelet:
             row = stands.get(role)
             alive = row is not None and running(row["pid"])
             if row is None:
-                wanted[kind] = (False, "NotStarted", "no word from it yet")
+                wanted[kind] = (False, "NotStarted", "the role has not reported yet")
             elif not alive:
                 wanted[kind] = (False, "NotRunning", f"process {row['pid']} is gone; last: {row['message']}")
             else:
@@ -298,7 +298,9 @@ class Kubelet:
             await self.api.create(lease, body)
 
     async def _sync_node(self) -> None:
-        """Heartbeats, and the Node's status: as soon as a role's stand changes, and its figures with a heartbeat."""
+        """Heartbeats and the Node's status: status changes of a role are sent at once, other figures with a
+        heartbeat.
+        """
         beat, last, told = 0.0, None, False
         while True:
             try:
@@ -334,11 +336,11 @@ def _os_name() -> str:
 
 async def _main(config: NodeConfig) -> None:
     async with ApiClient(client_config.load(config.kubeconfig)) as api:
-        # SIGALRM ends the process while something still keeps it waiting: pods go on without us.
+        # SIGALRM ends the process if something still blocks it. Pods continue without us.
         if await until_stopped(stop_event(), Kubelet(api, config).run(), lambda: signal.alarm(STOP_SECONDS)):
             log.info("stopped; pods go on")
 
 
 def run(config: NodeConfig) -> None:
-    """Until SIGTERM. Pods go on without the node agent; the next one finds them."""
+    """Run until SIGTERM. Pods continue without the node agent; the next one finds them."""
     asyncio.run(_main(config))

@@ -1,4 +1,6 @@
-"""What a container gets from its pod's spec alone: command, environment, resolv.conf, hosts, refusals. Pure."""
+"""A container's settings that follow from its pod's spec alone: command, environment, resolv.conf, hosts, refusals.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def image_name(image: str) -> str:
 
 
 def entrypoint(image: str, echo: list[str]) -> list[str]:
-    """The default command of an image that the netns runtime has. echo: that of podwire-echo in the container."""
+    """The default command of an image that the netns runtime has. echo: the command of podwire-echo in the
+    container.
+    """
     repository = image_name(image)
     if repository == ECHO:
         return echo
@@ -47,7 +51,7 @@ def entrypoint(image: str, echo: list[str]) -> list[str]:
     raise Refused(
         "ErrImageNeverPull",
         f"the netns runtime has no image {image!r}: it runs podwire.io/echo (the test "
-        "server) and podwire.io/host (the machine's own files, read-only, with the command you give)",
+        "server) and podwire.io/host (the machine's own files, read-only, with a command that the pod gives)",
     )
 
 
@@ -115,7 +119,7 @@ def command(container: Object, env: dict[str, str], echo: list[str]) -> list[str
 
 
 def volumes(pod: Object, container: Object) -> list[str]:
-    """Mount paths of emptyDir volumes; other volumes are refused, named."""
+    """Mount paths of emptyDir volumes; any other volume is refused by name."""
     kinds = {v["name"]: next((k for k in v if k != "name"), "emptyDir") for v in pod["spec"].get("volumes") or []}
     paths = []
     for mount in container.get("volumeMounts") or []:
@@ -130,8 +134,9 @@ def volumes(pod: Object, container: Object) -> list[str]:
 
 
 def host_ports(pod: Object) -> list[dict[str, Any]]:
-    """The pod's hostPorts as CNI's capability portMappings wants them; none for hostNetwork, whose ports are the
-    node's."""
+    """The pod's hostPorts in the form of CNI's capability portMappings; none for hostNetwork, whose ports are the
+    node's.
+    """
     if pod["spec"].get("hostNetwork"):
         return []
     containers = [*(pod["spec"].get("initContainers") or []), *pod["spec"]["containers"]]
@@ -164,8 +169,9 @@ _SUFFIX = {
 
 
 def bandwidth(pod: Object) -> dict[str, int]:
-    """The annotations kubernetes.io/ingress-bandwidth and egress-bandwidth as CNI's capability bandwidth, in bits (a
-    second); a tenth of a second's worth may pass at once. Raises Refused where one is no rate from 1k to 1P."""
+    """The annotations kubernetes.io/ingress-bandwidth and egress-bandwidth in the form of CNI's capability bandwidth,
+    in bits (a second); the burst is a tenth of a second at that rate. Raises Refused if one is no rate from 1k to 1P.
+    """
     asked: dict[str, int] = {}
     for way in ("ingress", "egress"):
         text = annotations_of(pod).get(f"kubernetes.io/{way}-bandwidth")
@@ -184,7 +190,7 @@ def bandwidth(pod: Object) -> dict[str, int]:
 
 
 def hostname(pod: Object) -> str:
-    """At most 63 characters, as the kubelet cuts it."""
+    """At most 63 characters, truncated as by the kubelet."""
     return str(pod["spec"].get("hostname") or name(pod))[:63].rstrip("-.")
 
 

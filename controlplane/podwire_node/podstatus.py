@@ -16,7 +16,7 @@ BACKOFF_FIRST, BACKOFF_LAST, BACKOFF_RESET = 0.5, 300.0, 600.0
 
 @dataclass(slots=True)
 class ContainerState:
-    """One container as the node agent knows it. Times are seconds since the epoch; 0 for "never"."""
+    """One container's state as the node agent sees it. Times are seconds since the epoch; 0 for "never"."""
 
     name: str
     image: str = ""
@@ -38,9 +38,9 @@ class ContainerState:
 
 
 def backoff(restarts: int) -> float:
-    """Seconds to wait before the next start: the first restart comes at once, then it doubles up to five minutes.
+    """Seconds to wait before the next start: the first restart has no delay, then it doubles up to five minutes.
 
-    The kubelet starts at 10 s; a cluster on a laptop is more useful when a container that was killed is back at once.
+    The kubelet starts at 10 s; on a laptop a killed container should be back at once.
     """
     return 0.0 if restarts <= 0 else min(BACKOFF_FIRST * 2 ** (restarts - 1), BACKOFF_LAST)
 
@@ -93,7 +93,7 @@ def phase(policy: str, states: list[ContainerState]) -> str:
     ):
         if not any(c.exit_code for c in states):
             return "Succeeded"
-        return "Failed" if policy == "Never" else "Running"  # OnFailure: it is about to be started again
+        return "Failed" if policy == "Never" else "Running"  # OnFailure: it will be started again
     if any(c.running or c.restarts or c.exit_code is not None for c in states):
         return "Running"
     return "Pending"
@@ -115,8 +115,9 @@ def conditions(pod: Object, wanted: Mapping[str, tuple[bool, str, str]], now: fl
 
 
 def new_words(before: Iterable[Object], after: Iterable[Object]) -> bool:
-    """Whether conditions differ in more than the numbers of their messages. Numbers can wait for the next
-    heartbeat: each change of a Node wakes all that watch Nodes, on every machine."""
+    """Whether conditions differ in more than the numbers of their messages. Numbers can wait for the next heartbeat:
+    each change of a Node wakes every client that watches Nodes, on every machine.
+    """
 
     def words(rows: Iterable[Object]) -> list[tuple[str, ...]]:
         return sorted(
@@ -136,7 +137,7 @@ def pod_status(
     problem: str,
     now: float,
 ) -> Object:
-    """The whole status. problem: why the sandbox is not there, "" where it is."""
+    """The whole status. problem: the reason why the sandbox does not exist, "" if it does."""
     policy = pod["spec"].get("restartPolicy", "Always")
     ready = bool(states) and all(c.ready for c in states)
     done = all(not c.running and not c.waiting and c.exit_code == 0 for c in init)

@@ -27,7 +27,7 @@ _SANDBOX_RETRY_FIRST, _SANDBOX_RETRY_LAST = 0.1, 10.0
 
 @dataclass(frozen=True, slots=True)
 class PodHost:
-    """The node's facts and services that a worker uses."""
+    """The node's data and services that a worker uses."""
 
     run_dir: Path
     node_address: str
@@ -111,11 +111,11 @@ class PodWorker:
     # ---- sandbox
 
     def _attachment(self, netns: str) -> Attachment:
-        """For DEL: what was asked for at ADD is remembered there, and annotations may have changed since."""
+        """For DEL: the plugins' cache has the arguments of ADD, and annotations may have changed since."""
         return Attachment(self.sandbox.id, netns, namespace(self.pod), name(self.pod), uid(self.pod))
 
     def _asking(self, netns: str) -> Attachment:
-        """For ADD. Raises CniFailed where the pod asks for something that cannot be."""
+        """For ADD. Raises CniFailed if the pod requests something impossible."""
         try:
             asked = {"portMappings": podspec.host_ports(self.pod), "bandwidth": podspec.bandwidth(self.pod)}
         except Refused as err:
@@ -125,10 +125,10 @@ class PodWorker:
         )
 
     async def _ensure_sandbox(self) -> Process:
-        """The pause process with its network; a lost one is replaced, and its containers with it."""
+        """The pause process with its network; if it is lost, it is replaced together with its containers."""
         pause, facts = self.sandbox.process(), self.sandbox.facts()
         if pause and facts.get("addresses"):
-            if not self.addresses:  # a node agent that was restarted finds its pod as it was
+            if not self.addresses:  # a restarted node agent finds its pod unchanged
                 self.addresses = facts["addresses"]
                 self._background(self._wake_when_ended(pause))
             return pause
@@ -181,7 +181,7 @@ class PodWorker:
         return state.exit_code == 0 and not state.running
 
     def _observe(self, state: ContainerState, box: Container, container: Object) -> None:
-        """Bring the state up to what the runtime's files say."""
+        """Update the state from the runtime's files."""
         watcher = box.running()
         if watcher and not state.running:  # found by a restarted node agent
             state.running_since = state.last_started = box.since()
@@ -315,7 +315,7 @@ class PodWorker:
         log.info("pod removed", pod=key(self.pod))
 
     async def _hurry(self) -> None:
-        """A second deletion with a shorter grace period cuts the wait short."""
+        """A second deletion with a shorter grace period shortens the wait."""
         while True:
             self._wake.clear()
             await self._wake.wait()
@@ -324,7 +324,7 @@ class PodWorker:
                 return
 
     async def _reporter(self) -> None:
-        """Sends the newest status. A task of its own: containers restart while the API server is away."""
+        """Send the newest status. A separate task, because containers must restart while the API server is down."""
         while True:
             await self._news.wait()
             self._news.clear()
@@ -344,7 +344,7 @@ class PodWorker:
 
 
 async def exec_in(box: Container, words: list[str]) -> int:
-    """Run a command in a container's namespaces, output discarded; returns its exit status."""
+    """Run a command in a container's namespaces and discard its output; returns its exit status."""
     process = box.main_process()
     if process is None or not process.alive or not words:
         return 126

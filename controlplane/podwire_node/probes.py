@@ -44,7 +44,7 @@ async def once(probe: Object, container: Object, address: str, run: Exec) -> boo
 
 
 async def act(action: Object, container: Object, address: str, run: Exec) -> None:
-    """A lifecycle handler: sleep, exec or httpGet. Its failure does not stop the pod's end."""
+    """A lifecycle handler: sleep, exec or httpGet. Its failure does not stop the pod's termination."""
     if sleep := action.get("sleep"):
         await asyncio.sleep(float(sleep.get("seconds") or 0))
         return
@@ -71,7 +71,9 @@ async def _http(action: Object, container: Object, address: str) -> bool:
 
 
 async def watch(probe: Object, container: Object, address: str, run: Exec, changed: Callable[[bool], None]) -> None:
-    """Until cancelled: `changed(healthy)` at each turn that successThreshold or failureThreshold confirms."""
+    """Runs until cancelled. Calls `changed(healthy)` at each change that successThreshold or failureThreshold
+    confirms.
+    """
     await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
     successes = failures = 0
     state: bool | None = None

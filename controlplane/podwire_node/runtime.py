@@ -34,7 +34,7 @@ class RuntimeFailed(Exception):
 
 
 def running(pid: int) -> int:
-    """Start time (clock ticks) of a running process; 0 where it has ended, also as a zombie."""
+    """Start time (clock ticks) of a running process; 0 if it has ended, also for a zombie."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rsplit(")", 1)[1].split()
@@ -45,7 +45,7 @@ def running(pid: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process by pid and start time, so that a reused pid is never taken for it."""
+    """A process identified by pid and start time, so that a reused pid is never mistaken for it."""
 
     pid: int
     started: int
@@ -60,7 +60,7 @@ class Process:
                 os.kill(self.pid, number)
 
     async def ended(self) -> None:
-        """Wait until it is gone. Works for processes that are not our children (pidfd)."""
+        """Wait until the process is gone. Works for processes that are not our children (pidfd)."""
         try:
             fd = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -81,7 +81,7 @@ class Process:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """A file of the shim; None where it is absent or not whole."""
+    """A file of the shim; None if it is missing or incomplete."""
     try:
         found: dict[str, Any] = json.loads(path.read_text())
         return found
@@ -90,21 +90,23 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def echo_binary() -> Path | None:
-    """The compiled podwire-echo, None where it was not built."""
+    """The compiled podwire-echo, None if it was not built."""
     return native.program(NATIVE, "podwire-echo")
 
 
 def echo_command(at: str = "") -> list[str]:
-    """argv of podwire-echo: the compiled one, or echo.py by this interpreter. at: where the pod sees the program."""
+    """argv of podwire-echo: the compiled one, or echo.py run by this interpreter. at: the program's path inside the
+    pod.
+    """
     compiled = echo_binary()
     if compiled:
         return [at or str(compiled)]
-    # The interpreter itself: a venv may lie where a pod sees nothing.
+    # The interpreter itself: a venv may be in a place that a pod cannot see.
     return [os.path.realpath(sys.executable), "-IS", at or str(ECHO_STANDIN)]
 
 
 async def _spawn_shim(spec_file: Path, spec: dict[str, Any], state: Path) -> dict[str, Any]:
-    """Start a shim and wait until it says that its namespaces are up; its stderr is kept beside the spec."""
+    """Start a shim and wait until it reports that its namespaces exist; its stderr is kept beside the spec."""
     shim.write(str(spec_file), spec)
     state.unlink(missing_ok=True)
     errors = spec_file.with_suffix(".err")
@@ -138,7 +140,7 @@ class Sandbox:
         self.state = directory / "sandbox.json"
 
     def process(self) -> Process | None:
-        """The pause process, None where it is not running."""
+        """The pause process, None if it is not running."""
         found = read(self.state)
         if found is None:
             return None
@@ -147,11 +149,11 @@ class Sandbox:
 
     @property
     def id(self) -> str:
-        """The sandbox's id, which the CNI plugins know it by."""
+        """The sandbox's id for the CNI plugins."""
         return str((read(self.directory / "pod.json") or {}).get("sandbox", ""))
 
     def describe(self, **fields: Any) -> None:
-        """Keep facts about the pod for a later node agent, and for `podwire exec`."""
+        """Store data about the pod for a later node agent and for `podwire exec`."""
         self.directory.mkdir(parents=True, exist_ok=True)
         shim.write(str(self.directory / "pod.json"), {**(read(self.directory / "pod.json") or {}), **fields})
 
@@ -159,7 +161,7 @@ class Sandbox:
         return read(self.directory / "pod.json") or {}
 
     async def start(self, hostname: str, command: list[str], *, share_net: bool) -> Process:
-        """A new pause process with namespaces of its own. Raises RuntimeFailed."""
+        """Start a new pause process with namespaces of its own. Raises RuntimeFailed."""
         self.describe(sandbox=uuid.uuid4().hex)
         spec = {
             "kind": "sandbox",
@@ -194,7 +196,7 @@ class Container:
         return self.directory / "log"
 
     def running(self) -> Process | None:
-        """The shim of the running container (it ends when the container has ended and its exit is on disk)."""
+        """The shim of the running container. (It ends when the container has ended and its exit status is on disk.)"""
         found = read(self.directory / "state.json")
         if found is None:
             return None
@@ -209,11 +211,11 @@ class Container:
         return float((read(self.directory / "state.json") or {}).get("since", 0))
 
     def exit(self) -> dict[str, Any] | None:
-        """{"code", "signal", "finished"} of the last run, None while there is none."""
+        """{"code", "signal", "finished"} of the last run, None if there is none."""
         return read(self.directory / "exit.json")
 
     def last_words(self) -> str:
-        """The last line of its log, "" where there is none."""
+        """The last line of its log, "" if there is none."""
         try:
             with self.log.open("rb") as file:
                 file.seek(max(0, self.log.stat().st_size - 4096))
@@ -260,7 +262,7 @@ class Container:
         return Process(found["shim"], found["shim_started"])
 
     async def stop(self, grace: float) -> None:
-        """SIGTERM, then SIGKILL after `grace` seconds; returns when it is gone."""
+        """SIGTERM, then SIGKILL after `grace` seconds; returns when the container is gone."""
         process, watcher = self.main_process(), self.running()
         if process is None or watcher is None:
             return

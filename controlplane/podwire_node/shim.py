@@ -2,7 +2,7 @@
 ended.
 
 It runs as a program of its own (`python -ISE shim.py FILE`, standard library only, so that it starts in milliseconds)
-and outlives the node agent. A restarted agent reads from the files what happened meanwhile. FILE is JSON:
+and outlives the node agent. A restarted agent reads the outcome from the files. FILE is JSON:
 
     {"kind": "sandbox", "hostname", "share_net": bool, "command": [...], "state": FILE}
     {"kind": "container", "pause": pid, "root": DIR, "command": [...], "env": {...}, "cwd",
@@ -37,8 +37,8 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVA
 )
 PR_SET_PDEATHSIG, PR_CAPBSET_DROP = 1, 24
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
-# What container runtimes leave to root in a container: chown, dac_override, fsetid, fowner, mknod, net_raw, setgid,
-# setuid, setfcap, setpcap, net_bind_service, sys_chroot, kill, audit_write.
+# Capabilities that container runtimes leave to root in a container: chown, dac_override, fsetid, fowner, mknod,
+# net_raw, setgid, setuid, setfcap, setpcap, net_bind_service, sys_chroot, kill, audit_write.
 KEEP_CAPABILITIES = {0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31}
 LOG_LIMIT = 10 * 1024 * 1024
 libc = ctypes.CDLL(None, use_errno=True)
@@ -60,14 +60,14 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 
 
 def write(path: str, value: dict[str, Any]) -> None:
-    """Whole or not at all: readers never see half a file."""
+    """Atomic: readers never see half a file."""
     with open(path + ".new", "w") as file:
         json.dump(value, file)
     os.rename(path + ".new", path)
 
 
 def started(pid: int) -> int:
-    """Start time of a process in clock ticks: with the pid it names the process for good."""
+    """Start time of a process in clock ticks; pid and start time identify a process uniquely."""
     with open(f"/proc/{pid}/stat") as file:
         return int(file.read().rsplit(")", 1)[1].split()[19])
 
@@ -112,7 +112,7 @@ def bind(source: str, target: str, mode: str) -> None:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         if not os.path.exists(target) or os.path.islink(target):
             if os.path.islink(target):
-                os.unlink(target)  # /etc/resolv.conf is often a link to somewhere that does not exist in here
+                os.unlink(target)  # /etc/resolv.conf is often a link to a path that does not exist in the container
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
     mount(source, target, flags=MS_BIND)
     if mode == "ro":
@@ -120,7 +120,7 @@ def bind(source: str, target: str, mode: str) -> None:
 
 
 def make_root(spec: dict[str, Any]) -> str:
-    """An overlay over `lower`, writable on a tmpfs that goes with the mount namespace."""
+    """An overlay over `lower`, writable on a tmpfs that vanishes with the mount namespace."""
     mount("none", "/", flags=MS_REC | MS_PRIVATE)
     base = spec["root"]
     mount("podwire", base, "tmpfs", data="mode=0755")
@@ -159,7 +159,7 @@ def enter_root(merged: str) -> None:
     os.chdir(merged)
     check(
         libc.syscall(ctypes.c_long(155), b".", b"."), "pivot_root"
-    )  # both "." : the old root is stacked on the new one
+    )  # both are ".": the old root is stacked on the new one
     check(libc.umount2(b".", 2), "umount the old root")
     os.chdir("/")
 
@@ -173,8 +173,9 @@ def drop_capabilities() -> None:
 
 
 def enter(directory: str) -> None:
-    """The container's working directory. Raises OSError that names it: a FileNotFoundError would be taken for the
-    program's."""
+    """The container's working directory. Raises an OSError that names it: a bare FileNotFoundError would seem to be
+    about the program.
+    """
     try:
         os.chdir(directory)
     except OSError as err:
@@ -182,10 +183,10 @@ def enter(directory: str) -> None:
 
 
 def become(spec: dict[str, Any], output: int, parent: int) -> None:
-    """In the child: the container's first process, pid 1 of its own pid namespace."""
+    """In the child: become the container's first process, pid 1 of its own pid namespace."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
-        check(libc.unshare(NEWNS), "unshare")  # not in the parent: pivot_root would take its root along
+        check(libc.unshare(NEWNS), "unshare")  # not in the parent: pivot_root would also move the parent's root
         merged = make_root(spec)
         enter_root(merged)
         os.setsid()

@@ -1,8 +1,8 @@
 """Query bytes -> response bytes, or the question that an upstream must answer first.
 
 A hit: the lower-case question is a key, and its value is the records of the answer. Only the head is made for each
-client (id, RD, CD, EDNS; addresses start at a random one). Every other query takes the slow path. It answers where the
-zone has no record (NODATA and NXDOMAIN with SOA, RFC 2308), aliases, pods, errors, and names outside the zone.
+client (id, RD, CD, EDNS; addresses start at a random one). Every other query takes the slow path: names without a
+record (NODATA and NXDOMAIN with SOA, RFC 2308), aliases, pods, errors, and names outside the zone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Pending:
     limit: int
     ask: bytes
     chain: tuple[tuple[bytes, bytes], ...] = ()
-    completed: bool = False  # autopath: `ask` is what remained of a search path's name
+    completed: bool = False  # autopath: `ask` is the name without the search path
     asked: Query | None = None  # the question before a rule rewrote it
     asked_limit: int = 0
     rewritten: Rewritten | None = None
@@ -57,11 +57,11 @@ class Pending:
 
 @dataclass(slots=True)
 class Answerer:
-    """`handle` for every message; where it returns Pending, `finish` once the upstream's answer (or None) is there.
+    """Call `handle` for every message; if it returns Pending, call `finish` with the upstream's answer (or None).
 
-    recursion: are there upstreams? autopath: complete search paths here. loop_probe: a name that only our own probe
-    asks for; `looped`: it came back. rand: a number in [0, n). clock: monotonic seconds, for the cache. rules: of a
-    Corefile, None where there are none. shuffle: addresses begin at a random one.
+    recursion: whether there are upstreams. autopath: complete search paths here. loop_probe: a name that only our own
+    probe queries; `looped`: the probe came back. rand: a number in [0, n). clock: monotonic seconds, for the cache.
+    rules: of a Corefile, None if it has none. shuffle: start each address set at a random address.
     """
 
     data: ZoneData
@@ -77,7 +77,9 @@ class Answerer:
     counts: dict[str, int] = field(default_factory=lambda: {"hit": 0, "slow": 0, "forward": 0, "error": 0})
 
     def handle(self, data: bytes, *, udp: bool) -> bytes | Pending | None:
-        """None: say nothing (an answer, or no message at all; answering either would make loops and reflections)."""
+        """The response; None: send nothing (the message is an answer, or no DNS message; a response to either would
+        make loops and reflections).
+        """
         if len(data) < 12 or data[2] & 0x80:
             return None
         hit = self._hit(data, udp)
@@ -92,7 +94,7 @@ class Answerer:
         return self._slow(query, query.udp_limit() if udp else wire.TCP_SIZE)
 
     def _hit(self, data: bytes, udp: bool) -> bytes | None:
-        """The pre-rendered answer, where the message is a plain query for it (exact keys make parsing needless)."""
+        """The pre-rendered answer if the message is a plain query for it (exact keys make parsing needless)."""
         if data[2] & 0x7E or data[4:10] != PLAIN:
             return None
         limit, tail = wire.UDP_MINIMUM, b""
@@ -123,10 +125,10 @@ class Answerer:
         return value
 
     def absent(self, key: bytes) -> tuple[int, bytes] | None:
-        """(rcode, value) for a question of the cluster zone that has no answer, without parsing; None: take `handle`.
+        """(rcode, value) for a question of the cluster zone that has no answer, without parsing; None: call `handle`.
 
-        `key`: a whole lower-case question that lies in the zone. Most of what pods ask ends here: AAAA where there is
-        none, and the names that a search path makes.
+        `key`: a whole lower-case question in the zone. Most queries of pods end here: AAAA for a name without one, and
+        the names that a search path makes.
         """
         data, kind = self.data, key[-4:]
         answers = data.answers
@@ -138,7 +140,7 @@ class Answerer:
         return None if self.autopath or name.endswith(data.pod_apex) else data.negative(len(name))[1]
 
     def cached(self, key: bytes) -> tuple[int, bytes] | None:
-        """(rcode, value) of the forward cache for a question outside the zone, asked without DO, CD and AD."""
+        """(rcode, value) from the forward cache for a question outside the zone, from a query without DO, CD and AD."""
         whole = (key, False, False)
         if (
             not self.recursion
@@ -151,8 +153,9 @@ class Answerer:
         return None if found is None else (found.rcode, found.value)
 
     def missed(self, data: bytes, key: bytes) -> Pending | None:
-        """The result of `handle` for a plain query for a name outside the zone that is not in the cache, asked with
-        RD and without DO, CD and AD; None: take `handle`. data: the message, `key`: its question in lower case."""
+        """The result of `handle` for a plain query, with RD and without DO, CD and AD, for a name outside the zone that
+        is not in the cache; None: call `handle`. data: the message, `key`: its question in lower case.
+        """
         if (
             not self.recursion
             or (key, False, False) in self.cache.entries
@@ -201,7 +204,7 @@ class Answerer:
         return self._restored(query, limit, found, answer)
 
     def _restored(self, query: Query, limit: int, rewritten: Rewritten, response: bytes) -> bytes:
-        """The response to the question as it was asked, from the one to the rewritten question."""
+        """The response to the original question, made from the response to the rewritten question."""
         _, flags, _, an, ns, ar = wire.HEADER.unpack_from(response)
         rcode, end = flags & 0xF, len(response)
         if query.edns is not None:
@@ -249,7 +252,7 @@ class Answerer:
         """www.example.com of www.example.com.NAMESPACE.svc.zone, the first name that a pod's search path makes; else
         None.
 
-        One label is never completed, nor what lies below a Service of the namespace, so that a missing endpoint stays
+        A single label is never completed, nor a name below a Service of the namespace, so that a missing endpoint stays
         missing.
         """
         data, offsets, at = self.data, [], 0
@@ -265,8 +268,9 @@ class Answerer:
         return None
 
     def _complete(self, query: Query, limit: int, rest: bytes) -> bytes | Pending:
-        """Walk the rest of the search path (svc.zone, zone, the name itself), and answer with an alias to what is
-        there."""
+        """Try the rest of the search path (svc.zone, zone, the name itself), and answer with an alias to the first name
+        that exists.
+        """
         zone, kind = self.data.zones[0], query.key[-4:]
         for suffix in (b"\x03svc" + zone, zone):
             name = rest[:-1] + suffix
@@ -286,7 +290,7 @@ class Answerer:
         return self._reply(query, whole, limit, flags=AA)
 
     def _unrecorded(self, name: bytes, qtype: int, apex: bytes) -> tuple[int, bytes]:
-        """(rcode, value) for a name of ours that has no record of this type."""
+        """(rcode, value) for a name of the cluster zone that has no record of this type."""
         data = self.data
         if name == apex and qtype == SOA:
             return NOERROR, COUNTS.pack(1, 0, 0) + data.soa(name, apex)
@@ -300,8 +304,7 @@ class Answerer:
         return NOERROR if exists else NXDOMAIN, COUNTS.pack(0, 1, 0) + data.soa(name, apex)
 
     def _pod(self, name: bytes) -> bytes | None:
-        """a-b-c-d.namespace.pod.zone is a.b.c.d, packed, wherever the namespace exists (the specification's section
-        2.6)."""
+        """a-b-c-d.namespace.pod.zone is a.b.c.d, packed, if the namespace exists (section 2.6 of the specification)."""
         namespace = name[1 + name[0] :]
         if namespace not in self.data.names or namespace[1 + namespace[0] :] != self.data.pod_apex:
             return None
@@ -323,7 +326,7 @@ class Answerer:
         return pending if known is None else self.finish(pending, known)
 
     def finish(self, pending: Pending, answer: Upstreamed | None) -> bytes:
-        """The response to a query that waited. answer: None where no upstream answered."""
+        """The response to a query that waited. answer: None if no upstream answered."""
         response = self._finish(pending, answer)
         if pending.rewritten is None or pending.asked is None:
             return response
@@ -343,15 +346,15 @@ class Answerer:
         value = answer.value if answer.rcode == NOERROR else EMPTY
         try:
             return self._found(query, limit, pending.chain, pending.ask, value)
-        except ValueError:  # our aliases and the upstream's records do not make a message together
+        except ValueError:  # our aliases and the upstream's records together make no valid message
             return self._error(self._reply(query, EMPTY, limit, rcode=SERVFAIL))
 
 
 def join(key: bytes, chain: tuple[tuple[bytes, bytes], ...], final_key: bytes, final: bytes, ttl: int) -> bytes:
     """One value for the question `key`: the aliases, then the answer records of `final`, the value for `final_key`.
 
-    Names are packed anew by dnslib, since the pointers in `final` belong to another question. Raises ValueError where
-    `final` (an upstream may have sent anything) cannot be read.
+    Names are packed anew by dnslib, since the pointers in `final` belong to another question. Raises ValueError if
+    `final` cannot be read (an upstream may send anything).
     """
     try:
         out = DNSRecord(DNSHeader(qr=1), q=DNSQuestion(label(key[:-4]), int.from_bytes(key[-4:-2])))
@@ -362,6 +365,7 @@ def join(key: bytes, chain: tuple[tuple[bytes, bytes], ...], final_key: bytes, f
             message = wire.HEADER.pack(0, wire.QR, 1, an, 0, 0) + final_key + final[6:]
             out.add_answer(*DNSRecord.parse(message).rr)
         packed = bytes(out.pack())
-    except Exception as err:  # dnslib raises its own errors, and struct's, UnicodeError's and IndexError's on garbage
+    # dnslib raises its own errors, struct.error, UnicodeError and IndexError on malformed input
+    except Exception as err:
         raise ValueError(f"unreadable answer: {err}") from err
     return COUNTS.pack(len(chain) + an, 0, 0) + packed[12 + len(key) :]

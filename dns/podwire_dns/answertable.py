@@ -1,6 +1,6 @@
-"""A zone's answers and names in table.c, where the threads of batch.c find them whatever the interpreter does.
+"""A zone's answers and names in table.c, where the threads of batch.c read them without the interpreter.
 
-It behaves like a dict and a set, as far as a server needs that.
+It implements the part of dict and set that a server needs.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-ROOM = 1024  # bytes; larger values cost a second look
+ROOM = 1024  # bytes; larger values need a second lookup
 
 
 class AnswerTable:
-    """native: what native.load() gave. Written by one thread, read by any. Freed with the last that refers to it."""
+    """native: the result of native.load(). One thread writes it, any thread reads it. It is freed with its last
+    reference.
+    """
 
     def __init__(self, native: Any) -> None:
         self.lib, self._ffi = native.lib, native.ffi
@@ -22,7 +24,7 @@ class AnswerTable:
         self.raw = self._ffi.gc(made, self.lib.table_free)
 
     def put(self, kind: int, keys: list[bytes], values: list[bytes]) -> int:
-        """How many keys are new. kind: ANSWERS or NAMES of table.h."""
+        """Returns the number of new keys. kind: ANSWERS or NAMES of table.h."""
         fresh: int = self.lib.table_put(
             self.raw,
             kind,
@@ -37,7 +39,7 @@ class AnswerTable:
         return fresh
 
     def drop(self, kind: int, key: bytes) -> bool:
-        """Was it there?"""
+        """Returns whether the key existed."""
         return bool(self.lib.table_drop(self.raw, kind, key, len(key)))
 
     def has(self, kind: int, key: bytes) -> bool:
@@ -56,7 +58,7 @@ class AnswerTable:
             room = size
 
     def negative(self, value: bytes) -> None:
-        """NODATA and NXDOMAIN about the zone's own name, from which table.c makes those about others."""
+        """NODATA and NXDOMAIN about the zone's own name; table.c makes those about other names from them."""
         self.lib.table_negative(self.raw, value, len(value))
 
 
@@ -85,7 +87,7 @@ class TableAnswers:
 
 
 class TableNames:
-    """Those that exist without an answer of their own."""
+    """The names that exist without an answer of their own."""
 
     def __init__(self, table: AnswerTable) -> None:
         self._table, self._kind = table, table.lib.NAMES

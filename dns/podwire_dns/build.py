@@ -1,10 +1,10 @@
 """Objects of the cluster in, deltas of packed answers out. The cost of a change is proportional to its Service.
 
-Changes are noted as they come (`service`, `slice`, `namespace`), and `flush` works them off together. So a burst of
-changes to one Service packs it once. Every answer belongs to one object, except reverse pointers: an address that is an
-endpoint of several Services has a pointer to each. A name exists (NODATA, not NXDOMAIN) if it owns an answer or is in
-`names`. That set has the names between such a name and its zone's apex (empty non-terminals, RFC 8020), and the names
-of namespaces.
+Changes are recorded as they arrive (`service`, `slice`, `namespace`), and `flush` processes them together. So a burst
+of changes to one Service packs it once. Every answer belongs to one object, except reverse pointers: an address that is
+an endpoint of several Services has a pointer to each. A name exists (NODATA, not NXDOMAIN) if it owns an answer or is
+in `names`. That set has the names between such a name and its zone's apex (empty non-terminals, RFC 8020), and the
+names of namespaces.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NO_RECORDS = Records()
 
 @dataclass(slots=True)
 class Builder:
-    """`problems` grows until the caller empties it; a problem that stays the same is told once.
+    """`problems` grows until the caller empties it; an unchanged problem is reported once.
 
     answers: question key -> value. names: wire names that exist without data. services: as schema.pack_service keeps
     them.
@@ -65,7 +65,7 @@ class Builder:
     _owned: dict[str, _Owned] = field(default_factory=dict)
     _pointer_owner: dict[bytes, str] = field(default_factory=dict)
     _shared: dict[bytes, dict[str, tuple[bytes, ...]]] = field(default_factory=dict)  # pointers with several owners
-    _holds: dict[bytes, int] = field(default_factory=dict)  # why a bare name exists, counted
+    _holds: dict[bytes, int] = field(default_factory=dict)  # why a name without data exists, counted
     _before: dict[bytes, bytes | None] = field(default_factory=dict)
     _touched: set[bytes] = field(default_factory=set)
     _slices: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Builder:
         return list(self._slices.get(key, {}).values())
 
     def told(self, kind: str, key: str) -> str:
-        """The present problem of an object, "" where there is none."""
+        """The present problem of an object, "" if there is none."""
         return self._told.get((kind, key), "")
 
     def exists(self, name: str) -> bool:
@@ -94,7 +94,9 @@ class Builder:
         return wire in self.names or any(wire + kind in self.answers for kind in DATA_KINDS)
 
     def sources(self, name: str, rtype: int | None = None) -> list[str]:
-        """Which objects own an answer at `name` (of that type). Slow: for people who ask where an answer comes from."""
+        """The objects that own an answer at `name` (of that type). Slow; `podwire dns query` uses it to explain an
+        answer.
+        """
         wire = names.to_wire(name)
         mine = {key for key in self.answers if key[:-4] == wire} if rtype is None else {question(name, rtype)}
         found = {source for source, owned in self._owned.items() if mine.intersection(owned.answers)}
@@ -158,8 +160,9 @@ class Builder:
             self._tell("Namespace", key, str(err))
 
     def pod(self, obj: Object, *, deleted: bool = False) -> None:
-        """A pod whose name is answered because it exists (pods verified). Several may share an address
-        (hostNetwork)."""
+        """A pod whose name is answered because the pod exists (pods verified). Several pods may share an address
+        (hostNetwork).
+        """
         key = meta.key(obj)
         fresh: dict[bytes, bytes] = {}
         try:
@@ -215,7 +218,7 @@ class Builder:
         return NO_RECORDS
 
     def _replace(self, source: str, records: Records) -> None:
-        """The source owns exactly `records` from now on."""
+        """From now on the source owns exactly `records`."""
         old = self._owned.pop(source, NOTHING)
         answers, before = self.answers, self._before
         for key, value in () if self._filling and old is NOTHING else records.answers.items():
@@ -244,8 +247,9 @@ class Builder:
     # Reverse pointers
 
     def _point_all(self, source: str, pointers: Mapping[bytes, tuple[bytes, ...]]) -> None:
-        """`_point` for each, the common case (a new address beside known ones) written out: there are 100,000 at a
-        start."""
+        """`_point` for each address. The common case (a new address beside known ones) is inlined: a start has 100,000
+        of them.
+        """
         owners, holds, named = self._pointer_owner, self._holds, self._pack.named
         answers, before = self.answers, None if self._filling else self._before
         for key, targets in pointers.items():
@@ -289,7 +293,7 @@ class Builder:
         self.answers[key] = self._pack.pointers(target for found in shared.values() for target in found)
 
     def _above(self, key: bytes) -> list[bytes]:
-        """Names between a reverse name and its apex; none where the name is in no zone of ours."""
+        """Names between a reverse name and its apex; empty if the name is in none of our zones."""
         found: list[bytes] = []
         for name in names.parents_wire(key[: -len(PTR_IN)]):
             if name in self._origins:
@@ -315,7 +319,7 @@ class Builder:
     # Names without data
 
     def _hold(self, name: bytes) -> bool:
-        """One more reason for a name to exist; True where it existed before."""
+        """Add one reason for a name to exist; returns True if it existed before."""
         count = self._holds.get(name, 0)
         self._holds[name] = count + 1
         if not count:
@@ -323,7 +327,7 @@ class Builder:
         return bool(count)
 
     def _drop(self, name: bytes) -> bool:
-        """One reason less; True where the name exists still."""
+        """Remove one reason; returns True if the name still exists."""
         count = self._holds[name] - 1
         if count:
             self._holds[name] = count
@@ -342,7 +346,7 @@ class Builder:
         self._settle_names()
 
     def flush(self, serial: int) -> Delta:
-        """Work off all noted changes; what the servers must know. Empty where no answer changed."""
+        """Process all recorded changes; returns the delta for the servers, which is empty if no answer changed."""
         dirty, self._dirty = self._dirty, set()
         for key in dirty:
             self._replace(key, self._records(key))
@@ -358,7 +362,7 @@ class Builder:
         return Delta(serial, answers, tuple(gone), *self._settle_names())
 
     def _settle_names(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-        """Names that begin and that cease to exist since the last call."""
+        """Names that begin or cease to exist since the last call."""
         touched, self._touched = self._touched, set()
         fresh = tuple(name for name in touched if name in self._holds and name not in self.names)
         lost = tuple(name for name in touched if name not in self._holds and name in self.names)

@@ -10,13 +10,13 @@ from .wire import COUNTS, NOERROR, NXDOMAIN, records
 
 NEGATIVE_CAP, POSITIVE_CAP = 30.0, 3600.0
 CAPACITY = 10_000
-POPULAR, PREFETCH_SHARE = 3, 0.1  # asked so often, and in the last tenth of its life: fetched anew
-MAX_VALUE = 8192  # bytes of one answer; with the capacity this bounds the memory whatever upstreams send
+POPULAR, PREFETCH_SHARE = 3, 0.1  # requested so often, and in the last tenth of its lifetime: prefetch it
+MAX_VALUE = 8192  # bytes of one answer; with the capacity this limits the memory whatever upstreams send
 
 
 @dataclass(frozen=True, slots=True)
 class Upstreamed:
-    """An upstream's answer. value: as in wire.py, without OPT. ad: it vouches for DNSSEC."""
+    """An upstream's answer. value: as in wire.py, without OPT. ad: the upstream set AD (DNSSEC)."""
 
     rcode: int
     value: bytes
@@ -28,7 +28,7 @@ class _Entry:
     answer: Upstreamed
     stored: float
     expires: float
-    ttls: tuple[tuple[int, int], ...]  # offset in the value, TTL as it came
+    ttls: tuple[tuple[int, int], ...]  # offset in the value, original TTL
     hits: int = 0
 
 
@@ -40,8 +40,8 @@ class Cache:
     """At most `capacity` answers; the oldest goes first. A time is a monotonic clock's, in seconds.
 
     keep_stale: seconds that an expired answer is kept for `stale`. due: popular answers that expire soon, if
-    `prefetch`; whoever fetches them anew takes them out. Readers and the one writer may be different threads: each step
-    is one dict operation. positive_cap, negative_cap: the longest life of an answer, in seconds.
+    `prefetch`; the code that fetches them again removes them. Readers and the one writer may be different threads: each
+    step is one dict operation. positive_cap, negative_cap: the longest life of an answer, in seconds.
     """
 
     capacity: int = CAPACITY
@@ -71,7 +71,7 @@ class Cache:
         positive_cap: float = POSITIVE_CAP,
         negative_cap: float = NEGATIVE_CAP,
     ) -> None:
-        """Keep an answer if it may be kept: NOERROR and NXDOMAIN, with a TTL above 0 (RFC 2308 for those without data).
+        """Keep an answer if it may be kept: NOERROR and NXDOMAIN, with a TTL above 0 (RFC 2308 for negative answers).
 
         positive_cap, negative_cap: the longest life of an answer, in seconds.
         """
@@ -83,7 +83,7 @@ class Cache:
             try:
                 self.entries.popitem(last=False)
                 self.evicted += 1
-            except KeyError:  # a reader took an expired one out between the two steps
+            except KeyError:  # a reader removed an expired one between the two steps
                 continue
         self.entries[key] = _Entry(answer, now, now + life, ttls)
 
@@ -125,7 +125,7 @@ class Cache:
 
 
 def _life(answer: Upstreamed, positive_cap: float, negative_cap: float) -> tuple[float, tuple[tuple[int, int], ...]]:
-    """How long an answer may be kept, and where its TTLs are."""
+    """How long an answer may be kept, and the offsets of its TTLs."""
     if answer.rcode not in (NOERROR, NXDOMAIN):
         return 0, ()
     an, ns, ar = COUNTS.unpack_from(answer.value)
@@ -137,4 +137,4 @@ def _life(answer: Upstreamed, positive_cap: float, negative_cap: float) -> tuple
         if record.rtype == SOA and record.end - record.data_at >= 20:
             minimum = int.from_bytes(answer.value[record.end - 4 : record.end])
             return min(negative_cap, record.ttl, minimum), ttls
-    return 0, ()  # without SOA it says nothing about how long it holds
+    return 0, ()  # without SOA a negative answer has no lifetime

@@ -20,13 +20,14 @@ LAST_PORT = 65535
 
 
 class BadConfig(ValueError):
-    """A setting that cannot work; the text names it and says what to do."""
+    """An invalid setting; the text names it and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """The upstreams for names below `domain` ("." for all others). upstreams: as DnsConfig's; none: such names are
-    refused. The rest is forward.Route's."""
+    """The upstreams for names below `domain` ("." for all others). upstreams: as in DnsConfig; without any, such names
+    are refused. The other fields are those of forward.Route.
+    """
 
     domain: str
     upstreams: tuple[str, ...]
@@ -43,28 +44,28 @@ class Forward:
 class DnsConfig:
     """kubeconfig: None means the pod's own service account. run_dir: holds dns.sock and the status files.
 
-    listen: the cluster DNS addresses, bound on lo where the node does not have them; "0.0.0.0" and "::" stand for what
-    is there. dns_addresses: where clients reach this DNS, if that is not `listen` (a Service's addresses). pod_cidrs,
-    service_cidrs: their reverse zones are answered here, all other reverse names are forwarded. ttl: seconds, 0 to
-    3600. pods: answer a-b-c-d.namespace.pod names; verify_pods: only where there is such a pod (the feeder then watches
-    all pods). notrack: keep DNS on the listen addresses out of conntrack. batches: receive and send many packets at
-    once where that was compiled. shuffle: addresses of a name begin at a random one.
+    listen: the cluster DNS addresses, put on lo if the node does not have them; "0.0.0.0" and "::" stand for the
+    addresses that exist. dns_addresses: the addresses at which clients reach this DNS if they differ from `listen` (a
+    Service's addresses). pod_cidrs, service_cidrs: their reverse zones are answered here, all other reverse names are
+    forwarded. ttl: seconds, 0 to 3600. pods: answer a-b-c-d.namespace.pod names; verify_pods: only if such a pod exists
+    (the feeder then watches all pods). notrack: keep DNS on the listen addresses out of conntrack. batches: receive and
+    send many packets at once if that is compiled. shuffle: start the addresses of a name at a random one.
 
-    upstreams: "IP", "IP#port", "tls://IP#port" (DNS over TLS), or the path of a resolv.conf, asked for names that are
-    not ours; empty: such names are refused. stubs: "domain=UPSTREAM,UPSTREAM", names below that domain are asked there.
-    forwards: stand in place of both where there are any. tls: for upstreams with tls://. policy: which upstream is
-    asked first: sequential, round_robin or random. autopath: complete a search path's name in one answer. serve_stale:
-    seconds that an expired answer is still given while no upstream answers. prefetch: fetch popular answers anew
-    shortly before they expire. cache_positive, cache_negative: the longest that answers of upstreams, and their
-    absence, are kept, in seconds. cache_capacity: answers.
+    upstreams: "IP", "IP#port", "tls://IP#port" (DNS over TLS), or the path of a resolv.conf, for names outside the
+    cluster; empty: such names are refused. stubs: "domain=UPSTREAM,UPSTREAM", the upstreams of names below that domain.
+    forwards: if not empty, replaces both. tls: for upstreams with tls://. policy: the order of the upstreams:
+    sequential, round_robin or random. autopath: complete a search path's name in one answer. serve_stale: seconds for
+    which an expired answer is still given while no upstream answers. prefetch: fetch popular answers again shortly
+    before they expire. cache_positive, cache_negative: how long answers of upstreams, and negative answers, are kept at
+    most, in seconds. cache_capacity: number of answers.
 
     health_address, ready_address, metrics_address: "host:port" of /health, /ready and /metrics, empty: none. lame_duck:
-    seconds to go on answering after SIGTERM, while /ready already says no. log_queries: a line for each, with the
+    seconds of answering after SIGTERM, while /ready already fails. log_queries: a line for each, with the
     client's pod: slower; log_classes: only for answers of these classes (all, success, denial, error); log_names: only
     for names below these.
 
-    corefile: the path of a CoreDNS Corefile, which stands above the other settings. blocks: its rewrite, template and
-    hosts. reload: seconds between looks at the Corefile, 0: only at SIGHUP. follow: the same for resolv.conf and hosts
+    corefile: the path of a CoreDNS Corefile, which overrides the other settings. blocks: its rewrite, template and
+    hosts. reload: seconds between checks of the Corefile, 0: only at SIGHUP. follow: the same for resolv.conf and hosts
     files.
     """
 
@@ -134,14 +135,14 @@ class DnsConfig:
         return tuple(_ip(address, "listen") for address in self.listen)
 
     def check_pages(self) -> None:
-        """Raises BadConfig for addresses of /health, /ready and /metrics that cannot be."""
+        """Raises BadConfig for impossible addresses of /health, /ready and /metrics."""
         for name in ("health_address", "ready_address", "metrics_address"):
             text = getattr(self, name)
             if text and not is_page_address(text):
                 raise BadConfig(f"{name}: {text!r} is no address; write HOST:PORT or :PORT")
 
     def forwarding(self) -> tuple[Forward, ...]:
-        """`forwards`, or what `upstreams` and `stubs` say. Raises BadConfig."""
+        """`forwards`, or the equivalent of `upstreams` and `stubs`. Raises BadConfig."""
         if self.forwards:
             return self.forwards
         found = []
@@ -160,7 +161,7 @@ class DnsConfig:
         return tuple(found)
 
     def routes(self) -> dict[bytes, Route]:
-        """Domain in wire form -> its upstreams. Raises BadConfig, also where a query would come back to ourselves."""
+        """Domain in wire form -> its upstreams. Raises BadConfig, also if a query would come back to this server."""
         found = {}
         for policy in (self.policy, *(each.policy for each in self.forwarding())):
             if policy not in POLICIES:
@@ -171,7 +172,7 @@ class DnsConfig:
             except names.BadName as err:
                 raise BadConfig(f"forward: {err}") from err
             if any(zone == name or name.endswith(zone) for zone in self.zones()):
-                raise BadConfig(f"forward: {each.domain!r} lies in a zone that is answered here; take it out")
+                raise BadConfig(f"forward: {each.domain!r} lies in a zone that is answered here; remove it")
             addresses = dict.fromkeys(self._upstream(text) for text in each.upstreams)
             found[name] = Route(
                 tuple(addresses),
@@ -193,12 +194,12 @@ class DnsConfig:
         address = _ip(host, "upstream")
         number = int(port or (TLS_PORT if scheme else PORT))
         if address in self.addresses() and number == self.port:
-            raise BadConfig(f"upstream {text!r} is this DNS itself, and queries would go round for ever; take it out")
+            raise BadConfig(f"upstream {text!r} is this DNS itself, and queries would loop forever; remove it")
         return f"{scheme}{address}#{number}"
 
 
 def is_page_address(text: str) -> bool:
-    """HOST:PORT, [IPv6]:PORT or :PORT?"""
+    """Whether the text has the form HOST:PORT, [IPv6]:PORT or :PORT."""
     port = re.fullmatch(r".*:([0-9]{1,5})", text)
     return port is not None and int(port[1]) <= LAST_PORT
 

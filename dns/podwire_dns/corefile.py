@@ -1,8 +1,7 @@
 """A subset of CoreDNS's Corefile -> DnsConfig, so that the settings of an existing cluster carry over.
 
 It reads autopath, bind, bufsize, cache, errors, forward, health, hosts, import of snippets, kubernetes, loadbalance,
-log, loop, prometheus, ready, reload, rewrite name, template. It leaves everything else out and names each such line;
-nothing is dropped in silence.
+log, loop, prometheus, ready, reload, rewrite name, template. It skips everything else and reports each skipped line.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from .wire import UDP_SIZE
 
 HEALTH, READY, METRICS, STALE = ":8080", ":8181", "localhost:9153", 3600.0
 RELOAD, RELOAD_LEAST = 30.0, 2.0
-CACHE_POSITIVE, CACHE_NEGATIVE = 3600.0, 1800.0  # CoreDNS's, where `cache` names no TTL
-ALWAYS = ("errors", "loop", "minimal")  # what this server does anyway, or has no need of
+CACHE_POSITIVE, CACHE_NEGATIVE = 3600.0, 1800.0  # CoreDNS's default, if `cache` has no TTL
+ALWAYS = ("errors", "loop", "minimal")  # directives for things that this server always does or does not need
 NO_MATTER = ("max_concurrent", "health_check", "prefer_udp", "max_idle_conns", "failfast_all_unhealthy_upstreams")
 
 
@@ -32,7 +31,7 @@ class _Server:
 
     zones: tuple[str, ...]
     wire: tuple[bytes, ...]
-    positive: float = 0.0  # without `cache` nothing is kept
+    positive: float = 0.0  # without `cache` nothing is cached
     negative: float = 0.0
     rewrites: list[Rewrite] = field(default_factory=list)
     templates: list[Template] = field(default_factory=list)
@@ -41,7 +40,7 @@ class _Server:
 
 @dataclass(slots=True)
 class _Reader:
-    """config: grows with each directive. notes: unsupported lines, which were left out."""
+    """config: grows with each directive. notes: the skipped, unsupported lines."""
 
     config: DnsConfig
     notes: list[str] = field(default_factory=list)
@@ -93,7 +92,7 @@ class _Reader:
         order = {
             "kubernetes": -1,
             "forward": 1,
-        }  # `cache` must know the cluster's domain, and `forward` what `cache` says
+        }  # `cache` needs the cluster's domain, and `forward` the settings of `cache`
         for item in sorted(block.block, key=lambda item: order.get(item.name, 0)):
             if item.name in readers:
                 readers[item.name](item, made)
@@ -158,7 +157,7 @@ class _Reader:
             server.negative = min(server.negative, server.positive)
             words = words[1:]
         if words:
-            self.note(item, "names zones; answers of all upstreams of its block are kept")
+            self.note(item, "names zones; answers of all upstreams of its block are cached")
         for option in item.block:
             if option.name in ("success", "denial") and option.args:
                 self._capacity(option, server)
@@ -168,7 +167,7 @@ class _Reader:
                 prefetch = True
             elif option.name != "disable" or self.config.cluster_domain.rstrip(".") not in [
                 word.rstrip(".") for word in option.args
-            ]:  # the cluster's own names are never in a cache
+            ]:  # the cluster's own names are never cached
                 self.note(option)
         self.set(prefetch=prefetch)
 
@@ -182,7 +181,7 @@ class _Reader:
         elif ttl is not None:
             server.negative = ttl
         if len(option.args) > 2:
-            self.note(option, "has a least TTL, which is left out: what expires is asked anew")
+            self.note(option, "has a minimum TTL, which is left out: an expired answer is requested again")
 
     def health(self, item: Directive, _server: _Server) -> None:
         self.set(health_address=_address(item, HEALTH))
@@ -218,7 +217,7 @@ class _Reader:
 
     def loadbalance(self, item: Directive, _server: _Server) -> None:
         if item.args[:1] not in ([], ["round_robin"]) or item.block:
-            self.note(item, "is not supported; addresses begin at a random one")
+            self.note(item, "is not supported; each answer starts at a random address")
 
     def log(self, item: Directive, _server: _Server) -> None:
         formats = [word for word in item.args if "{" in word]
@@ -278,7 +277,7 @@ def _upstream(word: str, item: Directive) -> str:
     scheme = TLS if word.startswith(TLS) else ""
     text = word.removeprefix(TLS)
     if "://" in text:
-        raise bad(item, f"{word!r}: upstreams are asked over UDP, TCP or tls:// only")
+        raise bad(item, f"{word!r}: upstreams can use UDP, TCP or tls:// only")
     bracketed = re.fullmatch(r"\[(.+)\](?::(\d+))?", text)
     if bracketed:
         return scheme + bracketed[1] + (f"#{bracketed[2]}" if bracketed[2] else "")
@@ -293,13 +292,14 @@ def resolv_conf(text: str) -> tuple[str, ...]:
 
 
 def apply(text: str, base: DnsConfig) -> tuple[DnsConfig, list[str]]:
-    """`base` with the Corefile's settings, and a note for everything that was left out. Raises BadConfig. Where
-    names of others go is the Corefile's alone: without `forward` they are refused."""
+    """`base` with the Corefile's settings, and a note for everything that was skipped. Raises BadConfig. Forwarding
+    follows the Corefile alone: without `forward`, names outside the cluster are refused.
+    """
     reader = _Reader(replace(base, upstreams=(), stubs=(), forwards=(), blocks=()))
     for block in parse(text):
         reader.server(block)
     domains = [each.domain for each in reader.config.forwards]
     twice = next((domain for domain in domains if domains.count(domain) > 1), None)
     if twice is not None:
-        raise BadConfig(f"Corefile: {twice!r} is forwarded twice; one of the two must go")
+        raise BadConfig(f"Corefile: {twice!r} is forwarded twice; remove one")
     return reader.config, reader.notes

@@ -28,7 +28,7 @@ def _full(text: str) -> str:
 
 
 def rewrite(item: Directive, note: Note) -> rules.Rewrite | None:
-    """None where it rewrites something other than the name: noted."""
+    """The rule, or None with a note if it rewrites something other than the name."""
     words, more = list(item.args), False
     if words and words[0] in ("continue", "stop"):
         more = words.pop(0) == "continue"
@@ -40,7 +40,7 @@ def rewrite(item: Directive, note: Note) -> rules.Rewrite | None:
     kind = words[1] if words[1:] and words[1] in rules.KINDS else "exact"
     rest = words[2:] if words[1:] and words[1] in rules.KINDS else words[1:]
     if len(rest) < 2:
-        raise bad(item, "rewrite name needs what to replace and what with")
+        raise bad(item, "rewrite name needs a name and its replacement")
     old, new, rest = rest[0], rest[1], rest[2:]
     auto = kind == "exact"
     answers: list[tuple[re.Pattern[str], str]] = []
@@ -68,7 +68,7 @@ def rewrite(item: Directive, note: Note) -> rules.Rewrite | None:
 
 
 def template(item: Directive, block_zones: tuple[bytes, ...], note: Note) -> rules.Template | None:
-    """Static answers. None where the class is not IN: noted. Raises BadConfig, also for records that cannot be."""
+    """Static answers; None with a note if the class is not IN. Raises BadConfig, also for impossible records."""
     if len(item.args) < 2:
         raise bad(item, "template needs a class and a type")
     qclass, kind = item.args[0].upper(), item.args[1].upper()
@@ -113,7 +113,7 @@ def template(item: Directive, block_zones: tuple[bytes, ...], note: Note) -> rul
 
 
 def _check(line: str) -> None:
-    """Render it once with a name for an example; what depends on groups shows only when it is asked for."""
+    """Render it once with an example name; errors that depend on groups show only with a query."""
     value = rules.scope("a.example.", "example.", 1, re.search("", ""))  # type: ignore[arg-type]  # "" is in ""
 
     def without_groups(text: str) -> str:
@@ -127,7 +127,7 @@ def _check(line: str) -> None:
 
 
 def hosts(item: Directive, block_zones: tuple[bytes, ...], note: Note) -> tuple[rules.Hosts, float | None]:
-    """The rule (its file not read yet), and its `reload` in seconds if it says one."""
+    """The rule (its file is not read yet), and its `reload` in seconds if it has one."""
     ttl, reverse = rules.HOSTS_TTL, True
     inline: list[str] = []
     fallthrough: tuple[bytes, ...] = ()

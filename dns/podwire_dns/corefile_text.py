@@ -15,7 +15,7 @@ _COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|(?:^|(?<=\s))#.*')
 
 @dataclass(slots=True)
 class Directive:
-    """One line, with the lines of the block behind it."""
+    """One line, with the lines of its block."""
 
     line: int
     words: list[str]
@@ -58,7 +58,7 @@ def parse(text: str) -> list[Directive]:
 
 
 def _imported(blocks: list[Directive]) -> list[Directive]:
-    """Snippets, "(name) {", put where they are imported."""
+    """Expand snippets, "(name) {", where they are imported."""
     snippets = {block.name.strip("()"): block.block for block in blocks if re.fullmatch(r"\(.+\)", block.name)}
     for block in blocks:
         block.block = [

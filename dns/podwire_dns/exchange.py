@@ -1,7 +1,8 @@
 """One query to one upstream and its answer: over UDP from a socket of its own, or over a TCP or TLS connection that is
 kept.
 
-What to send and what to believe is forward.py's; which upstream, and when, upstream.py's. All runs in one event loop.
+forward.py decides what to send and which answer to accept; upstream.py decides which upstream to use and when.
+Everything runs in one event loop.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .wire import SERVFAIL, Malformed
 
 LARGEST = 4096
 CONNECT_SECONDS = 4.0
-OnReply = Callable[["Upstreamed | OSError | None"], None]  # None: the answer is cut, ask over TCP
+OnReply = Callable[["Upstreamed | OSError | None"], None]  # None: the answer is truncated, repeat over TCP
 
 
 def tls_context(tls: forward.Tls) -> ssl.SSLContext:
@@ -34,7 +35,7 @@ def tls_context(tls: forward.Tls) -> ssl.SSLContext:
 
 
 class UdpExchange:
-    """A connected socket of its own for each query: a random port, and only that peer is heard."""
+    """A connected socket for each query: a random port, and only datagrams of that peer are received."""
 
     __slots__ = ("fd", "ident", "loop", "on_reply", "question", "sock")
 
@@ -55,7 +56,7 @@ class UdpExchange:
         try:
             self.sock.connect((host, port))
             self.sock.send(message)
-            self.fd = self.sock.fileno()  # asyncio is slower, by two system calls, with the socket itself
+            self.fd = self.sock.fileno()  # asyncio would need two more system calls for the socket itself
             loop.add_reader(self.fd, self._readable)
         except OSError as err:
             self.sock.close()
@@ -69,7 +70,7 @@ class UdpExchange:
             data = self.sock.recv(LARGEST)
             answer = forward.read_answer(self.question, self.ident, data)
         except (BlockingIOError, InterruptedError, Malformed):
-            return  # not an answer to our question: the right one may still come
+            return  # not an answer to our question: the right one may still arrive
         except OSError as err:
             self.close()
             self.on_reply(err)
@@ -78,7 +79,7 @@ class UdpExchange:
         self.on_reply(answer)
 
     def close(self) -> None:
-        """Hear nothing any more."""
+        """Receive nothing more."""
         if self.sock is not None:
             self.loop.remove_reader(self.fd)
             self.sock.close()
@@ -87,8 +88,9 @@ class UdpExchange:
 
 class UpstreamExchange:
     """UdpExchange for many, by exchange.c: one call sends many, one receives the answers. A socket has one query at a
-    time; one that was answered serves a few more, for a second at most. What is asked in one turn of the event loop
-    leaves together."""
+    time; after an answer it serves a few more, for a second at most. Queries of one turn of the event loop are sent
+    together.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, module: Any) -> None:
         self.loop, self._lib, self._ffi = loop, module.lib, module.ffi
@@ -153,7 +155,7 @@ class UpstreamExchange:
                         (sent.on_reply, forward.read_answer(sent.question, sent.ident, self._packets[at : at + length]))
                     )
                 except Malformed:
-                    continue  # not an answer to our question: the right one may still come
+                    continue  # not an answer to our question: the right one may still arrive
                 done.append(fd)
             del self._open[fd]
         self._lib.exchange_reuse(exchange, done, len(done))
@@ -175,7 +177,7 @@ class UpstreamExchange:
 
 
 class Sent:
-    """A query of an UpstreamExchange. fd: -1 until it has left."""
+    """A query of an UpstreamExchange. fd: -1 until it is sent."""
 
     __slots__ = ("address", "closed", "exchange", "fd", "ident", "message", "on_reply", "port", "question")
 
@@ -197,7 +199,7 @@ class Sent:
             self.on_reply(OSError(error, os.strerror(error)))
 
     def close(self) -> None:
-        """Hear nothing any more; once, and only before it was heard."""
+        """Receive nothing more; call it once, and only before an answer was received."""
         self.closed = True
         self.exchange.forget(self)
 
@@ -214,14 +216,14 @@ class StreamQuery:
     again: bool
 
     def close(self) -> None:
-        """Hear nothing any more."""
+        """Receive nothing more."""
         self.stream.forget(self)
 
 
 @dataclass(slots=True, eq=False)
 class Stream:
     """One upstream's connection: many queries under way, answered in any order (RFC 7766, RFC 7858); `expire` seconds
-    after the last answer it is closed. A query that a kept connection took along when it ended is sent again, once."""
+    after the last answer it is closed. A query that was lost when a kept connection ended is sent again, once."""
 
     address: str
     host: str
@@ -286,7 +288,7 @@ class Stream:
                 )
         except TimeoutError:
             self._fail(OSError("no connection in time"))
-        except OSError as err:  # ssl.SSLError is one: the certificate is not the upstream's
+        except OSError as err:  # includes ssl.SSLError: the certificate is not that of the upstream
             self._fail(err)
         finally:
             self._connecting = None
@@ -318,7 +320,7 @@ class Stream:
     def received(self, data: bytes) -> None:
         asked = self._waiting.get(int.from_bytes(data[:2]))
         if asked is None:
-            return  # of a query that nobody waits for any more
+            return  # of a query whose caller no longer waits
         try:
             self._settle(
                 asked, forward.read_answer(asked.question, asked.ident, data) or Upstreamed(SERVFAIL, b"\0" * 6)

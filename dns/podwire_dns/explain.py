@@ -28,7 +28,7 @@ def explain(builder: Builder, name: str, rtype: int) -> list[str]:
 
 
 def _missing_service(builder: Builder, labels: list[str]) -> list[str]:
-    """Which part of [..., service, namespace] is not there."""
+    """The part of [..., service, namespace] that does not exist."""
     namespace = labels[-1]
     if not builder.exists(f"{namespace}.svc.{builder.config.zone}"):
         return [f"there is no namespace {namespace!r}: NXDOMAIN"]

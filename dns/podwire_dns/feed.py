@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 VERSION = 3
-CHUNK = 512  # answers in one frame: reading it must not keep a query waiting
+CHUNK = 512  # answers in one frame: reading it must not delay a query
 MAX_FRAME = 64 << 20
 
 
@@ -26,7 +26,7 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
 
 
 class Delta(msgspec.Struct, tag="delta", array_like=True, frozen=True):
-    """answers: question key -> value. gone: keys without data now. names, lost: wire names
+    """answers: question key -> value. gone: keys that no longer have data. names, lost: wire names
     without data that begin or cease to exist. triggered: when the changes of headless Services happened, as their
     EndpointSlices say, in seconds since the epoch."""
 
@@ -39,12 +39,12 @@ class Delta(msgspec.Struct, tag="delta", array_like=True, frozen=True):
 
     @property
     def size(self) -> int:
-        """How many answers and names it touches: the measure of its cost."""
+        """The number of answers and names in it: the measure of its cost."""
         return len(self.answers) + len(self.gone) + len(self.names) + len(self.lost)
 
 
 class Synced(msgspec.Struct, tag="synced", array_like=True, frozen=True):
-    """The zone is whole."""
+    """The zone is complete."""
 
     serial: int
 
@@ -55,7 +55,7 @@ _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 
 class BadFeed(ValueError):
-    """The other end speaks another version or garbage."""
+    """The other end speaks another version or sends garbage."""
 
 
 def frame(message: Message) -> bytes:
@@ -75,7 +75,7 @@ def decode(body: bytes) -> Message:
 
 @dataclass(slots=True)
 class Frames:
-    """Bytes as they come -> messages."""
+    """Turns received bytes into messages."""
 
     _buffer: bytearray = field(default_factory=bytearray)
 
@@ -94,8 +94,9 @@ class Frames:
 
 
 def pieces(delta: Delta, most: int = CHUNK) -> Iterator[Delta]:
-    """A large change as several of at most `most` answers; what ends, ends with the last of them, when all new is
-    there."""
+    """Split a large change into changes of at most `most` answers; removals come with the last one, when everything new
+    is in place.
+    """
     answers = list(delta.answers.items())
     while len(answers) > most:
         yield Delta(delta.serial, dict(answers[:most]))

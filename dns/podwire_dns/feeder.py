@@ -32,9 +32,9 @@ from .config import DnsConfig
 from .sources import Sources, hold_hangup
 
 log = logs.get("dns-feeder")
-NICE = 5  # with a tenth of an ordinary process's share, new names would come late on a busy node
-GATHER_SECONDS = 0.005  # changes that come together are rendered together
-MAX_BACKLOG = 64 << 20  # bytes that a server may lag behind before it must begin anew
+NICE = 5  # with a tenth of an ordinary process's share, new names would appear late on a busy node
+GATHER_SECONDS = 0.005  # changes within this time are rendered together
+MAX_BACKLOG = 64 << 20  # bytes that a server may lag behind before it must start again
 STATUS_SECONDS = 1.0
 PATHS = {
     "Service": "/api/v1/services",
@@ -63,7 +63,7 @@ class Feeder:
         self._timer: asyncio.TimerHandle | None = None
         self._triggers: list[
             tuple[str, float]
-        ] = []  # (Service, when one of its EndpointSlices says that its pods changed)
+        ] = []  # (Service, the time at which its pods changed, from its EndpointSlices)
 
     def handler(self, kind: str) -> Callable[[Event], None]:
         """An informer's on_event for one kind of object."""
@@ -88,7 +88,7 @@ class Feeder:
         return on_event
 
     def push(self) -> None:
-        """Render what changed and send it to all."""
+        """Render the changes and send them to all servers."""
         self._timer = None
         delta = self._flush()
         triggers, self._triggers = self._triggers, []
@@ -99,14 +99,14 @@ class Feeder:
         frame = b"".join(feed.frame(piece) for piece in feed.pieces(delta))
         for writer in list(self.servers):
             if writer.transport.get_write_buffer_size() > MAX_BACKLOG:
-                log.warn("a server does not take its feed, it must connect again", backlog=MAX_BACKLOG)
+                log.warn("a server does not read its feed, it must connect again", backlog=MAX_BACKLOG)
                 self.servers.discard(writer)
                 writer.transport.abort()
                 continue
             writer.write(frame)
 
     def _flush(self) -> feed.Delta:
-        # Grows with each change, and across restarts as long as there is less than one change a second on average.
+        # Grows with each change, and across restarts if there is less than one change a second on average.
         self.serial = max(self.serial + 1, int(time.time()))
         delta = self.builder.flush(self.serial)
         self._tell_problems()
@@ -121,13 +121,13 @@ class Feeder:
         self.builder.bugs.clear()
 
     def start_feeding(self) -> None:
-        """All lists are here: from now on the zone is whole."""
+        """All lists are complete: from now on the zone is whole."""
         begin = time.monotonic()
         self.builder.fill()
         self._tell_problems()
-        with contextlib.suppress(AttributeError):  # another libc than glibc
-            ctypes.CDLL(None).malloc_trim(0)  # what the lists were read into
-        gc.freeze()  # a zone does not turn into garbage: no collection need look at it again
+        with contextlib.suppress(AttributeError):  # a libc other than glibc
+            ctypes.CDLL(None).malloc_trim(0)  # the memory into which the lists were read
+        gc.freeze()  # a zone does not become garbage: no collection needs to walk it again
         gc.enable()
         self.synced.set()
         log.info(
@@ -154,17 +154,17 @@ class Feeder:
             log.info("server connected", answers=len(self.builder.answers), servers=len(self.servers))
             await reader.read()  # a server sends nothing; the end of its stream is its end
         except (OSError, asyncio.CancelledError):
-            pass  # the server died and connects again when it lives; or we end, and asyncio would log that as an error
+            pass  # the server died and will connect again, or we end, which asyncio would log as an error
         finally:
             self.servers.discard(writer)
             self.waiting.discard(writer)
             writer.close()
 
     def part(self) -> None:
-        """Disconnect every server. It connects again, to the feeder that has the zone then."""
+        """Disconnect every server. Each connects again, to the feeder that has the zone then."""
         for writer in (*self.servers, *self.waiting):
             writer.close()
-        self.synced.set()  # a server that waits for it must not wait for ever
+        self.synced.set()  # a server that waits for this feeder must not wait forever
 
     def report(self, status: RoleStatus) -> None:
         figures: Mapping[str, Any] = {
@@ -181,12 +181,14 @@ class Feeder:
 
 
 def _stub(obj: Object) -> Object:
-    """All that the informers must remember; what the zone needs of an object, the builder keeps, packed."""
+    """The part of an object that the informers must remember; the builder keeps the part that the zone needs,
+    packed.
+    """
     kept = {
         field: obj["metadata"][field] for field in ("name", "namespace", "resourceVersion") if field in obj["metadata"]
     }
     fresh: Object = msgspec.json.decode(msgspec.json.encode({"metadata": kept}))
-    return fresh  # of new strings: one old string would keep the megabyte of memory that its list was read into
+    return fresh  # of new strings: one old string would keep the megabyte into which its list was read
 
 
 async def _watch(feeder: Feeder, client: ClientConfig, group: asyncio.TaskGroup) -> None:
@@ -205,7 +207,7 @@ async def _watch(feeder: Feeder, client: ClientConfig, group: asyncio.TaskGroup)
 
 
 class _Role:
-    """The feeder with the settings of now; a change of the zone's frame begins a new one."""
+    """The feeder with the present settings; a change of the zone's frame starts a new feeder."""
 
     def __init__(self, config: DnsConfig, client: ClientConfig) -> None:
         self.client, self.feeder = client, Feeder(config)
@@ -226,7 +228,7 @@ class _Role:
         before = self.feeder
         if (config.schema(), config.verify_pods) == (before.config.schema(), before.config.verify_pods):
             return
-        log.info("settings of the zone changed, it is made anew", domain=config.cluster_domain, ttl=config.ttl)
+        log.info("settings of the zone changed, making it again", domain=config.cluster_domain, ttl=config.ttl)
         await self.end()
         self.feeder = Feeder(config)
         before.part()
@@ -244,7 +246,7 @@ async def _main(sources: Sources, config: DnsConfig, client: ClientConfig) -> No
     role, status = _Role(config, client), RoleStatus(config.run_dir, "dns-feeder")
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
-        config.socket_path.unlink()  # what a killed predecessor left
+        config.socket_path.unlink()  # left by a killed predecessor
     listener = await asyncio.start_unix_server(role.serve, str(config.socket_path))
     role.begin()
     following = asyncio.create_task(sources.follow(config, log, role.take))
@@ -252,7 +254,7 @@ async def _main(sources: Sources, config: DnsConfig, client: ClientConfig) -> No
         role.feeder.report(status)
         for task in (role.watch, following):
             if task is not None and task.done() and not task.cancelled():
-                task.result()  # it never ends but by an error that nobody foresaw: end with it, and be started again
+                task.result()  # it ends only with an unforeseen error: end too, and be restarted
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), STATUS_SECONDS)
     following.cancel()

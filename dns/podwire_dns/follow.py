@@ -1,4 +1,4 @@
-"""The server's end of the feed: connects to the feeder, takes its zone, then its changes, without end."""
+"""The server's end of the feed: connects to the feeder, receives its zone and then its changes, forever."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECONNECT_FIRST, RECONNECT_LAST = 0.05, 1.0
 
 
 class _Link(asyncio.Protocol):
-    """A connection. It reads in large pieces and wakes once for each: the interpreter is the queries' as well."""
+    """A connection. It reads in large pieces and wakes once for each, because queries need the interpreter too."""
 
     def __init__(self, take: Callable[[feed.Message], None]) -> None:
         self.frames, self.take = feed.Frames(), take
@@ -46,7 +46,7 @@ class _Link(asyncio.Protocol):
 
 
 class Follower:
-    """`whole(zone)` is called with each whole zone; later changes go into that very object. fed: they arrive."""
+    """Calls `whole(zone)` with each whole zone and applies later changes to that object. fed: changes are arriving."""
 
     def __init__(
         self,
@@ -55,8 +55,9 @@ class Follower:
         programmed: Callable[[float], None],
         memory: Callable[[], AnswerTable | None] = lambda: None,
     ) -> None:
-        """programmed: told, in seconds, how long after a change of a headless Service's pods its answers are here.
-        memory: of a new zone."""
+        """programmed: called with the seconds from a change of a headless Service's pods to its answers here. memory:
+        of a new zone.
+        """
         self.path, self.whole, self.programmed, self.memory = path, whole, programmed, memory
         self.fed = self.ever = False
         self._zone: ZoneData | None = None
@@ -77,7 +78,7 @@ class Follower:
             log.info("zone is whole", answers=len(self._zone.answers), serial=message.serial)
 
     async def run(self) -> None:
-        """For ever, with back-off (0.05 s to 1 s)."""
+        """Runs forever, with back-off (0.05 s to 1 s)."""
         delay, told = RECONNECT_FIRST, False
         while True:
             link: _Link | None = None
@@ -90,7 +91,7 @@ class Follower:
                 if self.fed or not told:
                     tell = log.warn if self.ever else log.info
                     tell(
-                        "no feeder, the last zone serves" if self.ever else "waits for the feeder",
+                        "no feeder, answering from the last zone" if self.ever else "waits for the feeder",
                         socket=str(self.path),
                         error=str(err),
                     )

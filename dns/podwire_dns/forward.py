@@ -1,4 +1,4 @@
-"""Policy for names outside the zone: which upstream gets a query, what is sent, which answer is believed. Pure;
+"""Policy for names outside the zone: which upstream gets a query, what is sent, which answer is accepted. Pure;
 upstream.py does the sending.
 
 Upstreams are used in the configured order, or as the policy says. When an upstream exceeds its patience (four times its
@@ -34,9 +34,9 @@ from .wire import (
 )
 
 PATIENCE_FIRST, PATIENCE_LEAST, PATIENCE_MOST = 0.4, 0.1, 1.0
-DEADLINE = 4.0  # below the 5 s after which common resolvers ask again
+DEADLINE = 4.0  # below the 5 s after which common resolvers retry
 DOWN_AFTER, PROBE_EVERY = 2, 1.0
-STALE_PATIENCE = 1.8  # then a stale answer is given, where one is kept (RFC 8767 section 5)
+STALE_PATIENCE = 1.8  # after that, a stale answer is given if there is one (RFC 8767 section 5)
 ROUNDS = 2
 EXPIRE = 10.0
 TLS = "tls://"
@@ -52,8 +52,9 @@ class _Health:
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """DNS over TLS (RFC 7858). servername: whose certificate it must be, "" for the upstream's address. ca, cert, key:
-    files; without ca the system's authorities are believed."""
+    """DNS over TLS (RFC 7858). servername: the name that the certificate must have, "" for the upstream's address. ca,
+    cert, key: files; without ca the system's authorities are used.
+    """
 
     servername: str = ""
     ca: str = ""
@@ -66,11 +67,12 @@ NO_TLS = Tls()
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How the names of one domain are asked for. addresses: "IP#port" or "tls://IP#port"; none: such names are refused.
+    """The upstreams of the names of one domain. addresses: "IP#port" or "tls://IP#port"; without any, such names are
+    refused.
 
-    policy: one of POLICIES. max_fails: silences in a row after which an upstream is down, 0: never. expire: seconds
-    that an unused connection is kept. positive_cap, negative_cap: the longest that answers, and their absence, are
-    kept.
+    policy: one of POLICIES. max_fails: time-outs in a row after which an upstream counts as down, 0: never. expire:
+    seconds that an unused connection is kept. positive_cap, negative_cap: how long answers, and negative answers, are
+    kept at most.
     """
 
     addresses: tuple[str, ...]
@@ -104,7 +106,7 @@ class Upstreams:
     route: Route
     rand: Callable[[int], int] = lambda n: 0
     _turn: int = 0
-    _silent: int = 0  # how many have silences
+    _silent: int = 0  # the number of upstreams with time-outs
     _health: dict[str, _Health] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -137,7 +139,7 @@ class Upstreams:
         return min(PATIENCE_MOST, max(PATIENCE_LEAST, 4 * usual)) if usual else PATIENCE_FIRST
 
     def _in_order(self, healthy: list[str]) -> list[str]:
-        """By the policy, the first to ask first."""
+        """The upstreams in the order of the policy."""
         policy = self.route.policy
         if len(healthy) < 2 or policy == "sequential":
             return healthy
@@ -146,7 +148,9 @@ class Upstreams:
         return healthy[first:] + healthy[:first]
 
     def attempts(self, now: float) -> list[tuple[str, float]]:
-        """(address, seconds to wait before the next is asked too), in order; the first may be a probe with no wait."""
+        """(address, seconds to wait before the next one gets the query too), in order; the first may be a probe without
+        a wait.
+        """
         if not self._silent and len(self.addresses) == 1:
             return [(self.addresses[0], self.patience(self.addresses[0]))] * ROUNDS
         down = [a for a in self.addresses if self.is_down(a)] if self._silent else []
@@ -169,7 +173,9 @@ def build_ask(key: bytes, ident: int, *, dnssec_ok: bool, checking_disabled: boo
 
 def read_answer(key: bytes, ident: int, data: bytes) -> Upstreamed | None:
     """An upstream's answer to `build_ask`; None where it is truncated (TC) and the query must go over TCP. Raises
-    Malformed for a message that does not answer this question. It must be ignored, since anyone may have sent it."""
+    Malformed for a message that does not answer this question. The caller must ignore such a message, since anyone may
+    have sent it.
+    """
     if len(data) < 12:
         raise Malformed("shorter than a header")
     got, flags, questions, an, ns, ar = HEADER.unpack_from(data)
@@ -186,8 +192,7 @@ def read_answer(key: bytes, ident: int, data: bytes) -> Upstreamed | None:
 
 
 def _without_opt(data: bytes, at: int, counts: tuple[int, int, int], rcode: int, ad: bool) -> Upstreamed:
-    """Leave out OPT, which speaks of one hop only, and what may stand behind it (pointers there would no longer
-    hold)."""
+    """Remove OPT, which concerns one hop only, and any records after it (pointers there would no longer be valid)."""
     an, ns, ar = counts
     end, kept = at, 0
     for index, record in enumerate(records(data, at, an + ns + ar)):
@@ -200,5 +205,5 @@ def _without_opt(data: bytes, at: int, counts: tuple[int, int, int], rcode: int,
 
 
 def is_final(answer: Upstreamed) -> bool:
-    """Does the answer settle the question, or is another upstream worth asking (SERVFAIL, REFUSED ...)?"""
+    """Whether the answer settles the question; otherwise (SERVFAIL, REFUSED ...) another upstream is tried."""
     return answer.rcode in (NOERROR, NXDOMAIN)

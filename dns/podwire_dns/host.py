@@ -1,8 +1,8 @@
 """What the DNS needs of the node: its addresses on lo, and packets to and from them outside conntrack.
 
-notrack: the A and AAAA questions that a resolver sends at once from one socket race for one conntrack entry, and the
-loser is dropped (a 5 s stall); and a DNS answer on the node itself needs no entry at all. A notrack packet cannot be
-translated, so the proxy leaves this Service alone.
+notrack: a resolver sends A and AAAA queries at once from one socket. They race for one conntrack entry, and the loser
+is dropped (a 5 s stall). A DNS answer on the node itself needs no entry. A notrack packet cannot be translated, so the
+proxy skips this Service.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ if TYPE_CHECKING:
 
 
 def ensure_addresses(addresses: Iterable[str]) -> list[str]:
-    """Put the addresses that the node lacks on lo, in this thread's network namespace; returns those that were
-    added."""
+    """Add the addresses that the node lacks to lo, in this thread's network namespace; returns the added ones."""
     added = [address for address in addresses if not _is_local(address)]
     if not added:
         return []
-    from pyroute2 import IPRoute  # 0.15 s, which a restarted server need not wait for
+    from pyroute2 import IPRoute  # importing it takes 0.15 s, which a restarted server must not wait for
     from pyroute2.netlink.exceptions import NetlinkError
 
     with IPRoute() as ipr:
@@ -57,7 +56,7 @@ def ensure_addresses(addresses: Iterable[str]) -> list[str]:
 
 
 def _is_local(address: str) -> bool:
-    """Can a socket be bound to it?"""
+    """Whether a socket can be bound to it."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((address, 0))
@@ -69,9 +68,10 @@ def _is_local(address: str) -> bool:
 
 
 def beside(addresses: Sequence[str]) -> list[str]:
-    """What 0.0.0.0 and :: stand for now, where one of them is among `addresses`: each address here but those of
-    loopback and of links. A UDP answer must leave from the address that was asked; for a wildcard's socket the route
-    would choose."""
+    """The addresses that 0.0.0.0 and :: stand for now, if one of them is among `addresses`: each address here except
+    loopback and link-local ones. A UDP answer must have the queried address as source; for a wildcard's socket the
+    route would choose it.
+    """
     versions = {
         ipaddress.ip_address(address).version for address in addresses if ipaddress.ip_address(address).is_unspecified
     }
@@ -87,17 +87,17 @@ def beside(addresses: Sequence[str]) -> list[str]:
 
 
 def has_sibling(address: str, port: int) -> bool:
-    """Does another process serve there already?"""
+    """Whether another process already serves there."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.bind((address, port))  # without SO_REUSEPORT: only one may
+            probe.bind((address, port))  # without SO_REUSEPORT: only one socket can be bound
         except OSError as err:
             return err.errno == errno.EADDRINUSE
     return False
 
 
 def open_socket(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
-    """Bound, shared with sibling processes (SO_REUSEPORT); a TCP socket listens too."""
+    """A bound socket, shared with sibling processes (SO_REUSEPORT); a TCP socket listens too."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, kind)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -118,7 +118,7 @@ def open_socket(address: str, port: int, kind: socket.SocketKind) -> socket.sock
 
 
 def apply_notrack(addresses: Iterable[str], port: int) -> None:
-    """Load the notrack rules, whole and at once: what stood there before is replaced in the same commit."""
+    """Load the notrack rules as a whole; the old content of the table is replaced in the same commit."""
     from podwire_base.kernel.nft import socket as nft_socket
 
     nft_socket.apply(notrack(addresses, port))
@@ -136,7 +136,7 @@ def notrack(addresses: Iterable[str], port: int) -> nft.Transaction:
         table = nft.Table("ip" if version == 4 else "ip6", TABLE)
         source, destination, size = (12, 16, 4) if version == 4 else (8, 24, 16)
         inward = nft.Chain(table, "prerouting", hook="prerouting", type="filter", priority=-300)
-        # Local clients ask, and the server answers, through the output hook.
+        # Local clients send, and the server answers, through the output hook.
         outward = nft.Chain(table, "output", hook="output", type="filter", priority=-300)
         ops: list[nft.Chain | nft.Rule] = [inward, outward]
         for address in packed:
@@ -170,10 +170,10 @@ def notrack(addresses: Iterable[str], port: int) -> nft.Transaction:
 
 
 def run_soon() -> None:
-    """Ask the scheduler to let this thread, and those it starts, run soon after they wake: a slice of 0.1 ms in place
-    of some ms (EEVDF, Linux 6.12 and later; older kernels take no notice), and three times the share of an ordinary
-    process where more want to run than there are CPUs, since the whole node waits for its names. Without the right to
-    that (CAP_SYS_NICE) the share stays what it is."""
+    """Ask the scheduler to run this thread, and those it starts, soon after they wake: a time slice of 0.1 ms instead
+    of some ms (EEVDF, Linux 6.12 and later; older kernels ignore it), and three times an ordinary process's share of
+    busy CPUs, because the whole node waits for names. Without the privilege (CAP_SYS_NICE) the share stays unchanged.
+    """
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, min(os.getpriority(os.PRIO_PROCESS, 0), NICE))
     number = SCHED_SETATTR.get(platform.machine())
@@ -188,8 +188,9 @@ def run_soon() -> None:
 
 
 def more_files() -> int:
-    """Let this process have as many open files as it may, up to MANY_FILES; how many that is. A question to an upstream
-    is one, and the usual 1,024 are gone as soon as an upstream falls silent."""
+    """Raise this process's limit of open files as far as allowed, up to MANY_FILES; returns the limit. Each query to an
+    upstream needs one, and the usual 1,024 are used up as soon as an upstream stops answering.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -199,7 +200,9 @@ def more_files() -> int:
 
 
 def drop_addresses(addresses: Iterable[str], port: int) -> list[str]:
-    """Take those off lo that nobody serves on any more; returns them. As in `cleanup`, whoever put them there."""
+    """Remove the addresses from lo that no process serves any more, whoever added them (as `cleanup` does); returns
+    them.
+    """
     idle = {
         address
         for address in addresses
@@ -224,7 +227,7 @@ def _off_lo(ipr: Any, wanted: set[str]) -> list[str]:
 
 
 def cleanup(addresses: Iterable[str]) -> list[str]:
-    """Take back what `ensure_addresses` and `apply_notrack` put there; says what was removed."""
+    """Undo `ensure_addresses` and `apply_notrack`; returns a line for each removal."""
     from pyroute2 import IPRoute
 
     from podwire_base.kernel.nft import ruleset as nft

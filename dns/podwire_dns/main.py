@@ -1,4 +1,6 @@
-"""`podwire dns`: run the feeder or a server on this node, take their traces away, or ask a question and learn why."""
+"""`podwire dns`: run the feeder or a server on this node, remove their kernel state, or query a name and explain the
+answer.
+"""
 
 from __future__ import annotations
 
@@ -49,49 +51,56 @@ OPTIONS: list[Callable[[Function], Function]] = [
         "--kubeconfig",
         envvar="KUBECONFIG",
         type=click.Path(dir_okay=False),
-        help="Default: the pod's own service account.",
+        help="Kubeconfig; default: the pod's own service account.",
     ),
     click.option(
         "--run-dir",
         type=click.Path(path_type=Path, file_okay=False),
         default=DEFAULTS.run_dir,
         show_default=True,
-        help="Where dns.sock and the status files are.",
+        help="Directory of dns.sock and the status files.",
     ),
     _many("--listen", DEFAULTS.listen, "Cluster DNS address; may be repeated."),
     click.option(
         "--port", type=click.IntRange(1, 65535), default=DEFAULTS.port, show_default=True, help="Of UDP and TCP."
     ),
     click.option(
-        "--cluster-domain", default=DEFAULTS.cluster_domain, show_default=True, help="The zone made from the API."
+        "--cluster-domain", default=DEFAULTS.cluster_domain, show_default=True, help="The DNS domain of the cluster."
     ),
     _many(
         "--upstream",
         DEFAULTS.upstreams,
         "Resolver for other names: IP, IP#PORT, tls://IP (DNS over TLS), or the path of a "
-        "resolv.conf, which is followed; may be repeated. none: such names are refused.",
+        "resolv.conf, which is followed; may be repeated. none: refuse such names.",
     ),
-    click.option("--tls-servername", default="", help="Whose certificate upstreams with tls:// must have."),
-    click.option("--tls-ca", type=click.Path(dir_okay=False), default="", help="Whom to believe their certificates."),
+    click.option("--tls-servername", default="", help="Name in the certificate of upstreams with tls://."),
+    click.option(
+        "--tls-ca",
+        type=click.Path(dir_okay=False),
+        default="",
+        help="File with the authorities that may sign their certificates.",
+    ),
     _many("--pod-cidr", DEFAULTS.pod_cidrs, "Range whose reverse names are answered here; may be repeated."),
-    _many("--service-cidr", DEFAULTS.service_cidrs, "The same for Service addresses."),
+    _many("--service-cidr", DEFAULTS.service_cidrs, "The same for Service addresses; may be repeated."),
     click.option("--ttl", type=click.IntRange(0, 3600), default=DEFAULTS.ttl, show_default=True, help="Seconds."),
     click.option("--pods/--no-pods", default=True, show_default=True, help="Answer a-b-c-d.NAMESPACE.pod names."),
     click.option(
         "--verify-pods/--no-verify-pods",
         default=False,
         show_default=True,
-        help="Answer those names only where there is such a pod; the feeder then watches all pods.",
+        help="Answer those names only if such a pod exists; the feeder then watches all pods.",
     ),
     click.option(
         "--corefile",
         type=click.Path(dir_okay=False),
         default="",
-        help="Take settings from a CoreDNS Corefile; they stand above the other flags. SIGHUP reads it again, and so "
-        "does its `reload`.",
+        help="Read settings from a CoreDNS Corefile; they override the other flags. It is read again at SIGHUP and "
+        "as its `reload` says.",
     ),
     _many(
-        "--dns-address", (), "Where clients reach this DNS, if not at --listen (a Service's address); may be repeated."
+        "--dns-address",
+        (),
+        "Address at which clients reach this DNS, if not --listen (a Service's address); may be repeated.",
     ),
     click.option("--health-address", default="", help="HOST:PORT of /health; empty: none."),
     click.option("--ready-address", default="", help="HOST:PORT of /ready; empty: none."),
@@ -101,13 +110,13 @@ OPTIONS: list[Callable[[Function], Function]] = [
         type=click.FloatRange(0, 300),
         default=DEFAULTS.lame_duck,
         show_default=True,
-        help="Seconds to go on answering after SIGTERM, not ready any more.",
+        help="Seconds of answering after SIGTERM, while /ready fails.",
     ),
     click.option(
         "--log-queries/--no-log-queries",
         default=False,
         show_default=True,
-        help="A log line for each query, with the client's pod.",
+        help="Log each query, with the client's pod.",
     ),
     click.option(
         "--autopath/--no-autopath",
@@ -115,20 +124,20 @@ OPTIONS: list[Callable[[Function], Function]] = [
         show_default=True,
         help="Complete the names of pods' search paths in one answer.",
     ),
-    _many("--stub", (), "DOMAIN=IP[#PORT],...: ask these for names below DOMAIN; may be repeated."),
+    _many("--stub", (), "DOMAIN=IP[#PORT],...: upstreams of names below DOMAIN; may be repeated."),
     click.option(
         "--policy",
         type=click.Choice(POLICIES),
         default=DEFAULTS.policy,
         show_default=True,
-        help="Which upstream is asked first.",
+        help="Which upstream gets a query first.",
     ),
     click.option(
         "--serve-stale",
         type=click.FloatRange(0, 86400),
         default=DEFAULTS.serve_stale,
         show_default=True,
-        help="Seconds that an expired answer is given while no upstream answers.",
+        help="Seconds for which an expired answer is given while no upstream answers.",
     ),
     click.option(
         "--prefetch/--no-prefetch", default=True, show_default=True, help="Renew popular answers before they expire."
@@ -138,7 +147,9 @@ OPTIONS: list[Callable[[Function], Function]] = [
 
 
 def _with_config(work: Callable[..., None]) -> Function:
-    """Options -> DnsConfig as the first argument; errors of settings as one line and exit status 1."""
+    """Turns options into a DnsConfig as the first argument; an error in the settings becomes one line and exit status
+    1.
+    """
 
     @wraps(work)
     def inner(**flags: Any) -> None:
@@ -168,10 +179,10 @@ def _with_config(work: Callable[..., None]) -> Function:
 
 
 def _showing(*names: str) -> Callable[[Function], Function]:
-    """Of the settings that all commands take, the help shows those that make a difference to this one."""
+    """All commands take the same settings; the help of each shows only those that affect it."""
 
     def mark(function: Function) -> Function:
-        for option in getattr(function, "__click_params__"):  # noqa: B009  # click's, and not in its types
+        for option in getattr(function, "__click_params__"):  # click sets this attribute, but its types do not have it
             option.hidden = option.name not in names
         return function
 
@@ -206,7 +217,7 @@ def server(config: DnsConfig) -> None:
 def serve(config: DnsConfig) -> None:
     """Feeder and server together, as in a container of a Deployment behind a Service.
 
-    Unless flags say otherwise it listens on all addresses there are, touches neither lo nor conntrack, shows /health on
+    By default it listens on all addresses, changes neither lo nor conntrack, shows /health on
     :8080, /ready on :8181 and /metrics on :9153, and answers for 5 s after SIGTERM.
     """
     from . import serving
@@ -220,7 +231,7 @@ def serve(config: DnsConfig) -> None:
 @_showing("listen", "corefile")
 @_with_config
 def cleanup(config: DnsConfig) -> None:
-    """Take the addresses off lo and remove the nft table podwire-dns."""
+    """Remove the addresses from lo, and the nft table podwire-dns."""
     from . import host
 
     for line in host.cleanup(Sources(config).load().addresses()) or ["nothing to remove"]:
@@ -230,13 +241,15 @@ def cleanup(config: DnsConfig) -> None:
 @command.command()
 @click.argument("name")
 @click.argument("rtype", type=click.Choice(list(TYPE_NAMES.values()), case_sensitive=False), default="A")
-@click.option("--explain/--no-explain", default=True, show_default=True, help="Say from the API's objects why.")
+@click.option(
+    "--explain/--no-explain", default=True, show_default=True, help="Explain the answer with the API's objects."
+)
 @_showing(
     "kubeconfig", "listen", "dns_address", "port", "cluster_domain", "pod_cidr", "service_cidr", "pods", "corefile"
 )
 @_with_config
 def query(config: DnsConfig, name: str, rtype: str, explain: bool) -> None:
-    """Ask this node's DNS for NAME as a pod would, and say which object the answer comes from, or why there is none."""
+    """Query this node's DNS for NAME as a pod would, and show the object behind the answer, or why there is none."""
     from dnslib import QTYPE, RCODE, DNSRecord
 
     config, full = Sources(config).load(), names.fqdn(name)
@@ -252,13 +265,13 @@ def query(config: DnsConfig, name: str, rtype: str, explain: bool) -> None:
 
 
 def _reached(config: DnsConfig) -> str:
-    """An address to send a question to."""
+    """An address that reaches the server."""
     first = (*config.dns_addresses, *config.addresses())[0]
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first)
 
 
 def _ask(address: str, port: int, message: bytes) -> bytes:
-    """Over TCP, which has room for every answer. Raises OSError."""
+    """Query over TCP, which has room for every answer. Raises OSError."""
     try:
         with socket.create_connection((address, port), timeout=5) as sock, sock.makefile("rb") as stream:
             sock.sendall(len(message).to_bytes(2) + message)

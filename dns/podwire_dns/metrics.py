@@ -1,7 +1,7 @@
 """What /metrics counts: queries, answers, their sizes and times. The page: metrics_page.py.
 
-A `Tally` counts in Python what the slow path, TCP and the plain loop answer; the compiled loop counts for itself
-(batch_counts). Counts are whole or a query behind, never torn: each is one number.
+A `Tally` counts in Python the answers of the slow path, of TCP and of the plain loop; the compiled loop has its own
+counters (batch_counts). A count may be a query behind, but is never torn, because each is one number.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DO = b"\x80"
 class Tally:
     """Queries by type, responses by rcode, response times (seconds) and sizes (bytes) of both.
 
-    Counts and sums of histograms are fields here: an answer waits for each call and each object on the way.
+    Counts and sums of histograms are fields of this class, because each call and each object would delay an answer.
     """
 
     types: Counter[int] = field(default_factory=Counter)
@@ -82,7 +82,7 @@ class Tally:
 
 
 def response_class(answer: bytes) -> str:
-    """success, denial (no such name, or no such data) or error, as CoreDNS's log has them."""
+    """success, denial (the name or the data does not exist) or error, as in CoreDNS's log."""
     rcode = answer[3] & 0xF
     if rcode == 0:
         return "success" if answer[6:8] != b"\0\0" else "denial"
@@ -90,7 +90,7 @@ def response_class(answer: bytes) -> str:
 
 
 def known_types(types: Mapping[int, int]) -> dict[int, int]:
-    """Types that have a name; all others together under 0."""
+    """Types that have a name; all others are counted together under 0."""
     found: Counter[int] = Counter()
     for number, count in sorted(types.items()):
         found[number if number in KNOWN_TYPES else 0] += count

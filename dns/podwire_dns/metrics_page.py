@@ -60,7 +60,7 @@ class ServerState:
 
 
 def plugins(config: DnsConfig) -> list[str]:
-    """Names of the CoreDNS plugins whose work is done here now."""
+    """Names of the CoreDNS plugins whose function is active here."""
     found = ["errors", "kubernetes", "loop"]
     found += [
         name
@@ -96,7 +96,7 @@ def render(state: ServerState) -> str:
     page.family(
         "coredns_plugin_enabled",
         "gauge",
-        "What of CoreDNS's plugins is done here.",
+        "CoreDNS plugins whose function is active here.",
         [({**base, "name": name}, 1) for name in plugins(state.config)],
     )
     _queries(page, state, base)
@@ -108,7 +108,7 @@ def render(state: ServerState) -> str:
     page.family("podwire_dns_zone_serial", "gauge", "Serial of the zone.", [({}, data.serial)])
     page.family("podwire_dns_zone_synced", "gauge", "1: a whole zone was received.", [({}, int(data.synced))])
     page.family(
-        "podwire_dns_feeder_connected", "gauge", "1: changes arrive; 0: the last zone serves.", [({}, int(state.fed))]
+        "podwire_dns_feeder_connected", "gauge", "1: changes arrive; 0: the last zone is used.", [({}, int(state.fed))]
     )
     return page.text()
 
@@ -199,7 +199,7 @@ def _forwarding(page: Page, state: Forwarding) -> None:
     ):
         page.histogram(
             name,
-            "Time that upstreams took.",
+            "Response time of upstreams.",
             BOUNDS,
             [
                 ({**more, "to": to, "rcode": rcode}, took.counts, took.total)
@@ -213,26 +213,26 @@ def _forwarding(page: Page, state: Forwarding) -> None:
         page.family(
             name,
             "counter",
-            "Questions that an upstream left unanswered.",
+            "Queries that an upstream did not answer.",
             [({**more, "to": to}, state.failures.get(to, 0)) for to in sorted(state.down)],
         )
     page.family(
         "coredns_forward_healthcheck_broken_total",
         "counter",
-        "Questions asked while every upstream was down.",
+        "Queries forwarded while every upstream was down.",
         [({}, state.all_down)],
     )
     page.family(
         "coredns_forward_max_concurrent_rejects_total",
         "counter",
-        "Queries refused for too many waited.",
+        "Queries refused because too many were waiting.",
         [({}, state.rejected)],
     )
     for name, counts in (("hits", state.reused), ("misses", state.opened)):
         page.family(
             f"coredns_proxy_conn_cache_{name}_total",
             "counter",
-            "Questions over a kept (hits) or a new connection.",
+            "Queries over a kept (hits) or a new connection.",
             [({"proxy_name": "forward", "to": to, "proto": "tcp"}, count) for to, count in sorted(counts.items())],
         )
     page.family(
@@ -255,22 +255,22 @@ def _cache(page: Page, cache: Cache, base: dict[str, str]) -> None:
     page.family(
         "coredns_cache_hits_total",
         "counter",
-        "Questions answered from the cache.",
+        "Queries answered from the cache.",
         [({**base, "type": kind}, hits) for kind, _, hits in kinds],
     )
     page.family(
-        "coredns_cache_misses_total", "counter", "Questions that an upstream had to be asked.", [(base, cache.misses)]
+        "coredns_cache_misses_total", "counter", "Queries that the cache could not answer.", [(base, cache.misses)]
     )
     page.family(
         "coredns_cache_requests_total",
         "counter",
-        "Questions that the cache was asked.",
+        "Lookups in the cache.",
         [(base, cache.hits + cache.misses)],
     )
     page.family(
         "coredns_cache_evictions_total",
         "counter",
-        "Answers that had to make room.",
+        "Answers evicted from the cache.",
         [({**base, "type": "success"}, cache.evicted)],
     )
     page.family(
@@ -282,7 +282,7 @@ def _cache(page: Page, cache: Cache, base: dict[str, str]) -> None:
     page.family(
         "coredns_cache_prefetch_total",
         "counter",
-        "Answers fetched anew before they expired.",
+        "Answers fetched again before they expired.",
         [(base, cache.prefetched)],
     )
 
@@ -290,15 +290,18 @@ def _cache(page: Page, cache: Cache, base: dict[str, str]) -> None:
 def _itself(page: Page, state: ServerState) -> None:
     page.histogram(
         "coredns_health_request_duration_seconds",
-        "What the server's own /health took.",
+        "Time of a request to the server's own /health.",
         state.health.bounds,
         [({}, state.health.counts, state.health.total)],
     )
     page.family(
-        "coredns_health_request_failures_total", "counter", "Times that it did not come.", [({}, state.health_failures)]
+        "coredns_health_request_failures_total",
+        "counter",
+        "Failed requests to the server's own /health.",
+        [({}, state.health_failures)],
     )
     page.family(
-        "coredns_reload_failed_total", "counter", "Changed settings that could not work.", [({}, state.reload_failed)]
+        "coredns_reload_failed_total", "counter", "Changed settings that were invalid.", [({}, state.reload_failed)]
     )
     page.family(
         "coredns_reload_version_info",
@@ -306,7 +309,7 @@ def _itself(page: Page, state: ServerState) -> None:
         "The Corefile that is in force.",
         [({"hash": "sha512", "value": state.digest}, 1)] if state.digest else [],
     )
-    page.family("podwire_dns_reloads_total", "counter", "Changed settings taken over.", [({}, state.reloads)])
+    page.family("podwire_dns_reloads_total", "counter", "Changed settings that were applied.", [({}, state.reloads)])
     page.family("process_cpu_seconds_total", "counter", "CPU time of this process.", [({}, state.cpu)])
     page.family("process_resident_memory_bytes", "gauge", "Memory of this process.", [({}, state.memory)])
-    page.family("process_start_time_seconds", "gauge", "When this process began.", [({}, state.started)])
+    page.family("process_start_time_seconds", "gauge", "Start time of this process.", [({}, state.started)])

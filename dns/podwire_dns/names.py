@@ -16,7 +16,7 @@ MAX_WIRE = 255
 
 
 class BadName(ValueError):
-    """A name or address that cannot stand in the DNS; the text says which and why."""
+    """A name or address that cannot be in the DNS; the text names it and the reason."""
 
 
 def fqdn(name: str) -> str:
@@ -32,7 +32,7 @@ def fqdn(name: str) -> str:
 
 
 def label(text: str, what: str) -> str:
-    """One label, lower case; `what` names the field in the error."""
+    """One label in lower case; `what` names the field in the error."""
     low = text.lower()
     if not _LABEL.fullmatch(low):
         raise BadName(f"{what} {text!r} cannot be a DNS label: 1 to 63 of a-z, 0-9, '-' and '_'")
@@ -52,7 +52,7 @@ def to_wire(name: str) -> bytes:
 
 @lru_cache(maxsize=16384)
 def _suffix(name: str) -> bytes:
-    """All but the first label: thousands of names share it."""
+    """All but the first label; cached, because thousands of names share it."""
     raw = name.rstrip(".").encode("ascii")
     return b"".join(bytes((len(part),)) + part for part in raw.split(b".") if part) + b"\0"
 
@@ -82,7 +82,7 @@ def within(name: str, origins: frozenset[str]) -> str | None:
 def reverse_name(address: str) -> str:
     """10.96.0.1 -> 1.0.96.10.in-addr.arpa. (RFC 1035 3.5), IPv6 by nibbles under ip6.arpa. (RFC 3596 2.5).
 
-    `address`: canonical text, as `canonical` gives it; so in the two functions below.
+    `address`: canonical text, as `canonical` returns it; the same holds for the two functions below.
     """
     if ":" not in address:
         return ".".join(address.split(".")[::-1]) + ".in-addr.arpa."
@@ -105,7 +105,7 @@ IN_ADDR, IP6 = b"\x07in-addr\x04arpa\0", b"\x03ip6\x04arpa\0"
 
 
 def is_canonical_ipv4(text: str) -> bool:
-    """Four octets without leading zeros: the common case, told without the ipaddress module."""
+    """Four octets without leading zeros: the common case, checked without the ipaddress module."""
     parts = text.split(".")
     return len(parts) == 4 and all(part in _OCTETS for part in parts)
 
@@ -121,7 +121,7 @@ def reverse_wire(address: bytes) -> bytes:
 
 
 def prefixed(first: str, rest: bytes) -> bytes:
-    """The name `first`.`rest` in wire form. Raises BadName where that is too long."""
+    """The name `first`.`rest` in wire form. Raises BadName if it is too long."""
     raw = first.encode("ascii")
     wire = bytes((len(raw),)) + raw + rest
     if len(raw) > 63 or len(wire) > MAX_WIRE:
@@ -163,7 +163,7 @@ def reverse_zones(cidr: str) -> list[str]:
 def dashed(address: str) -> str:
     """An endpoint's or pod's name made from its address: 10.1.2.3 -> 10-1-2-3, fd00::1 -> fd00--1.
 
-    A label neither begins nor ends with '-', so that an address which does gets a 0 there (::1 -> 0--1).
+    A label may neither begin nor end with '-', so a 0 is added there (::1 -> 0--1).
     """
     if ":" not in address:
         return address.replace(".", "-")

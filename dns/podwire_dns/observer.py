@@ -20,8 +20,9 @@ log = logs.get("dns")
 
 
 class Observer:
-    """clients: names pods by address; None: no line for each query. programming: from a change of a headless Service's
-    pods to its answers, in seconds."""
+    """clients: finds the pod of an address; None: queries are not logged. programming: seconds from a change of a
+    headless Service's pods to its answers.
+    """
 
     def __init__(self, clients: Clients | None) -> None:
         self.clients = clients
@@ -32,7 +33,7 @@ class Observer:
         self._lock = threading.Lock()
 
     def configure(self, clients: Clients | None, classes: tuple[str, ...], zones: tuple[str, ...]) -> None:
-        """classes: of metrics.response_class, or all. zones: lines only for names below these; none: for all names."""
+        """classes: of metrics.response_class, or all. zones: log only names below these; none: all names."""
         self.clients, self.classes = clients, classes
         self.zones = tuple(f".{zone.strip('.').lower()}." for zone in zones)
 
@@ -40,7 +41,7 @@ class Observer:
         self.programming.observe(seconds)
 
     def total(self, protocol: str) -> Tally:
-        """A copy."""
+        """A copy of the counts."""
         found, mine = Tally(), self._tallies[protocol]
         with self._lock:
             found.types.update(mine.types)
@@ -65,7 +66,7 @@ class Observer:
         log.error("query failed", peer=peer[0], query=query[:64].hex(), error=repr(error))
 
     def answered(self, protocol: str, peer: tuple[Any, ...], query: bytes, answer: bytes, began: float) -> None:
-        """`began`: when the query came, by the monotonic clock."""
+        """`began`: the monotonic time at which the query arrived."""
         now = time.monotonic()
         with self._lock:
             self._tallies[protocol].answered(query, answer, now - began)
@@ -88,7 +89,7 @@ class Observer:
 
 
 def question_of(answer: bytes) -> tuple[str, str]:
-    """Name and type of a response of ours; empty where it echoes no question."""
+    """Name and type of one of our responses; empty if it echoes no question."""
     if answer[4:6] != b"\0\1":
         return "", ""
     at = 12

@@ -27,8 +27,7 @@ def question(name: str, rtype: int) -> bytes:
 
 
 class Targets(NamedTuple):
-    """SRV records that stand at several names. glue: (offset of the target in `records`, target, rest of the
-    record)."""
+    """SRV records for several names. glue: (offset of the target in `records`, target, rest of the record)."""
 
     number: int
     records: bytes
@@ -77,7 +76,7 @@ class Packer:
         return COUNTS.pack(1, 0, 0) + OWNER + FIXED.pack(TXT, IN, self.ttl, len(raw) + 1) + bytes((len(raw),)) + raw
 
     def targets(self, pairs: Iterable[tuple[int, bytes]], glue: Mapping[bytes, Sequence[bytes]]) -> Targets:
-        """SRV records (port, target), the weight shared out evenly; `glue`: packed addresses of each target."""
+        """SRV records (port, target), with the weight divided equally; `glue`: packed addresses of each target."""
         every = sorted(set(pairs))[:MAX_RECORDS]
         weight = b"\0\0" + max(1, SRV_WEIGHT_SUM // len(every)).to_bytes(2)
         heads, at = self._srv, 18
@@ -95,8 +94,9 @@ class Packer:
         return Targets(len(parts), b"".join(parts), extra[:MAX_RECORDS])
 
     def srv(self, owner: bytes, targets: Targets) -> bytes:
-        """The value for SRV at `owner`; the additional records' owners point at the targets, as far as a pointer
-        reaches."""
+        """The value for SRV at `owner`; the owners of the additional records point at the targets if a pointer reaches
+        them.
+        """
         begin = 12 + len(owner) + 4
         if begin + len(targets.records) <= MAX_POINTER:
             base = 0xC000 + begin
@@ -109,7 +109,7 @@ class Packer:
         return COUNTS.pack(targets.number, 0, len(extra)) + targets.records + b"".join(extra)
 
     def srv_one(self, owner: bytes, port: int, target: bytes, glue: Sequence[bytes]) -> bytes:
-        """`srv` for one target: what each port of a Service with ClusterIP has."""
+        """`srv` for one target, the usual case of a Service with ClusterIP."""
         name = (0xC000 | 34 + len(owner)).to_bytes(2)
         extra = [name + (self.a_tail if len(item) == 4 else self.aaaa_tail) + item for item in glue]
         return (
@@ -124,7 +124,7 @@ class Packer:
 
 
 def pointer_targets(value: bytes) -> list[bytes]:
-    """The names in a value that `named` or `pointers` made."""
+    """The names in a value made by `named` or `pointers`."""
     found, at = [], 6
     while at < len(value):
         end = at + 12 + int.from_bytes(value[at + 10 : at + 12])

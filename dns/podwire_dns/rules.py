@@ -22,18 +22,18 @@ from .wire import COUNTS, EMPTY, HEADER, IN, NOERROR, NXDOMAIN, QR, SERVFAIL
 
 ROOT = b"\0"
 KINDS = ("exact", "prefix", "suffix", "substring", "regex")
-REMEMBERED = 20_000  # questions whose rules are known without looking again
+REMEMBERED = 20_000  # maximum number of questions whose rules are cached
 HOSTS_TTL = TEMPLATE_TTL = 3600
 _EXPRESSION = re.compile(r"\{\{-?\s*(.*?)\s*-?\}\}")
 _GROUP = re.compile(r"\{(\d+)\}")
 
 
 class BadRule(ValueError):
-    """A rule that cannot work; the text says why."""
+    """An invalid rule; the text gives the reason."""
 
 
 def inside(name: bytes, zones: tuple[bytes, ...]) -> bytes | None:
-    """The longest of `zones` that `name` lies in (all in wire form)."""
+    """The longest of `zones` that contains `name` (all in wire form)."""
     at = 0
     while True:
         if name[at:] in zones:
@@ -44,7 +44,7 @@ def inside(name: bytes, zones: tuple[bytes, ...]) -> bytes | None:
 
 
 def pattern(text: str) -> re.Pattern[str]:
-    """A regular expression of Go's as Python understands it. Raises BadRule."""
+    """A Go regular expression in Python's syntax. Raises BadRule."""
     try:
         return re.compile(
             text.replace("(?<", "(?P<") if "(?<" in text and "(?<=" not in text and "(?<!" not in text else text
@@ -56,8 +56,8 @@ def pattern(text: str) -> re.Pattern[str]:
 @dataclass(frozen=True, slots=True)
 class Rewrite:
     """kind: one of KINDS. answers: (regular expression, replacement) for names of the answer's records, values: for
-    names in their data. auto: names in the data that are the rewritten one become the asked one, as owners always
-    do."""
+    names in their data. auto: the rewritten name in the data becomes the original name, as it always does in owners.
+    """
 
     kind: str
     old: str
@@ -68,7 +68,7 @@ class Rewrite:
     values: tuple[tuple[re.Pattern[str], str], ...] = ()
 
     def apply(self, name: str) -> str | None:
-        """The new name of a lower-case name with its final dot; None where the rule does not fit."""
+        """The new name of a lower-case name with its final dot; None if the rule does not match."""
         match self.kind:
             case "exact":
                 return self.new if name == self.old else None
@@ -83,14 +83,15 @@ class Rewrite:
 
 
 def _fill(text: str, found: re.Match[str]) -> str:
-    """{1} is the first group, as CoreDNS writes it."""
+    """Replace groups: {1} is the first one, as in CoreDNS."""
     return _GROUP.sub(lambda number: (found[int(number[1])] or "") if int(number[1]) <= (found.re.groups) else "", text)
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """qtype: a number, None for all. fallthrough: zones in which a name that no expression fits goes on; else
-    NXDOMAIN."""
+    """qtype: a number, None for all. fallthrough: zones in which a name that no expression matches is passed on;
+    elsewhere it gets NXDOMAIN.
+    """
 
     zones: tuple[bytes, ...]
     qtype: int | None
@@ -104,7 +105,7 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """inline: lines as in /etc/hosts. path: a file of such lines; `text`: what stood in it."""
+    """inline: lines as in /etc/hosts. path: a file of such lines; `text`: its content."""
 
     zones: tuple[bytes, ...]
     inline: str = ""
@@ -127,7 +128,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """key: the question to answer in place of the asked one. steps: (name before, name behind, rule), in order."""
+    """key: the question to answer instead of the original one. steps: (name before, name after, rule), in order."""
 
     key: bytes
     steps: tuple[tuple[str, str, Rewrite], ...]
@@ -142,7 +143,7 @@ class Local:
 
 
 def host_lines(text: str) -> Iterator[tuple[bytes, list[str]]]:
-    """(packed address, names) of each line that is one; others are passed over, as resolvers do."""
+    """(packed address, names) of each valid line; other lines are skipped, as resolvers do."""
     for line in text.splitlines():
         words = line.partition("#")[0].split()
         try:
@@ -155,7 +156,7 @@ def host_lines(text: str) -> Iterator[tuple[bytes, list[str]]]:
 
 
 class _Table:
-    """hosts, ready to be asked."""
+    """A compiled Hosts."""
 
     def __init__(self, hosts: Hosts) -> None:
         self.hosts, self.answers, self.names = hosts, dict[bytes, bytes](), set[bytes]()
@@ -187,7 +188,7 @@ class _Table:
 
 @dataclass(slots=True)
 class Rules:
-    """Blocks, ready to be asked; the same question is looked up once (`find`)."""
+    """Compiled blocks; the result for a question is cached (`find`)."""
 
     blocks: tuple[Block, ...]
     _tables: dict[int, list[_Table]] = field(init=False)
@@ -202,7 +203,7 @@ class Rules:
 
     def find(self, key: bytes) -> Rewritten | Local | None:
         """The rule's effect on a lower-case question; None: no rule applies."""
-        known = self._known.get(key, self)  # one step: another thread may empty it between two
+        known = self._known.get(key, self)  # one operation: another thread may empty it in between
         if not isinstance(known, Rules):
             return known
         found = self._rewrite(key) or self.local(key)
@@ -227,7 +228,7 @@ class Rules:
             try:
                 new = names.fqdn(new)
             except names.BadName:
-                continue  # what came out cannot be asked for
+                continue  # the rewritten name is no valid question
             steps.append((name, new, rule))
             name = new
             if not rule.more:
@@ -235,7 +236,7 @@ class Rules:
         return Rewritten(names.to_wire(name) + key[-4:], tuple(steps)) if steps else None
 
     def local(self, key: bytes) -> Local | None:
-        """The answer of the block's templates and hosts."""
+        """The answer from the block's templates and hosts."""
         block = self.block(key[:-4])
         if block is None or int.from_bytes(key[-2:]) != IN:
             return None
@@ -266,12 +267,12 @@ def _by_template(template: Template, key: bytes) -> Local | None:
 
 
 def type_name(qtype: int) -> str:
-    """For templates, logs and tools: "A", or "TYPE65280" (RFC 3597) where the type has no name."""
+    """For templates, logs and tools: "A", or "TYPE65280" (RFC 3597) for a type without a name."""
     return str(QTYPE.forward.get(qtype, f"TYPE{qtype}"))
 
 
 def scope(name: str, zone: str, qtype: int, found: re.Match[str]) -> Callable[[str], str]:
-    """The value of an expression of a template, such as ".Name" or "index .Match 1". Raises BadRule."""
+    """The value of a template's expression, such as ".Name" or "index .Match 1". Raises BadRule."""
     plain = {".Name": name, ".Question.Name": name, ".Zone": zone, ".Class": "IN", ".Type": type_name(qtype)}
 
     def value(text: str) -> str:
@@ -285,7 +286,7 @@ def scope(name: str, zone: str, qtype: int, found: re.Match[str]) -> Callable[[s
         except IndexError as err:
             raise BadRule(f"{{{{ {text} }}}}: the expression has no such group") from err
         raise BadRule(
-            f"{{{{ {text} }}}} is not supported; there are {', '.join(plain)}, .Group.NAME and index .Match N"
+            f"{{{{ {text} }}}} is not supported; supported are {', '.join(plain)}, .Group.NAME and index .Match N"
         )
 
     return value
@@ -296,7 +297,7 @@ def render(line: str, value: Callable[[str], str]) -> list[RR]:
     text = _EXPRESSION.sub(lambda found: value(found[1]), line)
     try:
         return list(RR.fromZone(text, ttl=TEMPLATE_TTL))
-    except Exception as err:  # dnslib raises its own errors, and ValueError, KeyError and IndexError on garbage
+    except Exception as err:  # dnslib raises its own errors, ValueError, KeyError and IndexError on malformed input
         raise BadRule(f"{text!r} is no record: {err}") from err
 
 
@@ -330,8 +331,9 @@ def label(name: bytes) -> DNSLabel:
 
 
 def restore(asked: bytes, rewritten: Rewritten, value: bytes) -> bytes:
-    """A value for the rewritten question, as one for the question that was asked. Raises BadRule where it cannot be
-    read."""
+    """Turn a value for the rewritten question into one for the original question. Raises BadRule if it cannot be
+    read.
+    """
     an, ns, ar = COUNTS.unpack_from(value)
     try:
         message = DNSRecord.parse(HEADER.pack(0, QR, 1, an, ns, ar) + rewritten.key + value[6:])
@@ -344,12 +346,12 @@ def restore(asked: bytes, rewritten: Rewritten, value: bytes) -> bytes:
                 if isinstance(getattr(record.rdata, attribute, None), DNSLabel):
                     setattr(record.rdata, attribute, _back(getattr(record.rdata, attribute), rewritten, data=True))
         except DNSLabelError as err:
-            raise BadRule(f"what a rule makes of {record.rname} is no name: {err}") from err
+            raise BadRule(f"a rule turns {record.rname} into an invalid name: {err}") from err
     return packed(asked, message.rr, message.auth, message.ar)
 
 
 def _back(owner: DNSLabel, rewritten: Rewritten, *, data: bool) -> DNSLabel:
-    """A name of an answer with the rules taken back, the last one first."""
+    """A name of an answer with the rules undone, the last one first."""
     name = before = str(owner)
     for old, new, rule in reversed(rewritten.steps):
         if name.lower() == new and (not data or rule.auto):

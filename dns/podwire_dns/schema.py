@@ -6,7 +6,7 @@
     ExternalName                CNAME svc... -> spec.externalName
     the schema itself           TXT dns-version.zone "1.1.0"; NS of each zone; A/AAAA of ns.dns.zone
 
-Where the specification is silent this does as CoreDNS: an SRV question at the Service's own name lists all its ports,
+Where the specification is silent, this follows CoreDNS: an SRV question at the Service's own name lists all its ports,
 and an endpoint without a hostname is named by its address with dashes. An endpoint is ready if its `ready` condition is
 true or absent, or if the Service has publishNotReadyAddresses.
 """
@@ -45,14 +45,14 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class BadObject(ValueError):
-    """An object that cannot become records; the text names the field and what it must hold."""
+    """An object that cannot become records; the text names the field and its valid values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
     """zone: the cluster domain as text ("cluster.local."). ttl: seconds, 0 to 3600. reverse: apexes of reverse zones.
 
-    addresses: where this DNS is reached (glue of ns.dns.zone). pods: pod.zone exists (its names are worked out from the
+    addresses: the addresses of this DNS (glue of ns.dns.zone). pods: pod.zone exists (its names are computed from the
     question, not from records).
     """
 
@@ -68,7 +68,9 @@ class Schema:
 
 
 def pack_service(service: Mapping[str, Any]) -> bytes:
-    """The fields of a Service that the DNS needs, packed: 10,000 of them are kept, and most writes change none."""
+    """The fields of a Service that the DNS needs, packed: 10,000 of them are kept, and most writes do not change
+    them.
+    """
     spec = service.get("spec")
     if not isinstance(spec, Mapping):
         return _encode({"metadata": {"name": meta.name(service), "namespace": meta.namespace(service)}, "spec": spec})
@@ -85,7 +87,7 @@ def pack_service(service: Mapping[str, Any]) -> bytes:
 
 
 def unpack_service(packed: bytes) -> dict[str, Any]:
-    """The Service again, without what DNS does not need."""
+    """The Service from its packed form, without the fields that DNS does not need."""
     found: dict[str, Any] = msgspec.msgpack.decode(packed)
     return found
 
@@ -133,7 +135,7 @@ def namespace_names(schema: Schema, name: str) -> list[str]:
 
 
 def pod_answers(zone: str, pack: Packer, pod: Mapping[str, Any]) -> dict[bytes, bytes]:
-    """a-b-c-d.namespace.pod.zone of each address of a pod that runs; empty for one that has ended. Raises BadObject."""
+    """a-b-c-d.namespace.pod.zone of each address of a running pod; empty for an ended one. Raises BadObject."""
     status = pod.get("status") or {}
     if status.get("phase") in ("Succeeded", "Failed"):
         return {}
@@ -151,8 +153,9 @@ def pod_answers(zone: str, pack: Packer, pod: Mapping[str, Any]) -> dict[bytes, 
 
 
 def service_records(zone: str, pack: Packer, service: Mapping[str, Any], slices: Iterable[bytes]) -> Records:
-    """All records of one Service. `slices`: its EndpointSlices as `parse_slice` keeps them (looked at only where it is
-    headless). Raises BadObject."""
+    """All records of one Service. `slices`: its EndpointSlices as `parse_slice` keeps them (used only if it is
+    headless). Raises BadObject.
+    """
     spec = service.get("spec") or {}
     out = Records()
     try:
@@ -236,11 +239,10 @@ LENGTHS = [bytes((number,)) for number in range(256)]
 
 
 def parse_slice(piece: Mapping[str, Any]) -> tuple[bytes, list[str]]:
-    """What DNS needs of an EndpointSlice, packed small, since most are never looked at again; and what was wrong with
-    it.
+    """The fields of an EndpointSlice that DNS needs, packed small because most are never read again; and the problems
+    in it.
 
-    A bad port or endpoint is left out, the rest of the slice serves. The condition "ready" counts as true where it is
-    absent.
+    A bad port or endpoint is skipped, and the rest of the slice is used. An absent "ready" condition counts as true.
     """
     if piece.get("addressType") == "FQDN":
         return EMPTY_SLICE, []
@@ -369,7 +371,7 @@ def _is_ip(text: str) -> bool:
 
 
 def service_of_slice(piece: Mapping[str, Any]) -> str:
-    """ "namespace/service" of an EndpointSlice, "" where it names none."""
+    """ "namespace/service" of an EndpointSlice, "" if it names none."""
     name = meta.labels(piece).get(SERVICE_NAME_LABEL)
     return f"{meta.namespace(piece)}/{name}" if name else ""
 
@@ -384,5 +386,5 @@ def trigger_time(piece: Mapping[str, Any]) -> float | None:
 
 
 def is_headless(packed: bytes | None) -> bool:
-    """Of a Service as `pack_service` keeps it."""
+    """Whether a Service, packed by `pack_service`, is headless."""
     return packed is not None and (unpack_service(packed).get("spec") or {}).get("clusterIP") == "None"

@@ -1,5 +1,6 @@
 """The effective settings of a role: its own, the Corefile's, and the content of resolv.conf and hosts files. It also
-tells whether one of these files has changed."""
+detects that one of these files has changed.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def _stamp(path: str) -> Stamp:
 
 
 def is_local(address: str) -> bool:
-    """Has this network namespace the address?"""
+    """Whether this network namespace has the address."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((address, 0))
@@ -43,14 +44,15 @@ def is_local(address: str) -> bool:
 
 
 def hold_hangup() -> None:
-    """Let SIGHUP wait for `Sources.follow`: one that comes while a role starts must neither end it nor be lost."""
+    """Hold SIGHUP for `Sources.follow`: a signal during a role's start must neither end it nor be lost."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
 
 @dataclass(slots=True)
 class Sources:
-    """`base`: what the flags say. notes: what the last `load` had to leave out. digest: of the Corefile in force.
-    failed: settings that `follow` could not take."""
+    """`base`: the settings from the flags. notes: the skipped lines of the last `load`. digest: of the Corefile in
+    force. failed: settings that `follow` could not apply.
+    """
 
     base: DnsConfig
     notes: list[str] = field(default_factory=list)
@@ -59,7 +61,7 @@ class Sources:
     _stamps: dict[str, Stamp] = field(default_factory=dict)
 
     def load(self) -> DnsConfig:
-        """Whole and checked. Raises BadConfig, which names the file or the setting."""
+        """Read and check all settings. Raises BadConfig, which names the file or the setting."""
         before, digest, self.notes, self._stamps = self._stamps, self.digest, [], {}
         try:
             return self._load()
@@ -98,7 +100,7 @@ class Sources:
             log.warn(note)
 
     def changed(self, *, corefile: bool) -> bool:
-        """Has the Corefile, or another file, changed since `load` read it?"""
+        """Whether the Corefile or another file has changed since `load` read it."""
         return any(
             _stamp(path) != stamp for path, stamp in self._stamps.items() if corefile == (path == self.base.corefile)
         )
@@ -114,7 +116,7 @@ class Sources:
             return ""
 
     def _forward(self, each: Forward, config: DnsConfig) -> Forward:
-        """Paths of resolv.conf files replaced by the nameservers in them, but never by ourselves."""
+        """Replace paths of resolv.conf files by the nameservers in them, except this server."""
         found: list[str] = []
         for upstream in each.upstreams:
             if not upstream.startswith("/"):
@@ -144,8 +146,9 @@ class Sources:
         )
 
     async def follow(self, config: DnsConfig, log: logs.Logger, take: Callable[[DnsConfig], Awaitable[None]]) -> None:
-        """For ever: give `take` the new settings each time that a file changes, and at SIGHUP. Settings that cannot
-        work are logged, and the old ones, `config`, stay."""
+        """Forever: pass the new settings to `take` when a file changes, and at SIGHUP. Invalid settings are logged, and
+        the old ones (`config`) stay.
+        """
         loop = asyncio.get_running_loop()
         asked = asyncio.Event()
         loop.add_signal_handler(signal.SIGHUP, asked.set)
@@ -168,7 +171,7 @@ class Sources:
                 self.tell(log)
                 await take(fresh)
                 config = fresh
-            except Exception as err:  # whatever is wrong with them: what serves goes on, and the next change is heard
+            except Exception as err:  # whatever the error is: the old settings stay, and the next change is read
                 self.failed += 1
                 self.digest = digest
-                log.error("the new settings cannot work, the old ones stay", error=str(err))
+                log.error("the new settings are invalid, the old ones stay", error=str(err))

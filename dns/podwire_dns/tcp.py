@@ -20,12 +20,12 @@ Listener = tuple[socket.socket, asyncio.Server]
 
 
 class TcpService:
-    """`wait(pending, send)` has an upstream asked."""
+    """`wait(pending, send)` sends the question to an upstream."""
 
     def __init__(
         self, answerer: Answerer, observer: Observer, wait: Callable[[Pending, Send], None], most: int
     ) -> None:
-        """most: connections at a time; more are closed at once."""
+        """most: the maximum number of connections; more are closed at once."""
         self.answerer, self.observer, self._wait, self.most = answerer, observer, wait, most
         self.listeners: list[Listener] = []
         self.connections: set[asyncio.StreamWriter] = set()
@@ -35,14 +35,14 @@ class TcpService:
         self.listeners.append((sock, await asyncio.start_server(self._connection, sock=sock)))
 
     async def close_listeners(self, listeners: list[Listener]) -> None:
-        """What waits in their queues is still served; closing a listener would reset it."""
+        """Connections that wait in the listeners' queues are still served; closing a listener would reset them."""
         loop = asyncio.get_running_loop()
         for sock, _ in listeners:
             loop.remove_reader(sock.fileno())
         if listeners:
             await asyncio.sleep(
                 TAKE_SECONDS
-            )  # what asyncio accepted becomes ours; of a closed listener it would be forgotten
+            )  # we take over the connections that asyncio accepted; asyncio would forget those of a closed listener
         for sock, listener in listeners:
             with contextlib.suppress(OSError):  # the queue is empty
                 while True:
@@ -58,13 +58,13 @@ class TcpService:
             await self._connection(*await asyncio.open_connection(sock=sock))
 
     async def leave(self, seconds: float) -> None:
-        """Give connections a moment to end by themselves, then close them; no answer is cut in half."""
+        """Give connections a moment to end by themselves, then close them; no answer is cut."""
         end = time.monotonic() + seconds
         while (self.connections or self._late) and time.monotonic() < end:
             await asyncio.sleep(0.01)
         open_still = list(self.connections)
         for writer in open_still:
-            writer.close()  # sends what is in its buffer first
+            writer.close()  # sends its buffer first
         if open_still:
             await asyncio.wait([asyncio.create_task(_closed(writer)) for writer in open_still], timeout=seconds)
 
@@ -102,11 +102,11 @@ class TcpService:
                 async with asyncio.timeout(TCP_IDLE_SECONDS):
                     await writer.drain()
         except asyncio.IncompleteReadError:
-            while waiting:  # the client has asked all it wants; its last answers are still to come
+            while waiting:  # the client will send no more queries; its last answers are still outstanding
                 none_left.clear()
                 await none_left.wait()
         except (OSError, TimeoutError, asyncio.CancelledError):
-            pass  # the client is gone or too slow; or we end, and asyncio would log that as an error
+            pass  # the client is gone or too slow; or we end, which asyncio would log as an error
         finally:
             self.connections.discard(writer)
             writer.close()

@@ -1,7 +1,7 @@
 """The thread of one UDP socket: receive, look up, send.
 
-It works in batches through native/batch.c where that was compiled, and one packet at a time elsewhere. A query that
-must wait for an upstream is handed to the event loop.
+It works in batches through native/batch.c if that is compiled, else one packet at a time. A query that must wait for an
+upstream is passed to the event loop.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class UdpLoop:
     ) -> None:
         self.sock, self.answerer, self.later, self.observer = sock, answerer, later, observer
         self._native = native
-        self._memory: AnswerTable | None = None  # in use by the thread: it must not be freed
+        self._memory: AnswerTable | None = None  # the thread uses it: it must not be freed
         self.batch: Any | None = None
         self._waiting: list[tuple[Pending, Send]] = []
         self._out: list[tuple[bytes, bytes]] = []  # answers of upstreams and their clients, until `flush`
-        self.soon: Callable[[Callable[[], None]], object] | None = None  # set: answers of upstreams leave together
+        self.soon: Callable[[Callable[[], None]], object] | None = None  # set: answers of upstreams are sent together
         if native is not None:
             made = native.lib.batch_new(sock.fileno())
             if made != native.ffi.NULL:
@@ -53,7 +53,7 @@ class UdpLoop:
         )
 
     def configure(self) -> None:
-        """Take over what changed in the answerer and the observer; also while packets come in."""
+        """Apply changes of the answerer and the observer, also while packets arrive."""
         if self._native is None or self.batch is None:
             return
         answerer = self.answerer
@@ -72,12 +72,12 @@ class UdpLoop:
 
     @property
     def _special(self) -> bool:
-        """Must every question be looked at, also where there is an answer?"""
+        """Whether every question must be checked, even if there is an answer."""
         return self.answerer.rules is not None or self.observer.clients is not None
 
     def stop(self, seconds: float) -> None:
-        """End the thread, at most `seconds` later; what is in the queue is answered first."""
-        with contextlib.suppress(OSError):  # ENOTCONN, but it wakes the thread
+        """End the thread within `seconds`; the queries in the queue are answered first."""
+        with contextlib.suppress(OSError):  # it fails with ENOTCONN, but wakes the thread
             self.sock.shutdown(socket.SHUT_RD)
         self.thread.join(seconds)
 
@@ -118,7 +118,7 @@ class UdpLoop:
                     send(answer, peer)
                 self._hand_over()
             except OSError:
-                continue  # the client's network is gone, or its port is 0: nobody to tell
+                continue  # the client's network is gone, or its port is 0: the answer cannot be sent
 
     def _answer(self, data: bytes, peer: tuple[Any, ...]) -> bytes | None:
         began = time.monotonic()
@@ -141,7 +141,9 @@ class UdpLoop:
         return send
 
     def _batch_sender(self, index: int, query: bytes, began: float) -> Send:
-        """To a query of this batch, from the event loop's thread, once upstreams have answered."""
+        """Returns a function that answers a query of this batch; the event loop's thread calls it when an upstream has
+        answered.
+        """
         raw = self._raw_peer(index)
 
         def send(answer: bytes) -> None:
@@ -158,8 +160,9 @@ class UdpLoop:
         return send
 
     def flush(self) -> None:
-        """Send what upstreams answered, with one system call for many: each one alone would give the interpreter
-        away."""
+        """Send the upstreams' answers, with one system call for many: a call for each would release the interpreter
+        each time.
+        """
         out, self._out = self._out, []
         if out and self._native is not None:
             self._native.lib.batch_answer(
@@ -200,7 +203,7 @@ class UdpLoop:
                 if value is None or special:
                     try:
                         found = other(key, value, zones[index], simple[index])
-                    except Exception:  # what is wrong shows again in `_answer`, which says so: this thread must not end
+                    except Exception:  # the error occurs again in `_answer`, which logs it: this thread must not end
                         found = None
                     if found is None:
                         slow.append((index, key if simple[index] and not special and not zones[index] else b""))
@@ -220,7 +223,7 @@ class UdpLoop:
                 self._hand_over()
 
     def _other(self, key: bytes, value: bytes | None, ours: int, simple: int) -> tuple[int, bytes] | None:
-        """(mode, value) for a question that is not simply a hit; None: it needs a look at the whole message."""
+        """(mode, value) for a question that is not simply a hit; None: the whole message must be parsed."""
         rules = self.answerer.rules
         if not key or self.observer.clients is not None or (rules is not None and rules.find(key) is not None):
             return None
@@ -233,8 +236,9 @@ class UdpLoop:
         return None if found is None else (SEND + FORWARDED + found[0], found[1])
 
     def _slowly(self, index: int, key: bytes) -> None:
-        """One query of the batch that needs Python: parse it, answer it, or have an upstream asked. key: of one that
-        only misses the cache."""
+        """One query of the batch that needs Python: parse it, answer it, or send it to an upstream. key: of a query
+        that only misses the cache.
+        """
         assert self._native is not None
         assert self.batch is not None
         lib, batch = self._native.lib, self.batch
@@ -256,6 +260,6 @@ class UdpLoop:
         return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port, 0, int.from_bytes(raw[24:28], "little")
 
     def _raw_peer(self, index: int) -> bytes:
-        """As the kernel writes it: 28 bytes, the size of an IPv6 address of a socket."""
+        """A sender's address as the kernel writes it: 28 bytes, the size of an IPv6 socket address."""
         raw: bytes = self._peers[28 * index : 28 * index + 28]
         return raw

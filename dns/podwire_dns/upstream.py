@@ -1,4 +1,4 @@
-"""Sends queries for names outside the zone to upstreams. Equal questions share one flight.
+"""Sends queries for names outside the zone to upstreams. Equal questions share one exchange (a "flight").
 
 forward.py decides what to send and which answer to believe; exchange.py has the sockets. Everything is a call-back in
 one event loop: a query that misses the cache costs one socket and no task.
@@ -43,7 +43,7 @@ def packed(host: str) -> bytes:
 
 
 class _Request:
-    """One query to one upstream, under way. flight: whom it is for. told: its silence was counted."""
+    """One query to one upstream, in progress. flight: the flight that it belongs to. told: its time-out was counted."""
 
     __slots__ = ("address", "began", "exchange", "flight", "told", "upstreams")
 
@@ -53,7 +53,7 @@ class _Request:
 
 
 class _Flight:
-    """One question on its way, for all clients that wait for its answer."""
+    """One question in progress, for all clients that wait for its answer."""
 
     __slots__ = (
         "began",
@@ -74,12 +74,12 @@ class _Flight:
         self.plan = iter(upstreams.attempts(now))
         self.waiters: list[Done] = []
         self.fallback: Upstreamed | None = None
-        self.due = NEVER  # when the next upstream is asked too
+        self.due = NEVER  # when the next upstream gets the query too
         self.current: _Request | None = None
         self.live, self.done = 0, False
 
     def next(self) -> None:
-        """Send the query to the next upstream; after the last one, wait for those that still may answer."""
+        """Send the query to the next upstream; after the last one, wait for those that may still answer."""
         self.due = NEVER
         if self.forwarder.full:
             self.forwarder.refused += not self.live
@@ -100,7 +100,7 @@ class _Flight:
         self.next()
 
     def on_reply(self, asked: _Request, answer: Upstreamed | None) -> None:
-        """answer: None where the upstream cannot be reached."""
+        """answer: None if the upstream cannot be reached."""
         self.live -= 1
         if self.done:
             return
@@ -121,8 +121,9 @@ class Forwarder:
     """`ask` (or `resolve`) for any number of callers at once; callers with the same question share one flight."""
 
     def __init__(self, routes: Mapping[bytes, Route], cache: Cache, *, batches: bool = True, most: int = MOST) -> None:
-        """routes: by the domain's name in wire form; the longest that fits a question is asked. most: questions to
-        upstreams at a time; each is an open socket. Raises OSError: TLS files."""
+        """routes: by the domain's name in wire form; the longest match of a question is used. most: the maximum number
+        of queries to upstreams at a time; each needs an open socket. Raises OSError for unusable TLS files.
+        """
         self.routes = {domain: Upstreams(route, secrets.randbelow) for domain, route in routes.items()}
         self.cache, self.most = cache, most
         self.asked = self.refused = 0
@@ -168,7 +169,7 @@ class Forwarder:
 
     @property
     def full(self) -> bool:
-        """Is there no room for one more question? A new question then gets the answer of a silent upstream."""
+        """Whether there is no room for one more question. A new question then gets the answer of a silent upstream."""
         return len(self._asks) >= self.most
 
     def refresh(self) -> None:
@@ -186,7 +187,7 @@ class Forwarder:
         }
 
     def state(self, rejected: int) -> Forwarding:
-        """For /metrics."""
+        """The figures for /metrics."""
         opened: Counter[str] = Counter()
         sent: Counter[str] = Counter()
         for stream in self._streams.values():
@@ -205,7 +206,7 @@ class Forwarder:
         )
 
     def retire(self) -> None:
-        """Finish the queries under way and accept no more; then close."""
+        """Finish the queries in progress and accept no more; then close."""
         if self._flights or self._asks:
             self.loop.call_later(SWEEP_SECONDS, self.retire)
         else:
@@ -227,11 +228,12 @@ class Forwarder:
     # Who asks
 
     def ask(self, key: CacheKey, done: Done) -> None:
-        """`done` is called once, perhaps at once: the answer, kept in the cache; None where no upstream gave one within
-        forward.DEADLINE, nor a stale one is left; REFUSED where there is none to ask."""
+        """Calls `done` once, perhaps at once, with the answer, which is also put into the cache. None: no upstream
+        answered within forward.DEADLINE and there is no stale answer. REFUSED: there is no upstream for the name.
+        """
         flight = self._flights.get(key)
         if flight is None:
-            # A flight may have landed since the caller looked.
+            # A flight may have ended since the caller checked.
             known = self.cache.get(key, time.monotonic()) if key in self.cache.entries else None
             if known is not None:
                 done(known)
@@ -245,7 +247,7 @@ class Forwarder:
                 return
         if (
             self.cache.keep_stale and key in self.cache.entries
-        ):  # an expired answer now is worth more than a good one too late
+        ):  # an expired answer now is worth more than a fresh one too late
             done = _Once(done)
             self.loop.call_later(forward.STALE_PATIENCE, self._give_stale, key, done)
         flight.waiters.append(done)
@@ -295,7 +297,9 @@ class Forwarder:
         self.cache.put(flight.key, answer, time.monotonic(), route.positive_cap, route.negative_cap)
 
     def send(self, flight: _Flight, address: str) -> _Request:
-        """Ask one upstream; its health is kept here, also when its answer comes after the flight has landed."""
+        """Send to one upstream and keep account of its health, also if its answer arrives after the flight has
+        ended.
+        """
         asked = _Request(flight, flight.upstreams, address, self.loop.time())
         self._asks[asked] = None
         self.asked += 1
@@ -316,7 +320,7 @@ class Forwarder:
         return asked
 
     def _ident(self) -> int:
-        """16 unpredictable bits, drawn many at a time."""
+        """16 unpredictable bits; many are drawn at a time."""
         if not self._idents:
             self._idents = array("H", secrets.token_bytes(2 * IDENTS))
         return self._idents.pop()
@@ -339,11 +343,11 @@ class Forwarder:
     def _heard(self, asked: _Request, result: Upstreamed | OSError | None) -> None:
         if asked not in self._asks:
             return
-        if result is None:  # cut: the whole answer comes over TCP
+        if result is None:  # truncated: the whole answer comes over TCP
             self._over_stream(asked)
             return
         del self._asks[asked]
-        asked.exchange = None  # it knows us: a ring of references would be left to the garbage collector
+        asked.exchange = None  # it refers to us: a reference cycle would be left to the garbage collector
         address = asked.address
         if isinstance(result, OSError):
             self.exchanges[address, "none"] += 1
@@ -364,7 +368,7 @@ class Forwarder:
         asked.flight.on_reply(asked, result)
 
     def silent(self, asked: _Request, why: str = "no answer in time") -> None:
-        """Count a silence, once for each question."""
+        """Count a time-out, once for each question."""
         if asked.told:
             return
         asked.told = True
@@ -383,7 +387,7 @@ class Forwarder:
                 asked.exchange = None
 
     def _tick(self) -> None:
-        """Ask the next upstream where one was silent too long; runs as long as anything is under way."""
+        """Try the next upstream if one is silent too long; runs while anything is in progress."""
         now = self.loop.time()
         for flight in list(self._flights.values()):
             if flight.due <= now:
@@ -395,7 +399,7 @@ class Forwarder:
         self._ticker = self.loop.call_later(TICK_SECONDS, self._tick) if under_way else None
 
     def _sweep(self, before: float) -> None:
-        """End what began too long ago."""
+        """End exchanges that began too long ago."""
         for asked in list(self._asks):
             if asked.began > before:
                 break

@@ -1,7 +1,7 @@
 """The DNS message: parses queries, assembles answers, and cuts them to size. RFC 1035, 6891, 7873, 8906.
 
 An answer without its head is a *value*: ANCOUNT, NSCOUNT, ARCOUNT (two bytes each), then the records. The question is
-always at offset 12 and is echoed byte by byte, so compression pointers in a value are true for every client.
+always at offset 12 and is echoed byte by byte, so compression pointers in a value are valid for every client.
 """
 
 from __future__ import annotations
@@ -17,24 +17,22 @@ QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
 IN, ANY, OPT = 1, 255, 41
 COOKIE, CLIENT_COOKIE_BYTES = 10, 8
-UDP_SIZE = (
-    1232  # the largest UDP answer, ours and what we tell others: no fragment on any sane path (DNS flag day 2020)
-)
+UDP_SIZE = 1232  # the largest UDP answer, both sent and announced: no fragments on any sane path (DNS flag day 2020)
 UDP_MINIMUM, TCP_SIZE = 512, 65535
 OPT_BYTES, EMPTY = 11, b"\0\0\0\0\0\0"
 HEADER = Struct(">HHHHHH")
 COUNTS = Struct(">HHH")
-FIXED = Struct(">HHIH")  # type, class, TTL, RDLENGTH: what follows a record's name
+FIXED = Struct(">HHIH")  # type, class, TTL, RDLENGTH: the fields after a record's name
 _OPT = Struct(">BHHBBHH")
 
 
 class Malformed(ValueError):
-    """The message does not follow RFC 1035; the text says where."""
+    """The message does not follow RFC 1035; the text names the place."""
 
 
 @dataclass(frozen=True, slots=True)
 class Edns:
-    """size: what the client takes over UDP. cookie: a client cookie to echo, b"" where there is none."""
+    """size: the largest UDP message that the client accepts. cookie: a client cookie to echo, b"" for none."""
 
     size: int
     version: int = 0
@@ -44,7 +42,7 @@ class Edns:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query taken apart. question: as it came (name, type, class). key: the same in lower case."""
+    """A parsed query. question: as received (name, type, class). key: the same in lower case."""
 
     id: int
     flags: int
@@ -69,7 +67,7 @@ class Query:
 
 
 def name_end(data: bytes, at: int, *, pointers: bool) -> int:
-    """The offset behind the name at `at`. Raises Malformed."""
+    """The offset after the name at `at`. Raises Malformed."""
     start = at
     while True:
         if at >= len(data):
@@ -89,7 +87,7 @@ def name_end(data: bytes, at: int, *, pointers: bool) -> int:
 
 
 class Record(NamedTuple):
-    """Where one record lies in a message: [start, end), its type, TTL, and where its TTL and data begin."""
+    """The position of one record in a message: [start, end), its type, TTL, and the offsets of its TTL and data."""
 
     start: int
     end: int
@@ -104,7 +102,7 @@ def records(data: bytes, at: int, count: int) -> Iterator[Record]:
     """Walk `count` records from offset `at`. Raises Malformed."""
     size = len(data)
     for _ in range(count):
-        # Nearly every owner is a pointer: two bytes, no walk.
+        # Nearly every owner is a pointer: two bytes, so the name need not be walked.
         behind = at + 2 if at < size and data[at] >= 0xC0 else name_end(data, at, pointers=True)
         if behind + 10 > size:
             raise Malformed("a record is cut off")
@@ -122,7 +120,9 @@ def lower(question: bytes) -> bytes:
 
 
 def parse_query(data: bytes) -> Query:
-    """Take a query apart (its header is at least 12 bytes, QR is 0). Raises Malformed for what deserves FORMERR."""
+    """Parse a query (its header has at least 12 bytes, QR is 0). Raises Malformed for a message that deserves
+    FORMERR.
+    """
     ident, flags, questions, answers, authorities, additionals = HEADER.unpack_from(data)
     if questions != 1:
         raise Malformed(f"{questions} questions; a query has one")
@@ -140,7 +140,7 @@ def parse_query(data: bytes) -> Query:
             raise Malformed("more than one OPT, or an OPT with a name")
         edns = _edns(data, record)
     if behind != len(data):
-        raise Malformed("bytes behind the last record")
+        raise Malformed("bytes after the last record")
     return Query(ident, flags, question, lower(question), edns)
 
 
@@ -165,9 +165,10 @@ def opt(edns: Edns, rcode: int = 0) -> bytes:
 
 
 def reply(query: Query, value: bytes = EMPTY, *, rcode: int = NOERROR, flags: int = 0, limit: int = TCP_SIZE) -> bytes:
-    """The whole response: `value` behind the echoed question, at most `limit` bytes, TC set where something had to go.
+    """The whole response: the echoed question and `value`, at most `limit` bytes, with TC set if something was left
+    out.
 
-    flags: AA, RA, AD as the answer deserves; RD and CD are copied from the query.
+    flags: AA, RA, AD of the answer; RD and CD are copied from the query.
     """
     tail = b"" if query.edns is None else opt(query.edns, rcode)
     flags |= QR | query.flags & (0x7800 | RD | CD) | rcode & 0xF
@@ -186,9 +187,9 @@ def header_only(data: bytes, rcode: int) -> bytes:
 
 
 def fit(value: bytes, offset: int, room: int) -> tuple[bytes, bool]:
-    """As many whole records as go into `room` bytes, in order, and whether TC is due.
+    """As many whole records as fit into `room` bytes, in order, and whether TC must be set.
 
-    Missing additional records need no TC (RFC 2181 section 9). `offset`: where the value's records begin in the
+    Missing additional records need no TC (RFC 2181 section 9). `offset`: the offset of the value's records in the
     message.
     """
     counts = COUNTS.unpack_from(value)
@@ -205,9 +206,9 @@ def fit(value: bytes, offset: int, room: int) -> tuple[bytes, bool]:
 
 
 def rotate(value: bytes, qtype: int, turn: int) -> bytes:
-    """An address set begun at its `turn`-th record (modulo their number); other values unchanged.
+    """An address set that starts at its `turn`-th record (modulo their number); other values unchanged.
 
-    Only values that render.py made may be given: their address records are all of one length.
+    Pass only values made by pack.py: their address records all have one length.
     """
     count = value[0] << 8 | value[1]
     if count < 2 or qtype not in (A, AAAA):

@@ -15,7 +15,8 @@ from .wire import COUNTS, NOERROR, NXDOMAIN
 class ZoneData:
     """The zone that a feeder sent. zones: apexes in wire form, the cluster domain first. synced: it is whole.
 
-    names: those that exist without an answer of their own. memory: where they and the answers are; None: here.
+    names: names that exist without an answer of their own. memory: the table that holds them and the answers; None:
+    this object holds them.
     """
 
     zones: tuple[bytes, ...]
@@ -35,7 +36,7 @@ class ZoneData:
         self.apexes, self.pod_apex = frozenset(self.zones), b"\x03pod" + self.zones[0]
 
     def exists(self, name: bytes) -> bool:
-        """Does a name of ours exist, with data or without?"""
+        """Whether a name of our zones exists, with data or without."""
         answers = self.answers
         return (
             name in self.names
@@ -55,7 +56,9 @@ class ZoneData:
         )
 
     def apply(self, delta: Delta) -> None:
-        """New names and answers first: a reader between two steps must not see a Service less than there ever was."""
+        """Apply a delta. New names and answers come first: a reader between two steps must never see a Service
+        disappear.
+        """
         self.names.update(delta.names)
         self.answers.update(delta.answers)
         for key in delta.gone:
@@ -67,7 +70,7 @@ class ZoneData:
             self.memory.negative(self.negative(len(self.zones[0]))[0][1])
 
     def negative(self, length: int) -> tuple[tuple[int, bytes], tuple[int, bytes]]:
-        """(rcode, value) of NODATA and of NXDOMAIN about a name of the cluster zone which is `length` bytes long."""
+        """(rcode, value) of NODATA and of NXDOMAIN about a name of the cluster zone, `length` bytes long."""
         known = self._negatives.get(length)
         if known is None:
             cluster = self.zones[0]
@@ -76,7 +79,7 @@ class ZoneData:
         return known
 
     def apex_of(self, name: bytes) -> bytes | None:
-        """The zone that `name` (lower-case wire form) lies in."""
+        """The zone that contains `name` (lower-case wire form)."""
         at = 0
         while name[at]:
             if name[at:] in self.apexes:

@@ -54,16 +54,21 @@ def down_command(config: ClusterConfig) -> str:
 
 
 def start(config: ClusterConfig, *, until_eof: bool = False) -> subprocess.Popen[bytes]:
-    """Start the cluster's process in the background. until_eof: it goes down when our pipe to it closes, however we
-    end."""
+    """Start the cluster's process in the background. With `until_eof`, the process ends when our end of its stdin pipe
+    closes, however we end.
+    """
     if problems := _requirements():
         raise UpFailed("; ".join(problems))
     if load(config.name) is not None:
-        raise UpFailed(f"cluster {config.name!r} is up already, or ended badly: {down_command(config)} first")
+        raise UpFailed(
+            f"cluster {config.name!r} is up already or was not stopped cleanly: run {down_command(config)} first"
+        )
     try:
         _make(config.run_dir)
     except FileExistsError:
-        raise UpFailed(f"{config.run_dir} is left from an interrupted start: {down_command(config)} first") from None
+        raise UpFailed(
+            f"{config.run_dir} is left from an interrupted start: run {down_command(config)} first"
+        ) from None
     (config.run_dir / "log").mkdir()
     save(config)
     with (config.run_dir / "log" / "cluster.log").open("ab") as log:
@@ -136,7 +141,7 @@ def _last_words(config: ClusterConfig) -> str:
         lines = (config.run_dir / "log" / "cluster.log").read_text().strip().splitlines()
         return lines[-1] if lines else "it said nothing"
     except OSError:
-        return "its log is gone"
+        return "its log does not exist"
 
 
 def up(config: ClusterConfig, say: Say = lambda _: None, *, until_eof: bool = False) -> subprocess.Popen[bytes]:

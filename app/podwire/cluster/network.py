@@ -32,7 +32,9 @@ def path_of(namespace: str) -> str:
 
 
 def create(config: ClusterConfig, namespace: str) -> None:
-    """A named namespace that `ip netns` shows. (Its own bind mount, since `ip netns add` leaves a mount behind.)"""
+    """Create a named namespace that `ip netns` shows. It makes its own bind mount, because `ip netns add` leaves a
+    mount behind.
+    """
     with (config.run_dir / "netns").open("a") as file:
         file.write(namespace + "\n")
     target = NETNS / namespace
@@ -51,7 +53,9 @@ def create(config: ClusterConfig, namespace: str) -> None:
 
 
 def delete(namespace: str) -> bool:
-    """Unmount and unlink; the kernel takes the links along. False where there was none."""
+    """Unmount and unlink the namespace; the kernel then deletes its links. Returns False if there was no such
+    namespace.
+    """
     target = NETNS / namespace
     while _libc.umount2(str(target).encode(), MNT_DETACH) == 0:
         pass
@@ -63,7 +67,7 @@ def delete(namespace: str) -> bool:
 
 
 def netlink(namespace: str, work: Callable[[IPRoute], T]) -> T:
-    """Run `work` with pyroute2 inside `namespace` (its sockets belong to the thread that goes there)."""
+    """Run `work` with pyroute2 inside `namespace`. (A socket belongs to the namespace of the thread that opens it.)"""
     from pyroute2 import IPRoute
 
     def body() -> T:
@@ -74,7 +78,7 @@ def netlink(namespace: str, work: Callable[[IPRoute], T]) -> T:
 
 
 def sysctl(namespace: str, settings: dict[str, str]) -> None:
-    """Write /proc/sys keys as seen from inside; a key that this kernel does not have is left out."""
+    """Write /proc/sys keys as seen inside the namespace; skip a key that this kernel does not have."""
 
     def work() -> None:
         for key, value in settings.items():
@@ -109,7 +113,9 @@ def make_switch(config: ClusterConfig) -> None:
 def _join(
     config: ClusterConfig, namespace: str, port: str, address: str, prefix: int, gateway: str, *, bridged: bool
 ) -> None:
-    """A veth between the switch and `namespace`: eth0 there, `port` here; with address and default route."""
+    """A veth between the switch and `namespace`: eth0 in the namespace, `port` on the switch, with address and default
+    route.
+    """
     peer = os.open(path_of(namespace), os.O_RDONLY | os.O_CLOEXEC)
     try:
 
@@ -146,7 +152,7 @@ def make_node(config: ClusterConfig, node: str) -> None:
 
 
 def make_outside(config: ClusterConfig, host: str, address: str, gateway: str, prefix: int = 24) -> str:
-    """A host outside the cluster, behind the switch as behind a router; returns its namespace's name."""
+    """Make a host outside the cluster. The switch is its router. Returns the name of the host's namespace."""
     namespace = config.namespace(host)
     create(config, namespace)
     _join(config, namespace, host[:15], address, prefix, gateway, bridged=False)

@@ -10,7 +10,7 @@ def save(cluster: config.ClusterConfig) -> None:
 
 
 def load(name: str) -> config.ClusterConfig | None:
-    """Of a cluster that is (or was) up; None where there is none."""
+    """The record of a cluster that is (or was) up; None if there is none."""
     try:
         return config.parse((config.BASE / name / "cluster.json").read_text())
     except (OSError, UnicodeDecodeError):

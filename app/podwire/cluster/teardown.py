@@ -20,8 +20,9 @@ _STOP_SECONDS = 8.0
 
 
 def _processes(config: ClusterConfig) -> Iterator[int]:
-    """Every process of the cluster, by the marker in its environment. (Containers end with their shims, which have
-    it.)"""
+    """Every process of the cluster, found by the marker in its environment. (Containers end with their shims, which
+    carry the marker.)
+    """
     wanted = f"{MARKER}={config.run_dir}".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -34,7 +35,7 @@ def _processes(config: ClusterConfig) -> Iterator[int]:
 
 
 def stop_supervisor(config: ClusterConfig) -> None:
-    """Ask the process behind `podwire up` to end; it takes the cluster down itself."""
+    """Ask the process behind `podwire up` to end; that process takes the cluster down itself."""
     try:
         pid = int(json.loads((config.run_dir / "supervisor.json").read_text())["pid"])
     except (OSError, ValueError, KeyError):
@@ -64,14 +65,16 @@ def teardown(config: ClusterConfig, say: Callable[[str], None] = lambda _: None)
             if network.delete(namespace):
                 say(f"namespace {namespace}")
     with contextlib.suppress(OSError):
-        network.NETNS.rmdir()  # only when it is empty; `ip netns` makes it again when it wants it
+        network.NETNS.rmdir()  # only if it is empty; `ip netns` creates it again when needed
     shutil.rmtree(config.run_dir, ignore_errors=True)
     with contextlib.suppress(OSError):
         BASE.rmdir()
 
 
 def _ancestors() -> set[int]:
-    """The calling process's parents: a shell inside the cluster's environment may run `podwire down`."""
+    """The parents of the calling process: `podwire down` may run in a shell that has the cluster's marker in its
+    environment.
+    """
     found, pid = {os.getpid()}, os.getppid()
     while pid > 1 and pid not in found:
         found.add(pid)

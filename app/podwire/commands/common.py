@@ -84,5 +84,5 @@ def make_table(*columns: str, title: str | None = None) -> Table:
 
 
 def print_table(table: Table) -> None:
-    """As wide as its cells: a terminal wraps it, a pipe gets whole lines."""
+    """Print a table as wide as its cells: a terminal wraps the lines, a pipe gets whole lines."""
     Console(highlight=False, width=_UNBOUNDED).print(table, crop=False)

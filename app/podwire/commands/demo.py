@@ -27,8 +27,9 @@ from .common import Failed
 )
 @backend_option
 def demo(nodes: int, passes: tuple[str, ...], proxy_backend: str) -> None:
-    """Start a cluster, apply examples/, prove each behaviour with real traffic, take everything down. Exit 0: all
-    held."""
+    """Start a cluster, apply examples/, prove each behaviour with real traffic, and take everything down. Exit status
+    0: every check passed.
+    """
     from ..demo.lab import UPSTREAM_DNS
     from ..demo.run import Demo
 

@@ -48,14 +48,15 @@ def _carry_out(root: Path, steps: Sequence[plan.Step], *, dry: bool, done: str) 
         try:
             apply.do(root, steps, click.echo)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise Failed(f"{error}; call it again when that is mended, it goes on where it stopped") from error
+            raise Failed(f"{error}; fix that and run the command again; it continues where it stopped") from error
     if not steps:
         click.echo(done)
 
 
 def refused(settings: Mapping[str, str]) -> str:
-    """Why `podwire agent` would not start with these settings; "" where it would. Files that they name are not looked
-    at."""
+    """Why `podwire agent` would refuse these settings; "" if it would accept them. Files that the settings name are not
+    read.
+    """
     from ..settings import BadSetting
     from .parts import agent, agent_config
 
@@ -101,17 +102,20 @@ def refused(settings: Mapping[str, str]) -> str:
 @click.option("--address", help="This node's InternalIP.")
 @click.option("--node-name", help="Name of this node's Node object; default: the host's name.")
 @click.option("--role", "roles", multiple=True, type=click.Choice(ROLES), help="Roles of the agent; default: all.")
-@click.option("--pods", is_flag=True, help="The agent also runs pods (a cluster without kubelets).")
+@click.option("--pods", is_flag=True, help="The agent also runs pods (for a cluster without kubelets).")
 @click.option(
     "--setting",
     "settings",
     multiple=True,
     metavar="PODWIRE_NAME=VALUE",
-    help="Any other setting of `podwire agent --help`; repeatable. An empty value takes one out.",
+    help="Any other setting of `podwire agent --help`; repeatable. An empty value removes the setting.",
 )
 @click.option("--listen", default="", metavar="ADDRESS:PORT", help="Of the API server, for --only control-plane.")
 @click.option(
-    "--data-dir", default="/var/lib/podwire", show_default=True, help="The control plane's, made by `podwire init`."
+    "--data-dir",
+    default="/var/lib/podwire",
+    show_default=True,
+    help="The control plane's data directory, made by `podwire init`.",
 )
 @bin_option
 @conf_option
@@ -148,8 +152,8 @@ def install(
 ) -> None:
     """Put podwire on a node without images: the CNI plugin, settings in /etc/podwire/agent.env, systemd units.
 
-    Fine to repeat: only what differs is written, and settings that are there stay. It says what will keep the node
-    from working.
+    It can be repeated: it writes only what differs and keeps existing settings. It reports what will keep the node from
+    working.
     """
     from podwire_cni import native
 
@@ -203,7 +207,7 @@ def install(
 @bin_option
 @conf_option
 @click.option(
-    "--kernel/--no-kernel", default=None, help="Also take podwire's state out of the kernel. [default: with --root /]"
+    "--kernel/--no-kernel", default=None, help="Also remove podwire's state from the kernel. [default: with --root /]"
 )
 @click.option(
     "--dns-address", envvar="PODWIRE_DNS_ADDRESS", help="The cluster DNS address; default: as in the settings."
@@ -219,7 +223,7 @@ def uninstall(
     purge: bool,
     dry_run: bool,
 ) -> None:
-    """Remove what `podwire install` put on this node, and put back what it put aside. Drain the node before."""
+    """Remove what `podwire install` put on this node, and restore the files that it put aside. Drain the node first."""
     facts = apply.look_for_uninstall(root, cni_bin_dir, cni_conf_dir)
     wanted = root == Path("/") if kernel is None else kernel
     steps = plan.uninstall(

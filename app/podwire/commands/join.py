@@ -52,8 +52,9 @@ def url_host(address: str) -> str:
 def write_credentials(
     data: Path, address: str, port: int, addresses: server_join.Addresses, more: tuple[str, ...]
 ) -> bool:
-    """CA (once), server certificate, and kubeconfigs of the admin and the controllers. False where all was there for
-    these addresses."""
+    """Write the CA (once), the server certificate, and the kubeconfigs of the admin and the controllers. Returns False
+    if all of them existed already for these addresses.
+    """
     api, stamp = data / "api", json.dumps([address, port, *more, asdict(addresses)])
     if (api / "made-for.json").exists() and (api / "made-for.json").read_text() == stamp:
         return False
@@ -92,7 +93,7 @@ def write_credentials(
 
 
 def join_token(api: Path, wanted: str | None, hours: float, *, new: bool) -> str:
-    """The token that is valid, or a new one; valid for `hours` from now on."""
+    """The valid token, or a new one; it stays valid for `hours` from now on."""
     path = api / "join.json"
     try:
         found = json.loads(path.read_text())
@@ -106,7 +107,10 @@ def join_token(api: Path, wanted: str | None, hours: float, *, new: bool) -> str
 
 @click.command()
 @click.option(
-    "--advertise", required=True, metavar="ADDRESS[:PORT]", help="Where other machines reach the API server here."
+    "--advertise",
+    required=True,
+    metavar="ADDRESS[:PORT]",
+    help="Address at which other machines reach this API server.",
 )
 @click.option(
     "--data-dir",
@@ -124,15 +128,17 @@ def join_token(api: Path, wanted: str | None, hours: float, *, new: bool) -> str
 @click.option(
     "--also", multiple=True, metavar="ADDRESS", help="Further addresses that the server's certificate is for."
 )
-@click.option("--token", help="The join token, at least 32 characters; default: the valid one, or one made at random.")
+@click.option(
+    "--token", help="The join token, at least 32 characters; default: the token that is valid now, else a random one."
+)
 @click.option(
     "--token-hours",
     default=24.0,
     show_default=True,
     type=click.FloatRange(0.01, 8760),
-    help="How long others can join with the token.",
+    help="Hours for which machines can join with the token.",
 )
-@click.option("--new-token", is_flag=True, help="Make the join token anew: the old one opens nothing any more.")
+@click.option("--new-token", is_flag=True, help="Make a new join token; the old one becomes invalid.")
 def init(
     advertise: str,
     data_dir: Path,
@@ -147,8 +153,8 @@ def init(
 ) -> None:
     """Make a cluster's certificates and addresses on its first machine, and the token with which others join.
 
-    Fine to repeat: the CA stays. Then `podwire install --only control-plane --listen ADDRESS:PORT` starts the API
-    server.
+    It can be repeated: the CA stays. Afterwards `podwire install --only control-plane --listen ADDRESS:PORT` starts the
+    API server.
     """
     address, port = _address(advertise, "--advertise")
     if (ip := ipaddress.ip_address(address)).is_loopback or ip.is_unspecified or ip.is_link_local:
@@ -180,17 +186,19 @@ def init(
 
 
 async def _ask(server: str, token: str, node: str) -> tuple[str, pki.Pair, server_join.Addresses]:
-    """(the CA, the node's certificate and key, the cluster's addresses). Raises ApiError, Failed."""
+    """Returns (CA, certificate and key of the node, addresses of the cluster). Raises ApiError, Failed."""
     trusting = ssl.create_default_context()
     trusting.check_hostname, trusting.verify_mode = (
         False,
         ssl.CERT_NONE,
-    )  # the token's MAC proves what comes, nothing is sent
+    )  # the token's MAC authenticates the answer; the token itself is not sent
     async with ApiClient(ClientConfig(server, "", trusting)) as api:
         first = await api.get(server_join.CA_PATH)
     authority = str(first.get("ca", ""))
     if not hmac.compare_digest(str(first.get("mac", "")), server_join.mac(token, authority)):
-        raise Failed(f"{server} does not know this join token: it is another cluster's, or a newer one was made")
+        raise Failed(
+            f"{server} does not know this join token: it belongs to another cluster, or a newer token replaced it"
+        )
     request, key = pki.signing_request(f"system:node:{node}")
     async with ApiClient(ClientConfig(server, token, ssl.create_default_context(cadata=authority))) as api:
         answer: Mapping[str, Any] = await api.create(server_join.JOIN_PATH, {"node": node, "request": request})
@@ -198,7 +206,7 @@ async def _ask(server: str, token: str, node: str) -> tuple[str, pki.Pair, serve
 
 
 async def _patiently(server: str, token: str, node: str, seconds: float) -> tuple[str, pki.Pair, server_join.Addresses]:
-    """Machines start together: the first one may not answer yet."""
+    """Retry until the server answers: all machines may start at the same time."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -216,8 +224,8 @@ async def _patiently(server: str, token: str, node: str, seconds: float) -> tupl
 )
 @click.option("--node-name", default=socket.gethostname, help="Name of this node; default: the host's name.")
 @click.option("--root", type=click.Path(path_type=Path, file_okay=False), default=Path("/"), hidden=True)
-@click.option("--wait", default=60.0, show_default=True, help="Seconds that the API server may take to answer.")
-@click.option("--again", is_flag=True, help="Get a new certificate though there is one.")
+@click.option("--wait", default=60.0, show_default=True, help="Seconds to wait for the API server's answer.")
+@click.option("--again", is_flag=True, help="Get a new certificate even if there is one.")
 def join(server: str, token: str, node_name: str, root: Path, wait: float, again: bool) -> None:
     """Make this machine a node of the cluster at SERVER (https://ADDRESS:PORT): its certificate and the cluster's
     addresses.

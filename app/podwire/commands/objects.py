@@ -19,7 +19,12 @@ from podwire_base.kube.registry import RESOURCES, Resource, by_name
 from .common import Failed, kubeconfig_option, make_table, out, print_table, with_api
 
 namespace_option = click.option(
-    "-n", "--namespace", "space", default="default", show_default=True, help="Of objects that do not say theirs."
+    "-n",
+    "--namespace",
+    "space",
+    default="default",
+    show_default=True,
+    help="Namespace of objects that do not name one.",
 )
 _STRICT = {"fieldValidation": "Strict"}
 _TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"
@@ -67,7 +72,7 @@ def apply(files: tuple[str, ...], space: str, kubeconfig: str | None) -> None:
     except BadManifest as error:
         raise Failed(str(error)) from error
     if not objects:
-        raise Failed(f"{', '.join(files)}: no objects in there")
+        raise Failed(f"{', '.join(files)}: no objects in these files")
     failures: list[str] = []
 
     async def work(api: ApiClient) -> None:
@@ -92,19 +97,19 @@ def _targets(words: tuple[str, ...]) -> list[tuple[Resource, str]]:
     """KIND[,KIND] [NAME ...] or KIND/NAME ... -> (resource, name or "")."""
     if not words:
         known = ", ".join(r.plural for r in RESOURCES)
-        raise Failed(f"say what: a kind ({known}), and a name if you want one")
+        raise Failed(f"name a kind ({known}), and a name if you want one")
 
     def kind(word: str) -> Resource:
         found = by_name(word)
         if found is None:
-            raise Failed(f"kind {word!r} is not known; one of {', '.join(r.plural for r in RESOURCES)}")
+            raise Failed(f"kind {word!r} is unknown; known kinds: {', '.join(r.plural for r in RESOURCES)}")
         return found
 
     if "/" in words[0]:
         return [(kind(w.partition("/")[0]), w.partition("/")[2]) for w in words]
     for word in words[1:]:
         if by_name(word.partition("/")[0]) and "/" in word:
-            raise Failed(f"{word} says its kind already: leave {words[0]!r} out")
+            raise Failed(f"{word} already contains its kind: leave {words[0]!r} out")
     kinds = (
         [r for r in RESOURCES if "all" in r.categories] if words[0] == "all" else [kind(w) for w in words[0].split(",")]
     )
@@ -127,10 +132,10 @@ def _print_rows(resource: Resource, found: Object, wide: bool, spaces: bool, *, 
 @click.command()
 @click.argument("what", nargs=-1)
 @namespace_option
-@click.option("-A", "--all-namespaces", is_flag=True, help="Objects of every namespace.")
-@click.option("-o", "--output", type=click.Choice(["wide", "json", "yaml", "name"]), help="Form of the output.")
+@click.option("-A", "--all-namespaces", is_flag=True, help="Show objects of every namespace.")
+@click.option("-o", "--output", type=click.Choice(["wide", "json", "yaml", "name"]), help="Output format.")
 @click.option("-l", "--selector", default="", help="Label selector.")
-@click.option("-w", "--watch", is_flag=True, help="Go on and show each change.")
+@click.option("-w", "--watch", is_flag=True, help="Keep running and show each change.")
 @kubeconfig_option
 def get(
     what: tuple[str, ...],
@@ -206,11 +211,11 @@ async def _follow(
 
 @click.command()
 @click.argument("what", nargs=-1)
-@click.option("-f", "--filename", "files", multiple=True, help="Delete the objects of these files.")
+@click.option("-f", "--filename", "files", multiple=True, help="Delete the objects in these files.")
 @namespace_option
-@click.option("--grace-period", type=int, help="Seconds that pods get to end; default: the pod's own.")
+@click.option("--grace-period", type=int, help="Grace period in seconds; default: that of the pod.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the objects are gone.")
-@click.option("--ignore-not-found", is_flag=True, help="Exit 0 where there is no such object.")
+@click.option("--ignore-not-found", is_flag=True, help="Exit with status 0 if there is no such object.")
 @kubeconfig_option
 def delete(
     what: tuple[str, ...],

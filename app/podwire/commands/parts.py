@@ -21,7 +21,9 @@ from .common import Failed
 
 
 def setting(flag: str, *names: str, **more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """An option that is also an environment variable, so that a ConfigMap or a unit's EnvironmentFile can hold it."""
+    """An option that can also be set by an environment variable, so that a ConfigMap or a unit's EnvironmentFile can
+    hold it.
+    """
     env = variable(flag.partition("/")[0])
     more["help"] = f"{more.get('help', '')} [{env}]".strip()
     return click.option(flag, *names, envvar=env, **more)
@@ -38,8 +40,8 @@ def setting(flag: str, *names: str, **more: Any) -> Callable[[Callable[..., Any]
 @setting(
     "--api-servers",
     default="",
-    help="Addresses of the API server in place of the kubeconfig's, spaces between; the next "
-    "is asked when one does not answer. Without kube-proxy the Service `kubernetes` is none of them.",
+    help="Addresses of the API server instead of the kubeconfig's, separated by spaces; if one does not answer, the "
+    "next is tried. Without kube-proxy, do not give the address of Service `kubernetes`.",
 )
 @click.option(
     "--address",
@@ -74,13 +76,15 @@ def setting(flag: str, *names: str, **more: Any) -> Callable[[Callable[..., Any]
     "--log-files/--no-log-files",
     default=False,
     show_default=True,
-    help="Each role's log in RUN_DIR/log, not on stderr.",
+    help="Write each role's log to RUN_DIR/log instead of stderr.",
 )
 @setting("--log-json/--no-log-json", default=False, show_default=True, help="Log lines as JSON.")
-@setting("--pods/--no-pods", default=False, show_default=True, help="Also run pods (where no kubelet does).")
-@click.option("--check", "only_check", is_flag=True, help="Look at the settings, print them, and exit.")
+@setting("--pods/--no-pods", default=False, show_default=True, help="Also run pods (on a node without a kubelet).")
+@click.option("--check", "only_check", is_flag=True, help="Check the settings, print them, and exit.")
 def agent(only_check: bool, log_json: bool, **flags: Any) -> None:
-    """The roles of one node under one supervisor, in this network namespace. What is in the kernel outlives it."""
+    """The roles of one node under one supervisor, in this network namespace. The kernel state stays when the agent
+    ends.
+    """
     from podwire_base.kube.client.config import SERVERS, load
     from podwire_base.kube.errors import ConfigError
     from podwire_base.role import logs
@@ -89,7 +93,7 @@ def agent(only_check: bool, log_json: bool, **flags: Any) -> None:
     from ..agent import check, run
 
     if servers := flags.pop("api_servers"):
-        os.environ[SERVERS] = servers  # the roles read it each on their own
+        os.environ[SERVERS] = servers  # each role reads this setting itself
     try:  # before anything is touched
         config = agent_config(**flags)
         load(config.kubeconfig)
@@ -175,14 +179,14 @@ def agent_config(
     "--advertise",
     default=None,
     metavar="ADDRESS:PORT",
-    help="Endpoint of Service default/kubernetes; default --listen.",
+    help="Endpoint of Service default/kubernetes; default: that of --listen.",
 )
 @click.option("--service-cidr", help="Default: as `podwire init` wrote it in --data, else 10.96.0.0/16.")
-@click.option("--dns-address", help="Gets the Service kube-dns; default: as in --data, else none.")
+@click.option("--dns-address", help="Address for the Service kube-dns; default: as in --data, else no Service.")
 def apiserver(
     data: Path, listen: str, advertise: str | None, service_cidr: str | None, dns_address: str | None
 ) -> None:
-    """The API server alone, over a SQLite store. `podwire init` makes what it needs."""
+    """The API server alone, with a SQLite store. `podwire init` makes the files that it needs."""
     from podwire_controlplane.server.main import ServerConfig, run
 
     def pair(text: str) -> tuple[str, int]:
@@ -211,22 +215,25 @@ def _made(data: Path) -> Addresses | None:
     try:
         return read_addresses(data)
     except (OSError, ValueError, TypeError) as error:
-        raise Failed(f"{data}/cluster.json is not as `podwire init` writes it: {error}") from error
+        raise Failed(f"{data}/cluster.json is not a file that `podwire init` wrote: {error}") from error
 
 
 @click.command()
 @click.option("--kubeconfig", type=click.Path(exists=True), help="Default: controllers.kubeconfig in --data.")
 @click.option("--data", type=click.Path(exists=True, path_type=Path), help="What `podwire init` made.")
 @click.option("--cluster-cidr", help="Default: as in --data, else 10.244.0.0/16.")
-@click.option("--node-prefix", default=24, show_default=True, help="Length of each node's part of the pod range.")
+@click.option("--node-prefix", default=24, show_default=True, help="Prefix length of each node's podCIDR.")
 @click.option(
     "--load-balancer-pool",
     multiple=True,
     metavar="CIDR",
-    help="Load balancer addresses, where ConfigMap kube-system/podwire-load-balancer is not there yet; repeatable.",
+    help="Load balancer addresses, used if ConfigMap kube-system/podwire-load-balancer does not exist yet; repeatable.",
 )
 @click.option(
-    "--only", multiple=True, metavar="NAME", help="Run this controller, as loadbalancer; repeatable.  [default: all]"
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="Run only this controller, for example loadbalancer; repeatable.  [default: all]",
 )
 def controllers(
     kubeconfig: str | None,
@@ -236,13 +243,13 @@ def controllers(
     load_balancer_pool: tuple[str, ...],
     only: tuple[str, ...],
 ) -> None:
-    """Controllers and scheduler alone. In a cluster that has its own: --only loadbalancer."""
+    """Controllers and scheduler alone. In a cluster that has its own controllers, use --only loadbalancer."""
     from podwire_base.kube.errors import ConfigError
     from podwire_controlplane.controllers.driver import ControllersConfig, run
 
     made = _made(data) if data else None
     if kubeconfig is None and data is None and not only:
-        raise Failed("--kubeconfig or --data: one of the two is needed")
+        raise Failed("give --kubeconfig or --data")
     try:
         run(
             ControllersConfig(

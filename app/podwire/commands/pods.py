@@ -27,13 +27,13 @@ cluster_option = click.option(
 )
 pod_options = (
     click.option("-n", "--namespace", "space", default="default", show_default=True, help="Namespace of the pod."),
-    click.option("-c", "--container", "which", default="", help="Default: the pod's first."),
+    click.option("-c", "--container", "which", default="", help="Default: the pod's first container."),
     cluster_option,
 )
 
 
 def find_cluster(given: str | None) -> str:
-    """The cluster on this machine that is meant. Raises Failed."""
+    """The cluster on this machine that the user means. Raises Failed."""
     return given or Path(find_kubeconfig(os.environ.get("KUBECONFIG"))).parent.name
 
 
@@ -106,7 +106,9 @@ def node(node: str, command: tuple[str, ...], cluster: str | None) -> None:
 
 
 def log_lines(path: Path, follow: bool, tail: int | None = None) -> Iterator[str]:
-    """The text of a CRI log file, line by line, from its last `tail` lines on; with `follow` until interrupted."""
+    """The text of a CRI log file, line by line. It starts at the last `tail` lines; with `follow` it continues until
+    interrupted.
+    """
     try:
         with path.open() as file:
             if tail is not None:
@@ -126,8 +128,8 @@ def log_lines(path: Path, follow: bool, tail: int | None = None) -> Iterator[str
 
 @click.command()
 @click.argument("pod")
-@click.option("-f", "--follow", is_flag=True, help="Go on as it writes more, until interrupted.")
-@click.option("--tail", type=click.IntRange(0), help="Only the last N lines.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the log until interrupted.")
+@click.option("--tail", type=click.IntRange(0), help="Show only the last N lines.")
 def logs(pod: str, follow: bool, tail: int | None, space: str, which: str, cluster: str | None) -> None:
     """Show what a container wrote."""
     container = find_container(find_pod(find_cluster(cluster), space, pod.removeprefix("pod/")), which)

@@ -26,7 +26,7 @@ def _row(kind: str, obj: Object, *titles: str) -> list[str]:
 
 
 def summary(nodes: list[Object], pods: list[Object], services: list[Object], slices: list[Object]) -> Object:
-    """Everything that the command shows, as data (`--json`)."""
+    """The command's whole output, as data (`--json`)."""
     endpoints: dict[str, list[int]] = {}
     for found in slices:
         service = (
@@ -126,7 +126,7 @@ def _processes() -> list[dict[str, Any]]:
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @kubeconfig_option
 def status(as_json: bool, kubeconfig: str | None) -> None:
-    """Nodes, pods, Services, and where each role stands."""
+    """Show nodes, pods, Services, and the state of each role."""
     paths = ("/api/v1/nodes", "/api/v1/pods", "/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices")
 
     async def work(api: ApiClient) -> list[list[Object]]:

@@ -17,7 +17,7 @@ KINDS = ("Pod", "Service", "Endpoints", "EndpointSlice", "Deployment", "ReplicaS
 
 
 def objects(lab: DemoLab) -> Iterator[Row]:
-    """get, apply, watch and delete with an ordinary client."""
+    """get, apply, watch and delete work with an ordinary client."""
     words = ("get", "nodes,pods,services,endpointslices", "-o", "wide")
     text = lab.run_tool(*words)
     wanted = [
@@ -75,7 +75,7 @@ def objects(lab: DemoLab) -> Iterator[Row]:
 
 
 def refusals(lab: DemoLab) -> Iterator[Row]:
-    """Bad input is refused with the field's name, and nothing changes."""
+    """The API server refuses bad input, names the field, and changes nothing."""
     service = (
         "apiVersion: v1\nkind: Service\nmetadata: {name: demo-bad}\nspec: {type: NodePort, ports: [{port: 80, %s}]}\n"
     )
@@ -137,7 +137,7 @@ def _ready(node: dict[str, object], kind: str) -> bool:
 
 
 def kill_api_server(lab: DemoLab) -> Iterator[Row]:
-    """Kill -9 the API server: its state is there again, traffic never noticed."""
+    """Kill the API server with SIGKILL: its state survives, and traffic continues without an error."""
     client, address = lab.pods("client")[0], lab.cluster_ip("my-service")
 
     def state() -> set[tuple[str, str, str]]:
@@ -191,7 +191,7 @@ def kill_api_server(lab: DemoLab) -> Iterator[Row]:
 
 
 def status(lab: DemoLab) -> Iterator[Row]:
-    """`podwire status` knows nodes, pods, Services and where each role stands."""
+    """`podwire status` shows nodes, pods, Services and the state of each role."""
     done = subprocess.run(
         [sys.executable, "-m", "podwire.main", "status"],
         capture_output=True,

@@ -12,7 +12,7 @@ from .rows import Row
 
 
 def _asker(lab: DemoLab, pod: Pod) -> Callable[..., list[str]]:
-    """dig in the pod; +search makes it follow the search path as the C library does."""
+    """Run dig in the pod; +search makes it follow the search path as the C library does."""
 
     def ask(*words: str) -> list[str]:
         return sorted(lab.in_pod(pod, "shell", "dig", "+search", "+short", "+tries=2", "+time=2", *words).splitlines())
@@ -59,7 +59,7 @@ def names(lab: DemoLab) -> Iterator[Row]:
 
 
 def resolver(lab: DemoLab) -> Iterator[Row]:
-    """The C library's own resolver (getent) and curl, with names as an application has them."""
+    """The C library's resolver (getent) and curl resolve names as an application writes them."""
     client = lab.pods("client")[0]
     address = lab.cluster_ip("my-service")
     got = lab.in_pod(client, "shell", "getent", "ahostsv4", "my-service")

@@ -147,7 +147,9 @@ def _routes(lab: DemoLab, pod: Pod) -> str:
 
 
 def pause(lab: DemoLab) -> Iterator[Row]:
-    """Kill a pod's container: it comes back in the same sandbox; what listened in the namespace never noticed."""
+    """Kill a pod's container: it restarts in the same sandbox, and a listener in the pod's namespace keeps its
+    connection.
+    """
     pod, other = lab.pods("MyApp")[0], lab.pods("client")[0]
     lab.spawn(pod.netns, *echo_command(), "--tcp", "9999")
 
@@ -163,7 +165,7 @@ def pause(lab: DemoLab) -> Iterator[Row]:
             return None
 
     connection = wait_for(try_connect, 5)
-    assert connection is not None  # wait_for returns what is truthy
+    assert connection is not None  # wait_for returns the value that was truthy
     try:
         routes, netns = _routes(lab, pod), str(Path(pod.netns).readlink())
         process = pod.main_process("echo")
@@ -199,13 +201,14 @@ def pause(lab: DemoLab) -> Iterator[Row]:
     )
     yield Row(
         "2",
-        "bytes on a connection opened before that",
+        "bytes on a connection opened before the kill",
         other.name,
         "echoed by the listener in the pod's namespace",
         echoed == b"still there?",
         repr(echoed),
     )
-    wait_for(lambda: len(lab.pods("MyApp")) == 4, 10)  # ready again, before the next part counts endpoints
+    # the pod must be ready again before the next part counts endpoints
+    wait_for(lambda: len(lab.pods("MyApp")) == 4, 10)
 
 
 def _restarts(lab: DemoLab, pod: Pod) -> int:

@@ -22,7 +22,9 @@ def _failures(answers: list[Answer]) -> str:
 
 
 def _all_in_use(lab: DemoLab, netns: str, address: str, names: set[str]) -> None:
-    """A pod may have been ready only a moment ago: each node learns of it by itself."""
+    """Wait until each node uses all endpoints: a pod may have become ready a moment ago, and each node learns of it by
+    itself.
+    """
 
     def look() -> bool:
         return {a.host for a in lab.many(netns, address, 80, 40)} == names
@@ -60,7 +62,7 @@ def cluster_ip(lab: DemoLab) -> Iterator[Row]:
 
 
 def same_node(lab: DemoLab) -> Iterator[Row]:
-    """Endpoints on the client's own node, and the client's own pod (hairpin), answer through the Service too."""
+    """Endpoints on the client's own node, and the client pod itself (hairpin), also answer through the Service."""
     address, servers = lab.cluster_ip("my-service"), lab.pods("MyApp")
     for label, sources in (
         ("a pod beside its endpoints", [c for c in lab.pods("client") if any(s.node == c.node for s in servers)]),
@@ -78,7 +80,7 @@ def same_node(lab: DemoLab) -> Iterator[Row]:
 
 
 def change(lab: DemoLab) -> Iterator[Row]:
-    """A pod that comes is used, one that goes is used no more; no connection fails meanwhile."""
+    """A new pod receives connections, a removed pod receives none, and no connection fails meanwhile."""
     address, client = lab.cluster_ip("my-service"), lab.pods("client")[0]
     before = {p.name for p in lab.pods("MyApp")}
 
@@ -114,10 +116,10 @@ def _deployment(lab: DemoLab, replicas: int) -> str:
 
 
 def no_endpoints(lab: DemoLab) -> Iterator[Row]:
-    """Refused at once, from a pod and from a node."""
+    """A connection to a Service without endpoints is refused at once, from a pod and from a node."""
     address, client = lab.cluster_ip("lonely"), lab.pods("client")[0]
     for source, netns in ((client.name, client.netns), ("node1", lab.node_netns("node1"))):
-        # A client whose first packet is dropped waits a second. So does, now and then, a client without CPU time.
+        # A client whose first packet is dropped waits a second. A client that gets no CPU time sometimes does, too.
         answers = lab.many(netns, address, 80, 3)
         first = min(answers, key=lambda answer: answer.seconds)
         yield Row(
@@ -171,7 +173,7 @@ def node_port(lab: DemoLab) -> Iterator[Row]:
 
 
 def load_balancer(lab: DemoLab) -> Iterator[Row]:
-    """An address from the pool, answered for by one node, reached by a client outside the cluster."""
+    """A pool address, announced by one node and reached by a client outside the cluster."""
 
     def address() -> str:
         found = json.loads(lab.run_tool("get", "service", "my-loadbalancer", "-o", "json"))

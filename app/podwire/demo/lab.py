@@ -41,7 +41,7 @@ class NotYet(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer: host and peer from podwire-echo, or the error; and the seconds it took."""
+    """The reply: host and peer from podwire-echo, or the error; and the time it took in seconds."""
 
     host: str = ""
     peer: str = ""
@@ -57,7 +57,7 @@ class Answer:
 
 
 def wait_for(look: Callable[[], T], seconds: float = 15.0, every: float = 0.05) -> T:
-    """Repeat `look` until it is truthy. Raises NotYet."""
+    """Call `look` until its result is truthy. Raises NotYet."""
     seconds = patient(seconds)
     end = time.monotonic() + seconds
     while True:
@@ -138,7 +138,7 @@ class DemoLab:
         return done.stdout
 
     def try_tool(self, *words: str, stdin: str | None = None) -> tuple[int, str]:
-        """(exit status, everything that it printed)."""
+        """Returns (exit status, all output)."""
         done = subprocess.run(
             [*self.tool, *words],
             input=stdin,
@@ -152,8 +152,9 @@ class DemoLab:
         return done.returncode, done.stdout
 
     def _read(self, path: str) -> Object:
-        """One GET, without a process for it: the demo looks often, and shows the ordinary client where that is the
-        point."""
+        """One GET without starting a process: the demo polls often, and uses the ordinary client only where the client
+        itself is demonstrated.
+        """
         config = client_config.load(self.config.kubeconfig)
         server = urlsplit(config.server)
         connection = http.client.HTTPSConnection(
@@ -221,11 +222,11 @@ class DemoLab:
         return call_in(netns, lambda: _ask(socket.SOCK_DGRAM, address, port, timeout))
 
     def many(self, netns: str, address: str, port: int, count: int, kind: int = socket.SOCK_STREAM) -> list[Answer]:
-        """`count` connections one after the other from one thread there."""
+        """Make `count` connections one after the other, from one thread in the namespace."""
         return call_in(netns, lambda: [_ask(kind, address, port, 3.0) for _ in range(count)])
 
     def in_pod(self, pod: Pod, container: str, *command: str, timeout: float = 20) -> str:
-        """Run a command inside a container, as `kubectl exec` does; returns what it printed."""
+        """Run a command inside a container, as `kubectl exec` does, and return its output."""
         process = pod.main_process(container)
         if process is None:
             raise NotYet(f"container {container} of {pod.name} does not run")
@@ -250,7 +251,7 @@ class DemoLab:
         return done.stdout + done.stderr
 
     def spawn(self, netns: str, *command: str) -> subprocess.Popen[bytes]:
-        """A helper process of the demo in a namespace; it carries the cluster's marker, so `down` ends it too."""
+        """Start a helper process of the demo in a namespace. It carries the cluster's marker, so `down` ends it too."""
         child = subprocess.Popen(
             ["nsenter", f"--net={netns}", "--", *command],
             stdin=subprocess.DEVNULL,
@@ -262,14 +263,14 @@ class DemoLab:
         return child
 
     def make_outside(self) -> None:
-        """A host and a client outside the cluster, and a DNS server upstream of it."""
+        """Make a host and a client outside the cluster, and an upstream DNS server for the cluster."""
         for host, address in (("outside", OUTSIDE_HOST), ("client", OUTSIDE_CLIENT), ("dns", UPSTREAM_DNS)):
             network.make_outside(self.config, host, address, address.rsplit(".", 1)[0] + ".1")
         self.spawn(self.outside("outside"), *echo_command(), "--http", "9376")
         self.spawn(self.outside("dns"), sys.executable, "-m", "podwire.demo.upstream", UPSTREAM_DNS)
 
     def supervised(self, node: str | None, role: str) -> int:
-        """Pid of a supervised process, 0 while it does not run."""
+        """Pid of a supervised process; 0 if it does not run."""
         path = self.config.node_dir(node) / "agent.json" if node else self.config.run_dir / "supervisor.json"
         return int(((read(path) or {}).get("roles") or {}).get(role, {}).get("pid", 0))
 
@@ -287,8 +288,9 @@ class DemoLab:
 
     @contextlib.contextmanager
     def hammer(self, netns: str, address: str, port: int) -> Iterator[dict[str, Any]]:
-        """A client that keeps connecting from `netns` while the block runs; {"sent", "failed": [error...]}. On a busy
-        machine it goes on behind the block, until it has made as many connections as it takes to notice a loss."""
+        """Run a client that keeps connecting from `netns` while the block runs; yields {"sent", "failed": [error...]}.
+        On a busy machine the client continues after the block until it has made enough connections to notice a loss.
+        """
         import threading
 
         seen: dict[str, Any] = {"sent": 0, "failed": []}
@@ -320,7 +322,7 @@ class DemoLab:
 
 
 def examples_dir() -> Path:
-    """examples/ of the checkout that podwire is installed from, or of the current directory."""
+    """The directory examples/ of the checkout that podwire is installed from, or of the current directory."""
     for base in (Path(__file__).resolve().parents[3], Path.cwd()):
         if (base / "examples" / "01-pods.yaml").exists():
             return base / "examples"

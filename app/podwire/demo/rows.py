@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """part: number in the list of what the demo proves. sent, source, back: what was sent, from where, what came back.
+    """One proof. part: its number in the demo's list. sent, source, back: the request, its origin, the response.
 
-    detail: shown only where the row does not hold.
+    detail: shown only if the row fails.
     """
 
     part: str

@@ -58,7 +58,9 @@ def find_tool() -> tuple[list[str], str]:
 
 @dataclass
 class Result:
-    """A row's verdicts, one for each setting of bridge-nf-call-iptables. place: (number of the check, of its row)."""
+    """One row's verdicts, one for each setting of bridge-nf-call-iptables. place: (number of the check, number of its
+    row).
+    """
 
     place: tuple[int, int]
     verdicts: dict[int, Row] = field(default_factory=dict)
@@ -79,7 +81,7 @@ class Demo:
         self.console.print(text, style="dim", soft_wrap=True)
 
     def _set_bridge_nf(self, value: int) -> bool:
-        """False where this kernel has no br_netfilter: then there is nothing to set."""
+        """Returns False if this kernel has no br_netfilter; then there is nothing to set."""
         path = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
         found = call_in(self.lab.node_netns("node1"), path.exists)
         for node in self.config.node_names() if found else ():
@@ -113,7 +115,7 @@ class Demo:
             )
 
     def run(self) -> bool:
-        """True where every row held. Nothing is left behind in any case."""
+        """True if every row passed. It always removes everything that it made."""
         begin = time.monotonic()
         self.say(f"starting {self.config.nodes} nodes ...")
         try:
@@ -123,7 +125,7 @@ class Demo:
             self.lab.run_tool("apply", "-f", str(examples_dir()))
             for setting in self.passes:
                 if not self._set_bridge_nf(setting) and setting:
-                    self.say("this kernel has no br_netfilter: bridge-nf-call-iptables=1 cannot be shown here")
+                    self.say("this kernel has no br_netfilter: bridge-nf-call-iptables=1 cannot be tested here")
                     continue
                 self.console.print(f"[bold]bridge-nf-call-iptables={setting}[/bold]")
                 for number, check in enumerate(CHECKS):

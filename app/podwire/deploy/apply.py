@@ -64,8 +64,9 @@ def look_for_uninstall(root: Path, bin_dir: str, conf_dir: str) -> plan.Facts:
 
 
 def do(root: Path, steps: Iterable[plan.Step], say: Say) -> None:
-    """One after the other. Raises OSError and subprocess.CalledProcessError; what was done stays, and a second run goes
-    on."""
+    """Execute the steps one after the other. Raises OSError and subprocess.CalledProcessError; completed steps stay,
+    and a second run continues from there.
+    """
     for step in steps:
         say(str(step))
         match step:

@@ -25,7 +25,7 @@ _NO_DOCS = [f"--dpkgopt=path-exclude=/usr/share/{what}/*" for what in ("doc", "m
 
 
 class BuildFailed(Exception):
-    """A step did not work; the text has what it said."""
+    """A step failed; the text has its output."""
 
 
 def _run(argv: list[str], what: str, **env: str) -> None:
@@ -41,12 +41,14 @@ def codename(os_release: str) -> str:
     """VERSION_CODENAME of an os-release file: the suite that images are made of. Raises BuildFailed."""
     found = re.search(r"^VERSION_CODENAME=\"?([a-z]+)\"?$", os_release, re.MULTILINE)
     if not found:
-        raise BuildFailed("this machine's /etc/os-release names no VERSION_CODENAME; say --suite bookworm")
+        raise BuildFailed(
+            "this machine's /etc/os-release has no VERSION_CODENAME; pass --suite, for example --suite bookworm"
+        )
     return found[1]
 
 
 def sources(folder: Path, suite: str) -> list[str]:
-    """The machine's own package sources that have this suite, so that a mirror it uses is used for images too."""
+    """The machine's own package sources that have this suite, so that an image uses the same mirror as the machine."""
     found = [folder / "sources.list", *sorted((folder / "sources.list.d").glob("*"))]
     word = re.compile(rf"(?:^|\s){suite}(?:\s|$)", re.MULTILINE)
     return [
@@ -63,7 +65,7 @@ def build_wheel(checkout: Path, folder: Path) -> Path:
 
 
 def _pip(folder: Path, verb: str, *words: str) -> list[str]:
-    """A call of this environment's pip; where that has none (uv makes such), of one made for the occasion."""
+    """Run pip of this environment; if it has none (as environments of uv), run pip of a temporary one."""
     python = sys.executable
     if importlib.util.find_spec("pip") is None:
         python = str(folder / "venv/bin/python")
@@ -73,12 +75,12 @@ def _pip(folder: Path, verb: str, *words: str) -> list[str]:
 
 
 def _python_of(root: Path) -> str:
-    """ "3.11": the version that the unpacked system has."""
+    """The Python version of the unpacked system, such as "3.11"."""
     return str((root / "usr/bin/python3").readlink()).removeprefix("python")
 
 
 def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say) -> Path:
-    """The root file system under `folder`."""
+    """Assemble the root file system under `folder`."""
     root = folder / "root"
     say(f"unpacking Python of {suite}")
     _run(
@@ -100,7 +102,8 @@ def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say
     say(f"installing {wheel.name} and its dependencies for Python {version}")
     machine = os.uname().machine
     platforms = [f"--platform={p}_{machine}" for p in ("manylinux2014", "manylinux_2_17", "manylinux_2_28", "linux")]
-    # --no-compile: pip's would have this folder's name in them, and times that an image does not keep
+    # --no-compile: pip would write this folder's name into the bytecode files, and file times that an image does not
+    # keep
     _run(
         _pip(
             folder,
@@ -117,8 +120,8 @@ def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say
         "dependencies",
     )
     say("compiling")
-    # unchecked-hash: neither the time nor the order of building is in the files, and nobody looks at the sources at a
-    # start
+    # unchecked-hash: the files then contain neither times nor the build order, and Python does not check the sources at
+    # a start
     _run(
         [
             "chroot",
@@ -140,7 +143,7 @@ def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say
 
 
 def entries(root: Path) -> Iterator[oci.Entry]:
-    """Every file, directory and link under `root`; devices are left out."""
+    """Every file, directory and link under `root`; devices are skipped."""
     for folder, names, plain in os.walk(root):
         for name in sorted([*names, *plain]):
             path = Path(folder) / name
@@ -156,7 +159,7 @@ def entries(root: Path) -> Iterator[oci.Entry]:
 def build(output: Path, name: str, *, wheel: Path | None, checkout: Path, suite: str | None, say: Say) -> None:
     """Write the archive. Raises BuildFailed and OSError."""
     if os.geteuid():
-        raise BuildFailed("this needs root: mmdebstrap and chroot do")
+        raise BuildFailed("building an image needs root, for mmdebstrap and chroot")
     pause = Path(native.pause_command()[0]).read_bytes()
     if pause[:4] != b"\x7fELF":
         raise BuildFailed("the pause program is not a compiled one: install a C compiler and podwire again")

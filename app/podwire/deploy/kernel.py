@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 def clean(dns_address: str) -> Iterator[str]:
-    """Yields a line for each thing that it removed. Pods that still run lose their network with the bridge."""
+    """Remove podwire's state; yield a line for each removal. Pods that still run lose their network with the bridge."""
     from podwire_base.kernel.nft import ruleset as nft
     from podwire_base.kernel.nft import socket as nft_socket
     from podwire_cni import routes
@@ -48,4 +48,4 @@ def _links_and_routes(protocol: int) -> Iterator[str]:
                         ipr.route("del", family=family, dst=where, table=route.get("RTA_TABLE"), proto=protocol)
                         yield f"route {where}"
                     except NetlinkError:
-                        continue  # it went with its link
+                        continue  # the kernel deleted it together with its link

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath as Path
 
 from podwire_cni import oci
 
-SITE = "opt/podwire"  # where the wheel and its dependencies are
+SITE = "opt/podwire"  # the folder of the wheel and its dependencies
 PACKAGES = (
     "podwire",
     "podwire_base",
@@ -32,7 +32,8 @@ sys.path.insert(0, "/{SITE}")
 from podwire.main import cli
 sys.exit(cli())
 """
-# Of the interpreter's package: what only developers, desktops and dpkg need. Of wheels: types, tests, other programs.
+# From the interpreter's package: files only for developers, desktops and dpkg. From wheels: types, tests, other
+# programs.
 _UNUSED = (
     "usr/share/doc",
     "usr/share/man",
@@ -56,7 +57,8 @@ _UNUSED = (
     f"{SITE}/bin",
 )
 _UNUSED_DIRS = {"idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "pydoc_data", "tests", "test"}
-_NOTES = {"RECORD", "direct_url.json", "REQUESTED", "INSTALLER"}  # of pip: where it had the wheel from, and when
+# written by pip: the origin of the wheel and the time of its installation
+_NOTES = {"RECORD", "direct_url.json", "REQUESTED", "INSTALLER"}
 _EMPTY = ("dev", "proc", "sys", "tmp", "run", "etc", "host", "root")
 
 
@@ -78,7 +80,7 @@ def layer_of(path: str) -> int:
 
 
 def split(entries: Iterable[oci.Entry], pause: bytes) -> list[bytes]:
-    """Three layers as tar files."""
+    """Write the three layers as tar files."""
     found: list[list[oci.Entry]] = [[], [], []]
     for entry in entries:
         if wanted(entry.path):

@@ -73,12 +73,12 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class CleanKernel:
-    """Take what the roles wrote out of this network namespace: nft tables, bridge, routes, addresses on lo."""
+    """Remove what the roles wrote into this network namespace: nft tables, bridge, routes, addresses on lo."""
 
     dns_address: str
 
     def __str__(self) -> str:
-        return "remove podwire's nft tables, its bridge with what is on it, its routes, and the DNS address from lo"
+        return "remove podwire's nft tables, its bridge with its ports, its routes, and the DNS address from lo"
 
 
 Step = Write | Link | Move | Remove | Run | CleanKernel
@@ -86,10 +86,11 @@ Step = Write | Link | Move | Remove | Run | CleanKernel
 
 @dataclass(frozen=True)
 class Wanted:
-    """parts: of PARTS. program: the podwire command on the machine. settings: variables to set in agent.env, "" takes
-    one out. listen: "ADDRESS:PORT" that the API server's other machines reach it at (part control-plane). take_over:
-    put other plugins' configurations aside. plugin: the program, and whether it is compiled (only then it can be
-    `loopback` too)."""
+    """The user's request. parts: of PARTS. program: the podwire command on the machine. settings: variables to set in
+    agent.env; "" removes one. listen: the "ADDRESS:PORT" at which other machines reach the API server (part
+    control-plane). take_over: put other plugins' configurations aside. plugin: the program, and whether it is compiled
+    (only a compiled one can also serve as `loopback`).
+    """
 
     parts: tuple[str, ...]
     program: str
@@ -121,8 +122,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Facts:
-    """The machine as it is. files: content of those of our files that exist. links: path -> target. configurations: the
-    names in the CNI configuration directory. systemd: it runs here (and units can be started)."""
+    """The machine's present state. files: content of our files that exist. links: path -> target. configurations: the
+    names in the CNI configuration directory. systemd: systemd runs here, so units can be started.
+    """
 
     files: Mapping[str, bytes] = field(default_factory=dict)
     modes: Mapping[str, int] = field(default_factory=dict)
@@ -138,8 +140,9 @@ class Facts:
 
 
 def merged_settings(text: str, given: Mapping[str, str], defaults: Mapping[str, str]) -> str:
-    """agent.env with `given` put in: lines stay where they are, comments too; `defaults` only where nothing says
-    otherwise."""
+    """agent.env with `given` merged in: lines and comments keep their places, and `defaults` fill only variables that
+    are not set.
+    """
     lines = text.splitlines() or [
         "# Flags of `podwire agent --help`, as variables; lists have spaces between their items."
     ]
@@ -161,7 +164,7 @@ def merged_settings(text: str, given: Mapping[str, str], defaults: Mapping[str, 
 
 
 def _quoted(value: str) -> str:
-    """As systemd's EnvironmentFile and a shell read it alike."""
+    """Quoted so that systemd's EnvironmentFile and a shell read the same value."""
     if value and all(c.isalnum() or c in "/:.,_-=+@%" for c in value):
         return value
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -182,7 +185,9 @@ def read_settings(text: str) -> dict[str, str]:
 
 
 def unit(description: str, program: str, words: Iterable[str], *, after: str = "", environment: bool = False) -> bytes:
-    """A systemd service. KillMode=process: a stop must not end the pods, and the supervisor ends its roles itself."""
+    """A systemd service. KillMode=process: stopping the unit must not end the pods, and the supervisor ends its roles
+    itself.
+    """
     return "\n".join(
         [
             "[Unit]",
@@ -240,7 +245,8 @@ def _files(wanted: Wanted, facts: Facts) -> dict[str, Write]:
     found: list[Write] = []
     if "plugin" in wanted.parts:
         found.append(Write(f"{wanted.cni_bin_dir}/{PLUGIN}", wanted.plugin, 0o755))
-        # containerd and CRI-O call a plugin of that name for each pod; another's is as good
+        # containerd and CRI-O call a plugin of that name for each pod; an existing one of another package serves as
+        # well
         loopback = f"{wanted.cni_bin_dir}/loopback"
         if wanted.plugin.startswith(b"\x7fELF") and (
             loopback not in facts.files or loopback in recorded(facts).written
@@ -267,7 +273,7 @@ def recorded(facts: Facts) -> Record:
         found = json.loads(facts.files.get(RECORD, b"{}"))
         return Record(tuple(found.get("written", ())), tuple(found.get("links", ())))
     except (ValueError, AttributeError, TypeError):
-        return Record()  # another program's file: none of it is ours to remove
+        return Record()  # another program's file: not ours to remove
 
 
 def _same(facts: Facts, step: Write) -> bool:
@@ -275,7 +281,7 @@ def _same(facts: Facts, step: Write) -> bool:
 
 
 def paths(wanted: Wanted) -> list[str]:
-    """Every path whose state `install` must know."""
+    """Every path whose state `install` needs to know."""
     return [
         f"{wanted.cni_bin_dir}/{PLUGIN}",
         f"{wanted.cni_bin_dir}/loopback",
@@ -290,7 +296,7 @@ def link_path(name: str) -> str:
 
 
 def install(wanted: Wanted, facts: Facts) -> list[Step]:
-    """The steps that are still to be done."""
+    """The steps that remain to be done."""
     before, steps = recorded(facts), list[Step]()
     files = _files(wanted, facts)
     if wanted.take_over:
@@ -303,7 +309,7 @@ def install(wanted: Wanted, facts: Facts) -> list[Step]:
     record = json.dumps(
         {"written": sorted({*before.written, *files}), "links": sorted({*before.links, *links})}, indent=1
     )
-    # The plugin alone needs no record: it is what an image installs, which has nothing but the plugins' directories.
+    # The plugin alone needs no record: an image installs it that way, and has access to the plugin directories only.
     if units(wanted) and facts.files.get(RECORD) != record.encode() + b"\n":
         steps.append(Write(RECORD, record.encode() + b"\n"))
     if facts.systemd and units(wanted):
@@ -314,8 +320,9 @@ def install(wanted: Wanted, facts: Facts) -> list[Step]:
 
 
 def foreign(configurations: Iterable[str]) -> list[str]:
-    """Configurations of other plugins, which a runtime might take (it takes the first in the alphabet; libcni's
-    suffixes)."""
+    """Configurations of other plugins (libcni's suffixes). A runtime might use one, because it takes the alphabetically
+    first.
+    """
     return sorted(
         name for name in configurations if name != CONFLIST and name.endswith((".conf", ".conflist", ".json"))
     )
@@ -324,8 +331,9 @@ def foreign(configurations: Iterable[str]) -> list[str]:
 def uninstall(
     facts: Facts, *, cni_bin_dir: str, cni_conf_dir: str, kernel: bool, purge: bool, dns_address: str = ""
 ) -> list[Step]:
-    """The way back: units, files, other plugins' configurations, and the kernel's state. Settings stay without
-    `purge`."""
+    """The reverse: remove units, files and kernel state, and restore other plugins' configurations. Settings stay
+    without `purge`.
+    """
     record, steps = recorded(facts), list[Step]()
     if facts.systemd:
         names = [Path(path).name for path in record.links if path in facts.links]
@@ -355,14 +363,14 @@ def uninstall(
 
 
 def checks(wanted: Wanted, facts: Facts, kubeconfig_exists: bool) -> list[str]:
-    """Obstacles that will keep this node from working, each with the fix. They are warnings; none stops the install."""
+    """Problems that will keep this node from working, each with the fix. They are warnings; none stops the install."""
     found = []
     if not facts.nft:
         found.append("the kernel has no nf_tables: modprobe nf_tables, or a kernel with CONFIG_NF_TABLES")
     others = foreign(facts.configurations)
     if others and not wanted.take_over:
         found.append(
-            f"{wanted.cni_conf_dir} has {', '.join(others)}: runtimes take the first of the alphabet; --take-over "
+            f"{wanted.cni_conf_dir} has {', '.join(others)}: runtimes take the alphabetically first; --take-over "
             "puts others aside"
         )
     if "agent" in wanted.parts:

@@ -17,7 +17,7 @@ from podwire_base.kube import patch
 from podwire_base.kube.meta import Object
 
 _KNOWN = {"apiVersion", "kind", "namespace", "resources", "components", "configMapGenerator", "patches"}
-_GENERATED = "generated"  # only such ConfigMaps get a hash
+_GENERATED = "generated"  # only such ConfigMaps get a hash suffix
 _UNHOSTED = {"ClusterRole", "ClusterRoleBinding", "Namespace"}
 
 
@@ -35,7 +35,7 @@ def _suffix(config: Object) -> str:
         sort_keys=True,
         ensure_ascii=False,
     )
-    for raw, escaped in (("&", "\\u0026"), ("<", "\\u003c"), (">", "\\u003e")):  # as Go's encoder does
+    for raw, escaped in (("&", "\\u0026"), ("<", "\\u003c"), (">", "\\u003e")):  # Go's encoder does the same
         body = body.replace(raw, escaped)
     return hashlib.sha256(body.encode()).hexdigest()[:10].translate(str.maketrans("013ae", "ghkmt"))
 
@@ -102,7 +102,7 @@ def _renamed(value: Any, names: dict[str, str], field: str = "") -> Any:
 
 
 def build(folder: Path) -> list[Object]:
-    """What `kubectl kustomize FOLDER` prints, but for the order of lists."""
+    """The output of `kubectl kustomize FOLDER`, except for the order of lists."""
     objects = copy.deepcopy(_accumulate(folder, []))
     names = {}
     for obj in objects:

@@ -101,7 +101,7 @@ def test_apply_get_delete(podwire: Any) -> None:
     "own", ["../services/innocent", "../services?x=", "a?b#c", "..", "%2e%2e/services/innocent", "innocent/status"]
 )
 def test_a_name_is_one_name_whatever_is_in_it(podwire: Any, own: str) -> None:
-    """Not a path: nothing but the object of that very name may be read or deleted."""
+    """A name is not a path: only the object of exactly that name may be read or deleted."""
     podwire("apply", "-f", "-", stdin=yaml.safe_dump(service("innocent")))
     for words in (
         ("get", "cm", own),
@@ -178,7 +178,7 @@ def test_three_way_keeps_what_others_set_and_removes_what_is_left_out() -> None:
     record = json.loads(after["metadata"]["annotations"][manifests.LAST_APPLIED])
     assert record == {**second, "metadata": {**second["metadata"], "annotations": {}}}
     broken = patch.merge(live, {"metadata": {"annotations": {manifests.LAST_APPLIED: "{"}}})
-    assert _apply(second, broken)["spec"]["externalIPs"] == ["1.2.3.4"], "without a record nothing is known to be ours"
+    assert _apply(second, broken)["spec"]["externalIPs"] == ["1.2.3.4"], "without a record no file counts as ours"
 
 
 def test_the_record_does_not_hold_an_older_record() -> None:
@@ -223,13 +223,15 @@ def test_role_status(tmp_path: Path) -> None:
     first = read_all(tmp_path)
     assert list(first) == ["proxy"] and first["proxy"]["reason"] == "NotReady" and not first["proxy"]["ready"]
     status.update(ready=False, message="starting")
-    assert read_all(tmp_path) == first, "what did not change is not written again"
+    assert read_all(tmp_path) == first, "unchanged content is not written again"
     status.update(ready=True, message="3 Services", reason="Synced", services=3)
     assert read_all(tmp_path)["proxy"]["figures"] == {"services": 3} and read_all(tmp_path / "none") == {}
 
 
 def test_the_record_of_an_apply_is_kubectls_own() -> None:
-    """Byte for byte, so that podwire and kubectl can be used in turn and find "unchanged"."""
+    """The record is identical byte for byte, so that podwire and kubectl can be used in turn and both find
+    "unchanged".
+    """
     obj = {
         "kind": "ConfigMap",
         "apiVersion": "v1",

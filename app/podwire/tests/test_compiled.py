@@ -1,4 +1,4 @@
-"""What is not compiled is told with its reason and its price, and `podwire status` finds every part."""
+"""The list of parts that are not compiled gives the reason and the cost, and `podwire status` finds every part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/hooks.md says which rule runs before which; here its table is held against the rules that the roles write."""
+"""The table in docs/hooks.md, which rule runs before which, agrees with the rules that the roles write."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_rows_are_in_the_order_that_a_packet_meets_them() -> None:
 
 
 def test_what_must_run_before_what() -> None:
-    """The reasons of the page that are a matter of order, whatever the numbers are."""
+    """The ordering requirements that the page gives reasons for, whatever the numbers are."""
     at = {(row.owner, row.table, re.split(r"[ (]", row.chain)[0], row.hook): row.priority for row in in_the_code()}
     conntrack = next(row.priority for row in on_the_page() if row.chain == "conntrack")
     for hook in ("prerouting", "output"):

@@ -1,4 +1,4 @@
-"""The image: the layer of each file, and the archive read back by its digests, as a runtime reads it."""
+"""The image: the layer of each file, and the archive, read back by its digests as a runtime reads it."""
 
 from __future__ import annotations
 

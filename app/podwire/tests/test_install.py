@@ -55,7 +55,7 @@ def uninstall(root: Path, *, purge: bool = False) -> None:
 
 
 def tree(root: Path) -> dict[str, bytes | str]:
-    """Every file and link under root, with what is in it."""
+    """Every file and link under root, with its content."""
     return {
         str(p.relative_to(root)): str(p.readlink()) if p.is_symlink() else p.read_bytes()
         for p in root.rglob("*")
@@ -131,7 +131,7 @@ def test_anothers_loopback_stays_anothers(tmp_path: Path) -> None:
 
 
 def test_the_plugin_alone_writes_nowhere_else(tmp_path: Path) -> None:
-    """What the DaemonSet's init container does: it has only these directories of the node."""
+    """The DaemonSet's init container has only these directories of the node."""
     install(tmp_path, wanted("plugin", settings={}))
     assert sorted(tree(tmp_path)) == ["opt/cni/bin/loopback", "opt/cni/bin/podwire-cni"]
     uninstall(tmp_path)
@@ -179,7 +179,7 @@ def test_with_systemd_units_are_started_and_only_changes_restart_them() -> None:
         {p: w.content for p, w in written.items()}, {p: w.mode for p, w in written.items()}, links, systemd=True
     )
     assert [str(s) for s in plan.install(want, done)] == ["run systemctl start podwire-agent.service"], (
-        "a start of what runs"
+        "a start of a running unit"
     )
     back = plan.uninstall(done, cni_bin_dir="/opt/cni/bin", cni_conf_dir=CONF, kernel=True, purge=False)
     assert str(back[0]) == "run systemctl stop podwire-agent.service" and isinstance(back[1], plan.CleanKernel)
@@ -212,7 +212,7 @@ def test_settings_after_any_installs_are_the_last_that_were_given(calls: list[di
     assert plan.merged_settings(text, {}, {}) == text or not calls
     shell = subprocess.run(["sh", "-c", 'set -a; eval "$0"; env -0', text], capture_output=True, check=True).stdout
     for name, value in expected.items():
-        assert f"{name}={value}".encode() in shell.split(b"\0"), "a shell reads what we read"
+        assert f"{name}={value}".encode() in shell.split(b"\0"), "a shell reads the same values"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_what_cannot_be_is_said(tmp_path: Path, words: list[str], says: str) -> 
 
 
 def test_a_setting_that_was_there_and_cannot_be_is_warned_of(tmp_path: Path) -> None:
-    """An administrator's own line: it stays, and so does the way to mend it."""
+    """An administrator's own invalid line stays, and the warning says how to fix it."""
     (tmp_path / "etc/podwire").mkdir(parents=True)
     (tmp_path / "etc/podwire/agent.env").write_text("PODWIRE_DNS_ADDRESS=10.96.0\nHTTP_PROXY=http://192.0.2.1\n")
     words = ["install", "--root", str(tmp_path), "--kubeconfig", "/k"]
@@ -248,7 +248,7 @@ def test_a_setting_that_was_there_and_cannot_be_is_warned_of(tmp_path: Path) -> 
     )
     done = CliRunner().invoke(cli, [*words, "--setting", "PODWIRE_DNS_ADDRESS=10.96.0.10"])
     assert done.exit_code == 0 and "no IP address" not in done.output
-    for more in (["--address", "192.0.2.7"], ["--pods"]):  # the second needs what the first left
+    for more in (["--address", "192.0.2.7"], ["--pods"]):  # the second run needs the files of the first
         done = CliRunner().invoke(cli, [*words, *more])
         assert done.exit_code == 0, done.output
 

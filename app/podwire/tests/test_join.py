@@ -158,7 +158,7 @@ def test_bad_requests_are_named(made: tuple[Path, int], body: object, code: int,
 
 
 def test_a_false_server_gets_neither_the_token_nor_a_node(tmp_path: Path) -> None:
-    """Somebody between us and the server, with a CA of their own but without the token."""
+    """An attacker between the node and the server has a CA of its own but not the token."""
     theirs = pki.Authority()
     server = theirs.server(["x"], ["127.0.0.1"])
     (tmp_path / "pem").write_text(server.certificate + server.key)
@@ -182,7 +182,7 @@ def test_tokens_end_and_are_made_anew(tmp_path: Path) -> None:
     assert init(tmp_path, 6443).exit_code == 0
     joining, api = server_join.Joining(tmp_path / "api"), tmp_path / "api"
     first = joining.token()
-    assert init(tmp_path, 6443).exit_code == 0 and joining.token() == first, "it stays while it is valid"
+    assert init(tmp_path, 6443).exit_code == 0 and joining.token() == first, "the token stays while it is valid"
     assert init(tmp_path, 6443, "--new-token").exit_code == 0 and joining.token() != first
     (api / "join.json").write_text(json.dumps({"token": first, "expires": time.time() - 1}))
     for broken in (None, "{", '{"token": "short", "expires": 9e12}', "[]"):
@@ -199,7 +199,7 @@ def test_init_twice_keeps_the_ca_and_follows_addresses(tmp_path: Path) -> None:
     assert "kept certificates" in init(tmp_path, 6443).output
     assert {p.name: p.read_text() for p in api.iterdir() if p.name != "join.json"} == kept
     assert init(tmp_path, 6443, "--also", "192.0.2.7").exit_code == 0
-    assert (api / "ca.pem").read_text() == kept["ca.pem"], "nodes that joined go on trusting it"
+    assert (api / "ca.pem").read_text() == kept["ca.pem"], "nodes that joined still trust the CA"
     names = (
         x509.load_pem_x509_certificate((api / "server.pem").read_bytes())
         .extensions.get_extension_for_class(x509.SubjectAlternativeName)

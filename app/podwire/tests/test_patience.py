@@ -25,7 +25,7 @@ def test_the_variable_is_a_factor(said: str, seconds: float) -> None:
 
 
 def test_the_demo_waits_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a patience of nothing it looks once, whatever the time; what it says is the time that it gave."""
+    """With a patience of 0 it checks once, whatever the time limit; the message gives the time limit."""
     monkeypatch.setattr(patience, "FACTOR", 0.0)
     looks: list[int] = []
     with pytest.raises(lab.NotYet, match="not within 0 s"):

@@ -137,7 +137,7 @@ def test_variables_are_flags_and_flags_win(kubeconfig: str) -> None:
 def test_bad_flags_are_refused_before_anything_is_touched(
     kubeconfig: str, words: list[str], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PODWIRE_API_SERVERS", "")  # --api-servers sets it for the roles; this puts it back
+    monkeypatch.setenv("PODWIRE_API_SERVERS", "")  # --api-servers sets it for the roles; this restores it
     code, text = check(kubeconfig, *words)
     assert code == 1 and says in " ".join(text.split()), text
 

@@ -1,5 +1,6 @@
-"""The contracts of pyproject.toml hold, each is broken by what it forbids, and what import-linter does not see is
-seen here."""
+"""The contracts of pyproject.toml hold, a violation of each is found, and the tests here cover what import-linter does
+not check.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def pure() -> list[str]:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources, with nothing that was built."""
+    """The sources, without build products."""
     made = tmp_path_factory.mktemp("walls") / "tree"
     made.mkdir()
     shutil.copy(ROOT / "pyproject.toml", made)
@@ -79,7 +80,7 @@ def broken(text: str) -> list[str]:
 
 
 LAYERS, TENANTS, PURITY = (contract["name"] for contract in SETTINGS["contracts"])
-# (what is added to which files, the contracts that break, what is said); one run of the tool for each
+# (text added to which files, the contracts that break, the message); one run of the tool for each
 VIOLATIONS = {
     "a tenant imports another": (
         {
@@ -96,7 +97,7 @@ VIOLATIONS = {
     ),
     "the ground imports a tenant": (
         {"base/podwire_base/kube/meta.py": "import podwire_cni.types"},
-        [LAYERS, TENANTS],  # all tenants import meta, and so that one
+        [LAYERS, TENANTS],  # all tenants import meta, and with it that module
         ["podwire_base.kube.meta -> podwire_cni.types"],
     ),
     "a tenant imports the roof": (
@@ -171,8 +172,9 @@ def test_make_lint_runs_both() -> None:
 
 
 def test_what_runs_on_the_way_to_a_pure_module_imports_nothing() -> None:
-    """`from a.b.c import X` runs a/__init__ and a/b/__init__, for which import-linter draws no edge. An import inside a
-    function of theirs is no matter: they are pure themselves."""
+    """`from a.b.c import X` runs a/__init__ and a/b/__init__, for which import-linter draws no edge. An import inside
+    one of their functions does not matter: these packages are pure themselves.
+    """
     packages = {".".join(module.split(".")[:n]) for module in pure() for n in range(1, module.count(".") + 1)}
     assert {"podwire_base.kernel.nft", "podwire_dns", "podwire_proxy"} <= packages
     for package in sorted(packages):
@@ -194,7 +196,9 @@ print(*sorted(set(sys.modules) - before))
 
 
 def test_pure_modules_load_no_other_file_of_ours_and_nothing_that_reaches_outside() -> None:
-    """In a fresh interpreter. What the packages they use load for themselves (dnslib: socket) is loaded before."""
+    """Each runs in a fresh interpreter. Modules that third-party packages load for themselves (dnslib: socket) are
+    loaded before.
+    """
     modules = pure()
     assert len(modules) > 140
     used = {name for module in modules for name in graph().find_modules_directly_imported_by(module)}
@@ -214,7 +218,7 @@ def test_pure_modules_load_no_other_file_of_ours_and_nothing_that_reaches_outsid
 
 
 def test_the_list_names_only_what_does_io() -> None:
-    """A module that was made pure is taken off the list, so that it stays pure."""
+    """A module that became pure is taken off the list, so that it stays pure."""
     forbidden, tests = set(PURE["forbidden"]), {m for m in listed() if "tests" in m.split(".")}
     idle = [
         module

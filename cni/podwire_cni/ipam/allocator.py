@@ -21,9 +21,9 @@ MOST_RESTING = 1000
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One address held by one attachment. `boot_id` is the kernel's; a lease of an earlier boot holds nothing.
+    """One address held by one attachment. `boot_id` is the kernel's; a lease of an earlier boot is void.
 
-    `wired`: its ADD is complete; until then a crash must release it.
+    `wired`: its ADD is complete; before that, a crash must release it.
     """
 
     address: IPAddress
@@ -33,14 +33,14 @@ class Lease:
     boot_id: str = ""
     mac: str = ""  # the pod's
     wired: bool = False
-    ports: tuple[PortMapping, ...] = ()  # the pod's; the same in each of its leases
+    ports: tuple[PortMapping, ...] = ()  # the pod's MAC; the same in each of its leases
     bridge: str = ""  # "": that of the node's pods
     aliases: tuple[str, ...] = ()  # other names of the container
-    origin: str = ""  # "host-local": another plugin wired the pod, we only keep its address
-    network: str = ""  # the name of the configuration it was taken for
+    origin: str = ""  # "host-local": another plugin attached the pod, and podwire only reserves its address
+    network: str = ""  # the name of the configuration that it was allocated for
 
     def done(self) -> Lease:
-        """The lease once its ADD came to its end. (`replace` takes as long as writing the note does.)"""
+        """The lease after its ADD is complete. (dataclasses.replace would take as long as writing the mark.)"""
         return Lease(
             self.address,
             self.owner,
@@ -83,36 +83,37 @@ class Lease:
 
 
 class Store(Protocol):
-    """Leases that survive the process. Writers are one at a time; that is the caller's to see to."""
+    """Leases that survive the process. The caller makes sure that only one thread writes at a time."""
 
     def leases(self) -> Iterable[Lease]:
         """All leases, the newest last."""
 
     def reserve(self, lease: Lease) -> bool:
-        """Write a lease; False where its address is already held."""
+        """Write a lease; returns False if its address is already held."""
 
     def wired(self, lease: Lease) -> None:
-        """Note that the lease's ADD came to its end."""
+        """Mark the lease's ADD as complete."""
 
     def damaged(self) -> frozenset[IPAddress]:
-        """Addresses whose leases cannot be read. They are not given; `release` forgets them."""
+        """Addresses with unreadable leases. They are not allocated; `release` forgets them."""
 
     def mend(self, lease: Lease) -> None:
-        """Write the lease of a wired pod in the place of one that cannot be read."""
+        """Replace an unreadable lease with that of an attached pod."""
 
     def release(self, address: IPAddress, *, rest: bool = False) -> None:
-        """Forget the lease of this address; nothing happens where there is none. rest: note that it was given back
-        now."""
+        """Forget the lease of this address; does nothing if there is none. rest: record the time of the release."""
 
     def resting(self) -> Mapping[IPAddress, float]:
-        """Addresses that were given back and not given again or forgotten -> when (Unix time), the oldest first."""
+        """Released addresses that are neither allocated again nor forgotten -> time of release (Unix time), the oldest
+        first.
+        """
 
     def forget(self, address: IPAddress) -> None:
-        """Of a resting address: that it was given back."""
+        """Forget the release of a resting address."""
 
 
 class PoolExhausted(CNIError):
-    """No address is free. ErrorCode 11: one comes back when a pod goes."""
+    """No address is free. ErrorCode 11: an address becomes free when a pod ends."""
 
     def __init__(self, ranges: RangeSet) -> None:
         names = ", ".join(str(r.subnet) for r in ranges)
@@ -124,7 +125,7 @@ class PoolExhausted(CNIError):
 
 
 class Allocator:
-    """Addresses by owner over a Store. Not for several threads at once: the caller holds a lock.
+    """Addresses by owner over a Store. Not thread-safe: the caller holds a lock.
 
     quarantine: how many seconds an address rests; now: the clock, as Unix time.
     """
@@ -149,7 +150,7 @@ class Allocator:
         return list(self._by_owner.get(owner, ()))
 
     def holder(self, ports: Sequence[PortMapping]) -> tuple[Lease, PortMapping] | None:
-        """The lease that holds one of these ports of the node already."""
+        """The lease that already holds one of these ports of the node."""
         if not ports:
             return None
         return next(
@@ -163,7 +164,7 @@ class Allocator:
         )
 
     def free(self, ranges: RangeSet) -> int:
-        """How many addresses of the set can still be given."""
+        """The number of addresses of the set that can still be allocated."""
         held = [*self._by_address, *self.store.damaged()]
         return capacity(ranges) - sum(any(a in r and a != r.gateway for r in ranges) for a in held)
 
@@ -202,8 +203,8 @@ class Allocator:
                     raise CNIError(
                         ErrorCode.INVALID_CONFIG,
                         f"the requested address {address} is in no range of this network, "
-                        "or a second one of the same range set",
-                        "ask for an address of the node's podCIDR",
+                        "or is the second address of one range set",
+                        "request an address of the node's podCIDR",
                     )
         except BaseException:
             self.release(owner, [lease for lease, _ in taken])
@@ -214,7 +215,7 @@ class Allocator:
         self, ranges: RangeSet, wanted: IPAddress | None, make: Callable[[IPAddress], Lease]
     ) -> tuple[Lease, Range]:
         last = self._last.get(ranges)
-        if last is None:  # after a restart: behind the newest lease, not from the start again
+        if last is None:  # after a restart: continue behind the newest lease, not at the beginning
             last = next((a for a in reversed(self._by_address) if any(a in r for r in ranges)), None)
         candidates = (
             self._candidates(ranges, last)
@@ -236,12 +237,12 @@ class Allocator:
             raise CNIError(
                 ErrorCode.TRY_AGAIN_LATER,
                 f"the requested address {wanted} is in use or is the gateway's",
-                "ask for another address, or none",
+                "request another address, or none",
             )
         raise PoolExhausted(ranges)
 
     def _candidates(self, ranges: RangeSet, last: IPAddress | None) -> Iterable[tuple[IPAddress, Range]]:
-        """Every address that may be given, the best first."""
+        """Every address that may be allocated, the best first."""
         since = self.now() - self.quarantine
         for address, home in walk(ranges, last):
             if self._resting.get(address, since) <= since:
@@ -250,7 +251,7 @@ class Allocator:
             yield from ((address, r) for r in ranges if address in r and address != r.gateway)
 
     def adopt(self, lease: Lease) -> bool:
-        """Keep an address for a pod that another plugin attached; False where another lease has it."""
+        """Reserve an address for a pod that another plugin attached; returns False if another lease has it."""
         if lease.address in self._by_address or not self.store.reserve(lease):
             return False
         self.store.wired(lease)
@@ -258,19 +259,21 @@ class Allocator:
         return True
 
     def confirm(self, owner: Attachment) -> None:
-        """The owner's ADD came to its end: from now on its leases survive a restart."""
+        """The owner's ADD is complete: from now on its leases survive a restart."""
         held = self._by_owner.get(owner, [])
         for i, lease in enumerate(held):
             self.store.wired(lease)
             held[i] = self._by_address[lease.address] = lease.done()
 
     def mend(self, lease: Lease) -> None:
-        """A lease that could not be read is known again."""
+        """Replace an unreadable lease."""
         self.store.mend(lease)
         self._index(lease)
 
     def release(self, owner: Attachment, only: Sequence[Lease] | None = None) -> list[IPAddress]:
-        """Give back the owner's addresses (or just some of them); none is fine. What a pod had rests from now on."""
+        """Release the owner's addresses, or only some of them; having none is no error. The addresses of an attached
+        pod rest from now on.
+        """
         gone = []
         for lease in self.owned_by(owner) if only is None else only:
             rest = lease.wired and self.quarantine > 0
@@ -289,8 +292,9 @@ class Allocator:
         return gone
 
     def _wake(self) -> None:
-        """Forget a few of those that rested long enough; each release adds at most as many. Where very many rest, the
-        pool is so large that going round it is rest enough."""
+        """Forget some of the addresses that have rested long enough; each release adds at most as many. If very many
+        rest, the pool is so large that the time to go round it is rest enough.
+        """
         since, many = self.now() - self.quarantine, len(self._resting) > MOST_RESTING
         for address in [a for a, at in itertools.islice(self._resting.items(), 4) if at <= since or many]:
             del self._resting[address]

@@ -24,16 +24,17 @@ ORIGIN = "host-local"
 
 
 def booted() -> float:
-    """When the machine was booted, as Unix time."""
+    """The time of the machine's boot, as Unix time."""
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def take_over(
     directory: Path, allocator: Allocator, ranges: Sequence[RangeSet], boot_id: str, since: float
 ) -> Iterator[str]:
-    """Lease every address of `directory` that lies in `ranges` to the container that has it there. since: when the
-    machine was booted. Yields one line for each file. Raises OSError where the directory cannot be read or written,
-    CNIError where our own cannot; then run it again."""
+    """Lease every address of `directory` that lies in `ranges` to the container that holds it there. since: the time of
+    the machine's boot. Yields one line for each file. Raises OSError if the directory cannot be read or written,
+    CNIError if our leases cannot; then run it again.
+    """
     with _locked(directory):
         for file in sorted(directory.iterdir()):
             try:
@@ -41,7 +42,7 @@ def take_over(
             except ValueError:
                 continue  # lock, last_reserved_ip.N
             container, _, ifname = file.read_text(errors="replace").strip().partition("\n")
-            owner = Attachment(container.strip(), ifname.strip() or "eth0")  # older ones say no interface
+            owner = Attachment(container.strip(), ifname.strip() or "eth0")  # older files have no interface
             lease = Lease(address, owner, boot_id=boot_id, origin=ORIGIN)
             if file.stat().st_mtime < since:
                 file.unlink()
@@ -52,12 +53,12 @@ def take_over(
                 file.unlink()
                 yield f"{address} of {owner}: taken over"
             else:
-                yield f"{address} of {owner}: another pod has this address from us, left alone"
+                yield f"{address} of {owner}: another pod has this address from podwire, left alone"
 
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """host-local takes an flock on the file `lock` for as long as it works."""
+    """host-local holds an flock on the file `lock` while it works."""
     fd = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

@@ -8,17 +8,19 @@ from ..types import IPAddress, IPNetwork, Range, RangeSet
 
 
 def podcidr_range(cidr: IPNetwork) -> Range:
-    """The range of a node's podCIDR: the first address is the gateway, IPv4's last one is left out as its broadcast."""
+    """The range of a node's podCIDR: the first address is the gateway, and IPv4's last address is left out as the
+    broadcast address.
+    """
     return Range(cidr, cidr[1], cidr[-2] if cidr.version == 4 else cidr[-1], cidr[1])
 
 
 def capacity(ranges: RangeSet) -> int:
-    """How many pods the set can serve."""
+    """The number of pods that the set can serve."""
     return sum(int(r.end) - int(r.start) + 1 - (r.gateway in r) for r in ranges)
 
 
 def walk(ranges: RangeSet, after: IPAddress | None) -> Iterator[tuple[IPAddress, Range]]:
-    """Every address that a pod may get, once, beginning behind `after` and round again to it."""
+    """Every address that a pod may get, once, starting after `after` and wrapping around."""
     first = next((i for i, r in enumerate(ranges) if after is not None and after in r), None)
     if first is None or after is None:
         for r in ranges:

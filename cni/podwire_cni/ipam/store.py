@@ -41,14 +41,14 @@ def boot_id() -> str:
 
 
 class Busy(OSError):
-    """Another process has the leases."""
+    """Another process holds the leases."""
 
 
 class DirStore:
-    """A directory of leases, held exclusively (flock) from construction to close, so that one process only gives
+    """A directory of leases, held exclusively (flock) from construction to close, so that only one process allocates
     addresses.
 
-    Raises Busy where another process still has it after `wait` seconds.
+    Raises Busy if another process still holds it after `wait` seconds.
     """
 
     def __init__(self, path: Path, *, wait: float = 0) -> None:
@@ -91,7 +91,7 @@ class DirStore:
         return frozenset(self._damaged)
 
     def reserve(self, lease: Lease) -> bool:
-        # Plain system calls with plain names: a pod waits for this.
+        # Plain system calls with plain names, because a pod waits for this.
         name = str(lease.address)
         if os.access(self._prefix + name, os.F_OK):
             return False
@@ -119,13 +119,13 @@ class DirStore:
     def release(self, address: IPAddress, *, rest: bool = False) -> None:
         path = self._prefix + str(address)
         if rest:
-            with contextlib.suppress(OSError):  # a disk without room for a name must not keep a pod from going
+            with contextlib.suppress(OSError):  # a disk without room for a name must not keep a pod from ending
                 os.rename(path, f"{self._prefix}{REST}{address}")  # noqa: PTH104 - as below
                 return
         try:
             os.unlink(path)  # noqa: PTH108 - a pod's end waits for this
         except FileNotFoundError:
-            pass  # the state that was wanted
+            pass  # the wanted state already
         except OSError as err:
             raise self._refusal(path, err) from err
         self._damaged.discard(address)
@@ -138,12 +138,12 @@ class DirStore:
         return {address: at for at, _, address in found}
 
     def forget(self, address: IPAddress) -> None:
-        # Where the disk refuses, the note is there at the next start, and is a longer rest.
+        # If the disk refuses, the mark still exists at the next start and only prolongs the rest.
         with contextlib.suppress(OSError):
             os.unlink(f"{self._prefix}{REST}{address}")  # noqa: PTH108 - as above
 
     def _refusal(self, path: str, err: OSError) -> CNIError:
-        """The disk's refusal in the words of CNI."""
+        """The disk's refusal as a CNI error."""
         return CNIError(
             ErrorCode.IO_FAILURE,
             f"the lease {path} cannot be written: {err.strerror}",
@@ -152,7 +152,7 @@ class DirStore:
 
 
 def _append(path: str, data: bytes) -> None:
-    """Raises OSError also where only a part could be written."""
+    """Raises OSError also if only a part could be written."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND, 0o644)
     try:
         if os.write(fd, data) != len(data):

@@ -1,7 +1,7 @@
 """The native programs: `podwire-cni`, the plugin binary, and `podwire-pause`, which holds a pod's namespaces.
 
-The build compiles client.c and pause.c to `bin/`. Where no compiler was there, Python programs that do the same stand
-in: the plugin then costs a container runtime 20 ms more a call, and a pause process 10 MB instead of 0.1 MB.
+The build compiles client.c and pause.c to `bin/`. Without a compiler, equivalent Python programs are used: each call of
+the plugin then takes 20 ms longer, and a pause process takes 10 MB instead of 0.1 MB.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _compiled(program: str) -> Path | None:
 
 
 def is_compiled(*programs: str) -> bool:
-    """Whether these programs, or both, are the native ones."""
+    """Whether all programs named are compiled."""
     return all(_compiled(program) for program in programs or ("podwire-cni", "podwire-pause"))
 
 

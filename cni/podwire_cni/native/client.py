@@ -40,10 +40,10 @@ def request(stdin: bytes) -> tuple[bytes, list[int]]:
 
 
 def ask(sock: socket.socket, stdin: bytes) -> tuple[int, bytes]:
-    """(exit status, text) as the agent answered. Raises OSError where the answer does not come whole."""
+    """(exit status, text) of the agent's answer. Raises OSError if the answer is incomplete."""
     message, fds = request(stdin)
     sent = sock.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
-    if sent < len(message):  # sendall(b"") still sends, and the agent may have answered and gone by then
+    if sent < len(message):  # sendall(b"") would still send, and the agent may have answered and closed by then
         sock.sendall(message[sent:])
     with sock.makefile("rb") as answer:
         head = answer.read(8)
@@ -73,7 +73,7 @@ def main() -> int:
             "a container runtime runs this program with CNI_COMMAND=ADD, DEL, CHECK, GC, STATUS or VERSION",
         )
     stdin = sys.stdin.buffer.read()
-    with contextlib.suppress(ValueError, RecursionError):  # text that is no JSON is the agent's to complain about
+    with contextlib.suppress(ValueError, RecursionError):  # the agent reports text that is no JSON
         parsed = json.loads(stdin)
         conf = parsed if isinstance(parsed, dict) else {}
     version = str(conf.get("cniVersion") or "1.1.0")

@@ -6,7 +6,7 @@ import signal
 
 
 def main() -> int:
-    """Sleep until SIGTERM or SIGINT and reap every child meanwhile; see pause.c for why each line is there."""
+    """Sleep until SIGTERM or SIGINT and reap every child; pause.c explains each line."""
     watched = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
     for number in watched:
         signal.signal(number, signal.SIG_DFL)

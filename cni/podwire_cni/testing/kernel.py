@@ -13,8 +13,9 @@ from ..types import BRIDGE, Attachment, IPAddress
 
 
 class FakeKernel:
-    """`fail_at`: the position of the step that the next `apply` refuses; steps before it are done and undone, as for
-    real."""
+    """`fail_at`: the position of the step that the next `apply` refuses; earlier steps are done and undone, as in the
+    kernel.
+    """
 
     def __init__(self) -> None:
         self.veths: dict[str, tuple[int, int]] = {}
@@ -62,7 +63,7 @@ class FakeKernel:
         return self.neighbours.get(address, "")
 
     def observe(self, eth: str, host: str, pod_fd: int) -> Seen:
-        """Enough to tell a wired pod from one that is not."""
+        """Enough to distinguish an attached pod from one that is not."""
         if host not in self.veths:
             return Seen(None, None)
         link = LinkSeen("", True, 1500, BRIDGE if self.veths[host][1] else "")

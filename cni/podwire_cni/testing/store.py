@@ -10,7 +10,7 @@ from ..types import IPAddress
 
 
 class FakeStore:
-    """Leases in a dict; `writes` counts what would have been disk writes. Hand the dict on to play a restart."""
+    """Leases in a dict; `writes` counts the disk writes of a real store. Pass the dict on to simulate a restart."""
 
     def __init__(
         self,

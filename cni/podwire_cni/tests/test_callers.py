@@ -1,4 +1,4 @@
-"""Whatever comes in at the agent's socket, in whatever pieces: both ways to take a caller understand the same."""
+"""Any input at the agent's socket, in any pieces: both implementations of a caller read it the same."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def request(env: dict[str, str], stdin: bytes, flags: int = 1, error: int = 0) -
 
 
 def call(listener: socket.socket, parts: list[bytes], fds: list[int]) -> socket.socket:
-    """A caller that says `parts` one after another, its descriptors with the first."""
+    """A caller that sends `parts` one after another, its descriptors with the first."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.connect(listener.getsockname())
 
@@ -59,7 +59,7 @@ def call(listener: socket.socket, parts: list[bytes], fds: list[int]) -> socket.
 
 
 def descriptors() -> int:
-    gc.collect()  # or what earlier tests left open is closed between two counts
+    gc.collect()  # otherwise descriptors of earlier tests may be closed between two counts
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 

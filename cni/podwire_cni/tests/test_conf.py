@@ -1,4 +1,4 @@
-"""What comes in: every error names its field; what is right comes out as data."""
+"""Parsing of the input: every error names its field, and valid input becomes data."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ IP, MAC = "10.1.0.7", "0a:58:0a:01:00:07"
     ],
 )
 def test_who_asks_for_an_address_or_a_mac(more: dict[str, Any], args: str, ips: list[str], mac: str) -> None:
-    """A capability before args.cni before CNI_ARGS."""
+    """A capability takes precedence over args.cni, and that over CNI_ARGS."""
     got = as_asked(parse_conf(conf(**more)), parse_env({**ENV, "CNI_ARGS": args}))
     assert (got.ips, got.mac) == (tuple(map(ip_address, ips)), mac)
 

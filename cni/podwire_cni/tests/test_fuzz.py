@@ -1,5 +1,6 @@
-"""Whatever comes in by stdin and CNI_*: never an exception, always one JSON object on stdout or nothing, the right
-status."""
+"""Any input on stdin and in CNI_* gives no exception, one JSON object or nothing on stdout, and the right exit
+status.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +95,7 @@ ANY = st.recursive(
     ),
     max_leaves=12,
 )
-# Nearly right configurations get further than noise does.
+# Nearly valid configurations get further than noise does.
 GOOD: dict[str, Any] = {"cniVersion": "1.1.0", "name": "podwire", "type": "podwire-cni"}
 CONF = st.dictionaries(st.sampled_from(KEYS), ANY, max_size=5).map(lambda more: json.dumps({**GOOD, **more}).encode())
 STDIN = st.binary(max_size=60) | ANY.map(lambda value: json.dumps(value).encode()) | CONF | CONF
@@ -123,6 +124,6 @@ def test_every_input_gets_an_answer(env: dict[str, str], stdin: bytes) -> None:
         assert body["cniVersion"] in VERSIONS and body["msg"] and "Traceback" not in text
         assert body["code"] in (1, 2, 3, 4, 5, 6, 7, 11, 50, 51)
         assert body["code"] != 5 or (reply.error is not None and reply.error.__cause__ is None), f"not foreseen: {text}"
-        assert not host.held and not host.kernel.veths and not host.firewall.pods, "what failed leaves nothing"
+        assert not host.held and not host.kernel.veths and not host.firewall.pods, "a failed call leaves nothing"
     elif text:
         assert json.loads(text)["cniVersion"]

@@ -81,7 +81,7 @@ def test_a_pod_s_address_rests_before_another_pod_has_it() -> None:
         clock[0] += 1
     allocator = start()
     assert take(allocator, 5) == "10.0.0.6"
-    assert take(allocator, 6) == "10.0.0.3", "nothing else is left: that which rested longest"
+    assert take(allocator, 6) == "10.0.0.3", "no other address is left: the one that rested longest"
     clock[0] += 30
     allocator.release(owner(6))
     assert take(allocator, 7) == "10.0.0.2", "30 s are over"
@@ -195,17 +195,17 @@ def test_host_local_is_taken_over(tmp_path: Path) -> None:
         "10.0.0.3 of a/eth0": "taken over",
         "10.0.0.4 of b/eth0": "taken over",
         "10.0.0.5 of old/eth0": "from before the boot, free",
-        "10.0.0.6 of thief/eth0": "another pod has this address from us, left alone",
+        "10.0.0.6 of thief/eth0": "another pod has this address from podwire, left alone",
         "10.9.0.2 of far/eth0": "outside this node's podCIDRs, left alone",
     }
     assert {file.name for file in theirs.iterdir()} == {"10.0.0.6", "10.9.0.2", "last_reserved_ip.0", "lock"}
     assert len(again()) == 2, "a second run finds what the first one left"
-    (theirs / "10.0.0.3").write_text("a\r\neth0")  # as after a crash between our lease and their file
+    (theirs / "10.0.0.3").write_text("a\r\neth0")  # as after a crash between writing our lease and removing their file
     assert again()["10.0.0.3 of a/eth0"] == "taken over"
     lease = allocator.owned_by(Attachment("a", "eth0"))[0]
     assert (lease.origin, lease.wired, held[lease.address]) == ("host-local", True, lease)
     free = [str(allocator.allocate([SMALL], owner(n))[0][0].address) for n in range(2)]
-    assert sorted(free) == ["10.0.0.2", "10.0.0.5"], "nothing is given twice"
+    assert sorted(free) == ["10.0.0.2", "10.0.0.5"], "no address is given twice"
     assert allocator.release(Attachment("b", "eth0")) == [ip_address("10.0.0.4")]
 
 
@@ -218,7 +218,7 @@ def test_an_unreadable_lease_keeps_its_address_until_it_is_released(tmp_path: Pa
     store = DirStore(tmp_path)
     assert list(store.leases()) == [] and store.damaged() == {ip_address("10.0.0.9")}
     assert not store.reserve(replace(LEASE, address=ip_address("10.0.0.9")))
-    assert not store.reserve(replace(LEASE, address=ip_address("10.0.0.8"))), "whatever has its name is left alone"
+    assert not store.reserve(replace(LEASE, address=ip_address("10.0.0.8"))), "a file of its name is left alone"
     store.release(ip_address("10.0.0.9"))
     assert not store.damaged() and store.reserve(replace(LEASE, address=ip_address("10.0.0.9")))
 
@@ -242,7 +242,7 @@ def test_disk_debris_is_no_lease(tmp_path: Path) -> None:
     (tmp_path / "README").write_text("hello")
     store = DirStore(tmp_path)
     assert list(store.leases()) == []
-    assert {f.name for f in tmp_path.iterdir()} == {".lock", "README"}, "what is not ours is left alone"
+    assert {f.name for f in tmp_path.iterdir()} == {".lock", "README"}, "a foreign file is left alone"
     store.close()
 
 
@@ -255,7 +255,7 @@ def test_one_process_has_the_leases(tmp_path: Path) -> None:
 
 
 class Leases(RuleBasedStateMachine):
-    """Random adds, deletes and restarts against a dict. `open` makes the store of the next process."""
+    """Random adds, deletes and restarts, compared with a dict. `open` makes the store of the next process."""
 
     def __init__(self) -> None:
         super().__init__()

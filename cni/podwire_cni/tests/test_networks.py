@@ -1,4 +1,6 @@
-"""Bridges besides the node's: what a configuration asks for, what a restart finds; and how an address is announced."""
+"""Further bridges: the network that a configuration requests, and the state after a restart; and address
+announcements.
+"""
 
 from __future__ import annotations
 
@@ -76,9 +78,9 @@ def test_an_address_belongs_to_one_bridge(tmp_path: Path, subnet: str, words: st
 def test_what_others_made_is_left_alone(tmp_path: Path) -> None:
     made: list[NodeNet] = []
     networks = Networks(
-        tmp_path, made.append, lambda _: None, lambda net: "others made it" if net.bridge == "eth0" else ""
+        tmp_path, made.append, lambda _: None, lambda net: "other software made it" if net.bridge == "eth0" else ""
     )
-    with pytest.raises(CNIError, match="eth0: others made it") as caught:
+    with pytest.raises(CNIError, match="eth0: other software made it") as caught:
         networks.of(conf("eth0", "10.50.0.0/24"), MAIN, make=True)
     assert caught.value.code == 7 and not made and not networks.known
     with pytest.raises(CNIError, match="another meaning"):

@@ -1,4 +1,4 @@
-"""What follows from the Node objects: who the others are, masquerade table, conflist."""
+"""State derived from the Node objects: the peers, the masquerade table, the conflist."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_others_and_not_itself() -> None:
 
 
 def test_what_concerns_no_route_is_no_news() -> None:
-    """Every Node's conditions change all the time, and every node hears of it."""
+    """Every Node's conditions change all the time, and every node receives the events."""
     before = node(["10.0.2.0/24"], "192.0.2.2")
     beat = {
         **before,
@@ -107,7 +107,7 @@ def test_a_stolen_or_broken_podcidr_is_named_and_left_out() -> None:
 
 
 def loaded(rules: NodeRules, *pods: PodRules) -> dict[tuple[str, str], dict[bytes, nft.Value]]:
-    """(family, set) -> elements of the tables in a kernel of memory, which refuses what the real one would."""
+    """(family, set) -> elements of the tables in a kernel in memory, which refuses what the real one would."""
     kernel = FakeConnection()
     kernel.commit(nodetable.plan(rules, pods))
     return {(table.family, name): held for table, dump in kernel.state.items() for name, held in dump.elements.items()}
@@ -210,7 +210,7 @@ def test_install_writes_the_plugin_and_a_configuration_that_it_takes(tmp_path: P
     assert (plugin["standalone"], plugin["pythonPlugin"]) == (True, "/venv/bin/podwire-cni-standalone")
     conf = parse_conf(json.dumps({**plugin, "cniVersion": "1.0.0", "name": listed["name"]}).encode())
     assert [str(r.subnet) for ranges in conf.ranges for r in ranges] == ["10.0.1.0/24", "fd00:1::/64"]
-    assert conf.mtu is None, "each pod gets that of the uplink as it then is"
+    assert conf.mtu is None, "each pod gets the uplink's present MTU"
     assert len(conflistfile.install(program, tmp_path / "bin", tmp_path / "net.d", Path("/run/x"), [], Path())) == 1
 
 

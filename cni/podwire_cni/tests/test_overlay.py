@@ -1,4 +1,4 @@
-"""Who is reached how: decided a peer, by the same rules at both ends."""
+"""The way to each peer: decided by the same rules at both ends."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_each_peer_is_reached_as_it_can_be(
     wires = overlay.plan(Cluster((peer(*addresses, cidrs=cidrs),), own), {NEAR, NEAR6}, mode)
     assert list(wires.routes.values()) == hops
     assert all("Node n2" in problem for problem in wires.problems) and len(wires.problems) == len(cidrs) - len(hops)
-    # Every hop in a tunnel has its MAC, and every MAC its node.
+    # Every next hop in a tunnel has its MAC, and every MAC its node.
     tunnelled = {(hop.link, hop.via) for hop in hops if hop.link}
     assert set(wires.neighbours) == tunnelled
     assert {(link, mac) for (link, _), mac in wires.neighbours.items()} == set(wires.forwarding)

@@ -1,4 +1,4 @@
-"""What stands ready for a pod is byte for byte what its own plan would have made."""
+"""A prepared plan equals, byte for byte, the pod's own plan."""
 
 from __future__ import annotations
 

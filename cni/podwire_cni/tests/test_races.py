@@ -1,4 +1,4 @@
-"""Calls that meet: one container's turns, leases that others free meanwhile, networks that share a bridge."""
+"""Concurrent calls: calls for one container, leases that other calls free, networks that share a bridge."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from podwire_cni.plan import host_veth
 from podwire_cni.tests.test_verbs import Host, body
 from podwire_cni.types import Attachment
 
-POOL = 13  # pods that Host's node has room for
+POOL = 13  # the number of pods that Host's node has room for
 
 
 def ended(work: Callable[[], Any], seconds: float = 10) -> threading.Thread:
-    """The thread that did `work`, which a deadlock would keep from its end."""
+    """The thread that ran `work`; a deadlock would keep it from ending."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(patient(seconds))
@@ -85,7 +85,7 @@ def test_a_start_does_not_take_a_pod_that_is_being_wired() -> None:
         finally:
             listed.set()
 
-    # the moment between lease and wires
+    # the moment between lease and links
     host.kernel.apply, host.kernel.links = apply, seen  # type: ignore[method-assign]
     assert host.call("ADD").status == 0
     start.join(10)
@@ -93,8 +93,9 @@ def test_a_start_does_not_take_a_pod_that_is_being_wired() -> None:
 
 
 def test_gc_is_of_one_network() -> None:
-    """Two networks of different names share the node's bridge: what the one's runtime does not list may be the
-    other's."""
+    """Two networks of different names share the node's bridge: an attachment that one runtime does not list may belong
+    to the other network.
+    """
     host = Host()
     host.call("ADD", "kubelet's", env={"CNI_CONTAINERID": "a"})
     host.call("ADD", env={"CNI_CONTAINERID": "b"}, name="podman")

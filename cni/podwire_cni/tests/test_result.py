@@ -44,7 +44,7 @@ def test_older_versions_have_no_newer_fields(version: str) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_round_trip(version: str) -> None:
-    """A runtime hands back what it was given: the next answer is the same."""
+    """A runtime passes a result back unchanged: the next answer is the same."""
     once = to_json(FULL, version)
     assert to_json(parse_result(once), version) == once
     if version == VERSIONS[-1]:
@@ -58,7 +58,7 @@ def test_chained_result_keeps_the_positions_of_those_before() -> None:
 
 
 def test_what_plugins_before_us_said_is_passed_on() -> None:
-    """A user-space or SR-IOV plugin says by these where its device is."""
+    """A user-space or SR-IOV plugin names its device in these fields."""
     theirs = {
         "name": "vhost0",
         "mac": "02:00:00:00:00:01",

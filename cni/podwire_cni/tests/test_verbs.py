@@ -1,5 +1,4 @@
-"""Whole calls without a process: variables and stdin in, exit status and text out, over a kernel that only
-remembers."""
+"""Whole calls without a process: variables and stdin in, exit status and text out, over a fake kernel."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ STEPS = 11  # of one IPv4 ADD; the last position that can fail
 
 
 class Host:
-    """A node: what outlives a process (kernel, leases) and the process (plugin)."""
+    """A node: the state that outlives a process (kernel, leases) and the process (plugin)."""
 
     def __init__(self, node: NodeNet | None = NODE, boot: str = "boot1") -> None:
         self.kernel, self.firewall, self.held, self.node = FakeKernel(), FakeFirewall(), dict[IPAddress, Lease](), node
@@ -129,7 +128,7 @@ def test_table_of_calls(
 
 
 def test_a_mac_belongs_to_one() -> None:
-    """The bridge's or a neighbour's on a port would lead their packets there."""
+    """If a port had the MAC of the bridge or of a neighbour, packets would be sent to the wrong port."""
     host = Host()
     ask: dict[str, Any] = {"runtimeConfig": {"mac": NODE.bridge_mac}}
     assert body(host.call("ADD", **ask))["code"] == 7 and "podwire0" in body(host.call("ADD", **ask))["msg"]
@@ -199,7 +198,7 @@ def test_gc_carries_on_after_errors() -> None:
             raise OSError(16, "busy")
         real(ops, meanwhile)
 
-    host.kernel.remove = remove  # type: ignore[method-assign]  # one link that will not go
+    host.kernel.remove = remove  # type: ignore[method-assign]  # one link that cannot be deleted
     valid: dict[str, Any] = {"cni.dev/valid-attachments": [{"containerID": "c", "ifname": "eth0"}]}
     reply = host.call("GC", **valid)
     assert reply.status == 1 and "a/eth0" in body(reply)["msg"]
@@ -239,7 +238,7 @@ def test_a_damaged_lease_that_says_nobodys_name_keeps_its_address_until_no_pod_h
     host = Host()
     host.call("ADD")
     (address,) = host.held
-    assert host.restart(damaged=address) == [] and host.held == {}, "one family only: whose it is cannot be known"
+    assert host.restart(damaged=address) == [] and host.held == {}, "one family only: its owner cannot be known"
     assert host.call("ADD", "c2").status == 0 and address not in host.held
     host.kernel.neighbours.pop(address)
     assert host.restart() == [] and host.plugin.allocator.store.damaged() == frozenset()
@@ -269,7 +268,7 @@ CALLS = st.lists(
 
 @given(CALLS)
 def test_any_sequence_equals_a_fresh_build(calls: list[tuple[str, int, int | None]]) -> None:
-    """What is in the kernel and on disk follows from the pods that are there, however they came to be."""
+    """The state in the kernel and on disk depends only on the present pods, not on the history."""
     host, alive = Host(), set[str]()
     for command, n, fail_at in calls:
         name = f"c{n}"

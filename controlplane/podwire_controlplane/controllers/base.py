@@ -20,8 +20,8 @@ class Write:
     """One write. kind: of the object. obj: the whole object (create, update, finalize) or a merge patch (patch,
     status).
 
-    unless: (kind, namespace, name, uid) of objects whose existence, asked of the API and not of a cache, forbids the
-    change.
+    unless: (kind, namespace, name, uid) of objects; if one exists according to the API (not the cache), the change is
+    dropped.
     """
 
     verb: Verb
@@ -63,7 +63,8 @@ Mapper = Callable[[Object, Snapshot], Keys]
 class Controller:
     """watches: kind -> which keys an event on an object of it touches. resync: seconds, 0 for never.
 
-    within: kind -> (namespace, name) of the one object of it that matters, so that no right to see others is needed.
+    within: kind -> (namespace, name) of the only object of it that the controller reads, so that it needs no right to
+    read others.
     """
 
     name: str
@@ -78,7 +79,7 @@ def itself(obj: Object, _snapshot: Snapshot) -> Keys:
 
 
 def owner_of(kind: str) -> Mapper:
-    """The controller of the object, if it is of `kind`."""
+    """The controller of the object if that is of `kind`."""
 
     def mapper(obj: Object, _snapshot: Snapshot) -> Keys:
         ref = controller_of(obj)

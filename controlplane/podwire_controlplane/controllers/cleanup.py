@@ -18,8 +18,9 @@ def _address(obj: Object) -> str:
 
 
 def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
-    """Delete an object when none of its owners is left. An owner counts by uid: a new one of the same name is
-    another."""
+    """Delete an object when none of its owners exists. An owner is identified by uid: a new object of the same name is
+    another owner.
+    """
     kind, _, own = wanted.partition(":")
     obj = snapshot.get(kind, own) if kind in snapshot.kinds else None
     if obj is not None and deleting(obj):
@@ -30,7 +31,7 @@ def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
     owners: list[tuple[str, str, str, str]] = []
     for ref in refs:
         if ref.get("kind") not in _OWNERS:
-            return []  # a kind without an informer: never guess that the object is gone
+            return []  # a kind without an informer: do not assume that the object is gone
         space = "" if ref["kind"] == "Node" else namespace(obj)
         owner = snapshot.get(ref["kind"], f"{space}/{ref['name']}".strip("/"))
         if owner is not None and uid(owner) == ref.get("uid"):
@@ -58,8 +59,9 @@ def _owned(obj: Object, snapshot: Snapshot) -> Iterator[Object]:
 
 
 def _propagate(kind: str, obj: Object, snapshot: Snapshot) -> list[Write]:
-    """The garbage collector's part of a deletion (a finalizer of its propagationPolicy asks for it). orphan: the
-    dependents lose their reference, then the object goes. foregroundDeletion: the dependents go first."""
+    """The garbage collector's part of a deletion, requested by a finalizer of the propagationPolicy. orphan: the
+    dependents lose their reference, then the object is deleted. foregroundDeletion: the dependents are deleted first.
+    """
     held = obj["metadata"].get("finalizers") or []
     changes: list[Write] = []
     if "orphan" in held:
@@ -107,7 +109,7 @@ def _propagate(kind: str, obj: Object, snapshot: Snapshot) -> list[Write]:
 
 
 def _dependents(obj: Object, snapshot: Snapshot) -> Keys:
-    """The object itself, its owners (one may wait for it), and its dependents where it has just been deleted."""
+    """The object itself, its owners (one may wait for it), and its dependents if it was just deleted."""
     yield _address(obj)
     for ref in obj["metadata"].get("ownerReferences") or []:
         yield f"{ref.get('kind')}:{namespace(obj)}/{ref.get('name')}"
@@ -117,7 +119,7 @@ def _dependents(obj: Object, snapshot: Snapshot) -> Keys:
 
 
 def reconcile_namespace(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
-    """Delete everything in a namespace that is being deleted; when it is empty, let it go."""
+    """Delete everything in a namespace that is being deleted; when it is empty, remove its finalizer."""
     space = snapshot.get("Namespace", wanted)
     if space is None or not deleting(space):
         return []

@@ -29,7 +29,8 @@ _RETRY_FIRST, _RETRY_AWAY, _RETRY_LAST = 0.05, 1.0, 10.0
 @dataclass(frozen=True)
 class ControllersConfig:
     """node_prefix: length of each node's part of cluster_cidr. load_balancer_pool: addresses of the pool that is made
-    where there is none. only: names of the controllers to run; () for all."""
+    if there is none. only: names of the controllers to run; () for all.
+    """
 
     kubeconfig: str | None
     cluster_cidr: str = "10.244.0.0/16"
@@ -39,7 +40,7 @@ class ControllersConfig:
 
 
 class Driver:
-    """One worker: the changes of a key are applied, and seen in the snapshot, before the next key is looked at."""
+    """One worker: it applies the changes of a key, and updates the snapshot, before it takes the next key."""
 
     def __init__(self, api: ApiClient, controllers: Iterable[Controller]) -> None:
         self.api = api
@@ -53,9 +54,9 @@ class Driver:
         self._wake = asyncio.Event()
 
     def _informer(self, resource: Resource) -> Informer:
-        """Of all objects of a kind, or of the only one that anybody looks at."""
+        """An informer of all objects of a kind, or of the only one that a controller reads."""
         kind = resource.kind
-        on_event = partial(self._on_event, kind)  # the items of a list do not say it
+        on_event = partial(self._on_event, kind)  # the items of a list do not contain their kind
         places = {c.within.get(kind) for c in self.controllers.values() if kind in c.watches}
         if len(places) == 1 and (place := places.pop()):
             return Informer(
@@ -75,8 +76,9 @@ class Driver:
                         self._touch(controller, kind, seen)
 
     def _touch(self, controller: Controller, kind: str, obj: Object) -> None:
-        """Queue the keys that an event on `obj` touches; one bad object must not keep the event from other
-        controllers."""
+        """Queue the keys that an event on `obj` touches; one malformed object must not keep the event from other
+        controllers.
+        """
         try:
             for key in controller.watches[kind](obj, self.snapshot):
                 self._enqueue(controller.name, key)
@@ -86,7 +88,7 @@ class Driver:
             )
 
     async def _forbidden(self, change: Write) -> bool:
-        """Does an object exist that forbids the change? An owner may be younger than what our caches have seen."""
+        """Whether an object exists that forbids the change. An owner may be newer than our caches."""
         for kind, space, name, wanted in change.unless:
             try:
                 if uid(await self.api.get(of(kind).path(space, name))) == wanted:
@@ -115,7 +117,7 @@ class Driver:
             )
         if (
             change.verb != "status" or change.kind == "Service"
-        ):  # who got which address; other statuses change all the time
+        ):  # the log shows which Service got which address; other statuses change all the time
             log.info(
                 "changed",
                 verb=change.verb,
@@ -126,7 +128,7 @@ class Driver:
         self._remember(change, answer)
 
     def _remember(self, change: Write, answer: Object) -> None:
-        """Read your own writes: the next key must not act on a snapshot from before them."""
+        """Read our own writes: the next key must not act on a snapshot from before them."""
         informer = self.informers.get(change.kind)
         if informer is None:
             return  # no controller reads objects of this kind
@@ -149,7 +151,7 @@ class Driver:
                     if not gone and not (err.reason == "AlreadyExists" and change.verb == "create"):
                         raise
             self._failures.pop(item, None)
-        except Exception as err:  # one bad object must not stop the others
+        except Exception as err:  # one malformed object must not stop the others
             tries = self._failures[item] = self._failures.get(item, 0) + 1
             away = isinstance(err, Unreachable)  # not this object's fault: it goes on as soon as all does
             quiet = away or (isinstance(err, Refused) and err.code == 409)
@@ -167,7 +169,7 @@ class Driver:
                     self._touch(controller, kind, obj)
 
     async def run(self) -> None:
-        """Forever. Nothing is reconciled before every informer has its first full list."""
+        """Runs forever. Nothing is reconciled before every informer has its first full list."""
         async with asyncio.TaskGroup() as tasks:
             for informer in self.informers.values():
                 tasks.create_task(informer.run())
@@ -197,7 +199,8 @@ async def _main(config: ControllersConfig) -> None:
     )
     if unknown := set(config.only) - {row.name for row in rows}:
         raise ConfigError(
-            f"only: no controller {', '.join(sorted(unknown))}; there are {', '.join(sorted(row.name for row in rows))}"
+            f"only: unknown controller {', '.join(sorted(unknown))}; known controllers: "
+            f"{', '.join(sorted(row.name for row in rows))}"
         )
     rows = tuple(row for row in rows if not config.only or row.name in config.only)
     async with ApiClient(client_config.load(config.kubeconfig)) as api:

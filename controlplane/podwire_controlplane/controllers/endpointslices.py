@@ -32,7 +32,7 @@ Group = dict[tuple[str, Ports], list[Object]]  # (address type, ports) -> endpoi
 
 
 def services_of_pod(pod: Object, snapshot: Snapshot) -> Keys:
-    """Services whose selector matches the pod, and those whose slices still name it."""
+    """Services whose selector matches the pod, and Services whose slices still contain it."""
     have = labels(pod)
     for service in snapshot.list("Service", namespace(pod)):
         selector = service["spec"].get("selector")
@@ -49,7 +49,7 @@ def service_of_slice(found: Object, _snapshot: Snapshot) -> Keys:
 
 
 def target_port(pod: Object, port: Object) -> int | None:
-    """The pod's port number behind a Service port; a name is looked up among the pod's container ports."""
+    """The pod's port number for a Service port; a name is resolved among the pod's container ports."""
     target = port.get("targetPort") or port["port"]
     if isinstance(target, int) or str(target).isdigit():
         return int(target)
@@ -129,8 +129,9 @@ def _rank(endpoint: Object) -> tuple[bool, bool, bool]:
 
 
 def _by_address(endpoints: list[Object]) -> dict[str, Object]:
-    """One endpoint an address: while an ended pod's object is still there, its address may serve another pod
-    already."""
+    """One endpoint for each address: while the object of an ended pod still exists, another pod may already have its
+    address.
+    """
     best: dict[str, Object] = {}
     for endpoint in endpoints:
         held = best.get(endpoint["addresses"][0])
@@ -140,7 +141,9 @@ def _by_address(endpoints: list[Object]) -> dict[str, Object]:
 
 
 def _pack(endpoints: list[Object], existing: list[Object]) -> list[tuple[Object | None, list[Object]]]:
-    """Spread endpoints over slices: known addresses stay where they are, new ones fill the gaps, the rest is new."""
+    """Spread endpoints over slices: known addresses stay in their slice, new ones fill gaps, and the rest get new
+    slices.
+    """
     wanted = _by_address(endpoints)
     packed: list[tuple[Object | None, list[Object]]] = []
     for found in sorted(existing, key=name):
@@ -165,7 +168,7 @@ def _ports(ports: Ports) -> list[Object]:
 def plan_slices(
     owner: Object, groups: Group, existing: Iterable[Object], manager: str, extra: dict[str, str], trigger: str
 ) -> list[Write]:
-    """Changes that turn the existing slices of `owner` (a Service or an Endpoints) into what `groups` says."""
+    """Changes that make the existing slices of `owner` (a Service or an Endpoints) equal to `groups`."""
     service, space = name(owner), namespace(owner)
     left = {name(s): s for s in existing}
     taken = set(left)
@@ -206,7 +209,7 @@ def plan_slices(
 
 
 def _owned(found: Object, owner: Object) -> bool:
-    """An owner that was made anew has another uid: slices that named the old one would be collected as garbage."""
+    """A re-created owner has another uid: slices that name the old one would be garbage-collected."""
     return (controller_of(found) or {}).get("uid") == uid(owner)
 
 
@@ -217,7 +220,7 @@ def _same_ports(found: Object, ports: Ports) -> bool:
 
 
 def _new_name(service: str, owner: str, kind: str, ports: Ports, taken: set[str]) -> str:
-    """A stable name, so that a repeated creation after a lost answer is refused instead of doubled."""
+    """A stable name, so that a repeated creation after a lost answer is refused and not doubled."""
     for n in range(10_000):
         digest = hashlib.sha256(f"{owner}/{kind}/{ports}/{n}".encode()).hexdigest()[:6]
         if (candidate := f"{service[:50]}-{digest}") not in taken:
@@ -226,7 +229,7 @@ def _new_name(service: str, owner: str, kind: str, ports: Ports, taken: set[str]
 
 
 def _trigger(service: Object, snapshot: Snapshot) -> str:
-    """When the newest of the causes happened: the Service's creation or a selected pod's last Ready transition."""
+    """The time of the newest cause: the Service's creation or a selected pod's last Ready transition."""
     match = equality(service["spec"]["selector"])
     times = [service["metadata"].get("creationTimestamp", "")]
     times += [
@@ -259,7 +262,9 @@ def reconcile_selector(wanted: str, snapshot: Snapshot, _now: float) -> list[Wri
 
 
 def reconcile_mirror(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
-    """Endpoints of a Service without selector become slices; those the endpoints controller wrote do not."""
+    """Mirror the Endpoints of a Service without selector to slices; skip Endpoints that the endpoints controller
+    wrote.
+    """
     space, _, own = wanted.partition("/")
     existing = _existing(space, own, MIRROR, snapshot)
     endpoints, service = snapshot.get("Endpoints", wanted), snapshot.get("Service", wanted)
@@ -278,7 +283,8 @@ def reconcile_mirror(wanted: str, snapshot: Snapshot, _now: float) -> list[Write
 def reconcile_endpoints(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
     """The older Endpoints object of a Service with a selector, from the same pods; at most 1000 addresses.
 
-    A Service that is deleted takes its Endpoints along, also hand-made ones: a later Service of its name starts afresh.
+    The deletion of a Service also deletes its Endpoints, even hand-made ones: a later Service of the same name starts
+    without endpoints.
     """
     service = snapshot.get("Service", wanted)
     if service is None:
@@ -336,7 +342,7 @@ def reconcile_endpoints(wanted: str, snapshot: Snapshot, _now: float) -> list[Wr
 
 
 def _with_service(endpoints: Object, snapshot: Snapshot) -> Keys:
-    """Endpoints may be written before their Service: only a Service's own deletion takes them along."""
+    """Endpoints may be written before their Service: only the deletion of a Service deletes them."""
     return (key(endpoints),) if snapshot.get("Service", key(endpoints)) else ()
 
 

@@ -28,7 +28,7 @@ def _pools(snapshot: Snapshot) -> tuple[lb.Pools, list[str]]:
 
 
 def _ips(service: Object) -> list[str]:
-    """A malformed status holds no address: one such Service must not keep the others from getting theirs."""
+    """A malformed status holds no address: such a Service must not keep the others from getting theirs."""
     return [str(item["ip"]) for item in lb.readable(service) if item.get("ip")]
 
 
@@ -37,7 +37,7 @@ def _age(service: Object) -> tuple[str, str]:
 
 
 def _held(snapshot: Snapshot, without: str) -> dict[str, Object]:
-    """Address -> the oldest of the other Services that has it in its status."""
+    """Address -> the oldest of the other Services that have it in their status."""
     held: dict[str, Object] = {}
     for other in snapshot.list("Service"):
         for ip in _ips(other) if key(other) != without else ():
@@ -47,7 +47,7 @@ def _held(snapshot: Snapshot, without: str) -> dict[str, Object]:
 
 
 def _event(about: Object, kind: str, reason: str, message: str, now: float) -> Write:
-    """A Warning about `about`. Its name is made of its content, so telling the same thing twice makes one Event."""
+    """A Warning about `about`. Its name is a hash of its content, so a repeated message makes one Event."""
     digest = hashlib.sha256(f"{uid(about)} {reason} {message}".encode()).hexdigest()[:12]
     told = {
         "apiVersion": "v1",
@@ -78,7 +78,9 @@ def _families(service: Object) -> list[int]:
 
 
 def choose(service: Object, pools: lb.Pools, held: dict[str, Object]) -> tuple[list[str], list[tuple[str, str]]]:
-    """(addresses of the Service, (reason, message) of what it cannot have). What it has and may keep, it keeps."""
+    """(addresses of the Service, (reason, message) for an address that it cannot have). It keeps every address that it
+    may keep.
+    """
     problems: list[tuple[str, str]] = []
     mine = [ip for ip in _ips(service) if ip in pools and not (ip in held and _age(held[ip]) < _age(service))]
     asked: dict[int, str] = {}
@@ -120,7 +122,7 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
     if service["spec"].get("type") != "LoadBalancer":
         target = []
     elif not pools or not lb.ours(service, pools):
-        return []  # of another load balancer, or of none yet: the writer of the status keeps it
+        return []  # it belongs to another load balancer or to none yet, and the writer of the status keeps it
     else:
         found, problems = choose(service, pools, _held(snapshot, wanted))
         target = [{"ip": ip, "ipMode": "VIP"} for ip in found]
@@ -142,7 +144,7 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
 
 
 def _touched(obj: Object, snapshot: Snapshot) -> Keys:
-    """The Service itself, and the Services that wait for an address, where it may have released one."""
+    """The Service itself; if it may have released an address, also the Services that wait for one."""
     yield key(obj)
     if _ips(obj):
         pools, _ = _pools(snapshot)
@@ -192,7 +194,7 @@ def _default_pools(addresses: tuple[str, ...]) -> Controller:
 
 
 def controllers(addresses: tuple[str, ...]) -> tuple[Controller, ...]:
-    """addresses: of the pool that is made where there is none."""
+    """addresses: of the pool that is made if there is none."""
     return (
         Controller("loadbalancer", {"Service": _touched, "ConfigMap": _all}, reconcile, within=_CONFIG),
         _default_pools(addresses),

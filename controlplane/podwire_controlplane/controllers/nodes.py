@@ -12,7 +12,7 @@ from podwire_base.kube.times import parse_time, timestamp
 from ..allocators import Exhausted, Network, free_pod_cidr
 from .base import Controller, Keys, Snapshot, Write, itself, pod_ended
 
-GRACE = 40.0  # seconds without a renewed Lease until a node counts as gone (kube-controller-manager's default)
+GRACE = 40.0  # seconds without a renewed Lease after which a node counts as lost (kube-controller-manager's default)
 LEASES = "kube-node-lease"
 
 
@@ -45,7 +45,7 @@ def node_ipam(cluster: Network, size: int) -> Controller:
             ]
         return [Write("patch", "Node", "", wanted, {"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}, cidr)]
 
-    # one key after the other: the driver applies the changes of one key before it asks for the next
+    # one key after the other: the driver applies the changes of a key before it reconciles the next
     return Controller("nodeipam", {"Node": itself}, reconcile)
 
 
@@ -60,7 +60,9 @@ def _with_condition(obj: Object, kind: str, status: str, reason: str, message: s
 
 
 def reconcile_lifecycle(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
-    """A node whose Lease is not renewed becomes Ready=Unknown, and its pods not ready, so that Services avoid them."""
+    """A node whose Lease is not renewed becomes Ready=Unknown, and its pods become not ready, so that Services avoid
+    them.
+    """
     node, lease = snapshot.get("Node", wanted), snapshot.get("Lease", f"{LEASES}/{wanted}")
     if node is None:
         return [
@@ -134,7 +136,7 @@ def tolerated(taints: list[Object], tolerations: list[Object]) -> bool:
 
 
 def why_not(pod: Object, node: Object) -> str:
-    """Why the pod cannot run on the node; "" where it can."""
+    """The reason why the pod cannot run on the node; "" if it can."""
     if deleting(node) or node.get("spec", {}).get("unschedulable"):
         return "unschedulable"
     if not is_true(node, "Ready"):
@@ -148,7 +150,9 @@ def why_not(pod: Object, node: Object) -> str:
 
 
 def choose(pod: Object, snapshot: Snapshot) -> tuple[str, str]:
-    """(node, "") or ("", why nowhere). Spreads: fewest pods of the same owner first, then fewest pods at all."""
+    """(node, "") or ("", the reason why no node fits). Prefers the node with the fewest pods of the same owner, then
+    with the fewest pods.
+    """
     refused: dict[str, int] = {}
     best: tuple[int, int, str] | None = None
     owner = (controller_of(pod) or {}).get("uid") or uid(pod)

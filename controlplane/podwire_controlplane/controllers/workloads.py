@@ -21,7 +21,7 @@ _BURST = 200
 
 
 def _victim_order(pod: Object) -> tuple[bool, bool, str]:
-    """Delete first: pods without a node, then not ready ones, then the youngest."""
+    """The order of deletion: pods without a node first, then pods that are not ready, then the youngest."""
     born = str(pod["metadata"].get("creationTimestamp", ""))
     return bool(pod["spec"].get("nodeName")), is_true(pod, "Ready"), _inverted(born)
 
@@ -150,7 +150,7 @@ def _roll(deployment: Object, new: Object, old: list[Object]) -> list[Write]:
     surge = resolve(rolling.get("maxSurge", "25%"), replicas, up=True)
     unavailable = resolve(rolling.get("maxUnavailable", "25%"), replicas, up=False)
     unavailable = unavailable or int(surge == 0)
-    total = _wanted(new) + sum(max(_wanted(s), _pods(s)) for s in old)  # pods that were deleted may still be there
+    total = _wanted(new) + sum(max(_wanted(s), _pods(s)) for s in old)  # deleted pods may still exist
     target = _wanted(new)
     if target > replicas:
         target = replicas
@@ -159,7 +159,7 @@ def _roll(deployment: Object, new: Object, old: list[Object]) -> list[Write]:
     changes = _scale(new, target)
     spare = _ready(new) + sum(min(_ready(s), _wanted(s)) for s in old) - (replicas - unavailable)
     for found in old:
-        broken = max(0, _wanted(found) - _ready(found))  # pods that are not ready can go at once
+        broken = max(0, _wanted(found) - _ready(found))  # pods that are not ready can be deleted at once
         take = min(_wanted(found), broken + max(0, spare))
         spare -= max(0, take - broken)
         changes += _scale(found, _wanted(found) - take)
@@ -209,7 +209,8 @@ def reconcile_deployment(wanted: str, snapshot: Snapshot, now: float) -> list[Wr
         first = int(deployment["spec"].get("replicas", 1)) if not old else 0
         return [_new_set(deployment, digest, latest + 1, first), *_status(deployment, None, sets, now)]
     changes: list[Write] = []
-    if old and int(annotations_of(new).get(REVISION, "0")) < latest:  # a roll-back makes its set the newest again
+    # a roll-back makes its ReplicaSet the newest again
+    if old and int(annotations_of(new).get(REVISION, "0")) < latest:
         changes.append(
             Write(
                 "patch",

@@ -62,7 +62,7 @@ def authenticator(tokens: Mapping[str, auth.User]) -> Middleware:
         peer = request.transport.get_extra_info("peercert") if request.transport else None
         user = auth.from_certificate(peer) or auth.from_token(request.headers.get("Authorization", ""), tokens)
         if user is None and request.path not in (*auth.OPEN_PATHS, *auth.JOIN_PATHS):
-            raise StatusError(401, "Unauthorized", "show a client certificate or a bearer token of this cluster")
+            raise StatusError(401, "Unauthorized", "send a client certificate or a bearer token of this cluster")
         if user is not None:
             request[USER] = user
         return await handler(request)

@@ -1,5 +1,6 @@
-"""Identifies the client (certificate or bearer token) and says what it may do. Pure, except that it reads the token
-file."""
+"""Identifies the client (certificate or bearer token) and decides what it may do. Pure, except that it reads the token
+file.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ OPEN_PATHS = ("/healthz", "/livez", "/readyz", "/version")
 JOIN_PATHS = (
     "/podwire/v1/ca",
     "/podwire/v1/join",
-)  # for machines that are not of the cluster yet: join.py sees to their token
+)  # for machines that are not nodes yet: join.py checks their token
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,11 @@ def from_token(header: str, tokens: Mapping[str, User]) -> User | None:
 
 
 def allowed(user: User, verb: str, plural: str, sub: str, target: str, obj: Object | None) -> bool:
-    """May `user` do this? verb: get, list, watch, create, update, patch, delete, deletecollection.
+    """Whether `user` may do this. verb: get, list, watch, create, update, patch, delete, deletecollection.
 
-    target: the object's name; for a creation the one in the body. obj: the object as stored (None for a creation).
-    Nodes read everything but Secrets and write only their own Node and Lease, their pods' status and deletion, and
-    Events (the idea of the NodeRestriction admission plugin).
+    target: the object's name; for a creation the name in the body. obj: the object as stored (None for a creation).
+    Nodes read everything but Secrets. They write only their own Node and Lease, the status of their pods, deletions of
+    their pods, and Events (after the NodeRestriction admission plugin).
     """
     if ADMINS in user.groups:
         return True

@@ -37,7 +37,7 @@ def resource_of(request: web.Request) -> Resource:
 
 
 def scope_of(request: web.Request) -> Scope:
-    """The object or collection in the URL. A namespaced collection may be asked for across namespaces."""
+    """The object or collection in the URL. A namespaced collection may be requested across namespaces."""
     resource, info = resource_of(request), request.match_info
     namespace, target = info.get("namespace", ""), info.get("name", "")
     if bool(namespace) and not resource.namespaced:
@@ -61,7 +61,7 @@ def write_options(query: Mapping[str, str]) -> WriteOptions:
 
 
 async def body_of(request: web.Request) -> Any:
-    """The decoded body: JSON or YAML. 415 for protobuf, with the way out."""
+    """The decoded body: JSON or YAML. 415 for protobuf, with a hint at the remedy."""
     kind = request.content_type
     raw = await request.read()
     if not raw.strip():
@@ -70,7 +70,7 @@ async def body_of(request: web.Request) -> Any:
         raise StatusError(
             415,
             "UnsupportedMediaType",
-            "protobuf bodies are not read yet; send application/json "
+            "protobuf bodies are not supported; send application/json "
             "(kubectl apply does; `kubectl create` and `run` of 1.32 and later do not)",
         )
     try:
@@ -82,7 +82,7 @@ async def body_of(request: web.Request) -> Any:
 
 
 class Handlers:
-    """Bound to one `Objects`; `app.py` puts the methods behind routes."""
+    """Handlers of one `Objects`; `app.py` binds the methods to routes."""
 
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
@@ -245,7 +245,7 @@ class Handlers:
                 text = base64.urlsafe_b64decode(token).decode()
                 revision, after = int(text.split("\n")[0]), text.split("\n")[1]
             except (ValueError, IndexError):
-                raise errors.bad_request("continue: not a token of this server; list from the start") from None
+                raise errors.bad_request("continue: this is no token of this server; list from the start") from None
         try:
             items = await store.scan(scope.resource.prefix(scope.namespace), at=revision if token else None)
         except Compacted:
@@ -268,7 +268,7 @@ class Handlers:
                 one = Scope(scope.resource, obj["metadata"].get("namespace", ""), name(obj))
                 await self.objects.delete(one, options, dry_run=_dry(request, options))
             except StatusError as err:
-                if err.code != 404:  # another client deleted it meanwhile, as wanted
+                if err.code != 404:  # another client deleted it meanwhile, which is the wanted result
                     raise
         return web.json_response(
             {
@@ -308,13 +308,13 @@ class Handlers:
             async for chunk in frames:
                 await answer.write(chunk)
         except (ConnectionError, OSError):
-            pass  # the client went away
+            pass  # the client disconnected
         finally:
             await frames.aclose()  # type: ignore[attr-defined]  # an async generator, seen as its protocol
         return answer
 
     async def _old(self, view: WatchRequest) -> bool:
-        """Is the start one that the stream refuses? Then its error must come before the 200."""
+        """Whether the stream would refuse the start. Then the error must be sent before the 200."""
         try:
             if (view.start or 0) > await self.objects.store.revision() and not view.send_initial:
                 return True
@@ -329,7 +329,7 @@ def wants_table(request: web.Request) -> bool:
 
 
 def _shaper(request: web.Request, resource: Resource) -> Callable[[bytes], bytes]:
-    """Objects as they are, or each as a one-row Table; the column definitions come with the first only."""
+    """Objects as they are, or each as a one-row Table; only the first has the column definitions."""
     if not wants_table(request):
         return lambda raw: raw
     include, first = request.query.get("includeObject", "Metadata"), True

@@ -26,7 +26,7 @@ from . import auth, pki
 
 log = logs.get("apiserver")
 CA_PATH, JOIN_PATH = auth.JOIN_PATHS
-MIN_TOKEN = 32  # characters: the MAC is public, so a token must be beyond guessing
+MIN_TOKEN = 32  # characters: the MAC is public, so a token must be too long to guess
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
@@ -41,7 +41,7 @@ class Addresses:
 
 
 def read_addresses(data: Path) -> Addresses | None:
-    """None where `podwire init` was not here. Raises ValueError, TypeError for a file that is not its."""
+    """None if `podwire init` was not run here. Raises ValueError, TypeError for a file that it did not write."""
     try:
         return Addresses(**json.loads((data / "cluster.json").read_text()))
     except FileNotFoundError:
@@ -53,21 +53,24 @@ def mac(token: str, authority: str) -> str:
 
 
 class Joining:
-    """`data`: ca.pem, ca-key.pem, cluster.json and join.json ({"token", "expires"}), which is read at each request: a
-    token can be made anew while the server runs."""
+    """`data`: ca.pem, ca-key.pem, cluster.json and join.json ({"token", "expires"}). join.json is read at each request,
+    so a token can be replaced while the server runs.
+    """
 
     def __init__(self, data: Path) -> None:
         self.data = data
 
     def token(self) -> str:
-        """The current token. Raises 404 where no machine may join."""
+        """The current token. Raises 404 if no machine may join."""
         try:
             found = json.loads((self.data / "join.json").read_text())
             if float(found["expires"]) > time.time() and len(found["token"]) >= MIN_TOKEN:
                 return str(found["token"])
         except (OSError, ValueError, LookupError, TypeError):
             pass
-        raise StatusError(404, "NotFound", "no join token is valid now; `podwire init` on the first machine makes one")
+        raise StatusError(
+            404, "NotFound", "no join token is valid now; run `podwire init` on the first machine to make one"
+        )
 
     async def authority(self, _request: web.Request) -> web.StreamResponse:
         text = (self.data / "ca.pem").read_text()
@@ -78,14 +81,16 @@ class Joining:
         if kind.lower() != "bearer" or not hmac.compare_digest(
             given.strip().encode(errors="replace"), self.token().encode()
         ):
-            log.warn("a machine was refused", remote=request.remote, why="wrong token")
-            raise StatusError(401, "Unauthorized", "the join token is not this cluster's, or a newer one was made")
+            log.warn("join request refused", remote=request.remote, why="wrong token")
+            raise StatusError(
+                401, "Unauthorized", "the join token belongs to another cluster, or a newer token replaced it"
+            )
         node, answer = self.answer(await request.text())
         log.info("a machine joined", node=node, remote=request.remote)
         return web.json_response(answer)
 
     def answer(self, text: str) -> tuple[str, dict[str, Any]]:
-        """(node's name, what it gets). Raises 400, 422."""
+        """(name of the node, its answer). Raises 400, 422."""
         try:
             asked = json.loads(text)
             node, request = asked["node"], asked["request"]
@@ -104,7 +109,7 @@ class Joining:
 
 
 def routes(data: Path) -> list[web.RouteDef]:
-    """Empty for a cluster that no machine can join: one that `podwire init` did not make."""
+    """The routes for joining; empty for a cluster that no machine can join, because `podwire init` did not make it."""
     joining = Joining(data)
     if not (data / "ca-key.pem").exists():
         return []

@@ -36,7 +36,7 @@ KEEP_SECONDS = 5.0
 class ServerConfig:
     """data: directory of store, certificates and tokens. listen: (address, port, path of a network namespace or "").
 
-    advertise: the (address, port) that the Service default/kubernetes leads to. dns: (address, domain) of the cluster
+    advertise: the (address, port) behind the Service default/kubernetes. dns: (address, domain) of the cluster
     DNS, which gets a Service for its name; every node answers at that address itself.
     """
 
@@ -76,7 +76,7 @@ def _listener(address: str, port: int, netns: str) -> socket.socket:
 
 
 async def _ensure(objects: Objects, scope: Scope, obj: Object) -> None:
-    """Create, or bring an existing object to the wanted spec."""
+    """Create an object, or bring an existing one to the wanted spec."""
     try:
         await objects.create(scope, copy.deepcopy(obj), WriteOptions())
     except StatusError as err:
@@ -91,7 +91,7 @@ async def _ensure(objects: Objects, scope: Scope, obj: Object) -> None:
 
 
 async def bootstrap(objects: Objects, config: ServerConfig) -> None:
-    """Namespaces, and the Service `kubernetes` with its Endpoints: what every cluster has from the start."""
+    """Namespaces, and the Service `kubernetes` with its Endpoints: every cluster has them from the start."""
     for name in ("default", "kube-system", "kube-public", "kube-node-lease"):
         await _ensure(objects, Scope(of("Namespace"), ""), {"metadata": {"name": name}})
     address, port = config.advertise
@@ -127,7 +127,7 @@ async def bootstrap(objects: Objects, config: ServerConfig) -> None:
 
 
 async def _bootstrap_dns(objects: Objects, address: str) -> None:
-    """The Service kube-dns. Its label keeps the proxy off: the address is bound on every node."""
+    """The Service kube-dns. Its label makes the proxy skip it: every node has the address itself."""
     await _ensure(
         objects,
         Scope(of("Service"), "kube-system"),
@@ -148,7 +148,7 @@ async def _bootstrap_dns(objects: Objects, address: str) -> None:
 
 
 async def _keep(objects: Objects, config: ServerConfig) -> None:
-    """Objects that every cluster has from its start are created again when they were deleted."""
+    """Create built-in objects again when they are deleted."""
     while True:
         await asyncio.sleep(KEEP_SECONDS)
         try:

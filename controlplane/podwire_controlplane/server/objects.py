@@ -26,7 +26,7 @@ from ..store.base import Conflict, Item, Store, StoredChange
 IMMORTAL = ("default", "kube-system", "kube-public")
 PROPAGATION = {"Background": "", "Orphan": "orphan", "Foreground": "foregroundDeletion"}
 _NAMESPACES, _SERVICES = of("Namespace"), of("Service")
-_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # no vowels, no 0/1/3: generated names spell nothing
+_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # no vowels, no 0, 1 or 3: generated names spell no words
 _RETRIES = 8
 
 
@@ -40,7 +40,7 @@ class WriteOptions:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The object as stored (wire form) and the warnings for the client; `created` tells 201 from 200."""
+    """The object as stored (wire form) and the warnings for the client; `created` decides between 201 and 200."""
 
     raw: bytes
     warnings: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """One object that a request is about."""
+    """The object that a request is about."""
 
     resource: Resource
     namespace: str
@@ -105,7 +105,7 @@ class Objects:
             raise errors.bad_request("the body is no object")
         for field, want in (("kind", resource.kind), ("apiVersion", resource.api_version)):
             if obj.setdefault(field, want) != want:
-                raise errors.bad_request(f"{field}: {obj[field]!r} does not belong at this URL; expected {want!r}")
+                raise errors.bad_request(f"{field}: {obj[field]!r} does not match this URL; expected {want!r}")
         if not isinstance(obj.setdefault("metadata", {}), dict):
             raise errors.bad_request("metadata: expected an object")
         obj["metadata"].pop("managedFields", None)
@@ -122,7 +122,7 @@ class Objects:
         return warnings if options.field_validation != "Ignore" else ()
 
     def _check(self, resource: Resource, obj: Object, before: Object | None) -> None:
-        """Defaults, validation and, for Services, the allocator's say; then empty fields are filled."""
+        """Defaults, validation and, for Services, the allocator's checks; then empty fields are filled."""
         defaults.fill(resource.kind, obj)
         causes = validation.check(resource, obj)
         if before is not None and not causes:
@@ -211,8 +211,7 @@ class Objects:
     async def _modify(
         self, scope: Scope, change: Callable[[Object], Object], options: WriteOptions, warnings: tuple[str, ...]
     ) -> Written:
-        """Read, change, check, compare-and-swap; again where another write came first and the change is
-        unconditional."""
+        """Read, change, check, compare-and-swap; repeat if another write came first and the change is unconditional."""
         for _ in range(_RETRIES):
             item = await self.item(scope)
             before = load(item)
@@ -234,8 +233,9 @@ class Objects:
         raise errors.conflict(scope.resource, scope.name, "too many writers at once; try again")
 
     def _carry_over(self, scope: Scope, before: Object, after: Object) -> Object:
-        """Keep the parts that a client cannot change: identity, deletion, and the half (spec or status) that this
-        URL does not own."""
+        """Keep the parts that a client cannot change: identity, deletion, and the half (spec or status) that this URL
+        does not write.
+        """
         resource, metadata, old = scope.resource, after["metadata"], before["metadata"]
         if scope.sub == "status":
             after = {**before, "metadata": {**old}, "status": after.get("status", {})}
@@ -261,13 +261,13 @@ class Objects:
         if resource is _SERVICES and scope.sub != "status":
             _keep_allocations(before, after)
         if resource is _NAMESPACES and scope.sub != "finalize":
-            after["spec"] = before.get("spec") or {}  # it has nothing but finalizers
+            after["spec"] = before.get("spec") or {}  # only its finalizers keep it
         return after
 
     # ---- deleting
 
     async def delete(self, scope: Scope, options: Object, dry_run: bool = False) -> tuple[bytes, bool]:
-        """Returns (object in wire form, really gone?). options: a meta/v1 DeleteOptions."""
+        """Returns (object in wire form, whether it is really gone). options: a meta/v1 DeleteOptions."""
         for _ in range(_RETRIES):
             item = await self.item(scope)
             obj = load(item)
@@ -304,7 +304,9 @@ class Objects:
         raise errors.conflict(scope.resource, scope.name, "too many writers at once; try again")
 
     def _mark(self, resource: Resource, obj: Object, grace: int | None) -> Object:
-        """Set deletionTimestamp. Pods on a node wait for the node; a second deletion can only shorten the wait."""
+        """Set deletionTimestamp. Pods on a node wait for the node; a second deletion can only shorten the grace
+        period.
+        """
         metadata, now = obj["metadata"], self.clock()
         seconds = 0
         if (
@@ -324,7 +326,7 @@ class Objects:
         return obj
 
     async def finalize(self, namespace: str, obj: Any) -> Written:
-        """The namespace controller's last word: take the finalizer off, so that the namespace can go."""
+        """The namespace controller's last step: remove the finalizer, so that the namespace is deleted."""
         scope = Scope(_NAMESPACES, "", namespace, "finalize")
         self._shape(_NAMESPACES, obj, WriteOptions())
         if not (obj.get("spec") or {}).get("finalizers"):
@@ -340,8 +342,9 @@ class Objects:
 
 
 def _propagate(obj: Object, options: Object) -> None:
-    """propagationPolicy Orphan and Foreground are finalizers that the garbage collector takes off when its part is
-    done."""
+    """propagationPolicy Orphan and Foreground are finalizers that the garbage collector removes when it has done its
+    part.
+    """
     policy = options.get("propagationPolicy") or ("Orphan" if options.get("orphanDependents") else "Background")
     if policy not in PROPAGATION:
         raise errors.bad_request(f"propagationPolicy: {policy!r} is not supported; one of {', '.join(PROPAGATION)}")
@@ -351,7 +354,7 @@ def _propagate(obj: Object, options: Object) -> None:
 
 
 def _guard(scope: Scope, before: Object, after: Object) -> None:
-    """resourceVersion and uid, where the client gave them, must be those of the stored object (optimistic locking)."""
+    """resourceVersion and uid, if the client gave them, must equal those of the stored object (optimistic locking)."""
     if resource_version(after) not in ("", resource_version(before)):
         raise errors.conflict(scope.resource, scope.name)
     if uid(after) not in ("", uid(before)):
@@ -359,20 +362,21 @@ def _guard(scope: Scope, before: Object, after: Object) -> None:
 
 
 def _changed(before: Object, after: Object) -> bool:
-    """Does anything differ but metadata and status? Asked when the defaults are filled in: leaving one out is no
-    change."""
+    """Whether anything but metadata and status differs. It is called after defaults are filled in: a client that leaves
+    out a default changes nothing.
+    """
     return any(after.get(f) != before.get(f) for f in after.keys() | before.keys() if f not in ("metadata", "status"))
 
 
 def _finished(obj: Object) -> bool:
-    """Deleted and complete: no finalizers are left, and no node is still using a grace period."""
+    """Deleted and complete: no finalizer is left, and no node uses a grace period."""
     if not deleting(obj) or obj["metadata"].get("finalizers") or obj["metadata"].get("deletionGracePeriodSeconds"):
         return False
     return not (obj.get("kind") == "Namespace" and (obj.get("spec") or {}).get("finalizers"))
 
 
 def _keep_allocations(before: Object, after: Object) -> None:
-    """A client that leaves out clusterIP or nodePort means "as it is" (Service update semantics)."""
+    """A client that leaves out clusterIP or nodePort keeps the present value (Service update semantics)."""
     old, new = before["spec"], after.get("spec") or {}
     if new.get("type") == "ExternalName":
         for field in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"):

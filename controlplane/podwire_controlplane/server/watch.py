@@ -16,12 +16,12 @@ from ..store.base import Compacted, Item, Store, StoredChange
 from .objects import wire
 
 BOOKMARK_EVERY = 30.0
-_QUEUE = 20_000  # changes that a slow client may lag behind before it is told to list again
+_QUEUE = 20_000  # the number of changes that a slow client may lag behind before it must list again
 
 
 @dataclass(frozen=True, slots=True)
 class WatchRequest:
-    """One client's view. start: resourceVersion, None for "from now, with the present state first"."""
+    """One client's view. start: resourceVersion, None to start now, with the present state first."""
 
     prefix: str
     matches: Predicate | None
@@ -39,7 +39,7 @@ def _matches(request: WatchRequest, item: Item | None) -> bool:
 
 
 def translate(request: WatchRequest, change: StoredChange) -> tuple[str, bytes] | None:
-    """(event type, object in wire form) as this view sees the change; None where this view has no such object.
+    """(event type, object in wire form) of the change in this view; None if this view has no such object.
 
     An object that starts to match a selector is ADDED, one that stops to match is DELETED (API concepts: watch).
     """
@@ -64,9 +64,9 @@ def bookmark(request: WatchRequest, revision: int, *, initial_end: bool = False)
 
 
 async def stream(store: Store, request: WatchRequest, shape: Callable[[bytes], bytes]) -> AsyncIterator[bytes]:
-    """Frames until the timeout. `shape` turns one object into what the client asked for (Table rows, for example).
+    """Frames until the timeout. `shape` turns one object into the requested form (Table rows, for example).
 
-    Raises a 410 StatusError where the start is too old, before the first frame.
+    If the start is too old, raises a 410 StatusError before the first frame.
     """
     queue: asyncio.Queue[StoredChange | None] = asyncio.Queue()
 
@@ -123,7 +123,7 @@ async def _live(
             yield frame("ERROR", codec.dumps(errors.expired("the client was too slow to follow; list again").body()))
             return
         if change.revision <= revision:
-            continue  # seen already in the initial state or in the backlog
+            continue  # contained already in the initial state or in the backlog
         revision = change.revision
         if event := translate(request, change):
             yield frame(event[0], shape(event[1]))
@@ -134,5 +134,5 @@ def parse_version(text: str | None, field: str = "resourceVersion") -> int | Non
     if not text:
         return None
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise errors.bad_request(f"{field}: {text[:40]!r} is not usable; expected a decimal number")
+        raise errors.bad_request(f"{field}: {text[:40]!r} is no decimal number")
     return int(text)

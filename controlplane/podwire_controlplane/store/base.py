@@ -12,15 +12,15 @@ from typing import Protocol
 
 
 class Conflict(Exception):
-    """A compare-and-swap lost: `actual` is the item as it is now (None: there is none)."""
+    """A compare-and-swap lost: `actual` is the present item (None: there is none)."""
 
     def __init__(self, actual: Item | None) -> None:
-        super().__init__("the key was written by somebody else")
+        super().__init__("another client wrote the key")
         self.actual = actual
 
 
 class Compacted(Exception):
-    """The history that was asked for is gone; `oldest` is the first revision that can still be read from."""
+    """The requested history is gone; `oldest` is the first revision that can still be read from."""
 
     def __init__(self, oldest: int) -> None:
         super().__init__(f"history before revision {oldest} is gone")
@@ -45,22 +45,22 @@ class StoredChange:
 
 
 class Store(Protocol):
-    """Implementations: MemoryStore, SqliteStore. All calls may suspend; a write is durable when it returns."""
+    """Implementations: MemoryStore, SqliteStore. All calls may suspend. A write is durable when the call returns."""
 
     async def revision(self) -> int: ...
 
     async def get(self, key: str) -> Item | None: ...
 
     async def scan(self, prefix: str, at: int | None = None) -> list[Item]:
-        """Items below `prefix` in key order, as they were at revision `at` (default: now). Raises Compacted."""
+        """Items below `prefix` in key order, as of revision `at` (default: now). Raises Compacted."""
         ...
 
     async def put(self, key: str, value: bytes, expect: int | None = None) -> Item:
-        """Write. expect: revision the key must have now, 0 for "must not exist". Raises Conflict."""
+        """Write a key. expect: the revision that the key must have now, 0 if it must not exist. Raises Conflict."""
         ...
 
     async def delete(self, key: str, expect: int | None = None) -> StoredChange:
-        """Delete. Raises Conflict, also where there is nothing to delete."""
+        """Delete a key. Raises Conflict, also if there is nothing to delete."""
         ...
 
     async def since(self, prefix: str, revision: int) -> list[StoredChange]:
@@ -68,7 +68,7 @@ class Store(Protocol):
         ...
 
     def subscribe(self, listener: Callable[[StoredChange], None]) -> Callable[[], None]:
-        """Call `listener` for every later write, in order; returns the function that ends it."""
+        """Call `listener` for every later write, in order; returns the function that unsubscribes it."""
         ...
 
     async def close(self) -> None: ...

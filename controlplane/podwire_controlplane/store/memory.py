@@ -70,7 +70,7 @@ class MemoryStore:
         return change
 
     def _persist(self, change: StoredChange) -> None:
-        """Make one change durable before anybody sees it; the memory store has nothing to do."""
+        """Make one change durable before a reader sees it; the memory store has nothing to do."""
 
     def _commit(self, change: StoredChange) -> None:
         self._persist(change)
@@ -95,7 +95,7 @@ class MemoryStore:
         self._listeners.append(listener)
 
         def unsubscribe() -> None:
-            if listener in self._listeners:  # a store that was closed has none left
+            if listener in self._listeners:  # a closed store has none left
                 self._listeners.remove(listener)
 
         return unsubscribe

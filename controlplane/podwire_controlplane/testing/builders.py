@@ -21,7 +21,7 @@ CIDR = "10.96.0.0/24"
 
 
 def snapshot(*objects: Object) -> Snapshot:
-    """All kinds, empty but for `objects`."""
+    """All kinds, with no objects but `objects`."""
     kinds: dict[str, dict[str, Object]] = {r.kind: {} for r in RESOURCES}
     for obj in objects:
         kinds[obj["kind"]][f"{namespace(obj)}/{name(obj)}".lstrip("/")] = obj
@@ -32,7 +32,7 @@ def snapshot(*objects: Object) -> Snapshot:
 
 
 class World:
-    """`Objects` over a store, with a clock that tests turn; methods take kinds and names instead of scopes."""
+    """`Objects` over a store, with a clock that tests advance; methods take kinds and names instead of scopes."""
 
     def __init__(self, store: Store | None = None, cidr: str = CIDR, node_ports: range = range(30000, 30010)) -> None:
         self.now = NOW
@@ -68,7 +68,7 @@ class World:
         return answer(await self.objects.patch(self.scope(kind, own, sub), how, body, WriteOptions(**options)))
 
     async def delete(self, kind: str, own: str, **options: Any) -> tuple[Object, bool]:
-        """(object, really gone?)"""
+        """Returns (object, whether it is really gone)."""
         raw, gone = await self.objects.delete(self.scope(kind, own), options)
         return codec.decode(raw), gone
 

@@ -19,8 +19,9 @@ from podwire_controlplane.store.memory import MemoryStore
 
 
 class InThread:
-    """`with` it, it runs. `_start` sets `store` and `_runner`; both are closed at the end, in the loop that they belong
-    to."""
+    """The server runs inside a `with` block. `_start` sets `store` and `_runner`; both are closed at the end, in their
+    own loop.
+    """
 
     store: MemoryStore
     _runner: web.AppRunner
@@ -57,7 +58,7 @@ class InThread:
 
 
 def tls(authority: pki.Authority, names: Sequence[str], addresses: Sequence[str]) -> ssl.SSLContext:
-    """Of a server with these names and addresses in its certificate."""
+    """A TLS context of a server with these names and addresses in its certificate."""
     pair = authority.server([*names], [*addresses])
     with tempfile.TemporaryDirectory() as folder:
         for own, text in (

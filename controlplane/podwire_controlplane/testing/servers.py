@@ -83,7 +83,7 @@ class Server(InThread):
         cert: pki.Pair | None = None,
         headers: dict[str, str] | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
-        """The raw answer. body: bytes as they are, anything else as JSON."""
+        """The raw answer. body: bytes are sent unchanged, anything else as JSON."""
         context = ssl.create_default_context(cadata=AUTHORITY.certificate)
         if cert:
             with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:

@@ -26,7 +26,7 @@ from ..testing.servers import AUTHORITY, TOKENS, Server
 
 
 def account(folder: Path, token: str) -> Path:
-    """A service account's volume as the kubelet makes it: links that are switched over at once."""
+    """A service account's volume as the kubelet makes it: symbolic links that are switched at once."""
     folder.mkdir(exist_ok=True)
     data = folder / f"..{len(list(folder.iterdir()))}"
     data.mkdir()
@@ -41,7 +41,7 @@ def account(folder: Path, token: str) -> Path:
 
 @contextlib.asynccontextmanager
 async def serving(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
-    """An API server that a pod's environment names."""
+    """An API server, named in a pod's environment variables."""
     server = await asyncio.to_thread(Server().__enter__)
     try:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
@@ -52,7 +52,9 @@ async def serving(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
 
 
 def test_in_cluster_and_a_token_that_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The old token is refused: the new one is read at once, the request is said again, and the watch follows."""
+    """The server refuses the old token: the client reads the new one at once, repeats the request, and the watch
+    continues.
+    """
     folder = account(tmp_path / "account", "admin-token")
 
     async def body() -> None:
@@ -77,7 +79,7 @@ def test_in_cluster_and_a_token_that_is_renewed(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_renewed_token_is_used_before_the_old_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kubelet renews a token long before it ends; the files are looked at now and then."""
+    """The kubelet renews a token long before it expires; the client checks the files periodically."""
     folder = account(tmp_path / "account", "admin-token")
 
     async def body() -> None:
@@ -85,7 +87,7 @@ def test_a_renewed_token_is_used_before_the_old_one_is_refused(tmp_path: Path, m
             await api.get(SERVICES)
             account(folder, "reader-token")
             await api.get(SERVICES)
-            assert api.config.token == "admin-token", "not a look at the disk with each request"
+            assert api.config.token == "admin-token", "no disk access for each request"
             monkeypatch.setattr(client_http, "LOOK_SECONDS", 0.0)
             await api.get(SERVICES)
             assert api.config.token == "reader-token"
@@ -94,7 +96,7 @@ def test_a_renewed_token_is_used_before_the_old_one_is_refused(tmp_path: Path, m
 
 
 def test_a_watch_that_is_refused_has_the_new_token_the_next_time(tmp_path: Path) -> None:
-    """As after a suspended machine: the token ran out, the new one is there, and nothing but watches asks."""
+    """As after a suspended machine: the token expired, the new one exists, and the only requests are watches."""
     folder = account(tmp_path / "account", "old")
 
     async def body() -> None:
@@ -114,7 +116,7 @@ def test_a_watch_that_is_refused_has_the_new_token_the_next_time(tmp_path: Path)
                 again=lambda: replace(config, token=(folder / "token").read_text().strip()),
             )
             async with ApiClient(config) as api:
-                api._look()  # the next look that nobody forces is far away
+                api._look()  # the next periodic check is far away
                 account(folder, "new")
                 with pytest.raises(Refused) as caught:
                     async for _ in api.watch(SERVICES, {}):
@@ -140,11 +142,11 @@ def test_credentials_that_are_broken_for_a_moment_stay_as_they_were(
                 assert (await api.get(SERVICES))["items"] == []
 
         run(body())
-    assert "the old ones stay" in capsys.readouterr().err
+    assert "the old credentials stay" in capsys.readouterr().err
 
 
 def test_a_renewed_certificate_is_shown_on_new_connections(tmp_path: Path) -> None:
-    """As a kubelet's: client-certificate is a file, renewed in place."""
+    """As with a kubelet: client-certificate is a file, renewed in place."""
     with Server() as server:
         names = {"cert": tmp_path / "client.pem", "key": tmp_path / "client-key.pem"}
 
@@ -252,7 +254,7 @@ def test_addresses_and_names_of_the_server(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_name_in_the_servers_certificate(tmp_path: Path) -> None:
-    """A load balancer's address is not in the certificate: tls-server-name says what is."""
+    """A load balancer's address is not in the certificate: tls-server-name gives the name that is."""
     with Server() as server:
         user = {"token": "admin-token"}
         (tmp_path / "ca.pem").write_text(AUTHORITY.certificate)

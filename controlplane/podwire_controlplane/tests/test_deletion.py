@@ -40,7 +40,7 @@ def test_finalizers_hold_the_object_until_they_are_gone() -> None:
         again, gone = await world.delete("Deployment", "web")
         assert not gone and version(again) == version(marked), "a second deletion changes nothing"
         cleared = await world.patch("Deployment", "web", {"metadata": {"deletionTimestamp": None}})
-        assert cleared["metadata"]["deletionTimestamp"], "nobody takes a deletion back"
+        assert cleared["metadata"]["deletionTimestamp"], "a deletion cannot be revoked"
         await world.patch("Deployment", "web", {"metadata": {"finalizers": ["a.example/two"]}})
         await world.get("Deployment", "web")
         await world.patch("Deployment", "web", {"metadata": {"finalizers": None}})
@@ -97,7 +97,7 @@ def test_namespaces_are_emptied_first() -> None:
         again, gone = await world.delete("Namespace", "old")
         assert not gone and version(again) == version(marked)
         await world.patch("Namespace", "old", {"spec": {"finalizers": []}})
-        await world.get("Namespace", "old")  # only the finalize subresource takes that one off
+        await world.get("Namespace", "old")  # only the finalize subresource removes that one
         await world.store.put("/core/configmaps/old/left", b'{"metadata":{"name":"left"}}')
         await refused(world.objects.finalize("old", {"spec": {"finalizers": []}}), 409, "configmaps")
         await world.store.delete("/core/configmaps/old/left")

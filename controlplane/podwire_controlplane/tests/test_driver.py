@@ -28,7 +28,7 @@ PODS, SERVICES, NODES = (f"/api/v1/namespaces/default/{w}" for w in ("pods", "se
 
 
 class Cluster:
-    """API and controllers; `kubelet()` does the nodes' part once: pods that are bound run, pods that end go."""
+    """API and controllers; one call of `kubelet()` does the nodes' part: bound pods run, deleted pods end."""
 
     def __init__(self, api: ApiClient) -> None:
         self.api = api
@@ -138,7 +138,7 @@ def test_from_manifests_to_endpoints_and_back() -> None:
 
 
 def test_a_deployment_made_anew_at_once_gets_its_pods() -> None:
-    """The old ReplicaSet has the name that the new one needs, until it is collected."""
+    """The old ReplicaSet has the name that the new one needs, until it is garbage-collected."""
 
     async def work(cluster: Cluster) -> None:
         async def running() -> bool:
@@ -226,12 +226,12 @@ def test_a_bad_object_or_controller_does_not_stop_the_others(where: str, capsys:
 
 
 def test_garbage_collection_asks_the_api_before_it_believes_its_cache() -> None:
-    """An owner that no cache has seen yet keeps its dependents; one that the API does not know loses them."""
+    """An owner that is missing in the cache keeps its dependents; an owner that is missing in the API loses them."""
 
     async def work(cluster: Cluster) -> None:
         maps = "/api/v1/namespaces/default/configmaps"
         owner = await cluster.api.create(SERVICES, service("owner"))
-        fresh = Driver(cluster.api, cleanup.CONTROLLERS)  # caches that have seen nothing at all
+        fresh = Driver(cluster.api, cleanup.CONTROLLERS)  # empty caches
         made = {}
         for own, uid in (("kept", owner["metadata"]["uid"]), ("lost", "of-nobody")):
             made[own] = await cluster.api.create(
@@ -306,8 +306,9 @@ def test_a_deleted_service_takes_its_hand_made_endpoints_along() -> None:
 
 
 def test_the_one_object_that_matters_is_all_that_is_asked_for() -> None:
-    """As long as no controller beside it wants the others, too; and items of a list that do not say their kind are
-    known."""
+    """It holds only as long as no other controller needs all objects of the kind. Items of a list without a kind are
+    handled, too.
+    """
     only = {"ConfigMap": ("kube-system", "one")}
     seen: list[str] = []
 

@@ -34,7 +34,7 @@ def web(**spec: Any) -> Object:
 
 
 def apply(slices: dict[str, Object], changes: Iterable[Write]) -> None:
-    """What the API server would store."""
+    """Apply changes as the API server would."""
     for change in changes:
         assert change.kind == "EndpointSlice"
         if change.verb == "delete":
@@ -186,7 +186,7 @@ def test_a_service_of_the_same_name_takes_the_slices_over() -> None:
     again["metadata"]["uid"] = "another"
     apply(slices, reconcile(again, running("a", "10.0.0.2"), slices=slices))
     assert [s["metadata"]["ownerReferences"][0]["uid"] for s in slices.values()] == ["another"], (
-        "else they are collected"
+        "else they are garbage-collected"
     )
 
 
@@ -243,7 +243,7 @@ def test_any_sequence_of_changes_ends_like_a_fresh_build(changes: list[tuple[int
                     containers=[{"name": "c", "image": "i", "ports": [{"name": "p", "containerPort": port}]}],
                 )
             apply(slices, reconcile(target, *pods.values(), slices=slices))
-        assert reconcile(target, *pods.values(), slices=slices) == [], "what is right is left alone"
+        assert reconcile(target, *pods.values(), slices=slices) == [], "correct slices are not written"
         fresh: dict[str, Object] = {}
         apply(fresh, reconcile(target, *pods.values()))
 

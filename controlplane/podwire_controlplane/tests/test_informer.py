@@ -26,7 +26,7 @@ PODS = "/api/v1/namespaces/default/pods"
 
 
 class Follower:
-    """An informer with what its events say, held side by side."""
+    """An informer, and a copy built from its events alone."""
 
     def __init__(self, api: ApiClient, label_selector: str = "") -> None:
         self.events: list[Event] = []
@@ -84,7 +84,7 @@ def test_a_live_copy_across_restarts(tmp_path: Path) -> None:
 
 
 def test_it_lists_again_where_the_history_is_gone() -> None:
-    """The server comes back with another store: what is not there any more is an event, too."""
+    """The server comes back with another store: objects that no longer exist cause events, too."""
 
     async def body() -> None:
         first = await asyncio.to_thread(Server().__enter__)
@@ -107,8 +107,9 @@ def test_it_lists_again_where_the_history_is_gone() -> None:
 
 
 def test_what_keep_leaves_is_all_that_is_held() -> None:
-    """Events of the watch carry the whole object; the copy, `old`, and deletions that a new list finds carry what was
-    kept."""
+    """Events of the watch carry the whole object; the copy, `old`, and deletions found by a new list carry only the
+    kept part.
+    """
 
     def keep(obj: Object) -> Object:
         meta = obj["metadata"]

@@ -48,7 +48,7 @@ def changes(wanted: Object, *others: Object) -> list[Write]:
 
 
 def given_to(wanted: Object, *others: Object) -> tuple[list[str] | None, list[str]]:
-    """(addresses that the status is to hold, None: no change; reasons of Events)."""
+    """(addresses to write to the status, None: no change; reasons of Events)."""
     found = changes(wanted, *others)
     status = [c.obj["status"]["loadBalancer"]["ingress"] for c in found if c.verb == "status"]
     ips = None if not status else [i["ip"] for i in status[0] or []]
@@ -170,7 +170,7 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_no_address_is_ever_given_twice_and_none_is_lost(steps: list[tuple[str, int, int]]) -> None:
-    """The driver's way: an event queues keys, each key's changes are applied before the next is looked at."""
+    """The order of the driver: an event queues keys, and each key's changes are applied before the next key."""
     run, _ = loadbalancer.controllers(())
     world: dict[str, Object] = {"config": config()}
     pools = [POOL, "192.0.2.16/31", "192.0.2.18/31, 192.0.2.40", ""]
@@ -212,10 +212,8 @@ def test_no_address_is_ever_given_twice_and_none_is_lost(steps: list[tuple[str, 
         now, found = lb.parse(world["config"])[0], [s for s in world.values() if s["kind"] == "Service"]
         held = [ip for s in found for ip in lb.ingress(s)]
         assert len(held) == len(set(held)), "twice"
-        assert all(s["spec"]["type"] == "LoadBalancer" for s in found if lb.ingress(s)), (
-            "given back on a change of type"
-        )
+        assert all(s["spec"]["type"] == "LoadBalancer" for s in found if lb.ingress(s)), "released on a change of type"
         if now:
             assert all(ip in now for ip in held)
             waiting = [s for s in found if lb.ours(s, now) and not lb.ingress(s) and not lb.wanted(s)]
-            assert not waiting or not now.free(4, set(held)), "nobody waits while an address is free"
+            assert not waiting or not now.free(4, set(held)), "no Service waits while an address is free"

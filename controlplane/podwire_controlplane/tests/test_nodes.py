@@ -178,7 +178,7 @@ def test_garbage_is_what_has_no_owner_left() -> None:
     assert (change.verb, change.kind, change.name) == ("delete", "ReplicaSet", "child")
     assert change.obj == {"preconditions": {"uid": "uid-child"}}
     assert len(collect(child, {**owner, "metadata": {**owner["metadata"], "uid": "anew"}})) == 1, (
-        "an owner counts by uid"
+        "an owner is identified by uid"
     )
     other = stored(service())
     shared = stored(replica_set("child"), ownerReferences=[owner_reference(owner), owner_reference(other)])
@@ -186,7 +186,7 @@ def test_garbage_is_what_has_no_owner_left() -> None:
     foreign = stored(
         replica_set("child"), ownerReferences=[{"kind": "Widget", "name": "w", "uid": "u", "apiVersion": "x/v1"}]
     )
-    assert collect(foreign) == [], "of kinds that are not held nobody knows"
+    assert collect(foreign) == [], "owners of unwatched kinds are unknown"
     assert collect(stored(child, deletionTimestamp="2027-01-15T08:00:00Z")) == []
 
 

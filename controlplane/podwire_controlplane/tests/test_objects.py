@@ -158,7 +158,7 @@ def test_generation_counts_changes_of_the_spec_only() -> None:
         assert status["metadata"]["generation"] == 1
         assert (await world.patch("Deployment", "web", {"spec": {"replicas": 4}}))["metadata"]["generation"] == 2
         again = await world.update(deployment(replicas=4))
-        assert again["metadata"]["generation"] == 2, "defaults that a manifest leaves out are no change"
+        assert again["metadata"]["generation"] == 2, "a manifest that leaves out defaults changes nothing"
         assert made["metadata"]["generation"] == 1
 
     in_world(work)
@@ -365,7 +365,7 @@ _VALUES = st.recursive(
     st.sampled_from([MERGE_PATCH, STRATEGIC_PATCH]),
 )
 def test_no_object_and_no_patch_breaks_the_server(resource: Any, body: Object, how: str) -> None:
-    """Whatever comes in: it is stored whole, or refused with a 4xx and nothing is changed."""
+    """Any object or patch is stored whole, or refused with a 4xx and changes nothing."""
 
     async def work(world: World) -> None:
         base = minimal(resource)

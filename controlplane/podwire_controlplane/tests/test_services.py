@@ -159,7 +159,7 @@ _STEPS = st.lists(
 
 @given(_STEPS)
 def test_no_sequence_hands_a_value_out_twice(steps: list[tuple[str, str, int | None, int | None]]) -> None:
-    """And the books are what a fresh start would build from the stored Services."""
+    """The allocator's records always equal those that a fresh start would build from the stored Services."""
 
     async def apply(world: World, own: str, kind: str, port: int | None, host: int | None) -> None:
         if kind == "delete":
@@ -198,7 +198,7 @@ async def _services(world: World) -> Any:
 
 
 def in_world_small(work: Any) -> None:
-    """A /28 and three ports: sequences run out of both."""
+    """A /28 and three ports: the sequences exhaust both."""
     from podwire_base.testing.builders import run
 
     async def body() -> None:
@@ -249,7 +249,7 @@ def test_another_service_of_the_same_address_does_not_release_it() -> None:
     books = _allocator("10.96.0.0/24")
     one, two = (stored(service(own, clusterIP="10.96.0.9")) for own in ("one", "two"))
     books.observe(None, one)
-    books.observe(None, two)  # both exist, from before a repair: the later one is in the books
+    books.observe(None, two)  # both exist, from before a repair: the later one is in the allocator's records
     books.observe(one, None)
     assert books.addresses == {"10.96.0.9": "default/two"}
 

@@ -53,7 +53,7 @@ def test_compare_and_swap(make: Make) -> None:
         assert gone == StoredChange(3, "/a", None, two) and await store.get("/a") is None
         with pytest.raises(Conflict):
             await store.delete("/a")
-        assert await store.revision() == 3, "a refused write takes no revision"
+        assert await store.revision() == 3, "a refused write uses no revision"
         await store.close()
 
     run(body())
@@ -148,7 +148,7 @@ def test_a_listener_may_leave_while_it_is_called(make: Make) -> None:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Random writes against a plain model; SQLite is closed and opened again in between."""
+    """Random writes, compared with a plain model; SQLite is closed and reopened in between."""
 
     keys = st.sampled_from(["/a/1", "/a/2", "/b/1", "/b/2"])
     HISTORY = 6

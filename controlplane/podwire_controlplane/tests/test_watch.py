@@ -30,7 +30,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Watches end soon, whatever timeoutSeconds says."""
+    """Ends watches soon, whatever timeoutSeconds is."""
     monkeypatch.setattr(handlers, "MAX_WATCH", 0.3)
 
 
@@ -39,7 +39,7 @@ def seen(frames: list[Object]) -> list[tuple[str, str]]:
 
 
 def churn(server: Server) -> str:
-    """p1 created, relabelled, p2 created, p1 deleted; returns the version before all that."""
+    """Create p1, relabel it, create p2, delete p1; returns the version before these changes."""
     start = str(server.do(server.store.revision()))
     server.good("POST", PODS, pod("p1", labels={"app": "a"}))
     server.good("PATCH", PODS + "/p1", {"metadata": {"labels": {"app": "b"}}}, headers=MERGE)
@@ -212,7 +212,7 @@ def test_a_client_that_is_too_slow_is_told_to_list(monkeypatch: pytest.MonkeyPat
         store = MemoryStore()
         view = watch.WatchRequest("/", None, None, True, True, False, 5.0, "Pod", "v1")
         frames = watch.stream(store, view, lambda raw: raw)
-        got = [await anext(frames)]  # it listens from here on
+        got = [await anext(frames)]  # the watch is open from here on
         for n in range(10):
             await store.put(f"/{n}", codec.encode(pod(f"p{n}")))
         got += [frame async for frame in frames]

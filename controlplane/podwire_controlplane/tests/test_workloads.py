@@ -104,7 +104,7 @@ def test_template_hash_tells_templates_apart() -> None:
 
 
 class World:
-    """Controllers' changes applied as the API server and a slow kubelet would."""
+    """A cluster in memory: it applies the controllers' changes like the API server and a slow kubelet."""
 
     def __init__(self, made: Object) -> None:
         self.kinds: dict[str, dict[str, Object]] = {"Deployment": {}, "ReplicaSet": {}, "Pod": {}}
@@ -135,7 +135,7 @@ class World:
             table[f"default/{change.name}"] = patch.merge(table[f"default/{change.name}"], change.obj)
 
     def step(self, which: str, number: int = 0) -> None:
-        """One controller looks once, or one pod changes its readiness."""
+        """One controller runs once, or one pod changes its readiness."""
         seen = Snapshot(self.kinds)
         if which == "deployment":
             changes = workloads.reconcile_deployment("default/web", seen, NOW)
@@ -160,7 +160,7 @@ class World:
                 self.step("ready", number)
             if self.kinds == before:
                 return
-        raise AssertionError("it does not come to rest")
+        raise AssertionError("it does not converge")
 
 
 def test_from_nothing_to_ready() -> None:
@@ -230,7 +230,8 @@ _STEPS = st.lists(
 
 
 @given(st.integers(1, 6), st.sampled_from([0, 1, 2, "25%", "50%"]), st.sampled_from([0, 1, 2, "25%", "50%"]), _STEPS)
-@example(1, 0, 0, [("template", 0), *[("deployment", 0)] * 3, ("replicasets", 0)])  # the old set has not acted yet
+# the old ReplicaSet's controller has not run yet
+@example(1, 0, 0, [("template", 0), *[("deployment", 0)] * 3, ("replicasets", 0)])
 def test_rolling_update_keeps_its_limits(
     count: int, surge: Any, unavailable: Any, steps: list[tuple[str, int]]
 ) -> None:

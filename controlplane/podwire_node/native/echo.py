@@ -18,13 +18,13 @@ from functools import partial
 from typing import Any, NoReturn
 
 KINDS = {"--http": socket.SOCK_STREAM, "--tcp": socket.SOCK_STREAM, "--udp": socket.SOCK_DGRAM}
-REQUEST = 4095  # bytes of an HTTP request that are looked at
+REQUEST = 4095  # bytes of an HTTP request that are read
 DATAGRAM = 1024
 Ready = Callable[[socket.socket], None]
 
 
 def describe(sock: socket.socket, peer: tuple[Any, ...] | None = None) -> bytes:
-    """One JSON line: who we are, who asks, and at which port."""
+    """One JSON line: the server's name, the client's address, and the port."""
     if peer is None:
         try:
             peer = sock.getpeername()
@@ -56,7 +56,7 @@ def listen(kind: int, port: int) -> socket.socket:
 
 
 class Server:
-    """One thread, one selector. Each socket is registered with what is done when it can be read."""
+    """One thread and one selector. Each socket is registered with the function to call when it is readable."""
 
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
@@ -89,7 +89,7 @@ class Server:
                     self.send(sock, describe(sock))
 
     def send(self, sock: socket.socket, data: bytes) -> None:
-        """A peer that does not take it is dropped."""
+        """Send data; drop a peer that does not accept it."""
         try:
             if sock.send(data) == len(data):
                 return
@@ -147,7 +147,7 @@ def wrong(words: str) -> NoReturn:
 
 
 def wanted(words: list[str]) -> list[tuple[str, int]]:
-    """(option, port) of the command line. Exits with 2 where it is wrong."""
+    """(option, port) of the command line. Exits with status 2 if it is wrong."""
     found = []
     for option, port in zip(words[::2], words[1::2], strict=False):
         if option not in KINDS or not port.isdecimal() or not 0 < int(port) < 65536:

@@ -1,4 +1,4 @@
-"""The runtime's side of CNI, with shell scripts as plugins, which record how they were called."""
+"""The runtime's side of CNI, with shell scripts as plugins that record their calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Setup:
         self.runtime = CniRuntime(root / "conf", root / "bin", root / "cache")
 
     def plugin(self, own: str, body: str) -> None:
-        """`body` sees the configuration in $conf."""
+        """A plugin; `body` finds the configuration in $conf."""
         path = self.root / "bin" / own
         note = f'printf "%s|%s|%s|%s|%s\\n" {own} "$CNI_COMMAND" "$CNI_ARGS" "$CNI_NETNS" "$conf" >> {self.calls}'
         path.write_text(f"#!/bin/sh\nconf=$(cat)\n{note}\n{body}\n")
@@ -60,7 +60,7 @@ def test_add_in_order_del_in_reverse_with_the_kept_result(setup: Setup) -> None:
     last = {"cniVersion": "1.1.0", "ips": [], "second": True}
     assert run(setup.runtime.add(POD)) == last
     assert setup.seen() == [("one", "ADD", None), ("two", "ADD", RESULT)]
-    setup.conflist("other")  # what was added is undone by the configuration that added it
+    setup.conflist("other")  # DEL uses the configuration that the ADD used
     another = CniRuntime(setup.root / "conf", setup.root / "bin", setup.root / "cache")
     run(another.delete(POD))
     assert setup.seen()[2:] == [("two", "DEL", last), ("one", "DEL", last)]
@@ -127,7 +127,7 @@ def test_missing_plugins_and_configurations_are_named(setup: Setup) -> None:
         (setup.root / "conf" / "10-x.conflist").write_text(text)
         with pytest.raises(CniFailed, match=f"10-x.conflist.*{word}"):
             run(setup.runtime.add(POD))
-        assert setup.runtime.conflist() is None, "the node is not ready, and goes on"
+        assert setup.runtime.conflist() is None, "the node is not ready, but keeps running"
 
 
 def test_the_first_conflist_counts_and_addresses_are_bare(setup: Setup) -> None:
@@ -147,7 +147,7 @@ def test_capabilities_go_to_the_plugins_that_declare_them(setup: Setup) -> None:
     conf["plugins"][1]["capabilities"] = {"portMappings": True, "bandwidth": True}
     file.write_text(json.dumps(conf))
     run(setup.runtime.add(pod))
-    run(setup.runtime.delete(POD))  # a restarted node agent: what was asked for is remembered
+    run(setup.runtime.delete(POD))  # a restarted node agent remembers the request
     stdin = [json.loads(line.split("|", 4)[4]) for line in setup.calls.read_text().splitlines()]
     assert [c.get("runtimeConfig") for c in stdin] == [None, {"portMappings": ports}, {"portMappings": ports}, None]
     assert not [c for c in stdin if "capabilities" in c]

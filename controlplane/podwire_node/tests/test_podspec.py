@@ -1,4 +1,4 @@
-"""What a container gets from its pod's spec, and a pod's status computed from its containers."""
+"""A container's settings from its pod's spec, and a pod's status computed from its containers."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_a_transition_time_changes_with_the_status_only() -> None:
 
 
 def test_other_numbers_are_no_news() -> None:
-    """A node agent sends them with its next heartbeat, anything else at once."""
+    """A node agent sends changed numbers with its next heartbeat, and any other change at once."""
 
     def told(before: list[Object], status: bool, reason: str, message: str) -> list[Object]:
         return podstatus.conditions(

@@ -1,4 +1,6 @@
-"""The DNS server's compiled half: many packets with one system call, and the zone where no interpreter is needed."""
+"""The DNS server's compiled part: it receives and sends many packets with one system call, and keeps the zone where
+threads read it without the interpreter.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,16 @@ from typing import Any
 
 from podwire_base import native
 
-SOURCES = ("table.h", "batch.h", "exchange.h", "clock.h", "random.h", "table.c", "batch.c", "exchange.c")  # as units.py
+# the same as in units.py
+SOURCES = ("table.h", "batch.h", "exchange.h", "clock.h", "random.h", "table.c", "batch.c", "exchange.c")
 
 
 @functools.cache
 def library() -> native.Library:
-    """The cffi module, or why there is none."""
+    """The cffi module, or the reason why it is missing."""
     return native.load(__name__, Path(__file__).parent, "_packets", SOURCES)
 
 
 def load() -> Any | None:
-    """The cffi module (`.ffi`, `.lib`), or None: then one packet at a time, by Python."""
+    """The cffi module (`.ffi`, `.lib`); None: Python handles one packet at a time."""
     return library().module

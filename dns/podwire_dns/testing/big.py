@@ -23,7 +23,9 @@ def namespaces() -> Iterator[Object]:
 
 
 def services(count: int = 10_000, headless_each: int = 10) -> Iterator[Object]:
-    """Every `headless_each`th is headless (and has one port), the others have a ClusterIP and three named ports."""
+    """Every `headless_each`th Service is headless (with one port), the others have a ClusterIP and three named
+    ports.
+    """
     for index in range(count):
         headless = index % headless_each == 0
         address = "None" if headless else f"10.96.{index >> 8}.{index & 255}"

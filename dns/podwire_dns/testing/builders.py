@@ -1,4 +1,4 @@
-"""Makes an Answerer from objects, without a process between."""
+"""Makes an Answerer from objects, without separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Good queries of every kind, and ways to spoil them."""
+"""Valid queries of every kind, and ways to corrupt them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import cases
 
 
 def seeds() -> list[bytes]:
-    """Good queries of every kind, as a start for mutations."""
+    """Valid queries of every kind, as seeds for mutations."""
     found = []
     for case in cases.CASES[::3]:
         found.append(dns.message.make_query(case.name, case.rtype).to_wire())

@@ -31,14 +31,14 @@ def _by_dnslib(data: bytes) -> tuple[str, list[set[str]]]:
 
 
 def read(data: bytes) -> tuple[str, list[set[str]]]:
-    """(rcode, [answer, authority, additional]) with records as lower-case text; fails where the judges differ."""
+    """(rcode, [answer, authority, additional]) with records as lower-case text; fails if the two parsers disagree."""
     first, second = _by_dnspython(data), _by_dnslib(data)
     assert first == second, f"dnspython and dnslib read different things:\n{first}\n{second}"
     return first
 
 
 def check(case: Case, data: bytes) -> None:
-    """The response is exactly what the case says, duplicates and CNAME order included."""
+    """The response is exactly that of the case, including duplicates and the order of CNAMEs."""
     rcode, (answer, authority, additional) = read(data)
     message = dns.message.from_wire(data)
     assert rcode == case.rcode
@@ -50,7 +50,7 @@ def check(case: Case, data: bytes) -> None:
     if case.answer:
         assert not authority
         aliases = [rrset.rdtype == dns.rdatatype.CNAME for rrset in message.answer]
-        assert aliases == sorted(aliases, reverse=True), "an alias behind its target"
+        assert aliases == sorted(aliases, reverse=True), "an alias after its target"
     else:
         (soa,) = authority
         owner, ttl, kind, mname, rname, _serial, *times = soa.split()

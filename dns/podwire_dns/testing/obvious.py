@@ -41,7 +41,7 @@ class Obvious:
         self.records = set(self.all_records())
 
     def all_records(self) -> Iterator[tuple[str, str, str]]:
-        """Every record there is: (name, type, data)."""
+        """Every existing record: (name, type, data)."""
         yield f"dns-version.{self.zone}", "TXT", '"1.1.0"'
         for apex in (self.zone, *map(self._apex, self.networks)):
             yield apex, "NS", f"ns.dns.{self.zone}"
@@ -96,7 +96,7 @@ class Obvious:
                 yield name, "SRV", f"0 {max(1, 100 // len(targets))} {number} {target}"
 
     def resolve(self, name: str, rtype: str) -> Answer | None:
-        """None: not a name of ours."""
+        """None: the name is outside our zones."""
         found = {f"{n} {t} {d}" for n, t, d in self.records if n == name and t in (rtype, "CNAME")}
         if found:
             return "NOERROR", found
@@ -115,7 +115,7 @@ class Obvious:
 
     @staticmethod
     def _apex(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
-        """Only for networks that end at an octet or nibble."""
+        """The apex; only for networks that end at an octet or nibble."""
         labels = network.network_address.reverse_pointer.split(".")
         host_labels = (network.max_prefixlen - network.prefixlen) // (8 if network.version == 4 else 4)
         return ".".join(labels[host_labels:]) + "."

@@ -1,4 +1,4 @@
-"""The compiled packet loop answers what the plain one answers, for good queries and for spoiled ones."""
+"""The compiled packet loop gives the same answers as the plain one, for valid queries and corrupted ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MANY = 3000
 def packets() -> list[bytes]:
     rand, start = random.Random(5), seeds()
     extra = [data[:12] + data[12:].swapcase() for data in start]
-    # cut within the question: all that is there are bytes that stand for something in the zone
+    # truncated within the question: the remaining bytes stand for something in the zone
     extra += [
         start[0][:12] + to_wire(name) + rest
         for name in ("cluster.local.", cases.SVC, f"svc1.{cases.SVC}")
@@ -53,7 +53,7 @@ def need_module() -> None:
 
 @pytest.mark.parametrize("way", ["table", "batches", "packets"])
 def test_the_loop_answers_as_the_answerer_does(tmp_path: Path, way: str) -> None:
-    """By the table alone where it knows the answer; by the interpreter, in batches; and packet by packet."""
+    """From the table alone if it has the answer; by the interpreter, in batches; and packet by packet."""
     batches = way != "packets"
     if batches:
         need_module()
@@ -68,7 +68,7 @@ def test_the_loop_answers_as_the_answerer_does(tmp_path: Path, way: str) -> None
             await asyncio.to_thread(ask_all)
 
     def same(first: bytes, second: bytes) -> bool:
-        """Addresses may begin at any of them; nothing else may differ."""
+        """The answers are equal, except that addresses may start at any of them."""
         return first == second or (first[:12] == second[:12] and sorted(first) == sorted(second))
 
     def ask_all() -> None:
@@ -76,7 +76,7 @@ def test_the_loop_answers_as_the_answerer_does(tmp_path: Path, way: str) -> None
             sock.connect(("127.0.0.1", config.port))
             sock.settimeout(patient(5))
             end = bytes.fromhex("ffff0000000000000000000000")  # a malformed message that always gets FORMERR
-            sent = [data for data in packets() if data[:2] != end[:2]]  # its answer is told by the id
+            sent = [data for data in packets() if data[:2] != end[:2]]  # the id identifies its answer
             for at in range(0, len(sent), 40):
                 expected: list[bytes] = []
                 for data in sent[at : at + 40]:
@@ -89,7 +89,7 @@ def test_the_loop_answers_as_the_answerer_does(tmp_path: Path, way: str) -> None
                 got = []
                 while (data := sock.recv(65535))[:2] != b"\xff\xff" or len(data) != 12:
                     got.append(data)
-                # Slow answers may be overtaken by fast ones of the same batch.
+                # Fast answers may overtake slow ones of the same batch.
                 got += [sock.recv(65535) for _ in range(len(expected) - len(got))]
                 for answer in expected:
                     mine = next((data for data in got if same(answer, data)), None)
@@ -148,10 +148,10 @@ def test_answers_of_the_forward_cache(tmp_path: Path, batches: bool) -> None:
 
 
 def test_hits_do_not_wait_for_the_interpreter(tmp_path: Path) -> None:
-    """While one thread keeps the interpreter, what the table knows is answered: records, NODATA and NXDOMAIN."""
+    """While one thread holds the interpreter, the table's answers are still given: records, NODATA and NXDOMAIN."""
     need_module()
     config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port())
-    keeping = ctypes.PyDLL(None)  # its functions keep the interpreter while they wait
+    keeping = ctypes.PyDLL(None)  # its functions hold the interpreter while they wait
 
     def answered(name: str, rtype: str) -> dns.message.Message:
         query = dns.message.make_query(name, rtype)
@@ -176,7 +176,9 @@ def test_hits_do_not_wait_for_the_interpreter(tmp_path: Path) -> None:
 
 
 def test_a_zone_that_was_replaced_is_freed_at_once(tmp_path: Path) -> None:
-    """A feeder that starts again sends a zone anew: tens of megabytes, which no garbage collection may have to find."""
+    """A feeder that restarts sends the zone again: tens of megabytes, which must be freed without a garbage
+    collection.
+    """
     need_module()
     config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port())
 

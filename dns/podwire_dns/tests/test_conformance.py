@@ -1,8 +1,8 @@
 """The whole table over real sockets, UDP and TCP, received in batches and packet by packet. And a check that the table
 is large enough.
 
-netns-tests send the same to the running processes. Here all modes of pods' names, and a server without a zone, are
-tested too.
+netns-tests send the same queries to the running processes. These tests also cover all modes of pods' names, and a
+server without a zone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def serving(
     *,
     batches: bool = True,
 ) -> None:
-    """Run `work(port)` beside a server with this zone; None: it has none yet."""
+    """Run `work(port)` beside a server with this zone; None: the server has no zone yet."""
     config = dataclasses.replace(
         builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port(), batches=batches
     )
@@ -49,7 +49,7 @@ def serving(
 
 
 def exchange(port: int, messages: Iterable[bytes], *, udp: bool, patience: float = 5.0) -> list[bytes]:
-    """The answer to each message; b"" where none comes within `patience` seconds."""
+    """The answer to each message; b"" if none arrives within `patience` seconds."""
     found = []
     for message in messages:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as sock:
@@ -78,7 +78,7 @@ def ask(port: int, table: list[Case], *, udp: bool) -> None:
 
 
 def pods(mode: str, memory: AnswerTable | None) -> ZoneData:
-    """The cluster of the table with pods' names disabled or verified."""
+    """The table's cluster with pods' names disabled or verified."""
     config = dataclasses.replace(builders.CONFIG, pods=mode != "disabled")
     source = builders.builder(cases.SERVICES, cases.SLICES, cases.NAMESPACES, config)
     for pod in edges.RUNNING if mode == "verified" else ():

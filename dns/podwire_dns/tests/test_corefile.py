@@ -58,7 +58,7 @@ def test_what_kubeadm_writes_is_understood_whole() -> None:
     assert (outside.domain, outside.upstreams, outside.policy) == (".", ("/etc/resolv.conf",), "random")
     assert (outside.cache_positive, outside.cache_negative) == (30, 30)
     assert (corp.domain, corp.upstreams) == ("corp.example", ("192.0.2.7", "192.0.2.8#5353", "2001:db8::1#53"))
-    assert (corp.cache_positive, corp.cache_negative) == (60, 60), "each block has its own"
+    assert (corp.cache_positive, corp.cache_negative) == (60, 60), "each block has its own rules"
     assert not config.log_queries
 
 
@@ -156,7 +156,7 @@ def test_a_snippet_is_put_where_it_is_imported() -> None:
         (". {\n forward .\n}\n", "line 2: forward needs a domain"),
         (
             ". {\n forward . https://192.0.2.1\n}\n",
-            "line 2: 'https://192.0.2.1': upstreams are asked over UDP, TCP or tls://",
+            "line 2: 'https://192.0.2.1': upstreams can use UDP, TCP or tls://",
         ),
         (". {\n forward . 192.0.2.1 {\n  tls a b c d\n }\n}\n", "line 3: tls takes at most"),
         (". {\n forward . 192.0.2.1\n forward . 192.0.2.2\n}\n", "'.' is forwarded twice"),
@@ -164,7 +164,7 @@ def test_a_snippet_is_put_where_it_is_imported() -> None:
         (". {\n health here\n}\n", "line 2: 'here' is no address"),
         (". {\n kubernetes {\n ttl long\n }\n}\n", "line 3: 'long' is no number"),
         (". { errors }\n", "line 1: a brace must end its line"),
-        (". {\n rewrite name a.example\n}\n", "line 2: rewrite name needs what to replace"),
+        (". {\n rewrite name a.example\n}\n", "line 2: rewrite name needs a name and its replacement"),
         (". {\n rewrite name regex ( b\n}\n", "line 2: '(' is no regular expression"),
         (". {\n rewrite name a b answer maybe\n}\n", "line 2: 'answer maybe' is not understood"),
         (". {\n template IN A {\n  match (\n }\n}\n", "line 3: '(' is no regular expression"),

@@ -1,5 +1,4 @@
-"""Sockets to upstreams: one query at a time on each, a few in a row, and nothing is believed that was not asked for
-there."""
+"""Sockets to upstreams: one query at a time on each, a few in a row; an answer to another question is ignored."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ USES = 16  # of exchange.c
 
 
 class World:
-    """An UpstreamExchange, and an upstream that answers when it is told to."""
+    """An UpstreamExchange, and an upstream that answers on command."""
 
     def __init__(self) -> None:
         need_module()
@@ -85,7 +84,7 @@ def test_a_socket_serves_a_few_queries_in_a_row() -> None:
             answer = world.ask()
             data, peer = await world.hear()
             ports[peer[1]] += 1
-            for _ in range(2):  # the second one comes to a socket that waits for nothing, or for another answer
+            for _ in range(2):  # the second one arrives at a socket that waits for nothing, or for another answer
                 world.answer(data, peer)
             assert await answer == Upstreamed(0, b"\0" * 6)
         assert max(ports.values()) <= USES
@@ -118,7 +117,7 @@ def test_a_closed_port_is_an_error_and_the_next_query_leaves() -> None:
         await first
         world.upstream.close()
         assert isinstance(await world.ask(), ConnectionRefusedError), (
-            "the socket of the first is used again, and hears of it"
+            "the first query's socket is used again and receives it"
         )
         world.open()
         again = world.ask()

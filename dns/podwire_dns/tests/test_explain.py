@@ -1,4 +1,4 @@
-"""Every answer can name its source, and every absence its reason."""
+"""Every answer has an explanation that names its source, and every negative answer one that gives the reason."""
 
 from __future__ import annotations
 

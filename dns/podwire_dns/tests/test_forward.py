@@ -25,7 +25,7 @@ IDENT = 4242
 def upstream_says(
     *records: str, rcode: int = 0, flags: int = 0, question: str = NAME, edns: bool = True, soa: str = ""
 ) -> bytes:
-    """What an upstream sends for KEY; records as "name ttl type data"."""
+    """An upstream's message for KEY; records as "name ttl type data"."""
     query = dns.message.make_query(question, "A", id=IDENT)
     response = dns.message.make_response(query, recursion_available=True)
     if edns:
@@ -110,7 +110,7 @@ def test_an_answer_comes_back_as_it_was(answerer: Answerer) -> None:
         b"",
         upstream_says("www.example.com. 60 A 203.0.113.66")[:-20],
     ],
-    ids=["another question", "another id", "a query", "cut in the question", "empty", "cut in a record"],
+    ids=["another question", "another id", "a query", "truncated in the question", "empty", "truncated in a record"],
 )
 def test_what_is_no_answer_to_our_question_is_not_believed(data: bytes) -> None:
     with pytest.raises(wire.Malformed):
@@ -233,7 +233,7 @@ def test_a_silent_upstream_goes_last_is_probed_and_comes_back() -> None:
     plan = upstreams.attempts(0.0)
     assert plan[0] == (A, 0.0), "a probe beside the query, and no wait for it"
     assert [address for address, _ in plan[1:]] == [B, A, B, A]
-    assert order(upstreams, 0.5) == [B, A, B, A], "one probe in a while, not with each query"
+    assert order(upstreams, 0.5) == [B, A, B, A], "a probe now and then, not with each query"
     assert order(upstreams, 1.5)[0] == A
     upstreams.answered(A, 0.001)
     assert order(upstreams, 1.6) == [A, B, A, B]

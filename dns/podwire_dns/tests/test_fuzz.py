@@ -18,10 +18,10 @@ SOME, ALL = 20_000, 200_000
 
 
 def allowed(data: bytes) -> int:
-    """The largest UDP answer that this message may get, found without the code under test."""
+    """The largest UDP answer that this message may get, computed without the code under test."""
     try:
         message = dns.message.from_wire(data)
-    except Exception:  # dnspython raises a dozen kinds; unreadable messages get a bare header
+    except Exception:  # dnspython raises a dozen types; unreadable messages get a bare header
         return wire.UDP_SIZE
     return wire.UDP_MINIMUM if message.edns < 0 else max(512, min(message.payload, wire.UDP_SIZE))
 
@@ -64,7 +64,9 @@ def test_mutated_queries_whole() -> None:
 
 
 def test_mutated_upstream_answers() -> None:
-    """An upstream may send anything: it is refused as Malformed, or it becomes an answer that a client can read."""
+    """An upstream may send anything: either it is refused as Malformed, or it becomes an answer that a client can
+    read.
+    """
     rand = random.Random(3)
     query = dns.message.make_query("www.example.com.", "A")
     response = dns.message.make_response(query)
@@ -90,4 +92,4 @@ def test_mutated_upstream_answers() -> None:
             out = answerer.finish(pending, answer)
             assert len(out) <= wire.UDP_MINIMUM
             assert out[2] & 0x80
-    assert taken, "no mutation was readable: the test says nothing"
+    assert taken, "no mutation was readable: the test proves nothing"

@@ -24,7 +24,7 @@ from podwire_dns.tests.test_server import ask, free_port
 
 
 async def page_of_a_busy_server(tmp_path: Path) -> dict[str, float]:
-    """Every metric of a server that has forwarded, with labels."""
+    """All metrics of a server that has forwarded queries, with labels."""
     up = Answering()
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(lambda: up, local_addr=("127.0.0.1", 0))
@@ -72,7 +72,7 @@ class Answering(asyncio.DatagramProtocol):
         self.transport.sendto(bytes(reply.pack()), addr)
 
 
-# What dashboards made for CoreDNS ask for, with the labels that they group by.
+# The metrics that dashboards made for CoreDNS use, with the labels that they group by.
 DASHBOARDS = {
     "coredns_build_info": {"version"},
     "coredns_panics_total": set[str](),

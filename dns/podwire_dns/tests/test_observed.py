@@ -1,4 +1,4 @@
-"""What a server says of itself: /health, /ready, /metrics, a line for each query; and how it leaves."""
+"""A server's own reports: /health, /ready, /metrics, a line for each query; and its shutdown."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def reading(folder: Path) -> Callable[[str], str]:
 
 
 def samples(page: str) -> dict[str, float]:
-    """Metric with labels -> value; fails on a line that is neither sample nor comment, and on a name twice."""
+    """Metric with labels -> value; fails on a malformed line and on a duplicate."""
     found: dict[str, float] = {}
     for line in page.splitlines():
         if not line.startswith("#"):

@@ -62,7 +62,7 @@ def changes(draw: st.DrawFn) -> tuple[str, Object, bool]:
 
 
 def _final(history: list[tuple[str, Object, bool]]) -> dict[str, dict[str, Object]]:
-    """What exists after the history."""
+    """The objects that exist after the history."""
     left: dict[str, dict[str, Object]] = {"service": {}, "slice": {}, "namespace": {}}
     for kind, obj, deleted in history:
         key = f"{obj['metadata'].get('namespace', '')}/{obj['metadata']['name']}"
@@ -200,4 +200,4 @@ def test_bad_objects_are_named_once_and_the_rest_is_served() -> None:
     source.problems.clear()
     source.service(service("bad-ip", ip="10.96.0.300"))
     source.flush(2)
-    assert not source.problems, "the same problem told twice"
+    assert not source.problems, "the same problem reported twice"

@@ -1,4 +1,4 @@
-"""hosts, template and rewrite of a Corefile, as a client sees them."""
+"""hosts, template and rewrite of a Corefile, from a client's view."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from podwire_dns.testing.cases import SVC, ZONE
 
 
 def answering(inside: str, *, files: str = "") -> Answerer:
-    """The conformance cluster behind a Corefile; files: what stands in every hosts file."""
+    """The conformance cluster with a Corefile; files: the content of every hosts file."""
     config, notes = corefile.apply(f".:53 {{\n{inside}\n}}\nother.example {{\n}}\n", builders.CONFIG)
     assert notes == []
     made = builders.answerer(builders.conformance_zone(), recursion=True)
@@ -48,7 +48,7 @@ def answered(answerer: Answerer, name: str, rtype: str = "A", *, edns: bool = Fa
 
 
 def told(answerer: Answerer, name: str, rtype: str = "A") -> tuple[str, set[str]]:
-    """(rcode, answer records); the question that comes back must be the one that was asked."""
+    """(rcode, answer records); the response must echo the original question."""
     data = answered(answerer, name, rtype)
     assert dns.message.from_wire(data).question[0].name.to_text() == name
     rcode, (answer, _, _) = judge.read(data)
@@ -109,7 +109,7 @@ def test_a_rewritten_question_is_answered_as_it_was_asked(rule: str, asked: str)
     made = answering(rule)
     assert told(made, asked) == ("NOERROR", {f"{asked.lower()} 5 a 10.96.0.1"})
     assert told(made, asked, "AAAA") == ("NOERROR", set())
-    assert told(made, f"svc0.{SVC}")[0] == "NXDOMAIN", "other names go their usual way"
+    assert told(made, f"svc0.{SVC}")[0] == "NXDOMAIN", "other names are handled as usual"
 
 
 def test_names_in_the_data_go_back_where_the_rule_says() -> None:

@@ -1,5 +1,6 @@
-"""Feeder and server joined by their socket, without root: the server serves what it is fed, and survives a lost
-feeder."""
+"""Feeder and server connected by their socket, without root: the server answers from the feed, and survives a lost
+feeder.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that is free for UDP and for TCP, and that no earlier call gave."""
+    """A port that is free for UDP and for TCP, and that no earlier call returned."""
     while True:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
             udp.bind(("127.0.0.1", 0))
@@ -118,12 +119,12 @@ def test_a_server_follows_its_feeder(tmp_path: Path) -> None:
         await until(lambda: not server.fed)
         server.report(status)
         assert read_all(tmp_path)["dns"]["reason"] == "Stale"
-        assert (await ask(config, f"fresh.{SVC}")).answer, "the last zone serves on"
+        assert (await ask(config, f"fresh.{SVC}")).answer, "the last zone stays in use"
 
         another, listener = await feed(config)
         another.start_feeding()
         await until(lambda: server.fed)
-        assert (await ask(config, f"fresh.{SVC}")).rcode() == dns.rcode.NXDOMAIN, "the new feeder knows better"
+        assert (await ask(config, f"fresh.{SVC}")).rcode() == dns.rcode.NXDOMAIN, "the new feeder's zone replaces it"
         listener.close()
 
     run(tmp_path, work)
@@ -183,7 +184,7 @@ def test_upstreams_that_refuse_are_given_up_at_once_and_counted_as_down(batches:
         key = (dns.message.make_query("www.example.com.", "A").to_wire()[12:], False, False)
         answers = await asyncio.gather(*(forwarder.resolve(key) for _ in range(20)))
         assert answers == [None] * 20
-        assert forwarder.asked == len(closed) * ROUNDS, "twenty callers share one flight"
+        assert forwarder.asked == len(closed) * ROUNDS, "twenty callers share one query"
         assert all(forwarder.down()[address] for address in closed)
 
     asyncio.run(work())

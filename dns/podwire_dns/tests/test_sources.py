@@ -31,7 +31,7 @@ def test_nameservers_of_a_file_but_never_ourselves(tmp_path: Path) -> None:
     assert sources.load().routes()[b"\0"].addresses == ("127.0.0.1#53", "192.0.2.53#53")
     assert len(sources.notes) == 2
     everywhere = Sources(config(tmp_path, upstreams=(str(resolv),), listen=("0.0.0.0",), dns_addresses=("10.96.0.10",)))
-    assert everywhere.load().routes()[b"\0"].addresses == ("192.0.2.53#53",), "127.0.0.1 is ours as well"
+    assert everywhere.load().routes()[b"\0"].addresses == ("192.0.2.53#53",), "127.0.0.1 is this server's address too"
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_change_is_seen_also_after_settings_that_cannot_work(tmp_path: Path) -
     assert sources.changed(corefile=True)
     with pytest.raises(BadConfig):
         sources.load()
-    assert not sources.changed(corefile=True), "it was said; it is looked at again when it changes"
+    assert not sources.changed(corefile=True), "it was logged; it is read again when it changes"
     resolv.write_text("nameserver 192.0.2.222\n")
     assert sources.changed(corefile=False), "the other files are still followed"
     resolv.unlink()

@@ -1,4 +1,4 @@
-"""The message: flags, EDNS, sizes, errors, and queries that get silence."""
+"""The message: flags, EDNS, sizes, errors, and queries that get no response."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def _with(at: int, value: bytes) -> bytes:
         pytest.param(_with(10, b"\0\2") + b"\0\0\x29\4\xd0\0\0\0\0\0\0" * 2, id="two OPT"),
         pytest.param(_with(10, b"\0\1") + b"\1x\0\0\x29\4\xd0\0\0\0\0\0\0", id="OPT with a name"),
         pytest.param(_with(10, b"\0\1") + b"\0\0\x29\4\xd0\0\0\0\0\0\4\0\x0a\0\x09", id="EDNS option too long"),
-        pytest.param(_with(10, b"\0\1") + b"\0\0\x29\4\xd0\0\0\0\0\0\3\0\x0a\0", id="EDNS option cut off"),
+        pytest.param(_with(10, b"\0\1") + b"\0\0\x29\4\xd0\0\0\0\0\0\3\0\x0a\0", id="truncated EDNS option"),
     ],
 )
 def test_malformed_queries_get_formerr(answerer: Answerer, data: bytes) -> None:
