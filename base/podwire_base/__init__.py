@@ -1,1 +1,1 @@
-"""The ground floor: code that every other package of podwire uses. It imports none of them."""
+"""Code that every other package of podwire uses. It imports none of them."""

@@ -1,9 +1,9 @@
-"""Compiled modules: loaded where they were built from the sources beside them.
+"""Loads compiled modules that were built from the sources beside them.
 
-Where one is missing or stale, Python does its work, slower; `problem` is what a user reads about it.
+If a module is missing or stale, Python does its work, slower; `problem` is the explanation for the user.
 
-The build (tools/nativebuild/) writes `bin/NAME.abi3.so` or a program into a package's `native` folder, or, where it
-cannot, `bin/NAME.missing` with the reason.
+The build (tools/nativebuild/) writes `bin/NAME.abi3.so` or a program into a package's `native` folder. If it cannot, it
+writes `bin/NAME.missing` with the reason.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ AGAIN = "install podwire again (make install)"
 
 
 class Library(NamedTuple):
-    """module: the cffi module (`.ffi`, `.lib`), or None. problem: why there is none, "" where there is one. left_out:
-    the build said so, and why; else the installation is broken."""
+    """module: the cffi module (`.ffi`, `.lib`), or None. problem: why it is None, "" if it is not. left_out: the build
+    recorded that it left the module out, and why; otherwise the installation is broken.
+    """
 
     module: Any | None
     problem: str
@@ -28,7 +29,7 @@ class Library(NamedTuple):
 
 
 def digest(folder: Path, sources: Iterable[str]) -> int:
-    """What tells one version of the sources from another. Raises OSError."""
+    """A digest that identifies a version of the sources. Raises OSError."""
     value = 0
     for source in sources:
         with open(folder / source, "rb") as file:
@@ -37,7 +38,7 @@ def digest(folder: Path, sources: Iterable[str]) -> int:
 
 
 def reason(folder: Path, name: str) -> str:
-    """Why the build left out `name` of the package's `native` folder; "" where the build says nothing about it."""
+    """Why the build left out `name` of the package's `native` folder; "" if the build recorded nothing."""
     try:
         return (folder / "bin" / f"{name}.missing").read_text().strip()
     except OSError:
@@ -45,14 +46,15 @@ def reason(folder: Path, name: str) -> str:
 
 
 def load(package: str, folder: Path, name: str, sources: Iterable[str]) -> Library:
-    """The module `name` of a package's `native` folder. A file that was compiled from other sources is refused: it
-    could take arguments for something else."""
+    """The module `name` of a package's `native` folder. A file compiled from other sources is refused, because its
+    functions could take other arguments.
+    """
     try:
         module = importlib.import_module(f"{package}.bin.{name}")
     except ModuleNotFoundError:
         why = reason(folder, name)
         return Library(None, why or f"{name} was not built; {AGAIN}", bool(why))
-    except Exception as err:  # of another architecture, another cffi, or cut short: Python does its work
+    except Exception as err:  # of another architecture, another cffi, or truncated: Python does its work
         return Library(None, f"{name} cannot be loaded: {err}; {AGAIN}")
     try:
         compiled, here = module.lib.SOURCES_DIGEST, digest(folder, sources)
@@ -64,6 +66,6 @@ def load(package: str, folder: Path, name: str, sources: Iterable[str]) -> Libra
 
 
 def program(folder: Path, name: str) -> Path | None:
-    """A compiled program of a package's `native` folder; None: it was not built, see `reason`."""
+    """A compiled program of a package's `native` folder; None if it was not built, see `reason`."""
     path = folder / "bin" / name
     return path if os.access(path, os.X_OK) else None

@@ -12,5 +12,5 @@ FACTOR = float(os.environ.get("PODWIRE_PATIENCE") or 1)
 
 
 def patient(seconds: float) -> float:
-    """These seconds on a machine of usual speed."""
+    """The given seconds, multiplied for a slow machine."""
     return seconds * FACTOR

@@ -182,7 +182,7 @@ def _showing(*names: str) -> Callable[[Function], Function]:
     """All commands take the same settings; the help of each shows only those that affect it."""
 
     def mark(function: Function) -> Function:
-        for option in getattr(function, "__click_params__"):  # click sets this attribute, but its types do not have it
+        for option in getattr(function, "__click_params__"):  # noqa: B009 - not in click's types
             option.hidden = option.name not in names
         return function
 

@@ -53,13 +53,13 @@ def test_help_names_every_command(podwire: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (("get",), "say what"),
+        (("get",), "name a kind"),
         (("get", "widgets"), "kind 'widgets' is not known"),
         (("get", "pods", "none"), '"none" not found'),
         (("get", "pod", "pod/p"), "leave 'pod' out"),
         (("get", "pods", "p", "-A"), "one namespace"),
         (("get", "pods", "-l", "a b"), "unable to parse requirement"),
-        (("delete",), "say what"),
+        (("delete",), "name a kind"),
         (("delete", "pods"), "name the pod"),
         (("delete", "svc", "none"), '"none" not found'),
         (("apply", "-f", "/none.yaml"), "/none.yaml: cannot be read"),

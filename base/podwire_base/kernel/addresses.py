@@ -1,4 +1,4 @@
-"""What addresses this network namespace has, and which link leads out of it. IO, without pyroute2."""
+"""The addresses of this network namespace, and its uplink. I/O, without pyroute2."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def local_addresses() -> tuple[IPAddress, ...]:
 
 def uplink(address: str = "") -> str:
     """The link of the calling thread's namespace that has `address`, else that of the default route with the lowest
-    metric, IPv4 before IPv6; "" for none. Raises OSError."""
+    metric, IPv4 before IPv6; "" if there is none. Raises OSError.
+    """
     with RouteSocket() as sock:
         for body in sock.everything(nl.GETADDR, nl.all_addresses()) if address else ():
             found, index = nl.address_of(body)

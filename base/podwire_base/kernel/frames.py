@@ -1,4 +1,4 @@
-"""Ethernet frames that tell or ask who has an IP address, and the Internet checksum. Pure.
+"""Ethernet frames that announce or query the owner of an IP address, and the Internet checksum. Pure.
 
 ARP: RFC 826, gratuitous: RFC 5227, section 3. Neighbor Discovery: RFC 4861 (unsolicited advertisement: section 7.2.6).
 MAC addresses are 6 bytes, IP addresses canonical text.
@@ -32,8 +32,9 @@ def checksum(data: bytes) -> bytes:
 
 
 def upper_checksum(source: bytes, destination: bytes, protocol: int, body: bytes) -> bytes:
-    """The checksum of TCP, UDP or ICMPv6: over the pseudo header too (RFC 9293, 3.1; RFC 8200, 8.1). The addresses are
-    packed; the checksum field in `body` is zero."""
+    """The checksum of TCP, UDP or ICMPv6, including the pseudo header (RFC 9293, 3.1; RFC 8200, 8.1). The addresses are
+    packed; the checksum field in `body` is zero.
+    """
     return checksum(source + destination + struct.pack("!II", len(body), protocol) + body)
 
 
@@ -46,7 +47,7 @@ def ipv6(source: bytes, destination: bytes, protocol: int, hop_limit: int, body:
 
 
 def arp(operation: int, mac: bytes, ip: str, target_mac: bytes, target: str, *, to: bytes) -> bytes:
-    """`mac`, which has `ip`, speaks to the MAC `to` of `target`."""
+    """An ARP packet from `mac`, which has `ip`, to the MAC `to` of `target`."""
     body = ARP_HEAD + operation.to_bytes(2, "big") + mac + packed(ip) + target_mac + packed(target)
     return ethernet(to, mac, ARP, body)
 
@@ -60,7 +61,7 @@ def advertisement(ip: str, mac: bytes, *, to: str = ALL_NODES, to_mac: bytes = A
 
 
 def gratuitous(ip: str, mac: bytes, operation: int = REQUEST) -> bytes:
-    """To everyone: `ip` is at `mac` now. operation: the form of ARP; IPv6 has one form."""
+    """A broadcast that `ip` is at `mac` now. operation: the form of ARP; IPv6 has one form."""
     if ":" in ip:
         return advertisement(ip, mac, flags=OVERRIDE)
     return arp(operation, mac, ip, BROADCAST if operation == REPLY else bytes(6), ip, to=BROADCAST)

@@ -1,4 +1,4 @@
-"""IP families and addresses in the forms that the kernel's interfaces have. Pure."""
+"""IP families and addresses in the forms of the kernel's interfaces. Pure."""
 
 from __future__ import annotations
 

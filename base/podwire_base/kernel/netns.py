@@ -31,7 +31,7 @@ def unshare(flags: int) -> None:
 
 
 def in_thread(work: Callable[[], T]) -> T:
-    """Run `work` in a thread of its own and wait; what it does to its own namespaces ends with it."""
+    """Run `work` in a new thread and wait; its changes to its own namespaces end with it."""
     box: list[Any] = []
 
     def body() -> None:
@@ -51,7 +51,7 @@ def in_thread(work: Callable[[], T]) -> T:
 
 
 def within(fd: int | None, work: Callable[[], T]) -> T:
-    """Run `work` in the network namespace behind `fd` (None: the caller's); what it opens stays there."""
+    """Run `work` in the network namespace behind `fd` (None: the caller's); sockets that it opens stay there."""
     if fd is None:
         return work()
 
@@ -63,8 +63,9 @@ def within(fd: int | None, work: Callable[[], T]) -> T:
 
 
 def call_in(path: str, work: Callable[[], T]) -> T:
-    """Run `work` in the network namespace at `path` (a /run/netns file or /proc/PID/ns/net); what it opens stays
-    there."""
+    """Run `work` in the network namespace at `path` (a /run/netns file or /proc/PID/ns/net); sockets that it opens stay
+    there.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return within(fd, work)

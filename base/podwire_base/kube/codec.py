@@ -1,8 +1,8 @@
 """JSON bytes of objects, as the store keeps them and as clients get them.
 
 The store keeps an object without its resourceVersion and with `metadata` as the first member. A read inserts the
-revision as text. So a list of 10,000 objects is answered by joining bytes, without decoding one of them. And a store
-that learns the revision only after the commit (etcd) needs no second write.
+revision as text. So a list of 10,000 objects is a join of bytes without any decoding. And a store that learns the
+revision only after the commit (etcd) needs no second write.
 """
 
 from __future__ import annotations

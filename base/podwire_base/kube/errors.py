@@ -20,7 +20,7 @@ class Cause:
 
 
 class ConfigError(Exception):
-    """A kubeconfig or a setting that cannot be used; the text names the file and the field."""
+    """An unusable kubeconfig or setting; the text names the file and the field."""
 
 
 class ApiError(Exception):
@@ -53,7 +53,7 @@ class Refused(ApiError):
 
 
 class StatusError(Exception):
-    """Raised anywhere behind the HTTP handlers; the server answers with `body()` and `code`."""
+    """Raised by code behind the HTTP handlers; the server answers with `body()` and `code`."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ def expired(message: str = "the requested resourceVersion is too old; list again
 
 
 def invalid(resource: Resource, name: str, causes: Sequence[Cause]) -> StatusError:
-    """422 with every wrong field, its path and what was expected."""
+    """422 with every wrong field, its path and the expected value."""
     rows = "; ".join(f"{c.field}: {c.message}" for c in causes)
     return StatusError(
         422, "Invalid", f'{resource.kind} "{name}" is invalid: {rows}', resource=resource, name=name, causes=causes

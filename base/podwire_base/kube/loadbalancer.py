@@ -36,7 +36,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """No ranges: nothing is given out and nothing announced."""
+    """No ranges: no address is allocated or announced."""
 
     ranges: tuple[Range, ...] = ()
     require_class: bool = False
@@ -52,7 +52,7 @@ class Pools:
         return any(r.version == address.version and r.first <= int(address) <= r.last for r in self.ranges)
 
     def free(self, version: int, used: frozenset[str] | set[str]) -> str:
-        """The first address of that IP version that is not in `used`, "" where none is left."""
+        """The first address of that IP version that is not in `used`, "" if none is left."""
         for found in self.ranges:
             if found.version == version:
                 kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
@@ -77,7 +77,7 @@ def _range(text: str) -> Range:
 
 
 def parse(config: Object | None) -> tuple[Pools, list[str]]:
-    """The pools of the ConfigMap (None: there is none), and what of it cannot be used."""
+    """The pools of the ConfigMap (None: there is none), and its unusable entries."""
     data: dict[str, Any] = (config or {}).get("data") or {}
     problems, ranges = [], []
     lines = [line.partition("#")[0] for line in str(data.get("addresses") or "").splitlines()]
@@ -91,7 +91,7 @@ def parse(config: Object | None) -> tuple[Pools, list[str]]:
             )
     strict = str(data.get("require-class") or "false")
     if strict not in ("true", "false"):
-        problems.append(f"data.require-class: {strict!r} is neither 'true' nor 'false'; taken as 'false'")
+        problems.append(f"data.require-class: {strict!r} is neither 'true' nor 'false'; 'false' is used")
     return Pools(tuple(ranges), strict == "true"), problems
 
 
@@ -100,14 +100,16 @@ def is_config(obj: Object) -> bool:
 
 
 def ours(service: Object, pools: Pools) -> bool:
-    """Is this Service's load balancer podwire's? Without a class it is, unless the pools' ConfigMap wants one."""
+    """Whether podwire is this Service's load balancer. Without a class it is, unless the pools' ConfigMap requires
+    one.
+    """
     spec = service.get("spec") or {}
     wanted = spec.get("loadBalancerClass") or ""
     return spec.get("type") == "LoadBalancer" and (wanted == CLASS or (not wanted and not pools.require_class))
 
 
 def ingress(service: Object) -> tuple[str, ...]:
-    """Addresses that the Service's status holds. Raises for one of another form."""
+    """The addresses in the Service's status. Raises for malformed entries."""
     found = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
     return tuple(str(item["ip"]) for item in found if item.get("ip"))
 
@@ -121,7 +123,7 @@ def readable(service: Object) -> list[Object]:
 
 
 def wanted(service: Object) -> tuple[str, ...]:
-    """Addresses that the Service asks for: the annotation podwire.io/load-balancer-ips, else spec.loadBalancerIP."""
+    """Addresses that the Service requests: the annotation podwire.io/load-balancer-ips, else spec.loadBalancerIP."""
     text = annotations_of(service).get(WANTED) or (service.get("spec") or {}).get("loadBalancerIP") or ""
     return tuple(dict.fromkeys(part.strip() for part in str(text).split(",") if part.strip()))
 

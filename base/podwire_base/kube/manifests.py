@@ -12,15 +12,16 @@ from . import yamltext
 from .meta import Object, annotations_of
 from .registry import BY_KIND, Resource
 
-LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"  # kubectl's, so that both can be used in turn
+# the same as kubectl's, so that both can be used in turn
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 class BadManifest(Exception):
-    """A file that is no manifest; the text names file, document and field."""
+    """An invalid manifest; the text names file, document and field."""
 
 
 def parse(text: str, where: str) -> Iterator[Object]:
-    """The objects of a YAML stream; `List` objects are taken apart. Raises BadManifest."""
+    """The objects of a YAML stream; the items of `List` objects are returned one by one. Raises BadManifest."""
     try:
         documents = list(yamltext.documents(text))
     except yamltext.BadYaml as err:
@@ -61,22 +62,22 @@ def resource_of(obj: Object, where: str = "") -> Resource:
 
 
 def with_record(obj: Object) -> Object:
-    """The object with the annotation that remembers what was applied, byte for byte as kubectl writes it.
+    """The object with the annotation that records what was applied, byte for byte as kubectl writes it.
 
-    An older record is not part of the record, so that it never grows.
+    The record does not contain an older record, so that it never grows.
     """
     bare = {k: v for k, v in annotations_of(obj).items() if k != LAST_APPLIED}
     plain = {**obj, "metadata": {**obj["metadata"], "annotations": bare}}
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
-    for char in "<>&\u2028\u2029":  # Go's encoder escapes these
+    for char in "<>&\u2028\u2029":  # Go's encoder escapes these characters
         text = text.replace(char, f"\\u{ord(char):04x}")
     return {**obj, "metadata": {**obj["metadata"], "annotations": {**bare, LAST_APPLIED: text}}}
 
 
 def three_way(obj: Object, live: Object) -> Object:
-    """A merge patch: everything in `obj`, and null for what an earlier apply set and this one leaves out.
+    """A merge patch: everything in `obj`, and null for fields of an earlier apply that this one leaves out.
 
-    Fields that others set (status, allocated ports, defaults) stay as they are.
+    Fields set by others (status, allocated ports, defaults) stay as they are.
     """
     try:
         before = json.loads(annotations_of(live).get(LAST_APPLIED, "{}"))

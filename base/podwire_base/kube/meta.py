@@ -7,7 +7,7 @@ Object = dict[str, Any]
 
 
 def name(obj: Mapping[str, Any]) -> str:
-    """metadata.name, "" where absent."""
+    """metadata.name, "" if absent."""
     return str(obj.get("metadata", {}).get("name") or "")
 
 

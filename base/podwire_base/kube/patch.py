@@ -1,7 +1,7 @@
 """The patch types of the Kubernetes API: JSON patch (RFC 6902), merge patch (RFC 7386) and strategic merge patch.
 
-A strategic merge patch merges some lists by a key and replaces the others. Kubernetes has that as markers on its Go
-types. Here it is the table MERGE_KEYS, keyed by the field's name; `schema.py` reads it for the OpenAPI document too.
+A strategic merge patch merges some lists by a key and replaces the others. Kubernetes marks them on its Go types. Here
+they are the table MERGE_KEYS, keyed by the field's name; `schema.py` reads it for the OpenAPI document too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 TYPES = (STRATEGIC_PATCH, MERGE_PATCH, JSON_PATCH)
 
-# field name -> merge key; where a name has several meanings, "parent.field" comes first.
+# field name -> merge key; if a name has several meanings, "parent.field" takes precedence
 MERGE_KEYS: dict[str, str] = {
     "containers.ports": "containerPort",
     "initContainers.ports": "containerPort",
@@ -114,7 +114,9 @@ def _pointer(path: Any) -> list[str]:
 
 
 def json_patch(target: Any, operations: Any) -> Any:
-    """RFC 6902; returns a new value. All operations or none. Raises StatusError (400 malformed, 422 does not apply)."""
+    """RFC 6902; returns a new value. Applies all operations or none. Raises StatusError (400 malformed, 422 does not
+    apply).
+    """
     if not isinstance(operations, list):
         raise bad_request("json patch: expected a list of operations")
     doc = copy.deepcopy(target)
@@ -166,7 +168,7 @@ def _merge_list(target: list[Any], patch: list[Any], key: str, parent: str) -> l
 
 
 def _reorder(items: list[Any], order: list[Any], key: str | None) -> list[Any]:
-    """$setElementOrder: named items in that order, the others behind them."""
+    """$setElementOrder: the named items in that order, then the others."""
 
     def identity(item: Any) -> Any:
         return item.get(key) if key and isinstance(item, dict) else item
@@ -189,7 +191,7 @@ def _members(directive: str, value: Any) -> list[Any]:
 def strategic(target: Any, patch: Any, parent: str = "") -> Any:  # noqa: PLR0912 - one branch a directive
     """Strategic merge patch, with its directives $patch, $retainKeys, $deleteFromPrimitiveList and $setElementOrder.
 
-    Returns a new value; `parent` is the name of the field that `target` stands in.
+    Returns a new value; `parent` is the name of the field that contains `target`.
     """
     if not isinstance(patch, dict):
         return patch

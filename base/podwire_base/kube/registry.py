@@ -8,8 +8,7 @@ from urllib.parse import quote
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One kind. `subresources`: "status" and "scale" where the kind has them. `graceful`: deletion waits for the
-    node."""
+    """One kind. `subresources`: "status" and "scale" if the kind has them. `graceful`: deletion waits for the node."""
 
     group: str
     version: str
@@ -31,7 +30,7 @@ class Resource:
 
     @property
     def qualified(self) -> str:
-        """How kubectl and error texts name it: "services", "deployments.apps"."""
+        """The name in kubectl and error texts: "services", "deployments.apps"."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     @property
@@ -59,7 +58,7 @@ class Resource:
 
 
 def _segment(text: str) -> str:
-    """Quoted for a URL; "." and ".." too, which clients and servers resolve."""
+    """Quoted for a URL, including "." and "..", which clients and servers resolve."""
     return quote(text, safe="{}") if text.strip(".") else text.replace(".", "%2E")
 
 

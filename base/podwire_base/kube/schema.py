@@ -60,7 +60,7 @@ def _strip_optional(kind: Any) -> Any:
 def check(resource: Resource, obj: Object) -> tuple[list[str], list[Cause]]:
     """(unknown fields, type errors) of an object as it came from a client; both with the field's full path.
 
-    Unknown fields are separate because `fieldValidation` decides what becomes of them (KEP-2885).
+    Unknown fields are separate because `fieldValidation` decides how they are handled (KEP-2885).
     """
     unknown: list[str] = []
     causes: list[Cause] = []
@@ -75,8 +75,9 @@ def check(resource: Resource, obj: Object) -> tuple[list[str], list[Cause]]:
 
 
 def drop_nulls(value: Any) -> None:
-    """Take members that are null out of all objects below `value`, in place: to the Kubernetes API they are not
-    there."""
+    """Remove members that are null from all objects below `value`, in place: the Kubernetes API treats them as
+    absent.
+    """
     if isinstance(value, dict):
         for name in [n for n, item in value.items() if item is None]:
             del value[name]
@@ -110,7 +111,8 @@ def _check(kind: Any, value: Any, path: str) -> Iterator[tuple[str, str | None]]
                 yield from _check(fields[name][0], item, inner)
             else:
                 yield inner, None
-        if "[" in path and not path.startswith("status"):  # objects at the top have defaults, or rules that say more
+        # top-level objects have defaults, or stricter rules elsewhere
+        if "[" in path and not path.startswith("status"):
             yield from (
                 (f"{path}.{name}", _MISSING) for name, (_, required) in fields.items() if required and name not in value
             )
@@ -153,7 +155,7 @@ def _name(value: Any) -> str:
 
 
 def known_field(resource: Resource, path: str) -> bool:
-    """Does a dotted path name a single value of the kind? (What a field selector may ask for.)"""
+    """Whether a dotted path names a single value of the kind, so that a field selector may use it."""
     kind: Any = model(resource)
     for part in path.split("."):
         if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)) or part not in _fields(kind):

@@ -45,7 +45,7 @@ def _label_term(term: str) -> LabelTest:
 
 
 def label_query(text: str) -> Predicate | None:
-    """A labelSelector query string; None where it is empty (everything matches). Raises a 400 StatusError."""
+    """A labelSelector query string; None if it is empty (everything matches). Raises a 400 StatusError."""
     tests = [_label_term(term) for term in _terms(text)]
     if not tests:
         return None
@@ -81,9 +81,9 @@ def _field(obj: Object, path: str) -> str:
 
 
 def field_query(text: str, known: Callable[[str], bool] = lambda _: True) -> Predicate | None:
-    """A fieldSelector query string: PATH=VALUE, PATH==VALUE, PATH!=VALUE, comma separated. None where it is empty.
+    """A fieldSelector query string: PATH=VALUE, PATH==VALUE, PATH!=VALUE, comma separated. None if it is empty.
 
-    known: does the kind have such a field? Raises a 400 StatusError where it does not: an empty list would mislead.
+    known: whether the kind has a field. Raises a 400 StatusError for an unknown field: an empty list would mislead.
     """
     tests: list[tuple[str, str, bool]] = []
     for term in text.split(","):

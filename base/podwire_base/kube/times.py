@@ -16,6 +16,7 @@ def micro_timestamp(now: float) -> str:
 
 
 def parse_time(text: str) -> datetime:
-    """Read either form, with up to nine digits of a second. Raises ValueError for another form, TypeError for no
-    string."""
+    """Parse either form, with up to nine digits of a second. Raises ValueError for another form, TypeError for a value
+    that is no string.
+    """
     return datetime.fromisoformat(text)

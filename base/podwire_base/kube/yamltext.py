@@ -11,7 +11,7 @@ _TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "f
 
 
 class BadYaml(ValueError):
-    """The text says what is wrong and where."""
+    """Invalid YAML; the text names the problem and the place."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -25,11 +25,11 @@ class _Loader(yaml.SafeLoader):
 
 
 class _NoAliases(_Loader):
-    """A few lines of aliases can stand for gigabytes: not from the network."""
+    """Refuses aliases: a few lines with them can stand for gigabytes, and the text may come from the network."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are not read here", None)
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported", None)
         return super().compose_node(parent, index)
 
 
@@ -37,7 +37,7 @@ def _key(key: Any) -> str:
     if isinstance(key, bool):
         return str(key).lower()
     if not isinstance(key, str | int | float):
-        raise BadYaml(f"{key!r} is no key; expected text")
+        raise BadYaml(f"{key!r} is no valid key; expected text")
     return str(key)
 
 

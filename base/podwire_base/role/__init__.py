@@ -1,1 +1,1 @@
-"""What every role of a node needs: logs, status, a supervisor, whole files, and a clean end."""
+"""Shared by every role of a node: logs, status, a supervisor, atomic files, and a clean end."""

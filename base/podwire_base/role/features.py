@@ -19,8 +19,9 @@ _CAPABILITIES = {CAP_NET_ADMIN: "CAP_NET_ADMIN", CAP_SYS_ADMIN: "CAP_SYS_ADMIN",
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """name: the field's term. since: the upstream release that brought it. options: without CONFIG_; all of them are
-    needed, () where no kernel of that release lacks it. capability: its use needs this one."""
+    """name: the field's term. since: the upstream release that brought it. options: without CONFIG_; all are needed; ()
+    if every kernel of that release has the feature. capability: using it needs this one.
+    """
 
     name: str
     since: Version
@@ -119,8 +120,9 @@ def parse_options(text: str) -> dict[str, str]:
 
 
 def judge(feature: Feature, kernel: Kernel) -> str:
-    """Why this kernel is excused from the feature: it is older, or is known to be built without it. "": it must have
-    it."""
+    """Why this kernel is excused from the feature: it is older, or known to be built without it. "": it must have the
+    feature.
+    """
     if kernel.version < feature.since:
         return f"{feature.name} came with Linux {feature.since[0]}.{feature.since[1]}, this is {kernel.release}"
     if kernel.options is not None:
@@ -131,7 +133,7 @@ def judge(feature: Feature, kernel: Kernel) -> str:
 
 
 def explain(feature: Feature, kernel: Kernel) -> str:
-    """For a person, once the kernel has refused the feature: what is missing, and what to do about it."""
+    """For the user, after the kernel has refused the feature: the missing part and the remedy."""
     reason = judge(feature, kernel)
     if reason:
         return reason
@@ -145,5 +147,5 @@ def explain(feature: Feature, kernel: Kernel) -> str:
 
 
 def lacking(features: Iterable[Feature], kernel: Kernel) -> list[str]:
-    """The excuses of this kernel, one line for each feature that it is known not to have."""
+    """The excuses of this kernel, one line for each feature that it is known to lack."""
     return [reason for feature in features if (reason := judge(feature, kernel))]

@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all: written beside their place, then renamed into it.
+"""Atomic files: written beside their place, then renamed into it.
 
-A reader sees the old file or the new one, and a program that runs is replaced, not written into. Only `sync` makes the
-content outlast a power failure.
+A reader sees the old file or the new one, and a running program's file is replaced, not overwritten. Only with `sync`
+does the content survive a power failure.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from pathlib import Path
 
 
 def write(path: Path, content: str | bytes, *, mode: int | None = None, sync: bool = False) -> None:
-    """Put `content` at `path`; missing directories are made. mode: exact permissions, whatever the umask (default:
-    0644 less the umask). Raises OSError, and then `path` is as it was."""
+    """Put `content` at `path` and create missing directories. mode: exact permissions, whatever the umask (default:
+    0644 less the umask). If it raises OSError, `path` is unchanged.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
     put(str(path.with_name(f".{path.name}.{os.getpid()}")), str(path), data, mode, sync)
 
 
 def put(fresh: str, final: str, data: bytes, mode: int | None = None, sync: bool = False) -> None:
-    """The same with a name for the file beside. Plain system calls with plain names: a pod waits for its lease."""
+    """The same with a name for the temporary file. Plain system calls with plain names, because a pod waits for its
+    lease.
+    """
     try:
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_TRUNC, 0o644 if mode is None else 0o600)
         try:

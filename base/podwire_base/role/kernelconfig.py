@@ -21,13 +21,13 @@ def read(release: str = "", root: Path = Path("/")) -> Kernel:
 
 @functools.cache
 def running() -> Kernel:
-    """`read` of this machine, once for the process."""
+    """`read` of this machine, cached for the process."""
     return read()
 
 
 def _configuration(release: str, root: Path) -> str | None:
-    """None where the kernel does not tell (CONFIG_IKCONFIG_PROC) and the distribution keeps no copy."""
-    with contextlib.suppress(OSError, EOFError):  # no such file, or one that is no whole gzip file
+    """None if the kernel does not provide it (CONFIG_IKCONFIG_PROC) and the distribution has no copy."""
+    with contextlib.suppress(OSError, EOFError):  # no such file, or no complete gzip file
         return gzip.decompress((root / "proc/config.gz").read_bytes()).decode()
     for place in (f"boot/config-{release}", f"lib/modules/{release}/config"):
         with contextlib.suppress(OSError):
@@ -36,7 +36,7 @@ def _configuration(release: str, root: Path) -> str | None:
 
 
 def _capabilities(root: Path) -> int:
-    """Of this process, in its user namespace; all of them where /proc does not tell."""
+    """Those of this process, in its user namespace; all of them if /proc has no information."""
     with contextlib.suppress(OSError):
         found = re.search(r"^CapEff:\s*([0-9a-f]+)$", (root / "proc/self/status").read_text(), re.MULTILINE)
         if found:

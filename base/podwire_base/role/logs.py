@@ -1,4 +1,4 @@
-"""Structured logs: one line an event on stderr, `key=value` or JSON. Every line names the object concerned.
+"""Structured logs: one line per event on stderr, `key=value` or JSON. Every line names the object concerned.
 
 log = logs.get("proxy")
 log.info("synced", services=12, took_ms=3.2)
@@ -18,15 +18,16 @@ LEVELS = {"debug": 10, "info": 20, "warn": 30, "error": 40}
 
 
 class _Settings:
-    stream: TextIO | None = None  # None: sys.stderr as it is when the line is written
+    stream: TextIO | None = None  # None: the value of sys.stderr at the time of the line
     json = False
     level = LEVELS["info"]
     node = ""
 
 
 def configure(*, json_lines: bool = False, level: str = "info", node: str = "", stream: TextIO | None = None) -> None:
-    """Set the process-wide form of log lines; `node` is added to every line where it is not empty. JSON is also asked
-    for by the environment, for all roles of an agent."""
+    """Set the process-wide form of log lines; `node`, if not empty, is added to every line. The environment can also
+    select JSON, for all roles of an agent.
+    """
     json_lines = json_lines or os.environ.get(JSON) == "1"
     _Settings.json, _Settings.level, _Settings.node, _Settings.stream = json_lines, LEVELS[level], node, stream
 

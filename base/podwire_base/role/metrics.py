@@ -14,8 +14,9 @@ _LABEL_ESCAPES = {**_ESCAPES, ord('"'): '\\"'}
 
 @dataclass(slots=True)
 class Histogram:
-    """bounds: the buckets' upper ends, ascending and inclusive. counts: of each bucket, and of what is above the last
-    bound. total: the sum of all values."""
+    """bounds: the buckets' upper ends, ascending and inclusive. counts: of each bucket, and of the values above the
+    last bound. total: the sum of all values.
+    """
 
     bounds: Sequence[float]
     counts: list[int] = field(init=False)
@@ -30,8 +31,7 @@ class Histogram:
 
 
 def empty(bounds: Sequence[float]) -> list[int]:
-    """The counts of a histogram that has seen nothing. For a hot path that keeps counts and sum among its own
-    fields."""
+    """The counts of an empty histogram, for a hot path that keeps counts and sum in its own fields."""
     return [0] * (len(bounds) + 1)
 
 
@@ -42,7 +42,7 @@ class Page:
     lines: list[str] = field(default_factory=list)
 
     def family(self, name: str, kind: str, text: str, samples: Iterable[tuple[Labels, float]]) -> None:
-        """kind: "counter" or "gauge". text: the help line; none where it is empty."""
+        """kind: "counter" or "gauge". text: the help line; no line if it is empty."""
         self._head(name, kind, text)
         self.lines += [f"{name}{_labels(labels)} {value!r}" for labels, value in samples]
 

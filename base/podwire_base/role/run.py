@@ -1,7 +1,7 @@
-"""How a role's process ends, and what it says to systemd meanwhile (sd_notify(3)).
+"""The end of a role's process, and its messages to systemd (sd_notify(3)).
 
-SIGTERM and SIGINT end every role in the same way: its work is cancelled, what it opened is closed, and the exit status
-is 0. What a role wrote into the kernel stays.
+SIGTERM and SIGINT end every role in the same way: its work is cancelled, everything that it opened is closed, and the
+exit status is 0. Its state in the kernel stays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NOTIFY = "NOTIFY_SOCKET"
 
 
 def notify(state: str) -> None:
-    """Send "READY=1" or "STOPPING=1" to the service manager; without one (no NOTIFY_SOCKET) nothing happens."""
+    """Send "READY=1" or "STOPPING=1" to the service manager; without one (no NOTIFY_SOCKET) it does nothing."""
     path = os.environ.get(NOTIFY, "")
     if not path:
         return
@@ -30,8 +30,9 @@ def notify(state: str) -> None:
 
 
 def stop_event() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set. In another thread than the main one no signal arrives, and nothing sets
-    it."""
+    """An event that SIGTERM and SIGINT set. Only the main thread receives signals; in another thread nothing sets the
+    event.
+    """
     stop = asyncio.Event()
 
     def stopping() -> None:
@@ -47,8 +48,9 @@ def stop_event() -> asyncio.Event:
 async def until_stopped(
     stop: asyncio.Event, work: Coroutine[Any, Any, object], leave: Callable[[], object] = lambda: None
 ) -> bool:
-    """Run `work` until it ends (False; its error is raised) or `stop` is set (True). Then `leave` is called, and `work`
-    is cancelled and awaited, so that everything it opened is closed."""
+    """Run `work` until it ends (returns False, or raises its error) or `stop` is set (returns True). In the second case
+    `leave` is called, then `work` is cancelled and awaited, so that everything it opened is closed.
+    """
     task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,7 +1,8 @@
-"""Where a node role stands, as a small JSON file in the node's run directory.
+"""The state of a node role, as a small JSON file in the node's run directory.
 
-The role writes it when something changes, the node agent reads it at each heartbeat and publishes it as a condition of
-the Node, and `podwire status` shows that. A file, so that a role which hangs or died still leaves its last word.
+The role writes it when something changes. The node agent reads it at each heartbeat and publishes it as a condition of
+the Node, and `podwire status` shows that. It is a file so that the last state of a role that hangs or died can still be
+read.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ class RoleStatus:
         self._told_manager = False
 
     def update(self, *, ready: bool, message: str, reason: str = "", **figures: Any) -> None:
-        """Write the status; a reader sees whole files only, and unchanged status is not rewritten. The first that is
-        ready is also told to systemd.
+        """Write the status; a reader sees complete files only, and an unchanged status is not written again. The first
+        ready status is also reported to systemd.
 
-        reason: a CamelCase word as Kubernetes conditions have (default: Ready / NotReady).
+        reason: a CamelCase word as in Kubernetes conditions (default: Ready / NotReady).
         """
         body = {
             "role": self.role,
@@ -49,7 +50,7 @@ class RoleStatus:
 
 
 def read_all(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """role name -> its last status; files that are not whole are left out."""
+    """role name -> its last status; incomplete files are skipped."""
     found = {}
     for path in sorted((run_dir / "status").glob("*.json")):
         try:

@@ -18,7 +18,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-# ---- manifests, as a person would write them
+# ---- manifests, as users write them
 
 
 def meta(own: str, space: str = "default", **more: Any) -> Object:
@@ -91,7 +91,7 @@ def minimal(resource: Resource, own: str = "x") -> Object:
     return {**made.get(resource.kind, {}), **head, "metadata": meta(own, "default" if resource.namespaced else "")}
 
 
-# ---- objects as the API would have stored them, for controllers
+# ---- objects as the API server stores them, for controllers
 
 
 def stored(obj: Object, *, uid: str = "", status: Object | None = None, **metadata: Any) -> Object:

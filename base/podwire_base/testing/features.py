@@ -18,7 +18,7 @@ import pytest
 from podwire_base.role.features import Feature, Kernel, explain, judge
 from podwire_base.role.kernelconfig import running
 
-# The answers of a kernel that does not know what it is asked for. Not EPERM: privileges are no feature of a kernel.
+# The errors of a kernel that lacks the requested feature. Not EPERM: privileges are no feature of a kernel.
 _UNKNOWN = frozenset(
     (
         errno.EAFNOSUPPORT,
@@ -34,20 +34,23 @@ _UNKNOWN = frozenset(
 
 
 def need(feature: Feature, works: bool, kernel: Kernel | None = None) -> None:
-    """Go on where the feature works; else skip the test or fail it, as the record says. works: what the test saw."""
+    """Continue if the feature works; else skip the test or fail it, as the record decides. works: the result of the
+    test's own check.
+    """
     if works:
         return
     kernel = kernel or running()
     reason = judge(feature, kernel)
     if reason:
         pytest.skip(reason)
-    pytest.fail(f"{explain(feature, kernel)}. Nothing excuses this kernel from it", pytrace=False)
+    pytest.fail(f"{explain(feature, kernel)}. This kernel should have it", pytrace=False)
 
 
 @contextlib.contextmanager
 def needed(*features: Feature, kernel: Kernel | None = None) -> Iterator[None]:
-    """What is refused inside skips the test where the kernel is excused from one of the features; else it is raised
-    as it came."""
+    """A refusal inside the block skips the test if the kernel is excused from one of the features; else it is raised
+    unchanged.
+    """
     try:
         yield
     except (OSError, subprocess.CalledProcessError) as err:

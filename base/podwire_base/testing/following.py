@@ -29,7 +29,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 def replay(events: list[Event], into: dict[str, Object]) -> None:
-    """The copy of a client that only reads the events."""
+    """The copy that a client would have from the events alone."""
     for event in events:
         assert (event.type == "ADDED") == (event.key not in into), event
         assert event.old == into.get(event.key)
@@ -60,7 +60,7 @@ async def following(api: ApiClient, path: str = SERVICES, **more: Any) -> AsyncI
 
 
 async def scene(handler: Handler, wanted: set[str], asked_for: list[str], **more: Any) -> list[Event]:
-    """Follow until the copy holds `wanted`; the kinds of the requests were `asked_for`, in this order."""
+    """Run the informer until the copy holds `wanted`; the requests must have been `asked_for`, in this order."""
     async with (
         Scripted(handler) as server,
         ApiClient(server.config()) as api,

@@ -1,12 +1,12 @@
 """A contract of import-linter: every module that is not listed as I/O is pure.
 
 A pure module imports none of the packages that reach outside (`forbidden`: sockets, processes, threads, clocks) and no
-module that is listed as I/O; and it opens no file, which needs no import. Each of our modules is either pure or listed,
-so to look at direct imports is enough: in a chain from a pure module to a socket there is one pure module that imports
-the socket, or a listed module.
+module that is listed as I/O. It also opens no file (which needs no import). Each of our modules is either pure or
+listed, so checking direct imports is enough: in a chain from a pure module to a socket, one pure module imports the
+socket or a listed module.
 
-Two things that import-linter cannot see are tests (app/podwire/tests/test_walls.py): importing a.b.c runs a/b/__init__,
-and a list may name modules that do no I/O any more.
+Tests cover two things that import-linter does not see (app/podwire/tests/test_walls.py): importing a.b.c runs
+a/b/__init__, and the list may name modules that no longer do I/O.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import cast
 from grimp import ImportGraph
 from importlinter import Contract, ContractCheck, fields, output
 
-# Methods of Path that ask the file system; not `replace`, which str and dataclasses have too.
+# Methods of Path that access the file system; not `replace`, which str and dataclasses have too.
 _PATH_METHODS = re.compile(
     "chmod|exists|expanduser|glob|hardlink_to|is_dir|is_file|is_mount|is_socket|is_symlink|iterdir|lstat|mkdir|open|"
     "read_bytes|read_text|readlink|rglob|rmdir|samefile|symlink_to|touch|unlink|write_bytes|write_text"
 )
-_OS = frozenset(("fspath", "strerror", "path", "PathLike"))  # of os, what asks nobody
+_OS = frozenset(("fspath", "strerror", "path", "PathLike"))  # functions of os that access nothing
 _BUILTINS = frozenset(("open", "print", "input"))
 _CLOCKS = {"datetime": {"now", "utcnow"}, "date": {"today"}}
 _WORTH_A_LOOK = re.compile(r"\bpathlib\b|\bos\b|\bsys\b|\bdatetime\b|\b(open|print|input)\(")  # parsing takes a while
@@ -34,7 +34,9 @@ _STREAMS = frozenset(("stdin", "stdout", "stderr", "argv"))
 
 
 class PureContract(Contract):
-    """io_modules: patterns of modules (`*` is one name). forbidden: external packages; of the standard library, too."""
+    """io_modules: patterns of modules (`*` is one name). forbidden: external packages, including those of the standard
+    library.
+    """
 
     io_modules = fields.SetField(subfield=fields.ModuleExpressionField())
     forbidden = fields.SetField(subfield=fields.StringField())
@@ -46,7 +48,7 @@ class PureContract(Contract):
             found = graph.find_matching_modules(pattern)
             listed |= found
             if not found:
-                broken.append(f"io_modules has {pattern}: there is no such module any more")
+                broken.append(f"io_modules has {pattern}: there is no such module")
         outside = cast("set[str]", self.forbidden) | listed
         for module in sorted(pure(graph, roots, listed)):
             for name in sorted(graph.find_modules_directly_imported_by(module) & outside):
@@ -72,18 +74,17 @@ def pure(graph: ImportGraph, roots: Iterable[str], listed: set[str]) -> set[str]
 
 
 def source(module: str) -> str:
-    """Its text; "" for a folder without __init__.py or a compiled module."""
+    """The module's source; "" for a folder without __init__.py or a compiled module."""
     spec = importlib.util.find_spec(module)
     path = Path(spec.origin) if spec is not None and spec.origin else None
     return path.read_text() if path is not None and path.suffix == ".py" else ""
 
 
 def uses(text: str) -> Iterator[tuple[int, str]]:
-    """(line, name) of what a module does to files, streams, the environment and clocks without an import that says
-    so."""
+    """(line, name) of each use of files, streams, the environment or clocks that no import shows."""
     if not _WORTH_A_LOOK.search(text):
         return
-    paths = "pathlib" in text  # without it, `exists` is somebody else's method
+    paths = "pathlib" in text  # without it, `exists` is a method of another class
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Call):
             called = node.func

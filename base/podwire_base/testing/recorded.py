@@ -25,7 +25,7 @@ def _managed(manager: str, operation: str, fields: Object, sub: str = "") -> Obj
 
 
 def node(name: str, address: str, cidr: str, version: int, zone: str = "eu-1a") -> Object:
-    """As kubelet, kube-controller-manager and a cloud provider leave it. Items of a list carry no kind."""
+    """A Node as kubelet, kube-controller-manager and a cloud provider leave it. Items of a list carry no kind."""
     return {
         "metadata": {
             "name": name,
@@ -210,7 +210,7 @@ def frame(kind: str, obj: Object, api_kind: str = "Service") -> bytes:
 
 
 def bookmark(version: int, *, end: bool = False, api_kind: str = "Service") -> bytes:
-    """Go's zero values come along: a spec and a status that are empty, a creationTimestamp that is null."""
+    """Go's zero values are included: an empty spec and status, a creationTimestamp that is null."""
     metadata: Object = {"resourceVersion": str(version), "creationTimestamp": None}
     if end:
         metadata["annotations"] = {"k8s.io/initial-events-end": "true"}

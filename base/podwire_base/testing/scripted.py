@@ -36,7 +36,7 @@ class Link:
     writer: asyncio.StreamWriter
 
     async def answer(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        """A whole answer; a body that is no bytes goes as JSON."""
+        """A whole answer; a body that is not bytes is sent as JSON."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         kind = "text/plain" if isinstance(body, bytes) else "application/json"
         rows = {"Content-Type": kind, "Content-Length": str(len(raw)), **(headers or {})}

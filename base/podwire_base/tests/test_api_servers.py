@@ -23,7 +23,7 @@ from ..testing.scripted import Link, Request, Scripted
 
 @pytest.fixture
 def dead() -> Iterator[str]:
-    """Where nobody listens, and nobody else can meanwhile."""
+    """An address on which nothing listens, and which no other process can take meanwhile."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{held.getsockname()[1]}"
@@ -40,7 +40,7 @@ def test_the_next_server_is_asked_when_one_is_away(dead: str) -> None:
                 "POST",
                 "PATCH",
                 "DELETE",
-            ):  # nothing was sent to the dead one: writes may go elsewhere too
+            ):  # nothing was sent to the dead server: even writes may be sent to another one
                 assert await api.request(method, "/x") == {"method": method}
             assert api.server == live.url and len(live.asked) == 4
         async with ApiClient(ClientConfig(dead, others=(dead,))) as api:

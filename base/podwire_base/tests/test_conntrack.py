@@ -1,4 +1,4 @@
-"""ctnetlink's messages: what the kernel said, as recorded bytes of its layout, and what it is asked."""
+"""ctnetlink's messages: answers of the kernel as recorded bytes of its layout, and our requests."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_kinds_of_events(kind: int, flags: int, told: str | None) -> None:
 
 
 def filters(body: bytes) -> tuple[int, dict[int, bytes], dict[int, bytes]]:
-    """(flags, IP attributes, protocol attributes) of what is asked."""
+    """(flags, IP attributes, protocol attributes) of the filter."""
     got = parse(body)
     parts = parse(got[codec.TUPLE_ORIG])
     flags = struct.unpack("=I", parse(got[codec.FILTER])[1])[0]

@@ -24,7 +24,7 @@ TABLE = [
     (f.NETEM, UNKNOWN, ""),
     (f.NETEM, OLD, ""),
     (f.VETH, WITHOUT_NETEM, ""),
-    (f.VXLAN, WITHOUT_NETEM, ""),  # a module counts: whoever needs it can load it
+    (f.VXLAN, WITHOUT_NETEM, ""),  # a module counts: it can be loaded when needed
     (f.WIREGUARD, OLD, "came with Linux 5.6, this is 4.19.0-27-amd64"),
     (f.WIREGUARD, f.Kernel("5.5.19", {"WIREGUARD": "m"}), "came with Linux 5.6"),
     (f.WIREGUARD, f.Kernel("5.6.0", {"WIREGUARD": "m"}), ""),
@@ -47,7 +47,7 @@ def test_an_excuse_is_an_older_kernel_or_an_option_known_to_be_off(
 
 @pytest.mark.parametrize(("feature", "kernel", "excuse"), TABLE, ids=lambda value: str(getattr(value, "name", value)))
 def test_a_test_is_skipped_with_an_excuse_and_fails_without(feature: f.Feature, kernel: f.Kernel, excuse: str) -> None:
-    need(feature, True, kernel)  # it works: nothing is asked
+    need(feature, True, kernel)  # it works: the record is not used
     with pytest.raises(pytest.skip.Exception if excuse else pytest.fail.Exception, match=re.escape(excuse) or None):
         need(feature, False, kernel)
 

@@ -1,4 +1,4 @@
-"""A compiled module is loaded where it is of the sources beside it, and refused with a clear text elsewhere."""
+"""A compiled module is loaded if it matches the sources beside it, and otherwise refused with a clear text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOURCES = ("a.h", "a.c")
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package `compiled_for_test` with sources; `bin` holds a Python module in the place of the compiled one."""
+    """A package `compiled_for_test` with sources; `bin` holds a Python module instead of a compiled one."""
     folder = tmp_path / "compiled_for_test"
     (folder / "bin").mkdir(parents=True)
     (folder / "a.h").write_text("int a(void);\n")

@@ -24,7 +24,7 @@ from ..testing.scripted import Link, Request, Scripted
 
 
 def test_the_first_state_comes_as_a_stream() -> None:
-    """WatchList: nothing is believed before the bookmark, and the stream goes on as the watch."""
+    """WatchList: the informer uses nothing before the bookmark, and the stream continues as the watch."""
     more = recorded.service("more", "10.96.7.7", VERSION + 3)
 
     async def handler(asked: Request, link: Link) -> None:
@@ -57,7 +57,7 @@ def test_a_stream_that_breaks_off_has_told_nothing() -> None:
 
 @pytest.mark.parametrize("how", ["refused", "ended", "silent"])
 def test_without_watchlist_lists_come_in_pages(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers that refuse it, that ignore it and end the stream, and that ignore it and stay silent."""
+    """Servers that refuse WatchList, that ignore it and end the stream, and that ignore it and stay silent."""
     monkeypatch.setattr(informer_module, "STREAM_SILENCE", 0.2)
 
     async def handler(asked: Request, link: Link) -> None:
@@ -186,7 +186,7 @@ def test_back_off_grows_to_its_end_with_jitter(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_server_that_answers_one_request_is_asked_again_by_all() -> None:
-    """Also by an informer whose back-off has grown: its minute here would outlast the test."""
+    """It also wakes an informer whose back-off has grown: its minute here would outlast the test."""
 
     async def handler(_asked: Request, link: Link) -> None:
         await link.answer(200, recorded.service("web", "10.96.0.9", VERSION))
@@ -205,7 +205,7 @@ def test_a_server_that_answers_one_request_is_asked_again_by_all() -> None:
 
 @given(st.integers(0, 2**32))
 def test_a_stream_may_be_cut_anywhere(seed: int) -> None:
-    """HTTP chunks do not end where lines end; a line may be empty (servers send such to keep proxies awake)."""
+    """HTTP chunks do not end where lines end; a line may be empty (servers send empty lines to keep proxies awake)."""
     chance = random.Random(seed)
     names = [f"s{n}" for n in range(chance.randint(0, 6))]
     frames = [recorded.frame("ADDED", recorded.service(own, "10.96.0.9", VERSION + n)) for n, own in enumerate(names)]

@@ -29,7 +29,7 @@ def test_first_list_then_differences_only() -> None:
     held = reflector.objects
     again = list(reflector.listed([obj("a", 1), obj("b", 5), obj("x", 4)], "5"))
     assert [(e.type, e.key) for e in again] == [("DELETED", "d/c"), ("MODIFIED", "d/b"), ("ADDED", "d/x")]
-    assert reflector.objects is held, "others hold the dict as their live view"
+    assert reflector.objects is held, "other code holds the dict as its live view"
 
 
 def test_repeats_and_bookmarks_are_silent() -> None:
@@ -43,7 +43,7 @@ def test_repeats_and_bookmarks_are_silent() -> None:
 
 
 def test_only_the_bookmark_that_says_so_ends_the_initial_events() -> None:
-    """A server may send its usual bookmarks meanwhile: what came until then is not all."""
+    """A server may send its usual bookmarks meanwhile: they do not mark the end of the initial events."""
     reflector = Reflector()
     reflector.arriving()
     assert reflector.initial(frame("ADDED", "a", 4)) is None
@@ -121,7 +121,7 @@ _READS = st.lists(st.sampled_from(["frame", "frame", "frame", "list", "again", "
 
 @given(_OPS, _READS)
 def test_any_order_ends_with_the_servers_state(ops: list[tuple[str, str]], reads: list[str]) -> None:
-    """Writes happen at the server; the client lists, reads frames, reconnects, hears of its own writes early."""
+    """The server is written to; the client lists, reads frames, reconnects, and sees its own writes early."""
     log: list[Object] = []
     state: dict[str, Object] = {}
     history: list[dict[str, Object]] = [{}]
@@ -138,7 +138,7 @@ def test_any_order_ends_with_the_servers_state(ops: list[tuple[str, str]], reads
     replay(list(reflector.listed([], "0")), believed)
     for step in reads:
         events: list[Event | None] = []
-        if step == "list":  # a list is of some moment that is not before the version we have
+        if step == "list":  # a list is of some revision not older than ours
             at = max(at, min(len(log), at + 2))
             events = list(reflector.listed(history[at].values(), str(at)))
         elif step == "frame" and at < len(log):
@@ -146,7 +146,7 @@ def test_any_order_ends_with_the_servers_state(ops: list[tuple[str, str]], reads
             at += 1
         elif (
             step == "again" and at
-        ):  # the stream is opened at the version that is held: nothing comes twice or is left out
+        ):  # the stream is opened at the revision that is held: nothing is repeated or left out
             at = int(reflector.version)
         elif step == "own" and at < len(log) and log[at]["type"] != "DELETED":
             events = [reflector.wrote(log[at]["object"])]

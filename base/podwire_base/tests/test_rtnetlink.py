@@ -107,7 +107,7 @@ def test_a_dump_that_others_disturbed_is_told_and_repeated(at: int) -> None:
         assert list(sock.request(nl.GETLINK, nl.all_links(), codec.DUMP)) == [(nl.NEWLINK, b"a"), (nl.NEWLINK, b"b")]
         assert sock.interrupted
         sock.views = 0
-        assert list(sock.everything(nl.GETLINK, nl.all_links())) == [b"a", b"b"] * 2, "and it is taken again"
+        assert list(sock.everything(nl.GETLINK, nl.all_links())) == [b"a", b"b"] * 2, "and it is used again"
         assert sock.views == 2
 
 

@@ -1,4 +1,4 @@
-"""The end of a role's process, and what a service manager hears of it; files that appear whole or not at all."""
+"""The end of a role's process, and its messages to a service manager; atomic files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from podwire_base.role.status import RoleStatus
 
 @pytest.fixture
 def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """What systemd listens on."""
+    """The socket on which systemd would listen."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
         sock.setblocking(False)
@@ -91,7 +91,7 @@ def test_notify_with_an_abstract_address_and_with_nobody_there(monkeypatch: pyte
         monkeypatch.setenv("NOTIFY_SOCKET", f"@podwire-test-{os.getpid()}")
         notify("READY=1")
         assert sock.recv(100) == b"READY=1"
-    notify("READY=1")  # nobody listens any more: no error
+    notify("READY=1")  # nothing listens any more: no error
 
 
 def test_a_file_is_replaced_whole_with_its_mode(tmp_path: Path) -> None:

@@ -1,1 +1,3 @@
-"""The kernel's connection tracking over ctnetlink: `codec` is pure, `socket` dumps, deletes and hears of events."""
+"""The kernel's connection tracking over ctnetlink: `codec` is pure; `socket` dumps and deletes entries and receives
+events.
+"""

@@ -24,7 +24,7 @@ Kind = Literal["new", "update", "destroy"]
 
 
 class Tuple(NamedTuple):
-    """One direction of a flow: addresses as canonical text; ports 0 where the protocol has none."""
+    """One direction of a flow: addresses as canonical text; ports are 0 for a protocol without ports."""
 
     source: str
     source_port: int
@@ -34,9 +34,10 @@ class Tuple(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """One entry. original: as the first packet came; reply: as answers come, so that a translation shows as the
-    difference of the two. protocol: IPPROTO_*. ident: the kernel's own description, for deleting exactly this entry.
-    status: IPS_* bits. tcp_state: TCP_CONNTRACK_*, 0 for other protocols."""
+    """One entry. original: the direction of the first packet; reply: the direction of the answers. A translation is the
+    difference between the two. protocol: IPPROTO_*. ident: the kernel's own description, for deleting exactly this
+    entry. status: IPS_* bits. tcp_state: TCP_CONNTRACK_*, 0 for other protocols.
+    """
 
     family: Family
     protocol: int
@@ -48,32 +49,32 @@ class Flow:
 
     @property
     def opening(self) -> bool:
-        """TCP of which only the client's SYN was seen."""
+        """A TCP flow of which only the client's SYN was seen."""
         return self.tcp_state == SYN_SENT and not self.status & SEEN_REPLY
 
     @property
     def over(self) -> bool:
-        """TCP that was closed or reset; the entry only waits to expire."""
+        """A closed or reset TCP flow, whose entry only waits to expire."""
         return self.tcp_state in (TIME_WAIT, CLOSE)
 
 
 class Event(NamedTuple):
-    """An entry was made, changed its state or ended."""
+    """An entry was created, changed its state or ended."""
 
     kind: Kind
     flow: Flow
 
 
 def matching(protocol: int, ip: str = "", port: int = 0, *, unanswered: bool = False) -> bytes:
-    """What a dump may be limited to: entries of a protocol, whose original destination is `port`, and `ip`; unanswered:
-    of which no reply was seen. Older kernels tell of more than was asked (the tuple: before 5.8; the status: before
-    5.18), and for IPv6 addresses are not compared (Linux 6.18 and before compare them the wrong way round): look at
-    each flow again."""
+    """The limits of a dump: entries of a protocol whose original destination is `port` and `ip`; unanswered: entries
+    without a reply. Older kernels return more than requested (tuple: before 5.8; status: before 5.18). For IPv6 they do
+    not compare addresses (Linux 6.18 and before compare them the wrong way round). So check each flow again.
+    """
     raw = packed(ip) if ip else b""
     flags = BY_PROTOCOL | (BY_PORT if port else 0) | (BY_ADDRESS if len(raw) == 4 else 0)
     address = nest(1, attr(2 if len(raw) == 4 else 4, raw)) if raw else b""
     number = attr(1, bytes((protocol,))) + (attr(3, port.to_bytes(2, "big")) if port else b"")
-    # The flags are in host order, unlike all else here.
+    # The flags are in host order, unlike everything else here.
     body = nest(TUPLE_ORIG, address, nest(2, number)) + nest(FILTER, host_u32(1, flags))
     if unanswered:
         body += attr(STATUS, bytes(4)) + attr(STATUS_MASK, SEEN_REPLY.to_bytes(4, "big"))
@@ -81,7 +82,7 @@ def matching(protocol: int, ip: str = "", port: int = 0, *, unanswered: bool = F
 
 
 def question(family: Family, body: bytes = b"") -> bytes:
-    """A request's body about entries of one family; body: see `matching`."""
+    """The body of a request about entries of one family; body: see `matching`."""
     return nfgenmsg(NFPROTO[family]) + body
 
 
@@ -94,7 +95,7 @@ def _tuple(raw: bytes) -> tuple[int, Tuple]:
 
 
 def decode(body: bytes) -> Flow:
-    """The entry in a message. Raises KeyError or ValueError where it has no tuples."""
+    """The entry in a message. Raises KeyError or ValueError if it has no tuples."""
     got = parse(body[4:])
     protocol, original = _tuple(got[TUPLE_ORIG])
     # CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE
@@ -113,7 +114,7 @@ def decode(body: bytes) -> Flow:
 
 
 def decode_event(kind: int, flags: int, body: bytes) -> Event | None:
-    """A notification; None for a message of another subsystem, or about something else than entries."""
+    """A notification; None for a message of another subsystem or about other objects."""
     if kind == SUBSYS | NEW:
         return Event("new" if flags & CREATE else "update", decode(body))
     return Event("destroy", decode(body)) if kind == SUBSYS | DELETE else None

@@ -1,4 +1,4 @@
-"""conntrack entries in the kernel: dumped, deleted, and heard of as they come and go. IO."""
+"""Dumps and deletes the kernel's conntrack entries, and receives their events. I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..netlink.socket import MANY_ANSWERS, NETFILTER, ROOM, Netlink, open_socket
 from . import codec
 from .codec import Event, Flow, Kind
 
-AT_ONCE = 100  # deletions in one message: should all be refused, the refusals must fit the socket's queue
+AT_ONCE = 100  # deletions in one message: even if all are refused, the refusals must fit into the socket's queue
 AT_A_LOOK = 256  # datagrams of notifications
 
 
@@ -21,7 +21,7 @@ def _refused(err: NetlinkError) -> OSError:
 
 
 class Conntrack(Netlink):
-    """One ctnetlink socket. dumps, entries: what the kernel was asked for, and told."""
+    """One ctnetlink socket. dumps, entries: the number of dumps requested and of entries received."""
 
     def __init__(self, ns_fd: int | None = None) -> None:
         super().__init__(NETFILTER, ns_fd, room=MANY_ANSWERS)
@@ -54,8 +54,9 @@ class Conntrack(Netlink):
 
 
 class Heard(NamedTuple):
-    """What came since the last look. overruns: how often the kernel found the queue full and dropped events (ENOBUFS):
-    where it is not 0 a dump tells what is there now."""
+    """The events since the last read. overruns: how often the kernel found the queue full and dropped events (ENOBUFS);
+    if it is not 0, a dump is needed for the present state.
+    """
 
     events: list[Event]
     overruns: int = 0
@@ -88,7 +89,7 @@ class Events:
         self._sock.close()
 
     def read(self) -> Heard:
-        """What waits; after very much of it the descriptor is readable still. Raises OSError."""
+        """The waiting events; after very many of them the descriptor stays readable. Raises OSError."""
         events, overruns = list[Event](), 0
         for _ in range(AT_A_LOOK):
             try:

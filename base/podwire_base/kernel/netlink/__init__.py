@@ -1,1 +1,1 @@
-"""Netlink: attributes (codec)."""
+"""Netlink: `codec` and `rtnetlink` are pure, `socket` has the sockets."""

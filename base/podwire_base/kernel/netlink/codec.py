@@ -1,7 +1,7 @@
-"""Netlink messages (struct nlmsghdr), their attributes (struct nlattr), and what a refusal says. Pure.
+"""Netlink messages (struct nlmsghdr), their attributes (struct nlattr), and errors. Pure.
 
-Netlink's own headers, and the integers of rtnetlink, are in host order; those of netfilter (nf_tables, conntrack,
-ipset) are big-endian: `u32` and `u64`, where `host_u32` is the other.
+Netlink's own headers, and the integers of rtnetlink, are in host order (`host_u32`). Those of netfilter (nf_tables,
+conntrack, ipset) are big-endian (`u32`, `u64`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NFGENMSG = struct.Struct(">BBH")
 NESTED = 0x8000
 TYPE_MASK = 0x3FFF
 _PAD = (b"", b"\0\0\0", b"\0\0", b"\0")
-# Flags of requests, and of answers. Some numbers mean one thing in a question and another in an order or an answer.
+# Flags of requests and of answers. Some numbers have different meanings in a query, a change and an answer.
 REQUEST, MULTI, ACK, DUMP_INTR = 0x01, 0x02, 0x04, 0x10
 REPLACE, EXCL, CREATE, APPEND = 0x100, 0x200, 0x400, 0x800
 DUMP = 0x300
@@ -41,7 +41,7 @@ def nest(kind: int, *inner: bytes) -> bytes:
 
 
 def u32(kind: int, value: int) -> bytes:
-    """Negative values (priorities, verdict codes) go as two's complement."""
+    """Negative values (priorities, verdict codes) are encoded as two's complement."""
     return attr(kind, _U32.pack(value & 0xFFFFFFFF))
 
 
@@ -73,12 +73,12 @@ def walk(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def parse(data: bytes) -> dict[int, bytes]:
-    """Attributes by number; where a number repeats, the last one counts."""
+    """Attributes by number; if a number repeats, the last one counts."""
     return dict(walk(data))
 
 
 def find(data: bytes, wanted: int, at: int = 0) -> bytes:
-    """The payload of the first attribute `wanted`, read from position `at` on; empty where there is none."""
+    """The payload of the first attribute `wanted` from position `at` on; empty if there is none."""
     while at + 4 <= len(data):
         size, kind = _HEAD.unpack_from(data, at)
         if kind & TYPE_MASK == wanted:
@@ -102,12 +102,12 @@ def to_text(data: bytes | None) -> str:
 
 
 def message(kind: int, flags: int, body: bytes, seq: int = 0) -> bytes:
-    """A request. seq 0: the socket fills in a sequence number of its own."""
+    """A request. seq 0: the socket fills in the sequence number."""
     return HEADER.pack(len(body) + 16, kind, flags | REQUEST, seq, 0) + body
 
 
 def nfgenmsg(family: int, res_id: int = 0) -> bytes:
-    """What every message of netfilter begins with, behind netlink's header."""
+    """The header of every netfilter message, after netlink's header."""
     return _NFGENMSG.pack(family, 0, res_id)
 
 
@@ -123,8 +123,9 @@ def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
 
 
 class NetlinkError(OSError):
-    """The kernel refused one message. seq: its sequence number, or its position in a batch; extack: the kernel's own
-    words (extended ack), often empty. `errno` as in errno.h, or one of the subsystem's own."""
+    """The kernel refused one message. seq: its sequence number, or its position in a batch; extack: the kernel's error
+    text (extended ack), often empty. `errno` as in errno.h, or one of the subsystem's own.
+    """
 
     def __init__(self, code: int, seq: int, extack: str = "") -> None:
         super().__init__(code, f"{os.strerror(code)} ({extack})" if extack else os.strerror(code))
@@ -136,8 +137,9 @@ class NetlinkError(OSError):
 
 
 def decode_error(flags: int, seq: int, body: bytes) -> NetlinkError | None:
-    """NLMSG_ERROR; None for an acknowledgement. It has an errno, the request's header (all of the request unless the
-    answer is capped, see NETLINK_CAP_ACK) and, where flagged, attributes, of which 1 is a text."""
+    """NLMSG_ERROR; None for an acknowledgement. It has an errno, the request's header (the whole request unless the
+    answer is capped, see NETLINK_CAP_ACK) and, if flagged, attributes, of which 1 is a text.
+    """
     code = -int.from_bytes(body[:4], sys.byteorder, signed=True)
     if not code:
         return None

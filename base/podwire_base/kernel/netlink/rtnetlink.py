@@ -66,10 +66,11 @@ _ONE_QUEUE = host_u32(IFLA_NUM_TX_QUEUES, 1) + host_u32(IFLA_NUM_RX_QUEUES, 1)
 
 
 def new_veth(host: str, host_mac: str, peer: str, peer_mac: str, netns_fd: int, mtu: int) -> bytes:
-    """A veth pair whose peer is born inside the namespace behind `netns_fd`: no move, no rename, never seen outside.
+    """A veth pair whose peer is created inside the namespace behind `netns_fd`: no move and no rename, and the peer is
+    never visible outside.
 
-    One queue each way: the default is one a CPU, each with objects in sysfs, which is half of the time that a veth
-    takes to make. A veth sends without a lock, and on the CPU of the sender, however many queues it has.
+    One queue each way: the default is one per CPU, each with objects in sysfs, which take half of a veth's creation
+    time. A veth sends without a lock, on the sender's CPU, whatever its number of queues.
     """
     end = text(IFLA_IFNAME, peer) + attr(IFLA_ADDRESS, mac_bytes(peer_mac)) + host_u32(IFLA_MTU, mtu) + _ONE_QUEUE
     info = attr(VETH_INFO_PEER | NESTED, _link() + end + host_u32(IFLA_NET_NS_FD, netns_fd))
@@ -95,7 +96,7 @@ def set_master(index: int, master: int) -> bytes:
 
 
 def port_hairpin(index: int) -> bytes:
-    """Let a bridge port send frames back where they came from."""
+    """Let a bridge port send frames back to the port on which they arrived."""
     return message(
         SETLINK, 0, _link(index, fam=AF_BRIDGE) + attr(IFLA_PROTINFO | NESTED, attr(IFLA_BRPORT_MODE, b"\1"))
     )
@@ -113,8 +114,9 @@ def get_link(index: int) -> bytes:
 
 
 def new_address(index: int, address: IPAddress, prefix: int) -> bytes:
-    """IPv6 without duplicate address detection: the lease already says that the address is ours, and DAD costs 1-2
-    s."""
+    """IPv6 without duplicate address detection: the lease guarantees that the address is unique, and DAD takes 1-2
+    s.
+    """
     flags = host_u32(IFA_FLAGS, IFA_F_NODAD) if address.version == 6 else b""
     return message(
         NEWADDR,
@@ -139,7 +141,7 @@ def new_route(
     table: int | None = None,
     scope: int | None = None,
 ) -> bytes:
-    """A route over link `index`; without `via` a link-scope one, resolved on the link itself."""
+    """A route over link `index`; without `via` a link-scope route, resolved on the link itself."""
     if scope is None:
         scope = RT_SCOPE_UNIVERSE if via or dst.version == 6 else RT_SCOPE_LINK
     table = table or RT_TABLE_MAIN
@@ -155,14 +157,14 @@ def new_route(
 
 
 def delete_route(index: int, dst: IPNetwork) -> bytes:
-    """Of the main table; of whatever kind it is."""
+    """Delete a route of the main table, of any kind."""
     scope_nowhere = 255
     head = _ROUTE.pack(family(dst), dst.prefixlen, 0, 0, RT_TABLE_MAIN, 0, scope_nowhere, 0, 0)
     return message(DELROUTE, 0, head + attr(RTA_DST, dst.network_address.packed) + host_u32(RTA_OIF, index))
 
 
 def new_neighbour(index: int, address: IPAddress, mac: str) -> bytes:
-    """A permanent entry: no ARP before the first packet, and the kernel's limit of neighbours does not count it."""
+    """A permanent entry: no ARP before the first packet, and the kernel's limit of neighbours ignores it."""
     return message(
         NEWNEIGH,
         CREATE | REPLACE,
@@ -177,7 +179,7 @@ def delete_neighbour(index: int, address: IPAddress) -> bytes:
 
 
 def new_fdb(port: int, mac: str) -> bytes:
-    """A static entry in the bridge's forwarding table, so that no frame for a quiet pod is flooded to all of them."""
+    """A static entry in the bridge's forwarding table, so that a frame for a silent pod is not flooded to all pods."""
     return message(
         NEWNEIGH,
         CREATE | REPLACE,
@@ -189,8 +191,8 @@ _OF_BRIDGE = text(IFLA_INFO_SLAVE_KIND, "bridge")
 
 
 def port_state(link: bytes) -> int | None:
-    """The bridge port state in the body of an RTM_NEWLINK message; None where the link is no bridge port."""
-    # The kernel puts the port's data behind this, and this behind some forty attributes, which a pod need not wait for.
+    """The bridge port state in the body of an RTM_NEWLINK message; None if the link is no bridge port."""
+    # The port's data follows some forty attributes; this search skips them, because a pod waits.
     at = link.find(_OF_BRIDGE)
     state = find(find(link, IFLA_INFO_SLAVE_DATA, at), IFLA_BRPORT_STATE) if at > 0 else b""
     return state[0] if state else None
@@ -202,7 +204,9 @@ def is_up(link: bytes) -> bool:
 
 
 def carries(link: bytes) -> bool:
-    """Whether packets pass, in an RTM_NEWLINK body: a bridge port must forward, another link be up; as attach.c."""
+    """Whether packets pass, from an RTM_NEWLINK body: a bridge port must be forwarding, any other link up; attach.c
+    does the same.
+    """
     state = port_state(link)
     return is_up(link) if state is None else state == BR_STATE_FORWARDING
 
@@ -243,8 +247,9 @@ def address_of(body: bytes) -> tuple[IPAddress, int]:
 
 
 def default_route_of(body: bytes) -> tuple[int, int] | None:
-    """(metric, index of the link) in an RTM_NEWROUTE body, where it is a default route of the main table; else None.
-    Of several next hops the first."""
+    """(metric, index of the link) in an RTM_NEWROUTE body if it is a default route of the main table; else None. Of
+    several next hops it takes the first.
+    """
     _, size, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(body)
     found = parse(body[_ROUTE.size :])
     if size or table != RT_TABLE_MAIN or kind != RTN_UNICAST:

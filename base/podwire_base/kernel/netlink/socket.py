@@ -1,4 +1,4 @@
-"""Netlink's sockets: open one in a namespace, ask, order, dump. The only file that opens them. IO."""
+"""Netlink sockets: open one in a namespace, then query, change, dump. The only module that opens them. I/O."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ ROUTE, NETFILTER = 0, 12  # protocols (linux/netlink.h)
 SOL_NETLINK, ADD_MEMBERSHIP, CAP_ACK, EXT_ACK = 270, 1, 10, 11
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 SIOCGIFINDEX = 0x8933
-# Bytes for one answer: the kernel's dumps come in pieces of at most 32 KiB; more is a mapping for each call.
+# Bytes for one answer: the kernel's dumps come in pieces of at most 32 KiB; a larger buffer would be a memory mapping
+# for each call.
 ROOM = 1 << 16
-MANY_ANSWERS = 4 << 20  # bytes for answers and notifications that wait, in the place of the system's default
+MANY_ANSWERS = 4 << 20  # bytes for waiting answers and notifications, instead of the system's default
 VIEWS = 5
 _U32 = struct.Struct("=I")
 
@@ -28,7 +29,7 @@ _U32 = struct.Struct("=I")
 def open_socket(protocol: int, ns_fd: int | None = None, *, room: int = 0, groups: Sequence[int] = ()) -> socket.socket:
     """A socket of the network namespace behind `ns_fd` (None: the caller's); it stays there.
 
-    room: bytes for what waits to be read (0: the system's default). groups: of notifications.
+    room: bytes for messages that wait to be read (0: the system's default). groups: of notifications.
     """
 
     def make() -> socket.socket:
@@ -39,7 +40,7 @@ def open_socket(protocol: int, ns_fd: int | None = None, *, room: int = 0, group
             if room:
                 sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, room)
             if groups:
-                # Broadcasts leave out the port that a change came from, which is 0 for the kernel's own.
+                # Broadcasts skip the port that a change came from; 0 is the kernel's own port.
                 sock.bind((0, 0))
             for group in groups:
                 sock.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, group)
@@ -52,11 +53,11 @@ def open_socket(protocol: int, ns_fd: int | None = None, *, room: int = 0, group
 
 
 class Netlink:
-    """One socket. For one thread at a time. Every call raises OSError, NetlinkError where the kernel refused."""
+    """One socket. Not thread-safe. Every call raises OSError, and NetlinkError if the kernel refuses."""
 
     def __init__(self, protocol: int, ns_fd: int | None = None, *, room: int = 0) -> None:
         self.sock = open_socket(protocol, ns_fd, room=room)
-        self.interrupted = False  # whether what the last dump showed was changed meanwhile
+        self.interrupted = False  # whether the kernel's state changed during the last dump
         self._seq = 0
 
     def __enter__(self) -> Self:
@@ -71,7 +72,7 @@ class Netlink:
         self.sock.close()
 
     def take(self, count: int) -> int:
-        """The last sequence number that was used, for somebody who now uses the next `count` on this socket."""
+        """Reserve the next `count` sequence numbers for another user of this socket; returns the last one used."""
         used, self._seq = self._seq, self._seq + count
         return used
 
@@ -80,8 +81,9 @@ class Netlink:
         return codec.split(self.sock.recv(ROOM))
 
     def request(self, kind: int, body: bytes, flags: int = 0) -> Iterator[tuple[int, bytes]]:
-        """(type, body) of each answer; read them to the end before the next request. flags: DUMP for all there is, ACK
-        where only the refusal or none is of interest."""
+        """(type, body) of each answer; read them to the end before the next request. flags: DUMP for all objects, ACK
+        if only a refusal matters.
+        """
         self._seq += 1
         self.interrupted, seq = False, self._seq
         self.sock.send(codec.message(kind, flags, body, seq))
@@ -101,8 +103,9 @@ class Netlink:
                     return
 
     def everything(self, kind: int, body: bytes) -> Iterator[bytes]:
-        """The body of each answer to a dump. Where others come or go meanwhile, a kernel may leave out one that stays:
-        then the dump is repeated, some times at most, and what any of them had is told."""
+        """The body of each answer to a dump. If objects are added or removed meanwhile, a kernel may leave out one that
+        stays: then the dump is repeated, a limited number of times, and the union of all dumps is returned.
+        """
         for _ in range(VIEWS):
             for _, answer in self.request(kind, body, codec.DUMP):
                 yield answer
@@ -116,12 +119,12 @@ class Netlink:
         *,
         answered: bool = False,
     ) -> list[NetlinkError]:
-        """Send many messages in one call and wait for their end. Returns the refusals; `seq` is the position in
-        `messages` then. The kernel works on all in their order, and goes on after a refusal.
+        """Send many messages in one call and wait until the kernel is done. Returns the refusals; their `seq` is the
+        position in `messages`. The kernel handles the messages in order and continues after a refusal.
 
-        Only the last message is acknowledged, so that a batch is one system call there and one back: a refusal is
-        always told. Answers to what was asked go to `on_answer(type, body)`. answered: the last message is a question,
-        and its answer the end.
+        Only the last message requests an acknowledgement, so a batch takes one system call to send and one to receive.
+        (The kernel always reports a refusal.) Answers to queries go to `on_answer(type, body)`. answered: the last
+        message is a query, and its answer ends the batch.
         """
         if not messages:
             return []
@@ -151,7 +154,7 @@ class Netlink:
 
 
 class RouteSocket(Netlink):
-    """One socket of rtnetlink, whose messages rtnetlink.py has."""
+    """One rtnetlink socket; rtnetlink.py encodes its messages."""
 
     def __init__(self, ns_fd: int | None = None) -> None:
         super().__init__(ROUTE, ns_fd)
@@ -164,10 +167,10 @@ class RouteSocket(Netlink):
         fine: Collection[int] = (),
         present: Callable[[int], bool] = lambda _: False,
     ) -> None:
-        """`batch`, of which the first refusal is raised. Where the last message asks for a link, its answer is the end.
+        """`batch`, but raises the first refusal. If the last message queries a link, its answer ends the batch.
 
-        Refusals with an errno of `fine` do not count, nor that something exists where `present` says so of a message's
-        position. Raises NetlinkError.
+        It ignores refusals with an errno of `fine`, and "already exists" for a position for which `present` is true.
+        Raises NetlinkError.
         """
         question = bool(messages) and codec.HEADER.unpack_from(messages[-1])[1] & 3 == 2  # RTM_GET*
         for refused in self.batch(messages, on_answer, answered=question):
@@ -181,7 +184,7 @@ class RouteSocket(Netlink):
         return answers
 
     def index(self, name: str) -> int:
-        """The index of link `name` in this socket's namespace; 0 where there is none."""
+        """The index of link `name` in this socket's namespace; 0 if there is none."""
         try:
             answer = fcntl.ioctl(self.sock, SIOCGIFINDEX, struct.pack("16si20x", name.encode(), 0))
         except OSError as err:

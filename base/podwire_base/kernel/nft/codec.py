@@ -1,6 +1,6 @@
 """nf_tables messages: Transaction -> batch bytes, and dump bytes -> objects. Pure.
 
-Sources: linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h. A batch is NFNL_MSG_BATCH_BEGIN, one message an
+Sources: linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h. A batch is NFNL_MSG_BATCH_BEGIN, one message per
 operation, NFNL_MSG_BATCH_END; the kernel commits it as a whole or reports every message that fails, by sequence number.
 """
 
@@ -88,7 +88,7 @@ def _rule(rule: o.Rule, verb: o.Verb) -> bytes:
 def _set(set_: o.Set, verb: o.Verb, number: int) -> bytes:
     body = text(1, set_.table.name) + text(2, set_.name)
     if verb != "add":
-        return body  # a flush is a deletion of elements that names none
+        return body  # a flush is a deletion of elements without a list of elements
     flags = (F_INTERVAL if set_.interval else 0) | (F_MAP if set_.data else 0)
     flags |= F_TIMEOUT | F_EVAL if set_.dynamic else 0
     body += u32(3, flags) + u32(4, _type_code(set_.key)) + u32(5, set_.key_len)
@@ -105,26 +105,27 @@ def _set(set_: o.Set, verb: o.Verb, number: int) -> bytes:
 
 @lru_cache(maxsize=1 << 12)
 def _data(value: bytes | Verdict) -> bytes:
-    """What follows the key. Few values make up most elements, so each is encoded once."""
+    """The attributes after the key. Few values make up most elements, so each is encoded once."""
     return u32(3, ELEM_INTERVAL_END) if value == o.INTERVAL_END else data_value(2, value)
 
 
 @lru_cache(maxsize=64)
 def _value_head(size: int) -> bytes:
-    """What stands before a map element's data of `size` bytes."""
+    """The attributes before a map element's data of `size` bytes."""
     return data_value(2, bytes(size))[:8]
 
 
 @lru_cache(maxsize=64)
 def _entry(key: int, rest: int) -> bytes:
     """Headers of an element with a key of `key` bytes (a multiple of four, as the kernel pads) and `rest` bytes after
-    it."""
+    it.
+    """
     whole = nest(1, nest(1, attr(1, bytes(key))), bytes(rest))
     return whole[: len(whole) - key - rest]
 
 
 def _elements(things: o.Elements, verb: o.Verb) -> Iterator[bytes]:
-    """Bodies of as many messages as the elements need."""
+    """Bodies of the messages for these elements."""
     head = text(1, things.set.table.name) + text(2, things.set.name)
     parts: list[bytes] = []
     size = 0
@@ -197,7 +198,7 @@ def encode(transaction: o.Transaction) -> tuple[list[bytes], list[o.Op]]:
 
 @dataclass(slots=True)
 class TableDump:
-    """What the kernel holds in one table. rules by chain name; elements by set name."""
+    """The kernel's content of one table. rules by chain name; elements by set name."""
 
     table: o.Table
     chains: dict[str, o.Chain] = field(default_factory=dict)
@@ -212,7 +213,7 @@ def decode_table(family: int, body: bytes) -> o.Table:
 
 
 def decode_chain(table: o.Table, body: bytes) -> tuple[str, o.Chain]:
-    """(name of the table it is in, chain); the chain is given `table`."""
+    """(name of the chain's table, chain); the chain gets `table`."""
     got = parse(body)
     name = to_text(got.get(3))
     if 4 not in got:
@@ -254,7 +255,8 @@ def decode_set(table: o.Table, body: bytes) -> tuple[str, o.Set]:
 
 
 def decode_elements(body: bytes) -> Iterator[tuple[bytes, o.Value]]:
-    like, size, middle, width = b"", 0, b"", 0  # how the element before looked: most are alike, and a dump has many
+    # the layout of the previous element: most elements are alike, and a dump has many
+    like, size, middle, width = b"", 0, b"", 0
     for number, listed in walk(body):
         if number != 3:
             continue

@@ -24,7 +24,7 @@ class Foreign(e.Expr):
 
 
 def _reg(data: bytes | None) -> int:
-    """The kernel names every fourth register by its old 128-bit number, 1 to 4."""
+    """The kernel gives every fourth register its old 128-bit number, 1 to 4."""
     number = to_int(data)
     return e.R0 + (number - 1) * 4 if 1 <= number <= 4 else number
 
@@ -77,7 +77,7 @@ _READERS: dict[str, Callable[[Attributes], e.Expr]] = {
 
 
 def packets(raw: bytes) -> int:
-    """What the rule's first counter has counted. raw: NFTA_RULE_EXPRESSIONS."""
+    """The number of packets of the rule's first counter. raw: NFTA_RULE_EXPRESSIONS."""
     for _, listed in walk(raw):
         got = parse(listed)
         if to_text(got.get(1)) == e.Counter.NAME:

@@ -1,4 +1,4 @@
-"""What the kernel says when it refuses a transaction."""
+"""The error of a refused transaction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from . import objects as o
 
 
 class NftError(OSError):
-    """The kernel refused a transaction, whole. `errno` is of the first failing operation, `op` names it."""
+    """The kernel refused a whole transaction. `errno` is that of the first failing operation, which `op` names."""
 
     def __init__(self, error: NetlinkError, op: o.Op | None, total: int) -> None:
         more = f", and {total - 1} more" if total > 1 else ""

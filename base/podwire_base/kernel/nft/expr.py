@@ -28,7 +28,7 @@ class Verdict:
     chain: str = ""
 
     def encode(self, kind: int) -> bytes:
-        """As a nested NFTA_DATA_VERDICT inside attribute `kind`."""
+        """Encode it as a nested NFTA_DATA_VERDICT inside attribute `kind`."""
         inner = u32(1, self.code)
         return nest(kind, nest(2, inner, text(2, self.chain)) if self.chain else nest(2, inner))
 
@@ -89,7 +89,7 @@ CMP_OPS = {"==": 0, "!=": 1, "<": 2, "<=": 3, ">": 4, ">=": 5}
 
 @dataclass(frozen=True, slots=True)
 class Cmp(Expr):
-    """Go on only where the register compares so with `data`."""
+    """Continue only if comparing the register with `data` succeeds."""
 
     NAME: ClassVar[str] = "cmp"
     data: bytes
@@ -122,7 +122,9 @@ class Bitwise(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Lookup(Expr):
-    """Look the key at `sreg` up. dreg None: go on where found (`invert`: not found); 0: verdict map; else data map."""
+    """Look up the key at `sreg`. dreg None: continue if found (`invert`: if not found); 0: verdict map; else data
+    map.
+    """
 
     NAME: ClassVar[str] = "lookup"
     set: str
@@ -139,7 +141,7 @@ class Lookup(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Immediate(Expr):
-    """A verdict (dreg 0), or bytes into a register."""
+    """Load a verdict (dreg 0), or bytes into a register."""
 
     NAME: ClassVar[str] = "immediate"
     value: bytes | Verdict
@@ -166,7 +168,7 @@ class Numgen(Expr):
 class Update(Expr):
     """Put the key at `sreg` (and in a map the data at `data`) into a dynamic set, to expire after `timeout` seconds.
 
-    An element that is there keeps its data and expires later. Where the set is full the rule ends.
+    An existing element keeps its data and expires later. If the set is full, the rule ends.
     """
 
     NAME: ClassVar[str] = "dynset"
@@ -185,7 +187,9 @@ CT_KEYS = {"state": 0, "status": 2, "mark": 3, "proto-dst": 12, "ip daddr": 20, 
 
 @dataclass(frozen=True, slots=True)
 class Ct(Expr):
-    """Load from conntrack. `original`: of the original direction's tuple (needed by proto-dst and the addresses)."""
+    """Load from conntrack. `original`: from the original direction's tuple (required for proto-dst and the
+    addresses).
+    """
 
     NAME: ClassVar[str] = "ct"
     key: Literal["state", "status", "mark", "proto-dst", "ip daddr", "ip6 daddr"]
@@ -213,7 +217,7 @@ class FibType(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Dnat(Expr):
-    """Destination NAT to the address at `addr` and, where `port` is not None, the port at that register."""
+    """Destination NAT to the address in register `addr` and, unless `port` is None, the port in that register."""
 
     NAME: ClassVar[str] = "nat"
     family: Family
@@ -230,7 +234,7 @@ class Dnat(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Masquerade(Expr):
-    """Source NAT to the address of the outgoing interface; source ports fully random unless told otherwise."""
+    """Source NAT to the address of the outgoing interface; source ports are fully random by default."""
 
     NAME: ClassVar[str] = "masq"
     fully_random: bool = True
@@ -241,8 +245,9 @@ class Masquerade(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Reject(Expr):
-    """ICMP (ICMPv6) port unreachable, or a TCP reset (the rule must match l4proto tcp before; the family says nothing
-    then)."""
+    """ICMP (ICMPv6) port unreachable, or a TCP reset (the rule must match l4proto tcp before; the family has no meaning
+    then).
+    """
 
     NAME: ClassVar[str] = "reject"
     family: Family
@@ -264,7 +269,7 @@ class Counter(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Notrack(Expr):
-    """Leave the packet out of conntrack; only in chains of type filter at priority -300 (raw)."""
+    """Exclude the packet from conntrack; only in chains of type filter at priority -300 (raw)."""
 
     NAME: ClassVar[str] = "notrack"
 

@@ -22,18 +22,18 @@ from urllib.parse import urlsplit
 
 from ..errors import ConfigError
 
-SERVERS = "PODWIRE_API_SERVERS"  # addresses in place of the kubeconfig's, with spaces or commas between them
+SERVERS = "PODWIRE_API_SERVERS"  # addresses instead of the kubeconfig's, separated by spaces or commas
 ACCOUNT_DIR = "PODWIRE_SERVICE_ACCOUNT_DIR"
 DEFAULT_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-# Settings of a kubeconfig that we do not support. Ignored in silence, they would end in an unexplained 401.
+# Kubeconfig settings that we do not support. If we ignored them, the result would be an unexplained 401.
 _REFUSED = {
     "user": {
-        "exec": "credential plugins are not run by a node's agents; use client-certificate, token or tokenFile",
+        "exec": "a node's agents do not run credential plugins; use client-certificate, token or tokenFile",
         "auth-provider": "was removed from Kubernetes; use client-certificate, token or tokenFile",
         "username": "passwords were removed from Kubernetes; use client-certificate, token or tokenFile",
-        "as": "impersonation is not done; give the agent a user of its own",
+        "as": "impersonation is not supported; give the agent a user of its own",
     },
-    "cluster": {"proxy-url": "the API server is reached directly; take it out, or use PODWIRE_API_SERVERS"},
+    "cluster": {"proxy-url": "a proxy is not supported; remove it, or use PODWIRE_API_SERVERS"},
 }
 
 
@@ -41,8 +41,8 @@ _REFUSED = {
 class ClientConfig:
     """server: base URL. token: bearer token or "". ssl: for https URLs, with the client certificate loaded.
 
-    others: further URLs of the same API, asked when `server` does not answer. server_name: what the server's
-    certificate is for, where that is not its address. files: what this was read from; again: reads it anew (raises
+    others: further URLs of the same API, used if `server` does not answer. server_name: the name in the server's
+    certificate if it is not the address. files: the files that this was read from; again: reads them again (raises
     ConfigError).
     """
 
@@ -60,7 +60,7 @@ class ClientConfig:
 
 
 def stamps(files: tuple[Path, ...]) -> tuple[tuple[int, int, int], ...]:
-    """A stamp for each file; it differs when the file was written or replaced. A missing file has no stamp."""
+    """A stamp for each file; it changes when the file is written or replaced. A missing file has no stamp."""
     found = []
     for file in files:
         try:
@@ -86,7 +86,7 @@ def server_urls(text: str, default: str) -> tuple[str, ...]:
 
 
 class _Files:
-    """Reads, and remembers what was read. Relative names in a kubeconfig are relative to it."""
+    """Reads files and records their names. Relative names in a kubeconfig are relative to it."""
 
     def __init__(self, base: Path | None) -> None:
         self.base, self.read = base, list[Path]()
@@ -116,7 +116,7 @@ def _context(cluster: Any, user: Any, files: _Files) -> ssl.SSLContext:
             f"{'certificate' if cert else 'key'}"
         )
     if cert and key:
-        # ssl loads a key only from a file; it is gone again before this returns, and nobody else may read it meanwhile.
+        # ssl loads a key only from a file; the file is deleted before this returns, and only its owner can read it.
         with tempfile.NamedTemporaryFile("w", prefix="podwire-", suffix=".pem") as file:
             file.write(cert + "\n" + key)
             file.flush()
@@ -125,7 +125,7 @@ def _context(cluster: Any, user: Any, files: _Files) -> ssl.SSLContext:
 
 
 def _named(document: Any, table: str, own: str, inner: str) -> Mapping[str, Any]:
-    """The entry `own` of a kubeconfig's list, as it stands in the file."""
+    """The entry named `own` of a kubeconfig's list."""
     for row in document.get(table) or []:
         if row.get("name") == own:
             return row.get(inner) or {}
@@ -133,17 +133,20 @@ def _named(document: Any, table: str, own: str, inner: str) -> Mapping[str, Any]
 
 
 def from_file(path: Path, servers: str = "") -> ClientConfig:
-    """The current context of a kubeconfig. Raises ConfigError, and whatever lightkube and yaml raise for a broken
-    file."""
+    """The current context of a kubeconfig. Raises ConfigError, and any error of lightkube and yaml for a broken
+    file.
+    """
     import yaml
-    from lightkube.config.kubeconfig import KubeConfig  # 0.2 s: only where a client is really wanted
+
+    # importing it takes 0.2 s, so do it only when a client is needed
+    from lightkube.config.kubeconfig import KubeConfig
 
     files = _Files(path.parent)
     if not path.is_file():
         raise ConfigError("there is no such file")
     document = yaml.safe_load(files.text(path.absolute()))
     if not isinstance(document, dict):
-        raise ConfigError("it is no mapping")
+        raise ConfigError("it is no YAML mapping")
     config = KubeConfig.from_dict(document, fname=path)
     single = config.get()
     if single is None:
@@ -190,10 +193,10 @@ def from_service_account(folder: Path, env: Mapping[str, str], servers: str = ""
 
 
 def load(kubeconfig: str | Path | None, *, folder: Path | None = None, servers: str | None = None) -> ClientConfig:
-    """Read `kubeconfig`, or the pod's service account in `folder` where it is None. Raises ConfigError.
+    """Read `kubeconfig`, or the pod's service account in `folder` if it is None. Raises ConfigError.
 
-    servers: addresses in place of those that the file or the pod's environment names. A Service proxy must not reach
-    the API server by the Service that it serves: before its first rules nobody does. folder and servers default to
+    servers: addresses instead of those in the file or the pod's environment. A Service proxy must not reach the API
+    server through the Service that it serves, which does not work before its first rules. folder and servers default to
     $PODWIRE_...
     """
     where = str(kubeconfig) if kubeconfig else "in-cluster service account"
@@ -204,5 +207,5 @@ def load(kubeconfig: str | Path | None, *, folder: Path | None = None, servers: 
         return from_service_account(
             folder or Path(os.environ.get(ACCOUNT_DIR) or DEFAULT_ACCOUNT_DIR), os.environ, addresses
         )
-    except Exception as err:  # lightkube raises its own, yaml's, OSError, ValueError and KeyError here
+    except Exception as err:  # lightkube raises its own errors, those of yaml, OSError, ValueError and KeyError here
         raise ConfigError(f"{where}: not a usable kubeconfig: {err}") from err

@@ -29,14 +29,15 @@ log = logs.get("client")
 MERGE_PATCH = "application/merge-patch+json"
 CONNECT_SECONDS = 10.0
 CONNECT_SECONDS_OF_SEVERAL = 3.0
-LOOK_SECONDS = 10.0  # between two looks at the files of the credentials
-DEAD_SECONDS = 30  # without an acknowledgement a connection is dead: a watch otherwise notices only at its end
-_AWAY = (502, 503, 504)  # another address may do better
+LOOK_SECONDS = 10.0  # seconds between two checks of the credential files
+DEAD_SECONDS = 30  # without an acknowledgement a connection is dead: otherwise a watch would notice only at its end
+_AWAY = (502, 503, 504)  # another address may answer
 
 
 def _seconds(headers: Mapping[str, str], body: Mapping[str, Any]) -> float:
-    """Retry-After, or the same in the Status (details.retryAfterSeconds); dates are left out, no API server sends
-    them."""
+    """Retry-After, or the same value in the Status (details.retryAfterSeconds). Dates are ignored, because no API
+    server sends them.
+    """
     given = headers.get("Retry-After", "")
     if given.isdecimal():
         return float(given)
@@ -53,7 +54,7 @@ def _error(code: int, raw: bytes, headers: Mapping[str, str]) -> Refused:
 
 
 def _why(err: BaseException) -> str:
-    """In a person's words; aiohttp's have the TLS settings in them, as the interpreter shows an object."""
+    """The error in plain words; aiohttp's text would contain the repr of the TLS settings."""
     if isinstance(err, aiohttp.ClientConnectorError) and not isinstance(err, aiohttp.ClientSSLError):
         number = err.os_error.errno or 0
         return f"cannot connect to {err.host}:{err.port}: {os.strerror(number) if number > 0 else err.strerror}"
@@ -82,10 +83,10 @@ class ApiClient:
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
         self._session: aiohttp.ClientSession | None = None
-        self._at = 0  # which of the servers is asked
+        self._at = 0  # index of the server in use
         self._stamps = stamps(config.files)
         self._looked = 0.0
-        self._hoping: set[asyncio.Future[None]] = set()  # of those that got no answer and wait before they ask again
+        self._hoping: set[asyncio.Future[None]] = set()  # requests that got no answer and wait before they retry
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, socket_factory=_socket))
@@ -105,19 +106,20 @@ class ApiClient:
 
     @property
     def server(self) -> str:
-        """The address that is asked now."""
+        """The address in use."""
         return self.config.servers[self._at % len(self.config.servers)]
 
     def _leave(self, server: str) -> None:
-        """Ask the next address from now on, unless another request has left this one already."""
+        """Switch to the next address, unless another request has already left this one."""
         if len(self.config.servers) > 1 and server == self.server:
             self._at = (self._at + 1) % len(self.config.servers)
-            log.warn("API server does not answer, asking the next", server=server, next=self.server)
+            log.warn("API server does not answer, trying the next", server=server, next=self.server)
 
     async def pause(self, least: float, most: float) -> None:
-        """Wait `most` seconds, or only `least` where another request is answered meanwhile: a server that is back for
-        one is back for all, and each back-off by itself would leave a process half blind for as long as the longest of
-        them."""
+        """Wait `most` seconds, or only `least` if another request is answered meanwhile. A server that is back for one
+        request is back for all; with separate back-offs a part of the process would stay uninformed until the longest
+        one ends.
+        """
         await asyncio.sleep(least)
         hope = asyncio.get_running_loop().create_future()
         self._hoping.add(hope)
@@ -132,7 +134,7 @@ class ApiClient:
                 hope.set_result(None)
 
     def _look(self, *, now: bool = False) -> bool:
-        """Read the credentials again where their files changed; true where they were read."""
+        """Read the credentials again if their files changed; returns whether they were read."""
         time = asyncio.get_running_loop().time()
         if self.config.again is None or (not now and time - self._looked < LOOK_SECONDS):
             return False
@@ -142,7 +144,7 @@ class ApiClient:
             return False
         try:
             self.config = self.config.again()
-        except ConfigError as err:  # it is being written, or really broken: what we have may be good for a while
+        except ConfigError as err:  # it is being written, or really broken: the old credentials may work for a while
             log.warn("credentials changed and cannot be read, the old ones stay", error=str(err))
             return False
         self._stamps = stamps(self.config.files)
@@ -153,8 +155,9 @@ class ApiClient:
     async def _ask(
         self, method: str, path: str, headers: dict[str, str], timeout: aiohttp.ClientTimeout, **more: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One answer of the first address that can be connected to. The path stays quoted as it is: a name such as ".."
-        must not be resolved away."""
+        """One answer of the first address that accepts a connection. The path stays quoted: a name such as ".." must
+        not be resolved.
+        """
         self._look()
         for last in (*(False for _ in self.config.others), True):
             server, secure = self.server, self.config.ssl
@@ -171,7 +174,7 @@ class ApiClient:
                     **more,
                 )
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
-                self._leave(server)  # nothing was sent: any request is safe to repeat elsewhere
+                self._leave(server)  # nothing was sent: any request can safely be repeated elsewhere
                 if last:
                     raise
                 continue
@@ -200,7 +203,7 @@ class ApiClient:
         accept: str = "application/json",
         timeout: float = 30,
     ) -> Any:
-        """One request; returns the decoded JSON (text where the answer is no JSON). Raises ApiError."""
+        """Send one request; returns the decoded JSON (text if the answer is no JSON). Raises ApiError."""
         data = None if body is None else body if isinstance(body, bytes) else _encode(body)
         limit = aiohttp.ClientTimeout(
             total=timeout * len(self.config.servers), sock_connect=self._connect_seconds(), sock_read=timeout
@@ -243,8 +246,8 @@ class ApiClient:
     async def watch(
         self, path: str, params: Mapping[str, str], opened: Callable[[], None] = lambda: None
     ) -> AsyncGenerator[Object, None]:
-        """Watch events ({"type", "object"}) until the server ends the stream. opened: called once it is there. Raises
-        ApiError.
+        """Watch events ({"type", "object"}) until the server ends the stream. opened: called once the stream is open.
+        Raises ApiError.
 
         A stream with neither events nor its end for 60 s past its own timeoutSeconds counts as dead (a half-open TCP
         connection must not freeze a node's view of the cluster).
@@ -261,7 +264,7 @@ class ApiClient:
                         self._look(now=True)
                     raise _error(answer.status, await answer.read(), answer.headers)
                 opened()
-                rest: list[bytes] = []  # of a line; an object may be longer than many chunks
+                rest: list[bytes] = []  # bytes of a line; an object may be longer than many chunks
                 async for chunk in answer.content.iter_any():
                     head, newline, tail = chunk.partition(b"\n")
                     if not newline:

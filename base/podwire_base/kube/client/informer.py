@@ -19,25 +19,25 @@ WATCH_SECONDS = 300
 BACKOFF_FIRST, BACKOFF_LAST = 0.05, 5.0
 SOON = 0.125  # the part of a back-off that is waited in any case, also where other requests are answered again
 PAGE = "500"  # objects in one piece of a list
-STREAM_SILENCE = 10.0  # seconds without a frame in which a server that knows WatchList would have told more
-# How servers say that they have no WatchList (client-go falls back in the same cases): it is forbidden for a watch
-# (422), the parameter is refused (400), and what proxies make of that.
+STREAM_SILENCE = 10.0  # seconds without a frame after which a server that knows WatchList would have sent more
+# The refusals of servers without WatchList (client-go falls back in the same cases): forbidden for a watch (422),
+# parameter refused (400), and the answers of proxies.
 _NO_STREAM = (400, 405, 406, 422)
 
 
 class _NoStream(Exception):
-    """The server does not do WatchList."""
+    """The server does not support WatchList."""
 
 
 class Informer:
     """`on_event` is called in the event loop for each change; `on_synced` once, after the first full list.
 
     `objects` maps "namespace/name" (or "name") to the object and is changed before `on_event` is called. An exception
-    in `on_event` is logged with the object's key; the copy and the watch go on. `keep`: see Reflector, for copies that
-    are many.
+    in `on_event` is logged with the object's key; the copy and the watch go on. `keep`: see Reflector; for large
+    numbers of objects.
 
-    stream: take the first state as a stream (WatchList), where the server has that: it then need not build the whole
-    answer in its memory for every node at once. Where it has not, lists come in pages.
+    stream: read the first state as a stream (WatchList) if the server supports it: then the server need not build the
+    whole answer in memory for every node at once. Otherwise lists come in pages.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Informer:
                 )
             if not metadata.get("continue"):
                 break
-            params["continue"] = str(metadata["continue"])  # a page that is too old for its list is a 410: all again
+            params["continue"] = str(metadata["continue"])  # a page that is too old for its list is a 410: list again
         self._answered()
         for event in self.reflector.listed(items, str(metadata["resourceVersion"])):
             self._emit(event)
@@ -116,7 +116,7 @@ class Informer:
         }
 
     async def _frames(self, params: dict[str, str]) -> AsyncGenerator[Object, None]:
-        """The watch's frames. A malformed frame is logged and skipped: a server's error must not end the copy."""
+        """The watch's frames. A malformed frame is logged and skipped: an error of the server must not end the copy."""
         async with aclosing(self.api.watch(self.path, params, self._answered)) as frames:
             async for frame in frames:
                 if is_frame(frame):
@@ -125,7 +125,9 @@ class Informer:
                     log.warn("a frame of the watch cannot be used; left out", path=self.path, frame=str(frame)[:100])
 
     async def _stream(self) -> None:
-        """WatchList: the state, then the changes, in one stream. Raises _NoStream where the server does not do that."""
+        """WatchList: the state and then the changes, in one stream. Raises _NoStream if the server does not support
+        it.
+        """
         params = {**self._watch_params(), "sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
         self.reflector.arriving()
         loop, listing = asyncio.get_running_loop(), self.reflector
@@ -154,10 +156,10 @@ class Informer:
                 raise _NoStream(err.message) from err
             raise
         if listing.state is Phase.LIST:
-            raise _NoStream("the stream ended before its initial events did")
+            raise _NoStream("the stream ended before the end of its initial events")
 
     def _apply(self, frame: Object) -> bool:
-        """One frame of a watch; false where the watch is of no use any more."""
+        """One frame of a watch; returns False if the watch can no longer be used."""
         event = self.reflector.watched(frame)
         if event is not None:
             self._emit(event)
@@ -175,20 +177,22 @@ class Informer:
             begin = asyncio.get_running_loop().time()
             await self._watch()
             if asyncio.get_running_loop().time() - begin < BACKOFF_FIRST:
-                await asyncio.sleep(BACKOFF_FIRST)  # a server that ends every stream at once must not be hammered
+                # a server that ends every stream at once must not be flooded with requests
+                await asyncio.sleep(BACKOFF_FIRST)
         elif self.streams:
             try:
                 await self._stream()
             except _NoStream as err:
                 self.streams = False
-                log.debug("no WatchList here, listing in pages", path=self.path, why=str(err))
+                log.debug("the server has no WatchList, listing in pages", path=self.path, why=str(err))
         else:
             await self._list()
 
     async def run(self) -> NoReturn:
-        """Forever: list, watch, and again while the server does not answer: with back-off (0.05 s to 5 s, and by chance
-        up to 60 % more) or when it answers another of this process, and not before the time that it asks for (429 with
-        Retry-After)."""
+        """Forever: list, then watch. If the server does not answer, try again with back-off (0.05 s to 5 s, plus a
+        random 0 to 60 %), or as soon as it answers another request of this process, but not before the time that it
+        requests (429 with Retry-After).
+        """
         delay, clock = BACKOFF_FIRST, asyncio.get_running_loop().time
         while True:
             began = clock()
@@ -205,7 +209,7 @@ class Informer:
                         **({"code": refused.code} if refused else {}),
                         error=err.message,
                     )
-                if clock() - began > BACKOFF_LAST:  # a stream that breaks off as soon as it is there is no good sign
+                if clock() - began > BACKOFF_LAST:  # a stream that ends right after its start is a bad sign
                     delay = BACKOFF_FIRST
                 self._failing = True
                 if refused:

@@ -1,8 +1,8 @@
 """The list+watch state machine of client-go's reflector, without I/O.
 
-States: LIST (fetch everything) -> WATCH (apply events) -> LIST again, when the server has forgotten our resourceVersion
-(410) or a list had nothing usable. A connection that merely ends leads back to WATCH from the last version seen. The
-caller feeds answers in and gets `Event`s out. A repeated list yields only real differences.
+States: LIST (fetch everything) -> WATCH (apply events) -> LIST again, when the server no longer has our resourceVersion
+(410) or a list was unusable. A connection that merely ends leads back to WATCH from the last version seen. The caller
+passes answers in and gets `Event`s back. A repeated list yields only real differences.
 
 In LIST, everything comes either as a list or as the first part of a watch (WatchList, KEP-3157): objects one by one,
 and then a bookmark that marks the end. A stream that breaks off before the bookmark changes nothing.
@@ -23,7 +23,7 @@ EventType = Literal["ADDED", "MODIFIED", "DELETED"]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change of the copy. `old` is what the copy held before (None for ADDED)."""
+    """One change of the copy. `old` is the previous content (None for ADDED)."""
 
     type: EventType
     key: str
@@ -37,8 +37,9 @@ class Phase(Enum):
 
 
 def _newer(obj: Object, than: Object) -> bool:
-    """resourceVersions of one resource are decimal and increase (KEP-5504); in any other form they can only be
-    compared for equality."""
+    """resourceVersions of one resource are decimal and increase (KEP-5504); in any other form they can only be compared
+    for equality.
+    """
     new, old = resource_version(obj), resource_version(than)
     return int(new) > int(old) if _decimal(obj, than) else new != old
 
@@ -52,13 +53,13 @@ def _whole(obj: Object) -> Object:
 
 
 def is_object(obj: object) -> bool:
-    """Has it what every cache needs: metadata with a name?"""
+    """Whether it has what every cache needs: metadata with a name."""
     metadata = obj.get("metadata") if isinstance(obj, dict) else None
     return isinstance(metadata, dict) and bool(metadata.get("name")) and isinstance(metadata["name"], str)
 
 
 def is_frame(frame: object) -> bool:
-    """Is it a watch event that can be used? Bookmarks have no name, errors no metadata."""
+    """Whether it is a usable watch event. Bookmarks have no name, errors no metadata."""
     if not isinstance(frame, dict) or not isinstance(frame.get("object"), dict):
         return False
     if frame.get("type") in ("ADDED", "MODIFIED", "DELETED"):
@@ -68,8 +69,9 @@ def is_frame(frame: object) -> bool:
 
 @dataclass(slots=True)
 class Reflector:
-    """keep: what the copy holds of an object (its metadata's name, namespace and resourceVersion at least). Events of
-    additions and changes carry the whole object, deletions that a relist found and `old` what was kept."""
+    """keep: the part of an object that the copy holds (at least its metadata's name, namespace and resourceVersion).
+    Additions and changes carry the whole object; deletions found by a new list, and `old`, carry the kept part.
+    """
 
     keep: Callable[[Object], Object] = _whole
     objects: dict[str, Object] = field(default_factory=dict)
@@ -82,8 +84,9 @@ class Reflector:
         self._arriving = {}
 
     def initial(self, frame: Object) -> Iterable[Event] | None:
-        """A frame of a stream with initial events, in LIST. None until all are there; then the differences, and
-        WATCH."""
+        """A frame of a stream with initial events, in LIST. Returns None until all have arrived; then the differences,
+        and the state becomes WATCH.
+        """
         kind, obj = frame.get("type"), frame.get("object") or {}
         if kind == "ERROR":
             self.failed(int(obj.get("code") or 0))
@@ -101,7 +104,7 @@ class Reflector:
         fresh = {key(obj): obj for obj in items}
         self.version, self.state = version, Phase.WATCH
         old = dict(self.objects)
-        self.objects.clear()  # the same dict stays: others hold it as their live view
+        self.objects.clear()  # the same dict stays: other code holds it as its live view
         self.objects.update((name, self.keep(obj)) for name, obj in fresh.items())
         for name, obj in old.items():
             if name not in fresh:
@@ -114,7 +117,7 @@ class Reflector:
                 yield Event("MODIFIED", name, obj, before)
 
     def watched(self, frame: Object) -> Event | None:
-        """One frame of the watch stream; None where nothing changed (bookmarks, repeats, errors)."""
+        """One frame of the watch stream; None if nothing changed (bookmarks, repeats, errors)."""
         kind, obj = frame.get("type"), frame.get("object") or {}
         if kind == "ERROR":
             self.failed(int(obj.get("code") or 0))
@@ -128,7 +131,7 @@ class Reflector:
         before = self.objects.get(name)
         if kind == "DELETED":
             if before is None or (_decimal(obj, before) and _newer(before, obj)):
-                return None  # the copy is already that of a later object of this name
+                return None  # the copy already holds a later object of this name
             del self.objects[name]
             return Event("DELETED", name, obj, before)
         if kind not in ("ADDED", "MODIFIED"):
@@ -139,7 +142,7 @@ class Reflector:
         return Event("MODIFIED" if before is not None else "ADDED", name, obj, before)
 
     def wrote(self, obj: Object) -> Event | None:
-        """The answer to a write of our own, ahead of the watch; a copy that is newer already stays."""
+        """The answer to our own write, ahead of the watch; a newer copy stays."""
         name, before = key(obj), self.objects.get(key(obj))
         if before is not None and not _newer(obj, before):
             return None
@@ -162,6 +165,6 @@ class Reflector:
         return Event("DELETED", name, before, before)
 
     def failed(self, code: int) -> None:
-        """The server refused a watch: 410 Gone and 400-class answers mean that our version is no longer usable."""
+        """The server refused a watch: after 410 Gone and other 4xx answers our version is no longer usable."""
         if 400 <= code < 500 and code != 429:
             self.state = Phase.LIST
