@@ -75,9 +75,8 @@ def test_chain(node: CniNode, lab: Lab, version: str, plugins: list[tuple[str, d
     address = result["ips"][0]["address"].split("/")[0]
     with tell_peer(pod, address) as port:
         assert ask(node.ns, address, port) == "10.244.1.1"
-    if "portmap" not in dict(
-        plugins
-    ):  # portmap 1.1.1 looks for its IPv4 rules in ip6tables: its CHECK fails after any plugin
+    # portmap 1.1.1 looks for its IPv4 rules in ip6tables: its CHECK fails after any plugin
+    if "portmap" not in dict(plugins):
         chain.check("chained", pod)
     chain.delete("chained", pod)
     nothing_left(node)

@@ -246,9 +246,8 @@ class Plugin:
                     self.allocator.store.release(address)
                     told.append(f"{address}: its lease is unreadable and no pod has it")
                 elif len(known) == 1 and known[0].address.version != address.version:
-                    with contextlib.suppress(
-                        CNIError
-                    ):  # a disk that refuses writes now is tried again at the next repair
+                    # a disk that refuses writes now is tried again at the next repair
+                    with contextlib.suppress(CNIError):
                         self.allocator.mend(replace(known[0], address=address))
                         told.append(
                             f"{address} of {known[0].pod or known[0].owner}: its lease was unreadable, written anew"

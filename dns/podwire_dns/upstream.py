@@ -245,9 +245,8 @@ class Forwarder:
             if flight.done:
                 done(self._or_stale(key, flight.fallback))
                 return
-        if (
-            self.cache.keep_stale and key in self.cache.entries
-        ):  # an expired answer now is worth more than a fresh one too late
+        # an expired answer now is worth more than a fresh one too late
+        if self.cache.keep_stale and key in self.cache.entries:
             done = _Once(done)
             self.loop.call_later(forward.STALE_PATIENCE, self._give_stale, key, done)
         flight.waiters.append(done)

@@ -54,7 +54,7 @@ def test_help_names_every_command(podwire: Any) -> None:
     ("words", "text"),
     [
         (("get",), "name a kind"),
-        (("get", "widgets"), "kind 'widgets' is not known"),
+        (("get", "widgets"), "kind 'widgets' is unknown"),
         (("get", "pods", "none"), '"none" not found'),
         (("get", "pod", "pod/p"), "leave 'pod' out"),
         (("get", "pods", "p", "-A"), "one namespace"),

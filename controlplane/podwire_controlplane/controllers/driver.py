@@ -115,9 +115,8 @@ class Driver:
             answer = await self.api.patch(
                 path + ("/status" if change.verb == "status" else ""), change.obj, MERGE_PATCH
             )
-        if (
-            change.verb != "status" or change.kind == "Service"
-        ):  # the log shows which Service got which address; other statuses change all the time
+        # the log shows which Service got which address; other statuses change all the time
+        if change.verb != "status" or change.kind == "Service":
             log.info(
                 "changed",
                 verb=change.verb,
