@@ -300,7 +300,7 @@ def test_a_contested_address_is_announced_again_and_told(world: L2World) -> None
     with Capture(world.client, "eth0") as seen:
         world.client.call(lambda: claim("eth0", VIP))
         until(lambda: announcements(seen.packets(), VIP), "the owner speaks up")
-    until(lambda: "somebody else claims an address of ours" in owner.log(), "and says so")
+    until(lambda: "another host claims an address of ours" in owner.log(), "and says so")
 
 
 def claim(link: str, ip: str) -> None:

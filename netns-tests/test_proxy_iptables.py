@@ -185,7 +185,7 @@ def test_the_role_survives_restarts_and_repairs_what_others_break(
         until(lambda: ask(world.client(s.POD_A), s.VIP, s.PORT).server[0] == s.POD_C, "a change goes on as before")
         log = proxy.stop()
         assert any("192.0.2.99" in rule for rule in rules(world.node)[program])
-    assert log.count("somebody else changed our rules") >= 4, log
+    assert log.count("another program changed our rules") >= 4, log
     assert "Traceback" not in log
 
 
@@ -275,7 +275,7 @@ def test_explain_cleanup_and_dry_run(world: World, tmp_path: Path, variant: Vari
     assert f"to {s.POD_B}:{s.TARGET}, source kept" in text
     assert s.POD_C not in text
     iptables(world, variant, "nat", "-I PODWIRE-SERVICES -m ttl --ttl-eq 64 -j RETURN")
-    assert "somebody put a rule" in podwire("explain", "node", f"{s.VIP}:{s.PORT}"), (
+    assert "another program put a rule" in podwire("explain", "node", f"{s.VIP}:{s.PORT}"), (
         "what is in the kernel is told, as it is"
     )
     dry = podwire("cleanup", "--dry-run")

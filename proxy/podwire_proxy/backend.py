@@ -1,12 +1,12 @@
 """What a backend is: the one interface between the proxy and the rules in a kernel. backends.py lists them.
 
 Every backend behaves as decide() says; where they differ is speed, and what an administrator sees. A backend has three
-parts. The pure half plans: a Planner turns the Dataplane and what the kernel holds into a Plan, and Live tells what
-rules that were read back do with a packet. The Kernel reads and commits; it alone does IO. The Fake is a Kernel in
-memory that refuses what the real one would refuse. What all have in common, the order of reading, planning, committing
-and sweeping, is in proxier.py.
+parts. The pure half plans: a Planner turns the Dataplane and the kernel's content into a Plan, and Live computes what
+rules that were read back do with a packet. The Kernel reads and commits; it alone does I/O. The Fake is a Kernel in
+memory that refuses what the real one would refuse. The order of reading, planning, committing and sweeping is the same
+for all backends (proxier.py).
 
-S: what one IP family's rules are read back as. P: the backend's plan. N: its planner.
+S: the type of one IP family's rules as read back. P: the backend's plan. N: its planner.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ N_contra = TypeVar("N_contra", contravariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One way of a packet through the rules. verdict: FORWARD has the one delivery of this way. steps: the rules and
-    elements that decided. noted: what rules wrote of the client on this way, in the backend's own terms."""
+    """One path of a packet through the rules. verdict: FORWARD has the one delivery of this path. steps: the rules and
+    elements that decided. noted: what rules recorded about the client on this path, in the backend's own terms.
+    """
 
     verdict: Verdict
     steps: tuple[str, ...] = ()
@@ -44,21 +45,22 @@ class Trace:
 
 
 class Live(Protocol):
-    """Rules as they were read back. place: what they are called in the kernel."""
+    """Rules as they were read back. place: their name in the kernel."""
 
     @property
     def place(self) -> str: ...
 
     def node(self, name: str, addresses: tuple[str, ...]) -> NodeInfo:
-        """What the rules themselves say of pods and Services; addresses: all that the machine has."""
+        """The node as the rules describe pods and Services; addresses: all addresses of the machine."""
 
     def traces(self, packet: Packet, node: NodeInfo) -> Iterator[Trace]:
-        """Every way that the packet can take. Raises NotImplementedError for a rule that is not the proxy's."""
+        """Every path that the packet can take. Raises NotImplementedError for a rule that is not the proxy's."""
 
 
 class Plan(Protocol):
-    """What is to be written. operations: its steps. elements: set elements, or rules, in them. verdicts: elements in
-    verdict maps, which cost the kernel most."""
+    """The changes to write. operations: its steps. elements: set elements, or rules, in them. verdicts: elements in
+    verdict maps, which cost the kernel most.
+    """
 
     def __bool__(self) -> bool: ...
 
@@ -70,11 +72,11 @@ class Plan(Protocol):
     def verdicts(self) -> int: ...
 
     def lines(self) -> Iterator[str]:
-        """All of it, for people."""
+        """The whole plan as readable lines."""
 
 
 class Planner(Protocol[S_contra, P]):
-    """Holds the mirror of one family's rules. Pure: `committed` tells it that the kernel took a plan."""
+    """Holds the mirror of one family's rules. Pure: `committed` is called when the kernel has accepted a plan."""
 
     @property
     def family(self) -> Family: ...
@@ -82,27 +84,27 @@ class Planner(Protocol[S_contra, P]):
     def node(self) -> NodeInfo: ...
 
     def full(self, dataplane: Dataplane, found: S_contra | None) -> P:
-        """From what was read back to the dataplane; empty where nothing differs."""
+        """From the rules that were read back to the dataplane; empty if nothing differs."""
 
     def change(self, dataplane: Dataplane, delta: Delta) -> P:
-        """What `delta` needs, given that the mirror is true."""
+        """The changes for `delta`, given that the mirror is correct."""
 
     @property
     def unswept(self) -> bool:
-        """Are there rules that only packets in flight need?"""
+        """Whether there are rules that only packets in flight need."""
 
     def sweep(self) -> P:
-        """Take them away."""
+        """Remove those rules."""
 
     def committed(self, plan: P) -> None:
-        """The kernel took it."""
+        """The kernel accepted the plan."""
 
     def rule_counts(self) -> Mapping[str, int]:
         """Our rules in the kernel, by table."""
 
 
 class Watch(Protocol):
-    """Hears of changes that others make. `fileno` is for an event loop; readable: ask `changed`."""
+    """Reports changes that others make. `fileno` is for an event loop; when it is readable, call `changed`."""
 
     def fileno(self) -> int: ...
     def changed(self) -> bool: ...
@@ -113,13 +115,15 @@ class Rules(Protocol[N_contra, S_co, P_contra]):
     """The rules of one network namespace, in a kernel or in memory: read, commit, settle. Raises OSError."""
 
     def read(self, family: Family) -> S_co | None:
-        """What is there."""
+        """The present rules."""
 
     def commit(self, planner: N_contra, plan: P_contra) -> None:
-        """Write it. An error changes nothing, as far as the kernel can do that."""
+        """Write the plan. If the kernel allows it, an error changes nothing."""
 
     def settle(self, planner: N_contra, *, swept: bool) -> None:
-        """What no plan can do, because rules write there too; after each commit of a sync and of a sweep."""
+        """The work that no plan can do, because rules write there too; call it after each commit of a sync and of a
+        sweep.
+        """
 
 
 class Kernel(Rules[N_contra, S_co, P_contra], Protocol[N_contra, S_co, P_contra]):
@@ -127,50 +131,53 @@ class Kernel(Rules[N_contra, S_co, P_contra], Protocol[N_contra, S_co, P_contra]
 
     @property
     def no_notifications(self) -> bool:
-        """Are there changes by others that no watch hears of?"""
+        """Whether there are changes by others that no watch reports."""
 
     def watch(self, planners: Sequence[N_contra]) -> Sequence[Watch]:
-        """Start to hear of foreign changes; to be called after the first sync."""
+        """Start to watch for foreign changes; call it after the first sync."""
 
     def counted(self, planners: Sequence[N_contra]) -> Mapping[Reason, int]:
-        """Packets that rules with these codes have counted: INVALID_STATE, LOCALHOST_NODE_PORT. For any thread."""
+        """The number of packets that rules with these codes have counted: INVALID_STATE, LOCALHOST_NODE_PORT.
+        Thread-safe.
+        """
 
     def foreign_commits(self) -> int:
-        """A number that rises when somebody else changes rules, as far as the kernel tells."""
+        """A number that increases when another program changes rules, as far as the kernel reports it."""
 
     def retire(self) -> list[str]:
-        """Remove what this very backend left in another variant; returns what was there."""
+        """Remove the rules of this same backend in another variant; returns the rules found."""
 
     def close(self) -> None:
-        """The rules stay."""
+        """Close the connections; the rules stay."""
 
 
 class Fake(Rules[N_contra, S_co, P], Protocol[N_contra, S_co, P]):
     """Rules in memory. Raises for a plan that a kernel would refuse."""
 
     def content(self, family: Family) -> object:
-        """What the rules mean: equal for equal Dataplanes, whatever came before."""
+        """The meaning of the rules: equal for equal Dataplanes, whatever the history."""
 
     def holds(self, planner: N_contra) -> bool:
-        """Is the planner's mirror what is here?"""
+        """Whether the planner's mirror equals the rules here."""
 
     def note(self, family: Family, noted: Hashable) -> None:
-        """A rule wrote this of a client (Trace.noted)."""
+        """Record what a rule noted about a client (Trace.noted)."""
 
     def forget(self, family: Family, noted: Hashable) -> None: ...
 
     def stages(self, planner: N_contra, plan: P) -> Sequence[P]:
-        """The steps in which a plan gets to the kernel; a kill can come between any two."""
+        """The steps in which a plan reaches the kernel; a kill can come between any two."""
 
     def damage(self, family: Family) -> None:
-        """Somebody else breaks some of the rules."""
+        """Damage some of the rules, as another program might."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricNames:
-    """kube-proxy's names, where it has one for this kind of rules; "" for none. failures: syncs that the kernel
-    refused. cleanup_failures: sweeps. partial_failures: of syncs that were not full ones. rules: gauge of rules by
-    table. last: those that the last sync wrote. packets: how names of packet counters begin."""
+    """kube-proxy's names, if it has one for this kind of rules; "" for none. failures: syncs that the kernel refused.
+    cleanup_failures: sweeps. partial_failures: of syncs that were not full ones. rules: gauge of rules by table. last:
+    those written by the last sync. packets: the prefix of the names of packet counters.
+    """
 
     failures: str
     cleanup_failures: str = ""
@@ -193,9 +200,10 @@ class Setting(NamedTuple):
 
 
 class Backend(Protocol[N, S, P]):
-    """name: in settings. place: what its rules are called in a kernel. settings: its own. ns_fd: of the network
-    namespace; None: the caller's. Every method of the kernel's side raises OSError, and returns nothing found where the
-    kernel has nothing of the kind."""
+    """name: in settings. place: the name of its rules in a kernel. settings: its own settings. ns_fd: of the network
+    namespace; None: the caller's. Every method of the kernel's side raises OSError, and returns an empty result if the
+    kernel has nothing of the kind.
+    """
 
     @property
     def name(self) -> str: ...
@@ -215,39 +223,41 @@ class Backend(Protocol[N, S, P]):
     # The kernel's side
 
     def having(self, values: Mapping[str, str]) -> Backend[N, S, P]:
-        """The same with other settings, by their fields."""
+        """The backend with other settings, by their fields."""
 
     def kernel(self, planners: Sequence[N], ns_fd: int | None = None) -> Kernel[N, S, P]:
-        """Raises OSError that says what the host lacks."""
+        """Raises OSError that names what the host lacks."""
 
     def observe(self, ns_fd: int | None = None) -> Live | None:
-        """The live rules; None where there are none of this backend."""
+        """The live rules; None if there are none of this backend."""
 
     def existing(self, ns_fd: int | None = None) -> list[str]:
-        """What `cleanup` would remove, one line each."""
+        """What `cleanup` would remove, one line for each item."""
 
     def cleanup(self, ns_fd: int | None = None, *, patient: bool = True) -> list[str]:
-        """Remove all that this backend ever wrote; returns what was there. patient: wait for locks that other programs
-        hold; else raise OSError (EAGAIN)."""
+        """Remove everything that this backend ever wrote; returns what was found. patient: wait for locks that other
+        programs hold; else raise OSError (EAGAIN).
+        """
 
     def remove_idle(self, node: NodeInfo, ns_fd: int | None = None) -> None:
-        """Remove rules of a family that has no Service range (any more)."""
+        """Remove rules of a family that has no Service range any more."""
 
     def foreign(self) -> Foreign:
-        """Rules of others of this backend's kind, in the caller's namespace."""
+        """Rules of this backend's kind that other programs made, in the caller's namespace."""
 
 
 AnyBackend = Backend[Any, Any, Any]
 
 
 def families(node: NodeInfo) -> tuple[Family, ...]:
-    """The families with Service addresses; rules with NAT hooks switch conntrack on for their family, so no idle
-    ones."""
+    """The families with Service addresses. Rules with NAT hooks switch conntrack on for their family, so idle families
+    get none.
+    """
     return tuple(f for f in FAMILIES if any((":" in cidr) == (f == "ip6") for cidr in node.service_cidrs))
 
 
 def dry_run(backend: AnyBackend, dataplane: Dataplane) -> Iterator[str]:
-    """What a first sync would write into an empty kernel, one line a step."""
+    """What a first sync would write into an empty kernel, one line for each step."""
     for family in families(dataplane.node):
         yield f"# {'IPv4' if family == 'ip' else 'IPv6'}"
         yield from backend.planner(family, dataplane.node).full(dataplane, backend.fake().read(family)).lines()

@@ -1,4 +1,4 @@
-"""The only file that knows the concrete backends: which there are, and what is asked of all of them. IO.
+"""The only module that knows the concrete backends: the list of them, and the calls that go to all. I/O.
 
 A backend is a folder beside this file with a class like backend.Backend, and a line in ALL.
 """
@@ -26,12 +26,12 @@ def names() -> tuple[str, ...]:
 
 
 def settings() -> tuple[Setting, ...]:
-    """Those that belong to one backend alone."""
+    """The settings that belong to one backend alone."""
     return tuple(setting for backend in ALL for setting in backend.settings)
 
 
 def choices() -> tuple[str, ...]:
-    """Names for one setting that chooses backend and variant at once: "nftables", "iptables", "iptables-legacy"."""
+    """Names that choose backend and variant at once: "nftables", "iptables", "iptables-legacy"."""
     return tuple(
         choice
         for backend in ALL
@@ -44,7 +44,8 @@ def choices() -> tuple[str, ...]:
 
 def chosen(choice: str) -> dict[str, str]:
     """One of `choices` as fields of ProxyConfig; the settings of the other backends have their defaults. Raises
-    ConfigError for none of them."""
+    ConfigError for any other name.
+    """
     if choice not in choices():
         raise ConfigError(f"backend: {choice!r} is none of {', '.join(choices())}")
     name, _, value = choice.partition("-")
@@ -54,7 +55,7 @@ def chosen(choice: str) -> dict[str, str]:
 
 
 def check(config: ProxyConfig) -> None:
-    """The whole configuration. Raises ConfigError that names the field and what it should be."""
+    """Check the whole configuration. Raises ConfigError that names the field and its valid values."""
     fields = [("backend", names()), *((setting.field, setting.choices) for setting in settings())]
     for field, known in fields:
         if (value := getattr(config, field)) not in known:
@@ -63,7 +64,7 @@ def check(config: ProxyConfig) -> None:
 
 
 def choose(name: str, values: Mapping[str, str] | None = None) -> AnyBackend:
-    """values: its own settings, by their fields. Raises KeyError for a name that check() would not let through."""
+    """values: the backend's own settings, by their fields. Raises KeyError for a name that check() would refuse."""
     return {backend.name: backend for backend in ALL}[name].having(values or {})
 
 
@@ -78,9 +79,9 @@ def proxier(node: NodeInfo, ns_fd: int | None = None, choice: str = "") -> Proxi
 
 
 def retire(proxier: Proxier) -> list[str]:
-    """Remove what every other backend, and another variant of this one, left; returns what was there. To be called when
-    `proxier` has made its first sync: flows that are translated stay so, and new ones find its rules. Raises
-    OSError."""
+    """Remove the rules of every other backend, and of other variants of this one; returns what was found. Call it after
+    the first sync of `proxier`: translated flows stay translated, and new ones find its rules. Raises OSError.
+    """
     others = [backend for backend in ALL if backend.name != proxier.backend.name]
     return [
         *(line for backend in others for line in backend.cleanup(proxier.ns_fd, patient=False)),
@@ -93,12 +94,14 @@ def existing(ns_fd: int | None = None) -> list[str]:
 
 
 def cleanup(ns_fd: int | None = None) -> list[str]:
-    """Remove everything that any backend ever wrote; returns what was there."""
+    """Remove everything that any backend ever wrote; returns what was found."""
     return [line for backend in ALL for line in backend.cleanup(ns_fd)]
 
 
 def observe(ns_fd: int | None = None) -> Live | None:
-    """The rules that serve Services here. Where two backends are (one is being replaced), the one that is met first."""
+    """The rules that serve Services here. If two backends are present (one replaces the other), the first one in the
+    list.
+    """
     return next((live for backend in ALL if (live := backend.observe(ns_fd)) is not None), None)
 
 
@@ -108,5 +111,5 @@ def places() -> tuple[str, ...]:
 
 
 def foreign() -> tuple[Foreign, ...]:
-    """Rules of others in the caller's namespace."""
+    """Rules of other programs in the caller's namespace."""
     return tuple(backend.foreign() for backend in ALL)

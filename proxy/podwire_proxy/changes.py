@@ -1,4 +1,4 @@
-"""Change tracking: watch events in, a live Dataplane out; a Service is worked out again only when it changed."""
+"""Change tracking: watch events in, a live Dataplane out; a Service is computed again only when it changed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .model import Endpoint, NodeInfo, PortName, ServicePort
 
 
 class Tracker:
-    """`service`, `slice` and `node` note changes and return an object's problems; `flush` updates the Dataplane.
+    """`service`, `slice` and `node` record changes and return an object's problems; `flush` updates the Dataplane.
 
-    A misshapen object is a problem of its own. Any other exception is a bug of ours: then nothing was noted, and what
-    the object said before stays.
+    A malformed object is reported as a problem. Any other exception is a bug of ours: then nothing is recorded, and the
+    previous state of the object stays.
     """
 
     def __init__(self, node: NodeInfo) -> None:
@@ -77,7 +77,7 @@ class Tracker:
         return problems
 
     def node(self, node: NodeInfo) -> bool:
-        """The node's addresses, zone or CIDRs changed: every Service is worked out again. True where it differs."""
+        """The node's addresses, zone or CIDRs changed: every Service is computed again. Returns whether they differ."""
         if node == self._node:
             return False
         self._node = node
@@ -92,7 +92,9 @@ class Tracker:
         return out
 
     def flush(self) -> Delta:
-        """Work the noted changes out. Equal inputs give an equal Dataplane, in whatever order and steps they came."""
+        """Process the recorded changes. Equal inputs give an equal Dataplane, whatever the order and grouping of the
+        changes.
+        """
         delta = Delta()
         self.dataplane.node = self._node
         for service in self._dirty:
@@ -106,13 +108,13 @@ class Tracker:
 
 
 class DeduplicatedLog:
-    """What was said of which object: watches repeat themselves, the log need not."""
+    """Remembers what was logged about which object: watches repeat themselves, the log need not."""
 
     def __init__(self) -> None:
         self._last: dict[tuple[str, str], list[str]] = {}
 
     def news(self, kind: str, key: str, problems: list[str]) -> list[str]:
-        """Those of the object's problems that were not there the last time."""
+        """The object's problems that are new since the last call."""
         known = self._last.pop((kind, key), [])
         if problems:
             self._last[kind, key] = problems
@@ -124,5 +126,5 @@ def _misshapen(kind: str, why: str) -> str:
 
 
 def _count(info: SliceInfo) -> int:
-    """Endpoints of a slice that belongs to a Service."""
+    """The number of endpoints of a slice that belongs to a Service."""
     return sum(map(len, info.endpoints.values())) if info.service else 0

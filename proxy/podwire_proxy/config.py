@@ -1,4 +1,4 @@
-"""What the proxy role is told, checked, and what it makes of its own Node. Pure."""
+"""The proxy role's settings, with checks, and the values that it derives from its Node. Pure."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class ProxyConfig:
     """kubeconfig None: in-cluster service account. run_dir: the node's run directory, for the role's status file.
 
     cluster_cidrs: the pods' addresses. service_cidrs: unallocated addresses inside are dropped. node_cidrs: the nodes'
-    addresses; Services may claim none of all these as externalIPs.
-    backend: what writes the rules; iptables_variant: whose programs, where that is iptables; auto: those the host uses.
-    detect_local: how a pod's traffic is told from the world's (kube-proxy's detectLocalMode): by cluster_cidrs (()
-    switches the detector off), by the Node's podCIDRs, or by the interface that local_interface names (its prefix).
-    node_port_addresses: "primary", or CIDRs of local addresses. min_interval: seconds between two syncs of a burst.
-    localhost_node_ports: NodePorts on 127.0.0.1 too.
-    metrics_address, healthz_address: "host:port" for /metrics, /proxyMode and /configz, for /healthz and /livez; ""
-    off. healthz_timeout: seconds that an update may wait before the proxy counts as unhealthy.
-    conntrack_max_per_core, conntrack_min: room for so many flows for each core and at least; raised to, never lowered;
-    0: left. conntrack: net.netfilter settings to make, as ("nf_conntrack_tcp_timeout_close_wait", 3600).
+    addresses; Services may claim no address of these three as externalIP. backend: the writer of the rules;
+    iptables_variant: for iptables, the variant of its programs; auto: the one that the host uses. detect_local: how a
+    pod's traffic is recognised (kube-proxy's detectLocalMode): by cluster_cidrs (() switches the detector off), by the
+    Node's podCIDRs, or by the interface that local_interface names (its prefix). node_port_addresses: "primary", or
+    CIDRs of local addresses. min_interval: seconds between two syncs of a burst. localhost_node_ports: NodePorts on
+    127.0.0.1 too. metrics_address, healthz_address: "host:port" for /metrics, /proxyMode and /configz, for /healthz and
+    /livez; "" disables them. healthz_timeout: seconds for which an update may wait before the proxy counts as
+    unhealthy. conntrack_max_per_core, conntrack_min: the number of flows per core, and the minimum, that conntrack
+    should hold; its maximum is raised but never lowered; 0: left alone. conntrack: net.netfilter settings to write, as
+    ("nf_conntrack_tcp_timeout_close_wait", 3600).
     """
 
     node_name: str
@@ -66,20 +66,21 @@ class ProxyConfig:
     ) -> NodeInfo:
         """What the proxy needs to know of its Node; without the object there are no NodePorts and no zone.
 
-        local: the machine's own addresses, of which node_port_addresses chooses. warn: is told what of the Node cannot
-        be used.
+        local: the machine's own addresses; node_port_addresses selects from them. warn: called with each unusable value
+        of the Node.
         """
         return node_info(self, obj, local, warn)
 
     @property
     def scans_addresses(self) -> bool:
-        """Must the machine's addresses be known?"""
+        """Whether the machine's addresses must be known."""
         return self.node_port_addresses != ("primary",)
 
 
 def check(config: ProxyConfig) -> None:
-    """Raises ConfigError that names the field and what it should be. Of the backend and its settings
-    backends.check() knows, which calls this."""
+    """Raises ConfigError that names the field and its valid values. backends.check() checks the backend and its
+    settings, and calls this.
+    """
     if not config.service_cidrs:
         raise ConfigError("service_cidrs: is empty; give the range that ClusterIPs come from, as 10.96.0.0/16")
     ports = tuple(cidr for cidr in config.node_port_addresses if cidr != "primary")
@@ -120,7 +121,7 @@ def _addresses(obj: meta.Object | None, warn: Callable[[str], None]) -> tuple[st
 
 
 def _ranges(found: Iterable[Any], warn: Callable[[str], None]) -> tuple[str, ...]:
-    """The Node's podCIDRs; what is none must not reach the rules."""
+    """The Node's podCIDRs; invalid ones must not reach the rules."""
     usable = []
     for text in filter(None, found):
         try:
@@ -170,7 +171,7 @@ def node_info(
 
 
 def wanted_flows(config: ProxyConfig, cores: int) -> int:
-    """How many flows conntrack should have room for, as kube-proxy reckons; 0 for no wish."""
+    """The number of flows that conntrack should have room for, as kube-proxy computes it; 0: no requirement."""
     return max(config.conntrack_min, config.conntrack_max_per_core * cores) if config.conntrack_max_per_core else 0
 
 
@@ -182,7 +183,7 @@ NODE_SHAPE = {
 
 
 def eligible(obj: meta.Object | None) -> bool:
-    """May load balancers send this node new traffic? Not while it is deleted, or about to be."""
+    """Whether load balancers may send this node new traffic: not while it is deleted, or about to be."""
     if obj is None or meta.deleting(obj):
         return False
     taints = (obj.get("spec") or {}).get("taints") or []
@@ -190,8 +191,7 @@ def eligible(obj: meta.Object | None) -> bool:
 
 
 def service_cidrs(found: Iterable[tuple[Any, ...]], configured: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
-    """(the ranges of all ServiceCIDR objects, what cannot be used of them). A family that is not configured has no
-    table."""
+    """(the ranges of all ServiceCIDR objects, the unusable ones). A family that is not configured has no table."""
     families = {":" in cidr for cidr in configured}
     usable: set[str] = set()
     strange: list[str] = []

@@ -1,17 +1,17 @@
 """Which conntrack entries keep packets away from where they belong. Pure; flows.py reads and
 deletes them.
 
-UDP: a flow without a handshake goes on for ever with the translation it began with. An entry is stale when its original
-destination is a frontend that has backends and its answers come from none of them: the backend went away, or the flow
-began before any translation existed (then its answers would come from the Service address itself).
+UDP: a flow without a handshake keeps its first translation forever. An entry is stale if its original destination is a
+frontend with endpoints but its answers come from none of them: the endpoint was removed, or the flow began before any
+translation existed (then its answers would come from the Service address itself).
 
-TCP that nobody has answered yet: the entry of a SYN leads its retransmissions to the same endpoint, for two minutes,
-also when that endpoint is gone. Without the entry the next one is a new connection and finds a living endpoint.
+TCP without an answer yet: the entry of a SYN leads its retransmissions to the same endpoint for two minutes, even if
+that endpoint is gone. Without the entry, the next retransmission is a new connection and finds a living endpoint.
 
-Other TCP is left alone: established connections to a removed endpoint end in their own time. Only where a Service asks
-for it (Frontend.alive) are the flows of endpoints that are gone, and not just terminating, stale too. Their entries are
-deleted; the rules answer what comes next from such a client, which belongs to no flow, with a reset. So that a client
-which only waits hears of it as well, both ends get a `challenge_ack_probe`.
+Other TCP flows are left alone: established connections to a removed endpoint end in their own time. Only if a Service
+requests it (Frontend.alive), the flows of endpoints that are gone (not just terminating) are stale too. Their entries
+are deleted. The next packet of such a client belongs to no flow, and the rules answer it with a reset. A client that
+only waits must learn of it too, so both ends get a `challenge_ack_probe`.
 """
 
 from __future__ import annotations
@@ -28,31 +28,32 @@ from .model import PROTOCOLS, Destination, Protocol
 
 SYN_FIN = 0x03
 Place = tuple[str, int]  # address, port
-FEW = 8  # up to so many frontends the kernel is asked for each; more: for all entries of a protocol at once
+FEW = 8  # up to this number of frontends, a dump for each; above it, one dump of all entries of a protocol
 _PROTOCOLS: dict[int, Protocol] = {6: "TCP", 17: "UDP", 132: "SCTP"}
 
 
 def frontend_of(flow: Flow) -> Key | None:
-    """What the client dialled; None for a protocol that Services have no ports of."""
+    """The destination that the client dialled; None for a protocol that Services do not have."""
     protocol = _PROTOCOLS.get(flow.protocol)
     return None if protocol is None else Key(flow.original.destination, protocol, flow.original.destination_port)
 
 
 def destination_of(flow: Flow) -> Destination:
-    """Where the flow's replies come from."""
+    """The source of the flow's replies."""
     return Destination(flow.reply.source, flow.reply.source_port)
 
 
 def queries(frontends: Collection[Key]) -> list[bytes]:
-    """What to ask the kernel for, so that it tells of all flows to these frontends (and perhaps of others): each dump
-    goes through its whole table."""
+    """The dumps to request from the kernel so that they contain all flows to these frontends (and perhaps others). Each
+    dump walks the kernel's whole table.
+    """
     if len(frontends) > FEW:
         return [matching(PROTOCOLS[protocol]) for protocol in sorted({key.protocol for key in frontends})]
     return [matching(PROTOCOLS[key.protocol], key.ip, key.port) for key in frontends]
 
 
 def serving(frontends: Mapping[Key, Frontend]) -> dict[Key, frozenset[Destination]]:
-    """Of these frontends those whose flows are looked after, with the backends that may answer for them now."""
+    """The frontends, of those given, whose flows are checked, each with the destinations that may answer for it now."""
     out: dict[Key, frozenset[Destination]] = {}
     for key, frontend in frontends.items():
         if key.protocol == "UDP":
@@ -64,7 +65,7 @@ def serving(frontends: Mapping[Key, Frontend]) -> dict[Key, frozenset[Destinatio
 
 
 def stale(flows: Iterable[Flow], serving: Mapping[Key, frozenset[Destination]]) -> Iterator[Flow]:
-    """Entries of `serving`'s frontends that lead nowhere."""
+    """Entries of the frontends in `serving` that lead nowhere."""
     for flow in flows:
         frontend = frontend_of(flow)
         destinations = serving.get(frontend) if frontend is not None else None
@@ -74,9 +75,9 @@ def stale(flows: Iterable[Flow], serving: Mapping[Key, frozenset[Destination]]) 
         if answers in destinations:
             continue
         if frontend.protocol == "UDP":
-            if destinations:  # else: nowhere to go instead
+            if destinations:  # else: there is no other endpoint
                 yield flow
-        elif answers != (frontend.ip, frontend.port):  # never translated: none of ours
+        elif answers != (frontend.ip, frontend.port):  # never translated: not our flow
             yield flow
 
 
@@ -86,17 +87,18 @@ def stale_attempts(flows: Iterable[Flow], frontends: Mapping[Key, Frontend]) -> 
         key = frontend_of(flow) if flow.opening else None
         frontend = frontends.get(key) if key is not None else None
         if frontend is None or not (destinations := frontend.destinations):
-            continue  # without backends: nowhere to go instead
+            continue  # without endpoints: there is no other one
         if destination_of(flow) not in destinations:
             yield flow
 
 
 def challenge_ack_probe(source: Place, destination: Place) -> bytes:
-    """A whole IP packet that makes the TCP at `destination` send an ACK to `source`: SYN in an established connection
-    (RFC 5961, 4.2). The FIN beside it makes conntrack take the packet for invalid, so it leaves no entry on its way."""
+    """A whole IP packet that makes the TCP at `destination` send an ACK to `source`: a SYN in an established connection
+    (RFC 5961, 4.2). The FIN beside it makes the packet invalid for conntrack, so it leaves no entry.
+    """
     src, dst = packed(source[0]), packed(destination[0])
     tcp = struct.pack("!HHIIBBHHH", source[1], destination[1], 1, 0, 5 << 4, SYN_FIN, 0, 0, 0)
     tcp = tcp[:16] + frames.upper_checksum(src, dst, frames.TCP, tcp) + tcp[18:]
-    if len(src) == 4:  # the kernel fills length, ident and checksum in
+    if len(src) == 4:  # the kernel fills in length, ident and checksum
         return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, 64, frames.TCP, 0) + src + dst + tcp
     return frames.ipv6(src, dst, frames.TCP, 64, tcp)

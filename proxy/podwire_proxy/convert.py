@@ -21,7 +21,7 @@ HEADLESS_LABEL = "service.kubernetes.io/headless"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 RESET_ANNOTATION = "podwire.io/reset-on-endpoint-removal"
 AFFINITY_SECONDS, DAY = 10800, 86400  # sessionAffinityConfig.clientIP.timeoutSeconds: default and maximum of the API
-NOBODY = ("255.255.255.255/32", f"{'ffff:' * 7}ffff/128")  # source ranges that no packet has an address of
+NOBODY = ("255.255.255.255/32", f"{'ffff:' * 7}ffff/128")  # source ranges that no packet's address is in
 _METADATA = {"labels": dict, "annotations": dict}
 # What is read below without a look at its type. Addresses, numbers and names are looked at, one by one. The tracker
 # compares an object with this only once reading it has failed: objects that are well need not be looked at twice.
@@ -61,7 +61,7 @@ class Problems:
         self.found.append(f"{where}: {what}")
 
     def address(self, where: str, text: Any) -> str:
-        """The canonical address, "" (and a problem) where `text` is none."""
+        """The canonical address, or "" and a problem if `text` is none."""
         try:
             return normal_ip(str(text))
         except ValueError:
@@ -73,7 +73,7 @@ class Problems:
         return tuple(dict.fromkeys(ip for ip in found if ip))
 
     def ranges(self, where: str, items: Iterable[Any]) -> tuple[str, ...]:
-        """Canonical CIDRs; () where one of them lets everyone in, for that family."""
+        """Canonical CIDRs; () if one of them lets everyone of that family in."""
         found: dict[str, None] = {}
         for index, item in enumerate(items):
             try:
@@ -86,7 +86,7 @@ class Problems:
         return tuple(found)
 
     def number(self, where: str, value: Any) -> int:
-        """A port from 1 to 65535, 0 (and a problem) for anything else."""
+        """A port from 1 to 65535, or 0 and a problem for anything else."""
         if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536:
             return value
         self.add(where, f"{value!r} is no port number (1-65535); left out")
@@ -94,7 +94,7 @@ class Problems:
 
 
 def cluster_ips(service: meta.Object) -> tuple[str, ...]:
-    """The Service's cluster addresses as the object has them; () for headless and ExternalName Services."""
+    """The cluster addresses in the Service object; () for headless and ExternalName Services."""
     spec = service.get("spec") or {}
     first = spec.get("clusterIP") or ""
     if spec.get("type") == "ExternalName" or not first or first == "None":
@@ -103,7 +103,9 @@ def cluster_ips(service: meta.Object) -> tuple[str, ...]:
 
 
 def _load_balancer_ips(service: meta.Object, problems: Problems) -> tuple[str, ...]:
-    """Ingress addresses to short-circuit: ipMode Proxy wants the packet to leave the node, names are not ours."""
+    """Ingress addresses to short-circuit. With ipMode Proxy the packet must leave the node, and host names are not
+    addresses.
+    """
     status = service.get("status") or {}
     ingress = (status.get("loadBalancer") or {}).get("ingress") or []
     usable = [item["ip"] for item in ingress if item.get("ip") and item.get("ipMode", "VIP") == "VIP"]
@@ -111,14 +113,14 @@ def _load_balancer_ips(service: meta.Object, problems: Problems) -> tuple[str, .
 
 
 def _source_ranges(found: Any, problems: Problems) -> tuple[str, ...]:
-    """Who asked for a fence and made a mistake in all of it must not stand open to everyone."""
+    """A Service whose source ranges are all invalid must not be open to everyone."""
     if not found:
         return ()
     before = len(problems.found)
     usable = problems.ranges("spec.loadBalancerSourceRanges", found)
     if len(problems.found) - before < len(found):
         return usable
-    problems.add("spec.loadBalancerSourceRanges", "none of them can be used; nobody is let in")
+    problems.add("spec.loadBalancerSourceRanges", "none of them can be used; no source is allowed")
     return NOBODY
 
 
@@ -149,7 +151,7 @@ def _policy(value: Any) -> Policy:
 
 
 def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[str]]:
-    """The Service's proxied ports, and problems. () where this proxy has nothing to do with it."""
+    """The Service's proxied ports, and problems. () if this proxy does not handle it."""
     problems = Problems()
     if PROXY_NAME_LABEL in meta.labels(service):
         return (), []
@@ -204,7 +206,7 @@ def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[s
 
 @dataclass(frozen=True, slots=True)
 class SliceInfo:
-    """What one EndpointSlice says. service: "namespace/name", "" where it belongs to none."""
+    """The content of one EndpointSlice. service: "namespace/name", "" if it belongs to none."""
 
     service: str
     endpoints: Mapping[PortName, tuple[Endpoint, ...]]

@@ -1,7 +1,7 @@
-"""All policy ends here: Service ports and endpoints become frontends that balance, reject or drop.
+"""The result of all policy: Service ports and endpoints become frontends that balance, reject or drop.
 
-Sources are told apart as the masquerade matrix does: a *pod* (source inside NodeInfo.pod_cidrs), this *node* (a local
-address), or *outside*. A frontend says what each of them gets, and whether the packet's source is masqueraded:
+Sources are distinguished as in the masquerade matrix: a *pod* (source inside NodeInfo.pod_cidrs), this *node* (a local
+address), or *outside*. A frontend defines what each of them gets, and whether the packet's source is masqueraded:
 
 | frontend                            | pod    | node   | outside | masquerade                         |
 |-------------------------------------|--------|--------|---------|------------------------------------|
@@ -9,13 +9,12 @@ address), or *outside*. A frontend says what each of them gets, and whether the 
 | NodePort, externalIP, LB; eTP Cluster | internal | internal | internal | always |
 | NodePort, externalIP, LB; eTP Local | internal | internal | external | node: only the node's own traffic  |
 
-With NodeInfo.localhost, NodePorts are on 127.0.0.1 as well; what comes from the wire with a loopback address is
-dropped.
+With NodeInfo.localhost, NodePorts are on 127.0.0.1 as well; a packet from the wire with a loopback address is dropped.
 
 `internal` is the cluster set of endpoints (the local set for a ClusterIP with internalTrafficPolicy Local); `external`
 is the local set. No usable endpoint anywhere: NO_ENDPOINTS, a refusal. None here but some elsewhere under a Local
 policy: NO_LOCAL_ENDPOINTS, a drop. A packet whose chosen endpoint is its own source is always masqueraded (hairpin).
-Without pod_cidrs nobody is a pod, and a ClusterIP's packets keep their source.
+Without pod_cidrs no source counts as a pod, and a ClusterIP's packets keep their source.
 
 A load balancer's address with source ranges drops every other source (NOT_IN_RANGE), pods and the node included,
 before anything else. Session affinity remembers each client's endpoint by Service port, so it holds across the port's
@@ -34,7 +33,7 @@ from .verdict import NO_ENDPOINTS, NO_LOCAL_ENDPOINTS, Verdict
 
 
 class Key(NamedTuple):
-    """What a packet must be addressed to."""
+    """The destination of a packet for a frontend."""
 
     ip: str
     protocol: Protocol
@@ -43,7 +42,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sticky:
-    """Session affinity ClientIP. port: stands for the Service port (its first ClusterIP), whichever frontend is
+    """Session affinity ClientIP. port: identifies the Service port (by its first ClusterIP), whichever frontend is
     dialled.
 
     local: the choice is among the local set of endpoints. seconds: how long after its last new connection a client is
@@ -59,27 +58,24 @@ class Sticky:
 class Balance:
     """Uniform random choice for each new connection. destinations: at least one, sorted, distinct.
 
-    sticky: a client that is remembered gets its endpoint of last time, as long as that is among `destinations`.
+    sticky: a remembered client gets its previous endpoint while that is among `destinations`.
     """
 
     destinations: tuple[Destination, ...]
     sticky: Sticky | None = None
 
 
-Treatment = (
-    Balance | Verdict
-)  # what a frontend does with a packet: NO_ENDPOINTS and NO_LOCAL_ENDPOINTS are the verdicts
+Treatment = Balance | Verdict  # a frontend's action on a packet: NO_ENDPOINTS and NO_LOCAL_ENDPOINTS are the verdicts
 Kind = Literal["ClusterIP", "NodePort", "ExternalIP", "LoadBalancer"]
 Masquerading = Literal["off-cluster", "always", "node"]
 
 
 @dataclass(frozen=True, slots=True)
 class Frontend:
-    """external: what sources outside the cluster get, None where it is the same as `internal`.
+    """external: the set for sources outside the cluster, None if it equals `internal`.
 
-    sources: CIDRs of the only sources that are let in; () for everyone. alive: only of a Service that wants the flows
-    of endpoints that are gone to be reset: all its endpoints, whatever their conditions. None: flows end in their own
-    time.
+    sources: CIDRs of the only sources that are allowed; () for everyone. alive: set only for a Service that wants flows
+    of removed endpoints to be reset: all its endpoints, whatever their conditions. None: flows end in their own time.
     """
 
     key: Key
@@ -93,13 +89,13 @@ class Frontend:
 
     @property
     def destinations(self) -> frozenset[Destination]:
-        """All that new connections may be given to."""
+        """All destinations of new connections."""
         return frozenset(b for a in (self.internal, self.external) if isinstance(a, Balance) for b in a.destinations)
 
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """What is to be answered on a Service's healthCheckNodePort. endpoints: ready ones on this node, by address."""
+    """The answer on a Service's healthCheckNodePort. endpoints: ready ones on this node, by address."""
 
     port: int
     endpoints: int
@@ -107,7 +103,7 @@ class HealthCheck:
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What one Service brings into the dataplane."""
+    """One Service's part of the dataplane."""
 
     frontends: tuple[Frontend, ...] = ()
     cluster_ips: tuple[str, ...] = ()
@@ -115,7 +111,8 @@ class Contribution:
     health: HealthCheck | None = None
     # Ports whose policy is Local, with endpoints only elsewhere: IPv4 internal and external, IPv6 internal and external
     no_local_endpoints: tuple[int, ...] = (0, 0, 0, 0)
-    order: tuple[str, str] = ("", "")  # (creationTimestamp, name): of two claims to an address the older one holds
+    # (creationTimestamp, name): if two Services claim an address, the older one has it
+    order: tuple[str, str] = ("", "")
 
 
 def _balance(endpoints: Iterable[Endpoint]) -> Balance | None:
@@ -171,10 +168,10 @@ def refused(port: ServicePort, node: NodeInfo) -> list[str]:
 
 
 def _hairpin(port: ServicePort, choice: Choice, node: NodeInfo) -> Iterable[str]:
-    """Endpoints that this node may have to send their own packets back to.
+    """Endpoints to which this node may have to send their own packets back.
 
-    Pods of other nodes are translated there, except when they dial this node's external frontends, which masquerade all
-    traffic anyway unless externalTrafficPolicy is Local.
+    Pods of other nodes are translated on their own node, except when they dial this node's external frontends. Those
+    masquerade all traffic anyway unless externalTrafficPolicy is Local.
     """
     everyone = port.external and port.external_policy == "Local"
     return [e.ip for e in {*choice.cluster, *choice.local} if everyone or e.node in (node.name, "")]
@@ -230,8 +227,9 @@ def _places(port: ServicePort, node: NodeInfo) -> Iterable[tuple[Kind, Key]]:
 
 
 def _sources(port: ServicePort, ip: str, node: NodeInfo) -> tuple[str, ...]:
-    """loadBalancerSourceRanges of the address's family. A node that is let in may come from the balancer's address
-    itself: where a cloud binds that address to the node, the node's own packets carry it as their source."""
+    """loadBalancerSourceRanges of the address's family. If the node is allowed, so is the balancer's address itself:
+    where a cloud binds that address to the node, the node's own packets carry it as their source.
+    """
     ranges = tuple(cidr for cidr in port.source_ranges if is_v6(cidr) == is_v6(ip))
     if any(covers(ranges, address) for address in node.addresses if is_v6(address) == is_v6(ip)):
         return (*ranges, f"{ip}/{128 if is_v6(ip) else 32}")
@@ -240,9 +238,10 @@ def _sources(port: ServicePort, ip: str, node: NodeInfo) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class Delta:
-    """What a change touched: look each up in the Dataplane; what is not there any more is gone.
+    """The keys that a change touched. Look each up in the Dataplane; a missing key was deleted.
 
-    moved: those frontends that packets may have been on their way to, to where new connections do not go now.
+    moved: those frontends to which packets may have been on their way, to destinations that new connections no longer
+    get.
     """
 
     frontends: set[Key] = field(default_factory=set)
@@ -255,7 +254,9 @@ class Delta:
 
 
 class Dataplane:
-    """All frontends of a node. Changed Service by Service; equal to one that is built afresh from the same Services."""
+    """All frontends of a node. It is changed Service by Service, and equals one built from scratch from the same
+    Services.
+    """
 
     def __init__(self, node: NodeInfo) -> None:
         self.node = node
@@ -272,7 +273,7 @@ class Dataplane:
         return len(self._parts)
 
     def replace(self, service: str, part: Contribution, delta: Delta) -> None:
-        """Put `part` in the place of what `service` contributed so far; what changes is noted in `delta`."""
+        """Replace the contribution of `service` by `part`; record the changes in `delta`."""
         old = self._parts.pop(service, Contribution())
         if part != Contribution():
             self._parts[service] = part
@@ -326,9 +327,10 @@ class Dataplane:
 
 
 def _moved(old: Frontend | None, new: Frontend) -> bool:
-    """An endpoint left, or had left when there was no other; or the address was not ours until now, and packets for it
-    went where routes led them. (Nobody else has ClusterIPs and NodePorts: what no rule translates there is dropped or
-    refused, and leaves no entry.)"""
+    """Whether an endpoint left, or had left while there was no other; or the address was not ours until now, and routes
+    led its packets elsewhere. (No other host has ClusterIPs and NodePorts: a packet to them that no rule translates is
+    dropped or refused, and leaves no entry.)
+    """
     if old is None:
         return new.kind in ("ExternalIP", "LoadBalancer")
     return not old.destinations or not old.destinations <= new.destinations

@@ -1,5 +1,6 @@
-"""The oracle: what becomes of the first packet of a flow, told from the Dataplane alone. Every backend is held against
-it."""
+"""The oracle: the verdict on the first packet of a flow, computed from the Dataplane alone. Every backend is compared
+with it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ class Packet:
     """The first packet of a flow as it enters the node's stack. node: sent by the node itself (output hook).
 
     bound: the destination is an address of this machine (beyond NodeInfo.addresses), as the cluster DNS address on lo.
-    interface: where the packet came in.
+    interface: on which the packet arrived.
     """
 
     src: str
@@ -32,12 +33,13 @@ class Packet:
 LOOPBACK = ("127.0.0.0/8",)
 Memory = Mapping[
     tuple[Key, bool, str], Destination
-]  # (Sticky.port, Sticky.local, client address) -> the endpoint of last time
+]  # (Sticky.port, Sticky.local, client address) -> the client's previous endpoint
 
 
 def source(packet: Packet, node: NodeInfo) -> Literal["pod", "node", "outside"]:
-    """A pod by its address or by the interface it came through; a node may send from an address of the pod range (a
-    bridge's), and then counts as a pod."""
+    """A pod is recognised by its address or by its interface; a node may send from an address of the pod range (a
+    bridge's), and then counts as a pod.
+    """
     if covers(node.pod_cidrs, packet.src) or _through(packet.interface, node.pod_interface):
         return "pod"
     return "node" if packet.node else "outside"
@@ -50,8 +52,9 @@ def _through(interface: str, wanted: str) -> bool:
 
 
 def decide(dataplane: Dataplane, packet: Packet, memory: Memory | None = None) -> Verdict:
-    """See dataplane.py for the policy; addresses inside the Service range that nobody has are dropped unless bound
-    here."""
+    """See dataplane.py for the policy; packets to unused addresses of the Service range are dropped unless the address
+    is bound here.
+    """
     node = dataplane.node
     if node.localhost and not packet.node and covers(LOOPBACK, packet.dst):
         return MARTIAN
@@ -78,12 +81,12 @@ def decide(dataplane: Dataplane, packet: Packet, memory: Memory | None = None) -
 
 
 def remembered(sticky: Sticky, packet: Packet) -> tuple[Key, bool, str]:
-    """Under which key the packet's client is remembered."""
+    """The key under which the packet's client is remembered."""
     return sticky.port, sticky.local, packet.src
 
 
 def chosen(frontend: Frontend, packet: Packet, node: NodeInfo) -> Treatment:
-    """What the frontend does for this packet's source."""
+    """The frontend's action for this packet's source."""
     if frontend.external is not None and source(packet, node) == "outside":
         return frontend.external
     return frontend.internal

@@ -1,4 +1,4 @@
-"""What the rules in a kernel do with a packet, in words. Pure: it is given what was read back from the kernel."""
+"""Explains in words what the rules in a kernel do with a packet. Pure: its input was read from the kernel."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from .model import Destination, NodeInfo
 from .verdict import PASS, Kind, Verdict, forward
 
 Claims = Mapping[tuple[str, str, int], tuple[str, int, int]]  # (ip, protocol, port) -> (Service, endpoints, ready ones)
-SHOWN = 5  # endpoints told in full
+SHOWN = 5  # number of endpoints that are listed in full
 _ORIGINS = {"pod": "a pod's address", "node": "this node itself", "outside": "outside the cluster"}
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """verdict None: the rules cannot be followed. to: the possible deliveries in the order of the rules, each with
-    whether the source is masqueraded."""
+    whether the source is masqueraded.
+    """
 
     verdict: Verdict | None
     lines: tuple[str, ...]
@@ -30,8 +31,9 @@ class Explanation:
 def explain(
     live: Live | None, node: NodeInfo, packet: Packet, claims: Claims | None = None, absent: Iterable[str] = ()
 ) -> Explanation:
-    """Trace the packet through the live rules. claims: what the API says of frontends, where it could be asked.
-    absent: where rules would be, told where live is None."""
+    """Trace the packet through the live rules. claims: the API's information about frontends, if the API was reachable.
+    absent: places where rules would be; used if live is None.
+    """
     lines = [f"source       {packet.src}: {_ORIGINS[source(packet, node)]}"]
     claim = (claims or {}).get((packet.dst, packet.protocol, packet.port))
     if claim:
@@ -42,10 +44,10 @@ def explain(
     try:
         traces = list(live.traces(packet, node))
     except NotImplementedError as err:
-        return Explanation(None, (*lines, f"verdict      unknown: somebody put a rule into {live.place}: {err}"))
+        return Explanation(None, (*lines, f"verdict      unknown: another program put a rule into {live.place}: {err}"))
     steps = list(
         dict.fromkeys(text for trace in traces[:SHOWN] for text in trace.steps)
-    )  # what all ways share is told once
+    )  # the steps that all paths share are listed once
     lines += [f"{'' if index else 'rules':<12} {text}" for index, text in enumerate(steps)]
     if len(traces) > SHOWN:
         lines.append(f"{'':<12} ... and {len(traces) - SHOWN} more endpoints, each as likely")
@@ -76,13 +78,13 @@ def _why(reason: Reason | None, packet: Packet, node: NodeInfo, claim: tuple[str
         case Reason.NO_ENDPOINTS:
             return "the Service has no ready endpoint" + (f" ({claim[1]} in all)" if claim else "")
         case Reason.LOOPBACK_MARTIAN:
-            return "a loopback address cannot come from the wire"
+            return "a loopback address is not valid on the wire"
         case Reason.UNALLOCATED_ADDRESS:
             return "no Service has this address, though it is in the Service range"
         case Reason.WRONG_PORT:
             return f"the Service has no port {packet.port}/{packet.protocol}"
         case Reason.SLOT_MISSING:
-            return "the endpoint that was drawn is gone; the client's next try draws another one"
+            return "the chosen endpoint is gone; the client's next attempt chooses another one"
         case None:
             return "a rule that is not the proxy's, or one that changed, decides"
     return reason.value.replace("-", " ")

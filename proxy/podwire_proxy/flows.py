@@ -1,10 +1,10 @@
 """The conntrack entries that changes of the dataplane leave behind. Every backend shares it.
 
-Nothing is deleted at the change itself: an answer may still be on its way, and so may be a packet that was translated
-by the rules of a moment ago. `note` remembers, `look` takes what is noted some milliseconds later, held against the
-dataplane of then.
+Nothing is deleted at the change itself: an answer may still be on its way, and so may a packet that the previous rules
+translated. `note` records the change; `look` takes the records some milliseconds later and compares them with the
+dataplane of that time.
 
-The kernel goes through its whole table for each dump, milliseconds even where nothing is found: `Look.run` may be
+For each dump the kernel walks its whole table, which takes milliseconds even if nothing is found. So `Look.run` may be
 called in a thread of its own (sweeper.py).
 """
 
@@ -29,14 +29,15 @@ from .model import Destination
 
 log = logs.get("proxy")
 IPPROTO_IPV6, IPV6_HDRINCL = 41, 36
-TOLD = 8  # flows of a sweep that get a log line each
+TOLD = 8  # maximum number of flows of a sweep that get a log line each
 
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What a sweep deleted: UDP entries that led nowhere, TCP flows that were reset, opening: SYNs that nobody will
-    answer. seconds: it took. by_family: the UDP entries by family. dumps, entries: what the kernel was asked for, and
-    told. busy: CPU seconds, with the kernel's part."""
+    """The entries that a sweep deleted: UDP entries that led nowhere, TCP flows that were reset, opening: SYNs that no
+    endpoint will answer. seconds: its duration. by_family: the UDP entries by family. dumps, entries: the number of
+    dumps requested and of entries received. busy: CPU seconds, including the kernel's.
+    """
 
     udp: int = 0
     tcp: int = 0
@@ -49,8 +50,9 @@ class Swept:
 
 
 class FlowKeeper:
-    """`note` after each sync that the kernel took, `sweep` a moment later; after an error `note` everything (delta
-    None)."""
+    """`note` after each sync that the kernel accepted, `sweep` a moment later; after an error `note` everything (delta
+    None).
+    """
 
     def __init__(self, families: Iterable[Family], ns_fd: int | None = None) -> None:
         self._families, self._ns_fd = tuple(families), ns_fd
@@ -63,7 +65,7 @@ class FlowKeeper:
         return self._keys is None or bool(self._keys)
 
     def note(self, dataplane: Dataplane, delta: Delta | None) -> None:
-        """The frontends of `delta` changed; None: any may have, while nobody looked."""
+        """The frontends of `delta` changed; None: any may have changed unobserved."""
         self._dataplane = dataplane
         if delta is None:
             self._keys = None
@@ -72,7 +74,7 @@ class FlowKeeper:
             self._moved |= {key for key in delta.moved if key.protocol == "TCP"}
 
     def look(self) -> Look:
-        """What is noted, to be looked for by whichever thread; it is noted no more."""
+        """The recorded frontends, to be checked in any thread; the record is cleared."""
         found = self._dataplane.frontends if self._dataplane is not None else {}
         if self._keys is None:
             look = Look(self._families, self._ns_fd, dict(found), dict(found))
@@ -87,13 +89,13 @@ class FlowKeeper:
         return look
 
     def sweep(self) -> Swept:
-        """Look at once. After an OSError nothing is noted any more: `note` everything."""
+        """Check at once. After an OSError the record is empty: `note` everything."""
         return self.look().run()
 
 
 @dataclass(frozen=True)
 class Look:
-    """frontends: those that changed; strays: those that endpoints left. Both as they are now."""
+    """frontends: those that changed; strays: those that endpoints left. Both with their present state."""
 
     families: tuple[Family, ...]
     ns_fd: int | None
@@ -114,7 +116,7 @@ class Look:
                     self._end(flow, tell=ended.total() <= TOLD)
         if ended.total() > TOLD:
             log.info(
-                "flows ended in all", stale_udp=ended["UDP"], reset_tcp=ended["TCP"], unanswered_tcp=ended["opening"]
+                "number of flows ended", stale_udp=ended["UDP"], reset_tcp=ended["TCP"], unanswered_tcp=ended["opening"]
             )
         return Swept(
             ended["UDP"],
@@ -142,7 +144,7 @@ class Look:
         client = (flow.original.source, flow.original.source_port)
         what = "stale UDP flow deleted"
         if flow.opening:
-            what = "connection attempt freed from an endpoint that is gone"
+            what = "connection attempt released from an endpoint that is gone"
         elif flow.protocol == TCP:
             what = "connection reset, its endpoint is gone"
             self._probe_both_ends(frontend, client)

@@ -1,7 +1,7 @@
 """The proxy's HTTP: /healthz and /livez, /metrics, /proxyMode and /configz, and the health check ports of Services.
 
-A Service of type LoadBalancer with externalTrafficPolicy Local has a healthCheckNodePort: a load balancer asks there
-which nodes have endpoints of it. Answers are kube-proxy's: status 200 or 503, the same JSON keys, and the header
+A Service of type LoadBalancer with externalTrafficPolicy Local has a healthCheckNodePort: load balancers use it to find
+the nodes with endpoints. Answers are kube-proxy's: status 200 or 503, the same JSON keys, and the header
 X-Load-Balancing-Endpoint-Weight.
 """
 
@@ -24,12 +24,12 @@ from .metrics import Metrics
 
 log = logs.get("proxy")
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
-AGAIN = 2.0  # seconds until a listener that could not be made is tried again
+AGAIN = 2.0  # seconds until the next attempt to open a listener that failed
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """healthy: no update waits too long; why: one line. eligible: load balancers may use the node."""
+    """healthy: no update has waited too long; why: one line. eligible: load balancers may use the node."""
 
     healthy: bool
     why: str
@@ -60,8 +60,8 @@ def pages(metrics: Metrics, health: Callable[[], Health], mode: str, config: Map
     async def exposition() -> web.Answer:
         try:
             metrics.seen = await asyncio.to_thread(metrics.counted) or metrics.seen
-        except OSError as err:  # the rules are just not there; what was counted before stays
-            log.debug("packets could not be counted", error=str(err))
+        except OSError as err:  # the rules do not exist; the last counts stay
+            log.debug("packet counters could not be read", error=str(err))
         return web.Answer(200, metrics.render(), CONTENT_TYPE)
 
     return {
@@ -77,21 +77,22 @@ class ServiceChecks:
     """Listeners on the healthCheckNodePorts, one for each Service and address."""
 
     def __init__(self, healthy: Callable[[], bool], failed: Callable[[str, str], None]) -> None:
-        """failed(service, why): a listener could not be made; told once, and tried on: its address or port may come
-        free."""
+        """failed(service, why): called once when a listener cannot be opened. The attempt is repeated, because the
+        address or port may become free.
+        """
         self._healthy, self._failed = healthy, failed
         self._checks: dict[str, HealthCheck] = {}
         self._open: dict[tuple[str, str, int], web.Site] = {}
         self._missing: set[tuple[str, str, int]] = set()
 
     async def due(self, changed: asyncio.Event) -> None:
-        """Until something changed, or a listener that is missing is to be tried again."""
+        """Wait until something changed, or until a missing listener is to be tried again."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(changed.wait(), AGAIN if self._missing else None)
         changed.clear()
 
     async def update(self, checks: Mapping[str, HealthCheck], addresses: Iterable[str]) -> None:
-        """Open and close what changed."""
+        """Open and close listeners after changes."""
         self._checks = dict(checks)
         wanted = {(name, ip, check.port) for name, check in checks.items() for ip in addresses}
         for gone in self._open.keys() - wanted:

@@ -1,5 +1,6 @@
-"""The machine around the rules: conntrack's settings, sysctls, what keeps Services from working. IO; of the caller's
-network namespace."""
+"""The machine around the rules: conntrack's settings, sysctls, and obstacles for Services. I/O, in the caller's network
+namespace.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ log = logs.get("proxy")
 
 
 def raise_conntrack_max(wanted: int) -> None:
-    """Make room for so many flows where there is less; only the host's own network namespace can. hostfacts.py tells
-    where it was not enough."""
+    """Raise conntrack's maximum to this number of flows if it is lower; only the host's own network namespace can.
+    hostfacts.py reports a maximum that stays too low.
+    """
     path = Path("/proc/sys/net/netfilter/nf_conntrack_max")
     try:
         if wanted and int(path.read_text()) < wanted:
@@ -37,8 +39,9 @@ def set_conntrack(settings: Iterable[tuple[str, int]]) -> list[tuple[str, str]]:
 
 
 def route_localnet() -> str:
-    """Let a loopback address be the source of packets that leave by other links, and the destination of their answers;
-    the rules drop what comes from the wire with one. Returns the problem, "" for none."""
+    """Let packets that leave by other links have a loopback address as source, and let their answers return; the rules
+    drop packets from the wire with one. Returns the problem, "" for none.
+    """
     try:
         Path("/proc/sys/net/ipv4/conf/all/route_localnet").write_text("1")
     except OSError as err:
@@ -47,7 +50,7 @@ def route_localnet() -> str:
 
 
 def facts(foreign: Iterable[Foreign]) -> HostFacts:
-    """What cannot be read counts as harmless. foreign: rules of others, from each backend."""
+    """The host's facts; a value that cannot be read counts as harmless. foreign: rules of others, from each backend."""
 
     def number(path: str, default: int = 0) -> int:
         try:

@@ -1,14 +1,16 @@
-"""What on a host keeps Services from working, told with the fix. Pure; host.py and the backends gather the facts."""
+"""Finds conditions of a host that keep Services from working, each with the fix. Pure; host.py and the backends gather
+the facts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-FULL = 0.9  # part of the conntrack table from which on new flows are in danger
+FULL = 0.9  # the fill level of the conntrack table above which new flows are in danger
 # Chains of iptables by the start of their names: whose they are, and how to be rid of them. The first match counts.
 _KUBE_ROUTER = ("kube-router", "kube-router --cleanup-config")
-_KUBELET = ("kubelet", "it makes them anew")
+_KUBELET = ("kubelet", "it creates them again")
 _CILIUM = ("Cilium", "cilium uninstall")
 OWNERS: tuple[tuple[str, str, str], ...] = (
     *((start, *_KUBE_ROUTER) for start in ("KUBE-ROUTER-", "KUBE-NWPLCY-", "KUBE-POD-FW-")),
@@ -29,8 +31,9 @@ OWNERS: tuple[tuple[str, str, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class ForeignChain:
-    """A chain of iptables that somebody else made. place: "iptables-legacy, IPv4". rules: of others, -1 where not
-    counted."""
+    """A chain of iptables that another program made. place: "iptables-legacy, IPv4". rules: number of foreign rules, -1
+    if not counted.
+    """
 
     place: str
     table: str
@@ -55,7 +58,7 @@ class Leftover:
 
 
 def leftovers(chains: Iterable[ForeignChain]) -> list[Leftover]:
-    """Whose the chains are, one entry for each owner and table."""
+    """The owners of the chains, one entry for each owner and table."""
     found: dict[tuple[str, str, str, str], list[str]] = {}
     for chain in chains:
         owner, fix = next(((o, f) for start, o, f in OWNERS if chain.name.startswith(start)), ("", ""))
@@ -88,7 +91,7 @@ class HostFacts:
 
 
 def findings(facts: HostFacts) -> list[str]:
-    """One line a problem, worst first: what it does, and what to do about it."""
+    """One line for each problem, worst first: its effect, and the fix."""
     found = []
     if not facts.forwarding:
         found.append(
@@ -107,7 +110,7 @@ def findings(facts: HostFacts) -> list[str]:
     for chain in (chain for one in facts.foreign for chain in one.drop_chains):
         family, table, name = chain.split(" ", 2)
         found.append(
-            f"chain {name} of table {family} {table} drops what is forwarded unless a rule lets it through (Docker, "
+            f"chain {name} of table {family} {table} drops forwarded packets unless a rule allows them (Docker, "
             f"firewalld); allow the pods' addresses there"
         )
     if any(table.endswith(" kube-proxy") for one in facts.foreign for table in one.tables):

@@ -1,7 +1,7 @@
 """KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1) -> fields of ProxyConfig. Pure.
 
-An existing cluster's file carries over: what has a counterpart is taken, what has none is named, and so is what the
-format does not know. Zero values ("", null, 0, "0s") mean kube-proxy's defaults and are passed over in silence.
+An existing cluster's file carries over: settings with a counterpart are used; settings without one, and unknown keys,
+are reported. Zero values ("", null, 0, "0s") mean kube-proxy's defaults and are ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from podwire_base.kube.errors import ConfigError
 
 MODES, DEFAULT_MODE = ("iptables", "ipvs", "nftables"), "iptables"  # of kube-proxy
-REFERENCE_MODE = "nftables"  # whose behaviour podwire has, whatever writes the rules
+REFERENCE_MODE = "nftables"  # podwire behaves like this mode, whatever backend writes the rules
 API, KIND = "kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration"
 _SECTION = {"masqueradeBit", "masqueradeAll", "syncPeriod", "minSyncPeriod"}
 KNOWN: dict[str, set[str]] = {
@@ -69,7 +69,7 @@ KNOWN: dict[str, set[str]] = {
         "udpStreamTimeout",
     },
 }
-# Settings that change nothing here, and are no loss: our own encoding, no bind of NodePorts, no packet mark ...
+# Settings without effect or loss here: our own encoding, no bind of NodePorts, no packet mark ...
 HARMLESS = {
     "clientConnection.acceptContentTypes",
     "clientConnection.contentType",
@@ -112,7 +112,7 @@ def _is_default(value: Any) -> bool:
 
 
 class Reader:
-    """Takes keys out of the document; what is left in the end was not understood."""
+    """Takes keys out of the document; keys that remain at the end are unknown."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.document = document
@@ -120,7 +120,7 @@ class Reader:
         self.taken: set[str] = set()
 
     def take(self, path: str, kind: type | tuple[type, ...] = str) -> Any:
-        """The value at "section.key", None where it is the default. Raises ConfigError for a value of another type."""
+        """The value at "section.key", None if it is the default. Raises ConfigError for a value of another type."""
         self.taken.add(path)
         section, _, key = path.rpartition(".")
         holder = self.document.get(section) if section else self.document
@@ -137,7 +137,7 @@ class Reader:
         return None if value is None else seconds(path, value)
 
     def left(self) -> list[str]:
-        """Notes about unknown keys, and about known ones with a value that nothing here honours."""
+        """Notes about unknown keys, and about known ones with a value that has no effect here."""
         notes = list(self.notes)
         for section, known in KNOWN.items():
             holder = self.document.get(section) if section else self.document
@@ -189,7 +189,7 @@ def read(document: Any, served: Sequence[str]) -> tuple[dict[str, Any], list[str
     conntrack = [(name, int(value)) for key, name in SYSCTLS.items() if (value := reader.duration(f"conntrack.{key}"))]
     section = reader.document.get("conntrack")
     if isinstance(section, Mapping) and section.get("maxPerCore") == 0:
-        fields["conntrack_max_per_core"] = 0  # kube-proxy's way to say: leave the maximum alone
+        fields["conntrack_max_per_core"] = 0  # kube-proxy's way to leave the maximum alone
     put("conntrack_max_per_core", reader.take("conntrack.maxPerCore", int))
     put("conntrack_min", reader.take("conntrack.min", int))
     if reader.take("conntrack.tcpBeLiberal", bool):
@@ -225,7 +225,7 @@ def _mode(reader: Reader, fields: dict[str, Any], served: Sequence[str]) -> None
 
 
 def write(config: Any) -> dict[str, Any]:
-    """The running ProxyConfig in the file's terms, for /configz."""
+    """The running ProxyConfig in the file's format, for /configz."""
     interface = {"BridgeInterface": "bridgeInterface", "InterfaceNamePrefix": "interfaceNamePrefix"}.get(
         config.detect_local
     )

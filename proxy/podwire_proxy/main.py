@@ -47,7 +47,7 @@ __all__ = ["ProxyConfig", "cleanup", "command", "dry_run", "run"]
 log = logs.get("proxy")
 SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
 PROBE_AGAIN = 0.2  # seconds
-REPORT = 0.5  # seconds between two good reports
+REPORT = 0.5  # seconds between two ready reports
 
 
 @dataclass
@@ -67,14 +67,14 @@ class Proxy:
         self.metrics.names = self.proxier.backend.metrics
         self.metrics.rules, self.metrics.counted = self.proxier.rule_counts, self.proxier.counted
         self.status = RoleStatus(self.config.run_dir, "proxy")
-        self._reported = 0.0  # when; a report that comes too soon after the last one is made up for later
+        self._reported = 0.0  # when; a report too soon after the last one is postponed
         self._report_due = self._well = False
         self.problem = "waiting for the first lists of Services and EndpointSlices"
         self._wake, self._told = asyncio.Event(), DeduplicatedLog()
         self._foreign = self._retired = False
         self.sweeper = Sweeper(self.proxier, self.metrics.swept, self._sweep_failed)
         self._node: meta.Object | None = None
-        self._waiting_since = time.monotonic()  # the oldest change that is not written yet; 0: none
+        self._waiting_since = time.monotonic()  # time of the oldest change that is not written yet; 0: none
         self._triggers: list[float] = []
         self._ranges: dict[str, tuple[str, ...]] = {}
         self._service_cidrs: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class Proxy:
         obj = None if event.type == "DELETED" else event.object
         self.metrics.queued(service=True)
         for problem in self._told.news("Service", event.key, self.tracker.service(event.key, obj)):
-            log.warn("Service cannot be served as it says", service=event.key, problem=problem)
+            log.warn("Service is partly unusable", service=event.key, problem=problem)
         self._changed()
 
     def _on_slice(self, event: Event) -> None:
@@ -103,7 +103,7 @@ class Proxy:
         if (trigger := triggered(obj)) and self.metrics.last_sync:
             self._triggers.append(trigger)
         for problem in self._told.news("EndpointSlice", event.key, self.tracker.slice(event.key, obj)):
-            log.warn("EndpointSlice cannot be used as it says", slice=event.key, problem=problem)
+            log.warn("EndpointSlice is partly unusable", slice=event.key, problem=problem)
         self._changed()
 
     def _on_node(self, event: Event) -> None:
@@ -116,7 +116,7 @@ class Proxy:
 
     def _read_node(self) -> None:
         if self._node is None:
-            return  # a Node that is registered anew comes back with the same addresses; its NodePorts stay meanwhile
+            return  # a Node that registers again comes back with the same addresses; its NodePorts stay meanwhile
         config = replace(self.config, service_cidrs=self._service_cidrs or self.config.service_cidrs)
         local = map(str, local_addresses()) if config.scans_addresses else ()
         node = config.node(self._node, local, lambda what: log.warn("own Node", node=config.node_name, unusable=what))
@@ -132,7 +132,7 @@ class Proxy:
             self._changed(full=True)  # rules and interval sets depend on it too
 
     def _on_service_cidr(self, event: Event) -> None:
-        """ServiceCIDR objects (KEP-1880) tell the ranges better than our configuration, once there are any."""
+        """ServiceCIDR objects (KEP-1880), if there are any, override the configured ranges."""
         if event.type == "DELETED":
             self._ranges.pop(event.key, None)
         else:
@@ -162,7 +162,7 @@ class Proxy:
         delta = self.tracker.flush()
         try:
             done = self.proxier.sync(self.tracker.dataplane, None if full else delta)
-        except OSError as err:  # NftError and netlink's own; the old rules stay, a full sync follows
+        except OSError as err:  # includes NftError and netlink's errors; the old rules stay, a full sync follows
             self.metrics.failed(full=full)
             self.pacer.done(time.monotonic(), ok=False, full=full, busy=(busy := err.errno == errno.EAGAIN))
             if not busy or self.problem != str(err):  # it is tried twice a second then
@@ -179,7 +179,7 @@ class Proxy:
         self._checks_wake.set()
         if (self._foreign or not (asked or delta)) and done.operations:
             self.metrics.repairs += 1
-            log.warn("somebody else changed our rules; repaired", operations=done.operations, elements=done.elements)
+            log.warn("another program changed our rules; repaired", operations=done.operations, elements=done.elements)
         self._foreign = False
         if full:
             self._look_at_host()
@@ -199,7 +199,7 @@ class Proxy:
             facts = replace(host.facts(backends.foreign()), conntrack_wanted=self._conntrack_wanted)
             found = findings(facts)
         except OSError as err:
-            log.warn("the host could not be looked at", error=str(err))
+            log.warn("the host could not be checked", error=str(err))
             return
         for problem in found:
             if problem not in self._host:
@@ -219,7 +219,8 @@ class Proxy:
             "failures": self.metrics.failures,
         }
         now = time.monotonic()
-        if not self.problem and self._well and now < self._reported + REPORT:  # a file a sync would be a file a change
+        # a file per sync would be a file per change
+        if not self.problem and self._well and now < self._reported + REPORT:
             if not self._report_due:
                 self._report_due = True
                 asyncio.get_running_loop().call_later(REPORT, self._report)
@@ -240,8 +241,8 @@ class Proxy:
         gc.freeze()
         for watcher in self.proxier.watch():
             loop.add_reader(watcher.fileno(), self._on_foreign)
-        if self.proxier.foreign_commits() != before:  # between our read-back and the watch: perhaps into our table
-            self._foreign = not self.pacer.pending  # or else what differs then may be news of the API
+        if self.proxier.foreign_commits() != before:  # between our read-back and the watch: perhaps in our table
+            self._foreign = not self.pacer.pending  # otherwise a difference may come from a change in the API
             self._changed(full=True)
         while True:
             wait = self.pacer.due(time.monotonic())
@@ -254,10 +255,11 @@ class Proxy:
             await asyncio.sleep(0)  # a sync that is due again at once must not starve the watches
 
     def _retire(self) -> None:
-        """The rules are there: those of another backend that served until now may go. Flows that are translated stay
-        so."""
+        """Our rules are in place: remove those of the backend that served until now. Translated flows stay
+        translated.
+        """
         if not self.metrics.last_sync:
-            return  # the first sync failed; better the old rules than none
+            return  # the first sync failed; the old rules are better than none
         self._retired = True
         try:
             for line in backends.retire(self.proxier):
@@ -323,7 +325,7 @@ class Proxy:
 
 
 async def _served(api: ApiClient, path: str) -> bool:
-    """Does the server have this resource? Asks until there is an answer: a server that is away says neither."""
+    """Whether the server has this resource. Retries until there is an answer."""
     while True:
         try:
             await api.get(path, limit="1")
@@ -384,8 +386,9 @@ def run(config: ProxyConfig) -> None:
 
 
 def cleanup(ns_fd: int | None = None) -> list[str]:
-    """Remove all that the proxy wrote into this namespace's kernel (or the one behind `ns_fd`); returns what was
-    there."""
+    """Remove everything that the proxy wrote into this namespace's kernel (or the one behind `ns_fd`); returns what was
+    found.
+    """
     return backends.cleanup(ns_fd)
 
 
@@ -393,12 +396,14 @@ def _backend_options(command: Callable[..., None]) -> Callable[..., None]:
     for setting in backends.settings():
         command = click.option(setting.flag, type=click.Choice(setting.choices), help=setting.help)(command)
     names = backends.names()
-    return click.option("--backend", type=click.Choice(names), help=f"what writes the rules [{names[0]}]")(command)
+    return click.option("--backend", type=click.Choice(names), help=f"backend that writes the rules [{names[0]}]")(
+        command
+    )
 
 
 @click.command("proxy")
 @click.option(
-    "--config", "file", type=click.Path(path_type=Path), help="KubeProxyConfiguration v1alpha1; flags win over it"
+    "--config", "file", type=click.Path(path_type=Path), help="KubeProxyConfiguration v1alpha1; flags override it"
 )
 @click.option("--node-name", envvar="NODE_NAME", help="name of this machine's Node object")
 @click.option("--kubeconfig", envvar="KUBECONFIG", help="kubeconfig file (default: in-cluster)")

@@ -11,11 +11,11 @@ BLOCK = 128 << 10  # bytes: glibc's own first value, which it raises up to 32 Mi
 
 
 def frugal() -> None:
-    """For processes that hold a million objects which stay, and change a few.
+    """For processes that hold a million long-lived objects and change few of them.
 
-    A first load makes them: to look through them again and again would take half of its time. The tables of large dicts
-    and whole batches are blocks of their own, which go back to the system, not holes in the heap; threads share one
-    heap.
+    The first load makes these objects, and repeated garbage collections would take half of its time. The tables of
+    large dicts, and whole batches, are separate memory blocks that return to the system instead of holes in the heap;
+    threads share one heap.
     """
     gc.set_threshold(200_000, 50, 1000)
     with contextlib.suppress(OSError, AttributeError):  # another C library

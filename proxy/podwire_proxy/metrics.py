@@ -31,7 +31,7 @@ class Metrics:
     programming: from the change of a pod to the kernel, as the endpoint slice's annotation dates it. healthz, livez:
     answers by status code. stranded: Service ports with a Local policy and endpoints only elsewhere, by family and
     policy. stale_flows: by family. names: the backend's own. rules: how many rules there are in the kernel by (family,
-    table). counted: asks the kernel for packets by the code of the rules that counted them; seen: what it said last.
+    table). counted: reads the kernel's packet counters, by the reason code of their rules; seen: the last result.
     """
 
     families: tuple[str, ...] = ("IPv4",)
@@ -68,7 +68,7 @@ class Metrics:
     endpoints: int = 0
 
     def queued(self, *, service: bool = False, endpoint: bool = False) -> None:
-        """A change came in."""
+        """A change arrived."""
         self.last_queued = time.time()
         self.service_changes += service
         self.pending_services += service
@@ -90,7 +90,7 @@ class Metrics:
         self.partial_failures += not full
 
     def swept(self, swept: Swept) -> None:
-        """The flows that changes left behind were looked for."""
+        """The flows that changes left behind were checked."""
         if swept.seconds:
             self.conntrack.observe(swept.seconds)
         for family, count in swept.by_family.items():
@@ -99,8 +99,9 @@ class Metrics:
         self.freed += swept.opening
 
     def render(self) -> str:
-        """One sync writes all families, so each family's label carries its figures; what is told apart is told
-        apart."""
+        """One sync writes all families, so its figures appear under each family's label; figures that differ by family
+        are separate.
+        """
         each = [{"ip_family": family} for family in self.families]
         page = Page()
         for name, histogram in (

@@ -1,4 +1,4 @@
-"""What the proxy keeps of Services and EndpointSlices. All data, immutable, comparable."""
+"""The proxy's data of Services and EndpointSlices. Everything is immutable and comparable."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Policy = Literal["Cluster", "Local"]
 
 
 class PortName(NamedTuple):
-    """How a Service's port finds its endpoints: the port's name ("" where it has none) and protocol."""
+    """How a Service's port finds its endpoints: the port's name ("" if it has none) and protocol."""
 
     name: str
     protocol: Protocol
 
 
 class Destination(NamedTuple):
-    """Where a packet is sent: one endpoint's address and port."""
+    """The destination of a packet: one endpoint's address and port."""
 
     ip: str
     port: int
@@ -52,7 +52,7 @@ class Endpoint(NamedTuple):
 class ServicePort:
     """One port of one Service, with everything that decides where its frontends are and how they balance.
 
-    service: "namespace/name". created: creationTimestamp, which settles who owns an address that two Services claim.
+    service: "namespace/name". created: creationTimestamp, which decides between two Services that claim an address.
     affinity_seconds: sessionAffinity ClientIP's timeout, 0 for None. source_ranges: loadBalancerSourceRanges.
     health_check_port: healthCheckNodePort, 0 where the Service has none. reset: annotation
     podwire.io/reset-on-endpoint-removal.
@@ -76,7 +76,7 @@ class ServicePort:
 
     @property
     def external(self) -> bool:
-        """Has it frontends beyond the ClusterIP?"""
+        """Whether it has frontends besides the ClusterIP."""
         return bool(self.node_port or self.external_ips or self.load_balancer_ips)
 
     @property
@@ -89,13 +89,13 @@ class NodeInfo:
     """The node this proxy runs on, and the cluster's address plan.
 
     addresses: the node's primary addresses (InternalIP, one a family). node_ports: where NodePorts are served; None:
-    there. zone: label topology.kubernetes.io/zone. The local-traffic detector tells a pod by its source address
-    (pod_cidrs), or by the interface that its packets come in through (pod_interface: a name, or a prefix that ends in
-    "*"); with neither nobody is a pod. service_cidrs: unallocated addresses inside are dropped. reserved: CIDRs of
+    there. zone: label topology.kubernetes.io/zone. The local-traffic detector recognises a pod by its source address
+    (pod_cidrs), or by the interface on which its packets arrive (pod_interface: a name, or a prefix that ends in "*");
+    with neither, no source counts as a pod. service_cidrs: unallocated addresses inside are dropped. reserved: CIDRs of
     pods, Services and nodes, where no Service may claim an externalIP (CVE-2020-8554). localhost: NodePorts are served
     on 127.0.0.1 too, for this machine's own clients; packets from the wire that claim a loopback address are dropped
-    then (CVE-2020-8558). drop_invalid: what conntrack calls invalid is not forwarded (not where the administrator made
-    conntrack liberal).
+    then (CVE-2020-8558). drop_invalid: packets that are invalid for conntrack are not forwarded (False if the
+    administrator made conntrack liberal).
     """
 
     name: str
@@ -112,7 +112,7 @@ class NodeInfo:
 
     @property
     def node_port_ips(self) -> tuple[str, ...]:
-        """Where clients other than this machine's own find NodePorts."""
+        """The addresses at which clients outside this machine find NodePorts."""
         return self.addresses if self.node_ports is None else self.node_ports
 
 
@@ -124,7 +124,7 @@ _IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!\
 def normal_ip(text: str) -> str:
     """The canonical text of an address; leading zeros of IPv4 octets are read as decimal, as Kubernetes does.
 
-    Raises ValueError for what is no address.
+    Raises ValueError for text that is no address.
     """
     if _IPV4(text):
         return text
@@ -146,7 +146,7 @@ def _network(cidr: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 
 
 def covers(cidrs: Iterable[str], ip: str) -> bool:
-    """Is the address inside one of the CIDRs? Another family's CIDR never holds it."""
+    """Whether the address is inside one of the CIDRs. A CIDR of the other family never contains it."""
     address = ipaddress.ip_address(ip)
     return any(address in _network(cidr) for cidr in cidrs)
 

@@ -9,16 +9,16 @@ from podwire_base.kube.times import parse_time, timestamp
 
 
 def stub(obj: meta.Object) -> meta.Object:
-    """All that the informers must remember; what the rules need of an object, the tracker keeps."""
+    """The part of an object that the informers must remember; the tracker keeps the part that the rules need."""
     kept = {
         field: obj["metadata"][field] for field in ("name", "namespace", "resourceVersion") if field in obj["metadata"]
     }
     fresh: meta.Object = msgspec.json.decode(msgspec.json.encode({"metadata": kept}))
-    return fresh  # of new strings: an old one would keep the memory that its list was read into
+    return fresh  # of new strings: an old one would keep the memory into which its list was read
 
 
 def triggered(obj: meta.Object | None) -> float:
-    """When what an EndpointSlice tells of happened (Unix time), 0 where it does not say."""
+    """The time of the change behind an EndpointSlice (Unix time), 0 if it has none."""
     text = meta.annotations_of(obj).get("endpoints.kubernetes.io/last-change-trigger-time", "") if obj else ""
     try:
         return parse_time(text).timestamp() if text else 0.0
@@ -27,7 +27,7 @@ def triggered(obj: meta.Object | None) -> float:
 
 
 def check_failed(node: str, service: str, why: str, now: float) -> meta.Object:
-    """The Event that says that a Service's health check cannot be served on `node`."""
+    """The Event for a Service whose health check cannot be served on `node`."""
     namespace, _, name = service.partition("/")
     stamp = timestamp(now)
     return {

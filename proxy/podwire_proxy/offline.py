@@ -1,4 +1,4 @@
-"""The proxy role before it runs: reads its configuration file, and shows what it would do without doing it."""
+"""The proxy role before it runs: reads its configuration file, and shows what it would write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logs.get("proxy")
 
 
 async def dry_run(config: ProxyConfig) -> list[str]:
-    """What a first sync would write into an empty kernel, one line a step. Raises ApiError, ConfigError."""
+    """What a first sync would write into an empty kernel, one line for each step. Raises ApiError, ConfigError."""
     backends.check(config)
     async with ApiClient(load(config.kubeconfig)) as api:
         node = await api.get("/api/v1/nodes", fieldSelector=f"metadata.name={config.node_name}")
@@ -40,7 +40,9 @@ async def dry_run(config: ProxyConfig) -> list[str]:
 
 
 def configured(file: Path | None, flags: Mapping[str, Any]) -> ProxyConfig:
-    """A KubeProxyConfiguration file and flags; a flag that is given wins. Raises ConfigError; notes are logged."""
+    """Merge a KubeProxyConfiguration file and flags; a given flag overrides the file. Raises ConfigError; notes are
+    logged.
+    """
     fields: dict[str, Any] = {}
     if file is not None:
         try:

@@ -1,4 +1,4 @@
-"""The loop that all backends share: read back, plan, commit, sweep, watch. IO."""
+"""The loop that all backends share: read back, plan, commit, sweep, watch. I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .model import NodeInfo
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """What one sync did; operations, elements and verdicts as a Plan's."""
+    """The work of one sync; operations, elements and verdicts as in a Plan."""
 
     full: bool
     operations: int
@@ -27,14 +27,15 @@ class Synced:
 
 
 class Engine:
-    """The part that needs no kernel: keeps Rules equal to the Dataplane. Every method raises OSError, and then nothing
-    was changed."""
+    """The part that needs no kernel: keeps Rules equal to the Dataplane. If a method raises OSError, nothing was
+    changed.
+    """
 
     def __init__(self, planners: Sequence[Planner[Any, Any]], rules: Rules[Any, Any, Any]) -> None:
         self.planners, self.rules = planners, rules
 
     def sync(self, dataplane: Dataplane, delta: Delta | None) -> Synced:
-        """Write what `delta` changed; None: read the kernel's state back and write what differs."""
+        """Write the changes of `delta`; None: read the kernel's state back and write the differences."""
         started = time.monotonic()
         operations = elements = verdicts = 0
         for planner in self.planners:
@@ -51,7 +52,7 @@ class Engine:
 
     @property
     def unswept(self) -> bool:
-        """Are there rules that only packets in flight need?"""
+        """Whether there are rules that only packets in flight need."""
         return any(planner.unswept for planner in self.planners)
 
     def sweep_rules(self) -> None:
@@ -77,7 +78,7 @@ class Proxier(Engine):
 
     @property
     def no_notifications(self) -> bool:
-        """Are there changes by others that no watcher hears of?"""
+        """Whether there are changes by others that no watch reports."""
         return self.kernel.no_notifications
 
     def sync(self, dataplane: Dataplane, delta: Delta | None) -> Synced:
@@ -86,21 +87,23 @@ class Proxier(Engine):
         return done
 
     def sweep(self) -> Swept:
-        """Both at once: the rules and the flows that changes left behind."""
+        """Delete the rules and the flows that changes left behind."""
         self.sweep_rules()
         return self.flows.sweep()
 
     def watch(self) -> Sequence[Watch]:
-        """Start to hear of foreign changes to our rules. After the first sync, so that our own load is no news."""
+        """Start to watch for foreign changes to our rules; call it after the first sync, so that our own load is not
+        reported.
+        """
         self.watchers = self.kernel.watch(self.planners)
         return self.watchers
 
     def counted(self) -> Mapping[Reason, int]:
-        """Packets by the code of the rules that counted them; may be called in another thread."""
+        """Packets by the reason code of the rules that counted them; thread-safe."""
         return self.kernel.counted(self.planners)
 
     def foreign_commits(self) -> int:
-        """A number that rises when somebody else changes rules, as far as the kernel tells."""
+        """A number that increases when another program changes rules, as far as the kernel reports it."""
         return self.kernel.foreign_commits()
 
     def rule_counts(self) -> dict[tuple[str, str], int]:
@@ -112,7 +115,7 @@ class Proxier(Engine):
         }
 
     def close(self) -> None:
-        """The rules stay."""
+        """Close the connections; the rules stay."""
         for watcher in self.watchers:
             watcher.close()
         self.kernel.close()

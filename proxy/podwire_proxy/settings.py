@@ -1,4 +1,4 @@
-"""What `podwire proxy` is told, from its flags and a kube-proxy file. Pure; offline.py reads the file."""
+"""The settings of `podwire proxy`, from its flags and a kube-proxy file. Pure; offline.py reads the file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ SERVICE_LABELS, SLICE_LABELS = "!service.kubernetes.io/service-proxy-name", "!se
 
 
 def of_file(document: Any, served: Sequence[str], note: Callable[[str], None]) -> dict[str, Any]:
-    """The fields that a KubeProxyConfiguration sets. served: names of the backends, the default one first. note: is
-    told what podwire does another way. Raises ConfigError."""
+    """The fields that a KubeProxyConfiguration sets. served: names of the backends, the default one first. note: called
+    for each setting that podwire handles differently. Raises ConfigError.
+    """
     fields, notes = kubeproxyfile.read(document, served)
     for one in notes:
         note(one)
-    return {"cluster_cidrs": (), **fields}  # to kube-proxy, no clusterCIDR means that nobody counts as a pod
+    return {"cluster_cidrs": (), **fields}  # for kube-proxy, no clusterCIDR means that no source counts as a pod
 
 
 def merged(fields: Mapping[str, Any], flags: Mapping[str, Any]) -> ProxyConfig:
-    """A flag that is given wins over the file's field. Raises ConfigError."""
+    """A given flag overrides the file's field. Raises ConfigError."""
     given = {name: value for name, value in flags.items() if value}
     config = {"node_name": "", "kubeconfig": None, **fields, **given}
     if not config["node_name"]:

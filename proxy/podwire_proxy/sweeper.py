@@ -1,4 +1,6 @@
-"""When to look for what syncs leave behind: rules that only packets in flight need, and flows that lead nowhere."""
+"""Decides when to remove what syncs leave behind: rules that only packets in flight need, and flows that lead
+nowhere.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,13 @@ from .flows import Swept
 from .proxier import Proxier
 
 SWEEP_AFTER = 0.05  # seconds: far longer than a packet is on its way through one hook
-SHARE = 9  # times its work that the search for flows rests, under changes that never end
+SHARE = 9  # under continuous changes, the search for flows pauses for this multiple of its duration
 
 
 class Sweeper:
-    """`after_sync` starts what is due. done: told of each look at the flows; failed: everything is to be synced
-    anew."""
+    """`after_sync` starts the work that is due. done: called after each check of the flows; failed: everything must be
+    synced again.
+    """
 
     def __init__(self, proxier: Proxier, done: Callable[[Swept], None], failed: Callable[[OSError], None]) -> None:
         self._proxier, self._done, self._failed = proxier, done, failed
@@ -43,7 +46,7 @@ class Sweeper:
             self._failed(err)
 
     async def _look(self) -> None:
-        """In a thread: the kernel is busy with each dump for milliseconds, in which changes come."""
+        """Runs in a thread: each dump keeps the kernel busy for milliseconds, during which changes arrive."""
         pause = SWEEP_AFTER
         try:
             while self._proxier.flows.pending:
@@ -51,8 +54,8 @@ class Sweeper:
                 look = self._proxier.flows.look()
                 swept = await asyncio.get_running_loop().run_in_executor(self._thread, look.run)
                 self._done(swept)
-                # Not by the clock: where many want the CPUs a look takes long, and flows would lead nowhere for ten
-                # times that.
+                # CPU time, not wall-clock time: if many processes want the CPUs, a check takes long, and flows would
+                # lead nowhere for ten times as long.
                 pause = max(SWEEP_AFTER, SHARE * swept.busy)
         except OSError as err:
             self._failed(err)

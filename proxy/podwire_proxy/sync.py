@@ -14,13 +14,15 @@ RETRY_FIRST, RETRY_LAST = 0.1, 30.0
 VERIFY_FIRST, VERIFY_SHARE = (
     60.0,
     200,
-)  # a deaf backend reads back each minute, or where that takes long a 200th of the time
-RETRY_BUSY = 0.5  # where another program is in the way, which costs the kernel nothing
+)  # a backend without notifications reads back each minute; if that takes long, it uses a 200th of the time
+RETRY_BUSY = 0.5  # if another program holds the lock, which costs the kernel nothing
 
 
 @dataclass(slots=True)
 class Pacer:
-    """`changed` notes that there is something to do, `due` says when, `done` how it went. All in seconds."""
+    """`changed` records that there is work, `due` returns when to sync, `done` records the result. All times in
+    seconds.
+    """
 
     min_interval: float
     verify_interval: float = 600.0
@@ -36,7 +38,7 @@ class Pacer:
     _verified: float = float("-inf")
 
     def changed(self, *, full: bool = False) -> None:
-        """full: the mirror of the kernel's state is not to be trusted; read it back."""
+        """full: the mirror of the kernel's state cannot be trusted; read it back."""
         self.pending = True
         self.full = self.full or full
 
@@ -64,7 +66,7 @@ class Pacer:
         return full
 
     def done(self, now: float, *, ok: bool, full: bool, busy: bool = False) -> None:
-        """A sync ended. busy: it failed because another program was at it."""
+        """A sync ended. busy: it failed because another program held the lock."""
         self._last, self._took, self.busy = now, now - self._began, busy
         if ok:
             self.failures = 0

@@ -25,7 +25,7 @@ _PLACE = itemgetter(0, 1)  # ip, port
 
 
 def merge(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
-    """One endpoint for each address and port, ordered; of duplicates the one that is not terminating counts.
+    """One endpoint for each address and port, ordered; of duplicates, the one that is not terminating counts.
 
     A pod's address can be in two slices while it moves between them, and a new pod can have a terminating one's
     address.
@@ -45,7 +45,7 @@ def _rank(e: Endpoint) -> tuple[object, ...]:
 
 
 def usable(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
-    """The ready ones; where there is none, those that are terminating but still serving (KEP-1669)."""
+    """The ready endpoints; if there are none, those that are terminating but still serving (KEP-1669)."""
     ready = tuple(e for e in endpoints if e.ready)
     return ready or tuple(e for e in endpoints if e.serving and e.terminating)
 
@@ -54,8 +54,8 @@ def hinted(ready: Sequence[Endpoint], node: NodeInfo) -> tuple[Endpoint, ...]:
     """Narrow ready endpoints by topology hints (KEP-2433, KEP-3015).
 
     Node hints count only if every endpoint has some and one names this node; zone hints only if every endpoint has some
-    and one names this node's zone. Half-written hints must never concentrate traffic, so in any other case all are
-    used.
+    and one names this node's zone. Half-written hints must never concentrate traffic, so in any other case all
+    endpoints are used.
     """
     if ready and all(e.node_hints for e in ready):
         here = tuple(e for e in ready if node.name in e.node_hints)
@@ -71,7 +71,7 @@ def hinted(ready: Sequence[Endpoint], node: NodeInfo) -> tuple[Endpoint, ...]:
 def choose(endpoints: Sequence[Endpoint], node: NodeInfo) -> Choice:
     """Cluster set: usable endpoints narrowed by hints. Local set: usable ones among those on this node, hints ignored.
 
-    The fallback to terminating endpoints is decided for each set by itself. `endpoints` must be merged.
+    The fallback to terminating endpoints is decided separately for each set. `endpoints` must be merged.
     """
     cluster = usable(endpoints)
     if cluster and cluster[0].ready:

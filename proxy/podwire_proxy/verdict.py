@@ -1,5 +1,6 @@
-"""What becomes of a packet, and why: the one kind of answer that the oracle, the traces of the rules and explanations
-give. Pure."""
+"""The verdict on a packet and its reason: the common type of the oracle, the traces of the rules, and explanations.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from .model import Destination
 
 
 class Kind(StrEnum):
-    PASS = "pass"  # none of the proxy's business
+    PASS = "pass"  # not the proxy's concern
     REJECT = "reject"  # TCP reset; ICMP port unreachable for other protocols
     DROP = "drop"
     FORWARD = "forward"
@@ -21,8 +22,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """to: the possible deliveries of FORWARD, each with whether its source is masqueraded; else empty. reason: of DROP
-    and REJECT; None where a rule gave none (somebody else's)."""
+    """to: the possible deliveries of FORWARD, each with whether its source is masqueraded; otherwise empty. reason: of
+    DROP and REJECT; None if the rule has none (a foreign rule).
+    """
 
     kind: Kind
     reason: Reason | None = None
@@ -30,7 +32,7 @@ class Verdict:
 
     @property
     def observable(self) -> Verdict:
-        """As far as the packet's sender can tell: without the reason."""
+        """The part that the packet's sender can observe: without the reason."""
         return replace(self, reason=None)
 
 
@@ -48,11 +50,11 @@ def forward(to: Iterable[tuple[Destination, bool]]) -> Verdict:
 
 
 class DecidedByChance(AssertionError):
-    """The same packet is served on one way and refused on another, by a random draw."""
+    """A random choice decides whether the same packet is served or refused."""
 
 
 def combined(ways: Iterable[Verdict]) -> Verdict:
-    """Of all ways that a packet can take. Raises DecidedByChance: where packets go may be drawn, their fate may not."""
+    """The verdict of all paths of a packet. Raises DecidedByChance: the delivery may be random, the verdict may not."""
     found = set(ways)
     refused = {way for way in found if way.kind in (Kind.DROP, Kind.REJECT)}
     if refused and len(found) > 1:

@@ -142,7 +142,7 @@ def test_credentials_that_are_broken_for_a_moment_stay_as_they_were(
                 assert (await api.get(SERVICES))["items"] == []
 
         run(body())
-    assert "the old credentials stay" in capsys.readouterr().err
+    assert "the old ones stay" in capsys.readouterr().err
 
 
 def test_a_renewed_certificate_is_shown_on_new_connections(tmp_path: Path) -> None:

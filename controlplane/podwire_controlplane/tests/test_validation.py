@@ -211,5 +211,5 @@ def test_what_cannot_change(before: Object, path: str, value: Any, field: str | 
     old, new = filled(before), filled(at(filled(before), path, value))
     found = validation.check_update(of(before["kind"]), old, new)
     assert [c.field for c in found] == ([field] if field else [])
-    assert all("anew" in c.message for c in found)
+    assert all("again" in c.message for c in found)
     assert validation.check_update(of(before["kind"]), old, old) == []

@@ -60,7 +60,7 @@ class Iptables:
         return kernel.cleanup(ns_fd, wait=programs.PATIENT if patient else 0)
 
     def remove_idle(self, node: NodeInfo, ns_fd: int | None = None) -> None:
-        """Nothing is removed: a family without Services has no packets that our chains could cost anything."""
+        """Removes nothing: a family without Services has no packets for which our chains would matter."""
 
     def foreign(self) -> Foreign:
         return leftovers.foreign()

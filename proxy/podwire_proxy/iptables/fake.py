@@ -1,5 +1,6 @@
-"""A kernel's iptables and sets on paper: takes what iptables-restore is given, as text, and gives it back as
-iptables-save."""
+"""The kernel's iptables and sets in memory: accepts the input of iptables-restore as text, and returns it as
+iptables-save would.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ class Kernel:
                 self._rule(command, Chain(table, name), rule)  # type: ignore[arg-type]  # as above
 
     def read(self) -> KernelState:
-        """Read back through the text that iptables-save would print."""
+        """Read the rules back through the text that iptables-save would print."""
         lines = []
         for table in sorted({chain.table for chain in self.chains}):
             mine = {chain.name: rules for chain, rules in self.chains.items() if chain.table == table}
@@ -113,7 +114,7 @@ class FakeChains:
         self.kernels[planner.family].commit(plan)
 
     def settle(self, planner: Planner, *, swept: bool) -> None:
-        """Nothing: sets of clients are flushed by the plan."""
+        """Does nothing: the plan flushes the sets of clients."""
 
     def content(self, family: Family) -> object:
         state = self.read(family)
@@ -131,7 +132,7 @@ class FakeChains:
         self.kernels[family].sets[name].discard(client)
 
     def stages(self, planner: Planner, plan: Plan) -> Sequence[Plan]:
-        """Each operation on a set is one of its own, and each table is one commit."""
+        """Each operation on a set is a step, and each table is one commit."""
         tables = [
             Plan(
                 write={chain: rules for chain, rules in plan.write.items() if chain.table == table},

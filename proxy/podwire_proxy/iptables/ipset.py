@@ -45,7 +45,7 @@ _ERRORS = {
 }
 MEMBERS = 1 << 20  # at most, in the set of ClusterIPs
 CLIENTS = 1 << 16  # at most, remembered for one endpoint
-CHUNK = 1000  # members a message; a nested attribute holds at most 64 KiB
+CHUNK = 1000  # members per message; a nested attribute holds at most 64 KiB
 
 
 class IpSetError(OSError):
@@ -68,7 +68,7 @@ class IpSets:
         self.close()
 
     def create(self, name: str, family: Family, *, timeout: bool) -> None:
-        """Nothing happens where it is there already."""
+        """Create a set; does nothing if it exists."""
         data = [u32(MAXELEM | NET_ORDER, CLIENTS if timeout else MEMBERS)]
         if timeout:
             data.append(u32(TIMEOUT | NET_ORDER, 0))
@@ -79,14 +79,14 @@ class IpSets:
         self._members(ADD, name, members)
 
     def remove(self, name: str, members: Sequence[str]) -> None:
-        """Those that are not there do not matter."""
+        """Remove members; missing ones are no error."""
         self._members(DELETE, name, members)
 
     def flush(self, name: str) -> None:
         self._ask(FLUSH, name)
 
     def destroy(self, name: str) -> bool:
-        """False where a rule still names it; one that is not there is as good as destroyed."""
+        """Returns False if a rule still names the set; a missing set counts as destroyed."""
         try:
             self._ask(DESTROY, name)
         except IpSetError as err:
@@ -107,7 +107,7 @@ class IpSets:
             raise
         for got in answers:
             name = to_text(got.get(SETNAME))
-            # A large set takes many answers, and only the first one tells the family.
+            # A large set takes many answers, and only the first one has the family.
             mine = got[FAMILY][0] == NFPROTO[family] if FAMILY in got else name in found
             if name.startswith(PREFIX) and mine:
                 members = found.setdefault(name, set())
@@ -117,7 +117,7 @@ class IpSets:
         return found
 
     def count(self, name: str) -> int:
-        """The number of members; -1 where there is no such set."""
+        """The number of members; -1 if there is no such set."""
         try:
             for got in self._ask(LIST, name, u32(FLAGS | NET_ORDER, LIST_HEADER), flags=DUMP):
                 return to_int(parse(got.get(DATA, b"")).get(ELEMENTS))

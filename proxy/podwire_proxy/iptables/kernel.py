@@ -1,4 +1,4 @@
-"""The IO of the iptables backend: the chains and sets PODWIRE-* of a network namespace."""
+"""The I/O of the iptables backend: the chains and sets PODWIRE-* of a network namespace."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Chains:
         self._ns_fd = ns_fd
         self.variant: Variant = variant or programs.detect(ns_fd)
         for planner in planners:
-            programs.program(self.variant, planner.family, "restore")  # named now, not at the first change
+            # a missing program is reported now, not at the first change
+            programs.program(self.variant, planner.family, "restore")
         self._sets = IpSets(ns_fd)
         # The legacy variant runs on kernels without nf_tables, and has no generations to count.
         self._generations = Generations(ns_fd) if self.variant == "nft" else None
@@ -50,7 +51,7 @@ class Chains:
 
     @property
     def no_notifications(self) -> bool:
-        """A rule of a legacy table that is replaced by one of its size is not noticed."""
+        """In a legacy table, the replacement of a rule by another one of the same size is not noticed."""
         return self.variant == "legacy"
 
     def read(self, family: Family) -> KernelState:
@@ -58,7 +59,7 @@ class Chains:
             tables = programs.legacy_tables(family, self._ns_fd)
             self._note(
                 family, (table for table in TABLES if table in tables)
-            )  # before reading: what changes meanwhile differs
+            )  # before reading: a change in between then shows as a difference
         there = programs.present(self.variant, family, self._ns_fd)
         chains = parse(programs.save(self.variant, family, self._ns_fd)) if there else {}
         return KernelState(chains, self._sets.ours(family))
@@ -72,7 +73,7 @@ class Chains:
             self._set(planner.family, op)
 
     def settle(self, planner: Planner, *, swept: bool) -> None:
-        """Nothing: sets of clients are flushed by the plan."""
+        """Does nothing: the plan flushes the sets of clients."""
 
     def _restore(self, family: Family, plan: Plan) -> None:
         def restore() -> None:
@@ -84,7 +85,7 @@ class Chains:
             return
         heard = [watcher.changed() for watcher in self._heard]  # every queue is drained
         if any(heard):
-            self._generations.suspect = True  # what others did before us must not count as ours
+            self._generations.suspect = True  # changes of others before our start must not count as ours
         self._generations.during(restore, len(plan.tables))
 
     def _note(self, family: Family, tables: Iterable[TableName]) -> None:
@@ -101,16 +102,14 @@ class Chains:
             case "flush":
                 self._sets.flush(op.name)
             case "destroy":
-                for _ in range(
-                    DESTROY_TURNS
-                ):  # rules that went a moment ago hold it until the kernel has a quiet moment
+                for _ in range(DESTROY_TURNS):  # recently deleted rules use the set until the kernel has freed them
                     if self._sets.destroy(op.name):
                         return
                     time.sleep(0.005)
                 log.warn("a set that is not needed any more is still used by a rule", set=op.name)
 
     def counted(self, planners: Sequence[Planner]) -> Mapping[Reason, int]:
-        """A program a table; for any thread."""
+        """Starts one program per table; thread-safe."""
         found = Counter[Reason]()
         for planner in planners:
             look = partial(programs.counted, self.variant, planner.family, self._ns_fd)
@@ -134,7 +133,7 @@ class Chains:
         return [Timer(lambda: self._differs(planners)), *self._heard]
 
     def _differs(self, planners: Sequence[Planner]) -> bool:
-        """A cheap look for what nobody tells us of."""
+        """A cheap check for changes that the kernel does not report."""
         return any(
             self._legacy.shape(family, table) != shape for (family, table), shape in self._shapes.items()
         ) or any(lost(self._sets, planner.family, planner.cluster_ips) for planner in planners)
@@ -144,7 +143,7 @@ class Chains:
 
 
 def existing(ns_fd: int | None = None) -> list[str]:
-    """What of ours is in the namespace, one line for each table and set."""
+    """Our chains and sets in the namespace, one line for each table and set."""
     with IpSets(ns_fd) as sets:
         return [*_told(programs.found(ns_fd)), *(f"set {name}" for name in _names(sets))]
 
@@ -167,11 +166,12 @@ def _counts(chains: Iterable[Chain]) -> dict[str, int]:
 
 
 def cleanup(ns_fd: int | None = None, keep: Variant | None = None, wait: int = programs.PATIENT) -> list[str]:
-    """Remove all that this backend ever wrote, in both variants; returns what was there. keep: leave this variant's
-    rules, and the sets that they use. wait: seconds for the lock of legacy iptables. Raises OSError."""
+    """Remove everything that this backend ever wrote, in both variants; returns what was found. keep: leave this
+    variant's rules, and the sets that they use. wait: seconds for the lock of legacy iptables. Raises OSError.
+    """
     there = [item for item in programs.found(ns_fd) if item[0] != keep]
     lines = _told(there)
-    # No new flow is translated from here on; those in flight still find their way through postrouting.
+    # From here on no new flow is translated; flows in progress still pass postrouting.
     for variant, family, chains in there:
         entries = {
             chain: rules

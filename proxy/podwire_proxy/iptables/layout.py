@@ -1,8 +1,8 @@
-"""The rules as data: what stands fast, and what one frontend needs. README.md beside this file says why each is where
+"""The rules as data: the static ones, and those of one frontend. README.md beside this file says why each is where
 it is.
 
-A rule is the text that iptables-save prints after "-A CHAIN ", so what was read back can be compared with what is
-wanted.
+A rule is the text that iptables-save prints after "-A CHAIN ", so the rules read back can be compared with the wanted
+ones.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from ..verdict import Verdict
 
 PREFIX = "PODWIRE-"  # of all our chains and sets
 MARK = (
-    0x4000  # the connection mark's bit that says "masquerade", from prerouting to postrouting of a flow's first packet
+    # the bit of the connection mark that means "masquerade", from prerouting to postrouting of a flow's first packet
+    0x4000
 )
 BIT = f"{MARK:#x}/{MARK:#x}"
 SERVICES, FILTER, NODE = "PODWIRE-SERVICES", "PODWIRE-FILTER", "PODWIRE-NODE"
-# The chains in which a refused packet ends, by the reason that their rules carry
+# The chains at which a refused packet ends, by the reason that their rules carry
 ENDS = {
     Reason.NO_ENDPOINTS: "PODWIRE-REJECT",
     Reason.NO_LOCAL_ENDPOINTS: "PODWIRE-NO-LOCAL",
@@ -41,7 +42,7 @@ PORTS = 64  # NodePorts in one chain
 PROBABILITY = 1 << 31  # xt_statistic keeps probabilities as multiples of its inverse
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")  # what iptables-save prints without quotes
 _STRANGE = re.compile(r"[^A-Za-z0-9 ,:/._-]")
-NOT_SYN = "! --tcp-flags SYN SYN"  # a segment of no flow that begins none either: its flow was reset
+NOT_SYN = "! --tcp-flags SYN SYN"  # a TCP segment that belongs to no flow and does not start one: its flow was reset
 TableName = Literal["nat", "filter", "raw"]
 Rules = tuple[str, ...]
 
@@ -56,7 +57,7 @@ Chains = Mapping[Chain, Rules]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One level of the way to a frontend: the packets that `matches` cover go on to `chain`."""
+    """One level of the dispatch to a frontend: packets that match `matches` continue in `chain`."""
 
     chain: str
     matches: Rules
@@ -64,8 +65,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What one frontend needs. nat, filter: its rules in the chain that the steps lead to. sets: of session
-    affinity."""
+    """The rules of one frontend. nat, filter: its rules in the chain that the steps lead to. sets: of session
+    affinity.
+    """
 
     nat: Rules = ()
     filter: Rules = ()
@@ -77,7 +79,7 @@ class Built:
 
 
 def digest(*parts: object) -> str:
-    """Chain names have at most 28 characters: 12 of ours and these 16."""
+    """Chain names have at most 28 characters: a prefix of 12 and these 16."""
     return base64.b32encode(hashlib.sha256(" ".join(map(str, parts)).encode()).digest())[:16].decode()
 
 
@@ -86,23 +88,24 @@ def is_ours(name: str) -> bool:
 
 
 def cluster_ips(family: Family) -> str:
-    """The set of all ClusterIPs. A kernel has one space of names for the sets of both families."""
+    """The set of all ClusterIPs. A kernel has one name space for the sets of both families."""
     return f"PODWIRE-CLUSTER-IPS-{4 if family == 'ip' else 6}"
 
 
 def affinity_set(sticky: Sticky, destination: Destination) -> str:
-    """The set of the clients that a Service port remembers for one endpoint, whichever frontend they dialled."""
+    """The set of clients that a Service port remembers for one endpoint, whichever frontend they dialled."""
     return f"PODWIRE-A{6 if is_v6(destination.ip) else 4}-{digest(*sticky.port, sticky.local, *destination)}"
 
 
 def cidr(text: str) -> str:
-    """As iptables prints it: an address alone has its length too."""
+    """As iptables prints it: a single address has its length too."""
     return str(ipaddress.ip_network(text, strict=False))
 
 
 def quoted(words: str, reason: Reason | None = None) -> str:
-    """A comment, with the reason's code where there is one. A name of an object that the API should have refused must
-    neither end it nor pass for a code: only harmless characters stay."""
+    """A comment, with the reason's code if there is one. The name of an object that the API should have refused must
+    not end the comment or pass for a code, so only harmless characters are kept.
+    """
     text = _STRANGE.sub("?", words)[:200]
     if reason is not None:
         text = carrying(text, reason)
@@ -113,7 +116,7 @@ def ours(family: Family, ip: str) -> bool:
     return is_v6(ip) == (family == "ip6")
 
 
-# The way to a frontend
+# The dispatch to a frontend
 
 
 @lru_cache(maxsize=1 << 12)
@@ -124,7 +127,9 @@ def _low_bits(v6: bool, value: int, mask: int) -> str:
 
 
 def way(key: Key, node: NodeInfo) -> tuple[Step, Step]:
-    """Two steps, by the low bits of the address: allocated addresses are spread evenly there. By port for NodePorts."""
+    """Two steps, by the low bits of the address, over which allocated addresses are evenly spread. By port for
+    NodePorts.
+    """
     if key.ip == LOCALHOST or key.ip in node.node_port_ips:
         first = key.port & -PORTS
         protocol = key.protocol.lower()
@@ -141,12 +146,12 @@ def way(key: Key, node: NodeInfo) -> tuple[Step, Step]:
     )
 
 
-# What a frontend needs
+# The rules of a frontend
 
 
 @lru_cache(maxsize=1 << 10)
 def _by_chance(left: int) -> str:
-    """One of `left`, in the eleven digits that iptables prints."""
+    """One of `left` at random, in the eleven digits that iptables prints."""
     return f"-m statistic --mode random --probability {(2 * PROBABILITY + left) // (2 * left) / PROBABILITY:.11f} "
 
 
@@ -236,7 +241,9 @@ class _Builder:
             yield f"-p {self.protocol} {_by_chance(left) if left > 1 else ''}{target}"
 
     def _refusals(self, refusal: Verdict | None) -> Rules:
-        """For what no rule of `nat` took. Both refusals of a frontend are the same one, where it has two."""
+        """Refusals of packets that no rule of `nat` matched. If a frontend has two refusals, both have the same
+        verdict.
+        """
         ends = [("", ENDS[refusal.reason])] if refusal is not None and refusal.reason is not None else []
         if self.frontend.alive is not None:
             ends.insert(0, (NOT_SYN, ENDS[Reason.ENDPOINT_GONE]))
@@ -266,12 +273,12 @@ def build(frontend: Frontend, node: NodeInfo) -> Built:
 
 
 def pods(ip: str, node: NodeInfo) -> Rules:
-    """Matches of which each is a pod's packet, in the family of `ip`."""
+    """Matches for pods' packets, in the family of `ip`."""
     interface = (f"-i {node.pod_interface.replace('*', '+')}",) if node.pod_interface else ()
     return (*(f"-s {cidr(c)}" for c in node.pod_cidrs if is_v6(c) == is_v6(ip)), *interface)
 
 
-# What stands fast
+# The static rules
 
 _NEW = f"-m conntrack --ctstate NEW {quoted('podwire: refused Services')} -j {FILTER}"
 _HOOKS: dict[Chain, str] = {
@@ -296,7 +303,9 @@ def hooks(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
 
 
 def same_address(family: Family) -> str:
-    """Classic BPF, relative to the network header: is the source the destination? One rule for every hairpin."""
+    """Classic BPF, relative to the network header: whether source and destination are equal. One rule for every
+    hairpin.
+    """
     source, words = (12, 1) if family == "ip" else (8, 4)
     program = []
     for word in range(words):
@@ -308,7 +317,7 @@ def same_address(family: Family) -> str:
 
 
 def static_rules(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
-    """Everything that does not depend on Services, the ends of SERVICES and FILTER included."""
+    """Everything that does not depend on Services, including the ends of SERVICES and FILTER."""
     v6 = family == "ip6"
     detected = pods("::" if v6 else "0.0.0.0", node)
     off_cluster: list[str] = []
@@ -320,7 +329,7 @@ def static_rules(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
     on_localhost = (
         f"-m conntrack --ctorigdst {LOCALHOST} -m connmark --mark {BIT} "
         f"{quoted('NodePorts on 127.0.0.1', Reason.LOCALHOST_NODE_PORT)} -j PODWIRE-MASQUERADE"
-    )  # as those below it, and counted
+    )  # like those below it, but counted
     loopback: dict[Chain, Rules] = {}
     if not v6 and node.localhost:
         loopback[Chain("raw", "PODWIRE-LOOPBACK")] = tuple(
@@ -364,7 +373,7 @@ def static_rules(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
 
 
 def _ends(v6: bool) -> dict[Chain, Rules]:
-    """The chains in which a refused packet ends."""
+    """The chains at which a refused packet ends."""
     reset = "REJECT --reject-with tcp-reset"
     unreachable = f"REJECT --reject-with {'icmp6' if v6 else 'icmp'}-port-unreachable"
     rules: dict[Reason, tuple[tuple[str, str, str], ...]] = {  # (match, words, target)

@@ -1,8 +1,8 @@
-"""Chains of iptables that are not ours, in both variants. IO; hostfacts.py names whose they are.
+"""Chains of iptables that are not ours, in both variants. I/O; hostfacts.py names their owners.
 
 The tables of legacy iptables are read with python-iptables (libiptc) where it is installed, without starting a program;
-else by iptables-legacy-save. Those of the nft variant are netlink objects like all others. Only tables that are there
-are looked at: opening one would make it.
+otherwise by iptables-legacy-save. Those of the nft variant are ordinary netlink objects. Only existing tables are read:
+opening one would create it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
 def foreign() -> Foreign:
-    """Of the caller's namespace."""
+    """Foreign chains of the caller's namespace."""
     chains = foreign_chains()
     return Foreign(chains=tuple(chains), findings=tuple(both_variants(chains)))
 
@@ -44,7 +44,7 @@ def _is_legacy(chain: ForeignChain) -> bool:
 
 
 def foreign_chains() -> list[ForeignChain]:
-    """Built-in chains only where they hold rules of others."""
+    """Built-in chains are included only if they hold rules of others."""
     return [
         chain for family in FAMILIES for chain in (*_of_legacy(family), *_of_nft(family)) if not is_ours(chain.name)
     ]
@@ -65,13 +65,13 @@ def _with_libiptc(family: Family, tables: tuple[str, ...]) -> dict[str, dict[str
     """{table: {chain: number of rules that are not ours}}; {} where python-iptables cannot be used."""
     try:
         import iptc
-    except Exception:  # it raises whatever comes up while it looks for the libraries of xtables
+    except Exception:  # it raises various errors while it looks for the libraries of xtables
         return {}
     kind: Any = iptc.Table if family == "ip" else iptc.Table6
     found: dict[str, dict[str, int]] = {}
     for name in tables:
         table = kind(name)
-        table.refresh()  # it keeps one object a table, from whatever namespace it was first opened in
+        table.refresh()  # it keeps one object per table, from the namespace in which it was first opened
         found[name] = {
             chain.name: sum(not is_ours(rule.target.name) for rule in chain.rules)
             for chain in table.chains

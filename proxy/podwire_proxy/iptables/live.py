@@ -48,14 +48,14 @@ class Chains:
 
 
 def _named(state: KernelState, table: str, chain: str, option: str) -> Iterator[str]:
-    """The ranges that a chain's rules name."""
-    # callers name tables that there are
+    """The ranges in a chain's rules."""
+    # callers name existing tables
     for rule in state.chains.get(Chain(table, chain), ()):  # type: ignore[arg-type]
         yield from (arguments[0] for name, arguments, _ in take_apart(rule).options if name == option)
 
 
 def read(ns_fd: int | None = None) -> Chains | None:
-    """What iptables-save prints now; None where nothing of ours is in either variant."""
+    """The present output of iptables-save; None if nothing of ours is in either variant."""
     variants: dict[Variant, dict[Family, KernelState]] = {}
     for variant, family, chains in programs.found(ns_fd):
         variants.setdefault(variant, {})[family] = KernelState(chains)

@@ -1,10 +1,10 @@
-"""Dataplane + what the kernel holds -> what iptables-restore is to be given. Pure, and proportional to the change.
+"""Dataplane + the kernel's rules -> the input of iptables-restore. Pure, and proportional to the change.
 
 A change writes the chains whose rules differ, whole, and no other: those of the frontend, and the one that leads to it
-where the frontend came or went. All changes of one table are one commit. Table `filter`, which refuses what `nat` did
-not take, is written first and only grows then: what is to go from it goes in a *later* commit (`sweep`), because a
-packet in flight may have passed `nat` as it was before, and must not leak to the default route. Sets grow before the
-rules and shrink after them.
+if the frontend was added or removed. All changes of one table are one commit. Table `filter`, which refuses the packets
+that `nat` did not translate, is written first and only grows then. Removals from it follow in a *later* commit
+(`sweep`), because a packet in flight may have passed the previous `nat`, and must not leak to the default route. Sets
+grow before the rules and shrink after them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .layout import (
     way,
 )
 
-TABLES: tuple[TableName, ...] = ("raw", "filter", "nat")  # in the order they are written
+TABLES: tuple[TableName, ...] = ("raw", "filter", "nat")  # in the order in which they are written
 _ROOTS: dict[TableName, str] = {"nat": SERVICES, "filter": FILTER}
 _NOTHING = Built()
 
@@ -55,8 +55,9 @@ class SetOp(NamedTuple):
 
 @dataclass(slots=True)
 class KernelState:
-    """What is in the kernel. chains: ours, and of built-in ones the rules that lead to ours. sets: ours, with members
-    where they are known (those of session affinity are the kernel's business)."""
+    """The kernel's content. chains: ours, and of built-in chains the rules that lead to ours. sets: ours, with members
+    if they are known (members for session affinity belong to the kernel).
+    """
 
     chains: dict[Chain, Rules] = field(default_factory=dict)
     sets: dict[str, set[str]] = field(default_factory=dict)
@@ -64,8 +65,9 @@ class KernelState:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """before, after: what is done to sets. write: chains with their new rules. delete: chains. have: rules of built-in
-    chains that are there and are replaced."""
+    """before, after: operations on sets. write: chains with their new rules. delete: chains. have: the present rules of
+    built-in chains, which are replaced.
+    """
 
     before: tuple[SetOp, ...] = ()
     write: Mapping[Chain, Rules] = field(default_factory=dict)
@@ -101,7 +103,7 @@ class Plan:
         return "".join(f"{line}\n" for table in self.tables for line in self._table(table))
 
     def lines(self) -> Iterator[str]:
-        """All of it, for people."""
+        """The whole plan as readable lines."""
         yield from map(str, self.before)
         for table in self.tables:
             yield from self._table(table)
@@ -125,13 +127,13 @@ class Plan:
 
 
 class Planner:
-    """Holds the mirror of one family's tables; `full` and `change` give the plan, `committed` takes it in."""
+    """Holds the mirror of one family's tables; `full` and `change` return the plan, `committed` updates the mirror."""
 
     def __init__(self, family: Family, node: NodeInfo) -> None:
         self.family: Family = family
         self.node = node
         self.mirror = KernelState()
-        self._late: set[Chain] = set()  # chains that still hold what is to go
+        self._late: set[Chain] = set()  # chains that still hold rules to remove
         self._idle: set[str] = set()  # sets that no rule names any more
         self._reset()
 
@@ -139,13 +141,13 @@ class Planner:
         self._wanted: dict[Chain, Rules] = {}
         self._built: dict[Key, Built] = {}
         self._leaves: dict[Chain, dict[Key, Rules]] = {}
-        self._ways: dict[Chain, dict[str, Step]] = {}  # where a dispatching chain leads to
+        self._ways: dict[Chain, dict[str, Step]] = {}  # the targets of a dispatching chain
         self._uses: Counter[str] = Counter()  # sets of session affinity, by the number of frontends
 
     # Plans
 
     def full(self, dataplane: Dataplane, found: KernelState | None) -> Plan:
-        """From what was read back (None: what we believe to be there) to the dataplane."""
+        """From the rules read back (None: the mirror) to the dataplane."""
         if found is not None:
             self.mirror = found
         self.node = dataplane.node
@@ -162,7 +164,7 @@ class Planner:
         return self._plan(self._wanted.keys() | self.mirror.chains.keys(), ips - held, held - ips)
 
     def change(self, dataplane: Dataplane, delta: Delta) -> Plan:
-        """What `delta` needs, given that the mirror is true."""
+        """The changes for `delta`, given that the mirror is correct."""
         if dataplane.node != self.node:
             return self.full(dataplane, None)
         touched: set[Chain] = set()
@@ -178,14 +180,14 @@ class Planner:
         )
 
     def sweep(self) -> Plan:
-        """Take away what no packet in flight needs any more."""
+        """Remove everything that packets in flight no longer need."""
         idle = sorted(name for name in self._idle if name in self.mirror.sets)
         write, delete = self._difference(self._late, keep=False)
         return Plan((), write, delete, {}, tuple(SetOp("destroy", name) for name in idle))
 
     @property
     def cluster_ips(self) -> int:
-        """How many members the set of ClusterIPs should have."""
+        """The wanted number of members of the set of ClusterIPs."""
         return len(self.mirror.sets.get(cluster_ips(self.family), ()))
 
     @property
@@ -200,7 +202,7 @@ class Planner:
         return dict(found)
 
     def committed(self, plan: Plan) -> None:
-        """The kernel took it."""
+        """The kernel accepted the plan."""
         for op in (*plan.before, *plan.after):
             if op.kind == "destroy":
                 self.mirror.sets.pop(op.name, None)
@@ -231,13 +233,13 @@ class Planner:
         before += [SetOp("add", own, members)] if (members := tuple(sorted(new_ips))) else []
         after = [SetOp("del", own, members)] if (members := tuple(sorted(old_ips))) else []
         idle = sorted(name for name in self._idle if name in sets)
-        after += [SetOp("flush", name) for name in idle]  # who comes back is not remembered from before
+        after += [SetOp("flush", name) for name in idle]  # a client that returns later is not remembered from before
         write, delete = self._difference(touched, keep=True)
         have = {chain: self.mirror.chains.get(chain, ()) for chain in write if not is_ours(chain.name)}
         return Plan(tuple(before), write, delete, have, tuple(after))
 
     def _difference(self, touched: Iterable[Chain], *, keep: bool) -> tuple[dict[Chain, Rules], tuple[Chain, ...]]:
-        """(chains to write, chains to delete). keep: nothing goes from `filter` now."""
+        """(chains to write, chains to delete). keep: nothing is removed from `filter` now."""
         write: dict[Chain, Rules] = {}
         delete: list[Chain] = []
         for chain in sorted(touched):
@@ -288,8 +290,9 @@ class Planner:
             self._wanted[chain] = rules
 
     def _lead(self, table: TableName, key: Key, rules: Rules, touched: set[Chain]) -> None:
-        """Put the frontend's rules into the chain of its bucket; where that begins or ends to exist, lead there or
-        not."""
+        """Put the frontend's rules into its bucket's chain; add or remove the jump to that chain if it begins or ceases
+        to exist.
+        """
         middle, last = way(key, self.node)
         leaf, upper, root = Chain(table, last.chain), Chain(table, middle.chain), Chain(table, _ROOTS[table])
         held = self._leaves.setdefault(leaf, {})
@@ -306,7 +309,7 @@ class Planner:
             self._link(root, middle, upper in self._ways, touched)
 
     def _link(self, chain: Chain, step: Step, there: bool, touched: set[Chain]) -> bool:
-        """True where something changed."""
+        """Returns whether something changed."""
         steps = self._ways.setdefault(chain, {})
         if (step.chain in steps) == there:
             return False

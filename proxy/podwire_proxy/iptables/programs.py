@@ -1,4 +1,4 @@
-"""The programs of iptables, in a network namespace: which variant, what they print, what they are given. IO."""
+"""The programs of iptables in a network namespace: their variant, output and input. I/O."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from .text import count_rules, parse
 
 Variant = Literal["nft", "legacy"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-PATIENT = 30  # seconds that a command of a person waits for the lock that all programs of legacy iptables share
-BUSY = 4  # exit status of the legacy programs: somebody else holds it
-TRIES, PAUSE = 5, 0.02  # of a role, which has other work to do: then it comes back later
-SHORTEST = 1  # second: iptables-legacy-restore takes 0 for "for ever"
+PATIENT = 30  # seconds that a user's command waits for the lock shared by all programs of legacy iptables
+BUSY = 4  # exit status of the legacy programs: another program holds the lock
+TRIES, PAUSE = 5, 0.02  # of a role, which has other work to do: it tries again later
+SHORTEST = 1  # seconds: iptables-legacy-restore takes 0 as "without limit"
 BUILT_IN = ("nat", "filter", "raw")
 _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 _NAMES = {"ip": "iptables", "ip6": "ip6tables"}
 
 
 class ProgramError(OSError):
-    """A program of iptables is missing or refused what it was given; nothing of that table was changed."""
+    """A program of iptables is missing or refused its input; nothing of that table was changed."""
 
 
 class ProgramBusy(ProgramError):
@@ -52,7 +52,7 @@ def program(variant: Variant, family: Family, verb: Literal["save", "restore", "
 
 
 def run(command: list[str], ns_fd: int | None, text: str | None = None) -> str:
-    """What it prints. Raises ProgramError with its own words, and with the line that it stumbled over."""
+    """Its output. Raises ProgramError with the program's error text and the line of the input that it refused."""
     internal = ["nsenter", f"--net=/proc/self/fd/{ns_fd}", "--"] if ns_fd is not None else []
     done = subprocess.run(
         [*internal, *command],
@@ -79,12 +79,12 @@ def _complaint(stderr: str, text: str) -> str:
 
 
 def save(variant: Variant, family: Family, ns_fd: int | None) -> str:
-    """All tables that are there; none is made by looking."""
+    """All existing tables; reading creates none."""
     return run([program(variant, family, "save")], ns_fd)
 
 
 def restore(variant: Variant, family: Family, ns_fd: int | None, text: str, wait: int = 0) -> None:
-    """wait: seconds for the lock; 0: some tries. Raises ProgramBusy, then tables further down are as they were."""
+    """wait: seconds for the lock; 0: a few tries. Raises ProgramBusy; then the remaining tables are unchanged."""
     command = program(variant, family, "restore")
     if variant == "legacy" and not wait and all(_locked(pause) for pause in (*[PAUSE] * (TRIES - 1), 0)):
         raise ProgramBusy(f"{Path(command).name}: another program holds the lock {_lock()}")
@@ -96,20 +96,20 @@ def _lock() -> str:
 
 
 def _locked(pause: float) -> bool:
-    """Does somebody hold the lock now? pause: seconds after a yes."""
+    """Whether a program holds the lock now. pause: seconds to wait if so."""
     try:
         with open(_lock(), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         time.sleep(pause)
         return True
-    except OSError:  # nobody ever took it, or it is not ours to ask
+    except OSError:  # the lock file does not exist, or we may not open it
         return False
     return False
 
 
 def counted(variant: Variant, family: Family, ns_fd: int | None, table: TableName, chain: str, reason: Reason) -> int:
-    """Packets that the rules of a chain counted which carry `reason`."""
+    """Packets counted by the rules of a chain that carry `reason`."""
     command = [program(variant, family, ""), "-t", table, "-w", str(SHORTEST), "-nvxL", chain]
     return sum(int(line.split()[0]) for line in run(command, ns_fd).splitlines()[2:] if f"[{reason}] */" in line)
 
@@ -127,7 +127,7 @@ def legacy_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:
 
 
 def nft_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:
-    """Tables of the nft variant that are there; () on a kernel without nf_tables."""
+    """Existing tables of the nft variant; () on a kernel without nf_tables."""
     if nft_socket.missing(ns_fd):
         return ()
     with nft_socket.Connection(ns_fd) as conn:
@@ -139,7 +139,7 @@ def present(variant: Variant, family: Family, ns_fd: int | None) -> bool:
 
 
 def found(ns_fd: int | None = None) -> Iterator[tuple[Variant, Family, dict[Chain, Rules]]]:
-    """Where rules of ours are, and which. Only tables that exist are looked at, with programs that are installed."""
+    """The tables with our rules. Only existing tables are read, with programs that are installed."""
     for variant in filter(installed, VARIANTS):
         for family in FAMILIES:
             if present(variant, family, ns_fd) and (chains := parse(save(variant, family, ns_fd))):
@@ -147,8 +147,9 @@ def found(ns_fd: int | None = None) -> Iterator[tuple[Variant, Family, dict[Chai
 
 
 def detect(ns_fd: int | None = None) -> Variant:
-    """The variant that the host uses: where most rules of others are; else where ours are; else what is installed, nft
-    first unless the kernel has no nf_tables. Raises ProgramError where neither is."""
+    """The variant that the host uses: the one with most rules of others; else the one with our rules; else an installed
+    one, nft first unless the kernel has no nf_tables. Raises ProgramError if neither is installed.
+    """
     counts: dict[Variant, tuple[int, int]] = {}
     for variant in VARIANTS:
         others = own = 0
@@ -162,7 +163,7 @@ def detect(ns_fd: int | None = None) -> Variant:
     if "legacy" in usable and nft_socket.missing(ns_fd):
         return "legacy"
     if not usable:
-        program("nft", "ip", "restore")  # names what is missing
+        program("nft", "ip", "restore")  # the error names the missing program
     return max(usable, key=lambda variant: (counts[variant], variant == "nft"))
 
 

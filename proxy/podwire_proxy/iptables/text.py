@@ -1,4 +1,4 @@
-"""What iptables-save printed -> KernelState. Pure."""
+"""The output of iptables-save -> KernelState. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _TO_OURS = (f"-j {PREFIX}", f"-g {PREFIX}")
 
 
 def parse(saved: str) -> dict[Chain, Rules]:
-    """Our chains, and of all others the rules that lead to ours."""
+    """Our chains, and of all other chains the rules that lead to ours."""
     found: dict[Chain, list[str]] = {}
     table = ""
     for line in saved.splitlines():
         if line.startswith("-A "):
             _, name, rule = line.split(" ", 2)
             if is_ours(name) or any(jump in rule for jump in _TO_OURS):
-                # other tables hold none of ours
+                # other tables have none of our rules
                 found.setdefault(Chain(table, name), []).append(rule)  # type: ignore[arg-type]
         elif line.startswith(":"):
             name = line[1:].split(" ", 1)[0]
@@ -32,7 +32,7 @@ def parse(saved: str) -> dict[Chain, Rules]:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A rule taken apart. options: (name, arguments, negated) of its matches; target "" where it has none."""
+    """A parsed rule. options: (name, arguments, negated) of its matches; target "" if it has none."""
 
     options: tuple[tuple[str, tuple[str, ...], bool], ...]
     target: str
@@ -61,5 +61,5 @@ def take_apart(rule: str) -> Parsed:
 
 
 def count_rules(saved: str) -> int:
-    """Rules of all tables, whosever."""
+    """The number of rules of all tables, of any owner."""
     return sum(line.startswith("-A ") for line in saved.splitlines())

@@ -1,7 +1,7 @@
-"""What the rules would do with a packet: run on paper, every random draw followed. The second judge, and what `explain`
-shows.
+"""Evaluates the rules for a packet in memory and follows every random choice. Tests compare it with the oracle, and
+`explain` shows it.
 
-Runs over a KernelState, planned or read back from a kernel. Rules of others are not known to it.
+Runs over a KernelState, planned or read back from a kernel. It does not know rules of others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NEXT, _RETURN = "next", "return"
 
 @dataclass(frozen=True, slots=True)
 class TracedPacket:
-    """A packet on its way. marked: the connection mark's bit. noted: (set, client) that rules wrote."""
+    """A packet on its way. marked: the connection mark's bit. noted: (set, client) recorded by rules."""
 
     packet: Packet
     dst: str
@@ -41,7 +41,7 @@ class TracedPacket:
 
 
 def run_bpf(program: str, ip_header: bytes) -> bool:
-    """Classic BPF as xt_bpf takes it ("6,32 0 0 12,..."); the few instructions that our rules use."""
+    """Classic BPF as xt_bpf takes it ("6,32 0 0 12,..."); only the instructions that our rules use."""
     code = [tuple(map(int, one.split())) for one in program.split(",")[1:]]
     accumulator = index = at = 0
     while True:
@@ -64,13 +64,13 @@ def _refused(verdict: str, hop: TracedPacket) -> Trace:
 
 
 class Tracer:
-    """`node` tells which addresses are local. Raises NotImplementedError for a rule that is not the proxy's."""
+    """`node` determines which addresses are local. Raises NotImplementedError for a rule that is not the proxy's."""
 
     def __init__(self, state: KernelState, node: NodeInfo) -> None:
         self.state, self.node = state, node
 
     def traces(self, packet: Packet) -> Iterator[Trace]:
-        """Every way that the packet can take, with what decided it."""
+        """Every path that the packet can take, with the rules that decided it."""
         start = TracedPacket(packet, packet.dst, packet.port)
         for verdict, hop in self._hook("raw", "OUTPUT" if packet.node else "PREROUTING", start):
             if verdict == "DROP":
@@ -104,7 +104,7 @@ class Tracer:
                 taken = hop.told(f"{chain.table} {chain.name}: {rules[index]}")
             if chance == "perhaps":
                 yield from self._target(chain, rules, index, rule, taken)
-                continue  # and the ways of those that were not drawn
+                continue  # and the paths of the alternatives that were not drawn
             yield from self._target(chain, rules, index, rule, taken)
             return
         yield _NEXT, hop
@@ -136,7 +136,7 @@ class Tracer:
                 raise NotImplementedError(f"target {other} in chain {chain.name}")
 
     def _matches(self, rule: Parsed, hop: TracedPacket) -> str:
-        """ "" where the rule does not apply, "always", or "perhaps" for a random draw."""
+        """ "" if the rule does not apply, "always", or "perhaps" for a random choice."""
         chance = "always"
         for name, arguments, negated in rule.options:
             if name == "--probability":

@@ -1,9 +1,9 @@
-"""Hearing of it when somebody else changes our rules. IO.
+"""Detects changes of our rules by other programs. I/O.
 
-The nft variant: netlink tells of every commit. Which were ours is known by counting the namespace's generations,
-because the programs of iptables have netlink ports of their own. The legacy variant tells nobody: a timer looks at the
-number and the size of the rules in each table, which is one system call. Sets tell nobody either: the timer counts the
-ClusterIPs.
+The nft variant: netlink reports every commit. We identify our own commits by counting the namespace's generations,
+because the programs of iptables have netlink ports of their own. The legacy variant reports nothing: a timer checks the
+number and the size of the rules in each table, which takes one system call. Sets report nothing either: the timer
+counts the ClusterIPs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from podwire_base.kernel.nft import socket as nft_socket
 from .ipset import IpSetError, IpSets
 from .layout import TableName, cluster_ips
 
-PERIOD = 1.0  # seconds between two looks
+PERIOD = 1.0  # seconds between two checks
 GET_INFO = 64  # IPT_SO_GET_INFO, IP6T_SO_GET_INFO
 _INFO = struct.Struct("=32sI5I5III")  # struct ipt_getinfo
 _SOL = {"ip": 0, "ip6": 41}
@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Timer:
-    """A descriptor that becomes readable every PERIOD; `look` says whether something is not as it should be."""
+    """A descriptor that becomes readable every PERIOD; `look` returns whether something is wrong."""
 
     def __init__(self, look: Callable[[], bool]) -> None:
         self._look = look
@@ -76,8 +76,9 @@ class Legacy:
             sock.close()
 
     def shape(self, family: Family, table: TableName) -> tuple[int, int]:
-        """(entries, bytes); (0, 0) where there is no such table. Asking makes the table: ask only for those we
-        wrote."""
+        """(entries, bytes); (0, 0) if there is no such table. A query creates the table, so query only tables that we
+        wrote.
+        """
         sock = self._socks.get(family)
         if sock is None:
             return 0, 0
@@ -90,7 +91,7 @@ class Legacy:
 
 
 class Generations:
-    """Tells commits of others from those that `during` saw. Raises OSError on a kernel without nf_tables."""
+    """Distinguishes commits of others from those that `during` saw. Raises OSError on a kernel without nf_tables."""
 
     def __init__(self, ns_fd: int | None) -> None:
         self._conn = nft_socket.Connection(ns_fd)
@@ -115,7 +116,7 @@ class Generations:
         self.suspect = self.suspect or self._seen - before != commits
 
     def news(self) -> bool:
-        """Did somebody else commit since, as far as numbers tell?"""
+        """Whether another program has committed since, as far as the numbers show."""
         now, suspect = self._conn.generation(), self.suspect
         news = now != self._seen or suspect
         self._seen, self.suspect = now, False
@@ -140,7 +141,7 @@ class TableWatch:
 
 
 def lost(sets: IpSets, family: Family, members: int) -> bool:
-    """Is the set of ClusterIPs not as large as it should be?"""
+    """Whether the set of ClusterIPs has the wrong size."""
     try:
         return sets.count(cluster_ips(family)) != members
     except IpSetError as err:

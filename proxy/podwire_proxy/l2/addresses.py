@@ -28,7 +28,7 @@ def nodes_of(slice_: meta.Object) -> tuple[str, frozenset[str]]:
 
 
 def usable(nodes: Iterable[meta.Object]) -> frozenset[str]:
-    """Nodes that are ready, or say nothing of it, and are neither deleted nor excluded from load balancers."""
+    """Nodes that are ready, or have no Ready condition, and are neither deleted nor excluded from load balancers."""
     found = set()
     for node in nodes:
         conditions = (node.get("status") or {}).get("conditions") or []
@@ -40,17 +40,19 @@ def usable(nodes: Iterable[meta.Object]) -> frozenset[str]:
 
 @dataclass(slots=True)
 class View:
-    """What the API says, kept small: only Services with addresses, and only the nodes of their endpoints."""
+    """The API's state, kept small: only Services with addresses, and only the nodes of their endpoints."""
 
     pools: lb.Pools = field(default_factory=lb.Pools)
     services: dict[str, meta.Object] = field(default_factory=dict)
     slices: dict[str, tuple[str, frozenset[str]]] = field(default_factory=dict)
     _places: dict[str, dict[str, frozenset[str]]] = field(default_factory=dict)  # Service -> slice -> nodes
-    _found: tuple[lb.Pools, Mapping[str, frozenset[str] | None]] | None = None  # the last answer, and of which pools
+    # the last result, and the pools that it is for
+    _found: tuple[lb.Pools, Mapping[str, frozenset[str] | None]] | None = None
 
     def service(self, key: str, obj: meta.Object | None) -> bool:
-        """True where something changed that load balancers depend on. Raises for an object of another form, and then
-        what it said before stays: what is kept here must be readable at every beat."""
+        """Returns whether something changed that load balancers depend on. Raises for a malformed object and keeps the
+        previous state, because the stored data must be readable at every beat.
+        """
         now = None
         if obj is not None and (obj.get("spec") or {}).get("type") == "LoadBalancer":
             spec = {name: obj["spec"].get(name) for name in ("type", "loadBalancerClass", "externalTrafficPolicy")}
@@ -66,8 +68,9 @@ class View:
         return self._changed(before != now)
 
     def slice(self, key: str, obj: meta.Object | None) -> bool:
-        """True where the nodes of a load balancer changed that asks where its endpoints are. All others' slices come by
-        too, many more of them: they must cost next to nothing."""
+        """Returns whether the nodes of a load balancer changed that depends on endpoints' nodes. Slices of all other
+        Services arrive here too, and there are many more of them: they must cost next to nothing.
+        """
         now = nodes_of(obj) if obj is not None else ("", frozenset[str]())
         before = self.slices.pop(key, ("", frozenset[str]()))
         if now[0]:
@@ -89,12 +92,13 @@ class View:
 
     @property
     def wants_slices(self) -> bool:
-        """Must EndpointSlices be watched? Only a Local traffic policy asks where endpoints are."""
+        """Whether EndpointSlices must be watched. Only a Local traffic policy depends on endpoints' nodes."""
         return any(is_local(service) for service in self.services.values())
 
     def addresses(self) -> Mapping[str, frozenset[str] | None]:
-        """address -> the nodes that can serve it, None for all. Of two Services with one address the first by name
-        counts."""
+        """address -> the nodes that can serve it, None for all. If two Services have an address, the first by name
+        counts.
+        """
         if self._found is None or self._found[0] is not self.pools:
             found: dict[str, frozenset[str] | None] = {}
             for ip, service in lb.announced((self.services[key] for key in sorted(self.services)), self.pools):
@@ -104,5 +108,5 @@ class View:
         return self._found[1]
 
     def holder(self, ip: str) -> str:
-        """The Service that has the address, "" where none has."""
+        """The Service that has the address, "" if none has."""
         return next((meta.key(s) for at, s in lb.announced(self.services.values(), self.pools) if at == ip), "")

@@ -1,6 +1,6 @@
 """The role `lb`: answers ARP and Neighbor Discovery for the load balancer addresses that this node was elected for.
 
-A process of its own: a proxy that writes 44,000 Services for seconds must not look dead to the other nodes.
+It is a process of its own: a proxy that spends seconds writing 44,000 Services must not look dead to the other nodes.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from .election import BEAT, PROBE, Election, decode, encode
 from .packets import PacketSocket
 
 log = logs.get("lb")
-REPEATS = (0.1, 0.4, 1.0)  # seconds after the first announcement: one frame can be lost
+REPEATS = (0.1, 0.4, 1.0)  # seconds after the first announcement, because one frame can be lost
 DEFEND = 1.0  # seconds between two defences of an address
 ASK_AGAIN = 0.5
-GATHER = 0.02  # seconds in which the API's changes are gathered: a list of thousands must not hold a beat up
+GATHER = 0.02  # seconds for which changes of the API are gathered: a list of thousands must not delay a beat
 PROBE_TIMEOUT = 0.5
-PRIORITY = -15  # nice: who is late by a second is taken for dead, as with every cluster's heartbeat
+PRIORITY = -15  # nice value: a node that is late by a second counts as dead
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Announcer:
         self._slices_wanted = asyncio.Event()
         self._deciding = False
 
-    # What the API says
+    # The API's state
 
     def on_service(self, event: Event) -> None:
         if self.view.service(event.key, None if event.type == "DELETED" else event.object):
@@ -88,17 +88,17 @@ class Announcer:
         was = self.active
         pools, problems = lb.parse(None if event.type == "DELETED" else event.object)
         for problem in problems:
-            log.warn("pool cannot be used as it says", object=event.key, problem=problem)
+            log.warn("pool is partly unusable", object=event.key, problem=problem)
         self.view.pools = pools
         if self.active and not was:
-            self.election.started = time.monotonic()  # nobody was listened to while there was nothing to give
+            self.election.started = time.monotonic()  # while there was no address to assign, the node did not listen
         self._decide_soon()
 
     def on_node(self, event: Event) -> None:
         if event.type == "DELETED":
             self.nodes.pop(event.key, None)
         else:
-            usable([event.object])  # one of another form is told and passed over; the beats could not read it either
+            usable([event.object])  # a malformed object is logged and skipped; the beats could not read it either
             self.nodes[event.key] = event.object
         self._decide_soon()
 
@@ -107,7 +107,7 @@ class Announcer:
             self._deciding = True
             asyncio.get_running_loop().call_later(GATHER, self.decide)
 
-    # What the wire says
+    # Frames from the link
 
     def hear(self, frame: bytes) -> None:
         now = time.monotonic()
@@ -125,12 +125,12 @@ class Announcer:
                 self._contested(said, now)
 
     def _contested(self, claim: frames.Claim, now: float) -> None:
-        """Somebody else says that it has our address. Another node that lost or won it knows by the next beat."""
+        """Another host claims our address. Another node that lost or won it knows by the next beat."""
         self.decide()
         if claim.ip in self.mine and now - self._defended.get(claim.ip, -DEFEND) >= DEFEND:
             self._defended[claim.ip] = now
             log.warn(
-                "somebody else claims an address of ours; announced again", address=claim.ip, mac=claim.mac.hex(":")
+                "another host claims an address of ours; announced again", address=claim.ip, mac=claim.mac.hex(":")
             )
             self._announce([claim.ip])
 
@@ -155,7 +155,7 @@ class Announcer:
         return bool(self.view.pools)
 
     def decide(self) -> None:
-        """Who answers for what, as of now. Cheap and idempotent: called for everything that happens."""
+        """Compute which node answers for what, as of now. Cheap and idempotent: called at every event."""
         now, self._deciding = time.monotonic(), False
         addresses = self.view.addresses()
         self.owners = self.election.owners(addresses, usable(self.nodes.values()), now)
@@ -167,7 +167,7 @@ class Announcer:
         self.moves += len(won)
         try:
             self.packets.hear_questions(mine)
-        except OSError as err:  # the link is gone; where it comes back the groups are joined anew
+        except OSError as err:  # the link is gone; when it comes back, the groups are joined again
             self._problem = f"{self.packets.link}: {err.strerror or err}"
         self._announce(sorted(won))
         for delay in REPEATS if won else ():
@@ -246,7 +246,7 @@ class Announcer:
         except OSError as err:
             problem = f"{self.packets.link or 'uplink'}: {err.strerror or err}"
             if problem != self._problem:
-                log.warn("not on the wire; tried again with every beat", problem=problem)
+                log.warn("cannot use the link; trying again with every beat", problem=problem)
             self._problem = problem
             self.packets.close()
             self.report()
@@ -278,11 +278,11 @@ class Announcer:
                 except Unreachable:
                     contact.failed()
                 except ApiError:
-                    contact.worked(time.monotonic())  # an answer, whatever it says
+                    contact.worked(time.monotonic())  # any answer of the server counts
             await asyncio.sleep(max(0.0, now + PROBE - time.monotonic()))
 
     def leave(self) -> None:
-        """Tell the others that we go, so that nobody has to miss us first."""
+        """Announce our end to the other nodes, so that they need not wait for missing beats."""
         self.election.leaving = True
         if self.active:
             for _ in range(2):
@@ -296,13 +296,13 @@ def _stub(obj: meta.Object) -> meta.Object:
 
 
 async def _cluster(api: ApiClient, status: RoleStatus) -> str:
-    """The uid of namespace kube-system, by which clusters on one wire are told apart. Asks until there is an answer."""
+    """The uid of namespace kube-system, which distinguishes clusters on one link. Retries until there is an answer."""
     told = ""
     while True:
         try:
             return meta.uid(await api.get("/api/v1/namespaces/kube-system"))
         except ApiError as err:
-            if isinstance(err, Refused) and str(err) != told:  # most likely a right that is missing
+            if isinstance(err, Refused) and str(err) != told:  # most likely a missing permission
                 told = str(err)
                 log.warn("the API server refuses", error=told)
                 status.update(ready=False, message=told, reason=err.reason or "Refused")
@@ -334,11 +334,11 @@ async def _main(config: LbConfig) -> None:
 def run(config: LbConfig) -> None:
     """Serve until SIGTERM or SIGINT, inside the node's network namespace. Raises ConfigError."""
     logs.configure(node=config.node_name)
-    with contextlib.suppress(OSError):  # without the right to: then a busy node may look dead for a moment
+    with contextlib.suppress(OSError):  # without the privilege a busy node may look dead for a moment
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     log.info("starting", uplink=config.uplink or "of the default route")
     asyncio.run(_main(config))
-    log.info("stopped; other nodes take its addresses over")
+    log.info("stopped; other nodes take over its addresses")
 
 
 @click.command("lb")

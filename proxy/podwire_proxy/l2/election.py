@@ -25,15 +25,16 @@ import msgspec
 
 BEAT, DEAD, LISTEN = 0.25, 1.0, 1.2
 STILL = 2 * BEAT  # between two calls of an Election: a longer gap means that the node was paused
-PROBE = 0.25  # between two questions to the API server
-STALE, FRESH, STEADY = 1.1, 0.7, 1.0  # API contact: lost, recent, without a break for
+PROBE = 0.25  # between two requests to the API server
+STALE, FRESH, STEADY = 1.1, 0.7, 1.0  # ages of API contact: lost, recent, unbroken for this long
 WITNESSES = 3
 UNKNOWN = -1.0
 
 
 class Beat(msgspec.Struct, frozen=True):
-    """cluster: uid of namespace kube-system, since clusters may share a wire. ready: may be given addresses. age:
-    seconds since the API server last answered, steady: since when without a break; UNKNOWN where nobody asked."""
+    """cluster: uid of namespace kube-system, since clusters may share a link. ready: may be given addresses. age:
+    seconds since the API server last answered; steady: duration of the unbroken contact; UNKNOWN without requests.
+    """
 
     cluster: str
     node: str
@@ -50,7 +51,7 @@ def encode(beat: Beat) -> bytes:
 
 
 def decode(body: bytes) -> Beat | None:
-    """None for what is no beat."""
+    """None if it is no beat."""
     try:
         return _decode(body)
     except msgspec.MsgspecError:
@@ -59,7 +60,7 @@ def decode(body: bytes) -> Beat | None:
 
 @dataclass(slots=True)
 class Contact:
-    """Of this node with the API server."""
+    """This node's contact with the API server."""
 
     since: float | None = None  # the first success of an unbroken series
     last: float | None = None
@@ -72,8 +73,9 @@ class Contact:
         self.since = None
 
     def wanted(self, now: float, needed: bool) -> bool:
-        """Ask the API server? Where contact was lost, on and on until it is steady again: a node that stopped asking
-        when it lost its addresses would look fit for them at once."""
+        """Whether to send a request to the API server. After a loss of contact it continues until contact is steady
+        again: a node that stopped when it lost its addresses would look fit for them at once.
+        """
         if not needed and (self.last is None or (self.since is not None and now - self.since >= STEADY)):
             self.since = self.last = None
             return False
@@ -97,21 +99,21 @@ def rank(ip: str, node: str) -> bytes:
 
 @dataclass(slots=True)
 class Election:
-    """`hear` each beat, `tell` makes our own, `owners` says who answers for what."""
+    """`hear` each beat, `tell` makes our own, `owners` computes which node answers for what."""
 
     cluster: str
     node: str
     started: float
-    synced: bool = False  # our first lists are there
+    synced: bool = False  # our first lists are complete
     leaving: bool = False
     contact: Contact = field(default_factory=Contact)
     heard: dict[str, SeenBeat] = field(default_factory=dict)
     _awake: float | None = None  # the last call
-    # What `owners` was asked last, and said.
+    # The arguments and the result of the last `owners`.
     _last: tuple[Mapping[str, frozenset[str] | None], frozenset[str], dict[str, str]] | None = None
 
     def hear(self, beat: Beat, now: float) -> bool:
-        """True where it may change an owner: a node that is new, or whose state is another."""
+        """Returns whether the beat may change an owner: its node is new, or its state changed."""
         self._wake(now)
         if beat.cluster != self.cluster or beat.node == self.node:
             return False
@@ -120,7 +122,7 @@ class Election:
         return known is None or known.beat.ready != beat.ready or now - known.at > DEAD
 
     def _wake(self, now: float) -> None:
-        """Time in which this node was paused does not count, neither as silence of the others nor as listening."""
+        """Time in which this node was paused counts neither as silence of the others nor as listening."""
         still = 0.0 if self._awake is None else now - self._awake - STILL
         if still > 0:
             if not self.ready(self._awake or 0.0):
@@ -139,7 +141,7 @@ class Election:
         return Beat(self.cluster, self.node, self.ready(now), age, steady)
 
     def alive(self, now: float) -> dict[str, Beat]:
-        """All nodes that are heard, ourselves among them, with API contact as of now."""
+        """All nodes whose beats arrive, including this one, with API contact as of now."""
         self._wake(now)
         found = {self.node: self.tell(now)}
         for name, one in list(self.heard.items()):
@@ -159,18 +161,19 @@ class Election:
         return frozenset(ready)
 
     def witness(self, now: float) -> bool:
-        """Is this node one of the few that ask the API server even without an address?"""
+        """Whether this node is one of the few that send requests to the API server even without an address."""
         return self.node in sorted(self.alive(now), key=lambda name: rank("witness", name))[:WITNESSES]
 
     def owners(
         self, addresses: Mapping[str, frozenset[str] | None], usable: Iterable[str], now: float
     ) -> dict[str, str]:
-        """address -> node. addresses: with the nodes that can serve each, None for all. usable: nodes that the API
-        knows and calls ready; where none of them is heard, every node that is heard will do."""
+        """address -> node. addresses: with the nodes that can serve each, None for all. usable: nodes that are ready
+        according to the API; if the beats of none of them arrive, any node whose beats arrive is used.
+        """
         heard = self.candidates(now)
         nodes = heard & frozenset(usable) or heard
         if self._last is not None and self._last[1] == nodes and self._last[0] == addresses:
-            return dict(self._last[2])  # asked at every beat: nothing is hashed anew while nothing changes
+            return dict(self._last[2])  # called at every beat: hashes are reused while nothing changes
         out: dict[str, str] = {}
         for ip, only in addresses.items():
             able = nodes if only is None else nodes & only

@@ -1,4 +1,4 @@
-"""What the load balancer responder hears and says on its link: questions and claims read, answers and beats built.
+"""The frames of the load balancer responder: parses questions and claims, builds answers and beats.
 Pure; podwire_base.kernel.frames builds the frames themselves.
 
 Beats (election.py) travel in broadcast frames of the EtherType that IEEE 802 sets aside for local experiments: they go
@@ -35,7 +35,7 @@ BEAT = 0x88B5
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Somebody asks who has `target`. sender: "" where it has no address yet (ARP probe, DAD)."""
+    """A host asks for the MAC of `target`. sender: "" if it has no address yet (ARP probe, DAD)."""
 
     target: str
     sender: str
@@ -44,14 +44,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Somebody says that `ip` is at `mac`."""
+    """A host announces that `ip` is at `mac`."""
 
     ip: str
     mac: bytes
 
 
 def read(frame: bytes) -> list[Question | Claim]:
-    """What an ARP or Neighbor Discovery frame says; [] for all else. Never raises."""
+    """The content of an ARP or Neighbor Discovery frame; [] for any other frame. Never raises."""
     kind = int.from_bytes(frame[12:14], "big")
     if kind == ARP:
         return _read_arp(frame[14:])
@@ -96,12 +96,12 @@ def answer(question: Question, mine: bytes) -> bytes:
 
 
 def announcements(ip: str, mine: bytes) -> list[bytes]:
-    """To everyone: `ip` is at `mine` now. ARP in both forms, since some stacks only hear one of them."""
+    """Broadcast that `ip` is at `mine` now. ARP in both forms, since some stacks accept only one of them."""
     return [gratuitous(ip, mine, form) for form in ((REQUEST,) if ":" in ip else (REQUEST, REPLY))]
 
 
 def solicited_node(ip: str) -> str:
-    """The multicast group that questions about an IPv6 address go to."""
+    """The multicast group for queries of an IPv6 address."""
     tail = packed(ip)[13:].hex()
     return normal_ip(f"ff02::1:ff{tail[:2]}:{tail[2:]}")
 
@@ -111,6 +111,6 @@ def beat(mine: bytes, body: bytes) -> bytes:
 
 
 def beat_body(frame: bytes) -> bytes:
-    """b"" for a frame that was cut short."""
+    """b"" for a truncated frame."""
     size = int.from_bytes(frame[14:16], "big")
     return frame[16 : 16 + size] if len(frame) >= 16 + size else b""

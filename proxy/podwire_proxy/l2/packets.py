@@ -1,4 +1,4 @@
-"""The responder's sockets on one link: questions and claims in, answers and beats out. IO.
+"""The responder's sockets on one link: questions and claims in, answers and beats out. I/O.
 
 The addresses are on no interface, so they are no local addresses: nothing else on the node answers for them, and
 NodePorts are not served there.
@@ -41,7 +41,7 @@ class PacketSocket:
         self._joined: dict[str, set[str]] = {}  # multicast group -> addresses
 
     def open(self) -> None:
-        """Raises OSError: there is no such link."""
+        """Raises OSError if there is no such link."""
         self.close()
         index = socket.if_nametoindex(self.link)
         for kind in (ARP, IPV6, frames.BEAT):
@@ -66,8 +66,8 @@ class PacketSocket:
         return list(self._sockets.values())
 
     def receive(self, sock: socket.socket, heard: Callable[[bytes], None]) -> None:
-        """Every frame that waits. Raises OSError where the link is gone."""
-        for _ in range(256):  # then let others have their turn
+        """Every waiting frame. Raises OSError if the link is gone."""
+        for _ in range(256):  # then let other tasks run
             try:
                 frame, (_, _, kind, _, _) = sock.recvfrom(2048)
             except (BlockingIOError, InterruptedError):
@@ -76,13 +76,13 @@ class PacketSocket:
                 heard(frame)
 
     def send(self, frame: bytes) -> None:
-        """Raises OSError where the link is down."""
+        """Raises OSError if the link is down."""
         kind = int.from_bytes(frame[12:14], "big")
         with contextlib.suppress(BlockingIOError):
             self._sockets[kind].send(frame)
 
     def hear_questions(self, ips: set[str]) -> None:
-        """Be in the multicast groups where these IPv6 addresses are asked for, and in no others."""
+        """Join the multicast groups for queries of these IPv6 addresses, and leave all others."""
         wanted: dict[str, set[str]] = {}
         for ip in ips:
             if ":" in ip:
@@ -102,11 +102,11 @@ class PacketSocket:
         try:
             self._groups.setsockopt(socket.IPPROTO_IPV6, verb, request)
         except OSError as err:
-            log.warn("cannot hear who asks for an IPv6 address", group=group, link=self.link, error=str(err))
+            log.warn("cannot receive queries for an IPv6 address", group=group, link=self.link, error=str(err))
 
 
 def _room(sock: socket.socket) -> None:
-    """A megabyte for frames that wait; without CAP_NET_ADMIN as much of it as net.core.rmem_max allows."""
+    """A megabyte for waiting frames; without CAP_NET_ADMIN as much of it as net.core.rmem_max allows."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 20)
     except PermissionError:

@@ -1,5 +1,6 @@
-"""Session affinity ends with the endpoint: what the rules noted of clients is deleted where it leads nowhere. Pure: the
-tables are given, real ones or a FakeConnection."""
+"""Session affinity ends with the endpoint: deletes the clients that rules recorded for endpoints that are gone. Pure:
+the tables are arguments, real ones or a FakeConnection.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +23,15 @@ class Noting(Protocol):
 
 
 def forget(planner: Planner, tables: Noting) -> int:
-    """End the affinity of clients whose endpoint is gone; returns how many commits that took. Elements can expire while
-    we look, hence the turns. Raises OSError."""
+    """End the affinity of clients whose endpoint is gone; returns the number of commits. Elements can expire in
+    between, so it repeats. Raises OSError.
+    """
     commits = 0
     for local, name in enumerate(AFFINITY):
         set_ = planner.layout.sets()[name]
         for turn in range(TURNS):
             gone = planner.outdated(bool(local), tables.elements(set_))
-            # The last turns go one by one, so that no expiring neighbour can be in the way.
+            # The last rounds delete one element each, so that no other expiring element can interfere.
             parts = [gone] if turn < TURNS - 2 else [{key: value} for key, value in gone.items()]
             done = [_delete(tables, nft.Elements(set_, part)) for part in parts if part]
             commits += sum(done)
@@ -39,7 +41,7 @@ def forget(planner: Planner, tables: Noting) -> int:
 
 
 def _delete(tables: Noting, elements: nft.Elements) -> bool:
-    """False where one of them was gone already, and then none is deleted."""
+    """Returns False if one of them was gone already; then none is deleted."""
     try:
         tables.commit(nft.Transaction().delete(elements))
     except OSError as err:

@@ -35,14 +35,14 @@ class FakeTables:
             planner.suspects = set()
 
     def content(self, family: Family) -> object:
-        """Slots are a set (their order is history), balancers that nobody uses do not count."""
+        """Slots form a set (their order is history); unused balancers do not count."""
         dump = self.table(family)
         elements: dict[str, object] = {name: dict(held) for name, held in dump.elements.items() if name != "endpoints"}
         slots: dict[bytes, list[tuple[bool, object]]] = {}
         for key, value in dump.elements["endpoints"].items():
             slots.setdefault(key[:-4], []).append((int.from_bytes(key[-4:], "little") >= 1 << 15, value))
         endpoints = {key: sorted(found, key=repr) for key, found in slots.items()}
-        # Chains that come and go with Services, and their rules.
+        # Chains that are added and removed with Services, and their rules.
         own = {
             name: [rule.comment for rule in rules] for name, rules in dump.rules.items() if name.startswith(OWN_CHAINS)
         }

@@ -1,4 +1,4 @@
-"""The IO of the nftables backend: the tables `podwire` of a network namespace."""
+"""The I/O of the nftables backend: the tables `podwire` of a network namespace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .plan import Planner
 
 log = logs.get("proxy")
 IN_FLIGHT = 0.05  # seconds: far longer than a packet is on its way through the hooks
-COUNTING = ("forward", "postrouting")  # chains with the rules of which the proxy tells the counters
+COUNTING = ("forward", "postrouting")  # chains with the rules whose counters the proxy reports
 
 
 class Tables:
@@ -46,15 +46,16 @@ class Tables:
         self._commits += bool(plan)
 
     def settle(self, planner: Planner, *, swept: bool) -> None:
-        """End the session affinity of clients whose endpoint is gone; after a sweep again, since a packet in flight may
-        have been noted with the old endpoint."""
+        """End the session affinity of clients whose endpoint is gone; again after a sweep, since a rule may have
+        recorded the old endpoint for a packet in flight.
+        """
         if planner.suspects or planner.suspects is None:
             self._commits += affinity.forget(planner, self._conn)
         if swept:
             planner.suspects = set()
 
     def counted(self, planners: Sequence[Planner]) -> Mapping[Reason, int]:
-        """By a connection of its own, for any thread."""
+        """Uses a connection of its own; thread-safe."""
         found = Counter[Reason]()
         with nft_socket.Connection(self._ns_fd) as conn:
             for planner in planners:
@@ -83,7 +84,7 @@ def observed(ns_fd: int | None = None) -> dict[Family, TableDump]:
 
 
 def remove_idle(node: NodeInfo, ns_fd: int | None = None) -> None:
-    """Delete the table of a family that has no Service range (any more)."""
+    """Delete the table of a family that has no Service range any more."""
     if nft_socket.missing(ns_fd):
         return
     wanted = families(node)
@@ -108,7 +109,7 @@ def existing(ns_fd: int | None = None) -> list[str]:
 
 
 def cleanup(ns_fd: int | None = None) -> list[str]:
-    """Remove everything this backend ever wrote; returns what was there."""
+    """Remove everything this backend ever wrote; returns what was found."""
     if nft_socket.missing(ns_fd):
         return []
     with nft_socket.Connection(ns_fd) as conn:
@@ -119,7 +120,7 @@ def cleanup(ns_fd: int | None = None) -> list[str]:
                 *(chain for chain in conn.chains() if chain.table == table and chain.name in ("prerouting", "output"))
             )
             last.delete(table)
-        conn.commit(first)  # no new flow is translated; those in flight still find their way through postrouting
+        conn.commit(first)  # no new flow is translated; flows in progress still pass postrouting
         if first:
             time.sleep(IN_FLIGHT)
         conn.commit(last)
@@ -127,7 +128,7 @@ def cleanup(ns_fd: int | None = None) -> list[str]:
 
 
 def foreign() -> Foreign:
-    """Tables of others, and their chains that drop what is forwarded."""
+    """Tables of others, and their chains that drop forwarded packets."""
     if nft_socket.missing():
         return Foreign()
     with nft_socket.Connection() as conn:

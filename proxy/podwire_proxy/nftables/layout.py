@@ -23,13 +23,14 @@ RAW, DSTNAT, SRCNAT = -300, -100, 100
 CT_INVALID = 1  # conntrack state: of no flow, or out of its window
 LOCAL_SLOTS = 1 << 15  # where the slots of the local set start, so that both sets share one map
 MAX_BACKENDS = LOCAL_SLOTS
-MAX_CLIENTS = 1 << 20  # of all Services with session affinity; where that many are remembered, others are just balanced
+# for all Services with session affinity; beyond that number, further clients are balanced without affinity
+MAX_CLIENTS = 1 << 20
 AFFINITY = ("affinity", "affinity-local")  # the dynamic maps, by Sticky.local
-LOOPBACK = "loopback"  # the one chain that every packet passes; only where NodePorts are on 127.0.0.1
+LOOPBACK = "loopback"  # the only chain that every packet passes; it exists only if NodePorts are on 127.0.0.1
 LO = b"lo".ljust(16, b"\0")
 REFUSAL = {Reason.NO_ENDPOINTS: "reject", Reason.WRONG_PORT: "wrong-port"}  # chains that refuse, by their reason
 NO_LOCAL = "no-local-endpoint"
-OWN_CHAINS = ("sticky-", "remember-", "sources-")  # chains that come and go with Services
+OWN_CHAINS = ("sticky-", "remember-", "sources-")  # chains that are added and removed with Services
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,9 @@ class Layout:
         return self.daddr(), nft.Meta("l4proto", after), nft.Payload("transport", 2, 2, after + 1)
 
     def original(self) -> tuple[Expr, ...]:
-        """What the client dialled, before translation: ct original daddr . l4proto . ct original proto-dst."""
+        """The destination that the client dialled, before translation: ct original daddr . l4proto . ct original
+        proto-dst.
+        """
         after = R0 + self.words
         return self.original_daddr(), nft.Meta("l4proto", after), nft.Ct("proto-dst", after + 1, original=True)
 
@@ -128,7 +131,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class StaticRules:
-    """All that does not depend on Services."""
+    """Everything that does not depend on Services."""
 
     sets: dict[str, nft.Set]
     chains: dict[str, nft.Chain]
@@ -137,7 +140,7 @@ class StaticRules:
 
 
 def _rules(chain: nft.Chain, rules: Iterable[tuple[str, Iterable[Expr]]]) -> tuple[nft.Rule, ...]:
-    """The comment ends in a digest of the expressions, by which a rule that was read back is known to be the same."""
+    """The comment ends in a digest of the expressions, which identifies the rule when it is read back."""
     made = []
     for words, exprs in rules:
         expressions = tuple(exprs)
@@ -156,7 +159,8 @@ def static_rules(layout: Layout, node: NodeInfo) -> StaticRules:
     inp = nft.Chain(t, "input", "input", "nat", SRCNAT)
     pods = [cidr for cidr in node.pod_cidrs if layout.ours(cidr)]
     guard = "source ranges of load balancers", [*layout.frontend(), nft.Lookup("guarded", dreg=0)]
-    # A TCP packet of no flow that begins none either: conntrack would take it for the first one of a new flow.
+    # A TCP segment that belongs to no flow and does not start one: conntrack would treat it as the first one of a new
+    # flow.
     lost = (
         carrying("of a flow whose endpoint is gone", Reason.ENDPOINT_GONE),
         [
@@ -280,7 +284,7 @@ def _refusing(layout: Layout, chain: nft.Chain, reason: Reason) -> tuple[nft.Rul
 
 
 def is_pod(layout: Layout, node: NodeInfo, *, invert: bool = False) -> tuple[Expr, ...]:
-    """Go on only for a pod's packet (`invert`: for the others). () where nobody is a pod."""
+    """Continue only for a pod's packet (`invert`: for the others). () if no source counts as a pod."""
     if node.pod_interface:
         wanted = node.pod_interface.encode()
         data = wanted[:-1] if wanted.endswith(b"*") else wanted.ljust(16, b"\0")
@@ -299,7 +303,7 @@ def _remembering(layout: Layout) -> Iterator[tuple[str, list[Expr]]]:
 
 
 def _masquerading(layout: Layout, node: NodeInfo) -> Iterator[tuple[str, list[Expr]]]:
-    if layout.family == "ip" and node.localhost:  # as below, and counted
+    if layout.family == "ip" and node.localhost:  # like the one below, but counted
         for masquerade in ("masquerade-always", "masquerade-node"):
             yield (
                 carrying(f"NodePorts on 127.0.0.1: {masquerade}", Reason.LOCALHOST_NODE_PORT),
@@ -334,13 +338,14 @@ def _masquerading(layout: Layout, node: NodeInfo) -> Iterator[tuple[str, list[Ex
 
 @lru_cache(maxsize=1 << 12)
 def balancer(layout: Layout, count: int, local: bool) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
-    """The chain that spreads over `count` backends of the cluster set or the local set."""
+    """The chain that spreads over `count` destinations of the cluster set or the local set."""
     chain = nft.Chain(layout.table, f"{'local' if local else 'lb'}{count}")
     return chain, _rules(
         chain,
         [
             (f"one of {count}", layout.balance(count, LOCAL_SLOTS if local else 0)),
-            # A frontend without its slot must never leak to the default route or look refused: the client tries again.
+            # If a slot is missing, the packet must neither leak to the default route nor seem refused: the client tries
+            # again.
             (carrying("slot missing", Reason.SLOT_MISSING), [nft.Counter(), nft.drop()]),
         ],
     )
@@ -363,7 +368,9 @@ def _name(service: str, port: Key) -> str:
 
 
 def sticky(layout: Layout, service: str, treatment: Balance, external: bool) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
-    """The chain that sends a remembered client where it was, and spreads the others. external: of the map `outside`."""
+    """The chain that sends a remembered client to its endpoint, and spreads the others. external: of the map
+    `outside`.
+    """
     assert treatment.sticky is not None
     suffix = ("-local" if treatment.sticky.local else "") + ("-outside" if external else "")
     chain = nft.Chain(layout.table, f"sticky-{_name(service, treatment.sticky.port)}{suffix}")
@@ -386,8 +393,9 @@ def sticky(layout: Layout, service: str, treatment: Balance, external: bool) -> 
 
 
 def remember(layout: Layout, frontend: Frontend, node: NodeInfo) -> tuple[nft.Chain, tuple[nft.Rule, ...]] | None:
-    """The chain that notes a client's endpoint, read from the translated packet; None where there is nothing to
-    note."""
+    """The chain that records a client's endpoint, read from the translated packet; None if there is nothing to
+    record.
+    """
     internal, external = (a.sticky if isinstance(a, Balance) else None for a in (frontend.internal, frontend.external))
     port = (internal or external or Sticky(frontend.key, False, 0)).port
     if not internal and not external:
@@ -420,7 +428,9 @@ def _note(layout: Layout, sticky: Sticky) -> tuple[Expr, ...]:
 
 @lru_cache(maxsize=1 << 10)
 def sources(layout: Layout, cidrs: tuple[str, ...]) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
-    """The chain that lets only these sources go on. Named by its content: Services with equal ranges share it."""
+    """The chain that lets only these sources continue. It is named by its content: Services with equal ranges share
+    it.
+    """
     chain = nft.Chain(layout.table, f"sources-{hashlib.sha256(' '.join(sorted(cidrs)).encode()).hexdigest()[:16]}")
     networks = [ipaddress.ip_network(cidr) for cidr in sorted(cidrs)]
     return chain, _rules(

@@ -40,7 +40,7 @@ class Tables:
 
 
 def _cidrs(held: Mapping[bytes, nft.Value]) -> Iterable[str]:
-    """The ranges of an interval set. One without an end goes up to the last address."""
+    """The ranges of an interval set. One without an end extends to the last address."""
     starts = sorted(held)
     for index, start in enumerate(starts):
         if held[start] == nft.INTERVAL_END:

@@ -1,8 +1,8 @@
-"""Dataplane + what the kernel holds -> the transaction between them. Pure, and proportional to the change.
+"""Dataplane + the kernel's rules -> the transaction between them. Pure, and proportional to the change.
 
 Slots of a frontend are dense, 0 to N-1. Growing writes the new slot and switches the chain in one commit. Shrinking
-moves the last slot into the hole and switches the chain; the last slot itself goes in a *later* commit (`sweep`),
-because a packet in flight may have drawn it already: one miss would pin an untranslated UDP flow.
+moves the last slot into the hole and switches the chain; the last slot itself is deleted in a *later* commit (`sweep`),
+because a packet in flight may already have drawn it: one miss would pin an untranslated UDP flow.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _slot(number: int) -> bytes:
 
 
 def assign(old: Sequence[bytes], wanted: Iterable[bytes]) -> list[bytes]:
-    """Slots for `wanted`, dense, with as many as possible of the `old` ones where they were."""
+    """Slots for `wanted`, dense; as many as possible keep their place from `old`."""
     if not old:
         return list(dict.fromkeys(wanted))
     left = dict.fromkeys(wanted)
@@ -65,7 +65,7 @@ def assign(old: Sequence[bytes], wanted: Iterable[bytes]) -> list[bytes]:
 
 @dataclass(slots=True)
 class ElementChanges:
-    """Collects element writes against what is there; only differences get in."""
+    """Collects element writes and compares them with the present elements; only differences are kept."""
 
     held: dict[str, dict[bytes, nft.Value]]
     remove: dict[str, dict[bytes, nft.Value]] = field(default_factory=dict)
@@ -85,16 +85,18 @@ class ElementChanges:
 
 
 class Planner:
-    """Holds the mirror of one family's table; `full` and `change` give the transaction, `committed` takes it in."""
+    """Holds the mirror of one family's table; `full` and `change` return the transaction, `committed` updates the
+    mirror.
+    """
 
     def __init__(self, layout: Layout, node: NodeInfo) -> None:
         self.layout = layout
         self.node = node
         self.mirror = TableDump(layout.table)
-        self.garbage: set[bytes] = set()  # slots that nobody draws any more
+        self.garbage: set[bytes] = set()  # slots that are no longer drawn
         self.idle: set[str] = set()  # chains that nothing leads to any more
-        # Session affinity: who may be remembered, by (Sticky.local, key of Sticky.port), and where some are to be
-        # forgotten.
+        # Session affinity: the endpoints that may be remembered, by (Sticky.local, key of Sticky.port), and where some
+        # must be forgotten.
         self.allowed: dict[tuple[bool, bytes], frozenset[bytes]] = {}
         self.suspects: set[tuple[bool, bytes]] | None = None  # None: everywhere
         self._uses: Counter[str] = Counter()  # elements that lead to a chain of OWN_CHAINS
@@ -108,20 +110,20 @@ class Planner:
         return {self.layout.table.name: sum(map(len, self.mirror.rules.values()))}
 
     def committed(self, transaction: nft.Transaction) -> None:
-        """The kernel took it."""
+        """The kernel accepted the plan."""
         from podwire_base.kernel.nft.fake import apply_to
 
         apply_to(self.mirror, transaction, check=False)
 
     def full(self, dataplane: Dataplane, found: TableDump | None) -> nft.Transaction:
-        """From what was read back (None: no such table) to the dataplane. Empty where nothing differs."""
+        """From the rules read back (None: no such table) to the dataplane. Empty if nothing differs."""
         self.node = dataplane.node
         tx, held = self._base(found)
         self.mirror = found if found is not None and held else TableDump(self.layout.table)
         elements = {name: held.get(name, {}) for name in self.layout.sets()}
         for name in AFFINITY:
             if name in self.mirror.elements:
-                self.mirror.elements[name] = {}  # the rules write there, not we
+                self.mirror.elements[name] = {}  # rules write there, not the planner
         self.allowed, self.suspects, self._uses = (
             {},
             None,
@@ -141,7 +143,7 @@ class Planner:
         return self._transaction(tx, change, chains)
 
     def change(self, dataplane: Dataplane, delta: Delta) -> nft.Transaction:
-        """What `delta` needs, given that the mirror is true."""
+        """The changes for `delta`, given that the mirror is correct."""
         self.node = dataplane.node
         change = ElementChanges(self.mirror.elements)
         chains: Chains = {}
@@ -177,7 +179,7 @@ class Planner:
         return bool(self.garbage or self.idle or self.suspects or self.suspects is None)
 
     def outdated(self, local: bool, held: Mapping[bytes, nft.Value]) -> dict[bytes, nft.Value]:
-        """Of an affinity map's elements those that send a client to an endpoint which is none any more."""
+        """The elements of an affinity map that send a client to an endpoint that is gone."""
         size = -self.layout.width
         return {
             key: value
@@ -187,7 +189,7 @@ class Planner:
         }
 
     def _base(self, found: TableDump | None) -> tuple[nft.Transaction, dict[str, dict[bytes, nft.Value]]]:
-        """The skeleton's part of a full plan, and the elements to build on (none where the table is made anew)."""
+        """The static part of a full plan, and the elements to start from (none if the table is made again)."""
         want, tx = static_rules(self.layout, self.node), nft.Transaction()
         if found is not None and not (_fits(found.sets, want.sets) and _fits(found.chains, want.chains)):
             tx.remove(self.layout.table)
@@ -248,7 +250,7 @@ class Planner:
         return nft.Verdict(GOTO, made[0].name)
 
     def _affinity(self, key: bytes, frontend: Frontend | None) -> None:
-        """Note who may be remembered for this frontend's Service port."""
+        """Record which endpoints may be remembered for this frontend's Service port."""
         treatments = (frontend.internal, frontend.external) if frontend is not None else ()
         found = [(a.sticky, a.destinations) for a in treatments if isinstance(a, Balance) and a.sticky]
         if not found:
@@ -308,12 +310,12 @@ class Planner:
 
 
 def _fits(found: Mapping[str, object], want: Mapping[str, object]) -> bool:
-    """Can the missing ones be added, or is something there with another definition?"""
+    """Whether the missing objects can be added; False if one exists with another definition."""
     return all(found.get(name, thing) == thing for name, thing in want.items())
 
 
 def _chain(tx: nft.Transaction, found: TableDump, chain: nft.Chain, rules: tuple[nft.Rule, ...]) -> None:
-    """Replace a chain's rules in one commit unless they are the wanted ones."""
+    """Replace a chain's rules in one commit unless they are already right."""
     have = [rule.comment for rule in found.rules.get(chain.name, [])]
     if have == [rule.comment for rule in rules]:
         return

@@ -1,5 +1,6 @@
-"""What the rules would do with a packet: the table run on paper (kernel/nft/eval.py). The second judge, and what
-`explain` shows."""
+"""Evaluates the table for a packet in memory (kernel/nft/eval.py). Tests compare it with the oracle, and `explain`
+shows it.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +22,13 @@ RTN_UNICAST = 1
 
 
 class Tracer:
-    """dump: with the rules' expressions. `node` tells which addresses are local."""
+    """dump: with the rules' expressions. `node` determines which addresses are local."""
 
     def __init__(self, dump: TableDump, node: NodeInfo) -> None:
         self.dump, self.node = dump, node
 
     def traces(self, packet: Packet) -> Iterator[Trace]:
-        """Every way that the packet can take, with what decided it."""
+        """Every path that the packet can take, with the rules that decided it."""
         local = {packed(ip) for ip in self.node.addresses} | ({packed(packet.dst)} if packet.bound else set())
 
         def fib(of: str, address: bytes) -> int:

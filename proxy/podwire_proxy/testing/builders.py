@@ -1,4 +1,4 @@
-"""Short ways to write the Kubernetes objects of a test, as the API would give them."""
+"""Short ways to write the Kubernetes objects of a test, as the API would return them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which objects count, whom source ranges let in, and SCTP: more rows of the conformance table."""
+"""More rows of the conformance table: which objects count, which sources the ranges allow, and SCTP."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ from .table import (
 
 
 def range_flows() -> list[Scenario]:
-    """The 13 flows of a load balancer with two addresses and loadBalancerSourceRanges, one a row. Let in: a client
-    outside and the node; not the pods, not another host."""
+    """The 13 flows of a load balancer with two addresses and loadBalancerSourceRanges, one per row. Allowed: a client
+    outside and the node; refused: the pods and another host.
+    """
     made = service(
         "my-service",
         VIP,
@@ -71,7 +72,7 @@ def range_flows() -> list[Scenario]:
 
 
 def frontends() -> list[Scenario]:
-    """Objects that are written sloppily, halfway or twice."""
+    """Objects that are written carelessly, incompletely or twice."""
     plain = service("my-service", VIP, [port(PORT)])
     one = some_slice(endpoint(POD_B, NODE))
     named = service("my-service", VIP, [port(PORT, "TCP", "http"), port(PORT + 1, "TCP", "admin")])
@@ -105,7 +106,7 @@ def frontends() -> list[Scenario]:
                 endpoint_slice(
                     "my-service",
                     [endpoint(POD_C, "n2")],
-                    [(None, "TCP", TARGET)],  # type: ignore[list-item]  # what the API may hold all the same
+                    [(None, "TCP", TARGET)],  # type: ignore[list-item]  # the API may hold it all the same
                     name="nameless",
                 ),
             ),

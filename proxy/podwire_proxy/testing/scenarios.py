@@ -1,4 +1,5 @@
-"""The conformance table. Judged by decide(), by trace() over the planned rules, and by real packets in netns-tests.
+"""The conformance table. It is checked with decide(), with trace() over the planned rules, and with real packets in
+netns-tests.
 
 Further rows are in selection.py (which endpoints) and frontends.py (which objects count, source ranges flow by flow,
 SCTP).
@@ -105,7 +106,7 @@ __all__ = [
 
 
 def masquerade() -> list[Scenario]:
-    """The masquerade matrix whole: source x frontend x traffic policy, under four settings of the local-traffic
+    """The whole masquerade matrix: source x frontend x traffic policy, under four settings of the local-traffic
     detector and of masqueradeAll. A row: (policy, {source: (external frontends, ClusterIP)}). Kubernetes' own tests
     miss the cell of the node that dials a NodePort with externalTrafficPolicy Local: they dial another Service's
     port."""
@@ -169,7 +170,7 @@ def matrix() -> list[Scenario]:
 
 
 def configurations() -> list[Scenario]:
-    """How pods are told from the world, where NodePorts are, which externalIPs are refused."""
+    """How pods are recognised, which addresses have NodePorts, which externalIPs are refused."""
     prefix, one = (replace(INFO, pod_cidrs=(), pod_interface=name) for name in ("veth*", "veth0"))
     ports = replace(INFO, node_ports=(GATEWAY,))
     strict = replace(INFO, reserved=(*INFO.pod_cidrs, *INFO.service_cidrs, f"{NODE_IP}/32"))
@@ -430,8 +431,7 @@ def edges() -> list[Scenario]:
 
 
 def source_ranges() -> list[Scenario]:
-    """loadBalancerSourceRanges: only the load balancer's address asks where a packet comes from, before all
-    translation."""
+    """loadBalancerSourceRanges: only the load balancer's address checks the source, before all translation."""
 
     def row(*ranges: str, **spec: Any) -> tuple[meta.Object, ...]:
         return everything(loadBalancerSourceRanges=list(ranges), **spec), some_slice(*BOTH)
@@ -481,7 +481,7 @@ def source_ranges() -> list[Scenario]:
 
 @dataclass(frozen=True)
 class Affinity:
-    """Packets of one client. Wherever the first of `same` went, the others go; those of `apart` are not bound by it."""
+    """Packets of one client. All of `same` go where the first one went; those of `apart` are independent of it."""
 
     name: str
     objects: tuple[meta.Object, ...]

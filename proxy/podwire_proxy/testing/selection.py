@@ -1,8 +1,7 @@
-"""Which endpoints a Service uses: what Kubernetes' own test of the choice covers (TestCategorizeEndpoints of 1.36), as
-facts.
+"""Which endpoints a Service uses: the cases of Kubernetes' own test (TestCategorizeEndpoints of 1.36), as facts.
 
-Each case names the set for traffic that may go anywhere and the set of a Local policy; what packets see follows from
-the Service's policies. Endpoints "b" and "a" are on this node (zone-a), "c" and "h" elsewhere.
+Each case names the set for traffic that may go anywhere and the set of a Local policy; the verdicts on packets follow
+from the Service's policies. Endpoints "b" and "a" are on this node (zone-a), "c" and "h" elsewhere.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def _case(
         if spec.get("externalTrafficPolicy")
         else verdict(everywhere, True),
     }
-    if "h" not in cluster:  # the node is masqueraded to its own address there: a server cannot tell
+    if "h" not in cluster:  # the node's packets are masqueraded to its own address: a server cannot see it
         expect[packet(SELF, NODE_IP, NODE_PORT)] = verdict(everywhere, True)
     made = [endpoint(*PLACES[letter], **flags) for letter, flags in found.items()]
     return Scenario(f"selection: {name}", (everything(**spec), some_slice(*made)), expect, replace(INFO, zone=zone))

@@ -1,4 +1,4 @@
-"""The world of the conformance table and the words its rows are written in.
+"""The world of the conformance table and the vocabulary of its rows.
 
 The addresses are those of one small world: node `n1` with two pods, a pod on another node, and a host outside the
 cluster. Rows hold for IPv4; `Scenario.v6()` is the same row in IPv6.
@@ -27,7 +27,8 @@ VIP, VIP2, UNUSED = "10.96.0.20", "10.96.0.21", "10.96.0.99"
 EXTERNAL, BALANCER, BALANCER2 = "198.51.100.7", "198.51.100.8", "198.51.100.9"
 PORT, NODE_PORT, TARGET = 80, 30080, 9376
 B, C, H = Destination(POD_B, TARGET), Destination(POD_C, TARGET), Destination(HOST, TARGET)
-INTERFACES = {POD_A: "veth0", POD_B: "veth1", POD_C: "veth2", NODE_IP: ""}  # where packets come into the node
+# the interface on which packets enter the node
+INTERFACES = {POD_A: "veth0", POD_B: "veth1", POD_C: "veth2", NODE_IP: ""}
 INFO = NodeInfo(NODE, (NODE_IP,), "zone-a", ("10.244.0.0/16",), ("10.96.0.0/16",))
 _V6 = (
     (NODE_IP, "fd00:30::11"),
@@ -65,7 +66,7 @@ class Scenario:
         return made
 
     def v6(self) -> Scenario:
-        """The same with IPv6 addresses; without what is on 127.0.0.1, which has no counterpart there."""
+        """The same with IPv6 addresses; without 127.0.0.1, which has no counterpart there."""
         objects = tuple(json.loads(_v6(json.dumps(obj))) for obj in self.objects)
         expect = {
             replace(p, src=_v6(p.src), dst=_v6(p.dst)): replace(

@@ -62,7 +62,7 @@ def nodes(draw: st.DrawFn) -> NodeInfo:
     return NodeInfo(s.NODE, addresses, "", s.INFO.pod_cidrs, s.INFO.service_cidrs)
 
 
-# A change: an object to add or replace, the key of one to delete, or new facts of the node.
+# A change: an object to add or replace, the key of one to delete, or new node data.
 changes = st.lists(
     st.one_of(
         services(),
@@ -85,7 +85,7 @@ def play(tracker: Tracker, change: Any) -> None:
 
 
 def fresh(done: list[Any]) -> Tracker:
-    """A tracker that sees only what is left in the end."""
+    """A tracker that sees only the final objects."""
     last: dict[tuple[str, str], Any] = {}
     node = s.INFO
     for change in done:

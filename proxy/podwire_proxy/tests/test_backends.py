@@ -1,5 +1,6 @@
-"""What every backend must do, judged on paper: the conformance table, random Services and packets, random sequences of
-changes. netns-tests judge the same table on packets."""
+"""The behaviour of every backend, tested in memory: the conformance table, random Services and packets, random
+sequences of changes. netns-tests check the same table with packets.
+"""
 
 from __future__ import annotations
 
@@ -204,7 +205,9 @@ NAMES = (
 @each_backend
 @pytest.mark.parametrize("sticky", [False, True], ids=["plain", "sticky"])
 def test_a_services_name_is_never_taken_for_a_reason(backend: AnyBackend, sticky: bool) -> None:
-    """A name may be any word that a rule's text has; the API refuses some of these, the rules must not rely on it."""
+    """A name may contain any word of a rule's text; the API refuses some of these, but the rules must not rely on
+    it.
+    """
     for name in NAMES:
         tracker = Tracker(s.INFO)
         affinity: dict[str, Any] = {"sessionAffinity": "ClientIP"} if sticky else {}
@@ -250,7 +253,7 @@ class Broken:
 def test_rules_of_somebody_else_and_verdicts_by_chance() -> None:
     found = explain(Broken(), s.INFO, s.packet(s.POD_A, s.VIP))
     assert found.verdict is None
-    assert found.lines[-1].endswith("somebody put a rule into chains of mine: match --u32")
+    assert found.lines[-1].endswith("another program put a rule into chains of mine: match --u32")
     unknown = explain(Broken(replace(NO_ENDPOINTS, reason=None)), s.INFO, s.packet(s.POD_A, s.VIP))
     assert unknown.lines[-1].endswith("reject: a rule that is not the proxy's, or one that changed, decides")
     with pytest.raises(AssertionError):
@@ -272,7 +275,7 @@ def test_oracle_and_rules_agree(backend: AnyBackend, objects: list[meta.Object],
 def played(
     backend: AnyBackend, done: list[Any], syncs: set[int], sweeps: set[int], restarts: set[int], sent: list[Packet]
 ) -> tuple[Tracker, AnyFake, AnyPlanner]:
-    """The changes, coalesced at will, swept at once or late, with restarts in between that read the rules back."""
+    """The changes, merged at random, swept at once or late, with restarts in between that read the rules back."""
     tracker, fake = Tracker(s.INFO), backend.fake()
     tracker.flush()
     engine = Engine([planner := backend.planner("ip", s.INFO)], fake)
@@ -288,7 +291,7 @@ def played(
             engine.sync(tracker.dataplane, tracker.flush())
         else:
             continue
-        # Not swept yet: what is still to go may decide what a packet of now asks for.
+        # Not swept yet: a rule that is still to be removed may decide about a new packet.
         node = tracker.dataplane.node
         agree = judged(live(backend, fake, node), node, sent) == {p: decide(tracker.dataplane, p) for p in sent}
         assert agree or engine.unswept

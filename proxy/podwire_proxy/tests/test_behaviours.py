@@ -1,5 +1,6 @@
-"""The conformance table is whole: every behaviour of a Service has rows, and the counted ones have as many as they
-must."""
+"""The conformance table is complete: every behaviour of a Service has rows, and counted ones have the required
+number.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from podwire_proxy.verdict import NO_ENDPOINTS, NOT_IN_RANGE, Kind, Verdict
 
 NAMES = [row.name for row in s.SCENARIOS] + [row.name for row in s.AFFINITY]
 
-# What a Service must do, and how the names of its rows begin.
+# The behaviours of a Service, and how the names of their rows begin.
 BEHAVIOURS: dict[str, tuple[str, ...]] = {
     "ExternalName is left alone": ("headless and ExternalName", "a Service of type ExternalName"),
     "headless Services are left alone": ("headless and ExternalName",),

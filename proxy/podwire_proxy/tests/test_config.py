@@ -1,4 +1,4 @@
-"""Configuration: KubeProxyConfiguration files, detectors, NodePort addresses, and what depends on the Node."""
+"""Configuration: KubeProxyConfiguration files, detectors, NodePort addresses, and values derived from the Node."""
 
 from __future__ import annotations
 
@@ -195,8 +195,9 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
 
 
 def test_a_file_without_clustercidr_knows_no_pods_as_with_kube_proxy(tmp_path: Path) -> None:
-    """Not the default range: in a cluster with another one, every pod would count as off the cluster and be
-    masqueraded."""
+    """The default range must not apply: in a cluster with another one, every pod would count as off the cluster and be
+    masqueraded.
+    """
     file = tmp_path / "config.yaml"
     file.write_text("".join(line for line in KUBEADM.splitlines(keepends=True) if not line.startswith("clusterCIDR")))
     given = {"node_name": "n1", "run_dir": Path("/r")}

@@ -122,7 +122,7 @@ def test_a_change_during_a_sync_is_not_lost() -> None:
 
 
 def flow(front: Key, answers: Destination, client: int, *, opening: bool = False, over: bool = False) -> Flow:
-    """What a client with the source port `client` dialled, and where its answers come from."""
+    """A flow to the destination that a client with the source port `client` dialled, and the source of its answers."""
     return Flow(
         "ip",
         PROTOCOLS[front.protocol],
@@ -417,7 +417,7 @@ def test_health_and_metrics_are_served() -> None:
 
 @pytest.mark.parametrize("turns", range(6))
 def test_a_listener_that_goes_leaves_no_client_waiting(turns: int) -> None:
-    """Whatever step the loop has come to with a connection: it is answered, closed or reset."""
+    """Whatever step the loop has reached with a connection: it is answered, closed or reset."""
 
     async def ask() -> None:
         runner = await web.serve(
@@ -432,7 +432,7 @@ def test_a_listener_that_goes_leaves_no_client_waiting(turns: int) -> None:
             with contextlib.suppress(ConnectionResetError):
                 assert client.recv(1000)[:15] in (b"", b"HTTP/1.1 200 OK")
 
-    gc.disable()  # it would find and close a lost connection, one day
+    gc.disable()  # it would find and close a lost connection later
     try:
         asyncio.run(ask())
     finally:
@@ -473,7 +473,7 @@ def test_bad_input_gets_one_line_not_a_traceback(arguments: list[str], words: st
 def test_a_health_check_port_that_is_taken_is_told_once_and_served_when_it_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing else changes meanwhile: the listener must come by itself."""
+    """Nothing else changes meanwhile: the listener must open by itself."""
     monkeypatch.setattr(health, "AGAIN", 0.01)
     told: list[str] = []
 

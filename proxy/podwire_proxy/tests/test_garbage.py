@@ -1,4 +1,4 @@
-"""Objects that no API server should send: told by name, passed over, and never more than one object's loss."""
+"""Objects that no API server should send: they are logged by name and skipped, and never affect another object."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _places(obj: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def _spoiled(obj: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """The object with garbage in each of its places in turn; the informer lets no object pass without a sane name."""
+    """The object with garbage in each of its places in turn; the informer passes no object without a valid name."""
     for path in _places(obj):
         if path and path not in (("metadata",), ("metadata", "name"), ("metadata", "namespace")):
             for value in GARBAGE:
@@ -124,7 +124,7 @@ def test_the_field_of_a_misshapen_object_is_named() -> None:
 def test_a_bug_of_the_converter_is_not_called_the_users_fault(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is logged as ours, with its traceback once; the other objects are served, and what was known stays."""
+    """It is logged as our bug, once with its traceback; the other objects are served, and the previous state stays."""
     tracker = Tracker(NODE)
     tracker.service("default/bad", SERVICE)
     tracker.flush()

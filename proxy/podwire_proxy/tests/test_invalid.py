@@ -1,4 +1,4 @@
-"""What conntrack calls invalid is dropped in `forward`, unless the administrator made conntrack liberal."""
+"""Packets that are invalid for conntrack are dropped in `forward`, unless the administrator made conntrack liberal."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What only the iptables backend has: its text, its chains and sets, and what a change costs there. test_backends.py
-holds what every backend must do."""
+"""The iptables backend's own: its text, its chains and sets, and the cost of a change. test_backends.py tests the
+behaviour of every backend.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +98,7 @@ def test_a_change_costs_what_it_is_and_not_what_the_cluster_is() -> None:
 
 
 def test_a_new_service_costs_its_bucket_and_no_more() -> None:
-    """One chain in a thousand leads to it: at 3,000 Services no more than a handful of others stand there."""
+    """One chain in a thousand leads to it: with 3,000 Services it holds no more than a handful of others."""
     for size in (10, 3000):
         tracker, kernel, planner = _cluster(size, 1)
         tracker.service("default/new", service("new", "10.96.200.7", [port(80)]))
@@ -108,7 +109,7 @@ def test_a_new_service_costs_its_bucket_and_no_more() -> None:
 
 
 def test_the_way_to_a_service_is_short() -> None:
-    """The rules that a packet is held against on its way to the last of 3,000 Services."""
+    """The number of rules that a packet is compared with on its way to the last of 3,000 Services."""
     _, kernel, _ = _cluster(3000, 1)
     chains = kernel.read().chains
     leaves = [
@@ -132,8 +133,9 @@ def test_what_others_break_is_mended_and_only_that() -> None:
 
 
 def test_a_refusal_goes_after_what_replaces_it() -> None:
-    """Endpoints come: `nat` takes the packets at once, `filter` forgets in a later commit. They go: `filter` is
-    first."""
+    """Endpoints are added: `nat` matches the packets at once, and `filter` drops its refusal in a later commit. They
+    are removed: `filter` is first.
+    """
     tracker, kernel, planner = _cluster(3, 0)
     tracker.slice("default/s1-1", _some("s1", 1))
     plan = take(kernel, planner, planner.change(tracker.dataplane, tracker.flush()))

@@ -40,7 +40,7 @@ class Node:
 
 
 class PacketSocket:
-    """Steps of 50 ms; nothing is lost, and everything is heard at once."""
+    """Steps of 50 ms; nothing is lost, and every frame arrives at once."""
 
     def __init__(self, phases: list[float]) -> None:
         self.now, self.phases = 0.0, phases
@@ -80,7 +80,7 @@ class PacketSocket:
         node.mine = mine
 
     def owners(self, ip: str) -> list[str]:
-        """Nodes that answer for the address, of those whose answers can be heard."""
+        """Nodes that answer for the address, of those whose answers arrive."""
         return [name for name, node in self.nodes.items() if node.alive and node.plugged and ip in node.mine]
 
     def settled(self) -> bool:
@@ -94,7 +94,7 @@ phases = st.lists(st.floats(0, BEAT), min_size=1, max_size=6)
 def test_every_address_has_one_owner_once_all_have_listened(found: list[float]) -> None:
     packets = PacketSocket(found)
     packets.run(LISTEN - 2 * STEP)
-    assert not any(packets.owners(ip) for ip in IPS), "nobody answers before it has listened"
+    assert not any(packets.owners(ip) for ip in IPS), "no node answers before it has listened"
     packets.run(1)
     assert packets.settled()
 
@@ -135,7 +135,7 @@ def test_an_api_server_that_is_away_for_all_moves_nothing(found: list[float], se
 def test_a_machine_that_stood_still_with_all_its_nodes_moves_nothing(
     found: list[float], seconds: float, fresh: bool
 ) -> None:
-    """Nobody listened meanwhile, so that nobody was heard says nothing; nor has a node listened that just began to."""
+    """No node listened meanwhile, so missing beats mean nothing; nor has a node listened that has just begun to."""
     packets = PacketSocket([*found, 0.0])
     packets.nodes["n0"].alive = not fresh
     packets.run(4)
@@ -184,7 +184,7 @@ def test_only_nodes_that_can_serve_and_that_the_api_calls_ready() -> None:
     assert set(election.owners({"192.0.2.1": frozenset({"n2"})}, ["n1", "n2"], now).values()) == {"n2"}
     assert election.owners({"192.0.2.1": frozenset({"n9"})}, ["n1", "n2"], now) == {}
     assert set(election.owners(dict.fromkeys(IPS), ["n3"], now).values()) == {"n3"}
-    assert election.owners({"192.0.2.1": None}, [], now), "no Node is ready: rather any than none"
+    assert election.owners({"192.0.2.1": None}, [], now), "no Node is ready: any node is better than none"
     assert not election.hear(Beat("another cluster", "n4", True), now)
     assert "n4" not in election.alive(now)
     election.leaving = True
@@ -272,7 +272,7 @@ def test_a_beat_survives_the_wire() -> None:
     assert frames.beat_body(frames.beat(MINE, encode(beat))[:40]) == b""
 
 
-# ---- the API's view
+# ---- the view of the API
 
 
 def view(*objects: Any, text: str = "192.0.2.0/24") -> addresses.View:
@@ -361,7 +361,7 @@ def test_the_view_after_any_changes_is_a_fresh_ones_and_each_change_is_noticed(
 
 @pytest.mark.parametrize("status", ["x", *({"loadBalancer": part} for part in ("x", {"ingress": [5]}, {"ingress": 5}))])
 def test_what_cannot_be_read_is_not_kept(status: Any) -> None:
-    """Every beat reads what is kept: one object of another form would end the role on all nodes."""
+    """Every beat reads the stored data: one malformed object would end the role on all nodes."""
     slice_ = endpoint_slice("s1", [endpoint("10.244.1.2", "n1")])
     made = view(balancer(1, "Local"), slice_)
     told = made.addresses()
@@ -382,7 +382,7 @@ def test_a_node_that_cannot_be_read_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_a_pool_that_is_new_is_listened_for_before_anything_is_answered(tmp_path: Path) -> None:
-    """However long the role has been running: until now no node sent beats, so nobody knows of any other."""
+    """However long the role has been running: until now no node sent beats, so no node knows of the others."""
 
     async def filled() -> Announcer:
         one = Announcer(LbConfig("n1", None, tmp_path), Link("none"), Election("c", "n1", time.monotonic() - 1000))
@@ -401,7 +401,7 @@ def test_a_pool_that_is_new_is_listened_for_before_anything_is_answered(tmp_path
 
 
 def test_slices_of_others_and_beats_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cluster's slices and beats all come by: neither the addresses nor the hashes are worked out again."""
+    """All slices and beats of a cluster arrive here: neither the addresses nor the hashes are computed again."""
     made = view(balancer(1), balancer(2, "Local"), endpoint_slice("s2", [endpoint("10.244.1.2", "n1")]))
     told = made.addresses()
     for owner in ("s1", "other"):

@@ -1,5 +1,6 @@
-"""What only the nftables backend has: slots, affinity maps, verdict maps, and what a change costs there.
-test_backends.py holds what every backend must do."""
+"""The nftables backend's own: slots, affinity maps, verdict maps, and the cost of a change. test_backends.py tests the
+behaviour of every backend.
+"""
 
 from __future__ import annotations
 
@@ -80,8 +81,9 @@ def test_slots_stay_dense_and_move_as_little_as_can_be(old: list[bytes], wanted:
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sets(st.integers(1, 5)), st.booleans()), max_size=10))
 def test_sweeping_late_or_early_never_takes_a_slot_in_use(steps: list[tuple[set[int], bool]]) -> None:
-    """One Service grows and shrinks; after each commit every slot that can be drawn is there, after a sweep no
-    other."""
+    """One Service grows and shrinks; after each commit every slot that can be drawn exists, and after a sweep no
+    other.
+    """
     tracker, kernel, planner = Tracker(s.INFO), FakeConnection(), Planner(LAYOUT, s.INFO)
     tracker.service("default/a", service("a", VIPS[0], [port(80)]))
     tracker.flush()
@@ -163,9 +165,10 @@ def test_a_table_of_another_shape_is_replaced_in_one_transaction() -> None:
 
 
 def test_only_two_base_chains_reach_the_verdict_map_of_services() -> None:
-    """The kernel checks every element of a verdict map again for each base chain that leads to it, at each commit that
-    adds one: a third base chain would make a change of an endpoint count half as dear again, at 44,000 Services by
-    milliseconds."""
+    """At each commit that adds an element to a verdict map, the kernel checks all its elements again for each base
+    chain that leads to it. A third base chain would make a change of an endpoint half as expensive again: milliseconds
+    with 44,000 Services.
+    """
     tracker, kernel = cluster(3), FakeConnection()
     tracker.flush()
     kernel.commit(Planner(LAYOUT, s.INFO).full(tracker.dataplane, None))

@@ -1,4 +1,4 @@
-"""Objects -> model: which Services and EndpointSlices count, defaults, and what is told about the unusable."""
+"""Objects -> model: which Services and EndpointSlices count, defaults, and the problems reported for unusable parts."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ def test_what_the_node_object_tells() -> None:
 
 
 def test_an_element_is_told_as_people_read_it() -> None:
-    """In errors of the kernel: each type of a key has its own form."""
+    """In the kernel's errors, each type of a key has its own readable form."""
     macs = nft.Set(nft.Table("bridge", "t"), "macs", ("ifname", "ether_addr"))
     own = nft.key(b"veth1".ljust(16, b"\0"), bytes.fromhex("0a58c0a80a01"))
     assert nft.show(macs, own, None) == "veth1 . 0a:58:c0:a8:0a:01"

@@ -1,5 +1,6 @@
-"""Adding a backend touches backends.py and the backend's own folder: nothing else names one, and a third one that
-nobody has heard of goes through the registry, the driver and the settings."""
+"""Adding a backend touches backends.py and the backend's own folder: no other module names one, and an unknown third
+one works with the registry, the driver and the settings.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def shipped() -> Iterator[Path]:
 
 
 def named(tree: ast.AST) -> Iterator[str]:
-    """Backends that a module imports, or names in a string of its own."""
+    """Backends that a module imports, or names in a string."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             words = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]

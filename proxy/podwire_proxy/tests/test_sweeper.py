@@ -1,4 +1,4 @@
-"""What syncs leave behind is looked for as long as there is something, off the event loop, and a failure is told."""
+"""The sweeper works as long as something is left behind, off the event loop, and reports a failure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from podwire_proxy.flows import Swept
 
 
 class Leftovers:
-    """A Proxier as far as the sweeper knows one. looks: what each look at the flows is to find, or to raise."""
+    """The part of a Proxier that the sweeper uses. looks: the result, or the error, of each check of the flows."""
 
     def __init__(self, *looks: Swept | OSError, rules: OSError | None = None) -> None:
         self.unswept, self.flows, self.threads, self.swept = True, self, set[int](), 0

@@ -1,5 +1,6 @@
 """A host without nf_tables: the iptables backend (legacy variant) starts, serves and is cleaned up there; the nftables
-backend says what is missing. The kernel's answers are those of nfnetlink without the subsystem."""
+backend reports what is missing. The kernel's answers are those of nfnetlink without the subsystem.
+"""
 
 from __future__ import annotations
 

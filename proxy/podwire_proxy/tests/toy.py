@@ -1,5 +1,6 @@
-"""A third backend, as small as can be: "rules" that are frontends in memory, judged by the oracle itself. It shows what
-a backend must have, and that the registry, the driver and the shared tests need to know nothing else of it."""
+"""A third backend, as small as can be: "rules" that are frontends in memory, judged by the oracle itself. It shows the
+required parts of a backend, and that the registry, the driver and the shared tests need nothing else.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ class State:
 
 @dataclass(frozen=True)
 class Plan:
-    """write: frontends; None: it goes."""
+    """write: frontends; None: the family is removed."""
 
     node: NodeInfo
     write: Mapping[Key, Frontend | None]
