@@ -40,7 +40,7 @@ def address(lab: DemoLab, name: str) -> str:
 
 
 def answers_for(lab: DemoLab, node: str, ip: str) -> bool:
-    """Whether the node says so."""
+    """Whether the node reports that it answers for the address."""
     try:
         status = json.loads((lab.config.node_dir(node) / "status" / "lb.json").read_text())
     except (OSError, ValueError):
@@ -49,7 +49,7 @@ def answers_for(lab: DemoLab, node: str, ip: str) -> bool:
 
 
 def owner(lab: DemoLab, ip: str) -> str:
-    """The node that says it answers for the address, "" while it is not exactly one."""
+    """The node that reports that it answers for the address, "" unless it is exactly one."""
     found = [node for node in lab.config.node_names() if answers_for(lab, node, ip)]
     return found[0] if len(found) == 1 else ""
 
@@ -65,7 +65,7 @@ def test_a_load_balancer_from_its_first_address_to_its_last(lab: DemoLab) -> Non
     first = wait_for(lambda: owner(lab, ip), 10)
     other = next(node for node in lab.config.node_names() if node != first)
     cluster_supervisor = json.loads((lab.config.run_dir / "supervisor.json").read_text())["pid"]
-    os.kill(cluster_supervisor, signal.SIGSTOP)  # nobody starts the node again: only another one can answer
+    os.kill(cluster_supervisor, signal.SIGSTOP)  # nothing restarts the node: only another one can answer
     try:
         os.kill(lab.supervised(None, first), signal.SIGKILL)  # the node's supervisor: all its roles end with it
         wait_for(lambda: answers_for(lab, other, ip), 15)

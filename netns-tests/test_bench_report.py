@@ -105,6 +105,6 @@ def test_the_page_and_its_pictures() -> None:
 
 @pytest.mark.parametrize("name", ["cni", "dns", "proxy", "up"])
 def test_every_target_is_of_a_row_that_was_measured(name: str) -> None:
-    """A target of a row that no bench writes would never be said to be missed."""
+    """A target for a row that no benchmark writes would never be reported as missed."""
     rows = {row["name"] for row in json.loads((BENCH / "results" / f"{name}.json").read_text())["rows"]}
     assert set(tomllib.loads((BENCH / "targets.toml").read_text())[name]) <= rows

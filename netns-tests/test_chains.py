@@ -68,7 +68,7 @@ def network(node: CniNode, version: str, *plugins: tuple[str, dict[str, Any]]) -
 )
 def test_chain(node: CniNode, lab: Lab, version: str, plugins: list[tuple[str, dict[str, Any]]]) -> None:
     chain, pod = network(node, version, *plugins), lab.netns("pod")
-    # What a later plugin of the chain does, ours is not asked for.
+    # our plugin must ignore capabilities of a later plugin in the chain
     chain.plugins[0][1]["capabilities"].clear()
     result = chain.add("chained", pod)
     assert result["cniVersion"] == version and len(result["ips"]) == 2

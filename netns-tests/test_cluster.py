@@ -49,7 +49,7 @@ def test_what_the_demo_proves(lab: DemoLab, check: Check) -> None:
     assert not [f"{r.sent} from {r.source}: {r.back} {r.detail}" for r in rows if not r.ok]
 
 
-# ---- packets, looked at with scapy
+# ---- packets, examined with scapy
 
 
 def _ends(packets: list[Packet], layer: type[Packet], port: int = 0) -> set[tuple[str, str]]:
@@ -80,7 +80,7 @@ def test_pod_to_pod_packets_keep_both_addresses_on_every_hop(lab: DemoLab) -> No
 
 
 def test_service_packets_leave_the_node_with_the_endpoints_address(lab: DemoLab) -> None:
-    """The VIP never reaches the wire, and the client never sees the endpoint's address."""
+    """The VIP never appears on the wire, and the client never sees the endpoint's address."""
     client, address = lab.pods("client")[0], lab.cluster_ip("my-service")
     endpoints = {p.address for p in lab.pods("MyApp")}
     with Capture(Place(lab.node_netns(client.node)), "eth0") as wire, Capture(Place(client.netns), "eth0") as inside:
@@ -205,7 +205,7 @@ def test_a_killed_role_comes_back_and_traffic_does_not_notice(lab: DemoLab, role
     assert {(p.name, p.address) for p in lab.pods("MyApp") + lab.pods("client")} == before
 
     def resolves() -> bool:
-        """dig prints the address; while nobody answers it prints what went wrong"""
+        """dig prints the address; without an answer it prints an error"""
         return (
             lab.in_pod(client, "shell", "dig", "+short", "+tries=1", "+time=1", "my-service.default.svc.cluster.local")
             == address
@@ -376,9 +376,7 @@ def test_the_first_container_is_meant_where_none_is_named(lab: DemoLab) -> None:
 
     assert wait_for(lambda: podwire("logs", "two"), 5) == "main"
     assert podwire("logs", "two", "-c", "before") == "prepared"
-    wait_for(
-        lambda: podwire("exec", "two", "--", "cat", "/proc/1/comm") == "sleep", 10
-    )  # the shell has yet to become it
+    wait_for(lambda: podwire("exec", "two", "--", "cat", "/proc/1/comm") == "sleep", 10)  # the shell has yet to exec it
     lab.run_tool("delete", "pod", "two")
 
 
@@ -386,7 +384,7 @@ def test_status_says_which_role_is_not_running(lab: DemoLab) -> None:
     node = lab.config.node_names()[-1]
     supervisor = lab.supervised(None, node)
     role = lab.supervised(node, "dns")
-    os.kill(supervisor, signal.SIGSTOP)  # so that nobody starts it again
+    os.kill(supervisor, signal.SIGSTOP)  # so that nothing starts it again
     try:
         os.kill(role, signal.SIGKILL)
 
@@ -424,7 +422,7 @@ def _leftovers(config: ClusterConfig) -> list[str]:
 
 
 def _defunct() -> set[str]:
-    """Ended processes of ours that nobody has waited for."""
+    """Ended processes of ours that no parent has waited for."""
     found = set()
     for entry in Path("/proc").iterdir():
         try:
@@ -476,8 +474,8 @@ def test_nothing_is_left_behind(how: str) -> None:
         wait_for(lambda: not _leftovers(config), 20)
         starter.kill()
         assert machine() == before
-        if how != "kill the supervisor":  # then its orphans are PID 1's to wait for
-            wait_for(lambda: _defunct() <= defunct, 20)  # those of PID 1 it may take a moment to wait for
+        if how != "kill the supervisor":  # then PID 1 must reap its orphans
+            wait_for(lambda: _defunct() <= defunct, 20)  # PID 1 may take a moment to reap its own
     finally:
         starter.kill()
         starter.wait()

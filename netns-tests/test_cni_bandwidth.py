@@ -41,14 +41,14 @@ def limited(cluster: Cluster, **limits: int) -> tuple[NetNS, str]:
 
 
 def through(sender: NetNS, receiver: NetNS, address: str) -> tuple[int, float]:
-    """How many datagrams of a salvo arrive, and the seconds that it took to send it."""
+    """The number of datagrams of a burst that arrive, and the seconds that it took to send it."""
     to, back = (ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for ns in (receiver, sender))
     with to, back:
         to.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
         back.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 8 << 20)
         to.bind((address, 0))
         to.settimeout(5)
-        back.sendto(b"", to.getsockname())  # neighbours are found before: only so many packets wait for that
+        back.sendto(b"", to.getsockname())  # resolve neighbours first: the queue for unresolved neighbours is small
         assert to.recv(1) == b""
         to.settimeout(0.4)
         began = time.monotonic()
@@ -68,7 +68,9 @@ def free(sender: NetNS, receiver: NetNS, address: str) -> bool:
 
 
 def held_back(sender: NetNS, receiver: NetNS, address: str) -> bool:
-    """As many as bucket and queue hold, and what the time of the salvo gives: who sends may be stopped in its midst."""
+    """The limits: the size of bucket and queue, plus the rate times the duration of the burst (the sender may be
+    stopped in the middle).
+    """
     count, seconds = through(sender, receiver, address)
     return LOW <= count <= HIGH + seconds * PER_SECOND
 
@@ -114,7 +116,7 @@ def test_check_sees_a_limit_that_is_gone(cluster: Cluster, ingress: int) -> None
 
 
 def test_pod_whose_namespace_died(cluster: Cluster) -> None:
-    """The veth goes with the namespace, the other device does not; DEL finds it."""
+    """The veth goes with the namespace, but the other device does not; DEL finds it."""
     one = cluster.nodes[0]
     pod, _ = limited(cluster, egressRate=RATE)
     pod.close()

@@ -47,7 +47,7 @@ def shared(world: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cni
 
 @pytest.fixture
 def node(shared: CniNode) -> Iterator[CniNode]:
-    """The node without pods, its agent running, before and after."""
+    """The node without pods and with its agent running, before and after."""
     shared.client = native.client_path()
     yield shared
     if shared.agent is None or shared.agent.poll() is not None:
@@ -244,7 +244,7 @@ def test_missing_variables_are_named(node: CniNode) -> None:
 
 
 def test_call_from_another_nodes_namespace_is_refused(node: CniNode, lab: Lab) -> None:
-    """A plugin that finds the wrong node's socket must not wire a pod to that node."""
+    """A plugin that finds the wrong node's socket must not attach a pod to that node."""
     stranger, pod = lab.netns("stranger"), lab.netns("a")
     done = stranger.run(
         [str(node.client)], check=False, input=json.dumps(node.conf()), env=node.environment("ADD", "a", pod)
@@ -260,7 +260,7 @@ def test_garbage_on_the_socket_harms_nobody(node: CniNode, lab: Lab) -> None:
             sock.sendall(garbage)
             sock.shutdown(socket.SHUT_WR)
             sock.settimeout(patient(15))
-            with contextlib.suppress(ConnectionResetError):  # also a way to hang up
+            with contextlib.suppress(ConnectionResetError):  # also a way to disconnect
                 sock.recv(1000)
     assert node.cni("ADD", "a", lab.netns("a")).status == 0
 
@@ -324,7 +324,7 @@ def test_pods_and_leases_survive_an_agent_restart(node: CniNode, lab: Lab) -> No
 
 
 def test_restart_without_the_api_server(node: CniNode, lab: Lab, tmp_path: Path) -> None:
-    """The node's podCIDR does not change because nobody can be asked for it."""
+    """The node's podCIDR stays the same while the API server is unreachable."""
     node.stop()
     kubeconfig = node.kubeconfig
     node.kubeconfig = tmp_path / "kubeconfig"
@@ -344,7 +344,7 @@ def test_kill_in_the_middle_of_adds_leaks_no_lease(node: CniNode, lab: Lab) -> N
     with ThreadPoolExecutor(24) as pool:
         answers = [pool.submit(node.cni, "ADD", f"p{i}", pod) for i, pod in enumerate(pods[:16])]
         wait_until(lambda: len(node.leases()) >= 4, "some leases are written")
-        agent.send_signal(signal.SIGSTOP)  # whatever it was at; those that call now have to see it die
+        agent.send_signal(signal.SIGSTOP)  # whatever it was doing; present callers must see it die
         answers += [pool.submit(node.cni, "ADD", f"p{i}", pod) for i, pod in enumerate(pods[16:], 16)]
         agent.send_signal(signal.SIGKILL)
         agent.wait()
@@ -354,8 +354,7 @@ def test_kill_in_the_middle_of_adds_leaks_no_lease(node: CniNode, lab: Lab) -> N
     won = {a.address for a in done if a.status == 0}
     left = node.leases()
     assert won <= left.keys(), "what a runtime was told stays"
-    # A call can also have come to its end with only its answer lost; its lease is whole, and the runtime's DEL frees
-    # it.
+    # A call can also have completed with only its answer lost; its lease is complete, and the runtime's DEL frees it.
     assert len(veths(node)) == len(left)
     for i, answer in enumerate(done):
         if answer.status:
@@ -389,7 +388,7 @@ def test_pool_exhausted_then_freed_by_a_dead_namespace(node: CniNode, lab: Lab) 
     }
     full = node.cni("ADD", "c", c, conf)
     assert full.body["code"] == 11 and "no free address" in full.body["msg"]
-    a.close()  # a runtime that crashed never says DEL
+    a.close()  # a runtime that crashed never calls DEL
     wait_until(lambda: len(veths(node)) == 1, "the kernel takes the veth")
     assert node.cni("ADD", "c", c, conf).status == 0
 
@@ -424,7 +423,7 @@ def test_a_flushed_masquerade_table_comes_back(node: CniNode, lab: Lab) -> None:
 def test_a_second_agent_waits_for_the_first_to_go(node: CniNode) -> None:
     first = node.agent
     assert first is not None
-    node.start(wait=False)  # as a supervisor that starts the next before the last has ended
+    node.start(wait=False)  # as with a supervisor that starts the next agent before the last one has ended
     first.send_signal(signal.SIGTERM)
     assert first.wait(timeout=patient(20)) == 0
     wait_until(node.ready, "the second agent serves")

@@ -45,7 +45,7 @@ class CrashNode(CniNode):
         wait_until(lambda: self.cni("STATUS", "", None, self.conf("1.1.0")).status == 0, "the agent is back")
 
     def full_conf(self, version: str = "1.1.0", **more: Any) -> dict[str, Any]:
-        """With everything that an ADD can be asked for."""
+        """A configuration with everything that an ADD can request."""
         return self.conf(
             version,
             runtimeConfig={"portMappings": [ENTRY], "bandwidth": {"ingressRate": 10**9, "egressRate": 10**9}},
@@ -63,7 +63,7 @@ class CrashNode(CniNode):
         return answer
 
     def remains(self, pod: NetNS, healthy: set[str]) -> dict[str, object]:
-        """All that is left of others than the healthy pods; empty is what is wanted."""
+        """Everything left besides the healthy pods; it should be empty."""
         neighbours = self.ns.netlink(
             lambda ipr: [str(n.get("NDA_DST")) for n in ipr.get_neighbours(family=socket.AF_INET)]
         )
@@ -98,7 +98,9 @@ def flow(node: CrashNode) -> None:
 
 
 def test_killed_at_every_step(node: CrashNode, lab: Lab) -> None:
-    """After each the agent starts, the runtime calls DEL (or, every other time, GC), and all of the pod is gone."""
+    """After each kill the agent starts, the runtime calls DEL (or, every other time, GC), and everything of the pod is
+    gone.
+    """
     alive, pod = lab.netns("alive"), lab.netns("pod")
     healthy = {node.cni("ADD", "alive", alive).address}
     keep = {"cni.dev/valid-attachments": [{"containerID": "alive", "ifname": "eth0"}]}
@@ -129,7 +131,7 @@ def test_killed_at_every_step(node: CrashNode, lab: Lab) -> None:
 
 
 def test_a_plain_pod_killed_at_every_step(node: CrashNode, lab: Lab) -> None:
-    """Its wiring is one prepared program where there is a compiler; the steps are the program's batches then."""
+    """With a compiler, its steps are the batches of one prepared program."""
     pod = lab.netns("pod")
     assert node.cni("ADD", "pod", pod).status == 0
     steps = node.steps()
@@ -145,8 +147,9 @@ PTRACE_TRACEME, PTRACE_SYSCALL = 0, 24
 
 
 def run_to(node: CrashNode, command: str, name: str, pod: NetNS, stop: int) -> bool:
-    """Run the plugin binary until it enters or leaves a system call for the `stop`th time, and kill it there; False
-    where it came to its end before."""
+    """Run the plugin binary until it enters or leaves a system call for the `stop`th time, and kill it there; returns
+    False if it ended before.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 
@@ -175,7 +178,9 @@ def run_to(node: CrashNode, command: str, name: str, pod: NetNS, stop: int) -> b
 
 
 def test_the_client_killed_at_every_system_call(node: CrashNode, lab: Lab) -> None:
-    """The agent ends or undoes what was asked; a DEL, or every other time a GC, that comes at once finds the rest."""
+    """The agent completes or undoes the request; a DEL, or every other time a GC, that follows at once frees the
+    rest.
+    """
     if not is_compiled():
         pytest.skip("the plugin is a Python program here: without a C compiler there is no other")
     alive, pod = lab.netns("alive"), lab.netns("pod")

@@ -38,7 +38,7 @@ def ports(*entries: dict[str, Any]) -> dict[str, Any]:
 
 
 def mapped(cluster: Cluster, name: str, host_port: int, **more: Any) -> tuple[NetNS, str]:
-    """A pod of the first node with a TCP server that tells who asks, behind `host_port`."""
+    """A pod of the first node with a TCP server that returns the client's address, behind `host_port`."""
     pod = cluster.lab.netns(name)
     node = cluster.nodes[0]
     # The server has to be there first: its port is the containerPort.
@@ -140,7 +140,7 @@ def test_del_takes_away_its_own_and_nothing_else(cluster: Cluster) -> None:
     before = one.table_elements()
     assert one.cni("DEL", "gone").status == 0
     assert refused(cluster.outside, NODE, 8081) and ask(cluster.outside, NODE, 8080) == OUTSIDE
-    # Another pod gets the address of the one that went; a late second DEL must not touch it.
+    # Another pod gets the address of the deleted one; a late second DEL must not affect it.
     pod = cluster.lab.netns("heir")
     port = cluster.serve(pod, "0.0.0.0")
     heir = one.cni(
@@ -185,7 +185,7 @@ def udp_echo(ns: NetNS, name: str) -> Iterator[int]:
 
 
 def says(sock: socket.socket, port: int, address: str = NODE, seconds: float = 3) -> str:
-    """What comes back to one datagram; "" for silence."""
+    """The answer to one datagram; "" for silence."""
     sock.settimeout(seconds)
     try:
         sock.sendto(b"?", (address, port))
@@ -200,7 +200,7 @@ def test_udp_flows_follow_the_mapping(cluster: Cluster) -> None:
     client = cluster.outside.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     with client, contextlib.ExitStack() as stack:
         client.bind((OUTSIDE, 0))
-        # The node keeps a flow that began untranslated; a port closed by ICMP would not.
+        # The node keeps a flow that began untranslated. (A port that is closed by ICMP would end it.)
         silent = stack.enter_context(one.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
         silent.bind((NODE, 5300))
         assert says(client, 5300, seconds=0.3) == ""
@@ -217,8 +217,9 @@ def test_udp_flows_follow_the_mapping(cluster: Cluster) -> None:
 
 
 def test_udp_flows_of_others_are_left_alone(cluster: Cluster) -> None:
-    """The same port of another machine, asked through this node: its entry stays, and so does that of another
-    hostPort."""
+    """A flow to the same port of another machine, through this node, keeps its entry, and so does a flow of another
+    hostPort.
+    """
     one = cluster.nodes[0]
     asking, _ = cluster.pod(one, "asking")
     with udp_echo(cluster.outside, "outside") as port:
@@ -260,7 +261,7 @@ def test_udp_flows_of_another_holder_of_the_port_are_left_alone(cluster: Cluster
 
 
 def test_sctp(cluster: Cluster) -> None:
-    """Without a SCTP stack: an INIT chunk arrives at the pod, translated."""
+    """Without an SCTP stack: an INIT chunk arrives at the pod, translated."""
     one, pod = cluster.nodes[0], cluster.lab.netns("sctp")
     conf = one.conf(**ports({"hostPort": 3868, "containerPort": 99, "protocol": "SCTP"}))
     answer = one.cni("ADD", "sctp", pod, conf)
@@ -276,12 +277,13 @@ def test_sctp(cluster: Cluster) -> None:
     assert (arrived[0][IP].src, arrived[0][IP].dst, arrived[0][SCTP].dport) == (OUTSIDE, answer.address, 99)
 
 
-# ---- what must not come with it ----
+# ---- side effects that must not occur ----
 
 
 def test_pods_do_not_reach_the_nodes_loopback(cluster: Cluster) -> None:
-    """Serving 127.0.0.1 needs route_localnet, which by itself opens the node's 127.0.0.1 to its pods
-    (CVE-2020-8558)."""
+    """Serving 127.0.0.1 needs route_localnet, which alone would open the node's 127.0.0.1 to its pods
+    (CVE-2020-8558).
+    """
     one = cluster.nodes[0]
     mapped(cluster, "server", 8080)
     bad, bad_ip = cluster.pod(one, "bad")
@@ -325,7 +327,7 @@ def test_ports_survive_a_restart_and_a_flushed_table(cluster: Cluster) -> None:
     with another_look(cluster):
         gone = one.cni("DEL", "other")
         assert gone.status == 0, gone.out + one.log()
-    wait_until(lambda: not refused(cluster.outside, NODE, 8080), "the agent mends its tables")
+    wait_until(lambda: not refused(cluster.outside, NODE, 8080), "the agent repairs its tables")
     wait_until(lambda: "table ip podwire-cni was gone" in one.log(), "it says so, when it is done")
 
 
@@ -347,9 +349,9 @@ def test_localhost_is_served_by_a_bridge_that_was_made_again(cluster: Cluster) -
 
 
 def test_udp_flows_that_began_without_the_tables(cluster: Cluster) -> None:
-    """A client that keeps sending keeps its flow, which leads nowhere, for ever."""
+    """A client that keeps sending keeps its flow, which leads nowhere, forever."""
     one, pod = cluster.nodes[0], cluster.lab.netns("a")
-    # Somebody else translates too, so the kernel tracks flows also while our table is gone.
+    # Another program translates too, so the kernel tracks flows even while our table is gone.
     one.ns.run(["nft", "add table ip other; add chain ip other nat { type nat hook prerouting priority -100; }"])
     one.ns.run(["nft", "add rule ip other nat ip daddr 203.0.113.1 dnat to 203.0.113.2"])
     client = cluster.outside.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))

@@ -78,7 +78,7 @@ def test_pods_of_an_earlier_podcidr_work_until_their_end(place: Place, restart: 
 
 
 class SmallDisk(CniNode):
-    """Its leases are on a file system of their own, which only its agent sees."""
+    """Its leases are on a separate file system that only its agent sees."""
 
     @property
     def directory(self) -> Path:

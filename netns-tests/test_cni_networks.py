@@ -22,7 +22,7 @@ class Place:
         self.lab, self.api, self.node, self.outside = lab, api, node, outside
 
     def conf(self, bridge: str, *subnets: str, **more: Any) -> dict[str, Any]:
-        """Of a conflist that an administrator wrote."""
+        """The configuration from a conflist that an administrator wrote."""
         return {
             "cniVersion": "1.1.0",
             "name": bridge,
@@ -182,8 +182,9 @@ def test_networks_survive_restarts_and_are_mended(place: Place) -> None:
 
 @pytest.mark.parametrize("addressing", ["routed", "subnet"])
 def test_a_change_of_ranges_cuts_off_nobody(place: Place, addressing: str) -> None:
-    """An edited conflist, or a second one that names the same bridge: refused as long as pods would lose their
-    gateway."""
+    """An edited conflist, or a second one that names the same bridge, is refused while pods would lose their
+    gateway.
+    """
     conf = place.conf("lan0", "10.50.0.0/25", addressing=addressing)
     other = {**place.conf("lan0", "10.51.0.0/24", addressing=addressing), "name": "other"}
     a, _ = place.pod("a", conf)
@@ -207,7 +208,7 @@ def test_a_change_of_ranges_cuts_off_nobody(place: Place, addressing: str) -> No
 
 
 def test_the_addresses_of_a_bridge_that_has_no_pods_any_more_may_move(place: Place) -> None:
-    """A bridge that gets another name in its conflist."""
+    """A bridge gets another name in its conflist."""
     old, new = (place.conf(bridge, "10.50.0.0/24", addressing="subnet", ipMasq=True) for bridge in ("lan0", "lan1"))
     place.pod("a", old)
     answer = place.node.cni("ADD", "b", place.lab.netns("b"), new)
@@ -260,8 +261,9 @@ def test_what_cannot_be(place: Place, more: dict[str, Any], words: str) -> None:
 
 
 def test_links_of_others_are_left_alone(place: Place) -> None:
-    """A bridge by the name of the uplink would take the node off the network, one of others' would lose its
-    addresses."""
+    """A bridge with the uplink's name would disconnect the node, and a bridge of another program would lose its
+    addresses.
+    """
     ns = place.node.ns
     ns.run(["ip", "link", "add", "br0", "type", "bridge"])
     ns.run(["ip", "addr", "add", "198.51.100.1/24", "dev", "br0"])
@@ -280,7 +282,7 @@ def test_links_of_others_are_left_alone(place: Place) -> None:
 
 
 def test_routes_are_what_the_configuration_says(place: Place) -> None:
-    """Also those of spec 1.1.0 with numbers; CHECK knows them, and finds one that is gone."""
+    """Routes include those of spec 1.1.0 with numbers; CHECK knows them, and finds a missing one."""
     conf = place.conf(
         "lan0",
         "10.50.0.0/24",

@@ -1,5 +1,4 @@
-"""Pods of nodes that do not share a link: VXLAN where it is needed and nowhere else, tested with packets over a real
-router."""
+"""Pods of nodes that do not share a link: VXLAN only if it is needed, tested with packets over a real router."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ def mtu(ns: NetNS, link: str = "eth0") -> int:
 
 
 def echo(ns: NetNS, address: str) -> tuple[int, Callable[[], None]]:
-    """A UDP server that sends back the digest of what it gets; its port, and what ends it."""
+    """A UDP server that returns the digest of each datagram; yields its port and a function that ends it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     server = ns.call(lambda: socket.socket(family, socket.SOCK_DGRAM))
     server.bind((address, 0))
@@ -66,7 +65,7 @@ def echo(ns: NetNS, address: str) -> tuple[int, Callable[[], None]]:
 
 
 def say(ns: NetNS, address: str, port: int, data: bytes, *, fragments: bool = True) -> bytes:
-    """What `echo` answers. Raises OSError (EMSGSIZE) where the packet is too large and must stay whole."""
+    """The answer of `echo`. Raises OSError (EMSGSIZE) if the packet is too large and must not be fragmented."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with ns.call(lambda: socket.socket(family, socket.SOCK_DGRAM)) as sock:
         sock.settimeout(5)
@@ -158,7 +157,7 @@ def test_large_packets(world: Routed) -> None:
 
 
 def test_a_pod_with_a_larger_mtu_learns_the_path_s(world: Routed) -> None:
-    """Pods that were there before the first node behind a router: their MTU stays, their node tells them."""
+    """Pods from before the first node behind a router keep their MTU; their node reports the path's MTU to them."""
     a, (a_ip,) = world.pod("n1", "a", mtu=1500)
     b, (b_ip,) = world.pod("n2", "b", mtu=1500)
     port, end = echo(b, b_ip)
@@ -177,7 +176,7 @@ def test_a_pod_with_a_larger_mtu_learns_the_path_s(world: Routed) -> None:
 
 
 def checksum_is_right(packet: Packet) -> bool:
-    """Computed anew by scapy."""
+    """Whether the checksum equals the one that scapy computes."""
     inner = packet[VXLAN][IP].copy()
     layer = TCP if TCP in inner else UDP
     given = (inner.chksum, inner[layer].chksum)
@@ -187,8 +186,9 @@ def checksum_is_right(packet: Packet) -> bool:
 
 
 def test_inner_checksums_without_offload(world: Routed) -> None:
-    """The trap of VXLAN and NAT: a packet that is translated on its way into the tunnel, and a card that computes
-    nothing."""
+    """A known fault of VXLAN with NAT: a packet that is translated on its way into the tunnel, and a card without
+    offload.
+    """
     b, (b_ip,) = world.pod("n2", "b")
     a, _ = world.pod("n1", "a")
     n1, n2 = (world.machines[n].node.ns for n in ("n1", "n2"))
@@ -250,7 +250,7 @@ def test_a_node_comes_back_with_another_address(world: Routed) -> None:
 
 
 def entries(ns: NetNS) -> int:
-    """Routes to other nodes' pods, and all that stands in the tunnels."""
+    """Routes to other nodes' pods, and all entries of the tunnels."""
 
     def count(ipr: object) -> int:
         get = ipr.get_neighbours  # type: ignore[attr-defined]  # pyroute2 ships no types
@@ -273,7 +273,7 @@ def test_nodes_that_go_take_everything_along_and_pods_get_the_whole_mtu_again(wo
         lambda ipr: ipr.fdb(
             "add", ifindex=ipr.link_lookup(ifname="podwire-vxlan")[0], lladdr="02:00:00:00:00:99", dst="203.0.113.9"
         )
-    )  # as left by somebody else
+    )  # as left by another program
     world.api.delete("/api/v1/nodes", "n2")
     wait_until(lambda: entries(n1.ns) == 1 and "podwire-vxlan" not in n1.links(), "only the route to n3 stays")
     wait_until(lambda: figure(n1, "mtu") == 1500, "the tunnel's header costs nothing any more")
@@ -320,7 +320,7 @@ def test_a_restart_changes_nothing(world: Routed) -> None:
 
 
 def test_both_families(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Pods of both families in tunnels of IPv4."""
+    """Pods of both families in tunnels over IPv4."""
     with routed_nodes(tmp_path_factory.mktemp, ipv6=True) as dual:
         a, a_ips = dual.pod("n1", "a")
         b, b_ips = dual.pod("n2", "b")
@@ -338,7 +338,7 @@ def test_both_families(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def test_ipv6_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nodes and pods have nothing but IPv6."""
+    """Nodes and pods have only IPv6."""
     with routed_nodes(tmp_path_factory.mktemp, ipv4=False, ipv6=True) as six:
         a, (mine,) = six.pod("n1", "a")
         b, (theirs,) = six.pod("n2", "b")

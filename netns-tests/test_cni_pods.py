@@ -26,14 +26,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(running: Cluster) -> Iterator[Cluster]:
-    """The running cluster without pods; what a test adds goes again, and nothing of it may stay."""
+    """The running cluster without pods; everything that a test adds is removed, and nothing of it may stay."""
     yield running
     running.clear()
 
 
 @pytest.fixture(params=["0", "1"])
 def nf_call(request: pytest.FixtureRequest, cluster: Cluster) -> str:
-    """Bridges that do and do not call netfilter: pods must not notice."""
+    """Bridges with and without netfilter calls: pods must not notice a difference."""
     for node in cluster.nodes:
         node.ns.sysctl("net/bridge/bridge-nf-call-iptables", request.param)
     return str(request.param)
@@ -73,7 +73,7 @@ def test_ping_on_the_wire_has_the_pods_addresses(cluster: Cluster) -> None:
 
 
 def test_same_node_traffic_is_routed(cluster: Cluster) -> None:
-    """A routed packet has lost one hop of its life: only so do replies of a Service meet the node's NAT."""
+    """A routed packet's TTL is one lower: only if packets are routed do replies of a Service pass the node's NAT."""
     one = cluster.nodes[0]
     (a, _), (_, b_ip) = cluster.pod(one, "a"), cluster.pod(one, "b")
     reply = ping(a, b_ip)
@@ -113,7 +113,7 @@ def test_established_masqueraded_flow_survives_an_agent_restart(cluster: Cluster
 
 
 def test_restart_without_the_api_server_keeps_pod_to_node_unmasqueraded(cluster: Cluster, tmp_path: Path) -> None:
-    """The agent does not know the other nodes then; the table that its predecessor left does."""
+    """The agent does not know the other nodes then; its predecessor's table does."""
     one, two = cluster.nodes
     a, a_ip = cluster.pod(one, "a")
     kubeconfig = one.kubeconfig
@@ -139,7 +139,7 @@ def test_routes_follow_the_nodes(cluster: Cluster) -> None:
         found = one.ns.netlink(lambda ipr: list(ipr.get_routes(family=socket.AF_INET, table=254)))
         return {f"{r.get('RTA_DST')}/{r['dst_len']}": r.get("RTA_GATEWAY") for r in found if r.get("RTA_GATEWAY")}
 
-    one.ns.netlink(lambda ipr: ipr.route("add", dst="198.51.100.0/24", gateway="192.0.2.42"))  # somebody else's
+    one.ns.netlink(lambda ipr: ipr.route("add", dst="198.51.100.0/24", gateway="192.0.2.42"))  # another program's route
     put_node(cluster.api, "n3", "10.244.3.0/24", "192.0.2.3")
     wait_until(lambda: routes().get("10.244.3.0/24") == "192.0.2.3", "a route to a new node")
     put_node(cluster.api, "n3", "10.244.3.0/24", "192.0.2.33")
@@ -150,8 +150,9 @@ def test_routes_follow_the_nodes(cluster: Cluster) -> None:
 
 
 def test_an_uplink_that_was_down_is_used_again_as_it_was(cluster: Cluster) -> None:
-    """Without a way to the other nodes none of them seems to be on the link: no reason for tunnels, which they do not
-    have."""
+    """Without a route to the other nodes, none of them seems to be on the link. That is no reason for tunnels, which
+    would not have a route either.
+    """
     (a, a_ip), (b, b_ip) = (cluster.pod(node, name) for node, name in zip(cluster.nodes, ("a", "b"), strict=True))
     two = cluster.nodes[1]
 
@@ -178,7 +179,7 @@ def test_an_uplink_that_was_down_is_used_again_as_it_was(cluster: Cluster) -> No
 
 
 def test_first_packet_of_a_fresh_pod_arrives(cluster: Cluster) -> None:
-    """No address resolution, no port that learns or listens: what a pod sends right after ADD gets there."""
+    """No address resolution, no learning or listening port: a packet that a pod sends right after ADD arrives."""
     one = cluster.nodes[0]
     (b, b_ip) = cluster.pod(one, "b")
     box = b.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))

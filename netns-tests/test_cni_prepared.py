@@ -1,5 +1,6 @@
-"""Plain pods are wired by one prepared program (native/attach.c): it does what the steps one by one do, and fails as
-they do."""
+"""Plain pods are attached by one prepared program (native/attach.c): it has the same effect as the single steps, and
+fails like them.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +79,7 @@ def said(ns: NetNS, *words: str) -> list[dict[str, Any]]:
 
 
 def view(node: CniNode, pod: NetNS, host: str) -> dict[str, object]:
-    """All that the kernel says about one pod, on both sides."""
+    """Everything that the kernel reports about one pod, on both sides."""
     return {
         "pod's links": said(pod, "-d", "link"),
         "addresses": said(pod, "addr", "show", "scope", "global"),
@@ -145,7 +146,7 @@ def test_a_refused_program_leaves_nothing(node: CniNode, lab: Lab) -> None:
 
 
 def slow_bridge(node: CniNode) -> None:
-    """A spanning tree, which lets a new port wait for twice two seconds."""
+    """A spanning tree makes a new port wait for twice two seconds."""
     node.ns.run(["ip", "link", "set", "podwire0", "type", "bridge", "forward_delay", "200", "stp_state", "1"])
 
 
@@ -168,7 +169,7 @@ def test_an_add_waits_until_the_pods_link_carries_packets(lab: Lab, tmp_path: Pa
 
 
 def test_a_sandbox_with_ipv6_off_gets_the_nodes_ipv6(node: CniNode, lab: Lab) -> None:
-    """docker's are such, with IPv6 off for all and for new links."""
+    """Docker's sandboxes are such, with IPv6 off for all and for new links."""
     pod = lab.netns("pod")
     for key in ("all", "default"):
         pod.sysctl(f"net/ipv6/conf/{key}/disable_ipv6", "1")
@@ -182,7 +183,9 @@ def test_a_sandbox_with_ipv6_off_gets_the_nodes_ipv6(node: CniNode, lab: Lab) ->
 
 
 def test_the_longest_names(node: CniNode, lab: Lab) -> None:
-    """Kubernetes allows 63 characters for a namespace and 253 for a pod, runtimes have container ids of their own."""
+    """Kubernetes allows 63 characters for a namespace and 253 for a pod, and runtimes have container ids of their
+    own.
+    """
     for args in (f"K8S_POD_NAMESPACE={'n' * 63};K8S_POD_NAME={'p' * 253}", "IgnoreUnknown=1"):
         pod, name = lab.netns(f"pod{len(args)}"), "c" * 250
         added = node.cni("ADD", name, pod, CNI_ARGS=args)

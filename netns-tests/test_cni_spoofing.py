@@ -1,4 +1,4 @@
-"""A pod can send only from its own addresses and its own MAC, whatever it tries."""
+"""A pod can send only from its own addresses and its own MAC."""
 
 from __future__ import annotations
 
@@ -80,9 +80,10 @@ def gateway(cluster: Cluster) -> str:
 def arrived(
     sender: Pod, receivers: list[tuple[NetNS, str]], frames: dict[str, Packet], wanted: Iterable[str]
 ) -> set[str]:
-    """Which of the frames, each with its name as payload, come to any receiver, when those that are wanted have. The
-    last of them are the honest ones, which tell that all before them had their chance. Each way has an order of its
-    own: what waits for a neighbour's MAC is overtaken."""
+    """The frames, each with its name as payload, that arrive at any receiver once the wanted ones have arrived. The
+    last wanted frames are valid ones, which show that all frames before them could have arrived. Each path is a
+    sequence of its own, because a frame that waits for a neighbour's MAC is overtaken.
+    """
     captures = [Capture(ns, interface) for ns, interface in receivers]
     raw = sender.ns.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
     with raw:
@@ -102,11 +103,11 @@ def arrived(
 
 
 def lies(a: Pod, b: Pod, router: str) -> dict[str, Packet]:
-    """Frames that pod a has no right to send; to the world outside and to pod b."""
+    """Frames that pod a has no right to send; to the outside and to pod b."""
     udp = UDP(sport=5, dport=6)
     own, own6 = IP(src=a.ip, dst=OUTSIDE), IPv6(src=a.ip6, dst=OUTSIDE6)
     return {
-        # First: believed lies about MACs move the neighbour's entry in the bridge's forwarding table.
+        # First: if these were accepted, the neighbour's entry in the bridge's forwarding table would move.
         "straight to a neighbour": Ether(src=a.mac, dst=b.mac) / IP(src="10.244.1.1", dst=b.ip) / udp,
         "address of a neighbour": Ether(src=a.mac, dst=router) / IP(src=b.ip, dst=OUTSIDE) / udp,
         "address of nobody": Ether(src=a.mac, dst=router) / IP(src="203.0.113.9", dst=OUTSIDE) / udp,
@@ -126,7 +127,7 @@ def lies(a: Pod, b: Pod, router: str) -> dict[str, Packet]:
         "redirect": Ether(src=a.mac, dst=b.mac)
         / IPv6(src="fe80::a", dst=b.ip6, hlim=255)
         / ICMPv6ND_Redirect(tgt="fe80::a", dst=OUTSIDE6),
-        "VLAN and what not": Ether(src=a.mac, dst=b.mac, type=0x8100) / Raw(b"\0\x01\x08\0"),
+        "VLAN and other types": Ether(src=a.mac, dst=b.mac, type=0x8100) / Raw(b"\0\x01\x08\0"),
     }
 
 
@@ -171,7 +172,7 @@ def drops(cluster: Cluster) -> dict[str, int]:
 
 
 def learned(ns: NetNS) -> set[str]:
-    """Where default routes of router advertisements lead."""
+    """The gateways of default routes from router advertisements."""
     return ns.netlink(
         lambda ipr: {
             str(r.get("RTA_GATEWAY")) for r in ipr.get_default_routes(family=socket.AF_INET6) if r["proto"] == RTPROT_RA
@@ -180,7 +181,7 @@ def learned(ns: NetNS) -> set[str]:
 
 
 def advertise(cluster: Cluster, a: Pod) -> None:
-    """Pod a tells everybody on its link that it is a router; once plainly, once behind an extension header."""
+    """Pod a announces on its link that it is a router; once plainly, once behind an extension header."""
     says = ICMPv6ND_RA(routerlifetime=1800) / ICMPv6NDOptPrefixInfo(prefix="2001:db8:bad::", prefixlen=64)
     to = Ether(src=a.mac, dst="33:33:00:00:00:01") / IPv6(src="fe80::a", dst="ff02::1", hlim=255)
     raw = a.ns.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
@@ -192,16 +193,16 @@ def advertise(cluster: Cluster, a: Pod) -> None:
 
 
 def test_a_pod_is_no_router(cluster: Cluster) -> None:
-    """Neither its neighbours nor the node take a default route from it."""
+    """Neither its neighbours nor the node accept a default route from it."""
     a, b = pod(cluster, "a"), pod(cluster, "b")
     advertise(cluster, a)
     assert (learned(b.ns), learned(cluster.nodes[0].ns)) == (set(), set())
 
 
 def test_the_node_never_has_a_router_among_its_pods(unchecked: Cluster) -> None:
-    """Also the proof that pods would believe it."""
+    """It also shows that pods would accept such a route."""
     a, b = pod(unchecked, "a"), pod(unchecked, "b")
-    unchecked.nodes[0].ns.sysctl("net/ipv6/conf/all/forwarding", "0")  # as where there is only IPv4
+    unchecked.nodes[0].ns.sysctl("net/ipv6/conf/all/forwarding", "0")  # as with IPv4 only
     advertise(unchecked, a)
     found = wait_until(lambda: learned(b.ns), "the neighbour believes it"), learned(unchecked.nodes[0].ns)
     unchecked.nodes[0].ns.sysctl("net/ipv6/conf/all/forwarding", "1")
@@ -210,7 +211,7 @@ def test_the_node_never_has_a_router_among_its_pods(unchecked: Cluster) -> None:
 
 
 def test_it_can_be_turned_off(unchecked: Cluster) -> None:
-    """Also the proof that the lies above would be believed."""
+    """It also shows that without the rules the frames above would be accepted."""
     a, b = pod(unchecked, "a"), pod(unchecked, "b")
     truth = truths(a, gateway(unchecked))
     believed = {"address of a neighbour", "MAC of a neighbour", "straight to a neighbour", "IPv6 of nobody"}

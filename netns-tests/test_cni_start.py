@@ -51,7 +51,7 @@ def test_node_without_podcidr_waits_for_one(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_node_that_turned_ipv6_off_by_default(lab: Lab, tmp_path: Path) -> None:
-    """Its own links stay as they are; those of pods with IPv6 addresses have it, the tunnel too."""
+    """The node's own links stay as they are; those of pods with IPv6 addresses have IPv6, and the tunnel too."""
     ns = lab.netns("n1")
     for key in ("all", "default"):
         ns.sysctl(f"net/ipv6/conf/{key}/disable_ipv6", "1")
@@ -72,7 +72,7 @@ def test_a_node_that_turned_ipv6_off_by_default(lab: Lab, tmp_path: Path) -> Non
 
 
 def test_a_damaged_lease_is_written_anew_from_the_pods_other_family(lab: Lab, tmp_path: Path) -> None:
-    """After a restart the pod has both addresses as before: they answer, and no other pod is given one."""
+    """After a restart the pod has both addresses as before: they answer, and no other pod gets one."""
     ns, pod, other = lab.netns("n1"), lab.netns("pod"), lab.netns("other")
     with FakeApi(ns) as api:
         put_node(api, "n1", "10.244.1.0/24", "192.0.2.1", cidr6="fd00:1::/64")
@@ -110,7 +110,7 @@ def test_unknown_kubeconfig_is_told_in_one_line(lab: Lab, tmp_path: Path) -> Non
 
 
 def test_without_an_agent_an_add_frees_what_a_crash_and_a_reboot_left(lab: Lab, tmp_path: Path) -> None:
-    """Nobody else does: three addresses, two of them held by pods that are none."""
+    """No agent does it: three addresses, two of them held by containers that no longer exist."""
     ns = lab.netns("alone")
     plugin = tmp_path / "plugin"
     plugin.write_text(f"#!/bin/sh\nexec {sys.executable} -m podwire_cni.main\n")
@@ -142,8 +142,9 @@ def test_without_an_agent_an_add_frees_what_a_crash_and_a_reboot_left(lab: Lab, 
 def test_without_an_agent_a_node_is_ready_before_its_first_pods_and_they_come_all_at_once(
     lab: Lab, tmp_path: Path
 ) -> None:
-    """A runtime that asks STATUS sends no pod to a node that says no; the uplink has any name, and not an MTU of
-    1500."""
+    """A runtime that calls STATUS sends no pod to a node that is not ready. The uplink has an arbitrary name, and an
+    MTU other than 1500.
+    """
     ns, outside, plugin = lab.netns("alone"), lab.netns("outside"), tmp_path / "plugin"
     lab.wire(ns, "ens3", outside, "eth0", "192.0.2.1/24", "192.0.2.42/24")
     lab.route(ns, "default", "192.0.2.42")
@@ -193,7 +194,7 @@ def test_without_an_agent_a_node_is_ready_before_its_first_pods_and_they_come_al
     ids=lambda stdin: repr(stdin[:24]),
 )
 def test_whatever_comes_the_client_says_json(client: Path, command: str, stdin: bytes, tmp_path: Path) -> None:
-    """Without an agent it answers by itself."""
+    """Without an agent the client prints the error itself."""
     env = {
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": "c",
@@ -209,8 +210,9 @@ def test_whatever_comes_the_client_says_json(client: Path, command: str, stdin: 
 
 
 def test_the_nodes_own_ipv6_router_is_not_lost(lab: Lab, tmp_path: Path) -> None:
-    """Forwarding, which IPv6 pods need, would take the default route that the node learned from a router
-    advertisement."""
+    """Forwarding, which IPv6 pods need, would remove the default route that the node learned from a router
+    advertisement.
+    """
     ns, router = lab.netns("node"), lab.netns("router")
     lab.wire(ns, "eth0", router, "eth0", "192.0.2.1/24", "192.0.2.42/24")
     frame = (

@@ -35,7 +35,7 @@ def suite(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run on a proxy that knows ClusterIPs and nothing else: some rows hold, others must be found to fail."""
+    """A run against a proxy that implements ClusterIPs only: some rows pass, and others must be reported as failed."""
     folder = tmp_path_factory.mktemp("stub")
     done = suite(
         str(HERE),
@@ -128,8 +128,7 @@ def test_a_row_holds_when_all_its_tests_do() -> None:
 
 
 def test_the_committed_table_is_of_this_suite() -> None:
-    """`make conformance` draws it anew: every dataplane is in it, and every behaviour that is asked for, and no
-    other."""
+    """`make conformance` draws it again: it has every dataplane and exactly the tested behaviours."""
     lines = (HERE.parent / "docs" / "conformance.md").read_text().splitlines()
     heads = {cell.strip().rpartition(" ")[0] for cell in lines[2].split("|")[2:-1]}
     assert heads == set(OURS)

@@ -26,7 +26,7 @@ VERSION = 812_345_678_901
 
 
 class Kubeconfigs:
-    """CniNode's place for a kubeconfig; the agent here has none."""
+    """CniNode's place for a kubeconfig; this agent has none."""
 
     def kubeconfig(self, path: Path) -> Path:
         return path
@@ -45,9 +45,9 @@ class Cluster:
         return self.pods[name]
 
     def caller(self, name: str) -> CniNode:
-        """The container runtime's part of a node: calls the plugin that the init container installed."""
+        """The container runtime's part of a node: it calls the plugin that the init container installed."""
         pod = self.pods[name]
-        # all it asks of it
+        # the only attribute that it uses
         node = CniNode(pod.ns, pod.path("/run/podwire"), name, Kubeconfigs())  # type: ignore[arg-type]
         node.client = pod.path("/opt/cni/bin/podwire-cni")
         return node
@@ -97,7 +97,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                         for own, data in pod.maps.items()
                     }
                     pod.run_init()
-                    # the first address does not answer, as of a control plane's machine that is down
+                    # the first address does not answer, as that of a control plane's machine that is down
                     pod.start(PODWIRE_API_SERVERS=" ".join(f"https://{ip}:6443" for ip in (DEAD, *CONTROL)))
                 yield made
             finally:
@@ -153,9 +153,9 @@ def _asks(client: NetNS, ip: str, port: int) -> bool:
 
 
 def test_the_rights_are_what_is_used_and_nothing_more(cluster: Cluster) -> None:
-    """Everything that a role may ever ask for is made to happen; then what was asked for is what is granted."""
+    """Everything that a role may ever request is made to happen; then the used rights must equal the granted ones."""
     taken = cluster.nodes["n1"].call(lambda: socket.create_server((NODES["n1"], 31999)))
-    with taken:  # so the proxy has to say at the Service that its health check cannot be served
+    with taken:  # so the proxy must write an Event that the Service's health check cannot be served
         _serve(
             cluster,
             "local",
@@ -173,8 +173,9 @@ def test_the_rights_are_what_is_used_and_nothing_more(cluster: Cluster) -> None:
 
 
 def test_a_renewed_token_and_restarts(cluster: Cluster) -> None:
-    """The kubelet renews the token in the volume; agents that restart with it go on, and nothing in the kernel was
-    touched."""
+    """The kubelet renews the token in the volume; agents that restart with it continue, and nothing in the kernel
+    changed.
+    """
     client, server = cluster.add("n1", "client2")[0], cluster.add("n2", "server2")
     for pod in cluster.pods.values():
         pod.write_account("second")
@@ -191,8 +192,9 @@ def test_a_renewed_token_and_restarts(cluster: Cluster) -> None:
 
 
 def test_dns_as_a_deployment(cluster: Cluster, tmp_path: Path) -> None:
-    """A pod of it, in a pod's network: with a service account that may list and watch what the zone is made of, and no
-    more."""
+    """A pod of the Deployment, in a pod's network, with a service account that may only list and watch the zone's
+    sources.
+    """
     objects = kustomize.build(DEPLOY / "overlays" / "dns-deployment")
     server, address = cluster.add("n1", "dns")
     client, _ = cluster.add("n2", "client3")

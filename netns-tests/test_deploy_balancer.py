@@ -69,7 +69,7 @@ class Site:
         pod.start(PODWIRE_API_SERVERS=f"https://{CONTROL}:6443")
 
     def balancer(self, name: str, **spec: object) -> None:
-        """A Service as a client makes it."""
+        """A Service as a client creates it."""
         made = recorded.service(name, "", VERSION)
         made["spec"] |= {"clusterIP": "", "clusterIPs": [], "type": "LoadBalancer", **spec}
         self.api.create("Service", made, "default")
@@ -79,7 +79,7 @@ class Site:
         return [i["ip"] for i in (status.get("loadBalancer") or {}).get("ingress") or []]
 
     def answers(self, ip: str) -> str:
-        """The node whose MAC the client gets for the address, "" where nobody answers."""
+        """The node whose MAC the client gets for the address, "" if no node answers."""
         self.client.run(["ip", "neigh", "flush", "all"])
         self.client.call(lambda: _knock(ip))
         macs = {pod.ns.netlink(_mac): name for name, pod in self.nodes.items()}
@@ -144,8 +144,9 @@ def test_without_pools_nothing_is_given_and_with_pools_one_node_answers(site: Si
 
 
 def test_the_rights_are_what_is_used_and_nothing_more(site: Site) -> None:
-    site.balancer("local", externalTrafficPolicy="Local")  # so that responders have to know where endpoints are
-    site.balancer("elsewhere", loadBalancerIP="198.51.100.1")  # so that the controller has to say that it is in no pool
+    site.balancer("local", externalTrafficPolicy="Local")  # so that responders need the nodes of endpoints
+    # so that the controller must report that it is in no pool
+    site.balancer("elsewhere", loadBalancerIP="198.51.100.1")
     for account in (AGENT, GIVER):
         asked, granted = site.api.asked[account], site.api.granted[account]
         site.until(partial(set.issuperset, asked, granted), "all are used")

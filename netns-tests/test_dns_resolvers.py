@@ -50,10 +50,10 @@ def pod(lab: Lab, tmp_path: Path) -> Iterator[tuple[NetNS, DnsNode, Upstream]]:
 
 
 def pairs(count: int, *, connected: bool) -> int:
-    """A and AAAA of one name at once from a fresh socket, as glibc (connected) and musl (not) do; how many were both
-    answered.
+    """A and AAAA of one name at once from a fresh socket, as glibc (connected) and musl (not) do; returns the number of
+    pairs with both answers.
 
-    Nothing is asked twice: an answer that is lost, or comes a resolver's patience later, is counted as lost.
+    No query is repeated: an answer that is missing, or later than a resolver's time-out, counts as lost.
     """
     good = 0
     for turn in range(count):
@@ -94,8 +94,7 @@ def framed(data: bytes) -> bytes:
 
 
 def test_tcp_answers_come_as_they_are_ready(pod: tuple[NetNS, DnsNode, Upstream]) -> None:
-    """A question whose upstream is silent does not keep the next one on the same connection waiting (RFC 7766
-    6.2.1.1)."""
+    """A query whose upstream is silent does not delay the next one on the same connection (RFC 7766 6.2.1.1)."""
     pod[2].mode = "silent"
     slow, quick = dns.message.make_query("n1.example.com.", "A"), dns.message.make_query(NAME, "A")
 
@@ -111,7 +110,7 @@ def test_tcp_answers_come_as_they_are_ready(pod: tuple[NetNS, DnsNode, Upstream]
 
 
 def garbage(count: int, seed: int) -> None:
-    """Spoiled queries over UDP and TCP: no answer to an answer, none larger than a UDP answer may be."""
+    """Corrupted queries over UDP and TCP: no answer to an answer, none larger than a UDP answer may be."""
     rand, start = random.Random(seed), seeds()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.connect((DNS_ADDRESS, 53))
@@ -159,7 +158,7 @@ def test_an_upstream_that_sends_queries_back_is_found_out(lab: Lab, tmp_path: Pa
         api.put(NAMESPACES, {"metadata": {"name": "default"}})
         flags = ["--listen", DNS_ADDRESS, "--listen", "10.96.0.11", "--upstream", "127.0.0.1"]
         node.run(["ip", "link", "set", "lo", "up"])
-        # What an upstream that points back at us amounts to: its queries arrive at our own address.
+        # The effect of an upstream that points back at us: its queries arrive at our own address.
         script = "add table ip back; add chain ip back out { type nat hook output priority -100; }; "
         node.run(["nft", script + "add rule ip back out ip daddr 127.0.0.1 udp dport 53 dnat to 10.96.0.11"])
         with DnsNode(node, api, tmp_path, [], [*flags, "--no-notrack"]) as world:

@@ -41,7 +41,7 @@ def endpoint_slice(name: str, owner: str, addresses: list[str], **more: Any) -> 
 
 
 class World(DnsNode):
-    """With the questions that a test asks."""
+    """A node's DNS with the queries that a test sends."""
 
     def ask(self, name: str, rtype: str = "A", *, tcp: bool = False) -> dns.message.Message:
         query = dns.message.make_query(name, rtype)
@@ -181,8 +181,9 @@ def test_dual_stack_and_two_servers_one_of_which_dies_under_load(lab: Lab, tmp_p
                 eventually(world.is_ready, "a server has the zone")
 
             def asked(address: str, count: int) -> int:
-                """How many of `count` questions, each from a port of its own, are answered; one try and one retry
-                each."""
+                """The number of `count` queries, each from its own port, that are answered; one try and one retry
+                each.
+                """
                 good = 0
                 for _ in range(count):
                     for _attempt in range(2):

@@ -31,7 +31,7 @@ WEB = {
     "spec": {"clusterIP": "10.96.3.7", "clusterIPs": ["10.96.3.7"], "ports": [{"name": "http", "port": 80}]},
 }
 GATEWAY, UPSTREAM = "192.0.2.1", "192.0.2.53"
-LATE = 0.25  # seconds; a server that leaves waits twice as long for what is sent on its connections
+LATE = 0.25  # seconds; a server that leaves waits twice as long for queries on its connections
 
 
 def ask(where: NetNS, name: str, address: str = DNS_ADDRESS, seconds: float = 10) -> dns.message.Message:
@@ -40,7 +40,7 @@ def ask(where: NetNS, name: str, address: str = DNS_ADDRESS, seconds: float = 10
 
 
 def data(where: NetNS, name: str, address: str = DNS_ADDRESS, seconds: float = 10) -> set[str]:
-    """Addresses; empty also where nobody answers."""
+    """Addresses; empty also if there is no answer."""
     try:
         return {r.to_text() for rrset in ask(where, name, address, seconds).answer for r in rrset}
     except (OSError, dns.exception.Timeout):
@@ -48,8 +48,9 @@ def data(where: NetNS, name: str, address: str = DNS_ADDRESS, seconds: float = 1
 
 
 class Load:
-    """`with Load(ns) as load`: one query after the other, of cluster names, names of others, and over TCP; each is
-    asked once, and counted as lost if no answer comes."""
+    """`with Load(ns) as load`: one query after the other, of cluster names, names of others, and over TCP; each is sent
+    once, and counts as lost without an answer.
+    """
 
     def __init__(self, where: NetNS, address: str = DNS_ADDRESS, upstream: bool = True) -> None:
         self.where, self.address = where, address
@@ -89,8 +90,9 @@ class Load:
                         self.lost.append(f"{name} over UDP: {err}")
 
     def _tcp(self) -> None:
-        """A connection that ends before a query was sent on it is no loss; one that takes a query along is, unless this
-        thread got no time to send it: a server that leaves does not wait for long."""
+        """A connection that ends before a query was sent on it is no loss. If it had taken a query, the query is lost,
+        unless this thread got no time to send it: a server that leaves does not wait for long.
+        """
         while not self.stop.is_set():
             query = dns.message.make_query(NAME, "A")
             data, began = query.to_wire(prepend_length=True), time.monotonic()
@@ -101,7 +103,7 @@ class Load:
             with sock, sock.makefile("rb") as stream:
                 self.sent += 1
                 answer, why = b"", "the connection was closed"
-                with contextlib.suppress(OSError):  # read tells
+                with contextlib.suppress(OSError):  # the read reports it
                     sock.sendall(data)
                 late = time.monotonic() - began > LATE
                 try:
@@ -152,7 +154,7 @@ def test_a_changed_corefile_takes_effect_and_no_query_is_lost(world: World) -> N
                 f" forward . {UPSTREAM} {{\n  policy {('random', 'round_robin')[turn % 2]}\n }}\n reload 2s\n"
                 f" hosts {world.run_dir}/none {{\n  192.0.2.{turn} turn.example\n  fallthrough\n }}\n"
             )
-            if turn % 2:  # the other way to say so
+            if turn % 2:  # another text with the same meaning
                 world.processes["server"].send_signal(signal.SIGHUP)
             eventually(
                 # mypy takes a default for an argument
@@ -199,7 +201,7 @@ def test_a_hosts_file_is_followed(world: World) -> None:
 
 
 def test_the_zones_frame_changes_with_the_corefile(world: World) -> None:
-    """The feeder makes the zone anew; until it is whole the old one serves."""
+    """The feeder makes a new zone; until it is whole, the old one is used."""
     path = world.run_dir / "Corefile"
     with Load(world.node) as load:
         for ttl in (30, 60):
@@ -237,7 +239,9 @@ def test_listening_elsewhere_without_a_restart(world: World) -> None:
 
 
 def test_a_rolling_restart_under_load_loses_no_query(world: World) -> None:
-    """A sibling is started, is ready, and only then the old one is told to go: it says so, answers on, and leaves."""
+    """A sibling is started and becomes ready before the old server gets SIGTERM: that reports not ready, continues to
+    answer, and leaves.
+    """
     with Load(world.node) as load:
         for _ in range(3):
             old = world.processes.pop("server")
@@ -251,7 +255,7 @@ def test_a_rolling_restart_under_load_loses_no_query(world: World) -> None:
 
 
 def test_sighup_while_a_server_waits_for_its_sibling(world: World) -> None:
-    """The new one has no zone yet; it must live, read its settings again, and serve once it has one."""
+    """The new server has no zone yet; it must survive, read its settings again, and answer once it has a zone."""
     world.kill("feeder")
     old = world.processes.pop("server")
     try:
@@ -268,7 +272,7 @@ def test_sighup_while_a_server_waits_for_its_sibling(world: World) -> None:
 
 
 def test_sigterm_while_a_server_waits_for_its_sibling(world: World) -> None:
-    """It has nothing to finish: it goes at once, also with a lame-duck time, and the sibling serves on."""
+    """It has nothing to finish: it ends at once, even with a lame-duck time, and the sibling continues."""
     world.kill("feeder")
     old = world.processes.pop("server")
     world.flags += ["--lame-duck", "300"]
@@ -288,7 +292,7 @@ def test_sigterm_while_a_server_waits_for_its_sibling(world: World) -> None:
 
 
 def test_served_by_a_pod_on_its_own_address(lab: Lab, tmp_path: Path) -> None:
-    """`serve`: feeder and server in one command, no address put on lo, no rules; asked through the pod's address."""
+    """`serve`: feeder and server in one command, no address on lo, no rules; queries go to the pod's address."""
     node, pod, client = lab.netns("node"), lab.netns("dns pod"), lab.netns("client pod")
     lab.wire(node, "pod0", pod, "eth0", "10.244.0.1/24", "10.244.0.2/24")
     lab.wire(node, "pod1", client, "eth0", "10.244.1.1/24", "10.244.1.2/24")

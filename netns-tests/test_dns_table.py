@@ -84,7 +84,7 @@ def exchange(world: DnsNode, data: bytes, *, tcp: bool) -> bytes:
     return world.node.call(work)
 
 
-# Asked of the running server these go on to an upstream; test_forward and test_dns_serving have them with one.
+# On the running server these go on to an upstream; test_forward and test_dns_serving test them with one.
 LOCAL = [case for case in cases.CASES if not (case.name == f"ext.{SVC}" and case.rtype in ("A", "AAAA"))]
 
 
@@ -119,13 +119,13 @@ def test_the_table_with_dig(world: DnsNode, tcp: bool) -> None:
 
 
 def test_several_queries_on_one_connection_slow_ones_do_not_hold_up_the_rest(world: DnsNode) -> None:
-    world.upstreams[0].mode = "silent"  # the second one answers, after the first one's patience
+    world.upstreams[0].mode = "silent"  # the second one answers after the first one's time-out
     slow, fast = dns.message.make_query("n1.example.com.", "A", id=1), dns.message.make_query(WEB, "A", id=2)
     both = slow.to_wire(prepend_length=True) + fast.to_wire(prepend_length=True)
 
     def work() -> list[bytes]:
         with socket.create_connection((DNS_ADDRESS, 53), patient(15)) as sock:
-            sock.sendall(both)  # at once: the fast one is to wait behind the slow one
+            sock.sendall(both)  # at once: the fast query is to wait behind the slow one
             sock.shutdown(socket.SHUT_WR)
             stream = sock.makefile("rb")
             return [stream.read(int.from_bytes(stream.read(2))) for _ in range(2)]
@@ -160,7 +160,7 @@ def test_garbage_over_udp_and_tcp_and_it_serves_on(world: DnsNode) -> None:
             for number, packet in enumerate(packets):
                 sock.send(packet)
                 if number % 50 == 49:
-                    time.sleep(0.005)  # leave the receive buffer room: this is about content, not about load
+                    time.sleep(0.005)  # leave room in the receive buffer: this test is about content, not about load
         for packet in packets[:200]:
             with socket.create_connection((DNS_ADDRESS, 53), patient(15)) as tcp:
                 tcp.sendall(struct.pack("!H", rand.choice((len(packet), 65535, 1))) + packet)
@@ -229,13 +229,13 @@ def test_one_flight_for_many_questions_and_then_the_cache(world: DnsNode) -> Non
             return {sock.recv(4096) for _ in range(50)}
 
     assert all(dns.message.from_wire(data).answer for data in world.node.call(work))
-    # One question upstream; an upstream that was down before may be probed with the same question beside it, and one
-    # that gets no time to answer is asked again.
+    # One query to the upstream. An upstream that was down may get a probe with the same question, and one that gets no
+    # CPU time to answer gets the query again.
     assert 1 <= asked() <= forward.ROUNDS * len(world.upstreams)
 
 
 def test_pairs_of_a_and_aaaa_from_one_socket(world: DnsNode) -> None:
-    """What glibc and musl send; none may be lost or stall."""
+    """glibc and musl send such pairs; no query may be lost or delayed."""
     pairs = 2000
 
     def work() -> int:
@@ -257,7 +257,7 @@ PLAIN = {rtype: dns.message.make_query(WEB, rtype).to_wire()[2:] for rtype in ("
 
 
 def test_dns_leaves_no_trace_in_conntrack(world: DnsNode, lab: Lab) -> None:
-    """From a pod's side of the node: with connection tracking in force, queries and answers make no entry."""
+    """From a pod's side of the node: with connection tracking active, queries and answers make no entry."""
     pod = lab.netns("pod")
     lab.wire(world.node, "pod0", pod, "eth0", "10.244.9.1/24", "10.244.9.2/24")
     pod.netlink(lambda ipr: ipr.route("add", dst="default", gateway="10.244.9.1"))
@@ -276,7 +276,7 @@ def test_dns_leaves_no_trace_in_conntrack(world: DnsNode, lab: Lab) -> None:
 
     pod.call(other_port)
     assert "dport=5353" in world.node.run(["conntrack", "-L"]).stdout, (
-        "conntrack is not in force: the test says nothing"
+        "conntrack is not active: the test proves nothing"
     )
 
 

@@ -152,8 +152,9 @@ def test_tls_by_corefile_with_a_clients_certificate(outside: Outside) -> None:
 
 
 def test_tls_by_address_and_failover_to_the_next(outside: Outside) -> None:
-    """Without a server name the certificate must hold for the address. The first one falls silent, breaks, then
-    returns."""
+    """Without a server name the certificate must contain the address. The first one stops answering, breaks, then
+    returns.
+    """
     first, second = outside.tls(0, FIRST), outside.tls(1, SECOND)
     upstreams = ["--upstream", f"tls://{FIRST}", "--upstream", f"tls://{SECOND}"]
     world = outside.start(*upstreams, "--tls-ca", str(outside.authority.ca))
@@ -206,7 +207,7 @@ def test_answers_too_large_for_udp_come_over_tcp(outside: Outside) -> None:
 
 
 def test_a_flapping_upstream_loses_no_query(outside: Outside) -> None:
-    """Every second query stays unanswered; a healthy one stands by."""
+    """Every second query gets no answer; a healthy upstream is available."""
     first, second = outside.plain(0), outside.plain(1)
     outside.start("--upstream", FIRST, "--upstream", SECOND)
     first.mode = "flap"
@@ -216,7 +217,7 @@ def test_a_flapping_upstream_loses_no_query(outside: Outside) -> None:
 
 
 def test_a_slow_upstream_is_not_a_dead_one(outside: Outside) -> None:
-    """Slower than the first patience: the other one is asked too, and whoever answers first answers the client."""
+    """An answer later than the first time-out: the other upstream gets the query too, and the first answer is used."""
     first, second = outside.plain(0), outside.plain(1)
     first.delay = 1.2
     world = outside.start("--upstream", FIRST, "--upstream", SECOND)
@@ -259,7 +260,7 @@ def test_popular_answers_are_fetched_before_they_expire(outside: Outside) -> Non
 
 
 def test_resolv_conf_is_the_default_upstream_and_is_followed(outside: Outside) -> None:
-    """Its own address in it is passed over; a change takes effect without a restart."""
+    """Its own address in the file is skipped; a change takes effect without a restart."""
     first, second = outside.plain(0), outside.plain(1)
     resolv = outside.tmp_path / "resolv.conf"
     resolv.write_text(f"search example\nnameserver {DNS_ADDRESS}\nnameserver {FIRST}\n")
@@ -276,7 +277,7 @@ def test_resolv_conf_is_the_default_upstream_and_is_followed(outside: Outside) -
 
 
 def test_the_default_is_the_nodes_own_resolv_conf(outside: Outside) -> None:
-    """In a mount namespace whose /etc/resolv.conf names the upstream and, first, ourselves."""
+    """In a mount namespace whose /etc/resolv.conf names the upstream and, first, this server."""
     outside.plain()
     resolv = outside.tmp_path / "resolv.conf"
     resolv.write_text(f"nameserver {DNS_ADDRESS}\nnameserver {FIRST}\n")

@@ -1,5 +1,6 @@
-"""The output that the pages print is the output of a cluster: each `explain` and `dns query` of debug-a-service.md, and
-every metric."""
+"""The output on the pages is that of a real cluster: each `explain` and `dns query` of debug-a-service.md, and every
+metric.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from podwire_base.kernel.netns import call_in
 
 DOCS = EXAMPLES.parent / "docs"
 PAGE = (DOCS / "debug-a-service.md").read_text()
-# (what is asked, what the page says comes back), from an indented command and the block that follows it
+# (the command, the output on the page), from an indented command and the block after it
 EXPLAINED: list[tuple[str, str]] = re.findall(
     r"^    podwire explain \$POD (\S+) --send[^\n]*\n\n```\n(.*?)```", PAGE, re.M | re.S
 )
@@ -27,7 +28,7 @@ QUERIED: list[tuple[str, str]] = re.findall(r"^(\S+)\. (A: (?:NOERROR|NXDOMAIN)\
 
 
 def plain(text: str) -> str:
-    """Without what differs from cluster to cluster: addresses, nodes, times, digests."""
+    """The text without parts that differ from cluster to cluster: addresses, nodes, times, digests."""
     for what, word in (
         (r"\d+\.\d+\.\d+\.\d+", "IP"),
         (r"node\d", "NODE"),
@@ -74,7 +75,7 @@ def test_the_page_asks_all_of_it() -> None:
 
 @pytest.mark.parametrize(("asked", "printed"), EXPLAINED, ids=[asked for asked, _ in EXPLAINED])
 def test_explain_says_what_the_page_says(lab: DemoLab, asked: str, printed: str) -> None:
-    """Every line of the page's block, in whatever order endpoints come."""
+    """Every line of the page's block, in whatever order the endpoints are."""
     if asked.startswith("172."):
         given = wait_for(lambda: lab.get("Service", "for-some")["status"].get("loadBalancer", {}).get("ingress"), 15)
         asked = f"{given[0]['ip']}:80"

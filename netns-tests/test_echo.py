@@ -1,4 +1,4 @@
-"""podwire-echo says what it should: the compiled one and the Python one that stands in."""
+"""podwire-echo gives the right answers: the compiled one and its Python replacement."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def files(archive: Path) -> dict[str, bytes]:
 
 
 def test_nothing_in_it_is_of_the_build(archive: Path) -> None:
-    """Neither the folder nor the time; and so each start takes the compiled files as they are."""
+    """Neither the build folder nor the time; so each start can use the compiled files."""
     assert archive.stat().st_size < 60e6, "small as reasonable"
     found = files(archive)
     compiled = {path: content for path, content in found.items() if path.endswith(".pyc")}

@@ -1,5 +1,6 @@
 """The lab keeps its promises: the README's example runs, probes distinguish refusal from silence, and a killed run
-leaves nothing."""
+leaves nothing.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ def test_probes_tell_what_happened(two: tuple[NetNS, NetNS], dst: str) -> None:
             answer = probe(a, dst, 80, src=src, sport=45000)
             assert (answer.result, answer.server, answer.peer) == ("ok", (dst, 80), (src, 45000))
             assert probe(a, dst, 81).result == "refused"
-        # a kernel without SCTP says so by name, and must be excused from it; one with it must get through
+        # a kernel without SCTP gives that error, and must be excused from it; with SCTP the packets must arrive
         excuse = judge(SCTP_SOCKETS, running())
         assert sctp(a, dst, 80).result in (("ok", "EPROTONOSUPPORT") if excuse else ("ok",)), excuse
         assert ping(a, dst).result == ping(a, dst, size=4000).result == "ok"
@@ -65,7 +66,7 @@ def test_probes_tell_what_happened(two: tuple[NetNS, NetNS], dst: str) -> None:
 
 
 def test_wires_of_both_families_carry_packets_at_once(lab: Lab) -> None:
-    """IPv6 addresses are tentative for two seconds unless somebody thinks of it."""
+    """IPv6 addresses are tentative for two seconds unless duplicate address detection is off."""
     a, router, b = lab.netns("a"), lab.router("router"), lab.netns("b")
     lab.wire(a, "eth0", router, "left", "192.0.2.2/24 2001:db8:1::2/64", "192.0.2.1/24 2001:db8:1::1/64")
     lab.wire(b, "eth0", router, "right", "198.51.100.2/24 2001:db8:2::2/64", "198.51.100.1/24 2001:db8:2::1/64")
@@ -80,7 +81,7 @@ def test_wires_of_both_families_carry_packets_at_once(lab: Lab) -> None:
 
 
 def test_a_capture_has_room_for_a_burst(two: tuple[NetNS, NetNS]) -> None:
-    """Whatever net.core.rmem_max says: on a stock kernel it would be 200 frames."""
+    """Whatever net.core.rmem_max is: a stock kernel's limit would be 200 frames."""
     a, _ = two
     assert ping(a, "192.0.2.2").result == "ok", "so that no frame waits for ARP"
     with Capture(a, "eth0") as seen, a.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
@@ -110,7 +111,7 @@ def test_a_lab_that_a_failure_closes_leaves_its_evidence(tmp_path: Path) -> None
 
 
 def test_namespaces_of_one_name_do_not_hide_each_other(lab: Lab, tmp_path: Path) -> None:
-    """A world that lives on, and a Lab that the failure closes."""
+    """A world that stays open, and a Lab that the failure closes."""
     lab.netns("node").run(["ip", "address", "add", "192.0.2.10/32", "dev", "lo"])
     with pytest.raises(ZeroDivisionError), Lab() as own:
         own.netns("node").run(["ip", "address", "add", "192.0.2.20/32", "dev", "lo"])

@@ -117,7 +117,7 @@ def test_a_big_batch_is_one_transaction(lab: Lab) -> None:
 
 
 def test_a_dump_is_whole_while_others_change_their_tables(lab: Lab) -> None:
-    """A pod that comes writes an element elsewhere: a proxy that starts meanwhile must still get its read-back."""
+    """A new pod writes an element in another table: a proxy that starts meanwhile must still get its read-back."""
     ns = lab.netns("codec")
     items: dict[bytes, nft.Value] = {
         KEY + nft.host32(i): nft.key(bytes((10, 244, 1, 2)), b"\x24\xa0") for i in range(20000)
@@ -174,7 +174,7 @@ def test_the_watcher_hears_others_and_not_ourselves(lab: Lab) -> None:
 
 
 def test_nft_prints_names_of_links(lab: Lab) -> None:
-    """It reads a key of one field in the byte order that the set was made with."""
+    """nft reads a key of one field in the byte order with which the set was made."""
     ns = lab.netns("codec")
     links = nft.Set(TABLE, "links", ("ifname",))
     with nft_socket.Connection(ns.fd) as conn:

@@ -28,7 +28,7 @@ def status(pid: int, field: str) -> str:
 
 
 def sleeps(pid: int) -> bool:
-    """It has come to its wait for signals."""
+    """The process waits for signals."""
     return Path(f"/proc/{pid}/syscall").read_text().split()[0] == str(RT_SIGTIMEDWAIT)
 
 
@@ -48,13 +48,13 @@ def test_ends_at_signal_with_success(command: list[str], number: signal.Signals)
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_reaps_orphans(command: list[str]) -> None:
-    """As a child subreaper it inherits a grandchild; a zombie would keep its /proc entry for ever."""
+    """As a child subreaper it inherits a grandchild; a zombie would keep its /proc entry forever."""
 
     def subreaper() -> None:
         die_with_parent()
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
-    # The shell starts a background process, tells its pid and becomes pause: the process is pause's child then.
+    # The shell starts a background process, prints its pid and becomes pause: the process is then pause's child.
     pause = subprocess.Popen(
         ["sh", "-c", 'sleep 600 & echo $!; exec "$@"', "sh", *command],
         stdout=subprocess.PIPE,
@@ -85,11 +85,11 @@ def test_ends_as_pid_1_too(command: list[str]) -> None:
 
 
 def test_native_pause_is_small() -> None:
-    """It is there once for each pod, so it must cost next to nothing."""
+    """There is one for each pod, so it must cost next to nothing."""
     assert native.is_compiled(), "install a C compiler and run `pip install -e .` again"
     pause = start(native.pause_command())
     wait_until(lambda: sleeps(pause.pid), "pause sleeps")
     rss_kb = int(status(pause.pid, "VmRSS").split()[0])
     pause.kill()
     pause.wait()
-    assert rss_kb < 1000  # 0.1 MB with musl, 0.7 with a static glibc; the Python stand-in has 10
+    assert rss_kb < 1000  # 0.1 MB with musl, 0.7 with a static glibc; the Python replacement has 10

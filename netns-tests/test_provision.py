@@ -32,7 +32,7 @@ KUBECONFIG = "/var/lib/podwire/admin.kubeconfig"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A root in which the script has installed packages and podwire: all that needs the registries."""
+    """A root in which the script has installed packages and podwire: everything that needs the registries."""
     if shutil.which("mmdebstrap") is None:
         pytest.skip("mmdebstrap is not installed, which makes the fresh Debian")
     folder = tmp_path_factory.mktemp("machines")
@@ -56,8 +56,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def typed(page: str, after: str) -> list[str]:
-    """The indented commands that follow these words in a page; of "this  # or: that" the second, which needs no
-    kubectl."""
+    """The indented commands after these words on a page; of "this  # or: that" the second, which needs no kubectl."""
     block = page.split(after, 1)[1].lstrip("\n").split("\n\n", 1)[0]
     assert all(line.startswith("    ") for line in block.splitlines()), block
     commands = [line.strip().partition("# or: ")[2] or line.partition("  #")[0].strip() for line in block.splitlines()]
@@ -67,7 +66,7 @@ def typed(page: str, after: str) -> list[str]:
 
 @pytest.fixture
 def laptop(base: Path, tmp_path: Path) -> Iterator[Machine]:
-    """On no network: what `make` still wanted to fetch, it could not."""
+    """A machine without a network: `make` cannot download anything."""
     with Lab() as lab:
         made = Machine("laptop", lab.netns("laptop"), base, tmp_path)
         try:
@@ -94,7 +93,7 @@ def test_what_the_readme_says(laptop: Machine) -> None:
         lambda: shell(laptop, [*settings, "podwire get pods"]).count("Running") == 7, "the examples' pods run", 60
     )
     service = commands[first].replace("curl -s", "curl -s --retry 20 --retry-all-errors --retry-delay 1")
-    shell(laptop, [*settings, service])  # pods that run may not be ready yet, and each node learns of it by itself
+    shell(laptop, [*settings, service])  # running pods may not be ready yet, and each node learns of it by itself
     said = shell(laptop, [*settings, *commands[first:-1]])
     assert '{"host":"web-' in said
     assert re.search(r"reject with tcp reset .*comment", said)
@@ -190,7 +189,7 @@ def test_the_machines_are_a_cluster(machines: list[Machine]) -> None:
 
 
 def _asks(machine: Machine) -> str:
-    """The host name that answers at my-service, asked by its name at this machine's own DNS."""
+    """The host name that my-service returns, resolved by this machine's own DNS."""
     name = machine.run(
         ["dig", "+short", "+time=1", "+tries=1", "@10.96.0.10", "my-service.default.svc.cluster.local"], check=False
     )

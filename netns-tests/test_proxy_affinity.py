@@ -19,7 +19,7 @@ from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
 PODS = {s.POD_A: endpoint(s.POD_A, s.NODE), s.POD_B: endpoint(s.POD_B, s.NODE), s.POD_C: endpoint(s.POD_C, "n2")}
-CLIENTS = [f"192.0.2.{n}" for n in range(100, 170)]  # that one of three endpoints gets none: chance 1e-12
+CLIENTS = [f"192.0.2.{n}" for n in range(100, 170)]  # one of three endpoints gets none with a probability of 1e-12
 
 
 def sticky(seconds: int) -> Object:
@@ -58,7 +58,7 @@ class Stage:
         self.proxier.sync(self.tracker.dataplane, self.tracker.flush())
 
     def homes(self) -> dict[str, str]:
-        """Where each client gets to."""
+        """The endpoint of each client."""
         return {client: ask(self.world.outside, s.VIP, s.PORT, src=client).server[0] for client in CLIENTS}
 
     def remembered(self) -> int:
@@ -129,8 +129,9 @@ def test_the_timeout_counts_from_the_last_connection(world: World) -> None:
     home = ask(world.outside, s.VIP, s.PORT, src=client).server[0]
 
     def later() -> bool:
-        """Is the end now later than it was? Each is bounded from the side that makes a slow machine say no, never
-        yes."""
+        """Whether the end is later than before. Each is bounded so that a slow machine causes a false no, never a false
+        yes.
+        """
         latest = stage.left()[0] + time.monotonic()
         time.sleep(0.1)
         assert ask(world.outside, s.VIP, s.PORT, src=client).server[0] == home

@@ -1,6 +1,7 @@
 """A connection attempt whose endpoint no longer answers reaches another one, by the client's own retransmission.
 
-The SYN's conntrack entry would lead each retransmission to the endpoint that is gone, until the client gives up.
+Otherwise the SYN's conntrack entry would lead each retransmission to the endpoint that is gone, until the client gives
+up.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from podwire_proxy.flows import Swept
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
-PATIENCE = 10  # seconds: the first retransmission comes after one
-NOBODY = "198.51.100.9"  # a load balancer's address; without a Service nobody has it
+PATIENCE = 10  # seconds: the first retransmission comes after one second
+NOBODY = "198.51.100.9"  # a load balancer's address; without a Service no host has it
 SILENT = """table inet silent
 delete table inet silent
 table inet silent {
@@ -47,7 +48,7 @@ def world() -> Iterator[World]:
 
 
 class Site:
-    """A Service over POD_B, which says nothing, and POD_C, which answers."""
+    """A Service over POD_B, which does not answer, and POD_C, which does."""
 
     def __init__(self, world: World, choice: str = "nftables", *, v6: bool = False) -> None:
         world.node.run(["conntrack", "-F"])
@@ -85,7 +86,7 @@ class Site:
         return self.proxier.sweep()
 
     def dial(self, client: str, ip: str, number: int) -> socket.socket:
-        """A connection attempt that is under way; its SYN is sent."""
+        """A connection attempt in progress; its SYN is sent."""
         return self.stack.enter_context(dial(self.world.client(client), self.at(ip), number))
 
 
@@ -101,7 +102,7 @@ def dial(ns: NetNS, ip: str, number: int) -> socket.socket:
 
 
 def servers(socks: list[socket.socket]) -> list[str]:
-    """Who answered each; "" where nobody did."""
+    """The server that answered each attempt; "" for no answer."""
     found = dict.fromkeys(socks, "")
     with selectors.DefaultSelector() as waiting:
         for sock in socks:
@@ -115,7 +116,7 @@ def servers(socks: list[socket.socket]) -> list[str]:
 
 
 def opening(world: World, server: str = "") -> int:
-    """server: to that one alone; an answer of another may be on its way."""
+    """server: send to that one alone; another server's answer may be on its way."""
     listed = world.node.run(["conntrack", "-L", "-p", "tcp", "--state", "SYN_SENT"]).stdout.splitlines()
     return len([line for line in listed if "UNREPLIED" in line and (not server or f"src={server} " in line)])
 
@@ -172,7 +173,7 @@ def test_an_attempt_from_before_its_load_balancers_address_was_known(world: Worl
 
 
 def test_the_work_is_that_of_the_attempts_and_none_where_no_endpoint_left(world: World) -> None:
-    """What conntrack is asked, and what it tells: neither established flows nor those of other Services."""
+    """The dumps requested from conntrack and their entries: neither established flows nor those of other Services."""
     site = Site(world)
     with site.stack:
         site.endpoints(s.POD_C)

@@ -85,7 +85,7 @@ def wire_up(made: L2World) -> None:
 
 @pytest.fixture
 def world(site: L2World) -> Iterator[L2World]:
-    """All three nodes up, and each address where it belongs."""
+    """All three nodes up, and each address on its node."""
     for node in site.nodes:
         if node.process is None:
             node.start()
@@ -105,7 +105,7 @@ def world(site: L2World) -> Iterator[L2World]:
 
 
 class Poll:
-    """Connects to the address again and again, each TRY seconds while nobody answers."""
+    """Connects to the address again and again, every TRY seconds while there is no answer."""
 
     def __init__(self, world: L2World, ip: str) -> None:
         self.results: list[str] = []
@@ -167,7 +167,7 @@ def kill(world: L2World, node: Node) -> None:
 
 
 def cut_off(world: L2World, node: Node) -> None:
-    """From the API server, not from the wire."""
+    """Cut the node off from the API server, but not from the link."""
     node.ns.run(["nft", DROP + "add rule inet cut out ip daddr 172.30.0.1 drop"])
 
 
@@ -180,8 +180,8 @@ def took(packets: list[Packet], ip: str, old: str, *, cut: bool) -> float | None
     not yet.
 
     DeduplicatedLog by what they did meanwhile, the beats of whoever of the others got least time, and the client's
-    attempts: a clock goes on while a machine gives them none. cut: the end is that of the contact with the API server;
-    who judges must have some.
+    attempts: a clock goes on while a machine gives them none. cut: only the contact with the API server ended; the
+    nodes that decide must have contact.
     """
     beats = [
         (at, p.src, beat)
@@ -246,7 +246,7 @@ def test_a_node_that_stops_hands_over_at_once_and_gets_its_addresses_back(world:
 
 
 def test_an_api_server_that_is_away_for_everyone_moves_nothing(world: L2World) -> None:
-    """Looked at again where a node got no time for so long that others had to take it for dead."""
+    """The check is repeated if a node got no CPU time for so long that the others had to consider it dead."""
     for _ in range(5):
         world.settle(VIP, VIP6)
         owners = {ip: world.owner(ip).name for ip in (VIP, VIP6, LOCAL)}
@@ -271,7 +271,7 @@ def test_an_api_server_that_is_away_for_everyone_moves_nothing(world: L2World) -
 
 
 def evenly(packets: list[Packet]) -> bool:
-    """Has every node been heard of in time, by the others' beats?"""
+    """Whether every node's beats arrived in time at the others."""
     beats = [p.src for p in packets if p.type == BEATS]
     for mac in set(beats):
         heard = [at for at, one in enumerate(beats) if one == mac]
@@ -311,7 +311,7 @@ def claim(link: str, ip: str) -> None:
 
 
 def test_a_link_that_vanishes_and_comes_back(world: L2World) -> None:
-    """The role lives on, says what is missing, and answers again once the link is there."""
+    """The role keeps running, reports the missing link, and answers again when the link is back."""
     owner = world.owner(VIP)
     process = owner.process
     owner.ns.run(["ip", "link", "set", "eth0", "down"])

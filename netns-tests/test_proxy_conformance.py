@@ -1,4 +1,4 @@
-"""The third judge of the conformance table: real packets, IPv4 and IPv6, through the rules in a kernel."""
+"""The conformance table with real packets, IPv4 and IPv6, through the rules in a kernel."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, servi
 from podwire_proxy.verdict import PASS, Kind, Verdict, forward
 
 STICKY = [row for one in s.AFFINITY for row in (one, one.v6())]
-ENOUGH = 150  # tries after which one of four endpoints that was not seen is none: chance 1e-18
+ENOUGH = 150  # after this number of tries, an unseen one of four endpoints has a probability of 1e-18
 TABLE = [row for scenario in s.SCENARIOS for row in (scenario, scenario.v6())]
 
 
@@ -50,7 +50,7 @@ def world() -> Iterator[World]:
 
 
 def program(world: World, scenario: s.Scenario) -> None:
-    """For what is about the nftables backend alone."""
+    """For tests of the nftables backend alone."""
     Ours("nftables").program(world, scenario)
 
 
@@ -104,13 +104,14 @@ def ping(client: NetNS, dst: str, patience: float) -> Verdict:
 
 
 def on_the_wire(packet: Packet, expected: Verdict) -> bool:
-    """PASS can be told from a refusal only where a server listens at the very address; no host sends to another's
-    lo."""
+    """PASS can be distinguished from a refusal only if a server listens at the very address; no host sends to another's
+    lo.
+    """
     return (expected != PASS or packet.port == s.TARGET) and (packet.node or packet.dst != LOCALHOST)
 
 
 def need_features(scenario: s.Scenario) -> None:
-    """A row is left out only where the kernel truly lacks what its packets need, and is excused from it."""
+    """A row is skipped only if the kernel lacks a feature that its packets need, and is excused from it."""
     if any(packet.protocol == "SCTP" for packet in scenario.expect):
         features.need(CONNTRACK_SCTP, sctp.tracked())
 
@@ -126,7 +127,7 @@ def test_real_packets(world: World, dataplane: Dataplane, scenario: s.Scenario) 
 
 
 def all_observed(world: World, rows: Mapping[Packet, Verdict]) -> dict[Packet, Verdict]:
-    """Waiting for an answer that must not come is most of the time: that is done side by side."""
+    """Most of the time is spent waiting for answers that must not come, so these waits run in parallel."""
     silent = {p: verdict for p, verdict in rows.items() if verdict.kind is Kind.DROP}
     with ThreadPoolExecutor(8) as pool:
         waiting = {p: pool.submit(observed, world, p, verdict) for p, verdict in silent.items()}
@@ -165,7 +166,9 @@ def bindable(ns: NetNS, ip: str) -> bool:
 
 @pytest.mark.parametrize("row", STICKY, ids=lambda row: row.name)
 def test_affinity_of_real_connections(world: World, dataplane: Dataplane, row: s.Affinity) -> None:
-    """Several clients' worth of first choices: each time the memory is emptied, and all of a client's packets agree."""
+    """The first choices of several clients: each time the memory is emptied, and all of a client's packets must
+    agree.
+    """
     need_features(row.scenario())
     for first in row.same:
         dataplane.clean(world)
@@ -178,7 +181,7 @@ def test_affinity_of_real_connections(world: World, dataplane: Dataplane, row: s
 
 
 def test_a_bound_service_address_is_left_to_its_server(world: World, dataplane: Dataplane) -> None:
-    """The cluster DNS address lives on lo and belongs to no Service of ours: it must not count as unallocated."""
+    """The cluster DNS address is on lo and belongs to no Service of ours: it must not count as unallocated."""
     scenario = next(x for x in s.SCENARIOS if "bound" in x.name)
     address = next(iter(scenario.expect)).dst
     dataplane.program(world, scenario)
@@ -201,14 +204,14 @@ def test_nft_can_list_everything_we_load(world: World) -> None:
             ask(world.client(packet.src), packet.dst, packet.port, packet.protocol, src=packet.src, timeout=0.05)
         for command in (["nft", "list", "ruleset"], ["nft", "-j", "list", "ruleset"]):
             done = world.node.run(command)
-            # 1.0.6 prints the statement that notes a client in text only
+            # 1.0.6 prints the statement that records a client in text only
             assert done.stderr.replace("warning: stmt ops map have no json callback\n", "") == ""
             for words in ("hairpin", "numgen", "masquerade", "service-frontends", "goto"):
                 assert words in done.stdout
 
 
 def test_what_is_read_back_are_the_very_expressions(world: World) -> None:
-    """`podwire explain` follows what is in the kernel, not what the proxy meant to write."""
+    """`podwire explain` follows the rules in the kernel, not those that the proxy meant to write."""
     some = [*s.matrix()[:3], *s.source_ranges()[:1], *s.configurations()[:2], *(row.scenario() for row in s.AFFINITY)]
     for scenario in (x for y in some for x in (y, y.v6())):
         tracker = scenario.tracker()
@@ -295,7 +298,7 @@ def test_the_rules_tell_what_became_of_a_packet(world: World) -> None:
 
 
 def one_syn(ip: str, number: int) -> None:
-    """And no retransmission, however long the machine takes."""
+    """Send no retransmission, however long the machine takes."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)
         with contextlib.suppress(BlockingIOError):
@@ -303,8 +306,9 @@ def one_syn(ip: str, number: int) -> None:
 
 
 def test_an_endpoint_in_the_nodes_own_namespace(world: World, dataplane: Dataplane) -> None:
-    """A hostNetwork pod: delivered locally, so postrouting (and its masquerade) is never reached by packets from
-    elsewhere."""
+    """A hostNetwork pod: packets to it are delivered locally, so postrouting (with its masquerade) never sees packets
+    from elsewhere.
+    """
     objects = (
         service("my-service", s.VIP, [port(s.PORT, node_port=s.NODE_PORT)], type="NodePort"),
         endpoint_slice("my-service", [endpoint(s.NODE_IP, s.NODE)], [("", "TCP", s.TARGET)]),
@@ -318,8 +322,9 @@ def test_an_endpoint_in_the_nodes_own_namespace(world: World, dataplane: Datapla
 
 
 def test_loopback_addresses_on_the_wire_are_dropped_only_with_nodeports_on_localhost(world: World) -> None:
-    """A neighbour that sends to 127.0.0.1 (CVE-2020-8558): route_localnet lets it in, the rules do not. And with the
-    option off the chain that every packet passes is gone again."""
+    """A neighbour sends to 127.0.0.1 (CVE-2020-8558): route_localnet lets the packet in, the rules do not. When the
+    option is off, the chain that every packet passes is removed.
+    """
     mac = {
         name: ns.netlink(lambda ipr: ipr.get_links(ifname="eth0")[0].get_attr("IFLA_ADDRESS"))
         for name, ns in (("node", world.node), ("outside", world.outside))
@@ -353,6 +358,6 @@ def test_loopback_addresses_on_the_wire_are_dropped_only_with_nodeports_on_local
 
 
 def test_a_client_of_the_node_needs_no_source_address(world: World, dataplane: Dataplane) -> None:
-    """No source given: the kernel picks one for the route, and the answer finds its way back."""
+    """Without a source address the kernel picks one for the route, and the answer finds its way back."""
     dataplane.program(world, s.SCENARIOS[0])
     assert {ask(world.node, s.VIP, s.PORT).result for _ in range(10)} == {"ok"}

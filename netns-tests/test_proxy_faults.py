@@ -76,7 +76,9 @@ def from_outside(world: World) -> str:
 
 
 def busy(step: int) -> list[Object]:
-    """Services that come, change and go, with everything that takes more than one commit: affinity, UDP, shrinking."""
+    """Services that are added, changed and removed, with everything that takes more than one commit: affinity, UDP,
+    shrinking.
+    """
     sticky = service(
         "sticky",
         s.VIP,
@@ -91,8 +93,9 @@ def busy(step: int) -> list[Object]:
 
 
 def crash(after: int, work: Callable[[], None]) -> bool:
-    """Run `work` in a child that is gone, as by SIGKILL, right before its `after`-th word to the kernel, or right after
-    it (odd and even numbers). False: it ended before."""
+    """Run `work` in a child that dies, as by SIGKILL, right before its `after`-th message to the kernel, or right after
+    it (odd and even numbers). Returns False if it ended before.
+    """
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -121,7 +124,7 @@ def crash(after: int, work: Callable[[], None]) -> bool:
 
 
 def test_killed_at_any_moment_of_a_sync_the_next_start_converges(world: World) -> None:
-    """And changes little, and no connection to a Service that nothing happened to is lost."""
+    """The next start changes little, and no connection to an unchanged Service is lost."""
 
     def tracker(*objects: Object) -> Tracker:
         made = Tracker(s.INFO)
@@ -200,7 +203,7 @@ def test_an_api_server_that_repeats_reorders_and_sends_garbage(world: World, tmp
         services = "/api/v1/services"
         old = {**CALM_SLICE, "endpoints": [], "metadata": {**CALM_SLICE["metadata"], "resourceVersion": "1"}}
         nonsense: list[bytes] = [
-            json.dumps({"type": "MODIFIED", "object": old}).encode(),  # older than what it replaces
+            json.dumps({"type": "MODIFIED", "object": old}).encode(),  # older than the object that it replaces
             json.dumps({"type": "ADDED", "object": old}).encode(),
             json.dumps({"type": "WEIRD", "object": {}}).encode(),
             b'{"type": "MODIFIED", "object": {}}',
@@ -225,7 +228,8 @@ def test_an_api_server_that_repeats_reorders_and_sends_garbage(world: World, tmp
             for step in range(1, 4):
                 api.apply(*busy(step))
                 api.noise(SLICES, json.dumps({"type": "MODIFIED", "object": old}).encode() + b"\n")
-            api.noise(SLICES, b'{"type": "MODIFIED", "obj\x00\xff\n')  # the stream breaks off: the list tells the truth
+            # the stream ends: the new list has the true state
+            api.noise(SLICES, b'{"type": "MODIFIED", "obj\x00\xff\n')
             api.noise(services, b'{"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired"}}\n')
             api.apply(*busy(7))
             until(lambda: from_outside(world) == s.POD_B, "the last change")
@@ -240,7 +244,7 @@ def test_an_api_server_that_repeats_reorders_and_sends_garbage(world: World, tmp
 
 @pytest.mark.parametrize("seconds", [2, pytest.param(180, marks=pytest.mark.long)])
 def test_the_rules_stay_while_the_api_server_is_away(world: World, tmp_path: Path, seconds: float) -> None:
-    """Traffic goes on untouched, damage is repaired, and what changed meanwhile is written when the server is back."""
+    """Traffic continues, damage is repaired, and changes made meanwhile are written when the server is back."""
     api = FakeApi(world.node)
     with api:
         api.apply(NODE, CALM, CALM_SLICE)
@@ -264,7 +268,9 @@ def test_the_rules_stay_while_the_api_server_is_away(world: World, tmp_path: Pat
 
 
 def test_thousands_of_slices_of_one_service(world: World) -> None:
-    """Ten thousand endpoints in two thousand slices, all but one of them nowhere: a change costs what it is."""
+    """Ten thousand endpoints in two thousand slices, all but one of them unreachable: the cost of a change follows its
+    size.
+    """
     tracker, proxier = Tracker(s.INFO), backends.proxier(s.INFO, world.node.fd)
     tracker.service("default/huge", service("huge", s.VIP, [port(s.PORT)]))
 

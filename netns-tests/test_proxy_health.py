@@ -62,7 +62,7 @@ def get(ns: NetNS, number: int, path: str, host: str = "127.0.0.1") -> tuple[int
             connection.request("GET", path)
             answer = connection.getresponse()
             return answer.status, answer.read().decode(), dict(answer.headers)
-        except (ConnectionRefusedError, ConnectionResetError):  # the latter: closed while we asked
+        except (ConnectionRefusedError, ConnectionResetError):  # the latter: it was closed during our request
             return 0, "", {}
         finally:
             connection.close()
@@ -165,7 +165,7 @@ BACKENDS = [("nftables", "auto"), ("iptables", "nft"), ("iptables", "legacy")]
 def test_packets_that_the_rules_count_are_on_the_metrics_page(
     world: World, tmp_path: Path, backend: str, variant: str
 ) -> None:
-    """Invalid ones, and connections to NodePorts on 127.0.0.1: by the counters of the rules themselves."""
+    """Invalid packets, and connections to NodePorts on 127.0.0.1: from the counters of the rules themselves."""
     own = "kubeproxy_iptables" if backend == "iptables" else "podwire_proxy"
 
     def shown() -> tuple[int, int]:
@@ -178,7 +178,7 @@ def test_packets_that_the_rules_count_are_on_the_metrics_page(
         )
 
     def stale_attempts() -> None:
-        """A reset for a connection that nobody has is of no state that conntrack knows."""
+        """A reset for an unknown connection has no state that conntrack knows."""
         packet = bytes(IP(src=s.POD_A, dst=s.POD_B) / TCP(sport=9, dport=9, flags="R"))
 
         def work() -> None:

@@ -48,7 +48,7 @@ def world(lab: Lab) -> Iterator[World]:
 
 
 def rules(ns: NetNS) -> dict[str, list[str]]:
-    """Every rule of iptables, by program; packet counters left out."""
+    """Every rule of iptables, by program, without packet counters."""
     return {
         f"{program}-{variant}": [
             line
@@ -77,7 +77,7 @@ def started(world: World, *objects: Object, variant: Variant = "nft") -> tuple[T
 @each_variant
 @pytest.mark.parametrize("v6", [False, True])
 def test_a_restart_writes_nothing(world: World, variant: Variant, v6: bool) -> None:
-    """What iptables-save prints is, rule by rule, what was written: of every shape of rule that there is."""
+    """The output of iptables-save equals, rule by rule, what was written, for every shape of rule."""
     some = [
         *s.matrix(),
         *s.source_ranges(),
@@ -99,7 +99,7 @@ def test_a_restart_writes_nothing(world: World, variant: Variant, v6: bool) -> N
 
 @each_variant
 def test_a_restart_with_many_services_writes_nothing(world: World, variant: Variant) -> None:
-    """Sets and tables that take many netlink messages are read back whole; the last Service is reached."""
+    """Sets and tables that take many netlink messages are read back completely; the last Service is reached."""
     many = [
         (
             service(f"s{n}", f"10.96.{n // 200 + 1}.{n % 200 + 1}", [port(s.PORT)]),
@@ -126,8 +126,9 @@ def test_growing_and_shrinking_lose_no_connection(world: World, variant: Variant
 
 @each_variant
 def test_endpoints_that_come_and_go_altogether_leak_no_packet(world: World, variant: Variant) -> None:
-    """From refused to served and back: a packet in between is refused or served, and never gets to the default
-    route."""
+    """From refused to served and back: a packet in between is refused or served, and never reaches the default
+    route.
+    """
     world.outside.netlink(lambda ipr: ipr.addr("add", index=1, address=s.EXTERNAL, prefixlen=32))
     world.servers.listen(world.outside, s.EXTERNAL, s.PORT)
     plain = service("my-service", s.VIP, [port(s.PORT)], externalIPs=[s.EXTERNAL])
@@ -180,7 +181,7 @@ def test_the_role_survives_restarts_and_repairs_what_others_break(
             until(lambda: sets.count("PODWIRE-CLUSTER-IPS-4") == 1, "the set is filled again")
         world.node.run(
             [program, "-w", "-t", "nat", "-A", "PREROUTING", "-s", "192.0.2.99", "-j", "RETURN"]
-        )  # none of ours
+        )  # a rule of another program
         api.apply(my_slice(BOTH[1]))
         until(lambda: ask(world.client(s.POD_A), s.VIP, s.PORT).server[0] == s.POD_C, "a change goes on as before")
         log = proxy.stop()
@@ -197,8 +198,9 @@ def no_rules(ns: NetNS) -> bool:
 
 
 def test_switching_backends_under_traffic_loses_no_connection(world: World, tmp_path: Path) -> None:
-    """Through every backend and variant and back: an old connection goes on, new ones are served, the old rules are
-    gone."""
+    """Through every backend and variant and back: an old connection continues, new ones are served, the old rules are
+    gone.
+    """
     kinds = [
         ("--backend", "nftables"),
         flags("nft"),
@@ -309,8 +311,9 @@ def test_explain_cleanup_and_dry_run(world: World, tmp_path: Path, variant: Vari
 
 @each_variant
 def test_affinity_over_time(world: World, variant: Variant) -> None:
-    """More clients than xt_recent could hold (100); endpoints come and go, a restart, the timeout, which is made short
-    last: nobody may be forgotten because the machine takes its time."""
+    """More clients than xt_recent could hold (100); endpoints are added and removed, the proxy restarts, and the
+    timeout is shortened last, so that no client is forgotten on a slow machine.
+    """
     pods = {s.POD_A: endpoint(s.POD_A, s.NODE), s.POD_B: endpoint(s.POD_B, s.NODE), s.POD_C: endpoint(s.POD_C, "n2")}
 
     def sticky(seconds: int) -> Object:
@@ -372,8 +375,9 @@ def test_affinity_over_time(world: World, variant: Variant) -> None:
 
 @each_variant
 def test_marks_of_others_stay(world: World, variant: Variant) -> None:
-    """Our bit of the connection mark is there only while the first packet passes; bits of others and packet marks
-    stay."""
+    """Our bit of the connection mark is set only while the first packet passes; bits of others and packet marks
+    stay.
+    """
     iptables(world, variant, "mangle", "-A PREROUTING -j CONNMARK --set-xmark 0x8001/0x8001")
     iptables(world, variant, "mangle", "-A PREROUTING -j MARK --set-mark 0x2000")
     iptables(world, variant, "mangle", "-A POSTROUTING -m mark ! --mark 0x2000 -j DROP")
@@ -430,7 +434,7 @@ def test_what_the_kernel_refuses_changes_nothing_and_is_told(
 def test_flows_of_an_endpoint_that_is_gone_are_reset_where_asked_for(
     world: World, variant: Variant, v6: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole test of the nftables backend, on this one."""
+    """The complete test of the nftables backend, on this one."""
     monkeypatch.setattr(backends, "proxier", partial(backends.proxier, choice=f"iptables-{variant}"))
     test_proxy_resets.test_flows_of_an_endpoint_that_is_gone_are_reset(world, v6)
 

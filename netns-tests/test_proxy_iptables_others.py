@@ -39,7 +39,9 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_lock_that_others_hold_stops_nothing_but_the_rules(world: World, tmp_path: Path, lock: Path) -> None:
-    """Health and status go on, the log says it once, and what changed meanwhile is written when the lock is free."""
+    """Health and status continue, the log reports it once, and changes made meanwhile are written when the lock is
+    free.
+    """
     with FakeApi(world.node) as api:
         api.apply(NODE, my_service(), my_slice(BOTH[0]))
         proxy = Running(

@@ -35,7 +35,7 @@ NODE: Object = {
     "metadata": {"name": s.NODE},
     "status": {"addresses": [{"type": "InternalIP", "address": s.NODE_IP}]},
 }
-SURE = 2.0  # seconds: of silence where the answers end, and a slow one must not be taken for it
+SURE = 2.0  # seconds of silence after which no answer is expected; a slow answer must not be mistaken for that
 BOTH = (endpoint(s.POD_B, s.NODE), endpoint(s.POD_C, "n2"))
 
 
@@ -61,14 +61,13 @@ class Client:
         self.answers: list[Answer] = []
         self._stop = threading.Event()
 
-        # Each port once. A datagram of a port used before may be on its way in the very flow that a sweep deletes
-        # because its endpoint is gone: that answer finds no way back. A client of a living network asks again; this one
-        # must not.
+        # Each port once. A datagram of a reused port may be under way in the very flow that a sweep deletes because its
+        # endpoint is gone; its answer would be lost. A real client retries; this one must not.
         ports = iter(range(10000, 32768)) if protocol == "UDP" else itertools.repeat(0)
 
         def loop() -> None:
             while not self._stop.is_set():
-                # Longer than a TCP retransmission: only a packet that was really lost for good counts as a failure.
+                # Longer than a TCP retransmission: only a packet that was lost for good counts as a failure.
                 self.answers.append(ask(ns, dst, s.PORT, protocol, sport=next(ports)))
 
         self._thread = threading.Thread(target=loop)
@@ -90,7 +89,7 @@ def test_growing_and_shrinking_lose_no_connection(world: World, protocol: str) -
 
 
 def grow_and_shrink(world: World, proxier: Proxier, protocol: str, rounds: int) -> None:
-    """Endpoints come and go while a client keeps connecting; one is always there."""
+    """Endpoints are added and removed while a client keeps connecting; one is always there."""
     tracker = Tracker(s.INFO)
     tracker.service("default/my-service", my_service(protocol))
     shapes = [(BOTH[0],), BOTH, (BOTH[1], BOTH[0]), (BOTH[1],)]
@@ -129,7 +128,7 @@ def test_the_role_follows_the_api_and_survives_restarts(world: World, tmp_path: 
         client.more()
         assert table(world) == dump
         assert {a.result for a in client.stop()} == {"ok"}
-        api.apply(my_slice(BOTH[1]))  # news while nobody watches
+        api.apply(my_slice(BOTH[1]))  # a change while no proxy watches
         proxy = Running(world.node, kubeconfig, tmp_path)
         until(proxy.ready, "the third start")
         assert ask(world.client(s.POD_A), s.VIP, s.PORT).server[0] == s.POD_C
@@ -164,7 +163,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(world: World, tmp_path: Pa
 
 
 def test_ranges_of_pods_and_services_are_followed_live(world: World, tmp_path: Path) -> None:
-    """ServiceCIDR objects and, with the detector NodeCIDR, the Node's podCIDRs: sets and rules change under way."""
+    """ServiceCIDR objects and, with the detector NodeCIDR, the Node's podCIDRs: sets and rules change while the proxy
+    runs.
+    """
     path = "/apis/networking.k8s.io/v1/servicecidrs"
 
     def cidrs(name: str, *found: str) -> Object:
@@ -244,7 +245,7 @@ def check_changes(world: World, api: FakeApi) -> None:
     )
     api.remove(my_service())
     until(lambda: ask(pod, s.VIP, s.PORT, timeout=SURE).result == "timeout", "deleted")
-    assert ask(outside, s.NODE_IP, s.NODE_PORT).result == "refused"  # by the node itself: nobody listens
+    assert ask(outside, s.NODE_IP, s.NODE_PORT).result == "refused"  # by the node itself: nothing listens
 
 
 def table(world: World) -> dict[str, dict[bytes, nft.Value]]:
@@ -331,7 +332,7 @@ def test_the_commits_of_others_are_told_from_our_own(world: World) -> None:
 @pytest.mark.parametrize("v6", [False, True], ids=["IPv4", "IPv6"])
 @pytest.mark.parametrize("frontend", [(s.VIP, s.PORT), (s.NODE_IP, s.NODE_PORT)])
 def test_udp_flows_move_when_their_endpoint_goes(world: World, frontend: tuple[str, int], v6: bool) -> None:
-    """One client socket sends on; without the conntrack clean-up its flow would stay with the endpoint that is gone."""
+    """One client socket keeps sending; without the conntrack clean-up its flow would stay with the removed endpoint."""
     node = s.Scenario("", (), {}).v6().node if v6 else s.INFO
     tracker, proxier = Tracker(node), backends.proxier(node, world.node.fd)
     pod = world.client(s.POD_A)
@@ -366,14 +367,14 @@ def test_udp_flows_move_when_their_endpoint_goes(world: World, frontend: tuple[s
 
 
 def test_udp_flows_from_before_the_service_are_let_go(world: World) -> None:
-    """A NodePort's flow that began when nobody served the port has no translation; it must get one."""
+    """A NodePort's flow that began while no Service had the port has no translation; it must get one."""
     tracker, proxier = Tracker(s.INFO), backends.proxier(s.INFO, world.node.fd)
     outside = world.client(s.OUTSIDE)
     tracker.flush()
     proxier.sync(tracker.dataplane, None)
     world.servers.listen(
         world.node, s.NODE_IP, s.NODE_PORT
-    )  # something on the node itself answers, so the flow is confirmed
+    )  # a server on the node itself answers, so the flow is confirmed
 
     def send() -> Answer:
         return ask(outside, s.NODE_IP, s.NODE_PORT, "UDP", src=s.OUTSIDE, sport=40000)

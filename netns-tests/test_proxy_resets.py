@@ -51,7 +51,7 @@ def my_service(name: str, address: str, reset: str) -> Object:
 
 
 class Site:
-    """Two Services over the same endpoints, one of which asks for resets; connections are made and looked at."""
+    """Two Services over the same endpoints, one of which requests resets; it makes and checks connections."""
 
     def __init__(self, world: World, v6: bool) -> None:
         self.world = world
@@ -127,7 +127,7 @@ def test_flows_of_an_endpoint_that_is_gone_are_reset(world: World, v6: bool) -> 
         staying = site.connect(s.POD_A, s.VIP, s.PORT, s.POD_C)
         assert all(map(lives, [*doomed, other_service, staying])), "an endpoint that terminates keeps its connections"
         assert site.endpoints(c) == len(doomed)
-        for pair in doomed:  # nobody sends: both ends hear of it all the same
+        for pair in doomed:  # no data is sent: both ends learn of it all the same
             for end in pair:
                 with pytest.raises(ConnectionResetError):
                     end.recv(1)
@@ -156,7 +156,7 @@ def test_what_vanished_while_no_proxy_ran_is_reset_by_the_next(world: World) -> 
 def test_a_client_that_no_probe_reaches_is_reset_by_its_next_packet(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The guarantee are the rules; to provoke both ends is only the quicker way."""
+    """The rules guarantee the reset; the probe to both ends only makes it faster."""
     site = Site(world, v6=False)
     monkeypatch.setattr("podwire_proxy.flows.Look._probe_both_ends", lambda *_: None)
     with site.stack:

@@ -40,7 +40,7 @@ SIZES = [pytest.param(count, marks=pytest.mark.long if count == 100_000 else ())
 
 
 class Sinks:
-    """UDP sockets that count what they get, on several ports of each pod: each port is an endpoint."""
+    """UDP sockets that count received packets, on several ports of each pod: each port is an endpoint."""
 
     def __init__(self, world: World, ports: int) -> None:
         self.places = [(ip, SINK + n) for ip in (s.POD_B, s.POD_C) for n in range(ports)]
@@ -80,7 +80,7 @@ def test_a_shrink_under_load_misses_no_packet(lab: Lab, count: int) -> None:
     tracker.service("default/udp", service("udp", s.VIP, [port(s.PORT, "UDP")]))
 
     def shape(size: int) -> None:
-        """One slice a port, as endpoints with ports of their own have."""
+        """One slice per port, as for endpoints with their own ports."""
         for ip, number in sinks.places:
             there = sinks.places.index((ip, number)) < size
             tracker.slice(
@@ -122,7 +122,7 @@ CHANGES = [pytest.param(count, marks=pytest.mark.long if count == 60_000 else ()
 
 @pytest.mark.parametrize("count", CHANGES)
 def test_a_thousand_changes_a_second_cost_what_they_are_and_leave_nothing(lab: Lab, count: int) -> None:
-    """By counts: elements written, verdict elements among them, slots and Python objects left."""
+    """Counts: elements written, verdict elements among them, slots and Python objects left."""
     services, size = 1_000, 5
     info = NodeInfo("n1", (s.NODE_IP,), "", ("10.128.0.0/9",), ("10.64.0.0/12",))
     fd = lab.netns("node").fd
@@ -149,7 +149,7 @@ def test_a_thousand_changes_a_second_cost_what_they_are_and_leave_nothing(lab: L
         return len(gc.get_objects())
 
     replaced = churn(tracker, proxier, changes(moves=True), count, 0)
-    # Once around, so that what is left in the end is what every Service had before.
+    # One full round, so that the final state equals the initial state of every Service.
     churn(tracker, proxier, ((f"default/s{i}-1", found(i, 0, 0)) for i in itertools.count()), services, 0)
     before = objects()
     counted = churn(tracker, proxier, changes(moves=False), count, 0)

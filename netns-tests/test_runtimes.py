@@ -126,15 +126,16 @@ def test_ctr_run(world: World) -> None:
     wait_until(lambda: "STOPPED" in world.runtime.ctr("tasks", "ls").stdout, "pause ends at SIGTERM")
     world.runtime.ctr("tasks", "rm", "bare")
     world.runtime.ctr("containers", "rm", "bare")
-    # `ctr run --detach` never calls DEL; a runtime's GC does
+    # `ctr run --detach` never calls DEL; a runtime's GC frees the lease
     gone = world.node.cni("GC", "", None, {**world.node.conf("1.1.0"), "cni.dev/valid-attachments": []})
     assert gone.status == 0
     assert_nothing_left(world.node)
 
 
 def test_installed_by_hand_without_an_agent(world: World, lab: Lab, tmp_path: Path) -> None:
-    """What cni/README.md says: --install with a subnet, and containerd; the plugin serves itself, hostPorts
-    included."""
+    """The installation of cni/README.md: --install with a subnet, and containerd; the plugin works without an agent,
+    including hostPorts.
+    """
     ns = lab.netns("plain")
     lab.wire(ns, "eth0", world.outside, "eth1", "198.51.100.1/24", "198.51.100.42/24")
     scripts = Path(sys.prefix) / "bin"

@@ -26,11 +26,11 @@ from lab.serviceworld import V6, World, ask
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
-CLOSED = s.TARGET + 7  # a port of the pods where nobody listens
+CLOSED = s.TARGET + 7  # a port of the pods on which nothing listens
 OTHER = (
     "172.31.0.1",
     "fd00:31::1",
-)  # an address of the outside host whose packets come by another link than answers go
+)  # an address of the outside host whose packets arrive by another link than answers leave
 REFUSED = {errno.ECONNREFUSED, errno.ECONNRESET}
 
 
@@ -97,8 +97,9 @@ FRONTENDS = ((s.VIP, s.PORT), (s.EXTERNAL, s.PORT), (s.BALANCER, s.PORT), (s.NOD
 
 @dataclass
 class Echo:
-    """One TCP connection at a time, and datagrams: each answered with its size and digest; `big` datagrams with
-    themselves."""
+    """One TCP connection at a time, and datagrams: each is answered with its size and digest, `big` datagrams with
+    their own content.
+    """
 
     ns: NetNS
     address: str
@@ -122,9 +123,9 @@ class Echo:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """A thread that still waited for a closed descriptor would one day read from another socket of that number."""
+        """A thread that still waits for a closed descriptor might later read from another socket with that number."""
         for sock in self.socks:
-            with contextlib.suppress(OSError):  # ENOTCONN is what UDP says; it wakes the reader all the same
+            with contextlib.suppress(OSError):  # UDP fails with ENOTCONN, but the reader wakes all the same
                 sock.shutdown(socket.SHUT_RDWR)
         for thread in self.threads:
             thread.join()
@@ -215,14 +216,14 @@ def test_a_datagram_in_fragments_reaches_a_service_and_returns(world: World, dat
             ):
                 sock.send(data)
                 assert sock.recv(65536) == data[::-1], (source, ip)
-                # 8 KB at an MTU of 1500, there and back. Addresses are not looked at: over veth a capture shares the
-                # frames' memory with the node, which rewrites them when it has translated the datagram.
+                # 8 KB at an MTU of 1500, there and back. Addresses are not checked: over veth a capture shares the
+                # frames' memory with the node, which rewrites them when it translates the datagram.
                 assert len([p for p in seen.packets() if fragment(p)]) == 12
 
 
 @pytest.mark.parametrize("policy", ["Cluster", "Local"])
 def test_icmp_errors_are_translated_back(world: World, dataplane: Dataplane, way: Way, policy: str) -> None:
-    """Nobody listens on the pod's port: the client must be told so in terms of the address that it dialled."""
+    """Nothing listens on the pod's port: the ICMP error must contain the address that the client dialled."""
     dataplane.program(world, scenario(way, CLOSED, externalTrafficPolicy=policy))
     for source, (ip, number) in ((s.POD_A, FRONTENDS[0]), (s.OUTSIDE, FRONTENDS[1]), (s.OUTSIDE, FRONTENDS[3])):
         with Capture(world.client(source), "eth0") as seen:
@@ -249,8 +250,9 @@ def test_a_reset_of_the_endpoint_comes_from_the_service(world: World, dataplane:
 
 
 def test_a_smaller_mtu_behind_a_service_is_found(world: World, dataplane: Dataplane, way: Way) -> None:
-    """The link to the pod carries less than the client's: "too big" must come back about the Service, and the data
-    arrive."""
+    """The link to the pod has a smaller MTU than the client's: "too big" must refer to the Service, and the data must
+    arrive.
+    """
     dataplane.program(world, scenario(way, CLOSED + 2))
     index = world.node.netlink(lambda ipr: ipr.link_lookup(ifname="veth1")[0])
     world.node.netlink(lambda ipr: ipr.link("set", index=index, mtu=1300))
@@ -271,12 +273,12 @@ def test_a_smaller_mtu_behind_a_service_is_found(world: World, dataplane: Datapl
             assert inner == {(way.ip(s.VIP), s.PORT)}
     finally:
         world.node.netlink(lambda ipr: ipr.link("set", index=index, mtu=1500))
-        for client in (s.POD_A, s.POD_B):  # forget the MTU that was learned
+        for client in (s.POD_A, s.POD_B):  # forget the learned MTU
             world.client(client).run(["ip", "-4" if way.family == "IPv4" else "-6", "route", "flush", "cache"])
 
 
 def established(world: World, way: Way, work: Callable[[socket.socket, int], None]) -> list[Scapy]:
-    """A connection through the ClusterIP that must outlive what `work` does; returns what the client's pod saw."""
+    """Keep a connection through the ClusterIP open during `work`; returns the packets that the client's pod saw."""
     with (
         Echo(world.client(s.POD_B), way.ip(s.POD_B), CLOSED + 3),
         Capture(world.client(s.POD_A), "eth0") as seen,
@@ -290,8 +292,10 @@ def established(world: World, way: Way, work: Callable[[socket.socket, int], Non
 
 
 def test_stray_segments_of_the_endpoint_do_not_end_a_connection(world: World, dataplane: Dataplane, way: Way) -> None:
-    """Out of every window, so conntrack calls them INVALID and does not translate them: the client, which never dialled
-    the pod's own address, would answer with a reset that kills the real connection (kubernetes/kubernetes#74839)."""
+    """They are out of every window, so conntrack considers them INVALID and does not translate them. The client, which
+    never dialled the pod's own address, would answer with a reset that kills the real connection
+    (kubernetes/kubernetes#74839).
+    """
     dataplane.program(world, scenario(way, CLOSED + 3))
     pod_a, pod_b = way.ip(s.POD_A), way.ip(s.POD_B)
 
@@ -326,7 +330,9 @@ def test_stray_segments_of_a_client_do_not_end_a_connection(world: World, datapl
 
 
 def test_a_segment_of_no_connection_is_answered_by_the_service(world: World, dataplane: Dataplane, way: Way) -> None:
-    """An acknowledgement out of nowhere may be refused or ignored, but no answer may come from another address."""
+    """An acknowledgement without a connection may be refused or ignored, but no answer may come from another
+    address.
+    """
     dataplane.program(world, scenario(way))
     with Capture(world.client(s.POD_A), "eth0") as seen:
         inject(
@@ -378,5 +384,5 @@ def test_answers_that_leave_by_another_link_are_translated(
 
 
 def test_v6_addresses_of_this_world_are_known() -> None:
-    """`Way.ip` translates by the table's own list."""
+    """`Way.ip` translates with the table's own list."""
     assert [Way("IPv6").ip(ip) for ip in V6] == list(V6.values())

@@ -1,4 +1,4 @@
-"""Minutes of churn, and no client notices: PODWIRE_SOAK seconds of it (`make soak`: ten minutes; two otherwise)."""
+"""Minutes of churn that no client notices: PODWIRE_SOAK seconds of it (`make soak`: ten minutes; otherwise two)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from podwire_base.kernel.netns import call_in
 
 pytestmark = pytest.mark.alone  # it needs every CPU, and leaves the machine as it found it
 SECONDS = float(os.environ.get("PODWIRE_SOAK", "120"))
-MORE_FILES, MORE_MIB = 30, 25  # that a role may hold at the end, against a fresh one: what its pods need, and caches
+MORE_FILES, MORE_MIB = 30, 25  # memory that a role may hold at the end beyond a fresh one: for its pods, and caches
 HISTORY_MIB = 40  # the API server's changes that a watch may resume from: 10,000, each with the object before and after
 
 Sizes = dict[tuple[str, str], tuple[int, int]]  # (node, role) -> (open files, MiB)
@@ -50,7 +50,7 @@ def inside(lab: DemoLab, node: str, *command: str) -> str:
 
 
 def leaks(lab: DemoLab, gone: list[str]) -> list[str]:
-    """What each node holds for pods and Services that are no more."""
+    """Everything that a node still holds for deleted pods and Services."""
     found = []
     wanted = Counter(p["spec"]["nodeName"] for p in lab.items("Pod", "") if not p["spec"].get("hostNetwork"))
     for node in lab.config.node_names():
@@ -98,7 +98,7 @@ def test_churn_is_not_noticed(request: pytest.FixtureRequest) -> None:
         assert soak.restarted == set(roles(lab))
         wait_for(lambda: not leaks(lab, soak.gone), 20)
         assert soak.gone, "no Service came and went"
-        rest = time.monotonic() + 60  # connections that nobody uses any more are closed by and by
+        rest = time.monotonic() + 60  # unused connections are closed over time
         while grown := bigger(fresh, sizes(lab)):
             assert time.monotonic() < rest, f"(open files, MiB) at the beginning and at the end: {grown}"
             time.sleep(1)

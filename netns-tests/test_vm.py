@@ -41,7 +41,7 @@ def test_both(unclean): assert 0
 
 
 def test_what_pytest_wrote_is_counted(qemu: ModuleType, tmp_path: Path) -> None:
-    """Each test once: one that fails, and again in its teardown, too."""
+    """Each test once, including one that fails and then fails again in its teardown."""
     (tmp_path / "test_it.py").write_text(TESTS)
     junit = tmp_path / "junit.xml"
     subprocess.run(
@@ -72,7 +72,7 @@ def test_a_run_that_was_stopped_is_no_success_but_what_passed_counts(qemu: Modul
     )
     found = qemu.outcome("test_it", qemu.ended(junit.read_text(), done.returncode))
     assert (found.passed, found.problems) == (1, ("the run was stopped",))
-    assert qemu.ended(junit.read_text(), 1) == junit.read_text()  # failed tests are told by name
+    assert qemu.ended(junit.read_text(), 1) == junit.read_text()  # failed tests are listed by name
 
 
 class OneFile:
@@ -91,7 +91,7 @@ class OneFile:
 
 
 def test_vms_share_the_files(qemu: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each file once, on any VM that is there; the order is the one that was asked for."""
+    """Each file once, on any available VM; the results keep the requested order."""
     names = [f"test_{n}" for n in range(20)]
     vms = [OneFile(), OneFile(boots=False), OneFile()]
 

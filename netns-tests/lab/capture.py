@@ -41,7 +41,7 @@ class Capture:
         self.sock.close()
 
     def packets(self) -> list[Packet]:
-        """All packets so far. Raises AssertionError where the kernel had to drop some."""
+        """All packets so far. Raises AssertionError if the kernel had to drop some."""
         while True:
             try:
                 self.seen.append(Ether(self.sock.recv(65536)))

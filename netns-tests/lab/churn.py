@@ -59,7 +59,7 @@ def churn(
     rate: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> Churn:
-    """Feed `count` changes at `rate` a second; rate 0: ten a sync, as fast as it goes."""
+    """Feed `count` changes at `rate` a second; rate 0: ten per sync, as fast as possible."""
     out, begin, done = Churn(), clock(), 0
     cpu = time.process_time()
     last_sync = last_sweep = last_sample = begin

@@ -47,7 +47,7 @@ def cluster(
     proxy_backend: str = "nftables",
     watched: bool = False,
 ) -> Iterator[DemoLab]:
-    """A running cluster of its own name and port, with the demo's hands on it. outside: with hosts outside the cluster.
+    """A running cluster of its own name and port, with the demo's tools. outside: with hosts outside the cluster.
     watched: a failed test leaves the packets, rules and routes of its nodes, and all logs."""
     config = ClusterConfig(
         name=f"{name}{os.getpid()}",
@@ -66,7 +66,7 @@ def cluster(
             lab.make_outside()
         with _watched(lab) if watched else contextlib.nullcontext():
             yield lab
-    except BaseException:  # the logs go with the cluster: what they say last is shown with the failure
+    except BaseException:  # the logs are deleted with the cluster: their last lines are shown with the failure
         print(last_words(config))
         raise
     finally:
@@ -90,7 +90,7 @@ class Logs:
 
 @contextlib.contextmanager
 def _watched(lab: DemoLab) -> Iterator[None]:
-    """Every node's namespace has its witness until the cluster goes."""
+    """Every node's namespace is recorded until the cluster goes."""
     spaces = [NetNS(node, lab.node_netns(node)) for node in lab.config.node_names()]
     logs = Logs(lab.config.name, spaces[0], lab.config)
     evidence.tells(logs)

@@ -39,7 +39,7 @@ class Cluster:
         return pod, answer.address
 
     def clear(self) -> None:
-        """End servers and pods; AssertionError where anything of a pod stays."""
+        """End servers and pods; raises AssertionError if anything of a pod stays."""
         self.servers.close()
         for node, name in self.made:
             assert node.cni("DEL", name).status == 0
@@ -56,7 +56,7 @@ def plug(switch: NetNS, port: str) -> None:
 
 
 def give(ns: NetNS, address: str) -> None:
-    """One more address for a machine on the link, at once usable (no duplicate address detection)."""
+    """Add an address to a machine on the link, usable at once (no duplicate address detection)."""
     ns.netlink(
         lambda ipr: ipr.addr(
             "add",

@@ -104,8 +104,9 @@ class CniNode:
         )
 
     def look(self) -> None:
-        """The agent compares everything with the kernel now, and by itself not again for agent.RESYNC_SECONDS: what a
-        test has broken is mended, and what it breaks next is still broken when somebody asks."""
+        """The agent compares everything with the kernel now, and does not repeat that by itself for
+        agent.RESYNC_SECONDS: damage done by a test stays until then.
+        """
         known = self.routes()
         put_node(self.api, "passing", "10.244.250.0/24", "192.0.2.250")
         wait_until(lambda: self.routes() == known + 1, "the agent knows one more node")
@@ -179,7 +180,7 @@ class CniNode:
         }
 
     def table_elements(self) -> int:
-        """How many elements stand for pods in the node's nft tables."""
+        """The number of elements that stand for pods in the node's nft tables."""
         found = 0
         for table in nodetable.tables():
             # a default binds it

@@ -61,7 +61,7 @@ class Routed:
 
 
 def figure(node: CniNode, name: str) -> int:
-    """Of the wiring agent's status."""
+    """A figure of the wiring agent's status."""
     return int(node.status().get("figures", {}).get(name, -1))
 
 
@@ -80,7 +80,7 @@ def give(ns: NetNS, link: str, *addresses: str) -> None:
 
 
 def by_way_of(ns: NetNS, *gateways: str) -> None:
-    """Default routes."""
+    """Set default routes."""
     for gateway in gateways:
         ns.netlink(
             lambda ipr, gateway=gateway: ipr.route(  # type: ignore[misc]  # as above
@@ -90,7 +90,7 @@ def by_way_of(ns: NetNS, *gateways: str) -> None:
 
 
 def no_checksum_offload(ns: NetNS, link: str) -> None:
-    """Every checksum is computed before a packet leaves by `link`, as for a card without that ability."""
+    """Every checksum is computed before a packet leaves by `link`, as for a card without checksum offload."""
 
     def work() -> None:
         value = array.array("B", struct.pack("=II", ETHTOOL_STXCSUM, 0))

@@ -41,8 +41,8 @@ state = "{folder}/state"
     snapshotter = "native"
 """)
         self.log = open(folder / "containerd.log", "w")  # noqa: SIM115 - the daemon keeps writing to it
-        # Mounts of its own: sandboxes' namespaces in /run/netns and their root file systems vanish with it. `ctr run
-        # --cni` knows no other directories than /etc/cni/net.d and /opt/cni/bin.
+        # Its own mounts: sandboxes' namespaces in /run/netns and their root file systems vanish with it. `ctr run
+        # --cni` uses only the directories /etc/cni/net.d and /opt/cni/bin.
         mounts = f"""set -e
 mount -t tmpfs none /run
 mkdir -p /run/netns /run/upper /run/work
@@ -135,7 +135,7 @@ exec "$@"
 
 
 def start(node: CniNode, folder: Path) -> Containerd:
-    """One for podwire's node, with the pause image."""
+    """A containerd for podwire's node, with the pause image."""
     return started(node.ns, folder, node.client, node.run_dir / "cni" / "net.d")
 
 

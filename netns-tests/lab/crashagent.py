@@ -26,7 +26,7 @@ target, steps = 0, list[str]()
 
 
 def step(name: str) -> None:
-    """One more step is done."""
+    """Count one completed step."""
     steps.append(name)
     if len(steps) == target:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -45,7 +45,7 @@ def after(owner: Any, name: str) -> None:
 
 
 def one_by_one(send: Callable[..., Any]) -> Callable[..., Any]:
-    """Batches of netlink messages, op for op."""
+    """Send batches of netlink messages op by op."""
 
     def counted(sock: object, batch: Sequence[object], pod_fd: int | None, watches: Sequence[object] = ()) -> Any:
         for op in batch:
@@ -57,7 +57,9 @@ def one_by_one(send: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def batch_by_batch(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Programs of native/attach.c, batch for batch: where the process is to die in one, the rest of it is not run."""
+    """Run programs of native/attach.c batch by batch: if the process is to die in one, the rest of the program does not
+    run.
+    """
 
     def counted(sock: int, seq: int, node: int, pod: int, program: bytes) -> Any:
         at, ends = 0, list[int]()
@@ -108,7 +110,7 @@ def main() -> None:
     listener.Listener._answer = arm(listener.Listener._answer)  # type: ignore[method-assign]  # that is the point
     name, kubeconfig = sys.argv[2:4]
     while True:
-        # A fork of a process that has imported everything: a start costs milliseconds.
+        # A fork of a process that has imported everything starts in milliseconds.
         child = os.fork()
         if not child:
             die_with_parent()

@@ -90,7 +90,7 @@ def _headers(method: str) -> bytes:
 
 
 class CallFailed(Exception):
-    """The runtime answered with an error; its log has the words."""
+    """The runtime returned an error; its log has the details."""
 
 
 def call(

@@ -30,10 +30,10 @@ class Dataplane(Protocol):
     name: str
 
     def program(self, world: World, scenario: s.Scenario) -> None:
-        """Make the node serve exactly this scenario; what an earlier one left is replaced."""
+        """Make the node serve exactly this scenario and replace an earlier one."""
 
     def clean(self, world: World) -> None:
-        """Leave nothing: no rule, no memory of a client."""
+        """Remove everything: no rule and no remembered client stays."""
 
 
 class Ours:

@@ -76,7 +76,7 @@ def version(package: str) -> str:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """Environment variables by which programs of the tree find each other. iptables means the nftables variant."""
+    """Environment variables by which programs of the tree find each other. iptables is the nftables variant."""
     tools = root / "tools"
     tools.mkdir(exist_ok=True)
     for name in ("iptables", "ip6tables", "iptables-save", "ip6tables-save", "iptables-restore", "ip6tables-restore"):

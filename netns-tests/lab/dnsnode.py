@@ -22,13 +22,14 @@ DNS_ADDRESS = "10.96.0.10"
 
 
 def eventually(check: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    """Wait for something that must happen; how fast is not asserted."""
+    """Wait for something that must happen; the time it takes is not asserted."""
     wait_until(check, what, seconds)
 
 
 class DnsNode:
-    """`start` and `kill` by role ("feeder", "server"); what still runs is killed at the end, and its log shown on
-    failure."""
+    """`start` and `kill` by role ("feeder", "server"); processes that still run are killed at the end, and their logs
+    are shown on failure.
+    """
 
     def __init__(
         self, node: NetNS, api: FakeApi, run_dir: Path, upstreams: Sequence[Upstream], flags: Sequence[str]
@@ -83,7 +84,7 @@ class DnsNode:
         return process.wait(patient(30))
 
     def status(self, role: str) -> dict[str, Any]:
-        """The role's last word; empty where it has not said any."""
+        """The role's last status; empty if it has not written one."""
         found: dict[str, Any] = {}
         with contextlib.suppress(OSError):
             found = json.loads((self.run_dir / "status" / f"{role}.json").read_text())

@@ -41,7 +41,7 @@ class Authority:
 
 
 class TlsUpstream(Upstream):
-    """An Upstream that answers on port 853 too. handshakes: connections that came about. once: close after each answer.
+    """An Upstream that answers on port 853 too. handshakes: completed handshakes. once: close after each answer.
 
     swapped: hold the first of two queries back, and answer the second one before it. client_ca: ask clients for a
     certificate.

@@ -19,7 +19,7 @@ WORLD = {
 
 
 class Upstream:
-    """`mode`: "good", "silent", "servfail", "truncate" (over UDP only), "slow" (`delay` seconds), "flap" (silent to
+    """`mode`: "good", "silent", "servfail", "truncate" (over UDP only), "slow" (`delay` seconds), "flap" (no answer to
     every second query), or a forged answer before the right one: "lie" (to another question), "wrong id", "wrong
     source", "not an answer".
     """
@@ -49,7 +49,7 @@ class Upstream:
             try:
                 sock.shutdown(socket.SHUT_RDWR)  # wakes the thread
             except OSError:
-                pass  # an unconnected socket says so, and wakes it all the same
+                pass  # an unconnected socket raises an error, and is woken all the same
             sock.close()
 
     def answer(self, query: DNSRecord) -> DNSRecord:
@@ -91,7 +91,7 @@ class Upstream:
                 self._send(bytes(reply.pack()), peer)
 
     def _send(self, data: bytes, peer: tuple[str, int]) -> None:
-        with contextlib.suppress(OSError):  # closed meanwhile
+        with contextlib.suppress(OSError):  # it was closed meanwhile
             self.udp.sendto(data, peer)
 
     def _forge(self, query: DNSRecord, peer: tuple[str, int]) -> None:

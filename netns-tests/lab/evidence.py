@@ -41,7 +41,7 @@ STATE = (
 
 
 class Describes(Protocol):
-    """An agent that can tell of itself after a failure, with its leases and its log. It counts while `ns` is open."""
+    """An agent that can describe its state after a failure: its leases and its log. It is used while `ns` is open."""
 
     name: str
     ns: NetNS
@@ -52,7 +52,7 @@ class Describes(Protocol):
 _tapped: WeakSet[Tap] = WeakSet()
 _told: WeakSet[Describes] = WeakSet()
 _born = itertools.count()
-_left: dict[str, bytes] = {}  # file name -> content, of Labs that exceptions have ended since the test began
+_left: dict[str, bytes] = {}  # file name -> content, of Labs that an exception has ended since the test began
 
 
 class Tap:
@@ -74,7 +74,7 @@ class Tap:
         self.sock.close()
 
     def frames(self) -> list[tuple[str, int, bytes]]:
-        """(interface, time in ns, frame) of everything that waits; the socket is empty then."""
+        """(interface, time in ns, frame) of every waiting frame; the socket is empty afterwards."""
         out: list[tuple[str, int, bytes]] = []
         while True:
             try:
@@ -97,7 +97,7 @@ class Tap:
 def tap(ns: NetNS) -> None:
     made = Tap(ns)
     ns.on_close(made.close)
-    ns.tap = made  # the namespace keeps it alive, the set below does not
+    ns.tap = made  # the namespace holds the reference, the set below does not
     _tapped.add(made)
 
 
@@ -105,7 +105,7 @@ watchers.append(tap)
 
 
 def tells(something: Describes) -> None:
-    """Ask `something` too when a test fails."""
+    """Register `something`, whose state is recorded when a test fails."""
     _told.add(something)
 
 
@@ -116,12 +116,12 @@ def forget() -> None:
 
 
 def keep(folder: Path, test: str) -> list[Path]:
-    """Write what all living namespaces hold, and those that the failure itself has closed; returns the files."""
+    """Write the state of all living namespaces, and of those that the failure itself has closed; returns the files."""
     _look(one for one in _tapped if one.ns.fd >= 0)
     found = dict(_left)
     _left.clear()
     where = folder / re.sub(r"[^A-Za-z0-9._-]+", "-", test).strip("-")[:200]
-    shutil.rmtree(where, ignore_errors=True)  # of an earlier run
+    shutil.rmtree(where, ignore_errors=True)  # from an earlier run
     if found:
         where.mkdir(parents=True)
     for name, data in found.items():
@@ -138,7 +138,7 @@ witnesses.append(witness)
 
 
 def _look(taps: Iterable[Tap]) -> None:
-    """Into `_left`. Of several namespaces of one name the first has it, the others a number behind it."""
+    """Record into `_left`. Of several namespaces of one name the first keeps it, and the others get a number."""
     spaces = []
     for one in sorted(taps, key=lambda one: one.number):
         name = _free(one.ns.name)
@@ -149,8 +149,8 @@ def _look(taps: Iterable[Tap]) -> None:
         name = _free(f"{type(something).__name__}-{something.name}")
         try:
             _left[f"{name}.txt"] = something.describe().encode()
-        except (OSError, ValueError) as err:  # an agent may have died half way; the others are still asked
-            _left[f"{name}.txt"] = f"could not be asked: {err}\n".encode()
+        except (OSError, ValueError) as err:  # an agent may have died half way; the others are still recorded
+            _left[f"{name}.txt"] = f"could not be read: {err}\n".encode()
 
 
 def _free(wanted: str) -> str:
@@ -160,16 +160,16 @@ def _free(wanted: str) -> str:
 
 
 def _state(ns: NetNS) -> str:
-    """All commands by one shell: a failing suite should not take minutes to tell why."""
+    """All commands run in one shell: a failing suite should not take minutes for its evidence."""
     script = "".join(f"echo '$ {command}'; {command} 2>&1; echo; " for command in STATE)
     try:
         return ns.run(["sh", "-c", script], check=False, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as err:
-        return f"could not be asked: {err}\n"
+        return f"could not be read: {err}\n"
 
 
 def pcapng(frames: list[tuple[str, int, bytes]]) -> bytes:
-    """A capture file (IETF draft-ietf-opsawg-pcapng): one section, an interface a name, time in nanoseconds."""
+    """A capture file (IETF draft-ietf-opsawg-pcapng): one section, one interface per name, time in nanoseconds."""
 
     def block(kind: int, body: bytes) -> bytes:
         size = len(body) + 12

@@ -57,7 +57,7 @@ class FakeApi:
                     else:
                         api.list(self, url.path)
                 except OSError:
-                    pass  # the client went away
+                    pass  # the client disconnected
 
         def serve() -> ThreadingHTTPServer:
             server = ThreadingHTTPServer((address, port), Handler)
@@ -77,7 +77,7 @@ class FakeApi:
         self.close()
 
     def close(self) -> None:
-        """Stop serving and end all watches; harmless the second time."""
+        """Stop serving and end all watches; a second call does nothing."""
         if self.closing:
             return
         with self.changed:
@@ -87,7 +87,9 @@ class FakeApi:
         self.server.server_close()
 
     def restart(self, ns: NetNS) -> FakeApi:
-        """A new server at the same place over the same store, as after a kill -9; call it once this one is closed."""
+        """A new server at the same address over the same store, as after a kill -9; call it after this one is
+        closed.
+        """
         fresh = FakeApi(ns, port=self.port)
         fresh.version, fresh.objects, fresh.log = self.version, self.objects, self.log
         return fresh
@@ -116,7 +118,7 @@ class FakeApi:
             known[_key(obj)] = self.log[-1][2]
 
     def apply(self, *objects: Object) -> None:
-        """`put` for objects that say their kind."""
+        """`put` for objects that contain their kind."""
         for obj in objects:
             self.put(of(obj["kind"]).path(), obj)
 

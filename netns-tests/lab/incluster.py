@@ -76,7 +76,7 @@ def needs(method: str, path: str, query: Any) -> list[Right]:
     """The rights of which a request needs one, the widest last (Kubernetes' request attributes)."""
     parts = path.strip("/").split("/")
     group, rest = ("", parts[2:]) if parts[0] == "api" else (parts[1], parts[3:])
-    space = rest[1] if rest[0] == "namespaces" and len(rest) > 1 else ""  # a Namespace is in itself
+    space = rest[1] if rest[0] == "namespaces" and len(rest) > 1 else ""  # a Namespace is in its own namespace
     if space and len(rest) > 2:
         rest = rest[2:]
     resource = "/".join([rest[0], *rest[2:]])
@@ -90,7 +90,7 @@ def needs(method: str, path: str, query: Any) -> list[Right]:
 
 
 async def _service_cidrs(request: web.Request) -> web.StreamResponse:
-    """Newer clusters have these objects (KEP-1880); podwire's own API server has not."""
+    """Newer clusters have these objects (KEP-1880); podwire's own API server does not."""
     one = {"metadata": {"name": "kubernetes", "resourceVersion": "7"}, "spec": {"cidrs": ["10.96.0.0/16"]}}
     if request.query.get("watch") != "true":
         return web.json_response({"kind": "ServiceCIDRList", "metadata": {"resourceVersion": "7"}, "items": [one]})
@@ -105,7 +105,7 @@ async def _service_cidrs(request: web.Request) -> web.StreamResponse:
 
 
 def _bare(answer: web.Response) -> web.Response:
-    """Items of Kubernetes' lists say neither their kind nor their version."""
+    """Items of Kubernetes' lists contain neither kind nor apiVersion."""
     body = json.loads(answer.body) if isinstance(answer.body, bytes) else None
     if not isinstance(body, dict) or not isinstance(body.get("items"), list):
         return answer
@@ -118,8 +118,8 @@ def _bare(answer: web.Response) -> web.Response:
 class GuardedApi(InThread):
     """`with GuardedApi(ns, ["172.30.9.1"], {AGENT: {...}}) as api:`.
 
-    granted: service account -> its rights; asked: which of them it used, and what else it asked for.
-    without_watchlist: for these clients it is a server that has no WatchList.
+    granted: service account -> its rights; asked: the rights that it used, and those that were refused.
+    without_watchlist: for these clients the server has no WatchList.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class GuardedApi(InThread):
         return found
 
     def replace_token(self, token: str, account: str = AGENT) -> None:
-        """The account's token from now on; its others are refused."""
+        """From now on only this token of the account is valid."""
         for old in [own for own, user in self.tokens.items() if user.name == account]:
             del self.tokens[old]
         self.tokens[token] = auth.User(account, frozenset({auth.ADMINS}))
@@ -220,11 +220,11 @@ class WorkloadPod:
         return self.log()
 
     def path(self, of_node: str) -> Path:
-        """Where a path of the node is: each has its own files."""
+        """The place of a path of the node: each node has its own files."""
         return self.folder / of_node.lstrip("/")
 
     def write_account(self, token: str) -> None:
-        """The service account's volume; the kubelet switches a link over when the token is renewed."""
+        """Write the service account's volume; the kubelet switches a link when the token is renewed."""
         data = self.account / f"..{token}"
         data.mkdir(parents=True)
         for own, text in (("token", token), ("ca.crt", self.api.authority.certificate), ("namespace", "kube-system")):
@@ -263,7 +263,7 @@ class WorkloadPod:
         return self.ns.run([f"{sys.prefix}/bin/podwire", *args], env=env).stdout
 
     def start(self, **more: str) -> None:
-        """Start it with the capabilities of the manifest, where it is not privileged."""
+        """Start it with the capabilities in the manifest if it is not privileged."""
         (container,) = self.spec["containers"]
         security = container["securityContext"]
         caps = ["-all", *(f"+{own.lower()}" for own in security.get("capabilities", {}).get("add", []))]

@@ -111,7 +111,7 @@ class Node:
         )
 
     def plug(self) -> None:
-        """The link up, with all its routes: the kernel forgets them when it goes down."""
+        """Bring the link up, with all its routes: the kernel forgets them when the link goes down."""
         self.ns.run(["ip", "link", "set", "eth0", "up"])
         self.ns.run(["ip", "-6", "addr", "replace", f"{v6(self.address)}/64", "dev", "eth0"])
         for peer in self.world.nodes:
@@ -187,7 +187,7 @@ class L2World:
         return next(node for node in self.nodes if node.name == name)
 
     def settle(self, *ips: str) -> None:
-        """Wait until each address is where all nodes together would have it, and nowhere else."""
+        """Wait until each address is where all nodes together would place it, and nowhere else."""
         for ip in ips:
             best = max(self.nodes, key=lambda node: rank(ip, node.name))
             until(

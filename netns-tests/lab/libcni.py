@@ -37,8 +37,9 @@ class Network:
     cache: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     def has(self, verb: str) -> bool:
-        """Whether this version of the specification has the verb; libcni does not call plugins for one that it has
-        not."""
+        """Whether this version of the specification has the verb; libcni does not call plugins with a verb that it
+        lacks.
+        """
         return tuple(map(int, self.version.split("."))) >= SINCE.get(verb, (0,))
 
     def _call(

@@ -26,7 +26,7 @@ T = TypeVar("T")
 watchers: list[Callable[[NetNS], None]] = []  # called with each new namespace
 witnesses: list[
     Callable[[list[NetNS]], None]
-] = []  # called with those of a Lab that an exception ends, while they are open
+] = []  # called with the namespaces of a Lab that an exception ends, while they are open
 PR_SET_PDEATHSIG = 1
 IFA_F_TENTATIVE, LINK_SCOPE = 0x40, 253
 _libc = ctypes.CDLL(None)
@@ -46,7 +46,7 @@ class Inside(Protocol):
 class NetNS:
     """One namespace with lo up. `path` can be given to nsenter, to CNI_NETNS, or opened.
 
-    at: the path of one that is there already, and stays as it is; close this before somebody removes that one.
+    at: the path of an existing namespace, which stays; close this object before that namespace is removed.
     """
 
     def __init__(self, name: str, at: str = "") -> None:
@@ -113,7 +113,7 @@ class NetNS:
     def run(
         self, command: list[str], *, check: bool = True, timeout: float = 20, **kwargs: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside, output captured; raises with the command's stderr where it fails."""
+        """Run a command inside and capture its output; raises with the command's stderr if it fails."""
         done = subprocess.run(
             ["nsenter", f"--net={self.path}", "--", *command],
             capture_output=True,
@@ -131,8 +131,9 @@ class NetNS:
 
 
 def usable(*namespaces: NetNS) -> None:
-    """Wait until each IPv6 address (not those of a link) may be used. Where nobody looks for duplicates a worker of the
-    kernel says so nevertheless, when it gets time."""
+    """Wait until each IPv6 address (except link-local ones) is usable. Even without duplicate address detection, a
+    worker of the kernel must run first.
+    """
 
     def tentative(ipr: IPRoute) -> bool:
         found = ipr.get_addr(family=socket.AF_INET6)
@@ -181,8 +182,9 @@ class Lab:
         return ns
 
     def wire(self, a: NetNS, a_dev: str, b: NetNS, b_dev: str, a_addr: str = "", b_addr: str = "") -> None:
-        """A veth pair between two namespaces, up. a_addr, b_addr: "address/prefix" of each end, spaces between several.
-        An end with one of IPv6 does no duplicate address detection: it is usable at once."""
+        """A veth pair between two namespaces, up. a_addr, b_addr: "address/prefix" of each end; separate several by
+        spaces. An end with an IPv6 address does no duplicate address detection: it is usable at once.
+        """
         a.netlink(lambda ipr: ipr.link("add", ifname=a_dev, kind="veth", peer={"ifname": b_dev, "net_ns_fd": b.fd}))
         for ns, dev, addr in ((a, a_dev, a_addr), (b, b_dev, b_addr)):
             if ":" in addr:

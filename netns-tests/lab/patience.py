@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def wait_until(condition: Callable[[], T], what: str, seconds: float = 20, pause: float = 0.02) -> T:
-    """The condition's first true value; AssertionError where it does not come in time."""
+    """The condition's first true value; AssertionError if it does not come in time."""
     deadline = time.monotonic() + patient(seconds)
     while not (value := condition()):
         if time.monotonic() > deadline:

@@ -54,7 +54,7 @@ runc = ["{debian.program(self.root, "runc")}"]
         (self.rootfs / "bin/busybox").chmod(0o755)
         for name in APPLETS:
             (self.rootfs / "bin" / name).symlink_to("busybox")
-        # A process that keeps mounts of its own: namespaces and state vanish with it.
+        # A process with its own mounts: namespaces and state vanish with it.
         mounts = f"""set -e
 mount -t tmpfs none /run
 mount -t tmpfs none /var/lib
@@ -109,7 +109,7 @@ exec sleep 3600
         self.run("run", "--detach", "--name", name, *options, "--rootfs", str(self.rootfs), *command)
 
     def close(self) -> None:
-        """End all containers, then what held the mounts."""
+        """End all containers, then the process that holds the mounts."""
         if self.holder.poll() is None:
             self.run("rm", "--all", "--force", "--time", "0", check=False)
             self.holder.kill()

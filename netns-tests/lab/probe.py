@@ -52,7 +52,7 @@ def family(address: str) -> socket.AddressFamily:
 
 
 def sctp_here() -> bool:
-    """Has this kernel SCTP sockets?"""
+    """Whether this kernel has SCTP sockets."""
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, SCTP).close()
     except OSError:
@@ -124,7 +124,7 @@ def udp(
 
 
 def sctp(ns: Inside, dst: str, port: int, *, src: str = "", sport: int = 0, timeout: float = 2) -> Reply:
-    """EPROTONOSUPPORT as result where the kernel has no SCTP."""
+    """The result is EPROTONOSUPPORT if the kernel has no SCTP."""
     return _ask("sctp", ns, dst, port, src, sport, timeout)
 
 
@@ -161,7 +161,7 @@ def _told(ns: Inside, work: object) -> Reply:
 
 
 def ping(ns: Inside, dst: str, *, size: int = 56, df: bool = False, timeout: float = 2) -> Reply:
-    """An ICMP echo with `size` bytes of data. df: it must not be fragmented on the way; the sender neither."""
+    """An ICMP echo with `size` bytes of data. df: neither the sender nor a router may fragment it."""
     v6 = ":" in dst
 
     def work() -> Reply:

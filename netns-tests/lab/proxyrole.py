@@ -63,7 +63,7 @@ class Running:
         return self.status_file.exists() and bool(json.loads(self.status_file.read_text())["ready"])
 
     def repairs(self) -> int:
-        """How often it mended what others changed, by its own status."""
+        """The number of repairs of foreign changes, from its own status."""
         return int(json.loads(self.status_file.read_text())["figures"]["repairs"])
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> str:

@@ -15,12 +15,12 @@ from pathlib import Path
 from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkInitAck, SCTPChunkParamStateCookie
 
 PROTOCOL = 132
-# One after the other: a port used a moment ago may still have a flow, which would be translated as that one was.
+# A new port each time: a recently used port may still have a flow, and its packets would be translated as before.
 _ports = itertools.cycle(range(20000, 60000))
 
 
 def tracked() -> bool:
-    """Whether the kernel tracks SCTP, which its NAT needs (features.CONNTRACK_SCTP)."""
+    """Whether the kernel tracks SCTP, as its NAT requires (features.CONNTRACK_SCTP)."""
     return Path("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established").exists()
 
 
@@ -35,7 +35,7 @@ def _read(sock: socket.socket) -> tuple[SCTP, str]:
 
 
 def server(ip: str) -> socket.socket:
-    """Call it inside the namespace; then `answer` when it is readable."""
+    """Call it inside the namespace; call `answer` when it is readable."""
     sock = _socket(ip)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, 78, 1)  # IPV6_FREEBIND: a fresh address is tentative for a moment
@@ -59,7 +59,7 @@ def answer(sock: socket.socket, ip: str, ports: tuple[int, ...]) -> None:
 
 
 def ask(dst: str, port: int, src: str, timeout: float) -> bytes:
-    """The answer's cookie. Raises what a socket would: ConnectionRefusedError, TimeoutError, OSError."""
+    """The answer's cookie. Raises the same errors as a socket: ConnectionRefusedError, TimeoutError, OSError."""
     sport, tag = next(_ports), random.randint(1, 1 << 31)
     with _socket(dst) as sock:
         if src:

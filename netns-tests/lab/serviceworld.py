@@ -37,8 +37,9 @@ GATEWAYS = ("10.244.1.1", "fd00:244:1::1")
 
 @dataclass(frozen=True)
 class Answer:
-    """result: "ok", "refused", "timeout" or an errno's name. server: (address, port) that answered; peer: whom it
-    saw."""
+    """result: "ok", "refused", "timeout" or an errno's name. server: (address, port) that answered; peer: the client's
+    address as the server saw it.
+    """
 
     result: str
     server: tuple[str, int] = ("", 0)
@@ -56,7 +57,7 @@ class Servers:
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def listen(self, ns: NetNS, ip: str, port: int) -> None:
-        """Nothing happens where one listens there already."""
+        """Listen; does nothing if a server listens there already."""
         if (ns.fd, ip, port) in self._listening:
             return
         self._listening.add((ns.fd, ip, port))
@@ -110,10 +111,10 @@ class Servers:
 def ask(
     ns: NetNS, dst: str, port: int, protocol: str = "TCP", *, src: str = "", sport: int = 0, timeout: float = ANSWER
 ) -> Answer:
-    """One connection (or datagram) from inside `ns` and what became of it.
+    """One connection (or datagram) from inside `ns`, and its result.
 
-    timeout: ANSWER waits for one that must come, and a server that gets no time for a second or two fails nothing.
-    SILENCE is for where none should come, or where the question will be asked again.
+    timeout: use ANSWER if an answer must come; a server that gets no CPU time for a second or two then causes no
+    failure. Use SILENCE if none should come, or if the request will be repeated.
     """
     if protocol == "SCTP":
         return _ask_sctp(ns, dst, port, src, timeout)
@@ -146,9 +147,7 @@ class World:
         for key in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
             self.node.sysctl(key, "1")
         for key in ("net/ipv4/icmp_ratelimit", "net/ipv6/icmp/ratelimit"):
-            self.node.sysctl(
-                key, "0"
-            )  # the kernel allows few ICMP errors a second to one host; a judge asks more often
+            self.node.sysctl(key, "0")  # the kernel limits ICMP errors to one host per second; a judge causes more
         self.node.sysctl("net/ipv4/conf/all/send_redirects", "0")
         self.node.sysctl("net/ipv4/conf/all/route_localnet", "1")  # for the rows of NodePorts on 127.0.0.1
         self.node.sysctl("net/ipv4/conf/default/send_redirects", "0")
@@ -170,8 +169,7 @@ class World:
         self.servers.close()
 
     def forget(self) -> None:
-        """No flow of before is known to the node: the next packet of a source port that was used already is a new
-        flow's."""
+        """Delete the node's flows: the next packet of a used source port starts a new flow."""
 
         def flush() -> None:
             with NFCTSocket() as conntrack:

@@ -52,9 +52,10 @@ CONTROL = ("apiserver", "controllers")
 # programs wanted two CPUs. A resolver waits five seconds for an answer before it gives up or asks again
 # (resolv.conf(5), `timeout`).
 ATTEMPTS = 6
-WAIT = 5.0  # seconds for an answer of TCP or UDP: a server may be stopped for two, and what was lost is not sent again
+# seconds for an answer over TCP or UDP: a server may be stopped for two, and lost packets are not sent again
+WAIT = 5.0
 SETTLE = 5.0  # seconds that a cluster may take to notice that its node is back
-Probe = Callable[[], str]  # the error; "" where it went well
+Probe = Callable[[], str]  # the error; "" for success
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Client:
     netns: str
     node: str  # namespace of the node that translates its packets
     probes: dict[str, Probe]
-    about: Callable[[str], str]  # what the cluster knows of an address
+    about: Callable[[str], str]  # the cluster's knowledge of an address
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
 
@@ -116,7 +117,9 @@ class Client:
 
 
 def connects(address: str, port: int) -> str:
-    """A TCP connection, a request and the whole answer. The error begins with the client's port and "|"."""
+    """Open a TCP connection, send a request and read the whole answer. The error begins with the client's port and
+    "|".
+    """
     with socket.socket() as sock:
         sock.settimeout(WAIT)
         error = _converse(sock, address, port)
@@ -138,8 +141,9 @@ def _converse(sock: socket.socket, address: str, port: int) -> str:
 
 
 def echoes(address: str, port: int, source: int) -> str:
-    """source: a port that was not used for minutes. The flow of one that was may lead to an endpoint that is gone
-    since: it ends when it is found, whatever is on its way back in it."""
+    """source: a port that was not used for minutes. The flow of a recently used port may lead to a removed endpoint,
+    and is deleted when found, even with an answer under way.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(WAIT)
         try:
@@ -168,7 +172,7 @@ def resolves(name: str, wanted: str) -> str:
             except OSError as err:
                 error = err.strerror or "timed out"
                 continue
-        if answer.header.rcode == 2:  # SERVFAIL: a server that has no zone yet says so, and a resolver asks again
+        if answer.header.rcode == 2:  # SERVFAIL: a server without a zone answers that, and a resolver retries
             error = "SERVFAIL"
             continue
         found = [str(rr.rdata) for rr in answer.rr]
@@ -239,9 +243,9 @@ class Soak:
         return "; ".join(rows) or "no pod has it"
 
     def run(self) -> list[Client]:
-        """Churn until the time is over and every role was restarted; the clients with what they counted."""
+        """Churn until the time is over and every role was restarted; returns the clients with their counts."""
         clients, stop = self.clients(), threading.Event()
-        for client in clients:  # a pod that is ready is known to every node a moment later
+        for client in clients:  # every node knows a ready pod a moment later
             wait_for(client.works, 30)
         threads = [client.run(stop) for client in clients]
         try:
@@ -268,7 +272,7 @@ class Soak:
         return lost and failure.error in ("timed out", "No route to host") and "name" not in failure.kind
 
     def _ended(self, failure: Failure) -> bool:
-        """While its answer was waited for, a proxy said that it deleted this datagram's flow."""
+        """Whether a proxy logged, during the wait for the answer, that it deleted this datagram's flow."""
         if not failure.kind.endswith("udp"):
             return False
         words = re.compile(rf"^(\S+)Z info proxy \"stale UDP flow deleted\" .*client=\S+:{failure.port} ", re.M)
@@ -314,7 +318,9 @@ class Soak:
         self.restarted.add((node, role))
 
     def _names_ready(self, node: str) -> bool:
-        """server and feeder stand (one fault at a time: a server without zone and feeder can only say SERVFAIL)"""
+        """server and feeder are ready (one fault at a time: a server without zone and feeder can only answer
+        SERVFAIL)
+        """
         for role in ("dns", "dns-feeder"):
             told = json.loads((self.lab.config.node_dir(node) / "status" / f"{role}.json").read_text())
             if not told["ready"] or told["pid"] != self.lab.supervised(node, role):
@@ -326,7 +332,7 @@ class Soak:
         self._tool("apply", "-f", "-", stdin=yaml.safe_dump(scaled(EXAMPLES, count)))
 
     def _kill_pod(self, rand: random.Random) -> None:
-        """A pod goes, gracefully, and the Deployment makes another."""
+        """Delete a pod, gracefully; the Deployment makes another."""
         self._say("delete a pod")
         pods = self._ask(lambda: self.lab.pods("MyApp"))
         if pods:
@@ -334,7 +340,7 @@ class Soak:
             self._tool("delete", "pod", rand.choice(pods).name, unawaited)
 
     def _service(self) -> None:
-        """A Service comes, answers by name and address, and goes."""
+        """Create a Service, check its name and address, and delete it."""
         name = f"churn-{len(self.gone)}"
         self._say(f"Service {name}")
         self._tool(
@@ -354,7 +360,7 @@ class Soak:
         self.gone.append(address)
 
     def _ask(self, look: Callable[[], T]) -> T:
-        """The API server may just be down: an administrator tries again."""
+        """The API server may be down now: an administrator would retry."""
         end = time.monotonic() + 30
         while True:
             try:
@@ -376,8 +382,7 @@ class Soak:
         self._ask(attempt)
 
     def _cut_off(self, node: str) -> None:
-        """The node's link is cut: for a moment in a short soak, in a long one until the cluster has removed its
-        pods."""
+        """Cut the node's link: for a moment in a short soak, in a long one until the cluster has removed its pods."""
         away = GRACE + 20 if self.seconds >= 300 else 6.0
         self._say(f"{node} is cut off for {away:.0f} s")
         where = self.lab.config.namespace(node)
@@ -425,7 +430,7 @@ class Soak:
 
 
 def restore(ipr: Any, routes: list[Any]) -> None:
-    """A machine's own manager would set its default route again when the link is back; here this function does."""
+    """Restore the default route when the link is back, as a machine's network manager would."""
     for route in routes:
         attrs = dict(route["attrs"])
         with contextlib.suppress(NetlinkError):  # there already: the wiring role may have been faster
