@@ -26,7 +26,8 @@ settings.register_profile("long", max_examples=500, deadline=None, suppress_heal
 settings.register_profile("slow", max_examples=5, deadline=None, suppress_health_check=_QUIET, derandomize=True)
 settings.load_profile("long" if os.environ.get("PODWIRE_LONG") else "slow" if FACTOR > 1 else "ci")
 
-# The part whose tests a file has; the first that matches. What is left: the cluster, the lab and its documents.
+# The part of the tree that a file's tests belong to; the first match counts. The rest: the cluster, the lab and its
+# documents.
 _PARTS = (
     ("CNI", r"cni/|test_(cni|chains|runtimes|podman|pause|echo|sanitized)"),
     ("proxy", r"proxy/|test_(proxy|nft|service)"),
@@ -36,7 +37,7 @@ _PARTS = (
 )
 _TOOK: Counter[str] = Counter()
 
-# From 30 seconds of work on, by what `pytest --durations=0` says; the others follow by name.
+# Files with 30 seconds of work or more, according to `pytest --durations=0`; the others follow by name.
 _LONGEST = (
     "netns-tests/test_provision.py",
     "netns-tests/test_proxy_conformance.py",
@@ -54,11 +55,11 @@ _LONGEST = (
 
 
 def pytest_configure() -> None:
-    if os.environ.get("PODWIRE_LONG"):  # of the environment, so that every process of a run draws the same
+    if os.environ.get("PODWIRE_LONG"):  # from the environment, so that every process of a run uses the same order
         os.environ.setdefault("PODWIRE_ORDER", str(random.SystemRandom().randrange(10**6)))
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest then brings tests together that share an expensive fixture
+@pytest.hookimpl(tryfirst=True)  # pytest then groups tests that share an expensive fixture
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     files: defaultdict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:

@@ -1,7 +1,7 @@
 """Build hook of hatchling: compiles the C (tools/nativebuild/) into the packages that carry it.
 
-Without a compiler or headers the install still works: Python does the work of what is left out, slower, and
-`podwire status` says so. What was built decides the wheel's tag.
+Without a compiler or headers the install still works: Python replaces the missing parts, slower, and `podwire status`
+reports that. The parts that were built determine the wheel's tag.
 """
 
 from __future__ import annotations

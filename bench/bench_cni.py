@@ -49,7 +49,7 @@ Chain = list[tuple[str, dict[str, Any]]]
 
 
 class Side:
-    """One node, and how its plugins are called: `chain` gives (program, configuration) of each plugin in order."""
+    """One node, and the calls of its plugins: `chain` yields (program, configuration) of each plugin in order."""
 
     def __init__(self, ns: NetNS, env: dict[str, str], chain: Callable[[str, int], Chain]) -> None:
         self.ns, self.env, self.chain = ns, env, chain
@@ -71,7 +71,7 @@ class Side:
     ) -> tuple[float, dict[str, Any] | None]:
         """(seconds, result)."""
         env = self._environment(verb, program, name, pod)
-        # posix_spawn between two files in memory: the bench's own share of a call stays far below a millisecond.
+        # posix_spawn between two files in memory: the benchmark's own share of a call stays far below a millisecond.
         stdin, stdout = os.memfd_create("in"), os.memfd_create("out")
         try:
             os.pwrite(stdin, json.dumps(conf).encode(), 0)
@@ -113,7 +113,9 @@ class Side:
         return self.workers.submit(work).result()
 
     def rate(self, kind: str, pods: list[NetNS], storm: Path) -> float:
-        """ADDs a second with PARALLEL callers, one ADD a pod; all addresses differ, and all is deleted again."""
+        """ADDs a second with PARALLEL callers, one ADD per pod; all addresses differ, and everything is deleted
+        again.
+        """
         words = list[str]()
         for i, pod in enumerate(pods):
             chain = self.chain(kind, 10000 + i)
@@ -134,7 +136,7 @@ class Side:
 
 
 def podwire_side(ns: NetNS, node: CniNode) -> Side:
-    conf = node.conf()  # a runtime, too, reads a conflist once
+    conf = node.conf()  # a runtime also reads a conflist once
     conf.pop("capabilities")
 
     def chain(kind: str, port: int) -> Chain:
@@ -310,7 +312,7 @@ def main() -> None:
             for job in [sides[0].workers.submit(pairs, lane, count) for lane in range(8)]:
                 job.result()
 
-        run_pairs(asked.pairs // 5)  # caches and heaps find their size; growth is what comes after
+        run_pairs(asked.pairs // 5)  # caches and heaps find their size first; growth is measured from here on
         before = rss(node.agent.pid)
         run_pairs(asked.pairs)
         after = rss(node.agent.pid)

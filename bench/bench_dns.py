@@ -94,7 +94,7 @@ def zone() -> Builder:
 
 
 def query_files(folder: Path) -> dict[str, Path]:
-    """What dnsperf asks, by kind: 20,000 different questions each."""
+    """dnsperf's queries, by kind: 20,000 different questions each."""
     import random
 
     rand = random.Random(7)
@@ -117,7 +117,7 @@ def query_files(folder: Path) -> dict[str, Path]:
 
 
 class Peer:
-    """One server, started pinned, ready when it answers."""
+    """One server, pinned to its CPU and ready when it answers."""
 
     def __init__(self, name: str, node: NetNS, port: int, folder: Path, api: FakeApi) -> None:
         self.name, self.node, self.port, self.folder, self.api = name, node, port, folder, api
@@ -284,8 +284,9 @@ def throughput(peers: dict[str, Peer], files: dict[str, Path], rounds: int, seco
 
 
 def latency(peers: dict[str, Peer], file: Path, rounds: int, seconds: float, api: FakeApi) -> list[dict[str, Any]]:
-    """p99 at 15,000 queries a second; then the same while 1,000 endpoints a second change. Twice the rounds: what one
-    run shows of a virtual machine's own pauses is chance."""
+    """p99 at 15,000 queries a second; then the same while 1,000 endpoints a second change. It takes twice the rounds,
+    because pauses of a virtual machine make a single run unreliable.
+    """
     calm: dict[str, list[float]] = {name: [] for name in ("podwire", "knot") if name in peers}
     busy: list[float] = []
     program = compiled("dns_paced", file.parent)
@@ -322,7 +323,7 @@ def churning(api: FakeApi) -> Iterator[None]:
 
 
 def new_names(peer: Peer, api: FakeApi, count: int) -> list[float]:
-    """ms from the API's acceptance of a Service to the first answer with its address; the name was asked for before."""
+    """ms from the API's acceptance of a Service to the first answer with its address; the name was queried before."""
 
     def ask(sock: socket.socket, query: bytes) -> bool:
         sock.send(query)
@@ -391,7 +392,7 @@ def with_dnslib(rounds: int) -> list[float]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the peers; absent ones say so."""
+    """Versions of the peers; a missing one is reported as absent."""
     found = {}
     commands = (("knot", ["knotd", "--version"]), ("unbound", ["unbound", "-V"]), ("coredns", ["coredns", "-version"]))
     for name, command in commands:

@@ -168,7 +168,7 @@ def churned(cluster: Cluster) -> dict[str, float]:
     def changes() -> Iterator[tuple[str, dict[str, Any]]]:
         for n in itertools.count():
             i = n * 37 % cluster.count
-            moved = 1_000_000 + n % 8192  # addresses come back, as those of pods do
+            moved = 1_000_000 + n % 8192  # addresses are reused, as those of pods are
             yield f"default/s{i}-1", cluster.slice(i, moved, n // cluster.count % 2 + 1 if n % 4 == 0 else 0)
 
     return churn(cluster.tracker, cluster.proxier, changes(), 60_000, 1000).figures()
@@ -339,7 +339,7 @@ def main() -> None:
         )
     RESULT.parent.mkdir(exist_ok=True)
     measured = {row["name"] for row in rows}
-    if options.only and RESULT.exists():  # rows that were not asked for stay as they were
+    if options.only and RESULT.exists():  # rows that were not selected keep their values
         rows += [row for row in json.loads(RESULT.read_text())["rows"] if row["name"] not in measured]
     order = [row[0] for row in ROWS]
     rows.sort(key=lambda row: order.index(row["name"]) if row["name"] in order else len(order))

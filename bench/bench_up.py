@@ -72,7 +72,7 @@ def named(name: str) -> float:
         sock.settimeout(0.2)
         while time.perf_counter() < end:
             sock.send(query)
-            with contextlib.suppress(TimeoutError):  # as any resolver, it asks again
+            with contextlib.suppress(TimeoutError):  # like any resolver, it queries again
                 if DNSRecord.parse(sock.recv(4096)).rr:
                     return time.perf_counter()
             time.sleep(PAUSE)
@@ -89,7 +89,7 @@ def manifest(name: str) -> dict[str, Any]:
 
 
 async def services(lab: DemoLab, netns: str, count: int, turn: int) -> tuple[list[float], list[float]]:
-    """(ms until the Service answers, ms until its name does) of each."""
+    """(ms until the Service answers, ms until its name resolves) for each."""
     reached: list[float] = []
     found: list[float] = []
     async with ApiClient(client_config.load(lab.config.kubeconfig)) as api:

@@ -13,7 +13,7 @@ from nativebuild import toolchain
 
 
 def compiled(name: str, folder: Path) -> Path:
-    """The program NAME.c in `folder`. Raises FileNotFoundError where no compiler works, CalledProcessError."""
+    """The compiled program NAME.c in `folder`. Raises FileNotFoundError if no compiler works, CalledProcessError."""
     compiler, why = toolchain.find(musl=False, flags=())
     if compiler is None:
         raise FileNotFoundError(f"{name}.c cannot be compiled: {why}")

@@ -45,7 +45,7 @@ Counts = dict[str, int]
 
 
 def budgets(version: tuple[int, int]) -> dict[str, Counts]:
-    """Act -> what it may cost under this minor version of Python; without what this version has no budget for."""
+    """Act -> its budget under this minor version of Python; counts without a budget for this version are left out."""
     minor = ".".join(str(number) for number in version)
     acts = tomllib.loads((HERE / "budgets.toml").read_text())
     chosen = {
@@ -59,20 +59,21 @@ def mark(path: str) -> None:
     os.access(path, os.F_OK)
 
 
-# From 3.12 on, settrace misses what a function does before the interpreter has instrumented it: 3.13 counted half.
+# From 3.12 on, settrace misses the instructions of a function before the interpreter has instrumented it: 3.13 counted
+# half.
 MONITORING: Any = getattr(sys, "monitoring", None)
 TOOL = 4  # one of the numbers that are free for programs (sys.monitoring)
 
 
 def monitor(each: Callable[[CodeType, int], None]) -> None:
-    """Call `each` for each Python instruction of each thread, but for those of `each`."""
+    """Call `each` for each Python instruction of each thread, except those of `each` itself."""
     MONITORING.use_tool_id(TOOL, "podwire")
     MONITORING.register_callback(TOOL, MONITORING.events.INSTRUCTION, each)
     MONITORING.set_events(TOOL, MONITORING.events.INSTRUCTION)
 
 
 class Bytecodes:
-    """Counts the Python instructions of this thread while entered, those of frames that began before it not."""
+    """Counts the Python instructions of this thread while entered, except those of frames that began before."""
 
     def __init__(self) -> None:
         self.count, self.thread = 0, threading.get_ident()
@@ -106,8 +107,9 @@ class Bytecodes:
 
 
 class Calls:
-    """Counts the Python instructions of each call that the wiring agent's listener serves: a line each in `path`.
-    `start` must be called before the listener's threads begin."""
+    """Counts the Python instructions of each call that the wiring agent's listener serves, one line each in `path`.
+    Call `start` before the listener's threads begin.
+    """
 
     def __init__(self, path: str) -> None:
         from podwire_cni.listener import Listener
@@ -150,7 +152,7 @@ class Calls:
         return self._trace
 
 
-# ---- acts, each in a process of its own under strace; what it prints is added to what strace saw
+# ---- acts, each in a process of its own under strace; its output is added to strace's counts
 
 
 def endpoint_change(_: Path) -> Counts:
@@ -269,7 +271,7 @@ ACTS: dict[str, Callable[[Path], Counts]] = {
 
 
 def count(lines: list[str], own: Counts) -> Counts:
-    """own: what the act counted itself; "per": it was done so many times."""
+    """own: the act's own counts; "per": the number of repetitions."""
     times = own.pop("per", 1)
     seen = {
         "syscalls": len(lines),
@@ -280,9 +282,10 @@ def count(lines: list[str], own: Counts) -> Counts:
 
 
 def between(trace: str, client: bool) -> list[str]:
-    """The calls between the marks, each once (strace tells an interrupted one twice). client: a thread of this process
-    is the client and marks; its calls are none of the act's, nor is the waiting of the others until it leaves the
-    interpreter."""
+    """The calls between the marks, each once (strace prints an interrupted one twice). client: a thread of this process
+    is the client and sets the marks; its calls do not belong to the act, nor does the waiting of other threads until
+    they leave the interpreter.
+    """
     lines = trace.splitlines()
     at = [
         next(i for i, line in enumerate(lines) if f'"{path}"' in line and "access" in line.split("(")[0])
@@ -331,7 +334,7 @@ def cni() -> dict[str, Counts]:
         with FakeApi(ns, "192.0.2.1") as api:
             put_node(api, "n1", "10.244.1.0/24", "192.0.2.1")
             node = CniNode(ns, Path(folder), "n1", api)
-            # What the agent does every ten seconds is no part of an act.
+            # The agent's work every ten seconds is no part of an act.
             node.code = f"from podwire_cni import agent; agent.RESYNC_SECONDS = 3600; {node.code}"
             try:
                 node.start()
@@ -343,7 +346,7 @@ def cni() -> dict[str, Counts]:
                         with Tracing(node.agent.pid, Path(folder) / f"{verb}{number}") as seen:
                             answer = node.cni(verb, f"c{number}", pod)
                             assert answer.status == 0, answer.out
-                        if number:  # the least: how often one thread waits for another is the machine's mood
+                        if number:  # the minimum: how often threads wait for each other varies from run to run
                             found = count(calls(seen.lines), {})
                             out[f"CNI {verb}"] = min(
                                 found, out.get(f"CNI {verb}", found), key=lambda one: one["syscalls"]
@@ -357,8 +360,9 @@ def cni() -> dict[str, Counts]:
 
 
 def _in_python(node: Any, lab: Any) -> dict[str, Counts]:
-    """Instructions and elements of the agent's nft tables: of another agent, that traces itself and is not traced by
-    strace."""
+    """Instructions and elements of the agent's nft tables: from a second agent, which traces itself and is not under
+    strace.
+    """
     from lab.patience import wait_until
 
     path = node.run_dir / "bytecodes"
@@ -377,17 +381,17 @@ def _in_python(node: Any, lab: Any) -> dict[str, Counts]:
             wait_until(lambda: path.exists() and len(path.read_text().splitlines()) == done, "the call is written down")  # noqa: B023
             before, held = held, node.table_elements()
             found = {"bytecodes": int(path.read_text().splitlines()[-1]), "map elements": abs(held - before)}
-            # the least: how often a call looks whether the kernel is ready is the machine's mood
+            # the minimum: how often a call polls the kernel varies from run to run
             least[verb] = min(found, least.get(verb, found), key=lambda one: one["bytecodes"])
     return least
 
 
 class Tracing:
-    """strace on a running process with all its threads; `lines` afterwards."""
+    """strace on a running process with all its threads; read `lines` afterwards."""
 
     def __init__(self, pid: int, path: Path) -> None:
         self.path, self.lines = path, list[str]()
-        # nsenter gave its process to the program, so the pid is the agent's
+        # nsenter executes the program in its own process, so the pid is the agent's
         self.process = subprocess.Popen([*STRACE, str(path), "-p", str(pid)], stderr=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Tracing:
@@ -399,7 +403,7 @@ class Tracing:
         return self
 
     def __exit__(self, *_: object) -> None:
-        time.sleep(0.3)  # a DEL's link goes in the background
+        time.sleep(0.3)  # a DEL deletes its link in the background
         self.process.send_signal(signal.SIGINT)
         self.process.communicate(timeout=20)
         self.lines = self.path.read_text(errors="replace").splitlines()

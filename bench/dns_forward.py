@@ -24,7 +24,7 @@ RECORD = b"\xc0\x0c\0\1\0\1\0\0\x0e\x10\0\4\xc6\x33\x64\x07"  # A 198.51.100.7, 
 
 
 def answer_all() -> None:
-    """An upstream: every question has one address."""
+    """An upstream: every question has the same address as answer."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         sock.bind((UPSTREAM, 53))
@@ -38,7 +38,7 @@ def answer_all() -> None:
 
 @dataclass
 class Forwarders:
-    """By name, as bench_dns.dnsperf wants them."""
+    """The servers by name, in the form of bench_dns.dnsperf."""
 
     node: NetNS
     folder: Path
@@ -99,7 +99,7 @@ def running(forwarders: Forwarders, names: list[str]) -> Iterator[dict[str, Any]
 
 
 def rows(folder: Path, rounds: int, seconds: float, *, unbound: bool) -> list[dict[str, Any]]:
-    """ "forward hits" and "forward misses". Each server gets names of its own to miss in each round."""
+    """ "forward hits" and "forward misses". Each server gets its own uncached names in each round."""
     found = []
     with Lab() as lab:
         node = lab.netns("bench-forward")

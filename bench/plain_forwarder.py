@@ -13,7 +13,7 @@ SECONDS = 4.0
 
 
 class Ask(asyncio.DatagramProtocol):
-    """One query over a socket, and so from a port, of its own."""
+    """One query over its own socket, and so from its own port."""
 
     def __init__(self, done: asyncio.Future[bytes]) -> None:
         self.done = done
@@ -48,7 +48,7 @@ class Serve(asyncio.DatagramProtocol):
             async with asyncio.timeout(SECONDS):
                 self.transport.sendto(await done, peer)
         except (OSError, TimeoutError):
-            pass  # the client asks again
+            pass  # the client will query again
         finally:
             transport.close()
 

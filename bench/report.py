@@ -36,7 +36,7 @@ WORDS = {
 
 
 def runs(row: Row, who: str) -> list[float]:
-    """The single figures of "podwire" or "peer"; [] where they were not kept."""
+    """The single figures of "podwire" or "peer"; [] if they were not kept."""
     kept = row["runs"]
     if isinstance(kept, Mapping):
         return [float(x) for x in kept.get(who) or ()]
@@ -47,7 +47,7 @@ def runs(row: Row, who: str) -> list[float]:
 
 
 def number(value: Any) -> str:
-    """Three digits that matter."""
+    """Three significant digits."""
     if isinstance(value, int):
         return f"{value:,}"
     if not isinstance(value, float):
@@ -61,7 +61,7 @@ def spread(values: list[float]) -> str:
 
 
 def verdict(row: Row, target: Mapping[str, float]) -> tuple[str, str]:
-    """(what was wanted, whether this run reached it)."""
+    """(the target, whether this run reached it)."""
     if not target:
         return "", ""
     ((kind, bound),) = target.items()

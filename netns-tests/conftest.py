@@ -6,8 +6,7 @@
     (lab/dataplane.py)
         --dataplane-report DIR                                  write the table of what held as Markdown and SVG
 
-When a test fails, what its namespaces held then (rules, routes, neighbours, conntrack, packets) is kept under
---evidence.
+When a test fails, the state of its namespaces (rules, routes, neighbours, conntrack, packets) is kept under --evidence.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _rows(item: pytest.Item) -> list[str]:
-    """Names of the rows of the conformance table that a test is about."""
+    """Names of the rows of the conformance table that a test covers."""
     params = item.callspec.params.values() if hasattr(item, "callspec") else ()
     return [value.name for value in params if isinstance(value, Scenario | Affinity)]
 
@@ -112,7 +111,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def _cell(item: pytest.Item, params: dict[str, object], report: pytest.TestReport, why: str) -> Cell:
-    """The row is the name of the scenario, or else the test's own words."""
+    """The row is the name of the scenario, or else that of the test."""
     named = [value.name for key, value in params.items() if key != "dataplane" and hasattr(value, "name")]
     row = str(named[0]) if named else getattr(item, "originalname", item.name).removeprefix("test_").replace("_", " ")
     family = "IPv6" if row.endswith(" (IPv6)") or params.get("family") == "IPv6" else "IPv4"
@@ -123,7 +122,7 @@ def _cell(item: pytest.Item, params: dict[str, object], report: pytest.TestRepor
 
 
 class _Cells:
-    """Takes the cells out of the reports, also out of those of other processes (pytest -n)."""
+    """Collects the cells from the reports, also from those of other processes (pytest -n)."""
 
     def __init__(self, cells: list[Cell]) -> None:
         self.cells = cells
@@ -143,7 +142,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @contextlib.contextmanager
 def _skipped_where_absent() -> Iterator[None]:
-    """What this Debian release does not have costs its own tests, by name."""
+    """A program that this Debian release does not have affects only its own tests, which are skipped by name."""
     try:
         yield
     except Absent as err:
@@ -175,8 +174,9 @@ def dataplane(request: pytest.FixtureRequest) -> Dataplane:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Programs of legacy iptables share one lock of the machine, which namespaces do not separate: tests that run
-    beside each other have one each."""
+    """Programs of legacy iptables share one lock of the machine, which namespaces do not separate: parallel tests get a
+    lock each.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XTABLES_LOCKFILE", str(tmp_path_factory.mktemp("lock") / "xtables.lock"))
         yield

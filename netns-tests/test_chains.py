@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lab import debian
-from lab.cninode import CniNode, ask, put_node, tell_peer
+from lab.cninode import CniNode, ask, peer_server, put_node
 from lab.fakeapi import FakeApi
 from lab.libcni import Network, PluginFailed
 from lab.netns import Lab
@@ -73,7 +73,7 @@ def test_chain(node: CniNode, lab: Lab, version: str, plugins: list[tuple[str, d
     result = chain.add("chained", pod)
     assert result["cniVersion"] == version and len(result["ips"]) == 2
     address = result["ips"][0]["address"].split("/")[0]
-    with tell_peer(pod, address) as port:
+    with peer_server(pod, address) as port:
         assert ask(node.ns, address, port) == "10.244.1.1"
     # portmap 1.1.1 looks for its IPv4 rules in ip6tables: its CHECK fails after any plugin
     if "portmap" not in dict(plugins):

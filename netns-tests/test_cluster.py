@@ -146,7 +146,7 @@ def test_large_transfer_through_a_service(lab: DemoLab) -> None:
             return None
 
     def transfer() -> bytes:
-        with wait_for(connect, 10) as sock:  # type: ignore[union-attr]  # wait_for returns what is truthy
+        with wait_for(connect, 10) as sock:  # type: ignore[union-attr]  # wait_for returns the truthy value
             sock.settimeout(patient(10))
             while not sock.recv(1).endswith(b"\n"):
                 pass  # the server's first line
@@ -178,7 +178,7 @@ def test_killed_pause_process_brings_the_pod_back(lab: DemoLab) -> None:
     wait_for(replaced, 20)
 
     def answers() -> bool:
-        """the pod answers at the address that the API says"""
+        """the pod answers at its address in the API"""
         return any(
             lab.tcp(lab.pods("client")[0].netns, p.address, 9376, 0.5).host == pod.name for p in lab.pods("MyApp")
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.cninode import CniNode, ask, put_node, tell_peer, wait_until
+from lab.cninode import CniNode, ask, peer_server, put_node, wait_until
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from lab.patience import patient
@@ -96,7 +96,7 @@ def test_add_twice_is_an_error_and_harms_nothing(node: CniNode, lab: Lab) -> Non
     other = node.cni("ADD", "b", pod)  # another container's id, but the interface is there
     assert other.status == 1 and "eth0" in other.body["msg"]
     assert node.leases() == {first.address: "a"} and len(veths(node)) == 1
-    with tell_peer(pod, first.address) as port:
+    with peer_server(pod, first.address) as port:
         assert ask(node.ns, first.address, port) == "10.244.1.1"
 
 
@@ -126,7 +126,7 @@ def test_failed_add_leaves_nothing(node: CniNode, lab: Lab) -> None:
     assert failed.status == 1 and failed.body["code"] == 4
     pod.netlink(lambda ipr: ipr.link("del", ifname="eth0"))
     conf = node.conf()
-    # A route whose gateway nobody can reach: refused by the kernel when most of the wiring is done.
+    # A route with an unreachable gateway: the kernel refuses it when most steps are done.
     conf["ipam"] = {**conf["ipam"], "routes": [{"dst": "0.0.0.0/0", "gw": "198.51.100.1"}]}
     failed = node.cni("ADD", "a", pod, conf)
     assert failed.status == 1 and failed.body["code"] == 5 and "AddRoute" in failed.body["details"]
@@ -299,12 +299,12 @@ def test_standalone_takes_over_while_the_agent_is_down(node: CniNode, lab: Lab, 
     second = node.cni("ADD", "b", pod, conf)
     assert second.status == 0, second.out + second.err
     assert node.leases() == {first.address: "a", second.address: "b"}
-    with tell_peer(pod, second.address) as port:
+    with peer_server(pod, second.address) as port:
         assert ask(with_agent, second.address, port) == first.address
     assert node.cni("DEL", "a", with_agent, conf).status == 0
     node.start()
     assert node.leases() == {second.address: "b"}
-    with tell_peer(pod, second.address) as port:
+    with peer_server(pod, second.address) as port:
         assert ask(node.ns, second.address, port) == "10.244.1.1"
 
 
@@ -315,7 +315,7 @@ def test_pods_and_leases_survive_an_agent_restart(node: CniNode, lab: Lab) -> No
     a, b = lab.netns("a"), lab.netns("b")
     first = node.cni("ADD", "a", a)
     node.stop()
-    with tell_peer(a, first.address) as port:
+    with peer_server(a, first.address) as port:
         assert ask(node.ns, first.address, port) == "10.244.1.1", "no agent, no difference"
         node.start()
         second = node.cni("ADD", "b", b)
@@ -409,7 +409,7 @@ def test_a_lost_bridge_is_made_again_with_its_ports(node: CniNode, lab: Lab) -> 
     assert node.cni("STATUS", "", None, node.conf("1.1.0")).body["code"] == 51
     node.stop()
     node.start()
-    with tell_peer(pod, added.address) as port:
+    with peer_server(pod, added.address) as port:
         assert ask(node.ns, added.address, port) == "10.244.1.1"
 
 

@@ -214,7 +214,7 @@ def test_corrupted_lease_of_a_pod_that_lives(node: CrashNode, lab: Lab) -> None:
     assert "unreadable lease" in node.log() and "its pod is gone" in node.log()
     third = lab.netns("c")
     asked = node.cni("ADD", "c", third, node.conf(runtimeConfig={"ips": [a]}))
-    assert asked.status == 1 and asked.body["code"] == 11, "the address is somebody's"
+    assert asked.status == 1 and asked.body["code"] == 11, "the address is in use"
     assert (
         node.cni(
             "CHECK",

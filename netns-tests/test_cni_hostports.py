@@ -308,7 +308,7 @@ def test_pods_do_not_reach_the_nodes_loopback(cluster: Cluster) -> None:
 
 @contextlib.contextmanager
 def another_look(cluster: Cluster) -> Iterator[None]:
-    """Whatever is done inside: the agents look at what is there afterwards, and not only ten seconds later."""
+    """Whatever happens inside: the agents check the kernel afterwards, and not only ten seconds later."""
     yield
     put_node(cluster.api, "n3", "10.244.3.0/24", "192.0.2.3")
     cluster.api.delete("/api/v1/nodes", "n3")

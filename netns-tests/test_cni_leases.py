@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.cninode import CniNode, ask, put_node, tell_peer, wait_until
+from lab.cninode import CniNode, ask, peer_server, put_node, wait_until
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 
@@ -62,11 +62,11 @@ def test_pods_of_an_earlier_podcidr_work_until_their_end(place: Place, restart: 
         assert our_routes(place.ns) == {"10.244.9.0/24", f"{old_ip}/32", f"{other_ip}/32"}
         for source, mine in ((old, old_ip), (new, new_ip)):
             for target, address in ((old, old_ip), (new, new_ip), (other, other_ip)):
-                with tell_peer(target, address) as port:
+                with peer_server(target, address) as port:
                     assert ask(source, address, port) == mine
-            with tell_peer(place.outside, OUTSIDE) as port:
+            with peer_server(place.outside, OUTSIDE) as port:
                 assert ask(source, OUTSIDE, port) == NODE, "masqueraded"
-        with tell_peer(old, old_ip) as port:
+        with peer_server(old, old_ip) as port:
             assert ask(place.ns, old_ip, port) == "10.244.9.1"
         assert node.cni("DEL", "old", old).status == 0
         assert set(node.leases()) == {other_ip, new_ip} and our_routes(place.ns) == {"10.244.9.0/24", f"{other_ip}/32"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lab.cninode import CniNode, ask, put_node, tell_peer, wait_until
+from lab.cninode import CniNode, ask, peer_server, put_node, wait_until
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 
@@ -72,7 +72,7 @@ def neighbour(ns: NetNS, address: str) -> str:
 
 
 def tell(place: Place, target: NetNS, source: NetNS, address: str) -> str:
-    with tell_peer(target, address) as port:
+    with peer_server(target, address) as port:
         return ask(source, address, port)
 
 
@@ -204,7 +204,9 @@ def test_a_change_of_ranges_cuts_off_nobody(place: Place, addressing: str) -> No
     for name in ("a", "b"):
         place.drop(name, wider)
     c, (address,) = place.pod("c", other)
-    assert tell(place, c, place.node.ns, address.split("/")[0]) == "10.51.0.1", "nobody is left who minds"
+    assert tell(place, c, place.node.ns, address.split("/")[0]) == "10.51.0.1", (
+        "no pod is left that would lose its gateway"
+    )
 
 
 def test_the_addresses_of_a_bridge_that_has_no_pods_any_more_may_move(place: Place) -> None:
@@ -316,13 +318,13 @@ def test_a_second_interface_leaves_the_first_its_default_route(place: Place) -> 
     conf = place.conf("lan0", "10.50.0.0/24", addressing="subnet")
     added = place.node.cni("ADD", "a", pod, conf, CNI_IFNAME="net1")
     assert added.status == 0, added.out
-    with tell_peer(place.outside, OUTSIDE) as port:
+    with peer_server(place.outside, OUTSIDE) as port:
         assert ask(pod, OUTSIDE, port) == NODE, "masqueraded, as by eth0"
-    with tell_peer(pod, "10.50.0.2") as port:
+    with peer_server(pod, "10.50.0.2") as port:
         assert ask(place.node.ns, "10.50.0.2", port) == "10.50.0.1"
     routes = pod.run(["ip", "route", "show", "default"]).stdout.splitlines()
     assert len(routes) == 1 and "dev eth0" in routes[0]
     assert place.node.cni("CHECK", "a", pod, {**conf, "prevResult": added.body}, CNI_IFNAME="net1").status == 0
     place.drop("a", conf, "net1")
-    with tell_peer(pod, first.split("/")[0]) as port:
+    with peer_server(pod, first.split("/")[0]) as port:
         assert ask(place.node.ns, first.split("/")[0], port) == "10.244.1.1"

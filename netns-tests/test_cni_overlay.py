@@ -14,7 +14,7 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet
 
 from lab.capture import Capture
-from lab.cninode import ask, tell_peer, wait_until
+from lab.cninode import ask, peer_server, wait_until
 from lab.cnirouted import Routed, by_way_of, figure, give, no_checksum_offload, routed_nodes
 from lab.netns import NetNS
 from lab.probe import ping
@@ -109,7 +109,7 @@ def test_each_peer_gets_what_it_needs(world: Routed) -> None:
             (a, a_ip, c, c_ip),
             (c, c_ip, b, b_ip),
         ):
-            with tell_peer(target, address) as port:
+            with peer_server(target, address) as port:
                 assert ask(source, address, port) == ip, "a pod is seen with its own address"
         tunnelled = [p for p in wire.packets() if VXLAN in p]
         assert {(p[IP].src, p[IP].dst) for p in tunnelled} == {
@@ -132,9 +132,9 @@ def test_a_node_itself_and_the_pods_behind_a_tunnel(world: Routed) -> None:
     _, (a_ip,) = world.pod("n1", "a")
     b, (b_ip,) = world.pod("n2", "b")
     n1, n2 = (world.machines[n].node.ns for n in ("n1", "n2"))
-    with tell_peer(b, b_ip) as port:
+    with peer_server(b, b_ip) as port:
         assert ask(n1, b_ip, port) == "10.244.1.1", "answers find the way back into the tunnel"
-    with tell_peer(n2, "198.51.100.2") as port:
+    with peer_server(n2, "198.51.100.2") as port:
         assert ask(b, "198.51.100.2", port) == b_ip
     assert a_ip != b_ip
 
@@ -233,7 +233,7 @@ def test_a_node_comes_back_with_another_address(world: Routed) -> None:
     b, (b_ip,) = world.pod("n2", "b")
     machine = world.machines["n2"]
     n1, n2 = world.machines["n1"].node, machine.node
-    with tell_peer(b, b_ip) as port:
+    with peer_server(b, b_ip) as port:
         ask(a, b_ip, port)
         n2.stop(kill=True)
         n2.ns.netlink(lambda ipr: ipr.flush_addr(index=ipr.link_lookup(ifname="eth0")[0]))
@@ -282,7 +282,7 @@ def test_nodes_that_go_take_everything_along_and_pods_get_the_whole_mtu_again(wo
     world.tell("n2")
     wait_until(lambda: entries(n1.ns) == 4 and figure(n1, "mtu") == 1450, "route, neighbour, forwarding entry; and n3")
     b, (b_ip,) = world.pod("n2", "b")
-    with tell_peer(b, b_ip) as port:
+    with peer_server(b, b_ip) as port:
         assert ask(a, b_ip, port)
 
 
@@ -292,7 +292,7 @@ def test_what_others_break_is_mended(world: Routed) -> None:
     n1 = world.machines["n1"].node
     n1.ns.netlink(lambda ipr: ipr.link("del", index=ipr.link_lookup(ifname="podwire-vxlan")[0]))
     n1.look()
-    with tell_peer(b, b_ip) as port:
+    with peer_server(b, b_ip) as port:
         assert entries(n1.ns) == 4, "the tunnel is there again"
         assert ask(a, b_ip, port)
 
@@ -326,7 +326,7 @@ def test_both_families(tmp_path_factory: pytest.TempPathFactory) -> None:
         b, b_ips = dual.pod("n2", "b")
         assert mtu(a) == 1450
         for mine, theirs in zip(a_ips, b_ips, strict=True):
-            with tell_peer(b, theirs) as port, Capture(dual.router, "far") as far:
+            with peer_server(b, theirs) as port, Capture(dual.router, "far") as far:
                 assert ask(a, theirs, port) == mine
                 assert {p[IP].dst for p in far.packets() if VXLAN in p} == {"192.0.2.1", "198.51.100.2"}
             port, end = echo(b, theirs)
@@ -343,7 +343,7 @@ def test_ipv6_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
         a, (mine,) = six.pod("n1", "a")
         b, (theirs,) = six.pod("n2", "b")
         assert mtu(a) == mtu(b) == 1430
-        with tell_peer(b, theirs) as port:
+        with peer_server(b, theirs) as port:
             assert ask(a, theirs, port) == mine
         port, end = echo(b, theirs)
         assert say(a, theirs, port, bytes(8192)) == hashlib.sha256(bytes(8192)).digest()
@@ -356,7 +356,7 @@ def test_encapsulation_by_choice(tmp_path_factory: pytest.TempPathFactory) -> No
     with routed_nodes(tmp_path_factory.mktemp, "--encapsulation", "always") as world:
         a, (a_ip,) = world.pod("n1", "a")
         c, (c_ip,) = world.pod("n3", "c")
-        with tell_peer(c, c_ip) as port, Capture(world.machines["n1"].node.ns, "eth0") as wire:
+        with peer_server(c, c_ip) as port, Capture(world.machines["n1"].node.ns, "eth0") as wire:
             assert ask(a, c_ip, port) == a_ip
             assert not [p for p in wire.packets() if IP in p and p[IP].src == a_ip], "also on a shared link"
         world.clear()

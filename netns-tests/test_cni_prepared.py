@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lab.cninode import CniNode, ask, put_node, tell_peer, wait_until
+from lab.cninode import CniNode, ask, peer_server, put_node, wait_until
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from podwire_cni.native import is_compiled
@@ -176,7 +176,7 @@ def test_a_sandbox_with_ipv6_off_gets_the_nodes_ipv6(node: CniNode, lab: Lab) ->
     added = node.cni("ADD", "p", pod)
     assert added.status == 0, added.out
     six = added.body["ips"][1]["address"].split("/")[0]
-    with tell_peer(pod, six) as port:
+    with peer_server(pod, six) as port:
         assert ask(node.ns, six, port) == "fd00:1::1"
     assert pod.run(["cat", "/proc/sys/net/ipv6/conf/default/disable_ipv6"]).stdout == "1\n", "only its own link"
     assert node.cni("DEL", "p", pod).status == 0 and bare(node)

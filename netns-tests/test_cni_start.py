@@ -15,7 +15,7 @@ import pytest
 from scapy.layers.inet6 import ICMPv6ND_RA, IPv6
 from scapy.layers.l2 import Ether
 
-from lab.cninode import CniNode, ask, put_node, tell_peer, wait_until
+from lab.cninode import CniNode, ask, peer_server, put_node, wait_until
 from lab.fakeapi import FakeApi
 from lab.netns import Lab
 from podwire_cni import native
@@ -88,7 +88,7 @@ def test_a_damaged_lease_is_written_anew_from_the_pods_other_family(lab: Lab, tm
             node.start()
             wait_until(lambda: "was unreadable, written anew" in node.log(), "the agent says what it did")
             assert file.read_text() == whole
-            with tell_peer(pod, "fd00:1::2") as port:
+            with peer_server(pod, "fd00:1::2") as port:
                 assert ask(ns, "fd00:1::2", port) == "fd00:1::1"
             assert node.cni("CHECK", "p", pod, node.conf("1.1.0", prevResult=added.body)).out == ""
             assert node.cni("ADD", "other", other).body["ips"][1]["address"] == "fd00:1::3/128"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab.cnicluster import plug
-from lab.cninode import Answer, CniNode, ask, tell_peer, wait_until
+from lab.cninode import Answer, CniNode, ask, peer_server, wait_until
 from lab.incluster import ACCOUNTS, AGENT, GuardedApi, WorkloadPod, rights_of
 from lab.netns import Lab, NetNS
 from podwire.tests import kustomize
@@ -134,7 +134,7 @@ def test_pods_services_and_names_work(cluster: Cluster) -> None:
     client, _ = cluster.add("n1", "client")
     server, address = cluster.add("n2", "server")
     assert address.startswith("10.244.1.")
-    with tell_peer(server, address) as port:
+    with peer_server(server, address) as port:
         ip = _serve(cluster, "web", address, port, "n2")
         wait_until(lambda: _asks(client, ip, port), "the Service answers from another node")
         assert ask(client, ip, port).startswith("10.244.0."), "the client's own address"
@@ -180,7 +180,7 @@ def test_a_renewed_token_and_restarts(cluster: Cluster) -> None:
     for pod in cluster.pods.values():
         pod.write_account("second")
     cluster.api.replace_token("second")
-    with tell_peer(*server) as port:
+    with peer_server(*server) as port:
         ip = _serve(cluster, "after", server[1], port, "n2")
         wait_until(lambda: _asks(client, ip, port), "news come with the new token")
         pod = cluster.pods["n1"]

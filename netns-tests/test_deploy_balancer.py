@@ -139,7 +139,7 @@ def test_without_pools_nothing_is_given_and_with_pools_one_node_answers(site: Si
     assert site.given("web") == [] and site.answers("172.30.9.200") == ""
     site.api.patch(*CONFIG, {"data": {"addresses": "172.30.9.200-172.30.9.203"}})
     site.until(lambda: site.given("web") == ["172.30.9.200"], "an address")
-    site.until(lambda: "172.30.9.200" in site.controller.log(), "it says who got which")
+    site.until(lambda: "172.30.9.200" in site.controller.log(), "it reports the address of each Service")
     site.until(lambda: site.answers("172.30.9.200") != "", "somebody answers")
 
 
@@ -166,9 +166,9 @@ def test_the_controller_restarts_and_addresses_stay(site: Site) -> None:
     before = {name: site.given(name) for name in ("web", "local")}
     assert site.controller.stop() == 0
     site.balancer("meanwhile")
-    site.until(lambda: site.answers("172.30.9.200") != "", "nobody needs it for what is given")
+    site.until(lambda: site.answers("172.30.9.200") != "", "addresses that are allocated do not need it")
     site.run(site.controller)
-    site.until(lambda: len(site.given("meanwhile")) == 1, "who waited gets one")
+    site.until(lambda: len(site.given("meanwhile")) == 1, "the waiting Service gets one")
     assert {name: site.given(name) for name in before} == before
     assert site.given("meanwhile") not in before.values()
 

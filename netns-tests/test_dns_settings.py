@@ -265,7 +265,7 @@ def test_sighup_while_a_server_waits_for_its_sibling(world: World) -> None:
         world.processes["server"].send_signal(signal.SIGHUP)
         world.start("feeder")
         eventually(world.is_ready, "it has the zone")
-        eventually(lambda: "settings taken over" in world.logs(), "and heard the signal")
+        eventually(lambda: "settings taken over" in world.logs(), "and received the signal")
     finally:
         old.kill()
         old.wait()

@@ -90,7 +90,7 @@ def test_tls_upstream_one_connection_for_many_queries(outside: Outside) -> None:
     assert upstream.handshakes == 1, "the connection is kept"
     assert upstream.udp_queries == 0, "nothing goes in the clear"
     upstream.drop()
-    assert outside.address("n40.example.com.") == ["198.51.100.40"], "a broken connection is made anew"
+    assert outside.address("n40.example.com.") == ["198.51.100.40"], "a broken connection is opened again"
     assert upstream.handshakes == 2
     upstream.once = True
     for index in range(50, 56):
@@ -132,7 +132,7 @@ def test_tls_certificates_are_verified(outside: Outside, issued: tuple[str, ...]
     assert bool(answer.answer) == works
     if not works:
         assert answer.rcode() == dns.rcode.SERVFAIL
-        assert "n1.example.com." not in upstream.asked, "the question went to somebody else"
+        assert "n1.example.com." not in upstream.asked, "the query went to another upstream"
         eventually(lambda: "certificate verify failed" in world.logs(), "the log says why")
 
 

@@ -158,7 +158,8 @@ def test_a_killed_run_leaves_neither_namespaces_nor_processes() -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until(
-        lambda: not [p for p in Path("/proc").glob("[0-9]*/ns/net") if _link(p) == theirs], "nobody is in the namespace"
+        lambda: not [p for p in Path("/proc").glob("[0-9]*/ns/net") if _link(p) == theirs],
+        "no process is in the namespace",
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.cninode import CniNode, put_node, tell_peer, wait_until
+from lab.cninode import CniNode, peer_server, put_node, wait_until
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from lab.podman import Podman
@@ -67,7 +67,7 @@ def test_two_containers_talk(world: World) -> None:
         )
         == "hello"
     )
-    with tell_peer(world.outside, OUTSIDE) as port:
+    with peer_server(world.outside, OUTSIDE) as port:
         said = world.podman.run("exec", "client", "nc", OUTSIDE, str(port))
     assert said == NODE, "masqueraded"
 

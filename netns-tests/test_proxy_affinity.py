@@ -139,7 +139,7 @@ def test_the_timeout_counts_from_the_last_connection(world: World) -> None:
         return now + stage.left()[0] > latest + 0.05
 
     for _ in range(3):
-        until(later, "a connection begins the time anew")
+        until(later, "a connection restarts the timeout")
     assert stage.remembered() == 1
     stage.proxier.close()
 

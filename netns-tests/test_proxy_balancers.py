@@ -179,9 +179,9 @@ def took(packets: list[Packet], ip: str, old: str, *, cut: bool) -> float | None
     """Seconds from the owner's end to the first connection through another node, as the client's link saw them; None:
     not yet.
 
-    DeduplicatedLog by what they did meanwhile, the beats of whoever of the others got least time, and the client's
-    attempts: a clock goes on while a machine gives them none. cut: only the contact with the API server ended; the
-    nodes that decide must have contact.
+    The time is not read from a clock, which continues while a busy machine gives the nodes no CPU time. It is the
+    number of beats that the slowest other node sent meanwhile, plus the client's failed attempts. cut: only the
+    contact with the API server ended; the nodes that decide must have contact.
     """
     beats = [
         (at, p.src, beat)
@@ -242,7 +242,7 @@ def test_a_node_that_stops_hands_over_at_once_and_gets_its_addresses_back(world:
     asked = {p.sport for p in packets if p.flags == "S"}
     unanswered = asked - {p.dport for p in packets if p.flags == "SA"}
     assert len(asked) > 10
-    assert len(unanswered) <= 2, "the goodbye is heard; nobody has to miss the node first"
+    assert len(unanswered) <= 2, "the goodbye arrives; no node has to wait for missing beats"
 
 
 def test_an_api_server_that_is_away_for_everyone_moves_nothing(world: L2World) -> None:
@@ -290,7 +290,7 @@ def test_with_a_local_policy_the_address_follows_the_endpoint(world: L2World) ->
     until(lambda: LOCAL in world.nodes[2].mine(), "the node that has the endpoint now")
     until(lambda: reaches(world, LOCAL).server[0] == world.nodes[2].pod, "its endpoint")
     world.api.apply(endpoint_slice("local", [], [("", "TCP", TARGET)], name="local-1"))
-    until(lambda: not any(LOCAL in node.mine() for node in world.nodes), "nobody answers where nobody can serve")
+    until(lambda: not any(LOCAL in node.mine() for node in world.nodes), "no node answers if no node can serve")
     world.api.delete(POOLS, "podwire-load-balancer", "kube-system")
     until(lambda: not any(node.mine() for node in world.nodes), "no pools, no addresses")
 

@@ -82,7 +82,7 @@ def kind(answer: Answer) -> Kind:
 
 
 def ping(client: NetNS, dst: str, patience: float) -> Verdict:
-    """An echo request made by scapy; the verdict is told by the ICMP that comes back."""
+    """An echo request made by scapy; the ICMP answer shows the verdict."""
     v6 = ":" in dst
 
     def work() -> Verdict:

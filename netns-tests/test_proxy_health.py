@@ -54,7 +54,7 @@ def local(policy: str) -> Object:
 
 
 def get(ns: NetNS, number: int, path: str, host: str = "127.0.0.1") -> tuple[int, str, dict[str, str]]:
-    """(status, body, headers); status 0 where nobody listens."""
+    """(status, body, headers); status 0 if nothing listens."""
 
     def work() -> tuple[int, str, dict[str, str]]:
         connection = http.client.HTTPConnection(host, number, timeout=patient(10))

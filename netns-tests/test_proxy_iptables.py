@@ -456,4 +456,4 @@ def test_the_loss_of_the_loopback_guard_is_heard_of(world: World, variant: Varia
     with contextlib.closing(proxier):
         watchers = proxier.watch()
         iptables(world, variant, "raw", "-F PODWIRE-LOOPBACK")
-        until(lambda: any(watcher.changed() for watcher in watchers), "the change is heard of")
+        until(lambda: any(watcher.changed() for watcher in watchers), "the change is noticed")

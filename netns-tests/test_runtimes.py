@@ -17,7 +17,7 @@ from typing import TypeVar
 import pytest
 
 from lab import containerd, cri
-from lab.cninode import CniNode, ask, put_node, tell_peer, wait_until
+from lab.cninode import CniNode, ask, peer_server, put_node, wait_until
 from lab.containerd import Containerd
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
@@ -88,7 +88,7 @@ def test_two_sandboxes_talk(world: World) -> None:
     idents = [world.run(name) for name in ("a", "b")]
     addresses = [cri.sandbox_ip(world.runtime.socket, ident) for ident in idents]
     a, b = (Sandbox(world.runtime, ident) for ident in idents)
-    with tell_peer(b, addresses[1]) as port:
+    with peer_server(b, addresses[1]) as port:
         assert ask(a, addresses[1], port) == addresses[0]
     for ident, sandbox in zip(idents, (a, b), strict=True):
         cri.stop_sandbox(world.runtime.socket, ident)
@@ -119,7 +119,7 @@ def test_ctr_run(world: World) -> None:
     world.runtime.ctr("run", "--cni", "--detach", "--snapshotter", "native", "podwire.io/pause:latest", "bare")
     (address,) = world.node.leases()
     sandbox = Sandbox(world.runtime, "bare")
-    with tell_peer(sandbox, address) as port:
+    with peer_server(sandbox, address) as port:
         assert ask(world.node.ns, address, port) == "10.244.1.1"
     sandbox.close()
     world.runtime.ctr("tasks", "kill", "--signal", "SIGTERM", "bare")
@@ -162,7 +162,7 @@ def test_installed_by_hand_without_an_agent(world: World, lab: Lab, tmp_path: Pa
         server = sandbox.call(lambda: socket.create_server(("0.0.0.0", 80)))
         with server, world.outside.call(lambda: socket.create_connection(("198.51.100.1", 8080), patient(5))):
             assert server.accept()[1][0] == "198.51.100.42"
-        with tell_peer(world.outside, "198.51.100.42") as port:
+        with peer_server(world.outside, "198.51.100.42") as port:
             assert ask(sandbox, "198.51.100.42", port) == "198.51.100.1", "masqueraded"
         sandbox.close()
         cri.stop_sandbox(runtime.socket, ident)

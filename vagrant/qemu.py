@@ -32,9 +32,9 @@ from lab.machine import debian_root, environment, in_root, package_folders
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = "systemd-sysv udev kmod dbus procps gcc python3-dev libc6-dev ipset tcpdump openssh-server"
-ADDRESS = "10.0.2.15"  # where QEMU's user network expects its guest
+ADDRESS = "10.0.2.15"  # the address at which QEMU's user network expects its guest
 SLOW = (
-    "no_timer_check nowatchdog tsc=reliable edd=off "  # where a second is short, what watches the clock finds faults
+    "no_timer_check nowatchdog tsc=reliable edd=off "  # if a second is short, watchdogs report false faults
     "systemd.service_watchdogs=0 systemd.default_timeout_start_sec=900"
 )
 SUITES = ("base", "cni", "controlplane", "dns", "proxy", "app")
@@ -50,7 +50,7 @@ code=$?; podwire uninstall; exit $code"""
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a file's tests. problems: the names of those that failed."""
+    """The result of a file's tests. problems: the names of those that failed."""
 
     what: str
     passed: int = 0
@@ -63,11 +63,11 @@ class Outcome:
 
 
 def outcome(what: str, junit: str) -> Outcome:
-    """Of pytest's JUnit XML; what is none, is of a run that did not end."""
+    """Parse pytest's JUnit XML; any other text means that the run did not end."""
     try:
         cases = [
             c for c in ET.fromstring(junit).iter("testcase") if len(c) or c.get("name")
-        ]  # without: it was interrupted
+        ]  # without it, the run was interrupted
     except ET.ParseError:
         return Outcome(what, problems=("the run",))
     bad = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
@@ -77,21 +77,23 @@ def outcome(what: str, junit: str) -> Outcome:
 
 
 def ended(junit: str, code: int) -> str:
-    """The JUnit XML, with a case that failed where pytest was stopped before the last test (its exit code is neither 0,
-    nor 1 of failed tests, nor 5 of none)."""
+    """The JUnit XML, with an added failed case if pytest was stopped before the last test (its exit code is neither 0,
+    nor 1 for failed tests, nor 5 for no tests).
+    """
     rest = '<testcase name="the run was stopped"><error/></testcase></testsuite>'
     return junit if code in (0, 1, 5) else junit.replace("</testsuite>", rest, 1)
 
 
 def table(kernel: str, outcomes: Iterable[Outcome]) -> str:
-    """Markdown, as vagrant/README.md has it: a row a file."""
+    """Markdown in the form of vagrant/README.md: one row per file."""
     return "\n".join([f"| {kernel} | |", "|---|---|", *(f"| `{o.what}` | {o} |" for o in outcomes)])
 
 
 def qemu_command(folder: Path, accel: str, port: int) -> list[str]:
-    """The VM: a disk that nobody needs after the run (so nothing waits for it), ssh at 127.0.0.1:port. Emulated it has
-    one CPU, and a nanosecond an instruction (icount): two CPUs would go by the host's clock, on which each second is a
-    short one."""
+    """The VM: a disk that is not needed after the run (so nothing waits for it), ssh at 127.0.0.1:port. Under emulation
+    it has one CPU that executes an instruction in a nanosecond (icount): two CPUs would use the host's clock, on which
+    each second is too short.
+    """
     tcg = ["-accel", "tcg,thread=single,tb-size=1024", "-icount", "shift=0", "-cpu", "max,la57=off", "-smp", "1"]
     cpu = ["-accel", "kvm", "-cpu", "host", "-smp", "2"] if accel == "kvm" else tcg
     return [
@@ -122,20 +124,21 @@ def qemu_command(folder: Path, accel: str, port: int) -> list[str]:
 
 
 def accelerator(cpuinfo: str) -> str:
-    """KVM where the CPU says that it can; a device /dev/kvm alone is not enough (nested virtualization without it)."""
+    """KVM if the CPU reports that it can; a device /dev/kvm alone is not enough (nested virtualization without it)."""
     flags = {flag for line in cpuinfo.splitlines() if line.startswith("flags") for flag in line.split()}
     return "kvm" if flags & {"vmx", "svm"} and os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
 
 
 def wanted(names: list[str], demo: bool, root: Path = ROOT) -> list[str]:
-    """What is to be run, in order: the provisioning, the demo, and each file of tests."""
+    """The steps to run, in order: the provisioning, the demo, and each file of tests."""
     files = names or [*sorted(f"netns-tests/{p.name}" for p in (root / "netns-tests").glob("test_*.py")), *SUITES]
     return ["provision", *(["demo"] if demo or not names else []), *files]
 
 
 def command(what: str, patience: int, seconds: int) -> str:
-    """The shell command that runs it in the VM; tests leave /tmp/junit.xml, also of what was begun and not ended in
-    time."""
+    """The shell command that runs a step in the VM; tests leave /tmp/junit.xml, also if they are stopped by the time
+    limit.
+    """
     if what == "provision":
         return f"export PODWIRE_PATIENCE={patience}\n{PROVISION}"
     marks = "not long" if what in RUNTIMES else "not long and not runtimes"
@@ -158,8 +161,8 @@ class Machine:
         self.qemu: subprocess.Popen[bytes] | None = None
 
     def build(self, kernel: str) -> None:
-        """Packages, podwire and what its tests need are installed from here, at this machine's speed."""
-        shutil.rmtree(self.folder / "base", ignore_errors=True)  # of a build that was stopped
+        """Install packages, podwire and the requirements of its tests from outside the VM, at this machine's speed."""
+        shutil.rmtree(self.folder / "base", ignore_errors=True)  # of a build that was interrupted
         (self.folder / "key").unlink(missing_ok=True)
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "key")], check=True)
         root = debian_root(self.folder, ROOT)
@@ -168,7 +171,8 @@ class Machine:
             f"set -e; {apt} update; {apt} install -y --no-install-recommends {PACKAGES} {kernel} make; "
             "bash /podwire/vagrant/provision.sh; cd /podwire; make -s .venv/.installed-dev; make -s runtimes || :; "
             ".venv/bin/python -m compileall -q cni controlplane dns proxy netns-tests bench vagrant; "
-            ".venv/bin/python -m pytest -q --collect-only >/dev/null || :; "  # compiles the tests its own way
+            # pytest compiles test files in its own way
+            ".venv/bin/python -m pytest -q --collect-only >/dev/null || :; "
             "systemctl enable ssh systemd-networkd; systemctl mask systemd-networkd-wait-online apt-daily.timer "
             "apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer e2scrub_all.timer man-db.timer"
         )
@@ -222,20 +226,20 @@ class Machine:
         )
 
     def run(self, what: str, patience: int, seconds: int) -> Outcome:
-        """From the files of an earlier run, where there are some. RuntimeError where the VM is gone before the end."""
+        """Continue from the files of an earlier run, if there are any. Raises RuntimeError if the VM ends early."""
         name = what.replace("/", ".")
         log, xml, part = (self.folder / f"{name}.{kind}" for kind in ("log", "xml", "part"))
         if not log.exists():
             with part.open("w") as out:
                 code = self.ssh(command(what, patience, seconds), out).returncode
             if code == LOST:
-                raise RuntimeError(f"{what}: the VM was gone before its end; a second run begins it anew")
+                raise RuntimeError(f"{what}: the VM ended early; a second run repeats this step")
             if what in STEPS:
                 junit = f'<s><testcase name="{what}">{"<failure/>" if code else ""}</testcase></s>'
             else:
                 junit = ended(self.ssh("cat /tmp/junit.xml 2>/dev/null").stdout, code)
             xml.write_text(junit)
-            part.rename(log)  # last: what has a log is done
+            part.rename(log)  # last: a step with a log is complete
         return outcome(what, xml.read_text())
 
     def stop(self) -> None:
@@ -247,7 +251,7 @@ class Machine:
 def share(
     names: list[str], machines: list[Machine], accel: str, run: Callable[[Machine, str], Outcome]
 ) -> list[Outcome]:
-    """Each machine takes the next of what is left. What no machine could run is missing in what comes back."""
+    """Each machine takes the next remaining file. A file that no machine could run is missing in the result."""
     left: queue.SimpleQueue[str] = queue.SimpleQueue()
     for name in names:
         left.put(name)
@@ -303,7 +307,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     given = arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops this, stops the VMs
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a signal that stops this process stops the VMs
     given.folder.mkdir(parents=True, exist_ok=True)
     machines = [Machine(given.folder, given.port + n) for n in range(given.vms)]
     if not (given.folder / "disk.img").exists():

@@ -16,13 +16,13 @@ from .settings import ROLES, nameservers, override
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """Everything about one node. pods: also run the node agent that makes pods (off where a kubelet does).
+    """The settings of one node. pods: also run the node agent that makes pods (off if a kubelet does).
 
-    roles: of "wiring", "proxy", "dns" (feeder and server) and "lb". log_files: each role's log in <run_dir>/log; else
-    all on stderr, where journald and a container's log are. uplink "": the link that has `address`, or else the default
-    route's. conf_dir: where container runtimes look for the conflist. corefile, proxy_config: a CoreDNS Corefile and a
-    KubeProxyConfiguration to take settings from. sets: single fields of the roles' Configs (settings.py), the last
-    word.
+    roles: of "wiring", "proxy", "dns" (feeder and server) and "lb". log_files: write each role's log to <run_dir>/log;
+    otherwise all go to stderr, for journald or the container's log. uplink "": the link that has `address`, or else
+    that of the default route. conf_dir: where container runtimes look for the conflist. corefile, proxy_config: a
+    CoreDNS Corefile and a KubeProxyConfiguration to read settings from. sets: single fields of the roles' Configs
+    (settings.py); they override everything else.
     """
 
     node_name: str
@@ -101,7 +101,7 @@ def proxy_config(config: AgentConfig) -> object:
             "service_cidrs": config.service_cidrs,
             "node_cidrs": config.node_cidrs,
         }
-        if not configured(config.proxy_config, given).cluster_cidrs:  # the file's, where it says them
+        if not configured(config.proxy_config, given).cluster_cidrs:  # that of the file, if it has one
             given["cluster_cidrs"] = config.cluster_cidrs
         made = replace(configured(config.proxy_config, given), kubeconfig=config.kubeconfig)  # not kube-proxy's
     return override(made, "proxy", config.sets)
@@ -208,7 +208,7 @@ def roles(config: AgentConfig) -> list[Role]:
 
 
 def check(config: AgentConfig) -> None:
-    """Look at every role's settings before anything is touched. Raises BadSetting, BadConfig, ConfigError, OSError."""
+    """Check every role's settings before anything is changed. Raises BadSetting, BadConfig, ConfigError, OSError."""
     from podwire_dns.config import DnsConfig
     from podwire_dns.sources import Sources
     from podwire_proxy.backends import check as check_proxy
@@ -229,7 +229,7 @@ def check(config: AgentConfig) -> None:
 
 
 def run(config: AgentConfig) -> None:
-    """Until SIGTERM. Must already run in the node's network namespace."""
+    """Run until SIGTERM. The process must already be in the node's network namespace."""
     logs.configure(node=config.node_name)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     Supervisor(roles(config), config.run_dir / "agent.json").run()

@@ -204,7 +204,7 @@ class Agent:
         for line in self.plugin.take_over(self.config.host_local, net):
             log.info("host-local", lease=line)
 
-    def _report(self, wires: overlay.Wires, refused: list[str]) -> None:
+    def _report(self, wires: overlay.PeerRoutes, refused: list[str]) -> None:
         if self.node is None:
             self.status.update(ready=False, reason="NoPodCIDR", message=self.plugin.waiting_for)
             return

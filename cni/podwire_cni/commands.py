@@ -31,7 +31,7 @@ class Kernel(Protocol):
 
     def apply(self, ops: Sequence[Op], pod_fd: int | None = None) -> None: ...
 
-    def wire(self, pod: PodPlan, pod_fd: int) -> None: ...
+    def attach_pod(self, pod: PodPlan, pod_fd: int) -> None: ...
 
     def remove(self, ops: Sequence[Op], meanwhile: Callable[[], None] | None = None) -> None: ...
 
@@ -101,7 +101,7 @@ class Plugin:
                 rules = _rules([lease for lease, _ in taken])
                 self.firewall.attach(call.attachment, rules)
                 try:
-                    self.kernel.wire(pod, pod_fd)
+                    self.kernel.attach_pod(pod, pod_fd)
                 except BaseException:
                     self.firewall.detach(call.attachment, rules)
                     raise

@@ -149,7 +149,7 @@ class Kernel:
                 self._undo(done)
                 raise
 
-    def wire(self, pod: PodPlan, pod_fd: int) -> None:
+    def attach_pod(self, pod: PodPlan, pod_fd: int) -> None:
         """`apply` the plan of one pod, as one prepared program if there is one. Raises CNIError, OSError."""
         try:
             self._wire(pod, pod_fd)

@@ -17,7 +17,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from . import routes
-from .overlay import TUNNELS, NextHop, Tunnel, Wires, changes
+from .overlay import TUNNELS, NextHop, PeerRoutes, Tunnel, changes
 from .plan import host_route
 from .types import IPAddress, IPNetwork
 from .wiring import allow_ipv6
@@ -56,7 +56,7 @@ def present(ipr: IPRoute, links: Mapping[int, str]) -> dict[IPNetwork, NextHop]:
     return found
 
 
-def sync(wires: Wires, ends: Sequence[Tunnel] = ()) -> tuple[list[str], list[str]]:
+def sync(wanted: PeerRoutes, ends: Sequence[Tunnel] = ()) -> tuple[list[str], list[str]]:
     """Apply the wanted routes to the kernel. Returns (changes, refusals of the kernel); a refusal does not stop the
     others.
     """
@@ -64,9 +64,9 @@ def sync(wires: Wires, ends: Sequence[Tunnel] = ()) -> tuple[list[str], list[str
     with IPRoute() as ipr:
         made = {end.link: end for end in ends}
         index = {link: _end(ipr, end, done) for link, end in made.items()}
-        _entries(ipr, wires, index, done)
+        _entries(ipr, wanted, index, done)
         there = {number: link for link in TUNNELS.values() for number in ipr.link_lookup(ifname=link)}
-        put, drop = changes(wires.routes, present(ipr, there))
+        put, drop = changes(wanted.routes, present(ipr, there))
         for dst, hop in drop.items():
             ipr.route("del", dst=str(dst), gateway=str(hop.via), proto=routes.PROTOCOL, table=MAIN)
             done.append(f"removed {dst} via {hop}")
@@ -172,7 +172,7 @@ def _addresses(ipr: IPRoute, index: int, end: Tunnel, done: list[str]) -> None:
         done.append(f"{address} off {end.link}")
 
 
-def _entries(ipr: IPRoute, wires: Wires, index: Mapping[str, int], done: list[str]) -> None:
+def _entries(ipr: IPRoute, wanted: PeerRoutes, index: Mapping[str, int], done: list[str]) -> None:
     """Neighbour and forwarding entries; a route follows the entries that it needs."""
     name = {number: link for link, number in index.items()}
     neighbours: dict[tuple[str, IPAddress], str] = {}
@@ -184,7 +184,7 @@ def _entries(ipr: IPRoute, wires: Wires, index: Mapping[str, int], done: list[st
     for entry in ipr.get_neighbours(family=AF_BRIDGE):
         if entry["ifindex"] in name and entry.get("NDA_DST"):
             forwarding[name[entry["ifindex"]], entry.get("NDA_LLADDR")] = ip_address(entry.get("NDA_DST"))
-    put, drop = changes(wires.forwarding, forwarding)
+    put, drop = changes(wanted.forwarding, forwarding)
     for (link, mac), node in drop.items():
         ipr.fdb("del", ifindex=index[link], lladdr=mac, dst=str(node))
     for (link, mac), node in put.items():
@@ -193,7 +193,7 @@ def _entries(ipr: IPRoute, wires: Wires, index: Mapping[str, int], done: list[st
             ipr.fdb("del", ifindex=index[link], lladdr=mac, dst=str(forwarding[link, mac]))
         ipr.fdb("add", ifindex=index[link], lladdr=mac, dst=str(node))
         done.append(f"{mac} in {link} is at {node}")
-    more, less = changes(wires.neighbours, neighbours)
+    more, less = changes(wanted.neighbours, neighbours)
     for (link, address), mac in less.items():
         ipr.neigh("del", ifindex=index[link], dst=str(address), lladdr=mac)
     for (link, address), mac in more.items():

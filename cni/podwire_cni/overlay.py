@@ -59,7 +59,7 @@ class Tunnel:
 
 
 @dataclass(frozen=True, slots=True)
-class Wires:
+class PeerRoutes:
     """The kernel state through which this node reaches the pods of other nodes.
 
     neighbours: (tunnel, next hop) -> MAC; forwarding: (tunnel, MAC) -> node. problems: peers that cannot be reached.
@@ -102,7 +102,7 @@ def _hop(
     return "this node and it have no InternalIP of one IP version"
 
 
-def plan(cluster: Cluster, near: Collection[IPAddress], mode: Encapsulation = "auto") -> Wires:
+def plan(cluster: Cluster, near: Collection[IPAddress], mode: Encapsulation = "auto") -> PeerRoutes:
     """near: the InternalIPs of peers that the kernel reaches without a router."""
     routes, neighbours, forwarding = (
         dict[IPNetwork, NextHop](),
@@ -122,7 +122,7 @@ def plan(cluster: Cluster, near: Collection[IPAddress], mode: Encapsulation = "a
                 mac = tunnel_mac(peer.name)
                 neighbours[hop.link, hop.via] = mac
                 forwarding[hop.link, mac] = remote
-    return Wires(routes, neighbours, forwarding, tuple(problems))
+    return PeerRoutes(routes, neighbours, forwarding, tuple(problems))
 
 
 def changes(desired: Mapping[K, V], present: Mapping[K, V]) -> tuple[dict[K, V], dict[K, V]]:
@@ -132,7 +132,7 @@ def changes(desired: Mapping[K, V], present: Mapping[K, V]) -> tuple[dict[K, V],
 
 
 def tunnels(
-    wires: Wires,
+    wires: PeerRoutes,
     node: str,
     uplink_mtu: int,
     own: Sequence[IPAddress],

@@ -63,12 +63,12 @@ def run(env: Mapping[str, str], stdin: bytes, sandbox: Sandbox, plugin: Callable
         return failure(err, version_of(stdin), call)
     except Exception as err:  # a runtime understands an error object, and nothing else
         wrapped = told(err)
-        wrapped.__cause__ = err  # whoever logs the call finds the traceback here
+        wrapped.__cause__ = err  # the log of the call takes the traceback from here
         return failure(wrapped, version_of(stdin), call)
 
 
 def told(err: Exception) -> CNIError:
-    """What the kernel or a file system refuses is an I/O failure; anything else is a bug of ours."""
+    """A refusal by the kernel or a file system is an I/O failure; any other exception is a bug of ours."""
     where = "see the log of the node's wiring agent"
     if isinstance(err, OSError) or type(err).__module__.startswith("pyroute2."):  # whose NetlinkError is no OSError
         return CNIError(ErrorCode.IO_FAILURE, f"{type(err).__name__}: {err}", where)

@@ -58,7 +58,7 @@ class Builder:
     answers: dict[bytes, bytes] = field(default_factory=dict)
     names: set[bytes] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
-    bugs: list[tuple[str, Exception]] = field(default_factory=list)  # of ours: (Service, what was raised)
+    bugs: list[tuple[str, Exception]] = field(default_factory=list)  # our own: (Service, exception)
     services: dict[str, bytes] = field(default_factory=dict)
     _pack: Packer = field(init=False)
     _origins: frozenset[bytes] = field(init=False)

@@ -33,7 +33,7 @@ SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 TRIGGER_ANNOTATION = "endpoints.kubernetes.io/last-change-trigger-time"
 SPEC_FIELDS = ("type", "externalName", "clusterIP", "clusterIPs", "publishNotReadyAddresses")
 PORT_FIELDS = ("name", "protocol", "port")
-# What is read below without a look at its type; kube/shape.py tells what becomes of objects of another shape.
+# The fields that are read below without a type check; kube/shape.py describes how malformed objects are handled.
 SERVICE_SHAPE = {"spec": {"clusterIPs": [ANY], "ports": [{"protocol": str}]}}
 SLICE_SHAPE = {
     "metadata": {"labels": dict},

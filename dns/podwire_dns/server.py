@@ -1,8 +1,8 @@
 """The serving process: UDP and TCP on the cluster DNS addresses, from memory.
 
-A thread per UDP address does nothing but receive, look up and send; what must wait (forwarding, TCP, the feed) runs in
-the main thread's event loop. The zone comes from the feeder; while that is away the last zone serves, and before the
-first whole one cluster names answer SERVFAIL, never NXDOMAIN.
+A thread per UDP address only receives, looks up and sends. Work that must wait (forwarding, TCP, the feed) runs in the
+main thread's event loop. The zone comes from the feeder. While the feeder is down, the last zone is used. Before the
+first whole zone, cluster names get SERVFAIL, never NXDOMAIN.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from .upstream import Forwarder
 from .zone import ZoneData
 
 log = logs.get("dns")
-MAX_PENDING = 2000  # queries that wait for upstreams; more are answered SERVFAIL at once
+MAX_PENDING = 2000  # queries that wait for upstreams; further ones get SERVFAIL at once
 STATUS_SECONDS = 1.0
 LEAVE_SECONDS = 0.5
 SIBLING_SECONDS = 10.0
-OLD_SOCKET_SECONDS = forward.DEADLINE + 1  # by then all is answered that came by a socket of former settings
+OLD_SOCKET_SECONDS = forward.DEADLINE + 1  # by then all queries from a socket of former settings are answered
 PREFETCH_SECONDS = 0.25
 HEALTH_SECONDS = 1.0
 HINFO_IN = b"\0\x0d\0\x01"
 GARBAGE = 50_000
-SWITCH_SECONDS = 0.0002  # how long the feed may keep a query waiting for the interpreter
+SWITCH_SECONDS = 0.0002  # how long the feed may delay a query that waits for the interpreter
 
 try:
     VERSION = version("podwire")
@@ -59,11 +59,12 @@ except PackageNotFoundError:  # run from a source tree
 
 
 class Server:
-    """`async with Server(config) as server` inside the node's network namespace; it serves until the block ends."""
+    """`async with Server(config) as server` inside the node's network namespace; it answers until the block ends."""
 
     def __init__(self, config: DnsConfig, sources: Sources | None = None, stop: asyncio.Event | None = None) -> None:
-        """sources: where `config` came from, for /metrics. stop: set, the start waits for nothing more. Raises
-        BadConfig."""
+        """sources: the origin of `config`, for /metrics. stop: when set, the start waits for nothing more. Raises
+        BadConfig.
+        """
         self.config, self.sources, self.stop = config, sources or Sources(config), stop or asyncio.Event()
         self.files = host.more_files()
         routes = config.routes()
@@ -97,7 +98,7 @@ class Server:
         return self.follower.fed
 
     def _settle(self, config: DnsConfig) -> None:
-        """What needs nothing but to be known."""
+        """Apply the settings that need no sockets."""
         rules = Rules(config.blocks)
         answerer = self.answerer
         answerer.recursion, answerer.autopath, answerer.shuffle = (
@@ -120,7 +121,7 @@ class Server:
         self._tasks = [asyncio.create_task(self.follower.run())]
         self._web = await self._open_pages(self.config)
         if any(host.has_sibling(address, self.config.port) for address in self.config.addresses()):
-            # It serves; our SERVFAIL beside its answers would be a step back.
+            # The sibling answers; our SERVFAIL beside its answers would be worse.
             waits = [asyncio.create_task(event.wait()) for event in (self._synced, self.stop)]
             await asyncio.wait(waits, timeout=SIBLING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
@@ -131,8 +132,9 @@ class Server:
         return self
 
     async def _listen(self, config: DnsConfig) -> None:
-        """Open what `config` says, then close what was open before; no query in a closed socket's queue is lost. Raises
-        OSError, and then all is as it was."""
+        """Open the sockets of `config`, then close the earlier ones; no query in a closed socket's queue is lost. If it
+        raises OSError, nothing has changed.
+        """
         loop = asyncio.get_running_loop()
 
         def later(waiting: list[tuple[Pending, Send]]) -> None:
@@ -140,7 +142,7 @@ class Server:
 
         batches = native.load() if config.batches else None
         if config.batches and (problem := native.library().problem):
-            log.warn("one packet at a time is received, slower", reason=problem)
+            log.warn("receiving one packet at a time, slower", reason=problem)
         datagrams: list[socket.socket] = []
         streams: list[socket.socket] = []
         addresses = config.addresses()
@@ -170,11 +172,11 @@ class Server:
             loop.call_later(OLD_SOCKET_SECONDS, self._end_udp, old_udp, left)
 
     def _take_off(self, addresses: set[str], port: int) -> None:
-        """In a thread: off lo with what we do not listen on any more."""
+        """In a thread: remove the addresses from lo on which we no longer listen."""
         try:
             removed = host.drop_addresses(addresses, port)
-        except Exception as err:  # netlink's own errors too; it serves on, and `cleanup` takes them away
-            log.warn("addresses that are not served any more stay", addresses=sorted(addresses), error=str(err))
+        except Exception as err:  # includes netlink's errors; the server continues, and `cleanup` removes the addresses
+            log.warn("unused addresses stay on lo", addresses=sorted(addresses), error=str(err))
             return
         if removed:
             log.info("address removed", addresses=removed, device="lo")
@@ -193,7 +195,7 @@ class Server:
             asyncio.get_running_loop().run_in_executor(None, self._take_off, left, port)
 
     async def _open_pages(self, config: DnsConfig) -> list[web.Site]:
-        """All or, raising OSError, none."""
+        """Open all pages, or none if it raises OSError."""
         opened: list[web.Site] = []
         try:
             for address, page in self._pages(config):
@@ -205,8 +207,9 @@ class Server:
         return opened
 
     async def reload(self, config: DnsConfig) -> None:
-        """Take other settings over without leaving a query unanswered. Raises BadConfig or OSError: then nothing
-        changed."""
+        """Apply new settings without leaving a query unanswered. If it raises BadConfig or OSError, nothing has
+        changed.
+        """
         old = self.config
         forwarder = self._forwarder(config, self.answerer.cache) if config.routes() != old.routes() else None
         pages = [(c.health_address, c.ready_address, c.metrics_address) for c in (config, old)]
@@ -234,25 +237,25 @@ class Server:
         log.info("settings taken over", upstreams=list(self.forwarder.down()), rules=self.answerer.rules is not None)
 
     def memory(self) -> AnswerTable | None:
-        """Where a new zone is to be kept, so that compiled threads can read it; None: in dicts."""
+        """The table for a new zone, so that compiled threads can read it; None: dicts."""
         module = native.load() if self.config.batches else None
         return None if module is None else AnswerTable(module)
 
     def take_zone(self, zone: ZoneData) -> None:
-        """Answer from this one, which is whole, from now on."""
+        """Answer from this whole zone from now on."""
         self.answerer.data = zone
         self._synced.set()
         for udp in self._counted:
             udp.configure()
 
     async def __aexit__(self, *_: object) -> None:
-        """Leave at once: no new query is taken, answers under way get a moment, none is cut in half."""
+        """Stop at once: no new query is accepted, answers in progress get a moment, none is cut."""
         for page in self._web:
             page.close()
         await self._tcp.close_listeners(self._tcp.listeners)
         for udp in self._udp:
             udp.stop(LEAVE_SECONDS)
-        await asyncio.sleep(0)  # what the threads handed over last
+        await asyncio.sleep(0)  # the last queries that the threads passed on
         if self._pending:
             self._idle.clear()
             with contextlib.suppress(TimeoutError):
@@ -265,16 +268,16 @@ class Server:
         self.forwarder.close()
 
     async def lame_duck(self) -> None:
-        """Say that we are leaving, and answer on for a while, so that whoever sends queries here can stop in time."""
+        """Report not ready, and continue to answer for a while, so that clients and load balancers can stop in time."""
         self.leaving = True
         if self.config.lame_duck and self._udp:
-            log.info("leaving, answers go on for a while", seconds=self.config.lame_duck)
+            log.info("leaving, still answering for a while", seconds=self.config.lame_duck)
             await asyncio.sleep(self.config.lame_duck)
 
-    # What we say of ourselves
+    # The server's pages
 
     def _pages(self, config: DnsConfig) -> Iterator[tuple[str, dict[str, web.Page]]]:
-        """(address, pages) of each HTTP address; what shares an address shares its listener."""
+        """(address, pages) of each HTTP address; pages with the same address share a listener."""
         found: dict[str, dict[str, web.Page]] = {}
         for address, path, page in (
             (config.health_address, "/health", lambda: web.Answer(200, "OK")),
@@ -289,12 +292,12 @@ class Server:
         return web.Answer(200, metrics_page.render(self.state()), CONTENT_TYPE)
 
     def ready(self) -> web.Answer:
-        """200 while queries are welcome; the text says whether the zone is the newest."""
+        """200 while queries are welcome; the text tells whether the zone is current."""
         if self.leaving:
             return web.Answer(503, "leaving\n")
         if not self.answerer.data.synced:
             return web.Answer(503, "waits for the feeder's first zone\n")
-        return web.Answer(200, "OK\n" if self.fed else "OK: the last zone serves, the feeder is away\n")
+        return web.Answer(200, "OK\n" if self.fed else "OK: the last zone is used, the feeder is down\n")
 
     def state(self) -> metrics_page.ServerState:
         udp = self.observer.total("udp")
@@ -322,14 +325,14 @@ class Server:
         )
 
     def _probe(self) -> None:
-        """Find out whether an upstream sends queries back to us."""
+        """Detect an upstream that sends queries back to us."""
         probe = names.to_wire(f"{secrets.token_hex(8)}.loop-probe.podwire.invalid.")
         self.answerer.loop_probe, self.answerer.looped = probe, False
 
         def told(_: object) -> None:
             if self.answerer.looped:
                 log.error(
-                    "an upstream sends queries back to this DNS; each would go round until it times out",
+                    "an upstream sends queries back to this DNS; each would loop until it times out",
                     upstreams=list(self.forwarder.down()),
                 )
 
@@ -337,7 +340,7 @@ class Server:
             self.forwarder.ask((probe + HINFO_IN, False, False), told)
 
     async def _housekeeping(self) -> None:
-        """Prefetches what the cache asks for, and looks at its own /health as a kubelet does."""
+        """Prefetch the answers that the cache reports as due, and check our own /health as a kubelet does."""
         self._probe()
         checked = time.monotonic()
         while True:
@@ -393,14 +396,14 @@ class Server:
                 ready=True,
                 reason="Stale",
                 answers=len(data.answers),
-                message=f"{len(data.answers)} answers of the last zone; the feeder is away",
+                message=f"{len(data.answers)} answers of the last zone; the feeder is down",
             )
         else:
             status.update(ready=True, message=f"{len(data.answers)} answers", answers=len(data.answers))
 
 
 def _memory() -> int:
-    """Bytes that this process has in memory."""
+    """The memory of this process in bytes."""
     with contextlib.suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     return 0
@@ -411,14 +414,14 @@ def _below(limit: int) -> int:
 
 
 def _prepare_node(config: DnsConfig) -> None:
-    """Raises OSError: an address cannot be had."""
+    """Raises OSError if an address cannot be added."""
     added = host.ensure_addresses(config.addresses())
     if added:
         log.info("address added", addresses=added, device="lo")
     if config.notrack:
         try:
             host.apply_notrack(config.addresses(), config.port)
-        except OSError as err:  # a kernel without the raw hooks: slower, and racy for A with AAAA, but it serves
+        except OSError as err:  # a kernel without the raw hooks: slower, and A and AAAA race, but it answers
             log.warn("no notrack rules; parallel A and AAAA queries may stall", error=str(err))
 
 
@@ -444,12 +447,12 @@ def run(config: DnsConfig) -> None:
     """Serve until SIGTERM; the address and the notrack rules stay. Raises BadConfig and OSError (the address is
     taken)."""
     hold_hangup()
-    host.run_soon()  # the start too: until it is over nobody on the node has names
+    host.run_soon()  # the start too: until it is complete, the node has no DNS
     sources = Sources(config)
     real = sources.load()
     sources.tell(log)
     _prepare_node(real)
     sys.setswitchinterval(SWITCH_SECONDS)
-    gc.freeze()  # what was imported stays
-    gc.set_threshold(GARBAGE)  # hardly anything here is a ring of references: the collector would look in vain
+    gc.freeze()  # imported modules stay in memory
+    gc.set_threshold(GARBAGE)  # there are hardly any reference cycles: the collector would search in vain
     asyncio.run(_main(real, sources))

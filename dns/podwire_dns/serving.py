@@ -1,4 +1,4 @@
-"""Feeder and server of one place in one command: what a container of the Deployment runs.
+"""Feeder and server in one command, for the containers of the Deployment.
 
 SIGTERM ends the server first, after its lame-duck time; SIGHUP goes to both.
 """
@@ -14,7 +14,7 @@ from podwire_base.role.supervisor import Role, Supervisor
 from .config import BadConfig, DnsConfig
 from .sources import Sources
 
-PATIENCE_SECONDS = 10.0  # from the end of what a half does at SIGTERM to SIGKILL
+PATIENCE_SECONDS = 10.0  # seconds from the end of a process's work at SIGTERM to SIGKILL
 
 
 def _feeder(config: DnsConfig) -> None:
@@ -30,13 +30,13 @@ def _server(config: DnsConfig) -> None:
 
 
 def run(config: DnsConfig) -> None:
-    """Until SIGTERM. Raises BadConfig for settings that cannot work, before anything is started."""
+    """Run until SIGTERM. Raises BadConfig for invalid settings, before anything is started."""
     sources = Sources(config)
     lame_duck = sources.load().lame_duck
 
     def reload() -> None:
         nonlocal lame_duck
-        with contextlib.suppress(BadConfig):  # the halves say so, and go on as before
+        with contextlib.suppress(BadConfig):  # both processes log it, and continue as before
             lame_duck = sources.load().lame_duck
 
     def title(name: str) -> tuple[str, ...]:

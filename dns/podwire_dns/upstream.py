@@ -225,7 +225,7 @@ class Forwarder:
         if self._exchange is not None:
             self._exchange.close()
 
-    # Who asks
+    # Callers
 
     def ask(self, key: CacheKey, done: Done) -> None:
         """Calls `done` once, perhaps at once, with the answer, which is also put into the cache. None: no upstream

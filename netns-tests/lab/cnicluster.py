@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .cninode import CniNode, put_node, tell_peer, wait_until
+from .cninode import CniNode, peer_server, put_node, wait_until
 from .fakeapi import FakeApi
 from .netns import Lab, NetNS
 
@@ -28,7 +28,7 @@ class Cluster:
 
     def serve(self, ns: NetNS, address: str) -> int:
         """The port of a server that answers with the client's address; it ends with the test."""
-        return self.servers.enter_context(tell_peer(ns, address))
+        return self.servers.enter_context(peer_server(ns, address))
 
     def pod(self, node: CniNode, name: str, version: str = "1.0.0", **more: Any) -> tuple[NetNS, str]:
         """A new pod and its first address; `more`: keys of the configuration, such as runtimeConfig."""

@@ -194,7 +194,7 @@ class CniNode:
 
 
 @contextlib.contextmanager
-def tell_peer(ns: NetNS, address: str) -> Iterator[int]:
+def peer_server(ns: NetNS, address: str) -> Iterator[int]:
     """A TCP server in `ns` that answers with the client's address; yields its port."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = ns.call(lambda: socket.create_server((address, 0), family=family, dualstack_ipv6=address == "::"))
@@ -219,7 +219,7 @@ def tell_peer(ns: NetNS, address: str) -> Iterator[int]:
 
 
 def ask(ns: NetNS, address: str, port: int, timeout: float = 5) -> str:
-    """The answer of a server of `tell_peer` to a connection from `ns`."""
+    """The answer of a server of `peer_server` to a connection from `ns`."""
 
     def work() -> str:
         with socket.create_connection((address, port), timeout=patient(timeout)) as sock:

@@ -23,7 +23,7 @@ RESET_ANNOTATION = "podwire.io/reset-on-endpoint-removal"
 AFFINITY_SECONDS, DAY = 10800, 86400  # sessionAffinityConfig.clientIP.timeoutSeconds: default and maximum of the API
 NOBODY = ("255.255.255.255/32", f"{'ffff:' * 7}ffff/128")  # source ranges that no packet's address is in
 _METADATA = {"labels": dict, "annotations": dict}
-# What is read below without a look at its type. Addresses, numbers and names are looked at, one by one. The tracker
+# The fields that are read below without a type check. Addresses, numbers and names are checked one by one. The tracker
 # compares an object with this only once reading it has failed: objects that are well need not be looked at twice.
 SERVICE_SHAPE = {
     "metadata": _METADATA,

@@ -1,4 +1,6 @@
-"""Builds every unit that this machine can build; what it cannot is left out, and a text beside says why."""
+"""Builds every unit that this machine can build. A unit that it cannot build is left out, and a text file beside it has
+the reason.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ from .units import (
 
 
 def build(root: Path) -> tuple[list[Unit], list[str]]:
-    """(what was built, warnings). A result of an earlier build never stays beside newer sources."""
+    """(units built, warnings). A result of an earlier build never stays beside newer sources."""
     built, warnings = list[Unit](), list[str]()
     static, no_static = toolchain.find(musl=True, flags=("-static",))
     plain, no_plain = toolchain.find(musl=False, flags=())
@@ -52,13 +54,13 @@ def build(root: Path) -> tuple[list[Unit], list[str]]:
 
 
 def build_program(root: Path, unit: Unit, compiler: str, out: Path, flags: Sequence[str] = STATIC) -> str:
-    """Write `out`; "" or why it cannot be compiled."""
+    """Write `out`; returns "" or why it cannot be compiled."""
     sources = [str(root / unit.folder / source) for source in unit.sources]
     return _write(out, lambda fresh: program_command(compiler, sources, fresh, flags))
 
 
 def build_module(root: Path, unit: Module, compiler: str, out: Path, flags: Sequence[str] = LOADED) -> str:
-    """Write `out`; "" or why it cannot be compiled."""
+    """Write `out`; returns "" or why it cannot be compiled."""
     folder = root / unit.folder
     with tempfile.TemporaryDirectory(prefix="podwire-module-") as work:
         glue = Path(work) / f"{unit.module}.c"
@@ -72,7 +74,7 @@ def build_module(root: Path, unit: Module, compiler: str, out: Path, flags: Sequ
 
 
 def write_glue(folder: Path, unit: Module, compiler: str, glue: Path) -> None:
-    """Write what cffi generates between the interpreter and the unit. Raises CalledProcessError."""
+    """Write cffi's code between the interpreter and the unit. Raises CalledProcessError."""
     import cffi
 
     headers = [header for header in unit.headers if header not in NOT_FOR_PYTHON]
@@ -84,18 +86,18 @@ def write_glue(folder: Path, unit: Module, compiler: str, glue: Path) -> None:
         + f"#define SOURCES_DIGEST {digest(folder, unit.sources)}u\n",
         py_limited_api=True,
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # it says which file it writes
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the file that it writes
         ffi.emit_c_code(str(glue))
 
 
 def declarations(compiler: str, header: Path) -> str:
-    """A header as cffi reads it. Raises CalledProcessError."""
+    """A header in the form that cffi reads. Raises CalledProcessError."""
     done = subprocess.run(preprocess_command(compiler, str(header)), capture_output=True, text=True, check=True)
     return done.stdout
 
 
 def _write(out: Path, command: Callable[[str], Sequence[str]]) -> str:
-    """Compile beside `out` and rename: a program that runs, or a module that is loaded, stays whole."""
+    """Compile beside `out` and rename: a running program, or a loaded module, stays whole."""
     fresh = out.with_name(f".{out.name}.{os.getpid()}")
     why = toolchain.run(command(str(fresh)))
     if why:

@@ -18,15 +18,15 @@ def c_files(root: Path) -> list[Path]:
 
 
 def unformatted(root: Path) -> str:
-    """What clang-format would change, "" for nothing."""
-    tool = Path(sys.executable).with_name("clang-format")  # of the dev extra: one version for everybody
+    """The changes that clang-format would make, "" for none."""
+    tool = Path(sys.executable).with_name("clang-format")  # of the dev extra: one version for all developers
     return toolchain.run([str(tool), "--dry-run", "-Werror", *map(str, c_files(root))], cwd=root)
 
 
 def warned(root: Path, compiler: str) -> str:
-    """What the compiler says about each source; "" for nothing."""
+    """The compiler's warnings about each source; "" for none."""
     sources = [path for path in c_files(root) if path.suffix == ".c"]
-    command = ["-O2", "-fPIC", *WARNINGS, "-c", "-o", "/dev/null"]  # with -O2 gcc sees more than with -fsyntax-only
+    command = ["-O2", "-fPIC", *WARNINGS, "-c", "-o", "/dev/null"]  # with -O2 gcc finds more than with -fsyntax-only
     said = (toolchain.run([compiler, *command, str(source)]) for source in sources)
     return "\n".join(words for words in said if words)
 

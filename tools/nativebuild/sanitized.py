@@ -20,13 +20,13 @@ PARTS = ("app", "base", "cni", "controlplane", "dns", "netns-tests", "proxy", "t
 
 
 def compiler() -> tuple[str | None, str]:
-    """(a compiler that works with both sanitizers, "") or (None, why)."""
+    """(a compiler that works with both sanitizers, "") or (None, the reason)."""
     found, why = toolchain.find(musl=False, flags=SANITIZED)
     return (found, why) if not toolchain.module_problem() else (None, toolchain.module_problem())
 
 
 def build(copy: Path) -> None:
-    """Fill `copy`. Raises RuntimeError where something does not compile."""
+    """Fill `copy`. Raises RuntimeError if something does not compile."""
     tool, why = compiler()
     if tool is None:
         raise RuntimeError(why)
@@ -44,7 +44,9 @@ def build(copy: Path) -> None:
 
 
 def environment(copy: Path) -> Mapping[str, str]:
-    """Of processes that use the copy. Each object of Python's is malloc's: AddressSanitizer knows its bounds."""
+    """The environment of processes that use the copy. Each Python object is allocated with malloc, so AddressSanitizer
+    knows its bounds.
+    """
     tool = str(compiler()[0])
     runtime = subprocess.run([tool, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     return {
@@ -52,14 +54,14 @@ def environment(copy: Path) -> Mapping[str, str]:
         "PYTHONPATH": os.pathsep.join(str(copy / part) for part in PARTS),
         "PYTHONMALLOC": "malloc",
         "LD_PRELOAD": runtime.stdout.strip(),
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",  # an interpreter that ends leaves much behind
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",  # an interpreter leaves much memory allocated at its end
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PODWIRE_PATIENCE": "5",
     }
 
 
 def run_tests(copy: Path, tests: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """pytest in the copy; only tests that need no more than that."""
+    """Run pytest in the copy; only tests that need nothing else."""
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         cwd=copy,

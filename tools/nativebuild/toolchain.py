@@ -1,6 +1,6 @@
-"""Finds compilers that work: a compiler counts as there when it compiles, links and runs one file.
+"""Finds working compilers: a compiler counts only if it compiles, links and runs one file.
 
-On Debian 13, for one, musl-tools comes without binutils: `musl-gcc` is there and cannot compile anything.
+On Debian 13, for example, musl-tools comes without binutils: `musl-gcc` exists and cannot compile anything.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def candidates(*, musl: bool) -> list[str]:
 
 
 def run(command: Sequence[str], cwd: Path | None = None) -> str:
-    """ "" where the command succeeds, else what it said."""
+    """ "" if the command succeeds, else its error output."""
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace", check=False)
     except OSError as err:
@@ -35,7 +35,7 @@ def run(command: Sequence[str], cwd: Path | None = None) -> str:
 
 
 def problem(compiler: str, flags: Sequence[str]) -> str:
-    """Why the compiler does not count as there with these flags, "" where it does; the last line says most."""
+    """Why the compiler does not work with these flags, "" if it works; the last line is the most useful."""
     with tempfile.TemporaryDirectory(prefix="podwire-compiler-") as folder:
         source, out = Path(folder) / "probe.c", Path(folder) / "probe"
         source.write_text(PROBE)
@@ -43,13 +43,13 @@ def problem(compiler: str, flags: Sequence[str]) -> str:
 
 
 def first_line(text: str) -> str:
-    """Of a compiler's words, the line that names the error."""
+    """The line of a compiler's output that names the error."""
     lines = [line.strip() for line in text.splitlines()[1:] if line.strip()] or [text]
     return next((line for line in lines if "error" in line.lower()), lines[0])
 
 
 def find(*, musl: bool, flags: Sequence[str]) -> tuple[str | None, str]:
-    """(the first compiler that works, "") or (None, why each one does not)."""
+    """(the first compiler that works, "") or (None, the reason for each one)."""
     words = []
     for compiler in candidates(musl=musl):
         why = problem(compiler, flags)
@@ -64,18 +64,18 @@ def has_headers() -> bool:
 
 
 def module_problem() -> str:
-    """What the interpreter that builds lacks for modules, "" where it has all."""
+    """What the building interpreter lacks for modules, "" if nothing."""
     if not has_headers():
         return "no Python.h (Debian: python3-dev)"
     return "" if importlib.util.find_spec("cffi") else "no cffi"
 
 
 def packages() -> list[str]:
-    """Debian's packages that a whole build on this machine, by this interpreter, lacks."""
+    """Debian packages that this machine lacks for a complete build with this interpreter."""
     wanted = [] if find(musl=False, flags=())[0] else ["gcc", "libc6-dev"]
     if "musl" not in (find(musl=True, flags=("-static",))[0] or ""):
         wanted.append("musl-tools")
-    if not has_headers() and sys.base_prefix == "/usr":  # any other Python was not made of packages
+    if not has_headers() and sys.base_prefix == "/usr":  # any other Python did not come from packages
         wanted.append(f"python3.{sys.version_info.minor}-dev")
     return wanted
 

@@ -16,8 +16,9 @@ PYTHON_TAG = "cp311"
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """folder: from the root of the source tree, a package's `native`; the result goes to its `bin`. stands_in: what
-    does the work where the unit is not built."""
+    """folder: from the root of the source tree, a package's `native`; the result goes to its `bin`. stands_in: the
+    replacement if the unit is not built.
+    """
 
     name: str
     folder: str
@@ -31,7 +32,7 @@ class Unit:
 
     @property
     def missing(self) -> str:
-        """The path of the text that says why there is no result."""
+        """The path of the text file with the reason why there is no result."""
         return f"{self.folder}/bin/{PurePosixPath(self.name).name.split('.')[0]}.missing"
 
 
@@ -89,7 +90,7 @@ MODULES = (
 NOT_FOR_PYTHON = frozenset({"clock.h", "random.h"})  # cffi does not read these
 
 
-# noseparate-code: one piece of the file, not four, is mapped at each start, and a runtime starts the plugin for every
+# noseparate-code: each start maps one piece of the file instead of four, and a runtime starts the plugin for every
 # call.
 STATIC = ("-O2", "-static", "-Wl,-z,noseparate-code", "-s")
 LOADED = ("-O2", "-s")
@@ -101,7 +102,7 @@ def program_command(compiler: str, sources: Sequence[str], out: str, flags: Sequ
 
 
 def preprocess_command(compiler: str, header: str) -> list[str]:
-    """Writes what cffi reads of a header to stdout."""
+    """Prints the part of a header that cffi reads."""
     return [compiler, "-E", "-P", "-DPODWIRE_CDEF", header]
 
 
@@ -114,7 +115,9 @@ def module_command(
 
 
 def wheel_tag(built: Sequence[Unit], platform: str) -> str | None:
-    """The wheel's tag; None: nothing was built, the wheel is pure. platform: as sysconfig.get_platform() has it."""
+    """The wheel's tag; None: nothing was built, the wheel is pure. platform: in the form of
+    sysconfig.get_platform().
+    """
     if not built:
         return None
     platform = platform.replace("-", "_").replace(".", "_")

@@ -12,19 +12,20 @@ from pathlib import Path
 from podwire_base.kube.loadbalancer import parse as parse_pools
 
 BASE = Path("/run/podwire")
-MARKER = "PODWIRE_CLUSTER"  # environment variable of every process of a cluster: how `down` finds them all
+MARKER = "PODWIRE_CLUSTER"  # environment variable of every process of a cluster; `down` finds the processes by it
 
 
 class BadConfig(Exception):
-    """A setting that cannot be; the text names it and the fix."""
+    """An invalid setting; the text names it and the fix."""
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
     """load_balancer_pool: CIDRs or ranges for Services of type LoadBalancer; None: 32 addresses of the node network.
     upstream_dns: "IP" or "IP#port", as nodes reach them. bridge_nf: net.bridge.bridge-nf-call-iptables of the nodes, -1
-    leaves it as the kernel has it. proxy_backend: what writes the Service rules, one of
-    the proxy's backends.choices()."""
+    leaves the kernel's value. proxy_backend: the backend that writes the Service rules, one of the proxy's
+    backends.choices().
+    """
 
     name: str = "podwire"
     nodes: int = 3
@@ -68,8 +69,9 @@ class ClusterConfig:
                 raise BadConfig(f"{nets[a]} and {nets[b]} overlap: nodes, pods and Services need ranges of their own")
 
     def role_sets(self, backend: Mapping[str, str]) -> tuple[tuple[str, str, str], ...]:
-        """Settings of the nodes' agents: what writes the Service rules (fields of ProxyConfig); /metrics on each node's
-        own lo."""
+        """Settings of the nodes' agents: the backend that writes the Service rules (fields of ProxyConfig); /metrics on
+        each node's own lo.
+        """
         return (
             *(("proxy", field, value) for field, value in backend.items()),
             ("proxy", "metrics_address", "127.0.0.1:10249"),
@@ -105,7 +107,7 @@ class ClusterConfig:
 
     @property
     def gateway(self) -> str:
-        """The switch's own address: the nodes' default route, and where they reach the API."""
+        """The switch's own address: the nodes' default gateway, and the address of the API server."""
         return str(ipaddress.ip_network(self.node_cidr)[1])
 
     def node_address(self, node: str) -> str:
@@ -114,7 +116,8 @@ class ClusterConfig:
     @property
     def balancer_pool(self) -> tuple[str, ...]:
         """The first half of the node network's last quarter, for example 172.30.0.192/27: on the nodes' link, above
-        their own addresses. A small network has none."""
+        their own addresses. A small network has no pool.
+        """
         if self.load_balancer_pool is not None:
             return self.load_balancer_pool
         net = ipaddress.ip_network(self.node_cidr)
@@ -143,7 +146,7 @@ class ClusterConfig:
 
 
 def parse(text: str) -> ClusterConfig | None:
-    """Of `to_json`; None where the text is another."""
+    """Parse the text of `to_json`; None for any other text."""
     try:
         found = json.loads(text)
         return ClusterConfig(

@@ -105,7 +105,7 @@ def _roles(config: ClusterConfig) -> list[Role]:
 
 
 def _import_all() -> None:
-    """Import what every node's roles use before they are forked: they share the pages, and start at once."""
+    """Import the modules of every node's roles before they are forked: they share the pages, and start at once."""
     import pyroute2
 
     import podwire_cni.agent
@@ -127,10 +127,10 @@ def _import_all() -> None:
 
 
 def run(config: ClusterConfig, until_eof: int | None = None) -> None:
-    """Until SIGTERM, SIGINT or the end of `until_eof`; then everything is taken down."""
+    """Run until SIGTERM, SIGINT or the end of `until_eof`; then take everything down."""
     os.environ[MARKER] = str(config.run_dir)
     set_title("podwire", "cluster", config.name)
-    adopt_orphans()  # pods outlive the node agent that started them: they become ours, so that we can reap them
+    adopt_orphans()  # pods outlive the node agent that started them: they become our children, so that we can reap them
     try:
         make_credentials(config)
         network.make_switch(config)
@@ -145,7 +145,7 @@ def run(config: ClusterConfig, until_eof: int | None = None) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """`python -m podwire.cluster.run NAME [--until-eof]`: what `podwire up` starts in the background."""
+    """`python -m podwire.cluster.run NAME [--until-eof]`: the process that `podwire up` starts in the background."""
     from .record import load
 
     config = load(argv[0])

@@ -28,7 +28,7 @@ backend_option = click.option(
     type=click.Choice(backends.choices()),
     default=backends.names()[0],
     show_default=True,
-    help="What writes the nodes' Service rules.",
+    help="Backend that writes the nodes' Service rules.",
 )
 
 
@@ -46,7 +46,7 @@ def free_port(wanted: int) -> int:
 
 
 def interruptible() -> None:
-    """SIGTERM and SIGHUP end a command as SIGINT does: it takes down what it began."""
+    """SIGTERM and SIGHUP end a command as SIGINT does: it takes down what it started."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
 
@@ -65,7 +65,7 @@ def _pool(found: tuple[str, ...]) -> tuple[str, ...] | None:
     default=6443,
     show_default=True,
     type=click.IntRange(1, 65535),
-    help="Port on 127.0.0.1; another one where it is taken.",
+    help="Port on 127.0.0.1; if it is taken, another one is used.",
 )
 @click.option(
     "--upstream-dns", multiple=True, metavar="IP[#PORT]", help="DNS servers, as nodes reach them; repeatable."
@@ -105,7 +105,7 @@ def up(
     except (BadConfig, UpFailed) as error:
         raise Failed(str(error)) from error
     except KeyboardInterrupt:
-        raise Failed("interrupted; everything is taken down again") from None
+        raise Failed("interrupted; taking everything down again") from None
     out.print(f"cluster [bold]{name}[/bold] with {nodes} nodes is ready after {time.monotonic() - begin:.1f} s")
     out.print(f"  export KUBECONFIG={config.kubeconfig}", soft_wrap=True)
     out.print(
@@ -118,7 +118,7 @@ def up(
 @click.command()
 @name_option
 def down(name: str) -> None:
-    """Take the cluster down: processes, namespaces, links and files. Fine to repeat."""
+    """Take the cluster down: processes, namespaces, links and files. It can be repeated."""
     try:
         config = load(name) or ClusterConfig(name=name)
     except BadConfig as error:

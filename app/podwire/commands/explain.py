@@ -1,5 +1,6 @@
-"""`podwire explain` says what the Service rules in a node's kernel do with a packet. `podwire cleanup` removes the
-rules."""
+"""`podwire explain` shows what the Service rules in a node's kernel do with a packet. `podwire cleanup` removes the
+rules.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ OWNERS = {
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A network namespace, and its node's name where it has one."""
+    """A network namespace, and its node's name if it has one."""
 
     path: str
     node: str = ""
@@ -56,7 +57,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """ip: the packet's source. at: where it can be sent from, None for a host that is not ours."""
+    """ip: the packet's source. at: the namespace from which it can be sent, None for a host that is not ours."""
 
     ip: str
     on: Place
@@ -67,7 +68,7 @@ def _node(cluster: str | None, name: str) -> Place:
     cluster = find_cluster(cluster)
     found = load(cluster)
     if found is None:
-        raise Failed(f"no cluster {cluster!r} on this machine; leave --node out to look at this machine itself")
+        raise Failed(f"no cluster {cluster!r} on this machine; leave --node out for this machine itself")
     if name not in found.node_names():
         raise Failed(f"cluster {cluster!r} has no node {name!r}; its nodes are {', '.join(found.node_names())}")
     return Place(network.path_of(found.namespace(name)), name)
@@ -102,7 +103,7 @@ def _first(addresses: tuple[str, ...], v6: bool) -> str:
 
 
 def _source(text: str, cluster: str | None, where: Place, v6: bool) -> Source:
-    """SRC: an address, the word node, or a pod as [namespace/]name or as `podwire get pods -o name` prints it."""
+    """SRC: an address, the word node, or a pod as [namespace/]name or in the form of `podwire get pods -o name`."""
     if text == "node":
         return Source(_first(_addresses(where), v6), where, where)
     if _is_ip(text):
@@ -125,7 +126,7 @@ def _destination(text: str) -> tuple[str, int, str]:
     rest, _, protocol = text.rpartition("/") if text.lower().endswith(("/tcp", "/udp", "/sctp")) else (text, "", "tcp")
     host, colon, port = rest.rpartition(":")
     if not colon or not port.isdigit() or not 0 < int(port) < 65536:
-        raise Failed(f"{text!r}: DST:PORT[/udp] is wanted, as 10.96.0.1:443, [fd00::1]:53/udp or my-service:80")
+        raise Failed(f"{text!r}: expected DST:PORT[/udp], such as 10.96.0.1:443, [fd00::1]:53/udp or my-service:80")
     return host.strip("[]"), int(port), protocol.upper()
 
 
@@ -191,7 +192,7 @@ def _route(place: Place, dst: str) -> str:
 
 
 def _send(at: Place, packet: Packet) -> tuple[str, str]:
-    """(verdict, one line): a real connection or datagram, from the very address that was explained. Raises Failed."""
+    """(verdict, one line) of a real connection or datagram, from the very address that was explained. Raises Failed."""
 
     def work() -> tuple[str, str]:
         kind = socket.SOCK_DGRAM if packet.protocol == "UDP" else socket.SOCK_STREAM
@@ -238,11 +239,13 @@ def _lines(place: Place, packet: Packet, found: Explanation) -> Iterator[str]:
 @click.option(
     "--node", help="A node of the cluster on this machine. Default: the node of the pod SRC, else this machine."
 )
-@click.option("--netns", type=click.Path(exists=True), help="Look at the node in this network namespace.")
+@click.option("--netns", type=click.Path(exists=True), help="Use the node in this network namespace.")
 @cluster_option
 @former_name
-@click.option("--interface", default="", help="Where the packet comes into the node (for detectors by interface).")
-@click.option("--send", is_flag=True, help="Send a real packet and see.")
+@click.option(
+    "--interface", default="", help="Interface on which the packet enters the node (for detectors by interface)."
+)
+@click.option("--send", is_flag=True, help="Also send a real packet and compare.")
 @kubeconfig_option
 def explain_(
     src: str,
@@ -254,7 +257,7 @@ def explain_(
     send: bool,
     kubeconfig: str | None,
 ) -> None:
-    """Say what becomes of a packet from SRC to DST:PORT[/udp], by the rules that are in the kernel now.
+    """Show what the rules in the kernel do with a packet from SRC to DST:PORT[/udp].
 
     SRC: an address, "node", or a pod as [namespace/]name or pod/name. DST: an address, or a Service as
     [namespace/]name.
@@ -266,7 +269,7 @@ def explain_(
             named = load(cluster) if cluster else None
             services, slices = _objects(str(named.kubeconfig) if named else find_kubeconfig(kubeconfig))
         except Failed:
-            if not _is_ip(host):  # else the kernel alone tells enough
+            if not _is_ip(host):  # without the API, the kernel's rules are enough
                 raise
     ip = normal_ip(host) if _is_ip(host) else _resolve(host, services)
     source = _source(src, cluster, _place(cluster, node, netns), ":" in ip)
@@ -292,7 +295,7 @@ def explain_(
 
 
 @click.command("cleanup")
-@click.option("--dry-run", is_flag=True, help="List what would be removed, and what others left.")
+@click.option("--dry-run", is_flag=True, help="List what would be removed, and rules of other programs.")
 @click.option("--node", help="A node of the cluster on this machine. Default: this machine.")
 @click.option("--netns", type=click.Path(exists=True), help="Clean up in this network namespace.")
 @cluster_option
@@ -300,7 +303,7 @@ def explain_(
 def cleanup(dry_run: bool, node: str | None, netns: str | None, cluster: str | None) -> None:
     """Remove all rules of the Service proxy from a node's kernel. Services stop being served there.
 
-    Stop the proxy first: one that runs puts its rules back.
+    Stop the proxy first: a running proxy writes its rules again.
     """
     place = _place(cluster, node, netns)
     try:

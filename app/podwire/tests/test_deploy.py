@@ -54,7 +54,7 @@ def test_all_of_them_are_looked_at() -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
 def test_kubernetes_schemas_take_every_object(folder: Path) -> None:
-    """Strictly: a field that the schema does not have is an error, too."""
+    """Strictly: a field that the schema does not have is an error."""
     objects = kustomize.build(folder)
     for obj in objects:
         kubernetes_validate.validate(obj, VERSION, strict=True)
@@ -78,7 +78,7 @@ def test_our_own_api_server_takes_what_it_knows(folder: Path) -> None:
 
 
 def _sorted(value: Any) -> Any:
-    """Lists of named things in one order: patches of kustomize put new items first."""
+    """Lists of named items in one order: patches of kustomize put new items first."""
     if isinstance(value, dict):
         return {key: _sorted(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -133,7 +133,7 @@ def test_images_and_commands_are_this_versions(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
 def test_every_setting_is_a_flag(folder: Path) -> None:
-    """A variable that nobody reads would be a setting that does nothing."""
+    """A variable that no code reads would be a setting without effect."""
     flags = "".join(CliRunner().invoke(cli, [command, "--help"]).output for command in ("agent", "install"))
     flags = flags.replace("\n", "").replace(" ", "")
     for obj in kustomize.build(folder):
@@ -146,7 +146,7 @@ def test_every_setting_is_a_flag(folder: Path) -> None:
                 for o in objects
                 if o["kind"] == "ClusterRoleBinding" and o["subjects"][0]["name"] == "podwire"
             }
-            assert set(roles) == granted, "who does not run gets no rights"
+            assert set(roles) == granted, "a role that does not run gets no rights"
 
 
 def test_addresses_agree_in_all_places() -> None:
@@ -206,7 +206,7 @@ def test_the_dns_deployment_is_reached_by_its_service() -> None:
     data = named(objects, "ConfigMap", "podwire-settings")["data"]
     for word in container["args"]:
         if "$(" in word:
-            assert word.partition("$(")[2].rstrip(")") in data, "the kubelet puts these in"
+            assert word.partition("$(")[2].rstrip(")") in data, "the kubelet adds these"
     served, notes = corefile.apply(
         named(objects, "ConfigMap", "podwire-dns")["data"]["Corefile"], DnsConfig("n", None, Path("/run/podwire"))
     )
@@ -221,10 +221,12 @@ def test_load_balancers_on_a_stock_cluster(folder: str) -> None:
     assert "lb" in named(objects, "ConfigMap", "podwire-settings")["data"]["PODWIRE_ROLE"].split()
     config = named(objects, "ConfigMap", loadbalancer.CONFIG_NAME)
     assert loadbalancer.is_config(config), "found by its name, which carries no hash"
-    assert loadbalancer.parse(config) == (loadbalancer.Pools(), []), "nothing is given before somebody says what"
+    assert loadbalancer.parse(config) == (loadbalancer.Pools(), []), (
+        "no address is allocated before a pool is configured"
+    )
     deployment = named(objects, "Deployment", "podwire-load-balancer")["spec"]
     assert (deployment["replicas"], deployment["strategy"]["type"]) == (1, "Recreate"), (
-        "two would give what the other gives"
+        "two controllers would allocate the same addresses"
     )
     pod, (controller,) = deployment["template"]["spec"], deployment["template"]["spec"]["containers"]
     assert pod["securityContext"]["runAsNonRoot"] and controller["securityContext"]["capabilities"] == {"drop": ["ALL"]}
@@ -240,7 +242,7 @@ def test_load_balancers_on_a_stock_cluster(folder: str) -> None:
     }
     assert named(objects, "ServiceAccount", "podwire-load-balancer")["metadata"]["name"] == account
     for role in (o for o in objects if o["kind"] == "ClusterRole"):
-        assert not any("configmaps" in rule["resources"] for rule in role["rules"]), "no one sees all ConfigMaps"
+        assert not any("configmaps" in rule["resources"] for rule in role["rules"]), "no role can read all ConfigMaps"
 
 
 def test_the_migration_page_names_what_there_is() -> None:

@@ -49,8 +49,7 @@ ADDED_BY_PROMETHEUS = {"le", "instance", "job"}
 
 
 def code(page: Path) -> Iterator[str]:
-    """Everything that is set as code: fenced and indented lines, and spans in backticks (which may run over a line's
-    end)."""
+    """All code on a page: fenced and indented lines, and spans in backticks (which may continue on the next line)."""
     prose, fenced = [], False
     for line in page.read_text().splitlines():
         if line.startswith("```"):
@@ -63,7 +62,7 @@ def code(page: Path) -> Iterator[str]:
 
 
 def calls(text: str) -> Iterator[list[str]]:
-    """The words behind each `podwire`, up to where its own arguments end."""
+    """The words after each `podwire`, up to the end of its own arguments."""
     for found in re.finditer(r"(?<![\w.=-])podwire +(?=[a-z-])([^|;&#`)]*)", text):
         before = text[: found.start()].split()
         if not before or before[-1] not in {"ip", "ip6", "table", "bridge", "-l", "tables"}:
@@ -71,12 +70,12 @@ def calls(text: str) -> Iterator[list[str]]:
 
 
 def unknown(words: list[str]) -> str:
-    """What of these the command line has not; "" if it has everything."""
+    """The first of these words that the command line does not know; "" if it knows all."""
     command: click.Command = cli
     context = click.Context(cli)
     for index, word in enumerate(words):
         if word == "--":
-            return ""  # the rest is another program's
+            return ""  # the rest belongs to another program
         if isinstance(command, click.Group) and re.fullmatch(r"[a-z-]+,?", word) and not word.startswith("-"):
             below = command.get_command(context, word.rstrip(","))
             if below is None:
@@ -151,7 +150,7 @@ NAMED = re.compile(
 
 
 def named(path: str, name: str) -> bool:
-    """Whether the file is there, and has a function, class or method `name` ("Class.method")."""
+    """Whether the file exists, and has a function, class or method `name` ("Class.method")."""
     if not (ROOT / path).is_file():
         return False
     body: list[ast.stmt] = ast.parse((ROOT / path).read_text()).body if name else []
@@ -212,14 +211,14 @@ def test_the_changelog_has_the_form_it_names() -> None:
     for part in re.split(r"^## .+$", text, flags=re.M)[1:]:
         sections = re.findall(r"^### (.+)$", part, re.M)
         assert sections == [each for each in ("Added", "Changed", "Fixed", "Security") if each in sections]
-        assert "- " not in part.partition("###")[0]  # every change stands in a section
+        assert "- " not in part.partition("###")[0]  # every change is in a section
 
 
 # Metrics
 
 
 def exposed(page: str) -> dict[str, tuple[str, set[str]]]:
-    """Name -> (type, labels) of what stands on a page of /metrics."""
+    """Name -> (type, labels) of the metrics on a page of /metrics."""
     found = {name: (kind, set[str]()) for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", page, re.M)}
     for name, labels in re.findall(r"^([a-z_]+)(?:\{(.*)\})? \S+$", page, re.M):
         family = name if name in found else re.sub(r"_(bucket|sum|count)$", "", name)
@@ -313,8 +312,7 @@ def test_an_expression_that_cannot_work_is_found(wrong: str) -> None:
 
 
 def test_the_dashboard_can_be_imported() -> None:
-    """What Grafana needs: numbers of panels are different, no panel lies on another, each asks the chosen data
-    source."""
+    """Grafana's requirements: panels have different numbers, do not overlap, and use the chosen data source."""
     board = json.loads((ROOT / "docs/grafana/podwire.json").read_text())
     assert board["schemaVersion"] >= 39
     assert [v["type"] for v in board["templating"]["list"]] == ["datasource", "query"]
@@ -336,7 +334,7 @@ def test_the_dashboard_can_be_imported() -> None:
 
 
 def rules(backend: str) -> str:
-    """Rules of a Service that has everything, as the backend would write them."""
+    """Rules of a Service with every feature, as the backend would write them."""
     whole = table.everything(
         sessionAffinity="ClientIP",
         sessionAffinityConfig={"clientIP": {"timeoutSeconds": 60}},
@@ -358,13 +356,13 @@ def test_a_drawing_names_chains_and_maps_as_they_are(backend: str) -> None:
     ]
     written = rules(backend)
     assert len(names) > 8
-    for name in names:  # of "sources-…" only the beginning is the same for all Services
+    for name in names:  # only the beginning of "sources-…" is the same for all Services
         assert re.search(rf"(?<![\w-]){re.escape(name.rstrip('…N'))}", written), name
 
 
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 def test_a_drawing_shows_every_step_and_keeps_its_frames(backend: str) -> None:
-    """A step's number is not hidden by a box that is drawn later; boxes lie inside their node with room around them."""
+    """No later box hides a step's number; boxes lie inside their node with room around them."""
 
     def box(each: ElementTree.Element) -> tuple[float, ...]:
         x, y, wide, high = (float(each.get(key, "0")) for key in ("x", "y", "width", "height"))

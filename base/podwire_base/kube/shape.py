@@ -1,7 +1,7 @@
 """The shape of an object as a converter reads it: which fields are maps, lists and texts. Pure.
 
 It tells whose fault it is that an object cannot be converted: where the object has its shape, the converter has a bug.
-A field that is absent or null fits. ANY fits everything: the converter looks for itself and names what is wrong.
+A field that is absent or null fits. ANY fits everything: the converter checks the value and names the problem.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NAMES: dict[Any, str] = {dict: "a map", list: "a list", str: "a text"}
 
 
 class Misshapen(ValueError):
-    """The object's fault; the text names the field, what it should be and what it is."""
+    """The object is malformed; the text names the field, the expected type and the value."""
 
 
 def require(value: Any, shape: Shape, where: str = "") -> None:
@@ -41,7 +41,7 @@ def require(value: Any, shape: Shape, where: str = "") -> None:
 
 
 def misshapen(value: Any, shape: Shape) -> str:
-    """What is wrong with the object; "" where nothing is."""
+    """The problem of the object; "" if there is none."""
     try:
         require(value, shape)
     except Misshapen as err:

@@ -1,8 +1,8 @@
-"""Bugs of our own in a role that goes on: logged as bugs, with the traceback the first time.
+"""Bugs of our own in a role that continues: logged as bugs, with the traceback the first time.
 
-A bug is an exception that no code expects. Whatever it hit (one object, one call) is passed over; the role serves the
-others. A watch repeats an object often, so each kind of bug (its type and the line that raised it) has its traceback
-logged once.
+A bug is an exception that no code expects. The object or call that caused it is skipped; the role serves the others. A
+watch repeats an object often, so the traceback of each kind of bug (its type and the line that raised it) is logged
+once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _told: set[tuple[str, str, int]] = set()
 
 
 def report(log: Logger, event: str, err: BaseException, **fields: Any) -> None:
-    """event: what was being done. fields: name the object or the call."""
+    """event: the activity that failed. fields: name the object or the call."""
     last = traceback.extract_tb(err.__traceback__)[-1:]
     kind = (type(err).__name__, last[0].filename if last else "", (last[0].lineno or 0) if last else 0)
     if kind in _told:

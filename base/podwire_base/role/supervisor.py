@@ -1,7 +1,7 @@
 """A process with a child per role: forks them, restarts them with back-off, stops them together.
 
 Forking (not exec) means that a node's roles share the imported code, and that a restart takes milliseconds. A crashed
-role never delays another; what it left in the kernel goes on working meanwhile. When the supervisor itself is killed,
+role never delays another, and its state in the kernel keeps working meanwhile. When the supervisor itself is killed,
 the kernel sends SIGTERM to its children.
 """
 
@@ -28,12 +28,12 @@ from .title import set_title
 log = logs.get("supervisor")
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 STOP_SECONDS = 3.0
-GOOD_SECONDS = 10.0  # that a role lives until its failures are forgotten
+GOOD_SECONDS = 10.0  # seconds that a role must run until its failures are forgotten
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent ended, in place of PID 1 (PR_SET_CHILD_SUBREAPER)."""
+    """Become the parent of descendants whose own parent ended, instead of PID 1 (PR_SET_CHILD_SUBREAPER)."""
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
@@ -48,9 +48,10 @@ def reap_all(seconds: float = STOP_SECONDS) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """run: blocks until SIGTERM. log: file of its output; None: ours. netns: path of a network namespace to run in.
-    title: what `ps` shows behind "podwire" (default: the name). grace: seconds from SIGTERM to SIGKILL, asked when it
-    is to stop."""
+    """run: blocks until SIGTERM. log: file for its output; None: ours. netns: path of a network namespace to run in.
+    title: the words that `ps` shows after "podwire" (default: the name). grace: returns the seconds from SIGTERM to
+    SIGKILL; called when the role is to stop.
+    """
 
     name: str
     run: Callable[[], None]
@@ -78,9 +79,9 @@ class _Child:
 class Supervisor:
     """`run()` blocks until SIGTERM or SIGINT, or until `until_eof` (a descriptor) is closed at its other end.
 
-    state: file that says which process is which role; None: no file. passed_on: signals that go to every role, each
-    with what is to be done here first. A role starts with them blocked and unblocks them when it can take them.
-    in_turn: at the end each role has ended before the next one is told to.
+    state: file with the process of each role; None: no file. passed_on: signals that are forwarded to every role, each
+    with a function to call here first. A role starts with them blocked and unblocks them when it can handle them.
+    in_turn: at the end, each role must have ended before the next one gets SIGTERM.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             for number in (*STOP_SIGNALS, signal.SIGCHLD, *self.passed_on):
                 signal.signal(number, signal.SIG_DFL)
-            os.environ.pop(NOTIFY, None)  # the service manager hears of us, not of each role
+            os.environ.pop(NOTIFY, None)  # the service manager gets messages from us, not from each role
             set_title("podwire", *(role.title or (role.name,)))
             _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:
@@ -231,7 +232,7 @@ class Supervisor:
             self.state.unlink(missing_ok=True)
 
     def _stop(self, group: Sequence[_Child]) -> None:
-        """SIGTERM to all of them, then SIGKILL to those that are still there after their grace."""
+        """SIGTERM to all of them, then SIGKILL to those that still run after their grace period."""
         end = time.monotonic() + max((child.role.grace() for child in group), default=0.0)
         for number in (signal.SIGTERM, signal.SIGKILL):
             _kill(group, number)
@@ -249,7 +250,7 @@ def _kill(children: Sequence[_Child], number: signal.Signals) -> None:
 
 
 def read_state(path: Path) -> dict[str, dict[str, int]]:
-    """role -> {"pid", "restarts"} as a supervisor last wrote it; {} where there is none."""
+    """role -> {"pid", "restarts"} as a supervisor last wrote it; {} if there is none."""
     try:
         found: dict[str, dict[str, int]] = json.loads(path.read_text())["roles"]
         return found

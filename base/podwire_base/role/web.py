@@ -1,8 +1,8 @@
-"""What a role says of itself over HTTP: /metrics, /healthz, /ready and the like, on as many addresses as are asked for.
+"""A role's HTTP pages: /metrics, /healthz, /ready and the like, on any number of addresses.
 
-Small enough to need no web framework: GET and HEAD, one request a connection. The sockets are read and written without
-asyncio's transports, since asyncio forgets a connection that it has accepted but not yet given a transport when its
-server closes; here each accepted connection has a task at once, and the kernel resets those that nobody accepted.
+It is small enough to need no web framework: GET and HEAD, one request per connection. It does not use asyncio's
+transports: when an asyncio server closes, it forgets a connection that it has accepted but that has no transport yet.
+Here each accepted connection has a task at once, and the kernel resets those that were not accepted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from . import logs
 
 log = logs.get("web")
 SECONDS, LARGEST = 5.0, 8192  # that a request may take; bytes of its head
-LEAVING = 1.0  # seconds that a site which goes gives to answers under way
+LEAVING = 1.0  # seconds that a closing site gives to answers in progress
 AGAIN = 1.0  # seconds until a process without free descriptors tries to accept again
 PLAIN, JSON = "text/plain; charset=utf-8", "application/json; charset=utf-8"
 
@@ -41,8 +41,8 @@ async def serve(address: str, pages: Mapping[str, Page], *, shared: bool = False
     """Listen on "host:port" ("[::1]:8080"; ":8080" for all addresses of both families). Raises OSError: the port is
     taken, or the address is not ours.
 
-    pages: by path; the page "" stands for every path that has none. shared: others with this flag may have the port
-    too, so that a new process can start before the old one ends.
+    pages: by path; the page "" is used for every other path. shared: other sockets with this flag may use the port too,
+    so that a new process can start before the old one ends.
     """
     host, _, port = address.rpartition(":")
     sockets: list[socket.socket] = []
@@ -92,19 +92,21 @@ class Site:
         self._sockets, self._pages = sockets, pages
         self._loop = asyncio.get_running_loop()
         self._talks: set[asyncio.Task[None]] = set()
-        self._answering: set[asyncio.Task[None] | None] = set()  # those of them that have their request
+        self._answering: set[asyncio.Task[None] | None] = set()  # connections whose request has arrived
         for sock in sockets:
             self._loop.add_reader(sock, self._accept, sock)
 
     def close(self) -> None:
-        """Take no more requests; those under way are answered."""
+        """Accept no more requests; those in progress are answered."""
         for sock in self._sockets:
             self._loop.remove_reader(sock)
             sock.close()
         self._sockets = []
 
     async def cleanup(self) -> None:
-        """The same, and wait for the answers under way, for a second; who has not asked yet is not waited for."""
+        """The same, and wait up to a second for answers in progress; connections without a request are not waited
+        for.
+        """
         self.close()
         await asyncio.sleep(0)  # a connection that was accepted in this turn reads its request
         for talk in self._talks - self._answering:
@@ -121,7 +123,7 @@ class Site:
             if err.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 self._loop.remove_reader(sock)
                 self._loop.call_later(AGAIN, self._go_on, sock)
-            return  # else the client went before it was accepted
+            return  # else the client disconnected before it was accepted
         connection.setblocking(False)
         talk = self._loop.create_task(self._talk(connection))
         self._talks.add(talk)
@@ -167,13 +169,13 @@ class Site:
         try:
             answer = page()
             return await answer if inspect.isawaitable(answer) else answer
-        except Exception as err:  # ours: the client hears of it, and the log says where
+        except Exception as err:  # our bug: the client gets an error, and the log has the place
             log.error("a page failed", path=path, error=repr(err), trace=traceback.format_exc(limit=-3))
-            return Answer(500, "this page failed; the log says why\n")
+            return Answer(500, "this page failed; see the log\n")
 
 
 async def took(address: str, path: str) -> float | None:
-    """Seconds that a page of our own took; None where it did not come with status 200."""
+    """The seconds that one of our own pages took; None if it did not come with status 200."""
     host, _, port = address.rpartition(":")
     begin = asyncio.get_running_loop().time()
     try:

@@ -137,7 +137,7 @@ def test_connections_notice_that_the_other_end_lost_its_power(monkeypatch: pytes
 
 
 def test_no_answer_a_refusal_and_a_strange_answer_are_three_types(dead: str) -> None:
-    """What is none of them is a bug of ours, and is not caught with them."""
+    """Any other exception is a bug of ours, and is not caught with these."""
 
     async def strange(asked: Request, link: Link) -> None:
         if asked.path == "/refused":

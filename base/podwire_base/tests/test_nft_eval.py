@@ -1,4 +1,4 @@
-"""Rules that run on paper: hooks by priority, verdicts, jumps, NAT, every random draw."""
+"""Evaluation of rules in memory: hooks by priority, verdicts, jumps, NAT, every random choice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rule's reason is read from its comment, and nothing that a name may hold can be taken for one."""
+"""A rule's reason is read from its comment, and no part of a name can be mistaken for one."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def test_roles_end_when_the_supervisor_is_killed(start: Callable[..., Running]) 
 
 
 def test_roles_end_in_turn_and_hear_the_signals_that_are_passed_on(tmp_path: Path) -> None:
-    """As feeder and server of the DNS do: one that serves on after SIGTERM still has the other."""
+    """Like feeder and server of the DNS: the server still has the feeder while it answers after SIGTERM."""
     program = """
 import os, signal, sys, time
 from pathlib import Path

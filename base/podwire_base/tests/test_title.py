@@ -1,4 +1,4 @@
-"""What `ps` shows of a process, and that its environment stays whole."""
+"""A process's title in `ps`; its environment stays unchanged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ for name in ("comm", "cmdline", "environ"):
 )
 def test_the_title_fits_into_the_arguments_and_the_environment_stays(role: str, node: str) -> None:
     environment = {"PODWIRE_CLUSTER": "/run/podwire/x", "LONG": "y" * 3000}
-    # The arguments are the room: the second title is longer than the first words are.
+    # The room is that of the arguments: the second title is longer than the first arguments.
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, role, node], env=environment, capture_output=True, check=True, timeout=60
     )

@@ -1,4 +1,4 @@
-"""The page server, asked over real sockets."""
+"""The page server, with requests over real sockets."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_head_that_is_too_long_or_never_ends(monkeypatch: pytest.MonkeyPatch) 
             for said in (b"GET /" + b"x" * 2 * web.LARGEST, b"GET /health HTTP/1.1\r\n"):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(said)
-                with contextlib.suppress(ConnectionResetError):  # of what was sent, not all was read
+                with contextlib.suppress(ConnectionResetError):  # the server has not read all data
                     assert await asyncio.wait_for(reader.read(), patient(20)) == b""
                 writer.close()
 

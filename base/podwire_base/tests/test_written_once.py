@@ -1,7 +1,7 @@
-"""What two rooms need is written once, in base: the tree's syntax is searched for second definitions.
+"""Code that two packages need is defined once, in base: the syntax trees are searched for second definitions.
 
-A row of ONCE names a thing, how its definition looks in a syntax tree, its home, and the files that have one of their
-own, each with the reason. Test modules are not searched: they may judge the code by a second definition.
+A row of ONCE names a definition, its form in a syntax tree, its home, and the files that have their own, each with the
+reason. Test modules are not searched: they may check the code with a second definition.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 PLACES = ("app", "base", "cni", "controlplane", "dns", "proxy", "netns-tests/lab", "bench", "vagrant")
-# What a definition may be; all other nodes (names, expressions) are passed over at once.
+# The nodes that may be definitions; all others (names, expressions) are skipped at once.
 KINDS = (ast.Call, ast.Constant, ast.Attribute, ast.ClassDef, ast.FunctionDef, ast.Subscript, ast.Assign, ast.AnnAssign)
 KERNEL = "base/podwire_base/kernel/"
 ROLE = "base/podwire_base/role/"
@@ -25,8 +25,9 @@ SHIM = "controlplane/podwire_node/shim.py"
 
 
 class Once(NamedTuple):
-    """homes: file -> number of definitions there. second: a definition that must be found where it is not at home.
-    excused: file -> why it has one of its own."""
+    """homes: file -> number of definitions there. second: a definition that must be found outside its home. excused:
+    file -> why it has its own.
+    """
 
     what: str
     is_one: Callable[[ast.AST], bool]
@@ -62,7 +63,7 @@ def _class(*names: str) -> Callable[[ast.AST], bool]:
 
 
 def _assigned(*names: str) -> Callable[[ast.AST], bool]:
-    """A name of a module or a class, given a value there; importing it is none."""
+    """A name of a module or a class that gets a value there; an import does not count."""
 
     def is_one(node: ast.AST) -> bool:
         targets = (
@@ -113,7 +114,7 @@ def _renames(node: ast.AST) -> bool:
 
 
 def _text(start: str) -> Callable[[ast.AST], bool]:
-    """A string, or the first part of one, that begins so."""
+    """A string, or the first part of one, that begins with this text."""
     return lambda node: isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(start)
 
 
@@ -285,7 +286,7 @@ ONCE = [*KERNEL_HALF, *ROLE_HALF]
 
 @functools.cache
 def trees() -> Mapping[str, tuple[ast.AST, ...]]:
-    """Of every searched file the nodes that may define something."""
+    """For every searched file, the nodes that may define something."""
     return {
         str(path.relative_to(ROOT)): tuple(
             node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, KINDS)

@@ -34,7 +34,7 @@ class FakeKernel:
             done.append(op)
         self.applied.append(tuple(ops))
 
-    def wire(self, pod: PodPlan, pod_fd: int) -> None:
+    def attach_pod(self, pod: PodPlan, pod_fd: int) -> None:
         self.apply(pod.plan.ops, pod_fd)
 
     def _one(self, op: Op) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podwire_cni import overlay
-from podwire_cni.overlay import Encapsulation, NextHop, Wires
+from podwire_cni.overlay import Encapsulation, NextHop, PeerRoutes
 from podwire_cni.routes import Cluster, Peer
 from podwire_cni.types import IPAddress, IPNetwork
 
@@ -58,7 +58,11 @@ def test_each_peer_is_reached_as_it_can_be(
 
 def test_the_largest_header_in_use_counts() -> None:
     both = {PODS: NextHop(VIA, "podwire-vxlan"), PODS6: NextHop(VIA6, "podwire-vxlan6")}
-    assert [Wires({PODS: NextHop(NEAR)}).overhead, Wires({PODS: both[PODS]}).overhead, Wires(both).overhead] == [
+    assert [
+        PeerRoutes({PODS: NextHop(NEAR)}).overhead,
+        PeerRoutes({PODS: both[PODS]}).overhead,
+        PeerRoutes(both).overhead,
+    ] == [
         0,
         50,
         70,
@@ -66,7 +70,7 @@ def test_the_largest_header_in_use_counts() -> None:
 
 
 def test_an_end_speaks_from_the_node_s_address_where_the_node_has_it() -> None:
-    wires = Wires({PODS: NextHop(VIA, "podwire-vxlan"), PODS6: NextHop(VIA6, "podwire-vxlan6")})
+    wires = PeerRoutes({PODS: NextHop(VIA, "podwire-vxlan"), PODS6: NextHop(VIA6, "podwire-vxlan6")})
     four, six = overlay.tunnels(wires, "n1", 1500, (OWN, OWN6), {OWN}, ())
     assert (four.local, four.mtu, six.local, six.mtu) == (OWN, 1450, None, 1430)
     assert four.mac == six.mac == overlay.tunnel_mac("n1")

@@ -155,5 +155,5 @@ def test_only_a_pod_with_ipv6_is_tried_again_with_it(
         [(ranges[0].start + 5, ranges[0]) for ranges in node.ranges],
     )
     with contextlib.nullcontext() if again else pytest.raises(CNIError):
-        kernel.wire(pod, 3)
+        kernel.attach_pod(pod, 3)
     assert applied == (list(with_ipv6(pod.plan.ops)) if again else [])

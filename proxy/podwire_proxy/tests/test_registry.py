@@ -104,7 +104,7 @@ def test_a_third_backend_goes_through_the_driver(toy: Toy, monkeypatch: pytest.M
     proxier = backends.proxier(s.INFO, choice="toy")
     done = proxier.sync(tracker.dataplane, None)
     assert (done.full, done.elements) == (True, len(tracker.dataplane.frontends))
-    assert proxier.flows.pending, "flows are looked for after the first sync"
+    assert proxier.flows.pending, "flows are checked after the first sync"
     assert not proxier.unswept
     proxier.sweep_rules()
     assert proxier.watch() == []
@@ -124,7 +124,7 @@ def test_a_third_backend_goes_through_the_driver(toy: Toy, monkeypatch: pytest.M
     assert live.place == "a toy"
     assert backends.existing() == [f"{len(tracker.dataplane.frontends)} toys"] * 2
     assert backends.retire(proxier) == [f"{len(tracker.dataplane.frontends)} toys", "an older toy"]
-    assert backends.foreign()[0].findings == ("a toy of somebody else",)
+    assert backends.foreign()[0].findings == ("a foreign toy",)
     proxier.close()
     assert toy.chest.closed
     assert backends.cleanup() == [f"{len(tracker.dataplane.frontends)} toys"]

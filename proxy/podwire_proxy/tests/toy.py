@@ -220,4 +220,4 @@ class Toy:
         """Nothing is idle."""
 
     def foreign(self) -> Foreign:
-        return Foreign(findings=("a toy of somebody else",))
+        return Foreign(findings=("a foreign toy",))

@@ -1,4 +1,6 @@
-"""The build leaves out what it cannot compile, says why, and keeps nothing of older sources; the wheel's tag fits."""
+"""The build leaves out a unit that it cannot compile, records the reason, and keeps nothing of older sources; the
+wheel's tag fits.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,7 @@ def test_without_a_compiler_all_is_left_out_and_says_so(copy: Path, monkeypatch:
 
 
 def test_a_compiler_that_cannot_link_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """musl-gcc of Debian 13 without binutils."""
+    """As musl-gcc of Debian 13 without binutils."""
     good = shutil.which("cc") or shutil.which("gcc")
     if good is None:
         pytest.skip("no C compiler")
@@ -70,7 +72,7 @@ def test_a_compiler_that_cannot_link_is_passed_over(tmp_path: Path, monkeypatch:
     tool(tmp_path / "bin", "gcc", f'exec {good} "$@"')
     monkeypatch.setenv("PATH", f"{tmp_path}/bin")
     assert toolchain.candidates(musl=True) == ["musl-gcc", "gcc"]
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")  # the good one needs its linker
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")  # the working one needs its linker
     monkeypatch.setattr(toolchain, "candidates", lambda *, musl: ["musl-gcc", "gcc"])
     assert toolchain.find(musl=True, flags=()) == ("gcc", "")
 

@@ -1,4 +1,4 @@
-"""`make lint` looks at every C file, and finds one that is not formatted or compiles with a warning."""
+"""`make lint` checks every C file, and finds one that is not formatted or compiles with a warning."""
 
 from __future__ import annotations
 

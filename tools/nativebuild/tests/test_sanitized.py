@@ -37,7 +37,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.long
 def test_the_sanitizers_find_what_they_are_for(copy: Path) -> None:
-    """That they are there and look at the module: a result that is too small is written over."""
+    """The sanitizers are active and check the module: this test writes beyond a result that is too small."""
     code = (
         "from podwire_cni.native import attach as a; m = a.library().module; small = m.ffi.new('char[8]')\n"
         "m.lib.attach_run(-1, 0, -1, -1, b'', 0, m.ffi.cast('struct attach_result *', small))"
@@ -58,7 +58,7 @@ def test_they_find_nothing_in_the_modules(copy: Path, tests: str) -> None:
 
 @pytest.mark.long
 def test_they_find_nothing_in_the_plugin_binary(copy: Path, tmp_path: Path) -> None:
-    """Whole and spoiled configurations; no agent listens, so each call ends with an answer of the program itself."""
+    """Valid and corrupted configurations; no agent listens, so each call ends with the program's own answer."""
     rand = random.Random(7)
     whole = (
         b'{"cniVersion":"1.0.0","name":"n","type":"podwire-cni","socket":"/nowhere/\\"s","standalone":false,'

@@ -1,9 +1,9 @@
-"""What the rules of a hook do with a packet: expressions run on paper, every random draw followed. Pure.
+"""Computes what the rules of a hook do with a packet: it evaluates expressions in memory and follows every random
+choice. Pure.
 
-Runs over TableDumps whose rules carry their expressions (a FakeConnection's, or read back with `exprs=True`). Which
-chains a hook has and in which order they run is read from the tables: base chains by priority; "drop" and "reject" end
-the packet's way, "accept" goes on to the next base chain, and once a NAT chain translated the hook's other NAT chains
-are passed over.
+It reads TableDumps whose rules carry their expressions (a FakeConnection's, or read back with `exprs=True`). The tables
+determine the chains of a hook and their order: base chains by priority. "drop" and "reject" end the packet's path,
+"accept" continues in the next base chain, and once a NAT chain has translated, the hook's other NAT chains are skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .objects import INTERVAL_END, Chain, Rule, Set, Value, host32, show
 CT_NEW = 8  # conntrack state: the first packet of a flow
 IPS_DST_NAT = 1 << 5  # conntrack status: this flow's destination was translated
 SYN = 2
-_PORTS_AND_FLAGS = 14  # bytes of a transport header, as far as rules look into it
+_PORTS_AND_FLAGS = 14  # bytes of a transport header that rules may read
 _ADDRESSES = {
     "ip": (12, 16, 4, 20),
     "ip6": (8, 24, 16, 40),
@@ -47,7 +47,7 @@ class Headers:
         return int.from_bytes(self.transport[2:4], "big")
 
     def to(self, address: bytes, port: int) -> Headers:
-        """The same with another destination."""
+        """The same packet with another destination."""
         _, at, size, _ = _ADDRESSES["ip" if len(self.network) == 20 else "ip6"]
         network = self.network[:at] + address + self.network[at + size :]
         return replace(
@@ -65,7 +65,7 @@ def headers(src: bytes, dst: bytes, protocol: int, port: int, iifname: str | Non
 
 
 class Element(NamedTuple):
-    """An element of a map that was found on the way."""
+    """An element of a map that a lookup found."""
 
     set: Set
     key: bytes
@@ -76,7 +76,7 @@ class Element(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """One outcome of a random draw."""
+    """One outcome of a random choice."""
 
     number: int
     of: int
@@ -89,7 +89,7 @@ Step = Rule | Element | Draw
 
 
 class Noted(NamedTuple):
-    """What a rule wrote into a dynamic map."""
+    """What a rule recorded in a dynamic map."""
 
     set: str
     key: bytes
@@ -98,7 +98,7 @@ class Noted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A packet on its way. original: as the flow began. steps: the rules and elements that decided something."""
+    """A packet on its way. original: the flow's first tuple. steps: the rules and elements that decided something."""
 
     packet: Headers
     original: Headers
@@ -126,8 +126,9 @@ class State:
 
 
 class Result(NamedTuple):
-    """verdict: "accept", "drop" or "reject"; inside a chain also "continue" and "return". rule: the one that gave
-    it."""
+    """verdict: "accept", "drop" or "reject"; inside a chain also "continue" and "return". rule: the one that gave the
+    verdict.
+    """
 
     verdict: str
     state: State
@@ -138,13 +139,13 @@ _Ended = tuple[str | e.Verdict, State]
 
 
 class Evaluator:
-    """Raises NotImplementedError for an expression that it does not know."""
+    """Raises NotImplementedError for an unknown expression."""
 
     def __init__(self, dumps: Iterable[TableDump], fib: Fib) -> None:
         self._dumps, self._fib = tuple(dumps), fib
 
     def hook(self, name: str, state: State) -> Iterator[Result]:
-        """Every way that the packet can take through a hook."""
+        """Every path that the packet can take through a hook."""
         bases = [(chain, dump) for dump in self._dumps for chain in dump.chains.values() if chain.hook == name]
         yield from self._bases(sorted(bases, key=lambda base: base[0].priority), state)
 
@@ -186,7 +187,7 @@ class Evaluator:
                 yield Result("return", result.state)
 
     def _exprs(self, dump: TableDump, exprs: tuple[e.Expr, ...], state: State) -> Iterator[_Ended]:
-        """Run one rule; "next" where it does not apply or ends without a verdict."""
+        """Run one rule; "next" if it does not apply or ends without a verdict."""
         for index, expr in enumerate(exprs):
             if isinstance(expr, e.Numgen):
                 for number in range(expr.modulus):
@@ -202,7 +203,7 @@ class Evaluator:
         yield "next", state
 
     def _one(self, dump: TableDump, expr: e.Expr, state: State) -> State | _Ended | None:
-        """The state to go on with, a verdict, or None where the rule does not apply."""
+        """The state to continue with, a verdict, or None if the rule does not apply."""
         match expr:
             case e.Cmp(data, op, sreg):
                 return state if _compares(state.read(sreg, len(data)), op, data) else None
@@ -232,7 +233,7 @@ class Evaluator:
         return self._load(expr, state)
 
     def _load(self, expr: e.Expr, state: State) -> State:
-        """The expressions that put something into a register."""
+        """The expressions that load a register."""
         packet = state.packet
         match expr:
             case e.Payload("network" | "transport" as base, offset, length, dreg):
@@ -263,7 +264,7 @@ def _word(verdict: str | e.Verdict) -> str:
 
 
 def _compares(value: bytes, op: str, data: bytes) -> bool:
-    """As the kernel does: byte by byte, the first one counts most."""
+    """Compares like the kernel: byte by byte, the first one is the most significant."""
     return {
         "==": value == data,
         "!=": value != data,

@@ -1,6 +1,6 @@
 """The kernel's side of a Transaction, in memory: for tests, for --dry-run, and as the mirror of what was committed.
 
-Refuses what the kernel refuses (ENOENT, EEXIST, EBUSY), so a plan that passes here is one that the kernel takes.
+It refuses what the kernel refuses (ENOENT, EEXIST, EBUSY), so the kernel accepts a plan that passes here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .expr import GOTO, JUMP, Immediate, Lookup, Update, Verdict
 
 
 class Refused(OSError):
-    """As NftError, without the socket: `errno`, and `op` in the text."""
+    """Like NftError, without the socket: `errno`, and `op` in the text."""
 
     def __init__(self, code: int, op: o.Op) -> None:
         super().__init__(code, f"{op}: {os.strerror(code)}")
@@ -27,7 +27,9 @@ def _need(condition: bool, code: int, op: o.Op) -> None:
 
 
 def apply_to(dump: TableDump, transaction: o.Transaction, *, check: bool = True) -> None:
-    """Bring `dump` to where the transaction leads; not undone on an error. check False: the kernel took it already."""
+    """Apply the transaction to `dump`; it is not undone on an error. check False: the kernel has accepted it
+    already.
+    """
     for op in transaction:
         thing = op.thing
         if isinstance(thing, o.Table):

@@ -24,7 +24,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A base chain where `hook` is set (kernel priorities: dstnat -100, srcnat 100, raw -300), else a regular one."""
+    """A base chain if `hook` is set (kernel priorities: dstnat -100, srcnat 100, raw -300), else a regular one."""
 
     table: Table
     name: str
@@ -59,11 +59,11 @@ VERDICT_TYPE = 0xFFFFFF00
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """A set, or a map where `data` is given.
+    """A set, or a map if `data` is given.
 
-    key, data: datatype names, e.g. ("ipv4_addr", "inet_proto", "inet_service"); data may be ("verdict",).
-    interval: elements are ranges (see `intervals`), for single-field keys only. dynamic: rules add elements (Update),
-    which expire; up to so many of them, 0 for a set that only transactions write.
+    key, data: datatype names, e.g. ("ipv4_addr", "inet_proto", "inet_service"); data may be ("verdict",). interval:
+    elements are ranges (see `intervals`), for single-field keys only. dynamic: the maximum of elements that rules add
+    (Update), which expire; 0 for a set that only transactions write.
     """
 
     table: Table
@@ -118,12 +118,12 @@ class Transaction:
     ops: list[Op] = field(default_factory=list)
 
     def add(self, *things: Thing) -> Transaction:
-        """Adding a table, chain, set or element that exists already is no error; rules are appended each time."""
+        """Adding an existing table, chain, set or element is no error; rules are appended each time."""
         self.ops.extend(Op("add", thing) for thing in things if not isinstance(thing, Elements) or thing.items)
         return self
 
     def delete(self, *things: Thing) -> Transaction:
-        """Deleting what does not exist fails the whole transaction with ENOENT."""
+        """Deleting a missing object fails the whole transaction with ENOENT."""
         self.ops.extend(Op("delete", thing) for thing in things if not isinstance(thing, Elements) or thing.items)
         return self
 
@@ -132,12 +132,13 @@ class Transaction:
         return self
 
     def remake(self, table: Table) -> Transaction:
-        """Delete the table if it is there and make it anew, empty: the idempotent start of a table that is loaded
-        whole."""
+        """Delete the table if it exists and create it again, empty: the idempotent start of a table that is loaded
+        whole.
+        """
         return self.add(table).delete(table).add(table)
 
     def remove(self, table: Table) -> Transaction:
-        """Delete the table, also where it does not exist."""
+        """Delete the table; no error if it does not exist."""
         return self.add(table).delete(table)
 
     def __bool__(self) -> bool:
@@ -151,7 +152,7 @@ class Transaction:
         return len(self.ops)
 
     def lines(self) -> Iterator[str]:
-        """All of it, for people."""
+        """The whole transaction as readable lines."""
         return map(str, self.ops)
 
     @property
@@ -161,7 +162,7 @@ class Transaction:
 
     @property
     def verdicts(self) -> int:
-        """How many of them are in verdict maps, which the kernel checks whole for each commit that touches one."""
+        """The number of those in verdict maps, which the kernel checks completely for each commit that touches one."""
         return sum(
             len(op.thing.items)
             for op in self.ops
@@ -207,7 +208,7 @@ def _fields(types: tuple[str, ...], data: bytes) -> str:
 
 
 def show(set: Set, key: bytes, value: Value) -> str:
-    """One element as people read it: "10.96.0.1 . tcp . 443 : goto lb3"."""
+    """One element in readable form: "10.96.0.1 . tcp . 443 : goto lb3"."""
     text = _fields(set.key, key)
     if value is None:
         return text

@@ -1,4 +1,4 @@
-"""The thin IO of nf_tables: one netlink socket. The codec beside it is pure."""
+"""The thin I/O of nf_tables: one netlink socket. The codec beside it is pure."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from .decode import decode_exprs, packets
 from .errors import NftError
 
 GROUP_NFTABLES = 7
-# What a kernel without nf_tables answers: nfnetlink without the subsystem, or no nfnetlink
+# The errors of a kernel without nf_tables: nfnetlink without the subsystem, or no nfnetlink
 NOT_THERE = (errnos.EINVAL, errnos.EOPNOTSUPP, errnos.EPROTONOSUPPORT)
 T = TypeVar("T")
 
 
 def missing(ns_fd: int | None = None) -> bool:
-    """Has this kernel no nf_tables? Raises OSError where that cannot be asked."""
+    """Whether this kernel lacks nf_tables. Raises OSError if that cannot be determined."""
     try:
         with Connection(ns_fd) as conn:
             conn.generation()
@@ -46,7 +46,7 @@ def missing(ns_fd: int | None = None) -> bool:
 
 
 class Connection:
-    """One socket for commits and dumps. Not for use by several threads at once."""
+    """One socket for commits and dumps. Not thread-safe."""
 
     def __init__(self, ns_fd: int | None = None) -> None:
         self._ns_fd = ns_fd
@@ -57,7 +57,7 @@ class Connection:
 
     @property
     def port_id(self) -> int:
-        """What the kernel names as the origin of our changes in notifications."""
+        """The id by which the kernel's notifications name the origin of our changes."""
         return int(self._sock.getsockname()[0])
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class Connection:
         self.close()
 
     def commit(self, transaction: o.Transaction) -> None:
-        """Apply all of it or raise NftError with nothing applied. An empty transaction sends nothing."""
+        """Apply the whole transaction, or raise NftError with nothing applied. An empty transaction sends nothing."""
         if not transaction:
             return
         messages, owners = codec.encode(transaction)
@@ -103,8 +103,9 @@ class Connection:
             raise NftError(NetlinkError(errnos.EPROTO, 0, "no acknowledgement"), None, 1)
 
     def commit_encoded(self, batch: bytes, exchange: Callable[[int, bytes], bytes]) -> bool:
-        """Apply a batch that codec.encode made; False where the kernel refused: then nothing is applied, and `commit`
-        of the same tells why. exchange: sends bytes on a socket and returns all answers."""
+        """Apply a batch that codec.encode made; returns False if the kernel refused. Then nothing is applied, and
+        `commit` of the same transaction raises the reason. exchange: sends bytes on a socket and returns all answers.
+        """
         answers = list(split(exchange(self._sock.fileno(), batch)))
         return bool(answers) and all(
             kind == ERROR and decode_error(flags, seq, body) is None for kind, flags, seq, _, body in answers
@@ -119,7 +120,7 @@ class Connection:
             raise NftError(err, None, 1) from err
 
     def generation(self) -> int:
-        """The namespace's ruleset generation: every commit by anybody raises it."""
+        """The namespace's ruleset generation; every commit of any program increments it."""
         answers = list(self._request(codec.GETGEN, 0, b"", 0))
         return to_int(parse(answers[0][1]).get(1))
 
@@ -137,7 +138,7 @@ class Connection:
         return found
 
     def elements(self, set_: o.Set) -> dict[bytes, o.Value]:
-        """What one set holds, expired elements left out. Raises NftError."""
+        """The elements of one set, without expired ones. Raises NftError."""
         found: dict[bytes, o.Value] = {}
         body = text(1, set_.table.name) + text(2, set_.name)
         for _, answer in self._request(codec.GETSETELEM, NFPROTO[set_.table.family], body):
@@ -145,7 +146,7 @@ class Connection:
         return found
 
     def packets(self, table: o.Table, chain: str) -> dict[str, int]:
-        """What the rules of a chain have counted, by comment; {} where it does not exist. Raises NftError."""
+        """The packet counts of a chain's rules, by comment; {} if it does not exist. Raises NftError."""
         found: dict[str, int] = {}
         for _, body in self._request(codec.GETRULE, NFPROTO[table.family], text(1, table.name) + text(2, chain)):
             name, where, comment, _, raw = codec.decode_rule(body)
@@ -154,11 +155,11 @@ class Connection:
         return found
 
     def dump(self, table: o.Table, *, elements: bool = True, exprs: bool = False) -> codec.TableDump | None:
-        """All that is in `table` at one moment, None where it does not exist.
+        """The content of `table` at one moment, None if it does not exist.
 
-        The generation counts everybody's commits, and on a busy node others' tables change all the time: a dump during
-        which the generation moved is good as long as nobody changed *this* table meanwhile. exprs: with the rules'
-        expressions, which nobody needs who wrote them.
+        The generation counts the commits of all programs, and on a busy node other tables change all the time. So a
+        dump during which the generation changed is valid if *this* table did not change. exprs: with the rules'
+        expressions, which the writer of the rules does not need.
         """
         with contextlib.closing(Watcher(table, 0, self._ns_fd)) as watcher:
 
@@ -204,10 +205,10 @@ def _retry(work: Callable[[], T]) -> T:
 
 
 class Watcher:
-    """Hears of changes to one table that others made. `fileno()` is for a selector or an event loop."""
+    """Receives notifications of foreign changes to one table. `fileno()` is for a selector or an event loop."""
 
     def __init__(self, table: o.Table, ours: int, ns_fd: int | None = None) -> None:
-        """ours: the port id of the Connection whose changes are not news."""
+        """ours: the port id of the Connection whose changes are ignored."""
         self.table, self.ours = table, ours
         self._sock = open_socket(NETFILTER, ns_fd, room=MANY_ANSWERS, groups=[GROUP_NFTABLES])
         self._sock.setblocking(False)
@@ -219,7 +220,9 @@ class Watcher:
         self._sock.close()
 
     def changed(self) -> bool:
-        """Drain the queue: did somebody else change our table? True also where the kernel had to drop notifications."""
+        """Drain the queue; returns whether another program changed our table. True also if the kernel had to drop
+        notifications.
+        """
         foreign = False
         while True:
             try:
