@@ -1,7 +1,8 @@
 """A subset of CoreDNS's Corefile -> DnsConfig, so that the settings of an existing cluster carry over.
 
-It reads autopath, bind, bufsize, cache, errors, forward, health, hosts, import of snippets, kubernetes, loadbalance,
-log, loop, prometheus, ready, reload, rewrite name, template. It skips everything else and reports each skipped line.
+It reads autopath, bind, bufsize, cache, errors, forward, health, hosts, import, kubernetes, loadbalance,
+log, loop, prometheus, ready, reload, rewrite name, template. It skips everything else and reports each
+skipped line.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from . import corefile_rules, names
 from .cache import CAPACITY
 from .config import LAST_PORT, BadConfig, DnsConfig, Forward, is_page_address
-from .corefile_text import Directive, bad, number, parse, seconds
+from .corefile_parse import Place, parse
+from .corefile_text import Directive, bad, number, seconds
 from .forward import DOWN_AFTER, EXPIRE, NO_TLS, TLS, Tls
 from .rules import Block, Hosts, Rewrite, Template
 from .wire import UDP_SIZE
@@ -46,7 +48,7 @@ class _Reader:
     notes: list[str] = field(default_factory=list)
 
     def note(self, item: Directive, why: str = "is not supported and left out") -> None:
-        self.notes.append(f"Corefile line {item.line}: {' '.join(item.words)!r} {why}")
+        self.notes.append(f"{item.at}: {' '.join(item.words)!r} {why}")
 
     def set(self, **changes: object) -> None:
         self.config = replace(self.config, **changes)  # type: ignore[arg-type]  # each caller names fields of its type
@@ -141,7 +143,7 @@ class _Reader:
             elif option.name == "max_fails" and option.args:
                 made = replace(made, max_fails=number(option.args[0], option))
             elif option.name == "expire" and option.args:
-                made = replace(made, expire=seconds(option.args[0], option.line))
+                made = replace(made, expire=seconds(option.args[0], option))
             elif option.name == "except" and option.args:
                 self.set(forwards=(*self.config.forwards, *(Forward(domain, ()) for domain in option.args)))
             elif option.name not in NO_MATTER:
@@ -162,7 +164,7 @@ class _Reader:
             if option.name in ("success", "denial") and option.args:
                 self._capacity(option, server)
             elif option.name == "serve_stale":
-                self.set(serve_stale=seconds(option.args[0], option.line) if option.args else STALE)
+                self.set(serve_stale=seconds(option.args[0], option) if option.args else STALE)
             elif option.name == "prefetch":
                 prefetch = True
             elif option.name != "disable" or self.config.cluster_domain.rstrip(".") not in [
@@ -175,7 +177,7 @@ class _Reader:
         """success|denial CAPACITY [TTL] [LEAST_TTL]"""
         if option.name == "success":
             self.set(cache_capacity=number(option.args[0], option) or CAPACITY)
-        ttl = seconds(option.args[1], option.line) if len(option.args) > 1 else None
+        ttl = seconds(option.args[1], option) if len(option.args) > 1 else None
         if ttl is not None and option.name == "success":
             server.positive = ttl
         elif ttl is not None:
@@ -187,7 +189,7 @@ class _Reader:
         self.set(health_address=_address(item, HEALTH))
         for option in item.block:
             if option.name == "lameduck" and option.args:
-                self.set(lame_duck=seconds(option.args[0], option.line))
+                self.set(lame_duck=seconds(option.args[0], option))
             else:
                 self.note(option)
 
@@ -198,7 +200,7 @@ class _Reader:
         self.set(metrics_address=_address(item, METRICS))
 
     def reload(self, item: Directive, _server: _Server) -> None:
-        every = seconds(item.args[0], item.line) if item.args else RELOAD
+        every = seconds(item.args[0], item) if item.args else RELOAD
         self.set(reload=max(RELOAD_LEAST, every))
 
     def bind(self, item: Directive, _server: _Server) -> None:
@@ -291,12 +293,13 @@ def resolv_conf(text: str) -> tuple[str, ...]:
     return tuple(words[1].partition("%")[0] for words in rows if len(words) > 1 and words[0] == "nameserver")
 
 
-def apply(text: str, base: DnsConfig) -> tuple[DnsConfig, list[str]]:
-    """`base` with the Corefile's settings, and a note for everything that was skipped. Raises BadConfig. Forwarding
-    follows the Corefile alone: without `forward`, names outside the cluster are refused.
+def apply(text: str, base: DnsConfig, place: Place | None = None) -> tuple[DnsConfig, list[str]]:
+    """`base` with the Corefile's settings, and a note for everything that was skipped. place: where imports look.
+    Raises BadConfig. Forwarding follows the Corefile alone: without `forward`, names outside the cluster are refused.
     """
-    reader = _Reader(replace(base, upstreams=(), stubs=(), forwards=(), blocks=()))
-    for block in parse(text):
+    blocks, notes = parse(text, place)
+    reader = _Reader(replace(base, upstreams=(), stubs=(), forwards=(), blocks=()), notes)
+    for block in blocks:
         reader.server(block)
     domains = [each.domain for each in reader.config.forwards]
     twice = next((domain for domain in domains if domains.count(domain) > 1), None)

@@ -143,7 +143,7 @@ def hosts(item: Directive, block_zones: tuple[bytes, ...], note: Note) -> tuple[
         elif option.name == "fallthrough":
             fallthrough = zones_of(option.args, option) or (rules.ROOT,)
         elif option.name == "reload" and option.args:
-            again = seconds(option.args[0], option.line)
+            again = seconds(option.args[0], option)
         elif list(rules.host_lines(" ".join(option.words))):
             inline.append(" ".join(option.words))
         else:

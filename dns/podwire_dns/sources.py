@@ -18,6 +18,7 @@ from podwire_base.role import logs
 
 from . import corefile, names
 from .config import WILDCARDS, BadConfig, DnsConfig, Forward
+from .corefile_parse import Place
 from .exchange import tls_context
 from .rules import Block, Rules
 
@@ -31,6 +32,12 @@ def _stamp(path: str) -> Stamp:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _fitting(pattern: str) -> list[str]:
+    """The files that fit a pattern, in order. A mounted ConfigMap has directories of its own beside them."""
+    path = Path(pattern)
+    return sorted(str(each) for each in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if not each.is_dir())
 
 
 def is_local(address: str) -> bool:
@@ -59,22 +66,28 @@ class Sources:
     digest: str = ""
     failed: int = 0
     _stamps: dict[str, Stamp] = field(default_factory=dict)
+    _imported: dict[str, str] = field(default_factory=dict)  # path -> content
+    _globs: dict[str, list[str]] = field(default_factory=dict)  # what fitted each pattern of an import
 
     def load(self) -> DnsConfig:
         """Read and check all settings. Raises BadConfig, which names the file or the setting."""
-        before, digest, self.notes, self._stamps = self._stamps, self.digest, [], {}
+        before, digest = (self._stamps, self._imported, self._globs), self.digest
+        self.notes, self._stamps, self._imported, self._globs = [], {}, {}, {}
         try:
             return self._load()
         except BadConfig:
-            self._stamps, self.digest = {**before, **self._stamps}, digest
+            stamps, imported, globs = before
+            self._stamps, self._imported = {**stamps, **self._stamps}, {**imported, **self._imported}
+            self._globs, self.digest = {**globs, **self._globs}, digest
             raise
 
     def _load(self) -> DnsConfig:
         config = self.base
         if config.corefile:
             text = self._read(config.corefile, needed=True)
-            config, self.notes = corefile.apply(text, config)
-            self.digest = hashlib.sha512(text.encode()).hexdigest()
+            place = Place(config.corefile, self._import, self._glob, os.environ)
+            config, self.notes = corefile.apply(text, config, place)
+            self.digest = hashlib.sha512("".join((text, *self._imported.values())).encode()).hexdigest()
         config = replace(
             config,
             forwards=tuple(self._forward(each, config) for each in config.forwarding()),
@@ -100,10 +113,22 @@ class Sources:
             log.warn(note)
 
     def changed(self, *, corefile: bool) -> bool:
-        """Whether the Corefile or another file has changed since `load` read it."""
+        """Whether the Corefile (or a file that it imports) or another file has changed since `load` read it."""
         return any(
-            _stamp(path) != stamp for path, stamp in self._stamps.items() if corefile == (path == self.base.corefile)
-        )
+            _stamp(path) != stamp
+            for path, stamp in self._stamps.items()
+            if corefile == (path == self.base.corefile or path in self._imported)
+        ) or (corefile and any(_fitting(pattern) != found for pattern, found in self._globs.items()))
+
+    def _import(self, path: str) -> str:
+        """Raises OSError."""
+        self._stamps[path], self._imported[path] = _stamp(path), ""
+        self._imported[path] = Path(path).read_text(encoding="utf-8", errors="replace")
+        return self._imported[path]
+
+    def _glob(self, pattern: str) -> list[str]:
+        self._globs[pattern] = _fitting(pattern)
+        return self._globs[pattern]
 
     def _read(self, path: str, *, needed: bool = False) -> str:
         self._stamps[path] = _stamp(path)

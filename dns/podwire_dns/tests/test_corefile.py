@@ -86,7 +86,7 @@ def test_every_line_that_is_left_out_is_named() -> None:
         keepttl
     }
     dnssec
-    import other
+    import other*
     bufsize 512
     loadbalance weighted x
 }
@@ -94,7 +94,7 @@ tls://other.example {
     forward . 192.0.2.1
 }
 """)
-    assert lines(notes) == [3, 5, 6, 2, 8, 9, 21, 23, 24, 25, 26, 15, 28]
+    assert lines(notes) == [3, 5, 6, 2, 8, 9, 21, 23, 25, 26, 15, 28]
     assert (config.port, config.log_queries, config.autopath, config.verify_pods) == (1053, True, True, True)
     (made,) = config.forwards
     assert (made.upstreams, made.policy) == (("192.0.2.53",), "round_robin")
@@ -193,4 +193,6 @@ def test_nameservers_of_a_resolv_conf() -> None:
 
 
 def test_durations() -> None:
-    assert [corefile_text.seconds(text, 1) for text in ("5s", "1m30s", "250ms", "2h", "7")] == [5, 90, 0.25, 7200, 7]
+    assert [
+        corefile_text.seconds(text, corefile_text.Directive(1, [""])) for text in ("5s", "1m30s", "250ms", "2h", "7")
+    ] == [5, 90, 0.25, 7200, 7]
