@@ -1,4 +1,4 @@
-"""What `make runtimes` fetches is what apt's lists say, and what a release does not have is named."""
+"""`make runtimes` fetches the packages of apt's lists, and names those that a release does not have."""
 
 from __future__ import annotations
 

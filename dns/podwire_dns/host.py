@@ -1,4 +1,4 @@
-"""What the DNS needs of the node: its addresses on lo, and packets to and from them outside conntrack.
+"""The node's part of the DNS: addresses on lo, and packets to and from them outside conntrack.
 
 notrack: a resolver sends A and AAAA queries at once from one socket. They race for one conntrack entry, and the loser
 is dropped (a 5 s stall). A DNS answer on the node itself needs no entry. A notrack packet cannot be translated, so the

@@ -1,4 +1,4 @@
-"""What /metrics counts: queries, answers, their sizes and times. The page: metrics_page.py.
+"""The counters of /metrics: queries, answers, their sizes and times. metrics_page.py renders the page.
 
 A `Tally` counts in Python the answers of the slow path, of TCP and of the plain loop; the compiled loop has its own
 counters (batch_counts). A count may be a query behind, but is never torn, because each is one number.

@@ -1,4 +1,4 @@
-"""What a backend is: the one interface between the proxy and the rules in a kernel. backends.py lists them.
+"""The interface of a backend, which connects the proxy with the rules in a kernel. backends.py lists the backends.
 
 Every backend behaves as decide() says; where they differ is speed, and what an administrator sees. A backend has three
 parts. The pure half plans: a Planner turns the Dataplane and the kernel's content into a Plan, and Live computes what

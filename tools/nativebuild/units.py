@@ -1,4 +1,4 @@
-"""What is compiled, and with which commands. Pure.
+"""The programs and modules to compile, and the commands for that. Pure.
 
 A program is executed: static, without libraries, with musl where it is there. A module is loaded into the interpreter
 by cffi: its API is the interpreter's limited one, so one file serves all Python versions from 3.11 on.

@@ -1,4 +1,4 @@
-"""What goes wrong inside: settings that fail half way, no room for more questions, errors that nobody foresaw."""
+"""Internal faults: settings that fail half way, no room for more queries, unforeseen errors."""
 
 from __future__ import annotations
 
