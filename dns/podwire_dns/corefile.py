@@ -11,12 +11,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from . import corefile_rules, names
+from . import corefile_routes, corefile_rules, names
 from .cache import CAPACITY
-from .config import LAST_PORT, BadConfig, DnsConfig, Forward, is_page_address
+from .config import LAST_PORT, PORT, DnsConfig, Forward, is_page_address
 from .corefile_parse import Place, parse
+from .corefile_routes import DNS, Key, Sending
 from .corefile_text import Directive, bad, number, seconds
-from .forward import DOWN_AFTER, EXPIRE, NO_TLS, TLS, Tls
+from .forward import DOWN_AFTER, EXPIRE, NO_TLS, POLICIES, TLS, Tls
 from .rules import Block, Hosts, Rewrite, Template
 from .wire import UDP_SIZE
 
@@ -38,6 +39,7 @@ class _Server:
     rewrites: list[Rewrite] = field(default_factory=list)
     templates: list[Template] = field(default_factory=list)
     hosts: list[Hosts] = field(default_factory=list)
+    sendings: list[Sending] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -46,6 +48,10 @@ class _Reader:
 
     config: DnsConfig
     notes: list[str] = field(default_factory=list)
+    port: int = PORT  # of blocks that name none
+    taken: dict[str, Directive] = field(default_factory=dict)  # zone -> its server block
+    sent: list[corefile_routes.Block] = field(default_factory=list)
+    cluster: bool = False
 
     def note(self, item: Directive, why: str = "is not supported and left out") -> None:
         self.notes.append(f"{item.at}: {' '.join(item.words)!r} {why}")
@@ -53,25 +59,24 @@ class _Reader:
     def set(self, **changes: object) -> None:
         self.config = replace(self.config, **changes)  # type: ignore[arg-type]  # each caller names fields of its type
 
-    def server(self, block: Directive) -> None:
-        zones = []
-        for word in block.words:
-            zone, _, port = word.strip(",").removeprefix("dns://").partition(":")
-            if "://" in word.removeprefix("dns://"):
-                self.note(block, f"listens with {word.partition('://')[0]}, which is not supported")
-                return
-            if port and zone in (".", ""):
-                if not 0 < number(port, block) <= LAST_PORT:
-                    raise bad(block, f"{port!r} is no port; it must be from 1 to {LAST_PORT}")
-                self.set(port=number(port, block))
-            if "/" in zone:
-                try:
-                    zones += names.reverse_zones(zone)
-                except names.BadName as err:
-                    raise bad(block, str(err)) from err
+    def zones(self, block: Directive, keys: list[Key], port: int) -> list[str]:
+        """The zones of a block that are served here: those of plain DNS at our port."""
+        found: list[str] = []
+        for key in keys:
+            if key.scheme != DNS:
+                self.note(block, f"listens with {key.scheme}, which is not supported")
+            elif (key.port or self.port) != port:
+                self.note(block, f"is skipped for {key.word!r}: this DNS listens on port {port} only")
             else:
-                zones.append(zone or ".")
-        made = _Server(tuple(zones), corefile_rules.zones_of(zones, block))
+                found += key.zones
+        for zone in found:
+            if zone in self.taken:
+                raise bad(block, f"the zone {zone!r} has a server block already, at {self.taken[zone].at}")
+            self.taken[zone] = block
+        return found
+
+    def server(self, block: Directive, zones: list[str]) -> None:
+        made = _Server(tuple(zones), corefile_routes.wire(zones))
         readers: dict[str, Callable[[Directive, _Server], None]] = {
             "autopath": self.autopath,
             "bind": self.bind,
@@ -102,11 +107,16 @@ class _Reader:
                 self.note(item)
         rules = Block(made.wire, tuple(made.rewrites), tuple(made.templates), tuple(made.hosts))
         self.set(blocks=(*self.config.blocks, rules))
+        self.sent.append(corefile_routes.Block(made.wire, made.sendings))
 
     def kubernetes(self, item: Directive, server: _Server) -> None:
-        zones = [
-            zone for zone in item.args or server.zones if not zone.rstrip(".").endswith(("in-addr.arpa", "ip6.arpa"))
-        ]
+        every = corefile_routes.zone_names(item.args, item) or server.zones
+        zones = [zone for zone in every if not zone.endswith(("in-addr.arpa", "ip6.arpa"))]
+        if self.cluster:
+            if zones:
+                self.note(item, f"is skipped: {self.config.cluster_domain!r} is the only cluster domain here")
+            return
+        self.cluster = True
         if zones and zones[0] != ".":
             self.set(cluster_domain=zones[0])
         if len(zones) > 1:
@@ -118,7 +128,8 @@ class _Reader:
             elif option.name == "pods" and option.args in (["disabled"], ["insecure"], ["verified"]):
                 self.set(pods=option.args != ["disabled"], verify_pods=option.args == ["verified"])
             elif option.name == "fallthrough":
-                if not option.args or any(not zone.rstrip(".").endswith(".arpa") for zone in option.args):
+                zones = corefile_routes.zone_names(option.args, option)
+                if not zones or any(not zone.endswith(".arpa") for zone in zones):
                     self.note(option, "holds for reverse names only: missing names of the cluster are NXDOMAIN")
             elif option.name == "kubeconfig" and option.args:
                 self.set(kubeconfig=option.args[0])
@@ -130,9 +141,13 @@ class _Reader:
             raise bad(item, "forward needs a domain and at least one upstream")
         words = (word.removeprefix("dns://") for word in item.args[1:])
         targets = tuple(word if word.startswith("/") else _upstream(word, item) for word in words)
+        sources = corefile_routes.zone_names(item.args[:1], item)
+        excepts: list[str] = []
         made = Forward(".", targets, "random", NO_TLS, False, DOWN_AFTER, EXPIRE, server.positive, server.negative)
         for option in item.block:
             if option.name == "policy" and option.args:
+                if option.args[0] not in POLICIES:
+                    raise bad(option, f"the policy must be one of {', '.join(POLICIES)}")
                 made = replace(made, policy=option.args[0])
             elif option.name == "tls_servername" and option.args:
                 made = replace(made, tls=replace(made.tls, servername=option.args[0]))
@@ -145,11 +160,11 @@ class _Reader:
             elif option.name == "expire" and option.args:
                 made = replace(made, expire=seconds(option.args[0], option))
             elif option.name == "except" and option.args:
-                self.set(forwards=(*self.config.forwards, *(Forward(domain, ()) for domain in option.args)))
+                excepts += corefile_routes.zone_names(option.args, option)
             elif option.name not in NO_MATTER:
                 self.note(option)
-        for domain in server.zones if item.args[0] == "." else (item.args[0],):
-            self.set(forwards=(*self.config.forwards, replace(made, domain=domain.rstrip(".") or ".")))
+        wire = corefile_routes.wire
+        server.sendings.append(Sending(item, wire(sources), wire(excepts), made))
 
     def cache(self, item: Directive, server: _Server) -> None:
         server.positive, server.negative, prefetch = CACHE_POSITIVE, CACHE_NEGATIVE, False
@@ -279,18 +294,22 @@ def _upstream(word: str, item: Directive) -> str:
     scheme = TLS if word.startswith(TLS) else ""
     text = word.removeprefix(TLS)
     if "://" in text:
-        raise bad(item, f"{word!r}: upstreams can use UDP, TCP or tls:// only")
-    bracketed = re.fullmatch(r"\[(.+)\](?::(\d+))?", text)
-    if bracketed:
-        return scheme + bracketed[1] + (f"#{bracketed[2]}" if bracketed[2] else "")
-    host, colon, port = text.partition(":")
-    return scheme + (f"{host}#{port}" if colon and ":" not in port else text)
+        raise bad(item, f"{word!r}: upstreams can use UDP, TCP or tls://")
+    found = re.fullmatch(r"\[(.+)\](?::([0-9]+))?", text) or re.fullmatch(r"([^:]+):([0-9]+)", text)
+    host, port = (found[1], found[2]) if found else (text, None)
+    try:
+        names.canonical(host)
+    except names.BadName as err:
+        raise bad(item, f"upstream: {err}") from err
+    if port and not 0 < number(port, item) <= LAST_PORT:
+        raise bad(item, f"upstream {word!r} has a bad port; it must be from 1 to {LAST_PORT}")
+    return scheme + host + (f"#{port}" if port else "")
 
 
 def resolv_conf(text: str) -> tuple[str, ...]:
-    """The nameservers of a resolv.conf."""
+    """The nameservers of a resolv.conf, with the scope of link-local ones: "fe80::1%eth0"."""
     rows = (line.split() for line in text.splitlines())
-    return tuple(words[1].partition("%")[0] for words in rows if len(words) > 1 and words[0] == "nameserver")
+    return tuple(words[1] for words in rows if len(words) > 1 and words[0] == "nameserver")
 
 
 def apply(text: str, base: DnsConfig, place: Place | None = None) -> tuple[DnsConfig, list[str]]:
@@ -298,11 +317,24 @@ def apply(text: str, base: DnsConfig, place: Place | None = None) -> tuple[DnsCo
     Raises BadConfig. Forwarding follows the Corefile alone: without `forward`, names outside the cluster are refused.
     """
     blocks, notes = parse(text, place)
-    reader = _Reader(replace(base, upstreams=(), stubs=(), forwards=(), blocks=()), notes)
-    for block in blocks:
-        reader.server(block)
-    domains = [each.domain for each in reader.config.forwards]
-    twice = next((domain for domain in domains if domains.count(domain) > 1), None)
-    if twice is not None:
-        raise BadConfig(f"Corefile: {twice!r} is forwarded twice; remove one")
+    reader = _Reader(replace(base, upstreams=(), stubs=(), forwards=(), blocks=()), notes, base.port)
+    keys = [[corefile_routes.key(word, block) for word in block.words] for block in blocks]
+    port = _port(blocks, keys, base.port)
+    reader.set(port=port)
+    for block, own in zip(blocks, keys, strict=True):
+        zones = reader.zones(block, own, port)
+        if zones:
+            reader.server(block, zones)
+    reader.set(forwards=corefile_routes.routes(reader.sent, reader.config.zones(), reader.note))
     return reader.config, reader.notes
+
+
+def _port(blocks: list[Directive], keys: list[list[Key]], base: int) -> int:
+    """The one port that is served: that of the cluster's block, else of the block for ".", else of the first one."""
+    found = [
+        (any(item.name == "kubernetes" for item in block.block), "." in key.zones, key.port or base)
+        for block, own in zip(blocks, keys, strict=True)
+        for key in own
+        if key.scheme == DNS
+    ]
+    return max(found, key=lambda each: each[:2], default=(False, False, base))[2]

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 
 from dnslib import QTYPE, RCODE
 
-from . import names, rules
+from . import rules
+from .corefile_routes import wire, zone_names
 from .corefile_text import Directive, bad, number, seconds
 
 HOSTS_FILE = "/etc/hosts"
@@ -16,11 +17,8 @@ Note = Callable[..., None]  # (directive, why)
 
 
 def zones_of(words: Iterable[str], item: Directive) -> tuple[bytes, ...]:
-    """Zone names in wire form. Raises BadConfig."""
-    try:
-        return tuple(names.to_wire(names.fqdn(word)) if word.rstrip(".") else rules.ROOT for word in words)
-    except names.BadName as err:
-        raise bad(item, str(err)) from err
+    """Zone names in wire form, CIDRs as their reverse zones. Raises BadConfig."""
+    return wire(zone_names(words, item))
 
 
 def _full(text: str) -> str:

@@ -17,7 +17,7 @@ from dnslib import QTYPE, RR, DNSHeader, DNSLabel, DNSQuestion, DNSRecord
 from dnslib.label import DNSLabelError
 
 from . import names
-from .pack import A_IN, AAAA_IN, PTR_IN, Packer
+from .pack import PTR_IN, Packer
 from .wire import COUNTS, EMPTY, HEADER, IN, NOERROR, NXDOMAIN, QR, SERVFAIL
 
 ROOT = b"\0"
@@ -179,11 +179,13 @@ class _Table:
         if value is not None:
             covered = key[-4:] == PTR_IN or inside(name, self.hosts.zones) is not None
             return Local(NOERROR, value) if covered else None
-        if key[-4:] not in (A_IN, AAAA_IN) or inside(name, self.hosts.zones) is None:
+        if inside(name, self.hosts.zones) is None:
             return None
-        if name in self.names:
+        if name in self.names:  # it holds for all types: they must not go upstream
             return Local(NOERROR, EMPTY)
-        return None if inside(name, self.hosts.fallthrough) is not None else Local(SERVFAIL, EMPTY)
+        if key[-4:] == PTR_IN or inside(name, self.hosts.fallthrough) is not None:
+            return None
+        return Local(SERVFAIL, EMPTY)
 
 
 @dataclass(slots=True)

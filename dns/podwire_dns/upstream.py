@@ -159,7 +159,7 @@ class Forwarder:
 
     def route(self, question: bytes) -> Upstreams | None:
         """The upstreams for a question key."""
-        if len(self.routes) > 1:
+        if len(self.routes) > 1 or b"\0" not in self.routes:
             name = question[:-4]
             while name[0]:
                 if name in self.routes:
@@ -313,7 +313,7 @@ class Forwarder:
             exchange = self._exchange
             asked.exchange = (
                 UdpExchange(self.loop, host, port, question, ident, message, on_reply)
-                if exchange is None
+                if exchange is None or "%" in host  # which takes packed addresses, and they have no scope
                 else exchange.ask(packed(host), port, question, ident, message, on_reply)
             )
         return asked

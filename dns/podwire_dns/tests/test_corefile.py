@@ -189,7 +189,7 @@ def test_errors_name_the_line(text: str, said: str) -> None:
 
 def test_nameservers_of_a_resolv_conf() -> None:
     text = "search a b\nnameserver 192.0.2.1\n#nameserver 192.0.2.2\nnameserver fe80::1%eth0\nnameserver\n"
-    assert corefile.resolv_conf(text) == ("192.0.2.1", "fe80::1")
+    assert corefile.resolv_conf(text) == ("192.0.2.1", "fe80::1%eth0")
 
 
 def test_durations() -> None:

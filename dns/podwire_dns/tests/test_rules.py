@@ -69,7 +69,9 @@ def test_hosts_inline_and_of_a_file() -> None:
         "NOERROR",
         {"1.2.0.192.in-addr.arpa. 60 ptr a.example.", "1.2.0.192.in-addr.arpa. 60 ptr b.example."},
     )
-    assert isinstance(ask(made, "a.example.", "MX"), Pending), "hosts know addresses only"
+    for rtype in ("MX", "TXT", "HTTPS", "SOA", "NS", "PTR"):
+        assert told(made, "a.example.", rtype) == ("NOERROR", set()), "a name of hosts never leaks upstream"
+        assert isinstance(ask(made, "c.example.", rtype), Pending)
     assert isinstance(ask(made, "c.example."), Pending)
     assert isinstance(ask(made, "9.2.0.198.in-addr.arpa.", "PTR"), Pending)
     assert told(made, f"svc1.{SVC}") == ("NOERROR", {f"svc1.{SVC} 5 a 10.96.0.1"})
@@ -82,7 +84,9 @@ def test_hosts_stand_before_the_cluster_and_hold_for_their_zones() -> None:
     )
     assert told(made, f"svc1.{SVC}") == ("NOERROR", {f"svc1.{SVC} 3600 a 192.0.2.1"})
     assert told(made, f"svc6.{SVC}", "AAAA")[0] == "NOERROR", "fallthrough for this zone"
-    assert told(made, f"x.{ZONE}") == ("SERVFAIL", set()), "no fallthrough for this one"
+    for rtype in ("A", "MX", "HTTPS"):
+        assert told(made, f"x.{ZONE}", rtype) == ("SERVFAIL", set()), "no fallthrough for this one"
+    assert told(made, f"svc1.{SVC}", "SRV") == ("NOERROR", set()), "hosts owns the name"
     assert isinstance(ask(made, "a.example."), Pending), "not in the zones of this hosts"
     assert isinstance(ask(made, "1.2.0.192.in-addr.arpa.", "PTR"), Pending), "no_reverse"
 

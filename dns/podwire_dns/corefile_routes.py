@@ -1,0 +1,133 @@
+"""The zones of a Corefile's server blocks, and where each name is forwarded to.
+
+CoreDNS chooses the block whose zone matches a name best. In that block the first `forward` takes the name that has
+it in its FROM and in none of its `except`s. What no `forward` takes is not forwarded, whatever other blocks say. All
+this changes only at zones that the file names, so that a route for each of them says the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
+
+from . import names
+from .config import LAST_PORT, Forward
+from .corefile_text import Directive, bad, number
+from .rules import ROOT, inside
+
+DNS = "dns"
+_ADDRESS = re.compile(r"[0-9]+(\.[0-9]+){3}")
+
+
+def zone_names(words: Iterable[str], item: Directive) -> list[str]:
+    """Zones as text without their final dot, a CIDR as its reverse zones. Raises BadConfig."""
+    found = []
+    for word in words:
+        try:
+            if "/" in word:
+                found += names.reverse_zones(str(ip_network(word, strict=False)))
+            else:
+                found.append(names.fqdn(word) if word.strip(".") else ".")
+        except names.BadName as err:
+            raise bad(item, str(err)) from err
+        except ValueError as err:
+            raise bad(item, f"{word!r} is no CIDR: {err}") from err
+    return [zone.rstrip(".") or "." for zone in found]
+
+
+def wire(zones: Iterable[str]) -> tuple[bytes, ...]:
+    """Zone names of `zone_names` in wire form."""
+    return tuple(names.to_wire(zone + "." if zone != "." else zone) for zone in zones)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One zone before a server block: "dns://ZONE:PORT". port: 0 where none is given."""
+
+    word: str
+    scheme: str
+    zones: tuple[str, ...]
+    port: int
+
+
+def key(word: str, block: Directive) -> Key:
+    """Raises BadConfig."""
+    scheme, _, rest = word.rpartition("://")
+    host, colon, port = rest.rpartition(":")
+    if not colon or (not port.isdigit() and "/" in port):  # the last colon is the CIDR's own
+        host, port = rest, ""
+    elif ":" in host and "/" not in host:
+        raise bad(block, f"{word!r} is an address; a reverse zone is written as CIDR, such as 2001:db8::/32")
+    elif not 0 < number(port, block) <= LAST_PORT:
+        raise bad(block, f"{port!r} is no port; it must be from 1 to {LAST_PORT}")
+    if _ADDRESS.fullmatch(host):
+        raise bad(block, f"{word!r} is an address; a reverse zone is written as CIDR, such as 192.0.2.0/24")
+    return Key(word, scheme.lower() or DNS, tuple(zone_names([host], block)), int(port or 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """One `forward`: names in `sources` and not in `excepts`."""
+
+    item: Directive
+    sources: tuple[bytes, ...]
+    excepts: tuple[bytes, ...]
+    forward: Forward
+
+    def takes(self, name: bytes) -> bool:
+        return inside(name, self.sources) is not None and inside(name, self.excepts) is None
+
+
+@dataclass(slots=True)
+class Block:
+    """A server block's zones, and its forwards in their order."""
+
+    zones: tuple[bytes, ...]
+    sendings: list[Sending] = field(default_factory=list)
+
+    def chosen(self, name: bytes) -> Sending | None:
+        return next((each for each in self.sendings if each.takes(name)), None)
+
+
+Note = Callable[[Directive, str], None]
+
+
+def routes(blocks: list[Block], ours: tuple[bytes, ...], note: Note) -> tuple[Forward, ...]:
+    """The longest domain that matches a name decides; without upstreams such names are refused. ours: zones that are
+    answered here. Raises BadConfig for a forward that an earlier one leaves nothing to."""
+    owners = {zone: block for block in blocks for zone in block.zones}
+    made: dict[bytes, Sending | None] = {}
+    for block in blocks:
+        points = [point for each in block.sendings for point in (*each.sources, *each.excepts)]
+        mine = [
+            p for p in dict.fromkeys((*block.zones, *points)) if owners.get(inside(p, tuple(owners)) or b"") is block
+        ]
+        chosen = {point: block.chosen(point) for point in mine}
+        made |= {point: found for point, found in chosen.items() if inside(point, ours) is None}
+        for sending in block.sendings:
+            held = [point for point, found in chosen.items() if found is sending]
+            _tell(sending, held, mine, ours, note)
+    return tuple(
+        replace(sending.forward if sending else Forward("", ()), domain=names.from_wire(point).rstrip(".") or ".")
+        for point, sending in made.items()
+        if sending is not _above(point, made)
+    )
+
+
+def _above(point: bytes, made: dict[bytes, Sending | None]) -> Sending | None:
+    """What holds for a point's parent."""
+    above = inside(point[1 + point[0] :], tuple(made)) if point != ROOT else None
+    return made[above] if above is not None else None
+
+
+def _tell(sending: Sending, held: list[bytes], mine: list[bytes], ours: tuple[bytes, ...], note: Note) -> None:
+    """Report a forward that has no effect, or not for all that it names."""
+    here = [names.from_wire(point) for point in held if inside(point, ours) is not None]
+    if here:
+        note(sending.item, f"is not used for {', '.join(here)}: such names are answered here")
+    elif not held and any(sending.takes(point) for point in mine):
+        raise bad(sending.item, f"{sending.item.args[0]!r} is forwarded twice; one of the two must go")
+    elif not held:
+        note(sending.item, "is never used: it forwards no name of this server block")
