@@ -23,12 +23,15 @@ class Upstreamed:
     ad: bool = False
 
 
+Ttls = tuple[tuple[int, int], ...]
+
+
 @dataclass(slots=True)
 class _Entry:
     answer: Upstreamed
     stored: float
     expires: float
-    ttls: tuple[tuple[int, int], ...]  # offset in the value, original TTL
+    ttls: Ttls  # offset in the value, original TTL
     hits: int = 0
 
 
@@ -70,14 +73,17 @@ class Cache:
         now: float,
         positive_cap: float = POSITIVE_CAP,
         negative_cap: float = NEGATIVE_CAP,
-    ) -> None:
+    ) -> Upstreamed:
         """Keep an answer if it may be kept: NOERROR and NXDOMAIN, with a TTL above 0 (RFC 2308 for negative answers).
 
-        positive_cap, negative_cap: the longest life of an answer, in seconds.
+        positive_cap, negative_cap: the longest life of an answer, in seconds, 0: it is not kept. Returns the answer as
+        a client must see it: none of its TTLs is longer than that life may be.
         """
-        life, ttls = _life(answer, positive_cap, negative_cap)
+        life, ttls, cap = _life(answer, positive_cap, negative_cap)
+        if cap > 0 and any(ttl > cap for _, ttl in ttls):
+            answer, ttls = _capped(answer, ttls, int(cap))
         if life <= 0 or len(answer.value) > MAX_VALUE:
-            return
+            return answer
         self.entries.pop(key, None)
         while len(self.entries) >= self.capacity:
             try:
@@ -86,6 +92,7 @@ class Cache:
             except KeyError:  # a reader removed an expired one between the two steps
                 continue
         self.entries[key] = _Entry(answer, now, now + life, ttls)
+        return answer
 
     def get(self, key: CacheKey, now: float) -> Upstreamed | None:
         """The answer with its TTLs counted down."""
@@ -124,17 +131,24 @@ class Cache:
         return Upstreamed(entry.answer.rcode, bytes(value), entry.answer.ad)
 
 
-def _life(answer: Upstreamed, positive_cap: float, negative_cap: float) -> tuple[float, tuple[tuple[int, int], ...]]:
-    """How long an answer may be kept, and the offsets of its TTLs."""
+def _capped(answer: Upstreamed, ttls: Ttls, cap: int) -> tuple[Upstreamed, Ttls]:
+    value = bytearray(answer.value)
+    for at, ttl in ttls:
+        value[at : at + 4] = min(ttl, cap).to_bytes(4)
+    return Upstreamed(answer.rcode, bytes(value), answer.ad), tuple((at, min(ttl, cap)) for at, ttl in ttls)
+
+
+def _life(answer: Upstreamed, positive_cap: float, negative_cap: float) -> tuple[float, Ttls, float]:
+    """How long an answer may be kept, the offsets of its TTLs, and their bound."""
     if answer.rcode not in (NOERROR, NXDOMAIN):
-        return 0, ()
+        return 0, (), 0
     an, ns, ar = COUNTS.unpack_from(answer.value)
     found = list(records(answer.value, 6, an + ns + ar))
     ttls = tuple((record.ttl_at, record.ttl) for record in found)
     if answer.rcode == NOERROR and an:
-        return min([positive_cap, *(record.ttl for record in found)]), ttls
+        return min([positive_cap, *(record.ttl for record in found)]), ttls, positive_cap
     for record in found[: an + ns]:
         if record.rtype == SOA and record.end - record.data_at >= 20:
             minimum = int.from_bytes(answer.value[record.end - 4 : record.end])
-            return min(negative_cap, record.ttl, minimum), ttls
-    return 0, ()  # without SOA a negative answer has no lifetime
+            return min(negative_cap, record.ttl, minimum), ttls, negative_cap
+    return 0, ttls, negative_cap  # without SOA a negative answer has no lifetime

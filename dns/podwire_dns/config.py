@@ -64,7 +64,8 @@ class DnsConfig:
     client's pod: slower; log_classes: only for answers of these classes (all, success, denial, error); log_names: only
     for names below these.
 
-    corefile: the path of a CoreDNS Corefile, which overrides the other settings. blocks: its rewrite, template and
+    corefile: the path of a CoreDNS Corefile, which overrides the other settings. ignore_access: start although it
+    restricts who is answered, which is not enforced. blocks: its rewrite, template and
     hosts. reload: seconds between checks of the Corefile, 0: only at SIGHUP. follow: the same for resolv.conf and hosts
     files.
     """
@@ -104,6 +105,7 @@ class DnsConfig:
     log_classes: tuple[str, ...] = ("all",)
     log_names: tuple[str, ...] = ()
     corefile: str = ""
+    ignore_access: bool = False
     reload: float = 0.0
     follow: float = 5.0
 

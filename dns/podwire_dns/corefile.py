@@ -7,25 +7,31 @@ skipped line.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from . import corefile_routes, corefile_rules, names
+from . import corefile_routes, corefile_rules, corefile_words, names
 from .cache import CAPACITY
-from .config import LAST_PORT, PORT, DnsConfig, Forward, is_page_address
+from .config import PORT, DnsConfig, Forward, is_page_address
 from .corefile_parse import Place, parse
 from .corefile_routes import DNS, Key, Sending
 from .corefile_text import Directive, bad, number, seconds
-from .forward import DOWN_AFTER, EXPIRE, NO_TLS, POLICIES, TLS, Tls
+from .forward import DOWN_AFTER, EXPIRE, NO_TLS, POLICIES
 from .rules import Block, Hosts, Rewrite, Template
 from .wire import UDP_SIZE
 
 HEALTH, READY, METRICS, STALE = ":8080", ":8181", "localhost:9153", 3600.0
 RELOAD, RELOAD_LEAST = 30.0, 2.0
 CACHE_POSITIVE, CACHE_NEGATIVE = 3600.0, 1800.0  # CoreDNS's default, if `cache` has no TTL
+EMPTY: dict[str, Any] = {  # the Corefile alone says these
+    "upstreams": (),
+    "stubs": (),
+    "forwards": (),
+    "blocks": (),
+    "prefetch": False,
+}
 ALWAYS = ("errors", "loop", "minimal")  # directives for things that this server always does or does not need
-NO_MATTER = ("max_concurrent", "health_check", "prefer_udp", "max_idle_conns", "failfast_all_unhealthy_upstreams")
 
 
 @dataclass(slots=True)
@@ -40,6 +46,8 @@ class _Server:
     templates: list[Template] = field(default_factory=list)
     hosts: list[Hosts] = field(default_factory=list)
     sendings: list[Sending] = field(default_factory=list)
+    cluster: bool = False
+    bounds_cluster: bool = True  # `cache` is not disabled for it
 
 
 @dataclass(slots=True)
@@ -52,6 +60,7 @@ class _Reader:
     taken: dict[str, Directive] = field(default_factory=dict)  # zone -> its server block
     sent: list[corefile_routes.Block] = field(default_factory=list)
     cluster: bool = False
+    said: dict[str, tuple[Directive, object]] = field(default_factory=dict)  # setting -> who set it, to what
 
     def note(self, item: Directive, why: str = "is not supported and left out") -> None:
         self.notes.append(f"{item.at}: {' '.join(item.words)!r} {why}")
@@ -101,22 +110,63 @@ class _Reader:
             "forward": 1,
         }  # `cache` needs the cluster's domain, and `forward` the settings of `cache`
         for item in sorted(block.block, key=lambda item: order.get(item.name, 0)):
+            corefile_words.check(item)
+            self.idle(item)
             if item.name in readers:
                 readers[item.name](item, made)
+            elif item.name in corefile_words.ACCESS:
+                self.access(item)
             elif item.name not in ALWAYS:
                 self.note(item)
+        self.bounded(made)
         rules = Block(made.wire, tuple(made.rewrites), tuple(made.templates), tuple(made.hosts))
         self.set(blocks=(*self.config.blocks, rules))
         self.sent.append(corefile_routes.Block(made.wire, made.sendings))
 
+    def idle(self, item: Directive) -> None:
+        """Report the options that have no effect here, and remove them."""
+        for option in item.block:
+            if option.name in corefile_words.IDLE:
+                self.note(option, f"has no effect here: {corefile_words.IDLE[option.name]}")
+        item.block = [option for option in item.block if option.name not in corefile_words.IDLE]
+
+    def access(self, item: Directive) -> None:
+        if not self.config.ignore_access:
+            raise bad(
+                item,
+                f"{item.name} restricts who is answered, and is not supported here; remove it, or start with "
+                "--ignore-access-rules to answer everybody",
+            )
+        self.note(item, "is not enforced: everybody is answered")
+
+    def bounded(self, server: _Server) -> None:
+        """Bound the TTLs of local answers as `cache` does."""
+        if not server.positive:
+            return
+        most, absent = int(server.positive), int(server.negative)
+        server.hosts = [replace(each, ttl=min(each.ttl, most)) for each in server.hosts]
+        server.templates = [
+            replace(each, most_ttl=most if each.answers and not each.rcode else absent) for each in server.templates
+        ]
+        if server.cluster and server.bounds_cluster and most < self.config.ttl:
+            self.set(ttl=most)
+
+    def once(self, item: Directive, name: str, value: object) -> None:
+        """Set what all server blocks share; report one that contradicts another."""
+        before = self.said.setdefault(name, (item, value))
+        if before[1] != value:
+            self.note(item, f"holds for all server blocks, in place of that at {before[0].at}")
+            self.said[name] = item, value
+        self.set(**{name: value})
+
     def kubernetes(self, item: Directive, server: _Server) -> None:
         every = corefile_routes.zone_names(item.args, item) or server.zones
-        zones = [zone for zone in every if not zone.endswith(("in-addr.arpa", "ip6.arpa"))]
+        zones = [zone for zone in dict.fromkeys(every) if not zone.endswith(("in-addr.arpa", "ip6.arpa"))]
         if self.cluster:
             if zones:
                 self.note(item, f"is skipped: {self.config.cluster_domain!r} is the only cluster domain here")
             return
-        self.cluster = True
+        self.cluster = server.cluster = True
         if zones and zones[0] != ".":
             self.set(cluster_domain=zones[0])
         if len(zones) > 1:
@@ -125,7 +175,9 @@ class _Reader:
         for option in item.block:
             if option.name == "ttl" and option.args:
                 self.set(ttl=number(option.args[0], option))
-            elif option.name == "pods" and option.args in (["disabled"], ["insecure"], ["verified"]):
+            elif option.name == "pods":
+                if option.args not in (["disabled"], ["insecure"], ["verified"]):
+                    raise bad(option, "pods must be disabled, insecure or verified")
                 self.set(pods=option.args != ["disabled"], verify_pods=option.args == ["verified"])
             elif option.name == "fallthrough":
                 zones = corefile_routes.zone_names(option.args, option)
@@ -140,7 +192,7 @@ class _Reader:
         if len(item.args) < 2:
             raise bad(item, "forward needs a domain and at least one upstream")
         words = (word.removeprefix("dns://") for word in item.args[1:])
-        targets = tuple(word if word.startswith("/") else _upstream(word, item) for word in words)
+        targets = tuple(word if word.startswith("/") else corefile_routes.upstream(word, item) for word in words)
         sources = corefile_routes.zone_names(item.args[:1], item)
         excepts: list[str] = []
         made = Forward(".", targets, "random", NO_TLS, False, DOWN_AFTER, EXPIRE, server.positive, server.negative)
@@ -152,7 +204,7 @@ class _Reader:
             elif option.name == "tls_servername" and option.args:
                 made = replace(made, tls=replace(made.tls, servername=option.args[0]))
             elif option.name == "tls":
-                made = replace(made, tls=_tls(option, made.tls.servername))
+                made = replace(made, tls=corefile_routes.tls(option, made.tls.servername))
             elif option.name == "force_tcp":
                 made = replace(made, force_tcp=True)
             elif option.name == "max_fails" and option.args:
@@ -161,7 +213,7 @@ class _Reader:
                 made = replace(made, expire=seconds(option.args[0], option))
             elif option.name == "except" and option.args:
                 excepts += corefile_routes.zone_names(option.args, option)
-            elif option.name not in NO_MATTER:
+            elif option.name != "prefer_udp":  # which is what happens
                 self.note(option)
         wire = corefile_routes.wire
         server.sendings.append(Sending(item, wire(sources), wire(excepts), made))
@@ -170,7 +222,9 @@ class _Reader:
         server.positive, server.negative, prefetch = CACHE_POSITIVE, CACHE_NEGATIVE, False
         words = item.args
         if words and words[0].isdigit():
-            server.positive = float(words[0])
+            server.positive = float(number(words[0], item))
+            if not server.positive:
+                raise bad(item, "the TTL must be above 0; without `cache` nothing is cached")
             server.negative = min(server.negative, server.positive)
             words = words[1:]
         if words:
@@ -179,14 +233,20 @@ class _Reader:
             if option.name in ("success", "denial") and option.args:
                 self._capacity(option, server)
             elif option.name == "serve_stale":
-                self.set(serve_stale=seconds(option.args[0], option) if option.args else STALE)
+                self.once(option, "serve_stale", seconds(option.args[0], option) if option.args else STALE)
+                if option.args[1:] not in ([], ["verify"]):
+                    self.note(option, "is as `verify` here: an upstream is asked before an expired answer is given")
             elif option.name == "prefetch":
                 prefetch = True
+                if option.args:
+                    self.note(option, "has numbers that have no effect here: three requests make an answer popular")
             elif option.name != "disable" or self.config.cluster_domain.rstrip(".") not in [
                 word.rstrip(".") for word in option.args
             ]:  # the cluster's own names are never cached
                 self.note(option)
-        self.set(prefetch=prefetch)
+            else:
+                server.bounds_cluster &= option.args[0] != "success"
+        self.set(prefetch=self.config.prefetch or prefetch)
 
     def _capacity(self, option: Directive, server: _Server) -> None:
         """success|denial CAPACITY [TTL] [LEAST_TTL]"""
@@ -201,7 +261,7 @@ class _Reader:
             self.note(option, "has a minimum TTL, which is left out: an expired answer is requested again")
 
     def health(self, item: Directive, _server: _Server) -> None:
-        self.set(health_address=_address(item, HEALTH))
+        self.once(item, "health_address", _address(item, HEALTH))
         for option in item.block:
             if option.name == "lameduck" and option.args:
                 self.set(lame_duck=seconds(option.args[0], option))
@@ -209,14 +269,18 @@ class _Reader:
                 self.note(option)
 
     def ready(self, item: Directive, _server: _Server) -> None:
-        self.set(ready_address=_address(item, READY))
+        self.once(item, "ready_address", _address(item, READY))
+        for option in item.block:
+            self.note(option)
 
     def prometheus(self, item: Directive, _server: _Server) -> None:
-        self.set(metrics_address=_address(item, METRICS))
+        self.once(item, "metrics_address", _address(item, METRICS))
 
     def reload(self, item: Directive, _server: _Server) -> None:
         every = seconds(item.args[0], item) if item.args else RELOAD
-        self.set(reload=max(RELOAD_LEAST, every))
+        self.once(item, "reload", max(RELOAD_LEAST, every) if every else 0.0)
+        if len(item.args) > 1:
+            self.note(item, "has a jitter, which has no effect here: it looks every interval")
 
     def bind(self, item: Directive, _server: _Server) -> None:
         addresses = []
@@ -226,7 +290,15 @@ class _Reader:
             except names.BadName:
                 self.note(item, f"names {word!r}, which is no address, and is left out")
         if addresses:
-            self.set(listen=tuple(addresses))
+            self.once(item, "listen", tuple(addresses))
+        elif not self.config.ignore_access:
+            raise bad(
+                item,
+                "bind names no address; interfaces are not supported here. Write addresses, or start with "
+                f"--ignore-access-rules to listen on {', '.join(self.config.listen)}",
+            )
+        for option in item.block:
+            self.note(option)
 
     def bufsize(self, item: Directive, _server: _Server) -> None:
         if item.args and item.args[0] != str(UDP_SIZE):
@@ -236,21 +308,27 @@ class _Reader:
         if item.args[:1] not in ([], ["round_robin"]) or item.block:
             self.note(item, "is not supported; each answer starts at a random address")
 
-    def log(self, item: Directive, _server: _Server) -> None:
+    def log(self, item: Directive, server: _Server) -> None:
         formats = [word for word in item.args if "{" in word]
         if formats:
             self.note(item, "has a format of its own, which is not supported; queries are logged as key=value")
         domains = tuple(word for word in item.args if word not in formats and word != ".")
         classes: tuple[str, ...] = ("all",)
         for option in item.block:
-            if option.name == "class" and option.args and set(option.args) <= {"all", "success", "denial", "error"}:
-                classes = tuple(option.args)
-            else:
-                self.note(option)
+            if not set(option.args) <= {"all", "success", "denial", "error"}:
+                raise bad(option, "class takes all, success, denial and error")
+            classes = tuple(option.args)
         corefile_rules.zones_of(domains, item)
-        self.set(log_queries=True, log_classes=classes, log_names=domains)
+        if not domains and "." not in server.zones:
+            domains = server.zones
+        if "log_classes" in self.said:  # in another block as well: what either of them logs
+            domains = (*self.config.log_names, *domains) if domains and self.config.log_names else ()
+        self.set(log_queries=True, log_names=domains)
+        self.once(item, "log_classes", classes)
 
-    def autopath(self, _item: Directive, _server: _Server) -> None:
+    def autopath(self, item: Directive, server: _Server) -> None:
+        if item.args[-1:] != ["@kubernetes"]:
+            self.note(item, "is the search path of the pods' namespaces here, as with @kubernetes")
         self.set(autopath=True)
 
     def rewrite(self, item: Directive, server: _Server) -> None:
@@ -275,37 +353,6 @@ def _address(item: Directive, default: str) -> str:
     return text
 
 
-def _tls(item: Directive, servername: str) -> Tls:
-    """`tls`, `tls CA`, `tls CERT KEY` or `tls CERT KEY CA`."""
-    match item.args:
-        case []:
-            return Tls(servername)
-        case [ca]:
-            return Tls(servername, ca)
-        case [cert, key]:
-            return Tls(servername, "", cert, key)
-        case [cert, key, ca]:
-            return Tls(servername, ca, cert, key)
-    raise bad(item, "tls takes at most a certificate, its key and a CA")
-
-
-def _upstream(word: str, item: Directive) -> str:
-    """ "IP", "IP:port", "[IPv6]:port", with "tls://" before it or not -> "IP", "IP#port", "tls://IP"."""
-    scheme = TLS if word.startswith(TLS) else ""
-    text = word.removeprefix(TLS)
-    if "://" in text:
-        raise bad(item, f"{word!r}: upstreams can use UDP, TCP or tls://")
-    found = re.fullmatch(r"\[(.+)\](?::([0-9]+))?", text) or re.fullmatch(r"([^:]+):([0-9]+)", text)
-    host, port = (found[1], found[2]) if found else (text, None)
-    try:
-        names.canonical(host)
-    except names.BadName as err:
-        raise bad(item, f"upstream: {err}") from err
-    if port and not 0 < number(port, item) <= LAST_PORT:
-        raise bad(item, f"upstream {word!r} has a bad port; it must be from 1 to {LAST_PORT}")
-    return scheme + host + (f"#{port}" if port else "")
-
-
 def resolv_conf(text: str) -> tuple[str, ...]:
     """The nameservers of a resolv.conf, with the scope of link-local ones: "fe80::1%eth0"."""
     rows = (line.split() for line in text.splitlines())
@@ -317,7 +364,7 @@ def apply(text: str, base: DnsConfig, place: Place | None = None) -> tuple[DnsCo
     Raises BadConfig. Forwarding follows the Corefile alone: without `forward`, names outside the cluster are refused.
     """
     blocks, notes = parse(text, place)
-    reader = _Reader(replace(base, upstreams=(), stubs=(), forwards=(), blocks=()), notes, base.port)
+    reader = _Reader(replace(base, **EMPTY), notes, base.port)
     keys = [[corefile_routes.key(word, block) for word in block.words] for block in blocks]
     port = _port(blocks, keys, base.port)
     reader.set(port=port)

@@ -15,6 +15,7 @@ from ipaddress import ip_network
 from . import names
 from .config import LAST_PORT, Forward
 from .corefile_text import Directive, bad, number
+from .forward import TLS, Tls
 from .rules import ROOT, inside
 
 DNS = "dns"
@@ -131,3 +132,34 @@ def _tell(sending: Sending, held: list[bytes], mine: list[bytes], ours: tuple[by
         raise bad(sending.item, f"{sending.item.args[0]!r} is forwarded twice; one of the two must go")
     elif not held:
         note(sending.item, "is never used: it forwards no name of this server block")
+
+
+def tls(item: Directive, servername: str) -> Tls:
+    """`tls`, `tls CA`, `tls CERT KEY` or `tls CERT KEY CA`."""
+    match item.args:
+        case []:
+            return Tls(servername)
+        case [ca]:
+            return Tls(servername, ca)
+        case [cert, key]:
+            return Tls(servername, "", cert, key)
+        case [cert, key, ca]:
+            return Tls(servername, ca, cert, key)
+    raise bad(item, "tls takes at most a certificate, its key and a CA")
+
+
+def upstream(word: str, item: Directive) -> str:
+    """ "IP", "IP:port", "[IPv6]:port", with "tls://" before it or not -> "IP", "IP#port", "tls://IP"."""
+    scheme = TLS if word.startswith(TLS) else ""
+    text = word.removeprefix(TLS)
+    if "://" in text:
+        raise bad(item, f"{word!r}: upstreams can use UDP, TCP or tls://")
+    found = re.fullmatch(r"\[(.+)\](?::([0-9]+))?", text) or re.fullmatch(r"([^:]+):([0-9]+)", text)
+    host, port = (found[1], found[2]) if found else (text, None)
+    try:
+        names.canonical(host)
+    except names.BadName as err:
+        raise bad(item, f"upstream: {err}") from err
+    if port and not 0 < number(port, item) <= LAST_PORT:
+        raise bad(item, f"upstream {word!r} has a bad port; it must be from 1 to {LAST_PORT}")
+    return scheme + host + (f"#{port}" if port else "")

@@ -11,8 +11,8 @@ from . import rules
 from .corefile_routes import wire, zone_names
 from .corefile_text import Directive, bad, number, seconds
 
+REWRITTEN = ("name", "type", "class", "edns0", "ttl", "rcode", "cname")  # of these `name` is understood
 HOSTS_FILE = "/etc/hosts"
-LONGEST_TTL = 2**31 - 1  # RFC 2181 section 8
 Note = Callable[..., None]  # (directive, why)
 
 
@@ -33,6 +33,8 @@ def rewrite(item: Directive, note: Note) -> rules.Rewrite | None:
     lines = [words, *(option.words for option in item.block)]
     words = [word for line in lines for word in line]
     if words[:1] != ["name"]:
+        if not words or words[0] not in REWRITTEN:
+            raise bad(item, f"rewrite needs one of {', '.join(REWRITTEN)}")
         note(item)
         return None
     kind = words[1] if words[1:] and words[1] in rules.KINDS else "exact"
@@ -134,8 +136,8 @@ def hosts(item: Directive, block_zones: tuple[bytes, ...], note: Note) -> tuple[
     for option in item.block:
         if option.name == "ttl" and option.args:
             ttl = number(option.args[0], option)
-            if ttl > LONGEST_TTL:
-                raise bad(option, f"ttl is {ttl}; it must be at most {LONGEST_TTL} seconds")
+            if ttl > rules.LONGEST_TTL:
+                raise bad(option, f"ttl is {ttl}; it must be at most {rules.LONGEST_TTL} seconds")
         elif option.name == "no_reverse":
             reverse = False
         elif option.name == "fallthrough":

@@ -97,6 +97,13 @@ OPTIONS: list[Callable[[Function], Function]] = [
         help="Read settings from a CoreDNS Corefile; they override the other flags. It is read again at SIGHUP and "
         "as its `reload` says.",
     ),
+    click.option(
+        "--ignore-access-rules/--no-ignore-access-rules",
+        "ignore_access",
+        default=False,
+        show_default=True,
+        help="Start although the Corefile restricts who is answered (acl, view ...), which is not enforced.",
+    ),
     _many(
         "--dns-address",
         (),

@@ -24,7 +24,9 @@ ROOT = b"\0"
 KINDS = ("exact", "prefix", "suffix", "substring", "regex")
 REMEMBERED = 20_000  # maximum number of questions whose rules are cached
 HOSTS_TTL = TEMPLATE_TTL = 3600
+LONGEST_TTL = 2**31 - 1  # RFC 2181 section 8
 _EXPRESSION = re.compile(r"\{\{-?\s*(.*?)\s*-?\}\}")
+_CLASS_AND_TYPE = re.compile(r"(?<=\s)(?:in\s+(?:[0-9]+\s+)?)?[a-z][a-z0-9]*(?=\s)", re.IGNORECASE)
 _GROUP = re.compile(r"\{(\d+)\}")
 
 
@@ -90,7 +92,7 @@ def _fill(text: str, found: re.Match[str]) -> str:
 @dataclass(frozen=True, slots=True)
 class Template:
     """qtype: a number, None for all. fallthrough: zones in which a name that no expression matches is passed on;
-    elsewhere it gets NXDOMAIN.
+    elsewhere it gets NXDOMAIN. most_ttl: the bound of its records' TTLs, in seconds.
     """
 
     zones: tuple[bytes, ...]
@@ -101,6 +103,7 @@ class Template:
     additional: tuple[str, ...] = ()
     rcode: int = NOERROR
     fallthrough: tuple[bytes, ...] = ()
+    most_ttl: int = LONGEST_TTL
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +300,7 @@ def scope(name: str, zone: str, qtype: int, found: re.Match[str]) -> Callable[[s
 def render(line: str, value: Callable[[str], str]) -> list[RR]:
     """The records of one line of a template. Raises BadRule."""
     text = _EXPRESSION.sub(lambda found: value(found[1]), line)
+    text = _CLASS_AND_TYPE.sub(lambda found: found[0].upper(), text, count=1)
     try:
         return list(RR.fromZone(text, ttl=TEMPLATE_TTL))
     except Exception as err:  # dnslib raises its own errors, ValueError, KeyError and IndexError on malformed input
@@ -308,6 +312,8 @@ def _sections(key: bytes, template: Template, value: Callable[[str], str]) -> by
         [record for line in lines for record in render(line, value)]
         for lines in (template.answers, template.authority, template.additional)
     ]
+    for record in (record for section in made for record in section):
+        record.ttl = min(record.ttl, template.most_ttl)
     return packed(key, *made)
 
 

@@ -105,7 +105,7 @@ class _Flight:
         if self.done:
             return
         if answer is not None and forward.is_final(answer):
-            self.forwarder.keep(self, answer)
+            answer = self.forwarder.keep(self, answer)
             self.finish(answer)
             return
         self.fallback = self.fallback or answer
@@ -291,9 +291,9 @@ class Forwarder:
         for done in flight.waiters:
             done(answer)
 
-    def keep(self, flight: _Flight, answer: Upstreamed) -> None:
+    def keep(self, flight: _Flight, answer: Upstreamed) -> Upstreamed:
         route = flight.upstreams.route
-        self.cache.put(flight.key, answer, time.monotonic(), route.positive_cap, route.negative_cap)
+        return self.cache.put(flight.key, answer, time.monotonic(), route.positive_cap, route.negative_cap)
 
     def send(self, flight: _Flight, address: str) -> _Request:
         """Send to one upstream and keep account of its health, also if its answer arrives after the flight has

@@ -50,7 +50,8 @@ def lines(notes: list[str]) -> list[int]:
 
 def test_what_kubeadm_writes_is_understood_whole() -> None:
     config, notes = read(USUAL)
-    assert notes == []
+    (note,) = notes
+    assert note.startswith("Corefile line 14: 'max_concurrent 1000' has no effect here: ")
     assert (config.cluster_domain, config.ttl, config.pods, config.port) == ("cluster.test", 30, True, 53)
     assert (config.health_address, config.ready_address, config.metrics_address) == (":8080", ":8181", ":9153")
     assert (config.lame_duck, config.shuffle, config.reload, config.prefetch) == (5.0, True, 30.0, False)
@@ -115,7 +116,7 @@ def test_dns_over_tls_and_the_other_options_of_forward() -> None:
     }
 }
 """)
-    assert notes == []
+    assert lines(notes) == [9]
     routes = config.routes()
     assert routes[b"\0"] == Route(
         ("tls://9.9.9.9#853", "tls://2620:fe::fe#8853"),
@@ -185,6 +186,67 @@ def test_errors_name_the_line(text: str, said: str) -> None:
     with pytest.raises(BadConfig) as caught:
         read(text)
     assert said in str(caught.value)
+
+
+def test_a_mistake_is_told_apart_from_what_is_not_supported() -> None:
+    for text, said in (
+        (". {\n forwrd . 192.0.2.1\n}\n", "line 2: 'forwrd' is no directive in CoreDNS; is forward meant?"),
+        (". {\n Forward . 192.0.2.1\n}\n", "line 2: 'Forward' is no directive in CoreDNS; is forward meant?"),
+        (". {\n zzz\n}\n", "line 2: 'zzz' is no directive in CoreDNS"),
+        (". {\n cache {\n  succes 10\n }\n}\n", "line 3: 'succes' is no option of cache in CoreDNS; is success meant?"),
+        (". {\n hosts {\n  192.0.2 a.test\n }\n}\n", "line 3: '192.0.2' is no option of hosts"),
+        (". {\n kubernetes {\n  pod insecure\n }\n}\n", "line 3: 'pod' is no option of kubernetes"),
+        (". {\n health {\n  lameduck\n }\n}\n", "line 3: lameduck needs a value"),
+        (". {\n rewrite nane a b\n}\n", "line 2: rewrite needs one of name, type"),
+        (". {\n rewrite\n}\n", "line 2: rewrite needs one of name, type"),
+        (". {\n log {\n  class eror\n }\n}\n", "line 3: class takes all, success"),
+        (". {\n kubernetes {\n  pods insecur\n }\n}\n", "line 3: pods must be disabled, insecure or"),
+        (". {\n cache 0\n}\n", "line 2: the TTL must be above 0"),
+    ):
+        with pytest.raises(BadConfig) as caught:
+            read(text)
+        assert said in str(caught.value)
+    config, notes = read(". {\n dnssec\n any\n forward . 192.0.2.1 {\n  failover SERVFAIL\n }\n}\n")
+    assert lines(notes) == [2, 3, 5]
+    assert config.routes()[b"\0"].addresses == ("192.0.2.1#53",)
+
+
+def test_settings_that_all_blocks_share_and_contradict_are_named() -> None:
+    config, notes = read(
+        "a.test {\n prometheus :9253\n reload 5s\n log\n}\nb.test {\n prometheus :9153\n reload 5s\n log {\n"
+        "  class error\n }\n cache {\n  prefetch\n }\n}\nc.test {\n cache\n}\n"
+    )
+    assert lines(notes) == [7, 9]
+    assert "in place of that at Corefile line 2" in notes[0]
+    assert (config.metrics_address, config.log_names, config.prefetch) == (":9153", ("a.test", "b.test"), True)
+
+
+def test_a_reload_of_0_is_none_and_a_short_one_is_the_least() -> None:
+    assert [read(f". {{\n reload {text}\n}}\n")[0].reload for text in ("0", "0s", "1s", "7s")] == [0, 0, 2, 7]
+
+
+def test_words_behind_an_option_that_have_no_effect_are_named() -> None:
+    config, notes = read(". {\n cache {\n  serve_stale 1h immediate\n  prefetch 10 1m 10%\n }\n reload 5s 2s\n}\n")
+    assert lines(notes) == [3, 4, 6]
+    assert (config.serve_stale, config.prefetch, config.reload) == (3600, True, 5)
+    assert read(". {\n cache {\n  serve_stale 1h verify\n }\n}\n")[1] == []
+
+
+def test_cache_bounds_the_ttls_of_local_answers() -> None:
+    inside = "kubernetes cluster.local {\n  ttl 120\n }\n hosts {\n  192.0.2.1 a.test\n }\n template IN A b.test {\n"
+    inside += '  answer "{{ .Name }} 600 in a 192.0.2.2"\n }\n'
+    config, _ = read(f". {{\n {inside} cache 30\n}}\n")
+    (block,) = config.blocks
+    assert (config.ttl, block.hosts[0].ttl, block.templates[0].most_ttl) == (30, 30, 30)
+    config, _ = read(f". {{\n cache 30 {{\n  disable success cluster.local\n }}\n {inside}}}\n")
+    assert (config.ttl, config.blocks[0].hosts[0].ttl) == (120, 30)
+    config, _ = read(f". {{\n cache {{\n  success 100 60\n  denial 100 7\n }}\n {inside}}}\n")
+    assert (config.ttl, config.blocks[0].hosts[0].ttl) == (60, 60)
+    config, _ = read(f". {{\n {inside}}}\n")
+    assert (config.ttl, config.blocks[0].hosts[0].ttl) == (120, 3600), "without `cache` nothing is bounded"
+    absent = "template ANY ANY c.test {\n  rcode NXDOMAIN\n }\n"
+    config, _ = read(f". {{\n cache {{\n  denial 100 7\n }}\n {absent}}}\n")
+    assert config.blocks[0].templates[0].most_ttl == 7
 
 
 def test_nameservers_of_a_resolv_conf() -> None:

@@ -176,6 +176,29 @@ def test_a_cached_answer_counts_its_ttl_down(answerer: Answerer, clock: list[flo
     assert isinstance(answerer.handle(query.to_wire(), udp=True), Pending)
 
 
+def read(value: Upstreamed) -> list[set[str]]:
+    """The sections of an answer to KEY."""
+    return judge.read(wire.HEADER.pack(1, wire.QR, 1, *wire.COUNTS.unpack_from(value.value)) + KEY + value.value[6:])[1]
+
+
+def test_the_caps_bound_what_a_client_sees() -> None:
+    cache, key = Cache(), (KEY, False, False)
+    long = taken("www.example.com. 300 CNAME a.example.com.", "a.example.com. 20 A 198.51.100.1")
+    capped = cache.put(key, long, 0.0, 30.0, 7.0)
+    wanted = [{"www.example.com. 30 cname a.example.com.", "a.example.com. 20 a 198.51.100.1"}, set(), set()]
+    assert read(capped) == wanted
+    assert cache.get(key, 0.0) == capped
+    later = cache.get(key, 15.0)
+    assert later is not None
+    assert read(later)[0] == {"www.example.com. 15 cname a.example.com.", "a.example.com. 5 a 198.51.100.1"}
+    for rcode in (dns.rcode.NXDOMAIN, dns.rcode.NOERROR):
+        (soa,) = read(cache.put(key, taken(rcode=rcode, soa="600"), 0.0, 30.0, 7.0))[1]
+        assert soa.split()[1] == "7", "denial has a bound of its own"
+    assert cache.put(key, long, 0.0, 0.0, 0.0) == long, "without `cache` nothing is bounded"
+    failed = taken("www.example.com. 300 A 198.51.100.1", rcode=dns.rcode.SERVFAIL)
+    assert cache.put(key, failed, 0.0, 30.0, 7.0) == failed
+
+
 def test_what_the_cache_keeps_and_how_long() -> None:
     cache = Cache(capacity=3)
 

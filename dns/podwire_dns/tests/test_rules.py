@@ -186,6 +186,23 @@ def test_templates() -> None:
     assert told(made, "ip-300-1.tmpl.example.")[0] == "SERVFAIL", "10.0.300.1 is no address"
 
 
+def test_cache_bounds_what_clients_see() -> None:
+    made = answering("""cache 20
+    hosts x {
+        192.0.2.1 a.example
+        fallthrough
+    }
+    template IN A b.example {
+        answer "{{ .Name }} 600 in a 192.0.2.2"
+        additional "c.example. 7 IN A 192.0.2.3"
+    }""")
+    assert told(made, "a.example.") == ("NOERROR", {"a.example. 20 a 192.0.2.1"})
+    assert judge.read(answered(made, "b.example.")) == (
+        "NOERROR",
+        [{"b.example. 20 a 192.0.2.2"}, set(), {"c.example. 7 a 192.0.2.3"}],
+    )
+
+
 def test_addresses_keep_their_order_without_loadbalance() -> None:
     made = builders.answerer(builders.conformance_zone(), rand=lambda n: 1)
     query = dns.message.make_query(f"hdls.{SVC}", "A").to_wire()

@@ -116,6 +116,20 @@ WORDS = st.sampled_from(
         "\0",
         "é",
         "192.0.2.1:x",
+        "192.0.2.1",
+        "fe80::1%eth0",
+        "2001:db8::/32",
+        "10.0.0.0/7",
+        "a.test:53",
+        "a.test,",
+        "except",
+        "errors",
+        "acl",
+        "{$NONE}",
+        "{args[0]}",
+        "import a",
+        "\n}\n. {\n",
+        "forward .",
     ]
 )
 
