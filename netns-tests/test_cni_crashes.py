@@ -115,7 +115,7 @@ def test_killed_at_every_step(node: CrashNode, lab: Lab) -> None:
     assert node.cni("DEL", "pod", pod, node.full_conf()).status == 0
     deleting = node.steps()
     assert {"reserve", "attach", "CreateVeth", "JoinBridge", "Redirect", "wired", "answer"} <= set(adding)
-    assert {"detach", "_start", "remove", "release", "forget", "answer"} <= set(deleting)
+    assert {"detach", "_start", "remove", "release", "_forget", "answer"} <= set(deleting)
     for at in range(1, len(adding) + 1):
         node.crash_at(at, "ADD", "pod", pod)
         clean(at)

@@ -39,6 +39,7 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("stub")
     done = suite(
         str(HERE),
+        "--all-rows",
         "--dataplane",
         "external",
         "--dataplane-hook",
