@@ -27,11 +27,11 @@ def _no_file(path: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Place:
     """What surrounds a Corefile. path: its own, which relative imports start at. read: a file's text, raises OSError.
-    glob: the paths that fit a pattern, in order, without directories. environment: for {$NAME}."""
+    matching: the paths that fit a pattern, in order, without directories. environment: for {$NAME}."""
 
     path: str = ""
     read: Callable[[str], str] = _no_file
-    glob: Callable[[str], list[str]] = lambda pattern: []
+    matching: Callable[[str], list[str]] = lambda pattern: []
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -105,7 +105,7 @@ class _Reader:
             return [path]
         if path.count("*") > 1 or path.count("?") > 1 or "[" in path:
             raise bad(token, f"{pattern!r} is no pattern for import; it may have one * and one ?, and no [")
-        return self.place.glob(path)
+        return self.place.matching(path)
 
     def _inside(
         self, token: Token, name: str, body: list[Line], args: list[str], trail: tuple[str, ...]
