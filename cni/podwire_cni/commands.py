@@ -98,7 +98,7 @@ class Plugin:
             taken = self._allocate(call, conf, node)
             try:
                 pod = PodPlan(call, conf, node, [(lease.address, r) for lease, r in taken])
-                rules = _rules([lease for lease, _ in taken])
+                rules = self._rules([lease for lease, _ in taken])
                 self.firewall.attach(call.attachment, rules)
                 try:
                     self.kernel.attach_pod(pod, pod_fd)
@@ -143,7 +143,7 @@ class Plugin:
             return  # another plugin attached it
         seen = self.kernel.observe(call.attachment.ifname, host_veth(call.attachment), pod_fd)
         wrong += differences(conf.prev_result, call.attachment, node.bridge, conf.bandwidth, seen)
-        wrong += self.firewall.missing(_rules(leases)) if leases else []
+        wrong += self.firewall.missing(self._rules(leases)) if leases else []
         if wrong:
             raise CNIError(
                 ErrorCode.IO_FAILURE,
@@ -276,7 +276,11 @@ class Plugin:
                 owner = leases[name].owner
                 with self._leases:
                     held = self.allocator.owned_by(owner)
-                self.kernel.apply(repair_plan(owner, held[0].mac, [lease.address for lease in held], bridge))
+                self.kernel.apply(
+                    repair_plan(
+                        owner, held[0].mac, [lease.address for lease in held], bridge, routed=self._routed(bridge)
+                    )
+                )
                 told.append(f"{name} of {leases[name].pod or owner}: made a port of {bridge} again")
             elif (
                 whole
@@ -296,7 +300,7 @@ class Plugin:
         for lease in leases:
             if lease.wired and lease.boot_id == self.boot_id and not lease.origin:
                 owned.setdefault(lease.owner, []).append(lease)
-        return {owner: _rules(held) for owner, held in owned.items()}
+        return {owner: self._rules(held) for owner, held in owned.items()}
 
     def take_over(self, directory: Path, node: NodeNet) -> list[str]:
         """Leases of the reference plugin host-local; see ipam/hostlocal.py. Returns one line for each."""
@@ -318,6 +322,20 @@ class Plugin:
         return {"pods": len({lease.owner for lease in leases}), "free": free}
 
     # ---- parts ----
+
+    def _rules(self, held: Sequence[Lease]) -> PodRules:
+        return PodRules(
+            host_veth(held[0].owner),
+            held[0].mac,
+            tuple(lease.address for lease in held),
+            held[0].ports,
+            held[0].bridge or BRIDGE,
+            self._routed(held[0].bridge or BRIDGE),
+        )
+
+    def _routed(self, bridge: str) -> bool:
+        """Whether the pods of a bridge send to the node alone. A bridge without a network counts as such a bridge."""
+        return self.networks is None or self.networks.routed(bridge)
 
     def _net(self, conf: NetConf, *, make: bool = False) -> NodeNet:
         """The network that the configuration attaches pods to. make: create it if it does not exist."""
@@ -436,19 +454,9 @@ class Plugin:
         ]
         ours = bool(held) and not held[0].origin
         ops += [DeleteLink(host_veth(owner)), DeleteLink(ifb_of(owner))]
-        self.kernel.remove(ops, (lambda: self.firewall.detach(owner, _rules(held))) if ours else None)
+        self.kernel.remove(ops, (lambda: self.firewall.detach(owner, self._rules(held))) if ours else None)
         with self._leases:
             self.allocator.release(owner)
-
-
-def _rules(held: Sequence[Lease]) -> PodRules:
-    return PodRules(
-        host_veth(held[0].owner),
-        held[0].mac,
-        tuple(lease.address for lease in held),
-        held[0].ports,
-        held[0].bridge or BRIDGE,
-    )
 
 
 def _check_ranges(sets: Sequence[RangeSet], node: NodeNet) -> None:

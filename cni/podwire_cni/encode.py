@@ -23,6 +23,7 @@ from .ops import (
     Redirect,
     SetUp,
 )
+from .types import PORT_GROUP
 
 
 class Indices(Protocol):
@@ -52,13 +53,13 @@ def encode(op: Op, index: Indices, pod_fd: int) -> tuple[bytes, ...]:
         case SetUp():
             return (nl.link_up(index[op.link], alias=op.alias),)
         case CreateVeth():
-            return (nl.new_veth(op.host, op.host_mac, op.peer, op.peer_mac, pod_fd, op.mtu),)
+            return (nl.new_veth(op.host, op.host_mac, op.peer, op.peer_mac, pod_fd, op.mtu, PORT_GROUP),)
         case AddAddress():
             return (nl.new_address(index[op.link], op.address.ip, op.address.network.prefixlen),)
         case JoinBridge():
-            return nl.set_master(index[op.link], index[op.bridge]), nl.port_hairpin(index[op.link])
+            return nl.set_master(index[op.link], index[op.bridge]), nl.port_flags(index[op.link], learning=op.learning)
         case AddForwarding():
-            return (nl.new_fdb(index[op.link], op.mac),)
+            return (nl.new_fdb(index[op.link], op.mac, sticky=op.sticky),)
         case CreateIfb():
             return (shaping.new_ifb(op.link, op.mtu),)
         case LimitRate():

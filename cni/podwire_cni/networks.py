@@ -26,7 +26,10 @@ class Network:
 
     def rules(self) -> OtherNet:
         return OtherNet(
-            self.net.bridge, tuple(str(r.subnet) for ranges in self.net.ranges for r in ranges), self.native
+            self.net.bridge,
+            tuple(str(r.subnet) for ranges in self.net.ranges for r in ranges),
+            self.native,
+            self.net.bridge_mac if self.net.routed and self.net.is_gateway else "",
         )
 
     def to_json(self) -> dict[str, object]:

@@ -53,6 +53,10 @@ class Networks:
     def rules(self) -> tuple[OtherNet, ...]:
         return tuple(self.known[bridge].rules() for bridge in sorted(self.known))
 
+    def routed(self, bridge: str) -> bool:
+        """Whether pods on this bridge have full-length prefixes."""
+        return bridge not in self.known or self.known[bridge].net.routed
+
     def ensure(self) -> list[str]:
         """Create again all bridges that others removed. Returns the kernel's refusals; a refusal does not stop the
         others.

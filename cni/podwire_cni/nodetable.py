@@ -3,7 +3,10 @@
 Rules are fixed. A pod is nothing but elements of sets and maps, so an ADD or DEL touches no rule. The table is replaced
 in one commit, and conntrack goes on translating established connections.
 
-    bridge       spoofing     a pod sends from its own MAC and addresses
+    bridge       spoofing     a pod sends from its own MAC and addresses, and on a routed bridge to the node alone
+                 forward      the same for broadcast and multicast
+                 reserved     a pod does not send to the reserved group addresses of 802.1D
+    ip, ip6      ports        what comes in by a pod's port and not by its bridge is dropped
     ip           loopback     before conntrack: pods do not reach the node's 127.0.0.0/8
     ip, ip6      hostports    prerouting and output: a port of the node leads to a pod
                  postrouting  pods to the world outside leave with the node's address; inside the cluster they keep
@@ -27,7 +30,7 @@ from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.reasons import Reason, carrying
 
 from .template import Template, cut
-from .types import BRIDGE, IPAddress, PortMapping
+from .types import BRIDGE, PORT_GROUP, IPAddress, PortMapping
 
 TABLE = "podwire-cni"
 RAW, SRCNAT = -300, 100
@@ -43,11 +46,12 @@ _R0 = 8
 
 @dataclass(frozen=True, slots=True)
 class OtherNet:
-    """A further bridge. native None: no masquerading."""
+    """A further bridge. native None: no masquerading. mac: the bridge's, where pods send to the node alone; else ""."""
 
     bridge: str
     cidrs: tuple[str, ...]
     native: frozenset[str] | None = None
+    mac: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +65,20 @@ class NodeRules:
     bridge: str = BRIDGE
     anti_spoofing: bool = True
     others: tuple[OtherNet, ...] = ()
+    mac: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PodRules:
-    """One pod's part of the tables. port: the node's end of its veth."""
+    """One pod's part of the tables. port: the node's end of its veth. routed: the pod sends to the node alone, and not
+    to its neighbours on the bridge."""
 
     port: str
     mac: str
     addresses: tuple[IPAddress, ...]
     ports: tuple[PortMapping, ...] = ()
     bridge: str = BRIDGE
+    routed: bool = True
 
 
 def _cidr_family(cidr: str) -> Family:
@@ -100,6 +107,7 @@ def sets_of(family: Family) -> Sets:
 BRIDGE_TABLE = nft.Table("bridge", TABLE)
 PORTS = nft.Set(BRIDGE_TABLE, "ports", ("ifname",))
 MACS = nft.Set(BRIDGE_TABLE, "macs", ("ifname", "ether_addr"))
+SUBNET_PORTS = nft.Set(BRIDGE_TABLE, "subnet-ports", ("ifname",))  # ports whose pods may send to their neighbours
 SENDERS = {family: nft.Set(BRIDGE_TABLE, f"senders-{family}", ("ifname", _TYPE[family])) for family in FAMILIES}
 
 
@@ -111,6 +119,8 @@ def elements(pod: PodRules) -> Iterator[nft.Elements]:
     """The elements of one pod in the tables."""
     port, mac = _name(pod.port), _mac(pod)
     yield nft.Elements(PORTS, {port: None})
+    if not pod.routed:
+        yield nft.Elements(SUBNET_PORTS, {port: None})
     yield nft.Elements(MACS, {nft.key(port, mac): None})
     homes: dict[Family, IPAddress] = {}
     for address in pod.addresses:
@@ -145,7 +155,11 @@ def change(pod: PodRules, *, remove: bool = False) -> nft.Transaction:
 
 def encoded(pod: PodRules, *, remove: bool = False) -> bytes | None:
     """`change` of a pod without hostPorts as a batch of messages, from a template; None for other pods."""
-    template = None if pod.ports else _template(tuple(family_of(address) for address in pod.addresses), remove)
+    template = (
+        None
+        if pod.ports or not pod.routed
+        else _template(tuple(family_of(address) for address in pod.addresses), remove)
+    )
     return None if template is None else template.fill(_marks(pod))
 
 
@@ -171,12 +185,12 @@ def _template(families: tuple[Family, ...], remove: bool) -> Template | None:
 
 def plan(node: NodeRules, pods: Iterable[PodRules]) -> nft.Transaction:
     """The whole tables, replacing the present ones."""
-    tx = nft.Transaction().remake(BRIDGE_TABLE).add(PORTS, MACS, *SENDERS.values())
-    tx.add(*(_spoofing() if node.anti_spoofing else ()))
+    tx = nft.Transaction().remake(BRIDGE_TABLE).add(PORTS, MACS, SUBNET_PORTS, *SENDERS.values())
+    tx.add(*_reserved(), *(_spoofing(node) if node.anti_spoofing else ()))
     for family in FAMILIES:
         table, sets = nft.Table(family, TABLE), sets_of(family)
         tx.remake(table).add(sets.hostports, sets.hostports_on, sets.hairpin)
-        tx.add(*_loopback(table, node), *_hostports(table), *_postrouting(table, node))
+        tx.add(*_ports(table), *_loopback(table, node), *_hostports(table), *_postrouting(table, node))
     return tx.add(*(part for pod in pods for part in elements(pod)))
 
 
@@ -192,7 +206,69 @@ def _spoofed(words: str) -> str:
     return carrying(words, Reason.SPOOFED)
 
 
-def _spoofing() -> Iterator[nft.Chain | nft.Rule]:
+def _reserved() -> Iterator[nft.Chain | nft.Rule]:
+    """The bridge hands frames to the group addresses of IEEE 802.1D to the node with the *port* as input device, past
+    every rule that knows the bridge. This hook sees all but those to 01:80:c2:00:00:0e (LLDP), which `_ports` drops."""
+    chain = nft.Chain(BRIDGE_TABLE, "reserved", hook="input", priority=RAW)
+    yield chain
+    yield nft.Rule(
+        chain,
+        (
+            nft.Meta("iifname"),
+            nft.Lookup("ports"),
+            nft.Payload("link", 0, 6),
+            nft.Bitwise(b"\xff\xff\xff\xff\xff\xf0", bytes(6)),
+            nft.Cmp(b"\x01\x80\xc2\0\0\0"),
+            nft.Counter(),
+            nft.drop(),
+        ),
+        comment=_spoofed("a pod sends to a reserved group address of 802.1D"),
+    )
+
+
+def _neighbours(node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
+    """A frame to the MAC of a neighbour, or to all, would reach other pods past the hooks of IP where br_netfilter does
+    not call them. Pods of a routed bridge send to the node alone."""
+    macs = [mac for mac in (node.mac, *(net.mac for net in node.others)) if mac]
+    forward = nft.Chain(BRIDGE_TABLE, "forward", hook="forward", priority=RAW)
+    spoofing = nft.Chain(BRIDGE_TABLE, "spoofing", hook="prerouting", priority=RAW)
+    routed = (nft.Meta("iifname"), nft.Lookup(SUBNET_PORTS.name, invert=True))
+    to_all = (nft.Payload("link", 0, 1), nft.Bitwise(b"\x01", b"\0"))
+    yield forward
+    yield nft.Rule(
+        spoofing,
+        (
+            *routed,
+            *to_all,
+            nft.Cmp(b"\0"),
+            nft.Payload("link", 0, 6),
+            *(nft.Cmp(mac_bytes(mac), "!=") for mac in macs),
+            nft.Counter(),
+            nft.drop(),
+        ),
+        # Others' changes are found by the comment, so it names the MACs.
+        comment=_spoofed(f"a pod sends to another MAC than {' '.join(macs[:4])}"),
+    )
+    yield nft.Rule(
+        forward,
+        (nft.Meta("iifname"), nft.Lookup(PORTS.name), *routed, *to_all, nft.Cmp(b"\1"), nft.Counter(), nft.drop()),
+        comment=_spoofed("a pod sends to all others"),
+    )
+
+
+def _ports(table: nft.Table) -> Iterator[nft.Chain | nft.Rule]:
+    """What a pod sends comes in by a bridge. A packet that comes in by a pod's port itself (the port is off its bridge,
+    or the bridge passed the frame on with the port as its device) has met none of the bridge's rules."""
+    chain = nft.Chain(table, "ports", hook="prerouting", priority=RAW)
+    yield chain
+    yield nft.Rule(
+        chain,
+        (nft.Meta("iifgroup"), nft.Cmp(nft.host32(PORT_GROUP)), nft.Counter(), nft.drop()),
+        comment=_spoofed("a pod's packet came past the bridge"),
+    )
+
+
+def _spoofing(node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
     chain = nft.Chain(BRIDGE_TABLE, "spoofing", hook="prerouting", priority=RAW)
     behind = _R0 + 4  # the register after the port's name
     yield chain
@@ -210,6 +286,7 @@ def _spoofing() -> Iterator[nft.Chain | nft.Rule]:
         ),
         comment=_spoofed("a pod sends from a MAC that is not its own"),
     )
+    yield from _neighbours(node)
     six = (nft.Meta("protocol"), nft.Cmp(b"\x86\xdd"))
     icmp6 = (*six, nft.Meta("l4proto"), nft.Cmp(b"\x3a"), nft.Payload("transport", 0, 1))
     # Anyone may use a link-local source, and hosts believe these messages because of it: pods and the node would accept

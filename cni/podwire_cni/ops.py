@@ -68,18 +68,21 @@ class AddNeighbour(NamedTuple):
 
 
 class JoinBridge(NamedTuple):
-    """Make `link` a port of `bridge`, in hairpin mode."""
+    """Make `link` a port of `bridge`, in hairpin mode. learning: the bridge learns from its frames where a MAC is."""
 
     link: str
     bridge: str
+    learning: bool = False
     place: Place = "node"
 
 
 class AddForwarding(NamedTuple):
-    """A static entry `mac` -> port in the forwarding table of the bridge that `link` is a port of."""
+    """A static entry `mac` -> port in the forwarding table of the bridge that `link` is a port of. sticky: it never
+    moves to another port."""
 
     link: str
     mac: str
+    sticky: bool = True
     place: Place = "node"
 
 

@@ -176,7 +176,8 @@ def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple
         ops += [AddRoute(eth, host_route(gateway).network)] if node.routed else []
         ops.append(AddNeighbour(eth, gateway, node.bridge_mac, "pod"))
     ops += [AddRoute(eth, r.dst, r.gw, "pod", r.mtu, r.advmss, r.priority, r.table, r.scope) for r in routes]
-    ops += [SetUp(host, "node", alias), JoinBridge(host, node.bridge), AddForwarding(host, mac)]
+    ops += [SetUp(host, "node", alias), JoinBridge(host, node.bridge, learning=not node.routed)]
+    ops.append(AddForwarding(host, mac, sticky=node.routed))
     ops += [AddNeighbour(node.bridge, address, mac, "node") for address, _ in addresses]
     ops += _limits(call.attachment, conf.bandwidth, mtu)
     if conf.mac or not node.routed:  # a MAC that is new for the address, or neighbours besides the node
@@ -212,13 +213,15 @@ def _limits(owner: Attachment, bandwidth: Bandwidth, mtu: int) -> list[Op]:
     return ops
 
 
-def repair_plan(owner: Attachment, mac: str, addresses: Sequence[IPAddress], bridge: str) -> tuple[Op, ...]:
+def repair_plan(
+    owner: Attachment, mac: str, addresses: Sequence[IPAddress], bridge: str, *, routed: bool
+) -> tuple[Op, ...]:
     """The node's part of ADD again, for a pod whose own side is intact."""
     host = host_veth(owner)
     return (
         SetUp(host, "node"),
-        JoinBridge(host, bridge),
-        AddForwarding(host, mac),
+        JoinBridge(host, bridge, learning=not routed),
+        AddForwarding(host, mac, sticky=routed),
         *(AddNeighbour(bridge, address, mac, "node") for address in addresses),
     )
 

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 PLUGIN = "podwire-cni"
+PORT_GROUP = 0x7077  # the link group of the node's ends of pods' veths
 BRIDGE = "podwire0"
 
 IPAddress = IPv4Address | IPv6Address

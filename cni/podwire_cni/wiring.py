@@ -241,4 +241,6 @@ def node_rules(node: NodeNet, native: Iterable[str] | None, unwanted: Sequence[I
         *(str(r.subnet) for ranges in node.ranges for r in ranges),
         *(str(host_route(a).network) for a in unwanted),
     )
-    return NodeRules(cidrs, None if native is None else frozenset(native), node.bridge, node.anti_spoofing)
+    return NodeRules(
+        cidrs, None if native is None else frozenset(native), node.bridge, node.anti_spoofing, mac=node.bridge_mac
+    )

@@ -18,7 +18,16 @@ from podwire_proxy.nftables.layout import Layout
 from podwire_proxy.nftables.plan import Planner
 
 PAGE = Path(__file__).parents[3] / "docs" / "hooks.md"
-HOOKS = ("bridge prerouting", "prerouting", "input", "forward", "output", "postrouting")
+HOOKS = (
+    "bridge prerouting",
+    "bridge input",
+    "bridge forward",
+    "prerouting",
+    "input",
+    "forward",
+    "output",
+    "postrouting",
+)
 # NF_IP_PRI_* of the kernel (linux/netfilter_ipv4.h), where built-in chains of iptables hook in.
 IPTABLES = {"raw": -300, "nat": -100, "filter": 0}
 SOURCE_NAT = 100

@@ -28,7 +28,7 @@ def decode(kind: Any, data: bytes) -> Any:
 
 
 def test_veth_is_made_with_its_peer_in_the_pod() -> None:
-    link = decode(ifinfmsg, nl.new_veth("veth1", "0a:59:0a:f4:01:02", "eth0", MAC, 42, 1450))
+    link = decode(ifinfmsg, nl.new_veth("veth1", "0a:59:0a:f4:01:02", "eth0", MAC, 42, 1450, 7))
     assert link["header"]["flags"] == codec.REQUEST | codec.CREATE | codec.EXCL
     assert (link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU")) == ("veth1", 1450)
     assert (link.get_attr("IFLA_NUM_TX_QUEUES"), link.get_attr("IFLA_NUM_RX_QUEUES")) == (1, 1)
@@ -50,9 +50,11 @@ def test_link_up_changes_that_flag_only() -> None:
 
 def test_bridge_port_and_hairpin() -> None:
     assert decode(ifinfmsg, nl.set_master(7, 3)).get_attr("IFLA_MASTER") == 3
-    port = decode(ifinfmsg, nl.port_hairpin(7))
+    port = decode(ifinfmsg, nl.port_flags(7, learning=False))
     assert port["family"] == socket.AF_BRIDGE
-    assert codec.parse(codec.parse(nl.port_hairpin(7)[32:])[nl.IFLA_PROTINFO]) == {nl.IFLA_BRPORT_MODE: b"\1"}
+    for learning in (False, True):
+        flags = codec.parse(codec.parse(nl.port_flags(7, learning=learning)[32:])[nl.IFLA_PROTINFO])
+        assert flags == {nl.IFLA_BRPORT_MODE: b"\1", nl.IFLA_BRPORT_LEARNING: bytes((learning,))}
 
 
 @pytest.mark.parametrize(
@@ -115,8 +117,12 @@ def test_neighbour_and_forwarding_entries() -> None:
     got = decode(ndmsg, nl.new_neighbour(7, ip_address("10.1.0.2"), MAC))
     assert (got["ifindex"], got["state"]) == (7, nl.NUD_PERMANENT)
     assert (got.get_attr("NDA_DST"), got.get_attr("NDA_LLADDR")) == ("10.1.0.2", MAC)
-    fdb = decode(ndmsg, nl.new_fdb(9, MAC))
-    assert (fdb["family"], fdb["ifindex"], fdb["flags"]) == (socket.AF_BRIDGE, 9, nl.NTF_MASTER)
+    fdb = decode(ndmsg, nl.new_fdb(9, MAC, sticky=True))
+    assert (fdb["family"], fdb["ifindex"], fdb["flags"]) == (
+        socket.AF_BRIDGE,
+        9,
+        nl.NTF_MASTER | nl.NTF_STICKY,
+    )
     assert fdb.get_attr("NDA_LLADDR") == MAC
 
 

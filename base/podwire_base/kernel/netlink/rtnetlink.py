@@ -29,7 +29,7 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_PROTINFO, IFLA_LINKINFO, 
     20,
     28,
 )
-IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER, IFLA_BRPORT_MODE = 1, 2, 1, 4
+IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER, IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING, IFLA_GROUP = 1, 2, 1, 4, 8, 27
 IFLA_OPERSTATE, OPER_UP = 16, 6
 IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 8
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
@@ -46,7 +46,7 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTI
     15,
 )
 RTAX_MTU, RTAX_ADVMSS = 2, 8
-NDA_DST, NDA_LLADDR, NUD_PERMANENT, NUD_NOARP, NTF_MASTER = 1, 2, 0x80, 0x40, 0x04
+NDA_DST, NDA_LLADDR, NUD_PERMANENT, NUD_NOARP, NTF_MASTER, NTF_STICKY = 1, 2, 0x80, 0x40, 0x04, 0x40
 IFF_UP = 0x1
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RTN_UNICAST = 254, 4, 0, 253, 1
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
@@ -65,9 +65,9 @@ def _link(index: int = 0, flags: int = 0, change: int = 0, fam: int = 0) -> byte
 _ONE_QUEUE = host_u32(IFLA_NUM_TX_QUEUES, 1) + host_u32(IFLA_NUM_RX_QUEUES, 1)
 
 
-def new_veth(host: str, host_mac: str, peer: str, peer_mac: str, netns_fd: int, mtu: int) -> bytes:
+def new_veth(host: str, host_mac: str, peer: str, peer_mac: str, netns_fd: int, mtu: int, group: int) -> bytes:
     """A veth pair whose peer is created inside the namespace behind `netns_fd`: no move and no rename, and the peer is
-    never visible outside.
+    never visible outside. group: of the host's end, by which rules know it.
 
     One queue each way: the default is one per CPU, each with objects in sysfs, which take half of a veth's creation
     time. A veth sends without a lock, on the sender's CPU, whatever its number of queues.
@@ -82,6 +82,7 @@ def new_veth(host: str, host_mac: str, peer: str, peer_mac: str, netns_fd: int, 
         + text(IFLA_IFNAME, host)
         + attr(IFLA_ADDRESS, mac_bytes(host_mac))
         + host_u32(IFLA_MTU, mtu)
+        + host_u32(IFLA_GROUP, group)
         + _ONE_QUEUE
         + attr(IFLA_LINKINFO | NESTED, kind),
     )
@@ -95,11 +96,11 @@ def set_master(index: int, master: int) -> bytes:
     return message(SETLINK, 0, _link(index) + host_u32(IFLA_MASTER, master))
 
 
-def port_hairpin(index: int) -> bytes:
-    """Let a bridge port send frames back to the port on which they arrived."""
-    return message(
-        SETLINK, 0, _link(index, fam=AF_BRIDGE) + attr(IFLA_PROTINFO | NESTED, attr(IFLA_BRPORT_MODE, b"\1"))
-    )
+def port_flags(index: int, *, learning: bool) -> bytes:
+    """Let a bridge port send frames back to the port on which they arrived. learning: whether the MACs that frames come
+    from move to this port in the bridge's forwarding table."""
+    flags = attr(IFLA_BRPORT_MODE, b"\1") + attr(IFLA_BRPORT_LEARNING, bytes((learning,)))
+    return message(SETLINK, 0, _link(index, fam=AF_BRIDGE) + attr(IFLA_PROTINFO | NESTED, flags))
 
 
 def delete_link(index: int) -> bytes:
@@ -178,12 +179,14 @@ def delete_neighbour(index: int, address: IPAddress) -> bytes:
     return message(DELNEIGH, 0, _ENTRY.pack(family(address), index, 0, 0, 0) + attr(NDA_DST, address.packed))
 
 
-def new_fdb(port: int, mac: str) -> bytes:
-    """A static entry in the bridge's forwarding table, so that a frame for a silent pod is not flooded to all pods."""
+def new_fdb(port: int, mac: str, *, sticky: bool) -> bytes:
+    """A static entry in the bridge's forwarding table, so that a frame for a silent pod is not flooded to all pods.
+    sticky: no frame from another port moves it (Linux 4.20)."""
     return message(
         NEWNEIGH,
         CREATE | REPLACE,
-        _ENTRY.pack(AF_BRIDGE, port, NUD_NOARP, NTF_MASTER, 0) + attr(NDA_LLADDR, mac_bytes(mac)),
+        _ENTRY.pack(AF_BRIDGE, port, NUD_NOARP, NTF_MASTER | (NTF_STICKY if sticky else 0), 0)
+        + attr(NDA_LLADDR, mac_bytes(mac)),
     )
 
 

@@ -71,13 +71,23 @@ class Payload(Expr):
         return u32(1, self.dreg) + u32(2, PAYLOAD_BASES[self.base]) + u32(3, self.offset) + u32(4, self.length)
 
 
-META_KEYS = {"protocol": 1, "mark": 3, "iif": 4, "oif": 5, "iifname": 6, "oifname": 7, "nfproto": 15, "l4proto": 16}
+META_KEYS = {
+    "protocol": 1,
+    "mark": 3,
+    "iif": 4,
+    "oif": 5,
+    "iifname": 6,
+    "oifname": 7,
+    "nfproto": 15,
+    "l4proto": 16,
+    "iifgroup": 21,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Meta(Expr):
     NAME: ClassVar[str] = "meta"
-    key: Literal["protocol", "mark", "iif", "oif", "iifname", "oifname", "nfproto", "l4proto"]
+    key: Literal["protocol", "mark", "iif", "oif", "iifname", "oifname", "nfproto", "l4proto", "iifgroup"]
     dreg: int = R0
 
     def body(self) -> bytes:
