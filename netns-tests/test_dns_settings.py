@@ -206,7 +206,7 @@ def test_the_zones_frame_changes_with_the_corefile(world: World) -> None:
     with Load(world.node) as load:
         for ttl in (30, 60):
             path.write_text(
-                f".:53 {{\n kubernetes cluster.local {{\n  ttl {ttl}\n }}\n cache 30\n forward . {UPSTREAM}\n}}\n"
+                f".:53 {{\n kubernetes cluster.local {{\n  ttl {ttl}\n }}\n cache 60\n forward . {UPSTREAM}\n}}\n"
             )
             for role in ("feeder", "server"):
                 world.processes[role].send_signal(signal.SIGHUP)

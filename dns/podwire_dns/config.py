@@ -215,6 +215,9 @@ def _stub(text: str) -> tuple[str, tuple[str, ...]]:
 
 def _ip(text: str, what: str) -> str:
     try:
-        return names.canonical(text)
+        address = names.canonical(text)
     except names.BadName as err:
         raise BadConfig(f"{what}: {err}") from err
+    if "%" in address and what != "upstream":
+        raise BadConfig(f"{what}: {text!r} has a scope; clients need an address that is not link-local")
+    return address

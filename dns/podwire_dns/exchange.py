@@ -34,6 +34,12 @@ def tls_context(tls: forward.Tls) -> ssl.SSLContext:
     return context
 
 
+def _peer(host: str, port: int) -> tuple[str, int, int, int]:
+    """The socket address of "fe80::1%eth0": `connect` loses a scope that stands in the name. Raises OSError."""
+    address, _, link = host.partition("%")
+    return address, port, 0, int(link) if link.isdigit() else socket.if_nametoindex(link)
+
+
 class UdpExchange:
     """A connected socket for each query: a random port, and only datagrams of that peer are received."""
 
@@ -54,7 +60,7 @@ class UdpExchange:
             socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
         )
         try:
-            self.sock.connect((host, port))
+            self.sock.connect(_peer(host, port) if "%" in host else (host, port))
             self.sock.send(message)
             self.fd = self.sock.fileno()  # asyncio would need two more system calls for the socket itself
             loop.add_reader(self.fd, self._readable)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from podwire_dns import corefile, names
+from podwire_dns import corefile, exchange, names, upstream
 from podwire_dns.cache import Cache
 from podwire_dns.config import BadConfig, DnsConfig
+from podwire_dns.forward import Route
 from podwire_dns.sources import Sources
 from podwire_dns.testing import builders
 from podwire_dns.upstream import Forwarder
@@ -153,6 +157,56 @@ def test_the_port_is_that_of_the_clusters_block() -> None:
     config, notes = read(f".:53 {{\n forward . {A}\n}}\ncluster.test:1053 {{\n kubernetes\n}}\n")
     assert (config.port, config.cluster_domain, config.routes()) == (1053, "cluster.test", {})
     assert len(notes) == 1
+
+
+@pytest.mark.parametrize("force_tcp", [False, True])
+def test_an_upstream_with_a_scope_is_asked_by_name_of_its_link(
+    monkeypatch: pytest.MonkeyPatch, force_tcp: bool
+) -> None:
+    """The compiled exchange takes packed addresses, which lose the scope."""
+    asked: list[tuple[str, int]] = []
+
+    class Exchange:
+        def __init__(self, _loop: object, host: str, port: int, *_: object) -> None:
+            asked.append((host, port))
+
+        def close(self) -> None:
+            pass
+
+    async def connect(_protocol: object, host: str, port: int, **_: object) -> None:
+        asked.append((host, port))
+        raise OSError("it was asked, and that is all")
+
+    async def work() -> None:
+        monkeypatch.setattr(upstream, "UdpExchange", Exchange)
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", connect)
+        forwarder = Forwarder({b"\0": Route(("fe80::1%eth0#5353",), force_tcp=force_tcp)}, Cache())
+        forwarder.ask((names.to_wire("a.test.") + b"\0\1\0\1", False, False), lambda _: None)
+        await asyncio.sleep(0.05)
+        forwarder.close()
+
+    asyncio.run(work())
+    assert set(asked) == {("fe80::1%eth0", 5353)}
+
+
+def test_the_socket_address_of_a_scope() -> None:
+    index = socket.if_nametoindex("lo")
+    assert exchange._peer("fe80::1%lo", 53) == exchange._peer(f"fe80::1%{index}", 53) == ("fe80::1", 53, 0, index)
+
+
+def test_a_link_that_is_not_there_is_no_answer() -> None:
+    async def work() -> None:
+        forwarder = Forwarder({b"\0": Route(("fe80::1%none0#5353",))}, Cache())
+        assert await forwarder.resolve((names.to_wire("a.test.") + b"\0\1\0\1", False, False)) is None
+        forwarder.close()
+
+    asyncio.run(work())
+
+
+def test_a_scope_in_addresses_of_our_own_is_named() -> None:
+    for setting in ("listen", "dns_addresses"):
+        with pytest.raises(BadConfig, match=f"{setting}: 'fe80::1%eth0' has a scope"):
+            replace(builders.CONFIG, **{setting: ("fe80::1%eth0",)}).schema()  # type: ignore[arg-type]  # a tuple fits
 
 
 def test_a_scope_of_resolv_conf_is_kept(tmp_path: Path) -> None:
