@@ -1,13 +1,14 @@
-"""Counts the work of one act. The counts do not depend on the machine's load, so a test can compare them with a budget
-(bench/budgets.toml).
+"""Counts the work of single operations: system calls, netlink messages, Python instructions. The counts do not depend
+on the machine's load, so a test can compare them with budgets (bench/budgets.toml).
 
     counters.py            all acts as JSON
     counters.py ACT DIR    one act, between two marks that strace sees; DIR is scratch space
 
-Acts: CNI ADD and DEL (in the agent), one endpoint replaced by another among 1,000 Services, one DNS answer, one object
-created. Needs root and strace. "bytecodes": Python instructions executed (CNI: by the thread that serves the call, from
-its arrival to its answer). "netlink messages": messages sent to the kernel. "map elements": elements written or
-deleted. "verdict elements": those elements that make the kernel check a whole map again.
+The operations (ACT): CNI ADD and DEL in the agent, replacing one endpoint among 1,000 Services, one DNS answer,
+creating one object. The program needs root and strace. "bytecodes" are the executed Python instructions; for CNI, only
+those of the thread that serves the call, from the call's arrival to the answer. "netlink messages" are messages sent to
+the kernel. "map elements" are elements of sets and maps written or deleted. "verdict elements" are elements of verdict
+maps; for each commit that contains such elements, the kernel checks the whole map again.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ Counts = dict[str, int]
 
 
 def budgets(version: tuple[int, int]) -> dict[str, Counts]:
-    """Act -> its budget under this minor version of Python; counts without a budget for this version are left out."""
+    """Returns operation -> (name of a count -> budget) for this minor version of Python. A count without a budget for
+    this version is left out.
+    """
     minor = ".".join(str(number) for number in version)
     acts = tomllib.loads((HERE / "budgets.toml").read_text())
     chosen = {
@@ -59,21 +62,23 @@ def mark(path: str) -> None:
     os.access(path, os.F_OK)
 
 
-# From 3.12 on, settrace misses the instructions of a function before the interpreter has instrumented it: 3.13 counted
-# half.
+# From Python 3.12 on, sys.settrace misses the instructions that a function executes before the interpreter instruments
+# the function. Python 3.13 counted half of the instructions.
 MONITORING: Any = getattr(sys, "monitoring", None)
-TOOL = 4  # one of the numbers that are free for programs (sys.monitoring)
+TOOL = 4  # a tool id that sys.monitoring does not reserve
 
 
 def monitor(each: Callable[[CodeType, int], None]) -> None:
-    """Call `each` for each Python instruction of each thread, except those of `each` itself."""
+    """Call `each` for every Python instruction of every thread, except the instructions of `each` itself."""
     MONITORING.use_tool_id(TOOL, "podwire")
     MONITORING.register_callback(TOOL, MONITORING.events.INSTRUCTION, each)
     MONITORING.set_events(TOOL, MONITORING.events.INSTRUCTION)
 
 
 class Bytecodes:
-    """Counts the Python instructions of this thread while entered, except those of frames that began before."""
+    """A context manager that counts the Python instructions of this thread, except those of functions that already run
+    when the context is entered.
+    """
 
     def __init__(self) -> None:
         self.count, self.thread = 0, threading.get_ident()
@@ -107,8 +112,8 @@ class Bytecodes:
 
 
 class Calls:
-    """Counts the Python instructions of each call that the wiring agent's listener serves, one line each in `path`.
-    Call `start` before the listener's threads begin.
+    """Counts the Python instructions of each call that the wiring agent's listener serves, and appends each count as a
+    line to the file `path`. Call `start` before the listener starts its threads.
     """
 
     def __init__(self, path: str) -> None:
@@ -178,7 +183,7 @@ def endpoint_change(_: Path) -> Counts:
 
 
 def _elements(cluster: Any) -> Counts:
-    """Of one more change, planned and not sent."""
+    """Counts the elements of another endpoint change. The change is planned but not sent to the kernel."""
     from podwire_base.kernel.nft.fake import FakeConnection
     from podwire_base.kernel.nft.ruleset import Elements
     from podwire_proxy.nftables.layout import Layout
@@ -210,7 +215,7 @@ def dns_answer(folder: Path) -> Counts:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.connect(("127.0.0.1", 5353))
             client.settimeout(5)
-            for number in range(101):  # the first warms up
+            for number in range(101):  # query 0 is a warm-up and is not counted
                 if number == 1:
                     mark(BEGIN)
                 client.send(query)
@@ -271,7 +276,9 @@ ACTS: dict[str, Callable[[Path], Counts]] = {
 
 
 def count(lines: list[str], own: Counts) -> Counts:
-    """own: the act's own counts; "per": the number of repetitions."""
+    """Returns the counts of one operation. lines: the system calls that strace recorded. own: the counts that the
+    operation made itself; own["per"] is the number of repetitions, and the counts of strace are divided by it.
+    """
     times = own.pop("per", 1)
     seen = {
         "syscalls": len(lines),
@@ -282,9 +289,9 @@ def count(lines: list[str], own: Counts) -> Counts:
 
 
 def between(trace: str, client: bool) -> list[str]:
-    """The calls between the marks, each once (strace prints an interrupted one twice). client: a thread of this process
-    is the client and sets the marks; its calls do not belong to the act, nor does the waiting of other threads until
-    they leave the interpreter.
+    """Returns the lines of the system calls between the two marks, each call once (strace prints an interrupted call
+    twice). client: a thread of the traced process is the client and sets the marks. Then the calls of that thread do
+    not count, and neither do the futex calls, with which threads wait for the interpreter lock.
     """
     lines = trace.splitlines()
     at = [
@@ -322,7 +329,7 @@ def act(name: str) -> Counts:
 
 
 def cni() -> dict[str, Counts]:
-    """Both verbs, in a live agent of the lab."""
+    """Returns the counts of ADD and DEL in a running agent of the lab."""
     from lab.cninode import CniNode, put_node
     from lab.fakeapi import FakeApi
     from lab.netns import Lab
@@ -334,19 +341,19 @@ def cni() -> dict[str, Counts]:
         with FakeApi(ns, "192.0.2.1") as api:
             put_node(api, "n1", "10.244.1.0/24", "192.0.2.1")
             node = CniNode(ns, Path(folder), "n1", api)
-            # The agent's work every ten seconds is no part of an act.
+            # The periodic repair of the agent (every ten seconds) must not run during a measurement.
             node.code = f"from podwire_cni import agent; agent.RESYNC_SECONDS = 3600; {node.code}"
             try:
                 node.start()
                 out = dict[str, Counts]()
-                for number in range(4):  # the first pair warms up
+                for number in range(4):  # the first ADD and DEL are a warm-up
                     pod = lab.netns(f"pod{number}")
                     for verb in ("ADD", "DEL"):
                         assert node.agent is not None
                         with Tracing(node.agent.pid, Path(folder) / f"{verb}{number}") as seen:
                             answer = node.cni(verb, f"c{number}", pod)
                             assert answer.status == 0, answer.out
-                        if number:  # the minimum: how often threads wait for each other varies from run to run
+                        if number:  # the minimum, because the number of lock waits varies
                             found = count(calls(seen.lines), {})
                             out[f"CNI {verb}"] = min(
                                 found, out.get(f"CNI {verb}", found), key=lambda one: one["syscalls"]
@@ -360,8 +367,8 @@ def cni() -> dict[str, Counts]:
 
 
 def _in_python(node: Any, lab: Any) -> dict[str, Counts]:
-    """Instructions and elements of the agent's nft tables: from a second agent, which traces itself and is not under
-    strace.
+    """Returns the Python instructions of each verb, and the elements that each verb changes in the agent's nft tables.
+    A second agent makes these counts: it counts its own instructions and does not run under strace.
     """
     from lab.patience import wait_until
 
@@ -381,17 +388,17 @@ def _in_python(node: Any, lab: Any) -> dict[str, Counts]:
             wait_until(lambda: path.exists() and len(path.read_text().splitlines()) == done, "the call is written down")  # noqa: B023
             before, held = held, node.table_elements()
             found = {"bytecodes": int(path.read_text().splitlines()[-1]), "map elements": abs(held - before)}
-            # the minimum: how often a call polls the kernel varies from run to run
+            # Take the minimum, because the number of times that a call polls the kernel varies from run to run.
             least[verb] = min(found, least.get(verb, found), key=lambda one: one["bytecodes"])
     return least
 
 
 class Tracing:
-    """strace on a running process with all its threads; read `lines` afterwards."""
+    """A context manager that runs strace on all threads of a running process. `lines` has the output after the exit."""
 
     def __init__(self, pid: int, path: Path) -> None:
         self.path, self.lines = path, list[str]()
-        # nsenter executes the program in its own process, so the pid is the agent's
+        # nsenter replaces itself by the program (exec), so `pid` is the process id of the agent.
         self.process = subprocess.Popen([*STRACE, str(path), "-p", str(pid)], stderr=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Tracing:
@@ -403,7 +410,7 @@ class Tracing:
         return self
 
     def __exit__(self, *_: object) -> None:
-        time.sleep(0.3)  # a DEL deletes its link in the background
+        time.sleep(0.3)  # a DEL deletes the veth in the background
         self.process.send_signal(signal.SIGINT)
         self.process.communicate(timeout=20)
         self.lines = self.path.read_text(errors="replace").splitlines()

@@ -1,8 +1,10 @@
-"""The verbs of CNI. They use four arguments: a Kernel, a Firewall, an Allocator and the node's network.
+"""The verbs of CNI: ADD, DEL, CHECK, GC and STATUS. `Plugin` implements them on a Kernel, a Firewall, an Allocator and
+the node's network.
 
-The order is fixed. ADD: lease, tables, links, mark the lease complete. DEL: tables and links in parallel, then the
-lease. So a crash at any moment leaves at most a lease without links or without its mark. `reconcile` at the next start
-removes such a lease with everything that belongs to it.
+Each verb does its steps in a fixed order. ADD writes the lease, adds the pod to the nft tables, creates the links and
+marks the lease as complete. DEL removes the pod from the nft tables and deletes the links in parallel, and then removes
+the lease. So after a crash, each partly attached pod still has a lease, and that lease has no links or no mark. At the
+next start, `reconcile` removes such a lease and everything that belongs to the pod.
 """
 
 from __future__ import annotations
@@ -54,20 +56,22 @@ class Firewall(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """The pod's namespace as the plugin binary found it. fd None: it does not exist, and `why` has the kernel's
-    error.
+    """The pod's network namespace as the plugin binary found it. fd: a descriptor of the namespace; None if the
+    namespace could not be opened, and then `why` is the reason.
     """
 
     fd: int | None = None
     why: str = "CNI_NETNS is not set"
     is_netns: bool = True
-    is_node: bool = False  # it is the node's own namespace
+    is_node: bool = False  # whether the namespace is the node's own
     caller_gone: Callable[[], bool] = lambda: False  # whether the caller no longer waits for the answer
 
 
 @dataclass
 class Plugin:
-    """`node()` is None until the node has a podCIDR. All methods may be called from many threads."""
+    """The verbs, and the agent's own work on attachments. `node()` returns None until the node has a podCIDR. All
+    methods are thread-safe.
+    """
 
     kernel: Kernel
     firewall: Firewall
@@ -82,11 +86,13 @@ class Plugin:
     # ---- verbs ----
 
     def add(self, call: Call, conf: NetConf, sandbox: Sandbox) -> bytes:
-        """Returns the plugin's output."""
+        """ADD: attach the pod. Returns the result as the plugin prints it. After an error, ADD undoes its own steps and
+        raises the error.
+        """
         pod_fd = _usable(call, sandbox)
         node = self._net(conf, make=True)
         with self._locks.of(call.attachment.container_id):
-            _wanted(call, sandbox)  # a DEL that followed the death of a caller may have run first
+            _wanted(call, sandbox)  # if the caller was killed, the DEL that follows may have run already
             with self._leases:
                 if held := self.allocator.owned_by(call.attachment):
                     raise CNIError(
@@ -119,7 +125,7 @@ class Plugin:
         return pod.text()
 
     def delete(self, call: Call) -> None:
-        """Repeatable: a missing namespace, interface or lease is no error."""
+        """DEL: detach the pod. DEL is idempotent: a missing namespace, interface or lease is not an error."""
         with self._locks.of(call.attachment.container_id):
             self._detach(call.attachment)
 
@@ -140,7 +146,7 @@ class Plugin:
             if ip.address.ip not in held and any(ip.address.ip in r.subnet for s in node.ranges for r in s)
         ]
         if leases and leases[0].origin and not wrong:
-            return  # another plugin attached it
+            return  # another plugin attached the pod
         seen = self.kernel.observe(call.attachment.ifname, host_veth(call.attachment), pod_fd)
         wrong += differences(conf.prev_result, call.attachment, node.bridge, conf.bandwidth, seen)
         wrong += self.firewall.missing(self._rules(leases)) if leases else []
@@ -152,8 +158,8 @@ class Plugin:
             )
 
     def collect(self, conf: NetConf) -> None:
-        """GC: detach every attachment that is not in the runtime's list. Continue after errors, and report them at the
-        end.
+        """GC: detach every attachment that the runtime's list does not contain. GC continues after an error. Raises one
+        CNIError with all errors at the end.
         """
         if conf.valid_attachments is None:
             raise CNIError(
@@ -179,7 +185,9 @@ class Plugin:
             raise CNIError(ErrorCode.IO_FAILURE, "GC could not remove: " + "; ".join(failed), "the next GC tries again")
 
     def status(self, conf: NetConf) -> None:
-        """Raises CNIError 50 if an ADD cannot succeed now."""
+        """STATUS: check whether an ADD can succeed now. Raises CNIError with code 50 if not, or with code 51 if the
+        node's bridge is missing.
+        """
         try:
             node = self._net(conf)
         except CNIError as err:
@@ -202,8 +210,8 @@ class Plugin:
     # ---- the agent's own work ----
 
     def reconcile(self) -> list[str]:
-        """At the start: free everything that a crash, a reboot or a lost namespace left behind. Returns one line for
-        each action.
+        """At the agent's start, detach each attachment that a crash, a reboot or the loss of a namespace left
+        incomplete. Returns one line for each action.
         """
         links, told, gone = self.kernel.links(), [], set[Attachment]()
         with self._leases:
@@ -222,7 +230,7 @@ class Plugin:
             )
             if why:
                 with self._locks.of(lease.owner.container_id):
-                    if lease in self.allocator.owned_by(lease.owner):  # and no ADD completed it just now
+                    if lease in self.allocator.owned_by(lease.owner):  # no ADD has completed the lease meanwhile
                         self._detach(lease.owner)
                         gone.add(lease.owner)
             if lease.owner in gone:
@@ -230,8 +238,10 @@ class Plugin:
         return told + self.settle_damaged()
 
     def settle_damaged(self) -> list[str]:
-        """An address with an unreadable lease is free if no pod of this node has it. If a pod has it, and its lease of
-        the other family is readable, that lease names the owner: both addresses have the pod's MAC.
+        """Handle the addresses whose lease file is unreadable. If no pod of this node uses the address, release the
+        address. If a pod uses the address and the pod's lease of the other IP family is readable, write the unreadable
+        lease again for the same owner: the MAC shows that both addresses belong to one pod. Returns one line for each
+        action.
         """
         told = []
         for address in sorted(self.allocator.store.damaged(), key=str):
@@ -246,7 +256,7 @@ class Plugin:
                     self.allocator.store.release(address)
                     told.append(f"{address}: its lease is unreadable and no pod has it")
                 elif len(known) == 1 and known[0].address.version != address.version:
-                    # a disk that refuses writes now is tried again at the next repair
+                    # If the write fails, the next repair tries again.
                     with contextlib.suppress(CNIError):
                         self.allocator.mend(replace(known[0], address=address))
                         told.append(
@@ -255,16 +265,16 @@ class Plugin:
         return told
 
     def repair(self) -> list[str]:
-        """Repair changes of other programs: a re-created bridge has lost its ports, and links without an owner are
-        removed.
+        """Undo changes that other programs made: make the pods' links ports of a re-created bridge again, and delete
+        pod links that have no lease.
 
-        Run it after `reconcile`. Returns one line for each action.
+        Call it after `reconcile`. Returns one line for each action.
         """
         node = self._node()
         links, told = self.kernel.links(), []
         with self._leases:
             leases = {host_veth(lease.owner): lease for lease in self.allocator.leases()}
-            whole = not self.allocator.store.damaged()  # a link with an unreadable lease may belong to a pod
+            whole = not self.allocator.store.damaged()  # a link may belong to an unreadable lease
         bridges = {
             links[name][0] for name in (node.bridge, *(lease.bridge for lease in leases.values())) if name in links
         }
@@ -293,7 +303,7 @@ class Plugin:
         return told + self.settle_damaged()
 
     def pods(self) -> dict[Attachment, PodRules]:
-        """The entries of the node's tables for each attached pod."""
+        """Returns the entries of the nft tables for each attached pod."""
         with self._leases:
             leases = self.allocator.leases()
         owned: dict[Attachment, list[Lease]] = {}
@@ -303,12 +313,16 @@ class Plugin:
         return {owner: self._rules(held) for owner, held in owned.items()}
 
     def take_over(self, directory: Path, node: NodeNet) -> list[str]:
-        """Leases of the reference plugin host-local; see ipam/hostlocal.py. Returns one line for each."""
+        """Take over the leases of the reference plugin host-local (see ipam/hostlocal.py). Returns one line for each
+        lease.
+        """
         with self._leases:
             return list(hostlocal.take_over(directory, self.allocator, node.ranges, self.boot_id, hostlocal.booted()))
 
     def unwanted(self, node: NodeNet) -> list[IPAddress]:
-        """Addresses of pods from podCIDRs that the node no longer has. They work until their DEL."""
+        """Returns the pod addresses outside the node's present podCIDRs (of a podCIDR that the node no longer has).
+        Such an address works until the DEL of its pod.
+        """
         return sorted(
             (a for pod in self.pods().values() for a in pod.addresses if pod.bridge == node.bridge and not node.has(a)),
             key=str,
@@ -334,11 +348,15 @@ class Plugin:
         )
 
     def _routed(self, bridge: str) -> bool:
-        """Whether the pods of a bridge send to the node alone. A bridge without a network counts as such a bridge."""
+        """Whether the pods of this bridge send frames only to the node (a routed bridge). A bridge without a known
+        network counts as routed.
+        """
         return self.networks is None or self.networks.routed(bridge)
 
     def _net(self, conf: NetConf, *, make: bool = False) -> NodeNet:
-        """The network that the configuration attaches pods to. make: create it if it does not exist."""
+        """Returns the network to which the configuration attaches pods. make: create the network if it does not exist.
+        Raises CNIError.
+        """
         if not conf.bridge:
             if not conf.routed or not conf.is_gateway:
                 raise CNIError(
@@ -403,7 +421,9 @@ class Plugin:
             return take()
 
     def _check_mac(self, conf: NetConf, node: NodeNet) -> None:
-        """A MAC must be unique on the bridge: at a second port it would attract the other pod's packets."""
+        """Raise CNIError if another pod on the bridge, or the bridge itself, has the requested MAC. A second port with
+        the same MAC would receive the other pod's frames.
+        """
         with self._leases:
             twin = next((x for x in self.allocator.leases() if x.bridge == conf.bridge and x.mac == conf.mac), None)
         if twin or conf.mac == node.bridge_mac:
@@ -415,8 +435,8 @@ class Plugin:
             )
 
     def _free_port_of_dead(self, ports: Sequence[PortMapping]) -> None:
-        """A pod whose interface vanished with its namespace, without a DEL, must not keep its hostPorts from its
-        successor.
+        """Detach the pod that holds one of these hostPorts if its interface no longer exists. (The interface of a pod
+        vanishes with its namespace, also without a DEL. Without this, the next pod could not get the same hostPort.)
         """
         with self._leases:
             found = self.allocator.holder(ports)
@@ -424,8 +444,8 @@ class Plugin:
             self._free(found[0].owner)
 
     def _free_dead(self, sets: Sequence[RangeSet]) -> int:
-        """Free the leases of pods whose interface vanished with their namespace, without a DEL. Does nothing while
-        addresses are free. Returns the number of those pods.
+        """If a range set has no free address, detach the pods whose interface no longer exists (the interface of a pod
+        vanishes with its namespace, also without a DEL). Returns the number of detached pods.
         """
         with self._leases:
             if all(self.allocator.free(ranges) for ranges in sets):
@@ -435,7 +455,9 @@ class Plugin:
         return sum(self._free(owner) for owner in wired if host_veth(owner) not in links)
 
     def _free(self, owner: Attachment) -> bool:
-        """Detach a pod whose interface is gone, unless another call works on its container."""
+        """Detach a pod if its interface no longer exists and no other call works on its container. Returns whether the
+        pod was detached.
+        """
         with self._locks.of(owner.container_id, patience=1) as mine:
             if not mine or host_veth(owner) in self.kernel.links():
                 return False
@@ -460,8 +482,8 @@ class Plugin:
 
 
 def _check_ranges(sets: Sequence[RangeSet], node: NodeNet) -> None:
-    """The node routes its podCIDRs and answers at their gateways, so an address of any other range would be
-    unreachable.
+    """Raise CNIError if a range is outside the node's podCIDRs or has another gateway. The node routes only its
+    podCIDRs and has only their gateway addresses, so an address of any other range would be unreachable.
     """
     for i, ranges in enumerate(sets):
         for j, r in enumerate(ranges):
@@ -483,7 +505,9 @@ def _check_ranges(sets: Sequence[RangeSet], node: NodeNet) -> None:
 
 
 def _wanted(call: Call, sandbox: Sandbox) -> None:
-    """A runtime whose plugin process was killed does not know the outcome of the call. Raises CNIError."""
+    """Raise CNIError if the caller has ended. The runtime of a killed plugin process does not know the outcome of the
+    call, so the ADD must be undone.
+    """
     if sandbox.caller_gone():
         raise CNIError(
             ErrorCode.TRY_AGAIN_LATER,
@@ -492,7 +516,9 @@ def _wanted(call: Call, sandbox: Sandbox) -> None:
 
 
 def _usable(call: Call, sandbox: Sandbox) -> int:
-    """The pod's namespace as a descriptor. Raises CNIError if it cannot be the pod's namespace."""
+    """Returns the descriptor of the pod's network namespace. Raises CNIError if the namespace is missing, is another
+    kind of file, or is the node's own.
+    """
     if sandbox.fd is None:
         raise CNIError(
             ErrorCode.UNKNOWN_CONTAINER,

@@ -1,11 +1,13 @@
 """The list+watch state machine of client-go's reflector, without I/O.
 
-States: LIST (fetch everything) -> WATCH (apply events) -> LIST again, when the server no longer has our resourceVersion
-(410) or a list was unusable. A connection that merely ends leads back to WATCH from the last version seen. The caller
-passes answers in and gets `Event`s back. A repeated list yields only real differences.
+States: LIST (fetch all objects) -> WATCH (apply events) -> LIST again if the server refuses the watch with 410 (it no
+longer has our resourceVersion) or another 4xx status except 429. If a connection only ends, the reflector stays in
+WATCH and the next watch continues from the last resourceVersion seen. The caller passes the server's answers to the
+methods, and the methods return `Event`s. A repeated list yields events only for objects that differ from the copy.
 
-In LIST, everything comes either as a list or as the first part of a watch (WatchList, KEP-3157): objects one by one,
-and then a bookmark that marks the end. A stream that breaks off before the bookmark changes nothing.
+In LIST, the objects arrive in one of two forms. The first form is a list. The second form is the first part of a watch
+(WatchList, KEP-3157): the stream has one event for each object, and then a bookmark that marks the end of the initial
+events. A stream that ends before this bookmark leaves the copy unchanged.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ EventType = Literal["ADDED", "MODIFIED", "DELETED"]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change of the copy. `old` is the previous content (None for ADDED)."""
+    """One change of the copy. `old` is the previous object as the copy held it (None for ADDED)."""
 
     type: EventType
     key: str
@@ -37,8 +39,8 @@ class Phase(Enum):
 
 
 def _newer(obj: Object, than: Object) -> bool:
-    """resourceVersions of one resource are decimal and increase (KEP-5504); in any other form they can only be compared
-    for equality.
+    """Whether `obj` is a newer version of the object than `than`. The resourceVersions of one resource are increasing
+    decimal numbers (KEP-5504). If a resourceVersion has another form, any different resourceVersion counts as newer.
     """
     new, old = resource_version(obj), resource_version(than)
     return int(new) > int(old) if _decimal(obj, than) else new != old
@@ -53,13 +55,15 @@ def _whole(obj: Object) -> Object:
 
 
 def is_object(obj: object) -> bool:
-    """Whether it has what every cache needs: metadata with a name."""
+    """Whether `obj` has the fields that every cache needs: metadata with a name."""
     metadata = obj.get("metadata") if isinstance(obj, dict) else None
     return isinstance(metadata, dict) and bool(metadata.get("name")) and isinstance(metadata["name"], str)
 
 
 def is_frame(frame: object) -> bool:
-    """Whether it is a usable watch event. Bookmarks have no name, errors no metadata."""
+    """Whether `frame` is a usable watch event. (The object of a bookmark has no name, and the object of an error has no
+    metadata.)
+    """
     if not isinstance(frame, dict) or not isinstance(frame.get("object"), dict):
         return False
     if frame.get("type") in ("ADDED", "MODIFIED", "DELETED"):
@@ -69,8 +73,9 @@ def is_frame(frame: object) -> bool:
 
 @dataclass(slots=True)
 class Reflector:
-    """keep: the part of an object that the copy holds (at least its metadata's name, namespace and resourceVersion).
-    Additions and changes carry the whole object; deletions found by a new list, and `old`, carry the kept part.
+    """The copy of one resource, and the state. keep: returns the part of an object that the copy stores (at least
+    metadata.name, metadata.namespace and metadata.resourceVersion). Events for additions and changes have the whole
+    object. A deletion found by a new list, and `Event.old`, have only the stored part.
     """
 
     keep: Callable[[Object], Object] = _whole
@@ -80,12 +85,12 @@ class Reflector:
     _arriving: dict[str, Object] = field(default_factory=dict)
 
     def arriving(self) -> None:
-        """A stream with initial events begins; the incomplete list of an earlier one is dropped."""
+        """Call it when a stream with initial events begins. It discards the objects of an earlier incomplete stream."""
         self._arriving = {}
 
     def initial(self, frame: Object) -> Iterable[Event] | None:
-        """A frame of a stream with initial events, in LIST. Returns None until all have arrived; then the differences,
-        and the state becomes WATCH.
+        """Process one frame of a stream with initial events, in the state LIST. Returns None until the bookmark at the
+        end of the initial events; for this bookmark, sets the state to WATCH and returns the differences from the copy.
         """
         kind, obj = frame.get("type"), frame.get("object") or {}
         if kind == "ERROR":
@@ -100,11 +105,11 @@ class Reflector:
         return None
 
     def listed(self, items: Iterable[Object], version: str) -> Iterator[Event]:
-        """A full list arrived: replace the copy, yield the differences (deletions first)."""
+        """Replace the copy with a full list and set the state to WATCH. Yields the differences, deletions first."""
         fresh = {key(obj): obj for obj in items}
         self.version, self.state = version, Phase.WATCH
         old = dict(self.objects)
-        self.objects.clear()  # the same dict stays: other code holds it as its live view
+        self.objects.clear()  # keep the same dict: other code uses it as a live view
         self.objects.update((name, self.keep(obj)) for name, obj in fresh.items())
         for name, obj in old.items():
             if name not in fresh:
@@ -117,7 +122,7 @@ class Reflector:
                 yield Event("MODIFIED", name, obj, before)
 
     def watched(self, frame: Object) -> Event | None:
-        """One frame of the watch stream; None if nothing changed (bookmarks, repeats, errors)."""
+        """Process one frame of a watch. Returns None if the copy did not change (bookmark, repeated event, error)."""
         kind, obj = frame.get("type"), frame.get("object") or {}
         if kind == "ERROR":
             self.failed(int(obj.get("code") or 0))
@@ -142,7 +147,9 @@ class Reflector:
         return Event("MODIFIED" if before is not None else "ADDED", name, obj, before)
 
     def wrote(self, obj: Object) -> Event | None:
-        """The answer to our own write, ahead of the watch; a newer copy stays."""
+        """Apply the server's answer to our own write before the watch reports the object. Returns None if the copy
+        already has this version or a newer one, or if the object was deleted meanwhile.
+        """
         name, before = key(obj), self.objects.get(key(obj))
         if before is not None and not _newer(obj, before):
             return None
@@ -152,12 +159,14 @@ class Reflector:
             and _decimal(obj)
             and int(resource_version(obj)) <= int(self.version)
         ):
-            return None  # the watch is past this write, and the object was deleted meanwhile
+            return None  # the watch has already passed this write, so the object was deleted meanwhile
         self.objects[name] = self.keep(obj)
         return Event("MODIFIED" if before is not None else "ADDED", name, obj, before)
 
     def deleted(self, name: str, uid: str) -> Event | None:
-        """The answer to our own deletion: the object is gone before the watch reports it."""
+        """Apply our own deletion before the watch reports it. Returns None if the copy does not have an object with
+        this key and uid.
+        """
         before = self.objects.get(name)
         if before is None or before["metadata"].get("uid") != uid:
             return None
@@ -165,6 +174,8 @@ class Reflector:
         return Event("DELETED", name, before, before)
 
     def failed(self, code: int) -> None:
-        """The server refused a watch: after 410 Gone and other 4xx answers our version is no longer usable."""
+        """Process a refused watch. After 410 Gone or another 4xx status except 429, our resourceVersion is no longer
+        usable, so the state becomes LIST.
+        """
         if 400 <= code < 500 and code != 429:
             self.state = Phase.LIST
