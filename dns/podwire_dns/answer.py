@@ -1,8 +1,8 @@
 """Query bytes -> response bytes, or the question that an upstream must answer first.
 
-A hit: the lower-case question is a key, and its value is the records of the answer. Only the head is made for each
-client (id, RD, CD, EDNS; addresses start at a random one). Every other query takes the slow path: names without a
-record (NODATA and NXDOMAIN with SOA, RFC 2308), aliases, pods, errors, and names outside the zone.
+A query is a hit if its lower-case question is a key of the zone; the value of that key is the records of the answer. A
+hit needs only a new head (id, RD, CD, EDNS) and a random first address. Every other query takes the slow path: names
+without a record (NODATA and NXDOMAIN with SOA, RFC 2308), aliases, pods, errors, and names outside the zone.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ PLAIN = b"\0\x01\0\0\0\0"  # one question, no answer, no authority
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A query that waits for an upstream. ask: the question key to forward. chain: aliases on the way, (owner,
-    target)."""
+    """A query that waits for an upstream.
+
+    ask: the question key to forward. chain: the aliases that lead to this question, as (owner, target).
+    """
 
     query: Query
     limit: int
@@ -57,11 +59,12 @@ class Pending:
 
 @dataclass(slots=True)
 class Answerer:
-    """Call `handle` for every message; if it returns Pending, call `finish` with the upstream's answer (or None).
+    """Answers queries. Call `handle` for every message; on Pending, call `finish` with the upstream's answer or None.
 
-    recursion: whether there are upstreams. autopath: complete search paths here. loop_probe: a name that only our own
-    probe queries; `looped`: the probe came back. rand: a number in [0, n). clock: monotonic seconds, for the cache.
-    rules: of a Corefile, None if it has none. shuffle: start each address set at a random address.
+    recursion: whether upstreams exist. autopath: complete search paths in the server. loop_probe: a name that only this
+    server's loop probe queries; `looped`: the probe came back. rand: returns a number in [0, n). clock: monotonic
+    seconds, for the cache. rules: the rules of a Corefile; None without rules. shuffle: start each address set at a
+    random address.
     """
 
     data: ZoneData
@@ -77,8 +80,10 @@ class Answerer:
     counts: dict[str, int] = field(default_factory=lambda: {"hit": 0, "slow": 0, "forward": 0, "error": 0})
 
     def handle(self, data: bytes, *, udp: bool) -> bytes | Pending | None:
-        """The response; None: send nothing (the message is an answer, or no DNS message; a response to either would
-        make loops and reflections).
+        """Returns the response, or Pending if an upstream must answer first.
+
+        Returns None if the message is itself a response or is not a DNS message: a reply would cause loops and
+        reflections.
         """
         if len(data) < 12 or data[2] & 0x80:
             return None
@@ -94,7 +99,7 @@ class Answerer:
         return self._slow(query, query.udp_limit() if udp else wire.TCP_SIZE)
 
     def _hit(self, data: bytes, udp: bool) -> bytes | None:
-        """The pre-rendered answer if the message is a plain query for it (exact keys make parsing needless)."""
+        """Returns the pre-rendered answer to a plain query; None if the message needs parsing or has no such answer."""
         if data[2] & 0x7E or data[4:10] != PLAIN:
             return None
         limit, tail = wire.UDP_MINIMUM, b""
@@ -125,10 +130,10 @@ class Answerer:
         return value
 
     def absent(self, key: bytes) -> tuple[int, bytes] | None:
-        """(rcode, value) for a question of the cluster zone that has no answer, without parsing; None: call `handle`.
+        """Returns the (rcode, value) of a negative answer without parsing the query; None: call `handle`.
 
-        `key`: a whole lower-case question in the zone. Most queries of pods end here: AAAA for a name without one, and
-        the names that a search path makes.
+        key: a whole lower-case question in the cluster zone. Most queries of pods get a negative answer: AAAA for a
+        name that has only A, and the names that a search path generates.
         """
         data, kind = self.data, key[-4:]
         answers = data.answers
@@ -140,7 +145,7 @@ class Answerer:
         return None if self.autopath or name.endswith(data.pod_apex) else data.negative(len(name))[1]
 
     def cached(self, key: bytes) -> tuple[int, bytes] | None:
-        """(rcode, value) from the forward cache for a question outside the zone, from a query without DO, CD and AD."""
+        """Returns the cached (rcode, value) for a question outside the zone; the query has no DO, CD or AD."""
         whole = (key, False, False)
         if (
             not self.recursion
@@ -153,8 +158,10 @@ class Answerer:
         return None if found is None else (found.rcode, found.value)
 
     def missed(self, data: bytes, key: bytes) -> Pending | None:
-        """The result of `handle` for a plain query, with RD and without DO, CD and AD, for a name outside the zone that
-        is not in the cache; None: call `handle`. data: the message, `key`: its question in lower case.
+        """Returns the result of `handle` for a plain query that the cache cannot answer; None: call `handle`.
+
+        The query has RD, has no DO, CD or AD, and names a host outside the zone. data: the message. key: the question
+        of the message in lower case.
         """
         if (
             not self.recursion
@@ -204,7 +211,7 @@ class Answerer:
         return self._restored(query, limit, found, answer)
 
     def _restored(self, query: Query, limit: int, rewritten: Rewritten, response: bytes) -> bytes:
-        """The response to the original question, made from the response to the rewritten question."""
+        """Turns the response to the rewritten question into the response to the original question."""
         _, flags, _, an, ns, ar = wire.HEADER.unpack_from(response)
         rcode, end = flags & 0xF, len(response)
         if query.edns is not None:
@@ -249,11 +256,10 @@ class Answerer:
         return self._found(query, limit, tuple(chain), query.key, EMPTY)
 
     def _search_rest(self, name: bytes) -> bytes | None:
-        """www.example.com of www.example.com.NAMESPACE.svc.zone, the first name that a pod's search path makes; else
-        None.
+        """Returns www.example.com for www.example.com.NAMESPACE.svc.zone, the first name of a pod's search path.
 
-        A single label is never completed, nor a name below a Service of the namespace, so that a missing endpoint stays
-        missing.
+        Returns None for every other name. Returns None also for a single label and for a name below a Service of the
+        namespace, so that a missing endpoint stays missing.
         """
         data, offsets, at = self.data, [], 0
         suffix = b"\x03svc" + data.zones[0]
@@ -268,8 +274,9 @@ class Answerer:
         return None
 
     def _complete(self, query: Query, limit: int, rest: bytes) -> bytes | Pending:
-        """Try the rest of the search path (svc.zone, zone, the name itself), and answer with an alias to the first name
-        that exists.
+        """Tries the rest of the search path: svc.zone, zone, the name itself.
+
+        The answer is an alias to the first name that exists.
         """
         zone, kind = self.data.zones[0], query.key[-4:]
         for suffix in (b"\x03svc" + zone, zone):
@@ -290,7 +297,7 @@ class Answerer:
         return self._reply(query, whole, limit, flags=AA)
 
     def _unrecorded(self, name: bytes, qtype: int, apex: bytes) -> tuple[int, bytes]:
-        """(rcode, value) for a name of the cluster zone that has no record of this type."""
+        """Returns (rcode, value) for a name of the cluster zone that has no record of this type."""
         data = self.data
         if name == apex and qtype == SOA:
             return NOERROR, COUNTS.pack(1, 0, 0) + data.soa(name, apex)
@@ -304,7 +311,10 @@ class Answerer:
         return NOERROR if exists else NXDOMAIN, COUNTS.pack(0, 1, 0) + data.soa(name, apex)
 
     def _pod(self, name: bytes) -> bytes | None:
-        """a-b-c-d.namespace.pod.zone is a.b.c.d, packed, if the namespace exists (section 2.6 of the specification)."""
+        """Returns the packed address a.b.c.d for a-b-c-d.namespace.pod.zone if the namespace exists; else None.
+
+        Source: section 2.6 of the specification.
+        """
         namespace = name[1 + name[0] :]
         if namespace not in self.data.names or namespace[1 + namespace[0] :] != self.data.pod_apex:
             return None
@@ -326,7 +336,7 @@ class Answerer:
         return pending if known is None else self.finish(pending, known)
 
     def finish(self, pending: Pending, answer: Upstreamed | None) -> bytes:
-        """The response to a query that waited. answer: None if no upstream answered."""
+        """Returns the response to a pending query. answer: None if no upstream answered."""
         response = self._finish(pending, answer)
         if pending.rewritten is None or pending.asked is None:
             return response
@@ -346,15 +356,15 @@ class Answerer:
         value = answer.value if answer.rcode == NOERROR else EMPTY
         try:
             return self._found(query, limit, pending.chain, pending.ask, value)
-        except ValueError:  # our aliases and the upstream's records together make no valid message
+        except ValueError:  # the aliases and the upstream's records do not form a valid message
             return self._error(self._reply(query, EMPTY, limit, rcode=SERVFAIL))
 
 
 def join(key: bytes, chain: tuple[tuple[bytes, bytes], ...], final_key: bytes, final: bytes, ttl: int) -> bytes:
-    """One value for the question `key`: the aliases, then the answer records of `final`, the value for `final_key`.
+    """Returns one value for the question `key`: the aliases, then the answer records of `final`.
 
-    Names are packed anew by dnslib, since the pointers in `final` belong to another question. Raises ValueError if
-    `final` cannot be read (an upstream may send anything).
+    final: the value for `final_key`. dnslib packs all names again, because the compression pointers in `final` refer to
+    another question. Raises ValueError if `final` is malformed (an upstream may send anything).
     """
     try:
         out = DNSRecord(DNSHeader(qr=1), q=DNSQuestion(label(key[:-4]), int.from_bytes(key[-4:-2])))

@@ -1,6 +1,6 @@
-"""A zone's answers and names in table.c, where the threads of batch.c read them without the interpreter.
+"""Stores a zone's answers and names in table.c, where the threads of batch.c read them without the interpreter.
 
-It implements the part of dict and set that a server needs.
+The classes implement the parts of dict and set that a server needs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ ROOM = 1024  # bytes; larger values need a second lookup
 
 
 class AnswerTable:
-    """native: the result of native.load(). One thread writes it, any thread reads it. It is freed with its last
-    reference.
+    """A table of table.c. One thread writes the table; any thread reads it.
+
+    native: the result of native.load(). Python frees the table with the last reference.
     """
 
     def __init__(self, native: Any) -> None:
@@ -24,7 +25,7 @@ class AnswerTable:
         self.raw = self._ffi.gc(made, self.lib.table_free)
 
     def put(self, kind: int, keys: list[bytes], values: list[bytes]) -> int:
-        """Returns the number of new keys. kind: ANSWERS or NAMES of table.h."""
+        """Stores values and returns the number of new keys. kind: ANSWERS or NAMES of table.h."""
         fresh: int = self.lib.table_put(
             self.raw,
             kind,
@@ -39,7 +40,7 @@ class AnswerTable:
         return fresh
 
     def drop(self, kind: int, key: bytes) -> bool:
-        """Returns whether the key existed."""
+        """Removes a key and returns whether the key existed."""
         return bool(self.lib.table_drop(self.raw, kind, key, len(key)))
 
     def has(self, kind: int, key: bytes) -> bool:
@@ -58,7 +59,7 @@ class AnswerTable:
             room = size
 
     def negative(self, value: bytes) -> None:
-        """NODATA and NXDOMAIN about the zone's own name; table.c makes those about other names from them."""
+        """Stores NODATA and NXDOMAIN for the zone's apex. table.c derives the negative answers for other names."""
         self.lib.table_negative(self.raw, value, len(value))
 
 
@@ -87,7 +88,7 @@ class TableAnswers:
 
 
 class TableNames:
-    """The names that exist without an answer of their own."""
+    """The names that exist without an answer."""
 
     def __init__(self, table: AnswerTable) -> None:
         self._table, self._kind = table, table.lib.NAMES

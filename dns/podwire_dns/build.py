@@ -1,10 +1,10 @@
-"""Objects of the cluster in, deltas of packed answers out. The cost of a change is proportional to its Service.
+"""Turns changes of cluster objects into deltas of packed answers. The cost of a change is proportional to its Service.
 
-Changes are recorded as they arrive (`service`, `slice`, `namespace`), and `flush` processes them together. So a burst
-of changes to one Service packs it once. Every answer belongs to one object, except reverse pointers: an address that is
-an endpoint of several Services has a pointer to each. A name exists (NODATA, not NXDOMAIN) if it owns an answer or is
-in `names`. That set has the names between such a name and its zone's apex (empty non-terminals, RFC 8020), and the
-names of namespaces.
+`service`, `slice` and `namespace` record changes; `flush` processes all recorded changes together. A burst of changes
+to one Service therefore packs that Service once. Every answer belongs to one object, except reverse pointers: an
+address that is an endpoint of several Services has one pointer per Service. A name exists (NODATA, not NXDOMAIN) if it
+owns an answer or is in `names`. The set `names` has the empty non-terminals (RFC 8020) between a name with an answer
+and the apex of its zone, and the names of namespaces.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Object = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An object, or a part of it, that could not become records. kind: Service, EndpointSlice, Namespace or Pod."""
+    """An object with a part that could not become records. kind: Service, EndpointSlice, Namespace or Pod."""
 
     kind: str
     key: str
@@ -35,7 +35,7 @@ class Problem:
 
 
 class _Owned(NamedTuple):
-    """The present records of an object in the zone."""
+    """The current records of an object in the zone."""
 
     answers: tuple[bytes, ...] = ()
     pointers: tuple[bytes, ...] = ()
@@ -48,24 +48,24 @@ NO_RECORDS = Records()
 
 @dataclass(slots=True)
 class Builder:
-    """`problems` grows until the caller empties it; an unchanged problem is reported once.
+    """Holds the answers of the zone and computes the delta of each change.
 
-    answers: question key -> value. names: wire names that exist without data. services: as schema.pack_service keeps
-    them.
+    problems: grows until the caller empties the list; an unchanged problem is reported once. answers: question key ->
+    value. names: wire names that exist without data. services: the Services as schema.pack_service packs them.
     """
 
     config: schema.Schema
     answers: dict[bytes, bytes] = field(default_factory=dict)
     names: set[bytes] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
-    bugs: list[tuple[str, Exception]] = field(default_factory=list)  # our own: (Service, exception)
+    bugs: list[tuple[str, Exception]] = field(default_factory=list)  # errors in this code: (Service, exception)
     services: dict[str, bytes] = field(default_factory=dict)
     _pack: Packer = field(init=False)
     _origins: frozenset[bytes] = field(init=False)
     _owned: dict[str, _Owned] = field(default_factory=dict)
     _pointer_owner: dict[bytes, str] = field(default_factory=dict)
     _shared: dict[bytes, dict[str, tuple[bytes, ...]]] = field(default_factory=dict)  # pointers with several owners
-    _holds: dict[bytes, int] = field(default_factory=dict)  # why a name without data exists, counted
+    _holds: dict[bytes, int] = field(default_factory=dict)  # name without data -> number of reasons for its existence
     _before: dict[bytes, bytes | None] = field(default_factory=dict)
     _touched: set[bytes] = field(default_factory=set)
     _slices: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -82,11 +82,11 @@ class Builder:
         self._replace("schema", schema.schema_records(self.config))
 
     def slices_of(self, key: str) -> list[bytes]:
-        """The EndpointSlices of the Service "namespace/name", as schema.parse_slice packs them."""
+        """Returns the EndpointSlices of the Service "namespace/name", as schema.parse_slice packs them."""
         return list(self._slices.get(key, {}).values())
 
     def told(self, kind: str, key: str) -> str:
-        """The present problem of an object, "" if there is none."""
+        """Returns the current problem of an object; "" if the object has no problem."""
         return self._told.get((kind, key), "")
 
     def exists(self, name: str) -> bool:
@@ -94,8 +94,9 @@ class Builder:
         return wire in self.names or any(wire + kind in self.answers for kind in DATA_KINDS)
 
     def sources(self, name: str, rtype: int | None = None) -> list[str]:
-        """The objects that own an answer at `name` (of that type). Slow; `podwire dns query` uses it to explain an
-        answer.
+        """Returns the objects that own an answer at `name`; `rtype` selects one record type.
+
+        The function is slow. `podwire dns query` calls it to explain an answer.
         """
         wire = names.to_wire(name)
         mine = {key for key in self.answers if key[:-4] == wire} if rtype is None else {question(name, rtype)}
@@ -144,7 +145,7 @@ class Builder:
                     raise
                 piece, errors = known.get(key, schema.EMPTY_SLICE), [why]
             self._tell("EndpointSlice", key, "; ".join(errors))
-            if known.get(key) != piece:  # most writes change what DNS does not show: zones, node names, hints
+            if known.get(key) != piece:  # most writes change only fields without DNS data: zones, node names, hints
                 known[key] = piece
                 self._dirty.add(owner)
         else:
@@ -160,8 +161,9 @@ class Builder:
             self._tell("Namespace", key, str(err))
 
     def pod(self, obj: Object, *, deleted: bool = False) -> None:
-        """A pod whose name is answered because the pod exists (pods verified). Several pods may share an address
-        (hostNetwork).
+        """Records a change of a pod. The feeder calls it only with verify_pods: a pod name then needs an existing pod.
+
+        Several pods may share an address (hostNetwork).
         """
         key = meta.key(obj)
         fresh: dict[bytes, bytes] = {}
@@ -213,12 +215,12 @@ class Builder:
         except Exception as err:
             if why := misshapen(schema.unpack_service(service), schema.SERVICE_SHAPE):
                 self._tell("Service", key, why)
-            else:  # the other Services are served
+            else:  # the server still answers for the other Services
                 self.bugs.append((key, err))
         return NO_RECORDS
 
     def _replace(self, source: str, records: Records) -> None:
-        """From now on the source owns exactly `records`."""
+        """Replaces all records of the source with `records`."""
         old = self._owned.pop(source, NOTHING)
         answers, before = self.answers, self._before
         for key, value in () if self._filling and old is NOTHING else records.answers.items():
@@ -247,8 +249,9 @@ class Builder:
     # Reverse pointers
 
     def _point_all(self, source: str, pointers: Mapping[bytes, tuple[bytes, ...]]) -> None:
-        """`_point` for each address. The common case (a new address beside known ones) is inlined: a start has 100,000
-        of them.
+        """Calls `_point` for each address. The loop inlines the common case, because a start has 100,000 addresses.
+
+        The common case is an address without a pointer whose parent name exists already.
         """
         owners, holds, named = self._pointer_owner, self._holds, self._pack.named
         answers, before = self.answers, None if self._filling else self._before
@@ -293,7 +296,7 @@ class Builder:
         self.answers[key] = self._pack.pointers(target for found in shared.values() for target in found)
 
     def _above(self, key: bytes) -> list[bytes]:
-        """Names between a reverse name and its apex; empty if the name is in none of our zones."""
+        """Returns the names between a reverse name and its apex; empty if no zone of this server has the name."""
         found: list[bytes] = []
         for name in names.parents_wire(key[: -len(PTR_IN)]):
             if name in self._origins:
@@ -319,7 +322,7 @@ class Builder:
     # Names without data
 
     def _hold(self, name: bytes) -> bool:
-        """Add one reason for a name to exist; returns True if it existed before."""
+        """Adds one reason for a name to exist. Returns True if the name existed before."""
         count = self._holds.get(name, 0)
         self._holds[name] = count + 1
         if not count:
@@ -327,7 +330,7 @@ class Builder:
         return bool(count)
 
     def _drop(self, name: bytes) -> bool:
-        """Remove one reason; returns True if the name still exists."""
+        """Removes one reason for a name to exist. Returns True if the name still exists."""
         count = self._holds[name] - 1
         if count:
             self._holds[name] = count
@@ -337,7 +340,7 @@ class Builder:
         return False
 
     def fill(self) -> None:
-        """`flush` for a start: no server has an older zone, so no delta is needed."""
+        """Processes all recorded changes without a delta: at a start no server has an older zone."""
         self._filling = True
         for key in self._dirty:
             self._replace(key, self._records(key))
@@ -346,7 +349,7 @@ class Builder:
         self._settle_names()
 
     def flush(self, serial: int) -> Delta:
-        """Process all recorded changes; returns the delta for the servers, which is empty if no answer changed."""
+        """Processes all recorded changes. Returns the delta for the servers, which is empty if no answer changed."""
         dirty, self._dirty = self._dirty, set()
         for key in dirty:
             self._replace(key, self._records(key))
@@ -362,7 +365,7 @@ class Builder:
         return Delta(serial, answers, tuple(gone), *self._settle_names())
 
     def _settle_names(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-        """Names that begin or cease to exist since the last call."""
+        """Returns the names that appeared and the names that disappeared since the last call."""
         touched, self._touched = self._touched, set()
         fresh = tuple(name for name in touched if name in self._holds and name not in self.names)
         lost = tuple(name for name in touched if name not in self._holds and name in self.names)

@@ -1,4 +1,4 @@
-"""Answers of upstreams, kept for their TTL. The cluster's own names are never cached."""
+"""Caches answers of upstreams for their TTL. The cache never has names of the cluster."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .wire import COUNTS, NOERROR, NXDOMAIN, records
 
 NEGATIVE_CAP, POSITIVE_CAP = 30.0, 3600.0
 CAPACITY = 10_000
-POPULAR, PREFETCH_SHARE = 3, 0.1  # requested so often, and in the last tenth of its lifetime: prefetch it
-MAX_VALUE = 8192  # bytes of one answer; with the capacity this limits the memory whatever upstreams send
+POPULAR, PREFETCH_SHARE = 3, 0.1  # prefetch after so many requests, in the last tenth of the lifetime
+MAX_VALUE = 8192  # bytes of one answer; together with the capacity, it bounds the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ CacheKey = tuple[bytes, bool, bool]  # question key, DO, CD
 
 @dataclass(slots=True)
 class Cache:
-    """At most `capacity` answers; the oldest goes first. A time is a monotonic clock's, in seconds.
+    """Holds at most `capacity` answers and evicts the oldest answer first. Times are monotonic seconds.
 
-    keep_stale: seconds that an expired answer is kept for `stale`. due: popular answers that expire soon, if
-    `prefetch`; the code that fetches them again removes them. Readers and the one writer may be different threads: each
-    step is one dict operation. positive_cap, negative_cap: the longest life of an answer, in seconds.
+    keep_stale: seconds for which `stale` returns an expired answer. due: with `prefetch`, popular answers that expire
+    soon; the code that fetches such an answer again removes it from `due`. Readers and the single writer may be
+    different threads: each step is one dict operation.
     """
 
     capacity: int = CAPACITY
@@ -74,10 +74,10 @@ class Cache:
         positive_cap: float = POSITIVE_CAP,
         negative_cap: float = NEGATIVE_CAP,
     ) -> Upstreamed:
-        """Keep an answer if it may be kept: NOERROR and NXDOMAIN, with a TTL above 0 (RFC 2308 for negative answers).
+        """Caches NOERROR and NXDOMAIN answers that have a TTL above 0 (RFC 2308 for negative answers).
 
-        positive_cap, negative_cap: the longest life of an answer, in seconds, 0: it is not kept. Returns the answer as
-        a client must see it: none of its TTLs is longer than that life may be.
+        positive_cap, negative_cap: the maximum lifetime of an answer in seconds; 0: do not cache. Returns the answer
+        for the client, in which no TTL exceeds the cap.
         """
         life, ttls, cap = _life(answer, positive_cap, negative_cap)
         if cap > 0 and any(ttl > cap for _, ttl in ttls):
@@ -89,13 +89,13 @@ class Cache:
             try:
                 self.entries.popitem(last=False)
                 self.evicted += 1
-            except KeyError:  # a reader removed an expired one between the two steps
+            except KeyError:  # a reader removed an expired answer between the two steps
                 continue
         self.entries[key] = _Entry(answer, now, now + life, ttls)
         return answer
 
     def get(self, key: CacheKey, now: float) -> Upstreamed | None:
-        """The answer with its TTLs counted down."""
+        """Returns the answer with its remaining TTLs; None if the cache has no valid answer."""
         entry = self.entries.get(key)
         if entry is None or now >= entry.expires:
             if entry is not None and now >= entry.expires + self.keep_stale:
@@ -120,7 +120,7 @@ class Cache:
         return Upstreamed(entry.answer.rcode, bytes(value), entry.answer.ad)
 
     def stale(self, key: CacheKey, now: float) -> Upstreamed | None:
-        """An answer that expired less than `keep_stale` seconds ago, with TTLs of 0 (RFC 8767)."""
+        """Returns an answer that expired less than `keep_stale` seconds ago, with TTLs of 0 (RFC 8767); else None."""
         entry = self.entries.get(key)
         if entry is None or not self.keep_stale or now >= entry.expires + self.keep_stale:
             return None
@@ -139,7 +139,7 @@ def _capped(answer: Upstreamed, ttls: Ttls, cap: int) -> tuple[Upstreamed, Ttls]
 
 
 def _life(answer: Upstreamed, positive_cap: float, negative_cap: float) -> tuple[float, Ttls, float]:
-    """How long an answer may be kept, the offsets of its TTLs, and their bound."""
+    """Returns the lifetime of an answer, the offsets of its TTLs, and the cap of its TTLs."""
     if answer.rcode not in (NOERROR, NXDOMAIN):
         return 0, (), 0
     an, ns, ar = COUNTS.unpack_from(answer.value)

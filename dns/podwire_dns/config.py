@@ -1,4 +1,4 @@
-"""The settings of a feeder and a server. Both start from the same record."""
+"""The settings of the feeder and of the server. Both use the same record, DnsConfig."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ LAST_PORT = 65535
 
 
 class BadConfig(ValueError):
-    """An invalid setting; the text names it and the remedy."""
+    """A setting is invalid. The text names the setting and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """The upstreams for names below `domain` ("." for all others). upstreams: as in DnsConfig; without any, such names
-    are refused. The other fields are those of forward.Route.
+    """The upstreams for names below `domain` ("." for all others). upstreams: as in DnsConfig; without upstreams, the
+    server refuses these names. The other fields are the fields of forward.Route.
     """
 
     domain: str
@@ -45,29 +45,30 @@ class DnsConfig:
     """kubeconfig: None means the pod's own service account. run_dir: holds dns.sock and the status files.
 
     listen: the cluster DNS addresses, put on lo if the node does not have them; "0.0.0.0" and "::" stand for the
-    addresses that exist. dns_addresses: the addresses at which clients reach this DNS if they differ from `listen` (a
-    Service's addresses). pod_cidrs, service_cidrs: their reverse zones are answered here, all other reverse names are
-    forwarded. ttl: seconds, 0 to 3600. pods: answer a-b-c-d.namespace.pod names; verify_pods: only if such a pod exists
-    (the feeder then watches all pods). notrack: keep DNS on the listen addresses out of conntrack. batches: receive and
-    send many packets at once if that is compiled. shuffle: start the addresses of a name at a random one.
+    existing addresses. dns_addresses: the addresses that clients use if they differ from `listen` (the addresses of a
+    Service). pod_cidrs, service_cidrs: the server answers the reverse names of these ranges and forwards all other
+    reverse names. ttl: seconds, 0 to 3600. pods: answer a-b-c-d.namespace.pod names; verify_pods: answer only if a pod
+    has the address (the feeder then watches all pods). notrack: exempt DNS on the listen addresses from conntrack.
+    batches: receive and send many packets with one call if the native code is available. shuffle: start the addresses
+    of a name at a random address.
 
     upstreams: "IP", "IP#port", "tls://IP#port" (DNS over TLS), or the path of a resolv.conf, for names outside the
-    cluster; empty: such names are refused. stubs: "domain=UPSTREAM,UPSTREAM", the upstreams of names below that domain.
-    forwards: if not empty, replaces both. tls: for upstreams with tls://. policy: the order of the upstreams:
-    sequential, round_robin or random. autopath: complete a search path's name in one answer. serve_stale: seconds for
-    which an expired answer is still given while no upstream answers. prefetch: fetch popular answers again shortly
-    before they expire. cache_positive, cache_negative: how long answers of upstreams, and negative answers, are kept at
-    most, in seconds. cache_capacity: number of answers.
+    cluster; empty: the server refuses such names. stubs: "domain=UPSTREAM,UPSTREAM", the upstreams of names below the
+    domain. forwards: if not empty, replaces `upstreams` and `stubs`. tls: for upstreams with tls://. policy: the order
+    of the upstreams: sequential, round_robin or random. autopath: complete a search path's name in one answer.
+    serve_stale: seconds for which the server still gives an expired answer while no upstream answers. prefetch: fetch
+    popular answers again shortly before they expire. cache_positive, cache_negative: the maximum lifetime, in seconds,
+    of positive and negative answers of upstreams. cache_capacity: the maximum number of answers.
 
-    health_address, ready_address, metrics_address: "host:port" of /health, /ready and /metrics, empty: none. lame_duck:
-    seconds of answering after SIGTERM, while /ready already fails. log_queries: a line for each, with the
-    client's pod: slower; log_classes: only for answers of these classes (all, success, denial, error); log_names: only
-    for names below these.
+    health_address, ready_address, metrics_address: "host:port" of /health, /ready and /metrics; empty: no such page.
+    lame_duck: seconds for which the server still answers after SIGTERM, while /ready already fails. log_queries: log a
+    line for each query, with the client's pod (slower); log_classes: only answers of these classes (all, success,
+    denial, error); log_names: only names below these names.
 
-    corefile: the path of a CoreDNS Corefile, which overrides the other settings. ignore_access: start although it
-    restricts who is answered, which is not enforced. blocks: its rewrite, template and
-    hosts. reload: seconds between checks of the Corefile, 0: only at SIGHUP. follow: the same for resolv.conf and hosts
-    files.
+    corefile: the path of a CoreDNS Corefile, which overrides the other settings. ignore_access: start although the
+    Corefile restricts the clients; the server does not enforce the restriction. blocks: the rewrite, template and hosts
+    rules of the Corefile. reload: seconds between checks of the Corefile; 0: check only at SIGHUP. follow: the same for
+    resolv.conf and hosts files.
     """
 
     node_name: str
@@ -114,7 +115,7 @@ class DnsConfig:
         return self.run_dir / "dns.sock"
 
     def schema(self) -> Schema:
-        """The zone's frame. Raises BadConfig."""
+        """Returns the settings of the zone without its records. Raises BadConfig."""
         if not 0 <= self.ttl <= MAX_TTL:
             raise BadConfig(f"ttl is {self.ttl}; it must be from 0 to {MAX_TTL} seconds")
         try:
@@ -128,23 +129,23 @@ class DnsConfig:
             raise BadConfig(f"cluster_domain, pod_cidrs or service_cidrs: {err}") from err
 
     def zones(self) -> tuple[bytes, ...]:
-        """Apexes in wire form, the cluster domain first."""
+        """Returns the apexes in wire form, the cluster domain first."""
         schema = self.schema()
         return tuple(names.to_wire(zone) for zone in (schema.zone, *schema.reverse))
 
     def addresses(self) -> tuple[str, ...]:
-        """`listen`, checked and in canonical form."""
+        """Returns the addresses of `listen` in canonical form. Raises BadConfig."""
         return tuple(_ip(address, "listen") for address in self.listen)
 
     def check_pages(self) -> None:
-        """Raises BadConfig for impossible addresses of /health, /ready and /metrics."""
+        """Raises BadConfig for invalid addresses of /health, /ready and /metrics."""
         for name in ("health_address", "ready_address", "metrics_address"):
             text = getattr(self, name)
             if text and not is_page_address(text):
                 raise BadConfig(f"{name}: {text!r} is no address; write HOST:PORT or :PORT")
 
     def forwarding(self) -> tuple[Forward, ...]:
-        """`forwards`, or the equivalent of `upstreams` and `stubs`. Raises BadConfig."""
+        """Returns `forwards`, or the equivalent of `upstreams` and `stubs`. Raises BadConfig."""
         if self.forwards:
             return self.forwards
         found = []
@@ -163,7 +164,7 @@ class DnsConfig:
         return tuple(found)
 
     def routes(self) -> dict[bytes, Route]:
-        """Domain in wire form -> its upstreams. Raises BadConfig, also if a query would come back to this server."""
+        """Returns domain in wire form -> upstreams. Raises BadConfig, also if a query could return to this server."""
         found = {}
         for policy in (self.policy, *(each.policy for each in self.forwarding())):
             if policy not in POLICIES:

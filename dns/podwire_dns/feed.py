@@ -1,7 +1,7 @@
 """The messages of a feeder to a server: frames of a 4-byte length and one msgpack message.
 
-A connection carries Hello, then Delta frames that together are the whole zone, then Synced, then Delta frames without
-end. The server replaces its old zone at the first Synced, so a restarted feeder never shows a half-filled zone.
+A connection carries Hello, then Delta frames with the whole zone, then Synced, then one Delta frame per change. The
+server replaces its old zone at Synced, so clients of a restarted feeder never see a partial zone.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from dataclasses import dataclass, field
 import msgspec
 
 VERSION = 3
-CHUNK = 512  # answers in one frame: reading it must not delay a query
+CHUNK = 512  # answers in one frame; a larger frame would delay queries while the server reads it
 MAX_FRAME = 64 << 20
 
 
 class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
-    """version: of this protocol. zones: apexes in wire form, the cluster domain first. ttl: of negative answers."""
+    """The first message of a connection.
+
+    version: the version of this protocol. zones: apexes in wire form, the cluster domain first. ttl: the TTL of
+    negative answers, in seconds.
+    """
 
     version: int
     zones: tuple[bytes, ...]
@@ -26,9 +30,12 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
 
 
 class Delta(msgspec.Struct, tag="delta", array_like=True, frozen=True):
-    """answers: question key -> value. gone: keys that no longer have data. names, lost: wire names
-    without data that begin or cease to exist. triggered: when the changes of headless Services happened, as their
-    EndpointSlices say, in seconds since the epoch."""
+    """One change of the zone.
+
+    answers: question key -> value. gone: keys that no longer have data. names: wire names without data that now exist.
+    lost: wire names without data that no longer exist. triggered: the times at which headless Services changed,
+    according to their EndpointSlices, in seconds since the epoch.
+    """
 
     serial: int
     answers: dict[bytes, bytes] = {}
@@ -39,7 +46,7 @@ class Delta(msgspec.Struct, tag="delta", array_like=True, frozen=True):
 
     @property
     def size(self) -> int:
-        """The number of answers and names in it: the measure of its cost."""
+        """Returns the number of answers and names, a measure of the cost of this message."""
         return len(self.answers) + len(self.gone) + len(self.names) + len(self.lost)
 
 
@@ -55,7 +62,7 @@ _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 
 class BadFeed(ValueError):
-    """The other end speaks another version or sends garbage."""
+    """The peer uses another protocol version or sends a malformed message."""
 
 
 def frame(message: Message) -> bytes:
@@ -80,7 +87,7 @@ class Frames:
     _buffer: bytearray = field(default_factory=bytearray)
 
     def add(self, data: bytes) -> Iterator[Message]:
-        """Raises BadFeed."""
+        """Adds received bytes and yields the complete messages. Raises BadFeed."""
         self._buffer += data
         while len(self._buffer) >= 4:
             length = int.from_bytes(self._buffer[:4])
@@ -94,8 +101,9 @@ class Frames:
 
 
 def pieces(delta: Delta, most: int = CHUNK) -> Iterator[Delta]:
-    """Split a large change into changes of at most `most` answers; removals come with the last one, when everything new
-    is in place.
+    """Splits a large change into pieces of at most `most` answers.
+
+    Only the last piece has removals, so that all new answers exist before an old answer disappears.
     """
     answers = list(delta.answers.items())
     while len(answers) > most:
@@ -105,7 +113,7 @@ def pieces(delta: Delta, most: int = CHUNK) -> Iterator[Delta]:
 
 
 def snapshot(hello: Hello, answers: Mapping[bytes, bytes], names: Iterator[bytes], serial: int) -> Iterator[bytes]:
-    """The frames of a whole zone, in pieces that do not stall the receiver."""
+    """Yields the frames of a whole zone, in pieces that do not stall the receiver."""
     yield frame(hello)
     chunk: dict[bytes, bytes] = {}
     for key, value in answers.items():

@@ -1,7 +1,7 @@
 """The feeder: watches Services, EndpointSlices and Namespaces, renders answers, and feeds the servers.
 
-It is a process of its own, with a nice value, so that decoding and rendering never delay a query. Servers connect over
-a unix socket. Each gets the whole zone, then every change.
+The feeder is a separate process with a nice value, so that decoding and rendering never delay a query. Servers connect
+over a unix socket. A server receives the whole zone, then every change.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from .config import DnsConfig
 from .sources import Sources, hold_hangup
 
 log = logs.get("dns-feeder")
-NICE = 5  # with a tenth of an ordinary process's share, new names would appear late on a busy node
-GATHER_SECONDS = 0.005  # changes within this time are rendered together
-MAX_BACKLOG = 64 << 20  # bytes that a server may lag behind before it must start again
+NICE = 5  # a higher value, with a tenth of the usual CPU share, would delay new names on a busy node
+GATHER_SECONDS = 0.005  # the feeder renders the changes of this interval together
+MAX_BACKLOG = 64 << 20  # bytes of unsent changes, after which a server must connect again
 STATUS_SECONDS = 1.0
 PATHS = {
     "Service": "/api/v1/services",
@@ -44,8 +44,7 @@ PATHS = {
 
 
 class Feeder:
-    """The builder's changes, gathered and pushed to every connected server. Nothing is pushed before
-    `start_feeding`."""
+    """Gathers the builder's changes and sends them to every connected server, but not before `start_feeding`."""
 
     def __init__(self, config: DnsConfig) -> None:
         frame = config.schema()
@@ -59,14 +58,14 @@ class Feeder:
         self.serial = int(time.time())
         self.synced = asyncio.Event()
         self.servers: set[asyncio.StreamWriter] = set()
-        self.waiting: set[asyncio.StreamWriter] = set()  # for the first whole zone
+        self.waiting: set[asyncio.StreamWriter] = set()  # servers that wait for the first whole zone
         self._timer: asyncio.TimerHandle | None = None
         self._triggers: list[
             tuple[str, float]
         ] = []  # (Service, the time at which its pods changed, from its EndpointSlices)
 
     def handler(self, kind: str) -> Callable[[Event], None]:
-        """An informer's on_event for one kind of object."""
+        """Returns the on_event callback of an informer for one kind of object."""
         take: Callable[..., None] = {
             "Service": self.builder.service,
             "EndpointSlice": self.builder.slice,
@@ -88,7 +87,7 @@ class Feeder:
         return on_event
 
     def push(self) -> None:
-        """Render the changes and send them to all servers."""
+        """Renders the changes and sends them to all servers."""
         self._timer = None
         delta = self._flush()
         triggers, self._triggers = self._triggers, []
@@ -106,7 +105,7 @@ class Feeder:
             writer.write(frame)
 
     def _flush(self) -> feed.Delta:
-        # Grows with each change, and across restarts if there is less than one change a second on average.
+        # The serial grows with each change. It also grows across restarts if changes average less than one a second.
         self.serial = max(self.serial + 1, int(time.time()))
         delta = self.builder.flush(self.serial)
         self._tell_problems()
@@ -121,13 +120,13 @@ class Feeder:
         self.builder.bugs.clear()
 
     def start_feeding(self) -> None:
-        """All lists are complete: from now on the zone is whole."""
+        """Starts to send the zone. Call this when all lists are complete."""
         begin = time.monotonic()
         self.builder.fill()
         self._tell_problems()
         with contextlib.suppress(AttributeError):  # a libc other than glibc
-            ctypes.CDLL(None).malloc_trim(0)  # the memory into which the lists were read
-        gc.freeze()  # a zone does not become garbage: no collection needs to walk it again
+            ctypes.CDLL(None).malloc_trim(0)  # return the memory of the lists to the kernel
+        gc.freeze()  # the zone is permanent: no collection needs to traverse it again
         gc.enable()
         self.synced.set()
         log.info(
@@ -138,7 +137,7 @@ class Feeder:
         )
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One server's connection, until it ends."""
+        """Serves one connection of a server until the connection ends."""
         try:
             self.waiting.add(writer)
             await self.synced.wait()
@@ -152,16 +151,16 @@ class Feeder:
                 writer.write(frame)
             self.servers.add(writer)
             log.info("server connected", answers=len(self.builder.answers), servers=len(self.servers))
-            await reader.read()  # a server sends nothing; the end of its stream is its end
+            await reader.read()  # a server sends nothing, so the read returns when the server ends
         except (OSError, asyncio.CancelledError):
-            pass  # the server died and will connect again, or we end, which asyncio would log as an error
+            pass  # the server ended, or the feeder ends, which asyncio would log as an error
         finally:
             self.servers.discard(writer)
             self.waiting.discard(writer)
             writer.close()
 
     def part(self) -> None:
-        """Disconnect every server. Each connects again, to the feeder that has the zone then."""
+        """Disconnects every server. A server connects again, to the current feeder."""
         for writer in (*self.servers, *self.waiting):
             writer.close()
         self.synced.set()  # a server that waits for this feeder must not wait forever
@@ -181,14 +180,15 @@ class Feeder:
 
 
 def _stub(obj: Object) -> Object:
-    """The part of an object that the informers must remember; the builder keeps the part that the zone needs,
-    packed.
+    """Returns the part of an object that the informers must remember.
+
+    The builder stores the packed part that the zone needs.
     """
     kept = {
         field: obj["metadata"][field] for field in ("name", "namespace", "resourceVersion") if field in obj["metadata"]
     }
     fresh: Object = msgspec.json.decode(msgspec.json.encode({"metadata": kept}))
-    return fresh  # of new strings: one old string would keep the megabyte into which its list was read
+    return fresh  # all strings are copies: one original would keep the whole list in memory
 
 
 async def _watch(feeder: Feeder, client: ClientConfig, group: asyncio.TaskGroup) -> None:
@@ -207,7 +207,7 @@ async def _watch(feeder: Feeder, client: ClientConfig, group: asyncio.TaskGroup)
 
 
 class _Role:
-    """The feeder with the present settings; a change of the zone's frame starts a new feeder."""
+    """Runs the feeder with the current settings. A change of the zone's settings starts a new feeder."""
 
     def __init__(self, config: DnsConfig, client: ClientConfig) -> None:
         self.client, self.feeder = client, Feeder(config)
@@ -224,7 +224,7 @@ class _Role:
             await _watch(self.feeder, self.client, group)
 
     async def take(self, config: DnsConfig) -> None:
-        """Servers keep their last zone until the new one is whole."""
+        """Applies new settings. Servers keep the old zone until the new zone is complete."""
         before = self.feeder
         if (config.schema(), config.verify_pods) == (before.config.schema(), before.config.verify_pods):
             return
@@ -246,7 +246,7 @@ async def _main(sources: Sources, config: DnsConfig, client: ClientConfig) -> No
     role, status = _Role(config, client), RoleStatus(config.run_dir, "dns-feeder")
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
-        config.socket_path.unlink()  # left by a killed predecessor
+        config.socket_path.unlink()  # a killed feeder left this socket
     listener = await asyncio.start_unix_server(role.serve, str(config.socket_path))
     role.begin()
     following = asyncio.create_task(sources.follow(config, log, role.take))
@@ -254,7 +254,7 @@ async def _main(sources: Sources, config: DnsConfig, client: ClientConfig) -> No
         role.feeder.report(status)
         for task in (role.watch, following):
             if task is not None and task.done() and not task.cancelled():
-                task.result()  # it ends only with an unforeseen error: end too, and be restarted
+                task.result()  # the task ends only by an unexpected error: end the process, so that it restarts
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), STATUS_SECONDS)
     following.cancel()
@@ -265,10 +265,10 @@ async def _main(sources: Sources, config: DnsConfig, client: ClientConfig) -> No
 
 
 def run(config: DnsConfig) -> None:
-    """Watch and feed until SIGTERM. Raises BadConfig and the client's ConfigError for settings that cannot work."""
+    """Watches the API and feeds servers until SIGTERM. Raises BadConfig or ConfigError for invalid settings."""
     hold_hangup()
     sources = Sources(config)
     real = sources.load()
     os.nice(NICE)
-    gc.disable()  # until the first zone is whole: a start makes hundreds of thousands of objects that stay
+    gc.disable()  # until the first zone is complete: a start creates hundreds of thousands of permanent objects
     asyncio.run(_main(sources, real, load(real.kubeconfig)))

@@ -154,8 +154,9 @@ OPTIONS: list[Callable[[Function], Function]] = [
 
 
 def _with_config(work: Callable[..., None]) -> Function:
-    """Turns options into a DnsConfig as the first argument; an error in the settings becomes one line and exit status
-    1.
+    """Decorates a command that takes a DnsConfig: converts the options into the DnsConfig.
+
+    An error in the settings becomes one line of output and exit status 1.
     """
 
     @wraps(work)
@@ -186,7 +187,7 @@ def _with_config(work: Callable[..., None]) -> Function:
 
 
 def _showing(*names: str) -> Callable[[Function], Function]:
-    """All commands take the same settings; the help of each shows only those that affect it."""
+    """Decorates a command: the help shows only the named settings, although all commands accept all settings."""
 
     def mark(function: Function) -> Function:
         for option in getattr(function, "__click_params__"):  # noqa: B009 - not in click's types
@@ -272,13 +273,13 @@ def query(config: DnsConfig, name: str, rtype: str, explain: bool) -> None:
 
 
 def _reached(config: DnsConfig) -> str:
-    """An address that reaches the server."""
+    """Returns an address at which the server answers."""
     first = (*config.dns_addresses, *config.addresses())[0]
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first)
 
 
 def _ask(address: str, port: int, message: bytes) -> bytes:
-    """Query over TCP, which has room for every answer. Raises OSError."""
+    """Sends a query over TCP, which has room for every answer, and returns the response. Raises OSError."""
     try:
         with socket.create_connection((address, port), timeout=5) as sock, sock.makefile("rb") as stream:
             sock.sendall(len(message).to_bytes(2) + message)

@@ -1,6 +1,7 @@
-"""Names in their two forms, and the grammar of the names that Kubernetes gives to Services, endpoints and pods.
+"""Converts names between text and wire form, and forms the names of Services, endpoints and pods.
 
-Text names are lower case, end in a dot, and contain only letters, digits, '-', '_' and '.', as Kubernetes makes them.
+Text names are lower case, end in a dot, and contain only the characters that Kubernetes allows: letters, digits, '-',
+'_' and '.'.
 Names in queries stay in wire form (RFC 1035 section 3.1), where any byte is allowed.
 """
 
@@ -16,11 +17,11 @@ MAX_WIRE = 255
 
 
 class BadName(ValueError):
-    """A name or address that cannot be in the DNS; the text names it and the reason."""
+    """A name or an address cannot be in the DNS. The text names the value and the reason."""
 
 
 def fqdn(name: str) -> str:
-    """Lower case with one trailing dot; raises BadName where it is no DNS name."""
+    """Returns the name in lower case with one trailing dot. Raises BadName if the text is not a DNS name."""
     text = name.lower().rstrip(".")
     labels = text.split(".")
     for label in labels:
@@ -32,7 +33,7 @@ def fqdn(name: str) -> str:
 
 
 def label(text: str, what: str) -> str:
-    """One label in lower case; `what` names the field in the error."""
+    """Returns one label in lower case. `what` names the field in the error. Raises BadName."""
     low = text.lower()
     if not _LABEL.fullmatch(low):
         raise BadName(f"{what} {text!r} cannot be a DNS label: 1 to 63 of a-z, 0-9, '-' and '_'")
@@ -40,7 +41,7 @@ def label(text: str, what: str) -> str:
 
 
 def to_wire(name: str) -> bytes:
-    """Text form to wire form. "a.b." -> b"\\x01a\\x01b\\x00"; "." -> b"\\x00"."""
+    """Converts text form to wire form. "a.b." -> b"\\x01a\\x01b\\x00"; "." -> b"\\x00"."""
     if name in (".", ""):
         return b"\0"
     first, _, rest = name.partition(".")
@@ -52,13 +53,13 @@ def to_wire(name: str) -> bytes:
 
 @lru_cache(maxsize=16384)
 def _suffix(name: str) -> bytes:
-    """All but the first label; cached, because thousands of names share it."""
+    """Returns a name without its first label, in wire form; cached, because thousands of names share this part."""
     raw = name.rstrip(".").encode("ascii")
     return b"".join(bytes((len(part),)) + part for part in raw.split(b".") if part) + b"\0"
 
 
 def from_wire(wire: bytes) -> str:
-    """Wire form (uncompressed) to text, with RFC 1035's escapes for bytes that Kubernetes never uses."""
+    """Converts uncompressed wire form to text. Bytes that Kubernetes never uses become RFC 1035 escapes."""
     out, at = [], 0
     while wire[at]:
         part = wire[at + 1 : at + 1 + wire[at]]
@@ -68,21 +69,22 @@ def from_wire(wire: bytes) -> str:
 
 
 def parents(name: str) -> Iterator[str]:
-    """The name itself, then each name above it, the root left out."""
+    """Yields the name, then each name above the name except the root."""
     while name and name != ".":
         yield name
         name = name.partition(".")[2]
 
 
 def within(name: str, origins: frozenset[str]) -> str | None:
-    """The closest of `origins` at or above `name`."""
+    """Returns the longest of `origins` that contains `name`; None if `name` is outside all of them."""
     return next((above for above in parents(name) if above in origins), None)
 
 
 def reverse_name(address: str) -> str:
-    """10.96.0.1 -> 1.0.96.10.in-addr.arpa. (RFC 1035 3.5), IPv6 by nibbles under ip6.arpa. (RFC 3596 2.5).
+    """Returns the reverse name of an address: 10.96.0.1 -> 1.0.96.10.in-addr.arpa.
 
-    `address`: canonical text, as `canonical` returns it; the same holds for the two functions below.
+    Source: RFC 1035 section 3.5; for IPv6 RFC 3596 section 2.5 (nibbles under ip6.arpa.). address: canonical text, as
+    `canonical` returns it.
     """
     if ":" not in address:
         return ".".join(address.split(".")[::-1]) + ".in-addr.arpa."
@@ -90,7 +92,7 @@ def reverse_name(address: str) -> str:
 
 
 def packed(address: str) -> bytes:
-    """The 4 or 16 bytes of an A or AAAA record."""
+    """Returns the 4 or 16 bytes of an A or AAAA record."""
     if ":" in address:
         return ipaddress.IPv6Address(address).packed
     a, b, c, d = address.split(".")
@@ -105,13 +107,13 @@ IN_ADDR, IP6 = b"\x07in-addr\x04arpa\0", b"\x03ip6\x04arpa\0"
 
 
 def is_canonical_ipv4(text: str) -> bool:
-    """Four octets without leading zeros: the common case, checked without the ipaddress module."""
+    """Whether the text is four octets without leading zeros. A fast check that avoids the ipaddress module."""
     parts = text.split(".")
     return len(parts) == 4 and all(part in _OCTETS for part in parts)
 
 
 def reverse_wire(address: bytes) -> bytes:
-    """The reverse name of a packed address in wire form."""
+    """Returns the reverse name, in wire form, of a packed address."""
     labels = _OCTET_LABELS
     if len(address) == 4:
         a, b, c, d = address
@@ -121,7 +123,7 @@ def reverse_wire(address: bytes) -> bytes:
 
 
 def prefixed(first: str, rest: bytes) -> bytes:
-    """The name `first`.`rest` in wire form. Raises BadName if it is too long."""
+    """Returns the name `first`.`rest` in wire form. Raises BadName if the name is too long."""
     raw = first.encode("ascii")
     wire = bytes((len(raw),)) + raw + rest
     if len(raw) > 63 or len(wire) > MAX_WIRE:
@@ -130,7 +132,7 @@ def prefixed(first: str, rest: bytes) -> bytes:
 
 
 def parents_wire(name: bytes) -> Iterator[bytes]:
-    """Each name above `name` (wire form), the root left out."""
+    """Yields each name above `name` except the root, in wire form."""
     name = name[1 + name[0] :]
     while name[0]:
         yield name
@@ -138,7 +140,7 @@ def parents_wire(name: bytes) -> Iterator[bytes]:
 
 
 def canonical(text: str) -> str:
-    """The one text of an address, however it was written. Raises BadName (also for IPv4 with leading zeros)."""
+    """Returns the canonical text of an address. Raises BadName, also for IPv4 with leading zeros."""
     try:
         return str(ipaddress.ip_address(text))
     except ValueError as err:
@@ -146,7 +148,10 @@ def canonical(text: str) -> str:
 
 
 def reverse_zones(cidr: str) -> list[str]:
-    """The reverse zones that together cover `cidr` exactly: one, or several where it ends inside an octet or nibble."""
+    """Returns the reverse zones that together cover `cidr` exactly.
+
+    The result has several zones if the prefix length ends inside an octet (IPv6: a nibble).
+    """
     try:
         network = ipaddress.ip_network(cidr)
     except ValueError as err:
@@ -161,9 +166,9 @@ def reverse_zones(cidr: str) -> list[str]:
 
 
 def dashed(address: str) -> str:
-    """An endpoint's or pod's name made from its address: 10.1.2.3 -> 10-1-2-3, fd00::1 -> fd00--1.
+    """Returns the label of an endpoint or pod for an address: 10.1.2.3 -> 10-1-2-3, fd00::1 -> fd00--1.
 
-    A label may neither begin nor end with '-', so a 0 is added there (::1 -> 0--1).
+    A label must not begin or end with '-': the function adds a 0 in these places (::1 -> 0--1).
     """
     if ":" not in address:
         return address.replace(".", "-")
@@ -172,7 +177,7 @@ def dashed(address: str) -> str:
 
 
 def dashed_label(address: bytes) -> bytes:
-    """`dashed` of a packed address."""
+    """Returns the result of `dashed` for a packed address."""
     if len(address) == 4:
         a, b, c, d = address
         return b"%b-%b-%b-%b" % (_OCTET_TEXTS[a], _OCTET_TEXTS[b], _OCTET_TEXTS[c], _OCTET_TEXTS[d])
@@ -180,7 +185,7 @@ def dashed_label(address: bytes) -> bytes:
 
 
 def undashed(text: str) -> str | None:
-    """The inverse of `dashed`; None where `text` is no dashed address."""
+    """Returns the address of a label that `dashed` made; None if `text` is not such a label."""
     for candidate in (text.replace("-", "."), text.replace("-", ":")):
         try:
             return str(ipaddress.ip_address(candidate))

@@ -1,7 +1,7 @@
-"""Packs records by hand into values, the answers that wait for their questions (for their form see wire.py).
+"""Packs records into values without a DNS library. wire.py describes the form of a value.
 
-A start makes a quarter of a million of them, so each is a few concatenations. The part that all answers of a kind share
-is packed once, in `Packer`. Owners point at the question (offset 12). SRV targets are uncompressed (RFC 2782).
+A start packs 250,000 values, so a value is a few concatenations. `Packer` packs the common part of each kind of answer
+once. Owners point at the question (offset 12). SRV targets are uncompressed (RFC 2782).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ OWNER = b"\xc0\x0c"
 MAX_POINTER = 0x3FFF
 MAX_RECORDS = 0xFFFF  # a section counts its records in 16 bits
 A_IN, AAAA_IN, PTR_IN, SRV_IN, CNAME_IN = (rtype.to_bytes(2) + b"\0\x01" for rtype in (A, AAAA, PTR, SRV, CNAME))
-DATA_KINDS = (A_IN, AAAA_IN, CNAME_IN, SRV_IN, PTR_IN)  # a name exists if it owns one of these
+DATA_KINDS = (A_IN, AAAA_IN, CNAME_IN, SRV_IN, PTR_IN)  # a name exists if it owns an answer of such a type
 SRV_WEIGHT_SUM = 100
 
 
 def question(name: str, rtype: int) -> bytes:
-    """The lower-case question that a value answers: name, type, class IN."""
+    """Returns the lower-case question that a value answers: name, type, class IN."""
     return names.to_wire(name) + rtype.to_bytes(2) + b"\0\x01"
 
 
@@ -35,7 +35,7 @@ class Targets(NamedTuple):
 
 
 class Packer:
-    """Values with one TTL (seconds)."""
+    """Packs values that all have the same TTL (seconds)."""
 
     def __init__(self, ttl: int) -> None:
         self.ttl = ttl
@@ -51,7 +51,7 @@ class Packer:
         self._srv = [OWNER + FIXED.pack(SRV, IN, ttl, 6 + size) for size in range(256)]
 
     def addresses(self, packed: Iterable[bytes]) -> dict[bytes, bytes]:
-        """Type and class -> value, for addresses of 4 and 16 bytes; sorted, so that the same set is the same value."""
+        """Returns type and class -> value for addresses of 4 and 16 bytes. Equal sets give equal values (sorted)."""
         found = {}
         every = sorted(set(packed))
         if len(every) == 1:
@@ -63,11 +63,11 @@ class Packer:
         return found
 
     def named(self, rtype: int, target: bytes) -> bytes:
-        """One PTR, CNAME or NS."""
+        """Returns the value of one PTR, CNAME or NS record."""
         return self._named[rtype][len(target)] + target
 
     def pointers(self, targets: Iterable[bytes]) -> bytes:
-        """PTR records of one address that has several names."""
+        """Returns the value of the PTR records of an address that has several names."""
         every = sorted(set(targets))[:MAX_RECORDS]
         return COUNTS.pack(len(every), 0, 0) + b"".join(self.named(PTR, target)[6:] for target in every)
 
@@ -76,7 +76,7 @@ class Packer:
         return COUNTS.pack(1, 0, 0) + OWNER + FIXED.pack(TXT, IN, self.ttl, len(raw) + 1) + bytes((len(raw),)) + raw
 
     def targets(self, pairs: Iterable[tuple[int, bytes]], glue: Mapping[bytes, Sequence[bytes]]) -> Targets:
-        """SRV records (port, target), with the weight divided equally; `glue`: packed addresses of each target."""
+        """Returns SRV records of (port, target) with equal weights. glue: the packed addresses of each target."""
         every = sorted(set(pairs))[:MAX_RECORDS]
         weight = b"\0\0" + max(1, SRV_WEIGHT_SUM // len(every)).to_bytes(2)
         heads, at = self._srv, 18
@@ -94,8 +94,9 @@ class Packer:
         return Targets(len(parts), b"".join(parts), extra[:MAX_RECORDS])
 
     def srv(self, owner: bytes, targets: Targets) -> bytes:
-        """The value for SRV at `owner`; the owners of the additional records point at the targets if a pointer reaches
-        them.
+        """Returns the value of the SRV records at `owner`.
+
+        The owner of an additional record is a pointer to its SRV target if a pointer can reach that offset.
         """
         begin = 12 + len(owner) + 4
         if begin + len(targets.records) <= MAX_POINTER:
@@ -109,7 +110,7 @@ class Packer:
         return COUNTS.pack(targets.number, 0, len(extra)) + targets.records + b"".join(extra)
 
     def srv_one(self, owner: bytes, port: int, target: bytes, glue: Sequence[bytes]) -> bytes:
-        """`srv` for one target, the usual case of a Service with ClusterIP."""
+        """Returns the result of `srv` for one target, the usual case of a Service with ClusterIP."""
         name = (0xC000 | 34 + len(owner)).to_bytes(2)
         extra = [name + (self.a_tail if len(item) == 4 else self.aaaa_tail) + item for item in glue]
         return (
@@ -124,7 +125,7 @@ class Packer:
 
 
 def pointer_targets(value: bytes) -> list[bytes]:
-    """The names in a value made by `named` or `pointers`."""
+    """Returns the names in a value that `named` or `pointers` made."""
     found, at = [], 6
     while at < len(value):
         end = at + 12 + int.from_bytes(value[at + 10 : at + 12])

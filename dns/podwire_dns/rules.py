@@ -1,9 +1,10 @@
-"""The rules of a Corefile: `rewrite name`, `template` and `hosts` change or answer a question. Pure; the text of files
-is an argument.
+"""The rules of a Corefile: `rewrite name`, `template` and `hosts` change or answer a question. Pure: callers read the
+files.
 
-A question belongs to the block whose zone fits best. Its rewrite rules are applied in order (`continue` goes on with
-the next one). Then the block's templates and hosts may answer. If they do not, the cluster or an upstream answers. The
-answer to a rewritten question is changed back: it has the question as it was asked, and the names that the rule wants.
+A question belongs to the block with the longest matching zone. The rewrite rules of the block apply in order (a rule
+with `continue` leads to the next rule). Then the templates and hosts of the block may answer. If they do not answer,
+the cluster or an upstream does. The answer to a rewritten question gets the original question again, and its names
+become the names that the rule defines.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class BadRule(ValueError):
 
 
 def inside(name: bytes, zones: tuple[bytes, ...]) -> bytes | None:
-    """The longest of `zones` that contains `name` (all in wire form)."""
+    """Returns the longest of `zones` that contains `name`; None if no zone does. All names are in wire form."""
     at = 0
     while True:
         if name[at:] in zones:
@@ -46,7 +47,7 @@ def inside(name: bytes, zones: tuple[bytes, ...]) -> bytes | None:
 
 
 def pattern(text: str) -> re.Pattern[str]:
-    """A Go regular expression in Python's syntax. Raises BadRule."""
+    """Compiles a Go regular expression for Python. Raises BadRule."""
     try:
         return re.compile(
             text.replace("(?<", "(?P<") if "(?<" in text and "(?<=" not in text and "(?<!" not in text else text
@@ -57,8 +58,11 @@ def pattern(text: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """kind: one of KINDS. answers: (regular expression, replacement) for names of the answer's records, values: for
-    names in their data. auto: the rewritten name in the data becomes the original name, as it always does in owners.
+    """One `rewrite name` rule.
+
+    kind: an entry of KINDS. answers: (regular expression, replacement) for the owner names of the answer's records;
+    values: the same for the names in the records' data. auto: the rewritten name becomes the original name in the data
+    too; in owner names it always does.
     """
 
     kind: str
@@ -70,7 +74,7 @@ class Rewrite:
     values: tuple[tuple[re.Pattern[str], str], ...] = ()
 
     def apply(self, name: str) -> str | None:
-        """The new name of a lower-case name with its final dot; None if the rule does not match."""
+        """Returns the new name; None if the rule does not match. name: in lower case, with the final dot."""
         match self.kind:
             case "exact":
                 return self.new if name == self.old else None
@@ -85,14 +89,16 @@ class Rewrite:
 
 
 def _fill(text: str, found: re.Match[str]) -> str:
-    """Replace groups: {1} is the first one, as in CoreDNS."""
+    """Replaces group references in the text: {1} is the first group, as in CoreDNS."""
     return _GROUP.sub(lambda number: (found[int(number[1])] or "") if int(number[1]) <= (found.re.groups) else "", text)
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """qtype: a number, None for all. fallthrough: zones in which a name that no expression matches is passed on;
-    elsewhere it gets NXDOMAIN. most_ttl: the bound of its records' TTLs, in seconds.
+    """One `template` of a block.
+
+    qtype: a number; None: all types. fallthrough: in these zones, a name that no expression matches goes to the next
+    step; in other zones, the answer is NXDOMAIN. most_ttl: the upper bound of the records' TTLs, in seconds.
     """
 
     zones: tuple[bytes, ...]
@@ -108,7 +114,7 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """inline: lines as in /etc/hosts. path: a file of such lines; `text`: its content."""
+    """One `hosts` of a block. inline: lines in the format of /etc/hosts. path: a hosts file. text: its content."""
 
     zones: tuple[bytes, ...]
     inline: str = ""
@@ -121,7 +127,7 @@ class Hosts:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A server block: its zones in wire form, and its rules in their order."""
+    """A server block: its zones in wire form, and its rules in order."""
 
     zones: tuple[bytes, ...]
     rewrites: tuple[Rewrite, ...] = ()
@@ -139,14 +145,14 @@ class Rewritten:
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """An answer of a template or of hosts. value: as in wire.py."""
+    """An answer from a template or from hosts. value: as in wire.py."""
 
     rcode: int
     value: bytes
 
 
 def host_lines(text: str) -> Iterator[tuple[bytes, list[str]]]:
-    """(packed address, names) of each valid line; other lines are skipped, as resolvers do."""
+    """Yields (packed address, names) for each valid line. The function skips other lines, as resolvers do."""
     for line in text.splitlines():
         words = line.partition("#")[0].split()
         try:
@@ -184,7 +190,7 @@ class _Table:
             return Local(NOERROR, value) if covered else None
         if inside(name, self.hosts.zones) is None:
             return None
-        if name in self.names:  # it holds for all types: they must not go upstream
+        if name in self.names:  # hosts answers all types of this name: no type goes to an upstream
             return Local(NOERROR, EMPTY)
         if key[-4:] == PTR_IN or inside(name, self.hosts.fallthrough) is not None:
             return None
@@ -207,8 +213,8 @@ class Rules:
         return any(block.rewrites or block.templates or block.hosts for block in self.blocks)
 
     def find(self, key: bytes) -> Rewritten | Local | None:
-        """The rule's effect on a lower-case question; None: no rule applies."""
-        known = self._known.get(key, self)  # one operation: another thread may empty it in between
+        """Returns the effect of the rules on a lower-case question; None if no rule applies."""
+        known = self._known.get(key, self)  # one operation, because another thread may clear the cache
         if not isinstance(known, Rules):
             return known
         found = self._rewrite(key) or self.local(key)
@@ -233,7 +239,7 @@ class Rules:
             try:
                 new = names.fqdn(new)
             except names.BadName:
-                continue  # the rewritten name is no valid question
+                continue  # the rewritten name is not a valid question
             steps.append((name, new, rule))
             name = new
             if not rule.more:
@@ -241,7 +247,7 @@ class Rules:
         return Rewritten(names.to_wire(name) + key[-4:], tuple(steps)) if steps else None
 
     def local(self, key: bytes) -> Local | None:
-        """The answer from the block's templates and hosts."""
+        """Returns the answer of the block's templates and hosts; None if they do not answer."""
         block = self.block(key[:-4])
         if block is None or int.from_bytes(key[-2:]) != IN:
             return None
@@ -272,12 +278,15 @@ def _by_template(template: Template, key: bytes) -> Local | None:
 
 
 def type_name(qtype: int) -> str:
-    """For templates, logs and tools: "A", or "TYPE65280" (RFC 3597) for a type without a name."""
+    """Returns the name of a record type, such as "A"; "TYPE65280" (RFC 3597) for a type without a name."""
     return str(QTYPE.forward.get(qtype, f"TYPE{qtype}"))
 
 
 def scope(name: str, zone: str, qtype: int, found: re.Match[str]) -> Callable[[str], str]:
-    """The value of a template's expression, such as ".Name" or "index .Match 1". Raises BadRule."""
+    """Returns a function that evaluates a template expression such as ".Name" or "index .Match 1".
+
+    The returned function raises BadRule for an unknown expression.
+    """
     plain = {".Name": name, ".Question.Name": name, ".Zone": zone, ".Class": "IN", ".Type": type_name(qtype)}
 
     def value(text: str) -> str:
@@ -298,7 +307,7 @@ def scope(name: str, zone: str, qtype: int, found: re.Match[str]) -> Callable[[s
 
 
 def render(line: str, value: Callable[[str], str]) -> list[RR]:
-    """The records of one line of a template. Raises BadRule."""
+    """Returns the records of one line of a template. Raises BadRule."""
     text = _EXPRESSION.sub(lambda found: value(found[1]), line)
     text = _CLASS_AND_TYPE.sub(lambda found: found[0].upper(), text, count=1)
     try:
@@ -318,7 +327,7 @@ def _sections(key: bytes, template: Template, value: Callable[[str], str]) -> by
 
 
 def packed(key: bytes, answer: list[RR], authority: list[RR], additional: list[RR]) -> bytes:
-    """Records as a value for the question `key`. Raises BadRule."""
+    """Packs records into a value for the question `key`. Raises BadRule."""
     try:
         out = DNSRecord(DNSHeader(qr=1), q=DNSQuestion(label(key[:-4]), int.from_bytes(key[-4:-2])))
         out.add_answer(*answer)
@@ -330,7 +339,7 @@ def packed(key: bytes, answer: list[RR], authority: list[RR], additional: list[R
 
 
 def label(name: bytes) -> DNSLabel:
-    """A name in wire form for dnslib."""
+    """Converts a name in wire form to a name of dnslib."""
     parts, at = [], 0
     while name[at]:
         parts.append(name[at + 1 : at + 1 + name[at]])
@@ -339,8 +348,9 @@ def label(name: bytes) -> DNSLabel:
 
 
 def restore(asked: bytes, rewritten: Rewritten, value: bytes) -> bytes:
-    """Turn a value for the rewritten question into one for the original question. Raises BadRule if it cannot be
-    read.
+    """Turns a value for the rewritten question into a value for the original question.
+
+    Raises BadRule if the value is malformed.
     """
     an, ns, ar = COUNTS.unpack_from(value)
     try:
@@ -359,7 +369,7 @@ def restore(asked: bytes, rewritten: Rewritten, value: bytes) -> bytes:
 
 
 def _back(owner: DNSLabel, rewritten: Rewritten, *, data: bool) -> DNSLabel:
-    """A name of an answer with the rules undone, the last one first."""
+    """Undoes the rules in one name of an answer, the last rule first."""
     name = before = str(owner)
     for old, new, rule in reversed(rewritten.steps):
         if name.lower() == new and (not data or rule.auto):

@@ -1,14 +1,14 @@
-"""Objects -> RRsets, after the Kubernetes DNS specification 1.1.0 (kubernetes/dns, docs/specification.md).
+"""Computes the RRsets of objects, by the Kubernetes DNS specification 1.1.0 (kubernetes/dns, docs/specification.md).
 
     Service with ClusterIP(s)   A/AAAA svc.ns.svc.zone; SRV _port._proto.svc... per named port; PTR of each ClusterIP
     headless Service            A/AAAA svc... of all ready endpoints; A/AAAA hostname.svc...; SRV ready endpoint x named
-                                port; PTR of each endpoint. No ready endpoint: no name at all (NXDOMAIN, spec 2.4.1)
+                                port; PTR of each endpoint. Without a ready endpoint: NXDOMAIN (spec 2.4.1)
     ExternalName                CNAME svc... -> spec.externalName
     the schema itself           TXT dns-version.zone "1.1.0"; NS of each zone; A/AAAA of ns.dns.zone
 
-Where the specification is silent, this follows CoreDNS: an SRV question at the Service's own name lists all its ports,
-and an endpoint without a hostname is named by its address with dashes. An endpoint is ready if its `ready` condition is
-true or absent, or if the Service has publishNotReadyAddresses.
+Where the specification is silent, this module follows CoreDNS. The SRV records at a Service's name list all its ports.
+The label of an endpoint without a hostname is its address, written with dashes. An endpoint is ready if its `ready`
+condition is true or absent, or if its Service has publishNotReadyAddresses.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 TRIGGER_ANNOTATION = "endpoints.kubernetes.io/last-change-trigger-time"
 SPEC_FIELDS = ("type", "externalName", "clusterIP", "clusterIPs", "publishNotReadyAddresses")
 PORT_FIELDS = ("name", "protocol", "port")
-# The fields that are read below without a type check; kube/shape.py describes how malformed objects are handled.
+# This module reads these fields without a type check. kube/shape.py describes the handling of malformed objects.
 SERVICE_SHAPE = {"spec": {"clusterIPs": [ANY], "ports": [{"protocol": str}]}}
 SLICE_SHAPE = {
     "metadata": {"labels": dict},
@@ -45,15 +45,16 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class BadObject(ValueError):
-    """An object that cannot become records; the text names the field and its valid values."""
+    """An object cannot become records. The text names the field and its valid values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """zone: the cluster domain as text ("cluster.local."). ttl: seconds, 0 to 3600. reverse: apexes of reverse zones.
+    """The settings that shape the zone.
 
-    addresses: the addresses of this DNS (glue of ns.dns.zone). pods: pod.zone exists (its names are computed from the
-    question, not from records).
+    zone: the cluster domain as text ("cluster.local."). ttl: seconds, 0 to 3600. reverse: apexes of the reverse zones.
+    addresses: the addresses of this DNS server (the glue of ns.dns.zone). pods: whether pod.zone exists; the server
+    computes the names in pod.zone from the question, not from records.
     """
 
     zone: str
@@ -68,8 +69,9 @@ class Schema:
 
 
 def pack_service(service: Mapping[str, Any]) -> bytes:
-    """The fields of a Service that the DNS needs, packed: 10,000 of them are kept, and most writes do not change
-    them.
+    """Packs the fields of a Service that the DNS needs.
+
+    The feeder keeps up to 10,000 Services in this form. Most writes to a Service change none of these fields.
     """
     spec = service.get("spec")
     if not isinstance(spec, Mapping):
@@ -87,17 +89,18 @@ def pack_service(service: Mapping[str, Any]) -> bytes:
 
 
 def unpack_service(packed: bytes) -> dict[str, Any]:
-    """The Service from its packed form, without the fields that DNS does not need."""
+    """Unpacks the result of `pack_service`: a Service that has only the fields that the DNS needs."""
     found: dict[str, Any] = msgspec.msgpack.decode(packed)
     return found
 
 
 @dataclass(slots=True)
 class Records:
-    """The DNS records of one object. answers: question key -> value; all but the pointers belong to this object alone.
+    """The DNS records of one object.
 
-    pointers: question key of a reverse name -> names it points to (several objects may add some). bare: names (wire
-    form) that exist without data. parent: the name whose existence this object implies, b"" for none.
+    answers: question key -> value; no other object has these answers. pointers: question key of a reverse name -> the
+    names that its PTR records point to; several objects may have pointers at one reverse name. bare: names (wire form)
+    that exist without data. parent: the name whose existence this object implies; b"" if the object implies no name.
     """
 
     answers: dict[bytes, bytes] = field(default_factory=dict)
@@ -129,13 +132,16 @@ def schema_records(schema: Schema) -> Records:
 
 
 def namespace_names(schema: Schema, name: str) -> list[str]:
-    """Names that exist, without data, because the namespace exists."""
+    """Returns the names that exist without data because the namespace exists."""
     text = names.label(name, "namespace")
     return [f"{text}.svc.{schema.zone}", *([f"{text}.pod.{schema.zone}"] if schema.pods else [])]
 
 
 def pod_answers(zone: str, pack: Packer, pod: Mapping[str, Any]) -> dict[bytes, bytes]:
-    """a-b-c-d.namespace.pod.zone of each address of a running pod; empty for an ended one. Raises BadObject."""
+    """Returns the answers for the name a-b-c-d.namespace.pod.zone of each pod address.
+
+    The result is empty for a pod that succeeded or failed. Raises BadObject.
+    """
     status = pod.get("status") or {}
     if status.get("phase") in ("Succeeded", "Failed"):
         return {}
@@ -153,8 +159,9 @@ def pod_answers(zone: str, pack: Packer, pod: Mapping[str, Any]) -> dict[bytes, 
 
 
 def service_records(zone: str, pack: Packer, service: Mapping[str, Any], slices: Iterable[bytes]) -> Records:
-    """All records of one Service. `slices`: its EndpointSlices as `parse_slice` keeps them (used only if it is
-    headless). Raises BadObject.
+    """Returns all records of one Service. Raises BadObject.
+
+    slices: the EndpointSlices of the Service, packed by `parse_slice`; only a headless Service needs them.
     """
     spec = service.get("spec") or {}
     out = Records()
@@ -214,7 +221,7 @@ def _srv(
     by_name: Mapping[tuple[str, str], set[tuple[int, bytes]]],
     glue: Mapping[bytes, list[bytes]],
 ) -> None:
-    """The SRV records of all ports at the Service's own name, of named ports at _port._protocol.svc..."""
+    """Adds the SRV records: all ports at the Service's name, and each named port at _port._protocol.svc..."""
     whole = pack.targets(every, glue) if every else None
     if whole is not None:
         out.answers[base + SRV_IN] = pack.srv(base, whole)
@@ -239,10 +246,10 @@ LENGTHS = [bytes((number,)) for number in range(256)]
 
 
 def parse_slice(piece: Mapping[str, Any]) -> tuple[bytes, list[str]]:
-    """The fields of an EndpointSlice that DNS needs, packed small because most are never read again; and the problems
-    in it.
+    """Returns the packed fields of an EndpointSlice that the DNS needs, and the problems of the slice.
 
-    A bad port or endpoint is skipped, and the rest of the slice is used. An absent "ready" condition counts as true.
+    The packed form is small, because the feeder never reads most slices again. The function skips an invalid port or
+    endpoint and uses the rest of the slice. An absent "ready" condition counts as true.
     """
     if piece.get("addressType") == "FQDN":
         return EMPTY_SLICE, []
@@ -286,7 +293,7 @@ def parse_slice(piece: Mapping[str, Any]) -> tuple[bytes, list[str]]:
 
 
 def endpoint_count(piece: bytes) -> int:
-    """Endpoints, ready or not, of a slice that `parse_slice` packed."""
+    """Returns the number of endpoints, ready or not, in a slice that `parse_slice` packed."""
     return len(_decode(piece)[1])
 
 
@@ -320,7 +327,7 @@ def _headless(out: Records, pack: Packer, base: bytes, slices: Iterable[bytes], 
 def _hosts(
     out: Records, base: bytes, endpoints: Iterable[tuple[str, list[bytes]]], hosts: dict[bytes, list[bytes]]
 ) -> list[bytes]:
-    """The owner name of each endpoint, with repeats; their addresses go into `hosts` and into the pointers."""
+    """Returns the owner name of each endpoint address, with repeats. Adds the addresses to `hosts` and the pointers."""
     owners, pointers, dashed, reverse = [], out.pointers, names.dashed_label, names.reverse_wire
     room = names.MAX_WIRE - len(base) - 1
     for hostname, addresses in endpoints:
@@ -371,13 +378,16 @@ def _is_ip(text: str) -> bool:
 
 
 def service_of_slice(piece: Mapping[str, Any]) -> str:
-    """ "namespace/service" of an EndpointSlice, "" if it names none."""
+    """Returns the "namespace/service" of an EndpointSlice; "" if the slice has no Service label."""
     name = meta.labels(piece).get(SERVICE_NAME_LABEL)
     return f"{meta.namespace(piece)}/{name}" if name else ""
 
 
 def trigger_time(piece: Mapping[str, Any]) -> float | None:
-    """When the change behind an EndpointSlice happened (its annotation, RFC 3339), in seconds since the epoch."""
+    """Returns the time of the change that caused an EndpointSlice's update, in seconds since the epoch.
+
+    The source is an annotation (RFC 3339). Returns None if the annotation is absent or invalid.
+    """
     text = ((piece.get("metadata") or {}).get("annotations") or {}).get(TRIGGER_ANNOTATION)
     try:
         return parse_time(text).timestamp() if text else None

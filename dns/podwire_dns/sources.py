@@ -1,5 +1,6 @@
-"""The effective settings of a role: its own, the Corefile's, and the content of resolv.conf and hosts files. It also
-detects that one of these files has changed.
+"""Computes the effective settings of a role from its flags, its Corefile, and its resolv.conf and hosts files.
+
+The module also detects changes of these files.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def _stamp(path: str) -> Stamp:
 
 
 def _fitting(pattern: str) -> list[str]:
-    """The files that fit a pattern, in order. A mounted ConfigMap has directories of its own beside them."""
+    """Returns the files that match a pattern, in order. A mounted ConfigMap also has directories, which are skipped."""
     path = Path(pattern)
     return sorted(str(each) for each in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if not each.is_dir())
 
@@ -51,14 +52,16 @@ def is_local(address: str) -> bool:
 
 
 def hold_hangup() -> None:
-    """Hold SIGHUP for `Sources.follow`: a signal during a role's start must neither end it nor be lost."""
+    """Blocks SIGHUP until `Sources.follow`: a signal during the start must neither end the role nor get lost."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
 
 @dataclass(slots=True)
 class Sources:
-    """`base`: the settings from the flags. notes: the skipped lines of the last `load`. digest: of the Corefile in
-    force. failed: settings that `follow` could not apply.
+    """Reads the settings and the files that they name.
+
+    base: the settings from the flags. notes: the lines that the last `load` skipped. digest: the digest of the Corefile
+    in use. failed: settings that `follow` could not apply.
     """
 
     base: DnsConfig
@@ -67,10 +70,10 @@ class Sources:
     failed: int = 0
     _stamps: dict[str, Stamp] = field(default_factory=dict)
     _imported: dict[str, str] = field(default_factory=dict)  # path -> content
-    _globs: dict[str, list[str]] = field(default_factory=dict)  # what fitted each pattern of an import
+    _globs: dict[str, list[str]] = field(default_factory=dict)  # pattern of an import -> matching files
 
     def load(self) -> DnsConfig:
-        """Read and check all settings. Raises BadConfig, which names the file or the setting."""
+        """Reads and checks all settings. Raises BadConfig, which names the file or the setting."""
         before, digest = (self._stamps, self._imported, self._globs), self.digest
         self.notes, self._stamps, self._imported, self._globs = [], {}, {}, {}
         try:
@@ -108,7 +111,7 @@ class Sources:
         return config
 
     def tell(self, log: logs.Logger) -> None:
-        """Log the notes."""
+        """Logs the notes."""
         for note in self.notes:
             log.warn(note)
 
@@ -121,7 +124,7 @@ class Sources:
         ) or (corefile and any(_fitting(pattern) != found for pattern, found in self._globs.items()))
 
     def _import(self, path: str) -> str:
-        """Raises OSError."""
+        """Reads an imported file. Raises OSError."""
         self._stamps[path], self._imported[path] = _stamp(path), ""
         self._imported[path] = Path(path).read_text(encoding="utf-8", errors="replace")
         return self._imported[path]
@@ -141,7 +144,7 @@ class Sources:
             return ""
 
     def _forward(self, each: Forward, config: DnsConfig) -> Forward:
-        """Replace paths of resolv.conf files by the nameservers in them, except this server."""
+        """Replaces each path of a resolv.conf file with the nameservers of that file, without this server."""
         found: list[str] = []
         for upstream in each.upstreams:
             if not upstream.startswith("/"):
@@ -171,8 +174,9 @@ class Sources:
         )
 
     async def follow(self, config: DnsConfig, log: logs.Logger, take: Callable[[DnsConfig], Awaitable[None]]) -> None:
-        """Forever: pass the new settings to `take` when a file changes, and at SIGHUP. Invalid settings are logged, and
-        the old ones (`config`) stay.
+        """Passes new settings to `take` at each change of a file and at SIGHUP. Never returns.
+
+        If the new settings are invalid, the method logs the error, and the old settings stay in use (first `config`).
         """
         loop = asyncio.get_running_loop()
         asked = asyncio.Event()
@@ -196,7 +200,7 @@ class Sources:
                 self.tell(log)
                 await take(fresh)
                 config = fresh
-            except Exception as err:  # whatever the error is: the old settings stay, and the next change is read
+            except Exception as err:  # after any error the old settings stay, and the loop continues
                 self.failed += 1
                 self.digest = digest
                 log.error("the new settings are invalid, the old ones stay", error=str(err))

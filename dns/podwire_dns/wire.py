@@ -17,7 +17,7 @@ QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
 IN, ANY, OPT = 1, 255, 41
 COOKIE, CLIENT_COOKIE_BYTES = 10, 8
-UDP_SIZE = 1232  # the largest UDP answer, both sent and announced: no fragments on any sane path (DNS flag day 2020)
+UDP_SIZE = 1232  # the largest UDP answer, sent and announced; it avoids fragments (DNS flag day 2020)
 UDP_MINIMUM, TCP_SIZE = 512, 65535
 OPT_BYTES, EMPTY = 11, b"\0\0\0\0\0\0"
 HEADER = Struct(">HHHHHH")
@@ -27,12 +27,15 @@ _OPT = Struct(">BHHBBHH")
 
 
 class Malformed(ValueError):
-    """The message does not follow RFC 1035; the text names the place."""
+    """The message violates RFC 1035. The text names the malformed part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Edns:
-    """size: the largest UDP message that the client accepts. cookie: a client cookie to echo, b"" for none."""
+    """The EDNS options of a query.
+
+    size: the largest UDP message that the client accepts. cookie: the client cookie to echo; b"" without a cookie.
+    """
 
     size: int
     version: int = 0
@@ -42,7 +45,7 @@ class Edns:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A parsed query. question: as received (name, type, class). key: the same in lower case."""
+    """A parsed query. question: name, type and class as received. key: the question in lower case."""
 
     id: int
     flags: int
@@ -67,7 +70,7 @@ class Query:
 
 
 def name_end(data: bytes, at: int, *, pointers: bool) -> int:
-    """The offset after the name at `at`. Raises Malformed."""
+    """Returns the offset after the name at offset `at`. Raises Malformed."""
     start = at
     while True:
         if at >= len(data):
@@ -87,7 +90,7 @@ def name_end(data: bytes, at: int, *, pointers: bool) -> int:
 
 
 class Record(NamedTuple):
-    """The position of one record in a message: [start, end), its type, TTL, and the offsets of its TTL and data."""
+    """One record in a message: its position [start, end), its type and TTL, and the offsets of its TTL and data."""
 
     start: int
     end: int
@@ -99,10 +102,10 @@ class Record(NamedTuple):
 
 
 def records(data: bytes, at: int, count: int) -> Iterator[Record]:
-    """Walk `count` records from offset `at`. Raises Malformed."""
+    """Yields `count` records, starting at offset `at`. Raises Malformed."""
     size = len(data)
     for _ in range(count):
-        # Nearly every owner is a pointer: two bytes, so the name need not be walked.
+        # Nearly every owner is a pointer of two bytes, which needs no call of name_end.
         behind = at + 2 if at < size and data[at] >= 0xC0 else name_end(data, at, pointers=True)
         if behind + 10 > size:
             raise Malformed("a record is cut off")
@@ -115,13 +118,17 @@ def records(data: bytes, at: int, count: int) -> Iterator[Record]:
 
 
 def lower(question: bytes) -> bytes:
-    """A question with its name in lower case; type and class stay (type 65, HTTPS, has the byte of "A")."""
+    """Returns a question with its name in lower case.
+
+    Type and class stay unchanged: the byte of type 65 (HTTPS) is also the letter "A".
+    """
     return question[:-4].lower() + question[-4:]
 
 
 def parse_query(data: bytes) -> Query:
-    """Parse a query (its header has at least 12 bytes, QR is 0). Raises Malformed for a message that deserves
-    FORMERR.
+    """Parses a query. Raises Malformed if the response must be FORMERR.
+
+    data: at least 12 bytes, with QR 0.
     """
     ident, flags, questions, answers, authorities, additionals = HEADER.unpack_from(data)
     if questions != 1:
@@ -159,16 +166,16 @@ def _edns(data: bytes, record: Record) -> Edns:
 
 
 def opt(edns: Edns, rcode: int = 0) -> bytes:
-    """Our OPT record: our own size, version 0, DO copied (RFC 3225), a client cookie echoed."""
+    """Returns the OPT record of a response: UDP_SIZE, version 0, the query's DO bit (RFC 3225), and its cookie."""
     option = COOKIE.to_bytes(2) + len(edns.cookie).to_bytes(2) + edns.cookie if edns.cookie else b""
     return _OPT.pack(0, OPT, UDP_SIZE, rcode >> 4, 0, 0x8000 if edns.dnssec_ok else 0, len(option)) + option
 
 
 def reply(query: Query, value: bytes = EMPTY, *, rcode: int = NOERROR, flags: int = 0, limit: int = TCP_SIZE) -> bytes:
-    """The whole response: the echoed question and `value`, at most `limit` bytes, with TC set if something was left
-    out.
+    """Returns the whole response: a head, the echoed question, and `value`.
 
-    flags: AA, RA, AD of the answer; RD and CD are copied from the query.
+    limit: the maximum size in bytes; a response that must omit required records has TC set. flags: AA, RA and AD of
+    the answer; the function copies RD and CD from the query.
     """
     tail = b"" if query.edns is None else opt(query.edns, rcode)
     flags |= QR | query.flags & (0x7800 | RD | CD) | rcode & 0xF
@@ -181,16 +188,16 @@ def reply(query: Query, value: bytes = EMPTY, *, rcode: int = NOERROR, flags: in
 
 
 def header_only(data: bytes, rcode: int) -> bytes:
-    """An error for a message whose question cannot be echoed: its id, opcode and RD, and nothing else."""
+    """Returns an error response for a message whose question cannot be echoed: id, opcode, RD and `rcode` only."""
     ident, flags = int.from_bytes(data[:2]), int.from_bytes(data[2:4])
     return HEADER.pack(ident, QR | flags & (0x7800 | RD) | rcode, 0, 0, 0, 0)
 
 
 def fit(value: bytes, offset: int, room: int) -> tuple[bytes, bool]:
-    """As many whole records as fit into `room` bytes, in order, and whether TC must be set.
+    """Returns the value with as many whole records as fit into `room` bytes, and whether TC must be set.
 
-    Missing additional records need no TC (RFC 2181 section 9). `offset`: the offset of the value's records in the
-    message.
+    The records stay in order. Missing additional records need no TC (RFC 2181 section 9). offset: the position in the
+    message at which the records of the value begin.
     """
     counts = COUNTS.unpack_from(value)
     kept, end, at = [0, 0, 0], 6, 6
@@ -206,9 +213,9 @@ def fit(value: bytes, offset: int, room: int) -> tuple[bytes, bool]:
 
 
 def rotate(value: bytes, qtype: int, turn: int) -> bytes:
-    """An address set that starts at its `turn`-th record (modulo their number); other values unchanged.
+    """Returns an address set that starts at its `turn`-th record, modulo the number of records.
 
-    Pass only values made by pack.py: their address records all have one length.
+    Values of other types stay unchanged. Pass only values of pack.py, whose address records all have one length.
     """
     count = value[0] << 8 | value[1]
     if count < 2 or qtype not in (A, AAAA):
@@ -219,6 +226,6 @@ def rotate(value: bytes, qtype: int, turn: int) -> bytes:
 
 
 def soa(name: bytes, mname: bytes, rname: bytes, serial: int, ttl: int) -> bytes:
-    """One SOA record; the names in wire form, compressed or not."""
+    """Returns one SOA record. The names are in wire form, compressed or not."""
     data = mname + rname + b"".join(n.to_bytes(4) for n in (serial, 7200, 1800, 86400, ttl))
     return name + FIXED.pack(SOA, IN, ttl, len(data)) + data

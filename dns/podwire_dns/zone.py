@@ -1,4 +1,4 @@
-"""The cluster's names in a server's memory. Pure; a feeder's messages fill it, answer.py reads it."""
+"""The zone in a server's memory: a feeder's messages fill the zone, and answer.py reads it. Pure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .wire import COUNTS, NOERROR, NXDOMAIN
 
 @dataclass(slots=True)
 class ZoneData:
-    """The zone that a feeder sent. zones: apexes in wire form, the cluster domain first. synced: it is whole.
+    """The zone that a feeder sent. zones: apexes in wire form, the cluster domain first. synced: the zone is complete.
 
-    names: names that exist without an answer of their own. memory: the table that holds them and the answers; None:
-    this object holds them.
+    names: names that exist without an answer. memory: the table that holds the names and the answers; None: this
+    object holds them.
     """
 
     zones: tuple[bytes, ...]
@@ -36,7 +36,7 @@ class ZoneData:
         self.apexes, self.pod_apex = frozenset(self.zones), b"\x03pod" + self.zones[0]
 
     def exists(self, name: bytes) -> bool:
-        """Whether a name of our zones exists, with data or without."""
+        """Whether a name of the zones exists, with data or without."""
         answers = self.answers
         return (
             name in self.names
@@ -56,8 +56,9 @@ class ZoneData:
         )
 
     def apply(self, delta: Delta) -> None:
-        """Apply a delta. New names and answers come first: a reader between two steps must never see a Service
-        disappear.
+        """Applies a delta: first the new names and answers, then the removals.
+
+        A reader between two steps must never see a Service disappear.
         """
         self.names.update(delta.names)
         self.answers.update(delta.answers)
@@ -70,7 +71,7 @@ class ZoneData:
             self.memory.negative(self.negative(len(self.zones[0]))[0][1])
 
     def negative(self, length: int) -> tuple[tuple[int, bytes], tuple[int, bytes]]:
-        """(rcode, value) of NODATA and of NXDOMAIN about a name of the cluster zone, `length` bytes long."""
+        """Returns the (rcode, value) of NODATA and of NXDOMAIN for a name of `length` bytes in the cluster zone."""
         known = self._negatives.get(length)
         if known is None:
             cluster = self.zones[0]
@@ -79,7 +80,7 @@ class ZoneData:
         return known
 
     def apex_of(self, name: bytes) -> bytes | None:
-        """The zone that contains `name` (lower-case wire form)."""
+        """Returns the zone that contains `name` (lower-case wire form); None if no zone does."""
         at = 0
         while name[at]:
             if name[at:] in self.apexes:
@@ -88,7 +89,7 @@ class ZoneData:
         return None
 
     def soa(self, name: bytes, apex: bytes) -> bytes:
-        """The zone's SOA record for an answer about `name`; its names point into the question."""
+        """Returns the SOA record of a zone for an answer about `name`. Names in the record point into the question."""
         offset = 12 + len(name) - len(apex)
         known = self._soas.get((offset, apex))
         if known is None:

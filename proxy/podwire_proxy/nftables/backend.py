@@ -1,4 +1,4 @@
-"""The nftables backend, as backends.py lists it."""
+"""The nftables backend. backends.py lists this class among the available backends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .plan import Planner
 
 
 class Nftables:
-    """See backend.Backend."""
+    """Implements the protocol backend.Backend with the table `podwire` of nftables."""
 
     name = "nftables"
     place = f"table {TABLE_NAME}"

@@ -1,4 +1,4 @@
-"""Short ways to write the Kubernetes objects of a test, as the API would return them."""
+"""Builds Kubernetes objects for tests, in the form that the API returns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from podwire_base.kube.meta import Object
 
 
 def port(number: int, protocol: str = "TCP", name: str = "", node_port: int = 0) -> dict[str, Any]:
-    """One of a Service's spec.ports."""
+    """Returns one entry of a Service's spec.ports."""
     made: dict[str, Any] = {"name": name, "port": number, "protocol": protocol, "targetPort": number}
     return {**made, "nodePort": node_port} if node_port else made
 
@@ -24,7 +24,7 @@ def service(
     ingress: Sequence[Mapping[str, str]] = (),
     **spec: Any,
 ) -> Object:
-    """A Service in namespace default; further keywords are spec fields by their API names."""
+    """Returns a Service in namespace default. Further keywords are fields of its spec, by their API names."""
     ips = [cluster_ip] if isinstance(cluster_ip, str) else list(cluster_ip)
     return {
         "apiVersion": "v1",
@@ -42,7 +42,10 @@ def service(
 
 
 def endpoint(ip: str, node: str = "", *, hints: Mapping[str, Any] | None = None, **conditions: bool) -> dict[str, Any]:
-    """One of an EndpointSlice's endpoints; conditions: ready, serving, terminating (left out: the API's default)."""
+    """Returns one entry of an EndpointSlice's endpoints.
+
+    conditions: ready, serving, terminating; the API's default holds for an omitted condition.
+    """
     made: dict[str, Any] = {"addresses": [ip], "conditions": conditions}
     if node:
         made["nodeName"] = node
@@ -58,7 +61,7 @@ def endpoint_slice(
     labels: Mapping[str, str] | None = None,
     family: str = "IPv4",
 ) -> Object:
-    """ports: (name, protocol, number)."""
+    """Returns an EndpointSlice of the Service `owner` in namespace default. ports: (name, protocol, number)."""
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
