@@ -1,8 +1,8 @@
 """The resident wiring agent of one node: makes the node ready, serves the plugin binary, and follows the Nodes of the
 cluster.
 
-It needs the API server only for changes. Its last knowledge is in its conflist. So after a restart it attaches pods at
-once, and it removes nothing that it finds in the kernel.
+The agent needs the API server only for changes, because its conflist stores the last known state. So after a restart,
+the agent attaches pods at once and keeps the routes and rules that it finds in the kernel.
 """
 
 from __future__ import annotations
@@ -42,20 +42,21 @@ from .plan import NodeNet
 from .types import BRIDGE, IPAddress, RangeSet
 
 log = logs.get("wiring")
-RESYNC_SECONDS = 10.0  # seconds until the agent repairs changes that others made (a flushed table, a route)
+RESYNC_SECONDS = 10.0  # seconds between two repairs of changes by other programs (a flushed table, a route)
 RETRY_SECONDS = 2.0
-HANDOVER_SECONDS = 15.0  # a predecessor holds the leases until its last call has ended
+HANDOVER_SECONDS = 15.0  # the previous agent locks the leases until its last call has ended
 
 
 @dataclass(frozen=True)
 class WiringConfig:
-    """cluster_cidrs: what pods reach with their own address. uplink: the link to the other nodes; its MTU is the pods',
-    less the header of a tunnel where one is in use.
+    """cluster_cidrs: the destinations to which pods send with their own source address. uplink: the link to the other
+    nodes. The pods' MTU is the uplink's MTU, less the header of a tunnel if a tunnel is in use.
 
-    mtu: of pods, whatever the uplink says; 0: found out. conf_dir None: <run_dir>/cni/net.d. anti_spoofing: pods send
-    only from their own addresses and MACs. encapsulation auto: VXLAN to those nodes that are not on our link; always:
-    to all of them; never: to none. quarantine: seconds that an address rests before another pod gets it, where others
-    are free. host_local: a directory of the reference plugin's leases to take over at the start.
+    mtu: the pods' MTU; 0: derive it from the uplink. conf_dir None: <run_dir>/cni/net.d. anti_spoofing: pods send only
+    from their own addresses and MACs. encapsulation "auto": VXLAN to the nodes that are not on our link; "always":
+    VXLAN to all nodes; "never": no VXLAN. quarantine: seconds before a released address is allocated to another pod, if
+    other addresses are free. host_local: a directory of leases of the reference plugin host-local; the agent takes
+    these leases over at its start.
     """
 
     node_name: str
@@ -71,7 +72,7 @@ class WiringConfig:
     host_local: Path | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError that begins with a field's name."""
+        """Raises ValueError; its text begins with the field's name."""
         if self.mtu and not 68 <= self.mtu <= 65535:
             raise ValueError(f"mtu: {self.mtu} is neither 0 nor from 68 to 65535 (IPv6 needs 1280)")
 
@@ -89,7 +90,7 @@ class WiringConfig:
 
 
 class Agent:
-    """The parts of one agent. `sync` does all slow work; one thread at a time calls it."""
+    """The parts of one agent. `sync` does all slow work and is not thread-safe."""
 
     def __init__(self, config: WiringConfig, kernel: Kernel, firewall: Firewall, store: DirStore) -> None:
         self.config = config
@@ -119,14 +120,14 @@ class Agent:
             self._become(self._net(last.ranges, last.mtu), None)
 
     def sync(self, objects: Mapping[str, Object]) -> bool:
-        """Make the kernel agree with the Nodes. Returns False if the kernel refused routes. Raises OSError and CNIError
-        if it refused anything else; then try again.
+        """Make the kernel's state match the Nodes. Returns False if the kernel refused routes. Raises OSError or
+        CNIError if the kernel refused another change; then call `sync` again later.
         """
         cluster = routes.view(objects, self.config.node_name)
         me = objects.get(self.config.node_name)
         cidrs = [] if me is None else routes.pod_cidrs(me)
         near, lost = nodes.near(address for peer in cluster.peers for address in peer.addresses)
-        # an uplink that is down for a moment must not lead to tunnels, which have another MTU
+        # if the uplink is down for a moment, the agent must not switch to tunnels, because their MTU differs
         self._near = near | (lost & self._near)
         wires = overlay.plan(cluster, self._near, self.config.encapsulation)
         self._tell((*cluster.problems, *wires.problems))
@@ -166,8 +167,9 @@ class Agent:
         )
 
     def _become(self, net: NodeNet, native: frozenset[str] | None) -> None:
-        """Idempotent: everything is compared with the kernel first. native None: keep the last agent's value, because
-        this agent does not know the other nodes' addresses yet.
+        """Make the node's bridge, sysctls, tables and conflist match `net`. The method is idempotent: it compares each
+        part with the kernel first. native None: keep the last agent's value, because this agent does not know the other
+        nodes' addresses yet.
         """
         unwanted = self.plugin.unwanted(net)
         for line in wiring.ensure_node(net, unwanted):
@@ -226,7 +228,9 @@ class Agent:
         )
 
     async def follow(self, stop: asyncio.Event, client: ClientConfig) -> None:
-        """Until `stop`: sync when Nodes change, and periodically to repair changes that others made in the kernel."""
+        """Run until `stop` is set: sync when Nodes change, and periodically to repair changes that other programs made
+        in the kernel.
+        """
         changed = asyncio.Event()
 
         def heard(event: Event) -> None:
@@ -244,7 +248,7 @@ class Agent:
                     await asyncio.wait({news, stopping, watching}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                     news.cancel()
                     if watching.done():
-                        watching.result()  # it ends only with a bug of ours
+                        watching.result()  # the task ends early only because of a bug in podwire
                     changed.clear()
                     if informer.synced.is_set() and not stop.is_set():
                         pause = await self._sync(dict(informer.objects))
@@ -254,10 +258,10 @@ class Agent:
                 await asyncio.gather(watching, stopping, return_exceptions=True)
 
     async def _sync(self, objects: Mapping[str, Object]) -> float:
-        """Seconds until the next sync if no Node changes first."""
+        """Sync once. Returns the seconds until the next sync, if no Node changes before."""
         try:
             whole = await asyncio.to_thread(self.sync, objects)
-        except Exception as err:  # any error may be temporary, and pods must be attached meanwhile
+        except Exception as err:  # any error may be temporary, and the agent must attach pods meanwhile
             log.error("sync failed", error=str(err), kind=type(err).__name__)
             self.status.update(ready=False, reason="SyncFailed", message=f"{type(err).__name__}: {err}")
             return RETRY_SECONDS
@@ -265,7 +269,7 @@ class Agent:
 
 
 def run(config: WiringConfig) -> None:
-    """Serve until SIGTERM or SIGINT; pods stay wired. Call it inside the node's network namespace.
+    """Serve until SIGTERM or SIGINT. Pods stay attached afterwards. Call it inside the node's network namespace.
 
     Raises ConfigError (kubeconfig), Busy (another agent has this run directory), OSError.
     """
@@ -283,12 +287,12 @@ def run(config: WiringConfig) -> None:
         agent = Agent(config, kernel, firewall, store)
         try:
             agent.restore()
-        except Exception as err:  # a state that cannot be restored is made when the Node is known
+        except Exception as err:  # if the state cannot be restored, `sync` makes it when the Node is known
             log.warn("cannot restore the last state", error=str(err))
         listener = Listener(config.socket, agent.plugin, kernel.node_fd)
         stack.callback(listener.close)
         agent.status.update(ready=agent.node is not None, message="starting", reason="Starting")
-        # Imported modules stay in memory: the collector must not walk them while a pod waits.
+        # Imported modules stay in memory, so the garbage collector must not traverse them while a pod waits.
         gc.collect()
         gc.freeze()
         log.info("listening", socket=str(config.socket))
@@ -297,7 +301,9 @@ def run(config: WiringConfig) -> None:
 
 
 def _few_arenas() -> None:
-    """glibc keeps a heap for up to 8 threads per CPU; our 70 threads are never all busy at once."""
+    """Limit the number of malloc arenas, to save memory. By default glibc makes up to 8 arenas per CPU, and the agent's
+    70 threads are never all busy at once.
+    """
     with contextlib.suppress(AttributeError):  # a libc other than glibc
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 

@@ -11,7 +11,7 @@ from .types import VERSIONS, Attachment, Call, NetConf
 
 COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
-# The variables that each verb needs; the table in section 2 of the spec.
+# The variables that each verb needs. Source: the table in section 2 of the CNI spec.
 NEEDS = {
     "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
     "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
@@ -24,7 +24,7 @@ def _error(msg: str, details: str) -> CNIError:
 
 
 def parse_env(env: Mapping[str, str]) -> Call:
-    """The CNI_* variables. Raises CNIError with code 4 that names the variables."""
+    """Parse the CNI_* variables. Raises CNIError with code 4; its text names the missing or wrong variables."""
     command = env.get("CNI_COMMAND", "")
     if command not in COMMANDS:
         raise _error(f"CNI_COMMAND is {command!r}", "it must be one of " + ", ".join(COMMANDS))
@@ -56,7 +56,7 @@ def parse_env(env: Mapping[str, str]) -> Call:
 
 
 def check_version(call: Call, conf: NetConf) -> None:
-    """Refuse a verb that the requested version does not have. Raises CNIError, code 1."""
+    """Raise CNIError with code 1 if the requested CNI version does not have the verb."""
     since = SINCE.get(call.command)
     if since and VERSIONS.index(conf.version) < VERSIONS.index(since):
         raise CNIError(
@@ -67,8 +67,8 @@ def check_version(call: Call, conf: NetConf) -> None:
 
 
 def as_asked(conf: NetConf, call: Call) -> NetConf:
-    """The configuration with the address and MAC that CNI_ARGS request (IP=, MAC=), unless a newer way requests one.
-    Raises CNIError, code 4.
+    """Returns the configuration with the addresses and the MAC that CNI_ARGS requests (IP=, MAC=). An address or MAC
+    that a capability requests takes precedence. Raises CNIError with code 4.
     """
     wanted, mac = call.args.get("IP", ""), call.args.get("MAC", "")
     if not wanted and not mac:

@@ -1,7 +1,8 @@
-"""Callers of the agent: a connection of the plugin binary, its request, and the answer.
+"""Callers of the agent. A caller is one connection of the plugin binary: the agent reads one request from it and sends
+one answer.
 
-There are two implementations: the compiled library receives a caller with one call; without it Python does the same in
-steps. The protocol is described at the top of native/client.c.
+There are two implementations. The compiled library accepts a connection and reads the request in one call. Without the
+library, Python does the same in several steps. The top of native/client.c describes the protocol.
 """
 
 from __future__ import annotations
@@ -17,22 +18,24 @@ from .native.attach import AttachLibrary
 
 HEAD = struct.Struct("=4s4I")
 MAX_INPUT = 8 << 20
-SECONDS = 10  # how long a caller may take to send its request
+SECONDS = 10  # the time limit for a caller to send its request
 _LIMIT = struct.pack("ll", SECONDS, 0)  # struct timeval
 POD_NETNS = 1
 
 
 class BrokeOff(Exception):
-    """A caller connected but did not send a whole request."""
+    """A caller connected but did not send a complete request."""
 
 
 class Request:
-    """A caller's request. error: the errno with which the caller failed to open the pod's namespace, 0 for none."""
+    """A caller's request. error: the errno of the caller's attempt to open the pod's namespace; 0 if the attempt
+    succeeded.
+    """
 
     __slots__ = ("env", "error", "flags", "size", "stdin")
 
     def __init__(self, data: bytes) -> None:
-        """Raises ValueError if `data` is not a request. `env` and `stdin` are whole if `data` has `size` bytes."""
+        """Raises ValueError if `data` is not a request. `env` and `stdin` are complete only if `data` has `size` bytes."""
         magic, self.flags, self.error, env_len, stdin_len = HEAD.unpack_from(data)
         if magic != b"PWC1" or env_len + stdin_len > MAX_INPUT:
             raise ValueError("not a request of podwire-cni, or one of another version")
@@ -46,8 +49,8 @@ class Request:
 
 
 class Caller(Protocol):
-    """A caller. node: the id (netns_id) of the namespace that it runs in, None if unknown. pod: the pod's namespace as
-    a descriptor, None for none. End it with `answer` or `close`.
+    """One caller. node: the id (netns_id) of the network namespace in which the caller runs, None if unknown. pod: a
+    descriptor of the pod's namespace, None if there is none. Call `answer` or `close` at the end.
     """
 
     request: Request
@@ -66,7 +69,7 @@ class Caller(Protocol):
 
 
 class SocketCaller:
-    """A caller received by Python alone."""
+    """A caller whose request Python reads, without the compiled library."""
 
     def __init__(self, connection: socket.socket) -> None:
         """Raises BrokeOff after closing the connection."""
@@ -85,7 +88,7 @@ class SocketCaller:
         self.pod_is_netns = self.pod is not None and is_netns(self.pod)
 
     def gone(self) -> bool:
-        # The caller sends nothing more, but only its exit closes the connection.
+        # The caller sends nothing after its request, and its connection closes only when it exits.
         try:
             return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
         except BlockingIOError:
@@ -107,7 +110,7 @@ class SocketCaller:
 
 
 def read(connection: socket.socket, data: bytes) -> Request:
-    """The request that begins with `data`. Raises OSError, ValueError."""
+    """Read the rest of the request that begins with `data`. Returns the request. Raises OSError or ValueError."""
     buffer = bytearray(data)
     _fill(connection, buffer, HEAD.size)
     size = Request(bytes(buffer)).size
@@ -125,7 +128,7 @@ def _fill(connection: socket.socket, buffer: bytearray, size: int) -> None:
 
 
 class LibraryCaller:
-    """A caller received by the library. accepted: the library's `struct request`."""
+    """A caller whose request the compiled library read. accepted: the library's `struct request`."""
 
     def __init__(self, library: AttachLibrary, accepted: Any, data: bytes) -> None:
         """Raises BrokeOff after closing the connection."""
@@ -162,7 +165,9 @@ class LibraryCaller:
 
 
 def take(listener: socket.socket, library: AttachLibrary | None) -> Caller:
-    """The next caller. Raises OSError if none can be accepted, BrokeOff if one has disconnected."""
+    """Wait for the next caller. Raises OSError if accepting a connection fails, BrokeOff if the caller did not send a
+    complete request.
+    """
     if library is None:
         return SocketCaller(listener.accept()[0])
     accepted, data, error = library.accept(listener.fileno(), SECONDS)

@@ -1,8 +1,7 @@
 """The network configuration on stdin, checked field by field. (call.py checks the CNI_* variables.)
 
-Every error names the field, the value found and an acceptable value. An unknown field is refused (code 2) and not
-ignored: a typing error in a network configuration must not silently select a default. Keys with a "/" belong to the
-runtime.
+Every error names the field, the value found and an acceptable value. An unknown field is an error (code 2), because a
+misspelt field must not silently select a default. An unknown key with a "/" belongs to the runtime and is ignored.
 """
 
 from __future__ import annotations
@@ -104,7 +103,9 @@ def _address(value: Any, field: str) -> IPAddress:
 
 
 def ifname_is_good(name: str) -> bool:
-    """Whether the kernel accepts it as an interface name. (It would replace a "%" by a number.)"""
+    """Whether the kernel accepts `name` as an interface name and keeps it unchanged. (The kernel would replace "%d" by
+    a number.)
+    """
     return 0 < len(name.encode(errors="replace")) < 16 and name not in (".", "..") and not re.search(r"[/:%\s\0]", name)
 
 
@@ -119,13 +120,14 @@ def _subnet(value: Any, field: str, least: int = 4) -> IPNetwork:
 
 
 def parse_range(raw: Any, field: str) -> Range:
-    """One range with host-local's keys: subnet, rangeStart, rangeEnd, gateway. The gateway is the subnet's first
-    address."""
+    """Parse one range with the keys of host-local: subnet, rangeStart, rangeEnd, gateway. The default gateway is the
+    first address of the subnet.
+    """
     keys = _object(raw, field)
     _known(keys, {"subnet", "rangeStart", "rangeEnd", "gateway"}, field + ".")
     net = _subnet(keys.get("subnet"), field + ".subnet")
     gateway = _address(keys["gateway"], field + ".gateway") if keys.get("gateway") else net[1]
-    # The network's own address and IPv4's broadcast address stay free, because other software treats them as special.
+    # The network address and IPv4's broadcast address are not allocated, because other software treats them as special.
     start = _address(keys["rangeStart"], field + ".rangeStart") if keys.get("rangeStart") else net[1]
     end = (
         _address(keys["rangeEnd"], field + ".rangeEnd")
@@ -143,7 +145,9 @@ def parse_range(raw: Any, field: str) -> Range:
 
 
 def range_sets(raw: Any, field: str) -> tuple[RangeSet, ...]:
-    """A list of lists of ranges. The ranges of a set are of one IP family and no two ranges overlap."""
+    """Parse a list of range sets; each set is a list of ranges. All ranges of a set must have the same IP family, and
+    no two ranges may overlap.
+    """
     sets, seen = [], list[tuple[str, Range]]()
     for i, entry in enumerate(_list(raw, field)):
         ranges = tuple(parse_range(r, f"{field}[{i}][{j}]") for j, r in enumerate(_list(entry, f"{field}[{i}]")))
@@ -167,7 +171,7 @@ def _ipam(raw: Any) -> tuple[tuple[RangeSet, ...], dict[str, Any]]:
         raise _bad(
             "ipam.type", ipam["type"], f'"{PLUGIN_IPAM}" (this plugin assigns addresses itself; leave the key out)'
         )
-    if ipam.get("subnet"):  # host-local's older, flat form
+    if ipam.get("subnet"):  # the older, flat form of host-local's configuration
         flat = {k: ipam[k] for k in ("subnet", "rangeStart", "rangeEnd", "gateway") if k in ipam}
         return ((parse_range(flat, "ipam"),), *range_sets(ipam.get("ranges"), "ipam.ranges")), ipam
     return range_sets(ipam.get("ranges"), "ipam.ranges"), ipam
@@ -188,8 +192,8 @@ def parse_dns(raw: Any, field: str) -> Dns:
 
 
 def capability_dns(raw: Any, field: str) -> Dns:
-    """The capability dns: CNI's conventions name its lists servers and searches; some runtimes use the names of the
-    configuration.
+    """Parse the capability "dns". CNI's conventions call its lists "servers" and "searches". Some runtimes use the
+    names of the network configuration instead ("nameservers" and "search").
     """
     keys = _no_case(_object(raw, field), ("servers", "searches", "options", "nameservers", "search", "domain"), field)
     return parse_dns(
@@ -204,7 +208,7 @@ def capability_dns(raw: Any, field: str) -> Dns:
 
 
 def aliases(raw: Any, network: str) -> tuple[str, ...]:
-    """The capability aliases: network -> other names of the container in that network."""
+    """Parse the capability "aliases": an object that maps a network to other names of the container in that network."""
     names = _list(_object(raw, "runtimeConfig.aliases").get(network), f"runtimeConfig.aliases.{network}")
     for name in names:
         if not isinstance(name, str) or not NAME.match(name):
@@ -213,12 +217,12 @@ def aliases(raw: Any, network: str) -> tuple[str, ...]:
 
 
 def addresses(raw: Any, field: str) -> tuple[IPAddress, ...]:
-    """Addresses, each with or without a prefix length."""
+    """Parse a list of addresses. Each address may have a prefix length."""
     return tuple(_address(str(ip).split("/")[0], f"{field}[{i}]") for i, ip in enumerate(_list(raw, field)))
 
 
 def mac_address(raw: Any, field: str) -> str:
-    """In lower case; "" if none is requested."""
+    """Parse a MAC address. Returns it in lower case; "" if no MAC is requested."""
     mac = str(raw or "").lower()
     if mac and (not _MAC.match(mac) or int(mac[1], 16) & 1 or not mac.strip("0:")):
         raise _bad(field, mac, "a unicast MAC address such as 0a:58:0a:f4:01:05")
@@ -240,7 +244,7 @@ def _capabilities(conf: Mapping[str, Any]) -> dict[str, Any]:
     runtime = _object(conf.get("runtimeConfig"), "runtimeConfig")
     found = {}
     for key, value in runtime.items():
-        # containerd writes some of them in another case
+        # containerd writes some capability names in another case
         name = next((c for c in _CAPABILITIES if c.lower() == key.lower()), None)
         if name is None:
             raise CNIError(
@@ -254,7 +258,9 @@ def _capabilities(conf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _no_case(raw: Mapping[str, Any], known: tuple[str, ...], where: str) -> dict[str, Any]:
-    """Keys in this plugin's spelling: containerd marshals Go's field names ("HostPort")."""
+    """Returns the object with this plugin's spelling of the keys, because containerd marshals Go's field names
+    ("HostPort").
+    """
     found = {}
     for key, value in raw.items():
         name = next((k for k in known if k.lower() == key.lower()), None)
@@ -275,7 +281,7 @@ def _port(value: Any, field: str) -> int:
 
 
 def port_mapping(raw: Any, field: str) -> PortMapping:
-    """One entry of the capability portMappings (CNI conventions): hostPort, containerPort, protocol, hostIP."""
+    """Parse one entry of the capability "portMappings" (CNI conventions): hostPort, containerPort, protocol, hostIP."""
     keys = _no_case(_object(raw, field), ("hostPort", "containerPort", "protocol", "hostIP"), field)
     protocol = str(keys.get("protocol") or "tcp").lower()
     if protocol not in PROTOCOLS:
@@ -290,7 +296,9 @@ def port_mapping(raw: Any, field: str) -> PortMapping:
 
 
 def port_mappings(raw: Any, field: str) -> tuple[PortMapping, ...]:
-    """An entry without a hostPort requests nothing: containerd passes every containerPort of a pod."""
+    """Parse the capability "portMappings". Entries without a hostPort are skipped: containerd passes every
+    containerPort of a pod.
+    """
     found: list[PortMapping] = []
     for i, entry in enumerate(_list(raw, field)):
         where = f"{field}[{i}]"
@@ -307,10 +315,10 @@ def port_mappings(raw: Any, field: str) -> tuple[PortMapping, ...]:
 
 
 def bandwidth(raw: Any, field: str) -> Bandwidth:
-    """The capability bandwidth (CNI conventions): ingressRate, ingressBurst, egressRate, egressBurst in bits (a
-    second).
+    """Parse the capability "bandwidth" (CNI conventions): ingressRate and egressRate in bits per second, ingressBurst
+    and egressBurst in bits.
 
-    A rate of 0 means no limit. The default burst is a tenth of a second at that rate.
+    A rate of 0 means no limit. The default burst is the amount of a tenth of a second at the rate.
     """
     names = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
     keys = _no_case(_object(raw, field), names, field)
@@ -337,7 +345,7 @@ def _loads(stdin: bytes) -> Any:
 
 
 def version_of(stdin: bytes) -> str:
-    """The cniVersion of the answer, even if the rest of the configuration is broken."""
+    """Returns the cniVersion for the answer, even if the rest of the configuration is invalid."""
     try:
         version = _loads(stdin).get("cniVersion")
     except (ValueError, AttributeError):
@@ -347,8 +355,9 @@ def version_of(stdin: bytes) -> str:
 
 @functools.lru_cache(maxsize=64)  # a runtime passes the same configuration for most pods
 def parse_conf(stdin: bytes) -> NetConf:
-    """The configuration on stdin. Raises CNIError with code 6 (no JSON), 1 (version), 2 (unknown field) or 7 (bad
-    value)."""
+    """Parse the network configuration from stdin. Raises CNIError with code 6 (not JSON), 1 (version), 2 (unknown
+    field) or 7 (invalid value).
+    """
     try:
         conf = _loads(stdin)
     except ValueError as err:
@@ -387,7 +396,7 @@ def parse_conf(stdin: bytes) -> NetConf:
     caps = _capabilities(conf)
     more = _object(
         _object(conf.get("args"), "args").get("cni"), "args.cni"
-    )  # the older way to request it, according to CNI's CONVENTIONS.md
+    )  # the older form of the request, see CNI's CONVENTIONS.md
     mac = (
         mac_address(caps["mac"], "runtimeConfig.mac")
         if caps.get("mac")

@@ -1,8 +1,8 @@
 """The network configuration list that a container runtime reads: `10-podwire.conflist`.
 
-cniVersion is 1.0.0 because containerd 1.6 and podman 4 refuse newer results; `cniVersions` (spec 1.1.0) lets newer
-runtimes pick theirs. It is written only when pods can be attached, because a kubelet treats its presence as "the
-network is ready". Pure; conflistfile.py reads and writes the file.
+cniVersion is 1.0.0, because containerd 1.6 and podman 4 refuse newer results. Newer runtimes choose their version from
+`cniVersions` (spec 1.1.0). The agent writes the file only when pods can be attached, because a kubelet treats the
+file's presence as "the network is ready". This module is pure; conflistfile.py reads and writes the file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def content(socket: PurePath, node: NodeNet) -> dict[str, Any]:
 
 
 def standalone(socket: PurePath, subnets: Sequence[str], plugin: PurePath) -> dict[str, Any]:
-    """A conflist that also works without an agent; the Python program `plugin` then serves the call."""
+    """Returns a conflist that also works without an agent. Without an agent, the Python program `plugin` serves the
+    call.
+    """
     body = content(socket, NodeNet(tuple((podcidr_range(ip_network(subnet)),) for subnet in subnets)))
     del body["plugins"][0]["mtu"]  # each ADD determines the uplink's MTU
     body["plugins"][0] |= {"standalone": True, "ipMasq": True, "pythonPlugin": str(plugin)}
@@ -49,14 +51,14 @@ def text(body: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Last:
-    """An agent's own entries in its conflist. mtu: of pods."""
+    """The entries of a conflist from which an agent continues after a restart. mtu: the pods' MTU."""
 
     ranges: tuple[RangeSet, ...]
     mtu: int
 
 
 def parse(found: str) -> Last | None:
-    """Parse the text of a conflist of `content`; None for any other text."""
+    """Parse the text of a conflist that `content` made. Returns None for any other text."""
     try:
         plugin = json.loads(found)["plugins"][0]
         ranges, mtu = range_sets(plugin["ipam"]["ranges"], "ipam.ranges"), plugin["mtu"]

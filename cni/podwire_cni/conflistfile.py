@@ -13,12 +13,12 @@ from .types import PLUGIN
 
 
 def write(path: Path, socket: Path, node: NodeNet) -> bool:
-    """Write the conflist atomically; returns False if it is already up to date."""
+    """Write the conflist atomically. Returns False, and writes nothing, if the file is already up to date."""
     return _write(path, conflist.text(conflist.content(socket, node)))
 
 
 def read(path: Path) -> conflist.Last | None:
-    """The content of a conflist that `write` made; None if there is no such file or it has other content."""
+    """Read a conflist that `write` made. Returns None if the file does not exist or has other content."""
     try:
         return conflist.parse(path.read_text())
     except (OSError, UnicodeDecodeError):
@@ -28,12 +28,13 @@ def read(path: Path) -> conflist.Last | None:
 def install(
     program: Path, bin_dir: Path, conf_dir: Path, run_dir: Path, subnets: Sequence[str], plugin: Path
 ) -> list[Path]:
-    """Copy the plugin `program` to bin_dir, also as `loopback` if there is none. With subnets, write a conflist that
-    also works without an agent; the Python program `plugin` then serves the call. Returns the paths written.
+    """Copy the plugin `program` to bin_dir, and also as bin_dir/loopback if that file does not exist. If `subnets` are
+    given, also write a conflist that works without an agent; without an agent, the Python program `plugin` serves the
+    call. Returns the paths of the written files.
     """
     done, code = [bin_dir / PLUGIN], program.read_bytes()
-    # containerd and CRI-O call a plugin of that name for each pod; the compiled program acts as loopback under that
-    # name.
+    # containerd and CRI-O call a plugin named `loopback` for each pod. The compiled program acts as this plugin if it
+    # is called by this name.
     if code.startswith(b"\x7fELF") and not (bin_dir / "loopback").exists():
         done.append(bin_dir / "loopback")
     for path in done:
@@ -49,6 +50,6 @@ def _write(path: Path, text: str) -> bool:
         if path.read_text() == text:
             return False
     except OSError:
-        pass  # it does not exist or cannot be read
+        pass  # the file does not exist or cannot be read
     files.write(path, text)
     return True

@@ -1,4 +1,4 @@
-"""Steps as rtnetlink messages. Pure."""
+"""Encodes ops (the steps of attaching a pod) as rtnetlink messages. Pure."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from .types import PORT_GROUP
 
 
 class Indices(Protocol):
-    """Link indices by name."""
+    """Maps the name of a link to its index."""
 
     def __getitem__(self, name: str, /) -> int: ...
 
 
 def encode(op: Op, index: Indices, pod_fd: int) -> tuple[bytes, ...]:
-    """The netlink messages of one op; `index` has the link index of every name in the op."""
+    """Returns the netlink messages of one op. `index` has the link index of every name in the op."""
     match op:
         case AddNeighbour():
             return (nl.new_neighbour(index[op.link], op.address, op.mac),)
@@ -71,7 +71,9 @@ def encode(op: Op, index: Indices, pod_fd: int) -> tuple[bytes, ...]:
 
 
 def removal(op: Op, index: int) -> bytes:
-    """The netlink message of one deletion; `index` is that of its link. Raises ValueError for other ops."""
+    """Returns the netlink message of one deletion. `index` is the index of the op's link. Raises ValueError for other
+    ops.
+    """
     match op:
         case DeleteLink():
             return nl.delete_link(index)

@@ -1,8 +1,8 @@
-"""Keeps the node's nft tables (nodetable.py) correct: pods are elements that are added and removed, and changes by
-others are repaired.
+"""Maintains the node's nft tables (nodetable.py): adds and removes the elements of each pod, and repairs changes that
+other programs made.
 
-It holds the rules of the node and of every pod in memory and does not read them from the kernel; leases are their
-durable form.
+The wanted rules of the node and of every pod are in memory; they are not read from the kernel. After a restart, they
+are computed from the leases again.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ log = logs.get("wiring")
 
 
 class Firewall:
-    """The tables of the network namespace that the constructing thread is in. Methods may be called from many
-    threads."""
+    """The tables of one network namespace: the namespace of the thread that calls the constructor. Methods are
+    thread-safe.
+    """
 
     def __init__(self) -> None:
         self._nft = nft_socket.Connection()
@@ -51,20 +52,20 @@ class Firewall:
     # ---- whole tables
 
     def present(self) -> bool:
-        """Whether every table exists, whatever its content."""
+        """Whether every table exists. The content is not checked."""
         with self._lock:
             there = set(self._nft.tables())
         return all(table in there for table in nodetable.tables())
 
     def adopt(self, node: NodeRules, pods: Mapping[Attachment, PodRules]) -> None:
-        """Assume without reading that the existing tables match `node` and `pods`."""
+        """Record `node` and `pods` as the state of the existing tables, without reading the tables."""
         with self._lock:
             self._node, self._pods = node, dict(pods)
             self._serve_localhost(self._pods.values())
 
     def sync(self, node: NodeRules, pods: Mapping[Attachment, PodRules] | None = None) -> list[str]:
-        """Bring the tables to the wanted state in one commit; write nothing if they are correct. pods None: the pods in
-        memory. Returns the differences found.
+        """Replace the tables in one commit if they differ from the wanted state. pods None: the pods in memory. Returns
+        the differences found.
         """
         with self._lock:
             if pods is not None:
@@ -77,7 +78,7 @@ class Firewall:
             behind = list(self._pods.values()) if wrong else []
             wrong += self._serve_localhost(self._pods.values())
         for pod in behind:
-            _forget_before(pod)  # flows that began while the tables were wrong
+            _forget_before(pod)  # delete flows that began while the tables were wrong
         return wrong
 
     def _differences(self, wanted: nft.Transaction) -> list[str]:
@@ -105,7 +106,9 @@ class Firewall:
         return wrong
 
     def others(self, nets: tuple[OtherNet, ...]) -> None:
-        """Set the networks besides the node's own; does nothing if they are known, or before `sync`."""
+        """Set the further networks (bridges besides the node's own). Does nothing if they are unchanged, or before the
+        first `sync`.
+        """
         with self._lock:
             node = self._node
         if node is not None and node.others != nets:
@@ -114,7 +117,7 @@ class Firewall:
     # ---- one pod
 
     def attach(self, owner: Attachment, pod: PodRules) -> None:
-        """Raises OSError; then the tables have nothing of the pod."""
+        """Add the pod's elements. Raises OSError; then the tables contain no element of the pod."""
         with self._lock:
             self._serve_localhost([pod])
             try:
@@ -122,14 +125,15 @@ class Firewall:
             except nft.NftError as err:
                 if err.errno != errno.ENOENT or self._node is None:
                     raise
-                # Another program flushed the tables. The pod must not fail until the next repair.
+                # Another program has flushed the tables. Write them again, because this ADD should not fail until the
+                # next repair.
                 self._nft.commit(nodetable.plan(self._node, [*self._pods.values(), pod]))
                 log.warn("nft", change=f"tables made again: {err.strerror}")
             self._pods[owner] = pod
         _forget_before(pod)
 
     def detach(self, owner: Attachment, pod: PodRules) -> None:
-        """Remove what `attach` wrote, or the rest of it; elements of other pods stay."""
+        """Remove the elements that `attach` wrote and that still exist. Elements of other pods stay."""
         with self._lock:
             self._pods.pop(owner, None)
             try:
@@ -144,7 +148,7 @@ class Firewall:
                 _forget_after(pod, port)
 
     def _change(self, pod: PodRules, *, remove: bool = False) -> None:
-        """nodetable.change with an immediate commit. Raises NftError."""
+        """Commit nodetable.change of the pod. Raises NftError."""
         if self._library:
             ready = nodetable.encoded(pod, remove=remove)
             if ready is not None and self._nft.commit_encoded(ready, self._library.exchange):
@@ -152,14 +156,16 @@ class Firewall:
         self._nft.commit(nodetable.change(pod, remove=remove))
 
     def _try(self, parts: Sequence[nft.Elements]) -> None:
-        """Delete elements, as nodetable.change does."""
+        """Delete these elements. As in nodetable.change, a missing element is not an error. A refusal by the kernel is
+        only logged.
+        """
         try:
             self._nft.commit(nft.Transaction().add(*parts).delete(*parts))
         except nft.NftError as err:
             log.debug("elements not removed", error=str(err))
 
     def missing(self, pod: PodRules) -> list[str]:
-        """The elements of one pod that the tables lack."""
+        """Returns a description of each element of the pod that the tables lack."""
         lost = []
         with self._lock:
             for part in nodetable.elements(pod):
@@ -174,8 +180,9 @@ class Firewall:
         return lost
 
     def _serve_localhost(self, pods: Iterable[PodRules]) -> list[str]:
-        """Let packets from 127.0.0.1 leave by the pods' bridges, and their answers return. (The tables keep pods from
-        using that.) Returns the changes: a re-created bridge has lost the setting.
+        """Enable route_localnet on the bridges of pods with a hostPort on 127.0.0.1, so that packets from 127.0.0.1
+        reach the pods and the answers return. (A rule in the tables prevents pods from reaching the node's 127.0.0.1
+        through this setting.) Returns one line for each change; a re-created bridge has lost the setting.
         """
         done = []
         for bridge in {pod.bridge for pod in pods if any(_on_localhost(port) for port in pod.ports)}:
@@ -188,7 +195,7 @@ class Firewall:
 
 
 def _first_byte(path: str) -> bytes:
-    """Plain system calls, because a pod with a hostPort waits for this."""
+    """Returns the first byte of a file. It uses plain system calls, because a pod with a hostPort waits for it."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, 1)
@@ -213,8 +220,8 @@ def _homes(pod: PodRules, port: PortMapping) -> dict[Family, IPAddress]:
 
 
 def _forget_before(pod: PodRules) -> None:
-    """Delete UDP flows to the node's ports that began when the ports led nowhere or elsewhere. Flows that only pass the
-    node, to the same port of another machine, stay, and so do flows of another mapping of the port.
+    """Delete the UDP flows to the pod's hostPorts that began before the hostPorts led to the pod. Flows that the node
+    only forwards, to the same port of another machine, stay. Flows of another mapping of the same port also stay.
     """
     local: frozenset[str] | None = None
     for port in pod.ports:
@@ -235,7 +242,7 @@ def _began_before(port: PortMapping, here: tuple[str, int], own: frozenset[str],
 
 
 def _forget_after(pod: PodRules, port: PortMapping) -> None:
-    """Delete the flows that this port led to the pod."""
+    """Delete the flows that this hostPort translated to the pod."""
     for family, address in _homes(pod, port).items():
         _forget(family, port, functools.partial(_led_to, (str(address), port.container_port)))
 
@@ -245,11 +252,11 @@ def _led_to(here: tuple[str, int], flow: Flow) -> bool:
 
 
 def _forget(family: Family, port: PortMapping, stale: Callable[[Flow], bool]) -> None:
-    """Delete the UDP entries to a port of the node for which `stale` is true.
+    """Delete the UDP conntrack entries with this port as destination for which `stale` returns True.
 
-    A UDP flow keeps its first translation as long as packets arrive. A flow that began before the port was mapped never
-    reaches the pod. A flow that continues after the pod's end goes to an address that is unused, or belongs to another
-    pod later.
+    A UDP flow keeps its first translation as long as packets arrive. So a flow that began before the port was mapped
+    would never reach the pod. A flow that continues after the end of the pod would go to an address that is unused, or
+    that another pod gets later.
     """
     try:
         with Conntrack() as conntrack:

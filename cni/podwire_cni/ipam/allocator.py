@@ -1,7 +1,8 @@
-"""Chooses the address of a pod: the next free one after the last that was given.
+"""Chooses the address of a pod: the next free address after the last allocated address.
 
-The order is round robin, and a released address rests before another pod gets it. Meanwhile caches of peers, conntrack
-entries and DNS answers can expire. If no other address is left, the one that has rested longest is given early.
+The order is round robin. A released address is quarantined ("rests") before another pod gets it, so that caches of
+peers, conntrack entries and DNS answers can expire. If no other address is free, the address that has rested longest is
+allocated early.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ MOST_RESTING = 1000
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One address held by one attachment. `boot_id` is the kernel's; a lease of an earlier boot is void.
+    """The lease of one address for one attachment. `boot_id` is the kernel's boot id; a lease of an earlier boot is
+    void.
 
-    `wired`: its ADD is complete; before that, a crash must release it.
+    `wired`: whether the ADD is complete. After a crash, a lease without `wired` must be released.
     """
 
     address: IPAddress
@@ -31,16 +33,16 @@ class Lease:
     pod: str = ""
     pod_uid: str = ""
     boot_id: str = ""
-    mac: str = ""  # the pod's
+    mac: str = ""  # the pod's MAC
     wired: bool = False
-    ports: tuple[PortMapping, ...] = ()  # the pod's MAC; the same in each of its leases
-    bridge: str = ""  # "": that of the node's pods
+    ports: tuple[PortMapping, ...] = ()  # the pod's hostPorts; each lease of the pod has all of them
+    bridge: str = ""  # "": the node's own bridge
     aliases: tuple[str, ...] = ()  # other names of the container
     origin: str = ""  # "host-local": another plugin attached the pod, and podwire only reserves its address
-    network: str = ""  # the name of the configuration that it was allocated for
+    network: str = ""  # the name of the network configuration of the ADD
 
     def done(self) -> Lease:
-        """The lease after its ADD is complete. (dataclasses.replace would take as long as writing the mark.)"""
+        """Returns the lease with `wired` set. (dataclasses.replace would take as long as writing the mark to disk.)"""
         return Lease(
             self.address,
             self.owner,
@@ -83,37 +85,43 @@ class Lease:
 
 
 class Store(Protocol):
-    """Leases that survive the process. The caller makes sure that only one thread writes at a time."""
+    """Leases that survive a restart of the process. The caller ensures that only one thread writes at a time."""
 
     def leases(self) -> Iterable[Lease]:
-        """All leases, the newest last."""
+        """Returns all leases, the newest last."""
 
     def reserve(self, lease: Lease) -> bool:
-        """Write a lease; returns False if its address is already held."""
+        """Write a lease. Returns False, and writes nothing, if the address already has a lease."""
 
     def wired(self, lease: Lease) -> None:
         """Mark the lease's ADD as complete."""
 
     def damaged(self) -> frozenset[IPAddress]:
-        """Addresses with unreadable leases. They are not allocated; `release` forgets them."""
+        """Returns the addresses with unreadable leases. The allocator does not allocate them; `release` removes such a
+        lease.
+        """
 
     def mend(self, lease: Lease) -> None:
-        """Replace an unreadable lease with that of an attached pod."""
+        """Replace the unreadable lease of this address with `lease`."""
 
     def release(self, address: IPAddress, *, rest: bool = False) -> None:
-        """Forget the lease of this address; does nothing if there is none. rest: record the time of the release."""
+        """Remove the lease of this address. Does nothing if the address has no lease. rest: record the time of the
+        release.
+        """
 
     def resting(self) -> Mapping[IPAddress, float]:
-        """Released addresses that are neither allocated again nor forgotten -> time of release (Unix time), the oldest
-        first.
+        """Returns address -> time of its release (Unix time), the oldest first, for each resting address. A resting
+        address was released and has not been allocated again or forgotten.
         """
 
     def forget(self, address: IPAddress) -> None:
-        """Forget the release of a resting address."""
+        """Remove the record of a resting address."""
 
 
 class PoolExhausted(CNIError):
-    """No address is free. ErrorCode 11: an address becomes free when a pod ends."""
+    """No address of a range set is free. The code is 11 (try again later), because an address becomes free when a pod
+    ends.
+    """
 
     def __init__(self, ranges: RangeSet) -> None:
         names = ", ".join(str(r.subnet) for r in ranges)
@@ -125,9 +133,9 @@ class PoolExhausted(CNIError):
 
 
 class Allocator:
-    """Addresses by owner over a Store. Not thread-safe: the caller holds a lock.
+    """Allocates addresses and stores their leases in a Store. It is not thread-safe: the caller holds a lock.
 
-    quarantine: how many seconds an address rests; now: the clock, as Unix time.
+    quarantine: seconds before a released address is allocated again. now: returns the Unix time.
     """
 
     def __init__(self, store: Store, quarantine: float = 0, now: Callable[[], float] = lambda: 0.0) -> None:
@@ -150,7 +158,7 @@ class Allocator:
         return list(self._by_owner.get(owner, ()))
 
     def holder(self, ports: Sequence[PortMapping]) -> tuple[Lease, PortMapping] | None:
-        """The lease that already holds one of these ports of the node."""
+        """Returns a lease that already uses one of these hostPorts, and that port; None if all are free."""
         if not ports:
             return None
         return next(
@@ -164,7 +172,7 @@ class Allocator:
         )
 
     def free(self, ranges: RangeSet) -> int:
-        """The number of addresses of the set that can still be allocated."""
+        """Returns the number of addresses of the set that can still be allocated."""
         held = [*self._by_address, *self.store.damaged()]
         return capacity(ranges) - sum(any(a in r and a != r.gateway for r in ranges) for a in held)
 
@@ -183,9 +191,10 @@ class Allocator:
         bridge: str = "",
         network: str = "",
     ) -> list[tuple[Lease, Range]]:
-        """One address of each set, or the `wanted` ones; all or none.
+        """Allocate one address from each set, or the `wanted` addresses. If one allocation fails, none is kept.
 
-        Raises PoolExhausted, and CNIError 7 where a wanted address is outside every range, 11 where it is in use.
+        Raises PoolExhausted. Raises CNIError with code 7 if a wanted address is outside every range, or with code 11 if
+        it is in use.
         """
         taken: list[tuple[Lease, Range]] = []
 
@@ -215,7 +224,7 @@ class Allocator:
         self, ranges: RangeSet, wanted: IPAddress | None, make: Callable[[IPAddress], Lease]
     ) -> tuple[Lease, Range]:
         last = self._last.get(ranges)
-        if last is None:  # after a restart: continue behind the newest lease, not at the beginning
+        if last is None:  # after a restart: continue after the newest lease, not at the beginning
             last = next((a for a in reversed(self._by_address) if any(a in r for r in ranges)), None)
         candidates = (
             self._candidates(ranges, last)
@@ -242,7 +251,7 @@ class Allocator:
         raise PoolExhausted(ranges)
 
     def _candidates(self, ranges: RangeSet, last: IPAddress | None) -> Iterable[tuple[IPAddress, Range]]:
-        """Every address that may be allocated, the best first."""
+        """Yields every address that may be allocated, the best first."""
         since = self.now() - self.quarantine
         for address, home in walk(ranges, last):
             if self._resting.get(address, since) <= since:
@@ -251,7 +260,7 @@ class Allocator:
             yield from ((address, r) for r in ranges if address in r and address != r.gateway)
 
     def adopt(self, lease: Lease) -> bool:
-        """Reserve an address for a pod that another plugin attached; returns False if another lease has it."""
+        """Reserve an address for a pod that another plugin attached. Returns False if the address already has a lease."""
         if lease.address in self._by_address or not self.store.reserve(lease):
             return False
         self.store.wired(lease)
@@ -259,20 +268,20 @@ class Allocator:
         return True
 
     def confirm(self, owner: Attachment) -> None:
-        """The owner's ADD is complete: from now on its leases survive a restart."""
+        """Mark the owner's leases as complete (wired). From now on, they survive a restart."""
         held = self._by_owner.get(owner, [])
         for i, lease in enumerate(held):
             self.store.wired(lease)
             held[i] = self._by_address[lease.address] = lease.done()
 
     def mend(self, lease: Lease) -> None:
-        """Replace an unreadable lease."""
+        """Replace the unreadable lease of this address with `lease`."""
         self.store.mend(lease)
         self._index(lease)
 
     def release(self, owner: Attachment, only: Sequence[Lease] | None = None) -> list[IPAddress]:
-        """Release the owner's addresses, or only some of them; having none is no error. The addresses of an attached
-        pod rest from now on.
+        """Release the owner's leases, or only those in `only`. An owner without leases is not an error. If the ADD was
+        complete, the addresses rest from now on. Returns the released addresses.
         """
         gone = []
         for lease in self.owned_by(owner) if only is None else only:
@@ -292,8 +301,9 @@ class Allocator:
         return gone
 
     def _wake(self) -> None:
-        """Forget some of the addresses that have rested long enough; each release adds at most as many. If very many
-        rest, the pool is so large that the time to go round it is rest enough.
+        """Remove up to four of the oldest resting addresses if their quarantine is over. If more than MOST_RESTING
+        addresses rest, remove them early: the pool is then so large that the round robin itself takes long enough. Each
+        release adds at most as many addresses as this method can remove.
         """
         since, many = self.now() - self.quarantine, len(self._resting) > MOST_RESTING
         for address in [a for a, at in itertools.islice(self._resting.items(), 4) if at <= since or many]:

@@ -1,10 +1,10 @@
-"""Takes over the leases of the reference plugin host-local. Its directory has a file for each address, with container
-and interface.
+"""Takes over the leases of the reference plugin host-local. The directory of host-local has one file for each address,
+with the container and the interface.
 
-A pod that the old plugins attached keeps its address until its DEL or a GC, which the runtime now sends to us. A file
-older than the machine's boot belongs to no pod, because host-local forgets nothing by itself. A file is removed once
-our lease is on disk, so a second run finds what the first one left. The configuration of the old plugins has to be
-removed before: a host-local without its files would give the addresses again.
+A pod that the old plugins attached keeps its address until a DEL or a GC, which the runtime now sends to podwire. A
+file that is older than the machine's boot belongs to no pod, because host-local removes no file by itself. Each file is
+removed only when podwire's lease is on disk, so after an interruption a second run finds the remaining files. Remove
+the configuration of the old plugins first: without its files, host-local would allocate the same addresses again.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ ORIGIN = "host-local"
 
 
 def booted() -> float:
-    """The time of the machine's boot, as Unix time."""
+    """Returns the Unix time of the machine's boot."""
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def take_over(
     directory: Path, allocator: Allocator, ranges: Sequence[RangeSet], boot_id: str, since: float
 ) -> Iterator[str]:
-    """Lease every address of `directory` that lies in `ranges` to the container that holds it there. since: the time of
-    the machine's boot. Yields one line for each file. Raises OSError if the directory cannot be read or written,
-    CNIError if our leases cannot; then run it again.
+    """Write a lease for every address of `directory` that lies in `ranges`, with the container in the file as owner.
+    since: the Unix time of the machine's boot. Yields one line for each file. Raises OSError if `directory` cannot be
+    read or written, CNIError if the leases cannot be written; then run it again.
     """
     with _locked(directory):
         for file in sorted(directory.iterdir()):
@@ -58,7 +58,7 @@ def take_over(
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """host-local holds an flock on the file `lock` while it works."""
+    """Hold the lock of host-local: an flock on the file `lock`, which host-local takes while it works."""
     fd = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Iterates over the addresses of a range set in order, without a list of them (an IPv6 /64 has too many)."""
+"""Iterates over the addresses of a range set in order. It makes no list, because an IPv6 /64 has too many addresses."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from ..types import IPAddress, IPNetwork, Range, RangeSet
 
 
 def podcidr_range(cidr: IPNetwork) -> Range:
-    """The range of a node's podCIDR: the first address is the gateway, and IPv4's last address is left out as the
-    broadcast address.
+    """Returns the range of a node's podCIDR. The first address is the gateway. For IPv4, the range does not contain the
+    last address, which is the broadcast address.
     """
     return Range(cidr, cidr[1], cidr[-2] if cidr.version == 4 else cidr[-1], cidr[1])
 
 
 def capacity(ranges: RangeSet) -> int:
-    """The number of pods that the set can serve."""
+    """Returns the number of addresses that pods can get from the set."""
     return sum(int(r.end) - int(r.start) + 1 - (r.gateway in r) for r in ranges)
 
 
 def walk(ranges: RangeSet, after: IPAddress | None) -> Iterator[tuple[IPAddress, Range]]:
-    """Every address that a pod may get, once, starting after `after` and wrapping around."""
+    """Yields every address that a pod may get, once. Starts after the address `after` and wraps around at the end."""
     first = next((i for i, r in enumerate(ranges) if after is not None and after in r), None)
     if first is None or after is None:
         for r in ranges:

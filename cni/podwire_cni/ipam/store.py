@@ -1,14 +1,18 @@
-"""Leases on disk. Each address has one small file, so `ls` shows them, and a damaged file affects one address only.
+"""Stores leases on disk. Each address has one small file, so `ls` shows the leases, and a damaged file affects only one
+address.
 
-A file appears whole or not at all: it is written beside its place and then renamed, and a lock keeps other writers out.
-A second line is appended when the ADD is done. Both happen before the result is printed, so a crash of the process
-loses nothing that it wrote. There is no fsync, on purpose. Only a power failure could tear or lose a file, but it also
-ends every pod that held an address, and the boot id in each lease is then another one. So no outcome depends on fsync.
-(The reference plugin host-local does none.)
+A reader sees a complete file or none, because a file is written under a temporary name and then renamed. A lock
+excludes other writers. When the ADD is complete, a second line is appended to the file. Both writes happen before the
+plugin prints its result, so a crash of the process loses no lease. The store deliberately does not call fsync. Only a
+power failure could damage or lose a file. But a power failure also ends every pod, and the boot id then differs from
+the boot id in each lease. So fsync would change no outcome. (The reference plugin host-local does not call fsync
+either.)
 
-A released lease becomes `.rest-ADDRESS` for a while. Its change time (ctime) is the time of the release.
+The file of a released lease is renamed to `.rest-ADDRESS`. The change time (ctime) of this file is the time of the
+release.
 
-The address of an unreadable file is not given until no pod in the kernel has it, or its owner is known.
+An address whose file is unreadable is not allocated until the kernel shows that no pod uses it, or until its owner is
+known.
 """
 
 from __future__ import annotations
@@ -36,19 +40,19 @@ REST = ".rest-"
 
 
 def boot_id() -> str:
-    """The id that the kernel draws at each boot."""
+    """Returns the kernel's boot id, a random id that differs at each boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 class Busy(OSError):
-    """Another process holds the leases."""
+    """Another process has locked the directory of leases."""
 
 
 class DirStore:
-    """A directory of leases, held exclusively (flock) from construction to close, so that only one process allocates
+    """A directory of leases. The constructor locks it (flock) until `close`, so that only one process allocates
     addresses.
 
-    Raises Busy if another process still holds it after `wait` seconds.
+    Raises Busy if another process still has the lock after `wait` seconds.
     """
 
     def __init__(self, path: Path, *, wait: float = 0) -> None:
@@ -75,7 +79,7 @@ class DirStore:
         for file in sorted(self.path.iterdir(), key=_age):
             if file.name.startswith("."):
                 if file.name.startswith(".new-"):
-                    file.unlink(missing_ok=True)  # a writer died between write and rename
+                    file.unlink(missing_ok=True)  # a writer ended between write and rename
                 continue
             lease = _read(file)
             if lease is not None:
@@ -91,7 +95,7 @@ class DirStore:
         return frozenset(self._damaged)
 
     def reserve(self, lease: Lease) -> bool:
-        # Plain system calls with plain names, because a pod waits for this.
+        # Plain system calls and string paths are faster than pathlib, and a pod waits for this.
         name = str(lease.address)
         if os.access(self._prefix + name, os.F_OK):
             return False
@@ -119,13 +123,13 @@ class DirStore:
     def release(self, address: IPAddress, *, rest: bool = False) -> None:
         path = self._prefix + str(address)
         if rest:
-            with contextlib.suppress(OSError):  # a disk without room for a name must not keep a pod from ending
+            with contextlib.suppress(OSError):  # a full disk must not prevent the end of a pod
                 os.rename(path, f"{self._prefix}{REST}{address}")  # noqa: PTH104 - as below
                 return
         try:
             os.unlink(path)  # noqa: PTH108 - a pod's end waits for this
         except FileNotFoundError:
-            pass  # the wanted state already
+            pass  # the file is already absent
         except OSError as err:
             raise self._refusal(path, err) from err
         self._damaged.discard(address)
@@ -138,12 +142,12 @@ class DirStore:
         return {address: at for at, _, address in found}
 
     def forget(self, address: IPAddress) -> None:
-        # If the disk refuses, the mark still exists at the next start and only prolongs the rest.
+        # If the deletion fails, the file still exists at the next start and only prolongs the quarantine.
         with contextlib.suppress(OSError):
             os.unlink(f"{self._prefix}{REST}{address}")  # noqa: PTH108 - as above
 
     def _refusal(self, path: str, err: OSError) -> CNIError:
-        """The disk's refusal as a CNI error."""
+        """Returns a disk error as a CNI error."""
         return CNIError(
             ErrorCode.IO_FAILURE,
             f"the lease {path} cannot be written: {err.strerror}",
@@ -152,7 +156,7 @@ class DirStore:
 
 
 def _append(path: str, data: bytes) -> None:
-    """Raises OSError also if only a part could be written."""
+    """Append `data` to a file. Raises OSError, also if only a part of `data` was written."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND, 0o644)
     try:
         if os.write(fd, data) != len(data):
