@@ -35,7 +35,7 @@ class Request:
     __slots__ = ("env", "error", "flags", "size", "stdin")
 
     def __init__(self, data: bytes) -> None:
-        """Raises ValueError if `data` is not a request. `env` and `stdin` are complete only if `data` has `size` bytes."""
+        """Raises ValueError if `data` is not a request. `env` and `stdin` are complete if `data` has `size` bytes."""
         magic, self.flags, self.error, env_len, stdin_len = HEAD.unpack_from(data)
         if magic != b"PWC1" or env_len + stdin_len > MAX_INPUT:
             raise ValueError("not a request of podwire-cni, or one of another version")

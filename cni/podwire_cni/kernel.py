@@ -1,8 +1,8 @@
-"""Runs ops in the kernel: the only module that changes a pod's links.
+"""Applies ops to the kernel. It is the only module that changes a pod's links.
 
-A worker thread enters the pod's namespace only to open a socket and returns at once: a netlink socket stays in the
-namespace in which it was opened. Nothing forks. If the kernel refuses a step, the completed steps are undone before the
-error is raised.
+A worker thread enters the pod's namespace only to open a netlink socket, and returns at once, because a socket stays in
+the namespace in which it was opened. The module starts no process. If the kernel refuses a step, the module undoes the
+completed steps and then raises the error.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ log = logs.get("wiring")
 NS_GET_NSTYPE = 0xB703
 READY_SECONDS = 2.0
 _GONE = (errno.ENODEV, errno.ENOENT, errno.ESRCH)
-ATTACH = attach.load()  # None: not compiled; then the steps are sent one by one
+ATTACH = attach.load()  # None if it is not compiled; then Python sends the steps one by one
 
 
 def is_netns(fd: int) -> bool:
-    """Whether the descriptor is a network namespace (and not some other file)."""
+    """Whether the descriptor is a network namespace and not another kind of file."""
     try:
         return fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
     except OSError:
@@ -52,22 +52,24 @@ def is_netns(fd: int) -> bool:
 
 
 def netns_id(fd: int) -> tuple[int, int]:
-    """Equal for descriptors of one namespace."""
+    """Returns the id of a network namespace (device, inode). Two descriptors of one namespace have the same id."""
     return (found := os.fstat(fd)).st_dev, found.st_ino
 
 
 def own_netns() -> int:
-    """A descriptor of the calling thread's namespace."""
+    """Returns a descriptor of the calling thread's network namespace."""
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
 class Kernel:
-    """The node is the network namespace of the thread that constructs this. Methods may be called from many threads."""
+    """Applies ops on one node. The node is the network namespace of the thread that calls the constructor. Methods are
+    thread-safe.
+    """
 
     def __init__(self) -> None:
         self.node_fd = own_netns()
-        # DELLINK returns 15 ms after the link is gone (the kernel waits for readers); no other call has to wait with
-        # it.
+        # RTM_DELLINK returns 15 ms after the link is deleted (the kernel waits for its readers). Other calls must not
+        # wait for that, so threads of their own send it.
         self._reapers: Executor = ThreadPoolExecutor(16, thread_name_prefix="dellink")
         self._idle: list[RouteSocket] = []
 
@@ -79,7 +81,7 @@ class Kernel:
 
     @contextlib.contextmanager
     def _node(self) -> Iterator[RouteSocket]:
-        """A socket of the node's namespace, for this thread alone; reuses an idle one."""
+        """Yields an rtnetlink socket of the node's namespace for exclusive use. It reuses an idle socket."""
         try:
             sock = self._idle.pop()
         except IndexError:
@@ -87,13 +89,15 @@ class Kernel:
         try:
             yield sock
         except BaseException:
-            sock.close()  # an answer may still arrive on it
+            sock.close()  # a late answer may still arrive on this socket
             raise
         self._idle.append(sock)
 
     @contextlib.contextmanager
     def inside(self, fd: int) -> Iterator[None]:
-        """Run the block with the calling thread in the namespace behind `fd`."""
+        """A context manager that moves the calling thread into the network namespace behind `fd`, and back at
+        the end.
+        """
         setns(fd)
         try:
             yield
@@ -107,7 +111,9 @@ class Kernel:
             self._lost()
 
     def _lost(self) -> NoReturn:
-        """A thread that cannot return would attach the next pod from inside this pod's namespace."""
+        """End the process, because this thread cannot return to the node's namespace. It would attach the next pod from
+        inside this pod's namespace.
+        """
         log.error("cannot return to the node's network namespace, exiting")
         os._exit(70)
 
@@ -119,10 +125,10 @@ class Kernel:
             self._return()
 
     def apply(self, ops: Sequence[Op], pod_fd: int | None = None) -> None:
-        """Do all of `ops`, or none of them, and wait until the pod's links carry packets. Raises a CNIError that names
-        the refused step.
+        """Apply all of `ops` or none, and wait until the pod's links carry packets. Raises CNIError; its text names the
+        refused step.
 
-        pod_fd: the pod's namespace; may be None where no op is for the pod.
+        pod_fd: a descriptor of the pod's namespace; None if no op is for the pod.
         """
         done, late = list[Op](), list[str]()
         with contextlib.ExitStack() as stack:
@@ -131,7 +137,8 @@ class Kernel:
                 links["pod"] = _Links(stack.enter_context(self._open(pod_fd)))
             try:
                 for place, created, batch in batches(ops):
-                    # A refused link belongs to another pod. Any other batch may be done in part.
+                    # If the kernel refuses to create a link, the existing link belongs to another pod, so do not undo
+                    # it. Any other batch may be partly applied.
                     done += [] if created else batch
                     late += _send(links[place], batch, pod_fd, watched(batch))
                     done += batch if created else []
@@ -150,11 +157,11 @@ class Kernel:
                 raise
 
     def attach_pod(self, pod: PodPlan, pod_fd: int) -> None:
-        """`apply` the plan of one pod, as one prepared program if there is one. Raises CNIError, OSError."""
+        """Apply the plan of one pod, as a prepared program if possible. Raises CNIError or OSError."""
         try:
             self._wire(pod, pod_fd)
         except CNIError as err:
-            # Docker's sandboxes have IPv6 off, too. A pod that gets an IPv6 address needs it on.
+            # Docker disables IPv6 in its sandboxes, so a pod with an IPv6 address needs it enabled first.
             refused = isinstance(err.__cause__, NetlinkError) and err.__cause__.errno == errno.EACCES
             if not refused or all(address.version == 4 for address, _ in pod.addresses):
                 raise
@@ -171,7 +178,9 @@ class Kernel:
             self._unfinished(out, pod.plan.ops, pod_fd)
 
     def _unfinished(self, out: attach.AttachResult, ops: Sequence[Op], pod_fd: int) -> None:
-        """Undo a program that was refused; wait for one with links that carry no packets yet."""
+        """Handle an incomplete result. If the kernel refused the program, undo it and raise the error. If some links
+        carry no packets yet, wait for them.
+        """
         steps = list(batches(ops))
         if out.status == attach.LOST:
             self._lost()
@@ -197,7 +206,9 @@ class Kernel:
             raise
 
     def _undo(self, done: Sequence[Op]) -> None:
-        """Best effort: the original error is raised, and DEL or the next start removes the rest."""
+        """Undo completed steps. Errors are ignored: the caller raises the original error, and a DEL or the next start
+        removes the rest.
+        """
         for op in undo(tuple(done)):
             try:
                 self.remove([op])
@@ -205,10 +216,10 @@ class Kernel:
                 log.error("undo failed", step=op, error=str(err))
 
     def remove(self, ops: Sequence[Op], meanwhile: Callable[[], None] | None = None) -> None:
-        """Run deletions in the node's namespace; a link that is already gone is no error. Raises OSError.
+        """Apply deletions in the node's namespace. A missing link is not an error. Raises OSError.
 
-        A link counts as gone when the kernel no longer finds it: then both ends are down and unlisted, and the
-        remaining 15 ms of work affect no caller. meanwhile: a function to call while the kernel works.
+        The method returns when the kernel no longer lists the links. Both ends of each veth are then down, and the
+        remaining 15 ms of the kernel's work affect no caller. meanwhile: a function to call while the kernel works.
         """
         with self._node() as sock:
             jobs = self._start(ops, _Links(sock))
@@ -228,8 +239,8 @@ class Kernel:
                     pause = min(2 * pause, 0.001)
 
     def _start(self, ops: Sequence[Op], links: _Links) -> dict[tuple[str, int], Future[None]]:
-        """(name, index) -> the running call that deletes that link. Other deletions go first, in the same call as a
-        link.
+        """Start the deletions. Returns (name, index) of each link -> the future of the call that deletes the link. The
+        other deletions are sent first, in the same call as a link.
         """
         jobs, links_last = dict[tuple[str, int], Future[None]](), sorted(ops, key=lambda op: isinstance(op, DeleteLink))
         batch = list[bytes]()
@@ -250,8 +261,9 @@ class Kernel:
             sock.send(batch, fine=_GONE)
 
     def links(self) -> dict[str, tuple[int, int]]:
-        """name -> (index, index of its master or 0) of every link of the node. A link missing here costs a pod its
-        lease. So an inconsistent dump is repeated, and a link in any of the dumps counts as present.
+        """Returns name -> (index, index of the link's master or 0) for every link of the node. If an existing link were
+        missing here, its pod would lose its lease. So an inconsistent dump is repeated, and a link counts as present if
+        any of the dumps has it.
         """
         found: dict[str, tuple[int, int]] = {}
 
@@ -262,8 +274,9 @@ class Kernel:
         return found
 
     def holder(self, address: IPAddress) -> str:
-        """The MAC of this node's pod that has the address, "" if none has: the pod is behind a bridge port. Forwarding
-        entries vanish with the port, neighbour entries do not.
+        """Returns the MAC of the pod on this node that has the address; "" if no pod has the address. The neighbour
+        entry gives the MAC. But neighbour entries stay when a pod ends, so the MAC must also have a forwarding entry at
+        a bridge port, which vanishes with the port.
         """
         import socket
 
@@ -285,7 +298,9 @@ class Kernel:
             )
 
     def observe(self, eth: str, host: str, pod_fd: int) -> Seen:
-        """The kernel state of one attachment: `eth` names the pod's interface, `host` the node's end."""
+        """Returns the kernel's state of one attachment. eth: the name of the pod's interface. host: the name of the
+        node's end of the veth.
+        """
         from pyroute2 import IPRoute
 
         with IPRoute() as node:
@@ -305,7 +320,7 @@ class Kernel:
 
 
 class _Links(dict[str, int]):
-    """Link indices by name, requested from the kernel once; 0 for a missing link."""
+    """Maps the name of a link to its index, 0 for a missing link. Each name is looked up in the kernel once."""
 
     def __init__(self, sock: RouteSocket) -> None:
         super().__init__(lo=1)
@@ -319,7 +334,7 @@ class _Links(dict[str, int]):
 
 
 def _send(links: _Links, batch: Sequence[Op], pod_fd: int | None, watches: Sequence[str] = ()) -> list[str]:
-    """Returns the `watches` that carry no packets yet when the batch is done."""
+    """Send one batch. Returns the links of `watches` that carry no packets yet at the end of the batch."""
     parts = [encode(op, links, -1 if pod_fd is None else pod_fd) for op in batch]
     messages, seen = [*itertools.chain(*parts), *(nl.get_link(links[name]) for name in watches)], list[bytes]()
 
@@ -327,7 +342,7 @@ def _send(links: _Links, batch: Sequence[Op], pod_fd: int | None, watches: Seque
         return [*(op for op, part in zip(batch, parts, strict=True) for _ in part), *watches][position]
 
     try:
-        # A second interface does not replace the first one's default route; other plugins behave the same.
+        # A second interface must not replace the default route of the first interface. Other plugins do the same.
         links.sock.send(messages, lambda _, body: seen.append(body), present=lambda i: isinstance(step(i), AddRoute))
     except NetlinkError as err:
         raise refusal(step(err.seq), err) from err
@@ -335,14 +350,14 @@ def _send(links: _Links, batch: Sequence[Op], pod_fd: int | None, watches: Seque
 
 
 def _culprit(steps: Sequence[tuple[object, bool, list[Op]]], out: attach.AttachResult) -> Op | str:
-    """The step whose message was refused."""
+    """Returns the step that the refused message belongs to."""
     batch = steps[out.batch][2] if out.batch < len(steps) else []
     messages = [op for op in batch for _ in encode(op, defaultdict(int), 0)]
     return messages[out.message] if out.message < len(messages) else "check the links"
 
 
 def refusal(op: Op | str, err: NetlinkError) -> CNIError:
-    """The kernel's refusal of one step as a CNI error."""
+    """Returns the kernel's refusal of one step as a CNI error."""
     if isinstance(op, CreateVeth) and err.errno == errno.EEXIST:
         return CNIError(
             ErrorCode.INVALID_ENVIRONMENT,
@@ -353,9 +368,9 @@ def refusal(op: Op | str, err: NetlinkError) -> CNIError:
 
 
 def _await(links: _Links, waiting: Sequence[str]) -> None:
-    """Wait until these links carry packets. The kernel's link watch starts a queue or a bridge port some time after
-    carrier (at once if RTM_GETLINK triggers it, from Linux 6.7 on). A packet that a pod sends before that is lost, and
-    TCP then waits a second.
+    """Wait until these links carry packets. The kernel's link watch starts the queue of a link, or its bridge port,
+    some time after the carrier is up. (From Linux 6.7 on, RTM_GETLINK starts it at once.) A packet that a pod sends
+    before is lost, and TCP retransmits it only after a second.
     """
     deadline = time.monotonic() + READY_SECONDS
     while waiting := _send(links, (), None, waiting):
@@ -385,8 +400,8 @@ def _look(ipr: object, name: str) -> LinkSeen | None:
 
 
 def _rates(ipr: object, names: set[str]) -> frozenset[tuple[str, int]]:
-    """(link, bytes a second) of the token buckets of these links, at most plan.FASTEST: pyroute2 does not read the
-    rest.
+    """Returns (link, bytes per second) of the token buckets of these links. The rate is at most plan.FASTEST, because
+    pyroute2 does not read the attribute for higher rates.
     """
     found = set()
     for name in names:

@@ -1,4 +1,4 @@
-"""Locks by name: one verb at a time for each container, and containers do not wait for each other."""
+"""Locks by name. Only one verb at a time works on a container, and different containers do not wait for each other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 
 class KeyedLock:
-    """Locks by name. A lock exists while it is held or awaited. Its holder may acquire it again."""
+    """Locks by name. A lock exists only while a thread holds it or waits for it. The thread that holds a lock may
+    acquire the lock again.
+    """
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -16,11 +18,11 @@ class KeyedLock:
 
     @contextlib.contextmanager
     def of(self, owner: str, patience: float = -1) -> Iterator[bool]:
-        """Yields whether the caller holds the lock: False if others held it for all of `patience` seconds (-1: no
-        limit).
+        """A context manager that acquires the lock of this name. Yields True if the caller has the lock, False if other
+        threads held it for `patience` seconds (-1: wait without limit).
 
-        A caller that already holds a lock must not wait without limit for another one: the holder of that may wait for
-        the first.
+        A thread that already holds a lock must not wait without limit for a second lock. The holder of the second lock
+        may wait for the first lock, and both would wait forever.
         """
         with self._guard:
             lock, users = self._locks.get(owner, (threading.RLock(), 0))

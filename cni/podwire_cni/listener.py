@@ -1,4 +1,6 @@
-"""The agent's end of the plugin binary's socket: one connection a call, served by worker threads."""
+"""The agent's end of the plugin binary's socket. Each call is one connection, and worker threads serve
+the connections.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +26,18 @@ from .skel import Reply, failure, run
 
 log = logs.get("wiring")
 ANSWER = struct.Struct("=2I")
-WORKERS = 8  # the kernel lets one process change links at a time; more threads would only wait for each other
+WORKERS = 8  # the kernel changes links for one process at a time, so more threads would only wait
 
 
 class Listener:
-    """Serves `plugin` on the unix socket `path` from construction until `close`. Only root may connect."""
+    """Serves `plugin` on the unix socket `path`, from the constructor's call until `close`. Only root may connect."""
 
     def __init__(self, path: Path, plugin: Plugin, node_fd: int) -> None:
         self.path, self.plugin, self._node = path, plugin, netns_id(node_fd)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Bound under another name and renamed into place: a plugin never finds a socket that refuses it, and a stale
-        # socket is no obstacle.
+        # Bind the socket under a temporary name and rename it. So a plugin never finds a socket that does not listen,
+        # and a stale socket at `path` is replaced.
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
         fresh.unlink(missing_ok=True)
         self._sock.bind(str(fresh))
@@ -46,15 +48,16 @@ class Listener:
         self._library = attach.load()
         if problem := attach.library().problem:
             log.warn("pods are attached step by step, slower", reason=problem)
-        # Each worker accepts for itself, so no call passes from thread to thread. The kernel wakes one of them.
+        # Each worker accepts its own connections, so no call moves from one thread to another. The kernel wakes one
+        # worker for each connection.
         self._workers = [threading.Thread(target=self._work, name=f"cni-{i}", daemon=True) for i in range(WORKERS)]
         for worker in self._workers:
             worker.start()
 
     def close(self) -> None:
-        """Accept no more calls, finish those that run, then return."""
+        """Stop accepting calls, and return when the running calls have ended."""
         with contextlib.suppress(FileNotFoundError):
-            if self.path.stat().st_ino == self._inode:  # a successor may already have put its own socket there
+            if self.path.stat().st_ino == self._inode:  # a new agent may have put its own socket there
                 self.path.unlink()
         self._sock.shutdown(socket.SHUT_RDWR)
         for worker in self._workers:
@@ -79,7 +82,7 @@ class Listener:
         began = time.monotonic()
         try:
             reply = self._answer(caller)
-        except Exception as err:  # a worker must live on, and the cause must be known
+        except Exception as err:  # the worker must continue, and the log must have the cause
             bugs.report(log, "a call failed", err)
             caller.close()
             return

@@ -1,5 +1,6 @@
-"""The programs of this package: the plugin in Python (`podwire-cni-standalone`), `podwire wiring`, the agent, and
-`podwire pause-image`."""
+"""The programs of this package: `podwire-cni-standalone` (the plugin in Python, which needs no agent), `podwire wiring`
+(the agent), its command `install`, and `podwire pause-image`.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +29,17 @@ from .plan import NodeNet
 from .types import BRIDGE, NetConf
 
 DEFAULT_SOCKET = "/run/podwire/cni.sock"
-# only one plugin process works at a time; a runtime starts many pods at once, and waits for minutes
+# seconds that a plugin process waits for its turn: only one works at a time, and a runtime may start many pods at once
 TURN_SECONDS = 60.0
 
 
 class Standalone:
-    """A node without an agent: the caller's namespace, with the ranges in the configuration.
+    """A node without an agent. The node is the caller's network namespace, and the configuration has the address
+    ranges.
 
-    State is where the agent has it (beside its socket), so each can continue with the other's pods. Tables stay as an
-    agent left them, because only an agent knows the other nodes. If there were none, `ipMasq` decides whether pods are
-    masqueraded.
+    The leases are in the agent's directory (beside the agent's socket), so an agent and this program can each detach
+    pods that the other attached. If an agent wrote the nft tables, they stay unchanged, because only an agent knows the
+    other nodes. If there are no tables, `ipMasq` decides whether pods are masqueraded.
     """
 
     def __init__(self, env: Mapping[str, str], stack: contextlib.ExitStack) -> None:
@@ -65,8 +67,8 @@ class Standalone:
         if command in (
             "ADD",
             "STATUS",
-        ):  # before the first pod the bridge does not exist, and that is no fault
-            # pyroute2 takes 150 ms, which the other verbs, and processes that wait for the lock, need not pay
+        ):  # before the first pod, a missing bridge is not an error
+            # importing pyroute2 takes 150 ms, so only the verbs that need it import it
             from . import wiring
 
             node = NodeNet(conf.ranges, conf.mtu or wiring.uplink_mtu() or 1500, mac=wiring.bridge_mac(BRIDGE))
@@ -89,18 +91,18 @@ class Standalone:
         elif command == "ADD":
             firewall.sync(rules, plugin.pods())
         if command == "ADD":
-            plugin.reconcile()  # no other process does it
+            plugin.reconcile()  # without an agent, no other process does this
         return plugin
 
 
 def standalone(env: Mapping[str, str], stdin: bytes, out: BinaryIO) -> int:
-    """One call without an agent. Prints the answer to `out` and returns the exit status."""
+    """Serve one call without an agent. Writes the answer to `out` and returns the exit status."""
     with contextlib.ExitStack() as stack:
         host = Standalone(env, stack)
         reply = skel.run(env, stdin, host.sandbox(), host.plugin)
         out.write(reply.text)
         out.flush()
-        if reply.error and reply.error.code == ErrorCode.BUG:  # stderr is what runtimes keep of a plugin's log
+        if reply.error and reply.error.code == ErrorCode.BUG:  # runtimes record the stderr of a plugin
             bugs.report(logs.get("wiring"), env.get("CNI_COMMAND", ""), reply.error.__cause__ or reply.error)
     return reply.status
 
@@ -109,7 +111,7 @@ def main() -> None:
     """Entry point of `podwire-cni-standalone`."""
     if sys.argv[1:2] == ["--install"]:
         install.main(args=sys.argv[2:], prog_name="podwire-cni --install")
-    # Names may be bytes that are no text; the agent reads them the same way.
+    # CNI_ARGS may contain bytes that are not valid UTF-8. The agent decodes them in the same way.
     env = {**os.environ, "CNI_ARGS": os.environb.get(b"CNI_ARGS", b"").decode(errors="replace")}
     raise SystemExit(standalone(env, sys.stdin.buffer.read(), sys.stdout.buffer))
 

@@ -1,6 +1,5 @@
-"""Further bridges besides the node's own. A conflist that names a bridge defines it, and the first pod creates it.
-
-Pure; networkstore.py keeps them in files and the kernel.
+"""Further networks: bridges besides the node's own. A conflist that names a bridge defines a network, and the ADD of
+the first pod creates the bridge. This module is pure; networkstore.py stores the networks in files and in the kernel.
 """
 
 from __future__ import annotations
@@ -19,7 +18,9 @@ from .types import NetConf, RangeSet
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """native None: its pods are not masqueraded."""
+    """One further bridge. native: the destinations to which its pods send without masquerading; None: its pods are
+    never masqueraded.
+    """
 
     net: NodeNet
     native: frozenset[str] | None = None
@@ -51,7 +52,7 @@ class Network:
 
 
 def asked(conf: NetConf, mtu: int) -> Network:
-    """The network that the configuration requests. Raises CNIError, code 7."""
+    """Returns the network that the configuration requests. Raises CNIError with code 7."""
     if conf.bridge in (*TUNNELS.values(), "all", "default"):
         raise CNIError(
             ErrorCode.INVALID_CONFIG,
@@ -71,7 +72,7 @@ def asked(conf: NetConf, mtu: int) -> Network:
 
 
 def clash(new: Network, ranges: tuple[RangeSet, ...], bridge: str) -> None:
-    """A part of an address range belongs to one bridge only. Raises CNIError, code 7."""
+    """Raise CNIError with code 7 if the address ranges of `new` overlap `ranges`, the ranges of the bridge `bridge`."""
     for mine in (r.subnet for s in new.net.ranges for r in s):
         for theirs in (r.subnet for s in ranges for r in s):
             if mine.version == theirs.version and mine.overlaps(theirs):
@@ -84,7 +85,7 @@ def clash(new: Network, ranges: tuple[RangeSet, ...], bridge: str) -> None:
 
 
 def parse(text: str) -> Network | None:
-    """Parse the JSON of `Network.to_json`; None for any other text."""
+    """Parse the JSON of `Network.to_json`. Returns None for any other text."""
     try:
         raw = json.loads(text)
         native = None if raw["native"] is None else frozenset(str(ip_network(c)) for c in raw["native"])

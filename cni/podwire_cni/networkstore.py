@@ -1,6 +1,6 @@
-"""The further bridges, in the kernel and in files.
+"""Stores the further networks (bridges besides the node's own) in the kernel and in files.
 
-The files are beside the leases, so that after a restart the gateways and the masquerading of their pods are known. A
+The files are beside the leases, so that after a restart the agent knows each network's gateways and masquerading. A
 bridge stays when its last pod ends.
 """
 
@@ -22,8 +22,9 @@ from .types import NetConf
 
 
 class Networks:
-    """make: puts a network into the kernel. changed: receives all networks. foreign: why the node cannot have a new or
-    changed network. end: removes a bridge, or refuses because pods are on it. Thread-safe.
+    """The further networks of a node. make: creates a network in the kernel. changed: is called with all networks after
+    each change. foreign: returns why the node cannot have a new or changed network, "" if it can. end: removes a
+    bridge; returns False if the bridge still has pods. Methods are thread-safe.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Networks:
         self.known: dict[str, Network] = {}
 
     def restore(self) -> None:
-        """Load the networks of an earlier process. A file with other content is skipped: the next ADD writes it
+        """Load the networks of an earlier process. A file with invalid content is skipped, and the next ADD writes it
         again.
         """
         for file in sorted(self.directory.glob("*.json")):
@@ -54,23 +55,25 @@ class Networks:
         return tuple(self.known[bridge].rules() for bridge in sorted(self.known))
 
     def routed(self, bridge: str) -> bool:
-        """Whether pods on this bridge have full-length prefixes."""
+        """Whether the pods on this bridge have addresses with full-length prefixes (/32, /128)."""
         return bridge not in self.known or self.known[bridge].net.routed
 
     def ensure(self) -> list[str]:
-        """Create again all bridges that others removed. Returns the kernel's refusals; a refusal does not stop the
-        others.
+        """Re-create all bridges that other programs removed. Continues after an error. Returns one line for
+        each error.
         """
         refused = []
         for network in list(self.known.values()):
             try:
                 self._make(network.net)
-            except Exception as err:  # the node's own pods must not wait for this
+            except Exception as err:  # an error here must not delay the node's own pods
                 refused.append(f"bridge {network.net.bridge}: {err}")
         return refused
 
     def of(self, conf: NetConf, main: NodeNet | None, *, make: bool) -> NodeNet:
-        """The network of a configuration; with `make` it exists afterwards. Raises CNIError, OSError."""
+        """Returns the network of a configuration. make: create the network if it does not exist. Raises CNIError or
+        OSError.
+        """
         want = asked(conf, main.mtu if main else 1500)
         with self._lock:
             if self.known.get(conf.bridge) == want or not make:
@@ -92,8 +95,8 @@ class Networks:
         return want.net
 
     def _make_room(self, want: Network) -> None:
-        """An edited conflist may move the addresses of a bridge to another bridge. A network without pods is no
-        obstacle.
+        """Remove the networks without pods whose addresses overlap `want`. (An edited conflist may move addresses from
+        one bridge to another.)
         """
         for other in [network.net for network in self.known.values() if network.net.bridge != want.net.bridge]:
             try:
@@ -106,7 +109,7 @@ class Networks:
                     (self.directory / f"{other.bridge}.json").unlink()
 
     def _as_before(self, net: NodeNet) -> bool:
-        """Whether pods on the bridge will notice no difference."""
+        """Whether the change leaves the connectivity of the pods on the bridge as it is."""
         known = self.known.get(net.bridge)
         return known is not None and (known.net.ranges, known.net.is_gateway) == (net.ranges, net.is_gateway)
 

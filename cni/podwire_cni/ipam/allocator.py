@@ -260,7 +260,7 @@ class Allocator:
             yield from ((address, r) for r in ranges if address in r and address != r.gateway)
 
     def adopt(self, lease: Lease) -> bool:
-        """Reserve an address for a pod that another plugin attached. Returns False if the address already has a lease."""
+        """Reserve an address for a pod that another plugin attached. Returns False if the address has a lease."""
         if lease.address in self._by_address or not self.store.reserve(lease):
             return False
         self.store.wired(lease)

@@ -1,7 +1,6 @@
-"""client.c in Python, for hosts where nothing could be compiled. Protocol, variables, keys and error codes are the
-same.
+"""client.c in Python, for hosts without a compiler. It has the same protocol, variables, keys and error codes.
 
-It uses the standard library only, because the runtime starts it with the host's own python3.
+The program uses only the standard library, because the runtime starts it with the host's own python3.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def fail(version: str, code: int, msg: str, details: str) -> NoReturn:
 
 
 def request(stdin: bytes) -> tuple[bytes, list[int]]:
-    """The message of one call, and the descriptors that travel with it."""
+    """Returns the message of one call, and the file descriptors to send with the message."""
     env = b"".join(k + b"=" + v + b"\0" for k, v in os.environb.items() if k.startswith(b"CNI_"))
     fds, flags, error = [os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)], 0, 0
     if os.environ.get("CNI_NETNS"):
@@ -40,10 +39,12 @@ def request(stdin: bytes) -> tuple[bytes, list[int]]:
 
 
 def ask(sock: socket.socket, stdin: bytes) -> tuple[int, bytes]:
-    """(exit status, text) of the agent's answer. Raises OSError if the answer is incomplete."""
+    """Send the call to the agent. Returns (exit status, text) of the agent's answer. Raises OSError if the answer is
+    incomplete.
+    """
     message, fds = request(stdin)
     sent = sock.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
-    if sent < len(message):  # sendall(b"") would still send, and the agent may have answered and closed by then
+    if sent < len(message):  # sendall(b"") would call send, and the agent may have closed the connection
         sock.sendall(message[sent:])
     with sock.makefile("rb") as answer:
         head = answer.read(8)
@@ -73,7 +74,7 @@ def main() -> int:
             "a container runtime runs this program with CNI_COMMAND=ADD, DEL, CHECK, GC, STATUS or VERSION",
         )
     stdin = sys.stdin.buffer.read()
-    with contextlib.suppress(ValueError, RecursionError):  # the agent reports text that is no JSON
+    with contextlib.suppress(ValueError, RecursionError):  # the agent reports invalid JSON
         parsed = json.loads(stdin)
         conf = parsed if isinstance(parsed, dict) else {}
     version = str(conf.get("cniVersion") or "1.1.0")
@@ -91,7 +92,7 @@ def main() -> int:
                 if conf.get("standalone") is True:
                     _standalone(str(conf.get("pythonPlugin") or STANDALONE), stdin, version)
                 if command == "DEL" and not_there(os.environ.get("CNI_NETNS", "")):
-                    return 0  # as in client.c: the agent frees the rest at its start
+                    return 0  # as in client.c: the agent releases the leases at its start
                 raise
             what = "did not answer"
             status, text = ask(sock, stdin)

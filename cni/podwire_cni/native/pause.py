@@ -1,5 +1,4 @@
-"""pause.c in Python, for hosts where nothing could be compiled. It runs as a program and imports as little as
-possible."""
+"""pause.c in Python, for hosts without a compiler. It runs as a program and imports as little as possible."""
 
 import os
 import signal
@@ -16,7 +15,7 @@ def main() -> int:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
-            pass  # no children at all: the usual case
+            pass  # the usual case: the process has no children
         if signal.sigwait(watched) in (signal.SIGTERM, signal.SIGINT):
             return 0
 
