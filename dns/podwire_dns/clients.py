@@ -1,4 +1,4 @@
-"""Finds the pod of a client address in this node's own CNI leases, so that the server need not watch pods."""
+"""Finds the pod of a client address in this node's CNI leases, so that the server need not watch pods."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ KEEP_SECONDS, LARGEST = 1.0, 4096
 
 @dataclass(slots=True)
 class Clients:
-    """lease: returns the text of an address's lease file; raises OSError if there is none. A result is cached for
-    KEEP_SECONDS.
+    """Finds pods and caches each result for KEEP_SECONDS.
+
+    lease: returns the text of an address's lease file; raises OSError if the file is missing.
     """
 
     lease: Callable[[str], str]
     _known: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     def pod(self, address: str, now: float) -> str:
-        """ "namespace/name", "" if no pod of this node has the address."""
+        """Returns "namespace/name"; "" if no pod of this node has the address."""
         known = self._known.get(address)
         if known is not None and now - known[0] < KEEP_SECONDS:
             return known[1]
@@ -34,4 +35,4 @@ class Clients:
             lines = self.lease(address).splitlines()
             return str(json.loads(lines[0]).get("pod") or "")
         except (OSError, ValueError, IndexError, AttributeError):
-            return ""  # no lease, or one that is being written: a log line without the name is better than none
+            return ""  # without a complete lease, the log line has no name

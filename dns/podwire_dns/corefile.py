@@ -1,8 +1,8 @@
-"""A subset of CoreDNS's Corefile -> DnsConfig, so that the settings of an existing cluster carry over.
+"""Converts a subset of CoreDNS's Corefile into a DnsConfig, so that an existing cluster keeps its settings.
 
-It reads autopath, bind, bufsize, cache, errors, forward, health, hosts, import, kubernetes, loadbalance,
-log, loop, prometheus, ready, reload, rewrite name, template. It skips everything else and reports each
-skipped line.
+The module reads autopath, bind, bufsize, cache, errors, forward, health, hosts, import, kubernetes, loadbalance,
+log, loop, prometheus, ready, reload, rewrite name, template. The module skips everything else and reports
+each skipped line.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ from .wire import UDP_SIZE
 
 HEALTH, READY, METRICS, STALE = ":8080", ":8181", "localhost:9153", 3600.0
 RELOAD, RELOAD_LEAST = 30.0, 2.0
-CACHE_POSITIVE, CACHE_NEGATIVE = 3600.0, 1800.0  # CoreDNS's default, if `cache` has no TTL
-EMPTY: dict[str, Any] = {  # the Corefile alone says these
+CACHE_POSITIVE, CACHE_NEGATIVE = 3600.0, 1800.0  # CoreDNS's defaults for a `cache` without TTL
+EMPTY: dict[str, Any] = {  # only the Corefile sets these fields
     "upstreams": (),
     "stubs": (),
     "forwards": (),
     "blocks": (),
     "prefetch": False,
 }
-ALWAYS = ("errors", "loop", "minimal")  # directives for things that this server always does or does not need
+ALWAYS = ("errors", "loop", "minimal")  # directives for functions that are always active or not needed
 
 
 @dataclass(slots=True)
 class _Server:
-    """One server block while it is read."""
+    """The state of one server block during reading."""
 
     zones: tuple[str, ...]
     wire: tuple[bytes, ...]
-    positive: float = 0.0  # without `cache` nothing is cached
+    positive: float = 0.0  # without `cache` the server caches nothing
     negative: float = 0.0
     rewrites: list[Rewrite] = field(default_factory=list)
     templates: list[Template] = field(default_factory=list)
     hosts: list[Hosts] = field(default_factory=list)
     sendings: list[Sending] = field(default_factory=list)
     cluster: bool = False
-    bounds_cluster: bool = True  # `cache` is not disabled for it
+    bounds_cluster: bool = True  # `cache` is not disabled for the cluster domain
 
 
 @dataclass(slots=True)
 class _Reader:
-    """config: grows with each directive. notes: the skipped, unsupported lines."""
+    """Reads server blocks. config: grows with each directive. notes: the skipped, unsupported lines."""
 
     config: DnsConfig
     notes: list[str] = field(default_factory=list)
-    port: int = PORT  # of blocks that name none
+    port: int = PORT  # the port of a block that names no port
     taken: dict[str, Directive] = field(default_factory=dict)  # zone -> its server block
     sent: list[corefile_routes.Block] = field(default_factory=list)
     cluster: bool = False
-    said: dict[str, tuple[Directive, object]] = field(default_factory=dict)  # setting -> who set it, to what
+    said: dict[str, tuple[Directive, object]] = field(default_factory=dict)  # setting -> (directive, value)
 
     def note(self, item: Directive, why: str = "is not supported and left out") -> None:
         self.notes.append(f"{item.at}: {' '.join(item.words)!r} {why}")
@@ -69,7 +69,7 @@ class _Reader:
         self.config = replace(self.config, **changes)  # type: ignore[arg-type]  # each caller names fields of its type
 
     def zones(self, block: Directive, keys: list[Key], port: int) -> list[str]:
-        """The zones of a block that are served here: those of plain DNS at our port."""
+        """Returns the zones of a block that this server serves: zones of plain DNS at the port of this server."""
         found: list[str] = []
         for key in keys:
             if key.scheme != DNS:
@@ -108,7 +108,7 @@ class _Reader:
         order = {
             "kubernetes": -1,
             "forward": 1,
-        }  # `cache` needs the cluster's domain, and `forward` the settings of `cache`
+        }  # `cache` needs the cluster domain; `forward` needs the settings of `cache`
         for item in sorted(block.block, key=lambda item: order.get(item.name, 0)):
             corefile_words.check(item)
             self.idle(item)
@@ -124,7 +124,7 @@ class _Reader:
         self.sent.append(corefile_routes.Block(made.wire, made.sendings))
 
     def idle(self, item: Directive) -> None:
-        """Report the options that have no effect here, and remove them."""
+        """Reports the options that have no effect in this server, and removes them."""
         for option in item.block:
             if option.name in corefile_words.IDLE:
                 self.note(option, f"has no effect here: {corefile_words.IDLE[option.name]}")
@@ -140,7 +140,7 @@ class _Reader:
         self.note(item, "is not enforced: everybody is answered")
 
     def bounded(self, server: _Server) -> None:
-        """Bound the TTLs of local answers as `cache` does."""
+        """Limits the TTLs of local answers as `cache` does."""
         if not server.positive:
             return
         most, absent = int(server.positive), int(server.negative)
@@ -152,7 +152,7 @@ class _Reader:
             self.set(ttl=most)
 
     def once(self, item: Directive, name: str, value: object) -> None:
-        """Set what all server blocks share; report one that contradicts another."""
+        """Sets a setting that all server blocks share. Reports a block that contradicts another block."""
         before = self.said.setdefault(name, (item, value))
         if before[1] != value:
             self.note(item, f"holds for all server blocks, in place of that at {before[0].at}")
@@ -213,7 +213,7 @@ class _Reader:
                 made = replace(made, expire=seconds(option.args[0], option))
             elif option.name == "except" and option.args:
                 excepts += corefile_routes.zone_names(option.args, option)
-            elif option.name != "prefer_udp":  # which is what happens
+            elif option.name != "prefer_udp":  # prefer_udp is the behaviour of this server
                 self.note(option)
         wire = corefile_routes.wire
         server.sendings.append(Sending(item, wire(sources), wire(excepts), made))
@@ -242,14 +242,14 @@ class _Reader:
                     self.note(option, "has numbers that have no effect here: three requests make an answer popular")
             elif option.name != "disable" or self.config.cluster_domain.rstrip(".") not in [
                 word.rstrip(".") for word in option.args
-            ]:  # the cluster's own names are never cached
+            ]:  # the server never caches names of the cluster
                 self.note(option)
             else:
                 server.bounds_cluster &= option.args[0] != "success"
         self.set(prefetch=self.config.prefetch or prefetch)
 
     def _capacity(self, option: Directive, server: _Server) -> None:
-        """success|denial CAPACITY [TTL] [LEAST_TTL]"""
+        """Reads the option `success|denial CAPACITY [TTL] [LEAST_TTL]`."""
         if option.name == "success":
             self.set(cache_capacity=number(option.args[0], option) or CAPACITY)
         ttl = seconds(option.args[1], option) if len(option.args) > 1 else None
@@ -321,7 +321,7 @@ class _Reader:
         corefile_rules.zones_of(domains, item)
         if not domains and "." not in server.zones:
             domains = server.zones
-        if "log_classes" in self.said:  # in another block as well: what either of them logs
+        if "log_classes" in self.said:  # another block also has `log`: log the classes of both blocks
             domains = (*self.config.log_names, *domains) if domains and self.config.log_names else ()
         self.set(log_queries=True, log_names=domains)
         self.once(item, "log_classes", classes)
@@ -354,14 +354,16 @@ def _address(item: Directive, default: str) -> str:
 
 
 def resolv_conf(text: str) -> tuple[str, ...]:
-    """The nameservers of a resolv.conf, with the scope of link-local ones: "fe80::1%eth0"."""
+    """Returns the nameservers of a resolv.conf. A link-local address has its scope: "fe80::1%eth0"."""
     rows = (line.split() for line in text.splitlines())
     return tuple(words[1] for words in rows if len(words) > 1 and words[0] == "nameserver")
 
 
 def apply(text: str, base: DnsConfig, place: Place | None = None) -> tuple[DnsConfig, list[str]]:
-    """`base` with the Corefile's settings, and a note for everything that was skipped. place: where imports look.
-    Raises BadConfig. Forwarding follows the Corefile alone: without `forward`, names outside the cluster are refused.
+    """Returns `base` with the settings of the Corefile, and a note for each skipped line. Raises BadConfig.
+
+    place: the files and the environment around the Corefile. Only the Corefile determines forwarding: without
+    `forward`, the server refuses names outside the cluster.
     """
     blocks, notes = parse(text, place)
     reader = _Reader(replace(base, **EMPTY), notes, base.port)
@@ -377,7 +379,7 @@ def apply(text: str, base: DnsConfig, place: Place | None = None) -> tuple[DnsCo
 
 
 def _port(blocks: list[Directive], keys: list[list[Key]], base: int) -> int:
-    """The one port that is served: that of the cluster's block, else of the block for ".", else of the first one."""
+    """Returns the port of this server: of the cluster's block, else of the block for ".", else of the first block."""
     found = [
         (any(item.name == "kubernetes" for item in block.block), "." in key.zones, key.port or base)
         for block, own in zip(blocks, keys, strict=True)

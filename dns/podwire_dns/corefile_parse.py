@@ -1,6 +1,7 @@
-"""The Corefile's lines -> server blocks, with imports, snippets and environment variables put in. Pure but for `Place`.
+"""Parses the lines of a Corefile into server blocks. Pure except for `Place`.
 
-The grammar is that of CoreDNS's Caddyfile (github.com/coredns/caddy, caddyfile/parse.go).
+The parser replaces imports, snippets and environment variables. The grammar is the grammar of CoreDNS's Caddyfile
+(github.com/coredns/caddy, caddyfile/parse.go).
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ def _no_file(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What surrounds a Corefile. path: its own, which relative imports start at. read: a file's text, raises OSError.
-    matching: the paths that fit a pattern, in order, without directories. environment: for {$NAME}."""
+    """The files and the environment around a Corefile.
+
+    path: the path of the Corefile, the base of relative imports. read: returns the text of a file; raises OSError.
+    matching: returns the paths that match a pattern, in order, without directories. environment: the values of {$NAME}.
+    """
 
     path: str = ""
     read: Callable[[str], str] = _no_file
@@ -44,7 +48,7 @@ class _Reader:
     depth: int = 0
 
     def expand(self, given: list[Line], trail: tuple[str, ...]) -> Iterator[Line]:
-        """The lines with imports replaced by what they name. trail: the imports that we are in."""
+        """Yields the lines, with each import replaced by its content. trail: the enclosing imports."""
         rest = iter(given)
         for line in rest:
             name = self._snippet(line)
@@ -64,7 +68,7 @@ class _Reader:
         return found[1] if found else None
 
     def _filled(self, token: Token) -> Token:
-        """With environment variables put in; one that is not set is empty, as in CoreDNS, and noted."""
+        """Replaces environment variables. An unset variable becomes empty text, as in CoreDNS, and adds a note."""
 
         def value(found: re.Match[str]) -> str:
             name = found[1] or found[2]
@@ -77,7 +81,7 @@ class _Reader:
         return _with_text(token, _ENVIRONMENT.sub(value, token.text))
 
     def _imported(self, line: Line, trail: tuple[str, ...]) -> Iterator[Line]:
-        """A snippet that is declared above, else a file, else the files that fit a pattern."""
+        """Yields the lines of an import: a snippet declared above, else a file, else the files that match a pattern."""
         if len(line) < 2:
             raise bad(line[0], "import needs a snippet, a file or a pattern")
         pattern, *args = [self._filled(token).text for token in line[1:]]
@@ -117,7 +121,7 @@ class _Reader:
                 raise bad(token, f"{name} wants {found[0]}, and the import gives {len(args)} arguments")
             return args[index]
 
-        if args or name.startswith("("):  # a file without arguments may declare snippets that have some
+        if args or name.startswith("("):  # a file without arguments may declare snippets with arguments
             body = [[_with_text(word, _ARGUMENT.sub(argument, word.text)) for word in row] for row in body]
         yield from self.expand(body, (*trail, name))
 
@@ -130,17 +134,17 @@ def _enter(token: Token, name: str, trail: tuple[str, ...]) -> None:
 
 
 def _with_text(token: Token, text: str) -> Token:
-    """What was put in makes no brace."""
+    """Returns the token with new text. A brace in replaced text is plain text."""
     return token if text == token.text else replace(token, text=text, quoted=True)
 
 
 def _turn(token: Token) -> int:
-    """1 for an opening brace, -1 for a closing one, else 0."""
+    """Returns 1 for an opening brace, -1 for a closing brace, else 0."""
     return 0 if token.quoted else {"{": 1, "}": -1}.get(token.text, 0)
 
 
 def _body(head: Line, rest: Iterator[Line]) -> list[Line]:
-    """The lines of a snippet up to its closing brace."""
+    """Returns the lines of a snippet up to its closing brace."""
     opening = head if len(head) > 1 else next(rest, head)
     if [_turn(token) for token in opening][-1:] != [1] or len(opening) > 2:
         raise bad(head[0], "a snippet needs a { at the end of its line")
@@ -157,8 +161,11 @@ def _body(head: Line, rest: Iterator[Line]) -> list[Line]:
 
 @dataclass(slots=True)
 class _Blocks:
-    """head: a server block whose { did not come yet. more: a comma ended its line. bare: the single server block does
-    without braces."""
+    """Collects server blocks.
+
+    head: a server block that still lacks its {. more: a comma ended the line of `head`. bare: the only server block has
+    no braces.
+    """
 
     found: list[Directive] = field(default_factory=list)
     stack: list[Directive] = field(default_factory=list)
@@ -217,8 +224,10 @@ class _Blocks:
 
 
 def parse(text: str, place: Place | None = None) -> tuple[list[Directive], list[str]]:
-    """The server blocks, whose `words` are their zones, and notes. Raises BadConfig: braces that do not match, a file
-    that is not there, an import that comes back to itself."""
+    """Returns the server blocks and the notes. The `words` of a server block are its zones.
+
+    Raises BadConfig for unbalanced braces, a missing file, or an import cycle.
+    """
     reader, blocks = _Reader(place or Place()), _Blocks()
     for line in reader.expand(lines(text, TOP), (os.path.normpath(reader.place.path),)):
         blocks.take(line)

@@ -1,8 +1,9 @@
-"""The zones of a Corefile's server blocks, and where each name is forwarded to.
+"""Computes the zones of a Corefile's server blocks, and the upstreams of each name.
 
-CoreDNS chooses the block whose zone matches a name best. In that block the first `forward` takes the name that has
-it in its FROM and in none of its `except`s. What no `forward` takes is not forwarded, whatever other blocks say. All
-this changes only at zones that the file names, so that a route for each of them says the same.
+CoreDNS chooses the block with the longest zone that matches a name. In that block, the first matching `forward` takes
+the name: its FROM contains the name, and none of its `except` zones does. If no `forward` of the block takes the name,
+CoreDNS forwards it to no upstream, whatever other blocks say. The result changes only at zones that the file names, so
+one route per named zone is equivalent.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _ADDRESS = re.compile(r"[0-9]+(\.[0-9]+){3}")
 
 
 def zone_names(words: Iterable[str], item: Directive) -> list[str]:
-    """Zones as text without their final dot, a CIDR as its reverse zones. Raises BadConfig."""
+    """Returns zones as text without their final dot. A CIDR becomes its reverse zones. Raises BadConfig."""
     found = []
     for word in words:
         try:
@@ -39,13 +40,13 @@ def zone_names(words: Iterable[str], item: Directive) -> list[str]:
 
 
 def wire(zones: Iterable[str]) -> tuple[bytes, ...]:
-    """Zone names of `zone_names` in wire form."""
+    """Converts the result of `zone_names` to wire form."""
     return tuple(names.to_wire(zone + "." if zone != "." else zone) for zone in zones)
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One zone before a server block: "dns://ZONE:PORT". port: 0 where none is given."""
+    """One zone before a server block: "dns://ZONE:PORT". port: 0 without a port."""
 
     word: str
     scheme: str
@@ -54,10 +55,10 @@ class Key:
 
 
 def key(word: str, block: Directive) -> Key:
-    """Raises BadConfig."""
+    """Parses one zone before a server block. Raises BadConfig."""
     scheme, _, rest = word.rpartition("://")
     host, colon, port = rest.rpartition(":")
-    if not colon or (not port.isdigit() and "/" in port):  # the last colon is the CIDR's own
+    if not colon or (not port.isdigit() and "/" in port):  # the last colon belongs to the CIDR
         host, port = rest, ""
     elif ":" in host and "/" not in host:
         raise bad(block, f"{word!r} is an address; a reverse zone is written as CIDR, such as 2001:db8::/32")
@@ -70,7 +71,7 @@ def key(word: str, block: Directive) -> Key:
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """One `forward`: names in `sources` and not in `excepts`."""
+    """One `forward`. It takes the names in `sources` that are not in `excepts`."""
 
     item: Directive
     sources: tuple[bytes, ...]
@@ -83,7 +84,7 @@ class Sending:
 
 @dataclass(slots=True)
 class Block:
-    """A server block's zones, and its forwards in their order."""
+    """The zones of a server block, and its forwards in order."""
 
     zones: tuple[bytes, ...]
     sendings: list[Sending] = field(default_factory=list)
@@ -96,8 +97,10 @@ Note = Callable[[Directive, str], None]
 
 
 def routes(blocks: list[Block], ours: tuple[bytes, ...], note: Note) -> tuple[Forward, ...]:
-    """The longest domain that matches a name decides; without upstreams such names are refused. ours: zones that are
-    answered here. Raises BadConfig for a forward that an earlier one leaves nothing to."""
+    """Returns the routes. The longest domain that matches a name decides; a route without upstreams refuses its names.
+
+    ours: the zones that this server answers. Raises BadConfig for a forward whose names all go to an earlier forward.
+    """
     owners = {zone: block for block in blocks for zone in block.zones}
     made: dict[bytes, Sending | None] = {}
     for block in blocks:
@@ -118,13 +121,13 @@ def routes(blocks: list[Block], ours: tuple[bytes, ...], note: Note) -> tuple[Fo
 
 
 def _above(point: bytes, made: dict[bytes, Sending | None]) -> Sending | None:
-    """What holds for a point's parent."""
+    """Returns the forward of the closest zone above a point."""
     above = inside(point[1 + point[0] :], tuple(made)) if point != ROOT else None
     return made[above] if above is not None else None
 
 
 def _tell(sending: Sending, held: list[bytes], mine: list[bytes], ours: tuple[bytes, ...], note: Note) -> None:
-    """Report a forward that has no effect, or not for all that it names."""
+    """Reports a forward that has no effect for some or all of its names."""
     here = [names.from_wire(point) for point in held if inside(point, ours) is not None]
     if here:
         note(sending.item, f"is not used for {', '.join(here)}: such names are answered here")
@@ -135,7 +138,7 @@ def _tell(sending: Sending, held: list[bytes], mine: list[bytes], ours: tuple[by
 
 
 def tls(item: Directive, servername: str) -> Tls:
-    """`tls`, `tls CA`, `tls CERT KEY` or `tls CERT KEY CA`."""
+    """Reads the option `tls`, `tls CA`, `tls CERT KEY` or `tls CERT KEY CA`."""
     match item.args:
         case []:
             return Tls(servername)
@@ -149,7 +152,7 @@ def tls(item: Directive, servername: str) -> Tls:
 
 
 def upstream(word: str, item: Directive) -> str:
-    """ "IP", "IP:port", "[IPv6]:port", with "tls://" before it or not -> "IP", "IP#port", "tls://IP"."""
+    """Converts "IP", "IP:port" or "[IPv6]:port", with or without "tls://", to "IP", "IP#port" or "tls://IP"."""
     scheme = TLS if word.startswith(TLS) else ""
     text = word.removeprefix(TLS)
     if "://" in text:

@@ -1,4 +1,4 @@
-"""The Corefile's `rewrite`, `template` and `hosts` -> rules.py's records. Pure."""
+"""Converts the `rewrite`, `template` and `hosts` of a Corefile to the dataclasses of rules.py. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from . import rules
 from .corefile_routes import wire, zone_names
 from .corefile_text import Directive, bad, number, seconds
 
-REWRITTEN = ("name", "type", "class", "edns0", "ttl", "rcode", "cname")  # of these `name` is understood
+REWRITTEN = ("name", "type", "class", "edns0", "ttl", "rcode", "cname")  # podwire supports only `name`
 HOSTS_FILE = "/etc/hosts"
 Note = Callable[..., None]  # (directive, why)
 
 
 def zones_of(words: Iterable[str], item: Directive) -> tuple[bytes, ...]:
-    """Zone names in wire form, CIDRs as their reverse zones. Raises BadConfig."""
+    """Returns zone names in wire form. A CIDR becomes its reverse zones. Raises BadConfig."""
     return wire(zone_names(words, item))
 
 
@@ -26,7 +26,7 @@ def _full(text: str) -> str:
 
 
 def rewrite(item: Directive, note: Note) -> rules.Rewrite | None:
-    """The rule, or None with a note if it rewrites something other than the name."""
+    """Returns the rule; adds a note and returns None if the rule rewrites something other than the name."""
     words, more = list(item.args), False
     if words and words[0] in ("continue", "stop"):
         more = words.pop(0) == "continue"
@@ -68,7 +68,10 @@ def rewrite(item: Directive, note: Note) -> rules.Rewrite | None:
 
 
 def template(item: Directive, block_zones: tuple[bytes, ...], note: Note) -> rules.Template | None:
-    """Static answers; None with a note if the class is not IN. Raises BadConfig, also for impossible records."""
+    """Returns the template; adds a note and returns None for a class other than IN.
+
+    Raises BadConfig, also for invalid records.
+    """
     if len(item.args) < 2:
         raise bad(item, "template needs a class and a type")
     qclass, kind = item.args[0].upper(), item.args[1].upper()
@@ -113,7 +116,7 @@ def template(item: Directive, block_zones: tuple[bytes, ...], note: Note) -> rul
 
 
 def _check(line: str) -> None:
-    """Render it once with an example name; errors that depend on groups show only with a query."""
+    """Renders the line once with an example name. An error that depends on groups appears only with a query."""
     value = rules.scope("a.example.", "example.", 1, re.search("", ""))  # type: ignore[arg-type]  # "" is in ""
 
     def without_groups(text: str) -> str:
@@ -127,7 +130,7 @@ def _check(line: str) -> None:
 
 
 def hosts(item: Directive, block_zones: tuple[bytes, ...], note: Note) -> tuple[rules.Hosts, float | None]:
-    """The rule (its file is not read yet), and its `reload` in seconds if it has one."""
+    """Returns the rule, whose file is not read yet, and its `reload` in seconds; None without `reload`."""
     ttl, reverse = rules.HOSTS_TTL, True
     inline: list[str] = []
     fallthrough: tuple[bytes, ...] = ()

@@ -1,4 +1,4 @@
-"""The Corefile's text -> lines of tokens, and the values that stand in them. Pure."""
+"""Splits the text of a Corefile into lines of tokens, and parses the values of tokens. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .config import BadConfig
 _UNITS = {"us": 0.000001, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|#[^\n]*|(")|([^\s"#][^\s#]*)', re.DOTALL)
 LONGEST_DURATION = 64  # characters
-TOP = "Corefile"  # how errors call the file that was given
+TOP = "Corefile"  # the name of the given file in errors
 
 
 @dataclass(slots=True)
 class Directive:
-    """One line, with the lines of its block. file: "Corefile", or the path of an imported file."""
+    """One line of a Corefile, with the lines of its block. file: "Corefile", or the path of an imported file."""
 
     line: int
     words: list[str]
@@ -37,7 +37,7 @@ class Directive:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """quoted: a brace in quotes is no brace. end: the line of its last character."""
+    """One token. quoted: a quoted brace is plain text. end: the line of the last character."""
 
     text: str
     file: str
@@ -55,8 +55,10 @@ def bad(item: Directive | Token, why: str) -> BadConfig:
 
 
 def lines(text: str, file: str) -> list[list[Token]]:
-    """The tokens by line; quotes may go over several. A # ends its line wherever it stands outside of quotes. Raises
-    BadConfig for a quote without its end."""
+    """Returns the tokens of each line. A quoted token may extend over several lines.
+
+    A # outside of quotes ends the line. Raises BadConfig for an unterminated quote.
+    """
     found: list[list[Token]] = []
     line, counted = 1, 0
     for match in _TOKEN.finditer(text.removeprefix("\ufeff")):
@@ -76,7 +78,7 @@ def lines(text: str, file: str) -> list[list[Token]]:
 
 
 def seconds(text: str, item: Directive) -> float:
-    """ "5s", "1m30s", or a bare number of seconds."""
+    """Parses a duration: "5s", "1m30s", or a bare number of seconds. Raises BadConfig."""
     if len(text) <= LONGEST_DURATION:
         if re.fullmatch(r"[0-9]+", text):
             return float(text)

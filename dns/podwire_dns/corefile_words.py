@@ -1,4 +1,4 @@
-"""The words of a Corefile: which ones CoreDNS knows, which ones restrict access, which options have no effect here."""
+"""The words of a Corefile: words of CoreDNS, words that restrict access, and options without effect in podwire."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Restrict who is answered: to start without them would open what the file closes.
+# These directives restrict the clients. A start without them would give access that the file denies.
 ACCESS = frozenset({"acl", "firewall", "opa", "themis", "tsig", "view"})
-# What CoreDNS and well-known plugins of others call their directives.
+# The directives of CoreDNS and of well-known external plugins.
 DIRECTIVES = ACCESS | _words(
     """
     any auto autopath azure bind bufsize cache cancel chaos clouddns debug dns64 dnssec dnstap erratic errors etcd file
@@ -28,7 +28,7 @@ DIRECTIVES = ACCESS | _words(
     proxy recursor records redis rrl split tailscale unbound wgsd
     """
 )
-# What CoreDNS takes in the blocks of the directives that are read here.
+# The options that CoreDNS accepts in the blocks of the supported directives.
 OPTIONS: dict[str, frozenset[str]] = {
     name: _words(words)
     for name, words in {
@@ -53,12 +53,12 @@ OPTIONS: dict[str, frozenset[str]] = {
         "template": "match answer additional authority rcode ederror fallthrough upstream",
     }.items()
 }
-# Options that say nothing without a value.
+# Options that need a value.
 VALUES = _words(
     "answer additional authority class denial except expire kubeconfig lameduck match max_fails pods policy rcode"
     " success tls_servername ttl"
 )
-IDLE = {  # options without effect here -> why
+IDLE = {  # option without effect in podwire -> reason
     "consolidate": "a failure is logged when it begins and when it ends",
     "stacktrace": "the log has the stack of each unexpected error",
     "max_concurrent": "a bound of its own holds for all queries to upstreams",
@@ -70,7 +70,7 @@ IDLE = {  # options without effect here -> why
 
 
 def check(item: Directive) -> None:
-    """Raises BadConfig for a directive or an option that CoreDNS does not know either: it is a mistake."""
+    """Raises BadConfig for a directive or an option that CoreDNS does not know either."""
     if item.name not in DIRECTIVES:
         raise _unknown(item, "directive", DIRECTIVES)
     known = OPTIONS.get(item.name)

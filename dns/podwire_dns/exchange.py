@@ -1,5 +1,4 @@
-"""One query to one upstream and its answer: over UDP from a socket of its own, or over a TCP or TLS connection that is
-kept.
+"""Sends one query to one upstream and receives the answer: over a UDP socket, or over a shared TCP or TLS connection.
 
 forward.py decides what to send and which answer to accept; upstream.py decides which upstream to use and when.
 Everything runs in one event loop.
@@ -22,11 +21,11 @@ from .wire import SERVFAIL, Malformed
 
 LARGEST = 4096
 CONNECT_SECONDS = 4.0
-OnReply = Callable[["Upstreamed | OSError | None"], None]  # None: the answer is truncated, repeat over TCP
+OnReply = Callable[["Upstreamed | OSError | None"], None]  # None: the answer is truncated; repeat the query over TCP
 
 
 def tls_context(tls: forward.Tls) -> ssl.SSLContext:
-    """Certificates are always verified. Raises OSError (ssl.SSLError is one) for files that cannot be used."""
+    """Returns a context that always verifies certificates. Raises OSError (also ssl.SSLError) for unusable files."""
     context = ssl.create_default_context(cafile=tls.ca or None)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if tls.cert:
@@ -41,7 +40,7 @@ def _peer(host: str, port: int) -> tuple[str, int, int, int]:
 
 
 class UdpExchange:
-    """A connected socket for each query: a random port, and only datagrams of that peer are received."""
+    """One query on a connected UDP socket: the port is random, and the kernel accepts only datagrams of the peer."""
 
     __slots__ = ("fd", "ident", "loop", "on_reply", "question", "sock")
 
@@ -93,9 +92,10 @@ class UdpExchange:
 
 
 class UpstreamExchange:
-    """UdpExchange for many, by exchange.c: one call sends many, one receives the answers. A socket has one query at a
-    time; after an answer it serves a few more, for a second at most. Queries of one turn of the event loop are sent
-    together.
+    """Sends many queries over UDP with exchange.c: one call sends many queries, one call receives many answers.
+
+    A socket has one query at a time. After an answer, the socket serves a few more queries, for at most a second. The
+    queries of one iteration of the event loop leave together.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, module: Any) -> None:
@@ -112,7 +112,7 @@ class UpstreamExchange:
         loop.add_reader(self._exchange.epoll, self._receive)
 
     def ask(self, address: bytes, port: int, question: bytes, ident: int, message: bytes, on_reply: OnReply) -> Sent:
-        """address: packed."""
+        """Sends one query. address: packed."""
         sent = Sent(self, address, port, question, ident, message, on_reply)
         if not self._queue:
             self.loop.call_soon(self._flush)
@@ -183,7 +183,7 @@ class UpstreamExchange:
 
 
 class Sent:
-    """A query of an UpstreamExchange. fd: -1 until it is sent."""
+    """A query of an UpstreamExchange. fd: the file descriptor of the socket; -1 before sending."""
 
     __slots__ = ("address", "closed", "exchange", "fd", "ident", "message", "on_reply", "port", "question")
 
@@ -205,14 +205,14 @@ class Sent:
             self.on_reply(OSError(error, os.strerror(error)))
 
     def close(self) -> None:
-        """Receive nothing more; call it once, and only before an answer was received."""
+        """Cancels the query. Call `close` at most once, and only before an answer arrives."""
         self.closed = True
         self.exchange.forget(self)
 
 
 @dataclass(slots=True, eq=False)
 class StreamQuery:
-    """A query on a stream. again: it may be sent once more, on a fresh connection."""
+    """A query on a stream. again: the stream may send the query once more, on a new connection."""
 
     stream: Stream
     question: bytes
@@ -228,8 +228,11 @@ class StreamQuery:
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """One upstream's connection: many queries under way, answered in any order (RFC 7766, RFC 7858); `expire` seconds
-    after the last answer it is closed. A query that was lost when a kept connection ended is sent again, once."""
+    """The TCP or TLS connection to one upstream. Many queries can be pending; answers arrive in any order.
+
+    Sources: RFC 7766, RFC 7858. The connection closes `expire` seconds after the last answer. If a reused connection
+    ends, the stream sends each pending query again, once.
+    """
 
     address: str
     host: str
@@ -245,7 +248,7 @@ class Stream:
     _idle: asyncio.TimerHandle | None = None
 
     def ask(self, question: bytes, *, dnssec_ok: bool, checking_disabled: bool, on_reply: OnReply) -> StreamQuery:
-        """Send a query, now or once connected; `on_reply` is called once."""
+        """Sends a query when the stream is connected. The stream calls `on_reply` once."""
         ident = secrets.randbits(16)
         while ident in self._waiting:
             ident = secrets.randbits(16)
@@ -294,7 +297,7 @@ class Stream:
                 )
         except TimeoutError:
             self._fail(OSError("no connection in time"))
-        except OSError as err:  # includes ssl.SSLError: the certificate is not that of the upstream
+        except OSError as err:  # includes ssl.SSLError: the certificate does not match the upstream
             self._fail(err)
         finally:
             self._connecting = None
@@ -326,7 +329,7 @@ class Stream:
     def received(self, data: bytes) -> None:
         asked = self._waiting.get(int.from_bytes(data[:2]))
         if asked is None:
-            return  # of a query whose caller no longer waits
+            return  # the answer to a query whose caller no longer waits
         try:
             self._settle(
                 asked, forward.read_answer(asked.question, asked.ident, data) or Upstreamed(SERVFAIL, b"\0" * 6)
@@ -350,7 +353,7 @@ class Stream:
 
 
 class _Link(asyncio.Protocol):
-    """Cuts the stream into messages."""
+    """Splits the stream into messages."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream, self.buffer = stream, bytearray()

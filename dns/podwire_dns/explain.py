@@ -1,4 +1,4 @@
-"""Explains in words where an answer comes from, or why there is none. It uses the feeder's objects and records."""
+"""Explains the origin of an answer or the reason for a missing answer, from the feeder's objects and records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .schema import endpoint_count, unpack_service
 
 
 def explain(builder: Builder, name: str, rtype: int) -> list[str]:
-    """Lines about one text name (lower case, final dot) and type."""
+    """Returns lines about one name (lower case, final dot) and record type."""
     cluster = builder.config.zone
     if question(name, rtype) in builder.answers:
         return [f"the {TYPE_NAMES[rtype]} record comes from {source}" for source in builder.sources(name, rtype)]
@@ -28,7 +28,7 @@ def explain(builder: Builder, name: str, rtype: int) -> list[str]:
 
 
 def _missing_service(builder: Builder, labels: list[str]) -> list[str]:
-    """The part of [..., service, namespace] that does not exist."""
+    """Returns lines about the part of [..., service, namespace] that does not exist."""
     namespace = labels[-1]
     if not builder.exists(f"{namespace}.svc.{builder.config.zone}"):
         return [f"there is no namespace {namespace!r}: NXDOMAIN"]

@@ -1,4 +1,4 @@
-"""The server's end of the feed: connects to the feeder, receives its zone and then its changes, forever."""
+"""The server's end of the feed: connects to the feeder, then receives the zone and its changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECONNECT_FIRST, RECONNECT_LAST = 0.05, 1.0
 
 
 class _Link(asyncio.Protocol):
-    """A connection. It reads in large pieces and wakes once for each, because queries need the interpreter too."""
+    """A connection to the feeder. It reads large pieces, because each wake-up takes the interpreter from queries."""
 
     def __init__(self, take: Callable[[feed.Message], None]) -> None:
         self.frames, self.take = feed.Frames(), take
@@ -46,7 +46,7 @@ class _Link(asyncio.Protocol):
 
 
 class Follower:
-    """Calls `whole(zone)` with each whole zone and applies later changes to that object. fed: changes are arriving."""
+    """Calls `whole(zone)` with each complete zone and applies later changes to it. fed: the feeder is connected."""
 
     def __init__(
         self,
@@ -55,15 +55,16 @@ class Follower:
         programmed: Callable[[float], None],
         memory: Callable[[], AnswerTable | None] = lambda: None,
     ) -> None:
-        """programmed: called with the seconds from a change of a headless Service's pods to its answers here. memory:
-        of a new zone.
+        """programmed: gets the seconds from a change of a headless Service's pods to the new answers in this server.
+
+        memory: returns the table of a new zone.
         """
         self.path, self.whole, self.programmed, self.memory = path, whole, programmed, memory
         self.fed = self.ever = False
         self._zone: ZoneData | None = None
 
     def take(self, message: feed.Message) -> None:
-        """Raises BadFeed."""
+        """Processes one message of the feeder. Raises BadFeed."""
         if isinstance(message, feed.Hello):
             self._zone = ZoneData.begin(message, self.memory())
         elif self._zone is None:
@@ -78,7 +79,7 @@ class Follower:
             log.info("zone is whole", answers=len(self._zone.answers), serial=message.serial)
 
     async def run(self) -> None:
-        """Runs forever, with back-off (0.05 s to 1 s)."""
+        """Connects again and again, with back-off (0.05 s to 1 s). Never returns."""
         delay, told = RECONNECT_FIRST, False
         while True:
             link: _Link | None = None

@@ -1,10 +1,10 @@
-"""Policy for names outside the zone: which upstream gets a query, what is sent, which answer is accepted. Pure;
-upstream.py does the sending.
+"""Policy for names outside the zone: chooses the upstream, builds the query, and checks the answer. Pure; upstream.py
+sends the queries.
 
-Upstreams are used in the configured order, or as the policy says. When an upstream exceeds its patience (four times its
-usual answer time), the next one gets the query too, and both may still answer. After DOWN_AFTER time-outs in a row an
-upstream is down. Then it is used last, and every PROBE_EVERY seconds one query goes to it as well as to a healthy one,
-until it answers.
+The policy gives the order of the upstreams. When an upstream exceeds its patience (four times its usual answer time),
+the next upstream gets the query too, and both may still answer. After DOWN_AFTER time-outs in a row an upstream is
+down. An upstream that is down is the last choice. Every PROBE_EVERY seconds, one query goes both to this upstream and
+to a healthy upstream, until the first answers again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .wire import (
 PATIENCE_FIRST, PATIENCE_LEAST, PATIENCE_MOST = 0.4, 0.1, 1.0
 DEADLINE = 4.0  # below the 5 s after which common resolvers retry
 DOWN_AFTER, PROBE_EVERY = 2, 1.0
-STALE_PATIENCE = 1.8  # after that, a stale answer is given if there is one (RFC 8767 section 5)
+STALE_PATIENCE = 1.8  # after this time a stale answer is given, if the cache has one (RFC 8767 section 5)
 ROUNDS = 2
 EXPIRE = 10.0
 TLS = "tls://"
@@ -52,8 +52,10 @@ class _Health:
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """DNS over TLS (RFC 7858). servername: the name that the certificate must have, "" for the upstream's address. ca,
-    cert, key: files; without ca the system's authorities are used.
+    """Settings of DNS over TLS (RFC 7858).
+
+    servername: the name that the certificate must have; "": the address of the upstream. ca, cert, key: files; without
+    ca, the certificate authorities of the system apply.
     """
 
     servername: str = ""
@@ -67,12 +69,12 @@ NO_TLS = Tls()
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The upstreams of the names of one domain. addresses: "IP#port" or "tls://IP#port"; without any, such names are
-    refused.
+    """The upstreams of the names of one domain. addresses: "IP#port" or "tls://IP#port"; without addresses, the
+    server refuses these names.
 
-    policy: one of POLICIES. max_fails: time-outs in a row after which an upstream counts as down, 0: never. expire:
-    seconds that an unused connection is kept. positive_cap, negative_cap: how long answers, and negative answers, are
-    kept at most.
+    policy: one of POLICIES. max_fails: time-outs in a row after which an upstream counts as down; 0: never. expire:
+    seconds after which an unused connection closes. positive_cap, negative_cap: the maximum lifetime, in seconds, of
+    positive and negative answers in the cache.
     """
 
     addresses: tuple[str, ...]
@@ -87,21 +89,21 @@ class Route:
 
 @lru_cache(maxsize=256)
 def split(address: str) -> tuple[str, str, int]:
-    """("tls://" or "", IP, port) of a Route's address."""
+    """Splits an address of a Route into ("tls://" or "", IP, port)."""
     scheme = TLS if address.startswith(TLS) else ""
     host, _, port = address.removeprefix(TLS).partition("#")
     return scheme, host, int(port)
 
 
 def shown(address: str) -> str:
-    """A Route's address as CoreDNS's metrics have it: "192.0.2.1:53"."""
+    """Returns an address of a Route in the form of CoreDNS's metrics: "192.0.2.1:53"."""
     _, host, port = split(address)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @dataclass(slots=True)
 class Upstreams:
-    """Chooses the next upstream. rand: a number in [0, n), for the policy "random"."""
+    """Chooses the next upstream. rand: returns a number in [0, n), for the policy "random"."""
 
     route: Route
     rand: Callable[[int], int] = lambda n: 0
@@ -139,7 +141,7 @@ class Upstreams:
         return min(PATIENCE_MOST, max(PATIENCE_LEAST, 4 * usual)) if usual else PATIENCE_FIRST
 
     def _in_order(self, healthy: list[str]) -> list[str]:
-        """The upstreams in the order of the policy."""
+        """Returns the upstreams in the order of the policy."""
         policy = self.route.policy
         if len(healthy) < 2 or policy == "sequential":
             return healthy
@@ -148,8 +150,9 @@ class Upstreams:
         return healthy[first:] + healthy[:first]
 
     def attempts(self, now: float) -> list[tuple[str, float]]:
-        """(address, seconds to wait before the next one gets the query too), in order; the first may be a probe without
-        a wait.
+        """Returns (address, seconds until the next upstream gets the query too), in order.
+
+        The first entry may be a probe, which has no wait.
         """
         if not self._silent and len(self.addresses) == 1:
             return [(self.addresses[0], self.patience(self.addresses[0]))] * ROUNDS
@@ -167,14 +170,16 @@ OPTS = (opt(Edns(0)), opt(Edns(0, dnssec_ok=True)))
 
 
 def build_ask(key: bytes, ident: int, *, dnssec_ok: bool, checking_disabled: bool) -> bytes:
-    """The query that goes upstream for a question key."""
+    """Returns the query to an upstream for a question key."""
     return HEADER.pack(ident, RD | (CD if checking_disabled else 0), 1, 0, 0, 1) + key + OPTS[dnssec_ok]
 
 
 def read_answer(key: bytes, ident: int, data: bytes) -> Upstreamed | None:
-    """An upstream's answer to `build_ask`; None where it is truncated (TC) and the query must go over TCP. Raises
-    Malformed for a message that does not answer this question. The caller must ignore such a message, since anyone may
-    have sent it.
+    """Parses the answer of an upstream to `build_ask`.
+
+    Returns None if the answer is truncated (TC): the caller must repeat the query over TCP. Raises Malformed for a
+    message that does not answer this question. The caller must ignore such a message, because any host may have sent
+    it.
     """
     if len(data) < 12:
         raise Malformed("shorter than a header")
@@ -192,18 +197,18 @@ def read_answer(key: bytes, ident: int, data: bytes) -> Upstreamed | None:
 
 
 def _without_opt(data: bytes, at: int, counts: tuple[int, int, int], rcode: int, ad: bool) -> Upstreamed:
-    """Remove OPT, which concerns one hop only, and any records after it (pointers there would no longer be valid)."""
+    """Removes OPT, which concerns one hop only, and the records after OPT, whose pointers would become invalid."""
     an, ns, ar = counts
     end, kept = at, 0
     for index, record in enumerate(records(data, at, an + ns + ar)):
         if index >= an + ns and record.rtype == OPT:
             if record.ttl >> 24:
-                rcode = SERVFAIL  # an extended error means nothing to a client that may not have sent EDNS
+                rcode = SERVFAIL  # a client without EDNS does not understand an extended error
             break
         end, kept = record.end, kept + 1
     return Upstreamed(rcode, COUNTS.pack(an, ns, max(0, kept - an - ns)) + data[at:end], ad)
 
 
 def is_final(answer: Upstreamed) -> bool:
-    """Whether the answer settles the question; otherwise (SERVFAIL, REFUSED ...) another upstream is tried."""
+    """Whether the answer is final. After SERVFAIL, REFUSED and similar errors, the flight tries another upstream."""
     return answer.rcode in (NOERROR, NXDOMAIN)

@@ -1,8 +1,8 @@
-"""The node's part of the DNS: addresses on lo, and packets to and from them outside conntrack.
+"""Sets up the node for DNS: adds addresses to lo, and exempts DNS packets from conntrack.
 
-notrack: a resolver sends A and AAAA queries at once from one socket. They race for one conntrack entry, and the loser
-is dropped (a 5 s stall). A DNS answer on the node itself needs no entry. A notrack packet cannot be translated, so the
-proxy skips this Service.
+notrack: a resolver sends A and AAAA queries at once from one socket. The two packets race for one conntrack entry, and
+the kernel drops the loser (a 5 s stall). A DNS answer on the node itself needs no entry. The kernel cannot translate a
+notrack packet, so the proxy skips this Service.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 
 def ensure_addresses(addresses: Iterable[str]) -> list[str]:
-    """Add the addresses that the node lacks to lo, in this thread's network namespace; returns the added ones."""
+    """Adds the missing addresses to lo, in this thread's network namespace. Returns the added addresses."""
     added = [address for address in addresses if not _is_local(address)]
     if not added:
         return []
-    from pyroute2 import IPRoute  # importing it takes 0.15 s, which a restarted server must not wait for
+    from pyroute2 import IPRoute  # the import takes 0.15 s, which would delay a restarted server
     from pyroute2.netlink.exceptions import NetlinkError
 
     with IPRoute() as ipr:
@@ -50,13 +50,13 @@ def ensure_addresses(addresses: Iterable[str]) -> list[str]:
             try:
                 ipr.addr("add", index=LOOPBACK, address=address, prefixlen=ipaddress.ip_address(address).max_prefixlen)
             except NetlinkError as err:
-                if err.code != errno.EEXIST:  # a sibling server was faster
+                if err.code != errno.EEXIST:  # a sibling server added the address first
                     raise OSError(err.code, f"cannot put {address} on lo: {err}") from err
     return added
 
 
 def _is_local(address: str) -> bool:
-    """Whether a socket can be bound to it."""
+    """Whether a socket can bind the address."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((address, 0))
@@ -68,9 +68,10 @@ def _is_local(address: str) -> bool:
 
 
 def beside(addresses: Sequence[str]) -> list[str]:
-    """The addresses that 0.0.0.0 and :: stand for now, if one of them is among `addresses`: each address here except
-    loopback and link-local ones. A UDP answer must have the queried address as source; for a wildcard's socket the
-    route would choose it.
+    """Returns the current addresses that a wildcard (0.0.0.0, ::) in `addresses` stands for.
+
+    These are all addresses of the network namespace except loopback and link-local addresses. A UDP answer must have
+    the queried address as source; with a wildcard socket, the route would choose the source.
     """
     versions = {
         ipaddress.ip_address(address).version for address in addresses if ipaddress.ip_address(address).is_unspecified
@@ -87,17 +88,17 @@ def beside(addresses: Sequence[str]) -> list[str]:
 
 
 def has_sibling(address: str, port: int) -> bool:
-    """Whether another process already serves there."""
+    """Whether another process already serves at this address and port."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.bind((address, port))  # without SO_REUSEPORT: only one socket can be bound
+            probe.bind((address, port))  # without SO_REUSEPORT, only one socket can bind
         except OSError as err:
             return err.errno == errno.EADDRINUSE
     return False
 
 
 def open_socket(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
-    """A bound socket, shared with sibling processes (SO_REUSEPORT); a TCP socket listens too."""
+    """Returns a bound socket that sibling processes can share (SO_REUSEPORT). A TCP socket also listens."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, kind)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -118,14 +119,14 @@ def open_socket(address: str, port: int, kind: socket.SocketKind) -> socket.sock
 
 
 def apply_notrack(addresses: Iterable[str], port: int) -> None:
-    """Load the notrack rules as a whole; the old content of the table is replaced in the same commit."""
+    """Writes the notrack rules. One commit replaces the old content of the table."""
     from podwire_base.kernel.nft import socket as nft_socket
 
     nft_socket.apply(notrack(addresses, port))
 
 
 def notrack(addresses: Iterable[str], port: int) -> nft.Transaction:
-    """The tables that keep packets to and from the cluster DNS out of conntrack."""
+    """Returns the tables that exempt packets to and from the cluster DNS from conntrack."""
     from podwire_base.kernel.nft import ruleset as nft
 
     transaction = nft.Transaction()
@@ -136,7 +137,7 @@ def notrack(addresses: Iterable[str], port: int) -> nft.Transaction:
         table = nft.Table("ip" if version == 4 else "ip6", TABLE)
         source, destination, size = (12, 16, 4) if version == 4 else (8, 24, 16)
         inward = nft.Chain(table, "prerouting", hook="prerouting", type="filter", priority=-300)
-        # Local clients send, and the server answers, through the output hook.
+        # Queries of local clients and all answers pass the output hook.
         outward = nft.Chain(table, "output", hook="output", type="filter", priority=-300)
         ops: list[nft.Chain | nft.Rule] = [inward, outward]
         for address in packed:
@@ -170,9 +171,11 @@ def notrack(addresses: Iterable[str], port: int) -> nft.Transaction:
 
 
 def run_soon() -> None:
-    """Ask the scheduler to run this thread, and those it starts, soon after they wake: a time slice of 0.1 ms instead
-    of some ms (EEVDF, Linux 6.12 and later; older kernels ignore it), and three times an ordinary process's share of
-    busy CPUs, because the whole node waits for names. Without the privilege (CAP_SYS_NICE) the share stays unchanged.
+    """Asks the scheduler to run this thread, and the threads that it starts, soon after they wake.
+
+    The time slice is 0.1 ms instead of some ms (EEVDF, Linux 6.12 and later; older kernels ignore the slice). The share
+    of busy CPUs is three times the share of an ordinary process, because the whole node waits for names. Without the
+    privilege (CAP_SYS_NICE) the share stays unchanged.
     """
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, min(os.getpriority(os.PRIO_PROCESS, 0), NICE))
@@ -188,8 +191,9 @@ def run_soon() -> None:
 
 
 def more_files() -> int:
-    """Raise this process's limit of open files as far as allowed, up to MANY_FILES; returns the limit. Each query to an
-    upstream needs one, and the usual 1,024 are used up as soon as an upstream stops answering.
+    """Raises this process's limit of open files as far as allowed, up to MANY_FILES. Returns the limit.
+
+    Each query to an upstream needs an open file. The usual limit of 1,024 is too low when an upstream stops answering.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
@@ -200,8 +204,9 @@ def more_files() -> int:
 
 
 def drop_addresses(addresses: Iterable[str], port: int) -> list[str]:
-    """Remove the addresses from lo that no process serves any more, whoever added them (as `cleanup` does); returns
-    them.
+    """Removes from lo the addresses that no process serves, even if another program added them (as `cleanup` does).
+
+    Returns the removed addresses.
     """
     idle = {
         address
@@ -227,7 +232,7 @@ def _off_lo(ipr: Any, wanted: set[str]) -> list[str]:
 
 
 def cleanup(addresses: Iterable[str]) -> list[str]:
-    """Undo `ensure_addresses` and `apply_notrack`; returns a line for each removal."""
+    """Undoes `ensure_addresses` and `apply_notrack`. Returns a line for each removal."""
     from pyroute2 import IPRoute
 
     from podwire_base.kernel.nft import ruleset as nft

@@ -1,7 +1,7 @@
 """The counters of /metrics: queries, answers, their sizes and times. metrics_page.py renders the page.
 
 A `Tally` counts in Python the answers of the slow path, of TCP and of the plain loop; the compiled loop has its own
-counters (batch_counts). A count may be a query behind, but is never torn, because each is one number.
+counters (batch_counts). A count may lag by one query. A count is never torn, because each count is one number.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DO = b"\x80"
 
 @dataclass(slots=True)
 class Tally:
-    """Queries by type, responses by rcode, response times (seconds) and sizes (bytes) of both.
+    """Counts queries by type and responses by rcode, and records response times (seconds) and message sizes (bytes).
 
     Counts and sums of histograms are fields of this class, because each call and each object would delay an answer.
     """
@@ -43,7 +43,7 @@ class Tally:
     errors: int = 0
 
     def answered(self, query: bytes, answer: bytes, took: float) -> None:
-        """Count one response."""
+        """Counts one response."""
         self.rcodes[answer[3] & 0xF] += 1
         if answer[4:6] == b"\0\1":
             at = 12
@@ -61,7 +61,7 @@ class Tally:
         self.dnssec_ok += query[10:12] == b"\0\1" and query[-11:-8] == b"\0\0\x29" and query[-4:-3] >= DO
 
     def add_native(self, counts: Any) -> None:
-        """Add what a compiled loop counted."""
+        """Adds the counts of a compiled loop."""
         for number, count in enumerate(counts.types):
             if count:
                 self.types[number] += count
@@ -82,7 +82,7 @@ class Tally:
 
 
 def response_class(answer: bytes) -> str:
-    """success, denial (the name or the data does not exist) or error, as in CoreDNS's log."""
+    """Returns success, denial (the name or the data does not exist) or error, as in CoreDNS's log."""
     rcode = answer[3] & 0xF
     if rcode == 0:
         return "success" if answer[6:8] != b"\0\0" else "denial"
@@ -90,7 +90,7 @@ def response_class(answer: bytes) -> str:
 
 
 def known_types(types: Mapping[int, int]) -> dict[int, int]:
-    """Types that have a name; all others are counted together under 0."""
+    """Returns the counts of types that have a name. Type 0 has the sum of all other types."""
     found: Counter[int] = Counter()
     for number, count in sorted(types.items()):
         found[number if number in KNOWN_TYPES else 0] += count

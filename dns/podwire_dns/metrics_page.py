@@ -1,7 +1,7 @@
-"""The page of /metrics. Pure.
+"""Renders the page of /metrics. Pure.
 
-It has the names and labels that CoreDNS's dashboards expect (for upstreams the older and the newer ones), and
-podwire_dns_* for figures that CoreDNS lacks.
+The page has the names and labels that CoreDNS's dashboards expect; for upstreams, both the older and the newer names.
+Figures that CoreDNS lacks have names podwire_dns_*.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ ZONE = "."
 
 @dataclass(frozen=True, slots=True)
 class Forwarding:
-    """exchanges: (upstream "IP:port", rcode or "none") -> number. took: (upstream, rcode) -> seconds, in BOUNDS.
-    reused, opened: connections, by upstream."""
+    """The figures of forwarding.
+
+    exchanges: (upstream "IP:port", rcode or "none") -> number. took: (upstream, rcode) -> seconds, in BOUNDS. reused,
+    opened: connections, by upstream.
+    """
 
     exchanges: Mapping[tuple[str, str], int]
     took: Mapping[tuple[str, str], Histogram]
@@ -39,7 +42,10 @@ class Forwarding:
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """A server's state at one moment. tallies: by protocol. digest: of the Corefile. cpu: seconds; memory: bytes."""
+    """A server's state at one moment.
+
+    tallies: by protocol. digest: the digest of the Corefile. cpu: seconds. memory: bytes.
+    """
 
     version: str
     tallies: Mapping[str, Tally]
@@ -60,7 +66,7 @@ class ServerState:
 
 
 def plugins(config: DnsConfig) -> list[str]:
-    """Names of the CoreDNS plugins whose function is active here."""
+    """Returns the names of the CoreDNS plugins whose functions are active."""
     found = ["errors", "kubernetes", "loop"]
     found += [
         name
@@ -84,7 +90,7 @@ def plugins(config: DnsConfig) -> list[str]:
 
 
 def render(state: ServerState) -> str:
-    """The page."""
+    """Returns the text of the page."""
     page, server = Page(), f"dns://:{state.config.port}"
     page.family(
         "coredns_build_info",

@@ -20,8 +20,10 @@ log = logs.get("dns")
 
 
 class Observer:
-    """clients: finds the pod of an address; None: queries are not logged. programming: seconds from a change of a
-    headless Service's pods to its answers.
+    """Counts and logs answers.
+
+    clients: finds the pod of an address; None: do not log queries. programming: seconds from a change of a headless
+    Service's pods to the new answers.
     """
 
     def __init__(self, clients: Clients | None) -> None:
@@ -33,7 +35,10 @@ class Observer:
         self._lock = threading.Lock()
 
     def configure(self, clients: Clients | None, classes: tuple[str, ...], zones: tuple[str, ...]) -> None:
-        """classes: of metrics.response_class, or all. zones: log only names below these; none: all names."""
+        """Applies new settings.
+
+        classes: results of metrics.response_class, or all. zones: log only names below these zones; empty: all names.
+        """
         self.clients, self.classes = clients, classes
         self.zones = tuple(f".{zone.strip('.').lower()}." for zone in zones)
 
@@ -41,7 +46,7 @@ class Observer:
         self.programming.observe(seconds)
 
     def total(self, protocol: str) -> Tally:
-        """A copy of the counts."""
+        """Returns a copy of the counts."""
         found, mine = Tally(), self._tallies[protocol]
         with self._lock:
             found.types.update(mine.types)
@@ -56,7 +61,7 @@ class Observer:
         return found
 
     def add_native(self, counts: Any) -> None:
-        """Add the counts of a compiled loop that has ended."""
+        """Adds the counts of a compiled loop that has ended."""
         with self._lock:
             self._tallies["udp"].add_native(counts)
 
@@ -66,7 +71,7 @@ class Observer:
         log.error("query failed", peer=peer[0], query=query[:64].hex(), error=repr(error))
 
     def answered(self, protocol: str, peer: tuple[Any, ...], query: bytes, answer: bytes, began: float) -> None:
-        """`began`: the monotonic time at which the query arrived."""
+        """Counts one answer and logs its query. began: the monotonic time at which the query arrived."""
         now = time.monotonic()
         with self._lock:
             self._tallies[protocol].answered(query, answer, now - began)
@@ -89,7 +94,7 @@ class Observer:
 
 
 def question_of(answer: bytes) -> tuple[str, str]:
-    """Name and type of one of our responses; empty if it echoes no question."""
+    """Returns the name and type in a response of this server; two empty texts if it echoes no question."""
     if answer[4:6] != b"\0\1":
         return "", ""
     at = 12

@@ -1,8 +1,8 @@
-"""The serving process: UDP and TCP on the cluster DNS addresses, from memory.
+"""The server process: answers over UDP and TCP on the cluster DNS addresses, from memory.
 
-A thread per UDP address only receives, looks up and sends. Work that must wait (forwarding, TCP, the feed) runs in the
-main thread's event loop. The zone comes from the feeder. While the feeder is down, the last zone is used. Before the
-first whole zone, cluster names get SERVFAIL, never NXDOMAIN.
+Each UDP address has a thread that only receives, looks up and sends. Work that must wait (forwarding, TCP, the feed)
+runs in the event loop of the main thread. The zone comes from the feeder. While the feeder is down, the server uses the
+last zone. Before the first complete zone, cluster names get SERVFAIL, never NXDOMAIN.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from .upstream import Forwarder
 from .zone import ZoneData
 
 log = logs.get("dns")
-MAX_PENDING = 2000  # queries that wait for upstreams; further ones get SERVFAIL at once
+MAX_PENDING = 2000  # queries that wait for upstreams; further queries get SERVFAIL at once
 STATUS_SECONDS = 1.0
 LEAVE_SECONDS = 0.5
 SIBLING_SECONDS = 10.0
-OLD_SOCKET_SECONDS = forward.DEADLINE + 1  # by then all queries from a socket of former settings are answered
+OLD_SOCKET_SECONDS = forward.DEADLINE + 1  # after this time no query of an old socket is pending
 PREFETCH_SECONDS = 0.25
 HEALTH_SECONDS = 1.0
 HINFO_IN = b"\0\x0d\0\x01"
 GARBAGE = 50_000
-SWITCH_SECONDS = 0.0002  # how long the feed may delay a query that waits for the interpreter
+SWITCH_SECONDS = 0.0002  # the maximum delay by the feed of a query that waits for the interpreter
 
 try:
     VERSION = version("podwire")
@@ -59,11 +59,12 @@ except PackageNotFoundError:  # run from a source tree
 
 
 class Server:
-    """`async with Server(config) as server` inside the node's network namespace; it answers until the block ends."""
+    """A DNS server. `async with Server(config)` in the node's network namespace answers until the block ends."""
 
     def __init__(self, config: DnsConfig, sources: Sources | None = None, stop: asyncio.Event | None = None) -> None:
-        """sources: the origin of `config`, for /metrics. stop: when set, the start waits for nothing more. Raises
-        BadConfig.
+        """sources: the origin of `config`, for /metrics. stop: an event that ends the waits of the start.
+
+        Raises BadConfig.
         """
         self.config, self.sources, self.stop = config, sources or Sources(config), stop or asyncio.Event()
         self.files = host.more_files()
@@ -82,7 +83,7 @@ class Server:
             self.answerer, self.observer, self._wait_for_upstream, min(tcp.MAX_CONNECTIONS, self.files // 4)
         )
         self._udp: list[UdpLoop] = []
-        self._counted: list[UdpLoop] = []  # these, and those that are about to end
+        self._counted: list[UdpLoop] = []  # the current loops, and loops that are about to end
         self._web: list[web.Site] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.started = time.time()
@@ -98,7 +99,7 @@ class Server:
         return self.follower.fed
 
     def _settle(self, config: DnsConfig) -> None:
-        """Apply the settings that need no sockets."""
+        """Applies the settings that need no sockets."""
         rules = Rules(config.blocks)
         answerer = self.answerer
         answerer.recursion, answerer.autopath, answerer.shuffle = (
@@ -121,7 +122,7 @@ class Server:
         self._tasks = [asyncio.create_task(self.follower.run())]
         self._web = await self._open_pages(self.config)
         if any(host.has_sibling(address, self.config.port) for address in self.config.addresses()):
-            # The sibling answers; our SERVFAIL beside its answers would be worse.
+            # A sibling server answers; SERVFAIL from this server would be worse.
             waits = [asyncio.create_task(event.wait()) for event in (self._synced, self.stop)]
             await asyncio.wait(waits, timeout=SIBLING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
@@ -132,8 +133,9 @@ class Server:
         return self
 
     async def _listen(self, config: DnsConfig) -> None:
-        """Open the sockets of `config`, then close the earlier ones; no query in a closed socket's queue is lost. If it
-        raises OSError, nothing has changed.
+        """Opens the sockets of `config`, then closes the old sockets. No query in an old socket's queue gets lost.
+
+        Raises OSError; the old sockets then stay open.
         """
         loop = asyncio.get_running_loop()
 
@@ -172,10 +174,10 @@ class Server:
             loop.call_later(OLD_SOCKET_SECONDS, self._end_udp, old_udp, left)
 
     def _take_off(self, addresses: set[str], port: int) -> None:
-        """In a thread: remove the addresses from lo on which we no longer listen."""
+        """Removes from lo the addresses on which this server no longer listens. Runs in a thread."""
         try:
             removed = host.drop_addresses(addresses, port)
-        except Exception as err:  # includes netlink's errors; the server continues, and `cleanup` removes the addresses
+        except Exception as err:  # includes netlink errors; the server continues, and `cleanup` removes the addresses
             log.warn("unused addresses stay on lo", addresses=sorted(addresses), error=str(err))
             return
         if removed:
@@ -195,7 +197,7 @@ class Server:
             asyncio.get_running_loop().run_in_executor(None, self._take_off, left, port)
 
     async def _open_pages(self, config: DnsConfig) -> list[web.Site]:
-        """Open all pages, or none if it raises OSError."""
+        """Opens all HTTP pages. Raises OSError; no page is open then."""
         opened: list[web.Site] = []
         try:
             for address, page in self._pages(config):
@@ -207,8 +209,9 @@ class Server:
         return opened
 
     async def reload(self, config: DnsConfig) -> None:
-        """Apply new settings without leaving a query unanswered. If it raises BadConfig or OSError, nothing has
-        changed.
+        """Applies new settings without losing a query.
+
+        Raises BadConfig or OSError; the old settings then stay in use.
         """
         old = self.config
         forwarder = self._forwarder(config, self.answerer.cache) if config.routes() != old.routes() else None
@@ -237,19 +240,19 @@ class Server:
         log.info("settings taken over", upstreams=list(self.forwarder.down()), rules=self.answerer.rules is not None)
 
     def memory(self) -> AnswerTable | None:
-        """The table for a new zone, so that compiled threads can read it; None: dicts."""
+        """Returns a native table for a new zone, for the compiled threads; None: the zone uses dicts."""
         module = native.load() if self.config.batches else None
         return None if module is None else AnswerTable(module)
 
     def take_zone(self, zone: ZoneData) -> None:
-        """Answer from this whole zone from now on."""
+        """Replaces the zone with this complete zone."""
         self.answerer.data = zone
         self._synced.set()
         for udp in self._counted:
             udp.configure()
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop at once: no new query is accepted, answers in progress get a moment, none is cut."""
+        """Stops the server: accepts no new query, and waits briefly for the answers in progress."""
         for page in self._web:
             page.close()
         await self._tcp.close_listeners(self._tcp.listeners)
@@ -268,7 +271,7 @@ class Server:
         self.forwarder.close()
 
     async def lame_duck(self) -> None:
-        """Report not ready, and continue to answer for a while, so that clients and load balancers can stop in time."""
+        """Reports not ready but continues to answer for some seconds, so that clients and load balancers can switch."""
         self.leaving = True
         if self.config.lame_duck and self._udp:
             log.info("leaving, still answering for a while", seconds=self.config.lame_duck)
@@ -277,7 +280,7 @@ class Server:
     # The server's pages
 
     def _pages(self, config: DnsConfig) -> Iterator[tuple[str, dict[str, web.Page]]]:
-        """(address, pages) of each HTTP address; pages with the same address share a listener."""
+        """Yields (address, pages) for each HTTP address. Pages with the same address share a listener."""
         found: dict[str, dict[str, web.Page]] = {}
         for address, path, page in (
             (config.health_address, "/health", lambda: web.Answer(200, "OK")),
@@ -292,7 +295,7 @@ class Server:
         return web.Answer(200, metrics_page.render(self.state()), CONTENT_TYPE)
 
     def ready(self) -> web.Answer:
-        """200 while queries are welcome; the text tells whether the zone is current."""
+        """Returns status 200 while the server accepts queries. The text says whether the zone is current."""
         if self.leaving:
             return web.Answer(503, "leaving\n")
         if not self.answerer.data.synced:
@@ -325,7 +328,7 @@ class Server:
         )
 
     def _probe(self) -> None:
-        """Detect an upstream that sends queries back to us."""
+        """Detects an upstream that sends queries back to this server."""
         probe = names.to_wire(f"{secrets.token_hex(8)}.loop-probe.podwire.invalid.")
         self.answerer.loop_probe, self.answerer.looped = probe, False
 
@@ -340,7 +343,7 @@ class Server:
             self.forwarder.ask((probe + HINFO_IN, False, False), told)
 
     async def _housekeeping(self) -> None:
-        """Prefetch the answers that the cache reports as due, and check our own /health as a kubelet does."""
+        """Prefetches the answers that the cache reports as due, and checks this server's /health as a kubelet does."""
         self._probe()
         checked = time.monotonic()
         while True:
@@ -351,7 +354,7 @@ class Server:
                 await self.check_health()
 
     async def check_health(self) -> None:
-        """Time our own /health, or count its failure."""
+        """Measures the response time of this server's /health, or counts a failure."""
         took = await web.took(self.config.health_address, "/health")
         if took is None:
             self.health_failures += 1
@@ -377,10 +380,10 @@ class Server:
                 self._idle.set()
             try:
                 response = self.answerer.finish(pending, answer)
-            except Exception as err:  # others wait for the same answer, and for those that came with it
+            except Exception as err:  # other clients wait for this answer and for the next answers
                 self.observer.failed("udp", ("",), pending.query.question, err)
                 response = self.answerer.finish(pending, None)
-            with contextlib.suppress(OSError):  # the client is gone
+            with contextlib.suppress(OSError):  # the client left
                 send(response)
 
         self.forwarder.ask(pending.cache_key, done)
@@ -403,7 +406,7 @@ class Server:
 
 
 def _memory() -> int:
-    """The memory of this process in bytes."""
+    """Returns the memory of this process in bytes."""
     with contextlib.suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     return 0
@@ -414,14 +417,14 @@ def _below(limit: int) -> int:
 
 
 def _prepare_node(config: DnsConfig) -> None:
-    """Raises OSError if an address cannot be added."""
+    """Adds the addresses and the notrack rules. Raises OSError if an address cannot be added."""
     added = host.ensure_addresses(config.addresses())
     if added:
         log.info("address added", addresses=added, device="lo")
     if config.notrack:
         try:
             host.apply_notrack(config.addresses(), config.port)
-        except OSError as err:  # a kernel without the raw hooks: slower, and A and AAAA race, but it answers
+        except OSError as err:  # a kernel without raw hooks: DNS is slower, and A and AAAA race, but the server answers
             log.warn("no notrack rules; parallel A and AAAA queries may stall", error=str(err))
 
 
@@ -444,15 +447,17 @@ async def _main(config: DnsConfig, sources: Sources) -> None:
 
 
 def run(config: DnsConfig) -> None:
-    """Serve until SIGTERM; the address and the notrack rules stay. Raises BadConfig and OSError (the address is
-    taken)."""
+    """Serves until SIGTERM. The addresses and the notrack rules stay.
+
+    Raises BadConfig, or OSError if an address is in use.
+    """
     hold_hangup()
-    host.run_soon()  # the start too: until it is complete, the node has no DNS
+    host.run_soon()  # also for the start: until its end, the node has no DNS
     sources = Sources(config)
     real = sources.load()
     sources.tell(log)
     _prepare_node(real)
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()  # imported modules stay in memory
-    gc.set_threshold(GARBAGE)  # there are hardly any reference cycles: the collector would search in vain
+    gc.set_threshold(GARBAGE)  # reference cycles are rare: frequent collections would find no garbage
     asyncio.run(_main(real, sources))

@@ -1,6 +1,6 @@
-"""Feeder and server in one command, for the containers of the Deployment.
+"""Runs feeder and server in one command, for the containers of the Deployment.
 
-SIGTERM ends the server first, after its lame-duck time; SIGHUP goes to both.
+SIGTERM ends the server first, after its lame-duck time. SIGHUP goes to both processes.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def _server(config: DnsConfig) -> None:
 
 
 def run(config: DnsConfig) -> None:
-    """Run until SIGTERM. Raises BadConfig for invalid settings, before anything is started."""
+    """Runs until SIGTERM. Raises BadConfig for invalid settings before a process starts."""
     sources = Sources(config)
     lame_duck = sources.load().lame_duck
 
     def reload() -> None:
         nonlocal lame_duck
-        with contextlib.suppress(BadConfig):  # both processes log it, and continue as before
+        with contextlib.suppress(BadConfig):  # both processes log the error and continue with the old settings
             lame_duck = sources.load().lame_duck
 
     def title(name: str) -> tuple[str, ...]:

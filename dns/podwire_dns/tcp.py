@@ -1,4 +1,4 @@
-"""TCP: a connection may carry several queries at once, and each is answered as soon as it is ready (RFC 7766)."""
+"""Serves DNS over TCP. A connection may have several pending queries; answers may be out of order (RFC 7766)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Listener = tuple[socket.socket, asyncio.Server]
 
 
 class TcpService:
-    """`wait(pending, send)` sends the question to an upstream."""
+    """Accepts TCP connections and answers their queries. `wait(pending, send)` sends the question to an upstream."""
 
     def __init__(
         self, answerer: Answerer, observer: Observer, wait: Callable[[Pending, Send], None], most: int
     ) -> None:
-        """most: the maximum number of connections; more are closed at once."""
+        """most: the maximum number of connections; the service closes further connections at once."""
         self.answerer, self.observer, self._wait, self.most = answerer, observer, wait, most
         self.listeners: list[Listener] = []
         self.connections: set[asyncio.StreamWriter] = set()
@@ -35,14 +35,14 @@ class TcpService:
         self.listeners.append((sock, await asyncio.start_server(self._connection, sock=sock)))
 
     async def close_listeners(self, listeners: list[Listener]) -> None:
-        """Connections that wait in the listeners' queues are still served; closing a listener would reset them."""
+        """Closes the listeners after accepting the connections in their queues; closing alone would reset these."""
         loop = asyncio.get_running_loop()
         for sock, _ in listeners:
             loop.remove_reader(sock.fileno())
         if listeners:
             await asyncio.sleep(
                 TAKE_SECONDS
-            )  # we take over the connections that asyncio accepted; asyncio would forget those of a closed listener
+            )  # this method takes over the accepted connections, because asyncio forgets them with the listener
         for sock, listener in listeners:
             with contextlib.suppress(OSError):  # the queue is empty
                 while True:
@@ -58,7 +58,7 @@ class TcpService:
             await self._connection(*await asyncio.open_connection(sock=sock))
 
     async def leave(self, seconds: float) -> None:
-        """Give connections a moment to end by themselves, then close them; no answer is cut."""
+        """Waits up to `seconds` for connections to end, then closes the rest. No answer is truncated."""
         end = time.monotonic() + seconds
         while (self.connections or self._late) and time.monotonic() < end:
             await asyncio.sleep(0.01)
@@ -102,11 +102,11 @@ class TcpService:
                 async with asyncio.timeout(TCP_IDLE_SECONDS):
                     await writer.drain()
         except asyncio.IncompleteReadError:
-            while waiting:  # the client will send no more queries; its last answers are still outstanding
+            while waiting:  # the client sends no more queries; its last answers are outstanding
                 none_left.clear()
                 await none_left.wait()
         except (OSError, TimeoutError, asyncio.CancelledError):
-            pass  # the client is gone or too slow; or we end, which asyncio would log as an error
+            pass  # the client left or is too slow, or the server ends, which asyncio would log as an error
         finally:
             self.connections.discard(writer)
             writer.close()

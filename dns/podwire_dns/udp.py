@@ -1,7 +1,7 @@
-"""The thread of one UDP socket: receive, look up, send.
+"""Runs the thread of one UDP socket: receive, look up, send.
 
-It works in batches through native/batch.c if that is compiled, else one packet at a time. A query that must wait for an
-upstream is passed to the event loop.
+The thread handles batches of packets with native/batch.c if the native code is available, else one packet at a time. It
+passes a query that must wait for an upstream to the event loop.
 """
 
 from __future__ import annotations
@@ -21,25 +21,28 @@ from .observer import Observer
 
 LARGEST_QUERY = 4096
 SEND, FORWARDED = 16, 64  # of batch.c
-PASSING = frozenset((errno.EINTR, errno.EAGAIN, errno.ECONNREFUSED))  # the last: an ICMP error about an earlier answer
+# ECONNREFUSED: an ICMP error about an earlier answer
+PASSING = frozenset((errno.EINTR, errno.EAGAIN, errno.ECONNREFUSED))
 Send = Callable[[bytes], None]
 Later = Callable[[list[tuple[Pending, Send]]], object]
 
 
 class UdpLoop:
-    """`later([(pending, send)])` is called from this thread; `send` may be called from any. native: native.load(), or
-    None."""
+    """The loop of one UDP socket.
+
+    This thread calls `later([(pending, send)])`. Any thread may call `send`. native: the result of native.load().
+    """
 
     def __init__(
         self, sock: socket.socket, answerer: Answerer, later: Later, native: Any | None, observer: Observer
     ) -> None:
         self.sock, self.answerer, self.later, self.observer = sock, answerer, later, observer
         self._native = native
-        self._memory: AnswerTable | None = None  # the thread uses it: it must not be freed
+        self._memory: AnswerTable | None = None  # this reference keeps the table alive while the thread uses it
         self.batch: Any | None = None
         self._waiting: list[tuple[Pending, Send]] = []
-        self._out: list[tuple[bytes, bytes]] = []  # answers of upstreams and their clients, until `flush`
-        self.soon: Callable[[Callable[[], None]], object] | None = None  # set: answers of upstreams are sent together
+        self._out: list[tuple[bytes, bytes]] = []  # (answer, client) of upstream answers that wait for `flush`
+        self.soon: Callable[[Callable[[], None]], object] | None = None  # None: send answers one by one
         if native is not None:
             made = native.lib.batch_new(sock.fileno())
             if made != native.ffi.NULL:
@@ -53,7 +56,7 @@ class UdpLoop:
         )
 
     def configure(self) -> None:
-        """Apply changes of the answerer and the observer, also while packets arrive."""
+        """Applies changes of the answerer and the observer, also while packets arrive."""
         if self._native is None or self.batch is None:
             return
         answerer = self.answerer
@@ -72,17 +75,17 @@ class UdpLoop:
 
     @property
     def _special(self) -> bool:
-        """Whether every question must be checked, even if there is an answer."""
+        """Whether Python must check every question, even if an answer exists."""
         return self.answerer.rules is not None or self.observer.clients is not None
 
     def stop(self, seconds: float) -> None:
-        """End the thread within `seconds`; the queries in the queue are answered first."""
-        with contextlib.suppress(OSError):  # it fails with ENOTCONN, but wakes the thread
+        """Ends the thread within `seconds`. The thread first answers the queries in the queue."""
+        with contextlib.suppress(OSError):  # the call fails with ENOTCONN but wakes the thread
             self.sock.shutdown(socket.SHUT_RD)
         self.thread.join(seconds)
 
     def close(self) -> None:
-        """Answer what came since the thread ended, and close the socket."""
+        """Answers the queries that arrived after the end of the thread, and closes the socket."""
         self.flush()
         self.sock.setblocking(False)
         with contextlib.suppress(OSError):  # the queue is empty
@@ -118,7 +121,7 @@ class UdpLoop:
                     send(answer, peer)
                 self._hand_over()
             except OSError:
-                continue  # the client's network is gone, or its port is 0: the answer cannot be sent
+                continue  # the client is unreachable, or its port is 0: the answer cannot be sent
 
     def _answer(self, data: bytes, peer: tuple[Any, ...]) -> bytes | None:
         began = time.monotonic()
@@ -141,8 +144,9 @@ class UdpLoop:
         return send
 
     def _batch_sender(self, index: int, query: bytes, began: float) -> Send:
-        """Returns a function that answers a query of this batch; the event loop's thread calls it when an upstream has
-        answered.
+        """Returns a function that answers a query of this batch.
+
+        The thread of the event loop calls this function with the answer of an upstream.
         """
         raw = self._raw_peer(index)
 
@@ -160,8 +164,9 @@ class UdpLoop:
         return send
 
     def flush(self) -> None:
-        """Send the upstreams' answers, with one system call for many: a call for each would release the interpreter
-        each time.
+        """Sends the answers of upstreams with one system call.
+
+        One call per answer would release the interpreter each time.
         """
         out, self._out = self._out, []
         if out and self._native is not None:
@@ -203,7 +208,7 @@ class UdpLoop:
                 if value is None or special:
                     try:
                         found = other(key, value, zones[index], simple[index])
-                    except Exception:  # the error occurs again in `_answer`, which logs it: this thread must not end
+                    except Exception:  # `_answer` meets the same error and logs it; this thread must not end
                         found = None
                     if found is None:
                         slow.append((index, key if simple[index] and not special and not zones[index] else b""))
@@ -223,7 +228,7 @@ class UdpLoop:
                 self._hand_over()
 
     def _other(self, key: bytes, value: bytes | None, ours: int, simple: int) -> tuple[int, bytes] | None:
-        """(mode, value) for a question that is not simply a hit; None: the whole message must be parsed."""
+        """Returns (mode, value) for a question that is not a plain hit; None if Python must parse the message."""
         rules = self.answerer.rules
         if not key or self.observer.clients is not None or (rules is not None and rules.find(key) is not None):
             return None
@@ -236,8 +241,9 @@ class UdpLoop:
         return None if found is None else (SEND + FORWARDED + found[0], found[1])
 
     def _slowly(self, index: int, key: bytes) -> None:
-        """One query of the batch that needs Python: parse it, answer it, or send it to an upstream. key: of a query
-        that only misses the cache.
+        """Handles one query of the batch in Python: answers the query or sends it to an upstream.
+
+        key: the question key of a plain query that is not in the cache; empty for any other query.
         """
         assert self._native is not None
         assert self.batch is not None
@@ -253,13 +259,13 @@ class UdpLoop:
             lib.batch_reply(batch, index, answer, len(answer))
 
     def _peer(self, raw: bytes) -> tuple[Any, ...]:
-        """A sender's address, as the socket module writes it."""
+        """Returns the address of a sender in the form of the socket module."""
         port = int.from_bytes(raw[2:4])
         if self.sock.family == socket.AF_INET:
             return socket.inet_ntop(socket.AF_INET, raw[4:8]), port
         return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port, 0, int.from_bytes(raw[24:28], "little")
 
     def _raw_peer(self, index: int) -> bytes:
-        """A sender's address as the kernel writes it: 28 bytes, the size of an IPv6 socket address."""
+        """Returns the address of a sender in the kernel's form: 28 bytes, the size of an IPv6 socket address."""
         raw: bytes = self._peers[28 * index : 28 * index + 28]
         return raw

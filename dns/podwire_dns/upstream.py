@@ -1,7 +1,7 @@
 """Sends queries for names outside the zone to upstreams. Equal questions share one exchange (a "flight").
 
-forward.py decides what to send and which answer to believe; exchange.py has the sockets. Everything is a call-back in
-one event loop: a query that misses the cache costs one socket and no task.
+forward.py decides what to send and which answer to believe; exchange.py has the sockets. All code here runs in
+callbacks of one event loop: a query that misses the cache costs one socket and no task.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def packed(host: str) -> bytes:
 
 
 class _Request:
-    """One query to one upstream, in progress. flight: the flight that it belongs to. told: its time-out was counted."""
+    """One query to one upstream, in progress. flight: the flight of the query. told: the time-out is counted."""
 
     __slots__ = ("address", "began", "exchange", "flight", "told", "upstreams")
 
@@ -74,12 +74,12 @@ class _Flight:
         self.plan = iter(upstreams.attempts(now))
         self.waiters: list[Done] = []
         self.fallback: Upstreamed | None = None
-        self.due = NEVER  # when the next upstream gets the query too
+        self.due = NEVER  # the time at which the next upstream gets the query too
         self.current: _Request | None = None
         self.live, self.done = 0, False
 
     def next(self) -> None:
-        """Send the query to the next upstream; after the last one, wait for those that may still answer."""
+        """Sends the query to the next upstream. After the last upstream, waits for late answers."""
         self.due = NEVER
         if self.forwarder.full:
             self.forwarder.refused += not self.live
@@ -100,7 +100,7 @@ class _Flight:
         self.next()
 
     def on_reply(self, asked: _Request, answer: Upstreamed | None) -> None:
-        """answer: None if the upstream cannot be reached."""
+        """Handles the reply of one upstream. answer: None if the upstream is unreachable."""
         self.live -= 1
         if self.done:
             return
@@ -118,17 +118,19 @@ class _Flight:
 
 
 class Forwarder:
-    """`ask` (or `resolve`) for any number of callers at once; callers with the same question share one flight."""
+    """Forwards questions to upstreams. `ask` and `resolve` are concurrent; equal questions share one flight."""
 
     def __init__(self, routes: Mapping[bytes, Route], cache: Cache, *, batches: bool = True, most: int = MOST) -> None:
-        """routes: by the domain's name in wire form; the longest match of a question is used. most: the maximum number
-        of queries to upstreams at a time; each needs an open socket. Raises OSError for unusable TLS files.
+        """routes: domain in wire form -> route; the longest match of a question applies.
+
+        most: the maximum number of concurrent queries to upstreams; each query needs an open socket. Raises OSError for
+        unusable TLS files.
         """
         self.routes = {domain: Upstreams(route, secrets.randbelow) for domain, route in routes.items()}
         self.cache, self.most = cache, most
         self.asked = self.refused = 0
         self.exchanges: Counter[tuple[str, str]] = Counter()  # (upstream, rcode or "none")
-        self.took: dict[tuple[str, str], Histogram] = {}  # by upstream and rcode
+        self.took: dict[tuple[str, str], Histogram] = {}  # (upstream, rcode) -> seconds
         self.failures: Counter[str] = Counter()
         self.all_down = 0
         self._streams: dict[tuple[int, str], Stream] = {}
@@ -140,7 +142,7 @@ class Forwarder:
         self._flights: dict[CacheKey, _Flight] = {}
         self._asks: dict[_Request, None] = {}  # in the order of their start
         self._ticker: asyncio.TimerHandle | None = (
-            None  # one for all flights: a timer for each costs more than its query
+            None  # one timer for all flights: a timer per flight costs more than its query
         )
         self._swept = 0.0
         self._told: set[str] = set()
@@ -158,7 +160,7 @@ class Forwarder:
         return self._loop
 
     def route(self, question: bytes) -> Upstreams | None:
-        """The upstreams for a question key."""
+        """Returns the upstreams for a question key; None without a route."""
         if len(self.routes) > 1 or b"\0" not in self.routes:
             name = question[:-4]
             while name[0]:
@@ -169,11 +171,11 @@ class Forwarder:
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for one more question. A new question then gets the answer of a silent upstream."""
+        """Whether the forwarder has no room for another question. A new question then counts as unanswered."""
         return len(self._asks) >= self.most
 
     def refresh(self) -> None:
-        """Fetch the answers that the cache reports as due."""
+        """Fetches the answers that the cache reports as due."""
         while self.cache.due:
             key = self.cache.due.pop()
             if key not in self._flights:
@@ -181,13 +183,13 @@ class Forwarder:
                 self._start(key)
 
     def down(self) -> dict[str, bool]:
-        """Every upstream, and whether it is down."""
+        """Returns upstream -> whether the upstream is down."""
         return {
             address: upstreams.is_down(address) for upstreams in self.routes.values() for address in upstreams.addresses
         }
 
     def state(self, rejected: int) -> Forwarding:
-        """The figures for /metrics."""
+        """Returns the figures for /metrics."""
         opened: Counter[str] = Counter()
         sent: Counter[str] = Counter()
         for stream in self._streams.values():
@@ -206,14 +208,14 @@ class Forwarder:
         )
 
     def retire(self) -> None:
-        """Finish the queries in progress and accept no more; then close."""
+        """Accepts no new queries, finishes the queries in progress, then closes."""
         if self._flights or self._asks:
             self.loop.call_later(SWEEP_SECONDS, self.retire)
         else:
             self.close()
 
     def close(self) -> None:
-        """Close kept connections; a waiting query gets the answer of a silent upstream."""
+        """Closes idle connections. A pending query ends as if its upstream did not answer."""
         for flight in list(self._flights.values()):
             flight.finish(flight.fallback)
         for stream in self._streams.values():
@@ -228,8 +230,10 @@ class Forwarder:
     # Callers
 
     def ask(self, key: CacheKey, done: Done) -> None:
-        """Calls `done` once, perhaps at once, with the answer, which is also put into the cache. None: no upstream
-        answered within forward.DEADLINE and there is no stale answer. REFUSED: there is no upstream for the name.
+        """Forwards a question. Calls `done` once, perhaps before `ask` returns, with the answer, and caches the answer.
+
+        The answer is None if no upstream answered within forward.DEADLINE and the cache has no stale answer. The answer
+        is REFUSED if the name has no upstream.
         """
         flight = self._flights.get(key)
         if flight is None:
@@ -245,14 +249,14 @@ class Forwarder:
             if flight.done:
                 done(self._or_stale(key, flight.fallback))
                 return
-        # an expired answer now is worth more than a fresh one too late
+        # an expired answer in time is better than a fresh answer too late
         if self.cache.keep_stale and key in self.cache.entries:
             done = _Once(done)
             self.loop.call_later(forward.STALE_PATIENCE, self._give_stale, key, done)
         flight.waiters.append(done)
 
     async def resolve(self, key: CacheKey) -> Upstreamed | None:
-        """`ask` as a coroutine."""
+        """Returns the answer of `ask`, as a coroutine."""
         answer: asyncio.Future[Upstreamed | None] = self.loop.create_future()
         self.ask(key, lambda found: None if answer.done() else answer.set_result(found))
         return await answer
@@ -296,8 +300,9 @@ class Forwarder:
         return self.cache.put(flight.key, answer, time.monotonic(), route.positive_cap, route.negative_cap)
 
     def send(self, flight: _Flight, address: str) -> _Request:
-        """Send to one upstream and keep account of its health, also if its answer arrives after the flight has
-        ended.
+        """Sends the query to one upstream and records the health of the upstream.
+
+        An answer that arrives after the end of the flight also counts for the health.
         """
         asked = _Request(flight, flight.upstreams, address, self.loop.time())
         self._asks[asked] = None
@@ -313,13 +318,13 @@ class Forwarder:
             exchange = self._exchange
             asked.exchange = (
                 UdpExchange(self.loop, host, port, question, ident, message, on_reply)
-                if exchange is None or "%" in host  # which takes packed addresses, and they have no scope
+                if exchange is None or "%" in host  # exchange takes packed addresses, which have no scope
                 else exchange.ask(packed(host), port, question, ident, message, on_reply)
             )
         return asked
 
     def _ident(self) -> int:
-        """16 unpredictable bits; many are drawn at a time."""
+        """Returns 16 unpredictable bits. The method draws many identifiers at a time."""
         if not self._idents:
             self._idents = array("H", secrets.token_bytes(2 * IDENTS))
         return self._idents.pop()
@@ -346,7 +351,7 @@ class Forwarder:
             self._over_stream(asked)
             return
         del self._asks[asked]
-        asked.exchange = None  # it refers to us: a reference cycle would be left to the garbage collector
+        asked.exchange = None  # breaks a reference cycle, which only the garbage collector would free
         address = asked.address
         if isinstance(result, OSError):
             self.exchanges[address, "none"] += 1
@@ -367,7 +372,7 @@ class Forwarder:
         asked.flight.on_reply(asked, result)
 
     def silent(self, asked: _Request, why: str = "no answer in time") -> None:
-        """Count a time-out, once for each question."""
+        """Counts a time-out, once per question."""
         if asked.told:
             return
         asked.told = True
@@ -386,7 +391,7 @@ class Forwarder:
                 asked.exchange = None
 
     def _tick(self) -> None:
-        """Try the next upstream if one is silent too long; runs while anything is in progress."""
+        """Tries the next upstream when an upstream is silent for too long. Runs while a query is in progress."""
         now = self.loop.time()
         for flight in list(self._flights.values()):
             if flight.due <= now:
@@ -398,7 +403,7 @@ class Forwarder:
         self._ticker = self.loop.call_later(TICK_SECONDS, self._tick) if under_way else None
 
     def _sweep(self, before: float) -> None:
-        """End exchanges that began too long ago."""
+        """Ends the exchanges that began before the time `before`."""
         for asked in list(self._asks):
             if asked.began > before:
                 break
@@ -412,7 +417,7 @@ class Forwarder:
 
 
 class _Once:
-    """A Done that may be called twice and takes effect once."""
+    """A Done callback. Only its first call has an effect."""
 
     def __init__(self, done: Done) -> None:
         self.done, self.called = done, False

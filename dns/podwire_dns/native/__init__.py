@@ -1,5 +1,7 @@
-"""The DNS server's compiled part: it receives and sends many packets with one system call, and keeps the zone where
-threads read it without the interpreter.
+"""Loads the compiled part of the DNS server.
+
+The compiled part receives and sends many packets with one system call. It also stores the zone, which threads can then
+read without the interpreter.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ SOURCES = ("table.h", "batch.h", "exchange.h", "clock.h", "random.h", "table.c",
 
 @functools.cache
 def library() -> native.Library:
-    """The cffi module, or the reason why it is missing."""
+    """Returns the cffi module, or the reason for its absence."""
     return native.load(__name__, Path(__file__).parent, "_packets", SOURCES)
 
 
 def load() -> Any | None:
-    """The cffi module (`.ffi`, `.lib`); None: Python handles one packet at a time."""
+    """Returns the cffi module (`.ffi`, `.lib`); None if it is missing: Python then handles one packet at a time."""
     return library().module

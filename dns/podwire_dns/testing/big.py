@@ -23,8 +23,9 @@ def namespaces() -> Iterator[Object]:
 
 
 def services(count: int = 10_000, headless_each: int = 10) -> Iterator[Object]:
-    """Every `headless_each`th Service is headless (with one port), the others have a ClusterIP and three named
-    ports.
+    """Yields Services. Every `headless_each`th Service is headless and has one port.
+
+    All other Services have a ClusterIP and three named ports.
     """
     for index in range(count):
         headless = index % headless_each == 0
@@ -86,7 +87,7 @@ def slice_of(index: int, part: int, addresses: list[str], *, headless: bool = Tr
 
 
 def slices(count: int = 10_000, headless_each: int = 10, endpoints: int = 100) -> Iterator[Object]:
-    """One EndpointSlice of `endpoints` pods for each headless Service."""
+    """Yields one EndpointSlice of `endpoints` pods for each headless Service."""
     for number, index in enumerate(range(0, count, headless_each)):
         first = number * endpoints
         yield slice_of(

@@ -32,7 +32,7 @@ def builder(
 
 
 def fed(source: Builder, serial: int = 1, memory: AnswerTable | None = None) -> ZoneData:
-    """The zone of a server that received the whole feed as bytes."""
+    """Returns the zone of a server that received the whole feed as bytes."""
     source.flush(serial)
     schema = source.config
     zones = tuple(names.to_wire(z) for z in (schema.zone, *schema.reverse))
@@ -63,5 +63,5 @@ def answerer(
 
 
 def conformance_zone(memory: AnswerTable | None = None) -> ZoneData:
-    """The cluster of cases.py."""
+    """Returns the zone of the cluster in cases.py."""
     return fed(builder(cases.SERVICES, cases.SLICES, cases.NAMESPACES), memory=memory)

@@ -1,7 +1,7 @@
-"""One small cluster and the answers that a client must see: the Kubernetes DNS specification 1.1.0, and CoreDNS where
-that is silent.
+"""One small cluster and the answers that a client must see.
 
-Every case goes to the pure answerer and, over UDP and TCP, to the running server.
+The answers follow the Kubernetes DNS specification 1.1.0; where the specification is silent, they follow CoreDNS. The
+tests send every case to the pure answerer and, over UDP and TCP, to the running server.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def service(
     ports: Iterable[Mapping[str, Any]] = (),
     **spec: Any,
 ) -> Object:
-    """ip: one or several ClusterIPs, "None" for a headless Service."""
+    """Returns a Service. ip: one or several ClusterIPs; "None" for a headless Service."""
     addresses = [ip] if isinstance(ip, str) else list(ip)
     found = {"clusterIP": addresses[0], "clusterIPs": addresses} if addresses else {}
     return {
@@ -120,7 +120,10 @@ SLICES = [
 
 @dataclass(frozen=True)
 class Case:
-    """answer, additional: records as "name ttl type data". No answer: the authority section holds the SOA of `soa`."""
+    """A question and its expected response.
+
+    answer, additional: records as "name ttl type data". Without an answer, the authority section has the SOA of `soa`.
+    """
 
     name: str
     rtype: str

@@ -1,7 +1,7 @@
-"""Edge cases of messages, and the response that each must get (RFC 1035, 6891, 7873, 8906). An empty `rcode` means
-silence.
+"""Edge cases of messages, and the required response to each message (RFC 1035, 6891, 7873, 8906).
 
-Also the answers for names of pods in the other two modes, and the answers before the first zone.
+An empty `rcode` means that the server sends no response. The module also has the answers for names of pods in the other
+two modes, and the answers before the first zone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WEB = f"svc1.{SVC}"
 
 @dataclass(frozen=True)
 class Edge:
-    """answers: records in the answer section."""
+    """A message and its required response. answers: the number of records in the answer section."""
 
     name: str
     message: bytes

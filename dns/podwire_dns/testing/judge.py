@@ -1,4 +1,4 @@
-"""Two judges of every response, dnslib and dnspython: both must read it, and with the same result."""
+"""Parses every response with both dnslib and dnspython. The two results must be equal."""
 
 from __future__ import annotations
 
@@ -31,14 +31,17 @@ def _by_dnslib(data: bytes) -> tuple[str, list[set[str]]]:
 
 
 def read(data: bytes) -> tuple[str, list[set[str]]]:
-    """(rcode, [answer, authority, additional]) with records as lower-case text; fails if the two parsers disagree."""
+    """Returns (rcode, [answer, authority, additional]), with records as lower-case text.
+
+    Fails if the two parsers disagree.
+    """
     first, second = _by_dnspython(data), _by_dnslib(data)
     assert first == second, f"dnspython and dnslib read different things:\n{first}\n{second}"
     return first
 
 
 def check(case: Case, data: bytes) -> None:
-    """The response is exactly that of the case, including duplicates and the order of CNAMEs."""
+    """Fails unless the response is exactly the response of the case, with its duplicates and its order of CNAMEs."""
     rcode, (answer, authority, additional) = read(data)
     message = dns.message.from_wire(data)
     assert rcode == case.rcode

@@ -1,6 +1,6 @@
-"""A resolver that computes each answer from the objects: slow, and meant to be obviously right.
+"""A slow resolver that computes each answer from the objects in the simplest way.
 
-It shares no code with the rest of this package, so that tests can compare the two.
+The resolver shares no code with the rest of this package, so that tests can compare the two.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Obvious:
         self.records = set(self.all_records())
 
     def all_records(self) -> Iterator[tuple[str, str, str]]:
-        """Every existing record: (name, type, data)."""
+        """Yields every existing record: (name, type, data)."""
         yield f"dns-version.{self.zone}", "TXT", '"1.1.0"'
         for apex in (self.zone, *map(self._apex, self.networks)):
             yield apex, "NS", f"ns.dns.{self.zone}"
@@ -51,7 +51,7 @@ class Obvious:
             yield from self.records_of(service)
 
     def endpoints_of(self, service: Object) -> Iterator[tuple[Object, str, str]]:
-        """(slice, hostname, address) of each endpoint that counts as ready."""
+        """Yields (slice, hostname, address) for each endpoint that counts as ready."""
         for piece in self.slices:
             same_namespace = piece["metadata"]["namespace"] == service["metadata"]["namespace"]
             owner = piece["metadata"]["labels"].get("kubernetes.io/service-name")
@@ -96,7 +96,7 @@ class Obvious:
                 yield name, "SRV", f"0 {max(1, 100 // len(targets))} {number} {target}"
 
     def resolve(self, name: str, rtype: str) -> Answer | None:
-        """None: the name is outside our zones."""
+        """Returns the answer; None if the name is outside the zones."""
         found = {f"{n} {t} {d}" for n, t, d in self.records if n == name and t in (rtype, "CNAME")}
         if found:
             return "NOERROR", found
@@ -115,7 +115,7 @@ class Obvious:
 
     @staticmethod
     def _apex(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
-        """The apex; only for networks that end at an octet or nibble."""
+        """Returns the apex of the reverse zone. The prefix must end at an octet (IPv6: a nibble)."""
         labels = network.network_address.reverse_pointer.split(".")
         host_labels = (network.max_prefixlen - network.prefixlen) // (8 if network.version == 4 else 4)
         return ".".join(labels[host_labels:]) + "."
