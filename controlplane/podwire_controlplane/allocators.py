@@ -1,8 +1,8 @@
-"""Allocation of ClusterIPs, NodePorts and podCIDRs. Pure.
+"""Allocation of ClusterIPs, NodePorts and podCIDRs. This module does no I/O.
 
-An allocator keeps account of what the existing Services hold, and follows every later write. So the account is rebuilt
-at each start. ClusterIPs are drawn from the upper part of the range; the lower part is left for addresses that people
-choose (KEP-3070).
+The allocator records the addresses and ports of all Services in memory: the existing Services at start, then every
+write. It draws ClusterIPs at random from the upper part of the range. The lower part is for addresses that users choose
+(KEP-3070).
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Exhausted(Exception):
-    """No value is free; the text names the kind."""
+    """No address, port or subnet is free. The message names the range."""
 
 
 def _static_band(network: Network) -> int:
-    """KEP-3070: min(max(16, size / 16), 256) addresses at the bottom of the range are allocated last."""
+    """Return the number of addresses at the bottom of the range that are allocated last: min(max(16, size / 16), 256)
+    (KEP-3070).
+    """
     return min(max(16, network.num_addresses // 16), 256)
 
 
 @dataclass(slots=True)
 class ServiceAllocator:
-    """The Service that holds each ClusterIP and each NodePort (protocol, port)."""
+    """addresses: ClusterIP -> key of its Service. ports: (protocol, NodePort) -> key of its Service. draw(n): returns a
+    number from 0 to n - 1.
+    """
 
     cidr: Network
     node_ports: range = range(30000, 32768)
@@ -38,7 +42,9 @@ class ServiceAllocator:
     draw: Callable[[int], int] = random.randrange
 
     def observe(self, before: Object | None, after: Object | None) -> None:
-        """A Service was written: release its old values, record its new ones."""
+        """Release the values of the Service `before` a write and record the values `after` the write. `before` is None
+        for a creation; `after` is None for a deletion.
+        """
         if before is not None:
             for address in _addresses(before):
                 if self.addresses.get(address) == key(before):
@@ -51,7 +57,7 @@ class ServiceAllocator:
             self.ports |= dict.fromkeys(_ports(after), key(after))
 
     def check(self, service: Object) -> list[Cause]:
-        """Errors in the addresses and ports that `service` requests explicitly."""
+        """Return the errors in the addresses and ports that `service` requests explicitly."""
         causes = []
         own = f"IPv{self.cidr.version}"
         for n, family in enumerate(service["spec"].get("ipFamilies") or [] if _addresses_wanted(service) else ()):
@@ -168,7 +174,7 @@ def _ports(service: Object) -> list[tuple[str, int]]:
 
 
 def free_pod_cidr(cluster: Network, size: int, used: Iterable[str]) -> str:
-    """The lowest free subnet of prefix length `size` in `cluster`. Raises Exhausted."""
+    """Return the lowest free subnet of prefix length `size` in `cluster`. Raises Exhausted."""
     taken = {ipaddress.ip_network(u) for u in used}
     for subnet in cluster.subnets(new_prefix=size):
         if not any(subnet.overlaps(other) for other in taken if other.version == subnet.version):

@@ -122,6 +122,6 @@ _DEFAULTS: dict[str, Callable[[Object], Any]] = {
 
 
 def fill(kind: str, obj: Object) -> None:
-    """Set the defaults of `kind` in place, on an object whose types were checked (api/schema.py)."""
+    """Set the defaults of `kind` in place. The caller has checked the types of the object's fields."""
     if kind in _DEFAULTS:
         _DEFAULTS[kind](obj)

@@ -1,4 +1,4 @@
-"""Validation beyond types: every rule names the field's path, what is wrong and what would be right."""
+"""Validation of field values. Every error names the path of the field, the fault and a valid value."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ _RULES: dict[str, Callable[[Object], Causes]] = {
 
 
 def check(resource: Resource, obj: Object) -> list[Cause]:
-    """All errors of an object with defaults filled in and types checked."""
+    """Return all errors of an object. The caller has set the defaults and checked the types of the fields."""
     return [*_metadata(resource, obj), *(_RULES[resource.kind](obj) if resource.kind in _RULES else ())]
 
 
@@ -277,7 +277,7 @@ _IMMUTABLE = {
 
 
 def check_update(resource: Resource, before: Object, after: Object) -> list[Cause]:
-    """Fields that cannot change once they are set."""
+    """Return an error for each immutable field that an update changes."""
     causes = []
     for path in _IMMUTABLE.get(resource.kind, ()):
         old, new = _dig(before, path), _dig(after, path)
@@ -299,7 +299,9 @@ def _keeps_ip(service: Object) -> bool:
 
 
 def _pod_changes(before: Object, after: Object) -> Causes:
-    """Of a scheduled pod only images, tolerations and activeDeadlineSeconds may change."""
+    """Yield an error for each field that cannot change after the pod is scheduled. Only images, tolerations and
+    activeDeadlineSeconds can.
+    """
     free = ("tolerations", "activeDeadlineSeconds", "containers", "initContainers")
     for field in sorted(before.keys() | after.keys()):
         if field not in free and before.get(field) != after.get(field):

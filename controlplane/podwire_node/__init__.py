@@ -1,1 +1,1 @@
-"""The kubelet's part of the node agent: pods as processes in network namespaces."""
+"""The node agent in place of a kubelet: it runs pods as processes in network namespaces."""

@@ -1,8 +1,9 @@
-"""The runtime's side of CNI, as libcni does it: read the conflist, call the plugin binaries with CNI_* and stdin.
+"""The runtime's side of CNI, as in libcni: read the conflist and call the plugin binaries with CNI_* variables and the
+configuration on stdin.
 
-ADD calls the plugins in order, each with the result of its predecessor. DEL calls them in reverse order, with the last
-result of ADD. That result is kept on disk, so a restarted node agent can undo what an earlier one did (CNI spec 1.1.0,
-section 3).
+ADD calls the plugins in order, each with the result of the previous plugin. DEL calls the plugins in reverse order,
+with the final result of ADD. This result is stored on disk, so that a restarted node agent can call DEL for the ADD of
+an earlier agent (CNI spec 1.1.0, section 3).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ TIMEOUT = 30.0
 
 
 class CniFailed(Exception):
-    """A plugin returned an error. `code` is the CNI error code, 0 if the plugin gave none."""
+    """A plugin returned an error. code: the CNI error code, 0 if the plugin returned no code."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -29,9 +30,9 @@ class CniFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One pod's interface: the values that identify an ADD to the plugins.
+    """One attachment of a pod to the network: the values that identify it to the plugins in ADD and DEL.
 
-    capabilities: the pod's requests beyond an address, by capability name (CNI conventions), such as "portMappings".
+    capabilities: capability name (CNI conventions), such as "portMappings", -> the capability arguments of the pod.
     """
 
     container_id: str
@@ -70,7 +71,9 @@ def _message(answer: str, plugin: str, code: int | None) -> CniFailed:
 
 
 def _object(text: str | bytes, where: str) -> dict[str, Any]:
-    """CNI error code 6: content that cannot be decoded (CNI spec 1.1.0, section 5)."""
+    """Return the decoded JSON object. Raises CniFailed with code 6 (failure to decode content: CNI spec 1.1.0,
+    section 5).
+    """
     try:
         found = json.loads(text)
     except ValueError as err:
@@ -81,20 +84,22 @@ def _object(text: str | bytes, where: str) -> dict[str, Any]:
 
 
 class CniRuntime:
-    """conf_dir: /etc/cni/net.d or a node's own. bin_dir: where the plugin binaries are. cache: results of ADD."""
+    """conf_dir: the directory of the conflist, such as /etc/cni/net.d. bin_dir: the directory of the plugin binaries.
+    cache: the directory for the results of ADD.
+    """
 
     def __init__(self, conf_dir: Path, bin_dir: Path, cache: Path) -> None:
         self.conf_dir, self.bin_dir, self.cache = conf_dir, bin_dir, cache
 
     def conflist(self) -> dict[str, Any] | None:
-        """The configuration, None if there is no usable one. A node's readiness depends on it."""
+        """Return the configuration, None if there is no valid one. The node is not ready without a configuration."""
         try:
             return self._read()
         except CniFailed:
             return None  # ADD reports the error
 
     def _read(self) -> dict[str, Any] | None:
-        """The lexically first *.conflist, None if there is none. Raises CniFailed for an unusable one."""
+        """Return the lexically first *.conflist, None if there is none. Raises CniFailed if this file is invalid."""
         found = sorted(self.conf_dir.glob("*.conflist"))
         if not found:
             return None
@@ -145,7 +150,7 @@ class CniRuntime:
         return self.cache / f"{attachment.container_id}-{attachment.interface}.json"
 
     async def add(self, attachment: Attachment) -> dict[str, Any]:
-        """Returns the final result. Raises CniFailed after undoing the completed steps."""
+        """Call ADD and return the final result. If a plugin fails, call DEL for all plugins and raise CniFailed."""
         conflist = self._read()
         if conflist is None:
             raise CniFailed(
@@ -174,10 +179,10 @@ class CniRuntime:
             try:
                 await self._invoke("DEL", plugin, conflist, attachment, result)
             except CniFailed:
-                pass  # the ADD's own error is what the user must see
+                pass  # the user must see the error of ADD, not that of DEL
 
     async def delete(self, attachment: Attachment) -> None:
-        """Repeatable. Raises CniFailed if a plugin failed; the caller tries again."""
+        """Call DEL. DEL is idempotent. Raises CniFailed if a plugin fails; the caller tries again."""
         file = self._cache_file(attachment)
         try:
             kept = json.loads(file.read_text())
@@ -193,5 +198,5 @@ class CniRuntime:
 
 
 def addresses(result: dict[str, Any]) -> list[str]:
-    """The pod's addresses in a CNI result, without prefix lengths."""
+    """Return the pod's addresses in a CNI result, without prefix lengths."""
     return [ip["address"].split("/")[0] for ip in result.get("ips") or []]

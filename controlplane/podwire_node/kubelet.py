@@ -1,4 +1,6 @@
-"""The node agent: registers its Node, renews its Lease, and runs the pods that are bound to it (the kubelet's part)."""
+"""The node agent in place of a kubelet: it registers its Node, renews its Lease, and runs the pods that are bound to
+its Node.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ ROLES = {
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """address: the node's InternalIP. cni_bin: directory of plugin binaries. conf_dir: where the conflist appears."""
+    """address: the node's InternalIP. cni_bin: directory of the plugins. conf_dir: directory of the conflist."""
 
     node_name: str
     kubeconfig: str | None
@@ -95,7 +97,7 @@ class Kubelet:
         pod = event.object
         found = self.workers.get(uid(pod))
         if event.type == "DELETED":
-            if found:  # removed by force: remove the pod's local state
+            if found:  # a client deleted the object by force: remove the pod's local state
                 found[0].update(
                     {
                         **pod,
@@ -119,7 +121,7 @@ class Kubelet:
             await worker.run()
         except asyncio.CancelledError:
             raise
-        except Exception as err:  # an error of one pod must not stop the others
+        except Exception as err:  # an error of one pod must not stop the other pods
             log.error("pod worker failed, starting it again", pod=key(worker.pod), error=repr(err))
             self._event(worker.pod, "Warning", "InternalError", repr(err))
             await asyncio.sleep(1)
@@ -131,7 +133,7 @@ class Kubelet:
         self.workers.pop(uid(worker.pod), None)
 
     def _forget_strangers(self) -> None:
-        """Remove sandboxes of pods that were deleted while no node agent ran."""
+        """Remove the sandboxes of pods whose objects were deleted while no node agent ran."""
         known = {uid(p) for p in self.informer.objects.values()}
         for directory in (self.config.run_dir / "pods").glob("*"):
             if directory.name not in known:
@@ -156,7 +158,7 @@ class Kubelet:
         sandbox.remove()
 
     async def _report(self, pod: Object, status: Object) -> None:
-        """Patch the pod's status; retry until the API server accepts it or the pod is gone."""
+        """Patch the pod's status. Retry until the API server accepts the patch or the pod's object no longer exists."""
         space, own = namespace(pod), name(pod)
         delay = 0.1
         while True:
@@ -172,7 +174,9 @@ class Kubelet:
                 delay = min(delay * 2, 5.0)
 
     async def _gone(self, pod: Object) -> None:
-        """The pod's last process has ended: delete the object if it still belongs to this pod."""
+        """Delete the pod's object after the pod's last process has ended. An object of the same name with another uid
+        stays.
+        """
         delay = 0.1
         while True:
             try:
@@ -298,8 +302,8 @@ class Kubelet:
             await self.api.create(lease, body)
 
     async def _sync_node(self) -> None:
-        """Heartbeats and the Node's status: status changes of a role are sent at once, other figures with a
-        heartbeat.
+        """Send heartbeats and the Node's status. Send a change of a role's condition at once. Send changed numbers with
+        the next heartbeat.
         """
         beat, last, told = 0.0, None, False
         while True:
@@ -336,11 +340,11 @@ def _os_name() -> str:
 
 async def _main(config: NodeConfig) -> None:
     async with ApiClient(client_config.load(config.kubeconfig)) as api:
-        # SIGALRM ends the process if something still blocks it. Pods continue without us.
+        # SIGALRM ends the process if a task still blocks it. Pods run on without the node agent.
         if await until_stopped(stop_event(), Kubelet(api, config).run(), lambda: signal.alarm(STOP_SECONDS)):
             log.info("stopped; pods go on")
 
 
 def run(config: NodeConfig) -> None:
-    """Run until SIGTERM. Pods continue without the node agent; the next one finds them."""
+    """Run until SIGTERM. The pods run on without the node agent, and the next node agent takes them over."""
     asyncio.run(_main(config))

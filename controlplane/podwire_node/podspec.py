@@ -1,5 +1,5 @@
-"""A container's settings that follow from its pod's spec alone: command, environment, resolv.conf, hosts, refusals.
-Pure.
+"""The settings of a container that depend only on the pod's spec: command, environment, resolv.conf, hosts, refusals.
+This module does no I/O.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Refused(Exception):
-    """This runtime cannot run the container. `reason` is the waiting reason that the pod's status shows."""
+    """This runtime cannot run the container. reason: the waiting reason in the pod's status."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -34,14 +34,14 @@ class NodeDns:
 
 
 def image_name(image: str) -> str:
-    """Repository without tag and digest."""
+    """Return the repository of an image reference, without tag and digest."""
     tagged = image.split("@", 1)[0]
     return tagged.rsplit(":", 1)[0] if ":" in tagged.rsplit("/", 1)[-1] else tagged
 
 
 def entrypoint(image: str, echo: list[str]) -> list[str]:
-    """The default command of an image that the netns runtime has. echo: the command of podwire-echo in the
-    container.
+    """Return the default command of an image. Raises Refused for an image that the netns runtime does not have. echo:
+    the command of podwire-echo in the container.
     """
     repository = image_name(image)
     if repository == ECHO:
@@ -56,7 +56,9 @@ def entrypoint(image: str, echo: list[str]) -> list[str]:
 
 
 def expand(text: str, env: dict[str, str]) -> str:
-    """$(NAME) from the environment; $$(NAME) is a literal; unknown names stay (core/v1 Container.command)."""
+    """Replace each $(NAME) by its value in `env`. $$(NAME) becomes the literal $(NAME), and a reference to an unknown
+    name stays unchanged (core/v1 Container.command).
+    """
 
     def replace(match: re.Match[str]) -> str:
         if match[1]:
@@ -89,7 +91,7 @@ def _field_ref(pod: Object, path: str, address: str, host_address: str) -> str:
 
 
 def environment(pod: Object, container: Object, address: str, host_address: str) -> dict[str, str]:
-    """The container's environment. Raises Refused for sources that are not supported."""
+    """Return the container's environment. Raises Refused for a `valueFrom` that is not supported."""
     env = {"PATH": PATH, "HOME": "/root", "HOSTNAME": hostname(pod)}
     for entry in container.get("env") or []:
         source = entry.get("valueFrom")
@@ -107,7 +109,7 @@ def environment(pod: Object, container: Object, address: str, host_address: str)
 
 
 def command(container: Object, env: dict[str, str], echo: list[str]) -> list[str]:
-    """argv: the image's entrypoint, replaced by `command` and followed by `args`."""
+    """Return the container's argv: `command`, or the image's default command without it, followed by `args`."""
     base = entrypoint(str(container["image"]), echo)
     words = [*(container.get("command") or base), *(container.get("args") or [])]
     if not words:
@@ -119,7 +121,7 @@ def command(container: Object, env: dict[str, str], echo: list[str]) -> list[str
 
 
 def volumes(pod: Object, container: Object) -> list[str]:
-    """Mount paths of emptyDir volumes; any other volume is refused by name."""
+    """Return the mount paths of emptyDir volumes. Raises Refused for a volume of another type."""
     kinds = {v["name"]: next((k for k in v if k != "name"), "emptyDir") for v in pod["spec"].get("volumes") or []}
     paths = []
     for mount in container.get("volumeMounts") or []:
@@ -134,8 +136,8 @@ def volumes(pod: Object, container: Object) -> list[str]:
 
 
 def host_ports(pod: Object) -> list[dict[str, Any]]:
-    """The pod's hostPorts in the form of CNI's capability portMappings; none for hostNetwork, whose ports are the
-    node's.
+    """Return the pod's hostPorts in the form of CNI's capability portMappings. A pod with hostNetwork has none, because
+    its ports are already ports of the node.
     """
     if pod["spec"].get("hostNetwork"):
         return []
@@ -169,8 +171,9 @@ _SUFFIX = {
 
 
 def bandwidth(pod: Object) -> dict[str, int]:
-    """The annotations kubernetes.io/ingress-bandwidth and egress-bandwidth in the form of CNI's capability bandwidth,
-    in bits (a second); the burst is a tenth of a second at that rate. Raises Refused if one is no rate from 1k to 1P.
+    """Return the annotations kubernetes.io/ingress-bandwidth and egress-bandwidth in the form of CNI's capability
+    bandwidth. Rates are in bits per second. Bursts are in bits: the amount of a tenth of a second at the rate. Raises
+    Refused if an annotation is not a rate from 1k to 1P.
     """
     asked: dict[str, int] = {}
     for way in ("ingress", "egress"):
@@ -190,7 +193,7 @@ def bandwidth(pod: Object) -> dict[str, int]:
 
 
 def hostname(pod: Object) -> str:
-    """At most 63 characters, truncated as by the kubelet."""
+    """Return the pod's host name, truncated to 63 characters as the kubelet does."""
     return str(pod["spec"].get("hostname") or name(pod))[:63].rstrip("-.")
 
 
@@ -199,7 +202,7 @@ def _unique(items: Sequence[str]) -> list[str]:
 
 
 def resolv_conf(pod: Object, dns: NodeDns) -> str:
-    """/etc/resolv.conf by dnsPolicy and dnsConfig, as the kubelet makes it."""
+    """Return the text of /etc/resolv.conf for the pod's dnsPolicy and dnsConfig, as the kubelet writes it."""
     spec, space = pod["spec"], namespace(pod)
     policy = spec.get("dnsPolicy", "ClusterFirst")
     if policy == "ClusterFirst" and spec.get("hostNetwork"):
@@ -225,7 +228,7 @@ def resolv_conf(pod: Object, dns: NodeDns) -> str:
 
 
 def hosts(pod: Object, addresses: Sequence[str], domain: str) -> str:
-    """/etc/hosts with the pod's own name and its hostAliases."""
+    """Return the text of /etc/hosts with the pod's host name and its hostAliases."""
     own = hostname(pod)
     if pod["spec"].get("subdomain"):
         own = f"{own}.{pod['spec']['subdomain']}.{namespace(pod)}.svc.{domain}\t{own}"

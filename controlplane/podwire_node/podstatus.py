@@ -1,4 +1,4 @@
-"""A pod's status, computed from the state of its containers: phase, conditions, container statuses. Pure."""
+"""A pod's status, computed from the state of its containers: phase, conditions, container statuses. No I/O here."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ class ContainerState:
 
 
 def backoff(restarts: int) -> float:
-    """Seconds to wait before the next start: the first restart has no delay, then it doubles up to five minutes.
+    """Return the seconds to wait before the next start. The first restart has no delay. The delay of further restarts
+    doubles up to five minutes.
 
-    The kubelet starts at 10 s; on a laptop a killed container should be back at once.
+    The kubelet starts at 10 s. Here a killed container restarts at once, for users who experiment on a laptop.
     """
     return 0.0 if restarts <= 0 else min(BACKOFF_FIRST * 2 ** (restarts - 1), BACKOFF_LAST)
 
@@ -85,7 +86,7 @@ def container_status(c: ContainerState) -> Object:
 
 
 def phase(policy: str, states: list[ContainerState]) -> str:
-    """Pending, Running, Succeeded or Failed (core/v1 PodPhase)."""
+    """Return the pod's phase: Pending, Running, Succeeded or Failed (core/v1 PodPhase)."""
     if (
         states
         and all(not c.running and not c.waiting and c.exit_code is not None for c in states)
@@ -93,14 +94,16 @@ def phase(policy: str, states: list[ContainerState]) -> str:
     ):
         if not any(c.exit_code for c in states):
             return "Succeeded"
-        return "Failed" if policy == "Never" else "Running"  # OnFailure: it will be started again
+        return "Failed" if policy == "Never" else "Running"  # OnFailure: the failed container restarts
     if any(c.running or c.restarts or c.exit_code is not None for c in states):
         return "Running"
     return "Pending"
 
 
 def conditions(pod: Object, wanted: Mapping[str, tuple[bool, str, str]], now: float) -> list[Object]:
-    """type -> (status, reason, message) as conditions; a transition time changes only with the status."""
+    """Return the pod's conditions, with those in `wanted` (type -> (status, reason, message)) replaced. A transition
+    time changes only with the status.
+    """
     rows = [c for c in pod.get("status", {}).get("conditions") or [] if c.get("type") not in wanted]
     for kind, (status, reason, message) in wanted.items():
         text, before = str(status), condition(pod, kind)
@@ -115,8 +118,8 @@ def conditions(pod: Object, wanted: Mapping[str, tuple[bool, str, str]], now: fl
 
 
 def new_words(before: Iterable[Object], after: Iterable[Object]) -> bool:
-    """Whether conditions differ in more than the numbers of their messages. Numbers can wait for the next heartbeat:
-    each change of a Node wakes every client that watches Nodes, on every machine.
+    """Whether conditions differ in more than the numbers in their messages. A changed number can wait for the next
+    heartbeat, because each change of a Node sends an event to every client that watches Nodes, on every machine.
     """
 
     def words(rows: Iterable[Object]) -> list[tuple[str, ...]]:
@@ -137,7 +140,7 @@ def pod_status(
     problem: str,
     now: float,
 ) -> Object:
-    """The whole status. problem: the reason why the sandbox does not exist, "" if it does."""
+    """Return the pod's whole status. problem: the reason why the sandbox does not exist, "" if the sandbox exists."""
     policy = pod["spec"].get("restartPolicy", "Always")
     ready = bool(states) and all(c.ready for c in states)
     done = all(not c.running and not c.waiting and c.exit_code == 0 for c in init)

@@ -27,7 +27,7 @@ _SANDBOX_RETRY_FIRST, _SANDBOX_RETRY_LAST = 0.1, 10.0
 
 @dataclass(frozen=True, slots=True)
 class PodHost:
-    """The node's data and services that a worker uses."""
+    """The node's settings and the callbacks that a worker uses."""
 
     run_dir: Path
     node_address: str
@@ -40,7 +40,7 @@ class PodHost:
 
 
 class PodWorker:
-    """`update(pod)` with each version of the object; `run()` until the pod is gone."""
+    """Call `update(pod)` with each version of the pod's object. `run()` returns when the pod is deleted."""
 
     def __init__(self, pod: Object, host: PodHost) -> None:
         self.pod, self.host = pod, host
@@ -111,11 +111,13 @@ class PodWorker:
     # ---- sandbox
 
     def _attachment(self, netns: str) -> Attachment:
-        """For DEL: the plugins' cache has the arguments of ADD, and annotations may have changed since."""
+        """Return the attachment for DEL, without capabilities. The plugins' cache has the arguments of ADD; the pod's
+        annotations may have changed since ADD.
+        """
         return Attachment(self.sandbox.id, netns, namespace(self.pod), name(self.pod), uid(self.pod))
 
     def _asking(self, netns: str) -> Attachment:
-        """For ADD. Raises CniFailed if the pod requests something impossible."""
+        """Return the attachment for ADD, with capabilities. Raises CniFailed if the pod's request is invalid."""
         try:
             asked = {"portMappings": podspec.host_ports(self.pod), "bandwidth": podspec.bandwidth(self.pod)}
         except Refused as err:
@@ -125,7 +127,9 @@ class PodWorker:
         )
 
     async def _ensure_sandbox(self) -> Process:
-        """The pause process with its network; if it is lost, it is replaced together with its containers."""
+        """Return the pause process of the sandbox. If the pause process is missing, stop the containers and make a new
+        sandbox with a new network.
+        """
         pause, facts = self.sandbox.process(), self.sandbox.facts()
         if pause and facts.get("addresses"):
             if not self.addresses:  # a restarted node agent finds its pod unchanged
@@ -173,7 +177,7 @@ class PodWorker:
             await self._sync_one(pause, state, container, spec.get("restartPolicy", "Always"))
 
     async def _sync_init(self, pause: Process, state: ContainerState, container: Object) -> bool:
-        """Init containers run one after the other, each until it succeeds. True when this one has."""
+        """Run one init container; return True when it has succeeded. Init containers run one after the other."""
         if state.exit_code == 0 and not state.running:
             return True
         policy = "OnFailure" if self.pod["spec"].get("restartPolicy", "Always") == "Always" else "Never"
@@ -181,7 +185,7 @@ class PodWorker:
         return state.exit_code == 0 and not state.running
 
     def _observe(self, state: ContainerState, box: Container, container: Object) -> None:
-        """Update the state from the runtime's files."""
+        """Update the container's state from the runtime's files."""
         watcher = box.running()
         if watcher and not state.running:  # found by a restarted node agent
             state.running_since = state.last_started = box.since()
@@ -279,7 +283,7 @@ class PodWorker:
             self._observe(state, Container(self.sandbox, state.name), container)
 
     async def _stop_one(self, container: Object, grace: float) -> None:
-        """preStop first, then SIGTERM; both within the grace period (core/v1 Lifecycle)."""
+        """Run the preStop handler, then send SIGTERM; both share the grace period (core/v1 Lifecycle)."""
         box, begin = Container(self.sandbox, container["name"]), time.monotonic()
         action = (container.get("lifecycle") or {}).get("preStop") if grace > 0 and box.running() else None
         if action:
@@ -315,7 +319,7 @@ class PodWorker:
         log.info("pod removed", pod=key(self.pod))
 
     async def _hurry(self) -> None:
-        """A second deletion with a shorter grace period shortens the wait."""
+        """Kill the containers at once if a second deletion sets the grace period to 0."""
         while True:
             self._wake.clear()
             await self._wake.wait()
@@ -324,7 +328,9 @@ class PodWorker:
                 return
 
     async def _reporter(self) -> None:
-        """Send the newest status. A separate task, because containers must restart while the API server is down."""
+        """Send the newest status. This is a separate task, because containers must restart while the API server is
+        down.
+        """
         while True:
             await self._news.wait()
             self._news.clear()
@@ -344,7 +350,9 @@ class PodWorker:
 
 
 async def exec_in(box: Container, words: list[str]) -> int:
-    """Run a command in a container's namespaces and discard its output; returns its exit status."""
+    """Run a command in a container's namespaces, discard its output, and return its exit status. Return 126 if the
+    container does not run or the command is empty.
+    """
     process = box.main_process()
     if process is None or not process.alive or not words:
         return 126
@@ -365,5 +373,7 @@ async def exec_in(box: Container, words: list[str]) -> int:
 
 
 def enter_command(pid: int) -> list[str]:
-    """argv prefix that runs a command beside process `pid`: same network, mounts, names, processes and root."""
+    """Return the argv prefix that runs a command in the namespaces (network, mount, UTS, IPC, PID) and the root
+    directory of process `pid`.
+    """
     return ["nsenter", f"--target={pid}", "--net", "--mount", "--uts", "--ipc", "--pid", "--root", "--wd", "--"]

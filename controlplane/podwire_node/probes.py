@@ -1,5 +1,6 @@
-"""Container probes (core/v1 Probe): HTTP, TCP and exec. They run on the node, with their period and their
-thresholds."""
+"""Container probes (core/v1 Probe): HTTP, TCP and exec. The probes run on the node, with the period and the thresholds
+of their specs.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ Exec = Callable[[list[str], float], Awaitable[int]]
 
 
 def port_number(container: Object, wanted: int | str) -> int:
-    """A probe's port: a number, or the name of one of the container's ports. Raises ValueError."""
+    """Return a probe's port number. `wanted` is a number or the name of a container port. Raises ValueError."""
     if isinstance(wanted, int):
         return wanted
     for port in container.get("ports") or []:
@@ -24,7 +25,7 @@ def port_number(container: Object, wanted: int | str) -> int:
 
 
 async def once(probe: Object, container: Object, address: str, run: Exec) -> bool:
-    """One attempt. Anything but a clear success within timeoutSeconds is a failure."""
+    """Make one attempt and return whether it succeeds. No result within timeoutSeconds is a failure."""
     limit = float(probe.get("timeoutSeconds") or 1)
     try:
         async with asyncio.timeout(limit):
@@ -44,7 +45,7 @@ async def once(probe: Object, container: Object, address: str, run: Exec) -> boo
 
 
 async def act(action: Object, container: Object, address: str, run: Exec) -> None:
-    """A lifecycle handler: sleep, exec or httpGet. Its failure does not stop the pod's termination."""
+    """Run a lifecycle handler: sleep, exec or httpGet. A failed handler does not stop the pod's termination."""
     if sleep := action.get("sleep"):
         await asyncio.sleep(float(sleep.get("seconds") or 0))
         return
@@ -71,8 +72,8 @@ async def _http(action: Object, container: Object, address: str) -> bool:
 
 
 async def watch(probe: Object, container: Object, address: str, run: Exec, changed: Callable[[bool], None]) -> None:
-    """Runs until cancelled. Calls `changed(healthy)` at each change that successThreshold or failureThreshold
-    confirms.
+    """Run the probe until cancelled. Call `changed(healthy)` when the number of consecutive results reaches
+    successThreshold or failureThreshold and changes the container's health.
     """
     await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
     successes = failures = 0

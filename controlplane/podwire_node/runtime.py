@@ -1,7 +1,8 @@
-"""The `netns` runtime: a sandbox is a pause process that holds namespaces, a container is a process inside them.
+"""The `netns` runtime: a sandbox is a pause process with its own namespaces, and a container is a process in these
+namespaces.
 
-Everything about a pod is in `<run_dir>/pods/<uid>/`. A restarted node agent finds its pods there, with pid and start
-time, and does not disturb them.
+All files of a pod are in `<run_dir>/pods/<uid>/`. They record the pids and the start times of the pod's processes. A
+restarted node agent reads the files and leaves running pods unchanged.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ ECHO_STANDIN = NATIVE / "echo.py"
 
 
 class RuntimeFailed(Exception):
-    """A sandbox or container could not be started; the text says why."""
+    """A sandbox or container did not start. The message has the reason."""
 
 
 def running(pid: int) -> int:
-    """Start time (clock ticks) of a running process; 0 if it has ended, also for a zombie."""
+    """Return the start time (clock ticks) of a running process, 0 if the process has ended or is a zombie."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rsplit(")", 1)[1].split()
@@ -45,7 +46,7 @@ def running(pid: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process identified by pid and start time, so that a reused pid is never mistaken for it."""
+    """A process, identified by pid and start time: a later process with the same pid has another start time."""
 
     pid: int
     started: int
@@ -60,7 +61,7 @@ class Process:
                 os.kill(self.pid, number)
 
     async def ended(self) -> None:
-        """Wait until the process is gone. Works for processes that are not our children (pidfd)."""
+        """Wait until the process has ended. The process need not be a child of the caller (pidfd)."""
         try:
             fd = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -81,7 +82,7 @@ class Process:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """A file of the shim; None if it is missing or incomplete."""
+    """Return the content of a shim's JSON file, None if the file is missing or incomplete."""
     try:
         found: dict[str, Any] = json.loads(path.read_text())
         return found
@@ -90,23 +91,25 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def echo_binary() -> Path | None:
-    """The compiled podwire-echo, None if it was not built."""
+    """Return the path of the compiled podwire-echo, None if it is not compiled."""
     return native.program(NATIVE, "podwire-echo")
 
 
 def echo_command(at: str = "") -> list[str]:
-    """argv of podwire-echo: the compiled one, or echo.py run by this interpreter. at: the program's path inside the
-    pod.
+    """Return the argv of podwire-echo: the compiled program, or else echo.py run by this interpreter. at: the program's
+    path inside the pod.
     """
     compiled = echo_binary()
     if compiled:
         return [at or str(compiled)]
-    # The interpreter itself: a venv may be in a place that a pod cannot see.
+    # Resolve the venv's link to the interpreter: the venv may be in a directory that a pod cannot see.
     return [os.path.realpath(sys.executable), "-IS", at or str(ECHO_STANDIN)]
 
 
 async def _spawn_shim(spec_file: Path, spec: dict[str, Any], state: Path) -> dict[str, Any]:
-    """Start a shim and wait until it reports that its namespaces exist; its stderr is kept beside the spec."""
+    """Start a shim, wait for its state file and return the content of this file. The shim's stderr goes to a file
+    beside the spec. Raises RuntimeFailed.
+    """
     shim.write(str(spec_file), spec)
     state.unlink(missing_ok=True)
     errors = spec_file.with_suffix(".err")
@@ -140,7 +143,7 @@ class Sandbox:
         self.state = directory / "sandbox.json"
 
     def process(self) -> Process | None:
-        """The pause process, None if it is not running."""
+        """Return the pause process, None if it is not running."""
         found = read(self.state)
         if found is None:
             return None
@@ -149,11 +152,11 @@ class Sandbox:
 
     @property
     def id(self) -> str:
-        """The sandbox's id for the CNI plugins."""
+        """The sandbox's id for the CNI plugins, "" before the first start."""
         return str((read(self.directory / "pod.json") or {}).get("sandbox", ""))
 
     def describe(self, **fields: Any) -> None:
-        """Store data about the pod for a later node agent and for `podwire exec`."""
+        """Store `fields` in the pod's pod.json, for a restarted node agent and for `podwire exec`."""
         self.directory.mkdir(parents=True, exist_ok=True)
         shim.write(str(self.directory / "pod.json"), {**(read(self.directory / "pod.json") or {}), **fields})
 
@@ -161,7 +164,7 @@ class Sandbox:
         return read(self.directory / "pod.json") or {}
 
     async def start(self, hostname: str, command: list[str], *, share_net: bool) -> Process:
-        """Start a new pause process with namespaces of its own. Raises RuntimeFailed."""
+        """Start a new pause process in new namespaces. share_net: use the node's network. Raises RuntimeFailed."""
         self.describe(sandbox=uuid.uuid4().hex)
         spec = {
             "kind": "sandbox",
@@ -185,7 +188,7 @@ class Sandbox:
 
 
 class Container:
-    """One container of a sandbox, by name; its files survive the node agent."""
+    """One container of a sandbox, identified by name. Its files stay when the node agent ends."""
 
     def __init__(self, sandbox: Sandbox, name: str) -> None:
         self.directory = sandbox.directory / "containers" / name
@@ -196,7 +199,9 @@ class Container:
         return self.directory / "log"
 
     def running(self) -> Process | None:
-        """The shim of the running container. (It ends when the container has ended and its exit status is on disk.)"""
+        """Return the shim of the running container, None if there is none. The shim ends after the container has ended
+        and the exit status is on disk.
+        """
         found = read(self.directory / "state.json")
         if found is None:
             return None
@@ -211,11 +216,11 @@ class Container:
         return float((read(self.directory / "state.json") or {}).get("since", 0))
 
     def exit(self) -> dict[str, Any] | None:
-        """{"code", "signal", "finished"} of the last run, None if there is none."""
+        """Return {"code", "signal", "finished"} of the last run, None if no run has ended."""
         return read(self.directory / "exit.json")
 
     def last_words(self) -> str:
-        """The last line of its log, "" if there is none."""
+        """Return the last line of the container's log, "" if the log is empty or missing."""
         try:
             with self.log.open("rb") as file:
                 file.seek(max(0, self.log.stat().st_size - 4096))
@@ -234,7 +239,9 @@ class Container:
     async def start(
         self, pause: Process, command: list[str], env: dict[str, str], cwd: str, files: dict[str, str], tmpfs: list[str]
     ) -> Process:
-        """Start it in the sandbox's namespaces. files: path in the container -> content. Raises RuntimeFailed."""
+        """Start the container in the sandbox's namespaces. files: path in the container -> content. tmpfs: paths of new
+        empty file systems. Raises RuntimeFailed.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "root").mkdir(exist_ok=True)
         (self.directory / "exit.json").unlink(missing_ok=True)
@@ -262,14 +269,14 @@ class Container:
         return Process(found["shim"], found["shim_started"])
 
     async def stop(self, grace: float) -> None:
-        """SIGTERM, then SIGKILL after `grace` seconds; returns when the container is gone."""
+        """Send SIGTERM, and SIGKILL after `grace` seconds. Return when the container has ended."""
         process, watcher = self.main_process(), self.running()
         if process is None or watcher is None:
             return
         if grace > 0:
             process.signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(grace):  # not wait_for: in Python 3.11 it can swallow a cancellation
+                async with asyncio.timeout(grace):  # in Python 3.11, wait_for can swallow a cancellation
                     await watcher.ended()
         if process.alive:
             process.signal(signal.SIGKILL)

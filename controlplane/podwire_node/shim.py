@@ -1,15 +1,15 @@
-"""The process beside each sandbox and each container: it sets up the namespaces, runs the program, and records how that
-ended.
+"""The shim of each sandbox and container: it sets up the namespaces, runs the program, and records the exit status.
 
-It runs as a program of its own (`python -ISE shim.py FILE`, standard library only, so that it starts in milliseconds)
-and outlives the node agent. A restarted agent reads the outcome from the files. FILE is JSON:
+The shim is a separate program (`python -ISE shim.py FILE`). It uses only the standard library, so it starts in
+milliseconds. It runs on when the node agent ends, and a restarted agent reads the exit status from the files. FILE is
+JSON:
 
     {"kind": "sandbox", "hostname", "share_net": bool, "command": [...], "state": FILE}
     {"kind": "container", "pause": pid, "root": DIR, "command": [...], "env": {...}, "cwd",
      "binds": [[from, to, mode]...],
      "tmpfs": [path...], "devices": [...], "log": FILE, "state": FILE, "exit": FILE}
 
-A sandbox's shim becomes the pause process by exec. A container's shim stays as its parent and writes the log.
+A sandbox's shim becomes the pause process by exec. A container's shim stays the container's parent and writes the log.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 
 
 def write(path: str, value: dict[str, Any]) -> None:
-    """Atomic: readers never see half a file."""
+    """Write `value` as JSON. The write is atomic: a reader never sees an incomplete file."""
     with open(path + ".new", "w") as file:
         json.dump(value, file)
     os.rename(path + ".new", path)
 
 
 def started(pid: int) -> int:
-    """Start time of a process in clock ticks; pid and start time identify a process uniquely."""
+    """Return the start time of a process in clock ticks. Pid and start time identify a process uniquely."""
     with open(f"/proc/{pid}/stat") as file:
         return int(file.read().rsplit(")", 1)[1].split()[19])
 
@@ -120,7 +120,9 @@ def bind(source: str, target: str, mode: str) -> None:
 
 
 def make_root(spec: dict[str, Any]) -> str:
-    """An overlay over `lower`, writable on a tmpfs that vanishes with the mount namespace."""
+    """Mount the container's root and return its path: an overlay over the directory `lower` with its writable layer on
+    a tmpfs. The kernel removes both with the mount namespace.
+    """
     mount("none", "/", flags=MS_REC | MS_PRIVATE)
     base = spec["root"]
     mount("podwire", base, "tmpfs", data="mode=0755")
@@ -159,7 +161,7 @@ def enter_root(merged: str) -> None:
     os.chdir(merged)
     check(
         libc.syscall(ctypes.c_long(155), b".", b"."), "pivot_root"
-    )  # both are ".": the old root is stacked on the new one
+    )  # both arguments are ".": the old root is then stacked on the new root
     check(libc.umount2(b".", 2), "umount the old root")
     os.chdir("/")
 
@@ -173,8 +175,8 @@ def drop_capabilities() -> None:
 
 
 def enter(directory: str) -> None:
-    """The container's working directory. Raises an OSError that names it: a bare FileNotFoundError would seem to be
-    about the program.
+    """Change to the container's working directory. Raises an OSError that names the directory, because a
+    FileNotFoundError without this name would seem to refer to the program.
     """
     try:
         os.chdir(directory)
@@ -183,10 +185,10 @@ def enter(directory: str) -> None:
 
 
 def become(spec: dict[str, Any], output: int, parent: int) -> None:
-    """In the child: become the container's first process, pid 1 of its own pid namespace."""
+    """Turn the forked child into the container's first process, pid 1 of a new pid namespace."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
-        check(libc.unshare(NEWNS), "unshare")  # not in the parent: pivot_root would also move the parent's root
+        check(libc.unshare(NEWNS), "unshare")  # in the parent, pivot_root would also move the parent's root
         merged = make_root(spec)
         enter_root(merged)
         os.setsid()
@@ -194,7 +196,7 @@ def become(spec: dict[str, Any], output: int, parent: int) -> None:
         null = os.open("/dev/null", os.O_RDONLY)
         for source, target in ((null, 0), (output, 1), (output, 2)):
             os.dup2(source, target)
-        output = 2  # the copies stay, the descriptor itself is closed with the others
+        output = 2  # closerange() below closes the original descriptor; the copies stay open
         enter(spec["cwd"])
         os.closerange(3, 256)
         os.execvpe(spec["command"][0], spec["command"], spec["env"])
@@ -208,7 +210,9 @@ def become(spec: dict[str, Any], output: int, parent: int) -> None:
 
 
 def copy_log(source: int, path: str) -> None:
-    """CRI log format: `time stream F text`. One old file of at most LOG_LIMIT bytes is kept."""
+    """Copy output to a log in CRI format (`time stream F text`). Rotate the log at LOG_LIMIT bytes and keep one old
+    file.
+    """
     file, size, rest = open(path, "ab", buffering=0), 0, b""
     while chunk := os.read(source, 65536):
         *lines, rest = (rest + chunk).split(b"\n")

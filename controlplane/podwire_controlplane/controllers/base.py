@@ -1,7 +1,8 @@
-"""A controller is a pure function from the objects of the cluster to the changes it wants.
+"""A controller is a pure function: it reads the cluster's objects and returns the changes that it wants.
 
-`reconcile(key, snapshot, now) -> changes` is called for each key that an event touched. It reads the snapshot and
-returns data. It is called again whenever an object that it read changes. Applying the same answer twice does no harm.
+The driver calls `reconcile(key, snapshot, now) -> changes` for each key that an event touches. `reconcile` reads the
+snapshot and returns data. The driver calls it again whenever an object that it read changes. The changes are
+idempotent: the driver may apply them twice.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ Verb = Literal["create", "update", "patch", "status", "delete", "finalize"]
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One write. kind: of the object. obj: the whole object (create, update, finalize) or a merge patch (patch,
-    status).
+    """One write to the API. kind: the object's kind. obj: the whole object (create, update, finalize), a merge patch
+    (patch, status) or DeleteOptions (delete).
 
-    unless: (kind, namespace, name, uid) of objects; if one exists according to the API (not the cache), the change is
-    dropped.
+    unless: (kind, namespace, name, uid) of objects. The driver drops the write if the API (not the cache) has one of
+    these objects.
     """
 
     verb: Verb
@@ -35,7 +36,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """kind -> key -> object. The driver's live caches; controllers only read them."""
+    """kind -> key -> object: the driver's live caches. Controllers only read them."""
 
     kinds: Mapping[str, Mapping[str, Object]]
 
@@ -48,7 +49,7 @@ class Snapshot:
                 yield obj
 
     def owned(self, kind: str, owner: Object) -> Iterator[Object]:
-        """Objects whose controller is `owner`."""
+        """Yield the objects of `kind` whose controller is `owner`."""
         for obj in self.list(kind, namespace(owner)):
             ref = controller_of(obj)
             if ref and ref.get("uid") == uid(owner):
@@ -61,10 +62,11 @@ Mapper = Callable[[Object, Snapshot], Keys]
 
 @dataclass(frozen=True, slots=True)
 class Controller:
-    """watches: kind -> which keys an event on an object of it touches. resync: seconds, 0 for never.
+    """watches: kind -> the function that returns the keys that an event on an object of this kind touches.
+    resync: seconds between two reconciliations of all keys, 0 for never.
 
-    within: kind -> (namespace, name) of the only object of it that the controller reads, so that it needs no right to
-    read others.
+    within: kind -> (namespace, name) of the only object of this kind that the controller reads. So the controller needs
+    no permission to read other objects of this kind.
     """
 
     name: str
@@ -79,7 +81,7 @@ def itself(obj: Object, _snapshot: Snapshot) -> Keys:
 
 
 def owner_of(kind: str) -> Mapper:
-    """The controller of the object if that is of `kind`."""
+    """Return a mapper from an object to the key of its controller, or to no key if the controller is not a `kind`."""
 
     def mapper(obj: Object, _snapshot: Snapshot) -> Keys:
         ref = controller_of(obj)

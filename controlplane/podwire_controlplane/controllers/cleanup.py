@@ -18,8 +18,8 @@ def _address(obj: Object) -> str:
 
 
 def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
-    """Delete an object when none of its owners exists. An owner is identified by uid: a new object of the same name is
-    another owner.
+    """Delete an object when none of its owners exists. The uid identifies an owner, so a new object of the same name is
+    a different owner.
     """
     kind, _, own = wanted.partition(":")
     obj = snapshot.get(kind, own) if kind in snapshot.kinds else None
@@ -31,7 +31,7 @@ def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
     owners: list[tuple[str, str, str, str]] = []
     for ref in refs:
         if ref.get("kind") not in _OWNERS:
-            return []  # a kind without an informer: do not assume that the object is gone
+            return []  # a kind without an informer: the owner may exist
         space = "" if ref["kind"] == "Node" else namespace(obj)
         owner = snapshot.get(ref["kind"], f"{space}/{ref['name']}".strip("/"))
         if owner is not None and uid(owner) == ref.get("uid"):
@@ -51,7 +51,7 @@ def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
 
 
 def _owned(obj: Object, snapshot: Snapshot) -> Iterator[Object]:
-    """Every object that names `obj` as an owner."""
+    """Yield every object that names `obj` as an owner."""
     for kind in KINDS if obj["kind"] in _OWNERS else ():
         for other in snapshot.list(kind, namespace(obj) or None):
             if any(r.get("uid") == uid(obj) for r in other["metadata"].get("ownerReferences") or []):
@@ -59,8 +59,10 @@ def _owned(obj: Object, snapshot: Snapshot) -> Iterator[Object]:
 
 
 def _propagate(kind: str, obj: Object, snapshot: Snapshot) -> list[Write]:
-    """The garbage collector's part of a deletion, requested by a finalizer of the propagationPolicy. orphan: the
-    dependents lose their reference, then the object is deleted. foregroundDeletion: the dependents are deleted first.
+    """Do the garbage collector's part of a deletion with propagationPolicy Orphan or Foreground.
+
+    Finalizer orphan: remove the owner reference from the dependents, then delete the object. Finalizer
+    foregroundDeletion: delete the dependents, then delete the object.
     """
     held = obj["metadata"].get("finalizers") or []
     changes: list[Write] = []
@@ -109,7 +111,9 @@ def _propagate(kind: str, obj: Object, snapshot: Snapshot) -> list[Write]:
 
 
 def _dependents(obj: Object, snapshot: Snapshot) -> Keys:
-    """The object itself, its owners (one may wait for it), and its dependents if it was just deleted."""
+    """Yield the keys of the object, of its owners, and, if the object was just deleted, of its dependents. An owner's
+    foreground deletion may wait for this object.
+    """
     yield _address(obj)
     for ref in obj["metadata"].get("ownerReferences") or []:
         yield f"{ref.get('kind')}:{namespace(obj)}/{ref.get('name')}"
@@ -119,7 +123,7 @@ def _dependents(obj: Object, snapshot: Snapshot) -> Keys:
 
 
 def reconcile_namespace(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
-    """Delete everything in a namespace that is being deleted; when it is empty, remove its finalizer."""
+    """Delete all objects in a namespace that is being deleted. Remove the namespace's finalizer when it is empty."""
     space = snapshot.get("Namespace", wanted)
     if space is None or not deleting(space):
         return []

@@ -1,4 +1,6 @@
-"""Runs all controllers. Informers fill the snapshot, a queue holds the keys to reconcile, and changes go to the API."""
+"""The driver runs all controllers: informers fill the snapshot, a queue holds the keys to reconcile, and the driver
+sends the changes to the API.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ _RETRY_FIRST, _RETRY_AWAY, _RETRY_LAST = 0.05, 1.0, 10.0
 
 @dataclass(frozen=True)
 class ControllersConfig:
-    """node_prefix: length of each node's part of cluster_cidr. load_balancer_pool: addresses of the pool that is made
-    if there is none. only: names of the controllers to run; () for all.
+    """node_prefix: prefix length of each node's podCIDR. load_balancer_pool: addresses of the pool that the controller
+    creates if there is none. only: names of the controllers to run; () for all.
     """
 
     kubeconfig: str | None
@@ -40,7 +42,7 @@ class ControllersConfig:
 
 
 class Driver:
-    """One worker: it applies the changes of a key, and updates the snapshot, before it takes the next key."""
+    """There is one worker. It applies the changes of a key and updates the snapshot before it takes the next key."""
 
     def __init__(self, api: ApiClient, controllers: Iterable[Controller]) -> None:
         self.api = api
@@ -54,7 +56,7 @@ class Driver:
         self._wake = asyncio.Event()
 
     def _informer(self, resource: Resource) -> Informer:
-        """An informer of all objects of a kind, or of the only one that a controller reads."""
+        """Return an informer of all objects of a kind, or of the only object of that kind that a controller reads."""
         kind = resource.kind
         on_event = partial(self._on_event, kind)  # the items of a list do not contain their kind
         places = {c.within.get(kind) for c in self.controllers.values() if kind in c.watches}
@@ -76,8 +78,8 @@ class Driver:
                         self._touch(controller, kind, seen)
 
     def _touch(self, controller: Controller, kind: str, obj: Object) -> None:
-        """Queue the keys that an event on `obj` touches; one malformed object must not keep the event from other
-        controllers.
+        """Queue the keys that an event on `obj` touches. If one controller cannot map a malformed object, the other
+        controllers still get the event.
         """
         try:
             for key in controller.watches[kind](obj, self.snapshot):
@@ -88,7 +90,7 @@ class Driver:
             )
 
     async def _forbidden(self, change: Write) -> bool:
-        """Whether an object exists that forbids the change. An owner may be newer than our caches."""
+        """Whether the API has an object of `change.unless`. An owner may be newer than the caches."""
         for kind, space, name, wanted in change.unless:
             try:
                 if uid(await self.api.get(of(kind).path(space, name))) == wanted:
@@ -115,7 +117,7 @@ class Driver:
             answer = await self.api.patch(
                 path + ("/status" if change.verb == "status" else ""), change.obj, MERGE_PATCH
             )
-        # the log shows which Service got which address; other statuses change all the time
+        # a Service's status is logged because it has the load balancer address; other statuses change too often
         if change.verb != "status" or change.kind == "Service":
             log.info(
                 "changed",
@@ -127,7 +129,7 @@ class Driver:
         self._remember(change, answer)
 
     def _remember(self, change: Write, answer: Object) -> None:
-        """Read our own writes: the next key must not act on a snapshot from before them."""
+        """Put the API's answer into the snapshot, so that the next key is reconciled with this write included."""
         informer = self.informers.get(change.kind)
         if informer is None:
             return  # no controller reads objects of this kind
@@ -152,7 +154,7 @@ class Driver:
             self._failures.pop(item, None)
         except Exception as err:  # one malformed object must not stop the others
             tries = self._failures[item] = self._failures.get(item, 0) + 1
-            away = isinstance(err, Unreachable)  # not this object's fault: it goes on as soon as all does
+            away = isinstance(err, Unreachable)  # the API server is unreachable: the object is not the cause
             quiet = away or (isinstance(err, Refused) and err.code == 409)
             (log.debug if quiet and tries < 5 else log.warn)(
                 "will try again", controller=controller, object=key, tries=tries, error=str(err) or repr(err)
@@ -168,7 +170,7 @@ class Driver:
                     self._touch(controller, kind, obj)
 
     async def run(self) -> None:
-        """Runs forever. Nothing is reconciled before every informer has its first full list."""
+        """Run forever. Reconcile nothing before every informer has its first full list."""
         async with asyncio.TaskGroup() as tasks:
             for informer in self.informers.values():
                 tasks.create_task(informer.run())
@@ -208,5 +210,5 @@ async def _main(config: ControllersConfig) -> None:
 
 
 def run(config: ControllersConfig) -> None:
-    """Until SIGTERM."""
+    """Run the controllers until SIGTERM."""
     asyncio.run(_main(config))

@@ -1,7 +1,8 @@
-"""EndpointSlices: made from a Service's selector, or mirrored from Endpoints that people write by hand (KEP-752).
+"""The controllers of EndpointSlices (KEP-752) and of the older Endpoints objects.
 
-A slice has at most 100 endpoints. Endpoints stay in the slice they are in, so a change of one pod rewrites one slice.
-Only slices that differ are written.
+The slices of a Service with a selector list the selected pods. The slices of a Service without a selector mirror the
+Endpoints object that a user writes by hand. A slice has at most 100 endpoints. An endpoint stays in its slice, so a
+change of one pod rewrites one slice. The controllers write only the slices that differ.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MAX_ENDPOINTS = 100
 SERVICE_NAME = "kubernetes.io/service-name"
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
-LEADER = "control-plane.alpha.kubernetes.io/leader"  # old leader election kept its lock in Endpoints
+LEADER = "control-plane.alpha.kubernetes.io/leader"  # old leader election stored its lock in an Endpoints object
 HEADLESS = "service.kubernetes.io/headless"
 TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"
 SELECTOR, MIRROR = "endpointslice-controller.k8s.io", "endpointslicemirroring-controller.k8s.io"
@@ -32,7 +33,7 @@ Group = dict[tuple[str, Ports], list[Object]]  # (address type, ports) -> endpoi
 
 
 def services_of_pod(pod: Object, snapshot: Snapshot) -> Keys:
-    """Services whose selector matches the pod, and Services whose slices still contain it."""
+    """Yield the keys of the Services whose selector matches the pod, and of those whose slices still list the pod."""
     have = labels(pod)
     for service in snapshot.list("Service", namespace(pod)):
         selector = service["spec"].get("selector")
@@ -49,7 +50,9 @@ def service_of_slice(found: Object, _snapshot: Snapshot) -> Keys:
 
 
 def target_port(pod: Object, port: Object) -> int | None:
-    """The pod's port number for a Service port; a name is resolved among the pod's container ports."""
+    """Return the pod's port number for a Service port (an entry of spec.ports). If targetPort is a name, return the
+    container port with this name and protocol, or None if the pod has no such port.
+    """
     target = port.get("targetPort") or port["port"]
     if isinstance(target, int) or str(target).isdigit():
         return int(target)
@@ -70,7 +73,7 @@ def address_type(address: str) -> str:
 
 
 def pod_endpoint(service: Object, pod: Object, address: str, snapshot: Snapshot) -> Object:
-    """One endpoint with its conditions (discovery/v1 EndpointConditions)."""
+    """Return the endpoint of one pod address, with its conditions (discovery/v1 EndpointConditions)."""
     serving, terminating = is_true(pod, "Ready"), deleting(pod)
     ready = bool(service["spec"].get("publishNotReadyAddresses")) or (serving and not terminating)
     endpoint: Object = {
@@ -88,7 +91,7 @@ def pod_endpoint(service: Object, pod: Object, address: str, snapshot: Snapshot)
 
 
 def from_selector(service: Object, snapshot: Snapshot) -> Group:
-    """Endpoints of the selected pods, grouped by address type and by the ports they have."""
+    """Return the endpoints of the selected pods, grouped by address type and by the resolved target ports."""
     groups: Group = {}
     families = service["spec"].get("ipFamilies") or ["IPv4"]
     match = equality(service["spec"]["selector"])
@@ -109,7 +112,7 @@ def from_selector(service: Object, snapshot: Snapshot) -> Group:
 
 
 def from_endpoints(endpoints: Object) -> Group:
-    """The subsets of a hand-made Endpoints object, as endpoints."""
+    """Return the addresses in the subsets of a hand-made Endpoints object as endpoints of EndpointSlices."""
     groups: Group = {}
     for subset in endpoints.get("subsets") or []:
         ports = tuple((p.get("name", ""), p.get("protocol", "TCP"), int(p["port"])) for p in subset.get("ports") or [])
@@ -129,8 +132,8 @@ def _rank(endpoint: Object) -> tuple[bool, bool, bool]:
 
 
 def _by_address(endpoints: list[Object]) -> dict[str, Object]:
-    """One endpoint for each address: while the object of an ended pod still exists, another pod may already have its
-    address.
+    """Return one endpoint for each address, the one with the best conditions. Two pods can have the same address: the
+    object of a terminating pod may still exist when a new pod gets the released address.
     """
     best: dict[str, Object] = {}
     for endpoint in endpoints:
@@ -141,8 +144,10 @@ def _by_address(endpoints: list[Object]) -> dict[str, Object]:
 
 
 def _pack(endpoints: list[Object], existing: list[Object]) -> list[tuple[Object | None, list[Object]]]:
-    """Spread endpoints over slices: known addresses stay in their slice, new ones fill gaps, and the rest get new
-    slices.
+    """Assign the endpoints to slices and return (existing slice or None for a new slice, its endpoints) for each slice.
+
+    An address that is in a slice stays there. New addresses fill the free places of existing slices. The remaining
+    addresses get new slices.
     """
     wanted = _by_address(endpoints)
     packed: list[tuple[Object | None, list[Object]]] = []
@@ -168,7 +173,11 @@ def _ports(ports: Ports) -> list[Object]:
 def plan_slices(
     owner: Object, groups: Group, existing: Iterable[Object], manager: str, extra: dict[str, str], trigger: str
 ) -> list[Write]:
-    """Changes that make the existing slices of `owner` (a Service or an Endpoints) equal to `groups`."""
+    """Return the writes that make the existing slices of `owner` (a Service or an Endpoints object) equal to `groups`.
+
+    manager: the value of the label managed-by. extra: further labels. trigger: the value of the annotation
+    last-change-trigger-time, "" for none.
+    """
     service, space = name(owner), namespace(owner)
     left = {name(s): s for s in existing}
     taken = set(left)
@@ -209,7 +218,9 @@ def plan_slices(
 
 
 def _owned(found: Object, owner: Object) -> bool:
-    """A re-created owner has another uid: slices that name the old one would be garbage-collected."""
+    """Whether `owner` is the slice's controller. A re-created owner has a new uid, and the garbage collector would
+    delete slices that name the old uid.
+    """
     return (controller_of(found) or {}).get("uid") == uid(owner)
 
 
@@ -220,7 +231,9 @@ def _same_ports(found: Object, ports: Ports) -> bool:
 
 
 def _new_name(service: str, owner: str, kind: str, ports: Ports, taken: set[str]) -> str:
-    """A stable name, so that a repeated creation after a lost answer is refused and not doubled."""
+    """Return a deterministic name for a new slice. If the answer to a creation is lost, the repeated creation has the
+    same name, so the API server refuses it instead of storing a second slice.
+    """
     for n in range(10_000):
         digest = hashlib.sha256(f"{owner}/{kind}/{ports}/{n}".encode()).hexdigest()[:6]
         if (candidate := f"{service[:50]}-{digest}") not in taken:
@@ -229,7 +242,9 @@ def _new_name(service: str, owner: str, kind: str, ports: Ports, taken: set[str]
 
 
 def _trigger(service: Object, snapshot: Snapshot) -> str:
-    """The time of the newest cause: the Service's creation or a selected pod's last Ready transition."""
+    """Return the time of the newest event that changes the endpoints: the creation of the Service or the last Ready
+    transition of a selected pod. "" if no time is known.
+    """
     match = equality(service["spec"]["selector"])
     times = [service["metadata"].get("creationTimestamp", "")]
     times += [
@@ -262,8 +277,8 @@ def reconcile_selector(wanted: str, snapshot: Snapshot, _now: float) -> list[Wri
 
 
 def reconcile_mirror(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
-    """Mirror the Endpoints of a Service without selector to slices; skip Endpoints that the endpoints controller
-    wrote.
+    """Mirror the hand-made Endpoints of a Service without a selector to slices. The endpoints controller writes the
+    Endpoints of a Service with a selector; these are not mirrored.
     """
     space, _, own = wanted.partition("/")
     existing = _existing(space, own, MIRROR, snapshot)
@@ -281,10 +296,11 @@ def reconcile_mirror(wanted: str, snapshot: Snapshot, _now: float) -> list[Write
 
 
 def reconcile_endpoints(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
-    """The older Endpoints object of a Service with a selector, from the same pods; at most 1000 addresses.
+    """Write the older Endpoints object of a Service with a selector, from the same pods as the slices. A subset has at
+    most 1000 addresses.
 
-    The deletion of a Service also deletes its Endpoints, even hand-made ones: a later Service of the same name starts
-    without endpoints.
+    The deletion of a Service also deletes its Endpoints object, even a hand-made one. So a later Service of the same
+    name starts without endpoints.
     """
     service = snapshot.get("Service", wanted)
     if service is None:
@@ -342,7 +358,9 @@ def reconcile_endpoints(wanted: str, snapshot: Snapshot, _now: float) -> list[Wr
 
 
 def _with_service(endpoints: Object, snapshot: Snapshot) -> Keys:
-    """Endpoints may be written before their Service: only the deletion of a Service deletes them."""
+    """Return the key of the Endpoints object if its Service exists, else no key. A user may write the Endpoints object
+    before its Service, and an event on it must not delete it: only the deletion of a Service does.
+    """
     return (key(endpoints),) if snapshot.get("Service", key(endpoints)) else ()
 
 

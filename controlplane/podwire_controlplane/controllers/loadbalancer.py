@@ -1,7 +1,8 @@
 """Addresses for Services of type LoadBalancer, from the pools of podwire_base/kube/loadbalancer.py.
 
-A Service's address is recorded in its status and nowhere else. So a restart loses nothing, and an address in any
-Service's status is never given to another one. If two Services hold one address all the same, the older one keeps it.
+A Service's address is recorded only in the Service's status. So a restart of the controller loses no address. The
+controller never assigns an address that is in the status of another Service. If two Services nevertheless have the same
+address, the older Service keeps it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def _pools(snapshot: Snapshot) -> tuple[lb.Pools, list[str]]:
 
 
 def _ips(service: Object) -> list[str]:
-    """A malformed status holds no address: such a Service must not keep the others from getting theirs."""
+    """Return the addresses in the Service's status. A malformed status counts as empty, so that it does not block the
+    other Services.
+    """
     return [str(item["ip"]) for item in lb.readable(service) if item.get("ip")]
 
 
@@ -37,7 +40,9 @@ def _age(service: Object) -> tuple[str, str]:
 
 
 def _held(snapshot: Snapshot, without: str) -> dict[str, Object]:
-    """Address -> the oldest of the other Services that have it in their status."""
+    """Return address -> the oldest Service with this address in its status. `without` is the key of a Service to
+    ignore.
+    """
     held: dict[str, Object] = {}
     for other in snapshot.list("Service"):
         for ip in _ips(other) if key(other) != without else ():
@@ -47,7 +52,9 @@ def _held(snapshot: Snapshot, without: str) -> dict[str, Object]:
 
 
 def _event(about: Object, kind: str, reason: str, message: str, now: float) -> Write:
-    """A Warning about `about`. Its name is a hash of its content, so a repeated message makes one Event."""
+    """Return the creation of a Warning Event about `about`. The Event's name is a hash of its content, so a repeated
+    message creates one Event.
+    """
     digest = hashlib.sha256(f"{uid(about)} {reason} {message}".encode()).hexdigest()[:12]
     told = {
         "apiVersion": "v1",
@@ -78,8 +85,8 @@ def _families(service: Object) -> list[int]:
 
 
 def choose(service: Object, pools: lb.Pools, held: dict[str, Object]) -> tuple[list[str], list[tuple[str, str]]]:
-    """(addresses of the Service, (reason, message) for an address that it cannot have). It keeps every address that it
-    may keep.
+    """Return (addresses of the Service, (reason, message) for each address that the Service cannot have). The Service
+    keeps each present address that is still permitted.
     """
     problems: list[tuple[str, str]] = []
     mine = [ip for ip in _ips(service) if ip in pools and not (ip in held and _age(held[ip]) < _age(service))]
@@ -122,7 +129,7 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
     if service["spec"].get("type") != "LoadBalancer":
         target = []
     elif not pools or not lb.ours(service, pools):
-        return []  # it belongs to another load balancer or to none yet, and the writer of the status keeps it
+        return []  # another load balancer owns this Service's status, or none does yet
     else:
         found, problems = choose(service, pools, _held(snapshot, wanted))
         target = [{"ip": ip, "ipMode": "VIP"} for ip in found]
@@ -144,7 +151,9 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
 
 
 def _touched(obj: Object, snapshot: Snapshot) -> Keys:
-    """The Service itself; if it may have released an address, also the Services that wait for one."""
+    """Yield the key of the Service. If the Service has an address, which it may have released, also yield the keys of
+    the Services that wait for an address.
+    """
     yield key(obj)
     if _ips(obj):
         pools, _ = _pools(snapshot)
@@ -162,7 +171,9 @@ def _all(obj: Object, snapshot: Snapshot) -> Keys:
 
 
 def _default_pools(addresses: tuple[str, ...]) -> Controller:
-    """Creates the ConfigMap again where addresses are configured, and reports entries that cannot be used."""
+    """Return the controller that creates the pools' ConfigMap if `addresses` are configured and the ConfigMap is
+    missing. It also reports the invalid entries of an existing ConfigMap.
+    """
 
     def reconcile(_wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
         config = snapshot.get("ConfigMap", CONFIG_KEY)
@@ -194,7 +205,7 @@ def _default_pools(addresses: tuple[str, ...]) -> Controller:
 
 
 def controllers(addresses: tuple[str, ...]) -> tuple[Controller, ...]:
-    """addresses: of the pool that is made if there is none."""
+    """addresses: the addresses of the pool that the controller creates if there is none."""
     return (
         Controller("loadbalancer", {"Service": _touched, "ConfigMap": _all}, reconcile, within=_CONFIG),
         _default_pools(addresses),

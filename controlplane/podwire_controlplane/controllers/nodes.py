@@ -45,7 +45,7 @@ def node_ipam(cluster: Network, size: int) -> Controller:
             ]
         return [Write("patch", "Node", "", wanted, {"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}, cidr)]
 
-    # one key after the other: the driver applies the changes of a key before it reconciles the next
+    # Two nodes cannot get the same subnet: the driver applies the changes of a key before it reconciles the next key.
     return Controller("nodeipam", {"Node": itself}, reconcile)
 
 
@@ -60,8 +60,8 @@ def _with_condition(obj: Object, kind: str, status: str, reason: str, message: s
 
 
 def reconcile_lifecycle(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
-    """A node whose Lease is not renewed becomes Ready=Unknown, and its pods become not ready, so that Services avoid
-    them.
+    """Set Ready=Unknown on a node that does not renew its Lease. Set Ready=False on its pods, so that Services do not
+    send traffic to them.
     """
     node, lease = snapshot.get("Node", wanted), snapshot.get("Lease", f"{LEASES}/{wanted}")
     if node is None:
@@ -120,7 +120,7 @@ def _node_of_pod(pod: Object, snapshot: Snapshot) -> Keys:
 
 
 def tolerated(taints: list[Object], tolerations: list[Object]) -> bool:
-    """Every NoSchedule or NoExecute taint has a toleration (core/v1 Toleration)."""
+    """Whether every NoSchedule or NoExecute taint has a toleration (core/v1 Toleration)."""
 
     def fits(taint: Object, toleration: Object) -> bool:
         if toleration.get("effect") not in (None, "", taint.get("effect")):
@@ -136,7 +136,7 @@ def tolerated(taints: list[Object], tolerations: list[Object]) -> bool:
 
 
 def why_not(pod: Object, node: Object) -> str:
-    """The reason why the pod cannot run on the node; "" if it can."""
+    """Return the reason why the pod cannot run on the node, "" if it can."""
     if deleting(node) or node.get("spec", {}).get("unschedulable"):
         return "unschedulable"
     if not is_true(node, "Ready"):
@@ -150,8 +150,8 @@ def why_not(pod: Object, node: Object) -> str:
 
 
 def choose(pod: Object, snapshot: Snapshot) -> tuple[str, str]:
-    """(node, "") or ("", the reason why no node fits). Prefers the node with the fewest pods of the same owner, then
-    with the fewest pods.
+    """Return (node, ""), or ("", the reason) if the pod can run on no node. The preferred node has the fewest pods of
+    the same owner; among equal nodes, it has the fewest pods.
     """
     refused: dict[str, int] = {}
     best: tuple[int, int, str] | None = None

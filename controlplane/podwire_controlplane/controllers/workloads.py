@@ -21,7 +21,9 @@ _BURST = 200
 
 
 def _victim_order(pod: Object) -> tuple[bool, bool, str]:
-    """The order of deletion: pods without a node first, then pods that are not ready, then the youngest."""
+    """Return the sort key for deletion: pods without a node come first, then pods that are not ready, then the youngest
+    pods.
+    """
     born = str(pod["metadata"].get("creationTimestamp", ""))
     return bool(pod["spec"].get("nodeName")), is_true(pod, "Ready"), _inverted(born)
 
@@ -79,8 +81,9 @@ def template_hash(template: Object) -> str:
 
 
 def resolve(value: object, replicas: int, *, up: bool) -> int:
-    """maxSurge and maxUnavailable: a number, or a percentage of replicas (rounded up for surge, down for
-    unavailable)."""
+    """Return maxSurge or maxUnavailable as a number of pods. `value` is a number or a percentage of `replicas`. A
+    percentage is rounded up if `up` is true (maxSurge), else down (maxUnavailable).
+    """
     if isinstance(value, int):
         return value
     percent = int(str(value).rstrip("%"))
@@ -139,7 +142,9 @@ def _wanted(found: Object) -> int:
 
 
 def _roll(deployment: Object, new: Object, old: list[Object]) -> list[Write]:
-    """One step: grow the new set as far as maxSurge lets it, shrink the old ones as far as maxUnavailable lets them."""
+    """Return one step of a rollout: scale the new ReplicaSet up within maxSurge, and the old ReplicaSets down within
+    maxUnavailable. With strategy Recreate, the new ReplicaSet is scaled up when the old ReplicaSets have no pods.
+    """
     replicas = int(deployment["spec"].get("replicas", 1))
     strategy = deployment["spec"].get("strategy") or {}
     if strategy.get("type") == "Recreate":
@@ -209,7 +214,7 @@ def reconcile_deployment(wanted: str, snapshot: Snapshot, now: float) -> list[Wr
         first = int(deployment["spec"].get("replicas", 1)) if not old else 0
         return [_new_set(deployment, digest, latest + 1, first), *_status(deployment, None, sets, now)]
     changes: list[Write] = []
-    # a roll-back makes its ReplicaSet the newest again
+    # after a rollback to an older template, its ReplicaSet gets the highest revision number
     if old and int(annotations_of(new).get(REVISION, "0")) < latest:
         changes.append(
             Write(

@@ -97,7 +97,7 @@ def _routes(handlers: Handlers) -> list[web.RouteDef]:
         web.get("/openapi/v3/api/{version}", _document(lambda v: schema.openapi_v3("", v), "version")),
         web.get("/openapi/v3/apis/{group}/{version}", _document(schema.openapi_v3, "group", "version")),
     ]
-    # before /namespaces/NAMESPACE/PLURAL, which has the same form
+    # this route comes before /namespaces/NAMESPACE/PLURAL, which has the same form
     rows.append(
         web.get("/api/{version}/{plural:namespaces}/{name}/{sub:status|finalize}", handlers.get, allow_head=False)
     )
@@ -120,7 +120,7 @@ def _routes(handlers: Handlers) -> list[web.RouteDef]:
 
 
 def make_app(objects: Objects, tokens: Mapping[str, auth.User]) -> web.Application:
-    """The whole API as one aiohttp application."""
+    """Return an aiohttp application that serves the whole API. tokens: bearer token -> user."""
     app = web.Application(client_max_size=MAX_BODY, middlewares=[errors_as_status, authenticator(tokens)])
     app.add_routes(_routes(Handlers(objects)))
     return app

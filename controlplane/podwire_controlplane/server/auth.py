@@ -1,5 +1,5 @@
-"""Identifies the client (certificate or bearer token) and decides what it may do. Pure, except that it reads the token
-file.
+"""Authentication of clients (certificate or bearer token) and authorisation of their requests. The only I/O is reading
+the token file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OPEN_PATHS = ("/healthz", "/livez", "/readyz", "/version")
 JOIN_PATHS = (
     "/podwire/v1/ca",
     "/podwire/v1/join",
-)  # for machines that are not nodes yet: join.py checks their token
+)  # paths without authentication, for machines that are not nodes yet: join.py checks the join token
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,14 @@ class User:
 
     @property
     def node(self) -> str:
-        """The node that a node credential belongs to (CN system:node:NAME), else ""."""
+        """The name of the node whose credential this is (CN system:node:NAME), "" for other credentials."""
         return self.name.removeprefix("system:node:") if NODES in self.groups else ""
 
 
 def from_certificate(peer: Mapping[str, Any] | None) -> User | None:
-    """The subject of a verified client certificate: CN is the user, each O a group (Kubernetes' X.509
-    authentication)."""
+    """Return the user of a verified client certificate: CN is the user name and each O is a group (Kubernetes' X.509
+    authentication). Returns None if there is no certificate or no CN.
+    """
     if not peer:
         return None
     pairs = [pair for rdn in peer.get("subject", ()) for pair in rdn]
@@ -42,7 +43,9 @@ def from_certificate(peer: Mapping[str, Any] | None) -> User | None:
 
 
 def from_token(header: str, tokens: Mapping[str, User]) -> User | None:
-    """`Authorization: Bearer TOKEN`, compared in constant time."""
+    """Return the user of the header `Authorization: Bearer TOKEN`, None if the token is unknown. Each comparison takes
+    constant time.
+    """
     kind, _, given = header.partition(" ")
     if kind.lower() != "bearer":
         return None
@@ -54,7 +57,7 @@ def from_token(header: str, tokens: Mapping[str, User]) -> User | None:
 
 
 def allowed(user: User, verb: str, plural: str, sub: str, target: str, obj: Object | None) -> bool:
-    """Whether `user` may do this. verb: get, list, watch, create, update, patch, delete, deletecollection.
+    """Whether `user` may make this request. verb: get, list, watch, create, update, patch, delete, deletecollection.
 
     target: the object's name; for a creation the name in the body. obj: the object as stored (None for a creation).
     Nodes read everything but Secrets. They write only their own Node and Lease, the status of their pods, deletions of
@@ -79,7 +82,7 @@ def allowed(user: User, verb: str, plural: str, sub: str, target: str, obj: Obje
 
 
 def describe(user: User, verb: str, qualified: str, sub: str, target: str) -> str:
-    """The text of a 403."""
+    """Return the message of a 403 answer."""
     what = f"{qualified}/{sub}" if sub else qualified
     return (
         f'{what} "{target}" is forbidden: User "{user.name}" cannot {verb} resource "{what}"'

@@ -38,7 +38,7 @@ def group(wanted: str) -> Object | None:
 
 
 def resources(wanted: str, version: str) -> Object | None:
-    """The APIResourceList of one group version; None if the server does not have it."""
+    """Return the APIResourceList of one group version, None if the server does not serve this group version."""
     if (wanted, version) not in GROUPS:
         return None
     rows: list[Object] = []

@@ -1,4 +1,6 @@
-"""HTTP requests on objects: parse, authorise, call `Objects`, and answer in a form that the client accepts."""
+"""The handlers of HTTP requests on objects. A handler parses and authorises the request, calls `Objects`, and answers
+in a form that the client accepts.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def resource_of(request: web.Request) -> Resource:
 
 
 def scope_of(request: web.Request) -> Scope:
-    """The object or collection in the URL. A namespaced collection may be requested across namespaces."""
+    """Return the object or collection that the URL names. A client may list a namespaced kind in all namespaces."""
     resource, info = resource_of(request), request.match_info
     namespace, target = info.get("namespace", ""), info.get("name", "")
     if bool(namespace) and not resource.namespaced:
@@ -61,7 +63,7 @@ def write_options(query: Mapping[str, str]) -> WriteOptions:
 
 
 async def body_of(request: web.Request) -> Any:
-    """The decoded body: JSON or YAML. 415 for protobuf, with a hint at the remedy."""
+    """Return the decoded body (JSON or YAML), {} for an empty body. Raises a StatusError 415 for protobuf."""
     kind = request.content_type
     raw = await request.read()
     if not raw.strip():
@@ -82,7 +84,7 @@ async def body_of(request: web.Request) -> Any:
 
 
 class Handlers:
-    """Handlers of one `Objects`; `app.py` binds the methods to routes."""
+    """The request handlers of one `Objects` instance. `app.py` binds the methods to routes."""
 
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
@@ -236,7 +238,9 @@ class Handlers:
         return web.Response(body=body, content_type="application/json")
 
     async def _page(self, request: web.Request, scope: Scope) -> tuple[list[Item], int, str]:
-        """(items, revision of the list, continue token). Pages are of one revision (API concepts: limit/continue)."""
+        """Return (items, revision of the list, continue token). All pages of a list have the same revision (API
+        concepts: limit/continue).
+        """
         store, query = self.objects.store, request.query
         revision, after = await store.revision(), ""
         limit = parse_version(query.get("limit"), "limit") or 0
@@ -268,7 +272,7 @@ class Handlers:
                 one = Scope(scope.resource, obj["metadata"].get("namespace", ""), name(obj))
                 await self.objects.delete(one, options, dry_run=_dry(request, options))
             except StatusError as err:
-                if err.code != 404:  # another client deleted it meanwhile, which is the wanted result
+                if err.code != 404:  # not an error if another client has already deleted the object
                     raise
         return web.json_response(
             {
@@ -314,7 +318,7 @@ class Handlers:
         return answer
 
     async def _old(self, view: WatchRequest) -> bool:
-        """Whether the stream would refuse the start. Then the error must be sent before the 200."""
+        """Whether the stream would refuse the start revision. In this case the error must be sent before the 200."""
         try:
             if (view.start or 0) > await self.objects.store.revision() and not view.send_initial:
                 return True
@@ -329,7 +333,9 @@ def wants_table(request: web.Request) -> bool:
 
 
 def _shaper(request: web.Request, resource: Resource) -> Callable[[bytes], bytes]:
-    """Objects as they are, or each as a one-row Table; only the first has the column definitions."""
+    """Return the function that encodes a watched object: unchanged, or as a Table of one row if the client wants
+    Tables. Only the first Table has the column definitions.
+    """
     if not wants_table(request):
         return lambda raw: raw
     include, first = request.query.get("includeObject", "Metadata"), True
@@ -347,7 +353,7 @@ def _shaper(request: web.Request, resource: Resource) -> Callable[[bytes], bytes
 
 
 def _scale(obj: Object) -> Object:
-    """autoscaling/v1 Scale of a Deployment or ReplicaSet."""
+    """Return the autoscaling/v1 Scale of a Deployment or ReplicaSet."""
     meta = obj["metadata"]
     selector = ",".join(f"{k}={v}" for k, v in (obj["spec"]["selector"].get("matchLabels") or {}).items())
     carried = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")

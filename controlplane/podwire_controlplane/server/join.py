@@ -1,9 +1,10 @@
-"""Joining: a machine becomes a node of the cluster. One secret, the join token, proves both sides to each other.
+"""Joining: a machine becomes a node of the cluster. The join token authenticates the server and the machine to each
+other.
 
-GET /podwire/v1/ca answers with the cluster's CA and a MAC of it under the token. Only a holder of the token could have
-made that MAC (the idea of kubeadm's signed cluster-info). POST /podwire/v1/join with the token and a signing request
-answers with the node's client certificate (CN system:node:NAME) and the cluster's addresses. The node's key never
-leaves the node.
+GET /podwire/v1/ca returns the cluster's CA certificate and a MAC of this certificate. The MAC's key is the token, so
+only a holder of the token can compute the MAC (as in kubeadm's signed cluster-info). The machine then sends the token,
+its node name and a certificate signing request to POST /podwire/v1/join. The answer is the node's client certificate
+(CN system:node:NAME) and the cluster's addresses. The node's private key never leaves the node.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from . import auth, pki
 
 log = logs.get("apiserver")
 CA_PATH, JOIN_PATH = auth.JOIN_PATHS
-MIN_TOKEN = 32  # characters: the MAC is public, so a token must be too long to guess
+MIN_TOKEN = 32  # characters: the MAC is public, so the token must resist a brute-force search
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """The addresses that every part of the cluster needs; `podwire init` writes them beside the certificates."""
+    """The addresses that every role of the cluster needs. `podwire init` writes them beside the certificates."""
 
     cluster_cidr: str = "10.244.0.0/16"
     service_cidr: str = "10.96.0.0/16"
@@ -41,7 +42,9 @@ class Addresses:
 
 
 def read_addresses(data: Path) -> Addresses | None:
-    """None if `podwire init` was not run here. Raises ValueError, TypeError for a file that it did not write."""
+    """Return the addresses that `podwire init` wrote, None if it did not run here. Raises ValueError or TypeError for a
+    malformed file.
+    """
     try:
         return Addresses(**json.loads((data / "cluster.json").read_text()))
     except FileNotFoundError:
@@ -53,15 +56,15 @@ def mac(token: str, authority: str) -> str:
 
 
 class Joining:
-    """`data`: ca.pem, ca-key.pem, cluster.json and join.json ({"token", "expires"}). join.json is read at each request,
-    so a token can be replaced while the server runs.
+    """data: the directory with ca.pem, ca-key.pem, cluster.json and join.json ({"token", "expires"}). Each request
+    reads join.json, so a new token takes effect while the server runs.
     """
 
     def __init__(self, data: Path) -> None:
         self.data = data
 
     def token(self) -> str:
-        """The current token. Raises 404 if no machine may join."""
+        """Return the current token. Raises a StatusError 404 if there is no valid token."""
         try:
             found = json.loads((self.data / "join.json").read_text())
             if float(found["expires"]) > time.time() and len(found["token"]) >= MIN_TOKEN:
@@ -90,7 +93,7 @@ class Joining:
         return web.json_response(answer)
 
     def answer(self, text: str) -> tuple[str, dict[str, Any]]:
-        """(name of the node, its answer). Raises 400, 422."""
+        """Return (name of the node, the answer to its request). Raises a StatusError 400 or 422."""
         try:
             asked = json.loads(text)
             node, request = asked["node"], asked["request"]
@@ -109,7 +112,7 @@ class Joining:
 
 
 def routes(data: Path) -> list[web.RouteDef]:
-    """The routes for joining; empty for a cluster that no machine can join, because `podwire init` did not make it."""
+    """Return the routes for joining. There are none without ca-key.pem, the CA key that `podwire init` writes."""
     joining = Joining(data)
     if not (data / "ca-key.pem").exists():
         return []

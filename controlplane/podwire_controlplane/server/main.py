@@ -1,4 +1,4 @@
-"""The API server process: store, application, and TLS sockets on the machine and in another network namespace."""
+"""The API server process: the store, the application, and TLS sockets in one or more network namespaces."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ KEEP_SECONDS = 5.0
 class ServerConfig:
     """data: directory of store, certificates and tokens. listen: (address, port, path of a network namespace or "").
 
-    advertise: the (address, port) behind the Service default/kubernetes. dns: (address, domain) of the cluster
-    DNS, which gets a Service for its name; every node answers at that address itself.
+    advertise: the (address, port) behind the Service default/kubernetes. dns: (address, domain) of the cluster DNS. The
+    Service kube-dns gives the cluster DNS a name; the DNS server of each node answers at this address.
     """
 
     data: Path
@@ -76,7 +76,7 @@ def _listener(address: str, port: int, netns: str) -> socket.socket:
 
 
 async def _ensure(objects: Objects, scope: Scope, obj: Object) -> None:
-    """Create an object, or bring an existing one to the wanted spec."""
+    """Create an object, or patch the existing object to the wanted spec."""
     try:
         await objects.create(scope, copy.deepcopy(obj), WriteOptions())
     except StatusError as err:
@@ -91,7 +91,7 @@ async def _ensure(objects: Objects, scope: Scope, obj: Object) -> None:
 
 
 async def bootstrap(objects: Objects, config: ServerConfig) -> None:
-    """Namespaces, and the Service `kubernetes` with its Endpoints: every cluster has them from the start."""
+    """Create or restore the objects that every cluster has: namespaces and the Service `kubernetes` with Endpoints."""
     for name in ("default", "kube-system", "kube-public", "kube-node-lease"):
         await _ensure(objects, Scope(of("Namespace"), ""), {"metadata": {"name": name}})
     address, port = config.advertise
@@ -127,7 +127,9 @@ async def bootstrap(objects: Objects, config: ServerConfig) -> None:
 
 
 async def _bootstrap_dns(objects: Objects, address: str) -> None:
-    """The Service kube-dns. Its label makes the proxy skip it: every node has the address itself."""
+    """Create or restore the Service kube-dns. Its label makes the proxy ignore the Service, because every node has the
+    address on a local interface.
+    """
     await _ensure(
         objects,
         Scope(of("Service"), "kube-system"),
@@ -148,7 +150,7 @@ async def _bootstrap_dns(objects: Objects, address: str) -> None:
 
 
 async def _keep(objects: Objects, config: ServerConfig) -> None:
-    """Create built-in objects again when they are deleted."""
+    """Restore built-in objects after a client deletes or changes them."""
     while True:
         await asyncio.sleep(KEEP_SECONDS)
         try:
@@ -158,7 +160,7 @@ async def _keep(objects: Objects, config: ServerConfig) -> None:
 
 
 async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -> None:
-    """Until SIGTERM or SIGINT."""
+    """Serve the API until SIGTERM or SIGINT. Calls `ready` when the sockets are open."""
     store = SqliteStore(config.data / "store.db")
     low, high = config.node_ports
     network = ipaddress.ip_network(config.service_cidr)

@@ -1,6 +1,6 @@
 """The write path of the API: defaults, validation, allocation, optimistic locking, finalizers, graceful deletion.
 
-There is no HTTP here. Objects go in and out as dicts, and stored bytes as `Item`s. Every refusal is a StatusError.
+This module knows no HTTP. Objects are dicts, stored bytes are `Item`s, and every refusal is a StatusError.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _RETRIES = 8
 
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """dry_run: check and answer, store nothing. field_validation: Strict, Warn or Ignore (KEP-2885)."""
+    """dry_run: check the request and answer, but store nothing. field_validation: Strict, Warn or Ignore (KEP-2885)."""
 
     dry_run: bool = False
     field_validation: str = "Warn"
@@ -40,7 +40,7 @@ class WriteOptions:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The object as stored (wire form) and the warnings for the client; `created` decides between 201 and 200."""
+    """raw: the stored object in wire form. warnings: for the client. created: the status is 201 if true, else 200."""
 
     raw: bytes
     warnings: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The object that a request is about."""
+    """The object or collection of a request. name: "" for a collection. sub: the subresource, "" for none."""
 
     resource: Resource
     namespace: str
@@ -66,13 +66,13 @@ def wire(item: Item) -> bytes:
 
 
 def load(item: Item) -> Object:
-    """A fresh, changeable copy of a stored object, with its resourceVersion."""
+    """Return a new mutable copy of a stored object, with its resourceVersion."""
     obj: Object = codec.decode(wire(item))
     return obj
 
 
 class Objects:
-    """All kinds over one Store. `start()` first."""
+    """Objects of all kinds in one Store. Call `start()` before any other method."""
 
     def __init__(self, store: Store, allocator: ServiceAllocator, clock: Callable[[], float] = time.time) -> None:
         self.store, self.allocator, self.clock = store, allocator, clock
@@ -100,7 +100,9 @@ class Objects:
     # ---- writing
 
     def _shape(self, resource: Resource, obj: Any, options: WriteOptions) -> tuple[str, ...]:
-        """Kind, apiVersion and types; returns warnings about unknown fields, or refuses them when Strict."""
+        """Check kind, apiVersion and the types of all fields. Return warnings about unknown fields, or refuse such
+        fields if field_validation is Strict.
+        """
         if not isinstance(obj, dict):
             raise errors.bad_request("the body is no object")
         for field, want in (("kind", resource.kind), ("apiVersion", resource.api_version)):
@@ -122,7 +124,9 @@ class Objects:
         return warnings if options.field_validation != "Ignore" else ()
 
     def _check(self, resource: Resource, obj: Object, before: Object | None) -> None:
-        """Defaults, validation and, for Services, the allocator's checks; then empty fields are filled."""
+        """Set the defaults and validate the object. For a Service, check the requested addresses and ports, and
+        allocate those that are missing.
+        """
         defaults.fill(resource.kind, obj)
         causes = validation.check(resource, obj)
         if before is not None and not causes:
@@ -182,7 +186,7 @@ class Objects:
         return Written(wire(item), warnings, created=True)
 
     async def update(self, scope: Scope, obj: Object, options: WriteOptions) -> Written:
-        """PUT of the object or of its status. Without a resourceVersion it is unconditional."""
+        """Replace the object or its status (PUT). Without a resourceVersion, the update is unconditional."""
         warnings = self._shape(scope.resource, obj, options)
         if obj["metadata"].setdefault("name", scope.name) != scope.name:
             raise errors.bad_request(f"metadata.name: {name(obj)!r} differs from the URL's {scope.name!r}")
@@ -211,7 +215,9 @@ class Objects:
     async def _modify(
         self, scope: Scope, change: Callable[[Object], Object], options: WriteOptions, warnings: tuple[str, ...]
     ) -> Written:
-        """Read, change, check, compare-and-swap; repeat if another write came first and the change is unconditional."""
+        """Read the object, change it, check it, and write it by compare-and-swap. Repeat if another client wrote the
+        object meanwhile and the change is unconditional.
+        """
         for _ in range(_RETRIES):
             item = await self.item(scope)
             before = load(item)
@@ -233,8 +239,8 @@ class Objects:
         raise errors.conflict(scope.resource, scope.name, "too many writers at once; try again")
 
     def _carry_over(self, scope: Scope, before: Object, after: Object) -> Object:
-        """Keep the parts that a client cannot change: identity, deletion, and the half (spec or status) that this URL
-        does not write.
+        """Copy from `before` the fields that the client cannot change: identity, deletion state, and the part (spec or
+        status) that this URL does not write.
         """
         resource, metadata, old = scope.resource, after["metadata"], before["metadata"]
         if scope.sub == "status":
@@ -261,13 +267,13 @@ class Objects:
         if resource is _SERVICES and scope.sub != "status":
             _keep_allocations(before, after)
         if resource is _NAMESPACES and scope.sub != "finalize":
-            after["spec"] = before.get("spec") or {}  # only its finalizers keep it
+            after["spec"] = before.get("spec") or {}  # a namespace's spec has only finalizers
         return after
 
     # ---- deleting
 
     async def delete(self, scope: Scope, options: Object, dry_run: bool = False) -> tuple[bytes, bool]:
-        """Returns (object in wire form, whether it is really gone). options: a meta/v1 DeleteOptions."""
+        """Return (object in wire form, whether the store has removed it). options: a meta/v1 DeleteOptions."""
         for _ in range(_RETRIES):
             item = await self.item(scope)
             obj = load(item)
@@ -304,8 +310,8 @@ class Objects:
         raise errors.conflict(scope.resource, scope.name, "too many writers at once; try again")
 
     def _mark(self, resource: Resource, obj: Object, grace: int | None) -> Object:
-        """Set deletionTimestamp. Pods on a node wait for the node; a second deletion can only shorten the grace
-        period.
+        """Set deletionTimestamp and the grace period. A pod on a node stays until its node confirms the deletion. A
+        second deletion can only shorten the grace period.
         """
         metadata, now = obj["metadata"], self.clock()
         seconds = 0
@@ -326,7 +332,9 @@ class Objects:
         return obj
 
     async def finalize(self, namespace: str, obj: Any) -> Written:
-        """The namespace controller's last step: remove the finalizer, so that the namespace is deleted."""
+        """Remove the finalizer of a namespace (the namespace controller's last step), so that it is deleted. Raises a
+        conflict if the namespace still contains objects.
+        """
         scope = Scope(_NAMESPACES, "", namespace, "finalize")
         self._shape(_NAMESPACES, obj, WriteOptions())
         if not (obj.get("spec") or {}).get("finalizers"):
@@ -342,8 +350,8 @@ class Objects:
 
 
 def _propagate(obj: Object, options: Object) -> None:
-    """propagationPolicy Orphan and Foreground are finalizers that the garbage collector removes when it has done its
-    part.
+    """Add the finalizer for propagationPolicy Orphan or Foreground. The garbage collector removes the finalizer after
+    it has processed the dependents.
     """
     policy = options.get("propagationPolicy") or ("Orphan" if options.get("orphanDependents") else "Background")
     if policy not in PROPAGATION:
@@ -354,7 +362,9 @@ def _propagate(obj: Object, options: Object) -> None:
 
 
 def _guard(scope: Scope, before: Object, after: Object) -> None:
-    """resourceVersion and uid, if the client gave them, must equal those of the stored object (optimistic locking)."""
+    """Raise a conflict if the client's resourceVersion or uid differs from that of the stored object (optimistic
+    locking). Fields that the client leaves out are not compared.
+    """
     if resource_version(after) not in ("", resource_version(before)):
         raise errors.conflict(scope.resource, scope.name)
     if uid(after) not in ("", uid(before)):
@@ -362,21 +372,23 @@ def _guard(scope: Scope, before: Object, after: Object) -> None:
 
 
 def _changed(before: Object, after: Object) -> bool:
-    """Whether anything but metadata and status differs. It is called after defaults are filled in: a client that leaves
-    out a default changes nothing.
+    """Whether any field but metadata and status differs. Both objects have their defaults, so a client that leaves out
+    a default value changes nothing.
     """
     return any(after.get(f) != before.get(f) for f in after.keys() | before.keys() if f not in ("metadata", "status"))
 
 
 def _finished(obj: Object) -> bool:
-    """Deleted and complete: no finalizer is left, and no node uses a grace period."""
+    """Whether the object can be removed from the store: it has a deletionTimestamp, no finalizer and no grace
+    period.
+    """
     if not deleting(obj) or obj["metadata"].get("finalizers") or obj["metadata"].get("deletionGracePeriodSeconds"):
         return False
     return not (obj.get("kind") == "Namespace" and (obj.get("spec") or {}).get("finalizers"))
 
 
 def _keep_allocations(before: Object, after: Object) -> None:
-    """A client that leaves out clusterIP or nodePort keeps the present value (Service update semantics)."""
+    """Copy clusterIP and nodePort from `before` if the client leaves them out (Service update semantics)."""
     old, new = before["spec"], after.get("spec") or {}
     if new.get("type") == "ExternalName":
         for field in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"):

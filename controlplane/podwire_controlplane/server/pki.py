@@ -1,5 +1,6 @@
 """The embedded cluster's certificates: one CA, a server certificate, and one client certificate for each component
-(ECDSA P-256). A client may verify them by the letter of RFC 5280, as Python does since 3.13."""
+(ECDSA P-256). They pass the strict RFC 5280 verification that Python does since 3.13.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +22,14 @@ _YEARS = timedelta(days=3650)
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, from its first byte on."""
+    """Write a file with mode 0600. A new file has this mode from its creation."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """PEM text of a certificate and its key."""
+    """A certificate and its private key, as PEM text."""
 
     certificate: str
     key: str
@@ -41,8 +42,9 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> str:
 
 
 class Authority:
-    """A certificate authority made anew for each cluster, or read back from `pair`. Raises ValueError for a bad
-    pair."""
+    """A certificate authority: a new one if `pair` is None, else the one in `pair`. Raises ValueError if `pair` is
+    invalid.
+    """
 
     def __init__(self, pair: Pair | None = None) -> None:
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "podwire-ca")])
@@ -78,7 +80,9 @@ class Authority:
 
     @property
     def pair(self) -> Pair:
-        """The argument of `Authority(pair)`. Its holder can sign any identity."""
+        """Return the CA's certificate and private key, as `Authority` accepts them. A holder of this pair can sign any
+        identity.
+        """
         return Pair(self.certificate, _pem(self._key))
 
     def _sign(
@@ -106,12 +110,13 @@ class Authority:
         return self._issue(subject, ExtendedKeyUsageOID.SERVER_AUTH, alternatives)
 
     def client(self, user: str, groups: Iterable[str]) -> Pair:
-        """user: the certificate's CN; groups: its O fields."""
+        """Return a new client certificate with CN `user` and one O field for each of `groups`, and its key."""
         return self._issue(_user(user, groups), ExtendedKeyUsageOID.CLIENT_AUTH, [])
 
     def sign_client(self, request: str, user: str, groups: Iterable[str]) -> str:
-        """The certificate for the key of a PEM signing request; we choose the identity. Raises ValueError for a bad
-        request."""
+        """Return a client certificate for the public key in a PEM signing request. The subject comes from `user` and
+        `groups`, not from the request. Raises ValueError for an invalid request.
+        """
         asked = x509.load_pem_x509_csr(request.encode())
         key = asked.public_key()
         if not asked.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey):
@@ -120,7 +125,7 @@ class Authority:
 
 
 def _key_usage(*, signs: bool) -> x509.KeyUsage:
-    """signs: it signs certificates; every key signs handshakes."""
+    """Return the KeyUsage extension. signs: the key may sign certificates. Every key may sign TLS handshakes."""
     return x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,
@@ -144,14 +149,14 @@ def _user(user: str, groups: Iterable[str]) -> x509.Name:
 
 
 def signing_request(user: str) -> tuple[str, str]:
-    """(PEM request, PEM key) of a new key that never leaves this machine."""
+    """Make a new key and return (PEM signing request, PEM private key). Only the request is sent to the server."""
     key = ec.generate_private_key(ec.SECP256R1())
     request = x509.CertificateSigningRequestBuilder().subject_name(_user(user, [])).sign(key, hashes.SHA256())
     return request.public_bytes(serialization.Encoding.PEM).decode(), _pem(key)
 
 
 def kubeconfig(cluster: str, server: str, ca: str, user: str, pair: Pair) -> str:
-    """The text of a kubeconfig with everything embedded."""
+    """Return the text of a kubeconfig that embeds the CA, the client certificate and its key."""
 
     def b64(text: str) -> str:
         return base64.b64encode(text.encode()).decode()

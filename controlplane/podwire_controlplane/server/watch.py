@@ -1,5 +1,6 @@
-"""Watch streams: translate changes of the store into the watch events of one client (selectors, Table, bookmarks,
-WatchList)."""
+"""Watch streams: changes of the store become the watch events of one client (selectors, Table, bookmarks,
+WatchList).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ _QUEUE = 20_000  # the number of changes that a slow client may lag behind befor
 
 @dataclass(frozen=True, slots=True)
 class WatchRequest:
-    """One client's view. start: resourceVersion, None to start now, with the present state first."""
+    """One client's watch. start: a resourceVersion; None sends the present state first and then each change."""
 
     prefix: str
     matches: Predicate | None
@@ -39,9 +40,9 @@ def _matches(request: WatchRequest, item: Item | None) -> bool:
 
 
 def translate(request: WatchRequest, change: StoredChange) -> tuple[str, bytes] | None:
-    """(event type, object in wire form) of the change in this view; None if this view has no such object.
+    """Return the change as (event type, object in wire form) for this watch, None if the watch does not select it.
 
-    An object that starts to match a selector is ADDED, one that stops to match is DELETED (API concepts: watch).
+    An object that starts to match the selector is ADDED; one that stops matching is DELETED (API concepts: watch).
     """
     now, before = _matches(request, change.item), _matches(request, change.before)
     if now and change.item is not None:
@@ -64,9 +65,9 @@ def bookmark(request: WatchRequest, revision: int, *, initial_end: bool = False)
 
 
 async def stream(store: Store, request: WatchRequest, shape: Callable[[bytes], bytes]) -> AsyncIterator[bytes]:
-    """Frames until the timeout. `shape` turns one object into the requested form (Table rows, for example).
+    """Yield frames until the timeout. `shape` encodes one object in the requested form, for example as a Table.
 
-    If the start is too old, raises a 410 StatusError before the first frame.
+    Raises a StatusError 410 before the first frame if the start revision is too old.
     """
     queue: asyncio.Queue[StoredChange | None] = asyncio.Queue()
 
@@ -123,14 +124,14 @@ async def _live(
             yield frame("ERROR", codec.dumps(errors.expired("the client was too slow to follow; list again").body()))
             return
         if change.revision <= revision:
-            continue  # contained already in the initial state or in the backlog
+            continue  # the initial state or the backlog already contains this change
         revision = change.revision
         if event := translate(request, change):
             yield frame(event[0], shape(event[1]))
 
 
 def parse_version(text: str | None, field: str = "resourceVersion") -> int | None:
-    """A query parameter that is a decimal number; None for "" (unset). Raises 400."""
+    """Return a query parameter as a decimal number, None if it is unset or "". Raises a StatusError 400."""
     if not text:
         return None
     if not re.fullmatch(r"[0-9]{1,18}", text):

@@ -1,7 +1,7 @@
 """The Store protocol: a small key-value store with revisions, compare-and-swap and history, like etcd.
 
-Keys are slash-separated paths, values are opaque bytes. Each successful write increases the revision of the whole store
-by exactly one. An item's revision is that of its last write.
+Keys are slash-separated paths, and values are opaque bytes. Each successful write increases the revision of the whole
+store by exactly one. An item's revision is the store's revision after the item's last write.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 class Conflict(Exception):
-    """A compare-and-swap lost: `actual` is the present item (None: there is none)."""
+    """A compare-and-swap failed. actual: the present item, None if the key does not exist."""
 
     def __init__(self, actual: Item | None) -> None:
         super().__init__("another client wrote the key")
@@ -20,7 +20,7 @@ class Conflict(Exception):
 
 
 class Compacted(Exception):
-    """The requested history is gone; `oldest` is the first revision that can still be read from."""
+    """The store no longer has the requested history. oldest: the oldest revision that a client can still request."""
 
     def __init__(self, oldest: int) -> None:
         super().__init__(f"history before revision {oldest} is gone")
@@ -36,7 +36,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class StoredChange:
-    """One write. `item` is None for a deletion, `before` None for a creation."""
+    """One write. `item` is None for a deletion; `before` is None for a creation."""
 
     revision: int
     key: str
@@ -52,23 +52,25 @@ class Store(Protocol):
     async def get(self, key: str) -> Item | None: ...
 
     async def scan(self, prefix: str, at: int | None = None) -> list[Item]:
-        """Items below `prefix` in key order, as of revision `at` (default: now). Raises Compacted."""
+        """Return the items whose key starts with `prefix`, in key order, as of revision `at` (default: now). Raises
+        Compacted.
+        """
         ...
 
     async def put(self, key: str, value: bytes, expect: int | None = None) -> Item:
-        """Write a key. expect: the revision that the key must have now, 0 if it must not exist. Raises Conflict."""
+        """Write a key. expect: the revision that the key must have, 0 if the key must not exist. Raises Conflict."""
         ...
 
     async def delete(self, key: str, expect: int | None = None) -> StoredChange:
-        """Delete a key. Raises Conflict, also if there is nothing to delete."""
+        """Delete a key. Raises Conflict, also if the key does not exist."""
         ...
 
     async def since(self, prefix: str, revision: int) -> list[StoredChange]:
-        """Changes below `prefix` after `revision`, in order. Raises Compacted."""
+        """Return the changes after `revision` to keys that start with `prefix`, in order. Raises Compacted."""
         ...
 
     def subscribe(self, listener: Callable[[StoredChange], None]) -> Callable[[], None]:
-        """Call `listener` for every later write, in order; returns the function that unsubscribes it."""
+        """Call `listener` for every later write, in order. Return the function that unsubscribes the listener."""
         ...
 
     async def close(self) -> None: ...

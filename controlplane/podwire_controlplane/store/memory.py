@@ -8,17 +8,17 @@ from collections.abc import Callable
 
 from .base import Compacted, Conflict, Item, StoredChange
 
-HISTORY = 10_000  # changes kept for watches that resume; older ones answer 410 Gone and the client lists again
+HISTORY = 10_000  # number of changes that a resumed watch can replay; a watch from an older revision gets 410 Gone
 
 
 class MemoryStore:
-    """See store/base.py. `history` bounds the number of changes that `since` and `scan(at=...)` can look back."""
+    """See store/base.py. history: the maximum number of past changes that `since` and `scan(at=...)` can read."""
 
     def __init__(self, history: int = HISTORY) -> None:
         self._items: dict[str, Item] = {}
         self._keys: list[str] = []  # sorted
         self._revision = 0
-        self._compacted = 0  # changes up to this revision are gone
+        self._compacted = 0  # changes up to this revision are discarded
         self._changes: deque[StoredChange] = deque()
         self._history = history
         self._listeners: list[Callable[[StoredChange], None]] = []
@@ -70,7 +70,7 @@ class MemoryStore:
         return change
 
     def _persist(self, change: StoredChange) -> None:
-        """Make one change durable before a reader sees it; the memory store has nothing to do."""
+        """Make one change durable before a reader sees it. The memory store does nothing here."""
 
     def _commit(self, change: StoredChange) -> None:
         self._persist(change)
@@ -95,7 +95,7 @@ class MemoryStore:
         self._listeners.append(listener)
 
         def unsubscribe() -> None:
-            if listener in self._listeners:  # a closed store has none left
+            if listener in self._listeners:  # a closed store has no listeners
                 self._listeners.remove(listener)
 
         return unsubscribe

@@ -1,8 +1,8 @@
-"""The Store on SQLite, with a write-ahead log. Every acknowledged write survives kill -9. Reads are served from
+"""The Store on SQLite, with a write-ahead log. Every acknowledged write survives kill -9. The store serves reads from
 memory.
 
-The table `items` has the present, and the table `changes` the recent past, so that watches resume after a restart of
-the server. One process owns the file: SQLite's exclusive lock refuses a second one.
+The table `items` has the present objects. The table `changes` has the recent changes, so that watches resume after a
+restart of the server. One process owns the file: SQLite's exclusive lock refuses a second process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TRIM_EVERY = 1000
 
 
 class StoreInUse(Exception):
-    """Another process holds the file."""
+    """Another process has locked the file."""
 
 
 class SqliteStore(MemoryStore):

@@ -21,7 +21,7 @@ CIDR = "10.96.0.0/24"
 
 
 def snapshot(*objects: Object) -> Snapshot:
-    """All kinds, with no objects but `objects`."""
+    """Return a snapshot with all kinds that contains only `objects`."""
     kinds: dict[str, dict[str, Object]] = {r.kind: {} for r in RESOURCES}
     for obj in objects:
         kinds[obj["kind"]][f"{namespace(obj)}/{name(obj)}".lstrip("/")] = obj
@@ -68,12 +68,12 @@ class World:
         return answer(await self.objects.patch(self.scope(kind, own, sub), how, body, WriteOptions(**options)))
 
     async def delete(self, kind: str, own: str, **options: Any) -> tuple[Object, bool]:
-        """Returns (object, whether it is really gone)."""
+        """Return (object, whether the object is removed from the store)."""
         raw, gone = await self.objects.delete(self.scope(kind, own), options)
         return codec.decode(raw), gone
 
     async def state(self) -> tuple[int, dict[str, bytes]]:
-        """Revision and content of the whole store, to prove that nothing changed."""
+        """Return the revision and the content of the whole store, so that a test can check that nothing changed."""
         return await self.store.revision(), {i.key: i.value for i in await self.store.scan("")}
 
 

@@ -1,4 +1,4 @@
-"""An API server in a thread with an event loop of its own: start it, stop it, and run work in it."""
+"""An API server in a separate thread with a separate event loop, and functions to start it, stop it and run work."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from podwire_controlplane.store.memory import MemoryStore
 
 
 class InThread:
-    """The server runs inside a `with` block. `_start` sets `store` and `_runner`; both are closed at the end, in their
-    own loop.
+    """The server runs inside a `with` block. `_start` sets `store` and `_runner`. At the end of the block, both are
+    closed in the server's event loop.
     """
 
     store: MemoryStore
@@ -34,7 +34,7 @@ class InThread:
         raise NotImplementedError
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Run `work` in the server's loop."""
+        """Run `work` in the server's event loop and return its result."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(patient(20))
 
     def __enter__(self) -> Self:
@@ -58,7 +58,7 @@ class InThread:
 
 
 def tls(authority: pki.Authority, names: Sequence[str], addresses: Sequence[str]) -> ssl.SSLContext:
-    """A TLS context of a server with these names and addresses in its certificate."""
+    """Return the TLS context of a server whose certificate has these names and addresses."""
     pair = authority.server([*names], [*addresses])
     with tempfile.TemporaryDirectory() as folder:
         for own, text in (

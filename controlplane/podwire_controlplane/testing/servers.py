@@ -1,4 +1,4 @@
-"""The API server over TLS on 127.0.0.1 in a thread of its own, and a blocking client that shows raw answers."""
+"""The API server over TLS on 127.0.0.1 in a separate thread, and a blocking client that returns raw answers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TOKENS = {
 
 
 class Server(InThread):
-    """`with Server() as server:`; the store is made in the server's own event loop and closed with it."""
+    """Use as `with Server() as server:`. The server's event loop creates the store and closes it at the end."""
 
     def __init__(self, make: Callable[[], MemoryStore] = MemoryStore, port: int = 0) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Server(InThread):
         cert: pki.Pair | None = None,
         headers: dict[str, str] | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
-        """The raw answer. body: bytes are sent unchanged, anything else as JSON."""
+        """Yield the raw answer. body: bytes are sent unchanged, any other value is sent as JSON."""
         context = ssl.create_default_context(cadata=AUTHORITY.certificate)
         if cert:
             with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
@@ -101,7 +101,7 @@ class Server(InThread):
             link.close()
 
     def ask(self, method: str, path: str, body: Any = None, **more: Any) -> tuple[int, Object]:
-        """(status, decoded JSON)"""
+        """Return (status, decoded JSON body)."""
         with self.open(method, path, body, **more) as answer:
             raw = answer.read()
             assert answer.headers.get_content_type() == "application/json", (answer.status, raw)
@@ -114,7 +114,7 @@ class Server(InThread):
         return answer
 
     def frames(self, path: str, **more: Any) -> list[Object]:
-        """All frames of a watch that ends by its timeoutSeconds."""
+        """Return all frames of a watch that ends after its timeoutSeconds."""
         with self.open("GET", path, **more) as answer:
             assert answer.status == 200
             return [json.loads(line) for line in answer.read().splitlines()]

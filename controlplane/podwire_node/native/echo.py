@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""echo.c in Python, for hosts where nothing could be compiled: the same arguments, answers and exit codes.
+"""podwire-echo in Python, for hosts without a compiled echo.c: the same arguments, answers and exit codes.
 
-Standard library only. A pod sees this one file, read-only, and the machine's python3.
+This file uses only the standard library. A pod has it as a read-only file and runs it with the machine's python3.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from functools import partial
 from typing import Any, NoReturn
 
 KINDS = {"--http": socket.SOCK_STREAM, "--tcp": socket.SOCK_STREAM, "--udp": socket.SOCK_DGRAM}
-REQUEST = 4095  # bytes of an HTTP request that are read
+REQUEST = 4095  # the maximum number of bytes of an HTTP request
 DATAGRAM = 1024
 Ready = Callable[[socket.socket], None]
 
 
 def describe(sock: socket.socket, peer: tuple[Any, ...] | None = None) -> bytes:
-    """One JSON line: the server's name, the client's address, and the port."""
+    """Return one JSON line: the server's host name, the client's address, and the port."""
     if peer is None:
         try:
             peer = sock.getpeername()
@@ -40,7 +40,7 @@ def describe(sock: socket.socket, peer: tuple[Any, ...] | None = None) -> bytes:
 
 
 def listen(kind: int, port: int) -> socket.socket:
-    """A dual-stack socket; IPv4 alone on a host with ipv6.disable=1. Raises OSError."""
+    """Return a dual-stack socket, or an IPv4 socket on a host with ipv6.disable=1. Raises OSError."""
     try:
         sock = socket.socket(socket.AF_INET6, kind)
     except OSError:
@@ -71,7 +71,7 @@ class Server:
         sock.close()
 
     def serve(self, option: str, port: int) -> None:
-        """Raises OSError."""
+        """Listen on a port. option: --http, --tcp or --udp. Raises OSError."""
         ready: dict[str, Ready] = {
             "--http": partial(self.accept, self.http),
             "--tcp": partial(self.accept, self.tcp),
@@ -89,7 +89,7 @@ class Server:
                     self.send(sock, describe(sock))
 
     def send(self, sock: socket.socket, data: bytes) -> None:
-        """Send data; drop a peer that does not accept it."""
+        """Send data. Close the connection if the peer does not accept all of the data at once."""
         try:
             if sock.send(data) == len(data):
                 return
@@ -147,7 +147,7 @@ def wrong(words: str) -> NoReturn:
 
 
 def wanted(words: list[str]) -> list[tuple[str, int]]:
-    """(option, port) of the command line. Exits with status 2 if it is wrong."""
+    """Return the (option, port) pairs of the command line. Exits with status 2 for an invalid command line."""
     found = []
     for option, port in zip(words[::2], words[1::2], strict=False):
         if option not in KINDS or not port.isdecimal() or not 0 < int(port) < 65536:
