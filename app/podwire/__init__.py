@@ -1,2 +1,3 @@
-"""The top floor: the command line, the embedded cluster, the demo, the installation and the agent that composes the
-roles."""
+"""The application package: the command line, the embedded cluster, the demo, the installation, and the agent that
+composes the roles.
+"""

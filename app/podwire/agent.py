@@ -1,4 +1,4 @@
-"""`podwire agent`: one supervisor for a node's roles. This module composes the roles, so it knows all packages."""
+"""`podwire agent`: one supervisor for a node's roles. This module composes the roles, so it imports all packages."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .settings import ROLES, nameservers, override
 class AgentConfig:
     """The settings of one node. pods: also run the node agent that makes pods (off if a kubelet does).
 
-    roles: of "wiring", "proxy", "dns" (feeder and server) and "lb". log_files: write each role's log to <run_dir>/log;
-    otherwise all go to stderr, for journald or the container's log. uplink "": the link that has `address`, or else
-    that of the default route. conf_dir: where container runtimes look for the conflist. corefile, proxy_config: a
-    CoreDNS Corefile and a KubeProxyConfiguration to read settings from. sets: single fields of the roles' Configs
-    (settings.py); they override everything else.
+    roles: a selection of "wiring", "proxy", "dns" (feeder and server) and "lb". log_files: write each role's log to
+    <run_dir>/log; otherwise all logs go to stderr, for journald or the container's log. uplink: "" selects the link
+    that has `address`, or else the link of the default route. conf_dir: the directory in which container runtimes look
+    for the conflist. corefile, proxy_config: a CoreDNS Corefile and a KubeProxyConfiguration with settings. sets:
+    values for single fields of the roles' Configs (settings.py); they override all other settings.
     """
 
     node_name: str
@@ -101,7 +101,7 @@ def proxy_config(config: AgentConfig) -> object:
             "service_cidrs": config.service_cidrs,
             "node_cidrs": config.node_cidrs,
         }
-        if not configured(config.proxy_config, given).cluster_cidrs:  # that of the file, if it has one
+        if not configured(config.proxy_config, given).cluster_cidrs:  # the file's clusterCIDR has priority
             given["cluster_cidrs"] = config.cluster_cidrs
         made = replace(configured(config.proxy_config, given), kubeconfig=config.kubeconfig)  # not kube-proxy's
     return override(made, "proxy", config.sets)
@@ -118,7 +118,7 @@ def lb_config(config: AgentConfig) -> object:
 
 
 def find_uplink(address: str) -> str:
-    """The link that has `address`, else that of the default route, else "eth0". In this network namespace."""
+    """Return the link in this network namespace that has `address`, else the link of the default route, else "eth0"."""
     from podwire_base.kernel.addresses import uplink
 
     return uplink(address) or "eth0"
@@ -185,7 +185,7 @@ def _node(config: AgentConfig) -> None:
 
 
 def roles(config: AgentConfig) -> list[Role]:
-    """The node's roles, in the order of their start."""
+    """Return the node's roles, in the order in which they start."""
     table: list[tuple[str, str, Callable[[AgentConfig], None]]] = [
         ("wiring", "wiring", _wiring),
         ("proxy", "proxy", _proxy),
@@ -208,7 +208,9 @@ def roles(config: AgentConfig) -> list[Role]:
 
 
 def check(config: AgentConfig) -> None:
-    """Check every role's settings before anything is changed. Raises BadSetting, BadConfig, ConfigError, OSError."""
+    """Check the settings of every role without any change to the node. Raises BadSetting, BadConfig, ConfigError or
+    OSError.
+    """
     from podwire_dns.config import DnsConfig
     from podwire_dns.sources import Sources
     from podwire_proxy.backends import check as check_proxy
@@ -229,7 +231,7 @@ def check(config: AgentConfig) -> None:
 
 
 def run(config: AgentConfig) -> None:
-    """Run until SIGTERM. The process must already be in the node's network namespace."""
+    """Run the roles until SIGTERM. The caller's process is already in the node's network namespace."""
     logs.configure(node=config.node_name)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     Supervisor(roles(config), config.run_dir / "agent.json").run()

@@ -1,6 +1,6 @@
-"""Lists which of podwire's C programs are not compiled on this machine, why, and what that costs.
+"""Lists podwire's C programs that are not compiled on this machine, with the reason and the performance cost.
 
-`podwire status` and the last lines of `make install` (`python -m podwire.compiled`) show the list.
+`podwire status` and the last lines of `make install` (`python -m podwire.compiled`) show this list.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Missing:
 
 
 def missing() -> list[Missing]:
-    """All programs and modules that are not compiled; empty if everything is."""
+    """Return the programs and modules that are not compiled. The list is empty if all are compiled."""
     from podwire_base.native import reason
     from podwire_cni import native as cni
     from podwire_cni.native import attach
@@ -43,7 +43,7 @@ def missing() -> list[Missing]:
 
 
 def lines(found: list[Missing]) -> list[str]:
-    """The text for the user; empty if everything is compiled. A reason that several parts share appears once."""
+    """Return the lines for the user, none if `found` is empty. A reason that several parts share appears once."""
     if not found:
         return []
     by_reason: dict[str, list[Missing]] = {}

@@ -1,4 +1,4 @@
-"""The `podwire` command. Each subcommand is loaded when it is called, so that `podwire --help` stays fast."""
+"""The `podwire` command. It imports a subcommand's module only when the user calls it, so `podwire --help` is fast."""
 
 from __future__ import annotations
 

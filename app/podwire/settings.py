@@ -1,9 +1,9 @@
-"""Settings of a node's agent: one vocabulary for flags, environment variables, a ConfigMap and /etc/podwire/agent.env.
-Pure.
+"""Settings of a node's agent, with the same names in flags, environment variables, a ConfigMap and
+/etc/podwire/agent.env. This module does no I/O.
 
-The flag `--cluster-cidr` is also the variable PODWIRE_CLUSTER_CIDR. Items of a list are separated by spaces. A field of
-a role's Config that has no flag is set by `--set wiring.mtu=1400` or PODWIRE_SET="wiring.mtu=1400
-proxy.masquerade_all=true".
+The flag `--cluster-cidr` has the variable PODWIRE_CLUSTER_CIDR. Spaces separate the items of a list. `--set
+wiring.mtu=1400` or PODWIRE_SET="wiring.mtu=1400 proxy.masquerade_all=true" sets a field of a role's Config that has no
+flag.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 
 class BadSetting(ValueError):
-    """An invalid setting; the text names it and the accepted values."""
+    """A setting is invalid. The message names the setting and the accepted values."""
 
 
 def variable(flag: str) -> str:
-    """The environment variable of a flag: "cluster-cidr" -> "PODWIRE_CLUSTER_CIDR"."""
+    """Return the environment variable of a flag: "cluster-cidr" -> "PODWIRE_CLUSTER_CIDR"."""
     return PREFIX + flag.strip("-").replace("-", "_").upper()
 
 
 def assignments(texts: Iterable[str]) -> tuple[tuple[str, str, str], ...]:
-    """("wiring.mtu=1400",) -> (("wiring", "mtu", "1400"),). Raises BadSetting."""
+    """Parse --set values: ("wiring.mtu=1400",) -> (("wiring", "mtu", "1400"),). Raises BadSetting."""
     found = []
     for text in texts:
         left, equals, value = text.partition("=")
@@ -67,8 +67,8 @@ def _parse(text: str, kind: Any, where: str) -> Any:
 
 
 def override(config: T, role: str, sets: Iterable[tuple[str, str, str]]) -> T:
-    """Returns `config` (a dataclass) with the fields that `sets` names for `role`. Items of a list are separated by
-    commas.
+    """Return a copy of `config` (a dataclass) with the values that `sets` gives for `role`. Commas separate the items
+    of a list. Raises BadSetting.
     """
     assert is_dataclass(config)
     assert not isinstance(config, type)
@@ -82,12 +82,14 @@ def override(config: T, role: str, sets: Iterable[tuple[str, str, str]]) -> T:
         changed[name] = _parse(text, kinds[name], f"set: {role}.{name}")
     try:
         return replace(config, **changed)
-    except ValueError as err:  # an error from the Config itself begins with the field's name
+    except ValueError as err:  # the message of an error from the Config begins with the field's name
         raise BadSetting(f"set: {role}.{err}") from None
 
 
 def chosen(roles: Iterable[str]) -> tuple[str, ...]:
-    """The roles to run, checked and without duplicates, in their fixed order."""
+    """Return the chosen roles without duplicates, in the order of ROLES. Raises BadSetting for an unknown role or no
+    role.
+    """
     wanted = set(roles)
     if strange := wanted - set(ROLES):
         raise BadSetting(f"role: {', '.join(sorted(strange))}: must be of {', '.join(ROLES)}")
@@ -97,8 +99,8 @@ def chosen(roles: Iterable[str]) -> tuple[str, ...]:
 
 
 def nameservers(resolv_conf: str, own: Iterable[str]) -> tuple[str, ...]:
-    """The servers that a resolv.conf names, in order, without our own addresses and without duplicates
-    (resolv.conf(5)).
+    """Return the nameservers in the text of a resolv.conf(5), in order, without duplicates and without the addresses in
+    `own`.
     """
     rows = [line.split() for line in resolv_conf.splitlines()]
     found = [row[1] for row in rows if len(row) > 1 and row[0] == "nameserver"]

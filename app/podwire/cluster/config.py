@@ -1,4 +1,4 @@
-"""The embedded cluster's names, addresses and files. Everything else is computed from this one record. Pure."""
+"""The embedded cluster's names, addresses and files, all computed from one record. This module does no I/O."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ MARKER = "PODWIRE_CLUSTER"  # environment variable of every process of a cluster
 
 
 class BadConfig(Exception):
-    """An invalid setting; the text names it and the fix."""
+    """A setting is invalid. The message names the setting and the fix."""
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
     """load_balancer_pool: CIDRs or ranges for Services of type LoadBalancer; None: 32 addresses of the node network.
-    upstream_dns: "IP" or "IP#port", as nodes reach them. bridge_nf: net.bridge.bridge-nf-call-iptables of the nodes, -1
-    leaves the kernel's value. proxy_backend: the backend that writes the Service rules, one of the proxy's
-    backends.choices().
+    upstream_dns: DNS servers that the nodes can reach, as "IP" or "IP#port". bridge_nf: the nodes' value of
+    net.bridge.bridge-nf-call-iptables; -1 keeps the kernel's value. proxy_backend: the backend that writes the Service
+    rules, one of the proxy's backends.choices().
     """
 
     name: str = "podwire"
@@ -69,8 +69,8 @@ class ClusterConfig:
                 raise BadConfig(f"{nets[a]} and {nets[b]} overlap: nodes, pods and Services need ranges of their own")
 
     def role_sets(self, backend: Mapping[str, str]) -> tuple[tuple[str, str, str], ...]:
-        """Settings of the nodes' agents: the backend that writes the Service rules (fields of ProxyConfig); /metrics on
-        each node's own lo.
+        """Return settings for the nodes' agents: the proxy's backend and /metrics on the lo of each node. backend:
+        field of ProxyConfig -> value.
         """
         return (
             *(("proxy", field, value) for field, value in backend.items()),
@@ -90,14 +90,14 @@ class ClusterConfig:
 
     @property
     def switch(self) -> str:
-        """Name of the namespace that joins the nodes."""
+        """The name of the network namespace with the switch that connects the nodes."""
         return f"{self.name}-switch"
 
     def node_names(self) -> list[str]:
         return [f"node{n}" for n in range(1, self.nodes + 1)]
 
     def namespace(self, node: str) -> str:
-        """Name of a node's (or an outside host's) network namespace."""
+        """Return the name of the network namespace of a node or of a host outside the cluster."""
         return f"{self.name}-{node}"
 
     def node_dir(self, node: str) -> Path:
@@ -107,7 +107,7 @@ class ClusterConfig:
 
     @property
     def gateway(self) -> str:
-        """The switch's own address: the nodes' default gateway, and the address of the API server."""
+        """The address of the switch: the nodes' default gateway and the address of the API server."""
         return str(ipaddress.ip_network(self.node_cidr)[1])
 
     def node_address(self, node: str) -> str:
@@ -115,8 +115,9 @@ class ClusterConfig:
 
     @property
     def balancer_pool(self) -> tuple[str, ...]:
-        """The first half of the node network's last quarter, for example 172.30.0.192/27: on the nodes' link, above
-        their own addresses. A small network has no pool.
+        """Return `load_balancer_pool`, or by default 32 addresses near the end of the node network, for example
+        172.30.0.192/27. The pool is on the nodes' link, above the nodes' addresses. A network of fewer than 256
+        addresses has no default pool.
         """
         if self.load_balancer_pool is not None:
             return self.load_balancer_pool
@@ -146,7 +147,7 @@ class ClusterConfig:
 
 
 def parse(text: str) -> ClusterConfig | None:
-    """Parse the text of `to_json`; None for any other text."""
+    """Parse the output of `to_json`. Returns None for any other text."""
     try:
         found = json.loads(text)
         return ClusterConfig(

@@ -28,7 +28,7 @@ WAIT_SECONDS = 60.0
 
 
 class UpFailed(Exception):
-    """The cluster did not become ready; the message says what is missing and where to look."""
+    """The cluster did not become ready. The message names the missing parts and the logs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,13 @@ def _requirements() -> list[str]:
 
 
 def down_command(config: ClusterConfig) -> str:
-    """The command that takes this cluster down."""
+    """Return the `podwire down` command for this cluster, with quotes for a message."""
     return "`podwire down" + (f" --name {config.name}" if config.name != ClusterConfig.name else "") + "`"
 
 
 def start(config: ClusterConfig, *, until_eof: bool = False) -> subprocess.Popen[bytes]:
-    """Start the cluster's process in the background. With `until_eof`, the process ends when our end of its stdin pipe
-    closes, however we end.
+    """Start the cluster's process in the background. With `until_eof`, this process ends when its stdin pipe closes,
+    which also happens if the caller crashes. Raises UpFailed.
     """
     if problems := _requirements():
         raise UpFailed("; ".join(problems))
@@ -85,7 +85,7 @@ def start(config: ClusterConfig, *, until_eof: bool = False) -> subprocess.Popen
 
 
 def _make(run_dir: Path) -> None:
-    """Raises FileExistsError."""
+    """Make the cluster's run directory. Raises FileExistsError."""
     while True:
         run_dir.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # another cluster's teardown removed the empty parent
@@ -122,7 +122,7 @@ async def _wait(config: ClusterConfig, process: subprocess.Popen[bytes], say: Sa
                     if not missing:
                         return
             except (ApiError, ConfigError):
-                pass  # not yet: the kubeconfig is being written, or the server is starting
+                pass  # the kubeconfig is not written yet, or the server is still starting
             if missing[0] != shown:
                 shown = missing[0]
                 say(f"waiting: {shown}")
@@ -145,7 +145,9 @@ def _last_words(config: ClusterConfig) -> str:
 
 
 def up(config: ClusterConfig, say: Say = lambda _: None, *, until_eof: bool = False) -> subprocess.Popen[bytes]:
-    """Start and wait until every node and every role is ready. Raises UpFailed after taking everything down again."""
+    """Start the cluster and wait until every node and every role is ready. If this fails, remove the cluster and raise
+    UpFailed.
+    """
     process = start(config, until_eof=until_eof)
     try:
         asyncio.run(_wait(config, process, say))
@@ -156,13 +158,13 @@ def up(config: ClusterConfig, say: Say = lambda _: None, *, until_eof: bool = Fa
 
 
 def down(config: ClusterConfig, say: Say = lambda _: None) -> None:
-    """Stop and remove everything of a cluster; nothing to do is fine."""
+    """Stop and remove a cluster. A cluster that does not exist is not an error."""
     stop_supervisor(config)
     teardown(config, say)
 
 
 def clusters() -> list[ClusterConfig]:
-    """Clusters on this machine, by their records."""
+    """Return the clusters on this machine that have a record."""
     if not BASE.is_dir():
         return []
     found = [load(entry.name) for entry in sorted(BASE.iterdir()) if entry.is_dir()]

@@ -1,7 +1,9 @@
-"""The embedded cluster's links: named network namespaces, a switch, nodes and hosts outside. pyroute2, set-up only.
+"""The embedded cluster's links: named network namespaces, a switch, nodes and hosts outside the cluster. This module
+uses pyroute2, only for the set-up.
 
-Each namespace is written down in the cluster's run directory before it is made. So `podwire down` finds it, however
-`up` ended. Nothing here changes the machine's own namespace: every link is made inside a namespace of the cluster.
+The run directory records the name of each namespace before the namespace is created. So `podwire down` finds every
+namespace, even after a crash of `podwire up`. The machine's own namespace stays unchanged: every link is created inside
+a namespace of the cluster.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ def path_of(namespace: str) -> str:
 
 
 def create(config: ClusterConfig, namespace: str) -> None:
-    """Create a named namespace that `ip netns` shows. It makes its own bind mount, because `ip netns add` leaves a
-    mount behind.
+    """Create a named namespace that `ip netns` shows. This function makes the bind mount itself, because `ip netns add`
+    leaves another mount behind.
     """
     with (config.run_dir / "netns").open("a") as file:
         file.write(namespace + "\n")
@@ -53,8 +55,8 @@ def create(config: ClusterConfig, namespace: str) -> None:
 
 
 def delete(namespace: str) -> bool:
-    """Unmount and unlink the namespace; the kernel then deletes its links. Returns False if there was no such
-    namespace.
+    """Unmount and unlink the namespace. The kernel then deletes the links in it. Returns False if the namespace does
+    not exist.
     """
     target = NETNS / namespace
     while _libc.umount2(str(target).encode(), MNT_DETACH) == 0:
@@ -67,7 +69,9 @@ def delete(namespace: str) -> bool:
 
 
 def netlink(namespace: str, work: Callable[[IPRoute], T]) -> T:
-    """Run `work` with pyroute2 inside `namespace`. (A socket belongs to the namespace of the thread that opens it.)"""
+    """Run `work` with a pyroute2 socket of `namespace`. A socket belongs to the namespace of the thread that opens it,
+    so a thread in `namespace` opens it.
+    """
     from pyroute2 import IPRoute
 
     def body() -> T:
@@ -78,7 +82,7 @@ def netlink(namespace: str, work: Callable[[IPRoute], T]) -> T:
 
 
 def sysctl(namespace: str, settings: dict[str, str]) -> None:
-    """Write /proc/sys keys as seen inside the namespace; skip a key that this kernel does not have."""
+    """Write sysctls inside the namespace. settings: key -> value. Skip a key that this kernel does not have."""
 
     def work() -> None:
         for key, value in settings.items():
@@ -113,8 +117,8 @@ def make_switch(config: ClusterConfig) -> None:
 def _join(
     config: ClusterConfig, namespace: str, port: str, address: str, prefix: int, gateway: str, *, bridged: bool
 ) -> None:
-    """A veth between the switch and `namespace`: eth0 in the namespace, `port` on the switch, with address and default
-    route.
+    """Connect `namespace` to the switch by a veth pair: eth0 in the namespace and `port` on the switch. Set the address
+    and the default route of eth0.
     """
     peer = os.open(path_of(namespace), os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -152,7 +156,7 @@ def make_node(config: ClusterConfig, node: str) -> None:
 
 
 def make_outside(config: ClusterConfig, host: str, address: str, gateway: str, prefix: int = 24) -> str:
-    """Make a host outside the cluster. The switch is its router. Returns the name of the host's namespace."""
+    """Create a host outside the cluster and return the name of its namespace. The switch is the host's router."""
     namespace = config.namespace(host)
     create(config, namespace)
     _join(config, namespace, host[:15], address, prefix, gateway, bridged=False)

@@ -1,4 +1,4 @@
-"""The file in a cluster's run directory that says how it was started."""
+"""The file in a cluster's run directory that records the cluster's configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def save(cluster: config.ClusterConfig) -> None:
 
 
 def load(name: str) -> config.ClusterConfig | None:
-    """The record of a cluster that is (or was) up; None if there is none."""
+    """Return the record of a cluster that runs or was not removed, None if there is no record."""
     try:
         return config.parse((config.BASE / name / "cluster.json").read_text())
     except (OSError, UnicodeDecodeError):

@@ -1,5 +1,6 @@
-"""The process behind `podwire up`. It makes namespaces and links, starts every part, and takes everything down when it
-ends."""
+"""The process behind `podwire up`. It makes namespaces and links, starts every role, and removes the cluster at its
+end.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ log = logs.get("cluster")
 
 
 def make_credentials(config: ClusterConfig) -> None:
-    """CA, server certificate, an admin kubeconfig, one kubeconfig for the controllers and one per node; files 0600."""
+    """Write the CA, the server certificate, and the kubeconfigs of the admin, of the controllers and of each node. The
+    files have mode 0600.
+    """
     ca, data = pki.Authority(), config.run_dir / "api"
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     names = [
@@ -105,7 +108,7 @@ def _roles(config: ClusterConfig) -> list[Role]:
 
 
 def _import_all() -> None:
-    """Import the modules of every node's roles before they are forked: they share the pages, and start at once."""
+    """Import the modules of all roles before the roles are forked. The roles then share memory pages and start fast."""
     import pyroute2
 
     import podwire_cni.agent
@@ -127,10 +130,10 @@ def _import_all() -> None:
 
 
 def run(config: ClusterConfig, until_eof: int | None = None) -> None:
-    """Run until SIGTERM, SIGINT or the end of `until_eof`; then take everything down."""
+    """Run the cluster until SIGTERM, SIGINT or end of file on the descriptor `until_eof`. Then remove the cluster."""
     os.environ[MARKER] = str(config.run_dir)
     set_title("podwire", "cluster", config.name)
-    adopt_orphans()  # pods outlive the node agent that started them: they become our children, so that we can reap them
+    adopt_orphans()  # pods run on when their node agent ends; this process then becomes their parent and reaps them
     try:
         make_credentials(config)
         network.make_switch(config)

@@ -1,4 +1,4 @@
-"""Takes a cluster down in whatever state it is: processes, namespaces, files. It can be called any number of times."""
+"""Removes a cluster in any state: processes, namespaces, files. The removal is idempotent."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _STOP_SECONDS = 8.0
 
 
 def _processes(config: ClusterConfig) -> Iterator[int]:
-    """Every process of the cluster, found by the marker in its environment. (Containers end with their shims, which
-    carry the marker.)
+    """Yield the pid of every process that has the cluster's marker in its environment. The shims of containers have the
+    marker, and a container ends with its shim.
     """
     wanted = f"{MARKER}={config.run_dir}".encode()
     for entry in Path("/proc").iterdir():
@@ -35,7 +35,7 @@ def _processes(config: ClusterConfig) -> Iterator[int]:
 
 
 def stop_supervisor(config: ClusterConfig) -> None:
-    """Ask the process behind `podwire up` to end; that process takes the cluster down itself."""
+    """Send SIGTERM to the process behind `podwire up` and wait for its end. This process removes the cluster."""
     try:
         pid = int(json.loads((config.run_dir / "supervisor.json").read_text())["pid"])
     except (OSError, ValueError, KeyError):
@@ -50,7 +50,7 @@ def stop_supervisor(config: ClusterConfig) -> None:
 
 
 def teardown(config: ClusterConfig, say: Callable[[str], None] = lambda _: None) -> None:
-    """Kill what is left, delete the namespaces, remove the files."""
+    """Kill the cluster's remaining processes, delete its namespaces, and remove its files."""
     ancestors = _ancestors()
     for _ in range(100):
         left = [pid for pid in _processes(config) if pid not in ancestors]
@@ -72,8 +72,8 @@ def teardown(config: ClusterConfig, say: Callable[[str], None] = lambda _: None)
 
 
 def _ancestors() -> set[int]:
-    """The parents of the calling process: `podwire down` may run in a shell that has the cluster's marker in its
-    environment.
+    """Return the pids of this process and its ancestors. `podwire down` must not kill the shell in which it runs, which
+    may have the cluster's marker in its environment.
     """
     found, pid = {os.getpid()}, os.getppid()
     while pid > 1 and pid not in found:

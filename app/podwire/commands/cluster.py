@@ -33,7 +33,7 @@ backend_option = click.option(
 
 
 def free_port(wanted: int) -> int:
-    """`wanted` on 127.0.0.1 if it is free, else any free port."""
+    """Return the TCP port `wanted` if it is free on 127.0.0.1, else any free port."""
     for port in (wanted, 0):
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -46,7 +46,7 @@ def free_port(wanted: int) -> int:
 
 
 def interruptible() -> None:
-    """SIGTERM and SIGHUP end a command as SIGINT does: it takes down what it started."""
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that the command removes what it started."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
 

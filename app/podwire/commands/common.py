@@ -1,4 +1,4 @@
-"""Shared by the commands: the API client, error messages for people, and tables."""
+"""Code that several commands use: the API client, error messages for users, and tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ err = Console(stderr=True, highlight=False)
 
 
 class Failed(click.ClickException):
-    """An error for the user: one text, exit status 1."""
+    """The command failed. The user sees the message, and the exit status is 1."""
 
     def show(self, _file: Any = None) -> None:
         err.print(f"[red]error:[/red] {_escape(self.message)}", soft_wrap=True)
@@ -57,7 +57,7 @@ def find_kubeconfig(given: str | None) -> str:
 
 
 def with_api(kubeconfig: str | None, work: Callable[[ApiClient], Awaitable[T]]) -> T:
-    """Run `work` with a client; errors of the API and of the kubeconfig become errors for people."""
+    """Run `work` with an API client and return its result. Errors of the API and of the kubeconfig become Failed."""
 
     async def body() -> T:
         async with ApiClient(client_config.load(find_kubeconfig(kubeconfig))) as api:
@@ -84,5 +84,5 @@ def make_table(*columns: str, title: str | None = None) -> Table:
 
 
 def print_table(table: Table) -> None:
-    """Print a table as wide as its cells: a terminal wraps the lines, a pipe gets whole lines."""
+    """Print a table at the full width of its cells. A terminal wraps long lines; a pipe gets whole lines."""
     Console(highlight=False, width=_UNBOUNDED).print(table, crop=False)

@@ -49,7 +49,7 @@ OWNERS = {
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A network namespace, and its node's name if it has one."""
+    """A network namespace. path: the path of the namespace file. node: the name of the node, "" if it has none."""
 
     path: str
     node: str = ""
@@ -57,7 +57,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """ip: the packet's source. at: the namespace from which it can be sent, None for a host that is not ours."""
+    """ip: the packet's source address. on: the place whose rules are explained. at: the network namespace that can send
+    the packet, None for a host outside this machine.
+    """
 
     ip: str
     on: Place
@@ -103,7 +105,7 @@ def _first(addresses: tuple[str, ...], v6: bool) -> str:
 
 
 def _source(text: str, cluster: str | None, where: Place, v6: bool) -> Source:
-    """SRC: an address, the word node, or a pod as [namespace/]name or in the form of `podwire get pods -o name`."""
+    """Parse SRC: an address, the word node, or a pod as [namespace/]name or pod/name. Raises Failed."""
     if text == "node":
         return Source(_first(_addresses(where), v6), where, where)
     if _is_ip(text):
@@ -122,7 +124,7 @@ def _source(text: str, cluster: str | None, where: Place, v6: bool) -> Source:
 
 
 def _destination(text: str) -> tuple[str, int, str]:
-    """ "DST:PORT[/udp]" -> (host, port, "TCP" | "UDP" | "SCTP"). Raises Failed."""
+    """Parse "DST:PORT[/udp]" and return (host, port, "TCP" | "UDP" | "SCTP"). Raises Failed."""
     rest, _, protocol = text.rpartition("/") if text.lower().endswith(("/tcp", "/udp", "/sctp")) else (text, "", "tcp")
     host, colon, port = rest.rpartition(":")
     if not colon or not port.isdigit() or not 0 < int(port) < 65536:
@@ -179,7 +181,7 @@ def _resolve(host: str, services: list[Object]) -> str:
 
 
 def _route(place: Place, dst: str) -> str:
-    """The node's route to an address. `ip route get` knows all tables and rules."""
+    """Return the node's route to an address as text, from `ip route get`, which uses all routing tables and rules."""
     done = subprocess.run(
         ["nsenter", f"--net={place.path}", "ip", "-j", "route", "get", dst], capture_output=True, text=True, check=False
     )
@@ -192,7 +194,9 @@ def _route(place: Place, dst: str) -> str:
 
 
 def _send(at: Place, packet: Packet) -> tuple[str, str]:
-    """(verdict, one line) of a real connection or datagram, from the very address that was explained. Raises Failed."""
+    """Send a real connection or datagram from the packet's source address. Return (verdict, one line of text). Raises
+    Failed.
+    """
 
     def work() -> tuple[str, str]:
         kind = socket.SOCK_DGRAM if packet.protocol == "UDP" else socket.SOCK_STREAM
@@ -269,7 +273,7 @@ def explain_(
             named = load(cluster) if cluster else None
             services, slices = _objects(str(named.kubeconfig) if named else find_kubeconfig(kubeconfig))
         except Failed:
-            if not _is_ip(host):  # without the API, the kernel's rules are enough
+            if not _is_ip(host):  # an address needs only the kernel's rules
                 raise
     ip = normal_ip(host) if _is_ip(host) else _resolve(host, services)
     source = _source(src, cluster, _place(cluster, node, netns), ":" in ip)

@@ -54,8 +54,8 @@ def _carry_out(root: Path, steps: Sequence[plan.Step], *, dry: bool, done: str) 
 
 
 def refused(settings: Mapping[str, str]) -> str:
-    """Why `podwire agent` would refuse these settings; "" if it would accept them. Files that the settings name are not
-    read.
+    """Return the reason why `podwire agent` would refuse these settings, "" if it would accept them. This check does
+    not read the files that the settings name.
     """
     from ..settings import BadSetting
     from .parts import agent, agent_config

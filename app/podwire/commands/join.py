@@ -32,7 +32,7 @@ DAY = 86400.0
 
 
 def _address(text: str, option: str, port: int = 6443) -> tuple[str, int]:
-    """ADDRESS or ADDRESS:PORT, IPv6 addresses in brackets where a port follows."""
+    """Parse ADDRESS or ADDRESS:PORT and return (address, port). An IPv6 address before a port has brackets."""
     host, given = text, ""
     if text.count(":") == 1 or "]:" in text:
         host, _, given = text.rpartition(":")
@@ -52,8 +52,8 @@ def url_host(address: str) -> str:
 def write_credentials(
     data: Path, address: str, port: int, addresses: server_join.Addresses, more: tuple[str, ...]
 ) -> bool:
-    """Write the CA (once), the server certificate, and the kubeconfigs of the admin and the controllers. Returns False
-    if all of them existed already for these addresses.
+    """Write the CA (only once), the server certificate, and the kubeconfigs of the admin and of the controllers.
+    Returns False, without a change, if they exist already for these addresses.
     """
     api, stamp = data / "api", json.dumps([address, port, *more, asdict(addresses)])
     if (api / "made-for.json").exists() and (api / "made-for.json").read_text() == stamp:
@@ -93,7 +93,9 @@ def write_credentials(
 
 
 def join_token(api: Path, wanted: str | None, hours: float, *, new: bool) -> str:
-    """The valid token, or a new one; it stays valid for `hours` from now on."""
+    """Return the join token: `wanted`, the present valid token, or a new token. The token is valid for `hours` from
+    now. With `new`, the present token is replaced.
+    """
     path = api / "join.json"
     try:
         found = json.loads(path.read_text())
@@ -186,12 +188,14 @@ def init(
 
 
 async def _ask(server: str, token: str, node: str) -> tuple[str, pki.Pair, server_join.Addresses]:
-    """Returns (CA, certificate and key of the node, addresses of the cluster). Raises ApiError, Failed."""
+    """Join the cluster at `server` and return (CA, the node's certificate and key, the cluster's addresses). Raises
+    ApiError and Failed.
+    """
     trusting = ssl.create_default_context()
     trusting.check_hostname, trusting.verify_mode = (
         False,
         ssl.CERT_NONE,
-    )  # the token's MAC authenticates the answer; the token itself is not sent
+    )  # the MAC authenticates the answer, and this request does not contain the token
     async with ApiClient(ClientConfig(server, "", trusting)) as api:
         first = await api.get(server_join.CA_PATH)
     authority = str(first.get("ca", ""))
@@ -206,7 +210,7 @@ async def _ask(server: str, token: str, node: str) -> tuple[str, pki.Pair, serve
 
 
 async def _patiently(server: str, token: str, node: str, seconds: float) -> tuple[str, pki.Pair, server_join.Addresses]:
-    """Retry until the server answers: all machines may start at the same time."""
+    """Call `_ask` until the server answers or `seconds` have passed. All machines may start at the same time."""
     end = time.monotonic() + seconds
     while True:
         try:

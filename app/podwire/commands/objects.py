@@ -43,7 +43,7 @@ def _scoped(obj: Object, space: str) -> tuple[Resource, str]:
 
 
 async def apply_one(api: ApiClient, obj: Object, space: str) -> str:
-    """Create or patch one object; returns "created", "configured" or "unchanged". Raises ApiError."""
+    """Create or patch one object and return "created", "configured" or "unchanged". Raises ApiError."""
     resource, where = _scoped(obj, space)
     if where:
         obj = {**obj, "metadata": {**obj["metadata"], "namespace": where}}
@@ -94,7 +94,9 @@ def apply(files: tuple[str, ...], space: str, kubeconfig: str | None) -> None:
 
 
 def _targets(words: tuple[str, ...]) -> list[tuple[Resource, str]]:
-    """KIND[,KIND] [NAME ...] or KIND/NAME ... -> (resource, name or "")."""
+    """Parse the arguments KIND[,KIND] [NAME ...] or KIND/NAME ... and return (resource, name or "") for each object or
+    kind. Raises Failed.
+    """
     if not words:
         known = ", ".join(r.plural for r in RESOURCES)
         raise Failed(f"name a kind ({known}), and a name if you want one")

@@ -21,8 +21,8 @@ from .common import Failed
 
 
 def setting(flag: str, *names: str, **more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """An option that can also be set by an environment variable, so that a ConfigMap or a unit's EnvironmentFile can
-    hold it.
+    """Return an option with an environment variable, so that a ConfigMap or a unit's EnvironmentFile can set the
+    option.
     """
     env = variable(flag.partition("/")[0])
     more["help"] = f"{more.get('help', '')} [{env}]".strip()
@@ -94,7 +94,7 @@ def agent(only_check: bool, log_json: bool, **flags: Any) -> None:
 
     if servers := flags.pop("api_servers"):
         os.environ[SERVERS] = servers  # each role reads this setting itself
-    try:  # before anything is touched
+    try:  # check the settings before any change to the node
         config = agent_config(**flags)
         load(config.kubeconfig)
         check(config)
@@ -132,7 +132,7 @@ def agent_config(
     log_files: bool,
     pods: bool,
 ) -> AgentConfig:
-    """Raises BadSetting."""
+    """Return the agent's configuration for the values of the command's options. Raises BadSetting."""
     for option, value in (("--address", address), ("--dns-address", dns_address)):
         try:
             if value or option == "--dns-address" or pods:
@@ -142,7 +142,7 @@ def agent_config(
     roles = chosen(role)
     if not upstream_dns and corefile is None:
         upstream_dns = ("/etc/resolv.conf",)
-    # with --pods our own node agent reads the conflist, in the run directory, and a runtime of the machine must not
+    # With --pods, podwire's node agent reads the conflist in the run directory. No runtime of the machine may use it.
     return AgentConfig(
         node_name,
         kubeconfig or None,
@@ -207,7 +207,7 @@ def apiserver(
     )
     try:
         run(config)
-    except (StatusError, OSError, ValueError) as error:  # of certificates, the socket, the built-in objects
+    except (StatusError, OSError, ValueError) as error:  # errors of certificates, socket or objects
         raise Failed(f"the API server cannot start: {error}") from error
 
 

@@ -1,6 +1,6 @@
-"""`podwire exec`, `logs` and `node`: commands inside the pods and nodes of a cluster on this machine.
+"""`podwire exec`, `logs` and `node`: commands for the pods and nodes of a cluster on this machine.
 
-They find pods and nodes through the cluster's run directory.
+The commands find pods and nodes through the cluster's run directory.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ pod_options = (
 
 
 def find_cluster(given: str | None) -> str:
-    """The cluster on this machine that the user means. Raises Failed."""
+    """Return the name of the cluster: `given`, or else the cluster of the kubeconfig. Raises Failed."""
     return given or Path(find_kubeconfig(os.environ.get("KUBECONFIG"))).parent.name
 
 
 def find_pod(cluster: str, space: str, own: str) -> Sandbox:
-    """The sandbox of a pod of a cluster on this machine. Raises Failed."""
+    """Return the sandbox of a pod in a cluster on this machine. Raises Failed."""
     for file in (BASE / cluster).glob("nodes/*/pods/*/pod.json"):
         facts = read(file) or {}
         if (facts.get("namespace"), facts.get("name")) == (space, own):
@@ -106,8 +106,8 @@ def node(node: str, command: tuple[str, ...], cluster: str | None) -> None:
 
 
 def log_lines(path: Path, follow: bool, tail: int | None = None) -> Iterator[str]:
-    """The text of a CRI log file, line by line. It starts at the last `tail` lines; with `follow` it continues until
-    interrupted.
+    """Yield the lines of a CRI log file without their prefixes. tail: the number of last lines to start with; None
+    starts at the beginning. With `follow`, wait for new lines until interrupted.
     """
     try:
         with path.open() as file:

@@ -26,7 +26,7 @@ def _row(kind: str, obj: Object, *titles: str) -> list[str]:
 
 
 def summary(nodes: list[Object], pods: list[Object], services: list[Object], slices: list[Object]) -> Object:
-    """The command's whole output, as data (`--json`)."""
+    """Return the command's whole output as data (`--json`)."""
     endpoints: dict[str, list[int]] = {}
     for found in slices:
         service = (
@@ -109,7 +109,7 @@ def _print(data: Object) -> None:
 
 
 def _processes() -> list[dict[str, Any]]:
-    """The supervised processes of the clusters on this machine."""
+    """Return a row for each supervised process of the clusters on this machine."""
     rows = []
     for config in clusters():
         places = [("machine", config.run_dir / "supervisor.json")]

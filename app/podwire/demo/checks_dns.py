@@ -1,4 +1,4 @@
-"""Demo, part 6: names. Ordinary clients (getent, dig) inside a pod use its /etc/resolv.conf."""
+"""Demo, part 6: names. Ordinary clients (getent, dig) inside a pod use the pod's /etc/resolv.conf."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from .rows import Row
 
 
 def _asker(lab: DemoLab, pod: Pod) -> Callable[..., list[str]]:
-    """Run dig in the pod; +search makes it follow the search path as the C library does."""
+    """Return a function that runs dig in the pod and returns the sorted answers. With +search, dig uses the search path
+    as the C library does.
+    """
 
     def ask(*words: str) -> list[str]:
         return sorted(lab.in_pod(pod, "shell", "dig", "+search", "+short", "+tries=2", "+time=2", *words).splitlines())

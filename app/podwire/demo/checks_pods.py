@@ -62,7 +62,7 @@ def reach(lab: DemoLab) -> Iterator[Row]:
 
 
 def _ports(lab: DemoLab, node: str) -> set[str]:
-    """Ports of the node's bridge, as iproute2 sees them."""
+    """Return the names of the ports of the node's bridge, according to iproute2."""
     found = json.loads(lab.in_netns(lab.node_netns(node), "ip", "-j", "link", "show", "master", "podwire0") or "[]")
     return {row["ifname"] for row in found if "ifname" in row}
 
@@ -165,7 +165,7 @@ def pause(lab: DemoLab) -> Iterator[Row]:
             return None
 
     connection = wait_for(try_connect, 5)
-    assert connection is not None  # wait_for returns the value that was truthy
+    assert connection is not None  # wait_for returns only a truthy value
     try:
         routes, netns = _routes(lab, pod), str(Path(pod.netns).readlink())
         process = pod.main_process("echo")

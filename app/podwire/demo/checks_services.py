@@ -22,8 +22,8 @@ def _failures(answers: list[Answer]) -> str:
 
 
 def _all_in_use(lab: DemoLab, netns: str, address: str, names: set[str]) -> None:
-    """Wait until each node uses all endpoints: a pod may have become ready a moment ago, and each node learns of it by
-    itself.
+    """Wait until connections from `netns` reach all endpoints. A pod may have become ready a moment ago, and each node
+    learns this separately.
     """
 
     def look() -> bool:
@@ -119,7 +119,7 @@ def no_endpoints(lab: DemoLab) -> Iterator[Row]:
     """A connection to a Service without endpoints is refused at once, from a pod and from a node."""
     address, client = lab.cluster_ip("lonely"), lab.pods("client")[0]
     for source, netns in ((client.name, client.netns), ("node1", lab.node_netns("node1"))):
-        # A client whose first packet is dropped waits a second. A client that gets no CPU time sometimes does, too.
+        # A client whose first packet is dropped waits a second, and so can a client without CPU time: use the fastest.
         answers = lab.many(netns, address, 80, 3)
         first = min(answers, key=lambda answer: answer.seconds)
         yield Row(

@@ -1,4 +1,6 @@
-"""The demo's tools: a cluster, hosts outside it, and ways to send real traffic from any of them."""
+"""The demo's tools: a cluster, hosts outside the cluster, and functions that send real traffic from pods, nodes and
+hosts.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,12 @@ ENOUGH = 50  # connections
 
 
 class NotYet(Exception):
-    """The awaited state did not come; the text is the last state seen."""
+    """The expected state did not occur in time. The message has the last observed state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The reply: host and peer from podwire-echo, or the error; and the time it took in seconds."""
+    """The answer to one request. host, peer: from podwire-echo. error: "" for a success. seconds: the duration."""
 
     host: str = ""
     peer: str = ""
@@ -57,7 +59,7 @@ class Answer:
 
 
 def wait_for(look: Callable[[], T], seconds: float = 15.0, every: float = 0.05) -> T:
-    """Call `look` until its result is truthy. Raises NotYet."""
+    """Call `look` until its result is truthy and return this result. Raises NotYet after `seconds`."""
     seconds = patient(seconds)
     end = time.monotonic() + seconds
     while True:
@@ -110,7 +112,7 @@ class Pod:
 
 @dataclass
 class DemoLab:
-    """tool: argv prefix of the object commands: kubectl where a new enough one is on PATH, else podwire."""
+    """tool: the argv prefix of the object commands: kubectl if a supported version is on PATH, else podwire."""
 
     config: ClusterConfig
     tool: list[str]
@@ -138,7 +140,7 @@ class DemoLab:
         return done.stdout
 
     def try_tool(self, *words: str, stdin: str | None = None) -> tuple[int, str]:
-        """Returns (exit status, all output)."""
+        """Run an object command and return (exit status, stdout and stderr)."""
         done = subprocess.run(
             [*self.tool, *words],
             input=stdin,
@@ -152,8 +154,8 @@ class DemoLab:
         return done.returncode, done.stdout
 
     def _read(self, path: str) -> Object:
-        """One GET without starting a process: the demo polls often, and uses the ordinary client only where the client
-        itself is demonstrated.
+        """Return the answer to one GET. The demo polls often, so this needs no new process. The demo uses the ordinary
+        client only where it demonstrates this client.
         """
         config = client_config.load(self.config.kubeconfig)
         server = urlsplit(config.server)
@@ -173,18 +175,18 @@ class DemoLab:
         return body
 
     def get(self, kind: str, name: str, space: str = "default") -> Object:
-        """One object; kind as in the API, "Pod"."""
+        """Return one object. kind: as in the API, for example "Pod"."""
         resource = of(kind)
         return self._read(resource.path(space if resource.namespaced else "", name))
 
     def items(self, kind: str, space: str = "default") -> list[Object]:
-        """The objects of a namespace, or of all with space="" ."""
+        """Return the objects of a namespace, or of all namespaces if `space` is ""."""
         resource = of(kind)
         found: list[Object] = self._read(resource.path(space if resource.namespaced else ""))["items"]
         return found
 
     def pods(self, app: str) -> list[Pod]:
-        """Running and ready pods with label app=APP, by name."""
+        """Return the running and ready pods with the label app=APP, sorted by name."""
         rows = []
         for obj in self.items("Pod"):
             status = obj.get("status", {})
@@ -222,7 +224,7 @@ class DemoLab:
         return call_in(netns, lambda: _ask(socket.SOCK_DGRAM, address, port, timeout))
 
     def many(self, netns: str, address: str, port: int, count: int, kind: int = socket.SOCK_STREAM) -> list[Answer]:
-        """Make `count` connections one after the other, from one thread in the namespace."""
+        """Make `count` connections in sequence, from one thread in the namespace, and return the answers."""
         return call_in(netns, lambda: [_ask(kind, address, port, 3.0) for _ in range(count)])
 
     def in_pod(self, pod: Pod, container: str, *command: str, timeout: float = 20) -> str:
@@ -251,7 +253,9 @@ class DemoLab:
         return done.stdout + done.stderr
 
     def spawn(self, netns: str, *command: str) -> subprocess.Popen[bytes]:
-        """Start a helper process of the demo in a namespace. It carries the cluster's marker, so `down` ends it too."""
+        """Start a process of the demo in a namespace. Its environment has the cluster's marker, so that `down` ends the
+        process.
+        """
         child = subprocess.Popen(
             ["nsenter", f"--net={netns}", "--", *command],
             stdin=subprocess.DEVNULL,
@@ -270,12 +274,12 @@ class DemoLab:
         self.spawn(self.outside("dns"), sys.executable, "-m", "podwire.demo.upstream", UPSTREAM_DNS)
 
     def supervised(self, node: str | None, role: str) -> int:
-        """Pid of a supervised process; 0 if it does not run."""
+        """Return the pid of a supervised process, 0 if the process does not run."""
         path = self.config.node_dir(node) / "agent.json" if node else self.config.run_dir / "supervisor.json"
         return int(((read(path) or {}).get("roles") or {}).get(role, {}).get("pid", 0))
 
     def restart(self, node: str | None, role: str, number: int) -> int:
-        """Kill a supervised process and wait for its successor; returns the new pid."""
+        """Send signal `number` to a supervised process, wait for the restarted process, and return the new pid."""
         old = wait_for(lambda: self.supervised(node, role), 20)
         os.kill(old, number)
 
@@ -288,8 +292,9 @@ class DemoLab:
 
     @contextlib.contextmanager
     def hammer(self, netns: str, address: str, port: int) -> Iterator[dict[str, Any]]:
-        """Run a client that keeps connecting from `netns` while the block runs; yields {"sent", "failed": [error...]}.
-        On a busy machine the client continues after the block until it has made enough connections to notice a loss.
+        """Run a client that connects again and again from `netns` during the block. Yield {"sent", "failed": [error,
+        ...]}.
+        On a busy machine the client continues after the block until it has made at least ENOUGH connections.
         """
         import threading
 
@@ -322,7 +327,7 @@ class DemoLab:
 
 
 def examples_dir() -> Path:
-    """The directory examples/ of the checkout that podwire is installed from, or of the current directory."""
+    """Return the directory examples/ of podwire's checkout, or else of the current directory. Raises NotYet."""
     for base in (Path(__file__).resolve().parents[3], Path.cwd()):
         if (base / "examples" / "01-pods.yaml").exists():
             return base / "examples"

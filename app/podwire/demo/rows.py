@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One proof. part: its number in the demo's list. sent, source, back: the request, its origin, the response.
+    """One proof. part: the number of its part of the demo. sent: the request. source: the sender. back: the response.
 
     detail: shown only if the row fails.
     """

@@ -1,5 +1,6 @@
-"""The demo: starts a cluster, applies `examples/`, and proves every behaviour with real traffic. It does so with
-bridge-nf-call-iptables 0 and 1."""
+"""The demo: it starts a cluster, applies `examples/`, and proves every behaviour with real traffic, once with
+bridge-nf-call-iptables 0 and once with 1.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ TITLES = {
 
 
 def find_tool() -> tuple[list[str], str]:
-    """kubectl where 1.31 or newer is on PATH, else podwire's own commands."""
+    """Return (argv prefix, name) of the tool for objects: kubectl if version 1.31 or newer is on PATH, else podwire."""
     own = [sys.executable, "-m", "podwire.main"]
     kubectl = shutil.which("kubectl")
     if kubectl is None:
@@ -58,8 +59,8 @@ def find_tool() -> tuple[list[str], str]:
 
 @dataclass
 class Result:
-    """One row's verdicts, one for each setting of bridge-nf-call-iptables. place: (number of the check, number of its
-    row).
+    """The results of one row. verdicts: setting of bridge-nf-call-iptables -> row. place: (number of the check, number
+    of the row in this check).
     """
 
     place: tuple[int, int]
@@ -81,7 +82,9 @@ class Demo:
         self.console.print(text, style="dim", soft_wrap=True)
 
     def _set_bridge_nf(self, value: int) -> bool:
-        """Returns False if this kernel has no br_netfilter; then there is nothing to set."""
+        """Set bridge-nf-call-iptables on all nodes. Return False, without a change, if the kernel has no
+        br_netfilter.
+        """
         path = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
         found = call_in(self.lab.node_netns("node1"), path.exists)
         for node in self.config.node_names() if found else ():
@@ -115,7 +118,7 @@ class Demo:
             )
 
     def run(self) -> bool:
-        """True if every row passed. It always removes everything that it made."""
+        """Run the demo and return whether every row passed. The cluster is removed in every case."""
         begin = time.monotonic()
         self.say(f"starting {self.config.nodes} nodes ...")
         try:

@@ -1,5 +1,6 @@
-"""Reads a machine's state under a root directory, and executes the steps of plan.py there. No other file of this
-package writes to the machine."""
+"""Reads a machine's state under a root directory and executes the steps of plan.py there. No other module of this
+package writes to the machine's files.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ def _under(root: Path, path: str) -> Path:
 
 
 def look(root: Path, paths: Iterable[str], conf_dir: str) -> plan.Facts:
-    """The facts about the machine whose files are under `root`."""
+    """Return the facts about the machine whose files are under `root`."""
     contents, modes, links = dict[str, bytes](), dict[str, int](), dict[str, str]()
     for path in paths:
         place = _under(root, path)
@@ -64,8 +65,8 @@ def look_for_uninstall(root: Path, bin_dir: str, conf_dir: str) -> plan.Facts:
 
 
 def do(root: Path, steps: Iterable[plan.Step], say: Say) -> None:
-    """Execute the steps one after the other. Raises OSError and subprocess.CalledProcessError; completed steps stay,
-    and a second run continues from there.
+    """Execute the steps in order. Raises OSError and subprocess.CalledProcessError. After an error the completed steps
+    stay, and a second run continues after them.
     """
     for step in steps:
         say(str(step))

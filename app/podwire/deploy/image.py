@@ -1,5 +1,6 @@
-"""Builds podwire's OCI image without a container engine. mmdebstrap unpacks Debian's Python (no maintainer script
-runs), pip adds the wheel with its dependencies, and layers.py assigns each file to a layer."""
+"""Builds podwire's OCI image without a container engine. mmdebstrap unpacks Debian's Python without running maintainer
+scripts. pip adds the wheel with its dependencies. layers.py assigns each file to a layer.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ _NO_DOCS = [f"--dpkgopt=path-exclude=/usr/share/{what}/*" for what in ("doc", "m
 
 
 class BuildFailed(Exception):
-    """A step failed; the text has its output."""
+    """A build step failed. The message has the output of the step."""
 
 
 def _run(argv: list[str], what: str, **env: str) -> None:
@@ -38,7 +39,7 @@ def _run(argv: list[str], what: str, **env: str) -> None:
 
 
 def codename(os_release: str) -> str:
-    """VERSION_CODENAME of an os-release file: the suite that images are made of. Raises BuildFailed."""
+    """Return the VERSION_CODENAME of an os-release file: the default Debian suite of the image. Raises BuildFailed."""
     found = re.search(r"^VERSION_CODENAME=\"?([a-z]+)\"?$", os_release, re.MULTILINE)
     if not found:
         raise BuildFailed(
@@ -48,7 +49,7 @@ def codename(os_release: str) -> str:
 
 
 def sources(folder: Path, suite: str) -> list[str]:
-    """The machine's own package sources that have this suite, so that an image uses the same mirror as the machine."""
+    """Return the machine's package source files that name this suite, so that the image uses the machine's mirror."""
     found = [folder / "sources.list", *sorted((folder / "sources.list.d").glob("*"))]
     word = re.compile(rf"(?:^|\s){suite}(?:\s|$)", re.MULTILINE)
     return [
@@ -59,13 +60,15 @@ def sources(folder: Path, suite: str) -> list[str]:
 
 
 def build_wheel(checkout: Path, folder: Path) -> Path:
-    """The wheel of a source tree."""
+    """Build the wheel of a source tree and return its path."""
     _run(_pip(folder, "wheel", "--no-deps", "--wheel-dir", str(folder), str(checkout)), "wheel")
     return next(folder.glob("podwire-*.whl"))
 
 
 def _pip(folder: Path, verb: str, *words: str) -> list[str]:
-    """Run pip of this environment; if it has none (as environments of uv), run pip of a temporary one."""
+    """Return the argv of a pip command. If this environment has no pip (as with uv), the command uses a temporary
+    environment.
+    """
     python = sys.executable
     if importlib.util.find_spec("pip") is None:
         python = str(folder / "venv/bin/python")
@@ -75,12 +78,12 @@ def _pip(folder: Path, verb: str, *words: str) -> list[str]:
 
 
 def _python_of(root: Path) -> str:
-    """The Python version of the unpacked system, such as "3.11"."""
+    """Return the Python version of the unpacked system, such as "3.11"."""
     return str((root / "usr/bin/python3").readlink()).removeprefix("python")
 
 
 def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say) -> Path:
-    """Assemble the root file system under `folder`."""
+    """Assemble the image's root file system under `folder` and return its path."""
     root = folder / "root"
     say(f"unpacking Python of {suite}")
     _run(
@@ -102,8 +105,7 @@ def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say
     say(f"installing {wheel.name} and its dependencies for Python {version}")
     machine = os.uname().machine
     platforms = [f"--platform={p}_{machine}" for p in ("manylinux2014", "manylinux_2_17", "manylinux_2_28", "linux")]
-    # --no-compile: pip would write this folder's name into the bytecode files, and file times that an image does not
-    # keep
+    # --no-compile: pip's bytecode files would contain the name of this folder, and file times that the image changes
     _run(
         _pip(
             folder,
@@ -120,8 +122,8 @@ def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say
         "dependencies",
     )
     say("compiling")
-    # unchecked-hash: the files then contain neither times nor the build order, and Python does not check the sources at
-    # a start
+    # unchecked-hash: the bytecode files then contain no file times and do not depend on the build order. Python does
+    # not compare them with the sources at start.
     _run(
         [
             "chroot",
@@ -143,7 +145,7 @@ def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say
 
 
 def entries(root: Path) -> Iterator[oci.Entry]:
-    """Every file, directory and link under `root`; devices are skipped."""
+    """Yield every file, directory and link under `root`, without devices."""
     for folder, names, plain in os.walk(root):
         for name in sorted([*names, *plain]):
             path = Path(folder) / name
@@ -157,7 +159,7 @@ def entries(root: Path) -> Iterator[oci.Entry]:
 
 
 def build(output: Path, name: str, *, wheel: Path | None, checkout: Path, suite: str | None, say: Say) -> None:
-    """Write the archive. Raises BuildFailed and OSError."""
+    """Build the image and write it as an archive to `output`. Raises BuildFailed and OSError."""
     if os.geteuid():
         raise BuildFailed("building an image needs root, for mmdebstrap and chroot")
     pause = Path(native.pause_command()[0]).read_bytes()

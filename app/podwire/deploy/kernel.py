@@ -1,5 +1,4 @@
-"""Removes everything that podwire put into this network namespace. A node needs that before another network
-takes over."""
+"""Removes podwire's state from this network namespace. A node needs this before it gets another pod network."""
 
 from __future__ import annotations
 
@@ -7,7 +6,9 @@ from collections.abc import Iterator
 
 
 def clean(dns_address: str) -> Iterator[str]:
-    """Remove podwire's state; yield a line for each removal. Pods that still run lose their network with the bridge."""
+    """Remove podwire's state and yield a line for each removal. Running pods lose their network, because the bridge is
+    removed.
+    """
     from podwire_base.kernel.nft import ruleset as nft
     from podwire_base.kernel.nft import socket as nft_socket
     from podwire_cni import routes
@@ -48,4 +49,4 @@ def _links_and_routes(protocol: int) -> Iterator[str]:
                         ipr.route("del", family=family, dst=where, table=route.get("RTA_TABLE"), proto=protocol)
                         yield f"route {where}"
                     except NetlinkError:
-                        continue  # the kernel deleted it together with its link
+                        continue  # the kernel deleted the route together with its link

@@ -1,7 +1,7 @@
-"""Assigns each file of a root file system to a layer of podwire's image, or leaves it out. Pure.
+"""Assigns each file of a root file system to a layer of podwire's image, or omits the file. This module does no I/O.
 
-There are three layers. The one that changes most often is on top: the interpreter with its libraries, podwire's
-dependencies, podwire.
+The image has three layers, from bottom to top: the interpreter with its libraries, podwire's dependencies, podwire. The
+layer that changes most often is on top.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ sys.path.insert(0, "/{SITE}")
 from podwire.main import cli
 sys.exit(cli())
 """
-# From the interpreter's package: files only for developers, desktops and dpkg. From wheels: types, tests, other
-# programs.
+# The interpreter's packages have files only for developers, desktops and dpkg. Wheels have type stubs, tests and
+# programs that podwire does not use.
 _UNUSED = (
     "usr/share/doc",
     "usr/share/man",
@@ -57,7 +57,7 @@ _UNUSED = (
     f"{SITE}/bin",
 )
 _UNUSED_DIRS = {"idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "pydoc_data", "tests", "test"}
-# written by pip: the origin of the wheel and the time of its installation
+# pip writes these files; they contain the origin of the wheel and depend on the installation
 _NOTES = {"RECORD", "direct_url.json", "REQUESTED", "INSTALLER"}
 _EMPTY = ("dev", "proc", "sys", "tmp", "run", "etc", "host", "root")
 
@@ -72,7 +72,7 @@ def wanted(path: str) -> bool:
 
 
 def layer_of(path: str) -> int:
-    """0: the system, 1: dependencies, 2: podwire."""
+    """Return the number of the file's layer: 0 for the system, 1 for dependencies, 2 for podwire."""
     if not path.startswith(SITE + "/"):
         return 0
     own = Path(path).parts[len(Path(SITE).parts)]
@@ -80,7 +80,7 @@ def layer_of(path: str) -> int:
 
 
 def split(entries: Iterable[oci.Entry], pause: bytes) -> list[bytes]:
-    """Write the three layers as tar files."""
+    """Return the three layers as tar archives. pause: the content of the pause program."""
     found: list[list[oci.Entry]] = [[], [], []]
     for entry in entries:
         if wanted(entry.path):

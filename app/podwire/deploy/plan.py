@@ -1,8 +1,9 @@
-"""The changes that `podwire install` and `podwire uninstall` make to a machine, as data. Pure: facts in, steps out.
+"""The changes that `podwire install` and `podwire uninstall` make to a machine, as data. The functions take the facts
+about the machine, return steps, and do no I/O.
 
-A step that is already true is left out. So a second install does nothing, and an upgrade writes only what the new
-version writes differently. Settings belong to the user: an install adds missing ones and changes only those that it was
-told to change.
+The plan omits a step whose result exists already. So a second install does nothing, and an upgrade writes only the
+files that differ. Settings belong to the user: an install adds missing settings, and changes an existing setting only
+if the user gives a new value.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ PLUGIN = "podwire-cni"
 
 
 class BadInstall(Exception):
-    """An impossible request; the text says what to give instead."""
+    """The request is invalid. The message names a valid alternative."""
 
 
 # ---- steps: paths are those of the installed machine, without the root that they are under
@@ -73,7 +74,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class CleanKernel:
-    """Remove what the roles wrote into this network namespace: nft tables, bridge, routes, addresses on lo."""
+    """Remove the roles' kernel state from this network namespace: nft tables, bridge, routes, addresses on lo."""
 
     dns_address: str
 
@@ -86,10 +87,10 @@ Step = Write | Link | Move | Remove | Run | CleanKernel
 
 @dataclass(frozen=True)
 class Wanted:
-    """The user's request. parts: of PARTS. program: the podwire command on the machine. settings: variables to set in
-    agent.env; "" removes one. listen: the "ADDRESS:PORT" at which other machines reach the API server (part
-    control-plane). take_over: put other plugins' configurations aside. plugin: the program, and whether it is compiled
-    (only a compiled one can also serve as `loopback`).
+    """The user's request. parts: a selection of PARTS. program: the path of the podwire command. plugin: the content of
+    the CNI plugin program; only a compiled program can also serve as `loopback`. settings: variables to set in
+    agent.env; the value "" removes a variable. listen: the "ADDRESS:PORT" at which other machines reach the API server
+    (part control-plane). take_over: rename the configurations of other CNI plugins, so that runtimes ignore them.
     """
 
     parts: tuple[str, ...]
@@ -122,8 +123,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Facts:
-    """The machine's present state. files: content of our files that exist. links: path -> target. configurations: the
-    names in the CNI configuration directory. systemd: systemd runs here, so units can be started.
+    """The machine's present state. files: path -> content of each of podwire's files that exists. modes: path -> mode.
+    links: path -> target. configurations: the file names in the CNI configuration directory. systemd: whether systemd
+    runs, so that units can be started.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -140,8 +142,8 @@ class Facts:
 
 
 def merged_settings(text: str, given: Mapping[str, str], defaults: Mapping[str, str]) -> str:
-    """agent.env with `given` merged in: lines and comments keep their places, and `defaults` fill only variables that
-    are not set.
+    """Return the text of agent.env with the variables of `given` set. Lines and comments keep their places. A variable
+    of `defaults` is added only if agent.env does not set it.
     """
     lines = text.splitlines() or [
         "# Flags of `podwire agent --help`, as variables; lists have spaces between their items."
@@ -164,14 +166,16 @@ def merged_settings(text: str, given: Mapping[str, str], defaults: Mapping[str, 
 
 
 def _quoted(value: str) -> str:
-    """Quoted so that systemd's EnvironmentFile and a shell read the same value."""
+    """Return the value with quotes, so that systemd's EnvironmentFile and a shell read the same value. A value of plain
+    characters needs no quotes.
+    """
     if value and all(c.isalnum() or c in "/:.,_-=+@%" for c in value):
         return value
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def read_settings(text: str) -> dict[str, str]:
-    """The variables of an agent.env."""
+    """Return name -> value for the variables in the text of an agent.env."""
     found = {}
     for line in text.splitlines():
         name, equals, value = line.strip().partition("=")
@@ -185,8 +189,8 @@ def read_settings(text: str) -> dict[str, str]:
 
 
 def unit(description: str, program: str, words: Iterable[str], *, after: str = "", environment: bool = False) -> bytes:
-    """A systemd service. KillMode=process: stopping the unit must not end the pods, and the supervisor ends its roles
-    itself.
+    """Return the text of a systemd service unit. It has KillMode=process, because stopping the unit must not end the
+    pods. The supervisor ends its roles itself.
     """
     return "\n".join(
         [
@@ -213,7 +217,7 @@ def unit(description: str, program: str, words: Iterable[str], *, after: str = "
 
 
 def units(wanted: Wanted) -> dict[str, bytes]:
-    """Unit name -> content, in the order of their start."""
+    """Return unit name -> content, in the order in which the units start."""
     found: dict[str, bytes] = {}
     if "control-plane" in wanted.parts:
         api = f"{wanted.data_dir}/api"
@@ -245,8 +249,7 @@ def _files(wanted: Wanted, facts: Facts) -> dict[str, Write]:
     found: list[Write] = []
     if "plugin" in wanted.parts:
         found.append(Write(f"{wanted.cni_bin_dir}/{PLUGIN}", wanted.plugin, 0o755))
-        # containerd and CRI-O call a plugin of that name for each pod; an existing one of another package serves as
-        # well
+        # containerd and CRI-O call the plugin `loopback` for each pod. A loopback plugin of another package also works.
         loopback = f"{wanted.cni_bin_dir}/loopback"
         if wanted.plugin.startswith(b"\x7fELF") and (
             loopback not in facts.files or loopback in recorded(facts).written
@@ -262,7 +265,7 @@ def _files(wanted: Wanted, facts: Facts) -> dict[str, Write]:
 
 @dataclass(frozen=True)
 class Record:
-    """The files that installs have written so far. An uninstall removes them."""
+    """The files and links that installs have made on this machine. An uninstall removes them."""
 
     written: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
@@ -273,7 +276,7 @@ def recorded(facts: Facts) -> Record:
         found = json.loads(facts.files.get(RECORD, b"{}"))
         return Record(tuple(found.get("written", ())), tuple(found.get("links", ())))
     except (ValueError, AttributeError, TypeError):
-        return Record()  # another program's file: not ours to remove
+        return Record()  # another program wrote this file, so an uninstall must not remove it
 
 
 def _same(facts: Facts, step: Write) -> bool:
@@ -281,7 +284,7 @@ def _same(facts: Facts, step: Write) -> bool:
 
 
 def paths(wanted: Wanted) -> list[str]:
-    """Every path whose state `install` needs to know."""
+    """Return every path whose state `install` needs in Facts."""
     return [
         f"{wanted.cni_bin_dir}/{PLUGIN}",
         f"{wanted.cni_bin_dir}/loopback",
@@ -296,7 +299,7 @@ def link_path(name: str) -> str:
 
 
 def install(wanted: Wanted, facts: Facts) -> list[Step]:
-    """The steps that remain to be done."""
+    """Return the steps that turn the present state of the machine into the wanted state."""
     before, steps = recorded(facts), list[Step]()
     files = _files(wanted, facts)
     if wanted.take_over:
@@ -309,7 +312,8 @@ def install(wanted: Wanted, facts: Facts) -> list[Step]:
     record = json.dumps(
         {"written": sorted({*before.written, *files}), "links": sorted({*before.links, *links})}, indent=1
     )
-    # The plugin alone needs no record: an image installs it that way, and has access to the plugin directories only.
+    # An install of the plugin alone writes no record: the image's install container can write only to the plugin
+    # directories.
     if units(wanted) and facts.files.get(RECORD) != record.encode() + b"\n":
         steps.append(Write(RECORD, record.encode() + b"\n"))
     if facts.systemd and units(wanted):
@@ -320,8 +324,8 @@ def install(wanted: Wanted, facts: Facts) -> list[Step]:
 
 
 def foreign(configurations: Iterable[str]) -> list[str]:
-    """Configurations of other plugins (libcni's suffixes). A runtime might use one, because it takes the alphabetically
-    first.
+    """Return the configurations of other CNI plugins, found by libcni's suffixes. A runtime uses the alphabetically
+    first configuration, which may be one of these.
     """
     return sorted(
         name for name in configurations if name != CONFLIST and name.endswith((".conf", ".conflist", ".json"))
@@ -331,8 +335,8 @@ def foreign(configurations: Iterable[str]) -> list[str]:
 def uninstall(
     facts: Facts, *, cni_bin_dir: str, cni_conf_dir: str, kernel: bool, purge: bool, dns_address: str = ""
 ) -> list[Step]:
-    """The reverse: remove units, files and kernel state, and restore other plugins' configurations. Settings stay
-    without `purge`.
+    """Return the steps that revert an install: remove units, files and kernel state, and restore the configurations of
+    other plugins. kernel: remove the kernel state. purge: also remove the settings.
     """
     record, steps = recorded(facts), list[Step]()
     if facts.systemd:
@@ -363,7 +367,9 @@ def uninstall(
 
 
 def checks(wanted: Wanted, facts: Facts, kubeconfig_exists: bool) -> list[str]:
-    """Problems that will keep this node from working, each with the fix. They are warnings; none stops the install."""
+    """Return the problems that will prevent this node from working, each with its fix. They are warnings: the install
+    continues.
+    """
     found = []
     if not facts.nft:
         found.append("the kernel has no nf_tables: modprobe nf_tables, or a kernel with CONFIG_NF_TABLES")
