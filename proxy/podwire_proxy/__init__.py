@@ -1,1 +1,1 @@
-"""The Service proxy: Services and EndpointSlices -> Dataplane (policy, pure) -> nf_tables plan -> kernel."""
+"""The Service proxy: turns Services and EndpointSlices into a Dataplane (pure policy), a plan, and kernel rules."""

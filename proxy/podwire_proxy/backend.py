@@ -1,12 +1,12 @@
 """The interface of a backend, which connects the proxy with the rules in a kernel. backends.py lists the backends.
 
-Every backend behaves as decide() says; where they differ is speed, and what an administrator sees. A backend has three
-parts. The pure half plans: a Planner turns the Dataplane and the kernel's content into a Plan, and Live computes what
-rules that were read back do with a packet. The Kernel reads and commits; it alone does I/O. The Fake is a Kernel in
-memory that refuses what the real one would refuse. The order of reading, planning, committing and sweeping is the same
-for all backends (proxier.py).
+Every backend implements the verdicts of decide(). Backends differ in speed and in the rules that an administrator sees.
+A backend has three parts. The pure half has a Planner, which turns the Dataplane and the kernel's content into a Plan,
+and a Live, which computes the path of a packet through rules that were read back. The Kernel reads and commits; only
+the Kernel does I/O. The Fake is a kernel in memory that refuses the same plans as a real kernel. All backends read,
+plan, commit and sweep in the same order (proxier.py).
 
-S: the type of one IP family's rules as read back. P: the backend's plan. N: its planner.
+S: the type of one IP family's rules as read back. P: the type of the plan. N: the type of the planner.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ N_contra = TypeVar("N_contra", contravariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One path of a packet through the rules. verdict: FORWARD has the one delivery of this path. steps: the rules and
-    elements that decided. noted: what rules recorded about the client on this path, in the backend's own terms.
+    """One path of a packet through the rules. verdict: FORWARD has the single delivery of this path. steps: the rules
+    and elements that decided. noted: the data about the client that rules on this path recorded, in a backend-specific
+    form.
     """
 
     verdict: Verdict
@@ -45,21 +46,23 @@ class Trace:
 
 
 class Live(Protocol):
-    """Rules as they were read back. place: their name in the kernel."""
+    """Rules that were read back. place: the name of the rules in the kernel."""
 
     @property
     def place(self) -> str: ...
 
     def node(self, name: str, addresses: tuple[str, ...]) -> NodeInfo:
-        """The node as the rules describe pods and Services; addresses: all addresses of the machine."""
+        """Returns the node, with the pod and Service ranges of the rules. addresses: all addresses of the machine."""
 
     def traces(self, packet: Packet, node: NodeInfo) -> Iterator[Trace]:
-        """Every path that the packet can take. Raises NotImplementedError for a rule that is not the proxy's."""
+        """Yields every possible path of the packet. Raises NotImplementedError for a rule of another program."""
 
 
 class Plan(Protocol):
-    """The changes to write. operations: its steps. elements: set elements, or rules, in them. verdicts: elements in
-    verdict maps, which cost the kernel most.
+    """The changes to write.
+
+    operations: the number of steps. elements: the number of set elements or rules in the steps. verdicts: the number of
+    elements in verdict maps, which cost the kernel most.
     """
 
     def __bool__(self) -> bool: ...
@@ -76,7 +79,7 @@ class Plan(Protocol):
 
 
 class Planner(Protocol[S_contra, P]):
-    """Holds the mirror of one family's rules. Pure: `committed` is called when the kernel has accepted a plan."""
+    """Holds the mirror of one family's rules. Pure. Callers call `committed` when the kernel has accepted a plan."""
 
     @property
     def family(self) -> Family: ...
@@ -84,27 +87,27 @@ class Planner(Protocol[S_contra, P]):
     def node(self) -> NodeInfo: ...
 
     def full(self, dataplane: Dataplane, found: S_contra | None) -> P:
-        """From the rules that were read back to the dataplane; empty if nothing differs."""
+        """Returns the plan from the rules that were read back to the dataplane; empty if nothing differs."""
 
     def change(self, dataplane: Dataplane, delta: Delta) -> P:
-        """The changes for `delta`, given that the mirror is correct."""
+        """Returns the plan for `delta`. The mirror must be correct."""
 
     @property
     def unswept(self) -> bool:
-        """Whether there are rules that only packets in flight need."""
+        """Whether some rules are needed only by packets in flight."""
 
     def sweep(self) -> P:
-        """Remove those rules."""
+        """Returns the plan that removes the rules that only packets in flight needed."""
 
     def committed(self, plan: P) -> None:
-        """The kernel accepted the plan."""
+        """Updates the mirror: the kernel accepted the plan."""
 
     def rule_counts(self) -> Mapping[str, int]:
-        """Our rules in the kernel, by table."""
+        """Returns the number of the proxy's rules in the kernel, by table."""
 
 
 class Watch(Protocol):
-    """Reports changes that others make. `fileno` is for an event loop; when it is readable, call `changed`."""
+    """Reports changes by other programs. When `fileno` becomes readable in an event loop, call `changed`."""
 
     def fileno(self) -> int: ...
     def changed(self) -> bool: ...
@@ -115,14 +118,15 @@ class Rules(Protocol[N_contra, S_co, P_contra]):
     """The rules of one network namespace, in a kernel or in memory: read, commit, settle. Raises OSError."""
 
     def read(self, family: Family) -> S_co | None:
-        """The present rules."""
+        """Returns the current rules; None if the rules do not exist."""
 
     def commit(self, planner: N_contra, plan: P_contra) -> None:
-        """Write the plan. If the kernel allows it, an error changes nothing."""
+        """Writes the plan. If the kernel supports it, the write is atomic: an error changes nothing."""
 
     def settle(self, planner: N_contra, *, swept: bool) -> None:
-        """The work that no plan can do, because rules write there too; call it after each commit of a sync and of a
-        sweep.
+        """Updates the data that rules also write, which no plan can contain.
+
+        Call `settle` after each commit of a sync and of a sweep.
         """
 
 
@@ -131,52 +135,55 @@ class Kernel(Rules[N_contra, S_co, P_contra], Protocol[N_contra, S_co, P_contra]
 
     @property
     def no_notifications(self) -> bool:
-        """Whether there are changes by others that no watch reports."""
+        """Whether other programs can make changes that no watch reports."""
 
     def watch(self, planners: Sequence[N_contra]) -> Sequence[Watch]:
-        """Start to watch for foreign changes; call it after the first sync."""
+        """Starts to watch for foreign changes. Call `watch` after the first sync."""
 
     def counted(self, planners: Sequence[N_contra]) -> Mapping[Reason, int]:
-        """The number of packets that rules with these codes have counted: INVALID_STATE, LOCALHOST_NODE_PORT.
+        """Returns the packet counts of the rules with the codes INVALID_STATE and LOCALHOST_NODE_PORT.
+
         Thread-safe.
         """
 
     def foreign_commits(self) -> int:
-        """A number that increases when another program changes rules, as far as the kernel reports it."""
+        """Returns a number that grows when another program changes rules, as far as the kernel reports changes."""
 
     def retire(self) -> list[str]:
-        """Remove the rules of this same backend in another variant; returns the rules found."""
+        """Removes the rules of this backend's other variants. Returns a line for each item found."""
 
     def close(self) -> None:
-        """Close the connections; the rules stay."""
+        """Closes the connections. The rules stay."""
 
 
 class Fake(Rules[N_contra, S_co, P], Protocol[N_contra, S_co, P]):
     """Rules in memory. Raises for a plan that a kernel would refuse."""
 
     def content(self, family: Family) -> object:
-        """The meaning of the rules: equal for equal Dataplanes, whatever the history."""
+        """Returns the meaning of the rules. Equal Dataplanes give equal results, independent of the history."""
 
     def holds(self, planner: N_contra) -> bool:
-        """Whether the planner's mirror equals the rules here."""
+        """Whether the planner's mirror equals these rules."""
 
     def note(self, family: Family, noted: Hashable) -> None:
-        """Record what a rule noted about a client (Trace.noted)."""
+        """Records the data about a client from Trace.noted."""
 
     def forget(self, family: Family, noted: Hashable) -> None: ...
 
     def stages(self, planner: N_contra, plan: P) -> Sequence[P]:
-        """The steps in which a plan reaches the kernel; a kill can come between any two."""
+        """Returns the steps in which a plan reaches the kernel. A kill can interrupt between any two steps."""
 
     def damage(self, family: Family) -> None:
-        """Damage some of the rules, as another program might."""
+        """Damages some of the rules, as another program might."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricNames:
-    """kube-proxy's names, if it has one for this kind of rules; "" for none. failures: syncs that the kernel refused.
-    cleanup_failures: sweeps. partial_failures: of syncs that were not full ones. rules: gauge of rules by table. last:
-    those written by the last sync. packets: the prefix of the names of packet counters.
+    """The metric names that kube-proxy uses for this kind of rules; "" if kube-proxy has no such metric.
+
+    failures: syncs that the kernel refused. cleanup_failures: failed sweeps. partial_failures: failed syncs that were
+    not full. rules: gauge of rules by table. last: the number of rules that the last sync wrote. packets: the prefix of
+    the names of packet counters.
     """
 
     failures: str
@@ -188,7 +195,7 @@ class MetricNames:
 
 
 class Setting(NamedTuple):
-    """A setting of one backend. field: of ProxyConfig. choices: the first one is the default."""
+    """A setting of one backend. field: a field of ProxyConfig. choices: the first is the default."""
 
     field: str
     choices: tuple[str, ...]
@@ -200,9 +207,11 @@ class Setting(NamedTuple):
 
 
 class Backend(Protocol[N, S, P]):
-    """name: in settings. place: the name of its rules in a kernel. settings: its own settings. ns_fd: of the network
-    namespace; None: the caller's. Every method of the kernel's side raises OSError, and returns an empty result if the
-    kernel has nothing of the kind.
+    """A way to write the Dataplane into a kernel.
+
+    name: the backend's name in settings. place: the name of the rules in a kernel. settings: the settings of this
+    backend only. ns_fd: file descriptor of the network namespace; None: the caller's namespace. Every method of the
+    kernel's side raises OSError, and returns an empty result if the kernel has no such rules.
     """
 
     @property
@@ -223,41 +232,43 @@ class Backend(Protocol[N, S, P]):
     # The kernel's side
 
     def having(self, values: Mapping[str, str]) -> Backend[N, S, P]:
-        """The backend with other settings, by their fields."""
+        """Returns the backend with other settings, by field."""
 
     def kernel(self, planners: Sequence[N], ns_fd: int | None = None) -> Kernel[N, S, P]:
-        """Raises OSError that names what the host lacks."""
+        """Opens the kernel. Raises OSError, which names the missing kernel feature or program."""
 
     def observe(self, ns_fd: int | None = None) -> Live | None:
-        """The live rules; None if there are none of this backend."""
+        """Returns the live rules; None if the kernel has no rules of this backend."""
 
     def existing(self, ns_fd: int | None = None) -> list[str]:
-        """What `cleanup` would remove, one line for each item."""
+        """Returns one line for each item that `cleanup` would remove."""
 
     def cleanup(self, ns_fd: int | None = None, *, patient: bool = True) -> list[str]:
-        """Remove everything that this backend ever wrote; returns what was found. patient: wait for locks that other
-        programs hold; else raise OSError (EAGAIN).
+        """Removes everything that this backend ever wrote. Returns a line for each item found.
+
+        patient: wait for locks that other programs hold; if False, raise OSError (EAGAIN) instead.
         """
 
     def remove_idle(self, node: NodeInfo, ns_fd: int | None = None) -> None:
-        """Remove rules of a family that has no Service range any more."""
+        """Removes the rules of a family that no longer has a Service range."""
 
     def foreign(self) -> Foreign:
-        """Rules of this backend's kind that other programs made, in the caller's namespace."""
+        """Returns the rules of this kind that other programs made, in the caller's namespace."""
 
 
 AnyBackend = Backend[Any, Any, Any]
 
 
 def families(node: NodeInfo) -> tuple[Family, ...]:
-    """The families with Service addresses. Rules with NAT hooks switch conntrack on for their family, so idle families
-    get none.
+    """Returns the families with Service addresses.
+
+    NAT hooks enable conntrack for their family, so the proxy writes no rules for a family without Services.
     """
     return tuple(f for f in FAMILIES if any((":" in cidr) == (f == "ip6") for cidr in node.service_cidrs))
 
 
 def dry_run(backend: AnyBackend, dataplane: Dataplane) -> Iterator[str]:
-    """What a first sync would write into an empty kernel, one line for each step."""
+    """Yields one line for each step that a first sync would write into an empty kernel."""
     for family in families(dataplane.node):
         yield f"# {'IPv4' if family == 'ip' else 'IPv6'}"
         yield from backend.planner(family, dataplane.node).full(dataplane, backend.fake().read(family)).lines()

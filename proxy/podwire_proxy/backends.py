@@ -1,6 +1,7 @@
-"""The only module that knows the concrete backends: the list of them, and the calls that go to all. I/O.
+"""Lists the backends, and makes the calls that go to all of them. I/O.
 
-A backend is a folder beside this file with a class like backend.Backend, and a line in ALL.
+No other module knows the concrete backends. A backend is a folder beside this file with a class like backend.Backend,
+and an entry in ALL.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .model import NodeInfo
 from .nftables.backend import Nftables
 from .proxier import Proxier
 
-ALL: tuple[AnyBackend, ...] = (Nftables(), Iptables())  # the first one is the default
+ALL: tuple[AnyBackend, ...] = (Nftables(), Iptables())  # the first backend is the default
 
 
 def names() -> tuple[str, ...]:
@@ -26,12 +27,12 @@ def names() -> tuple[str, ...]:
 
 
 def settings() -> tuple[Setting, ...]:
-    """The settings that belong to one backend alone."""
+    """Returns the settings that belong to only one backend."""
     return tuple(setting for backend in ALL for setting in backend.settings)
 
 
 def choices() -> tuple[str, ...]:
-    """Names that choose backend and variant at once: "nftables", "iptables", "iptables-legacy"."""
+    """Returns the names of backend and variant together: "nftables", "iptables", "iptables-legacy"."""
     return tuple(
         choice
         for backend in ALL
@@ -43,8 +44,9 @@ def choices() -> tuple[str, ...]:
 
 
 def chosen(choice: str) -> dict[str, str]:
-    """One of `choices` as fields of ProxyConfig; the settings of the other backends have their defaults. Raises
-    ConfigError for any other name.
+    """Converts one of `choices` to fields of ProxyConfig. Raises ConfigError for any other name.
+
+    The settings of the other backends have their defaults.
     """
     if choice not in choices():
         raise ConfigError(f"backend: {choice!r} is none of {', '.join(choices())}")
@@ -55,7 +57,7 @@ def chosen(choice: str) -> dict[str, str]:
 
 
 def check(config: ProxyConfig) -> None:
-    """Check the whole configuration. Raises ConfigError that names the field and its valid values."""
+    """Checks the whole configuration. Raises ConfigError, which names the field and its valid values."""
     fields = [("backend", names()), *((setting.field, setting.choices) for setting in settings())]
     for field, known in fields:
         if (value := getattr(config, field)) not in known:
@@ -64,7 +66,7 @@ def check(config: ProxyConfig) -> None:
 
 
 def choose(name: str, values: Mapping[str, str] | None = None) -> AnyBackend:
-    """values: the backend's own settings, by their fields. Raises KeyError for a name that check() would refuse."""
+    """Returns a backend by name. values: its settings, by field. Raises KeyError for a name that check() refuses."""
     return {backend.name: backend for backend in ALL}[name].having(values or {})
 
 
@@ -73,14 +75,16 @@ def configured(config: ProxyConfig) -> AnyBackend:
 
 
 def proxier(node: NodeInfo, ns_fd: int | None = None, choice: str = "") -> Proxier:
-    """choice: one of `choices`; "": the default."""
+    """Returns a Proxier for the node. choice: one of `choices`; "": the default."""
     fields = chosen(choice or ALL[0].name)
     return Proxier(choose(fields["backend"], fields), node, ns_fd)
 
 
 def retire(proxier: Proxier) -> list[str]:
-    """Remove the rules of every other backend, and of other variants of this one; returns what was found. Call it after
-    the first sync of `proxier`: translated flows stay translated, and new ones find its rules. Raises OSError.
+    """Removes the rules of every other backend and of other variants of this backend.
+
+    Returns a line for each item found. Raises OSError. Call `retire` after the first sync of `proxier`: translated
+    flows then stay translated, and new flows meet the new rules.
     """
     others = [backend for backend in ALL if backend.name != proxier.backend.name]
     return [
@@ -94,22 +98,23 @@ def existing(ns_fd: int | None = None) -> list[str]:
 
 
 def cleanup(ns_fd: int | None = None) -> list[str]:
-    """Remove everything that any backend ever wrote; returns what was found."""
+    """Removes everything that any backend ever wrote. Returns a line for each item found."""
     return [line for backend in ALL for line in backend.cleanup(ns_fd)]
 
 
 def observe(ns_fd: int | None = None) -> Live | None:
-    """The rules that serve Services here. If two backends are present (one replaces the other), the first one in the
-    list.
+    """Returns the rules that serve Services in the namespace; None without rules.
+
+    If the rules of two backends are present (one replaces the other), the result is for the first backend in the list.
     """
     return next((live for backend in ALL if (live := backend.observe(ns_fd)) is not None), None)
 
 
 def places() -> tuple[str, ...]:
-    """Where rules would be."""
+    """Returns the names of the places that can have the proxy's rules."""
     return tuple(backend.place for backend in ALL)
 
 
 def foreign() -> tuple[Foreign, ...]:
-    """Rules of other programs in the caller's namespace."""
+    """Returns the rules of other programs in the caller's namespace."""
     return tuple(backend.foreign() for backend in ALL)

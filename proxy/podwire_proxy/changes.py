@@ -1,4 +1,4 @@
-"""Change tracking: watch events in, a live Dataplane out; a Service is computed again only when it changed."""
+"""Turns watch events into a current Dataplane. The tracker computes a Service again only after a change."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .model import Endpoint, NodeInfo, PortName, ServicePort
 class Tracker:
     """`service`, `slice` and `node` record changes and return an object's problems; `flush` updates the Dataplane.
 
-    A malformed object is reported as a problem. Any other exception is a bug of ours: then nothing is recorded, and the
-    previous state of the object stays.
+    A malformed object is a problem. Any other exception is a bug in this program: the tracker then records nothing, and
+    the previous state of the object stays.
     """
 
     def __init__(self, node: NodeInfo) -> None:
         self.dataplane = Dataplane(node)
         self._services: dict[str, tuple[ServicePort, ...]] = {}
         self._slices: dict[str, SliceInfo] = {}
-        self._of_service: dict[str, set[str]] = {}  # Service -> keys of its slices
+        self._of_service: dict[str, set[str]] = {}  # Service -> keys of the Service's slices
         self._dirty: set[str] = set()
         self._node = node
         self.endpoints = 0  # of all slices, counted by port
@@ -77,7 +77,7 @@ class Tracker:
         return problems
 
     def node(self, node: NodeInfo) -> bool:
-        """The node's addresses, zone or CIDRs changed: every Service is computed again. Returns whether they differ."""
+        """Sets the node. If the node differs, every Service is computed again. Returns whether the node differs."""
         if node == self._node:
             return False
         self._node = node
@@ -92,8 +92,9 @@ class Tracker:
         return out
 
     def flush(self) -> Delta:
-        """Process the recorded changes. Equal inputs give an equal Dataplane, whatever the order and grouping of the
-        changes.
+        """Processes the recorded changes.
+
+        Equal inputs give an equal Dataplane, independent of the order and grouping of the changes.
         """
         delta = Delta()
         self.dataplane.node = self._node
@@ -108,13 +109,13 @@ class Tracker:
 
 
 class DeduplicatedLog:
-    """Remembers what was logged about which object: watches repeat themselves, the log need not."""
+    """Remembers the logged problems of each object, because watches repeat events and the log must not."""
 
     def __init__(self) -> None:
         self._last: dict[tuple[str, str], list[str]] = {}
 
     def news(self, kind: str, key: str, problems: list[str]) -> list[str]:
-        """The object's problems that are new since the last call."""
+        """Returns the object's problems that are new since the last call."""
         known = self._last.pop((kind, key), [])
         if problems:
             self._last[kind, key] = problems
@@ -126,5 +127,5 @@ def _misshapen(kind: str, why: str) -> str:
 
 
 def _count(info: SliceInfo) -> int:
-    """The number of endpoints of a slice that belongs to a Service."""
+    """Returns the number of endpoints in a slice that belongs to a Service."""
     return sum(map(len, info.endpoints.values())) if info.service else 0

@@ -1,4 +1,4 @@
-"""The proxy role's settings, with checks, and the values that it derives from its Node. Pure."""
+"""The settings of the proxy role, their checks, and the values that the role derives from its Node. Pure."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 class ProxyConfig:
     """kubeconfig None: in-cluster service account. run_dir: the node's run directory, for the role's status file.
 
-    cluster_cidrs: the pods' addresses. service_cidrs: unallocated addresses inside are dropped. node_cidrs: the nodes'
-    addresses; Services may claim no address of these three as externalIP. backend: the writer of the rules;
-    iptables_variant: for iptables, the variant of its programs; auto: the one that the host uses. detect_local: how a
-    pod's traffic is recognised (kube-proxy's detectLocalMode): by cluster_cidrs (() switches the detector off), by the
-    Node's podCIDRs, or by the interface that local_interface names (its prefix). node_port_addresses: "primary", or
-    CIDRs of local addresses. min_interval: seconds between two syncs of a burst. localhost_node_ports: NodePorts on
-    127.0.0.1 too. metrics_address, healthz_address: "host:port" for /metrics, /proxyMode and /configz, for /healthz and
-    /livez; "" disables them. healthz_timeout: seconds for which an update may wait before the proxy counts as
-    unhealthy. conntrack_max_per_core, conntrack_min: the number of flows per core, and the minimum, that conntrack
-    should hold; its maximum is raised but never lowered; 0: left alone. conntrack: net.netfilter settings to write, as
-    ("nf_conntrack_tcp_timeout_close_wait", 3600).
+    cluster_cidrs: the pods' addresses. service_cidrs: the Service ranges; the proxy drops packets to their unallocated
+    addresses. node_cidrs: the nodes' addresses. No Service may claim an address of these three as externalIP. backend:
+    the name of the backend. iptables_variant: for iptables, the variant of the programs; auto: the variant that the
+    host uses. detect_local: the detector of pod traffic (kube-proxy's detectLocalMode): by cluster_cidrs (() disables
+    the detector), by the Node's podCIDRs, or by the interface in local_interface (a name or a name prefix).
+    node_port_addresses: "primary", or CIDRs of local addresses. min_interval: seconds between two syncs of a burst.
+    localhost_node_ports: serve NodePorts on 127.0.0.1 too. metrics_address: "host:port" for /metrics, /proxyMode and
+    /configz; healthz_address: "host:port" for /healthz and /livez; "" disables the pages. healthz_timeout: seconds for
+    which an update may wait before the proxy counts as unhealthy. conntrack_max_per_core, conntrack_min: the required
+    number of flows per core, and in total; the proxy raises conntrack's maximum but never lowers it; 0: no change.
+    conntrack: net.netfilter settings to write, such as ("nf_conntrack_tcp_timeout_close_wait", 3600).
     """
 
     node_name: str
@@ -64,22 +64,23 @@ class ProxyConfig:
         local: Iterable[str] = (),
         warn: Callable[[str], None] = lambda _: None,
     ) -> NodeInfo:
-        """What the proxy needs to know of its Node; without the object there are no NodePorts and no zone.
+        """Returns the NodeInfo of this node. Without the Node object, the result has no NodePorts and no zone.
 
-        local: the machine's own addresses; node_port_addresses selects from them. warn: called with each unusable value
-        of the Node.
+        local: the addresses of the machine, from which node_port_addresses selects. warn: gets each unusable value of
+        the Node.
         """
         return node_info(self, obj, local, warn)
 
     @property
     def scans_addresses(self) -> bool:
-        """Whether the machine's addresses must be known."""
+        """Whether the proxy needs the addresses of the machine."""
         return self.node_port_addresses != ("primary",)
 
 
 def check(config: ProxyConfig) -> None:
-    """Raises ConfigError that names the field and its valid values. backends.check() checks the backend and its
-    settings, and calls this.
+    """Checks the settings except the backend. Raises ConfigError, which names the field and its valid values.
+
+    backends.check() checks the backend and its settings, and calls this function.
     """
     if not config.service_cidrs:
         raise ConfigError("service_cidrs: is empty; give the range that ClusterIPs come from, as 10.96.0.0/16")
@@ -108,7 +109,7 @@ def check(config: ProxyConfig) -> None:
 
 
 def _addresses(obj: meta.Object | None, warn: Callable[[str], None]) -> tuple[str, ...]:
-    """The first InternalIP of each family."""
+    """Returns the first InternalIP of each family."""
     found: dict[bool, str] = {}
     for item in ((obj or {}).get("status") or {}).get("addresses") or []:
         try:
@@ -121,7 +122,7 @@ def _addresses(obj: meta.Object | None, warn: Callable[[str], None]) -> tuple[st
 
 
 def _ranges(found: Iterable[Any], warn: Callable[[str], None]) -> tuple[str, ...]:
-    """The Node's podCIDRs; invalid ones must not reach the rules."""
+    """Returns the valid podCIDRs of the Node. Invalid ranges must not reach the rules."""
     usable = []
     for text in filter(None, found):
         try:
@@ -171,7 +172,7 @@ def node_info(
 
 
 def wanted_flows(config: ProxyConfig, cores: int) -> int:
-    """The number of flows that conntrack should have room for, as kube-proxy computes it; 0: no requirement."""
+    """Returns the required number of flows in conntrack, as kube-proxy computes it; 0: no requirement."""
     return max(config.conntrack_min, config.conntrack_max_per_core * cores) if config.conntrack_max_per_core else 0
 
 
@@ -183,7 +184,7 @@ NODE_SHAPE = {
 
 
 def eligible(obj: meta.Object | None) -> bool:
-    """Whether load balancers may send this node new traffic: not while it is deleted, or about to be."""
+    """Whether load balancers may send new traffic to this node; False if the Node is deleted or about to be."""
     if obj is None or meta.deleting(obj):
         return False
     taints = (obj.get("spec") or {}).get("taints") or []
@@ -191,7 +192,10 @@ def eligible(obj: meta.Object | None) -> bool:
 
 
 def service_cidrs(found: Iterable[tuple[Any, ...]], configured: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
-    """(the ranges of all ServiceCIDR objects, the unusable ones). A family that is not configured has no table."""
+    """Returns (the ranges of all ServiceCIDR objects, the unusable ranges).
+
+    A range is unusable if it is invalid, or if no range of its family is configured: that family has no rules.
+    """
     families = {":" in cidr for cidr in configured}
     usable: set[str] = set()
     strange: list[str] = []

@@ -1,17 +1,16 @@
-"""Which conntrack entries keep packets away from where they belong. Pure; flows.py reads and
-deletes them.
+"""Finds the conntrack entries that send packets to a wrong destination. Pure; flows.py reads and deletes the entries.
 
 UDP: a flow without a handshake keeps its first translation forever. An entry is stale if its original destination is a
-frontend with endpoints but its answers come from none of them: the endpoint was removed, or the flow began before any
-translation existed (then its answers would come from the Service address itself).
+frontend with endpoints, but none of these endpoints is the source of its answers. Either the endpoint was removed, or
+the flow began before the translation existed (its answers would then come from the Service address).
 
 TCP without an answer yet: the entry of a SYN leads its retransmissions to the same endpoint for two minutes, even if
-that endpoint is gone. Without the entry, the next retransmission is a new connection and finds a living endpoint.
+that endpoint is gone. Without the entry, the next retransmission is a new connection and reaches a current endpoint.
 
-Other TCP flows are left alone: established connections to a removed endpoint end in their own time. Only if a Service
-requests it (Frontend.alive), the flows of endpoints that are gone (not just terminating) are stale too. Their entries
-are deleted. The next packet of such a client belongs to no flow, and the rules answer it with a reset. A client that
-only waits must learn of it too, so both ends get a `challenge_ack_probe`.
+Other TCP flows stay: an established connection to a removed endpoint ends by itself. Only if a Service requests it
+(Frontend.alive), the flows of removed endpoints (not of terminating endpoints) are stale too, and their entries are
+deleted. The next packet of such a client belongs to no flow, and the rules answer with a reset. A client that only
+waits must also get a reset, so both ends get a `challenge_ack_probe`.
 """
 
 from __future__ import annotations
@@ -28,24 +27,25 @@ from .model import PROTOCOLS, Destination, Protocol
 
 SYN_FIN = 0x03
 Place = tuple[str, int]  # address, port
-FEW = 8  # up to this number of frontends, a dump for each; above it, one dump of all entries of a protocol
+FEW = 8  # up to this number of frontends, one dump per frontend; for more, one dump per protocol
 _PROTOCOLS: dict[int, Protocol] = {6: "TCP", 17: "UDP", 132: "SCTP"}
 
 
 def frontend_of(flow: Flow) -> Key | None:
-    """The destination that the client dialled; None for a protocol that Services do not have."""
+    """Returns the destination that the client dialled; None for a protocol that Services do not support."""
     protocol = _PROTOCOLS.get(flow.protocol)
     return None if protocol is None else Key(flow.original.destination, protocol, flow.original.destination_port)
 
 
 def destination_of(flow: Flow) -> Destination:
-    """The source of the flow's replies."""
+    """Returns the source of the flow's replies."""
     return Destination(flow.reply.source, flow.reply.source_port)
 
 
 def queries(frontends: Collection[Key]) -> list[bytes]:
-    """The dumps to request from the kernel so that they contain all flows to these frontends (and perhaps others). Each
-    dump walks the kernel's whole table.
+    """Returns the dump requests that together cover all flows to these frontends (and perhaps other flows).
+
+    For each dump, the kernel traverses its whole table.
     """
     if len(frontends) > FEW:
         return [matching(PROTOCOLS[protocol]) for protocol in sorted({key.protocol for key in frontends})]
@@ -53,7 +53,7 @@ def queries(frontends: Collection[Key]) -> list[bytes]:
 
 
 def serving(frontends: Mapping[Key, Frontend]) -> dict[Key, frozenset[Destination]]:
-    """The frontends, of those given, whose flows are checked, each with the destinations that may answer for it now."""
+    """Returns frontend -> current valid destinations, for each given frontend whose flows need a check."""
     out: dict[Key, frozenset[Destination]] = {}
     for key, frontend in frontends.items():
         if key.protocol == "UDP":
@@ -65,7 +65,7 @@ def serving(frontends: Mapping[Key, Frontend]) -> dict[Key, frozenset[Destinatio
 
 
 def stale(flows: Iterable[Flow], serving: Mapping[Key, frozenset[Destination]]) -> Iterator[Flow]:
-    """Entries of the frontends in `serving` that lead nowhere."""
+    """Yields the entries of the frontends in `serving` that lead to no current destination."""
     for flow in flows:
         frontend = frontend_of(flow)
         destinations = serving.get(frontend) if frontend is not None else None
@@ -75,26 +75,28 @@ def stale(flows: Iterable[Flow], serving: Mapping[Key, frozenset[Destination]]) 
         if answers in destinations:
             continue
         if frontend.protocol == "UDP":
-            if destinations:  # else: there is no other endpoint
+            if destinations:  # without destinations: no other endpoint exists
                 yield flow
-        elif answers != (frontend.ip, frontend.port):  # never translated: not our flow
+        elif answers != (frontend.ip, frontend.port):  # the flow was never translated: not a flow of the proxy
             yield flow
 
 
 def stale_attempts(flows: Iterable[Flow], frontends: Mapping[Key, Frontend]) -> Iterator[Flow]:
-    """Unanswered SYNs to these frontends that went where no new connection goes now."""
+    """Yields the entries of unanswered SYNs whose destination gets no new connections now."""
     for flow in flows:
         key = frontend_of(flow) if flow.opening else None
         frontend = frontends.get(key) if key is not None else None
         if frontend is None or not (destinations := frontend.destinations):
-            continue  # without endpoints: there is no other one
+            continue  # no other endpoint exists
         if destination_of(flow) not in destinations:
             yield flow
 
 
 def challenge_ack_probe(source: Place, destination: Place) -> bytes:
-    """A whole IP packet that makes the TCP at `destination` send an ACK to `source`: a SYN in an established connection
-    (RFC 5961, 4.2). The FIN beside it makes the packet invalid for conntrack, so it leaves no entry.
+    """Returns an IP packet that makes the TCP stack at `destination` send an ACK to `source`.
+
+    The packet has a SYN in an established connection (RFC 5961, 4.2). It also has a FIN, which makes the packet invalid
+    for conntrack, so that the packet leaves no entry.
     """
     src, dst = packed(source[0]), packed(destination[0])
     tcp = struct.pack("!HHIIBBHHH", source[1], destination[1], 1, 0, 5 << 4, SYN_FIN, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Kubernetes objects -> model. Pure. Unusable parts are left out, and each is reported with its field.
+"""Converts Kubernetes objects to the model. Pure. The functions skip and report each unusable part, by field.
 
 ExternalName and headless Services have no frontends. The label service.kubernetes.io/service-proxy-name gives a Service
 to another proxy, and service.kubernetes.io/headless excludes an EndpointSlice. Condition defaults (ready and serving
@@ -21,10 +21,10 @@ HEADLESS_LABEL = "service.kubernetes.io/headless"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 RESET_ANNOTATION = "podwire.io/reset-on-endpoint-removal"
 AFFINITY_SECONDS, DAY = 10800, 86400  # sessionAffinityConfig.clientIP.timeoutSeconds: default and maximum of the API
-NOBODY = ("255.255.255.255/32", f"{'ffff:' * 7}ffff/128")  # source ranges that no packet's address is in
+NOBODY = ("255.255.255.255/32", f"{'ffff:' * 7}ffff/128")  # source ranges that match no packet
 _METADATA = {"labels": dict, "annotations": dict}
-# The fields that are read below without a type check. Addresses, numbers and names are checked one by one. The tracker
-# compares an object with this only once reading it has failed: objects that are well need not be looked at twice.
+# This module reads these fields without a type check; it checks addresses, numbers and names one by one. The tracker
+# compares an object with this shape only after a failure, so that a valid object costs no extra check.
 SERVICE_SHAPE = {
     "metadata": _METADATA,
     "spec": {
@@ -61,7 +61,7 @@ class Problems:
         self.found.append(f"{where}: {what}")
 
     def address(self, where: str, text: Any) -> str:
-        """The canonical address, or "" and a problem if `text` is none."""
+        """Returns the canonical address; adds a problem and returns "" if `text` is not an address."""
         try:
             return normal_ip(str(text))
         except ValueError:
@@ -73,7 +73,7 @@ class Problems:
         return tuple(dict.fromkeys(ip for ip in found if ip))
 
     def ranges(self, where: str, items: Iterable[Any]) -> tuple[str, ...]:
-        """Canonical CIDRs; () if one of them lets everyone of that family in."""
+        """Returns canonical CIDRs; no CIDR of a family if one CIDR matches all its addresses."""
         found: dict[str, None] = {}
         for index, item in enumerate(items):
             try:
@@ -86,7 +86,7 @@ class Problems:
         return tuple(found)
 
     def number(self, where: str, value: Any) -> int:
-        """A port from 1 to 65535, or 0 and a problem for anything else."""
+        """Returns a port from 1 to 65535; adds a problem and returns 0 for any other value."""
         if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536:
             return value
         self.add(where, f"{value!r} is no port number (1-65535); left out")
@@ -94,7 +94,7 @@ class Problems:
 
 
 def cluster_ips(service: meta.Object) -> tuple[str, ...]:
-    """The cluster addresses in the Service object; () for headless and ExternalName Services."""
+    """Returns the ClusterIPs of a Service object; () for headless and ExternalName Services."""
     spec = service.get("spec") or {}
     first = spec.get("clusterIP") or ""
     if spec.get("type") == "ExternalName" or not first or first == "None":
@@ -103,8 +103,9 @@ def cluster_ips(service: meta.Object) -> tuple[str, ...]:
 
 
 def _load_balancer_ips(service: meta.Object, problems: Problems) -> tuple[str, ...]:
-    """Ingress addresses to short-circuit. With ipMode Proxy the packet must leave the node, and host names are not
-    addresses.
+    """Returns the ingress addresses whose packets the node itself translates.
+
+    With ipMode Proxy, the packet must leave the node. Host names are not addresses.
     """
     status = service.get("status") or {}
     ingress = (status.get("loadBalancer") or {}).get("ingress") or []
@@ -113,7 +114,7 @@ def _load_balancer_ips(service: meta.Object, problems: Problems) -> tuple[str, .
 
 
 def _source_ranges(found: Any, problems: Problems) -> tuple[str, ...]:
-    """A Service whose source ranges are all invalid must not be open to everyone."""
+    """Returns the valid source ranges. If all ranges are invalid, returns ranges that match no packet."""
     if not found:
         return ()
     before = len(problems.found)
@@ -151,7 +152,7 @@ def _policy(value: Any) -> Policy:
 
 
 def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[str]]:
-    """The Service's proxied ports, and problems. () if this proxy does not handle it."""
+    """Returns the Service's ports and the problems. The ports are () if this proxy does not handle the Service."""
     problems = Problems()
     if PROXY_NAME_LABEL in meta.labels(service):
         return (), []
@@ -206,14 +207,14 @@ def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[s
 
 @dataclass(frozen=True, slots=True)
 class SliceInfo:
-    """The content of one EndpointSlice. service: "namespace/name", "" if it belongs to none."""
+    """The content of one EndpointSlice. service: "namespace/name"; "" without a Service."""
 
     service: str
     endpoints: Mapping[PortName, tuple[Endpoint, ...]]
 
 
 def slice_info(obj: meta.Object) -> tuple[SliceInfo, list[str]]:
-    """The slice's endpoints by port, and problems. FQDN slices and headless ones are empty."""
+    """Returns the slice's endpoints by port, and the problems. FQDN and headless slices give no endpoints."""
     problems = Problems()
     owner = meta.labels(obj).get(SERVICE_NAME_LABEL, "")
     service = f"{meta.namespace(obj)}/{owner}" if owner else ""

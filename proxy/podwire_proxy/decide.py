@@ -1,5 +1,6 @@
-"""The oracle: the verdict on the first packet of a flow, computed from the Dataplane alone. Every backend is compared
-with it.
+"""The oracle: computes the verdict on the first packet of a flow from the Dataplane alone.
+
+Tests compare every backend with the oracle.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from .verdict import MARTIAN, NOT_IN_RANGE, PASS, UNALLOCATED, WRONG_PORT, Verdi
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """The first packet of a flow as it enters the node's stack. node: sent by the node itself (output hook).
+    """The first packet of a flow as it enters the node's stack. node: the node sent the packet (output hook).
 
-    bound: the destination is an address of this machine (beyond NodeInfo.addresses), as the cluster DNS address on lo.
-    interface: on which the packet arrived.
+    bound: the destination is an address of this machine (beyond NodeInfo.addresses), such as the cluster DNS address on
+    lo. interface: the name of the incoming interface.
     """
 
     src: str
@@ -37,8 +38,9 @@ Memory = Mapping[
 
 
 def source(packet: Packet, node: NodeInfo) -> Literal["pod", "node", "outside"]:
-    """A pod is recognised by its address or by its interface; a node may send from an address of the pod range (a
-    bridge's), and then counts as a pod.
+    """Returns the kind of the packet's source. The address or the interface identifies a pod.
+
+    A node that sends from an address of the pod range (the address of a bridge) counts as a pod.
     """
     if covers(node.pod_cidrs, packet.src) or _through(packet.interface, node.pod_interface):
         return "pod"
@@ -52,8 +54,9 @@ def _through(interface: str, wanted: str) -> bool:
 
 
 def decide(dataplane: Dataplane, packet: Packet, memory: Memory | None = None) -> Verdict:
-    """See dataplane.py for the policy; packets to unused addresses of the Service range are dropped unless the address
-    is bound here.
+    """Returns the verdict on a packet by the policy of dataplane.py.
+
+    The verdict for an unallocated address of a Service range is DROP, unless the machine has the address.
     """
     node = dataplane.node
     if node.localhost and not packet.node and covers(LOOPBACK, packet.dst):
@@ -81,12 +84,12 @@ def decide(dataplane: Dataplane, packet: Packet, memory: Memory | None = None) -
 
 
 def remembered(sticky: Sticky, packet: Packet) -> tuple[Key, bool, str]:
-    """The key under which the packet's client is remembered."""
+    """Returns the key of the packet's client in Memory."""
     return sticky.port, sticky.local, packet.src
 
 
 def chosen(frontend: Frontend, packet: Packet, node: NodeInfo) -> Treatment:
-    """The frontend's action for this packet's source."""
+    """Returns the frontend's action for this packet's source."""
     if frontend.external is not None and source(packet, node) == "outside":
         return frontend.external
     return frontend.internal

@@ -1,4 +1,4 @@
-"""Explains in words what the rules in a kernel do with a packet. Pure: its input was read from the kernel."""
+"""Explains in words the effect of a kernel's rules on a packet. Pure: the input was read from the kernel."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from .decide import Packet, source
 from .model import Destination, NodeInfo
 from .verdict import PASS, Kind, Verdict, forward
 
-Claims = Mapping[tuple[str, str, int], tuple[str, int, int]]  # (ip, protocol, port) -> (Service, endpoints, ready ones)
-SHOWN = 5  # number of endpoints that are listed in full
+Claims = Mapping[tuple[str, str, int], tuple[str, int, int]]  # (ip, protocol, port) -> (Service, endpoints, ready)
+SHOWN = 5  # up to this number, the explanation lists all endpoints
 _ORIGINS = {"pod": "a pod's address", "node": "this node itself", "outside": "outside the cluster"}
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """verdict None: the rules cannot be followed. to: the possible deliveries in the order of the rules, each with
-    whether the source is masqueraded.
+    """The verdict of the rules on a packet, in words.
+
+    verdict: None if the tracer does not understand the rules. to: (destination, whether the source is masqueraded) of
+    each possible delivery, in the order of the rules.
     """
 
     verdict: Verdict | None
@@ -31,8 +33,10 @@ class Explanation:
 def explain(
     live: Live | None, node: NodeInfo, packet: Packet, claims: Claims | None = None, absent: Iterable[str] = ()
 ) -> Explanation:
-    """Trace the packet through the live rules. claims: the API's information about frontends, if the API was reachable.
-    absent: places where rules would be; used if live is None.
+    """Traces the packet through the live rules.
+
+    claims: the API's information about frontends, if the API was reachable. absent: the places that could have rules,
+    for a `live` of None.
     """
     lines = [f"source       {packet.src}: {_ORIGINS[source(packet, node)]}"]
     claim = (claims or {}).get((packet.dst, packet.protocol, packet.port))
@@ -47,7 +51,7 @@ def explain(
         return Explanation(None, (*lines, f"verdict      unknown: another program put a rule into {live.place}: {err}"))
     steps = list(
         dict.fromkeys(text for trace in traces[:SHOWN] for text in trace.steps)
-    )  # the steps that all paths share are listed once
+    )  # the explanation lists common steps of all paths once
     lines += [f"{'' if index else 'rules':<12} {text}" for index, text in enumerate(steps)]
     if len(traces) > SHOWN:
         lines.append(f"{'':<12} ... and {len(traces) - SHOWN} more endpoints, each as likely")
@@ -69,7 +73,7 @@ def explain(
 
 
 def _why(reason: Reason | None, packet: Packet, node: NodeInfo, claim: tuple[str, int, int] | None) -> str:
-    """The reason that the deciding rule carries, in words."""
+    """Returns the reason of the deciding rule, in words."""
     match reason:
         case Reason.SOURCE_RANGE:
             return f"{packet.src} is in none of the Service's loadBalancerSourceRanges"

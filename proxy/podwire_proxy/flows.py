@@ -1,11 +1,11 @@
-"""The conntrack entries that changes of the dataplane leave behind. Every backend shares it.
+"""Deletes the conntrack entries that become stale when the dataplane changes. All backends use this module.
 
-Nothing is deleted at the change itself: an answer may still be on its way, and so may a packet that the previous rules
-translated. `note` records the change; `look` takes the records some milliseconds later and compares them with the
+The module deletes no entry at the time of the change, because an answer or a packet that the previous rules translated
+may be in flight. `note` records the change. `look` takes the records some milliseconds later and compares them with the
 dataplane of that time.
 
-For each dump the kernel walks its whole table, which takes milliseconds even if nothing is found. So `Look.run` may be
-called in a thread of its own (sweeper.py).
+For each dump the kernel traverses its whole table, which takes milliseconds even without a result. Therefore another
+thread may call `Look.run` (sweeper.py).
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ from .model import Destination
 
 log = logs.get("proxy")
 IPPROTO_IPV6, IPV6_HDRINCL = 41, 36
-TOLD = 8  # maximum number of flows of a sweep that get a log line each
+TOLD = 8  # the maximum number of log lines about flows per sweep
 
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """The entries that a sweep deleted: UDP entries that led nowhere, TCP flows that were reset, opening: SYNs that no
-    endpoint will answer. seconds: its duration. by_family: the UDP entries by family. dumps, entries: the number of
-    dumps requested and of entries received. busy: CPU seconds, including the kernel's.
+    """The result of a sweep: the numbers of deleted entries, and the cost.
+
+    The entries are stale UDP entries, reset TCP flows, and opening: SYNs that no endpoint will answer. seconds: the
+    duration of the sweep. by_family: the UDP entries by family. dumps, entries: the number of requested dumps and of
+    received entries. busy: CPU seconds, including the kernel's.
     """
 
     udp: int = 0
@@ -50,8 +52,9 @@ class Swept:
 
 
 class FlowKeeper:
-    """`note` after each sync that the kernel accepted, `sweep` a moment later; after an error `note` everything (delta
-    None).
+    """Records changed frontends and deletes their stale conntrack entries.
+
+    Call `note` after each successful sync, and `sweep` a moment later. After an error, call `note` with delta None.
     """
 
     def __init__(self, families: Iterable[Family], ns_fd: int | None = None) -> None:
@@ -65,7 +68,7 @@ class FlowKeeper:
         return self._keys is None or bool(self._keys)
 
     def note(self, dataplane: Dataplane, delta: Delta | None) -> None:
-        """The frontends of `delta` changed; None: any may have changed unobserved."""
+        """Records the frontends of `delta`. delta None: records all, because any frontend may have changed."""
         self._dataplane = dataplane
         if delta is None:
             self._keys = None
@@ -74,7 +77,7 @@ class FlowKeeper:
             self._moved |= {key for key in delta.moved if key.protocol == "TCP"}
 
     def look(self) -> Look:
-        """The recorded frontends, to be checked in any thread; the record is cleared."""
+        """Returns the recorded frontends for a check in any thread, and clears the record."""
         found = self._dataplane.frontends if self._dataplane is not None else {}
         if self._keys is None:
             look = Look(self._families, self._ns_fd, dict(found), dict(found))
@@ -89,13 +92,16 @@ class FlowKeeper:
         return look
 
     def sweep(self) -> Swept:
-        """Check at once. After an OSError the record is empty: `note` everything."""
+        """Checks the recorded frontends at once. The record is empty after an OSError: call `note` with delta None."""
         return self.look().run()
 
 
 @dataclass(frozen=True)
 class Look:
-    """frontends: those that changed; strays: those that endpoints left. Both with their present state."""
+    """One check of flows. frontends: the changed frontends. strays: the frontends that lost endpoints.
+
+    Both have the current state of the frontends.
+    """
 
     families: tuple[Family, ...]
     ns_fd: int | None
@@ -103,7 +109,7 @@ class Look:
     moved: Mapping[Key, Frontend]
 
     def run(self) -> Swept:
-        """Find the flows and end them. Raises OSError."""
+        """Finds the stale flows and ends them. Raises OSError."""
         began, worked, ended, by_family = time.monotonic(), time.thread_time(), Counter[str](), dict[str, int]()
         wanted = serving(self.frontends)
         if not wanted and not self.moved:
@@ -158,7 +164,7 @@ class Look:
             )
 
     def _probe_both_ends(self, source: Place, destination: Place) -> None:
-        """Best effort: the rules reset the flow with the next packet in any case."""
+        """Sends a probe to both ends of a flow. Best effort: the rules reset the flow at the next packet anyway."""
         v6 = ":" in destination[0]
 
         def send() -> None:

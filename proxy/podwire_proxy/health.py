@@ -1,4 +1,4 @@
-"""The proxy's HTTP: /healthz and /livez, /metrics, /proxyMode and /configz, and the health check ports of Services.
+"""The proxy's HTTP: /healthz, /livez, /metrics, /proxyMode and /configz, and the health check ports of Services.
 
 A Service of type LoadBalancer with externalTrafficPolicy Local has a healthCheckNodePort: load balancers use it to find
 the nodes with endpoints. Answers are kube-proxy's: status 200 or 503, the same JSON keys, and the header
@@ -29,7 +29,10 @@ AGAIN = 2.0  # seconds until the next attempt to open a listener that failed
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """healthy: no update has waited too long; why: one line. eligible: load balancers may use the node."""
+    """The health of the proxy.
+
+    healthy: no update has waited too long. why: the reason in one line. eligible: load balancers may use the node.
+    """
 
     healthy: bool
     why: str
@@ -37,7 +40,7 @@ class Health:
 
 
 def pages(metrics: Metrics, health: Callable[[], Health], mode: str, config: Mapping[str, Any]) -> dict[str, web.Page]:
-    """By path, for podwire_base.role.web."""
+    """Returns path -> page, for podwire_base.role.web."""
 
     def healthz(live: bool) -> web.Answer:
         found = health()
@@ -60,7 +63,7 @@ def pages(metrics: Metrics, health: Callable[[], Health], mode: str, config: Map
     async def exposition() -> web.Answer:
         try:
             metrics.seen = await asyncio.to_thread(metrics.counted) or metrics.seen
-        except OSError as err:  # the rules do not exist; the last counts stay
+        except OSError as err:  # the rules are missing; the last counts stay
             log.debug("packet counters could not be read", error=str(err))
         return web.Answer(200, metrics.render(), CONTENT_TYPE)
 
@@ -74,11 +77,12 @@ def pages(metrics: Metrics, health: Callable[[], Health], mode: str, config: Map
 
 
 class ServiceChecks:
-    """Listeners on the healthCheckNodePorts, one for each Service and address."""
+    """The listeners on the healthCheckNodePorts, one per Service and address."""
 
     def __init__(self, healthy: Callable[[], bool], failed: Callable[[str, str], None]) -> None:
-        """failed(service, why): called once when a listener cannot be opened. The attempt is repeated, because the
-        address or port may become free.
+        """failed(service, why): called once if a listener cannot open.
+
+        ServiceChecks repeats the attempt, because the address or port may become available.
         """
         self._healthy, self._failed = healthy, failed
         self._checks: dict[str, HealthCheck] = {}
@@ -86,13 +90,13 @@ class ServiceChecks:
         self._missing: set[tuple[str, str, int]] = set()
 
     async def due(self, changed: asyncio.Event) -> None:
-        """Wait until something changed, or until a missing listener is to be tried again."""
+        """Waits for a change, or for the next attempt to open a failed listener."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(changed.wait(), AGAIN if self._missing else None)
         changed.clear()
 
     async def update(self, checks: Mapping[str, HealthCheck], addresses: Iterable[str]) -> None:
-        """Open and close listeners after changes."""
+        """Opens and closes listeners after changes."""
         self._checks = dict(checks)
         wanted = {(name, ip, check.port) for name, check in checks.items() for ip in addresses}
         for gone in self._open.keys() - wanted:

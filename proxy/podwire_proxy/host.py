@@ -1,5 +1,6 @@
-"""The machine around the rules: conntrack's settings, sysctls, and obstacles for Services. I/O, in the caller's network
-namespace.
+"""Reads and writes settings of the host: conntrack and sysctls. Collects obstacles for Services. I/O.
+
+The functions work in the caller's network namespace.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ log = logs.get("proxy")
 
 
 def raise_conntrack_max(wanted: int) -> None:
-    """Raise conntrack's maximum to this number of flows if it is lower; only the host's own network namespace can.
-    hostfacts.py reports a maximum that stays too low.
+    """Raises conntrack's maximum to this number of flows if the maximum is lower.
+
+    Only the host's initial network namespace can raise the maximum. hostfacts.py reports a maximum that stays too low.
     """
     path = Path("/proc/sys/net/netfilter/nf_conntrack_max")
     try:
@@ -28,7 +30,7 @@ def raise_conntrack_max(wanted: int) -> None:
 
 
 def set_conntrack(settings: Iterable[tuple[str, int]]) -> list[tuple[str, str]]:
-    """Write net.netfilter settings of this namespace; returns those that could not be made, and why."""
+    """Writes net.netfilter settings of this namespace. Returns (setting, reason) for each failure."""
     failed = []
     for name, value in settings:
         try:
@@ -39,8 +41,9 @@ def set_conntrack(settings: Iterable[tuple[str, int]]) -> list[tuple[str, str]]:
 
 
 def route_localnet() -> str:
-    """Let packets that leave by other links have a loopback address as source, and let their answers return; the rules
-    drop packets from the wire with one. Returns the problem, "" for none.
+    """Allows a loopback source address on packets that leave by other links, and allows their answers.
+
+    The rules drop packets from the wire that have a loopback address. Returns the problem; "" on success.
     """
     try:
         Path("/proc/sys/net/ipv4/conf/all/route_localnet").write_text("1")
@@ -50,7 +53,7 @@ def route_localnet() -> str:
 
 
 def facts(foreign: Iterable[Foreign]) -> HostFacts:
-    """The host's facts; a value that cannot be read counts as harmless. foreign: rules of others, from each backend."""
+    """Returns the facts of the host. An unreadable value counts as harmless. foreign: foreign rules, per backend."""
 
     def number(path: str, default: int = 0) -> int:
         try:

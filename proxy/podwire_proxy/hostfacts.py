@@ -1,5 +1,6 @@
-"""Finds conditions of a host that keep Services from working, each with the fix. Pure; host.py and the backends gather
-the facts.
+"""Finds conditions of a host that prevent Services from working, and gives the fix for each condition. Pure.
+
+host.py and the backends collect the facts.
 """
 
 from __future__ import annotations
@@ -7,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-FULL = 0.9  # the fill level of the conntrack table above which new flows are in danger
-# Chains of iptables by the start of their names: whose they are, and how to be rid of them. The first match counts.
+FULL = 0.9  # above this fill level of the conntrack table, new flows are at risk
+# Prefix of an iptables chain's name -> (owner, command that removes the chains). The first match counts.
 _KUBE_ROUTER = ("kube-router", "kube-router --cleanup-config")
 _KUBELET = ("kubelet", "it creates them again")
 _CILIUM = ("Cilium", "cilium uninstall")
@@ -32,7 +33,7 @@ OWNERS: tuple[tuple[str, str, str], ...] = (
 @dataclass(frozen=True, slots=True)
 class ForeignChain:
     """A chain of iptables that another program made. place: "iptables-legacy, IPv4". rules: number of foreign rules, -1
-    if not counted.
+    if unknown.
     """
 
     place: str
@@ -58,7 +59,7 @@ class Leftover:
 
 
 def leftovers(chains: Iterable[ForeignChain]) -> list[Leftover]:
-    """The owners of the chains, one entry for each owner and table."""
+    """Returns the owners of the chains, one entry per owner and table."""
     found: dict[tuple[str, str, str, str], list[str]] = {}
     for chain in chains:
         owner, fix = next(((o, f) for start, o, f in OWNERS if chain.name.startswith(start)), ("", ""))
@@ -68,9 +69,12 @@ def leftovers(chains: Iterable[ForeignChain]) -> list[Leftover]:
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """Rules of others in one network namespace, of the kind that one backend knows. tables: "family name" of all
-    nf_tables tables, ours as well. drop_chains: "family table chain" of base chains at the forward hook whose policy is
-    drop. chains: of iptables. findings: further problems, each with its fix."""
+    """Rules of other programs in one network namespace, of the kind that one backend reads.
+
+    tables: "family name" of all nf_tables tables, including the proxy's tables. drop_chains: "family table chain" of
+    base chains at the forward hook with policy drop. chains: chains of iptables. findings: further problems, each with
+    its fix.
+    """
 
     tables: tuple[str, ...] = ()
     drop_chains: tuple[str, ...] = ()
@@ -80,7 +84,7 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """Of one network namespace. foreign: from each backend."""
+    """The facts of one network namespace. foreign: the foreign rules, per backend."""
 
     forwarding: bool = True
     strict_rp_filter: bool = False
@@ -91,7 +95,7 @@ class HostFacts:
 
 
 def findings(facts: HostFacts) -> list[str]:
-    """One line for each problem, worst first: its effect, and the fix."""
+    """Returns one line for each problem, worst first: the effect and the fix."""
     found = []
     if not facts.forwarding:
         found.append(
