@@ -1,7 +1,7 @@
-"""Applies overlay.py to the kernel: routes, and the tunnels' ends with their neighbours and forwarding entries.
+"""Applies the plan of overlay.py to the kernel: routes, tunnel interfaces, and their neighbour and forwarding entries.
 
-This is not a hot path: it uses pyroute2, reads first and writes only differences. It changes and deletes only routes
-that carry our protocol number, and links that have our names.
+This module is not a hot path, so it uses pyroute2. It reads the kernel's state first and writes only differences. It
+changes and deletes only routes with podwire's protocol number and links with podwire's names.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ ONLINK, NOARP, PERMANENT, NODAD = 4, 0x40, 0x80, 0x02
 
 
 def near(addresses: Iterable[IPAddress]) -> tuple[frozenset[IPAddress], frozenset[IPAddress]]:
-    """(addresses that this node reaches without a router, addresses without a route now). Routes through our own
-    tunnels do not count.
+    """Returns (addresses that this node reaches without a router, addresses without a route). Routes through podwire's
+    own tunnels do not count.
     """
     found, lost = set(), set()
     with IPRoute() as ipr:
@@ -46,7 +46,7 @@ def near(addresses: Iterable[IPAddress]) -> tuple[frozenset[IPAddress], frozense
 
 
 def present(ipr: IPRoute, links: Mapping[int, str]) -> dict[IPNetwork, NextHop]:
-    """Our present routes with a gateway in the main table. links: index -> name of our tunnels."""
+    """Returns podwire's present routes with a gateway in the main table. links: index -> name of podwire's tunnels."""
     found = {}
     for family in (AF_INET, AF_INET6):
         for route in ipr.get_routes(family=family, table=MAIN):
@@ -57,8 +57,8 @@ def present(ipr: IPRoute, links: Mapping[int, str]) -> dict[IPNetwork, NextHop]:
 
 
 def sync(wanted: PeerRoutes, ends: Sequence[Tunnel] = ()) -> tuple[list[str], list[str]]:
-    """Apply the wanted routes to the kernel. Returns (changes, refusals of the kernel); a refusal does not stop the
-    others.
+    """Apply the wanted routes and tunnels to the kernel. Continues after a refusal. Returns (changes, refusals), one
+    line for each.
     """
     done, refused = list[str](), list[str]()
     with IPRoute() as ipr:
@@ -95,13 +95,14 @@ def sync(wanted: PeerRoutes, ends: Sequence[Tunnel] = ()) -> tuple[list[str], li
 def _through(hop: NextHop, index: Mapping[str, int], ends: Mapping[str, Tunnel], dst: IPNetwork) -> dict[str, Any]:
     if not hop.link:
         return {}
-    # The node's own packets get its address inside the tunnel, so that answers return through the tunnel too.
+    # The node's own packets get the node's address inside the tunnel as source, so that the answers also return through
+    # the tunnel.
     source = next((gateway for gateway in ends[hop.link].gateways if gateway.version == dst.version), None)
     return {"oif": index[hop.link], "flags": ONLINK, **({"prefsrc": str(source)} if source else {})}
 
 
 def _end(ipr: IPRoute, end: Tunnel, done: list[str]) -> int:
-    """This node's end of a tunnel, and the address by which the node itself speaks there."""
+    """Create or correct the tunnel interface and its addresses. Returns the index of the interface."""
     version = next(v for v, link in TUNNELS.items() if link == end.link)
     found = ipr.get_links(ifname=end.link) if ipr.link_lookup(ifname=end.link) else []
     if found and not _same(found[0], end, version):
@@ -111,7 +112,7 @@ def _end(ipr: IPRoute, end: Tunnel, done: list[str]) -> int:
     if not found:
         local = {"vxlan_local" if version == 4 else "vxlan_local6": str(end.local)} if end.local else {}
         if version == 6 and end.local is None:
-            local = {"vxlan_group6": "::"}  # marks the inner packets as IPv6
+            local = {"vxlan_group6": "::"}  # selects IPv6 for the outer packets
         ipr.link(
             "add",
             ifname=end.link,
@@ -125,7 +126,7 @@ def _end(ipr: IPRoute, end: Tunnel, done: list[str]) -> int:
         )
         done.append(f"tunnel {end.link} made, VNI {end.vni}, from {end.local or 'any address'}")
         found = ipr.get_links(ifname=end.link)
-        # No router solicitation and no multicast group on a link without neighbours.
+        # The tunnel needs no link-local address, router solicitation or multicast group.
         for key, value in (("addr_gen_mode", "1"), ("accept_ra", "0")):
             path = Path("/proc/sys/net/ipv6/conf") / end.link / key
             if path.exists():
@@ -173,7 +174,7 @@ def _addresses(ipr: IPRoute, index: int, end: Tunnel, done: list[str]) -> None:
 
 
 def _entries(ipr: IPRoute, wanted: PeerRoutes, index: Mapping[str, int], done: list[str]) -> None:
-    """Neighbour and forwarding entries; a route follows the entries that it needs."""
+    """Apply the neighbour and forwarding entries. Call it before the routes that need the entries are added."""
     name = {number: link for link, number in index.items()}
     neighbours: dict[tuple[str, IPAddress], str] = {}
     forwarding: dict[tuple[str, str], IPAddress] = {}
@@ -188,7 +189,7 @@ def _entries(ipr: IPRoute, wanted: PeerRoutes, index: Mapping[str, int], done: l
     for (link, mac), node in drop.items():
         ipr.fdb("del", ifindex=index[link], lladdr=mac, dst=str(node))
     for (link, mac), node in put.items():
-        # On a VXLAN link, an add beside an existing entry would add a second destination.
+        # On a VXLAN link, adding an entry for a known MAC would add a second destination.
         if (link, mac) in forwarding:
             ipr.fdb("del", ifindex=index[link], lladdr=mac, dst=str(forwarding[link, mac]))
         ipr.fdb("add", ifindex=index[link], lladdr=mac, dst=str(node))

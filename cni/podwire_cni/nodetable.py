@@ -1,7 +1,7 @@
-"""The node's nft tables `podwire-cni`: everything that the packet filter does for pods, except Services.
+"""The node's nft tables `podwire-cni`. They contain everything that the packet filter does for pods, except Services.
 
-Rules are fixed. A pod is nothing but elements of sets and maps, so an ADD or DEL touches no rule. The table is replaced
-in one commit, and conntrack goes on translating established connections.
+The rules are fixed. A pod consists only of elements of sets and maps, so an ADD or DEL changes no rule. A table is
+replaced in one commit; meanwhile conntrack still translates established connections.
 
     bridge       spoofing     a pod sends from its own MAC and addresses, and on a routed bridge to the node alone
                  forward      the same for broadcast and multicast
@@ -12,9 +12,9 @@ in one commit, and conntrack goes on translating established connections.
                  postrouting  pods to the world outside leave with the node's address; inside the cluster they keep
                  theirs
 
-Spoofing is checked on the bridge, because only the bridge knows the port by which a frame came in, and because a frame
-to the MAC of a neighbour passes nothing else. The port flags `locked` and `isolated` would be cheaper. But with
-br_netfilter, a Service's packet to a pod of the same node goes from port to port, and `isolated` drops it.
+The bridge table checks for spoofing, because only the bridge knows the ingress port of a frame, and because a frame to
+the MAC of a neighbour passes no hook of IP. The port flags `locked` and `isolated` would be cheaper. But with
+br_netfilter, a Service's packet to a pod of the same node goes from port to port, and `isolated` drops such a packet.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from .types import BRIDGE, PORT_GROUP, IPAddress, PortMapping
 
 TABLE = "podwire-cni"
 RAW, SRCNAT = -300, 100
-# After the Services' table (-100): if both claim a port, the NodePort wins, because it is cluster-wide.
+# After the table of the Services (-100): if a NodePort and a hostPort have the same number, the NodePort takes
+# precedence, because it is cluster-wide.
 DSTNAT = -95
 _SIZE = {"ip": 4, "ip6": 16}
 _SADDR_AT, _DADDR_AT = {"ip": 12, "ip6": 8}, {"ip": 16, "ip6": 24}
@@ -46,7 +47,9 @@ _R0 = 8
 
 @dataclass(frozen=True, slots=True)
 class OtherNet:
-    """A further bridge. native None: no masquerading. mac: the bridge's, where pods send to the node alone; else ""."""
+    """A further bridge. native None: no masquerading. mac: the MAC of the bridge if its pods send only to the node,
+    else "".
+    """
 
     bridge: str
     cidrs: tuple[str, ...]
@@ -56,8 +59,8 @@ class OtherNet:
 
 @dataclass(frozen=True, slots=True)
 class NodeRules:
-    """The node's part of the tables. pod_cidrs: of this node. native: destinations that pods reach with their own
-    address (CIDRs of the cluster, /32s of nodes); None: no masquerading at all.
+    """The node's part of the tables. pod_cidrs: the podCIDRs of this node. native: the destinations to which pods send
+    with their own source address (CIDRs of the cluster, /32s of nodes); None: no masquerading.
     """
 
     pod_cidrs: tuple[str, ...]
@@ -70,8 +73,9 @@ class NodeRules:
 
 @dataclass(frozen=True, slots=True)
 class PodRules:
-    """One pod's part of the tables. port: the node's end of its veth. routed: the pod sends to the node alone, and not
-    to its neighbours on the bridge."""
+    """One pod's part of the tables. port: the node's end of the pod's veth. routed: the pod sends frames only to the
+    node, and not to other pods on the bridge.
+    """
 
     port: str
     mac: str
@@ -87,7 +91,7 @@ def _cidr_family(cidr: str) -> Family:
 
 @dataclass(frozen=True, slots=True)
 class Sets:
-    """The sets and maps of one family; their elements are pods."""
+    """The sets and maps of one IP family. Their elements belong to pods."""
 
     hostports: nft.Set
     hostports_on: nft.Set
@@ -107,7 +111,7 @@ def sets_of(family: Family) -> Sets:
 BRIDGE_TABLE = nft.Table("bridge", TABLE)
 PORTS = nft.Set(BRIDGE_TABLE, "ports", ("ifname",))
 MACS = nft.Set(BRIDGE_TABLE, "macs", ("ifname", "ether_addr"))
-SUBNET_PORTS = nft.Set(BRIDGE_TABLE, "subnet-ports", ("ifname",))  # ports whose pods may send to their neighbours
+SUBNET_PORTS = nft.Set(BRIDGE_TABLE, "subnet-ports", ("ifname",))  # ports of pods that may send to each other directly
 SENDERS = {family: nft.Set(BRIDGE_TABLE, f"senders-{family}", ("ifname", _TYPE[family])) for family in FAMILIES}
 
 
@@ -116,7 +120,7 @@ def tables() -> tuple[nft.Table, ...]:
 
 
 def elements(pod: PodRules) -> Iterator[nft.Elements]:
-    """The elements of one pod in the tables."""
+    """Yields the elements of one pod in the tables."""
     port, mac = _name(pod.port), _mac(pod)
     yield nft.Elements(PORTS, {port: None})
     if not pod.routed:
@@ -145,8 +149,9 @@ def elements(pod: PodRules) -> Iterator[nft.Elements]:
 
 
 def change(pod: PodRules, *, remove: bool = False) -> nft.Transaction:
-    """Adds `elements` of a pod, or removes them. A removal adds them first. So a missing element is no error, and a key
-    with another value is an error, because that element belongs to another pod.
+    """Returns a transaction that adds or removes the `elements` of a pod. A removal adds the elements before it deletes
+    them. So a missing element is not an error. An element with another value belongs to another pod, so the kernel
+    refuses the transaction.
     """
     parts = list(elements(pod))
     made = nft.Transaction().add(*parts)
@@ -154,7 +159,9 @@ def change(pod: PodRules, *, remove: bool = False) -> nft.Transaction:
 
 
 def encoded(pod: PodRules, *, remove: bool = False) -> bytes | None:
-    """`change` of a pod without hostPorts as a batch of messages, from a template; None for other pods."""
+    """Returns the `change` of a pod without hostPorts as an encoded batch of messages, made from a template. Returns
+    None for other pods.
+    """
     template = (
         None
         if pod.ports or not pod.routed
@@ -184,7 +191,7 @@ def _template(families: tuple[Family, ...], remove: bool) -> Template | None:
 
 
 def plan(node: NodeRules, pods: Iterable[PodRules]) -> nft.Transaction:
-    """The whole tables, replacing the present ones."""
+    """Returns the transaction that replaces the present tables by complete new ones."""
     tx = nft.Transaction().remake(BRIDGE_TABLE).add(PORTS, MACS, SUBNET_PORTS, *SENDERS.values())
     tx.add(*_reserved(), *(_spoofing(node) if node.anti_spoofing else ()))
     for family in FAMILIES:
@@ -207,8 +214,10 @@ def _spoofed(words: str) -> str:
 
 
 def _reserved() -> Iterator[nft.Chain | nft.Rule]:
-    """The bridge hands frames to the group addresses of IEEE 802.1D to the node with the *port* as input device, past
-    every rule that knows the bridge. This hook sees all but those to 01:80:c2:00:00:0e (LLDP), which `_ports` drops."""
+    """Yields the chain and the rule for frames to the group addresses of IEEE 802.1D. The bridge delivers such a frame
+    to the node with the *port* as input device, so no rule that matches the bridge applies. This hook sees these
+    frames, except those to 01:80:c2:00:00:0e (LLDP), which `_ports` drops.
+    """
     chain = nft.Chain(BRIDGE_TABLE, "reserved", hook="input", priority=RAW)
     yield chain
     yield nft.Rule(
@@ -227,8 +236,9 @@ def _reserved() -> Iterator[nft.Chain | nft.Rule]:
 
 
 def _neighbours(node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
-    """A frame to the MAC of a neighbour, or to all, would reach other pods past the hooks of IP where br_netfilter does
-    not call them. Pods of a routed bridge send to the node alone."""
+    """Yields the rules by which pods of a routed bridge send only to the node. Without br_netfilter, a frame to the MAC
+    of another pod, or a broadcast, would reach other pods without passing a hook of IP.
+    """
     macs = [mac for mac in (node.mac, *(net.mac for net in node.others)) if mac]
     forward = nft.Chain(BRIDGE_TABLE, "forward", hook="forward", priority=RAW)
     spoofing = nft.Chain(BRIDGE_TABLE, "spoofing", hook="prerouting", priority=RAW)
@@ -246,7 +256,7 @@ def _neighbours(node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
             nft.Counter(),
             nft.drop(),
         ),
-        # Others' changes are found by the comment, so it names the MACs.
+        # The check for foreign changes compares comments, so the comment contains the MACs.
         comment=_spoofed(f"a pod sends to another MAC than {' '.join(macs[:4])}"),
     )
     yield nft.Rule(
@@ -257,8 +267,10 @@ def _neighbours(node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
 
 
 def _ports(table: nft.Table) -> Iterator[nft.Chain | nft.Rule]:
-    """What a pod sends comes in by a bridge. A packet that comes in by a pod's port itself (the port is off its bridge,
-    or the bridge passed the frame on with the port as its device) has met none of the bridge's rules."""
+    """Yields the chain that drops packets whose input device is a pod's port. A pod's packets normally arrive on a
+    bridge. The input device is the port if the port is not on a bridge, or if the bridge delivered the frame with the
+    port as device. Such a packet has passed none of the bridge table's rules.
+    """
     chain = nft.Chain(table, "ports", hook="prerouting", priority=RAW)
     yield chain
     yield nft.Rule(
@@ -270,7 +282,7 @@ def _ports(table: nft.Table) -> Iterator[nft.Chain | nft.Rule]:
 
 def _spoofing(node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
     chain = nft.Chain(BRIDGE_TABLE, "spoofing", hook="prerouting", priority=RAW)
-    behind = _R0 + 4  # the register after the port's name
+    behind = _R0 + 4  # the register behind the port's name
     yield chain
     yield nft.Rule(
         chain, (nft.Meta("iifname"), nft.Lookup("ports", invert=True), nft.accept()), comment="not from a pod"
@@ -289,8 +301,8 @@ def _spoofing(node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
     yield from _neighbours(node)
     six = (nft.Meta("protocol"), nft.Cmp(b"\x86\xdd"))
     icmp6 = (*six, nft.Meta("l4proto"), nft.Cmp(b"\x3a"), nft.Payload("transport", 0, 1))
-    # Anyone may use a link-local source, and hosts believe these messages because of it: pods and the node would accept
-    # a default route.
+    # Router advertisements and redirects come from link-local sources, which every pod may use. Without these rules,
+    # pods and the node would accept a default route from a pod.
     for kind, name in ((b"\x86", "a router"), (b"\x89", "a router that redirects")):
         yield nft.Rule(
             chain,
@@ -313,7 +325,7 @@ def _spoofing(node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
         ),
         comment=_spoofed("a pod says that it has an address that is not its own"),
     )
-    # IPv4's source, and the sender's address in an ARP packet
+    # the source of an IPv4 packet, and the sender's address in an ARP packet
     for kind, at, name in (
         (b"\x08\x00", 12, "senders-ip"),
         (b"\x08\x06", 14, "senders-ip"),
@@ -331,7 +343,7 @@ def _spoofing(node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
             ),
             comment=f"{'ARP from' if at == 14 else 'from'} its own address",
         )
-    # Neighbour discovery and similar; no router forwards these sources.
+    # Neighbour discovery and similar protocols use these sources, and no router forwards them.
     yield nft.Rule(
         chain,
         (
@@ -352,8 +364,8 @@ def _spoofing(node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
 
 
 def _loopback(table: nft.Table, node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
-    """route_localnet is on if a hostPort serves 127.0.0.1; without this rule it would open the node's own 127.0.0.1 to
-    pods.
+    """Yields the rule that keeps pods from the node's 127.0.0.0/8. If a hostPort serves 127.0.0.1, route_localnet is
+    enabled, and without this rule pods could reach the node's own 127.0.0.1.
     """
     if table.family == "ip":
         chain = nft.Chain(table, "loopback", hook="prerouting", priority=RAW)
@@ -392,7 +404,8 @@ def _hostports(table: nft.Table) -> Iterator[nft.Chain | nft.Rule]:
     local = (nft.FibType("daddr"), nft.Cmp(nft.host32(2)))
     into = nft.Chain(table, "prerouting", hook="prerouting", type="nat", priority=DSTNAT)
     own = nft.Chain(table, "output", hook="output", type="nat", priority=DSTNAT)
-    # Packets to ::1 cannot be redirected, because IPv6 has no route_localnet. A refusal is better than no answer.
+    # IPv6 has no route_localnet, so packets to ::1 are not translated to a pod. A refused connection is better than one
+    # without an answer.
     not_lo = () if family == "ip" else (nft.Payload("network", 24, 16), nft.Cmp(bytes(15) + b"\1", "!="))
     yield into
     yield nft.Rule(into, (*local, nft.jump("hostports")), comment="to an address of this node")

@@ -1,5 +1,5 @@
-"""Images as OCI archives, made without a container engine. The same files give the same bytes: no times, no builder
-names.
+"""Makes images as OCI archives, without a container engine. The same files always give the same bytes, because an
+archive contains no times and no builder names.
 
 Pure: bytes in, bytes out. Source: OCI image specification 1.0 (image layout, manifest, configuration).
 """
@@ -27,7 +27,9 @@ MACHINES = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of an image. path: without leading "/". content None: a directory, or a link with the target `link`."""
+    """One file of an image. path: has no leading "/". content None: the entry is a directory, or a symbolic link with
+    the target `link`.
+    """
 
     path: str
     content: bytes | None = None
@@ -36,7 +38,9 @@ class Entry:
 
 
 def tar(entries: Iterable[Entry]) -> bytes:
-    """An uncompressed layer: entries in order of their paths (a directory before its content), owner root, time 0."""
+    """Returns an uncompressed layer. The entries are sorted by path (a directory before its content), with owner root
+    and time 0.
+    """
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for entry in sorted(entries, key=lambda e: e.path):
@@ -57,17 +61,18 @@ def digest(blob: bytes) -> str:
 
 
 def compressed(layer: bytes) -> bytes:
-    """gzip without a file name and a time."""
+    """Returns the layer in gzip form, without file name and time."""
     return gzip.compress(layer, 6, mtime=0)
 
 
 def archive(
     layers: Sequence[bytes], config: Mapping[str, Any], machine: str, name: str, *, compress: bool = False
 ) -> bytes:
-    """An image archive, for `ctr images import`. layers: tar files, the lowest first. config: the image's `config`
-    object (Entrypoint, Env ...). machine: as in uname. name: REPOSITORY:TAG. compress: layers with gzip.
+    """Returns an image archive for `ctr images import`. layers: tar files, the lowest layer first. config: the image's
+    `config` object (Entrypoint, Env ...). machine: the machine name of uname. name: REPOSITORY:TAG. compress: compress
+    the layers with gzip.
 
-    Raises ValueError for a machine without a name in OCI.
+    Raises ValueError if OCI has no name for the machine.
     """
     if machine not in MACHINES:
         raise ValueError(f"machine {machine!r} has no OCI name; known are {', '.join(MACHINES)}")

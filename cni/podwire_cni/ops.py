@@ -1,7 +1,7 @@
-"""The single steps of attaching a pod, as data, and the step that undoes each.
+"""The steps of attaching a pod as data ("ops"), and for each step the step that undoes it.
 
-`place` is the network namespace of a step: the node's or the pod's. Undoing needs few steps, because deleting a veth's
-end also removes the pod's whole side (addresses, routes, neighbours) and the bridge port.
+`place` is the network namespace of a step: the node's or the pod's. To undo an ADD takes few steps, because deleting
+one end of the veth also removes the other end, the pod's addresses, routes and neighbours, and the bridge port.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Place = Literal["node", "pod"]
 
 
 class CreateVeth(NamedTuple):
-    """A veth pair: `host` in the node's namespace, `peer` created in the pod's."""
+    """Create a veth pair: `host` in the node's namespace and `peer` in the pod's namespace."""
 
     host: str
     host_mac: str
@@ -32,7 +32,7 @@ class SetUp(NamedTuple):
 
 
 class EnableIPv6(NamedTuple):
-    """Allow IPv6 addresses on `link` in a namespace where new links have none (disable_ipv6)."""
+    """Enable IPv6 on `link`, in a namespace where IPv6 is disabled on new links (disable_ipv6)."""
 
     link: str
     place: Place = "pod"
@@ -45,7 +45,7 @@ class AddAddress(NamedTuple):
 
 
 class AddRoute(NamedTuple):
-    """`via` None: a link-scope route. The numbers are those of types.Route; None: the kernel's default."""
+    """Add a route. `via` None: a link-scope route. The numbers are those of types.Route; None: the kernel's default."""
 
     link: str
     dst: IPNetwork
@@ -59,7 +59,7 @@ class AddRoute(NamedTuple):
 
 
 class AddNeighbour(NamedTuple):
-    """A permanent neighbour entry on `link`."""
+    """Add a permanent neighbour entry on `link`."""
 
     link: str
     address: IPAddress
@@ -68,7 +68,9 @@ class AddNeighbour(NamedTuple):
 
 
 class JoinBridge(NamedTuple):
-    """Make `link` a port of `bridge`, in hairpin mode. learning: the bridge learns from its frames where a MAC is."""
+    """Make `link` a port of `bridge`, in hairpin mode. learning: whether the bridge learns source MACs from frames of
+    this port.
+    """
 
     link: str
     bridge: str
@@ -77,8 +79,9 @@ class JoinBridge(NamedTuple):
 
 
 class AddForwarding(NamedTuple):
-    """A static entry `mac` -> port in the forwarding table of the bridge that `link` is a port of. sticky: it never
-    moves to another port."""
+    """Add the static entry `mac` -> `link` to the forwarding table of the bridge that has the port `link`. sticky: the
+    entry never moves to another port.
+    """
 
     link: str
     mac: str
@@ -87,8 +90,9 @@ class AddForwarding(NamedTuple):
 
 
 class Announce(NamedTuple):
-    """Announce to the link's network which MAC has these addresses now: gratuitous ARP, unsolicited neighbour
-    advertisement."""
+    """Announce on the link which MAC these addresses have now, with gratuitous ARP or unsolicited neighbour
+    advertisements.
+    """
 
     link: str
     mac: str
@@ -97,7 +101,9 @@ class Announce(NamedTuple):
 
 
 class CreateIfb(NamedTuple):
-    """An intermediate device: packets that Redirect sends to it pass its queue and then continue on their way."""
+    """Create an intermediate functional block device (ifb). Packets that Redirect sends to the device pass its queue
+    and then continue their path.
+    """
 
     link: str
     mtu: int
@@ -105,7 +111,7 @@ class CreateIfb(NamedTuple):
 
 
 class LimitRate(NamedTuple):
-    """A token bucket as the queue of `link`. rate: bytes a second; burst: bytes."""
+    """Make a token bucket the queue of `link`. rate: bytes per second. burst: bytes."""
 
     link: str
     rate: int
@@ -114,7 +120,7 @@ class LimitRate(NamedTuple):
 
 
 class Redirect(NamedTuple):
-    """Every packet that arrives on `link` passes the queue of `to` first."""
+    """Redirect every packet that arrives on `link` through the queue of `to`."""
 
     link: str
     to: str
@@ -158,7 +164,9 @@ Op = (
 
 
 def inverse(op: Op) -> Op | None:
-    """The step that undoes `op`; None if deleting the veth is enough, or if there is nothing to undo."""
+    """Returns the step that undoes `op`; None if deleting the veth undoes the op too, or if there is
+    nothing to undo.
+    """
     if isinstance(op, CreateVeth):
         return DeleteLink(op.host)
     if isinstance(op, CreateIfb):
@@ -169,10 +177,12 @@ def inverse(op: Op) -> Op | None:
 
 
 def with_ipv6(ops: Sequence[Op]) -> tuple[Op, ...]:
-    """The same step for a pod whose namespace has IPv6 off."""
+    """Returns the steps for a pod whose namespace has IPv6 disabled. After each step that creates a veth, a step
+    enables IPv6 on the pod's end.
+    """
     return tuple(each for op in ops for each in ((op, EnableIPv6(op.peer)) if isinstance(op, CreateVeth) else (op,)))
 
 
 def undo(ops: tuple[Op, ...]) -> tuple[Op, ...]:
-    """The inverse of a sequence of steps, last step first."""
+    """Returns the steps that undo a sequence of steps, in reverse order."""
     return tuple(back for op in reversed(ops) if (back := inverse(op)) is not None)

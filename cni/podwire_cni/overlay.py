@@ -1,10 +1,11 @@
-"""Decides how packets reach the pods of each other node: by the node's address where that is on our link ("host-gw"),
-or through a VXLAN tunnel (RFC 7348) where a router without routes to pods lies between.
+"""Decides how packets reach the pods of each other node. If the other node is on the same link, its address is the
+gateway ("host-gw"). If a router without routes to pods is between the nodes, packets pass a VXLAN tunnel (RFC 7348).
 
-A tunnel is one interface for all peers. A route leads to the peer's gateway address "on the link" of the tunnel, a
-neighbour entry maps that address to the peer's MAC in the tunnel, and a forwarding entry maps the MAC to the node. All
-three are permanent and come from the Node objects, so nothing is flooded or learned. The MAC is made of the Node's
-name. So every node can compute it, and it stays when the node gets another address.
+A tunnel is one interface for all peers. For each peer there are a route, a neighbour entry and a forwarding entry. The
+route has the peer's gateway address as next hop on the tunnel. The neighbour entry maps this address to the peer's MAC
+in the tunnel. The forwarding entry maps the MAC to the node's address. All three are permanent and are computed from
+the Node objects, so nothing is flooded or learned. The MAC is a hash of the Node's name. So every node can compute it,
+and it does not change if the node gets another address.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Literal, TypeVar
 from .routes import Cluster, Peer
 from .types import IPAddress, IPNetwork
 
-VNI, PORT = 7077, 4789  # the port is IANA's
+VNI, PORT = 7077, 4789  # the port that IANA assigned
 TUNNELS = {4: "podwire-vxlan", 6: "podwire-vxlan6"}  # by IP version of the packets between nodes
 OVERHEAD = {4: 50, 6: 70}  # inner Ethernet 14, VXLAN 8, UDP 8, IP 20 or 40
 Encapsulation = Literal["auto", "always", "never"]
@@ -26,7 +27,7 @@ V = TypeVar("V")
 
 
 def tunnel_mac(node: str) -> str:
-    """The MAC of a node's end of the tunnels: locally administered, unicast, 46 bits of the name's hash."""
+    """Returns the MAC of a node's tunnel interfaces: locally administered, unicast, with 46 bits of the name's hash."""
     digest = bytearray(hashlib.sha256(node.encode()).digest()[:6])
     digest[0] = digest[0] & 0xFC | 0x02
     return ":".join(f"{byte:02x}" for byte in digest)
@@ -34,7 +35,7 @@ def tunnel_mac(node: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
-    """The next hop of packets to a podCIDR. link "": the kernel finds the link of `via`."""
+    """The next hop for packets to a podCIDR. link "": the kernel finds the link from `via`."""
 
     via: IPAddress
     link: str = ""
@@ -45,8 +46,8 @@ class NextHop:
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """This node's end. local None: the kernel chooses the outer source address. gateways: the node's addresses inside
-    the tunnel.
+    """This node's interface of one tunnel. local None: the kernel chooses the outer source address. gateways: the
+    node's addresses inside the tunnel.
     """
 
     link: str
@@ -62,7 +63,8 @@ class Tunnel:
 class PeerRoutes:
     """The kernel state through which this node reaches the pods of other nodes.
 
-    neighbours: (tunnel, next hop) -> MAC; forwarding: (tunnel, MAC) -> node. problems: peers that cannot be reached.
+    neighbours: (tunnel, next hop) -> MAC. forwarding: (tunnel, MAC) -> address of the node. problems: one line for each
+    peer that cannot be reached.
     """
 
     routes: Mapping[IPNetwork, NextHop] = field(default_factory=dict)
@@ -72,20 +74,22 @@ class PeerRoutes:
 
     @property
     def versions(self) -> frozenset[int]:
-        """IP versions of the tunnels in use."""
+        """Returns the IP versions of the tunnels in use."""
         links = {hop.link for hop in self.routes.values()}
         return frozenset(version for version, link in TUNNELS.items() if link in links)
 
     @property
     def overhead(self) -> int:
-        """The bytes of each packet that the largest header in use takes."""
+        """Returns the number of bytes that the largest tunnel header in use adds to a packet."""
         return max((OVERHEAD[version] for version in self.versions), default=0)
 
 
 def _hop(
     peer: Peer, cidr: IPNetwork, own: Sequence[IPAddress], near: Collection[IPAddress], mode: Encapsulation
 ) -> tuple[NextHop, IPAddress | None] | str:
-    """(next hop, the node at the tunnel's other end), or the reason why there is none."""
+    """Returns (next hop, address of the peer as the tunnel's destination, None without a tunnel), or a text: the reason
+    why the peer cannot be reached.
+    """
     same = [a for a in peer.addresses if a.version == cidr.version]
     direct = next((a for a in same if a in near), None)
     if direct is not None and mode != "always":
@@ -93,8 +97,8 @@ def _hop(
     if mode == "never":
         if not same:
             return f"it has no InternalIP of IPv{cidr.version}"
-        return NextHop(same[0]), None  # the kernel will report an error for it
-    # Both ends must choose the same kind of tunnel: IPv4 if both have it.
+        return NextHop(same[0]), None  # the kernel will refuse this route and name the error
+    # Both nodes must choose the same tunnel: the IPv4 tunnel if both nodes have an IPv4 address.
     for version in (4, 6):
         remote = next((a for a in peer.addresses if a.version == version), None)
         if remote is not None and any(a.version == version for a in own):
@@ -103,7 +107,9 @@ def _hop(
 
 
 def plan(cluster: Cluster, near: Collection[IPAddress], mode: Encapsulation = "auto") -> PeerRoutes:
-    """near: the InternalIPs of peers that the kernel reaches without a router."""
+    """Returns the kernel state for all peers. near: the InternalIPs of peers that this node reaches
+    without a router.
+    """
     routes, neighbours, forwarding = (
         dict[IPNetwork, NextHop](),
         dict[tuple[str, IPAddress], str](),
@@ -126,7 +132,7 @@ def plan(cluster: Cluster, near: Collection[IPAddress], mode: Encapsulation = "a
 
 
 def changes(desired: Mapping[K, V], present: Mapping[K, V]) -> tuple[dict[K, V], dict[K, V]]:
-    """(entries to add or replace, entries to delete): only the difference."""
+    """Returns the difference: (entries to add or replace, entries to delete)."""
     put = {key: value for key, value in desired.items() if present.get(key) != value}
     return put, {key: value for key, value in present.items() if key not in desired}
 
@@ -139,8 +145,8 @@ def tunnels(
     here: Collection[IPAddress],
     gateways: tuple[IPAddress, ...],
 ) -> tuple[Tunnel, ...]:
-    """The tunnel ends that this node needs. here: all addresses of this machine, because an InternalIP may belong to an
-    address translator in front of it.
+    """Returns the tunnel interfaces that this node needs. here: all addresses of this machine. They are needed because
+    an InternalIP may be the address of a NAT device in front of the machine.
     """
     made = []
     for version in sorted(wires.versions):

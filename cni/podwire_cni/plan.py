@@ -1,9 +1,9 @@
 """The steps of one ADD, and the state that CHECK expects: pure functions from addresses to steps and results.
 
-The pod has its address with a full-length prefix (/32, /128), a link route to the gateway (the bridge's own address)
-and a default route by the gateway. So the node routes every packet of a pod, also to a pod beside it, and every packet
-passes the node's NAT. Replies of a Service are translated back whether or not the bridge calls netfilter
-(br_netfilter).
+The pod has its address with a full-length prefix (/32, /128), a link-scope route to the gateway (the bridge's own
+address) and a default route through the gateway. So the node routes every packet of a pod, also to a pod on the same
+bridge, and every packet passes the node's NAT. Replies of a Service are translated back whether or not the bridge calls
+netfilter (br_netfilter).
 """
 
 from __future__ import annotations
@@ -49,20 +49,23 @@ from .types import (
 
 
 def mac_for(address: IPAddress, side: int = 0x58) -> str:
-    """A MAC derived from the address. An address that another pod gets later keeps its MAC, so no neighbour table
-    becomes stale. 0a: is a locally administered unicast address; side 0x59 is the node's end of the veth.
+    """Returns a MAC derived from the address. If another pod gets the address later, the MAC is the same, so no
+    neighbour entry becomes stale. The first byte 0a means a locally administered unicast address. side: 0x58 for the
+    pod's end of the veth, 0x59 for the node's end.
     """
     return f"0a:{side:02x}:{address.packed[-4:].hex(':')}"
 
 
 @functools.lru_cache(maxsize=256)
 def host_veth(owner: Attachment) -> str:
-    """The name of the node's end: derived from the owner, so that DEL finds it from the runtime's arguments alone."""
+    """Returns the name of the node's end of the veth. The name is derived from the owner, so that DEL can compute it
+    from the runtime's arguments.
+    """
     return "veth" + hashlib.sha256(str(owner).encode()).hexdigest()[:11]
 
 
 def ifb_of(owner: Attachment) -> str:
-    """The name of the device that limits what a pod sends."""
+    """Returns the name of the ifb device that limits the rate at which a pod sends."""
     return "ifb" + host_veth(owner)[4:]
 
 
@@ -78,11 +81,11 @@ def host_route(address: IPAddress) -> IPInterface:
 
 @dataclass(frozen=True, slots=True)
 class NodeNet:
-    """The network to which pods of this node are attached. `ranges`: a range set per IP family, from the node's
+    """The network to which pods of this node are attached. `ranges`: one range set for each IP family, from the node's
     podCIDRs.
 
-    mac: the bridge's, "" for one made of the first gateway; pods keep it for their whole life. gateways and
-    bridge_mac follow from the rest.
+    mac: the MAC of the bridge; "": derive the MAC from the first gateway. Pods use the bridge's MAC for their whole
+    life. gateways and bridge_mac are computed from the other fields.
     """
 
     ranges: tuple[RangeSet, ...]
@@ -90,11 +93,11 @@ class NodeNet:
     bridge: str = BRIDGE
     anti_spoofing: bool = True  # pods send only from their own addresses and MACs
     mac: str = ""
-    routed: bool = True  # pods have full-length prefixes; else those of their subnets
+    routed: bool = True  # pods have full-length prefixes; False: the prefix length of the subnet
     is_gateway: bool = True  # the node has the gateways' addresses
     gateways: tuple[IPAddress, ...] = field(init=False)
     bridge_mac: str = field(init=False)
-    # prepared.py caches its templates for this network here
+    # the cache in which prepared.py stores its templates for this network
     prepared: dict[tuple[object, ...], object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -103,11 +106,11 @@ class NodeNet:
         object.__setattr__(self, "bridge_mac", self.mac or mac_for(gateways[0]))
 
     def on_pod(self, address: IPAddress, home: Range) -> IPInterface:
-        """A pod's address with its prefix length."""
+        """Returns a pod's address with its prefix length."""
         return host_route(address) if self.routed else ip_interface(f"{address}/{home.subnet.prefixlen}")
 
     def on_bridge(self) -> frozenset[IPInterface]:
-        """The node's addresses on the bridge."""
+        """Returns the node's addresses on the bridge."""
         if not self.is_gateway:
             return frozenset()
         return frozenset(self.on_pod(r.gateway, r) for ranges in self.ranges for r in ranges)
@@ -119,22 +122,22 @@ class NodeNet:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`ops` in order; `result` is the plugin's output once they are done."""
+    """The steps of one ADD in order, and the result that the plugin prints when the steps are done."""
 
     ops: tuple[Op, ...]
     result: Result
 
 
 def alias_of(call: Call) -> str:
-    """The alias of the node's end in `ip link`: the pod and its interface. The kernel takes at most 255 bytes; a pod's
-    names may be longer.
+    """Returns the link alias of the node's end: the pod and its interface, as `ip link` shows them. The kernel accepts
+    at most 255 bytes, so longer text is cut.
     """
     text = f"{call.pod or call.attachment.container_id} {call.attachment.ifname}"
     return text.encode(errors="replace")[:LONGEST_ALIAS].decode(errors="ignore")
 
 
 LONGEST_ALIAS = 254
-FASTEST = 0xFFFFFFFF  # bytes a second; CHECK cannot distinguish faster rates
+FASTEST = 0xFFFFFFFF  # bytes a second; CHECK cannot distinguish higher rates
 LINK = 253  # RT_SCOPE_LINK: destinations on the link itself
 _EVERYWHERE = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
@@ -144,8 +147,8 @@ def default_route(address: IPAddress) -> IPNetwork:
 
 
 def _routes(conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> tuple[Route, ...]:
-    """The configuration's routes; a route without a gateway uses that of its family. Without routes: a default route
-    for each family.
+    """Returns the pod's routes: those of the configuration, or else a default route for each IP family. A route without
+    a gateway gets the gateway of its IP family.
     """
     gateways: dict[int, IPAddress] = {}
     for address, home in addresses:
@@ -160,8 +163,8 @@ def _routes(conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, R
 
 
 def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> Plan:
-    """The steps of ADD. The pod's side comes up before the node's end joins the bridge: a port that joins with carrier
-    forwards at once, a port that gets carrier later waits for the kernel's link watch.
+    """Returns the plan of an ADD. The pod's end of the veth comes up before the node's end joins the bridge. A port
+    that has carrier when it joins forwards at once. A port that gets carrier later waits for the kernel's link watch.
     """
     eth, host = call.attachment.ifname, host_veth(call.attachment)
     mac = conf.mac or mac_for(addresses[0][0])
@@ -180,7 +183,7 @@ def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple
     ops.append(AddForwarding(host, mac, sticky=node.routed))
     ops += [AddNeighbour(node.bridge, address, mac, "node") for address, _ in addresses]
     ops += _limits(call.attachment, conf.bandwidth, mtu)
-    if conf.mac or not node.routed:  # a MAC that is new for the address, or neighbours besides the node
+    if conf.mac or not node.routed:  # the MAC may be new for the address, or other pods are neighbours
         ops.append(Announce(eth, mac, tuple(address for address, _ in addresses)))
     interfaces = (
         Interface(node.bridge, node.bridge_mac, node.mtu),
@@ -192,8 +195,8 @@ def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple
 
 
 def rates(owner: Attachment, bandwidth: Bandwidth) -> dict[str, int]:
-    """link -> bytes a second of its token bucket. Packets to the pod queue before the veth, packets from the pod behind
-    it.
+    """Returns link -> rate of its token bucket in bytes per second. Packets to the pod are queued at the node's end of
+    the veth. Packets from the pod are queued at the ifb device.
     """
     pairs = ((host_veth(owner), bandwidth.ingress), (ifb_of(owner), bandwidth.egress))
     return {link: limit.rate // 8 for link, limit in pairs if limit}
@@ -216,7 +219,7 @@ def _limits(owner: Attachment, bandwidth: Bandwidth, mtu: int) -> list[Op]:
 def repair_plan(
     owner: Attachment, mac: str, addresses: Sequence[IPAddress], bridge: str, *, routed: bool
 ) -> tuple[Op, ...]:
-    """The node's part of ADD again, for a pod whose own side is intact."""
+    """Returns the node's steps of an ADD again, for a pod whose own end of the veth is intact."""
     host = host_veth(owner)
     return (
         SetUp(host, "node"),
@@ -228,7 +231,7 @@ def repair_plan(
 
 @dataclass(frozen=True, slots=True)
 class LinkSeen:
-    """One link as the kernel reports it. master: the name of its bridge, "" for none."""
+    """One link as the kernel reports it. master: the name of the link's bridge, "" if there is none."""
 
     mac: str
     up: bool
@@ -245,11 +248,13 @@ class Seen:
     addresses: frozenset[IPInterface] = frozenset()
     routes: frozenset[tuple[IPNetwork, IPAddress | None]] = frozenset()
     rates: frozenset[tuple[str, int]] = frozenset()  # link, bytes a second
-    elsewhere: frozenset[IPNetwork] = frozenset()  # targets of routes through the pod's other interfaces
+    elsewhere: frozenset[IPNetwork] = frozenset()  # destinations of routes through the pod's other interfaces
 
 
 def differences(expected: Result, owner: Attachment, bridge: str, bandwidth: Bandwidth, seen: Seen) -> list[str]:
-    """Differences between the kernel and the result that the runtime remembers (prevResult); empty: none."""
+    """Returns the differences between the kernel's state and the result that the runtime stored (prevResult), one text
+    for each; [] if there are none.
+    """
     found = []
     eth, host = owner.ifname, host_veth(owner)
     position = next((i for i, link in enumerate(expected.interfaces) if link.name == eth and link.sandbox), None)

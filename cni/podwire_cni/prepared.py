@@ -1,7 +1,7 @@
-"""The plan of one ADD. Plain pods differ in few values, so they share a template made from one plan.
+"""Makes the plan of one ADD. Plain pods differ in few values, so they share a template that was made from one plan.
 
-A plain pod has only what the node gives to every pod: no routes, MAC or bandwidth of its own. For every other pod
-plan.add_plan is used directly. plan.add_plan also names the step that the kernel refused.
+A plain pod requests no routes, MAC or bandwidth of its own. For every other pod, plan.add_plan makes the plan directly.
+If the kernel refuses a step of a plain pod, plan.add_plan also gives the name of the step.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ ALIAS = 32  # bytes; the kernel ends an alias at its first NUL
 
 
 class Prepared(NamedTuple):
-    """For all pods of one kind: the program that attaches them, the number of its messages to the node's socket, and
-    the text of the result.
+    """The templates for all pods of one kind: the program that attaches a pod, the number of the program's messages to
+    the node's socket, and the text of the result.
     """
 
     program: Template
@@ -34,7 +34,7 @@ class Prepared(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One pod. addresses: with the range of each."""
+    """One made-up pod. addresses: each address with its range."""
 
     call: Call
     addresses: Sequence[tuple[IPAddress, Range]]
@@ -42,7 +42,7 @@ class Example(NamedTuple):
 
 
 class PodPlan:
-    """The plan of one pod, and the bytes that attach it. `plan` is computed at its first use."""
+    """The plan of one pod, and the encoded program that attaches the pod. `plan` is computed at its first use."""
 
     def __init__(self, call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> None:
         self.call, self.conf, self.node, self.addresses = call, conf, node, addresses
@@ -53,13 +53,15 @@ class PodPlan:
         return add_plan(self.call, self.conf, self.node, self.addresses)
 
     def program(self, pod_fd: int) -> tuple[bytes, int] | None:
-        """See program.py; None if nothing is prepared for such a pod."""
+        """Returns the encoded program and the number of its messages to the node's socket (see program.py). Returns
+        None if there is no template for this pod.
+        """
         if self.prepared is None:
             return None
         return self.prepared.program.fill(_binary(Example(self.call, self.addresses, pod_fd))), self.prepared.messages
 
     def text(self) -> bytes:
-        """The plugin's output: the result in the requested version."""
+        """Returns the plugin's output: the result in the requested cniVersion."""
         if self.prepared is not None:
             return self.prepared.text.fill(_words(Example(self.call, self.addresses, 0)))
         return printed(self.plan.result, self.conf)
@@ -71,16 +73,17 @@ def printed(result: Result, conf: NetConf) -> bytes:
 
 
 def _room(alias: bytes) -> int:
-    """The number of bytes for the alias: a multiple of ALIAS, so that there are few kinds."""
+    """Returns the number of bytes for the alias, a multiple of ALIAS, so that there are few templates."""
     return min(-(-len(alias) // ALIAS) * ALIAS, LONGEST_ALIAS)
 
 
 def prepared(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple[IPAddress, Range]]) -> Prepared | None:
-    """The templates for such a pod; None if it is not plain."""
+    """Returns the templates for this pod; None if the pod is not plain."""
     if not conf.plain or not node.routed:
         return None
     room, homes = _room(alias_of(call).encode()), [home for _, home in addresses]
-    # For a routed pod only the gateway of its range matters. (Hashing an address costs more than hashing its number.)
+    # For a routed pod, only the gateway of the range matters. (Hashing an address object takes longer than hashing an
+    # int.)
     kind = (call.attachment.ifname, conf.version, conf.mtu, room, *((r.gateway.version, int(r.gateway)) for r in homes))
     found = node.prepared.get(kind, False)
     if found is False:
@@ -103,7 +106,7 @@ def _prepare(ifname: str, conf: NetConf, node: NodeNet, homes: Sequence[Range], 
 
 
 def _example(ifname: str, homes: Sequence[Range], room: int, which: int) -> Example:
-    """A made-up pod whose values can be found in the encoded bytes."""
+    """Returns a made-up pod whose values are easy to find in the encoded bytes."""
     letter, number = "qj"[which], (0x6B1D8F42, 0x93E7254C)[which]
     call = Call("ADD", Attachment(letter * (room - len(ifname) - 1), ifname), f"/{letter}/netns/{number:x}")
     made: list[tuple[IPAddress, Range]] = []
@@ -115,8 +118,8 @@ def _example(ifname: str, homes: Sequence[Range], room: int, which: int) -> Exam
 
 
 def _binary(pod: Example) -> list[bytes]:
-    """The values that differ in the program. MACs are derived from addresses; the tail of an IPv6 address is a separate
-    hole for that.
+    """Returns the values by which the programs of two pods differ. A MAC is derived from the tail of an address, so the
+    tail of an IPv6 address is a separate value.
     """
     alias = alias_of(pod.call).encode()
     values = [
@@ -131,7 +134,7 @@ def _binary(pod: Example) -> list[bytes]:
 
 
 def _words(pod: Example) -> list[bytes]:
-    """The values that differ in the printed result."""
+    """Returns the values by which the printed results of two pods differ."""
     mac = mac_for(pod.addresses[0][0])
     words = [host_veth(pod.call.attachment), mac, mac.replace(":58:", ":59:", 1), json.dumps(pod.call.netns)[1:-1]]
     return [word.encode() for word in [*words, *(str(address) for address, _ in pod.addresses)]]

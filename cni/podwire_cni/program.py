@@ -1,7 +1,7 @@
-"""Steps as one program for native/attach.c, which describes the form. Pure.
+"""Encodes steps as one program for native/attach.c. The format is described in attach.c. Pure.
 
-A program has the netlink messages of every batch, in order, and the places for the indices of links that earlier
-batches create.
+A program contains the netlink messages of every batch in order. It also contains the offsets at which attach.c inserts
+the indices of links that earlier batches created.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ INDEX, BATCH = 1, 2
 _PLACES: dict[Place, int] = {"node": 0, "pod": 1}
 _HEAD = struct.Struct("=3I")
 _PATCH = struct.Struct("=2I")
-# Two sets of made-up indices: a place is where the encoded messages differ between the two sets.
+# Two sets of made-up link indices. The messages are encoded with both sets; an index is at every offset where the two
+# encodings differ.
 _MARKS = (0x5DA13700, 0x2EC6B900)
 _CREATES = (CreateVeth, CreateIfb)
 
 
 def batches(ops: Sequence[Op]) -> Iterator[tuple[Place, bool, list[Op]]]:
-    """(namespace, whether it creates links, steps) of each group of steps that can be sent at once, as netlink
-    messages.
+    """Yields (namespace, whether the batch creates links, steps) for each group of steps that can be sent at once as
+    netlink messages.
     """
     quiet = [op for op in ops if not isinstance(op, (Announce, EnableIPv6))]
     for (place, created), group in itertools.groupby(quiet, key=lambda op: (op.place, isinstance(op, _CREATES))):
@@ -34,19 +35,19 @@ def batches(ops: Sequence[Op]) -> Iterator[tuple[Place, bool, list[Op]]]:
 
 
 def watched(batch: Sequence[Op]) -> list[str]:
-    """Links of the node that must carry packets when the batch is done. The bridge has no carrier, and a queue that
-    drops everything, until the node has its first pod.
+    """Returns the links of the node that must carry packets after the batch. The bridge is one of them: it has no
+    carrier, and its queue drops every packet, until the node has its first pod.
     """
     return [name for op in batch if isinstance(op, JoinBridge) for name in (op.link, op.bridge)]
 
 
 def peers(ops: Sequence[Op]) -> list[str]:
-    """Links of the pod that must carry packets in the end."""
+    """Returns the links of the pod that must carry packets at the end."""
     return [op.peer for op in ops if isinstance(op, CreateVeth)]
 
 
 class _Slots:
-    """Link indices of one namespace while a batch is encoded: made up, and the requested ones are recorded."""
+    """Made-up link indices of one namespace while a batch is encoded. It records each requested index."""
 
     def __init__(self, place: Place, mark: int, slots: dict[tuple[Place, str], int]) -> None:
         self.place, self.mark, self.slots = place, mark, slots
@@ -67,7 +68,9 @@ def _messages(batch: Sequence[Op], watches: Sequence[str], index: _Slots, pod_fd
 
 
 def program(ops: Sequence[Op], pod_fd: int) -> tuple[bytes, int]:
-    """The program, and the number of its messages to the node's socket. It ends with a query of the pod's links."""
+    """Returns the program, and the number of its messages to the node's socket. The program ends with a query of the
+    pod's links.
+    """
     slots, known, records, count = dict[tuple[Place, str], int](), 0, list[bytes](), 0
     steps: list[tuple[Place, Sequence[Op], list[str]]] = [
         (place, batch, watched(batch)) for place, _, batch in batches(ops)
@@ -87,7 +90,7 @@ def program(ops: Sequence[Op], pod_fd: int) -> tuple[bytes, int]:
 
 
 def _places(one: bytes, other: bytes, slots: int) -> Iterator[tuple[int, int]]:
-    """(offset, slot) of every index in a batch that was encoded with both sets of marks."""
+    """Yields (offset, slot) of every index in a batch that was encoded with both sets of marks."""
     for at in range(0, len(one) - 3, 4):  # netlink aligns all numbers
         if one[at : at + 4] != other[at : at + 4]:
             slot = struct.unpack_from("=I", one, at)[0] - _MARKS[0]

@@ -1,8 +1,8 @@
-"""Reads and writes results in the form of each cniVersion.
+"""Parses and encodes results in the format of each cniVersion.
 
-The forms differ (CNI spec, "Success" of each version): `ips[].version` exists up to 0.4.0; `mtu`, `socketPath` and
-`pciID` of interfaces, and `mtu`, `advmss`, `priority`, `table` and `scope` of routes, exist from 1.1.0 on. The result
-has the version of the request.
+The formats differ (CNI spec, "Success" of each version). `ips[].version` exists up to 0.4.0. From 1.1.0 on, interfaces
+have `mtu`, `socketPath` and `pciID`, and routes have `mtu`, `advmss`, `priority`, `table` and `scope`. The result has
+the version of the request.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _dns(dns: Dns) -> dict[str, Any]:
 
 
 def to_json(result: Result, version: str) -> dict[str, Any]:
-    """The result as an object for stdout, in `version` (one of types.VERSIONS)."""
+    """Returns the result as a JSON object in the format of `version` (one of types.VERSIONS)."""
     newest, old = _version(version) >= (1, 1, 0), _version(version) < (1, 0, 0)
     interfaces, ips, routes = [], [], []
     for link in result.interfaces:
@@ -94,7 +94,7 @@ def parse_route(raw: Any, field: str) -> Route:
 
 
 def parse_result(raw: Any, field: str = "prevResult") -> Result:
-    """A result of any version, as a runtime hands it back in prevResult. Raises CNIError, code 7."""
+    """Parse a result of any version, as a runtime passes it in prevResult. Raises CNIError with code 7."""
     if not isinstance(raw, dict):
         raise _bad(field, raw, "a result object")
     interfaces = tuple(
@@ -136,7 +136,7 @@ def parse_result(raw: Any, field: str = "prevResult") -> Result:
 
 
 def merge(before: Result, ours: Result) -> Result:
-    """Our result appended to those of the earlier plugins in the chain: their interfaces keep their positions."""
+    """Append our result to the result of the earlier plugins in the chain. Their interfaces keep their positions."""
     shift = len(before.interfaces)
     ips = tuple(replace(ip, interface=ip.interface + shift) if ip.interface is not None else ip for ip in ours.ips)
     return Result(

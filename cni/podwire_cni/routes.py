@@ -1,7 +1,7 @@
 """Reads the podCIDRs and InternalIPs of the other nodes from their Node objects.
 
-A Node without a podCIDR or an address cannot be reached yet. A Node whose podCIDR overlaps another's is left out and
-reported, because it would receive packets for the other's pods.
+A Node without a podCIDR or an address cannot be reached yet. If a podCIDR overlaps the podCIDR of an earlier Node, it
+is left out and reported, because otherwise its Node would receive packets for the earlier Node's pods.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ PROTOCOL = 143  # rtm_protocol of our routes; no daemon of /etc/iproute2/rt_prot
 
 
 def pod_cidrs(node: Mapping[str, Any]) -> list[IPNetwork]:
-    """spec.podCIDRs, or spec.podCIDR. Raises ValueError that names the Node and the field."""
+    """Returns spec.podCIDRs, or else spec.podCIDR as a list. Raises ValueError; its text names the Node
+    and the field.
+    """
     spec = node.get("spec") or {}
     raw = spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
     try:
@@ -33,7 +35,7 @@ def pod_cidrs(node: Mapping[str, Any]) -> list[IPNetwork]:
 
 
 def internal_ips(node: Mapping[str, Any]) -> list[IPAddress]:
-    """The addresses of type InternalIP; text that is no address is skipped."""
+    """Returns the addresses of type InternalIP. Invalid addresses are skipped."""
     found = []
     for entry in (node.get("status") or {}).get("addresses") or []:
         if entry.get("type") == "InternalIP":
@@ -45,8 +47,8 @@ def internal_ips(node: Mapping[str, Any]) -> list[IPAddress]:
 
 
 def facts(node: Mapping[str, Any]) -> tuple[object, ...]:
-    """The fields of a Node that this package reads. Other fields, such as conditions, change often and do not affect
-    routes.
+    """Returns the fields of a Node that this package reads. Other fields, such as conditions, change often and do not
+    affect routes.
     """
     spec = node.get("spec") or {}
     return spec.get("podCIDRs") or spec.get("podCIDR"), internal_ips(node)
@@ -63,7 +65,9 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """own: this node's InternalIPs. node_ips: every node's. `problems` are for the log."""
+    """All nodes as this node sees them. own: this node's InternalIPs. node_ips: the InternalIPs of all nodes. problems:
+    lines for the log.
+    """
 
     peers: tuple[Peer, ...] = ()
     own: tuple[IPAddress, ...] = ()
@@ -72,8 +76,8 @@ class Cluster:
 
 
 def view(nodes: Mapping[str, Object], me: str) -> Cluster:
-    """nodes: by name. If two Nodes have the same podCIDR, the first by name gets it, except that this node always keeps
-    its own.
+    """Returns the Cluster as the node `me` sees it. nodes: name -> Node. If two Nodes have the same podCIDR, the first
+    Node by name gets it. But this node always keeps its own podCIDR.
     """
     peers: list[Peer] = []
     own: tuple[IPAddress, ...] = ()
@@ -104,8 +108,8 @@ def view(nodes: Mapping[str, Object], me: str) -> Cluster:
 
 
 def native(cluster: Cluster, cluster_cidrs: Iterable[str]) -> frozenset[str]:
-    """Destinations that pods reach with their own addresses: the cluster's CIDRs, nodes, and podCIDRs outside those
-    CIDRs.
+    """Returns the destinations to which pods send with their own source addresses: the cluster's CIDRs, the nodes'
+    addresses, and podCIDRs outside the cluster's CIDRs.
     """
     wide = [ip_network(cidr) for cidr in cluster_cidrs]
     unwanted = [

@@ -1,6 +1,6 @@
-"""Queues of links, packed by hand: token buckets, and the redirection that brings a pod's packets to one.
+"""Encodes traffic control messages: token buckets, and the redirection of a pod's packets to a token bucket.
 
-All layouts are those of <linux/pkt_sched.h>, <linux/pkt_cls.h> and <linux/tc_act/tc_mirred.h>.
+Sources of the layouts: <linux/pkt_sched.h>, <linux/pkt_cls.h> and <linux/tc_act/tc_mirred.h>.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def _tc(index: int, parent: int, handle: int = 0, info: int = 0) -> bytes:
 
 
 def token_bucket(index: int, rate: int, burst: int) -> bytes:
-    """A tbf as root queue. rate: bytes a second; burst: bytes. A packet that would wait longer than 25 ms is
-    dropped.
+    """Returns the message that makes a token bucket (tbf) the root queue of a link. rate: bytes per second. burst:
+    bytes. A packet that would wait longer than 25 ms is dropped.
     """
     # struct tc_ratespec: cell_log, linklayer (1: Ethernet, so that no rate table is needed), overhead, cell_align, mpu,
     # rate
@@ -64,8 +64,8 @@ def ingress_queue(index: int) -> bytes:
 
 
 def redirect(index: int, to: int) -> bytes:
-    """All packets that arrive on link `index` pass the queue of link `to`. A u32 filter that matches everything: not
-    every kernel has the simpler `matchall` module.
+    """Returns the message that redirects all packets that arrive on link `index` through the queue of link `to`. The
+    filter is a u32 filter that matches every packet, because not every kernel has the simpler `matchall`.
     """
     mirred = struct.pack("=IIiiiiI", 0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, to)
     action = attr(1 | NESTED, text(1, "mirred") + attr(2 | NESTED, attr(TCA_MIRRED_PARMS, mirred)))

@@ -1,4 +1,6 @@
-"""The table of verbs: environment and stdin in, exit status and text out. No process is needed to test a whole call."""
+"""Runs one call: takes environment and stdin, returns exit status and text. So a test of a complete call needs no
+process.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,7 @@ def failure(err: CNIError, version: str, call: Call | None = None) -> Reply:
 
 
 def run(env: Mapping[str, str], stdin: bytes, sandbox: Sandbox, plugin: Callable[[NetConf], Plugin]) -> Reply:
-    """Run one call with any input: every failure becomes an error object, none an exception.
+    """Run one call with any input. Every failure becomes a CNI error object; the function raises no exception.
 
     `plugin` is called only if the variables and the configuration are valid.
     """
@@ -61,16 +63,18 @@ def run(env: Mapping[str, str], stdin: bytes, sandbox: Sandbox, plugin: Callable
         return Reply(0, VERBS[call.command](plugin(conf), call, conf, sandbox) or b"", call)
     except CNIError as err:
         return failure(err, version_of(stdin), call)
-    except Exception as err:  # a runtime understands an error object, and nothing else
+    except Exception as err:  # a runtime understands only an error object
         wrapped = told(err)
-        wrapped.__cause__ = err  # the log of the call takes the traceback from here
+        wrapped.__cause__ = err  # the log of the call reads the traceback from here
         return failure(wrapped, version_of(stdin), call)
 
 
 def told(err: Exception) -> CNIError:
-    """A refusal by the kernel or a file system is an I/O failure; any other exception is a bug of ours."""
+    """Returns the CNIError for an exception. An error from the kernel or a file system becomes an I/O failure. Any
+    other exception becomes a bug of podwire.
+    """
     where = "see the log of the node's wiring agent"
-    if isinstance(err, OSError) or type(err).__module__.startswith("pyroute2."):  # whose NetlinkError is no OSError
+    if isinstance(err, OSError) or type(err).__module__.startswith("pyroute2."):  # its NetlinkError is not an OSError
         return CNIError(ErrorCode.IO_FAILURE, f"{type(err).__name__}: {err}", where)
     return CNIError(ErrorCode.BUG, f"bug of podwire: {type(err).__name__}: {err}", f"the traceback is there: {where}")
 

@@ -1,8 +1,9 @@
-"""Bytes that are encoded once and used many times: the parts that differ are holes, which are filled in later.
+"""Templates: bytes that are encoded once and used many times. The parts that differ between uses are holes, which are
+filled at each use.
 
-Encoding is the slowest part of Python's work, and nearly all bytes of a pod are the same for the next one. A template
-knows nothing of its content. It is cut from the encoder's output for one example, and kept only if filling it for a
-second example gives the encoder's output for that one.
+Encoding is the slowest part of Python's work, and nearly all encoded bytes are the same for every pod. A template does
+not depend on the meaning of its bytes. It is made from the encoder's output for one example. It is used only if filling
+it with the values of a second example gives exactly the encoder's output for the second example.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ T = TypeVar("T")
 
 
 class Template:
-    """`text` with holes in the places of `marks`, wherever one occurs; if marks overlap, the longest counts."""
+    """`text` with a hole at each occurrence of one of `marks`. If marks overlap, the longest mark is the hole."""
 
     def __init__(self, text: bytes, marks: Sequence[bytes]) -> None:
         longest_first = sorted(dict.fromkeys(marks), key=len, reverse=True)
@@ -24,15 +25,15 @@ class Template:
         self._parts: list[bytes] = parts
 
     def fill(self, values: Sequence[bytes]) -> bytes:
-        """The bytes with `values` in the places of the marks, in the same order."""
+        """Returns the bytes with `values` in the holes. The values have the order of the marks."""
         parts = self._parts.copy()
         parts[1::2] = [values[hole] for hole in self._holes]
         return b"".join(parts)
 
 
 def cut(make: Callable[[T], bytes], marks: Callable[[T], Sequence[bytes]], one: T, other: T) -> Template | None:
-    """A template of the output of `make`; `marks` gives the values of an example that differ. None if the output
-    differs in other places too.
+    """Returns a template of the output of `make`. marks: returns the values of an example that differ between examples.
+    Returns None if the outputs for `one` and `other` also differ elsewhere.
     """
     found = Template(make(one), marks(one))
     return found if found.fill(marks(other)) == make(other) else None

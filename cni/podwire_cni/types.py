@@ -1,4 +1,6 @@
-"""The data types of CNI: NetConf, the runtime's Call, Result. Source: CNI spec 1.1.0."""
+"""The data types of CNI: the network configuration (NetConf), one invocation (Call) and its Result. Source: CNI spec
+1.1.0.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 PLUGIN = "podwire-cni"
-PORT_GROUP = 0x7077  # the link group of the node's ends of pods' veths
+PORT_GROUP = 0x7077  # the link group of the pods' veths, at the node's end
 BRIDGE = "podwire0"
 
 IPAddress = IPv4Address | IPv6Address
@@ -18,7 +20,9 @@ IPNetwork = IPv4Network | IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Addresses start..end (both included) of `subnet`; the gateway is in the subnet and is never given to a pod."""
+    """The addresses from start to end (both included) of `subnet`. The gateway is an address of the subnet that no pod
+    gets.
+    """
 
     subnet: IPNetwork
     start: IPAddress
@@ -29,7 +33,7 @@ class Range:
         return address.version == self.subnet.version and int(self.start) <= int(address) <= int(self.end)
 
 
-RangeSet = tuple[Range, ...]  # one address is taken from each set
+RangeSet = tuple[Range, ...]  # a pod gets one address from each set
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,9 @@ class Dns:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`gw` None: the runtime uses the result's gateway. The other fields exist from 1.1.0 on."""
+    """One route of a pod. `gw` None: the gateway of the result's IP configuration applies. The other fields exist from
+    CNI 1.1.0 on.
+    """
 
     dst: IPNetwork
     gw: IPAddress | None = None
@@ -55,8 +61,8 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """sandbox: path of the network namespace, "" for the node's own. Only earlier plugins in a chain set the last two
-    fields.
+    """One interface of a result. sandbox: the path of the network namespace, "" for the node's own namespace. Only
+    earlier plugins in a chain set the last two fields.
     """
 
     name: str
@@ -69,7 +75,7 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class IPConfig:
-    """interface: position in Result.interfaces."""
+    """One address of a result. interface: the position of its interface in Result.interfaces."""
 
     address: IPInterface
     gateway: IPAddress | None = None
@@ -86,8 +92,9 @@ class Result:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Attachment:
-    """One interface of one container, the owner of a lease and a veth (the pair is unique per network, says the
-    spec)."""
+    """One interface of one container: the owner of leases and a veth. The spec guarantees that the pair (container ID,
+    interface name) is unique in a network.
+    """
 
     container_id: str
     ifname: str
@@ -98,8 +105,8 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class PortMapping:
-    """A port of the node that leads to a port of the pod. host_ip None: every address of the node, of both IP families;
-    0.0.0.0 and :: stand for every address of their family.
+    """A port of the node (hostPort) that leads to a port of the pod. host_ip None: every address of the node, of both
+    IP families. 0.0.0.0 and :: mean every address of their family.
     """
 
     host_port: int
@@ -108,7 +115,7 @@ class PortMapping:
     host_ip: IPAddress | None = None
 
     def clashes(self, other: PortMapping) -> bool:
-        """Whether a packet could match both."""
+        """Whether one packet could match both mappings."""
         if (self.protocol, self.host_port) != (other.protocol, other.host_port):
             return False
         mine, theirs = self.host_ip, other.host_ip
@@ -125,7 +132,7 @@ class PortMapping:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A token bucket. rate: bits a second; burst: bits that may pass at once after a pause."""
+    """A token bucket. rate: bits per second. burst: the bits that may pass at once after a pause."""
 
     rate: int
     burst: int
@@ -133,7 +140,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """ingress: to the pod; egress: from the pod. None: no limit."""
+    """The rate limits of a pod. ingress: packets to the pod. egress: packets from the pod. None: no limit."""
 
     ingress: Limit | None = None
     egress: Limit | None = None
@@ -141,7 +148,7 @@ class Bandwidth:
 
 @dataclass(frozen=True, slots=True)
 class NetConf:
-    """One plugin's configuration as the runtime passed it. `ranges` empty: the node's podCIDRs serve."""
+    """One plugin's configuration as the runtime passed it. `ranges` empty: the node's podCIDRs are the ranges."""
 
     version: str
     name: str
@@ -156,14 +163,14 @@ class NetConf:
     bandwidth: Bandwidth = Bandwidth()  # capability "bandwidth"
     prev_result: Result | None = None
     valid_attachments: frozenset[Attachment] | None = None
-    bridge: str = ""  # a bridge other than that of the node's pods; "" for that one
-    routed: bool = True  # addressing "routed": full-length prefixes; "subnet": those of the ranges' subnets
-    is_gateway: bool = True  # of a further bridge: whether the node has an address on it, as the pods' gateway
-    # Of a further bridge, or without an agent: packets that leave through the node get its address, except those to
-    # `native`.
+    bridge: str = ""  # the name of a further bridge; "": the node's own bridge
+    routed: bool = True  # key "addressing"; "routed": full-length prefixes, "subnet": prefixes of the subnets
+    is_gateway: bool = True  # on a further bridge: whether the node is the pods' gateway
+    # For a further bridge, or without an agent: whether packets that leave through the node are masqueraded, except
+    # packets to `native`.
     ip_masq: bool = False
     native: tuple[str, ...] = ()  # "nonMasqueradeCIDRs"
-    socket: str = ""  # the agent's socket; its directory holds the node's state
+    socket: str = ""  # the agent's socket; the leases are in the same directory
     plain: bool = field(
         init=False, compare=False
     )  # whether the configuration requests nothing special for the pod's links or routes
@@ -175,7 +182,7 @@ class NetConf:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One invocation: the CNI_* variables, checked. `args` is CNI_ARGS, in which a kubelet's runtime names the pod."""
+    """One invocation: the checked CNI_* variables. `args` is CNI_ARGS, in which a Kubernetes runtime names the pod."""
 
     command: str
     attachment: Attachment = Attachment("", "")
@@ -185,6 +192,6 @@ class Call:
 
     @property
     def pod(self) -> str:
-        """namespace/name of the pod, "" if the runtime gave none."""
+        """Returns namespace/name of the pod, "" if CNI_ARGS does not name a pod."""
         name = self.args.get("K8S_POD_NAME", "")
         return f"{self.args.get('K8S_POD_NAMESPACE', '')}/{name}" if name else ""

@@ -1,7 +1,8 @@
-"""The node's side, made once at the start of an agent: bridge, its address and route, sysctls.
+"""Prepares the node for pods at the start of an agent: the bridge, its addresses and routes, and sysctls.
 
-This is a cold path: it uses pyroute2, reads first and writes only differences. So a second run changes nothing, and a
-restart disturbs no pod. Everything happens in the network namespace of the calling thread.
+This module is not a hot path, so it uses pyroute2. It reads the kernel's state first and writes only differences. So a
+second run changes nothing, and a restart interrupts no pod. All functions work in the network namespace of the calling
+thread.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from .types import IPAddress, IPInterface
 
 LINK_SCOPE, MAIN, NUD_PERMANENT = 253, 254, 0x80
 RTPROT_RA = 9
-OURS = "0a:58:"  # the first bytes of the MAC of our bridges
+OURS = "0a:58:"  # the first bytes of the MAC of podwire's bridges
 
 
 def uplink_mtu(name: str = "") -> int | None:
-    """The MTU of the uplink; if no link has that name, of the link to the default gateway; None if there is neither."""
+    """Returns the MTU of the link `name`. If there is no such link, returns the MTU of the link to the default gateway,
+    or None if there is no default gateway.
+    """
     with IPRoute() as ipr:
         index = ipr.link_lookup(ifname=name) if name else []
         if not index and (link := uplink()):
@@ -37,8 +40,8 @@ def uplink_mtu(name: str = "") -> int | None:
 
 
 def bridge_mac(bridge: str) -> str:
-    """The present MAC of the bridge if we made the bridge; else "". A change of podCIDR must not change it: pods keep
-    it in their neighbour tables.
+    """Returns the present MAC of the bridge if podwire created the bridge; else "". A change of the podCIDR must not
+    change the MAC, because pods have it in their neighbour tables.
     """
     with IPRoute() as ipr:
         found = ipr.get_links(ifname=bridge) if ipr.link_lookup(ifname=bridge) else []
@@ -47,8 +50,9 @@ def bridge_mac(bridge: str) -> str:
 
 
 def foreign(net: NodeNet) -> str:
-    """Why the node cannot have a new or changed network; "" if it can. Reasons: it already has a link of that name or a
-    part of the addresses, or pods on the bridge would lose their connectivity.
+    """Returns why the node cannot have a new or changed network; "" if it can. Possible reasons: the node already has
+    another link of this name, the node already has some of the addresses, or pods on the bridge would lose their
+    connectivity.
     """
     with IPRoute() as ipr:
         found = ipr.get_links(ifname=net.bridge) if ipr.link_lookup(ifname=net.bridge) else []
@@ -68,8 +72,8 @@ def foreign(net: NodeNet) -> str:
 
 
 def _cut_off(ipr: IPRoute, net: NodeNet, bridge: Any) -> str:
-    """Why `net` would cut off pods on the bridge: it has no room for their addresses, or another gateway than
-    theirs.
+    """Returns why pods on the bridge would lose their connectivity with `net`; "" if they would not. Possible reasons:
+    `net` does not contain their addresses, or its gateway differs from their gateway.
     """
     pods = sorted(
         {
@@ -90,7 +94,7 @@ def _cut_off(ipr: IPRoute, net: NodeNet, bridge: Any) -> str:
 
 
 def end_bridge(name: str) -> bool:
-    """Remove a bridge of ours if it has no ports. Returns whether it is gone."""
+    """Remove the bridge if podwire created it and it has no ports. Returns whether the bridge no longer exists."""
     with IPRoute() as ipr:
         found = ipr.get_links(ifname=name) if ipr.link_lookup(ifname=name) else []
         if not found:
@@ -110,7 +114,7 @@ def _bridge_addresses(ipr: IPRoute, index: int) -> set[IPInterface]:
 def ensure_node(node: NodeNet, unwanted: Sequence[IPAddress] = ()) -> list[str]:
     """Make the node ready for pods. Returns one line for each change.
 
-    strays: addresses of pods from earlier podCIDRs of the node; each keeps a route until its pod ends.
+    unwanted: addresses of pods from earlier podCIDRs of the node. Each such address keeps its route until the pod ends.
     """
     done: list[str] = []
     with IPRoute() as ipr:
@@ -126,7 +130,9 @@ def ensure_node(node: NodeNet, unwanted: Sequence[IPAddress] = ()) -> list[str]:
 
 
 def allow_ipv6(link: str) -> list[str]:
-    """A node that disables IPv6 on new links disables it on our links too, but pods need it there."""
+    """Enable IPv6 on a link of podwire. (A node may disable IPv6 on all new links, but pods need IPv6 there.) Returns
+    one line for each change.
+    """
     path = Path("/proc/sys/net/ipv6/conf") / link / "disable_ipv6"
     if not path.exists() or path.read_text().strip() == "0":
         return []
@@ -137,7 +143,8 @@ def allow_ipv6(link: str) -> list[str]:
 def _bridge(ipr: IPRoute, node: NodeNet, done: list[str]) -> int:
     found = ipr.link_lookup(ifname=node.bridge)
     if not found:
-        # Snooping off: multicast among pods is routed or not supported, and the bridge need not track group members.
+        # Disable multicast snooping. Multicast between pods is routed or not supported, so the bridge need not track
+        # group members.
         ipr.link(
             "add",
             ifname=node.bridge,
@@ -155,7 +162,8 @@ def _bridge(ipr: IPRoute, node: NodeNet, done: list[str]) -> int:
         raise FileExistsError(
             errno.EEXIST, f"the node has an interface {node.bridge} that is no bridge; remove or rename it"
         )
-    # An explicit MAC stays; a MAC that the bridge took from its lowest port changes when that pod ends.
+    # Set the MAC explicitly. Otherwise the bridge uses the MAC of one of its ports, and its MAC changes when that pod
+    # ends.
     want: dict[str, str | int] = {"address": node.bridge_mac} if link.get("IFLA_ADDRESS") != node.bridge_mac else {}
     want.update({"mtu": node.mtu} if link.get("IFLA_MTU") != node.mtu else {})
     want.update({"state": "up"} if link["state"] != "up" else {})
@@ -182,7 +190,7 @@ def _pod_routes(ipr: IPRoute, node: NodeNet, index: int, unwanted: Sequence[IPAd
         for r in ipr.get_routes(oif=index, table=MAIN)
         if r["proto"] == routes.PROTOCOL and r.get("RTA_DST") and not r.get("RTA_GATEWAY")
     }
-    # If the bridge's address has the subnet's prefix, the kernel adds the route.
+    # If the prefix of the bridge's address is the subnet, the kernel adds the route itself.
     want = {str(r.subnet): str(r.gateway) for ranges in node.ranges for r in ranges if node.routed and node.is_gateway}
     for address in unwanted:
         want[str(host_route(address).network)] = next(
@@ -205,8 +213,8 @@ def _pod_routes(ipr: IPRoute, node: NodeNet, index: int, unwanted: Sequence[IPAd
 
 
 def _keep_router(ipr: IPRoute, done: list[str]) -> None:
-    """A forwarding host ignores router advertisements unless configured otherwise. Before forwarding is enabled,
-    configure the links through which the node has its IPv6 default route.
+    """Keep the node's IPv6 default route. A host with forwarding enabled ignores router advertisements unless accept_ra
+    is 2. So before forwarding is enabled, this function sets accept_ra on the links of the IPv6 default route.
     """
     for route in ipr.get_default_routes(family=AF_INET6, table=MAIN):
         if route["proto"] == RTPROT_RA and route.get("RTA_OIF"):
@@ -218,8 +226,10 @@ def _keep_router(ipr: IPRoute, done: list[str]) -> None:
 
 
 def _sysctls(node: NodeNet) -> list[str]:
-    """Forwarding on. Redirects off: pods of one bridge are routed on purpose, and the node must not announce a shorter
-    way to them. Router advertisements off: on the bridge they come from a pod, and would give the node a default route.
+    """Set the node's sysctls: forwarding on, redirects off, router advertisements off. Redirects are off because the
+    node routes between pods of one bridge on purpose and must not announce a shorter path. Router advertisements are
+    off because on the bridge they come from a pod and would give the node a default route. Returns one line for each
+    change.
     """
     want = {"ipv4/ip_forward": "1", "ipv4/conf/all/send_redirects": "0", f"ipv4/conf/{node.bridge}/send_redirects": "0"}
     want[f"ipv6/conf/{node.bridge}/accept_ra"] = "0"
@@ -229,7 +239,7 @@ def _sysctls(node: NodeNet) -> list[str]:
     for key, value in want.items():
         path = Path("/proc/sys/net") / key
         if key.endswith("accept_ra") and not path.exists():
-            continue  # a kernel without IPv6
+            continue  # the kernel has no IPv6
         if path.read_text().strip() != value:
             path.write_text(value)
             done.append(f"net.{key.replace('/', '.')}={value}")

@@ -1,4 +1,4 @@
-"""A Kernel that records links, neighbours and the steps of each pod, and fails on demand."""
+"""A fake Kernel for tests. It records links, neighbours and the steps of each pod, and fails on request."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..types import BRIDGE, Attachment, IPAddress
 
 
 class FakeKernel:
-    """`fail_at`: the position of the step that the next `apply` refuses; earlier steps are done and undone, as in the
-    kernel.
+    """`fail_at`: the position of the step that the next `apply` refuses. As in kernel.Kernel, the earlier steps are
+    done and then undone.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class FakeKernel:
         return self.neighbours.get(address, "")
 
     def observe(self, eth: str, host: str, pod_fd: int) -> Seen:
-        """Enough to distinguish an attached pod from one that is not."""
+        """Returns a state that is sufficient to distinguish an attached pod from a pod that is not attached."""
         if host not in self.veths:
             return Seen(None, None)
         link = LinkSeen("", True, 1500, BRIDGE if self.veths[host][1] else "")
@@ -71,7 +71,7 @@ class FakeKernel:
 
 
 class FakeFirewall:
-    """The node's tables as a dict. `refuse`: the next `attach` fails."""
+    """A fake Firewall: the node's tables as a dict. `refuse`: the next `attach` fails."""
 
     def __init__(self) -> None:
         self.pods: dict[Attachment, PodRules] = {}

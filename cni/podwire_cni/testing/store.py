@@ -1,4 +1,4 @@
-"""A Store without a disk, for tests of this and other packages. The real one passes the same table of cases."""
+"""A Store without a disk, for tests of this and other packages. DirStore passes the same table of test cases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from ..types import IPAddress
 
 
 class FakeStore:
-    """Leases in a dict; `writes` counts the disk writes of a real store. Pass the dict on to simulate a restart."""
+    """Leases in a dict. `writes` counts the disk writes that a DirStore would do. To simulate a restart, pass the dict
+    to a new FakeStore.
+    """
 
     def __init__(
         self,
