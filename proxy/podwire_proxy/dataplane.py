@@ -1,7 +1,7 @@
-"""The result of all policy: Service ports and endpoints become frontends that balance, reject or drop.
+"""Applies all policy: turns Service ports and endpoints into frontends that balance, reject or drop.
 
-Sources are distinguished as in the masquerade matrix: a *pod* (source inside NodeInfo.pod_cidrs), this *node* (a local
-address), or *outside*. A frontend defines what each of them gets, and whether the packet's source is masqueraded:
+The kinds of sources are those of the masquerade matrix: a *pod* (source inside NodeInfo.pod_cidrs), this *node* (a
+local address), or *outside*. A frontend defines the treatment of each kind of source, and the masquerade:
 
 | frontend                            | pod    | node   | outside | masquerade                         |
 |-------------------------------------|--------|--------|---------|------------------------------------|
@@ -9,12 +9,13 @@ address), or *outside*. A frontend defines what each of them gets, and whether t
 | NodePort, externalIP, LB; eTP Cluster | internal | internal | internal | always |
 | NodePort, externalIP, LB; eTP Local | internal | internal | external | node: only the node's own traffic  |
 
-With NodeInfo.localhost, NodePorts are on 127.0.0.1 as well; a packet from the wire with a loopback address is dropped.
+With NodeInfo.localhost, NodePorts are on 127.0.0.1 too. A packet from the wire with a loopback address is then dropped.
 
 `internal` is the cluster set of endpoints (the local set for a ClusterIP with internalTrafficPolicy Local); `external`
-is the local set. No usable endpoint anywhere: NO_ENDPOINTS, a refusal. None here but some elsewhere under a Local
-policy: NO_LOCAL_ENDPOINTS, a drop. A packet whose chosen endpoint is its own source is always masqueraded (hairpin).
-Without pod_cidrs no source counts as a pod, and a ClusterIP's packets keep their source.
+is the local set. Without a usable endpoint in the cluster, the result is NO_ENDPOINTS, a refusal. Under a Local policy,
+with usable endpoints only on other nodes, the result is NO_LOCAL_ENDPOINTS, a drop. A packet whose chosen endpoint is
+its own source is always masqueraded (hairpin). Without pod_cidrs no source counts as a pod, and a ClusterIP's packets
+keep their source.
 
 A load balancer's address with source ranges drops every other source (NOT_IN_RANGE), pods and the node included,
 before anything else. Session affinity remembers each client's endpoint by Service port, so it holds across the port's
@@ -42,11 +43,10 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sticky:
-    """Session affinity ClientIP. port: identifies the Service port (by its first ClusterIP), whichever frontend is
-    dialled.
+    """Session affinity ClientIP.
 
-    local: the choice is among the local set of endpoints. seconds: how long after its last new connection a client is
-    remembered.
+    port: the first ClusterIP and port, which identify the Service port for all its frontends. local: the choice is
+    among the local set of endpoints. seconds: the time after a client's last new connection at which affinity ends.
     """
 
     port: Key
@@ -58,7 +58,7 @@ class Sticky:
 class Balance:
     """Uniform random choice for each new connection. destinations: at least one, sorted, distinct.
 
-    sticky: a remembered client gets its previous endpoint while that is among `destinations`.
+    sticky: a remembered client gets its previous endpoint while `destinations` has this endpoint.
     """
 
     destinations: tuple[Destination, ...]
@@ -72,10 +72,11 @@ Masquerading = Literal["off-cluster", "always", "node"]
 
 @dataclass(frozen=True, slots=True)
 class Frontend:
-    """external: the set for sources outside the cluster, None if it equals `internal`.
+    """One address and port of a Service, and the treatment of its packets.
 
-    sources: CIDRs of the only sources that are allowed; () for everyone. alive: set only for a Service that wants flows
-    of removed endpoints to be reset: all its endpoints, whatever their conditions. None: flows end in their own time.
+    external: the treatment for sources outside the cluster; None if it equals `internal`. sources: CIDRs of the allowed
+    sources; (): all sources. alive: only for a Service that requests a reset of flows to removed endpoints: all its
+    endpoints, in any condition. None: flows end by themselves.
     """
 
     key: Key
@@ -89,13 +90,13 @@ class Frontend:
 
     @property
     def destinations(self) -> frozenset[Destination]:
-        """All destinations of new connections."""
+        """Returns all destinations of new connections."""
         return frozenset(b for a in (self.internal, self.external) if isinstance(a, Balance) for b in a.destinations)
 
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """The answer on a Service's healthCheckNodePort. endpoints: ready ones on this node, by address."""
+    """The answer on a Service's healthCheckNodePort. endpoints: the ready endpoints on this node, by address."""
 
     port: int
     endpoints: int
@@ -111,7 +112,7 @@ class Contribution:
     health: HealthCheck | None = None
     # Ports whose policy is Local, with endpoints only elsewhere: IPv4 internal and external, IPv6 internal and external
     no_local_endpoints: tuple[int, ...] = (0, 0, 0, 0)
-    # (creationTimestamp, name): if two Services claim an address, the older one has it
+    # (creationTimestamp, name): if two Services claim an address, the older Service gets the address
     order: tuple[str, str] = ("", "")
 
 
@@ -127,7 +128,7 @@ def _treatment(wanted: Balance | None, choice: Choice) -> Treatment:
 def contribute(
     ports: Iterable[ServicePort], endpoints: Mapping[PortName, Iterable[Endpoint]], node: NodeInfo
 ) -> Contribution:
-    """Everything that one Service's ports become on this node."""
+    """Returns the frontends and other results of one Service's ports on this node."""
     frontends: dict[Key, Frontend] = {}
     hairpin: set[str] = set()
     ips: dict[str, None] = {}
@@ -163,15 +164,15 @@ def contribute(
 
 
 def refused(port: ServicePort, node: NodeInfo) -> list[str]:
-    """externalIPs that a Service must not have: they would take traffic away from pods, other Services or nodes."""
+    """Returns the forbidden externalIPs, which would take traffic from pods, other Services or nodes."""
     return [ip for ip in port.external_ips if covers(node.reserved, ip)]
 
 
 def _hairpin(port: ServicePort, choice: Choice, node: NodeInfo) -> Iterable[str]:
-    """Endpoints to which this node may have to send their own packets back.
+    """Returns the endpoints to which this node may have to return their own packets (hairpin).
 
-    Pods of other nodes are translated on their own node, except when they dial this node's external frontends. Those
-    masquerade all traffic anyway unless externalTrafficPolicy is Local.
+    Another node translates the packets of its own pods, except packets to this node's external frontends. These
+    frontends masquerade all traffic anyway unless externalTrafficPolicy is Local.
     """
     everyone = port.external and port.external_policy == "Local"
     return [e.ip for e in {*choice.cluster, *choice.local} if everyone or e.node in (node.name, "")]
@@ -210,7 +211,7 @@ def _frontends(
 
 
 def _places(port: ServicePort, node: NodeInfo) -> Iterable[tuple[Kind, Key]]:
-    """The external frontends."""
+    """Yields the external frontends."""
     external = tuple(ip for ip in port.external_ips if not covers(node.reserved, ip))
     places: list[tuple[Kind, tuple[str, ...], int]] = [
         (
@@ -227,8 +228,10 @@ def _places(port: ServicePort, node: NodeInfo) -> Iterable[tuple[Kind, Key]]:
 
 
 def _sources(port: ServicePort, ip: str, node: NodeInfo) -> tuple[str, ...]:
-    """loadBalancerSourceRanges of the address's family. If the node is allowed, so is the balancer's address itself:
-    where a cloud binds that address to the node, the node's own packets carry it as their source.
+    """Returns the loadBalancerSourceRanges of the address's family.
+
+    If the ranges allow the node, the result also allows the address of the load balancer: if a cloud assigns this
+    address to the node, the node's own packets have this address as source.
     """
     ranges = tuple(cidr for cidr in port.source_ranges if is_v6(cidr) == is_v6(ip))
     if any(covers(ranges, address) for address in node.addresses if is_v6(address) == is_v6(ip)):
@@ -238,10 +241,9 @@ def _sources(port: ServicePort, ip: str, node: NodeInfo) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class Delta:
-    """The keys that a change touched. Look each up in the Dataplane; a missing key was deleted.
+    """The keys that a change affected. Look up each key in the Dataplane; a missing key was deleted.
 
-    moved: those frontends to which packets may have been on their way, to destinations that new connections no longer
-    get.
+    moved: the frontends whose earlier packets may have gone to destinations that new connections no longer get.
     """
 
     frontends: set[Key] = field(default_factory=set)
@@ -254,8 +256,9 @@ class Delta:
 
 
 class Dataplane:
-    """All frontends of a node. It is changed Service by Service, and equals one built from scratch from the same
-    Services.
+    """All frontends of a node. Each update replaces one Service.
+
+    After any updates, the Dataplane equals a new Dataplane with the same Services.
     """
 
     def __init__(self, node: NodeInfo) -> None:
@@ -273,7 +276,7 @@ class Dataplane:
         return len(self._parts)
 
     def replace(self, service: str, part: Contribution, delta: Delta) -> None:
-        """Replace the contribution of `service` by `part`; record the changes in `delta`."""
+        """Replaces the contribution of `service` with `part`, and records the changes in `delta`."""
         old = self._parts.pop(service, Contribution())
         if part != Contribution():
             self._parts[service] = part
@@ -327,9 +330,11 @@ class Dataplane:
 
 
 def _moved(old: Frontend | None, new: Frontend) -> bool:
-    """Whether an endpoint left, or had left while there was no other; or the address was not ours until now, and routes
-    led its packets elsewhere. (No other host has ClusterIPs and NodePorts: a packet to them that no rule translates is
-    dropped or refused, and leaves no entry.)
+    """Whether earlier packets to the frontend may have gone to a destination that new connections do not get.
+
+    This is so if an endpoint left, if the frontend had no endpoint, or if an external address is new: routes may have
+    led its packets to another host. No other host has ClusterIPs and NodePorts: without a translating rule, packets to
+    them are dropped or refused and leave no entry.
     """
     if old is None:
         return new.kind in ("ExternalIP", "LoadBalancer")

@@ -1,5 +1,6 @@
-"""Session affinity ends with the endpoint: deletes the clients that rules recorded for endpoints that are gone. Pure:
-the tables are arguments, real ones or a FakeConnection.
+"""Ends session affinity with the endpoint: deletes the clients that rules recorded for removed endpoints.
+
+Pure: the tables are arguments, either real tables or a FakeConnection.
 """
 
 from __future__ import annotations
@@ -16,22 +17,23 @@ TURNS = 5
 
 
 class Noting(Protocol):
-    """Tables that rules write to as well."""
+    """Tables whose elements rules also write."""
 
     def elements(self, set_: nft.Set, /) -> dict[bytes, nft.Value]: ...
     def commit(self, transaction: nft.Transaction, /) -> None: ...
 
 
 def forget(planner: Planner, tables: Noting) -> int:
-    """End the affinity of clients whose endpoint is gone; returns the number of commits. Elements can expire in
-    between, so it repeats. Raises OSError.
+    """Ends the affinity of clients whose endpoint was removed. Returns the number of commits. Raises OSError.
+
+    The function repeats the deletion, because elements can expire between the read and the commit.
     """
     commits = 0
     for local, name in enumerate(AFFINITY):
         set_ = planner.layout.sets()[name]
         for turn in range(TURNS):
             gone = planner.outdated(bool(local), tables.elements(set_))
-            # The last rounds delete one element each, so that no other expiring element can interfere.
+            # In the last rounds each commit deletes one element, so that no other expiring element can interfere.
             parts = [gone] if turn < TURNS - 2 else [{key: value} for key, value in gone.items()]
             done = [_delete(tables, nft.Elements(set_, part)) for part in parts if part]
             commits += sum(done)
@@ -41,7 +43,7 @@ def forget(planner: Planner, tables: Noting) -> int:
 
 
 def _delete(tables: Noting, elements: nft.Elements) -> bool:
-    """Returns False if one of them was gone already; then none is deleted."""
+    """Deletes elements. Returns False, and deletes nothing, if an element no longer exists."""
     try:
         tables.commit(nft.Transaction().delete(elements))
     except OSError as err:

@@ -1,4 +1,4 @@
-"""The tables `podwire` in memory: refuses what the kernel would refuse. See backend.Fake."""
+"""The tables `podwire` in memory, which refuse the same transactions as a kernel. Implements backend.Fake."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FakeTables:
             planner.suspects = set()
 
     def content(self, family: Family) -> object:
-        """Slots form a set (their order is history); unused balancers do not count."""
+        """Returns the meaning of the tables, without unused balancers and without the order of slots."""
         dump = self.table(family)
         elements: dict[str, object] = {name: dict(held) for name, held in dump.elements.items() if name != "endpoints"}
         slots: dict[bytes, list[tuple[bool, object]]] = {}

@@ -1,4 +1,4 @@
-"""The I/O of the nftables backend: the tables `podwire` of a network namespace."""
+"""The I/O of the nftables backend: reads and writes the tables `podwire` of a network namespace."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .layout import TABLE_NAME, Layout
 from .plan import Planner
 
 log = logs.get("proxy")
-IN_FLIGHT = 0.05  # seconds: far longer than a packet is on its way through the hooks
-COUNTING = ("forward", "postrouting")  # chains with the rules whose counters the proxy reports
+IN_FLIGHT = 0.05  # seconds; a packet needs far less time for the hooks
+COUNTING = ("forward", "postrouting")  # the chains with the counters that the proxy reports
 
 
 class Tables:
-    """One connection to the kernel. See backend.Kernel."""
+    """One connection to the kernel. Implements the protocol backend.Kernel."""
 
     no_notifications = False
 
@@ -46,8 +46,9 @@ class Tables:
         self._commits += bool(plan)
 
     def settle(self, planner: Planner, *, swept: bool) -> None:
-        """End the session affinity of clients whose endpoint is gone; again after a sweep, since a rule may have
-        recorded the old endpoint for a packet in flight.
+        """Ends the session affinity of clients whose endpoint was removed.
+
+        The work repeats after a sweep, because a rule may have recorded the old endpoint for a packet in flight.
         """
         if planner.suspects or planner.suspects is None:
             self._commits += affinity.forget(planner, self._conn)
@@ -55,7 +56,7 @@ class Tables:
             planner.suspects = set()
 
     def counted(self, planners: Sequence[Planner]) -> Mapping[Reason, int]:
-        """Uses a connection of its own; thread-safe."""
+        """Returns the packet counts by reason. Opens a separate connection, so it is thread-safe."""
         found = Counter[Reason]()
         with nft_socket.Connection(self._ns_fd) as conn:
             for planner in planners:
@@ -76,7 +77,7 @@ class Tables:
 
 
 def observed(ns_fd: int | None = None) -> dict[Family, TableDump]:
-    """Our tables, with the rules' expressions."""
+    """Returns the tables `podwire`, with the expressions of their rules."""
     if nft_socket.missing(ns_fd):
         return {}
     with nft_socket.Connection(ns_fd) as conn:
@@ -84,7 +85,7 @@ def observed(ns_fd: int | None = None) -> dict[Family, TableDump]:
 
 
 def remove_idle(node: NodeInfo, ns_fd: int | None = None) -> None:
-    """Delete the table of a family that has no Service range any more."""
+    """Deletes the table of a family that no longer has a Service range."""
     if nft_socket.missing(ns_fd):
         return
     wanted = families(node)
@@ -101,7 +102,7 @@ def _present(conn: nft_socket.Connection) -> list[nft.Table]:
 
 
 def existing(ns_fd: int | None = None) -> list[str]:
-    """What `cleanup` would remove."""
+    """Returns a line for each item that `cleanup` would remove."""
     if nft_socket.missing(ns_fd):
         return []
     with nft_socket.Connection(ns_fd) as conn:
@@ -109,7 +110,7 @@ def existing(ns_fd: int | None = None) -> list[str]:
 
 
 def cleanup(ns_fd: int | None = None) -> list[str]:
-    """Remove everything this backend ever wrote; returns what was found."""
+    """Removes everything that this backend ever wrote. Returns a line for each item found."""
     if nft_socket.missing(ns_fd):
         return []
     with nft_socket.Connection(ns_fd) as conn:
@@ -128,7 +129,7 @@ def cleanup(ns_fd: int | None = None) -> list[str]:
 
 
 def foreign() -> Foreign:
-    """Tables of others, and their chains that drop forwarded packets."""
+    """Returns the tables of other programs, and their chains that drop forwarded packets."""
     if nft_socket.missing():
         return Foreign()
     with nft_socket.Connection() as conn:

@@ -1,5 +1,4 @@
-"""The fixed part of the table: sets, chains and rules, as data. README.md beside this file says why each is where it
-is."""
+"""Defines the table's sets, chains and rules as data. README.md beside this file gives the reasons for their places."""
 
 from __future__ import annotations
 
@@ -20,22 +19,22 @@ from ..model import LOCALHOST, PROTOCOLS, Destination, NodeInfo, is_v6
 
 TABLE_NAME = "podwire"
 RAW, DSTNAT, SRCNAT = -300, -100, 100
-CT_INVALID = 1  # conntrack state: of no flow, or out of its window
-LOCAL_SLOTS = 1 << 15  # where the slots of the local set start, so that both sets share one map
+CT_INVALID = 1  # conntrack state: the packet belongs to no flow or is outside of the window
+LOCAL_SLOTS = 1 << 15  # the first slot of the local set, so that both sets share one map
 MAX_BACKENDS = LOCAL_SLOTS
-# for all Services with session affinity; beyond that number, further clients are balanced without affinity
+# for all Services with session affinity; further clients are balanced without affinity
 MAX_CLIENTS = 1 << 20
 AFFINITY = ("affinity", "affinity-local")  # the dynamic maps, by Sticky.local
-LOOPBACK = "loopback"  # the only chain that every packet passes; it exists only if NodePorts are on 127.0.0.1
+LOOPBACK = "loopback"  # every packet passes only this chain, which exists only with NodePorts on 127.0.0.1
 LO = b"lo".ljust(16, b"\0")
-REFUSAL = {Reason.NO_ENDPOINTS: "reject", Reason.WRONG_PORT: "wrong-port"}  # chains that refuse, by their reason
+REFUSAL = {Reason.NO_ENDPOINTS: "reject", Reason.WRONG_PORT: "wrong-port"}  # reason -> the chain that refuses
 NO_LOCAL = "no-local-endpoint"
 OWN_CHAINS = ("sticky-", "remember-", "sources-")  # chains that are added and removed with Services
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Names, types and header offsets of one IP family's table `podwire`."""
+    """The names, types and header offsets of the table `podwire` of one IP family."""
 
     family: Family
 
@@ -81,7 +80,7 @@ class Layout:
         return is_v6(ip) == (self.family == "ip6")
 
     def key(self, key: Key) -> bytes:
-        """Element key of a frontend."""
+        """Returns the element key of a frontend."""
         number = PROTOCOLS[key.protocol]
         return packed(key.ip) + bytes((number, 0, 0, 0)) + key.port.to_bytes(2, "big") + b"\0\0"
 
@@ -99,17 +98,18 @@ class Layout:
 
     @property
     def words(self) -> int:
-        """32-bit registers of one address."""
+        """Returns the number of 32-bit registers of one address."""
         return self.width // 4
 
     def frontend(self) -> tuple[Expr, ...]:
-        """daddr . l4proto . dport into consecutive registers."""
+        """Loads daddr . l4proto . dport into consecutive registers."""
         after = R0 + self.words
         return self.daddr(), nft.Meta("l4proto", after), nft.Payload("transport", 2, 2, after + 1)
 
     def original(self) -> tuple[Expr, ...]:
-        """The destination that the client dialled, before translation: ct original daddr . l4proto . ct original
-        proto-dst.
+        """Loads the destination that the client dialled, before translation.
+
+        The registers get ct original daddr . l4proto . ct original proto-dst.
         """
         after = R0 + self.words
         return self.original_daddr(), nft.Meta("l4proto", after), nft.Ct("proto-dst", after + 1, original=True)
@@ -118,7 +118,7 @@ class Layout:
         return nft.Ct("ip daddr" if self.family == "ip" else "ip6 daddr", original=True)
 
     def balance(self, count: int, offset: int) -> tuple[Expr, ...]:
-        """One endpoint out of `count`: the slot is drawn straight into the lookup key."""
+        """Draws one of `count` endpoints. The random slot goes directly into the lookup key."""
         slot = R0 + self.words + 2
         target = 12 if self.family == "ip" else 16
         return (
@@ -131,7 +131,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class StaticRules:
-    """Everything that does not depend on Services."""
+    """The sets, chains and rules that do not depend on Services."""
 
     sets: dict[str, nft.Set]
     chains: dict[str, nft.Chain]
@@ -140,7 +140,7 @@ class StaticRules:
 
 
 def _rules(chain: nft.Chain, rules: Iterable[tuple[str, Iterable[Expr]]]) -> tuple[nft.Rule, ...]:
-    """The comment ends in a digest of the expressions, which identifies the rule when it is read back."""
+    """Builds rules. Each comment ends in a digest of the expressions, which identifies the rule in a read-back."""
     made = []
     for words, exprs in rules:
         expressions = tuple(exprs)
@@ -159,8 +159,8 @@ def static_rules(layout: Layout, node: NodeInfo) -> StaticRules:
     inp = nft.Chain(t, "input", "input", "nat", SRCNAT)
     pods = [cidr for cidr in node.pod_cidrs if layout.ours(cidr)]
     guard = "source ranges of load balancers", [*layout.frontend(), nft.Lookup("guarded", dreg=0)]
-    # A TCP segment that belongs to no flow and does not start one: conntrack would treat it as the first one of a new
-    # flow.
+    # A TCP segment that belongs to no flow and starts no flow. Conntrack would treat this segment as the start of a
+    # new flow.
     lost = (
         carrying("of a flow whose endpoint is gone", Reason.ENDPOINT_GONE),
         [
@@ -284,7 +284,7 @@ def _refusing(layout: Layout, chain: nft.Chain, reason: Reason) -> tuple[nft.Rul
 
 
 def is_pod(layout: Layout, node: NodeInfo, *, invert: bool = False) -> tuple[Expr, ...]:
-    """Continue only for a pod's packet (`invert`: for the others). () if no source counts as a pod."""
+    """Matches packets of pods (`invert`: all other packets). Returns () if no source counts as a pod."""
     if node.pod_interface:
         wanted = node.pod_interface.encode()
         data = wanted[:-1] if wanted.endswith(b"*") else wanted.ljust(16, b"\0")
@@ -303,7 +303,7 @@ def _remembering(layout: Layout) -> Iterator[tuple[str, list[Expr]]]:
 
 
 def _masquerading(layout: Layout, node: NodeInfo) -> Iterator[tuple[str, list[Expr]]]:
-    if layout.family == "ip" and node.localhost:  # like the one below, but counted
+    if layout.family == "ip" and node.localhost:  # like the rule below, with a counter
         for masquerade in ("masquerade-always", "masquerade-node"):
             yield (
                 carrying(f"NodePorts on 127.0.0.1: {masquerade}", Reason.LOCALHOST_NODE_PORT),
@@ -338,21 +338,21 @@ def _masquerading(layout: Layout, node: NodeInfo) -> Iterator[tuple[str, list[Ex
 
 @lru_cache(maxsize=1 << 12)
 def balancer(layout: Layout, count: int, local: bool) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
-    """The chain that spreads over `count` destinations of the cluster set or the local set."""
+    """Returns the chain that balances over `count` destinations of the cluster set or the local set."""
     chain = nft.Chain(layout.table, f"{'local' if local else 'lb'}{count}")
     return chain, _rules(
         chain,
         [
             (f"one of {count}", layout.balance(count, LOCAL_SLOTS if local else 0)),
-            # If a slot is missing, the packet must neither leak to the default route nor seem refused: the client tries
-            # again.
+            # If a slot is missing, the packet must neither leak to the default route nor get a refusal. The client
+            # tries again.
             (carrying("slot missing", Reason.SLOT_MISSING), [nft.Counter(), nft.drop()]),
         ],
     )
 
 
 def _who(layout: Layout, sticky: Sticky) -> tuple[Expr, ...]:
-    """Service port . client into consecutive registers: the key of the affinity maps."""
+    """Loads Service port . client, the key of the affinity maps, into consecutive registers."""
     w, port = layout.words, sticky.port
     return (
         nft.Immediate(packed(port.ip), R0),
@@ -368,8 +368,9 @@ def _name(service: str, port: Key) -> str:
 
 
 def sticky(layout: Layout, service: str, treatment: Balance, external: bool) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
-    """The chain that sends a remembered client to its endpoint, and spreads the others. external: of the map
-    `outside`.
+    """Returns the chain that sends a remembered client to its endpoint and balances other clients.
+
+    external: the chain is for the map `outside`.
     """
     assert treatment.sticky is not None
     suffix = ("-local" if treatment.sticky.local else "") + ("-outside" if external else "")
@@ -393,8 +394,9 @@ def sticky(layout: Layout, service: str, treatment: Balance, external: bool) -> 
 
 
 def remember(layout: Layout, frontend: Frontend, node: NodeInfo) -> tuple[nft.Chain, tuple[nft.Rule, ...]] | None:
-    """The chain that records a client's endpoint, read from the translated packet; None if there is nothing to
-    record.
+    """Returns the chain that records a client's endpoint, from the translated packet.
+
+    Returns None if the frontend has nothing to record.
     """
     internal, external = (a.sticky if isinstance(a, Balance) else None for a in (frontend.internal, frontend.external))
     port = (internal or external or Sticky(frontend.key, False, 0)).port
@@ -428,8 +430,9 @@ def _note(layout: Layout, sticky: Sticky) -> tuple[Expr, ...]:
 
 @lru_cache(maxsize=1 << 10)
 def sources(layout: Layout, cidrs: tuple[str, ...]) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
-    """The chain that lets only these sources continue. It is named by its content: Services with equal ranges share
-    it.
+    """Returns the chain that accepts only these sources. The content determines the name of the chain.
+
+    Services with equal ranges share a chain.
     """
     chain = nft.Chain(layout.table, f"sources-{hashlib.sha256(' '.join(sorted(cidrs)).encode()).hexdigest()[:16]}")
     networks = [ipaddress.ip_network(cidr) for cidr in sorted(cidrs)]

@@ -1,4 +1,4 @@
-"""The tables `podwire` of a kernel, as they were read back, in the terms of backend.py. Pure."""
+"""Implements backend.Live for the tables `podwire` that were read back from a kernel. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .trace import Tracer
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """dumps: with the rules' expressions."""
+    """The tables of both families. dumps: with the rules' expressions."""
 
     dumps: Mapping[Family, TableDump]
     place: str = "table podwire"
@@ -40,7 +40,7 @@ class Tables:
 
 
 def _cidrs(held: Mapping[bytes, nft.Value]) -> Iterable[str]:
-    """The ranges of an interval set. One without an end extends to the last address."""
+    """Returns the ranges of an interval set. A range without an end extends to the last address."""
     starts = sorted(held)
     for index, start in enumerate(starts):
         if held[start] == nft.INTERVAL_END:

@@ -1,8 +1,8 @@
-"""Dataplane + the kernel's rules -> the transaction between them. Pure, and proportional to the change.
+"""Computes the transaction from the kernel's rules to the Dataplane. Pure; the cost is proportional to the change.
 
 Slots of a frontend are dense, 0 to N-1. Growing writes the new slot and switches the chain in one commit. Shrinking
-moves the last slot into the hole and switches the chain; the last slot itself is deleted in a *later* commit (`sweep`),
-because a packet in flight may already have drawn it: one miss would pin an untranslated UDP flow.
+moves the last slot into the hole and switches the chain. A *later* commit (`sweep`) deletes the last slot, because a
+packet in flight may have drawn this slot already: one failed lookup would pin an untranslated UDP flow.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ Chains = dict[str, tuple[nft.Chain, tuple[nft.Rule, ...]]]
 
 @cache
 def _slot(number: int) -> bytes:
-    """The last field of an `endpoints` key; there are at most 2 * LOCAL_SLOTS."""
+    """Returns the last field of an `endpoints` key. A frontend has at most 2 * LOCAL_SLOTS slots."""
     return nft.host32(number)
 
 
 def assign(old: Sequence[bytes], wanted: Iterable[bytes]) -> list[bytes]:
-    """Slots for `wanted`, dense; as many as possible keep their place from `old`."""
+    """Returns dense slots for `wanted`. As many entries as possible keep their slot from `old`."""
     if not old:
         return list(dict.fromkeys(wanted))
     left = dict.fromkeys(wanted)
@@ -65,7 +65,7 @@ def assign(old: Sequence[bytes], wanted: Iterable[bytes]) -> list[bytes]:
 
 @dataclass(slots=True)
 class ElementChanges:
-    """Collects element writes and compares them with the present elements; only differences are kept."""
+    """Collects element writes, compares them with the current elements, and keeps only the differences."""
 
     held: dict[str, dict[bytes, nft.Value]]
     remove: dict[str, dict[bytes, nft.Value]] = field(default_factory=dict)
@@ -93,12 +93,12 @@ class Planner:
         self.layout = layout
         self.node = node
         self.mirror = TableDump(layout.table)
-        self.garbage: set[bytes] = set()  # slots that are no longer drawn
-        self.idle: set[str] = set()  # chains that nothing leads to any more
-        # Session affinity: the endpoints that may be remembered, by (Sticky.local, key of Sticky.port), and where some
-        # must be forgotten.
+        self.garbage: set[bytes] = set()  # slots that no chain draws any more
+        self.idle: set[str] = set()  # chains without a jump to them
+        # Session affinity: (Sticky.local, key of Sticky.port) -> the endpoints that rules may remember. `suspects` has
+        # the keys with removed endpoints.
         self.allowed: dict[tuple[bool, bytes], frozenset[bytes]] = {}
-        self.suspects: set[tuple[bool, bytes]] | None = None  # None: everywhere
+        self.suspects: set[tuple[bool, bytes]] | None = None  # None: all keys
         self._uses: Counter[str] = Counter()  # elements that lead to a chain of OWN_CHAINS
 
     @property
@@ -106,24 +106,24 @@ class Planner:
         return self.layout.family
 
     def rule_counts(self) -> dict[str, int]:
-        """By table."""
+        """Returns the number of rules by table."""
         return {self.layout.table.name: sum(map(len, self.mirror.rules.values()))}
 
     def committed(self, transaction: nft.Transaction) -> None:
-        """The kernel accepted the plan."""
+        """Updates the mirror: the kernel accepted the plan."""
         from podwire_base.kernel.nft.fake import apply_to
 
         apply_to(self.mirror, transaction, check=False)
 
     def full(self, dataplane: Dataplane, found: TableDump | None) -> nft.Transaction:
-        """From the rules read back (None: no such table) to the dataplane. Empty if nothing differs."""
+        """Returns the transaction from the rules read back (None: no table) to the dataplane; empty if equal."""
         self.node = dataplane.node
         tx, held = self._base(found)
         self.mirror = found if found is not None and held else TableDump(self.layout.table)
         elements = {name: held.get(name, {}) for name in self.layout.sets()}
         for name in AFFINITY:
             if name in self.mirror.elements:
-                self.mirror.elements[name] = {}  # rules write there, not the planner
+                self.mirror.elements[name] = {}  # rules write these elements, not the planner
         self.allowed, self.suspects, self._uses = (
             {},
             None,
@@ -143,7 +143,7 @@ class Planner:
         return self._transaction(tx, change, chains)
 
     def change(self, dataplane: Dataplane, delta: Delta) -> nft.Transaction:
-        """The changes for `delta`, given that the mirror is correct."""
+        """Returns the transaction for `delta`. The mirror must be correct."""
         self.node = dataplane.node
         change = ElementChanges(self.mirror.elements)
         chains: Chains = {}
@@ -163,7 +163,7 @@ class Planner:
         return self._transaction(nft.Transaction(), change, chains)
 
     def sweep(self) -> nft.Transaction:
-        """Delete the slots that became unreachable in an earlier commit."""
+        """Returns the transaction that deletes the slots that an earlier commit made unreachable."""
         held = self.mirror.elements.get("endpoints", {})
         items = {key: held[key] for key in sorted(self.garbage) if key in held}
         chains = [
@@ -179,7 +179,7 @@ class Planner:
         return bool(self.garbage or self.idle or self.suspects or self.suspects is None)
 
     def outdated(self, local: bool, held: Mapping[bytes, nft.Value]) -> dict[bytes, nft.Value]:
-        """The elements of an affinity map that send a client to an endpoint that is gone."""
+        """Returns the elements of an affinity map that send a client to a removed endpoint."""
         size = -self.layout.width
         return {
             key: value
@@ -189,7 +189,7 @@ class Planner:
         }
 
     def _base(self, found: TableDump | None) -> tuple[nft.Transaction, dict[str, dict[bytes, nft.Value]]]:
-        """The static part of a full plan, and the elements to start from (none if the table is made again)."""
+        """Returns the static part of a full plan, and the initial elements (empty if the plan recreates the table)."""
         want, tx = static_rules(self.layout, self.node), nft.Transaction()
         if found is not None and not (_fits(found.sets, want.sets) and _fits(found.chains, want.chains)):
             tx.remove(self.layout.table)
@@ -250,7 +250,7 @@ class Planner:
         return nft.Verdict(GOTO, made[0].name)
 
     def _affinity(self, key: bytes, frontend: Frontend | None) -> None:
-        """Record which endpoints may be remembered for this frontend's Service port."""
+        """Records the endpoints that rules may remember for this frontend's Service port."""
         treatments = (frontend.internal, frontend.external) if frontend is not None else ()
         found = [(a.sticky, a.destinations) for a in treatments if isinstance(a, Balance) and a.sticky]
         if not found:
@@ -310,12 +310,12 @@ class Planner:
 
 
 def _fits(found: Mapping[str, object], want: Mapping[str, object]) -> bool:
-    """Whether the missing objects can be added; False if one exists with another definition."""
+    """Whether the missing objects can be added; False if an object exists with another definition."""
     return all(found.get(name, thing) == thing for name, thing in want.items())
 
 
 def _chain(tx: nft.Transaction, found: TableDump, chain: nft.Chain, rules: tuple[nft.Rule, ...]) -> None:
-    """Replace a chain's rules in one commit unless they are already right."""
+    """Replaces the rules of a chain in one commit, unless the rules are already correct."""
     have = [rule.comment for rule in found.rules.get(chain.name, [])]
     if have == [rule.comment for rule in rules]:
         return

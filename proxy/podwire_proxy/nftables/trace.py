@@ -1,5 +1,6 @@
-"""Evaluates the table for a packet in memory (kernel/nft/eval.py). Tests compare it with the oracle, and `explain`
-shows it.
+"""Evaluates the table for a packet in memory (kernel/nft/eval.py).
+
+Tests compare the result with the oracle; `explain` shows the result.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ RTN_UNICAST = 1
 
 
 class Tracer:
-    """dump: with the rules' expressions. `node` determines which addresses are local."""
+    """Traces packets through a table. dump: with the rules' expressions. node: determines the local addresses."""
 
     def __init__(self, dump: TableDump, node: NodeInfo) -> None:
         self.dump, self.node = dump, node
 
     def traces(self, packet: Packet) -> Iterator[Trace]:
-        """Every path that the packet can take, with the rules that decided it."""
+        """Yields every possible path of the packet, with the rules that decided the path."""
         local = {packed(ip) for ip in self.node.addresses} | ({packed(packet.dst)} if packet.bound else set())
 
         def fib(of: str, address: bytes) -> int:
