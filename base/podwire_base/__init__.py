@@ -1,1 +1,1 @@
-"""Code that every other package of podwire uses. It imports none of them."""
+"""Code that every other package of podwire uses. This package imports no other package of podwire."""

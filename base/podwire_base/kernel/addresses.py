@@ -1,4 +1,4 @@
-"""The addresses of this network namespace, and its uplink. I/O, without pyroute2."""
+"""Reads the addresses of a network namespace, and finds its uplink. I/O, without pyroute2."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from .netlink.socket import RouteSocket
 
 
 def local_addresses() -> tuple[IPAddress, ...]:
-    """Every address of the calling thread's namespace, in the order of its links. Raises OSError."""
+    """Returns every address of the calling thread's network namespace, in the order of the links. Raises OSError."""
     with RouteSocket() as sock:
         return tuple(dict.fromkeys(nl.address_of(body)[0] for body in sock.everything(nl.GETADDR, nl.all_addresses())))
 
 
 def uplink(address: str = "") -> str:
-    """The link of the calling thread's namespace that has `address`, else that of the default route with the lowest
-    metric, IPv4 before IPv6; "" if there is none. Raises OSError.
+    """Returns the name of the link that has `address`, in the calling thread's network namespace. If no link has the
+    address, returns the link of the default route with the lowest metric (IPv4 before IPv6), or "" if there is no
+    default route. Raises OSError.
     """
     with RouteSocket() as sock:
         for body in sock.everything(nl.GETADDR, nl.all_addresses()) if address else ():

@@ -1,5 +1,6 @@
-"""Calls a function in another network namespace. A thread enters the namespace and ends, so no other thread is
-moved."""
+"""Calls a function in another network namespace. A new thread enters the namespace and ends after the call, so no other
+thread changes its namespace.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +27,14 @@ def setns(fd: int, kind: int = CLONE_NEWNET) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Give the calling thread new namespaces. Raises OSError."""
+    """Move the calling thread into new namespaces. Raises OSError."""
     _check(_libc.unshare(flags))
 
 
 def in_thread(work: Callable[[], T]) -> T:
-    """Run `work` in a new thread and wait; its changes to its own namespaces end with it."""
+    """Run `work` in a new thread and wait for the result. If `work` changes its thread's namespaces, other threads are
+    not affected.
+    """
     box: list[Any] = []
 
     def body() -> None:
@@ -51,7 +54,9 @@ def in_thread(work: Callable[[], T]) -> T:
 
 
 def within(fd: int | None, work: Callable[[], T]) -> T:
-    """Run `work` in the network namespace behind `fd` (None: the caller's); sockets that it opens stay there."""
+    """Run `work` in the network namespace behind `fd` (None: the caller's namespace). Sockets that `work` opens stay in
+    this namespace.
+    """
     if fd is None:
         return work()
 
@@ -63,8 +68,8 @@ def within(fd: int | None, work: Callable[[], T]) -> T:
 
 
 def call_in(path: str, work: Callable[[], T]) -> T:
-    """Run `work` in the network namespace at `path` (a /run/netns file or /proc/PID/ns/net); sockets that it opens stay
-    there.
+    """Run `work` in the network namespace at `path` (a /run/netns file or /proc/PID/ns/net). Sockets that `work` opens
+    stay in this namespace.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -24,7 +24,7 @@ Kind = Literal["new", "update", "destroy"]
 
 
 class Tuple(NamedTuple):
-    """One direction of a flow: addresses as canonical text; ports are 0 for a protocol without ports."""
+    """One direction of a flow. Addresses are canonical text. Ports are 0 if the protocol has no ports."""
 
     source: str
     source_port: int
@@ -34,9 +34,9 @@ class Tuple(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """One entry. original: the direction of the first packet; reply: the direction of the answers. A translation is the
-    difference between the two. protocol: IPPROTO_*. ident: the kernel's own description, for deleting exactly this
-    entry. status: IPS_* bits. tcp_state: TCP_CONNTRACK_*, 0 for other protocols.
+    """One conntrack entry. original: the direction of the first packet. reply: the direction of the answers. If the
+    flow is translated (NAT), the two directions differ. protocol: IPPROTO_*. ident: the attributes by which the kernel
+    identifies exactly this entry for deletion. status: IPS_* bits. tcp_state: TCP_CONNTRACK_*, 0 for other protocols.
     """
 
     family: Family
@@ -49,12 +49,12 @@ class Flow:
 
     @property
     def opening(self) -> bool:
-        """A TCP flow of which only the client's SYN was seen."""
+        """Whether conntrack has seen only the client's SYN of this TCP flow."""
         return self.tcp_state == SYN_SENT and not self.status & SEEN_REPLY
 
     @property
     def over(self) -> bool:
-        """A closed or reset TCP flow, whose entry only waits to expire."""
+        """Whether this is a closed or reset TCP flow whose entry only waits to expire."""
         return self.tcp_state in (TIME_WAIT, CLOSE)
 
 
@@ -66,15 +66,16 @@ class Event(NamedTuple):
 
 
 def matching(protocol: int, ip: str = "", port: int = 0, *, unanswered: bool = False) -> bytes:
-    """The limits of a dump: entries of a protocol whose original destination is `port` and `ip`; unanswered: entries
-    without a reply. Older kernels return more than requested (tuple: before 5.8; status: before 5.18). For IPv6 they do
-    not compare addresses (Linux 6.18 and before compare them the wrong way round). So check each flow again.
+    """Returns the filter of a dump. The filter selects the entries of a protocol with `ip` and `port` as original
+    destination. unanswered: only entries without a reply. Older kernels ignore parts of the filter and return more
+    entries (the tuple before 5.8, the status before 5.18). The filter does not compare IPv6 addresses, because Linux
+    6.18 and older compare them the wrong way round. So check each returned flow again.
     """
     raw = packed(ip) if ip else b""
     flags = BY_PROTOCOL | (BY_PORT if port else 0) | (BY_ADDRESS if len(raw) == 4 else 0)
     address = nest(1, attr(2 if len(raw) == 4 else 4, raw)) if raw else b""
     number = attr(1, bytes((protocol,))) + (attr(3, port.to_bytes(2, "big")) if port else b"")
-    # The flags are in host order, unlike everything else here.
+    # The flags are in host order; all other numbers here are big-endian.
     body = nest(TUPLE_ORIG, address, nest(2, number)) + nest(FILTER, host_u32(1, flags))
     if unanswered:
         body += attr(STATUS, bytes(4)) + attr(STATUS_MASK, SEEN_REPLY.to_bytes(4, "big"))
@@ -82,7 +83,7 @@ def matching(protocol: int, ip: str = "", port: int = 0, *, unanswered: bool = F
 
 
 def question(family: Family, body: bytes = b"") -> bytes:
-    """The body of a request about entries of one family; body: see `matching`."""
+    """Returns the body of a request for the entries of one IP family. body: a filter made by `matching`."""
     return nfgenmsg(NFPROTO[family]) + body
 
 
@@ -95,12 +96,12 @@ def _tuple(raw: bytes) -> tuple[int, Tuple]:
 
 
 def decode(body: bytes) -> Flow:
-    """The entry in a message. Raises KeyError or ValueError if it has no tuples."""
+    """Decode the entry in a message. Raises KeyError or ValueError if the message has no tuples."""
     got = parse(body[4:])
     protocol, original = _tuple(got[TUPLE_ORIG])
     # CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE
     state = to_int(parse(parse(got.get(PROTOINFO, b"")).get(1, b"")).get(1)) if protocol == TCP else 0
-    # The nested flag is stripped by parse; the kernel takes tuples with or without it.
+    # `parse` removes the nested flag. The kernel accepts tuples with or without the flag.
     ident = nest(TUPLE_ORIG, got[TUPLE_ORIG]) + b"".join(attr(k, got[k]) for k in (ID, ZONE) if k in got)
     return Flow(
         "ip" if body[0] == NFPROTO["ip"] else "ip6",
@@ -114,7 +115,7 @@ def decode(body: bytes) -> Flow:
 
 
 def decode_event(kind: int, flags: int, body: bytes) -> Event | None:
-    """A notification; None for a message of another subsystem or about other objects."""
+    """Decode a notification. Returns None for a message of another subsystem or about other objects."""
     if kind == SUBSYS | NEW:
         return Event("new" if flags & CREATE else "update", decode(body))
     return Event("destroy", decode(body)) if kind == SUBSYS | DELETE else None

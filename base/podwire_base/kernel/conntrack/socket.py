@@ -12,8 +12,8 @@ from ..netlink.socket import MANY_ANSWERS, NETFILTER, ROOM, Netlink, open_socket
 from . import codec
 from .codec import Event, Flow, Kind
 
-AT_ONCE = 100  # deletions in one message: even if all are refused, the refusals must fit into the socket's queue
-AT_A_LOOK = 256  # datagrams of notifications
+AT_ONCE = 100  # deletions in one batch: if the kernel refuses all, the errors must fit into the socket's queue
+AT_A_LOOK = 256  # datagrams of notifications that one `read` takes
 
 
 def _refused(err: NetlinkError) -> OSError:
@@ -21,15 +21,16 @@ def _refused(err: NetlinkError) -> OSError:
 
 
 class Conntrack(Netlink):
-    """One ctnetlink socket. dumps, entries: the number of dumps requested and of entries received."""
+    """One ctnetlink socket. dumps: the number of requested dumps. entries: the number of received entries."""
 
     def __init__(self, ns_fd: int | None = None) -> None:
         super().__init__(NETFILTER, ns_fd, room=MANY_ANSWERS)
         self.dumps = self.entries = 0
 
     def flows(self, family: Family, which: bytes = b"") -> Iterator[Flow]:
-        """The entries of one family; read them to the end before another call. which: see codec.matching. Raises
-        OSError."""
+        """Yields the entries of one IP family. Read the iterator to its end before the next call. which: a filter made
+        by codec.matching. Raises OSError.
+        """
         self.dumps += 1
         try:
             for _, body in self.request(codec.SUBSYS | codec.GET, codec.question(family, which), DUMP):
@@ -39,7 +40,7 @@ class Conntrack(Netlink):
             raise _refused(err) from err
 
     def delete(self, flows: Sequence[Flow]) -> list[Flow]:
-        """Delete these entries, many in one message; returns those that were still there. Raises OSError."""
+        """Delete these entries, many in one batch. Returns the entries that still existed. Raises OSError."""
         gone: list[Flow] = []
         for first in range(0, len(flows), AT_ONCE):
             part = flows[first : first + AT_ONCE]
@@ -54,8 +55,8 @@ class Conntrack(Netlink):
 
 
 class Heard(NamedTuple):
-    """The events since the last read. overruns: how often the kernel found the queue full and dropped events (ENOBUFS);
-    if it is not 0, a dump is needed for the present state.
+    """The events since the last read. overruns: how often the kernel dropped events because the queue was full
+    (ENOBUFS). If overruns is not 0, only a dump shows the present state.
     """
 
     events: list[Event]
@@ -63,7 +64,7 @@ class Heard(NamedTuple):
 
 
 class Events:
-    """Subscribes to conntrack's notifications. `fileno` is for a selector or an event loop."""
+    """A subscription to conntrack's notifications. `fileno` is for a selector or an event loop."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class Events:
         kinds: Collection[Kind] = ("new", "update", "destroy"),
         room: int = MANY_ANSWERS,
     ) -> None:
-        """room: bytes for events that wait to be read. Raises OSError."""
+        """room: the size of the receive buffer in bytes. Raises OSError."""
         self._sock = open_socket(NETFILTER, ns_fd, room=room, groups=[codec.GROUPS[kind] for kind in kinds])
         self._sock.setblocking(False)
 
@@ -89,7 +90,9 @@ class Events:
         self._sock.close()
 
     def read(self) -> Heard:
-        """The waiting events; after very many of them the descriptor stays readable. Raises OSError."""
+        """Returns the waiting events. One call reads a limited number; if more are waiting, the descriptor stays
+        readable. Raises OSError.
+        """
         events, overruns = list[Event](), 0
         for _ in range(AT_A_LOOK):
             try:

@@ -1,7 +1,7 @@
-"""Netlink messages (struct nlmsghdr), their attributes (struct nlattr), and errors. Pure.
+"""Encodes and decodes netlink messages (struct nlmsghdr), their attributes (struct nlattr), and errors. Pure.
 
-Netlink's own headers, and the integers of rtnetlink, are in host order (`host_u32`). Those of netfilter (nf_tables,
-conntrack, ipset) are big-endian (`u32`, `u64`).
+The headers of netlink and the integers of rtnetlink are in host order (`host_u32`). The integers of netfilter
+(nf_tables, conntrack, ipset) are big-endian (`u32`, `u64`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NFPROTO = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}  # families of netfilter
 
 
 def attr(kind: int, value: bytes) -> bytes:
-    """One attribute, padded to four bytes."""
+    """Returns one attribute, padded to a multiple of four bytes."""
     size = len(value) + 4
     return _HEAD.pack(size, kind) + value + _PAD[size & 3]
 
@@ -41,7 +41,9 @@ def nest(kind: int, *inner: bytes) -> bytes:
 
 
 def u32(kind: int, value: int) -> bytes:
-    """Negative values (priorities, verdict codes) are encoded as two's complement."""
+    """Returns an attribute with a big-endian number. Negative values (priorities, verdict codes) are encoded as two's
+    complement.
+    """
     return attr(kind, _U32.pack(value & 0xFFFFFFFF))
 
 
@@ -62,7 +64,7 @@ def text(kind: int, value: str) -> bytes:
 
 
 def walk(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(attribute number, payload) of each attribute in `data`; stops at a malformed one."""
+    """Yields (number, payload) of each attribute in `data`. Stops at a malformed attribute."""
     at, end = 0, len(data)
     while at + 4 <= end:
         size, kind = _HEAD.unpack_from(data, at)
@@ -73,12 +75,14 @@ def walk(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def parse(data: bytes) -> dict[int, bytes]:
-    """Attributes by number; if a number repeats, the last one counts."""
+    """Returns number -> payload of each attribute. If a number repeats, the last attribute counts."""
     return dict(walk(data))
 
 
 def find(data: bytes, wanted: int, at: int = 0) -> bytes:
-    """The payload of the first attribute `wanted` from position `at` on; empty if there is none."""
+    """Returns the payload of the first attribute with the number `wanted`, from position `at` on; b"" if
+    there is none.
+    """
     while at + 4 <= len(data):
         size, kind = _HEAD.unpack_from(data, at)
         if kind & TYPE_MASK == wanted:
@@ -102,17 +106,17 @@ def to_text(data: bytes | None) -> str:
 
 
 def message(kind: int, flags: int, body: bytes, seq: int = 0) -> bytes:
-    """A request. seq 0: the socket fills in the sequence number."""
+    """Returns a request. seq 0: the socket sets the sequence number."""
     return HEADER.pack(len(body) + 16, kind, flags | REQUEST, seq, 0) + body
 
 
 def nfgenmsg(family: int, res_id: int = 0) -> bytes:
-    """The header of every netfilter message, after netlink's header."""
+    """Returns struct nfgenmsg, the header that follows the netlink header in every netfilter message."""
     return _NFGENMSG.pack(family, 0, res_id)
 
 
 def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
-    """(type, flags, sequence number, port id, body after the netlink header) of each message in a datagram."""
+    """Yields (type, flags, sequence number, port id, body after the netlink header) of each message in a datagram."""
     at = 0
     while at + 16 <= len(data):
         length, kind, flags, seq, pid = HEADER.unpack_from(data, at)
@@ -123,8 +127,8 @@ def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
 
 
 class NetlinkError(OSError):
-    """The kernel refused one message. seq: its sequence number, or its position in a batch; extack: the kernel's error
-    text (extended ack), often empty. `errno` as in errno.h, or one of the subsystem's own.
+    """The kernel refused one message. seq: the message's sequence number, or its position in a batch. extack: the
+    kernel's error text (extended ack), often empty. errno: a number of errno.h or of the subsystem.
     """
 
     def __init__(self, code: int, seq: int, extack: str = "") -> None:
@@ -137,8 +141,9 @@ class NetlinkError(OSError):
 
 
 def decode_error(flags: int, seq: int, body: bytes) -> NetlinkError | None:
-    """NLMSG_ERROR; None for an acknowledgement. It has an errno, the request's header (the whole request unless the
-    answer is capped, see NETLINK_CAP_ACK) and, if flagged, attributes, of which 1 is a text.
+    """Decode NLMSG_ERROR. Returns None for an acknowledgement (errno 0). The message has an errno, then the request's
+    header (or the complete request, if NETLINK_CAP_ACK is not set), and attributes if a flag says so. Attribute 1 is
+    the error text.
     """
     code = -int.from_bytes(body[:4], sys.byteorder, signed=True)
     if not code:

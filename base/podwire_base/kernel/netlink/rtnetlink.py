@@ -1,8 +1,8 @@
-"""rtnetlink: messages about links, addresses, routes and neighbours, without the 150 ms that importing pyroute2 costs.
-Pure; `socket.RouteSocket` sends them.
+"""Encodes and decodes rtnetlink messages about links, addresses, routes and neighbours. Importing pyroute2 for that
+would take 150 ms. Pure; `socket.RouteSocket` sends the messages.
 
-Encoders return one message. All layouts are those of <linux/rtnetlink.h>, <linux/if_link.h> and <linux/neighbour.h>;
-the unit tests decode them with pyroute2.
+Each encoder returns one message. Sources of the layouts: <linux/rtnetlink.h>, <linux/if_link.h> and
+<linux/neighbour.h>. The unit tests decode the messages with pyroute2.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ _ONE_QUEUE = host_u32(IFLA_NUM_TX_QUEUES, 1) + host_u32(IFLA_NUM_RX_QUEUES, 1)
 
 
 def new_veth(host: str, host_mac: str, peer: str, peer_mac: str, netns_fd: int, mtu: int, group: int) -> bytes:
-    """A veth pair whose peer is created inside the namespace behind `netns_fd`: no move and no rename, and the peer is
-    never visible outside. group: of the host's end, by which rules know it.
+    """Create a veth pair. The kernel creates the peer inside the namespace behind `netns_fd`, so nothing is moved or
+    renamed, and the peer is never visible elsewhere. group: the link group of the host's end; rules match this group.
 
-    One queue each way: the default is one per CPU, each with objects in sysfs, which take half of a veth's creation
-    time. A veth sends without a lock, on the sender's CPU, whatever its number of queues.
+    The veth has one queue in each direction. The default is one queue per CPU, and the sysfs objects of the queues take
+    half of the creation time. A veth sends without a lock, on the sender's CPU, for any number of queues.
     """
     end = text(IFLA_IFNAME, peer) + attr(IFLA_ADDRESS, mac_bytes(peer_mac)) + host_u32(IFLA_MTU, mtu) + _ONE_QUEUE
     info = attr(VETH_INFO_PEER | NESTED, _link() + end + host_u32(IFLA_NET_NS_FD, netns_fd))
@@ -97,8 +97,9 @@ def set_master(index: int, master: int) -> bytes:
 
 
 def port_flags(index: int, *, learning: bool) -> bytes:
-    """Let a bridge port send frames back to the port on which they arrived. learning: whether the MACs that frames come
-    from move to this port in the bridge's forwarding table."""
+    """Enable hairpin mode on a bridge port: the bridge may send a frame back to the port on which the frame arrived.
+    learning: whether the bridge learns source MACs from frames of this port.
+    """
     flags = attr(IFLA_BRPORT_MODE, b"\1") + attr(IFLA_BRPORT_LEARNING, bytes((learning,)))
     return message(SETLINK, 0, _link(index, fam=AF_BRIDGE) + attr(IFLA_PROTINFO | NESTED, flags))
 
@@ -115,8 +116,8 @@ def get_link(index: int) -> bytes:
 
 
 def new_address(index: int, address: IPAddress, prefix: int) -> bytes:
-    """IPv6 without duplicate address detection: the lease guarantees that the address is unique, and DAD takes 1-2
-    s.
+    """Add an address. IPv6 addresses skip duplicate address detection (DAD): the lease guarantees that the address is
+    unique, and DAD takes 1-2 s.
     """
     flags = host_u32(IFA_FLAGS, IFA_F_NODAD) if address.version == 6 else b""
     return message(
@@ -142,7 +143,7 @@ def new_route(
     table: int | None = None,
     scope: int | None = None,
 ) -> bytes:
-    """A route over link `index`; without `via` a link-scope route, resolved on the link itself."""
+    """Add a route over link `index`. via None: a link-scope route, whose destinations are on the link itself."""
     if scope is None:
         scope = RT_SCOPE_UNIVERSE if via or dst.version == 6 else RT_SCOPE_LINK
     table = table or RT_TABLE_MAIN
@@ -165,7 +166,9 @@ def delete_route(index: int, dst: IPNetwork) -> bytes:
 
 
 def new_neighbour(index: int, address: IPAddress, mac: str) -> bytes:
-    """A permanent entry: no ARP before the first packet, and the kernel's limit of neighbours ignores it."""
+    """Add a permanent neighbour entry. The first packet then needs no ARP, and the kernel's limit of neighbour entries
+    does not count it.
+    """
     return message(
         NEWNEIGH,
         CREATE | REPLACE,
@@ -180,8 +183,9 @@ def delete_neighbour(index: int, address: IPAddress) -> bytes:
 
 
 def new_fdb(port: int, mac: str, *, sticky: bool) -> bytes:
-    """A static entry in the bridge's forwarding table, so that a frame for a silent pod is not flooded to all pods.
-    sticky: no frame from another port moves it (Linux 4.20)."""
+    """Add a static entry to the bridge's forwarding table, so that a frame for a silent pod is not flooded to all pods.
+    sticky: a frame from another port does not move the entry (from Linux 4.20 on).
+    """
     return message(
         NEWNEIGH,
         CREATE | REPLACE,
@@ -194,64 +198,66 @@ _OF_BRIDGE = text(IFLA_INFO_SLAVE_KIND, "bridge")
 
 
 def port_state(link: bytes) -> int | None:
-    """The bridge port state in the body of an RTM_NEWLINK message; None if the link is no bridge port."""
-    # The port's data follows some forty attributes; this search skips them, because a pod waits.
+    """Returns the bridge port state from the body of an RTM_NEWLINK message; None if the link is not a bridge port."""
+    # The port's data follows about forty other attributes. This search skips them, because a pod waits for it.
     at = link.find(_OF_BRIDGE)
     state = find(find(link, IFLA_INFO_SLAVE_DATA, at), IFLA_BRPORT_STATE) if at > 0 else b""
     return state[0] if state else None
 
 
 def is_up(link: bytes) -> bool:
-    """Whether the link is operationally up (RFC 2863), so that its queue takes packets, in an RTM_NEWLINK body."""
+    """Whether the link of an RTM_NEWLINK body is operationally up (RFC 2863). Only then does the link's queue accept
+    packets.
+    """
     return find(link, IFLA_OPERSTATE, 16)[:1] == bytes((OPER_UP,))
 
 
 def carries(link: bytes) -> bool:
-    """Whether packets pass, from an RTM_NEWLINK body: a bridge port must be forwarding, any other link up; attach.c
-    does the same.
+    """Whether the link of an RTM_NEWLINK body carries packets. A bridge port must be in the state forwarding; any other
+    link must be up. attach.c has the same test.
     """
     state = port_state(link)
     return is_up(link) if state is None else state == BR_STATE_FORWARDING
 
 
 def index_of(body: bytes) -> int:
-    """The index in an RTM_NEWLINK or RTM_DELLINK body."""
+    """Returns the index of the link in an RTM_NEWLINK or RTM_DELLINK body."""
     index: int = struct.unpack_from("=i", body, 4)[0]
     return index
 
 
 def link_of(body: bytes) -> tuple[str, int, int]:
-    """(name, index, index of the master or 0) of an RTM_NEWLINK or RTM_DELLINK body."""
+    """Returns (name, index, index of the master or 0) of the link in an RTM_NEWLINK or RTM_DELLINK body."""
     found = parse(body[16:])
     master = struct.unpack("=I", found[IFLA_MASTER])[0] if IFLA_MASTER in found else 0
     return found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(), index_of(body), master
 
 
 def all_links() -> bytes:
-    """The body of a dump of links."""
+    """Returns the body of the request for all links."""
     return _link() + _NO_STATISTICS
 
 
 def all_addresses() -> bytes:
-    """The body of a dump of addresses (struct ifaddrmsg)."""
+    """Returns the body of the request for all addresses (struct ifaddrmsg)."""
     return bytes(8)
 
 
 def all_routes(fam: int) -> bytes:
-    """The body of a dump of one family's routes (struct rtmsg)."""
+    """Returns the body of the request for all routes of one IP family (struct rtmsg)."""
     return bytes((fam,)) + bytes(11)
 
 
 def address_of(body: bytes) -> tuple[IPAddress, int]:
-    """(address, index of its link) in an RTM_NEWADDR body."""
+    """Returns (address, index of the address's link) of an RTM_NEWADDR body."""
     found = parse(body[8:])
     index: int = struct.unpack_from("=I", body, 4)[0]
     return ip_address(found.get(IFA_LOCAL) or found[IFA_ADDRESS]), index
 
 
 def default_route_of(body: bytes) -> tuple[int, int] | None:
-    """(metric, index of the link) in an RTM_NEWROUTE body if it is a default route of the main table; else None. Of
-    several next hops it takes the first.
+    """Returns (metric, index of the link) of the route in an RTM_NEWROUTE body. Returns None if the route is not a
+    default route of the main table. If the route has several next hops, the first next hop counts.
     """
     _, size, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(body)
     found = parse(body[_ROUTE.size :])

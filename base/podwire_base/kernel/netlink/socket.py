@@ -1,4 +1,6 @@
-"""Netlink sockets: open one in a namespace, then query, change, dump. The only module that opens them. I/O."""
+"""Netlink sockets: opens a socket in a network namespace, sends requests and reads dumps. No other module opens netlink
+sockets. I/O.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,20 @@ ROUTE, NETFILTER = 0, 12  # protocols (linux/netlink.h)
 SOL_NETLINK, ADD_MEMBERSHIP, CAP_ACK, EXT_ACK = 270, 1, 10, 11
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 SIOCGIFINDEX = 0x8933
-# Bytes for one answer: the kernel's dumps come in pieces of at most 32 KiB; a larger buffer would be a memory mapping
-# for each call.
+# The receive buffer in bytes. The kernel sends dumps in pieces of at most 32 KiB. For a larger buffer, malloc would
+# make a memory mapping at each call.
 ROOM = 1 << 16
-MANY_ANSWERS = 4 << 20  # bytes for waiting answers and notifications, instead of the system's default
+MANY_ANSWERS = 4 << 20  # receive queue in bytes, instead of the system's default
 VIEWS = 5
 _U32 = struct.Struct("=I")
 
 
 def open_socket(protocol: int, ns_fd: int | None = None, *, room: int = 0, groups: Sequence[int] = ()) -> socket.socket:
-    """A socket of the network namespace behind `ns_fd` (None: the caller's); it stays there.
+    """Open a socket in the network namespace behind `ns_fd` (None: the caller's namespace). The socket stays in this
+    namespace.
 
-    room: bytes for messages that wait to be read (0: the system's default). groups: of notifications.
+    room: the size of the receive queue in bytes (0: the system's default). groups: the multicast groups of
+    notifications to join.
     """
 
     def make() -> socket.socket:
@@ -40,7 +44,8 @@ def open_socket(protocol: int, ns_fd: int | None = None, *, room: int = 0, group
             if room:
                 sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, room)
             if groups:
-                # Broadcasts skip the port that a change came from; 0 is the kernel's own port.
+                # Bind the socket, so that the kernel assigns a port id. A notification is not sent to the port id that
+                # caused the change, and an unbound socket has port id 0, like the kernel itself.
                 sock.bind((0, 0))
             for group in groups:
                 sock.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, group)
@@ -53,7 +58,9 @@ def open_socket(protocol: int, ns_fd: int | None = None, *, room: int = 0, group
 
 
 class Netlink:
-    """One socket. Not thread-safe. Every call raises OSError, and NetlinkError if the kernel refuses."""
+    """One netlink socket. It is not thread-safe. Every method may raise OSError, or NetlinkError if the kernel refuses
+    a request.
+    """
 
     def __init__(self, protocol: int, ns_fd: int | None = None, *, room: int = 0) -> None:
         self.sock = open_socket(protocol, ns_fd, room=room)
@@ -72,17 +79,19 @@ class Netlink:
         self.sock.close()
 
     def take(self, count: int) -> int:
-        """Reserve the next `count` sequence numbers for another user of this socket; returns the last one used."""
+        """Reserve the next `count` sequence numbers for other code that uses this socket. Returns the last number
+        before them.
+        """
         used, self._seq = self._seq, self._seq + count
         return used
 
     def frames(self) -> Iterable[tuple[int, int, int, int, bytes]]:
-        """See codec.split: the messages of the next datagram."""
+        """Returns the messages of the next datagram; see codec.split."""
         return codec.split(self.sock.recv(ROOM))
 
     def request(self, kind: int, body: bytes, flags: int = 0) -> Iterator[tuple[int, bytes]]:
-        """(type, body) of each answer; read them to the end before the next request. flags: DUMP for all objects, ACK
-        if only a refusal matters.
+        """Send a request. Yields (type, body) of each answer; read the iterator to its end before the next request.
+        flags: DUMP for all objects, ACK if only a refusal matters.
         """
         self._seq += 1
         self.interrupted, seq = False, self._seq
@@ -103,8 +112,9 @@ class Netlink:
                     return
 
     def everything(self, kind: int, body: bytes) -> Iterator[bytes]:
-        """The body of each answer to a dump. If objects are added or removed meanwhile, a kernel may leave out one that
-        stays: then the dump is repeated, a limited number of times, and the union of all dumps is returned.
+        """Yields the body of each answer to a dump. If objects are added or removed meanwhile, the kernel may leave out
+        an object that still exists. Then the dump is repeated, a limited number of times, and the method yields the
+        union of all dumps.
         """
         for _ in range(VIEWS):
             for _, answer in self.request(kind, body, codec.DUMP):
@@ -119,12 +129,12 @@ class Netlink:
         *,
         answered: bool = False,
     ) -> list[NetlinkError]:
-        """Send many messages in one call and wait until the kernel is done. Returns the refusals; their `seq` is the
-        position in `messages`. The kernel handles the messages in order and continues after a refusal.
+        """Send many messages in one call and wait until the kernel is done. Returns the refusals; the `seq` of a
+        refusal is the position in `messages`. The kernel processes the messages in order and continues after a refusal.
 
         Only the last message requests an acknowledgement, so a batch takes one system call to send and one to receive.
-        (The kernel always reports a refusal.) Answers to queries go to `on_answer(type, body)`. answered: the last
-        message is a query, and its answer ends the batch.
+        (The kernel always reports a refusal.) on_answer: called with (type, body) of each answer to a query. answered:
+        the last message is a query, and the answer to it ends the batch.
         """
         if not messages:
             return []
@@ -167,10 +177,10 @@ class RouteSocket(Netlink):
         fine: Collection[int] = (),
         present: Callable[[int], bool] = lambda _: False,
     ) -> None:
-        """`batch`, but raises the first refusal. If the last message queries a link, its answer ends the batch.
+        """Send a batch and raise the first refusal. If the last message is a query, the answer to it ends the batch.
 
-        It ignores refusals with an errno of `fine`, and "already exists" for a position for which `present` is true.
-        Raises NetlinkError.
+        The method ignores refusals with an errno in `fine`. It ignores "already exists" (EEXIST) for each position for
+        which `present` returns True. Raises NetlinkError.
         """
         question = bool(messages) and codec.HEADER.unpack_from(messages[-1])[1] & 3 == 2  # RTM_GET*
         for refused in self.batch(messages, on_answer, answered=question):
@@ -178,13 +188,13 @@ class RouteSocket(Netlink):
                 raise refused
 
     def ask(self, messages: Sequence[bytes]) -> list[bytes]:
-        """The body of the one answer to each message. Raises NetlinkError."""
+        """Send queries with one answer each. Returns the bodies of the answers. Raises NetlinkError."""
         answers: list[bytes] = []
         self.send(messages, lambda _, body: answers.append(body))
         return answers
 
     def index(self, name: str) -> int:
-        """The index of link `name` in this socket's namespace; 0 if there is none."""
+        """Returns the index of link `name` in this socket's network namespace; 0 if there is no such link."""
         try:
             answer = fcntl.ioctl(self.sock, SIOCGIFINDEX, struct.pack("16si20x", name.encode(), 0))
         except OSError as err:

@@ -1,4 +1,4 @@
-"""nf_tables messages: Transaction -> batch bytes, and dump bytes -> objects. Pure.
+"""Encodes a Transaction as a batch of nf_tables messages, and decodes dumps to objects. Pure.
 
 Sources: linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h. A batch is NFNL_MSG_BATCH_BEGIN, one message per
 operation, NFNL_MSG_BATCH_END; the kernel commits it as a whole or reports every message that fails, by sequence number.
@@ -88,7 +88,7 @@ def _rule(rule: o.Rule, verb: o.Verb) -> bytes:
 def _set(set_: o.Set, verb: o.Verb, number: int) -> bytes:
     body = text(1, set_.table.name) + text(2, set_.name)
     if verb != "add":
-        return body  # a flush is a deletion of elements without a list of elements
+        return body  # a flush deletes elements without a list of elements
     flags = (F_INTERVAL if set_.interval else 0) | (F_MAP if set_.data else 0)
     flags |= F_TIMEOUT | F_EVAL if set_.dynamic else 0
     body += u32(3, flags) + u32(4, _type_code(set_.key)) + u32(5, set_.key_len)
@@ -105,27 +105,27 @@ def _set(set_: o.Set, verb: o.Verb, number: int) -> bytes:
 
 @lru_cache(maxsize=1 << 12)
 def _data(value: bytes | Verdict) -> bytes:
-    """The attributes after the key. Few values make up most elements, so each is encoded once."""
+    """Returns the attributes after the key. Most elements share few values, so the encoding of each value is cached."""
     return u32(3, ELEM_INTERVAL_END) if value == o.INTERVAL_END else data_value(2, value)
 
 
 @lru_cache(maxsize=64)
 def _value_head(size: int) -> bytes:
-    """The attributes before a map element's data of `size` bytes."""
+    """Returns the attribute headers before the data of a map element, which has `size` bytes."""
     return data_value(2, bytes(size))[:8]
 
 
 @lru_cache(maxsize=64)
 def _entry(key: int, rest: int) -> bytes:
-    """Headers of an element with a key of `key` bytes (a multiple of four, as the kernel pads) and `rest` bytes after
-    it.
+    """Returns the headers of an element with a key of `key` bytes and `rest` bytes after the key. `key` is a multiple
+    of four, because the kernel pads keys.
     """
     whole = nest(1, nest(1, attr(1, bytes(key))), bytes(rest))
     return whole[: len(whole) - key - rest]
 
 
 def _elements(things: o.Elements, verb: o.Verb) -> Iterator[bytes]:
-    """Bodies of the messages for these elements."""
+    """Yields the bodies of the messages for these elements."""
     head = text(1, things.set.table.name) + text(2, things.set.name)
     parts: list[bytes] = []
     size = 0
@@ -176,9 +176,9 @@ def table_of(thing: o.Thing) -> o.Table:
 
 
 def encode(transaction: o.Transaction) -> tuple[list[bytes], list[o.Op]]:
-    """Messages of the whole batch, BEGIN and END included, and the operation of each sequence number.
+    """Returns the messages of the batch, including BEGIN and END, and the operation of each sequence number.
 
-    Message i carries sequence number i; the last operation asks for an acknowledgement.
+    Message i has the sequence number i. The last operation requests an acknowledgement.
     """
     nft = nfgenmsg(0, SUBSYS >> 8)
     messages = [message(BATCH_BEGIN, 0, nft)]
@@ -198,7 +198,7 @@ def encode(transaction: o.Transaction) -> tuple[list[bytes], list[o.Op]]:
 
 @dataclass(slots=True)
 class TableDump:
-    """The kernel's content of one table. rules by chain name; elements by set name."""
+    """The content of one table in the kernel. rules: chain name -> rules. elements: set name -> elements."""
 
     table: o.Table
     chains: dict[str, o.Chain] = field(default_factory=dict)
@@ -213,7 +213,7 @@ def decode_table(family: int, body: bytes) -> o.Table:
 
 
 def decode_chain(table: o.Table, body: bytes) -> tuple[str, o.Chain]:
-    """(name of the chain's table, chain); the chain gets `table`."""
+    """Returns (name of the table in the message, chain). `table` becomes the chain's table."""
     got = parse(body)
     name = to_text(got.get(3))
     if 4 not in got:
@@ -230,7 +230,9 @@ def decode_chain(table: o.Table, body: bytes) -> tuple[str, o.Chain]:
 
 
 def decode_rule(body: bytes) -> tuple[str, str, str, int, bytes]:
-    """(table, chain, comment, handle, expressions). The comment identifies a rule; decode.py reads the expressions."""
+    """Returns (table, chain, comment, handle, expressions). The comment identifies a rule; decode.py decodes the
+    expressions.
+    """
     got = parse(body)
     comment, data = "", got.get(7, b"")
     while len(data) >= 2:

@@ -1,6 +1,6 @@
-"""Expressions as the kernel dumps them -> the data of expr.py. Pure. The sources are those of codec.py.
+"""Decodes the expressions of a dump to the classes of expr.py. Pure. Sources: see codec.py.
 
-An expression that this package cannot write becomes Foreign, which keeps the kernel's name for it.
+An expression without a class in expr.py becomes Foreign, which has the kernel's name of the expression.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ Attributes = Mapping[int, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Foreign(e.Expr):
-    """An expression of a foreign rule."""
+    """An expression that this package does not know."""
 
     NAME: ClassVar[str] = ""
     kind: str
 
 
 def _reg(data: bytes | None) -> int:
-    """The kernel gives every fourth register its old 128-bit number, 1 to 4."""
+    """Returns the number of a 32-bit register. The kernel dumps every fourth register with its old number as a 128-bit
+    register, 1 to 4.
+    """
     number = to_int(data)
     return e.R0 + (number - 1) * 4 if 1 <= number <= 4 else number
 
@@ -77,7 +79,7 @@ _READERS: dict[str, Callable[[Attributes], e.Expr]] = {
 
 
 def packets(raw: bytes) -> int:
-    """The number of packets of the rule's first counter. raw: NFTA_RULE_EXPRESSIONS."""
+    """Returns the packet count of the rule's first counter. raw: the content of NFTA_RULE_EXPRESSIONS."""
     for _, listed in walk(raw):
         got = parse(listed)
         if to_text(got.get(1)) == e.Counter.NAME:
@@ -86,7 +88,7 @@ def packets(raw: bytes) -> int:
 
 
 def decode_exprs(raw: bytes) -> tuple[e.Expr, ...]:
-    """The content of NFTA_RULE_EXPRESSIONS."""
+    """Decode the content of NFTA_RULE_EXPRESSIONS."""
     out: list[e.Expr] = []
     for _, listed in walk(raw):
         got = parse(listed)

@@ -7,7 +7,7 @@ from . import objects as o
 
 
 class NftError(OSError):
-    """The kernel refused a whole transaction. `errno` is that of the first failing operation, which `op` names."""
+    """The kernel refused a whole transaction. op: the first failing operation. errno: the error of this operation."""
 
     def __init__(self, error: NetlinkError, op: o.Op | None, total: int) -> None:
         more = f", and {total - 1} more" if total > 1 else ""

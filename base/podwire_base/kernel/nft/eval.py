@@ -1,9 +1,9 @@
 """Computes what the rules of a hook do with a packet: it evaluates expressions in memory and follows every random
 choice. Pure.
 
-It reads TableDumps whose rules carry their expressions (a FakeConnection's, or read back with `exprs=True`). The tables
-determine the chains of a hook and their order: base chains by priority. "drop" and "reject" end the packet's path,
-"accept" continues in the next base chain, and once a NAT chain has translated, the hook's other NAT chains are skipped.
+It reads TableDumps with the expressions of the rules (from a FakeConnection, or a dump with `exprs=True`). The base
+chains of a hook run in the order of their priority. "drop" and "reject" end the packet's path. "accept" continues in
+the next base chain. After a NAT chain has translated the packet, the hook's other NAT chains are skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .objects import INTERVAL_END, Chain, Rule, Set, Value, host32, show
 CT_NEW = 8  # conntrack state: the first packet of a flow
 IPS_DST_NAT = 1 << 5  # conntrack status: this flow's destination was translated
 SYN = 2
-_PORTS_AND_FLAGS = 14  # bytes of a transport header that rules may read
+_PORTS_AND_FLAGS = 14  # the number of bytes of a transport header that rules may read
 _ADDRESSES = {
     "ip": (12, 16, 4, 20),
     "ip6": (8, 24, 16, 40),
@@ -30,7 +30,9 @@ Fib = Callable[[Literal["saddr", "daddr"], bytes], int]  # an address of the pac
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """A packet as expressions see it. protocol: of the transport layer. iifname None: sent by the machine itself."""
+    """The headers of a packet as expressions read them. protocol: the transport protocol. iifname None: the machine
+    itself sends the packet.
+    """
 
     network: bytes
     transport: bytes
@@ -47,7 +49,7 @@ class Headers:
         return int.from_bytes(self.transport[2:4], "big")
 
     def to(self, address: bytes, port: int) -> Headers:
-        """The same packet with another destination."""
+        """Returns the same packet with another destination."""
         _, at, size, _ = _ADDRESSES["ip" if len(self.network) == 20 else "ip6"]
         network = self.network[:at] + address + self.network[at + size :]
         return replace(
@@ -56,7 +58,9 @@ class Headers:
 
 
 def headers(src: bytes, dst: bytes, protocol: int, port: int, iifname: str | None, flags: int = SYN) -> Headers:
-    """The first packet of a flow. src, dst: 4 or 16 bytes each. port: destination. flags: of TCP."""
+    """Returns the headers of the first packet of a flow. src, dst: packed addresses. port: the destination port. flags:
+    the TCP flags.
+    """
     source, destination, size, length = _ADDRESSES["ip" if len(src) == 4 else "ip6"]
     network = bytearray(length)
     network[source : source + size], network[destination : destination + size] = src, dst
@@ -89,7 +93,7 @@ Step = Rule | Element | Draw
 
 
 class Noted(NamedTuple):
-    """What a rule recorded in a dynamic map."""
+    """An element that a rule added to a dynamic set or map."""
 
     set: str
     key: bytes
@@ -98,7 +102,9 @@ class Noted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A packet on its way. original: the flow's first tuple. steps: the rules and elements that decided something."""
+    """A packet on its path. original: the headers of the flow's first packet. steps: the rules and elements that made a
+    decision.
+    """
 
     packet: Headers
     original: Headers
@@ -126,8 +132,8 @@ class State:
 
 
 class Result(NamedTuple):
-    """verdict: "accept", "drop" or "reject"; inside a chain also "continue" and "return". rule: the one that gave the
-    verdict.
+    """The end of one path. verdict: "accept", "drop" or "reject"; inside a chain also "continue" and "return". rule:
+    the rule with the verdict.
     """
 
     verdict: str
@@ -139,13 +145,13 @@ _Ended = tuple[str | e.Verdict, State]
 
 
 class Evaluator:
-    """Raises NotImplementedError for an unknown expression."""
+    """Evaluates the tables of one namespace. Its methods raise NotImplementedError for an unknown expression."""
 
     def __init__(self, dumps: Iterable[TableDump], fib: Fib) -> None:
         self._dumps, self._fib = tuple(dumps), fib
 
     def hook(self, name: str, state: State) -> Iterator[Result]:
-        """Every path that the packet can take through a hook."""
+        """Yields the result of every path that the packet can take through a hook."""
         bases = [(chain, dump) for dump in self._dumps for chain in dump.chains.values() if chain.hook == name]
         yield from self._bases(sorted(bases, key=lambda base: base[0].priority), state)
 
@@ -187,7 +193,7 @@ class Evaluator:
                 yield Result("return", result.state)
 
     def _exprs(self, dump: TableDump, exprs: tuple[e.Expr, ...], state: State) -> Iterator[_Ended]:
-        """Run one rule; "next" if it does not apply or ends without a verdict."""
+        """Run one rule. The verdict is "next" if the rule does not match or ends without a verdict."""
         for index, expr in enumerate(exprs):
             if isinstance(expr, e.Numgen):
                 for number in range(expr.modulus):
@@ -203,7 +209,7 @@ class Evaluator:
         yield "next", state
 
     def _one(self, dump: TableDump, expr: e.Expr, state: State) -> State | _Ended | None:
-        """The state to continue with, a verdict, or None if the rule does not apply."""
+        """Evaluate one expression. Returns the next state, a verdict, or None if the rule does not match."""
         match expr:
             case e.Cmp(data, op, sreg):
                 return state if _compares(state.read(sreg, len(data)), op, data) else None
@@ -233,7 +239,7 @@ class Evaluator:
         return self._load(expr, state)
 
     def _load(self, expr: e.Expr, state: State) -> State:
-        """The expressions that load a register."""
+        """Evaluate an expression that loads a register."""
         packet = state.packet
         match expr:
             case e.Payload("network" | "transport" as base, offset, length, dreg):
@@ -264,7 +270,7 @@ def _word(verdict: str | e.Verdict) -> str:
 
 
 def _compares(value: bytes, op: str, data: bytes) -> bool:
-    """Compares like the kernel: byte by byte, the first one is the most significant."""
+    """Compare as the kernel does: byte by byte, with the first byte as the most significant."""
     return {
         "==": value == data,
         "!=": value != data,
