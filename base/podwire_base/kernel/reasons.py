@@ -1,8 +1,8 @@
-"""Why a packet was dropped or refused, as a code that the deciding rule itself carries. Pure.
+"""Reason codes: why a rule drops or refuses a packet. The code is a part of the rule's comment. Pure.
 
-A rule's code is the last word of its comment, in brackets: "refused at once [no-endpoints]". A reader of the reason
-takes the code of the rule that ended the packet's path; the words before it are for people and may change. Object names
-in a comment never contain a bracket, so none can be mistaken for a code.
+The code is the last word of the comment, in brackets: "refused at once [no-endpoints]". A program that needs the reason
+reads the code of the rule that ended the packet's path. The words before the code are for people and may change. Names
+of objects never contain a bracket, so a name cannot be mistaken for a code.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """The last two are no refusals: rules carry them so that their packets are counted."""
+    """The codes. LOCALHOST_NODE_PORT is not a refusal: its rule has the code only so that the packets are counted."""
 
     NO_ENDPOINTS = "no-endpoints"  # the Service has no usable endpoint anywhere
-    NO_LOCAL_ENDPOINTS = "no-local-endpoints"  # its traffic policy is Local, and its endpoints are on other nodes
-    SOURCE_RANGE = "source-range"  # outside spec.loadBalancerSourceRanges
-    UNALLOCATED_ADDRESS = "unallocated-address"  # in the Service range, but no Service has it
-    WRONG_PORT = "wrong-port"  # an address of a Service that has no such port
-    ENDPOINT_GONE = "endpoint-gone"  # a segment of a flow that was reset because its endpoint left
+    NO_LOCAL_ENDPOINTS = "no-local-endpoints"  # the traffic policy is Local; all endpoints are on other nodes
+    SOURCE_RANGE = "source-range"  # the source is outside spec.loadBalancerSourceRanges
+    UNALLOCATED_ADDRESS = "unallocated-address"  # the address is in the Service range, but no Service has it
+    WRONG_PORT = "wrong-port"  # the address belongs to a Service that does not have this port
+    ENDPOINT_GONE = "endpoint-gone"  # a segment of a flow that was reset because its endpoint was removed
     SLOT_MISSING = "slot-missing"  # the chosen endpoint no longer exists
-    LOOPBACK_MARTIAN = "loopback-martian"  # 127.0.0.0/8 from the wire
-    INVALID_STATE = "invalid-state"  # invalid for conntrack
+    LOOPBACK_MARTIAN = "loopback-martian"  # an address of 127.0.0.0/8 arrived from another machine
+    INVALID_STATE = "invalid-state"  # conntrack classifies the packet as invalid
     SPOOFED = "spoofed"  # a pod claims an address or a part that is not its own
     POLICY = "policy"  # a network policy
     LOCALHOST_NODE_PORT = "localhost-node-port"  # a connection to a NodePort on 127.0.0.1
@@ -32,12 +32,14 @@ _CODE = re.compile(r" ?\[([a-z-]+)\](?= #[0-9a-f]+$|$)")
 
 
 def carrying(words: str, reason: Reason) -> str:
-    """The comment of a rule that acts because of `reason`."""
+    """Returns the comment of a rule with the code of `reason`."""
     return f"{words} [{reason}]"
 
 
 def reason_of(comment: str) -> Reason | None:
-    """The code in a rule's comment; a digest may follow it (" #1a2b3c4d"). None: no known code."""
+    """Returns the code in a rule's comment; None if the comment has no known code. A digest may follow the code ("
+    #1a2b3c4d").
+    """
     found = _CODE.search(comment)
     try:
         return Reason(found[1]) if found else None
@@ -46,5 +48,5 @@ def reason_of(comment: str) -> Reason | None:
 
 
 def without_reason(comment: str) -> str:
-    """The comment's words."""
+    """Returns the words of the comment without the code."""
     return _CODE.sub("", comment)

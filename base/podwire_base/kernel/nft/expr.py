@@ -1,9 +1,9 @@
 """nf_tables expressions as data, in the terms of the kernel's uapi (linux/netfilter/nf_tables.h).
 
-Registers are numbered as 32-bit ones: 8 (NFT_REG32_00) to 23; 0 is the verdict register. A key of several fields is
-loaded into consecutive registers, each field padded to four bytes: IPv4 address at 8, protocol at 9, port at 10, and so
-on. Values are wire bytes: addresses and ports in network order, `mark`-typed numbers, numgen's and fib's results in
-host order.
+Register numbers are those of the 32-bit registers: 8 (NFT_REG32_00) to 23. Register 0 is the verdict register. A key of
+several fields is loaded into consecutive registers, with each field padded to four bytes: for example, an IPv4 address
+into 8, a protocol into 9 and a port into 10. Values are the kernel's bytes. Addresses and ports are in network order.
+Marks and the results of numgen and fib are in host order.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _VERDICT_NAMES = {DROP: "drop", ACCEPT: "accept", JUMP: "jump", GOTO: "goto", RE
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """code: DROP, ACCEPT, JUMP, GOTO or RETURN; chain: the target of JUMP and GOTO."""
+    """A verdict. code: DROP, ACCEPT, JUMP, GOTO or RETURN. chain: the target of JUMP and GOTO."""
 
     code: int
     chain: str = ""
 
     def encode(self, kind: int) -> bytes:
-        """Encode it as a nested NFTA_DATA_VERDICT inside attribute `kind`."""
+        """Encode the verdict as NFTA_DATA_VERDICT nested in attribute `kind`."""
         inner = u32(1, self.code)
         return nest(kind, nest(2, inner, text(2, self.chain)) if self.chain else nest(2, inner))
 
@@ -37,12 +37,14 @@ class Verdict:
 
 
 def data_value(kind: int, value: bytes | Verdict) -> bytes:
-    """NFTA_DATA_VALUE or NFTA_DATA_VERDICT nested in attribute `kind`."""
+    """Encode a value as NFTA_DATA_VALUE or NFTA_DATA_VERDICT nested in attribute `kind`."""
     return value.encode(kind) if isinstance(value, Verdict) else nest(kind, attr(1, value))
 
 
 class Expr:
-    """Base of all expressions. `NAME` is the kernel's name, `body()` the content of NFTA_EXPR_DATA."""
+    """The base class of all expressions. `NAME` is the kernel's name of the expression. `body()` returns the content of
+    NFTA_EXPR_DATA.
+    """
 
     __slots__ = ()
     NAME: ClassVar[str]
@@ -132,8 +134,8 @@ class Bitwise(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Lookup(Expr):
-    """Look up the key at `sreg`. dreg None: continue if found (`invert`: if not found); 0: verdict map; else data
-    map.
+    """Look up the key in register `sreg`. dreg None: continue if the set contains the key (invert: if it does not).
+    dreg 0: the set is a verdict map. Other dreg: load the data of the map into this register.
     """
 
     NAME: ClassVar[str] = "lookup"
@@ -176,9 +178,9 @@ class Numgen(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Update(Expr):
-    """Put the key at `sreg` (and in a map the data at `data`) into a dynamic set, to expire after `timeout` seconds.
-
-    An existing element keeps its data and expires later. If the set is full, the rule ends.
+    """Add the key in register `sreg` to a dynamic set (in a map, with the data in register `data`). The element expires
+    after `timeout` seconds. An existing element keeps its data, and its timeout starts again. If the set is full, the
+    rule ends.
     """
 
     NAME: ClassVar[str] = "dynset"
@@ -197,7 +199,7 @@ CT_KEYS = {"state": 0, "status": 2, "mark": 3, "proto-dst": 12, "ip daddr": 20, 
 
 @dataclass(frozen=True, slots=True)
 class Ct(Expr):
-    """Load from conntrack. `original`: from the original direction's tuple (required for proto-dst and the
+    """Load a value from conntrack. original: read the tuple of the original direction (required for proto-dst and the
     addresses).
     """
 
@@ -255,8 +257,8 @@ class Masquerade(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Reject(Expr):
-    """ICMP (ICMPv6) port unreachable, or a TCP reset (the rule must match l4proto tcp before; the family has no meaning
-    then).
+    """Answer with ICMP (ICMPv6) port unreachable, or with a TCP reset. For a TCP reset, the rule must match l4proto tcp
+    first, and the family is not used.
     """
 
     NAME: ClassVar[str] = "reject"

@@ -1,6 +1,8 @@
-"""The kernel's side of a Transaction, in memory: for tests, for --dry-run, and as the mirror of what was committed.
+"""Applies a Transaction in memory, as the kernel does. It is used in tests, for --dry-run, and as a copy of the
+committed state.
 
-It refuses what the kernel refuses (ENOENT, EEXIST, EBUSY), so the kernel accepts a plan that passes here.
+It refuses an operation with the same errors as the kernel (ENOENT, EEXIST, EBUSY). So the kernel accepts a plan that
+this module accepts.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from .expr import GOTO, JUMP, Immediate, Lookup, Update, Verdict
 
 
 class Refused(OSError):
-    """Like NftError, without the socket: `errno`, and `op` in the text."""
+    """A refused operation, like NftError of a real socket. errno: the error. The text names `op`."""
 
     def __init__(self, code: int, op: o.Op) -> None:
         super().__init__(code, f"{op}: {os.strerror(code)}")
@@ -27,8 +29,8 @@ def _need(condition: bool, code: int, op: o.Op) -> None:
 
 
 def apply_to(dump: TableDump, transaction: o.Transaction, *, check: bool = True) -> None:
-    """Apply the transaction to `dump`; it is not undone on an error. check False: the kernel has accepted it
-    already.
+    """Apply the transaction to `dump`. After an error, the changes are not undone. check False: skip the checks,
+    because the kernel has already accepted the transaction.
     """
     for op in transaction:
         thing = op.thing
@@ -108,8 +110,9 @@ def _set(dump: TableDump, op: o.Op, set_: o.Set) -> None:
 
 
 class FakeConnection:
-    """A namespace's nf_tables in memory, with Connection's commit, dump and elements. `committed`: every
-    transaction."""
+    """The nf_tables of one namespace in memory, with the methods commit, dump and elements of Connection. `committed`
+    has every committed transaction.
+    """
 
     def __init__(self) -> None:
         self.state: dict[o.Table, TableDump] = {}

@@ -13,7 +13,7 @@ from .expr import Expr, Verdict
 TableFamily = Family | Literal["inet", "bridge"]
 Value = bytes | Verdict | None
 Hook = Literal["prerouting", "input", "forward", "output", "postrouting"]
-INTERVAL_END = b"\1interval-end"  # value that marks the exclusive end of an interval in an interval set
+INTERVAL_END = b"\1interval-end"  # the value of the key that ends an interval (exclusive) in an interval set
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A base chain if `hook` is set (kernel priorities: dstnat -100, srcnat 100, raw -300), else a regular one."""
+    """A base chain if `hook` is set, else a regular chain. Standard priorities: dstnat -100, srcnat 100, raw -300."""
 
     table: Table
     name: str
@@ -36,7 +36,9 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """comment: shown by `nft list ruleset`, at most 127 bytes. handle: set in dumps; needed to delete one rule."""
+    """One rule. comment: `nft list ruleset` shows it; at most 127 bytes. handle: set in dumps; needed to delete a
+    single rule.
+    """
 
     chain: Chain
     exprs: tuple[Expr, ...]
@@ -44,7 +46,7 @@ class Rule:
     handle: int = 0
 
 
-# nft's own datatype numbers and lengths: what `nft list` needs to print an element.
+# The numbers and lengths of nft's datatypes. `nft list` needs them to print an element.
 TYPES = {
     "ipv4_addr": (7, 4),
     "ipv6_addr": (8, 16),
@@ -61,9 +63,9 @@ VERDICT_TYPE = 0xFFFFFF00
 class Set:
     """A set, or a map if `data` is given.
 
-    key, data: datatype names, e.g. ("ipv4_addr", "inet_proto", "inet_service"); data may be ("verdict",). interval:
-    elements are ranges (see `intervals`), for single-field keys only. dynamic: the maximum of elements that rules add
-    (Update), which expire; 0 for a set that only transactions write.
+    key, data: datatype names, for example ("ipv4_addr", "inet_proto", "inet_service"); data may be ("verdict",).
+    interval: the elements are ranges (see `intervals`); only for keys with one field. dynamic: the greatest number of
+    elements if rules add elements (Update); 0 if only transactions add elements.
     """
 
     table: Table
@@ -90,7 +92,7 @@ def _length(types: tuple[str, ...]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Elements:
-    """Elements of one set: key bytes -> None (set), bytes (map) or Verdict (verdict map)."""
+    """Elements of one set. items: key bytes -> None (set), bytes (map) or Verdict (verdict map)."""
 
     set: Set
     items: Mapping[bytes, Value]
@@ -102,7 +104,7 @@ Verb = Literal["add", "delete", "flush"]
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One step. flush takes a Chain (all its rules) or a Set (all its elements)."""
+    """One operation of a transaction. A flush deletes all rules of a Chain or all elements of a Set."""
 
     verb: Verb
     thing: Thing
@@ -113,17 +115,21 @@ class Op:
 
 @dataclass(slots=True)
 class Transaction:
-    """All or nothing, in the order given. Printable; applied by `apply` or by `nft_socket.Connection.commit`."""
+    """A list of operations. The kernel applies all of them in order, or none. `socket.apply` and
+    `socket.Connection.commit` send a transaction to the kernel. `lines` prints it.
+    """
 
     ops: list[Op] = field(default_factory=list)
 
     def add(self, *things: Thing) -> Transaction:
-        """Adding an existing table, chain, set or element is no error; rules are appended each time."""
+        """Add objects. Adding an existing table, chain, set or element is not an error. A rule is appended
+        each time.
+        """
         self.ops.extend(Op("add", thing) for thing in things if not isinstance(thing, Elements) or thing.items)
         return self
 
     def delete(self, *things: Thing) -> Transaction:
-        """Deleting a missing object fails the whole transaction with ENOENT."""
+        """Delete objects. If an object is missing, the whole transaction fails with ENOENT."""
         self.ops.extend(Op("delete", thing) for thing in things if not isinstance(thing, Elements) or thing.items)
         return self
 
@@ -132,13 +138,11 @@ class Transaction:
         return self
 
     def remake(self, table: Table) -> Transaction:
-        """Delete the table if it exists and create it again, empty: the idempotent start of a table that is loaded
-        whole.
-        """
+        """Delete the table if it exists, and create an empty table. So loading a complete table is idempotent."""
         return self.add(table).delete(table).add(table)
 
     def remove(self, table: Table) -> Transaction:
-        """Delete the table; no error if it does not exist."""
+        """Delete the table. A missing table is not an error."""
         return self.add(table).delete(table)
 
     def __bool__(self) -> bool:
@@ -152,17 +156,19 @@ class Transaction:
         return len(self.ops)
 
     def lines(self) -> Iterator[str]:
-        """The whole transaction as readable lines."""
+        """Yields the transaction as readable lines."""
         return map(str, self.ops)
 
     @property
     def elements(self) -> int:
-        """Number of elements written and deleted: the measure of what a change costs."""
+        """Returns the number of elements added and deleted, which is the measure of the cost of a change."""
         return sum(len(op.thing.items) for op in self.ops if isinstance(op.thing, Elements))
 
     @property
     def verdicts(self) -> int:
-        """The number of those in verdict maps, which the kernel checks completely for each commit that touches one."""
+        """Returns the number of elements of verdict maps added and deleted. The kernel checks a complete verdict map at
+        each commit that changes the map.
+        """
         return sum(
             len(op.thing.items)
             for op in self.ops
@@ -208,7 +214,7 @@ def _fields(types: tuple[str, ...], data: bytes) -> str:
 
 
 def show(set: Set, key: bytes, value: Value) -> str:
-    """One element in readable form: "10.96.0.1 . tcp . 443 : goto lb3"."""
+    """Returns one element in readable form, for example "10.96.0.1 . tcp . 443 : goto lb3"."""
     text = _fields(set.key, key)
     if value is None:
         return text
@@ -221,7 +227,7 @@ _HOST: Literal["little", "big"] = "little" if memoryview(b"\1\0").cast("H")[0] =
 
 
 def host32(value: int) -> bytes:
-    """A 32-bit number in host order: marks, numgen results, fib types, conntrack status."""
+    """Returns a 32-bit number in host order, for marks, numgen results, fib types and conntrack status."""
     return value.to_bytes(4, _HOST)
 
 
@@ -231,9 +237,8 @@ def key(*fields: bytes) -> bytes:
 
 
 def intervals(cidrs: Iterable[str]) -> dict[bytes, Value]:
-    """Elements of an interval set from CIDRs of one family ("10.0.0.0/8"); overlapping and adjacent ones are merged.
-
-    Raises ValueError for text that is no CIDR (host bits may be set).
+    """Returns the elements of an interval set for CIDRs of one IP family ("10.0.0.0/8"). Overlapping and adjacent CIDRs
+    are merged. Host bits may be set. Raises ValueError for text that is not a CIDR.
     """
     networks = [ipaddress.ip_network(cidr, strict=False) for cidr in cidrs]
     size = 4 if networks and networks[0].version == 4 else 16

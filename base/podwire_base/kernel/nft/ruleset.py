@@ -1,4 +1,5 @@
-"""nf_tables over nfnetlink: rules, sets and elements as plain data, committed as one transaction. No process started.
+"""nf_tables over nfnetlink: rules, sets and elements are plain data and are committed as one transaction, without a
+process.
 
 A table with its rules, loaded whole (idempotent, atomic: the old content is replaced in the same commit):
 
@@ -17,8 +18,8 @@ A table with its rules, loaded whole (idempotent, atomic: the old content is rep
 
 Elements: `nft.Elements(set, {key: value})`; key and value are bytes in wire form, value None in a set, a Verdict in a
 verdict map. Keys of several fields: `nft.key(addr4, bytes((6,)), port.to_bytes(2, "big"))` pads each field to four
-bytes. Adding an element that exists is no error; deleting one that does not raises. To change a value: delete and add
-in one transaction.
+bytes. Adding an existing element is not an error; deleting a missing element is an error. To change a value, delete the
+element and add it in one transaction.
 
 Notrack for a local DNS address: a chain with hook="prerouting" (and "output"), type="filter", priority=-300, and rules
 of `Payload("network", 16, 4), Cmp(addr), Meta("l4proto"), Cmp(b"\\x11"), Payload("transport", 2, 2), Cmp(port),

@@ -1,4 +1,6 @@
-"""The thin I/O of nf_tables: one netlink socket. The codec beside it is pure."""
+"""Sends transactions to nf_tables and reads dumps, over one netlink socket. I/O; codec.py encodes and decodes the
+messages.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ from .decode import decode_exprs, packets
 from .errors import NftError
 
 GROUP_NFTABLES = 7
-# The errors of a kernel without nf_tables: nfnetlink without the subsystem, or no nfnetlink
+# The errors of a kernel without nf_tables: nfnetlink does not have the subsystem, or there is no nfnetlink.
 NOT_THERE = (errnos.EINVAL, errnos.EOPNOTSUPP, errnos.EPROTONOSUPPORT)
 T = TypeVar("T")
 
@@ -57,7 +59,9 @@ class Connection:
 
     @property
     def port_id(self) -> int:
-        """The id by which the kernel's notifications name the origin of our changes."""
+        """Returns the port id of this socket. The kernel's notifications of changes made through this connection have
+        this port id.
+        """
         return int(self._sock.getsockname()[0])
 
     def close(self) -> None:
@@ -70,7 +74,9 @@ class Connection:
         self.close()
 
     def commit(self, transaction: o.Transaction) -> None:
-        """Apply the whole transaction, or raise NftError with nothing applied. An empty transaction sends nothing."""
+        """Apply the whole transaction. Raises NftError; then nothing is applied. For an empty transaction, nothing is
+        sent.
+        """
         if not transaction:
             return
         messages, owners = codec.encode(transaction)
@@ -79,7 +85,7 @@ class Connection:
             self._buffer = 2 * len(batch)
             self._sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, self._buffer)
         self._sock.send(batch)
-        # The kernel works in the sender's context: every answer is queued when send returns.
+        # The kernel processes the batch during the send call, so every answer is in the queue when send returns.
         errors: list[NetlinkError] = []
         acknowledged = False
         while True:
@@ -88,7 +94,7 @@ class Connection:
             except BlockingIOError:
                 break
             except OSError as err:
-                if err.errno != errnos.ENOBUFS:  # so many errors that the queue overflowed: the first ones are enough
+                if err.errno != errnos.ENOBUFS:  # the queue overflowed with errors; the first errors are enough
                     raise
                 continue
             for kind, flags, seq, _, body in split(data):
@@ -103,8 +109,9 @@ class Connection:
             raise NftError(NetlinkError(errnos.EPROTO, 0, "no acknowledgement"), None, 1)
 
     def commit_encoded(self, batch: bytes, exchange: Callable[[int, bytes], bytes]) -> bool:
-        """Apply a batch that codec.encode made; returns False if the kernel refused. Then nothing is applied, and
-        `commit` of the same transaction raises the reason. exchange: sends bytes on a socket and returns all answers.
+        """Apply a batch that codec.encode made. Returns False if the kernel refused the batch; then nothing is applied,
+        and `commit` of the same transaction raises the error. exchange: sends bytes on a socket and returns all
+        answers.
         """
         answers = list(split(exchange(self._sock.fileno(), batch)))
         return bool(answers) and all(
@@ -112,7 +119,7 @@ class Connection:
         )
 
     def _request(self, kind: int, family: int, body: bytes, flags: int = DUMP) -> Iterator[tuple[int, bytes]]:
-        """(family, attributes) of each answer. Raises NftError."""
+        """Send a request. Yields (family, attributes) of each answer. Raises NftError."""
         try:
             for _, payload in self._netlink.request(codec.SUBSYS | kind, nfgenmsg(family) + body, flags):
                 yield payload[0], payload[4:]
@@ -120,7 +127,7 @@ class Connection:
             raise NftError(err, None, 1) from err
 
     def generation(self) -> int:
-        """The namespace's ruleset generation; every commit of any program increments it."""
+        """Returns the generation of the namespace's ruleset. Every commit of any program increments the generation."""
         answers = list(self._request(codec.GETGEN, 0, b"", 0))
         return to_int(parse(answers[0][1]).get(1))
 
@@ -128,7 +135,7 @@ class Connection:
         return [codec.decode_table(fam, body) for fam, body in self._request(codec.GETTABLE, 0, b"")]
 
     def chains(self) -> list[o.Chain]:
-        """The base and other chains of all tables of families that this package knows."""
+        """Returns the base chains and regular chains of all tables whose family this package knows."""
         found = []
         for family, body in self._request(codec.GETCHAIN, 0, b""):
             if family in codec.FAMILY_NAMES:
@@ -138,7 +145,7 @@ class Connection:
         return found
 
     def elements(self, set_: o.Set) -> dict[bytes, o.Value]:
-        """The elements of one set, without expired ones. Raises NftError."""
+        """Returns the elements of one set, without expired elements. Raises NftError."""
         found: dict[bytes, o.Value] = {}
         body = text(1, set_.table.name) + text(2, set_.name)
         for _, answer in self._request(codec.GETSETELEM, NFPROTO[set_.table.family], body):
@@ -146,7 +153,7 @@ class Connection:
         return found
 
     def packets(self, table: o.Table, chain: str) -> dict[str, int]:
-        """The packet counts of a chain's rules, by comment; {} if it does not exist. Raises NftError."""
+        """Returns comment -> packet count of the rules of a chain; {} if the chain does not exist. Raises NftError."""
         found: dict[str, int] = {}
         for _, body in self._request(codec.GETRULE, NFPROTO[table.family], text(1, table.name) + text(2, chain)):
             name, where, comment, _, raw = codec.decode_rule(body)
@@ -155,11 +162,11 @@ class Connection:
         return found
 
     def dump(self, table: o.Table, *, elements: bool = True, exprs: bool = False) -> codec.TableDump | None:
-        """The content of `table` at one moment, None if it does not exist.
+        """Returns a consistent copy of the content of `table`; None if the table does not exist.
 
-        The generation counts the commits of all programs, and on a busy node other tables change all the time. So a
-        dump during which the generation changed is valid if *this* table did not change. exprs: with the rules'
-        expressions, which the writer of the rules does not need.
+        The generation counts the commits of all programs, and on a busy node other tables change all the time. So if
+        the generation changed during a dump, the dump is still valid if *this* table did not change. exprs: also decode
+        the expressions of the rules; the program that wrote the rules does not need them.
         """
         with contextlib.closing(Watcher(table, 0, self._ns_fd)) as watcher:
 
@@ -205,10 +212,12 @@ def _retry(work: Callable[[], T]) -> T:
 
 
 class Watcher:
-    """Receives notifications of foreign changes to one table. `fileno()` is for a selector or an event loop."""
+    """Receives notifications of changes that other programs make to one table. `fileno()` is for a selector or an event
+    loop.
+    """
 
     def __init__(self, table: o.Table, ours: int, ns_fd: int | None = None) -> None:
-        """ours: the port id of the Connection whose changes are ignored."""
+        """ours: the port id of our own Connection; its changes are ignored."""
         self.table, self.ours = table, ours
         self._sock = open_socket(NETFILTER, ns_fd, room=MANY_ANSWERS, groups=[GROUP_NFTABLES])
         self._sock.setblocking(False)
@@ -220,8 +229,8 @@ class Watcher:
         self._sock.close()
 
     def changed(self) -> bool:
-        """Drain the queue; returns whether another program changed our table. True also if the kernel had to drop
-        notifications.
+        """Read all waiting notifications. Returns whether another program changed the table. Returns True also if the
+        kernel dropped notifications.
         """
         foreign = False
         while True:
@@ -239,7 +248,7 @@ class Watcher:
     def _is_foreign(self, kind: int, pid: int, body: bytes) -> bool:
         if kind >> 8 != codec.SUBSYS >> 8 or kind & 0xFF == codec.NEWGEN or pid == self.ours or len(body) < 4:
             return False
-        # The table's name is attribute 1 of tables, chains, rules, sets and elements alike.
+        # Attribute 1 is the table's name in messages about tables, chains, rules, sets and elements.
         name = to_text(parse(body[4:]).get(1))
         return body[0] == NFPROTO[self.table.family] and name == self.table.name
 

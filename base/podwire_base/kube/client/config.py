@@ -1,9 +1,9 @@
 """The API server's address and the client's identity: kubeconfig files (read by lightkube) and in-cluster service
 accounts.
 
-Credentials in files change while a client runs: a service account's token within the hour, a kubelet's certificate once
-a year. So a ClientConfig remembers the files that it was read from, and can read them again. Source: client-go's
-InClusterConfig and clientcmd.
+Credential files change while a client runs. The token of a service account changes every hour, the certificate of a
+kubelet every year. So a ClientConfig has the names of the files that it was read from, and can read them again. Source:
+client-go's InClusterConfig and clientcmd.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from urllib.parse import urlsplit
 
 from ..errors import ConfigError
 
-SERVERS = "PODWIRE_API_SERVERS"  # addresses instead of the kubeconfig's, separated by spaces or commas
+SERVERS = "PODWIRE_API_SERVERS"  # server addresses that replace the kubeconfig's, separated by spaces or commas
 ACCOUNT_DIR = "PODWIRE_SERVICE_ACCOUNT_DIR"
 DEFAULT_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-# Kubeconfig settings that we do not support. If we ignored them, the result would be an unexplained 401.
+# Kubeconfig settings that podwire does not support. They are errors, because ignoring them would lead to an unexplained
+# 401.
 _REFUSED = {
     "user": {
         "exec": "a node's agents do not run credential plugins; use client-certificate, token or tokenFile",
@@ -39,11 +40,12 @@ _REFUSED = {
 
 @dataclass(frozen=True, slots=True)
 class ClientConfig:
-    """server: base URL. token: bearer token or "". ssl: for https URLs, with the client certificate loaded.
+    """The address and credentials of an API server. server: the base URL. token: the bearer token or "". ssl: the TLS
+    context for https URLs, with the client certificate loaded.
 
     others: further URLs of the same API, used if `server` does not answer. server_name: the name in the server's
-    certificate if it is not the address. files: the files that this was read from; again: reads them again (raises
-    ConfigError).
+    certificate, if the name differs from the address. files: the files that this ClientConfig was read from. again:
+    reads the files again (raises ConfigError).
     """
 
     server: str
@@ -60,7 +62,9 @@ class ClientConfig:
 
 
 def stamps(files: tuple[Path, ...]) -> tuple[tuple[int, int, int], ...]:
-    """A stamp for each file; it changes when the file is written or replaced. A missing file has no stamp."""
+    """Returns one stamp for each file. A stamp changes when the file is written or replaced. The stamp of a missing
+    file is all zeros.
+    """
     found = []
     for file in files:
         try:
@@ -72,7 +76,9 @@ def stamps(files: tuple[Path, ...]) -> tuple[tuple[int, int, int], ...]:
 
 
 def server_urls(text: str, default: str) -> tuple[str, ...]:
-    """The addresses in `text`, or `default`. Raises ConfigError for a text that is no URL of an API server."""
+    """Returns the addresses in `text`, or `default` if `text` is empty. Raises ConfigError for text that is not a URL
+    of an API server.
+    """
     urls = tuple(dict.fromkeys(url.rstrip("/") for url in re.split(r"[\s,]+", text) if url)) or (default.rstrip("/"),)
     for url in urls:
         try:
@@ -86,7 +92,9 @@ def server_urls(text: str, default: str) -> tuple[str, ...]:
 
 
 class _Files:
-    """Reads files and records their names. Relative names in a kubeconfig are relative to it."""
+    """Reads files and records their names. Relative names in a kubeconfig are relative to the kubeconfig's
+    directory.
+    """
 
     def __init__(self, base: Path | None) -> None:
         self.base, self.read = base, list[Path]()
@@ -116,7 +124,8 @@ def _context(cluster: Any, user: Any, files: _Files) -> ssl.SSLContext:
             f"{'certificate' if cert else 'key'}"
         )
     if cert and key:
-        # ssl loads a key only from a file; the file is deleted before this returns, and only its owner can read it.
+        # The ssl module loads a key only from a file. Only the owner can read this temporary file, and it is deleted
+        # before the function returns.
         with tempfile.NamedTemporaryFile("w", prefix="podwire-", suffix=".pem") as file:
             file.write(cert + "\n" + key)
             file.flush()
@@ -125,7 +134,7 @@ def _context(cluster: Any, user: Any, files: _Files) -> ssl.SSLContext:
 
 
 def _named(document: Any, table: str, own: str, inner: str) -> Mapping[str, Any]:
-    """The entry named `own` of a kubeconfig's list."""
+    """Returns the entry named `own` of a list in a kubeconfig."""
     for row in document.get(table) or []:
         if row.get("name") == own:
             return row.get(inner) or {}
@@ -133,12 +142,12 @@ def _named(document: Any, table: str, own: str, inner: str) -> Mapping[str, Any]
 
 
 def from_file(path: Path, servers: str = "") -> ClientConfig:
-    """The current context of a kubeconfig. Raises ConfigError, and any error of lightkube and yaml for a broken
-    file.
+    """Read the current context of a kubeconfig. Raises ConfigError. For an invalid file, also raises any error of
+    lightkube or yaml.
     """
     import yaml
 
-    # importing it takes 0.2 s, so do it only when a client is needed
+    # The import takes 0.2 s, so import lightkube only when a client is needed.
     from lightkube.config.kubeconfig import KubeConfig
 
     files = _Files(path.parent)
@@ -175,7 +184,9 @@ def from_file(path: Path, servers: str = "") -> ClientConfig:
 
 
 def from_service_account(folder: Path, env: Mapping[str, str], servers: str = "") -> ClientConfig:
-    """A pod's own service account: KUBERNETES_SERVICE_HOST and _PORT, and the files token and ca.crt."""
+    """Read a pod's service account: the variables KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT, and the files
+    token and ca.crt. Raises ConfigError.
+    """
     host, port = env.get("KUBERNETES_SERVICE_HOST", ""), env.get("KUBERNETES_SERVICE_PORT", "443")
     if not host and not servers:
         raise ConfigError(f"KUBERNETES_SERVICE_HOST is not set: outside a pod name a kubeconfig, or set {SERVERS}")
@@ -193,11 +204,11 @@ def from_service_account(folder: Path, env: Mapping[str, str], servers: str = ""
 
 
 def load(kubeconfig: str | Path | None, *, folder: Path | None = None, servers: str | None = None) -> ClientConfig:
-    """Read `kubeconfig`, or the pod's service account in `folder` if it is None. Raises ConfigError.
+    """Read `kubeconfig`, or the pod's service account in `folder` if `kubeconfig` is None. Raises ConfigError.
 
-    servers: addresses instead of those in the file or the pod's environment. A Service proxy must not reach the API
-    server through the Service that it serves, which does not work before its first rules. folder and servers default to
-    $PODWIRE_...
+    servers: addresses that replace the addresses in the file or in the pod's environment. A Service proxy needs them,
+    because it must not reach the API server through a Service: before the proxy writes its first rules, Services do not
+    work. The defaults of folder and servers come from environment variables ($PODWIRE_...).
     """
     where = str(kubeconfig) if kubeconfig else "in-cluster service account"
     addresses = os.environ.get(SERVERS, "") if servers is None else servers
@@ -207,5 +218,5 @@ def load(kubeconfig: str | Path | None, *, folder: Path | None = None, servers: 
         return from_service_account(
             folder or Path(os.environ.get(ACCOUNT_DIR) or DEFAULT_ACCOUNT_DIR), os.environ, addresses
         )
-    except Exception as err:  # lightkube raises its own errors, those of yaml, OSError, ValueError and KeyError here
+    except Exception as err:  # lightkube raises its own errors, yaml errors, OSError, ValueError and KeyError here
         raise ConfigError(f"{where}: not a usable kubeconfig: {err}") from err

@@ -1,7 +1,7 @@
-"""The HTTP client of every agent: JSON over HTTPS to any Kubernetes API server. A process has one connection pool.
+"""The HTTP client of every agent: JSON over HTTPS to any Kubernetes API server. Each client has one connection pool.
 
-Several addresses of one API count as one server: when an address does not answer, the next one is used. Credentials are
-read again when their files change, and at once when the server answers 401.
+An API may have several server addresses: if an address does not answer, the client uses the next address. The client
+reads credentials again when their files change, and at once when the server answers 401.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ MERGE_PATCH = "application/merge-patch+json"
 CONNECT_SECONDS = 10.0
 CONNECT_SECONDS_OF_SEVERAL = 3.0
 LOOK_SECONDS = 10.0  # seconds between two checks of the credential files
-DEAD_SECONDS = 30  # without an acknowledgement a connection is dead: otherwise a watch would notice only at its end
-_AWAY = (502, 503, 504)  # another address may answer
+DEAD_SECONDS = 30  # without an acknowledgement, a connection counts as dead before its watch times out
+_AWAY = (502, 503, 504)  # statuses after which the client tries the next address
 
 
 def _seconds(headers: Mapping[str, str], body: Mapping[str, Any]) -> float:
-    """Retry-After, or the same value in the Status (details.retryAfterSeconds). Dates are ignored, because no API
-    server sends them.
+    """Returns the seconds of Retry-After, or of details.retryAfterSeconds in the Status; 0 if there is neither. Dates
+    in Retry-After are ignored, because no API server sends them.
     """
     given = headers.get("Retry-After", "")
     if given.isdecimal():
@@ -54,7 +54,7 @@ def _error(code: int, raw: bytes, headers: Mapping[str, str]) -> Refused:
 
 
 def _why(err: BaseException) -> str:
-    """The error in plain words; aiohttp's text would contain the repr of the TLS settings."""
+    """Returns a readable text of the error. aiohttp's text would contain the repr of the TLS settings."""
     if isinstance(err, aiohttp.ClientConnectorError) and not isinstance(err, aiohttp.ClientSSLError):
         number = err.os_error.errno or 0
         return f"cannot connect to {err.host}:{err.port}: {os.strerror(number) if number > 0 else err.strerror}"
@@ -62,7 +62,9 @@ def _why(err: BaseException) -> str:
 
 
 def _socket(address: tuple[Any, ...]) -> socket.socket:
-    """A half-open connection (the server's machine lost its power) ends after DEAD_SECONDS, idle or not."""
+    """Returns a socket whose half-open connection ends after DEAD_SECONDS, idle or not. (A connection is half-open if,
+    for example, the server's machine lost its power.)
+    """
     family, kind, protocol, _, _ = address
     sock = socket.socket(family, kind, protocol)
     sock.setblocking(False)
@@ -83,10 +85,10 @@ class ApiClient:
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
         self._session: aiohttp.ClientSession | None = None
-        self._at = 0  # index of the server in use
+        self._at = 0  # index of the address in use
         self._stamps = stamps(config.files)
         self._looked = 0.0
-        self._hoping: set[asyncio.Future[None]] = set()  # requests that got no answer and wait before they retry
+        self._hoping: set[asyncio.Future[None]] = set()  # requests that failed and wait before their retry
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, socket_factory=_socket))
@@ -106,19 +108,19 @@ class ApiClient:
 
     @property
     def server(self) -> str:
-        """The address in use."""
+        """Returns the address in use."""
         return self.config.servers[self._at % len(self.config.servers)]
 
     def _leave(self, server: str) -> None:
-        """Switch to the next address, unless another request has already left this one."""
+        """Switch from this address to the next, unless another request has already switched."""
         if len(self.config.servers) > 1 and server == self.server:
             self._at = (self._at + 1) % len(self.config.servers)
             log.warn("API server does not answer, trying the next", server=server, next=self.server)
 
     async def pause(self, least: float, most: float) -> None:
-        """Wait `most` seconds, or only `least` if another request is answered meanwhile. A server that is back for one
-        request is back for all; with separate back-offs a part of the process would stay uninformed until the longest
-        one ends.
+        """Wait `most` seconds, or only `least` seconds if the server answers another request meanwhile. If the server
+        answers one request, it can answer all. With separate back-offs, a part of the process would have old data until
+        the longest back-off ends.
         """
         await asyncio.sleep(least)
         hope = asyncio.get_running_loop().create_future()
@@ -134,7 +136,7 @@ class ApiClient:
                 hope.set_result(None)
 
     def _look(self, *, now: bool = False) -> bool:
-        """Read the credentials again if their files changed; returns whether they were read."""
+        """Read the credentials again if their files changed. Returns whether they were read."""
         time = asyncio.get_running_loop().time()
         if self.config.again is None or (not now and time - self._looked < LOOK_SECONDS):
             return False
@@ -144,7 +146,7 @@ class ApiClient:
             return False
         try:
             self.config = self.config.again()
-        except ConfigError as err:  # it is being written, or really broken: the old credentials may work for a while
+        except ConfigError as err:  # the file is incomplete or invalid; the old credentials may still work
             log.warn("credentials changed and cannot be read, the old ones stay", error=str(err))
             return False
         self._stamps = stamps(self.config.files)
@@ -155,8 +157,8 @@ class ApiClient:
     async def _ask(
         self, method: str, path: str, headers: dict[str, str], timeout: aiohttp.ClientTimeout, **more: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One answer of the first address that accepts a connection. The path stays quoted: a name such as ".." must
-        not be resolved.
+        """Send one request to the first address that accepts a connection, and yield the response. The path stays
+        quoted, because a name such as ".." must not be resolved.
         """
         self._look()
         for last in (*(False for _ in self.config.others), True):
@@ -174,7 +176,7 @@ class ApiClient:
                     **more,
                 )
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
-                self._leave(server)  # nothing was sent: any request can safely be repeated elsewhere
+                self._leave(server)  # nothing was sent, so any request can be repeated at another address
                 if last:
                     raise
                 continue
@@ -203,7 +205,7 @@ class ApiClient:
         accept: str = "application/json",
         timeout: float = 30,
     ) -> Any:
-        """Send one request; returns the decoded JSON (text if the answer is no JSON). Raises ApiError."""
+        """Send one request. Returns the decoded JSON, or the text if the answer is not JSON. Raises ApiError."""
         data = None if body is None else body if isinstance(body, bytes) else _encode(body)
         limit = aiohttp.ClientTimeout(
             total=timeout * len(self.config.servers), sock_connect=self._connect_seconds(), sock_read=timeout
@@ -246,11 +248,11 @@ class ApiClient:
     async def watch(
         self, path: str, params: Mapping[str, str], opened: Callable[[], None] = lambda: None
     ) -> AsyncGenerator[Object, None]:
-        """Watch events ({"type", "object"}) until the server ends the stream. opened: called once the stream is open.
-        Raises ApiError.
+        """Yields watch events ({"type", "object"}) until the server ends the stream. opened: called when the stream is
+        open. Raises ApiError.
 
-        A stream with neither events nor its end for 60 s past its own timeoutSeconds counts as dead (a half-open TCP
-        connection must not freeze a node's view of the cluster).
+        A stream without events that has not ended 60 s after its timeoutSeconds counts as dead. Otherwise a half-open
+        TCP connection would leave the copy out of date.
         """
         limit = aiohttp.ClientTimeout(
             total=None, sock_connect=self._connect_seconds(), sock_read=float(params.get("timeoutSeconds", "300")) + 60
@@ -264,7 +266,7 @@ class ApiClient:
                         self._look(now=True)
                     raise _error(answer.status, await answer.read(), answer.headers)
                 opened()
-                rest: list[bytes] = []  # bytes of a line; an object may be longer than many chunks
+                rest: list[bytes] = []  # the parts of an incomplete line; an object may take many chunks
                 async for chunk in answer.content.iter_any():
                     head, newline, tail = chunk.partition(b"\n")
                     if not newline:

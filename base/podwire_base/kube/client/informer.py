@@ -1,4 +1,6 @@
-"""Drives a Reflector over an ApiClient: a live copy of one resource. It survives restarts of the API server."""
+"""Keeps a live copy of one resource: drives a Reflector with the answers of an ApiClient. The copy survives restarts of
+the API server.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,11 @@ from .reflector import Event, Phase, Reflector, is_frame, is_object
 log = logs.get("informer")
 WATCH_SECONDS = 300
 BACKOFF_FIRST, BACKOFF_LAST = 0.05, 5.0
-SOON = 0.125  # the part of a back-off that is waited in any case, also where other requests are answered again
-PAGE = "500"  # objects in one piece of a list
-STREAM_SILENCE = 10.0  # seconds without a frame after which a server that knows WatchList would have sent more
-# The refusals of servers without WatchList (client-go falls back in the same cases): forbidden for a watch (422),
-# parameter refused (400), and the answers of proxies.
+SOON = 0.125  # the least part of a back-off, even if the server answers other requests again
+PAGE = "500"  # objects per page of a list
+STREAM_SILENCE = 10.0  # seconds without a frame; a server that supports WatchList would have sent one by then
+# The statuses of servers without WatchList: the parameter is forbidden for a watch (422) or unknown (400); the others
+# come from proxies. client-go falls back to lists in the same cases.
 _NO_STREAM = (400, 405, 406, 422)
 
 
@@ -30,14 +32,15 @@ class _NoStream(Exception):
 
 
 class Informer:
-    """`on_event` is called in the event loop for each change; `on_synced` once, after the first full list.
+    """A live copy of one resource. It calls `on_event` in the event loop for each change, and `on_synced` once, after
+    the first full list.
 
-    `objects` maps "namespace/name" (or "name") to the object and is changed before `on_event` is called. An exception
-    in `on_event` is logged with the object's key; the copy and the watch go on. `keep`: see Reflector; for large
-    numbers of objects.
+    `objects` maps "namespace/name" (or "name") to the object. It is changed before `on_event` is called. An exception
+    in `on_event` is logged with the object's key, and the watch continues. `keep`: see Reflector; it saves memory for
+    large numbers of objects.
 
-    stream: read the first state as a stream (WatchList) if the server supports it: then the server need not build the
-    whole answer in memory for every node at once. Otherwise lists come in pages.
+    stream: read the first state as a stream (WatchList) if the server supports it. Then the server need not build the
+    complete answer in memory for every node at once. Otherwise the informer reads lists in pages.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class Informer:
             return
         try:
             self.on_event(event)
-        except Exception as err:  # one bad object must never stop a watch
+        except Exception as err:  # an invalid object must not stop the watch
             bugs.report(log, "event handler failed", err, path=self.path, object=event.key, type=event.type)
 
     def _answered(self) -> None:
@@ -102,7 +105,7 @@ class Informer:
                 )
             if not metadata.get("continue"):
                 break
-            params["continue"] = str(metadata["continue"])  # a page that is too old for its list is a 410: list again
+            params["continue"] = str(metadata["continue"])  # an expired token leads to a 410 and a new list
         self._answered()
         for event in self.reflector.listed(items, str(metadata["resourceVersion"])):
             self._emit(event)
@@ -116,7 +119,9 @@ class Informer:
         }
 
     async def _frames(self, params: dict[str, str]) -> AsyncGenerator[Object, None]:
-        """The watch's frames. A malformed frame is logged and skipped: an error of the server must not end the copy."""
+        """Yields the frames of the watch. A malformed frame is logged and skipped, so that an error of the server does
+        not end the watch.
+        """
         async with aclosing(self.api.watch(self.path, params, self._answered)) as frames:
             async for frame in frames:
                 if is_frame(frame):
@@ -125,8 +130,8 @@ class Informer:
                     log.warn("a frame of the watch cannot be used; left out", path=self.path, frame=str(frame)[:100])
 
     async def _stream(self) -> None:
-        """WatchList: the state and then the changes, in one stream. Raises _NoStream if the server does not support
-        it.
+        """Read the state and then the changes in one stream (WatchList). Raises _NoStream if the server does not
+        support WatchList.
         """
         params = {**self._watch_params(), "sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
         self.reflector.arriving()
@@ -159,7 +164,7 @@ class Informer:
             raise _NoStream("the stream ended before the end of its initial events")
 
     def _apply(self, frame: Object) -> bool:
-        """One frame of a watch; returns False if the watch can no longer be used."""
+        """Apply one frame of a watch. Returns False if a new list is necessary."""
         event = self.reflector.watched(frame)
         if event is not None:
             self._emit(event)
@@ -177,7 +182,7 @@ class Informer:
             begin = asyncio.get_running_loop().time()
             await self._watch()
             if asyncio.get_running_loop().time() - begin < BACKOFF_FIRST:
-                # a server that ends every stream at once must not be flooded with requests
+                # If the server ends every stream at once, do not flood the server with requests.
                 await asyncio.sleep(BACKOFF_FIRST)
         elif self.streams:
             try:
@@ -189,9 +194,9 @@ class Informer:
             await self._list()
 
     async def run(self) -> NoReturn:
-        """Forever: list, then watch. If the server does not answer, try again with back-off (0.05 s to 5 s, plus a
-        random 0 to 60 %), or as soon as it answers another request of this process, but not before the time that it
-        requests (429 with Retry-After).
+        """List and watch forever. If the server does not answer, try again with back-off (0.05 s to 5 s, plus a random
+        0 to 60 %). If the server answers another request of this process meanwhile, try again earlier. If the server
+        requests a delay (429 with Retry-After), wait at least this delay.
         """
         delay, clock = BACKOFF_FIRST, asyncio.get_running_loop().time
         while True:
@@ -209,7 +214,7 @@ class Informer:
                         **({"code": refused.code} if refused else {}),
                         error=err.message,
                     )
-                if clock() - began > BACKOFF_LAST:  # a stream that ends right after its start is a bad sign
+                if clock() - began > BACKOFF_LAST:  # a stream that ends at once does not reset the back-off
                     delay = BACKOFF_FIRST
                 self._failing = True
                 if refused:
