@@ -1,7 +1,7 @@
-"""KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1) -> fields of ProxyConfig. Pure.
+"""Converts a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1) to fields of ProxyConfig. Pure.
 
-An existing cluster's file carries over: settings with a counterpart are used; settings without one, and unknown keys,
-are reported. Zero values ("", null, 0, "0s") mean kube-proxy's defaults and are ignored.
+The module accepts the file of an existing cluster. It uses settings with a counterpart in podwire, and reports settings
+without a counterpart and unknown keys. Zero values ("", null, 0, "0s") mean kube-proxy's defaults and are ignored.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from podwire_base.kube.errors import ConfigError
 
-MODES, DEFAULT_MODE = ("iptables", "ipvs", "nftables"), "iptables"  # of kube-proxy
-REFERENCE_MODE = "nftables"  # podwire behaves like this mode, whatever backend writes the rules
+MODES, DEFAULT_MODE = ("iptables", "ipvs", "nftables"), "iptables"  # the modes of kube-proxy
+REFERENCE_MODE = "nftables"  # podwire behaves like this mode with every backend
 API, KIND = "kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration"
 _SECTION = {"masqueradeBit", "masqueradeAll", "syncPeriod", "minSyncPeriod"}
 KNOWN: dict[str, set[str]] = {
@@ -69,7 +69,7 @@ KNOWN: dict[str, set[str]] = {
         "udpStreamTimeout",
     },
 }
-# Settings without effect or loss here: our own encoding, no bind of NodePorts, no packet mark ...
+# Settings that podwire can ignore without loss: it has another encoding, no bind of NodePorts, no packet mark ...
 HARMLESS = {
     "clientConnection.acceptContentTypes",
     "clientConnection.contentType",
@@ -97,7 +97,7 @@ _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 def seconds(where: str, text: Any) -> float:
-    """A Go duration ("1h30m", "500ms") in seconds. Raises ConfigError."""
+    """Converts a Go duration ("1h30m", "500ms") to seconds. Raises ConfigError."""
     whole = str(text)
     parts = re.findall(r"([0-9]*\.?[0-9]+)(ms|us|ns|h|m|s)", whole)
     if whole == "0":
@@ -112,7 +112,7 @@ def _is_default(value: Any) -> bool:
 
 
 class Reader:
-    """Takes keys out of the document; keys that remain at the end are unknown."""
+    """Removes known keys from the document. The remaining keys are unknown."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.document = document
@@ -120,7 +120,7 @@ class Reader:
         self.taken: set[str] = set()
 
     def take(self, path: str, kind: type | tuple[type, ...] = str) -> Any:
-        """The value at "section.key", None if it is the default. Raises ConfigError for a value of another type."""
+        """Returns the value at "section.key"; None for a default. Raises ConfigError for a value of another type."""
         self.taken.add(path)
         section, _, key = path.rpartition(".")
         holder = self.document.get(section) if section else self.document
@@ -137,7 +137,7 @@ class Reader:
         return None if value is None else seconds(path, value)
 
     def left(self) -> list[str]:
-        """Notes about unknown keys, and about known ones with a value that has no effect here."""
+        """Returns notes about unknown keys, and about known keys whose value has no effect in podwire."""
         notes = list(self.notes)
         for section, known in KNOWN.items():
             holder = self.document.get(section) if section else self.document
@@ -162,8 +162,10 @@ class Reader:
 
 
 def read(document: Any, served: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """(fields of ProxyConfig that the file sets, notes). served: names of the backends, the default one first. Raises
-    ConfigError for another kind or a value of a wrong type."""
+    """Returns (fields of ProxyConfig that the file sets, notes).
+
+    served: names of the backends, the default first. Raises ConfigError for another kind or a value of a wrong type.
+    """
     if not isinstance(document, Mapping) or (document.get("apiVersion"), document.get("kind")) != (API, KIND):
         raise ConfigError(f"the file is no {KIND} of {API}")
     reader = Reader(document)
@@ -189,7 +191,7 @@ def read(document: Any, served: Sequence[str]) -> tuple[dict[str, Any], list[str
     conntrack = [(name, int(value)) for key, name in SYSCTLS.items() if (value := reader.duration(f"conntrack.{key}"))]
     section = reader.document.get("conntrack")
     if isinstance(section, Mapping) and section.get("maxPerCore") == 0:
-        fields["conntrack_max_per_core"] = 0  # kube-proxy's way to leave the maximum alone
+        fields["conntrack_max_per_core"] = 0  # kube-proxy's setting for an unchanged maximum
     put("conntrack_max_per_core", reader.take("conntrack.maxPerCore", int))
     put("conntrack_min", reader.take("conntrack.min", int))
     if reader.take("conntrack.tcpBeLiberal", bool):
@@ -200,8 +202,10 @@ def read(document: Any, served: Sequence[str]) -> tuple[dict[str, Any], list[str
 
 
 def _mode(reader: Reader, fields: dict[str, Any], served: Sequence[str]) -> None:
-    """kube-proxy's mode and the section that belongs to it. Whatever the mode, the behaviour here is that of
-    kube-proxy's `nftables`."""
+    """Reads kube-proxy's mode and the section of that mode.
+
+    In every mode, podwire behaves like kube-proxy's mode `nftables`.
+    """
     mode = reader.take("mode") or ""
     if mode and mode not in MODES:
         raise ConfigError(f"mode: {mode!r} is none of {', '.join(MODES)}")
@@ -225,7 +229,7 @@ def _mode(reader: Reader, fields: dict[str, Any], served: Sequence[str]) -> None
 
 
 def write(config: Any) -> dict[str, Any]:
-    """The running ProxyConfig in the file's format, for /configz."""
+    """Returns the current ProxyConfig in the format of the file, for /configz."""
     interface = {"BridgeInterface": "bridgeInterface", "InterfaceNamePrefix": "interfaceNamePrefix"}.get(
         config.detect_local
     )

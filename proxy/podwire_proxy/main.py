@@ -47,7 +47,7 @@ __all__ = ["ProxyConfig", "cleanup", "command", "dry_run", "run"]
 log = logs.get("proxy")
 SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
 PROBE_AGAIN = 0.2  # seconds
-REPORT = 0.5  # seconds between two ready reports
+REPORT = 0.5  # seconds between two reports of a ready role
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Proxy:
     config: ProxyConfig
     tracker: Tracker = field(init=False)
     metrics: Metrics = field(default_factory=Metrics)
-    tell: Callable[[str, str], None] = field(default=lambda service, why: None)  # an Event about a Service
+    tell: Callable[[str, str], None] = field(default=lambda service, why: None)  # sends an Event about a Service
 
     def __post_init__(self) -> None:
         self.tracker = Tracker(self.config.node())
@@ -67,14 +67,14 @@ class Proxy:
         self.metrics.names = self.proxier.backend.metrics
         self.metrics.rules, self.metrics.counted = self.proxier.rule_counts, self.proxier.counted
         self.status = RoleStatus(self.config.run_dir, "proxy")
-        self._reported = 0.0  # when; a report too soon after the last one is postponed
+        self._reported = 0.0  # the time of the last report; a report too soon after it is postponed
         self._report_due = self._well = False
         self.problem = "waiting for the first lists of Services and EndpointSlices"
         self._wake, self._told = asyncio.Event(), DeduplicatedLog()
         self._foreign = self._retired = False
         self.sweeper = Sweeper(self.proxier, self.metrics.swept, self._sweep_failed)
         self._node: meta.Object | None = None
-        self._waiting_since = time.monotonic()  # time of the oldest change that is not written yet; 0: none
+        self._waiting_since = time.monotonic()  # the time of the oldest unwritten change; 0: no such change
         self._triggers: list[float] = []
         self._ranges: dict[str, tuple[str, ...]] = {}
         self._service_cidrs: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ class Proxy:
 
     def _read_node(self) -> None:
         if self._node is None:
-            return  # a Node that registers again comes back with the same addresses; its NodePorts stay meanwhile
+            return  # a Node that registers again has the same addresses; its NodePorts stay until then
         config = replace(self.config, service_cidrs=self._service_cidrs or self.config.service_cidrs)
         local = map(str, local_addresses()) if config.scans_addresses else ()
         node = config.node(self._node, local, lambda what: log.warn("own Node", node=config.node_name, unusable=what))
@@ -129,10 +129,10 @@ class Proxy:
                 pods=node.pod_cidrs or node.pod_interface,
                 services=node.service_cidrs,
             )
-            self._changed(full=True)  # rules and interval sets depend on it too
+            self._changed(full=True)  # rules and interval sets depend on the node too
 
     def _on_service_cidr(self, event: Event) -> None:
-        """ServiceCIDR objects (KEP-1880), if there are any, override the configured ranges."""
+        """Handles a ServiceCIDR (KEP-1880). If such objects exist, their ranges override the configured ranges."""
         if event.type == "DELETED":
             self._ranges.pop(event.key, None)
         else:
@@ -162,10 +162,10 @@ class Proxy:
         delta = self.tracker.flush()
         try:
             done = self.proxier.sync(self.tracker.dataplane, None if full else delta)
-        except OSError as err:  # includes NftError and netlink's errors; the old rules stay, a full sync follows
+        except OSError as err:  # includes NftError and netlink errors; the old rules stay, and a full sync follows
             self.metrics.failed(full=full)
             self.pacer.done(time.monotonic(), ok=False, full=full, busy=(busy := err.errno == errno.EAGAIN))
-            if not busy or self.problem != str(err):  # it is tried twice a second then
+            if not busy or self.problem != str(err):  # a busy sync repeats twice a second
                 log.error("sync failed, the rules stay as they were", error=str(err), failures=self.pacer.failures)
             self.problem = str(err)
             self._report()
@@ -219,7 +219,7 @@ class Proxy:
             "failures": self.metrics.failures,
         }
         now = time.monotonic()
-        # a file per sync would be a file per change
+        # a report per sync would write the status file at each change
         if not self.problem and self._well and now < self._reported + REPORT:
             if not self._report_due:
                 self._report_due = True
@@ -241,8 +241,9 @@ class Proxy:
         gc.freeze()
         for watcher in self.proxier.watch():
             loop.add_reader(watcher.fileno(), self._on_foreign)
-        if self.proxier.foreign_commits() != before:  # between our read-back and the watch: perhaps in our table
-            self._foreign = not self.pacer.pending  # otherwise a difference may come from a change in the API
+        # A foreign commit between the read-back and the watch may have changed the table.
+        if self.proxier.foreign_commits() != before:
+            self._foreign = not self.pacer.pending  # with pending changes, a difference may come from the API
             self._changed(full=True)
         while True:
             wait = self.pacer.due(time.monotonic())
@@ -252,14 +253,12 @@ class Proxy:
                     await asyncio.wait_for(self._wake.wait(), wait)
                 continue
             self._sync_once(loop)
-            await asyncio.sleep(0)  # a sync that is due again at once must not starve the watches
+            await asyncio.sleep(0)  # consecutive syncs must not starve the watches
 
     def _retire(self) -> None:
-        """Our rules are in place: remove those of the backend that served until now. Translated flows stay
-        translated.
-        """
+        """Removes the rules of the previous backend after the first sync. Translated flows stay translated."""
         if not self.metrics.last_sync:
-            return  # the first sync failed; the old rules are better than none
+            return  # the first sync failed; the old rules are better than no rules
         self._retired = True
         try:
             for line in backends.retire(self.proxier):
@@ -304,7 +303,7 @@ class Proxy:
             group.create_task(self._check_loop())
 
     async def _check_loop(self) -> None:
-        """Keep the health check listeners in step; they need awaiting, a sync does not."""
+        """Updates the health check listeners after changes. This work needs `await`; a sync does not."""
         try:
             while True:
                 await self.checks.due(self._checks_wake)
@@ -325,7 +324,7 @@ class Proxy:
 
 
 async def _served(api: ApiClient, path: str) -> bool:
-    """Whether the server has this resource. Retries until there is an answer."""
+    """Whether the API server has this resource. Retries until the server answers."""
     while True:
         try:
             await api.get(path, limit="1")
@@ -372,9 +371,9 @@ async def _post(api: ApiClient, event: meta.Object) -> None:
 
 
 def run(config: ProxyConfig) -> None:
-    """Serve until SIGTERM or SIGINT, inside the node's network namespace. The rules stay in the kernel.
+    """Serves until SIGTERM or SIGINT, inside the node's network namespace. The rules stay in the kernel.
 
-    Raises ConfigError for a field or a kubeconfig that cannot be used, and OSError where the host lacks what the
+    Raises ConfigError for an invalid field or kubeconfig, and OSError if the host lacks a feature or program that the
     backend needs.
     """
     backends.check(config)
@@ -386,8 +385,9 @@ def run(config: ProxyConfig) -> None:
 
 
 def cleanup(ns_fd: int | None = None) -> list[str]:
-    """Remove everything that the proxy wrote into this namespace's kernel (or the one behind `ns_fd`); returns what was
-    found.
+    """Removes everything that the proxy wrote into the network namespace. Returns a line for each item found.
+
+    ns_fd: file descriptor of the network namespace; None: the caller's namespace.
     """
     return backends.cleanup(ns_fd)
 

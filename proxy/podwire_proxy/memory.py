@@ -1,4 +1,4 @@
-"""Keeps the process's memory constant over a day of changes."""
+"""Keeps the memory of a process constant under continuous changes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import ctypes
 import gc
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
-BLOCK = 128 << 10  # bytes: glibc's own first value, which it raises up to 32 MiB as blocks of that size come and go
+BLOCK = 128 << 10  # bytes: glibc's initial value, which glibc otherwise raises up to 32 MiB
 
 
 def frugal() -> None:
-    """For processes that hold a million long-lived objects and change few of them.
+    """Sets the garbage collector and malloc for a process with a million long-lived objects and few changes.
 
-    The first load makes these objects, and repeated garbage collections would take half of its time. The tables of
+    The first load creates these objects; repeated garbage collections would take half of the load's time. The tables of
     large dicts, and whole batches, are separate memory blocks that return to the system instead of holes in the heap;
     threads share one heap.
     """

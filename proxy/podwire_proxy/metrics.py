@@ -1,4 +1,4 @@
-"""Counters of the proxy and the page that shows them. One process, one event loop: no locks."""
+"""Counts the proxy's events and renders the page of counters. All code runs in one event loop, without locks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from podwire_base.role.metrics import Histogram, Page
 from .backend import MetricNames
 from .flows import Swept
 
-# kube-proxy's own, so that its dashboards and alerts go on working.
+# The buckets of kube-proxy, so that its dashboards and alerts continue to work.
 SYNC_BUCKETS = tuple(0.001 * 2**n for n in range(15))
 PROGRAMMING_BUCKETS = (
     0.25,
@@ -26,12 +26,12 @@ PROGRAMMING_BUCKETS = (
 
 @dataclass(slots=True)
 class Metrics:
-    """Names are kube-proxy's where the meaning is the same (prefix kubeproxy_), else our own.
+    """The counters. A metric with the meaning of kube-proxy has kube-proxy's name (prefix kubeproxy_).
 
-    programming: from the change of a pod to the kernel, as the endpoint slice's annotation dates it. healthz, livez:
-    answers by status code. stranded: Service ports with a Local policy and endpoints only elsewhere, by family and
-    policy. stale_flows: by family. names: the backend's own. rules: how many rules there are in the kernel by (family,
-    table). counted: reads the kernel's packet counters, by the reason code of their rules; seen: the last result.
+    programming: seconds from the change of a pod (the time in the EndpointSlice's annotation) to the kernel. healthz,
+    livez: answers by status code. stranded: Service ports with a Local policy and endpoints only elsewhere, by family
+    and policy. stale_flows: by family. names: the metric names of the backend. rules: (family, table) -> number of
+    rules in the kernel. counted: reads the kernel's packet counters, by reason code; seen: the last result.
     """
 
     families: tuple[str, ...] = ("IPv4",)
@@ -68,7 +68,7 @@ class Metrics:
     endpoints: int = 0
 
     def queued(self, *, service: bool = False, endpoint: bool = False) -> None:
-        """A change arrived."""
+        """Counts a change that arrived."""
         self.last_queued = time.time()
         self.service_changes += service
         self.pending_services += service
@@ -85,12 +85,12 @@ class Metrics:
         self.last_sync = time.time()
 
     def failed(self, *, full: bool) -> None:
-        """The kernel refused a sync."""
+        """Counts a sync that the kernel refused."""
         self.failures += 1
         self.partial_failures += not full
 
     def swept(self, swept: Swept) -> None:
-        """The flows that changes left behind were checked."""
+        """Counts the result of a check of flows."""
         if swept.seconds:
             self.conntrack.observe(swept.seconds)
         for family, count in swept.by_family.items():
@@ -99,8 +99,10 @@ class Metrics:
         self.freed += swept.opening
 
     def render(self) -> str:
-        """One sync writes all families, so its figures appear under each family's label; figures that differ by family
-        are separate.
+        """Returns the page.
+
+        One sync writes all families, so its figures appear under the label of each family. Figures that differ by
+        family are separate.
         """
         each = [{"ip_family": family} for family in self.families]
         page = Page()

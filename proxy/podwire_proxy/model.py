@@ -15,7 +15,7 @@ Policy = Literal["Cluster", "Local"]
 
 
 class PortName(NamedTuple):
-    """How a Service's port finds its endpoints: the port's name ("" if it has none) and protocol."""
+    """The key that connects a Service's port and its endpoints: the port's name ("" without a name) and protocol."""
 
     name: str
     protocol: Protocol
@@ -29,9 +29,9 @@ class Destination(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """One address of an EndpointSlice for one port; conditions with the API's defaults filled in.
+    """One address of an EndpointSlice for one port; conditions have the API's defaults.
 
-    node: the endpoint's nodeName, "" where unknown. zone_hints, node_hints: from `hints.forZones` and `hints.forNodes`.
+    node: the endpoint's nodeName; "" if unknown. zone_hints, node_hints: from `hints.forZones` and `hints.forNodes`.
     """
 
     ip: str
@@ -50,11 +50,11 @@ class Endpoint(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ServicePort:
-    """One port of one Service, with everything that decides where its frontends are and how they balance.
+    """One port of one Service, with all data that determines its frontends and their balancing.
 
     service: "namespace/name". created: creationTimestamp, which decides between two Services that claim an address.
-    affinity_seconds: sessionAffinity ClientIP's timeout, 0 for None. source_ranges: loadBalancerSourceRanges.
-    health_check_port: healthCheckNodePort, 0 where the Service has none. reset: annotation
+    affinity_seconds: the timeout of sessionAffinity ClientIP; 0: no affinity. source_ranges: loadBalancerSourceRanges.
+    health_check_port: healthCheckNodePort; 0: no port. reset: annotation
     podwire.io/reset-on-endpoint-removal.
     """
 
@@ -76,7 +76,7 @@ class ServicePort:
 
     @property
     def external(self) -> bool:
-        """Whether it has frontends besides the ClusterIP."""
+        """Whether the port has frontends besides the ClusterIP."""
         return bool(self.node_port or self.external_ips or self.load_balancer_ips)
 
     @property
@@ -88,14 +88,14 @@ class ServicePort:
 class NodeInfo:
     """The node this proxy runs on, and the cluster's address plan.
 
-    addresses: the node's primary addresses (InternalIP, one a family). node_ports: where NodePorts are served; None:
-    there. zone: label topology.kubernetes.io/zone. The local-traffic detector recognises a pod by its source address
-    (pod_cidrs), or by the interface on which its packets arrive (pod_interface: a name, or a prefix that ends in "*");
-    with neither, no source counts as a pod. service_cidrs: unallocated addresses inside are dropped. reserved: CIDRs of
-    pods, Services and nodes, where no Service may claim an externalIP (CVE-2020-8554). localhost: NodePorts are served
-    on 127.0.0.1 too, for this machine's own clients; packets from the wire that claim a loopback address are dropped
-    then (CVE-2020-8558). drop_invalid: packets that are invalid for conntrack are not forwarded (False if the
-    administrator made conntrack liberal).
+    addresses: the node's primary addresses (InternalIP, one per family). node_ports: the addresses with NodePorts;
+    None: the primary addresses. zone: label topology.kubernetes.io/zone. The local-traffic detector recognises a pod by
+    its source address (pod_cidrs), or by the interface on which its packets arrive (pod_interface: a name, or a prefix
+    that ends in "*"); with neither, no source counts as a pod. service_cidrs: unallocated addresses inside are dropped.
+    reserved: CIDRs of pods, Services and nodes, where no Service may claim an externalIP (CVE-2020-8554). localhost:
+    NodePorts are served on 127.0.0.1 too, for this machine's own clients; packets from the wire that claim a loopback
+    address are dropped then (CVE-2020-8558). drop_invalid: packets that are invalid for conntrack are not forwarded
+    (False if the administrator made conntrack liberal).
     """
 
     name: str
@@ -112,19 +112,19 @@ class NodeInfo:
 
     @property
     def node_port_ips(self) -> tuple[str, ...]:
-        """The addresses at which clients outside this machine find NodePorts."""
+        """Returns the addresses at which clients outside this machine reach NodePorts."""
         return self.addresses if self.node_ports is None else self.node_ports
 
 
 LOCALHOST = "127.0.0.1"
-# Canonical IPv4 text. A tenth of the time of `ipaddress`: full loads need it.
+# Canonical IPv4 text. The expression takes a tenth of the time of `ipaddress`, which matters for full loads.
 _IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!\Z)|\Z)){4}").fullmatch
 
 
 def normal_ip(text: str) -> str:
-    """The canonical text of an address; leading zeros of IPv4 octets are read as decimal, as Kubernetes does.
+    """Returns the canonical text of an address. IPv4 octets with leading zeros are decimal, as in Kubernetes.
 
-    Raises ValueError for text that is no address.
+    Raises ValueError if the text is not an address.
     """
     if _IPV4(text):
         return text
@@ -152,6 +152,6 @@ def covers(cidrs: Iterable[str], ip: str) -> bool:
 
 
 def normal_cidr(text: str) -> str:
-    """The canonical text of "address/length", host bits cleared; an address alone is itself. Raises ValueError."""
+    """Returns the canonical text of "address/length" without host bits, or of an address. Raises ValueError."""
     ip, slash, size = text.strip().partition("/")
     return str(ipaddress.ip_network(normal_ip(ip) + slash + size, strict=False))

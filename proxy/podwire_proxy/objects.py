@@ -1,4 +1,4 @@
-"""Helpers that read and make Kubernetes objects for the role, apart from the rules. Pure."""
+"""Reads and builds Kubernetes objects for the role. The rules do not use these helpers. Pure."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from podwire_base.kube.times import parse_time, timestamp
 
 
 def stub(obj: meta.Object) -> meta.Object:
-    """The part of an object that the informers must remember; the tracker keeps the part that the rules need."""
+    """Returns the part of an object that the informers must remember. The tracker keeps the part for the rules."""
     kept = {
         field: obj["metadata"][field] for field in ("name", "namespace", "resourceVersion") if field in obj["metadata"]
     }
     fresh: meta.Object = msgspec.json.decode(msgspec.json.encode({"metadata": kept}))
-    return fresh  # of new strings: an old one would keep the memory into which its list was read
+    return fresh  # all strings are copies: one original would keep the whole list in memory
 
 
 def triggered(obj: meta.Object | None) -> float:
-    """The time of the change behind an EndpointSlice (Unix time), 0 if it has none."""
+    """Returns the time of the change that caused an EndpointSlice's update (Unix time); 0 if unknown."""
     text = meta.annotations_of(obj).get("endpoints.kubernetes.io/last-change-trigger-time", "") if obj else ""
     try:
         return parse_time(text).timestamp() if text else 0.0
@@ -27,7 +27,7 @@ def triggered(obj: meta.Object | None) -> float:
 
 
 def check_failed(node: str, service: str, why: str, now: float) -> meta.Object:
-    """The Event for a Service whose health check cannot be served on `node`."""
+    """Returns the Event for a Service whose health check has no listener on `node`."""
     namespace, _, name = service.partition("/")
     stamp = timestamp(now)
     return {

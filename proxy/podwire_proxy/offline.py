@@ -1,4 +1,4 @@
-"""The proxy role before it runs: reads its configuration file, and shows what it would write."""
+"""Reads the configuration file of the proxy role, and shows the rules that the role would write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logs.get("proxy")
 
 
 async def dry_run(config: ProxyConfig) -> list[str]:
-    """What a first sync would write into an empty kernel, one line for each step. Raises ApiError, ConfigError."""
+    """Returns one line for each step of a first sync into an empty kernel. Raises ApiError, ConfigError."""
     backends.check(config)
     async with ApiClient(load(config.kubeconfig)) as api:
         node = await api.get("/api/v1/nodes", fieldSelector=f"metadata.name={config.node_name}")
@@ -40,8 +40,9 @@ async def dry_run(config: ProxyConfig) -> list[str]:
 
 
 def configured(file: Path | None, flags: Mapping[str, Any]) -> ProxyConfig:
-    """Merge a KubeProxyConfiguration file and flags; a given flag overrides the file. Raises ConfigError; notes are
-    logged.
+    """Merges a KubeProxyConfiguration file and flags, and logs notes. Raises ConfigError.
+
+    A given flag overrides the file.
     """
     fields: dict[str, Any] = {}
     if file is not None:

@@ -17,7 +17,7 @@ from .model import NodeInfo
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """The work of one sync; operations, elements and verdicts as in a Plan."""
+    """The work of one sync. operations, elements, verdicts: as in a Plan."""
 
     full: bool
     operations: int
@@ -27,15 +27,16 @@ class Synced:
 
 
 class Engine:
-    """The part that needs no kernel: keeps Rules equal to the Dataplane. If a method raises OSError, nothing was
-    changed.
+    """Keeps Rules equal to the Dataplane, without I/O of its own.
+
+    If a method raises OSError, the method has changed nothing.
     """
 
     def __init__(self, planners: Sequence[Planner[Any, Any]], rules: Rules[Any, Any, Any]) -> None:
         self.planners, self.rules = planners, rules
 
     def sync(self, dataplane: Dataplane, delta: Delta | None) -> Synced:
-        """Write the changes of `delta`; None: read the kernel's state back and write the differences."""
+        """Writes the changes of `delta`. delta None: reads the kernel's state back and writes the differences."""
         started = time.monotonic()
         operations = elements = verdicts = 0
         for planner in self.planners:
@@ -52,11 +53,11 @@ class Engine:
 
     @property
     def unswept(self) -> bool:
-        """Whether there are rules that only packets in flight need."""
+        """Whether some rules are needed only by packets in flight."""
         return any(planner.unswept for planner in self.planners)
 
     def sweep_rules(self) -> None:
-        """Delete them; call it some milliseconds after a sync."""
+        """Deletes the rules that only packets in flight needed. Call this some milliseconds after a sync."""
         for planner in self.planners:
             plan = planner.sweep()
             self.rules.commit(planner, plan)
@@ -68,7 +69,7 @@ class Proxier(Engine):
     """Keeps a network namespace's kernel equal to the Dataplane: `sync` after each change, `sweep` a moment later."""
 
     def __init__(self, backend: AnyBackend, node: NodeInfo, ns_fd: int | None = None) -> None:
-        """ns_fd: of the network namespace; None: the caller's."""
+        """ns_fd: file descriptor of the network namespace; None: the caller's namespace."""
         self.backend, self.ns_fd = backend, ns_fd
         planners = [backend.planner(family, node) for family in families(node)]
         self.kernel = backend.kernel(planners, ns_fd)
@@ -78,7 +79,7 @@ class Proxier(Engine):
 
     @property
     def no_notifications(self) -> bool:
-        """Whether there are changes by others that no watch reports."""
+        """Whether other programs can make changes that no watch reports."""
         return self.kernel.no_notifications
 
     def sync(self, dataplane: Dataplane, delta: Delta | None) -> Synced:
@@ -87,27 +88,28 @@ class Proxier(Engine):
         return done
 
     def sweep(self) -> Swept:
-        """Delete the rules and the flows that changes left behind."""
+        """Deletes the rules and the flows that changes made stale."""
         self.sweep_rules()
         return self.flows.sweep()
 
     def watch(self) -> Sequence[Watch]:
-        """Start to watch for foreign changes to our rules; call it after the first sync, so that our own load is not
-        reported.
+        """Starts to watch for foreign changes to the rules.
+
+        Call `watch` after the first sync, so that the watch does not report the proxy's first load.
         """
         self.watchers = self.kernel.watch(self.planners)
         return self.watchers
 
     def counted(self) -> Mapping[Reason, int]:
-        """Packets by the reason code of the rules that counted them; thread-safe."""
+        """Returns packet counts by the reason code of the counting rules. Thread-safe."""
         return self.kernel.counted(self.planners)
 
     def foreign_commits(self) -> int:
-        """A number that increases when another program changes rules, as far as the kernel reports it."""
+        """Returns a number that grows when another program changes rules, as far as the kernel reports changes."""
         return self.kernel.foreign_commits()
 
     def rule_counts(self) -> dict[tuple[str, str], int]:
-        """Our rules in the kernel, by (family, table)."""
+        """Returns the number of the proxy's rules in the kernel, by (family, table)."""
         return {
             (planner.family, table): count
             for planner in self.planners
@@ -115,7 +117,7 @@ class Proxier(Engine):
         }
 
     def close(self) -> None:
-        """Close the connections; the rules stay."""
+        """Closes the connections. The rules stay."""
         for watcher in self.watchers:
             watcher.close()
         self.kernel.close()

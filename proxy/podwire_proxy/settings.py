@@ -1,4 +1,4 @@
-"""The settings of `podwire proxy`, from its flags and a kube-proxy file. Pure; offline.py reads the file."""
+"""Merges the flags of `podwire proxy` with a kube-proxy file. Pure; offline.py reads the file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ SERVICE_LABELS, SLICE_LABELS = "!service.kubernetes.io/service-proxy-name", "!se
 
 
 def of_file(document: Any, served: Sequence[str], note: Callable[[str], None]) -> dict[str, Any]:
-    """The fields that a KubeProxyConfiguration sets. served: names of the backends, the default one first. note: called
-    for each setting that podwire handles differently. Raises ConfigError.
+    """Returns the fields that a KubeProxyConfiguration sets. Raises ConfigError.
+
+    served: names of the backends, the default first. note: gets each setting that podwire handles differently.
     """
     fields, notes = kubeproxyfile.read(document, served)
     for one in notes:
@@ -25,7 +26,7 @@ def of_file(document: Any, served: Sequence[str], note: Callable[[str], None]) -
 
 
 def merged(fields: Mapping[str, Any], flags: Mapping[str, Any]) -> ProxyConfig:
-    """A given flag overrides the file's field. Raises ConfigError."""
+    """Returns the settings. A given flag overrides the field of the file. Raises ConfigError."""
     given = {name: value for name, value in flags.items() if value}
     config = {"node_name": "", "kubeconfig": None, **fields, **given}
     if not config["node_name"]:

@@ -1,5 +1,6 @@
-"""Decides when to remove what syncs leave behind: rules that only packets in flight need, and flows that lead
-nowhere.
+"""Decides when to sweep after a sync.
+
+A sweep removes rules that only packets in flight needed, and stale flows.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from .flows import Swept
 from .proxier import Proxier
 
-SWEEP_AFTER = 0.05  # seconds: far longer than a packet is on its way through one hook
+SWEEP_AFTER = 0.05  # seconds; a packet needs far less time for one hook
 SHARE = 9  # under continuous changes, the search for flows pauses for this multiple of its duration
 
 
 class Sweeper:
-    """`after_sync` starts the work that is due. done: called after each check of the flows; failed: everything must be
-    synced again.
+    """Runs sweeps. Call `after_sync` after each sync.
+
+    done: called after each check of the flows. failed: called if the next sync must be a full sync.
     """
 
     def __init__(self, proxier: Proxier, done: Callable[[Swept], None], failed: Callable[[OSError], None]) -> None:
@@ -46,7 +48,7 @@ class Sweeper:
             self._failed(err)
 
     async def _look(self) -> None:
-        """Runs in a thread: each dump keeps the kernel busy for milliseconds, during which changes arrive."""
+        """Checks the flows in a thread. Each dump takes milliseconds, and changes arrive meanwhile."""
         pause = SWEEP_AFTER
         try:
             while self._proxier.flows.pending:
@@ -54,8 +56,8 @@ class Sweeper:
                 look = self._proxier.flows.look()
                 swept = await asyncio.get_running_loop().run_in_executor(self._thread, look.run)
                 self._done(swept)
-                # CPU time, not wall-clock time: if many processes want the CPUs, a check takes long, and flows would
-                # lead nowhere for ten times as long.
+                # CPU time, not wall-clock time: on busy CPUs a check takes long, and a pause of nine times that
+                # duration would leave flows stale.
                 pause = max(SWEEP_AFTER, SHARE * swept.busy)
         except OSError as err:
             self._failed(err)

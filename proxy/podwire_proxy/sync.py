@@ -1,9 +1,8 @@
 """Decides when to sync. Pure: `now` is seconds of any monotonic clock.
 
-The first change after a quiet time is written at once. A burst is gathered: at most one sync in an interval. If a sync
-took longer than the interval, at most half of the time goes into syncs (iptables writes a table of any size whole). A
-failed sync is tried again, as a full one, after a pause that doubles. If another program held the lock, it is tried
-again soon.
+The pacer syncs the first change after a quiet time at once. In a burst, the pacer allows one sync per interval. If a
+sync took longer than the interval, syncs take at most half of the time (iptables always writes a whole table). After a
+failure, the next sync is a full sync, after a pause that doubles. If another program held the lock, the pause is short.
 """
 
 from __future__ import annotations
@@ -14,14 +13,15 @@ RETRY_FIRST, RETRY_LAST = 0.1, 30.0
 VERIFY_FIRST, VERIFY_SHARE = (
     60.0,
     200,
-)  # a backend without notifications reads back each minute; if that takes long, it uses a 200th of the time
-RETRY_BUSY = 0.5  # if another program holds the lock, which costs the kernel nothing
+)  # a backend without notifications reads back each minute, but for at most a 200th of the time
+RETRY_BUSY = 0.5  # the pause if another program holds the lock; such an attempt costs little
 
 
 @dataclass(slots=True)
 class Pacer:
-    """`changed` records that there is work, `due` returns when to sync, `done` records the result. All times in
-    seconds.
+    """Paces syncs. `changed` records a change, `due` returns the time of the next sync, `done` records the result.
+
+    All times are in seconds.
     """
 
     min_interval: float
@@ -38,12 +38,12 @@ class Pacer:
     _verified: float = float("-inf")
 
     def changed(self, *, full: bool = False) -> None:
-        """full: the mirror of the kernel's state cannot be trusted; read it back."""
+        """Records a change. full: the mirror may be wrong, so the next sync must read the kernel's state back."""
         self.pending = True
         self.full = self.full or full
 
     def due(self, now: float) -> float:
-        """Seconds until the next sync: 0 for now."""
+        """Returns the seconds until the next sync; 0: now."""
         if not self.pending:
             return max(0.0, self._verified + self._interval - now)
         if self.failures:
@@ -54,19 +54,19 @@ class Pacer:
 
     @property
     def _interval(self) -> float:
-        """Between two read-backs. deaf: the kernel does not tell of every change that others make."""
+        """Returns the seconds between two read-backs. deaf: the kernel does not report every foreign change."""
         often = max(VERIFY_FIRST, VERIFY_SHARE * self._full_took) if self.no_notifications else self.verify_interval
         return min(often, self.verify_interval)
 
     def start(self, now: float) -> bool:
-        """A sync begins; returns whether it must be a full one. Changes from here on belong to the next one."""
+        """Begins a sync. Returns whether it must be a full sync. Later changes belong to the next sync."""
         full = self.full or now >= self._verified + self._interval
         self.pending = self.full = False
         self._began = now
         return full
 
     def done(self, now: float, *, ok: bool, full: bool, busy: bool = False) -> None:
-        """A sync ended. busy: it failed because another program held the lock."""
+        """Ends a sync. busy: the sync failed because another program held the lock."""
         self._last, self._took, self.busy = now, now - self._began, busy
         if ok:
             self.failures = 0

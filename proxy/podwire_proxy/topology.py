@@ -1,4 +1,4 @@
-"""Which endpoints a Service port uses on this node. One pure function; its docstring is the specification."""
+"""Chooses the endpoints of a Service port on this node. Pure. The docstrings are the specification."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _PLACE = itemgetter(0, 1)  # ip, port
 
 
 def merge(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
-    """One endpoint for each address and port, ordered; of duplicates, the one that is not terminating counts.
+    """Returns one endpoint per address and port, in order. Of duplicates, the non-terminating endpoint counts.
 
-    A pod's address can be in two slices while it moves between them, and a new pod can have a terminating one's
-    address.
+    A pod's address can be in two slices while it moves between them, and a new pod can have the
+    address of a terminating pod.
     """
     if len(endpoints) == len({(e[0], e[1]) for e in endpoints}):
         return tuple(sorted(endpoints, key=_PLACE))
@@ -45,17 +45,17 @@ def _rank(e: Endpoint) -> tuple[object, ...]:
 
 
 def usable(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
-    """The ready endpoints; if there are none, those that are terminating but still serving (KEP-1669)."""
+    """Returns the ready endpoints; without ready endpoints, the terminating but serving endpoints (KEP-1669)."""
     ready = tuple(e for e in endpoints if e.ready)
     return ready or tuple(e for e in endpoints if e.serving and e.terminating)
 
 
 def hinted(ready: Sequence[Endpoint], node: NodeInfo) -> tuple[Endpoint, ...]:
-    """Narrow ready endpoints by topology hints (KEP-2433, KEP-3015).
+    """Selects ready endpoints by topology hints (KEP-2433, KEP-3015).
 
-    Node hints count only if every endpoint has some and one names this node; zone hints only if every endpoint has some
-    and one names this node's zone. Half-written hints must never concentrate traffic, so in any other case all
-    endpoints are used.
+    Node hints count only if every endpoint has node hints and some hint names this node. Zone hints count only if every
+    endpoint has zone hints and some hint names this node's zone. In any other case the function returns all endpoints,
+    because incomplete hints must never concentrate traffic.
     """
     if ready and all(e.node_hints for e in ready):
         here = tuple(e for e in ready if node.name in e.node_hints)
@@ -69,9 +69,10 @@ def hinted(ready: Sequence[Endpoint], node: NodeInfo) -> tuple[Endpoint, ...]:
 
 
 def choose(endpoints: Sequence[Endpoint], node: NodeInfo) -> Choice:
-    """Cluster set: usable endpoints narrowed by hints. Local set: usable ones among those on this node, hints ignored.
+    """Returns the cluster set and the local set.
 
-    The fallback to terminating endpoints is decided separately for each set. `endpoints` must be merged.
+    The cluster set has the usable endpoints that the hints select. The local set has the usable endpoints on this node,
+    without regard to hints. Each set has its own fallback to terminating endpoints. endpoints: the result of `merge`.
     """
     cluster = usable(endpoints)
     if cluster and cluster[0].ready:

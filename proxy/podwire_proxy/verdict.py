@@ -1,6 +1,4 @@
-"""The verdict on a packet and its reason: the common type of the oracle, the traces of the rules, and explanations.
-Pure.
-"""
+"""The verdict on a packet and its reason. The oracle, the traces and the explanations share this type. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from .model import Destination
 
 
 class Kind(StrEnum):
-    PASS = "pass"  # not the proxy's concern
+    PASS = "pass"  # the proxy does not handle this packet
     REJECT = "reject"  # TCP reset; ICMP port unreachable for other protocols
     DROP = "drop"
     FORWARD = "forward"
@@ -22,8 +20,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """to: the possible deliveries of FORWARD, each with whether its source is masqueraded; otherwise empty. reason: of
-    DROP and REJECT; None if the rule has none (a foreign rule).
+    """The verdict on a packet.
+
+    to: (destination, whether the source is masqueraded) of each possible delivery of FORWARD; else empty. reason: the
+    reason of DROP and REJECT; None for a foreign rule.
     """
 
     kind: Kind
@@ -32,7 +32,7 @@ class Verdict:
 
     @property
     def observable(self) -> Verdict:
-        """The part that the packet's sender can observe: without the reason."""
+        """Returns the verdict without its reason, as the sender of the packet observes it."""
         return replace(self, reason=None)
 
 
@@ -54,7 +54,7 @@ class DecidedByChance(AssertionError):
 
 
 def combined(ways: Iterable[Verdict]) -> Verdict:
-    """The verdict of all paths of a packet. Raises DecidedByChance: the delivery may be random, the verdict may not."""
+    """Combines the verdicts of all paths of a packet. Raises DecidedByChance if the kind of verdict is random."""
     found = set(ways)
     refused = {way for way in found if way.kind in (Kind.DROP, Kind.REJECT)}
     if refused and len(found) > 1:
