@@ -1,4 +1,4 @@
-"""The Vagrantfile is valid. vagrant itself checks it, where it is installed."""
+"""The Vagrantfile is valid. `vagrant` checks it if vagrant is installed."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""A Debian VM with a kernel of its own, made with mmdebstrap and QEMU. vagrant/provision.sh and the tests run in it.
+"""A Debian VM with its own kernel, made with mmdebstrap and QEMU. vagrant/provision.sh and the tests run in the VM.
 
     make test-vm                                      all of netns-tests and the tests of the packages, file by file
     make test-vm VM="--demo netns-tests/test_lab.py"  the demo and the named files
 
-QEMU uses KVM where this machine has it. Without KVM it emulates, and the VM's clock counts instructions, a thousand
-million to the second. So a second in the VM does a third or a quarter of the usual work, however slow and busy the
-machine is, and the whole run takes hours. The output of each file is in --folder, as log and as JUnit XML. A second run
-goes on where the first one stopped. Several VMs share the files; each has a disk of its own, which starts as a copy.
-Needs root, and Debian on x86-64.
+QEMU uses KVM if this machine has it. Without KVM, QEMU emulates the CPU, and the VM's clock counts instructions: a
+thousand million are one second. So the VM does a third or a quarter of the usual work in one of its seconds, however
+slow and busy the machine is, and the whole run takes hours. The output of each file is in --folder, as a log and as
+JUnit XML. A second run continues where the first run stopped. Several VMs share the files. Each VM has its own disk,
+which starts as a copy of the base disk. The run needs root, and Debian on x86-64.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = "systemd-sysv udev kmod dbus procps gcc python3-dev libc6-dev ipset tcpdump openssh-server"
 ADDRESS = "10.0.2.15"  # the address at which QEMU's user network expects its guest
 SLOW = (
-    "no_timer_check nowatchdog tsc=reliable edd=off "  # if a second is short, watchdogs report false faults
+    "no_timer_check nowatchdog tsc=reliable edd=off "  # under emulation, watchdogs report false faults
     "systemd.service_watchdogs=0 systemd.default_timeout_start_sec=900"
 )
 SUITES = ("base", "cni", "controlplane", "dns", "proxy", "app")
-LOST = 255  # ssh's own exit code
+LOST = 255  # ssh exits with this code after an error of its own
 STEPS = ("provision", "demo")
 RUNTIMES = tuple(f"netns-tests/test_{name}.py" for name in ("chains", "podman", "runtimes"))
 PROVISION = f"""systemctl is-system-running --wait
@@ -50,7 +50,7 @@ code=$?; podwire uninstall; exit $code"""
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of a file's tests. problems: the names of those that failed."""
+    """The result of the tests in one file. problems: the names of the failed tests."""
 
     what: str
     passed: int = 0
@@ -63,7 +63,7 @@ class Outcome:
 
 
 def outcome(what: str, junit: str) -> Outcome:
-    """Parse pytest's JUnit XML; any other text means that the run did not end."""
+    """Return the outcome in pytest's JUnit XML. Any other text counts as a run that did not end."""
     try:
         cases = [
             c for c in ET.fromstring(junit).iter("testcase") if len(c) or c.get("name")
@@ -77,22 +77,22 @@ def outcome(what: str, junit: str) -> Outcome:
 
 
 def ended(junit: str, code: int) -> str:
-    """The JUnit XML, with an added failed case if pytest was stopped before the last test (its exit code is neither 0,
-    nor 1 for failed tests, nor 5 for no tests).
+    """Return the JUnit XML. If pytest was stopped before the last test, add a failed case. Then pytest's exit code is
+    not 0, 1 (failed tests) or 5 (no tests).
     """
     rest = '<testcase name="the run was stopped"><error/></testcase></testsuite>'
     return junit if code in (0, 1, 5) else junit.replace("</testsuite>", rest, 1)
 
 
 def table(kernel: str, outcomes: Iterable[Outcome]) -> str:
-    """Markdown in the form of vagrant/README.md: one row per file."""
+    """Return a Markdown table in the form of vagrant/README.md, with one row for each file."""
     return "\n".join([f"| {kernel} | |", "|---|---|", *(f"| `{o.what}` | {o} |" for o in outcomes)])
 
 
 def qemu_command(folder: Path, accel: str, port: int) -> list[str]:
-    """The VM: a disk that is not needed after the run (so nothing waits for it), ssh at 127.0.0.1:port. Under emulation
-    it has one CPU that executes an instruction in a nanosecond (icount): two CPUs would use the host's clock, on which
-    each second is too short.
+    """Return the argv of the VM, with ssh at 127.0.0.1:port. The disk is not needed after the run, so QEMU does not
+    wait for writes. Under emulation the VM has one CPU that executes one instruction per nanosecond (icount). Two CPUs
+    would use the host's clock, on which each second is too short for the emulated work.
     """
     tcg = ["-accel", "tcg,thread=single,tb-size=1024", "-icount", "shift=0", "-cpu", "max,la57=off", "-smp", "1"]
     cpu = ["-accel", "kvm", "-cpu", "host", "-smp", "2"] if accel == "kvm" else tcg
@@ -124,20 +124,22 @@ def qemu_command(folder: Path, accel: str, port: int) -> list[str]:
 
 
 def accelerator(cpuinfo: str) -> str:
-    """KVM if the CPU reports that it can; a device /dev/kvm alone is not enough (nested virtualization without it)."""
+    """Return "kvm" if the CPU has virtualization flags and /dev/kvm is usable, else "tcg". A VM without nested
+    virtualization can have /dev/kvm without these flags.
+    """
     flags = {flag for line in cpuinfo.splitlines() if line.startswith("flags") for flag in line.split()}
     return "kvm" if flags & {"vmx", "svm"} and os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
 
 
 def wanted(names: list[str], demo: bool, root: Path = ROOT) -> list[str]:
-    """The steps to run, in order: the provisioning, the demo, and each file of tests."""
+    """Return the steps to run, in order: the provisioning, the demo, and each test file."""
     files = names or [*sorted(f"netns-tests/{p.name}" for p in (root / "netns-tests").glob("test_*.py")), *SUITES]
     return ["provision", *(["demo"] if demo or not names else []), *files]
 
 
 def command(what: str, patience: int, seconds: int) -> str:
-    """The shell command that runs a step in the VM; tests leave /tmp/junit.xml, also if they are stopped by the time
-    limit.
+    """Return the shell command that runs a step in the VM. Tests write /tmp/junit.xml, also if the time limit stops
+    them.
     """
     if what == "provision":
         return f"export PODWIRE_PATIENCE={patience}\n{PROVISION}"
@@ -154,15 +156,17 @@ def command(what: str, patience: int, seconds: int) -> str:
 
 
 class Machine:
-    """The VM, from a folder."""
+    """One VM. Its files are in `folder`."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder, self.port, self.kernel = folder, port, ""
         self.qemu: subprocess.Popen[bytes] | None = None
 
     def build(self, kernel: str) -> None:
-        """Install packages, podwire and the requirements of its tests from outside the VM, at this machine's speed."""
-        shutil.rmtree(self.folder / "base", ignore_errors=True)  # of a build that was interrupted
+        """Make the VM's disk: install packages, podwire and its test dependencies. This runs outside the VM, because
+        an emulated VM is slow.
+        """
+        shutil.rmtree(self.folder / "base", ignore_errors=True)  # files of an interrupted build
         (self.folder / "key").unlink(missing_ok=True)
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "key")], check=True)
         root = debian_root(self.folder, ROOT)
@@ -171,7 +175,7 @@ class Machine:
             f"set -e; {apt} update; {apt} install -y --no-install-recommends {PACKAGES} {kernel} make; "
             "bash /podwire/vagrant/provision.sh; cd /podwire; make -s .venv/.installed-dev; make -s runtimes || :; "
             ".venv/bin/python -m compileall -q cni controlplane dns proxy netns-tests bench vagrant; "
-            # pytest compiles test files in its own way
+            # pytest compiles test files separately
             ".venv/bin/python -m pytest -q --collect-only >/dev/null || :; "
             "systemctl enable ssh systemd-networkd; systemctl mask systemd-networkd-wait-online apt-daily.timer "
             "apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer e2scrub_all.timer man-db.timer"
@@ -226,7 +230,9 @@ class Machine:
         )
 
     def run(self, what: str, patience: int, seconds: int) -> Outcome:
-        """Continue from the files of an earlier run, if there are any. Raises RuntimeError if the VM ends early."""
+        """Run one step and return its outcome. If an earlier run completed this step, return that outcome. Raises
+        RuntimeError if the VM ends early.
+        """
         name = what.replace("/", ".")
         log, xml, part = (self.folder / f"{name}.{kind}" for kind in ("log", "xml", "part"))
         if not log.exists():
@@ -239,7 +245,7 @@ class Machine:
             else:
                 junit = ended(self.ssh("cat /tmp/junit.xml 2>/dev/null").stdout, code)
             xml.write_text(junit)
-            part.rename(log)  # last: a step with a log is complete
+            part.rename(log)  # the last write: a step with a log is complete
         return outcome(what, xml.read_text())
 
     def stop(self) -> None:
@@ -251,7 +257,9 @@ class Machine:
 def share(
     names: list[str], machines: list[Machine], accel: str, run: Callable[[Machine, str], Outcome]
 ) -> list[Outcome]:
-    """Each machine takes the next remaining file. A file that no machine could run is missing in the result."""
+    """Run all files and return their outcomes. Each machine takes the next remaining file. The result lacks a file that
+    no machine could run.
+    """
     left: queue.SimpleQueue[str] = queue.SimpleQueue()
     for name in names:
         left.put(name)
@@ -307,7 +315,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     given = arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a signal that stops this process stops the VMs
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM also stops the VMs
     given.folder.mkdir(parents=True, exist_ok=True)
     machines = [Machine(given.folder, given.port + n) for n in range(given.vms)]
     if not (given.folder / "disk.img").exists():

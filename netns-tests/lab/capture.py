@@ -1,7 +1,7 @@
 """Records the packets that pass an interface, decoded by scapy.
 
-The socket is opened inside the namespace. scapy's own sniffer does not do that reliably: it is a thread, and it sees
-the interfaces of the namespace in which it was started.
+The socket is opened inside the namespace. scapy's own sniffer does not do this reliably: its thread sees the interfaces
+of the namespace in which the thread was started.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SOL_PACKET, PACKET_STATISTICS = 263, 6
 
 
 class Capture:
-    """`with Capture(ns, "eth0") as seen: ...; seen.packets()`: every frame, in and out, since the start."""
+    """Use as `with Capture(ns, "eth0") as seen: ...; seen.packets()`. It records every incoming and outgoing frame."""
 
     def __init__(self, ns: Inside, interface: str) -> None:
         def start() -> socket.socket:
@@ -41,7 +41,7 @@ class Capture:
         self.sock.close()
 
     def packets(self) -> list[Packet]:
-        """All packets so far. Raises AssertionError if the kernel had to drop some."""
+        """Return all packets recorded so far. Raises AssertionError if the kernel dropped packets."""
         while True:
             try:
                 self.seen.append(Ether(self.sock.recv(65536)))
@@ -52,5 +52,5 @@ class Capture:
         return list(self.seen)
 
     def pairs(self, layer: type[Packet] = IP) -> list[tuple[str, str]]:
-        """(IP source, IP destination) of the packets that have `layer`."""
+        """Return (IP source, IP destination) of each packet that has `layer`."""
         return [(p[IP].src, p[IP].dst) for p in self.packets() if IP in p and layer in p]

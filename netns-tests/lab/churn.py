@@ -1,4 +1,4 @@
-"""Endpoints change a thousand times a second. The changes are paced as the proxy's role paces its syncs."""
+"""Feeds a thousand endpoint changes per second to the proxy's engine, with the pacing of the proxy role's syncs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ INTERVAL = 0.01  # as ProxyConfig.min_interval
 
 
 def resident() -> float:
-    """MiB."""
+    """Return this process's resident memory in MiB."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
 @dataclass
 class Churn:
-    """lags: seconds from a change's due time to its commit, one for each change. rss: MiB, a sample a second."""
+    """lags: for each change, the seconds from its due time to its commit. rss: resident MiB, one sample per second."""
 
     syncs: int = 0
     elements: int = 0
@@ -59,7 +59,7 @@ def churn(
     rate: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> Churn:
-    """Feed `count` changes at `rate` a second; rate 0: ten per sync, as fast as possible."""
+    """Feed `count` changes at `rate` per second. Rate 0 feeds ten changes per sync, as fast as possible."""
     out, begin, done = Churn(), clock(), 0
     cpu = time.process_time()
     last_sync = last_sweep = last_sample = begin

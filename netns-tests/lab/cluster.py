@@ -1,5 +1,6 @@
-"""A whole embedded cluster for tests. It goes down when its pipe to this process closes, so even SIGKILL leaves
-nothing."""
+"""A whole embedded cluster for tests. The cluster removes itself when its pipe to this process closes, so it leaves
+nothing behind even after SIGKILL.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A namespace of a running cluster, by its path; what the lab's captures need."""
+    """A network namespace of a running cluster, given by its path. The lab's captures use this class."""
 
     path: str
 
@@ -47,8 +48,9 @@ def cluster(
     proxy_backend: str = "nftables",
     watched: bool = False,
 ) -> Iterator[DemoLab]:
-    """A running cluster of its own name and port, with the demo's tools. outside: with hosts outside the cluster.
-    watched: a failed test leaves the packets, rules and routes of its nodes, and all logs."""
+    """Yield a running cluster with a unique name and port, and with the demo's tools. outside: also make hosts outside
+    the cluster. watched: record the packets, rules and routes of the nodes, and all logs, if the test fails.
+    """
     config = ClusterConfig(
         name=f"{name}{os.getpid()}",
         nodes=nodes,
@@ -66,7 +68,7 @@ def cluster(
             lab.make_outside()
         with _watched(lab) if watched else contextlib.nullcontext():
             yield lab
-    except BaseException:  # the logs are deleted with the cluster: their last lines are shown with the failure
+    except BaseException:  # print the last lines of the logs, which are deleted with the cluster
         print(last_words(config))
         raise
     finally:
@@ -78,7 +80,7 @@ def cluster(
 
 @dataclass(eq=False)
 class Logs:
-    """Logs of a watched cluster."""
+    """The logs of a watched cluster."""
 
     name: str
     ns: NetNS
@@ -90,7 +92,7 @@ class Logs:
 
 @contextlib.contextmanager
 def _watched(lab: DemoLab) -> Iterator[None]:
-    """Every node's namespace is recorded until the cluster goes."""
+    """Record the namespace of every node until the cluster is removed."""
     spaces = [NetNS(node, lab.node_netns(node)) for node in lab.config.node_names()]
     logs = Logs(lab.config.name, spaces[0], lab.config)
     evidence.tells(logs)
@@ -105,7 +107,7 @@ def _watched(lab: DemoLab) -> Iterator[None]:
 
 
 def last_words(config: ClusterConfig, lines: int = 25) -> str:
-    """The end of every log of a cluster."""
+    """Return the last lines of every log of a cluster."""
     logs = sorted([*config.run_dir.glob("log/*"), *config.run_dir.glob("nodes/*/log/*")])
     return "\n".join(
         f"--- {path.relative_to(config.run_dir)}\n" + "\n".join(path.read_text().splitlines()[-lines:]) for path in logs
@@ -113,7 +115,7 @@ def last_words(config: ClusterConfig, lines: int = 25) -> str:
 
 
 def keep_logs(config: ClusterConfig, folder: Path) -> Path:
-    """Keep every log of the cluster's folder whole, so that it can be read after the cluster is gone."""
+    """Copy every log of the cluster to `folder`, so that the logs stay readable after the cluster is removed."""
     shutil.rmtree(folder, ignore_errors=True)
     for path in config.run_dir.rglob("log/*"):
         kept = folder / path.relative_to(config.run_dir)
@@ -123,7 +125,7 @@ def keep_logs(config: ClusterConfig, folder: Path) -> Path:
 
 
 def machine() -> dict[str, list[str]]:
-    """The state that a run must not change: names of namespaces, links, routes, mounts, and podwire's own files."""
+    """Return the machine's state that a run must not change: namespaces, links, routes, mounts, podwire's files."""
 
     def lines(*command: str) -> list[str]:
         return sorted(subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines())

@@ -27,11 +27,13 @@ class Cluster:
     servers: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def serve(self, ns: NetNS, address: str) -> int:
-        """The port of a server that answers with the client's address; it ends with the test."""
+        """Start a server that answers with the client's address, and return its port. The server ends with the test."""
         return self.servers.enter_context(peer_server(ns, address))
 
     def pod(self, node: CniNode, name: str, version: str = "1.0.0", **more: Any) -> tuple[NetNS, str]:
-        """A new pod and its first address; `more`: keys of the configuration, such as runtimeConfig."""
+        """Make a pod and return (its namespace, its first address). more: keys of the plugin's configuration, such as
+        runtimeConfig.
+        """
         pod = self.lab.netns(name)
         answer = node.cni("ADD", name, pod, node.conf(version, **more))
         assert answer.status == 0, answer.out + node.log()
@@ -39,7 +41,7 @@ class Cluster:
         return pod, answer.address
 
     def clear(self) -> None:
-        """End servers and pods; raises AssertionError if anything of a pod stays."""
+        """End the servers and the pods. Raises AssertionError if a lease, link or table element of a pod stays."""
         self.servers.close()
         for node, name in self.made:
             assert node.cni("DEL", name).status == 0
@@ -56,7 +58,7 @@ def plug(switch: NetNS, port: str) -> None:
 
 
 def give(ns: NetNS, address: str) -> None:
-    """Add an address to a machine on the link, usable at once (no duplicate address detection)."""
+    """Add an address to a machine on the link. It is usable at once, without duplicate address detection."""
     ns.netlink(
         lambda ipr: ipr.addr(
             "add",
@@ -70,7 +72,9 @@ def give(ns: NetNS, address: str) -> None:
 
 @contextlib.contextmanager
 def two_nodes(make_dir: Callable[[str], Path], *flags: str, dual: bool = False) -> Iterator[Cluster]:
-    """flags: of `podwire wiring`. dual: IPv6 besides IPv4, fd0a::N on the link and fd00:N::/64 for pods."""
+    """Yield the running cluster. flags: of `podwire wiring`. dual: add IPv6, with fd0a::N on the link and fd00:N::/64
+    for pods.
+    """
     with Lab() as lab, contextlib.ExitStack() as stack:
         switch, outside, n1, n2 = (lab.netns(name) for name in ("switch", "outside", "n1", "n2"))
         switch.netlink(lambda ipr: ipr.link("add", ifname="sw0", kind="bridge", state="up"))

@@ -1,5 +1,6 @@
-"""A node with a live wiring agent, for the CNI tests: the agent's process, and calls of the plugin binary as a
-container runtime makes them."""
+"""A node with a live wiring agent, for the CNI tests. It runs the agent's process and calls the plugin binary as a
+container runtime does.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ wait_until = patience.wait_until
 
 
 def put_node(api: FakeApi, name: str, cidr: str | None, *ips: str | None, cidr6: str = "") -> None:
-    """Make or change a Node."""
+    """Create or replace a Node object."""
     cidrs = [c for c in (cidr, cidr6) if c]
     api.put(
         "/api/v1/nodes",
@@ -65,7 +66,7 @@ class CniNode:
         evidence.tells(self)
 
     def describe(self) -> str:
-        """Evidence of a failed test: leases on disk, the status, the log."""
+        """Return the evidence of a failed test: leases on disk, the status, the log."""
         leases = sorted(file for file in (self.run_dir / "cni" / "leases").glob("*") if file.is_file())
         return "".join(f"--- {file}\n{file.read_text()}\n" for file in leases) + (
             f"--- status\n{json.dumps(self.status(), indent=1)}\n--- log\n"
@@ -104,8 +105,8 @@ class CniNode:
         )
 
     def look(self) -> None:
-        """The agent compares everything with the kernel now, and does not repeat that by itself for
-        agent.RESYNC_SECONDS: damage done by a test stays until then.
+        """Make the agent compare its whole state with the kernel now. The agent does not repeat this comparison for
+        agent.RESYNC_SECONDS, so a change that a test makes to the kernel stays until then.
         """
         known = self.routes()
         put_node(self.api, "passing", "10.244.250.0/24", "192.0.2.250")
@@ -114,7 +115,7 @@ class CniNode:
         wait_until(lambda: self.routes() == known, "and forgets it")
 
     def routes(self) -> int:
-        """The number of routes to other nodes, from the status, which is written last."""
+        """Return the number of routes to other nodes, according to the status. The agent writes the status last."""
         return int(self.status().get("figures", {}).get("routes", -1))
 
     def status(self) -> dict[str, Any]:
@@ -128,7 +129,7 @@ class CniNode:
         return (self.run_dir / "agent.log").read_text()
 
     def stop(self, *, kill: bool = False) -> int:
-        """End the agent; its exit status."""
+        """End the agent and return its exit status."""
         assert self.agent is not None
         (self.agent.kill if kill else self.agent.terminate)()
         return self.agent.wait(timeout=patient(20))
@@ -138,7 +139,7 @@ class CniNode:
             self.stop(kill=True)
 
     def conf(self, version: str = "1.0.0", **more: Any) -> dict[str, Any]:
-        """The plugin's configuration as a runtime derives it from the conflist."""
+        """Return the plugin's configuration as a runtime derives it from the conflist."""
         conflist = json.loads((self.run_dir / "cni" / "net.d" / "10-podwire.conflist").read_text())
         plugin = dict(conflist["plugins"][0])
         return {"cniVersion": version, "name": conflist["name"], **plugin, **more}
@@ -172,7 +173,7 @@ class CniNode:
         )
 
     def leases(self) -> dict[str, str]:
-        """address -> container of every lease on disk."""
+        """Return address -> container for every lease on disk."""
         return {
             file.name: json.loads(file.read_text().splitlines()[0])["containerID"]
             for file in (self.run_dir / "cni" / "leases").iterdir()
@@ -180,7 +181,7 @@ class CniNode:
         }
 
     def table_elements(self) -> int:
-        """The number of elements that stand for pods in the node's nft tables."""
+        """Return the number of elements for pods in the node's nft tables."""
         found = 0
         for table in nodetable.tables():
             # a default binds it
@@ -195,7 +196,7 @@ class CniNode:
 
 @contextlib.contextmanager
 def peer_server(ns: NetNS, address: str) -> Iterator[int]:
-    """A TCP server in `ns` that answers with the client's address; yields its port."""
+    """Run a TCP server in `ns` that answers with the client's address, and yield its port."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = ns.call(lambda: socket.create_server((address, 0), family=family, dualstack_ipv6=address == "::"))
 
@@ -219,7 +220,7 @@ def peer_server(ns: NetNS, address: str) -> Iterator[int]:
 
 
 def ask(ns: NetNS, address: str, port: int, timeout: float = 5) -> str:
-    """The answer of a server of `peer_server` to a connection from `ns`."""
+    """Connect from `ns` to a server of `peer_server` and return its answer."""
 
     def work() -> str:
         with socket.create_connection((address, port), timeout=patient(timeout)) as sock:

@@ -1,6 +1,6 @@
 """Three nodes with live wiring agents. n1 and n3 share a link; n2 is behind a router.
 
-Like the fabric of a cloud, the router knows no pods, and it drops packets from addresses that it did not assign.
+Like a cloud's network, the router has no routes to pods, and it drops packets from addresses that it did not assign.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Routed:
     made: list[tuple[CniNode, str]] = field(default_factory=list)
 
     def tell(self, name: str) -> None:
-        """Put the Node object of this machine as it is now."""
+        """Write the Node object of this machine with its present data to the API."""
         m = self.machines[name]
         put_node(self.api, name, m.cidr or None, m.address or None, m.address6 or None, cidr6=m.cidr6)
 
     def pod(self, on: str, name: str, **more: Any) -> tuple[NetNS, list[str]]:
-        """A new pod and its addresses."""
+        """Make a pod and return (its namespace, its addresses)."""
         pod, node = self.lab.netns(name), self.machines[on].node
         answer = node.cni("ADD", name, pod, node.conf("1.1.0", **more))
         assert answer.status == 0, answer.out + node.log()
@@ -61,7 +61,7 @@ class Routed:
 
 
 def figure(node: CniNode, name: str) -> int:
-    """A figure of the wiring agent's status."""
+    """Return a figure from the wiring agent's status, -1 if the status does not have it."""
     return int(node.status().get("figures", {}).get(name, -1))
 
 
@@ -80,7 +80,7 @@ def give(ns: NetNS, link: str, *addresses: str) -> None:
 
 
 def by_way_of(ns: NetNS, *gateways: str) -> None:
-    """Set default routes."""
+    """Set the default routes through `gateways`, one for each IP family."""
     for gateway in gateways:
         ns.netlink(
             lambda ipr, gateway=gateway: ipr.route(  # type: ignore[misc]  # as above
@@ -90,7 +90,7 @@ def by_way_of(ns: NetNS, *gateways: str) -> None:
 
 
 def no_checksum_offload(ns: NetNS, link: str) -> None:
-    """Every checksum is computed before a packet leaves by `link`, as for a card without checksum offload."""
+    """Disable checksum offload on `link`: the kernel computes every checksum before a packet leaves."""
 
     def work() -> None:
         value = array.array("B", struct.pack("=II", ETHTOOL_STXCSUM, 0))
@@ -105,7 +105,7 @@ def no_checksum_offload(ns: NetNS, link: str) -> None:
 def routed_nodes(
     make_dir: Callable[[str], Path], *flags: str, ipv4: bool = True, ipv6: bool = False
 ) -> Iterator[Routed]:
-    """ipv4, ipv6: of nodes and of pods."""
+    """Yield the running nodes. ipv4, ipv6: the IP families of nodes and pods."""
     with Lab() as lab, contextlib.ExitStack() as stack:
         router, n1, n2, n3 = (lab.netns(name) for name in ("router", "n1", "n2", "n3"))
         router.netlink(lambda ipr: ipr.link("add", ifname="near", kind="bridge", state="up"))

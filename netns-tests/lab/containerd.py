@@ -1,5 +1,6 @@
-"""containerd of Debian's packages in a node of the lab. Its mounts, sockets and state are its own, not the
-machine's."""
+"""containerd of Debian's packages in a node of the lab. It has its own mounts, sockets and state and does not use the
+machine's.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from .patience import patient
 
 
 class Containerd:
-    """`socket` speaks CRI. bin_dir, conf_dir: where it finds CNI plugins and configurations."""
+    """socket: the path of the CRI socket. bin_dir, conf_dir: the directories of CNI plugins and configurations."""
 
     def __init__(self, ns: NetNS, folder: Path, bin_dir: Path, conf_dir: Path) -> None:
         self.ns, self.folder = ns, folder
@@ -41,8 +42,8 @@ state = "{folder}/state"
     snapshotter = "native"
 """)
         self.log = open(folder / "containerd.log", "w")  # noqa: SIM115 - the daemon keeps writing to it
-        # Its own mounts: sandboxes' namespaces in /run/netns and their root file systems vanish with it. `ctr run
-        # --cni` uses only the directories /etc/cni/net.d and /opt/cni/bin.
+        # The daemon gets a separate mount namespace. With it, the kernel removes the network namespaces in /run/netns
+        # and the root file systems of sandboxes. `ctr run --cni` uses only /etc/cni/net.d and /opt/cni/bin.
         mounts = f"""set -e
 mount -t tmpfs none /run
 mkdir -p /run/netns /run/upper /run/work
@@ -85,7 +86,7 @@ exec "$@"
             return False
 
     def ctr(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """`ctr`, in the namespaces of the daemon."""
+        """Run `ctr` in the namespaces of the daemon."""
         inside = ["nsenter", f"--target={self.daemon.pid}", "--mount", "--net", "--root", "--"]
         ctr = [str(debian.program(self.root, "ctr")), "--address", str(self.socket), "--namespace", "k8s.io"]
         done = subprocess.run(
@@ -100,17 +101,18 @@ exec "$@"
         self.ctr("images", "import", "--snapshotter", "native", str(archive))
 
     def pid(self, container: str) -> int:
-        """The first process of a container."""
+        """Return the pid of a container's first process."""
         listed = self.ctr("tasks", "ls").stdout.splitlines()
         return next(int(line.split()[1]) for line in listed if line.startswith(container))
 
     def words(self) -> str:
-        """The end of the log."""
+        """Return the last 3000 characters of the log."""
         return (self.folder / "containerd.log").read_text()[-3000:]
 
     def close(self) -> None:
-        """End the daemon, and the shims and containers that it started (its session, and all that lives in its
-        mounts)."""
+        """End the daemon and the shims and containers that it started: the processes of its session and of its mount
+        namespace.
+        """
         ours = os.stat(f"/proc/{self.daemon.pid}/ns/mnt").st_ino if self.daemon.poll() is None else 0
         marker = str(self.folder).encode()
         self.daemon.terminate()
@@ -135,7 +137,7 @@ exec "$@"
 
 
 def start(node: CniNode, folder: Path) -> Containerd:
-    """A containerd for podwire's node, with the pause image."""
+    """Start containerd for podwire's node, with the pause image."""
     return started(node.ns, folder, node.client, node.run_dir / "cni" / "net.d")
 
 

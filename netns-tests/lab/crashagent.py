@@ -1,7 +1,8 @@
 """A wiring agent that kills itself at a chosen step of a call and is restarted at once: `python -m lab.crashagent`.
 
-The file <run_dir>/crash holds the number of the step (1, 2 ...) at which the next call ends in SIGKILL. The agent
-deletes the file when it reads it. <run_dir>/steps has the number of steps of the last complete call, and their names.
+The file <run_dir>/crash has the number of the step (1, 2 ...) at which the agent kills itself in the next call. The
+agent deletes this file after reading it. <run_dir>/steps has the number and the names of the steps of the last complete
+call.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ target, steps = 0, list[str]()
 
 
 def step(name: str) -> None:
-    """Count one completed step."""
+    """Count one completed step. If it is the chosen step, kill this process."""
     steps.append(name)
     if len(steps) == target:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def after(owner: Any, name: str) -> None:
-    """Make the end of a function a step."""
+    """Wrap a function, so that its end counts as a step."""
     work = getattr(owner, name)
 
     def counted(*args: Any, **more: Any) -> Any:
@@ -45,7 +46,7 @@ def after(owner: Any, name: str) -> None:
 
 
 def one_by_one(send: Callable[..., Any]) -> Callable[..., Any]:
-    """Send batches of netlink messages op by op."""
+    """Wrap a function that sends a batch of netlink messages, so that it sends each operation alone."""
 
     def counted(sock: object, batch: Sequence[object], pod_fd: int | None, watches: Sequence[object] = ()) -> Any:
         for op in batch:
@@ -57,8 +58,8 @@ def one_by_one(send: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def batch_by_batch(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Run programs of native/attach.c batch by batch: if the process is to die in one, the rest of the program does not
-    run.
+    """Wrap the function that runs programs of native/attach.c, so that it runs each batch alone. After the chosen step,
+    the rest of the program does not run.
     """
 
     def counted(sock: int, seq: int, node: int, pod: int, program: bytes) -> Any:
@@ -110,7 +111,7 @@ def main() -> None:
     listener.Listener._answer = arm(listener.Listener._answer)  # type: ignore[method-assign]  # that is the point
     name, kubeconfig = sys.argv[2:4]
     while True:
-        # A fork of a process that has imported everything starts in milliseconds.
+        # This process has imported all modules, so a forked agent starts in milliseconds.
         child = os.fork()
         if not child:
             die_with_parent()

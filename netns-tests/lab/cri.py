@@ -1,8 +1,8 @@
-"""The part of gRPC that a kubelet needs: unary calls to a CRI socket, over HTTP/2 frames made by hand.
+"""The part of gRPC that a kubelet needs: unary calls to a CRI socket, over HTTP/2 frames that this module encodes.
 
-Each call has a connection of its own, header fields are plain literals, and trailers are not read. An answer without a
-message is an error; the runtime's log says which. Sources: RFC 9113, RFC 7541 section 6.2.2, the gRPC HTTP/2 protocol,
-the CRI v1 message numbers.
+Each call uses a new connection. Header fields are plain literals. Trailers are not read, so an answer without a message
+counts as an error; the runtime's log has the details. Sources: RFC 9113, RFC 7541 section 6.2.2, the gRPC HTTP/2
+protocol, the CRI v1 message numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def _varint(value: int) -> bytes:
 
 
 def encode(fields: Iterable[tuple[int, Value]]) -> bytes:
-    """A protobuf message from (number, value): int is a varint, str and bytes themselves, anything else a message."""
+    """Return a protobuf message with the fields (number, value). An int becomes a varint, str and bytes become bytes,
+    and any other value becomes a nested message.
+    """
     out = b""
     for number, value in fields:
         if isinstance(value, int):
@@ -41,7 +43,7 @@ def encode(fields: Iterable[tuple[int, Value]]) -> bytes:
 
 
 def decode(data: bytes) -> dict[int, list[bytes | int]]:
-    """number -> values of a message; nested ones stay bytes."""
+    """Return number -> values for the fields of a message. Nested messages stay bytes."""
     found: dict[int, list[bytes | int]] = {}
     at = 0
 
@@ -84,7 +86,7 @@ def _headers(method: str) -> bytes:
     )
     out = b""
     for name, value in fields:
-        # literal without indexing, new name, no Huffman coding; all are shorter than 127 bytes
+        # literal without indexing, new name, no Huffman coding; all names and values are shorter than 127 bytes
         out += b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
     return out
 
@@ -96,7 +98,7 @@ class CallFailed(Exception):
 def call(
     path: Path, method: str, request: Iterable[tuple[int, Value]], timeout: float = 60
 ) -> dict[int, list[bytes | int]]:
-    """One unary call of runtime.v1.RuntimeService. Raises CallFailed, OSError."""
+    """Make a unary call of runtime.v1.RuntimeService and return the answer's fields. Raises CallFailed and OSError."""
     message = encode(request)
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(patient(timeout))
@@ -132,7 +134,7 @@ def call(
 def sandbox_config(
     name: str, ports: Iterable[tuple[int, int, int]] = (), annotations: dict[str, str] | None = None
 ) -> Fields:
-    """PodSandboxConfig. ports: (protocol, containerPort, hostPort)."""
+    """Return the fields of a PodSandboxConfig. ports: (protocol, containerPort, hostPort)."""
     return [
         (1, [(1, name), (2, f"uid-{name}"), (3, "default")]),
         (2, name),
@@ -143,7 +145,7 @@ def sandbox_config(
 
 
 def run_sandbox(path: Path, config: Fields) -> str:
-    """The id of a new sandbox."""
+    """Create a sandbox and return its id."""
     (ident,) = call(path, "RunPodSandbox", [(1, config)])[1]
     assert isinstance(ident, bytes)
     return ident.decode()
@@ -160,11 +162,11 @@ def sandbox_ip(path: Path, ident: str) -> str:
 
 
 def stop_sandbox(path: Path, ident: str) -> None:
-    """Stop and remove."""
+    """Stop and remove a sandbox."""
     call_empty(path, "StopPodSandbox", ident)
     call_empty(path, "RemovePodSandbox", ident)
 
 
 def call_empty(path: Path, method: str, ident: str) -> None:
-    """A call whose answer has no fields."""
+    """Make a call about sandbox `ident` whose answer has no fields."""
     call(path, method, [(1, ident)])

@@ -1,4 +1,4 @@
-"""The Service implementations under test, behind one interface: any scenario, programmed into the node of a World.
+"""The Service implementations under test, behind one interface that programs a scenario into the node of a World.
 
 pytest's `--dataplane NAME` chooses implementations. A test with the fixture `dataplane` runs once for each of them.
 `external` is an implementation that `--dataplane-hook PROGRAM` drives, for example kube-proxy. The hook is called in
@@ -7,7 +7,7 @@ the node's network namespace as `PROGRAM apply` and `PROGRAM clean`. For `apply`
     {"node": {"name", "addresses", "zone"}, "clusterCIDRs": [...], "serviceCIDRs": [...],
      "items": [Service, EndpointSlice ...]}
 
-It returns 0 once every rule is in force. When it fails, its output is shown.
+The hook exits with status 0 when every rule is in force. If the hook fails, the test shows its output.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Dataplane(Protocol):
     name: str
 
     def program(self, world: World, scenario: s.Scenario) -> None:
-        """Make the node serve exactly this scenario and replace an earlier one."""
+        """Make the node serve exactly this scenario. An earlier scenario is replaced."""
 
     def clean(self, world: World) -> None:
-        """Remove everything: no rule and no remembered client stays."""
+        """Remove all rules and all session affinity entries."""
 
 
 class Ours:
-    """choice: backend and variant of podwire's proxy, "iptables-legacy"."""
+    """podwire's proxy. choice: its backend and variant, for example "iptables-legacy"."""
 
     def __init__(self, choice: str) -> None:
         self.choice, self.name = choice, f"podwire-{choice}"
@@ -59,7 +59,7 @@ class Ours:
 
 
 class External:
-    """Another proxy, driven by a program."""
+    """Another proxy, which a hook program controls."""
 
     name = "external"
 
@@ -77,7 +77,7 @@ class External:
 
 
 def request(scenario: s.Scenario) -> dict[str, Any]:
-    """The JSON object that the hook reads."""
+    """Return the JSON object that the hook reads."""
     node = scenario.node
     return {
         "node": {"name": node.name, "addresses": list(node.addresses), "zone": node.zone},
@@ -87,7 +87,7 @@ def request(scenario: s.Scenario) -> dict[str, Any]:
     }
 
 
-# Each backend once for each of its variants: of "iptables", "iptables-nft" and "iptables-legacy" the last two.
+# One entry for each variant of each backend: "iptables-nft" and "iptables-legacy", without "iptables".
 CHOICES = [one for one in backends.choices() if not any(other.startswith(f"{one}-") for other in backends.choices())]
 OURS: dict[str, Callable[[], Dataplane]] = {f"podwire-{one}": partial(Ours, one) for one in CHOICES}
 ALIASES = {"podwire": list(OURS)} | {

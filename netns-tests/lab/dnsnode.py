@@ -1,4 +1,4 @@
-"""A node's DNS as processes: feeder and server in one namespace, with a fake API."""
+"""The DNS of a node as processes: feeder and server run in one namespace, with a fake API server."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ DNS_ADDRESS = "10.96.0.10"
 
 
 def eventually(check: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    """Wait for something that must happen; the time it takes is not asserted."""
+    """Wait until `check` is true. A test does not assert how long this takes."""
     wait_until(check, what, seconds)
 
 
 class DnsNode:
-    """`start` and `kill` by role ("feeder", "server"); processes that still run are killed at the end, and their logs
-    are shown on failure.
+    """`start` and `kill` take a role ("feeder", "server"). The remaining processes are killed at the end. A failed test
+    shows their logs.
     """
 
     def __init__(
@@ -84,19 +84,19 @@ class DnsNode:
         return process.wait(patient(30))
 
     def status(self, role: str) -> dict[str, Any]:
-        """The role's last status; empty if it has not written one."""
+        """Return the role's last status, {} if the role has not written a status."""
         found: dict[str, Any] = {}
         with contextlib.suppress(OSError):
             found = json.loads((self.run_dir / "status" / f"{role}.json").read_text())
         return found
 
     def is_ready(self) -> bool:
-        """Whether this server reports ready (the status of a killed predecessor does not count)."""
+        """Whether the running server reports ready. The status of a killed server does not count."""
         told = self.status("dns")
         return told.get("reason") == "Ready" and told["pid"] == self.processes["server"].pid
 
     def describe(self) -> str:
-        """Evidence of a failed test."""
+        """Return the evidence of a failed test: status and logs."""
         return (
             "".join(
                 f"--- status of {role}\n{json.dumps(self.status(role), indent=1)}\n" for role in ("dns-feeder", "dns")

@@ -1,4 +1,4 @@
-"""A resolver reached over TLS (RFC 7858), with a certificate of an authority made for the test."""
+"""An upstream resolver with DNS over TLS (RFC 7858). Its certificate comes from a CA that the test creates."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from .netns import NetNS
 
 
 class Authority:
-    """`server(name)`, `client(name)` -> (certificate, key) files; `ca`: the file that makes the other side believe
-    them."""
+    """A CA. `server(name)` and `client(name)` return (certificate file, key file). ca: the file of the CA's
+    certificate.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._signer = folder, pki.Authority()
@@ -41,10 +42,10 @@ class Authority:
 
 
 class TlsUpstream(Upstream):
-    """An Upstream that answers on port 853 too. handshakes: completed handshakes. once: close after each answer.
+    """An Upstream that also answers on port 853. handshakes: the number of completed handshakes. once: close the
+    connection after each answer.
 
-    swapped: hold the first of two queries back, and answer the second one before it. client_ca: ask clients for a
-    certificate.
+    swapped: answer the second of two queries before the first. client_ca: require a client certificate of this CA.
     """
 
     def __init__(self, ns: NetNS, address: str, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
@@ -79,7 +80,7 @@ class TlsUpstream(Upstream):
         super().__exit__(*args)
 
     def drop(self) -> None:
-        """Break every connection."""
+        """Shut down every open connection."""
         for conn in list(self.open):
             with contextlib.suppress(OSError):
                 conn.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""An upstream resolver outside the cluster, made with dnslib. A test can make it silent, slow, truncating or lying."""
+"""An upstream resolver outside the cluster, made with dnslib. A test can make the resolver fail in several ways."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ WORLD = {
 
 
 class Upstream:
-    """`mode`: "good", "silent", "servfail", "truncate" (over UDP only), "slow" (`delay` seconds), "flap" (no answer to
-    every second query), or a forged answer before the right one: "lie" (to another question), "wrong id", "wrong
-    source", "not an answer".
+    """mode: "good", "silent", "servfail", "truncate" (over UDP only), "slow" (`delay` seconds) or "flap" (no answer to
+    every second query). Four more modes send a forged answer before the right answer: "lie" (an answer to another
+    question), "wrong id", "wrong source" and "not an answer".
     """
 
     def __init__(self, ns: NetNS, address: str, world: Mapping[str, str] = WORLD) -> None:
@@ -49,7 +49,7 @@ class Upstream:
             try:
                 sock.shutdown(socket.SHUT_RDWR)  # wakes the thread
             except OSError:
-                pass  # an unconnected socket raises an error, and is woken all the same
+                pass  # shutdown() of an unconnected socket raises an error but wakes the thread
             sock.close()
 
     def answer(self, query: DNSRecord) -> DNSRecord:
@@ -91,11 +91,11 @@ class Upstream:
                 self._send(bytes(reply.pack()), peer)
 
     def _send(self, data: bytes, peer: tuple[str, int]) -> None:
-        with contextlib.suppress(OSError):  # it was closed meanwhile
+        with contextlib.suppress(OSError):  # the socket was closed meanwhile
             self.udp.sendto(data, peer)
 
     def _forge(self, query: DNSRecord, peer: tuple[str, int]) -> None:
-        """The answers of an attacker who cannot see the query, or not all of it."""
+        """Send the answer of an attacker who cannot see the whole query."""
         asked = DNSRecord.question("evil.example.com.") if self.mode == "lie" else query
         forged = asked.reply()
         forged.header.id = query.header.id ^ (self.mode == "wrong id")

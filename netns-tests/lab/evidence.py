@@ -1,5 +1,5 @@
-"""Evidence of a failed test: packets and kernel state of each of its namespaces, and the state of each agent in
-them.
+"""Evidence of a failed test: the packets and the kernel state of each namespace of the test, and the state of each
+agent.
 
 Every namespace of a Lab has a packet socket. The kernel keeps the first 8 MB of frames in its queue, which costs a
 reference for each frame. The queue is read only when a test fails, and written as pcapng with the interface of each
@@ -41,7 +41,7 @@ STATE = (
 
 
 class Describes(Protocol):
-    """An agent that can describe its state after a failure: its leases and its log. It is used while `ns` is open."""
+    """An agent that describes its state, for example leases and log, after a failure. `ns` must be open then."""
 
     name: str
     ns: NetNS
@@ -56,7 +56,7 @@ _left: dict[str, bytes] = {}  # file name -> content, of Labs that an exception 
 
 
 class Tap:
-    """The unread packet socket of one namespace."""
+    """The packet socket of one namespace. It is read only after a failure."""
 
     def __init__(self, ns: NetNS) -> None:
         self.ns, self.number = ns, next(_born)
@@ -74,7 +74,7 @@ class Tap:
         self.sock.close()
 
     def frames(self) -> list[tuple[str, int, bytes]]:
-        """(interface, time in ns, frame) of every waiting frame; the socket is empty afterwards."""
+        """Read all frames from the socket and return (interface, time in ns, frame) for each frame."""
         out: list[tuple[str, int, bytes]] = []
         while True:
             try:
@@ -97,7 +97,7 @@ class Tap:
 def tap(ns: NetNS) -> None:
     made = Tap(ns)
     ns.on_close(made.close)
-    ns.tap = made  # the namespace holds the reference, the set below does not
+    ns.tap = made  # this reference keeps the tap alive; the set below is weak
     _tapped.add(made)
 
 
@@ -105,7 +105,7 @@ watchers.append(tap)
 
 
 def tells(something: Describes) -> None:
-    """Register `something`, whose state is recorded when a test fails."""
+    """Register `something`. Its state is recorded when a test fails."""
     _told.add(something)
 
 
@@ -116,7 +116,7 @@ def forget() -> None:
 
 
 def keep(folder: Path, test: str) -> list[Path]:
-    """Write the state of all living namespaces, and of those that the failure itself has closed; returns the files."""
+    """Write the state of all open namespaces, and of those that the failure has closed. Return the written files."""
     _look(one for one in _tapped if one.ns.fd >= 0)
     found = dict(_left)
     _left.clear()
@@ -130,7 +130,7 @@ def keep(folder: Path, test: str) -> list[Path]:
 
 
 def witness(made: list[NetNS]) -> None:
-    """An exception is about to close these namespaces."""
+    """Record the state of these namespaces, which an exception is about to close."""
     _look(one for one in _tapped if one.ns in made and one.ns.fd >= 0)
 
 
@@ -138,7 +138,7 @@ witnesses.append(witness)
 
 
 def _look(taps: Iterable[Tap]) -> None:
-    """Record into `_left`. Of several namespaces of one name the first keeps it, and the others get a number."""
+    """Record the state into `_left`. If several namespaces have the same name, all but the first get a number."""
     spaces = []
     for one in sorted(taps, key=lambda one: one.number):
         name = _free(one.ns.name)
@@ -149,7 +149,7 @@ def _look(taps: Iterable[Tap]) -> None:
         name = _free(f"{type(something).__name__}-{something.name}")
         try:
             _left[f"{name}.txt"] = something.describe().encode()
-        except (OSError, ValueError) as err:  # an agent may have died half way; the others are still recorded
+        except (OSError, ValueError) as err:  # a crashed agent may have no readable state; record the other agents
             _left[f"{name}.txt"] = f"could not be read: {err}\n".encode()
 
 
@@ -160,7 +160,9 @@ def _free(wanted: str) -> str:
 
 
 def _state(ns: NetNS) -> str:
-    """All commands run in one shell: a failing suite should not take minutes for its evidence."""
+    """Return the output of the STATE commands. They run in one shell, because a run with many failed tests would
+    otherwise take minutes for the evidence.
+    """
     script = "".join(f"echo '$ {command}'; {command} 2>&1; echo; " for command in STATE)
     try:
         return ns.run(["sh", "-c", script], check=False, timeout=60).stdout
@@ -169,7 +171,9 @@ def _state(ns: NetNS) -> str:
 
 
 def pcapng(frames: list[tuple[str, int, bytes]]) -> bytes:
-    """A capture file (IETF draft-ietf-opsawg-pcapng): one section, one interface per name, time in nanoseconds."""
+    """Return a capture file (IETF draft-ietf-opsawg-pcapng) with one section, one interface per name, and times in
+    nanoseconds.
+    """
 
     def block(kind: int, body: bytes) -> bytes:
         size = len(body) + 12

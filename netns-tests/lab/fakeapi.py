@@ -1,7 +1,7 @@
-"""A fake Kubernetes API server, small enough to be obviously right. It lists and watches the objects that a test puts
-in.
+"""A fake Kubernetes API server that is small enough to check by reading. It serves lists and watches of the objects
+that a test adds.
 
-It serves plain HTTP inside a namespace, keeps every change, and replays a watch from any resourceVersion.
+The server uses plain HTTP inside a namespace. It stores every change and can replay a watch from any resourceVersion.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ def _key(obj: Mapping[str, Any]) -> tuple[str, str]:
 
 
 class FakeApi:
-    """`with FakeApi(ns) as api: api.put("/api/v1/services", {...})`; `api.kubeconfig(path)` writes a file for
-    clients."""
+    """Use as `with FakeApi(ns) as api: api.put("/api/v1/services", {...})`. `api.kubeconfig(path)` writes a kubeconfig
+    for clients.
+    """
 
     def __init__(self, ns: NetNS, address: str = "127.0.0.1", port: int = 0) -> None:
         self.changed = threading.Condition()
@@ -42,7 +43,7 @@ class FakeApi:
             protocol_version = "HTTP/1.1"
 
             def log_message(self, *_: Any) -> None:
-                """Quiet."""
+                """Log nothing."""
 
             def do_GET(self) -> None:
                 url = urlsplit(self.path)
@@ -51,7 +52,7 @@ class FakeApi:
                     if url.path in api.unknown:
                         self.send_error(404)
                     elif "sendInitialEvents" in query:
-                        self.send_error(422)  # as a server without the feature WatchList
+                        self.send_error(422)  # a server without the feature WatchList answers like this
                     elif query.get("watch") == "true":
                         api.stream(self, url.path, int(query["resourceVersion"]))
                     else:
@@ -77,7 +78,7 @@ class FakeApi:
         self.close()
 
     def close(self) -> None:
-        """Stop serving and end all watches; a second call does nothing."""
+        """Stop the server and end all watches. A second call does nothing."""
         if self.closing:
             return
         with self.changed:
@@ -87,9 +88,7 @@ class FakeApi:
         self.server.server_close()
 
     def restart(self, ns: NetNS) -> FakeApi:
-        """A new server at the same address over the same store, as after a kill -9; call it after this one is
-        closed.
-        """
+        """Return a new server with the same address and objects, as after a kill -9. Close this server first."""
         fresh = FakeApi(ns, port=self.port)
         fresh.version, fresh.objects, fresh.log = self.version, self.objects, self.log
         return fresh
@@ -110,7 +109,7 @@ class FakeApi:
         return path
 
     def put(self, path: str, obj: Object) -> None:
-        """Create or replace."""
+        """Create or replace an object. path: of the collection."""
         with self.changed:
             known = self.objects.setdefault(path, {})
             kind = "MODIFIED" if _key(obj) in known else "ADDED"
@@ -118,12 +117,12 @@ class FakeApi:
             known[_key(obj)] = self.log[-1][2]
 
     def apply(self, *objects: Object) -> None:
-        """`put` for objects that contain their kind."""
+        """Create or replace objects that contain their kind."""
         for obj in objects:
             self.put(of(obj["kind"]).path(), obj)
 
     def remove(self, obj: Object) -> None:
-        """`delete` for an object with its kind."""
+        """Delete an object that contains its kind."""
         self.delete(of(obj["kind"]).path(), obj["metadata"]["name"], obj["metadata"].get("namespace", ""))
 
     def delete(self, path: str, name: str, namespace: str = "") -> None:

@@ -1,7 +1,7 @@
-"""A stock cluster as podwire's DaemonSet meets it.
+"""An ordinary cluster in which podwire's DaemonSet runs.
 
-It has an API server over TLS that grants the agents the rights of their ClusterRoles and no others, service account
-volumes, and nodes on which the manifests of deploy/ run as processes.
+The API server uses TLS and grants the agents exactly the rights of their ClusterRoles. The pods have service account
+volumes. The pods of deploy/'s manifests run as processes on the nodes.
 """
 
 from __future__ import annotations
@@ -39,12 +39,17 @@ from .patience import patient
 ACCOUNTS = "system:serviceaccount:kube-system:"
 AGENT = f"{ACCOUNTS}podwire"
 SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
-OPEN = ("/healthz", "/livez", "/readyz", "/version")  # to all, by Kubernetes' own ClusterRole system:public-info-viewer
+OPEN = (
+    "/healthz",
+    "/livez",
+    "/readyz",
+    "/version",
+)  # to all clients, by Kubernetes' ClusterRole system:public-info-viewer
 Right = tuple[str, str, str]  # verb, API group, "resource" or "resource in NAMESPACE" or "resource in NAMESPACE/NAME"
 
 
 def rights(roles: Iterable[Object]) -> set[Right]:
-    """The rights that ClusterRoles and Roles grant."""
+    """Return the rights that ClusterRoles and Roles grant."""
     found = set()
     for role in roles:
         space = f" in {role['metadata']['namespace']}" if role["kind"] == "Role" else ""
@@ -62,7 +67,7 @@ def rights(roles: Iterable[Object]) -> set[Right]:
 
 
 def rights_of(account: str, objects: list[Object]) -> set[Right]:
-    """The rights of a service account of kube-system, by the bindings."""
+    """Return the rights that the bindings in `objects` grant to a service account of kube-system."""
     roles = {(o["kind"], o["metadata"]["name"]): o for o in objects if o["kind"] in ("Role", "ClusterRole")}
     subject = {"kind": "ServiceAccount", "name": account, "namespace": "kube-system"}
     return rights(
@@ -73,10 +78,12 @@ def rights_of(account: str, objects: list[Object]) -> set[Right]:
 
 
 def needs(method: str, path: str, query: Any) -> list[Right]:
-    """The rights of which a request needs one, the widest last (Kubernetes' request attributes)."""
+    """Return the rights that permit a request, the widest last. One of them is enough (Kubernetes' request
+    attributes).
+    """
     parts = path.strip("/").split("/")
     group, rest = ("", parts[2:]) if parts[0] == "api" else (parts[1], parts[3:])
-    space = rest[1] if rest[0] == "namespaces" and len(rest) > 1 else ""  # a Namespace is in its own namespace
+    space = rest[1] if rest[0] == "namespaces" and len(rest) > 1 else ""  # a Namespace is in the namespace of its name
     if space and len(rest) > 2:
         rest = rest[2:]
     resource = "/".join([rest[0], *rest[2:]])
@@ -90,7 +97,7 @@ def needs(method: str, path: str, query: Any) -> list[Right]:
 
 
 async def _service_cidrs(request: web.Request) -> web.StreamResponse:
-    """Newer clusters have these objects (KEP-1880); podwire's own API server does not."""
+    """Serve ServiceCIDR objects. Newer clusters have them (KEP-1880); podwire's own API server does not."""
     one = {"metadata": {"name": "kubernetes", "resourceVersion": "7"}, "spec": {"cidrs": ["10.96.0.0/16"]}}
     if request.query.get("watch") != "true":
         return web.json_response({"kind": "ServiceCIDRList", "metadata": {"resourceVersion": "7"}, "items": [one]})
@@ -105,7 +112,7 @@ async def _service_cidrs(request: web.Request) -> web.StreamResponse:
 
 
 def _bare(answer: web.Response) -> web.Response:
-    """Items of Kubernetes' lists contain neither kind nor apiVersion."""
+    """Return the answer without kind and apiVersion in the items of a list, as a Kubernetes API server answers."""
     body = json.loads(answer.body) if isinstance(answer.body, bytes) else None
     if not isinstance(body, dict) or not isinstance(body.get("items"), list):
         return answer
@@ -116,10 +123,10 @@ def _bare(answer: web.Response) -> web.Response:
 
 
 class GuardedApi(InThread):
-    """`with GuardedApi(ns, ["172.30.9.1"], {AGENT: {...}}) as api:`.
+    """Use as `with GuardedApi(ns, ["172.30.9.1"], {AGENT: {...}}) as api:`.
 
-    granted: service account -> its rights; asked: the rights that it used, and those that were refused.
-    without_watchlist: for these clients the server has no WatchList.
+    granted: service account -> its rights. asked: service account -> the rights that its requests needed, granted or
+    refused. without_watchlist: the clients for which the server has no WatchList.
     """
 
     def __init__(
@@ -187,14 +194,16 @@ class GuardedApi(InThread):
         return found
 
     def replace_token(self, token: str, account: str = AGENT) -> None:
-        """From now on only this token of the account is valid."""
+        """Replace all tokens of the account by this token."""
         for old in [own for own, user in self.tokens.items() if user.name == account]:
             del self.tokens[old]
         self.tokens[token] = auth.User(account, frozenset({auth.ADMINS}))
 
 
 class WorkloadPod:
-    """A pod of a DaemonSet or Deployment as processes, with the variables, ConfigMaps and arguments of a kubelet."""
+    """A pod of a DaemonSet or Deployment as processes, with the variables, ConfigMaps and arguments that a kubelet
+    would give it.
+    """
 
     def __init__(
         self,
@@ -216,15 +225,15 @@ class WorkloadPod:
         self.process: subprocess.Popen[str] | None = None
 
     def describe(self) -> str:
-        """Evidence of a failed test."""
+        """Return the evidence of a failed test: the log."""
         return self.log()
 
     def path(self, of_node: str) -> Path:
-        """The place of a path of the node: each node has its own files."""
+        """Return the real path of a path on the node. Each node has a separate directory."""
         return self.folder / of_node.lstrip("/")
 
     def write_account(self, token: str) -> None:
-        """Write the service account's volume; the kubelet switches a link when the token is renewed."""
+        """Write the service account's volume. For a new token, switch a symbolic link as the kubelet does."""
         data = self.account / f"..{token}"
         data.mkdir(parents=True)
         for own, text in (("token", token), ("ca.crt", self.api.authority.certificate), ("namespace", "kube-system")):
@@ -263,7 +272,7 @@ class WorkloadPod:
         return self.ns.run([f"{sys.prefix}/bin/podwire", *args], env=env).stdout
 
     def start(self, **more: str) -> None:
-        """Start it with the capabilities in the manifest if it is not privileged."""
+        """Start the container. If it is not privileged, it has only the capabilities in the manifest."""
         (container,) = self.spec["containers"]
         security = container["securityContext"]
         caps = ["-all", *(f"+{own.lower()}" for own in security.get("capabilities", {}).get("add", []))]
@@ -274,7 +283,7 @@ class WorkloadPod:
         )
         env = self.environment(container, PODWIRE_SERVICE_ACCOUNT_DIR=str(self.account), **more)
         args = [re.sub(r"\$\((\w+)\)", lambda m: env[m[1]], word) for word in container["args"]]
-        args = [word.replace("=/", f"={self.folder}/") for word in args]  # paths in its own files
+        args = [word.replace("=/", f"={self.folder}/") for word in args]  # paths in the pod's directory
         with open(self.folder / "agent.log", "a") as log:
             self.process = self.ns.popen([*drop, f"{sys.prefix}/bin/podwire", *args], env=env, stdout=log, stderr=log)
 
@@ -287,7 +296,7 @@ class WorkloadPod:
         return (self.folder / "agent.log").read_text()
 
     def probe(self, which: str) -> bool:
-        """The result of the kubelet's probe."""
+        """Run a probe of the container as the kubelet does, and return whether it succeeds."""
         (container,) = self.spec["containers"]
         probe = container[which]["httpGet"]
         done = self.ns.run(

@@ -1,7 +1,7 @@
-"""The world of load balancer addresses: a switch, three nodes with a pod each, a client, and the API.
+"""The namespaces for tests of load balancer addresses: a switch, three nodes with one pod each, a client, and the API.
 
-A further server survives the end of any node. Each node runs the role `lb` as a process; this process programs its
-Services with the proxy's engine.
+One more server runs outside the nodes, so that it survives the end of any node. Each node runs the role `lb` as a
+process. The test's process programs the nodes' Services with the proxy's engine.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def v6(ip: str) -> str:
 
 
 class Node:
-    """Address 172.30.0.1N, pod 10.244.N.2 with a server on TARGET."""
+    """Node number N with address 172.30.0.1N. Its pod has address 10.244.N.2 and a server on port TARGET."""
 
     def __init__(self, world: L2World, number: int) -> None:
         self.name, self.address, self.pod = f"n{number}", f"172.30.0.1{number}", f"10.244.{number}.2"
@@ -63,7 +63,7 @@ class Node:
         evidence.tells(self)
 
     def describe(self) -> str:
-        """Evidence of a failed test."""
+        """Return the evidence of a failed test: the addresses that the node answers for, and the log."""
         return f"--- answers for {sorted(self.mine())}\n--- log\n{self.log()}"
 
     def _make_pod(self) -> None:
@@ -111,7 +111,7 @@ class Node:
         )
 
     def plug(self) -> None:
-        """Bring the link up, with all its routes: the kernel forgets them when the link goes down."""
+        """Bring the link up and add its routes again, which the kernel deleted when the link went down."""
         self.ns.run(["ip", "link", "set", "eth0", "up"])
         self.ns.run(["ip", "-6", "addr", "replace", f"{v6(self.address)}/64", "dev", "eth0"])
         for peer in self.world.nodes:
@@ -132,7 +132,7 @@ class Node:
         return bool(json.loads((self.run_dir / "status" / "lb.json").read_text())["ready"])
 
     def mine(self) -> set[str]:
-        """Addresses that the node claims."""
+        """Return the load balancer addresses that the node answers for, according to its status."""
         try:
             status = json.loads((self.run_dir / "status" / "lb.json").read_text())
         except (OSError, ValueError):
@@ -141,7 +141,7 @@ class Node:
 
 
 class L2World:
-    """`with L2World(lab, directory, api_of=...)`: close it."""
+    """The switch, the nodes, the client and the API. Close it after use."""
 
     def __init__(self, lab: Lab, directory: Path, nodes: int = 3) -> None:
         self.lab, self.directory = lab, directory
@@ -168,7 +168,7 @@ class L2World:
         self.api.thread.start()
 
     def port(self, name: str, address: str) -> NetNS:
-        """A namespace with eth0 on the switch."""
+        """Make a namespace with eth0 on the switch."""
         ns = self.lab.netns(name)
         ns.sysctl("net/ipv6/conf/all/accept_dad", "0")
         ns.sysctl("net/ipv6/conf/default/accept_dad", "0")
@@ -187,7 +187,7 @@ class L2World:
         return next(node for node in self.nodes if node.name == name)
 
     def settle(self, *ips: str) -> None:
-        """Wait until each address is where all nodes together would place it, and nowhere else."""
+        """Wait until only the node with the highest rank answers for each address."""
         for ip in ips:
             best = max(self.nodes, key=lambda node: rank(ip, node.name))
             until(
@@ -197,7 +197,7 @@ class L2World:
             )
 
     def owner(self, ip: str) -> Node:
-        """The one node that answers for `ip`, once there is exactly one."""
+        """Wait until exactly one node answers for `ip`, and return this node."""
         found: list[Node] = []
 
         def one() -> bool:

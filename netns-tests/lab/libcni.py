@@ -1,5 +1,6 @@
-"""Calls plugins as libcni does (CNI spec 1.1.0, section 3): conflists, results kept between ADD and DEL,
-capabilities."""
+"""Calls plugins as libcni does (CNI spec 1.1.0, section 3), with conflists, capabilities, and a cache of results
+between ADD and DEL.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ SINCE = {"CHECK": (0, 4, 0), "GC": (1, 1, 0), "STATUS": (1, 1, 0)}
 
 
 class PluginFailed(Exception):
-    """A plugin answered with an error object: `code`, and the message as text."""
+    """A plugin returned an error object. code: the CNI error code."""
 
     def __init__(self, program: Path, verb: str, body: Mapping[str, Any]) -> None:
         super().__init__(f"{program.name} {verb}: {body.get('msg')}")
@@ -25,8 +26,9 @@ class PluginFailed(Exception):
 
 @dataclass
 class Network:
-    """One conflist on one node. plugins: (program, its configuration) in order; asked: what the runtime has for each
-    capability. `cache` is libcni's: the last result of each attachment, which DEL, CHECK and GC get."""
+    """One conflist on one node. plugins: (program, configuration) in order. asked: capability -> the runtime's
+    arguments. cache: the last result of each attachment, for DEL, CHECK and GC, as in libcni.
+    """
 
     ns: NetNS
     name: str
@@ -37,8 +39,8 @@ class Network:
     cache: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     def has(self, verb: str) -> bool:
-        """Whether this version of the specification has the verb; libcni does not call plugins with a verb that it
-        lacks.
+        """Whether this version of the specification has the verb. libcni calls plugins only with verbs of their
+        version.
         """
         return tuple(map(int, self.version.split("."))) >= SINCE.get(verb, (0,))
 
@@ -71,7 +73,7 @@ class Network:
         }
 
     def add(self, container: str, netns: NetNS, ifname: str = "eth0") -> dict[str, Any]:
-        """The result of the last plugin. Raises PluginFailed; then the caller calls `delete`."""
+        """Call ADD and return the result of the last plugin. After PluginFailed the caller must call `delete`."""
         result: dict[str, Any] | None = None
         for program, conf in self.plugins:
             more = {"prevResult": result} if result is not None else {}
@@ -94,7 +96,7 @@ class Network:
         self.cache.pop((container, ifname), None)
 
     def collect(self, valid: Sequence[tuple[str, str]]) -> None:
-        """GC: libcni deletes the attachments that are not valid, then passes the valid ones to the plugins."""
+        """Call GC: delete the attachments that are not valid, then pass the valid attachments to the plugins."""
         for container, ifname in set(self.cache) - set(valid):
             self.delete(container, None, ifname)
         entries = [{"containerID": container, "ifname": ifname} for container, ifname in valid]
@@ -106,6 +108,6 @@ class Network:
             self._call("STATUS", program, conf, {}, {})
 
     def versions(self) -> list[set[str]]:
-        """The versions that each plugin supports."""
+        """Return the set of versions that each plugin supports."""
         answers = [self._call("VERSION", program, {}, {}, {}) for program, _ in self.plugins]
         return [set(answer["supportedVersions"]) if answer else set() for answer in answers]

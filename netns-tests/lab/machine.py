@@ -1,7 +1,7 @@
 """Machines made of a Debian root file system and namespaces.
 
-Each is a fresh install with its own files, processes, name and network. A provisioning script runs on it as on a VM,
-but all machines share the kernel.
+Each machine is a fresh install with its own files, processes, host name and network. A provisioning script runs on it
+as on a VM, but all machines share the kernel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from podwire.deploy import image
 from .netns import NetNS
 from .patience import patient
 
-# What a root needs to reach the package registries that this machine reaches, where there are such files.
+# The files that a root needs to reach this machine's package registries. Some machines lack some of these files.
 _REGISTRY_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/root/.config/pip/pip.conf")
 _BUNDLE, _BUNDLE_THERE = "/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/of-the-host.crt"
 _START = """set -e
@@ -46,11 +46,11 @@ while :; do sleep 3600 & wait $!; done
 
 
 class NotMade(Exception):
-    """A fresh system did not come about; the text is what the programs said."""
+    """The fresh system could not be made. The message is the output of the programs."""
 
 
 def archives_answer() -> bool:
-    """Whether this machine's archives of packages can be asked at all."""
+    """Whether this machine's package archives answer."""
     with tempfile.TemporaryDirectory() as lists:
         (Path(lists) / "partial").mkdir()
         asked = ["apt-get", "-qq", "-o", f"Dir::State::lists={lists}", "-o", "APT::Update::Error-Mode=any", "update"]
@@ -58,11 +58,12 @@ def archives_answer() -> bool:
 
 
 def debian_root(folder: Path, source: Path, release: str = "") -> Path:
-    """A minimal Debian with the checkout `source` in /podwire and nothing installed beyond. release: its code name; ""
-    is this machine's. Raises NotMade."""
+    """Make a minimal Debian root file system with the checkout `source` in /podwire, and return its path. release: the
+    code name, "" for this machine's release. Raises NotMade.
+    """
     root = folder / "base"
     suite = release or image.codename(Path("/etc/os-release").read_text())
-    # unsafe: a root that a crash tears is thrown away; without waiting for the disk dpkg is faster
+    # unsafe I/O: dpkg is faster without waiting for the disk, and a root that a crash damages is made again
     made = subprocess.run(
         [
             "mmdebstrap",
@@ -101,7 +102,9 @@ def debian_root(folder: Path, source: Path, release: str = "") -> Path:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's, as far as it concerns registries; paths of the certificates are those inside."""
+    """Return the environment for a command in a root: this process's variables for package registries, with the paths
+    of certificates inside the root.
+    """
     kept = {
         name: _BUNDLE_THERE if value == _BUNDLE else value
         for name, value in os.environ.items()
@@ -118,11 +121,11 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def package_folders() -> list[str]:
-    """Folders of this machine that its pip looks into beside the registry."""
+    """Return the local directories in which this machine's pip looks for packages."""
     said = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     ).stdout
-    indexes = [str(Path(path).parent) for path in re.findall(r"file://(/[^\s']+)", said)]  # whose files lie beside them
+    indexes = [str(Path(path).parent) for path in re.findall(r"file://(/[^\s']+)", said)]  # with the packages
     return sorted(
         {path for path in (*indexes, *re.findall(r"='(/[^\s']+)", said)) if Path(path).is_dir() and path != "/"}
     )
@@ -131,7 +134,7 @@ def package_folders() -> list[str]:
 def in_root(
     root: Path, command: list[str], env: dict[str, str], binds: Iterable[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command with `root` as its file system, and this machine's network (packages come from there)."""
+    """Run a command with `root` as its root file system. It uses this machine's network to fetch packages."""
     mounts = "".join(f'mkdir -p "$1{bind}"; mount --rbind {bind} "$1{bind}"; ' for bind in ("/dev", "/sys", *binds))
     script = f'mount --make-rprivate /; {mounts} mount -t proc proc "$1/proc"; root=$1; shift; exec chroot "$root" "$@"'
     return subprocess.run(
@@ -144,7 +147,7 @@ def in_root(
 
 
 class Machine:
-    """`name`, with the files of `base` (never changed; what it writes goes to `folder`) and the network of `ns`."""
+    """A machine with the network of `ns` and the files of `base`. Its writes go to `folder`; `base` stays unchanged."""
 
     def __init__(self, name: str, ns: NetNS, base: Path, folder: Path) -> None:
         self.name, self.ns, self.folder = name, ns, folder
@@ -195,7 +198,7 @@ class Machine:
         )
 
     def run(self, command: list[str], *, check: bool = True, timeout: float = 120, **env: str) -> str:
-        """The command's output. AssertionError where it failed."""
+        """Run a command and return its output. Raises AssertionError if the command fails."""
         process = self.popen(command, **env)
         try:
             out, _ = process.communicate(timeout=patient(timeout))
@@ -207,7 +210,7 @@ class Machine:
         return out
 
     def power_off(self) -> None:
-        """Every process ends at once, as when a machine loses its power."""
+        """Kill every process at once, as in a power failure."""
         try:
             os.kill(self.init, signal.SIGKILL)
         except ProcessLookupError:

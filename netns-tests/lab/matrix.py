@@ -1,4 +1,4 @@
-"""The results of the conformance table for each dataplane, as Markdown and as an SVG picture. Pure."""
+"""The results of the conformance table for each dataplane, as Markdown and as an SVG picture. No I/O here."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ CELL, LEFT, TOP = 26, 430, 190
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One behaviour on one dataplane, over one IP family ("IPv4", "IPv6"). note: why it is failed or lacking, one
-    line."""
+    """One behaviour on one dataplane, over one IP family ("IPv4", "IPv6"). note: one line with the reason for "failed"
+    or "lacking".
+    """
 
     group: str
     row: str
@@ -37,33 +38,34 @@ class Cell:
 
 
 def sampled(row: str) -> bool:
-    """Is this row judged on packets in `make test`? Every IPv4 row, and a third of the IPv6 ones: the same third each
-    time, chosen by a hash of the name. Both families' rules are made by the same code, and `make conformance` runs all
-    rows."""
+    """Whether `make test` tests this row with packets. It tests every IPv4 row and a third of the IPv6 rows. A hash of
+    the name chooses the same third each time. The same code makes the rules of both families, and `make conformance`
+    tests all rows.
+    """
     return not row.endswith(" (IPv6)") or zlib.crc32(row.encode()) % 3 == 0
 
 
 class Matrix:
-    """Rows are (group, behaviour) in the order they were added, columns (dataplane, family)."""
+    """A table of cells. A row is (group, behaviour), in the order of addition. A column is (dataplane, family)."""
 
     def __init__(self, cells: Iterable[Cell], title: str) -> None:
         self.title = title
         self.cells: dict[tuple[str, str, str, str], Cell] = {}
         for cell in cells:
             key = (cell.group, cell.row, cell.dataplane, cell.family)
-            before = self.cells.get(key)  # several tests make one row: it holds when all of them do
+            before = self.cells.get(key)  # several tests can make one row, which passes only if all of them pass
             if before is None or before.result == "passed":
                 self.cells[key] = cell
         self.rows = list(dict.fromkeys((c.group, c.row) for c in self.cells.values()))
         self.columns = sorted({(c.dataplane, c.family) for c in self.cells.values()})
 
     def counts(self, column: tuple[str, str]) -> tuple[int, int, int]:
-        """(passed, failed, lacking) of one column."""
+        """Return the number of (passed, failed, lacking) cells in one column."""
         found = [c.result for c in self.cells.values() if (c.dataplane, c.family) == column]
         return found.count("passed"), found.count("failed"), found.count("lacking")
 
     def markdown(self) -> str:
-        """A table a group, then a line for each failed or lacking cell."""
+        """Return one Markdown table, with a row above each group, and a line for each failed or lacking cell."""
         heads = [f"{name} {family}" for name, family in self.columns]
         out = [f"# {self.title}", "", "| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
         sums = [self.counts(column) for column in self.columns]
@@ -85,7 +87,7 @@ class Matrix:
         return "\n".join(out).rstrip() + "\n"
 
     def svg(self) -> str:
-        """One square a cell, green, red or amber; the note as tooltip."""
+        """Return a picture with one square for each cell, green, red or amber. A tooltip shows the cell's note."""
         width, height = LEFT + CELL * len(self.columns) + 120, TOP + 18 * len(self.rows) + 20
         size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
         out = [

@@ -1,8 +1,8 @@
-"""Network namespaces for tests. They vanish by themselves.
+"""Network namespaces for tests. The kernel removes them when the test process ends.
 
-A namespace is anonymous: it lives as long as this process holds its descriptor. Nothing is mounted and nothing has a
-name, so an interrupted run (even by SIGKILL) leaves no namespace, link or rule. The kernel ends the processes inside
-together with this one (PR_SET_PDEATHSIG).
+A namespace is anonymous: it exists as long as this process has its descriptor open. There is no mount and no name, so a
+run that is interrupted, even by SIGKILL, leaves no namespace, link or rule. The kernel kills the processes in the
+namespace when this process ends (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ _libc = ctypes.CDLL(None)
 
 
 def die_with_parent() -> None:
-    """preexec_fn: SIGKILL for this process when the thread that started it ends."""
+    """Make the kernel kill this process when the thread that started it ends. Use it as preexec_fn."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Inside(Protocol):
-    """Somewhere to run a function: a namespace of the lab, or one of a running cluster."""
+    """A place to run a function: a network namespace of the lab or of a running cluster."""
 
     def call(self, work: Callable[[], T]) -> T: ...
 
 
 class NetNS:
-    """One namespace with lo up. `path` can be given to nsenter, to CNI_NETNS, or opened.
+    """One network namespace with lo up. path: for nsenter, CNI_NETNS or open().
 
-    at: the path of an existing namespace, which stays; close this object before that namespace is removed.
+    at: the path of an existing namespace, which stays. Close this object before that namespace is removed.
     """
 
     def __init__(self, name: str, at: str = "") -> None:
@@ -80,12 +80,13 @@ class NetNS:
             self.fd = -1
 
     def call(self, work: Callable[[], T]) -> T:
-        """Run a Python function inside; sockets that it opens stay in the namespace after it returns."""
+        """Run a Python function inside the namespace. Sockets that the function opens stay in the namespace."""
         return within(self.fd, work)
 
     def netlink(self, work: Callable[[IPRoute], T]) -> T:
-        """Run `work` with pyroute2 inside. IPRoute opens its sockets in the thread that uses it, so all of it runs
-        there."""
+        """Run `work` with a pyroute2 socket inside the namespace. IPRoute opens its sockets in the thread that uses it,
+        so one thread makes the IPRoute and runs `work`.
+        """
 
         def body() -> T:
             with IPRoute() as ipr:
@@ -94,7 +95,7 @@ class NetNS:
         return self.call(body)
 
     def sysctl(self, key: str, value: str) -> None:
-        """Write /proc/sys/<key> as seen from inside; `key` with slashes."""
+        """Write /proc/sys/<key> inside the namespace. key: with slashes."""
 
         def work() -> None:
             with open(f"/proc/sys/{key}", "w") as file:
@@ -113,7 +114,9 @@ class NetNS:
     def run(
         self, command: list[str], *, check: bool = True, timeout: float = 20, **kwargs: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside and capture its output; raises with the command's stderr if it fails."""
+        """Run a command inside the namespace and capture its output. If `check` is true, a failure raises an error with
+        the command's stderr.
+        """
         done = subprocess.run(
             ["nsenter", f"--net={self.path}", "--", *command],
             capture_output=True,
@@ -131,8 +134,8 @@ class NetNS:
 
 
 def usable(*namespaces: NetNS) -> None:
-    """Wait until each IPv6 address (except link-local ones) is usable. Even without duplicate address detection, a
-    worker of the kernel must run first.
+    """Wait until each IPv6 address is usable, except link-local addresses. Even without duplicate address detection, a
+    kernel worker must run before an address is usable.
     """
 
     def tentative(ipr: IPRoute) -> bool:
@@ -140,12 +143,12 @@ def usable(*namespaces: NetNS) -> None:
         return any(one["flags"] & IFA_F_TENTATIVE and one["scope"] != LINK_SCOPE for one in found)
 
     for ns in namespaces:
-        # bound now
+        # the default argument binds the loop variable
         wait_until(lambda ns=ns: not ns.netlink(tentative), f"addresses of {ns.name} can be used")  # type: ignore[misc]
 
 
 class Lab:
-    """Namespaces and the links between them; closing the Lab removes everything."""
+    """Namespaces and the links between them. Closing the Lab removes all of them."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
@@ -167,7 +170,7 @@ class Lab:
         return ns
 
     def route(self, ns: NetNS, dst: str, gateway: str) -> None:
-        """dst: "address/prefix" or "default"."""
+        """Add a route to `ns`. dst: "address/prefix" or "default"."""
         ns.netlink(
             lambda ipr: ipr.route(
                 "add", dst=dst, gateway=gateway, family=socket.AF_INET6 if ":" in gateway else socket.AF_INET
@@ -175,15 +178,15 @@ class Lab:
         )
 
     def router(self, name: str) -> NetNS:
-        """A namespace that forwards IPv4 and IPv6."""
+        """Make a namespace that forwards IPv4 and IPv6."""
         ns = self.netns(name)
         for key in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
             ns.sysctl(key, "1")
         return ns
 
     def wire(self, a: NetNS, a_dev: str, b: NetNS, b_dev: str, a_addr: str = "", b_addr: str = "") -> None:
-        """A veth pair between two namespaces, up. a_addr, b_addr: "address/prefix" of each end; separate several by
-        spaces. An end with an IPv6 address does no duplicate address detection: it is usable at once.
+        """Connect two namespaces by a veth pair that is up. a_addr, b_addr: "address/prefix" of each end, several
+        separated by spaces. An end with an IPv6 address does no duplicate address detection.
         """
         a.netlink(lambda ipr: ipr.link("add", ifname=a_dev, kind="veth", peer={"ifname": b_dev, "net_ns_fd": b.fd}))
         for ns, dev, addr in ((a, a_dev, a_addr), (b, b_dev, b_addr)):

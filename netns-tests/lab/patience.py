@@ -1,4 +1,4 @@
-"""Waits of tests, as long as `PODWIRE_PATIENCE` says (podwire_base/patience.py)."""
+"""Waiting in tests. The variable `PODWIRE_PATIENCE` scales the time limits (podwire_base/patience.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def wait_until(condition: Callable[[], T], what: str, seconds: float = 20, pause: float = 0.02) -> T:
-    """The condition's first true value; AssertionError if it does not come in time."""
+    """Call `condition` until its value is true and return this value. Raises AssertionError after `seconds`."""
     deadline = time.monotonic() + patient(seconds)
     while not (value := condition()):
         if time.monotonic() > deadline:

@@ -1,5 +1,6 @@
-"""podman of Debian's packages in a node of the lab, with `network_backend = "cni"`. Its mounts, storage and
-configuration are its own, not the machine's."""
+"""podman of Debian's packages in a node of the lab, with `network_backend = "cni"`. It has its own mounts, storage and
+configuration and does not use the machine's.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ APPLETS = ("sh", "sleep", "nc", "httpd", "wget", "ip", "cat")
 
 
 class Podman:
-    """`run` is the command line. bin_dir, conf_dir: where it finds CNI plugins and configurations; network: the default
-    one."""
+    """`run` takes the arguments of the command line. bin_dir, conf_dir: the directories of CNI plugins and
+    configurations. network: the name of the default network.
+    """
 
     def __init__(self, ns: NetNS, folder: Path, bin_dir: Path, conf_dir: Path, network: str) -> None:
         self.ns, self.folder = ns, folder
@@ -54,7 +56,7 @@ runc = ["{debian.program(self.root, "runc")}"]
         (self.rootfs / "bin/busybox").chmod(0o755)
         for name in APPLETS:
             (self.rootfs / "bin" / name).symlink_to("busybox")
-        # A process with its own mounts: namespaces and state vanish with it.
+        # This process has a separate mount namespace. With it, the kernel removes podman's namespaces and state.
         mounts = f"""set -e
 mount -t tmpfs none /run
 mount -t tmpfs none /var/lib
@@ -71,7 +73,7 @@ exec sleep 3600
         self._has_cni()
 
     def _has_cni(self) -> None:
-        """podman 5 is built without CNI unless its packager asks for it: Absent then."""
+        """Raise Absent if this podman has no CNI. podman 5 is built without CNI unless its packager enables it."""
         version = self.run("--version").split()[-1]
         try:
             self.run("info")
@@ -82,7 +84,7 @@ exec sleep 3600
             raise debian.Absent(f"podman {version} of this release is built without CNI") from err
 
     def run(self, *words: str, check: bool = True, timeout: float = 60) -> str:
-        """`podman ...` as root in the node; its output."""
+        """Run `podman ...` as root in the node and return its output."""
         inside = ["nsenter", f"--target={self.holder.pid}", "--mount", "--net", "--root", "--"]
         podman = [
             str(debian.program(self.root, "podman")),
@@ -105,7 +107,7 @@ exec sleep 3600
         return done.stdout.strip()
 
     def start(self, name: str, *command: str, options: tuple[str, ...] = ()) -> None:
-        """A container in the background."""
+        """Start a container in the background."""
         self.run("run", "--detach", "--name", name, *options, "--rootfs", str(self.rootfs), *command)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Probes: traffic from one namespace to another, and its result. TCP, UDP, ICMP, and SCTP where the kernel has it.
+"""Probes: traffic from one namespace to another, and the result. TCP, UDP, ICMP, and SCTP if the kernel has it.
 
     with serve(server, "198.51.100.2", 80):
         assert tcp(client, "198.51.100.2", 80).peer[0] == "192.0.2.2"      # the source that the server saw
@@ -38,8 +38,9 @@ IP_MTU, IPV6_MTU = 14, 24
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """server: (address, port) that answered; peer: (address, port) that it saw as the client; mtu: of the path, once
-    known."""
+    """server: the (address, port) that answered. peer: the client's (address, port) as the server saw it. mtu: the MTU
+    of the path, 0 if unknown.
+    """
 
     result: str
     server: tuple[str, int] = ("", 0)
@@ -62,8 +63,9 @@ def sctp_here() -> bool:
 
 @contextlib.contextmanager
 def serve(ns: Inside, address: str, port: int) -> Iterator[None]:
-    """TCP, UDP and (where the kernel has it) SCTP servers. They answer with the address reached and the client's
-    address."""
+    """Run TCP and UDP servers, and an SCTP server if the kernel has SCTP. They answer with the destination address and
+    the client's address.
+    """
     protocols: tuple[Protocol, ...] = ("tcp", "udp", "sctp") if sctp_here() else ("tcp", "udp")
     selector, (wake, stop) = selectors.DefaultSelector(), socket.socketpair()
 
@@ -103,7 +105,7 @@ def serve(ns: Inside, address: str, port: int) -> Iterator[None]:
 
 
 def answer(sock: socket.socket, address: str, port: int) -> None:
-    """Answer one waiting connection or datagram with the address reached and the client's address."""
+    """Answer one waiting connection or datagram with the destination address and the client's address."""
     if sock.type == socket.SOCK_STREAM:
         conn, peer = sock.accept()
         with conn:
@@ -124,7 +126,7 @@ def udp(
 
 
 def sctp(ns: Inside, dst: str, port: int, *, src: str = "", sport: int = 0, timeout: float = 2) -> Reply:
-    """The result is EPROTONOSUPPORT if the kernel has no SCTP."""
+    """Send a request over SCTP. The result is EPROTONOSUPPORT if the kernel has no SCTP."""
     return _ask("sctp", ns, dst, port, src, sport, timeout)
 
 
@@ -161,7 +163,7 @@ def _told(ns: Inside, work: object) -> Reply:
 
 
 def ping(ns: Inside, dst: str, *, size: int = 56, df: bool = False, timeout: float = 2) -> Reply:
-    """An ICMP echo with `size` bytes of data. df: neither the sender nor a router may fragment it."""
+    """Send an ICMP echo request with `size` bytes of data. df: neither the sender nor a router may fragment it."""
     v6 = ":" in dst
 
     def work() -> Reply:

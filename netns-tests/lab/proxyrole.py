@@ -23,8 +23,9 @@ def until(condition: Callable[[], object], what: str, seconds: float = 30) -> No
 
 
 class Running:
-    """`podwire proxy` as a process on the node. flags: as `--backend iptables`, `--iptables-variant legacy`. first:
-    Python that it runs before anything else."""
+    """`podwire proxy` as a process on the node. flags: for example `--backend iptables` or `--iptables-variant legacy`.
+    first: Python code that the process runs before the proxy.
+    """
 
     def __init__(self, ns: NetNS, kubeconfig: Path, run_dir: Path, *flags: str, first: str = "") -> None:
         self.ns, self.name, self.said = ns, s.NODE, ""
@@ -48,7 +49,7 @@ class Running:
         evidence.tells(self)
 
     def describe(self) -> str:
-        """Evidence of a failed test: the status, and the part of the log that was not read yet."""
+        """Return the evidence of a failed test: the status and the log."""
         if self.process.stderr and not self.process.stderr.closed:
             os.set_blocking(fd := self.process.stderr.fileno(), False)
             with contextlib.suppress(BlockingIOError):
@@ -63,11 +64,11 @@ class Running:
         return self.status_file.exists() and bool(json.loads(self.status_file.read_text())["ready"])
 
     def repairs(self) -> int:
-        """The number of repairs of foreign changes, from its own status."""
+        """Return the number of repaired changes by other programs, according to the proxy's status."""
         return int(json.loads(self.status_file.read_text())["figures"]["repairs"])
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
-        """Returns the log."""
+        """Send signal `number` to the proxy, wait for its end, and return the log."""
         self.process.send_signal(number)
         _, log = self.process.communicate(timeout=patient(30))
         self.said += log or ""

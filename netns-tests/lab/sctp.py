@@ -1,7 +1,7 @@
-"""SCTP by hand, for kernels without SCTP sockets: an INIT from a raw socket, and a server that answers with an INIT
+"""SCTP for kernels without SCTP sockets: a client sends an INIT from a raw socket, and a server answers with an INIT
 ACK.
 
-The server puts the address where the packet arrived, and its source, into the state cookie.
+The server writes the packet's destination address and source address into the state cookie.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkInitAck, SCTPChunkParamStateCookie
 
 PROTOCOL = 132
-# A new port each time: a recently used port may still have a flow, and its packets would be translated as before.
+# Each request uses a new port. A recently used port may still have a flow, and NAT would translate by the old flow.
 _ports = itertools.cycle(range(20000, 60000))
 
 
@@ -29,13 +29,13 @@ def _socket(ip: str) -> socket.socket:
 
 
 def _read(sock: socket.socket) -> tuple[SCTP, str]:
-    """(the packet, its sender); IPv4's raw sockets give the IP header too."""
+    """Return (the SCTP packet, the sender's address), without the IP header that an IPv4 raw socket returns."""
     data, peer = sock.recvfrom(4096)
     return SCTP(data[(data[0] & 15) * 4 if sock.family == socket.AF_INET else 0 :]), peer[0]
 
 
 def server(ip: str) -> socket.socket:
-    """Call it inside the namespace; call `answer` when it is readable."""
+    """Return the server's socket. Call this function inside the namespace, and `answer` when the socket is readable."""
     sock = _socket(ip)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, 78, 1)  # IPV6_FREEBIND: a fresh address is tentative for a moment
@@ -59,7 +59,9 @@ def answer(sock: socket.socket, ip: str, ports: tuple[int, ...]) -> None:
 
 
 def ask(dst: str, port: int, src: str, timeout: float) -> bytes:
-    """The answer's cookie. Raises the same errors as a socket: ConnectionRefusedError, TimeoutError, OSError."""
+    """Send an INIT and return the answer's cookie. Raises the errors of a socket: ConnectionRefusedError, TimeoutError,
+    OSError.
+    """
     sport, tag = next(_ports), random.randint(1, 1 << 31)
     with _socket(dst) as sock:
         if src:

@@ -1,9 +1,9 @@
 """The world of podwire_proxy.testing.scenarios as namespaces: a node, two pods on it, a pod elsewhere, a host
 outside.
 
-Pods are attached to the node as podwire's own are: a /32 (/128) address, a default route through the node, all traffic
-routed. Servers answer every connection and datagram as those of probe.py do, with the address where it arrived and its
-source.
+Pods are attached to the node as podwire attaches pods: each has a /32 (/128) address and a default route through the
+node, and all traffic is routed. Servers answer every connection and datagram with its destination address and its
+source address, as the servers of probe.py do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .patience import patient
 V6 = {ip: s._v6(ip) for ip in (s.NODE_IP, s.POD_A, s.POD_B, s.POD_C, s.OUTSIDE, s.HOST)}
 BALANCERS = [
     at for ip in (s.BALANCER, s.BALANCER2) for at in (ip, s._v6(ip))
-]  # as a source: where a cloud binds it to a node
+]  # used as a source address, for clouds that bind it to a node
 IPV6_FREEBIND = 78
 LINK_SCOPE = 253  # RT_SCOPE_LINK
 ANSWER, SILENCE = 5.0, 0.3  # seconds
@@ -37,8 +37,8 @@ GATEWAYS = ("10.244.1.1", "fd00:244:1::1")
 
 @dataclass(frozen=True)
 class Answer:
-    """result: "ok", "refused", "timeout" or an errno's name. server: (address, port) that answered; peer: the client's
-    address as the server saw it.
+    """result: "ok", "refused", "timeout" or the name of an errno. server: the (address, port) that answered. peer: the
+    client's address as the server saw it.
     """
 
     result: str
@@ -47,7 +47,7 @@ class Answer:
 
 
 class Servers:
-    """TCP and UDP servers on (namespace, address, port), run by one thread."""
+    """TCP and UDP servers on several (namespace, address, port). One thread runs all servers."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -57,7 +57,7 @@ class Servers:
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def listen(self, ns: NetNS, ip: str, port: int) -> None:
-        """Listen; does nothing if a server listens there already."""
+        """Start a TCP and a UDP server. Do nothing if servers already listen on this address and port."""
         if (ns.fd, ip, port) in self._listening:
             return
         self._listening.add((ns.fd, ip, port))
@@ -111,10 +111,10 @@ class Servers:
 def ask(
     ns: NetNS, dst: str, port: int, protocol: str = "TCP", *, src: str = "", sport: int = 0, timeout: float = ANSWER
 ) -> Answer:
-    """One connection (or datagram) from inside `ns`, and its result.
+    """Make one connection (or send one datagram) from inside `ns` and return the result.
 
-    timeout: use ANSWER if an answer must come; a server that gets no CPU time for a second or two then causes no
-    failure. Use SILENCE if none should come, or if the request will be repeated.
+    timeout: use ANSWER if an answer must come, so that a server without CPU time for a second or two does not cause a
+    failure. Use SILENCE if no answer should come or if the request will be repeated.
     """
     if protocol == "SCTP":
         return _ask_sctp(ns, dst, port, src, timeout)
@@ -123,7 +123,7 @@ def ask(
 
 
 def _ask_sctp(ns: NetNS, dst: str, port: int, src: str, timeout: float) -> Answer:
-    """With crafted packets: the kernel need not have SCTP."""
+    """Send an SCTP request in a crafted packet, which works without SCTP in the kernel."""
     try:
         ip, number, peer = ns.call(lambda: sctp.ask(dst, port, src, patient(timeout))).decode().split()
     except ConnectionRefusedError:
@@ -136,7 +136,7 @@ def _ask_sctp(ns: NetNS, dst: str, port: int, src: str, timeout: float) -> Answe
 
 
 class World:
-    """All namespaces, wired and with servers; `client(address)` is the namespace that has it."""
+    """All namespaces with their links and servers. `client(address)` returns the namespace that has this address."""
 
     def __init__(self, lab: Lab) -> None:
         self.node, self.outside = lab.netns("node"), lab.netns("outside")
@@ -147,7 +147,9 @@ class World:
         for key in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
             self.node.sysctl(key, "1")
         for key in ("net/ipv4/icmp_ratelimit", "net/ipv6/icmp/ratelimit"):
-            self.node.sysctl(key, "0")  # the kernel limits ICMP errors to one host per second; a judge causes more
+            self.node.sysctl(
+                key, "0"
+            )  # the kernel limits ICMP errors to one per host and second, and the tests need more
         self.node.sysctl("net/ipv4/conf/all/send_redirects", "0")
         self.node.sysctl("net/ipv4/conf/all/route_localnet", "1")  # for the rows of NodePorts on 127.0.0.1
         self.node.sysctl("net/ipv4/conf/default/send_redirects", "0")

@@ -1,1 +1,3 @@
-"""Compiles all C of podwire: units.py says what, toolchain.py finds compilers, builder.py runs them, lint.py judges."""
+"""Compiles all C of podwire. units.py lists the units, toolchain.py finds compilers, builder.py compiles, and lint.py
+checks the sources.
+"""

@@ -1,5 +1,5 @@
-"""Builds every unit that this machine can build. A unit that it cannot build is left out, and a text file beside it has
-the reason.
+"""Builds every unit that this machine can build. For every other unit, a text file in place of the result has the
+reason.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from .units import (
 
 
 def build(root: Path) -> tuple[list[Unit], list[str]]:
-    """(units built, warnings). A result of an earlier build never stays beside newer sources."""
+    """Build all units and return (built units, warnings). If a unit fails, the result of an earlier build is
+    removed.
+    """
     built, warnings = list[Unit](), list[str]()
     static, no_static = toolchain.find(musl=True, flags=("-static",))
     plain, no_plain = toolchain.find(musl=False, flags=())
@@ -54,13 +56,13 @@ def build(root: Path) -> tuple[list[Unit], list[str]]:
 
 
 def build_program(root: Path, unit: Unit, compiler: str, out: Path, flags: Sequence[str] = STATIC) -> str:
-    """Write `out`; returns "" or why it cannot be compiled."""
+    """Compile the unit to `out` and return "", or the reason why the compilation fails."""
     sources = [str(root / unit.folder / source) for source in unit.sources]
     return _write(out, lambda fresh: program_command(compiler, sources, fresh, flags))
 
 
 def build_module(root: Path, unit: Module, compiler: str, out: Path, flags: Sequence[str] = LOADED) -> str:
-    """Write `out`; returns "" or why it cannot be compiled."""
+    """Compile the unit to `out` and return "", or the reason why the compilation fails."""
     folder = root / unit.folder
     with tempfile.TemporaryDirectory(prefix="podwire-module-") as work:
         glue = Path(work) / f"{unit.module}.c"
@@ -74,7 +76,7 @@ def build_module(root: Path, unit: Module, compiler: str, out: Path, flags: Sequ
 
 
 def write_glue(folder: Path, unit: Module, compiler: str, glue: Path) -> None:
-    """Write cffi's code between the interpreter and the unit. Raises CalledProcessError."""
+    """Write cffi's C code, which connects the interpreter to the unit. Raises CalledProcessError."""
     import cffi
 
     headers = [header for header in unit.headers if header not in NOT_FOR_PYTHON]
@@ -86,18 +88,20 @@ def write_glue(folder: Path, unit: Module, compiler: str, glue: Path) -> None:
         + f"#define SOURCES_DIGEST {digest(folder, unit.sources)}u\n",
         py_limited_api=True,
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints the file that it writes
+    with contextlib.redirect_stdout(io.StringIO()):  # cffi prints the name of the file that it writes
         ffi.emit_c_code(str(glue))
 
 
 def declarations(compiler: str, header: Path) -> str:
-    """A header in the form that cffi reads. Raises CalledProcessError."""
+    """Return a header in the form that cffi reads. Raises CalledProcessError."""
     done = subprocess.run(preprocess_command(compiler, str(header)), capture_output=True, text=True, check=True)
     return done.stdout
 
 
 def _write(out: Path, command: Callable[[str], Sequence[str]]) -> str:
-    """Compile beside `out` and rename: a running program, or a loaded module, stays whole."""
+    """Compile to a file beside `out` and rename it, so that a running program or loaded module stays intact. Return ""
+    or the reason why the compilation fails.
+    """
     fresh = out.with_name(f".{out.name}.{os.getpid()}")
     why = toolchain.run(command(str(fresh)))
     if why:

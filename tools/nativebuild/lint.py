@@ -1,5 +1,6 @@
-"""`python -m nativebuild.lint`: all C is formatted (.clang-format) and compiles without a warning. Part of `make lint`,
-never of a user's build."""
+"""`python -m nativebuild.lint` checks that all C is formatted (.clang-format) and compiles without a warning. `make
+lint` runs it; a user's build does not.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +14,18 @@ WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
 
 def c_files(root: Path) -> list[Path]:
-    """Sources and headers of the packages and of the benchmarks."""
+    """Return the C sources and headers of the packages and of the benchmarks."""
     return sorted(path for where in ("*/podwire_*/native/*.[ch]", "bench/*.[ch]") for path in root.glob(where))
 
 
 def unformatted(root: Path) -> str:
-    """The changes that clang-format would make, "" for none."""
-    tool = Path(sys.executable).with_name("clang-format")  # of the dev extra: one version for all developers
+    """Return the changes that clang-format would make, "" for none."""
+    tool = Path(sys.executable).with_name("clang-format")  # from the dev extra, so that all developers use one version
     return toolchain.run([str(tool), "--dry-run", "-Werror", *map(str, c_files(root))], cwd=root)
 
 
 def warned(root: Path, compiler: str) -> str:
-    """The compiler's warnings about each source; "" for none."""
+    """Return the compiler's warnings about all sources, "" for none."""
     sources = [path for path in c_files(root) if path.suffix == ".c"]
     command = ["-O2", "-fPIC", *WARNINGS, "-c", "-o", "/dev/null"]  # with -O2 gcc finds more than with -fsyntax-only
     said = (toolchain.run([compiler, *command, str(source)]) for source in sources)

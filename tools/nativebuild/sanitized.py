@@ -1,6 +1,7 @@
-"""A copy of the source tree whose C is built with AddressSanitizer and UndefinedBehaviorSanitizer, and tests run in it.
+"""Makes a copy of the source tree, builds its C with AddressSanitizer and UndefinedBehaviorSanitizer, and runs tests in
+it.
 
-The first error that a sanitizer finds ends the process, and so fails the test.
+The first error that a sanitizer finds ends the process, so the test fails.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ PARTS = ("app", "base", "cni", "controlplane", "dns", "netns-tests", "proxy", "t
 
 
 def compiler() -> tuple[str | None, str]:
-    """(a compiler that works with both sanitizers, "") or (None, the reason)."""
+    """Return (a compiler that works with both sanitizers, "") or (None, the reason)."""
     found, why = toolchain.find(musl=False, flags=SANITIZED)
     return (found, why) if not toolchain.module_problem() else (None, toolchain.module_problem())
 
 
 def build(copy: Path) -> None:
-    """Fill `copy`. Raises RuntimeError if something does not compile."""
+    """Copy the sources to `copy` and compile all units. Raises RuntimeError if a unit does not compile."""
     tool, why = compiler()
     if tool is None:
         raise RuntimeError(why)
@@ -44,8 +45,8 @@ def build(copy: Path) -> None:
 
 
 def environment(copy: Path) -> Mapping[str, str]:
-    """The environment of processes that use the copy. Each Python object is allocated with malloc, so AddressSanitizer
-    knows its bounds.
+    """Return the environment for processes that use the copy. Python allocates each object with malloc, so that
+    AddressSanitizer knows the object's bounds.
     """
     tool = str(compiler()[0])
     runtime = subprocess.run([tool, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
@@ -54,14 +55,14 @@ def environment(copy: Path) -> Mapping[str, str]:
         "PYTHONPATH": os.pathsep.join(str(copy / part) for part in PARTS),
         "PYTHONMALLOC": "malloc",
         "LD_PRELOAD": runtime.stdout.strip(),
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",  # an interpreter leaves much memory allocated at its end
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",  # the interpreter does not free all memory at exit
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PODWIRE_PATIENCE": "5",
     }
 
 
 def run_tests(copy: Path, tests: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run pytest in the copy; only tests that need nothing else."""
+    """Run pytest in the copy. The tests may need only the files of the copy."""
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         cwd=copy,

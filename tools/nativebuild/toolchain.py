@@ -1,6 +1,6 @@
-"""Finds working compilers: a compiler counts only if it compiles, links and runs one file.
+"""Finds working compilers. A compiler works if it compiles and links a test file and the result runs.
 
-On Debian 13, for example, musl-tools comes without binutils: `musl-gcc` exists and cannot compile anything.
+On Debian 13, for example, musl-tools does not depend on binutils: `musl-gcc` may exist but compile nothing.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ PROBE = '#include <sys/socket.h>\n#include <stdio.h>\nint main(void) { return pu
 
 
 def candidates(*, musl: bool) -> list[str]:
-    """Names to try in order. musl first, by both of Debian's names (packages musl-tools and musl-dev): a program of a
-    tenth of the size, which a runtime starts in half the time. A module needs the interpreter's C library instead."""
+    """Return the names of compilers to try, in order. With `musl`, Debian's two names of a musl compiler (packages
+    musl-tools and musl-dev) come first: a program with musl has a tenth of the size and starts in half the time. A
+    module needs the interpreter's C library instead.
+    """
     first = ("musl-gcc", f"{os.uname().machine}-linux-musl-gcc") if musl else ()
     return [name for name in (*first, "cc", "gcc", "clang") if shutil.which(name)]
 
 
 def run(command: Sequence[str], cwd: Path | None = None) -> str:
-    """ "" if the command succeeds, else its error output."""
+    """Run a command and return "" if it succeeds, else its error output."""
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace", check=False)
     except OSError as err:
@@ -35,7 +37,7 @@ def run(command: Sequence[str], cwd: Path | None = None) -> str:
 
 
 def problem(compiler: str, flags: Sequence[str]) -> str:
-    """Why the compiler does not work with these flags, "" if it works; the last line is the most useful."""
+    """Return the reason why the compiler does not work with these flags, "" if it works."""
     with tempfile.TemporaryDirectory(prefix="podwire-compiler-") as folder:
         source, out = Path(folder) / "probe.c", Path(folder) / "probe"
         source.write_text(PROBE)
@@ -43,13 +45,13 @@ def problem(compiler: str, flags: Sequence[str]) -> str:
 
 
 def first_line(text: str) -> str:
-    """The line of a compiler's output that names the error."""
+    """Return the line of a compiler's output that names the error."""
     lines = [line.strip() for line in text.splitlines()[1:] if line.strip()] or [text]
     return next((line for line in lines if "error" in line.lower()), lines[0])
 
 
 def find(*, musl: bool, flags: Sequence[str]) -> tuple[str | None, str]:
-    """(the first compiler that works, "") or (None, the reason for each one)."""
+    """Return (the first working compiler, "") or (None, the reason for each compiler that does not work)."""
     words = []
     for compiler in candidates(musl=musl):
         why = problem(compiler, flags)
@@ -64,18 +66,18 @@ def has_headers() -> bool:
 
 
 def module_problem() -> str:
-    """What the building interpreter lacks for modules, "" if nothing."""
+    """Return the dependency that the running interpreter lacks for building modules, "" for none."""
     if not has_headers():
         return "no Python.h (Debian: python3-dev)"
     return "" if importlib.util.find_spec("cffi") else "no cffi"
 
 
 def packages() -> list[str]:
-    """Debian packages that this machine lacks for a complete build with this interpreter."""
+    """Return the Debian packages that this machine lacks for a complete build with this interpreter."""
     wanted = [] if find(musl=False, flags=())[0] else ["gcc", "libc6-dev"]
     if "musl" not in (find(musl=True, flags=("-static",))[0] or ""):
         wanted.append("musl-tools")
-    if not has_headers() and sys.base_prefix == "/usr":  # any other Python did not come from packages
+    if not has_headers() and sys.base_prefix == "/usr":  # another prefix: Python does not come from packages
         wanted.append(f"python3.{sys.version_info.minor}-dev")
     return wanted
 

@@ -1,7 +1,7 @@
-"""The programs and modules to compile, and the commands for that. Pure.
+"""The programs and modules to compile, and the commands that compile them. This module does no I/O.
 
-A program is executed: static, without libraries, with musl where it is there. A module is loaded into the interpreter
-by cffi: its API is the interpreter's limited one, so one file serves all Python versions from 3.11 on.
+A program is a static executable, linked with musl if musl is installed. A module is loaded into the interpreter by
+cffi. A module uses Python's limited API, so one file serves all Python versions from 3.11 on.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ PYTHON_TAG = "cp311"
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """folder: from the root of the source tree, a package's `native`; the result goes to its `bin`. stands_in: the
-    replacement if the unit is not built.
+    """folder: a package's directory `native`, relative to the root of the source tree. The result goes to its
+    subdirectory `bin`. stands_in: the replacement if the unit is not built.
     """
 
     name: str
@@ -27,12 +27,12 @@ class Unit:
 
     @property
     def output(self) -> str:
-        """The path of the result, from the root."""
+        """The path of the result, relative to the root."""
         return f"{self.folder}/bin/{self.name}"
 
     @property
     def missing(self) -> str:
-        """The path of the text file with the reason why there is no result."""
+        """The path of the text file with the reason if the unit is not built."""
         return f"{self.folder}/bin/{PurePosixPath(self.name).name.split('.')[0]}.missing"
 
 
@@ -43,7 +43,7 @@ class Program(Unit):
 
 @dataclass(frozen=True, slots=True)
 class Module(Unit):
-    """package: dotted name of the folder. sources: headers, in the order in which cffi reads them, then C files."""
+    """package: the dotted name of the folder. sources: the headers in the order for cffi, then the C files."""
 
     package: str
     flags: tuple[str, ...] = ()
@@ -90,8 +90,8 @@ MODULES = (
 NOT_FOR_PYTHON = frozenset({"clock.h", "random.h"})  # cffi does not read these
 
 
-# noseparate-code: each start maps one piece of the file instead of four, and a runtime starts the plugin for every
-# call.
+# noseparate-code: the program has one segment instead of four, so it starts faster. A runtime starts the plugin for
+# every call.
 STATIC = ("-O2", "-static", "-Wl,-z,noseparate-code", "-s")
 LOADED = ("-O2", "-s")
 SANITIZED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -102,20 +102,22 @@ def program_command(compiler: str, sources: Sequence[str], out: str, flags: Sequ
 
 
 def preprocess_command(compiler: str, header: str) -> list[str]:
-    """Prints the part of a header that cffi reads."""
+    """Return the command that prints the part of a header that cffi reads."""
     return [compiler, "-E", "-P", "-DPODWIRE_CDEF", header]
 
 
 def module_command(
     compiler: str, unit: Module, sources: Sequence[str], include: Sequence[str], out: str, flags: Sequence[str] = LOADED
 ) -> list[str]:
-    """sources: cffi's file and the unit's own, each a translation unit of its own. include: folders of headers."""
+    """Return the command that compiles a module. sources: cffi's C file and the unit's C files, each a separate
+    translation unit. include: the directories of headers.
+    """
     kind = ["-shared", "-fPIC", "-fvisibility=hidden", f"-DPy_LIMITED_API={LIMITED_API}"]
     return [compiler, *kind, *flags, *unit.flags, *(f"-I{folder}" for folder in include), "-o", out, *sources]
 
 
 def wheel_tag(built: Sequence[Unit], platform: str) -> str | None:
-    """The wheel's tag; None: nothing was built, the wheel is pure. platform: in the form of
+    """Return the wheel's tag, None for a pure wheel if no unit was built. platform: in the form of
     sysconfig.get_platform().
     """
     if not built:
