@@ -1,17 +1,18 @@
-"""A cluster under churn, and clients that count everything. `Soak(lab, seconds).run()` returns what happened.
+"""A cluster under churn, and clients that count requests and failures. `Soak(lab, seconds).run()` returns the clients
+with their counts.
 
-There are three clients: a pod on each of the first two nodes, and a host outside. They send without a pause and record
-the time of each failure. A TCP connection and a datagram get one try. A DNS query gets one try a second for as long as
-a resolver waits (ATTEMPTS). The acts follow each other by a seed: a role or the API server is killed, the Deployment is
-scaled, a Service is created and deleted, a pod is deleted, the last node is cut off.
+There are three clients: a pod on each of the first two nodes, and a host outside the cluster. The clients send without
+a pause and record the time of each failure. A TCP connection and a datagram have one try. A DNS query has one try per
+second for as long as a resolver waits (ATTEMPTS). A seed determines the order of the disturbances: kill a role or the
+API server, scale the Deployment, create and delete a Service, delete a pod, cut off the last node.
 
-A failure is explained in two cases only. First: the last node is cut off (until the cluster has removed its pods), and
-the failure is a time-out of a packet that may have gone there. A refusal or a failed name is never explained. Second:
-the flow is known to have ended while the server was working. The flow of a datagram ends SWEEP_AFTER (0.05 s) after its
-endpoint has left the rules, and no node can know that its answer comes later.
+The soak accepts a failure in two cases only. First case: the last node is cut off, the cluster has not removed its pods
+yet, and a packet that may have gone to this node timed out. A refusal or a failed name is never accepted. Second case:
+the proxy's log shows that it deleted the flow of the datagram during the wait for the answer. The proxy deletes a flow
+SWEEP_AFTER (0.05 s) after the rules lose the endpoint, and no node can know that the endpoint's answer comes later.
 
-A deleted pod goes on serving for some seconds (preStop), as a pod does that is replaced without loss. Here the
-controllers may be dead at that moment, and no node can learn that an endpoint is gone before they are back.
+A deleted pod continues to serve for some seconds (preStop), as in a replacement without loss. In the soak, the
+controllers may be dead at this time. Then no node learns about the removed endpoint before the controllers run again.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ T = TypeVar("T")
 DNS_ADDRESS = "10.96.0.10"
 ROLES = ("wiring", "proxy", "lb", "dns-feeder", "dns", "node")
 CONTROL = ("apiserver", "controllers")
-# A node has one DNS server. One that is killed is away for 0.2 s on an idle machine, and was for up to 2.5 s where ten
-# programs wanted two CPUs. A resolver waits five seconds for an answer before it gives up or asks again
-# (resolv.conf(5), `timeout`).
+# A node has one DNS server. A killed server is back after 0.2 s on an idle machine, and after up to 2.5 s if ten
+# programs share two CPUs. A resolver waits five seconds for an answer before it repeats the query (resolv.conf(5),
+# `timeout`).
 ATTEMPTS = 6
-# seconds for an answer over TCP or UDP: a server may be stopped for two, and lost packets are not sent again
+# seconds for an answer over TCP or UDP: a server may stop for two seconds, and the client does not repeat a request
 WAIT = 5.0
 SETTLE = 5.0  # seconds that a cluster may take to notice that its node is back
 Probe = Callable[[], str]  # the error; "" for success
@@ -60,8 +61,9 @@ Probe = Callable[[], str]  # the error; "" for success
 
 @dataclass(frozen=True)
 class Failure:
-    """port: the client's, of TCP and UDP. flow: of TCP, where conntrack had sent the packets by then, and what its node
-    and the cluster knew of that endpoint."""
+    """One failed request. port: the client's port (TCP, UDP). flow: for TCP, the endpoint to which conntrack sent the
+    packets, and the state of this endpoint on the node and in the cluster.
+    """
 
     at: float
     client: str
@@ -73,7 +75,7 @@ class Failure:
 
 @dataclass
 class Client:
-    """Probes by turns in one thread inside a namespace, until told to stop."""
+    """A client that sends its probes in turn, in one thread inside a namespace, until `stop` is set."""
 
     name: str
     netns: str
@@ -141,8 +143,9 @@ def _converse(sock: socket.socket, address: str, port: int) -> str:
 
 
 def echoes(address: str, port: int, source: int) -> str:
-    """source: a port that was not used for minutes. The flow of a recently used port may lead to a removed endpoint,
-    and is deleted when found, even with an answer under way.
+    """Send a datagram and wait for the answer. Return the error, "" for success. source: a port that was not used for
+    minutes. The flow of a recently used port may lead to a removed endpoint, and the proxy deletes such a flow even if
+    an answer is on its way.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(WAIT)
@@ -158,7 +161,9 @@ def echoes(address: str, port: int, source: int) -> str:
 
 
 def resolves(name: str, wanted: str) -> str:
-    """An A query, ATTEMPTS tries a second apart. wanted: "" for NXDOMAIN."""
+    """Send an A query with up to ATTEMPTS tries, one per second. Return the error, "" for success. wanted: the expected
+    address, "" for NXDOMAIN.
+    """
     query = bytes(DNSRecord.question(name).pack())
     error = ""
     for turn in range(ATTEMPTS):
@@ -172,7 +177,7 @@ def resolves(name: str, wanted: str) -> str:
             except OSError as err:
                 error = err.strerror or "timed out"
                 continue
-        if answer.header.rcode == 2:  # SERVFAIL: a server without a zone answers that, and a resolver retries
+        if answer.header.rcode == 2:  # SERVFAIL: the answer of a server without a zone; a resolver retries
             error = "SERVFAIL"
             continue
         found = [str(rr.rdata) for rr in answer.rr]
@@ -243,7 +248,7 @@ class Soak:
         return "; ".join(rows) or "no pod has it"
 
     def run(self) -> list[Client]:
-        """Churn until the time is over and every role was restarted; returns the clients with their counts."""
+        """Disturb the cluster until the time is over and every role was restarted. Return the clients."""
         clients, stop = self.clients(), threading.Event()
         for client in clients:  # every node knows a ready pod a moment later
             wait_for(client.works, 30)
@@ -261,7 +266,7 @@ class Soak:
         return [f for c in clients for f in c.failures if not self._explained(f)]
 
     def story(self, failures: list[Failure]) -> str:
-        """The acts around each failure."""
+        """Return the log of the disturbances around each failure, as text."""
         near = [(at, words) for at, words in self.log if any(f.at - 35 < at < f.at + 5 for f in failures)]
         return "\n".join(
             f"{at:.1f} {words}" for at, words in sorted([*near, *((f.at, f"FAILED {f}") for f in failures)])
@@ -332,7 +337,7 @@ class Soak:
         self._tool("apply", "-f", "-", stdin=yaml.safe_dump(scaled(EXAMPLES, count)))
 
     def _kill_pod(self, rand: random.Random) -> None:
-        """Delete a pod, gracefully; the Deployment makes another."""
+        """Delete a pod with a grace period. The Deployment creates a new pod."""
         self._say("delete a pod")
         pods = self._ask(lambda: self.lab.pods("MyApp"))
         if pods:
@@ -360,7 +365,7 @@ class Soak:
         self.gone.append(address)
 
     def _ask(self, look: Callable[[], T]) -> T:
-        """The API server may be down now: an administrator would retry."""
+        """Call `look` and return its result. Retry for 30 s, because the API server may be down."""
         end = time.monotonic() + 30
         while True:
             try:
@@ -382,7 +387,7 @@ class Soak:
         self._ask(attempt)
 
     def _cut_off(self, node: str) -> None:
-        """Cut the node's link: for a moment in a short soak, in a long one until the cluster has removed its pods."""
+        """Cut the node's link for six seconds, or in a long soak until the cluster has removed the node's pods."""
         away = GRACE + 20 if self.seconds >= 300 else 6.0
         self._say(f"{node} is cut off for {away:.0f} s")
         where = self.lab.config.namespace(node)
@@ -409,7 +414,7 @@ class Soak:
         self._say(f"{node} is back")
 
     def _settle(self) -> None:
-        """Wait until the cluster is as requested, before the clients stop."""
+        """Wait until the cluster has the wanted pods and ready nodes. The clients still send."""
         self._scale(4)
         self.lab.wait_pods("MyApp", 4)
 
@@ -433,7 +438,7 @@ def restore(ipr: Any, routes: list[Any]) -> None:
     """Restore the default route when the link is back, as a machine's network manager would."""
     for route in routes:
         attrs = dict(route["attrs"])
-        with contextlib.suppress(NetlinkError):  # there already: the wiring role may have been faster
+        with contextlib.suppress(NetlinkError):  # the route exists if the wiring role was faster
             ipr.route(
                 "add",
                 dst=f"{attrs['RTA_DST']}/{route['dst_len']}" if "RTA_DST" in attrs else "default",
@@ -444,8 +449,9 @@ def restore(ipr: Any, routes: list[Any]) -> None:
 
 
 def manifests(folder: Path) -> str:
-    """examples/, with a preStop that outlasts a restart of the API server and then one of the controllers: 18 s where
-    ten programs wanted two CPUs."""
+    """Return the manifests of examples/ with a longer preStop. It lasts longer than a restart of the API server
+    followed by a restart of the controllers, which takes 18 s if ten programs share two CPUs.
+    """
     text = "\n---\n".join(path.read_text() for path in sorted(folder.glob("*.yaml")))
     for old, new in (
         ("sleep: {seconds: 5}", "sleep: {seconds: 30}"),
@@ -457,7 +463,7 @@ def manifests(folder: Path) -> str:
 
 
 def scaled(folder: Path, count: int) -> dict[str, Any]:
-    """The Deployment `web` of the manifests, with so many pods: podwire's own commands have no `scale`."""
+    """Return the Deployment `web` of the manifests with `count` pods. podwire's commands have no `scale`."""
     objects = yaml.safe_load_all(manifests(folder))
     web = next(o for o in objects if (o["kind"], o["metadata"]["name"]) == ("Deployment", "web"))
     return {**web, "spec": {**web["spec"], "replicas": count}}
@@ -468,6 +474,6 @@ def open_files(pid: int) -> int:
 
 
 def resident(pid: int) -> int:
-    """MiB."""
+    """Return the resident memory of a process in MiB."""
     with open(f"/proc/{pid}/statm") as file:
         return int(file.read().split()[1]) * 4096 >> 20
