@@ -26,7 +26,7 @@ from ..testing.servers import AUTHORITY, TOKENS, Server
 
 
 def account(folder: Path, token: str) -> Path:
-    """A service account's volume as the kubelet makes it: symbolic links that are switched at once."""
+    """Write a service account's volume as the kubelet does, with symbolic links that are switched atomically."""
     folder.mkdir(exist_ok=True)
     data = folder / f"..{len(list(folder.iterdir()))}"
     data.mkdir()
@@ -79,7 +79,7 @@ def test_in_cluster_and_a_token_that_is_renewed(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_renewed_token_is_used_before_the_old_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kubelet renews a token long before it expires; the client checks the files periodically."""
+    """The kubelet renews a token long before it expires, and the client reads the files periodically."""
     folder = account(tmp_path / "account", "admin-token")
 
     async def body() -> None:
@@ -96,7 +96,7 @@ def test_a_renewed_token_is_used_before_the_old_one_is_refused(tmp_path: Path, m
 
 
 def test_a_watch_that_is_refused_has_the_new_token_the_next_time(tmp_path: Path) -> None:
-    """As after a suspended machine: the token expired, the new one exists, and the only requests are watches."""
+    """After a suspend, the old token is expired, a new token exists, and the client sends only watches."""
     folder = account(tmp_path / "account", "old")
 
     async def body() -> None:
@@ -146,7 +146,7 @@ def test_credentials_that_are_broken_for_a_moment_stay_as_they_were(
 
 
 def test_a_renewed_certificate_is_shown_on_new_connections(tmp_path: Path) -> None:
-    """As with a kubelet: client-certificate is a file, renewed in place."""
+    """client-certificate names a file that is renewed in place, as with a kubelet."""
     with Server() as server:
         names = {"cert": tmp_path / "client.pem", "key": tmp_path / "client-key.pem"}
 
@@ -254,7 +254,7 @@ def test_addresses_and_names_of_the_server(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_name_in_the_servers_certificate(tmp_path: Path) -> None:
-    """A load balancer's address is not in the certificate: tls-server-name gives the name that is."""
+    """The certificate lacks the load balancer's address; tls-server-name gives a name that the certificate has."""
     with Server() as server:
         user = {"token": "admin-token"}
         (tmp_path / "ca.pem").write_text(AUTHORITY.certificate)

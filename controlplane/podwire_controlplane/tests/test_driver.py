@@ -28,7 +28,7 @@ PODS, SERVICES, NODES = (f"/api/v1/namespaces/default/{w}" for w in ("pods", "se
 
 
 class Cluster:
-    """API and controllers; one call of `kubelet()` does the nodes' part: bound pods run, deleted pods end."""
+    """API and controllers. `kubelet()` acts for all nodes: it starts bound pods and ends deleted pods."""
 
     def __init__(self, api: ApiClient) -> None:
         self.api = api
@@ -138,7 +138,7 @@ def test_from_manifests_to_endpoints_and_back() -> None:
 
 
 def test_a_deployment_made_anew_at_once_gets_its_pods() -> None:
-    """The old ReplicaSet has the name that the new one needs, until it is garbage-collected."""
+    """The new ReplicaSet needs the name of the old ReplicaSet, which the garbage collector deletes first."""
 
     async def work(cluster: Cluster) -> None:
         async def running() -> bool:

@@ -224,7 +224,7 @@ _CHANGES = st.lists(st.tuples(st.integers(0, 9), _POD), max_size=25)
 
 @given(_CHANGES)
 def test_any_sequence_of_changes_ends_like_a_fresh_build(changes: list[tuple[int, Any]]) -> None:
-    """Incremental slices hold the same endpoints as slices made from nothing, and never too many."""
+    """Updated slices have the same endpoints as newly made slices, and never more than the maximum."""
     limit, es.MAX_ENDPOINTS = es.MAX_ENDPOINTS, 3
     try:
         pods: dict[str, Object] = {}

@@ -26,7 +26,7 @@ PODS = "/api/v1/namespaces/default/pods"
 
 
 class Follower:
-    """An informer, and a copy built from its events alone."""
+    """An informer, and a copy of its objects that is built only from its events."""
 
     def __init__(self, api: ApiClient, label_selector: str = "") -> None:
         self.events: list[Event] = []
@@ -84,7 +84,7 @@ def test_a_live_copy_across_restarts(tmp_path: Path) -> None:
 
 
 def test_it_lists_again_where_the_history_is_gone() -> None:
-    """The server comes back with another store: objects that no longer exist cause events, too."""
+    """The server restarts with another store: objects that no longer exist also cause events."""
 
     async def body() -> None:
         first = await asyncio.to_thread(Server().__enter__)

@@ -1,4 +1,4 @@
-"""Load balancer addresses: pools, allocation, release, and the message where no address is left."""
+"""Load balancer addresses: pools, allocation, release, and the message if no address is free."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def changes(wanted: Object, *others: Object) -> list[Write]:
 
 
 def given_to(wanted: Object, *others: Object) -> tuple[list[str] | None, list[str]]:
-    """(addresses to write to the status, None: no change; reasons of Events)."""
+    """Return (addresses written to the status or None for no change, reasons of the Events)."""
     found = changes(wanted, *others)
     status = [c.obj["status"]["loadBalancer"]["ingress"] for c in found if c.verb == "status"]
     ips = None if not status else [i["ip"] for i in status[0] or []]

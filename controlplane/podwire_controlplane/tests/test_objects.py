@@ -365,7 +365,7 @@ _VALUES = st.recursive(
     st.sampled_from([MERGE_PATCH, STRATEGIC_PATCH]),
 )
 def test_no_object_and_no_patch_breaks_the_server(resource: Any, body: Object, how: str) -> None:
-    """Any object or patch is stored whole, or refused with a 4xx and changes nothing."""
+    """The server stores any object or patch completely, or refuses it with a 4xx and changes nothing."""
 
     async def work(world: World) -> None:
         base = minimal(resource)

@@ -11,7 +11,7 @@ from podwire_controlplane.server.pki import Authority, Pair, signing_request
 
 
 def context(folder: Path, purpose: ssl.Purpose, authority: Authority, own: Pair) -> ssl.SSLContext:
-    """One side, that shows a certificate, demands one, and verifies strictly."""
+    """Return the TLS context of one side. It sends a certificate, requires one, and verifies strictly."""
     made = ssl.create_default_context(purpose, cadata=authority.certificate)
     made.verify_mode = ssl.CERT_REQUIRED
     made.verify_flags |= ssl.VERIFY_X509_STRICT
@@ -22,7 +22,7 @@ def context(folder: Path, purpose: ssl.Purpose, authority: Authority, own: Pair)
 
 
 def handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> None:
-    """Both sides in memory. Raises SSLError."""
+    """Do a TLS handshake between both sides in memory. Raises SSLError."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     sides = [
         client.wrap_bio(to_client, to_server, server_hostname=name),

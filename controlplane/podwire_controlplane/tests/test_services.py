@@ -198,7 +198,7 @@ async def _services(world: World) -> Any:
 
 
 def in_world_small(work: Any) -> None:
-    """A /28 and three ports: the sequences exhaust both."""
+    """The range is a /28 with three node ports, so that the sequences exhaust both."""
     from podwire_base.testing.builders import run
 
     async def body() -> None:

@@ -27,7 +27,7 @@ Make = Callable[..., MemoryStore]
 
 @pytest.fixture(params=["memory", "sqlite"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
-    """Opens a store; for SQLite each call opens the same file."""
+    """Return a function that opens a store. For SQLite each call opens the same file."""
     if request.param == "memory":
         return MemoryStore
     return lambda **more: SqliteStore(tmp_path / "store.db", **more)

@@ -25,7 +25,7 @@ def causes(made: Object) -> dict[str, str]:
 
 
 def at(made: Object, path: str, value: Any) -> Object:
-    """A copy with one field set: "spec.ports.0.port"."""
+    """Return a copy of the object with one field set, for example "spec.ports.0.port"."""
     made = copy.deepcopy(made)
     *parts, last = path.split(".")
     target: Any = made

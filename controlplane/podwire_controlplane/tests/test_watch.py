@@ -30,7 +30,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ends watches soon, whatever timeoutSeconds is."""
+    """End watches soon, for any timeoutSeconds."""
     monkeypatch.setattr(handlers, "MAX_WATCH", 0.3)
 
 
@@ -39,7 +39,7 @@ def seen(frames: list[Object]) -> list[tuple[str, str]]:
 
 
 def churn(server: Server) -> str:
-    """Create p1, relabel it, create p2, delete p1; returns the version before these changes."""
+    """Create p1, change its labels, create p2, delete p1. Return the resourceVersion before these changes."""
     start = str(server.do(server.store.revision()))
     server.good("POST", PODS, pod("p1", labels={"app": "a"}))
     server.good("PATCH", PODS + "/p1", {"metadata": {"labels": {"app": "b"}}}, headers=MERGE)

@@ -135,7 +135,7 @@ class World:
             table[f"default/{change.name}"] = patch.merge(table[f"default/{change.name}"], change.obj)
 
     def step(self, which: str, number: int = 0) -> None:
-        """One controller runs once, or one pod changes its readiness."""
+        """Run one controller once, or change the readiness of one pod."""
         seen = Snapshot(self.kinds)
         if which == "deployment":
             changes = workloads.reconcile_deployment("default/web", seen, NOW)
@@ -235,7 +235,7 @@ _STEPS = st.lists(
 def test_rolling_update_keeps_its_limits(
     count: int, surge: Any, unavailable: Any, steps: list[tuple[str, int]]
 ) -> None:
-    """At no moment more than replicas + maxSurge pods, or fewer than replicas - maxUnavailable ready ones."""
+    """There are never more than replicas + maxSurge pods, or fewer than replicas - maxUnavailable ready pods."""
     world = World(
         deployment(
             replicas=count,

@@ -24,7 +24,7 @@ class Setup:
         self.runtime = CniRuntime(root / "conf", root / "bin", root / "cache")
 
     def plugin(self, own: str, body: str) -> None:
-        """A plugin; `body` finds the configuration in $conf."""
+        """Write a plugin script. `body` has the configuration in $conf."""
         path = self.root / "bin" / own
         note = f'printf "%s|%s|%s|%s|%s\\n" {own} "$CNI_COMMAND" "$CNI_ARGS" "$CNI_NETNS" "$conf" >> {self.calls}'
         path.write_text(f"#!/bin/sh\nconf=$(cat)\n{note}\n{body}\n")
@@ -38,7 +38,7 @@ class Setup:
         )
 
     def seen(self) -> list[tuple[str, str, Any]]:
-        """(plugin, verb, prevResult) of each call."""
+        """Return (plugin, verb, prevResult) for each call."""
         rows = [line.split("|", 4) for line in self.calls.read_text().splitlines()] if self.calls.exists() else []
         args = (
             "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=p1;K8S_POD_INFRA_CONTAINER_ID=cid;K8S_POD_UID=uid-1"
