@@ -1,6 +1,7 @@
 """Loads compiled modules that were built from the sources beside them.
 
-If a module is missing or stale, Python does its work, slower; `problem` is the explanation for the user.
+If a module is missing or stale, Python code does the same work more slowly, and `problem` is the explanation for the
+user.
 
 The build (tools/nativebuild/) writes `bin/NAME.abi3.so` or a program into a package's `native` folder. If it cannot, it
 writes `bin/NAME.missing` with the reason.
@@ -19,8 +20,9 @@ AGAIN = "install podwire again (make install)"
 
 
 class Library(NamedTuple):
-    """module: the cffi module (`.ffi`, `.lib`), or None. problem: why it is None, "" if it is not. left_out: the build
-    recorded that it left the module out, and why; otherwise the installation is broken.
+    """The result of `load`. module: the cffi module (`.ffi`, `.lib`), or None. problem: why `module` is None; "" if the
+    module is loaded. left_out: whether the build recorded why it left the module out. If `module` is None and
+    `left_out` is False, the installation is broken.
     """
 
     module: Any | None
@@ -29,7 +31,7 @@ class Library(NamedTuple):
 
 
 def digest(folder: Path, sources: Iterable[str]) -> int:
-    """A digest that identifies a version of the sources. Raises OSError."""
+    """Returns a digest that identifies a version of the sources. Raises OSError."""
     value = 0
     for source in sources:
         with open(folder / source, "rb") as file:
@@ -38,7 +40,7 @@ def digest(folder: Path, sources: Iterable[str]) -> int:
 
 
 def reason(folder: Path, name: str) -> str:
-    """Why the build left out `name` of the package's `native` folder; "" if the build recorded nothing."""
+    """Returns why the build left out `name` from the package's `native` folder; "" if the build recorded no reason."""
     try:
         return (folder / "bin" / f"{name}.missing").read_text().strip()
     except OSError:
@@ -46,15 +48,15 @@ def reason(folder: Path, name: str) -> str:
 
 
 def load(package: str, folder: Path, name: str, sources: Iterable[str]) -> Library:
-    """The module `name` of a package's `native` folder. A file compiled from other sources is refused, because its
-    functions could take other arguments.
+    """Load the module `name` from a package's `native` folder. A module that was compiled from other sources is not
+    loaded, because its functions could have other arguments.
     """
     try:
         module = importlib.import_module(f"{package}.bin.{name}")
     except ModuleNotFoundError:
         why = reason(folder, name)
         return Library(None, why or f"{name} was not built; {AGAIN}", bool(why))
-    except Exception as err:  # of another architecture, another cffi, or truncated: Python does its work
+    except Exception as err:  # the file may be for another architecture or cffi, or truncated: use Python
         return Library(None, f"{name} cannot be loaded: {err}; {AGAIN}")
     try:
         compiled, here = module.lib.SOURCES_DIGEST, digest(folder, sources)
@@ -66,6 +68,8 @@ def load(package: str, folder: Path, name: str, sources: Iterable[str]) -> Libra
 
 
 def program(folder: Path, name: str) -> Path | None:
-    """A compiled program of a package's `native` folder; None if it was not built, see `reason`."""
+    """Returns the path of a compiled program in a package's `native` folder; None if the build left it out (see
+    `reason`).
+    """
     path = folder / "bin" / name
     return path if os.access(path, os.X_OK) else None

@@ -1,8 +1,8 @@
-"""JSON bytes of objects, as the store keeps them and as clients get them.
+"""Encodes objects as JSON, in the form of the store and in the form for clients.
 
-The store keeps an object without its resourceVersion and with `metadata` as the first member. A read inserts the
-revision as text. So a list of 10,000 objects is a join of bytes without any decoding. And a store that learns the
-revision only after the commit (etcd) needs no second write.
+The stored form has no resourceVersion, and `metadata` is the first member. A read inserts the revision as text. So a
+list of 10,000 objects is made by joining bytes, without decoding. And a store that gets the revision only after the
+commit (etcd) needs no second write.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _decoder = msgspec.json.Decoder()
 
 
 def encode(obj: Object) -> bytes:
-    """Stored form. The object needs a non-empty metadata (it has at least a name)."""
+    """Returns the stored form. The object's metadata must not be empty (it has at least a name)."""
     metadata = {k: v for k, v in obj["metadata"].items() if k != "resourceVersion"}
     return _encoder.encode({"metadata": metadata, **{k: v for k, v in obj.items() if k != "metadata"}})
 
 
 def with_revision(raw: bytes, revision: int) -> bytes:
-    """Wire form of a stored object."""
+    """Returns the form for clients of a stored object."""
     return b'%s"resourceVersion":"%d",%s' % (_HEAD, revision, raw[len(_HEAD) :])
 
 

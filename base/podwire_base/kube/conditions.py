@@ -9,7 +9,7 @@ from .meta import Object
 
 
 def condition(obj: Mapping[str, Any], kind: str) -> Object:
-    """status.conditions[type=kind], {} if there is none."""
+    """Returns the condition of type `kind` in status.conditions; {} if there is none."""
     for found in obj.get("status", {}).get("conditions") or []:
         if found.get("type") == kind:
             return dict(found)

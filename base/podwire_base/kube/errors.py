@@ -20,12 +20,13 @@ class Cause:
 
 
 class ConfigError(Exception):
-    """An unusable kubeconfig or setting; the text names the file and the field."""
+    """A kubeconfig or setting is invalid. The text names the file and the field."""
 
 
 class ApiError(Exception):
-    """A request to the API server failed: Unreachable, Refused or BadAnswer. Any other exception of the client's is a
-    bug of ours."""
+    """A request to the API server failed: Unreachable, Refused or BadAnswer. Any other exception of the client is a bug
+    of podwire.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -37,13 +38,14 @@ class Unreachable(ApiError):
 
 
 class BadAnswer(ApiError):
-    """An answer that the API does not have: a list without resourceVersion, JSON that cannot be read."""
+    """The answer is not a valid answer of the API: for example a list without resourceVersion, or invalid JSON."""
 
 
 class Refused(ApiError):
     """The server answered with an error. `code` is the HTTP status, `reason` the Status reason (NotFound, Conflict
-    ...). body: the Status, {} where there was none. retry_after: seconds that the server asked us to wait, 0 where it
-    did not."""
+    ...). body: the Status, {} if the answer has none. retry_after: the seconds that the server requests to wait, 0 if
+    it requests none.
+    """
 
     def __init__(
         self, code: int, reason: str, message: str, body: Object | None = None, retry_after: float = 0
@@ -53,7 +55,9 @@ class Refused(ApiError):
 
 
 class StatusError(Exception):
-    """Raised by code behind the HTTP handlers; the server answers with `body()` and `code`."""
+    """An error answer of our API server. Code below the HTTP handlers raises it, and the server answers with `code` and
+    `body()`.
+    """
 
     def __init__(
         self,
@@ -122,7 +126,7 @@ def expired(message: str = "the requested resourceVersion is too old; list again
 
 
 def invalid(resource: Resource, name: str, causes: Sequence[Cause]) -> StatusError:
-    """422 with every wrong field, its path and the expected value."""
+    """Returns a 422 error. Each cause names a wrong field, the field's path and the expected value."""
     rows = "; ".join(f"{c.field}: {c.message}" for c in causes)
     return StatusError(
         422, "Invalid", f'{resource.kind} "{name}" is invalid: {rows}', resource=resource, name=name, causes=causes

@@ -1,7 +1,7 @@
-"""Which Services get load balancer addresses from podwire, and from which pools. Pure; the controller and the nodes
-share it.
+"""Decides which Services get load balancer addresses from podwire, and from which pools. Pure; the controller and the
+nodes share this module.
 
-The pools are in the ConfigMap kube-system/podwire-load-balancer, and changes of it take effect at once:
+The pools are in the ConfigMap kube-system/podwire-load-balancer. Changes of the ConfigMap take effect at once:
 
     data:
       addresses: 172.30.0.192/27, 192.0.2.10-192.0.2.19   # CIDRs, ranges, single addresses, of both families
@@ -26,7 +26,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """first to last, both included, of one IP version."""
+    """The addresses from `first` to `last`, both included, of one IP version."""
 
     text: str
     version: int
@@ -36,7 +36,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """No ranges: no address is allocated or announced."""
+    """The address pools. Without ranges, no address is allocated or announced."""
 
     ranges: tuple[Range, ...] = ()
     require_class: bool = False
@@ -52,7 +52,7 @@ class Pools:
         return any(r.version == address.version and r.first <= int(address) <= r.last for r in self.ranges)
 
     def free(self, version: int, used: frozenset[str] | set[str]) -> str:
-        """The first address of that IP version that is not in `used`, "" if none is left."""
+        """Returns the first address of this IP version that is not in `used`; "" if all addresses are used."""
         for found in self.ranges:
             if found.version == version:
                 kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
@@ -77,7 +77,7 @@ def _range(text: str) -> Range:
 
 
 def parse(config: Object | None) -> tuple[Pools, list[str]]:
-    """The pools of the ConfigMap (None: there is none), and its unusable entries."""
+    """Parse the ConfigMap (None: it does not exist). Returns the pools, and a text for each invalid entry."""
     data: dict[str, Any] = (config or {}).get("data") or {}
     problems, ranges = [], []
     lines = [line.partition("#")[0] for line in str(data.get("addresses") or "").splitlines()]
@@ -100,8 +100,8 @@ def is_config(obj: Object) -> bool:
 
 
 def ours(service: Object, pools: Pools) -> bool:
-    """Whether podwire is this Service's load balancer. Without a class it is, unless the pools' ConfigMap requires
-    one.
+    """Whether podwire is the load balancer of this Service. For a Service without loadBalancerClass it is, unless the
+    ConfigMap sets require-class.
     """
     spec = service.get("spec") or {}
     wanted = spec.get("loadBalancerClass") or ""
@@ -109,13 +109,13 @@ def ours(service: Object, pools: Pools) -> bool:
 
 
 def ingress(service: Object) -> tuple[str, ...]:
-    """The addresses in the Service's status. Raises for malformed entries."""
+    """Returns the addresses in the Service's status. Raises an exception for malformed entries."""
     found = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
     return tuple(str(item["ip"]) for item in found if item.get("ip"))
 
 
 def readable(service: Object) -> list[Object]:
-    """The entries of status.loadBalancer.ingress; malformed entries are skipped."""
+    """Returns the entries of status.loadBalancer.ingress. Malformed entries are skipped."""
     found: Any = service
     for field in ("status", "loadBalancer", "ingress"):
         found = found.get(field) if isinstance(found, dict) else None
@@ -123,13 +123,15 @@ def readable(service: Object) -> list[Object]:
 
 
 def wanted(service: Object) -> tuple[str, ...]:
-    """Addresses that the Service requests: the annotation podwire.io/load-balancer-ips, else spec.loadBalancerIP."""
+    """Returns the addresses that the Service requests with the annotation podwire.io/load-balancer-ips, or else with
+    spec.loadBalancerIP.
+    """
     text = annotations_of(service).get(WANTED) or (service.get("spec") or {}).get("loadBalancerIP") or ""
     return tuple(dict.fromkeys(part.strip() for part in str(text).split(",") if part.strip()))
 
 
 def announced(services: Iterable[Object], pools: Pools) -> Iterator[tuple[str, Object]]:
-    """(address, Service) for each address that a node must answer for."""
+    """Yields (address, Service) for each address for which a node must answer ARP or Neighbor Discovery."""
     for service in services:
         if pools and ours(service, pools):
             for ip in ingress(service):

@@ -11,7 +11,9 @@ from .meta import Object
 
 
 def read_files(paths: Iterable[str]) -> Iterator[Object]:
-    """Objects of files and directories (their *.yaml, *.yml and *.json, by name); "-" is standard input."""
+    """Yields the objects of files and directories. Of a directory, the *.yaml, *.yml and *.json files are read in the
+    order of their names. "-" is standard input.
+    """
     for path in paths:
         if path == "-":
             try:

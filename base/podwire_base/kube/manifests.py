@@ -1,6 +1,6 @@
-"""Manifests: parses YAML text, and makes what `podwire apply` sends for one object. Pure.
-
-manifestfiles.py reads the files."""
+"""Parses manifests (YAML text), and makes the request bodies of `podwire apply`. Pure; manifestfiles.py reads the
+files.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import yamltext
 from .meta import Object, annotations_of
 from .registry import BY_KIND, Resource
 
-# the same as kubectl's, so that both can be used in turn
+# The annotation of kubectl, so that a user can use kubectl and podwire alternately.
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
@@ -21,7 +21,7 @@ class BadManifest(Exception):
 
 
 def parse(text: str, where: str) -> Iterator[Object]:
-    """The objects of a YAML stream; the items of `List` objects are returned one by one. Raises BadManifest."""
+    """Yields the objects of a YAML stream. The items of a `List` object are yielded one by one. Raises BadManifest."""
     try:
         documents = list(yamltext.documents(text))
     except yamltext.BadYaml as err:
@@ -62,9 +62,9 @@ def resource_of(obj: Object, where: str = "") -> Resource:
 
 
 def with_record(obj: Object) -> Object:
-    """The object with the annotation that records what was applied, byte for byte as kubectl writes it.
+    """Returns the object with the annotation last-applied-configuration, byte for byte as kubectl writes it.
 
-    The record does not contain an older record, so that it never grows.
+    The annotation does not contain an older copy of itself, so it does not grow.
     """
     bare = {k: v for k, v in annotations_of(obj).items() if k != LAST_APPLIED}
     plain = {**obj, "metadata": {**obj["metadata"], "annotations": bare}}
@@ -75,9 +75,10 @@ def with_record(obj: Object) -> Object:
 
 
 def three_way(obj: Object, live: Object) -> Object:
-    """A merge patch: everything in `obj`, and null for fields of an earlier apply that this one leaves out.
+    """Returns a merge patch. It contains all fields of `obj`, and null for the fields of the previous apply that `obj`
+    does not have.
 
-    Fields set by others (status, allocated ports, defaults) stay as they are.
+    Fields that other programs set (status, allocated ports, defaults) are not changed.
     """
     try:
         before = json.loads(annotations_of(live).get(LAST_APPLIED, "{}"))

@@ -1,4 +1,4 @@
-"""Access to the metadata of objects. Objects are plain dicts, exactly as the Kubernetes API's JSON gives them."""
+"""Reads the metadata of objects. Objects are plain dicts, exactly as in the JSON of the Kubernetes API."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,12 +7,12 @@ Object = dict[str, Any]
 
 
 def name(obj: Mapping[str, Any]) -> str:
-    """metadata.name, "" if absent."""
+    """Returns metadata.name, "" if it is absent."""
     return str(obj.get("metadata", {}).get("name") or "")
 
 
 def namespace(obj: Mapping[str, Any]) -> str:
-    """metadata.namespace, "" for cluster-scoped objects."""
+    """Returns metadata.namespace, "" for cluster-scoped objects."""
     return str(obj.get("metadata", {}).get("namespace") or "")
 
 
@@ -21,7 +21,7 @@ def uid(obj: Mapping[str, Any]) -> str:
 
 
 def key(obj: Mapping[str, Any]) -> str:
-    """The key every cache uses: "namespace/name", or "name" for cluster-scoped objects."""
+    """Returns the key that every cache uses: "namespace/name", or "name" for cluster-scoped objects."""
     ns = namespace(obj)
     return f"{ns}/{name(obj)}" if ns else name(obj)
 
@@ -39,7 +39,7 @@ def resource_version(obj: Mapping[str, Any]) -> str:
 
 
 def controller_of(obj: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The ownerReference with controller=true, if there is one."""
+    """Returns the ownerReference with controller=true; None if there is none."""
     for ref in obj.get("metadata", {}).get("ownerReferences") or []:
         if ref.get("controller"):
             return dict(ref)

@@ -1,7 +1,9 @@
-"""The patch types of the Kubernetes API: JSON patch (RFC 6902), merge patch (RFC 7386) and strategic merge patch.
+"""Applies the patch types of the Kubernetes API: JSON patch (RFC 6902), merge patch (RFC 7386) and strategic merge
+patch.
 
-A strategic merge patch merges some lists by a key and replaces the others. Kubernetes marks them on its Go types. Here
-they are the table MERGE_KEYS, keyed by the field's name; `schema.py` reads it for the OpenAPI document too.
+A strategic merge patch merges some lists by a key and replaces the other lists. Kubernetes marks the merged lists in
+its Go types. Here the table MERGE_KEYS has them by the field's name. schema.py also uses the table, for the OpenAPI
+document.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def merge_key(parent: str, field: str) -> str | None:
 
 
 def merge(target: Any, patch: Any) -> Any:
-    """RFC 7386; returns a new value, `target` stays as it is."""
+    """Apply a merge patch (RFC 7386). Returns a new value; `target` is not changed."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}
@@ -64,7 +66,7 @@ def merge(target: Any, patch: Any) -> Any:
 
 
 def _index(part: str) -> int:
-    """An array index: decimal digits without leading zeros (RFC 6901, section 4). Raises ValueError."""
+    """Parse an array index: decimal digits without leading zeros (RFC 6901, section 4). Raises ValueError."""
     if not re.fullmatch(r"0|[1-9][0-9]{0,8}", part):
         raise ValueError(part)
     return int(part)
@@ -114,8 +116,8 @@ def _pointer(path: Any) -> list[str]:
 
 
 def json_patch(target: Any, operations: Any) -> Any:
-    """RFC 6902; returns a new value. Applies all operations or none. Raises StatusError (400 malformed, 422 does not
-    apply).
+    """Apply a JSON patch (RFC 6902): all operations or none. Returns a new value. Raises StatusError: 400 if the patch
+    is malformed, 422 if it cannot be applied.
     """
     if not isinstance(operations, list):
         raise bad_request("json patch: expected a list of operations")
@@ -168,7 +170,7 @@ def _merge_list(target: list[Any], patch: list[Any], key: str, parent: str) -> l
 
 
 def _reorder(items: list[Any], order: list[Any], key: str | None) -> list[Any]:
-    """$setElementOrder: the named items in that order, then the others."""
+    """Apply $setElementOrder: returns the named items in the given order, then the other items."""
 
     def identity(item: Any) -> Any:
         return item.get(key) if key and isinstance(item, dict) else item
@@ -189,9 +191,8 @@ def _members(directive: str, value: Any) -> list[Any]:
 
 
 def strategic(target: Any, patch: Any, parent: str = "") -> Any:  # noqa: PLR0912 - one branch a directive
-    """Strategic merge patch, with its directives $patch, $retainKeys, $deleteFromPrimitiveList and $setElementOrder.
-
-    Returns a new value; `parent` is the name of the field that contains `target`.
+    """Apply a strategic merge patch, with the directives $patch, $retainKeys, $deleteFromPrimitiveList and
+    $setElementOrder. Returns a new value. parent: the name of the field that contains `target`.
     """
     if not isinstance(patch, dict):
         return patch

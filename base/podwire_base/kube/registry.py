@@ -1,4 +1,6 @@
-"""The table of kinds that the API serves. A new kind is one row here, and its columns in table.py if it has any."""
+"""The table of kinds that the API serves. A new kind needs one row here, and a row in table.py if it has columns of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +32,18 @@ class Resource:
 
     @property
     def qualified(self) -> str:
-        """The name in kubectl and error texts: "services", "deployments.apps"."""
+        """Returns the name for kubectl and error texts: "services", "deployments.apps"."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     @property
     def base(self) -> str:
-        """URL path of the group version: /api/v1 or /apis/GROUP/VERSION."""
+        """Returns the URL path of the group version: /api/v1 or /apis/GROUP/VERSION."""
         return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
 
     def path(self, namespace: str = "", name: str = "", sub: str = "") -> str:
-        """URL path of the collection, or of one object, or of its subresource. A name is one segment, whatever
-        characters it has."""
+        """Returns the URL path of the collection, of one object, or of the object's subresource. A name is always one
+        segment, with any characters.
+        """
         parts = [self.base]
         if self.namespaced and namespace:
             parts += ["namespaces", _segment(namespace)]
@@ -49,7 +52,7 @@ class Resource:
         return "/".join(parts)
 
     def prefix(self, namespace: str = "") -> str:
-        """Store key prefix of the kind, or of one namespace of it."""
+        """Returns the prefix of the store keys of the kind, or of the kind in one namespace."""
         head = f"/{self.group or 'core'}/{self.plural}/"
         return f"{head}{namespace}/" if namespace else head
 
@@ -58,7 +61,7 @@ class Resource:
 
 
 def _segment(text: str) -> str:
-    """Quoted for a URL, including "." and "..", which clients and servers resolve."""
+    """Quote a path segment for a URL. "." and ".." are also quoted, because clients and servers would resolve them."""
     return quote(text, safe="{}") if text.strip(".") else text.replace(".", "%2E")
 
 
@@ -89,7 +92,9 @@ GROUPS: tuple[tuple[str, str], ...] = tuple(dict.fromkeys((r.group, r.version) f
 
 
 def by_name(word: str) -> Resource | None:
-    """The resource for "svc", "service", "services" or "deployments.apps"."""
+    """Returns the resource for a name such as "svc", "service", "services" or "deployments.apps"; None if there is
+    none.
+    """
     word = word.lower()
     for resource in RESOURCES:
         if word in (resource.plural, resource.singular, resource.qualified, *resource.short):
@@ -98,5 +103,5 @@ def by_name(word: str) -> Resource | None:
 
 
 def of(kind: str) -> Resource:
-    """The row of a kind that podwire itself uses. Raises KeyError."""
+    """Returns the resource of a kind that podwire itself uses. Raises KeyError."""
     return next(r for r in RESOURCES if r.kind == kind)

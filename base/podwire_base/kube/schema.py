@@ -1,5 +1,6 @@
-"""Schemas of the served kinds, read from lightkube-models (Kubernetes' published schemas): validation and
-OpenAPI v3."""
+"""Validates objects and makes OpenAPI v3 documents. The schemas of the served kinds come from lightkube-models, which
+is generated from Kubernetes' published schemas.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ _MISSING = "is required and missing"
 
 @cache
 def model(resource: Resource) -> type[Any]:
-    """The lightkube-models class of a kind."""
+    """Returns the lightkube-models class of a kind."""
     module = importlib.import_module(f"lightkube.models.{_MODULES[resource.group]}")
     found: type[Any] = getattr(module, resource.kind)
     return found
@@ -46,7 +47,7 @@ def model(resource: Resource) -> type[Any]:
 
 @cache
 def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
-    """JSON name -> (type, required)."""
+    """Returns JSON name of a field -> (type, whether the field is required)."""
     return {f.encode_name: (f.type, f.required) for f in msgspec.structs.fields(cls)}
 
 
@@ -58,9 +59,10 @@ def _strip_optional(kind: Any) -> Any:
 
 
 def check(resource: Resource, obj: Object) -> tuple[list[str], list[Cause]]:
-    """(unknown fields, type errors) of an object as it came from a client; both with the field's full path.
+    """Check an object from a client. Returns (unknown fields, type errors), both with the field's full path.
 
-    Unknown fields are separate because `fieldValidation` decides how they are handled (KEP-2885).
+    Unknown fields are separate, because the request parameter `fieldValidation` decides whether they are errors
+    (KEP-2885).
     """
     unknown: list[str] = []
     causes: list[Cause] = []
@@ -75,8 +77,8 @@ def check(resource: Resource, obj: Object) -> tuple[list[str], list[Cause]]:
 
 
 def drop_nulls(value: Any) -> None:
-    """Remove members that are null from all objects below `value`, in place: the Kubernetes API treats them as
-    absent.
+    """Remove null members from `value` and all nested objects, in place, because the Kubernetes API treats such members
+    as absent.
     """
     if isinstance(value, dict):
         for name in [n for n, item in value.items() if item is None]:
@@ -111,7 +113,7 @@ def _check(kind: Any, value: Any, path: str) -> Iterator[tuple[str, str | None]]
                 yield from _check(fields[name][0], item, inner)
             else:
                 yield inner, None
-        # top-level objects have defaults, or stricter rules elsewhere
+        # for top-level objects, other code sets defaults or has stricter rules
         if "[" in path and not path.startswith("status"):
             yield from (
                 (f"{path}.{name}", _MISSING) for name, (_, required) in fields.items() if required and name not in value
@@ -137,7 +139,9 @@ def _check(kind: Any, value: Any, path: str) -> Iterator[tuple[str, str | None]]
 
 
 def _number_as_quantity(path: str, value: Any) -> bool:
-    """Quantities are strings in the model and plain numbers in many manifests (`cpu: 1`)."""
+    """Whether this is a quantity given as a number. Quantities are strings in the model, and plain numbers in many
+    manifests (`cpu: 1`).
+    """
     return isinstance(value, int | float) and re.search(r"(limits|requests|capacity|allocatable)", path) is not None
 
 
@@ -155,7 +159,9 @@ def _name(value: Any) -> str:
 
 
 def known_field(resource: Resource, path: str) -> bool:
-    """Whether a dotted path names a single value of the kind, so that a field selector may use it."""
+    """Whether the dotted path names a field of the kind with a single value. Only such a field may be in a field
+    selector.
+    """
     kind: Any = model(resource)
     for part in path.split("."):
         if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)) or part not in _fields(kind):
@@ -172,7 +178,7 @@ _PARAM = re.compile(r"^\* \*\*(?P<name>\S+?)\*\* ``.*?`` - (?P<text>.*)$")
 
 @cache
 def _docs(cls: Any) -> tuple[str, dict[str, str]]:
-    """(description of the type, description of each field), from the docstring that lightkube-models ships."""
+    """Returns (description of the type, field -> description), from the docstring of the lightkube-models class."""
     head, _, rest = (cls.__doc__ or "").partition("**parameters**")
     fields: dict[str, str] = {}
     current = ""
@@ -248,7 +254,7 @@ def _operation(resource: Resource, verb: str) -> Object:
 
 @cache
 def openapi_v3(group: str, version: str) -> Object | None:
-    """The OpenAPI v3 document of one group version; None where it is not served."""
+    """Returns the OpenAPI v3 document of one group version; None if the API does not serve the group version."""
     if (group, version) not in GROUPS:
         return None
     schemas: dict[str, Object] = {}

@@ -1,4 +1,4 @@
-"""Label selectors (query strings and LabelSelector objects) and field selectors, as predicates."""
+"""Parses label selectors (query strings and LabelSelector objects) and field selectors into predicates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HAS = re.compile(r"^\s*(?P<not>!?)\s*(?P<key>[^\s!=,()]+)\s*$")
 
 
 def _terms(text: str) -> list[str]:
-    """Split at the commas that are not inside parentheses."""
+    """Split a selector at the commas outside parentheses."""
     return [t for t in re.split(r",(?![^()]*\))", text) if t.strip()]
 
 
@@ -45,7 +45,9 @@ def _label_term(term: str) -> LabelTest:
 
 
 def label_query(text: str) -> Predicate | None:
-    """A labelSelector query string; None if it is empty (everything matches). Raises a 400 StatusError."""
+    """Parse a labelSelector query string. Returns None if the string is empty (every object matches). Raises
+    StatusError 400.
+    """
     tests = [_label_term(term) for term in _terms(text)]
     if not tests:
         return None
@@ -53,7 +55,9 @@ def label_query(text: str) -> Predicate | None:
 
 
 def label_selector(selector: Mapping[str, Any] | None) -> LabelTest:
-    """A meta/v1 LabelSelector: matchLabels and matchExpressions, ANDed. None matches nothing, {} everything."""
+    """Parse a meta/v1 LabelSelector. All of matchLabels and matchExpressions must match. None matches no object, {}
+    matches every object.
+    """
     if selector is None:
         return lambda have: False
     tests = [_in(k, {v}, False) for k, v in (selector.get("matchLabels") or {}).items()]
@@ -66,7 +70,7 @@ def label_selector(selector: Mapping[str, Any] | None) -> LabelTest:
 
 
 def equality(selector: Mapping[str, str]) -> LabelTest:
-    """A Service's or ReplicationController's selector: all pairs equal."""
+    """Parse the selector of a Service or ReplicationController: all labels must be equal."""
     pairs = tuple(selector.items())
     return lambda have: all(have.get(k) == v for k, v in pairs)
 
@@ -81,9 +85,9 @@ def _field(obj: Object, path: str) -> str:
 
 
 def field_query(text: str, known: Callable[[str], bool] = lambda _: True) -> Predicate | None:
-    """A fieldSelector query string: PATH=VALUE, PATH==VALUE, PATH!=VALUE, comma separated. None if it is empty.
-
-    known: whether the kind has a field. Raises a 400 StatusError for an unknown field: an empty list would mislead.
+    """Parse a fieldSelector query string: PATH=VALUE, PATH==VALUE or PATH!=VALUE, separated by commas. Returns None if
+    the string is empty. known: whether the kind has a field. Raises StatusError 400 for an unknown field, because an
+    empty list would mislead the user.
     """
     tests: list[tuple[str, str, bool]] = []
     for term in text.split(","):

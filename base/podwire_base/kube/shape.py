@@ -1,7 +1,8 @@
-"""The shape of an object as a converter reads it: which fields are maps, lists and texts. Pure.
+"""Checks the shape of an object before a converter reads it: which fields must be maps, lists and texts. Pure.
 
-It tells whose fault it is that an object cannot be converted: where the object has its shape, the converter has a bug.
-A field that is absent or null fits. ANY fits everything: the converter checks the value and names the problem.
+If an object cannot be converted, the shape shows the cause: if the object has the right shape, the converter has a bug;
+otherwise the object is malformed. An absent or null field has the right shape. ANY accepts every value; the converter
+then checks the value itself.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ _NAMES: dict[Any, str] = {dict: "a map", list: "a list", str: "a text"}
 
 
 class Misshapen(ValueError):
-    """The object is malformed; the text names the field, the expected type and the value."""
+    """The object is malformed. The text names the field, the expected type and the value."""
 
 
 def require(value: Any, shape: Shape, where: str = "") -> None:
-    """Raises Misshapen at the first field that has another shape. Items of a list may not be null."""
+    """Raise Misshapen for the first field that has another shape. Items of a list must not be null."""
     if shape is ANY or value is None:
         return
     wanted = type(shape) if isinstance(shape, dict | list) else shape
@@ -41,7 +42,7 @@ def require(value: Any, shape: Shape, where: str = "") -> None:
 
 
 def misshapen(value: Any, shape: Shape) -> str:
-    """The problem of the object; "" if there is none."""
+    """Returns the problem of the object; "" if there is none."""
     try:
         require(value, shape)
     except Misshapen as err:

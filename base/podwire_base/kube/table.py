@@ -1,5 +1,6 @@
-"""Table output (meta/v1 Table), which `kubectl get` prints. COLUMNS has one row for each kind; other kinds get NAME and
-AGE."""
+"""Makes the table that `kubectl get` prints (meta/v1 Table). COLUMNS has one row for each kind with columns of its own.
+For all other kinds, the table has the columns NAME and AGE.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from .times import parse_time
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """wide: shown with `-o wide` only."""
+    """One column. wide: kubectl shows the column only with `-o wide`."""
 
     title: str
     cell: Callable[[Object], Any]
@@ -23,7 +24,7 @@ class Column:
 
 
 def age(start: str, now: datetime) -> str:
-    """kubectl's short form: 45s, 12m, 3h, 5d."""
+    """Returns an age in kubectl's short form: 45s, 12m, 3h, 5d."""
     if not start:
         return "<unknown>"
     seconds = max(0, int((now - parse_time(start)).total_seconds()))
@@ -207,7 +208,9 @@ def _cell(column: Column, obj: Object) -> Any:
 
 
 def definitions(resource: Resource) -> list[Object]:
-    """columnDefinitions of a kind, NAME first and AGE last (before the wide ones)."""
+    """Returns the columnDefinitions of a kind: NAME first, AGE after the other normal columns, then the
+    wide columns.
+    """
     columns = COLUMNS.get(resource.kind, ())
     rows = [
         ("Name", False),
@@ -246,7 +249,7 @@ def table(
     include: str = "Metadata",
     head: bool = True,
 ) -> Object:
-    """A meta/v1 Table. include: None, Metadata or Object, as `includeObject` asks."""
+    """Returns a meta/v1 Table. include: the request parameter `includeObject` (None, Metadata or Object)."""
     rows = []
     for obj in objects:
         row: Object = {"cells": cells(resource, obj, now)}

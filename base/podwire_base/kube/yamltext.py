@@ -1,4 +1,4 @@
-"""YAML as the Kubernetes API reads it: only what JSON also has. Dates stay text, and keys become text."""
+"""Parses YAML as the Kubernetes API does: only the data types of JSON. Dates stay text, and keys become text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "f
 
 
 class BadYaml(ValueError):
-    """Invalid YAML; the text names the problem and the place."""
+    """The YAML is invalid. The text names the problem and the position."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -25,7 +25,9 @@ class _Loader(yaml.SafeLoader):
 
 
 class _NoAliases(_Loader):
-    """Refuses aliases: a few lines with them can stand for gigabytes, and the text may come from the network."""
+    """A loader that refuses aliases. A few lines with aliases can expand to gigabytes, and the text may come from the
+    network.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -48,7 +50,7 @@ def _plain(value: Any) -> Any:
 
 
 def documents(text: str | bytes, *, aliases: bool = True) -> Iterator[Any]:
-    """The documents of a YAML stream. Raises BadYaml."""
+    """Yields the documents of a YAML stream. aliases: whether the text may contain aliases. Raises BadYaml."""
     try:
         for document in yaml.load_all(text, _Loader if aliases else _NoAliases):
             yield _plain(document)

@@ -1,1 +1,1 @@
-"""Shared by every role of a node: logs, status, a supervisor, atomic files, and a clean end."""
+"""Code that all roles of a node share: logs, status, a supervisor, atomic files, and the orderly end of a process."""

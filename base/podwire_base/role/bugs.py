@@ -1,8 +1,8 @@
-"""Bugs of our own in a role that continues: logged as bugs, with the traceback the first time.
+"""Logs bugs of podwire in a role that continues. The first log line of a bug has the traceback.
 
-A bug is an exception that no code expects. The object or call that caused it is skipped; the role serves the others. A
-watch repeats an object often, so the traceback of each kind of bug (its type and the line that raised it) is logged
-once.
+A bug is an exception that no code expects. The role skips the object or call that caused the exception, and serves the
+others. A watch may repeat an object often. So the traceback of each kind of bug (exception type and line that raised
+it) is logged only once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _told: set[tuple[str, str, int]] = set()
 
 
 def report(log: Logger, event: str, err: BaseException, **fields: Any) -> None:
-    """event: the activity that failed. fields: name the object or the call."""
+    """Log a bug. event: the activity that failed. fields: the names of the object or the call."""
     last = traceback.extract_tb(err.__traceback__)[-1:]
     kind = (type(err).__name__, last[0].filename if last else "", (last[0].lineno or 0) if last else 0)
     if kind in _told:

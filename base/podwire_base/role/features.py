@@ -1,8 +1,8 @@
-"""Features of the kernel that podwire or its tests use. Pure; role/kernelconfig.py reads the running kernel.
+"""The features of the kernel that podwire or its tests use. Pure; role/kernelconfig.py reads the running kernel.
 
-Each feature has the release of Linux that brought it (upstream) and the options that a kernel may be built without.
-`judge` decides from that record: either the kernel is excused from a feature, or it must have it. A distribution may
-carry a feature back to an older release, so an excuse explains a refusal; it does not predict one.
+Each feature has the upstream release of Linux that introduced it, and the kernel options that it needs. From this data,
+`judge` decides whether a kernel may lack the feature (the kernel is "excused") or must have it. A distribution may
+backport a feature to an older release. So an excuse explains a refusal, but does not predict one.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ _CAPABILITIES = {CAP_NET_ADMIN: "CAP_NET_ADMIN", CAP_SYS_ADMIN: "CAP_SYS_ADMIN",
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """name: the field's term. since: the upstream release that brought it. options: without CONFIG_; all are needed; ()
-    if every kernel of that release has the feature. capability: using it needs this one.
+    """One feature. name: the standard term. since: the upstream release that introduced the feature. options: the
+    kernel options that the feature needs, without CONFIG_; () if every kernel of that release has the feature.
+    capability: the capability that a process needs for the feature.
     """
 
     name: str
@@ -35,10 +36,12 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """The running kernel and what this process may do with it.
+    """The running kernel, and the capabilities of this process.
 
-    release: as uname -r. options: the kernel's configuration without CONFIG_, {"VETH": "y"}; an option that is absent
-    is off. None where the configuration cannot be read. capabilities: the effective set, one bit each."""
+    release: the output of uname -r. options: the kernel's configuration, names without CONFIG_, for example {"VETH":
+    "y"}; an absent option is off; None if the configuration cannot be read. capabilities: the effective set as a bit
+    mask.
+    """
 
     release: str
     options: Mapping[str, str] | None = None
@@ -109,19 +112,19 @@ SHORT_SLICES = Feature("time slices of a thread's own choice", (6, 12), (), 0)
 
 
 def parse_release(release: str) -> Version:
-    """(6, 18) of "6.18.44-amd64"; (0, 0) of a text without a version."""
+    """Returns the version in a release: (6, 18) for "6.18.44-amd64", (0, 0) for text without a version."""
     found = re.match(r"(\d+)\.(\d+)", release)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def parse_options(text: str) -> dict[str, str]:
-    """The options that are on, from the text of a kernel's configuration."""
+    """Returns the enabled options, from the text of a kernel's configuration."""
     return dict(re.findall(r"^CONFIG_(\w+)=(.*)$", text, re.MULTILINE))
 
 
 def judge(feature: Feature, kernel: Kernel) -> str:
-    """Why this kernel is excused from the feature: it is older, or known to be built without it. "": it must have the
-    feature.
+    """Returns why this kernel may lack the feature: the kernel is older, or its configuration lacks an option. Returns
+    "" if the kernel must have the feature.
     """
     if kernel.version < feature.since:
         return f"{feature.name} came with Linux {feature.since[0]}.{feature.since[1]}, this is {kernel.release}"
@@ -133,7 +136,7 @@ def judge(feature: Feature, kernel: Kernel) -> str:
 
 
 def explain(feature: Feature, kernel: Kernel) -> str:
-    """For the user, after the kernel has refused the feature: the missing part and the remedy."""
+    """Returns an explanation for the user after the kernel has refused the feature: the missing part and the remedy."""
     reason = judge(feature, kernel)
     if reason:
         return reason
@@ -147,5 +150,5 @@ def explain(feature: Feature, kernel: Kernel) -> str:
 
 
 def lacking(features: Iterable[Feature], kernel: Kernel) -> list[str]:
-    """The excuses of this kernel, one line for each feature that it is known to lack."""
+    """Returns one line for each feature that this kernel may lack, with the reason."""
     return [reason for feature in features if (reason := judge(feature, kernel))]

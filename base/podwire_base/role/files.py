@@ -1,7 +1,7 @@
-"""Atomic files: written beside their place, then renamed into it.
+"""Writes files atomically: first under a temporary name in the same directory, then renamed.
 
-A reader sees the old file or the new one, and a running program's file is replaced, not overwritten. Only with `sync`
-does the content survive a power failure.
+A reader sees either the old file or the new file. The file of a running program is replaced and not overwritten. Only
+with `sync` does the content survive a power failure.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 
 
 def write(path: Path, content: str | bytes, *, mode: int | None = None, sync: bool = False) -> None:
-    """Put `content` at `path` and create missing directories. mode: exact permissions, whatever the umask (default:
-    0644 less the umask). If it raises OSError, `path` is unchanged.
+    """Write `content` to `path` and create missing directories. mode: the exact permissions, independent of the umask
+    (default: 0644 less the umask). Raises OSError; then `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
@@ -22,8 +22,8 @@ def write(path: Path, content: str | bytes, *, mode: int | None = None, sync: bo
 
 
 def put(fresh: str, final: str, data: bytes, mode: int | None = None, sync: bool = False) -> None:
-    """The same with a name for the temporary file. Plain system calls with plain names, because a pod waits for its
-    lease.
+    """Write `data` to `final`, with `fresh` as the temporary name. It uses plain system calls and string paths, because
+    a pod waits for its lease.
     """
     try:
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_TRUNC, 0o644 if mode is None else 0o600)

@@ -13,7 +13,9 @@ from .features import Kernel, parse_options
 
 
 def read(release: str = "", root: Path = Path("/")) -> Kernel:
-    """release: of a kernel other than the running one. root: the folder that /proc and /boot are in, for tests."""
+    """Read the kernel. release: "" for the running kernel, else the release of another kernel. root: the directory that
+    contains /proc and /boot, for tests.
+    """
     release = release or os.uname().release
     text = _configuration(release, root)
     return Kernel(release, None if text is None else parse_options(text), _capabilities(root))
@@ -21,13 +23,15 @@ def read(release: str = "", root: Path = Path("/")) -> Kernel:
 
 @functools.cache
 def running() -> Kernel:
-    """`read` of this machine, cached for the process."""
+    """Returns `read()` of this machine, cached for the process."""
     return read()
 
 
 def _configuration(release: str, root: Path) -> str | None:
-    """None if the kernel does not provide it (CONFIG_IKCONFIG_PROC) and the distribution has no copy."""
-    with contextlib.suppress(OSError, EOFError):  # no such file, or no complete gzip file
+    """Returns the text of the kernel's configuration. Returns None if the kernel does not provide it
+    (CONFIG_IKCONFIG_PROC) and there is no copy in the distribution's files.
+    """
+    with contextlib.suppress(OSError, EOFError):  # the file is missing, or not a complete gzip file
         return gzip.decompress((root / "proc/config.gz").read_bytes()).decode()
     for place in (f"boot/config-{release}", f"lib/modules/{release}/config"):
         with contextlib.suppress(OSError):
@@ -36,7 +40,7 @@ def _configuration(release: str, root: Path) -> str | None:
 
 
 def _capabilities(root: Path) -> int:
-    """Those of this process, in its user namespace; all of them if /proc has no information."""
+    """Returns the capabilities of this process in its user namespace; all capabilities if /proc has no information."""
     with contextlib.suppress(OSError):
         found = re.search(r"^CapEff:\s*([0-9a-f]+)$", (root / "proc/self/status").read_text(), re.MULTILINE)
         if found:

@@ -25,8 +25,8 @@ class _Settings:
 
 
 def configure(*, json_lines: bool = False, level: str = "info", node: str = "", stream: TextIO | None = None) -> None:
-    """Set the process-wide form of log lines; `node`, if not empty, is added to every line. The environment can also
-    select JSON, for all roles of an agent.
+    """Set the format of the log lines of this process. node: added to every line if it is not empty. An environment
+    variable can also select JSON, for all roles of an agent.
     """
     json_lines = json_lines or os.environ.get(JSON) == "1"
     _Settings.json, _Settings.level, _Settings.node, _Settings.stream = json_lines, LEVELS[level], node, stream
@@ -42,7 +42,7 @@ def _value(value: Any) -> str:
 
 
 class Logger:
-    """Bound to a role; keyword arguments become the line's fields, in the order given."""
+    """The logger of one role. The keyword arguments become the fields of the line, in their order."""
 
     def __init__(self, role: str) -> None:
         self.role = role
@@ -63,7 +63,7 @@ class Logger:
             stream.write(line + "\n")
             stream.flush()
         except (OSError, ValueError):
-            pass  # a closed log must not stop the network
+            pass  # a closed log stream must not stop the role
 
     def debug(self, event: str, /, **fields: Any) -> None:
         self._write("debug", event, fields)

@@ -1,4 +1,4 @@
-"""Prometheus: the histogram, and the text exposition format (version 0.0.4). Pure."""
+"""Prometheus metrics: a histogram, and the text exposition format (version 0.0.4). Pure."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _LABEL_ESCAPES = {**_ESCAPES, ord('"'): '\\"'}
 
 @dataclass(slots=True)
 class Histogram:
-    """bounds: the buckets' upper ends, ascending and inclusive. counts: of each bucket, and of the values above the
-    last bound. total: the sum of all values.
+    """A histogram. bounds: the inclusive upper bounds of the buckets, ascending. counts: the number of values in each
+    bucket, and last the number of values above the last bound. total: the sum of all values.
     """
 
     bounds: Sequence[float]
@@ -31,25 +31,25 @@ class Histogram:
 
 
 def empty(bounds: Sequence[float]) -> list[int]:
-    """The counts of an empty histogram, for a hot path that keeps counts and sum in its own fields."""
+    """Returns the counts of an empty histogram, for a hot path that has the counts and the sum in its own fields."""
     return [0] * (len(bounds) + 1)
 
 
 @dataclass(slots=True)
 class Page:
-    """Lines of the text exposition format."""
+    """A page in the text exposition format."""
 
     lines: list[str] = field(default_factory=list)
 
     def family(self, name: str, kind: str, text: str, samples: Iterable[tuple[Labels, float]]) -> None:
-        """kind: "counter" or "gauge". text: the help line; no line if it is empty."""
+        """Add a metric family. kind: "counter" or "gauge". text: the help text; "": no help line."""
         self._head(name, kind, text)
         self.lines += [f"{name}{_labels(labels)} {value!r}" for labels, value in samples]
 
     def histogram(
         self, name: str, text: str, bounds: Sequence[float], series: Iterable[tuple[Labels, Sequence[int], float]]
     ) -> None:
-        """series: labels, counts and total, as of a Histogram with these bounds."""
+        """Add histograms of one family. series: labels, counts and total of each histogram; see Histogram."""
         self._head(name, "histogram", text)
         ends = [*(f"{bound:.9g}" for bound in bounds), "+Inf"]
         for labels, counts, total in series:

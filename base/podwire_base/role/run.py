@@ -1,7 +1,7 @@
-"""The end of a role's process, and its messages to systemd (sd_notify(3)).
+"""Ends a role's process in order, and sends messages to systemd (sd_notify(3)).
 
-SIGTERM and SIGINT end every role in the same way: its work is cancelled, everything that it opened is closed, and the
-exit status is 0. Its state in the kernel stays.
+SIGTERM and SIGINT end every role in the same way: the role's work is cancelled, its files and sockets are closed, and
+the exit status is 0. The role's state in the kernel stays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ NOTIFY = "NOTIFY_SOCKET"
 
 
 def notify(state: str) -> None:
-    """Send "READY=1" or "STOPPING=1" to the service manager; without one (no NOTIFY_SOCKET) it does nothing."""
+    """Send "READY=1" or "STOPPING=1" to the service manager. Does nothing without a service manager (NOTIFY_SOCKET is
+    not set).
+    """
     path = os.environ.get(NOTIFY, "")
     if not path:
         return
@@ -30,8 +32,8 @@ def notify(state: str) -> None:
 
 
 def stop_event() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set. Only the main thread receives signals; in another thread nothing sets the
-    event.
+    """Returns an event that SIGTERM and SIGINT set. Only the main thread receives signals, so no signal sets an event
+    that another thread made.
     """
     stop = asyncio.Event()
 
@@ -48,8 +50,8 @@ def stop_event() -> asyncio.Event:
 async def until_stopped(
     stop: asyncio.Event, work: Coroutine[Any, Any, object], leave: Callable[[], object] = lambda: None
 ) -> bool:
-    """Run `work` until it ends (returns False, or raises its error) or `stop` is set (returns True). In the second case
-    `leave` is called, then `work` is cancelled and awaited, so that everything it opened is closed.
+    """Run `work` until it ends or `stop` is set. If `work` ends, returns False or raises the error of `work`. If `stop`
+    is set, calls `leave`, then cancels `work` and waits for its end, so that it can close what it opened; returns True.
     """
     task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     try:

@@ -1,8 +1,8 @@
-"""The state of a node role, as a small JSON file in the node's run directory.
+"""The status of a node role, in a small JSON file in the node's run directory.
 
-The role writes it when something changes. The node agent reads it at each heartbeat and publishes it as a condition of
-the Node, and `podwire status` shows that. It is a file so that the last state of a role that hangs or died can still be
-read.
+The role writes the file when its status changes. The node agent reads the file at each heartbeat and publishes the
+status as a condition of the Node, which `podwire status` shows. The status is in a file, so that the last status of a
+hanging or dead role can still be read.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class RoleStatus:
         self._told_manager = False
 
     def update(self, *, ready: bool, message: str, reason: str = "", **figures: Any) -> None:
-        """Write the status; a reader sees complete files only, and an unchanged status is not written again. The first
-        ready status is also reported to systemd.
+        """Write the status atomically. An unchanged status is not written again. The first ready status is also
+        reported to systemd.
 
         reason: a CamelCase word as in Kubernetes conditions (default: Ready / NotReady).
         """
@@ -50,7 +50,7 @@ class RoleStatus:
 
 
 def read_all(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """role name -> its last status; incomplete files are skipped."""
+    """Returns role name -> last status of the role. Incomplete files are skipped."""
     found = {}
     for path in sorted((run_dir / "status").glob("*.json")):
         try:

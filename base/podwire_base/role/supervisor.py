@@ -1,8 +1,8 @@
-"""A process with a child per role: forks them, restarts them with back-off, stops them together.
+"""A process with one child for each role. It forks the children, restarts them with back-off, and stops them together.
 
-Forking (not exec) means that a node's roles share the imported code, and that a restart takes milliseconds. A crashed
-role never delays another, and its state in the kernel keeps working meanwhile. When the supervisor itself is killed,
-the kernel sends SIGTERM to its children.
+The children are forked without exec, so a node's roles share the imported code, and a restart takes milliseconds. A
+crashed role does not delay the other roles, and the kernel continues to work with the crashed role's state. If the
+supervisor itself is killed, the kernel sends SIGTERM to its children.
 """
 
 from __future__ import annotations
@@ -28,17 +28,21 @@ from .title import set_title
 log = logs.get("supervisor")
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 STOP_SECONDS = 3.0
-GOOD_SECONDS = 10.0  # seconds that a role must run until its failures are forgotten
+GOOD_SECONDS = 10.0  # seconds that a role must run before its count of failures is reset
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent ended, instead of PID 1 (PR_SET_CHILD_SUBREAPER)."""
+    """Make this process, instead of PID 1, the new parent of descendants whose parent ended
+    (PR_SET_CHILD_SUBREAPER).
+    """
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def reap_all(seconds: float = STOP_SECONDS) -> None:
-    """Wait for every child and adopted orphan, so that none stays in the process list as defunct."""
+    """Wait up to `seconds` for all children and adopted orphans to end, so that no defunct process stays in the process
+    list.
+    """
     end = time.monotonic() + seconds
     with contextlib.suppress(ChildProcessError):
         while time.monotonic() < end:
@@ -48,9 +52,10 @@ def reap_all(seconds: float = STOP_SECONDS) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """run: blocks until SIGTERM. log: file for its output; None: ours. netns: path of a network namespace to run in.
-    title: the words that `ps` shows after "podwire" (default: the name). grace: returns the seconds from SIGTERM to
-    SIGKILL; called when the role is to stop.
+    """One role. run: the role's function, which blocks until SIGTERM. log: the file for the role's output; None: the
+    supervisor's output. netns: the path of the role's network namespace. title: the words that `ps` shows after
+    "podwire" (default: the name). grace: returns the seconds between SIGTERM and SIGKILL; it is called when the role
+    must stop.
     """
 
     name: str
@@ -62,7 +67,7 @@ class Role:
 
 
 def backoff(failures: int) -> float:
-    """Seconds before the next start: 0.1, 0.2, 0.4 ... 10."""
+    """Returns the seconds before the next start: 0.1, 0.2, 0.4 ... 10."""
     return float(min(0.1 * 2 ** max(0, failures - 1), 10.0))
 
 
@@ -79,9 +84,10 @@ class _Child:
 class Supervisor:
     """`run()` blocks until SIGTERM or SIGINT, or until `until_eof` (a descriptor) is closed at its other end.
 
-    state: file with the process of each role; None: no file. passed_on: signals that are forwarded to every role, each
-    with a function to call here first. A role starts with them blocked and unblocks them when it can handle them.
-    in_turn: at the end, each role must have ended before the next one gets SIGTERM.
+    state: the file for the process id of each role; None: no file. passed_on: signals that are forwarded to every role,
+    each with a function that the supervisor calls first. These signals are blocked when a role starts; the role
+    unblocks them when it can handle them. in_turn: at the end, the next role gets SIGTERM only when the previous role
+    has ended.
     """
 
     def __init__(
@@ -114,13 +120,13 @@ class Supervisor:
         self._write()
 
     def _become(self, role: Role, parent: int) -> None:
-        """In the child: never returns."""
+        """Run the role in the new child process. Never returns."""
         status = 1
         try:
             signal.set_wakeup_fd(-1)
             for number in (*STOP_SIGNALS, signal.SIGCHLD, *self.passed_on):
                 signal.signal(number, signal.SIG_DFL)
-            os.environ.pop(NOTIFY, None)  # the service manager gets messages from us, not from each role
+            os.environ.pop(NOTIFY, None)  # only the supervisor sends messages to the service manager
             set_title("podwire", *(role.title or (role.name,)))
             _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:
@@ -158,7 +164,7 @@ class Supervisor:
                 return
             child = next((c for c in self.children if c.pid == pid), None)
             if child is None:
-                continue  # an orphan of a role (a pod's process) that ended
+                continue  # an adopted orphan ended, for example a pod's process
             child.pid = 0
             if self._stopping:
                 continue
@@ -232,7 +238,9 @@ class Supervisor:
             self.state.unlink(missing_ok=True)
 
     def _stop(self, group: Sequence[_Child]) -> None:
-        """SIGTERM to all of them, then SIGKILL to those that still run after their grace period."""
+        """Send SIGTERM to all children of the group, then SIGKILL to each child that still runs after its
+        grace period.
+        """
         end = time.monotonic() + max((child.role.grace() for child in group), default=0.0)
         for number in (signal.SIGTERM, signal.SIGKILL):
             _kill(group, number)
@@ -250,7 +258,7 @@ def _kill(children: Sequence[_Child], number: signal.Signals) -> None:
 
 
 def read_state(path: Path) -> dict[str, dict[str, int]]:
-    """role -> {"pid", "restarts"} as a supervisor last wrote it; {} if there is none."""
+    """Returns role -> {"pid", "restarts"} from the state file of a supervisor; {} if there is no state file."""
     try:
         found: dict[str, dict[str, int]] = json.loads(path.read_text())["roles"]
         return found

@@ -1,8 +1,9 @@
-"""A role's HTTP pages: /metrics, /healthz, /ready and the like, on any number of addresses.
+"""Serves a role's HTTP pages (/metrics, /healthz, /ready and others), on any number of addresses.
 
-It is small enough to need no web framework: GET and HEAD, one request per connection. It does not use asyncio's
-transports: when an asyncio server closes, it forgets a connection that it has accepted but that has no transport yet.
-Here each accepted connection has a task at once, and the kernel resets those that were not accepted.
+The server needs no web framework, because it supports only GET and HEAD, with one request per connection. It does not
+use asyncio's transports: when an asyncio server closes, it loses connections that it has accepted but that have no
+transport yet. Here each accepted connection has a task at once, and the kernel resets the connections that were not
+accepted.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from http import HTTPStatus
 from . import logs
 
 log = logs.get("web")
-SECONDS, LARGEST = 5.0, 8192  # that a request may take; bytes of its head
-LEAVING = 1.0  # seconds that a closing site gives to answers in progress
-AGAIN = 1.0  # seconds until a process without free descriptors tries to accept again
+SECONDS, LARGEST = 5.0, 8192  # the time limit of a request; the greatest number of bytes of its head
+LEAVING = 1.0  # seconds that a closing site waits for answers in progress
+AGAIN = 1.0  # seconds before the next accept, if the process has no free file descriptor
 PLAIN, JSON = "text/plain; charset=utf-8", "application/json; charset=utf-8"
 
 
@@ -38,11 +39,11 @@ Page = Callable[[], "Answer | Awaitable[Answer]"]
 
 
 async def serve(address: str, pages: Mapping[str, Page], *, shared: bool = False) -> Site:
-    """Listen on "host:port" ("[::1]:8080"; ":8080" for all addresses of both families). Raises OSError: the port is
-    taken, or the address is not ours.
+    """Listen on "host:port" ("[::1]:8080"; ":8080" for all addresses of both families). Raises OSError, for example if
+    the port is in use or the address is not an address of this machine.
 
-    pages: by path; the page "" is used for every other path. shared: other sockets with this flag may use the port too,
-    so that a new process can start before the old one ends.
+    pages: path -> page; the page "" serves every other path. shared: other sockets with this flag may use the same
+    port, so that a new process can start before the old process ends.
     """
     host, _, port = address.rpartition(":")
     sockets: list[socket.socket] = []
@@ -62,7 +63,7 @@ async def serve(address: str, pages: Mapping[str, Page], *, shared: bool = False
 
 
 class _NoSuchFamily(Exception):
-    """A kernel without IPv6, or without IPv4."""
+    """The kernel does not support IPv6, or IPv4."""
 
 
 def _open(family: int) -> socket.socket:
@@ -79,7 +80,7 @@ def _bind(sock: socket.socket, where: tuple[object, ...], shared: bool) -> None:
     if shared:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # the other family has a socket of its own
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own
     sock.bind(where)
     sock.listen(128)
 
@@ -97,18 +98,18 @@ class Site:
             self._loop.add_reader(sock, self._accept, sock)
 
     def close(self) -> None:
-        """Accept no more requests; those in progress are answered."""
+        """Stop accepting requests. Requests in progress are still answered."""
         for sock in self._sockets:
             self._loop.remove_reader(sock)
             sock.close()
         self._sockets = []
 
     async def cleanup(self) -> None:
-        """The same, and wait up to a second for answers in progress; connections without a request are not waited
-        for.
+        """Close the site, and wait up to a second for answers in progress. Connections without a request are closed at
+        once.
         """
         self.close()
-        await asyncio.sleep(0)  # a connection that was accepted in this turn reads its request
+        await asyncio.sleep(0)  # let a connection that was just accepted read its request
         for talk in self._talks - self._answering:
             talk.cancel()
         if self._talks:
@@ -123,7 +124,7 @@ class Site:
             if err.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 self._loop.remove_reader(sock)
                 self._loop.call_later(AGAIN, self._go_on, sock)
-            return  # else the client disconnected before it was accepted
+            return  # else the client disconnected before the accept
         connection.setblocking(False)
         talk = self._loop.create_task(self._talk(connection))
         self._talks.add(talk)
@@ -169,13 +170,15 @@ class Site:
         try:
             answer = page()
             return await answer if inspect.isawaitable(answer) else answer
-        except Exception as err:  # our bug: the client gets an error, and the log has the place
+        except Exception as err:  # a bug of podwire: the client gets an error, and the log has the traceback
             log.error("a page failed", path=path, error=repr(err), trace=traceback.format_exc(limit=-3))
             return Answer(500, "this page failed; see the log\n")
 
 
 async def took(address: str, path: str) -> float | None:
-    """The seconds that one of our own pages took; None if it did not come with status 200."""
+    """Request one of podwire's own pages. Returns the seconds until the answer; None if the answer's
+    status is not 200.
+    """
     host, _, port = address.rpartition(":")
     begin = asyncio.get_running_loop().time()
     try:
