@@ -1,11 +1,13 @@
-"""CNI: wall time of ADD and DEL beside Debian's reference plugins (Go), ADDs per second, memory of the agent.
+"""Measures the wall time of ADD and DEL, the ADDs per second and the agent's memory, in comparison with Debian's
+reference plugins (Go).
 
     .venv/bin/python bench/bench_cni.py [--rounds 15] [--pairs 10000]
 
-Each side has a node of its own: a network namespace with an uplink. Plugins are run as libcni runs them: one process
-for each plugin, each with the result of its predecessor. The order is A/B/A/B, and the medians count. The clock runs
-from the start of a plugin's process to its end, and not while the bench prepares the input. Both sides keep leases on a
-tmpfs, as podwire does by default (/run). All single figures go to bench/results/cni.json.
+Each side has its own node: a network namespace with an uplink. The benchmark runs plugins as libcni does: one process
+for each plugin, with the result of the previous plugin as input. The order is A/B/A/B, and the medians count. A
+measured time is the time from the start of a plugin's process to its end, without the preparation of the input. Both
+sides store leases on a tmpfs, as podwire does by default (/run). All single figures are written to
+bench/results/cni.json.
 
 In each of three configurations both sides give the pod the same *end result*: `bridge` (address, routes), `ipMasq` (and
 masquerading to the outside), `portmap` (and a hostPort). podwire masquerades and stops spoofing in all three; the
@@ -49,7 +51,7 @@ Chain = list[tuple[str, dict[str, Any]]]
 
 
 class Side:
-    """One node, and the calls of its plugins: `chain` yields (program, configuration) of each plugin in order."""
+    """One node, and the calls of its plugins. chain: yields (program, configuration) of each plugin in order."""
 
     def __init__(self, ns: NetNS, env: dict[str, str], chain: Callable[[str, int], Chain]) -> None:
         self.ns, self.env, self.chain = ns, env, chain
@@ -71,7 +73,8 @@ class Side:
     ) -> tuple[float, dict[str, Any] | None]:
         """(seconds, result)."""
         env = self._environment(verb, program, name, pod)
-        # posix_spawn between two files in memory: the benchmark's own share of a call stays far below a millisecond.
+        # posix_spawn with two files in memory as stdin and stdout: the benchmark's own part of a call is far below a
+        # millisecond.
         stdin, stdout = os.memfd_create("in"), os.memfd_create("out")
         try:
             os.pwrite(stdin, json.dumps(conf).encode(), 0)
@@ -89,7 +92,7 @@ class Side:
         return seconds, json.loads(text) if text.strip() else None
 
     def add(self, kind: str, name: str, pod: NetNS, port: int = 8080) -> tuple[float, dict[str, Any]]:
-        """(seconds, result) of one ADD of the whole chain."""
+        """Run one ADD of the whole chain. Returns (seconds, result)."""
         total, result = 0.0, None
         for program, conf in self.chain(kind, port):
             seconds, result = self._run(
@@ -113,8 +116,8 @@ class Side:
         return self.workers.submit(work).result()
 
     def rate(self, kind: str, pods: list[NetNS], storm: Path) -> float:
-        """ADDs a second with PARALLEL callers, one ADD per pod; all addresses differ, and everything is deleted
-        again.
+        """Returns the ADDs per second with PARALLEL callers, one ADD for each pod. The method checks that all addresses
+        differ, and then detaches all pods.
         """
         words = list[str]()
         for i, pod in enumerate(pods):
@@ -216,8 +219,9 @@ def reference_conflist(state: Path) -> str:
 
 
 def sandboxes(node: CniNode, theirs: NetNS, root: Path, folder: Path, leases: Path, rounds: int) -> list[list[float]]:
-    """Seconds of RunPodSandbox with a hostPort, of each round: [podwire, reference plugins]. Both runtimes are the same
-    containerd with the same pause image; each calls the loopback plugin of its own side."""
+    """Returns the seconds of RunPodSandbox with a hostPort, [podwire, reference plugins] for each round. Both sides use
+    the same containerd version with the same pause image. Each side has its own loopback plugin.
+    """
     runtimes = [containerd.start(node, folder / "c1")]
     try:
         conf = folder / "net.d"
@@ -312,7 +316,7 @@ def main() -> None:
             for job in [sides[0].workers.submit(pairs, lane, count) for lane in range(8)]:
                 job.result()
 
-        run_pairs(asked.pairs // 5)  # caches and heaps find their size first; growth is measured from here on
+        run_pairs(asked.pairs // 5)  # let caches and heaps reach their size first, then measure the growth
         before = rss(node.agent.pid)
         run_pairs(asked.pairs)
         after = rss(node.agent.pid)

@@ -1,10 +1,11 @@
-"""DNS: queries per CPU second and latency beside knot and unbound, rendering, memory, time until a new name answers.
+"""Measures the DNS server: queries per CPU second and latency in comparison with knot and unbound, rendering, memory,
+and the time until a new name is answered.
 
     .venv/bin/python bench/bench_dns.py [--rounds 5] [--seconds 3]
 
-Everything runs in a network namespace of its own. The servers are pinned to one CPU, dnsperf to another. The order is
-A/B/A/B, and the medians of paired ratios count. dns_paced.c measures latencies and separates its own pauses from them.
-The figures go to bench/results/dns.json.
+The benchmark runs in its own network namespace. The servers are pinned to one CPU, and dnsperf is pinned to another.
+The order is A/B/A/B, and the medians of paired ratios count. dns_paced.c measures latencies without its own pauses. The
+figures are written to bench/results/dns.json.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def pss(pid: int) -> float:
 
 
 def text_records() -> Iterator[str]:
-    """The whole zone as master-file lines, for the peers."""
+    """Yields the whole zone as lines of a zone file, for the peers."""
     for key, value in zone().answers.items():
         owner = names.from_wire(key[:-4])
         for record in wire.records(value, 6, int.from_bytes(value[:2])):
@@ -94,7 +95,7 @@ def zone() -> Builder:
 
 
 def query_files(folder: Path) -> dict[str, Path]:
-    """dnsperf's queries, by kind: 20,000 different questions each."""
+    """Write dnsperf's query files. Returns kind -> file; each file has 20,000 different queries."""
     import random
 
     rand = random.Random(7)
@@ -117,7 +118,7 @@ def query_files(folder: Path) -> dict[str, Path]:
 
 
 class Peer:
-    """One server, pinned to its CPU and ready when it answers."""
+    """One server process, pinned to its CPU. It is ready when it answers."""
 
     def __init__(self, name: str, node: NetNS, port: int, folder: Path, api: FakeApi) -> None:
         self.name, self.node, self.port, self.folder, self.api = name, node, port, folder, api
@@ -208,7 +209,7 @@ class Peer:
 
 
 def dnsperf(peer: Peer, file: Path, seconds: float) -> dict[str, float]:
-    """QPS, and QPS per CPU second of the server."""
+    """Run dnsperf. Returns the queries per second, and the queries per CPU second of the server."""
     command = [
         "taskset",
         "-c",
@@ -241,7 +242,7 @@ def dnsperf(peer: Peer, file: Path, seconds: float) -> dict[str, float]:
 
 
 def paced(program: Path, peer: Peer, file: Path, seconds: float) -> float:
-    """The p99 in ms at RATE queries a second."""
+    """Returns the 99th percentile of the latency in ms, at RATE queries per second."""
     where = (ADDRESS, str(peer.port), str(file), str(seconds), str(RATE))
     told = json.loads(peer.node.run(["taskset", "-c", CLIENT_CPU, str(program), *where]).stdout)
     print(f"  {peer.name}: {told}", flush=True)
@@ -249,7 +250,7 @@ def paced(program: Path, peer: Peer, file: Path, seconds: float) -> float:
 
 
 def row(name: str, unit: str, podwire: list[float], peer: list[float], peer_name: str) -> dict[str, Any]:
-    """Medians, and the median of the paired ratios."""
+    """Returns a row of the results: the medians, and the median of the paired ratios."""
     ratio = statistics.median(a / b for a, b in zip(podwire, peer, strict=True)) if peer else None
     found = {
         "name": name,
@@ -269,7 +270,7 @@ def row(name: str, unit: str, podwire: list[float], peer: list[float], peer_name
 
 
 def throughput(peers: dict[str, Peer], files: dict[str, Path], rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """QPS per CPU second of the server, all peers in turn."""
+    """Measure the queries per CPU second of each server in turn."""
     rows = []
     for kind, file in files.items():
         runs: dict[str, list[float]] = {name: [] for name in peers}
@@ -284,8 +285,9 @@ def throughput(peers: dict[str, Peer], files: dict[str, Path], rounds: int, seco
 
 
 def latency(peers: dict[str, Peer], file: Path, rounds: int, seconds: float, api: FakeApi) -> list[dict[str, Any]]:
-    """p99 at 15,000 queries a second; then the same while 1,000 endpoints a second change. It takes twice the rounds,
-    because pauses of a virtual machine make a single run unreliable.
+    """Measure the 99th percentile of the latency at 15,000 queries per second, and the same while 1,000 endpoints per
+    second change. The function doubles the number of rounds, because pauses of a virtual machine make a single run
+    unreliable.
     """
     calm: dict[str, list[float]] = {name: [] for name in ("podwire", "knot") if name in peers}
     busy: list[float] = []
@@ -301,7 +303,7 @@ def latency(peers: dict[str, Peer], file: Path, rounds: int, seconds: float, api
 
 @contextlib.contextmanager
 def churning(api: FakeApi) -> Iterator[None]:
-    """100 writes a second, each of which replaces ten endpoints of one EndpointSlice."""
+    """A context manager that makes 100 writes per second. Each write replaces ten endpoints of one EndpointSlice."""
     stop = threading.Event()
 
     def work() -> None:
@@ -323,7 +325,9 @@ def churning(api: FakeApi) -> Iterator[None]:
 
 
 def new_names(peer: Peer, api: FakeApi, count: int) -> list[float]:
-    """ms from the API's acceptance of a Service to the first answer with its address; the name was queried before."""
+    """Returns the ms from the API's acceptance of a Service to the first DNS answer with the Service's address. The
+    name is also queried before the Service exists.
+    """
 
     def ask(sock: socket.socket, query: bytes) -> bool:
         sock.send(query)
@@ -355,7 +359,7 @@ def new_names(peer: Peer, api: FakeApi, count: int) -> list[float]:
 
 
 def rendering(rounds: int) -> list[float]:
-    """CPU seconds for 257,000 answers, from packed objects."""
+    """Returns the CPU seconds for rendering 257,000 answers from packed objects."""
     took = []
     for _ in range(rounds):
         made = Builder(CONFIG.schema())
@@ -374,7 +378,9 @@ def rendering(rounds: int) -> list[float]:
 
 
 def with_dnslib(rounds: int) -> list[float]:
-    """CPU seconds that dnslib would take to pack as many: measured on a sample of the same mixture."""
+    """Returns the CPU seconds that dnslib would take to pack the same number of answers, computed from a sample of the
+    same mixture.
+    """
     made = zone()
     keys = list(made.answers)[:: len(made.answers) // 5000]
     messages = []
@@ -392,7 +398,7 @@ def with_dnslib(rounds: int) -> list[float]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the peers; a missing one is reported as absent."""
+    """Returns the versions of the peers. A missing peer is reported as "absent"."""
     found = {}
     commands = (("knot", ["knotd", "--version"]), ("unbound", ["unbound", "-V"]), ("coredns", ["coredns", "-version"]))
     for name, command in commands:
@@ -409,7 +415,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3)
     options = parser.parse_args()
-    import dns_forward  # it uses what is above
+    import dns_forward  # dns_forward imports this module
 
     present = versions()
     names_of_peers = ["podwire", *(name for name in PEERS if present[name] != "absent")]

@@ -1,7 +1,7 @@
-"""The Service proxy's figures -> bench/results/proxy.json. `make bench-proxy`, as root.
+"""Measures the Service proxy and writes bench/results/proxy.json. Run `make bench-proxy` as root.
 
-Each measurement has a process and a network namespace of its own. Rounds are interleaved; the median counts, and all
-runs are kept. The rows:
+Each measurement has its own process and network namespace. The rounds are interleaved. The median counts, and the file
+contains all runs. The rows:
 
 "full": from Kubernetes objects to the kernel, planning included. Its peer is kube-proxy in nftables mode, from its
 start to the first answer of the last Service ("absent" where its binary is not on PATH).
@@ -67,7 +67,7 @@ def ip(number: int) -> str:
 
 
 class Cluster:
-    """`count` Services of `size` endpoints as API objects, and the proxy's engine in a namespace."""
+    """`count` Services with `size` endpoints each as API objects, and the proxy's engine in a network namespace."""
 
     def __init__(self, fd: int | None, count: int, size: int, backend: str = "") -> None:
         from podwire_proxy import backends
@@ -124,7 +124,7 @@ def measure(what: str, count: int, size: int) -> dict[str, float]:
         if what == "rss":
             base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             objects, cluster.objects = cluster.objects, []
-            for number in range(0, count, 500):  # as a list in pages: the objects do not pile up
+            for number in range(0, count, 500):  # like a list in pages, so the objects do not accumulate
                 cluster.objects = objects[number : number + 500]
                 for service, found in cluster.objects:
                     cluster.tracker.service(f"default/{service['metadata']['name']}", service)
@@ -168,14 +168,14 @@ def churned(cluster: Cluster) -> dict[str, float]:
     def changes() -> Iterator[tuple[str, dict[str, Any]]]:
         for n in itertools.count():
             i = n * 37 % cluster.count
-            moved = 1_000_000 + n % 8192  # addresses are reused, as those of pods are
+            moved = 1_000_000 + n % 8192  # addresses are reused, like pod addresses
             yield f"default/s{i}-1", cluster.slice(i, moved, n // cluster.count % 2 + 1 if n % 4 == 0 else 0)
 
     return churn(cluster.tracker, cluster.proxier, changes(), 60_000, 1000).figures()
 
 
 def kube_proxy(count: int, size: int) -> float:
-    """Milliseconds from the start of the kube-proxy on PATH to the first connection through the last Service."""
+    """Start the kube-proxy on PATH. Returns the ms from its start to the first connection through the last Service."""
     from lab.fakeapi import FakeApi
     from lab.netns import Lab
     from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
@@ -339,7 +339,7 @@ def main() -> None:
         )
     RESULT.parent.mkdir(exist_ok=True)
     measured = {row["name"] for row in rows}
-    if options.only and RESULT.exists():  # rows that were not selected keep their values
+    if options.only and RESULT.exists():  # rows that are not selected keep their values
         rows += [row for row in json.loads(RESULT.read_text())["rows"] if row["name"] not in measured]
     order = [row[0] for row in ROWS]
     rows.sort(key=lambda row: order.index(row["name"]) if row["name"] in order else len(order))

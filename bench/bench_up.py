@@ -1,4 +1,4 @@
-"""The whole cluster's figures -> bench/results/up.json. `make bench-up`, as root.
+"""Measures the whole cluster and writes bench/results/up.json. Run `make bench-up` as root.
 
 "up 3 nodes" and "down" measure the commands, from start to return (every role of every node ready; nothing left).
 "apply to answer" is the time from sending a Service to the API until a client pod's TCP connection to its ClusterIP is
@@ -50,7 +50,9 @@ def command(*words: str) -> float:
 
 
 def answers(address: str) -> float:
-    """perf_counter of the first connection that the Service accepts; before it there may be silence or a refusal."""
+    """Returns the perf_counter of the first connection that the Service accepts. Earlier attempts may be refused or get
+    no answer.
+    """
     end = time.perf_counter() + GIVE_UP
     while time.perf_counter() < end:
         with socket.socket() as sock:
@@ -72,7 +74,7 @@ def named(name: str) -> float:
         sock.settimeout(0.2)
         while time.perf_counter() < end:
             sock.send(query)
-            with contextlib.suppress(TimeoutError):  # like any resolver, it queries again
+            with contextlib.suppress(TimeoutError):  # query again, like any resolver
                 if DNSRecord.parse(sock.recv(4096)).rr:
                     return time.perf_counter()
             time.sleep(PAUSE)
@@ -89,7 +91,7 @@ def manifest(name: str) -> dict[str, Any]:
 
 
 async def services(lab: DemoLab, netns: str, count: int, turn: int) -> tuple[list[float], list[float]]:
-    """(ms until the Service answers, ms until its name resolves) for each."""
+    """Returns (ms until the Service answers, ms until the Service's name resolves) for each Service."""
     reached: list[float] = []
     found: list[float] = []
     async with ApiClient(client_config.load(lab.config.kubeconfig)) as api:
@@ -97,7 +99,7 @@ async def services(lab: DemoLab, netns: str, count: int, turn: int) -> tuple[lis
             name = f"bench-{turn}-{number}"
             began = time.perf_counter()
             made = await api.create("/api/v1/namespaces/default/services", manifest(name))
-            work = answers if number % 2 else named  # one probe at a time: two would compete for the two cores
+            work = answers if number % 2 else named  # one probe at a time, because two would compete for the two cores
             at = await asyncio.to_thread(
                 call_in,
                 netns,

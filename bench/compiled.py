@@ -1,5 +1,6 @@
-"""The C programs of the benchmarks: cni_storm.c starts many plugins at once, dns_paced.c asks a DNS server at random
-moments."""
+"""Compiles the C programs of the benchmarks. cni_storm.c starts many plugins at once. dns_paced.c sends queries to a
+DNS server at random times.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from nativebuild import toolchain
 
 
 def compiled(name: str, folder: Path) -> Path:
-    """The compiled program NAME.c in `folder`. Raises FileNotFoundError if no compiler works, CalledProcessError."""
+    """Compile NAME.c into `folder`. Returns the path of the program. Raises FileNotFoundError if there is no working
+    compiler, CalledProcessError if the compiler fails.
+    """
     compiler, why = toolchain.find(musl=False, flags=())
     if compiler is None:
         raise FileNotFoundError(f"{name}.c cannot be compiled: {why}")

@@ -1,5 +1,6 @@
-"""Forwarded names: cached ones beside unbound, uncached ones beside a plain asyncio forwarder. bench_dns.py
-calls this."""
+"""Measures forwarded names: cached names in comparison with unbound, uncached names in comparison with a plain asyncio
+forwarder. bench_dns.py calls this module.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ RECORD = b"\xc0\x0c\0\1\0\1\0\0\x0e\x10\0\4\xc6\x33\x64\x07"  # A 198.51.100.7, 
 
 
 def answer_all() -> None:
-    """An upstream: every question has the same address as answer."""
+    """Run an upstream server that answers every query with the same address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         sock.bind((UPSTREAM, 53))
@@ -38,7 +39,7 @@ def answer_all() -> None:
 
 @dataclass
 class Forwarders:
-    """The servers by name, in the form of bench_dns.dnsperf."""
+    """Starts the servers by name, in the form that bench_dns.dnsperf needs."""
 
     node: NetNS
     folder: Path
@@ -122,7 +123,7 @@ def rows(folder: Path, rounds: int, seconds: float, *, unbound: bool) -> list[di
                         if servers[name].process.poll() is not None:
                             raise SystemExit(f"{name} ended:\n" + (folder / f"{name}.forward.log").read_text()[-2000:])
                         values.append(bench_dns.dnsperf(servers[name], file, seconds)["qps/core"])
-                if kind == "forward hits":  # the first round fills the caches
+                if kind == "forward hits":  # the first run fills the caches
                     runs = {name: values[1:] for name, values in runs.items()}
                 found.append(bench_dns.row(kind, "queries/CPU s", runs["podwire"], runs[peer], peer))
     return found

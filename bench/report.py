@@ -1,4 +1,4 @@
-"""bench/results/*.json -> docs/benchmarks.md and its pictures. Pure, except that it reads and writes files.
+"""Makes docs/benchmarks.md and its pictures from bench/results/*.json. Pure, except that `main` reads and writes files.
 
 A result file: {"machine": {...}, "rows": [{"name", "unit", "podwire", "peer", "peer_name", "ratio", "runs"}]}. runs is
 {"podwire": [...], "peer": [...]}, or a list of {"value", "peer"?}, or the number of runs where the single figures were
@@ -36,7 +36,7 @@ WORDS = {
 
 
 def runs(row: Row, who: str) -> list[float]:
-    """The single figures of "podwire" or "peer"; [] if they were not kept."""
+    """Returns the single figures of "podwire" or "peer"; [] if the file does not contain them."""
     kept = row["runs"]
     if isinstance(kept, Mapping):
         return [float(x) for x in kept.get(who) or ()]
@@ -47,7 +47,7 @@ def runs(row: Row, who: str) -> list[float]:
 
 
 def number(value: Any) -> str:
-    """Three significant digits."""
+    """Returns a number as text with three significant digits."""
     if isinstance(value, int):
         return f"{value:,}"
     if not isinstance(value, float):
@@ -61,7 +61,7 @@ def spread(values: list[float]) -> str:
 
 
 def verdict(row: Row, target: Mapping[str, float]) -> tuple[str, str]:
-    """(the target, whether this run reached it)."""
+    """Returns (text of the target, whether this run reached the target)."""
     if not target:
         return "", ""
     ((kind, bound),) = target.items()
@@ -126,8 +126,9 @@ def _text(x: float, y: float, words: str, **more: str) -> str:
 
 
 def bars(title: str, rows: list[Row]) -> str:
-    """For each row with a peer two bars, podwire's and the peer's, on a scale of its own; whiskers from least to
-    most."""
+    """Returns a picture with two bars for each row that has a peer: podwire's bar and the peer's bar. Each row has its
+    own scale. The whiskers show the least and the greatest value.
+    """
     left, wide, high = 270, 520, 46
     body = [_text(10, 24, title, font_size="16", font_weight="bold")]
     for x, who, colour in ((left, "podwire", MINE), (left + 90, "peer", THEIRS)):
@@ -158,8 +159,9 @@ SIZE = re.compile(r"^(?P<what>.+) (?P<size>\d+)k$")
 
 
 def against_size(title: str, rows: list[Row]) -> str:
-    """Cost against the number of Services, both axes logarithmic: one line for each kind of row measured at several
-    sizes."""
+    """Returns a picture of the cost over the number of Services, with logarithmic axes. Each kind of row that was
+    measured at several sizes is one line.
+    """
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row["unit"] == "ms" and (found := SIZE.match(row["name"])):
@@ -202,7 +204,7 @@ def page(
     counters: Mapping[str, Mapping[str, int]],
     budgets: Mapping[str, Mapping[str, int]],
 ) -> tuple[str, dict[str, str]]:
-    """(Markdown, {file name: SVG})."""
+    """Returns (Markdown, file name -> SVG)."""
     out = ["# Benchmarks", "", INTRODUCTION, ""]
     pictures: dict[str, str] = {}
     for name in [*TITLES, *sorted(set(results) - set(TITLES))]:

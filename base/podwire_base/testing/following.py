@@ -1,4 +1,4 @@
-"""For tests: an informer that follows a scripted API server, and a comparison of its events with its copy."""
+"""For tests: runs an informer against a scripted API server, and compares the informer's events with its copy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 def replay(events: list[Event], into: dict[str, Object]) -> None:
-    """The copy that a client would have from the events alone."""
+    """Apply the events to `into`. The result is the copy that a client would compute from the events."""
     for event in events:
         assert (event.type == "ADDED") == (event.key not in into), event
         assert event.old == into.get(event.key)
@@ -80,6 +80,6 @@ def kinds(events: list[Event]) -> list[tuple[str, str]]:
 
 
 async def hold(link: Link, *pieces: bytes) -> None:
-    """A stream that stays open."""
+    """Send the pieces as a stream that stays open."""
     await link.chunks(*pieces, end=False)
     await asyncio.Event().wait()

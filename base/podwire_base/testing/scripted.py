@@ -1,4 +1,6 @@
-"""An HTTP server with scripted answers, byte by byte: it imitates a real API server and the proxies in front of it."""
+"""An HTTP server with scripted answers, exact to the byte. It imitates an API server and the proxies in front of an API
+server.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ class Request:
 
     @property
     def kind(self) -> str:
-        """The request of a reflector: "stream", "watch" or "list"."""
+        """Returns the kind of a reflector's request: "stream", "watch" or "list"."""
         if self.query.get("watch") != "true":
             return "list"
         return "stream" if "sendInitialEvents" in self.query else "watch"
@@ -36,7 +38,7 @@ class Link:
     writer: asyncio.StreamWriter
 
     async def answer(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        """A whole answer; a body that is not bytes is sent as JSON."""
+        """Send a complete answer. A body that is not bytes is sent as JSON."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         kind = "text/plain" if isinstance(body, bytes) else "application/json"
         rows = {"Content-Type": kind, "Content-Length": str(len(raw)), **(headers or {})}
@@ -49,7 +51,7 @@ class Link:
         await self.writer.drain()
 
     async def chunks(self, *pieces: bytes, end: bool = True) -> None:
-        """A chunked answer, piece by piece; end=False leaves the stream open."""
+        """Send a chunked answer, one chunk for each piece. end=False leaves the stream open."""
         self.writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
         for piece in pieces:
             self.writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
@@ -65,7 +67,7 @@ Handler = Callable[[Request, Link], Awaitable[None]]
 
 @dataclass
 class Scripted:
-    """`async with Scripted(handler) as server:`; `asked` holds every request in order."""
+    """Use it as `async with Scripted(handler) as server:`. `asked` has every request in order."""
 
     handler: Handler
     tls: ssl.SSLContext | None = None
