@@ -26,7 +26,7 @@ PROGRAMMING_BUCKETS = (
 
 @dataclass(slots=True)
 class Metrics:
-    """The counters. A metric with the meaning of kube-proxy has kube-proxy's name (prefix kubeproxy_).
+    """The counters. A metric with a counterpart in kube-proxy has kube-proxy's name (prefix kubeproxy_).
 
     programming: seconds from the change of a pod (the time in the EndpointSlice's annotation) to the kernel. healthz,
     livez: answers by status code. stranded: Service ports with a Local policy and endpoints only elsewhere, by family

@@ -1,4 +1,4 @@
-"""The iptables backend, as backends.py lists it."""
+"""The iptables backend. backends.py lists this class among the available backends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Iptables:
-    """See backend.Backend. variant None: the one that the host uses."""
+    """Implements backend.Backend with iptables and ipset. variant None: the variant that the host uses."""
 
     variant: Variant | None = None
     name = "iptables"
@@ -60,7 +60,7 @@ class Iptables:
         return kernel.cleanup(ns_fd, wait=programs.PATIENT if patient else 0)
 
     def remove_idle(self, node: NodeInfo, ns_fd: int | None = None) -> None:
-        """Removes nothing: a family without Services has no packets for which our chains would matter."""
+        """Removes nothing: in a family without Services, the chains match no packet."""
 
     def foreign(self) -> Foreign:
         return leftovers.foreign()

@@ -1,6 +1,4 @@
-"""The kernel's iptables and sets in memory: accepts the input of iptables-restore as text, and returns it as
-iptables-save would.
-"""
+"""The kernel's iptables and sets in memory: accepts input of iptables-restore, and returns output of iptables-save."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from .text import parse, take_apart
 
 @dataclass
 class Kernel:
-    """chains: rules by chain. sets: members by name. Raises AssertionError for what a real one would refuse."""
+    """chains: rules by chain. sets: members by name. Raises AssertionError where a real kernel refuses."""
 
     chains: dict[Chain, list[str]] = field(default_factory=dict)
     sets: dict[str, set[str]] = field(default_factory=dict)
@@ -30,7 +28,7 @@ class Kernel:
             self._set(op)
 
     def restore(self, text: str) -> None:
-        """iptables-restore --noflush."""
+        """Applies the text like iptables-restore --noflush."""
         table = ""
         for line in text.splitlines():
             command, _, rest = line.partition(" ")
@@ -45,7 +43,7 @@ class Kernel:
                 self._rule(command, Chain(table, name), rule)  # type: ignore[arg-type]  # as above
 
     def read(self) -> KernelState:
-        """Read the rules back through the text that iptables-save would print."""
+        """Returns the rules, parsed from the text that iptables-save would print."""
         lines = []
         for table in sorted({chain.table for chain in self.chains}):
             mine = {chain.name: rules for chain, rules in self.chains.items() if chain.table == table}
@@ -102,7 +100,7 @@ class Kernel:
 
 
 class FakeChains:
-    """Both families' kernels. See backend.Fake."""
+    """The kernels of both families. Implements backend.Fake."""
 
     def __init__(self) -> None:
         self.kernels: dict[Family, Kernel] = {"ip": Kernel(), "ip6": Kernel()}
@@ -132,7 +130,7 @@ class FakeChains:
         self.kernels[family].sets[name].discard(client)
 
     def stages(self, planner: Planner, plan: Plan) -> Sequence[Plan]:
-        """Each operation on a set is a step, and each table is one commit."""
+        """Returns the steps of a plan: one per set operation, and one commit per table."""
         tables = [
             Plan(
                 write={chain: rules for chain, rules in plan.write.items() if chain.table == table},

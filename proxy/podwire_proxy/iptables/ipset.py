@@ -34,7 +34,7 @@ PROTOCOL, SETNAME, TYPENAME, REVISION, FAMILY, FLAGS, DATA, ADT, LINENO = 1, 2, 
 IP, TIMEOUT, DATA_LINENO, MAXELEM, ELEMENTS = 1, 6, 9, 19, 24
 NET_ORDER = 0x4000
 LIST_HEADER = 1 << 2
-BUSY = 4100  # IPSET_ERR_BUSY: a rule still names the set
+BUSY = 4100  # IPSET_ERR_BUSY: a rule still uses the set
 _ERRORS = {
     4097: "the kernel speaks another version of ipset",
     4098: "the kernel has no hash:ip sets (modprobe ip_set_hash_ip)",
@@ -43,17 +43,17 @@ _ERRORS = {
     4102: "a set of another type has this name",
     4352: "it is full",
 }
-MEMBERS = 1 << 20  # at most, in the set of ClusterIPs
-CLIENTS = 1 << 16  # at most, remembered for one endpoint
+MEMBERS = 1 << 20  # the maximum size of the set of ClusterIPs
+CLIENTS = 1 << 16  # the maximum number of remembered clients per endpoint
 CHUNK = 1000  # members per message; a nested attribute holds at most 64 KiB
 
 
 class IpSetError(OSError):
-    """errno: the kernel's, beyond 4096 one of ipset's own."""
+    """The kernel refused an operation on a set. errno: an errno of the kernel; above 4096 an error code of ipset."""
 
 
 class IpSets:
-    """One socket. Every call raises IpSetError."""
+    """A netlink socket for operations on sets. Every call raises IpSetError."""
 
     def __init__(self, ns_fd: int | None = None) -> None:
         self._netlink = Netlink(NETFILTER, ns_fd, room=MANY_ANSWERS)
@@ -68,7 +68,7 @@ class IpSets:
         self.close()
 
     def create(self, name: str, family: Family, *, timeout: bool) -> None:
-        """Create a set; does nothing if it exists."""
+        """Creates a set. Does nothing if the set exists."""
         data = [u32(MAXELEM | NET_ORDER, CLIENTS if timeout else MEMBERS)]
         if timeout:
             data.append(u32(TIMEOUT | NET_ORDER, 0))
@@ -79,14 +79,14 @@ class IpSets:
         self._members(ADD, name, members)
 
     def remove(self, name: str, members: Sequence[str]) -> None:
-        """Remove members; missing ones are no error."""
+        """Removes members. A missing member is not an error."""
         self._members(DELETE, name, members)
 
     def flush(self, name: str) -> None:
         self._ask(FLUSH, name)
 
     def destroy(self, name: str) -> bool:
-        """Returns False if a rule still names the set; a missing set counts as destroyed."""
+        """Destroys a set. Returns False if a rule still uses the set. A missing set counts as destroyed."""
         try:
             self._ask(DESTROY, name)
         except IpSetError as err:
@@ -97,17 +97,17 @@ class IpSets:
         return True
 
     def ours(self, family: Family) -> dict[str, set[str]]:
-        """Our sets of one family, with their members."""
+        """Returns the PODWIRE-* sets of one family, with their members."""
         found: dict[str, set[str]] = {}
         try:
             answers = self._ask(LIST, "", flags=DUMP)
         except IpSetError as err:
-            if err.errno == errno.EINVAL:  # a kernel without ipset has none of ours
+            if err.errno == errno.EINVAL:  # a kernel without ipset has no sets
                 return found
             raise
         for got in answers:
             name = to_text(got.get(SETNAME))
-            # A large set takes many answers, and only the first one has the family.
+            # A large set needs many answers. Only the first answer has the family.
             mine = got[FAMILY][0] == NFPROTO[family] if FAMILY in got else name in found
             if name.startswith(PREFIX) and mine:
                 members = found.setdefault(name, set())
@@ -117,7 +117,7 @@ class IpSets:
         return found
 
     def count(self, name: str) -> int:
-        """The number of members; -1 if there is no such set."""
+        """Returns the number of members; -1 if the set does not exist."""
         try:
             for got in self._ask(LIST, name, u32(FLAGS | NET_ORDER, LIST_HEADER), flags=DUMP):
                 return to_int(parse(got.get(DATA, b"")).get(ELEMENTS))

@@ -1,4 +1,4 @@
-"""The I/O of the iptables backend: the chains and sets PODWIRE-* of a network namespace."""
+"""The I/O of the iptables backend: reads and writes the chains and sets PODWIRE-* of a network namespace."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from .text import parse
 from .watch import Generations, Legacy, TableWatch, Timer, lost
 
 log = logs.get("proxy")
-IN_FLIGHT = 0.05  # seconds: far longer than a packet is on its way through the hooks
+IN_FLIGHT = 0.05  # seconds; a packet needs far less time for the hooks
 DESTROY_TURNS = 20
 
 
 class Chains:
-    """The chains and sets of one network namespace. See backend.Kernel."""
+    """The chains and sets of one network namespace. Implements backend.Kernel."""
 
     def __init__(self, planners: Sequence[Planner], ns_fd: int | None = None, variant: Variant | None = None) -> None:
-        """variant None: the one that the host uses."""
+        """variant None: the variant that the host uses."""
         self._ns_fd = ns_fd
         self.variant: Variant = variant or programs.detect(ns_fd)
         for planner in planners:
-            # a missing program is reported now, not at the first change
+            # report a missing program now, not at the first change
             programs.program(self.variant, planner.family, "restore")
         self._sets = IpSets(ns_fd)
-        # The legacy variant runs on kernels without nf_tables, and has no generations to count.
+        # The legacy variant runs on kernels without nf_tables, which have no generations.
         self._generations = Generations(ns_fd) if self.variant == "nft" else None
         self._legacy = Legacy(ns_fd)
         self._shapes: dict[tuple[Family, TableName], tuple[int, int]] = {}
@@ -51,7 +51,7 @@ class Chains:
 
     @property
     def no_notifications(self) -> bool:
-        """In a legacy table, the replacement of a rule by another one of the same size is not noticed."""
+        """Whether changes can stay unreported: in a legacy table, the replacement of a rule by a rule of equal size."""
         return self.variant == "legacy"
 
     def read(self, family: Family) -> KernelState:
@@ -83,9 +83,9 @@ class Chains:
             restore()
             self._note(family, plan.tables)
             return
-        heard = [watcher.changed() for watcher in self._heard]  # every queue is drained
+        heard = [watcher.changed() for watcher in self._heard]  # drain every queue
         if any(heard):
-            self._generations.suspect = True  # changes of others before our start must not count as ours
+            self._generations.suspect = True  # foreign changes before the start must not count as own changes
         self._generations.during(restore, len(plan.tables))
 
     def _note(self, family: Family, tables: Iterable[TableName]) -> None:
@@ -102,14 +102,14 @@ class Chains:
             case "flush":
                 self._sets.flush(op.name)
             case "destroy":
-                for _ in range(DESTROY_TURNS):  # recently deleted rules use the set until the kernel has freed them
+                for _ in range(DESTROY_TURNS):  # deleted rules use the set until the kernel frees the rules
                     if self._sets.destroy(op.name):
                         return
                     time.sleep(0.005)
                 log.warn("a set that is not needed any more is still used by a rule", set=op.name)
 
     def counted(self, planners: Sequence[Planner]) -> Mapping[Reason, int]:
-        """Starts one program per table; thread-safe."""
+        """Returns the packet counts by reason. Starts one program per table. Thread-safe."""
         found = Counter[Reason]()
         for planner in planners:
             look = partial(programs.counted, self.variant, planner.family, self._ns_fd)
@@ -120,7 +120,7 @@ class Chains:
         return found
 
     def foreign_commits(self) -> int:
-        """The legacy variant cannot tell."""
+        """Returns the number of foreign commits; constant for the legacy variant, which does not report commits."""
         return self._generations.foreign() if self._generations else 0
 
     def watch(self, planners: Sequence[Planner]) -> list[Watch]:
@@ -133,7 +133,7 @@ class Chains:
         return [Timer(lambda: self._differs(planners)), *self._heard]
 
     def _differs(self, planners: Sequence[Planner]) -> bool:
-        """A cheap check for changes that the kernel does not report."""
+        """Checks cheaply for changes that the kernel does not report."""
         return any(
             self._legacy.shape(family, table) != shape for (family, table), shape in self._shapes.items()
         ) or any(lost(self._sets, planner.family, planner.cluster_ips) for planner in planners)
@@ -143,7 +143,7 @@ class Chains:
 
 
 def existing(ns_fd: int | None = None) -> list[str]:
-    """Our chains and sets in the namespace, one line for each table and set."""
+    """Returns one line for each table with PODWIRE-* chains, and for each PODWIRE-* set, of the namespace."""
     with IpSets(ns_fd) as sets:
         return [*_told(programs.found(ns_fd)), *(f"set {name}" for name in _names(sets))]
 
@@ -166,12 +166,14 @@ def _counts(chains: Iterable[Chain]) -> dict[str, int]:
 
 
 def cleanup(ns_fd: int | None = None, keep: Variant | None = None, wait: int = programs.PATIENT) -> list[str]:
-    """Remove everything that this backend ever wrote, in both variants; returns what was found. keep: leave this
-    variant's rules, and the sets that they use. wait: seconds for the lock of legacy iptables. Raises OSError.
+    """Removes everything that this backend ever wrote, in both variants. Returns a line for each item found.
+
+    keep: keep the rules of this variant, and the sets that these rules use. wait: maximum seconds for the legacy lock.
+    Raises OSError.
     """
     there = [item for item in programs.found(ns_fd) if item[0] != keep]
     lines = _told(there)
-    # From here on no new flow is translated; flows in progress still pass postrouting.
+    # After this step the rules translate no new flow. Flows in progress still pass postrouting.
     for variant, family, chains in there:
         entries = {
             chain: rules

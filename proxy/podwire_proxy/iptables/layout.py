@@ -1,8 +1,7 @@
-"""The rules as data: the static ones, and those of one frontend. README.md beside this file says why each is where
-it is.
+"""Defines the static rules and the rules of one frontend as data. README.md beside this file gives the reasons.
 
-A rule is the text that iptables-save prints after "-A CHAIN ", so the rules read back can be compared with the wanted
-ones.
+A rule is the text that iptables-save prints after "-A CHAIN ", so that the planner can compare the rules read back with
+the wanted rules.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from ..dataplane import Balance, Frontend, Key, Sticky, Treatment
 from ..model import LOCALHOST, Destination, NodeInfo, is_v6
 from ..verdict import Verdict
 
-PREFIX = "PODWIRE-"  # of all our chains and sets
+PREFIX = "PODWIRE-"  # of all chains and sets of the proxy
 MARK = (
     # the bit of the connection mark that means "masquerade", from prerouting to postrouting of a flow's first packet
     0x4000
 )
 BIT = f"{MARK:#x}/{MARK:#x}"
 SERVICES, FILTER, NODE = "PODWIRE-SERVICES", "PODWIRE-FILTER", "PODWIRE-NODE"
-# The chains at which a refused packet ends, by the reason that their rules carry
+# reason -> the chain that ends a refused packet
 ENDS = {
     Reason.NO_ENDPOINTS: "PODWIRE-REJECT",
     Reason.NO_LOCAL_ENDPOINTS: "PODWIRE-NO-LOCAL",
@@ -40,9 +39,9 @@ ENDS = {
 }
 PORTS = 64  # NodePorts in one chain
 PROBABILITY = 1 << 31  # xt_statistic keeps probabilities as multiples of its inverse
-_PLAIN = re.compile(r"[A-Za-z0-9_-]+")  # what iptables-save prints without quotes
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")  # text that iptables-save prints without quotes
 _STRANGE = re.compile(r"[^A-Za-z0-9 ,:/._-]")
-NOT_SYN = "! --tcp-flags SYN SYN"  # a TCP segment that belongs to no flow and does not start one: its flow was reset
+NOT_SYN = "! --tcp-flags SYN SYN"  # a TCP segment that belongs to no flow and starts no flow: its flow was reset
 TableName = Literal["nat", "filter", "raw"]
 Rules = tuple[str, ...]
 
@@ -65,8 +64,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """The rules of one frontend. nat, filter: its rules in the chain that the steps lead to. sets: of session
-    affinity.
+    """The rules of one frontend. nat, filter: the rules in the chain that the steps lead to. sets: the sets of
+    session affinity.
     """
 
     nat: Rules = ()
@@ -79,7 +78,7 @@ class Built:
 
 
 def digest(*parts: object) -> str:
-    """Chain names have at most 28 characters: a prefix of 12 and these 16."""
+    """Returns 16 characters for a chain name. A chain name has at most 28 characters: a prefix of 12 and these 16."""
     return base64.b32encode(hashlib.sha256(" ".join(map(str, parts)).encode()).digest())[:16].decode()
 
 
@@ -88,23 +87,24 @@ def is_ours(name: str) -> bool:
 
 
 def cluster_ips(family: Family) -> str:
-    """The set of all ClusterIPs. A kernel has one name space for the sets of both families."""
+    """Returns the name of the set of all ClusterIPs. The sets of both families share one name space."""
     return f"PODWIRE-CLUSTER-IPS-{4 if family == 'ip' else 6}"
 
 
 def affinity_set(sticky: Sticky, destination: Destination) -> str:
-    """The set of clients that a Service port remembers for one endpoint, whichever frontend they dialled."""
+    """Returns the name of the set of clients that a Service port remembers for one endpoint, over all frontends."""
     return f"PODWIRE-A{6 if is_v6(destination.ip) else 4}-{digest(*sticky.port, sticky.local, *destination)}"
 
 
 def cidr(text: str) -> str:
-    """As iptables prints it: a single address has its length too."""
+    """Returns a CIDR as iptables prints it. A single address also has a prefix length."""
     return str(ipaddress.ip_network(text, strict=False))
 
 
 def quoted(words: str, reason: Reason | None = None) -> str:
-    """A comment, with the reason's code if there is one. The name of an object that the API should have refused must
-    not end the comment or pass for a code, so only harmless characters are kept.
+    """Returns a comment, with the code of the reason if `reason` is not None.
+
+    The function keeps only harmless characters: an invalid object name must not end the comment or look like a code.
     """
     text = _STRANGE.sub("?", words)[:200]
     if reason is not None:
@@ -127,8 +127,9 @@ def _low_bits(v6: bool, value: int, mask: int) -> str:
 
 
 def way(key: Key, node: NodeInfo) -> tuple[Step, Step]:
-    """Two steps, by the low bits of the address, over which allocated addresses are evenly spread. By port for
-    NodePorts.
+    """Returns the two steps to a frontend, by the low bits of the address; for NodePorts, by the port.
+
+    Allocated addresses are evenly distributed over their low bits.
     """
     if key.ip == LOCALHOST or key.ip in node.node_port_ips:
         first = key.port & -PORTS
@@ -151,7 +152,7 @@ def way(key: Key, node: NodeInfo) -> tuple[Step, Step]:
 
 @lru_cache(maxsize=1 << 10)
 def _by_chance(left: int) -> str:
-    """One of `left` at random, in the eleven digits that iptables prints."""
+    """Returns a match with probability 1/`left`, in the eleven digits that iptables prints."""
     return f"-m statistic --mode random --probability {(2 * PROBABILITY + left) // (2 * left) / PROBABILITY:.11f} "
 
 
@@ -166,7 +167,7 @@ def dialled(key: Key) -> str:
 
 
 class _Builder:
-    """Chains of one frontend, named by its key."""
+    """Builds the chains of one frontend. The key of the frontend determines their names."""
 
     def __init__(self, frontend: Frontend, node: NodeInfo) -> None:
         self.frontend, self.node, self.key = frontend, node, frontend.key
@@ -241,8 +242,9 @@ class _Builder:
             yield f"-p {self.protocol} {_by_chance(left) if left > 1 else ''}{target}"
 
     def _refusals(self, refusal: Verdict | None) -> Rules:
-        """Refusals of packets that no rule of `nat` matched. If a frontend has two refusals, both have the same
-        verdict.
+        """Returns the rules that refuse the packets that no rule of `nat` matched.
+
+        If a frontend has two refusals, both have the same verdict.
         """
         ends = [("", ENDS[refusal.reason])] if refusal is not None and refusal.reason is not None else []
         if self.frontend.alive is not None:
@@ -273,7 +275,7 @@ def build(frontend: Frontend, node: NodeInfo) -> Built:
 
 
 def pods(ip: str, node: NodeInfo) -> Rules:
-    """Matches for pods' packets, in the family of `ip`."""
+    """Returns the matches for packets of pods, in the family of `ip`."""
     interface = (f"-i {node.pod_interface.replace('*', '+')}",) if node.pod_interface else ()
     return (*(f"-s {cidr(c)}" for c in node.pod_cidrs if is_v6(c) == is_v6(ip)), *interface)
 
@@ -295,7 +297,7 @@ _HOOKS: dict[Chain, str] = {
 
 
 def hooks(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
-    """The rules in built-in chains that lead to ours."""
+    """Returns the rules in built-in chains that jump to the proxy's chains."""
     found: dict[Chain, Rules] = {chain: (rule,) for chain, rule in _HOOKS.items()}
     if family == "ip" and node.localhost:
         found[Chain("raw", "PREROUTING")] = (f"! -i lo {quoted('podwire: loopback addresses')} -j PODWIRE-LOOPBACK",)
@@ -303,8 +305,9 @@ def hooks(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
 
 
 def same_address(family: Family) -> str:
-    """Classic BPF, relative to the network header: whether source and destination are equal. One rule for every
-    hairpin.
+    """Returns classic BPF, relative to the network header, that tests whether source and destination are equal.
+
+    One rule with this match handles every hairpin.
     """
     source, words = (12, 1) if family == "ip" else (8, 4)
     program = []
@@ -317,7 +320,7 @@ def same_address(family: Family) -> str:
 
 
 def static_rules(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
-    """Everything that does not depend on Services, including the ends of SERVICES and FILTER."""
+    """Returns the rules that do not depend on Services, including the ends of SERVICES and FILTER."""
     v6 = family == "ip6"
     detected = pods("::" if v6 else "0.0.0.0", node)
     off_cluster: list[str] = []
@@ -329,7 +332,7 @@ def static_rules(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
     on_localhost = (
         f"-m conntrack --ctorigdst {LOCALHOST} -m connmark --mark {BIT} "
         f"{quoted('NodePorts on 127.0.0.1', Reason.LOCALHOST_NODE_PORT)} -j PODWIRE-MASQUERADE"
-    )  # like those below it, but counted
+    )  # like the rules below, with a counter
     loopback: dict[Chain, Rules] = {}
     if not v6 and node.localhost:
         loopback[Chain("raw", "PODWIRE-LOOPBACK")] = tuple(
@@ -373,7 +376,7 @@ def static_rules(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
 
 
 def _ends(v6: bool) -> dict[Chain, Rules]:
-    """The chains at which a refused packet ends."""
+    """Returns the chains that end a refused packet."""
     reset = "REJECT --reject-with tcp-reset"
     unreachable = f"REJECT --reject-with {'icmp6' if v6 else 'icmp'}-port-unreachable"
     rules: dict[Reason, tuple[tuple[str, str, str], ...]] = {  # (match, words, target)

@@ -1,8 +1,8 @@
-"""Chains of iptables that are not ours, in both variants. I/O; hostfacts.py names their owners.
+"""Finds the chains of iptables that other programs made, in both variants. I/O; hostfacts.py names their owners.
 
-The tables of legacy iptables are read with python-iptables (libiptc) where it is installed, without starting a program;
-otherwise by iptables-legacy-save. Those of the nft variant are ordinary netlink objects. Only existing tables are read:
-opening one would create it.
+The module reads the tables of legacy iptables with python-iptables (libiptc), without starting a program. Without
+python-iptables, it starts iptables-legacy-save. The tables of the nft variant are ordinary netlink objects. The module
+reads only existing tables, because a read would create a missing table.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
 def foreign() -> Foreign:
-    """Foreign chains of the caller's namespace."""
+    """Returns the foreign chains of the caller's namespace."""
     chains = foreign_chains()
     return Foreign(chains=tuple(chains), findings=tuple(both_variants(chains)))
 
 
 def both_variants(chains: Sequence[ForeignChain]) -> Iterator[str]:
-    """A problem of the host: rules of both variants see every packet."""
+    """Yields a problem of the host if both variants have rules: every packet then passes both."""
     variants = {chain.place.partition(",")[0] for chain in chains}
     if variants >= {_LEGACY, _NFT}:
         legacy = {f"{o.table} of {o.owner or 'unknown owner'}" for o in leftovers(c for c in chains if _is_legacy(c))}
@@ -44,7 +44,7 @@ def _is_legacy(chain: ForeignChain) -> bool:
 
 
 def foreign_chains() -> list[ForeignChain]:
-    """Built-in chains are included only if they hold rules of others."""
+    """Returns foreign chains, and the built-in chains that have foreign rules."""
     return [
         chain for family in FAMILIES for chain in (*_of_legacy(family), *_of_nft(family)) if not is_ours(chain.name)
     ]
@@ -62,16 +62,16 @@ def _of_legacy(family: Family) -> Iterator[ForeignChain]:
 
 
 def _with_libiptc(family: Family, tables: tuple[str, ...]) -> dict[str, dict[str, int]]:
-    """{table: {chain: number of rules that are not ours}}; {} where python-iptables cannot be used."""
+    """Returns {table: {chain: number of foreign rules}}; {} if python-iptables is unusable."""
     try:
         import iptc
-    except Exception:  # it raises various errors while it looks for the libraries of xtables
+    except Exception:  # python-iptables raises various errors during its search for the xtables libraries
         return {}
     kind: Any = iptc.Table if family == "ip" else iptc.Table6
     found: dict[str, dict[str, int]] = {}
     for name in tables:
         table = kind(name)
-        table.refresh()  # it keeps one object per table, from the namespace in which it was first opened
+        table.refresh()  # python-iptables caches one object per table, from the namespace of the first use
         found[name] = {
             chain.name: sum(not is_ours(rule.target.name) for rule in chain.rules)
             for chain in table.chains

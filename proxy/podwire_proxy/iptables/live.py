@@ -1,4 +1,4 @@
-"""The chains and sets PODWIRE-* of a kernel, in the terms of backend.py."""
+"""Implements backend.Live for the chains and sets PODWIRE-* of a kernel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .trace import Tracer
 
 @dataclass(frozen=True, slots=True)
 class Chains:
-    """One variant's chains."""
+    """The chains of one variant."""
 
     states: Mapping[Family, KernelState]
     variant: Variant
@@ -48,14 +48,14 @@ class Chains:
 
 
 def _named(state: KernelState, table: str, chain: str, option: str) -> Iterator[str]:
-    """The ranges in a chain's rules."""
+    """Yields the ranges in the rules of a chain."""
     # callers name existing tables
     for rule in state.chains.get(Chain(table, chain), ()):  # type: ignore[arg-type]
         yield from (arguments[0] for name, arguments, _ in take_apart(rule).options if name == option)
 
 
 def read(ns_fd: int | None = None) -> Chains | None:
-    """The present output of iptables-save; None if nothing of ours is in either variant."""
+    """Returns the current PODWIRE-* chains, from iptables-save; None if neither variant has such chains."""
     variants: dict[Variant, dict[Family, KernelState]] = {}
     for variant, family, chains in programs.found(ns_fd):
         variants.setdefault(variant, {})[family] = KernelState(chains)

@@ -1,10 +1,10 @@
-"""Dataplane + the kernel's rules -> the input of iptables-restore. Pure, and proportional to the change.
+"""Computes the input of iptables-restore from the Dataplane and the kernel's rules. Pure.
 
-A change writes the chains whose rules differ, whole, and no other: those of the frontend, and the one that leads to it
-if the frontend was added or removed. All changes of one table are one commit. Table `filter`, which refuses the packets
-that `nat` did not translate, is written first and only grows then. Removals from it follow in a *later* commit
-(`sweep`), because a packet in flight may have passed the previous `nat`, and must not leak to the default route. Sets
-grow before the rules and shrink after them.
+The cost is proportional to the change. A change rewrites only the chains whose rules differ: the chains of the
+frontend, and the chain that leads to a new or removed frontend. All changes of one table are one commit. Table `filter`
+refuses the packets that `nat` did not translate. The plan writes `filter` first, and only adds rules. A *later* commit
+(`sweep`) removes its old rules, because a packet in flight may have passed the previous `nat` and must not leak to the
+default route. Sets grow before the rules change and shrink afterwards.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from .layout import (
     way,
 )
 
-TABLES: tuple[TableName, ...] = ("raw", "filter", "nat")  # in the order in which they are written
+TABLES: tuple[TableName, ...] = ("raw", "filter", "nat")  # in the order of writing
 _ROOTS: dict[TableName, str] = {"nat": SERVICES, "filter": FILTER}
 _NOTHING = Built()
 
 
 class SetOp(NamedTuple):
-    """One step on a set. timeout: of `create`, whether members expire."""
+    """One operation on a set. timeout: for `create`, whether members expire."""
 
     kind: Literal["create", "add", "del", "flush", "destroy"]
     name: str
@@ -55,8 +55,10 @@ class SetOp(NamedTuple):
 
 @dataclass(slots=True)
 class KernelState:
-    """The kernel's content. chains: ours, and of built-in chains the rules that lead to ours. sets: ours, with members
-    if they are known (members for session affinity belong to the kernel).
+    """The rules and sets in the kernel.
+
+    chains: the PODWIRE-* chains, and the rules in built-in chains that jump to them. sets: the PODWIRE-* sets, with
+    members if known (the kernel owns the members for session affinity).
     """
 
     chains: dict[Chain, Rules] = field(default_factory=dict)
@@ -65,8 +67,10 @@ class KernelState:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """before, after: operations on sets. write: chains with their new rules. delete: chains. have: the present rules of
-    built-in chains, which are replaced.
+    """The changes to write.
+
+    before, after: operations on sets. write: chains with their new rules. delete: chains to delete. have: the current
+    rules of built-in chains, which the plan replaces.
     """
 
     before: tuple[SetOp, ...] = ()
@@ -80,12 +84,12 @@ class Plan:
 
     @property
     def elements(self) -> int:
-        """Rules written: the measure of what a change costs."""
+        """Returns the number of written rules, a measure of the cost of a change."""
         return sum(map(len, self.write.values()))
 
     @property
     def verdicts(self) -> int:
-        """There are no verdict maps."""
+        """Returns 0: iptables has no verdict maps."""
         return 0
 
     @property
@@ -99,11 +103,11 @@ class Plan:
         return tuple(table for table in TABLES if table in touched)
 
     def restore(self) -> str:
-        """The input of iptables-restore --noflush."""
+        """Returns the input of iptables-restore --noflush."""
         return "".join(f"{line}\n" for table in self.tables for line in self._table(table))
 
     def lines(self) -> Iterator[str]:
-        """The whole plan as readable lines."""
+        """Yields the whole plan as readable lines."""
         yield from map(str, self.before)
         for table in self.tables:
             yield from self._table(table)
@@ -133,21 +137,21 @@ class Planner:
         self.family: Family = family
         self.node = node
         self.mirror = KernelState()
-        self._late: set[Chain] = set()  # chains that still hold rules to remove
-        self._idle: set[str] = set()  # sets that no rule names any more
+        self._late: set[Chain] = set()  # chains with rules that the next sweep removes
+        self._idle: set[str] = set()  # sets that no rule uses any more
         self._reset()
 
     def _reset(self) -> None:
         self._wanted: dict[Chain, Rules] = {}
         self._built: dict[Key, Built] = {}
         self._leaves: dict[Chain, dict[Key, Rules]] = {}
-        self._ways: dict[Chain, dict[str, Step]] = {}  # the targets of a dispatching chain
-        self._uses: Counter[str] = Counter()  # sets of session affinity, by the number of frontends
+        self._ways: dict[Chain, dict[str, Step]] = {}  # dispatching chain -> its targets
+        self._uses: Counter[str] = Counter()  # set of session affinity -> number of frontends
 
     # Plans
 
     def full(self, dataplane: Dataplane, found: KernelState | None) -> Plan:
-        """From the rules read back (None: the mirror) to the dataplane."""
+        """Returns the plan from the rules read back (None: the mirror) to the dataplane."""
         if found is not None:
             self.mirror = found
         self.node = dataplane.node
@@ -164,7 +168,7 @@ class Planner:
         return self._plan(self._wanted.keys() | self.mirror.chains.keys(), ips - held, held - ips)
 
     def change(self, dataplane: Dataplane, delta: Delta) -> Plan:
-        """The changes for `delta`, given that the mirror is correct."""
+        """Returns the plan for `delta`. The mirror must be correct."""
         if dataplane.node != self.node:
             return self.full(dataplane, None)
         touched: set[Chain] = set()
@@ -180,14 +184,14 @@ class Planner:
         )
 
     def sweep(self) -> Plan:
-        """Remove everything that packets in flight no longer need."""
+        """Returns the plan that removes the rules that packets in flight no longer need."""
         idle = sorted(name for name in self._idle if name in self.mirror.sets)
         write, delete = self._difference(self._late, keep=False)
         return Plan((), write, delete, {}, tuple(SetOp("destroy", name) for name in idle))
 
     @property
     def cluster_ips(self) -> int:
-        """The wanted number of members of the set of ClusterIPs."""
+        """Returns the wanted number of members of the set of ClusterIPs."""
         return len(self.mirror.sets.get(cluster_ips(self.family), ()))
 
     @property
@@ -195,14 +199,14 @@ class Planner:
         return bool(self._late or self._idle)
 
     def rule_counts(self) -> dict[str, int]:
-        """By table."""
+        """Returns the number of rules by table."""
         found: Counter[str] = Counter()
         for chain, rules in self.mirror.chains.items():
             found[chain.table] += len(rules)
         return dict(found)
 
     def committed(self, plan: Plan) -> None:
-        """The kernel accepted the plan."""
+        """Updates the mirror: the kernel accepted the plan."""
         for op in (*plan.before, *plan.after):
             if op.kind == "destroy":
                 self.mirror.sets.pop(op.name, None)
@@ -239,7 +243,7 @@ class Planner:
         return Plan(tuple(before), write, delete, have, tuple(after))
 
     def _difference(self, touched: Iterable[Chain], *, keep: bool) -> tuple[dict[Chain, Rules], tuple[Chain, ...]]:
-        """(chains to write, chains to delete). keep: nothing is removed from `filter` now."""
+        """Returns (chains to write, chains to delete). keep: the plan removes nothing from `filter`."""
         write: dict[Chain, Rules] = {}
         delete: list[Chain] = []
         for chain in sorted(touched):
@@ -290,8 +294,9 @@ class Planner:
             self._wanted[chain] = rules
 
     def _lead(self, table: TableName, key: Key, rules: Rules, touched: set[Chain]) -> None:
-        """Put the frontend's rules into its bucket's chain; add or remove the jump to that chain if it begins or ceases
-        to exist.
+        """Puts the rules of a frontend into the chain of its bucket.
+
+        If this creates or deletes the chain, the method also adds or removes the jump to the chain.
         """
         middle, last = way(key, self.node)
         leaf, upper, root = Chain(table, last.chain), Chain(table, middle.chain), Chain(table, _ROOTS[table])
@@ -309,7 +314,7 @@ class Planner:
             self._link(root, middle, upper in self._ways, touched)
 
     def _link(self, chain: Chain, step: Step, there: bool, touched: set[Chain]) -> bool:
-        """Returns whether something changed."""
+        """Adds or removes the jump of a step. Returns whether the rules changed."""
         steps = self._ways.setdefault(chain, {})
         if (step.chain in steps) == there:
             return False

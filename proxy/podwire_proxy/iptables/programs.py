@@ -1,4 +1,4 @@
-"""The programs of iptables in a network namespace: their variant, output and input. I/O."""
+"""Runs the programs of iptables in a network namespace, and detects their variant. I/O."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Variant = Literal["nft", "legacy"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 PATIENT = 30  # seconds that a user's command waits for the lock shared by all programs of legacy iptables
 BUSY = 4  # exit status of the legacy programs: another program holds the lock
-TRIES, PAUSE = 5, 0.02  # of a role, which has other work to do: it tries again later
-SHORTEST = 1  # seconds: iptables-legacy-restore takes 0 as "without limit"
+TRIES, PAUSE = 5, 0.02  # for a role, which has other work and tries again later
+SHORTEST = 1  # seconds; 0 means "without limit" to iptables-legacy-restore
 BUILT_IN = ("nat", "filter", "raw")
 _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 _NAMES = {"ip": "iptables", "ip6": "ip6tables"}
 
 
 class ProgramError(OSError):
-    """A program of iptables is missing or refused its input; nothing of that table was changed."""
+    """A program of iptables is missing or refused its input. The table is unchanged."""
 
 
 class ProgramBusy(ProgramError):
@@ -43,7 +43,7 @@ class ProgramBusy(ProgramError):
 
 
 def program(variant: Variant, family: Family, verb: Literal["save", "restore", ""]) -> str:
-    """Its path. Raises ProgramError."""
+    """Returns the path of a program. Raises ProgramError."""
     name = f"{_NAMES[family]}-{variant}-{verb}".rstrip("-")
     found = shutil.which(name, path=_PATH)
     if found is None:
@@ -52,7 +52,7 @@ def program(variant: Variant, family: Family, verb: Literal["save", "restore", "
 
 
 def run(command: list[str], ns_fd: int | None, text: str | None = None) -> str:
-    """Its output. Raises ProgramError with the program's error text and the line of the input that it refused."""
+    """Runs a program and returns its output. Raises ProgramError, with the program's error and the refused line."""
     internal = ["nsenter", f"--net=/proc/self/fd/{ns_fd}", "--"] if ns_fd is not None else []
     done = subprocess.run(
         [*internal, *command],
@@ -79,12 +79,15 @@ def _complaint(stderr: str, text: str) -> str:
 
 
 def save(variant: Variant, family: Family, ns_fd: int | None) -> str:
-    """All existing tables; reading creates none."""
+    """Returns the output of iptables-save for all existing tables. The read creates no table."""
     return run([program(variant, family, "save")], ns_fd)
 
 
 def restore(variant: Variant, family: Family, ns_fd: int | None, text: str, wait: int = 0) -> None:
-    """wait: seconds for the lock; 0: a few tries. Raises ProgramBusy; then the remaining tables are unchanged."""
+    """Runs iptables-restore. wait: maximum seconds for the lock; 0: a few tries.
+
+    Raises ProgramBusy; the remaining tables are then unchanged.
+    """
     command = program(variant, family, "restore")
     if variant == "legacy" and not wait and all(_locked(pause) for pause in (*[PAUSE] * (TRIES - 1), 0)):
         raise ProgramBusy(f"{Path(command).name}: another program holds the lock {_lock()}")
@@ -96,26 +99,26 @@ def _lock() -> str:
 
 
 def _locked(pause: float) -> bool:
-    """Whether a program holds the lock now. pause: seconds to wait if so."""
+    """Whether a program holds the lock now. pause: seconds to wait if a program holds the lock."""
     try:
         with open(_lock(), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         time.sleep(pause)
         return True
-    except OSError:  # the lock file does not exist, or we may not open it
+    except OSError:  # the lock file is missing or not accessible
         return False
     return False
 
 
 def counted(variant: Variant, family: Family, ns_fd: int | None, table: TableName, chain: str, reason: Reason) -> int:
-    """Packets counted by the rules of a chain that carry `reason`."""
+    """Returns the packet count of the rules in a chain whose comment has `reason`."""
     command = [program(variant, family, ""), "-t", table, "-w", str(SHORTEST), "-nvxL", chain]
     return sum(int(line.split()[0]) for line in run(command, ns_fd).splitlines()[2:] if f"[{reason}] */" in line)
 
 
 def legacy_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:
-    """Tables of legacy iptables that were ever used in this namespace."""
+    """Returns the tables of legacy iptables that were ever used in this namespace."""
 
     def read() -> tuple[str, ...]:
         try:
@@ -127,7 +130,7 @@ def legacy_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:
 
 
 def nft_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:
-    """Existing tables of the nft variant; () on a kernel without nf_tables."""
+    """Returns the existing tables of the nft variant; () on a kernel without nf_tables."""
     if nft_socket.missing(ns_fd):
         return ()
     with nft_socket.Connection(ns_fd) as conn:
@@ -139,7 +142,7 @@ def present(variant: Variant, family: Family, ns_fd: int | None) -> bool:
 
 
 def found(ns_fd: int | None = None) -> Iterator[tuple[Variant, Family, dict[Chain, Rules]]]:
-    """The tables with our rules. Only existing tables are read, with programs that are installed."""
+    """Yields the tables with PODWIRE-* rules. Reads only existing tables, with installed programs."""
     for variant in filter(installed, VARIANTS):
         for family in FAMILIES:
             if present(variant, family, ns_fd) and (chains := parse(save(variant, family, ns_fd))):
@@ -147,8 +150,10 @@ def found(ns_fd: int | None = None) -> Iterator[tuple[Variant, Family, dict[Chai
 
 
 def detect(ns_fd: int | None = None) -> Variant:
-    """The variant that the host uses: the one with most rules of others; else the one with our rules; else an installed
-    one, nft first unless the kernel has no nf_tables. Raises ProgramError if neither is installed.
+    """Returns the variant of the host: the variant with most foreign rules, else the variant with PODWIRE-* rules.
+
+    Without rules, the result is an installed variant: nft first, unless the kernel has no nf_tables. Raises
+    ProgramError if neither variant is installed.
     """
     counts: dict[Variant, tuple[int, int]] = {}
     for variant in VARIANTS:

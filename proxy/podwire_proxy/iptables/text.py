@@ -1,4 +1,4 @@
-"""The output of iptables-save -> KernelState. Pure."""
+"""Parses the output of iptables-save. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TO_OURS = (f"-j {PREFIX}", f"-g {PREFIX}")
 
 
 def parse(saved: str) -> dict[Chain, Rules]:
-    """Our chains, and of all other chains the rules that lead to ours."""
+    """Returns the PODWIRE-* chains, and the rules in other chains that jump to them."""
     found: dict[Chain, list[str]] = {}
     table = ""
     for line in saved.splitlines():
@@ -32,7 +32,7 @@ def parse(saved: str) -> dict[Chain, Rules]:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A parsed rule. options: (name, arguments, negated) of its matches; target "" if it has none."""
+    """A parsed rule. options: (name, arguments, negated) of each match. target: "" without a target."""
 
     options: tuple[tuple[str, tuple[str, ...], bool], ...]
     target: str
@@ -42,7 +42,7 @@ class Parsed:
 
 @lru_cache(maxsize=1 << 16)
 def take_apart(rule: str) -> Parsed:
-    """ "! -s 10.0.0.0/8 -m addrtype --dst-type LOCAL -j X --y z" -> Parsed."""
+    """Parses a rule such as "! -s 10.0.0.0/8 -m addrtype --dst-type LOCAL -j X --y z"."""
     found: list[tuple[str, tuple[str, ...], bool]] = []
     name, arguments, negated, invert = "", [], False, False  # type: tuple[str, list[str], bool, bool]
     for word in [*shlex.split(rule), "-end"]:
@@ -61,5 +61,5 @@ def take_apart(rule: str) -> Parsed:
 
 
 def count_rules(saved: str) -> int:
-    """The number of rules of all tables, of any owner."""
+    """Returns the number of rules of all tables and all owners."""
     return sum(line.startswith("-A ") for line in saved.splitlines())
