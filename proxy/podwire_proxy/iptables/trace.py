@@ -1,7 +1,7 @@
-"""Evaluates the rules for a packet in memory and follows every random choice. Tests compare it with the oracle, and
-`explain` shows it.
+"""Evaluates the rules for a packet in memory and follows every random choice.
 
-Runs over a KernelState, planned or read back from a kernel. It does not know rules of others.
+The input is a KernelState, planned or read back from a kernel, without foreign rules. Tests compare the result with the
+oracle; `explain` shows the result.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NEXT, _RETURN = "next", "return"
 
 @dataclass(frozen=True, slots=True)
 class TracedPacket:
-    """A packet on its way. marked: the connection mark's bit. noted: (set, client) recorded by rules."""
+    """A packet on its way. marked: the connection mark's bit. noted: the (set, client) that rules recorded."""
 
     packet: Packet
     dst: str
@@ -34,14 +34,14 @@ class TracedPacket:
     marked: bool = False
     noted: frozenset[tuple[str, str]] = frozenset()
     steps: tuple[str, ...] = ()
-    reason: Reason | None = None  # of the rule that ended it
+    reason: Reason | None = None  # the reason of the rule that ended the path
 
     def told(self, text: str) -> TracedPacket:
         return replace(self, steps=(*self.steps, text))
 
 
 def run_bpf(program: str, ip_header: bytes) -> bool:
-    """Classic BPF as xt_bpf takes it ("6,32 0 0 12,..."); only the instructions that our rules use."""
+    """Runs classic BPF in the format of xt_bpf ("6,32 0 0 12,..."). Supports only the instructions in the rules."""
     code = [tuple(map(int, one.split())) for one in program.split(",")[1:]]
     accumulator = index = at = 0
     while True:
@@ -64,13 +64,13 @@ def _refused(verdict: str, hop: TracedPacket) -> Trace:
 
 
 class Tracer:
-    """`node` determines which addresses are local. Raises NotImplementedError for a rule that is not the proxy's."""
+    """Traces packets. node: determines the local addresses. Raises NotImplementedError for a foreign rule."""
 
     def __init__(self, state: KernelState, node: NodeInfo) -> None:
         self.state, self.node = state, node
 
     def traces(self, packet: Packet) -> Iterator[Trace]:
-        """Every path that the packet can take, with the rules that decided it."""
+        """Yields every possible path of the packet, with the rules that decided the path."""
         start = TracedPacket(packet, packet.dst, packet.port)
         for verdict, hop in self._hook("raw", "OUTPUT" if packet.node else "PREROUTING", start):
             if verdict == "DROP":
@@ -104,7 +104,7 @@ class Tracer:
                 taken = hop.told(f"{chain.table} {chain.name}: {rules[index]}")
             if chance == "perhaps":
                 yield from self._target(chain, rules, index, rule, taken)
-                continue  # and the paths of the alternatives that were not drawn
+                continue  # also follow the paths of the alternatives that were not drawn
             yield from self._target(chain, rules, index, rule, taken)
             return
         yield _NEXT, hop
@@ -136,7 +136,7 @@ class Tracer:
                 raise NotImplementedError(f"target {other} in chain {chain.name}")
 
     def _matches(self, rule: Parsed, hop: TracedPacket) -> str:
-        """ "" if the rule does not apply, "always", or "perhaps" for a random choice."""
+        """Returns "always" if the rule applies, "perhaps" for a random choice, else ""."""
         chance = "always"
         for name, arguments, negated in rule.options:
             if name == "--probability":

@@ -1,9 +1,9 @@
-"""Detects changes of our rules by other programs. I/O.
+"""Detects changes of the proxy's rules by other programs. I/O.
 
-The nft variant: netlink reports every commit. We identify our own commits by counting the namespace's generations,
-because the programs of iptables have netlink ports of their own. The legacy variant reports nothing: a timer checks the
-number and the size of the rules in each table, which takes one system call. Sets report nothing either: the timer
-counts the ClusterIPs.
+For the nft variant, netlink reports every commit. The module identifies the proxy's commits by the generations of the
+namespace, because each program of iptables has a separate netlink port. For the legacy variant, the kernel reports no
+change: a timer checks the number and the size of the rules in each table with one system call. The kernel reports no
+changes of sets either: the timer counts the ClusterIPs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Timer:
-    """A descriptor that becomes readable every PERIOD; `look` returns whether something is wrong."""
+    """A descriptor that becomes readable every PERIOD; `look` returns whether the rules differ."""
 
     def __init__(self, look: Callable[[], bool]) -> None:
         self._look = look
@@ -57,7 +57,7 @@ class Timer:
 
 
 class Legacy:
-    """Number and size of the rules in tables of legacy iptables."""
+    """Reads the number and the size of the rules in tables of legacy iptables."""
 
     def __init__(self, ns_fd: int | None) -> None:
         def make() -> dict[Family, socket.socket]:
@@ -76,8 +76,9 @@ class Legacy:
             sock.close()
 
     def shape(self, family: Family, table: TableName) -> tuple[int, int]:
-        """(entries, bytes); (0, 0) if there is no such table. A query creates the table, so query only tables that we
-        wrote.
+        """Returns (entries, bytes) of a table; (0, 0) if the table does not exist.
+
+        A query creates the table, so query only tables that the proxy wrote.
         """
         sock = self._socks.get(family)
         if sock is None:
@@ -91,7 +92,7 @@ class Legacy:
 
 
 class Generations:
-    """Distinguishes commits of others from those that `during` saw. Raises OSError on a kernel without nf_tables."""
+    """Separates foreign commits from commits in `during`. Raises OSError on a kernel without nf_tables."""
 
     def __init__(self, ns_fd: int | None) -> None:
         self._conn = nft_socket.Connection(ns_fd)
@@ -106,7 +107,7 @@ class Generations:
         return self._conn.generation() - self._own
 
     def during(self, work: Callable[[], None], commits: int) -> None:
-        """work: makes `commits` commits of ours."""
+        """Runs `work`, which makes `commits` commits for the proxy."""
         before = self._conn.generation()
         try:
             work()
@@ -116,7 +117,7 @@ class Generations:
         self.suspect = self.suspect or self._seen - before != commits
 
     def news(self) -> bool:
-        """Whether another program has committed since, as far as the numbers show."""
+        """Whether another program has committed since the last call, according to the generations."""
         now, suspect = self._conn.generation(), self.suspect
         news = now != self._seen or suspect
         self._seen, self.suspect = now, False
@@ -124,7 +125,7 @@ class Generations:
 
 
 class TableWatch:
-    """The watch over one table of the nft variant."""
+    """Watches one table of the nft variant."""
 
     def __init__(self, family: Family, table: TableName, generations: Generations, ns_fd: int | None) -> None:
         self._watcher = nft_socket.Watcher(nft.Table(family, table), 0, ns_fd)

@@ -1,4 +1,4 @@
-"""From the API's objects to the addresses that nodes answer for, and which nodes can serve each. Pure."""
+"""Computes the load balancer addresses, and the nodes that can serve each address, from API objects. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def is_local(service: meta.Object) -> bool:
 
 
 def nodes_of(slice_: meta.Object) -> tuple[str, frozenset[str]]:
-    """(Service, nodes with a ready endpoint that does not terminate) of an EndpointSlice."""
+    """Returns (Service, nodes with a ready, non-terminating endpoint) of an EndpointSlice."""
     owner = meta.labels(slice_).get(SERVICE_NAME, "")
     found = set()
     for item in slice_.get("endpoints") or []:
@@ -28,7 +28,7 @@ def nodes_of(slice_: meta.Object) -> tuple[str, frozenset[str]]:
 
 
 def usable(nodes: Iterable[meta.Object]) -> frozenset[str]:
-    """Nodes that are ready, or have no Ready condition, and are neither deleted nor excluded from load balancers."""
+    """Returns the usable nodes: ready or without Ready condition, not deleted, not excluded from load balancers."""
     found = set()
     for node in nodes:
         conditions = (node.get("status") or {}).get("conditions") or []
@@ -40,18 +40,19 @@ def usable(nodes: Iterable[meta.Object]) -> frozenset[str]:
 
 @dataclass(slots=True)
 class View:
-    """The API's state, kept small: only Services with addresses, and only the nodes of their endpoints."""
+    """The needed part of the API's state: the Services with addresses, and the nodes of their endpoints."""
 
     pools: lb.Pools = field(default_factory=lb.Pools)
     services: dict[str, meta.Object] = field(default_factory=dict)
     slices: dict[str, tuple[str, frozenset[str]]] = field(default_factory=dict)
     _places: dict[str, dict[str, frozenset[str]]] = field(default_factory=dict)  # Service -> slice -> nodes
-    # the last result, and the pools that it is for
+    # the pools and the result of the last call
     _found: tuple[lb.Pools, Mapping[str, frozenset[str] | None]] | None = None
 
     def service(self, key: str, obj: meta.Object | None) -> bool:
-        """Returns whether something changed that load balancers depend on. Raises for a malformed object and keeps the
-        previous state, because the stored data must be readable at every beat.
+        """Records a Service. Returns whether data that load balancers depend on changed.
+
+        Raises for a malformed object and keeps the previous state, because each beat reads the stored data.
         """
         now = None
         if obj is not None and (obj.get("spec") or {}).get("type") == "LoadBalancer":
@@ -68,8 +69,9 @@ class View:
         return self._changed(before != now)
 
     def slice(self, key: str, obj: meta.Object | None) -> bool:
-        """Returns whether the nodes of a load balancer changed that depends on endpoints' nodes. Slices of all other
-        Services arrive here too, and there are many more of them: they must cost next to nothing.
+        """Records a slice. Returns whether this changed the nodes of a load balancer with a Local traffic policy.
+
+        The slices of all other Services also arrive here and are far more numerous, so they must cost very little.
         """
         now = nodes_of(obj) if obj is not None else ("", frozenset[str]())
         before = self.slices.pop(key, ("", frozenset[str]()))
@@ -92,12 +94,13 @@ class View:
 
     @property
     def wants_slices(self) -> bool:
-        """Whether EndpointSlices must be watched. Only a Local traffic policy depends on endpoints' nodes."""
+        """Whether the role must watch EndpointSlices. Only a Local traffic policy depends on endpoints' nodes."""
         return any(is_local(service) for service in self.services.values())
 
     def addresses(self) -> Mapping[str, frozenset[str] | None]:
-        """address -> the nodes that can serve it, None for all. If two Services have an address, the first by name
-        counts.
+        """Returns address -> the nodes that can serve the address; None: all nodes.
+
+        If two Services have an address, the first by name counts.
         """
         if self._found is None or self._found[0] is not self.pools:
             found: dict[str, frozenset[str] | None] = {}
@@ -108,5 +111,5 @@ class View:
         return self._found[1]
 
     def holder(self, ip: str) -> str:
-        """The Service that has the address, "" if none has."""
+        """Returns the Service that has the address; "" if no Service has it."""
         return next((meta.key(s) for at, s in lb.announced(self.services.values(), self.pools) if at == ip), "")

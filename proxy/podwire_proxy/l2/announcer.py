@@ -1,6 +1,6 @@
 """The role `lb`: answers ARP and Neighbor Discovery for the load balancer addresses that this node was elected for.
 
-It is a process of its own: a proxy that spends seconds writing 44,000 Services must not look dead to the other nodes.
+The role is a separate process: a proxy that writes 44,000 Services for seconds must not look dead to the other nodes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PRIORITY = -15  # nice value: a node that is late by a second counts as dead
 
 @dataclass(frozen=True)
 class LbConfig:
-    """uplink: the link to the clients and the other nodes; "" for the one of the default route."""
+    """uplink: the link to the clients and the other nodes; "": the link of the default route."""
 
     node_name: str
     kubeconfig: str | None
@@ -91,7 +91,7 @@ class Announcer:
             log.warn("pool is partly unusable", object=event.key, problem=problem)
         self.view.pools = pools
         if self.active and not was:
-            self.election.started = time.monotonic()  # while there was no address to assign, the node did not listen
+            self.election.started = time.monotonic()  # without addresses to assign, the node did not listen
         self._decide_soon()
 
     def on_node(self, event: Event) -> None:
@@ -125,7 +125,10 @@ class Announcer:
                 self._contested(said, now)
 
     def _contested(self, claim: frames.Claim, now: float) -> None:
-        """Another host claims our address. Another node that lost or won it knows by the next beat."""
+        """Handles a claim of another host to an address of this node.
+
+        Another node that lost or won the address knows the new owner by the next beat.
+        """
         self.decide()
         if claim.ip in self.mine and now - self._defended.get(claim.ip, -DEFEND) >= DEFEND:
             self._defended[claim.ip] = now
@@ -155,7 +158,7 @@ class Announcer:
         return bool(self.view.pools)
 
     def decide(self) -> None:
-        """Compute which node answers for what, as of now. Cheap and idempotent: called at every event."""
+        """Computes the owner of each address. The call is cheap and idempotent, and happens at every event."""
         now, self._deciding = time.monotonic(), False
         addresses = self.view.addresses()
         self.owners = self.election.owners(addresses, usable(self.nodes.values()), now)
@@ -167,7 +170,7 @@ class Announcer:
         self.moves += len(won)
         try:
             self.packets.hear_questions(mine)
-        except OSError as err:  # the link is gone; when it comes back, the groups are joined again
+        except OSError as err:  # the link is missing; when it returns, the role joins the groups again
             self._problem = f"{self.packets.link}: {err.strerror or err}"
         self._announce(sorted(won))
         for delay in REPEATS if won else ():
@@ -282,7 +285,7 @@ class Announcer:
             await asyncio.sleep(max(0.0, now + PROBE - time.monotonic()))
 
     def leave(self) -> None:
-        """Announce our end to the other nodes, so that they need not wait for missing beats."""
+        """Announces the end of this role to the other nodes, so that they need not wait for missing beats."""
         self.election.leaving = True
         if self.active:
             for _ in range(2):
@@ -296,7 +299,7 @@ def _stub(obj: meta.Object) -> meta.Object:
 
 
 async def _cluster(api: ApiClient, status: RoleStatus) -> str:
-    """The uid of namespace kube-system, which distinguishes clusters on one link. Retries until there is an answer."""
+    """Returns the uid of namespace kube-system, which distinguishes clusters on one link. Retries until success."""
     told = ""
     while True:
         try:
@@ -332,7 +335,7 @@ async def _main(config: LbConfig) -> None:
 
 
 def run(config: LbConfig) -> None:
-    """Serve until SIGTERM or SIGINT, inside the node's network namespace. Raises ConfigError."""
+    """Serves until SIGTERM or SIGINT, inside the node's network namespace. Raises ConfigError."""
     logs.configure(node=config.node_name)
     with contextlib.suppress(OSError):  # without the privilege a busy node may look dead for a moment
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)

@@ -2,8 +2,8 @@
 
 There is no leader, no lock and no write to the API. Every node broadcasts a small beat on the nodes' own link. From the
 beats that it receives, each node computes the same answer: the highest hash of address and node among the nodes that
-can serve the address. So the end of a node moves only its own addresses. A node counts as alive if its beats arrive on
-the link that the clients use.
+can serve the address. The end of a node therefore moves only the addresses of that node. A node counts as alive if its
+beats arrive on the link that the clients use.
 
 A node can serve an address if its beats arrive, its first lists are complete, and it is not cut off from the API: its
 view of Services would become stale. An API server that is away for all nodes moves nothing. A node counts as cut off
@@ -25,7 +25,7 @@ import msgspec
 
 BEAT, DEAD, LISTEN = 0.25, 1.0, 1.2
 STILL = 2 * BEAT  # between two calls of an Election: a longer gap means that the node was paused
-PROBE = 0.25  # between two requests to the API server
+PROBE = 0.25  # seconds between two requests to the API server
 STALE, FRESH, STEADY = 1.1, 0.7, 1.0  # ages of API contact: lost, recent, unbroken for this long
 WITNESSES = 3
 UNKNOWN = -1.0
@@ -51,7 +51,7 @@ def encode(beat: Beat) -> bytes:
 
 
 def decode(body: bytes) -> Beat | None:
-    """None if it is no beat."""
+    """Parses a beat. Returns None if the body is not a beat."""
     try:
         return _decode(body)
     except msgspec.MsgspecError:
@@ -83,7 +83,7 @@ class Contact:
         return True
 
     def told(self, now: float) -> tuple[float, float]:
-        """(age, steady) of a beat."""
+        """Returns (age, steady) for a beat."""
         return (UNKNOWN if self.last is None else now - self.last, UNKNOWN if self.since is None else now - self.since)
 
 
@@ -99,16 +99,16 @@ def rank(ip: str, node: str) -> bytes:
 
 @dataclass(slots=True)
 class Election:
-    """`hear` each beat, `tell` makes our own, `owners` computes which node answers for what."""
+    """The election of one node. `hear` takes each beat, `tell` builds a beat, `owners` returns the elected nodes."""
 
     cluster: str
     node: str
     started: float
-    synced: bool = False  # our first lists are complete
+    synced: bool = False  # the first lists of this node are complete
     leaving: bool = False
     contact: Contact = field(default_factory=Contact)
     heard: dict[str, SeenBeat] = field(default_factory=dict)
-    _awake: float | None = None  # the last call
+    _awake: float | None = None  # the time of the last call
     # The arguments and the result of the last `owners`.
     _last: tuple[Mapping[str, frozenset[str] | None], frozenset[str], dict[str, str]] | None = None
 
@@ -122,7 +122,7 @@ class Election:
         return known is None or known.beat.ready != beat.ready or now - known.at > DEAD
 
     def _wake(self, now: float) -> None:
-        """Time in which this node was paused counts neither as silence of the others nor as listening."""
+        """Corrects for a pause of this node: a pause is neither silence of other nodes nor time of listening."""
         still = 0.0 if self._awake is None else now - self._awake - STILL
         if still > 0:
             if not self.ready(self._awake or 0.0):
@@ -141,7 +141,7 @@ class Election:
         return Beat(self.cluster, self.node, self.ready(now), age, steady)
 
     def alive(self, now: float) -> dict[str, Beat]:
-        """All nodes whose beats arrive, including this one, with API contact as of now."""
+        """Returns all nodes whose beats arrive, including this node, with their current API contact."""
         self._wake(now)
         found = {self.node: self.tell(now)}
         for name, one in list(self.heard.items()):
@@ -154,7 +154,7 @@ class Election:
         return found
 
     def candidates(self, now: float) -> frozenset[str]:
-        """Nodes that may be given addresses."""
+        """Returns the nodes that may own addresses."""
         ready = {name: beat for name, beat in self.alive(now).items() if beat.ready}
         if any(0 <= beat.age <= FRESH and beat.steady >= STEADY for beat in ready.values()):
             return frozenset(name for name, beat in ready.items() if beat.age <= STALE)
@@ -173,7 +173,7 @@ class Election:
         heard = self.candidates(now)
         nodes = heard & frozenset(usable) or heard
         if self._last is not None and self._last[1] == nodes and self._last[0] == addresses:
-            return dict(self._last[2])  # called at every beat: hashes are reused while nothing changes
+            return dict(self._last[2])  # each beat calls this method: reuse the hashes while the input is unchanged
         out: dict[str, str] = {}
         for ip, only in addresses.items():
             able = nodes if only is None else nodes & only

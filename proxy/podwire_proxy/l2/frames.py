@@ -51,7 +51,7 @@ class Claim:
 
 
 def read(frame: bytes) -> list[Question | Claim]:
-    """The content of an ARP or Neighbor Discovery frame; [] for any other frame. Never raises."""
+    """Returns the content of an ARP or Neighbor Discovery frame; [] for any other frame. Never raises."""
     kind = int.from_bytes(frame[12:14], "big")
     if kind == ARP:
         return _read_arp(frame[14:])
@@ -86,7 +86,7 @@ def _read_nd(frame: bytes) -> list[Question | Claim]:
 
 
 def answer(question: Question, mine: bytes) -> bytes:
-    """`mine`: the MAC address that has the target."""
+    """Returns the answer to a question. mine: the MAC address that has the target."""
     if ":" not in question.target:
         return arp(REPLY, mine, question.target, question.mac, question.sender or question.target, to=question.mac)
     if not question.sender:
@@ -96,12 +96,12 @@ def answer(question: Question, mine: bytes) -> bytes:
 
 
 def announcements(ip: str, mine: bytes) -> list[bytes]:
-    """Broadcast that `ip` is at `mine` now. ARP in both forms, since some stacks accept only one of them."""
+    """Returns frames that announce `ip` at `mine`. ARP has two forms, because some stacks accept only one form."""
     return [gratuitous(ip, mine, form) for form in ((REQUEST,) if ":" in ip else (REQUEST, REPLY))]
 
 
 def solicited_node(ip: str) -> str:
-    """The multicast group for queries of an IPv6 address."""
+    """Returns the multicast group for queries of an IPv6 address."""
     tail = packed(ip)[13:].hex()
     return normal_ip(f"ff02::1:ff{tail[:2]}:{tail[2:]}")
 
@@ -111,6 +111,6 @@ def beat(mine: bytes, body: bytes) -> bytes:
 
 
 def beat_body(frame: bytes) -> bytes:
-    """b"" for a truncated frame."""
+    """Returns the body of a beat; b"" for a truncated frame."""
     size = int.from_bytes(frame[14:16], "big")
     return frame[16 : 16 + size] if len(frame) >= 16 + size else b""

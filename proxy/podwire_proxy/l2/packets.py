@@ -41,7 +41,7 @@ class PacketSocket:
         self._joined: dict[str, set[str]] = {}  # multicast group -> addresses
 
     def open(self) -> None:
-        """Raises OSError if there is no such link."""
+        """Opens the sockets. Raises OSError if the link does not exist."""
         self.close()
         index = socket.if_nametoindex(self.link)
         for kind in (ARP, IPV6, frames.BEAT):
@@ -66,7 +66,7 @@ class PacketSocket:
         return list(self._sockets.values())
 
     def receive(self, sock: socket.socket, heard: Callable[[bytes], None]) -> None:
-        """Every waiting frame. Raises OSError if the link is gone."""
+        """Passes every waiting frame to `heard`. Raises OSError if the link disappeared."""
         for _ in range(256):  # then let other tasks run
             try:
                 frame, (_, _, kind, _, _) = sock.recvfrom(2048)
@@ -76,13 +76,13 @@ class PacketSocket:
                 heard(frame)
 
     def send(self, frame: bytes) -> None:
-        """Raises OSError if the link is down."""
+        """Sends a frame. Raises OSError if the link is down."""
         kind = int.from_bytes(frame[12:14], "big")
         with contextlib.suppress(BlockingIOError):
             self._sockets[kind].send(frame)
 
     def hear_questions(self, ips: set[str]) -> None:
-        """Join the multicast groups for queries of these IPv6 addresses, and leave all others."""
+        """Joins the multicast groups for queries of these IPv6 addresses, and leaves all other groups."""
         wanted: dict[str, set[str]] = {}
         for ip in ips:
             if ":" in ip:
