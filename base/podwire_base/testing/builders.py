@@ -78,7 +78,7 @@ def node(own: str, *, labels: dict[str, str] | None = None, ready: bool = True, 
 
 
 def minimal(resource: Resource, own: str = "x") -> Object:
-    """The smallest object of each kind that the API accepts."""
+    """Returns the smallest object of the kind that the API accepts."""
     made: dict[str, Object] = {
         "Pod": pod(own),
         "Service": service(own),
@@ -95,7 +95,7 @@ def minimal(resource: Resource, own: str = "x") -> Object:
 
 
 def stored(obj: Object, *, uid: str = "", status: Object | None = None, **metadata: Any) -> Object:
-    """A copy with uid and creationTimestamp, and with `status` and `metadata` merged in."""
+    """Returns a copy of the object with uid, creationTimestamp, `status` and `metadata`."""
     made = copy.deepcopy(obj)
     made["metadata"] = {
         "uid": uid or f"uid-{name(obj)}",
@@ -118,7 +118,7 @@ def running(
     deleted: bool = False,
     **spec: Any,
 ) -> Object:
-    """A pod as the node agent reports it."""
+    """Returns a pod as the node agent reports it."""
     extra = {"deletionTimestamp": "2027-01-15T08:00:30Z"} if deleted else {}
     return stored(
         pod(own, labels=labels, nodeName=on, **spec),

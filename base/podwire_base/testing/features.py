@@ -18,7 +18,8 @@ import pytest
 from podwire_base.role.features import Feature, Kernel, explain, judge
 from podwire_base.role.kernelconfig import running
 
-# The errors of a kernel that lacks the requested feature. Not EPERM: privileges are no feature of a kernel.
+# The errors of a kernel that lacks the requested feature. EPERM is not one of them, because privileges are not a
+# feature of a kernel.
 _UNKNOWN = frozenset(
     (
         errno.EAFNOSUPPORT,
@@ -34,8 +35,8 @@ _UNKNOWN = frozenset(
 
 
 def need(feature: Feature, works: bool, kernel: Kernel | None = None) -> None:
-    """Continue if the feature works; else skip the test or fail it, as the record decides. works: the result of the
-    test's own check.
+    """Continue if the feature works. Otherwise skip the test if the kernel is excused from the feature, or else fail
+    the test. works: the result of the test's own check.
     """
     if works:
         return
@@ -48,8 +49,8 @@ def need(feature: Feature, works: bool, kernel: Kernel | None = None) -> None:
 
 @contextlib.contextmanager
 def needed(*features: Feature, kernel: Kernel | None = None) -> Iterator[None]:
-    """A refusal inside the block skips the test if the kernel is excused from one of the features; else it is raised
-    unchanged.
+    """A context manager for code that uses the features. If the kernel refuses a call in the block and is excused from
+    one of the features, the test is skipped. Otherwise the error is raised unchanged.
     """
     try:
         yield

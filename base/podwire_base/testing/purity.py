@@ -68,20 +68,20 @@ class PureContract(Contract):
 
 
 def pure(graph: ImportGraph, roots: Iterable[str], listed: set[str]) -> set[str]:
-    """Our modules that are not listed."""
+    """Returns podwire's modules that are not listed as I/O."""
     roots = set(roots)
     return {module for module in graph.modules if module.partition(".")[0] in roots} - listed
 
 
 def source(module: str) -> str:
-    """The module's source; "" for a folder without __init__.py or a compiled module."""
+    """Returns the module's source; "" for a compiled module or a folder without __init__.py."""
     spec = importlib.util.find_spec(module)
     path = Path(spec.origin) if spec is not None and spec.origin else None
     return path.read_text() if path is not None and path.suffix == ".py" else ""
 
 
 def uses(text: str) -> Iterator[tuple[int, str]]:
-    """(line, name) of each use of files, streams, the environment or clocks that no import shows."""
+    """Yields (line, name) of each use of files, streams, the environment or clocks that no import shows."""
     if not _WORTH_A_LOOK.search(text):
         return
     paths = "pathlib" in text  # without it, `exists` is a method of another class

@@ -25,7 +25,9 @@ def _managed(manager: str, operation: str, fields: Object, sub: str = "") -> Obj
 
 
 def node(name: str, address: str, cidr: str, version: int, zone: str = "eu-1a") -> Object:
-    """A Node as kubelet, kube-controller-manager and a cloud provider leave it. Items of a list carry no kind."""
+    """Returns a Node as kubelet, kube-controller-manager and a cloud provider write it. Items of a list
+    have no kind.
+    """
     return {
         "metadata": {
             "name": name,
@@ -204,13 +206,15 @@ def status(code: int, reason: str, message: str, **details: Any) -> Object:
 
 
 def frame(kind: str, obj: Object, api_kind: str = "Service") -> bytes:
-    """One line of a watch; unlike items of a list, objects carry their kind here."""
+    """Returns one line of a watch. Unlike the items of a list, the object has its kind."""
     typed = obj if obj.get("kind") else {"kind": api_kind, "apiVersion": "v1", **obj}
     return json.dumps({"type": kind, "object": typed}, separators=(",", ":")).encode() + b"\n"
 
 
 def bookmark(version: int, *, end: bool = False, api_kind: str = "Service") -> bytes:
-    """Go's zero values are included: an empty spec and status, a creationTimestamp that is null."""
+    """Returns a bookmark. It includes Go's zero values: an empty spec and status, and a creationTimestamp
+    that is null.
+    """
     metadata: Object = {"resourceVersion": str(version), "creationTimestamp": None}
     if end:
         metadata["annotations"] = {"k8s.io/initial-events-end": "true"}
