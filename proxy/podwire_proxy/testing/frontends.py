@@ -72,7 +72,7 @@ def range_flows() -> list[Scenario]:
 
 
 def frontends() -> list[Scenario]:
-    """Objects that are written carelessly, incompletely or twice."""
+    """Returns the rows for malformed, incomplete and duplicate objects."""
     plain = service("my-service", VIP, [port(PORT)])
     one = some_slice(endpoint(POD_B, NODE))
     named = service("my-service", VIP, [port(PORT, "TCP", "http"), port(PORT + 1, "TCP", "admin")])
@@ -106,7 +106,7 @@ def frontends() -> list[Scenario]:
                 endpoint_slice(
                     "my-service",
                     [endpoint(POD_C, "n2")],
-                    [(None, "TCP", TARGET)],  # type: ignore[list-item]  # the API may hold it all the same
+                    [(None, "TCP", TARGET)],  # type: ignore[list-item]  # the API can have such a port
                     name="nameless",
                 ),
             ),

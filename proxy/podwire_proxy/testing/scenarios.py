@@ -1,5 +1,5 @@
-"""The conformance table. It is checked with decide(), with trace() over the planned rules, and with real packets in
-netns-tests.
+"""The conformance table. Tests check each row with decide(), with traces of the planned rules, and with real packets
+(netns-tests).
 
 Further rows are in selection.py (which endpoints) and frontends.py (which objects count, source ranges flow by flow,
 SCTP).

@@ -58,7 +58,7 @@ def _case(
     *,
     zone: str = "zone-a",
 ) -> Scenario:
-    """cluster, local: the letters of the endpoints in each set."""
+    """Returns one case. cluster, local: the letters of the endpoints in each set."""
     spec = policy or {}
     everywhere, here = ([Destination(PLACES[letter][0], TARGET) for letter in letters] for letters in (cluster, local))
     none = NO_LOCAL_ENDPOINTS if everywhere or here else NO_ENDPOINTS
@@ -79,7 +79,7 @@ def _case(
 
 
 def selection() -> list[Scenario]:
-    """32 cases."""
+    """Returns the 32 cases."""
     spread = {"b": zones("zone-a"), "a": zones("zone-b"), "c": zones("zone-c"), "h": zones("zone-a")}
     near = {"b": zones("zone-a"), "a": zones("zone-b"), "c": zones("zone-a"), "h": zones("zone-b")}
     both = {"b": READY, "c": READY}

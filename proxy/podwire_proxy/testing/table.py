@@ -51,7 +51,7 @@ _V6 = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """Objects, and the verdict on the first packet of a flow. `node`: what the proxy knows of its node."""
+    """Objects, and the verdict on the first packet of a flow. `node`: the NodeInfo of the proxy."""
 
     name: str
     objects: tuple[meta.Object, ...]
@@ -59,14 +59,14 @@ class Scenario:
     node: NodeInfo = field(default=INFO)
 
     def tracker(self) -> Tracker:
-        """A Tracker that has seen the objects; flush it."""
+        """Returns a Tracker with the recorded objects. The caller must flush the Tracker."""
         made = Tracker(self.node)
         for obj in self.objects:
             (made.service if obj["kind"] == "Service" else made.slice)(meta.key(obj), obj)
         return made
 
     def v6(self) -> Scenario:
-        """The same with IPv6 addresses; without 127.0.0.1, which has no counterpart there."""
+        """Returns the same row with IPv6 addresses, without 127.0.0.1, which has no counterpart in IPv6."""
         objects = tuple(json.loads(_v6(json.dumps(obj))) for obj in self.objects)
         expect = {
             replace(p, src=_v6(p.src), dst=_v6(p.dst)): replace(
