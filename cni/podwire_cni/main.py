@@ -85,7 +85,7 @@ class Standalone:
         if command in ("ADD", "STATUS"):
             wiring.ensure_node(node, plugin.unwanted(node))
         cidrs = tuple(str(r.subnet) for ranges in node.ranges for r in ranges)
-        rules = NodeRules(cidrs, frozenset(conf.native) if conf.ip_masq else None)
+        rules = NodeRules(cidrs, frozenset(conf.native) if conf.ip_masq else None, mac=node.bridge_mac)
         if firewall.present():
             firewall.adopt(rules, plugin.pods())
         elif command == "ADD":

@@ -245,20 +245,21 @@ def _neighbours(node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
     routed = (nft.Meta("iifname"), nft.Lookup(SUBNET_PORTS.name, invert=True))
     to_all = (nft.Payload("link", 0, 1), nft.Bitwise(b"\x01", b"\0"))
     yield forward
-    yield nft.Rule(
-        spoofing,
-        (
-            *routed,
-            *to_all,
-            nft.Cmp(b"\0"),
-            nft.Payload("link", 0, 6),
-            *(nft.Cmp(mac_bytes(mac), "!=") for mac in macs),
-            nft.Counter(),
-            nft.drop(),
-        ),
-        # The check for foreign changes compares comments, so the comment contains the MACs.
-        comment=_spoofed(f"a pod sends to another MAC than {' '.join(macs[:4])}"),
-    )
+    if macs:
+        yield nft.Rule(
+            spoofing,
+            (
+                *routed,
+                *to_all,
+                nft.Cmp(b"\0"),
+                nft.Payload("link", 0, 6),
+                *(nft.Cmp(mac_bytes(mac), "!=") for mac in macs),
+                nft.Counter(),
+                nft.drop(),
+            ),
+            # The check for foreign changes compares comments, so the comment contains the MACs.
+            comment=_spoofed(f"a pod sends to another MAC than {' '.join(macs[:4])}"),
+        )
     yield nft.Rule(
         forward,
         (nft.Meta("iifname"), nft.Lookup(PORTS.name), *routed, *to_all, nft.Cmp(b"\1"), nft.Counter(), nft.drop()),

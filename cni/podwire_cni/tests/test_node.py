@@ -234,3 +234,12 @@ def test_a_foreign_conflist_is_not_taken_up(tmp_path: Path) -> None:
     for text in ("", "[]", '{"plugins": []}', '{"plugins": [{"ipam": {"ranges": [[{"subnet": "x"}]]}}]}'):
         (tmp_path / "c").write_text(text)
         assert conflistfile.read(tmp_path / "c") is None
+
+
+def test_a_bridge_without_a_known_mac_gets_no_rule_that_drops_all_unicast() -> None:
+    def comments(mac: str) -> list[str]:
+        rules = NodeRules(("10.0.1.0/24",), None, mac=mac)
+        return [op.thing.comment for op in nodetable.plan(rules, ()) if isinstance(op.thing, nft.Rule)]
+
+    assert any("another MAC than 0a:58:0a:00:01:01" in comment for comment in comments("0a:58:0a:00:01:01"))
+    assert not any("another MAC" in comment for comment in comments(""))
