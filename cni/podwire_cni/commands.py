@@ -492,7 +492,7 @@ def _check_ranges(sets: Sequence[RangeSet], node: NodeNet) -> None:
                 raise CNIError(
                     ErrorCode.INVALID_CONFIG,
                     f"network configuration: ipam.ranges[{i}][{j}].subnet {r.subnet} is outside this node's "
-                    f" podCIDRs {', '.join(str(h.subnet) for s in node.ranges for h in s)}",
+                    f"podCIDRs {', '.join(str(h.subnet) for s in node.ranges for h in s)}",
                     "leave ipam.ranges out, or name a part of them",
                 )
             if r.gateway != homes[0].gateway:
