@@ -55,8 +55,9 @@ class Networks:
         return tuple(self.known[bridge].rules() for bridge in sorted(self.known))
 
     def routed(self, bridge: str) -> bool:
-        """Whether the pods on this bridge have addresses with full-length prefixes (/32, /128)."""
-        return bridge not in self.known or self.known[bridge].net.routed
+        """Whether the pods on this bridge send only to the node: then its MAC is in the rules (see Network.rules)."""
+        known = self.known.get(bridge)
+        return known is None or known.rules().mac != ""
 
     def ensure(self) -> list[str]:
         """Re-create all bridges that other programs removed. Continues after an error. Returns one line for
