@@ -28,6 +28,7 @@ from podwire.demo import checks_dns, checks_pods, checks_services
 from podwire.demo.lab import OUTSIDE_CLIENT, DemoLab, wait_for
 from podwire.demo.rows import Check
 from podwire_base.kernel.netns import call_in
+from podwire_base.kube.conditions import condition
 
 PACKET_CHECKS: tuple[Check, ...] = (*checks_pods.CHECKS, *checks_services.CHECKS, *checks_dns.CHECKS)
 
@@ -193,16 +194,24 @@ def test_killed_pause_process_brings_the_pod_back(lab: DemoLab) -> None:
     wait_for(spread, 10)
 
 
+def _pods_as_seen(lab: DemoLab) -> set[tuple[str, str, str]]:
+    """(name, address, the time of the last change of Ready) of each ready pod. A pod that was unready once differs."""
+    return {
+        (p.name, p.address, condition(lab.get("Pod", p.name), "Ready")["lastTransitionTime"])
+        for p in lab.pods("MyApp") + lab.pods("client")
+    }
+
+
 @pytest.mark.parametrize("role", ["wiring", "node", "dns-feeder", "dns", "proxy"])
 def test_a_killed_role_comes_back_and_traffic_does_not_notice(lab: DemoLab, role: str) -> None:
     client, address = lab.pods("client")[0], lab.cluster_ip("my-service")
-    before = {(p.name, p.address) for p in lab.pods("MyApp") + lab.pods("client")}
+    before = _pods_as_seen(lab)
     with lab.hammer(client.netns, address, 80) as seen:
         lab.restart(client.node, role, signal.SIGKILL)
         until = seen["sent"] + 100  # while the new one takes over
         wait_for(lambda: seen["sent"] > until or seen["failed"], 60)
     assert not seen["failed"]
-    assert {(p.name, p.address) for p in lab.pods("MyApp") + lab.pods("client")} == before
+    assert _pods_as_seen(lab) == before
 
     def resolves() -> bool:
         """dig prints the address; without an answer it prints an error"""

@@ -85,6 +85,15 @@ def container_status(c: ContainerState) -> Object:
     return status
 
 
+def was_ready(pod: Object, c: ContainerState) -> bool:
+    """Whether the API server's status says that this very run of the container is ready. A restarted node agent keeps
+    this readiness until the first result of the probe, so that the pod stays in its Services (KEP-4781).
+    """
+    rows = pod.get("status", {}).get("containerStatuses") or []
+    run = (f"podwire://{c.id}", c.restarts)
+    return any((row.get("containerID"), row.get("restartCount")) == run and bool(row.get("ready")) for row in rows)
+
+
 def phase(policy: str, states: list[ContainerState]) -> str:
     """Return the pod's phase: Pending, Running, Succeeded or Failed (core/v1 PodPhase)."""
     if (

@@ -18,7 +18,7 @@ from podwire_base.role import logs
 from . import podspec, probes
 from .cni_runtime import Attachment, CniFailed, CniRuntime, addresses
 from .podspec import NodeDns, Refused
-from .podstatus import ContainerState, backoff, pod_status, restart_wanted, terminated
+from .podstatus import ContainerState, backoff, pod_status, restart_wanted, terminated, was_ready
 from .runtime import ECHO_IN_POD, Container, Process, RuntimeFailed, Sandbox, echo_command
 
 log = logs.get("node")
@@ -190,7 +190,7 @@ class PodWorker:
         if watcher and not state.running:  # found by a restarted node agent
             state.running_since = state.last_started = box.since()
             state.restarts, state.waiting, state.id = box.restarts(), "", self.sandbox.id[:12] + "-" + box.name
-            self._began(state, container, watcher)
+            self._began(state, container, watcher, ready=was_ready(self.pod, state))
         elif not watcher and (state.running or (state.waiting and box.exit() and state.exit_code is None)):
             ended = box.exit() or {"code": 137, "signal": 9, "finished": time.time()}
             state.exit_code, state.exit_signal, state.finished = ended["code"], ended["signal"], ended["finished"]
@@ -252,10 +252,11 @@ class PodWorker:
         self._began(state, container, watcher)
         log.info("container started", pod=key(self.pod), container=state.name, restarts=state.restarts)
 
-    def _began(self, state: ContainerState, container: Object, watcher: Process) -> None:
+    def _began(self, state: ContainerState, container: Object, watcher: Process, ready: bool = False) -> None:
+        """Start the probes of a running container. ready: its readiness until its readiness probe has a result."""
         self._background(self._wake_when_ended(watcher))
         readiness, liveness = container.get("readinessProbe"), container.get("livenessProbe")
-        state.ready = readiness is None
+        state.ready = ready or readiness is None
 
         async def run(words: list[str], _limit: float) -> int:
             return await exec_in(Container(self.sandbox, state.name), words)
