@@ -276,8 +276,8 @@ def test_links_of_others_are_left_alone(place: Place) -> None:
 
     before = shown()
     for bridge, words in (
-        ("eth0", "which is no bridge"),
-        ("lo", "which is no bridge"),
+        ("eth0", "which is not a bridge"),
+        ("lo", "which is not a bridge"),
         ("br0", "other software made it"),
     ):
         answer = place.node.cni("ADD", "a", place.lab.netns("pod"), place.conf(bridge, "10.50.0.0/24"))

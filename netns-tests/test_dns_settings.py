@@ -421,4 +421,6 @@ def test_serve_refuses_bad_settings_before_it_starts_anything(lab: Lab, tmp_path
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "podwire dns serve: Corefile line 2: upstream: 'nowhere' is no IP address"
+    assert (
+        done.stderr.splitlines()[-1] == "podwire dns serve: Corefile line 2: upstream: 'nowhere' is not an IP address"
+    )

@@ -140,7 +140,7 @@ def test_all_that_is_asked_over_http(world: World, tmp_path: Path) -> None:
         assert get(world.outside, 10256, "/livez", s.NODE_IP)[0] == 200
         assert 'kubeproxy_proxy_healthz_total{code="503"}' in get(world.node, 10249, "/metrics")[1]
         log = proxy.stop()
-    assert "typo: is no key" in log
+    assert "typo: is not a key" in log
 
 
 def test_what_keeps_services_from_working_is_named(world: World, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def _parse(text: str, kind: Any, where: str) -> Any:
         try:
             return kind(text)
         except ValueError:
-            raise BadSetting(f"{where}: {text!r} is no number") from None
+            raise BadSetting(f"{where}: {text!r} is not a number") from None
     if kind in (str, Path):
         return kind(text)
     if kind == tuple[str, ...]:

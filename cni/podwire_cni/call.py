@@ -37,12 +37,12 @@ def parse_env(env: Mapping[str, str]) -> Call:
     container, ifname = env.get("CNI_CONTAINERID", ""), env.get("CNI_IFNAME", "")
     if container and not NAME.match(container):
         raise _error(
-            f"CNI_CONTAINERID {container!r} is no container id",
+            f"CNI_CONTAINERID {container!r} is not a container id",
             "it starts with a letter or digit and has letters, digits, '.', '_' and '-' only",
         )
     if ifname and not ifname_is_good(ifname):
         raise _error(
-            f"CNI_IFNAME {ifname!r} is no interface name",
+            f"CNI_IFNAME {ifname!r} is not an interface name",
             "it has at most 15 bytes, none of them '/', ':', '%' or a space",
         )
     args = {}

@@ -57,7 +57,7 @@ def foreign(net: NodeNet) -> str:
     with IPRoute() as ipr:
         found = ipr.get_links(ifname=net.bridge) if ipr.link_lookup(ifname=net.bridge) else []
         if found and found[0].get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge":
-            return "the node has an interface of that name which is no bridge"
+            return "the node has an interface of that name which is not a bridge"
         if found and not str(found[0].get("IFLA_ADDRESS")).startswith(OURS):
             return "other software made it and uses it"
         subnets = [r.subnet for ranges in net.ranges for r in ranges]
@@ -160,7 +160,7 @@ def _bridge(ipr: IPRoute, node: NodeNet, done: list[str]) -> int:
     link = ipr.get_links(found[0])[0]
     if link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge":
         raise FileExistsError(
-            errno.EEXIST, f"the node has an interface {node.bridge} that is no bridge; remove or rename it"
+            errno.EEXIST, f"the node has an interface {node.bridge} that is not a bridge; remove or rename it"
         )
     # Set the MAC explicitly. Otherwise the bridge uses the MAC of one of its ports, and its MAC changes when that pod
     # ends.

@@ -32,14 +32,14 @@ def _one_of(path: str, value: Any, allowed: tuple[str, ...]) -> Causes:
 
 def _port(path: str, value: Any) -> Causes:
     if not isinstance(value, int) or not 1 <= value <= 65535:
-        yield Cause(path, f"{value!r} is no port; expected 1 to 65535")
+        yield Cause(path, f"{value!r} is not a port; expected 1 to 65535")
 
 
 def _address(path: str, value: Any) -> Causes:
     try:
         ipaddress.ip_address(str(value))
     except ValueError:
-        yield Cause(path, f"{value!r} is no IP address; expected such as 10.0.0.1 or fd00::1")
+        yield Cause(path, f"{value!r} is not an IP address; expected such as 10.0.0.1 or fd00::1")
 
 
 def _required(path: str, hint: str) -> Cause:
@@ -55,19 +55,21 @@ def _metadata(resource: Resource, obj: Object) -> Causes:
         if len(own) > 63 or not pattern.match(own):
             yield Cause(
                 "metadata.name",
-                f"{own!r} is no DNS label; lower-case letters, digits and '-', at most 63"
+                f"{own!r} is not a DNS label; lower-case letters, digits and '-', at most 63"
                 + (", starting with a letter" if resource.kind == "Service" else ""),
             )
     elif len(own) > 253 or not _SUBDOMAIN.match(own):
         yield Cause(
-            "metadata.name", f"{own!r} is no DNS subdomain; lower-case letters, digits, '-' and '.', at most 253"
+            "metadata.name", f"{own!r} is not a DNS subdomain; lower-case letters, digits, '-' and '.', at most 253"
         )
     for key, value in labels(obj).items():
         if not _LABEL_KEY.match(key) or len(key.rsplit("/", 1)[-1]) > 63:
-            yield Cause(f"metadata.labels.{key}", "is no label key; letters, digits, '-', '_', '.', and a DNS prefix/")
+            yield Cause(
+                f"metadata.labels.{key}", "is not a label key; letters, digits, '-', '_', '.', and a DNS prefix/"
+            )
         if len(value) > 63 or not _LABEL_VALUE.match(value):
             yield Cause(
-                f"metadata.labels.{key}", f"{value!r} is no label value; at most 63 letters, digits, '-', '_', '.'"
+                f"metadata.labels.{key}", f"{value!r} is not a label value; at most 63 letters, digits, '-', '_', '.'"
             )
 
 
@@ -81,7 +83,7 @@ def _service(obj: Object) -> Causes:
         if not target:
             yield _required("spec.externalName", "the DNS name that this Service stands for")
         elif not _SUBDOMAIN.match(target.rstrip(".").lower()):
-            yield Cause("spec.externalName", f"{target!r} is no DNS name")
+            yield Cause("spec.externalName", f"{target!r} is not a DNS name")
         if spec.get("clusterIP"):
             yield Cause("spec.clusterIP", "an ExternalName Service has no address; leave it out")
     elif not ports and spec.get("clusterIP") != "None":
@@ -125,7 +127,7 @@ def _service_ports(ports: list[Object]) -> Causes:
         if len(ports) > 1 and not own:
             yield _required(f"{path}.name", "every port has a name where there are several")
         if own and (len(own) > 63 or not _LABEL.match(own)):
-            yield Cause(f"{path}.name", f"{own!r} is no DNS label")
+            yield Cause(f"{path}.name", f"{own!r} is not a DNS label")
         for seen, value, field in ((names, own, "name"), (numbers, (port["protocol"], port["port"]), "port")):
             if value and value in seen:
                 yield Cause(
@@ -159,7 +161,7 @@ def pod_spec(spec: Object, path: str) -> Causes:
             own = container.get("name") or ""
             if not own or len(own) > 63 or not _LABEL.match(own):
                 reason = "FieldValueInvalid" if own else "FieldValueRequired"
-                yield Cause(f"{where}.name", f"{own!r} is no DNS label", reason)
+                yield Cause(f"{where}.name", f"{own!r} is not a DNS label", reason)
             if own in names:
                 yield Cause(f"{where}.name", f"{own!r} is used twice in this pod", "FieldValueDuplicate")
             names.add(own)
@@ -249,7 +251,7 @@ def _node(obj: Object) -> Causes:
         try:
             ipaddress.ip_network(cidr)
         except ValueError:
-            yield Cause("spec.podCIDR", f"{cidr!r} is no network; expected such as 10.244.1.0/24")
+            yield Cause("spec.podCIDR", f"{cidr!r} is not a network; expected such as 10.244.1.0/24")
 
 
 _RULES: dict[str, Callable[[Object], Causes]] = {

@@ -185,7 +185,7 @@ def bandwidth(pod: Object) -> dict[str, int]:
         if not 1000 <= rate <= 10**15:
             raise Refused(
                 "FailedCreatePodSandBox",
-                f"annotation kubernetes.io/{way}-bandwidth: {text!r} is no rate from 1k to "
+                f"annotation kubernetes.io/{way}-bandwidth: {text!r} is not a rate from 1k to "
                 "1P bits a second; write it as 10M",
             )
         asked[f"{way}Rate"], asked[f"{way}Burst"] = rate, rate // 10

@@ -142,7 +142,7 @@ class DnsConfig:
         for name in ("health_address", "ready_address", "metrics_address"):
             text = getattr(self, name)
             if text and not is_page_address(text):
-                raise BadConfig(f"{name}: {text!r} is no address; write HOST:PORT or :PORT")
+                raise BadConfig(f"{name}: {text!r} is not an address; write HOST:PORT or :PORT")
 
     def forwarding(self) -> tuple[Forward, ...]:
         """Returns `forwards`, or the equivalent of `upstreams` and `stubs`. Raises BadConfig."""

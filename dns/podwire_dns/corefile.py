@@ -288,7 +288,7 @@ class _Reader:
             try:
                 addresses.append(names.canonical(word))
             except names.BadName:
-                self.note(item, f"names {word!r}, which is no address, and is left out")
+                self.note(item, f"names {word!r}, which is not an address, and is left out")
         if addresses:
             self.once(item, "listen", tuple(addresses))
         elif not self.config.ignore_access:
@@ -349,7 +349,7 @@ class _Reader:
 def _address(item: Directive, default: str) -> str:
     text = item.args[0] if item.args else default
     if not is_page_address(text):
-        raise bad(item, f"{text!r} is no address; write HOST:PORT or :PORT")
+        raise bad(item, f"{text!r} is not an address; write HOST:PORT or :PORT")
     return text
 
 

@@ -108,7 +108,7 @@ class _Reader:
         if not any(sign in path for sign in "*?["):
             return [path]
         if path.count("*") > 1 or path.count("?") > 1 or "[" in path:
-            raise bad(token, f"{pattern!r} is no pattern for import; it may have one * and one ?, and no [")
+            raise bad(token, f"{pattern!r} is not a pattern for import; it may have one * and one ?, and no [")
         return self.place.matching(path)
 
     def _inside(

@@ -35,7 +35,7 @@ def zone_names(words: Iterable[str], item: Directive) -> list[str]:
         except names.BadName as err:
             raise bad(item, str(err)) from err
         except ValueError as err:
-            raise bad(item, f"{word!r} is no CIDR: {err}") from err
+            raise bad(item, f"{word!r} is not a CIDR: {err}") from err
     return [zone.rstrip(".") or "." for zone in found]
 
 
@@ -63,7 +63,7 @@ def key(word: str, block: Directive) -> Key:
     elif ":" in host and "/" not in host:
         raise bad(block, f"{word!r} is an address; a reverse zone is written as CIDR, such as 2001:db8::/32")
     elif not 0 < number(port, block) <= LAST_PORT:
-        raise bad(block, f"{port!r} is no port; it must be from 1 to {LAST_PORT}")
+        raise bad(block, f"{port!r} is not a port; it must be from 1 to {LAST_PORT}")
     if _ADDRESS.fullmatch(host):
         raise bad(block, f"{word!r} is an address; a reverse zone is written as CIDR, such as 192.0.2.0/24")
     return Key(word, scheme.lower() or DNS, tuple(zone_names([host], block)), int(port or 0))

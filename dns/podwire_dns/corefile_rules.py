@@ -80,7 +80,7 @@ def template(item: Directive, block_zones: tuple[bytes, ...], note: Note) -> rul
         return None
     qtype = None if kind == "ANY" else QTYPE.reverse.get(kind)
     if kind != "ANY" and qtype is None:
-        raise bad(item, f"{kind!r} is no record type")
+        raise bad(item, f"{kind!r} is not a record type")
     zones = zones_of(item.args[2:], item) or block_zones
     matches: list[re.Pattern[str]] = []
     lines: dict[str, list[str]] = {"answer": [], "authority": [], "additional": []}
@@ -95,7 +95,7 @@ def template(item: Directive, block_zones: tuple[bytes, ...], note: Note) -> rul
                 lines[option.name].append(option.args[0])
             elif option.name == "rcode" and option.args:
                 if option.args[0].upper() not in RCODE.reverse:
-                    raise bad(option, f"{option.args[0]!r} is no response code")
+                    raise bad(option, f"{option.args[0]!r} is not a response code")
                 rcode = int(RCODE.reverse[option.args[0].upper()])
             elif option.name == "fallthrough":
                 fallthrough = zones_of(option.args, option) or (rules.ROOT,)

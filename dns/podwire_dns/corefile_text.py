@@ -85,10 +85,10 @@ def seconds(text: str, item: Directive) -> float:
         parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s|m|h)", text)
         if parts and "".join(a + b for a, b in parts) == text:
             return sum(float(amount) * _UNITS[unit] for amount, unit in parts)
-    raise bad(item, f"{text!r} is no duration; write 5s, 1m or 1h")
+    raise bad(item, f"{text!r} is not a duration; write 5s, 1m or 1h")
 
 
 def number(text: str, item: Directive) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > LONGEST_DURATION:
-        raise bad(item, f"{text!r} is no number")
+        raise bad(item, f"{text!r} is not a number")
     return int(text)

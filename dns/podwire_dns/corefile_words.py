@@ -72,12 +72,12 @@ IDLE = {  # option without effect in podwire -> reason
 def check(item: Directive) -> None:
     """Raises BadConfig for a directive or an option that CoreDNS does not know either."""
     if item.name not in DIRECTIVES:
-        raise _unknown(item, "directive", DIRECTIVES)
+        raise _unknown(item, "a directive", DIRECTIVES)
     known = OPTIONS.get(item.name)
     for option in item.block if known is not None else ():
         line = item.name == "hosts" and list(host_lines(" ".join(option.words)))
         if option.name not in (known or ()) and not line:
-            raise _unknown(option, f"option of {item.name}", known or frozenset())
+            raise _unknown(option, f"an option of {item.name}", known or frozenset())
         if option.name in VALUES and not option.args:
             raise bad(option, f"{option.name} needs a value")
 
@@ -85,4 +85,4 @@ def check(item: Directive) -> None:
 def _unknown(item: Directive, what: str, known: frozenset[str]) -> BadConfig:
     close = get_close_matches(item.name, sorted(known), 1)
     hint = f"; is {close[0]} meant?" if close else ""
-    return bad(item, f"{item.name!r} is no {what} in CoreDNS{hint}")
+    return bad(item, f"{item.name!r} is not {what} in CoreDNS{hint}")

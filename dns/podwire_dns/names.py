@@ -26,9 +26,9 @@ def fqdn(name: str) -> str:
     labels = text.split(".")
     for label in labels:
         if not _LABEL.fullmatch(label):
-            raise BadName(f"{name!r} is no DNS name: the label {label!r} must be 1 to 63 of a-z, 0-9, '-' and '_'")
+            raise BadName(f"{name!r} is not a DNS name: the label {label!r} must be 1 to 63 of a-z, 0-9, '-' and '_'")
     if len(text) + 2 > MAX_WIRE:
-        raise BadName(f"{name!r} is no DNS name: it is longer than 253 characters")
+        raise BadName(f"{name!r} is not a DNS name: it is longer than 253 characters")
     return text + "."
 
 
@@ -144,7 +144,7 @@ def canonical(text: str) -> str:
     try:
         return str(ipaddress.ip_address(text))
     except ValueError as err:
-        raise BadName(f"{text!r} is no IP address") from err
+        raise BadName(f"{text!r} is not an IP address") from err
 
 
 def reverse_zones(cidr: str) -> list[str]:
@@ -155,7 +155,7 @@ def reverse_zones(cidr: str) -> list[str]:
     try:
         network = ipaddress.ip_network(cidr)
     except ValueError as err:
-        raise BadName(f"{cidr!r} is no CIDR: {err}") from err
+        raise BadName(f"{cidr!r} is not a CIDR: {err}") from err
     step = 8 if network.version == 4 else 4
     whole = -(-network.prefixlen // step) * step
     if whole == 0:

@@ -53,7 +53,7 @@ def pattern(text: str) -> re.Pattern[str]:
             text.replace("(?<", "(?P<") if "(?<" in text and "(?<=" not in text and "(?<!" not in text else text
         )
     except re.error as err:
-        raise BadRule(f"{text!r} is no regular expression: {err}") from err
+        raise BadRule(f"{text!r} is not a regular expression: {err}") from err
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +313,7 @@ def render(line: str, value: Callable[[str], str]) -> list[RR]:
     try:
         return list(RR.fromZone(text, ttl=TEMPLATE_TTL))
     except Exception as err:  # dnslib raises its own errors, ValueError, KeyError and IndexError on malformed input
-        raise BadRule(f"{text!r} is no record: {err}") from err
+        raise BadRule(f"{text!r} is not a record: {err}") from err
 
 
 def _sections(key: bytes, template: Template, value: Callable[[str], str]) -> bytes:

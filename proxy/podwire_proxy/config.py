@@ -97,7 +97,7 @@ def check(config: ProxyConfig) -> None:
             try:
                 ipaddress.ip_network(cidr, strict=False)
             except ValueError as err:
-                raise ConfigError(f"{name}: {cidr!r} is no CIDR, as 10.244.0.0/16 is one") from err
+                raise ConfigError(f"{name}: {cidr!r} is not a CIDR such as 10.244.0.0/16") from err
     if config.detect_local not in DETECTORS:
         raise ConfigError(f"detect_local: {config.detect_local!r} is none of {', '.join(DETECTORS)}")
     if config.detect_local in ("BridgeInterface", "InterfaceNamePrefix") and not 0 < len(config.local_interface) < 16:
@@ -105,7 +105,7 @@ def check(config: ProxyConfig) -> None:
     for name, address in (("metrics_address", config.metrics_address), ("healthz_address", config.healthz_address)):
         host, colon, port = address.rpartition(":")
         if address and not (colon and port.isdigit() and int(port) < 65536):
-            raise ConfigError(f"{name}: {address!r} is not host:port, as {host or '127.0.0.1'}:10249 is")
+            raise ConfigError(f"{name}: {address!r} is not host:port, such as {host or '127.0.0.1'}:10249")
 
 
 def _addresses(obj: meta.Object | None, warn: Callable[[str], None]) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ def _addresses(obj: meta.Object | None, warn: Callable[[str], None]) -> tuple[st
                 ip = normal_ip(str(item.get("address")))
                 found.setdefault(":" in ip, ip)
         except (ValueError, AttributeError):
-            warn(f"status.addresses: {item!r} is no address")
+            warn(f"status.addresses: {item!r} is not an address")
     return tuple(found.values())
 
 
@@ -128,7 +128,7 @@ def _ranges(found: Iterable[Any], warn: Callable[[str], None]) -> tuple[str, ...
         try:
             usable.append(normal_cidr(str(text)))
         except ValueError:
-            warn(f"spec.podCIDRs: {text!r} is no CIDR")
+            warn(f"spec.podCIDRs: {text!r} is not a CIDR")
     return tuple(usable)
 
 

@@ -65,7 +65,7 @@ class Problems:
         try:
             return normal_ip(str(text))
         except ValueError:
-            self.add(where, f"{text!r} is no IP address; left out")
+            self.add(where, f"{text!r} is not an IP address; left out")
             return ""
 
     def addresses(self, where: str, items: Iterable[Any]) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ class Problems:
             try:
                 found[normal_cidr(str(item))] = None
             except ValueError:
-                self.add(f"{where}[{index}]", f"{item!r} is no CIDR, as 203.0.113.0/24 is one; left out")
+                self.add(f"{where}[{index}]", f"{item!r} is not a CIDR such as 203.0.113.0/24; left out")
         for everyone, v6 in (("0.0.0.0/0", False), ("::/0", True)):
             if everyone in found:
                 found = {cidr: None for cidr in found if is_v6(cidr) != v6}
@@ -89,7 +89,7 @@ class Problems:
         """Returns a port from 1 to 65535; adds a problem and returns 0 for any other value."""
         if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536:
             return value
-        self.add(where, f"{value!r} is no port number (1-65535); left out")
+        self.add(where, f"{value!r} is not a port number (1-65535); left out")
         return 0
 
 
@@ -257,7 +257,7 @@ def _endpoint(item: Mapping[str, Any], where: str, version: str, problems: Probl
     if not ip:
         return None
     if (":" in ip) != (version == "IPv6"):
-        problems.add(f"{where}.addresses[0]", f"{ip} is no {version} address; left out")
+        problems.add(f"{where}.addresses[0]", f"{ip} is not an {version} address; left out")
         return None
     conditions, hints = item.get("conditions"), item.get("hints")
     if not conditions and not hints:

@@ -103,7 +103,7 @@ def seconds(where: str, text: Any) -> float:
     if whole == "0":
         return 0.0
     if not parts or "".join(number + unit for number, unit in parts) != whole:
-        raise ConfigError(f"{where}: {text!r} is no duration, as 30s or 1h30m is one")
+        raise ConfigError(f"{where}: {text!r} is not a duration such as 30s or 1h30m")
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
@@ -148,7 +148,7 @@ class Reader:
             for key, value in holder.items():
                 path = f"{section}.{key}" if section else str(key)
                 if key not in known:
-                    notes.append(f"{path}: is no key of {KIND}; left out")
+                    notes.append(f"{path}: is not a key of {KIND}; left out")
                 elif not (
                     path in self.taken
                     or path in HARMLESS
@@ -167,7 +167,7 @@ def read(document: Any, served: Sequence[str]) -> tuple[dict[str, Any], list[str
     served: names of the backends, the default first. Raises ConfigError for another kind or a value of a wrong type.
     """
     if not isinstance(document, Mapping) or (document.get("apiVersion"), document.get("kind")) != (API, KIND):
-        raise ConfigError(f"the file is no {KIND} of {API}")
+        raise ConfigError(f"the file is not a {KIND} of {API}")
     reader = Reader(document)
     fields: dict[str, Any] = {}
 

@@ -60,7 +60,7 @@ class ClusterConfig:
                     raise ValueError
             except ValueError:
                 raise BadConfig(
-                    f"upstream_dns: {server!r} is no server; expected IP or IP#PORT, such as 9.9.9.9#53"
+                    f"upstream_dns: {server!r} is not a server; expected IP or IP#PORT, such as 9.9.9.9#53"
                 ) from None
         if problems := parse_pools({"data": {"addresses": ",".join(self.load_balancer_pool or ())}})[1]:
             raise BadConfig(problems[0].replace("data.addresses", "load_balancer_pool"))

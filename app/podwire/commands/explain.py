@@ -288,7 +288,7 @@ def explain_(
     if send:
         if source.at is None:
             raise Failed(
-                f"--send: {source.ip} is no address of the node; SRC must be a pod, `node`, or one of its addresses"
+                f"--send: {source.ip} is not an address of the node; SRC must be a pod, `node`, or one of its addresses"
             )
         verdict, text = _send(source.at, packet)
         fitting = {"forward", "drop", "pass"} if verdict == "silent" else {verdict, "pass"}

@@ -30,7 +30,7 @@ from .common import Failed
 def image(output: Path, name: str | None, wheel: Path | None, suite: str | None) -> None:
     """Build the image that deploy/ runs, for `ctr --namespace k8s.io images import`. Needs root and mmdebstrap."""
     if wheel is None and not Path("pyproject.toml").exists():
-        raise Failed("--wheel: missing, and the current directory is no source tree of podwire")
+        raise Failed("--wheel: missing, and the current directory is not a source tree of podwire")
     try:
         builder.build(
             output,

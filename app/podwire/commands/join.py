@@ -42,7 +42,7 @@ def _address(text: str, option: str, port: int = 6443) -> tuple[str, int]:
             raise ValueError
         return str(ipaddress.ip_address(host.strip("[]"))), number
     except ValueError:
-        raise Failed(f"{option}: {text!r} is neither ADDRESS nor ADDRESS:PORT, as 192.168.56.11:6443 is one") from None
+        raise Failed(f"{option}: {text!r} is not ADDRESS or ADDRESS:PORT, such as 192.168.56.11:6443") from None
 
 
 def url_host(address: str) -> str:

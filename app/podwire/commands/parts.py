@@ -138,7 +138,7 @@ def agent_config(
             if value or option == "--dns-address" or pods:
                 ipaddress.ip_address(value)
         except ValueError:
-            raise BadSetting(f"{option}: {value!r} is no IP address") from None
+            raise BadSetting(f"{option}: {value!r} is not an IP address") from None
     roles = chosen(role)
     if not upstream_dns and corefile is None:
         upstream_dns = ("/etc/resolv.conf",)

@@ -244,10 +244,11 @@ def test_a_setting_that_was_there_and_cannot_be_is_warned_of(tmp_path: Path) -> 
     words = ["install", "--root", str(tmp_path), "--kubeconfig", "/k"]
     done = CliRunner().invoke(cli, words)
     assert (
-        done.exit_code == 0 and "--dns-address: '10.96.0' is no IP address (in /etc/podwire/agent.env)" in done.output
+        done.exit_code == 0
+        and "--dns-address: '10.96.0' is not an IP address (in /etc/podwire/agent.env)" in done.output
     )
     done = CliRunner().invoke(cli, [*words, "--setting", "PODWIRE_DNS_ADDRESS=10.96.0.10"])
-    assert done.exit_code == 0 and "no IP address" not in done.output
+    assert done.exit_code == 0 and "not an IP address" not in done.output
     for more in (["--address", "192.0.2.7"], ["--pods"]):  # the second run needs the files of the first
         done = CliRunner().invoke(cli, [*words, *more])
         assert done.exit_code == 0, done.output

@@ -52,7 +52,7 @@ def test_fields_are_read_as_their_type_says() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("proxy.number=x", "no number"),
+        ("proxy.number=x", "is not a number"),
         ("proxy.on=perhaps", "neither true nor false"),
         ("proxy.nothing=1", "fields are"),
         ("proxy.odd=a", "cannot be set"),

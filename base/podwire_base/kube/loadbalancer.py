@@ -86,8 +86,8 @@ def parse(config: Object | None) -> tuple[Pools, list[str]]:
             ranges.append(_range(text))
         except ValueError as err:
             problems.append(
-                f"data.addresses: {text!r} is no CIDR, range or address, as 192.0.2.16/28 or 192.0.2.10-192.0.2.19 "
-                f"are: {err}; left out"
+                f"data.addresses: {text!r} is not a CIDR, range or address such as 192.0.2.16/28 or "
+                f"192.0.2.10-192.0.2.19: {err}; left out"
             )
     strict = str(data.get("require-class") or "false")
     if strict not in ("true", "false"):

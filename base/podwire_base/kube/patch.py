@@ -98,7 +98,7 @@ def _put(doc: Any, part: str, value: Any, insert: bool, path: str) -> None:
             raise StatusError(422, "Invalid", f"json patch: {path} does not exist")
         doc[part] = value
     else:
-        raise StatusError(422, "Invalid", f"json patch: {path}: its parent is no object or list")
+        raise StatusError(422, "Invalid", f"json patch: {path}: its parent is not an object or list")
 
 
 def _take(doc: Any, parts: list[str], path: str) -> Any:
@@ -111,7 +111,7 @@ def _take(doc: Any, parts: list[str], path: str) -> Any:
 
 def _pointer(path: Any) -> list[str]:
     if not isinstance(path, str) or (path and not path.startswith("/")):
-        raise bad_request(f"json patch: path {path!r} is no JSON pointer; it starts with /")
+        raise bad_request(f"json patch: path {path!r} is not a JSON pointer; it starts with /")
     return [p.replace("~1", "/").replace("~0", "~") for p in path.split("/")[1:]]
 
 
@@ -124,7 +124,7 @@ def json_patch(target: Any, operations: Any) -> Any:
     doc = copy.deepcopy(target)
     for operation in operations:
         if not isinstance(operation, dict) or "op" not in operation:
-            raise bad_request(f"json patch: {operation!r} is no operation")
+            raise bad_request(f"json patch: {operation!r} is not an operation")
         op, path = operation["op"], str(operation.get("path", "?"))
         parts = _pointer(path)
         if op == "test":

@@ -97,7 +97,9 @@ def field_query(text: str, known: Callable[[str], bool] = lambda _: True) -> Pre
         if not match:
             raise bad_request(f"invalid field selector {term!r}: expected PATH=VALUE or PATH!=VALUE")
         if not known(match[1]):
-            raise bad_request(f"field label not supported: {match[1]!r} is no field with a single value of this kind")
+            raise bad_request(
+                f"field label not supported: {match[1]!r} is not a field with a single value of this kind"
+            )
         tests.append((match[1], match[3], match[2] == "!="))
     if not tests:
         return None

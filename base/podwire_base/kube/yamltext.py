@@ -39,7 +39,7 @@ def _key(key: Any) -> str:
     if isinstance(key, bool):
         return str(key).lower()
     if not isinstance(key, str | int | float):
-        raise BadYaml(f"{key!r} is no valid key; expected text")
+        raise BadYaml(f"{key!r} is not a valid key; expected text")
     return str(key)
 
 

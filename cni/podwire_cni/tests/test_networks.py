@@ -94,7 +94,7 @@ def test_one_network_that_cannot_be_made_stops_no_other(tmp_path: Path) -> None:
 
     def make(net: NodeNet) -> None:
         if net.bridge == "lan0":
-            raise FileExistsError(17, "lan0 is no bridge")
+            raise FileExistsError(17, "lan0 is not a bridge")
         made.append(net.bridge)
 
     for name, text in (("torn", ""), ("deep", "[" * 100_000), ("other", "{}")):
@@ -102,7 +102,7 @@ def test_one_network_that_cannot_be_made_stops_no_other(tmp_path: Path) -> None:
     again = Networks(tmp_path, make, lambda _: None)
     again.restore()
     refused = again.ensure()
-    assert made == ["lan1"] and len(refused) == 1 and "lan0 is no bridge" in refused[0]
+    assert made == ["lan1"] and len(refused) == 1 and "lan0 is not a bridge" in refused[0]
 
 
 def test_gratuitous_arp() -> None:

@@ -95,7 +95,7 @@ def choose(service: Object, pools: lb.Pools, held: dict[str, Object]) -> tuple[l
         try:
             asked[ipaddress.ip_address(ip).version] = str(ipaddress.ip_address(ip))
         except ValueError:
-            problems.append(("InvalidAddress", f"{ip!r} is no IP address: write it as 192.0.2.10"))
+            problems.append(("InvalidAddress", f"{ip!r} is not an IP address: write it as 192.0.2.10"))
     found: list[str] = []
     optional = service["spec"].get("ipFamilyPolicy") == "PreferDualStack"
     for version in _families(service):

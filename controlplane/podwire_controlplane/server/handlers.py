@@ -80,7 +80,7 @@ async def body_of(request: web.Request) -> Any:
             return next(yamltext.documents(raw, aliases=False), {})
         return codec.decode(raw)
     except ValueError as err:
-        raise errors.bad_request(f"the body is no {'YAML' if 'yaml' in kind else 'JSON'}: {err}") from err
+        raise errors.bad_request(f"the body is not {'YAML' if 'yaml' in kind else 'JSON'}: {err}") from err
 
 
 class Handlers:
@@ -249,7 +249,7 @@ class Handlers:
                 text = base64.urlsafe_b64decode(token).decode()
                 revision, after = int(text.split("\n")[0]), text.split("\n")[1]
             except (ValueError, IndexError):
-                raise errors.bad_request("continue: this is no token of this server; list from the start") from None
+                raise errors.bad_request("continue: this is not a token of this server; list from the start") from None
         try:
             items = await store.scan(scope.resource.prefix(scope.namespace), at=revision if token else None)
         except Compacted:

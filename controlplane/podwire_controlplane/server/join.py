@@ -101,7 +101,7 @@ class Joining:
             raise StatusError(400, "BadRequest", 'expected {"node": NAME, "request": PEM}') from None
         if not isinstance(node, str) or not _NAME.fullmatch(node):
             raise StatusError(
-                422, "Invalid", f"node: {str(node)[:80]!r} is no name: lower-case letters, digits, '-' and '.'"
+                422, "Invalid", f"node: {str(node)[:80]!r} is not a name: lower-case letters, digits, '-' and '.'"
             )
         pair = pki.Pair((self.data / "ca.pem").read_text(), (self.data / "ca-key.pem").read_text())
         try:

@@ -104,7 +104,7 @@ class Objects:
         fields if field_validation is Strict.
         """
         if not isinstance(obj, dict):
-            raise errors.bad_request("the body is no object")
+            raise errors.bad_request("the body is not an object")
         for field, want in (("kind", resource.kind), ("apiVersion", resource.api_version)):
             if obj.setdefault(field, want) != want:
                 raise errors.bad_request(f"{field}: {obj[field]!r} does not match this URL; expected {want!r}")

@@ -51,7 +51,7 @@ class Authority:
         if pair is not None:
             key = serialization.load_pem_private_key(pair.key.encode(), None)
             if not isinstance(key, ec.EllipticCurvePrivateKey):
-                raise ValueError("the authority's key is no elliptic curve key")
+                raise ValueError("the authority's key is not an elliptic curve key")
             self._key, self._certificate = key, x509.load_pem_x509_certificate(pair.certificate.encode())
             return
         self._key = ec.generate_private_key(ec.SECP256R1())

@@ -135,5 +135,5 @@ def parse_version(text: str | None, field: str = "resourceVersion") -> int | Non
     if not text:
         return None
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise errors.bad_request(f"{field}: {text[:40]!r} is no decimal number")
+        raise errors.bad_request(f"{field}: {text[:40]!r} is not a decimal number")
     return int(text)

@@ -260,9 +260,9 @@ def test_dry_run_checks_and_stores_nothing() -> None:
         ),
         (service(clusterIP="10.1.1.1"), 422, ("spec.clusterIP", "10.96.0.0/24", "leave the field empty")),
         (service(clusterIPs=["x"]), 422, ("spec.clusterIP",)),
-        ([], 400, ("no object",)),
-        ("text", 400, ("no object",)),
-        (None, 400, ("no object",)),
+        ([], 400, ("not an object",)),
+        ("text", 400, ("not an object",)),
+        (None, 400, ("not an object",)),
     ],
     ids=str,
 )

@@ -77,9 +77,9 @@ def test_settings_that_fail_half_way_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (".:99999 {\n}\n", "'99999' is no port"),
-        (". {\n health :99999\n}\n", "':99999' is no address"),
-        (". {\n kubernetes cluster.local {\n  ttl ²\n }\n}\n", "'²' is no number"),
+        (".:99999 {\n}\n", "'99999' is not a port"),
+        (". {\n health :99999\n}\n", "':99999' is not an address"),
+        (". {\n kubernetes cluster.local {\n  ttl ²\n }\n}\n", "'²' is not a number"),
         (". {\n hosts /none {\n  ttl 99999999999\n  192.0.2.1 a.b\n }\n}\n", "ttl is 99999999999; it must be at most"),
     ],
 )
@@ -92,7 +92,7 @@ def test_numbers_that_cannot_be_are_named(tmp_path: Path, text: str, why: str) -
 
 @pytest.mark.parametrize("text", ["x:y", ":99999", "8080", ":", "127.0.0.1"])
 def test_addresses_of_pages_that_cannot_be(tmp_path: Path, text: str) -> None:
-    with pytest.raises(BadConfig, match=r"health_address: .* is no address; write HOST:PORT"):
+    with pytest.raises(BadConfig, match=r"health_address: .* is not an address; write HOST:PORT"):
         Sources(dataclasses.replace(builders.CONFIG, run_dir=tmp_path, health_address=text)).load()
 
 

@@ -120,8 +120,8 @@ def test_a_single_block_may_do_without_braces() -> None:
         ("import\n", "line 1: import needs a snippet"),
         ('import ""\n', "line 1: import needs a snippet"),
         ("import a {\n}\n", "line 1: import needs a snippet"),
-        ("import */*\n", "line 1: '*/*' is no pattern for import"),
-        ("import a[bc]\n", "line 1: 'a[bc]' is no pattern for import"),
+        ("import */*\n", "line 1: '*/*' is not a pattern for import"),
+        ("import a[bc]\n", "line 1: 'a[bc]' is not a pattern for import"),
         ("import /etc/coredns/Corefile\n", "line 1: import of /etc/coredns/Corefile comes back to itself"),
         ("import ring\n", "/etc/coredns/ring line 2: import of /etc/coredns/ring comes back to itself"),
         ("import there\n", "/etc/coredns/back line 1: import of /etc/coredns/there comes back"),
@@ -131,7 +131,7 @@ def test_a_single_block_may_do_without_braces() -> None:
         ("(a)\nerrors\n", "line 1: a snippet needs a {"),
         (". {\n import late\n}\n(late) {\n}\n", "line 2: /etc/coredns/late cannot"),
         ("(a) {\n cache {args[1]}\n}\n. {\n import a 5\n}\n", "line 5: (a) wants {args[1]}, and the import gives 1"),
-        ("import bad\n", "/etc/coredns/bad line 2: 'soon' is no duration"),
+        ("import bad\n", "/etc/coredns/bad line 2: 'soon' is not a duration"),
         ("import open\n", "/etc/coredns/open line 1: the { is not closed"),
         ("import deep0\n", "more than 32 deep"),
         ('. {\n template "x\n}\n', "line 2: the quote is not closed"),
@@ -141,7 +141,7 @@ def test_a_single_block_may_do_without_braces() -> None:
         ("a.test {\n}\nb.test\nerrors\n", "line 3: a { must follow the zones"),
         (". {\n health\n {\n }\n}\n", "line 3: a brace must end its line"),
         (". {\n errors\n} b.test {\n}\n", "line 3: a brace must end its line"),
-        (". {\n reload 1" + "0" * 100000 + "s\n}\n", "is no duration"),
+        (". {\n reload 1" + "0" * 100000 + "s\n}\n", "is not a duration"),
     ],
 )
 def test_errors_name_file_and_line(text: str, said: str) -> None:

@@ -183,7 +183,7 @@ def test_templates() -> None:
     assert soa.startswith("blocked.example. 60 soa")
     assert told(made, "only.strict.example.") == ("NOERROR", {"only.strict.example. 3600 a 192.0.2.1"})
     assert told(made, "other.strict.example.") == ("NXDOMAIN", set()), "no fallthrough"
-    assert told(made, "ip-300-1.tmpl.example.")[0] == "SERVFAIL", "10.0.300.1 is no address"
+    assert told(made, "ip-300-1.tmpl.example.")[0] == "SERVFAIL", "10.0.300.1 is not an address"
 
 
 def test_cache_bounds_what_clients_see() -> None:

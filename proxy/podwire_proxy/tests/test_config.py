@@ -147,8 +147,8 @@ def test_every_setting_with_a_counterpart_carries_over() -> None:
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        ({"nodePortAdresses": ["10.0.0.0/8"]}, "nodePortAdresses: is no key"),
-        ({"conntrack": {"maximum": 5}}, "conntrack.maximum: is no key"),
+        ({"nodePortAdresses": ["10.0.0.0/8"]}, "nodePortAdresses: is not a key"),
+        ({"conntrack": {"maximum": 5}}, "conntrack.maximum: is not a key"),
         ({"featureGates": {"X": True}}, "featureGates: is not supported"),
         ({"iptables": 7}, "iptables: should be a mapping"),
     ],

@@ -87,7 +87,7 @@ def server_urls(text: str, default: str) -> tuple[str, ...]:
         except ValueError:
             good = False
         if not good:
-            raise ConfigError(f"{url!r} is no address of an API server; expected https://HOST:PORT")
+            raise ConfigError(f"{url!r} is not an address of an API server; expected https://HOST:PORT")
     return urls
 
 
@@ -155,7 +155,7 @@ def from_file(path: Path, servers: str = "") -> ClientConfig:
         raise ConfigError("there is no such file")
     document = yaml.safe_load(files.text(path.absolute()))
     if not isinstance(document, dict):
-        raise ConfigError("it is no YAML mapping")
+        raise ConfigError("it is not a YAML mapping")
     config = KubeConfig.from_dict(document, fname=path)
     single = config.get()
     if single is None:

@@ -93,7 +93,7 @@ class Informer:
             answer = await self.api.get(self.path, **params)
             metadata = (answer.get("metadata") or {}) if isinstance(answer, dict) else {}
             if not metadata.get("resourceVersion"):
-                raise BadAnswer(f"GET {self.path}: the answer is no list with a resourceVersion")
+                raise BadAnswer(f"GET {self.path}: the answer is not a list with a resourceVersion")
             found = answer.get("items") or []
             items += [item for item in found if is_object(item)]
             if strange := [item for item in found if not is_object(item)]:
