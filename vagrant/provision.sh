@@ -68,7 +68,7 @@ ready() { podwire get nodes "$node" --kubeconfig /etc/podwire/node.kubeconfig | 
 cluster() {
   if [ "$PODWIRE_ADDRESS" = "$PODWIRE_CONTROL" ]; then
     say "the control plane"
-    podwire init --advertise "$PODWIRE_CONTROL:6443" --token "$PODWIRE_JOIN_TOKEN" --token-hours 8760 >/dev/null
+    podwire init --advertise "$PODWIRE_CONTROL:6443" --token "$PODWIRE_JOIN_TOKEN" >/dev/null
     podwire install --only control-plane --listen "$PODWIRE_CONTROL:6443"
     for part in apiserver controllers; do ensure_running "podwire-$part"; done
     ln -sf /var/lib/podwire/admin.kubeconfig /root/.podwire-kubeconfig

@@ -11,7 +11,7 @@ from podwire_base.role import logs
 from podwire_base.role.supervisor import Role, Supervisor
 from podwire_node.podspec import NodeDns
 
-from .settings import ROLES, nameservers, override
+from .settings import JOINED, ROLES, nameservers, override
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,12 @@ def _node(config: AgentConfig) -> None:
     )
 
 
+def _identity(config: AgentConfig) -> None:
+    from .renewal import IdentityConfig, run
+
+    run(IdentityConfig(config.node_name, str(config.kubeconfig), config.run_dir))
+
+
 def roles(config: AgentConfig) -> list[Role]:
     """Return the node's roles, in the order in which they start."""
     table: list[tuple[str, str, Callable[[AgentConfig], None]]] = [
@@ -196,6 +202,8 @@ def roles(config: AgentConfig) -> list[Role]:
     rows = [(name, work) for role, name, work in table if role in config.roles]
     if config.pods:
         rows.append(("node", _node))
+    if config.kubeconfig is not None and JOINED in _text(config.kubeconfig):
+        rows.append(("identity", _identity))
     return [
         Role(
             name,

@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "kubeconfig": ("podwire.commands.cluster", "kubeconfig", "Print the path of the cluster's kubeconfig."),
     "init": ("podwire.commands.join", "init", "Make a cluster's certificates on its first machine."),
     "join": ("podwire.commands.join", "join", "Make this machine a node of a cluster."),
+    "token": ("podwire.commands.join", "token", "Make a join token, for any new node or for one."),
+    "revoke": ("podwire.commands.join", "revoke", "Refuse the certificates of a node at once."),
     "install": ("podwire.commands.install", "install", "Put podwire on a node without images."),
     "uninstall": ("podwire.commands.install", "uninstall", "Remove podwire from the node."),
     "image": ("podwire.commands.image", "image", "Build the agent's OCI image without a container engine."),

@@ -1,14 +1,14 @@
-"""`podwire init` on the first machine of a cluster, `podwire join` on the others."""
+"""`podwire init`, `token` and `revoke` on the first machine of a cluster, `podwire join` on the others."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
+import contextlib
+import functools
 import ipaddress
 import json
 import secrets
 import socket
-import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,16 +19,16 @@ import aiohttp
 import click
 
 from podwire_base.kube.client import config as client_config
-from podwire_base.kube.client.config import ClientConfig
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.errors import ApiError, ConfigError, Refused
-from podwire_controlplane.server import auth, pki
+from podwire_controlplane.server import auth, identity, pki, tokens
 from podwire_controlplane.server import join as server_join
 
+from .. import joining
 from ..deploy import plan
-from .common import Failed
+from .common import Failed, kubeconfig_option, with_api
 
-DAY = 86400.0
+_HOURS = click.FloatRange(0.01, tokens.LIFE / 3600)
 
 
 def _address(text: str, option: str, port: int = 6443) -> tuple[str, int]:
@@ -92,19 +92,30 @@ def write_credentials(
     return True
 
 
+def _kept(api: Path) -> list[tokens.Token]:
+    """Return the tokens in join.json that are valid now."""
+    return server_join.read_tokens(api)
+
+
 def join_token(api: Path, wanted: str | None, hours: float, *, new: bool) -> str:
-    """Return the join token: `wanted`, the present valid token, or a new token. The token is valid for `hours` from
-    now. With `new`, the present token is replaced.
+    """Return the join token for new names: `wanted`, the present valid token, or a new token. The token is valid for
+    `hours` from now. With `new`, the present token is replaced. Tokens for single nodes stay.
     """
-    path = api / "join.json"
-    try:
-        found = json.loads(path.read_text())
-        token = str(found["token"]) if float(found["expires"]) > time.time() and not new else ""
-    except (OSError, ValueError, LookupError, TypeError):
-        token = ""
-    token = wanted or token or secrets.token_urlsafe(32)
-    pki.write_private(path, json.dumps({"token": token, "expires": time.time() + hours * 3600}))
-    return token
+    kept, now = _kept(api), time.time()
+    present = next((row.secret for row in kept if not row.node), "")
+    secret = wanted or ("" if new else present) or secrets.token_urlsafe(32)
+    fresh = tokens.Token(secret, "", now, now + hours * 3600)
+    pki.write_private(api / "join.json", tokens.encode([fresh, *(row for row in kept if row.node)]))
+    return secret
+
+
+def bound_token(api: Path, node: str, hours: float) -> str:
+    """Return a new join token for `node` only. It replaces an earlier token for the same node; other tokens stay."""
+    now, secret = time.time(), secrets.token_urlsafe(32)
+    fresh = tokens.Token(secret, node, now, now + hours * 3600)
+    kept = [row for row in _kept(api) if row.node != node]
+    pki.write_private(api / "join.json", tokens.encode([*kept, fresh]))
+    return secret
 
 
 @click.command()
@@ -137,7 +148,7 @@ def join_token(api: Path, wanted: str | None, hours: float, *, new: bool) -> str
     "--token-hours",
     default=24.0,
     show_default=True,
-    type=click.FloatRange(0.01, 8760),
+    type=_HOURS,
     help="Hours for which machines can join with the token.",
 )
 @click.option("--new-token", is_flag=True, help="Make a new join token; the old one becomes invalid.")
@@ -187,72 +198,114 @@ def init(
     click.echo(f"each node: podwire join https://{listen} --token {secret}")
 
 
-async def _ask(server: str, token: str, node: str) -> tuple[str, pki.Pair, server_join.Addresses]:
-    """Join the cluster at `server` and return (CA, the node's certificate and key, the cluster's addresses). Raises
-    ApiError and Failed.
+@click.command()
+@click.argument("node", required=False, default="")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/var/lib/podwire"),
+    show_default=True,
+    help="As for `podwire init`.",
+)
+@click.option("--hours", default=24.0, show_default=True, type=_HOURS, help="Hours for which the token is valid.")
+def token(node: str, data_dir: Path, hours: float) -> None:
+    """Make a join token on the cluster's first machine. With NODE, only a machine of exactly this name can join with
+    it, also if the name is taken: earlier certificates of the name are then revoked.
     """
-    trusting = ssl.create_default_context()
-    trusting.check_hostname, trusting.verify_mode = (
-        False,
-        ssl.CERT_NONE,
-    )  # the MAC authenticates the answer, and this request does not contain the token
-    async with ApiClient(ClientConfig(server, "", trusting)) as api:
-        first = await api.get(server_join.CA_PATH)
-    authority = str(first.get("ca", ""))
-    if not hmac.compare_digest(str(first.get("mac", "")), server_join.mac(token, authority)):
-        raise Failed(
-            f"{server} does not know this join token: it belongs to another cluster, or a newer token replaced it"
+    if why := node and identity.bad_name(node):
+        raise Failed(f"NODE: {why}")
+    try:
+        address, port = json.loads((data_dir / "api/made-for.json").read_text())[:2]
+        secret = (
+            bound_token(data_dir / "api", node, hours) if node else join_token(data_dir / "api", None, hours, new=True)
         )
-    request, key = pki.signing_request(f"system:node:{node}")
-    async with ApiClient(ClientConfig(server, token, ssl.create_default_context(cadata=authority))) as api:
-        answer: Mapping[str, Any] = await api.create(server_join.JOIN_PATH, {"node": node, "request": request})
-    return authority, pki.Pair(str(answer["certificate"]), key), server_join.Addresses(**answer["addresses"])
+    except FileNotFoundError as error:
+        raise Failed(f"{data_dir} has no control plane: run `podwire init` first") from error
+    except (OSError, ValueError) as error:
+        raise Failed(f"{data_dir}: {error}") from error
+    name = f" --node-name {node} --again" if node else ""
+    click.echo(f"podwire join https://{url_host(address)}:{port} --token {secret}{name}")
 
 
-async def _patiently(server: str, token: str, node: str, seconds: float) -> tuple[str, pki.Pair, server_join.Addresses]:
-    """Call `_ask` until the server answers or `seconds` have passed. All machines may start at the same time."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return await _ask(server, token, node)
-        except ApiError as error:
-            if isinstance(error, Refused) or time.monotonic() > end:
-                raise
-            await asyncio.sleep(1)
+@click.command()
+@click.argument("node")
+@kubeconfig_option
+def revoke(node: str, kubeconfig: str | None) -> None:
+    """Refuse every certificate of NODE from now on, also on connections that are open. The name stays reserved. A
+    machine of this name joins again with a token that `podwire token NODE` makes. Node object and pods stay.
+    """
+
+    async def work(api: ApiClient) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = await api.request("POST", auth.REVOKE_PATH, {"node": node})
+        return found
+
+    found = with_api(kubeconfig, work)
+    serials = ", ".join(found["serials"]) or "none is on record"
+    click.echo(f"certificates of {node} are refused (serial numbers: {serials})")
+    if not found["known"]:
+        click.echo(f"no machine joined as {node} by this version; one with an older certificate is refused too")
 
 
 @click.command()
 @click.argument("server")
 @click.option(
-    "--token", required=True, envvar="PODWIRE_JOIN_TOKEN", help="As `podwire init` printed it. [PODWIRE_JOIN_TOKEN]"
+    "--token",
+    default="",
+    envvar="PODWIRE_JOIN_TOKEN",
+    help="As `podwire init` or `podwire token` printed it; not needed to renew a certificate. [PODWIRE_JOIN_TOKEN]",
 )
 @click.option("--node-name", default=socket.gethostname, help="Name of this node; default: the host's name.")
 @click.option("--root", type=click.Path(path_type=Path, file_okay=False), default=Path("/"), hidden=True)
 @click.option("--wait", default=60.0, show_default=True, help="Seconds to wait for the API server's answer.")
-@click.option("--again", is_flag=True, help="Get a new certificate even if there is one.")
+@click.option(
+    "--again", is_flag=True, help="Get a new certificate even if there is one; the present one proves who asks."
+)
 def join(server: str, token: str, node_name: str, root: Path, wait: float, again: bool) -> None:
     """Make this machine a node of the cluster at SERVER (https://ADDRESS:PORT): its certificate and the cluster's
-    addresses.
+    addresses. The name must be new in the cluster, or the token must be for this name (`podwire token NODE`).
 
-    Writes /etc/podwire/node.kubeconfig and settings in /etc/podwire/agent.env; `podwire install` then starts the agent.
+    Writes /etc/podwire/node.kubeconfig and settings in /etc/podwire/agent.env; `podwire install` then starts the agent,
+    which renews the certificate when two thirds of its year are over.
     """
-    kubeconfig, env = root / "etc/podwire/node.kubeconfig", root / plan.SETTINGS.lstrip("/")
+    kubeconfig, env = root / joining.KUBECONFIG, root / plan.SETTINGS.lstrip("/")
     if kubeconfig.exists() and not again:
         click.echo(f"this machine has joined already: {kubeconfig} (--again makes a new one)")
         return
+    if why := identity.bad_name(node_name):
+        raise Failed(f"--node-name: {why}")
     try:
         (server,) = client_config.server_urls("", server)
-        authority, pair, addresses = asyncio.run(_patiently(server, token, node_name, wait))
-        kubeconfig.parent.mkdir(parents=True, exist_ok=True)
-        pki.write_private(kubeconfig, pki.kubeconfig("podwire", server, authority, f"system:node:{node_name}", pair))
-        given = {
-            "PODWIRE_KUBECONFIG": "/etc/podwire/node.kubeconfig",
-            "PODWIRE_NODE_NAME": node_name,
-            **{f"PODWIRE_{field.upper()}": value for field, value in asdict(addresses).items()},
-        }
-        pki.write_private(env, plan.merged_settings(env.read_text() if env.exists() else "", given, {}))
-    except (ApiError, ConfigError, aiohttp.ClientError) as error:
+        if not token and not kubeconfig.exists():
+            raise Failed("--token: is missing; `podwire token` on the first machine makes one")
+        addresses = _joined(server, token, node_name, kubeconfig, wait) if token else None
+        if addresses is None:
+            asyncio.run(joining.renew(kubeconfig))
+        else:
+            given = {
+                "PODWIRE_KUBECONFIG": "/etc/podwire/node.kubeconfig",
+                "PODWIRE_NODE_NAME": node_name,
+                **{f"PODWIRE_{field.upper()}": value for field, value in asdict(addresses).items()},
+            }
+            pki.write_private(env, plan.merged_settings(env.read_text() if env.exists() else "", given, {}))
+    except (ApiError, ConfigError, joining.Distrusted, aiohttp.ClientError) as error:
         raise Failed(str(error)) from error
-    except (OSError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise Failed(f"{server}: {error!r}") from error
     click.echo(f"joined as {node_name}; now: podwire install --only agent --pods --address ADDRESS")
+
+
+def _joined(server: str, token: str, node: str, kubeconfig: Path, wait: float) -> server_join.Addresses | None:
+    """Join with the token and write the kubeconfig. Returns None if the name is taken and this machine has a
+    certificate for it. Raises ApiError, Distrusted, OSError and ValueError.
+    """
+    try:
+        key = functools.partial(joining.pending_key, kubeconfig)
+        authority, pair, addresses = asyncio.run(joining.patiently(server, token, node, key, wait))
+    except (Refused, joining.Distrusted) as error:
+        taken = isinstance(error, joining.Distrusted) or error.code == 409
+        with contextlib.suppress(OSError, ValueError):
+            if taken and joining.present(kubeconfig).user == identity.USER + node:
+                return None
+        raise
+    joining.write(kubeconfig, server, authority, node, pair)
+    return addresses

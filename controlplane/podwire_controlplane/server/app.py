@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -14,7 +15,8 @@ from podwire_base.kube.meta import Object
 from podwire_base.role import logs
 
 from . import auth, discovery
-from .handlers import USER, Handlers
+from .handlers import REFUSED, USER, Handlers
+from .identities import Identities
 from .objects import Objects
 
 log = logs.get("apiserver")
@@ -56,18 +58,30 @@ async def errors_as_status(request: web.Request, handler: Handler) -> web.Stream
         )
 
 
-def authenticator(tokens: Mapping[str, auth.User]) -> Middleware:
+def authenticator(tokens: Mapping[str, auth.User], identities: Identities) -> Middleware:
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         peer = request.transport.get_extra_info("peercert") if request.transport else None
         user = auth.from_certificate(peer) or auth.from_token(request.headers.get("Authorization", ""), tokens)
-        if user is None and request.path not in (*auth.OPEN_PATHS, *auth.JOIN_PATHS):
-            raise StatusError(401, "Unauthorized", "send a client certificate or a bearer token of this cluster")
-        if user is not None:
+        known = user is not None and identities.admits(user, time.time())
+        if not known and request.path not in (*auth.OPEN_PATHS, *auth.JOIN_PATHS):
+            raise StatusError(401, "Unauthorized", _unknown(user))
+        if user is not None and not known:
+            request[REFUSED] = _unknown(user)
+        if user is not None and known:
             request[USER] = user
+            if request.path not in auth.JOIN_PATHS:  # its answer may be the certificate that replaces this one
+                identities.opened(user, request.transport)
         return await handler(request)
 
     return authenticate
+
+
+def _unknown(user: auth.User | None) -> str:
+    if user is None:
+        return "send a client certificate or a bearer token of this cluster"
+    why = f"certificate {user.serial}" if user.serial else "the bearer token"
+    return f"{why} of {user.name!r} has expired, was revoked or was replaced; a node joins again with `podwire join`"
 
 
 def _document(make: Callable[..., Object | None], *fields: str) -> Handler:
@@ -119,8 +133,18 @@ def _routes(handlers: Handlers) -> list[web.RouteDef]:
     return rows
 
 
-def make_app(objects: Objects, tokens: Mapping[str, auth.User]) -> web.Application:
-    """Return an aiohttp application that serves the whole API. tokens: bearer token -> user."""
-    app = web.Application(client_max_size=MAX_BODY, middlewares=[errors_as_status, authenticator(tokens)])
+def make_app(
+    objects: Objects, tokens: Mapping[str, auth.User], identities: Identities | None = None
+) -> web.Application:
+    """Return an aiohttp application that serves the whole API. tokens: bearer token -> user. identities: the
+    reservations of node names; default: those in the store of `objects`.
+    """
+    known = identities or Identities(objects.store)
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[errors_as_status, authenticator(tokens, known)])
+
+    async def follow(_app: web.Application) -> None:
+        await known.start()
+
+    app.on_startup.append(follow)
     app.add_routes(_routes(Handlers(objects)))
     return app

@@ -4,9 +4,12 @@ the token file.
 
 from __future__ import annotations
 
+import functools
 import hmac
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from podwire_base.kube.meta import Object
@@ -17,12 +20,19 @@ JOIN_PATHS = (
     "/podwire/v1/ca",
     "/podwire/v1/join",
 )  # paths without authentication, for machines that are not nodes yet: join.py checks the join token
+REVOKE_PATH = "/podwire/v1/revoke"
 
 
 @dataclass(frozen=True, slots=True)
 class User:
+    """serial: the serial number of the client certificate in hexadecimal digits, "" for a token. until: the end of the
+    certificate's life in seconds since 1970.
+    """
+
     name: str
     groups: frozenset[str]
+    serial: str = ""
+    until: float = math.inf
 
     @property
     def node(self) -> str:
@@ -32,14 +42,24 @@ class User:
 
 def from_certificate(peer: Mapping[str, Any] | None) -> User | None:
     """Return the user of a verified client certificate: CN is the user name and each O is a group (Kubernetes' X.509
-    authentication). Returns None if there is no certificate or no CN.
+    authentication). Returns None if there is no certificate or no CN. peer: as ssl.SSLSocket.getpeercert returns it.
     """
     if not peer:
         return None
     pairs = [pair for rdn in peer.get("subject", ()) for pair in rdn]
     common = next((value for field, value in pairs if field == "commonName"), "")
     groups = frozenset(value for field, value in pairs if field == "organizationName")
-    return User(common, groups) if common else None
+    serial = format(int(str(peer.get("serialNumber") or "0"), 16), "x")
+    return User(common, groups, serial, _seconds(str(peer.get("notAfter", "")))) if common else None
+
+
+@functools.lru_cache(maxsize=4096)  # each request asks for it, and a cluster has a few hundred certificates
+def _seconds(text: str) -> float:
+    """Return seconds since 1970 for the time of a certificate, such as "Jan  5 09:34:43 2027 GMT"."""
+    try:
+        return datetime.strptime(text, "%b %d %H:%M:%S %Y GMT").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def from_token(header: str, tokens: Mapping[str, User]) -> User | None:

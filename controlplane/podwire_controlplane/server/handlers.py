@@ -27,6 +27,7 @@ from .watch import WatchRequest, parse_version, stream
 
 log = logs.get("apiserver")
 USER = web.RequestKey("user", auth.User)
+REFUSED = web.RequestKey("refused", str)  # why the client's certificate does not count, on paths without authentication
 MAX_WATCH = 3600.0
 
 

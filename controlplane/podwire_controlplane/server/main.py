@@ -26,6 +26,7 @@ from ..allocators import ServiceAllocator
 from ..store.sqlite import SqliteStore
 from . import auth, join
 from .app import make_app
+from .identities import Identities
 from .objects import Objects, Scope, WriteOptions
 
 log = logs.get("apiserver")
@@ -167,8 +168,9 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     objects = Objects(store, ServiceAllocator(network, range(low, high + 1)))
     await objects.start()
     await bootstrap(objects, config)
-    app = make_app(objects, _tokens(config.data))
-    app.add_routes(join.routes(config.data))
+    identities = Identities(store)
+    app = make_app(objects, _tokens(config.data), identities)
+    app.add_routes(join.routes(config.data, identities))
     runner = web.AppRunner(
         app, access_log=None, shutdown_timeout=0.5, handler_cancellation=True
     )  # a watch ends with its client

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import ipaddress
 import os
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _YEARS = timedelta(days=3650)
+NODE_LIFE = timedelta(days=365)  # of a node's certificate; the node renews it at two thirds
 
 
 def write_private(path: Path, text: str) -> None:
@@ -60,7 +62,9 @@ class Authority:
         )
         self._certificate = builder.add_extension(_key_usage(signs=True), True).sign(self._key, hashes.SHA256())
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, life: timedelta = _YEARS
+    ) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         return (
             x509.CertificateBuilder()
@@ -69,7 +73,7 @@ class Authority:
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(minutes=5))
-            .not_valid_after(now + _YEARS)
+            .not_valid_after(now + life)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), False)
         )
@@ -91,8 +95,10 @@ class Authority:
         key: ec.EllipticCurvePublicKey,
         usage: x509.ObjectIdentifier,
         names: list[x509.GeneralName],
+        life: timedelta = _YEARS,
     ) -> str:
-        builder = self._builder(subject, key).add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
+        builder = self._builder(subject, key, life)
+        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
         builder = builder.add_extension(_key_usage(signs=False), True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), False)
         if names:
@@ -113,15 +119,56 @@ class Authority:
         """Return a new client certificate with CN `user` and one O field for each of `groups`, and its key."""
         return self._issue(_user(user, groups), ExtendedKeyUsageOID.CLIENT_AUTH, [])
 
-    def sign_client(self, request: str, user: str, groups: Iterable[str]) -> str:
+    def sign_client(self, request: str, user: str, groups: Iterable[str], life: timedelta = NODE_LIFE) -> str:
         """Return a client certificate for the public key in a PEM signing request. The subject comes from `user` and
         `groups`, not from the request. Raises ValueError for an invalid request.
         """
-        asked = x509.load_pem_x509_csr(request.encode())
-        key = asked.public_key()
-        if not asked.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey):
-            raise ValueError("it is not signed by its own elliptic curve key")
-        return self._sign(_user(user, groups), key, ExtendedKeyUsageOID.CLIENT_AUTH, [])
+        key = requested_key(request)
+        return self._sign(_user(user, groups), key, ExtendedKeyUsageOID.CLIENT_AUTH, [], life)
+
+
+def requested_key(request: str) -> ec.EllipticCurvePublicKey:
+    """Return the public key of a PEM signing request. Raises ValueError for an invalid request."""
+    asked = x509.load_pem_x509_csr(request.encode())
+    key = asked.public_key()
+    if not asked.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("it is not signed by its own elliptic curve key")
+    return key
+
+
+def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
+    """Return the SHA-256 of a public key (SubjectPublicKeyInfo, DER) in hexadecimal digits."""
+    info = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(info).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a certificate says. serial: hexadecimal digits. key: the fingerprint of the public key. start, end: seconds
+    since 1970.
+    """
+
+    serial: str
+    user: str
+    key: str
+    start: float
+    end: float
+
+
+def facts(certificate: str) -> Facts:
+    """Read a PEM certificate. Raises ValueError if it is none, or has no elliptic curve key."""
+    found = x509.load_pem_x509_certificate(certificate.encode())
+    key = found.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("the certificate's key is not an elliptic curve key")
+    names = found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return Facts(
+        format(found.serial_number, "x"),
+        str(names[0].value) if names else "",
+        fingerprint(key),
+        found.not_valid_before_utc.timestamp(),
+        found.not_valid_after_utc.timestamp(),
+    )
 
 
 def _key_usage(*, signs: bool) -> x509.KeyUsage:
@@ -148,11 +195,30 @@ def _user(user: str, groups: Iterable[str]) -> x509.Name:
     )
 
 
-def signing_request(user: str) -> tuple[str, str]:
-    """Make a new key and return (PEM signing request, PEM private key). Only the request is sent to the server."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    request = x509.CertificateSigningRequestBuilder().subject_name(_user(user, [])).sign(key, hashes.SHA256())
-    return request.public_bytes(serialization.Encoding.PEM).decode(), _pem(key)
+def new_key() -> str:
+    """Return a new private key as PEM."""
+    return _pem(ec.generate_private_key(ec.SECP256R1()))
+
+
+def _private(key: str) -> ec.EllipticCurvePrivateKey:
+    own = serialization.load_pem_private_key(key.encode(), None)
+    if not isinstance(own, ec.EllipticCurvePrivateKey):
+        raise ValueError("the key is not an elliptic curve key")
+    return own
+
+
+def public_fingerprint(key: str) -> str:
+    """Return the fingerprint of the public key that belongs to a PEM private key. Raises ValueError."""
+    return fingerprint(_private(key).public_key())
+
+
+def signing_request(user: str, key: str = "") -> tuple[str, str]:
+    """Return (PEM signing request, PEM private key). key: the private key; default: a new key. Only the request is sent
+    to the server. Raises ValueError if `key` is no elliptic curve key.
+    """
+    own = _private(key or new_key())
+    request = x509.CertificateSigningRequestBuilder().subject_name(_user(user, [])).sign(own, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM).decode(), _pem(own)
 
 
 def kubeconfig(cluster: str, server: str, ca: str, user: str, pair: Pair) -> str:
