@@ -52,6 +52,8 @@ ZONE = "cluster.local."
 PEERS = ("knot", "unbound")
 TICK = os.sysconf("SC_CLK_TCK")
 RATE = 15_000
+FLOOD_RATE, FLOOD_CLIENT = 2000, "127.0.0.2"
+SILENT = "127.0.0.53#5353"  # podwire's upstream: nobody listens until `flooded` does
 CONFIG = DnsConfig("bench", None, Path("unused"), pod_cidrs=(POD_CIDR,))
 
 
@@ -143,7 +145,7 @@ class Peer:
             "--pod-cidr",
             POD_CIDR,
             "--upstream",
-            "none",
+            SILENT,
             "--listen",
             ADDRESS,
             "--kubeconfig",
@@ -285,20 +287,56 @@ def throughput(peers: dict[str, Peer], files: dict[str, Path], rounds: int, seco
 
 
 def latency(peers: dict[str, Peer], file: Path, rounds: int, seconds: float, api: FakeApi) -> list[dict[str, Any]]:
-    """Measure the 99th percentile of the latency at 15,000 queries per second, and the same while 1,000 endpoints per
-    second change. The function doubles the number of rounds, because pauses of a virtual machine make a single run
-    unreliable.
+    """Measure the 99th percentile of the latency at 15,000 queries per second, the same while 1,000 endpoints per
+    second change, and the same while another client floods the server. The function doubles the number of rounds,
+    because pauses of a virtual machine make a single run unreliable.
     """
     calm: dict[str, list[float]] = {name: [] for name in ("podwire", "knot") if name in peers}
     busy: list[float] = []
+    flood: list[float] = []
     program = compiled("dns_paced", file.parent)
     for _ in range(2 * rounds):
         for name, found in calm.items():
             found.append(paced(program, peers[name], file, seconds))
         with churning(api):
             busy.append(paced(program, peers["podwire"], file, seconds))
+        with flooded(peers["podwire"]):
+            flood.append(paced(program, peers["podwire"], file, seconds))
     rows = [row("p99 15k", "ms", calm["podwire"], calm["knot"], "knot")] if "knot" in calm else []
-    return [*rows, row("p99 15k, 1,000 endpoints/s", "ms", busy, calm["podwire"], "podwire, nothing changes")]
+    return [
+        *rows,
+        row("p99 15k, 1,000 endpoints/s", "ms", busy, calm["podwire"], "podwire, nothing changes"),
+        row("p99 15k, a client's flood", "ms", flood, calm["podwire"], "podwire, no flood"),
+    ]
+
+
+@contextlib.contextmanager
+def flooded(peer: Peer) -> Iterator[None]:
+    """A context manager in which another client sends FLOOD_RATE queries per second for names that nobody answers."""
+    stop = threading.Event()
+
+    def work() -> None:
+        host, _, port = SILENT.partition("#")
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+        ):
+            silent.bind((host, int(port)))
+            sock.bind((FLOOD_CLIENT, 0))
+            turn = 0
+            while not stop.wait(0.005):
+                for _ in range(FLOOD_RATE // 200):
+                    turn += 1
+                    query = bytes(DNSRecord.question(f"slow-{turn}.example.com.").pack())
+                    sock.sendto(query, (ADDRESS, peer.port))
+
+    thread = threading.Thread(target=peer.node.call, args=(work,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 @contextlib.contextmanager

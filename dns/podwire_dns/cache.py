@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from .rtypes import SOA
+from .shares import SHARE, Quotas
 from .wire import COUNTS, NOERROR, NXDOMAIN, records
 
 NEGATIVE_CAP, POSITIVE_CAP = 30.0, 3600.0
 CAPACITY = 10_000
 POPULAR, PREFETCH_SHARE = 3, 0.1  # prefetch after so many requests, in the last tenth of the lifetime
+ZONE_SHARE = 16  # of one zone's NXDOMAIN answers the cache keeps at most this part of its capacity
 MAX_VALUE = 8192  # bytes of one answer; together with the capacity, it bounds the memory
 
 
@@ -32,6 +34,7 @@ class _Entry:
     stored: float
     expires: float
     ttls: Ttls  # offset in the value, original TTL
+    groups: tuple[bytes, ...] = ()  # the client that asked first, and the zone of an NXDOMAIN answer
     hits: int = 0
 
 
@@ -41,6 +44,10 @@ CacheKey = tuple[bytes, bool, bool]  # question key, DO, CD
 @dataclass(slots=True)
 class Cache:
     """Holds at most `capacity` answers and evicts the oldest answer first. Times are monotonic seconds.
+
+    A full cache evicts the oldest answer of the client that fills it, if that client has more than its share. The
+    NXDOMAIN answers of one zone have a share in any case: names that a flood of queries makes up would otherwise
+    replace the names of all others.
 
     keep_stale: seconds for which `stale` returns an expired answer. due: with `prefetch`, popular answers that expire
     soon; the code that fetches such an answer again removes it from `due`. Readers and the single writer may be
@@ -58,6 +65,10 @@ class Cache:
     evicted: int = 0
     stale_hits: int = 0
     prefetched: int = 0
+    _quotas: Quotas[CacheKey] = field(default_factory=Quotas[CacheKey])
+    _expired: deque[tuple[CacheKey, tuple[bytes, ...]]] = field(
+        default_factory=deque[tuple[CacheKey, tuple[bytes, ...]]]
+    )
 
     def resize(self, capacity: int, keep_stale: float, prefetch: bool) -> None:
         self.capacity, self.keep_stale, self.prefetch = capacity, keep_stale, prefetch
@@ -65,6 +76,8 @@ class Cache:
     def clear(self) -> None:
         self.entries.clear()
         self.due.clear()
+        self._expired.clear()
+        self._quotas.clear()
 
     def put(
         self,
@@ -73,33 +86,54 @@ class Cache:
         now: float,
         positive_cap: float = POSITIVE_CAP,
         negative_cap: float = NEGATIVE_CAP,
+        source: bytes = b"",
     ) -> Upstreamed:
         """Caches NOERROR and NXDOMAIN answers that have a TTL above 0 (RFC 2308 for negative answers).
 
-        positive_cap, negative_cap: the maximum lifetime of an answer in seconds; 0: do not cache. Returns the answer
-        for the client, in which no TTL exceeds the cap.
+        positive_cap, negative_cap: the maximum lifetime of an answer in seconds; 0: do not cache. source: the client
+        that asked, as in shares.py. Returns the answer for the client, in which no TTL exceeds the cap.
         """
         life, ttls, cap = _life(answer, positive_cap, negative_cap)
         if cap > 0 and any(ttl > cap for _, ttl in ttls):
             answer, ttls = _capped(answer, ttls, int(cap))
         if life <= 0 or len(answer.value) > MAX_VALUE:
             return answer
-        self.entries.pop(key, None)
-        while len(self.entries) >= self.capacity:
-            try:
-                self.entries.popitem(last=False)
-                self.evicted += 1
-            except KeyError:  # a reader removed an expired answer between the two steps
-                continue
-        self.entries[key] = _Entry(answer, now, now + life, ttls)
+        groups: tuple[bytes, ...] = (b"client" + source,)
+        if answer.rcode == NXDOMAIN:
+            groups += (b"zone" + _zone(key[0], answer.value),)
+        self._make_room(key, groups)
+        self.entries[key] = _Entry(answer, now, now + life, ttls, groups)
+        self._quotas.add(key, groups)
         return answer
+
+    def _make_room(self, key: CacheKey, groups: tuple[bytes, ...]) -> None:
+        """Evicts for a new answer: of the same key, of the same zone, and of a full cache. Only the writer calls it."""
+        while self._expired:
+            self._quotas.forget(*self._expired.popleft())
+        self._evict(key, groups)
+        for zone in groups[1:]:
+            oldest = self._quotas.oldest_above(zone, self.capacity // ZONE_SHARE)
+            if oldest is not None:
+                self.evicted += self._evict(oldest, (zone,))
+        while len(self.entries) >= self.capacity:
+            oldest = self._quotas.oldest_above(groups[0], self.capacity // SHARE)
+            try:
+                self.evicted += self._evict(next(iter(self.entries)) if oldest is None else oldest, groups)
+            except (StopIteration, RuntimeError):  # a reader removed an expired answer between the two steps
+                continue
+
+    def _evict(self, key: CacheKey, groups: tuple[bytes, ...]) -> bool:
+        """Removes an answer, and its key from the quotas. groups: those of a key that a reader removed already."""
+        entry = self.entries.pop(key, None)
+        self._quotas.forget(key, groups if entry is None else entry.groups)
+        return entry is not None
 
     def get(self, key: CacheKey, now: float) -> Upstreamed | None:
         """Returns the answer with its remaining TTLs; None if the cache has no valid answer."""
         entry = self.entries.get(key)
         if entry is None or now >= entry.expires:
-            if entry is not None and now >= entry.expires + self.keep_stale:
-                self.entries.pop(key, None)
+            if entry is not None and now >= entry.expires + self.keep_stale and self.entries.pop(key, None) is entry:
+                self._expired.append((key, entry.groups))
             self.misses += 1
             return None
         self.hits += 1
@@ -152,3 +186,21 @@ def _life(answer: Upstreamed, positive_cap: float, negative_cap: float) -> tuple
             minimum = int.from_bytes(answer.value[record.end - 4 : record.end])
             return min(negative_cap, record.ttl, minimum), ttls, negative_cap
     return 0, ttls, negative_cap  # without SOA a negative answer has no lifetime
+
+
+def _zone(question: bytes, value: bytes) -> bytes:
+    """Returns the zone that an NXDOMAIN answer is about (the owner of its SOA), in lower-case wire form.
+
+    The owner is a pointer into the question in nearly every answer. For other answers, the function returns the last
+    two labels of the question.
+    """
+    an, ns, _ = COUNTS.unpack_from(value)
+    for record in records(value, 6, an + ns):
+        at = int.from_bytes(value[record.start : record.start + 2]) - 0xC000 - 12
+        if record.rtype == SOA and 0 <= at < len(question) - 4:
+            return question[at:-4]
+    labels, at = [0], 0
+    while at < len(question) and question[at]:
+        labels.append(at)
+        at += 1 + question[at]
+    return question[labels[-2] : -4] if len(labels) > 2 else question[:-4]

@@ -87,6 +87,14 @@ def beside(addresses: Sequence[str]) -> list[str]:
     return [address for address in found if address not in addresses and _is_local(address)]
 
 
+def own_addresses() -> frozenset[bytes]:
+    """Returns the packed addresses of this network namespace; an empty set if they cannot be read."""
+    try:
+        return frozenset(address.packed for address in local_addresses())
+    except OSError:
+        return frozenset()
+
+
 def has_sibling(address: str, port: int) -> bool:
     """Whether another process already serves at this address and port."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:

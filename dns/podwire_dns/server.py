@@ -26,9 +26,9 @@ from podwire_base.role.run import stop_event
 from podwire_base.role.status import RoleStatus
 
 from . import forward, host, metrics, metrics_page, names, native, tcp, upstream
-from .answer import Answerer, Pending
+from .answer import Answerer
 from .answertable import AnswerTable
-from .cache import Cache, Upstreamed
+from .cache import Cache
 from .clients import Clients
 from .config import DnsConfig
 from .follow import Follower
@@ -36,12 +36,13 @@ from .observer import Observer
 from .rules import Rules
 from .sources import Sources, hold_hangup
 from .tcp import TcpService
-from .udp import Send, UdpLoop
+from .udp import UdpLoop, Waiting
 from .upstream import Forwarder
+from .waiting import WaitingQueries
 from .zone import ZoneData
 
 log = logs.get("dns")
-MAX_PENDING = 2000  # queries that wait for upstreams; further queries get SERVFAIL at once
+OWN_SECONDS = 10.0  # between two looks at the addresses of this node
 STATUS_SECONDS = 1.0
 LEAVE_SECONDS = 0.5
 SIBLING_SECONDS = 10.0
@@ -76,11 +77,11 @@ class Server:
         self.observer = Observer(None)
         self.follower = Follower(config.socket_path, self.take_zone, self.observer.programmed, self.memory)
         self.leaving = False
-        self.dropped = self.reloads = 0
-        self._pending = 0
-        self._idle, self._synced = asyncio.Event(), asyncio.Event()
+        self.reloads = 0
+        self.waiting = WaitingQueries(self.answerer, self.observer, lambda: self.forwarder)
+        self._synced = asyncio.Event()
         self._tcp = TcpService(
-            self.answerer, self.observer, self._wait_for_upstream, min(tcp.MAX_CONNECTIONS, self.files // 4)
+            self.answerer, self.observer, self.waiting.add_one, min(tcp.MAX_CONNECTIONS, self.files // 4)
         )
         self._udp: list[UdpLoop] = []
         self._counted: list[UdpLoop] = []  # the current loops, and loops that are about to end
@@ -139,8 +140,8 @@ class Server:
         """
         loop = asyncio.get_running_loop()
 
-        def later(waiting: list[tuple[Pending, Send]]) -> None:
-            loop.call_soon_threadsafe(self._wait_for_upstreams, waiting)
+        def later(waiting: Waiting) -> None:
+            loop.call_soon_threadsafe(self.waiting.add, waiting)
 
         batches = native.load() if config.batches else None
         if config.batches and (problem := native.library().problem):
@@ -259,10 +260,7 @@ class Server:
         for udp in self._udp:
             udp.stop(LEAVE_SECONDS)
         await asyncio.sleep(0)  # the last queries that the threads passed on
-        if self._pending:
-            self._idle.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), LEAVE_SECONDS)
+        await self.waiting.settle(LEAVE_SECONDS)
         await self._tcp.leave(LEAVE_SECONDS)
         for task in self._tasks:
             task.cancel()
@@ -311,7 +309,7 @@ class Server:
         return metrics_page.ServerState(
             VERSION,
             {"udp": udp, "tcp": self.observer.total("tcp")},
-            self.forwarder.state(self.dropped),
+            self.forwarder.state(self.waiting.turns.refused),
             self.answerer.cache,
             self.answerer.data,
             self.config,
@@ -345,8 +343,11 @@ class Server:
     async def _housekeeping(self) -> None:
         """Prefetches the answers that the cache reports as due, and checks this server's /health as a kubelet does."""
         self._probe()
-        checked = time.monotonic()
+        checked, looked = time.monotonic(), float("-inf")
         while True:
+            if time.monotonic() - looked >= OWN_SECONDS:
+                looked = time.monotonic()
+                self.waiting.turns.own = self._tcp.own = host.own_addresses()
             await asyncio.sleep(PREFETCH_SECONDS)
             self.forwarder.refresh()
             if self.config.health_address and time.monotonic() - checked >= HEALTH_SECONDS:
@@ -360,33 +361,6 @@ class Server:
             self.health_failures += 1
         else:
             self.health.observe(took)
-
-    # Upstreams
-
-    def _wait_for_upstreams(self, waiting: list[tuple[Pending, Send]]) -> None:
-        for pending, send in waiting:
-            self._wait_for_upstream(pending, send)
-
-    def _wait_for_upstream(self, pending: Pending, send: Send) -> None:
-        if self._pending >= MAX_PENDING:
-            self.dropped += 1
-            send(self.answerer.finish(pending, None))
-            return
-        self._pending += 1
-
-        def done(answer: Upstreamed | None) -> None:
-            self._pending -= 1
-            if not self._pending:
-                self._idle.set()
-            try:
-                response = self.answerer.finish(pending, answer)
-            except Exception as err:  # other clients wait for this answer and for the next answers
-                self.observer.failed("udp", ("",), pending.query.question, err)
-                response = self.answerer.finish(pending, None)
-            with contextlib.suppress(OSError):  # the client left
-                send(response)
-
-        self.forwarder.ask(pending.cache_key, done)
 
     def report(self, status: RoleStatus) -> None:
         data = self.answerer.data

@@ -18,19 +18,22 @@ from typing import Any
 from .answer import Answerer, Pending
 from .answertable import AnswerTable
 from .observer import Observer
+from .shares import packed
 
 LARGEST_QUERY = 4096
 SEND, FORWARDED = 16, 64  # of batch.c
 # ECONNREFUSED: an ICMP error about an earlier answer
 PASSING = frozenset((errno.EINTR, errno.EAGAIN, errno.ECONNREFUSED))
 Send = Callable[[bytes], None]
-Later = Callable[[list[tuple[Pending, Send]]], object]
+Waiting = list[tuple[Pending, Send, bytes]]  # a query, the sender of its answer, and its source (shares.py)
+Later = Callable[[Waiting], object]
 
 
 class UdpLoop:
     """The loop of one UDP socket.
 
-    This thread calls `later([(pending, send)])`. Any thread may call `send`. native: the result of native.load().
+    This thread calls `later([(pending, send, source)])`. Any thread may call `send`. native: the result of
+    native.load().
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class UdpLoop:
         self._native = native
         self._memory: AnswerTable | None = None  # this reference keeps the table alive while the thread uses it
         self.batch: Any | None = None
-        self._waiting: list[tuple[Pending, Send]] = []
+        self._waiting: Waiting = []
         self._out: list[tuple[bytes, bytes]] = []  # (answer, client) of upstream answers that wait for `flush`
         self.soon: Callable[[Callable[[], None]], object] | None = None  # None: send answers one by one
         if native is not None:
@@ -131,7 +134,7 @@ class UdpLoop:
                 self.observer.answered("udp", peer, data, answer, began)
                 return answer
             if answer is not None:
-                self._waiting.append((answer, self._sender(peer, data, began)))
+                self._waiting.append((answer, self._sender(peer, data, began), packed(peer[0])))
         except Exception as err:  # one message must never stop the service
             self.observer.failed("udp", peer, data, err)
         return None
@@ -252,7 +255,7 @@ class UdpLoop:
         data = self._packets[start : start + min(batch.lengths[index], self._size)]
         pending = self.answerer.missed(data, key) if key else None
         if pending is not None:
-            self._waiting.append((pending, self._batch_sender(index, data, time.monotonic())))
+            self._waiting.append((pending, self._batch_sender(index, data, time.monotonic()), self._source(index)))
             return
         answer = self._answer(data, self._peer(self._raw_peer(index)))
         if answer is not None:
@@ -264,6 +267,10 @@ class UdpLoop:
         if self.sock.family == socket.AF_INET:
             return socket.inet_ntop(socket.AF_INET, raw[4:8]), port
         return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port, 0, int.from_bytes(raw[24:28], "little")
+
+    def _source(self, index: int) -> bytes:
+        raw = self._raw_peer(index)
+        return raw[4:8] if self.sock.family == socket.AF_INET else raw[8:24]
 
     def _raw_peer(self, index: int) -> bytes:
         """Returns the address of a sender in the kernel's form: 28 bytes, the size of an IPv6 socket address."""

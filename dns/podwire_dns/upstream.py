@@ -65,12 +65,13 @@ class _Flight:
         "key",
         "live",
         "plan",
+        "source",
         "upstreams",
         "waiters",
     )
 
-    def __init__(self, forwarder: Forwarder, key: CacheKey, upstreams: Upstreams, now: float) -> None:
-        self.forwarder, self.key, self.upstreams, self.began = forwarder, key, upstreams, now
+    def __init__(self, forwarder: Forwarder, key: CacheKey, upstreams: Upstreams, now: float, source: bytes) -> None:
+        self.forwarder, self.key, self.upstreams, self.began, self.source = forwarder, key, upstreams, now, source
         self.plan = iter(upstreams.attempts(now))
         self.waiters: list[Done] = []
         self.fallback: Upstreamed | None = None
@@ -229,8 +230,9 @@ class Forwarder:
 
     # Callers
 
-    def ask(self, key: CacheKey, done: Done) -> None:
+    def ask(self, key: CacheKey, done: Done, source: bytes = b"") -> None:
         """Forwards a question. Calls `done` once, perhaps before `ask` returns, with the answer, and caches the answer.
+        source: the client, for its share of the cache.
 
         The answer is None if no upstream answered within forward.DEADLINE and the cache has no stale answer. The answer
         is REFUSED if the name has no upstream.
@@ -242,7 +244,7 @@ class Forwarder:
             if known is not None:
                 done(known)
                 return
-            flight = self._start(key)
+            flight = self._start(key, source)
             if flight is None:
                 done(Upstreamed(REFUSED, EMPTY))
                 return
@@ -261,13 +263,13 @@ class Forwarder:
         self.ask(key, lambda found: None if answer.done() else answer.set_result(found))
         return await answer
 
-    def _start(self, key: CacheKey) -> _Flight | None:
+    def _start(self, key: CacheKey, source: bytes = b"") -> _Flight | None:
         upstreams = self.route(key[0])
         if upstreams is None or not upstreams.addresses:
             return None
         if upstreams.all_down():
             self.all_down += 1
-        flight = self._flights[key] = _Flight(self, key, upstreams, self.loop.time())
+        flight = self._flights[key] = _Flight(self, key, upstreams, self.loop.time(), source)
         if self._ticker is None:
             self._ticker = self.loop.call_later(TICK_SECONDS, self._tick)
         flight.next()
@@ -297,7 +299,9 @@ class Forwarder:
 
     def keep(self, flight: _Flight, answer: Upstreamed) -> Upstreamed:
         route = flight.upstreams.route
-        return self.cache.put(flight.key, answer, time.monotonic(), route.positive_cap, route.negative_cap)
+        return self.cache.put(
+            flight.key, answer, time.monotonic(), route.positive_cap, route.negative_cap, flight.source
+        )
 
     def send(self, flight: _Flight, address: str) -> _Request:
         """Sends the query to one upstream and records the health of the upstream.
