@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from lab.cninode import Answer, CniNode, put_node, wait_until
+from lab.counts import STRIDE, some
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from podwire_cni.native import is_compiled
@@ -116,11 +117,11 @@ def test_killed_at_every_step(node: CrashNode, lab: Lab) -> None:
     deleting = node.steps()
     assert {"reserve", "attach", "CreateVeth", "JoinBridge", "Redirect", "wired", "answer"} <= set(adding)
     assert {"detach", "_start", "remove", "release", "_forget", "answer"} <= set(deleting)
-    for at in range(1, len(adding) + 1):
+    for at in some(len(adding)):
         node.crash_at(at, "ADD", "pod", pod)
         clean(at)
         assert node.remains(pod, healthy) == {}, f"ADD killed after step {at}, {adding[at - 1]}"
-    for at in range(1, len(deleting) + 1):
+    for at in some(len(deleting)):
         added = node.cni("ADD", "pod", pod, node.full_conf())
         assert added.status == 0 and added.address not in healthy, added.out
         flow(node)
@@ -137,7 +138,7 @@ def test_a_plain_pod_killed_at_every_step(node: CrashNode, lab: Lab) -> None:
     steps = node.steps()
     assert steps.count("batch") == 4 if is_compiled() else "CreateVeth" in steps, steps
     assert node.cni("DEL", "pod", pod).status == 0
-    for at in range(1, len(steps) + 1):
+    for at in some(len(steps)):
         node.crash_at(at, "ADD", "pod", pod, node.conf())
         assert node.cni("DEL", "pod", pod).status == 0
         assert node.remains(pod, set()) == {}, f"killed after step {at}, {steps[at - 1]}"
@@ -191,7 +192,7 @@ def test_the_client_killed_at_every_system_call(node: CrashNode, lab: Lab) -> No
         while killed:
             if command == "DEL":
                 assert node.cni("ADD", "pod", pod, node.full_conf()).status == 0
-            stop += 1
+            stop += STRIDE
             killed = run_to(node, command, "pod", pod, stop)
             if stop % 2:
                 done = node.cni("GC", "", None, node.conf("1.1.0", **keep))
@@ -199,7 +200,7 @@ def test_the_client_killed_at_every_system_call(node: CrashNode, lab: Lab) -> No
                 done = node.cni("DEL", "pod", pod, node.full_conf())
             assert done.status == 0, done.out
             wait_until(lambda: node.remains(pod, healthy) == {}, f"nothing is left of {command} killed at stop {stop}")
-        assert stop > 20
+        assert stop > 20  # system calls, each counted as it begins and as it ends
     assert "went away" in node.log()
     assert node.cni("DEL", "alive", alive).status == 0
 
