@@ -18,11 +18,12 @@ MAX_VALUE = 8192  # bytes of one answer; together with the capacity, it bounds t
 
 @dataclass(frozen=True, slots=True)
 class Upstreamed:
-    """An upstream's answer. value: as in wire.py, without OPT. ad: the upstream set AD (DNSSEC)."""
+    """An upstream's answer. value: as in wire.py, without OPT. ad: the upstream set AD (DNSSEC). edns: it had OPT."""
 
     rcode: int
     value: bytes
     ad: bool = False
+    edns: bool = field(default=False, compare=False)
 
 
 Ttls = tuple[tuple[int, int], ...]

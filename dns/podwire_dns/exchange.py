@@ -247,12 +247,16 @@ class Stream:
     _connecting: asyncio.Task[None] | None = None
     _idle: asyncio.TimerHandle | None = None
 
-    def ask(self, question: bytes, *, dnssec_ok: bool, checking_disabled: bool, on_reply: OnReply) -> StreamQuery:
+    def ask(
+        self, question: bytes, *, dnssec_ok: bool, checking_disabled: bool, on_reply: OnReply, edns: bool = True
+    ) -> StreamQuery:
         """Sends a query when the stream is connected. The stream calls `on_reply` once."""
         ident = secrets.randbits(16)
         while ident in self._waiting:
             ident = secrets.randbits(16)
-        message = forward.build_ask(question, ident, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled)
+        message = forward.build_ask(
+            question, ident, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled, edns=edns
+        )
         asked = StreamQuery(self, question, ident, len(message).to_bytes(2) + message, on_reply, self._link is not None)
         self._waiting[ident] = asked
         self.sent += 1

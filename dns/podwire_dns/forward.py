@@ -16,10 +16,14 @@ from functools import lru_cache
 from .cache import NEGATIVE_CAP, POSITIVE_CAP, Upstreamed
 from .wire import (
     AD,
+    BADVERS,
     CD,
     COUNTS,
+    EMPTY,
+    FORMERR,
     HEADER,
     NOERROR,
+    NOTIMP,
     NXDOMAIN,
     OPT,
     QR,
@@ -41,6 +45,8 @@ ROUNDS = 2
 EXPIRE = 10.0
 TLS = "tls://"
 POLICIES = ("sequential", "round_robin", "random")
+PLAIN_SECONDS = 900.0  # an upstream without EDNS gets queries without OPT for this time
+REFUSES_EDNS = (FORMERR, NOTIMP, BADVERS)
 
 
 @dataclass(slots=True)
@@ -48,6 +54,7 @@ class _Health:
     silences: int = 0
     usual: float = 0.0  # smoothed answer time, 0: never answered
     probed: float = float("-inf")
+    plain_until: float = 0.0  # the upstream does not know EDNS; on the clock of `attempts`
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,17 @@ class Upstreams:
         self._silent += not health.silences
         health.silences += 1
 
+    def knows_edns(self, address: str, now: float) -> bool:
+        return now >= self._health[address].plain_until
+
+    def lacks_edns(self, address: str, now: float) -> None:
+        """Remembers that the upstream answers only queries without OPT, or ignores OPT (RFC 6891 section 7).
+
+        The upstream gets OPT again after PLAIN_SECONDS. A time-out is no sign of this: it has other causes, and the
+        DNS flag day of 2019 ended the support of servers that do not answer OPT.
+        """
+        self._health[address].plain_until = now + PLAIN_SECONDS
+
     def is_down(self, address: str) -> bool:
         return 0 < self.route.max_fails <= self._health[address].silences
 
@@ -169,9 +187,10 @@ class Upstreams:
 OPTS = (opt(Edns(0)), opt(Edns(0, dnssec_ok=True)))
 
 
-def build_ask(key: bytes, ident: int, *, dnssec_ok: bool, checking_disabled: bool) -> bytes:
-    """Returns the query to an upstream for a question key."""
-    return HEADER.pack(ident, RD | (CD if checking_disabled else 0), 1, 0, 0, 1) + key + OPTS[dnssec_ok]
+def build_ask(key: bytes, ident: int, *, dnssec_ok: bool, checking_disabled: bool, edns: bool = True) -> bytes:
+    """Returns the query to an upstream for a question key. edns: with OPT; DO exists only there."""
+    flags = RD | (CD if checking_disabled else 0)
+    return HEADER.pack(ident, flags, 1, 0, 0, edns) + key + (OPTS[dnssec_ok] if edns else b"")
 
 
 def read_answer(key: bytes, ident: int, data: bytes) -> Upstreamed | None:
@@ -186,27 +205,58 @@ def read_answer(key: bytes, ident: int, data: bytes) -> Upstreamed | None:
     got, flags, questions, an, ns, ar = HEADER.unpack_from(data)
     if got != ident or not flags & QR or flags & 0x7800:
         raise Malformed("no answer to this query")
-    rcode = flags & 0xF
-    if questions != 1 or lower(data[12 : 12 + len(key)]) != key:
-        if questions == 0 and rcode not in (NOERROR, NXDOMAIN) and len(data) == 12:
-            return Upstreamed(rcode, b"\0" * 6)
+    rcode, failed = flags & 0xF, flags & 0xF not in (NOERROR, NXDOMAIN)
+    if lower(data[12 : 12 + len(key)]) != key or questions != 1:
+        if failed and (len(data) == 12 or questions == 0):
+            return Upstreamed(rcode, EMPTY)
+        if questions == 0:  # a server that does not know the EDNS version may leave the question out
+            answer = _without_opt(data, 12, (an, ns, ar), rcode, ad=False)
+            if answer.rcode == BADVERS:
+                return Upstreamed(BADVERS, EMPTY)
         raise Malformed("the answer is to another question")
-    if flags & TC:
+    if flags & TC and rcode not in REFUSES_EDNS:
         return None
-    return _without_opt(data, 12 + len(key), (an, ns, ar), rcode, bool(flags & AD))
+    try:
+        return _without_opt(data, 12 + len(key), (an, ns, ar), rcode, bool(flags & AD))
+    except Malformed:
+        if failed:  # servers that do not know OPT may leave the record out and keep the count of the query
+            return Upstreamed(rcode, EMPTY)
+        raise
 
 
 def _without_opt(data: bytes, at: int, counts: tuple[int, int, int], rcode: int, ad: bool) -> Upstreamed:
-    """Removes OPT, which concerns one hop only, and the records after OPT, whose pointers would become invalid."""
+    """Removes OPT, which concerns one hop only, and the records after OPT, whose pointers would become invalid.
+
+    The rcode of the result is the extended one for BADVERS only: a client without EDNS does not understand the others.
+    """
     an, ns, ar = counts
-    end, kept = at, 0
+    end, kept, edns = at, 0, False
     for index, record in enumerate(records(data, at, an + ns + ar)):
         if index >= an + ns and record.rtype == OPT:
-            if record.ttl >> 24:
-                rcode = SERVFAIL  # a client without EDNS does not understand an extended error
+            extended = record.ttl >> 24 << 4 | rcode
+            rcode = extended if extended < 16 or extended == BADVERS else SERVFAIL
+            edns = True
             break
         end, kept = record.end, kept + 1
-    return Upstreamed(rcode, COUNTS.pack(an, ns, max(0, kept - an - ns)) + data[at:end], ad)
+    return Upstreamed(rcode, COUNTS.pack(an, ns, max(0, kept - an - ns)) + data[at:end], ad, edns)
+
+
+def refuses_edns(answer: Upstreamed) -> bool:
+    """Whether the upstream must get a query with OPT again, without OPT (RFC 6891 sections 6.1.3 and 7).
+
+    The rcode alone decides: some servers copy the OPT of the query into a FORMERR that is about this OPT.
+    """
+    return answer.rcode in REFUSES_EDNS
+
+
+def ignores_edns(answer: Upstreamed) -> bool:
+    """Whether a whole answer to a query with OPT shows that the upstream skips OPT. Error messages often have none."""
+    return not answer.edns and is_final(answer)
+
+
+def for_clients(answer: Upstreamed) -> Upstreamed:
+    """Replaces BADVERS, which is about OPT between this server and the upstream."""
+    return Upstreamed(SERVFAIL, EMPTY) if answer.rcode == BADVERS else answer
 
 
 def is_final(answer: Upstreamed) -> bool:

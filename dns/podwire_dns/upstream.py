@@ -11,7 +11,7 @@ import secrets
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from ipaddress import ip_address
 
@@ -22,100 +22,23 @@ from podwire_base.role.metrics import Histogram
 
 from . import forward, native
 from .cache import Cache, CacheKey, Upstreamed
-from .exchange import Sent, Stream, StreamQuery, UdpExchange, UpstreamExchange, tls_context
+from .exchange import Stream, UdpExchange, UpstreamExchange, tls_context
+from .flight import Done, Flight, Once, Request
 from .forward import Route, Upstreams
 from .metrics import BOUNDS
 from .metrics_page import Forwarding
 from .wire import EMPTY, REFUSED
 
 log = logs.get("dns")
-Done = Callable[["Upstreamed | None"], None]
-NEVER = float("inf")
 SWEEP_SECONDS, TICK_SECONDS = 0.25, 0.02
 IDENTS = 512
 MOST = 8192
-RCODES = [str(RCODE.forward.get(number, number)) for number in range(16)]
+RCODES = [*(str(RCODE.forward.get(number, number)) for number in range(16)), "BADVERS"]
 
 
 @lru_cache(maxsize=256)
 def packed(host: str) -> bytes:
     return ip_address(host).packed
-
-
-class _Request:
-    """One query to one upstream, in progress. flight: the flight of the query. told: the time-out is counted."""
-
-    __slots__ = ("address", "began", "exchange", "flight", "told", "upstreams")
-
-    def __init__(self, flight: _Flight, upstreams: Upstreams, address: str, began: float) -> None:
-        self.flight, self.upstreams, self.address, self.began, self.told = flight, upstreams, address, began, False
-        self.exchange: UdpExchange | Sent | StreamQuery | None = None
-
-
-class _Flight:
-    """One question in progress, for all clients that wait for its answer."""
-
-    __slots__ = (
-        "began",
-        "current",
-        "done",
-        "due",
-        "fallback",
-        "forwarder",
-        "key",
-        "live",
-        "plan",
-        "source",
-        "upstreams",
-        "waiters",
-    )
-
-    def __init__(self, forwarder: Forwarder, key: CacheKey, upstreams: Upstreams, now: float, source: bytes) -> None:
-        self.forwarder, self.key, self.upstreams, self.began, self.source = forwarder, key, upstreams, now, source
-        self.plan = iter(upstreams.attempts(now))
-        self.waiters: list[Done] = []
-        self.fallback: Upstreamed | None = None
-        self.due = NEVER  # the time at which the next upstream gets the query too
-        self.current: _Request | None = None
-        self.live, self.done = 0, False
-
-    def next(self) -> None:
-        """Sends the query to the next upstream. After the last upstream, waits for late answers."""
-        self.due = NEVER
-        if self.forwarder.full:
-            self.forwarder.refused += not self.live
-            self.plan = iter(())
-        for address, patience in self.plan:
-            self.live += 1
-            asked = self.forwarder.send(self, address)
-            if patience:
-                self.current = asked
-                self.due = asked.began + patience
-                return
-        if not self.live or self.fallback is not None:
-            self.finish(self.fallback)
-
-    def impatient(self) -> None:
-        if self.current is not None:
-            self.forwarder.silent(self.current)
-        self.next()
-
-    def on_reply(self, asked: _Request, answer: Upstreamed | None) -> None:
-        """Handles the reply of one upstream. answer: None if the upstream is unreachable."""
-        self.live -= 1
-        if self.done:
-            return
-        if answer is not None and forward.is_final(answer):
-            answer = self.forwarder.keep(self, answer)
-            self.finish(answer)
-            return
-        self.fallback = self.fallback or answer
-        if asked is self.current or not self.live:
-            self.next()
-
-    def finish(self, answer: Upstreamed | None) -> None:
-        self.done, self.current = True, None
-        self.forwarder.landed(self, answer)
 
 
 class Forwarder:
@@ -140,8 +63,8 @@ class Forwarder:
             for upstreams in self.routes.values()
             if any(address.startswith(forward.TLS) for address in upstreams.addresses)
         }
-        self._flights: dict[CacheKey, _Flight] = {}
-        self._asks: dict[_Request, None] = {}  # in the order of their start
+        self._flights: dict[CacheKey, Flight] = {}
+        self._asks: dict[Request, None] = {}  # in the order of their start
         self._ticker: asyncio.TimerHandle | None = (
             None  # one timer for all flights: a timer per flight costs more than its query
         )
@@ -253,7 +176,7 @@ class Forwarder:
                 return
         # an expired answer in time is better than a fresh answer too late
         if self.cache.keep_stale and key in self.cache.entries:
-            done = _Once(done)
+            done = Once(done)
             self.loop.call_later(forward.STALE_PATIENCE, self._give_stale, key, done)
         flight.waiters.append(done)
 
@@ -263,19 +186,19 @@ class Forwarder:
         self.ask(key, lambda found: None if answer.done() else answer.set_result(found))
         return await answer
 
-    def _start(self, key: CacheKey, source: bytes = b"") -> _Flight | None:
+    def _start(self, key: CacheKey, source: bytes = b"") -> Flight | None:
         upstreams = self.route(key[0])
         if upstreams is None or not upstreams.addresses:
             return None
         if upstreams.all_down():
             self.all_down += 1
-        flight = self._flights[key] = _Flight(self, key, upstreams, self.loop.time(), source)
+        flight = self._flights[key] = Flight(self, key, upstreams, self.loop.time(), source)
         if self._ticker is None:
             self._ticker = self.loop.call_later(TICK_SECONDS, self._tick)
         flight.next()
         return flight
 
-    def _give_stale(self, key: CacheKey, done: _Once) -> None:
+    def _give_stale(self, key: CacheKey, done: Once) -> None:
         if done.called:
             return
         answer = self.cache.stale(key, time.monotonic())
@@ -289,7 +212,7 @@ class Forwarder:
 
     # Flights
 
-    def landed(self, flight: _Flight, answer: Upstreamed | None) -> None:
+    def landed(self, flight: Flight, answer: Upstreamed | None) -> None:
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
         flight.fallback = answer
@@ -297,35 +220,41 @@ class Forwarder:
         for done in flight.waiters:
             done(answer)
 
-    def keep(self, flight: _Flight, answer: Upstreamed) -> Upstreamed:
+    def keep(self, flight: Flight, answer: Upstreamed) -> Upstreamed:
         route = flight.upstreams.route
         return self.cache.put(
             flight.key, answer, time.monotonic(), route.positive_cap, route.negative_cap, flight.source
         )
 
-    def send(self, flight: _Flight, address: str) -> _Request:
+    def send(self, flight: Flight, address: str) -> Request:
         """Sends the query to one upstream and records the health of the upstream.
 
         An answer that arrives after the end of the flight also counts for the health.
         """
-        asked = _Request(flight, flight.upstreams, address, self.loop.time())
+        asked = Request(flight, flight.upstreams, address, self.loop.time())
         self._asks[asked] = None
-        self.asked += 1
-        question, dnssec_ok, checking_disabled = flight.key
-        scheme, host, port = forward.split(address)
-        if scheme or flight.upstreams.route.force_tcp:
-            self._over_stream(asked)
-        else:
-            ident = self._ident()
-            message = forward.build_ask(question, ident, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled)
-            on_reply = partial(self._heard, asked)
-            exchange = self._exchange
-            asked.exchange = (
-                UdpExchange(self.loop, host, port, question, ident, message, on_reply)
-                if exchange is None or "%" in host  # exchange takes packed addresses, which have no scope
-                else exchange.ask(packed(host), port, question, ident, message, on_reply)
-            )
+        self._exchanged(asked)
         return asked
+
+    def _exchanged(self, asked: Request) -> None:
+        """Sends the message of a request, with OPT or without."""
+        self.asked += 1
+        question, dnssec_ok, checking_disabled = asked.flight.key
+        scheme, host, port = forward.split(asked.address)
+        if scheme or asked.upstreams.route.force_tcp:
+            self._over_stream(asked)
+            return
+        ident = self._ident()
+        message = forward.build_ask(
+            question, ident, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled, edns=asked.edns
+        )
+        on_reply = partial(self._heard, asked)
+        exchange = self._exchange
+        asked.exchange = (
+            UdpExchange(self.loop, host, port, question, ident, message, on_reply)
+            if exchange is None or "%" in host  # exchange takes packed addresses, which have no scope
+            else exchange.ask(packed(host), port, question, ident, message, on_reply)
+        )
 
     def _ident(self) -> int:
         """Returns 16 unpredictable bits. The method draws many identifiers at a time."""
@@ -333,7 +262,7 @@ class Forwarder:
             self._idents = array("H", secrets.token_bytes(2 * IDENTS))
         return self._idents.pop()
 
-    def _over_stream(self, asked: _Request) -> None:
+    def _over_stream(self, asked: Request) -> None:
         upstreams = asked.upstreams
         stream = self._streams.get((id(upstreams), asked.address))
         if stream is None:
@@ -345,14 +274,23 @@ class Forwarder:
             )
         question, dnssec_ok, checking_disabled = asked.flight.key
         asked.exchange = stream.ask(
-            question, dnssec_ok=dnssec_ok, checking_disabled=checking_disabled, on_reply=partial(self._heard, asked)
+            question,
+            dnssec_ok=dnssec_ok,
+            checking_disabled=checking_disabled,
+            on_reply=partial(self._heard, asked),
+            edns=asked.edns,
         )
 
-    def _heard(self, asked: _Request, result: Upstreamed | OSError | None) -> None:
+    def _heard(self, asked: Request, result: Upstreamed | OSError | None) -> None:
         if asked not in self._asks:
             return
         if result is None:  # truncated: the whole answer comes over TCP
             self._over_stream(asked)
+            return
+        if isinstance(result, Upstreamed) and asked.edns and forward.refuses_edns(result):
+            self.exchanges[asked.address, RCODES[result.rcode]] += 1
+            asked.edns, asked.refused = False, True
+            self._exchanged(asked)
             return
         del self._asks[asked]
         asked.exchange = None  # breaks a reference cycle, which only the garbage collector would free
@@ -362,8 +300,12 @@ class Forwarder:
             self.silent(asked, str(result))
             asked.flight.on_reply(asked, None)
             return
-        took = self.loop.time() - asked.began
+        now = self.loop.time()
+        took = now - asked.began
         asked.upstreams.answered(address, took)
+        if (asked.refused and not forward.refuses_edns(result)) or (asked.edns and forward.ignores_edns(result)):
+            asked.upstreams.lacks_edns(address, now)
+        result = forward.for_clients(result)
         rcode = RCODES[result.rcode]
         self.exchanges[address, rcode] += 1
         histogram = self.took.get((address, rcode))
@@ -375,7 +317,7 @@ class Forwarder:
             log.info("upstream answers again", upstream=address)
         asked.flight.on_reply(asked, result)
 
-    def silent(self, asked: _Request, why: str = "no answer in time") -> None:
+    def silent(self, asked: Request, why: str = "no answer in time") -> None:
         """Counts a time-out, once per question."""
         if asked.told:
             return
@@ -387,7 +329,7 @@ class Forwarder:
             self._told.add(address)
             log.warn("upstream does not answer", upstream=address, why=why)
 
-    def _drop(self, asked: _Request) -> None:
+    def _drop(self, asked: Request) -> None:
         if asked in self._asks:
             del self._asks[asked]
             if asked.exchange is not None:
@@ -418,15 +360,3 @@ class Forwarder:
             if flight.began > before:
                 break
             flight.finish(flight.fallback)
-
-
-class _Once:
-    """A Done callback. Only its first call has an effect."""
-
-    def __init__(self, done: Done) -> None:
-        self.done, self.called = done, False
-
-    def __call__(self, answer: Upstreamed | None) -> None:
-        if not self.called:
-            self.called = True
-            self.done(answer)
