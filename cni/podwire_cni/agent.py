@@ -25,7 +25,7 @@ from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.meta import Object
 from podwire_base.role import logs
-from podwire_base.role.run import stop_event
+from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
 from . import conflistfile, nodes, overlay, routes, wiring
@@ -296,7 +296,7 @@ def run(config: WiringConfig) -> None:
         gc.collect()
         gc.freeze()
         log.info("listening", socket=str(config.socket))
-        asyncio.run(_until_signal(agent, client))
+        main("wiring", _until_signal(agent, client))
     log.info("stopped, pods stay wired")
 
 

@@ -22,7 +22,7 @@ from podwire_base.kube.meta import Object, key, name, namespace, uid
 from podwire_base.kube.times import micro_timestamp, timestamp
 from podwire_base.role import logs
 from podwire_base.role import status as rolestatus
-from podwire_base.role.run import stop_event, until_stopped
+from podwire_base.role.run import main, stop_event, until_stopped
 
 from .cni_runtime import Attachment, CniFailed, CniRuntime
 from .podspec import NodeDns
@@ -347,4 +347,4 @@ async def _main(config: NodeConfig) -> None:
 
 def run(config: NodeConfig) -> None:
     """Run until SIGTERM. The pods run on without the node agent, and the next node agent takes them over."""
-    asyncio.run(_main(config))
+    main("node", _main(config))

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,8 +23,8 @@ from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.meta import Object
-from podwire_base.role import bugs, logs
-from podwire_base.role.run import stop_event
+from podwire_base.role import accept, bugs, logs
+from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
 from . import feed, names, schema
@@ -247,7 +248,10 @@ async def _main(sources: Sources, config: DnsConfig, client: ClientConfig) -> No
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         config.socket_path.unlink()  # a killed feeder left this socket
-    listener = await asyncio.start_unix_server(role.serve, str(config.socket_path))
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(str(config.socket_path))
+    sock.listen(100)
+    listener = accept.streams(sock, role.serve)
     role.begin()
     following = asyncio.create_task(sources.follow(config, log, role.take))
     while not stop.is_set():
@@ -271,4 +275,4 @@ def run(config: DnsConfig) -> None:
     real = sources.load()
     os.nice(NICE)
     gc.disable()  # until the first zone is complete: a start creates hundreds of thousands of permanent objects
-    asyncio.run(_main(sources, real, load(real.kubeconfig)))
+    main("dns-feeder", _main(sources, real, load(real.kubeconfig)))

@@ -13,7 +13,6 @@ import errno
 import ipaddress
 import os
 import platform
-import resource
 import socket
 import struct
 from collections.abc import Iterable, Sequence
@@ -28,7 +27,6 @@ UDP_BUFFER = 1 << 20
 SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274, "ppc64le": 355, "s390x": 345}
 SLICE_NS = 100_000
 NICE = -5
-MANY_FILES = 65_536
 log = logs.get("dns")
 
 if TYPE_CHECKING:
@@ -196,19 +194,6 @@ def run_soon() -> None:
     )  # struct sched_attr: normal policy, nice, runtime
     if ctypes.CDLL(None, use_errno=True).syscall(number, 0, attributes, 0):
         log.info("no short time slices", error=os.strerror(ctypes.get_errno()))
-
-
-def more_files() -> int:
-    """Raises this process's limit of open files as far as allowed, up to MANY_FILES. Returns the limit.
-
-    Each query to an upstream needs an open file. The usual limit of 1,024 is too low when an upstream stops answering.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        return wanted
-    return soft if soft != resource.RLIM_INFINITY else wanted
 
 
 def drop_addresses(addresses: Iterable[str], port: int) -> list[str]:

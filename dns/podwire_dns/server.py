@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from podwire_base.role import logs, web
+from podwire_base.role import limits, logs, web
 from podwire_base.role.metrics import CONTENT_TYPE, Histogram
-from podwire_base.role.run import stop_event
+from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
 from . import forward, host, metrics, metrics_page, names, native, tcp, upstream
@@ -68,7 +68,7 @@ class Server:
         Raises BadConfig.
         """
         self.config, self.sources, self.stop = config, sources or Sources(config), stop or asyncio.Event()
-        self.files = host.more_files()
+        self.files = limits.raise_files()
         routes = config.routes()
         cache = Cache(config.cache_capacity, config.serve_stale, config.prefetch)
         data = ZoneData(config.zones(), config.ttl, config.pods)
@@ -163,13 +163,13 @@ class Server:
         old_tcp = self._tcp.listeners
         self._tcp.listeners = []
         for sock in streams:
-            await self._tcp.listen(sock)
+            self._tcp.listen(sock)
         for each in udp:
             each.soon = loop.call_soon
             each.thread.start()
         old_udp, self._udp = self._udp, udp
         self._counted += udp
-        await self._tcp.close_listeners(old_tcp)
+        self._tcp.close_listeners(old_tcp)
         if old_udp:
             left = set(self.config.addresses()).difference(addresses)
             loop.call_later(OLD_SOCKET_SECONDS, self._end_udp, old_udp, left)
@@ -256,7 +256,7 @@ class Server:
         """Stops the server: accepts no new query, and waits briefly for the answers in progress."""
         for page in self._web:
             page.close()
-        await self._tcp.close_listeners(self._tcp.listeners)
+        self._tcp.close_listeners(self._tcp.listeners)
         for udp in self._udp:
             udp.stop(LEAVE_SECONDS)
         await asyncio.sleep(0)  # the last queries that the threads passed on
@@ -434,4 +434,4 @@ def run(config: DnsConfig) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()  # imported modules stay in memory
     gc.set_threshold(GARBAGE)  # reference cycles are rare: frequent collections would find no garbage
-    asyncio.run(_main(real, sources))
+    main("dns", _main(real, sources))

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from podwire_base.role.accept import Acceptor
+
 from .answer import Answerer, Pending
 from .observer import Observer
 from .shares import OWN_SHARE, SHARE, packed
@@ -22,9 +24,7 @@ from .udp import Send
 
 MAX_CONNECTIONS = 1000
 TCP_IDLE_SECONDS, TCP_IDLE_LEAST = 10.0, 1.0
-TAKE_SECONDS = 0.02
 IN_A_ROW = 8  # queries of one connection before the other connections have their turn
-Listener = tuple[socket.socket, asyncio.Server]
 
 
 @dataclass(slots=True, eq=False)
@@ -51,35 +51,32 @@ class TcpService:
         self.answerer, self.observer, self._wait, self.most = answerer, observer, wait, most
         self.own: frozenset[bytes] = frozenset()
         self.refused = 0
-        self.listeners: list[Listener] = []
+        self.listeners: list[Acceptor] = []
         self.connections: dict[asyncio.StreamWriter, _Connection] = {}  # the last one was the last to become active
         self._late: set[asyncio.Task[None]] = set()
 
-    async def listen(self, sock: socket.socket) -> None:
-        self.listeners.append((sock, await asyncio.start_server(self._connection, sock=sock)))
+    def listen(self, sock: socket.socket) -> None:
+        self.listeners.append(Acceptor(sock, self._accepted))
 
-    async def close_listeners(self, listeners: list[Listener]) -> None:
+    def close_listeners(self, listeners: list[Acceptor]) -> None:
         """Closes the listeners after accepting the connections in their queues; closing alone would reset these."""
-        loop = asyncio.get_running_loop()
-        for sock, _ in listeners:
-            loop.remove_reader(sock.fileno())
-        if listeners:
-            await asyncio.sleep(
-                TAKE_SECONDS
-            )  # this method takes over the accepted connections, because asyncio forgets them with the listener
-        for sock, listener in listeners:
-            with contextlib.suppress(OSError):  # the queue is empty
-                while True:
-                    taken, _ = sock.accept()
-                    taken.setblocking(False)
-                    task = asyncio.create_task(self._taken(taken))
-                    self._late.add(task)
-                    task.add_done_callback(self._late.discard)
+        for listener in listeners:
+            listener.pause()
+            listener.drain()
             listener.close()
 
+    def _accepted(self, sock: socket.socket, _: Any) -> None:
+        task = asyncio.get_running_loop().create_task(self._taken(sock))
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+
     async def _taken(self, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            await self._connection(*await asyncio.open_connection(sock=sock))
+        try:
+            streams = await asyncio.open_connection(sock=sock)
+        except OSError:
+            sock.close()  # the client left
+            return
+        await self._connection(*streams)
 
     async def leave(self, seconds: float) -> None:
         """Waits up to `seconds` for connections to end, then closes the rest. No answer is truncated."""

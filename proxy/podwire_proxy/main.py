@@ -25,7 +25,7 @@ from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ApiError, ConfigError, Refused
 from podwire_base.kube.shape import misshapen
 from podwire_base.role import logs, web
-from podwire_base.role.run import stop_event, until_stopped
+from podwire_base.role.run import main, stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 
 from . import backends, health, host, kubeproxyfile
@@ -380,7 +380,7 @@ def run(config: ProxyConfig) -> None:
     logs.configure(node=config.node_name)
     frugal()
     log.info("starting", backend=config.backend, pods=config.cluster_cidrs or "unknown", services=config.service_cidrs)
-    asyncio.run(_main(config))
+    main("proxy", _main(config))
     log.info("stopped, rules stay")
 
 

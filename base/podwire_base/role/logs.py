@@ -3,15 +3,20 @@
 log = logs.get("proxy")
 log.info("synced", services=12, took_ms=3.2)
 2026-11-23T05:00:00.123Z info proxy synced services=12 took_ms=3.2
+
+A line that repeats is written a few times, then once in ten seconds with the number of the others as `repeated=N`
+(logtext.py).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+import threading
 import time
 from typing import Any, TextIO
+
+from . import logtext
 
 JSON = "PODWIRE_LOG_JSON_LINES"
 LEVELS = {"debug": 10, "info": 20, "warn": 30, "error": 40}
@@ -22,6 +27,16 @@ class _Settings:
     json = False
     level = LEVELS["info"]
     node = ""
+    repeats = logtext.Repeats()
+    lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    _Settings.lock = threading.Lock()  # another thread of the parent may have held it
+    _Settings.repeats = logtext.Repeats()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def configure(*, json_lines: bool = False, level: str = "info", node: str = "", stream: TextIO | None = None) -> None:
@@ -30,15 +45,21 @@ def configure(*, json_lines: bool = False, level: str = "info", node: str = "", 
     """
     json_lines = json_lines or os.environ.get(JSON) == "1"
     _Settings.json, _Settings.level, _Settings.node, _Settings.stream = json_lines, LEVELS[level], node, stream
+    _Settings.repeats = logtext.Repeats()
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    if text == "" or any(c in text for c in ' ="\n\t'):
-        return json.dumps(text)
-    return text
+def _put(level: str, role: str, event: str, fields: dict[str, Any]) -> None:
+    now = time.time()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
+    if _Settings.node:
+        fields = {"node": _Settings.node, **fields}
+    line = (logtext.as_json if _Settings.json else logtext.plain)(stamp, level, role, event, fields)
+    stream = _Settings.stream or sys.stderr
+    try:
+        stream.write(line + "\n")
+        stream.flush()
+    except (OSError, ValueError):
+        pass  # a closed log stream must not stop the role
 
 
 class Logger:
@@ -50,20 +71,14 @@ class Logger:
     def _write(self, level: str, event: str, fields: dict[str, Any]) -> None:
         if LEVELS[level] < _Settings.level:
             return
-        now = time.time()
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
-        if _Settings.node:
-            fields = {"node": _Settings.node, **fields}
-        if _Settings.json:
-            line = json.dumps({"time": stamp, "level": level, "role": self.role, "event": event, **fields}, default=str)
-        else:
-            line = " ".join([stamp, level, self.role, _value(event), *(f"{k}={_value(v)}" for k, v in fields.items())])
-        stream = _Settings.stream or sys.stderr
-        try:
-            stream.write(line + "\n")
-            stream.flush()
-        except (OSError, ValueError):
-            pass  # a closed log stream must not stop the role
+        with _Settings.lock:
+            now = time.monotonic()
+            late = _Settings.repeats.overdue(now)
+            held = _Settings.repeats.allow(level, self.role, event, fields, now)
+        for old_level, role, old, number in late:
+            _put(old_level, role, old, {"repeated": number})
+        if held is not None:
+            _put(level, self.role, event, {**fields, "repeated": held} if held else fields)
 
     def debug(self, event: str, /, **fields: Any) -> None:
         self._write("debug", event, fields)

@@ -1,4 +1,4 @@
-"""Ends a role's process in order, and sends messages to systemd (sd_notify(3)).
+"""Starts a role's process, ends it in order, and sends messages to systemd (sd_notify(3)).
 
 SIGTERM and SIGINT end every role in the same way: the role's work is cancelled, its files and sockets are closed, and
 the exit status is 0. The role's state in the kernel stays.
@@ -13,10 +13,27 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
+from . import capture, limits, logs
+
+T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 NOTIFY = "NOTIFY_SOCKET"
+
+
+def main(role: str, work: Coroutine[Any, Any, T]) -> T:
+    """Run a role's coroutine to its end, with what every role needs: as many open files as are allowed, and one
+    `key=value` line for whatever Python or a library would write. Returns or raises as `work` does.
+    """
+    capture.everything()
+    limits.raise_and_tell(logs.get(role))
+
+    async def inner() -> T:
+        asyncio.get_running_loop().set_exception_handler(capture.of_loop)
+        return await work
+
+    return asyncio.run(inner())
 
 
 def notify(state: str) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..kernel.netns import setns
-from . import files, logs
+from . import capture, files, logs
 from .run import NOTIFY, STOP_SIGNALS, notify
 from .title import set_title
 
@@ -189,6 +189,7 @@ class Supervisor:
     # ---- the loop
 
     def run(self) -> None:
+        capture.everything()
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in (*STOP_SIGNALS, *self.passed_on):

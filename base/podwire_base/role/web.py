@@ -17,13 +17,16 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any
 
 from . import logs
+from .accept import Acceptor, peer_of
+from .peers import Waiting
 
 log = logs.get("web")
 SECONDS, LARGEST = 5.0, 8192  # the time limit of a request; the greatest number of bytes of its head
 LEAVING = 1.0  # seconds that a closing site waits for answers in progress
-AGAIN = 1.0  # seconds before the next accept, if the process has no free file descriptor
+PER_PEER, MOST = 64, 256  # connections whose request has not arrived
 PLAIN, JSON = "text/plain; charset=utf-8", "application/json; charset=utf-8"
 
 
@@ -90,19 +93,18 @@ class Site:
 
     def __init__(self, sockets: list[socket.socket], pages: Mapping[str, Page]) -> None:
         self.addresses = [sock.getsockname() for sock in sockets]
-        self._sockets, self._pages = sockets, pages
+        self._pages = pages
         self._loop = asyncio.get_running_loop()
         self._talks: set[asyncio.Task[None]] = set()
-        self._answering: set[asyncio.Task[None] | None] = set()  # connections whose request has arrived
-        for sock in sockets:
-            self._loop.add_reader(sock, self._accept, sock)
+        self._answering: set[asyncio.Task[None]] = set()  # connections whose request has arrived
+        self._waiting: Waiting[asyncio.Task[None]] = Waiting(PER_PEER, MOST)
+        self._acceptors = [Acceptor(sock, self._taken) for sock in sockets]
 
     def close(self) -> None:
         """Stop accepting requests. Requests in progress are still answered."""
-        for sock in self._sockets:
-            self._loop.remove_reader(sock)
-            sock.close()
-        self._sockets = []
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._acceptors = []
 
     async def cleanup(self) -> None:
         """Close the site, and wait up to a second for answers in progress. Connections without a request are closed at
@@ -117,23 +119,17 @@ class Site:
             for talk in late:
                 talk.cancel()
 
-    def _accept(self, sock: socket.socket) -> None:
-        try:
-            connection, _ = sock.accept()
-        except OSError as err:
-            if err.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                self._loop.remove_reader(sock)
-                self._loop.call_later(AGAIN, self._go_on, sock)
-            return  # else the client disconnected before the accept
-        connection.setblocking(False)
+    def _taken(self, connection: socket.socket, address: Any) -> None:
         talk = self._loop.create_task(self._talk(connection))
         self._talks.add(talk)
-        talk.add_done_callback(self._talks.discard)
-        talk.add_done_callback(self._answering.discard)
+        talk.add_done_callback(self._ended)
+        if (late := self._waiting.add(peer_of(address), talk)) is not None:
+            late.cancel()
 
-    def _go_on(self, sock: socket.socket) -> None:
-        if sock in self._sockets:
-            self._loop.add_reader(sock, self._accept, sock)
+    def _ended(self, talk: asyncio.Task[None]) -> None:
+        self._talks.discard(talk)
+        self._answering.discard(talk)
+        self._waiting.remove(talk)
 
     async def _talk(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError, TimeoutError):
@@ -144,7 +140,10 @@ class Site:
                     head += piece
                     if not piece or len(head) > LARGEST:
                         return
-                self._answering.add(asyncio.current_task())
+                task = asyncio.current_task()
+                assert task is not None
+                self._answering.add(task)
+                self._waiting.remove(task)
                 await self._loop.sock_sendall(connection, await self._response(head))
 
     async def _response(self, head: bytes) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 import pytest
 
 from podwire_base.patience import patient
-from podwire_base.role import logs, web
+from podwire_base.role import accept, logs, web
 from podwire_base.role.web import Answer, Page, serve
 
 
@@ -142,7 +142,7 @@ def test_what_goes_answers_who_has_asked_and_waits_for_nobody_else() -> None:
 
 
 def test_without_free_descriptors_it_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "AGAIN", 0.01)
+    monkeypatch.setattr(accept, "AGAIN", 0.01)
     refused: list[int] = []
 
     class Full(socket.socket):

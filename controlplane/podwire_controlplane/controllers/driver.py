@@ -19,7 +19,7 @@ from podwire_base.kube.meta import Object, uid
 from podwire_base.kube.meta import key as object_key
 from podwire_base.kube.registry import RESOURCES, Resource, of
 from podwire_base.role import logs
-from podwire_base.role.run import notify, stop_event, until_stopped
+from podwire_base.role.run import main, notify, stop_event, until_stopped
 
 from . import cleanup, endpointslices, loadbalancer, nodes, workloads
 from .base import Controller, Snapshot, Write
@@ -211,4 +211,4 @@ async def _main(config: ControllersConfig) -> None:
 
 def run(config: ControllersConfig) -> None:
     """Run the controllers until SIGTERM."""
-    asyncio.run(_main(config))
+    main("controllers", _main(config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from asyncio import BaseTransport
 from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
@@ -58,7 +59,10 @@ async def errors_as_status(request: web.Request, handler: Handler) -> web.Stream
         )
 
 
-def authenticator(tokens: Mapping[str, auth.User], identities: Identities) -> Middleware:
+Settled = Callable[[BaseTransport | None], object]
+
+
+def authenticator(tokens: Mapping[str, auth.User], identities: Identities, settled: Settled) -> Middleware:
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         peer = request.transport.get_extra_info("peercert") if request.transport else None
@@ -70,6 +74,7 @@ def authenticator(tokens: Mapping[str, auth.User], identities: Identities) -> Mi
             request[REFUSED] = _unknown(user)
         if user is not None and known:
             request[USER] = user
+            settled(request.transport)
             if request.path not in auth.JOIN_PATHS:  # its answer may be the certificate that replaces this one
                 identities.opened(user, request.transport)
         return await handler(request)
@@ -134,13 +139,18 @@ def _routes(handlers: Handlers) -> list[web.RouteDef]:
 
 
 def make_app(
-    objects: Objects, tokens: Mapping[str, auth.User], identities: Identities | None = None
+    objects: Objects,
+    tokens: Mapping[str, auth.User],
+    identities: Identities | None = None,
+    settled: Settled = lambda transport: None,
 ) -> web.Application:
     """Return an aiohttp application that serves the whole API. tokens: bearer token -> user. identities: the
-    reservations of node names; default: those in the store of `objects`.
+    reservations of node names; default: those in the store of `objects`. settled: called with the transport of each
+    request whose user is known.
     """
     known = identities or Identities(objects.store)
-    app = web.Application(client_max_size=MAX_BODY, middlewares=[errors_as_status, authenticator(tokens, known)])
+    middlewares = [errors_as_status, authenticator(tokens, known, settled)]
+    app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
 
     async def follow(_app: web.Application) -> None:
         await known.start()

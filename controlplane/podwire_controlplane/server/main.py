@@ -20,13 +20,14 @@ from podwire_base.kube.meta import Object
 from podwire_base.kube.registry import of
 from podwire_base.kube.times import timestamp
 from podwire_base.role import logs
-from podwire_base.role.run import notify, stop_event
+from podwire_base.role.run import main, notify, stop_event
 
 from ..allocators import ServiceAllocator
 from ..store.sqlite import SqliteStore
 from . import auth, join
 from .app import make_app
 from .identities import Identities
+from .listening import KEEPALIVE_SECONDS, Guard, Listening
 from .objects import Objects, Scope, WriteOptions
 
 log = logs.get("apiserver")
@@ -168,16 +169,22 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     objects = Objects(store, ServiceAllocator(network, range(low, high + 1)))
     await objects.start()
     await bootstrap(objects, config)
-    identities = Identities(store)
-    app = make_app(objects, _tokens(config.data), identities)
+    identities, guard = Identities(store), Guard()
+    app = make_app(objects, _tokens(config.data), identities, guard.settled)
     app.add_routes(join.routes(config.data, identities))
     runner = web.AppRunner(
-        app, access_log=None, shutdown_timeout=0.5, handler_cancellation=True
-    )  # a watch ends with its client
+        app,
+        access_log=None,
+        shutdown_timeout=0.5,
+        handler_cancellation=True,  # a watch ends with its client
+        keepalive_timeout=KEEPALIVE_SECONDS,
+    )
     await runner.setup()
+    assert runner.server is not None
     tls = _tls(config.data)
-    for address, port, netns in config.listen:
-        await web.SockSite(runner, _listener(address, port, netns), ssl_context=tls).start()
+    sites = [
+        Listening(runner.server, _listener(address, port, netns), tls, guard) for address, port, netns in config.listen
+    ]
     log.info(
         "serving",
         listen=[f"{a}:{p}" for a, p, _ in config.listen],
@@ -191,10 +198,12 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     keeper = asyncio.create_task(_keep(objects, config))
     await stop.wait()
     keeper.cancel()
+    for site in sites:
+        site.close()
     await runner.cleanup()
     await store.close()
     log.info("stopped")
 
 
 def run(config: ServerConfig) -> None:
-    asyncio.run(serve(config))
+    main("apiserver", serve(config))

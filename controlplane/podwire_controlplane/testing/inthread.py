@@ -33,6 +33,9 @@ class InThread:
     async def _start(self) -> None:
         raise NotImplementedError
 
+    async def _leave(self) -> None:
+        """Close what `_start` opened outside `_runner`."""
+
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run `work` in the server's event loop and return its result."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(patient(20))
@@ -44,6 +47,7 @@ class InThread:
 
     def __exit__(self, *_: object) -> None:
         async def stop() -> None:
+            await self._leave()
             await self._runner.cleanup()
             rest = asyncio.all_tasks() - {asyncio.current_task()}  # as asyncio.run() does at its end
             for task in rest:

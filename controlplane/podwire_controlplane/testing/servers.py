@@ -21,6 +21,7 @@ from podwire_base.patience import patient
 from podwire_controlplane.allocators import ServiceAllocator
 from podwire_controlplane.server import auth, pki
 from podwire_controlplane.server.app import make_app
+from podwire_controlplane.server.listening import Guard, Listening
 from podwire_controlplane.server.main import _listener
 from podwire_controlplane.server.objects import Objects, Scope, WriteOptions
 from podwire_controlplane.store.memory import MemoryStore
@@ -52,11 +53,18 @@ class Server(InThread):
             scope = Scope(of("Namespace"), "", space)
             if await self.store.get(scope.key) is None:
                 await self.objects.create(scope, {"metadata": {"name": space}}, WriteOptions())
-        self._runner = web.AppRunner(make_app(self.objects, TOKENS), access_log=None, shutdown_timeout=0.1)
+        guard = Guard()
+        app = make_app(self.objects, TOKENS, settled=guard.settled)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
+        assert self._runner.server is not None
         sock = _listener("127.0.0.1", self.port, "")
         self.port = sock.getsockname()[1]
-        await web.SockSite(self._runner, sock, ssl_context=tls(AUTHORITY, ["localhost"], ["127.0.0.1"])).start()
+        context = tls(AUTHORITY, ["localhost"], ["127.0.0.1"])
+        self._listening = Listening(self._runner.server, sock, context, guard)
+
+    async def _leave(self) -> None:
+        self._listening.close()
 
     # ---- clients
 

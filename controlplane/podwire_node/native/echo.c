@@ -123,6 +123,8 @@ static void accept_all(int poll, struct conn *server)
 				drop(client);
 		}
 	}
+	if (errno == EMFILE || errno == ENFILE)
+		usleep(10000); /* epoll reports the listener at once again */
 }
 
 static void datagrams(struct conn *server)

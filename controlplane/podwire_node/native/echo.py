@@ -7,12 +7,14 @@ This file uses only the standard library. A pod has it as a read-only file and r
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import resource
 import selectors
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
@@ -80,13 +82,16 @@ class Server:
         self.watch(listen(KINDS[option], port), ready[option])
 
     def accept(self, ready: Ready, listener: socket.socket) -> None:
-        with contextlib.suppress(BlockingIOError):
+        try:
             while True:
                 sock, _ = listener.accept()
                 sock.setblocking(False)
                 self.watch(sock, ready)
                 if ready == self.tcp:
                     self.send(sock, describe(sock))
+        except OSError as err:
+            if err.errno in (errno.EMFILE, errno.ENFILE):
+                time.sleep(0.01)  # the selector reports the listener at once again
 
     def send(self, sock: socket.socket, data: bytes) -> None:
         """Send data. Close the connection if the peer does not accept all of the data at once."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import io
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ import dns.rcode
 import pytest
 from click.testing import CliRunner
 
-from podwire_base.role import logs
+from podwire_base.role import accept, logs, logtext
 from podwire_base.role.web import took
+from podwire_base.testing.descriptors import free_descriptors
 from podwire_dns.cache import Cache
 from podwire_dns.config import BadConfig, DnsConfig
 from podwire_dns.feeder import Feeder
@@ -190,16 +190,28 @@ def test_a_silent_upstream_takes_only_so_many_sockets(batches: bool) -> None:
         asyncio.run(work(f"127.0.0.1#{silent.getsockname()[1]}"))
 
 
-def test_as_many_files_as_may_be() -> None:
-    program = (
-        "import resource; from podwire_dns import host; _, hard = resource.getrlimit(resource.RLIMIT_NOFILE); "
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, min(hard, 300))); "
-        "print(host.more_files(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-        == "300 300\n"
-    )
+def test_without_free_descriptors_tcp_says_so_and_answers_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accept, "AGAIN", 0.02)
+    monkeypatch.setattr(logs._Settings, "repeats", logtext.Repeats())
+    monkeypatch.setattr(logs._Settings, "stream", said := io.StringIO())
+
+    async def work(config: DnsConfig, server: Server) -> None:
+        wrong = list[dict[str, Any]]()
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+        clients = [socket.socket() for _ in range(30)]
+        with free_descriptors(2):
+            for client in clients:
+                client.connect(("127.0.0.1", config.port))
+            await asyncio.sleep(0.2)
+        for client in clients:
+            client.close()
+        assert (await ask(config, f"svc1.{SVC}", tcp=True)).answer
+        assert not wrong
+
+    run(tmp_path, work)
+    assert 1 <= said.getvalue().count("no connection can be accepted") <= 6
 
 
 @pytest.mark.parametrize("batches", [True, False])

@@ -25,7 +25,7 @@ from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ApiError, ConfigError, Refused, Unreachable
 from podwire_base.role import logs
-from podwire_base.role.run import stop_event, until_stopped
+from podwire_base.role.run import main, stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 
 from . import frames
@@ -340,7 +340,7 @@ def run(config: LbConfig) -> None:
     with contextlib.suppress(OSError):  # without the privilege a busy node may look dead for a moment
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     log.info("starting", uplink=config.uplink or "of the default route")
-    asyncio.run(_main(config))
+    main("lb", _main(config))
     log.info("stopped; other nodes take over its addresses")
 
 
