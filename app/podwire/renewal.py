@@ -12,7 +12,7 @@ from pathlib import Path
 from podwire_base.kube.errors import ConfigError
 from podwire_base.kube.times import timestamp
 from podwire_base.role import logs
-from podwire_base.role.run import stop_event, until_stopped
+from podwire_base.role.run import main, stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 
 log = logs.get("identity")
@@ -66,4 +66,4 @@ def run(config: IdentityConfig) -> None:
     async def body() -> None:
         await until_stopped(stop_event(), keep(config))
 
-    asyncio.run(body())
+    main("identity", body())

@@ -213,7 +213,8 @@ def copy_log(source: int, path: str) -> None:
     """Copy output to a log in CRI format (`time stream F text`). Rotate the log at LOG_LIMIT bytes and keep one old
     file.
     """
-    file, size, rest = open(path, "ab", buffering=0), 0, b""
+    file, rest = open(path, "ab", buffering=0), b""
+    size = os.fstat(file.fileno()).st_size  # an earlier run of the container wrote it
     while chunk := os.read(source, 65536):
         *lines, rest = (rest + chunk).split(b"\n")
         if len(rest) > 65536:

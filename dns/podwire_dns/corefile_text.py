@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass, field
 
+from podwire_base.kube.times import duration
+
 from .config import BadConfig
 
-_UNITS = {"us": 0.000001, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|#[^\n]*|(")|([^\s"#][^\s#]*)', re.DOTALL)
 LONGEST_DURATION = 64  # characters
 TOP = "Corefile"  # the name of the given file in errors
@@ -82,9 +84,8 @@ def seconds(text: str, item: Directive) -> float:
     if len(text) <= LONGEST_DURATION:
         if re.fullmatch(r"[0-9]+", text):
             return float(text)
-        parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s|m|h)", text)
-        if parts and "".join(a + b for a, b in parts) == text:
-            return sum(float(amount) * _UNITS[unit] for amount, unit in parts)
+        with contextlib.suppress(ValueError):
+            return duration(text)
     raise bad(item, f"{text!r} is not a duration; write 5s, 1m or 1h")
 
 

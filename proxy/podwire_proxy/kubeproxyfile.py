@@ -6,11 +6,11 @@ without a counterpart and unknown keys. Zero values ("", null, 0, "0s") mean kub
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from podwire_base.kube.errors import ConfigError
+from podwire_base.kube.times import duration
 
 MODES, DEFAULT_MODE = ("iptables", "ipvs", "nftables"), "iptables"  # the modes of kube-proxy
 REFERENCE_MODE = "nftables"  # podwire behaves like this mode with every backend
@@ -93,18 +93,14 @@ SYSCTLS = {
     "udpTimeout": "nf_conntrack_udp_timeout",
     "udpStreamTimeout": "nf_conntrack_udp_timeout_stream",
 }
-_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 def seconds(where: str, text: Any) -> float:
     """Converts a Go duration ("1h30m", "500ms") to seconds. Raises ConfigError."""
-    whole = str(text)
-    parts = re.findall(r"([0-9]*\.?[0-9]+)(ms|us|ns|h|m|s)", whole)
-    if whole == "0":
-        return 0.0
-    if not parts or "".join(number + unit for number, unit in parts) != whole:
-        raise ConfigError(f"{where}: {text!r} is not a duration such as 30s or 1h30m")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    try:
+        return duration(str(text))
+    except ValueError as err:
+        raise ConfigError(f"{where}: {err}") from None
 
 
 def _is_default(value: Any) -> bool:

@@ -154,6 +154,7 @@ def main(argv: list[str]) -> None:
     config = load(argv[0])
     if config is None:
         raise SystemExit(f"podwire: no cluster {argv[0]!r} was prepared")
+    logs.to_file(config.run_dir / "log" / "cluster.log")
     run(config, until_eof=0 if "--until-eof" in argv else None)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from podwire_base.kube.errors import StatusError
+from podwire_base.kube.times import duration
 from podwire_controlplane.server.join import Addresses, read_addresses
 
 from ..agent import AgentConfig
@@ -183,8 +184,11 @@ def agent_config(
 )
 @click.option("--service-cidr", help="Default: as `podwire init` wrote it in --data, else 10.96.0.0/16.")
 @click.option("--dns-address", help="Address for the Service kube-dns; default: as in --data, else no Service.")
+@click.option(
+    "--event-ttl", default="1h0m0s", show_default=True, metavar="DURATION", help="Events are deleted this long after."
+)
 def apiserver(
-    data: Path, listen: str, advertise: str | None, service_cidr: str | None, dns_address: str | None
+    data: Path, listen: str, advertise: str | None, service_cidr: str | None, dns_address: str | None, event_ttl: str
 ) -> None:
     """The API server alone, with a SQLite store. `podwire init` makes the files that it needs."""
     from podwire_controlplane.server.main import ServerConfig, run
@@ -195,6 +199,10 @@ def apiserver(
             raise click.BadParameter(f"{text!r}: expected ADDRESS:PORT")
         return address.strip("[]"), int(port)
 
+    try:
+        ttl = duration(event_ttl)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--event-ttl") from None
     made = _made(data)
     dns = dns_address or (made.dns_address if made else "")
     domain = made.cluster_domain if made else "cluster.local"
@@ -204,6 +212,7 @@ def apiserver(
         pair(advertise or listen),
         service_cidr or (made.service_cidr if made else "10.96.0.0/16"),
         dns=(dns, domain) if dns else None,
+        event_ttl=ttl,
     )
     try:
         run(config)

@@ -81,7 +81,7 @@ def parse(config: Object | None) -> tuple[Pools, list[str]]:
     data: dict[str, Any] = (config or {}).get("data") or {}
     problems, ranges = [], []
     lines = [line.partition("#")[0] for line in str(data.get("addresses") or "").splitlines()]
-    for text in filter(None, re.split(r"[,\s]+", re.sub(r"\s*-\s*", "-", "\n".join(lines)).strip())):
+    for text in filter(None, re.split(r"[,\s]+", "-".join(part.strip() for part in "\n".join(lines).split("-")))):
         try:
             ranges.append(_range(text))
         except ValueError as err:

@@ -1,8 +1,16 @@
-"""Formats and parses the times of the Kubernetes API: RFC 3339 in UTC (metav1.Time, metav1.MicroTime). Pure."""
+"""Formats and parses the times of the Kubernetes API: RFC 3339 in UTC (metav1.Time, metav1.MicroTime), and Go's
+durations (metav1.Duration). Pure.
+"""
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "\u00b5s": 1e-6, "\u03bcs": 1e-6, "ns": 1e-9}
+_PART = re.compile(rf"([0-9]++(?:\.[0-9]*+)?|\.[0-9]++)({'|'.join(sorted(_UNITS, key=len, reverse=True))})")
+LONGEST_DURATION = 64  # characters; a longer text is no duration that anybody wrote
+GREATEST = (2**63 - 1) / 1e9  # seconds in Go's time.Duration
 
 
 def timestamp(now: float) -> str:
@@ -20,3 +28,23 @@ def parse_time(text: str) -> datetime:
     TypeError for a value that is not a string.
     """
     return datetime.fromisoformat(text)
+
+
+def duration(text: str) -> float:
+    """Returns the seconds of a Go duration (time.ParseDuration): "1h30m", "1.5s", "500ms", "0". The time of parsing is
+    linear in the length of the text. Raises ValueError for another form, a negative duration or one out of Go's range.
+    """
+    rest = text.removeprefix("+")
+    if rest == "0":
+        return 0.0
+    total, at = 0.0, 0
+    while at < len(rest) <= LONGEST_DURATION:
+        part = _PART.match(rest, at)
+        if part is None:
+            break
+        total += float(part[1]) * _UNITS[part[2]]
+        at = part.end()
+    if not rest or at < len(rest) or total > GREATEST:
+        shown = text if len(text) <= LONGEST_DURATION else text[:LONGEST_DURATION] + "..."
+        raise ValueError(f"{shown!r} is not a duration such as 30s or 1h30m")
+    return total

@@ -14,9 +14,11 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
 from . import logtext
+from .rotate import LogFile
 
 JSON = "PODWIRE_LOG_JSON_LINES"
 LEVELS = {"debug": 10, "info": 20, "warn": 30, "error": 40}
@@ -29,6 +31,7 @@ class _Settings:
     node = ""
     repeats = logtext.Repeats()
     lock = threading.Lock()
+    file: LogFile | None = None
 
 
 def _after_fork() -> None:
@@ -48,6 +51,13 @@ def configure(*, json_lines: bool = False, level: str = "info", node: str = "", 
     _Settings.repeats = logtext.Repeats()
 
 
+def to_file(path: Path) -> None:
+    """Write the log, and everything else that this process and its children write to stdout and stderr, to a file that
+    is replaced when it is large (rotate.py). Raises OSError.
+    """
+    _Settings.file = LogFile(path)
+
+
 def _put(level: str, role: str, event: str, fields: dict[str, Any]) -> None:
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
@@ -58,6 +68,9 @@ def _put(level: str, role: str, event: str, fields: dict[str, Any]) -> None:
     try:
         stream.write(line + "\n")
         stream.flush()
+        if _Settings.file is not None and stream is sys.stderr:
+            with _Settings.lock:
+                _Settings.file.wrote(len(line) + 1)
     except (OSError, ValueError):
         pass  # a closed log stream must not stop the role
 

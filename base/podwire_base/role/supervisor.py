@@ -132,11 +132,7 @@ class Supervisor:
             if os.getppid() != parent:
                 os._exit(0)
             if role.log:
-                role.log.parent.mkdir(parents=True, exist_ok=True)
-                fd = os.open(role.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-                os.dup2(fd, 1)
-                os.dup2(fd, 2)
-                os.close(fd)
+                logs.to_file(role.log)
             if role.netns:
                 fd = os.open(role.netns, os.O_RDONLY | os.O_CLOEXEC)
                 setns(fd)

@@ -7,6 +7,7 @@ import copy
 import ipaddress
 import json
 import socket
+import sqlite3
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from podwire_base.role.run import main, notify, stop_event
 
 from ..allocators import ServiceAllocator
 from ..store.sqlite import SqliteStore
-from . import auth, join
+from . import auth, eventttl, join
 from .app import make_app
 from .identities import Identities
 from .listening import KEEPALIVE_SECONDS, Guard, Listening
@@ -32,6 +33,7 @@ from .objects import Objects, Scope, WriteOptions
 
 log = logs.get("apiserver")
 KEEP_SECONDS = 5.0
+SWEEP_SECONDS, SWEEP_AGAIN = 10.0, 0.1  # between two sweeps of old Events
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class ServerConfig:
 
     advertise: the (address, port) behind the Service default/kubernetes. dns: (address, domain) of the cluster DNS. The
     Service kube-dns gives the cluster DNS a name; the DNS server of each node answers at this address.
+
+    event_ttl: seconds from the last write of an Event to its deletion.
     """
 
     data: Path
@@ -48,6 +52,7 @@ class ServerConfig:
     service_cidr: str = "10.96.0.0/16"
     node_ports: tuple[int, int] = (30000, 32767)
     dns: tuple[str, str] | None = None
+    event_ttl: float = eventttl.TTL
 
 
 def _tls(data: Path) -> ssl.SSLContext:
@@ -161,6 +166,16 @@ async def _keep(objects: Objects, config: ServerConfig) -> None:
             log.warn("a built-in object cannot be restored", error=err.message)
 
 
+async def _end_events(ends: eventttl.EventTtl) -> None:
+    while True:
+        try:
+            more = await ends.sweep() == eventttl.AT_ONCE
+        except (OSError, sqlite3.Error) as err:  # a full disk, for example
+            log.warn("old Events cannot be deleted", error=str(err))
+            more = False
+        await asyncio.sleep(SWEEP_AGAIN if more else SWEEP_SECONDS)
+
+
 async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -> None:
     """Serve the API until SIGTERM or SIGINT. Calls `ready` when the sockets are open."""
     store = SqliteStore(config.data / "store.db")
@@ -195,9 +210,12 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     if ready:
         ready()
     stop = stop_event()
-    keeper = asyncio.create_task(_keep(objects, config))
+    ends = eventttl.EventTtl(store, objects.clock, config.event_ttl)
+    await ends.start()
+    tasks = [asyncio.create_task(_keep(objects, config)), asyncio.create_task(_end_events(ends))]
     await stop.wait()
-    keeper.cancel()
+    for task in tasks:
+        task.cancel()
     for site in sites:
         site.close()
     await runner.cleanup()
