@@ -19,6 +19,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from podwire_base.kernel.addresses import local_addresses
+from podwire_base.kernel.netlink import rtnetlink as nl
+from podwire_base.kernel.netlink.socket import RouteSocket
 from podwire_base.role import logs
 
 TABLE = "podwire-dns"
@@ -34,23 +36,21 @@ if TYPE_CHECKING:
 
 
 def ensure_addresses(addresses: Iterable[str]) -> list[str]:
-    """Adds the missing addresses to lo, in this thread's network namespace. Returns the added addresses."""
-    added = [address for address in addresses if not _is_local(address)]
-    if not added:
+    """Adds the missing addresses to lo, in this thread's network namespace, and sets lo up. Returns the added
+    addresses. Raises OSError.
+    """
+    wanted = [ip for ip in map(ipaddress.ip_address, addresses) if not ip.is_unspecified and not ip.is_loopback]
+    if not wanted:
         return []
-    from pyroute2 import IPRoute  # the import takes 0.15 s, which would delay a restarted server
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    with IPRoute() as ipr:
-        if ipr.get_links(LOOPBACK)[0]["state"] != "up":
-            ipr.link("set", index=LOOPBACK, state="up")
-        for address in added:
-            try:
-                ipr.addr("add", index=LOOPBACK, address=address, prefixlen=ipaddress.ip_address(address).max_prefixlen)
-            except NetlinkError as err:
-                if err.code != errno.EEXIST:  # a sibling server added the address first
-                    raise OSError(err.code, f"cannot put {address} on lo: {err}") from err
-    return added
+    with RouteSocket() as sock:
+        here = {nl.address_of(body)[0] for body in sock.everything(nl.GETADDR, nl.all_addresses())}
+        missing = [address for address in wanted if address not in here]
+        if missing or not nl.is_set_up(sock.ask([nl.get_link(LOOPBACK)])[0]):
+            sock.send([nl.link_up(LOOPBACK)])
+            # After lo was down, the kernel has removed its IPv6 addresses. EEXIST: a sibling server was faster.
+            orders = [nl.new_address(LOOPBACK, address, address.max_prefixlen) for address in missing]
+            sock.send(orders, present=lambda _: True)
+    return [str(address) for address in missing]
 
 
 def _is_local(address: str) -> bool:
@@ -129,6 +129,42 @@ def apply_notrack(addresses: Iterable[str], port: int) -> None:
     from podwire_base.kernel.nft import socket as nft_socket
 
     nft_socket.apply(notrack(addresses, port))
+
+
+def changed_tables(addresses: Iterable[str], port: int) -> list[str]:
+    """Returns the tables of `notrack` whose chains or rules the kernel has not, or not as they were written.
+
+    Raises OSError.
+    """
+    from podwire_base.kernel.nft import ruleset as nft
+    from podwire_base.kernel.nft import socket as nft_socket
+
+    wanted: dict[nft.Table, list[nft.Chain | nft.Rule]] = {}
+    for op in notrack(addresses, port).ops:
+        if op.verb == "add" and isinstance(op.thing, nft.Chain):
+            wanted.setdefault(op.thing.table, []).append(op.thing)
+        elif op.verb == "add" and isinstance(op.thing, nft.Rule):
+            wanted.setdefault(op.thing.chain.table, []).append(op.thing)
+    changed = []
+    with nft_socket.Connection() as connection:
+        for table, things in wanted.items():
+            dump = connection.dump(table, exprs=True)
+            if dump is None:
+                changed.append(f"{table.family} {table.name}")
+                continue
+            chains = {thing.name: thing for thing in things if isinstance(thing, nft.Chain)}
+            rules = {name: [_content(rule) for rule in found] for name, found in dump.rules.items()}
+            kept = {
+                name: [_content(rule) for rule in things if isinstance(rule, nft.Rule) and rule.chain.name == name]
+                for name in chains
+            }
+            if any(dump.chains.get(name) != chain for name, chain in chains.items()) or rules != kept:
+                changed.append(f"{table.family} {table.name}")
+    return changed
+
+
+def _content(rule: nft.Rule) -> tuple[object, str]:
+    return rule.exprs, rule.comment
 
 
 def notrack(addresses: Iterable[str], port: int) -> nft.Transaction:

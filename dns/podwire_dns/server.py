@@ -11,27 +11,24 @@ import asyncio
 import contextlib
 import gc
 import random
-import resource
 import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from podwire_base.role import limits, logs, web
-from podwire_base.role.metrics import CONTENT_TYPE, Histogram
+from podwire_base.role.metrics import Histogram
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
-from . import forward, host, metrics, metrics_page, names, native, tcp, upstream
+from . import forward, host, metrics, metrics_page, names, native, reports, tcp, upstream
 from .answer import Answerer
 from .answertable import AnswerTable
 from .cache import Cache
 from .clients import Clients
 from .config import DnsConfig
 from .follow import Follower
+from .healing import NodeState
 from .observer import Observer
 from .rules import Rules
 from .sources import Sources, hold_hangup
@@ -53,11 +50,6 @@ HINFO_IN = b"\0\x0d\0\x01"
 GARBAGE = 50_000
 SWITCH_SECONDS = 0.0002  # the maximum delay by the feed of a query that waits for the interpreter
 
-try:
-    VERSION = version("podwire")
-except PackageNotFoundError:  # run from a source tree
-    VERSION = "unknown"
-
 
 class Server:
     """A DNS server. `async with Server(config)` in the node's network namespace answers until the block ends."""
@@ -77,6 +69,7 @@ class Server:
         self.observer = Observer(None)
         self.follower = Follower(config.socket_path, self.take_zone, self.observer.programmed, self.memory)
         self.leaving = False
+        self.broken = ""  # what clients miss because a socket cannot be served
         self.reloads = 0
         self.waiting = WaitingQueries(self.answerer, self.observer, lambda: self.forwarder)
         self._synced = asyncio.Event()
@@ -138,12 +131,6 @@ class Server:
 
         Raises OSError; the old sockets then stay open.
         """
-        loop = asyncio.get_running_loop()
-
-        def later(waiting: Waiting) -> None:
-            loop.call_soon_threadsafe(self.waiting.add, waiting)
-
-        batches = native.load() if config.batches else None
         if config.batches and (problem := native.library().problem):
             log.warn("receiving one packet at a time, slower", reason=problem)
         datagrams: list[socket.socket] = []
@@ -159,20 +146,30 @@ class Server:
             for sock in (*datagrams, *streams):
                 sock.close()
             raise
-        udp = [UdpLoop(sock, self.answerer, later, batches, self.observer) for sock in datagrams]
         old_tcp = self._tcp.listeners
         self._tcp.listeners = []
         for sock in streams:
             self._tcp.listen(sock)
-        for each in udp:
-            each.soon = loop.call_soon
-            each.thread.start()
-        old_udp, self._udp = self._udp, udp
-        self._counted += udp
+        old_udp, self._udp = self._udp, self._start_loops(datagrams)
         self._tcp.close_listeners(old_tcp)
         if old_udp:
             left = set(self.config.addresses()).difference(addresses)
-            loop.call_later(OLD_SOCKET_SECONDS, self._end_udp, old_udp, left)
+            asyncio.get_running_loop().call_later(OLD_SOCKET_SECONDS, self._end_udp, old_udp, left)
+
+    def _start_loops(self, datagrams: list[socket.socket]) -> list[UdpLoop]:
+        """Starts a thread for each socket."""
+        loop = asyncio.get_running_loop()
+        batches = native.load() if self.config.batches else None
+
+        def later(waiting: Waiting) -> None:
+            loop.call_soon_threadsafe(self.waiting.add, waiting)
+
+        udp = [UdpLoop(sock, self.answerer, later, batches, self.observer) for sock in datagrams]
+        for each in udp:
+            each.soon = loop.call_soon
+            each.thread.start()
+        self._counted += udp
+        return udp
 
     def _take_off(self, addresses: set[str], port: int) -> None:
         """Removes from lo the addresses on which this server no longer listens. Runs in a thread."""
@@ -186,6 +183,12 @@ class Server:
 
     def _end_udp(self, loops: list[UdpLoop], left: set[str]) -> None:
         port = loops[0].sock.getsockname()[1]
+        self._end_loops(loops)
+        left = left.difference(self.config.addresses())
+        if left:
+            asyncio.get_running_loop().run_in_executor(None, self._take_off, left, port)
+
+    def _end_loops(self, loops: list[UdpLoop]) -> None:
         for each in loops:
             each.stop(LEAVE_SECONDS)
         for each in loops:
@@ -193,15 +196,12 @@ class Server:
             self._counted.remove(each)
             if each.batch is not None:
                 self.observer.add_native(each.batch.counts)
-        left = left.difference(self.config.addresses())
-        if left:
-            asyncio.get_running_loop().run_in_executor(None, self._take_off, left, port)
 
     async def _open_pages(self, config: DnsConfig) -> list[web.Site]:
         """Opens all HTTP pages. Raises OSError; no page is open then."""
         opened: list[web.Site] = []
         try:
-            for address, page in self._pages(config):
+            for address, page in reports.pages(self, config):
                 opened.append(await web.serve(address, page, shared=True))
         except OSError:
             for listener in opened:
@@ -275,56 +275,6 @@ class Server:
             log.info("leaving, still answering for a while", seconds=self.config.lame_duck)
             await asyncio.sleep(self.config.lame_duck)
 
-    # The server's pages
-
-    def _pages(self, config: DnsConfig) -> Iterator[tuple[str, dict[str, web.Page]]]:
-        """Yields (address, pages) for each HTTP address. Pages with the same address share a listener."""
-        found: dict[str, dict[str, web.Page]] = {}
-        for address, path, page in (
-            (config.health_address, "/health", lambda: web.Answer(200, "OK")),
-            (config.ready_address, "/ready", self.ready),
-            (config.metrics_address, "/metrics", self.metrics),
-        ):
-            if address:
-                found.setdefault(address, {})[path] = page
-        yield from found.items()
-
-    def metrics(self) -> web.Answer:
-        return web.Answer(200, metrics_page.render(self.state()), CONTENT_TYPE)
-
-    def ready(self) -> web.Answer:
-        """Returns status 200 while the server accepts queries. The text says whether the zone is current."""
-        if self.leaving:
-            return web.Answer(503, "leaving\n")
-        if not self.answerer.data.synced:
-            return web.Answer(503, "waits for the feeder's first zone\n")
-        return web.Answer(200, "OK\n" if self.fed else "OK: the last zone is used, the feeder is down\n")
-
-    def state(self) -> metrics_page.ServerState:
-        udp = self.observer.total("udp")
-        for loop in self._counted:
-            if loop.batch is not None:
-                udp.add_native(loop.batch.counts)
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        return metrics_page.ServerState(
-            VERSION,
-            {"udp": udp, "tcp": self.observer.total("tcp")},
-            self.forwarder.state(self.waiting.turns.refused),
-            self.answerer.cache,
-            self.answerer.data,
-            self.config,
-            self.sources.digest,
-            self.sources.failed,
-            self.reloads,
-            self.fed,
-            self.observer.programming,
-            self.health,
-            self.health_failures,
-            usage.ru_utime + usage.ru_stime,
-            _memory(),
-            self.started,
-        )
-
     def _probe(self) -> None:
         """Detects an upstream that sends queries back to this server."""
         probe = names.to_wire(f"{secrets.token_hex(8)}.loop-probe.podwire.invalid.")
@@ -350,6 +300,7 @@ class Server:
                 self.waiting.turns.own = self._tcp.own = host.own_addresses()
             await asyncio.sleep(PREFETCH_SECONDS)
             self.forwarder.refresh()
+            self.mend()
             if self.config.health_address and time.monotonic() - checked >= HEALTH_SECONDS:
                 checked = time.monotonic()
                 await self.check_health()
@@ -362,28 +313,43 @@ class Server:
         else:
             self.health.observe(took)
 
-    def report(self, status: RoleStatus) -> None:
-        data = self.answerer.data
-        if self.answerer.looped:
-            status.update(ready=False, message="an upstream sends queries back to this DNS", reason="ForwardingLoop")
-        elif not data.synced:
-            status.update(ready=False, message="waits for the feeder's first zone", reason="NotSynced")
-        elif not self.fed:
-            status.update(
-                ready=True,
-                reason="Stale",
-                answers=len(data.answers),
-                message=f"{len(data.answers)} answers of the last zone; the feeder is down",
-            )
-        else:
-            status.update(ready=True, message=f"{len(data.answers)} answers", answers=len(data.answers))
+    # Sockets that fail
 
+    def mend(self) -> None:
+        """Opens each socket anew that this server can no longer serve."""
+        broken = ""
+        for udp in [each for each in self._udp if each.failed]:
+            log.error("a query socket failed, opening it anew", address=udp.address, protocol="udp", error=udp.failed)
+            broken = f"no queries over UDP at {udp.address}: {udp.failed}"
+            with contextlib.suppress(OSError):
+                (fresh,) = self._start_loops([host.open_socket(udp.address, self.config.port, socket.SOCK_DGRAM)])
+                self._udp[self._udp.index(udp)] = fresh
+                self._end_loops([udp])
+                broken = ""
+        for listener in [each for each in self._tcp.listeners if not tcp.listens(each.listener)]:
+            address = self.config.addresses()[self._tcp.listeners.index(listener)]
+            log.error("a query socket failed, opening it anew", address=address, protocol="tcp")
+            broken = broken or f"no queries over TCP at {address}"
+            with contextlib.suppress(OSError):
+                self._tcp.replace(listener, host.open_socket(address, self.config.port, socket.SOCK_STREAM))
+                broken = ""
+        self.broken = broken
 
-def _memory() -> int:
-    """Returns the memory of this process in bytes."""
-    with contextlib.suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return 0
+    def ready(self) -> web.Answer:
+        return reports.ready(self)
+
+    def udp_tally(self) -> metrics.Tally:
+        udp = self.observer.total("udp")
+        for loop in self._counted:
+            if loop.batch is not None:
+                udp.add_native(loop.batch.counts)
+        return udp
+
+    def state(self) -> metrics_page.ServerState:
+        return reports.state(self)
+
+    def report(self, status: RoleStatus, node: NodeState | None = None) -> None:
+        reports.report(self, status, node)
 
 
 def _below(limit: int) -> int:
@@ -411,11 +377,14 @@ async def _main(config: DnsConfig, sources: Sources) -> None:
                 "serving", listen=list(config.addresses()), port=config.port, upstreams=list(server.forwarder.down())
             )
         following = asyncio.create_task(sources.follow(config, log, server.reload))
+        node = NodeState()
+        healing = asyncio.create_task(node.follow(lambda: server.config))
         while not stop.is_set():
-            server.report(status)
+            server.report(status, node)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), STATUS_SECONDS)
-        following.cancel()
+        for task in (following, healing):
+            task.cancel()
         await server.lame_duck()
         status.update(ready=False, message="stopped", reason="Stopped")
 

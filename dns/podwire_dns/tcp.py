@@ -58,6 +58,11 @@ class TcpService:
     def listen(self, sock: socket.socket) -> None:
         self.listeners.append(Acceptor(sock, self._accepted))
 
+    def replace(self, listener: Acceptor, sock: socket.socket) -> None:
+        """Listens on `sock` instead of a listener that failed."""
+        self.listeners[self.listeners.index(listener)] = Acceptor(sock, self._accepted)
+        listener.close()
+
     def close_listeners(self, listeners: list[Acceptor]) -> None:
         """Closes the listeners after accepting the connections in their queues; closing alone would reset these."""
         for listener in listeners:
@@ -169,6 +174,14 @@ class TcpService:
                 writer.write(len(answer).to_bytes(2) + answer)
 
         return send
+
+
+def listens(sock: socket.socket) -> bool:
+    """Whether the kernel still accepts connections on the socket."""
+    try:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False
 
 
 async def _closed(writer: asyncio.StreamWriter) -> None:

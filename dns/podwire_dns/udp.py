@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import os
 import socket
 import threading
 import time
@@ -24,6 +25,8 @@ LARGEST_QUERY = 4096
 SEND, FORWARDED = 16, 64  # of batch.c
 # ECONNREFUSED: an ICMP error about an earlier answer
 PASSING = frozenset((errno.EINTR, errno.EAGAIN, errno.ECONNREFUSED))
+SHORT_OF_MEMORY = frozenset((errno.ENOBUFS, errno.ENOMEM))
+PAUSE_SECONDS = 0.01
 Send = Callable[[bytes], None]
 Waiting = list[tuple[Pending, Send, bytes]]  # a query, the sender of its answer, and its source (shares.py)
 Later = Callable[[Waiting], object]
@@ -54,9 +57,20 @@ class UdpLoop:
                 self._packets = native.ffi.buffer(self.batch.packets, native.lib.BATCH * self._size)
                 self._peers = native.ffi.buffer(native.lib.batch_peers(self.batch), native.lib.BATCH * 28)
                 self.configure()
-        self.thread = threading.Thread(
-            target=self._many if self.batch is not None else self._one, daemon=True, name=f"udp {sock.getsockname()[0]}"
-        )
+        self.address = str(sock.getsockname()[0])
+        self.failed = ""  # the error that ended the thread
+        self.stopping = False
+        self.thread = threading.Thread(target=self._run, daemon=True, name=f"udp {self.address}")
+
+    def _run(self) -> None:
+        """Runs the thread. If the thread ends by an error, `failed` says why: its socket then answers nobody."""
+        why = "the socket was shut down"
+        try:
+            (self._many if self.batch is not None else self._one)()
+        except Exception as err:  # the server opens the socket anew
+            why = str(err) or repr(err)
+        if not self.stopping:
+            self.failed = why
 
     def configure(self) -> None:
         """Applies changes of the answerer and the observer, also while packets arrive."""
@@ -83,6 +97,7 @@ class UdpLoop:
 
     def stop(self, seconds: float) -> None:
         """Ends the thread within `seconds`. The thread first answers the queries in the queue."""
+        self.stopping = True
         with contextlib.suppress(OSError):  # the call fails with ENOTCONN but wakes the thread
             self.sock.shutdown(socket.SHUT_RD)
         self.thread.join(seconds)
@@ -114,8 +129,9 @@ class UdpLoop:
                 data, peer = receive(LARGEST_QUERY)
             except ConnectionError:
                 continue  # an ICMP error about an earlier answer
-            except OSError:
-                return
+            except OSError as err:
+                _pass_over(err.errno or 0)
+                continue
             if not data and not peer:
                 return
             try:
@@ -195,9 +211,10 @@ class UdpLoop:
         while True:
             count = receive(batch)
             if count <= 0:
-                if -count in PASSING:
-                    continue
-                return
+                if not count:
+                    return
+                _pass_over(-count)
+                continue
             get = self.answerer.data.answers.get
             special = self._special
             rest = unpack(batch.rest, count)
@@ -276,3 +293,11 @@ class UdpLoop:
         """Returns the address of a sender in the kernel's form: 28 bytes, the size of an IPv6 socket address."""
         raw: bytes = self._peers[28 * index : 28 * index + 28]
         return raw
+
+
+def _pass_over(error: int) -> None:
+    """Returns if the thread can continue after this errno of a receive call. Raises OSError for every other errno."""
+    if error in SHORT_OF_MEMORY:
+        time.sleep(PAUSE_SECONDS)
+    elif error not in PASSING:
+        raise OSError(error, os.strerror(error))

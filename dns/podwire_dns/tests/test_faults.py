@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import io
 import os
@@ -20,13 +21,16 @@ import pytest
 from click.testing import CliRunner
 
 from podwire_base.role import accept, logs, logtext
+from podwire_base.role.status import RoleStatus, read_all
 from podwire_base.role.web import took
 from podwire_base.testing.descriptors import free_descriptors
+from podwire_dns import healing, host
 from podwire_dns.cache import Cache
 from podwire_dns.config import BadConfig, DnsConfig
 from podwire_dns.feeder import Feeder
 from podwire_dns.follow import Follower
 from podwire_dns.forward import Route
+from podwire_dns.healing import NodeState
 from podwire_dns.main import command
 from podwire_dns.rules import Rules
 from podwire_dns.server import Server
@@ -235,3 +239,68 @@ def test_an_error_that_nobody_foresaw_costs_one_answer(
             assert (await ask(config, f"missing.{SVC}", tcp=tcp)).rcode() == dns.rcode.NXDOMAIN
 
     run(tmp_path, work, batches=batches)
+
+
+@pytest.mark.parametrize("batches", [True, False])
+def test_a_query_socket_that_fails_is_an_error_and_opened_anew(
+    tmp_path: Path, batches: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def work(config: DnsConfig, server: Server) -> None:
+        (udp,) = server._udp
+        with contextlib.suppress(OSError):  # ENOTCONN; it wakes the thread. Nobody asked the thread to stop
+            udp.sock.shutdown(socket.SHUT_RD)
+        await until(lambda: bool(udp.failed))
+        await until(lambda: server._udp != [udp])
+        assert (await ask(config, f"svc1.{SVC}")).answer
+        (acceptor,) = server._tcp.listeners
+        acceptor.listener.shutdown(socket.SHUT_RDWR)
+        await until(lambda: server._tcp.listeners != [acceptor])
+        assert (await ask(config, f"svc1.{SVC}", tcp=True)).answer
+        assert server.ready().status == 200
+
+    run(tmp_path, work, batches=batches)
+    told = capfd.readouterr().err
+    assert told.count("a query socket failed, opening it anew") == 2
+
+
+def test_a_query_socket_that_cannot_be_opened_anew_is_in_the_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(config: DnsConfig, server: Server) -> None:
+        def fails(address: str, port: int, kind: int) -> None:
+            raise OSError(98, "Address already in use")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(host, "open_socket", fails)
+            with contextlib.suppress(OSError):  # ENOTCONN; it wakes the thread
+                server._udp[0].sock.shutdown(socket.SHUT_RD)
+            await until(lambda: bool(server.broken))
+            status = RoleStatus(tmp_path, "dns")
+            server.report(status)
+            told = read_all(tmp_path)["dns"]
+            assert (told["ready"], told["reason"]) == (False, "NotServed")
+            assert "no queries over UDP at 127.0.0.1" in told["message"]
+            assert server.ready().status == 503
+        await until(lambda: not server.broken)
+        assert (await ask(config, f"svc1.{SVC}")).answer
+
+    run(tmp_path, work)
+
+
+def test_errors_of_the_node_are_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+
+    def fails(*_: object) -> list[str]:
+        raise OSError(1, "Operation not permitted")
+
+    node = NodeState()
+    monkeypatch.setattr(healing.log, "error", lambda text, **more: lines.append(str(more["error"])))
+    monkeypatch.setattr(host, "ensure_addresses", fails)
+    config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, notrack=False)
+    for _ in range(3):
+        node.look(config)
+    assert len(lines) == 1
+    assert "Operation not permitted" in node.problem
+    monkeypatch.setattr(host, "ensure_addresses", list)
+    node.look(config)
+    assert (node.problem, node.repairs) == ("", 1)

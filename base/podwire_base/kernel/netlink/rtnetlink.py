@@ -212,6 +212,12 @@ def is_up(link: bytes) -> bool:
     return find(link, IFLA_OPERSTATE, 16)[:1] == bytes((OPER_UP,))
 
 
+def is_set_up(link: bytes) -> bool:
+    """Whether the link of an RTM_NEWLINK body has the flag IFF_UP. The operational state of lo is always unknown."""
+    flags: int = struct.unpack_from("=I", link, 8)[0]
+    return bool(flags & IFF_UP)
+
+
 def carries(link: bytes) -> bool:
     """Whether the link of an RTM_NEWLINK body carries packets. A bridge port must be in the state forwarding; any other
     link must be up. attach.c has the same test.

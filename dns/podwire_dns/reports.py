@@ -1,0 +1,98 @@
+"""What a server says about itself: /health, /ready, /metrics, and the status of its role."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from podwire_base.role import web
+from podwire_base.role.metrics import CONTENT_TYPE
+from podwire_base.role.status import RoleStatus
+
+from . import metrics_page
+from .config import DnsConfig
+from .healing import NodeState
+
+if TYPE_CHECKING:
+    from .server import Server
+
+try:
+    VERSION = version("podwire")
+except PackageNotFoundError:  # run from a source tree
+    VERSION = "unknown"
+
+
+def pages(server: Server, config: DnsConfig) -> Iterator[tuple[str, dict[str, web.Page]]]:
+    """Yields (address, pages) for each HTTP address. Pages with the same address share a listener."""
+    found: dict[str, dict[str, web.Page]] = {}
+    for address, path, page in (
+        (config.health_address, "/health", lambda: web.Answer(200, "OK")),
+        (config.ready_address, "/ready", lambda: ready(server)),
+        (config.metrics_address, "/metrics", lambda: web.Answer(200, metrics_page.render(state(server)), CONTENT_TYPE)),
+    ):
+        if address:
+            found.setdefault(address, {})[path] = page
+    yield from found.items()
+
+
+def ready(server: Server) -> web.Answer:
+    """Returns status 200 while the server accepts queries. The text says whether the zone is current."""
+    if server.leaving:
+        return web.Answer(503, "leaving\n")
+    if not server.answerer.data.synced:
+        return web.Answer(503, "waits for the feeder's first zone\n")
+    if server.broken:
+        return web.Answer(503, f"{server.broken}\n")
+    return web.Answer(200, "OK\n" if server.fed else "OK: the last zone is used, the feeder is down\n")
+
+
+def state(server: Server) -> metrics_page.ServerState:
+    """Returns the figures for /metrics."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return metrics_page.ServerState(
+        VERSION,
+        {"udp": server.udp_tally(), "tcp": server.observer.total("tcp")},
+        server.forwarder.state(server.waiting.turns.refused),
+        server.answerer.cache,
+        server.answerer.data,
+        server.config,
+        server.sources.digest,
+        server.sources.failed,
+        server.reloads,
+        server.fed,
+        server.observer.programming,
+        server.health,
+        server.health_failures,
+        usage.ru_utime + usage.ru_stime,
+        _memory(),
+        server.started,
+    )
+
+
+def report(server: Server, status: RoleStatus, node: NodeState | None = None) -> None:
+    """Writes the status of the role. node: what the role repaired on its node."""
+    data = server.answerer.data
+    problem = server.broken or (node.problem if node is not None else "")
+    figures: dict[str, Any] = {"repairs": node.repairs, "repaired": node.last} if node is not None and node.last else {}
+    if server.answerer.looped:
+        status.update(ready=False, message="an upstream sends queries back to this DNS", reason="ForwardingLoop")
+    elif problem:
+        status.update(ready=False, message=problem, reason="NotServed", **figures)
+    elif not data.synced:
+        status.update(ready=False, message="waits for the feeder's first zone", reason="NotSynced", **figures)
+    elif not server.fed:
+        message = f"{len(data.answers)} answers of the last zone; the feeder is down"
+        status.update(ready=True, reason="Stale", message=message, answers=len(data.answers), **figures)
+    else:
+        status.update(ready=True, message=f"{len(data.answers)} answers", answers=len(data.answers), **figures)
+
+
+def _memory() -> int:
+    """Returns the memory of this process in bytes."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return 0
