@@ -44,6 +44,7 @@ from .types import BRIDGE, IPAddress, RangeSet
 log = logs.get("wiring")
 RESYNC_SECONDS = 10.0  # seconds between two repairs of changes by other programs (a flushed table, a route)
 RETRY_SECONDS = 2.0
+SHOWN = 3  # problems in the status; the log has all
 HANDOVER_SECONDS = 15.0  # the previous agent locks the leases until its last call has ended
 
 
@@ -216,6 +217,7 @@ class Agent:
         peers, lost = len(wires.routes) + len(wires.problems), len(refused) + len(wires.problems)
         message = f"{figures['pods']} pods in {cidrs}, routes to {peers - lost} of {peers} podCIDRs"
         message += f", {tunnelled} of them by VXLAN" if tunnelled else ""
+        message += "".join(f"; {problem}" for problem in self._told[:SHOWN])
         self.status.update(
             ready=not refused,
             reason="RouteRefused" if refused else "",

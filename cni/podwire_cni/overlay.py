@@ -96,18 +96,18 @@ def _hop(
         return NextHop(direct), None
     if mode == "never":
         if not same:
-            return f"it has no InternalIP of IPv{cidr.version}"
+            return f"it has no address of IPv{cidr.version}"
         return NextHop(same[0]), None  # the kernel will refuse this route and name the error
     # Both nodes must choose the same tunnel: the IPv4 tunnel if both nodes have an IPv4 address.
     for version in (4, 6):
         remote = next((a for a in peer.addresses if a.version == version), None)
         if remote is not None and any(a.version == version for a in own):
             return NextHop(cidr[1], TUNNELS[version]), remote
-    return "this node and it have no InternalIP of one IP version"
+    return "this node and it have no addresses of one IP version"
 
 
 def plan(cluster: Cluster, near: Collection[IPAddress], mode: Encapsulation = "auto") -> PeerRoutes:
-    """Returns the kernel state for all peers. near: the InternalIPs of peers that this node reaches
+    """Returns the kernel state for all peers. near: the addresses of peers that this node reaches
     without a router.
     """
     routes, neighbours, forwarding = (
@@ -146,7 +146,7 @@ def tunnels(
     gateways: tuple[IPAddress, ...],
 ) -> tuple[Tunnel, ...]:
     """Returns the tunnel interfaces that this node needs. here: all addresses of this machine. They are needed because
-    an InternalIP may be the address of a NAT device in front of the machine.
+    an address of the Node may be that of a NAT device in front of the machine.
     """
     made = []
     for version in sorted(wires.versions):

@@ -1,4 +1,4 @@
-"""Reads the podCIDRs and InternalIPs of the other nodes from their Node objects.
+"""Reads the podCIDRs and addresses of the other nodes from their Node objects.
 
 A Node without a podCIDR or an address cannot be reached yet. If a podCIDR overlaps the podCIDR of an earlier Node, it
 is left out and reported, because otherwise its Node would receive packets for the earlier Node's pods.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import Any
 
 from podwire_base.kube.meta import Object
+from podwire_base.kube.nodeaddresses import usable
 
 from .types import IPAddress, IPNetwork
 
@@ -34,29 +35,17 @@ def pod_cidrs(node: Mapping[str, Any]) -> list[IPNetwork]:
         raise ValueError(f"Node {name}: spec.podCIDRs: {err}") from None
 
 
-def internal_ips(node: Mapping[str, Any]) -> list[IPAddress]:
-    """Returns the addresses of type InternalIP. Invalid addresses are skipped."""
-    found = []
-    for entry in (node.get("status") or {}).get("addresses") or []:
-        if entry.get("type") == "InternalIP":
-            try:
-                found.append(ip_address(entry.get("address") or ""))
-            except ValueError:
-                continue
-    return found
-
-
 def facts(node: Mapping[str, Any]) -> tuple[object, ...]:
     """Returns the fields of a Node that this package reads. Other fields, such as conditions, change often and do not
     affect routes.
     """
     spec = node.get("spec") or {}
-    return spec.get("podCIDRs") or spec.get("podCIDR"), internal_ips(node)
+    return spec.get("podCIDRs") or spec.get("podCIDR"), usable(node)
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another node. cidrs: its podCIDRs; addresses: its InternalIPs, in the Node's order."""
+    """Another node. cidrs: its podCIDRs; addresses: its usable addresses (podwire_base.kube.nodeaddresses)."""
 
     name: str
     cidrs: tuple[IPNetwork, ...]
@@ -65,8 +54,8 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """All nodes as this node sees them. own: this node's InternalIPs. node_ips: the InternalIPs of all nodes. problems:
-    lines for the log.
+    """All nodes as this node sees them. own: this node's usable addresses (podwire_base.kube.nodeaddresses). node_ips:
+    those of all nodes. problems: lines for the log.
     """
 
     peers: tuple[Peer, ...] = ()
@@ -85,13 +74,15 @@ def view(nodes: Mapping[str, Object], me: str) -> Cluster:
     ips: set[IPAddress] = set()
     problems = []
     for name in sorted(nodes, key=lambda n: (n != me, n)):
-        addresses = tuple(internal_ips(nodes[name]))
+        addresses = usable(nodes[name])
         ips.update(addresses)
         try:
             cidrs = pod_cidrs(nodes[name])
         except ValueError as err:
             problems.append(str(err))
             continue
+        if cidrs and not addresses:
+            problems.append(f"Node {name}: status.addresses has neither InternalIP nor ExternalIP; no routes")
         clear = []
         for cidr in cidrs:
             rival = next((other for net, other in taken if net.version == cidr.version and net.overlaps(cidr)), None)

@@ -34,6 +34,7 @@ class FakeApi:
         self.version = 1
         self.objects: dict[str, dict[tuple[str, str], Object]] = {}
         self.log: list[tuple[str, str, Object]] = []
+        self.posted: list[tuple[str, Object]] = []  # (path, object) that clients created; they are not served
         self.watches = 0
         self.closing = False
         self.unknown: set[str] = set()  # paths that this server does not have
@@ -59,6 +60,15 @@ class FakeApi:
                         api.list(self, url.path)
                 except OSError:
                     pass  # the client disconnected
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                api.posted.append((self.path, json.loads(body)))
+                self.send_response(201)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
 
         def serve() -> ThreadingHTTPServer:
             server = ThreadingHTTPServer((address, port), Handler)

@@ -8,12 +8,14 @@ from podwire_base.kube import meta
 from podwire_base.kube.shape import misshapen
 
 from .convert import SERVICE_SHAPE, SLICE_SHAPE, SliceInfo, service_ports, slice_info
-from .dataplane import Contribution, Dataplane, Delta, contribute, refused
+from .dataplane import Contribution, Dataplane, Delta, Frontend, Key, contribute
+from .externalips import Facts, refusals
 from .model import Endpoint, NodeInfo, PortName, ServicePort
 
 
 class Tracker:
     """`service`, `slice` and `node` record changes and return an object's problems; `flush` updates the Dataplane.
+    `refusals` has the refused externalIPs of the Services that the last `flush` worked out.
 
     A malformed object is a problem. Any other exception is a bug in this program: the tracker then records nothing, and
     the previous state of the object stays.
@@ -25,7 +27,11 @@ class Tracker:
         self._slices: dict[str, SliceInfo] = {}
         self._of_service: dict[str, set[str]] = {}  # Service -> keys of the Service's slices
         self._dirty: set[str] = set()
-        self._node = node
+        self._node = self._here = node  # `_here` has what `_facts` learned
+        self._facts = Facts()
+        self.externals: set[str] = set()  # Services with externalIPs
+        self.refusals: dict[str, list[str]] = {}
+        self._refused: set[str] = set()  # Services with refused externalIPs
         self.endpoints = 0  # of all slices, counted by port
 
     @property
@@ -40,17 +46,15 @@ class Tracker:
             if why := misshapen(obj, SERVICE_SHAPE):
                 return [_misshapen("Service", why)]
             raise
-        if self._services.get(key, ()) != ports:
+        if (old := self._services.get(key, ())) != ports:
             self._dirty.add(key)
+            self._facts.service(old, ports)
+            (self.externals.add if ports and ports[0].external_ips else self.externals.discard)(key)
             if ports:
                 self._services[key] = ports
             else:
                 del self._services[key]
-        found = refused(ports[0], self._node) if ports else []
-        return [
-            *problems,
-            *(f"spec.externalIPs: {ip} is inside the range of pods, Services or nodes; refused" for ip in found),
-        ]
+        return problems
 
     def slice(self, key: str, obj: meta.Object | None) -> list[str]:
         """`obj` None: deleted."""
@@ -70,6 +74,7 @@ class Tracker:
             self._of_service[old.service].discard(key)
             if not self._of_service[old.service]:
                 del self._of_service[old.service]
+        self._facts.slice(key, info.service, info.endpoints)
         self._slices.pop(key, None)
         if info.service:
             self._slices[key] = info
@@ -77,12 +82,28 @@ class Tracker:
         return problems
 
     def node(self, node: NodeInfo) -> bool:
-        """Sets the node. If the node differs, every Service is computed again. Returns whether the node differs."""
-        if node == self._node:
+        """Sets the node. If the node differs, every Service is computed again. Returns whether the node differs.
+
+        If only the rules for externalIPs differ, the result is False, and the Services with externalIPs are pending.
+        """
+        same = node == self._node
+        if same and node.claimable == self._node.claimable:
             return False
-        self._node = node
+        self._node, self._facts.changed = node, True
+        if same:
+            self._dirty.update(self.externals)
+            return False
         self._dirty.update(self._services)
         return True
+
+    def external_frontends(self) -> Iterable[Frontend]:
+        """Yields the frontends of all externalIPs that are served."""
+        for service in self.externals:
+            for port in self._services[service]:
+                for ip in port.external_ips:
+                    found = self.dataplane.frontends.get(Key(ip, port.protocol, port.port))
+                    if found is not None and found.service == service:
+                        yield found
 
     def _endpoints(self, service: str) -> dict[PortName, list[Endpoint]]:
         out: dict[PortName, list[Endpoint]] = {}
@@ -97,7 +118,13 @@ class Tracker:
         Equal inputs give an equal Dataplane, independent of the order and grouping of the changes.
         """
         delta = Delta()
-        self.dataplane.node = self._node
+        if self._facts.changed:
+            self._here = self._facts.added(self._node) if self.externals else self._node
+            self._dirty |= self.externals
+        self.dataplane.node = self._here
+        told = self._dirty & (self.externals | self._refused)
+        self.refusals = {key: refusals(self._services.get(key, ()), self._here) for key in told}
+        self._refused = (self._refused - told) | {key for key, found in self.refusals.items() if found}
         for service in self._dirty:
             self.dataplane.replace(service, self._contribution(service), delta)
         self._dirty.clear()
@@ -105,7 +132,7 @@ class Tracker:
 
     def _contribution(self, service: str) -> Contribution:
         ports: Iterable[ServicePort] = self._services.get(service, ())
-        return contribute(ports, self._endpoints(service), self._node) if ports else Contribution()
+        return contribute(ports, self._endpoints(service), self._here) if ports else Contribution()
 
 
 class DeduplicatedLog:

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from podwire_base.kube import meta
+from podwire_base.kube import meta, nodeaddresses
 from podwire_base.kube.errors import ConfigError
 from podwire_base.kube.shape import ANY
 
-from .model import NodeInfo, covers, normal_cidr, normal_ip
+from .externalips import CHOICES, RESERVED, SERVE, port_range
+from .model import Claimable, NodeInfo, covers, normal_cidr
 
 DETECTORS = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 LIBERAL = "nf_conntrack_tcp_be_liberal"
+NODES = "/api/v1/nodes"
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 
 
@@ -24,7 +26,8 @@ class ProxyConfig:
     """kubeconfig None: in-cluster service account. run_dir: the node's run directory, for the role's status file.
 
     cluster_cidrs: the pods' addresses. service_cidrs: the Service ranges; the proxy drops packets to their unallocated
-    addresses. node_cidrs: the nodes' addresses. No Service may claim an address of these three as externalIP. backend:
+    addresses. node_cidrs: the nodes' network. No Service may claim an address of these three as externalIP, but a
+    Node's own address (externalips.py). backend:
     the name of the backend. iptables_variant: for iptables, the variant of the programs; auto: the variant that the
     host uses. detect_local: the detector of pod traffic (kube-proxy's detectLocalMode): by cluster_cidrs (() disables
     the detector), by the Node's podCIDRs, or by the interface in local_interface (a name or a name prefix).
@@ -34,6 +37,8 @@ class ProxyConfig:
     which an update may wait before the proxy counts as unhealthy. conntrack_max_per_core, conntrack_min: the required
     number of flows per core, and in total; the proxy raises conntrack's maximum but never lowers it; 0: no change.
     conntrack: net.netfilter settings to write, such as ("nf_conntrack_tcp_timeout_close_wait", 3600).
+    external_ips_on_nodes: "Serve" or "Refuse" externalIPs that are a node's address. external_ips_reserved_ports: ports
+    and ranges ("22", "10248-10259") that are never served there.
     """
 
     node_name: str
@@ -57,6 +62,8 @@ class ProxyConfig:
     conntrack: tuple[tuple[str, int], ...] = ()
     conntrack_max_per_core: int = 32768
     conntrack_min: int = 131072
+    external_ips_on_nodes: str = SERVE
+    external_ips_reserved_ports: tuple[str, ...] = RESERVED
 
     def node(
         self,
@@ -98,6 +105,15 @@ def check(config: ProxyConfig) -> None:
                 ipaddress.ip_network(cidr, strict=False)
             except ValueError as err:
                 raise ConfigError(f"{name}: {cidr!r} is not a CIDR such as 10.244.0.0/16") from err
+    if config.external_ips_on_nodes not in CHOICES:
+        raise ConfigError(f"external_ips_on_nodes: {config.external_ips_on_nodes!r} is none of {', '.join(CHOICES)}")
+    for text in config.external_ips_reserved_ports:
+        try:
+            port_range(text)
+        except ValueError:
+            raise ConfigError(
+                f"external_ips_reserved_ports: {text!r} is not a port or a range of ports such as 22 or 10248-10259"
+            ) from None
     if config.detect_local not in DETECTORS:
         raise ConfigError(f"detect_local: {config.detect_local!r} is none of {', '.join(DETECTORS)}")
     if config.detect_local in ("BridgeInterface", "InterfaceNamePrefix") and not 0 < len(config.local_interface) < 16:
@@ -108,23 +124,11 @@ def check(config: ProxyConfig) -> None:
             raise ConfigError(f"{name}: {address!r} is not host:port, such as {host or '127.0.0.1'}:10249")
 
 
-def _addresses(obj: meta.Object | None, warn: Callable[[str], None]) -> tuple[str, ...]:
-    """Returns the first InternalIP of each family."""
-    found: dict[bool, str] = {}
-    for item in ((obj or {}).get("status") or {}).get("addresses") or []:
-        try:
-            if item.get("type") == "InternalIP":
-                ip = normal_ip(str(item.get("address")))
-                found.setdefault(":" in ip, ip)
-        except (ValueError, AttributeError):
-            warn(f"status.addresses: {item!r} is not an address")
-    return tuple(found.values())
-
-
-def _ranges(found: Iterable[Any], warn: Callable[[str], None]) -> tuple[str, ...]:
-    """Returns the valid podCIDRs of the Node. Invalid ranges must not reach the rules."""
+def pod_ranges(obj: meta.Object | None, warn: Callable[[str], None] = lambda _: None) -> tuple[str, ...]:
+    """Returns the valid podCIDRs of a Node. Invalid ranges must not reach the rules."""
+    spec = (obj or {}).get("spec") or {}
     usable = []
-    for text in filter(None, found):
+    for text in filter(None, spec.get("podCIDRs") or [spec.get("podCIDR")]):
         try:
             usable.append(normal_cidr(str(text)))
         except ValueError:
@@ -138,11 +142,10 @@ def node_info(
     zone = meta.labels(obj).get("topology.kubernetes.io/zone", "") if obj else ""
     pods, interface = config.cluster_cidrs, ""
     if config.detect_local == "NodeCIDR":
-        spec = (obj or {}).get("spec") or {}
-        pods = _ranges(spec.get("podCIDRs") or [spec.get("podCIDR") or ""], warn)
+        pods = pod_ranges(obj, warn)
     elif config.detect_local != "ClusterCIDR":
         pods, interface = (), config.local_interface + ("*" if config.detect_local == "InterfaceNamePrefix" else "")
-    addresses = _addresses(obj, warn)
+    addresses = tuple(map(str, nodeaddresses.primary(obj, warn)))
     ports = None
     if config.scans_addresses:
         usable = (
@@ -160,14 +163,29 @@ def node_info(
         config.masquerade_all,
         ports,
         interface,
-        (
-            *config.cluster_cidrs,
-            *config.service_cidrs,
-            *config.node_cidrs,
-            *(f"{ip}/{128 if ':' in ip else 32}" for ip in addresses),
-        ),
+        (*config.cluster_cidrs, *config.service_cidrs),
         config.localhost_node_ports,
         (LIBERAL, 1) not in config.conntrack,
+        claimable(config, () if obj is None else (obj,)),
+    )
+
+
+def claimable(config: ProxyConfig, nodes: Iterable[meta.Object]) -> Claimable:
+    """Returns the rules for externalIPs, as far as the settings and these Nodes decide. Facts (externalips.py) adds the
+    rest.
+    """
+    ips: set[str] = set()
+    pods: set[str] = set()
+    for node in nodes:
+        ips.update(str(ip) for kind in nodeaddresses.KINDS for ip in nodeaddresses.listed(node, kind))
+        pods.update(pod_ranges(node))
+    own = (address.rpartition(":")[2] for address in (config.metrics_address, config.healthz_address))
+    return Claimable(
+        frozenset(ips),
+        config.node_cidrs,
+        tuple(sorted(pods)),
+        tuple(port_range(text) for text in (*config.external_ips_reserved_ports, *filter(None, own))),
+        serve=config.external_ips_on_nodes == SERVE,
     )
 
 

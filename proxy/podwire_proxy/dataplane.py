@@ -12,10 +12,10 @@ local address), or *outside*. A frontend defines the treatment of each kind of s
 With NodeInfo.localhost, NodePorts are on 127.0.0.1 too. A packet from the wire with a loopback address is then dropped.
 
 `internal` is the cluster set of endpoints (the local set for a ClusterIP with internalTrafficPolicy Local); `external`
-is the local set. Without a usable endpoint in the cluster, the result is NO_ENDPOINTS, a refusal. Under a Local policy,
-with usable endpoints only on other nodes, the result is NO_LOCAL_ENDPOINTS, a drop. A packet whose chosen endpoint is
-its own source is always masqueraded (hairpin). Without pod_cidrs no source counts as a pod, and a ClusterIP's packets
-keep their source.
+is the local set. Without a usable endpoint in the cluster, the result is NO_ENDPOINTS, a refusal; for an externalIP
+that is a node's address it is PASS (externalips.py). Under a Local policy, with usable endpoints only on other nodes,
+the result is NO_LOCAL_ENDPOINTS, a drop. A packet whose chosen endpoint is its own source is always masqueraded
+(hairpin). Without pod_cidrs no source counts as a pod, and a ClusterIP's packets keep their source.
 
 A load balancer's address with source ranges drops every other source (NOT_IN_RANGE), pods and the node included,
 before anything else. Session affinity remembers each client's endpoint by Service port, so it holds across the port's
@@ -28,9 +28,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from . import externalips
 from .model import LOCALHOST, Destination, Endpoint, NodeInfo, PortName, Protocol, ServicePort, covers, is_v6
 from .topology import Choice, choose, merge
-from .verdict import NO_ENDPOINTS, NO_LOCAL_ENDPOINTS, Verdict
+from .verdict import NO_ENDPOINTS, NO_LOCAL_ENDPOINTS, PASS, Verdict
 
 
 class Key(NamedTuple):
@@ -65,7 +66,8 @@ class Balance:
     sticky: Sticky | None = None
 
 
-Treatment = Balance | Verdict  # a frontend's action on a packet: NO_ENDPOINTS and NO_LOCAL_ENDPOINTS are the verdicts
+# A frontend's action on a packet. The verdicts are NO_ENDPOINTS, NO_LOCAL_ENDPOINTS and PASS.
+Treatment = Balance | Verdict
 Kind = Literal["ClusterIP", "NodePort", "ExternalIP", "LoadBalancer"]
 Masquerading = Literal["off-cluster", "always", "node"]
 
@@ -163,11 +165,6 @@ def contribute(
     )
 
 
-def refused(port: ServicePort, node: NodeInfo) -> list[str]:
-    """Returns the forbidden externalIPs, which would take traffic from pods, other Services or nodes."""
-    return [ip for ip in port.external_ips if covers(node.reserved, ip)]
-
-
 def _hairpin(port: ServicePort, choice: Choice, node: NodeInfo) -> Iterable[str]:
     """Returns the endpoints to which this node may have to return their own packets (hairpin).
 
@@ -198,12 +195,13 @@ def _frontends(
     masquerade: Masquerading = "node" if local else "always"
     for kind, key in _places(port, node):
         if is_v6(key.ip) == v6:
+            nobody = kind == "ExternalIP" and not choice.any and node.owned(key.ip)  # what the node has there answers
             yield Frontend(
                 key,
                 kind,
                 port.service,
-                _treatment(sticky(everywhere, key, False), choice),
-                _treatment(sticky(here, key, True), choice) if local else None,
+                PASS if nobody else _treatment(sticky(everywhere, key, False), choice),
+                (PASS if nobody else _treatment(sticky(here, key, True), choice)) if local else None,
                 masquerade,
                 _sources(port, key.ip, node) if kind == "LoadBalancer" else (),
                 alive,
@@ -212,14 +210,13 @@ def _frontends(
 
 def _places(port: ServicePort, node: NodeInfo) -> Iterable[tuple[Kind, Key]]:
     """Yields the external frontends."""
-    external = tuple(ip for ip in port.external_ips if not covers(node.reserved, ip))
     places: list[tuple[Kind, tuple[str, ...], int]] = [
         (
             "NodePort",
             (*node.node_port_ips, *([LOCALHOST] if node.localhost else [])) if port.node_port else (),
             port.node_port,
         ),
-        ("ExternalIP", external, port.port),
+        ("ExternalIP", externalips.served(port, node) if port.external_ips else (), port.port),
         ("LoadBalancer", port.load_balancer_ips, port.port),
     ]
     for kind, addresses, number in places:

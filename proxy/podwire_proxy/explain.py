@@ -62,7 +62,14 @@ def explain(
         )
     to = tuple(dict.fromkeys(delivery for trace in traces for delivery in trace.verdict.to))
     if not to:
-        return Explanation(PASS, (*lines, "verdict      pass: no Service has this address; routed as it is"))
+        why = "no Service has this address"
+        if claim:  # an externalIP of a node without endpoints, or one that is refused
+            why = (
+                f"{claim[0]} is not served here, its Events say why"
+                if claim[2]
+                else "the Service has no ready endpoint"
+            )
+        return Explanation(PASS, (*lines, f"verdict      pass: {why}; routed as it is"))
     for destination, masquerade in to[:SHOWN]:
         lines.append(
             f"{'NAT':<12} to {destination.ip}:{destination.port}, "

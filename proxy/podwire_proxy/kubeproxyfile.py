@@ -44,6 +44,8 @@ KNOWN: dict[str, set[str]] = {
         "configSyncPeriod",
         "portRange",
         "windowsRunAsService",
+        "externalIPsOnNodes",
+        "externalIPsReservedPorts",
     },
     "clientConnection": {"kubeconfig", "acceptContentTypes", "contentType", "qps", "burst"},
     "detectLocal": {"bridgeInterface", "interfaceNamePrefix"},
@@ -177,6 +179,10 @@ def read(document: Any, served: Sequence[str]) -> tuple[dict[str, Any], list[str
     put("metrics_address", reader.take("metricsBindAddress"))
     put("cluster_cidrs", reader.take("clusterCIDR"), lambda text: tuple(part.strip() for part in text.split(",")))
     put("node_port_addresses", reader.take("nodePortAddresses", list), lambda items: tuple(map(str, items)))
+    # Not in kube-proxy, which leaves out keys that it does not know.
+    put("external_ips_on_nodes", reader.take("externalIPsOnNodes"))
+    ports = reader.take("externalIPsReservedPorts", list)
+    put("external_ips_reserved_ports", ports, lambda items: tuple(map(str, items)))
     _mode(reader, fields, served)
     put("detect_local", reader.take("detectLocalMode"))
     for mode, key in (("BridgeInterface", "bridgeInterface"), ("InterfaceNamePrefix", "interfaceNamePrefix")):
@@ -249,6 +255,8 @@ def write(config: Any) -> dict[str, Any]:
         "healthzBindAddress": config.healthz_address,
         "metricsBindAddress": config.metrics_address,
         "nodePortAddresses": list(config.node_port_addresses),
+        "externalIPsOnNodes": config.external_ips_on_nodes,
+        "externalIPsReservedPorts": list(config.external_ips_reserved_ports),
         "detectLocalMode": config.detect_local,
         "detectLocal": {interface: config.local_interface} if interface else {},
         **sections,

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,15 @@ from podwire_base.role.status import RoleStatus
 from . import backends, health, host, kubeproxyfile
 from .backend import families
 from .changes import DeduplicatedLog, Tracker
-from .config import DETECTORS, NODE_SHAPE, ProxyConfig, eligible, service_cidrs, wanted_flows
+from .config import DETECTORS, NODE_SHAPE, NODES, ProxyConfig, eligible, service_cidrs, wanted_flows
+from .events import Events
+from .externalips import CHOICES, RESERVED, SERVE
+from .externalwatch import ExternalWatch
 from .health import Health, ServiceChecks
 from .hostfacts import findings
 from .memory import frugal
 from .metrics import Metrics
-from .objects import check_failed, stub, triggered
+from .objects import stub, triggered
 from .offline import configured, dry_run
 from .proxier import Proxier
 from .settings import SERVICE_LABELS, SERVICES, SLICE_LABELS, SLICES
@@ -47,6 +51,7 @@ __all__ = ["ProxyConfig", "cleanup", "command", "dry_run", "run"]
 log = logs.get("proxy")
 SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
 PROBE_AGAIN = 0.2  # seconds
+NO_ADDRESS = "own Node has neither InternalIP nor ExternalIP: no NodePorts"
 REPORT = 0.5  # seconds between two reports of a ready role
 
 
@@ -57,7 +62,8 @@ class Proxy:
     config: ProxyConfig
     tracker: Tracker = field(init=False)
     metrics: Metrics = field(default_factory=Metrics)
-    tell: Callable[[str, str], None] = field(default=lambda service, why: None)  # sends an Event about a Service
+    # sends an Event about a Service: (Service, reason, message)
+    tell: Callable[[str, str, str], None] = field(default=lambda service, reason, why: None)
 
     def __post_init__(self) -> None:
         self.tracker = Tracker(self.config.node())
@@ -82,6 +88,9 @@ class Proxy:
         self._conntrack_wanted = wanted_flows(self.config, os.cpu_count() or 1)
         self.checks = ServiceChecks(lambda: self.health().healthy, self._check_failed)
         self._checks_wake = asyncio.Event()
+        self._info = self.config.node()  # of the last Node
+        self.externals = ExternalWatch(self.config, self.tracker, self._read_node, self._send_event)
+        self._read_node()
 
     # Events
 
@@ -95,6 +104,7 @@ class Proxy:
         self.metrics.queued(service=True)
         for problem in self._told.news("Service", event.key, self.tracker.service(event.key, obj)):
             log.warn("Service is partly unusable", service=event.key, problem=problem)
+        self.externals.note_service()
         self._changed()
 
     def _on_slice(self, event: Event) -> None:
@@ -107,6 +117,8 @@ class Proxy:
         self._changed()
 
     def _on_node(self, event: Event) -> None:
+        if event.key != self.config.node_name:
+            return  # an API server without field selectors
         node = None if event.type == "DELETED" else event.object
         if problem := misshapen(node, NODE_SHAPE):
             log.warn("own Node is not formed as Nodes are; what it said before stays", node=event.key, problem=problem)
@@ -115,12 +127,14 @@ class Proxy:
         self._read_node()
 
     def _read_node(self) -> None:
-        if self._node is None:
-            return  # a Node that registers again has the same addresses; its NodePorts stay until then
-        config = replace(self.config, service_cidrs=self._service_cidrs or self.config.service_cidrs)
-        local = map(str, local_addresses()) if config.scans_addresses else ()
-        node = config.node(self._node, local, lambda what: log.warn("own Node", node=config.node_name, unusable=what))
-        if self.tracker.node(node):
+        if self._node is not None:  # a Node that registers again has the same addresses; its NodePorts stay until then
+            config = replace(self.config, service_cidrs=self._service_cidrs or self.config.service_cidrs)
+            local = map(str, local_addresses()) if config.scans_addresses else ()
+            self._info = config.node(
+                self._node, local, lambda what: log.warn("own Node", node=config.node_name, unusable=what)
+            )
+        node = self._info
+        if self.tracker.node(self.externals.rules(node, self._node)):
             log.info(
                 "own Node or the cluster's ranges changed",
                 addresses=node.addresses,
@@ -130,6 +144,8 @@ class Proxy:
                 services=node.service_cidrs,
             )
             self._changed(full=True)  # rules and interval sets depend on the node too
+        elif self.tracker.pending:
+            self._changed()
 
     def _on_service_cidr(self, event: Event) -> None:
         """Handles a ServiceCIDR (KEP-1880). If such objects exist, their ranges override the configured ranges."""
@@ -177,6 +193,7 @@ class Proxy:
             self.metrics.programming.observe(max(0.0, time.time() - trigger))
         self._triggers.clear()
         self._checks_wake.set()
+        self.externals.tell_refusals()
         if (self._foreign or not (asked or delta)) and done.operations:
             self.metrics.repairs += 1
             log.warn("another program changed our rules; repaired", operations=done.operations, elements=done.elements)
@@ -229,8 +246,9 @@ class Proxy:
         if self.problem:
             self.status.update(ready=False, message=self.problem, reason="SyncFailed", **figures)
         else:
+            problems = [] if self._node is None or self._info.addresses else [NO_ADDRESS]
             message = f"{plane.services} Services, {self.tracker.endpoints} endpoints" + "".join(
-                f"; {p}" for p in self._host
+                f"; {problem}" for problem in (*problems, *self._host)
             )
             self.status.update(ready=True, message=message, **figures)
 
@@ -285,9 +303,7 @@ class Proxy:
         informers = [
             Informer(api, SERVICES, label_selector=SERVICE_LABELS, on_event=self._on_service, keep=stub),
             Informer(api, SLICES, label_selector=SLICE_LABELS, on_event=self._on_slice, keep=stub),
-            Informer(
-                api, "/api/v1/nodes", field_selector=f"metadata.name={self.config.node_name}", on_event=self._on_node
-            ),
+            Informer(api, NODES, field_selector=f"metadata.name={self.config.node_name}", on_event=self._on_node),
         ]
         async with asyncio.TaskGroup() as group:
             for informer in informers:
@@ -299,6 +315,10 @@ class Proxy:
                 await informer.synced.wait()
             if not self.tracker.dataplane.node.addresses and not informers[2].objects:
                 log.warn("own Node is not registered yet: no NodePorts until it is", node=self.config.node_name)
+            group.create_task(self.externals.follow(api, partial(_served, api, NODES)))
+            group.create_task(self.externals.watch_listeners())
+            if self.tracker.externals:  # else the first sync would remove their rules, and the next add them again
+                await self.externals.complete.wait()
             group.create_task(self._sync_loop())
             group.create_task(self._check_loop())
 
@@ -311,9 +331,12 @@ class Proxy:
         finally:
             await self.checks.close()
 
+    def _send_event(self, service: str, reason: str, why: str) -> None:
+        self.tell(service, reason, why)
+
     def _check_failed(self, service: str, why: str) -> None:
         log.warn("health check of a Service cannot be served", service=service, problem=why)
-        self.tell(service, why)
+        self.tell(service, "FailedToStartServiceHealthcheck", why)
 
     def health(self) -> Health:
         late = bool(self._waiting_since) and time.monotonic() - self._waiting_since > self.config.healthz_timeout
@@ -347,27 +370,13 @@ async def _main(config: ProxyConfig) -> None:
     proxy = Proxy(config)
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(ApiClient(load(config.kubeconfig)))
-        posts: set[asyncio.Task[None]] = set()
-
-        def tell(service: str, why: str) -> None:
-            task = asyncio.ensure_future(_post(api, check_failed(config.node_name, service, why, time.time())))
-            posts.add(task)
-            task.add_done_callback(posts.discard)
-
-        proxy.tell = tell
+        proxy.tell = Events(api, config.node_name).send
         found = health.pages(proxy.metrics, proxy.health, config.backend, kubeproxyfile.write(config))
         for address in {config.metrics_address, config.healthz_address} - {""}:
             stack.push_async_callback((await web.serve(address, found)).cleanup)
         await until_stopped(stop, proxy.run(api))
     proxy.sweeper.close()
     proxy.proxier.close()
-
-
-async def _post(api: ApiClient, event: meta.Object) -> None:
-    try:
-        await api.create(f"/api/v1/namespaces/{event['metadata']['namespace']}/events", event)
-    except (ApiError, OSError) as err:
-        log.warn("an Event could not be written", error=str(err))
 
 
 def run(config: ProxyConfig) -> None:
@@ -421,12 +430,28 @@ def _backend_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--service-cidr", "service_cidrs", multiple=True, help="addresses of Services; repeat for IPv6 [10.96.0.0/16]"
 )
-@click.option("--node-cidr", "node_cidrs", multiple=True, help="addresses of nodes, which no Service may claim")
+@click.option(
+    "--node-cidr",
+    "node_cidrs",
+    multiple=True,
+    help="network of the nodes, where a Service may claim only Nodes' addresses",
+)
 @click.option(
     "--node-port-address",
     "node_port_addresses",
     multiple=True,
     help="CIDRs of local addresses that serve NodePorts [the node's InternalIPs]",
+)
+@click.option(
+    "--external-ips-on-nodes",
+    type=click.Choice(CHOICES),
+    help=f"externalIPs that are a node's address: serve or refuse them [{SERVE}]",
+)
+@click.option(
+    "--external-ips-reserved-port",
+    "external_ips_reserved_ports",
+    multiple=True,
+    help=f"ports and ranges never served there [{' '.join(RESERVED)}]",
 )
 @click.option("--detect-local", type=click.Choice(DETECTORS), help="how a pod's traffic is known [ClusterCIDR]")
 @click.option("--local-interface", help="the bridge, or the interfaces' prefix, for --detect-local")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -85,17 +85,38 @@ class ServicePort:
 
 
 @dataclass(frozen=True, slots=True)
+class Claimable:
+    """The rules of externalips.py for this cluster.
+
+    nodes: the addresses of all Nodes. node_cidrs: the nodes' network. pod_cidrs: the Nodes' podCIDRs. ports: (first,
+    last) of the ports that are never served on a node's address. taken: further such ports. api: the API server's
+    endpoints. serve: whether a Service may have a node's address at all. known: whether all Nodes are known; until then
+    no externalIP is served.
+    """
+
+    nodes: frozenset[str] = frozenset()
+    node_cidrs: tuple[str, ...] = ()
+    pod_cidrs: tuple[str, ...] = ()
+    ports: tuple[tuple[int, int], ...] = ()
+    taken: frozenset[int] = frozenset()
+    api: frozenset[Destination] = frozenset()
+    serve: bool = True
+    known: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class NodeInfo:
     """The node this proxy runs on, and the cluster's address plan.
 
-    addresses: the node's primary addresses (InternalIP, one per family). node_ports: the addresses with NodePorts;
-    None: the primary addresses. zone: label topology.kubernetes.io/zone. The local-traffic detector recognises a pod by
-    its source address (pod_cidrs), or by the interface on which its packets arrive (pod_interface: a name, or a prefix
-    that ends in "*"); with neither, no source counts as a pod. service_cidrs: unallocated addresses inside are dropped.
-    reserved: CIDRs of pods, Services and nodes, where no Service may claim an externalIP (CVE-2020-8554). localhost:
-    NodePorts are served on 127.0.0.1 too, for this machine's own clients; packets from the wire that claim a loopback
-    address are dropped then (CVE-2020-8558). drop_invalid: packets that are invalid for conntrack are not forwarded
-    (False if the administrator made conntrack liberal).
+    addresses: the node's primary addresses (one per family: InternalIP, else ExternalIP). node_ports: the addresses
+    with NodePorts; None: the primary addresses. zone: label topology.kubernetes.io/zone. The local-traffic detector
+    recognises a pod by its source address (pod_cidrs), or by the interface on which its packets arrive (pod_interface:
+    a name, or a prefix that ends in "*"); with neither, no source counts as a pod. service_cidrs: unallocated addresses
+    inside are dropped. reserved: CIDRs of pods and Services, where no Service may claim an externalIP (CVE-2020-8554).
+    localhost: NodePorts are served on 127.0.0.1 too, for this machine's own clients; packets from the wire that claim a
+    loopback address are dropped then (CVE-2020-8558). drop_invalid: packets that are invalid for conntrack are not
+    forwarded (False if the administrator made conntrack liberal). claimable: further rules for externalIPs; the rules
+    in the kernel depend on it only through the frontends, so it does not count when two nodes are compared.
     """
 
     name: str
@@ -109,6 +130,11 @@ class NodeInfo:
     reserved: tuple[str, ...] = ()
     localhost: bool = False
     drop_invalid: bool = True
+    claimable: Claimable = field(default=Claimable(), compare=False)
+
+    def owned(self, ip: str) -> bool:
+        """Whether the address is that of a node."""
+        return ip in self.claimable.nodes or ip in self.addresses
 
     @property
     def node_port_ips(self) -> tuple[str, ...]:

@@ -26,8 +26,17 @@ def triggered(obj: meta.Object | None) -> float:
         return 0.0
 
 
-def check_failed(node: str, service: str, why: str, now: float) -> meta.Object:
-    """Returns the Event for a Service whose health check has no listener on `node`."""
+def claims_of(node: meta.Object) -> meta.Object:
+    """Returns the part of a Node that decides about externalIPs."""
+    spec, status = node.get("spec"), node.get("status")
+    return {
+        "spec": {key: value for key, value in (spec or {}).items() if key in ("podCIDR", "podCIDRs")},
+        "status": {"addresses": (status or {}).get("addresses")},
+    }
+
+
+def service_event(node: str, service: str, reason: str, why: str, now: float) -> meta.Object:
+    """Returns a Warning Event about a Service, as the proxy of `node` sees it."""
     namespace, _, name = service.partition("/")
     stamp = timestamp(now)
     return {
@@ -35,7 +44,7 @@ def check_failed(node: str, service: str, why: str, now: float) -> meta.Object:
         "kind": "Event",
         "metadata": {"generateName": f"{name}.", "namespace": namespace},
         "involvedObject": {"apiVersion": "v1", "kind": "Service", "namespace": namespace, "name": name},
-        "reason": "FailedToStartServiceHealthcheck",
+        "reason": reason,
         "message": f"node {node}: {why}",
         "type": "Warning",
         "source": {"component": "podwire-proxy", "host": node},

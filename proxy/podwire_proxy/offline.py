@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from podwire_base.role import logs
 from . import backends
 from .backend import dry_run as written
 from .changes import Tracker
-from .config import ProxyConfig
+from .config import NODES, ProxyConfig, claimable
 from .settings import SERVICE_LABELS, SERVICES, SLICE_LABELS, SLICES, merged, of_file
 
 log = logs.get("proxy")
@@ -27,15 +28,19 @@ async def dry_run(config: ProxyConfig) -> list[str]:
     """Returns one line for each step of a first sync into an empty kernel. Raises ApiError, ConfigError."""
     backends.check(config)
     async with ApiClient(load(config.kubeconfig)) as api:
-        node = await api.get("/api/v1/nodes", fieldSelector=f"metadata.name={config.node_name}")
+        nodes = (await api.get(NODES))["items"]
         services = await api.get(SERVICES, labelSelector=SERVICE_LABELS)
         slices = await api.get(SLICES, labelSelector=SLICE_LABELS)
-    tracker = Tracker(config.node(next(iter(node["items"]), None)))
+    made = config.node(next((node for node in nodes if meta.name(node) == config.node_name), None))
+    tracker = Tracker(replace(made, claimable=claimable(config, nodes)))
     for obj in services["items"]:
         tracker.service(meta.key(obj), obj)
     for obj in slices["items"]:
         tracker.slice(meta.key(obj), obj)
     tracker.flush()
+    for service, problems in tracker.refusals.items():
+        for problem in problems:
+            log.warn("externalIP of a Service is refused", service=service, problem=problem)
     return list(written(backends.configured(config), tracker.dataplane))
 
 

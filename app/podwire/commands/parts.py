@@ -56,7 +56,7 @@ def setting(flag: str, *names: str, **more: Any) -> Callable[[Callable[..., Any]
     "--cluster-cidr", multiple=True, default=("10.244.0.0/16",), show_default=True, help="Pod addresses; repeatable."
 )
 @setting("--service-cidr", multiple=True, default=("10.96.0.0/16",), show_default=True, help="Service addresses.")
-@setting("--node-cidr", multiple=True, help="Addresses of nodes, which no Service may claim.")
+@setting("--node-cidr", multiple=True, help="Network of the nodes, where a Service may claim only Nodes' addresses.")
 @setting(
     "--dns-address", default="10.96.0.10", show_default=True, help="The cluster DNS address, bound on this node's lo."
 )

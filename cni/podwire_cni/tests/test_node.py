@@ -53,6 +53,32 @@ def test_the_others_and_not_itself() -> None:
     )
     assert got.own == (ip_address("192.0.2.1"),)
     assert {str(ip) for ip in got.node_ips} == {"192.0.2.1", "192.0.2.2", "192.0.2.3", "fd01::2"}
+    assert got.problems == ("Node n4: status.addresses has neither InternalIP nor ExternalIP; no routes",)
+
+
+def addressed(cidrs: list[str], *addresses: tuple[str, str]) -> dict[str, Any]:
+    return {**node(cidrs), "status": {"addresses": [{"type": kind, "address": ip} for kind, ip in addresses]}}
+
+
+def test_a_node_with_only_an_external_address_is_reached_there() -> None:
+    """By IP version: an InternalIP wins, in whatever order the Node has them."""
+    got = routes.view(
+        {
+            "n1": addressed(["10.0.1.0/24"], ("ExternalIP", "203.0.113.1")),
+            "n2": addressed(["10.0.2.0/24"], ("ExternalIP", "203.0.113.2"), ("ExternalDNS", "n2.example")),
+            "n3": addressed(["10.0.3.0/24"], ("ExternalIP", "203.0.113.3"), ("InternalIP", "192.0.2.3")),
+            "n4": addressed(["10.0.4.0/24"], ("ExternalIP", "2001:db8::4"), ("InternalIP", "192.0.2.4")),
+            "n5": addressed(["10.0.5.0/24"], ("InternalIP", "nonsense"), ("ExternalIP", "203.0.113.5")),
+        },
+        "n1",
+    )
+    assert list(map(str, got.own)) == ["203.0.113.1"]
+    assert {peer.name: list(map(str, peer.addresses)) for peer in got.peers} == {
+        "n2": ["203.0.113.2"],
+        "n3": ["192.0.2.3"],
+        "n4": ["192.0.2.4", "2001:db8::4"],
+        "n5": ["203.0.113.5"],
+    }
     assert got.problems == ()
 
 

@@ -282,7 +282,8 @@ def pods(ip: str, node: NodeInfo) -> Rules:
 
 # The static rules
 
-_NEW = f"-m conntrack --ctstate NEW {quoted('podwire: refused Services')} -j {FILTER}"
+# A translated packet is on its way to an endpoint, also if the endpoint has the address of another frontend.
+_NEW = f"-m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT {quoted('podwire: refused Services')} -j {FILTER}"
 _HOOKS: dict[Chain, str] = {
     Chain("filter", "INPUT"): _NEW,
     Chain("filter", "OUTPUT"): _NEW,
@@ -369,7 +370,7 @@ def static_rules(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
                 if node.drop_invalid
                 else "-j RETURN"
             ),
-            f"-j {FILTER}",
+            f"-m conntrack ! --ctstate DNAT -j {FILTER}",
         ),
         **_ends(v6),
     }

@@ -20,7 +20,7 @@ from podwire_base.kernel.reasons import Reason
 
 from ..dataplane import Balance, Dataplane, Delta, Frontend, Treatment
 from ..model import NodeInfo
-from ..verdict import NO_LOCAL_ENDPOINTS
+from ..verdict import NO_LOCAL_ENDPOINTS, PASS
 from .layout import (
     AFFINITY,
     LOCAL_SLOTS,
@@ -215,7 +215,7 @@ class Planner:
         )
         for name, treatment, local in treatments:
             self._slots(change, key, treatment, LOCAL_SLOTS if local else 0)
-            if treatment is None:
+            if treatment is None or treatment == PASS:
                 change.drop(name, key)
                 continue
             change.put(name, key, self._verdict(frontend, treatment, local, chains))

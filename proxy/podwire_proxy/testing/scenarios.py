@@ -1,8 +1,8 @@
 """The conformance table. Tests check each row with decide(), with traces of the planned rules, and with real packets
 (netns-tests).
 
-Further rows are in selection.py (which endpoints) and frontends.py (which objects count, source ranges flow by flow,
-SCTP).
+Further rows are in selection.py (which endpoints), frontends.py (which objects count, source ranges flow by flow, SCTP)
+and nodeaddresses.py (externalIPs that are a node's address).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ..model import LOCALHOST, Destination, NodeInfo, Protocol
 from ..verdict import MARTIAN, NO_ENDPOINTS, NO_LOCAL_ENDPOINTS, NOT_IN_RANGE, PASS, UNALLOCATED, WRONG_PORT, Verdict
 from .builders import endpoint, endpoint_slice, port, service
 from .frontends import frontends, range_flows, sctp
+from .nodeaddresses import node_addresses
 from .selection import selection
 from .table import (
     ALL,
@@ -33,6 +34,7 @@ from .table import (
     INFO,
     INTERFACES,
     NODE,
+    NODE2_IP,
     NODE_IP,
     NODE_PORT,
     OUT,
@@ -76,6 +78,7 @@ __all__ = [
     "INTERFACES",
     "LOCALHOST",
     "NODE",
+    "NODE2_IP",
     "NODE_IP",
     "NODE_PORT",
     "OUT",
@@ -173,7 +176,7 @@ def configurations() -> list[Scenario]:
     """How pods are recognised, which addresses have NodePorts, which externalIPs are refused."""
     prefix, one = (replace(INFO, pod_cidrs=(), pod_interface=name) for name in ("veth*", "veth0"))
     ports = replace(INFO, node_ports=(GATEWAY,))
-    strict = replace(INFO, reserved=(*INFO.pod_cidrs, *INFO.service_cidrs, f"{NODE_IP}/32"))
+    strict = replace(INFO, reserved=(*INFO.pod_cidrs, *INFO.service_cidrs))
     local = (everything(externalTrafficPolicy="Local"), some_slice(*BOTH))
     return [
         Scenario(
@@ -555,6 +558,7 @@ SCENARIOS = (
     + selection()
     + range_flows()
     + frontends()
+    + node_addresses()
     + sctp()
 )
 AFFINITY = affinity()

@@ -20,6 +20,7 @@ from ..verdict import Verdict, forward
 from .builders import endpoint, endpoint_slice, port, service
 
 NODE, NODE_IP, POD_A, POD_B, POD_C = "n1", "172.30.0.11", "10.244.1.2", "10.244.1.3", "10.244.2.2"
+NODE2_IP = "172.30.0.12"
 OUTSIDE = "172.30.0.1"  # the client outside the cluster
 HOST = "192.0.2.42"  # a server outside the cluster
 GATEWAY = "10.244.1.1"  # the node's address towards its pods
@@ -32,6 +33,7 @@ INTERFACES = {POD_A: "veth0", POD_B: "veth1", POD_C: "veth2", NODE_IP: ""}
 INFO = NodeInfo(NODE, (NODE_IP,), "zone-a", ("10.244.0.0/16",), ("10.96.0.0/16",))
 _V6 = (
     (NODE_IP, "fd00:30::11"),
+    (NODE2_IP, "fd00:30::12"),
     (GATEWAY, "fd00:244:1::1"),
     (POD_A, "fd00:244:1::2"),
     (POD_B, "fd00:244:1::3"),
@@ -81,6 +83,7 @@ class Scenario:
             pod_cidrs=tuple(map(_v6, self.node.pod_cidrs)),
             service_cidrs=tuple(map(_v6, self.node.service_cidrs)),
             reserved=tuple(map(_v6, self.node.reserved)),
+            claimable=replace(self.node.claimable, nodes=frozenset(map(_v6, self.node.claimable.nodes))),
             node_ports=None if self.node.node_ports is None else tuple(map(_v6, self.node.node_ports)),
         )
         return Scenario(f"{self.name} (IPv6)", objects, expect, node)

@@ -10,7 +10,7 @@ from podwire_base.kube import meta
 from podwire_proxy.changes import Tracker
 from podwire_proxy.convert import RESET_ANNOTATION
 from podwire_proxy.decide import Packet
-from podwire_proxy.model import NodeInfo
+from podwire_proxy.model import Claimable, NodeInfo
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -30,7 +30,7 @@ def services(draw: st.DrawFn) -> meta.Object:
     for field in ("internalTrafficPolicy", "externalTrafficPolicy"):
         spec[field] = draw(st.sampled_from(["Cluster", "Local"]))
     if draw(st.booleans()):
-        spec["externalIPs"] = [s.EXTERNAL]
+        spec["externalIPs"] = draw(st.sampled_from([[s.EXTERNAL], [s.NODE_IP], [s.EXTERNAL, s.NODE2_IP]]))
     if spec["type"] == "LoadBalancer":
         spec["ingress"] = [{"ip": s.BALANCER}]
         spec["loadBalancerSourceRanges"] = draw(
@@ -58,8 +58,10 @@ def slices(draw: st.DrawFn) -> meta.Object:
 
 @st.composite
 def nodes(draw: st.DrawFn) -> NodeInfo:
-    addresses = draw(st.sampled_from([(), (s.NODE_IP,), ("172.30.0.12",)]))
-    return NodeInfo(s.NODE, addresses, "", s.INFO.pod_cidrs, s.INFO.service_cidrs)
+    addresses = draw(st.sampled_from([(), (s.NODE_IP,), (s.NODE2_IP,)]))
+    known = draw(st.sampled_from([frozenset[str](), frozenset({s.NODE_IP}), frozenset({s.NODE_IP, s.NODE2_IP})]))
+    rules = Claimable(known, ports=draw(st.sampled_from([(), ((80, 80),)])), known=draw(st.booleans()))
+    return NodeInfo(s.NODE, addresses, "", s.INFO.pod_cidrs, s.INFO.service_cidrs, claimable=rules)
 
 
 # A change: an object to add or replace, the key of one to delete, or new node data.
@@ -105,7 +107,7 @@ def fresh(done: list[Any]) -> Tracker:
 def packets() -> st.SearchStrategy[Packet]:
     """Sources that can really appear here: the node's pods, the node, the world outside."""
     targets = [(ip, n) for ip in (*VIPS, "10.96.0.77", s.EXTERNAL, s.BALANCER) for n in (80, 81, 9)]
-    targets += [(ip, n) for ip in (s.NODE_IP, "172.30.0.12") for n in (30080, 30081)] + [(s.POD_B, 9376)]
+    targets += [(ip, n) for ip in (s.NODE_IP, s.NODE2_IP) for n in (80, 81, 30080, 30081)] + [(s.POD_B, 9376)]
     sources = st.sampled_from([s.POD_A, s.POD_B, s.NODE_IP, s.OUTSIDE])
     return st.builds(
         lambda src, to, protocol: s.packet(src, to[0], to[1], protocol),

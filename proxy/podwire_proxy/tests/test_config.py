@@ -286,13 +286,12 @@ def test_load_balancers_leave_a_node_that_goes(part: dict[str, Any], expected: b
     assert not eligible(None)
 
 
-def test_external_addresses_inside_our_own_ranges_are_refused() -> None:
-    tracker = Tracker(replace(BASE, node_cidrs=("172.30.0.0/24",)).node(NODE))
-    hijack = ["10.96.0.1", "10.244.2.3", "172.30.0.11", "172.30.0.12", s.EXTERNAL]
-    problems = tracker.service("default/x", service("x", s.VIP, [port(80)], externalIPs=hijack))
-    assert [p.split()[1] for p in problems] == hijack[:-1]
-    tracker.flush()
-    assert {key.ip for key in tracker.dataplane.frontends} == {s.VIP, s.EXTERNAL}
+def test_a_node_with_only_an_external_address_serves_node_ports_there() -> None:
+    only = {**NODE, "status": {"addresses": [{"type": "ExternalIP", "address": "203.0.113.5"}]}}
+    assert BASE.node(only).node_port_ips == ("203.0.113.5",)
+    mixed = [{"type": "ExternalIP", "address": ip} for ip in ("203.0.113.5", "2001:db8::5")]
+    both = {**NODE, "status": {"addresses": [*mixed, {"type": "InternalIP", "address": "192.0.2.5"}]}}
+    assert set(BASE.node(both).node_port_ips) == {"192.0.2.5", "2001:db8::5"}
 
 
 def test_health_checks_count_ready_endpoints_of_this_node() -> None:
