@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ import test_proxy_resets
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from lab.patience import patient
-from lab.proxyrole import Running, until
+from lab.proxyrole import Running, argv, until
 from lab.serviceworld import World, ask
 from podwire.main import cli
 from podwire_base.kube.meta import Object
@@ -289,21 +288,7 @@ def test_explain_cleanup_and_dry_run(world: World, tmp_path: Path, variant: Vari
     with FakeApi(world.node) as api:
         kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
         api.apply(NODE, my_service(), my_slice(*BOTH))
-        done = world.node.run(
-            [
-                sys.executable,
-                "-c",
-                "from podwire_proxy.main import command; command()",
-                "--node-name",
-                s.NODE,
-                "--kubeconfig",
-                str(kubeconfig),
-                "--run-dir",
-                str(tmp_path),
-                "--dry-run",
-                *flags(variant),
-            ]
-        )
+        done = world.node.run(argv(kubeconfig, tmp_path, "--dry-run", *flags(variant)))
     assert "ipset add PODWIRE-CLUSTER-IPS-4 10.96.0.20" in done.stdout
     assert f"-j DNAT --to-destination {s.POD_C}:{s.TARGET}" in done.stdout
     assert no_rules(world.node)

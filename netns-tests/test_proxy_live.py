@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import pytest
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from lab.patience import patient
-from lab.proxyrole import Running, until
+from lab.proxyrole import Running, argv, until
 from lab.serviceworld import SILENCE, Answer, World, ask
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import socket as nft_socket
@@ -142,20 +141,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(world: World, tmp_path: Pa
     with FakeApi(world.node) as api:
         kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
         api.apply(NODE, my_service(), my_slice(*BOTH))
-        done = world.node.run(
-            [
-                sys.executable,
-                "-c",
-                "from podwire_proxy.main import command; command()",
-                "--node-name",
-                s.NODE,
-                "--kubeconfig",
-                str(kubeconfig),
-                "--run-dir",
-                str(tmp_path),
-                "--dry-run",
-            ]
-        )
+        done = world.node.run(argv(kubeconfig, tmp_path, "--dry-run"))
     assert f"{s.VIP} . tcp . {s.PORT} : goto lb2" in done.stdout
     assert f"{s.NODE_IP} . tcp . {s.NODE_PORT}" in done.stdout
     assert f"{s.VIP} . tcp . {s.PORT} . 1 : {s.POD_C} . {s.TARGET}" in done.stdout

@@ -9,7 +9,6 @@ import os
 import platform
 import signal
 import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ApiError, Refused
+from podwire_base.kube.events import event, reference
 from podwire_base.kube.meta import Object, key, name, namespace, uid
 from podwire_base.kube.times import micro_timestamp, timestamp
 from podwire_base.role import logs
@@ -192,26 +192,9 @@ class Kubelet:
                 delay = min(delay * 2, 5.0)
 
     def _event(self, pod: Object, kind: str, reason: str, message: str) -> None:
-        now = timestamp(time.time())
-        obj = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "type": kind,
-            "reason": reason,
-            "message": message,
-            "count": 1,
-            "metadata": {"name": f"{name(pod)[:200]}.{uuid.uuid4().hex[:16]}", "namespace": namespace(pod)},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "source": {"component": "podwire", "host": self.config.node_name},
-            "involvedObject": {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "name": name(pod),
-                "namespace": namespace(pod),
-                "uid": uid(pod),
-            },
-        }
+        obj = event(
+            reference("Pod", pod), reason, message, time.time(), warning=kind == "Warning", host=self.config.node_name
+        )
 
         async def send() -> None:
             try:

@@ -22,6 +22,13 @@ def until(condition: Callable[[], object], what: str, seconds: float = 30) -> No
     wait_until(condition, what, seconds, pause=0.01)
 
 
+def argv(kubeconfig: Path, run_dir: Path, *flags: str, first: str = "") -> list[str]:
+    """Return the command of `podwire proxy` on the scenarios' node. first: Python code that runs before the proxy."""
+    code = f"{first}\nfrom podwire_proxy.main import command; command()"
+    words = ["--node-name", s.NODE, "--kubeconfig", str(kubeconfig), "--run-dir", str(run_dir)]
+    return [sys.executable, "-c", code, *words, *flags]
+
+
 class Running:
     """`podwire proxy` as a process on the node. flags: for example `--backend iptables` or `--iptables-variant legacy`.
     first: Python code that the process runs before the proxy.
@@ -31,21 +38,7 @@ class Running:
         self.ns, self.name, self.said = ns, s.NODE, ""
         self.status_file = run_dir / "status" / "proxy.json"
         self.status_file.unlink(missing_ok=True)
-        self.process = ns.popen(
-            [
-                sys.executable,
-                "-c",
-                f"{first}\nfrom podwire_proxy.main import command; command()",
-                "--node-name",
-                s.NODE,
-                "--kubeconfig",
-                str(kubeconfig),
-                "--run-dir",
-                str(run_dir),
-                *flags,
-            ],
-            stderr=subprocess.PIPE,
-        )
+        self.process = ns.popen(argv(kubeconfig, run_dir, *flags, first=first), stderr=subprocess.PIPE)
         evidence.tells(self)
 
     def describe(self) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from podwire_base.kube import meta
-from podwire_base.kube.times import parse_time, timestamp
+from podwire_base.kube.events import event
+from podwire_base.kube.times import parse_time
 
 
 def stub(obj: meta.Object) -> meta.Object:
@@ -38,17 +39,6 @@ def claims_of(node: meta.Object) -> meta.Object:
 def service_event(node: str, service: str, reason: str, why: str, now: float) -> meta.Object:
     """Returns a Warning Event about a Service, as the proxy of `node` sees it."""
     namespace, _, name = service.partition("/")
-    stamp = timestamp(now)
-    return {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"generateName": f"{name}.", "namespace": namespace},
-        "involvedObject": {"apiVersion": "v1", "kind": "Service", "namespace": namespace, "name": name},
-        "reason": reason,
-        "message": f"node {node}: {why}",
-        "type": "Warning",
-        "source": {"component": "podwire-proxy", "host": node},
-        "firstTimestamp": stamp,
-        "lastTimestamp": stamp,
-        "count": 1,
-    }
+    about = {"kind": "Service", "namespace": namespace, "name": name}
+    words = f"node {node}: {why}"
+    return event(about, reason, words, now, component="podwire-proxy", host=node)

@@ -206,6 +206,16 @@ KERNEL_HALF = [
     Once("the families", _assigned("FAMILIES"), {KERNEL + "ip.py": 1}, 'FAMILIES = ("ip", "ip6")'),
 ]
 ROLE_HALF = [
+    Once(
+        "Events",
+        _constant("involvedObject"),
+        {"base/podwire_base/kube/events.py": 1},
+        'told = {"kind": "Event", "involvedObject": {}}',
+        {
+            "base/podwire_base/kube/table.py": "it reads the key for a column",
+            "base/podwire_base/testing/builders.py": "the least object of each kind, for tests",
+        },
+    ),
     Once("the supervisor", _class("Supervisor"), {ROLE + "supervisor.py": 1}, "class Supervisor: ..."),
     Once(
         "a child that ends with its parent",

@@ -11,8 +11,8 @@ import hashlib
 import ipaddress
 
 from podwire_base.kube import loadbalancer as lb
+from podwire_base.kube.events import event, reference
 from podwire_base.kube.meta import Object, key, name, namespace, uid
-from podwire_base.kube.times import timestamp
 
 from .base import Controller, Keys, Snapshot, Write
 
@@ -56,25 +56,7 @@ def _event(about: Object, kind: str, reason: str, message: str, now: float) -> W
     message creates one Event.
     """
     digest = hashlib.sha256(f"{uid(about)} {reason} {message}".encode()).hexdigest()[:12]
-    told = {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "type": "Warning",
-        "reason": reason,
-        "message": message,
-        "count": 1,
-        "metadata": {"name": f"{name(about)[:200]}.{digest}", "namespace": namespace(about)},
-        "firstTimestamp": timestamp(now),
-        "lastTimestamp": timestamp(now),
-        "source": {"component": "podwire"},
-        "involvedObject": {
-            "apiVersion": "v1",
-            "kind": kind,
-            "name": name(about),
-            "namespace": namespace(about),
-            "uid": uid(about),
-        },
-    }
+    told = event(reference(kind, about), reason, message, now, suffix=digest)
     return Write("create", "Event", namespace(about), "", told, message)
 
 

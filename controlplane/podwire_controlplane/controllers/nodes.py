@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Callable
 
 from podwire_base.kube.conditions import condition, is_true
+from podwire_base.kube.events import event, reference
 from podwire_base.kube.meta import Object, controller_of, deleting, key, labels, name, namespace, uid
 from podwire_base.kube.times import parse_time, timestamp
 
@@ -184,25 +185,7 @@ def reconcile_schedule(wanted: str, snapshot: Snapshot, now: float) -> list[Writ
         return [Write("patch", "Pod", namespace(pod), name(pod), {"spec": {"nodeName": node}}, f"on {node}")]
     if condition(pod, "PodScheduled").get("message") == why:
         return []
-    told = {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "type": "Warning",
-        "reason": "FailedScheduling",
-        "message": why,
-        "count": 1,
-        "metadata": {"generateName": f"{name(pod)[:200]}.", "namespace": namespace(pod)},
-        "firstTimestamp": timestamp(now),
-        "lastTimestamp": timestamp(now),
-        "source": {"component": "podwire"},
-        "involvedObject": {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "name": name(pod),
-            "namespace": namespace(pod),
-            "uid": uid(pod),
-        },
-    }
+    told = event(reference("Pod", pod), "FailedScheduling", why, now)
     return [
         Write(
             "status",

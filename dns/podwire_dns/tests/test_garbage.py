@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from podwire_base.testing.garbage import spoiled
 from podwire_dns import schema
 from podwire_dns.build import Builder
 from podwire_dns.testing.builders import CONFIG
@@ -32,26 +31,6 @@ GOOD: dict[str, Any] = {
 }
 
 
-def _places(obj: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    yield path
-    inner = obj.items() if isinstance(obj, dict) else enumerate(obj) if isinstance(obj, list) else ()
-    for name, value in inner:
-        yield from _places(value, (*path, name))
-
-
-def _spoiled(obj: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Garbage in each place in turn; the informer lets no object pass without a sane name."""
-    for path in _places(obj):
-        if path and path not in (("metadata",), ("metadata", "name"), ("metadata", "namespace")):
-            for value in GARBAGE:
-                made = copy.deepcopy(obj)
-                at = made
-                for name in path[:-1]:
-                    at = at[name]
-                at[path[-1]] = value
-                yield (*path, value), made
-
-
 @pytest.mark.parametrize("kind", ["service", "slice", "pod"])
 def test_a_spoiled_object_is_no_bug_and_costs_nobody_else_anything(kind: str) -> None:
     good = Builder(CONFIG.schema())
@@ -59,12 +38,12 @@ def test_a_spoiled_object_is_no_bug_and_costs_nobody_else_anything(kind: str) ->
     good.flush(1)
     wanted = {key for key in good.answers if b"good" in key}
     assert wanted
-    for where, spoiled in _spoiled({"service": SERVICE, "slice": SLICE, "pod": POD}[kind]):
+    for where, bad in spoiled({"service": SERVICE, "slice": SLICE, "pod": POD}[kind], GARBAGE):
         builder = Builder(CONFIG.schema())
         builder.service(GOOD)
         if kind == "slice":
             builder.service(HEADLESS)
-        getattr(builder, kind)(spoiled)
+        getattr(builder, kind)(bad)
         builder.flush(1)
         assert not builder.bugs, where
         assert wanted <= builder.answers.keys(), where

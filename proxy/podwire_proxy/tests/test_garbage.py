@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.role import bugs
+from podwire_base.testing.garbage import spoiled
 from podwire_proxy import backends
 from podwire_proxy.backend import AnyBackend, dry_run
 from podwire_proxy.changes import DeduplicatedLog, Tracker
@@ -65,35 +64,15 @@ SLICE = endpoint_slice(
 GOOD = Key("10.96.0.1", "TCP", 80)
 
 
-def _places(obj: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    yield path
-    internal = obj.items() if isinstance(obj, dict) else enumerate(obj) if isinstance(obj, list) else ()
-    for name, value in internal:
-        yield from _places(value, (*path, name))
-
-
-def _spoiled(obj: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """The object with garbage in each of its places in turn; the informer passes no object without a valid name."""
-    for path in _places(obj):
-        if path and path not in (("metadata",), ("metadata", "name"), ("metadata", "namespace")):
-            for value in GARBAGE:
-                made = copy.deepcopy(obj)
-                at = made
-                for name in path[:-1]:
-                    at = at[name]
-                at[path[-1]] = value
-                yield (*path, value), made
-
-
 @pytest.mark.parametrize("backend", backends.ALL, ids=lambda backend: backend.name)
 @pytest.mark.parametrize("kind", ["Service", "EndpointSlice"])
 def test_one_spoiled_object_costs_nobody_else_anything(backend: AnyBackend, kind: str) -> None:
-    for where, spoiled in _spoiled(SERVICE if kind == "Service" else SLICE):
+    for where, bad in spoiled(SERVICE if kind == "Service" else SLICE, GARBAGE):
         tracker = Tracker(NODE)
         tracker.service("default/good", service("good", "10.96.0.1", [port(80)]))
         tracker.slice("default/good-1", endpoint_slice("good", [endpoint("10.244.1.2")], [("", "TCP", 8080)]))
-        tracker.service("default/bad", spoiled if kind == "Service" else SERVICE)
-        tracker.slice("default/bad-1", spoiled if kind == "EndpointSlice" else SLICE)
+        tracker.service("default/bad", bad if kind == "Service" else SERVICE)
+        tracker.slice("default/bad-1", bad if kind == "EndpointSlice" else SLICE)
         tracker.flush()
         assert tracker.dataplane.frontends[GOOD].internal == Balance((Destination("10.244.1.2", 8080),)), where
         assert list(dry_run(backend, tracker.dataplane)), where
