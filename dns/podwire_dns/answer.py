@@ -8,20 +8,20 @@ without a record (NODATA and NXDOMAIN with SOA, RFC 2308), aliases, pods, errors
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-
-from dnslib import CNAME as CnameData
-from dnslib import RR, DNSHeader, DNSQuestion, DNSRecord
+from dataclasses import dataclass, field
 
 from . import names, wire
-from .cache import Cache, Upstreamed
+from .aliases import FOLLOWED, MAX_ALIASES, Alias, Back, Frame, cname, unwind
+from .cache import Cache, CacheKey, Upstreamed
 from .pack import A_IN, AAAA_IN, CNAME_IN, SRV_IN, Packer
-from .rtypes import AAAA, ADDRESS_TYPES, CNAME, NS, PTR, SOA, SRV, TXT, A
-from .rules import BadRule, Local, Rewritten, Rules, label, restore
+from .patterns import BadRule
+from .rewriting import Rewritten
+from .rtypes import AAAA, CNAME, NS, PTR, SOA, SRV, TXT, A
+from .rules import Rules
+from .templates import Local
 from .wire import AA, AD, CD, COUNTS, EMPTY, IN, NOERROR, NXDOMAIN, RA, RD, REFUSED, SERVFAIL, Malformed, Query
 from .zone import ZoneData
 
-MAX_ALIASES = 8
 META_TYPES = range(249, 256)  # TKEY, TSIG, IXFR, AXFR, MAILB, MAILA, ANY: transfers and amplifiers
 MX, HTTPS = 15, 65
 USUAL = frozenset(number.to_bytes(2) + b"\0\x01" for number in (A, NS, CNAME, PTR, MX, TXT, AAAA, SRV, HTTPS))
@@ -32,17 +32,14 @@ PLAIN = b"\0\x01\0\0\0\0"  # one question, no answer, no authority
 class Pending:
     """A query that waits for an upstream.
 
-    ask: the question key to forward. chain: the aliases that lead to this question, as (owner, target).
+    ask: the question key to forward. frames: the steps from the query's question to this one. home: as in Rewritten.
     """
 
     query: Query
     limit: int
     ask: bytes
-    chain: tuple[tuple[bytes, bytes], ...] = ()
-    completed: bool = False  # autopath: `ask` is the name without the search path
-    asked: Query | None = None  # the question before a rule rewrote it
-    asked_limit: int = 0
-    rewritten: Rewritten | None = None
+    frames: tuple[Frame, ...] = ()
+    home: bytes = b""
 
     @property
     def dnssec_ok(self) -> bool:
@@ -53,8 +50,9 @@ class Pending:
         return bool(self.query.flags & CD)
 
     @property
-    def cache_key(self) -> tuple[bytes, bool, bool]:
-        return self.ask, self.dnssec_ok, self.checking_disabled
+    def cache_key(self) -> CacheKey:
+        key = self.ask, self.dnssec_ok, self.checking_disabled
+        return (*key, self.home) if self.home else key
 
 
 @dataclass(slots=True)
@@ -192,68 +190,50 @@ class Answerer:
             return self._error(self._reply(query, EMPTY, limit, rcode=REFUSED))
         if query.qtype in (0, wire.OPT):
             return self._error(self._reply(query, EMPTY, limit, rcode=wire.FORMERR))
-        return self._resolve(query, limit) if self.rules is None else self._by_rules(self.rules, query, limit)
-
-    def _by_rules(self, known: Rules, query: Query, limit: int) -> bytes | Pending:
-        found = known.find(query.key)
-        if found is None:
-            return self._resolve(query, limit)
-        if isinstance(found, Local):
-            return self._reply(query, found.value, limit, rcode=found.rcode, flags=AA)
-        inner = replace(query, question=found.key, key=found.key)
-        local = known.local(found.key)
-        if local is not None:
-            response = self._reply(inner, local.value, wire.TCP_SIZE, rcode=local.rcode, flags=AA)
-            return self._restored(query, limit, found, response)
-        answer = self._resolve(inner, wire.TCP_SIZE)
-        if isinstance(answer, Pending):
-            return replace(answer, asked=query, asked_limit=limit, rewritten=found)
-        return self._restored(query, limit, found, answer)
-
-    def _restored(self, query: Query, limit: int, rewritten: Rewritten, response: bytes) -> bytes:
-        """Turns the response to the rewritten question into the response to the original question."""
-        _, flags, _, an, ns, ar = wire.HEADER.unpack_from(response)
-        rcode, end = flags & 0xF, len(response)
-        if query.edns is not None:
-            end -= len(wire.opt(query.edns, rcode))
-            ar -= 1
-        value = COUNTS.pack(an, ns, ar) + response[12 + len(rewritten.key) : end]
-        try:
-            value = restore(query.key, rewritten, value)
-        except BadRule:
-            return self._error(self._reply(query, EMPTY, limit, rcode=SERVFAIL))
-        return self._reply(query, value, limit, rcode=rcode, flags=flags & (AA | AD))
+        return self._resolve(query, limit)
 
     def _resolve(self, query: Query, limit: int) -> bytes | Pending:
-        data = self.data
-        name = query.name
-        chain: list[tuple[bytes, bytes]] = []
-        for _ in range(MAX_ALIASES):
-            key = name + query.key[-4:]
-            value = data.answers.get(key)
-            if value is not None:
-                return self._found(query, limit, tuple(chain), key, self._shuffled(value, query.qtype))
-            apex = data.apex_of(name)
-            if apex is None:
-                return self._outside(Pending(query, limit, key, tuple(chain)))
-            if not data.synced:
-                return self._error(self._reply(query, EMPTY, limit, rcode=SERVFAIL))
-            alias = data.answers.get(name + b"\0\x05\0\x01")
-            if alias is None:
-                rcode, value = self._unrecorded(name, query.qtype, apex)
-                if chain:
-                    return self._found(query, limit, tuple(chain), key, EMPTY)
-                rest = self._search_rest(name) if self.autopath and rcode == NXDOMAIN else None
-                if rest is not None:
-                    return self._complete(query, limit, rest)
-                return self._reply(query, value, limit, rcode=rcode, flags=AA)
-            chain.append((name, alias[6 + 12 :]))
-            if query.qtype not in ADDRESS_TYPES:
-                return self._found(query, limit, tuple(chain), key, EMPTY)
-            name = alias[6 + 12 :]
-            if any(name == owner for owner, _ in chain):
-                break
-        return self._found(query, limit, tuple(chain), query.key, EMPTY)
+        """Follows rules and aliases from the query's question to an answer, or to a question for an upstream."""
+        key, frames, seen = query.key, tuple[Frame, ...](), set[bytes]()
+        while True:
+            seen.add(key)
+            asked, home = key, b""
+            found = self.rules.find(key) if self.rules is not None else None
+            if self.rules is not None and isinstance(found, Rewritten):
+                frames += (Back(key, found),)
+                key, home = found.key, found.home
+                found = self.rules.local(key, home)
+            assert not isinstance(found, Rewritten)
+            if found is None:
+                found = self._of_cluster(key)
+            if found is None:
+                return self._outside(Pending(query, limit, key, frames, home))
+            if found.rcode == NXDOMAIN and self.autopath and not any(isinstance(each, Alias) for each in frames):
+                frame, target = self._completed(key, found)
+            else:
+                frame, target = Alias(key, found.value), found.alias
+            if not target:
+                return self._told(query, limit, frames, key, found.rcode, found.value, AA)
+            frames += (frame,)
+            key = target + asked[-4:]
+            if key in seen or len(seen) == MAX_ALIASES:
+                return self._told(query, limit, frames, key, NOERROR, EMPTY, AA)
+
+    def _of_cluster(self, key: bytes) -> Local | None:
+        """Returns what the cluster zone answers; None for a name outside."""
+        data, name, qtype = self.data, key[:-4], int.from_bytes(key[-4:-2])
+        value = data.answers.get(key)
+        if value is not None:
+            return Local(NOERROR, self._shuffled(value, qtype))
+        apex = data.apex_of(name)
+        if apex is None:
+            return None
+        if not data.synced:
+            return Local(SERVFAIL, EMPTY)
+        alias = data.answers.get(name + CNAME_IN)
+        if alias is None:
+            return Local(*self._unrecorded(name, qtype, apex))
+        return Local(NOERROR, alias, alias[6 + 12 :] if qtype in FOLLOWED else b"")
 
     def _search_rest(self, name: bytes) -> bytes | None:
         """Returns www.example.com for www.example.com.NAMESPACE.svc.zone, the first name of a pod's search path.
@@ -273,28 +253,34 @@ class Answerer:
                 return name[: offsets[index - 1]] + b"\0"
         return None
 
-    def _complete(self, query: Query, limit: int, rest: bytes) -> bytes | Pending:
+    def _completed(self, key: bytes, missing: Local) -> tuple[Alias, bytes]:
         """Tries the rest of the search path: svc.zone, zone, the name itself.
 
-        The answer is an alias to the first name that exists.
+        Returns an alias to the first name that exists, and that name; b"" for a name without such a rest. missing: the
+        answer if the last name does not exist either.
         """
-        zone, kind = self.data.zones[0], query.key[-4:]
+        rest = self._search_rest(key[:-4])
+        if rest is None:
+            return Alias(key, missing.value), b""
+        zone = self.data.zones[0]
         for suffix in (b"\x03svc" + zone, zone):
             name = rest[:-1] + suffix
             if len(name) <= names.MAX_WIRE and self.data.exists(name):
-                key = name + kind
-                return self._found(query, limit, ((query.name, name),), key, self.data.answers.get(key) or EMPTY)
-        return self._outside(Pending(query, limit, rest + kind, ((query.name, rest),), completed=True))
+                return Alias(key, cname(name, self.data.ttl)), name
+        return Alias(key, cname(rest, self.data.ttl), (missing.rcode, missing.value)), rest
 
-    def _nxdomain(self, query: Query, limit: int) -> bytes:
-        value = COUNTS.pack(0, 1, 0) + self.data.soa(query.name, self.data.zones[0])
-        return self._reply(query, value, limit, rcode=NXDOMAIN, flags=AA)
-
-    def _found(
-        self, query: Query, limit: int, chain: tuple[tuple[bytes, bytes], ...], key: bytes, value: bytes
+    def _told(
+        self, query: Query, limit: int, frames: tuple[Frame, ...], key: bytes, rcode: int, value: bytes, flags: int
     ) -> bytes:
-        whole = join(query.key, chain, key, value, self.data.ttl) if chain else value
-        return self._reply(query, whole, limit, flags=AA)
+        """Returns the response. rcode, value: the answer to the last question `key`, at the end of the frames."""
+        if frames:
+            try:
+                rcode, value = unwind(frames, key, rcode, value)
+            except BadRule:  # the records of the steps do not form a valid message
+                rcode, value = SERVFAIL, EMPTY
+            flags = AA if any(isinstance(each, Alias) for each in frames) else flags
+        response = self._reply(query, value, limit, rcode=rcode, flags=0 if rcode == SERVFAIL else flags)
+        return self._error(response) if rcode == SERVFAIL else response
 
     def _unrecorded(self, name: bytes, qtype: int, apex: bytes) -> tuple[int, bytes]:
         """Returns (rcode, value) for a name of the cluster zone that has no record of this type."""
@@ -326,10 +312,8 @@ class Answerer:
         if self.loop_probe and query.name == self.loop_probe:
             self.looped = True
         if not self.recursion or not query.flags & RD:
-            if pending.completed:
-                return self._nxdomain(query, pending.limit)
-            if pending.chain:
-                return self._found(query, pending.limit, pending.chain, pending.ask, EMPTY)
+            if any(isinstance(each, Alias) for each in pending.frames):
+                return self._told(query, pending.limit, pending.frames, pending.ask, NXDOMAIN, EMPTY, AA)
             return self._error(self._reply(query, EMPTY, pending.limit, rcode=REFUSED))
         self.counts["forward"] += 1
         known = self.cache.get(pending.cache_key, self.clock())
@@ -337,45 +321,8 @@ class Answerer:
 
     def finish(self, pending: Pending, answer: Upstreamed | None) -> bytes:
         """Returns the response to a pending query. answer: None if no upstream answered."""
-        response = self._finish(pending, answer)
-        if pending.rewritten is None or pending.asked is None:
-            return response
-        return self._restored(pending.asked, pending.asked_limit, pending.rewritten, response)
-
-    def _finish(self, pending: Pending, answer: Upstreamed | None) -> bytes:
-        query, limit = pending.query, pending.limit
-        if pending.completed and answer is not None and answer.rcode == NXDOMAIN:
-            return self._nxdomain(query, limit)
-        if answer is None or (pending.chain and answer.rcode not in (NOERROR, NXDOMAIN)):
-            return self._error(self._reply(query, EMPTY, limit, rcode=SERVFAIL))
-        if not pending.chain:
-            wants_ad = query.flags & AD or pending.dnssec_ok
-            return self._reply(
-                query, answer.value, limit, rcode=answer.rcode, flags=AD if answer.ad and wants_ad else 0
-            )
-        value = answer.value if answer.rcode == NOERROR else EMPTY
-        try:
-            return self._found(query, limit, pending.chain, pending.ask, value)
-        except ValueError:  # the aliases and the upstream's records do not form a valid message
-            return self._error(self._reply(query, EMPTY, limit, rcode=SERVFAIL))
-
-
-def join(key: bytes, chain: tuple[tuple[bytes, bytes], ...], final_key: bytes, final: bytes, ttl: int) -> bytes:
-    """Returns one value for the question `key`: the aliases, then the answer records of `final`.
-
-    final: the value for `final_key`. dnslib packs all names again, because the compression pointers in `final` refer to
-    another question. Raises ValueError if `final` is malformed (an upstream may send anything).
-    """
-    try:
-        out = DNSRecord(DNSHeader(qr=1), q=DNSQuestion(label(key[:-4]), int.from_bytes(key[-4:-2])))
-        for owner, target in chain:
-            out.add_answer(RR(label(owner), CNAME, rdata=CnameData(label(target)), ttl=ttl))
-        an = int.from_bytes(final[:2])
-        if an:
-            message = wire.HEADER.pack(0, wire.QR, 1, an, 0, 0) + final_key + final[6:]
-            out.add_answer(*DNSRecord.parse(message).rr)
-        packed = bytes(out.pack())
-    # dnslib raises its own errors, struct.error, UnicodeError and IndexError on malformed input
-    except Exception as err:
-        raise ValueError(f"unreadable answer: {err}") from err
-    return COUNTS.pack(len(chain) + an, 0, 0) + packed[12 + len(key) :]
+        query = pending.query
+        if answer is None:
+            answer = Upstreamed(SERVFAIL, EMPTY)
+        flags = AD if answer.ad and (query.flags & AD or pending.dnssec_ok) else 0
+        return self._told(query, pending.limit, pending.frames, pending.ask, answer.rcode, answer.value, flags)

@@ -39,7 +39,8 @@ class _Entry:
     hits: int = 0
 
 
-CacheKey = tuple[bytes, bool, bool]  # question key, DO, CD
+# question key, DO, CD; and the zone of a block, if a rule of this block made the question (see rewriting.Rewritten)
+CacheKey = tuple[bytes, bool, bool] | tuple[bytes, bool, bool, bytes]
 
 
 @dataclass(slots=True)

@@ -26,7 +26,8 @@ class BadConfig(ValueError):
 @dataclass(frozen=True, slots=True)
 class Forward:
     """The upstreams for names below `domain` ("." for all others). upstreams: as in DnsConfig; without upstreams, the
-    server refuses these names. The other fields are the fields of forward.Route.
+    server refuses these names. home: the first zone (in wire form) of the block whose rules made the names, outside its
+    zones; b"" for other names. The other fields are the fields of forward.Route.
     """
 
     domain: str
@@ -38,6 +39,7 @@ class Forward:
     expire: float = EXPIRE
     cache_positive: float = POSITIVE_CAP
     cache_negative: float = NEGATIVE_CAP
+    home: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +165,22 @@ class DnsConfig:
                 )
         return tuple(found)
 
-    def routes(self) -> dict[bytes, Route]:
-        """Returns domain in wire form -> upstreams. Raises BadConfig, also if a query could return to this server."""
+    def homes(self) -> dict[bytes, dict[bytes, Route]]:
+        """Returns the result of `routes` for each block whose rules make names outside its zones. Raises BadConfig."""
+        return {home: self.routes(home) for home in dict.fromkeys(each.home for each in self.forwards) if home}
+
+    def routes(self, home: bytes = b"") -> dict[bytes, Route]:
+        """Returns domain in wire form -> upstreams. home: as in Forward.
+
+        Raises BadConfig, also if a query could return to this server.
+        """
         found = {}
         for policy in (self.policy, *(each.policy for each in self.forwarding())):
             if policy not in POLICIES:
                 raise BadConfig(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
         for each in self.forwarding():
+            if each.home != home:
+                continue
             try:
                 name = names.to_wire(names.fqdn(each.domain)) if each.domain != "." else b"\0"
             except names.BadName as err:

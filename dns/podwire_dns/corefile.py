@@ -18,7 +18,9 @@ from .corefile_parse import Place, parse
 from .corefile_routes import DNS, Key, Sending
 from .corefile_text import Directive, bad, number, seconds
 from .forward import DOWN_AFTER, EXPIRE, NO_TLS, POLICIES
-from .rules import Block, Hosts, Rewrite, Template
+from .rewriting import Rewrite
+from .rules import Block, Hosts
+from .templates import Template
 from .wire import UDP_SIZE
 
 HEALTH, READY, METRICS, STALE = ":8080", ":8181", "localhost:9153", 3600.0
@@ -121,7 +123,7 @@ class _Reader:
         self.bounded(made)
         rules = Block(made.wire, tuple(made.rewrites), tuple(made.templates), tuple(made.hosts))
         self.set(blocks=(*self.config.blocks, rules))
-        self.sent.append(corefile_routes.Block(made.wire, made.sendings))
+        self.sent.append(corefile_routes.Block(made.wire, made.sendings, bool(made.rewrites)))
 
     def idle(self, item: Directive) -> None:
         """Reports the options that have no effect in this server, and removes them."""

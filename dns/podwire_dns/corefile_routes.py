@@ -17,7 +17,7 @@ from . import names
 from .config import LAST_PORT, Forward
 from .corefile_text import Directive, bad, number
 from .forward import TLS, Tls
-from .rules import ROOT, inside
+from .names import ROOT, inside
 
 DNS = "dns"
 _ADDRESS = re.compile(r"[0-9]+(\.[0-9]+){3}")
@@ -84,10 +84,11 @@ class Sending:
 
 @dataclass(slots=True)
 class Block:
-    """The zones of a server block, and its forwards in order."""
+    """The zones of a server block, and its forwards in order. rewrites: its rules may make names outside its zones."""
 
     zones: tuple[bytes, ...]
     sendings: list[Sending] = field(default_factory=list)
+    rewrites: bool = False
 
     def chosen(self, name: bytes) -> Sending | None:
         return next((each for each in self.sendings if each.takes(name)), None)
@@ -112,12 +113,23 @@ def routes(blocks: list[Block], ours: tuple[bytes, ...], note: Note) -> tuple[Fo
         made |= {point: found for point, found in chosen.items() if inside(point, ours) is None}
         for sending in block.sendings:
             held = [point for point, found in chosen.items() if found is sending]
-            _tell(sending, held, mine, ours, note)
+            if held or not block.rewrites:
+                _tell(sending, held, mine, ours, note)
+    moved = [(b.zones[0], {p: b.chosen(p) for p in _points(b, ours)}) for b in blocks if b.rewrites]
     return tuple(
-        replace(sending.forward if sending else Forward("", ()), domain=names.from_wire(point).rstrip(".") or ".")
-        for point, sending in made.items()
-        if sending is not _above(point, made)
+        replace(
+            sending.forward if sending else Forward("", ()), domain=names.from_wire(point).rstrip(".") or ".", home=home
+        )
+        for home, own in ((b"", made), *moved)
+        for point, sending in own.items()
+        if sending is not _above(point, own)
     )
+
+
+def _points(block: Block, ours: tuple[bytes, ...]) -> list[bytes]:
+    """Returns the zones at which the forward of a name changes that the block's rules made."""
+    points = dict.fromkeys(point for each in block.sendings for point in (*each.sources, *each.excepts))
+    return [point for point in points if inside(point, ours) is None]
 
 
 def _above(point: bytes, made: dict[bytes, Sending | None]) -> Sending | None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import lru_cache
 
+ROOT = b"\0"
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
 MAX_WIRE = 255
 
@@ -66,6 +67,17 @@ def from_wire(wire: bytes) -> str:
         out.append("".join(chr(c) if 0x21 <= c <= 0x7E and c not in b'.\\"' else f"\\{c:03d}" for c in part))
         at += 1 + wire[at]
     return ".".join(out) + "."
+
+
+def inside(name: bytes, zones: Container[bytes]) -> bytes | None:
+    """Returns the longest of `zones` that contains `name`; None if no zone does. All names are in wire form."""
+    at = 0
+    while True:
+        if name[at:] in zones:
+            return name[at:]
+        if not name[at]:
+            return None
+        at += 1 + name[at]
 
 
 def parents(name: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from podwire_base.role.metrics import Histogram
 from . import names
 from .clients import Clients
 from .metrics import PROGRAMMING_BOUNDS, Tally, response_class
-from .rules import type_name
+from .rtypes import type_name
 
 log = logs.get("dns")
 

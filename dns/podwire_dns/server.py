@@ -86,7 +86,8 @@ class Server:
         self._settle(config)
 
     def _forwarder(self, config: DnsConfig, cache: Cache) -> Forwarder:
-        return Forwarder(config.routes(), cache, batches=config.batches, most=min(upstream.MOST, self.files // 2))
+        most = min(upstream.MOST, self.files // 2)
+        return Forwarder(config.routes(), cache, batches=config.batches, most=most, homes=config.homes())
 
     @property
     def fed(self) -> bool:
@@ -215,7 +216,8 @@ class Server:
         Raises BadConfig or OSError; the old settings then stay in use.
         """
         old = self.config
-        forwarder = self._forwarder(config, self.answerer.cache) if config.routes() != old.routes() else None
+        routes = [(each.routes(), each.homes()) for each in (config, old)]
+        forwarder = self._forwarder(config, self.answerer.cache) if routes[0] != routes[1] else None
         pages = [(c.health_address, c.ready_address, c.metrics_address) for c in (config, old)]
         opened = await self._open_pages(config) if pages[0] != pages[1] else None
         try:

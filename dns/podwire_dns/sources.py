@@ -98,9 +98,10 @@ class Sources:
             stubs=(),
             blocks=tuple(self._block(block) for block in config.blocks),
         )
+        self.notes = list(dict.fromkeys(self.notes))  # the same file may stand in several forwards
         config.schema()
         config.check_pages()
-        for route in config.routes().values():
+        for route in (*config.routes().values(), *(each for own in config.homes().values() for each in own.values())):
             try:
                 tls_context(route.tls)
             except OSError as err:

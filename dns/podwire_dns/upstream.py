@@ -44,13 +44,30 @@ def packed(host: str) -> bytes:
 class Forwarder:
     """Forwards questions to upstreams. `ask` and `resolve` are concurrent; equal questions share one flight."""
 
-    def __init__(self, routes: Mapping[bytes, Route], cache: Cache, *, batches: bool = True, most: int = MOST) -> None:
+    def __init__(
+        self,
+        routes: Mapping[bytes, Route],
+        cache: Cache,
+        *,
+        batches: bool = True,
+        most: int = MOST,
+        homes: Mapping[bytes, Mapping[bytes, Route]] | None = None,
+    ) -> None:
         """routes: domain in wire form -> route; the longest match of a question applies.
 
-        most: the maximum number of concurrent queries to upstreams; each query needs an open socket. Raises OSError for
-        unusable TLS files.
+        homes: the same for each block whose rules made a question, by the first zone of the block. most: the maximum
+        number of concurrent queries to upstreams; each query needs an open socket. Raises OSError for unusable TLS
+        files.
         """
         self.routes = {domain: Upstreams(route, secrets.randbelow) for domain, route in routes.items()}
+        known = {upstreams.route: upstreams for upstreams in self.routes.values()}
+        self.homes = {
+            home: {
+                domain: known.setdefault(route, Upstreams(route, secrets.randbelow)) for domain, route in own.items()
+            }
+            for home, own in (homes or {}).items()
+        }
+        self.every = {id(upstreams): upstreams for upstreams in (*self.routes.values(), *known.values())}
         self.cache, self.most = cache, most
         self.asked = self.refused = 0
         self.exchanges: Counter[tuple[str, str]] = Counter()  # (upstream, rcode or "none")
@@ -59,8 +76,8 @@ class Forwarder:
         self.all_down = 0
         self._streams: dict[tuple[int, str], Stream] = {}
         self._contexts = {
-            id(upstreams): tls_context(upstreams.route.tls)
-            for upstreams in self.routes.values()
+            number: tls_context(upstreams.route.tls)
+            for number, upstreams in self.every.items()
             if any(address.startswith(forward.TLS) for address in upstreams.addresses)
         }
         self._flights: dict[CacheKey, Flight] = {}
@@ -83,15 +100,16 @@ class Forwarder:
             self._exchange = UpstreamExchange(self._loop, module) if module is not None else None
         return self._loop
 
-    def route(self, question: bytes) -> Upstreams | None:
-        """Returns the upstreams for a question key; None without a route."""
-        if len(self.routes) > 1 or b"\0" not in self.routes:
+    def route(self, question: bytes, home: bytes = b"") -> Upstreams | None:
+        """Returns the upstreams for a question key; None without a route. home: as in rewriting.Rewritten."""
+        routes = self.homes.get(home, {}) if home else self.routes
+        if len(routes) > 1 or b"\0" not in routes:
             name = question[:-4]
             while name[0]:
-                if name in self.routes:
-                    return self.routes[name]
+                if name in routes:
+                    return routes[name]
                 name = name[1 + name[0] :]
-        return self.routes.get(b"\0")
+        return routes.get(b"\0")
 
     @property
     def full(self) -> bool:
@@ -109,7 +127,7 @@ class Forwarder:
     def down(self) -> dict[str, bool]:
         """Returns upstream -> whether the upstream is down."""
         return {
-            address: upstreams.is_down(address) for upstreams in self.routes.values() for address in upstreams.addresses
+            address: upstreams.is_down(address) for upstreams in self.every.values() for address in upstreams.addresses
         }
 
     def state(self, rejected: int) -> Forwarding:
@@ -187,7 +205,7 @@ class Forwarder:
         return await answer
 
     def _start(self, key: CacheKey, source: bytes = b"") -> Flight | None:
-        upstreams = self.route(key[0])
+        upstreams = self.route(key[0], key[3] if len(key) > 3 else b"")
         if upstreams is None or not upstreams.addresses:
             return None
         if upstreams.all_down():
@@ -239,7 +257,7 @@ class Forwarder:
     def _exchanged(self, asked: Request) -> None:
         """Sends the message of a request, with OPT or without."""
         self.asked += 1
-        question, dnssec_ok, checking_disabled = asked.flight.key
+        question, dnssec_ok, checking_disabled = asked.flight.key[:3]
         scheme, host, port = forward.split(asked.address)
         if scheme or asked.upstreams.route.force_tcp:
             self._over_stream(asked)
@@ -272,7 +290,7 @@ class Forwarder:
             stream = self._streams[id(upstreams), asked.address] = Stream(
                 asked.address, host, port, context, tls.servername, upstreams.route.expire
             )
-        question, dnssec_ok, checking_disabled = asked.flight.key
+        question, dnssec_ok, checking_disabled = asked.flight.key[:3]
         asked.exchange = stream.ask(
             question,
             dnssec_ok=dnssec_ok,

@@ -92,7 +92,7 @@ def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say
             "--quiet",
             "--variant=extract",
             "--mode=root",
-            "--include=python3",
+            "--include=python3,libstdc++6",  # google-re2 needs the second one
             *RETRIES,
             *_NO_DOCS,
             suite,

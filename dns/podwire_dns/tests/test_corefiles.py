@@ -17,7 +17,7 @@ from podwire_dns import corefile, names
 from podwire_dns.config import BadConfig, DnsConfig
 from podwire_dns.corefile_parse import Place
 from podwire_dns.corefile_routes import wire
-from podwire_dns.rules import inside
+from podwire_dns.names import inside
 from podwire_dns.testing import builders
 
 MAIN = "/etc/coredns/Corefile"

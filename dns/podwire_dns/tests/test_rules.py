@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import dns.message
+import dns.rcode
 import pytest
 
 from podwire_dns import corefile, names, wire
@@ -72,6 +73,10 @@ def test_hosts_inline_and_of_a_file() -> None:
     for rtype in ("MX", "TXT", "HTTPS", "SOA", "NS", "PTR"):
         assert told(made, "a.example.", rtype) == ("NOERROR", set()), "a name of hosts never leaks upstream"
         assert isinstance(ask(made, "c.example.", rtype), Pending)
+    for rtype in ("A", "TXT", "ANY", "SOA"):
+        leaked = ask(made, "1.2.0.192.in-addr.arpa.", rtype)
+        assert isinstance(leaked, bytes), "nor does the reverse name of an address of hosts"
+        assert dns.message.from_wire(leaked).rcode() == (dns.rcode.REFUSED if rtype == "ANY" else dns.rcode.NOERROR)
     assert isinstance(ask(made, "c.example."), Pending)
     assert isinstance(ask(made, "9.2.0.198.in-addr.arpa.", "PTR"), Pending)
     assert told(made, f"svc1.{SVC}") == ("NOERROR", {f"svc1.{SVC} 5 a 10.96.0.1"})
