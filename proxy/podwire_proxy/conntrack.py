@@ -1,8 +1,10 @@
 """Finds the conntrack entries that send packets to a wrong destination. Pure; flows.py reads and deletes the entries.
 
 UDP: a flow without a handshake keeps its first translation forever. An entry is stale if its original destination is a
-frontend with endpoints, but none of these endpoints is the source of its answers. Either the endpoint was removed, or
-the flow began before the translation existed (its answers would then come from the Service address).
+frontend with endpoints that serve, but none of these endpoints is the source of its answers. Either the endpoint was
+removed or stopped serving, or the flow began before the translation existed (its answers would then come from the
+Service address). An endpoint that serves keeps its flows even if it gets no new ones: because it terminates, or because
+a traffic policy or a hint prefers others (topology.answers).
 
 TCP without an answer yet: the entry of a SYN leads its retransmissions to the same endpoint for two minutes, even if
 that endpoint is gone. Without the entry, the next retransmission is a new connection and reaches a current endpoint.
@@ -57,7 +59,7 @@ def serving(frontends: Mapping[Key, Frontend]) -> dict[Key, frozenset[Destinatio
     out: dict[Key, frozenset[Destination]] = {}
     for key, frontend in frontends.items():
         if key.protocol == "UDP":
-            if destinations := frontend.destinations:
+            if destinations := frontend.destinations.union(frontend.serving):
                 out[key] = destinations
         elif frontend.alive is not None:
             out[key] = frozenset(frontend.alive)

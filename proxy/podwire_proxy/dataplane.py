@@ -30,7 +30,7 @@ from typing import Literal, NamedTuple
 
 from . import externalips
 from .model import LOCALHOST, Destination, Endpoint, NodeInfo, PortName, Protocol, ServicePort, covers, is_v6
-from .topology import Choice, choose, merge
+from .topology import Choice, answers, choose, merge
 from .verdict import NO_ENDPOINTS, NO_LOCAL_ENDPOINTS, PASS, Verdict
 
 
@@ -78,7 +78,8 @@ class Frontend:
 
     external: the treatment for sources outside the cluster; None if it equals `internal`. sources: CIDRs of the allowed
     sources; (): all sources. alive: only for a Service that requests a reset of flows to removed endpoints: all its
-    endpoints, in any condition. None: flows end by themselves.
+    endpoints, in any condition. None: flows end by themselves. serving: only for UDP: the endpoints that still answer
+    the flows that they have, in addition to `destinations`, which get the new flows.
     """
 
     key: Key
@@ -89,6 +90,7 @@ class Frontend:
     masquerade: Masquerading
     sources: tuple[str, ...] = ()
     alive: tuple[Destination, ...] | None = None
+    serving: tuple[Destination, ...] = ()
 
     @property
     def destinations(self) -> frozenset[Destination]:
@@ -118,6 +120,13 @@ class Contribution:
     order: tuple[str, str] = ("", "")
 
 
+class Keeping(NamedTuple):
+    """The endpoints to which existing flows may go on: Frontend.alive and Frontend.serving."""
+
+    alive: tuple[Destination, ...] | None
+    serving: tuple[Destination, ...]
+
+
 def _balance(endpoints: Iterable[Endpoint]) -> Balance | None:
     destinations = tuple(sorted({e.destination for e in endpoints}))
     return Balance(destinations) if destinations else None
@@ -145,8 +154,11 @@ def contribute(
         for v6 in (False, True):
             family = [e for e in found if is_v6(e.ip) == v6]
             choice = choose(family, node)
-            alive = tuple(e.destination for e in family) if port.reset else None
-            for frontend in _frontends(port, choice, node, v6, alive):
+            keeping = Keeping(
+                tuple(e.destination for e in family) if port.reset else None,
+                tuple(e.destination for e in family if answers(e)) if port.protocol == "UDP" else (),
+            )
+            for frontend in _frontends(port, choice, node, v6, keeping):
                 frontends.setdefault(frontend.key, frontend)
             hairpin.update(_hairpin(port, choice, node))
             away = bool(choice.cluster and not choice.local)
@@ -175,9 +187,7 @@ def _hairpin(port: ServicePort, choice: Choice, node: NodeInfo) -> Iterable[str]
     return [e.ip for e in {*choice.cluster, *choice.local} if everyone or e.node in (node.name, "")]
 
 
-def _frontends(
-    port: ServicePort, choice: Choice, node: NodeInfo, v6: bool, alive: tuple[Destination, ...] | None
-) -> Iterable[Frontend]:
+def _frontends(port: ServicePort, choice: Choice, node: NodeInfo, v6: bool, keeping: Keeping) -> Iterable[Frontend]:
     everywhere, here = _balance(choice.cluster), _balance(choice.local)
     addresses = [ip for ip in port.cluster_ips if is_v6(ip) == v6]
     local = port.external_policy == "Local"
@@ -191,7 +201,7 @@ def _frontends(
     for ip in addresses:
         key, kept = Key(ip, port.protocol, port.port), port.internal_policy == "Local"
         internal = _treatment(sticky(here if kept else everywhere, key, kept), choice)
-        yield Frontend(key, "ClusterIP", port.service, internal, None, "off-cluster", alive=alive)
+        yield Frontend(key, "ClusterIP", port.service, internal, None, "off-cluster", (), *keeping)
     masquerade: Masquerading = "node" if local else "always"
     for kind, key in _places(port, node):
         if is_v6(key.ip) == v6:
@@ -204,7 +214,7 @@ def _frontends(
                 (PASS if nobody else _treatment(sticky(here, key, True), choice)) if local else None,
                 masquerade,
                 _sources(port, key.ip, node) if kind == "LoadBalancer" else (),
-                alive,
+                *keeping,
             )
 
 

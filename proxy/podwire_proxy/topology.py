@@ -50,6 +50,16 @@ def usable(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
     return ready or tuple(e for e in endpoints if e.serving and e.terminating)
 
 
+def answers(endpoint: Endpoint) -> bool:
+    """Whether an endpoint answers the flows that it already has.
+
+    As in kube-proxy, that is the condition `serving` alone: neither the end of a pod nor a policy, a zone or a hint
+    takes a flow away. A ready endpoint counts too: publishNotReadyAddresses makes endpoints ready without `serving`,
+    and they get new flows.
+    """
+    return endpoint.serving or endpoint.ready
+
+
 def hinted(ready: Sequence[Endpoint], node: NodeInfo) -> tuple[Endpoint, ...]:
     """Selects ready endpoints by topology hints (KEP-2433, KEP-3015).
 
