@@ -30,6 +30,7 @@ SERVICE_SHAPE = {
     "spec": {
         "clusterIP": str,
         "clusterIPs": [str],
+        "ipFamilies": [str],
         "externalIPs": [ANY],
         "loadBalancerSourceRanges": [ANY],
         "sessionAffinityConfig": {"clientIP": dict},
@@ -102,6 +103,15 @@ def cluster_ips(service: meta.Object) -> tuple[str, ...]:
     return tuple(dict.fromkeys([first, *(spec.get("clusterIPs") or [])]))
 
 
+def _of_families(ips: tuple[str, ...], spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the ClusterIPs of the families in spec.ipFamilies; all of them if the field is absent.
+
+    The API server keeps both fields alike. Where they differ, as in kube-proxy, ipFamilies decides.
+    """
+    families = spec.get("ipFamilies") or ("IPv4", "IPv6")
+    return tuple(ip for ip in ips if ("IPv6" if is_v6(ip) else "IPv4") in families)
+
+
 def _load_balancer_ips(service: meta.Object, problems: Problems) -> tuple[str, ...]:
     """Returns the ingress addresses whose packets the node itself translates.
 
@@ -123,6 +133,17 @@ def _source_ranges(found: Any, problems: Problems) -> tuple[str, ...]:
         return usable
     problems.add("spec.loadBalancerSourceRanges", "none of them can be used; no source is allowed")
     return NOBODY
+
+
+def _foreign_families(ips: tuple[str, ...], found: Mapping[str, tuple[str, ...]], problems: Problems) -> None:
+    """Reports the addresses of a family that the Service does not have; dataplane.contribute serves none of them."""
+    families = {is_v6(ip) for ip in ips}
+    for where, addresses in found.items():
+        for ip in addresses:
+            if is_v6(ip) not in families:
+                problems.add(
+                    where, f"{ip} is of an IP family that the Service does not have (spec.ipFamilies); not served"
+                )
 
 
 def _affinity(spec: Mapping[str, Any], problems: Problems) -> int:
@@ -156,12 +177,13 @@ def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[s
     problems = Problems()
     if PROXY_NAME_LABEL in meta.labels(service):
         return (), []
-    ips = problems.addresses("spec.clusterIPs", cluster_ips(service))
+    spec = service.get("spec") or {}
+    ips = _of_families(problems.addresses("spec.clusterIPs", cluster_ips(service)), spec)
     if not ips:
         return (), problems.found
-    spec = service["spec"]
     balancer = _load_balancer_ips(service, problems) if spec.get("type") == "LoadBalancer" else ()
     external = problems.addresses("spec.externalIPs", spec.get("externalIPs") or [])
+    _foreign_families(ips, {"spec.externalIPs": external, "status.loadBalancer.ingress": balancer}, problems)
     ranges = _source_ranges(spec.get("loadBalancerSourceRanges"), problems) if balancer else ()
     asked = spec.get("type") == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local"
     check = (

@@ -100,10 +100,21 @@ class Frontend:
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """The answer on a Service's healthCheckNodePort. endpoints: the ready endpoints on this node, by address."""
+    """The answer on a Service's healthCheckNodePort, apart for each IP family.
+
+    ipv4, ipv6: the number of addresses with a ready endpoint among those that the data path chooses for clients outside
+    (Choice.local). None: the Service does not have this family, so nothing answers at the node's addresses of the
+    family. Endpoints that terminate but still serve do not count, although packets may go to them: the load balancer
+    must stop sending here before the last one is gone (KEP-1669).
+    """
 
     port: int
-    endpoints: int
+    ipv4: int | None = None
+    ipv6: int | None = None
+
+    def at(self, ip: str) -> int | None:
+        """Returns the count that the listener at this address of the node answers with; None: no listener."""
+        return self.ipv6 if is_v6(ip) else self.ipv4
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,21 +150,26 @@ def _treatment(wanted: Balance | None, choice: Choice) -> Treatment:
 def contribute(
     ports: Iterable[ServicePort], endpoints: Mapping[PortName, Iterable[Endpoint]], node: NodeInfo
 ) -> Contribution:
-    """Returns the frontends and other results of one Service's ports on this node."""
+    """Returns the frontends and other results of one Service's ports on this node.
+
+    A Service has the IP families of its ClusterIPs. It has no frontend of another family: packets to its external
+    addresses of that family are left to routing, and endpoints of that family are ignored.
+    """
     frontends: dict[Key, Frontend] = {}
     hairpin: set[str] = set()
     ips: dict[str, None] = {}
     order = ("", "")
-    here: set[str] = set()
+    here: dict[bool, set[str]] = {}  # by `v6`
     check = 0
     no_local_endpoints = [0, 0, 0, 0]
     for port in ports:
         order = (port.created, port.service)
         ips.update(dict.fromkeys(port.cluster_ips))
         found = merge(tuple(endpoints.get(port.port_name, ())))
-        for v6 in (False, True):
+        for v6 in sorted({is_v6(ip) for ip in port.cluster_ips}):
             family = [e for e in found if is_v6(e.ip) == v6]
             choice = choose(family, node)
+            here.setdefault(v6, set()).update(e.ip for e in choice.local if e.ready)
             keeping = Keeping(
                 tuple(e.destination for e in family) if port.reset else None,
                 tuple(e.destination for e in family if answers(e)) if port.protocol == "UDP" else (),
@@ -165,13 +181,11 @@ def contribute(
             no_local_endpoints[2 * v6] += away and port.internal_policy == "Local"
             no_local_endpoints[2 * v6 + 1] += away and port.external_policy == "Local" and port.external
         check = port.health_check_port
-        if check:
-            here.update(e.ip for e in found if e.ready and not e.terminating and e.node == node.name)
     return Contribution(
         tuple(frontends.values()),
         tuple(ips),
         tuple(sorted(hairpin)),
-        HealthCheck(check, len(here)) if check else None,
+        HealthCheck(check, *(len(here[v6]) if v6 in here else None for v6 in (False, True))) if check else None,
         tuple(no_local_endpoints),
         order,
     )

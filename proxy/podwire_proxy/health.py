@@ -1,8 +1,9 @@
 """The proxy's HTTP: /healthz, /livez, /metrics, /proxyMode and /configz, and the health check ports of Services.
 
 A Service of type LoadBalancer with externalTrafficPolicy Local has a healthCheckNodePort: load balancers use it to find
-the nodes with endpoints. Answers are kube-proxy's: status 200 or 503, the same JSON keys, and the header
-X-Load-Balancing-Endpoint-Weight.
+the nodes with endpoints. Each IP family is counted for itself, and answered at the node's addresses of that family,
+because a packet goes to an endpoint of its own family only. Answers are kube-proxy's: status 200 or 503, the same JSON
+keys, and the header X-Load-Balancing-Endpoint-Weight.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ class ServiceChecks:
     async def update(self, checks: Mapping[str, HealthCheck], addresses: Iterable[str]) -> None:
         """Opens and closes listeners after changes."""
         self._checks = dict(checks)
-        wanted = {(name, ip, check.port) for name, check in checks.items() for ip in addresses}
+        places = tuple(addresses)
+        wanted = {(name, ip, check.port) for name, check in checks.items() for ip in places if check.at(ip) is not None}
         for gone in self._open.keys() - wanted:
             await self._open.pop(gone).cleanup()
         self._missing &= wanted
@@ -114,7 +116,7 @@ class ServiceChecks:
     async def _listen(self, name: str, ip: str, port: int) -> web.Site:
         def answer() -> web.Answer:
             check, healthy = self._checks.get(name), self._healthy()
-            count = check.endpoints if check else 0
+            count = (check.at(ip) if check else None) or 0
             namespace, _slash, service = name.partition("/")
             body = {
                 "service": {"namespace": namespace, "name": service},

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+from podwire_base.kube.meta import Object
 
 from ..decide import Packet
 from ..model import Destination
@@ -18,6 +21,7 @@ from .table import (
     HERE,
     HERE_M,
     HOST,
+    INFO,
     NODE,
     NODE_IP,
     NODE_PORT,
@@ -30,6 +34,7 @@ from .table import (
     TARGET,
     VIP,
     Scenario,
+    _v6,
     everything,
     packet,
     rows,
@@ -184,6 +189,65 @@ def frontends() -> list[Scenario]:
             "a slice of a Service that is not there",
             (plain, one, endpoint_slice("nobody", [endpoint(POD_C, "n2")], [("", "TCP", TARGET)])),
             {packet(POD, VIP): HERE},
+        ),
+    ]
+
+
+def families() -> list[Scenario]:
+    """A Service has frontends and endpoints in the IP families of its ClusterIPs only. The packets go to a server
+    outside that listens on the address and port.
+    """
+    server, node_ip, pod = (_v6(ip) for ip in (HOST, NODE_IP, POD))
+    names = [("s", "TCP", TARGET), ("", "TCP", TARGET)]
+    one = endpoint_slice("my-service", [endpoint(POD_B, NODE)], names)
+    six = endpoint_slice("my-service", [endpoint(_v6(POD_C), "n2")], names, name="six", family="IPv6")
+    dual = replace(
+        INFO,
+        addresses=(NODE_IP, node_ip),
+        pod_cidrs=(*INFO.pod_cidrs, "fd00:244::/32"),
+        service_cidrs=(*INFO.service_cidrs, "fd00:96::/112"),
+    )
+
+    def made(ips: str | list[str], **spec: Any) -> Object:
+        ports = [port(TARGET, name="s"), port(PORT, node_port=NODE_PORT)]
+        ingress = [{"ip": BALANCER}, {"ip": _v6(BALANCER)}]
+        return service(
+            "my-service", ips, ports, type="LoadBalancer", externalIPs=[EXTERNAL, server], ingress=ingress, **spec
+        )
+
+    mine = {packet(POD, ip): HERE_M for ip in (EXTERNAL, BALANCER)}
+    foreign = dict.fromkeys(
+        (packet(pod, server, TARGET), packet(pod, _v6(BALANCER)), packet(pod, node_ip, NODE_PORT)), PASS
+    )
+    away = to([Destination(_v6(POD_C), TARGET)], True)
+    return [
+        Scenario(
+            "a family that the Service does not have: routing decides",
+            (made(VIP), one, six),
+            mine | foreign,
+            dual,
+            True,
+        ),
+        Scenario(
+            "a family that the Service does not have: its slices are ignored",
+            (made(VIP, ipFamilies=["IPv4"]), six),
+            dict.fromkeys(mine, NO_ENDPOINTS) | foreign,
+            dual,
+            True,
+        ),
+        Scenario(
+            "a ClusterIP of a family that spec.ipFamilies does not have",
+            (made([VIP, _v6(VIP)], ipFamilies=["IPv4"]), one, six),
+            mine | foreign | {packet(pod, _v6(VIP)): UNALLOCATED},
+            dual,
+            True,
+        ),
+        Scenario(
+            "both families: each has its own frontends and endpoints",
+            (made([VIP, _v6(VIP)], ipFamilies=["IPv4", "IPv6"]), one, six),
+            mine | dict.fromkeys(foreign, away),
+            dual,
+            True,
         ),
     ]
 

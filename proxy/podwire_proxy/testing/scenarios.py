@@ -16,7 +16,7 @@ from ..decide import Packet
 from ..model import LOCALHOST, Destination, NodeInfo, Protocol
 from ..verdict import MARTIAN, NO_ENDPOINTS, NO_LOCAL_ENDPOINTS, NOT_IN_RANGE, PASS, UNALLOCATED, WRONG_PORT, Verdict
 from .builders import endpoint, endpoint_slice, port, service
-from .frontends import frontends, range_flows, sctp
+from .frontends import families, frontends, range_flows, sctp
 from .nodeaddresses import node_addresses
 from .selection import selection
 from .table import (
@@ -559,6 +559,7 @@ SCENARIOS = (
     + range_flows()
     + frontends()
     + node_addresses()
+    + families()
     + sctp()
 )
 AFFINITY = affinity()

@@ -53,12 +53,15 @@ _V6 = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """Objects, and the verdict on the first packet of a flow. `node`: the NodeInfo of the proxy."""
+    """Objects, and the verdict on the first packet of a flow. `node`: the NodeInfo of the proxy. mixed: the row has
+    addresses of both IP families.
+    """
 
     name: str
     objects: tuple[meta.Object, ...]
     expect: Mapping[Packet, Verdict]
     node: NodeInfo = field(default=INFO)
+    mixed: bool = False
 
     def tracker(self) -> Tracker:
         """Returns a Tracker with the recorded objects. The caller must flush the Tracker."""
@@ -68,31 +71,46 @@ class Scenario:
         return made
 
     def v6(self) -> Scenario:
-        """Returns the same row with IPv6 addresses, without 127.0.0.1, which has no counterpart in IPv6."""
-        objects = tuple(json.loads(_v6(json.dumps(obj))) for obj in self.objects)
+        """Returns the same row with IPv6 addresses, without 127.0.0.1, which has no counterpart in IPv6.
+
+        A mixed row has its families exchanged.
+        """
+        changed = _exchanged if self.mixed else _v6
+        objects = tuple(json.loads(changed(json.dumps(obj))) for obj in self.objects)
         expect = {
-            replace(p, src=_v6(p.src), dst=_v6(p.dst)): replace(
-                o, to=frozenset((Destination(_v6(b.ip), b.port), m) for b, m in o.to)
+            replace(p, src=changed(p.src), dst=changed(p.dst)): replace(
+                o, to=frozenset((Destination(changed(b.ip), b.port), m) for b, m in o.to)
             )
             for p, o in self.expect.items()
             if p.dst != LOCALHOST
         }
         node = replace(
             self.node,
-            addresses=tuple(map(_v6, self.node.addresses)),
-            pod_cidrs=tuple(map(_v6, self.node.pod_cidrs)),
-            service_cidrs=tuple(map(_v6, self.node.service_cidrs)),
-            reserved=tuple(map(_v6, self.node.reserved)),
-            claimable=replace(self.node.claimable, nodes=frozenset(map(_v6, self.node.claimable.nodes))),
-            node_ports=None if self.node.node_ports is None else tuple(map(_v6, self.node.node_ports)),
+            addresses=tuple(map(changed, self.node.addresses)),
+            pod_cidrs=tuple(map(changed, self.node.pod_cidrs)),
+            service_cidrs=tuple(map(changed, self.node.service_cidrs)),
+            reserved=tuple(map(changed, self.node.reserved)),
+            claimable=replace(self.node.claimable, nodes=frozenset(map(changed, self.node.claimable.nodes))),
+            node_ports=None if self.node.node_ports is None else tuple(map(changed, self.node.node_ports)),
         )
-        return Scenario(f"{self.name} (IPv6)", objects, expect, node)
+        return Scenario(f"{self.name} (IPv6)", objects, expect, node, self.mixed)
 
 
 def _v6(text: str) -> str:
     for old, new in sorted(_V6, key=lambda pair: -len(pair[0])):
         text = text.replace(old, new)
     return text.replace('"IPv4"', '"IPv6"')
+
+
+def _exchanged(text: str) -> str:
+    """Returns the text with the addresses of the two IP families exchanged."""
+    pairs = [*_V6, ('"IPv4"', '"IPv6"')]
+    places = [(found, f"\0{n}{side}\0") for n, pair in enumerate(pairs) for side, found in enumerate(pair)]
+    for old, mark in sorted(places, key=lambda place: -len(place[0])):
+        text = text.replace(old, mark)
+    for n, pair in enumerate(pairs):
+        text = text.replace(f"\0{n}0\0", pair[1]).replace(f"\0{n}1\0", pair[0])
+    return text
 
 
 def to(backends: Iterable[Destination], masquerade: bool) -> Verdict:

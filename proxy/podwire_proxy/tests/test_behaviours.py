@@ -78,6 +78,7 @@ BEHAVIOURS: dict[str, tuple[str, ...]] = {
     "wrong port, ping of a ClusterIP": ("wrong port or protocol",),
     "unallocated address": ("unallocated Service address",),
     "address bound on the node": ("a Service address that is bound",),
+    "families that the Service does not have": ("a family that the Service does not have", "both families"),
     "other traffic": ("pod to pod is left alone", "an endpoint outside the cluster"),
 }
 

@@ -33,6 +33,9 @@ ONE = node("n1", ("InternalIP", s.NODE_IP), ("InternalIP", "fd00:30::11"), ("Ext
 TWO = node("n2", ("InternalIP", s.NODE2_IP), ("Hostname", "n2"), podCIDRs=["10.9.2.0/24"])
 
 
+VIPS = [s.VIP, s._v6(s.VIP)]
+
+
 def info(config: ProxyConfig = BASE) -> NodeInfo:
     return replace(config.node(ONE), claimable=claimable(config, [ONE, TWO]))
 
@@ -42,13 +45,13 @@ def world(config: ProxyConfig = BASE) -> Tracker:
 
 
 def add(tracker: Tracker, *ips: str, number: int = 80, name: str = "x", **spec: Any) -> None:
-    tracker.service(f"default/{name}", service(name, s.VIP, [port(number)], externalIPs=list(ips), **spec))
+    tracker.service(f"default/{name}", service(name, VIPS, [port(number)], externalIPs=list(ips), **spec))
     tracker.slice(f"default/{name}-1", endpoint_slice(name, [endpoint(s.POD_B, "n1")], [("", "TCP", s.TARGET)]))
     tracker.flush()
 
 
 def at(tracker: Tracker) -> set[str]:
-    return {key.ip for key in tracker.dataplane.frontends} - {s.VIP}
+    return {key.ip for key in tracker.dataplane.frontends} - {*VIPS}
 
 
 NODES = (s.NODE_IP, "fd00:30::11", "203.0.113.11", s.NODE2_IP)

@@ -47,6 +47,7 @@ SERVICE = service(
     [port(80, node_port=30080)],
     type="LoadBalancer",
     ingress=[{"ip": "198.51.100.8", "ipMode": "VIP"}],
+    ipFamilies=["IPv4"],
     externalIPs=["198.51.100.7"],
     externalTrafficPolicy="Local",
     internalTrafficPolicy="Cluster",

@@ -109,6 +109,22 @@ def test_problems_name_the_field_and_the_rest_is_served() -> None:
     assert service_ports(service("web", "10.96.0.300", [port(80)]))[1][0].startswith("spec.clusterIPs[0]")
 
 
+def test_addresses_of_a_family_that_the_service_does_not_have_are_told() -> None:
+    made = service(
+        "web",
+        "10.96.0.1",
+        [port(80)],
+        type="LoadBalancer",
+        externalIPs=["2001:db8::7", "198.51.100.7"],
+        ingress=[{"ip": "198.51.100.8"}, {"ip": "2001:db8::8"}],
+    )
+    _, problems = service_ports(made)
+    assert [problem.split(" is of an IP family that")[0] for problem in problems] == [
+        "spec.externalIPs: 2001:db8::7",
+        "status.loadBalancer.ingress: 2001:db8::8",
+    ]
+
+
 @pytest.mark.parametrize(
     ("ranges", "wanted", "problems"),
     [
