@@ -9,7 +9,9 @@ import pytest
 
 from lab.dataplane import CHOICES
 from lab.netns import Lab
-from lab.serviceworld import Answer, World, ask
+from lab.serviceworld import SILENCE, Answer, World, ask
+from podwire_base.kernel.conntrack.codec import UDP, matching
+from podwire_base.kernel.conntrack.socket import Conntrack
 from podwire_proxy import backends
 from podwire_proxy.changes import Tracker
 from podwire_proxy.testing import scenarios as s
@@ -31,7 +33,6 @@ class Site:
     """A UDP Service on every kind of frontend, in one IP family, kept by one backend."""
 
     def __init__(self, world: World, choice: str, *, v6: bool) -> None:
-        world.forget()
         self.world, self.v6 = world, v6
         self.node = s.Scenario("", (), {}).v6().node if v6 else s.INFO
         self.tracker = Tracker(self.node)
@@ -65,6 +66,12 @@ class Site:
         ns, src = self.world.client(source), self.at(source)
         return ask(ns, self.at(ip), number, "UDP", src=src, sport=40000, timeout=timeout)
 
+    def begun(self, *ips: str) -> int:
+        """The number of UDP flows to these addresses."""
+        with Conntrack(self.world.node.fd) as conntrack:
+            found = list(conntrack.flows("ip6" if self.v6 else "ip", matching(UDP)))
+        return sum(flow.original.destination in {self.at(ip) for ip in ips} for flow in found)
+
     def servers(self, flows: list[tuple[str, tuple[str, int]]]) -> set[str]:
         return {self.send(*flow).server[0] for flow in flows}
 
@@ -75,6 +82,7 @@ FLOWS = [(s.POD, (s.VIP, s.PORT)), (s.OUT, (s.NODE_IP, s.NODE_PORT)), (s.OUT, (s
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("v6", [False, True], ids=["IPv4", "IPv6"])
 def test_a_flow_stays_with_an_endpoint_that_ends_until_it_serves_no_more(world: World, choice: str, v6: bool) -> None:
+    world.forget()
     with Site(world, choice, v6=v6) as site:
         site.serve({}, None)
         assert site.servers(FLOWS) == {site.at(s.POD_B)}
@@ -85,3 +93,26 @@ def test_a_flow_stays_with_an_endpoint_that_ends_until_it_serves_no_more(world: 
         assert site.servers(FLOWS) == {site.at(s.POD_B)}
         assert site.serve(ENDED, {}) == len(FLOWS)
         assert site.servers(FLOWS) == {site.at(s.POD_C)}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("v6", [False, True], ids=["IPv4", "IPv6"])
+def test_a_socket_that_sent_before_its_address_had_rules_meets_them(world: World, choice: str, v6: bool) -> None:
+    """Its flow was never translated, and no chain of nat sees its later packets."""
+    refused = [(s.VIP, s.PORT), (s.VIP, 81), (s.EXTERNAL, s.PORT)]
+    world.forget()
+
+    def send(frontend: tuple[str, int], timeout: float) -> str:
+        ip, src = (s._v6(one) if v6 else one for one in (frontend[0], s.POD))
+        return ask(world.client(s.POD), ip, frontend[1], "UDP", src=src, sport=40000, timeout=timeout).result
+
+    for place in (*refused, (s.UNUSED, s.PORT)):
+        send(place, 0.05)  # to wherever routes lead
+    with Site(world, choice, v6=v6) as site:
+        assert site.begun(s.VIP, s.UNUSED) == 0
+        site.serve(None, None)
+        assert [send(place, 5) for place in refused] == ["refused"] * len(refused)
+        assert send((s.UNUSED, s.PORT), SILENCE) == "timeout"
+        assert site.begun(s.VIP, s.EXTERNAL, s.UNUSED) == 0
+        site.serve({}, None)
+        assert site.send(s.POD, (s.VIP, s.PORT)).server[0] == site.at(s.POD_B)

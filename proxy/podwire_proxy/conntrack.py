@@ -6,6 +6,10 @@ removed or stopped serving, or the flow began before the translation existed (it
 Service address). An endpoint that serves keeps its flows even if it gets no new ones: because it terminates, or because
 a traffic policy or a hint prefers others (topology.answers).
 
+A flow that began before its address had rules was never translated, and no chain of nat sees it again. UDP and attempts
+of other protocols to an address that the rules refuse or drop now would go on to wherever routes lead. Their entries go
+too, so that the next packet meets the rules: `untranslated` says which.
+
 TCP without an answer yet: the entry of a SYN leads its retransmissions to the same endpoint for two minutes, even if
 that endpoint is gone. Without the entry, the next retransmission is a new connection and reaches a current endpoint.
 
@@ -18,14 +22,16 @@ waits must also get a reset, so both ends get a `challenge_ack_probe`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from podwire_base.kernel import frames
-from podwire_base.kernel.conntrack.codec import Flow, matching
+from podwire_base.kernel.conntrack.codec import SEEN_REPLY, TCP, UDP, Flow, matching
 from podwire_base.kernel.ip import packed
 
 from .dataplane import Frontend, Key
-from .model import PROTOCOLS, Destination, Protocol
+from .model import PROTOCOLS, Destination, Protocol, covers
+from .verdict import PASS
 
 SYN_FIN = 0x03
 Place = tuple[str, int]  # address, port
@@ -55,12 +61,15 @@ def queries(frontends: Collection[Key]) -> list[bytes]:
 
 
 def serving(frontends: Mapping[Key, Frontend]) -> dict[Key, frozenset[Destination]]:
-    """Returns frontend -> current valid destinations, for each given frontend whose flows need a check."""
+    """Returns frontend -> current valid destinations, for each given frontend whose flows need a check.
+
+    UDP without valid destinations: only flows that were never translated are checked.
+    """
     out: dict[Key, frozenset[Destination]] = {}
     for key, frontend in frontends.items():
         if key.protocol == "UDP":
-            if destinations := frontend.destinations.union(frontend.serving):
-                out[key] = destinations
+            if not _passes(frontend):
+                out[key] = frontend.destinations.union(frontend.serving)
         elif frontend.alive is not None:
             out[key] = frozenset(frontend.alive)
     return out
@@ -77,7 +86,7 @@ def stale(flows: Iterable[Flow], serving: Mapping[Key, frozenset[Destination]]) 
         if answers in destinations:
             continue
         if frontend.protocol == "UDP":
-            if destinations:  # without destinations: no other endpoint exists
+            if destinations or untranslated(flow):  # a translated flow without destinations: no other endpoint exists
                 yield flow
         elif answers != (frontend.ip, frontend.port):  # the flow was never translated: not a flow of the proxy
             yield flow
@@ -88,10 +97,66 @@ def stale_attempts(flows: Iterable[Flow], frontends: Mapping[Key, Frontend]) -> 
     for flow in flows:
         key = frontend_of(flow) if flow.opening else None
         frontend = frontends.get(key) if key is not None else None
-        if frontend is None or not (destinations := frontend.destinations):
+        if frontend is None or _passes(frontend):
+            continue
+        destinations = frontend.destinations
+        if not destinations and not untranslated(flow):
             continue  # no other endpoint exists
         if destination_of(flow) not in destinations:
             yield flow
+
+
+def untranslated(flow: Flow) -> bool:
+    """Whether the answers come from the very address and port that the client dialled."""
+    return (flow.reply.source, flow.reply.source_port) == (flow.original.destination, flow.original.destination_port)
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The addresses that refuse or drop every packet for which there is no frontend.
+
+    frontends: all frontends. `stale` and `stale_attempts` check their flows, but not those of SCTP. cluster_ips:
+    addresses of Services (verdict.WRONG_PORT). ranges: the CIDRs of Services; their unallocated addresses are closed,
+    but not those of this machine (verdict.UNALLOCATED).
+    """
+
+    frontends: Mapping[Key, Frontend] = field(default_factory=dict)
+    cluster_ips: Collection[str] = ()
+    ranges: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.cluster_ips or self.ranges)
+
+    def missed(self, flows: Iterable[Flow], local: Callable[[], Collection[str]]) -> Iterator[Flow]:
+        """Yields the untranslated entries to closed addresses. local: returns the addresses of this machine."""
+        mine: Collection[str] | None = None
+        for flow in flows:
+            key = frontend_of(flow)
+            if key is None or not untranslated(flow) or not _beginning(flow):
+                continue
+            if (frontend := self.frontends.get(key)) is not None:
+                if (
+                    key.protocol == "SCTP"
+                    and not _passes(frontend)
+                    and destination_of(flow) not in frontend.destinations
+                ):
+                    yield flow
+            elif key.ip in self.cluster_ips:
+                yield flow
+            elif covers(self.ranges, key.ip):
+                mine = local() if mine is None else mine
+                if key.ip not in mine:
+                    yield flow
+
+
+def _beginning(flow: Flow) -> bool:
+    """Whether the flow may still be led elsewhere: UDP always, other protocols until the first answer."""
+    return flow.protocol == UDP or (flow.opening if flow.protocol == TCP else not flow.status & SEEN_REPLY)
+
+
+def _passes(frontend: Frontend) -> bool:
+    """Whether untranslated packets to the frontend go on as if it did not exist."""
+    return PASS in (frontend.internal, frontend.external)
 
 
 def challenge_ack_probe(source: Place, destination: Place) -> bytes:

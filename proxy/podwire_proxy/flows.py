@@ -17,17 +17,29 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from podwire_base.kernel.addresses import local_addresses
 from podwire_base.kernel.conntrack.codec import TCP, UDP, Flow, matching
 from podwire_base.kernel.conntrack.socket import Conntrack
 from podwire_base.kernel.ip import Family
 from podwire_base.kernel.netns import within
 from podwire_base.role import logs
 
-from .conntrack import Place, challenge_ack_probe, destination_of, queries, serving, stale, stale_attempts
+from .conntrack import (
+    Closed,
+    Place,
+    challenge_ack_probe,
+    destination_of,
+    queries,
+    serving,
+    stale,
+    stale_attempts,
+    untranslated,
+)
 from .dataplane import Dataplane, Delta, Frontend, Key
-from .model import Destination
+from .model import PROTOCOLS, Destination, covers, is_v6
 
 log = logs.get("proxy")
+SCTP = PROTOCOLS["SCTP"]
 IPPROTO_IPV6, IPV6_HDRINCL = 41, 36
 TOLD = 8  # the maximum number of log lines about flows per sweep
 
@@ -62,10 +74,11 @@ class FlowKeeper:
         self._dataplane: Dataplane | None = None
         self._keys: set[Key] | None = set()  # None: all
         self._moved: set[Key] = set()
+        self._ips: set[str] = set()  # new ClusterIPs outside the ranges whose unallocated addresses are closed
 
     @property
     def pending(self) -> bool:
-        return self._keys is None or bool(self._keys)
+        return self._keys is None or bool(self._keys or self._ips)
 
     def note(self, dataplane: Dataplane, delta: Delta | None) -> None:
         """Records the frontends of `delta`. delta None: records all, because any frontend may have changed."""
@@ -75,20 +88,28 @@ class FlowKeeper:
         elif self._keys is not None:
             self._keys |= {key for key in delta.frontends if key.protocol != "SCTP"}
             self._moved |= {key for key in delta.moved if key.protocol == "TCP"}
+            # An address inside the ranges was closed before, and its packets left no entry.
+            ranges = dataplane.node.service_cidrs
+            self._ips |= {ip for ip in delta.cluster_ips if ip in dataplane.cluster_ips and not covers(ranges, ip)}
 
     def look(self) -> Look:
         """Returns the recorded frontends for a check in any thread, and clears the record."""
-        found = self._dataplane.frontends if self._dataplane is not None else {}
+        plane = self._dataplane
+        found = plane.frontends if plane is not None else {}
         if self._keys is None:
-            look = Look(self._families, self._ns_fd, dict(found), dict(found))
+            closed = Closed()
+            if plane is not None:
+                closed = Closed(dict(found), frozenset(plane.cluster_ips), plane.node.service_cidrs)
+            look = Look(self._families, self._ns_fd, dict(found), dict(found), closed)
         else:
             look = Look(
                 self._families,
                 self._ns_fd,
                 {key: found[key] for key in self._keys if key in found},
                 {key: found[key] for key in self._moved if key in found},
+                Closed(dict(found), frozenset(self._ips)) if self._ips else Closed(),
             )
-        self._keys, self._moved = set(), set()
+        self._keys, self._moved, self._ips = set(), set(), set()
         return look
 
     def sweep(self) -> Swept:
@@ -98,21 +119,23 @@ class FlowKeeper:
 
 @dataclass(frozen=True)
 class Look:
-    """One check of flows. frontends: the changed frontends. strays: the frontends that lost endpoints.
+    """One check of flows. frontends: the changed frontends. moved: the frontends that lost endpoints. closed: the
+    addresses that were perhaps open before.
 
-    Both have the current state of the frontends.
+    All have the current state.
     """
 
     families: tuple[Family, ...]
     ns_fd: int | None
     frontends: Mapping[Key, Frontend]
     moved: Mapping[Key, Frontend]
+    closed: Closed = field(default_factory=Closed)
 
     def run(self) -> Swept:
         """Finds the stale flows and ends them. Raises OSError."""
         began, worked, ended, by_family = time.monotonic(), time.thread_time(), Counter[str](), dict[str, int]()
         wanted = serving(self.frontends)
-        if not wanted and not self.moved:
+        if not wanted and not self.moved and not self.closed:
             return Swept()
         with Conntrack(self.ns_fd) as conntrack:
             for family in self.families:
@@ -136,20 +159,27 @@ class Look:
         )
 
     def _lost(self, conntrack: Conntrack, family: Family, wanted: Mapping[Key, frozenset[Destination]]) -> list[Flow]:
-        mine = {key: alive for key, alive in wanted.items() if (":" in key.ip) == (family == "ip6")}
-        lost: dict[bytes, Flow] = {}
+        mine, lost = {key: alive for key, alive in wanted.items() if _of(family, key)}, list[Flow]()
         for query in queries(mine):
-            lost |= {flow.ident: flow for flow in stale(conntrack.flows(family, query), mine)}
-        if any((":" in key.ip) == (family == "ip6") for key in self.moved):
-            opening = conntrack.flows(family, matching(TCP, unanswered=True))
-            lost |= {flow.ident: flow for flow in stale_attempts(opening, self.moved)}
-        return list(lost.values())
+            lost += stale(conntrack.flows(family, query), mine)
+        if self.closed or any(_of(family, key) for key in self.moved):
+            opening = list(conntrack.flows(family, matching(TCP, unanswered=True)))
+            lost += stale_attempts(opening, self.moved)
+            lost += self.closed.missed(opening, self._local)
+        for number in (UDP, SCTP) if self.closed else ():
+            lost += self.closed.missed(conntrack.flows(family, matching(number)), self._local)
+        return list({flow.ident: flow for flow in lost}.values())
+
+    def _local(self) -> frozenset[str]:
+        return frozenset(map(str, within(self.ns_fd, local_addresses)))
 
     def _end(self, flow: Flow, *, tell: bool) -> None:
         frontend = (flow.original.destination, flow.original.destination_port)
         client = (flow.original.source, flow.original.source_port)
         what = "stale UDP flow deleted"
-        if flow.opening:
+        if untranslated(flow):
+            what = "flow from before its address had rules deleted"
+        elif flow.opening:
             what = "connection attempt released from an endpoint that is gone"
         elif flow.protocol == TCP:
             what = "connection reset, its endpoint is gone"
@@ -175,6 +205,10 @@ class Look:
 
         with contextlib.suppress(OSError):
             within(self.ns_fd, send)
+
+
+def _of(family: Family, key: Key) -> bool:
+    return is_v6(key.ip) == (family == "ip6")
 
 
 def _kind(flow: Flow) -> str:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from podwire_base.kernel.conntrack.codec import Flow, Tuple
+from podwire_base.kernel.conntrack.codec import SEEN_REPLY, SYN_SENT, Flow, Tuple
 from podwire_base.kube import meta
 from podwire_proxy.changes import Tracker
-from podwire_proxy.conntrack import serving, stale
-from podwire_proxy.dataplane import Key
-from podwire_proxy.model import PROTOCOLS, Destination, is_v6
+from podwire_proxy.conntrack import Closed, serving, stale, stale_attempts
+from podwire_proxy.dataplane import Balance, Dataplane, Frontend, Key
+from podwire_proxy.decide import decide
+from podwire_proxy.flows import FlowKeeper
+from podwire_proxy.model import PROTOCOLS, Destination, Protocol, is_v6
 from podwire_proxy.testing import scenarios as s
-from podwire_proxy.testing.builders import endpoint
+from podwire_proxy.testing.builders import endpoint, port, service
+from podwire_proxy.verdict import NO_ENDPOINTS, PASS, UNALLOCATED, WRONG_PORT
 
 from .strategies import PODS, changes, play, services, slices
 
@@ -109,6 +113,106 @@ def test_the_end_of_serving_is_a_change_although_new_connections_go_where_they_w
     assert {key: tracker.dataplane.frontends[key].destinations for key in keys()} == before
 
 
+# ---- flows from before their address had rules
+
+
+NO_SERVICE, OUTSIDE_RANGE, BOUND = "10.96.0.99", "192.0.2.50", "10.96.0.10"
+
+
+def before(ip: str, number: int, protocol: Protocol = "UDP", client: int = 1, *, status: int = 0) -> Flow:
+    """A flow that no rule translated; TCP and SCTP without an answer yet."""
+    made = flow(Key(ip, protocol, number), Destination(ip, number), client)
+    return replace(made, tcp_state=SYN_SENT if protocol == "TCP" else 0, ident=bytes((client,)), status=status)
+
+
+@pytest.mark.parametrize(
+    ("served", "spec"),
+    [
+        ([], {}),
+        ([endpoint(s.POD_C, "n2")], {}),
+        ([endpoint(s.POD_C, "n2")], {"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"}),
+        ([endpoint(s.POD_B, s.NODE, **ENDED)], {}),
+        ([], {"loadBalancerSourceRanges": ["203.0.113.0/24"]}),
+    ],
+    ids=["no endpoints", "an endpoint", "endpoints only elsewhere", "none serves", "not in range"],
+)
+@pytest.mark.parametrize("protocol", ["UDP", "TCP", "SCTP"])
+@pytest.mark.parametrize("v6", [False, True], ids=["IPv4", "IPv6"])
+def test_a_flow_from_before_its_frontend_meets_the_rules(
+    served: list[Any], spec: dict[str, Any], protocol: Protocol, v6: bool
+) -> None:
+    row = s.Scenario("", (s.everything(protocol=protocol, **spec), s.some_slice(*served, protocol=protocol)), {})
+    plane = flushed(row.v6() if v6 else row)
+    for one in keys(v6=v6):
+        key = one._replace(protocol=protocol)
+        assert _lost(plane, [before(key.ip, key.port, protocol)]) == {1}, key
+        answered = before(key.ip, key.port, protocol, status=SEEN_REPLY)
+        assert _lost(plane, [answered]) == ({1} if protocol == "UDP" else set()), "a connection is left alone"
+        translated = replace(flow(key, Destination(s.HOST, 1)), tcp_state=SYN_SENT if protocol == "TCP" else 0)
+        assert served or not _lost(plane, [translated]), "no other endpoint exists"
+
+
+def flushed(row: s.Scenario) -> Dataplane:
+    tracker = row.tracker()
+    tracker.flush()
+    return tracker.dataplane
+
+
+def _lost(plane: Dataplane, flows: list[Flow]) -> set[int]:
+    """The client ports of the flows that a look at everything ends."""
+    closed = Closed(plane.frontends, plane.cluster_ips, plane.node.service_cidrs)
+    found = [
+        *stale(flows, serving(plane.frontends)),
+        *stale_attempts(flows, plane.frontends),
+        *closed.missed(flows, lambda: {BOUND}),
+    ]
+    return {one.original.source_port for one in found}
+
+
+@pytest.mark.parametrize("protocol", ["UDP", "TCP", "SCTP"])
+def test_a_flow_from_before_meets_the_refusal_of_a_wrong_port_or_an_unallocated_address(protocol: Protocol) -> None:
+    plane = flushed(s.Scenario("", (service("my-service", s.VIP, [port(s.PORT)]),), {}))
+    places = [(s.VIP, 81), (NO_SERVICE, 80), (BOUND, 53), (OUTSIDE_RANGE, 80), (s.POD_B, s.TARGET), (s.NODE_IP, 53)]
+    flows = [before(ip, number, protocol, n) for n, (ip, number) in enumerate(places)]
+    assert _lost(plane, flows) == {0, 1}
+    for verdict, one in zip((WRONG_PORT, UNALLOCATED, PASS, PASS, PASS, PASS), places, strict=True):
+        assert decide(plane, s.packet(s.POD, *one, protocol, bound=one[0] == BOUND)) == verdict
+    translated = [replace(one, reply=one.reply._replace(source=s.HOST)) for one in flows]
+    assert _lost(plane, translated) == set(), "another program's business"
+
+
+def test_a_frontend_that_lets_packets_pass_keeps_their_flows() -> None:
+    """An endpoint may have the very address and port of the frontend."""
+    key = Key(s.EXTERNAL, "UDP", s.PORT)
+    made = Frontend(key, "ExternalIP", "default/x", PASS, None, "always")
+    plane = flushed(s.Scenario("", (), {}))
+    plane.frontends[key] = made
+    assert _lost(plane, [before(*key[::2])]) == set()
+    plane.frontends[key] = replace(made, internal=Balance((Destination(*key[::2]),)))
+    assert _lost(plane, [before(*key[::2])]) == set()
+    plane.frontends[key] = replace(made, internal=NO_ENDPOINTS)
+    assert _lost(plane, [before(*key[::2])]) == {1}
+
+
+@pytest.mark.parametrize(("ip", "looks"), [(s.VIP, False), (OUTSIDE_RANGE, True)])
+def test_a_new_address_is_looked_at_only_if_it_was_open_before(ip: str, looks: bool) -> None:
+    """A look costs a walk through the whole table; inside the Service ranges nothing can have begun."""
+    tracker = Tracker(s.INFO)
+    keeper = FlowKeeper(("ip",))
+    tracker.service("default/x", service("x", ip, [port(80)]))
+    keeper.note(tracker.dataplane, tracker.flush())
+    assert bool(keeper.look().closed) == looks
+    assert not keeper.pending
+    keeper.note(tracker.dataplane, None)
+    assert keeper.look().closed, "after a start anything can have begun"
+    tracker.service("default/x", None)
+    keeper.note(tracker.dataplane, tracker.flush())
+    assert not keeper.look().closed
+
+
+# ---- random Services
+
+
 def reference(objects: list[meta.Object], key: Key, owner: str) -> set[Destination]:
     """The serving endpoints of a frontend, from the objects alone: an address that is there twice counts once, and the
     one that does not terminate decides.
@@ -145,7 +249,7 @@ def test_flows_of_random_services_stay_with_serving_endpoints(objects: list[meta
         if key.protocol != "UDP":
             continue
         served = reference(last, key, frontend.service)
-        for at in (Destination(ip, port) for ip in PODS for port in (9376, 9377)):
+        for at in (Destination(ip, number) for ip in PODS for number in (9376, 9377)):
             gone = list(stale([flow(key, at)], serving({key: frontend})))
             assert not (gone and at in served and at not in _doubled(last)), (key, at)
             assert not (gone and at in frontend.destinations)
