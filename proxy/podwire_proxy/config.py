@@ -13,7 +13,7 @@ from podwire_base.kube.errors import ConfigError
 from podwire_base.kube.shape import ANY
 
 from .externalips import CHOICES, RESERVED, SERVE, port_range
-from .model import Claimable, NodeInfo, covers, normal_cidr
+from .model import Claimable, NodeInfo, covers, is_v6, normal_cidr
 
 DETECTORS = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 LIBERAL = "nf_conntrack_tcp_be_liberal"
@@ -187,6 +187,25 @@ def claimable(config: ProxyConfig, nodes: Iterable[meta.Object]) -> Claimable:
         tuple(port_range(text) for text in (*config.external_ips_reserved_ports, *filter(None, own))),
         serve=config.external_ips_on_nodes == SERVE,
     )
+
+
+def one_sided(config: ProxyConfig) -> list[str]:
+    """Returns a line for each setting whose CIDRs leave out one of the IP families that the Services have."""
+    found = []
+    for v6 in sorted({is_v6(cidr) for cidr in config.service_cidrs}):
+        family, everyone = ("IPv6", "::/0") if v6 else ("IPv4", "0.0.0.0/0")
+        if config.scans_addresses and not any(is_v6(cidr) == v6 for cidr in config.node_port_addresses):
+            found.append(
+                f"node_port_addresses (nodePortAddresses) has no CIDR of {family}: NodePorts and healthCheckNodePorts "
+                f"are closed at all {family} addresses of the node; kube-proxy opens them there. {everyone} opens them"
+            )
+        detects = config.detect_local == "ClusterCIDR" and config.cluster_cidrs
+        if detects and not any(is_v6(cidr) == v6 for cidr in config.cluster_cidrs):
+            found.append(
+                f"cluster_cidrs (clusterCIDR) has no CIDR of {family}: no source of {family} counts as a pod, so "
+                f"externalTrafficPolicy Local holds for pods too, and no client of a {family} ClusterIP is masqueraded"
+            )
+    return found
 
 
 def wanted_flows(config: ProxyConfig, cores: int) -> int:

@@ -135,6 +135,15 @@ def _source_ranges(found: Any, problems: Problems) -> tuple[str, ...]:
     return NOBODY
 
 
+def _open_families(found: Any, balancer: tuple[str, ...], problems: Problems) -> None:
+    """Reports the addresses that nothing restricts, because all ranges are of the other family (as in kube-proxy)."""
+    named = {":" in str(item) for item in found or ()} if balancer else set()
+    for ip in balancer if named else ():
+        if is_v6(ip) not in named:
+            family = "IPv6" if is_v6(ip) else "IPv4"
+            problems.add("spec.loadBalancerSourceRanges", f"has no range of {family}: every source may reach {ip}")
+
+
 def _foreign_families(ips: tuple[str, ...], found: Mapping[str, tuple[str, ...]], problems: Problems) -> None:
     """Reports the addresses of a family that the Service does not have; dataplane.contribute serves none of them."""
     families = {is_v6(ip) for ip in ips}
@@ -185,6 +194,7 @@ def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[s
     external = problems.addresses("spec.externalIPs", spec.get("externalIPs") or [])
     _foreign_families(ips, {"spec.externalIPs": external, "status.loadBalancer.ingress": balancer}, problems)
     ranges = _source_ranges(spec.get("loadBalancerSourceRanges"), problems) if balancer else ()
+    _open_families(spec.get("loadBalancerSourceRanges"), balancer, problems)
     asked = spec.get("type") == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local"
     check = (
         problems.number("spec.healthCheckNodePort", spec["healthCheckNodePort"])

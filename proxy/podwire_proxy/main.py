@@ -32,7 +32,7 @@ from podwire_base.role.status import RoleStatus
 from . import backends, health, host, kubeproxyfile
 from .backend import families
 from .changes import DeduplicatedLog, Tracker
-from .config import DETECTORS, NODE_SHAPE, NODES, ProxyConfig, eligible, service_cidrs, wanted_flows
+from .config import DETECTORS, NODE_SHAPE, NODES, ProxyConfig, eligible, one_sided, service_cidrs, wanted_flows
 from .events import Events
 from .externalips import CHOICES, RESERVED, SERVE
 from .externalwatch import ExternalWatch
@@ -389,6 +389,8 @@ def run(config: ProxyConfig) -> None:
     logs.configure(node=config.node_name)
     frugal()
     log.info("starting", backend=config.backend, pods=config.cluster_cidrs or "unknown", services=config.service_cidrs)
+    for problem in one_sided(config):
+        log.warn("a setting leaves out an IP family of the Services", problem=problem)
     main("proxy", _main(config))
     log.info("stopped, rules stay")
 

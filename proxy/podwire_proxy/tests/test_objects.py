@@ -9,8 +9,10 @@ import pytest
 
 from podwire_base.kernel.ip import packed
 from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.role import logs
+from podwire_proxy import main
 from podwire_proxy.changes import Tracker
-from podwire_proxy.config import ProxyConfig
+from podwire_proxy.config import ProxyConfig, one_sided
 from podwire_proxy.convert import NOBODY, service_ports, slice_info
 from podwire_proxy.dataplane import Balance, Key
 from podwire_proxy.model import Destination, Endpoint, NodeInfo, PortName, ServicePort, normal_ip
@@ -123,6 +125,27 @@ def test_addresses_of_a_family_that_the_service_does_not_have_are_told() -> None
         "spec.externalIPs: 2001:db8::7",
         "status.loadBalancer.ingress: 2001:db8::8",
     ]
+
+
+@pytest.mark.parametrize(
+    ("ranges", "open_"),
+    [
+        ([], []),
+        (["203.0.113.0/24"], ["2001:db8::8"]),
+        (["::/0"], ["198.51.100.8"]),
+        (["0.0.0.0/0", "2001:db8::/32"], []),
+    ],
+)
+def test_addresses_that_ranges_of_the_other_family_leave_open_are_told(ranges: list[str], open_: list[str]) -> None:
+    made = service(
+        "web",
+        ["10.96.0.1", "fd00:96::1"],
+        [port(80)],
+        type="LoadBalancer",
+        loadBalancerSourceRanges=ranges,
+        ingress=[{"ip": "198.51.100.8"}, {"ip": "2001:db8::8"}],
+    )
+    assert [problem.split()[-1] for problem in service_ports(made)[1]] == open_
 
 
 @pytest.mark.parametrize(
@@ -321,3 +344,40 @@ def test_an_element_is_told_as_people_read_it() -> None:
         nft.show(ports, nft.key(bytes((10, 0, 0, 1)), b"\x06", b"\x01\xbb"), bytes((10, 0, 0, 2)))
         == "10.0.0.1 . tcp . 443 : 10.0.0.2"
     )
+
+
+DUAL: dict[str, Any] = {
+    "cluster_cidrs": ("10.244.0.0/16", "fd00:244::/32"),
+    "service_cidrs": ("10.96.0.0/16", "fd00:96::/112"),
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (DUAL, []),
+        ({}, []),
+        (DUAL | {"node_port_addresses": ("172.30.0.0/24",)}, ["node_port_addresses IPv6"]),
+        (DUAL | {"node_port_addresses": ("fd00:30::/64", "::1/128")}, ["node_port_addresses IPv4"]),
+        (DUAL | {"node_port_addresses": ("172.30.0.0/24", "::/0")}, []),
+        ({"node_port_addresses": ("172.30.0.0/24",)}, []),
+        (DUAL | {"cluster_cidrs": ("10.244.0.0/16",)}, ["cluster_cidrs IPv6"]),
+        (DUAL | {"cluster_cidrs": ()}, []),
+        (DUAL | {"cluster_cidrs": ("fd00:244::/32",), "detect_local": "NodeCIDR"}, []),
+        ({"service_cidrs": ("fd00:96::/112",)}, ["cluster_cidrs IPv6"]),
+    ],
+)
+def test_settings_that_leave_out_a_family_are_told(changed: dict[str, Any], told: list[str]) -> None:
+    found = one_sided(ProxyConfig("n1", None, Path("/nowhere"), **changed))
+    assert [f"{line.split()[0]} {line.split(' has no CIDR of ')[1][:4]}" for line in found] == told
+
+
+def test_the_log_says_at_the_start_that_a_family_is_closed(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    async def stop(_: ProxyConfig) -> None:
+        return
+
+    monkeypatch.setattr(main, "_main", stop)
+    monkeypatch.setattr(main, "frugal", lambda: None)
+    monkeypatch.setattr(logs, "configure", lambda **_: None)
+    main.run(ProxyConfig("n1", None, Path("/nowhere"), node_port_addresses=("172.30.0.0/24",), **DUAL))
+    assert "NodePorts and healthCheckNodePorts are closed at all IPv6 addresses" in capfd.readouterr().err
