@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from podwire_base.role import logs
+from podwire_base.role import layout, logs
 from podwire_base.role.supervisor import Role, Supervisor
 from podwire_node.podspec import NodeDns
 
@@ -224,6 +224,7 @@ def check(config: AgentConfig) -> None:
     from podwire_proxy.backends import check as check_proxy
     from podwire_proxy.config import ProxyConfig
 
+    layout.check(config.run_dir)
     if "wiring" in config.roles:
         wiring_config(config)
     if "proxy" in config.roles:

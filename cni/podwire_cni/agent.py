@@ -24,7 +24,7 @@ from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.meta import Object
-from podwire_base.role import logs
+from podwire_base.role import layout, logs
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
@@ -278,6 +278,7 @@ def run(config: WiringConfig) -> None:
     if len(os.fsencode(config.socket)) > 100:
         raise OSError(f"run_dir {config.run_dir} is too long: a unix socket's path has at most 107 bytes")
     client = client_config.load(config.kubeconfig)
+    layout.claim(config.run_dir)
     _few_arenas()
     with contextlib.ExitStack() as stack:
         store = DirStore(config.leases, wait=HANDOVER_SECONDS)

@@ -20,7 +20,7 @@ from podwire_base.kube.errors import ApiError, Refused
 from podwire_base.kube.events import event, reference
 from podwire_base.kube.meta import Object, key, name, namespace, uid
 from podwire_base.kube.times import micro_timestamp, timestamp
-from podwire_base.role import logs
+from podwire_base.role import layout, logs
 from podwire_base.role import status as rolestatus
 from podwire_base.role.run import main, stop_event, until_stopped
 
@@ -330,4 +330,5 @@ async def _main(config: NodeConfig) -> None:
 
 def run(config: NodeConfig) -> None:
     """Run until SIGTERM. The pods run on without the node agent, and the next node agent takes them over."""
+    layout.claim(config.run_dir)
     main("node", _main(config))

@@ -23,7 +23,7 @@ from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.meta import Object
-from podwire_base.role import accept, bugs, logs
+from podwire_base.role import accept, bugs, layout, logs
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
@@ -270,6 +270,7 @@ async def _main(sources: Sources, config: DnsConfig, client: ClientConfig) -> No
 
 def run(config: DnsConfig) -> None:
     """Watches the API and feeds servers until SIGTERM. Raises BadConfig or ConfigError for invalid settings."""
+    layout.claim(config.run_dir)
     hold_hangup()
     sources = Sources(config)
     real = sources.load()

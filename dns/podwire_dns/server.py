@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 
-from podwire_base.role import limits, logs, web
+from podwire_base.role import layout, limits, logs, web
 from podwire_base.role.metrics import Histogram
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
@@ -396,6 +396,7 @@ def run(config: DnsConfig) -> None:
 
     Raises BadConfig, or OSError if an address is in use.
     """
+    layout.claim(config.run_dir)
     hold_hangup()
     host.run_soon()  # also for the start: until its end, the node has no DNS
     sources = Sources(config)

@@ -25,7 +25,7 @@ from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ApiError, ConfigError, Refused
 from podwire_base.kube.shape import misshapen
-from podwire_base.role import logs, web
+from podwire_base.role import layout, logs, web
 from podwire_base.role.run import main, stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 
@@ -387,6 +387,7 @@ def run(config: ProxyConfig) -> None:
     """
     backends.check(config)
     logs.configure(node=config.node_name)
+    layout.claim(config.run_dir)
     frugal()
     log.info("starting", backend=config.backend, pods=config.cluster_cidrs or "unknown", services=config.service_cidrs)
     for problem in one_sided(config):

@@ -24,7 +24,7 @@ from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ApiError, ConfigError, Refused, Unreachable
-from podwire_base.role import logs
+from podwire_base.role import layout, logs
 from podwire_base.role.run import main, stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 
@@ -337,6 +337,7 @@ async def _main(config: LbConfig) -> None:
 def run(config: LbConfig) -> None:
     """Serves until SIGTERM or SIGINT, inside the node's network namespace. Raises ConfigError."""
     logs.configure(node=config.node_name)
+    layout.claim(config.run_dir)
     with contextlib.suppress(OSError):  # without the privilege a busy node may look dead for a moment
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     log.info("starting", uplink=config.uplink or "of the default route")
