@@ -13,7 +13,7 @@ DATAPLANES := podwire
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=3
 
 .DEFAULT_GOAL := help
-.PHONY: help image test-image test-provision demo up down status check test test-unprivileged test-netns test-long test-runtimes bench-cni lint packages test-packages install clean
+.PHONY: help lock image test-image test-provision demo up down status check test test-unprivileged test-netns test-long test-runtimes bench-cni lint packages test-packages install clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -54,27 +54,35 @@ test-packages:
 	  || echo "no package vagrant here: vagrant/Vagrantfile is left unchecked"; }
 
 # uv where it is present, else venv and pip. The stamps are newer than what they depend on: a second run does nothing.
-define pip_install  # $(1): what to install
+# Every package is of the version in the requirements file, and pip or uv compares its SHA-256 (`make lock` renews the files).
+RUN_LOCK := app/podwire/deploy/requirements.txt
+define pip_install  # $(1): requirements files
 	@[ -x $(BIN)/python ] || { command -v uv >/dev/null && uv venv -q $(VENV) || python3 -m venv $(VENV); }
 	@echo "installing podwire into $(VENV)"
-	@if command -v uv >/dev/null; then uv pip install -q --python $(BIN)/python -e '$(1)'; \
-	else $(BIN)/python -m pip install -q --disable-pip-version-check -e '$(1)'; fi
+	@if command -v uv >/dev/null; then install="uv pip install -q --python $(BIN)/python"; \
+	else install="$(BIN)/python -m pip install -q --disable-pip-version-check"; fi; \
+	$$install --no-deps --require-hashes $(foreach file,$(1),-r $(file)) && $$install --no-deps --no-build-isolation -e .
 endef
 
-$(VENV)/.installed: pyproject.toml hatch_build.py $(NATIVE) | packages
-	$(call pip_install,.)
+$(VENV)/.installed: pyproject.toml hatch_build.py $(RUN_LOCK) requirements/build.txt $(NATIVE) | packages
+	$(call pip_install,$(RUN_LOCK) requirements/build.txt)
 	@$(BIN)/python -m podwire.compiled
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml hatch_build.py $(NATIVE) | test-packages-if-root
-	$(call pip_install,.[dev])
+$(VENV)/.installed-dev: pyproject.toml hatch_build.py requirements/dev.txt $(NATIVE) | test-packages-if-root
+	$(call pip_install,requirements/dev.txt)
 	@$(MAKE) -s with-iptables 2>/dev/null || echo "python-iptables could not be built (it needs gcc): its tests are left out"
 	@$(BIN)/python -m podwire.compiled
 	@touch $@ $(VENV)/.installed
 
 .PHONY: with-iptables
 with-iptables:  # python-iptables, which finds what others left in legacy tables; podwire does without it
-	$(call pip_install,.[iptables])
+	@if command -v uv >/dev/null; then install="uv pip install -q --python $(BIN)/python"; \
+	else install="$(BIN)/python -m pip install -q --disable-pip-version-check"; fi; \
+	$$install --no-deps --no-build-isolation --require-hashes -r requirements/iptables.txt
+
+lock: $(VENV)/.installed-dev  ## renew the requirements files: versions and SHA-256 of everything that is installed
+	@$(BIN)/python tools/lock.py
 
 .PHONY: test-packages-if-root
 test-packages-if-root:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -22,6 +23,7 @@ from lab.cninode import CniNode, put_node, wait_until
 from lab.containerd import Containerd
 from lab.fakeapi import FakeApi
 from lab.netns import Lab
+from podwire.deploy import image, sbom
 
 pytestmark = [pytest.mark.runtimes, pytest.mark.long, pytest.mark.alone]
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,6 +105,20 @@ def test_nothing_in_it_is_of_the_build(archive: Path) -> None:
     assert {str(Path(p).parent / "__pycache__" / Path(p).stem) for p in sources} == {
         p.split(".cpython-")[0] for p in compiled if p.startswith("opt/podwire/podwire_")
     }
+
+
+def test_what_is_in_it_is_listed(archive: Path) -> None:
+    """Every distribution and every Debian package, and nothing else."""
+    found = files(archive)
+    purls = {part["purl"].split("?")[0] for part in json.loads(found[sbom.PATH])["components"]}
+    assert f"pkg:pypi/podwire@{VERSION}" in purls
+    metadata = {path.split("/")[2] for path in found if path.endswith(".dist-info/METADATA")}
+    assert len([p for p in purls if p.startswith("pkg:pypi/")]) == len(metadata) > 20
+    locked = re.findall(r"^([a-z0-9-]+)==(\S+)", image.LOCK.read_text(), re.MULTILINE)
+    assert {f"pkg:pypi/{name}@{version}" for name, version in locked} >= {
+        p for p in purls if p.startswith("pkg:pypi/") and "/podwire@" not in p
+    }
+    assert {"libc6", "python3-minimal", "libssl3"} <= {p.split("/")[2].split("@")[0] for p in purls if "pkg:deb" in p}
 
 
 def test_a_second_build_is_the_same(archive: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Builds podwire's OCI image without a container engine. mmdebstrap unpacks Debian's Python without running maintainer
-scripts. pip adds the wheel with its dependencies. layers.py assigns each file to a layer.
+scripts. pip adds the wheel, and its dependencies in the versions and with the SHA-256 of requirements.txt. layers.py
+assigns each file to a layer, and sbom.py lists the packages.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -18,10 +20,12 @@ from pathlib import Path
 from podwire_base.role import files
 from podwire_cni import native, oci
 
-from . import layers
+from . import layers, sbom
 
 Say = Callable[[str], None]
 RETRIES = ['--aptopt=Acquire::Retries "3"']
+LOCK = Path(__file__).with_name("requirements.txt")  # `make lock` writes it
+DEBS = "debs.txt"  # beside the root: the names of the packages that were unpacked into it
 _NO_DOCS = [f"--dpkgopt=path-exclude=/usr/share/{what}/*" for what in ("doc", "man", "locale", "lintian")]
 
 
@@ -93,6 +97,7 @@ def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say
             "--variant=extract",
             "--mode=root",
             "--include=python3,libstdc++6",  # google-re2 needs the second one
+            f'--extract-hook=ls "$1/var/cache/apt/archives" >{shlex.quote(str(folder / DEBS))}',
             *RETRIES,
             *_NO_DOCS,
             suite,
@@ -106,21 +111,11 @@ def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say
     machine = os.uname().machine
     platforms = [f"--platform={p}_{machine}" for p in ("manylinux2014", "manylinux_2_17", "manylinux_2_28", "linux")]
     # --no-compile: pip's bytecode files would contain the name of this folder, and file times that the image changes
-    _run(
-        _pip(
-            folder,
-            "install",
-            "--no-compile",
-            "--target",
-            str(root / layers.SITE),
-            f"--python-version={version}",
-            "--implementation=cp",
-            "--only-binary=:all:",
-            *platforms,
-            str(wheel),
-        ),
-        "dependencies",
-    )
+    place = ["--no-compile", "--no-deps", "--target", str(root / layers.SITE)]
+    place += [f"--python-version={version}", "--implementation=cp", "--only-binary=:all:", *platforms]
+    _run(_pip(folder, "install", *place, "--require-hashes", "-r", str(LOCK)), "dependencies")
+    shutil.rmtree(root / layers.SITE / "bin", ignore_errors=True)  # pip does not add to a folder that exists
+    _run(_pip(folder, "install", *place, str(wheel)), "wheel")
     say("compiling")
     # unchecked-hash: the bytecode files then contain no file times and do not depend on the build order. Python does
     # not compare them with the sources at start.
@@ -142,6 +137,17 @@ def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say
         "compiling",
     )
     return root
+
+
+def listing(root: Path, folder: Path, name: str, suite: str) -> bytes:
+    """Return the list of the packages under `root` (sbom.py). name: REPOSITORY:TAG of the image."""
+    found = re.search(r"^ID=\"?([a-z]+)", Path("/etc/os-release").read_text(), re.MULTILINE)
+    repository, _, tag = name.rpartition(":")
+    system = sbom.debian((folder / DEBS).read_text().split(), suite, found[1] if found else "debian")
+    own = sbom.python(path.name for path in (root / layers.SITE).glob("*.dist-info"))
+    if not system or not own:
+        raise BuildFailed("the list of packages is empty: mmdebstrap or pip works in another way than is known here")
+    return sbom.document(repository, tag, [*system, *own])
 
 
 def entries(root: Path) -> Iterator[oci.Entry]:
@@ -172,7 +178,7 @@ def build(output: Path, name: str, *, wheel: Path | None, checkout: Path, suite:
             say(f"building the wheel of {checkout}")
             wheel = build_wheel(checkout, work)
         root = assemble(wheel, work, suite, sources(Path("/etc/apt"), suite), say)
-        made = layers.split(entries(root), pause)
+        made = layers.split(entries(root), pause, listing(root, work, name, suite))
         say("packing layers of " + ", ".join(f"{len(layer) / 1e6:.1f}" for layer in made) + " MB")
         archive = oci.archive(made, layers.CONFIG, os.uname().machine, name, compress=True)
         files.write(output, archive)

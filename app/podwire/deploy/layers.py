@@ -11,6 +11,8 @@ from pathlib import PurePosixPath as Path
 
 from podwire_cni import oci
 
+from . import sbom
+
 SITE = "opt/podwire"  # the folder of the wheel and its dependencies
 PACKAGES = (
     "podwire",
@@ -79,8 +81,10 @@ def layer_of(path: str) -> int:
     return 2 if own in PACKAGES or own.startswith("podwire-") else 1
 
 
-def split(entries: Iterable[oci.Entry], pause: bytes) -> list[bytes]:
-    """Return the three layers as tar archives. pause: the content of the pause program."""
+def split(entries: Iterable[oci.Entry], pause: bytes, listing: bytes) -> list[bytes]:
+    """Return the three layers as tar archives. pause: the content of the pause program. listing: the list of
+    packages (sbom.py).
+    """
     found: list[list[oci.Entry]] = [[], [], []]
     for entry in entries:
         if wanted(entry.path):
@@ -88,4 +92,5 @@ def split(entries: Iterable[oci.Entry], pause: bytes) -> list[bytes]:
     known = {entry.path for entry in found[0]}
     found[0] += [oci.Entry(path, mode=0o1777 if path == "tmp" else 0o755) for path in _EMPTY if path not in known]
     found[2] += [oci.Entry("usr/local/bin/podwire", PROGRAM.encode(), 0o755), oci.Entry("pause", pause, 0o755)]
+    found[2].append(oci.Entry(sbom.PATH, listing))
     return [oci.tar(entries) for entries in found]

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podwire.deploy import image, layers
+from podwire.deploy import image, layers, sbom
 from podwire.main import cli
 from podwire_cni import oci
 
@@ -94,7 +94,7 @@ def _tree(folder: Path) -> Path:
 
 
 def test_a_tree_becomes_an_image(tmp_path: Path) -> None:
-    made = layers.split(image.entries(_tree(tmp_path)), ELF)
+    made = layers.split(image.entries(_tree(tmp_path)), ELF, b"{}")
     files, manifest, config = _read(oci.archive(made, layers.CONFIG, "x86_64", "podwire.io/podwire:9", compress=True))
     assert config["config"]["Entrypoint"] == ["/usr/local/bin/podwire"] and len(manifest["layers"]) == 3
     members: dict[str, tuple[int, tarfile.TarInfo]] = {}
@@ -107,6 +107,7 @@ def test_a_tree_becomes_an_image(tmp_path: Path) -> None:
     assert members["usr/bin/python3"][1].linkname == "python3.11" and members["usr/bin/python3.11"][1].mode == 0o755
     assert members[f"{SITE}/aiohttp/a.py"][0] == 1 and members[f"{SITE}/podwire_cni/b.py"][0] == 2
     assert members["pause"][1].size == len(ELF) and members["usr/local/bin/podwire"][1].mode == 0o755
+    assert members[sbom.PATH][0] == 2 and members[sbom.PATH][1].size == 2
     assert members["tmp"][1].mode == 0o1777 and not [name for name in members if "dpkg" in name or "share/doc" in name]
 
 
@@ -125,6 +126,35 @@ def test_names_longer_than_a_tar_header_stay_whole() -> None:
     path = "/".join(["directory"] * 30) + "/file.py"
     with tarfile.open(fileobj=io.BytesIO(oci.tar([oci.Entry(path, b"x")]))) as opened:
         assert opened.getnames() == [path]
+
+
+def test_the_list_of_packages_is_the_same_each_time() -> None:
+    debs = [
+        "libc6_2.36-9+deb12u14_amd64.deb",
+        "zlib1g_1%3a1.2.13.dfsg-1_amd64.deb",
+        "lock",
+        "partial",
+        "tzdata_2026a-0+deb12u1_all.deb",
+    ]
+    folders = [
+        "aiohttp-3.14.5.dist-info",
+        "PyYAML-6.0.4.dist-info",
+        "lightkube_models-1.37.0.8.dist-info",
+        "yaml",
+        "bin",
+    ]
+    packages = [*sbom.debian(debs, "bookworm"), *sbom.python(folders)]
+    made = sbom.document("podwire.io/podwire", "9", packages)
+    assert made == sbom.document("podwire.io/podwire", "9", reversed(packages)), "no order, no time, no random number"
+    body = json.loads(made)
+    assert (body["bomFormat"], body["specVersion"]) == ("CycloneDX", "1.5")
+    assert not {"serialNumber", "timestamp"} & {*body, *body["metadata"]}
+    purls = [part["purl"] for part in body["components"]]
+    assert purls == sorted(purls) and len(purls) == len(set(purls)) == 6
+    assert "pkg:deb/debian/libc6@2.36-9%2Bdeb12u14?arch=amd64&distro=bookworm" in purls
+    assert "pkg:deb/debian/zlib1g@1%3A1.2.13.dfsg-1?arch=amd64&distro=bookworm" in purls
+    assert {"pkg:pypi/pyyaml@6.0.4", "pkg:pypi/lightkube-models@1.37.0.8"} <= set(purls)
+    assert sbom.debian(["a_1_arm64.deb"], "noble", "ubuntu")[0].purl.startswith("pkg:deb/ubuntu/a@1")
 
 
 def test_where_packages_come_from(tmp_path: Path) -> None:
