@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from podwire_base.role import layout, logs
+from podwire_base.role import beat, layout, logs
 from podwire_base.role.supervisor import Role, Supervisor
 from podwire_node.podspec import NodeDns
 
@@ -210,6 +210,7 @@ def roles(config: AgentConfig) -> list[Role]:
             partial(work, config),
             config.run_dir / "log" / f"{name}.log" if config.log_files else None,
             title=(name, config.node_name),
+            beat=beat.path_of(config.run_dir, name),
         )
         for name, work in rows
     ]
@@ -243,4 +244,5 @@ def run(config: AgentConfig) -> None:
     """Run the roles until SIGTERM. The caller's process is already in the node's network namespace."""
     logs.configure(node=config.node_name)
     config.run_dir.mkdir(parents=True, exist_ok=True)
+    beat.ensure(beat.path_of(config.run_dir, "agent"))
     Supervisor(roles(config), config.run_dir / "agent.json").run()

@@ -24,7 +24,7 @@ from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.meta import Object
-from podwire_base.role import layout, logs
+from podwire_base.role import beat, layout, logs
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
@@ -141,6 +141,7 @@ class Agent:
         done, refused = nodes.sync(
             wires, overlay.tunnels(wires, self.config.node_name, uplink, cluster.own, local_addresses(), gateways)
         )
+        beat.tick("routes")
         for line in done:
             log.info("route", change=line)
         for line in refused:
@@ -175,6 +176,7 @@ class Agent:
         unwanted = self.plugin.unwanted(net)
         for line in wiring.ensure_node(net, unwanted):
             log.info("node", change=line)
+        beat.tick("bridge")
         for line in self.networks.ensure():
             log.error("network refused", network=line)
         first = self.node is None
@@ -191,10 +193,12 @@ class Agent:
             for line in self.firewall.sync(rules, pods):
                 log.info("nft", change=line)
         self.node = net
+        beat.tick("rules of the node")
         if first:
             for line in self.plugin.reconcile():
                 log.info("lease freed", lease=line)
             self._take_over(net)
+        beat.tick("leases")
         for line in self.plugin.repair():
             log.warn("repaired", change=line)
         if conflistfile.write(self.config.conflist, self.config.socket, net):
@@ -259,10 +263,14 @@ class Agent:
                     task.cancel()
                 await asyncio.gather(watching, stopping, return_exceptions=True)
 
+    def _sync_in_thread(self, objects: Mapping[str, Object]) -> bool:
+        with beat.work("sync"):
+            return self.sync(objects)
+
     async def _sync(self, objects: Mapping[str, Object]) -> float:
         """Sync once. Returns the seconds until the next sync, if no Node changes before."""
         try:
-            whole = await asyncio.to_thread(self.sync, objects)
+            whole = await asyncio.to_thread(self._sync_in_thread, objects)
         except Exception as err:  # any error may be temporary, and the agent must attach pods meanwhile
             log.error("sync failed", error=str(err), kind=type(err).__name__)
             self.status.update(ready=False, reason="SyncFailed", message=f"{type(err).__name__}: {err}")

@@ -20,7 +20,7 @@ from podwire_base.kube.errors import ApiError, Refused
 from podwire_base.kube.events import event, reference
 from podwire_base.kube.meta import Object, key, name, namespace, uid
 from podwire_base.kube.times import micro_timestamp, timestamp
-from podwire_base.role import layout, logs
+from podwire_base.role import beat, layout, logs
 from podwire_base.role import status as rolestatus
 from podwire_base.role.run import main, stop_event, until_stopped
 
@@ -288,20 +288,21 @@ class Kubelet:
         """Send heartbeats and the Node's status. Send a change of a role's condition at once. Send changed numbers with
         the next heartbeat.
         """
-        beat, last, told = 0.0, None, False
+        sent, last, told = 0.0, None, False
         while True:
             try:
-                node = await self._register() if last is None or time.monotonic() - beat > HEARTBEAT else last
+                node = await self._register() if last is None or time.monotonic() - sent > HEARTBEAT else last
                 status = self._node_status(node)
                 known = node.get("status") or {}
                 changed = new_words(known.get("conditions") or [], status["conditions"])
-                if time.monotonic() - beat > HEARTBEAT or last is None:
+                if time.monotonic() - sent > HEARTBEAT or last is None:
                     await self._heartbeat()
-                    beat = time.monotonic()
+                    sent = time.monotonic()
                     changed = changed or status["conditions"] != known.get("conditions")
                 if changed or known.get("addresses") != status["addresses"]:
                     node = await self.api.patch(f"/api/v1/nodes/{self.config.node_name}/status", {"status": status})
                 last, told = node, False
+                beat.tell(True, "node status sent")
             except ApiError as err:
                 if not told:
                     log.warn("node status not sent", error=err.message)

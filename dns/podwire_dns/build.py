@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from podwire_base import progress
 from podwire_base.kube import meta
 from podwire_base.kube.shape import misshapen
 
@@ -342,7 +343,7 @@ class Builder:
     def fill(self) -> None:
         """Processes all recorded changes without a delta: at a start no server has an older zone."""
         self._filling = True
-        for key in self._dirty:
+        for key in progress.every(self._dirty):
             self._replace(key, self._records(key))
         self._filling = False
         self._dirty, self._before = set(), {}

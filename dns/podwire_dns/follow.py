@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from podwire_base.role import logs
+from podwire_base.role import beat, logs
 
 from . import feed
 from .answertable import AnswerTable
@@ -65,6 +65,7 @@ class Follower:
 
     def take(self, message: feed.Message) -> None:
         """Processes one message of the feeder. Raises BadFeed."""
+        beat.tick("zone")
         if isinstance(message, feed.Hello):
             self._zone = ZoneData.begin(message, self.memory())
         elif self._zone is None:

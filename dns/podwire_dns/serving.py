@@ -9,6 +9,7 @@ import contextlib
 import signal
 from functools import partial
 
+from podwire_base.role import beat
 from podwire_base.role.supervisor import Role, Supervisor
 
 from .config import BadConfig, DnsConfig
@@ -42,6 +43,18 @@ def run(config: DnsConfig) -> None:
     def title(name: str) -> tuple[str, ...]:
         return (name, config.node_name) if config.node_name else (name,)
 
-    server = Role("dns", partial(_server, config), title=title("dns"), grace=lambda: lame_duck + PATIENCE_SECONDS)
-    feeder = Role("dns-feeder", partial(_feeder, config), title=title("dns-feeder"), grace=lambda: PATIENCE_SECONDS)
+    server = Role(
+        "dns",
+        partial(_server, config),
+        title=title("dns"),
+        grace=lambda: lame_duck + PATIENCE_SECONDS,
+        beat=beat.path_of(config.run_dir, "dns"),
+    )
+    feeder = Role(
+        "dns-feeder",
+        partial(_feeder, config),
+        title=title("dns-feeder"),
+        grace=lambda: PATIENCE_SECONDS,
+        beat=beat.path_of(config.run_dir, "dns-feeder"),
+    )
     Supervisor([server, feeder], None, passed_on={signal.SIGHUP: reload}, in_turn=True).run()

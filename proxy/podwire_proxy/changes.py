@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from podwire_base import progress
 from podwire_base.kube import meta
 from podwire_base.kube.shape import misshapen
 
@@ -125,7 +126,7 @@ class Tracker:
         told = self._dirty & (self.externals | self._refused)
         self.refusals = {key: refusals(self._services.get(key, ()), self._here) for key in told}
         self._refused = (self._refused - told) | {key for key, found in self.refusals.items() if found}
-        for service in self._dirty:
+        for service in self._dirty if len(self._dirty) < progress.BATCH else progress.every(self._dirty):
             self.dataplane.replace(service, self._contribution(service), delta)
         self._dirty.clear()
         return delta

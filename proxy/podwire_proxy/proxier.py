@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from podwire_base.kernel.reasons import Reason
+from podwire_base.role import beat
 
 from .backend import AnyBackend, Planner, Rules, Watch, families
 from .dataplane import Dataplane, Delta
@@ -41,7 +42,10 @@ class Engine:
         operations = elements = verdicts = 0
         for planner in self.planners:
             if delta is None:
-                plan = planner.full(dataplane, self.rules.read(planner.family))
+                found = self.rules.read(planner.family)
+                beat.tick(f"read {planner.family}")
+                plan = planner.full(dataplane, found)
+                beat.tick(f"write {planner.family}")
             else:
                 plan = planner.change(dataplane, delta)
             self.rules.commit(planner, plan)

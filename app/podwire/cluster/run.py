@@ -11,7 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from podwire_base.role import logs
+from podwire_base.role import beat, logs
 from podwire_base.role.supervisor import Role, Supervisor, adopt_orphans, reap_all
 from podwire_base.role.title import set_title
 from podwire_controlplane.controllers.driver import ControllersConfig
@@ -73,12 +73,19 @@ def _roles(config: ClusterConfig) -> list[Role]:
         str(data / "controllers.kubeconfig"), config.cluster_cidr, load_balancer_pool=config.balancer_pool
     )
     rows = [
-        Role("apiserver", partial(run_server, server), log_dir / "apiserver.log", title=("apiserver", config.name)),
+        Role(
+            "apiserver",
+            partial(run_server, server),
+            log_dir / "apiserver.log",
+            title=("apiserver", config.name),
+            beat=beat.path_of(config.run_dir, "apiserver"),
+        ),
         Role(
             "controllers",
             partial(run_controllers, controllers),
             log_dir / "controllers.log",
             title=("controllers", config.name),
+            beat=beat.path_of(config.run_dir, "controllers"),
         ),
     ]
     for node in config.node_names():
@@ -102,6 +109,7 @@ def _roles(config: ClusterConfig) -> list[Role]:
                 log_dir / f"{node}.log",
                 network.path_of(config.namespace(node)),
                 ("agent", node),
+                beat=beat.path_of(config.run_dir, node),
             )
         )
     return rows

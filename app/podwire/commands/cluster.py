@@ -9,6 +9,7 @@ import time
 
 import click
 
+from podwire_base.role import watching
 from podwire_proxy import backends
 
 from ..cluster.config import BadConfig, ClusterConfig
@@ -78,6 +79,12 @@ def _pool(found: tuple[str, ...]) -> tuple[str, ...] | None:
     help="Addresses for Services of type LoadBalancer: CIDRs or ranges on the node network; repeatable; 'none' for "
     "no pool.  [default: 172.30.0.192/27]",
 )
+@click.option(
+    "--watchdog/--no-watchdog",
+    default=True,
+    show_default=True,
+    help="Kill a role that makes no progress for 30 s, and start it again.",
+)
 @backend_option
 def up(
     name: str,
@@ -86,6 +93,7 @@ def up(
     upstream_dns: tuple[str, ...],
     bridge_nf: str | None,
     load_balancer_pool: tuple[str, ...],
+    watchdog: bool,
     proxy_backend: str,
 ) -> None:
     """Start a cluster on this machine: every node is a network namespace. The machine's own network is not touched."""
@@ -101,6 +109,8 @@ def up(
             proxy_backend=proxy_backend,
         )
         interruptible()
+        if not watchdog:
+            os.environ[watching.VARIABLE] = "0"
         bring_up(config, lambda text: err.print(f"  {text}", style="dim"))
     except (BadConfig, UpFailed) as error:
         raise Failed(str(error)) from error

@@ -36,6 +36,7 @@ bin_option = click.option(
     help="Where container runtimes look for plugins (Debian's containerd: /usr/lib/cni).",
 )
 dry_option = click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+NOT_CONFIG = ("only_check", "log_json", "api_servers", "watchdog")  # settings of the process, not of its roles
 
 
 def _carry_out(root: Path, steps: Sequence[plan.Step], *, dry: bool, done: str) -> None:
@@ -79,7 +80,7 @@ def refused(settings: Mapping[str, str]) -> str:
             return f"--setting {name}: {error.message}"
     try:
         params = agent.make_context("podwire agent", line).params
-        agent_config(**{name: params[name] for name in params if name not in ("only_check", "log_json", "api_servers")})
+        agent_config(**{name: params[name] for name in params if name not in NOT_CONFIG})
     except click.UsageError as error:
         return error.format_message()
     except BadSetting as error:

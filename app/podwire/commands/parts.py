@@ -81,14 +81,20 @@ def setting(flag: str, *names: str, **more: Any) -> Callable[[Callable[..., Any]
 )
 @setting("--log-json/--no-log-json", default=False, show_default=True, help="Log lines as JSON.")
 @setting("--pods/--no-pods", default=False, show_default=True, help="Also run pods (on a node without a kubelet).")
+@setting(
+    "--watchdog/--no-watchdog",
+    default=True,
+    show_default=True,
+    help="Kill a role that makes no progress for 30 s, and start it again.",
+)
 @click.option("--check", "only_check", is_flag=True, help="Check the settings, print them, and exit.")
-def agent(only_check: bool, log_json: bool, **flags: Any) -> None:
+def agent(only_check: bool, log_json: bool, watchdog: bool, **flags: Any) -> None:
     """The roles of one node under one supervisor, in this network namespace. The kernel state stays when the agent
     ends.
     """
     from podwire_base.kube.client.config import SERVERS, load
     from podwire_base.kube.errors import ConfigError
-    from podwire_base.role import logs
+    from podwire_base.role import logs, watching
     from podwire_dns.config import BadConfig
 
     from ..agent import check, run
@@ -109,6 +115,8 @@ def agent(only_check: bool, log_json: bool, **flags: Any) -> None:
         return
     if log_json:
         os.environ[logs.JSON] = "1"
+    if not watchdog:
+        os.environ[watching.VARIABLE] = "0"
     run(config)
 
 

@@ -261,6 +261,7 @@ def test_every_setting_of_the_agent_can_be_given(tmp_path: Path) -> None:
         "PODWIRE_PODS": "false",
         "PODWIRE_LOG_FILES": "no",
         "PODWIRE_LOG_JSON": "1",
+        "PODWIRE_WATCHDOG": "off",
         "PODWIRE_ADDRESS": "192.0.2.7",
         "PODWIRE_DNS_ADDRESS": "fd00::a",
     }

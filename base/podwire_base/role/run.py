@@ -12,12 +12,14 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from . import capture, limits, logs
+from . import beat, capture, limits, logs
 
 T = TypeVar("T")
+WATCHDOG, WATCHDOG_PID = "WATCHDOG_USEC", "WATCHDOG_PID"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 NOTIFY = "NOTIFY_SOCKET"
 
@@ -31,9 +33,35 @@ def main(role: str, work: Coroutine[Any, Any, T]) -> T:
 
     async def inner() -> T:
         asyncio.get_running_loop().set_exception_handler(capture.of_loop)
-        return await work
+        ticking = asyncio.ensure_future(_ticking())
+        try:
+            return await work
+        finally:
+            ticking.cancel()
 
     return asyncio.run(inner())
+
+
+async def _ticking() -> None:
+    """The progress of the event loop itself."""
+    told, each = float("-inf"), manager_seconds()
+    while True:
+        beat.tick()
+        now = time.monotonic()
+        if each and now - told >= each:
+            told = now
+            notify("WATCHDOG=1")
+        await asyncio.sleep(min(beat.SECONDS, each or beat.SECONDS))
+
+
+def manager_seconds() -> float | None:
+    """Returns the seconds after which the service manager expects the next WATCHDOG=1, half of its limit
+    (sd_watchdog_enabled(3)); None if it expects none from this process.
+    """
+    limit, pid = os.environ.get(WATCHDOG, ""), os.environ.get(WATCHDOG_PID, "")
+    if not limit.isdecimal() or not int(limit[:18]) or (pid and pid != str(os.getpid())):
+        return None
+    return int(limit[:18]) / 2e6
 
 
 def notify(state: str) -> None:

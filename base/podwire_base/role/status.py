@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import files
+from . import beat, files
 from .run import notify
 
 
@@ -25,6 +25,7 @@ class RoleStatus:
         self.role = role
         self._last: dict[str, Any] = {}
         self._told_manager = False
+        beat.ensure(beat.path_of(run_dir, role))
 
     def update(self, *, ready: bool, message: str, reason: str = "", **figures: Any) -> None:
         """Write the status atomically. An unchanged status is not written again. The first ready status is also
@@ -32,6 +33,7 @@ class RoleStatus:
 
         reason: a CamelCase word as in Kubernetes conditions (default: Ready / NotReady).
         """
+        beat.tell(ready, message)
         body = {
             "role": self.role,
             "pid": os.getpid(),

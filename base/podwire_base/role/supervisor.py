@@ -17,17 +17,19 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..kernel.netns import setns
-from . import capture, files, logs
-from .run import NOTIFY, STOP_SIGNALS, notify
+from . import beat, capture, files, logs, rotate, watching
+from .run import NOTIFY, STOP_SIGNALS, WATCHDOG, manager_seconds, notify
 from .title import set_title
+from .watchdog import Watch
 
 log = logs.get("supervisor")
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 STOP_SECONDS = 3.0
+CUT_SECONDS = 60.0  # between two looks at the size of log files
 GOOD_SECONDS = 10.0  # seconds that a role must run before its count of failures is reset
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -55,7 +57,7 @@ class Role:
     """One role. run: the role's function, which blocks until SIGTERM. log: the file for the role's output; None: the
     supervisor's output. netns: the path of the role's network namespace. title: the words that `ps` shows after
     "podwire" (default: the name). grace: returns the seconds between SIGTERM and SIGKILL; it is called when the role
-    must stop.
+    must stop. beat: the file of the role's beat; None: the role is not watched.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Role:
     netns: str = ""
     title: tuple[str, ...] = ()
     grace: Callable[[], float] = lambda: STOP_SECONDS
+    beat: Path | None = None
 
 
 def backoff(failures: int) -> float:
@@ -79,6 +82,8 @@ class _Child:
     due: float = 0.0
     failures: int = 0
     restarts: int = 0
+    watch: Watch = field(default_factory=Watch)
+    killed: bool = False  # by the watchdog
 
 
 class Supervisor:
@@ -99,11 +104,14 @@ class Supervisor:
         passed_on: Mapping[signal.Signals, Callable[[], None]] | None = None,
         in_turn: bool = False,
     ) -> None:
-        self.children = [_Child(role) for role in roles]
+        self.children = [_Child(role, watch=Watch(watching.seconds())) for role in roles]
         self.state, self.until_eof, self.in_turn = state, until_eof, in_turn
         self.passed_on = passed_on or {}
         self._received: list[signal.Signals] = []
         self._stopping = False
+        self._seconds = watching.seconds()
+        self._look_every = min(watching.LOOK, self._seconds / 4 or watching.LOOK)
+        self._looked = self._cut = time.monotonic()
 
     # ---- children
 
@@ -111,22 +119,38 @@ class Supervisor:
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
+        heart = self._heart(child.role)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, self.passed_on)
         pid = os.fork()
         if pid == 0:
-            self._become(child.role, parent)
+            self._become(child.role, parent, heart)
+        if heart is not None:
+            os.close(heart)
         child.pid, child.started, child.due = pid, time.monotonic(), 0.0
+        child.watch.started(child.started)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._write()
 
-    def _become(self, role: Role, parent: int) -> None:
+    def _heart(self, role: Role) -> int | None:
+        """Open the role's beat before the fork, so that a role without rights on files has it too."""
+        if role.beat is None:
+            return None
+        try:
+            return beat.opened(role.beat)
+        except OSError as err:
+            log.warn("the role is not watched, its beat cannot be written", child=role.name, error=str(err))
+            return None
+
+    def _become(self, role: Role, parent: int, heart: int | None) -> None:
         """Run the role in the new child process. Never returns."""
         status = 1
         try:
             signal.set_wakeup_fd(-1)
             for number in (*STOP_SIGNALS, signal.SIGCHLD, *self.passed_on):
                 signal.signal(number, signal.SIG_DFL)
-            os.environ.pop(NOTIFY, None)  # only the supervisor sends messages to the service manager
+            for name in (NOTIFY, WATCHDOG):  # only the supervisor sends messages to the service manager
+                os.environ.pop(name, None)
+            beat.begin(heart)
             set_title("podwire", *(role.title or (role.name,)))
             _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:
@@ -167,6 +191,8 @@ class Supervisor:
             lived = time.monotonic() - child.started
             child.failures = 1 if lived > GOOD_SECONDS else child.failures + 1
             child.restarts += 1
+            child.watch.ended(time.monotonic(), by_watchdog=child.killed)
+            child.killed = False
             child.due = time.monotonic() + backoff(child.failures)
             log.warn(
                 "role ended, starting it again",
@@ -193,12 +219,18 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         watched = [reader] + ([self.until_eof] if self.until_eof is not None else [])
         try:
+            for role in watching.end_stopped(_left(self.state)):
+                log.warn("a stopped role of an earlier supervisor was killed", child=role)
             for child in self.children:
                 self._start(child)
             notify("READY=1")
+            manager = manager_seconds()
             while not self._stopping:
                 wait = [c.due - time.monotonic() for c in self.children if c.due]
-                ready, _, _ = select.select(watched, [], [], max(0.0, min(wait)) if wait else None)
+                wait += [self._looked + self._look_every - time.monotonic(), manager or self._look_every]
+                ready, _, _ = select.select(watched, [], [], max(0.0, min(wait)))
+                if manager:
+                    notify("WATCHDOG=1")
                 if reader in ready:
                     os.read(reader, 4096)
                 if self.until_eof in ready and self.until_eof is not None and not os.read(self.until_eof, 4096):
@@ -208,11 +240,45 @@ class Supervisor:
                 for child in self.children:
                     if child.due and child.due <= time.monotonic() and not self._stopping:
                         self._start(child)
+                self._look()
         finally:
             self._stop_children()
             signal.set_wakeup_fd(-1)
             os.close(reader)
             os.close(writer)
+
+    def _look(self) -> None:
+        """Kill the roles that make no progress, and tell the own beat. SIGTERM does not reach a stopped process."""
+        now = time.monotonic()
+        if now - self._looked < self._look_every:
+            beat.tick()
+            return
+        slow, self._looked = now - self._looked > 3 * self._look_every, now
+        beats = {}
+        for child in self.children:
+            if child.role.beat is None:
+                continue
+            found = beats[child.role.name] = watching.reading(child.role.beat, child.pid)
+            if not child.pid or not self._seconds or child.killed:
+                continue
+            if slow:  # this process did not run either: the machine or the whole cluster was stopped
+                child.watch.excused(now)
+            elif child.watch.overdue(now, found.at if found else None):
+                if watching.traced(child.pid):
+                    child.watch.excused(now)
+                    continue
+                since = now - (found.at if found else child.started)
+                did = found.did if found else "nothing"
+                log.error("role makes no progress, killing it", child=child.role.name, seconds=since, last_did=did)
+                child.killed = True
+                _kill([child], signal.SIGKILL)
+        waiting = [name for name, found in beats.items() if found is None or not found.ready]
+        beat.tell(not waiting, f"waits for {', '.join(waiting)}" if waiting else f"{len(beats)} roles are ready")
+        if now - self._cut > CUT_SECONDS:
+            self._cut = now
+            for child in self.children:
+                if child.role.log is not None and rotate.cut(child.role.log):
+                    log.warn("a log was cut, its role does not write by the logger", child=child.role.name)
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if number in STOP_SIGNALS:
@@ -252,6 +318,10 @@ def _kill(children: Sequence[_Child], number: signal.Signals) -> None:
         if child.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, number)
+
+
+def _left(state: Path | None) -> dict[str, int]:
+    return {} if state is None else {role: row["pid"] for role, row in read_state(state).items()}
 
 
 def read_state(path: Path) -> dict[str, dict[str, int]]:

@@ -18,7 +18,7 @@ from podwire_base.kube.errors import ConfigError, Refused, Unreachable
 from podwire_base.kube.meta import Object, uid
 from podwire_base.kube.meta import key as object_key
 from podwire_base.kube.registry import RESOURCES, Resource, of
-from podwire_base.role import logs
+from podwire_base.role import beat, logs
 from podwire_base.role.run import main, notify, stop_event, until_stopped
 
 from . import cleanup, endpointslices, loadbalancer, nodes, workloads
@@ -180,6 +180,7 @@ class Driver:
                 if controller.resync:
                     tasks.create_task(self._resync(controller))
             notify("READY=1")
+            beat.tell(True, "synced")
             log.info("synced", objects=sum(len(i.objects) for i in self.informers.values()))
             while True:
                 await self._wake.wait()
@@ -188,6 +189,7 @@ class Driver:
                     item = next(iter(self._queue))
                     del self._queue[item]
                     await self._work(*item)
+                    beat.tick(f"{item[0]} {item[1]}")
 
 
 async def _main(config: ControllersConfig) -> None:

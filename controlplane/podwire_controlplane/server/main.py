@@ -20,7 +20,7 @@ from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object
 from podwire_base.kube.registry import of
 from podwire_base.kube.times import timestamp
-from podwire_base.role import logs
+from podwire_base.role import beat, logs
 from podwire_base.role.run import main, notify, stop_event
 
 from ..allocators import ServiceAllocator
@@ -207,6 +207,7 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
         since=timestamp(objects.clock()),
     )
     notify("READY=1")
+    beat.tell(True, "serving")
     if ready:
         ready()
     stop = stop_event()

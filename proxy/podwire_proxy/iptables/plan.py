@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from podwire_base import progress
 from podwire_base.kernel.ip import Family
 
 from ..dataplane import Dataplane, Delta, Frontend, Key
@@ -159,7 +160,7 @@ class Planner:
         self._fixed = static_rules(self.family, self.node)
         self._wanted.update(self._fixed)
         self._wanted.update(hooks(self.family, self.node))
-        for key in sorted(key for key in dataplane.frontends if ours(self.family, key.ip)):
+        for key in progress.every(sorted(key for key in dataplane.frontends if ours(self.family, key.ip))):
             self._put(key, dataplane.frontends[key], set())
         ips = frozenset(ip for ip in dataplane.cluster_ips if ours(self.family, ip))
         held = self.mirror.sets.get(cluster_ips(self.family), set())

@@ -16,6 +16,7 @@ from podwire_base.kernel.ip import FAMILIES, Family
 from podwire_base.kernel.netns import within
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.reasons import Reason
+from podwire_base.role import beat
 
 from .layout import Chain, Rules, TableName
 from .text import count_rules, parse
@@ -54,19 +55,47 @@ def program(variant: Variant, family: Family, verb: Literal["save", "restore", "
 def run(command: list[str], ns_fd: int | None, text: str | None = None) -> str:
     """Runs a program and returns its output. Raises ProgramError, with the program's error and the refused line."""
     internal = ["nsenter", f"--net=/proc/self/fd/{ns_fd}", "--"] if ns_fd is not None else []
-    done = subprocess.run(
+    name = Path(command[0]).name
+    with subprocess.Popen(
         [*internal, *command],
-        input=text,
-        capture_output=True,
+        stdin=None if text is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
         pass_fds=() if ns_fd is None else (ns_fd,),
-    )
-    if done.returncode == BUSY and "-legacy-" in command[0]:
-        raise ProgramBusy(f"{Path(command[0]).name}: {_complaint(done.stderr, '')}")
-    if done.returncode:
-        raise ProgramError(f"{Path(command[0]).name}: {_complaint(done.stderr, text or '')}")
-    return done.stdout
+    ) as process:
+        try:
+            output, errors = _communicate(process, text)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode == BUSY and "-legacy-" in command[0]:
+        raise ProgramBusy(f"{name}: {_complaint(errors, '')}")
+    if process.returncode:
+        raise ProgramError(f"{name}: {_complaint(errors, text or '')}")
+    return output
+
+
+def _communicate(process: subprocess.Popen[str], text: str | None) -> tuple[str, str]:
+    """Returns the program's output and errors. A large restore is progress as long as it uses the CPU."""
+    used, rest = 0, text
+    while True:
+        try:
+            return process.communicate(rest, timeout=beat.SECONDS)
+        except subprocess.TimeoutExpired:
+            rest = None  # communicate() goes on with what it has
+            if (now := _ticks(process.pid)) > used:
+                used = now
+                beat.tick(f"{process.args[0]} runs" if isinstance(process.args, list) else "")
+
+
+def _ticks(pid: int) -> int:
+    """Returns the CPU time of a process in clock ticks."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
 
 
 def _complaint(stderr: str, text: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
+from podwire_base import progress
 from podwire_base.kernel.ip import Family, packed
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft.codec import TableDump
@@ -136,7 +137,7 @@ class Planner:
         change = ElementChanges(elements)
         self.garbage = set()
         chains: Chains = {}
-        for key in sorted(keys | wanted.keys()):
+        for key in progress.every(sorted(keys | wanted.keys())):
             self._frontend(change, key, wanted.get(key), chains)
         self._addresses(change, set(elements["cluster-ips"]), dataplane.cluster_ips, "cluster-ips", 1)
         self._addresses(change, set(elements["hairpin"]), dataplane.hairpin, "hairpin", 2)

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import NoReturn
 
-from ...role import bugs, logs
+from ...role import beat, bugs, logs
 from ..errors import ApiError, BadAnswer, Refused
 from ..meta import Object
 from .http import ApiClient
@@ -68,6 +68,7 @@ class Informer:
         return self.reflector.objects
 
     def _emit(self, event: Event) -> None:
+        beat.tick(self.path, self.reflector.version)
         if self.on_event is None:
             return
         try:
@@ -94,6 +95,7 @@ class Informer:
             metadata = (answer.get("metadata") or {}) if isinstance(answer, dict) else {}
             if not metadata.get("resourceVersion"):
                 raise BadAnswer(f"GET {self.path}: the answer is not a list with a resourceVersion")
+            beat.tick(f"list of {self.path}")
             found = answer.get("items") or []
             items += [item for item in found if is_object(item)]
             if strange := [item for item in found if not is_object(item)]:
