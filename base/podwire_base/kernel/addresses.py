@@ -15,6 +15,13 @@ def local_addresses() -> tuple[IPAddress, ...]:
         return tuple(dict.fromkeys(nl.address_of(body)[0] for body in sock.everything(nl.GETADDR, nl.all_addresses())))
 
 
+def gateways() -> tuple[IPAddress, ...]:
+    """Returns the gateways of all default routes of the calling thread's network namespace. Raises OSError."""
+    with RouteSocket() as sock:
+        bodies = [body for f in (nl.AF_INET, nl.AF_INET6) for body in sock.everything(nl.GETROUTE, nl.all_routes(f))]
+    return tuple(dict.fromkeys(ip for body in bodies for ip in nl.gateways_of(body)))
+
+
 def uplink(address: str = "") -> str:
     """Returns the name of the link that has `address`, in the calling thread's network namespace. If no link has the
     address, returns the link of the default route with the lowest metric (IPv4 before IPv6), or "" if there is no

@@ -5,14 +5,17 @@ The pools are in the ConfigMap kube-system/podwire-load-balancer. Changes of the
 
     data:
       addresses: 172.30.0.192/27, 192.0.2.10-192.0.2.19   # CIDRs, ranges, single addresses, of both families
+      exclude: 172.30.0.193                               # optional: what of these is never given
       require-class: "false"                              # "true": only Services with loadBalancerClass podwire.io/l2
+
+Addresses that a Node, a pod, a gateway or the API server has are never given either (occupied.py).
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +36,17 @@ class Range:
     first: int
     last: int
 
+    def covers(self, number: int) -> bool:
+        return self.first <= number <= self.last
+
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """The address pools. Without ranges, no address is allocated or announced."""
+    """The address pools. Without ranges, no address is allocated or announced. excluded: parts that are never given."""
 
     ranges: tuple[Range, ...] = ()
     require_class: bool = False
+    excluded: tuple[Range, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.ranges)
@@ -49,16 +56,32 @@ class Pools:
             address = ipaddress.ip_address(ip)
         except ValueError:
             return False
-        return any(r.version == address.version and r.first <= int(address) <= r.last for r in self.ranges)
+        version, number = address.version, int(address)
 
-    def free(self, version: int, used: frozenset[str] | set[str]) -> str:
-        """Returns the first address of this IP version that is not in `used`; "" if all addresses are used."""
-        for found in self.ranges:
-            if found.version == version:
-                kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
-                for number in range(found.first, found.last + 1):
-                    if (ip := str(kind(number))) not in used:
-                        return ip
+        def inside(ranges: tuple[Range, ...]) -> bool:
+            return any(r.version == version and r.covers(number) for r in ranges)
+
+        return inside(self.ranges) and not inside(self.excluded)
+
+    def meets(self, other: Range) -> bool:
+        """Whether a pool and the range have an address in common."""
+        return any(r.version == other.version and r.first <= other.last and other.first <= r.last for r in self.ranges)
+
+    def free(self, version: int, used: Collection[str], taken: Iterable[Range] = ()) -> str:
+        """Returns the first address of this IP version that is neither in `used` nor in a range of `taken`; "" if there
+        is none.
+        """
+        skip = [r for r in (*taken, *self.excluded) if r.version == version]
+        kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
+        for pool in self.ranges:
+            number = pool.first if pool.version == version else pool.last + 1
+            while number <= pool.last:
+                if inside := next((r for r in skip if r.covers(number)), None):
+                    number = inside.last + 1
+                elif (ip := str(kind(number))) not in used:
+                    return ip
+                else:
+                    number += 1
         return ""
 
     def names(self, version: int) -> str:
@@ -76,23 +99,29 @@ def _range(text: str) -> Range:
     return Range(text, net.version, int(net[0]), int(net[-1]))
 
 
+def _ranges(field: str, text: Any, problems: list[str]) -> tuple[Range, ...]:
+    ranges = []
+    lines = [line.partition("#")[0] for line in str(text or "").splitlines()]
+    for one in filter(None, re.split(r"[,\s]+", "-".join(part.strip() for part in "\n".join(lines).split("-")))):
+        try:
+            ranges.append(_range(one))
+        except ValueError as err:
+            problems.append(
+                f"data.{field}: {one!r} is not a CIDR, range or address such as 192.0.2.16/28 or "
+                f"192.0.2.10-192.0.2.19: {err}; left out"
+            )
+    return tuple(ranges)
+
+
 def parse(config: Object | None) -> tuple[Pools, list[str]]:
     """Parse the ConfigMap (None: it does not exist). Returns the pools, and a text for each invalid entry."""
     data: dict[str, Any] = (config or {}).get("data") or {}
-    problems, ranges = [], []
-    lines = [line.partition("#")[0] for line in str(data.get("addresses") or "").splitlines()]
-    for text in filter(None, re.split(r"[,\s]+", "-".join(part.strip() for part in "\n".join(lines).split("-")))):
-        try:
-            ranges.append(_range(text))
-        except ValueError as err:
-            problems.append(
-                f"data.addresses: {text!r} is not a CIDR, range or address such as 192.0.2.16/28 or "
-                f"192.0.2.10-192.0.2.19: {err}; left out"
-            )
+    problems: list[str] = []
+    ranges, excluded = (_ranges(name, data.get(name), problems) for name in ("addresses", "exclude"))
     strict = str(data.get("require-class") or "false")
     if strict not in ("true", "false"):
         problems.append(f"data.require-class: {strict!r} is neither 'true' nor 'false'; 'false' is used")
-    return Pools(tuple(ranges), strict == "true"), problems
+    return Pools(ranges, strict == "true", excluded), problems
 
 
 def is_config(obj: Object) -> bool:
@@ -131,7 +160,9 @@ def wanted(service: Object) -> tuple[str, ...]:
 
 
 def announced(services: Iterable[Object], pools: Pools) -> Iterator[tuple[str, Object]]:
-    """Yields (address, Service) for each address for which a node must answer ARP or Neighbor Discovery."""
+    """Yields (address, Service) for each address for which a node must answer ARP or Neighbor Discovery, unless
+    somebody has the address (occupied.py).
+    """
     for service in services:
         if pools and ours(service, pools):
             for ip in ingress(service):

@@ -66,7 +66,8 @@ class Controller:
     resync: seconds between two reconciliations of all keys, 0 for never.
 
     within: kind -> (namespace, name) of the only object of this kind that the controller reads. So the controller needs
-    no permission to read other objects of this kind.
+    no permission to read other objects of this kind. keep: kind -> the function that returns the part of an object that
+    the controller reads. It saves memory where no other controller reads this kind.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Controller:
     reconcile: Callable[[str, Snapshot, float], list[Write]]
     resync: float = 0.0
     within: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    keep: Mapping[str, Callable[[Object], Object]] = field(default_factory=dict)
 
 
 def itself(obj: Object, _snapshot: Snapshot) -> Keys:

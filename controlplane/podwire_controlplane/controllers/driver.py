@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
+from podwire_base.kernel.addresses import gateways
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.http import MERGE_PATCH, ApiClient
 from podwire_base.kube.client.informer import Informer
@@ -59,12 +60,14 @@ class Driver:
         """Return an informer of all objects of a kind, or of the only object of that kind that a controller reads."""
         kind = resource.kind
         on_event = partial(self._on_event, kind)  # the items of a list do not contain their kind
-        places = {c.within.get(kind) for c in self.controllers.values() if kind in c.watches}
+        readers = [c for c in self.controllers.values() if kind in c.watches]
+        places, kept = {c.within.get(kind) for c in readers}, {c.keep.get(kind) for c in readers}
         if len(places) == 1 and (place := places.pop()):
             return Informer(
                 self.api, resource.path(place[0]), field_selector=f"metadata.name={place[1]}", on_event=on_event
             )
-        return Informer(self.api, resource.path(), on_event=on_event)
+        keep = kept.pop() if len(kept) == 1 else None
+        return Informer(self.api, resource.path(), on_event=on_event, keep=keep)
 
     def _enqueue(self, controller: str, key: str) -> None:
         self._queue[(controller, key)] = None
@@ -192,12 +195,24 @@ class Driver:
                     beat.tick(f"{item[0]} {item[1]}")
 
 
+def _others(client: client_config.ClientConfig) -> tuple[str, ...]:
+    """Return the default gateways of this machine and the API servers' addresses, which load balancers must not get."""
+    found = client.server_ips
+    try:
+        found += tuple(map(str, gateways()))
+    except OSError as err:
+        log.warn("routes could not be read; load balancer pools must not have the gateway", error=str(err))
+    return found
+
+
 async def _main(config: ControllersConfig) -> None:
+    client = client_config.load(config.kubeconfig)
+    others = _others(client)
     rows = (
         *endpointslices.CONTROLLERS,
         *workloads.CONTROLLERS,
         *cleanup.CONTROLLERS,
-        *loadbalancer.controllers(config.load_balancer_pool),
+        *loadbalancer.controllers(config.load_balancer_pool, others),
         *nodes.controllers(config.cluster_cidr, config.node_prefix),
     )
     if unknown := set(config.only) - {row.name for row in rows}:
@@ -206,7 +221,7 @@ async def _main(config: ControllersConfig) -> None:
             f"{', '.join(sorted(row.name for row in rows))}"
         )
     rows = tuple(row for row in rows if not config.only or row.name in config.only)
-    async with ApiClient(client_config.load(config.kubeconfig)) as api:
+    async with ApiClient(client) as api:
         if await until_stopped(stop_event(), Driver(api, rows).run()):
             log.info("stopped")
 

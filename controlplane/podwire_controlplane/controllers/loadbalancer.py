@@ -1,23 +1,29 @@
 """Addresses for Services of type LoadBalancer, from the pools of podwire_base/kube/loadbalancer.py.
 
 A Service's address is recorded only in the Service's status. So a restart of the controller loses no address. The
-controller never assigns an address that is in the status of another Service. If two Services nevertheless have the same
-address, the older Service keeps it.
+controller never assigns an address that is in the status of another Service, or that a Node, a pod, a gateway or the
+API server has, whenever they join. If two Services nevertheless have the same address, the older Service keeps it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
+from collections.abc import Iterable
+from functools import lru_cache, partial
 
 from podwire_base.kube import loadbalancer as lb
 from podwire_base.kube.events import event, reference
 from podwire_base.kube.meta import Object, key, name, namespace, uid
+from podwire_base.kube.occupied import Occupied, kept_of_pod, occupied, of_node, of_pod, of_slice
 
 from .base import Controller, Keys, Snapshot, Write
 
+API_SLICE = "default/kubernetes"
 CONFIG_KEY = f"{lb.CONFIG_NAMESPACE}/{lb.CONFIG_NAME}"
-_CONFIG = {"ConfigMap": (lb.CONFIG_NAMESPACE, lb.CONFIG_NAME)}
+_WITHIN = {"ConfigMap": (lb.CONFIG_NAMESPACE, lb.CONFIG_NAME), "EndpointSlice": ("default", "kubernetes")}
+_KEEP = {"Pod": kept_of_pod}
+_OWNERS = ("Node", "Pod", "EndpointSlice")  # the kinds of objects that have addresses
 
 
 def _version(ip: str) -> int:
@@ -25,7 +31,16 @@ def _version(ip: str) -> int:
 
 
 def _pools(snapshot: Snapshot) -> tuple[lb.Pools, list[str]]:
-    return lb.parse(snapshot.get("ConfigMap", CONFIG_KEY))
+    """Return the pools, and a text for each invalid entry. Each event of a Node or a Pod asks for them."""
+    data = (snapshot.get("ConfigMap", CONFIG_KEY) or {}).get("data") or {}
+    pools, problems = _parsed(tuple(sorted((str(name), str(text)) for name, text in data.items())))
+    return pools, list(problems)
+
+
+@lru_cache(maxsize=2)
+def _parsed(data: tuple[tuple[str, str], ...]) -> tuple[lb.Pools, tuple[str, ...]]:
+    pools, problems = lb.parse({"data": dict(data)})
+    return pools, tuple(problems)
 
 
 def _ips(service: Object) -> list[str]:
@@ -66,12 +81,29 @@ def _families(service: Object) -> list[int]:
     return named or [_version(ip) for ip in spec.get("clusterIPs") or [spec.get("clusterIP") or "0.0.0.0"]]
 
 
-def choose(service: Object, pools: lb.Pools, held: dict[str, Object]) -> tuple[list[str], list[tuple[str, str]]]:
+def _occupied(snapshot: Snapshot, others: Iterable[str]) -> Occupied:
+    """others: the gateways, and the API server's addresses that the controller uses itself."""
+    api = snapshot.get("EndpointSlice", API_SLICE)
+    nodes = {name(node): of_node(node) for node in snapshot.list("Node")}
+    return occupied(nodes, snapshot.list("Pod"), of_slice(api) if api else (), others)
+
+
+def choose(
+    service: Object, pools: lb.Pools, held: dict[str, Object], taken: Occupied
+) -> tuple[list[str], list[tuple[str, str]]]:
     """Return (addresses of the Service, (reason, message) for each address that the Service cannot have). The Service
     keeps each present address that is still permitted.
     """
-    problems: list[tuple[str, str]] = []
-    mine = [ip for ip in _ips(service) if ip in pools and not (ip in held and _age(held[ip]) < _age(service))]
+    problems = [
+        ("InvalidPool", f"{ip} is taken back: it is the address of {owner}")
+        for ip in _ips(service)
+        if ip in pools and (owner := taken.owner(ip))
+    ]
+    mine = [
+        ip
+        for ip in _ips(service)
+        if ip in pools and not taken.owner(ip) and not (ip in held and _age(held[ip]) < _age(service))
+    ]
     asked: dict[int, str] = {}
     for ip in lb.wanted(service):
         try:
@@ -85,13 +117,15 @@ def choose(service: Object, pools: lb.Pools, held: dict[str, Object]) -> tuple[l
         if want and want not in pools:
             there = pools.names(version) or f"it has no IPv{version} addresses"
             problems.append(("AddressNotInPool", f"{want} is in no pool of ConfigMap {CONFIG_KEY} ({there})"))
+        elif want and (owner := taken.owner(want)):
+            problems.append(("InvalidPool", f"{want} is never given: it is the address of {owner}"))
         elif want and want not in mine and want in held:
             problems.append(("AddressInUse", f"{want} belongs to Service {key(held[want])}"))
         elif want:
             found.append(want)
         elif kept := next((ip for ip in mine if _version(ip) == version), ""):
             found.append(kept)
-        elif fresh := pools.free(version, held.keys() | set(found)):
+        elif fresh := pools.free(version, {*held, *found, *taken.addresses}, (one for one, _ in taken.ranges)):
             found.append(fresh)
         elif pools.names(version):
             problems.append(("PoolExhausted", f"no free address in {pools.names(version)} of ConfigMap {CONFIG_KEY}"))
@@ -100,7 +134,7 @@ def choose(service: Object, pools: lb.Pools, held: dict[str, Object]) -> tuple[l
     return found, problems
 
 
-def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
+def reconcile(wanted: str, snapshot: Snapshot, now: float, others: tuple[str, ...] = ()) -> list[Write]:
     service = snapshot.get("Service", wanted)
     if service is None:
         return []
@@ -113,7 +147,7 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
     elif not pools or not lb.ours(service, pools):
         return []  # another load balancer owns this Service's status, or none does yet
     else:
-        found, problems = choose(service, pools, _held(snapshot, wanted))
+        found, problems = choose(service, pools, _held(snapshot, wanted), _occupied(snapshot, others))
         target = [{"ip": ip, "ipMode": "VIP"} for ip in found]
     changes = [_event(service, "Service", reason, message, now) for reason, message in problems]
     if [(i.get("ip"), i.get("ipMode")) for i in have] != [(i["ip"], i["ipMode"]) for i in target]:
@@ -144,23 +178,41 @@ def _touched(obj: Object, snapshot: Snapshot) -> Keys:
                 yield key(other)
 
 
+def _every(snapshot: Snapshot) -> Keys:
+    return [key(s) for s in snapshot.list("Service") if s["spec"].get("type") == "LoadBalancer"]
+
+
 def _all(obj: Object, snapshot: Snapshot) -> Keys:
-    return (
-        [key(s) for s in snapshot.list("Service") if s["spec"].get("type") == "LoadBalancer"]
-        if lb.is_config(obj)
-        else ()
-    )
+    return _every(snapshot) if lb.is_config(obj) else ()
 
 
-def _default_pools(addresses: tuple[str, ...]) -> Controller:
+def _meets(obj: Object, snapshot: Snapshot) -> bool:
+    """Whether a Node, a Pod or the API server's EndpointSlice has addresses in a pool. Most events end here."""
+    pools, _ = _pools(snapshot)
+    if not pools:
+        return False
+    if "endpoints" in obj:
+        return key(obj) == API_SLICE and any(ip in pools for ip in of_slice(obj))
+    addresses, ranges = of_node(obj)
+    return any(ip in pools for ip in (*addresses, *of_pod(obj))) or any(map(pools.meets, ranges))
+
+
+def _meeting(obj: Object, snapshot: Snapshot) -> Keys:
+    return _every(snapshot) if _meets(obj, snapshot) else ()
+
+
+def _default_pools(addresses: tuple[str, ...], others: tuple[str, ...]) -> Controller:
     """Return the controller that creates the pools' ConfigMap if `addresses` are configured and the ConfigMap is
-    missing. It also reports the invalid entries of an existing ConfigMap.
+    missing. It also reports the invalid entries of an existing ConfigMap, and addresses that somebody has.
     """
 
     def reconcile(_wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
         config = snapshot.get("ConfigMap", CONFIG_KEY)
         if config is not None:
-            return [_event(config, "ConfigMap", "InvalidPool", problem, now) for problem in _pools(snapshot)[1]]
+            pools, problems = _pools(snapshot)
+            if overlaps := _occupied(snapshot, others).overlaps(pools):
+                problems = [*problems, f"data.addresses: never given, for somebody has it: {', '.join(overlaps)}"]
+            return [_event(config, "ConfigMap", "InvalidPool", problem, now) for problem in problems]
         if not addresses or snapshot.get("Namespace", lb.CONFIG_NAMESPACE) is None:
             return []
         return [
@@ -182,13 +234,19 @@ def _default_pools(addresses: tuple[str, ...]) -> Controller:
     def mine(obj: Object, snapshot: Snapshot) -> Keys:
         return (CONFIG_KEY,) if lb.is_config(obj) or name(obj) == lb.CONFIG_NAMESPACE else ()
 
-    watches = {"ConfigMap": mine, **({"Namespace": mine} if addresses else {})}
-    return Controller("loadbalancerpools", watches, reconcile, within=_CONFIG)
+    def owner(obj: Object, snapshot: Snapshot) -> Keys:
+        return (CONFIG_KEY,) if _meets(obj, snapshot) else ()
+
+    watches = {"ConfigMap": mine, **dict.fromkeys(_OWNERS, owner), **({"Namespace": mine} if addresses else {})}
+    return Controller("loadbalancerpools", watches, reconcile, within=_WITHIN, keep=_KEEP)
 
 
-def controllers(addresses: tuple[str, ...]) -> tuple[Controller, ...]:
-    """addresses: the addresses of the pool that the controller creates if there is none."""
+def controllers(addresses: tuple[str, ...], others: tuple[str, ...] = ()) -> tuple[Controller, ...]:
+    """addresses: the addresses of the pool that the controller creates if there is none. others: addresses of gateways
+    and of the API server, which no object of the API names.
+    """
+    watches = {"Service": _touched, "ConfigMap": _all, **dict.fromkeys(_OWNERS, _meeting)}
     return (
-        Controller("loadbalancer", {"Service": _touched, "ConfigMap": _all}, reconcile, within=_CONFIG),
-        _default_pools(addresses),
+        Controller("loadbalancer", watches, partial(reconcile, others=others), within=_WITHIN, keep=_KEEP),
+        _default_pools(addresses, others),
     )

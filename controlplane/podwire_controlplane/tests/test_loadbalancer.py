@@ -217,3 +217,93 @@ def test_no_address_is_ever_given_twice_and_none_is_lost(steps: list[tuple[str, 
             assert all(ip in now for ip in held)
             waiting = [s for s in found if lb.ours(s, now) and not lb.ingress(s) and not lb.wanted(s)]
             assert not waiting or not now.free(4, set(held)), "no Service waits while an address is free"
+
+
+# ---- addresses that somebody has
+
+
+def machine(own: str, *ips: str, kind: str = "InternalIP", **spec: Any) -> Object:
+    status = {"addresses": [{"type": kind, "address": ip} for ip in ips]}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": own, "uid": own}, "spec": spec, "status": status}
+
+
+def pod(own: str, ip: str, host: str = "198.51.100.1", phase: str = "Running") -> Object:
+    status = {"podIP": ip, "podIPs": [{"ip": ip}], "hostIP": host, "phase": phase}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": own, "namespace": "default"}, "status": status}
+
+
+def api_server(*ips: str) -> Object:
+    endpoints = [{"addresses": [ip]} for ip in ips]
+    where = {"name": "kubernetes", "namespace": "default"}
+    return {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": where, "endpoints": endpoints}
+
+
+@pytest.mark.parametrize(
+    ("owner", "words"),
+    [
+        (machine("n1", "192.0.2.16"), "Node n1"),
+        (machine("n1", "198.51.100.1", "192.0.2.16"), "Node n1"),
+        (machine("n1", "192.0.2.16", kind="ExternalIP"), "Node n1"),
+        (machine("n1", podCIDRs=["192.0.2.16/32"]), "podCIDR of Node n1"),
+        (pod("p", "192.0.2.16"), "Pod default/p"),
+        (api_server("192.0.2.16"), "the API server"),
+    ],
+)
+def test_an_address_that_somebody_has_is_never_given(owner: Object, words: str) -> None:
+    """Neither as the next free one, nor when asked for by name, nor kept by a Service that had it before."""
+    assert given_to(balancer(), config(), owner) == (["192.0.2.17"], [])
+    for asking in (balancer(loadBalancerIP="192.0.2.16"), balancer(annotations={lb.WANTED: "192.0.2.16"})):
+        assert given_to(asking, config(), owner) == (None, ["InvalidPool"])
+        assert words in changes(asking, config(), owner)[0].obj["message"]
+    assert given_to(balancer("web", "192.0.2.16"), config(), owner) == (["192.0.2.17"], ["InvalidPool"])
+    named = given_to(balancer("web", "192.0.2.16", loadBalancerIP="192.0.2.16"), config(), owner)
+    assert named == ([], ["InvalidPool", "InvalidPool"])
+    (told,) = loadbalancer.controllers(())[1].reconcile(loadbalancer.CONFIG_KEY, snapshot(config(), owner), NOW)
+    assert told.obj["reason"] == "InvalidPool"
+    assert "192.0.2.16" in told.obj["message"] and words in told.obj["message"]
+
+
+def test_gateways_and_what_the_controller_itself_uses_are_never_given() -> None:
+    plan = loadbalancer.controllers((), ("192.0.2.16", "192.0.2.17"))
+    (write,) = plan[0].reconcile("default/web", snapshot(balancer(), config()), NOW)
+    assert write.obj["status"]["loadBalancer"]["ingress"][0]["ip"] == "192.0.2.18"
+    (told,) = plan[1].reconcile(loadbalancer.CONFIG_KEY, snapshot(config()), NOW)
+    assert "192.0.2.16 (a default gateway)" in told.obj["message"]
+
+
+@pytest.mark.parametrize(
+    "other", [pod("p", "192.0.2.16", host="192.0.2.16"), pod("p", "192.0.2.16", phase="Succeeded")]
+)
+def test_a_host_network_pod_and_one_that_ended_have_no_address(other: Object) -> None:
+    assert given_to(balancer(), config(), other) == (["192.0.2.16"], [])
+
+
+def test_what_the_admin_excludes_is_not_given() -> None:
+    pools = config(exclude="192.0.2.16-192.0.2.17")
+    assert given_to(balancer(), pools) == (["192.0.2.18"], [])
+    assert given_to(balancer(loadBalancerIP="192.0.2.17"), pools) == (None, ["AddressNotInPool"])
+    assert lb.parse(config(exclude="x"))[1][0].startswith("data.exclude: 'x'")
+
+
+def test_a_pool_inside_the_pods_range_is_skipped_in_one_step() -> None:
+    wide = config("10.0.0.0/8, 192.0.2.16")
+    assert given_to(balancer(), wide, machine("n1", podCIDRs=["10.0.0.0/9"])) == (["10.128.0.0"], [])
+    halves = machine("n1", podCIDRs=["10.0.0.0/9"]), machine("n2", podCIDRs=["10.128.0.0/9"])
+    assert given_to(balancer(), wide, *halves) == (["192.0.2.16"], [])
+
+
+def test_only_what_meets_a_pool_is_worked_out_again() -> None:
+    one, pools = loadbalancer.controllers(())
+    seen = snapshot(config(), balancer("web", "192.0.2.16"))
+    for obj in (machine("n1", "192.0.2.16"), machine("n1", podCIDRs=["192.0.0.0/16"]), pod("p", "192.0.2.17")):
+        assert list(one.watches[obj["kind"]](obj, seen)) == ["default/web"]
+        assert list(pools.watches[obj["kind"]](obj, seen)) == [loadbalancer.CONFIG_KEY]
+    for obj in (machine("n1", "198.51.100.1", podCIDRs=["10.244.1.0/24"]), pod("p", "10.244.1.2")):
+        assert not list(one.watches[obj["kind"]](obj, seen)) + list(pools.watches[obj["kind"]](obj, seen))
+    for ip, where, meets in (
+        ("192.0.2.16", "kubernetes", True),
+        ("192.0.2.16", "web", False),
+        ("10.0.0.1", "kubernetes", False),
+    ):
+        slice_ = {**api_server(ip), "metadata": {"name": where, "namespace": "default"}}
+        assert bool(list(one.watches["EndpointSlice"](slice_, seen))) is meets

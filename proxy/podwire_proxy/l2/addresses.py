@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from podwire_base.kube import loadbalancer as lb
 from podwire_base.kube import meta
+from podwire_base.kube.occupied import Occupied, Parts, occupied, of_node, of_slice
 
 EXCLUDE = "node.kubernetes.io/exclude-from-external-load-balancers"
 SERVICE_NAME = "kubernetes.io/service-name"
@@ -39,15 +40,54 @@ def usable(nodes: Iterable[meta.Object]) -> frozenset[str]:
 
 
 @dataclass(slots=True)
+class Owners:
+    """Learns which addresses machines have. servers: the API server's addresses that this role uses. changed: since the
+    last `occupied`.
+    """
+
+    servers: tuple[str, ...] = ()
+    changed: bool = True
+    _nodes: dict[str, Parts] = field(default_factory=dict)
+    _api: dict[str, tuple[str, ...]] = field(default_factory=dict)  # slice -> addresses
+    _gateways: tuple[str, ...] = ()
+
+    def node(self, name: str, obj: meta.Object | None) -> None:
+        """`obj` None: deleted."""
+        now = of_node(obj) if obj is not None else None
+        self.changed = self.changed or now != self._nodes.get(name)
+        self._nodes.pop(name, None)
+        if now is not None:
+            self._nodes[name] = now
+
+    def api_slice(self, key: str, obj: meta.Object | None) -> None:
+        """`obj` None: deleted."""
+        self.changed = True
+        self._api.pop(key, None)
+        if obj is not None:
+            self._api[key] = of_slice(obj)
+
+    def gateways(self, found: tuple[str, ...]) -> None:
+        self.changed = self.changed or found != self._gateways
+        self._gateways = found
+
+    def occupied(self, pools: lb.Pools) -> Occupied:
+        """Returns the addresses of the pools that a machine has."""
+        self.changed = False
+        api = {*self.servers, *(ip for ips in self._api.values() for ip in ips)}
+        return occupied(self._nodes, (), api, self._gateways).within(pools)
+
+
+@dataclass(slots=True)
 class View:
     """The needed part of the API's state: the Services with addresses, and the nodes of their endpoints."""
 
     pools: lb.Pools = field(default_factory=lb.Pools)
+    occupied: Occupied = field(default_factory=Occupied)
     services: dict[str, meta.Object] = field(default_factory=dict)
     slices: dict[str, tuple[str, frozenset[str]]] = field(default_factory=dict)
     _places: dict[str, dict[str, frozenset[str]]] = field(default_factory=dict)  # Service -> slice -> nodes
-    # the pools and the result of the last call
-    _found: tuple[lb.Pools, Mapping[str, frozenset[str] | None]] | None = None
+    # the pools, the occupied addresses and the result of the last call
+    _found: tuple[lb.Pools, Occupied, Mapping[str, frozenset[str] | None]] | None = None
 
     def service(self, key: str, obj: meta.Object | None) -> bool:
         """Records a Service. Returns whether data that load balancers depend on changed.
@@ -100,15 +140,22 @@ class View:
     def addresses(self) -> Mapping[str, frozenset[str] | None]:
         """Returns address -> the nodes that can serve the address; None: all nodes.
 
-        If two Services have an address, the first by name counts.
+        If two Services have an address, the first by name counts. An address that a machine has is not served.
         """
-        if self._found is None or self._found[0] is not self.pools:
+        if self._found is None or self._found[0] is not self.pools or self._found[1] is not self.occupied:
             found: dict[str, frozenset[str] | None] = {}
             for ip, service in lb.announced((self.services[key] for key in sorted(self.services)), self.pools):
+                if self.occupied.owner(ip):
+                    continue
                 here = self._places.get(meta.key(service), {}).values() if is_local(service) else ()
                 found.setdefault(ip, frozenset().union(*here) if is_local(service) else None)
-            self._found = self.pools, found
-        return self._found[1]
+            self._found = self.pools, self.occupied, found
+        return self._found[2]
+
+    def conflicts(self) -> list[str]:
+        """Returns the Services' addresses that are not served because somebody has them: "192.0.2.11 (Node n1)"."""
+        given = dict.fromkeys(ip for ip, _ in lb.announced(self.services.values(), self.pools))
+        return [f"{ip} ({owner})" for ip in given if (owner := self.occupied.owner(ip))]
 
     def holder(self, ip: str) -> str:
         """Returns the Service that has the address; "" if no Service has it."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from podwire_base.kernel.addresses import uplink
+from podwire_base.kernel.addresses import gateways, uplink
 from podwire_base.kube import loadbalancer as lb
 from podwire_base.kube import meta
 from podwire_base.kube.client.config import load
@@ -29,7 +29,7 @@ from podwire_base.role.run import main, stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 
 from . import frames
-from .addresses import View, usable
+from .addresses import Owners, View, usable
 from .election import BEAT, PROBE, Election, decode, encode
 from .packets import PacketSocket
 
@@ -39,6 +39,8 @@ DEFEND = 1.0  # seconds between two defences of an address
 ASK_AGAIN = 0.5
 GATHER = 0.02  # seconds for which changes of the API are gathered: a list of thousands must not delay a beat
 PROBE_TIMEOUT = 0.5
+LOOK = 20  # beats between two looks at the routes
+API_SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
 PRIORITY = -15  # nice value: a node that is late by a second counts as dead
 
 
@@ -61,6 +63,7 @@ class Announcer:
     election: Election
     view: View = field(default_factory=View)
     nodes: dict[str, meta.Object] = field(default_factory=dict)
+    machines: Owners = field(default_factory=Owners)
 
     def __post_init__(self) -> None:
         self.status = RoleStatus(self.config.run_dir, "lb")
@@ -68,6 +71,7 @@ class Announcer:
         self.owners: dict[str, str] = {}
         self.answered = self.moves = 0
         self._defended: dict[str, float] = {}
+        self._conflicts: list[str] = []
         self._problem = ""
         self._slices_wanted = asyncio.Event()
         self._deciding = False
@@ -89,18 +93,39 @@ class Announcer:
         pools, problems = lb.parse(None if event.type == "DELETED" else event.object)
         for problem in problems:
             log.warn("pool is partly unusable", object=event.key, problem=problem)
-        self.view.pools = pools
+        self.view.pools, self.machines.changed = pools, True
         if self.active and not was:
             self.election.started = time.monotonic()  # without addresses to assign, the node did not listen
         self._decide_soon()
 
     def on_node(self, event: Event) -> None:
-        if event.type == "DELETED":
-            self.nodes.pop(event.key, None)
-        else:
-            usable([event.object])  # a malformed object is logged and skipped; the beats could not read it either
-            self.nodes[event.key] = event.object
+        obj = None if event.type == "DELETED" else event.object
+        if obj is not None:
+            usable([obj])  # a malformed object is logged and skipped; the beats could not read it either
+        self.machines.node(event.key, obj)
+        self.nodes.pop(event.key, None)
+        if obj is not None:
+            self.nodes[event.key] = obj
         self._decide_soon()
+
+    def on_api_slice(self, event: Event) -> None:
+        self.machines.api_slice(event.key, None if event.type == "DELETED" else event.object)
+        self._decide_soon()
+
+    def look_at_routes(self) -> None:
+        """Reads the default gateways of this machine, which no node may answer for."""
+        try:
+            self.machines.gateways(tuple(map(str, gateways())))
+        except OSError as err:
+            log.debug("routes could not be read", error=str(err))
+
+    def _note_occupied(self) -> None:
+        """Works out which addresses of the pools somebody has. This node gives up such an address at once."""
+        self.view.occupied = self.machines.occupied(self.view.pools)
+        told, self._conflicts = self._conflicts, self.view.conflicts()
+        for conflict in self._conflicts:
+            if conflict not in told:
+                log.warn("not answering for a load balancer's address: somebody has it", address=conflict)
 
     def _decide_soon(self) -> None:
         if not self._deciding:
@@ -160,6 +185,8 @@ class Announcer:
     def decide(self) -> None:
         """Computes the owner of each address. The call is cheap and idempotent, and happens at every event."""
         now, self._deciding = time.monotonic(), False
+        if self.machines.changed:
+            self._note_occupied()
         addresses = self.view.addresses()
         self.owners = self.election.owners(addresses, usable(self.nodes.values()), now)
         mine = {ip for ip, node in self.owners.items() if node == self.config.node_name}
@@ -194,6 +221,8 @@ class Announcer:
             orphans = sorted(addresses.keys() - self.owners.keys())
             if orphans and self.election.ready(now):
                 message += f"; no node can serve {', '.join(orphans[:5])}"
+            if conflicts := self.view.conflicts():
+                message += f"; not answering for {', '.join(conflicts[:5])}"
             self.status.update(ready=True, message=message, **figures)
 
     # Loops
@@ -203,6 +232,7 @@ class Announcer:
         informers = [
             Informer(api, path, field_selector=f"metadata.name={lb.CONFIG_NAME}", on_event=self.on_config),
             Informer(api, "/api/v1/nodes", on_event=self.on_node),
+            Informer(api, API_SLICES, field_selector="metadata.name=kubernetes", on_event=self.on_api_slice),
             Informer(api, "/api/v1/services", on_event=self.on_service, keep=_stub),
         ]
         async with asyncio.TaskGroup() as group:
@@ -234,6 +264,8 @@ class Announcer:
                 self._send(frames.beat(self.packets.mac, encode(self.election.tell(time.monotonic()))))
             self.decide()
             turn += 1
+            if turn % LOOK == 1:
+                self.look_at_routes()
             if turn % 8 == 0 or self._problem != told:
                 told = self._problem
                 self.report()
@@ -318,11 +350,11 @@ async def _main(config: LbConfig) -> None:
     status.update(ready=False, message="waiting for the API server", reason="Starting")
 
     async def work() -> None:
-        async with ApiClient(load(config.kubeconfig)) as api:
+        client = load(config.kubeconfig)
+        async with ApiClient(client) as api:
             cluster = await _cluster(api, status)
-            made.append(
-                Announcer(config, PacketSocket(config.uplink), Election(cluster, config.node_name, time.monotonic()))
-            )
+            election = Election(cluster, config.node_name, time.monotonic())
+            made.append(Announcer(config, PacketSocket(config.uplink), election, machines=Owners(client.server_ips)))
             await made[0].run(api)
 
     made: list[Announcer] = []

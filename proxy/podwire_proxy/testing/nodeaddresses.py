@@ -113,6 +113,21 @@ def node_addresses() -> list[Scenario]:
             NEAR,
         ),
         Scenario(
+            "a load balancer's address that is the node's own",
+            (
+                service(
+                    "my-service", VIP, [port(PORT), port(22, name="b")], type="LoadBalancer", ingress=[{"ip": NODE_IP}]
+                ),
+                endpoint_slice("my-service", BOTH, [("", "TCP", TARGET)]),
+            ),
+            {
+                **{packet(source, NODE_IP): ALL_M for source in (POD, SELF, OUT)},
+                packet(OUT, NODE_IP, 22): NO_ENDPOINTS,
+                packet(OUT, NODE_IP, 81): PASS,
+            },
+            NEAR,
+        ),
+        Scenario(
             "an endpoint that has the address of a Service without endpoints",
             (_made(TARGET, ips=(HOST,)), _ends(numbers=(TARGET,)), *elsewhere),
             {packet(POD, HOST, TARGET): NO_ENDPOINTS, packet(POD, VIP2): to([H], False)},

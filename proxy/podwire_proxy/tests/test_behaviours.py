@@ -47,6 +47,7 @@ BEHAVIOURS: dict[str, tuple[str, ...]] = {
         "externalIPs of nodes: refused",
     ),
     "externalIPs at a node's address": ("externalIPs of nodes", "externalIPs of nodes: no endpoints"),
+    "load balancer addresses of nodes": ("a load balancer's address that is the node's own",),
     "refusals and endpoints at one address": ("an endpoint that has the address of a Service",),
     "no NodePort allocated": ("LoadBalancer without NodePort",),
     "two Services, same pods": ("two Services, same pods",),

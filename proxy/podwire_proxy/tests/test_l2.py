@@ -452,3 +452,63 @@ def test_which_nodes_the_api_calls_usable() -> None:
         node("e", "True", deletionTimestamp="2026-01-01T00:00:00Z"),
     ]
     assert addresses.usable(found) == {"a", "b"}
+
+
+ONE, TWO = "192.0.2.1", "192.0.2.2"  # of balancer(1) and balancer(2)
+
+
+def machine(name: str, *ips: str, **spec: Any) -> Any:
+    found = [{"type": "InternalIP", "address": ip} for ip in ips]
+    return {"metadata": {"name": name}, "spec": spec, "status": {"addresses": found}}
+
+
+@pytest.mark.parametrize(
+    ("change", "owner"),
+    [
+        (lambda one: one.on_node(Event("ADDED", "n2", machine("n2", "198.51.100.9", ONE), None)), "Node n2"),
+        (lambda one: one.on_node(Event("ADDED", "n1", machine("n1", ONE), None)), "Node n1"),
+        (
+            lambda one: one.on_node(Event("ADDED", "n2", machine("n2", podCIDR="192.0.2.0/31"), None)),
+            "podCIDR of Node n2",
+        ),
+        (
+            lambda one: one.on_api_slice(
+                Event("ADDED", "default/kubernetes", endpoint_slice("kubernetes", [endpoint(ONE)]), None)
+            ),
+            "the API server",
+        ),
+        (lambda one: one.machines.gateways((ONE,)), "a default gateway"),
+    ],
+)
+def test_an_address_that_a_machine_gets_is_given_up_at_once(tmp_path: Path, change: Any, owner: str) -> None:
+    """However it got the Service: the controller may need a moment to take it back, or be away."""
+
+    async def joined() -> tuple[set[str], set[str], list[str]]:
+        one = Announcer(LbConfig("n1", None, tmp_path), Link("none"), Election("c", "n1", 0.0, synced=True))
+        for number in (1, 2):
+            one.on_service(Event("ADDED", f"default/s{number}", balancer(number), None))
+        one.on_config(Event("ADDED", "x", {"data": {"addresses": "192.0.2.0/24"}}, None))
+        one.election.started = time.monotonic() - 10
+        one.decide()
+        before = one.mine
+        change(one)
+        one.decide()
+        return before, one.mine, one.view.conflicts()
+
+    before, after, conflicts = asyncio.run(joined())
+    assert before == {ONE, TWO}
+    assert after == {TWO}
+    assert conflicts == [f"{ONE} ({owner})"]
+
+
+def test_a_heartbeat_of_a_node_changes_no_owner() -> None:
+    owners = addresses.Owners()
+    owners.node("n1", machine("n1", ONE))
+    assert owners.occupied(lb.parse({"data": {"addresses": "192.0.2.0/24"}})[0]).addresses == {ONE: "Node n1"}
+    beat = machine("n1", ONE)
+    beat["status"]["conditions"] = [{"type": "Ready", "lastHeartbeatTime": "t"}]
+    owners.node("n1", beat)
+    assert not owners.changed
+    owners.node("n1", None)
+    assert owners.changed
+    assert not owners.occupied(lb.parse({"data": {"addresses": "192.0.2.0/24"}})[0]).addresses

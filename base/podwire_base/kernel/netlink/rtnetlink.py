@@ -261,6 +261,9 @@ def address_of(body: bytes) -> tuple[IPAddress, int]:
     return ip_address(found.get(IFA_LOCAL) or found[IFA_ADDRESS]), index
 
 
+_HOP_SIZE = 8  # struct rtnexthop: u16 length, u8 flags, u8 weight, s32 index; attributes follow
+
+
 def default_route_of(body: bytes) -> tuple[int, int] | None:
     """Returns (metric, index of the link) of the route in an RTM_NEWROUTE body. Returns None if the route is not a
     default route of the main table. If the route has several next hops, the first next hop counts.
@@ -271,6 +274,22 @@ def default_route_of(body: bytes) -> tuple[int, int] | None:
         return None
     hop = found.get(RTA_OIF) or found.get(RTA_MULTIPATH, b"")[4:8]  # struct rtnexthop: its index
     return (_number(found.get(RTA_PRIORITY)), _number(hop)) if hop else None
+
+
+def gateways_of(body: bytes) -> tuple[IPAddress, ...]:
+    """Returns the gateways of the route in an RTM_NEWROUTE body, of all next hops. Returns () if the route is not a
+    default route of the main table.
+    """
+    if default_route_of(body) is None:
+        return ()
+    found = parse(body[_ROUTE.size :])
+    raw = [found.get(RTA_GATEWAY)]
+    hops = found.get(RTA_MULTIPATH, b"")
+    while len(hops) >= _HOP_SIZE:
+        size = _number(hops[:2])
+        raw.append(parse(hops[_HOP_SIZE:size]).get(RTA_GATEWAY))
+        hops = hops[max(size, _HOP_SIZE) :]
+    return tuple(ip_address(one) for one in raw if one)
 
 
 def _number(raw: bytes | None) -> int:

@@ -9,6 +9,8 @@ client-go's InClusterConfig and clientcmd.
 from __future__ import annotations
 
 import base64
+import contextlib
+import ipaddress
 import os
 import re
 import ssl
@@ -59,6 +61,16 @@ class ClientConfig:
     @property
     def servers(self) -> tuple[str, ...]:
         return (self.server, *self.others)
+
+    @property
+    def server_ips(self) -> tuple[str, ...]:
+        """Returns the addresses in `servers`, without loopback addresses and names."""
+        found = []
+        for url in self.servers:
+            with contextlib.suppress(ValueError):
+                ip = ipaddress.ip_address(urlsplit(url).hostname or "")
+                found += [] if ip.is_loopback else [str(ip)]
+        return tuple(dict.fromkeys(found))
 
 
 def stamps(files: tuple[Path, ...]) -> tuple[tuple[int, int, int], ...]:
