@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-from podwire_base.kube import meta
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.errors import ApiError
 from podwire_base.role import logs
@@ -25,19 +24,18 @@ class Events:
         self._turn = asyncio.Semaphore(AT_ONCE)
 
     def send(self, service: str, reason: str, why: str) -> None:
-        task = asyncio.ensure_future(self._post(service, service_event(self.node, service, reason, why, time.time())))
+        task = asyncio.ensure_future(self._post(service, reason, why))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _post(self, service: str, event: meta.Object) -> None:
+    async def _post(self, service: str, reason: str, why: str) -> None:
         namespace, _, name = service.partition("/")
         path = f"/api/v1/namespaces/{namespace}"
         async with self._turn:
             try:
                 # `kubectl describe` finds an Event only by the Service's uid, which the informer does not keep
                 found = (await self.api.get(f"{path}/services", fieldSelector=f"metadata.name={name}"))["items"]
-                if found:
-                    event["involvedObject"]["uid"] = meta.uid(found[0])
-                await self.api.create(f"{path}/events", event)
+                about = found[0] if found else {"metadata": {"namespace": namespace, "name": name}}
+                await self.api.create(f"{path}/events", service_event(self.node, about, reason, why, time.time()))
             except (ApiError, OSError) as err:
                 log.warn("an Event could not be written", error=str(err))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from podwire_base.kube import meta
-from podwire_base.kube.events import event
+from podwire_base.kube.events import event, reference
 from podwire_base.kube.times import parse_time
 
 
@@ -36,9 +36,8 @@ def claims_of(node: meta.Object) -> meta.Object:
     }
 
 
-def service_event(node: str, service: str, reason: str, why: str, now: float) -> meta.Object:
+def service_event(node: str, service: meta.Object, reason: str, why: str, now: float) -> meta.Object:
     """Returns a Warning Event about a Service, as the proxy of `node` sees it."""
-    namespace, _, name = service.partition("/")
-    about = {"kind": "Service", "namespace": namespace, "name": name}
+    about = reference("Service", service)
     words = f"node {node}: {why}"
     return event(about, reason, words, now, component="podwire-proxy", host=node)

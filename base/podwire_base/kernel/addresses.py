@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 
 from .ip import IPAddress
 from .netlink import rtnetlink as nl
@@ -18,8 +19,15 @@ def local_addresses() -> tuple[IPAddress, ...]:
 def gateways() -> tuple[IPAddress, ...]:
     """Returns the gateways of all default routes of the calling thread's network namespace. Raises OSError."""
     with RouteSocket() as sock:
-        bodies = [body for f in (nl.AF_INET, nl.AF_INET6) for body in sock.everything(nl.GETROUTE, nl.all_routes(f))]
-    return tuple(dict.fromkeys(ip for body in bodies for ip in nl.gateways_of(body)))
+        return tuple(
+            dict.fromkeys(
+                ip for f in (nl.AF_INET, nl.AF_INET6) for body in _routes(sock, f) for ip in nl.gateways_of(body)
+            )
+        )
+
+
+def _routes(sock: RouteSocket, family: int) -> Iterator[bytes]:
+    return sock.everything(nl.GETROUTE, nl.all_routes(family))
 
 
 def uplink(address: str = "") -> str:
@@ -33,8 +41,7 @@ def uplink(address: str = "") -> str:
             if str(found) == address:
                 return socket.if_indextoname(index)
         for family in (nl.AF_INET, nl.AF_INET6):
-            bodies = sock.everything(nl.GETROUTE, nl.all_routes(family))
-            routes = [route for body in bodies if (route := nl.default_route_of(body))]
+            routes = [route for body in _routes(sock, family) if (route := nl.default_route_of(body))]
             if routes:
                 return socket.if_indextoname(min(routes)[1])
     return ""
