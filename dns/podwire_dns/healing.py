@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from podwire_base.kube.times import timestamp
 from podwire_base.role import logs
 
 from . import host
@@ -59,5 +60,5 @@ class NodeState:
 
     def _repaired(self, what: str) -> None:
         self.repairs += 1
-        self.last = f"{what}, {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}"
+        self.last = f"{what}, {timestamp(time.time())}"
         log.warn("another program removed what the DNS needs, put back", what=what)
