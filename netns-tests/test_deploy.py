@@ -125,7 +125,7 @@ def test_pods_services_and_names_work(cluster: Cluster) -> None:
     for pod in cluster.pods.values():
         # bound
         wait_until(lambda pod=pod: _ready(pod), f"all roles ready: {pod.log()[-3000:]}", 40)  # type: ignore[misc]
-        for probe in ("readinessProbe", "startupProbe"):
+        for probe in ("readinessProbe", "livenessProbe"):
             wait_until(lambda pod=pod, probe=probe: pod.probe(probe), probe)  # type: ignore[misc]  # bound
         assert sorted(p.name for p in pod.path("/etc/cni/net.d").iterdir()) == [
             "05-other.conflist.before-podwire",

@@ -22,6 +22,7 @@ class Missing:
 def missing() -> list[Missing]:
     """Return the programs and modules that are not compiled. The list is empty if all are compiled."""
     from podwire_base.native import reason
+    from podwire_base.role import native as role
     from podwire_cni import native as cni
     from podwire_cni.native import attach
     from podwire_dns import native as dns
@@ -30,6 +31,7 @@ def missing() -> list[Missing]:
     programs = (
         ("podwire-cni", cni.is_compiled("podwire-cni"), cni.FOLDER, "a call of the plugin takes 20 ms more"),
         ("podwire-pause", cni.is_compiled("podwire-pause"), cni.FOLDER, "a pod takes 10 MB more"),
+        ("podwire-beat", role.beat_program() is not None, role.FOLDER, "an image has no probes"),
         ("podwire-echo", runtime.echo_binary() is not None, runtime.NATIVE, "the test server starts 50 ms later"),
     )
     libraries = (

@@ -57,4 +57,5 @@ def run(config: DnsConfig) -> None:
         grace=lambda: PATIENCE_SECONDS,
         beat=beat.path_of(config.run_dir, "dns-feeder"),
     )
+    beat.ensure(beat.path_of(config.run_dir, "serve"))
     Supervisor([server, feeder], None, passed_on={signal.SIGHUP: reload}, in_turn=True).run()

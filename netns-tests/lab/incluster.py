@@ -23,6 +23,7 @@ from aiohttp import web
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object
 from podwire_base.kube.registry import of
+from podwire_base.role.native import beat_program
 from podwire_controlplane.allocators import ServiceAllocator
 from podwire_controlplane.server import auth, pki
 from podwire_controlplane.server.app import make_app
@@ -298,6 +299,12 @@ class WorkloadPod:
     def probe(self, which: str) -> bool:
         """Run a probe of the container as the kubelet does, and return whether it succeeds."""
         (container,) = self.spec["containers"]
+        if "exec" in container[which]:
+            program, *words = container[which]["exec"]["command"]
+            own = beat_program()
+            assert own is not None and Path(program).name == own.name
+            moved = [str(self.path(word)) if word.startswith("/") else word for word in words]
+            return self.ns.run([str(own), *moved], check=False).returncode == 0
         probe = container[which]["httpGet"]
         done = self.ns.run(
             [

@@ -15,7 +15,7 @@ WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
 def c_files(root: Path) -> list[Path]:
     """Return the C sources and headers of the packages and of the benchmarks."""
-    return sorted(path for where in ("*/podwire_*/native/*.[ch]", "bench/*.[ch]") for path in root.glob(where))
+    return sorted(path for where in ("*/podwire_*/**/native/*.[ch]", "bench/*.[ch]") for path in root.glob(where))
 
 
 def unformatted(root: Path) -> str:

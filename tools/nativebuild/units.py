@@ -62,10 +62,12 @@ class Module(Unit):
 
 
 CNI, NODE, DNS = "cni/podwire_cni/native", "controlplane/podwire_node/native", "dns/podwire_dns/native"
+ROLE = "base/podwire_base/role/native"
 
 PROGRAMS = (
     Program("podwire-cni", CNI, ("client.c",), "a Python program: each call of the plugin takes 20 ms more"),
     Program("podwire-pause", CNI, ("pause.c",), "a Python program: each pod takes 10 MB more"),
+    Program("podwire-beat", ROLE, ("beat.c",), "nothing: the probes of deploy/ need the image, which has it"),
     Program("podwire-echo", NODE, ("echo.c",), "a Python program: the test server takes 50 ms more to start"),
 )
 

@@ -252,7 +252,11 @@ def _made(data: Path) -> Addresses | None:
     metavar="NAME",
     help="Run only this controller, for example loadbalancer; repeatable.  [default: all]",
 )
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), help="Where the beat is written, for probes; default: nowhere."
+)
 def controllers(
+    run_dir: Path | None,
     kubeconfig: str | None,
     data: Path | None,
     cluster_cidr: str | None,
@@ -262,7 +266,11 @@ def controllers(
 ) -> None:
     """Controllers and scheduler alone. In a cluster that has its own controllers, use --only loadbalancer."""
     from podwire_base.kube.errors import ConfigError
+    from podwire_base.role import beat
     from podwire_controlplane.controllers.driver import ControllersConfig, run
+
+    if run_dir is not None:
+        beat.ensure(beat.path_of(run_dir, "controllers"))
 
     made = _made(data) if data else None
     if kubeconfig is None and data is None and not only:

@@ -14,6 +14,7 @@ from podwire_cni import oci
 from . import sbom
 
 SITE = "opt/podwire"  # the folder of the wheel and its dependencies
+BEAT = "podwire_base/role/native/bin/podwire-beat"  # for probes
 PACKAGES = (
     "podwire",
     "podwire_base",
@@ -92,5 +93,6 @@ def split(entries: Iterable[oci.Entry], pause: bytes, listing: bytes) -> list[by
     known = {entry.path for entry in found[0]}
     found[0] += [oci.Entry(path, mode=0o1777 if path == "tmp" else 0o755) for path in _EMPTY if path not in known]
     found[2] += [oci.Entry("usr/local/bin/podwire", PROGRAM.encode(), 0o755), oci.Entry("pause", pause, 0o755)]
+    found[2].append(oci.Entry("usr/local/bin/podwire-beat", link=f"/{SITE}/{BEAT}", mode=0o777))
     found[2].append(oci.Entry(sbom.PATH, listing))
     return [oci.tar(entries) for entries in found]

@@ -10,12 +10,13 @@ from nativebuild import units
 from podwire import compiled
 from podwire.compiled import Missing
 from podwire_base.native import Library
+from podwire_base.role import native as role
 from podwire_cni import native as cni
 from podwire_cni.native import attach
 from podwire_dns import native as dns
 from podwire_node import runtime
 
-PARTS = ["podwire-cni", "podwire-pause", "podwire-echo", "the attach module", "the packets module"]
+PARTS = ["podwire-cni", "podwire-pause", "podwire-beat", "podwire-echo", "the attach module", "the packets module"]
 
 
 def test_nothing_is_said_where_all_is_compiled() -> None:
@@ -40,6 +41,7 @@ def test_a_reason_that_several_have_stands_once() -> None:
 def test_every_part_of_the_build_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cni, "FOLDER", tmp_path)
     monkeypatch.setattr(runtime, "NATIVE", tmp_path)
+    monkeypatch.setattr(role, "FOLDER", tmp_path)
     for module in (attach, dns):
         monkeypatch.setattr(module, "library", lambda: Library(None, "it is stale"))
     (tmp_path / "bin").mkdir()
@@ -47,4 +49,4 @@ def test_every_part_of_the_build_is_looked_for(monkeypatch: pytest.MonkeyPatch, 
     found = compiled.missing()
     assert [part.name for part in found] == PARTS
     assert len(found) == len([*units.PROGRAMS, *units.MODULES])
-    assert (found[0].why, found[3].why) == ("no C compiler", "it is stale")
+    assert (found[0].why, found[4].why) == ("no C compiler", "it is stale")

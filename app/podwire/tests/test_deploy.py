@@ -21,6 +21,8 @@ from podwire.main import cli
 from podwire_base.kube import loadbalancer
 from podwire_base.kube.meta import Object
 from podwire_base.kube.registry import RESOURCES
+from podwire_base.role import beat
+from podwire_base.role.watchdog import SECONDS
 from podwire_controlplane.testing.servers import Server
 from podwire_dns import corefile
 from podwire_dns.config import DnsConfig
@@ -159,9 +161,6 @@ def test_addresses_agree_in_all_places() -> None:
     text = named(objects, "ConfigMap", "podwire-dns")["data"]["Corefile"]
     served, notes = corefile.apply(text, DnsConfig("n", None, Path("/run/podwire")))
     assert notes == [] and served.cluster_domain == data["PODWIRE_CLUSTER_DOMAIN"]
-    probe = named(objects, "DaemonSet", "podwire")["spec"]["template"]["spec"]["containers"][0]
-    for where, address in (("startupProbe", served.ready_address), ("readinessProbe", _proxy(objects).healthz_address)):
-        assert address.rpartition(":")[2] == str(probe[where]["httpGet"]["port"])
 
 
 def settings_default(name: str) -> Any:
@@ -211,8 +210,32 @@ def test_the_dns_deployment_is_reached_by_its_service() -> None:
         named(objects, "ConfigMap", "podwire-dns")["data"]["Corefile"], DnsConfig("n", None, Path("/run/podwire"))
     )
     assert notes == []
-    for probe, address in (("readinessProbe", served.ready_address), ("livenessProbe", served.health_address)):
-        assert address.rpartition(":")[2] == str(container[probe]["httpGet"]["port"])
+    assert served.ready_address.rpartition(":")[2] == str(container["readinessProbe"]["httpGet"]["port"])
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
+def test_every_container_that_stays_has_probes_that_read_its_beat(folder: Path) -> None:
+    objects = kustomize.build(folder)
+    for obj in objects:
+        if obj["kind"] not in ("DaemonSet", "Deployment") or obj["metadata"]["name"].endswith("cleanup"):
+            continue
+        (container,) = obj["spec"]["template"]["spec"]["containers"]
+        verb = container["args"][0]
+        program, kind, file, seconds = container["livenessProbe"]["exec"]["command"]
+        assert (program, kind) == ("/usr/local/bin/podwire-beat", "live")
+        assert float(seconds) > 3 * SECONDS / 2, "the supervisor comes first"
+        role = {"agent": "agent", "controllers": "controllers", "dns": "serve"}[verb]
+        run_dir = "/run/podwire"
+        if verb == "agent":
+            assert named(objects, "ConfigMap", "podwire-settings")["data"]["PODWIRE_RUN_DIR"] == run_dir
+        else:
+            assert f"--run-dir={run_dir}" in container["args"]
+        assert file == str(beat.path_of(Path(run_dir), role))
+        assert run_dir in [mount["mountPath"] for mount in container["volumeMounts"]]
+        ready = container["readinessProbe"]
+        assert "httpGet" in ready or ready["exec"]["command"] == [program, "ready", file, seconds]
+        for probe in ("livenessProbe", "readinessProbe"):
+            assert len({"exec", "httpGet", "tcpSocket", "grpc"} & set(container[probe])) == 1
 
 
 @pytest.mark.parametrize("folder", ["load-balancer", "load-balancer-only"])

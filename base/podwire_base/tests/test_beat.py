@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from podwire_base import progress
 from podwire_base.role import beat, run, watching
 from podwire_base.role.beat import line, read
+from podwire_base.role.native import beat_program
 from podwire_base.role.status import RoleStatus
 from podwire_base.role.watchdog import GREATEST, SECONDS, WELL, Watch
 
@@ -205,3 +207,49 @@ def test_only_the_beat_of_this_process_counts(tmp_path: Path) -> None:
 
 def test_a_process_that_is_not_traced() -> None:
     assert not watching.traced(os.getpid()) and not watching.traced(2**22 + 1)
+
+
+# ---- the program of the probes
+
+
+def probe(*words: str) -> tuple[int, str]:
+    program = beat_program()
+    if program is None:
+        pytest.skip("podwire-beat is not compiled")
+    done = subprocess.run([str(program), *words], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("age", "ready", "live", "is_ready"),
+    [(0.0, True, 0, 0), (0.0, False, 0, 1), (59.0, True, 0, 0), (61.0, True, 1, 1), (-1000.0, True, 1, 1)],
+)
+def test_the_probe(tmp_path: Path, age: float, ready: bool, live: int, is_ready: int) -> None:
+    path = tmp_path / "agent.beat"
+    path.write_bytes(line(time.monotonic() - age, 7, ready, "", "waits for proxy"))
+    assert probe("live", str(path), "60")[0] == live
+    code, said = probe("ready", str(path), "60")
+    assert code == is_ready and ("waits for proxy" in said) == bool(code)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"podwire-beat/2 at=1 pid=1 ready=1 ", b"x" * 4000])
+def test_the_probe_of_what_is_not_a_beat(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "b"
+    if content is not None:
+        path.write_bytes(content)
+    assert probe("live", str(path), "60")[0] == 1
+
+
+@pytest.mark.parametrize("words", [(), ("live",), ("alive", "f", "60"), ("live", "f", "x"), ("live", "f", "0")])
+def test_the_probes_command_line(words: tuple[str, ...]) -> None:
+    assert probe(*words)[0] == 2
+    assert probe("--version") == (0, "podwire-beat 0.2.0\n")
+
+
+def test_the_probe_reads_what_a_role_writes(tmp_path: Path) -> None:
+    path = beat.path_of(tmp_path, "lb")
+    beat.begin(beat.opened(path))
+    assert probe("live", str(path), "5")[0] == 0 and probe("ready", str(path), "5")[0] == 1
+    beat.tell(True, "well")
+    assert probe("ready", str(path), "5") == (0, "")
+    beat.begin(None)
