@@ -127,6 +127,21 @@ class Answerer:
             return wire.rotate(value, qtype, self.rand(value[0] << 8 | value[1]))
         return value
 
+    def answered_by(self, response: bytes) -> str:
+        """Returns the name of the CoreDNS plugin for a response of `handle`, for metrics.
+
+        "" if the server itself refused the query, as in CoreDNS.
+        """
+        if self.rules is not None and response[4:6] == b"\0\x01":
+            key = wire.lower(response[12 : wire.name_end(response, 12, pointers=False) + 4])
+            found = self.rules.find(key)
+            found = self.rules.local(found.key, found.home) if isinstance(found, Rewritten) else found
+            if found is not None:
+                return found.plugin
+        if response[2] & AA >> 8:
+            return "kubernetes"
+        return "cache" if response[6:10] != b"\0\0\0\0" else ""
+
     def absent(self, key: bytes) -> tuple[int, bytes] | None:
         """Returns the (rcode, value) of a negative answer without parsing the query; None: call `handle`.
 
@@ -326,3 +341,8 @@ class Answerer:
             answer = Upstreamed(SERVFAIL, EMPTY)
         flags = AD if answer.ad and (query.flags & AD or pending.dnssec_ok) else 0
         return self._told(query, pending.limit, pending.frames, pending.ask, answer.rcode, answer.value, flags)
+
+
+def forwarded_by(response: bytes) -> str:
+    """Returns the name of the CoreDNS plugin for a response for which an upstream was asked: "" if none answered."""
+    return "" if response[3] & 0xF == SERVFAIL else "forward"

@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,6 +109,8 @@ class UpstreamExchange:
         self._packets = self._ffi.buffer(self._exchange.packets, self._lib.BATCH * self._size)
         self._fds = self._ffi.new("int32_t[]", self._lib.BATCH)
         self._open: dict[int, Sent] = {}
+        self.opened: Counter[tuple[bytes, int]] = Counter()  # (packed address, port) -> sockets
+        self.reused: Counter[tuple[bytes, int]] = Counter()  # the same -> queries over a socket that was open
         self._queue: list[Sent] = []
         loop.add_reader(self._exchange.epoll, self._receive)
 
@@ -133,9 +136,11 @@ class UpstreamExchange:
                 [len(sent.message) for sent in some],
                 self._fds,
             )
-            for sent, fd in zip(some, self._ffi.unpack(self._fds, len(some)), strict=True):
+            fds, fresh = self._ffi.unpack(self._fds, len(some)), self._exchange.fresh
+            for index, (sent, fd) in enumerate(zip(some, fds, strict=True)):
                 sent.fd = fd
                 if fd >= 0:
+                    (self.opened if fresh[index] else self.reused)[sent.address, sent.port] += 1
                     self._open[fd] = sent
                 else:
                     self.loop.call_soon(sent.fail, -fd)

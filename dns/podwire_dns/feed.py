@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-VERSION = 3
+VERSION = 4
 CHUNK = 512  # answers in one frame; a larger frame would delay queries while the server reads it
 MAX_FRAME = 64 << 20
 
@@ -50,13 +50,27 @@ class Delta(msgspec.Struct, tag="delta", array_like=True, frozen=True):
         return len(self.answers) + len(self.gone) + len(self.names) + len(self.lost)
 
 
+class ApiCalls(msgspec.Struct, tag="api", array_like=True, frozen=True):
+    """The feeder's requests to the API server since its start.
+
+    requests: (method, status code or "<error>", host:port, number). took: (verb, host:port, counts in the buckets of
+    metrics.API_BOUNDS, sum of the seconds).
+    """
+
+    requests: tuple[tuple[str, str, str, int], ...] = ()
+    took: tuple[tuple[str, str, tuple[int, ...], float], ...] = ()
+
+
+NO_CALLS = ApiCalls()
+
+
 class Synced(msgspec.Struct, tag="synced", array_like=True, frozen=True):
     """The zone is complete."""
 
     serial: int
 
 
-Message = Hello | Delta | Synced
+Message = Hello | Delta | ApiCalls | Synced
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 

@@ -19,7 +19,6 @@ from typing import Any
 import msgspec
 
 from podwire_base.kube.client.config import ClientConfig, load
-from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.meta import Object
@@ -28,6 +27,7 @@ from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
 from . import feed, names, schema
+from .apicalls import CountedClient
 from .build import Builder
 from .config import DnsConfig
 from .sources import Sources, hold_hangup
@@ -60,6 +60,8 @@ class Feeder:
         self.synced = asyncio.Event()
         self.servers: set[asyncio.StreamWriter] = set()
         self.waiting: set[asyncio.StreamWriter] = set()  # servers that wait for the first whole zone
+        self.api: Callable[[], feed.ApiCalls] = lambda: feed.NO_CALLS
+        self._api_sent = feed.NO_CALLS
         self._timer: asyncio.TimerHandle | None = None
         self._triggers: list[
             tuple[str, float]
@@ -104,6 +106,14 @@ class Feeder:
                 writer.transport.abort()
                 continue
             writer.write(frame)
+
+    def push_api(self) -> None:
+        """Sends the figures of the requests to the API server, if they changed."""
+        calls = self.api()
+        if calls != self._api_sent:
+            self._api_sent = calls
+            for writer in self.servers:
+                writer.write(feed.frame(calls))
 
     def _flush(self) -> feed.Delta:
         # The serial grows with each change. It also grows across restarts if changes average less than one a second.
@@ -150,6 +160,7 @@ class Feeder:
                 self.push()
             for frame in feed.snapshot(self.hello, self.builder.answers, iter(self.builder.names), self.serial):
                 writer.write(frame)
+            writer.write(feed.frame(self.api()))
             self.servers.add(writer)
             log.info("server connected", answers=len(self.builder.answers), servers=len(self.servers))
             await reader.read()  # a server sends nothing, so the read returns when the server ends
@@ -193,7 +204,8 @@ def _stub(obj: Object) -> Object:
 
 
 async def _watch(feeder: Feeder, client: ClientConfig, group: asyncio.TaskGroup) -> None:
-    async with ApiClient(client) as api:
+    async with CountedClient(client) as api:
+        feeder.api = api.calls
         paths = {**PATHS, "Pod": "/api/v1/pods"} if feeder.config.verify_pods else PATHS
         informers = [Informer(api, path, on_event=feeder.handler(kind), keep=_stub) for kind, path in paths.items()]
         tasks = [group.create_task(informer.run()) for informer in informers]
@@ -256,6 +268,7 @@ async def _main(sources: Sources, config: DnsConfig, client: ClientConfig) -> No
     following = asyncio.create_task(sources.follow(config, log, role.take))
     while not stop.is_set():
         role.feeder.report(status)
+        role.feeder.push_api()
         for task in (role.watch, following):
             if task is not None and task.done() and not task.cancelled():
                 task.result()  # the task ends only by an unexpected error: end the process, so that it restarts

@@ -61,6 +61,7 @@ class Follower:
         """
         self.path, self.whole, self.programmed, self.memory = path, whole, programmed, memory
         self.fed = self.ever = False
+        self.api = feed.NO_CALLS
         self._zone: ZoneData | None = None
 
     def take(self, message: feed.Message) -> None:
@@ -70,6 +71,8 @@ class Follower:
             self._zone = ZoneData.begin(message, self.memory())
         elif self._zone is None:
             raise feed.BadFeed("feed: it does not begin with Hello")
+        elif isinstance(message, feed.ApiCalls):
+            self.api = message
         elif isinstance(message, feed.Delta):
             self._zone.apply(message)
             for when in message.triggered:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,23 +16,34 @@ from podwire_base.role.metrics import empty
 
 from .rtypes import TYPE_NAMES
 
-BOUNDS = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024)
+BOUNDS = tuple(0.00025 * 2**power for power in range(16))  # the seconds of CoreDNS's buckets
 SIZE_BOUNDS = (0, 100, 200, 300, 400, 511, 1023, 2047, 4095, 8291, 16000, 32000, 48000, 64000)
 PROGRAMMING_BOUNDS = tuple(0.001 * 2**power for power in range(20))
+MONITORED = frozenset(("A", "AAAA", "MX", "SOA", "CNAME", "PTR", "TXT", "NS", "SRV"))
+API_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 HEALTH_BOUNDS = tuple(0.00025 * 10**power for power in range(5))
-KNOWN_TYPES = {**TYPE_NAMES, 15: "MX", 43: "DS", 48: "DNSKEY", 64: "SVCB", 65: "HTTPS", 35: "NAPTR", 257: "CAA"}
+# The types that CoreDNS's metrics name; every other type counts as "other".
+KNOWN_TYPES = {
+    **{number: name for number, name in TYPE_NAMES.items() if name in MONITORED},
+    **{15: "MX", 43: "DS", 46: "RRSIG", 47: "NSEC", 48: "DNSKEY", 50: "NSEC3", 65: "HTTPS"},
+    **{251: "IXFR", 252: "AXFR", 255: "ANY"},
+}
 DO = b"\x80"
+PATHS = ("udp", "tcp", "udp6", "tcp6")  # transport, over IPv4 or IPv6
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts queries by type and responses by rcode, and records response times (seconds) and message sizes (bytes).
+    """Counts queries by type and responses by rcode and plugin, and records response times (seconds) and message sizes
+    (bytes).
+
+    A plugin is the CoreDNS plugin that has the part of this program that answered; "" if no part did.
 
     Counts and sums of histograms are fields of this class, because each call and each object would delay an answer.
     """
 
     types: Counter[int] = field(default_factory=Counter)
-    rcodes: Counter[int] = field(default_factory=Counter)
+    rcodes: Counter[tuple[int, str]] = field(default_factory=Counter)
     took: list[int] = field(default_factory=lambda: empty(BOUNDS))
     took_seconds: float = 0.0
     query_sizes: list[int] = field(default_factory=lambda: empty(SIZE_BOUNDS))
@@ -42,9 +53,9 @@ class Tally:
     dnssec_ok: int = 0
     errors: int = 0
 
-    def answered(self, query: bytes, answer: bytes, took: float) -> None:
+    def answered(self, query: bytes, answer: bytes, took: float, plugin: str = "") -> None:
         """Counts one response."""
-        self.rcodes[answer[3] & 0xF] += 1
+        self.rcodes[answer[3] & 0xF, plugin] += 1
         if answer[4:6] == b"\0\1":
             at = 12
             while answer[at]:
@@ -65,9 +76,10 @@ class Tally:
         for number, count in enumerate(counts.types):
             if count:
                 self.types[number] += count
-        for number, count in enumerate(counts.rcodes):
-            if count:
-                self.rcodes[number] += count
+        for plugin, rcodes in (("kubernetes", counts.rcodes), ("cache", counts.cached)):
+            for number, count in enumerate(rcodes):
+                if count:
+                    self.rcodes[number, plugin] += count
         for mine, theirs in (
             (self.took, counts.took),
             (self.query_sizes, counts.query_sizes),
@@ -79,6 +91,27 @@ class Tally:
         self.query_bytes += counts.received_bytes
         self.answer_bytes += counts.sent_bytes
         self.dnssec_ok += counts.dnssec_ok
+
+
+def total(tallies: Iterable[Tally]) -> Tally:
+    """Returns the sum of several tallies."""
+    found = Tally()
+    for each in tallies:
+        found.types.update(each.types)
+        found.rcodes.update(each.rcodes)
+        for mine, theirs in (
+            (found.took, each.took),
+            (found.query_sizes, each.query_sizes),
+            (found.answer_sizes, each.answer_sizes),
+        ):
+            for index, count in enumerate(theirs):
+                mine[index] += count
+        found.took_seconds += each.took_seconds
+        found.query_bytes += each.query_bytes
+        found.answer_bytes += each.answer_bytes
+        found.dnssec_ok += each.dnssec_ok
+        found.errors += each.errors
+    return found
 
 
 def response_class(answer: bytes) -> str:

@@ -16,7 +16,8 @@ from podwire_base.role.metrics import Histogram, Page
 
 from .cache import Cache
 from .config import DnsConfig
-from .metrics import BOUNDS, KNOWN_TYPES, SIZE_BOUNDS, Tally, known_types
+from .feed import NO_CALLS, ApiCalls
+from .metrics import API_BOUNDS, BOUNDS, KNOWN_TYPES, SIZE_BOUNDS, Tally, known_types, total
 from .zone import ZoneData
 
 ZONE = "."
@@ -27,15 +28,15 @@ class Forwarding:
     """The figures of forwarding.
 
     exchanges: (upstream "IP:port", rcode or "none") -> number. took: (upstream, rcode) -> seconds, in BOUNDS. reused,
-    opened: connections, by upstream.
+    opened: queries over a kept connection (or socket), and connections, by upstream and transport ("udp", "tcp").
     """
 
     exchanges: Mapping[tuple[str, str], int]
     took: Mapping[tuple[str, str], Histogram]
     failures: Mapping[str, int]
     down: Mapping[str, bool]
-    reused: Mapping[str, int]
-    opened: Mapping[str, int]
+    reused: Mapping[tuple[str, str], int]
+    opened: Mapping[tuple[str, str], int]
     all_down: int
     rejected: int
 
@@ -44,7 +45,9 @@ class Forwarding:
 class ServerState:
     """A server's state at one moment.
 
-    tallies: by protocol. digest: the digest of the Corefile. cpu: seconds. memory: bytes.
+    tallies: by path (metrics.PATHS). hosts: the number of names and addresses of hosts rules, and the time at which the
+    rules were read. api: the feeder's requests to the API server. digest: the digest of the Corefile. cpu: seconds.
+    memory: bytes.
     """
 
     version: str
@@ -63,6 +66,8 @@ class ServerState:
     cpu: float
     memory: int
     started: float
+    hosts: tuple[int, float] = (0, 0.0)
+    api: ApiCalls = NO_CALLS
 
 
 def plugins(config: DnsConfig) -> list[str]:
@@ -120,14 +125,26 @@ def render(state: ServerState) -> str:
 
 
 def _queries(page: Page, state: ServerState, base: dict[str, str]) -> None:
-    tallies = state.tallies.items()
+    every = total(state.tallies.values())
+    tallies = [
+        (proto, total(tally for path, tally in state.tallies.items() if path.startswith(proto)))
+        for proto in ("udp", "tcp")
+    ]
     page.family(
         "coredns_dns_requests_total",
         "counter",
         "Queries.",
         [
-            ({**base, "proto": proto, "family": "1", "type": KNOWN_TYPES.get(number, "other")}, count)
-            for proto, tally in tallies
+            (
+                {
+                    **base,
+                    "proto": path.removesuffix("6"),
+                    "family": "2" if path.endswith("6") else "1",
+                    "type": KNOWN_TYPES.get(number, "other"),
+                },
+                count,
+            )
+            for path, tally in state.tallies.items()
             for number, count in known_types(tally.types).items()
         ],
     )
@@ -136,16 +153,15 @@ def _queries(page: Page, state: ServerState, base: dict[str, str]) -> None:
         "counter",
         "Responses by status code.",
         [
-            ({**base, "proto": proto, "rcode": str(RCODE.forward.get(number, number)), "plugin": ""}, count)
-            for proto, tally in tallies
-            for number, count in sorted(tally.rcodes.items())
+            ({**base, "rcode": str(RCODE.forward.get(number, number)), "plugin": plugin}, count)
+            for (number, plugin), count in sorted(every.rcodes.items())
         ],
     )
     page.histogram(
         "coredns_dns_request_duration_seconds",
         "From a query's arrival to its answer's departure.",
         BOUNDS,
-        [({**base, "proto": proto}, tally.took, tally.took_seconds) for proto, tally in tallies],
+        [(base, every.took, every.took_seconds)],
     )
     page.histogram(
         "coredns_dns_request_size_bytes",
@@ -163,13 +179,25 @@ def _queries(page: Page, state: ServerState, base: dict[str, str]) -> None:
         "coredns_dns_do_requests_total",
         "counter",
         "Queries with the DO bit.",
-        [(base, sum(tally.dnssec_ok for _, tally in tallies))],
+        [(base, every.dnssec_ok)],
     )
     page.family(
         "coredns_panics_total",
         "counter",
         "Queries that an error in this program left unanswered.",
-        [({}, sum(tally.errors for _, tally in tallies))],
+        [({}, every.errors)],
+    )
+    page.family(
+        "coredns_kubernetes_rest_client_requests_total",
+        "counter",
+        "Requests of the feeder to the API server.",
+        [({"code": code, "method": method, "host": host}, count) for method, code, host, count in state.api.requests],
+    )
+    page.histogram(
+        "coredns_kubernetes_rest_client_request_duration_seconds",
+        "Time until the API server answered.",
+        API_BOUNDS,
+        [({"verb": verb, "host": host}, counts, seconds) for verb, host, counts, seconds in state.api.took],
     )
     page.histogram(
         "coredns_kubernetes_dns_programming_duration_seconds",
@@ -239,7 +267,7 @@ def _forwarding(page: Page, state: Forwarding) -> None:
             f"coredns_proxy_conn_cache_{name}_total",
             "counter",
             "Queries over a kept (hits) or a new connection.",
-            [({"proxy_name": "forward", "to": to, "proto": "tcp"}, count) for to, count in sorted(counts.items())],
+            [({"proxy_name": "forward", "to": to, "proto": by}, count) for (to, by), count in sorted(counts.items())],
         )
     page.family(
         "podwire_dns_upstream_down",
@@ -280,6 +308,12 @@ def _cache(page: Page, cache: Cache, base: dict[str, str]) -> None:
         [({**base, "type": "success"}, cache.evicted)],
     )
     page.family(
+        "coredns_cache_drops_total",
+        "counter",
+        "Answers of upstreams to another question. Such answers are ignored before the cache.",
+        [(base, 0)],
+    )
+    page.family(
         "coredns_cache_served_stale_total",
         "counter",
         "Expired answers given because no upstream answered.",
@@ -305,6 +339,14 @@ def _itself(page: Page, state: ServerState) -> None:
         "counter",
         "Failed requests to the server's own /health.",
         [({}, state.health_failures)],
+    )
+    entries, loaded = state.hosts
+    page.family("coredns_hosts_entries", "gauge", "Names and addresses of hosts rules.", [({}, entries)])
+    page.family(
+        "coredns_hosts_reload_timestamp_seconds",
+        "gauge",
+        "The time at which the hosts rules were read.",
+        [({}, loaded)] if loaded else [],
     )
     page.family(
         "coredns_reload_failed_total", "counter", "Changed settings that were invalid.", [({}, state.reload_failed)]

@@ -13,7 +13,7 @@ from podwire_base.role.metrics import Histogram
 
 from . import names
 from .clients import Clients
-from .metrics import PROGRAMMING_BOUNDS, Tally, response_class
+from .metrics import PATHS, PROGRAMMING_BOUNDS, Tally, response_class, total
 from .rtypes import type_name
 
 log = logs.get("dns")
@@ -31,7 +31,7 @@ class Observer:
         self.classes: tuple[str, ...] = ("all",)
         self.zones: tuple[str, ...] = ()
         self.programming = Histogram(PROGRAMMING_BOUNDS)
-        self._tallies = {"udp": Tally(), "tcp": Tally()}
+        self._tallies = {path: Tally() for path in PATHS}
         self._lock = threading.Lock()
 
     def configure(self, clients: Clients | None, classes: tuple[str, ...], zones: tuple[str, ...]) -> None:
@@ -45,36 +45,30 @@ class Observer:
     def programmed(self, seconds: float) -> None:
         self.programming.observe(seconds)
 
-    def total(self, protocol: str) -> Tally:
-        """Returns a copy of the counts."""
-        found, mine = Tally(), self._tallies[protocol]
+    def total(self, path: str) -> Tally:
+        """Returns a copy of the counts of one of PATHS."""
         with self._lock:
-            found.types.update(mine.types)
-            found.rcodes.update(mine.rcodes)
-            found.took, found.query_sizes, found.answer_sizes = (
-                list(mine.took),
-                list(mine.query_sizes),
-                list(mine.answer_sizes),
-            )
-            found.took_seconds, found.errors, found.dnssec_ok = mine.took_seconds, mine.errors, mine.dnssec_ok
-            found.query_bytes, found.answer_bytes = mine.query_bytes, mine.answer_bytes
-        return found
+            return total((self._tallies[path],))
 
-    def add_native(self, counts: Any) -> None:
+    def add_native(self, path: str, counts: Any) -> None:
         """Adds the counts of a compiled loop that has ended."""
         with self._lock:
-            self._tallies["udp"].add_native(counts)
+            self._tallies[path].add_native(counts)
 
-    def failed(self, protocol: str, peer: tuple[Any, ...], query: bytes, error: Exception) -> None:
+    def failed(self, path: str, peer: tuple[Any, ...], query: bytes, error: Exception) -> None:
         with self._lock:
-            self._tallies[protocol].errors += 1
+            self._tallies[path].errors += 1
         log.error("query failed", peer=peer[0], query=query[:64].hex(), error=repr(error))
 
-    def answered(self, protocol: str, peer: tuple[Any, ...], query: bytes, answer: bytes, began: float) -> None:
-        """Counts one answer and logs its query. began: the monotonic time at which the query arrived."""
+    def answered(
+        self, path: str, peer: tuple[Any, ...], query: bytes, answer: bytes, began: float, plugin: str = ""
+    ) -> None:
+        """Counts one answer and logs its query. path: one of PATHS. began: the monotonic time at which the query
+        arrived. plugin: as in Tally.
+        """
         now = time.monotonic()
         with self._lock:
-            self._tallies[protocol].answered(query, answer, now - began)
+            self._tallies[path].answered(query, answer, now - began, plugin)
         if self.clients is not None and ("all" in self.classes or response_class(answer) in self.classes):
             name, rtype = question_of(answer)
             if self.zones and not f".{name.lower()}".endswith(self.zones):
@@ -83,7 +77,7 @@ class Observer:
                 "query",
                 client=peer[0],
                 pod=self.clients.pod(str(peer[0]), now),
-                protocol=protocol,
+                protocol=path.removesuffix("6"),
                 name=name,
                 type=rtype,
                 rcode=str(RCODE.forward.get(answer[3] & 0xF, answer[3] & 0xF)),

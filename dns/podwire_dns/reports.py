@@ -55,7 +55,7 @@ def state(server: Server) -> metrics_page.ServerState:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return metrics_page.ServerState(
         VERSION,
-        {"udp": server.udp_tally(), "tcp": server.observer.total("tcp")},
+        server.tallies(),
         server.forwarder.state(server.waiting.turns.refused),
         server.answerer.cache,
         server.answerer.data,
@@ -70,6 +70,8 @@ def state(server: Server) -> metrics_page.ServerState:
         usage.ru_utime + usage.ru_stime,
         _memory(),
         server.started,
+        (server.answerer.rules.host_entries, server.settled) if server.answerer.rules is not None else (0, 0.0),
+        server.follower.api,
     )
 
 

@@ -72,6 +72,7 @@ class _Table:
                 addresses.setdefault(name, []).append(packed)
                 if hosts.reverse:
                     pointers.setdefault(names.reverse_wire(packed) + PTR_IN, []).append(name)
+        self.entries = sum(map(len, (*addresses.values(), *pointers.values())))
         pack = Packer(hosts.ttl)
         for name, every in addresses.items():
             self.names.add(name)
@@ -85,12 +86,12 @@ class _Table:
         if not covered:
             return None
         if value is not None:
-            return Local(NOERROR, value)
+            return Local(NOERROR, value, plugin="hosts")
         if name in self.names or name in self.reverse:  # no type of these names goes to an upstream
-            return Local(NOERROR, EMPTY)
+            return Local(NOERROR, EMPTY, plugin="hosts")
         if key[-4:] == PTR_IN or inside(name, self.hosts.fallthrough) is not None:
             return None
-        return Local(SERVFAIL, EMPTY)
+        return Local(SERVFAIL, EMPTY, plugin="")
 
 
 @dataclass(slots=True)
@@ -109,6 +110,13 @@ class Rules:
     @property
     def any(self) -> bool:
         return any(block.rewrites or block.templates or block.hosts for block in self.blocks)
+
+    @property
+    def host_entries(self) -> int:
+        """Returns the number of entries of the hosts rules, counted as CoreDNS does: the addresses of each name, and
+        the names of each address.
+        """
+        return sum(table.entries for tables in self._tables.values() for table in tables)
 
     def find(self, key: bytes) -> Rewritten | Local | None:
         """Returns the effect of the rules on a lower-case question; None if no rule applies."""

@@ -95,7 +95,7 @@ class Server:
 
     def _settle(self, config: DnsConfig) -> None:
         """Applies the settings that need no sockets."""
-        rules = Rules(config.blocks)
+        rules, self.settled = Rules(config.blocks), time.time()
         answerer = self.answerer
         answerer.recursion, answerer.autopath, answerer.shuffle = (
             bool(config.forwarding()),
@@ -196,7 +196,7 @@ class Server:
             each.close()
             self._counted.remove(each)
             if each.batch is not None:
-                self.observer.add_native(each.batch.counts)
+                self.observer.add_native(each.path, each.batch.counts)
 
     async def _open_pages(self, config: DnsConfig) -> list[web.Site]:
         """Opens all HTTP pages. Raises OSError; no page is open then."""
@@ -340,12 +340,13 @@ class Server:
     def ready(self) -> web.Answer:
         return reports.ready(self)
 
-    def udp_tally(self) -> metrics.Tally:
-        udp = self.observer.total("udp")
+    def tallies(self) -> dict[str, metrics.Tally]:
+        """Returns the counts by path (metrics.PATHS)."""
+        found = {path: self.observer.total(path) for path in metrics.PATHS}
         for loop in self._counted:
             if loop.batch is not None:
-                udp.add_native(loop.batch.counts)
-        return udp
+                found[loop.path].add_native(loop.batch.counts)
+        return found
 
     def state(self) -> metrics_page.ServerState:
         return reports.state(self)

@@ -17,7 +17,7 @@ from typing import Any
 
 from podwire_base.role.accept import Acceptor
 
-from .answer import Answerer, Pending
+from .answer import Answerer, Pending, forwarded_by
 from .observer import Observer
 from .shares import OWN_SHARE, SHARE, packed
 from .udp import Send
@@ -134,14 +134,14 @@ class TcpService:
                 async with asyncio.timeout(self.idle_seconds):
                     data = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
                 self._touch(connection)
-                send = self._sender(writer, peer, data)
                 try:
                     answer = self.answerer.handle(data, udp=False)
                 except Exception as err:  # one message must never stop the service
-                    self.observer.failed("tcp", peer, data, err)
+                    self.observer.failed(path_of(peer), peer, data, err)
                     return
                 if isinstance(answer, Pending):
                     connection.waiting += 1
+                    send = self._sender(writer, peer, data, None)
 
                     def answered(late: bytes, send: Send = send) -> None:
                         send(late)
@@ -152,7 +152,7 @@ class TcpService:
                 elif answer is None:
                     return
                 else:
-                    send(answer)
+                    self._sender(writer, peer, data, self.answerer.answered_by(answer))(answer)
                 async with asyncio.timeout(TCP_IDLE_SECONDS):
                     await writer.drain()
         except asyncio.IncompleteReadError:
@@ -165,15 +165,21 @@ class TcpService:
             self.connections.pop(writer, None)
             writer.close()
 
-    def _sender(self, writer: asyncio.StreamWriter, peer: tuple[Any, ...], query: bytes) -> Send:
+    def _sender(self, writer: asyncio.StreamWriter, peer: tuple[Any, ...], query: bytes, plugin: str | None) -> Send:
+        """plugin: as in metrics.Tally; None: an upstream answers."""
         began = time.monotonic()
 
         def send(answer: bytes) -> None:
-            self.observer.answered("tcp", peer, query, answer, began)
+            by = forwarded_by(answer) if plugin is None else plugin
+            self.observer.answered(path_of(peer), peer, query, answer, began, by)
             if not writer.is_closing():
                 writer.write(len(answer).to_bytes(2) + answer)
 
         return send
+
+
+def path_of(peer: tuple[Any, ...]) -> str:
+    return "tcp6" if ":" in str(peer[0]) else "tcp"
 
 
 def listens(sock: socket.socket) -> bool:

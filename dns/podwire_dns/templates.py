@@ -53,11 +53,13 @@ class Local:
     """An answer from a template, from hosts or from the cluster. value: as in wire.py.
 
     alias: the name that the question must be asked for next, because the answer is an alias; in lower-case wire form.
+    plugin: the CoreDNS plugin that answers like this, for metrics.
     """
 
     rcode: int
     value: bytes
     alias: bytes = b""
+    plugin: str = "template"
 
 
 def by_template(template: Template, key: bytes) -> Local | None:
@@ -72,7 +74,7 @@ def by_template(template: Template, key: bytes) -> Local | None:
             try:
                 return _answer(key, template, scope(name, names.from_wire(zone), qtype, found))
             except BadRule:
-                return Local(SERVFAIL, EMPTY)
+                return Local(SERVFAIL, EMPTY, plugin="")
     return None if names.inside(key[:-4], template.fallthrough) is not None else Local(NXDOMAIN, EMPTY)
 
 

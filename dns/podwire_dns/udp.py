@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .answer import Answerer, Pending
+from .answer import Answerer, Pending, forwarded_by
 from .answertable import AnswerTable
 from .observer import Observer
 from .shares import packed
@@ -57,6 +57,7 @@ class UdpLoop:
                 self._packets = native.ffi.buffer(self.batch.packets, native.lib.BATCH * self._size)
                 self._peers = native.ffi.buffer(native.lib.batch_peers(self.batch), native.lib.BATCH * 28)
                 self.configure()
+        self.path = "udp" if sock.family == socket.AF_INET else "udp6"
         self.address = str(sock.getsockname()[0])
         self.failed = ""  # the error that ended the thread
         self.stopping = False
@@ -147,17 +148,17 @@ class UdpLoop:
         try:
             answer = self.answerer.handle(data, udp=True)
             if isinstance(answer, bytes):
-                self.observer.answered("udp", peer, data, answer, began)
+                self.observer.answered(self.path, peer, data, answer, began, self.answerer.answered_by(answer))
                 return answer
             if answer is not None:
                 self._waiting.append((answer, self._sender(peer, data, began), packed(peer[0])))
         except Exception as err:  # one message must never stop the service
-            self.observer.failed("udp", peer, data, err)
+            self.observer.failed(self.path, peer, data, err)
         return None
 
     def _sender(self, peer: tuple[Any, ...], query: bytes, began: float) -> Send:
         def send(answer: bytes) -> None:
-            self.observer.answered("udp", peer, query, answer, began)
+            self.observer.answered(self.path, peer, query, answer, began, forwarded_by(answer))
             self.sock.sendto(answer, peer)
 
         return send
@@ -170,9 +171,8 @@ class UdpLoop:
         raw = self._raw_peer(index)
 
         def send(answer: bytes) -> None:
-            self.observer.answered(
-                "udp", ("",) if self.observer.clients is None else self._peer(raw), query, answer, began
-            )
+            peer = ("",) if self.observer.clients is None else self._peer(raw)
+            self.observer.answered(self.path, peer, query, answer, began, forwarded_by(answer))
             if self.soon is None:
                 self.sock.sendto(answer, self._peer(raw))
                 return

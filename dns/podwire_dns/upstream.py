@@ -74,6 +74,7 @@ class Forwarder:
         self.took: dict[tuple[str, str], Histogram] = {}  # (upstream, rcode) -> seconds
         self.failures: Counter[str] = Counter()
         self.all_down = 0
+        self._plain: Counter[str] = Counter()  # sockets that no UpstreamExchange opened, by address
         self._streams: dict[tuple[int, str], Stream] = {}
         self._contexts = {
             number: tls_context(upstreams.route.tls)
@@ -132,18 +133,24 @@ class Forwarder:
 
     def state(self, rejected: int) -> Forwarding:
         """Returns the figures for /metrics."""
-        opened: Counter[str] = Counter()
-        sent: Counter[str] = Counter()
+        opened: Counter[tuple[str, str]] = Counter()
+        reused: Counter[tuple[str, str]] = Counter()
         for stream in self._streams.values():
-            name = forward.shown(stream.address)
-            opened[name] += stream.opened
-            sent[name] += stream.sent
+            at = forward.shown(stream.address), "tcp"
+            opened[at] += stream.opened
+            reused[at] += max(0, stream.sent - stream.opened)
+        for address, count in self._plain.items():
+            opened[forward.shown(address), "udp"] += count
+        if self._exchange is not None:
+            for mine, theirs in ((opened, self._exchange.opened), (reused, self._exchange.reused)):
+                for (raw, port), count in theirs.items():
+                    mine[forward.shown(f"{ip_address(raw)}#{port}"), "udp"] += count
         return Forwarding(
             {(forward.shown(to), rcode): count for (to, rcode), count in self.exchanges.items()},
             {(forward.shown(to), rcode): took for (to, rcode), took in self.took.items()},
             {forward.shown(to): count for to, count in self.failures.items()},
             {forward.shown(to): down for to, down in self.down().items()},
-            {to: max(0, count - opened[to]) for to, count in sent.items()},
+            reused,
             opened,
             self.all_down,
             rejected + self.refused,
@@ -268,6 +275,8 @@ class Forwarder:
         )
         on_reply = partial(self._heard, asked)
         exchange = self._exchange
+        if exchange is None or "%" in host:
+            self._plain[asked.address] += 1
         asked.exchange = (
             UdpExchange(self.loop, host, port, question, ident, message, on_reply)
             if exchange is None or "%" in host  # exchange takes packed addresses, which have no scope

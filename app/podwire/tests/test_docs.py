@@ -18,6 +18,7 @@ from podwire.main import cli
 from podwire_base.role.metrics import Histogram
 from podwire_dns import metrics_page
 from podwire_dns.cache import Cache
+from podwire_dns.feed import ApiCalls
 from podwire_dns.metrics import BOUNDS, HEALTH_BOUNDS, PROGRAMMING_BOUNDS, Tally
 from podwire_dns.testing.builders import CONFIG, conformance_zone
 from podwire_proxy.backend import dry_run
@@ -234,11 +235,11 @@ def proxy_page(backend: str) -> str:
 
 def dns_page() -> str:
     tally = Tally()
-    tally.types[1], tally.rcodes[0] = 1, 1
+    tally.types[1], tally.rcodes[0, "kubernetes"] = 1, 1
     to = ("192.0.2.1:53", "NOERROR")
-    forwarding = metrics_page.Forwarding(
-        {to: 1}, {to: Histogram(BOUNDS)}, {}, {to[0]: True}, {to[0]: 1}, {to[0]: 1}, 0, 0
-    )
+    over = {(to[0], "udp"): 1}
+    forwarding = metrics_page.Forwarding({to: 1}, {to: Histogram(BOUNDS)}, {}, {to[0]: True}, over, over, 0, 0)
+    api = ApiCalls((("GET", "200", "a:1", 1),), (("GET", "a:1", (0,) * 12, 0.0),))
     return metrics_page.render(
         metrics_page.ServerState(
             "1",
@@ -257,6 +258,8 @@ def dns_page() -> str:
             0.0,
             0,
             0.0,
+            (1, 1.0),
+            api,
         )
     )
 

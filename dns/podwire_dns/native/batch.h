@@ -17,13 +17,14 @@ enum {
 	MAXIMUM = 1232,
 	TYPES = 66,
 	RCODES = 16,
-	BUCKETS = 14,
+	BUCKETS = 17,
 	SIZES = 15
 };
 
 struct batch_counts {
 	uint64_t types[TYPES]; /* answered queries by type; 0 counts all others */
-	uint64_t rcodes[RCODES]; /* responses */
+	uint64_t rcodes[RCODES]; /* responses from the zone */
+	uint64_t cached[RCODES]; /* responses with answers of upstreams */
 	uint64_t took[BUCKETS]; /* responses by the bounds of batch.c, the last one unbounded */
 	uint64_t took_ns;
 	uint64_t query_sizes[SIZES], answer_sizes[SIZES]; /* of what was answered, by the bounds of

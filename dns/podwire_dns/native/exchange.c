@@ -134,8 +134,11 @@ void exchange_send(struct exchange *x, int count, const char *addresses, const i
 		   const int32_t *ports, const char *messages, const int32_t *lengths, int32_t *fds)
 {
 	uint64_t moment = monotonic_ns();
-	for (int k = 0; k < count; addresses += sizes[k], messages += lengths[k], k++)
-		fds[k] = send_one(x, addresses, sizes[k], ports[k], messages, lengths[k], moment);
+	for (int k = 0; k < count; addresses += sizes[k], messages += lengths[k], k++) {
+		int fd = send_one(x, addresses, sizes[k], ports[k], messages, lengths[k], moment);
+		fds[k] = fd;
+		x->fresh[k] = fd >= FILES || (fd >= 0 && x->sockets[fd].uses == 1);
+	}
 }
 
 /* What has come, without waiting: fds, and the lengths of their packets (below 0: -errno). How

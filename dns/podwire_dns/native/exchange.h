@@ -23,6 +23,7 @@ struct exchange {
 	int32_t lengths[BATCH]; /* of the packets; below 0: -errno */
 	char *packets;
 	int32_t packet_size;
+	uint8_t fresh[BATCH]; /* exchange_send opened a socket for this query */
 	int32_t epoll; /* readable when there is something to receive */
 #ifdef PODWIRE_CDEF
 	...;

@@ -87,10 +87,10 @@ def test_health_ready_and_metrics(tmp_path: Path, batches: bool) -> None:
             assert found[f'coredns_dns_requests_total{{{labels},proto="udp",family="1",type="AAAA"}}'] == 1
             assert found[f'coredns_dns_requests_total{{{labels},proto="udp",family="1",type="other"}}'] == 1
             assert found[f'coredns_dns_requests_total{{{labels},proto="tcp",family="1",type="SRV"}}'] == 1
-            assert found[f'coredns_dns_responses_total{{{labels},proto="udp",rcode="NXDOMAIN",plugin=""}}'] == 1
-            assert found[f'coredns_dns_responses_total{{{labels},proto="udp",rcode="NOERROR",plugin=""}}'] == 3
-            assert found[f'coredns_dns_request_duration_seconds_count{{{labels},proto="udp"}}'] == 4
-            assert found[f'coredns_dns_request_duration_seconds_bucket{{{labels},proto="tcp",le="+Inf"}}'] == 2
+            assert found[f'coredns_dns_responses_total{{{labels},rcode="NXDOMAIN",plugin="kubernetes"}}'] == 1
+            assert found[f'coredns_dns_responses_total{{{labels},rcode="NOERROR",plugin="kubernetes"}}'] == 5
+            assert found[f"coredns_dns_request_duration_seconds_count{{{labels}}}"] == 6
+            assert found[f'coredns_dns_request_duration_seconds_bucket{{{labels},le="+Inf"}}'] == 6
             assert found["podwire_dns_zone_synced"] == 1
             assert found["podwire_dns_feeder_connected"] == 0
             assert found["podwire_dns_answers"] == len(server.answerer.data.answers)
