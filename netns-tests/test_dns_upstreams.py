@@ -276,6 +276,25 @@ def test_resolv_conf_is_the_default_upstream_and_is_followed(outside: Outside) -
     assert world.processes["server"].poll() is None
 
 
+@pytest.mark.parametrize("form", ["resolv.conf", "resolv.conf with a number", "Corefile", "Corefile with force_tcp"])
+def test_an_upstream_with_a_link_local_address(lab: Lab, outside: Outside, form: str) -> None:
+    """Router advertisements and DHCPv6 give such nameservers."""
+    place = lab.netns("on the link")
+    lab.wire(outside.node, "up0", place, "eth0", "fe80::1/64", "fe80::53/64")
+    made = outside.stack.enter_context(Upstream(place, "fe80::53%eth0"))
+    resolv = outside.tmp_path / "resolv.conf"
+    link = outside.node.call(lambda: socket.if_nametoindex("up0")) if "number" in form else "up0"
+    resolv.write_text(f"nameserver fe80::53%{link}\n")
+    if form.startswith("Corefile"):
+        more = " {\n force_tcp\n }" if "tcp" in form else ""
+        outside.start("--corefile", corefile(outside, f"forward . fe80::53%up0{more}"))
+    else:
+        outside.start("--upstream", str(resolv))
+    assert outside.address("n1.example.com.") == ["198.51.100.1"]
+    assert "n1.example.com." in made.asked
+    assert bool(made.udp_queries) == ("tcp" not in form)
+
+
 def test_the_default_is_the_nodes_own_resolv_conf(outside: Outside) -> None:
     """In a mount namespace whose /etc/resolv.conf names the upstream and, first, this server."""
     outside.plain()

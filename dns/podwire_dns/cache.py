@@ -13,6 +13,7 @@ NEGATIVE_CAP, POSITIVE_CAP = 30.0, 3600.0
 CAPACITY = 10_000
 POPULAR, PREFETCH_SHARE = 3, 0.1  # prefetch after so many requests, in the last tenth of the lifetime
 ZONE_SHARE = 16  # of one zone's NXDOMAIN answers the cache keeps at most this part of its capacity
+FAILURE_SECONDS, FAILURES = 5.0, 2000  # failures are kept (RFC 9520 section 3.2: 1 s to 5 minutes), at most so many
 MAX_VALUE = 8192  # bytes of one answer; together with the capacity, it bounds the memory
 
 
@@ -61,6 +62,9 @@ class Cache:
     prefetch: bool = False
     entries: OrderedDict[CacheKey, _Entry] = field(default_factory=OrderedDict[CacheKey, _Entry])
     due: set[CacheKey] = field(default_factory=set)
+    failures: OrderedDict[CacheKey, tuple[float, Upstreamed]] = field(
+        default_factory=OrderedDict[CacheKey, tuple[float, Upstreamed]]
+    )  # question -> (end, failure); only the event loop uses it
     hits: int = 0
     denials: int = 0
     misses: int = 0
@@ -78,6 +82,7 @@ class Cache:
     def clear(self) -> None:
         self.entries.clear()
         self.due.clear()
+        self.failures.clear()
         self._expired.clear()
         self._quotas.clear()
 
@@ -95,6 +100,7 @@ class Cache:
         positive_cap, negative_cap: the maximum lifetime of an answer in seconds; 0: do not cache. source: the client
         that asked, as in shares.py. Returns the answer for the client, in which no TTL exceeds the cap.
         """
+        self.failures.pop(key, None)
         life, ttls, cap = _life(answer, positive_cap, negative_cap)
         if cap > 0 and any(ttl > cap for _, ttl in ttls):
             answer, ttls = _capped(answer, ttls, int(cap))
@@ -154,6 +160,24 @@ class Cache:
         for at, ttl in entry.ttls:
             value[at : at + 4] = max(0, ttl - age).to_bytes(4)
         return Upstreamed(entry.answer.rcode, bytes(value), entry.answer.ad)
+
+    def fail(self, key: CacheKey, failure: Upstreamed, now: float, seconds: float) -> None:
+        """Keeps a failure (RFC 9520): until its end, `failed` returns it, and nobody asks the upstreams again."""
+        self.failures.pop(key, None)
+        if seconds > 0:
+            if len(self.failures) >= FAILURES:
+                self.failures.popitem(last=False)
+            self.failures[key] = now + seconds, failure
+
+    def failed(self, key: CacheKey, now: float) -> Upstreamed | None:
+        """Returns a failure that is kept; None for other questions."""
+        kept = self.failures.get(key)
+        if kept is None or now >= kept[0]:
+            self.failures.pop(key, None)
+            return None
+        self.hits += 1
+        self.denials += 1
+        return kept[1]
 
     def stale(self, key: CacheKey, now: float) -> Upstreamed | None:
         """Returns an answer that expired less than `keep_stale` seconds ago, with TTLs of 0 (RFC 8767); else None."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import names
-from .cache import CAPACITY, NEGATIVE_CAP, POSITIVE_CAP
+from .cache import CAPACITY, FAILURE_SECONDS, NEGATIVE_CAP, POSITIVE_CAP
 from .forward import DOWN_AFTER, EXPIRE, NO_TLS, POLICIES, TLS, Route, Tls
 from .rules import Block
 from .schema import Schema
@@ -39,6 +39,7 @@ class Forward:
     expire: float = EXPIRE
     cache_positive: float = POSITIVE_CAP
     cache_negative: float = NEGATIVE_CAP
+    cache_failures: float = FAILURE_SECONDS
     home: bytes = b""
 
 
@@ -197,6 +198,7 @@ class DnsConfig:
                 each.expire,
                 each.cache_positive,
                 each.cache_negative,
+                each.cache_failures,
             )
         return found
 

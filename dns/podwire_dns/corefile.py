@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import corefile_routes, corefile_rules, corefile_words, names
-from .cache import CAPACITY
+from .cache import CAPACITY, FAILURE_SECONDS
 from .config import PORT, DnsConfig, Forward, is_page_address
 from .corefile_parse import Place, parse
 from .corefile_routes import DNS, Key, Sending
@@ -44,6 +44,7 @@ class _Server:
     wire: tuple[bytes, ...]
     positive: float = 0.0  # without `cache` the server caches nothing
     negative: float = 0.0
+    failures: float = FAILURE_SECONDS
     rewrites: list[Rewrite] = field(default_factory=list)
     templates: list[Template] = field(default_factory=list)
     hosts: list[Hosts] = field(default_factory=list)
@@ -197,7 +198,8 @@ class _Reader:
         targets = tuple(word if word.startswith("/") else corefile_routes.upstream(word, item) for word in words)
         sources = corefile_routes.zone_names(item.args[:1], item)
         excepts: list[str] = []
-        made = Forward(".", targets, "random", NO_TLS, False, DOWN_AFTER, EXPIRE, server.positive, server.negative)
+        lives = server.positive, server.negative, server.failures
+        made = Forward(".", targets, "random", NO_TLS, False, DOWN_AFTER, EXPIRE, *lives)
         for option in item.block:
             if option.name == "policy" and option.args:
                 if option.args[0] not in POLICIES:
@@ -238,6 +240,8 @@ class _Reader:
                 self.once(option, "serve_stale", seconds(option.args[0], option) if option.args else STALE)
                 if option.args[1:] not in ([], ["verify"]):
                     self.note(option, "is as `verify` here: an upstream is asked before an expired answer is given")
+            elif option.name == "servfail":
+                server.failures = corefile_words.failure_seconds(option)
             elif option.name == "prefetch":
                 prefetch = True
                 if option.args:

@@ -34,9 +34,14 @@ def tls_context(tls: forward.Tls) -> ssl.SSLContext:
     return context
 
 
-def _peer(host: str, port: int) -> tuple[str, int, int, int]:
-    """The socket address of "fe80::1%eth0": `connect` loses a scope that stands in the name. Raises OSError."""
+def socket_address(host: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """Returns the socket address of an IP address. Raises OSError.
+
+    `connect` and `bind` lose a scope that stands in the address, as in "fe80::1%eth0" or "fe80::1%2".
+    """
     address, _, link = host.partition("%")
+    if not link:
+        return host, port
     return address, port, 0, int(link) if link.isdigit() else socket.if_nametoindex(link)
 
 
@@ -60,7 +65,7 @@ class UdpExchange:
             socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
         )
         try:
-            self.sock.connect(_peer(host, port) if "%" in host else (host, port))
+            self.sock.connect(socket_address(host, port))
             self.sock.send(message)
             self.fd = self.sock.fileno()  # asyncio would need two more system calls for the socket itself
             loop.add_reader(self.fd, self._readable)
@@ -294,7 +299,7 @@ class Stream:
 
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
-        name = self.servername or self.host
+        name = self.servername or self.host.partition("%")[0]  # certificates have addresses without a scope
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await loop.create_connection(

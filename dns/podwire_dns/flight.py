@@ -37,8 +37,10 @@ class Flight:
     __slots__ = (
         "began",
         "current",
+        "cut",
         "done",
         "due",
+        "failed",
         "fallback",
         "forwarder",
         "key",
@@ -57,14 +59,18 @@ class Flight:
         self.due = NEVER  # the time at which the next upstream gets the query too
         self.current: Request | None = None
         self.live, self.done = 0, False
+        self.failed: set[str] = set()  # upstreams that answered with a failure: they are not asked again
+        self.cut = False  # there was no room to ask all upstreams
 
     def next(self) -> None:
         """Sends the query to the next upstream. After the last upstream, waits for late answers."""
         self.due = NEVER
         if self.forwarder.full:
             self.forwarder.refused += not self.live
-            self.plan = iter(())
+            self.plan, self.cut = iter(()), True
         for address, patience in self.plan:
+            if address in self.failed:
+                continue
             self.live += 1
             asked = self.forwarder.send(self, address)
             if patience:
@@ -82,12 +88,16 @@ class Flight:
     def on_reply(self, asked: Request, answer: Upstreamed | None) -> None:
         """Handles the reply of one upstream. answer: None if the upstream is unreachable."""
         self.live -= 1
+        if answer is not None and forward.is_final(answer):
+            if not self.done or self.key in self.forwarder.cache.failures:  # a late answer ends a failure
+                answer = self.forwarder.keep(self, answer)
+            if not self.done:
+                self.finish(answer)
+            return
         if self.done:
             return
-        if answer is not None and forward.is_final(answer):
-            answer = self.forwarder.keep(self, answer)
-            self.finish(answer)
-            return
+        if answer is not None:
+            self.failed.add(asked.address)
         self.fallback = self.fallback or answer
         if asked is self.current or not self.live:
             self.next()

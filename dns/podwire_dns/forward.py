@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from .cache import NEGATIVE_CAP, POSITIVE_CAP, Upstreamed
+from .cache import FAILURE_SECONDS, NEGATIVE_CAP, POSITIVE_CAP, Upstreamed
 from .wire import (
     AD,
     BADVERS,
@@ -81,7 +81,7 @@ class Route:
 
     policy: one of POLICIES. max_fails: time-outs in a row after which an upstream counts as down; 0: never. expire:
     seconds after which an unused connection closes. positive_cap, negative_cap: the maximum lifetime, in seconds, of
-    positive and negative answers in the cache.
+    positive and negative answers in the cache. failure_cap: the same for failures.
     """
 
     addresses: tuple[str, ...]
@@ -92,6 +92,7 @@ class Route:
     expire: float = EXPIRE
     positive_cap: float = POSITIVE_CAP
     negative_cap: float = NEGATIVE_CAP
+    failure_cap: float = FAILURE_SECONDS
 
 
 @lru_cache(maxsize=256)

@@ -20,7 +20,7 @@ from podwire_base.role import logs
 from . import corefile, names
 from .config import WILDCARDS, BadConfig, DnsConfig, Forward
 from .corefile_parse import Place
-from .exchange import tls_context
+from .exchange import socket_address, tls_context
 from .rules import Block, Rules
 
 LOOK_SECONDS = 0.5
@@ -45,7 +45,7 @@ def is_local(address: str) -> bool:
     """Whether this network namespace has the address."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.bind((address, 0))
+            probe.bind(socket_address(address, 0))
         except OSError:
             return False
     return True

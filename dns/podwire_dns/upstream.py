@@ -27,7 +27,7 @@ from .flight import Done, Flight, Once, Request
 from .forward import Route, Upstreams
 from .metrics import BOUNDS
 from .metrics_page import Forwarding
-from .wire import EMPTY, REFUSED
+from .wire import EMPTY, REFUSED, SERVFAIL
 
 log = logs.get("dns")
 SWEEP_SECONDS, TICK_SECONDS = 0.25, 0.02
@@ -70,6 +70,7 @@ class Forwarder:
         self.every = {id(upstreams): upstreams for upstreams in (*self.routes.values(), *known.values())}
         self.cache, self.most = cache, most
         self.asked = self.refused = 0
+        self.retired = False  # other settings apply: failures are not kept for them
         self.exchanges: Counter[tuple[str, str]] = Counter()  # (upstream, rcode or "none")
         self.took: dict[tuple[str, str], Histogram] = {}  # (upstream, rcode) -> seconds
         self.failures: Counter[str] = Counter()
@@ -158,6 +159,7 @@ class Forwarder:
 
     def retire(self) -> None:
         """Accepts no new queries, finishes the queries in progress, then closes."""
+        self.retired = True
         if self._flights or self._asks:
             self.loop.call_later(SWEEP_SECONDS, self.retire)
         else:
@@ -166,6 +168,7 @@ class Forwarder:
     def close(self) -> None:
         """Closes idle connections. A pending query ends as if its upstream did not answer."""
         for flight in list(self._flights.values()):
+            flight.cut = True
             flight.finish(flight.fallback)
         for stream in self._streams.values():
             stream.close()
@@ -191,6 +194,10 @@ class Forwarder:
             known = self.cache.get(key, time.monotonic()) if key in self.cache.entries else None
             if known is not None:
                 done(known)
+                return
+            failure = self.cache.failed(key, time.monotonic()) if key in self.cache.failures else None
+            if failure is not None:
+                done(self._or_stale(key, failure))
                 return
             flight = self._start(key, source)
             if flight is None:
@@ -241,6 +248,9 @@ class Forwarder:
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
         flight.fallback = answer
+        if not (flight.cut or self.retired) and (answer is None or not forward.is_final(answer)):
+            failure = answer or Upstreamed(SERVFAIL, EMPTY)
+            self.cache.fail(flight.key, failure, time.monotonic(), flight.upstreams.route.failure_cap)
         answer = self._or_stale(flight.key, answer) if flight.waiters else answer
         for done in flight.waiters:
             done(answer)

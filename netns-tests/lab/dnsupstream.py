@@ -30,9 +30,9 @@ class Upstream:
         self.delay, self.udp_queries = 0.3, 0
 
         def bind(kind: socket.SocketKind) -> socket.socket:
-            sock = socket.socket(socket.AF_INET, kind)
+            sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((address, 53))
+            sock.bind(socket.getaddrinfo(address, 53, type=kind, flags=socket.AI_NUMERICHOST)[0][4])
             if kind == socket.SOCK_STREAM:
                 sock.listen(16)
             return sock

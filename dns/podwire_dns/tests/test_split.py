@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from podwire_dns import corefile, exchange, names, upstream
+from podwire_dns import corefile, exchange, names, sources, upstream
 from podwire_dns.cache import Cache
 from podwire_dns.config import BadConfig, DnsConfig
-from podwire_dns.forward import Route
+from podwire_dns.forward import Route, Tls
 from podwire_dns.sources import Sources
 from podwire_dns.testing import builders
 from podwire_dns.upstream import Forwarder
@@ -191,7 +191,40 @@ def test_an_upstream_with_a_scope_is_asked_by_name_of_its_link(
 
 def test_the_socket_address_of_a_scope() -> None:
     index = socket.if_nametoindex("lo")
-    assert exchange._peer("fe80::1%lo", 53) == exchange._peer(f"fe80::1%{index}", 53) == ("fe80::1", 53, 0, index)
+    made = exchange.socket_address
+    assert made("fe80::1%lo", 53) == made(f"fe80::1%{index}", 53) == ("fe80::1", 53, 0, index)
+    assert made("fe80::1", 53) == ("fe80::1", 53)
+    assert made("192.0.2.1", 53) == ("192.0.2.1", 53)
+
+
+def test_a_certificate_is_for_the_address_without_its_scope(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    async def connect(_protocol: object, host: str, _port: int, **more: object) -> None:
+        asked.append((host, more["server_hostname"]))
+        raise OSError("it was asked, and that is all")
+
+    async def work() -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", connect)
+        for tls in (Tls(), Tls("dns.test")):
+            forwarder = Forwarder({b"\0": Route(("tls://fe80::1%eth0#853",), tls=tls)}, Cache())
+            assert await forwarder.resolve((names.to_wire("a.test.") + b"\0\1\0\1", False, False)) is None
+            forwarder.close()
+
+    asyncio.run(work())
+    assert set(asked) == {("fe80::1%eth0", "fe80::1"), ("fe80::1%eth0", "dns.test")}
+
+
+def test_our_own_link_local_address_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound: list[object] = []
+
+    class Socket(socket.socket):
+        def bind(self, address: object) -> None:
+            bound.append(address)
+
+    monkeypatch.setattr(socket, "socket", Socket)
+    assert sources.is_local("fe80::1%lo")
+    assert bound == [("fe80::1", 0, 0, socket.if_nametoindex("lo"))]
 
 
 def test_a_link_that_is_not_there_is_no_answer() -> None:
