@@ -23,6 +23,7 @@ from lab.dnsupstream import Upstream
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from lab.patience import patient
+from podwire_dns.sources import is_local
 
 FIRST, SECOND = "192.0.2.53", "198.18.0.53"
 SERVERNAME = "resolver.test"
@@ -281,6 +282,9 @@ def test_an_upstream_with_a_link_local_address(lab: Lab, outside: Outside, form:
     """Router advertisements and DHCPv6 give such nameservers."""
     place = lab.netns("on the link")
     lab.wire(outside.node, "up0", place, "eth0", "fe80::1/64", "fe80::53/64")
+    for ns, address in ((outside.node, "fe80::1%up0"), (place, "fe80::53%eth0")):
+        # the default arguments bind the loop variables
+        eventually(lambda ns=ns, address=address: ns.call(lambda: is_local(address)), f"{address} can be used")  # type: ignore[misc]
     made = outside.stack.enter_context(Upstream(place, "fe80::53%eth0"))
     resolv = outside.tmp_path / "resolv.conf"
     link = outside.node.call(lambda: socket.if_nametoindex("up0")) if "number" in form else "up0"

@@ -50,8 +50,9 @@ class DnsConfig:
     listen: the cluster DNS addresses, put on lo if the node does not have them; "0.0.0.0" and "::" stand for the
     existing addresses. dns_addresses: the addresses that clients use if they differ from `listen` (the addresses of a
     Service). pod_cidrs, service_cidrs: the server answers the reverse names of these ranges and forwards all other
-    reverse names. ttl: seconds, 0 to 3600. pods: answer a-b-c-d.namespace.pod names; verify_pods: answer only if a pod
-    has the address (the feeder then watches all pods). notrack: exempt DNS on the listen addresses from conntrack.
+    reverse names. ttl: seconds, 0 to 3600. denial_ttl: the upper bound of the TTL of the cluster's negative answers.
+    pods: answer a-b-c-d.namespace.pod names; verify_pods: answer only if a pod has the address (the feeder then watches
+    all pods). notrack: exempt DNS on the listen addresses from conntrack.
     batches: receive and send many packets with one call if the native code is available. shuffle: start the addresses
     of a name at a random address.
 
@@ -84,6 +85,7 @@ class DnsConfig:
     pod_cidrs: tuple[str, ...] = ("10.244.0.0/16",)
     service_cidrs: tuple[str, ...] = ("10.96.0.0/16",)
     ttl: int = 5
+    denial_ttl: int = MAX_TTL
     pods: bool = True
     verify_pods: bool = False
     notrack: bool = True
@@ -127,7 +129,8 @@ class DnsConfig:
             )
             reached = tuple(_ip(a, "dns_addresses") for a in self.dns_addresses) or self.addresses()
             reached = tuple(address for address in reached if address not in WILDCARDS)
-            return Schema(names.fqdn(self.cluster_domain), self.ttl, tuple(reverse), reached, self.pods)
+            denial = min(self.ttl, self.denial_ttl)
+            return Schema(names.fqdn(self.cluster_domain), self.ttl, tuple(reverse), reached, self.pods, denial)
         except names.BadName as err:
             raise BadConfig(f"cluster_domain, pod_cidrs or service_cidrs: {err}") from err
 

@@ -11,29 +11,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import corefile_routes, corefile_rules, corefile_words, names
-from .cache import CAPACITY, FAILURE_SECONDS
-from .config import PORT, DnsConfig, Forward, is_page_address
+from . import corefile_cache, corefile_routes, corefile_rules, corefile_words, names
+from .config import MAX_TTL, PORT, DnsConfig, Forward, is_page_address
+from .corefile_cache import Caching
 from .corefile_parse import Place, parse
 from .corefile_routes import DNS, Key, Sending
 from .corefile_text import Directive, bad, number, seconds
-from .forward import DOWN_AFTER, EXPIRE, NO_TLS, POLICIES
+from .forward import DOWN_AFTER, EXPIRE, NO_TLS, POLICIES, TLS
 from .rewriting import Rewrite
 from .rules import Block, Hosts
 from .templates import Template
 from .wire import UDP_SIZE
+from .zonetext import LONGEST_TTL
 
-HEALTH, READY, METRICS, STALE = ":8080", ":8181", "localhost:9153", 3600.0
+HEALTH, READY, METRICS = ":8080", ":8181", "localhost:9153"
 RELOAD, RELOAD_LEAST = 30.0, 2.0
-CACHE_POSITIVE, CACHE_NEGATIVE = 3600.0, 1800.0  # CoreDNS's defaults for a `cache` without TTL
 EMPTY: dict[str, Any] = {  # only the Corefile sets these fields
     "upstreams": (),
     "stubs": (),
     "forwards": (),
     "blocks": (),
     "prefetch": False,
+    "denial_ttl": MAX_TTL,
 }
-ALWAYS = ("errors", "loop", "minimal")  # directives for functions that are always active or not needed
+ALWAYS = ("errors", "loop")  # directives for functions that are always active
 
 
 @dataclass(slots=True)
@@ -42,15 +43,13 @@ class _Server:
 
     zones: tuple[str, ...]
     wire: tuple[bytes, ...]
-    positive: float = 0.0  # without `cache` the server caches nothing
-    negative: float = 0.0
-    failures: float = FAILURE_SECONDS
+    caching: Caching = field(default_factory=Caching)  # without `cache` the server caches only failures
     rewrites: list[Rewrite] = field(default_factory=list)
     templates: list[Template] = field(default_factory=list)
     hosts: list[Hosts] = field(default_factory=list)
     sendings: list[Sending] = field(default_factory=list)
+    kubernetes: bool = False
     cluster: bool = False
-    bounds_cluster: bool = True  # `cache` is not disabled for the cluster domain
 
 
 @dataclass(slots=True)
@@ -106,7 +105,8 @@ class _Reader:
             "rewrite": self.rewrite,
             "template": self.template,
         }
-        if any(item.name == "kubernetes" for item in block.block):
+        made.kubernetes = any(item.name == "kubernetes" for item in block.block)
+        if made.kubernetes:
             self.set(shuffle=any(item.name == "loadbalance" for item in block.block))
         order = {
             "kubernetes": -1,
@@ -119,7 +119,9 @@ class _Reader:
                 readers[item.name](item, made)
             elif item.name in corefile_words.ACCESS:
                 self.access(item)
-            elif item.name not in ALWAYS:
+            elif item.name in corefile_words.IDLE_DIRECTIVES:
+                self.note(item, f"has no effect here: {corefile_words.IDLE_DIRECTIVES[item.name]}")
+            elif item.name not in ALWAYS or item.args not in ([], ["stdout"]):
                 self.note(item)
         self.bounded(made)
         rules = Block(made.wire, tuple(made.rewrites), tuple(made.templates), tuple(made.hosts))
@@ -144,15 +146,15 @@ class _Reader:
 
     def bounded(self, server: _Server) -> None:
         """Limits the TTLs of local answers as `cache` does."""
-        if not server.positive:
-            return
-        most, absent = int(server.positive), int(server.negative)
+        made = server.caching
+        most, absent = int(made.positive) or LONGEST_TTL, int(made.negative) or LONGEST_TTL
         server.hosts = [replace(each, ttl=min(each.ttl, most)) for each in server.hosts]
         server.templates = [
             replace(each, most_ttl=most if each.answers and not each.rcode else absent) for each in server.templates
         ]
-        if server.cluster and server.bounds_cluster and most < self.config.ttl:
-            self.set(ttl=most)
+        if server.cluster:
+            self.set(ttl=min(self.config.ttl, most if "success" in made.cluster else MAX_TTL))
+            self.set(denial_ttl=min(MAX_TTL, absent) if "denial" in made.cluster else MAX_TTL)
 
     def once(self, item: Directive, name: str, value: object) -> None:
         """Sets a setting that all server blocks share. Reports a block that contradicts another block."""
@@ -198,7 +200,7 @@ class _Reader:
         targets = tuple(word if word.startswith("/") else corefile_routes.upstream(word, item) for word in words)
         sources = corefile_routes.zone_names(item.args[:1], item)
         excepts: list[str] = []
-        lives = server.positive, server.negative, server.failures
+        lives = server.caching.positive, server.caching.negative, server.caching.failures
         made = Forward(".", targets, "random", NO_TLS, False, DOWN_AFTER, EXPIRE, *lives)
         for option in item.block:
             if option.name == "policy" and option.args:
@@ -219,52 +221,23 @@ class _Reader:
                 excepts += corefile_routes.zone_names(option.args, option)
             elif option.name != "prefer_udp":  # prefer_udp is the behaviour of this server
                 self.note(option)
+        if not any(word.startswith(TLS) for word in targets):
+            self._without_tls(item)
         wire = corefile_routes.wire
         server.sendings.append(Sending(item, wire(sources), wire(excepts), made))
 
-    def cache(self, item: Directive, server: _Server) -> None:
-        server.positive, server.negative, prefetch = CACHE_POSITIVE, CACHE_NEGATIVE, False
-        words = item.args
-        if words and words[0].isdigit():
-            server.positive = float(number(words[0], item))
-            if not server.positive:
-                raise bad(item, "the TTL must be above 0; without `cache` nothing is cached")
-            server.negative = min(server.negative, server.positive)
-            words = words[1:]
-        if words:
-            self.note(item, "names zones; answers of all upstreams of its block are cached")
+    def _without_tls(self, item: Directive) -> None:
         for option in item.block:
-            if option.name in ("success", "denial") and option.args:
-                self._capacity(option, server)
-            elif option.name == "serve_stale":
-                self.once(option, "serve_stale", seconds(option.args[0], option) if option.args else STALE)
-                if option.args[1:] not in ([], ["verify"]):
-                    self.note(option, "is as `verify` here: an upstream is asked before an expired answer is given")
-            elif option.name == "servfail":
-                server.failures = corefile_words.failure_seconds(option)
-            elif option.name == "prefetch":
-                prefetch = True
-                if option.args:
-                    self.note(option, "has numbers that have no effect here: three requests make an answer popular")
-            elif option.name != "disable" or self.config.cluster_domain.rstrip(".") not in [
-                word.rstrip(".") for word in option.args
-            ]:  # the server never caches names of the cluster
-                self.note(option)
-            else:
-                server.bounds_cluster &= option.args[0] != "success"
-        self.set(prefetch=self.config.prefetch or prefetch)
+            if option.name in ("tls", "tls_servername"):
+                self.note(option, "has no effect here: no upstream of this forward has tls://")
 
-    def _capacity(self, option: Directive, server: _Server) -> None:
-        """Reads the option `success|denial CAPACITY [TTL] [LEAST_TTL]`."""
-        if option.name == "success":
-            self.set(cache_capacity=number(option.args[0], option) or CAPACITY)
-        ttl = seconds(option.args[1], option) if len(option.args) > 1 else None
-        if ttl is not None and option.name == "success":
-            server.positive = ttl
-        elif ttl is not None:
-            server.negative = ttl
-        if len(option.args) > 2:
-            self.note(option, "has a minimum TTL, which is left out: an expired answer is requested again")
+    def cache(self, item: Directive, server: _Server) -> None:
+        server.caching = made = corefile_cache.read(item, self.config.cluster_domain, self.note)
+        if made.stale is not None:
+            self.once(made.stale[0], "serve_stale", made.stale[1])
+        if made.capacity:
+            self.set(cache_capacity=made.capacity)
+        self.set(prefetch=self.config.prefetch or made.prefetch)
 
     def health(self, item: Directive, _server: _Server) -> None:
         self.once(item, "health_address", _address(item, HEALTH))
@@ -289,12 +262,17 @@ class _Reader:
             self.note(item, "has a jitter, which has no effect here: it looks every interval")
 
     def bind(self, item: Directive, _server: _Server) -> None:
-        addresses = []
-        for word in item.args:
-            try:
-                addresses.append(names.canonical(word))
-            except names.BadName:
-                self.note(item, f"names {word!r}, which is not an address, and is left out")
+        addresses, excepted = self._addresses(item), list[str]()
+        for option in item.block:
+            excepted += self._addresses(option)
+        addresses = [address for address in addresses if address not in excepted]
+        before = self.said.get("listen")
+        if before is not None and before[1] != tuple(addresses) and not self.config.ignore_access:
+            raise bad(
+                item,
+                f"bind has other addresses than that at {before[0].at}, and all server blocks listen on the same ones "
+                "here. Write the same addresses, or start with --ignore-access-rules to listen on the last ones",
+            )
         if addresses:
             self.once(item, "listen", tuple(addresses))
         elif not self.config.ignore_access:
@@ -303,16 +281,25 @@ class _Reader:
                 "bind names no address; interfaces are not supported here. Write addresses, or start with "
                 f"--ignore-access-rules to listen on {', '.join(self.config.listen)}",
             )
-        for option in item.block:
-            self.note(option)
+
+    def _addresses(self, item: Directive) -> list[str]:
+        found = []
+        for word in item.args:
+            try:
+                found.append(names.canonical(word))
+            except names.BadName:
+                self.note(item, f"names {word!r}, which is not an address, and is left out")
+        return found
 
     def bufsize(self, item: Directive, _server: _Server) -> None:
         if item.args and item.args[0] != str(UDP_SIZE):
             self.note(item, f"is left out: UDP answers end at {UDP_SIZE} bytes")
 
-    def loadbalance(self, item: Directive, _server: _Server) -> None:
+    def loadbalance(self, item: Directive, server: _Server) -> None:
         if item.args[:1] not in ([], ["round_robin"]) or item.block:
             self.note(item, "is not supported; each answer starts at a random address")
+        elif not server.kubernetes:
+            self.note(item, "has no effect here: answers of upstreams keep their order")
 
     def log(self, item: Directive, server: _Server) -> None:
         formats = [word for word in item.args if "{" in word]

@@ -94,8 +94,9 @@ def template(item: Directive, block_zones: tuple[bytes, ...], note: Note) -> tem
             if option.name == "match" and option.args:
                 matches += map(pattern, option.args)
             elif option.name in lines and option.args:
-                _check(option.args[0], qtype)
-                lines[option.name].append(option.args[0])
+                for line in option.args:
+                    _check(line, qtype)
+                lines[option.name] += option.args
             elif option.name == "rcode" and option.args:
                 if option.args[0].upper() not in RCODE.reverse:
                     raise bad(option, f"{option.args[0]!r} is not a response code")

@@ -5,10 +5,8 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from .config import BadConfig
-from .corefile_text import Directive, bad, seconds
+from .corefile_text import Directive, bad
 from .rules import host_lines
-
-LONGEST_FAILURE = 300.0  # seconds, as in CoreDNS and RFC 9520 section 3.2
 
 
 def _words(text: str) -> frozenset[str]:
@@ -60,6 +58,10 @@ VALUES = _words(
     "answer additional authority class denial except expire kubeconfig lameduck match max_fails pods policy rcode"
     " servfail success tls_servername ttl"
 )
+IDLE_DIRECTIVES = {  # directive without effect in podwire -> reason
+    "any": "queries of type ANY are always refused",
+    "minimal": "answers have additional records only for SRV, and drop them first when they are too large",
+}
 IDLE = {  # option without effect in podwire -> reason
     "consolidate": "a failure is logged when it begins and when it ends",
     "stacktrace": "the log has the stack of each unexpected error",
@@ -82,14 +84,6 @@ def check(item: Directive) -> None:
             raise _unknown(option, f"an option of {item.name}", known or frozenset())
         if option.name in VALUES and not option.args:
             raise bad(option, f"{option.name} needs a value")
-
-
-def failure_seconds(option: Directive) -> float:
-    """Returns the seconds of `servfail` in `cache`. Raises BadConfig."""
-    found = seconds(option.args[0], option)
-    if found > LONGEST_FAILURE:
-        raise bad(option, f"servfail is {option.args[0]}; it must be at most 5m (RFC 9520)")
-    return found
 
 
 def _unknown(item: Directive, what: str, known: frozenset[str]) -> BadConfig:

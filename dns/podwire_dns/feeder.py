@@ -53,7 +53,7 @@ class Feeder:
         self.hello = feed.Hello(
             feed.VERSION,
             tuple(names.to_wire(z) for z in (frame.zone, *frame.reverse)),
-            frame.ttl,
+            frame.denial_ttl,
             frame.pods and not config.verify_pods,
         )
         self.serial = int(time.time())

@@ -52,9 +52,9 @@ class BadObject(ValueError):
 class Schema:
     """The settings that shape the zone.
 
-    zone: the cluster domain as text ("cluster.local."). ttl: seconds, 0 to 3600. reverse: apexes of the reverse zones.
-    addresses: the addresses of this DNS server (the glue of ns.dns.zone). pods: whether pod.zone exists; the server
-    computes the names in pod.zone from the question, not from records.
+    zone: the cluster domain as text ("cluster.local."). ttl, denial_ttl: 0 to 3600 seconds, of answers and of negative
+    answers. reverse: apexes of the reverse zones. addresses: of this DNS server (the glue of ns.dns.zone). pods:
+    whether pod.zone exists; the server computes its names from the question.
     """
 
     zone: str
@@ -62,6 +62,7 @@ class Schema:
     reverse: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
     pods: bool = True
+    denial_ttl: int = 5
 
     @property
     def origins(self) -> frozenset[str]:

@@ -36,7 +36,7 @@ def fed(source: Builder, serial: int = 1, memory: AnswerTable | None = None) -> 
     source.flush(serial)
     schema = source.config
     zones = tuple(names.to_wire(z) for z in (schema.zone, *schema.reverse))
-    hello = feed.Hello(feed.VERSION, zones, schema.ttl, schema.pods)
+    hello = feed.Hello(feed.VERSION, zones, schema.denial_ttl, schema.pods)
     zone: ZoneData | None = None
     for frame in feed.snapshot(hello, source.answers, iter(source.names), serial):
         message = feed.decode(frame[4:])

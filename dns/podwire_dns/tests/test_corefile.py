@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from podwire_dns import corefile, corefile_text
@@ -99,7 +101,7 @@ tls://other.example {
     assert (config.port, config.log_queries, config.autopath, config.verify_pods) == (1053, True, True, True)
     (made,) = config.forwards
     assert (made.upstreams, made.policy) == (("192.0.2.53",), "round_robin")
-    assert (config.serve_stale, config.cache_capacity) == (7200, 5000)
+    assert (config.serve_stale, config.cache_capacity) == (7200, 7500), "one cache has both kinds"
     assert (made.cache_positive, made.cache_negative) == (3600.0, 10.0)
 
 
@@ -235,6 +237,37 @@ def test_words_behind_an_option_that_have_no_effect_are_named() -> None:
     assert read(". {\n cache {\n  serve_stale 1h verify\n }\n}\n")[1] == []
 
 
+def test_what_has_no_effect_here_is_named() -> None:
+    config, notes = read(
+        ". {\n forward . 192.0.2.1 {\n  tls_servername a.test\n  tls /ca.pem\n }\n minimal\n any\n errors /var/log/x\n"
+        " loadbalance\n}\na.test {\n kubernetes\n loadbalance\n errors stdout\n bufsize 1232\n}\n"
+    )
+    assert sorted(lines(notes)) == [3, 4, 6, 7, 8, 9]
+    assert config.shuffle
+
+
+def test_every_word_of_a_template_counts() -> None:
+    config, notes = read(
+        '. {\n template IN A a.test {\n  answer "{{ .Name }} A 192.0.2.1" "{{ .Name }} A 192.0.2.2"\n'
+        '  additional "b.test. A 192.0.2.3" "c.test. A 192.0.2.4"\n }\n}\n'
+    )
+    (made,) = config.blocks[0].templates
+    assert notes == []
+    assert (len(made.answers), len(made.additional)) == (2, 2)
+
+
+def test_blocks_that_listen_on_different_addresses_are_refused() -> None:
+    text = "a.test {\n bind 127.0.0.1\n}\n. {\n bind 10.0.0.53\n}\n"
+    with pytest.raises(BadConfig, match="line 5: bind has other addresses than that at Corefile line 2"):
+        read(text)
+    config, notes = corefile.apply(text, replace(builders.CONFIG, ignore_access=True))
+    assert (config.listen, lines(notes)) == (("10.0.0.53",), [5])
+    config, notes = read(". {\n bind 10.0.0.53 fd00::53 10.0.0.54 {\n  except 10.0.0.54\n }\n}\n")
+    assert (config.listen, notes) == (("10.0.0.53", "fd00::53"), [])
+    with pytest.raises(BadConfig, match="line 2: bind names no address"):
+        read(". {\n bind 10.0.0.53 {\n  except 10.0.0.53\n }\n}\n")
+
+
 def test_cache_bounds_the_ttls_of_local_answers() -> None:
     inside = "kubernetes cluster.local {\n  ttl 120\n }\n hosts {\n  192.0.2.1 a.test\n }\n template IN A b.test {\n"
     inside += '  answer "{{ .Name }} 600 in a 192.0.2.2"\n }\n'
@@ -245,6 +278,12 @@ def test_cache_bounds_the_ttls_of_local_answers() -> None:
     assert (config.ttl, config.blocks[0].hosts[0].ttl) == (120, 30)
     config, _ = read(f". {{\n cache {{\n  success 100 60\n  denial 100 7\n }}\n {inside}}}\n")
     assert (config.ttl, config.blocks[0].hosts[0].ttl) == (60, 60)
+    assert (config.denial_ttl, config.schema().denial_ttl) == (7, 7), "denials of the cluster have a bound of their own"
+    config, _ = read(f". {{\n cache {{\n  denial 100 7\n  disable denial cluster.local\n }}\n {inside}}}\n")
+    assert config.schema().denial_ttl == 120
+    config, _ = read(f". {{\n cache 30 {{\n  disable success\n }}\n forward . 192.0.2.1\n {inside}}}\n")
+    assert (config.ttl, config.schema().denial_ttl, config.blocks[0].hosts[0].ttl) == (120, 30, 3600)
+    assert (config.routes()[b"\0"].positive_cap, config.routes()[b"\0"].negative_cap) == (0, 30)
     config, _ = read(f". {{\n {inside}}}\n")
     assert (config.ttl, config.blocks[0].hosts[0].ttl) == (120, 3600), "without `cache` nothing is bounded"
     absent = "template ANY ANY c.test {\n  rcode NXDOMAIN\n }\n"

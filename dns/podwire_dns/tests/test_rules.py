@@ -14,7 +14,7 @@ from podwire_dns.cache import Upstreamed
 from podwire_dns.config import DnsConfig
 from podwire_dns.rules import Rules
 from podwire_dns.testing import builders, judge
-from podwire_dns.testing.cases import SVC, ZONE
+from podwire_dns.testing.cases import NAMESPACES, SERVICES, SLICES, SVC, ZONE
 
 
 def answering(inside: str, *, files: str = "") -> Answerer:
@@ -206,6 +206,17 @@ def test_cache_bounds_what_clients_see() -> None:
         "NOERROR",
         [{"b.example. 20 a 192.0.2.2"}, set(), {"c.example. 7 a 192.0.2.3"}],
     )
+
+
+def test_negative_answers_of_the_cluster_have_a_bound_of_their_own() -> None:
+    config, _ = corefile.apply(
+        ". {\n kubernetes {\n  ttl 30\n }\n cache 60 {\n  denial 9984 7\n }\n}\n", builders.CONFIG
+    )
+    made = builders.answerer(builders.fed(builders.builder(SERVICES, SLICES, NAMESPACES, config)), recursion=True)
+    assert told(made, f"svc1.{SVC}") == ("NOERROR", {f"svc1.{SVC} 30 a 10.96.0.1"})
+    for name, rtype, rcode in ((f"svc1.{SVC}", "AAAA", "NOERROR"), (f"none.{SVC}", "A", "NXDOMAIN")):
+        found, (_, (soa,), _) = judge.read(answered(made, name, rtype))
+        assert (found, soa.split()[1], soa.split()[-1]) == (rcode, "7", "7")
 
 
 def test_addresses_keep_their_order_without_loadbalance() -> None:
