@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -40,6 +41,7 @@ SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 # Capabilities that container runtimes leave to root in a container: chown, dac_override, fsetid, fowner, mknod,
 # net_raw, setgid, setuid, setfcap, setpcap, net_bind_service, sys_chroot, kill, audit_write.
 KEEP_CAPABILITIES = {0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31}
+FILES = (1024, 524_288)  # soft and hard
 LOG_LIMIT = 10 * 1024 * 1024
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -72,6 +74,38 @@ def started(pid: int) -> int:
         return int(file.read().rsplit(")", 1)[1].split()[19])
 
 
+# ---- what the node agent must not hand down
+
+
+def disinherit() -> None:
+    """Give the pod the limit of open files that systemd gives to services, and an ordinary OOM score and priority. The
+    node agent may run with more (a unit's LimitNOFILE, OOMScoreAdjust and Nice, the role's own limit).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for limits in (FILES, (min(FILES[0], hard), min(FILES[1], hard))):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            break
+        except (OSError, ValueError):
+            continue  # without CAP_SYS_RESOURCE the hard limit stays
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("0")
+    except OSError:
+        pass  # without CAP_SYS_RESOURCE a score cannot fall below the one that was given
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    except OSError:
+        pass  # raising the priority needs CAP_SYS_NICE
+
+
+def ordinary_signals() -> None:
+    """Undo what Python changes for itself, just before exec: an ignored SIGPIPE would stay ignored in the program."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
 # ---- sandbox
 
 
@@ -91,6 +125,7 @@ def sandbox(spec: dict[str, Any]) -> None:
         loopback_up()
     write(spec["state"], {"pid": os.getpid(), "started": started(os.getpid())})
     os.setsid()
+    ordinary_signals()
     os.execv(spec["command"][0], spec["command"])
 
 
@@ -198,7 +233,8 @@ def become(spec: dict[str, Any], output: int, parent: int) -> None:
             os.dup2(source, target)
         output = 2  # closerange() below closes the original descriptor; the copies stay open
         enter(spec["cwd"])
-        os.closerange(3, 256)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        ordinary_signals()
         os.execvpe(spec["command"][0], spec["command"], spec["env"])
     except FileNotFoundError as err:
         message = f"exec: {spec['command'][0]!r}: no such file" if "mount" not in str(err) else str(err)
@@ -260,6 +296,7 @@ def container(spec: dict[str, Any]) -> None:
 def main() -> None:
     with open(sys.argv[1]) as file:
         spec = json.load(file)
+    disinherit()
     (sandbox if spec["kind"] == "sandbox" else container)(spec)
 
 

@@ -95,6 +95,7 @@ def agent(only_check: bool, log_json: bool, watchdog: bool, **flags: Any) -> Non
     from podwire_base.kube.client.config import SERVERS, load
     from podwire_base.kube.errors import ConfigError
     from podwire_base.role import logs, watching
+    from podwire_base.role.privileges import no_new_privileges
     from podwire_dns.config import BadConfig
 
     from ..agent import check, run
@@ -113,6 +114,11 @@ def agent(only_check: bool, log_json: bool, watchdog: bool, **flags: Any) -> Non
         for field in dataclasses.fields(config):
             click.echo(f"{field.name}: {getattr(config, field.name)}")
         return
+    if config.pods and no_new_privileges():
+        raise Failed(
+            "--pods: this process may gain no privileges (NoNewPrivileges), and its pods would inherit that: run "
+            "`podwire install --pods` again, which writes another unit"
+        )
     if log_json:
         os.environ[logs.JSON] = "1"
     if not watchdog:

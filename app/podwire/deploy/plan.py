@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath as Path
 
+from . import hardening
+
 PARTS = ("plugin", "agent", "control-plane")
 SETTINGS, RECORD, UNITS = "/etc/podwire/agent.env", "/etc/podwire/installed.json", "/etc/systemd/system"
 ASIDE = ".before-podwire"
@@ -188,9 +190,20 @@ def read_settings(text: str) -> dict[str, str]:
 # ---- units
 
 
-def unit(description: str, program: str, words: Iterable[str], *, after: str = "", environment: bool = False) -> bytes:
+def unit(
+    description: str,
+    program: str,
+    words: Iterable[str],
+    sandbox: Iterable[str],
+    *,
+    after: str = "",
+    environment: bool = False,
+) -> bytes:
     """Return the text of a systemd service unit. It has KillMode=process, because stopping the unit must not end the
-    pods. The supervisor ends its roles itself.
+    pods. The supervisor ends its roles itself. sandbox: the lines of hardening.py.
+
+    WatchdogSec is twice the time after which a supervisor ends its own roles. SIGKILL, since a stopped process does not
+    get systemd's usual SIGABRT.
     """
     return "\n".join(
         [
@@ -205,9 +218,13 @@ def unit(description: str, program: str, words: Iterable[str], *, after: str = "
             "Restart=always",
             "RestartSec=1",
             "KillMode=process",
+            "NotifyAccess=main",
+            "WatchdogSec=60",
+            "WatchdogSignal=SIGKILL",
             "LimitNOFILE=1048576",
             "TasksMax=infinity",
             "OOMScoreAdjust=-998",
+            *sandbox,
             "",
             "[Install]",
             "WantedBy=multi-user.target",
@@ -216,9 +233,12 @@ def unit(description: str, program: str, words: Iterable[str], *, after: str = "
     ).encode()
 
 
-def units(wanted: Wanted) -> dict[str, bytes]:
-    """Return unit name -> content, in the order in which the units start."""
+def units(wanted: Wanted, named: Mapping[str, str] | None = None) -> dict[str, bytes]:
+    """Return unit name -> content, in the order in which the units start. named: the settings of agent.env as they will
+    be (default: those of `wanted`).
+    """
     found: dict[str, bytes] = {}
+    named = wanted.settings if named is None else named
     if "control-plane" in wanted.parts:
         api = f"{wanted.data_dir}/api"
         port = wanted.listen.rpartition(":")[2]
@@ -227,26 +247,44 @@ def units(wanted: Wanted) -> dict[str, bytes]:
             "podwire API server",
             wanted.program,
             ["apiserver", "--data", api, "--listen", f"{everywhere}:{port}", "--advertise", wanted.listen],
+            hardening.without_kernel([wanted.data_dir]),
         )
         found["podwire-controllers.service"] = unit(
-            "podwire controllers", wanted.program, ["controllers", "--data", api], after="podwire-apiserver.service"
+            "podwire controllers",
+            wanted.program,
+            ["controllers", "--data", api],
+            hardening.without_kernel([]),
+            after="podwire-apiserver.service",
         )
     if "agent" in wanted.parts:
         found["podwire-agent.service"] = unit(
             "podwire: pods, Services and DNS of this node",
             wanted.program,
             ["agent"],
+            hardening.agent(_writes(wanted, named), pods=runs_pods(named)),
             after="podwire-apiserver.service containerd.service",
             environment=True,
         )
     return found
 
 
+def runs_pods(named: Mapping[str, str]) -> bool:
+    return named.get("PODWIRE_PODS", "").lower() in ("1", "true", "t", "yes", "y", "on")
+
+
+def _writes(wanted: Wanted, named: Mapping[str, str]) -> list[str]:
+    """Return the directories that the agent writes. /run also has the drop-ins for the host's network managers and the
+    lock of iptables; /var/lib/cni the leases of an earlier plugin; /etc/podwire the node's certificate.
+    """
+    own = (named.get("PODWIRE_RUN_DIR") or "/run/podwire", named.get("PODWIRE_CNI_CONF_DIR") or wanted.cni_conf_dir)
+    return list(dict.fromkeys(["/run", "/var/lib/cni", "/etc/podwire", *own]))
+
+
 # ---- plans
 
 
 def _files(wanted: Wanted, facts: Facts) -> dict[str, Write]:
-    found: list[Write] = []
+    found, named = list[Write](), dict[str, str]()
     if "plugin" in wanted.parts:
         found.append(Write(f"{wanted.cni_bin_dir}/{PLUGIN}", wanted.plugin, 0o755))
         # containerd and CRI-O call the plugin `loopback` for each pod. A loopback plugin of another package also works.
@@ -258,8 +296,10 @@ def _files(wanted: Wanted, facts: Facts) -> dict[str, Write]:
     if "agent" in wanted.parts:
         before = facts.files.get(SETTINGS, b"").decode(errors="replace")
         defaults = {"PODWIRE_CNI_CONF_DIR": wanted.cni_conf_dir, "PODWIRE_RUN_DIR": "/run/podwire"}
-        found.append(Write(SETTINGS, merged_settings(before, wanted.settings, defaults).encode(), 0o600))
-    found += [Write(f"{UNITS}/{name}", content) for name, content in units(wanted).items()]
+        text = merged_settings(before, wanted.settings, defaults)
+        named = read_settings(text)
+        found.append(Write(SETTINGS, text.encode(), 0o600))
+    found += [Write(f"{UNITS}/{name}", content) for name, content in units(wanted, named).items()]
     return {write.path: write for write in found}
 
 

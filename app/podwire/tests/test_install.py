@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -164,6 +165,60 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
         ["systemd-analyze", "verify", "--man=no", *map(str, made)], capture_output=True, text=True, check=False
     )
     assert "Unknown" not in done.stderr and "rror" not in done.stderr, done.stderr
+
+
+def _services(tmp_path: Path, **more: Any) -> dict[str, configparser.SectionProxy]:
+    install(tmp_path, wanted("agent", "control-plane", listen="192.0.2.1:7443", program="/bin/true", **more))
+    found = {}
+    for path in (tmp_path / "etc/systemd/system").glob("*.service"):
+        parser = configparser.ConfigParser(strict=False, interpolation=None)
+        parser.read_string(path.read_text())
+        found[path.name] = parser["Service"]
+    return found
+
+
+def test_every_unit_has_the_sandbox_that_its_work_allows(tmp_path: Path) -> None:
+    found = _services(tmp_path)
+    for service in found.values():
+        assert service["WatchdogSec"] == "60" and service["WatchdogSignal"] == "SIGKILL"
+        assert service["NoNewPrivileges"] == "yes" and service["ProtectSystem"] == "strict"
+    for name in ("podwire-apiserver.service", "podwire-controllers.service"):
+        assert found[name]["CapabilityBoundingSet"] == "CAP_NET_BIND_SERVICE"
+    assert "/var/lib/podwire" in found["podwire-apiserver.service"]["ReadWritePaths"]
+    assert "ReadWritePaths" not in found["podwire-controllers.service"]
+    agent = found["podwire-agent.service"]
+    assert set(agent["CapabilityBoundingSet"].split()) > {"CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SETUID"}
+    for path in ("/run", "/etc/cni/net.d", "/etc/podwire"):
+        assert f"-{path}" in agent["ReadWritePaths"].split()
+
+
+@pytest.mark.parametrize("value", ["true", "1", "Yes"])
+def test_an_agent_with_pods_has_no_sandbox_that_its_pods_would_inherit(tmp_path: Path, value: str) -> None:
+    agent = _services(tmp_path, settings={"PODWIRE_PODS": value})["podwire-agent.service"]
+    inherited = {"NoNewPrivileges", "ProtectSystem", "CapabilityBoundingSet", "SystemCallFilter", "PrivateTmp"}
+    assert not {name.lower() for name in inherited} & set(agent)
+    assert agent["WatchdogSec"] == "60"
+    again = _services(tmp_path, settings={"PODWIRE_PODS": ""})["podwire-agent.service"]
+    assert again["NoNewPrivileges"] == "yes"
+
+
+def test_data_in_a_home_stays_reachable(tmp_path: Path) -> None:
+    assert "ProtectHome" not in _services(tmp_path, data_dir="/root/cluster")["podwire-apiserver.service"]
+    assert _services(tmp_path / "b", data_dir="/srv/x")["podwire-apiserver.service"]["ProtectHome"] == "yes"
+
+
+@pytest.mark.skipif(not os.access("/usr/bin/systemd-analyze", os.X_OK), reason="systemd-analyze is not installed")
+def test_systemd_finds_little_exposed(tmp_path: Path) -> None:
+    """The scale goes from 0 to 10; a unit without a sandbox has 9.6."""
+    _services(tmp_path)
+    most = {"podwire-apiserver.service": 3.0, "podwire-controllers.service": 3.0, "podwire-agent.service": 7.0}
+    for name, exposure in most.items():
+        path = tmp_path / "etc/systemd/system" / name
+        words = ["systemd-analyze", "security", "--offline=true", f"--threshold={exposure * 10:.0f}", str(path)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if "offline" in done.stderr:
+            pytest.skip("systemd-analyze is too old: security --offline came with 250")
+        assert done.returncode == 0, done.stdout[-300:] + done.stderr
 
 
 def test_with_systemd_units_are_started_and_only_changes_restart_them() -> None:

@@ -1,0 +1,58 @@
+"""Gives up what a process does not need: user, groups, capabilities and the way back (capabilities(7), prctl(2)).
+
+A process that parses what strangers send keeps the descriptors that were opened before, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import struct
+from pathlib import Path
+
+PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 24, 28, 38, 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+# SECBIT_NOROOT and SECBIT_NO_SETUID_FIXUP with their locks, and the lock of SECBIT_KEEP_CAPS: uid 0 is nobody special
+NO_ROOT = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 5
+VERSION_3 = 0x20080522
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def drop(user: int, group: int) -> None:
+    """Become `user` and `group` with no other group, no capability and no way to gain one. It cannot be undone. Raises
+    OSError; then some privileges may be left, and the process should end.
+    """
+    _check(_libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "clear the ambient capabilities")
+    for capability in range(_last() + 1):
+        _check(_libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "drop a capability of the bounding set")
+    _check(_libc.prctl(PR_SET_SECUREBITS, NO_ROOT, 0, 0, 0), "lock the rights of uid 0")
+    os.setgroups([])
+    os.setresgid(group, group, group)
+    os.setresuid(user, user, user)
+    head, none = struct.pack("=Ii", VERSION_3, 0), bytes(24)
+    _check(_libc.capset(head, none), "drop the capabilities")
+    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "set no_new_privs")
+
+
+def _last() -> int:
+    return int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+
+
+def status() -> dict[str, str]:
+    """Returns the fields of /proc/self/status."""
+    rows = Path("/proc/self/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (row.partition(":") for row in rows)}
+
+
+def no_new_privileges() -> bool:
+    """Whether this process and its children can gain no privileges, for example because of a unit's NoNewPrivileges."""
+    with contextlib.suppress(OSError):
+        return status().get("NoNewPrivs") == "1"
+    return False
