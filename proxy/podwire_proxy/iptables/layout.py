@@ -156,7 +156,7 @@ def _by_chance(left: int) -> str:
     return f"-m statistic --mode random --probability {(2 * PROBABILITY + left) // (2 * left) / PROBABILITY:.11f} "
 
 
-def _dnat(protocol: str, destination: Destination) -> str:
+def _dnat(destination: Destination) -> str:
     ip = f"[{destination.ip}]" if is_v6(destination.ip) else destination.ip
     return f"-j DNAT --to-destination {ip}:{destination.port}"
 
@@ -187,7 +187,12 @@ class _Builder:
                 )
             nat = (f"{dialled(self.key)} {self._comment()} -j {entry}",)
         refusal = next((treatment for treatment in reversed(treatments) if isinstance(treatment, Verdict)), None)
-        return Built(nat, self._refusals(refusal), self.chains, tuple(self.sets))
+        refusals = self._refusals(refusal)
+        if refusals and self.frontend.kind != "ClusterIP":
+            # `filter` refuses what `nat` left alone. A hostPort of the same number, whose chain of `nat` comes later,
+            # must not take such a packet: a translation to the very same place ends the chains of `nat`.
+            nat = (*nat, f"{dialled(self.key)} {self._comment()} {_dnat(Destination(self.key.ip, self.key.port))}")
+        return Built(nat, refusals, self.chains, tuple(self.sets))
 
     def _comment(self) -> str:
         return quoted(self.frontend.service)
@@ -220,7 +225,7 @@ class _Builder:
     def _balance(self, treatment: Treatment, side: str) -> Iterator[str]:
         if not isinstance(treatment, Balance):
             return
-        targets = [_dnat(self.protocol, destination) for destination in treatment.destinations]
+        targets = [_dnat(destination) for destination in treatment.destinations]
         if treatment.sticky:
             targets = []
             for destination in treatment.destinations:
@@ -231,7 +236,7 @@ class _Builder:
                     "PODWIRE-SEP-",
                     (
                         f"-j SET --add-set {clients} src --exist --timeout {treatment.sticky.seconds}",
-                        f"-p {self.protocol} {_dnat(self.protocol, destination)}",
+                        f"-p {self.protocol} {_dnat(destination)}",
                     ),
                     digest(*self.key, side, *destination),
                 )

@@ -114,8 +114,10 @@ class Tracer:
     ) -> Iterator[tuple[str, TracedPacket]]:
         match rule.target:
             case "DNAT":
-                ip, _, port = rule.arguments[0][1][0].rpartition(":")
-                yield "ACCEPT", replace(hop, dst=ip.strip("[]"), port=int(port), translated=True)
+                ip, _, number = rule.arguments[0][1][0].rpartition(":")
+                to = Destination(ip.strip("[]"), int(number))
+                # for conntrack, a translation to the very same place is none
+                yield "ACCEPT", replace(hop, dst=to.ip, port=to.port, translated=to != (hop.dst, hop.port))
             case "DROP" | "REJECT" | "ACCEPT" | "MASQUERADE":
                 yield rule.target, replace(hop, reason=reason_of(rule.comment))
             case "RETURN":
