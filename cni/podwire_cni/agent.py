@@ -24,7 +24,7 @@ from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.meta import Object
-from podwire_base.role import beat, layout, logs
+from podwire_base.role import beat, files, hostports, layout, logs
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
@@ -114,6 +114,7 @@ class Agent:
         self._told: tuple[str, ...] = ()
         self._near: frozenset[IPAddress] = frozenset()
         self._refused: list[str] = []
+        self._host_ports = ""  # the text of the file
 
     def restore(self) -> None:
         """Continue from the last agent's state, without the API server."""
@@ -148,8 +149,20 @@ class Agent:
             if line not in self._refused:
                 log.warn("route refused", route=line)
         self._refused = refused
+        self._publish_host_ports()
         self._report(wires, refused)
         return not refused
+
+    def _publish_host_ports(self) -> None:
+        """Write the pods' hostPorts for the Service proxy, which tells the pods whose hostPort a Service has."""
+        text = hostports.encode(self.plugin.host_ports())
+        if text == self._host_ports:
+            return
+        try:
+            files.write(hostports.path(self.config.run_dir), text)
+            self._host_ports = text
+        except OSError as err:
+            log.warn("the hostPorts of this node could not be written", error=str(err))
 
     def _tell(self, problems: tuple[str, ...]) -> None:
         if problems != self._told:

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from podwire_base.role.hostports import HostPort
+
 from .errors import CNIError, ErrorCode
 from .ipam import hostlocal
-from .ipam.allocator import Allocator, Lease, PoolExhausted
+from .ipam.allocator import Allocator, Lease, PoolExhausted, host_ports
 from .keyedlock import KeyedLock
 from .networkstore import Networks
 from .nodetable import PodRules
@@ -334,6 +336,10 @@ class Plugin:
             node = self.node()
             free = sum(self.allocator.free(ranges) for ranges in node.ranges) if node else 0
         return {"pods": len({lease.owner for lease in leases}), "free": free}
+
+    def host_ports(self) -> frozenset[HostPort]:
+        with self._leases:
+            return host_ports(self.allocator.leases())
 
     # ---- parts ----
 

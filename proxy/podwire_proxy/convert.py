@@ -227,6 +227,7 @@ def service_ports(service: meta.Object) -> tuple[tuple[ServicePort, ...], list[s
             health_check_port=check,
             reset=reset and protocol == "TCP",
             created=str(service["metadata"].get("creationTimestamp") or ""),
+            uid=str(service["metadata"].get("uid") or ""),
         )
         if not number:
             continue

@@ -127,8 +127,8 @@ class Contribution:
     health: HealthCheck | None = None
     # Ports whose policy is Local, with endpoints only elsewhere: IPv4 internal and external, IPv6 internal and external
     no_local_endpoints: tuple[int, ...] = (0, 0, 0, 0)
-    # (creationTimestamp, name): if two Services claim an address, the older Service gets the address
-    order: tuple[str, str] = ("", "")
+    # (creationTimestamp, uid, name): if two Services claim an address and port, the first in this order gets it
+    order: tuple[str, str, str] = ("", "", "")
 
 
 class Keeping(NamedTuple):
@@ -158,12 +158,12 @@ def contribute(
     frontends: dict[Key, Frontend] = {}
     hairpin: set[str] = set()
     ips: dict[str, None] = {}
-    order = ("", "")
+    order = ("", "", "")
     here: dict[bool, set[str]] = {}  # by `v6`
     check = 0
     no_local_endpoints = [0, 0, 0, 0]
     for port in ports:
-        order = (port.created, port.service)
+        order = (port.created, port.uid, port.service)
         ips.update(dict.fromkeys(port.cluster_ips))
         found = merge(tuple(endpoints.get(port.port_name, ())))
         for v6 in sorted({is_v6(ip) for ip in port.cluster_ips}):
@@ -289,6 +289,7 @@ class Dataplane:
         self.hairpin: dict[str, int] = {}
         self.health: dict[str, HealthCheck] = {}
         self.no_local_endpoints = [0, 0, 0, 0]
+        self.contested: dict[Key, tuple[str, ...]] = {}  # address and port -> its Services, the one that has it first
         self._parts: dict[str, Contribution] = {}
         self._claims: dict[Key, dict[str, Frontend]] = {}
 
@@ -325,7 +326,12 @@ class Dataplane:
             claims[service] = frontend
         if not claims:
             del self._claims[key]
-        winner = min(claims, key=lambda name: self._parts[name].order) if claims else None
+        winner = next(iter(claims), None)
+        if len(claims) > 1:
+            self.contested[key] = tuple(sorted(claims, key=lambda name: self._parts[name].order))
+            winner = self.contested[key][0]
+        else:
+            self.contested.pop(key, None)
         new = claims[winner] if winner is not None else None
         old = self.frontends.get(key)
         if old != new:
@@ -337,15 +343,24 @@ class Dataplane:
             else:
                 self.frontends[key] = new
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Dataplane) and (
+    def claim(self, service: str, key: Key) -> Frontend:
+        """Returns what the Service would do with the address and port, whether it has it or not. Raises KeyError."""
+        return self._claims[key][service]
+
+    @property
+    def _state(self) -> tuple[object, ...]:
+        return (
             self.node,
             self.frontends,
             self.cluster_ips,
             self.hairpin,
             self.health,
             self.no_local_endpoints,
-        ) == (other.node, other.frontends, other.cluster_ips, other.hairpin, other.health, other.no_local_endpoints)
+            self.contested,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Dataplane) and self._state == other._state
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 

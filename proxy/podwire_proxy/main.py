@@ -32,6 +32,7 @@ from podwire_base.role.status import RoleStatus
 from . import backends, health, host, kubeproxyfile
 from .backend import families
 from .changes import DeduplicatedLog, Tracker
+from .claimwatch import ClaimWatch, Post
 from .config import DETECTORS, NODE_SHAPE, NODES, ProxyConfig, eligible, one_sided, service_cidrs, wanted_flows
 from .events import Events
 from .externalips import CHOICES, RESERVED, SERVE
@@ -64,6 +65,7 @@ class Proxy:
     metrics: Metrics = field(default_factory=Metrics)
     # sends an Event about a Service: (Service, reason, message)
     tell: Callable[[str, str, str], None] = field(default=lambda service, reason, why: None)
+    post: Post = field(default=lambda whom, make: None)  # sends any Event
 
     def __post_init__(self) -> None:
         self.tracker = Tracker(self.config.node())
@@ -90,6 +92,9 @@ class Proxy:
         self._checks_wake = asyncio.Event()
         self._info = self.config.node()  # of the last Node
         self.externals = ExternalWatch(self.config, self.tracker, self._read_node, self._send_event)
+        self.claims = ClaimWatch(
+            self.config.run_dir, self.config.node_name, self.tracker, self._post_event, self._report
+        )
         self._read_node()
 
     # Events
@@ -194,6 +199,7 @@ class Proxy:
         self._triggers.clear()
         self._checks_wake.set()
         self.externals.tell_refusals()
+        self.claims.tell()
         if (self._foreign or not (asked or delta)) and done.operations:
             self.metrics.repairs += 1
             log.warn("another program changed our rules; repaired", operations=done.operations, elements=done.elements)
@@ -232,6 +238,7 @@ class Proxy:
             "services": plane.services,
             "endpoints": self.tracker.endpoints,
             "frontends": len(plane.frontends),
+            "lost_claims": self.claims.count,
             "repairs": self.metrics.repairs,
             "failures": self.metrics.failures,
         }
@@ -248,7 +255,7 @@ class Proxy:
         else:
             problems = [] if self._node is None or self._info.addresses else [NO_ADDRESS]
             message = f"{plane.services} Services, {self.tracker.endpoints} endpoints" + "".join(
-                f"; {problem}" for problem in (*problems, *self._host)
+                f"; {problem}" for problem in (*problems, *self.claims.status, *self._host)
             )
             self.status.update(ready=True, message=message, **figures)
 
@@ -317,6 +324,7 @@ class Proxy:
                 log.warn("own Node is not registered yet: no NodePorts until it is", node=self.config.node_name)
             group.create_task(self.externals.follow(api, partial(_served, api, NODES)))
             group.create_task(self.externals.watch_listeners())
+            group.create_task(self.claims.watch_host_ports())
             if self.tracker.externals:  # else the first sync would remove their rules, and the next add them again
                 await self.externals.complete.wait()
             group.create_task(self._sync_loop())
@@ -333,6 +341,9 @@ class Proxy:
 
     def _send_event(self, service: str, reason: str, why: str) -> None:
         self.tell(service, reason, why)
+
+    def _post_event(self, whom: meta.Object, make: Callable[[meta.Object], meta.Object]) -> None:
+        self.post(whom, make)
 
     def _check_failed(self, service: str, why: str) -> None:
         log.warn("health check of a Service cannot be served", service=service, problem=why)
@@ -370,7 +381,8 @@ async def _main(config: ProxyConfig) -> None:
     proxy = Proxy(config)
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(ApiClient(load(config.kubeconfig)))
-        proxy.tell = Events(api, config.node_name).send
+        events = Events(api, config.node_name)
+        proxy.tell, proxy.post = events.send, events.post
         found = health.pages(proxy.metrics, proxy.health, config.backend, kubeproxyfile.write(config))
         for address in {config.metrics_address, config.healthz_address} - {""}:
             stack.push_async_callback((await web.serve(address, found)).cleanup)

@@ -52,7 +52,8 @@ class Endpoint(NamedTuple):
 class ServicePort:
     """One port of one Service, with all data that determines its frontends and their balancing.
 
-    service: "namespace/name". created: creationTimestamp, which decides between two Services that claim an address.
+    service: "namespace/name". created, uid: creationTimestamp and uid, which decide between two Services that claim an
+    address and port.
     affinity_seconds: the timeout of sessionAffinity ClientIP; 0: no affinity. source_ranges: loadBalancerSourceRanges.
     health_check_port: healthCheckNodePort; 0: no port. reset: annotation
     podwire.io/reset-on-endpoint-removal.
@@ -73,6 +74,7 @@ class ServicePort:
     health_check_port: int = 0
     created: str = ""
     reset: bool = False
+    uid: str = ""
 
     @property
     def external(self) -> bool:

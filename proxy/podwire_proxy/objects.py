@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
 
 from podwire_base.kube import meta
@@ -36,8 +38,25 @@ def claims_of(node: meta.Object) -> meta.Object:
     }
 
 
+def about(kind: str, key: str, uid: str = "") -> meta.Object:
+    """Returns the reference of an Event to an object. key: "namespace/name"."""
+    namespace, _, name = key.partition("/")
+    return reference(kind, {"metadata": {"namespace": namespace, "name": name, "uid": uid}})
+
+
 def service_event(node: str, service: meta.Object, reason: str, why: str, now: float) -> meta.Object:
-    """Returns a Warning Event about a Service, as the proxy of `node` sees it."""
-    about = reference("Service", service)
-    words = f"node {node}: {why}"
-    return event(about, reason, words, now, component="podwire-proxy", host=node)
+    """Returns a Warning Event about a Service, as the proxy of `node` sees it. service: the reference to it."""
+    return event(service, reason, f"node {node}: {why}", now, component="podwire-proxy", host=node)
+
+
+def claim_event(service: meta.Object, why: str, now: float) -> meta.Object:
+    """Returns a Warning Event about a Service whose address and port another Service has. All nodes say the same, so
+    the Event's name is that of what it says.
+    """
+    suffix = hashlib.sha256(why.encode()).hexdigest()[:16]
+    return event(service, "AddressTaken", why, now, component="podwire-proxy", suffix=suffix)
+
+
+def host_port_event(node: str, pod: meta.Object, why: str, now: float) -> meta.Object:
+    """Returns a Warning Event about a pod of `node` whose hostPort a Service has."""
+    return event(pod, "HostPortTaken", f"node {node}: {why}", now, component="podwire-proxy", host=node)

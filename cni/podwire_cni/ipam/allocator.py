@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from podwire_base.role import hostports
+from podwire_base.role.hostports import HostPort
+
 from ..errors import CNIError, ErrorCode
 from ..plan import mac_for
 from ..types import Attachment, IPAddress, PortMapping, Range, RangeSet
@@ -82,6 +85,21 @@ class Lease:
             **({"origin": self.origin} if self.origin else {}),
             **({"network": self.network} if self.network else {}),
         }
+
+
+def host_ports(leases: Iterable[Lease]) -> frozenset[HostPort]:
+    """Returns the hostPorts of all pods. Each lease of a pod has all of them."""
+    return frozenset(
+        HostPort(
+            port.host_port,
+            hostports.PROTOCOLS[port.protocol],
+            "" if port.host_ip is None else str(port.host_ip),
+            lease.pod,
+            lease.pod_uid,
+        )
+        for lease in leases
+        for port in lease.ports
+    )
 
 
 class Store(Protocol):

@@ -40,6 +40,8 @@ def services(draw: st.DrawFn) -> meta.Object:
         spec["sessionAffinity"] = "ClientIP"
     labels = {"service.kubernetes.io/service-proxy-name": "x"} if draw(st.integers(0, 9)) == 0 else {}
     found = service(draw(st.sampled_from(NAMES)), draw(st.sampled_from((*VIPS, "None"))), made, labels=labels, **spec)
+    found["metadata"]["creationTimestamp"] = f"2026-01-0{draw(st.integers(1, 2))}T00:00:00Z"
+    found["metadata"]["uid"] = draw(st.sampled_from(["", "a", "b"]))
     found["metadata"]["annotations"] = {RESET_ANNOTATION: "true"} if draw(st.booleans()) else {}
     return found
 
