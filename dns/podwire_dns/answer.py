@@ -155,6 +155,8 @@ class Answerer:
             return None
         if name in data.names or name + A_IN in answers or name + AAAA_IN in answers or name + SRV_IN in answers:
             return data.negative(len(name))[0]
+        if data.endpoint(name) is not None:
+            return None
         return None if self.autopath or name.endswith(data.pod_apex) else data.negative(len(name))[1]
 
     def cached(self, key: bytes) -> tuple[int, bytes] | None:
@@ -302,7 +304,13 @@ class Answerer:
         data = self.data
         if name == apex and qtype == SOA:
             return NOERROR, COUNTS.pack(1, 0, 0) + data.soa(name, apex)
-        exists = data.exists(name)
+        address = data.endpoint(name) if apex == data.zones[0] else None
+        if address is not None and qtype == (A if len(address) == 4 else AAAA):
+            return NOERROR, Packer(data.ttl).addresses([address])[A_IN if qtype == A else AAAA_IN]
+        targets = data.pointers(name) if apex != data.zones[0] else []
+        if targets and qtype == PTR:
+            return NOERROR, Packer(data.ttl).pointers(targets)
+        exists = bool(targets) or data.exists(name)
         if not exists and data.pods:
             pod = self._pod(name)
             kind = b"" if pod is None else A_IN if len(pod) == 4 else AAAA_IN

@@ -87,6 +87,22 @@ class TableAnswers:
         return value
 
 
+class TablePlaces:
+    """Address of an endpoint -> Services, as in places.py."""
+
+    def __init__(self, table: AnswerTable) -> None:
+        self._table, self._kind = table, table.lib.PLACES
+
+    def get(self, address: bytes, /) -> bytes | None:
+        return self._table.get(self._kind, address)
+
+    def update(self, found: Mapping[bytes, bytes], /) -> None:
+        self._table.put(self._kind, list(found), list(found.values()))
+
+    def pop(self, address: bytes, default: None, /) -> None:
+        self._table.drop(self._kind, address)
+
+
 class TableNames:
     """The names that exist without an answer."""
 

@@ -9,7 +9,7 @@ and the apex of its zone, and the names of namespaces.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from podwire_base.kube.shape import misshapen
 from . import names, schema
 from .feed import Delta
 from .pack import DATA_KINDS, PTR_IN, Packer, pointer_targets, question
+from .places import Places, endpoint_name, packed
 from .rtypes import PTR
 from .schema import Records
 
@@ -41,9 +42,12 @@ class _Owned(NamedTuple):
     answers: tuple[bytes, ...] = ()
     pointers: tuple[bytes, ...] = ()
     bare: tuple[bytes, ...] = ()
+    base: bytes = b""
+    places: tuple[bytes, bytes] = (b"", b"")  # IPv4 and IPv6 addresses, joined: an object for each would be large
 
 
 NOTHING = _Owned()
+ENDPOINTS = " endpoints"  # ends the name of a source of names that are otherwise made on demand
 NO_RECORDS = Records()
 
 
@@ -71,10 +75,13 @@ class Builder:
     _touched: set[bytes] = field(default_factory=set)
     _slices: dict[str, dict[str, bytes]] = field(default_factory=dict)
     _slice_owner: dict[str, str] = field(default_factory=dict)
+    _places: Places = field(default_factory=Places)
+    _moved: set[bytes] = field(default_factory=set)  # addresses whose Services changed
     _pods: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
     _pod_holders: dict[bytes, set[str]] = field(default_factory=dict)
     _dirty: set[str] = field(default_factory=set)
     _filling: bool = False
+    _loading: list[tuple[bytes, frozenset[bytes]]] = field(default_factory=list)
     _told: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,7 +114,20 @@ class Builder:
             for key in mine & self._pointer_owner.keys()
             for source in self._shared.get(key, (self._pointer_owner[key],))
         }
+        found = {source.removesuffix(ENDPOINTS) for source in found}
+        for address in self._endpoints_at(wire):
+            found |= {self._source_of(base) for base in self._places.at(address)}
         return sorted(source if source == "schema" else f"Service {source}" for source in found)
+
+    def _endpoints_at(self, wire: bytes) -> list[bytes]:
+        """Returns the addresses of the endpoint with this name or reverse name; empty for every other name."""
+        address = names.unreversed(wire)
+        if address is None and b"-" in (label := wire[1 : 1 + wire[0]]):
+            text = names.undashed(label.decode("ascii", "replace"))
+            address = None if text is None else names.packed(text)
+            if address is None or wire not in [endpoint_name(address, base) for base in self._places.at(address)]:
+                return []
+        return [] if address is None else [address]
 
     def service(self, obj: Object, *, deleted: bool = False) -> None:
         key = meta.key(obj)
@@ -244,8 +264,13 @@ class Builder:
             self._hold(name)
         for name in old.bare:
             self._drop(name)
+        self._place(source, old, records)
         if records.answers or records.pointers or bare:
-            self._owned[source] = _Owned(tuple(records.answers), tuple(records.pointers), bare)
+            four = b"".join(each for each in records.places if len(each) == 4)
+            six = b"".join(each for each in records.places if len(each) == 16)
+            self._owned[source] = _Owned(
+                tuple(records.answers), tuple(records.pointers), bare, records.base, (four, six)
+            )
 
     # Reverse pointers
 
@@ -258,7 +283,7 @@ class Builder:
         answers, before = self.answers, None if self._filling else self._before
         for key, targets in pointers.items():
             above = key[1 + key[0] : -4]
-            if key in owners or len(targets) > 1 or above not in holds:
+            if key in owners or len(targets) > 1 or above not in holds or before is not None:
                 self._point(source, key, targets)
                 continue
             owners[key] = source
@@ -282,6 +307,8 @@ class Builder:
             if key not in self._before:
                 self._before[key] = known
             self.answers[key] = value
+        if owner is None and not self._filling:
+            self._render_places(key)
 
     def _unpoint(self, source: str, key: bytes) -> None:
         shared = self._shared.get(key)
@@ -295,6 +322,58 @@ class Builder:
         if len(shared) == 1:
             del self._shared[key]
         self.answers[key] = self._pack.pointers(target for found in shared.values() for target in found)
+        if not source.endswith(ENDPOINTS) and all(each.endswith(ENDPOINTS) for each in shared):
+            for each in list(shared):  # no rendered name is left: all others are made on demand
+                self._unpoint(each, key)
+
+    # Endpoints of Services with ClusterIP
+
+    def _place(self, source: str, old: _Owned, records: Records) -> None:
+        """Replaces the endpoints whose names are made on demand.
+
+        An address that also has a rendered reverse name needs all its names in that answer.
+        """
+        before = {
+            joined[at : at + size]
+            for joined, size in zip(old.places, (4, 16), strict=True)
+            for at in range(0, len(joined), size)
+        }
+        gone = before if old.base != records.base else before - records.places
+        fresh = records.places if old.base != records.base else records.places - before
+        self._places.remove(old.base, gone)
+        if self._filling:
+            self._loading.append((records.base, fresh))
+        else:
+            self._places.add(records.base, fresh)
+        for address in gone:
+            key = names.reverse_wire(address) + PTR_IN
+            self._moved.add(address)
+            self._drop_parents(key)
+            if source + ENDPOINTS in self._shared.get(key, ()):
+                self._unpoint(source + ENDPOINTS, key)
+        for address in fresh:
+            key = names.reverse_wire(address) + PTR_IN
+            self._moved.add(address)
+            self._hold_parents(key)
+            if key in self._pointer_owner and not self._filling:
+                self._point(source + ENDPOINTS, key, (endpoint_name(address, records.base),))
+
+    def _render_places(self, key: bytes) -> None:
+        """Adds the names that are made on demand to a rendered reverse name."""
+        address = names.unreversed(key[: -len(PTR_IN)])
+        if address is None:
+            return
+        for base in self._places.at(address):
+            self._point(self._source_of(base) + ENDPOINTS, key, (endpoint_name(address, base),))
+
+    def _source_of(self, base: bytes) -> str:
+        name, namespace = names.from_wire(base).split(".")[:2]
+        return f"{namespace}/{name}"
+
+    def placed(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yields (address, Services as in places.py) for each endpoint of a Service with ClusterIP."""
+        for address in self._places.addresses():
+            yield address, packed(self._places.at(address))
 
     def _above(self, key: bytes) -> list[bytes]:
         """Returns the names between a reverse name and its apex; empty if no zone of this server has the name."""
@@ -346,7 +425,13 @@ class Builder:
         for key in progress.every(self._dirty):
             self._replace(key, self._records(key))
         self._filling = False
-        self._dirty, self._before = set(), {}
+        self._places.load(self._loading)
+        self._loading = []
+        for address in self._places.addresses():
+            reverse = names.reverse_wire(address) + PTR_IN
+            if reverse in self._pointer_owner:
+                self._render_places(reverse)
+        self._dirty, self._before, self._moved = set(), {}, set()
         self._settle_names()
 
     def flush(self, serial: int) -> Delta:
@@ -363,7 +448,9 @@ class Builder:
                     gone.append(question_key)
             elif now != old:
                 answers[question_key] = now
-        return Delta(serial, answers, tuple(gone), *self._settle_names())
+        moved, self._moved = self._moved, set()
+        places = {address: packed(self._places.at(address)) for address in moved}
+        return Delta(serial, answers, tuple(gone), *self._settle_names(), places)
 
     def _settle_names(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         """Returns the names that appeared and the names that disappeared since the last call."""

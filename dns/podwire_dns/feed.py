@@ -6,7 +6,7 @@ server replaces its old zone at Synced, so clients of a restarted feeder never s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -33,7 +33,8 @@ class Delta(msgspec.Struct, tag="delta", array_like=True, frozen=True):
     """One change of the zone.
 
     answers: question key -> value. gone: keys that no longer have data. names: wire names without data that now exist.
-    lost: wire names without data that no longer exist. triggered: the times at which headless Services changed,
+    lost: wire names without data that no longer exist. places: packed address of an endpoint -> Services, as in
+    places.py; b"": no Service has this endpoint any more. triggered: the times at which headless Services changed,
     according to their EndpointSlices, in seconds since the epoch.
     """
 
@@ -42,12 +43,13 @@ class Delta(msgspec.Struct, tag="delta", array_like=True, frozen=True):
     gone: tuple[bytes, ...] = ()
     names: tuple[bytes, ...] = ()
     lost: tuple[bytes, ...] = ()
+    places: dict[bytes, bytes] = {}
     triggered: tuple[float, ...] = ()
 
     @property
     def size(self) -> int:
         """Returns the number of answers and names, a measure of the cost of this message."""
-        return len(self.answers) + len(self.gone) + len(self.names) + len(self.lost)
+        return len(self.answers) + len(self.gone) + len(self.names) + len(self.lost) + len(self.places)
 
 
 class ApiCalls(msgspec.Struct, tag="api", array_like=True, frozen=True):
@@ -123,10 +125,21 @@ def pieces(delta: Delta, most: int = CHUNK) -> Iterator[Delta]:
     while len(answers) > most:
         yield Delta(delta.serial, dict(answers[:most]))
         del answers[:most]
-    yield msgspec.structs.replace(delta, answers=dict(answers))
+    places = list(delta.places.items())
+    while len(places) > most:
+        yield Delta(delta.serial, dict(answers), places=dict(places[:most]))
+        answers.clear()
+        del places[:most]
+    yield msgspec.structs.replace(delta, answers=dict(answers), places=dict(places))
 
 
-def snapshot(hello: Hello, answers: Mapping[bytes, bytes], names: Iterator[bytes], serial: int) -> Iterator[bytes]:
+def snapshot(
+    hello: Hello,
+    answers: Mapping[bytes, bytes],
+    names: Iterator[bytes],
+    serial: int,
+    places: Iterable[tuple[bytes, bytes]] = (),
+) -> Iterator[bytes]:
     """Yields the frames of a whole zone, in pieces that do not stall the receiver."""
     yield frame(hello)
     chunk: dict[bytes, bytes] = {}
@@ -136,4 +149,11 @@ def snapshot(hello: Hello, answers: Mapping[bytes, bytes], names: Iterator[bytes
             yield frame(Delta(serial, chunk))
             chunk = {}
     yield frame(Delta(serial, chunk, names=tuple(names)))
+    chunk = {}
+    for address, value in places:
+        chunk[address] = value
+        if len(chunk) == CHUNK:
+            yield frame(Delta(serial, places=chunk))
+            chunk = {}
+    yield frame(Delta(serial, places=chunk))
     yield frame(Synced(serial))

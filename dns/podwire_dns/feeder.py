@@ -158,7 +158,9 @@ class Feeder:
             if self._timer is not None:
                 self._timer.cancel()
                 self.push()
-            for frame in feed.snapshot(self.hello, self.builder.answers, iter(self.builder.names), self.serial):
+            for frame in feed.snapshot(
+                self.hello, self.builder.answers, iter(self.builder.names), self.serial, self.builder.placed()
+            ):
                 writer.write(frame)
             writer.write(feed.frame(self.api()))
             self.servers.add(writer)

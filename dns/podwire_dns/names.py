@@ -134,6 +134,24 @@ def reverse_wire(address: bytes) -> bytes:
     return b"".join(nibbles[octet & 15] + nibbles[octet >> 4] for octet in reversed(address)) + IP6
 
 
+def unreversed(name: bytes) -> bytes | None:
+    """Returns the packed address of a reverse name (lower-case wire form); None for every other name."""
+    labels, at = [], 0
+    while name[at]:
+        labels.append(name[at + 1 : at + 1 + name[at]])
+        at += 1 + name[at]
+    try:
+        if name.endswith(IN_ADDR) and len(labels) == 6:
+            found = bytes(int(each) for each in labels[3::-1])
+        elif name.endswith(IP6) and len(labels) == 34:
+            found = bytes.fromhex(b"".join(labels[31::-1]).decode("ascii"))
+        else:
+            return None
+    except ValueError:
+        return None
+    return found if reverse_wire(found) == name else None
+
+
 def prefixed(first: str, rest: bytes) -> bytes:
     """Returns the name `first`.`rest` in wire form. Raises BadName if the name is too long."""
     raw = first.encode("ascii")

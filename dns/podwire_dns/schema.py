@@ -1,6 +1,7 @@
 """Computes the RRsets of objects, by the Kubernetes DNS specification 1.1.0 (kubernetes/dns, docs/specification.md).
 
     Service with ClusterIP(s)   A/AAAA svc.ns.svc.zone; SRV _port._proto.svc... per named port; PTR of each ClusterIP
+    its endpoints               as CoreDNS: A/AAAA hostname.svc... and PTR, made on demand (places.py) without hostname
     headless Service            A/AAAA svc... of all ready endpoints; A/AAAA hostname.svc...; SRV ready endpoint x named
                                 port; PTR of each endpoint. Without a ready endpoint: NXDOMAIN (spec 2.4.1)
     ExternalName                CNAME svc... -> spec.externalName
@@ -102,12 +103,16 @@ class Records:
     answers: question key -> value; no other object has these answers. pointers: question key of a reverse name -> the
     names that its PTR records point to; several objects may have pointers at one reverse name. bare: names (wire form)
     that exist without data. parent: the name whose existence this object implies; b"" if the object implies no name.
+    places: packed addresses of the endpoints whose names and reverse names are made on demand, below `base`
+    (places.py).
     """
 
     answers: dict[bytes, bytes] = field(default_factory=dict)
     pointers: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
     bare: set[bytes] = field(default_factory=set)
     parent: bytes = b""
+    base: bytes = b""
+    places: frozenset[bytes] = frozenset()
 
     def point(self, address: bytes, target: bytes) -> None:
         key = names.reverse_wire(address) + PTR_IN
@@ -162,7 +167,7 @@ def pod_answers(zone: str, pack: Packer, pod: Mapping[str, Any]) -> dict[bytes, 
 def service_records(zone: str, pack: Packer, service: Mapping[str, Any], slices: Iterable[bytes]) -> Records:
     """Returns all records of one Service. Raises BadObject.
 
-    slices: the EndpointSlices of the Service, packed by `parse_slice`; only a headless Service needs them.
+    slices: the EndpointSlices of the Service, packed by `parse_slice`.
     """
     spec = service.get("spec") or {}
     out = Records()
@@ -177,6 +182,7 @@ def service_records(zone: str, pack: Packer, service: Mapping[str, Any], slices:
                 _headless(out, pack, base, slices, all_ready=bool(spec.get("publishNotReadyAddresses")))
             elif addresses:
                 _cluster_ip(out, pack, base, addresses, spec.get("ports") or [])
+                _endpoints(out, pack, base, slices, all_ready=bool(spec.get("publishNotReadyAddresses")))
     except names.BadName as err:
         raise BadObject(str(err)) from err
     if out.answers:
@@ -242,6 +248,7 @@ def _srv(
 Port = tuple[str, str, int]  # label or "", protocol label, number
 Endpoint = tuple[str, list[bytes], bool]  # host label or "", packed addresses, ready
 _decode = msgspec.msgpack.Decoder(tuple[list[Port], list[Endpoint]]).decode
+LONGEST_DASHED = 40  # bytes of the label of an IPv6 address, in wire form
 EMPTY_SLICE = _encode(([], []))
 LENGTHS = [bytes((number,)) for number in range(256)]
 
@@ -323,6 +330,27 @@ def _headless(out: Records, pack: Packer, base: bytes, slices: Iterable[bytes], 
     for kind, value in pack.addresses(whole).items():
         answers[base + kind] = value
     _srv(out, pack, base, every, by_port, hosts)
+
+
+def _endpoints(out: Records, pack: Packer, base: bytes, slices: Iterable[bytes], *, all_ready: bool) -> None:
+    """Adds the endpoints of a Service with ClusterIP. Only endpoints with a hostname, which are few, have answers."""
+    places: set[bytes] = set()
+    named: list[tuple[str, list[bytes]]] = []
+    for piece in slices:
+        for host, found, ready in _decode(piece)[1]:
+            if ready or all_ready:
+                if host:
+                    named.append((host, found))
+                else:
+                    places.update(found)
+    if len(base) + LONGEST_DASHED < names.MAX_WIRE:
+        out.base, out.places = base, frozenset(places)
+    if named:
+        hosts: dict[bytes, list[bytes]] = {}
+        _hosts(out, base, named, hosts)
+        for owner, addresses in hosts.items():
+            for kind, value in pack.addresses(addresses).items():
+                out.answers[owner + kind] = value
 
 
 def _hosts(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from . import wire
-from .answertable import AnswerTable, TableAnswers, TableNames
+from . import names, places, wire
+from .answertable import AnswerTable, TableAnswers, TableNames, TablePlaces
 from .feed import Delta, Hello
 from .pack import A_IN, AAAA_IN, CNAME_IN, PTR_IN, SRV_IN
 from .wire import COUNTS, NOERROR, NXDOMAIN
@@ -15,8 +15,8 @@ from .wire import COUNTS, NOERROR, NXDOMAIN
 class ZoneData:
     """The zone that a feeder sent. zones: apexes in wire form, the cluster domain first. synced: the zone is complete.
 
-    names: names that exist without an answer. memory: the table that holds the names and the answers; None: this
-    object holds them.
+    names: names that exist without an answer. places: the endpoints of places.py. memory: the table that holds the
+    names, the answers and the endpoints; None: this object holds them.
     """
 
     zones: tuple[bytes, ...]
@@ -26,6 +26,7 @@ class ZoneData:
     serial: int = 0
     answers: dict[bytes, bytes] | TableAnswers = field(default_factory=dict[bytes, bytes])
     names: set[bytes] | TableNames = field(default_factory=set[bytes])
+    places: dict[bytes, bytes] | TablePlaces = field(default_factory=dict[bytes, bytes])
     memory: AnswerTable | None = None
     apexes: frozenset[bytes] = field(init=False)
     pod_apex: bytes = field(init=False)
@@ -45,14 +46,44 @@ class ZoneData:
             or name + CNAME_IN in answers
             or name + SRV_IN in answers
             or name + PTR_IN in answers
+            or self.endpoint(name) is not None
         )
+
+    def endpoint(self, name: bytes) -> bytes | None:
+        """Returns the packed address of an endpoint of a Service with ClusterIP, by its name a-b-c-d.svc.ns.svc.zone.
+
+        Returns None if no such endpoint exists.
+        """
+        label = name[1 : 1 + name[0]]
+        if b"-" not in label:
+            return None
+        address = names.undashed(label.decode("ascii", "replace"))
+        packed = None if address is None else names.packed(address)
+        if packed is None or names.dashed_label(packed) != label:
+            return None
+        value = self.places.get(packed)
+        return packed if value is not None and name[1 + name[0] :] in places.unpacked(value) else None
+
+    def pointers(self, name: bytes) -> list[bytes]:
+        """Returns the names of the endpoints at a reverse name; empty if no Service with ClusterIP has the address."""
+        address = names.unreversed(name)
+        value = None if address is None else self.places.get(address)
+        if address is None or value is None:
+            return []
+        return [places.endpoint_name(address, base) for base in places.unpacked(value)]
 
     @classmethod
     def begin(cls, hello: Hello, memory: AnswerTable | None = None) -> ZoneData:
         if memory is None:
             return cls(hello.zones, hello.ttl, hello.pods)
         return cls(
-            hello.zones, hello.ttl, hello.pods, answers=TableAnswers(memory), names=TableNames(memory), memory=memory
+            hello.zones,
+            hello.ttl,
+            hello.pods,
+            answers=TableAnswers(memory),
+            names=TableNames(memory),
+            places=TablePlaces(memory),
+            memory=memory,
         )
 
     def apply(self, delta: Delta) -> None:
@@ -62,6 +93,9 @@ class ZoneData:
         """
         self.names.update(delta.names)
         self.answers.update(delta.answers)
+        self.places.update({address: value for address, value in delta.places.items() if value})
+        for address in [address for address, value in delta.places.items() if not value]:
+            self.places.pop(address, None)
         for key in delta.gone:
             self.answers.pop(key, None)
         self.names.difference_update(delta.lost)

@@ -221,6 +221,26 @@ static int is_there(const struct table *t, char *key, int size, int type)
 	return table_look_up(t, ANSWERS, key, size) != NULL;
 }
 
+/* May the name be an endpoint of a Service with ClusterIP? Its first label is an address with
+ * dashes, and the rest is the name of a Service. Python knows more. */
+static int may_be_endpoint(const struct table *t, const char *name, int size)
+{
+	int length = (uint8_t)name[0], dashes = 0;
+	char key[260];
+	for (int k = 1; k <= length; k++) {
+		char c = name[k];
+		dashes += c == '-';
+		if (c != '-' && !(c >= '0' && c <= '9') && !(c >= 'a' && c <= 'f'))
+			return 0;
+	}
+	size -= 1 + length;
+	if (!dashes || size < 1)
+		return 0;
+	memcpy(key, name + 1 + length, (size_t)size);
+	memcpy(key + size, "\0\0\0\1", 4);
+	return is_there(t, key, size + 4, 1) || is_there(t, key, size + 4, 28);
+}
+
 /* What answer.py's `absent` says of a question that has no answer: the rcode, with `value` made;
  * -1: it is Python's business. */
 static int absent(const struct batch *b, int i, const char *question, int size, char *value)
@@ -241,6 +261,8 @@ static int absent(const struct batch *b, int i, const char *question, int size, 
 		     is_there(t, key, size, 33) || table_look_up(t, NAMES, key, name);
 	int below = name - b->zone_length;
 	if (!exists && (b->autopath || (below >= 4 && !memcmp(question + below - 4, "\3pod", 4))))
+		return -1;
+	if (!exists && may_be_endpoint(t, key, name))
 		return -1;
 	memcpy(value, t->negative, (size_t)t->negative_size);
 	static const int pointers[] = {

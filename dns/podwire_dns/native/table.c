@@ -12,7 +12,7 @@
 #include <sys/random.h>
 #include <time.h>
 
-enum { FIRST_BUCKETS = 1024, LONGEST_KEY = 0x7FFF };
+enum { FIRST_BUCKETS = 1024, LONGEST_KEY = 0x3FFF };
 
 static uint64_t mixed(uint64_t a, uint64_t b)
 {
@@ -24,7 +24,7 @@ static uint64_t mixed(uint64_t a, uint64_t b)
  * into one bucket. */
 static uint32_t hash_of(const struct table *t, int kind, const char *key, int size)
 {
-	uint64_t h = t->seed[0] ^ (uint64_t)(size << 1 | kind), word;
+	uint64_t h = t->seed[0] ^ (uint64_t)(size << 2 | kind), word;
 	for (; size >= 8; key += 8, size -= 8) {
 		memcpy(&word, key, 8);
 		h = mixed(h ^ word, t->seed[1]);
@@ -113,7 +113,7 @@ static int put_one(struct table *t, int kind, const char *key, int key_size, con
 	if (!fresh)
 		return -1;
 	fresh->hash = hash_of(t, kind, key, key_size), fresh->size = (uint32_t)size;
-	fresh->key_size = (uint16_t)key_size & LONGEST_KEY, fresh->kind = (uint16_t)kind & 1;
+	fresh->key_size = (uint16_t)key_size & LONGEST_KEY, fresh->kind = (uint16_t)kind & 3;
 	memcpy(fresh->data, key, (size_t)key_size);
 	memcpy(fresh->data + key_size, value, (size_t)size);
 	pthread_mutex_lock(&t->lock);

@@ -8,8 +8,9 @@
 #include <stdint.h>
 #endif
 
-/* Kinds of keys, which never meet: questions and their values, names without data. */
-enum { ANSWERS = 0, NAMES = 1 };
+/* Kinds of keys, which never meet: questions and their values, names without data, addresses of
+ * endpoints and their Services. */
+enum { ANSWERS = 0, NAMES = 1, PLACES = 2 };
 
 struct table;
 
@@ -19,7 +20,7 @@ enum { NEGATIVE = 128 };
 struct entry {
 	struct entry *next;
 	uint32_t hash, size;
-	uint16_t key_size : 15, kind : 1; /* ANSWERS or NAMES: the same bytes are two keys */
+	uint16_t key_size : 14, kind : 2; /* of each kind, the same bytes are another key */
 	char data[]; /* the key, then the value */
 };
 

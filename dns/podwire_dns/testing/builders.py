@@ -38,7 +38,7 @@ def fed(source: Builder, serial: int = 1, memory: AnswerTable | None = None) -> 
     zones = tuple(names.to_wire(z) for z in (schema.zone, *schema.reverse))
     hello = feed.Hello(feed.VERSION, zones, schema.denial_ttl, schema.pods)
     zone: ZoneData | None = None
-    for frame in feed.snapshot(hello, source.answers, iter(source.names), serial):
+    for frame in feed.snapshot(hello, source.answers, iter(source.names), serial, source.placed()):
         message = feed.decode(frame[4:])
         if isinstance(message, feed.Hello):
             zone = ZoneData.begin(message, memory)

@@ -98,7 +98,9 @@ SERVICES = [
     service("ext-void", type="ExternalName", externalName=f"void.{SVC}"),
 ]
 SLICES = [
-    endpoint_slice("svc1", [endpoint("10.244.0.1")]),
+    endpoint_slice("svc1", [endpoint("10.244.0.1"), endpoint("10.244.0.2"), endpoint("10.244.0.8", ready=False)]),
+    endpoint_slice("two", [endpoint("10.244.0.1"), endpoint("10.244.7.1", hostname="two-0")]),
+    endpoint_slice("svc6", [endpoint("fd00:10::5")], family="IPv6"),
     endpoint_slice(
         "hdls",
         [
@@ -259,7 +261,24 @@ REVERSE = [
     _one("1.0.96.10.in-addr.arpa.", "PTR", f"svc1.{SVC}"),
     _one("10.0.96.10.in-addr.arpa.", "PTR", f"kube-dns.kube-system.svc.{ZONE}"),
     _one("7." + "0." * 23 + "6.9.0.0.0.0.d.f.ip6.arpa.", "PTR", f"dual.{SVC}"),
-    _one("2.0.244.10.in-addr.arpa.", "PTR", f"10-244-0-2.hdls.{SVC}"),
+    # endpoints of Services with ClusterIP, as in CoreDNS
+    _one(f"10-244-0-1.svc1.{SVC}", "A", "10.244.0.1"),
+    _one(f"10-244-0-1.two.{SVC}", "A", "10.244.0.1"),
+    _one(f"two-0.two.{SVC}", "A", "10.244.7.1"),
+    _one(f"fd00-10--5.svc6.{SVC}", "AAAA", "fd00:10::5"),
+    nodata(f"10-244-0-1.svc1.{SVC}", "AAAA"),
+    nodata(f"10-244-0-1.svc1.{SVC}", "TXT"),
+    nodata(f"fd00-10--5.svc6.{SVC}", "A"),
+    missing(f"10-244-0-8.svc1.{SVC}", "A"),
+    missing(f"10-244-7-1.two.{SVC}", "A"),
+    missing(f"10-244-0-1.dual.{SVC}", "A"),
+    missing(f"a.10-244-0-1.svc1.{SVC}", "A"),
+    _one("1.7.244.10.in-addr.arpa.", "PTR", f"two-0.two.{SVC}"),
+    _one("1.0.244.10.in-addr.arpa.", "PTR", f"10-244-0-1.svc1.{SVC}", f"10-244-0-1.two.{SVC}"),
+    _one("2.0.244.10.in-addr.arpa.", "PTR", f"10-244-0-2.hdls.{SVC}", f"10-244-0-2.svc1.{SVC}"),
+    nodata("1.0.244.10.in-addr.arpa.", "A", POD_REVERSE),
+    nodata("7.244.10.in-addr.arpa.", "PTR", POD_REVERSE),
+    missing("8.0.244.10.in-addr.arpa.", "PTR", POD_REVERSE),
     _one("4.0.244.10.in-addr.arpa.", "PTR", f"dup.hdls.{SVC}"),
     _one("42.2.0.192.in-addr.arpa.", "PTR", f"192-0-2-42.hand.{SVC}"),
     nodata("1.0.96.10.in-addr.arpa.", "A", SERVICE_REVERSE),

@@ -81,6 +81,9 @@ class Obvious:
             for address in spec["clusterIPs"]:
                 yield base, "AAAA" if ":" in address else "A", _text(address)
                 yield ipaddress.ip_address(address).reverse_pointer + ".", "PTR", base
+            for _, hostname, address in self.endpoints_of(service):
+                yield f"{hostname}.{base}", "AAAA" if ":" in address else "A", _text(address)
+                yield ipaddress.ip_address(address).reverse_pointer + ".", "PTR", f"{hostname}.{base}"
             for port in spec["ports"]:
                 listen(port, base)
         else:

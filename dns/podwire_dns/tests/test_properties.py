@@ -88,9 +88,14 @@ def test_every_answer_is_what_the_obvious_resolver_says(history: list[tuple[str,
     )
     assert isinstance(zone.answers, dict)
     assert isinstance(zone.names, set)
+    assert isinstance(zone.places, dict)
     asked = {(names.from_wire(key[:-4]), TYPES[key[-3]]) for key in zone.answers}
     asked |= {(names.from_wire(name), rtype) for name in zone.names for rtype in ("A", "SRV")}
     asked |= {(f"no.{names.from_wire(name)}", "A") for name in zone.names}
+    asked |= {(f"10-244-0-1.{names.from_wire(key[:-4])}", "A") for key in zone.answers if key[-3] in (1, 28)}
+    asked |= {
+        (names.from_wire(names.reverse_wire(address)), rtype) for address in zone.places for rtype in ("PTR", "A")
+    }
     asked |= {(name, rtype) for name, rtype, _ in obvious.records}
     for name, rtype in asked:
         expected = obvious.resolve(name, rtype)
@@ -135,11 +140,14 @@ def test_any_history_of_changes_equals_a_fresh_build(
     fresh = builders.fed(builders.builder(left["service"].values(), left["slice"].values(), left["namespace"].values()))
     assert servers[0].answers == fresh.answers
     assert servers[0].names == fresh.names
+    assert servers[0].places == fresh.places == dict(incremental.placed())
     assert incremental.answers == fresh.answers
     for server in servers:
         assert len(server.answers) == len(fresh.answers)
         for key in ever | set(incremental.answers):
             assert server.answers.get(key) == fresh.answers.get(key)
+            address = names.unreversed(key[:-4])
+            assert address is None or server.pointers(key[:-4]) == fresh.pointers(key[:-4])
             assert (key in server.answers, key[:-4] in server.names) == (key in fresh.answers, key[:-4] in fresh.names)
 
 
