@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import dns.exception
@@ -205,6 +206,18 @@ def test_answers_too_large_for_udp_come_over_tcp(outside: Outside) -> None:
 
     assert ask(False).flags & dns.flags.TC
     assert len(ask(True).answer[0][0].to_text()) > 4000
+
+
+def test_an_upstream_without_edns(outside: Outside) -> None:
+    upstream = outside.plain()
+    upstream.mode = "no edns"
+    outside.start("--upstream", FIRST)
+    for index, edns in enumerate((False, True, False), 1):
+        query = dns.message.make_query(f"n{index}.example.com.", "A", use_edns=edns)
+        found = outside.node.call(partial(dns.query.udp, query, DNS_ADDRESS, timeout=10))
+        assert [record.address for rrset in found.answer for record in rrset] == [f"198.51.100.{index}"]
+        assert (found.edns >= 0) == edns
+    assert upstream.asked[-1] != upstream.asked[-2], "it is remembered"
 
 
 def test_a_flapping_upstream_loses_no_query(outside: Outside) -> None:

@@ -62,6 +62,7 @@ class _Reader:
     taken: dict[str, Directive] = field(default_factory=dict)  # zone -> its server block
     sent: list[corefile_routes.Block] = field(default_factory=list)
     cluster: bool = False
+    elsewhere: list[tuple[Directive, Rewrite]] = field(default_factory=list)  # rules of blocks without `kubernetes`
     said: dict[str, tuple[Directive, object]] = field(default_factory=dict)  # setting -> (directive, value)
 
     def note(self, item: Directive, why: str = "is not supported and left out") -> None:
@@ -327,6 +328,16 @@ class _Reader:
     def rewrite(self, item: Directive, server: _Server) -> None:
         found = corefile_rules.rewrite(item, self.note)
         server.rewrites += [found] if found is not None else []
+        if found is not None and not server.kubernetes:
+            self.elsewhere.append((item, found))
+
+    def tell_elsewhere(self) -> None:
+        """Reports the rules that lead to the cluster from a block in which CoreDNS has no cluster."""
+        for item, rule in self.elsewhere if self.cluster else ():
+            if f".{rule.new.lower().rstrip('.')}".endswith(f".{self.config.cluster_domain.rstrip('.')}"):
+                self.note(
+                    item, "leads to names of the cluster: they are answered here, though the block lacks kubernetes"
+                )
 
     def template(self, item: Directive, server: _Server) -> None:
         found = corefile_rules.template(item, server.wire, self.note)
@@ -367,6 +378,7 @@ def apply(text: str, base: DnsConfig, place: Place | None = None) -> tuple[DnsCo
         zones = reader.zones(block, own, port)
         if zones:
             reader.server(block, zones)
+    reader.tell_elsewhere()
     reader.set(forwards=corefile_routes.routes(reader.sent, reader.config.zones(), reader.note))
     return reader.config, reader.notes
 

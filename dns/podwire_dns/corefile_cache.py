@@ -81,6 +81,8 @@ def _kind(option: Directive, made: Caching, note: Note) -> None:
     """Reads the option `success|denial CAPACITY [TTL] [LEAST_TTL]`."""
     capacity = number(option.args[0], option)
     ttl = seconds(option.args[1], option) if len(option.args) > 1 else None
+    if ttl == 0:
+        raise bad(option, "the TTL must be above 0; `disable` switches the cache off")
     if option.name == "success":
         made.success, made.positive = capacity, made.positive if ttl is None else ttl
     else:

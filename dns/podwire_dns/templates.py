@@ -88,11 +88,12 @@ def scope(name: str, zone: str, qtype: int, found: Found) -> Callable[[str], str
     def value(text: str) -> str:
         if text in plain:
             return plain[text]
-        group = re.fullmatch(r"\.Group\.(\w+)", text)
+        group = re.fullmatch(r"\.Group\.(\w+)", text) or re.fullmatch(r'index\s+\.Group\s+"(\w+)"', text)
         number = re.fullmatch(r"(?:index\s+\.Match\s+|\.Match\[)(\d+)\]?", text)
         try:
             if group or number:
-                return found[group[1] if group else int(number[1])] or ""  # type: ignore[index]  # one of the two fits
+                key = group[1] if group else number[1]  # type: ignore[index]  # one of the two fits
+                return found[int(key) if key.isdigit() else key] or ""
         except IndexError as err:
             raise BadRule(f"{{{{ {text} }}}}: the expression has no such group") from err
         raise BadRule(

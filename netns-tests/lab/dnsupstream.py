@@ -19,9 +19,9 @@ WORLD = {
 
 
 class Upstream:
-    """mode: "good", "silent", "servfail", "truncate" (over UDP only), "slow" (`delay` seconds) or "flap" (no answer to
-    every second query). Four more modes send a forged answer before the right answer: "lie" (an answer to another
-    question), "wrong id", "wrong source" and "not an answer".
+    """mode: "good", "silent", "servfail", "no edns" (FORMERR for OPT), "truncate" (over UDP only), "slow" (`delay`
+    seconds) or "flap" (no answer to every second query). Four more modes send a forged answer before the right answer:
+    "lie" (an answer to another question), "wrong id", "wrong source" and "not an answer".
     """
 
     def __init__(self, ns: NetNS, address: str, world: Mapping[str, str] = WORLD) -> None:
@@ -56,7 +56,9 @@ class Upstream:
         name = str(query.q.qname).lower()
         self.asked.append(name)
         reply = query.reply(aa=0, ra=1)
-        if self.mode == "servfail":
+        if self.mode == "no edns" and query.ar:
+            reply.header.rcode = RCODE.FORMERR
+        elif self.mode == "servfail":
             reply.header.rcode = RCODE.SERVFAIL
         elif name not in self.world:
             reply.header.rcode = RCODE.NXDOMAIN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,3 +254,47 @@ def test_names_that_only_a_rule_makes_use_a_forward() -> None:
     )
     assert notes == []
     assert config.homes()[names.to_wire("corp.test.")][names.to_wire("lab.test.")].addresses == ("192.0.2.3#53",)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_rules_lead_to_one_chain_that_ends(seed: int) -> None:
+    """Each of the names is an alias, an address of hosts, a rewritten name, a Service, or nothing."""
+    rand = random.Random(seed)
+    every = [f"n{index}.test" for index in range(8)]
+    hosts, rules = [], []
+    leads: dict[str, tuple[str, str]] = {}
+    for name in every:
+        kind, target = rand.choice(("alias", "alias", "rewrite", "hosts", "gone")), rand.choice([*every, f"svc1.{SVC}"])
+        leads[name] = kind, target
+        if kind == "alias":
+            rules.append(f'template ANY ANY {name} {{\n answer "{{{{ .Name }}}} 60 IN CNAME {target}"\n}}')
+        elif kind == "rewrite":
+            rules.append(f"rewrite name {name} {target}")
+        elif kind == "hosts":
+            hosts.append(f"192.0.2.{every.index(name)} {name}")
+        else:
+            rules.append(f"template ANY ANY {name} {{\n rcode NXDOMAIN\n}}")
+    made = answering("\n".join([*rules, "hosts {", *hosts, "fallthrough\n}"]))
+    made.recursion = False
+    for name in every:
+        rcode, records = told(made, f"{name}.")
+        owners = {record.split()[0]: record.split()[-1] for record in records if " cname " in record}
+        assert len(owners) <= 8
+        at, seen = f"{name}.", set[str]()
+        while at in owners and at not in seen:
+            seen.add(at)
+            at = owners[at]
+        assert seen == set(owners), "the aliases are one chain from the asked name"
+        addresses = [record for record in records if " a " in record]
+        assert all(record.split()[0] == at for record in addresses)
+        kind, target = leads[name]
+        if kind == "hosts":
+            assert addresses == [f"{name}. 3600 a 192.0.2.{every.index(name)}"]
+        elif kind == "gone":
+            assert (rcode, records) == ("NXDOMAIN", set())
+        elif target == f"svc1.{SVC}":
+            assert len(addresses) == 1
+        elif kind == "alias":
+            assert owners[f"{name}."] == f"{target}."
+            inner = told(made, f"{target}.")[1]
+            assert bool(addresses) == any(" a " in record for record in inner) or len(owners) == 8

@@ -207,6 +207,8 @@ def test_a_mistake_is_told_apart_from_what_is_not_supported() -> None:
         (". {\n log {\n  class eror\n }\n}\n", "line 3: class takes all, success"),
         (". {\n kubernetes {\n  pods insecur\n }\n}\n", "line 3: pods must be disabled, insecure or"),
         (". {\n cache 0\n}\n", "line 2: the TTL must be above 0"),
+        (". {\n cache {\n  denial 100 0\n }\n}\n", "line 3: the TTL must be above 0"),
+        (". {\n cache {\n  disable denials\n }\n}\n", "line 3: disable takes success or denial"),
     ):
         with pytest.raises(BadConfig) as caught:
             read(text)
@@ -244,6 +246,16 @@ def test_what_has_no_effect_here_is_named() -> None:
     )
     assert sorted(lines(notes)) == [3, 4, 6, 7, 8, 9]
     assert config.shuffle
+
+
+def test_rules_that_lead_to_the_cluster_from_a_block_without_it_are_named() -> None:
+    config, notes = read(
+        ". {\n kubernetes cluster.test\n rewrite name a.example b.ns.svc.cluster.test\n}\na.test {\n"
+        " rewrite name suffix .a.test .svc.cluster.test\n rewrite name x.a.test y.a.test\n"
+        " rewrite name regex (.*)\\.a\\.test\\. {1}.svc.Cluster.Test.\n rewrite name z.a.test xcluster.test\n}\n"
+    )
+    assert lines(notes) == [6, 8]
+    assert len(config.blocks[1].rewrites) == 4
 
 
 def test_every_word_of_a_template_counts() -> None:

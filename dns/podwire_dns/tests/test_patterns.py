@@ -186,6 +186,14 @@ def test_a_template_whose_type_comes_from_the_question() -> None:
     assert told(made, "c.test.", "TYPE65280") == ("NOERROR", {r"c.test. 60 type65280 \# 1 07"})
 
 
+def test_groups_by_index() -> None:
+    made = answering(
+        "template IN A test {\n match ^(?P<a>[0-9]+)-([0-9]+)\\.\n"
+        ' answer "{{ .Name }} 60 IN A 10.0.{{ index .Group `a` }}.{{ index .Match 2 }}"\n}'.replace("`", '\\"')
+    )
+    assert told(made, "3-4.test.") == ("NOERROR", {"3-4.test. 60 a 10.0.3.4"})
+
+
 def test_a_large_answer_of_a_template_is_cut_and_one_beyond_a_message_fails() -> None:
     line = 'answer "{{ .Name }} 60 IN TXT ' + "x" * 200 + '"\n'
     data = answered(answering("template IN TXT a.test {\n" + line * 20 + "}"), "a.test.", "TXT")
