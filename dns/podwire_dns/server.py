@@ -78,7 +78,7 @@ class Server:
         )
         self._udp: list[UdpLoop] = []
         self._counted: list[UdpLoop] = []  # the current loops, and loops that are about to end
-        self._web: list[web.Site] = []
+        self._web: dict[str, tuple[web.Site, dict[str, web.Page]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.started = time.time()
         self.health = Histogram(metrics.HEALTH_BOUNDS)
@@ -115,7 +115,7 @@ class Server:
 
     async def __aenter__(self) -> Server:
         self._tasks = [asyncio.create_task(self.follower.run())]
-        self._web = await self._open_pages(self.config)
+        self._take_pages(self.config, await self._open_pages(self.config))
         if any(host.has_sibling(address, self.config.port) for address in self.config.addresses()):
             # A sibling server answers; SERVFAIL from this server would be worse.
             waits = [asyncio.create_task(event.wait()) for event in (self._synced, self.stop)]
@@ -128,9 +128,10 @@ class Server:
         return self
 
     async def _listen(self, config: DnsConfig) -> None:
-        """Opens the sockets of `config`, then closes the old sockets. No query in an old socket's queue gets lost.
+        """Opens the sockets of `config` that are not open yet, then closes those that are no longer needed.
 
-        Raises OSError; the old sockets then stay open.
+        A socket whose address stays is kept: a query in the queue of a socket that closes could get lost. The queries
+        in the queue of a socket that is no longer needed are answered. Raises OSError; the old sockets then stay open.
         """
         if config.batches and (problem := native.library().problem):
             log.warn("receiving one packet at a time, slower", reason=problem)
@@ -138,20 +139,30 @@ class Server:
         streams: list[socket.socket] = []
         addresses = config.addresses()
         beside = await asyncio.to_thread(host.beside, addresses)
+        wanted = (*addresses, *beside)
+        kept = {udp.address: udp for udp in self._udp if config.port == self.config.port and udp.address in wanted}
+        heard = {
+            acceptor.listener.getsockname()[0]: acceptor
+            for acceptor in self._tcp.listeners
+            if config.port == self.config.port and acceptor.listener.getsockname()[0] in addresses
+        }
         try:
-            for address in (*addresses, *beside):
-                datagrams.append(host.open_socket(address, config.port, socket.SOCK_DGRAM))
+            for address in wanted:
+                if address not in kept:
+                    datagrams.append(host.open_socket(address, config.port, socket.SOCK_DGRAM))
             for address in addresses:
-                streams.append(host.open_socket(address, config.port, socket.SOCK_STREAM))
+                if address not in heard:
+                    streams.append(host.open_socket(address, config.port, socket.SOCK_STREAM))
         except OSError:
             for sock in (*datagrams, *streams):
                 sock.close()
             raise
-        old_tcp = self._tcp.listeners
-        self._tcp.listeners = []
+        old_tcp = [acceptor for acceptor in self._tcp.listeners if acceptor not in heard.values()]
+        self._tcp.listeners = [acceptor for acceptor in self._tcp.listeners if acceptor in heard.values()]
         for sock in streams:
             self._tcp.listen(sock)
-        old_udp, self._udp = self._udp, self._start_loops(datagrams)
+        old_udp = [udp for udp in self._udp if udp.address not in kept]
+        self._udp = [*kept.values(), *self._start_loops(datagrams)]
         self._tcp.close_listeners(old_tcp)
         if old_udp:
             left = set(self.config.addresses()).difference(addresses)
@@ -198,17 +209,29 @@ class Server:
             if each.batch is not None:
                 self.observer.add_native(each.path, each.batch.counts)
 
-    async def _open_pages(self, config: DnsConfig) -> list[web.Site]:
-        """Opens all HTTP pages. Raises OSError; no page is open then."""
-        opened: list[web.Site] = []
+    async def _open_pages(self, config: DnsConfig) -> dict[str, tuple[web.Site, dict[str, web.Page]]]:
+        """Opens the HTTP pages at addresses that are not open yet. Raises OSError; no new page is open then."""
+        opened: dict[str, tuple[web.Site, dict[str, web.Page]]] = {}
         try:
-            for address, page in reports.pages(self, config):
-                opened.append(await web.serve(address, page, shared=True))
+            for address, pages in reports.pages(self, config):
+                if address not in self._web:
+                    opened[address] = await web.serve(address, pages, shared=True), pages
         except OSError:
-            for listener in opened:
+            for listener, _ in opened.values():
                 listener.close()
             raise
         return opened
+
+    def _take_pages(self, config: DnsConfig, opened: dict[str, tuple[web.Site, dict[str, web.Page]]]) -> None:
+        """Uses the opened pages. A page whose address stays keeps its socket."""
+        wanted = dict(reports.pages(self, config))
+        for address in [address for address in self._web if address not in wanted]:
+            self._web.pop(address)[0].close()
+        self._web.update(opened)
+        for address, (_, shown) in self._web.items():
+            fresh = wanted[address]
+            shown.clear()
+            shown.update(fresh)
 
     async def reload(self, config: DnsConfig) -> None:
         """Applies new settings without losing a query.
@@ -218,20 +241,16 @@ class Server:
         old = self.config
         routes = [(each.routes(), each.homes()) for each in (config, old)]
         forwarder = self._forwarder(config, self.answerer.cache) if routes[0] != routes[1] else None
-        pages = [(c.health_address, c.ready_address, c.metrics_address) for c in (config, old)]
-        opened = await self._open_pages(config) if pages[0] != pages[1] else None
+        opened = await self._open_pages(config)
         try:
             if (config.addresses(), config.port) != (old.addresses(), old.port):
                 await asyncio.to_thread(_prepare_node, config)
                 await self._listen(config)
         except OSError:
-            for page in opened or []:
-                page.close()
+            for site, _ in opened.values():
+                site.close()
             raise
-        if opened is not None:
-            for page in self._web:
-                page.close()
-            self._web = opened
+        self._take_pages(config, opened)
         if forwarder is not None:
             before, self.forwarder = self.forwarder, forwarder
             self.answerer.cache.clear()
@@ -256,8 +275,8 @@ class Server:
 
     async def __aexit__(self, *_: object) -> None:
         """Stops the server: accepts no new query, and waits briefly for the answers in progress."""
-        for page in self._web:
-            page.close()
+        for site, _pages in self._web.values():
+            site.close()
         self._tcp.close_listeners(self._tcp.listeners)
         for udp in self._udp:
             udp.stop(LEAVE_SECONDS)
@@ -329,7 +348,7 @@ class Server:
                 self._end_loops([udp])
                 broken = ""
         for listener in [each for each in self._tcp.listeners if not tcp.listens(each.listener)]:
-            address = self.config.addresses()[self._tcp.listeners.index(listener)]
+            address = listener.listener.getsockname()[0]
             log.error("a query socket failed, opening it anew", address=address, protocol="tcp")
             broken = broken or f"no queries over TCP at {address}"
             with contextlib.suppress(OSError):

@@ -304,3 +304,34 @@ def test_errors_of_the_node_are_told_once(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(host, "ensure_addresses", list)
     node.look(config)
     assert (node.problem, node.repairs) == ("", 1)
+
+
+def test_a_reload_that_keeps_an_address_keeps_its_sockets(tmp_path: Path) -> None:
+    async def work(config: DnsConfig, server: Server) -> None:
+        (udp,), (acceptor,) = server._udp, server._tcp.listeners
+        health = f"127.0.0.1:{free_port()}"
+        steps: tuple[dict[str, Any], ...] = (
+            {"listen": ("127.0.0.1", "127.0.0.2")},
+            {"listen": ("127.0.0.2", "127.0.0.1"), "ttl": 9},
+            {"listen": ("127.0.0.1",)},
+            {"health_address": health},
+            {"health_address": health, "metrics_address": health},
+            {"ready_address": health},
+        )
+        for changes in steps:
+            await server.reload(dataclasses.replace(config, **changes))
+            assert udp in server._udp
+            assert acceptor in server._tcp.listeners
+            assert len(server._udp) == len(server._tcp.listeners) == len(changes.get("listen", "1"))
+            assert (await ask(config, f"svc1.{SVC}")).answer
+            assert (await ask(config, f"svc1.{SVC}", tcp=True)).answer
+        site, _ = server._web[health]
+        assert await took(health, "/ready") is not None
+        assert await took(health, "/health") is None
+        assert site.addresses == [("127.0.0.1", int(health.rpartition(":")[2]))]
+        other = dataclasses.replace(config, port=free_port())
+        await server.reload(other)
+        assert udp not in server._udp
+        assert (await ask(other, f"svc1.{SVC}")).answer
+
+    run(tmp_path, work)
