@@ -34,6 +34,7 @@ EMPTY: dict[str, Any] = {  # only the Corefile sets these fields
     "prefetch": False,
     "denial_ttl": MAX_TTL,
 }
+WAVED = "--ignore-access-rules (with podwire agent: --set dns.ignore_access=true)"
 ALWAYS = ("errors", "loop")  # directives for functions that are always active
 
 
@@ -141,7 +142,7 @@ class _Reader:
             raise bad(
                 item,
                 f"{item.name} restricts who is answered, and is not supported here; remove it, or start with "
-                "--ignore-access-rules to answer everybody",
+                f"{WAVED} to answer everybody",
             )
         self.note(item, "is not enforced: everybody is answered")
 
@@ -272,7 +273,7 @@ class _Reader:
             raise bad(
                 item,
                 f"bind has other addresses than that at {before[0].at}, and all server blocks listen on the same ones "
-                "here. Write the same addresses, or start with --ignore-access-rules to listen on the last ones",
+                f"here. Write the same addresses, or start with {WAVED} to listen on the last ones",
             )
         if addresses:
             self.once(item, "listen", tuple(addresses))
@@ -280,7 +281,7 @@ class _Reader:
             raise bad(
                 item,
                 "bind names no address; interfaces are not supported here. Write addresses, or start with "
-                f"--ignore-access-rules to listen on {', '.join(self.config.listen)}",
+                f"{WAVED} to listen on {', '.join(self.config.listen)}",
             )
 
     def _addresses(self, item: Directive) -> list[str]:
