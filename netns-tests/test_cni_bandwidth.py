@@ -1,12 +1,14 @@
 """Bandwidth limits (capability bandwidth).
 
 Nothing is timed. A burst is larger than the bucket and the queue together, so a part of it is lost; the test counts the
-packets that arrive.
+packets that arrive. The rate is the one test that lasts a while.
 """
 
 from __future__ import annotations
 
+import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,11 +18,12 @@ import pytest
 from lab.cnicluster import OUTSIDE, Cluster, two_nodes
 from lab.cninode import ask, wait_until
 from lab.netns import NetNS
+from lab.patience import patient
 
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 SALVO, SIZE = 200, 1000
-# 100 kB/s; the bucket holds 20 kB, and the queue as much and 25 ms more: 42 packets with their headers.
-LOW, HIGH, PER_SECOND = 20, 50, 100
+# 100 kB/s; the bucket holds 20 kB, and the queue two packets of 1500 bytes: 22 packets with their headers.
+LOW, HIGH, PER_SECOND = 18, 30, 100
 RATE, BURST = 800_000, 160_000
 
 
@@ -89,6 +92,57 @@ def test_what_a_pod_sends(cluster: Cluster) -> None:
     assert free(other, cluster.outside, OUTSIDE), "another pod is free"
     time.sleep(0.3)  # the bucket fills again
     assert held_back(pod, other, other_ip), "also to a pod next door"
+
+
+def received(sender: NetNS, receiver: NetNS, address: str, seconds: float) -> tuple[int, float]:
+    """The bytes that one TCP connection brings in about `seconds`, and the seconds that it took."""
+    server = receiver.call(lambda: socket.create_server((address, 0)))
+    with server:
+        client = sender.call(lambda: socket.create_connection(server.getsockname(), patient(5)))
+        peer, stop = server.accept()[0], threading.Event()
+
+        def send() -> None:
+            with client:
+                client.settimeout(0.2)
+                while not stop.is_set():
+                    try:
+                        client.send(bytes(65536))
+                    except OSError:  # the queue is full for a while, or the test is over
+                        continue
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        with peer:
+            peer.settimeout(patient(5))
+            began, count = time.monotonic(), 0
+            while (took := time.monotonic() - began) < seconds:
+                count += len(peer.recv(1 << 16))
+            stop.set()
+        sending.join()
+        return count, took
+
+
+@pytest.mark.parametrize(
+    ("way", "rate", "burst"),
+    [
+        ("ingress", 10**7, 4294967295),  # containerd
+        ("egress", 10**7, 4294967295 * 8),  # CRI-O
+        ("ingress", 2 * 10**6, 10**12),  # chosen, larger than a second
+    ],
+)
+def test_rate_in_the_first_seconds_however_large_the_burst(cluster: Cluster, way: str, rate: int, burst: int) -> None:
+    node = cluster.nodes[0]
+    pod, ip = limited(cluster, **{f"{way}Rate": rate, f"{way}Burst": burst})
+    to, address = (pod, ip) if way == "ingress" else (cluster.outside, OUTSIDE)
+    count, took = received(node.ns if way == "ingress" else pod, to, address, 1.0)
+    at_once = rate // 8 if burst == 10**12 else rate // 80
+    # the receiver may be stopped before it reads the clock, and the sender for a part of the time
+    assert 0.4 * took * rate / 8 < count < 1.1 * (at_once + (took + 0.05) * rate / 8)
+    (queue,) = (q for q in json.loads(node.ns.run(["tc", "-j", "-d", "qdisc"]).stdout) if q["kind"] == "tbf")
+    # iproute2 reports the time that the queue takes beyond the bucket, or the bytes
+    limit = queue["options"].get("limit") or queue["options"].get("lat", 0) * rate / 8 / 10**6
+    assert limit <= max(rate / 8 * 0.025, 2 * 1518) + 1, queue
+    assert "is cut to" in node.log()
 
 
 def test_limited_pods_work_and_leave_nothing(cluster: Cluster) -> None:

@@ -115,6 +115,7 @@ class Agent:
         self._near: frozenset[IPAddress] = frozenset()
         self._refused: list[str] = []
         self._host_ports = ""  # the text of the file
+        self._rival = ""  # the file that the runtime reads instead of the conflist
 
     def restore(self) -> None:
         """Continue from the last agent's state, without the API server."""
@@ -216,6 +217,16 @@ class Agent:
             log.warn("repaired", change=line)
         if conflistfile.write(self.config.conflist, self.config.socket, net):
             log.info("conflist written", path=str(self.config.conflist))
+        self._look_for_rival()
+
+    def _look_for_rival(self) -> None:
+        """Tell in log and status which file the container runtime reads instead of the agent's conflist."""
+        rival = conflistfile.rival(self.config.conflist)
+        if rival and rival != self._rival:
+            log.warn("another conflist comes first", runtime_reads=rival, ours=str(self.config.conflist))
+        elif self._rival and not rival:
+            log.info("the conflist is the first again", path=str(self.config.conflist))
+        self._rival = rival
 
     def _take_over(self, net: NodeNet) -> None:
         """Take over leases of an earlier CNI plugin."""
@@ -235,6 +246,7 @@ class Agent:
         message = f"{figures['pods']} pods in {cidrs}, routes to {peers - lost} of {peers} podCIDRs"
         message += f", {tunnelled} of them by VXLAN" if tunnelled else ""
         message += "".join(f"; {problem}" for problem in self._told[:SHOWN])
+        message += f"; new pods do not come here, the runtime reads {self._rival} first" if self._rival else ""
         self.status.update(
             ready=not refused,
             reason="RouteRefused" if refused else "",

@@ -48,6 +48,8 @@ def parse_env(env: Mapping[str, str]) -> Call:
     args = {}
     for part in filter(None, env.get("CNI_ARGS", "").split(";")):
         key, equals, value = part.partition("=")
+        if not equals and command == "DEL":
+            continue  # the end of a pod needs no arguments
         if not equals:
             raise _error(f"CNI_ARGS: {part!r} is not KEY=VALUE", "write it as KEY=VALUE;KEY=VALUE")
         args[key] = value

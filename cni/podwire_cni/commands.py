@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from podwire_base.role import logs
 from podwire_base.role.hostports import HostPort
 
 from .errors import CNIError, ErrorCode
@@ -28,6 +29,8 @@ from .ops import DeleteLink, DeleteNeighbour, DeleteRoute, Op
 from .plan import OWN_LINK, NodeNet, Seen, differences, host_route, host_veth, ifb_of, repair_plan
 from .prepared import PodPlan
 from .types import BRIDGE, Attachment, Call, IPAddress, NetConf, PortMapping, RangeSet
+
+log = logs.get("wiring")
 
 
 class Kernel(Protocol):
@@ -124,6 +127,8 @@ class Plugin:
             except BaseException:
                 self._detach(call.attachment)
                 raise
+        if not conf.plain and (cut := conf.bandwidth.cut()):
+            log.warn("burst", container=call.attachment.container_id, pod=call.pod, change=cut)
         return pod.text()
 
     def delete(self, call: Call) -> None:
@@ -363,6 +368,12 @@ class Plugin:
         """Returns the network to which the configuration attaches pods. make: create the network if it does not exist.
         Raises CNIError.
         """
+        if conf.spoof_check and not self._node().anti_spoofing:
+            raise CNIError(
+                ErrorCode.INVALID_CONFIG,
+                "network configuration: macspoofchk is true, and the agent of this node runs with --no-anti-spoofing",
+                "leave one of them out",
+            )
         if not conf.bridge:
             if not conf.routed or not conf.is_gateway:
                 raise CNIError(
@@ -482,7 +493,14 @@ class Plugin:
         ]
         ours = bool(held) and not held[0].origin
         ops += [DeleteLink(host_veth(owner)), DeleteLink(ifb_of(owner))]
-        self.kernel.remove(ops, (lambda: self.firewall.detach(owner, self._rules(held))) if ours else None)
+
+        def unruled() -> None:
+            try:
+                self.firewall.detach(owner, self._rules(held))
+            except OSError as err:  # the next repair removes them; a pod's end must not fail
+                log.warn("elements of a pod not removed", container=owner.container_id, error=str(err))
+
+        self.kernel.remove(ops, unruled if ours else None)
         with self._leases:
             self.allocator.release(owner)
 

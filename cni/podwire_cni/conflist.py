@@ -8,7 +8,7 @@ file's presence as "the network is ready". This module is pure; conflistfile.py 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import PurePath
@@ -65,3 +65,30 @@ def parse(found: str) -> Last | None:
     except (ValueError, LookupError, TypeError, RecursionError, CNIError):
         return None
     return Last(ranges, mtu) if ranges and type(mtu) is int and mtu > 0 else None
+
+
+EXTENSIONS = (".conf", ".conflist", ".json")
+
+
+def before(names: Iterable[str], own: str) -> list[str]:
+    """Returns the files of a CNI directory that a container runtime finds before `own`, in its order: by name as bytes,
+    hidden files too (libcni's ConfFiles; containerd and CRI-O take the first one).
+    """
+    found = {name for name in names if name.endswith(EXTENSIONS)}
+    return sorted((name for name in found if name.encode() < own.encode()), key=str.encode)
+
+
+def describe(found: str) -> str | None:
+    """Returns what another file of the CNI directory is: its network and plugins. Returns None if its pods come to
+    this plugin.
+    """
+    try:
+        body = json.loads(found)
+        plugins = body.get("plugins", [body])
+        types = [str(plugin["type"]) for plugin in plugins]
+        name = str(body.get("name", ""))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return "no valid configuration, and containerd stops there"
+    if any(kind == PLUGIN and not plugin.get("bridge") for kind, plugin in zip(types, plugins, strict=True)):
+        return None
+    return f"network {name}, plugins {', '.join(types)}"

@@ -25,6 +25,26 @@ def read(path: Path) -> conflist.Last | None:
         return None
 
 
+def rival(path: Path) -> str:
+    """Returns which file a container runtime reads instead of the conflist `path`, with what it is; "" if it reads
+    `path`. Pods of a file that names this plugin for the node's own bridge come here all the same.
+    """
+    try:
+        first = conflist.before((file.name for file in path.parent.iterdir() if not file.is_dir()), path.name)
+    except OSError:
+        return ""
+    if not first:
+        return ""
+    file = path.parent / first[0]
+    try:
+        what = conflist.describe(file.read_text())
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError):
+        what = "unreadable, and containerd stops there"
+    return "" if what is None else f"{file} ({what})"
+
+
 def install(
     program: Path, bin_dir: Path, conf_dir: Path, run_dir: Path, subnets: Sequence[str], plugin: Path
 ) -> list[Path]:

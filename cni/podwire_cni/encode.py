@@ -63,7 +63,7 @@ def encode(op: Op, index: Indices, pod_fd: int) -> tuple[bytes, ...]:
         case CreateIfb():
             return (shaping.new_ifb(op.link, op.mtu),)
         case LimitRate():
-            return (shaping.token_bucket(index[op.link], op.rate, op.burst),)
+            return (shaping.token_bucket(index[op.link], op.rate, op.burst, op.queue, op.packet),)
         case Redirect():
             return shaping.ingress_queue(index[op.link]), shaping.redirect(index[op.link], index[op.to])
         case _:

@@ -124,6 +124,8 @@ def _log(reply: Reply, seconds: float) -> None:
     if reply.error:
         log.warn(f"{verb} refused", **about, code=int(reply.error.code), error=reply.error.msg)
         return
+    if reply.ignored:
+        log.warn("del in spite of its configuration", **about, error=reply.ignored.msg)
     if verb == "add":
         about["addresses"] = ",".join(ip["address"].split("/")[0] for ip in json.loads(reply.text).get("ips", ()))
     write = log.info if verb in ("add", "del", "gc") else log.debug

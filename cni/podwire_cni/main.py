@@ -57,21 +57,7 @@ class Standalone:
         return Sandbox(fd, "", kernel.is_netns(fd), kernel.netns_id(fd) == kernel.netns_id(self.kernel.node_fd))
 
     def plugin(self, conf: NetConf) -> Plugin:
-        if not conf.ranges:
-            raise CNIError(
-                ErrorCode.INVALID_CONFIG,
-                "network configuration: ipam.ranges is missing, and there is no agent to ask",
-                "name the node's podCIDR there, as the conflist does",
-            )
-        command, node = self.env.get("CNI_COMMAND"), NodeNet(conf.ranges, conf.mtu or 1500)
-        if command in (
-            "ADD",
-            "STATUS",
-        ):  # before the first pod, a missing bridge is not an error
-            # importing pyroute2 takes 150 ms, so only the verbs that need it import it
-            from . import wiring
-
-            node = NodeNet(conf.ranges, conf.mtu or wiring.uplink_mtu() or 1500, mac=wiring.bridge_mac(BRIDGE))
+        command, node = self.env.get("CNI_COMMAND"), self._node(conf)
         try:
             store = DirStore(Path(conf.socket or DEFAULT_SOCKET).parent / "cni" / "leases", wait=TURN_SECONDS)
         except Busy as err:
@@ -82,7 +68,11 @@ class Standalone:
         firewall = Firewall()
         self.stack.callback(firewall.close)
         plugin = Plugin(self.kernel, firewall, Allocator(store, 30.0, time.time), lambda: node, boot_id())
+        if node is None:
+            return plugin
         if command in ("ADD", "STATUS"):
+            from . import wiring
+
             wiring.ensure_node(node, plugin.unwanted(node))
         cidrs = tuple(str(r.subnet) for ranges in node.ranges for r in ranges)
         rules = NodeRules(cidrs, frozenset(conf.native) if conf.ip_masq else None, mac=node.bridge_mac)
@@ -93,6 +83,24 @@ class Standalone:
         if command == "ADD":
             plugin.reconcile()  # without an agent, no other process does this
         return plugin
+
+    def _node(self, conf: NetConf) -> NodeNet | None:
+        """Returns the node's network; None for a DEL whose configuration does not name the ranges any more."""
+        command = self.env.get("CNI_COMMAND")
+        if not conf.ranges and command == "DEL":
+            return None
+        if not conf.ranges:
+            raise CNIError(
+                ErrorCode.INVALID_CONFIG,
+                "network configuration: ipam.ranges is missing, and there is no agent to ask",
+                "name the node's podCIDR there, as the conflist does",
+            )
+        if command not in ("ADD", "STATUS"):  # before the first pod, a missing bridge is not an error
+            return NodeNet(conf.ranges, conf.mtu or 1500)
+        # importing pyroute2 takes 150 ms, so only the verbs that need it import it
+        from . import wiring
+
+        return NodeNet(conf.ranges, conf.mtu or wiring.uplink_mtu() or 1500, mac=wiring.bridge_mac(BRIDGE))
 
 
 def standalone(env: Mapping[str, str], stdin: bytes, out: BinaryIO) -> int:

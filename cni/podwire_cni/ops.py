@@ -111,11 +111,15 @@ class CreateIfb(NamedTuple):
 
 
 class LimitRate(NamedTuple):
-    """Make a token bucket the queue of `link`. rate: bytes per second. burst: bytes."""
+    """Make a token bucket the queue of `link`. rate: bytes per second. burst: bytes. queue: the bytes that may wait.
+    packet: longer packets (of generic segmentation offload) are segmented before they wait; 0: they wait whole.
+    """
 
     link: str
     rate: int
     burst: int
+    queue: int
+    packet: int = 0
     place: Place = "node"
 
 

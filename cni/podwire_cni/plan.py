@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
 
+from . import shaping
+from .fields import bad
 from .ops import (
     AddAddress,
     AddForwarding,
@@ -205,14 +207,20 @@ def rates(owner: Attachment, bandwidth: Bandwidth) -> dict[str, int]:
 def _limits(owner: Attachment, bandwidth: Bandwidth, mtu: int) -> list[Op]:
     host, ifb, ops = host_veth(owner), ifb_of(owner), list[Op]()
 
-    def bucket(link: str, limit: Limit) -> LimitRate:
-        # A packet larger than the bucket would never pass.
-        return LimitRate(link, limit.rate // 8, min(max(limit.burst // 8, 2 * mtu + 40), 0xFFFFFFFF))
+    def bucket(link: str, limit: Limit, way: str) -> LimitRate:
+        rate = limit.rate // 8
+        if rate < (least := shaping.slowest(mtu)):
+            raise bad(
+                f"runtimeConfig.bandwidth.{way}Rate",
+                limit.rate,
+                f"at least {8 * least} bits a second, at which a packet of the MTU of {mtu} passes within 275 s",
+            )
+        return LimitRate(link, rate, *shaping.sizes(rate, limit.burst // 8, mtu))
 
     if bandwidth.ingress:
-        ops.append(bucket(host, bandwidth.ingress))
+        ops.append(bucket(host, bandwidth.ingress, "ingress"))
     if bandwidth.egress:
-        ops += [CreateIfb(ifb, mtu), SetUp(ifb, "node"), bucket(ifb, bandwidth.egress), Redirect(host, ifb)]
+        ops += [CreateIfb(ifb, mtu), SetUp(ifb, "node"), bucket(ifb, bandwidth.egress, "egress"), Redirect(host, ifb)]
     return ops
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .call import as_asked, check_version, parse_env
-from .conf import parse_conf, version_of
+from .conf import parse_conf, rest_of, version_of
 from .errors import CNIError, ErrorCode
 from .types import VERSIONS, Call, NetConf
 
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The plugin binary's output and exit status. `call` and `error` are for the log."""
+    """The plugin binary's output and exit status. The other fields are for the log. ignored: what was wrong with the
+    input of a DEL.
+    """
 
     status: int
     text: bytes
     call: Call | None = None
     error: CNIError | None = None
+    ignored: CNIError | None = None
 
 
 Verb: TypeAlias = "Callable[[Plugin, Call, NetConf, Sandbox], bytes | None]"
@@ -58,15 +61,30 @@ def run(env: Mapping[str, str], stdin: bytes, sandbox: Sandbox, plugin: Callable
         call = parse_env(env)
         if call.command == "VERSION":
             return version_reply(version_of(stdin))
-        conf = as_asked(parse_conf(stdin), call)
-        check_version(call, conf)
-        return Reply(0, VERBS[call.command](plugin(conf), call, conf, sandbox) or b"", call)
+        conf, ignored = _conf(call, stdin)
+        return Reply(0, VERBS[call.command](plugin(conf), call, conf, sandbox) or b"", call, ignored=ignored)
     except CNIError as err:
         return failure(err, version_of(stdin), call)
     except Exception as err:  # a runtime understands only an error object
         wrapped = told(err)
         wrapped.__cause__ = err  # the log of the call reads the traceback from here
         return failure(wrapped, version_of(stdin), call)
+
+
+def _conf(call: Call, stdin: bytes) -> tuple[NetConf, CNIError | None]:
+    """Returns the configuration of the call, and for a DEL what is wrong with it. Raises CNIError for other verbs.
+
+    DEL "should generally complete without error" (CNI spec 1.1.0, section 2). It needs the container and the interface
+    alone, so a configuration that somebody edited after the ADD must not keep a pod from its end.
+    """
+    try:
+        conf = as_asked(parse_conf(stdin), call)
+        check_version(call, conf)
+    except CNIError as err:
+        if call.command != "DEL":
+            raise
+        return rest_of(stdin), err
+    return conf, None
 
 
 def told(err: Exception) -> CNIError:

@@ -132,10 +132,13 @@ class PortMapping:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A token bucket. rate: bits per second. burst: the bits that may pass at once after a pause."""
+    """A token bucket. rate: bits per second. burst: the bits that may pass at once after a pause. asked: the burst that
+    the runtime asked for, 0 if it asked for none.
+    """
 
     rate: int
     burst: int
+    asked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,15 @@ class Bandwidth:
 
     ingress: Limit | None = None
     egress: Limit | None = None
+
+    def cut(self) -> str:
+        """Returns which bursts are smaller than what the runtime asked for; "" if none is."""
+        pairs = (("ingressBurst", self.ingress), ("egressBurst", self.egress))
+        return ", ".join(
+            f"{key} {limit.asked} is cut to {limit.burst} bits, the rate is {limit.rate} a second"
+            for key, limit in pairs
+            if limit and limit.burst < limit.asked
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +182,7 @@ class NetConf:
     # packets to `native`.
     ip_masq: bool = False
     native: tuple[str, ...] = ()  # "nonMasqueradeCIDRs"
+    spoof_check: bool = False  # "macspoofchk": pods must be held to their own MACs
     socket: str = ""  # the agent's socket; the leases are in the same directory
     plain: bool = field(
         init=False, compare=False

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from podwire_base.role import files, logs
 
-from ..conf import port_mappings
+from ..capabilities import port_mappings
 from ..errors import CNIError, ErrorCode
 from ..types import Attachment, IPAddress
 from .allocator import Lease

@@ -32,7 +32,7 @@ def ranges(*entries: Any) -> dict[str, Any]:
     [
         ({"cniVersion": "0.2.0"}, 1, "cniVersion"),
         ({"cniVersion": None}, 1, "cniVersion"),
-        ({"hairpinMode": True}, 2, "hairpinMode"),
+        ({"hairpinMode": False}, 2, "hairpinMode"),
         ({"ipam": {"range": []}}, 2, "ipam.range is"),
         ({"dns": {"nameserver": []}}, 2, "dns.nameserver is"),
         ({"runtimeConfig": {"bandwith": {}}}, 2, "runtimeConfig.bandwith"),
@@ -40,6 +40,8 @@ def ranges(*entries: Any) -> dict[str, Any]:
         ({"runtimeConfig": {"bandwidth": {"ingressRate": "1M"}}}, 7, "runtimeConfig.bandwidth.ingressRate"),
         ({"runtimeConfig": {"bandwidth": {"egressRate": 999}}}, 7, "runtimeConfig.bandwidth.egressRate"),
         ({"runtimeConfig": {"bandwidth": {"egressBurst": 1}}}, 7, "runtimeConfig.bandwidth.egressBurst"),
+        ({"isDefaultGateway": True, "isGateway": False}, 7, "isDefaultGateway"),
+        ({"isDefaultGateway": True, "ipam": {"routes": [{"dst": "10.0.0.0/8"}]}}, 7, "isDefaultGateway"),
         ({"name": ""}, 7, "name"),
         ({"mtu": True}, 7, "mtu"),
         ({"mtu": 67}, 7, "mtu"),
@@ -103,6 +105,47 @@ def test_text_that_is_no_object(text: bytes) -> None:
         parse_conf(text)
     assert int(caught.value.code) == 6
     assert version_of(text) == VERSIONS[-1]
+
+
+REFERENCE: dict[str, Any] = {  # what a conflist of the reference plugins says, and podwire does anyway
+    "isGateway": True,
+    "isDefaultGateway": True,
+    "forceAddress": False,
+    "ipMasq": True,
+    "ipMasqBackend": "nftables",
+    "hairpinMode": True,
+    "promiscMode": False,
+    "vlan": 0,
+    "vlanTrunk": [],
+    "preserveDefaultVlan": False,
+    "macspoofchk": True,
+    "enabledad": False,
+    "disableContainerInterface": False,
+    "portIsolation": None,
+}
+
+
+def test_keys_of_the_reference_plugin_that_mean_what_we_do_are_taken() -> None:
+    asked = parse_conf(conf(**REFERENCE, ipam={"subnet": "10.1.0.0/24", "dataDir": ""}))
+    assert asked == parse_conf(conf(ipMasq=True, macspoofchk=True, ipam={"subnet": "10.1.0.0/24"}))
+
+
+def test_all_other_keys_are_refused_at_once() -> None:
+    other = {"vlan": 5, "promiscMode": True, "hairpinMode": False, "isDefaultGateway": "yes", "hairpin": True}
+    ipam = {"type": "host-local", "dataDir": "/x", "resolvConf": "/y"}
+    with pytest.raises(CNIError) as caught:
+        parse_conf(conf(**other, ipam=ipam, dns={"server": []}, runtimeConfig={"infinibandGUID": "x"}))
+    assert int(caught.value.code) == 2
+    names = [*other, *(f"ipam.{key}" for key in ipam), "dns.server", "runtimeConfig.infinibandGUID"]
+    for name in names:
+        assert name in caught.value.msg and f"{name}: " in caught.value.details
+    assert "VLANs" in caught.value.details and "did you mean" in caught.value.details
+
+
+@pytest.mark.parametrize("value", [1, 0, "true", [], {}])
+def test_a_key_of_the_reference_plugin_has_its_type(value: Any) -> None:
+    with pytest.raises(CNIError, match="hairpinMode"):
+        parse_conf(conf(hairpinMode=value))
 
 
 IP, MAC = "10.1.0.7", "0a:58:0a:01:00:07"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
 
@@ -17,6 +18,7 @@ from podwire_cni import listener
 from podwire_cni.commands import Plugin, Sandbox
 from podwire_cni.ipam.allocator import Allocator, Lease
 from podwire_cni.ipam.ranges import podcidr_range
+from podwire_cni.nodetable import PodRules
 from podwire_cni.ops import AddNeighbour, AddRoute, CreateVeth, inverse, undo
 from podwire_cni.plan import NodeNet, host_veth, mac_for
 from podwire_cni.skel import Reply, run
@@ -135,6 +137,59 @@ def test_a_mac_belongs_to_one() -> None:
     assert host.call("ADD", "first").status == 0
     ask["runtimeConfig"]["mac"] = next(iter(host.held.values())).mac
     assert "first/eth0" in body(host.call("ADD", **ask))["msg"] and len(host.held) == 1
+
+
+BROKEN = [
+    {"hairpin": True},  # an unknown key
+    {"cniVersion": "0.1.0"},
+    {"ipam": {"type": "dhcp", "subnet": "nowhere"}},
+    {"bridge": "a name that is no name"},
+    {"prevResult": {"ips": "none"}},
+    {"runtimeConfig": {"portMappings": "all", "other": 1}},
+    {"isGateway": False},
+]
+
+
+@pytest.mark.parametrize("change", BROKEN, ids=lambda change: next(iter(change)))
+def test_del_ends_well_with_an_edited_configuration(change: dict[str, Any]) -> None:
+    host = Host()
+    assert host.call("ADD").status == 0
+    assert host.call("ADD", "c2", **change).status == 1
+    reply = host.call("DEL", **change)
+    assert (reply.status, reply.text) == (0, b"") and host.state() == (set(), set(), set(), set())
+    if change != {"isGateway": False}:  # this one is refused by ADD alone
+        assert reply.ignored is not None and reply.ignored.msg
+
+
+@given(
+    st.binary(max_size=40)
+    | st.recursive(st.none() | st.booleans() | st.text(), st.lists).map(json.dumps).map(str.encode)
+)
+def test_del_ends_well_with_any_text(stdin: bytes) -> None:
+    host = Host()
+    host.call("ADD")
+    env = {"CNI_COMMAND": "DEL", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_ARGS": "IP=nowhere;x;K8S"}
+    assert run(env, stdin, Sandbox(None), lambda _: host.plugin).status == 0
+    assert host.state() == (set(), set(), set(), set())
+
+
+def test_del_ends_well_where_the_tables_refuse() -> None:
+    host = Host()
+    host.call("ADD")
+
+    def refused(owner: Attachment, pod: PodRules) -> None:
+        raise OSError(28, "refused")
+
+    host.firewall.detach = refused  # type: ignore[method-assign]  # nftables that take no change
+    assert host.call("DEL").status == 0 and host.held == {} and host.kernel.veths == {}
+
+
+def test_macspoofchk_is_refused_where_nothing_checks() -> None:
+    assert Host().call("ADD", macspoofchk=True).status == 0
+    open_node = Host(replace(NODE, anti_spoofing=False))
+    assert open_node.call("ADD", "c2").status == 0
+    reply = open_node.call("ADD", macspoofchk=True)
+    assert body(reply)["code"] == 7 and "--no-anti-spoofing" in body(reply)["msg"]
 
 
 def test_without_podcidr_nothing_can_be_added() -> None:
