@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from lab.cninode import CniNode, ask, peer_server, put_node, wait_until
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
+from podwire_cni.testing.cri import listing, runtime
 
 NODE, OUTSIDE = "192.0.2.1", "192.0.2.42"
 
@@ -171,6 +173,46 @@ def test_leases_of_host_local_are_taken_over(place: Place) -> None:
         kept = {"cni.dev/valid-attachments": [{"containerID": f"p{n}", "ifname": "eth0"} for n in range(3)]}
         assert node.cni("GC", "", None, node.conf("1.1.0", **kept)).status == 0
         assert set(node.leases()) == set(made), "DEL and GC free them like any other"
+    finally:
+        node.close()
+
+
+QUICK = "from podwire_cni import agent, takeback; agent.RESYNC_SECONDS = 0.2; takeback.AGAIN = 0.6"
+
+
+def test_leases_of_nobody_are_taken_back(place: Place) -> None:
+    """Of three pods that vanished without a DEL the runtime knows one, and the namespace of another lives."""
+    path = place.folder / "cri.sock"
+    node = CniNode(place.ns, place.folder / "run", "n1", place.api, flags=("--runtime-socket", str(path)))
+    node.first = QUICK
+    with runtime(path, listing(("known", "other"))) as asked:
+        node.start()
+        try:
+            pods = {name: pod(node, place.lab, name) for name in ("dead", "known", "alive", "well")}
+            for name in ("dead", "known"):
+                pods[name][0].close()
+            wait_until(lambda: pods["dead"][1] not in node.leases(), "the lease of nobody is free")
+            time.sleep(1)
+            assert set(node.leases()) == {pods[name][1] for name in ("known", "alive", "well")}
+            assert "dead: its namespace is gone, and the runtime does not know its sandbox" in node.log()
+            assert asked and node.cni("DEL", "dead").status == 0 and node.cni("DEL", "known").status == 0
+        finally:
+            node.close()
+
+
+def test_without_a_runtime_one_source_takes_no_lease(place: Place) -> None:
+    node = CniNode(place.ns, place.folder / "run", "n1", place.api)
+    node.first = QUICK
+    node.start()
+    try:
+        dead, address = pod(node, place.lab, "dead")
+        dead.close()
+        wait_until(lambda: not [name for name in node.links() if name.startswith("veth")], "its link goes")
+        time.sleep(1.5)
+        assert set(node.leases()) == {address}
+        node.stop()
+        node.start()
+        assert node.leases() == {}, "at the start its link and the file of its namespace are gone"
     finally:
         node.close()
 

@@ -28,9 +28,10 @@ from podwire_base.role import beat, files, hostports, layout, logs
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
-from . import conflistfile, nodes, overlay, routes, wiring
+from . import conflistfile, nodes, overlay, routes, runtimes, wiring
 from .commands import Plugin
 from .firewall import Firewall
+from .ipam import hostlocal
 from .ipam.allocator import Allocator
 from .ipam.ranges import podcidr_range
 from .ipam.store import DirStore, boot_id
@@ -57,7 +58,9 @@ class WiringConfig:
     from their own addresses and MACs. encapsulation "auto": VXLAN to the nodes that are not on our link; "always":
     VXLAN to all nodes; "never": no VXLAN. quarantine: seconds before a released address is allocated to another pod, if
     other addresses are free. host_local: a directory of leases of the reference plugin host-local; the agent takes
-    these leases over at its start.
+    these leases over at its start. runtime_sockets: the CRI sockets of the node's container runtime, which is asked
+    for its sandboxes when a pod vanished without a DEL; None: those of the common runtimes, if `conf_dir` says that a
+    runtime of the machine uses this agent.
     """
 
     node_name: str
@@ -71,6 +74,7 @@ class WiringConfig:
     encapsulation: Encapsulation = "auto"
     quarantine: float = 30.0
     host_local: Path | None = None
+    runtime_sockets: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError; its text begins with the field's name."""
@@ -80,6 +84,12 @@ class WiringConfig:
     @property
     def socket(self) -> Path:
         return self.run_dir / "cni.sock"
+
+    @property
+    def sockets(self) -> tuple[Path, ...]:
+        if self.runtime_sockets is not None:
+            return tuple(map(Path, self.runtime_sockets))
+        return runtimes.SOCKETS if self.conf_dir else ()
 
     @property
     def conflist(self) -> Path:
@@ -115,6 +125,7 @@ class Agent:
         self._near: frozenset[IPAddress] = frozenset()
         self._refused: list[str] = []
         self._host_ports = ""  # the text of the file
+        self._young = hostlocal.Young()
         self._rival = ""  # the file that the runtime reads instead of the conflist
 
     def restore(self) -> None:
@@ -211,13 +222,29 @@ class Agent:
         if first:
             for line in self.plugin.reconcile():
                 log.info("lease freed", lease=line)
+        if first or self._young.since:
             self._take_over(net)
         beat.tick("leases")
         for line in self.plugin.repair():
             log.warn("repaired", change=line)
+        self._take_back()
         if conflistfile.write(self.config.conflist, self.config.socket, net):
             log.info("conflist written", path=str(self.config.conflist))
         self._look_for_rival()
+
+    def _take_back(self) -> None:
+        """Take back the leases of pods that vanished without a DEL. Only then the runtime is asked."""
+        vanished = self.plugin.vanished()
+        sockets = runtimes.present(self.config.sockets) if vanished else []
+        known: frozenset[str] | None = frozenset()
+        for path in sockets:
+            try:
+                known = None if known is None else known | runtimes.sandboxes(path)
+            except (OSError, runtimes.NoAnswer) as err:
+                log.warn("no list of sandboxes", runtime=str(path), error=str(err))
+                known = None
+        for line in self.plugin.take_back(vanished, known, time.monotonic(), asked=bool(sockets)):
+            log.warn("lease taken back", lease=line)
 
     def _look_for_rival(self) -> None:
         """Tell in log and status which file the container runtime reads instead of the agent's conflist."""
@@ -232,7 +259,7 @@ class Agent:
         """Take over leases of an earlier CNI plugin."""
         if self.config.host_local is None or not self.config.host_local.is_dir():
             return
-        for line in self.plugin.take_over(self.config.host_local, net):
+        for line in self.plugin.take_over(self.config.host_local, net, self._young):
             log.info("host-local", lease=line)
 
     def _report(self, wires: overlay.PeerRoutes, refused: list[str]) -> None:

@@ -61,6 +61,20 @@ def own_netns() -> int:
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
+def record(path: str, ident: tuple[int, int] | None) -> str:
+    """Returns a network namespace for a lease: "DEVICE:INODE PATH". Returns "" if the file at `path`, as this process
+    sees it, is not the namespace with this id.
+    """
+    try:
+        return f"{ident[0]}:{ident[1]} {path}" if ident and netns_id_of(path) == ident else ""
+    except (OSError, ValueError):
+        return ""
+
+
+def netns_id_of(path: str) -> tuple[int, int]:
+    return (found := os.stat(path)).st_dev, found.st_ino
+
+
 class Kernel:
     """Applies ops on one node. The node is the network namespace of the thread that calls the constructor. Methods are
     thread-safe.
@@ -272,6 +286,16 @@ class Kernel:
                 name, index, master = nl.link_of(body)
                 found[name] = (index, master)
         return found
+
+    def lives(self, recorded: str) -> bool | None:
+        """Returns whether the recorded file (see `record`) still is the recorded namespace; None if there is no
+        record.
+        """
+        ident, _, path = recorded.partition(" ")
+        try:
+            return ":".join(map(str, netns_id_of(path))) == ident if path else None
+        except (OSError, ValueError):
+            return False
 
     def holder(self, address: IPAddress) -> str:
         """Returns the MAC of the pod on this node that has the address; "" if no pod has the address. The neighbour

@@ -20,7 +20,7 @@ from .callers import BrokeOff, Caller, take
 from .commands import Plugin, Sandbox
 from .conf import version_of
 from .errors import CNIError, ErrorCode
-from .kernel import netns_id
+from .kernel import netns_id, record
 from .native import attach
 from .skel import Reply, failure, run
 
@@ -105,7 +105,9 @@ class Listener:
                 version_of(request.stdin),
             )
         if caller.pod is not None:
-            sandbox = Sandbox(caller.pod, "", caller.pod_is_netns, caller.pod_id == self._node, caller.gone)
+            ours, path = caller.pod_id == self._node, request.env.get("CNI_NETNS", "")
+            netns = record(path, caller.pod_id) if request.env.get("CNI_COMMAND") == "ADD" else ""
+            sandbox = Sandbox(caller.pod, "", caller.pod_is_netns, ours, caller.gone, netns)
         else:
             sandbox = Sandbox(None, os.strerror(request.error) if request.error else "CNI_NETNS is not set")
         return run(request.env, request.stdin, sandbox, lambda _: self.plugin)

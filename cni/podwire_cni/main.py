@@ -54,7 +54,8 @@ class Standalone:
         except OSError as err:
             return Sandbox(None, err.strerror or "" if path else "CNI_NETNS is not set")
         self.stack.callback(os.close, fd)
-        return Sandbox(fd, "", kernel.is_netns(fd), kernel.netns_id(fd) == kernel.netns_id(self.kernel.node_fd))
+        ident, node = kernel.netns_id(fd), kernel.netns_id(self.kernel.node_fd)
+        return Sandbox(fd, "", kernel.is_netns(fd), ident == node, netns=kernel.record(path, ident))
 
     def plugin(self, conf: NetConf) -> Plugin:
         command, node = self.env.get("CNI_COMMAND"), self._node(conf)
@@ -193,6 +194,15 @@ def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, .
     default=None,
     help="Take over the leases of the reference plugins, of /var/lib/cni/networks/NAME. Remove their conflist first.",
 )
+@click.option(
+    "--runtime-socket",
+    "runtime_sockets",
+    type=click.Path(),
+    multiple=True,
+    default=None,
+    help="CRI socket of the node's container runtime; may be repeated. It is asked for its sandboxes when a pod "
+    "vanished without a DEL. [default: with --conf-dir the usual ones of containerd, CRI-O, k3s and others; else none]",
+)
 def command(**settings: Any) -> None:
     """Attach the pods of this node: bridge, veths, routes to other nodes, masquerading. Ends at SIGTERM; pods stay
     attached.
@@ -202,6 +212,7 @@ def command(**settings: Any) -> None:
     from .agent import WiringConfig, run
 
     logs.configure(node=settings["node_name"])
+    settings["runtime_sockets"] = settings["runtime_sockets"] or None
     try:
         run(WiringConfig(**settings))
     except (ConfigError, OSError) as err:

@@ -43,6 +43,7 @@ class Lease:
     aliases: tuple[str, ...] = ()  # other names of the container
     origin: str = ""  # "host-local": another plugin attached the pod, and podwire only reserves its address
     network: str = ""  # the name of the network configuration of the ADD
+    netns: str = ""  # the pod's namespace, see kernel.record
 
     def done(self) -> Lease:
         """Returns the lease with `wired` set. (dataclasses.replace would take as long as writing the mark to disk.)"""
@@ -59,6 +60,7 @@ class Lease:
             self.aliases,
             self.origin,
             self.network,
+            self.netns,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -84,6 +86,7 @@ class Lease:
             **({"aliases": list(self.aliases)} if self.aliases else {}),
             **({"origin": self.origin} if self.origin else {}),
             **({"network": self.network} if self.network else {}),
+            **({"netns": self.netns} if self.netns else {}),
         }
 
 
@@ -161,6 +164,7 @@ class Allocator:
         self._by_address: dict[IPAddress, Lease] = {}
         self._by_owner: dict[Attachment, list[Lease]] = {}
         self._last: dict[RangeSet, IPAddress] = {}
+        self.withheld: set[IPAddress] = set()  # addresses that may have an owner whom nobody knows yet
         for lease in store.leases():
             self._index(lease)
         self._resting = {address: at for address, at in store.resting().items() if address not in self._by_address}
@@ -208,6 +212,7 @@ class Allocator:
         aliases: tuple[str, ...] = (),
         bridge: str = "",
         network: str = "",
+        netns: str = "",
     ) -> list[tuple[Lease, Range]]:
         """Allocate one address from each set, or the `wanted` addresses. If one allocation fails, none is kept.
 
@@ -218,7 +223,8 @@ class Allocator:
 
         def lease(address: IPAddress) -> Lease:
             own = taken[0][0].mac if taken else mac or mac_for(address)
-            return Lease(address, owner, pod, pod_uid, boot_id, own, False, ports, bridge, aliases, network=network)
+            more = {"network": network, "netns": netns}
+            return Lease(address, owner, pod, pod_uid, boot_id, own, False, ports, bridge, aliases, **more)
 
         try:
             for ranges in sets:
@@ -250,7 +256,7 @@ class Allocator:
             else ((wanted, r) for r in ranges if wanted in r and wanted != r.gateway)
         )
         for address, home in candidates:
-            if address in self._by_address:
+            if address in self._by_address or address in self.withheld:
                 continue
             lease = make(address)
             if self.store.reserve(lease):

@@ -98,6 +98,9 @@ class DirStore:
         # Plain system calls and string paths are faster than pathlib, and a pod waits for this.
         name = str(lease.address)
         if os.access(self._prefix + name, os.F_OK):
+            # The allocator knows all leases, so this file came from elsewhere; settle_damaged looks for its pod.
+            if not Path(self._prefix + name).is_dir():
+                self._damaged.add(lease.address)
             return False
         self._put(name, lease, b"")
         return True
@@ -183,9 +186,12 @@ def _read(file: Path) -> Lease | None:
     try:
         first, _, rest = file.read_bytes().partition(b"\n")
         raw = json.loads(first)
+        owner = Attachment(str(raw["containerID"]), str(raw["ifname"]))
+        if not owner.container_id:  # an earlier version took such leases over from host-local
+            return None
         return Lease(
             ip_address(file.name),
-            Attachment(str(raw["containerID"]), str(raw["ifname"])),
+            owner,
             str(raw["pod"]),
             str(raw["podUID"]),
             str(raw["bootID"]),
@@ -196,6 +202,7 @@ def _read(file: Path) -> Lease | None:
             tuple(map(str, raw.get("aliases", ()))),
             str(raw.get("origin", "")),
             str(raw.get("network", "")),
+            str(raw.get("netns", "")),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError, CNIError):
         return None

@@ -22,6 +22,7 @@ class FakeKernel:
         self.neighbours: dict[IPAddress, str] = {}
         self.fail_at: int | None = None
         self.applied: list[tuple[Op, ...]] = []
+        self.namespaces: dict[str, bool] = {}  # what a lease records -> whether it exists
 
     def apply(self, ops: Sequence[Op], pod_fd: int | None = None) -> None:
         done: list[Op] = []
@@ -58,6 +59,9 @@ class FakeKernel:
 
     def links(self) -> dict[str, tuple[int, int]]:
         return {BRIDGE: (1, 0), **self.veths}
+
+    def lives(self, recorded: str) -> bool | None:
+        return self.namespaces.get(recorded)
 
     def holder(self, address: IPAddress) -> str:
         return self.neighbours.get(address, "")

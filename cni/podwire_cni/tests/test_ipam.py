@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from podwire_cni.conf import parse_range
 from podwire_cni.errors import CNIError
 from podwire_cni.ipam.allocator import Allocator, Lease, PoolExhausted, Store
-from podwire_cni.ipam.hostlocal import take_over
+from podwire_cni.ipam.hostlocal import Young, take_over
 from podwire_cni.ipam.ranges import capacity, podcidr_range, walk
 from podwire_cni.ipam.store import Busy, DirStore
 from podwire_cni.testing.store import FakeStore
@@ -207,6 +207,50 @@ def test_host_local_is_taken_over(tmp_path: Path) -> None:
     free = [str(allocator.allocate([SMALL], owner(n))[0][0].address) for n in range(2)]
     assert sorted(free) == ["10.0.0.2", "10.0.0.5"], "no address is given twice"
     assert allocator.release(Attachment("b", "eth0")) == [ip_address("10.0.0.4")]
+
+
+@pytest.mark.parametrize("text", [b"", b" \r\n", b"\0\0\0", b"\xff\xfe", b"../x\r\neth0", b"c\r\neth0/../x"])
+def test_a_file_of_host_local_that_names_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
+    """It is free after a minute, and nobody gets its address meanwhile. What is written in that time counts."""
+    for last in (2, 3):
+        (tmp_path / f"10.0.0.{last}").write_bytes(text)
+    (tmp_path / "10.0.0.4").mkdir()
+    allocator, young = Allocator(FakeStore()), Young()
+
+    def again() -> list[str]:
+        return list(take_over(tmp_path, allocator, [SMALL], "boot", 0, young))
+
+    assert [line.split(": ")[1] for line in again()] == ["names no container yet, looked at again in 60 s"] * 2
+    assert again() == [] and allocator.leases() == []
+    assert str(allocator.allocate([SMALL], owner(1))[0][0].address) == "10.0.0.4"
+    (tmp_path / "10.0.0.3").write_text("late\r\neth0")
+    assert again() == ["10.0.0.3 of late/eth0: taken over"]
+    monkeypatch.setattr("time.monotonic", lambda real=time.monotonic: real() + 61)
+    assert again() == ["10.0.0.2: names no container, free"]
+    assert not young.since and allocator.withheld == set() and not (tmp_path / "10.0.0.2").exists()
+    assert {lease.owner.container_id for lease in allocator.leases()} == {"late", owner(1).container_id}
+
+
+def test_an_old_empty_file_of_host_local_is_free_at_once(tmp_path: Path) -> None:
+    (tmp_path / "10.0.0.2").touch()
+    os.utime(tmp_path / "10.0.0.2", (time.time() - 61,) * 2)
+    assert list(take_over(tmp_path, Allocator(FakeStore()), [SMALL], "boot", 0)) == [
+        "10.0.0.2: names no container, free"
+    ]
+
+
+def test_a_lease_of_nobody_that_an_earlier_version_took_over(tmp_path: Path) -> None:
+    store = DirStore(tmp_path)
+    assert store.reserve(replace(LEASE, owner=Attachment("", "eth0"), origin="host-local"))
+    assert list(store.leases()) == [] and store.damaged() == {LEASE.address}
+
+
+def test_a_file_that_appears_beside_the_leases_is_looked_into(tmp_path: Path) -> None:
+    store = DirStore(tmp_path)
+    (tmp_path / str(LEASE.address)).touch()
+    assert not store.reserve(LEASE) and store.damaged() == {LEASE.address}
+    store.release(LEASE.address)
+    assert store.reserve(LEASE)
 
 
 @pytest.mark.parametrize(
